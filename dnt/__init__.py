@@ -1,0 +1,1 @@
+"""dnt: train, understand and fine-tune deep networks in JAX and Flax."""

@@ -1,0 +1,298 @@
+"""The config schema: every option, its default, what it means and what is valid, once.
+
+A config file holds `get_config()`: it takes `default()`, changes what its experiment changes and returns it. Keys are
+locked and typed, so a typo fails where it is written. `validate` then checks every value against `SCHEMA`, before
+anything is read or compiled.
+
+An option whose default is a type (`depth=Option(int, ...)`) has no value of its own: in `model` it then takes the
+default of the model's field of that name, elsewhere what its help says.
+
+Durations are strings: '400' (steps), '5 epochs', '10%' (of the run), '0' (never).
+"""
+
+import copy
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import ml_collections
+from ml_collections import config_dict
+
+from dnt import errors
+
+DURATION = re.compile(r'\s*(\d+(?:\.\d+)?)\s*(steps?|epochs?|%)?\s*')
+
+
+class Option(NamedTuple):
+  """One config value: its default (or its type, when it has none), help and what is valid."""
+
+  default: Any
+  help: str
+  choices: tuple[Any, ...] = ()
+  check: Callable[[Any], str | None] = lambda value: None
+
+  @property
+  def type(self) -> type:
+    return self.default if isinstance(self.default, type) else type(self.default)
+
+
+def _at_least(low: float) -> Callable[[Any], str | None]:
+  return lambda value: None if value >= low else f'must be at least {low}'
+
+
+def _above(low: float) -> Callable[[Any], str | None]:
+  return lambda value: None if low < value < math.inf else f'must be above {low} and finite'
+
+
+def _within(low: float, high: float) -> Callable[[Any], str | None]:
+  """Low included, high excluded."""
+  return lambda value: None if low <= value < high else f'must be at least {low} and below {high}'
+
+
+def _duration(value: str) -> str | None:
+  if DURATION.fullmatch(value):
+    return None
+  return "must be a duration: '400' or '400 steps', '5 epochs', or '10%' of the run"
+
+
+def _durations(values: tuple[str, ...]) -> str | None:
+  return next((f'each {_duration(value)}' for value in values if _duration(str(value))), None)
+
+
+def _numbers(values: tuple[float, ...]) -> str | None:
+  good = all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in values)
+  return None if good else 'must hold finite numbers only'
+
+
+def _texts(values: tuple[str, ...]) -> str | None:
+  return None if values and all(isinstance(v, str) and v for v in values) else 'must hold at least one name'
+
+
+def _pattern(value: str) -> str | None:
+  try:
+    re.compile(value)
+  except re.error as error:
+    return f'must be a regular expression ({error})'
+  return None
+
+
+NORMS = ('batch_norm', 'layer_norm', 'group_norm', 'rms_norm', 'none')
+ACTIVATIONS = ('relu', 'leaky_relu', 'sigmoid', 'tanh', 'gelu', 'silu', 'identity')
+INITIALIZERS = ('he', 'glorot', 'lecun', 'normal', 'orthogonal', 'delta_orthogonal')
+
+SCHEMA: dict[str, Any] = {
+  'seed': Option(0, 'seed of parameters, order, augmentation and stochastic depth', check=_at_least(0)),
+  'data': {
+    'source': Option('digits', 'digits, synthetic, tfds:<name>, cifar_binary:<dir>, idx:<dir> or folder:<dir>'),
+    'train_split': Option('train', "split to train on, sliced as in TFDS: 'train', 'train[:98%]', 'train[5000:]'"),
+    'dir': Option('', 'where TFDS keeps prepared sets; empty: its own default'),
+    'val_fraction': Option(0.2, "share of a folder without splits that becomes 'val'", check=_within(0.01, 1)),
+    'image_size': Option(int, 'pixels a side; none: as the source has them', check=_at_least(1)),
+    'placement': Option(
+      'auto',
+      'device: the whole split in device memory; stream: grain workers; auto: device up to 1 GiB',
+      choices=('auto', 'device', 'stream'),
+    ),
+    'workers': Option(2, 'worker processes that decode streamed data; 0: in the main process', check=_at_least(0)),
+    'augment': Option(
+      'none',
+      'none; pad_crop_flip (small pictures); resized_crop_flip (large ones)',
+      choices=('none', 'pad_crop_flip', 'resized_crop_flip'),
+    ),
+    'crop_padding': Option(4, 'pixels of zero padding on each side before the random crop', check=_at_least(0)),
+    'flip': Option(True, 'mirror half of the augmented pictures left to right'),
+    'resized_crop_min_area': Option(0.08, 'smallest share of the area resized_crop keeps', check=_within(0.001, 1)),
+    'eval_crop': Option(
+      0.875, 'share of the side that the center crop keeps after the resize (large pictures)', check=_above(0)
+    ),
+    'mean': Option((), 'per channel, in [0, 1]; empty: measured on the training split', check=_numbers),
+    'std': Option((), 'per channel, in [0, 1]; empty: measured on the training split', check=_numbers),
+    'synthetic_examples': Option(1024, 'examples a split of the synthetic source', check=_at_least(1)),
+    'synthetic_classes': Option(10, 'classes of the synthetic source', check=_at_least(2)),
+  },
+  'model': {
+    'name': Option('resnet', "mlp, plain, resnet, highway, densenet, or your own Flax module: 'mypkg.nets:Net'"),
+    'num_classes': Option(int, "classes of the head; none: the data's", check=_at_least(2)),
+    'dtype': Option(
+      'float32', 'compute dtype; parameters and statistics stay float32', choices=('float32', 'bfloat16')
+    ),
+    'norm': Option('batch_norm', 'normalization of every block', choices=NORMS),
+    'norm_epsilon': Option(1e-5, 'added to the variance', check=_above(0)),
+    'norm_groups': Option(32, 'groups of group_norm; they must divide the channels', check=_at_least(1)),
+    'norm_momentum': Option(0.9, 'share of the old running statistics that batch_norm keeps', check=_within(0, 1)),
+    'weight_standardization': Option(False, 'standardize each convolution kernel over its fan-in'),
+    'activation': Option('relu', 'activation of every block', choices=ACTIVATIONS),
+    'initializer': Option('he', 'initializer of every kernel', choices=INITIALIZERS),
+    'init_gain': Option(1.0, 'factor on the standard deviation of the initial kernels', check=_above(0)),
+    'depth': Option(int, 'layers, counted as in the papers', check=_at_least(1)),
+    'width': Option(int, 'mlp: units a layer; resnet: widening factor; plain, highway: channels', check=_at_least(1)),
+    'block': Option(str, 'mlp: plain, residual, highway; resnet: basic, bottleneck, preact_basic, preact_bottleneck'),
+    'stem': Option(str, 'cifar (3x3 convolution) or imagenet (7x7 stride 2, max-pool)', choices=('cifar', 'imagenet')),
+    'shortcut': Option(str, 'A: identity, zero-padded channels; B: 1x1 projection', choices=('A', 'B')),
+    'stride_on': Option(str, "convolution of a bottleneck that strides: '3x3' or '1x1'", choices=('3x3', '1x1')),
+    'zero_init_last_norm': Option(bool, "start the scale of each residual branch's last norm at zero"),
+    'residual_scalar': Option(float, 'learned factor on each residual branch, starting here (SkipInit, ReZero: 0)'),
+    'stochastic_depth': Option(float, 'chance of dropping the last block, growing from 0', check=_within(0, 1)),
+    'gate_bias': Option(float, 'initial bias of the highway gates (negative: carry)'),
+    'growth_rate': Option(int, 'channels each dense layer adds (k)', check=_at_least(1)),
+    'compression': Option(float, 'share of channels a transition keeps (theta)', check=_above(0)),
+    'bottleneck': Option(bool, '1x1 convolution to 4k channels before each 3x3 of a dense layer (DenseNet-B)'),
+    'scan': Option(False, 'scan the equal blocks of a stage: compile time constant in depth'),
+    'remat': Option(False, 'recompute the inside of each block in the backward pass to save memory'),
+    'options': Option(dict, 'keyword arguments of your own module; set in a config file'),
+  },
+  'loss': {
+    'label_smoothing': Option(0.0, 'share of the target spread over all classes', check=_within(0, 1)),
+    'class_weights': Option((), 'a weight a class, in class order; empty: equal', check=_numbers),
+  },
+  'optim': {
+    'name': Option('sgd', 'update rule', choices=('sgd', 'adamw', 'lamb', 'muon')),
+    'learning_rate': Option(0.1, 'peak learning rate', check=_above(0)),
+    'momentum': Option(0.9, 'sgd, muon: decay of the momentum', check=_within(0, 1)),
+    'nesterov': Option(False, "sgd, muon: Nesterov's momentum"),
+    'b1': Option(0.9, 'adamw, lamb, and the Adam part of muon: decay of the first moment', check=_within(0, 1)),
+    'b2': Option(0.999, 'adamw, lamb, and the Adam part of muon: decay of the second moment', check=_within(0, 1)),
+    'epsilon': Option(1e-8, 'adamw, lamb, and the Adam part of muon: added to the denominator', check=_above(0)),
+    'weight_decay': Option(1e-4, 'sgd: added to the gradient (L2); others: decoupled', check=_at_least(0)),
+    'weight_decay_on': Option('kernel$', 'regular expression: parameter paths that decay', check=_pattern),
+  },
+  'schedule': {
+    'name': Option(
+      'constant',
+      'shape of the learning rate over the run',
+      choices=('constant', 'piecewise', 'cosine', 'linear', 'one_cycle'),
+    ),
+    'warmup': Option('0', 'duration of the warm-up before the shape (any shape)', check=_duration),
+    'warmup_shape': Option('linear', 'linear rise, or constant at warmup_start', choices=('linear', 'constant')),
+    'warmup_start': Option(0.0, 'learning rate at the start of the warm-up, share of the peak', check=_at_least(0)),
+    'boundaries': Option((), 'piecewise: durations from the start of the run', check=_durations),
+    'factor': Option(0.1, 'piecewise: factor on the learning rate at each boundary', check=_above(0)),
+    'final': Option(0.0, 'cosine, linear, one_cycle: learning rate at the end, share of the peak', check=_at_least(0)),
+    'one_cycle_rise': Option('30%', 'one_cycle: duration of the rise to the peak', check=_duration),
+    'one_cycle_start': Option(0.04, 'one_cycle: learning rate at the start, share of the peak', check=_above(0)),
+  },
+  'clip': {
+    'name': Option(
+      'none',
+      'none; global_norm; value; block_norm (each depth entry by its own norm); adaptive (AGC)',
+      choices=('none', 'global_norm', 'value', 'block_norm', 'adaptive'),
+    ),
+    'threshold': Option(1.0, 'norm or value to clip to; adaptive: share of the parameter norm', check=_above(0)),
+    'epsilon': Option(1e-3, 'adaptive: smallest parameter norm', check=_above(0)),
+  },
+  'ema': {
+    'decay': Option(0.0, 'average of parameters and BatchNorm statistics, evaluated too; 0: off', check=_within(0, 1)),
+  },
+  'train': {
+    'batch_size': Option(128, 'examples a step, over all devices and processes', check=_at_least(1)),
+    'steps': Option(int, 'optimizer steps of the run; set, it wins over epochs', check=_at_least(1)),
+    'epochs': Option(10.0, 'passes over the training split', check=_above(0)),
+    'accumulate': Option(1, 'micro-batches a step, whose gradients are averaged', check=_at_least(1)),
+    'steps_per_dispatch': Option(10, 'most steps one call of the compiled program runs', check=_at_least(1)),
+    'log_every': Option('50', 'duration between training lines in metrics.jsonl', check=_duration),
+    'patience': Option(0, 'stop after so many evaluations without a better best_metric; 0: off', check=_at_least(0)),
+    'init_from': Option('', 'workdir of another run whose parameters to start from'),
+  },
+  'eval': {
+    'splits': Option(('test',), 'splits to evaluate, sliced as train_split', check=_texts),
+    'every': Option('1 epochs', "duration between evaluations; '0': at the end alone", check=_duration),
+    'batch_size': Option(256, 'examples an evaluation step, over all devices', check=_at_least(1)),
+  },
+  'checkpoint': {
+    'every': Option('1 epochs', "duration between checkpoints; '0': at the end alone", check=_duration),
+    'keep': Option(3, 'newest checkpoints to keep, beside the best', check=_at_least(1)),
+    'best_metric': Option('test/accuracy', 'what makes a checkpoint the best: highest accuracy or lowest loss'),
+  },
+  'mesh': {
+    'fsdp': Option(1, 'devices that share each parameter; the rest of the devices split the batch', check=_at_least(1)),
+  },
+}
+
+
+def options(schema: Mapping[str, Any] = SCHEMA, prefix: str = '') -> Iterator[tuple[str, Option]]:
+  """Every (`'section.key'`, option) of the schema, in its order."""
+  for key, entry in schema.items():
+    if isinstance(entry, Option):
+      yield prefix + key, entry
+    else:
+      yield from options(entry, f'{prefix}{key}.')
+
+
+def _build(schema: Mapping[str, Any]) -> ml_collections.ConfigDict:
+  config = ml_collections.ConfigDict()
+  for key, entry in schema.items():
+    if not isinstance(entry, Option):
+      config[key] = _build(entry)
+    elif entry.type is dict:
+      config[key] = ml_collections.ConfigDict()
+    elif isinstance(entry.default, type):
+      config[key] = config_dict.placeholder(entry.type)
+    else:
+      config[key] = copy.copy(entry.default)
+  return config
+
+
+def default() -> ml_collections.ConfigDict:
+  """A locked config with every option at its default."""
+  return _build(SCHEMA).lock()
+
+
+def validate(config: ml_collections.ConfigDict) -> None:
+  """Checks every key and value against the schema.
+
+  Raises:
+    errors.InputError: an unknown or missing key, an ill-typed value, or one out of range; names the key.
+  """
+  given = dict(_leaves(config))
+  known = dict(options())
+  for key in given:
+    if key not in known and not key.startswith('model.options.'):
+      raise errors.unknown('config key', key, known)
+  for key, option in known.items():
+    if option.type is dict:
+      continue
+    if key not in given:
+      raise errors.InputError(f'config key {key!r} is missing; start from dnt.config.default()')
+    _check(key, option, given[key])
+
+
+def _check(key: str, option: Option, value: Any) -> None:
+  if value is None and isinstance(option.default, type):
+    return
+  numeric = option.type is float and isinstance(value, int) and not isinstance(value, bool)
+  if not numeric and type(value) is not option.type:
+    raise errors.InputError(f'config.{key} must be {option.type.__name__}, not {type(value).__name__} ({value!r})')
+  if option.choices and value not in option.choices:
+    raise errors.unknown(f'value of config.{key}', str(value), [str(choice) for choice in option.choices])
+  problem = option.check(value)
+  if problem:
+    raise errors.InputError(f'config.{key}={value!r} {problem}')
+
+
+def _leaves(config: ml_collections.ConfigDict, prefix: str = '') -> Iterator[tuple[str, Any]]:
+  for key in config:
+    value = config.get(key)
+    if isinstance(value, ml_collections.ConfigDict):
+      yield from _leaves(value, f'{prefix}{key}.')
+    else:
+      yield prefix + key, value
+
+
+def duration(text: str, total_steps: int, steps_per_epoch: float) -> int:
+  """A duration in steps, rounded to the nearest.
+
+  Args:
+    text: '400', '400 steps', '5 epochs' or '10%'.
+    total_steps: steps of the whole run, which percents refer to.
+    steps_per_epoch: steps in one pass over the training split (need not be whole).
+
+  Raises:
+    errors.InputError: when `text` is not a duration.
+  """
+  match = DURATION.fullmatch(text)
+  if not match:
+    raise errors.InputError(f'{text!r} {_duration(text)}')
+  number, unit = float(match[1]), (match[2] or 'steps').rstrip('s')
+  steps = number * {'step': 1, 'epoch': steps_per_epoch, '%': total_steps / 100}[unit]
+  return int(steps + 0.5)

@@ -1,0 +1,65 @@
+"""Trees of named leaves: every path, mask, count and digest of a parameter tree is made here.
+
+A path is the keys of nested dicts joined by '/', such as `stage1/block001/conv1/kernel`.
+"""
+
+import hashlib
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from flax import traverse_util
+
+Tree = Any
+
+
+def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
+  """Nested dicts to `{path: leaf}`, in path order."""
+  flat = traverse_util.flatten_dict(dict(tree), sep='/')
+  return {path: flat[path] for path in sorted(flat)}
+
+
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+  """The inverse of `flatten`."""
+  return traverse_util.unflatten_dict(dict(flat), sep='/')
+
+
+def map_with_path(fn: Callable[..., Any], tree: Mapping[str, Any], *rest: Mapping[str, Any]) -> dict[str, Any]:
+  """`fn(path, leaf, *other_leaves)` on every leaf of nested dicts with the same paths."""
+  others = [flatten(other) for other in rest]
+  return unflatten({path: fn(path, leaf, *(other[path] for other in others)) for path, leaf in flatten(tree).items()})
+
+
+def mask(tree: Mapping[str, Any], pattern: str) -> dict[str, Any]:
+  """Booleans: whether the regular expression `pattern` is found in each leaf's path."""
+  return map_with_path(lambda path, _: re.search(pattern, path) is not None, tree)
+
+
+def subtree(tree: Mapping[str, Any], path: tuple[str, ...]) -> Any:
+  """The part of nested dicts below `path`; an empty dict where there is none."""
+  for key in path:
+    if key not in tree:
+      return {}
+    tree = tree[key]
+  return tree
+
+
+def count(tree: Tree) -> int:
+  """The number of numbers in a tree of arrays (or of shapes)."""
+  return sum(int(np.prod(leaf.shape, dtype=np.int64)) for leaf in jax.tree.leaves(tree))
+
+
+def sha256(tree: Mapping[str, Any]) -> str:
+  """Hex digest over the leaves in path order: path, dtype, shape, bytes (C order).
+
+  Args:
+    tree: nested dicts of arrays that this process can read whole.
+  """
+  digest = hashlib.sha256()
+  for path, leaf in flatten(tree).items():
+    array = np.ascontiguousarray(jax.device_get(leaf))
+    digest.update(f'{path} {array.dtype} {tuple(np.shape(leaf))}\n'.encode())
+    digest.update(array.tobytes())
+  return digest.hexdigest()
