@@ -202,7 +202,11 @@ SCHEMA: dict[str, Any] = {
   'checkpoint': {
     'every': Option('1 epochs', "duration between checkpoints; '0': at the end alone", check=_duration),
     'keep': Option(3, 'newest checkpoints to keep, beside the best', check=_at_least(1)),
-    'best_metric': Option('test/accuracy', 'what makes a checkpoint the best: highest accuracy or lowest loss'),
+    'best_metric': Option(
+      'accuracy',
+      "what the best checkpoint has most or least of, on the first of eval.splits (EMA's when on)",
+      choices=('accuracy', 'loss'),
+    ),
   },
   'mesh': {
     'fsdp': Option(1, 'devices that share each parameter; the rest of the devices split the batch', check=_at_least(1)),

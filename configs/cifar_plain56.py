@@ -1,0 +1,24 @@
+"""Plain-56 on CIFAR-10: the network without shortcuts of He et al. 2015, section 4.2, and its recipe.
+
+  python -m dnt.main --config=configs/cifar_plain56.py
+  ... --config.data.source=cifar_binary:<dir>    with the official binary files at hand
+
+Published: a reimplementation reports 15.39 % test error (techxzen/pytorch-residual-networks).
+"""
+
+from dnt import config as schema
+
+
+def get_config():
+  config = schema.default()
+  config.data.source = 'tfds:cifar10'
+  config.data.augment = 'pad_crop_flip'
+  config.model.name = 'plain'
+  config.model.depth = 56
+  config.optim.learning_rate = 0.1
+  config.optim.weight_decay = 1e-4
+  config.schedule.name = 'piecewise'
+  config.schedule.boundaries = ('32000', '48000')
+  config.train.batch_size = 128
+  config.train.steps = 64_000
+  return config

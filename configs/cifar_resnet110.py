@@ -1,0 +1,27 @@
+"""ResNet-110 on CIFAR-10: He et al. 2015, section 4.2, with its warm-up (0.01 for 400 steps, then 0.1).
+
+  python -m dnt.main --config=configs/cifar_resnet110.py
+  ... --config.data.source=cifar_binary:<dir>    with the official binary files at hand
+
+Published: 6.43 % test error (table 6; best of 5 runs, mean 6.61).
+"""
+
+from dnt import config as schema
+
+
+def get_config():
+  config = schema.default()
+  config.data.source = 'tfds:cifar10'
+  config.data.augment = 'pad_crop_flip'
+  config.model.name = 'resnet'
+  config.model.depth = 110
+  config.optim.learning_rate = 0.1
+  config.optim.weight_decay = 1e-4
+  config.schedule.name = 'piecewise'
+  config.schedule.boundaries = ('32000', '48000')
+  config.train.batch_size = 128
+  config.train.steps = 64_000
+  config.schedule.warmup = '400'
+  config.schedule.warmup_shape = 'constant'
+  config.schedule.warmup_start = 0.1
+  return config

@@ -1,0 +1,193 @@
+"""The train state and the pure steps: what one optimizer step and one evaluation step compute, and nothing else."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+
+from dnt import losses
+
+Batch = dict[str, jax.Array]
+Preprocess = Callable[[Batch, jax.Array | None], jax.Array]
+
+
+class TrainState(flax.struct.PyTreeNode):
+  """All that a run is, but for its place on disk.
+
+  Attributes:
+    step: int32 scalar, optimizer steps done; it is also the position in the data.
+    params: float32 parameters, nested dicts.
+    batch_stats: float32 running statistics of BatchNorm; empty without them.
+    opt_state: the state of the optimizer's chain.
+    rng: uint32 [2], the key that every random draw of a step is folded from.
+    ema: `{'params': ..., 'batch_stats': ...}`, both averaged with the same decay; empty when off.
+  """
+
+  step: jax.Array
+  params: Any
+  batch_stats: Any
+  opt_state: Any
+  rng: jax.Array
+  ema: Any
+
+
+def make_state(
+  config: ml_collections.ConfigDict, variables: Any, optimizer: optax.GradientTransformation
+) -> TrainState:
+  """The state before the first step.
+
+  Args:
+    config: a validated config.
+    variables: `{'params': ..., 'batch_stats': ...}` as `models.init` draws them; the statistics may be absent.
+    optimizer: the chain whose state is made.
+  """
+  params, batch_stats = variables['params'], variables.get('batch_stats', {})
+  averaged = {'params': params, 'batch_stats': batch_stats} if config.ema.decay else {}
+  return TrainState(
+    step=jnp.zeros((), jnp.int32),
+    params=params,
+    batch_stats=batch_stats,
+    opt_state=optimizer.init(params),
+    rng=jax.random.key_data(jax.random.key(config.seed)),
+    ema=jax.tree.map(jnp.array, averaged),  # a copy: the step donates the state's buffers one by one
+  )
+
+
+def make_train_step(
+  config: ml_collections.ConfigDict,
+  model: Any,
+  optimizer: optax.GradientTransformation,
+  schedule: optax.Schedule,
+  preprocess: Preprocess,
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+  """One optimizer step as a pure function.
+
+  The gradient is that of sum(weighted losses) / sum(weights) over the whole batch, also when it is accumulated over
+  micro-batches; BatchNorm then normalizes each micro-batch by itself.
+
+  Args:
+    config: a validated config.
+    model: the network, `apply(variables, x, train)`.
+    optimizer: from `optim.chain.make`.
+    schedule: learning rate by step, for the record; the optimizer holds the same one.
+    preprocess: `(batch, augmentation key) -> images`, augmented and normalized.
+
+  Returns:
+    `(state, batch) -> (state, metrics)`; batch: image [B, H, W, C], label int32 [B] and what preprocess reads; metrics:
+    float32 scalars `loss`, `accuracy`, `gradient_norm` (before clipping) and `learning_rate`.
+  """
+  accumulate = config.train.accumulate
+  cross_entropy = losses.make(config.loss)
+
+  def loss_fn(params, batch_stats, batch, keys, total_weight):
+    logits, updates = model.apply(
+      {'params': params, 'batch_stats': batch_stats},
+      preprocess(batch, keys['augment']),
+      train=True,
+      rngs={'stochastic_depth': keys['stochastic_depth']},
+      mutable=['batch_stats'],
+    )
+    weighted, _ = cross_entropy(logits, batch['label'])
+    correct = jnp.sum(losses.correct(logits, batch['label']))
+    return jnp.sum(weighted) / total_weight, (updates.get('batch_stats', {}), correct)
+
+  gradient_fn = jax.value_and_grad(loss_fn, has_aux=True)
+
+  def gradients(state, batch):
+    augment, depth = jax.random.split(jax.random.wrap_key_data(state.rng))
+    # The augmentation folds epoch and position into its key: the same picture whatever the batch size.
+    keys = {'augment': augment, 'stochastic_depth': jax.random.fold_in(depth, state.step)}
+    total_weight = jnp.sum(losses.weights(config.loss, batch['label']))
+    if accumulate == 1:
+      return gradient_fn(state.params, state.batch_stats, batch, keys, total_weight)
+    # Strided micro-batches: each device keeps its own rows of the batch.
+    micro = jax.tree.map(lambda x: x.reshape(x.shape[0] // accumulate, accumulate, *x.shape[1:]), batch)
+
+    def body(index, carry):
+      loss, batch_stats, correct, total = carry
+      part = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, 1, keepdims=False), micro)
+      part_keys = {**keys, 'stochastic_depth': jax.random.fold_in(keys['stochastic_depth'], index)}
+      (value, (batch_stats, hits)), gradient = gradient_fn(state.params, batch_stats, part, part_keys, total_weight)
+      return loss + value, batch_stats, correct + hits, jax.tree.map(jnp.add, total, gradient)
+
+    zero = jnp.zeros(())
+    zeros = jax.tree.map(jnp.zeros_like, state.params)
+    loss, batch_stats, correct, total = jax.lax.fori_loop(0, accumulate, body, (zero, state.batch_stats, zero, zeros))
+    return (loss, (batch_stats, correct)), total
+
+  def train_step(state, batch):
+    (loss, (batch_stats, correct)), gradient = gradients(state, batch)
+    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema = state.ema
+    if config.ema.decay:
+      ema = optax.incremental_update({'params': params, 'batch_stats': batch_stats}, ema, 1 - config.ema.decay)
+    metrics = {
+      'loss': loss,
+      'accuracy': correct / batch['label'].shape[0],
+      'gradient_norm': optax.tree.norm(gradient),
+      'learning_rate': schedule(state.step),
+    }
+    metrics = {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
+    state = state.replace(step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state, ema=ema)
+    return state, metrics
+
+  return train_step
+
+
+def make_train_steps(train_step: Callable, batch_at: Callable, longest: int) -> Callable:
+  """Several train steps in one program, with a traced count: one compilation for any count up to `longest`.
+
+  Args:
+    train_step: from `make_train_step`.
+    batch_at: `(arrays, step) -> batch`, pure.
+    longest: the most steps of one call.
+
+  Returns:
+    `(state, arrays, count) -> (state, metrics)`, metrics float32 [longest], of which the first `count` are set.
+  """
+
+  def train_steps(state, arrays, count):
+    def body(index, carry):
+      state, record = carry
+      state, metrics = train_step(state, batch_at(arrays, state.step))
+      return state, {name: record[name].at[index].set(metrics[name]) for name in record}
+
+    shapes = jax.eval_shape(lambda: train_step(state, batch_at(arrays, state.step))[1])
+    record = {name: jnp.zeros((longest,), value.dtype) for name, value in shapes.items()}
+    if longest == 1:
+      return body(0, (state, record))
+    return jax.lax.fori_loop(0, count, body, (state, record))
+
+  return train_steps
+
+
+def make_eval_step(config: ml_collections.ConfigDict, model: Any, num_classes: int, preprocess: Preprocess) -> Callable:
+  """One evaluation step as a pure function: exact sums over the real examples of a padded batch.
+
+  Args:
+    config: a validated config.
+    model: the network.
+    num_classes: classes of the head.
+    preprocess: `(batch, key) -> images`, normalized; the key is None.
+
+  Returns:
+    `(variables, batch) -> sums`; batch: image, label and mask (bool [B], False on padding); sums: `loss` float32 (plain
+    cross-entropy, without smoothing or class weights) and `confusion` int32 [classes, classes], true by predicted.
+  """
+
+  def eval_step(variables, batch):
+    logits = model.apply(variables, preprocess(batch, None), train=False)
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch['label'])
+    cell = batch['label'] * num_classes + jnp.argmax(logits, -1)
+    confusion = jnp.zeros((num_classes * num_classes,), jnp.int32).at[cell].add(batch['mask'].astype(jnp.int32))
+    return {
+      'loss': jnp.sum(jnp.where(batch['mask'], loss, 0.0)),
+      'confusion': confusion.reshape(num_classes, num_classes),
+    }
+
+  return eval_step
