@@ -1,0 +1,132 @@
+"""The one convolution of every model: XLA's own, with backward passes that stay fast on CPU inside loops.
+
+On CPU, XLA runs a convolution through its fast library only when it is written NHWC x HWIO -> NHWC. Outside loops it
+rewrites others to that form; inside `lax.scan`, `fori_loop` and `cond` it does not, and they run 20 to 40 times slower.
+The two backward passes are therefore written in that form here. Their values are those of `lax`'s own gradients.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from dnt import errors
+from dnt.models import norms
+
+Pair = tuple[int, int]
+Padding = str | tuple[Pair, Pair]
+LAYOUT = ('NHWC', 'HWIO', 'NHWC')
+
+
+def conv2d(
+  x: jax.Array, kernel: jax.Array, *, strides: Pair = (1, 1), padding: Padding = 'SAME', groups: int = 1
+) -> jax.Array:
+  """Two-dimensional cross-correlation; reverse mode only (no `jvp`) unless grouped.
+
+  Args:
+    x: [B, H, W, C].
+    kernel: [kh, kw, C / groups, features], x's dtype.
+    strides: rows, columns.
+    padding: zeros as ((top, bottom), (left, right)), or 'SAME': k // 2 on every side as in PyTorch's models, whatever
+      the stride (XLA's own SAME pads less on the top and left at stride 2).
+    groups: groups of channels that are convolved apart.
+
+  Returns:
+    [B, H', W', features], x's dtype.
+
+  Raises:
+    errors.InputError: shapes that do not fit together.
+  """
+  if x.ndim != 4 or kernel.ndim != 4 or x.shape[-1] != kernel.shape[2] * groups or kernel.shape[3] % groups:
+    raise errors.InputError(
+      f'a convolution of {tuple(x.shape)} (NHWC) with a kernel {tuple(kernel.shape)} (HWIO) in {groups} groups does '
+      'not fit; the channels must be the kernel inputs times the groups, and the groups must divide the features'
+    )
+  padding = symmetric_padding(kernel.shape[:2]) if padding == 'SAME' else tuple(map(tuple, padding))
+  if jax.default_backend() == 'cpu':
+    # Without it XLA recomputes the elementwise operations of all earlier blocks in every consumer.
+    x = lax.optimization_barrier(x)
+  if groups > 1:
+    return _plain(x, kernel, strides, padding, feature_group_count=groups)
+  return _conv2d(x, kernel, tuple(strides), padding)
+
+
+def symmetric_padding(kernel_size: Pair) -> tuple[Pair, Pair]:
+  """k // 2 on every side."""
+  return tuple((k // 2, k // 2) for k in kernel_size)
+
+
+def _plain(x, kernel, strides, padding, **kwargs):
+  return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=LAYOUT, **kwargs)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _conv2d(x, kernel, strides, padding):
+  return _plain(x, kernel, strides, padding)
+
+
+def _forward(x, kernel, strides, padding):
+  return _plain(x, kernel, strides, padding), (x, kernel)
+
+
+def _backward(strides, padding, saved, g):
+  x, kernel = saved
+  sizes = tuple(zip(x.shape[1:3], kernel.shape[:2], g.shape[1:3], strides, padding, strict=True))
+
+  # dx: g, spread out by the stride, with the flipped kernel whose inputs and outputs are swapped.
+  spread = [(o - 1) * s + 1 for _, _, o, s, _ in sizes]
+  pads = tuple((k - 1 - low, n - d + low) for (n, k, _, _, (low, _)), d in zip(sizes, spread, strict=True))
+  dx = _plain(g, kernel[::-1, ::-1].swapaxes(2, 3), (1, 1), pads, lhs_dilation=strides)
+
+  # dkernel: x with g as the kernel; channels are the batch, examples the channels.
+  pads = tuple((low, k - 1 + d - n - low) for (n, k, _, _, (low, _)), d in zip(sizes, spread, strict=True))
+  dkernel = _plain(x.transpose(3, 1, 2, 0), g.transpose(1, 2, 0, 3), (1, 1), pads, rhs_dilation=strides)
+  return dx, dkernel.transpose(1, 2, 0, 3)
+
+
+_conv2d.defvjp(_forward, _backward)
+
+
+class Conv(nn.Module):
+  """A convolution that owns its float32 `kernel` [kh, kw, C / groups, features] and `bias` [features].
+
+  Attributes:
+    features: output channels.
+    kernel_size: (kh, kw).
+    strides: rows, columns.
+    padding: see `conv2d`.
+    groups: groups of channels that are convolved apart.
+    use_bias: whether a bias is added.
+    kernel_init: flax initializer.
+    bias_init: flax initializer.
+    weight_standardization: standardize the kernel over its fan-in before use.
+    dtype: compute dtype of input, kernel and output.
+  """
+
+  features: int
+  kernel_size: Pair
+  strides: Pair = (1, 1)
+  padding: Padding = 'SAME'
+  groups: int = 1
+  use_bias: bool = True
+  kernel_init: Callable[..., jax.Array] = nn.initializers.he_normal()
+  bias_init: Callable[..., jax.Array] = nn.initializers.zeros_init()
+  weight_standardization: bool = False
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    shape = (*self.kernel_size, x.shape[-1] // self.groups, self.features)
+    kernel = self.param('kernel', self.kernel_init, shape, jnp.float32)
+    if self.weight_standardization:
+      kernel = norms.weight_standardize(kernel)
+    x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+    y = conv2d(x, kernel, strides=self.strides, padding=self.padding, groups=self.groups)
+    if self.use_bias:
+      bias = self.param('bias', self.bias_init, (self.features,), jnp.float32)
+      y = y + bias.astype(self.dtype).reshape(1, 1, 1, -1)
+    return y

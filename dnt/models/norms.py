@@ -1,0 +1,187 @@
+"""Normalization: pure functions with float32 statistics and output in the input's dtype, and the module that owns them.
+
+Channels are the last axis everywhere. The names and the results are those of `torch.nn.functional`.
+"""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from dnt import config, errors
+
+
+def batch_statistics(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Mean and (biased) variance of each channel over all other axes: the global batch, also when it is sharded.
+
+  Args:
+    x: [B, ..., C].
+
+  Returns:
+    float32 [C], float32 [C].
+  """
+  x = x.astype(jnp.float32)
+  axes = tuple(range(x.ndim - 1))
+  mean = jnp.mean(x, axes)
+  # Two passes: the mean of squares minus the squared mean loses all digits when the mean is large.
+  return mean, jnp.mean(jnp.square(x - _channels(mean, x)), axes)
+
+
+def batch_norm(
+  x: jax.Array, scale: jax.Array, bias: jax.Array, mean: jax.Array, var: jax.Array, *, epsilon: float = 1e-5
+) -> jax.Array:
+  """Batch normalization by given statistics (Ioffe and Szegedy 2015).
+
+  Args:
+    x: [B, ..., C].
+    scale: [C].
+    bias: [C].
+    mean: [C], of the batch (`batch_statistics`) or running.
+    var: [C], likewise.
+    epsilon: added to the variance.
+
+  Returns:
+    x's shape and dtype.
+  """
+  factor = lax.rsqrt(var + epsilon) * scale
+  y = (x.astype(jnp.float32) - _channels(mean, x)) * _channels(factor, x) + _channels(bias, x)
+  return y.astype(x.dtype)
+
+
+def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, *, epsilon: float = 1e-5) -> jax.Array:
+  """Normalizes over the channels of each example and position (Ba et al. 2016).
+
+  Args:
+    x: [..., C].
+    scale: [C].
+    bias: [C].
+    epsilon: added to the variance.
+
+  Returns:
+    x's shape and dtype.
+  """
+  y = _standardize(x.astype(jnp.float32), (-1,), epsilon) * _channels(scale, x) + _channels(bias, x)
+  return y.astype(x.dtype)
+
+
+def group_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, *, groups: int, epsilon: float = 1e-5) -> jax.Array:
+  """Normalizes each group of adjacent channels over all positions of an example (Wu and He 2018).
+
+  Args:
+    x: [B, ..., C].
+    scale: [C].
+    bias: [C].
+    groups: how many; it divides C.
+    epsilon: added to the variance.
+
+  Returns:
+    x's shape and dtype.
+
+  Raises:
+    errors.InputError: groups that do not divide the channels.
+  """
+  channels = x.shape[-1]
+  if channels % groups:
+    raise errors.InputError(
+      f'group_norm cannot split {channels} channels into {groups} groups; set config.model.norm_groups to a divisor '
+      'of every number of channels in the model'
+    )
+  grouped = x.astype(jnp.float32).reshape(x.shape[0], -1, groups, channels // groups)
+  y = _standardize(grouped, (1, 3), epsilon).reshape(x.shape) * _channels(scale, x) + _channels(bias, x)
+  return y.astype(x.dtype)
+
+
+def rms_norm(x: jax.Array, scale: jax.Array, *, epsilon: float = 1e-5) -> jax.Array:
+  """Divides the channels of each example and position by their root mean square (Zhang and Sennrich 2019).
+
+  Args:
+    x: [..., C].
+    scale: [C].
+    epsilon: added to the mean square.
+
+  Returns:
+    x's shape and dtype.
+  """
+  x32 = x.astype(jnp.float32)
+  y = x32 * lax.rsqrt(jnp.mean(jnp.square(x32), -1, keepdims=True) + epsilon) * _channels(scale, x)
+  return y.astype(x.dtype)
+
+
+def weight_standardize(kernel: jax.Array, *, epsilon: float = 1e-10) -> jax.Array:
+  """Zero mean and unit variance over the fan-in of each output channel (Qiao et al. 2019; epsilon as in BiT).
+
+  Args:
+    kernel: [..., inputs, outputs].
+    epsilon: added to the variance.
+
+  Returns:
+    kernel's shape and dtype.
+  """
+  axes = tuple(range(kernel.ndim - 1))
+  return _standardize(kernel.astype(jnp.float32), axes, epsilon).astype(kernel.dtype)
+
+
+def _channels(vector: jax.Array, x: jax.Array) -> jax.Array:
+  """[C] with as many axes as x, in float32."""
+  return vector.astype(jnp.float32).reshape((1,) * (x.ndim - 1) + (-1,))
+
+
+def _standardize(x: jax.Array, axes: tuple[int, ...], epsilon: float) -> jax.Array:
+  centered = x - jnp.mean(x, axes, keepdims=True)
+  return centered * lax.rsqrt(jnp.mean(jnp.square(centered), axes, keepdims=True) + epsilon)
+
+
+class Norm(nn.Module):
+  """Any of `dnt.config.NORMS` with its float32 `scale` and `bias` [C]; 'none' returns its input and owns nothing.
+
+  'batch_norm' keeps running `mean` and (unbiased) `var` [C] in the collection `batch_stats`; with `train` it normalizes
+  by the batch and moves them.
+
+  Attributes:
+    kind: which one.
+    epsilon: added to the variance.
+    groups: of group_norm.
+    momentum: share of the old running statistics that batch_norm keeps.
+    scale_init: flax initializer of the scale.
+
+  Raises:
+    errors.InputError: an unknown kind; group_norm with groups that do not divide the channels; batch_norm trained on a
+      single value a channel.
+  """
+
+  kind: str
+  epsilon: float = 1e-5
+  groups: int = 32
+  momentum: float = 0.9
+  scale_init: Callable[..., jax.Array] = nn.initializers.ones_init()
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    if self.kind not in config.NORMS:
+      raise errors.unknown('norm', self.kind, config.NORMS)
+    if self.kind == 'none':
+      return x
+    shape = x.shape[-1:]
+    scale = self.param('scale', self.scale_init, shape, jnp.float32)
+    if self.kind == 'rms_norm':
+      return rms_norm(x, scale, epsilon=self.epsilon)
+    bias = self.param('bias', nn.initializers.zeros_init(), shape, jnp.float32)
+    if self.kind == 'layer_norm':
+      return layer_norm(x, scale, bias, epsilon=self.epsilon)
+    if self.kind == 'group_norm':
+      return group_norm(x, scale, bias, groups=self.groups, epsilon=self.epsilon)
+    running_mean = self.variable('batch_stats', 'mean', jnp.zeros, shape, jnp.float32)
+    running_var = self.variable('batch_stats', 'var', jnp.ones, shape, jnp.float32)
+    if not train:
+      return batch_norm(x, scale, bias, running_mean.value, running_var.value, epsilon=self.epsilon)
+    mean, var = batch_statistics(x)
+    if not self.is_initializing():
+      count = x.size // x.shape[-1]
+      if count < 2:
+        raise errors.InputError('batch_norm cannot train on one value a channel; use a larger batch or another norm')
+      unbiased = var * (count / (count - 1))
+      running_mean.value = self.momentum * running_mean.value + (1 - self.momentum) * mean
+      running_var.value = self.momentum * running_var.value + (1 - self.momentum) * unbiased
+    return batch_norm(x, scale, bias, mean, var, epsilon=self.epsilon)
