@@ -1,0 +1,141 @@
+"""The mesh of devices, and how batches and parameters lie on it: the only place a NamedSharding is built.
+
+The axes are `data` and `fsdp`. A batch is split over both. Parameters are replicated over `data`; over `fsdp` each
+large leaf is split along one axis, and XLA gathers it where it is used. The same program runs on any mesh.
+"""
+
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from dnt import errors
+
+Tree = Any
+
+DATA, FSDP = 'data', 'fsdp'
+SCANNED = 'scanned'
+# Smaller leaves stay whole on every device: gathering them would cost more latency than the split saves memory.
+SMALLEST_SPLIT_LEAF = 2**14
+
+
+def make_mesh(config: ml_collections.ConfigDict) -> Mesh:
+  """The mesh over all devices of all processes: `fsdp` devices share each parameter, the rest split the batch.
+
+  Devices stand in the order of their processes (jax.make_mesh may reorder them on TPU), so that the rows of a batch on
+  one process are contiguous and those of process i come before those of process i + 1.
+
+  Args:
+    config: the `mesh` section of the config.
+
+  Raises:
+    errors.InputError: `fsdp` does not divide the number of devices.
+  """
+  devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+  count, fsdp = len(devices), config.fsdp
+  if count % fsdp:
+    valid = ', '.join(str(size) for size in range(1, count + 1) if count % size == 0)
+    raise errors.InputError(f'config.mesh.fsdp={fsdp} must divide the {count} devices; valid: {valid}')
+  # Auto: jax's default, Explicit, fails in convolutions whose kernel is split.
+  return Mesh(np.array(devices).reshape(count // fsdp, fsdp), (DATA, FSDP), axis_types=(AxisType.Auto,) * 2)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+  """Leading axis over all devices, in mesh order."""
+  return NamedSharding(mesh, PartitionSpec((DATA, FSDP)))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """Whole on every device."""
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def parameter_shardings(mesh: Mesh, tree: Tree) -> Tree:
+  """How the leaves of a train state lie on the mesh, by their shapes: a momentum lies as its parameter does.
+
+  A leaf of at least `SMALLEST_SPLIT_LEAF` numbers is split over `fsdp` along its largest axis that divides, the last of
+  equals; others are whole. The row axis of scanned leaves stays whole, for a scan reads one row at a time.
+
+  Args:
+    mesh: from `make_mesh`.
+    tree: any pytree of arrays or of shapes (`jax.eval_shape`).
+
+  Returns:
+    The same tree of NamedShardings.
+  """
+
+  def sharding(path, leaf):
+    rows = SCANNED in jax.tree_util.keystr(path, simple=True, separator='/').split('/')
+    if mesh.shape[FSDP] == 1 or leaf.size < SMALLEST_SPLIT_LEAF:
+      return replicated(mesh)
+    axes = [axis for axis in range(int(rows), leaf.ndim) if leaf.shape[axis] % mesh.shape[FSDP] == 0]
+    if not axes:
+      return replicated(mesh)
+    largest = max(axes, key=lambda axis: (leaf.shape[axis], axis))
+    return NamedSharding(mesh, PartitionSpec(*[None] * largest, FSDP))
+
+  return jax.tree_util.tree_map_with_path(sharding, tree)
+
+
+def check_batch(name: str, batch_size: int, mesh: Mesh, accumulate: int = 1) -> None:
+  """Checks that a batch divides evenly.
+
+  Args:
+    name: the option it was given by (`'config.train.batch_size'`).
+    batch_size: examples over all devices.
+    mesh: from `make_mesh`.
+    accumulate: micro-batches a step.
+
+  Raises:
+    errors.InputError: it does not divide by devices x micro-batches; names the nearest sizes that do.
+  """
+  unit = mesh.size * accumulate
+  below = batch_size // unit * unit
+  if batch_size == below:
+    return
+  parts = f'{mesh.size} devices' + (f' x {accumulate} micro-batches = {unit}' if accumulate > 1 else '')
+  nearest = f'{below} and {below + unit}' if below else f'{unit}'
+  raise errors.InputError(f'{name}={batch_size} must be a multiple of {parts}; nearest: {nearest}')
+
+
+def place(tree: Tree, shardings: Tree) -> Tree:
+  """Puts host values that are equal on every process onto the mesh; each process writes its own devices only.
+
+  Args:
+    tree: pytree of host arrays or numbers.
+    shardings: one sharding, or a tree of them as from `parameter_shardings`.
+  """
+  if isinstance(shardings, NamedSharding):
+    shardings = jax.tree.map(lambda _: shardings, tree)
+
+  def put(value, sharding):
+    value = np.asarray(value)
+    return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
+
+  return jax.tree.map(put, tree, shardings)
+
+
+def gather(tree: Tree) -> Tree:
+  """Brings a tree on the mesh whole to every host, leaf by leaf; every process must call it.
+
+  Args:
+    tree: pytree of arrays.
+
+  Returns:
+    The same tree of numpy arrays.
+  """
+
+  def fetch(leaf):
+    if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated:
+      return leaf
+    return multihost_utils.process_allgather(leaf, tiled=True)
+
+  return jax.device_get(jax.tree.map(fetch, tree))
+
+
+def constrain_batch(tree: Tree, mesh: Mesh) -> Tree:
+  """Inside jit: lays the leading axis of every leaf over all devices."""
+  return jax.lax.with_sharding_constraint(tree, batch_sharding(mesh))
