@@ -1,0 +1,234 @@
+"""The record of a run: `metrics.jsonl`, TensorBoard's event files beside it, and the progress line on the terminal.
+
+The jsonl file is the record; everything else (plots, reports, tables) is made from it.
+"""
+
+import collections
+import json
+import math
+import os
+import pathlib
+import shutil
+import sys
+import time
+from collections.abc import Callable, Mapping
+from concurrent import futures
+from typing import Any, TextIO
+
+import jax
+import numpy as np
+
+from dnt import errors, files
+
+FILE = 'metrics.jsonl'
+
+
+def read(workdir: str | os.PathLike) -> list[dict[str, Any]]:
+  """The lines of a run's `metrics.jsonl`, oldest first; empty where there is none.
+
+  A last line that was cut off while it was written is left out.
+
+  Raises:
+    errors.InputError: a line that is not a JSON object with a step.
+  """
+  path = pathlib.Path(workdir) / FILE
+  if not path.exists():
+    return []
+  lines = path.read_text().splitlines()
+  records = []
+  for number, line in enumerate(lines, 1):
+    try:
+      record = json.loads(line)
+      record['step'] = int(record['step'])
+    except (ValueError, TypeError, KeyError):
+      if number == len(lines):
+        break
+      raise errors.InputError(f'{path}:{number} is not a JSON object with a step; delete that line') from None
+    records.append(record)
+  return records
+
+
+class Writer:
+  """Appends to `metrics.jsonl` and to TensorBoard's event files; only the first process writes."""
+
+  def __init__(self, workdir: str | os.PathLike, start_step: int):
+    """Opens the record at the step the run goes on from.
+
+    Lines after `start_step` were written by a run that was cut off after its last checkpoint: they are dropped, since
+    the steps are taken (and their lines written) again. A run from step 0 starts an empty record.
+
+    Args:
+      workdir: an existing, writable directory.
+      start_step: the step of the restored state; 0 for a new run.
+    """
+    self._path = pathlib.Path(workdir) / FILE
+    self._writes = jax.process_index() == 0
+    self._start_step = start_step
+    self._board = None
+    if not self._writes:
+      return
+    kept = [record for record in read(workdir) if record['step'] <= start_step] if start_step else []
+    files.write(self._path, ''.join(_line(record) for record in kept))
+    self._file = self._path.open('a', encoding='utf-8')
+    # tensorboardX imports what else is installed (torch: 2 s): a thread of its own imports and writes meanwhile.
+    self._thread = futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix='tensorboard')
+    self._written = None
+
+  def write(self, step: int, epoch: float, values: Mapping[str, Any]) -> None:
+    """Appends one line, flushed.
+
+    Args:
+      step: optimizer steps done.
+      epoch: passes over the training split done, a fraction within one.
+      values: name (`train/loss`) to a number; accuracies in [0, 1]. NaN and infinities are written as null, which JSON
+        has, and left out of TensorBoard.
+
+    Raises:
+      OSError: the disk is full, or TensorBoard's files could not be written.
+    """
+    if not self._writes:
+      return
+    record = {'step': int(step), 'epoch': _number(epoch)} | {name: _number(value) for name, value in values.items()}
+    self._file.write(_line(record))
+    self._file.flush()
+    if self._written is not None and self._written.done():
+      self._written.result()
+    self._written = self._thread.submit(self._to_board, record, time.time())
+
+  def close(self) -> None:
+    """Writes out what is pending."""
+    if not self._writes or self._file.closed:
+      return
+    self._file.close()
+    closed = self._thread.submit(lambda: self._board and self._board.close())
+    self._thread.shutdown()
+    if self._written is not None:
+      self._written.result()
+    closed.result()
+
+  def _to_board(self, record: Mapping[str, Any], wall_time: float) -> None:
+    import tensorboardX
+
+    if self._board is None:
+      # purge_step: TensorBoard hides the events that the cut-off run wrote from there on.
+      purge = self._start_step + 1 if self._start_step else None
+      self._board = tensorboardX.SummaryWriter(str(self._path.parent), purge_step=purge, flush_secs=10)
+    for name, value in record.items():
+      if name != 'step' and value is not None:
+        self._board.add_scalar(name, value, record['step'], walltime=wall_time)
+
+
+def _number(value: Any) -> int | float | None:
+  """A scalar as JSON can hold it; float32 as the shortest decimal that reads back as the same float32."""
+  if isinstance(value, int | np.integer):
+    return int(value)
+  value = value if isinstance(value, float) else np.asarray(value)[()]
+  value = float(str(value)) if isinstance(value, np.float32) else float(value)
+  return value if math.isfinite(value) else None
+
+
+def _line(record: Mapping[str, Any]) -> str:
+  return json.dumps(record, allow_nan=False) + '\n'
+
+
+class Progress:
+  """The progress line: rewritten in place on a terminal, a plain line now and then in a log file."""
+
+  def __init__(
+    self,
+    total_steps: int,
+    stream: TextIO | None = None,
+    clock: Callable[[], float] = time.monotonic,
+  ):
+    """Starts the clock.
+
+    Args:
+      total_steps: steps of the whole run.
+      stream: where to print; the standard output when not given.
+      clock: seconds, rising.
+    """
+    self._total = total_steps
+    self._stream = stream or sys.stdout
+    self._clock = clock
+    self._in_place = self._stream.isatty()
+    self._writes = jax.process_index() == 0
+    self._start = clock()
+    self._shown_at = -math.inf
+    self._line = ''
+    # (time, step) of the last minute: the pace that the ETA stands on.
+    self._recent: collections.deque[tuple[float, int]] = collections.deque()
+
+  def update(self, step: int, epoch: float, values: Mapping[str, float]) -> None:
+    """Shows where the run is, if the last time was long enough ago.
+
+    Args:
+      step: optimizer steps done.
+      epoch: passes over the training split done.
+      values: `loss`, `accuracy` (in [0, 1]) and `images_per_second`, those that are known.
+    """
+    if not self._writes:
+      return
+    now = self._clock()
+    self._recent.append((now, step))
+    while len(self._recent) > 2 and now - self._recent[0][0] > 60:
+      self._recent.popleft()
+    # A log file gets a line every 10 s at first, then ten over each doubling of the run, and one in 5 min at last.
+    interval = 0.1 if self._in_place else min(max(10.0, (now - self._start) / 10), 300.0)
+    if now - self._shown_at < interval and step < self._total:
+      return
+    self._shown_at = now
+    self._show(self._format(step, epoch, values))
+
+  def print(self, text: str) -> None:
+    """Prints lines of their own above the progress line."""
+    if not self._writes:
+      return
+    line = self._line
+    self._clear()
+    self._stream.write(f'{text}\n')
+    if line:
+      self._show(line)
+    self._stream.flush()
+
+  def close(self) -> None:
+    """Leaves the last progress line standing."""
+    if self._in_place and self._line:
+      self._stream.write('\n')
+      self._stream.flush()
+      self._line = ''
+
+  def _show(self, line: str) -> None:
+    if self._in_place:
+      self._clear()
+      self._line = line[: shutil.get_terminal_size().columns - 1]
+      self._stream.write(self._line)
+    else:
+      self._stream.write(f'{line}\n')
+    self._stream.flush()
+
+  def _clear(self) -> None:
+    if self._in_place and self._line:
+      self._stream.write('\r\x1b[K')
+      self._line = ''
+
+  def _format(self, step: int, epoch: float, values: Mapping[str, float]) -> str:
+    parts = [f'step {step}/{self._total}', f'epoch {epoch:.1f}']
+    if 'loss' in values:
+      parts.append(f'loss {values["loss"]:.4f}')
+    if 'accuracy' in values:
+      parts.append(f'accuracy {100 * values["accuracy"]:.2f} %')
+    if 'images_per_second' in values:
+      parts.append(f'{values["images_per_second"]:,.0f} images/s')
+    (then, first), (now, last) = self._recent[0], self._recent[-1]
+    if last > first:
+      parts.append(f'ETA {duration((self._total - step) * (now - then) / (last - first))}')
+    return '  '.join(parts)
+
+
+def duration(seconds: float) -> str:
+  """Seconds in words: '8 s', '3 min 05 s', '2 h 04 min', '3 d 02 h'."""
+  seconds = max(round(seconds), 0)
+  for size, unit, smaller, name in ((86400, 'd', 3600, 'h'), (3600, 'h', 60, 'min'), (60, 'min', 1, 's')):
+    if seconds >= size:
+      return f'{seconds // size} {unit} {seconds % size // smaller:02d} {name}'
+  return f'{seconds} s'
