@@ -1,0 +1,68 @@
+"""Several processes as one run: joining, and what they tell each other outside the jitted program.
+
+Every function works in one process too. All but `is_lead` must be called by every process, in the same order.
+"""
+
+import json
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from dnt.parallel import clusters, rendezvous
+
+
+def initialize(
+  coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None, timeout: int = 300
+) -> None:
+  """Joins the other processes; call it before anything touches a device.
+
+  First all processes meet on the coordinator's port, which names who is missing; then jax takes that port over.
+
+  Args:
+    coordinator: `host:port` of process 0; None (all three): detected on Slurm and Cloud TPU.
+    num_processes: of the whole run.
+    process_id: of this process, from 0.
+    timeout: seconds to wait for the others.
+
+  Raises:
+    errors.InputError: flags that do not fit together or with those of the others, no cluster, or the port is taken.
+    errors.RunError: processes that did not report in time, by number.
+  """
+  cluster = clusters.from_flags(coordinator, num_processes, process_id)
+  rendezvous.meet(cluster, timeout)
+  jax.distributed.initialize(
+    cluster.coordinator,
+    cluster.num_processes,
+    cluster.process_id,
+    cluster.local_device_ids,
+    cluster_detection_method='deactivate',  # it would give one GPU to a Slurm task that has a whole node
+    initialization_timeout=timeout,
+  )
+
+
+def is_lead() -> bool:
+  """Whether this is the process that writes logs and files."""
+  return jax.process_index() == 0
+
+
+def barrier(name: str) -> None:
+  """Returns when every process has reached the barrier of that name."""
+  multihost_utils.sync_global_devices(name)
+
+
+def broadcast_from_lead(value: Any) -> Any:
+  """The lead's value in every process.
+
+  Args:
+    value: anything that JSON holds; only the lead's counts.
+  """
+  text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+  size = int(multihost_utils.broadcast_one_to_all(np.int32(text.size)))
+  return json.loads(multihost_utils.broadcast_one_to_all(np.resize(text, size)).tobytes())
+
+
+def any_process(flag: bool) -> bool:
+  """Whether the flag is set in at least one process."""
+  return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))

@@ -1,0 +1,83 @@
+"""Stopping on request: Ctrl-C and SIGTERM end a run at the same step in every process, after a checkpoint.
+
+One process: the first SIGINT or SIGTERM asks the loop to stop. Several: jax's preemption service takes SIGTERM (in C++:
+no Python handler may stand in front of it), tells all processes and has them agree on the next count that none has
+passed; SIGINT is handed on to it as SIGTERM. So either signal to any one process, or to all, stops all at one step.
+
+A second Ctrl-C ends the process at once, with code 130.
+"""
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from types import TracebackType
+
+import jax
+from jax.experimental import multihost_utils
+
+
+class Guard:
+  """Context of a loop that may be asked to stop; enter it in the main thread, after `multihost.initialize`.
+
+  Signals are read from Python's wake-up pipe by a thread of their own, since a handler waits for the main thread, which
+  may sit in a compilation or in a collective that never ends.
+  """
+
+  def __enter__(self) -> 'Guard':
+    self._several = jax.distributed.is_initialized()
+    self._asked = threading.Event()
+    self._agreed = False
+    self._read, write = os.pipe()
+    os.set_blocking(write, False)
+    self._write = write
+    numbers = (signal.SIGINT,) if self._several else (signal.SIGINT, signal.SIGTERM)
+    # A handler must exist for the pipe to be written; it has nothing to do.
+    self._handlers = {number: signal.signal(number, lambda *_: None) for number in numbers}
+    self._wakeup = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    self._thread = threading.Thread(target=self._watch, daemon=True)
+    self._thread.start()
+    return self
+
+  def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    signal.set_wakeup_fd(self._wakeup)
+    for number, handler in self._handlers.items():
+      signal.signal(number, handler)
+    os.close(self._write)
+    self._thread.join()
+    os.close(self._read)
+
+  def _watch(self) -> None:
+    interrupts = 0
+    while received := os.read(self._read, 1):
+      number = received[0]
+      if number not in self._handlers:
+        continue
+      interrupts += number == signal.SIGINT
+      if interrupts > 1:
+        _say('stopped at once; the last finished checkpoint stands')
+        for child in multiprocessing.active_children():
+          child.kill()
+        os._exit(130)
+      if not self._asked.is_set():
+        _say('stopping after this step, with a checkpoint; Ctrl-C again stops at once')
+        self._asked.set()
+        if self._several:
+          os.kill(os.getpid(), signal.SIGTERM)
+
+  def requested(self, count: int) -> bool:
+    """Whether to stop now: the same answer in every process at the same count.
+
+    Args:
+      count: 0, 1, 2, ... without a gap, one more at every call, equal in all processes.
+    """
+    if self._several:
+      self._agreed = self._agreed or multihost_utils.reached_preemption_sync_point(count)
+      return self._agreed
+    return self._asked.is_set()
+
+
+def _say(text: str) -> None:
+  sys.stderr.write(f'\n{text}\n')
+  sys.stderr.flush()

@@ -1,0 +1,199 @@
+"""A roll call of all processes before jax.distributed, which aborts without saying who is missing.
+
+Process 0 listens on the coordinator's port, which jax takes over right after; every process (0 too) connects to it,
+reports its id and waits for one verdict, the same for all. One JSON line each way.
+"""
+
+import contextlib
+import json
+import socket
+import threading
+import time
+from typing import Any
+
+from dnt import errors
+from dnt.parallel import clusters
+
+PROTOCOL = 'dnt-rendezvous-1'
+POLL = 0.1  # seconds between looks at the clock and at the connections
+LINGER = 5.0  # seconds for which bad flags are still told to those who come late
+
+
+def meet(cluster: clusters.Cluster, timeout: float) -> None:
+  """Returns once every process of the cluster has reported, in all of them.
+
+  Args:
+    cluster: the processes and this one's place among them.
+    timeout: seconds to wait for the others.
+
+  Raises:
+    errors.InputError: an id given twice, processes that disagree on their number, or the port is taken.
+    errors.RunError: processes missing after `timeout` seconds, which are named.
+  """
+  host, port = clusters.address(cluster.coordinator)
+  server = None
+  if cluster.process_id == 0:
+    listener = _listen(port)
+    server = threading.Thread(target=_RollCall(cluster, timeout).serve, args=(listener,), daemon=True)
+    server.start()
+  error = _report(cluster, host, port, timeout)
+  if server:
+    server.join()  # frees the port, and answers the late
+  if error:
+    raise error
+
+
+def _listen(port: int) -> socket.socket:
+  dual = socket.has_dualstack_ipv6()
+  try:
+    return socket.create_server(
+      ('', port), family=socket.AF_INET6 if dual else socket.AF_INET, dualstack_ipv6=dual, backlog=128
+    )
+  except OSError as error:
+    raise errors.InputError(
+      f'process 0 cannot listen on port {port} ({error.strerror}): another run or another process 0 may hold it; '
+      'choose another port in --coordinator, the same for all processes'
+    ) from error
+
+
+class _RollCall:
+  """Process 0's side: who has reported, until a verdict."""
+
+  def __init__(self, cluster: clusters.Cluster, timeout: float):
+    self.cluster = cluster
+    self.timeout = timeout
+    self.deadline = time.monotonic() + timeout
+    self.present: dict[int, tuple[socket.socket, str]] = {}
+
+  def serve(self, listener: socket.socket) -> None:
+    """Takes reports until all are there, something is wrong, or time is up; then tells everybody."""
+    with listener:
+      listener.settimeout(POLL)
+      problem = None
+      while problem is None and len(self.present) < self.cluster.num_processes:
+        problem = self.accept(listener)
+        if problem is None and time.monotonic() > self.deadline:
+          problem = self.missing()
+        self.present = {i: (peer, host) for i, (peer, host) in self.present.items() if _open(peer)}
+      told = set(self.present)
+      _tell([peer for peer, _ in self.present.values()], problem)
+      deadline = time.monotonic() + LINGER
+      late = problem is not None and problem['kind'] == 'input'
+      while late and len(told) < self.cluster.num_processes and time.monotonic() < deadline:
+        peer, report = _hear(listener)
+        if report:
+          told.add(report['process_id'])
+          _tell([peer], problem)
+
+  def accept(self, listener: socket.socket) -> dict[str, str] | None:
+    """Takes one report, if there is one; returns what is wrong with it, after telling its sender."""
+    peer, report = _hear(listener)
+    if not report:
+      return None
+    i, n, host = report['process_id'], report['num_processes'], report['host']
+    text = None
+    if n != self.cluster.num_processes:
+      text = (
+        f'processes disagree on their number: process {i} on {host} has --num_processes={n}, '
+        f'process 0 has --num_processes={self.cluster.num_processes}'
+      )
+    elif i in self.present and _open(self.present[i][0]):
+      text = f'process id {i} was given twice, on {self.present[i][1]} and on {host}; each --process_id must be unique'
+    if text is None:
+      self.present[i] = (peer, host)
+      return None
+    problem = {'kind': 'input', 'text': text}
+    _tell([peer], problem)
+    return problem
+
+  def missing(self) -> dict[str, str]:
+    ids = [i for i in range(self.cluster.num_processes) if i not in self.present]
+    hosts = self.cluster.hosts
+    names = ', '.join(f'{i} ({hosts[i]})' if hosts else str(i) for i in ids)
+    reported = ', '.join(f'{i} on {host}' for i, (_, host) in sorted(self.present.items()))
+    text = (
+      f'missing after {self.timeout:g} s: process {names} of {self.cluster.num_processes}, which did not report to '
+      f'{self.cluster.coordinator} (reported: {reported}); see the output of what is missing, and start all again'
+    )
+    return {'kind': 'run', 'text': text}
+
+
+def _report(cluster: clusters.Cluster, host: str, port: int, timeout: float) -> Exception | None:
+  """Every process's side: reports and waits for the verdict; the error to raise, if any."""
+  report = {
+    'protocol': PROTOCOL,
+    'process_id': cluster.process_id,
+    'num_processes': cluster.num_processes,
+    'host': socket.gethostname(),
+  }
+  deadline = time.monotonic() + timeout
+  reason = 'no answer'
+  while time.monotonic() < deadline:
+    try:
+      with socket.create_connection((host, port), timeout=max(deadline - time.monotonic(), POLL)) as peer:
+        peer.sendall(json.dumps(report).encode() + b'\n')
+        verdict = _line(peer, timeout + LINGER)
+        if verdict:
+          problem = verdict['problem']
+          kinds = {'input': errors.InputError, 'run': errors.RunError}
+          return kinds[problem['kind']](problem['text']) if problem else None
+        reason = 'what listens there is no process 0 that waits for others: a run that goes on, or another program'
+    except OSError as error:
+      reason = error.strerror or str(error)
+    time.sleep(POLL)
+  who = 'this process itself' if cluster.process_id == 0 else 'process 0'
+  return errors.RunError(
+    f'missing after {timeout:g} s: {who} could not be reached at {cluster.coordinator} ({reason}); '
+    '--coordinator must name the machine of process 0 and a port that the others can reach'
+  )
+
+
+def _hear(listener: socket.socket) -> tuple[socket.socket | None, dict[str, Any] | None]:
+  """The next connection and its report; no report when nobody, or a stranger, connects."""
+  try:
+    peer, _ = listener.accept()
+  except TimeoutError:
+    return None, None
+  report = _line(peer, 2.0)
+  if report is None:
+    peer.close()
+  return peer, report
+
+
+def _line(peer: socket.socket, timeout: float) -> dict[str, Any] | None:
+  """One JSON line of our protocol; None if what comes within `timeout` seconds is anything else."""
+  received = b''
+  deadline = time.monotonic() + timeout
+  try:
+    while not received.endswith(b'\n') and len(received) < 2**16:
+      peer.settimeout(max(deadline - time.monotonic(), 0.01))
+      part = peer.recv(4096)
+      if not part:
+        return None
+      received += part
+    message = json.loads(received)
+  except (OSError, ValueError):
+    return None
+  return message if isinstance(message, dict) and message.get('protocol') == PROTOCOL else None
+
+
+def _tell(peers: list[socket.socket], problem: dict[str, str] | None) -> None:
+  """Sends the verdict, then waits for each to hang up first: who hangs up first keeps its port busy for a while."""
+  for peer in peers:
+    with contextlib.suppress(OSError):
+      peer.settimeout(2.0)
+      peer.sendall(json.dumps({'protocol': PROTOCOL, 'problem': problem}).encode() + b'\n')
+  for peer in peers:
+    with peer, contextlib.suppress(OSError):
+      peer.recv(1)
+
+
+def _open(peer: socket.socket) -> bool:
+  """Whether the other side still waits."""
+  try:
+    peer.setblocking(False)
+    return peer.recv(1, socket.MSG_PEEK) != b''
+  except BlockingIOError:
+    return True
+  except OSError:
+    return False
