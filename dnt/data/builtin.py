@@ -1,0 +1,58 @@
+"""Sources that need no files: scikit-learn's digits, and synthetic pictures."""
+
+import functools
+
+import ml_collections
+import numpy as np
+
+from dnt.data import examples, order
+
+DIGITS_TEST_FRACTION = 0.2
+SYNTHETIC_SIZE = 32  # pixels a side, unless config.data.image_size says otherwise
+
+
+def digits(where: str, config: ml_collections.ConfigDict, seed: int) -> examples.Splits:
+  """scikit-learn's 1797 handwritten digits, [8, 8, 1], split 80/20 class by class.
+
+  Its values 0 to 16 are scaled to 0 to 255.
+  """
+  del where, config
+
+  def read(split):
+    from sklearn import datasets
+
+    digits = datasets.load_digits()
+    images = np.round(digits.images[..., None] * (255 / 16)).astype(np.uint8)
+    train, test = order.stratified(digits.target, DIGITS_TEST_FRACTION, seed)
+    chosen = {'train': train, 'test': test}[split]
+    names = tuple(str(name) for name in digits.target_names)
+    return examples.in_memory('digits', split, images[chosen], digits.target[chosen], names)
+
+  return {split: functools.partial(read, split) for split in ('train', 'test')}
+
+
+def synthetic(where: str, config: ml_collections.ConfigDict, seed: int) -> examples.Splits:
+  """Pictures that a network can learn: a smooth pattern a class plus noise, [S, S, 3].
+
+  Example i depends on (seed, split, i) alone; labels go round the classes.
+  """
+  del where
+  size = config.image_size or SYNTHETIC_SIZE
+  classes, count = config.synthetic_classes, config.synthetic_examples
+
+  def read(split):
+    coarse = order.generator(seed, order.PICTURES).uniform(48, 208, (classes, 4, 4, 3))
+    # Bilinear from 4x4 to the full size: smooth, so that a crop or a flip leaves the class recognizable.
+    at = np.linspace(0, 3, size)
+    weights = np.maximum(0, 1 - np.abs(at[:, None] - np.arange(4)))
+    patterns = np.einsum('yi,xj,kijc->kyxc', weights, weights, coarse).astype(np.int16)
+    labels = np.arange(count) % classes
+    images = np.empty((count, size, size, 3), np.uint8)
+    stream = {'train': 1, 'test': 2}[split]
+    for index, label in enumerate(labels):
+      noise = order.generator(seed, order.PICTURES, stream, index).integers(-48, 48, (size, size, 3), np.int16)
+      images[index] = patterns[label] + noise
+    names = tuple(f'class{label}' for label in range(classes))
+    return examples.in_memory('synthetic', split, images, labels, names)
+
+  return {split: functools.partial(read, split) for split in ('train', 'test')}

@@ -1,0 +1,80 @@
+"""IDX files: MNIST, Fashion-MNIST and their kin (format: the end of http://yann.lecun.com/exdb/mnist/)."""
+
+import functools
+import gzip
+import math
+import pathlib
+import zlib
+
+import ml_collections
+import numpy as np
+
+from dnt import errors
+from dnt.data import examples
+
+FILES = {'train': 'train', 'test': 't10k'}
+UINT8 = 0x08  # the type code in the magic number; no such set uses another
+
+
+def idx(where: str, config: ml_collections.ConfigDict, seed: int) -> examples.Splits:
+  """Gray pictures, [H, W, 1], from `train-` and `t10k-` `images-idx3-ubyte` and `labels-idx1-ubyte`, gzipped or not.
+
+  The files name no classes, so a class is named by its number.
+
+  Args:
+    where: the folder with the four files.
+
+  Raises:
+    errors.InputError: a file is missing, is no IDX file or has another size than its header says.
+  """
+  del config, seed
+  folder = pathlib.Path(where).expanduser()
+  files = {
+    split: (_find(folder, prefix, 'images', 3), _find(folder, prefix, 'labels', 1)) for split, prefix in FILES.items()
+  }
+
+  def read(split):
+    images, labels = _read(files[split][0], 3), _read(files[split][1], 1)
+    if len(images) != len(labels):
+      raise errors.InputError(f'{files[split][0]} holds {len(images)} pictures, {files[split][1]} {len(labels)} labels')
+    classes = int(_read(files['train'][1], 1).max()) + 1
+    if labels.max() >= classes:
+      raise errors.InputError(f'{files[split][1]} holds label {labels.max()}; the training labels end at {classes - 1}')
+    names = tuple(str(label) for label in range(classes))
+    return examples.in_memory(f'idx:{where}', split, images[..., None], labels, names)
+
+  return {split: functools.partial(read, split) for split in FILES}
+
+
+def _find(folder: pathlib.Path, prefix: str, what: str, dimensions: int) -> pathlib.Path:
+  name = f'{prefix}-{what}-idx{dimensions}-ubyte'
+  spellings = (name, name.replace('-idx', '.idx'))
+  candidates = [folder / (spelling + suffix) for spelling in spellings for suffix in ('', '.gz')]
+  found = next((path for path in candidates if path.is_file()), None)
+  if found is None:
+    state = 'has no' if folder.is_dir() else 'does not exist; expected there:'
+    wanted = ', '.join(f'{p}-{w}' for p in FILES.values() for w in ('images-idx3-ubyte', 'labels-idx1-ubyte'))
+    raise errors.InputError(f'{folder} {state} {name}[.gz]; an idx folder holds {wanted}, each with or without .gz')
+  return found
+
+
+def _read(path: pathlib.Path, dimensions: int) -> np.ndarray:
+  """The uint8 array of an IDX file with that many dimensions."""
+  try:
+    data = gzip.decompress(path.read_bytes()) if path.suffix == '.gz' else path.read_bytes()
+  except (OSError, EOFError, zlib.error) as error:
+    raise errors.InputError(f'{path} cannot be unpacked ({error}); fetch it again') from error
+  header = 4 + 4 * dimensions
+  magic = bytes((0, 0, UINT8, dimensions))
+  if data[:4] != magic or len(data) < header:
+    raise errors.InputError(
+      f'{path} is no IDX file of bytes in {dimensions} dimensions: it starts with '
+      f'{data[:4].hex() or "nothing"}, expected {magic.hex()}'
+    )
+  shape = tuple(int(size) for size in np.frombuffer(data, '>u4', dimensions, 4))
+  expected = header + math.prod(shape)
+  if len(data) != expected:
+    raise errors.InputError(f'{path} holds {len(data)} bytes, its header says {expected} ({shape}); fetch it again')
+  if not shape[0]:
+    raise errors.InputError(f'{path} holds no examples')
+  return np.frombuffer(data, np.uint8, offset=header).reshape(shape)

@@ -1,0 +1,111 @@
+"""Pictures on the host: decoding, and the geometry that ends in one size; NumPy arrays in, NumPy arrays out.
+
+A transform is `f(picture, generator, ...) -> picture`, uint8 [h, w, C] with C of 1 or 3: every random draw comes from
+the NumPy generator it is handed. Resizing is Pillow's bilinear filter, which averages when it shrinks, as torchvision's.
+"""
+
+import io
+import math
+from typing import Any
+
+import numpy as np
+
+from dnt import errors
+
+RATIOS = (3 / 4, 4 / 3)  # of width to height, that a random crop may have
+TRIES = 10
+
+
+def decode(source: Any, name: str) -> np.ndarray:
+  """Reads an encoded picture as uint8 [h, w, 3]; gray ones get three equal channels.
+
+  Args:
+    source: a path, or the bytes of the file.
+    name: what to call it in a message.
+
+  Raises:
+    errors.InputError: it is truncated, damaged, no picture, or holds more than 8 bits a channel.
+  """
+  from PIL import Image
+
+  try:
+    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+      image.load()
+      mode = image.mode
+      if mode[0] not in 'IF':
+        return np.asarray(image.convert('RGB'))
+  except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    raise errors.InputError(f'cannot read the picture {name} ({error}); replace or remove it') from error
+  raise errors.InputError(f'the picture {name} holds more than 8 bits a channel (mode {mode}); convert it to 8 bits')
+
+
+def _image(picture: np.ndarray) -> Any:
+  from PIL import Image
+
+  return Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture)
+
+
+def _array(image: Any) -> np.ndarray:
+  array = np.asarray(image)
+  return array[..., None] if array.ndim == 2 else array
+
+
+def resize(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+  """Resizes to (height, width), uint8 [height, width, C], whatever that does to the proportions."""
+  from PIL import Image
+
+  if picture.shape[:2] == size:
+    return picture
+  return _array(_image(picture).resize(size[::-1], Image.Resampling.BILINEAR))
+
+
+def squash(picture: np.ndarray, generator: np.random.Generator | None, size: tuple[int, int]) -> np.ndarray:
+  """The whole picture at (height, width); draws nothing."""
+  del generator
+  return resize(picture, size)
+
+
+def crop_box(height: int, width: int, generator: np.random.Generator, min_area: float) -> tuple[int, int, int, int]:
+  """The (top, left, height, width) of a random crop, as torchvision's RandomResizedCrop.get_params.
+
+  The area is uniform in [min_area, 1] of the picture's, the ratio log-uniform in `RATIOS`; after `TRIES` boxes that
+  do not fit, the largest centered box with a ratio in `RATIOS`.
+  """
+  for _ in range(TRIES):
+    area = height * width * generator.uniform(min_area, 1)
+    ratio = math.exp(generator.uniform(*np.log(RATIOS)))
+    w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+    if 0 < w <= width and 0 < h <= height:
+      return int(generator.integers(height - h + 1)), int(generator.integers(width - w + 1)), h, w
+  h, w = height, width
+  if width / height < RATIOS[0]:
+    h = round(w / RATIOS[0])
+  elif width / height > RATIOS[1]:
+    w = round(h * RATIOS[1])
+  return (height - h) // 2, (width - w) // 2, h, w
+
+
+def random_resized_crop(
+  picture: np.ndarray, generator: np.random.Generator, size: tuple[int, int], min_area: float
+) -> np.ndarray:
+  """A random part of the picture at (height, width) (Szegedy et al. 2014; see `crop_box`)."""
+  top, left, h, w = crop_box(*picture.shape[:2], generator, min_area)
+  return resize(picture[top : top + h, left : left + w], size)
+
+
+def resize_center_crop(
+  picture: np.ndarray, generator: np.random.Generator | None, size: tuple[int, int], share: float
+) -> np.ndarray:
+  """The center of the picture at (height, width); draws nothing.
+
+  The picture is first resized, in its proportions, so that `size` is `share` of it along the side that fits least: for
+  a square size this is torchvision's Resize(size / share) and CenterCrop(size).
+  """
+  del generator
+  height, width = picture.shape[:2]
+  target = [math.floor(side / share) for side in size]
+  scale = max(target[0] / height, target[1] / width)
+  # The fitting side exactly, the other one rounded down, as torchvision.
+  h, w = (max(math.floor(side * scale + 1e-6), least) for side, least in zip((height, width), target, strict=True))
+  top, left = round((h - size[0]) / 2), round((w - size[1]) / 2)
+  return resize(picture, (h, w))[top : top + size[0], left : left + size[1]]

@@ -1,0 +1,182 @@
+"""From examples to batches on the mesh: where the pictures live, at what size, in what order.
+
+The order of examples and every random draw are functions of (seed, epoch, position): place p = step * batch_size + row
+of the run is position p % N of epoch p // N. Batches run through the ends of epochs and no example is dropped.
+"""
+
+import functools
+from concurrent import futures
+from typing import Any, Protocol
+
+import jax
+import ml_collections
+import numpy as np
+from jax.sharding import Mesh
+
+from dnt import errors
+from dnt.data import examples, images, resident, stream
+
+# Decoded pictures of a split up to so many bytes live on the device (and, before that, in memory).
+RESIDENT_BYTES = 2**30
+
+Batch = dict[str, jax.Array]
+
+
+class Feed(Protocol):
+  """Batches by step, on the mesh.
+
+  A program takes `arrays(step, count)` for up to `max_steps(step)` steps from `step` on, hands them to the jitted
+  function, and calls `batch_at(arrays, step)` inside it: a pure function. Batches hold `image` uint8 [B, H, W, C] and
+  `label` int32 [B]; in training also `epoch` and `position` in it, int32 [B]; in evaluation `mask`, bool [B], False on
+  the rows that fill up the last batch. An evaluation feed also has `steps`, the batches of one pass.
+  """
+
+  def arrays(self, step: int, count: int) -> Any: ...
+
+  def batch_at(self, arrays: Any, step: jax.Array) -> Batch: ...
+
+  def max_steps(self, step: int) -> int: ...
+
+  def close(self) -> None: ...
+
+
+def image_shape(config: ml_collections.ConfigDict, source: examples.Examples) -> tuple[int, int, int]:
+  """(H, W, C) of the pictures in a batch.
+
+  Raises:
+    errors.InputError: the pictures differ in size and `image_size` is not set.
+  """
+  height, width, channels = source.shape
+  if config.image_size:
+    return config.image_size, config.image_size, channels
+  if height is None or width is None:
+    raise errors.InputError(f'the pictures of {source.name} differ in size; set config.data.image_size, such as 224')
+  return height, width, channels
+
+
+def fits_device(config: ml_collections.ConfigDict, count: int, shape: examples.Shape) -> bool:
+  """Whether `config.placement` puts pictures of that number and shape on the device.
+
+  Args:
+    config: the `data` section of the config.
+    count: pictures of the split.
+    shape: their (H, W, C) as the source has them.
+
+  Raises:
+    errors.InputError: placement='device' for pictures that cannot live there.
+  """
+  if config.placement == 'stream':
+    return False
+  reason = None
+  if None in shape:
+    reason = 'its pictures differ in size'
+  elif config.augment == 'resized_crop_flip':
+    reason = "config.data.augment='resized_crop_flip' crops on the host"
+  if config.placement == 'device':
+    if reason:
+      raise errors.InputError(
+        f"config.data.placement='device' is impossible for {config.source}: {reason}; use 'auto' or 'stream'"
+      )
+    return True
+  if reason:
+    return False
+  height, width = (config.image_size,) * 2 if config.image_size else shape[:2]
+  return count * height * width * shape[2] <= RESIDENT_BYTES
+
+
+def _resident_images(config: ml_collections.ConfigDict, source: examples.Examples) -> np.ndarray | None:
+  """uint8 [N, H, W, C] at the size of `image_shape` when the split is to live on the device."""
+  if not fits_device(config, len(source), source.shape) or source.images is None:
+    return None
+  size = image_shape(config, source)[:2]
+  if size == source.images.shape[1:3]:
+    return source.images
+  with futures.ThreadPoolExecutor() as pool:
+    return np.stack(list(pool.map(functools.partial(images.resize, size=size), source.images)))
+
+
+def _transform(config: ml_collections.ConfigDict, size: tuple[int, int], train: bool) -> stream.Transform:
+  """What brings a picture to (height, width) on the host."""
+  if config.augment != 'resized_crop_flip':
+    return functools.partial(images.squash, size=size)
+  if train:
+    return functools.partial(images.random_resized_crop, size=size, min_area=config.resized_crop_min_area)
+  return functools.partial(images.resize_center_crop, size=size, share=config.eval_crop)
+
+
+def make_train_feed(config: ml_collections.ConfigDict, source: examples.Examples, mesh: Mesh) -> Feed:
+  """Endless shuffled batches of `config.train.batch_size`, a function of (config.seed, step).
+
+  Args:
+    config: the whole config.
+    source: the training split.
+    mesh: whose devices share each batch.
+
+  Raises:
+    errors.InputError: placement or size do not suit the pictures.
+  """
+  shape = image_shape(config.data, source)
+  resident_images = _resident_images(config.data, source)
+  if resident_images is not None:
+    return resident.TrainFeed(resident_images, source.labels, config.seed, config.train.batch_size, mesh)
+  transform = _transform(config.data, shape[:2], train=True)
+  return stream.TrainFeed(source, transform, config.seed, config.train.batch_size, mesh, config.data.workers)
+
+
+def make_eval_feed(config: ml_collections.ConfigDict, source: examples.Examples, mesh: Mesh) -> Any:
+  """One pass over a split in batches of `config.eval.batch_size`: a `Feed` with `steps`, its number of batches.
+
+  Raises:
+    errors.InputError: placement or size do not suit the pictures.
+  """
+  shape = image_shape(config.data, source)
+  resident_images = _resident_images(config.data, source)
+  if resident_images is not None:
+    return resident.EvalFeed(resident_images, source.labels, config.eval.batch_size, mesh)
+  transform = _transform(config.data, shape[:2], train=False)
+  return stream.EvalFeed(source, transform, shape, config.eval.batch_size, mesh, config.data.workers)
+
+
+def statistics(
+  config: ml_collections.ConfigDict, source: examples.Examples
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+  """Mean and standard deviation per channel in [0, 1]: those of the config, or measured on the pictures as they are.
+
+  Measured exactly: integer sums over all pixels, then float64.
+
+  Args:
+    config: the `data` section of the config.
+    source: the training split.
+
+  Raises:
+    errors.InputError: nothing to measure on (the pictures are not in memory), or numbers that do not suit the pictures.
+  """
+  channels = source.shape[2]
+  mean, std = tuple(config.mean), tuple(config.std)
+  if bool(mean) != bool(std):
+    raise errors.InputError('config.data.mean and config.data.std must be given together, or neither')
+  if mean:
+    for name, value in (('mean', mean), ('std', std)):
+      if len(value) != channels:
+        raise errors.InputError(f'config.data.{name}={value} must hold {channels} numbers, one a channel')
+    if min(std) <= 0:
+      raise errors.InputError(f'config.data.std={std} must be above 0')
+    return mean, std
+  if source.images is None:
+    raise errors.InputError(
+      f'{source.name} is streamed and not measured: set config.data.mean and config.data.std, '
+      "such as ImageNet's (0.485, 0.456, 0.406) and (0.229, 0.224, 0.225)"
+    )
+  counts = np.zeros((channels, 256), np.int64)
+  for start in range(0, len(source), 4096):
+    part = source.images[start : start + 4096]
+    for channel in range(channels):
+      counts[channel] += np.bincount(part[..., channel].reshape(-1), minlength=256)
+  values, total = np.arange(256), counts.sum(1)
+  first, second = counts @ values, counts @ values**2
+  mean = first / total
+  # total * second - first^2 in Python integers: it overflows int64, and rounds in float64.
+  variance = [(int(n) * int(s) - int(f) ** 2) / int(n) ** 2 for n, s, f in zip(total, second, first, strict=True)]
+  if min(variance) <= 0:
+    raise errors.InputError(f'a channel of {source.name} is constant; set config.data.mean and config.data.std')
+  return tuple((mean / 255).tolist()), tuple((np.sqrt(variance) / 255).tolist())

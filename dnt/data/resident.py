@@ -1,0 +1,78 @@
+"""Feeds of a split that lives on the device: uint8 on every device, batches gathered inside the jitted program."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from dnt.data import order
+from dnt.parallel import mesh as meshes
+
+Arrays = dict[str, Any]
+
+
+def _place(images: np.ndarray, labels: np.ndarray, mesh: Mesh) -> Arrays:
+  return meshes.place({'image': images, 'label': labels}, meshes.replicated(mesh))
+
+
+class TrainFeed:
+  """Batches of an endless run through shuffled epochs; see `pipeline.make_train_feed`."""
+
+  def __init__(self, images: np.ndarray, labels: np.ndarray, seed: int, batch_size: int, mesh: Mesh):
+    self._seed, self._batch_size, self._mesh, self._count = seed, batch_size, mesh, len(labels)
+    # Enough epochs of order for one batch that starts at the last example of the first; two, but for tiny sets.
+    self._epochs = max(2, -(-(self._count - 1 + batch_size) // self._count))
+    self._data = _place(images, labels, mesh)
+    self._epoch, self._order = -1, None
+
+  def max_steps(self, step: int) -> int:
+    first = step * self._batch_size % self._count
+    return (self._epochs * self._count - first) // self._batch_size
+
+  def arrays(self, step: int, count: int) -> Arrays:
+    if not 1 <= count <= self.max_steps(step):
+      raise ValueError(f'steps {step} to {step + count} need more than {self._epochs} epochs of order')
+    epoch, first = divmod(step * self._batch_size, self._count)
+    if epoch != self._epoch:
+      orders = [order.order(self._seed, e, self._count) for e in range(epoch, epoch + self._epochs)]
+      self._epoch, self._order = epoch, meshes.place(np.concatenate(orders), meshes.replicated(self._mesh))
+    window = meshes.place(np.array([step, epoch, first], np.int32), meshes.replicated(self._mesh))
+    return self._data | {'order': self._order, 'window': window}
+
+  def batch_at(self, arrays: Arrays, step: jax.Array) -> dict[str, jax.Array]:
+    start, epoch, first = arrays['window']
+    # Counted from the first epoch of the window: the place in the whole run would overflow int32.
+    place = (step - start) * self._batch_size + first + jnp.arange(self._batch_size)
+    place = meshes.constrain_batch(place, self._mesh)
+    index = arrays['order'].at[place].get(mode='promise_in_bounds')
+    batch = {name: arrays[name].at[index].get(mode='promise_in_bounds') for name in ('image', 'label')}
+    return batch | {'epoch': epoch + place // self._count, 'position': place % self._count}
+
+  def close(self) -> None:
+    self._data = self._order = None
+
+
+class EvalFeed:
+  """Batches of one pass in the order of the split; see `pipeline.make_eval_feed`."""
+
+  def __init__(self, images: np.ndarray, labels: np.ndarray, batch_size: int, mesh: Mesh):
+    self._batch_size, self._mesh, self._count = batch_size, mesh, len(labels)
+    self._data = _place(images, labels, mesh)
+    self.steps = -(-self._count // batch_size)
+
+  def max_steps(self, step: int) -> int:
+    return self.steps - step
+
+  def arrays(self, step: int, count: int) -> Arrays:
+    del step, count
+    return self._data
+
+  def batch_at(self, arrays: Arrays, step: jax.Array) -> dict[str, jax.Array]:
+    place = meshes.constrain_batch(step * self._batch_size + jnp.arange(self._batch_size), self._mesh)
+    batch = {name: arrays[name].at[place].get(mode='fill', fill_value=0) for name in ('image', 'label')}
+    return batch | {'mask': place < self._count}
+
+  def close(self) -> None:
+    self._data = None

@@ -1,0 +1,60 @@
+"""Slices of splits, as TFDS writes them: 'train', 'train[:98%]', 'train[5000:]', 'train[-10%:]'."""
+
+import re
+from typing import NamedTuple
+
+from dnt import errors
+
+PATTERN = re.compile(
+  r'(?P<name>[\w.-]+)(?P<slice>\[(?:(?P<start>-?[\d.]+)(?P<start_unit>%)?)?:(?:(?P<stop>-?[\d.]+)(?P<stop_unit>%)?)?\])?'
+)
+
+
+class Slice(NamedTuple):
+  """A part of a split: its name, bounds (None: open) and whether they are percents."""
+
+  text: str
+  name: str
+  start: float | None
+  stop: float | None
+  percent: bool
+
+  def bounds(self, count: int) -> tuple[int, int]:
+    """First and one past the last example, for a split of `count` examples.
+
+    Percents are rounded to the nearest example, halves to even, as in TFDS; negative bounds count from the end.
+
+    Raises:
+      errors.InputError: a bound lies beyond the split, or nothing is left.
+    """
+
+    def absolute(bound: float | None, open_end: int) -> int:
+      if bound is None:
+        return open_end
+      bound = round(bound * count / 100) if self.percent else bound
+      if abs(bound) > count:
+        raise errors.InputError(f'split {self.text!r} reaches beyond the {count} examples of {self.name!r}')
+      return bound + count if bound < 0 else bound
+
+    start, stop = absolute(self.start, 0), absolute(self.stop, count)
+    if start >= stop:
+      raise errors.InputError(f'split {self.text!r} holds no examples: {self.name!r} has {count}')
+    return start, stop
+
+
+def parse(text: str) -> Slice:
+  """Reads a split's name and slice; a unit on one bound holds for both, as in TFDS.
+
+  Raises:
+    errors.InputError: not of that form.
+  """
+  match = PATTERN.fullmatch(text)
+  try:
+    percent = bool(match['start_unit'] or match['stop_unit'])
+    start, stop = ((float if percent else int)(match[key]) if match[key] else None for key in ('start', 'stop'))
+    if match['slice'] == '[:]':
+      raise ValueError
+  except (TypeError, ValueError):  # no match, or a bound that is not a number
+    form = "'train', 'train[:98%]', 'train[5000:]' or 'train[-10%:]'"
+    raise errors.InputError(f'split {text!r} is not of the form {form}') from None
+  return Slice(text, match['name'], start, stop, percent)

@@ -1,0 +1,229 @@
+"""Feeds that read and decode while the run goes on: grain worker processes, each process its own rows of a batch.
+
+A batch is a function of its step alone, so a run goes on from its step and no iterator state is saved.
+"""
+
+import dataclasses
+import functools
+import multiprocessing.connection
+import os
+import signal
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from dnt.data import examples, order
+from dnt.parallel import mesh as meshes
+
+Transform = Callable[[np.ndarray, np.random.Generator | None], np.ndarray]
+
+THREADS = 4  # that read ahead in the main process, when there are no workers
+AHEAD = 2  # finished batches that wait in each worker
+
+# Grain walks an endless run as a range; this is its end.
+ENDLESS = 2**62
+
+# Workers ask for the same few epochs over and over; an order of ImageNet takes 5 MB and 0.1 s.
+_order = functools.lru_cache(maxsize=4)(order.order)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Reader:
+  """Reads one row of one batch; sent to the workers.
+
+  Attributes:
+    examples: where the pictures come from.
+    transform: brings a picture to the one size, given the random numbers of its place; uint8 in, uint8 out.
+    batch_size: rows of a batch over all processes.
+    rows: those that this process reads.
+  """
+
+  examples: examples.Examples
+  transform: Transform
+  batch_size: int
+  rows: range
+
+  def place(self, index: int) -> int:
+    """From the count of rows this process reads to the place in the whole run."""
+    step, row = divmod(index, len(self.rows))
+    return step * self.batch_size + self.rows[row]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainReader(_Reader):
+  """Endless shuffled epochs."""
+
+  seed: int
+
+  def __call__(self, index: int) -> dict[str, np.ndarray]:
+    epoch, position = divmod(self.place(index), len(self.examples))
+    picture, label = self.examples[_order(self.seed, epoch, len(self.examples))[position]]
+    generator = order.generator(self.seed, order.CROP, epoch, position)
+    return {'image': self.transform(picture, generator), 'label': np.int32(label)}
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalReader(_Reader):
+  """One pass in order; zeros beyond the end."""
+
+  shape: tuple[int, int, int]
+
+  def __call__(self, index: int) -> dict[str, np.ndarray]:
+    place = self.place(index)
+    if place >= len(self.examples):
+      return {'image': np.zeros(self.shape, np.uint8), 'label': np.int32(0)}
+    picture, label = self.examples[place]
+    return {'image': self.transform(picture, None), 'label': np.int32(label)}
+
+
+class Batches:
+  """This process' rows of each batch, read ahead by `workers` processes (0: by threads of this one).
+
+  Args:
+    reader: `index -> row`.
+    steps: batches before it starts again; None: endless.
+    workers: processes.
+  """
+
+  def __init__(self, reader: TrainReader | EvalReader, steps: int | None, workers: int):
+    self._reader, self._steps, self._workers = reader, steps, workers
+    self._iterator, self._next = None, None
+
+  def at(self, step: int) -> dict[str, np.ndarray]:
+    """The batch of a step: image uint8 [b, H, W, C], label int32 [b]; quickest when steps follow each other.
+
+    Raises:
+      errors.InputError: a picture that cannot be read; workers are ended.
+    """
+    if step != self._next:
+      self.close()
+      self._iterator = self._open(step)
+    try:
+      batch = next(self._iterator)
+    except BaseException:
+      self.close()
+      raise
+    self._next = step + 1 if self._steps is None else (step + 1) % self._steps
+    return batch
+
+  def close(self) -> None:
+    """Ends the workers."""
+    if self._iterator is not None:
+      self._iterator.close()
+    self._iterator, self._next = None, None
+
+  def _open(self, step: int) -> Any:
+    import grain
+    from absl import flags
+
+    # Grain's workers read absl flags, which a program that does not use absl never parses.
+    if not flags.FLAGS.is_parsed():
+      flags.FLAGS.mark_as_parsed()
+    rows = len(self._reader.rows)
+    if self._steps is None:
+      data = grain.MapDataset.range(step * rows, ENDLESS)
+    else:  # around and around, so that the workers of an evaluation live until the next one
+      data = grain.MapDataset.range(self._steps * rows).repeat().slice(slice(step * rows, None))
+    threads = 0 if self._workers else THREADS
+    return iter(
+      data.map(self._reader)
+      .batch(rows)
+      .to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads))
+      .mp_prefetch(
+        grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=AHEAD),
+        worker_init_fn=_start_worker,
+      )
+    )
+
+
+def _start_worker(index: int, count: int) -> None:
+  """Leaves Ctrl-C and SIGTERM to the main process, which stops in order, and ends with it when it is killed."""
+  del index, count
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
+  signal.signal(signal.SIGTERM, signal.SIG_IGN)
+  parent = multiprocessing.parent_process()
+
+  def watch():
+    multiprocessing.connection.wait([parent.sentinel])
+    os._exit(1)
+
+  threading.Thread(target=watch, daemon=True).start()
+
+
+def local_rows(batch_size: int, mesh: Mesh) -> range:
+  """The rows of a batch that lie on this process' devices; the mesh keeps them contiguous."""
+  slices = meshes.batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
+  bounds = [index[0].indices(batch_size)[:2] for index in slices]
+  return range(min(start for start, _ in bounds), max(stop for _, stop in bounds))
+
+
+class _Feed:
+  """What both feeds share: one step an array, put on the devices of the mesh."""
+
+  def __init__(self, batches: Batches, rows: range, batch_size: int, mesh: Mesh):
+    self._batches, self._rows, self._batch_size = batches, rows, batch_size
+    self._sharding = meshes.batch_sharding(mesh)
+
+  def _put(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    def put(value):
+      return jax.make_array_from_process_local_data(self._sharding, value, (self._batch_size, *value.shape[1:]))
+
+    return {name: put(np.asarray(value)) for name, value in batch.items()}
+
+  def _places(self, step: int) -> np.ndarray:
+    return step * self._batch_size + np.arange(self._rows.start, self._rows.stop)
+
+  def max_steps(self, step: int) -> int:
+    del step
+    return 1
+
+  def batch_at(self, arrays: dict[str, jax.Array], step: jax.Array) -> dict[str, jax.Array]:
+    del step
+    return arrays
+
+  def close(self) -> None:
+    self._batches.close()
+
+
+class TrainFeed(_Feed):
+  """Batches of an endless run through shuffled epochs; see `pipeline.make_train_feed`."""
+
+  def __init__(
+    self, source: examples.Examples, transform: Transform, seed: int, batch_size: int, mesh: Mesh, workers: int
+  ):
+    rows = local_rows(batch_size, mesh)
+    reader = TrainReader(source, transform, batch_size, rows, seed)
+    super().__init__(Batches(reader, None, workers), rows, batch_size, mesh)
+    self._count = len(source)
+
+  def arrays(self, step: int, count: int) -> dict[str, jax.Array]:
+    del count
+    epoch, position = (part.astype(np.int32) for part in np.divmod(self._places(step), self._count))
+    return self._put(self._batches.at(step) | {'epoch': epoch, 'position': position})
+
+
+class EvalFeed(_Feed):
+  """Batches of one pass in the order of the split; see `pipeline.make_eval_feed`."""
+
+  def __init__(
+    self,
+    source: examples.Examples,
+    transform: Transform,
+    shape: tuple[int, int, int],
+    batch_size: int,
+    mesh: Mesh,
+    workers: int,
+  ):
+    rows = local_rows(batch_size, mesh)
+    self.steps = -(-len(source) // batch_size)
+    reader = EvalReader(source, transform, batch_size, rows, shape)
+    super().__init__(Batches(reader, self.steps, workers), rows, batch_size, mesh)
+    self._count = len(source)
+
+  def arrays(self, step: int, count: int) -> dict[str, jax.Array]:
+    del count
+    return self._put(self._batches.at(step) | {'mask': self._places(step) < self._count})
