@@ -1,14 +1,29 @@
 """Sources that need no files: scikit-learn's digits, and synthetic pictures."""
 
 import functools
+import gzip
+import importlib.util
+import pathlib
 
 import ml_collections
 import numpy as np
 
+from dnt import errors
 from dnt.data import examples, order
 
 DIGITS_TEST_FRACTION = 0.2
 SYNTHETIC_SIZE = 32  # pixels a side, unless config.data.image_size says otherwise
+
+
+def _read_digits() -> tuple[np.ndarray, np.ndarray]:
+  """Pictures uint8 [1797, 8, 8, 1] and labels int64 [1797], in the order of `sklearn.datasets.load_digits`."""
+  # Importing scikit-learn costs two seconds at every start; its file of digits is all that is wanted.
+  package = importlib.util.find_spec('sklearn')
+  if package is None:
+    raise errors.InputError("the source 'digits' is inside scikit-learn: pip install scikit-learn")
+  with gzip.open(pathlib.Path(package.origin).parent / 'datasets' / 'data' / 'digits.csv.gz', 'rt') as file:
+    rows = np.loadtxt(file, delimiter=',', dtype=np.int64)
+  return np.round(rows[:, :-1].reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8), rows[:, -1]
 
 
 def digits(where: str, config: ml_collections.ConfigDict, seed: int) -> examples.Splits:
@@ -19,14 +34,11 @@ def digits(where: str, config: ml_collections.ConfigDict, seed: int) -> examples
   del where, config
 
   def read(split):
-    from sklearn import datasets
-
-    digits = datasets.load_digits()
-    images = np.round(digits.images[..., None] * (255 / 16)).astype(np.uint8)
-    train, test = order.stratified(digits.target, DIGITS_TEST_FRACTION, seed)
+    images, labels = _read_digits()
+    train, test = order.stratified(labels, DIGITS_TEST_FRACTION, seed)
     chosen = {'train': train, 'test': test}[split]
-    names = tuple(str(name) for name in digits.target_names)
-    return examples.in_memory('digits', split, images[chosen], digits.target[chosen], names)
+    names = tuple(str(digit) for digit in range(10))
+    return examples.in_memory('digits', split, images[chosen], labels[chosen], names)
 
   return {split: functools.partial(read, split) for split in ('train', 'test')}
 

@@ -45,8 +45,6 @@ FORMATS = (
 
 
 def cifar_binary(where: str, config: ml_collections.ConfigDict, seed: int) -> examples.Splits:
-  where: str, config: ml_collections.ConfigDict, seed: int
-) -> dict[str, Callable[[], examples.Examples]]:
   """CIFAR-10, or CIFAR-100 with its fine labels, [32, 32, 3].
 
   Args:

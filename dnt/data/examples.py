@@ -8,7 +8,7 @@ import numpy as np
 
 Shape = tuple[int | None, int | None, int]
 # What a source offers: a function that reads the whole split, by its name.
-Splits = Mapping[str, Callable[[], "Examples"]]
+Splits = Mapping[str, Callable[[], 'Examples']]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Pictures on the host: decoding, and the geometry that ends in one size; NumPy arrays in, NumPy arrays out.
 
 A transform is `f(picture, generator, ...) -> picture`, uint8 [h, w, C] with C of 1 or 3: every random draw comes from
-the NumPy generator it is handed. Resizing is Pillow's bilinear filter, which averages when it shrinks, as torchvision's.
+the NumPy generator it is handed. Resizing is Pillow's bilinear filter, as torchvision's: it averages when it shrinks.
 """
 
 import io
