@@ -1,0 +1,52 @@
+"""Leaves and the depth entries they belong to: one, or one a row where a stage is scanned."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import optax
+
+from dnt import errors, trees
+from dnt.models import depth
+
+
+def names(path: str, entries: Sequence[depth.Entry]) -> tuple[str, ...]:
+  """What the leaf at `path` is called in the unrolled layout: one path, or one a row."""
+  owners = [entries[index] for index in depth.entry_index(entries, path)]
+  return tuple(entry.name + path[len(entry.path) :] for entry in owners)
+
+
+def kernel_ends(params: Any, entries: Sequence[depth.Entry]) -> tuple[int, int]:
+  """The places in the depth list of the first and the last entry that hold a kernel: stem and head.
+
+  Raises:
+    errors.InputError: when there is no kernel.
+  """
+  indices = [index for path in trees.flatten(params) if is_kernel(path) for index in depth.entry_index(entries, path)]
+  if not indices:
+    raise errors.InputError(
+      "no parameter of the model is called 'kernel', as those of dense layers and convolutions are"
+    )
+  return min(indices), max(indices)
+
+
+def is_kernel(path: str) -> bool:
+  """Whether the leaf at `path` is the kernel of a dense layer or convolution."""
+  return path.rpartition('/')[2] == 'kernel'
+
+
+def along(values: jax.Array, leaf: jax.Array) -> jax.Array:
+  """One value [], or one a row [R], shaped to multiply a leaf."""
+  return values.reshape(values.shape + (1,) * (leaf.ndim - values.ndim))
+
+
+def by_row(transformation: optax.GradientTransformation) -> optax.GradientTransformation:
+  """Makes a stateless transformation of whole leaves take each row of a scanned leaf by itself."""
+
+  def transform(update: jax.Array, param: jax.Array) -> jax.Array:
+    return transformation.update(update, optax.EmptyState(), param)[0]
+
+  def leaf(path: str, update: jax.Array, param: jax.Array) -> jax.Array:
+    return (jax.vmap(transform) if depth.is_scanned(path) else transform)(update, param)
+
+  return optax.stateless(lambda updates, params: trees.map_with_path(leaf, updates, params))

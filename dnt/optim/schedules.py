@@ -1,0 +1,101 @@
+"""The learning rate by step: a shape, with or without a warm-up before it."""
+
+import jax.numpy as jnp
+import ml_collections
+import optax
+
+from dnt import config as schema
+from dnt import errors
+
+
+def make(config: ml_collections.ConfigDict, peak: float, total_steps: int, steps_per_epoch: float) -> optax.Schedule:
+  """The learning rate as a function of the steps done before.
+
+  With t steps done, W steps of warm-up and N of the run, the shapes over t' = t - W and T = N - W are those of torch:
+
+  - constant: the peak.
+  - piecewise: `MultiStepLR`; boundaries count from the start of the run. One beyond its end is never reached, so that a
+    run can be shortened; two may fall on one step, when durations round to it.
+  - cosine: `CosineAnnealingLR(T_max=T, eta_min=final * peak)`.
+  - linear: `LinearLR(1, final, total_iters=T)`.
+  - one_cycle (Smith and Topin 2017): a cosine rise of R steps, then a cosine fall of T - R. The same as
+    `OneCycleLR(total_steps=T + 1, pct_start=(R + 1) / (T + 1))`: torch counts values, not the steps between them.
+
+  As in these, step N would be the first at the final value: the last step taken is N - 1.
+  The warm-up is linear from `warmup_start` x peak to where the shape starts (Goyal et al. 2017), or constant at
+  `warmup_start` x peak (He et al. 2015, section 4.2).
+
+  Args:
+    config: the section `schedule` of a validated config.
+    peak: the highest learning rate.
+    total_steps: steps of the run.
+    steps_per_epoch: steps in one pass over the training split.
+
+  Returns:
+    `step -> float32 scalar`; step an integer, or an integer scalar inside jit.
+
+  Raises:
+    errors.InputError: a warm-up or rise that leaves no step, or boundaries missing, falling, or inside the warm-up.
+  """
+
+  def steps(duration):
+    return schema.duration(str(duration), total_steps, steps_per_epoch)
+
+  warmup = steps(config.warmup)
+  if warmup >= total_steps:
+    raise errors.InputError(
+      f'schedule.warmup={config.warmup!r} is {warmup} steps, and the run has {total_steps}; shorten the warm-up'
+    )
+  left = total_steps - warmup
+  if config.name == 'constant':
+    shape = optax.constant_schedule(peak)
+  elif config.name == 'piecewise':
+    shape = _piecewise(peak, config.factor, [steps(b) for b in config.boundaries], warmup)
+  elif config.name == 'cosine':
+    shape = optax.cosine_decay_schedule(peak, left, config.final)
+  elif config.name == 'linear':
+    shape = optax.linear_schedule(peak, config.final * peak, left)
+  elif config.name == 'one_cycle':
+    shape = _one_cycle(peak, config, steps(config.one_cycle_rise), left)
+  else:
+    raise errors.unknown('schedule', config.name, schema.SCHEMA['schedule']['name'].choices)
+  if warmup:
+    shape = optax.join_schedules([_warmup(peak, config, warmup), shape], [warmup])
+  return lambda step: jnp.asarray(shape(step), jnp.float32)
+
+
+def _warmup(peak: float, config: ml_collections.ConfigDict, steps: int) -> optax.Schedule:
+  if config.warmup_shape == 'linear':
+    start_of_shape = config.one_cycle_start * peak if config.name == 'one_cycle' else peak
+    return optax.linear_schedule(config.warmup_start * peak, start_of_shape, steps)
+  if not config.warmup_start:
+    raise errors.InputError(
+      "schedule.warmup_shape='constant' needs schedule.warmup_start above 0: at 0 the warm-up trains nothing"
+    )
+  return optax.constant_schedule(config.warmup_start * peak)
+
+
+def _piecewise(peak: float, factor: float, boundaries: list[int], warmup: int) -> optax.Schedule:
+  if not boundaries:
+    raise errors.InputError("schedule.name='piecewise' needs schedule.boundaries, such as ('50%', '75%')")
+  if boundaries != sorted(boundaries):
+    raise errors.InputError(f'schedule.boundaries must not fall; in steps they are {boundaries}')
+  if boundaries[0] < warmup:
+    raise errors.InputError(
+      f'schedule.boundaries has step {boundaries[0]}, inside the warm-up of {warmup} steps; '
+      'move it behind the warm-up, or shorten the warm-up'
+    )
+  return optax.piecewise_constant_schedule(peak, {b - warmup: factor ** boundaries.count(b) for b in boundaries})
+
+
+def _one_cycle(peak: float, config: ml_collections.ConfigDict, rise: int, steps: int) -> optax.Schedule:
+  if rise >= steps:
+    raise errors.InputError(
+      f'schedule.one_cycle_rise={config.one_cycle_rise!r} is {rise} steps, and the run has {steps} after its warm-up; '
+      'shorten the rise'
+    )
+  fall = optax.cosine_decay_schedule(peak, steps - rise, config.final)
+  if not rise:
+    return fall
+  start = config.one_cycle_start
+  return optax.join_schedules([optax.cosine_decay_schedule(start * peak, rise, 1 / start), fall], [rise])
