@@ -57,9 +57,7 @@ class Guard:
       interrupts += number == signal.SIGINT
       if interrupts > 1:
         _say('stopped at once; the last finished checkpoint stands')
-        for child in multiprocessing.active_children():
-          child.kill()
-        os._exit(130)
+        exit_at_once(130)
       if not self._asked.is_set():
         _say('stopping after this step, with a checkpoint; Ctrl-C again stops at once')
         self._asked.set()
@@ -76,6 +74,13 @@ class Guard:
       self._agreed = self._agreed or multihost_utils.reached_preemption_sync_point(count)
       return self._agreed
     return self._asked.is_set()
+
+
+def exit_at_once(code: int) -> None:
+  """Ends this process and its workers without any clean-up, from any thread."""
+  for child in multiprocessing.active_children():
+    child.kill()
+  os._exit(code)
 
 
 def _say(text: str) -> None:
