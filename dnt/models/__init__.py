@@ -1,0 +1,115 @@
+"""The models: from a config to a network, and from a seed to its parameters."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import ml_collections
+
+from dnt import config as schema
+from dnt import errors
+from dnt.models import custom, densenet, depth, highway, mlp, parts, plain, resnet
+
+MODELS: dict[str, type[nn.Module]] = {
+  'mlp': mlp.Mlp,
+  'plain': plain.Plain,
+  'resnet': resnet.ResNet,
+  'highway': highway.Highway,
+  'densenet': densenet.DenseNet,
+}
+# Options of config.model that become the parts of any network, and those that are fields of its class.
+PARTS = (
+  'dtype',
+  'norm',
+  'norm_epsilon',
+  'norm_groups',
+  'norm_momentum',
+  'weight_standardization',
+  'activation',
+  'initializer',
+  'init_gain',
+)
+FIELDS = tuple(key for key in schema.SCHEMA['model'] if key not in ('name', 'num_classes', 'options', *PARTS))
+
+
+def make(model: ml_collections.ConfigDict, num_classes: int) -> nn.Module:
+  """The network that `config.model` asks for: `apply(variables, x, train)` gives float32 logits [B, classes].
+
+  An option at None takes the default of the class. A user's own module ('mypkg.nets:Net') gets `num_classes`,
+  `parts` (see `parts.Parts`), `scan` and `remat` where it has the field, and its `config.model.options`.
+
+  Args:
+    model: validated `config.model`.
+    num_classes: classes of the head.
+
+  Raises:
+    errors.InputError: an unknown model or user module, an option that the model does not have or cannot meet.
+  """
+  fields = {key: model[key] for key in FIELDS if model[key] != _unset(key)}
+  if ':' in model.name:
+    return _make_custom(model, num_classes, fields)
+  if model.name not in MODELS:
+    raise errors.unknown("model (or 'package.module:Class' for your own)", model.name, MODELS)
+  known = custom.field_names(MODELS[model.name])
+  for key in fields:
+    if key not in known:
+      valid = ', '.join(name for name in known if name in FIELDS)
+      raise errors.InputError(f'model {model.name!r} has no option config.model.{key}; it has {valid}')
+  if model.options:
+    raise errors.InputError(f'config.model.options is for your own modules, not for {model.name!r}')
+  return MODELS[model.name](num_classes=num_classes, parts=parts.make(model), **fields)
+
+
+def resolved_options(model: ml_collections.ConfigDict) -> dict[str, Any]:
+  """The options of `config.model` that the network's class has, with the values it really uses.
+
+  Args:
+    model: validated `config.model`.
+
+  Raises:
+    errors.InputError: as `make`.
+  """
+  if ':' in model.name:
+    return {}
+  network = make(model, 2)
+  return {key: getattr(network, key) for key in custom.field_names(type(network)) if key in FIELDS}
+
+
+def init(model: nn.Module, seed: int, input_shape: depth.Shape) -> dict[str, Any]:
+  """The first parameters and statistics, in the model's layout: a function of the seed and each leaf's path alone.
+
+  They are drawn leaf by leaf in the unrolled layout, without compiling a program, and then stacked.
+
+  Args:
+    model: from `make`.
+    seed: of the parameters.
+    input_shape: of one example, (H, W, C).
+
+  Returns:
+    `{'params': ..., 'batch_stats': ...}`, float32; statistics may be empty.
+  """
+  trace = depth.trace(model, input_shape)
+  structure = jax.tree.structure(trace.variables)
+  variables = jax.tree.unflatten(structure, trace.program(jax.random.key(seed)))
+  return depth.to_scanned({'params': {}, 'batch_stats': {}, **variables}, trace.scanned)
+
+
+def _unset(key: str) -> Any:
+  default = schema.SCHEMA['model'][key].default
+  return None if isinstance(default, type) else default
+
+
+def _make_custom(model: ml_collections.ConfigDict, num_classes: int, fields: dict[str, Any]) -> nn.Module:
+  known = custom.field_names(custom.load(model.name))
+  changed = {key: model[key] for key in PARTS if model[key] != _unset(key)}
+  given = {'num_classes': num_classes, 'scan': model.scan, 'remat': model.remat}
+  if 'parts' in known:
+    given['parts'] = parts.make(model)
+    changed = {}
+  for key in (*fields, *changed):
+    if key not in known or key not in ('scan', 'remat'):
+      raise errors.InputError(
+        f'config.model.{key} does not reach your own module {model.name!r}; set its fields in config.model.options, '
+        'or give it a field parts (dnt.models.parts.Parts) for norm, activation, initializer and dtype'
+      )
+  return custom.make(model.name, num_classes, given, model.options.to_dict())

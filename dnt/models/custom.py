@@ -1,0 +1,94 @@
+"""A user's own Flax module, named by its import path."""
+
+import dataclasses
+import importlib
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from dnt import errors
+
+
+def load(name: str) -> type[nn.Module]:
+  """Imports a module class.
+
+  Args:
+    name: 'package.module:Class'.
+
+  Raises:
+    errors.InputError: an import that fails, or something that is not a Flax Linen module.
+  """
+  module_name, _, class_name = name.partition(':')
+  try:
+    module = importlib.import_module(module_name)
+  except Exception as error:  # whatever the user's code raises while it is imported
+    raise errors.InputError(
+      f'config.model.name={name!r}: cannot import {module_name!r} ({type(error).__name__}: {error}); it must be an '
+      'importable Python module: run from the folder that holds it, or put that folder on PYTHONPATH'
+    ) from error
+  modules = [key for key, value in vars(module).items() if _is_module(value)]
+  if not hasattr(module, class_name):
+    raise errors.unknown(f'Flax module in {module_name}', class_name, modules)
+  found = getattr(module, class_name)
+  if not _is_module(found):
+    kind = found.__name__ if isinstance(found, type) else type(found).__name__
+    raise errors.InputError(
+      f'config.model.name={name!r} is not a Flax module but {kind}; it must be a subclass of flax.linen.Module'
+    )
+  return found
+
+
+def make(name: str, num_classes: int, given: Mapping[str, Any], options: Mapping[str, Any]) -> nn.Module:
+  """The user's network as dnt calls it: `model(x, train)`, float32 logits [B, classes].
+
+  Args:
+    name: 'package.module:Class', whose `__call__` takes `x`, or `x` and `train`.
+    num_classes: classes of the head.
+    given: fields to set if the class has them.
+    options: fields to set, by the user's config.
+
+  Raises:
+    errors.InputError: a class that cannot be loaded or called so, an option it does not have, or (when it is traced)
+      logits of another shape.
+  """
+  base = load(name)
+  fields = field_names(base)
+  for key in options:
+    if key not in fields:
+      raise errors.unknown(f'option of {name}', key, fields)
+  arguments = list(inspect.signature(base.__call__).parameters.values())[2:]
+  required = [a.name for a in arguments if a.default is a.empty and a.kind not in (a.VAR_POSITIONAL, a.VAR_KEYWORD)]
+  if set(required) - {'train'}:
+    raise errors.InputError(
+      f'{name} takes {", ".join(required)} beside x; __call__ must take (self, x) or (self, x, train)'
+    )
+  keywords = {'train'} & {argument.name for argument in arguments}
+
+  class Network(base):
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+      logits = super().__call__(x, **dict.fromkeys(keywords, train))
+      if getattr(logits, 'shape', None) != (x.shape[0], num_classes):
+        raise errors.InputError(
+          f'{name} returns {getattr(logits, "shape", type(logits).__name__)} for {x.shape[0]} examples; it must '
+          f'return logits [examples, classes], here {(x.shape[0], num_classes)}'
+        )
+      return jnp.asarray(logits, jnp.float32)
+
+  Network.__name__ = Network.__qualname__ = base.__name__
+  try:
+    return Network(**{key: value for key, value in given.items() if key in fields}, **options)
+  except TypeError as error:
+    raise errors.InputError(f'{name} cannot be built from config.model.options: {error}') from error
+
+
+def field_names(base: type[nn.Module]) -> list[str]:
+  """The fields of a Flax module that are its own."""
+  return [field.name for field in dataclasses.fields(base) if field.init and field.name not in ('parent', 'name')]
+
+
+def _is_module(value: Any) -> bool:
+  return isinstance(value, type) and issubclass(value, nn.Module)

@@ -1,0 +1,95 @@
+"""DenseNet and DenseNet-BC (Huang et al. 2017), CIFAR and ImageNet."""
+
+import functools
+
+import flax.linen as nn
+import jax
+
+from dnt import errors
+from dnt.models import blocks, depth, plain
+
+# Dense layers of each stage (table 1), all bottlenecks.
+IMAGENET = {121: (6, 12, 24, 16), 169: (6, 12, 32, 32), 201: (6, 12, 48, 32), 161: (6, 12, 36, 24)}
+
+
+class DenseNet(nn.Module):
+  """A stem, dense stages with transitions between them, and a head; each dense layer is an entry.
+
+  Attributes:
+    num_classes: classes.
+    parts: what it is made of.
+    depth: CIFAR: 6n + 4 with bottlenecks, 3n + 4 without (n dense layers a stage); ImageNet: 121, 161, 169 or 201.
+      None: 100 or 121.
+    growth_rate: channels each dense layer adds (k); None: 12 (CIFAR), 32 (ImageNet), 48 (ImageNet, 161).
+    compression: share of channels that a transition keeps (theta).
+    bottleneck: a 1x1 convolution before each 3x3 one (-B).
+    stem: cifar or imagenet. Its channels: 2k with bottlenecks, 16 without.
+    scan: refused, as every layer has another shape.
+    remat: see `depth.Stage`.
+
+  Raises:
+    errors.InputError: another depth, a compression above 1, ImageNet without bottlenecks, or `scan`.
+  """
+
+  num_classes: int
+  parts: blocks.Parts
+  depth: int | None = None
+  growth_rate: int | None = None
+  compression: float = 0.5
+  bottleneck: bool = True
+  stem: str = 'cifar'
+  scan: bool = False
+  remat: bool = False
+
+  def __post_init__(self):
+    imagenet = self.stem == 'imagenet'
+    if self.scan:
+      raise errors.InputError(
+        'config.model.scan=True is not possible with densenet: each layer of a stage has more input channels than the '
+        'one before, so that no two are equal; leave scan at False'
+      )
+    if self.compression > 1:
+      raise errors.InputError(f'config.model.compression={self.compression} must be at most 1 (keep all channels)')
+    if imagenet and not self.bottleneck:
+      raise errors.InputError('config.model.bottleneck=False is not possible with an ImageNet densenet')
+    self.depth = self.depth or (121 if imagenet else 100)
+    self.growth_rate = self.growth_rate or ((48 if self.depth == 161 else 32) if imagenet else 12)
+    layers_per_stage(self.stem, self.bottleneck, self.depth)
+    super().__post_init__()
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    counts = layers_per_stage(self.stem, self.bottleneck, self.depth)
+    stem = 2 * self.growth_rate if self.bottleneck else 16
+    # The ImageNet stem normalizes before its pooling; the CIFAR one leaves that to the first layer.
+    x = blocks.Stem(self.parts, stem, self.stem, activate=self.stem == 'imagenet', name='stem')(x, train)
+    for stage, count in enumerate(counts, start=1):
+      layer = functools.partial(blocks.DenseLayer, self.parts, self.growth_rate, self.bottleneck)
+      x = depth.Stage(layer, layer, count, remat=self.remat, name=f'stage{stage}')(x, train)
+      if stage < len(counts):
+        features = int(x.shape[-1] * self.compression)
+        x = blocks.DenseTransition(self.parts, features, name=f'transition{stage}')(x, train)
+    return blocks.Head(self.parts, self.num_classes, activate=True, name='head')(x, train)
+
+
+def layers_per_stage(stem: str, bottleneck: bool, layers: int) -> tuple[int, ...]:
+  """How many dense layers each stage has.
+
+  Args:
+    stem: 'cifar' or 'imagenet'.
+    bottleneck: whether a dense layer is two convolutions.
+    layers: the depth of the network.
+
+  Raises:
+    errors.InputError: a depth that does not fit; names the nearest that does.
+  """
+  if stem == 'cifar':
+    what = f'densenet {"with" if bottleneck else "without"} bottlenecks'
+    return (plain.blocks_per_stage(what, layers, 6 if bottleneck else 3, (4,)),) * 3
+  if layers not in IMAGENET:
+    nearest = min(IMAGENET, key=lambda candidate: abs(candidate - layers))
+    raise errors.InputError(
+      f'config.model.depth={layers} does not fit an ImageNet densenet, which has {", ".join(map(str, IMAGENET))} '
+      f'layers; the nearest valid depth is {nearest}'
+    )
+  return IMAGENET[layers]

@@ -1,0 +1,50 @@
+"""Convolutional highway networks (Srivastava et al. 2015) in the layout of the CIFAR plain networks."""
+
+import functools
+
+import flax.linen as nn
+import jax
+
+from dnt.models import blocks, depth, plain
+
+
+class Highway(nn.Module):
+  """A 3x3 stem, three stages of 2n highway layers at 1, 2 and 4 times the width, and a head.
+
+  A highway layer keeps its shape, so the first layer of the second and third stage is an ordinary strided convolution.
+  A layer's transform and gate convolutions count as one.
+
+  Attributes:
+    num_classes: classes.
+    parts: what it is made of.
+    depth: 6n + 2.
+    width: channels of the first stage.
+    gate_bias: initial bias of the gates; negative, so that a deep network starts by carrying its input through.
+    scan: see `depth.Stage`.
+    remat: see `depth.Stage`.
+
+  Raises:
+    errors.InputError: another depth.
+  """
+
+  num_classes: int
+  parts: blocks.Parts
+  depth: int = 32
+  width: int = 16
+  gate_bias: float = -2.0
+  scan: bool = False
+  remat: bool = False
+
+  def __post_init__(self):
+    plain.blocks_per_stage('highway', self.depth, 6)
+    super().__post_init__()
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    count = 2 * plain.blocks_per_stage('highway', self.depth, 6)
+    block = functools.partial(blocks.Highway, self.parts, self.gate_bias)
+    x = blocks.Stem(self.parts, self.width, name='stem')(x, train)
+    for stage in range(3):
+      first = block if stage == 0 else functools.partial(blocks.Transition, self.parts, self.width * 2**stage, 2)
+      x = depth.Stage(first, block, count, scan=self.scan, remat=self.remat, name=f'stage{stage + 1}')(x, train)
+    return blocks.Head(self.parts, self.num_classes, name='head')(x, train)

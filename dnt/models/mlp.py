@@ -1,0 +1,57 @@
+"""Dense stacks of any depth and width, for experiments on gradients and signals."""
+
+import functools
+
+import flax.linen as nn
+import jax
+
+from dnt import errors
+from dnt.models import blocks, depth
+
+BLOCKS = ('plain', 'residual', 'highway')
+
+
+class Mlp(nn.Module):
+  """Dense layers on the pixels in a row: a stem, `depth` - 2 equal blocks and a head.
+
+  Attributes:
+    num_classes: classes.
+    parts: what it is made of.
+    depth: dense layers, the head included; 1 is a linear classifier.
+    width: units of each hidden layer.
+    block: of the layers between stem and head: plain, residual (x + H(x)) or highway (Srivastava et al. 2015).
+    gate_bias: highway: initial bias of the gates; None: -2.
+    scan: see `depth.Stage`.
+    remat: see `depth.Stage`.
+
+  Raises:
+    errors.InputError: an unknown block, or a gate bias without gates.
+  """
+
+  num_classes: int
+  parts: blocks.Parts
+  depth: int = 4
+  width: int = 128
+  block: str = 'plain'
+  gate_bias: float | None = None
+  scan: bool = False
+  remat: bool = False
+
+  def __post_init__(self):
+    if self.block not in BLOCKS:
+      raise errors.unknown('block of mlp', self.block, BLOCKS)
+    if self.block == 'highway':
+      self.gate_bias = -2.0 if self.gate_bias is None else self.gate_bias
+    elif self.gate_bias is not None:
+      raise errors.InputError(f"config.model.gate_bias needs block='highway'; block={self.block!r} has no gates")
+    super().__post_init__()
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    x = x.reshape(x.shape[0], -1).astype(self.parts.dtype)
+    if self.depth > 1:
+      x = blocks.DenseUnit(self.parts, self.width, name='stem')(x, train)
+    if self.depth > 2:
+      unit = functools.partial(blocks.DenseUnit, self.parts, self.width, self.block, self.gate_bias)
+      x = depth.Stage(unit, unit, self.depth - 2, scan=self.scan, remat=self.remat, name='stage1')(x, train)
+    return blocks.Head(self.parts, self.num_classes, name='head')(x, train)

@@ -1,0 +1,69 @@
+"""The plain networks of He et al. 2015, section 4.2: CIFAR ResNets without shortcuts."""
+
+import functools
+
+import flax.linen as nn
+import jax
+
+from dnt import errors
+from dnt.models import blocks, depth
+
+
+def blocks_per_stage(what: str, layers: int, each: int, extra: tuple[int, ...] = (2,)) -> int:
+  """n of a network of `each` * n + 2 layers.
+
+  Args:
+    what: the network, for the message.
+    layers: its depth.
+    each: layers that one block in every stage adds.
+    extra: layers outside the blocks; several where papers count differently.
+
+  Raises:
+    errors.InputError: another depth; names the nearest that is valid.
+  """
+  for rest in extra:
+    if layers > rest and (layers - rest) % each == 0:
+      return (layers - rest) // each
+  valid = (each * n + rest for rest in extra for n in range(1, layers // each + 2))
+  nearest = min(valid, key=lambda candidate: abs(candidate - layers))
+  rules = ' or '.join(f'{each}n + {rest}' for rest in extra)
+  raise errors.InputError(
+    f'config.model.depth={layers} does not fit {what}, which has {rules} layers; the nearest valid depth is {nearest}'
+  )
+
+
+class Plain(nn.Module):
+  """A 3x3 stem, three stages of n blocks of two 3x3 convolutions at 1, 2 and 4 times the width, and a head.
+
+  Attributes:
+    num_classes: classes.
+    parts: what it is made of.
+    depth: 6n + 2.
+    width: channels of the first stage.
+    scan: see `depth.Stage`.
+    remat: see `depth.Stage`.
+
+  Raises:
+    errors.InputError: another depth.
+  """
+
+  num_classes: int
+  parts: blocks.Parts
+  depth: int = 20
+  width: int = 16
+  scan: bool = False
+  remat: bool = False
+
+  def __post_init__(self):
+    blocks_per_stage('plain', self.depth, 6)
+    super().__post_init__()
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    count = blocks_per_stage('plain', self.depth, 6)
+    x = blocks.Stem(self.parts, self.width, name='stem')(x, train)
+    for stage in range(3):
+      block = functools.partial(blocks.Plain, self.parts, self.width * 2**stage)
+      first = functools.partial(block, stride=1 if stage == 0 else 2)
+      x = depth.Stage(first, block, count, scan=self.scan, remat=self.remat, name=f'stage{stage + 1}')(x, train)
+    return blocks.Head(self.parts, self.num_classes, name='head')(x, train)

@@ -1,0 +1,134 @@
+"""Residual networks: CIFAR and ImageNet, post- and pre-activation, wide, with stochastic depth."""
+
+import functools
+
+import flax.linen as nn
+import jax
+
+from dnt import errors
+from dnt.models import blocks, depth, plain
+
+BLOCKS: dict[str, type[blocks.Residual]] = {
+  'basic': blocks.Basic,
+  'bottleneck': blocks.Bottleneck,
+  'preact_basic': blocks.PreactBasic,
+  'preact_bottleneck': blocks.PreactBottleneck,
+}
+# Blocks of each stage (He et al. 2015, table 1).
+IMAGENET_BASIC = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
+IMAGENET_BOTTLENECK = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+
+
+class ResNet(nn.Module):
+  """A stem, three (CIFAR) or four (ImageNet) stages of residual blocks, and a head.
+
+  Options that the chosen block does not have stay None and are refused when they are set.
+
+  Attributes:
+    num_classes: classes.
+    parts: what it is made of.
+    depth: CIFAR: 6n + 2 with basic blocks (with preact_basic also 6n + 4, as wide networks are counted), 9n + 2 with
+      bottlenecks; ImageNet: 18, 34, 50, 101 or 152. None: 20 or 50.
+    width: factor on the channels of the blocks; on the inner ones alone with bottlenecks (Zagoruyko and Komodakis
+      2016: WRN-28-10, WRN-50-2).
+    block: basic, bottleneck, preact_basic or preact_bottleneck; None: basic, or what the ImageNet depth has.
+    stem: cifar or imagenet.
+    shortcut: 'A' or 'B', see `blocks.Shortcut`; None: 'A' for basic blocks on CIFAR, else 'B', as in the papers.
+    stride_on: bottlenecks: convolution that strides, '3x3' (torchvision) or '1x1' (the papers); None: '3x3'.
+    zero_init_last_norm: start the scale of each branch's last norm at zero.
+    residual_scalar: initial value of a learned factor on each branch; None: no factor.
+    stochastic_depth: chance of dropping the last block, growing linearly with depth (Huang et al. 2016, eq. 4).
+    scan: see `depth.Stage`.
+    remat: see `depth.Stage`.
+
+  Raises:
+    errors.InputError: an unknown block, a depth that does not fit it, or an option that it does not have.
+  """
+
+  num_classes: int
+  parts: blocks.Parts
+  depth: int | None = None
+  width: int = 1
+  block: str | None = None
+  stem: str = 'cifar'
+  shortcut: str | None = None
+  stride_on: str | None = None
+  zero_init_last_norm: bool = False
+  residual_scalar: float | None = None
+  stochastic_depth: float = 0.0
+  scan: bool = False
+  remat: bool = False
+
+  def __post_init__(self):
+    imagenet = self.stem == 'imagenet'
+    self.depth = self.depth or (50 if imagenet else 20)
+    self.block = self.block or ('bottleneck' if imagenet and self.depth in IMAGENET_BOTTLENECK else 'basic')
+    if self.block not in BLOCKS:
+      raise errors.unknown('block of resnet', self.block, BLOCKS)
+    self.shortcut = self.shortcut or ('A' if self.block == 'basic' and not imagenet else 'B')
+    if self.block.endswith('bottleneck'):
+      self.stride_on = self.stride_on or '3x3'
+    elif self.stride_on:
+      raise errors.InputError(f'config.model.stride_on needs bottlenecks; block={self.block!r} has none')
+    if self.zero_init_last_norm and self.block.startswith('preact'):
+      raise errors.InputError(
+        f'config.model.zero_init_last_norm needs a branch that ends with a norm, which block={self.block!r} has not; '
+        'residual_scalar=0 starts its branches at zero'
+      )
+    blocks_per_stage(self.stem, self.block, self.depth)
+    super().__post_init__()
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    preact, bottleneck = self.block.startswith('preact'), self.block.endswith('bottleneck')
+    counts = blocks_per_stage(self.stem, self.block, self.depth)
+    rates = [self.stochastic_depth * (index + 1) / sum(counts) for index in range(sum(counts))]
+    base = 16 if self.stem == 'cifar' else 64
+    x = blocks.Stem(self.parts, base, self.stem, activate=not preact, name='stem')(x, train)
+    for stage, count in enumerate(counts):
+      channels = base * 2**stage
+      block = functools.partial(
+        BLOCKS[self.block],
+        self.parts,
+        features=channels * (4 if bottleneck else self.width),
+        inner=channels * self.width if bottleneck else None,
+        shortcut=self.shortcut,
+        stride_on=self.stride_on,
+        zero_init_last_norm=self.zero_init_last_norm,
+        residual_scalar=self.residual_scalar,
+      )
+      x = depth.Stage(
+        functools.partial(block, stride=1 if stage == 0 else 2),
+        block,
+        count,
+        drop_rates=tuple(rates[sum(counts[:stage]) :][:count]) if self.stochastic_depth else (),
+        scan=self.scan,
+        remat=self.remat,
+        name=f'stage{stage + 1}',
+      )(x, train)
+    return blocks.Head(self.parts, self.num_classes, activate=preact, name='head')(x, train)
+
+
+def blocks_per_stage(stem: str, block: str, layers: int) -> tuple[int, ...]:
+  """How many blocks each stage has.
+
+  Args:
+    stem: 'cifar' or 'imagenet'.
+    block: a key of `BLOCKS`.
+    layers: the depth of the network.
+
+  Raises:
+    errors.InputError: a depth that does not fit; names the nearest that does.
+  """
+  bottleneck = block.endswith('bottleneck')
+  if stem == 'cifar':
+    extra = (2, 4) if block == 'preact_basic' else (2,)
+    return (plain.blocks_per_stage(f'resnet with {block} blocks', layers, 9 if bottleneck else 6, extra),) * 3
+  known = IMAGENET_BOTTLENECK if bottleneck else IMAGENET_BASIC
+  if layers not in known:
+    nearest = min(known, key=lambda candidate: abs(candidate - layers))
+    raise errors.InputError(
+      f'config.model.depth={layers} does not fit an ImageNet resnet with {block} blocks, which has '
+      f'{", ".join(map(str, known))} layers; the nearest valid depth is {nearest}'
+    )
+  return known[layers]
