@@ -283,8 +283,8 @@ def _leaves(config: ml_collections.ConfigDict, prefix: str = '') -> Iterator[tup
       yield prefix + key, value
 
 
-def duration(text: str, total_steps: int, steps_per_epoch: float) -> int:
-  """A duration in steps, rounded to the nearest.
+def period(text: str, total_steps: int, steps_per_epoch: float) -> float:
+  """A duration in steps, as a fraction.
 
   Args:
     text: '400', '400 steps', '5 epochs' or '10%'.
@@ -298,5 +298,9 @@ def duration(text: str, total_steps: int, steps_per_epoch: float) -> int:
   if not match:
     raise errors.InputError(f'{text!r} {_duration(text)}')
   number, unit = float(match[1]), (match[2] or 'steps').rstrip('s')
-  steps = number * {'step': 1, 'epoch': steps_per_epoch, '%': total_steps / 100}[unit]
-  return int(steps + 0.5)
+  return number * {'step': 1, 'epoch': steps_per_epoch, '%': total_steps / 100}[unit]
+
+
+def duration(text: str, total_steps: int, steps_per_epoch: float) -> int:
+  """A duration in steps, rounded to the nearest; see `period`."""
+  return int(period(text, total_steps, steps_per_epoch) + 0.5)

@@ -11,6 +11,8 @@ import optax
 
 from dnt import losses
 
+TOP5_FROM = 100  # classes from which the top-5 accuracy says something
+
 Batch = dict[str, jax.Array]
 Preprocess = Callable[[Batch, jax.Array | None], jax.Array]
 
@@ -101,7 +103,7 @@ def make_train_step(
     augment, depth = jax.random.split(jax.random.wrap_key_data(state.rng))
     # The augmentation folds epoch and position into its key: the same picture whatever the batch size.
     keys = {'augment': augment, 'stochastic_depth': jax.random.fold_in(depth, state.step)}
-    total_weight = jnp.sum(losses.weights(config.loss, batch['label']))
+    total_weight = jnp.sum(losses.weights(config.loss.class_weights, batch['label']))
     if accumulate == 1:
       return gradient_fn(state.params, state.batch_stats, batch, keys, total_weight)
     # Strided micro-batches: each device keeps its own rows of the batch.
@@ -166,18 +168,18 @@ def make_train_steps(train_step: Callable, batch_at: Callable, longest: int) -> 
   return train_steps
 
 
-def make_eval_step(config: ml_collections.ConfigDict, model: Any, num_classes: int, preprocess: Preprocess) -> Callable:
+def make_eval_step(model: Any, num_classes: int, preprocess: Preprocess) -> Callable:
   """One evaluation step as a pure function: exact sums over the real examples of a padded batch.
 
   Args:
-    config: a validated config.
     model: the network.
     num_classes: classes of the head.
     preprocess: `(batch, key) -> images`, normalized; the key is None.
 
   Returns:
     `(variables, batch) -> sums`; batch: image, label and mask (bool [B], False on padding); sums: `loss` float32 (plain
-    cross-entropy, without smoothing or class weights) and `confusion` int32 [classes, classes], true by predicted.
+    cross-entropy, without smoothing or class weights), `confusion` int32 [classes, classes], true by predicted,
+    and with many classes `top5` int32, how often the label is among the five largest logits.
   """
 
   def eval_step(variables, batch):
@@ -185,9 +187,13 @@ def make_eval_step(config: ml_collections.ConfigDict, model: Any, num_classes: i
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch['label'])
     cell = batch['label'] * num_classes + jnp.argmax(logits, -1)
     confusion = jnp.zeros((num_classes * num_classes,), jnp.int32).at[cell].add(batch['mask'].astype(jnp.int32))
-    return {
+    sums = {
       'loss': jnp.sum(jnp.where(batch['mask'], loss, 0.0)),
       'confusion': confusion.reshape(num_classes, num_classes),
     }
+    if num_classes >= TOP5_FROM:
+      hit = jnp.any(jax.lax.top_k(logits, 5)[1] == batch['label'][:, None], axis=-1)
+      sums['top5'] = jnp.sum(hit & batch['mask'], dtype=jnp.int32)
+    return sums
 
   return eval_step

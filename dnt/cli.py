@@ -1,0 +1,137 @@
+"""What the programs share: the config flag, help, and errors as one line with an exit code.
+
+Exit codes: 0 finished or cleanly stopped, 1 a run that failed, 2 bad input (flags, config, data, checkpoint).
+"""
+
+import ast
+import pathlib
+import re
+import sys
+from collections.abc import Callable
+
+import ml_collections
+from absl import app, flags, logging
+from ml_collections.config_flags import config_flags
+
+from dnt import config as schema
+from dnt import errors
+from dnt.parallel import allocator
+
+CONFIG = config_flags.DEFINE_config_file('config', None, 'Config file; any key follows as --config.section.key=value.')
+_CONFIG_ARGUMENT = re.compile(r'--?config(=.*)?$')
+_OVERRIDE = re.compile(r'--?(?:no)?config\.([\w.]+)')
+
+
+def run(main: Callable[[], None], description: str, default_config: pathlib.Path) -> None:
+  """Parses the flags, runs `main` and exits with the code its errors stand for.
+
+  Args:
+    main: the program; reads its flags itself.
+    description: what `--help` prints first.
+    default_config: the config file when `--config` is not given.
+  """
+  if any(argument in ('-h', '--help', '--helpfull', '--helpshort') for argument in sys.argv[1:]):
+    print(help_text(description))
+    sys.exit(0)
+  allocator.tune()
+  logging.set_verbosity(logging.ERROR)  # the libraries' own chatter; what dnt has to say, it prints
+  try:
+    app.run(lambda _: main(), flags_parser=lambda argv: _parse(argv, default_config))
+  except errors.InputError as error:
+    _exit(error, 2)
+  except errors.RunError as error:
+    _exit(error, 1)
+  except KeyboardInterrupt:  # before there is anything to save
+    sys.exit(130)
+
+
+def config() -> ml_collections.ConfigDict:
+  """The config of the command line, validated.
+
+  Of `train.steps` and `train.epochs` the one given on the command line counts, whichever the file sets.
+
+  Raises:
+    errors.InputError: a key or value that the schema refuses.
+  """
+  parsed = flags.FLAGS.config
+  given = config_flags.get_override_values(flags.FLAGS['config'])
+  if 'train.epochs' in given and 'train.steps' not in given:
+    parsed.train.steps = None
+  schema.validate(parsed)
+  return parsed
+
+
+def config_path() -> pathlib.Path:
+  """The config file that was read."""
+  return pathlib.Path(config_flags.get_config_filename(flags.FLAGS['config']))
+
+
+def catalogue(configs: pathlib.Path) -> str:
+  """The configs of a folder with the first line of their docstrings, the models and the data sources."""
+  from dnt import models
+  from dnt.data import sources
+
+  files = sorted(configs.glob('*.py'))
+  width = max(len(file.name) for file in files)
+  lines = ['Configs:']
+  for file in files:
+    docstring = ast.get_docstring(ast.parse(file.read_text())) or ''
+    lines.append(f'  {file.name:{width}}  {docstring.partition(chr(10))[0]}')
+  lines += ['', 'Models (config.model.name):']
+  for name, model in models.MODELS.items():
+    lines.append(f'  {name:{width}}  {(model.__doc__ or "").partition(chr(10))[0]}')
+  lines += [f'  {"mypkg.nets:Net":{width}}  Your own Flax module, by import path.', '']
+  lines += ['Data sources (config.data.source):', *(f'  {name}' for name in sources.names())]
+  return '\n'.join(lines)
+
+
+def help_text(description: str) -> str:
+  """Every flag of the program and every config key, with defaults."""
+  lines = [description.strip(), '', 'Flags:']
+  modules = flags.FLAGS.flags_by_module_dict()
+  own = [flag for name, group in modules.items() if name == sys.argv[0] or name.startswith('dnt.') for flag in group]
+  for flag in sorted(own, key=lambda flag: flag.name):
+    default = '' if flag.default in (None, False) else f' (default: {flag.default})'
+    lines.append(f'  --{flag.name}: {flag.help}{default}')
+  lines += ['', 'Config keys (--config.<key>=<value>):']
+  for key, option in schema.options():
+    default = f'{option.type.__name__}, not set' if isinstance(option.default, type) else repr(option.default)
+    lines.append(f'  {key} ({default}): {option.help}')
+  return '\n'.join(lines)
+
+
+def _parse(argv: list[str], default_config: pathlib.Path) -> list[str]:
+  for argument in argv[1:]:
+    match = _OVERRIDE.match(argument)
+    if match and match[1] not in dict(schema.options()):
+      raise errors.unknown('config key', match[1], [key for key, _ in schema.options()])
+  if not any(_CONFIG_ARGUMENT.match(argument) for argument in argv[1:]):
+    argv = [argv[0], f'--config={default_config}', *argv[1:]]
+    sys.argv = argv  # the config flag looks there for its file
+  try:
+    rest = flags.FLAGS(argv)
+    _ = flags.FLAGS.config.train  # a file that failed to load raises here, not before
+  except flags.Error as error:
+    raise errors.InputError(f'{error} (--help lists the flags)') from error
+  except OSError as error:
+    raise errors.InputError(
+      f'no config file at {_config_argument(argv)!r}; --list shows the configs that come with dnt'
+    ) from error
+  except Exception as error:  # a config file is code: whatever it raises is bad input, named in its last line
+    reason = str(error).strip().splitlines()[-1]
+    raise errors.InputError(f'config file {_config_argument(argv)!r} failed: {reason}') from error
+  if rest[1:]:
+    raise errors.InputError(f'unexpected argument {rest[1]!r}; options are written --name=value')
+  return rest
+
+
+def _config_argument(argv: list[str]) -> str:
+  for index, argument in enumerate(argv):
+    if _CONFIG_ARGUMENT.match(argument):
+      return argument.partition('=')[2] or ''.join(argv[index + 1 : index + 2])
+  return ''
+
+
+def _exit(error: Exception, code: int) -> None:
+  print(f'error: {error}', file=sys.stderr)
+  sys.exit(code)

@@ -1,0 +1,135 @@
+"""From a config to everything a program computes with: data, model, chain and steps. Nothing is run here.
+
+All programs build the same experiment, so none can differ from the run it studies.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+
+from dnt import config as schema
+from dnt import errors, events, models, steps
+from dnt.data import augment, examples, pipeline, sources
+from dnt.models import depth
+from dnt.optim import chain, schedules
+
+
+class DataSpec(NamedTuple):
+  """What the program must know of the data, so that it can be built and checked without it."""
+
+  examples: int  # of the training split
+  image_shape: tuple[int, int, int]  # height, width, channels, as the step receives them
+  class_names: tuple[str, ...]
+
+
+class Data(NamedTuple):
+  """The pictures of a run, and what they are."""
+
+  spec: DataSpec
+  train: examples.Examples
+  evaluation: dict[str, examples.Examples]  # by split
+
+
+class Experiment(NamedTuple):
+  """A resolved config and the pure functions it stands for."""
+
+  config: ml_collections.ConfigDict
+  spec: DataSpec
+  model: Any
+  table: tuple[depth.Row, ...]
+  schedule: optax.Schedule
+  init_variables: Callable[[], dict[str, Any]]  # in the model's layout, on the host
+  make_state: Callable[[dict[str, Any]], steps.TrainState]
+  train_step: Callable
+  eval_step: Callable
+
+  @property
+  def steps_per_epoch(self) -> float:
+    return self.spec.examples / self.config.train.batch_size
+
+  def every(self, text: str) -> events.Every:
+    """The event that recurs with a duration of the config."""
+    return events.Every(schema.period(text, self.config.train.steps, self.steps_per_epoch))
+
+  def abstract_state(self) -> steps.TrainState:
+    """Shapes and dtypes of the state; nothing is drawn."""
+    return jax.eval_shape(lambda: self.make_state(self.init_variables()))
+
+
+def load_data(config: ml_collections.ConfigDict, splits: Sequence[str]) -> Data:
+  """Reads the training split and others, each once.
+
+  Args:
+    config: a validated config.
+    splits: to evaluate.
+
+  Raises:
+    errors.InputError: a source, split or file that is missing or damaged, or splits of other classes or channels.
+  """
+  loaded = {
+    split: sources.load(config.data, split, config.seed) for split in dict.fromkeys([config.data.train_split, *splits])
+  }
+  train = loaded[config.data.train_split]
+  for split, other in loaded.items():
+    if other.class_names != train.class_names or other.shape[-1] != train.shape[-1]:
+      raise errors.InputError(
+        f'split {split!r} of {config.data.source} has other classes or channels than {train.split!r}'
+      )
+  spec = DataSpec(len(train), pipeline.image_shape(config.data, train), train.class_names)
+  return Data(spec, train, {split: loaded[split] for split in splits})
+
+
+def resolve(config: ml_collections.ConfigDict, data: Data) -> ml_collections.ConfigDict:
+  """The config with what was left open filled in from data and model: a new one, as `config.json` records it.
+
+  Raises:
+    errors.InputError: a head, weights or statistics that disagree with the data.
+  """
+  resolved = ml_collections.ConfigDict(config.to_dict())
+  classes = len(data.spec.class_names)
+  if config.model.num_classes not in (None, classes):
+    raise errors.InputError(
+      f'config.model.num_classes={config.model.num_classes}, but {config.data.source} has {classes} classes; '
+      'leave it out to take those of the data'
+    )
+  resolved.model.num_classes = classes
+  resolved.data.mean, resolved.data.std = pipeline.statistics(config.data, data.train)
+  if config.train.steps is None:
+    resolved.train.steps = max(1, round(config.train.epochs * data.spec.examples / config.train.batch_size))
+  resolved.model.update(models.resolved_options(config.model))
+  return resolved
+
+
+def make(config: ml_collections.ConfigDict, spec: DataSpec) -> Experiment:
+  """Builds the experiment of a resolved config.
+
+  Raises:
+    errors.InputError: options that do not fit the model, the data or one another.
+  """
+  model = models.make(config.model, len(spec.class_names))
+  trace = depth.trace(model, spec.image_shape)
+  schedule = schedules.make(
+    config.schedule, config.optim.learning_rate, config.train.steps, spec.examples / config.train.batch_size
+  )
+  preprocess = augment.make_preprocess(config.data, config.data.mean, config.data.std, jnp.dtype(config.model.dtype))
+
+  def init_variables():
+    return models.init(model, config.seed, spec.image_shape)
+
+  params = depth.to_scanned(trace.variables['params'], trace.scanned)
+  optimizer = chain.make(config, schedule, params, tuple(row.entry for row in trace.table))
+  return Experiment(
+    config=config,
+    spec=spec,
+    model=model,
+    table=trace.table,
+    schedule=schedule,
+    init_variables=init_variables,
+    make_state=lambda variables: steps.make_state(config, variables, optimizer),
+    train_step=steps.make_train_step(config, model, optimizer, schedule, preprocess),
+    eval_step=steps.make_eval_step(model, len(spec.class_names), preprocess),
+  )

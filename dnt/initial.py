@@ -1,0 +1,72 @@
+"""Where a run starts: its state on the mesh, from its own checkpoint, another run's parameters or the seed.
+
+Checkpoints hold the unrolled layout, so that they do not depend on `model.scan`.
+"""
+
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from dnt import checkpoints, errors, experiment, steps, trees
+from dnt.models import depth
+from dnt.parallel import mesh as mesh_lib
+
+
+def state(
+  run: experiment.Experiment, mesh: Mesh, saved: checkpoints.Checkpoints
+) -> tuple[steps.TrainState, dict[str, Any]]:
+  """The state to go on from, and the `meta` of the checkpoint it came from ({} for a new run).
+
+  The first that exists wins: the newest good checkpoint of the run's own workdir (the whole state); the run at
+  `config.train.init_from` (parameters and BatchNorm statistics); `config.seed`.
+
+  Raises:
+    errors.InputError: a checkpoint of another network or optimizer.
+  """
+  abstract = run.abstract_state()
+  shardings = mesh_lib.parameter_shardings(mesh, abstract)
+  rows = depth.scanned_rows(abstract.params)
+  unrolled = depth.to_unrolled(abstract, rows)
+  on_mesh = jax.tree.map(
+    lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+    unrolled,
+    mesh_lib.parameter_shardings(mesh, unrolled),
+  )
+  restored = saved.restore_latest(on_mesh)
+  if restored is not None:
+    return jax.device_put(depth.to_scanned(restored[0], rows), shardings), restored[1]
+  if run.config.train.init_from:
+    variables = load_variables(run, run.config.train.init_from)
+  else:
+    variables = run.init_variables()
+  return mesh_lib.place(run.make_state(variables), shardings), {}
+
+
+def load_variables(run: experiment.Experiment, workdir: str) -> dict[str, Any]:
+  """Parameters and statistics of another run of the same network, in this model's layout.
+
+  Raises:
+    errors.InputError: no checkpoint there, or one whose parameters differ in name or shape.
+  """
+  loaded = checkpoints.load_parameters(workdir)
+  return match(run, {'params': loaded.params, 'batch_stats': loaded.batch_stats}, workdir)
+
+
+def match(run: experiment.Experiment, variables: dict[str, Any], origin: str) -> dict[str, Any]:
+  """Checks unrolled variables against the model, leaf by leaf, and brings them into its layout.
+
+  Raises:
+    errors.InputError: missing, unexpected or differently shaped leaves, by path.
+  """
+  abstract = run.abstract_state()
+  rows = depth.scanned_rows(abstract.params)
+  wanted = depth.to_unrolled({'params': abstract.params, 'batch_stats': abstract.batch_stats}, rows)
+  want = {path: leaf.shape for path, leaf in trees.flatten(wanted).items()}
+  have = {path: leaf.shape for path, leaf in trees.flatten(variables).items()}
+  different = sorted(path for path in want.keys() | have.keys() if want.get(path) != have.get(path))
+  if different:
+    listed = '; '.join(f'{path}: {have.get(path, "absent")}, wanted {want.get(path, "none")}' for path in different[:8])
+    more = f' and {len(different) - 8} more' if len(different) > 8 else ''
+    raise errors.InputError(f'{origin} holds another network than config.model: {listed}{more}')
+  return depth.to_scanned(variables, rows)

@@ -1,0 +1,159 @@
+"""What a run remembers of itself: training lines, evaluations, the best metric, patience and where the seconds went."""
+
+import math
+import pathlib
+import time
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from dnt import checkpoints, errors, evaluate, experiment, metrics
+
+
+class Clock:
+  """Seconds by what they were spent on; every moment belongs to one of them."""
+
+  def __init__(self, start: float):
+    """Args: start: `time.monotonic()` when the program began."""
+    self.seconds: Counter[str] = Counter()
+    self._mark = start
+
+  def lap(self, name: str) -> float:
+    """Gives the seconds since the last lap to `name`, and returns them."""
+    now = time.monotonic()
+    lap, self._mark = now - self._mark, now
+    self.seconds[name] += lap
+    return lap
+
+
+class Record:
+  """The record of one run, written as it goes on."""
+
+  def __init__(
+    self, run: experiment.Experiment, workdir: pathlib.Path, step: int, history: Mapping[str, Any], clock: Clock
+  ):
+    """Opens the record where the run goes on.
+
+    Args:
+      run: the experiment.
+      workdir: where `metrics.jsonl` is.
+      step: of the restored state; 0 for a new run.
+      history: `history()` as it was saved with that state; empty for a new run.
+      clock: of this process; goes on from the saved one.
+    """
+    self._run, self._clock = run, clock
+    self._writer = metrics.Writer(workdir, step)
+    self._progress = metrics.Progress(run.config.train.steps)
+    # Of the steps since the last training line; saved too, so that the next line is the same after a resume.
+    self._sums: Counter[str] = Counter(history.get('sums', {}))
+    self._lap: float = history.get('lap', 0.0)
+    self._log = run.every(run.config.train.log_every)
+    self.last: dict[str, float] = dict(history.get('last', {}))
+    self.best: dict[str, Any] = dict(history.get('best', {}))
+    self.evaluated_at: int = history.get('evaluated_at', 0)
+    self.evaluations_without_better: int = history.get('evaluations_without_better', 0)
+    self.confusion: dict[str, Any] = dict(history.get('confusion', {}))
+    clock.seconds.update(history.get('seconds', {}))
+
+  def __enter__(self) -> 'Record':
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    self._progress.close()
+    self._writer.close()
+
+  @property
+  def best_metric(self) -> str:
+    """The metric that ranks checkpoints."""
+    config = self._run.config
+    suffix = '_ema' if config.ema.decay else ''
+    return f'{config.eval.splits[0]}{suffix}/{config.checkpoint.best_metric}'
+
+  @property
+  def out_of_patience(self) -> bool:
+    patience = self._run.config.train.patience
+    return 0 < patience <= self.evaluations_without_better
+
+  def trained(self, start: int, count: int, values: Mapping[str, np.ndarray]) -> None:
+    """Takes in the metrics of the steps after `start`.
+
+    Args:
+      start: steps done before them.
+      count: how many.
+      values: float32 [at least count] by name, on the host.
+
+    Raises:
+      errors.RunError: the first loss that is not finite, with its step.
+    """
+    self._lap += self._clock.lap('train')
+    finite = np.isfinite(values['loss'][:count])
+    if not finite.all():
+      step = start + int(np.argmin(finite)) + 1
+      raise errors.RunError(
+        f'the loss is not finite at step {step}; a smaller config.optim.learning_rate, a warm-up or clipping '
+        '(config.clip.name=global_norm) may help'
+      )
+    for name, value in values.items():
+      self._sums[name] += float(np.sum(value[:count], dtype=np.float64))
+    self._sums['steps'] += count
+    step = start + count
+    if self._log.due(step) or step == self._run.config.train.steps:
+      steps = self._sums.pop('steps')
+      line = {f'train/{name}': value / steps for name, value in self._sums.items()}
+      line['train/learning_rate'] = float(values['learning_rate'][count - 1])
+      rate = steps * self._run.config.train.batch_size / self._lap
+      self._write(step, {**line, 'images_per_second': rate})
+      self._show(step, line['train/loss'], line['train/accuracy'], rate)
+      self._sums.clear()
+      self._lap = 0.0
+    elif self._lap:
+      rate = self._sums['steps'] * self._run.config.train.batch_size / self._lap
+      self._show(step, float(values['loss'][count - 1]), float(values['accuracy'][count - 1]), rate)
+
+  def evaluated(self, step: int, result: evaluate.Result) -> None:
+    """Takes in an evaluation: its line, the best metric, patience."""
+    self._clock.lap('evaluate')
+    self._write(step, result.metrics)
+    self.confusion = {split: matrix.tolist() for split, matrix in result.confusion.items()}
+    self.evaluated_at = step
+    value = result.metrics[self.best_metric]
+    if checkpoints.better(self.best_metric, value, self.best.get('value')):
+      self.best = {'metric': self.best_metric, 'value': value, 'step': step}
+      self.evaluations_without_better = 0
+    else:
+      self.evaluations_without_better += 1
+    shown = [f'{name} {_figure(name, value)}' for name, value in result.metrics.items()]
+    self.say(f'step {step}  ' + '  '.join(shown))
+
+  def say(self, text: str) -> None:
+    """Prints lines above the progress line."""
+    self._progress.print(text)
+
+  def history(self) -> dict[str, Any]:
+    """What the next process must know to go on, as JSON."""
+    return {
+      'last': self.last,
+      'best': self.best,
+      'evaluated_at': self.evaluated_at,
+      'evaluations_without_better': self.evaluations_without_better,
+      'confusion': self.confusion,
+      'sums': dict(self._sums),
+      'lap': self._lap,
+      'seconds': dict(self._clock.seconds),
+      'config': self._run.config.to_dict(),
+      'class_names': list(self._run.spec.class_names),
+    }
+
+  def _write(self, step: int, values: Mapping[str, float]) -> None:
+    self.last |= values
+    self._writer.write(step, step / self._run.steps_per_epoch, values)
+
+  def _show(self, step: int, loss: float, accuracy: float, rate: float) -> None:
+    shown = {'loss': loss, 'accuracy': accuracy, 'images_per_second': rate}
+    self._progress.update(step, step / self._run.steps_per_epoch, shown)
+
+
+def _figure(name: str, value: float) -> str:
+  return f'{value:.4f}' if name.endswith('loss') or not math.isfinite(value) else f'{100 * value:.2f} %'

@@ -1,0 +1,145 @@
+"""The loop: the order of events and nothing else.
+
+Order of resume sources (`initial.state`), the first that exists wins:
+  1. the newest good checkpoint of the run's own workdir: the whole state,
+  2. `config.train.init_from`: parameters and BatchNorm statistics of another run,
+  3. fresh parameters from `config.seed`.
+
+Order of events when step s is done:
+  1. the metrics of the steps up to s are fetched once the next steps are dispatched, so that the device does not wait
+     for the host (before 2 and 3, and at the end, at once); a loss that is not finite stops the run; a training line
+     at every `train.log_every`,
+  2. evaluation, if s is a multiple of `eval.every` or the last step; then the best metric and patience,
+  3. a checkpoint, if s is a multiple of `checkpoint.every` or the run ends here,
+  4. the end, if s is the last step, patience is over or a signal asked for it; after a signal 2 is left to the process
+     that goes on from here, so that the checkpoint is not kept waiting.
+"""
+
+import contextlib
+import itertools
+import pathlib
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from dnt import checkpoints, errors, evaluate, events, experiment, files, initial, record, report, steps
+from dnt.data import pipeline
+from dnt.models import depth
+from dnt.parallel import compile as compile_lib
+from dnt.parallel import mesh as mesh_lib
+from dnt.parallel import multihost, preemption
+
+
+def train(
+  config: ml_collections.ConfigDict, workdir: pathlib.Path, clock: record.Clock, command: str
+) -> dict[str, Any]:
+  """Trains from wherever the workdir stands to the end of the config, or until asked to stop.
+
+  Args:
+    config: a validated config.
+    workdir: where everything is written; the README lists the files.
+    clock: started when the program began.
+    command: the command line, for the record.
+
+  Returns:
+    The summary, as `summary.json` holds it.
+
+  Raises:
+    errors.InputError: config, data and checkpoint that do not fit together; nothing was run, nothing saved is lost.
+    errors.RunError: a loss or state that is not finite; the last good checkpoint stands.
+  """
+  saved = checkpoints.Checkpoints(workdir, config.checkpoint)
+  mesh = mesh_lib.make_mesh(config.mesh)
+  mesh_lib.check_batch('config.train.batch_size', config.train.batch_size, mesh, config.train.accumulate)
+  mesh_lib.check_batch('config.eval.batch_size', config.eval.batch_size, mesh)
+  data = experiment.load_data(config, config.eval.splits)
+  run = experiment.make(experiment.resolve(config, data), data.spec)
+  if multihost.is_lead():
+    print(report.block_table(run.table))
+  state, history = initial.state(run, mesh, saved)
+  if multihost.is_lead():
+    files.write_json(workdir / 'config.json', run.config.to_dict())
+  clock.lap('setup')
+
+  with (
+    preemption.Guard() as guard,
+    contextlib.closing(pipeline.make_train_feed(run.config, data.train, mesh)) as feed,
+    evaluate.Evaluator(run, mesh, data.evaluation) as evaluator,
+    record.Record(run, workdir, int(state.step), history, clock) as rec,
+  ):
+    if history:
+      rec.say(f'going on from step {int(state.step)}')
+    try:
+      state = _loop(run, mesh, state, feed, evaluator, saved, rec, clock, guard)
+    except errors.RunError as error:
+      saved.close()
+      kept = (
+        f'the checkpoint of step {saved.latest_step} is kept' if saved.latest_step is not None else 'none was saved'
+      )
+      raise errors.RunError(f'{error}; {kept} in {workdir}') from error
+    saved.close()
+  return report.write(run, rec, state, workdir, mesh, command)
+
+
+def _loop(
+  run: experiment.Experiment,
+  mesh: jax.sharding.Mesh,
+  state: steps.TrainState,
+  feed: pipeline.Feed,
+  evaluator: evaluate.Evaluator,
+  saved: checkpoints.Checkpoints,
+  rec: record.Record,
+  clock: record.Clock,
+  guard: preemption.Guard,
+) -> steps.TrainState:
+  total = run.config.train.steps
+  evaluation, saving = run.every(run.config.eval.every), run.every(run.config.checkpoint.every)
+  stops = [evaluation, saving, run.every(run.config.train.log_every), events.Every(run.config.train.steps_per_dispatch)]
+  rows = depth.scanned_rows(state.params)
+  step, pending, asked, counter, program = int(state.step), None, False, itertools.count(), None
+  while True:
+    evaluation_due = rec.evaluated_at < step and (evaluation.due(step) or step == total) and not asked
+    ending = step == total or asked or rec.out_of_patience
+    if pending and (evaluation_due or saving.due(step) or ending):
+      rec.trained(*_fetch(pending))
+      pending = None
+    if evaluation_due:
+      evaluator.prepare(evaluate.variables_of(state)[''])
+      clock.lap('compile')
+      rec.evaluated(step, evaluate.evaluate_all(evaluator, evaluate.variables_of(state)))
+      ending = ending or rec.out_of_patience
+    if step and (saving.due(step) or ending):
+      metric = rec.last[rec.best_metric] if rec.evaluated_at == step else None
+      saved.save(step, depth.to_unrolled(state, rows), rec.history(), metric)
+      clock.lap('checkpoint')
+    if ending:
+      return state
+
+    # To the next step at which to look up; the same after a resume, so that the programs run alike.
+    upcoming = [at for event in stops if (at := event.next(step)) is not None]
+    count = min(total - step, feed.max_steps(step), min(upcoming) - step)
+    arrays = feed.arrays(step, count)
+    if program is None:
+      program = _compile(run, mesh, state, feed, arrays)
+      clock.lap('compile')
+    state, metrics = program(state, arrays, np.int32(count))
+    if pending:
+      rec.trained(*_fetch(pending))
+    pending = (step, count, metrics)
+    step += count
+    asked = guard.requested(next(counter))
+
+
+def _compile(run: experiment.Experiment, mesh: jax.sharding.Mesh, state: Any, feed: pipeline.Feed, arrays: Any) -> Any:
+  longest = min(run.config.train.steps_per_dispatch, feed.max_steps(0))
+  program = steps.make_train_steps(run.train_step, feed.batch_at, longest)
+  shardings = mesh_lib.parameter_shardings(mesh, state)
+  jitted = compile_lib.jit(program, donate_argnums=0, out_shardings=(shardings, mesh_lib.replicated(mesh)))
+  return jitted.lower(state, arrays, np.int32(1)).compile()
+
+
+def _fetch(pending: tuple[int, int, dict[str, jax.Array]]) -> tuple[int, int, dict[str, np.ndarray]]:
+  start, count, metrics = pending
+  return start, count, jax.device_get(metrics)
