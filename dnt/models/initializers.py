@@ -1,48 +1,106 @@
-"""The initializers of kernels that a config can name.
+"""The initializers of kernels that a config can name, drawn on the host.
 
 Kernels are [..., inputs, outputs] (dense: [inputs, outputs], convolution: [kh, kw, inputs, outputs]); the fan-in is the
 product of all axes but the last, the fan-out that of all but the last but one.
+
+Values come from NumPy's Philox generator, seeded with the key: XLA would compile a program of half a second for each
+shape that is drawn, which is most of the start-up of a small network.
 """
 
+import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dnt import errors
 
 Initializer = Callable[..., jax.Array]
+Shape = tuple[int, ...]
+Draw = Callable[[np.random.Generator, Shape], np.ndarray]
+
+# Standard deviation of a standard normal cut off at two.
+_TRUNCATED_STD = 0.87962566103423978
+
+
+def _on_host(draw: Draw) -> Initializer:
+  """A flax initializer whose values `draw(generator, shape)` computes."""
+
+  @functools.cache  # one callback a shape: jax prepares each one that it has not seen
+  def host(shape):
+    def call(data):
+      philox = np.random.Philox(key=int.from_bytes(np.asarray(data).tobytes(), 'little'))
+      return draw(np.random.Generator(philox), shape).astype(np.float32)
+
+    return call
+
+  def init(key: jax.Array, shape: Shape, dtype: Any = jnp.float32) -> jax.Array:
+    shape = tuple(shape)
+    result = jax.ShapeDtypeStruct(shape, jnp.float32)
+    return jax.pure_callback(host(shape), result, jax.random.key_data(key), vmap_method='sequential').astype(dtype)
+
+  return init
+
+
+def _fans(shape: Shape) -> tuple[int, int]:
+  """Fan-in and fan-out."""
+  return math.prod(shape[:-1]), math.prod(shape[:-2]) * shape[-1]
+
+
+def _gaussian(generator, shape):
+  return generator.standard_normal(shape, np.float32)
 
 
 def _he(gain: float) -> Initializer:
-  return jax.nn.initializers.variance_scaling(2.0 * gain**2, 'fan_in', 'normal')
+  return _on_host(lambda generator, shape: _gaussian(generator, shape) * gain * math.sqrt(2 / _fans(shape)[0]))
 
 
 def _glorot(gain: float) -> Initializer:
-  return jax.nn.initializers.variance_scaling(gain**2, 'fan_avg', 'uniform')
+  def draw(generator, shape):
+    bound = gain * math.sqrt(6 / sum(_fans(shape)))
+    return generator.uniform(-bound, bound, shape)
+
+  return _on_host(draw)
 
 
 def _lecun(gain: float) -> Initializer:
-  return jax.nn.initializers.variance_scaling(gain**2, 'fan_in', 'truncated_normal')
+  def draw(generator, shape):
+    values = _gaussian(generator, shape)
+    while (outside := np.abs(values) > 2).any():
+      values[outside] = _gaussian(generator, int(outside.sum()))
+    return values * gain / (_TRUNCATED_STD * math.sqrt(_fans(shape)[0]))
+
+  return _on_host(draw)
 
 
 def _normal(gain: float) -> Initializer:
-  return jax.nn.initializers.variance_scaling(gain**2, 'fan_in', 'normal')
+  return _on_host(lambda generator, shape: _gaussian(generator, shape) * gain / math.sqrt(_fans(shape)[0]))
+
+
+def _orthogonal_matrix(generator: np.random.Generator, rows: int, columns: int) -> np.ndarray:
+  """Uniform over the matrices [rows, columns] with orthonormal columns (rows, when it is wide)."""
+  q, r = np.linalg.qr(generator.standard_normal((max(rows, columns), min(rows, columns))))
+  q = q * np.sign(np.diag(r))[None]  # makes the factorization unique, and q uniform
+  return q if rows >= columns else q.T
 
 
 def _orthogonal(gain: float) -> Initializer:
-  return jax.nn.initializers.orthogonal(gain)
+  def draw(generator, shape):
+    return gain * _orthogonal_matrix(generator, _fans(shape)[0], shape[-1]).reshape(shape)
+
+  return _on_host(draw)
 
 
 def _delta_orthogonal(gain: float) -> Initializer:
-  orthogonal = jax.nn.initializers.orthogonal(gain)
+  def draw(generator, shape):
+    kernel = np.zeros(shape)
+    kernel[tuple(k // 2 for k in shape[:-2])] = gain * _orthogonal_matrix(generator, *shape[-2:])
+    return kernel
 
-  def init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
-    center = tuple(k // 2 for k in shape[:-2])
-    return jnp.zeros(shape, dtype).at[center].set(orthogonal(key, shape[-2:], dtype))
-
-  return init
+  return _on_host(draw)
 
 
 INITIALIZERS: dict[str, Callable[[float], Initializer]] = {
