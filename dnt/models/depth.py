@@ -375,7 +375,7 @@ def _convert(tree: Any, rows: Rows, is_stage: Callable, convert: Callable, path:
     count = next((count for stage, count in rows.items() if path[-len(stage) :] == stage), 0)
     if count and is_stage(tree):
       return convert(tree, count)
-    return {key: inside(value, key) for key, value in tree.items()}
+    return type(tree)({key: inside(value, key) for key, value in tree.items()})
   if isinstance(tree, tuple) and hasattr(tree, '_fields'):
     return type(tree)(*map(inside, tree))
   if isinstance(tree, tuple | list):
