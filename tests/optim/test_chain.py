@@ -1,0 +1,278 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import torch
+
+from dnt import config as schema
+from dnt import errors, trees
+from dnt.optim import chain, schedules
+
+NAMES = ('sgd', 'adamw', 'lamb', 'muon')
+OF_OPTIM = [key.partition('.')[2] for key, _ in schema.options() if key.startswith('optim.') and key != 'optim.name']
+
+
+def make_config(name, clip='none', **options):
+  config = schema.default()
+  config.optim.name = name
+  config.optim.learning_rate = 0.05
+  config.optim.weight_decay = 0.1
+  config.optim.update(options)
+  config.clip.name = clip
+  config.clip.threshold = 0.3
+  return config
+
+
+def make_chain(config, params, entries):
+  schedule = schedules.make(config.schedule, config.optim.learning_rate, 100, 10)
+  return chain.make(config, schedule, params, entries)
+
+
+def train(optimizer, params, gradients):
+  """Parameters after a step on each gradient, and the optimizer's state."""
+
+  params = jax.tree.map(jnp.asarray, params)
+  state = optimizer.init(params)
+  for gradient in gradients:  # not compiled: many chains on few shapes
+    updates, state = optimizer.update(jax.tree.map(jnp.asarray, gradient), state, params)
+    params = optax.apply_updates(params, updates)
+  return params, state
+
+
+def run(config, network, steps=4):
+  params = network.tree(0)
+  optimizer = make_chain(config, params, network.unrolled)
+  return train(optimizer, params, [network.tree(1 + i) for i in range(steps)])[0]
+
+
+def check(actual, expected, rtol=1e-5, atol=1e-6):
+  actual, expected = trees.flatten(actual), trees.flatten(expected)
+  assert actual.keys() == expected.keys()
+  for path, leaf in expected.items():
+    np.testing.assert_allclose(actual[path], leaf, rtol=rtol, atol=atol, err_msg=path)
+
+
+def torch_run(make_optimizer, network, decay, steps=4):
+  parameters = {path: torch.tensor(leaf, requires_grad=True) for path, leaf in trees.flatten(network.tree(0)).items()}
+  optimizer = make_optimizer(
+    [
+      {'params': [p for path, p in parameters.items() if path.endswith('kernel')], 'weight_decay': decay},
+      {'params': [p for path, p in parameters.items() if not path.endswith('kernel')], 'weight_decay': 0.0},
+    ]
+  )
+  for step in range(steps):
+    for path, gradient in trees.flatten(network.tree(1 + step)).items():
+      parameters[path].grad = torch.tensor(gradient)
+    optimizer.step()
+  return trees.unflatten({path: parameter.detach().numpy() for path, parameter in parameters.items()})
+
+
+@pytest.mark.parametrize(('momentum', 'nesterov'), [(0.9, False), (0.9, True), (0.0, False)])
+def test_sgd_equals_torch(network, momentum, nesterov):
+  actual = run(make_config('sgd', momentum=momentum, nesterov=nesterov), network)
+  expected = torch_run(
+    lambda groups: torch.optim.SGD(groups, lr=0.05, momentum=momentum, nesterov=nesterov), network, 0.1
+  )
+  check(actual, expected, rtol=1e-6)
+
+
+def test_adamw_equals_torch(network):
+  actual = run(make_config('adamw', b1=0.8, b2=0.99, epsilon=1e-6), network)
+  expected = torch_run(lambda groups: torch.optim.AdamW(groups, lr=0.05, betas=(0.8, 0.99), eps=1e-6), network, 0.1)
+  check(actual, expected)
+
+
+def test_adamw_follows_the_schedule_as_torch_does(network):
+  config = make_config('adamw')
+  config.schedule.name = 'linear'
+  config.schedule.final = 0.5
+
+  def scheduled(groups):
+    optimizer = torch.optim.AdamW(groups, lr=0.05)
+    scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.5, 4)
+    optimizer.register_step_post_hook(lambda *_: scheduler.step())
+    return optimizer
+
+  params = network.tree(0)
+  schedule = schedules.make(config.schedule, 0.05, 4, 10)
+  optimizer = chain.make(config, schedule, params, network.unrolled)
+  actual, _ = train(optimizer, params, [network.tree(1 + i) for i in range(4)])
+  # optax has 1 - b2**t in float32: for b2 = 0.999 it is 1e-5 off at first, in torch it is not
+  check(actual, torch_run(scheduled, network, 0.1), atol=3e-6)
+
+
+def test_lamb_is_algorithm_2_of_you_et_al(network):
+  b1, b2, epsilon, decay, rate = 0.8, 0.99, 1e-6, 0.1, 0.05
+  actual = run(make_config('lamb', b1=b1, b2=b2, epsilon=epsilon), network)
+  expected = {}
+  for path, leaf in trees.flatten(network.tree(0)).items():
+    x = leaf.astype(np.float64)
+    m = v = np.zeros_like(x)
+    for t in range(1, 5):
+      g = trees.flatten(network.tree(t))[path].astype(np.float64)
+      m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
+      r = m / (1 - b1**t) / (np.sqrt(v / (1 - b2**t)) + epsilon)
+      u = r + (decay * x if path.endswith('kernel') else 0)
+      x = x - rate * np.linalg.norm(x) / np.linalg.norm(u) * u
+    expected[path] = x
+  check(actual, trees.unflatten(expected))
+
+
+def test_lamb_moves_parameters_that_are_zero(network):
+  params = jax.tree.map(np.zeros_like, network.tree(0))
+  optimizer = make_chain(make_config('lamb'), params, network.unrolled)
+  moved, _ = train(optimizer, params, [network.tree(1)])
+  assert all(np.abs(leaf).min() > 0.04 for leaf in jax.tree.leaves(moved))
+
+
+def newton_schulz(matrix):
+  a, b, c = 3.4445, -4.7750, 2.0315
+  x = matrix / (np.linalg.norm(matrix) + 1e-8)
+  x = x.T if matrix.shape[0] > matrix.shape[1] else x
+  for _ in range(5):
+    gram = x @ x.T
+    x = a * x + (b * gram + c * gram @ gram) @ x
+  return x.T if matrix.shape[0] > matrix.shape[1] else x
+
+
+@pytest.mark.parametrize('nesterov', [False, True])
+def test_muon_is_newton_schulz_on_hidden_kernels_and_adam_elsewhere(network, nesterov):
+  beta, decay, rate = 0.9, 0.1, 0.05
+  actual = run(make_config('muon', momentum=beta, nesterov=nesterov), network)
+  adamw = run(make_config('adamw'), network)
+  expected = {}
+  for path, leaf in trees.flatten(network.tree(0)).items():
+    if path in ('stem/conv/kernel', 'head/kernel') or not path.endswith('kernel'):
+      expected[path] = trees.flatten(adamw)[path]
+      continue
+    x = leaf.astype(np.float64)
+    momentum = np.zeros_like(x)
+    rows, columns = int(np.prod(x.shape[:-1])), x.shape[-1]
+    for t in range(1, 5):
+      g = trees.flatten(network.tree(t))[path].astype(np.float64)
+      momentum = beta * momentum + (1 - beta) * g
+      direction = momentum
+      if nesterov:
+        direction = beta * momentum / (1 - beta ** (t + 1)) + (1 - beta) * g / (1 - beta**t)
+      update = newton_schulz(direction.reshape(rows, columns)) * np.sqrt(max(1, columns / rows))
+      x = x - rate * (update.reshape(x.shape) + decay * x)
+    expected[path] = x
+  check(actual, trees.unflatten(expected))
+
+
+def test_muon_on_dense_layers_is_optax_muon(network):
+  params = {'dense': network.tree(0)['dense']}
+  gradients = [{'dense': network.tree(1 + i)['dense']} for i in range(4)]
+  config = make_config('muon', weight_decay=0.0)
+  optimizer = make_chain(config, network.tree(0), network.unrolled)
+  actual, _ = train(optimizer, network.tree(0), [network.tree(1 + i) for i in range(4)])
+  reference = optax.contrib.muon(0.05, beta=0.9, nesterov=False)
+  expected, _ = train(reference, params, gradients)
+  check({'dense': actual['dense']}, expected, rtol=1e-6)
+
+
+def test_muon_without_a_hidden_kernel_is_refused(network):
+  params = {name: network.tree(0)[name] for name in ('stem', 'head')}
+  with pytest.raises(errors.InputError, match="'muon' is for the kernels between the first and the last entry"):
+    make_chain(make_config('muon'), params, network.unrolled)
+
+
+LAYOUT_CASES = [
+  *((make_config(name), name) for name in NAMES),
+  *((make_config('sgd', clip), clip) for clip in ('global_norm', 'value', 'block_norm', 'adaptive')),
+  (make_config('sgd', weight_decay_on='block003/.*kernel$'), 'decay on a row'),
+  (make_config('lamb', 'adaptive', weight_decay_on='block00[12]/.*(kernel|scale)$'), 'all at once'),
+]
+
+
+@pytest.mark.parametrize('config', [case[0] for case in LAYOUT_CASES], ids=[case[1] for case in LAYOUT_CASES])
+def test_both_layouts_train_alike(network, config):
+  params, gradients = network.tree(0), [network.tree(1 + i) for i in range(3)]
+  # Blocks far apart in size, so that nothing taken over a whole stack could pass for a row's own.
+  for tree in (params, *gradients):
+    tree['stage1']['block003'] = jax.tree.map(lambda leaf: 0.01 * leaf, tree['stage1']['block003'])
+  expected, state = train(make_chain(config, params, network.unrolled), params, gradients)
+  stacked = network.stack(params)
+  optimizer = make_chain(config, stacked, network.scanned)
+  actual, scanned_state = train(optimizer, stacked, [network.stack(gradient) for gradient in gradients])
+  check(network.unstack(actual), expected, rtol=1e-6, atol=1e-7)
+  converted = network.unstack(scanned_state)
+  assert jax.tree.structure(converted) == jax.tree.structure(state)
+  for leaf, other in zip(jax.tree.leaves(converted), jax.tree.leaves(state), strict=True):
+    np.testing.assert_allclose(leaf, other, rtol=1e-5, atol=1e-7)
+
+
+def test_decay_on_a_row_leaves_the_others_alone(network):
+  config = make_config('sgd', weight_decay_on='block003/.*kernel$', momentum=0.0)
+  params = network.stack(network.tree(0))
+  zero = jax.tree.map(np.zeros_like, params)
+  after, _ = train(make_chain(config, params, network.scanned), params, [zero])
+  before, after = params['stage1']['scanned']['conv']['kernel'], after['stage1']['scanned']['conv']['kernel']
+  np.testing.assert_array_equal(after[0], before[0])
+  np.testing.assert_allclose(after[1], (1 - 0.05 * 0.1) * before[1], rtol=1e-6)
+
+
+def test_clipping_comes_before_the_decay(network):
+  params = network.tree(0)
+  config = make_config('sgd', 'global_norm', momentum=0.0)
+  after, _ = train(make_chain(config, params, network.unrolled), params, [network.tree(1)])
+  norm = np.sqrt(sum(np.sum(leaf**2) for leaf in jax.tree.leaves(network.tree(1))))
+
+  def expected(path, param, gradient):
+    return param - 0.05 * (0.3 / norm * gradient + (0.1 * param if path.endswith('kernel') else 0))
+
+  check(after, trees.map_with_path(expected, params, network.tree(1)), rtol=1e-6)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_a_pattern_that_decays_nothing_is_refused(network, name):
+  config = make_config(name, weight_decay_on='kernels$')
+  with pytest.raises(errors.InputError, match=r"='kernels\$' matches no parameter; their paths are like 'dense/bias'"):
+    make_chain(config, network.tree(0), network.unrolled)
+  config.optim.weight_decay = 0.0
+  make_chain(config, network.tree(0), network.unrolled)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_the_chain_names_its_links_and_counts_steps(network, name):
+  params = network.tree(0)
+  optimizer = make_chain(make_config(name, 'value'), params, network.unrolled)
+  state = optimizer.init(params)
+  assert (list(state)[0], list(state)[-1]) == ('clip', 'learning_rate') and 'decay' in state
+  _, state = train(optimizer, params, [network.tree(1 + i) for i in range(3)])
+  assert state['learning_rate'].count == 3
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_the_chain_can_be_made_from_shapes(network, name):
+  shapes = jax.eval_shape(lambda: network.tree(0))
+  optimizer = make_chain(make_config(name, 'adaptive'), shapes, network.scanned[:2] + network.unrolled[2:])
+  updates, _ = jax.eval_shape(lambda tree: optimizer.update(tree, optimizer.init(tree), tree), shapes)
+  assert jax.tree.map(jnp.shape, updates) == jax.tree.map(jnp.shape, shapes)
+
+
+@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('option', OF_OPTIM)
+def test_each_option_changes_the_updates_its_help_names(network, name, option):
+  changed = {
+    'learning_rate': 0.1,
+    'momentum': 0.5,
+    'nesterov': True,
+    'b1': 0.5,
+    'b2': 0.9,
+    'epsilon': 0.1,
+    'weight_decay': 0.5,
+    'weight_decay_on': 'bias$',
+  }[option]
+  named = schema.SCHEMA['optim'][option].help.partition(':')[0]
+  reads = name in named or not any(other in named for other in NAMES) or 'others' in schema.SCHEMA['optim'][option].help
+  before = run(make_config(name), network, steps=2)
+  after = run(make_config(name, **{option: changed}), network, steps=2)
+  same = jax.tree.map(lambda a, b: bool((a == b).all()), before, after)
+  assert reads != all(jax.tree.leaves(same))
+
+
+def test_a_name_outside_the_schema_is_refused(network):
+  with pytest.raises(errors.InputError, match="unknown optimizer 'adam'; did you mean 'adamw'"):
+    make_chain(make_config('adam'), network.tree(0), network.unrolled)

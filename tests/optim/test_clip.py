@@ -1,0 +1,118 @@
+import jax
+import numpy as np
+import optax
+import pytest
+import torch
+
+from dnt import config as schema
+from dnt import errors, trees
+from dnt.optim import clip
+
+
+def section(**options):
+  config = schema.default().clip
+  config.update(options)
+  return config
+
+
+def apply(config, gradients, params, entries):
+  transformation = clip.make(config, entries)
+  return jax.jit(transformation.update)(gradients, transformation.init(params), params)[0]
+
+
+def check(actual, expected, rtol=1e-6):
+  actual, expected = trees.flatten(actual), trees.flatten(expected)
+  assert actual.keys() == expected.keys()
+  for path, leaf in expected.items():
+    np.testing.assert_allclose(actual[path], leaf, rtol=rtol, atol=1e-7, err_msg=path)
+
+
+def torch_clipped(clip_fn, gradients):
+  parameters = {path: torch.zeros(leaf.shape, requires_grad=True) for path, leaf in trees.flatten(gradients).items()}
+  for path, leaf in trees.flatten(gradients).items():
+    parameters[path].grad = torch.tensor(leaf)
+  clip_fn(parameters.values())
+  return trees.unflatten({path: parameter.grad.numpy() for path, parameter in parameters.items()})
+
+
+@pytest.mark.parametrize('threshold', [0.5, 1e4])
+def test_global_norm_equals_torch(network, threshold):
+  gradients = network.tree(0)
+  actual = apply(section(name='global_norm', threshold=threshold), gradients, network.tree(1), network.unrolled)
+  # torch divides by the norm + 1e-6
+  check(actual, torch_clipped(lambda p: torch.nn.utils.clip_grad_norm_(p, threshold), gradients), rtol=2e-6)
+
+
+def test_value_equals_torch(network):
+  gradients = network.tree(0)
+  actual = apply(section(name='value', threshold=0.3), gradients, network.tree(1), network.unrolled)
+  check(actual, torch_clipped(lambda p: torch.nn.utils.clip_grad_value_(p, 0.3), gradients))
+
+
+def test_block_norm_clips_each_entry_by_its_own_norm(network):
+  gradients = network.tree(0)
+  gradients['dense'] = jax.tree.map(lambda leaf: leaf * 1e-3, gradients['dense'])
+  actual = apply(section(name='block_norm', threshold=2.0), gradients, network.tree(1), network.unrolled)
+  expected = {}
+  for entry in network.unrolled:
+    block = trees.subtree(gradients, tuple(entry.name.split('/')))
+    norm = np.sqrt(sum(np.sum(leaf.astype(np.float64) ** 2) for leaf in jax.tree.leaves(block)))
+    assert (norm < 2) == (entry.name == 'dense')
+    expected[entry.name] = jax.tree.map(lambda leaf, norm=norm: leaf * min(1.0, 2.0 / norm), block)
+  check(actual, expected)
+
+
+def test_adaptive_is_the_formula_of_brock_et_al(network):
+  gradients, params = network.tree(0), network.tree(1)
+  gradients['head'] = jax.tree.map(lambda leaf: 10 * leaf, gradients['head'])
+  params['dense']['bias'] = np.zeros_like(params['dense']['bias'])
+  actual = apply(section(name='adaptive', threshold=1.0, epsilon=1e-2), gradients, params, network.unrolled)
+
+  def clipped(path, gradient, param):
+    if path == 'head/kernel':
+      return gradient
+    axes = tuple(range(gradient.ndim - 1)) if gradient.ndim > 1 else (0,)
+    gradient_norm = np.sqrt(np.sum(gradient.astype(np.float64) ** 2, axis=axes, keepdims=True))
+    param_norm = np.maximum(np.sqrt(np.sum(param.astype(np.float64) ** 2, axis=axes, keepdims=True)), 1e-2)
+    return np.where(gradient_norm / param_norm > 1.0, param_norm / gradient_norm * gradient, gradient)
+
+  expected = trees.map_with_path(clipped, gradients, params)
+  check(actual, expected)
+  kept = actual['stage1']['block002']['conv']['kernel'] == gradients['stage1']['block002']['conv']['kernel']
+  assert set(kept.all((0, 1, 2)).tolist()) == {True, False}
+  assert (actual['head']['bias'] != gradients['head']['bias']).all()
+
+
+def test_adaptive_is_optax_but_for_the_kernel_of_the_head(network):
+  gradients, params = network.tree(0), network.tree(1)
+  expected, _ = optax.adaptive_grad_clip(0.05, 1e-3).update(gradients, optax.EmptyState(), params)
+  expected['head']['kernel'] = gradients['head']['kernel']
+  check(apply(section(name='adaptive', threshold=0.05), gradients, params, network.unrolled), expected)
+
+
+@pytest.mark.parametrize('name', ['global_norm', 'value', 'block_norm', 'adaptive'])
+def test_rows_of_a_scanned_stage_are_clipped_as_the_blocks_they_are(network, name):
+  gradients, params = network.tree(0), network.tree(1)
+  gradients['stage1']['block003'] = jax.tree.map(lambda leaf: 1e-3 * leaf, gradients['stage1']['block003'])
+  config = section(name=name, threshold=0.5)
+  expected = apply(config, gradients, params, network.unrolled)
+  actual = apply(config, network.stack(gradients), network.stack(params), network.scanned)
+  check(network.unstack(actual), expected)
+
+
+@pytest.mark.parametrize('name', ['global_norm', 'block_norm', 'adaptive'])
+def test_a_gradient_that_is_not_finite_stays_so(network, name):
+  gradients = network.tree(0)
+  gradients['dense']['kernel'][0, 0] = np.nan
+  actual = apply(section(name=name), gradients, network.tree(1), network.unrolled)
+  assert np.isnan(actual['dense']['kernel'][0, 0])
+
+
+def test_adaptive_needs_a_kernel_to_know_the_head_by(network):
+  with pytest.raises(errors.InputError, match="called 'kernel'"):
+    clip.make(section(name='adaptive'), network.unrolled).init({'head': {'weight': np.ones(3)}})
+
+
+def test_a_name_outside_the_schema_is_refused(network):
+  with pytest.raises(errors.InputError, match="unknown clip 'global'; did you mean 'global_norm'"):
+    clip.make(section(name='global'), network.unrolled)

@@ -1,0 +1,130 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from torch.optim import lr_scheduler
+
+from dnt import config as schema
+from dnt import errors
+from dnt.optim import schedules
+
+PEAK = 0.1
+
+
+def section(**options):
+  config = schema.default().schedule
+  config.update(options)
+  return config
+
+
+def values(config, steps, count=None, steps_per_epoch=10.0):
+  schedule = schedules.make(config, PEAK, steps, steps_per_epoch)
+  return np.asarray(jax.jit(jax.vmap(schedule))(jnp.arange(count or steps)))
+
+
+def torch_values(make_scheduler, count):
+  optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=PEAK)
+  scheduler = make_scheduler(optimizer)
+  rates = []
+  for _ in range(count):
+    rates.append(optimizer.param_groups[0]['lr'])
+    optimizer.step()
+    scheduler.step()
+  return np.array(rates)
+
+
+def check(actual, expected):
+  np.testing.assert_allclose(actual, expected, rtol=1e-6, atol=1e-7 * PEAK)
+
+
+def test_constant_is_the_peak_in_float32_inside_and_outside_jit():
+  schedule = schedules.make(section(), PEAK, 10, 10)
+  assert schedule(3).dtype == jnp.float32 and schedule(3).shape == ()
+  assert schedule(3) == jax.jit(schedule)(3) == np.float32(PEAK)
+
+
+def test_piecewise_equals_torch():
+  config = section(name='piecewise', boundaries=('20', '3.5 epochs', '50%'), factor=0.3)
+  check(values(config, 100), torch_values(lambda o: lr_scheduler.MultiStepLR(o, [20, 35, 50], 0.3), 100))
+
+
+@pytest.mark.parametrize('final', [0.0, 0.05])
+def test_cosine_equals_torch(final):
+  config = section(name='cosine', final=final)
+  expected = torch_values(lambda o: lr_scheduler.CosineAnnealingLR(o, 60, eta_min=final * PEAK), 61)
+  check(values(config, 60, 61), expected)
+
+
+@pytest.mark.parametrize('final', [0.0, 0.05])
+def test_linear_equals_torch(final):
+  config = section(name='linear', final=final)
+  check(values(config, 60, 61), torch_values(lambda o: lr_scheduler.LinearLR(o, 1.0, final, 60), 61))
+
+
+def test_one_cycle_equals_torch():
+  config = section(name='one_cycle', one_cycle_rise='25%', one_cycle_start=0.04, final=0.001)
+
+  def scheduler(optimizer):
+    return lr_scheduler.OneCycleLR(
+      optimizer, PEAK, total_steps=81, pct_start=21 / 81, div_factor=25, final_div_factor=0.04 / 0.001
+    )
+
+  check(values(config, 80, 81), torch_values(scheduler, 81))
+
+
+def test_one_cycle_without_a_rise_falls_from_the_peak():
+  check(values(section(name='one_cycle', one_cycle_rise='0'), 40), values(section(name='cosine'), 40))
+
+
+@pytest.mark.parametrize('name', ['constant', 'piecewise', 'cosine', 'linear'])
+def test_linear_warmup_equals_torch_and_the_shape_has_what_is_left(name):
+  warm = section(name=name, warmup='2 epochs', warmup_start=0.2, boundaries=('45', '60'))
+  alone = section(name=name, boundaries=('25', '40'))
+  actual = values(warm, 80)
+  check(actual[:21], torch_values(lambda o: lr_scheduler.LinearLR(o, 0.2, 1.0, 20), 21))
+  check(actual[20:], values(alone, 60))
+
+
+def test_linear_warmup_leads_to_where_one_cycle_starts():
+  actual = values(section(name='one_cycle', warmup='10', one_cycle_start=0.5, one_cycle_rise='20'), 60)
+  check(actual[:11], np.linspace(0, 0.5 * PEAK, 11))
+  assert actual.argmax() == 30 and actual[30] == np.float32(PEAK)
+
+
+def test_constant_warmup_is_that_of_resnet_110():
+  config = section(name='piecewise', boundaries=('32000', '48000'), warmup='400', warmup_shape='constant')
+  config.warmup_start = 0.1
+  schedule = schedules.make(config, 0.1, 64_000, 390.6)
+  steps = [0, 399, 400, 31_999, 32_000, 47_999, 48_000, 63_999]
+  check([schedule(step) for step in steps], [0.01, 0.01, 0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+
+
+def test_boundaries_beyond_a_shortened_run_are_never_reached():
+  check(values(section(name='piecewise', boundaries=('32000', '48000')), 100), np.full(100, PEAK))
+
+
+def test_boundaries_given_as_numbers_are_steps():
+  check(values(section(name='piecewise', boundaries=(10, 20)), 30)[[9, 10, 20]], [PEAK, PEAK / 10, PEAK / 100])
+
+
+def test_boundaries_that_round_to_one_step_act_together():
+  check(values(section(name='piecewise', boundaries=('50%', '75%')), 1, 2), [PEAK, PEAK / 100])
+
+
+@pytest.mark.parametrize(
+  ('options', 'words'),
+  [
+    ({'warmup': '100'}, 'schedule.warmup=.* 100 steps.* shorten'),
+    ({'warmup': '11 epochs'}, 'schedule.warmup=.* 110 steps'),
+    ({'warmup': '10', 'warmup_shape': 'constant'}, 'warmup_start above 0'),
+    ({'name': 'piecewise'}, 'needs schedule.boundaries'),
+    ({'name': 'piecewise', 'boundaries': ('50', '20')}, r'must not fall.*\[50, 20\]'),
+    ({'name': 'piecewise', 'boundaries': ('20', '60'), 'warmup': '30'}, 'step 20, inside the warm-up of 30'),
+    ({'name': 'one_cycle', 'one_cycle_rise': '80', 'warmup': '20'}, 'one_cycle_rise=.* 80 after its warm-up'),
+    ({'name': 'exponential'}, 'unknown schedule'),
+  ],
+)
+def test_refusals_name_the_option(options, words):
+  with pytest.raises(errors.InputError, match=words):
+    schedules.make(section(**options), PEAK, 100, 10)

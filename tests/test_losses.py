@@ -1,0 +1,93 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from dnt import config as schema
+from dnt import errors, losses
+
+LOGITS = 3 * np.random.default_rng(0).normal(size=(16, 5)).astype(np.float32)
+LABELS = np.random.default_rng(1).integers(0, 5, 16).astype(np.int32)
+WEIGHTS = (0.5, 2.0, 1.0, 0.0, 3.0)
+
+
+def mean(logits, smoothing, weights):
+  values, weight = losses.cross_entropy(logits, jnp.asarray(LABELS), smoothing, weights)
+  return jnp.sum(values) / jnp.sum(weight)
+
+
+@pytest.mark.parametrize('weights', [(), WEIGHTS], ids=['equal', 'weighted'])
+@pytest.mark.parametrize('smoothing', [0.0, 0.1, 0.9])
+def test_mean_and_gradient_equal_torch(smoothing, weights):
+  value, gradient = jax.value_and_grad(mean)(jnp.asarray(LOGITS), smoothing, weights)
+  logits = torch.tensor(LOGITS, requires_grad=True)
+  expected = F.cross_entropy(
+    logits,
+    torch.tensor(LABELS, dtype=torch.long),
+    weight=torch.tensor(weights) if weights else None,
+    label_smoothing=smoothing,
+  )
+  expected.backward()
+  np.testing.assert_allclose(value, expected.item(), rtol=1e-6)
+  np.testing.assert_allclose(gradient, logits.grad.numpy(), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize('weights', [(), WEIGHTS], ids=['equal', 'weighted'])
+def test_each_loss_equals_torch(weights):
+  actual, weight = losses.cross_entropy(jnp.asarray(LOGITS), jnp.asarray(LABELS), 0.1, weights)
+  expected = F.cross_entropy(
+    torch.tensor(LOGITS),
+    torch.tensor(LABELS, dtype=torch.long),
+    weight=torch.tensor(weights) if weights else None,
+    label_smoothing=0.1,
+    reduction='none',
+  )
+  np.testing.assert_allclose(actual, expected.numpy(), rtol=1e-6, atol=1e-6)
+  np.testing.assert_array_equal(weight, np.array(weights or (1.0,) * 5, np.float32)[LABELS])
+
+
+def test_bfloat16_logits_are_reckoned_in_float32():
+  logits = jnp.asarray(LOGITS, jnp.bfloat16)
+  values, weight = losses.cross_entropy(logits, jnp.asarray(LABELS), 0.1, WEIGHTS)
+  assert values.dtype == weight.dtype == jnp.float32
+  np.testing.assert_array_equal(mean(logits, 0.1, WEIGHTS), mean(logits.astype(jnp.float32), 0.1, WEIGHTS))
+
+
+@pytest.mark.parametrize('smoothing', [0.0, 0.1])
+def test_huge_logits_are_finite(smoothing):
+  logits = jnp.asarray([[1e30, 0.0, -1e30], [-1e4, 1e4, 0.0]], jnp.float32)
+  labels = jnp.asarray([0, 0])
+  values, _ = losses.cross_entropy(logits, labels, smoothing, ())
+  gradient = jax.grad(lambda x: jnp.sum(losses.cross_entropy(x, labels, smoothing, ())[0]))(logits)
+  assert np.isfinite(values).all() and np.isfinite(gradient).all()
+  if not smoothing:
+    np.testing.assert_allclose(values, [0.0, 2e4])
+
+
+def test_a_class_that_is_masked_out_does_no_harm():
+  values, _ = losses.cross_entropy(jnp.asarray([[0.0, 0.0, -jnp.inf]]), jnp.asarray([1]), 0.0, ())
+  np.testing.assert_allclose(values, np.log(2), rtol=1e-6)
+
+
+def test_make_reads_the_config():
+  config = schema.default().loss
+  config.label_smoothing = 0.2
+  config.class_weights = WEIGHTS
+  actual = losses.make(config)(jnp.asarray(LOGITS), jnp.asarray(LABELS))
+  expected = losses.cross_entropy(jnp.asarray(LOGITS), jnp.asarray(LABELS), 0.2, WEIGHTS)
+  for value, other in zip(actual, expected, strict=True):
+    np.testing.assert_array_equal(value, other)
+
+
+def test_weights_that_are_not_one_a_class_are_refused_before_anything_runs():
+  with pytest.raises(errors.InputError, match='class_weights has 2 weights and the model 5 classes'):
+    jax.eval_shape(lambda x, y: losses.cross_entropy(x, y, 0.0, (1.0, 2.0)), LOGITS, LABELS)
+
+
+def test_correct_counts_the_largest_logit_and_of_equal_ones_the_first():
+  logits = jnp.asarray([[1.0, 2.0, 0.0], [3.0, 3.0, 0.0], [3.0, 3.0, 0.0]])
+  actual = losses.correct(logits, jnp.asarray([1, 0, 1]))
+  assert actual.dtype == jnp.float32
+  np.testing.assert_array_equal(actual, [1.0, 1.0, 0.0])
