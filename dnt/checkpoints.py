@@ -16,6 +16,7 @@ import json
 import os
 import pathlib
 import secrets
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -91,6 +92,8 @@ class Checkpoints:
       def reached_preemption(self, step: int) -> bool:
         return False  # the loop asks by its own dense counter; a second one would move the agreed step
 
+    # What fails in Orbax's threads is raised by the next call here, in one line.
+    logging.get_absl_logger().addFilter(lambda record: not (record.exc_info and 'orbax' in record.pathname))
     registry = ocp.DefaultCheckpointHandlerRegistry()
     state_handler = ocp.PyTreeCheckpointHandler()
     meta_handler = ocp.JsonCheckpointHandler(filename=META_FILE)
@@ -143,6 +146,7 @@ class Checkpoints:
     if step in self._all_steps():
       return False
     leaves = _flatten(state)
+    self._check_room(leaves)
     envelope = {'meta': dict(meta), 'metric': metric, 'leaves': self._inspect(step, leaves)}
     envelope['sha256'] = _sha256(envelope)
     self._metrics[step] = metric
@@ -214,6 +218,25 @@ class Checkpoints:
       if better(self._config.best_metric, self._metrics.get(step), self._metrics[best] if best is not None else None):
         best = step
     return best
+
+  def _check_room(self, leaves: Mapping[str, jax.Array]) -> None:
+    # Found only by the writing threads, both would show as pages of tracebacks, or as minutes of waiting.
+    problem = None
+    if jax.process_index() == 0:
+      needed = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves.values())
+      try:
+        free = shutil.disk_usage(self._directory).free
+      except OSError as error:
+        problem = errors.RunError(f'{self._directory} is gone ({error.strerror}); no checkpoint can be written')
+      else:
+        if free < needed:
+          problem = errors.RunError(
+            f'a checkpoint needs {needed / 1e6:.0f} MB and the disk of {self._directory} has {free / 1e6:.0f} MB left; '
+            'make room and run the same command again'
+          )
+    problem = _agree(problem)
+    if problem is not None:
+      raise problem
 
   def _inspect(self, step: int, leaves: Mapping[str, jax.Array]) -> dict[str, Any]:
     inspected = _inspect(leaves)
@@ -547,11 +570,11 @@ def _from_lead(values: Sequence[int]) -> list[int]:
 
 
 def _agree(problem: Exception | None) -> Exception | None:
-  """The gravest problem of any process, on every process: damage before a refusal before none."""
+  """The gravest problem of any process, on every process: damage before any other before none."""
   if jax.process_count() == 1:
     return problem
-  grave = 0 if problem is None else 2 if isinstance(problem, _DamagedError) else 1
-  worst = int(np.max(multihost_utils.process_allgather(np.int32(grave))))
-  if worst == grave:
-    return problem
-  return _DamagedError('on another process') if worst == 2 else errors.InputError('refused on another process')
+  kinds = (type(None), errors.RunError, errors.InputError, _DamagedError)
+  mine = kinds.index(type(problem))
+  all_of_them = multihost_utils.process_allgather(np.int32(mine))
+  process = int(np.argmax(all_of_them))
+  return problem if all_of_them[process] == mine else kinds[all_of_them[process]](f'as process {process} found')
