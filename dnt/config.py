@@ -42,12 +42,16 @@ def _at_least(low: float) -> Callable[[Any], str | None]:
 
 
 def _above(low: float) -> Callable[[Any], str | None]:
-  return lambda value: None if low < value < math.inf else f'must be above {low} and finite'
+  return lambda value: None if value > low else f'must be above {low}'
 
 
 def _within(low: float, high: float) -> Callable[[Any], str | None]:
   """Low included, high excluded."""
   return lambda value: None if low <= value < high else f'must be at least {low} and below {high}'
+
+
+def _share(value: float) -> str | None:
+  return None if 0 < value <= 1 else 'must be above 0 and at most 1'
 
 
 def _duration(value: str) -> str | None:
@@ -57,12 +61,23 @@ def _duration(value: str) -> str | None:
 
 
 def _durations(values: tuple[str, ...]) -> str | None:
-  return next((f'each {_duration(value)}' for value in values if _duration(str(value))), None)
+  return next((f'each {_duration(str(value))}' for value in values if _duration(str(value))), None)
 
 
 def _numbers(values: tuple[float, ...]) -> str | None:
   good = all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in values)
   return None if good else 'must hold finite numbers only'
+
+
+def _deviations(values: tuple[float, ...]) -> str | None:
+  return _numbers(values) or (None if all(v > 0 for v in values) else 'must hold numbers above 0 only')
+
+
+def _weights(values: tuple[float, ...]) -> str | None:
+  def good():
+    return not values or (min(values) >= 0 and max(values) > 0)
+
+  return _numbers(values) or (None if good() else 'must hold numbers of at least 0, not all of them 0')
 
 
 def _texts(values: tuple[str, ...]) -> str | None:
@@ -102,12 +117,12 @@ SCHEMA: dict[str, Any] = {
     ),
     'crop_padding': Option(4, 'pixels of zero padding on each side before the random crop', check=_at_least(0)),
     'flip': Option(True, 'mirror half of the augmented pictures left to right'),
-    'resized_crop_min_area': Option(0.08, 'smallest share of the area resized_crop keeps', check=_within(0.001, 1)),
+    'resized_crop_min_area': Option(0.08, 'smallest share of the area resized_crop keeps', check=_share),
     'eval_crop': Option(
-      0.875, 'share of the side that the center crop keeps after the resize (large pictures)', check=_above(0)
+      0.875, 'share of the side that the center crop keeps after the resize (large pictures)', check=_share
     ),
     'mean': Option((), 'per channel, in [0, 1]; empty: measured on the training split', check=_numbers),
-    'std': Option((), 'per channel, in [0, 1]; empty: measured on the training split', check=_numbers),
+    'std': Option((), 'per channel, in [0, 1]; empty: measured on the training split', check=_deviations),
     'synthetic_examples': Option(1024, 'examples a split of the synthetic source', check=_at_least(1)),
     'synthetic_classes': Option(10, 'classes of the synthetic source', check=_at_least(2)),
   },
@@ -136,7 +151,7 @@ SCHEMA: dict[str, Any] = {
     'stochastic_depth': Option(float, 'chance of dropping the last block, growing from 0', check=_within(0, 1)),
     'gate_bias': Option(float, 'initial bias of the highway gates (negative: carry)'),
     'growth_rate': Option(int, 'channels each dense layer adds (k)', check=_at_least(1)),
-    'compression': Option(float, 'share of channels a transition keeps (theta)', check=_above(0)),
+    'compression': Option(float, 'share of channels a transition keeps (theta)', check=_share),
     'bottleneck': Option(bool, '1x1 convolution to 4k channels before each 3x3 of a dense layer (DenseNet-B)'),
     'scan': Option(False, 'scan the equal blocks of a stage: compile time constant in depth'),
     'remat': Option(False, 'recompute the inside of each block in the backward pass to save memory'),
@@ -144,7 +159,7 @@ SCHEMA: dict[str, Any] = {
   },
   'loss': {
     'label_smoothing': Option(0.0, 'share of the target spread over all classes', check=_within(0, 1)),
-    'class_weights': Option((), 'a weight a class, in class order; empty: equal', check=_numbers),
+    'class_weights': Option((), 'a weight a class, in class order; empty: equal', check=_weights),
   },
   'optim': {
     'name': Option('sgd', 'update rule', choices=('sgd', 'adamw', 'lamb', 'muon')),
@@ -255,6 +270,8 @@ def validate(config: ml_collections.ConfigDict) -> None:
       raise errors.unknown('config key', key, known)
   for key, option in known.items():
     if option.type is dict:
+      if key in given and not isinstance(given[key], ml_collections.ConfigDict):
+        raise errors.InputError(f'config.{key} must be a dict, not {type(given[key]).__name__} ({given[key]!r})')
       continue
     if key not in given:
       raise errors.InputError(f'config key {key!r} is missing; start from dnt.config.default()')
@@ -267,6 +284,8 @@ def _check(key: str, option: Option, value: Any) -> None:
   numeric = option.type is float and isinstance(value, int) and not isinstance(value, bool)
   if not numeric and type(value) is not option.type:
     raise errors.InputError(f'config.{key} must be {option.type.__name__}, not {type(value).__name__} ({value!r})')
+  if option.type is float and not math.isfinite(value):
+    raise errors.InputError(f'config.{key}={value!r} must be finite')
   if option.choices and value not in option.choices:
     raise errors.unknown(f'value of config.{key}', str(value), [str(choice) for choice in option.choices])
   problem = option.check(value)
@@ -277,7 +296,7 @@ def _check(key: str, option: Option, value: Any) -> None:
 def _leaves(config: ml_collections.ConfigDict, prefix: str = '') -> Iterator[tuple[str, Any]]:
   for key in config:
     value = config.get(key)
-    if isinstance(value, ml_collections.ConfigDict):
+    if isinstance(value, ml_collections.ConfigDict) and len(value):
       yield from _leaves(value, f'{prefix}{key}.')
     else:
       yield prefix + key, value

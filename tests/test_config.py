@@ -1,0 +1,235 @@
+import importlib.util
+import pathlib
+import re
+
+import ml_collections
+import pytest
+
+from dnt import config as schema
+from dnt import errors
+
+OPTIONS = dict(schema.options())
+CONFIGS = sorted((pathlib.Path(__file__).parents[1] / 'configs').glob('*.py'))
+
+
+def refused(key, value):
+  """The message with which `validate` refuses the value, or None."""
+  config = schema.default().unlock()
+  *sections, name = key.split('.')
+  section = config
+  for part in sections:
+    section = section[part]
+  del section[name]  # so that the new value is neither checked nor converted before
+  section[name] = value
+  try:
+    schema.validate(config)
+  except errors.InputError as error:
+    return str(error)
+  return None
+
+
+def test_the_default_is_valid_locked_and_typed():
+  config = schema.default()
+  schema.validate(config)
+  with pytest.raises(AttributeError, match='Did you mean "learning_rate"'):
+    config.optim.learning_rte = 0.1
+  with pytest.raises(TypeError):
+    config.train.batch_size = '128'
+
+
+def test_defaults_are_not_shared():
+  schema.default().model.options.unlock()['classes'] = 3
+  first, second = schema.default(), schema.default()
+  first.optim.learning_rate = 3.0
+  assert second.optim.learning_rate == 0.1 and not second.model.options
+
+
+@pytest.mark.parametrize('key', OPTIONS)
+def test_every_option_has_help_and_a_default_of_its_own_kind(key):
+  option = OPTIONS[key]
+  assert option.help and option.type in (bool, int, float, str, tuple, dict)
+  value = schema.default()
+  for part in key.split('.'):
+    value = value[part]
+  if option.type is not dict:
+    assert value == (None if isinstance(option.default, type) else option.default)
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+def test_every_config_file_is_valid(path):
+  spec = importlib.util.spec_from_file_location(path.stem, path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  config = module.get_config()
+  schema.validate(config)
+  assert config.is_locked
+
+
+@pytest.mark.parametrize(
+  ('key', 'near'),
+  [('optim.learning_rte', 'optim.learning_rate'), ('modle', 'model.name'), ('train.epoch', 'train.epochs')],
+)
+def test_an_unlocked_config_with_an_unknown_key_is_refused_with_the_nearest(key, near):
+  config = schema.default()
+  config.unlock()
+  config.update_from_flattened_dict({key: 1})
+  with pytest.raises(errors.InputError, match=f"unknown config key '{key}'") as error:
+    schema.validate(config)
+  section = near.split('.')[0]
+  assert re.search(rf"did you mean '{section}\.", str(error.value))
+  if key != 'modle':
+    assert f"did you mean '{near}'?" in str(error.value)
+
+
+def test_an_unknown_section_is_refused_even_when_empty():
+  config = schema.default()
+  config.unlock()
+  config.optimizer = ml_collections.ConfigDict()
+  with pytest.raises(errors.InputError, match="unknown config key 'optimizer'"):
+    schema.validate(config)
+
+
+@pytest.mark.parametrize('key', ['optim.momentum', 'model.depth', 'seed'])
+def test_a_missing_key_is_refused(key):
+  config = schema.default().unlock()
+  *section, name = key.split('.')
+  del (config[section[0]] if section else config)[name]
+  with pytest.raises(errors.InputError, match=f"'{key}' is missing; start from dnt.config.default"):
+    schema.validate(config)
+
+
+@pytest.mark.parametrize('key', [key for key, option in OPTIONS.items() if option.type is not dict])
+def test_a_value_of_another_type_is_refused(key):
+  kind = OPTIONS[key].type
+  others = [True, 3, 0.5, 'text', (1,), [1], {'a': 1}]
+  for value in others:
+    if type(value) is kind or (kind is float and type(value) is int):
+      continue
+    message = refused(key, value)
+    assert message and (key in message), (key, value, message)
+  assert (refused(key, None) is None) == isinstance(OPTIONS[key].default, type)
+
+
+def test_an_integer_will_do_for_a_float_but_not_the_reverse():
+  assert refused('train.epochs', 3) is None
+  assert refused('train.batch_size', 128.0) == 'config.train.batch_size must be int, not float (128.0)'
+
+
+@pytest.mark.parametrize('key', [key for key, option in OPTIONS.items() if option.type is float])
+@pytest.mark.parametrize('value', [float('nan'), float('inf'), -float('inf')])
+def test_numbers_are_finite(key, value):
+  assert 'must be finite' in refused(key, value)
+
+
+@pytest.mark.parametrize('key', [key for key, option in OPTIONS.items() if option.choices])
+def test_choices_are_a_closed_set(key):
+  for choice in OPTIONS[key].choices:
+    assert refused(key, choice) is None
+  nearly = OPTIONS[key].choices[0] + 'x'
+  message = refused(key, nearly)
+  assert message.startswith(f"unknown value of config.{key} '{nearly}'")
+  assert all(choice in message for choice in OPTIONS[key].choices)
+
+
+# key: values at the edge that are valid, values just beyond it
+EDGES = {
+  'seed': ([0], [-1]),
+  'data.val_fraction': ([0.01, 0.99], [0.0, 1.0]),
+  'data.image_size': ([1], [0]),
+  'data.workers': ([0], [-1]),
+  'data.crop_padding': ([0], [-1]),
+  'data.resized_crop_min_area': ([0.01, 1.0], [0.0, 1.1]),
+  'data.eval_crop': ([1.0], [0.0, 1.1]),
+  'data.mean': ([(0.0,), (0, 0.5)], [('0.5',), (True,), (float('nan'),)]),
+  'data.std': ([(0.1,)], [(0.0,), (-0.5,), ('1',), (float('inf'),)]),
+  'data.synthetic_examples': ([1], [0]),
+  'data.synthetic_classes': ([2], [1]),
+  'model.num_classes': ([2], [1]),
+  'model.norm_epsilon': ([1e-12], [0.0, -1.0]),
+  'model.norm_groups': ([1], [0]),
+  'model.norm_momentum': ([0.0, 0.999], [1.0, -0.1]),
+  'model.init_gain': ([1e-3], [0.0]),
+  'model.depth': ([1], [0]),
+  'model.width': ([1], [0]),
+  'model.stochastic_depth': ([0.0, 0.9], [1.0, -0.1]),
+  'model.growth_rate': ([1], [0]),
+  'model.compression': ([0.5, 1.0], [0.0, 1.5]),
+  'loss.label_smoothing': ([0.0, 0.9], [1.0, -0.1]),
+  'loss.class_weights': ([(0, 1.0), (2.0, 3.0)], [(-1.0, 1.0), (0.0, 0.0), ('1', 2.0)]),
+  'optim.learning_rate': ([1e-9], [0.0, -0.1]),
+  'optim.momentum': ([0.0, 0.99], [1.0, -0.1]),
+  'optim.b1': ([0.0], [1.0]),
+  'optim.b2': ([0.0], [1.0]),
+  'optim.epsilon': ([1e-12], [0.0]),
+  'optim.weight_decay': ([0.0], [-1e-4]),
+  'optim.weight_decay_on': (['', 'conv[12]/kernel$'], ['(', '[a']),
+  'schedule.warmup': (['0', '400', '5 epochs', '10%', '1 step'], ['five', '-1', '5 weeks', '']),
+  'schedule.warmup_start': ([0.0, 2.0], [-0.1]),
+  'schedule.boundaries': ([('50%', '75%'), (10, 20), ()], [('50%', 'end'), (None,)]),
+  'schedule.factor': ([0.1, 2.0], [0.0]),
+  'schedule.final': ([0.0], [-0.1]),
+  'schedule.one_cycle_rise': (['30%', '0'], ['30 %%']),
+  'schedule.one_cycle_start': ([0.01], [0.0]),
+  'clip.threshold': ([1e-3], [0.0]),
+  'clip.epsilon': ([1e-6], [0.0]),
+  'ema.decay': ([0.0, 0.9999], [1.0]),
+  'train.batch_size': ([1], [0]),
+  'train.steps': ([1], [0]),
+  'train.epochs': ([0.01], [0.0]),
+  'train.accumulate': ([1], [0]),
+  'train.steps_per_dispatch': ([1], [0]),
+  'train.log_every': (['1'], ['often']),
+  'train.patience': ([0], [-1]),
+  'eval.splits': ([('test', 'val')], [(), ('',), (1,)]),
+  'eval.every': (['0'], ['never']),
+  'eval.batch_size': ([1], [0]),
+  'checkpoint.every': (['0'], ['never']),
+  'checkpoint.keep': ([1], [0]),
+  'mesh.fsdp': ([1], [0]),
+}
+
+
+def test_every_check_of_the_schema_has_its_edges_tested():
+  unchecked = schema.Option(0, '').check
+  assert {key for key, option in OPTIONS.items() if option.check is not unchecked} == set(EDGES)
+
+
+@pytest.mark.parametrize('key', EDGES)
+def test_values_are_refused_beyond_the_edge(key):
+  valid, invalid = EDGES[key]
+  for value in valid:
+    assert refused(key, value) is None, value
+  for value in invalid:
+    message = refused(key, value)
+    assert message and message.startswith(f'config.{key}={value!r} '), (value, message)
+
+
+def test_options_of_a_module_of_the_users_own_are_free_but_a_dict():
+  assert refused('model.options', {'hidden': 3, 'inner': {'any': 'thing'}}) is None
+  assert refused('model.options', 3) == 'config.model.options must be a dict, not int (3)'
+
+
+@pytest.mark.parametrize(
+  ('text', 'steps'),
+  [
+    ('0', 0),
+    ('400', 400),
+    ('400 steps', 400),
+    ('1 step', 1),
+    ('2.5', 3),
+    ('5 epochs', 1953),
+    ('1epoch', 391),
+    ('0.5 epochs', 195),
+    ('10%', 6400),
+    (' 12.5 % ', 8000),
+    ('100%', 64_000),
+  ],
+)
+def test_durations(text, steps):
+  assert schema.duration(text, 64_000, 50_000 / 128) == steps
+
+
+@pytest.mark.parametrize('text', ['', 'epoch', '-5', '5 minutes', '1e3', '5 % epochs', '5,0'])
+def test_what_is_not_a_duration_is_refused(text):
+  with pytest.raises(errors.InputError, match=f"'{text}' must be a duration: '400' or"):
+    schema.duration(text, 100, 10)
