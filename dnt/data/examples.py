@@ -21,7 +21,8 @@ class Examples:
     class_names: a name a class, in label order.
     shape: (H, W, C) of every picture; H and W are None where pictures differ in size.
     pictures: uint8 [N, H, W, C] when they are in memory; else random access that worker processes can be sent:
-      `pictures[i]` reads and decodes (picture, label) number i, `pictures.part(start, stop)` is a slice.
+      `pictures[i]` reads and decodes (picture, label) number i, `pictures.part(start, stop)` is a slice, and where all are
+      of one size `pictures.decode_all(shape)` gives images and labels.
     labels: int32 [N]; None where labels are stored with the pictures and reading them means reading everything.
   """
 
@@ -59,6 +60,11 @@ class Examples:
     pictures = self.pictures.part(start, stop) if self.images is None else self.pictures[start:stop]
     labels = None if self.labels is None else self.labels[start:stop]
     return dataclasses.replace(self, split=split, pictures=pictures, labels=labels)
+
+  def decoded(self) -> 'Examples':
+    """The same with the pictures, which must be of one size, in memory."""
+    images, labels = self.pictures.decode_all(self.shape)
+    return in_memory(self.name, self.split, images, labels, self.class_names)
 
 
 def in_memory(name: str, split: str, images: np.ndarray, labels: np.ndarray, class_names: tuple[str, ...]) -> Examples:

@@ -16,12 +16,13 @@ RATIOS = (3 / 4, 4 / 3)  # of width to height, that a random crop may have
 TRIES = 10
 
 
-def decode(source: Any, name: str) -> np.ndarray:
-  """Reads an encoded picture as uint8 [h, w, 3]; gray ones get three equal channels.
+def decode(source: Any, name: str, channels: int = 3) -> np.ndarray:
+  """Reads an encoded picture as uint8 [h, w, channels]; with 3, gray ones get three equal channels.
 
   Args:
     source: a path, or the bytes of the file.
     name: what to call it in a message.
+    channels: 3, or 1 for gray.
 
   Raises:
     errors.InputError: it is truncated, damaged, no picture, or holds more than 8 bits a channel.
@@ -33,7 +34,7 @@ def decode(source: Any, name: str) -> np.ndarray:
       image.load()
       mode = image.mode
       if mode[0] not in 'IF':
-        return np.asarray(image.convert('RGB'))
+        return _array(image.convert('L' if channels == 1 else 'RGB'))
   except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
     raise errors.InputError(f'cannot read the picture {name} ({error}); replace or remove it') from error
   raise errors.InputError(f'the picture {name} holds more than 8 bits a channel (mode {mode}); convert it to 8 bits')

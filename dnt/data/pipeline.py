@@ -14,10 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dnt import errors
-from dnt.data import examples, images, resident, stream
-
-# Decoded pictures of a split up to so many bytes live on the device (and, before that, in memory).
-RESIDENT_BYTES = 2**30
+from dnt.data import examples, images, placement, resident, stream
 
 Batch = dict[str, jax.Array]
 
@@ -54,39 +51,9 @@ def image_shape(config: ml_collections.ConfigDict, source: examples.Examples) ->
   return height, width, channels
 
 
-def fits_device(config: ml_collections.ConfigDict, count: int, shape: examples.Shape) -> bool:
-  """Whether `config.placement` puts pictures of that number and shape on the device.
-
-  Args:
-    config: the `data` section of the config.
-    count: pictures of the split.
-    shape: their (H, W, C) as the source has them.
-
-  Raises:
-    errors.InputError: placement='device' for pictures that cannot live there.
-  """
-  if config.placement == 'stream':
-    return False
-  reason = None
-  if None in shape:
-    reason = 'its pictures differ in size'
-  elif config.augment == 'resized_crop_flip':
-    reason = "config.data.augment='resized_crop_flip' crops on the host"
-  if config.placement == 'device':
-    if reason:
-      raise errors.InputError(
-        f"config.data.placement='device' is impossible for {config.source}: {reason}; use 'auto' or 'stream'"
-      )
-    return True
-  if reason:
-    return False
-  height, width = (config.image_size,) * 2 if config.image_size else shape[:2]
-  return count * height * width * shape[2] <= RESIDENT_BYTES
-
-
 def _resident_images(config: ml_collections.ConfigDict, source: examples.Examples) -> np.ndarray | None:
   """uint8 [N, H, W, C] at the size of `image_shape` when the split is to live on the device."""
-  if not fits_device(config, len(source), source.shape) or source.images is None:
+  if source.images is None or not placement.on_device(config, len(source), source.shape):
     return None
   size = image_shape(config, source)[:2]
   if size == source.images.shape[1:3]:

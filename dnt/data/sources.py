@@ -5,20 +5,22 @@ from collections.abc import Callable, Mapping
 import ml_collections
 
 from dnt import errors
-from dnt.data import builtin, cifar, examples, idx, splits
+from dnt.data import builtin, cifar, examples, folder, idx, placement, splits, tfds
 
 # name -> f(where, config.data, seed) -> {split: read}; `where` is what follows the colon.
 SOURCES: Mapping[str, Callable[..., examples.Splits]] = {
   'digits': builtin.digits,
   'synthetic': builtin.synthetic,
+  'tfds': tfds.tfds,
   'cifar_binary': cifar.cifar_binary,
   'idx': idx.idx,
+  'folder': folder.folder,
 }
 WHERE = {'tfds': '<name>', 'cifar_binary': '<dir>', 'idx': '<dir>', 'folder': '<dir>'}
 
 
 def load(config: ml_collections.ConfigDict, split: str, seed: int) -> examples.Examples:
-  """A split of the configured source.
+  """A split of the configured source; in memory when it is to live on the device.
 
   Args:
     config: the `data` section of the config.
@@ -37,4 +39,7 @@ def load(config: ml_collections.ConfigDict, split: str, seed: int) -> examples.E
   if part.name not in available:
     raise errors.unknown(f'split of {config.source}', part.name, available)
   whole = available[part.name]()
-  return whole.part(split, *part.bounds(len(whole)))
+  chosen = whole.part(split, *part.bounds(len(whole)))
+  if placement.on_device(config, len(chosen), chosen.shape) and chosen.images is None:
+    return chosen.decoded()
+  return chosen

@@ -1,0 +1,35 @@
+"""Where the pictures of a split live: on the device, or streamed from the host."""
+
+import ml_collections
+
+from dnt import errors
+from dnt.data import examples
+
+# Pictures of a split up to so many bytes, decoded and at their final size, live on the device.
+RESIDENT_BYTES = 2**30
+
+
+def on_device(config: ml_collections.ConfigDict, count: int, shape: examples.Shape) -> bool:
+  """Whether `config.placement` puts pictures of that number and shape on the device.
+
+  Args:
+    config: the `data` section of the config.
+    count: pictures of the split.
+    shape: their (H, W, C) as the source has them.
+
+  Raises:
+    errors.InputError: placement='device' for pictures that cannot live there.
+  """
+  if config.placement == 'stream':
+    return False
+  reason = None
+  if None in shape:
+    reason = 'its pictures differ in size'
+  elif config.augment == 'resized_crop_flip':
+    reason = "config.data.augment='resized_crop_flip' crops on the host"
+  if config.placement == 'device' and reason:
+    raise errors.InputError(f"config.data.placement='device' cannot hold {config.source}: {reason}; use 'auto'")
+  if config.placement == 'device' or reason:
+    return not reason
+  height, width = (config.image_size,) * 2 if config.image_size else shape[:2]
+  return count * height * width * shape[2] <= RESIDENT_BYTES
