@@ -250,7 +250,7 @@ def _entry(name: str, scanned: Rows) -> Entry:
 
 def _without_dead_code(program: core.ClosedJaxpr) -> core.ClosedJaxpr:
   """Only what the outputs need: the draws of the parameters, not the forward pass that found their shapes."""
-  needed, kept = set(program.jaxpr.outvars), []
+  needed, kept = {v for v in program.jaxpr.outvars if not isinstance(v, core.Literal)}, []
   for equation in reversed(program.jaxpr.eqns):
     if not needed.isdisjoint(equation.outvars):
       kept.append(equation)
@@ -310,10 +310,17 @@ def is_scanned(path: str) -> bool:
 def scanned_rows(tree: Any) -> Rows:
   """Path and number of rows of each scanned stage, read off parameters (or their shapes) in the scanned layout."""
   rows = {}
-  for path, leaf in trees.flatten(tree).items():
-    keys = tuple(path.split('/'))
-    if SCANNED in keys:
-      rows[keys[: keys.index(SCANNED)]] = leaf.shape[0]
+
+  def visit(node, path):
+    if not isinstance(node, Mapping):
+      return
+    leaves = jax.tree.leaves(node.get(SCANNED))
+    if leaves:
+      rows[path] = leaves[0].shape[0]
+    for key, value in node.items():
+      visit(value, (*path, key))
+
+  visit(tree, ())
   return rows
 
 
@@ -323,7 +330,7 @@ def to_unrolled(tree: Any, rows: Rows | None = None) -> Any:
   Args:
     tree: dicts, tuples, lists and dataclasses of arrays (or `ShapeDtypeStruct`s) in which parts mirror the parameters,
       such as parameters, batch statistics, optimizer states and whole train states.
-    rows: of the stages, from `scanned_rows`; None reads them off `tree` itself, which then must be dicts alone.
+    rows: of the stages, from `scanned_rows`; None reads them off `tree` itself, which then must be nested dicts.
 
   Returns:
     The tree in the unrolled layout.
