@@ -13,11 +13,11 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from dnt import errors
+from dnt.models import depth
 
 Tree = Any
 
 DATA, FSDP = 'data', 'fsdp'
-SCANNED = 'scanned'
 # Smaller leaves stay whole on every device: gathering them would cost more latency than the split saves memory.
 SMALLEST_SPLIT_LEAF = 2**14
 
@@ -68,10 +68,10 @@ def parameter_shardings(mesh: Mesh, tree: Tree) -> Tree:
   """
 
   def sharding(path, leaf):
-    rows = SCANNED in jax.tree_util.keystr(path, simple=True, separator='/').split('/')
     if mesh.shape[FSDP] == 1 or leaf.size < SMALLEST_SPLIT_LEAF:
       return replicated(mesh)
-    axes = [axis for axis in range(int(rows), leaf.ndim) if leaf.shape[axis] % mesh.shape[FSDP] == 0]
+    scanned = depth.is_scanned(jax.tree_util.keystr(path, simple=True, separator='/'))
+    axes = [axis for axis in range(int(scanned), leaf.ndim) if leaf.shape[axis] % mesh.shape[FSDP] == 0]
     if not axes:
       return replicated(mesh)
     largest = max(axes, key=lambda axis: (leaf.shape[axis], axis))

@@ -49,7 +49,7 @@ def leave(code: int) -> None:
   """Ends this process after a failure that the others may not share; ends it as usual when it runs alone.
 
   At a usual exit jax waits for all processes, up to five minutes, while they wait for this one in a collective. Ending
-  at once breaks their connections, so that they fail within seconds.
+  at once breaks their connections: they fail within seconds, or when the heartbeat of this one is missed (100 s).
 
   Args:
     code: exit code.

@@ -6,6 +6,7 @@ reports its id and waits for one verdict, the same for all. One JSON line each w
 
 import contextlib
 import json
+import os
 import socket
 import threading
 import time
@@ -51,8 +52,8 @@ def _listen(port: int) -> socket.socket:
     )
   except OSError as error:
     raise errors.InputError(
-      f'process 0 cannot listen on port {port} ({error.strerror}): another run or another process 0 may hold it; '
-      'choose another port in --coordinator, the same for all processes'
+      f'process 0 cannot listen on port {port} ({os.strerror(error.errno)}): another run or another process 0 may '
+      'hold it; choose another port in --coordinator, the same for all processes'
     ) from error
 
 
@@ -64,6 +65,7 @@ class _RollCall:
     self.timeout = timeout
     self.deadline = time.monotonic() + timeout
     self.present: dict[int, tuple[socket.socket, str]] = {}
+    self.told: set[int] = set()
 
   def serve(self, listener: socket.socket) -> None:
     """Takes reports until all are there, something is wrong, or time is up; then tells everybody."""
@@ -75,14 +77,14 @@ class _RollCall:
         if problem is None and time.monotonic() > self.deadline:
           problem = self.missing()
         self.present = {i: (peer, host) for i, (peer, host) in self.present.items() if _open(peer)}
-      told = set(self.present)
+      self.told |= self.present.keys()
       _tell([peer for peer, _ in self.present.values()], problem)
       deadline = time.monotonic() + LINGER
       late = problem is not None and problem['kind'] == 'input'
-      while late and len(told) < self.cluster.num_processes and time.monotonic() < deadline:
+      while late and len(self.told) < self.cluster.num_processes and time.monotonic() < deadline:
         peer, report = _hear(listener)
         if report:
-          told.add(report['process_id'])
+          self.told.add(report['process_id'])
           _tell([peer], problem)
 
   def accept(self, listener: socket.socket) -> dict[str, str] | None:
@@ -91,7 +93,6 @@ class _RollCall:
     if not report:
       return None
     i, n, host = report['process_id'], report['num_processes'], report['host']
-    text = None
     if n != self.cluster.num_processes:
       text = (
         f'processes disagree on their number: process {i} on {host} has --num_processes={n}, '
@@ -99,10 +100,11 @@ class _RollCall:
       )
     elif i in self.present and _open(self.present[i][0]):
       text = f'process id {i} was given twice, on {self.present[i][1]} and on {host}; each --process_id must be unique'
-    if text is None:
+    else:
       self.present[i] = (peer, host)
       return None
     problem = {'kind': 'input', 'text': text}
+    self.told.add(i)
     _tell([peer], problem)
     return problem
 

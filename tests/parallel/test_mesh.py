@@ -1,0 +1,162 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from dnt import config, errors
+from dnt.models import conv, norms
+from dnt.parallel import mesh as meshes
+
+
+def make_mesh(fsdp):
+  options = config.default()
+  options.mesh.fsdp = fsdp
+  return meshes.make_mesh(options.mesh)
+
+
+def test_mesh_splits_all_devices_over_two_axes():
+  for fsdp in (1, 2, 4, 8):
+    mesh = make_mesh(fsdp)
+    assert dict(mesh.shape) == {'data': 8 // fsdp, 'fsdp': fsdp}
+    assert [device.id for device in mesh.devices.flat] == list(range(8))
+
+
+def test_fsdp_that_does_not_divide_names_what_does():
+  with pytest.raises(errors.InputError, match=r'config.mesh.fsdp=3 must divide the 8 devices; valid: 1, 2, 4, 8'):
+    make_mesh(3)
+
+
+def test_batch_lies_in_row_order_over_both_axes():
+  mesh = make_mesh(4)
+  batch = jax.device_put(np.arange(16), meshes.batch_sharding(mesh))
+  by_device = {shard.device.id: shard.data.tolist() for shard in batch.addressable_shards}
+  assert by_device == {i: [2 * i, 2 * i + 1] for i in range(8)}
+
+
+def spec(tree, fsdp=4):
+  return jax.tree.map(lambda sharding: tuple(sharding.spec), meshes.parameter_shardings(make_mesh(fsdp), tree))
+
+
+def test_large_leaves_split_on_their_largest_axis_that_divides():
+  shapes = {
+    'wide': jax.ShapeDtypeStruct((3, 3, 64, 128), jnp.float32),
+    'equal': jax.ShapeDtypeStruct((128, 128), jnp.float32),
+    'odd': jax.ShapeDtypeStruct((64, 1001), jnp.float32),
+    'indivisible': jax.ShapeDtypeStruct((333, 333), jnp.float32),
+    'small': jax.ShapeDtypeStruct((meshes.SMALLEST_SPLIT_LEAF - 4,), jnp.float32),
+    'smallest': jax.ShapeDtypeStruct((meshes.SMALLEST_SPLIT_LEAF,), jnp.float32),
+  }
+  assert spec(shapes) == {
+    'wide': (None, None, None, 'fsdp'),
+    'equal': (None, 'fsdp'),
+    'odd': ('fsdp',),
+    'indivisible': (),
+    'small': (),
+    'smallest': ('fsdp',),
+  }
+  assert set(spec(shapes, fsdp=1).values()) == {()}
+
+
+def test_row_axis_of_scanned_leaves_stays_whole():
+  kernel = jax.ShapeDtypeStruct((400, 3, 3, 16, 64), jnp.float32)
+  assert spec({'stage1': {'scanned': {'conv1': {'kernel': kernel}}}})['stage1']['scanned']['conv1']['kernel'] == (
+    None,
+    None,
+    None,
+    None,
+    'fsdp',
+  )
+  assert spec({'stage1': {'kernel': kernel}})['stage1']['kernel'] == ('fsdp',)
+
+
+def test_optimizer_state_lies_as_its_parameters_do():
+  params = {'stem': {'kernel': jnp.ones((3, 3, 64, 64)), 'bias': jnp.ones((64,))}}
+  opt_state = spec(optax.adamw(1e-3).init(params))
+  for moment in (opt_state[0].mu, opt_state[0].nu):
+    assert moment == spec(params) == {'stem': {'kernel': (None, None, None, 'fsdp'), 'bias': ()}}
+
+
+def test_check_batch_names_the_nearest_sizes():
+  mesh = make_mesh(2)
+  meshes.check_batch('config.train.batch_size', 128, mesh)
+  meshes.check_batch('config.train.batch_size', 128, mesh, accumulate=4)
+  with pytest.raises(
+    errors.InputError, match=r'config.eval.batch_size=100 must be a multiple of 8 devices; .*96 and 104'
+  ):
+    meshes.check_batch('config.eval.batch_size', 100, mesh)
+  with pytest.raises(errors.InputError, match=r'multiple of 8 devices x 3 micro-batches = 24; nearest: 120 and 144'):
+    meshes.check_batch('config.train.batch_size', 128, mesh, accumulate=3)
+  with pytest.raises(errors.InputError, match=r'batch_size=5 must be a multiple of 8 devices; nearest: 8$'):
+    meshes.check_batch('config.train.batch_size', 5, mesh)
+
+
+def test_place_and_gather_are_inverse_and_donation_leaves_the_host_values_alone():
+  mesh = make_mesh(4)
+  tree = {'kernel': np.arange(2.0**14, dtype=np.float32).reshape(128, 128), 'step': np.int32(7)}
+  placed = meshes.place(tree, meshes.parameter_shardings(mesh, tree))
+  assert placed['kernel'].addressable_shards[0].data.shape == (128, 32)
+  assert placed['step'].dtype == jnp.int32
+  doubled = jax.jit(lambda x: jax.tree.map(lambda leaf: 2 * leaf, x), donate_argnums=0)(placed)
+  assert placed['kernel'].is_deleted()
+  result = meshes.gather(doubled)
+  assert isinstance(result['kernel'], np.ndarray)
+  np.testing.assert_array_equal(result['kernel'], 2 * np.arange(2.0**14).reshape(128, 128))
+  np.testing.assert_array_equal(tree['kernel'], np.arange(2.0**14).reshape(128, 128))
+
+
+def small_net(params, images):
+  x = conv.conv2d(images, params['stem'])
+  x, _ = normalized(x)
+  x = conv.conv2d(jax.nn.relu(x), params['wide'], strides=(2, 2), padding=((1, 1), (1, 1)))
+  x, mean = normalized(x)
+  return jnp.mean(jax.nn.relu(x), (1, 2)) @ params['head'], mean
+
+
+def normalized(x):
+  mean, var = norms.batch_statistics(x)
+  return norms.batch_norm(x, jnp.ones(x.shape[-1]), jnp.zeros(x.shape[-1]), mean, var), mean
+
+
+def make_step(optimizer, mesh=None):
+  def step(params, opt_state, images, labels):
+    if mesh is not None:
+      images, labels = meshes.constrain_batch((images, labels), mesh)
+
+    def loss_fn(params):
+      logits, mean = small_net(params, images)
+      return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels)), mean
+
+    (loss, mean), gradient = jax.value_and_grad(loss_fn, has_aux=True)(params)
+    updates, opt_state = optimizer.update(gradient, opt_state, params)
+    return optax.apply_updates(params, updates), opt_state, loss, mean
+
+  return step
+
+
+@pytest.mark.parametrize('fsdp', [1, 4])
+def test_data_parallel_and_fsdp_agree_with_one_device(fsdp):
+  mesh = make_mesh(fsdp)
+  random = np.random.default_rng(0)
+  params = {
+    'stem': random.normal(0, 0.3, (3, 3, 3, 16)).astype(np.float32),
+    'wide': random.normal(0, 0.1, (3, 3, 16, 128)).astype(np.float32),
+    'head': random.normal(0, 0.1, (128, 10)).astype(np.float32),
+  }
+  images, labels = random.normal(size=(32, 8, 8, 3)).astype(np.float32), random.integers(0, 10, 32).astype(np.int32)
+  optimizer = optax.sgd(0.1, momentum=0.9)
+  alone = (params, optimizer.init(params))
+  state = (alone[0], jax.device_get(alone[1]))
+  shardings = meshes.parameter_shardings(mesh, state)
+  assert (shardings[0]['wide'].spec[-1:] == ('fsdp',)) == (fsdp > 1)
+  state = meshes.place(state, shardings)
+  step = jax.jit(make_step(optimizer))
+  sharded_step = jax.jit(make_step(optimizer, mesh), out_shardings=(*shardings, None, None))
+  for tolerance in (2.4e-7, 2.4e-6, 2.4e-6):
+    *alone, loss, mean = step(*alone, images, labels)
+    *state, sharded_loss, sharded_mean = sharded_step(*state, images, labels)
+    np.testing.assert_allclose(sharded_loss, loss, rtol=0, atol=tolerance)
+    np.testing.assert_allclose(sharded_mean, mean, rtol=0, atol=2 * tolerance)  # BatchNorm sees the whole batch
+    for path, leaf in jax.tree_util.tree_leaves_with_path(meshes.gather(state[0])):
+      np.testing.assert_allclose(leaf, alone[0][path[0].key], rtol=0, atol=tolerance)
+  assert state[0]['wide'].sharding == shardings[0]['wide']

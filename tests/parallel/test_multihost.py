@@ -1,0 +1,145 @@
+"""Real processes on loopback, each with two devices."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+WORKER = """
+import json, sys, time
+import jax, jax.numpy as jnp, numpy as np
+from dnt import config, errors
+from dnt.parallel import mesh as meshes, multihost, preemption
+
+mode, coordinator, process_id, num_processes, timeout = sys.argv[1:]
+process_id = int(process_id)
+try:
+  multihost.initialize(coordinator, int(num_processes), process_id, int(timeout))
+except errors.RunError as error:
+  print(f'error: {error}', file=sys.stderr)
+  multihost.leave(1)
+
+options = config.default()
+options.mesh.fsdp = 4 if mode == 'collectives' else 1
+mesh = meshes.make_mesh(options.mesh)
+rows = np.arange(4, dtype=np.float32) + 4 * process_id
+batch = jax.make_array_from_process_local_data(meshes.batch_sharding(mesh), rows)
+total = jax.jit(jnp.sum)
+
+def say(**values):
+  print('RESULT ' + json.dumps(values), flush=True)
+
+if mode == 'collectives':
+  params = {'kernel': np.arange(2**14, dtype=np.float32).reshape(128, 128), 'bias': np.ones(3, np.float32)}
+  placed = meshes.place(params, meshes.parameter_shardings(mesh, params))
+  local = [list(shard.data.shape) for shard in placed['kernel'].addressable_shards]
+  whole = meshes.gather(placed)
+  multihost.barrier('end')
+  say(
+    total=float(total(batch)),
+    lead=multihost.is_lead(),
+    told=multihost.broadcast_from_lead({'from': process_id, 'text': 'x' * (process_id + 1)}),
+    any=multihost.any_process(process_id == 1),
+    none=multihost.any_process(False),
+    local=local,
+    whole=all(np.array_equal(whole[name], params[name]) for name in params),
+  )
+
+if mode == 'stop':
+  with preemption.Guard() as guard:
+    count = 0
+    while not guard.requested(count):
+      total(batch).block_until_ready()
+      time.sleep(0.002 * (1 + process_id))
+      if count == 20:
+        print('RUNNING', flush=True)
+      count += 1
+  say(stopped_at=count)
+
+if mode == 'fail':
+  for count in range(10**6):
+    total(batch).block_until_ready()
+    if process_id == 1 and count == 20:
+      raise ValueError('the disk of process 1 is full')
+"""
+
+
+@pytest.fixture
+def launch(tmp_path):
+  """Starts the given processes of one run."""
+  program = tmp_path / 'worker.py'
+  program.write_text(WORKER)
+  with socket.create_server(('127.0.0.1', 0)) as server:
+    port = server.getsockname()[1]
+  processes = []
+
+  def start(mode, ids, num_processes, timeout=60):
+    env = {**os.environ, 'PYTHONPATH': os.getcwd(), 'XLA_FLAGS': '--xla_force_host_platform_device_count=2'}
+    for i in ids:
+      command = [sys.executable, program, mode, f'127.0.0.1:{port}', str(i), str(num_processes), str(timeout)]
+      processes.append(subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+    return processes
+
+  yield start
+  for process in processes:
+    if process.poll() is None:
+      process.kill()
+      process.communicate()
+
+
+def results(processes):
+  found = []
+  for process in processes:
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    found.append(json.loads(out.partition('RESULT ')[2]))
+  return found
+
+
+def test_two_processes_compute_together(launch):
+  first, second = results(launch('collectives', (0, 1), 2))
+  assert first.pop('lead')
+  assert not second.pop('lead')
+  assert first == second
+  assert first == {
+    'total': 28.0,
+    'told': {'from': 0, 'text': 'x'},
+    'any': True,
+    'none': False,
+    'local': [[128, 32], [128, 32]],
+    'whole': True,
+  }
+
+
+@pytest.mark.parametrize(('number', 'ids'), [(signal.SIGINT, (1,)), (signal.SIGTERM, (0,)), (signal.SIGINT, (0, 1))])
+def test_a_signal_to_any_process_stops_all_at_one_step(launch, number, ids):
+  processes = launch('stop', (0, 1), 2)
+  for process in processes:
+    while process.stdout.readline() != 'RUNNING\n':
+      assert process.poll() is None
+  for i in ids:
+    processes[i].send_signal(number)
+  first, second = results(processes)
+  assert first['stopped_at'] == second['stopped_at'] > 20
+
+
+def test_a_missing_process_is_named_and_the_others_exit(launch):
+  start = time.monotonic()
+  for process in launch('stop', (0, 2), 3, timeout=4):
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert 'error: missing after 4 s: process 1 of 3' in err
+  assert time.monotonic() - start < 15
+
+
+def test_a_failing_process_does_not_wait_for_the_others(launch):
+  # Of process 0 nothing is asked: with two devices it may notice by its heartbeat alone; launchers end it.
+  _, failing = launch('fail', (0, 1), 2)
+  _, err = failing.communicate(timeout=30)
+  assert failing.returncode == 1
+  assert err.strip().endswith('ValueError: the disk of process 1 is full')

@@ -1,0 +1,107 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from dnt.parallel import preemption
+
+WORKER = """
+import ctypes, multiprocessing, signal, sys, time
+from dnt.parallel import preemption
+
+if __name__ == '__main__':
+  child = multiprocessing.get_context('spawn').Process(target=time.sleep, args=(60,), daemon=True)
+  child.start()
+  with preemption.Guard() as guard:
+    print('ready', child.pid, flush=True)
+    if sys.argv[1] == 'stuck':
+      # As in a compilation: the main thread is inside C and takes no signals.
+      signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+      ctypes.CDLL(None).sleep(60)
+    count = 0
+    while not guard.requested(count):
+      count += 1
+      time.sleep(0.01)
+  print('saved', flush=True)
+"""
+
+
+def start(tmp_path, mode):
+  program = tmp_path / 'worker.py'
+  program.write_text(WORKER)
+  process = subprocess.Popen(
+    [sys.executable, program, mode],
+    env={**os.environ, 'PYTHONPATH': os.getcwd()},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  word, child = process.stdout.readline().split()
+  assert word == 'ready'
+  return process, int(child)
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_first_signal_asks_the_loop_to_stop(tmp_path, number):
+  process, _ = start(tmp_path, 'loop')
+  process.send_signal(number)
+  out, err = process.communicate(timeout=10)
+  assert process.returncode == 0
+  assert out == 'saved\n'
+  assert err.strip() == 'stopping after this step, with a checkpoint; Ctrl-C again stops at once'
+
+
+def test_second_ctrl_c_exits_at_once_with_its_workers_even_when_the_main_thread_is_stuck(tmp_path):
+  process, child = start(tmp_path, 'stuck')
+  process.send_signal(signal.SIGINT)
+  assert 'stopping after this step' in process.stderr.readline() + process.stderr.readline()
+  assert process.poll() is None
+  process.send_signal(signal.SIGINT)
+  out, err = process.communicate(timeout=5)
+  assert process.returncode == 130
+  assert out == ''
+  assert err.strip() == 'stopped at once; the last finished checkpoint stands'
+  deadline = time.monotonic() + 5
+  while _alive(child):
+    assert time.monotonic() < deadline
+    time.sleep(0.05)
+
+
+def _alive(pid):
+  """Neither gone nor a zombie that nobody has reaped yet."""
+  try:
+    with open(f'/proc/{pid}/stat') as file:
+      return file.read().rpartition(')')[2].split()[0] != 'Z'
+  except FileNotFoundError:
+    return False
+
+
+def test_sigterm_twice_is_one_request(tmp_path):
+  process, _ = start(tmp_path, 'stuck')
+  process.send_signal(signal.SIGTERM)
+  process.send_signal(signal.SIGTERM)
+  time.sleep(0.5)
+  assert process.poll() is None
+  process.send_signal(signal.SIGINT)
+  process.send_signal(signal.SIGTERM)
+  time.sleep(0.2)
+  assert process.poll() is None  # one Ctrl-C so far
+  process.send_signal(signal.SIGINT)
+  process.communicate(timeout=5)
+  assert process.returncode == 130
+
+
+def test_guard_puts_the_handlers_back():
+  before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+  with preemption.Guard() as guard:
+    assert signal.getsignal(signal.SIGTERM) != before[1]
+    assert not guard.requested(0)
+    os.kill(os.getpid(), signal.SIGTERM)
+    deadline = time.monotonic() + 5
+    while not guard.requested(1):
+      assert time.monotonic() < deadline
+  assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+  assert signal.set_wakeup_fd(-1) == -1

@@ -1,0 +1,153 @@
+import concurrent.futures
+import socket
+import threading
+import time
+
+import pytest
+
+from dnt import errors
+from dnt.parallel import clusters, rendezvous
+
+
+@pytest.fixture
+def coordinator():
+  with socket.create_server(('127.0.0.1', 0)) as server:
+    port = server.getsockname()[1]
+  return f'127.0.0.1:{port}'
+
+
+def meet_all(processes, timeout):
+  """The outcome (None or the error) and the seconds it took, of processes that meet in threads."""
+
+  def meet(cluster):
+    start = time.monotonic()
+    try:
+      rendezvous.meet(cluster, timeout)
+      error = None
+    except Exception as caught:
+      error = caught
+    return error, time.monotonic() - start
+
+  with concurrent.futures.ThreadPoolExecutor(len(processes)) as pool:
+    results = list(pool.map(meet, processes))
+  return [error for error, _ in results], [seconds for _, seconds in results]
+
+
+def test_all_meet_and_the_port_is_free_again(coordinator):
+  for _ in range(3):
+    found, seconds = meet_all([clusters.Cluster(coordinator, 4, i) for i in range(4)], timeout=10)
+    assert found == [None] * 4
+    assert max(seconds) < 5
+
+
+def test_processes_may_come_in_any_order(coordinator):
+  late = threading.Timer(0.5, rendezvous.meet, (clusters.Cluster(coordinator, 2, 0), 10))
+  late.start()
+  rendezvous.meet(clusters.Cluster(coordinator, 2, 1), 10)
+  late.join()
+
+
+def test_missing_processes_are_named_by_all_others_in_time(coordinator):
+  processes = [clusters.Cluster(coordinator, 5, i) for i in (0, 1, 3)]
+  found, seconds = meet_all(processes, timeout=1)
+  assert [type(error) for error in found] == [errors.RunError] * 3
+  assert len({str(error) for error in found}) == 1
+  here = socket.gethostname()
+  assert str(found[0]).startswith(f'missing after 1 s: process 2, 4 of 5, which did not report to {coordinator} ')
+  assert f'(reported: 0 on {here}, 1 on {here}, 3 on {here})' in str(found[0])
+  assert max(seconds) < 3
+
+
+def test_a_missing_process_is_named_with_its_host_where_that_is_known(coordinator):
+  cluster = clusters.Cluster(coordinator, 2, 0, None, ('tpu-worker-0', 'tpu-worker-1'))
+  (error,), _ = meet_all([cluster], timeout=0.5)
+  assert 'process 1 (tpu-worker-1) of 2' in str(error)
+
+
+def test_a_missing_process_0_is_named_by_the_others(coordinator):
+  found, seconds = meet_all([clusters.Cluster(coordinator, 3, i) for i in (1, 2)], timeout=1)
+  for error in found:
+    assert isinstance(error, errors.RunError)
+    assert f'process 0 could not be reached at {coordinator} (Connection refused)' in str(error)
+  assert max(seconds) < 3
+
+
+def test_a_process_that_went_away_while_waiting_is_missing(coordinator):
+  host, port = clusters.address(coordinator)
+
+  def come_and_go():
+    while True:
+      try:
+        with socket.create_connection((host, port)) as peer:
+          peer.sendall(
+            b'{"protocol": "%s", "process_id": 1, "num_processes": 2, "host": "gone"}\n' % rendezvous.PROTOCOL.encode()
+          )
+          return
+      except ConnectionRefusedError:
+        time.sleep(0.05)
+
+  threading.Thread(target=come_and_go).start()
+  (error,), _ = meet_all([clusters.Cluster(coordinator, 2, 0)], timeout=1)
+  assert 'process 1 of 2' in str(error)
+
+
+def test_an_id_given_twice_is_told_to_all(coordinator, monkeypatch):
+  monkeypatch.setattr(rendezvous, 'LINGER', 0.5)
+  found, seconds = meet_all([clusters.Cluster(coordinator, 3, i) for i in (0, 1, 1)], timeout=10)
+  for error in found:
+    assert isinstance(error, errors.InputError)
+    assert str(error).startswith('process id 1 was given twice')
+  assert sorted(seconds)[1] < 3  # process 0 stays a little for whoever comes late
+
+
+def test_processes_that_disagree_on_their_number_are_told(coordinator):
+  found, _ = meet_all([clusters.Cluster(coordinator, 2, 0), clusters.Cluster(coordinator, 3, 1)], timeout=10)
+  for error in found:
+    assert isinstance(error, errors.InputError)
+    assert 'process 1 on' in str(error)
+    assert 'has --num_processes=3, process 0 has --num_processes=2' in str(error)
+
+
+def test_a_taken_port_is_named_at_once(coordinator):
+  port = clusters.address(coordinator)[1]
+  with (
+    socket.create_server(('127.0.0.1', port)),
+    pytest.raises(errors.InputError, match=rf'process 0 cannot listen on port {port} \(Address already in use\)'),
+  ):
+    rendezvous.meet(clusters.Cluster(coordinator, 2, 0), 10)
+
+
+def test_a_coordinator_that_is_another_program_is_told_apart(coordinator):
+  port = clusters.address(coordinator)[1]
+  with socket.create_server(('127.0.0.1', port)) as server:
+
+    def greet():
+      while True:
+        try:
+          peer, _ = server.accept()
+        except OSError:
+          return
+        peer.sendall(b'220 mail.example.org ready\n')
+        peer.close()
+
+    threading.Thread(target=greet, daemon=True).start()
+    (error,), _ = meet_all([clusters.Cluster(coordinator, 2, 1)], timeout=1)
+    server.shutdown(socket.SHUT_RDWR)
+  assert isinstance(error, errors.RunError)
+  assert 'what listens there is no process 0' in str(error)
+
+
+def test_strangers_do_not_disturb(coordinator):
+  host, port = clusters.address(coordinator)
+
+  def stranger():
+    time.sleep(0.3)
+    with socket.create_connection((host, port)) as peer:
+      peer.sendall(b'GET / HTTP/1.1\r\n\r\n')
+    time.sleep(0.2)
+    rendezvous.meet(clusters.Cluster(coordinator, 2, 1), 10)
+
+  thread = threading.Thread(target=stranger)
+  thread.start()
+  rendezvous.meet(clusters.Cluster(coordinator, 2, 0), 10)
+  thread.join()
