@@ -29,6 +29,7 @@ from jax.experimental import multihost_utils
 
 from dnt import errors, trees
 from dnt.parallel import mesh as mesh_lib
+from dnt.parallel import multihost
 
 DIRECTORY = 'checkpoints'
 META_FILE = 'meta.json'
@@ -210,7 +211,7 @@ class Checkpoints:
   def _all_steps(self) -> list[int]:
     if '_manager' in self.__dict__:
       return sorted(self._manager.all_steps())
-    return _from_lead(_steps(self._directory))
+    return multihost.broadcast_from_lead(_steps(self._directory))
 
   def _best_of(self, steps: Sequence[int]) -> int | None:
     best = None
@@ -222,7 +223,7 @@ class Checkpoints:
   def _check_room(self, leaves: Mapping[str, jax.Array]) -> None:
     # Found only by the writing threads, both would show as pages of tracebacks, or as minutes of waiting.
     problem = None
-    if jax.process_index() == 0:
+    if multihost.is_lead():
       needed = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves.values())
       try:
         free = shutil.disk_usage(self._directory).free
@@ -242,9 +243,7 @@ class Checkpoints:
     inspected = _inspect(leaves)
     bad = [path for path, (_, finite) in inspected.items() if not finite]
     if bad:
-      saved = max(self._all_steps(), default=None)
-      last = f'the last checkpoint, of step {saved}, is good' if saved is not None else 'there is no earlier checkpoint'
-      raise errors.RunError(f'the state after step {step} is not finite and was not saved ({_list(bad)}); {last}')
+      raise errors.RunError(f'the state after step {step} is not finite and was not saved ({_list(bad)})')
     return {
       path: {'shape': list(leaf.shape), 'dtype': str(leaf.dtype), 'digest': inspected[path][0]}
       for path, leaf in leaves.items()
@@ -252,13 +251,13 @@ class Checkpoints:
 
   def _move_aside(self, step: int) -> pathlib.Path:
     aside = self._directory / f'{step}.damaged'
-    if jax.process_index() == 0:
+    if multihost.is_lead():
       number = 2
       while aside.exists():
         aside = self._directory / f'{step}.damaged-{number}'
         number += 1
       (self._directory / str(step)).rename(aside)
-    _agree(None)  # nobody lists the directory before
+    multihost.barrier('dnt: moved a damaged checkpoint aside')  # nobody lists the directory before
     return aside
 
   def _write(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
@@ -295,7 +294,7 @@ def load_parameters(workdir: str | os.PathLike, step: int | None = None) -> Para
     errors.InputError: there is no checkpoint, no such step, or they are damaged.
   """
   directory = pathlib.Path(workdir).absolute() / DIRECTORY
-  steps = _from_lead(_steps(directory))
+  steps = multihost.broadcast_from_lead(_steps(directory))
   if not steps:
     raise errors.InputError(f'there is no checkpoint in {directory}; give the workdir of a dnt run that saved one')
   if step is not None and step not in steps:
@@ -323,7 +322,7 @@ def _newest_good(
     only: look at this step alone.
   """
   damaged = []
-  for step in [only] if only is not None else reversed(_from_lead(_steps(directory))):
+  for step in [only] if only is not None else reversed(multihost.broadcast_from_lead(_steps(directory))):
     problem, read_back = None, None
     try:
       read_back = read(directory / str(step))
@@ -530,14 +529,14 @@ def _list(names: Sequence[str]) -> str:
 
 
 def _say(line: str) -> None:
-  if jax.process_index() == 0:
-    logging.warning(line)
+  if multihost.is_lead():
+    print(line, flush=True)
 
 
 def _check_writable(directory: pathlib.Path) -> None:
-  probe = directory / f'.writable-{_from_lead([secrets.randbits(31)])[0]}'
+  probe = directory / f'.writable-{multihost.broadcast_from_lead(secrets.token_hex(4))}'
   problem = None
-  if jax.process_index() == 0:
+  if multihost.is_lead():
     try:
       directory.mkdir(parents=True, exist_ok=True)
       probe.touch()
@@ -554,19 +553,10 @@ def _check_writable(directory: pathlib.Path) -> None:
       'give a --workdir on a file system that all processes share'
     )
   problem = _agree(problem)
-  if jax.process_index() == 0:
+  if multihost.is_lead():
     probe.unlink()
   if problem is not None:
     raise problem
-
-
-def _from_lead(values: Sequence[int]) -> list[int]:
-  """The first process's list, on every process."""
-  if jax.process_count() == 1:
-    return list(values)
-  count = int(multihost_utils.broadcast_one_to_all(np.int32(len(values))))
-  mine = np.array(values if jax.process_index() == 0 else [0] * count, np.int32)
-  return [int(value) for value in multihost_utils.broadcast_one_to_all(mine)] if count else []
 
 
 def _agree(problem: Exception | None) -> Exception | None:

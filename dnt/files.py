@@ -1,8 +1,10 @@
-"""Files that are replaced as one change: whoever reads them, or is killed writing them, leaves the old or the new."""
+"""Files that are replaced as one change: a reader sees the old one or the new, whole, even if the writer is killed."""
 
 import json
+import math
 import os
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -18,5 +20,13 @@ def write(path: str | os.PathLike, content: str | bytes) -> None:
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
-  """Replaces the file at `path` by `value` as indented JSON; NaN and infinities, which JSON lacks, raise ValueError."""
-  write(path, json.dumps(value, indent=2, allow_nan=False) + '\n')
+  """Replaces the file at `path` by `value` as indented JSON; NaN and infinities, which JSON lacks, are null."""
+  write(path, json.dumps(_finite(value), indent=2, allow_nan=False) + '\n')
+
+
+def _finite(value: Any) -> Any:
+  if isinstance(value, Mapping):
+    return {key: _finite(each) for key, each in value.items()}
+  if isinstance(value, list | tuple):
+    return [_finite(each) for each in value]
+  return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -174,9 +174,7 @@ def test_state_that_is_not_finite_is_not_saved(run, value):
   state = _state(4)
   state.params['head']['bias'] = state.params['head']['bias'].at[2].set(value)  # the average holds the same dict
   saved = checkpoints.Checkpoints(run, _options())
-  with pytest.raises(
-    errors.RunError, match=r'after step 4 is not finite.*\(ema/params/head/bias, params/head/bias\).*step 3, is good'
-  ):
+  with pytest.raises(errors.RunError, match=r'after step 4 is not finite.*\(ema/params/head/bias, params/head/bias\)'):
     saved.save(4, state, {})
   _assert_same(saved.restore_latest(_abstract(state))[0], _state(3))
   saved.close()
@@ -292,15 +290,15 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize('kind', DAMAGE)
-def test_damaged_checkpoint_is_passed_over(run, kind, caplog):
+def test_damaged_checkpoint_is_passed_over(run, kind, capsys):
   DAMAGE[kind](run / 'checkpoints/3')
   saved = checkpoints.Checkpoints(run, _options())
   state, meta = saved.restore_latest(_abstract(_state()))
   _assert_same(state, _state(2))
   assert meta == {'at': 2}
   assert _names(run) == ['1', '2', '3.damaged'] and saved.latest_step == 2
-  lines = [record.getMessage() for record in caplog.records if 'damaged' in record.getMessage()]
-  assert len(lines) == 1 and '\n' not in lines[0]
+  lines = capsys.readouterr().out.splitlines()
+  assert len(lines) == 1
   assert lines[0].startswith('checkpoint 3 is damaged (') and lines[0].endswith('going on from step 2')
   # The steps are taken again, and saved under the same name.
   assert saved.save(3, _state(3), {'again': True})
@@ -309,7 +307,7 @@ def test_damaged_checkpoint_is_passed_over(run, kind, caplog):
   state, meta = again.restore_latest(_abstract(_state()))
   _assert_same(state, _state(3))
   assert meta == {'again': True}
-  assert [record for record in caplog.records if 'damaged' in record.getMessage()][1:] == []
+  assert capsys.readouterr().out == ''
   again.close()
 
 
@@ -544,14 +542,19 @@ def test_write_that_fails_in_the_background(tmp_path):
     saved.wait()
   except errors.RunError as error:
     print(error)
+  try:
+    saved.close()
+  except errors.RunError as error:
+    print(error)
   print(checkpoints.Checkpoints({str(tmp_path)!r}, config.default().checkpoint).restore_latest(state)[1])
   """
   done = subprocess.run(
     [sys.executable, '-c', textwrap.dedent(code)], check=True, capture_output=True, text=True, timeout=60
   )
-  first, second = done.stdout.splitlines()
+  first, second, third = done.stdout.splitlines()
   assert first.startswith(f'a checkpoint could not be written to {tmp_path}/checkpoints: ')
-  assert second == "{'at': 1}"
+  assert second == first
+  assert third == "{'at': 1}"
   assert '_SignalingThread' not in done.stderr
 
 
@@ -625,10 +628,10 @@ def test_two_processes(tmp_path):
   for process, (_, stderr) in zip(processes, outputs, strict=True):
     assert process.returncode == 0, stderr
   seen = [json.loads(stdout.splitlines()[-1]) for stdout, _ in outputs]
-  refused = 'the state after step 4 is not finite and was not saved (params/b); the last checkpoint, of step 3, is good'
+  refused = 'the state after step 4 is not finite and was not saved (params/b)'
   assert seen[0] == [None, True, True, True, refused, {'at': 1}, 1, 1, True, True, True]
   assert seen[1] == seen[0]
-  lines = [line for line in outputs[0][1].splitlines() if 'damaged' in line]
+  lines = [line for line in outputs[0][0].splitlines() if 'damaged' in line]
   assert len(lines) == 2 and 'checkpoint 3 is damaged (as process 1 found)' in lines[0]
-  assert 'damaged' not in outputs[1][1]
+  assert 'damaged' not in outputs[1][0]
   assert _names(tmp_path) == ['1', '2', '2.damaged', '3', '3.damaged']
