@@ -1,4 +1,5 @@
 import collections
+import gc
 import json
 import os
 import pathlib
@@ -331,6 +332,7 @@ def test_every_single_flipped_byte_is_caught_or_harmless(run):
         _assert_same(state, expected)
         assert meta == {'at': 3}
       path.write_bytes(original)
+  gc.collect()
   assert outcomes[True] > 5
 
 
@@ -542,19 +544,15 @@ def test_write_that_fails_in_the_background(tmp_path):
     saved.wait()
   except errors.RunError as error:
     print(error)
-  try:
-    saved.close()
-  except errors.RunError as error:
-    print(error)
+  saved.close()  # said once
   print(checkpoints.Checkpoints({str(tmp_path)!r}, config.default().checkpoint).restore_latest(state)[1])
   """
   done = subprocess.run(
     [sys.executable, '-c', textwrap.dedent(code)], check=True, capture_output=True, text=True, timeout=60
   )
-  first, second, third = done.stdout.splitlines()
+  first, second = done.stdout.splitlines()
   assert first.startswith(f'a checkpoint could not be written to {tmp_path}/checkpoints: ')
-  assert second == first
-  assert third == "{'at': 1}"
+  assert second == "{'at': 1}"
   assert '_SignalingThread' not in done.stderr
 
 
