@@ -21,8 +21,8 @@ class Examples:
     class_names: a name a class, in label order.
     shape: (H, W, C) of every picture; H and W are None where pictures differ in size.
     pictures: uint8 [N, H, W, C] when they are in memory; else random access that worker processes can be sent:
-      `pictures[i]` reads and decodes (picture, label) number i, `pictures.part(start, stop)` is a slice, and where all are
-      of one size `pictures.decode_all(shape)` gives images and labels.
+      `pictures[i]` reads and decodes (picture, label) number i, `pictures.part(start, stop)` is a slice, and where
+      all are of one size `pictures.decode_all(shape)` gives images and labels.
     labels: int32 [N]; None where labels are stored with the pictures and reading them means reading everything.
   """
 

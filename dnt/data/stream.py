@@ -103,7 +103,8 @@ class Batches:
       self.close()
       self._iterator = self._open(step)
     try:
-      batch = next(self._iterator)
+      # Copied: grain frees the shared memory that a worker's batch lies in when its arrays go.
+      batch = {name: np.array(value) for name, value in next(self._iterator).items()}
     except BaseException:
       self.close()
       raise
