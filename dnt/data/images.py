@@ -104,9 +104,10 @@ def resize_center_crop(
   """
   del generator
   height, width = picture.shape[:2]
-  target = [math.floor(side / share) for side in size]
-  scale = max(target[0] / height, target[1] / width)
-  # The fitting side exactly, the other one rounded down, as torchvision.
-  h, w = (max(math.floor(side * scale + 1e-6), least) for side, least in zip((height, width), target, strict=True))
+  least_h, least_w = (math.floor(side / share) for side in size)
+  if least_h * width >= least_w * height:
+    h, w = least_h, least_h * width // height
+  else:
+    h, w = least_w * height // width, least_w
   top, left = round((h - size[0]) / 2), round((w - size[1]) / 2)
   return resize(picture, (h, w))[top : top + size[0], left : left + size[1]]

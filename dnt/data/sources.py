@@ -7,16 +7,20 @@ import ml_collections
 from dnt import errors
 from dnt.data import builtin, cifar, examples, folder, idx, placement, splits, tfds
 
-# name -> f(where, config.data, seed) -> {split: read}; `where` is what follows the colon.
-SOURCES: Mapping[str, Callable[..., examples.Splits]] = {
-  'digits': builtin.digits,
-  'synthetic': builtin.synthetic,
-  'tfds': tfds.tfds,
-  'cifar_binary': cifar.cifar_binary,
-  'idx': idx.idx,
-  'folder': folder.folder,
+# name -> (f(where, config.data, seed) -> splits, what follows the colon and is handed over as `where`).
+SOURCES: Mapping[str, tuple[Callable[..., examples.Splits], str]] = {
+  'digits': (builtin.digits, ''),
+  'synthetic': (builtin.synthetic, ''),
+  'tfds': (tfds.tfds, '<name>'),
+  'cifar_binary': (cifar.cifar_binary, '<dir>'),
+  'idx': (idx.idx, '<dir>'),
+  'folder': (folder.folder, '<dir>'),
 }
-WHERE = {'tfds': '<name>', 'cifar_binary': '<dir>', 'idx': '<dir>', 'folder': '<dir>'}
+
+
+def names() -> list[str]:
+  """The forms `config.data.source` can have."""
+  return [f'{name}:{follows}' if follows else name for name, (_, follows) in SOURCES.items()]
 
 
 def load(config: ml_collections.ConfigDict, split: str, seed: int) -> examples.Examples:
@@ -32,10 +36,13 @@ def load(config: ml_collections.ConfigDict, split: str, seed: int) -> examples.E
   """
   part = splits.parse(split)
   name, colon, where = config.source.partition(':')
-  if name not in SOURCES or bool(where) != (name in WHERE) or bool(colon) != bool(where):
-    valid = [f'{known}:{WHERE[known]}' if known in WHERE else known for known in SOURCES]
-    raise errors.unknown('value of config.data.source', config.source, valid)
-  available = SOURCES[name](where, config, seed)
+  if name not in SOURCES:
+    raise errors.unknown('data source (config.data.source)', name, names())
+  splits_of, follows = SOURCES[name]
+  if bool(where) != bool(follows) or bool(colon) != bool(follows):
+    form = f'{name}:{follows}' if follows else name
+    raise errors.InputError(f"config.data.source={config.source!r} must be of the form '{form}'")
+  available = splits_of(where, config, seed)
   if part.name not in available:
     raise errors.unknown(f'split of {config.source}', part.name, available)
   whole = available[part.name]()

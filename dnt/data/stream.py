@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from dnt import errors
 from dnt.data import examples, order
 from dnt.parallel import mesh as meshes
 
@@ -105,8 +106,10 @@ class Batches:
     try:
       # Copied: grain frees the shared memory that a worker's batch lies in when its arrays go.
       batch = {name: np.array(value) for name, value in next(self._iterator).items()}
-    except BaseException:
+    except BaseException as error:
       self.close()
+      if isinstance(error, RuntimeError) and 'Worker process' in str(error):  # killed, or out of (shared) memory
+        raise errors.RunError(f'a worker process that reads data ended: {error}') from error
       raise
     self._next = step + 1 if self._steps is None else (step + 1) % self._steps
     return batch
