@@ -41,7 +41,7 @@ def make(
     errors.InputError: decay on a pattern that no path matches, or muon for a network without hidden kernels.
   """
   optim = config.optim
-  clipping = [] if config.clip.name == 'none' else [('clip', clip.make(config.clip, entries))]
+  clipping = [] if config.clip.name == 'none' else [('clip', clip.make(config.clip, params, entries))]
   decay = [('decay', _decay(optim, params, entries))] if optim.weight_decay else []
   adam = optax.scale_by_adam(optim.b1, optim.b2, optim.epsilon)
   if optim.name == 'sgd':
@@ -61,13 +61,15 @@ def _decay(
   optim: ml_collections.ConfigDict, params: Any, entries: Sequence[depth.Entry]
 ) -> optax.GradientTransformation:
   """Adds weight_decay x parameter to the updates of the paths that match, by their names in the unrolled layout."""
+  places = rows.places(params, entries)
   # One bool a row: a pattern may name one block of a scanned stage.
   matches = {
-    path: np.array([re.search(optim.weight_decay_on, name) is not None for name in rows.names(path, entries)])
-    for path in trees.flatten(params)
+    path: np.array([re.search(optim.weight_decay_on, name) is not None for name in rows.names(path, place, entries)])
+    for path, place in places.items()
   }
   if not any(match.any() for match in matches.values()):
-    example = rows.names(next(iter(matches)), entries)[0]
+    path, place = next(iter(places.items()))
+    example = rows.names(path, place, entries)[0]
     raise errors.InputError(
       f'optim.weight_decay_on={optim.weight_decay_on!r} matches no parameter; their paths are like {example!r} '
       '(--config.optim.weight_decay=0 turns decay off)'
@@ -95,11 +97,12 @@ def _muon(
   Hidden as in Jordan's readme: the dense and convolution kernels but those of stem and head. A kernel HWIO is the
   matrix [H W I, O]; the update is scaled by sqrt(max(1, O / (H W I))). Nesterov's momentum is Muon's alone.
   """
-  ends = rows.kernel_ends(params, entries)
+  places = rows.places(params, entries)
+  ends = rows.kernel_ends(places)
 
   def dimensions(path: str, param: Any) -> Any:
     first = 1 if depth.is_scanned(path) else 0  # an axis that is not named is a batch axis: the rows
-    hidden = rows.is_kernel(path) and not set(ends).issuperset(depth.entry_index(entries, path))
+    hidden = rows.is_kernel(path) and not set(ends).issuperset(places[path])
     if not hidden or param.ndim - first not in (2, 4):
       return optax.MaskedNode()
     return optax.contrib.MuonDimensionNumbers(tuple(range(first, param.ndim - 1)), (param.ndim - 1,))

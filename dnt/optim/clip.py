@@ -1,6 +1,7 @@
 """Gradient clipping: by value, or by the norm of all gradients, of each depth entry or of each unit."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import ml_collections
@@ -12,11 +13,14 @@ from dnt.models import depth
 from dnt.optim import rows
 
 
-def make(config: ml_collections.ConfigDict, entries: Sequence[depth.Entry]) -> optax.GradientTransformation:
-  """The clipping that the section `clip` of a validated config asks for; it needs no state.
+def make(
+  config: ml_collections.ConfigDict, params: Any, entries: Sequence[depth.Entry]
+) -> optax.GradientTransformation:
+  """The clipping that the section `clip` of a validated config asks for; it keeps no state.
 
   Args:
     config: the section; its name is not 'none'.
+    params: the trainable parameters, nested dicts of arrays or shapes.
     entries: the depth order, from `depth.entries`.
   """
   if config.name == 'global_norm':
@@ -24,32 +28,34 @@ def make(config: ml_collections.ConfigDict, entries: Sequence[depth.Entry]) -> o
   if config.name == 'value':
     return optax.clip(config.threshold)
   if config.name == 'block_norm':
-    return block_norm(config.threshold, entries)
+    return block_norm(config.threshold, params, entries)
   if config.name == 'adaptive':
-    return adaptive(config.threshold, config.epsilon, entries)
+    return adaptive(config.threshold, config.epsilon, params, entries)
   raise errors.unknown('clip', config.name, schema.SCHEMA['clip']['name'].choices)
 
 
-def block_norm(threshold: float, entries: Sequence[depth.Entry]) -> optax.GradientTransformation:
+def block_norm(threshold: float, params: Any, entries: Sequence[depth.Entry]) -> optax.GradientTransformation:
   """Clips the gradient of each depth entry by its own norm, over all its leaves; a scanned row is an entry too."""
+  places = rows.places(params, entries)
 
   def clip(gradients, params):
     del params
-    flat = trees.flatten(gradients)
-    block = {path: depth.entry_index(entries, path) for path in flat}  # one index, or one a row
-    squares = {}
-    for path, gradient in flat.items():
-      rows_first = 0 if entries[block[path][0]].row is None else 1
-      square = jnp.sum(jnp.square(gradient), axis=tuple(range(rows_first, gradient.ndim)))
-      squares[block[path]] = squares.get(block[path], 0.0) + square
-    norms = {index: jnp.sqrt(square) for index, square in squares.items()}
-    factors = {index: jnp.where(norm < threshold, 1.0, threshold / norm) for index, norm in norms.items()}
-    return trees.map_with_path(lambda path, g: g * rows.along(factors[block[path]], g), gradients)
+    squares = {}  # by place: [], or [rows]
+    for path, gradient in trees.flatten(gradients).items():
+      place = places[path]
+      first = 0 if entries[place[0]].row is None else 1
+      square = jnp.sum(jnp.square(gradient), axis=tuple(range(first, gradient.ndim)))
+      squares[place] = squares.get(place, 0.0) + square
+    norms = {place: jnp.sqrt(square) for place, square in squares.items()}
+    factors = {place: jnp.where(norm < threshold, 1.0, threshold / norm) for place, norm in norms.items()}
+    return trees.map_with_path(lambda path, g: g * rows.along(factors[places[path]], g), gradients)
 
   return optax.stateless(clip)
 
 
-def adaptive(threshold: float, epsilon: float, entries: Sequence[depth.Entry]) -> optax.GradientTransformation:
+def adaptive(
+  threshold: float, epsilon: float, params: Any, entries: Sequence[depth.Entry]
+) -> optax.GradientTransformation:
   """Adaptive gradient clipping (AGC): each unit's gradient norm to at most a share of its parameter norm.
 
   Brock et al. 2021, equation 3, as the authors' code and `optax.adaptive_grad_clip` have it: a unit is an output
@@ -58,15 +64,13 @@ def adaptive(threshold: float, epsilon: float, entries: Sequence[depth.Entry]) -
   Args:
     threshold: the share (lambda).
     epsilon: the smallest parameter norm that is reckoned with, so that zero parameters can move.
+    params: the trainable parameters, nested dicts of arrays or shapes.
     entries: the depth order; the last entry with a kernel is the head.
+
+  Raises:
+    errors.InputError: when there is no kernel.
   """
-
-  def clipped(params):
-    _, head = rows.kernel_ends(params, entries)
-
-    def is_clipped(path, _):
-      return not (rows.is_kernel(path) and depth.entry_index(entries, path) == (head,))
-
-    return trees.map_with_path(is_clipped, params)
-
-  return optax.masked(rows.by_row(optax.adaptive_grad_clip(threshold, epsilon)), clipped)
+  places = rows.places(params, entries)
+  _, head = rows.kernel_ends(places)
+  clipped = {path: not (rows.is_kernel(path) and place == (head,)) for path, place in places.items()}
+  return optax.masked(rows.by_row(optax.adaptive_grad_clip(threshold, epsilon)), trees.unflatten(clipped))

@@ -1,6 +1,6 @@
 """Leaves and the depth entries they belong to: one, or one a row where a stage is scanned."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -9,24 +9,33 @@ import optax
 from dnt import errors, trees
 from dnt.models import depth
 
+Places = Mapping[str, tuple[int, ...]]
 
-def names(path: str, entries: Sequence[depth.Entry]) -> tuple[str, ...]:
+
+def places(params: Any, entries: Sequence[depth.Entry]) -> Places:
+  """Where in the depth list each leaf belongs, by its path: one index, or one a row.
+
+  Args:
+    params: nested dicts of arrays or shapes.
+    entries: the depth list.
+  """
+  return {path: depth.entry_index(entries, path) for path in trees.flatten(params)}
+
+
+def names(path: str, place: tuple[int, ...], entries: Sequence[depth.Entry]) -> tuple[str, ...]:
   """What the leaf at `path` is called in the unrolled layout: one path, or one a row."""
-  owners = [entries[index] for index in depth.entry_index(entries, path)]
-  return tuple(entry.name + path[len(entry.path) :] for entry in owners)
+  return tuple(entries[index].name + path[len(entries[index].path) :] for index in place)
 
 
-def kernel_ends(params: Any, entries: Sequence[depth.Entry]) -> tuple[int, int]:
-  """The places in the depth list of the first and the last entry that hold a kernel: stem and head.
+def kernel_ends(places: Places) -> tuple[int, int]:
+  """Where in the depth list the first and the last kernel are: in stem and head.
 
   Raises:
     errors.InputError: when there is no kernel.
   """
-  indices = [index for path in trees.flatten(params) if is_kernel(path) for index in depth.entry_index(entries, path)]
+  indices = [index for path, place in places.items() if is_kernel(path) for index in place]
   if not indices:
-    raise errors.InputError(
-      "no parameter of the model is called 'kernel', as those of dense layers and convolutions are"
-    )
+    raise errors.InputError("no parameter of the model is called 'kernel', as in flax's dense and convolution layers")
   return min(indices), max(indices)
 
 

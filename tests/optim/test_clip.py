@@ -16,7 +16,7 @@ def section(**options):
 
 
 def apply(config, gradients, params, entries):
-  transformation = clip.make(config, entries)
+  transformation = clip.make(config, params, entries)
   return jax.jit(transformation.update)(gradients, transformation.init(params), params)[0]
 
 
@@ -110,9 +110,9 @@ def test_a_gradient_that_is_not_finite_stays_so(network, name):
 
 def test_adaptive_needs_a_kernel_to_know_the_head_by(network):
   with pytest.raises(errors.InputError, match="called 'kernel'"):
-    clip.make(section(name='adaptive'), network.unrolled).init({'head': {'weight': np.ones(3)}})
+    clip.make(section(name='adaptive'), {'head': {'weight': np.ones(3)}}, network.unrolled)
 
 
 def test_a_name_outside_the_schema_is_refused(network):
   with pytest.raises(errors.InputError, match="unknown clip 'global'; did you mean 'global_norm'"):
-    clip.make(section(name='global'), network.unrolled)
+    clip.make(section(name='global'), network.tree(0), network.unrolled)

@@ -3,15 +3,17 @@ import numpy as np
 import optax
 import pytest
 
-from dnt import errors
+from dnt import errors, trees
 from dnt.models import depth
 from dnt.optim import rows
 
 
 def test_names_are_those_of_the_unrolled_layout(network):
-  kernel = 'stage1/scanned/conv/kernel'
-  assert rows.names(kernel, network.scanned) == ('stage1/block002/conv/kernel', 'stage1/block003/conv/kernel')
-  assert rows.names('head/bias', network.scanned) == ('head/bias',)
+  places = rows.places(network.stack(network.tree(0)), network.scanned)
+  names = {path: rows.names(path, place, network.scanned) for path, place in places.items()}
+  assert names['stage1/scanned/conv/kernel'] == ('stage1/block002/conv/kernel', 'stage1/block003/conv/kernel')
+  assert names['head/bias'] == ('head/bias',)
+  assert {name for row in names.values() for name in row} == trees.flatten(network.tree(0)).keys()
 
 
 def test_kernel_ends_are_the_first_and_last_entries_that_hold_a_kernel():
@@ -19,9 +21,9 @@ def test_kernel_ends_are_the_first_and_last_entries_that_hold_a_kernel():
   entries = tuple(depth.Entry(name, name) for name in names)
   layer = {'kernel': 0, 'bias': 0}
   params = {'scalar': 0, 'temperature': 0, 'stem': layer, 'body': {'conv1': layer}, 'head': layer}
-  assert rows.kernel_ends(params, entries) == (1, 3)
+  assert rows.kernel_ends(rows.places(params, entries)) == (1, 3)
   with pytest.raises(errors.InputError, match="called 'kernel'"):
-    rows.kernel_ends({'scalar': 0, 'head': {'bias': 0}}, entries)
+    rows.kernel_ends(rows.places({'scalar': 0, 'head': {'bias': 0}}, entries))
 
 
 def test_only_a_leaf_of_that_name_is_a_kernel():
