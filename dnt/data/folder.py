@@ -72,8 +72,12 @@ def folder(where: str, config: ml_collections.ConfigDict, seed: int) -> examples
   return {split: functools.partial(read, split) for split in listed}
 
 
+def _folders(base: pathlib.Path) -> list[str]:
+  return sorted(path.name for path in base.iterdir() if path.is_dir() and not path.name.startswith('.'))
+
+
 def _classes(base: pathlib.Path) -> tuple[str, ...]:
-  names = tuple(sorted(path.name for path in base.iterdir() if path.is_dir() and not path.name.startswith('.')))
+  names = tuple(_folders(base))
   if len(names) < 2:
     found = f'only {names[0]!r}' if names else 'none'
     raise errors.InputError(f'{base} must hold a folder a class, at least two; found {found}. Expected: {LAYOUT}')
@@ -81,14 +85,15 @@ def _classes(base: pathlib.Path) -> tuple[str, ...]:
 
 
 def _list(base: pathlib.Path, names: tuple[str, ...]) -> tuple[list[str], np.ndarray]:
-  """Paths and labels of the pictures under the class folders of `base`, sorted."""
-  extra = sorted({*_classes(base)} - {*names})
+  """Paths and labels of the pictures under the class folders of `base`, sorted; an evaluation split may lack classes."""
+  folders = _folders(base)
+  extra = [name for name in folders if name not in names]
   if extra:
     raise errors.InputError(f'{base} has the class {extra[0]!r}, which train/ lacks; its classes: {", ".join(names)}')
   paths, labels = [], []
   for label, name in enumerate(names):
-    if not (base / name).is_dir():
-      continue  # a class may be absent from an evaluation split
+    if name not in folders:
+      continue
     found = sorted(
       str(path)
       for path in (base / name).rglob('*')
@@ -98,6 +103,8 @@ def _list(base: pathlib.Path, names: tuple[str, ...]) -> tuple[list[str], np.nda
       raise errors.InputError(f'the class folder {base / name} holds no pictures ({", ".join(SUFFIXES)})')
     paths += found
     labels += [label] * len(found)
+  if not paths:
+    raise errors.InputError(f'{base} holds no class folders; expected: {LAYOUT}')
   return paths, np.array(labels, np.int32)
 
 

@@ -101,12 +101,16 @@ def tfds(where: str, config: ml_collections.ConfigDict, seed: int) -> examples.S
 
   root = pathlib.Path(config.dir or tensorflow_datasets.core.constants.DATA_DIR).expanduser()
   try:
-    builder = tensorflow_datasets.builder(where, data_dir=root, file_format='array_record')
+    builder = tensorflow_datasets.builder(where, data_dir=root)
   except tensorflow_datasets.core.DatasetNotFoundError as error:
-    near = difflib.get_close_matches(where, tensorflow_datasets.list_builders(), n=1)
+    near = difflib.get_close_matches(where, tensorflow_datasets.list_builders(with_community_datasets=False), n=1)
     hint = f'; did you mean {near[0]!r}?' if near else ''
     raise errors.InputError(f'TFDS knows no set {where!r}, and none is prepared in {root}{hint}') from error
-  except (ValueError, RuntimeError) as error:  # no such config or version
+  except (
+    ValueError,
+    RuntimeError,
+    ImportError,
+  ) as error:  # no such config or version, or a builder that lacks a package
     raise errors.InputError(f'tfds:{where}: {error}') from error
   if not builder.is_prepared():
     _prepare(builder, root)
@@ -170,7 +174,7 @@ def _prepare(builder: Any, root: pathlib.Path) -> None:
       f'pip install -r {REQUIREMENTS}, or set config.data.dir to where it is prepared as array_record'
     )
   import tensorflow_datasets
-  from tensorflow_datasets.core.download import download_manager, downloader
+  from tensorflow_datasets.core.download import download_manager, util
 
   with _locked(root / f'.{name.replace("/", "-")}.lock'):
     if builder.is_prepared():  # by the process that held the lock
@@ -185,7 +189,7 @@ def _prepare(builder: Any, root: pathlib.Path) -> None:
       raise errors.InputError(f'tfds:{name}: {error}') from error
     except ImportError as error:
       raise errors.InputError(f'preparing tfds:{name} needs one more package: {error}') from error
-    except (OSError, AssertionError, downloader.DownloadError) as error:
+    except (OSError, AssertionError, util.DownloadError) as error:
       raise errors.InputError(_by_hand(builder, name, root / 'downloads' / 'manual', error)) from error
 
 

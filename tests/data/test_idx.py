@@ -1,0 +1,89 @@
+import gzip
+import pathlib
+
+import numpy as np
+import pytest
+
+from dnt import errors
+from dnt.data import sources
+
+FASHION_MNIST = pathlib.Path('/usr/share/datasets/fashion-mnist')
+
+
+@pytest.fixture
+def folder(tmp_path, idx_bytes):
+  """Seven training and five test pictures, 6 x 4, of 3 classes; one pair of files gzipped, one name in Kaggle's way."""
+  generator = np.random.default_rng(0)
+  train, test = (generator.integers(0, 256, (count, 6, 4), np.uint8) for count in (7, 5))
+  labels = np.array([0, 1, 2, 0, 1, 2, 0], np.uint8)
+  (tmp_path / 'train-images-idx3-ubyte').write_bytes(idx_bytes(train))
+  (tmp_path / 'train-labels.idx1-ubyte').write_bytes(idx_bytes(labels))
+  (tmp_path / 't10k-images-idx3-ubyte.gz').write_bytes(gzip.compress(idx_bytes(test)))
+  (tmp_path / 't10k-labels-idx1-ubyte.gz').write_bytes(gzip.compress(idx_bytes(labels[:5])))
+  return tmp_path, train, test, labels
+
+
+def test_files_are_read_gzipped_or_not(data, folder):
+  path, train, test, labels = folder
+  data.source = f'idx:{path}'
+
+  for split, pictures in (('train', train), ('test', test)):
+    read = sources.load(data, split, 0)
+    np.testing.assert_array_equal(read.images, pictures[..., None])
+    np.testing.assert_array_equal(read.labels, labels[: len(pictures)])
+    assert read.class_names == ('0', '1', '2')
+    assert read.shape == (6, 4, 1)
+
+
+@pytest.mark.parametrize(
+  ('name', 'change', 'message'),
+  [
+    ('train-images-idx3-ubyte', lambda b: b[:-1], r'holds 183 bytes, its header says 184 \(\(7, 6, 4\)\)'),
+    ('train-images-idx3-ubyte', lambda b: b'\x00\x00\x0d' + b[3:], 'starts with 00000d03, expected 00000803'),
+    ('train-images-idx3-ubyte', lambda b: b'', 'starts with nothing'),
+    ('train-labels.idx1-ubyte', lambda b: b[:7] + b'\x06' + b[8:-1], 'holds 7 pictures, .* 6 labels'),
+    ('t10k-images-idx3-ubyte.gz', lambda b: b[:-20], 'cannot be unpacked'),
+    ('t10k-images-idx3-ubyte.gz', lambda b: b'not gzip', 'cannot be unpacked'),
+  ],
+)
+def test_a_damaged_file_is_refused(data, folder, name, change, message):
+  path = folder[0] / name
+  path.write_bytes(change(path.read_bytes()))
+  data.source = f'idx:{folder[0]}'
+
+  with pytest.raises(errors.InputError, match=message) as raised:
+    sources.load(data, 'train' if name.startswith('train') else 'test', 0)
+  assert name in str(raised.value)
+
+
+def test_a_missing_file_is_named(data, folder):
+  (folder[0] / 't10k-labels-idx1-ubyte.gz').unlink()
+  data.source = f'idx:{folder[0]}'
+  with pytest.raises(errors.InputError, match=r'has no t10k-labels-idx1-ubyte\[.gz\]; an idx folder holds'):
+    sources.load(data, 'train', 0)
+
+  data.source = f'idx:{folder[0]}/absent'
+  with pytest.raises(errors.InputError, match='does not exist; expected there: train-images-idx3-ubyte'):
+    sources.load(data, 'train', 0)
+
+
+def test_a_test_label_beyond_the_training_ones_is_refused(data, folder, idx_bytes):
+  labels = np.array([0, 1, 2, 3, 0], np.uint8)
+  (folder[0] / 't10k-labels-idx1-ubyte.gz').write_bytes(gzip.compress(idx_bytes(labels)))
+  data.source = f'idx:{folder[0]}'
+
+  with pytest.raises(errors.InputError, match='holds label 3; the training labels end at 2'):
+    sources.load(data, 'test', 0)
+
+
+@pytest.mark.skipif(not FASHION_MNIST.is_dir(), reason='Debian package dataset-fashion-mnist is not installed')
+def test_fashion_mnist_is_read(data):
+  """Class counts, and the mean and deviation that its users quote (0.2860, 0.3530)."""
+  data.source = f'idx:{FASHION_MNIST}'
+  train, test = sources.load(data, 'train', 0), sources.load(data, 'test', 0)
+
+  assert train.images.shape == (60_000, 28, 28, 1)
+  np.testing.assert_array_equal(np.bincount(train.labels), [6000] * 10)
+  np.testing.assert_array_equal(np.bincount(test.labels), [1000] * 10)
+  assert abs(train.images.mean() / 255 - 0.2860) < 5e-5
+  assert abs(train.images.std() / 255 - 0.3530) < 5e-5

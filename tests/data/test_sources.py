@@ -1,0 +1,42 @@
+import numpy as np
+import pytest
+
+from dnt import errors
+from dnt.data import sources
+
+
+def test_a_slice_holds_those_examples(data):
+  whole, part = sources.load(data, 'train', 0), sources.load(data, 'train[10%:-80%]', 0)
+  start, stop = round(0.1 * len(whole)), len(whole) - round(0.8 * len(whole))
+
+  np.testing.assert_array_equal(part.images, whole.images[start:stop])
+  np.testing.assert_array_equal(part.labels, whole.labels[start:stop])
+  assert part.split == 'train[10%:-80%]'
+  picture, label = part[0]
+  np.testing.assert_array_equal(picture, whole.images[start])
+  assert label == whole.labels[start]
+
+
+@pytest.mark.parametrize(
+  ('source', 'message'),
+  [
+    ('digit', "did you mean 'digits'"),
+    ('cifarbinary:/data', "did you mean 'cifar_binary:<dir>'"),
+    ('folder', "of the form 'folder:<dir>'"),
+    ('folder:', "of the form 'folder:<dir>'"),
+    ('digits:/data', "of the form 'digits'"),
+  ],
+)
+def test_an_unknown_source_is_refused(data, source, message):
+  data.source = source
+  with pytest.raises(errors.InputError, match=message):
+    sources.load(data, 'train', 0)
+
+
+def test_an_unknown_split_names_the_nearest(data):
+  with pytest.raises(errors.InputError, match=r"split of digits 'tests'; did you mean 'test'\? Valid: test, train"):
+    sources.load(data, 'tests[:50%]', 0)
+
+
+def test_names_are_the_forms_of_the_schema():
+  assert sources.names() == ['digits', 'synthetic', 'tfds:<name>', 'cifar_binary:<dir>', 'idx:<dir>', 'folder:<dir>']

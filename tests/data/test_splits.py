@@ -1,0 +1,50 @@
+import pytest
+
+from dnt import errors
+from dnt.data import splits
+
+
+@pytest.mark.parametrize(
+  'text',
+  [
+    'train',
+    'train[:98%]',
+    'train[98%:]',
+    'train[100:]',
+    'train[:100]',
+    'train[-10%:]',
+    'train[:-10%]',
+    'train[-100:-50]',
+    'train[12.5%:37.5%]',
+    'train[33%:34%]',
+    'train[10:20%]',
+    'train[0:50]',
+  ],
+)
+@pytest.mark.parametrize('count', [150, 1437, 50_000])
+def test_bounds_are_those_of_tfds(text, count):
+  core = pytest.importorskip('tensorflow_datasets').core
+  template = core.naming.ShardedFileTemplate('/x', dataset_name='d', split='train')
+  info = core.SplitInfo(name='train', shard_lengths=[count], num_bytes=0, filename_template=template)
+  absolute = core.ReadInstruction.from_spec(text).to_absolute({'train': info})[0]
+  expected = (absolute.from_ or 0, count if absolute.to is None else absolute.to)
+
+  assert splits.parse(text).bounds(count) == expected
+
+
+@pytest.mark.parametrize('text', ['', 'train[', 'train[:]', 'train[]', 'train[5]', 'train[:x]', 'train[1.5:]', 'a+b'])
+def test_other_forms_are_refused(text):
+  with pytest.raises(errors.InputError, match='not of the form'):
+    splits.parse(text)
+
+
+@pytest.mark.parametrize('text', ['train[50:50]', 'train[60%:40%]', 'train[:0]'])
+def test_an_empty_slice_is_refused(text):
+  with pytest.raises(errors.InputError, match='holds no examples'):
+    splits.parse(text).bounds(100)
+
+
+@pytest.mark.parametrize('text', ['train[:101]', 'train[-101:]', 'train[:110%]'])
+def test_bounds_beyond_the_split_are_refused(text):
+  with pytest.raises(errors.InputError, match="beyond the 100 examples of 'train'"):
+    splits.parse(text).bounds(100)
