@@ -1,6 +1,5 @@
 """What a run remembers of itself: training lines, evaluations, the best metric, patience and where the seconds went."""
 
-import math
 import pathlib
 import time
 from collections import Counter
@@ -72,6 +71,11 @@ class Record:
     return f'{config.eval.splits[0]}{suffix}/{config.checkpoint.best_metric}'
 
   @property
+  def seconds(self) -> dict[str, float]:
+    """By what they were spent on, over all processes that took part in the run so far."""
+    return dict(self._clock.seconds)
+
+  @property
   def out_of_patience(self) -> bool:
     patience = self._run.config.train.patience
     return 0 < patience <= self.evaluations_without_better
@@ -124,7 +128,7 @@ class Record:
       self.evaluations_without_better = 0
     else:
       self.evaluations_without_better += 1
-    shown = [f'{name} {_figure(name, value)}' for name, value in result.metrics.items()]
+    shown = [f'{name} {metrics.figure(name, value)}' for name, value in result.metrics.items()]
     self.say(f'step {step}  ' + '  '.join(shown))
 
   def say(self, text: str) -> None:
@@ -141,7 +145,7 @@ class Record:
       'confusion': self.confusion,
       'sums': dict(self._sums),
       'lap': self._lap,
-      'seconds': dict(self._clock.seconds),
+      'seconds': self.seconds,
       'config': self._run.config.to_dict(),
       'class_names': list(self._run.spec.class_names),
     }
@@ -153,7 +157,3 @@ class Record:
   def _show(self, step: int, loss: float, accuracy: float, rate: float) -> None:
     shown = {'loss': loss, 'accuracy': accuracy, 'images_per_second': rate}
     self._progress.update(step, step / self._run.steps_per_epoch, shown)
-
-
-def _figure(name: str, value: float) -> str:
-  return f'{value:.4f}' if name.endswith('loss') or not math.isfinite(value) else f'{100 * value:.2f} %'

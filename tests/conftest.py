@@ -1,10 +1,76 @@
 """Eight CPU devices, strict ranks and one compilation cache for every test and every process a test starts."""
 
+import atexit
+import importlib.util
 import os
+import pathlib
+import shutil
+import sys
 import tempfile
+
+import pytest
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count=8'.strip()
-os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', tempfile.mkdtemp(prefix='dnt-test-cache-'))
+if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+  os.environ['JAX_COMPILATION_CACHE_DIR'] = tempfile.mkdtemp(prefix='dnt-test-cache-')
+  atexit.register(shutil.rmtree, os.environ['JAX_COMPILATION_CACHE_DIR'], ignore_errors=True)
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
 os.environ['JAX_NUMPY_RANK_PROMOTION'] = 'raise'
+
+CONFIGS = pathlib.Path(__file__).parents[1] / 'configs'
+
+
+def load_config(path):
+  """The config of a file, as a fresh object."""
+  spec = importlib.util.spec_from_file_location(path.stem, path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config()
+
+
+@pytest.fixture
+def tiny():
+  """A config that trains in about a second: an MLP on 64 synthetic 8x8 pictures; change it as a test needs."""
+  from dnt import config as schema
+
+  config = schema.default()
+  config.data.source = 'synthetic'
+  config.data.synthetic_examples = 64
+  config.data.image_size = 8
+  config.model.name = 'mlp'
+  config.model.depth = 3
+  config.model.width = 16
+  config.optim.learning_rate = 0.05
+  config.train.batch_size = 16
+  config.train.steps = 6
+  config.train.log_every = '2'
+  config.eval.batch_size = 16
+  config.eval.every = '3'
+  config.checkpoint.every = '3'
+  return config
+
+
+@pytest.fixture
+def program(monkeypatch, capsys):
+  """Runs `python -m dnt.main` with these arguments in this process: (exit code, standard output, standard error)."""
+  from absl import flags
+
+  from dnt import cli, main
+
+  def run(*arguments):
+    monkeypatch.setattr(sys, 'argv', ['dnt.main', *map(str, arguments)])
+    capsys.readouterr()
+    try:
+      with pytest.raises(SystemExit) as stopped:
+        cli.run(lambda: main.main(0.0), main.__doc__, CONFIGS / 'digits_resnet20.py')
+    finally:
+      flags.FLAGS.unparse_flags()
+      for name in list(flags.FLAGS):
+        flags.FLAGS[name].unparse()
+        if name.startswith('config.'):  # ml_collections defines a flag for each override it meets
+          delattr(flags.FLAGS, name)
+    code = stopped.value.code or 0
+    return code, *capsys.readouterr()
+
+  return run

@@ -1,0 +1,282 @@
+"""The interface: exit codes, one line for an error, what lies in a workdir."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dnt import config as schema
+from dnt import metrics
+
+TINY = (
+  '--config.data.source=synthetic',
+  '--config.data.synthetic_examples=64',
+  '--config.data.image_size=8',
+  '--config.data.crop_padding=1',
+  '--config.model.depth=8',
+  '--config.train.batch_size=16',
+  '--config.train.steps=4',
+  '--config.train.log_every=2',
+  '--config.eval.batch_size=16',
+)
+
+
+@pytest.fixture
+def refused(program):
+  """Runs the program, which must refuse its input with code 2 and one line; returns that line."""
+
+  def run(*arguments):
+    code, _, err = program(*arguments)
+    assert code == 2, err
+    lines = [line for line in err.strip().splitlines() if line]
+    assert len(lines) == 1, err
+    assert lines[0].startswith('error: ')
+    assert 'Traceback' not in err
+    return lines[0]
+
+  return run
+
+
+def pictures(folder, count, size=(8, 8)):
+  folder.mkdir(parents=True)
+  for index in range(count):
+    Image.fromarray(np.full((*size, 3), 10 * index, np.uint8)).save(folder / f'{index}.jpg')
+
+
+def test_help_explains_every_flag_and_config_key(program):
+  code, out, _ = program('--help')
+  assert code == 0
+  for flag in ('--config', '--workdir', '--mode', '--list', '--distributed', '--coordinator'):
+    assert flag in out
+  for key, option in schema.options():
+    assert key in out
+    assert option.help in out
+
+
+def test_list_shows_configs_models_and_sources(program):
+  code, out, _ = program('--list')
+  assert code == 0
+  assert 'digits_resnet20.py' in out
+  assert "scikit-learn's digits" in out
+  for name in ('densenet', 'highway', 'mypkg.nets:Net', 'tfds:<name>', 'folder:<dir>'):
+    assert name in out
+
+
+def test_a_run_fills_its_workdir(program, tmp_path):
+  workdir = tmp_path / 'run'
+  code, out, err = program(f'--workdir={workdir}', *TINY)
+  assert code == 0, err
+  assert str(workdir) in out.strip().splitlines()[-1]
+  for entry in ('stem', 'stage1/block001', 'head'):
+    assert entry in out
+  names = {path.name for path in workdir.iterdir()}
+  assert {'config.json', 'metrics.jsonl', 'checkpoints', 'curves.png', 'report.html', 'summary.json'} <= names
+  assert any(name.startswith('events.out.tfevents') for name in names)
+
+  lines = metrics.read(workdir)
+  training = [line for line in lines if 'train/loss' in line]
+  assert [line['step'] for line in training] == [2, 4]
+  assert {'epoch', 'train/accuracy', 'train/gradient_norm', 'train/learning_rate', 'images_per_second'} <= set(
+    training[0]
+  )
+  assert 0 <= lines[-1]['test/accuracy'] <= 1
+
+  config = json.loads((workdir / 'config.json').read_text())
+  assert config['model']['num_classes'] == 10
+  assert config['model']['shortcut'] == 'A'
+  assert len(config['data']['mean']) == 3
+
+  summary = json.loads((workdir / 'summary.json').read_text())
+  assert summary['step'] == 4
+  assert summary['finished'] is True
+  assert summary['parameters'] == 464 + 4672 + 13_952 + 55_552 + 650
+  assert len(summary['params_sha256']) == 64
+  assert {'total', 'compile', 'train', 'evaluate'} <= set(summary['seconds'])
+  assert summary['last']['test/loss'] == lines[-1]['test/loss']
+  assert summary['best']['metric'] == 'test/accuracy'
+  assert {'versions', 'devices', 'command', 'images_per_second'} <= set(summary)
+
+  code, out, _ = program(f'--workdir={workdir}', '--mode=evaluate', *TINY)
+  assert code == 0
+  evaluation = json.loads((workdir / 'evaluation.json').read_text())
+  assert evaluation['step'] == 4
+  assert evaluation['test/loss'] == pytest.approx(lines[-1]['test/loss'], rel=1e-6)
+  assert np.sum(evaluation['confusion']['test']) == 64
+
+
+def test_a_finished_run_is_left_as_it_is(program, tmp_path):
+  program(f'--workdir={tmp_path}', *TINY)
+  before = (tmp_path / 'metrics.jsonl').read_bytes()
+  sha = json.loads((tmp_path / 'summary.json').read_text())['params_sha256']
+  code, out, _ = program(f'--workdir={tmp_path}', *TINY)
+  assert code == 0
+  assert (tmp_path / 'metrics.jsonl').read_bytes() == before
+  assert json.loads((tmp_path / 'summary.json').read_text())['params_sha256'] == sha
+
+
+def test_more_steps_go_on_from_the_end(program, tmp_path):
+  program(f'--workdir={tmp_path}', *TINY)
+  code, out, _ = program(f'--workdir={tmp_path}', *TINY, '--config.train.steps=6')
+  assert code == 0
+  assert 'going on from step 4' in out
+  assert [line['step'] for line in metrics.read(tmp_path) if 'train/loss' in line] == [2, 4, 6]
+
+
+def test_epochs_on_the_command_line_win_over_steps_in_the_file(program, tmp_path):
+  arguments = [argument for argument in TINY if 'train.steps' not in argument]
+  code, _, err = program(
+    f'--workdir={tmp_path}', '--config=configs/cifar_plain20.py', *arguments, '--config.train.epochs=1'
+  )
+  assert code == 0, err
+  assert json.loads((tmp_path / 'summary.json').read_text())['step'] == 4
+
+
+def test_a_loss_that_is_not_finite_stops_with_its_step(program, tmp_path):
+  code, _, err = program(
+    f'--workdir={tmp_path}', *TINY, '--config.checkpoint.every=1', '--config.optim.learning_rate=1e30'
+  )
+  assert code == 1
+  assert 'not finite' in err
+  assert 'step' in err
+  assert 'Traceback' not in err
+  assert err.strip().count('\n') == 0
+
+
+# Bad input, before anything is compiled.
+
+
+def test_unknown_key(refused):
+  assert "unknown config key 'train.step'; did you mean 'train.steps'?" in refused('--config.train.step=3')
+
+
+def test_unknown_section(refused):
+  assert "did you mean 'train.steps'?" in refused('--config.trian.steps=3')
+
+
+def test_unknown_flag(refused):
+  assert 'workdir' in refused('--workdri=x')
+
+
+def test_ill_typed_value(refused):
+  assert 'train.steps=abc' in refused('--config.train.steps=abc')
+
+
+def test_value_out_of_range(refused):
+  assert 'config.ema.decay' in refused('--config.ema.decay=1.5')
+
+
+def test_unknown_choice(refused):
+  assert "did you mean 'batch_norm'?" in refused('--config.model.norm=batchnorm')
+
+
+def test_missing_config_file(refused):
+  assert "no config file at 'nowhere.py'" in refused('--config=nowhere.py')
+
+
+def test_config_file_with_a_typo(refused, tmp_path):
+  path = tmp_path / 'typo.py'
+  path.write_text(
+    'from dnt import config\ndef get_config():\n  c = config.default()\n  c.model.depht = 20\n  return c\n'
+  )
+  assert 'depth' in refused(f'--config={path}')
+
+
+def test_stray_argument(refused):
+  assert "'train.steps=3'" in refused('train.steps=3')
+
+
+def test_option_of_another_model(refused, tmp_path):
+  assert 'growth_rate' in refused(f'--workdir={tmp_path}', *TINY, '--config.model.growth_rate=12')
+
+
+def test_impossible_depth(refused, tmp_path):
+  assert '21' in refused(f'--workdir={tmp_path}', *TINY, '--config.model.depth=21')
+
+
+def test_missing_data_folder(refused, tmp_path):
+  source = f'folder:{tmp_path / "absent"}'
+  assert str(tmp_path / 'absent') in refused(f'--workdir={tmp_path}', *TINY, f'--config.data.source={source}')
+
+
+def test_empty_class_folder(refused, tmp_path):
+  pictures(tmp_path / 'data' / 'cat', 4)
+  (tmp_path / 'data' / 'dog').mkdir()
+  message = refused(f'--workdir={tmp_path}', *TINY, f'--config.data.source=folder:{tmp_path / "data"}')
+  assert str(tmp_path / 'data' / 'dog') in message
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_truncated_jpeg(refused, tmp_path, workers):
+  for label in ('cat', 'dog'):
+    pictures(tmp_path / 'data' / label, 20, (32, 32))
+  broken = tmp_path / 'data' / 'cat' / '3.jpg'
+  broken.write_bytes(broken.read_bytes()[:200])
+  message = refused(
+    f'--workdir={tmp_path}',
+    *TINY,
+    f'--config.data.source=folder:{tmp_path / "data"}',
+    '--config.data.mean=(0.5,0.5,0.5)',
+    '--config.data.std=(0.5,0.5,0.5)',
+    f'--config.data.workers={workers}',
+    "--config.eval.splits=('val',)",
+  )
+  assert str(broken) in message
+
+
+def test_head_that_disagrees_with_the_data(refused, tmp_path):
+  assert 'has 10 classes' in refused(f'--workdir={tmp_path}', *TINY, '--config.model.num_classes=7')
+
+
+def test_workdir_of_another_model(program, refused, tmp_path):
+  program(f'--workdir={tmp_path}', *TINY)
+  before = {path: path.read_bytes() for path in tmp_path.rglob('*') if path.is_file()}
+  message = refused(f'--workdir={tmp_path}', *TINY, '--config.model.depth=14')
+  assert 'stage1/block002' in message
+  assert {path: path.read_bytes() for path in tmp_path.rglob('*') if path.is_file()} == before
+
+
+def test_batch_that_does_not_divide(refused, tmp_path):
+  message = refused(f'--workdir={tmp_path}', *TINY, '--config.train.batch_size=12')
+  assert 'config.train.batch_size=12' in message
+  assert '16' in message
+
+
+def test_unwritable_workdir(refused, tmp_path):
+  blocker = tmp_path / 'file'
+  blocker.write_text('')
+  assert str(blocker) in refused(f'--workdir={blocker / "run"}', *TINY)
+
+
+def test_truncated_binary(refused, tmp_path):
+  folder = tmp_path / 'cifar-10-batches-bin'
+  folder.mkdir()
+  for name in [f'data_batch_{i}.bin' for i in range(1, 6)] + ['test_batch.bin']:
+    (folder / name).write_bytes(b'\0' * 3073)
+  (folder / 'batches.meta.txt').write_text('\n'.join(f'c{i}' for i in range(10)))
+  message = refused(f'--workdir={tmp_path}', *TINY, f'--config.data.source=cifar_binary:{tmp_path}')
+  assert 'data_batch_1.bin' in message
+  assert 'truncated' in message
+
+
+def test_user_module_that_is_not_a_flax_module(refused, tmp_path):
+  message = refused(f'--workdir={tmp_path}', *TINY, '--config.model.name=pathlib:Path')
+  assert 'pathlib:Path' in message
+
+
+def test_user_module_that_cannot_be_imported(refused, tmp_path):
+  message = refused(f'--workdir={tmp_path}', *TINY, '--config.model.name=no_such_package.nets:Net')
+  assert 'no_such_package' in message
+
+
+def test_unknown_split(refused, tmp_path):
+  assert 'test' in refused(f'--workdir={tmp_path}', *TINY, "--config.eval.splits=('tset',)")
+
+
+def test_evaluate_without_a_checkpoint(refused, tmp_path):
+  assert 'no checkpoint' in refused(f'--workdir={pathlib.Path(tmp_path)}', '--mode=evaluate', *TINY)
+
+
+def test_process_flags_without_distributed(refused):
+  assert '--distributed' in refused('--num_processes=2')

@@ -1,0 +1,393 @@
+"""Every option of the schema changes what runs: a walk over all of them.
+
+PROGRAM options change the traced train or evaluation step, the schedule or the initial parameters; the others have a
+test each below, named after them. `test_every_option_is_covered` holds both against the schema.
+"""
+
+import contextlib
+import hashlib
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from dnt import config as schema
+from dnt import errors, experiment, metrics, record, train, trees
+from dnt.data import pipeline, sources
+from dnt.parallel import mesh as mesh_lib
+
+RESNET = {'model.name': 'resnet', 'model.depth': 8, 'model.width': None}
+DENSENET = {'model.name': 'densenet', 'model.depth': 10, 'model.width': None, 'model.bottleneck': True}
+HIGHWAY = {'model.name': 'highway', 'model.depth': 8, 'model.width': 8}
+IMAGENET = {**RESNET, 'model.depth': 50, 'data.image_size': 32}
+NORMALIZED = {'data.mean': (0.5, 0.5, 0.5), 'data.std': (0.2, 0.2, 0.2)}
+CROPS = {'data.augment': 'pad_crop_flip'}
+WARMUP = {'schedule.warmup': '3'}
+ONE_CYCLE = {'schedule.name': 'one_cycle'}
+PIECEWISE = {'schedule.name': 'piecewise', 'schedule.boundaries': ('3',)}
+
+# option: (what to set first, the value that must change the program)
+PROGRAM = {
+  'seed': ({}, 1),
+  'data.augment': ({}, 'pad_crop_flip'),
+  'data.crop_padding': (CROPS, 2),
+  'data.flip': (CROPS, False),
+  'data.image_size': ({}, 6),
+  'data.mean': (NORMALIZED, (0.1, 0.2, 0.3)),
+  'data.std': (NORMALIZED, (0.1, 0.2, 0.3)),
+  'data.synthetic_classes': ({}, 4),
+  'model.name': ({**RESNET, 'model.name': 'plain'}, 'resnet'),
+  'model.dtype': ({}, 'bfloat16'),
+  'model.norm': ({}, 'layer_norm'),
+  'model.norm_epsilon': ({}, 1e-2),
+  'model.norm_groups': ({'model.norm': 'group_norm', 'model.norm_groups': 4}, 2),
+  'model.norm_momentum': ({}, 0.5),
+  'model.weight_standardization': (RESNET, True),
+  'model.activation': ({}, 'tanh'),
+  'model.initializer': ({}, 'glorot'),
+  'model.init_gain': ({}, 0.5),
+  'model.depth': ({}, 4),
+  'model.width': ({}, 8),
+  'model.block': ({}, 'residual'),
+  'model.stem': (IMAGENET, 'imagenet'),
+  'model.shortcut': (RESNET, 'B'),
+  'model.stride_on': ({**IMAGENET, 'model.stem': 'imagenet'}, '1x1'),
+  'model.zero_init_last_norm': (RESNET, True),
+  'model.residual_scalar': (RESNET, 0.5),
+  'model.stochastic_depth': (RESNET, 0.5),
+  'model.gate_bias': (HIGHWAY, -3.0),
+  'model.growth_rate': (DENSENET, 4),
+  'model.compression': (DENSENET, 0.25),
+  'model.bottleneck': (DENSENET, False),
+  'model.scan': ({**RESNET, 'model.depth': 14}, True),
+  'model.remat': (RESNET, True),
+  'loss.label_smoothing': ({}, 0.1),
+  'loss.class_weights': ({}, tuple(range(1, 11))),
+  'optim.name': ({}, 'adamw'),
+  'optim.learning_rate': ({}, 0.01),
+  'optim.momentum': ({}, 0.5),
+  'optim.nesterov': ({}, True),
+  'optim.b1': ({'optim.name': 'adamw'}, 0.8),
+  'optim.b2': ({'optim.name': 'lamb'}, 0.9),
+  'optim.epsilon': ({'optim.name': 'muon'}, 1e-4),
+  'optim.weight_decay': ({}, 0.5),
+  'optim.weight_decay_on': ({}, 'head/.*kernel$'),
+  'schedule.name': ({}, 'cosine'),
+  'schedule.warmup': ({}, '2'),
+  'schedule.warmup_shape': ({**WARMUP, 'schedule.warmup_start': 0.1}, 'constant'),
+  'schedule.warmup_start': (WARMUP, 0.5),
+  'schedule.boundaries': (PIECEWISE, ('4',)),
+  'schedule.factor': (PIECEWISE, 0.5),
+  'schedule.final': ({'schedule.name': 'cosine'}, 0.5),
+  'schedule.one_cycle_rise': (ONE_CYCLE, '50%'),
+  'schedule.one_cycle_start': (ONE_CYCLE, 0.5),
+  'clip.name': ({}, 'global_norm'),
+  'clip.threshold': ({'clip.name': 'value'}, 0.1),
+  'clip.epsilon': ({'clip.name': 'adaptive'}, 0.1),
+  'ema.decay': ({}, 0.9),
+  'train.accumulate': ({}, 2),
+}
+
+
+BEFORE: dict[str, str] = {}  # fingerprints of the bases, many of which are shared
+
+
+def set_options(config, options):
+  for key, value in options.items():
+    section, _, name = key.rpartition('.')
+    owner = config[section] if section else config
+    with owner.ignore_type():
+      owner[name] = value
+  schema.validate(config)
+  return config
+
+
+def traced(fn, *args):
+  program = jax.make_jaxpr(fn)(*args)
+  constants = [np.asarray(c).tobytes() for c in program.consts if not jnp.issubdtype(c.dtype, jax.dtypes.prng_key)]
+  return str(program).encode() + b''.join(constants)
+
+
+def fingerprint(config):
+  """A digest of the initial parameters, the schedule and the traced steps, constants included."""
+  data = experiment.load_data(config, config.eval.splits)
+  run = experiment.make(experiment.resolve(config, data), data.spec)
+  variables = run.init_variables()
+  state = run.abstract_state()
+  size = config.train.batch_size
+  batch = {
+    'image': jax.ShapeDtypeStruct((size, *data.spec.image_shape), jnp.uint8),
+    **{name: jax.ShapeDtypeStruct((size,), jnp.int32) for name in ('label', 'epoch', 'position')},
+  }
+  evaluated = {'params': state.params, 'batch_stats': state.batch_stats}
+  mask = {'mask': jax.ShapeDtypeStruct((size,), jnp.bool_)}
+  parts = [
+    trees.sha256(variables).encode(),
+    traced(run.train_step, state, batch),
+    traced(run.eval_step, evaluated, batch | mask),
+    *(np.float32(run.schedule(step)).tobytes() for step in range(config.train.steps + 1)),
+  ]
+  return hashlib.sha256(b'\0'.join(parts)).hexdigest()
+
+
+@pytest.mark.parametrize('option', PROGRAM)
+def test_option_changes_the_program(option, tiny):
+  base, value = PROGRAM[option]
+  set_options(tiny, base)
+  if (key := str(base)) not in BEFORE:
+    BEFORE[key] = fingerprint(tiny)
+  assert fingerprint(set_options(tiny, {option: value})) != BEFORE[key]
+
+
+def test_equal_configs_are_equal_programs(tiny):
+  assert fingerprint(tiny) == fingerprint(tiny)
+
+
+def run_loop(config, workdir):
+  schema.validate(config)
+  workdir = pathlib.Path(workdir)
+  return train.train(config, workdir, record.Clock(0.0), 'test')
+
+
+def lines(workdir, name):
+  return [line for line in metrics.read(workdir) if name in line]
+
+
+def checkpoint_steps(workdir):
+  return sorted(int(path.name) for path in (pathlib.Path(workdir) / 'checkpoints').iterdir() if path.name.isdigit())
+
+
+def test_data_source(tiny):
+  synthetic = experiment.load_data(tiny, ()).spec
+  tiny.data.source = 'digits'
+  assert synthetic.image_shape == (8, 8, 3)
+  assert experiment.load_data(tiny, ()).spec.image_shape == (8, 8, 1)
+
+
+def test_data_train_split(tiny):
+  tiny.data.train_split = 'train[:50%]'
+  assert experiment.load_data(tiny, ()).spec.examples == 32
+
+
+def test_data_synthetic_examples(tiny):
+  tiny.data.synthetic_examples = 48
+  assert experiment.load_data(tiny, ()).spec.examples == 48
+
+
+def test_data_dir(tiny, tmp_path):
+  tiny.data.source = 'tfds:mnist'
+  for name in ('here', 'there'):
+    tiny.data.dir = str(tmp_path / name)
+    with pytest.raises(errors.InputError, match=str(tmp_path / name)):
+      sources.load(tiny.data, 'train', 0)
+
+
+def test_data_val_fraction(tiny, tmp_path):
+  for label in ('cat', 'dog'):
+    (tmp_path / label).mkdir()
+    for index in range(10):
+      Image.new('RGB', (8, 8), (index, 0, 0)).save(tmp_path / label / f'{index}.png')
+  tiny.data.source = f'folder:{tmp_path}'
+  sizes = []
+  for fraction in (0.2, 0.5):
+    tiny.data.val_fraction = fraction
+    sizes.append(len(sources.load(tiny.data, 'val', 0)))
+  assert sizes == [4, 10]
+
+
+def first_batch(config, evaluation=False):
+  mesh = mesh_lib.make_mesh(config.mesh)
+  source = sources.load(config.data, 'test' if evaluation else 'train', config.seed)
+  make = pipeline.make_eval_feed if evaluation else pipeline.make_train_feed
+  with contextlib.closing(make(config, source, mesh)) as feed:
+    return type(feed), feed.batch_at(feed.arrays(0, 1), jnp.int32(0))
+
+
+def test_data_placement(tiny):
+  tiny.data.workers = 0
+  feeds = []
+  for placement in ('device', 'stream'):
+    tiny.data.placement = placement
+    feeds.append(first_batch(tiny)[0])
+  assert feeds[0] != feeds[1]
+
+
+def test_data_workers(tiny):
+  import multiprocessing
+
+  tiny.data.placement = 'stream'
+  children = []
+  for workers in (0, 1):
+    tiny.data.workers = workers
+    source = sources.load(tiny.data, 'train', 0)
+    with contextlib.closing(pipeline.make_train_feed(tiny, source, mesh_lib.make_mesh(tiny.mesh))) as feed:
+      feed.arrays(0, 1)
+      children.append(len(multiprocessing.active_children()))
+  assert children == [0, 1]
+
+
+def test_data_resized_crop_min_area(tiny):
+  tiny.data.augment, tiny.data.workers = 'resized_crop_flip', 0
+  pictures = []
+  for area in (0.08, 0.9):
+    tiny.data.resized_crop_min_area = area
+    pictures.append(np.asarray(first_batch(tiny)[1]['image']))
+  assert not np.array_equal(*pictures)
+
+
+def test_data_eval_crop(tiny):
+  tiny.data.augment, tiny.data.workers = 'resized_crop_flip', 0
+  pictures = []
+  for share in (0.875, 0.5):
+    tiny.data.eval_crop = share
+    pictures.append(np.asarray(first_batch(tiny, evaluation=True)[1]['image']))
+  assert not np.array_equal(*pictures)
+
+
+def test_model_num_classes(tiny):
+  data = experiment.load_data(tiny, ())
+  tiny.model.num_classes = 10
+  assert experiment.resolve(tiny, data).model.num_classes == 10
+  tiny.model.num_classes = 7
+  with pytest.raises(errors.InputError, match='has 10 classes'):
+    experiment.resolve(tiny, data)
+
+
+def test_model_options(tiny, tmp_path, monkeypatch):
+  (tmp_path / 'optioned.py').write_text(
+    'import flax.linen as nn\n'
+    'class Net(nn.Module):\n'
+    '  num_classes: int\n'
+    '  width: int = 4\n'
+    '  @nn.compact\n'
+    '  def __call__(self, x, train):\n'
+    '    return nn.Dense(self.num_classes)(nn.relu(nn.Dense(self.width)(x.reshape(x.shape[0], -1))))\n'
+  )
+  monkeypatch.syspath_prepend(tmp_path)
+  set_options(tiny, {'model.name': 'optioned:Net', 'model.depth': None, 'model.width': None})
+  before = fingerprint(tiny)
+  with tiny.unlocked():
+    tiny.model.options.width = 6
+  assert fingerprint(tiny) != before
+
+
+def test_train_batch_size(tiny, tmp_path):
+  tiny.train.batch_size = 32
+  assert run_loop(tiny, tmp_path)['last']['train/loss']
+  assert metrics.read(tmp_path)[-1]['epoch'] == pytest.approx(6 * 32 / 64)
+
+
+def test_train_steps_and_epochs(tiny, tmp_path):
+  tiny.train.steps = None
+  tiny.train.epochs = 2.0
+  assert run_loop(tiny, tmp_path / 'epochs')['step'] == 8
+  tiny.train.steps = 5
+  assert run_loop(tiny, tmp_path / 'steps')['step'] == 5
+
+
+def test_train_steps_per_dispatch(tiny, tmp_path, monkeypatch):
+  tiny.train.log_every = tiny.eval.every = tiny.checkpoint.every = '0'
+  dispatched = []
+  make = pipeline.make_train_feed
+
+  def spy(*args):
+    feed = make(*args)
+    arrays = feed.arrays
+    monkeypatch.setattr(feed, 'arrays', lambda step, count: dispatched.append(count) or arrays(step, count))
+    return feed
+
+  monkeypatch.setattr(pipeline, 'make_train_feed', spy)
+  for most, expected in ((4, [4, 2]), (1, [1] * 6)):
+    dispatched.clear()
+    tiny.train.steps_per_dispatch = most
+    run_loop(tiny, tmp_path / str(most))
+    assert dispatched == expected
+
+
+def test_train_log_every(tiny, tmp_path):
+  for every, expected in (('2', [2, 4, 6]), ('3', [3, 6])):
+    tiny.train.log_every = every
+    run_loop(tiny, tmp_path / every)
+    assert [line['step'] for line in lines(tmp_path / every, 'train/loss')] == expected
+
+
+def test_train_patience(tiny, tmp_path):
+  tiny.model.norm, tiny.optim.learning_rate = 'none', 1e-12  # nothing gets better after the first evaluation
+  tiny.train.steps, tiny.eval.every, tiny.train.patience = 20, '2', 3
+  summary = run_loop(tiny, tmp_path)
+  assert summary['step'] == 8
+  assert summary['finished']
+
+
+def test_train_init_from(tiny, tmp_path):
+  first = run_loop(tiny, tmp_path / 'first')
+  tiny.train.init_from = str(tmp_path / 'first')
+  tiny.optim.learning_rate, tiny.optim.weight_decay = 1e-30, 0.0
+  second = run_loop(tiny, tmp_path / 'second')
+  assert second['params_sha256'] == first['params_sha256']
+
+
+def test_eval_splits(tiny, tmp_path):
+  tiny.eval.splits = ('train', 'test[:25%]')
+  last = run_loop(tiny, tmp_path)['last']
+  assert {'train/loss', 'test[:25%]/loss', 'test[:25%]/accuracy'} <= set(last)
+
+
+def test_eval_every(tiny, tmp_path):
+  for every, expected in (('2', [2, 4, 6]), ('0', [6])):
+    tiny.eval.every = every
+    run_loop(tiny, tmp_path / every)
+    assert [line['step'] for line in lines(tmp_path / every, 'test/loss')] == expected
+
+
+def test_eval_batch_size(tiny):
+  shapes = []
+  for size in (8, 16):
+    tiny.eval.batch_size = size
+    shapes.append(first_batch(tiny, evaluation=True)[1]['label'].shape)
+  assert shapes == [(8,), (16,)]
+
+
+def test_checkpoint_every(tiny, tmp_path):
+  for every, expected in (('2', [2, 4, 6]), ('0', [6])):
+    tiny.checkpoint.every = every
+    run_loop(tiny, tmp_path / every)
+    assert checkpoint_steps(tmp_path / every) == expected
+
+
+def test_checkpoint_keep(tiny, tmp_path):
+  tiny.checkpoint.every, tiny.eval.every, tiny.checkpoint.keep = '1', '0', 2
+  run_loop(tiny, tmp_path)
+  assert checkpoint_steps(tmp_path) == [5, 6]
+
+
+def test_checkpoint_best_metric(tiny, tmp_path):
+  for kind in ('accuracy', 'loss'):
+    tiny.checkpoint.best_metric = kind
+    assert run_loop(tiny, tmp_path / kind)['best']['metric'] == f'test/{kind}'
+
+
+def test_mesh_fsdp(tiny):
+  tiny.model.width = 256
+  data = experiment.load_data(tiny, ())
+  run = experiment.make(experiment.resolve(tiny, data), data.spec)
+  split = {}
+  for fsdp in (1, 4):
+    tiny.mesh.fsdp = fsdp
+    shardings = mesh_lib.parameter_shardings(mesh_lib.make_mesh(tiny.mesh), run.abstract_state())
+    split[fsdp] = sum(not sharding.is_fully_replicated for sharding in jax.tree.leaves(shardings))
+  assert split[1] == 0
+  assert split[4] > 0
+
+
+def test_every_option_is_covered():
+  covered = set(PROGRAM)
+  for name in globals():
+    if name.startswith('test_'):
+      section, _, option = name.removeprefix('test_').partition('_')
+      covered.add(f'{section}.{option}')
+  covered |= {'train.steps', 'train.epochs'}
+  assert {key for key, _ in schema.options()} <= covered
