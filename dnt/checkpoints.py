@@ -2,8 +2,8 @@
 
 A checkpoint is `<step>/state`, the leaves of the train state as nested dicts (so that reading needs none of the classes
 that made it), and `<step>/meta/meta.json`: what the loop gives, the metric that ranks it, and the shape, dtype and
-digest of each leaf. The digests are summed on the device from the bits and their positions, however the leaf is
-sharded: one flipped bit shows at restore, on any number of devices.
+digest of each leaf, which does not depend on how it was sharded: one flipped bit shows at restore, on any number of
+devices.
 
 With several processes every public call is made by all of them; what one finds damaged, all pass over. They must share
 the file system of the workdir.
@@ -12,11 +12,15 @@ the file system of the workdir.
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
+import logging as std_logging
 import os
 import pathlib
 import secrets
 import shutil
+import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -28,7 +32,6 @@ from absl import logging
 from jax.experimental import multihost_utils
 
 from dnt import errors, trees
-from dnt.parallel import mesh as mesh_lib
 from dnt.parallel import multihost
 
 DIRECTORY = 'checkpoints'
@@ -93,8 +96,7 @@ class Checkpoints:
       def reached_preemption(self, step: int) -> bool:
         return False  # the loop asks by its own dense counter; a second one would move the agreed step
 
-    # What fails in Orbax's threads is raised by the next call here, in one line.
-    logging.get_absl_logger().addFilter(lambda record: not (record.exc_info and 'orbax' in record.pathname))
+    _silence_background()
     registry = ocp.DefaultCheckpointHandlerRegistry()
     state_handler = ocp.PyTreeCheckpointHandler()
     meta_handler = ocp.JsonCheckpointHandler(filename=META_FILE)
@@ -398,6 +400,8 @@ def _read_leaves(path: pathlib.Path, wanted: Mapping[str, jax.ShapeDtypeStruct])
   """Reads leaves by path: onto the sharding each carries, or as numpy arrays without one."""
   import orbax.checkpoint as ocp
 
+  _silence_background()
+
   def restore_args(leaf):
     if leaf.sharding is None:
       return ocp.RestoreArgs(restore_type=np.ndarray)
@@ -427,6 +431,26 @@ def _read_leaves(path: pathlib.Path, wanted: Mapping[str, jax.ShapeDtypeStruct])
     raise _DamagedError('state cannot be read') from error
   finally:
     checkpointer.close()
+
+
+@functools.cache
+def _silence_background() -> None:
+  """Keeps Orbax's threads from printing what the calls here raise, in one line, as `RunError` or as damage.
+
+  When one of many reads or writes fails, the others end later and find their event loop closed or nobody waiting for
+  them: pages of tracebacks that say nothing more.
+  """
+  hook = sys.unraisablehook
+
+  def unraisable(event):
+    closed = isinstance(event.exc_value, RuntimeError) and 'Event loop is closed' in str(event.exc_value)
+    if not closed and not any('orbax' in frame.filename for frame in traceback.extract_tb(event.exc_traceback)):
+      hook(event)
+
+  sys.unraisablehook = unraisable
+  logging.get_absl_logger().addFilter(lambda record: not (record.exc_info and 'orbax' in record.pathname))
+  logger = std_logging.getLogger('asyncio')
+  logger.addFilter(lambda record: 'exception was never retrieved' not in record.getMessage())
 
 
 def _check_strictly(path: pathlib.Path, expected: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
@@ -462,35 +486,49 @@ def _compare_digests(leaves: Mapping[str, Any], record: Mapping[str, Any]) -> _D
 
 
 def _inspect(leaves: Mapping[str, Any]) -> dict[str, tuple[int, bool]]:
-  """(digest, whether all numbers are finite) of each leaf."""
-  inspected = {path: _inspector(getattr(leaf, 'sharding', None))(leaf) for path, leaf in leaves.items()}
-  return {path: (int(digest), bool(finite)) for path, (digest, finite) in jax.device_get(inspected).items()}
+  """(digest, whether all numbers are finite) of each leaf.
 
+  The digest is the sum modulo 2^32 of the leaf's 32-bit words, each times an odd weight, 2 x position + 1: any order of
+  summation, over any shards, gives the same, and a change of one word always changes it. It is summed on the host,
+  where the values go anyway to be written: a program for each shape would take a deep network seconds to compile.
 
-@functools.cache
-def _inspector(sharding: jax.sharding.Sharding | None) -> Callable[[Any], jax.Array]:
-  # One small program a shape: one program over all leaves takes seconds to compile for a deep network.
-  named = isinstance(sharding, jax.sharding.NamedSharding)
-  return jax.jit(_digest_and_finite, out_shardings=mesh_lib.replicated(sharding.mesh) if named else None)
-
-
-def _digest_and_finite(leaf: jax.Array) -> jax.Array:
-  """uint32 [2]: the digest, and 1 when all numbers are finite.
-
-  The digest is the sum modulo 2^32 of the leaf's words, each times an odd weight drawn from its position: any order of
-  summation gives the same, and a change of one word always changes it.
+  Args:
+    leaves: arrays on the mesh, of which each process sums its own shards, or whole numpy arrays.
   """
-  finite = jnp.all(jnp.isfinite(leaf)) if jnp.issubdtype(leaf.dtype, jnp.inexact) else jnp.array(True)
-  bits = leaf.astype(jnp.uint8) if leaf.dtype == jnp.bool_ else leaf
-  word = {1: jnp.uint8, 2: jnp.uint16}.get(bits.dtype.itemsize, jnp.uint32)
-  words = jax.lax.bitcast_convert_type(bits, word).astype(jnp.uint32)
-  position, stride = jnp.zeros(words.shape, jnp.uint32), 1
-  for axis in reversed(range(words.ndim)):
-    position += jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis) * jnp.uint32(stride % 2**32)
-    stride *= words.shape[axis]
-  weight = position * jnp.uint32(0x9E3779B1)
-  weight = (weight ^ (weight >> 15)) | jnp.uint32(1)
-  return jnp.stack([jnp.sum(words * weight, dtype=jnp.uint32), finite.astype(jnp.uint32)])
+  shards = {path: _shards(leaf) for path, leaf in leaves.items()}
+  for _, values in itertools.chain.from_iterable(shards.values()):
+    if isinstance(values, jax.Array):
+      values.copy_to_host_async()
+  found = np.zeros((len(leaves), 2), np.uint32)  # digest, shards that are not finite
+  for row, (path, leaf) in zip(found, leaves.items(), strict=True):
+    for index, values in shards[path]:
+      digest, finite = _inspect_shard(leaf.shape, index, np.asarray(values))
+      row += np.array([digest, not finite], np.uint32)
+  if any(isinstance(leaf, jax.Array) for leaf in leaves.values()) and jax.process_count() > 1:
+    found = multihost_utils.process_allgather(found).sum(0, dtype=np.uint32)
+  return {path: (int(digest), not bad) for path, (digest, bad) in zip(leaves, found, strict=True)}
+
+
+def _shards(leaf: Any) -> list[tuple[tuple[slice, ...], Any]]:
+  """(where, values) of the parts that this process counts for: together the processes count each number once."""
+  if isinstance(leaf, jax.Array):
+    return [(shard.index, shard.data) for shard in leaf.addressable_shards if shard.replica_id == 0]
+  return [((slice(None),) * leaf.ndim, leaf)]
+
+
+def _inspect_shard(shape: tuple[int, ...], index: tuple[slice, ...], values: np.ndarray) -> tuple[int, bool]:
+  finite = not jnp.issubdtype(values.dtype, jnp.inexact) or bool(np.isfinite(values).all())
+  size = values.dtype.itemsize
+  words = np.ascontiguousarray(values).view(f'u{min(size, 4)}').astype(np.uint32, copy=False)
+  if size > 4:
+    shape, index = (*shape, size // 4), (*index, slice(None))
+  position, stride = np.zeros((), np.uint32), 1
+  for axis in reversed(range(len(shape))):
+    along = np.arange(*index[axis].indices(shape[axis]), dtype=np.uint32) * np.uint32(stride % 2**32)
+    position = along.reshape(-1, *[1] * (len(shape) - 1 - axis)) + position
+    stride *= shape[axis]
+  words = words.reshape(position.shape)
+  return int(np.sum(words * (position * np.uint32(2) + np.uint32(1)), dtype=np.uint32)), finite
 
 
 def _paths(tree: Any) -> list[str]:

@@ -225,6 +225,17 @@ class Progress:
     return '  '.join(parts)
 
 
+def figure(name: str, value: float | None) -> str:
+  """A metric as people read it: accuracies in percent, learning rates short, the rest with four decimals."""
+  if value is None or not math.isfinite(value):
+    return 'not finite'
+  if name.endswith('accuracy'):
+    return f'{100 * value:.2f} %'
+  if name.endswith('learning_rate'):
+    return f'{value:.3g}'
+  return f'{value:,.0f}' if name == 'images_per_second' else f'{value:.4f}'
+
+
 def duration(seconds: float) -> str:
   """Seconds in words: '8 s', '3 min 05 s', '2 h 04 min', '3 d 02 h'."""
   seconds = max(round(seconds), 0)

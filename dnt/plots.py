@@ -1,0 +1,131 @@
+"""Figures of a run: curves and confusion matrices, as matplotlib Figures without pyplot's global state."""
+
+import functools
+import io
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+  from matplotlib.figure import Figure
+
+FONT_SIZE = 14  # readable when the picture is shown at half its size
+COLORS = ('#1f77b4', '#d95f02', '#1b9e77', '#7570b3', '#e7298a', '#66a61e', '#a6761d')
+ANNOTATED_CLASSES = 20  # more cells than these cannot be read
+NAMED_CLASSES = 40
+
+
+def _styled(draw: Callable) -> Callable:
+  @functools.wraps(draw)
+  def styled(*args, **kwargs):
+    import matplotlib
+
+    with matplotlib.rc_context({'font.size': FONT_SIZE}):
+      return draw(*args, **kwargs)
+
+  return styled
+
+
+@_styled
+def png(figure: 'Figure') -> bytes:
+  """The figure as a PNG file."""
+  from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+  buffer = io.BytesIO()
+  FigureCanvasAgg(figure).print_png(buffer)
+  return buffer.getvalue()
+
+
+@_styled
+def curves(records: Sequence[Mapping[str, Any]]) -> 'Figure':
+  """Loss, accuracy and learning rate over the steps: the training split and each evaluated one.
+
+  Args:
+    records: lines of `metrics.jsonl`, at least one.
+  """
+  from matplotlib import ticker
+
+  figure = _figure(16, 5)
+  loss, accuracy, rate = figure.subplots(1, 3)
+  names = list(dict.fromkeys(name.rsplit('/', 1)[0] for record in records for name in record if '/' in name))
+  colors = {name: COLORS[index % len(COLORS)] for index, name in enumerate(names)}
+  for axes, metric in ((loss, 'loss'), (accuracy, 'accuracy')):
+    for name in names:
+      steps, values = _series(records, f'{name}/{metric}')
+      if len(steps):
+        values = values * 100 if metric == 'accuracy' else values
+        marker = 'o' if len(steps) <= 40 else None
+        axes.plot(steps, values, color=colors[name], marker=marker, markersize=5, linewidth=1.8, label=name)
+    if axes.lines:
+      axes.legend(frameon=False)
+  steps, values = _series(records, 'train/learning_rate')
+  rate.plot(steps, values, color=colors.get('train', COLORS[0]), linewidth=1.8)
+  rate.set_ylim(bottom=0)
+  drawn = [line.get_ydata() for line in loss.lines]
+  finite = np.concatenate(drawn)[np.isfinite(np.concatenate(drawn))] if drawn else np.ones(1)
+  if finite.size and finite.min() > 0 and finite.max() > 20 * finite.min():
+    loss.set_yscale('log')
+  last = records[-1]
+  per_epoch = last['step'] / last['epoch'] if last.get('epoch') else None
+  for axes, title in ((loss, 'loss'), (accuracy, 'accuracy (%)'), (rate, 'learning rate')):
+    axes.set_title(title, loc='left')
+    axes.set_xlabel('step' + (f' ({per_epoch:,.0f} = 1 epoch)' if per_epoch else ''))
+    axes.grid(alpha=0.3)
+    axes.spines[['top', 'right']].set_visible(False)
+    axes.set_xlim(0, last['step'] * 1.02 or 1)
+    axes.xaxis.set_major_locator(ticker.MaxNLocator(nbins=5, integer=True))
+    axes.xaxis.set_major_formatter('{x:,.0f}')
+  return figure
+
+
+@_styled
+def confusion(matrix: Any, class_names: Sequence[str], title: str) -> 'Figure':
+  """Shares of each true class by predicted class, with the counts where they can be read.
+
+  Args:
+    matrix: int [classes, classes], true class by predicted.
+    class_names: in class order.
+    title: above the figure.
+  """
+  from matplotlib import colors
+
+  matrix = np.asarray(matrix)
+  classes = len(class_names)
+  side = min(max(4 + 0.6 * classes, 7), 18) if classes <= NAMED_CLASSES else 12
+  figure = _figure(side + 1.2, side)
+  axes = figure.subplots()
+  shares = 100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+  # The square root of the share, so that a confusion of one in a hundred shows.
+  image = axes.imshow(shares, cmap='Blues', norm=colors.PowerNorm(0.5, vmin=0, vmax=100))
+  bar = figure.colorbar(image, ax=axes, fraction=0.046, pad=0.02)
+  bar.set_label('share of the true class (%)')
+  bar.set_ticks([0, 1, 5, 10, 20, 40, 60, 80, 100])
+  bar.outline.set_visible(False)
+  axes.set_title(title, loc='left')
+  axes.set_xlabel('predicted class')
+  axes.set_ylabel('true class')
+  axes.spines[:].set_visible(False)
+  if classes <= NAMED_CLASSES:
+    labels = [name if len(name) <= 20 else f'{name[:19]}…' for name in class_names]
+    upright = max(map(len, labels)) <= 3
+    axes.set_xticks(range(classes), labels, rotation=0 if upright else 45, ha='center' if upright else 'right')
+    axes.set_yticks(range(classes), labels)
+  if classes <= ANNOTATED_CLASSES:
+    for row, column in np.argwhere(matrix):
+      color = 'white' if shares[row, column] > 35 else 'black'
+      axes.text(column, row, f'{matrix[row, column]:,}', ha='center', va='center', color=color, fontsize=FONT_SIZE - 2)
+  return figure
+
+
+def _figure(width: float, height: float) -> 'Figure':
+  from matplotlib.figure import Figure
+
+  return Figure(figsize=(width, height), dpi=100, layout='constrained')
+
+
+def _series(records: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
+  """Steps and values of the lines that hold `name`; null is NaN, a gap."""
+  found = [(record['step'], record[name]) for record in records if name in record]
+  steps = np.array([step for step, _ in found])
+  return steps, np.array([np.nan if value is None else value for _, value in found], float)

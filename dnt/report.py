@@ -1,0 +1,227 @@
+"""What a run leaves to read: the table of blocks, summary.json, curves, confusion matrices and report.html."""
+
+import base64
+import html
+import json
+import pathlib
+import platform
+import re
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from typing import Any
+
+import jax
+import numpy as np
+
+from dnt import experiment, files, metrics, plots, record, steps, trees
+from dnt.models import depth
+from dnt.parallel import mesh as mesh_lib
+from dnt.parallel import multihost
+
+WHOLE_TABLE = 70  # rows; longer tables show runs of equal blocks as one line
+PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy')
+
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em; color: #222; }
+h1, h2 { font-weight: 600; line-height: 1.2; } h2 { margin-top: 2em; }
+table { border-collapse: collapse; } td, th { padding: 2px 16px 2px 0; text-align: left; vertical-align: top; }
+tr + tr { border-top: 1px solid #ddd; } td { font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
+pre { font-size: 13px; line-height: 1.35; overflow-x: auto; background: #f6f6f6; padding: 12px; }
+img { max-width: 100%; } .narrow { max-width: 640px; }
+"""
+
+
+def block_table(table: Sequence[depth.Row]) -> str:
+  """The entries in depth order with output shape, parameters and forward FLOPs an example, as text.
+
+  Above 70 rows, a run of equal blocks of a stage becomes one line, with their number.
+  """
+  runs: list[list[depth.Row]] = []
+  for row in table:
+    if len(table) > WHOLE_TABLE and runs and _alike(runs[-1][-1], row):
+      runs[-1].append(row)
+    else:
+      runs.append([row])
+  lines = [('entry', 'output', 'parameters', 'FLOPs')]
+  for run in runs:
+    first, times = run[0], f'{len(run)} x ' if len(run) > 1 else ''
+    name = first.entry.name + (f' .. {run[-1].entry.name.rsplit("/", 1)[-1]}' if len(run) > 1 else '')
+    shape = 'x'.join(map(str, first.shape)) if first.shape is not None else '-'
+    lines.append((name, shape, f'{times}{first.parameters:,}', f'{times}{_quantity(first.flops)}'))
+  parameters, flops = sum(row.parameters for row in table), sum(row.flops for row in table)
+  lines.append(('total', '', f'{parameters:,}', _quantity(flops)))
+  widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+  return '\n'.join(f'{a:<{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}  {d:>{widths[3]}}' for a, b, c, d in lines)
+
+
+def write(
+  run: experiment.Experiment,
+  rec: record.Record,
+  state: steps.TrainState,
+  workdir: pathlib.Path,
+  mesh: jax.sharding.Mesh,
+  command: str,
+) -> dict[str, Any]:
+  """Writes `summary.json`, `curves.png`, `confusion_<split>.json` and `.png`, and `report.html`.
+
+  Every process calls it; the first one writes.
+
+  Args:
+    run: the experiment.
+    rec: its record, closed.
+    state: where the run ends, or is interrupted.
+    workdir: of the run.
+    mesh: of its devices.
+    command: that goes on with it.
+
+  Returns:
+    The summary, as `summary.json` holds it.
+  """
+  params = mesh_lib.gather(depth.to_unrolled(state.params, depth.scanned_rows(state.params)))
+  step, total, seconds = int(state.step), run.config.train.steps, dict(rec.seconds)
+  trained = seconds.get('train', 0.0)
+  summary = {
+    'step': step,
+    'total_steps': total,
+    'finished': step == total or rec.out_of_patience,
+    'last': rec.last,
+    'best': rec.best,
+    'parameters': trees.count(params),
+    'params_sha256': trees.sha256(params),
+    'seconds': {'total': sum(seconds.values()), 'compile': 0.0, 'train': 0.0, 'evaluate': 0.0} | seconds,
+    'images_per_second': step * run.config.train.batch_size / trained if trained else None,
+    'versions': versions(),
+    'devices': devices(mesh),
+    'command': command,
+  }
+  if multihost.is_lead():
+    pages = {'curves.png': plots.png(plots.curves(records))} if (records := metrics.read(workdir)) else {}
+    for split, matrix in rec.confusion.items():
+      name = f'confusion_{re.sub(r"[^A-Za-z0-9_.-]+", "_", split).strip("_")}'
+      content = {'split': split, 'step': rec.evaluated_at, 'class_names': run.spec.class_names, 'matrix': matrix}
+      files.write(workdir / f'{name}.json', json.dumps(content) + '\n')
+      accuracy = np.trace(matrix) / max(np.sum(matrix), 1)
+      title = f'{split}, step {rec.evaluated_at:,}: accuracy {100 * accuracy:.2f} %'
+      pages[f'{name}.png'] = plots.png(plots.confusion(matrix, run.spec.class_names, title))
+    for name, content in pages.items():
+      files.write(workdir / name, content)
+    files.write_json(workdir / 'summary.json', summary)
+    files.write(workdir / 'report.html', page(workdir.name, summary, run.config.to_dict(), run.table, pages))
+  return summary
+
+
+def page(
+  title: str,
+  summary: Mapping[str, Any],
+  config: Mapping[str, Any],
+  table: Sequence[depth.Row],
+  pictures: Mapping[str, bytes],
+) -> str:
+  """One HTML page that needs no other file and asks nothing of the network.
+
+  Args:
+    title: of the run.
+    summary: as `summary.json` holds it.
+    config: nested dicts.
+    table: of blocks.
+    pictures: name to PNG, in the order they are shown.
+  """
+  state = 'finished' if summary['finished'] else 'stopped, can go on'
+  facts = {
+    'state': f'{state}: step {summary["step"]:,} of {summary["total_steps"]:,}',
+    **{name: metrics.figure(name, value) for name, value in summary['last'].items()},
+    'best': _best(summary) or 'none yet',
+    'parameters': f'{summary["parameters"]:,}',
+    'parameters SHA-256': summary['params_sha256'],
+    'seconds': ', '.join(f'{name} {seconds:,.1f}' for name, seconds in summary['seconds'].items()),
+    'images a second': f'{summary["images_per_second"]:,.0f}' if summary['images_per_second'] else 'none yet',
+    'devices': ', '.join(f'{name} {value}' for name, value in summary['devices'].items()),
+    'versions': ', '.join(f'{name} {version}' for name, version in summary['versions'].items()),
+    'command': summary['command'],
+  }
+  options = {key: json.dumps(value) if not isinstance(value, str) else value for key, value in _leaves(config)}
+  parts = [
+    '<!DOCTYPE html>',
+    f'<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style></head>',
+    f'<body><h1>{html.escape(title)}</h1>',
+    _html_table(facts),
+  ]
+  for name, picture in pictures.items():
+    kind = '' if name == 'curves.png' else ' class="narrow"'
+    caption, data = html.escape(name.removesuffix('.png').replace('_', ' ', 1)), base64.b64encode(picture).decode()
+    parts.append(f'<h2>{caption}</h2><img{kind} alt="{caption}" src="data:image/png;base64,{data}">')
+  parts += [
+    f'<h2>network</h2><pre>{html.escape(block_table(table))}</pre>',
+    f'<h2>config</h2>{_html_table(options)}',
+    '</body></html>',
+  ]
+  return '\n'.join(parts) + '\n'
+
+
+def last_line(summary: Mapping[str, Any], command: str) -> str:
+  """The result of a run in one line, or how to go on with it."""
+  if not summary['finished']:
+    return f'saved at step {summary["step"]} of {summary["total_steps"]}; run `{command}` again to go on'
+  figures = [
+    f'{name} {metrics.figure(name, value)}'
+    for name, value in summary['last'].items()
+    if name.endswith(('/accuracy', '/loss')) and not name.startswith('train/')
+  ]
+  best = _best(summary)
+  parts = [f'finished step {summary["step"]}', *figures, *([f'best {best}'] if best else [])]
+  return '  '.join([*parts, metrics.duration(summary['seconds']['total'])])
+
+
+def evaluation_line(result: Mapping[str, Any]) -> str:
+  """`step` and the metrics of an evaluation in one line."""
+  shown = [f'{name} {metrics.figure(name, value)}' for name, value in result.items() if name != 'step']
+  return '  '.join([f'step {result["step"]}', *shown])
+
+
+def versions() -> dict[str, str]:
+  """Of Python and the packages that decide what a run computes."""
+  return {'python': platform.python_version()} | {name: metadata.version(name) for name in PACKAGES}
+
+
+def devices(mesh: jax.sharding.Mesh) -> dict[str, Any]:
+  """What a run computes on."""
+  device = mesh.devices.flat[0]
+  return {
+    'platform': device.platform,
+    'kind': device.device_kind,
+    'count': mesh.size,
+    'processes': jax.process_count(),
+    'mesh': ' x '.join(f'{name} {size}' for name, size in mesh.shape.items()),
+  }
+
+
+def _alike(a: depth.Row, b: depth.Row) -> bool:
+  def cost(row):
+    return row.entry.name.rpartition('/')[0], row.shape, row.parameters, row.flops
+
+  return '/' in a.entry.name and cost(a) == cost(b)
+
+
+def _quantity(number: int) -> str:
+  for size, unit in ((1e12, ' T'), (1e9, ' G'), (1e6, ' M'), (1e3, ' k')):
+    if number >= size:
+      return f'{number / size:.3g}{unit}' if number / size < 999.5 else f'{number / size:.0f}{unit}'
+  return str(number)
+
+
+def _best(summary: Mapping[str, Any]) -> str:
+  best = summary['best']
+  return f'{best["metric"]} {metrics.figure(best["metric"], best["value"])} at step {best["step"]}' if best else ''
+
+
+def _leaves(config: Mapping[str, Any], prefix: str = '') -> list[tuple[str, Any]]:
+  leaves = []
+  for key, value in config.items():
+    nested = isinstance(value, Mapping)
+    leaves += _leaves(value, f'{prefix}{key}.') if nested else [(prefix + key, value)]
+  return leaves
+
+
+def _html_table(rows: Mapping[str, str]) -> str:
+  cells = [f'<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>' for name, value in rows.items()]
+  return f'<table>{"".join(cells)}</table>'
