@@ -8,17 +8,17 @@ from dnt.models import depth
 
 ROWS = {('stage1',): 2}
 SHAPES = {
-  'stem/conv/kernel': (3, 3, 3, 4),
-  'stem/norm/scale': (4,),
-  'stage1/block001/conv/kernel': (3, 3, 4, 8),
+  'stem/conv/kernel': (3, 3, 3, 8),
+  'stem/norm/scale': (8,),
+  'stage1/block001/conv/kernel': (3, 3, 8, 8),
   'stage1/block001/norm/scale': (8,),
   'stage1/block002/conv/kernel': (3, 3, 8, 8),
   'stage1/block002/norm/scale': (8,),
   'stage1/block003/conv/kernel': (3, 3, 8, 8),
   'stage1/block003/norm/scale': (8,),
-  'dense/kernel': (8, 12),
-  'dense/bias': (12,),
-  'head/kernel': (12, 5),
+  'dense/kernel': (5, 8),
+  'dense/bias': (8,),
+  'head/kernel': (8, 5),
   'head/bias': (5,),
 }
 BLOCKS = ('stem', 'stage1/block001', 'stage1/block002', 'stage1/block003', 'dense', 'head')

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from dnt import config as schema
-from dnt import errors, trees
+from dnt import errors, models, trees
+from dnt.models import depth
 from dnt.optim import chain, schedules
 
 NAMES = ('sgd', 'adamw', 'lamb', 'muon')
@@ -203,6 +204,28 @@ def test_both_layouts_train_alike(network, config):
   assert jax.tree.structure(converted) == jax.tree.structure(state)
   for leaf, other in zip(jax.tree.leaves(converted), jax.tree.leaves(state), strict=True):
     np.testing.assert_allclose(leaf, other, rtol=1e-5, atol=1e-7)
+
+
+def test_both_layouts_of_a_real_network_are_updated_alike():
+  config = make_config('lamb', 'block_norm', weight_decay_on='block00[23]/.*kernel$')
+  config.model.name = 'mlp'
+  config.model.depth = 6
+  config.model.width = 8
+  config.model.scan = True
+  trace = depth.trace(models.make(config.model, 10), (2, 2, 2))
+  scanned = tuple(row.entry for row in trace.table)
+  unrolled = tuple(depth.Entry(entry.name, entry.name) for entry in scanned)
+  generator = np.random.default_rng(0)
+
+  def draw(path, leaf):
+    return (generator.uniform(0.1, 2) * generator.normal(size=leaf.shape)).astype(np.float32)
+
+  params, gradient = (trees.map_with_path(draw, trace.variables['params']) for _ in range(2))
+  expected, _ = train(make_chain(config, params, unrolled), params, [gradient])
+  stacked, stacked_gradient = (depth.to_scanned(tree, trace.scanned) for tree in (params, gradient))
+  actual, _ = train(make_chain(config, stacked, scanned), stacked, [stacked_gradient])
+  assert any(depth.is_scanned(path) for path in trees.flatten(actual))
+  check(depth.to_unrolled(actual), expected, rtol=1e-6)
 
 
 def test_decay_on_a_row_leaves_the_others_alone(network):
