@@ -204,8 +204,8 @@ def _alike(a: depth.Row, b: depth.Row) -> bool:
 
 def _quantity(number: int) -> str:
   for size, unit in ((1e12, ' T'), (1e9, ' G'), (1e6, ' M'), (1e3, ' k')):
-    if number >= size:
-      return f'{number / size:.3g}{unit}' if number / size < 999.5 else f'{number / size:.0f}{unit}'
+    if number >= 0.9995 * size:
+      return f'{number / size:.3g}{unit}'
   return str(number)
 
 

@@ -157,3 +157,19 @@ def test_eta_follows_the_last_minute():
 )  # fmt: skip
 def test_duration(seconds, words):
   assert metrics.duration(seconds) == words
+
+
+@pytest.mark.parametrize(
+  'name, value, text',
+  [
+    ('test/accuracy', 0.98765, '98.77 %'),
+    ('test/top5_accuracy', 1.0, '100.00 %'),
+    ('train/loss', 0.12345, '0.1235'),
+    ('train/learning_rate', 0.000125, '0.000125'),
+    ('images_per_second', 12345.6, '12,346'),
+    ('test/loss', float('inf'), 'not finite'),
+    ('test/loss', None, 'not finite'),
+  ],
+)
+def test_figure(name, value, text):
+  assert metrics.figure(name, value) == text

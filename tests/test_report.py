@@ -1,0 +1,283 @@
+import html.parser
+import io
+import json
+import re
+import subprocess
+import sys
+import types
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from dnt import config, metrics, plots, report, trees
+from dnt.models import depth
+from dnt.parallel import mesh as mesh_lib
+
+
+def _row(name, shape=(8, 8, 16), parameters=4672, flops=589_824):
+  return depth.Row(depth.Entry(name, name), shape, parameters, flops)
+
+
+TABLE = (
+  _row('stem', parameters=176, flops=18_432),
+  _row('stage1/block001'),
+  _row('stage1/block002'),
+  _row('gain', None, 3, 0),
+  _row('head', (10,), 650, 1280),
+)
+
+
+def test_block_table():
+  assert report.block_table(TABLE).splitlines() == [
+    'entry            output  parameters   FLOPs',
+    'stem             8x8x16         176  18.4 k',
+    'stage1/block001  8x8x16       4,672   590 k',
+    'stage1/block002  8x8x16       4,672   590 k',
+    'gain                  -           3       0',
+    'head                 10         650  1.28 k',
+    'total                        10,173   1.2 M',
+  ]
+
+
+def test_block_table_of_a_deep_network():
+  table = [_row('stem')]
+  for stage in (1, 2):
+    table += [_row(f'stage{stage}/block{i:03d}', parameters=4672 + (i == 1)) for i in range(1, 101)]
+  table.append(_row('head', (10,), 650, 1280))
+  assert report.block_table(table).splitlines() == [
+    'entry                        output  parameters       FLOPs',
+    'stem                         8x8x16       4,672       590 k',
+    'stage1/block001              8x8x16       4,673       590 k',
+    'stage1/block002 .. block100  8x8x16  99 x 4,672  99 x 590 k',
+    'stage2/block001              8x8x16       4,673       590 k',
+    'stage2/block002 .. block100  8x8x16  99 x 4,672  99 x 590 k',
+    'head                             10         650      1.28 k',
+    'total                                   939,724       119 M',
+  ]
+  # ResNet-110, with 56 rows, is shown whole.
+  whole = [_row(f'stage1/block{i:03d}') for i in range(1, 57)]
+  assert len(report.block_table(whole).splitlines()) == 58
+
+
+@pytest.mark.parametrize(
+  'number, text',
+  [
+    (0, '0'),
+    (999, '999'),
+    (1000, '1 k'),
+    (999_400, '999 k'),
+    (999_600, '1 M'),
+    (40_813_184, '40.8 M'),
+    (8.2e9, '8.2 G'),
+  ],
+)
+def test_quantities_have_three_digits(number, text):
+  assert report._quantity(int(number)) == text
+
+
+def _records():
+  lines = []
+  for step in range(50, 1001, 50):
+    train = {'train/loss': 2 / step, 'train/accuracy': 1 - 1 / step, 'train/learning_rate': 0.1}
+    lines.append({'step': step, 'epoch': step / 100, **train, 'images_per_second': 900.0})
+    if step % 200 == 0:
+      test = {'test/loss': None if step == 400 else 0.5, 'test/accuracy': 0.9}
+      lines.append({'step': step, 'epoch': step / 100, **test, 'test_ema/loss': 0.4, 'test_ema/accuracy': 0.91})
+  return lines
+
+
+def test_curves_show_what_the_record_holds():
+  figure = plots.curves(_records())
+  loss, accuracy, rate = figure.axes
+  for axes in (loss, accuracy):
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ['train', 'test', 'test_ema']
+  train, test, ema = loss.lines
+  np.testing.assert_array_equal(train.get_xdata(), np.arange(50, 1001, 50))
+  np.testing.assert_allclose(train.get_ydata(), 2 / np.arange(50, 1001, 50))
+  np.testing.assert_array_equal(test.get_ydata(), [0.5, np.nan, 0.5, 0.5, 0.5])
+  np.testing.assert_allclose(accuracy.lines[2].get_ydata(), 91)
+  assert len(rate.lines[0].get_xdata()) == 20
+  assert loss.get_yscale() == 'log'
+  assert [axes.get_title(loc='left') for axes in figure.axes] == ['loss', 'accuracy (%)', 'learning rate']
+  assert all(axes.get_xlabel() == 'step (100 = 1 epoch)' for axes in figure.axes)
+  assert Image.open(io.BytesIO(plots.png(figure))).size == (1600, 500)
+
+
+def test_curves_of_hardly_anything():
+  plots.png(plots.curves([{'step': 1, 'epoch': 0.1, 'train/loss': None}]))
+  plots.png(plots.curves([{'step': 0, 'epoch': 0.0, 'test/loss': 2.0, 'test/accuracy': 0.1}]))
+
+
+def test_confusion_matrix():
+  matrix = [[8, 2, 0], [0, 0, 0], [1, 1, 998]]
+  figure = plots.confusion(matrix, ['cat', 'a very long name of a class', 'x'], 'val')
+  axes = figure.axes[0]
+  np.testing.assert_allclose(axes.images[0].get_array(), [[80, 20, 0], [0, 0, 0], [0.1, 0.1, 99.8]])
+  texts = {text.get_position(): text.get_text() for text in axes.texts}
+  assert texts == {(0, 0): '8', (1, 0): '2', (0, 2): '1', (1, 2): '1', (2, 2): '998'}  # (predicted, true)
+  names = [label.get_text() for label in axes.get_yticklabels()]
+  assert names == ['cat', 'a very long name of…', 'x']
+  many = plots.confusion(np.eye(100, dtype=int), [str(i) for i in range(100)], 'test')
+  assert not many.axes[0].texts
+  plots.png(many)
+
+
+def test_drawing_leaves_no_global_state():
+  code = (
+    'import sys; from dnt import plots; import matplotlib; before = matplotlib.rcParams["font.size"];'
+    'plots.png(plots.curves([{"step": 1, "epoch": 1.0, "train/loss": 1.0}]));'
+    'assert matplotlib.rcParams["font.size"] == before and "matplotlib.pyplot" not in sys.modules'
+  )
+  subprocess.run([sys.executable, '-c', code], check=True)
+
+
+def test_matplotlib_is_imported_when_a_figure_is_drawn():
+  code = 'import sys; from dnt import report; assert "matplotlib" not in sys.modules'
+  subprocess.run([sys.executable, '-c', code], check=True)
+
+
+# A whole report, of a run that stands in for a trained one.
+
+
+def _run_and_record(finished=True, scan=False):
+  options = config.default()
+  options.train.steps = 1000 if finished else 2000
+  options.data.source = 'folder:<script>alert("&")</script>'
+  spec = types.SimpleNamespace(class_names=('cat', '<b>dog</b>'))
+  kernels = jnp.arange(12.0).reshape(3, 4)
+  blocks = {f'block{i + 1:03d}': {'kernel': kernels[i]} for i in range(3)}
+  if scan:
+    blocks = {'block001': {'kernel': kernels[0]}, 'scanned': {'kernel': kernels[1:]}}
+  state = types.SimpleNamespace(step=jnp.int32(1000), params={'stage1': blocks, 'head': {'bias': jnp.ones(2)}})
+  record = types.SimpleNamespace(
+    seconds={'setup': 1.0, 'compile': 2.0, 'train': 8.0, 'evaluate': 0.5, 'checkpoint': 0.25},
+    out_of_patience=False,
+    last={'train/loss': 0.1, 'test/loss': float('nan'), 'test/accuracy': 0.9625, 'images_per_second': 16123.4},
+    best={'metric': 'test/accuracy', 'value': 0.97, 'step': 800},
+    confusion={'test[:50%]': [[48, 2], [1, 29]]},
+    evaluated_at=1000,
+  )
+  return types.SimpleNamespace(config=options, spec=spec, table=TABLE), record, state
+
+
+@pytest.fixture(scope='module')
+def written(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('runs') / 'my <run>'
+  workdir.mkdir()
+  writer = metrics.Writer(workdir, 0)
+  for line in _records():
+    values = {name: value for name, value in line.items() if name not in ('step', 'epoch') and value is not None}
+    writer.write(line['step'], line['epoch'], values)
+  writer.close()
+  run, record, state = _run_and_record()
+  mesh = mesh_lib.make_mesh(config.default().mesh)
+  summary = report.write(run, record, state, workdir, mesh, 'python -m dnt.main --a="b"')
+  return workdir, summary, state
+
+
+def _strict(path):
+  return json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(f'{name} is not JSON'))
+
+
+def test_summary(written):
+  workdir, summary, state = written
+  stored = _strict(workdir / 'summary.json')
+  assert stored['last'] == {**summary['last'], 'test/loss': None}
+  assert {**stored, 'last': 0} == {**summary, 'last': 0}
+  assert (stored['step'], stored['total_steps'], stored['finished']) == (1000, 1000, True)
+  assert stored['best'] == {'metric': 'test/accuracy', 'value': 0.97, 'step': 800}
+  assert stored['parameters'] == 14 and stored['params_sha256'] == trees.sha256(state.params)
+  assert stored['seconds']['total'] == 11.75
+  assert stored['seconds'].keys() >= {'total', 'compile', 'train', 'evaluate'}
+  assert stored['images_per_second'] == 1000 * 128 / 8
+  assert stored['versions'].keys() >= {'python', 'jax', 'flax', 'optax', 'orbax-checkpoint'}
+  devices = {'platform': 'cpu', 'kind': 'cpu', 'count': 8, 'processes': 1, 'mesh': 'data 8 x fsdp 1'}
+  assert stored['devices'] == devices
+  assert stored['command'] == 'python -m dnt.main --a="b"'
+  assert not list(workdir.glob('*.partial'))
+
+
+def test_confusion_files(written):
+  workdir, _, _ = written
+  stored = _strict(workdir / 'confusion_test_50.json')
+  assert stored == {
+    'split': 'test[:50%]', 'step': 1000, 'class_names': ['cat', '<b>dog</b>'], 'matrix': [[48, 2], [1, 29]],
+  }  # fmt: skip
+  assert Image.open(workdir / 'confusion_test_50.png').format == 'PNG'
+  assert Image.open(workdir / 'curves.png').format == 'PNG'
+
+
+class _Page(html.parser.HTMLParser):
+  """Checks that tags nest, and collects text, images and every attribute that could fetch something."""
+
+  def __init__(self):
+    super().__init__()
+    self.open, self.text, self.images, self.links = [], [], [], []
+
+  def handle_starttag(self, tag, attrs):
+    if tag not in ('meta', 'img'):
+      self.open.append(tag)
+    self.images += [value for name, value in attrs if tag == 'img' and name == 'src']
+    self.links += [value for name, value in attrs if name in ('href', 'src', 'srcset', 'data', 'action')]
+    assert tag not in ('script', 'link', 'iframe')
+
+  def handle_endtag(self, tag):
+    assert self.open.pop() == tag
+
+  def handle_data(self, data):
+    self.text.append(data)
+
+
+def test_report_stands_alone(written):
+  workdir, _, _ = written
+  source = (workdir / 'report.html').read_text()
+  page = _Page()
+  page.feed(source)
+  page.close()
+  assert page.open == []
+  assert len(page.images) == 2 and all(link.startswith('data:image/png;base64,') for link in page.links)
+  assert not re.search(r'https?:|//|@import|url\(', re.sub(r'base64,[A-Za-z0-9+/=]+', '', source))
+  text = ' '.join(page.text)
+  for expected in ('my <run>', 'finished: step 1,000 of 1,000', 'test/accuracy 96.25 %', 'not finite',
+                   'test/accuracy 97.00 % at step 800', 'stage1/block002', 'optim.learning_rate', '0.1',
+                   'folder:<script>alert("&")</script>', 'python -m dnt.main --a="b"'):  # fmt: skip
+    assert expected in text, expected
+
+
+def test_layouts_have_the_same_digest(written, tmp_path):
+  _, summary, _ = written
+  run, record, state = _run_and_record(finished=False, scan=True)
+  record.confusion = {}
+  mesh = mesh_lib.make_mesh(config.default().mesh)
+  scanned = report.write(run, record, state, tmp_path, mesh, 'go on')
+  assert scanned['params_sha256'] == summary['params_sha256']
+  assert not scanned['finished']
+  assert not (tmp_path / 'curves.png').exists(), 'no record, no curves'
+  assert 'stopped, can go on: step 1,000 of 2,000' in (tmp_path / 'report.html').read_text()
+
+
+def test_run_that_never_trained(tmp_path):
+  run, record, state = _run_and_record(finished=False)
+  record.seconds, record.last, record.best, record.confusion = {'setup': 1.0}, {}, {}, {}
+  summary = report.write(run, record, state, tmp_path, mesh_lib.make_mesh(config.default().mesh), 'x')
+  assert summary['images_per_second'] is None and summary['best'] == {}
+
+
+def test_early_stopping_is_finished(tmp_path):
+  run, record, state = _run_and_record(finished=False)
+  record.out_of_patience, record.confusion = True, {}
+  assert report.write(run, record, state, tmp_path, mesh_lib.make_mesh(config.default().mesh), 'x')['finished']
+
+
+def test_last_lines(written):
+  _, summary, _ = written
+  assert report.last_line(summary, 'run it') == (
+    'finished step 1000  test/loss not finite  test/accuracy 96.25 %  best test/accuracy 97.00 % at step 800  12 s'
+  )
+  stopped = {**summary, 'finished': False, 'total_steps': 5000}
+  assert report.last_line(stopped, 'run it') == 'saved at step 1000 of 5000; run `run it` again to go on'
+  assert report.evaluation_line({'step': 7, 'test/loss': 0.25, 'test/accuracy': 0.5}) == (
+    'step 7  test/loss 0.2500  test/accuracy 50.00 %'
+  )
