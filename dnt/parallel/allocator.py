@@ -1,0 +1,42 @@
+"""Keeps the C allocator from giving memory back between steps: for programs on CPU, before jax is imported.
+
+XLA allocates the temporary buffer of every call anew. glibc maps a large block from the system and unmaps it when it
+is freed, so that each step pays for tens of thousands of page faults. This module does not import jax.
+"""
+
+import ctypes
+import glob
+import os
+import platform
+import sys
+
+# Parameters of mallopt, from glibc's malloc.h.
+_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
+_ACCELERATORS = ('/dev/nvidia[0-9]*', '/dev/accel*', '/dev/vfio/[0-9]*', '/dev/kfd')
+
+
+def tune() -> bool:
+  """Makes malloc keep what is freed, where it helps: glibc on Linux, in a process that computes on CPU alone.
+
+  The process holds its peak memory to its end. Libraries must not call this.
+
+  Returns:
+    Whether anything was changed.
+  """
+  if sys.platform != 'linux' or platform.libc_ver()[0] != 'glibc' or not cpu_only():
+    return False
+  libc = ctypes.CDLL(None)
+  settings = (
+    (_M_MMAP_MAX, 0),  # large blocks come from the heap too
+    (_M_TRIM_THRESHOLD, -1),  # whose end is never given back
+    (_M_ARENA_MAX, 1),  # and which all threads share
+  )
+  return all(libc.mallopt(ctypes.c_int(name), ctypes.c_int(value)) for name, value in settings)
+
+
+def cpu_only() -> bool:
+  """Whether jax will find no accelerator here: `JAX_PLATFORMS` says so, or no device file of a GPU or TPU exists."""
+  platforms = os.environ.get('JAX_PLATFORMS', '')
+  if platforms:
+    return platforms == 'cpu'
+  return not any(glob.glob(pattern) for pattern in _ACCELERATORS)

@@ -1,0 +1,74 @@
+"""How programs are compiled: XLA's options for this backend and version, and the cache on disk."""
+
+import functools
+import logging
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from dnt import errors
+
+# On CPU, from the first jax version that they are for; measured by benchmarks/step.py.
+_CPU_OPTIONS = {
+  # Keeps optimization barriers, and takes YNNPACK's sums and single dots but Eigen's convolutions.
+  (0, 10): {
+    'xla_disable_hlo_passes': 'cse_barrier_expander',
+    'xla_cpu_experimental_ynn_fusion_type': 'LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE',
+  },
+  (0, 12): {'xla_cpu_experimental_onednn_custom_call': True},
+}
+
+
+def jit(fn: Callable, **kwargs: Any) -> Any:
+  """`jax.jit` with the compiler options that suit the backend, which it initializes.
+
+  Args:
+    fn: what to compile.
+    **kwargs: of `jax.jit`, but for `compiler_options`.
+  """
+  return jax.jit(fn, compiler_options=compiler_options(), **kwargs)
+
+
+@functools.cache
+def compiler_options() -> dict[str, str | bool] | None:
+  """The options for this backend and jax version that this jaxlib knows; None: its defaults."""
+  version = tuple(map(int, jax.__version__.split('.')[:2]))
+  fitting = [since for since in _CPU_OPTIONS if since <= version]
+  if jax.default_backend() != 'cpu' or not fitting:
+    return None
+  wanted = _CPU_OPTIONS[max(fitting)]
+  known = {name: value for name, value in wanted.items() if accepts(name, value)}
+  if len(known) < len(wanted):
+    missing = ', '.join(sorted(wanted.keys() - known.keys()))
+    logging.warning('jaxlib %s does not know the XLA options %s: steps may be slower', jax.__version__, missing)
+  return known
+
+
+def accepts(name: str, value: str | bool) -> bool:
+  """Whether this jaxlib knows a compiler option and takes its value."""
+  try:
+    jax.jit(lambda: 0, compiler_options={name: value}).lower().compile()
+  except jax.errors.JaxRuntimeError:
+    return False
+  return True
+
+
+def enable_cache(directory: pathlib.Path) -> None:
+  """Keeps every compiled program in `directory` for later processes, unless `JAX_COMPILATION_CACHE_DIR` names another.
+
+  Args:
+    directory: made if it is not there.
+
+  Raises:
+    errors.InputError: a directory that cannot be made.
+  """
+  if jax.config.jax_compilation_cache_dir is None:
+    try:
+      directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+      raise errors.InputError(f'cannot make the compilation cache {directory}: {error.strerror}') from error
+    jax.config.update('jax_compilation_cache_dir', str(directory))
+  # The default skips programs of less than a second, which is most of those at the start.
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
