@@ -1,0 +1,113 @@
+#!/usr/bin/env bash
+# Runs one training on a TPU slice of a GKE cluster, as a JobSet (jobset.sigs.k8s.io must be installed there).
+#
+#   launch/gke_jobset.sh --name=NAME --image=IMAGE --claim=PVC --accelerator=tpu-v5-lite-podslice --topology=4x4
+#     --hosts=4 [--chips=4] [--dry-run] -- --config=... --workdir=/mnt/dnt/... [flags]
+#
+#   --image=IMAGE         holds this checkout as its working directory, with the requirements and jax[tpu]
+#   --claim=PVC           the persistent volume claim (ReadWriteMany) that is mounted at /mnt/dnt on every host
+#   --accelerator=, --topology=   the node pool's labels cloud.google.com/gke-tpu-accelerator and gke-tpu-topology
+#   --hosts=N, --chips=K  hosts of the slice, and TPU chips of each (default 4)
+#   --dry-run             prints the JobSet
+#
+# A node that is lost without warning restarts the JobSet, up to ten times: the run goes on from its last checkpoint.
+# After a warning (a drain, or kubectl delete jobset NAME) it saves and ends; start it again with the same command, once
+# the ended JobSet is deleted. To follow it: kubectl logs -f -l jobset.sigs.k8s.io/jobset-name=NAME
+set -euo pipefail
+# shellcheck source-path=SCRIPTDIR source=lib.sh
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+name='' image='' claim='' accelerator='' topology='' hosts='' chips=4 workdir=''
+while (($#)); do
+  case "$1" in
+    -h | --help) usage ;;
+    --dry-run) DRY_RUN=true ;;
+    --name=*) name="$(value "$1")" ;;
+    --image=*) image="$(value "$1")" ;;
+    --claim=*) claim="$(value "$1")" ;;
+    --accelerator=*) accelerator="$(value "$1")" ;;
+    --topology=*) topology="$(value "$1")" ;;
+    --hosts=*) hosts="$(value "$1")" ;;
+    --chips=*) chips="$(value "$1")" ;;
+    --) shift; break ;;
+    *) die "unknown option '$1'; the program's own flags stand after --; see --help" ;;
+  esac
+  shift
+done
+[[ $name =~ ^[a-z]([-a-z0-9]{0,40}[a-z0-9])?$ ]] ||
+  die "--name='$name' must be lower-case letters, digits and hyphens, starting with a letter"
+[[ -n $image && -n $claim && -n $accelerator ]] || die '--image, --claim and --accelerator are needed; see --help'
+[[ $topology =~ ^[0-9]+x[0-9]+(x[0-9]+)?$ ]] || die "--topology='$topology' must be such as 4x4 or 2x2x4"
+check_count --hosts "$hosts"
+check_count --chips "$chips"
+check_program_flags "$@"
+for flag in "$@"; do
+  case "$flag" in --workdir=*) workdir="$(value "$flag")" ;; esac
+done
+[[ $workdir == /mnt/dnt/* ]] || die "--workdir='$workdir' must be below /mnt/dnt, where all hosts see the claim"
+need kubectl 'install it, and get credentials: gcloud container clusters get-credentials'
+
+# The words as a JSON list, which YAML reads too.
+json_list() {
+  local word between=''
+  printf '['
+  for word in "$@"; do
+    word="${word//\\/\\\\}"
+    printf '%s"%s"' "$between" "${word//\"/\\\"}"
+    between=', '
+  done
+  printf ']'
+}
+
+jobset() {
+  cat << YAML
+apiVersion: jobset.x-k8s.io/v1alpha2
+kind: JobSet
+metadata:
+  name: $name
+  annotations:
+    alpha.jobset.sigs.k8s.io/exclusive-topology: cloud.google.com/gke-nodepool
+spec:
+  failurePolicy:
+    maxRestarts: 10
+  replicatedJobs:
+  - name: slice
+    replicas: 1
+    template:
+      spec:
+        parallelism: $hosts
+        completions: $hosts
+        backoffLimit: 0
+        template:
+          spec:
+            restartPolicy: Never
+            # Between SIGTERM and SIGKILL: the time to agree on a step and to save.
+            terminationGracePeriodSeconds: 120
+            nodeSelector:
+              cloud.google.com/gke-tpu-accelerator: "$accelerator"
+              cloud.google.com/gke-tpu-topology: "$topology"
+            containers:
+            - name: dnt
+              image: "$image"
+              command: $(json_list python -m dnt.main "$@" --distributed)
+              env:
+              - name: PYTHONUNBUFFERED
+                value: "1"
+              resources:
+                limits:
+                  google.com/tpu: $chips
+              volumeMounts:
+              - name: shared
+                mountPath: /mnt/dnt
+            volumes:
+            - name: shared
+              persistentVolumeClaim:
+                claimName: "$claim"
+YAML
+}
+
+if $DRY_RUN; then
+  jobset "$@"
+else
+  jobset "$@" | kubectl apply -f -
+fi

@@ -1,0 +1,71 @@
+# shellcheck shell=bash
+# What the launchers share: messages, checks of the input, and --dry-run. Sourced, not run.
+
+ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+DRY_RUN=false
+
+# Bad input: one line, exit code 2, nothing was run.
+die() {
+  printf '%s: %s\n' "$(basename "$0")" "$*" >&2
+  exit 2
+}
+
+# The comment at the top of the script is its help.
+usage() {
+  sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"
+  exit 0
+}
+
+# The words as a shell would read them back.
+quoted() {
+  local word between='' quote="'\\''"
+  for word in "$@"; do
+    if [[ $word =~ ^[A-Za-z0-9_./:=,@%+-]+$ ]]; then
+      printf '%s%s' "$between" "$word"
+    else
+      printf "%s'%s'" "$between" "${word//\'/$quote}"
+    fi
+    between=' '
+  done
+}
+
+# Runs a command, or prints it.
+run() {
+  if $DRY_RUN; then
+    quoted "$@"
+    printf '\n'
+  else
+    "$@"
+  fi
+}
+
+need() {
+  $DRY_RUN || command -v "$1" > /dev/null || die "$1 is not in PATH: $2"
+}
+
+# The value in NAME=VALUE.
+value() {
+  printf '%s' "${1#*=}"
+}
+
+check_count() {
+  [[ $2 =~ ^[1-9][0-9]*$ ]] || die "$1 must be a whole number of at least 1, not '$2'"
+}
+
+# The program's flags: the config must be a file, and what the launcher sets must not be set twice.
+check_program_flags() {
+  local flag config='' previous=''
+  for flag in "$@"; do
+    case "$flag" in
+      --distributed* | --coordinator* | --num_processes* | --process_id*)
+        die "$flag is set by the launcher; leave it out" ;;
+      --config=*) config="$(value "$flag")" ;;
+      *) if [[ $previous == --config ]]; then config="$flag"; fi ;;
+    esac
+    previous="$flag"
+  done
+  # A config file may take an argument: path/to/config.py:argument.
+  if [[ -n $config && ! -f ${config%.py:*} && ! -f ${config%.py:*}.py ]]; then
+    die "no config file '$config'; there are: $(cd "$ROOT" && echo configs/*.py)"
+  fi
+}

@@ -1,0 +1,60 @@
+#!/usr/bin/env bash
+# Submits one training to Slurm: one process a node, which drives all GPUs of its node.
+#
+#   launch/slurm.sh --nodes=2 --gpus-per-node=4 --time=12:00:00 [sbatch options] [--dry-run] -- --config=... --workdir=...
+#
+# Options before -- go to sbatch as they are (--partition=, --account=, --cpus-per-task=, --job-name=, ...); what stands
+# after it goes to dnt.main. --dry-run prints the command and the job script. Run it where `python -m dnt.main` works;
+# PYTHON names the interpreter (default: python). The workdir must be on a file system that all nodes share.
+#
+# Two minutes before the time limit, and when the job is preempted or cancelled, Slurm sends SIGTERM: the processes
+# agree on a step, save and exit 0. The same command goes on from there; a preempted job is requeued by itself.
+set -euo pipefail
+# shellcheck source-path=SCRIPTDIR source=lib.sh
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+options=() name='' config='' workdir=''
+while (($#)); do
+  case "$1" in
+    -h | --help) usage ;;
+    --dry-run) DRY_RUN=true ;;
+    --) shift; break ;;
+    --nodes=* | --gpus-per-node=* | --cpus-per-task=*)
+      check_count "${1%%=*}" "$(value "$1")"; options+=("$1") ;;
+    --ntasks* | --gpus-per-task* | -n*)
+      die "$1: there is one task a node, which drives all its GPUs; give --nodes and --gpus-per-node" ;;
+    --job-name=*) name=given; options+=("$1") ;;
+    --[a-z]*) options+=("$1") ;;
+    *) die "sbatch options are written --name=value, and the program's own stand after --; got '$1'; see --help" ;;
+  esac
+  shift
+done
+check_program_flags "$@"
+for flag in "$@"; do
+  case "$flag" in
+    --config=*) config="$(value "$flag")" ;;
+    --workdir=*) workdir="$(value "$flag")" ;;
+  esac
+done
+[[ -n $workdir ]] || die '--workdir=DIR is needed, on a file system that all nodes share'
+if [[ -z $name && -n $config ]]; then options+=("--job-name=dnt-$(basename "${config%.py*}")"); fi
+need sbatch 'run this on a login node of the cluster'
+
+script="#!/bin/bash
+#SBATCH --ntasks-per-node=1
+#SBATCH --signal=TERM@120
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%j.out
+export PYTHONPATH=$(quoted "$ROOT")\${PYTHONPATH:+:\$PYTHONPATH} PYTHONUNBUFFERED=1
+# srun does not take this over from sbatch by itself.
+if [[ -n \${SLURM_CPUS_PER_TASK:-} ]]; then export SRUN_CPUS_PER_TASK=\$SLURM_CPUS_PER_TASK; fi
+# A process that fails ends the others, which would wait for it until its heartbeat is missed (100 s).
+exec srun --kill-on-bad-exit=1 --label $(quoted "${PYTHON:-python}" -m dnt.main "$@" --distributed)"
+
+if $DRY_RUN; then
+  run sbatch ${options[@]+"${options[@]}"}
+  printf '%s\n' "$script"
+else
+  sbatch ${options[@]+"${options[@]}"} <<< "$script"
+fi

@@ -1,0 +1,102 @@
+"""What all launchers share."""
+
+import pathlib
+import re
+import shlex
+import shutil
+import subprocess
+
+import pytest
+
+LAUNCH = pathlib.Path(__file__).parents[2] / 'launch'
+CONFIG = str(LAUNCH.parent / 'configs' / 'digits_resnet20.py')
+POD = ('--name=pod', '--zone=us-central2-b')
+JOBSET = ('--name=a', '--image=i', '--claim=c', '--accelerator=tpu-v5-lite-podslice', '--topology=4x4', '--hosts=4')
+# Each launcher with what it needs to run a training, but for the program's flags.
+RUNS = {
+  'local.sh': ('-n', '2'),
+  'slurm.sh': ('--nodes=2',),
+  'tpu_pod.sh': ('run', *POD),
+  'gke_jobset.sh': JOBSET,
+}
+
+
+def test_every_launcher_is_here():
+  assert {path.name for path in LAUNCH.glob('*.sh')} == {*RUNS, 'lib.sh'}
+
+
+def test_shellcheck_finds_nothing():
+  if not shutil.which('shellcheck'):
+    pytest.skip('shellcheck is not installed')
+  result = subprocess.run(['shellcheck', *LAUNCH.glob('*.sh')], capture_output=True, text=True)
+  assert result.returncode == 0, result.stdout
+
+
+@pytest.mark.parametrize('script', RUNS)
+def test_help_names_every_option(launch, script):
+  result = launch(script, '--help')
+  assert result.returncode == 0
+  text = (LAUNCH / script).read_text()
+  options = set(re.findall(r'^    (--[a-z-]+)(?:=\*)?\)', text, re.MULTILINE))
+  assert '--dry-run' in options
+  for option in options:
+    assert option in result.stdout
+
+
+@pytest.mark.parametrize('script', RUNS)
+def test_dry_run_prints_the_program_with_its_flags_as_they_are(launch, script):
+  flags = [
+    f'--config={CONFIG}',
+    '--workdir=/mnt/dnt/a b',
+    "--config.data.source=folder:it's",
+    '--config.optim.nesterov',
+  ]
+  result = launch(script, *RUNS[script], '--dry-run', '--', *flags, path='/usr/bin:/bin')
+  assert result.returncode == 0, result.stderr
+  if script in ('local.sh', 'slurm.sh'):
+    words = shlex.split(result.stdout.splitlines()[-1])
+    start = words.index('dnt.main') + 1
+    assert words[start : start + 5] == [*flags, '--distributed']
+  else:
+    assert all(word in result.stdout for word in ('-m', 'dnt.main', '--config.optim.nesterov', '--distributed'))
+
+
+@pytest.mark.parametrize('script', RUNS)
+def test_a_missing_config_is_refused_with_what_there_is(launch, script):
+  result = launch(script, *RUNS[script], '--dry-run', '--', '--config=configs/nothing.py', '--workdir=/mnt/dnt/a')
+  assert (result.returncode, result.stdout) == (2, '')
+  assert result.stderr.startswith(f"{script}: no config file 'configs/nothing.py'; there are: configs/cifar_")
+  assert 'configs/digits_resnet20.py' in result.stderr
+
+
+def test_a_config_may_take_an_argument_or_stand_apart(launch):
+  for config in ([f'--config={CONFIG}:fast'], ['--config', CONFIG]):
+    assert launch('local.sh', '-n', '1', '--dry-run', '--', *config).returncode == 0
+  assert launch('local.sh', '-n', '1', '--dry-run', '--', '--config', 'nothing.py').returncode == 2
+
+
+@pytest.mark.parametrize('script', RUNS)
+def test_flags_that_the_launcher_sets_are_refused(launch, script):
+  result = launch(script, *RUNS[script], '--dry-run', '--', '--workdir=/mnt/dnt/a', '--num_processes=3')
+  assert result.returncode == 2
+  assert result.stderr == f'{script}: --num_processes=3 is set by the launcher; leave it out\n'
+
+
+@pytest.mark.parametrize(
+  ('script', 'program'), [('slurm.sh', 'sbatch'), ('tpu_pod.sh', 'gcloud'), ('gke_jobset.sh', 'kubectl')]
+)
+def test_a_missing_tool_is_named(launch, tmp_path, script, program):
+  tools = tmp_path / 'tools'
+  tools.mkdir()
+  for name in ('bash', 'env', 'dirname', 'basename', 'sed', 'cat'):
+    (tools / name).symlink_to(shutil.which(name))
+  result = launch(script, *RUNS[script], '--', f'--config={CONFIG}', '--workdir=/mnt/dnt/a', path=str(tools))
+  assert (result.returncode, result.stdout) == (2, '')
+  assert f'{script}: {program} is not in PATH' in result.stderr
+
+
+@pytest.mark.parametrize('script', ['local.sh', 'tpu_pod.sh', 'gke_jobset.sh'])
+def test_program_flags_before_the_dashes_are_refused(launch, script):
+  result = launch(script, *RUNS[script], '--config=a.py')
+  assert result.returncode == 2
+  assert "unknown option '--config=a.py'; the program's own flags stand after --" in result.stderr

@@ -1,0 +1,194 @@
+import fcntl
+import os
+import pathlib
+import pty
+import shlex
+import signal
+import subprocess
+import sys
+import termios
+import time
+
+import pytest
+
+SCRIPT = pathlib.Path(__file__).parents[2] / 'launch' / 'local.sh'
+WORKER = """
+import os, signal, sys, time
+
+flags = dict(word.lstrip('-').partition('=')[::2] for word in sys.argv[1:])
+index, mode = int(flags['process_id']), flags['mode']
+received = []
+
+def receive(number, _):
+  received.append(number)
+  print(signal.Signals(number).name, flush=True)
+  if len(received) > 1:
+    os._exit(130)
+
+signal.signal(signal.SIGINT, receive)
+signal.signal(signal.SIGTERM, receive)
+print('started', os.getpid(), flush=True)
+if mode == 'exit' and index == 1:
+  sys.exit(3)
+if mode == 'killed' and index == 1:
+  os.kill(os.getpid(), signal.SIGKILL)
+if mode in ('exit', 'killed'):
+  time.sleep(60)
+while mode in ('stop', 'stubborn') and (mode == 'stubborn' or not received):
+  time.sleep(0.05)
+print('saved by', index, end='')
+"""
+
+
+@pytest.fixture
+def start(tmp_path):
+  """Starts local.sh on the worker above."""
+  (tmp_path / 'worker.py').write_text(WORKER)
+  started = []
+
+  def run(mode, count=2, **options):
+    command = [SCRIPT, '-n', str(count), '--module=worker', '--', f'--mode={mode}']
+    process = subprocess.Popen(
+      command,
+      cwd=tmp_path,
+      env={**os.environ, 'PYTHON': sys.executable},
+      text=True,
+      **{'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, **options},
+    )
+    started.append(process)
+    return process
+
+  yield run
+  for process in started:
+    if process.poll() is None:
+      process.terminate()
+      process.wait(10)
+
+
+def wait_for_start(process, count=2):
+  """The workers' process ids."""
+  lines = [process.stdout.readline().split() for _ in range(count)]
+  assert sorted(line[:2] for line in lines) == [[f'[{i}]', 'started'] for i in range(count)]
+  return [int(line[2]) for line in lines]
+
+
+def test_dry_run_prints_one_command_a_process(launch, tmp_path):
+  result = launch(
+    'local.sh',
+    '-n',
+    '2',
+    '--devices-per-process',
+    '4',
+    '--dry-run',
+    '--',
+    '--workdir=w',
+    XLA_FLAGS='--a=b',
+    PYTHON='py',
+  )
+  commands = [shlex.split(line) for line in result.stdout.splitlines()]
+  assert len(commands) == 2
+  for i, words in enumerate(commands):
+    assert words[0] == 'env'
+    assert 'XLA_FLAGS=--a=b --xla_force_host_platform_device_count=4' in words
+    assert f'CUDA_VISIBLE_DEVICES={["0,1,2,3", "4,5,6,7"][i]}' in words
+    program = words[words.index('py') :]
+    assert program[:5] == ['py', '-m', 'dnt.main', '--workdir=w', '--distributed']
+    assert program[5].startswith('--coordinator=127.0.0.1:')
+    assert program[6:] == ['--num_processes=2', f'--process_id={i}']
+  assert commands[0][-3] == commands[1][-3]
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [
+    ((), 'how many processes? -n N; see --help'),
+    (('-n', '0'), "-n must be a whole number of at least 1, not '0'"),
+    (('-n', 'two'), "-n must be a whole number of at least 1, not 'two'"),
+    (('-n',), '-n needs a number'),
+    (('-n', '2', '--devices-per-process=x'), "--devices-per-process must be a whole number of at least 1, not 'x'"),
+  ],
+)
+def test_bad_numbers_are_refused(launch, arguments, message):
+  result = launch('local.sh', *arguments)
+  assert (result.returncode, result.stdout, result.stderr) == (2, '', f'local.sh: {message}\n')
+
+
+def test_a_missing_interpreter_is_named(launch):
+  result = launch('local.sh', '-n', '1', PYTHON='no-such-python')
+  assert result.returncode == 2
+  assert 'no-such-python is not in PATH' in result.stderr
+
+
+def test_every_line_is_marked_also_an_unfinished_last_one(start):
+  out, err = start('end', 3).communicate(timeout=15)
+  lines = out.splitlines()
+  assert sorted(line for line in lines if 'saved' in line) == [f'[{i}] saved by {i}' for i in range(3)]
+  assert len(lines) == 6
+  assert err == ''
+
+
+@pytest.mark.parametrize(('mode', 'code', 'how'), [('exit', 3, ''), ('killed', 137, ' (SIGKILL)')])
+def test_a_failing_process_takes_the_others_down(start, mode, code, how):
+  process = start(mode)
+  pids = wait_for_start(process)
+  begin = time.monotonic()
+  _, err = process.communicate(timeout=15)
+  assert process.returncode == code
+  assert err == (
+    f'local.sh: process 1 ended with exit code {code}{how}; ending the others, '
+    'which may wait for it until its heartbeat is missed (100 s)\n'
+  )
+  assert time.monotonic() - begin < 8
+  for pid in pids:
+    with pytest.raises(ProcessLookupError):
+      os.kill(pid, 0)
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_signals_are_handed_on_and_all_may_end_well(start, number):
+  process = start('stop')
+  wait_for_start(process)
+  process.send_signal(number)
+  out, err = process.communicate(timeout=15)
+  assert (process.returncode, err) == (0, '')
+  assert sorted(out.splitlines()) == sorted(
+    line for i in (0, 1) for line in (f'[{i}] {number.name}', f'[{i}] saved by {i}')
+  )
+
+
+def test_a_second_ctrl_c_ends_all(start):
+  process = start('stubborn')
+  wait_for_start(process)
+  for _ in range(2):
+    process.send_signal(signal.SIGINT)
+    assert 'SIGINT' in process.stdout.readline() + process.stdout.readline()
+  _, err = process.communicate(timeout=15)
+  assert process.returncode == 130
+  assert 'ended with exit code 130' in err
+
+
+def test_ctrl_c_at_a_terminal_reaches_each_process_once(start):
+  ours, theirs = pty.openpty()
+  process = start(
+    'stop',
+    stdin=theirs,
+    stdout=theirs,
+    stderr=theirs,
+    start_new_session=True,
+    preexec_fn=lambda: fcntl.ioctl(theirs, termios.TIOCSCTTY, 0),
+  )
+  os.close(theirs)
+  text = b''
+  while text.count(b'started') < 2:
+    text += os.read(ours, 1024)
+  os.write(ours, b'\x03')
+  try:
+    while part := os.read(ours, 1024):
+      text += part
+  except OSError:  # how a terminal without users ends
+    pass
+  os.close(ours)
+  assert process.wait(15) == 0
+  lines = text.decode().replace('^C', '').split()
+  assert lines.count('SIGINT') == 2
+  assert lines.count('saved') == 2

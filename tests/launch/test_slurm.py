@@ -1,0 +1,63 @@
+import pathlib
+import re
+import subprocess
+
+import pytest
+
+CONFIG = str(pathlib.Path(__file__).parents[2] / 'configs' / 'digits_resnet20.py')
+PROGRAM = ('--', f'--config={CONFIG}', '--workdir=/shared/run 1')
+
+
+def test_submits_the_script_that_dry_run_prints(launch, fake, tmp_path):
+  options = ('--nodes=2', '--gpus-per-node=4', '--time=12:00:00', '--exclusive')
+  printed = launch('slurm.sh', *options, '--dry-run', *PROGRAM).stdout
+  command, _, script = printed.partition('\n')
+  assert command == f'sbatch {" ".join(options)} --job-name=dnt-digits_resnet20'
+  fake('sbatch', f'echo sbatch "$@" > {tmp_path}/command; cat > {tmp_path}/script; echo Submitted batch job 7')
+  result = launch('slurm.sh', *options, *PROGRAM)
+  assert (result.returncode, result.stdout) == (0, 'Submitted batch job 7\n')
+  assert (tmp_path / 'command').read_text().strip() == command
+  assert (tmp_path / 'script').read_text() == script
+
+
+@pytest.mark.parametrize('cpus', ['', '12'])
+def test_the_script_starts_one_labelled_task_a_node(launch, fake, tmp_path, cpus):
+  script = launch('slurm.sh', '--nodes=2', '--dry-run', *PROGRAM, PYTHON='/env/bin/python').stdout.partition('\n')[2]
+  lines = script.splitlines()
+  assert '#SBATCH --ntasks-per-node=1' in lines
+  assert '#SBATCH --signal=TERM@120' in lines
+  fake('srun', 'printf "%s\\n" "$@"; echo "cpus=$SRUN_CPUS_PER_TASK"; echo "path=$PYTHONPATH"')
+  environment = {'PATH': fake.path, 'SLURM_CPUS_PER_TASK': cpus, 'PYTHONPATH': '/mine'}
+  result = subprocess.run(['bash'], input=script, env=environment, capture_output=True, text=True, check=True)
+  assert result.stdout.splitlines() == [
+    '--kill-on-bad-exit=1',
+    '--label',
+    '/env/bin/python',
+    '-m',
+    'dnt.main',
+    *PROGRAM[1:],
+    '--distributed',
+    f'cpus={cpus}',
+    f'path={pathlib.Path(__file__).parents[2]}:/mine',
+  ]
+
+
+def test_a_job_name_of_ones_own_stays(launch):
+  printed = launch('slurm.sh', '--job-name=mine', '--dry-run', *PROGRAM).stdout
+  assert printed.startswith('sbatch --job-name=mine\n')
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [
+    (('--nodes=0', *PROGRAM), "--nodes must be a whole number of at least 1, not '0'"),
+    (('--ntasks=8', *PROGRAM), '--ntasks=8: there is one task a node'),
+    (('--nodes', '2', *PROGRAM), "sbatch options are written --name=value, .* got '2'"),
+    (('--nodes=2', '--', f'--config={CONFIG}'), '--workdir=DIR is needed, on a file system that all nodes share'),
+  ],
+)
+def test_bad_input_is_refused(launch, fake, arguments, message):
+  fake('sbatch', 'echo submitted')
+  result = launch('slurm.sh', *arguments)
+  assert (result.returncode, result.stdout) == (2, '')
+  assert re.search(message, result.stderr)
