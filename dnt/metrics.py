@@ -12,13 +12,12 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping
-from concurrent import futures
 from typing import Any, TextIO
 
-import jax
 import numpy as np
 
 from dnt import errors, files
+from dnt.parallel import multihost
 
 FILE = 'metrics.jsonl'
 
@@ -62,7 +61,7 @@ class Writer:
       start_step: the step of the restored state; 0 for a new run.
     """
     self._path = pathlib.Path(workdir) / FILE
-    self._writes = jax.process_index() == 0
+    self._writes = multihost.is_lead()
     self._start_step = start_step
     self._board = None
     if not self._writes:
@@ -70,9 +69,6 @@ class Writer:
     kept = [record for record in read(workdir) if record['step'] <= start_step] if start_step else []
     files.write(self._path, ''.join(_line(record) for record in kept))
     self._file = self._path.open('a', encoding='utf-8')
-    # tensorboardX imports what else is installed (torch: 2 s): a thread of its own imports and writes meanwhile.
-    self._thread = futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix='tensorboard')
-    self._written = None
 
   def write(self, step: int, epoch: float, values: Mapping[str, Any]) -> None:
     """Appends one line, flushed.
@@ -84,38 +80,46 @@ class Writer:
         has, and left out of TensorBoard.
 
     Raises:
-      OSError: the disk is full, or TensorBoard's files could not be written.
+      errors.RunError: it could not be written; the disk may be full.
     """
     if not self._writes:
       return
     record = {'step': int(step), 'epoch': _number(epoch)} | {name: _number(value) for name, value in values.items()}
-    self._file.write(_line(record))
-    self._file.flush()
-    if self._written is not None and self._written.done():
-      self._written.result()
-    self._written = self._thread.submit(self._to_board, record, time.time())
+    try:
+      self._file.write(_line(record))
+      self._file.flush()
+      self._to_board(record)
+    except OSError as error:
+      raise errors.RunError(f'{self._path} could not be written ({error.strerror})') from error
 
   def close(self) -> None:
     """Writes out what is pending."""
     if not self._writes or self._file.closed:
       return
     self._file.close()
-    closed = self._thread.submit(lambda: self._board and self._board.close())
-    self._thread.shutdown()
-    if self._written is not None:
-      self._written.result()
-    closed.result()
+    if self._board is not None:
+      self._board.close()
 
-  def _to_board(self, record: Mapping[str, Any], wall_time: float) -> None:
-    import tensorboardX
-
+  def _to_board(self, record: Mapping[str, Any]) -> None:
     if self._board is None:
-      # purge_step: TensorBoard hides the events that the cut-off run wrote from there on.
-      purge = self._start_step + 1 if self._start_step else None
-      self._board = tensorboardX.SummaryWriter(str(self._path.parent), purge_step=purge, flush_secs=10)
+      self._board = _make_board(self._path.parent, self._start_step)
     for name, value in record.items():
       if name != 'step' and value is not None:
-        self._board.add_scalar(name, value, record['step'], walltime=wall_time)
+        self._board.add_scalar(name, value, record['step'])
+
+
+def _make_board(workdir: pathlib.Path, start_step: int) -> Any:
+  # tensorboardX imports torch where it is installed, which takes seconds and is of no use here.
+  hidden = 'torch' not in sys.modules
+  if hidden:
+    sys.modules['torch'] = None
+  try:
+    import tensorboardX
+  finally:
+    if hidden:
+      del sys.modules['torch']
+  # purge_step: TensorBoard hides the events that a cut-off run wrote from there on.
+  return tensorboardX.SummaryWriter(str(workdir), purge_step=start_step + 1 if start_step else None, flush_secs=10)
 
 
 def _number(value: Any) -> int | float | None:
@@ -151,7 +155,7 @@ class Progress:
     self._stream = stream or sys.stdout
     self._clock = clock
     self._in_place = self._stream.isatty()
-    self._writes = jax.process_index() == 0
+    self._writes = multihost.is_lead()
     self._start = clock()
     self._shown_at = -math.inf
     self._line = ''

@@ -134,12 +134,14 @@ def page(
     'parameters': f'{summary["parameters"]:,}',
     'parameters SHA-256': summary['params_sha256'],
     'seconds': ', '.join(f'{name} {seconds:,.1f}' for name, seconds in summary['seconds'].items()),
-    'images a second': f'{summary["images_per_second"]:,.0f}' if summary['images_per_second'] else 'none yet',
+    'images a second, whole run': f'{summary["images_per_second"]:,.0f}'
+    if summary['images_per_second']
+    else 'none yet',
     'devices': ', '.join(f'{name} {value}' for name, value in summary['devices'].items()),
     'versions': ', '.join(f'{name} {version}' for name, version in summary['versions'].items()),
     'command': summary['command'],
   }
-  options = {key: json.dumps(value) if not isinstance(value, str) else value for key, value in _leaves(config)}
+  options = {key: 'not set' if value is None else str(value) for key, value in _leaves(config)}
   parts = [
     '<!DOCTYPE html>',
     f'<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style></head>',

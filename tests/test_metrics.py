@@ -1,5 +1,7 @@
 import io
 import json
+import subprocess
+import sys
 
 import jax.numpy as jnp
 import numpy as np
@@ -94,6 +96,26 @@ def test_tensorboard_events(tmp_path):
   found, starts = _events(tmp_path)
   assert found == [(4, 'epoch', 0.5), (4, 'test/accuracy', 0.25), (5, 'epoch', 1.0), (5, 'test/accuracy', 0.5)]
   assert starts == [4], 'TensorBoard drops what the cut-off run wrote from step 4 on'
+
+
+def test_full_disk_is_a_run_error(tmp_path):
+  writer = metrics.Writer(tmp_path, 0)
+  writer._file = open('/dev/full', 'w')  # noqa: SIM115
+  with pytest.raises(errors.RunError, match=r'metrics\.jsonl could not be written \(No space left on device\)'):
+    writer.write(1, 0.5, {'x': 1.0})
+
+
+def test_tensorboard_takes_neither_tensorflow_nor_torch(tmp_path):
+  code = f"""
+import sys
+from dnt import metrics
+assert 'tensorboardX' not in sys.modules
+writer = metrics.Writer({str(tmp_path)!r}, 0)
+writer.write(1, 0.5, {{'x': 1.0}})
+writer.close()
+assert 'tensorboardX' in sys.modules and 'tensorflow' not in sys.modules and 'torch' not in sys.modules
+"""
+  subprocess.run([sys.executable, '-c', code], check=True)
 
 
 class _Terminal(io.StringIO):
