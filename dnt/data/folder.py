@@ -85,7 +85,7 @@ def _classes(base: pathlib.Path) -> tuple[str, ...]:
 
 
 def _list(base: pathlib.Path, names: tuple[str, ...]) -> tuple[list[str], np.ndarray]:
-  """Paths and labels of the pictures under the class folders of `base`, sorted; an evaluation split may lack classes."""
+  """Paths and labels of the pictures under the class folders of `base`, sorted; it may lack classes."""
   folders = _folders(base)
   extra = [name for name in folders if name not in names]
   if extra:

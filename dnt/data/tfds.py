@@ -100,20 +100,10 @@ def tfds(where: str, config: ml_collections.ConfigDict, seed: int) -> examples.S
   import tensorflow_datasets
 
   root = pathlib.Path(config.dir or tensorflow_datasets.core.constants.DATA_DIR).expanduser()
-  try:
-    builder = tensorflow_datasets.builder(where, data_dir=root)
-  except tensorflow_datasets.core.DatasetNotFoundError as error:
-    near = difflib.get_close_matches(where, tensorflow_datasets.list_builders(with_community_datasets=False), n=1)
-    hint = f'; did you mean {near[0]!r}?' if near else ''
-    raise errors.InputError(f'TFDS knows no set {where!r}, and none is prepared in {root}{hint}') from error
-  except (
-    ValueError,
-    RuntimeError,
-    ImportError,
-  ) as error:  # no such config or version, or a builder that lacks a package
-    raise errors.InputError(f'tfds:{where}: {error}') from error
+  builder = _builder(where, root)
   if not builder.is_prepared():
     _prepare(builder, root)
+    builder = _builder(where, root)  # the first one does not see what another process prepared
   image, label, shape = _features(builder, tensorflow_datasets.features)
   feature = builder.info.features[label]
   names = tuple(feature.names or map(str, range(feature.num_classes)))
@@ -131,6 +121,24 @@ def tfds(where: str, config: ml_collections.ConfigDict, seed: int) -> examples.S
     return examples.Examples(f'tfds:{where}', split, names, shape, records, None)
 
   return {split: functools.partial(read, split) for split in builder.info.splits}
+
+
+def _builder(where: str, root: pathlib.Path) -> Any:
+  import tensorflow_datasets
+
+  try:
+    return tensorflow_datasets.builder(where, data_dir=root)
+  except tensorflow_datasets.core.DatasetNotFoundError as error:
+    near = difflib.get_close_matches(where, tensorflow_datasets.list_builders(with_community_datasets=False), n=1)
+    hint = f'; did you mean {near[0]!r}?' if near else ''
+    raise errors.InputError(f'TFDS knows no set {where!r}, and none is prepared in {root}{hint}') from error
+  except (ValueError, RuntimeError, ImportError) as error:  # no such config or version, a package it lacks
+    raise errors.InputError(_line(f'tfds:{where}: {error}')) from error
+
+
+def _line(text: str) -> str:
+  """TFDS writes paragraphs; a message is one line."""
+  return ' '.join(text.split())
 
 
 def _features(builder: Any, features: Any) -> tuple[str, str, examples.Shape]:
@@ -174,8 +182,8 @@ def _prepare(builder: Any, root: pathlib.Path) -> None:
       f'pip install -r {REQUIREMENTS}, or set config.data.dir to where it is prepared as array_record'
     )
   import tensorflow_datasets
-  from tensorflow_datasets.core.download import download_manager, util
 
+  download = tensorflow_datasets.download
   with _locked(root / f'.{name.replace("/", "-")}.lock'):
     if builder.is_prepared():  # by the process that held the lock
       return
@@ -183,14 +191,14 @@ def _prepare(builder: Any, root: pathlib.Path) -> None:
       builder.download_and_prepare(
         download_dir=root / 'downloads',
         file_format='array_record',
-        download_config=tensorflow_datasets.download.DownloadConfig(manual_dir=root / 'downloads' / 'manual'),
+        download_config=download.DownloadConfig(manual_dir=root / 'downloads' / 'manual'),
       )
-    except download_manager.NonMatchingChecksumError as error:
-      raise errors.InputError(f'tfds:{name}: {error}') from error
+    except download.download_manager.NonMatchingChecksumError as error:
+      raise errors.InputError(_line(f'tfds:{name}: {error}')) from error
     except ImportError as error:
       raise errors.InputError(f'preparing tfds:{name} needs one more package: {error}') from error
-    except (OSError, AssertionError, util.DownloadError) as error:
-      raise errors.InputError(_by_hand(builder, name, root / 'downloads' / 'manual', error)) from error
+    except (OSError, AssertionError, download.DownloadError) as error:
+      raise errors.InputError(_line(_by_hand(builder, name, root / 'downloads' / 'manual', error))) from error
 
 
 def _by_hand(builder: Any, name: str, manual: pathlib.Path, error: BaseException) -> str:

@@ -157,8 +157,8 @@ def test_a_set_prepared_as_tfrecord_says_what_to_do(data, prepared, picture):
 def place_archive(archive, root):
   """Puts CIFAR-10's archive where TFDS' builder finds it.
 
-  TFDS checks the official archive's digest in `downloads/manual`. One with the official files but packed anew has another
-  digest, and is put where TFDS keeps what it has downloaded and checked.
+  TFDS checks the official archive's digest in `downloads/manual`. One with the official files but packed anew has
+  another digest, and is put where TFDS keeps what it has downloaded and checked.
   """
   import tensorflow_datasets
   from tensorflow_datasets.core.download import checksums, resource
