@@ -14,6 +14,7 @@ from typing import Any
 
 import ml_collections
 import numpy as np
+from absl import logging
 
 from dnt import errors
 from dnt.data import examples, images
@@ -101,10 +102,10 @@ def tfds(where: str, config: ml_collections.ConfigDict, seed: int) -> examples.S
 
   root = pathlib.Path(config.dir or tensorflow_datasets.core.constants.DATA_DIR).expanduser()
   builder = _builder(where, root)
+  image, label, shape = _features(builder)
   if not builder.is_prepared():
     _prepare(builder, root)
     builder = _builder(where, root)  # the first one does not see what another process prepared
-  image, label, shape = _features(builder, tensorflow_datasets.features)
   feature = builder.info.features[label]
   names = tuple(feature.names or map(str, range(feature.num_classes)))
 
@@ -141,8 +142,10 @@ def _line(text: str) -> str:
   return ' '.join(text.split())
 
 
-def _features(builder: Any, features: Any) -> tuple[str, str, examples.Shape]:
+def _features(builder: Any) -> tuple[str, str, examples.Shape]:
   """Names of the picture and the label feature, and the pictures' (H, W, C)."""
+  from tensorflow_datasets import features
+
   known = builder.info.features
   named = builder.info.supervised_keys or ()
   chosen = []
@@ -187,25 +190,26 @@ def _prepare(builder: Any, root: pathlib.Path) -> None:
   with _locked(root / f'.{name.replace("/", "-")}.lock'):
     if builder.is_prepared():  # by the process that held the lock
       return
+    manual = root / 'downloads' / 'manual'
+    logging.warning('Preparing tfds:%s in %s, once. %s', name, root, _line(_by_hand(builder, manual)))
     try:
       builder.download_and_prepare(
         download_dir=root / 'downloads',
         file_format='array_record',
-        download_config=download.DownloadConfig(manual_dir=root / 'downloads' / 'manual'),
+        download_config=download.DownloadConfig(manual_dir=manual),
       )
     except download.download_manager.NonMatchingChecksumError as error:
       raise errors.InputError(_line(f'tfds:{name}: {error}')) from error
     except ImportError as error:
       raise errors.InputError(f'preparing tfds:{name} needs one more package: {error}') from error
     except (OSError, AssertionError, download.DownloadError) as error:
-      raise errors.InputError(_line(_by_hand(builder, name, root / 'downloads' / 'manual', error))) from error
+      raise errors.InputError(_line(f'TFDS could not prepare {name} ({error}). {_by_hand(builder, manual)}')) from error
 
 
-def _by_hand(builder: Any, name: str, manual: pathlib.Path, error: BaseException) -> str:
-  """What to place where when TFDS could not fetch it."""
-  message = f'TFDS could not prepare {name} ({error}). '
+def _by_hand(builder: Any, manual: pathlib.Path) -> str:
+  """What to place where when TFDS cannot fetch it."""
   if builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
-    return f'{message}Place by hand in {manual}: {builder.MANUAL_DOWNLOAD_INSTRUCTIONS}'
+    return f'TFDS cannot fetch it; place by hand in {manual}: {builder.MANUAL_DOWNLOAD_INSTRUCTIONS}'
   wanted = [f'{info.filename} from {url}' for url, info in (builder.url_infos or {}).items() if info.filename]
   more = f' and {len(wanted) - SHOWN_FILES} more' if len(wanted) > SHOWN_FILES else ''
-  return f'{message}Without a network, place by hand in {manual}: {", ".join(wanted[:SHOWN_FILES])}{more}'
+  return f'Without a network, place by hand in {manual}: {", ".join(wanted[:SHOWN_FILES])}{more}'

@@ -211,3 +211,8 @@ def test_an_archive_with_another_digest_is_refused_by_name(data, tmp_path):
 
   with pytest.raises(errors.InputError, match=r'manual/cifar-10-binary.tar.gz, has wrong checksum'):
     load(data, tmp_path, 'cifar10')
+
+
+def test_a_set_without_pictures_is_refused_before_it_is_prepared(data, tmp_path):
+  with pytest.raises(errors.InputError, match='no image classification set: it must have one picture'):
+    load(data, tmp_path, 'glue')
