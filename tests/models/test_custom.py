@@ -1,0 +1,173 @@
+import functools
+import sys
+import textwrap
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dnt import config, errors, models
+from dnt.models import depth
+
+SHAPE = (4, 4, 3)
+
+NETS = """
+  import flax.linen as nn
+  import jax.numpy as jnp
+  from dnt.models import blocks, depth, parts
+
+  class Net(nn.Module):
+    num_classes: int
+    width: int = 8
+
+    @nn.compact
+    def __call__(self, x, train):
+      x = x.reshape(x.shape[0], -1)
+      x = nn.relu(nn.Dense(self.width, name='wide')(x))
+      x = nn.BatchNorm(use_running_average=not train, name='norm')(x)
+      return nn.Dense(self.num_classes, name='answer')(x).astype(jnp.bfloat16)
+
+  class NoTrain(nn.Module):
+    widths: list = None
+
+    def setup(self):
+      self.layers = [nn.Dense(width) for width in self.widths or (6, 5)]
+
+    def __call__(self, x):
+      x = x.reshape(x.shape[0], -1)
+      for layer in self.layers:
+        x = layer(x)
+      return x
+
+  class FromParts(nn.Module):
+    num_classes: int
+    parts: parts.Parts
+    scan: bool = False
+
+    @nn.compact
+    def __call__(self, x, train=False):
+      x = blocks.Stem(self.parts, 4, name='stem')(x, train)
+      block = lambda name: blocks.Basic(self.parts, 4, name=name)
+      x = depth.Stage(block, block, 3, scan=self.scan, name='body')(x, train)
+      return blocks.Head(self.parts, self.num_classes, name='head')(x, train)
+
+  class TakesMore(nn.Module):
+    def __call__(self, x, mask, train):
+      return x
+
+  class Wrong(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+      return nn.Dense(3)(x)
+
+  class Needs(nn.Module):
+    size: int
+
+    def __call__(self, x):
+      return x
+
+  class NotANet:
+    pass
+
+  def build():
+    return Net(3)
+"""
+
+
+@pytest.fixture(autouse=True)
+def nets(tmp_path, monkeypatch):
+  (tmp_path / 'mynets.py').write_text(textwrap.dedent(NETS))
+  (tmp_path / 'broken.py').write_text('import no_such_package_of_anybody\n')
+  (tmp_path / 'garbled.py').write_text('def f(:\n')
+  monkeypatch.syspath_prepend(tmp_path)
+  yield
+  sys.modules.pop('mynets', None)
+
+
+def settings(name, options=None, **model):
+  cfg = config.default()
+  cfg.model.update({'name': name, **model})
+  if options:
+    with cfg.unlocked():
+      cfg.model.options = options
+  config.validate(cfg)
+  return cfg.model
+
+
+def make(name, options=None, **model):
+  return models.make(settings(name, options, **model), 5)
+
+
+def test_a_module_of_ones_own():
+  model = make('mynets:Net', {'width': 7})
+  assert [entry.name for entry in depth.entries(model, SHAPE)] == ['wide', 'norm', 'answer']
+  variables = models.init(model, 0, SHAPE)
+  assert variables['params']['wide']['kernel'].shape == (48, 7)
+  assert set(variables['batch_stats']) == {'norm'}
+  x = np.random.default_rng(0).normal(size=(6, *SHAPE)).astype(np.float32)
+  logits, updates = jax.jit(functools.partial(model.apply, train=True, mutable=['batch_stats']))(variables, x)
+  assert logits.shape == (6, 5)
+  assert logits.dtype == jnp.float32
+  assert not np.array_equal(updates['batch_stats']['norm']['mean'], variables['batch_stats']['norm']['mean'])
+  assert jax.eval_shape(functools.partial(model.apply, train=False), variables, x).shape == (6, 5)
+  assert models.resolved_options(settings('mynets:Net')) == {}
+  assert type(model).__name__ == 'Net'
+
+
+def test_a_module_that_does_not_know_of_training():
+  model = make('mynets:NoTrain', {'widths': (4, 6, 5)})
+  assert [entry.name for entry in depth.entries(model, SHAPE)] == ['layers_0', 'layers_1', 'layers_2']
+  variables = models.init(model, 0, SHAPE)
+  assert variables['batch_stats'] == {}
+  x = np.ones((2, *SHAPE), np.float32)
+  np.testing.assert_array_equal(model.apply(variables, x, train=True), model.apply(variables, x, train=False))
+
+
+def test_a_module_of_dnts_parts_follows_the_config():
+  model = make('mynets:FromParts', norm='rms_norm', activation='tanh', scan=True)
+  entries = depth.entries(model, SHAPE)
+  assert [entry.name for entry in entries] == ['stem', 'body/block001', 'body/block002', 'body/block003', 'head']
+  assert entries[3] == depth.Entry('body/block003', 'body/scanned', 1)
+  variables = models.init(model, 0, SHAPE)
+  assert variables['params']['body']['scanned']['conv1']['kernel'].shape == (2, 3, 3, 4, 4)
+  assert variables['batch_stats'] == {}
+  apply = functools.partial(model.apply, mutable=[])
+  program = str(jax.make_jaxpr(lambda v: apply(v, jnp.ones((2, *SHAPE)), train=True))(variables))
+  assert 'tanh' in program
+  assert 'scan' in program
+
+
+@pytest.mark.parametrize(
+  ('name', 'options', 'model', 'message'),
+  [
+    ('mynet:Net', None, {}, "cannot import 'mynet' .ModuleNotFoundError.*PYTHONPATH"),
+    ('broken:Net', None, {}, "cannot import 'broken' .*no_such_package_of_anybody"),
+    ('garbled:Net', None, {}, "cannot import 'garbled' .SyntaxError"),
+    ('mynets:Nets', None, {}, "unknown Flax module in mynets 'Nets'; did you mean 'Net'"),
+    ('mynets:', None, {}, "unknown Flax module in mynets ''"),
+    ('mynets:NotANet', None, {}, 'is not a Flax module but NotANet; it must be a subclass of flax.linen.Module'),
+    ('mynets:build', None, {}, 'is not a Flax module but function'),
+    ('mynets:Net', {'widht': 7}, {}, "unknown option of mynets:Net 'widht'; did you mean 'width'"),
+    ('mynets:Net', {'num_classes': 7}, {}, 'num_classes'),
+    ('mynets:TakesMore', None, {}, 'takes mask, train beside x; __call__ must take'),
+    ('mynets:Needs', None, {}, 'cannot be built from config.model.options.*size'),
+    ('mynets:Net', None, {'depth': 20}, 'config.model.depth does not reach your own module'),
+    ('mynets:Net', None, {'norm': 'none'}, 'config.model.norm does not reach your own module'),
+    ('mynets:Net', None, {'scan': True}, 'config.model.scan does not reach'),
+    ('resnets', None, {}, "unknown model .* 'resnets'; did you mean 'resnet'"),
+    ('resnet', {'width': 7}, {}, 'config.model.options is for your own modules'),
+    ('mlp', None, {'growth_rate': 7}, "model 'mlp' has no option config.model.growth_rate; it has depth, width, block"),
+  ],
+)
+def test_mistakes_get_one_clear_sentence(name, options, model, message):
+  with pytest.raises(errors.InputError, match=message) as caught:
+    make(name, options, **model)
+  assert '\n' not in str(caught.value)
+
+
+def test_logits_of_another_shape_are_refused():
+  model = make('mynets:Wrong')
+  message = r'mynets:Wrong returns \(1, 4, 4, 3\) for 1 examples; it must return logits .* here \(1, 5\)'
+  with pytest.raises(errors.InputError, match=message):
+    depth.entries(model, SHAPE)

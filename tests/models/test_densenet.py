@@ -1,0 +1,122 @@
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dnt import config, errors, models, trees
+from dnt.models import depth
+
+QUICK = {'xla_backend_optimization_level': 0}  # compile in a third of the time
+
+
+def make(num_classes=10, **options):
+  cfg = config.default()
+  cfg.model.update({'name': 'densenet', **options})
+  return models.make(cfg.model, num_classes)
+
+
+def parameters(shape=(32, 32, 3), num_classes=10, **options):
+  return sum(row.parameters for row in depth.table(make(num_classes, **options), shape))
+
+
+# Torchvision's layer names to dnt's.
+RENAME = [
+  (r'^features\.(conv|norm)0$', r'stem.\1'),
+  (r'^features\.norm5$', 'head.norm'),
+  (r'^classifier$', 'head.dense'),
+  (r'^features\.denseblock(\d)\.denselayer(\d+)', lambda m: f'stage{m[1]}.block{int(m[2]):03d}'),
+  (r'^features\.', ''),
+]
+
+
+def torch_densenet121(net, x):
+  """Huang et al. 2017, table 1."""
+  F = net.torch.nn.functional
+
+  def norm_relu_conv(norm, conv, x, features, size):
+    return net.conv(conv, F.relu(net.norm(norm, x)), features, size)
+
+  x = F.relu(net.norm('features.norm0', net.conv('features.conv0', x, 64, 7, 2)))
+  x = F.max_pool2d(x, 3, 2, 1)
+  for stage, count in enumerate((6, 12, 24, 16), start=1):
+    for layer in range(1, count + 1):
+      name = f'features.denseblock{stage}.denselayer{layer}'
+      y = norm_relu_conv(f'{name}.norm1', f'{name}.conv1', x, 128, 1)
+      y = norm_relu_conv(f'{name}.norm2', f'{name}.conv2', y, 32, 3)
+      x = net.torch.cat([x, y], 1)
+    if stage < 4:
+      name = f'features.transition{stage}'
+      x = F.avg_pool2d(norm_relu_conv(f'{name}.norm', f'{name}.conv', x, x.shape[1] // 2, 1), 2)
+  x = F.relu(net.norm('features.norm5', x)).mean((2, 3))
+  return net.dense('classifier', x, 1000)
+
+
+def test_densenet121_equals_torch(torch_network):
+  net = torch_network()
+  x = np.random.default_rng(0).normal(size=(2, 64, 64, 3)).astype(np.float32)
+  want = torch_densenet121(net, net.torch.from_numpy(x.transpose(0, 3, 1, 2))).detach().numpy()
+  variables = trees.unflatten(net.variables(RENAME))
+  model = make(1000, stem='imagenet')
+  abstract = depth.trace(model, (64, 64, 3)).variables
+  assert jax.tree.map(jnp.shape, variables) == jax.tree.map(jnp.shape, abstract)
+  apply = jax.jit(functools.partial(model.apply, train=False), compiler_options=QUICK)
+  got = apply(variables, x)
+  np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * np.abs(want).max())
+
+
+def cifar_count(layers, k, bottleneck, theta):
+  """Huang et al. 2017, sections 3 and 4.1, summed by hand."""
+  channels = 2 * k if bottleneck else 16
+  total = 27 * channels
+  for stage in range(3):
+    for _ in range((layers - 4) // (6 if bottleneck else 3)):
+      total += 2 * channels
+      total += channels * 4 * k + 2 * 4 * k + 9 * 4 * k * k if bottleneck else 9 * channels * k
+      channels += k
+    total += 2 * channels
+    if stage < 2:
+      total += channels * int(channels * theta)
+      channels = int(channels * theta)
+  return total + channels * 10 + 10
+
+
+def test_parameter_counts_are_the_papers():
+  bc100 = parameters()
+  assert bc100 == cifar_count(100, 12, True, 0.5)
+  assert round(bc100 / 1e6, 1) == 0.8
+  plain40 = parameters(depth=40, bottleneck=False, compression=1.0)
+  assert plain40 == cifar_count(40, 12, False, 1.0)
+  assert round(plain40 / 1e6, 1) == 1.0
+  small = parameters(depth=10, growth_rate=5, compression=0.3)
+  assert small == cifar_count(10, 5, True, 0.3)
+  assert parameters((64, 64, 3), 1000, stem='imagenet', depth=121) == 7978856
+
+
+@pytest.mark.parametrize(('layers', 'want'), [(201, 20013928), (161, 28681000)])
+def test_other_imagenet_parameter_counts_are_torchvisions(layers, want):
+  assert parameters((32, 32, 3), 1000, stem='imagenet', depth=layers) == want
+
+
+def test_layers_and_transitions_are_entries():
+  names = [entry.name for entry in depth.entries(make(depth=16, growth_rate=4), (8, 8, 3))]
+  stages = [f'stage{s}/block{b:03d}' for s in (1, 2, 3) for b in (1, 2)]
+  assert names == ['stem', *stages[:2], 'transition1', *stages[2:4], 'transition2', *stages[4:], 'head']
+
+
+@pytest.mark.parametrize(
+  ('options', 'message'),
+  [
+    ({'scan': True}, 'more input channels than the one before'),
+    ({'depth': 101}, 'densenet with bottlenecks, which has 6n + 4 layers; the nearest valid depth is 100'),
+    ({'depth': 41, 'bottleneck': False}, '3n + 4 layers; the nearest valid depth is 40'),
+    ({'depth': 120, 'stem': 'imagenet'}, 'the nearest valid depth is 121'),
+    ({'compression': 1.5}, 'must be at most 1'),
+    ({'stem': 'imagenet', 'bottleneck': False}, 'not possible with an ImageNet densenet'),
+  ],
+)
+def test_options_that_do_not_fit_are_refused(options, message):
+  with pytest.raises(errors.InputError, match=re.escape(message)):
+    make(**options)

@@ -1,0 +1,196 @@
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from dnt import config, errors, models, trees
+from dnt.models import depth
+
+QUICK = {'xla_backend_optimization_level': 0}  # compile in a third of the time
+
+
+def make(num_classes=10, **options):
+  cfg = config.default()
+  cfg.model.update({'name': 'resnet', **options})
+  return models.make(cfg.model, num_classes)
+
+
+def parameters(shape=(32, 32, 3), num_classes=10, **options):
+  return sum(row.parameters for row in depth.table(make(num_classes, **options), shape))
+
+
+# Torchvision's layer names to dnt's.
+RENAME = [
+  (r'^conv1$', 'stem.conv'),
+  (r'^bn1$', 'stem.norm'),
+  (r'^fc$', 'head.dense'),
+  (r'^layer(\d)\.(\d+)\.', lambda m: f'stage{m[1]}.block{int(m[2]) + 1:03d}.'),
+  (r'\.bn(\d)$', r'.norm\1'),
+  (r'\.downsample\.0$', '.shortcut.conv'),
+  (r'\.downsample\.1$', '.shortcut.norm'),
+]
+
+
+def torch_resnet50(net, x, stride_on):
+  """He et al. 2015, table 1."""
+  F = net.torch.nn.functional
+  x = F.max_pool2d(F.relu(net.norm('bn1', net.conv('conv1', x, 64, 7, 2))), 3, 2, 1)
+  for stage, count in enumerate((3, 4, 6, 3)):
+    for block in range(count):
+      name, stride = f'layer{stage + 1}.{block}', 2 if stage and not block else 1
+      first, second = (stride, 1) if stride_on == '1x1' else (1, stride)
+      y = F.relu(net.norm(f'{name}.bn1', net.conv(f'{name}.conv1', x, 64 * 2**stage, 1, first)))
+      y = F.relu(net.norm(f'{name}.bn2', net.conv(f'{name}.conv2', y, 64 * 2**stage, 3, second)))
+      y = net.norm(f'{name}.bn3', net.conv(f'{name}.conv3', y, 256 * 2**stage, 1))
+      if not block:
+        x = net.norm(f'{name}.downsample.1', net.conv(f'{name}.downsample.0', x, 256 * 2**stage, 1, stride))
+      x = F.relu(x + y)
+  return net.dense('fc', x.mean((2, 3)), 1000)
+
+
+@pytest.mark.parametrize('stride_on', ['3x3', '1x1'])
+def test_resnet50_equals_torch(torch_network, stride_on):
+  net = torch_network()
+  x = np.random.default_rng(0).normal(size=(2, 64, 64, 3)).astype(np.float32)
+  want = torch_resnet50(net, net.torch.from_numpy(x.transpose(0, 3, 1, 2)), stride_on).detach().numpy()
+  variables = trees.unflatten(net.variables(RENAME))
+  model = make(1000, stem='imagenet', depth=50, stride_on=stride_on)
+  abstract = depth.trace(model, (64, 64, 3)).variables
+  assert jax.tree.map(jnp.shape, variables) == jax.tree.map(jnp.shape, abstract)
+  apply = jax.jit(functools.partial(model.apply, train=False), compiler_options=QUICK)
+  got = apply(variables, x)
+  np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * np.abs(want).max())
+
+
+def torch_resnet20(net, x):
+  """He et al. 2015, section 4.2, identity shortcuts."""
+  F = net.torch.nn.functional
+  x = F.relu(net.norm('bn1', net.conv('conv1', x, 16, 3)))
+  for stage in range(3):
+    for block in range(3):
+      name, stride, features = f'layer{stage + 1}.{block}', 2 if stage and not block else 1, 16 * 2**stage
+      y = F.relu(net.norm(f'{name}.bn1', net.conv(f'{name}.conv1', x, features, 3, stride)))
+      y = net.norm(f'{name}.bn2', net.conv(f'{name}.conv2', y, features, 3))
+      x = F.pad(x[:, :, ::stride, ::stride], (0, 0, 0, 0, 0, features - x.shape[1]))
+      x = F.relu(x + y)
+  return net.dense('fc', x.mean((2, 3)), 10)
+
+
+def test_resnet20_trains_as_in_torch(torch_network):
+  """Logits, moved statistics and gradients of one training step."""
+  net = torch_network(training=True)
+  torch = net.torch
+  x = np.random.default_rng(0).normal(size=(8, 16, 16, 3)).astype(np.float32)
+  labels = np.arange(8)
+  torch_x = torch.from_numpy(x.transpose(0, 3, 1, 2))
+  torch_resnet20(net, torch_x[:2])  # draws the weights
+  variables = trees.unflatten(net.variables(RENAME))
+  want = torch_resnet20(net, torch_x)
+  torch.nn.functional.cross_entropy(want, torch.from_numpy(labels)).backward()
+  moved = net.variables(RENAME)
+  gradients = net.variables(RENAME, {name: w.grad for name, w in net.weights.items() if w.grad is not None})
+
+  model = make(depth=20)
+
+  def loss_fn(params):
+    logits, updates = model.apply({**variables, 'params': params}, x, train=True, mutable=['batch_stats'])
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), (logits, updates)
+
+  step = jax.jit(jax.grad(loss_fn, has_aux=True), compiler_options=QUICK)
+  got, (logits, updates) = step(variables['params'])
+  want = want.detach().numpy()
+  np.testing.assert_allclose(logits, want, rtol=0, atol=1e-5 * np.abs(want).max())
+  for path, leaf in trees.flatten(updates).items():
+    np.testing.assert_allclose(leaf, moved[path], rtol=1e-5, atol=1e-5, err_msg=path)
+  got = trees.flatten({'params': got})
+  assert set(got) == set(gradients)
+  for path, leaf in got.items():
+    scale = np.abs(gradients[path]).max()
+    np.testing.assert_allclose(leaf, gradients[path], rtol=0, atol=1e-4 * scale, err_msg=path)
+
+
+@pytest.mark.parametrize(('layers', 'want'), [(20, 0.27), (32, 0.46), (44, 0.66), (56, 0.85), (110, 1.7), (1202, 19.4)])
+def test_cifar_parameter_counts_are_the_papers(layers, want):
+  """He et al. 2015, table 6, and the sum over layers."""
+  got = parameters(depth=layers, scan=True)
+  assert abs(got / 1e6 - want) <= (0.005 if want < 1 else 0.05)
+  n = (layers - 2) // 6
+  kernels = 9 * (3 * 16 + 16**2 * 2 * n + 16 * 32 + 32**2 * (2 * n - 1) + 32 * 64 + 64**2 * (2 * n - 1))
+  assert got == kernels + 2 * (16 + 2 * n * (16 + 32 + 64)) + 64 * 10 + 10
+
+
+@pytest.mark.parametrize(
+  ('layers', 'want'), [(18, 11689512), (34, 21797672), (50, 25557032), (101, 44549160), (152, 60192808)]
+)
+def test_imagenet_parameter_counts_are_torchvisions(layers, want):
+  assert parameters((224, 224, 3), 1000, depth=layers, stem='imagenet', scan=True) == want
+
+
+def test_other_parameter_counts():
+  # He et al. 2016, table 1: 1.7 M; exactly, the sum over 18 blocks a stage.
+  exact, before = 9 * 3 * 16 + 2 * 256 + 256 * 10 + 10, 16
+  for inner in (16, 32, 64):
+    for _ in range(18):
+      exact += before * inner + 9 * inner**2 + inner * 4 * inner + 2 * (before + 2 * inner)
+      exact += 0 if before == 4 * inner else before * 4 * inner
+      before = 4 * inner
+  assert parameters(block='preact_bottleneck', depth=164) == exact
+  assert round(exact / 1e6, 1) == 1.7
+  # Zagoruyko and Komodakis 2016: 36.5 M and 11.0 M (the first exactly as in the authors' code); torchvision's WRN-50-2.
+  assert parameters(block='preact_basic', depth=28, width=10) == 36479194
+  assert round(parameters(block='preact_basic', depth=16, width=8) / 1e6, 1) == 11.0
+  assert parameters((64, 64, 3), 1000, stem='imagenet', depth=50, width=2) == 68883240
+
+
+def test_defaults_are_the_papers():
+  def chosen(**options):
+    cfg = config.default()
+    cfg.model.update({'name': 'resnet', **options})
+    resolved = models.resolved_options(cfg.model)
+    return tuple(resolved[key] for key in ('depth', 'block', 'shortcut', 'stride_on'))
+
+  assert chosen() == (20, 'basic', 'A', None)
+  assert chosen(block='bottleneck', depth=29) == (29, 'bottleneck', 'B', '3x3')
+  assert chosen(block='preact_basic', depth=110) == (110, 'preact_basic', 'B', None)
+  assert chosen(stem='imagenet') == (50, 'bottleneck', 'B', '3x3')
+  assert chosen(stem='imagenet', depth=34) == (34, 'basic', 'B', None)
+  assert chosen(stem='imagenet', depth=101, stride_on='1x1') == (101, 'bottleneck', 'B', '1x1')
+
+
+@pytest.mark.parametrize(
+  ('options', 'message'),
+  [
+    ({'depth': 54}, 'basic blocks, which has 6n \\+ 2 layers; the nearest valid depth is 56'),
+    ({'depth': 1}, 'the nearest valid depth is 8'),
+    ({'depth': 21}, 'the nearest valid depth is 20'),
+    ({'depth': 165, 'block': 'preact_bottleneck'}, '9n \\+ 2 layers; the nearest valid depth is 164'),
+    ({'depth': 27, 'block': 'preact_basic'}, '6n \\+ 2 or 6n \\+ 4 layers; the nearest valid depth is 26'),
+    ({'depth': 51, 'stem': 'imagenet', 'block': 'bottleneck'}, '50, 101, 152 layers; the nearest valid depth is 50'),
+    ({'depth': 20, 'stem': 'imagenet'}, '18, 34 layers; the nearest valid depth is 18'),
+    ({'block': 'basics'}, "unknown block of resnet 'basics'; did you mean 'basic'"),
+    ({'stride_on': '1x1'}, "stride_on needs bottlenecks; block='basic'"),
+    ({'block': 'preact_basic', 'zero_init_last_norm': True}, 'residual_scalar=0'),
+  ],
+)
+def test_options_that_do_not_fit_are_refused(options, message):
+  with pytest.raises(errors.InputError, match=message):
+    make(**options)
+
+
+def test_stochastic_depth_grows_linearly_over_all_blocks():
+  """Huang et al. 2016, eq. 4: the l-th of L blocks survives with 1 - l / L (1 - p_L)."""
+  rates = []
+
+  def record(next_fun, args, kwargs, context):
+    if isinstance(context.module, depth.Stage):
+      rates.extend(context.module.drop_rates)
+    return next_fun(*args, **kwargs)
+
+  model = make(depth=20, stochastic_depth=0.5)
+  with nn.intercept_methods(record):
+    jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+  np.testing.assert_allclose(rates, [0.5 * (i + 1) / 9 for i in range(9)])

@@ -1,0 +1,166 @@
+"""Every model with every kind of part."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from dnt import config, models, trees
+from dnt.models import depth
+
+SHAPE = (8, 8, 3)
+QUICK = {'xla_backend_optimization_level': 0}  # compile in a third of the time
+TINY = {
+  'mlp': {'depth': 3, 'width': 8},
+  'plain': {'depth': 8, 'width': 4},
+  'resnet': {'depth': 8},
+  'highway': {'depth': 8, 'width': 4},
+  'densenet': {'depth': 10, 'growth_rate': 8},
+}
+# Each value of each part once, with the others in turn.
+PARTS = [
+  ('batch_norm', 'relu', 'he', 'float32', False),
+  ('layer_norm', 'leaky_relu', 'glorot', 'bfloat16', True),
+  ('group_norm', 'sigmoid', 'lecun', 'float32', False),
+  ('rms_norm', 'tanh', 'normal', 'bfloat16', False),
+  ('none', 'gelu', 'orthogonal', 'float32', True),
+  ('batch_norm', 'silu', 'delta_orthogonal', 'bfloat16', False),
+  ('none', 'identity', 'he', 'bfloat16', False),
+]
+
+
+def make(name, parts=PARTS[0], **options):
+  cfg = config.default()
+  keys = ('norm', 'activation', 'initializer', 'dtype', 'weight_standardization')
+  cfg.model.update({'name': name, 'norm_groups': 2, **TINY[name], **dict(zip(keys, parts, strict=True)), **options})
+  config.validate(cfg)
+  return models.make(cfg.model, 5)
+
+
+def step(model, variables, x):
+  def loss_fn(params):
+    logits, updates = model.apply(
+      {**variables, 'params': params},
+      x,
+      train=True,
+      rngs={'stochastic_depth': jax.random.key(0)},
+      mutable=['batch_stats'],
+    )
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.arange(4)).mean()
+    return loss, (logits, updates.get('batch_stats', {}))
+
+  return jax.grad(loss_fn, has_aux=True)(variables['params'])
+
+
+def test_the_parts_below_are_all_there_are():
+  for index, valid in enumerate((config.NORMS, config.ACTIVATIONS, config.INITIALIZERS)):
+    assert {parts[index] for parts in PARTS} == set(valid)
+
+
+@pytest.mark.parametrize('name', TINY)
+def test_shapes_and_dtypes_with_all_parts(name):
+  for parts in PARTS:
+    model = make(name, parts)
+    variables = depth.trace(model, SHAPE).variables
+    x = jax.ShapeDtypeStruct((4, *SHAPE), jnp.dtype(parts[3]))
+    gradient, (logits, stats) = jax.eval_shape(functools.partial(step, model), {'batch_stats': {}, **variables}, x)
+    assert logits.shape == (4, 5)
+    assert jax.tree.map(jnp.shape, gradient) == jax.tree.map(jnp.shape, variables['params'])
+    assert bool(stats) == (parts[0] == 'batch_norm')
+    assert {leaf.dtype for leaf in jax.tree.leaves((variables, gradient, logits, stats))} == {jnp.dtype('float32')}
+
+
+@pytest.mark.parametrize(
+  ('name', 'parts'),
+  list(zip(('resnet', 'highway', 'mlp', 'densenet', 'plain', 'resnet', 'highway'), PARTS, strict=True)),
+)
+def test_a_training_step_is_finite(name, parts):
+  model = make(name, parts)
+  variables = models.init(model, 0, SHAPE)
+  x = np.random.default_rng(0).normal(size=(4, *SHAPE)).astype(jnp.dtype(parts[3]))
+  gradient, (logits, stats) = jax.jit(functools.partial(step, model), compiler_options=QUICK)(variables, x)
+  assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves((gradient, logits, stats)))
+  assert optax.tree.norm(gradient) > 1e-4
+  unmoved = [path for path, leaf in trees.flatten(gradient).items() if path.endswith('kernel') and not leaf.any()]
+  assert unmoved == []
+
+
+def test_bfloat16_is_computed_and_not_stored():
+  """Convolutions run in bfloat16 on a bfloat16 copy of float32 kernels."""
+  model = make('resnet', PARTS[5])
+  variables = depth.trace(model, SHAPE).variables
+  program = jax.make_jaxpr(functools.partial(step, model))(
+    jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), variables), jnp.zeros((4, *SHAPE), jnp.bfloat16)
+  )
+  convolutions = [line for line in str(program).splitlines() if 'conv_general_dilated' in line]
+  assert convolutions
+  assert all(':bf16[' in line for line in convolutions)
+
+
+def test_each_block_is_an_entry_with_a_call_of_its_own():
+  for name in TINY:
+    entries = depth.entries(make(name), SHAPE)
+    called = []
+
+    def record(next_fun, args, kwargs, context, called=called):
+      if context.method_name == '__call__':
+        called.append('/'.join(context.module.path))
+      return next_fun(*args, **kwargs)
+
+    model = make(name)
+    with nn.intercept_methods(record):
+      jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), jnp.zeros((1, *SHAPE)))
+    names = [entry.name for entry in entries]
+    assert [path for path in called if path in names] == names
+    assert names[0] == 'stem'
+    assert names[-1] == 'head'
+
+
+def test_init_is_a_function_of_seed_and_path():
+  model = make('resnet')
+  first, again, other = (models.init(model, seed, SHAPE) for seed in (0, 0, 1))
+  assert trees.sha256(first) == trees.sha256(again) == trees.sha256(models.init(make('resnet'), 0, (16, 16, 3)))
+  assert trees.sha256(first) != trees.sha256(other)
+  # A deeper network starts with the same values where it has the same leaves.
+  deeper = trees.flatten(models.init(make('resnet', depth=14), 0, SHAPE))
+  for path, leaf in trees.flatten(first).items():
+    np.testing.assert_array_equal(leaf, deeper[path], err_msg=path)
+  kernels = [leaf for path, leaf in deeper.items() if path.endswith('kernel') and leaf.shape == (3, 3, 16, 16)]
+  assert not np.array_equal(kernels[0], kernels[1])
+
+
+def test_init_can_be_traced():
+  model = make('resnet', scan=True, depth=14)
+  abstract = jax.eval_shape(lambda: models.init(model, 0, SHAPE))
+  assert jax.tree.map(jnp.shape, abstract) == jax.tree.map(jnp.shape, models.init(model, 0, SHAPE))
+
+
+@pytest.mark.parametrize('name', TINY)
+def test_resolved_options_make_the_same_model(name):
+  cfg = config.default()
+  cfg.model.name = name
+  resolved = models.resolved_options(cfg.model)
+  assert resolved
+  assert set(resolved) <= set(config.SCHEMA['model'])
+  again = config.default()
+  again.model.update({'name': name, **resolved})
+  config.validate(again)
+  assert models.resolved_options(again.model) == resolved
+  first, second = models.make(cfg.model, 5), models.make(again.model, 5)
+  fields = [key for key in resolved if getattr(first, key) != getattr(second, key)]
+  assert fields == []
+
+
+def test_residual_options_reach_the_model():
+  leaves = trees.flatten(models.init(make('resnet', residual_scalar=0.0), 0, SHAPE)['params'])
+  scalars = [leaf for path, leaf in leaves.items() if path.endswith('residual_scalar')]
+  assert len(scalars) == 3
+  assert all(leaf.shape == () and leaf == 0 for leaf in scalars)
+  leaves = trees.flatten(models.init(make('resnet', zero_init_last_norm=True), 0, SHAPE)['params'])
+  assert [path for path, leaf in leaves.items() if path.endswith('scale') and not leaf.any()] == [
+    f'stage{stage}/block001/norm2/scale' for stage in (1, 2, 3)
+  ]
