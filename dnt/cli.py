@@ -38,11 +38,13 @@ def run(main: Callable[[], None], description: str, default_config: pathlib.Path
   try:
     app.run(lambda _: main(), flags_parser=lambda argv: _parse(argv, default_config))
   except errors.InputError as error:
-    _exit(error, 2)
+    print(f'error: {error}', file=sys.stderr)
+    _leave(2)
   except errors.RunError as error:
-    _exit(error, 1)
+    print(f'error: {error}', file=sys.stderr)
+    _leave(1)
   except KeyboardInterrupt:  # before there is anything to save
-    sys.exit(130)
+    _leave(130)
 
 
 def config() -> ml_collections.ConfigDict:
@@ -132,6 +134,9 @@ def _config_argument(argv: list[str]) -> str:
   return ''
 
 
-def _exit(error: Exception, code: int) -> None:
-  print(f'error: {error}', file=sys.stderr)
+def _leave(code: int) -> None:
+  if 'jax' in sys.modules:
+    from dnt.parallel import multihost
+
+    multihost.leave(code)  # one of several processes must not wait for the others
   sys.exit(code)
