@@ -34,8 +34,10 @@ def main(start: float) -> None:
   workdir = pathlib.Path(WORKDIR.value or pathlib.Path('runs') / cli.config_path().stem)
   command = shlex.join(['python', '-m', 'dnt.main', *sys.argv[1:]])
 
+  from dnt.parallel import compile as compile_lib
   from dnt.parallel import multihost
 
+  compile_lib.enable_cache(pathlib.Path.home() / '.cache' / 'dnt' / 'xla')
   if DISTRIBUTED.value:
     multihost.initialize(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
   elif COORDINATOR.value or NUM_PROCESSES.value or PROCESS_ID.value is not None:

@@ -21,12 +21,17 @@ os.environ['JAX_NUMPY_RANK_PROMOTION'] = 'raise'
 CONFIGS = pathlib.Path(__file__).parents[1] / 'configs'
 
 
-def load_config(path):
-  """The config of a file, as a fresh object."""
-  spec = importlib.util.spec_from_file_location(path.stem, path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module.get_config()
+@pytest.fixture
+def load_config():
+  """Reads a config file: the config as a fresh object."""
+
+  def load(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config()
+
+  return load
 
 
 @pytest.fixture

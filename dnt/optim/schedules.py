@@ -23,7 +23,7 @@ def make(config: ml_collections.ConfigDict, peak: float, total_steps: int, steps
 
   As in these, step N would be the first at the final value: the last step taken is N - 1.
   The warm-up is linear from `warmup_start` x peak to where the shape starts (Goyal et al. 2017), or constant at
-  `warmup_start` x peak (He et al. 2015, section 4.2).
+  `warmup_start` x peak (He et al. 2015, section 4.2); a run that is shortened to less than its warm-up ends in it.
 
   Args:
     config: the section `schedule` of a validated config.
@@ -35,18 +35,14 @@ def make(config: ml_collections.ConfigDict, peak: float, total_steps: int, steps
     `step -> float32 scalar`; step an integer, or an integer scalar inside jit.
 
   Raises:
-    errors.InputError: a warm-up or rise that leaves no step, or boundaries missing, falling, or inside the warm-up.
+    errors.InputError: a rise that leaves no step for the fall, or boundaries missing, falling, or inside the warm-up.
   """
 
   def steps(duration):
     return schema.duration(str(duration), total_steps, steps_per_epoch)
 
   warmup = steps(config.warmup)
-  if warmup >= total_steps:
-    raise errors.InputError(
-      f'schedule.warmup={config.warmup!r} is {warmup} steps, and the run has {total_steps}; shorten the warm-up'
-    )
-  left = total_steps - warmup
+  left = max(total_steps - warmup, 1)
   if config.name == 'constant':
     shape = optax.constant_schedule(peak)
   elif config.name == 'piecewise':

@@ -1,0 +1,96 @@
+"""Every config: shrunk, it trains two steps and evaluates; at full size, it is a valid program."""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from dnt import config as schema
+from dnt import experiment, metrics, record, train, trees
+from dnt.models import densenet
+
+# What the configs' sources hold: training examples, picture shape, classes.
+SOURCES = {
+  'digits': (1437, (8, 8, 1), 10),
+  'tfds:fashion_mnist': (60_000, (28, 28, 1), 10),
+  'tfds:cifar10': (50_000, (32, 32, 3), 10),
+  'tfds:imagenet2012': (1_281_167, (224, 224, 3), 1000),
+}
+# Smallest networks of each family: the blocks are the same, there are fewer of them.
+SHALLOW = {
+  'cifar_plain56': {'depth': 20},
+  'cifar_resnet56': {'depth': 14},
+  'cifar_resnet110': {'depth': 14},
+  'cifar_resnet1202': {'depth': 14},
+  'cifar_preact164': {'depth': 11},
+  'cifar_densenet_bc100': {'depth': 16},
+  'cifar_highway32': {'depth': 14},
+  'imagenet_resnet50': {'depth': 18},
+  'imagenet_densenet121': {'depth': 13},
+}
+# By figures of the papers: parameters in millions, as they round them.
+PARAMETERS = {
+  'cifar_plain20': '0.27',
+  'cifar_plain56': '0.85',
+  'cifar_resnet20': '0.27',
+  'cifar_resnet56': '0.85',
+  'cifar_resnet110': '1.7',
+  'cifar_resnet1202': '19.4',
+  'cifar_preact164': '1.7',
+  'cifar_densenet_bc100': '0.8',
+  'imagenet_resnet50': '25.557032',
+  'imagenet_densenet121': '7.978856',
+}
+PATHS = sorted((pathlib.Path(__file__).parents[1] / 'configs').glob('*.py'))
+
+
+@pytest.fixture(params=PATHS, ids=lambda path: path.stem)
+def path(request):
+  return request.param
+
+
+def test_shrunk_config_trains_and_evaluates(path, load_config, tmp_path, monkeypatch):
+  monkeypatch.setitem(densenet.IMAGENET, 13, (1, 1, 1, 1))  # 121 layers take minutes to compile
+  config = load_config(path)
+  config.data.source = 'synthetic'
+  config.data.synthetic_examples = 20
+  config.data.image_size = 32 if config.model.stem == 'imagenet' else 8
+  config.data.crop_padding = 1
+  config.data.workers = 0
+  config.model.update(SHALLOW.get(path.stem, {}))
+  config.train.batch_size = config.eval.batch_size = 8
+  config.train.steps = 2
+  config.eval.splits = ('test',)
+  schema.validate(config)
+  summary = train.train(config, tmp_path, record.Clock(0.0), 'test')
+  assert summary['step'] == 2
+  assert summary['finished']
+  lines = metrics.read(tmp_path)
+  assert sum('train/loss' in line for line in lines) == 1
+  assert sum('test/accuracy' in line for line in lines) == 1
+  assert lines[-1]['test/loss'] > 0
+
+
+def test_full_size_config_is_a_valid_program(path, load_config):
+  config = load_config(path)
+  schema.validate(config)
+  examples, shape, classes = SOURCES[config.data.source]
+  if not config.data.mean:
+    config.data.mean = config.data.std = (0.5,) * shape[-1]
+  if config.train.steps is None:
+    config.train.steps = round(config.train.epochs * examples / config.train.batch_size)
+  run = experiment.make(config, experiment.DataSpec(examples, shape, tuple(map(str, range(classes)))))
+  state = run.abstract_state()
+  size = config.train.batch_size
+  batch = {'image': jax.ShapeDtypeStruct((size, *shape), jnp.uint8)}
+  batch |= {name: jax.ShapeDtypeStruct((size,), jnp.int32) for name in ('label', 'epoch', 'position')}
+  after, found = jax.eval_shape(run.train_step, state, batch)
+  same = jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype), state, after)
+  assert all(jax.tree.leaves(same))
+  assert all(value.shape == () for value in found.values())
+  count = trees.count(state.params)
+  assert count == sum(row.parameters for row in run.table)
+  if path.stem in PARAMETERS:
+    decimals = len(PARAMETERS[path.stem].partition('.')[2])
+    assert f'{count / 1e6:.{decimals}f}' == PARAMETERS[path.stem]
