@@ -20,7 +20,8 @@ def initialize(
 ) -> None:
   """Joins the other processes; call it before anything touches a device.
 
-  First all processes meet on the coordinator's port, which names who is missing; then jax takes that port over.
+  First all processes meet on the coordinator's port, which names who is missing; then jax takes that port over. From
+  then on SIGTERM is jax's: it asks a `preemption.Guard` to stop, and does nothing where there is none.
 
   Args:
     coordinator: `host:port` of process 0; None (all three): detected on Slurm and Cloud TPU.
