@@ -1,0 +1,208 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from dnt import config, errors
+from dnt.models import norms
+
+CHANNELS = 12
+torch = pytest.importorskip('torch')
+
+
+def example(batch, offset=0.0, spatial=(5, 4)):
+  """x, scale and bias; `offset` is the mean of x, whose deviation is about 1."""
+  rng = np.random.default_rng(batch)
+  x = offset + rng.normal(size=(batch, *spatial, CHANNELS))
+  scale, bias = rng.uniform(0.5, 1.5, CHANNELS), rng.normal(size=CHANNELS)
+  return [value.astype(np.float32) for value in (x, scale, bias)]
+
+
+def ours(norm, *inputs):
+  """The output and the gradients of all inputs for a cotangent that differs at each output."""
+
+  @jax.jit
+  def run(*inputs):
+    y, pullback = jax.vjp(norm, *inputs)
+    return y, *pullback(jnp.sin(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape).astype(y.dtype))
+
+  return [np.asarray(value, np.float32) for value in run(*inputs)]
+
+
+def theirs(norm, *inputs, channels_first=False):
+  """The same from torch, in float64: what both float32 results should be."""
+  inputs = [torch.tensor(value, dtype=torch.float64, requires_grad=True) for value in inputs]
+  x = inputs[0].movedim(-1, 1) if channels_first else inputs[0]
+  y = norm(x, *inputs[1:])
+  y = y.movedim(1, -1) if channels_first else y
+  y.backward(torch.sin(torch.arange(y.numel(), dtype=torch.float64)).reshape(y.shape))
+  return [value.detach().numpy() for value in (y, *(value.grad for value in inputs))]
+
+
+def close(got, want, tolerance=1e-5):
+  """Within `tolerance` of the largest value of each array."""
+  for name, a, b in zip(('y', 'x', 'scale', 'bias'), got, want, strict=False):
+    np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * max(1, np.abs(b).max()), err_msg=name)
+
+
+def batch_norm(x, scale, bias):
+  return norms.batch_norm(x, scale, bias, *norms.batch_statistics(x))
+
+
+def torch_batch_norm(x, scale, bias):
+  return torch.nn.functional.batch_norm(x, None, None, scale, bias, training=True, eps=1e-5)
+
+
+def torch_group_norm(x, scale, bias):
+  return torch.nn.functional.group_norm(x, 3, scale, bias, 1e-5)
+
+
+KINDS = {
+  'batch_norm': (batch_norm, torch_batch_norm, True),
+  'layer_norm': (norms.layer_norm, lambda x, s, b: torch.nn.functional.layer_norm(x, x.shape[-1:], s, b, 1e-5), False),
+  'group_norm': (functools.partial(norms.group_norm, groups=3), torch_group_norm, True),
+  'rms_norm': (norms.rms_norm, lambda x, s: torch.nn.functional.rms_norm(x, x.shape[-1:], s, 1e-5), False),
+}
+
+
+@pytest.mark.parametrize('batch', [1, 2, 8])
+@pytest.mark.parametrize('kind', KINDS)
+def test_value_and_gradients_equal_torch(kind, batch):
+  norm, reference, channels_first = KINDS[kind]
+  inputs = example(batch)[: 2 if kind == 'rms_norm' else 3]
+  close(ours(norm, *inputs), theirs(reference, *inputs, channels_first=channels_first))
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_a_large_mean_costs_no_more_digits_than_float32_holds(kind):
+  """x = 1000 + noise: its own rounding is 3e-5, so that E[x^2] - E[x]^2 would be off by 0.1 and worse."""
+  norm, reference, channels_first = KINDS[kind]
+  inputs = example(8, offset=1000.0)[: 2 if kind == 'rms_norm' else 3]
+  close(ours(norm, *inputs), theirs(reference, *inputs, channels_first=channels_first), 2e-4)
+
+
+@pytest.mark.parametrize('shape', [(2,), (3, 7)])
+def test_norms_of_dense_layers_equal_torch(shape):
+  x, scale, bias = example(shape[0], spatial=shape[1:])
+  close(ours(batch_norm, x, scale, bias), theirs(torch_batch_norm, x, scale, bias, channels_first=True), 5e-5)
+  close(ours(norms.layer_norm, x, scale, bias), theirs(KINDS['layer_norm'][1], x, scale, bias))
+  group = functools.partial(norms.group_norm, groups=3)
+  close(ours(group, x, scale, bias), theirs(torch_group_norm, x, scale, bias, channels_first=True))
+
+
+def test_running_statistics_and_both_modes_equal_torch():
+  module = norms.Norm('batch_norm', momentum=0.9)
+  reference = torch.nn.BatchNorm2d(CHANNELS, momentum=0.1)
+  variables = module.init(jax.random.key(0), example(2)[0], train=False)
+  for batch in (2, 8):
+    x, scale, bias = example(batch, offset=3.0)
+    variables = {**variables, 'params': {'scale': scale, 'bias': bias}}
+    reference.weight.data, reference.bias.data = torch.tensor(scale), torch.tensor(bias)
+    y, updates = module.apply(variables, x, train=True, mutable=['batch_stats'])
+    want = reference(torch.tensor(x).movedim(-1, 1)).movedim(1, -1).detach()
+    np.testing.assert_allclose(y, want, rtol=1e-5, atol=1e-5)
+    variables = {**variables, **updates}
+    stats = variables['batch_stats']
+    np.testing.assert_allclose(stats['mean'], reference.running_mean, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(stats['var'], reference.running_var, rtol=1e-5, atol=1e-6)
+  reference.eval()
+  x = example(1)[0]
+
+  def running(x, scale, bias):
+    return module.apply({'params': {'scale': scale, 'bias': bias}, **updates}, x, train=False)
+
+  def torch_running(x, scale, bias):
+    mean, var = (torch.tensor(np.asarray(stats[name], np.float64)) for name in ('mean', 'var'))
+    return torch.nn.functional.batch_norm(x, mean, var, scale, bias, training=False, eps=1e-5)
+
+  close(ours(running, x, scale, bias), theirs(torch_running, x, scale, bias, channels_first=True))
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_bfloat16_in_and_out_has_float32_statistics(kind):
+  """The result is the float32 result of the same bfloat16 input, rounded once."""
+  norm, inputs = KINDS[kind][0], example(8, offset=20.0)[: 2 if kind == 'rms_norm' else 3]
+  x = jnp.asarray(inputs[0], jnp.bfloat16)
+  y = jax.jit(norm)(x, *inputs[1:])
+  assert y.dtype == jnp.bfloat16
+  want = jax.jit(norm)(x.astype(jnp.float32), *inputs[1:]).astype(jnp.bfloat16)
+  np.testing.assert_array_equal(y.astype(jnp.float32), want.astype(jnp.float32))
+  gradients = jax.grad(lambda *a: jnp.sum(norm(*a).astype(jnp.float32) ** 2), argnums=(0, 1))(x, *inputs[1:])
+  assert [g.dtype for g in gradients] == [jnp.bfloat16, jnp.float32]
+  mean, var = norms.batch_statistics(x)
+  assert mean.dtype == var.dtype == jnp.float32
+
+
+@pytest.mark.parametrize('devices', [2, 8])
+def test_batch_statistics_are_over_the_global_batch(devices):
+  x, scale, bias = example(8, offset=1.0)
+  x += np.arange(8, dtype=np.float32).reshape(8, 1, 1, 1)  # each device's own statistics would differ
+  mesh = jax.make_mesh((devices, 1), ('data', 'fsdp'), axis_types=(AxisType.Auto,) * 2)
+  sharded = jax.device_put(x, NamedSharding(mesh, PartitionSpec('data')))
+  module = norms.Norm('batch_norm')
+  variables = module.init(jax.random.key(0), x, train=False)
+
+  @jax.jit
+  def step(x, scale, bias):
+    def loss(x, scale, bias):
+      params = {'scale': scale, 'bias': bias}
+      y, updates = module.apply({**variables, 'params': params}, x, train=True, mutable=['batch_stats'])
+      return jnp.sum(jnp.sin(3 * y)), (y, updates)
+
+    return jax.grad(loss, argnums=(0, 1, 2), has_aux=True)(x, scale, bias)
+
+  one, many = step(x, scale, bias), step(sharded, scale, bias)
+  assert len(many[0][0].sharding.device_set) == devices
+  for a, b in zip(jax.tree.leaves(many), jax.tree.leaves(one), strict=True):
+    np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5)
+
+
+def test_forward_mode_equals_reverse_mode():
+  x, scale, bias = example(2)
+  tangent = np.cos(np.arange(x.size, dtype=np.float32)).reshape(x.shape)
+  for norm in (batch_norm, norms.layer_norm, functools.partial(norms.group_norm, groups=3)):
+    y, dy = jax.jvp(lambda x, norm=norm: norm(x, scale, bias), (x,), (tangent,))
+    weights = np.sin(tangent)
+    (dx,) = jax.vjp(lambda x, norm=norm: norm(x, scale, bias), x)[1](weights)
+    np.testing.assert_allclose(np.vdot(weights, dy), np.vdot(dx, tangent), rtol=1e-4)
+
+
+@pytest.mark.parametrize('shape', [(3, 3, 4, 6), (1, 1, 8, 2), (10, 3)])
+def test_weight_standardization_is_the_formula(shape):
+  kernel = (2 + 0.1 * np.random.default_rng(0).normal(size=shape)).astype(np.float32)
+  flat = kernel.astype(np.float64).reshape(-1, shape[-1])
+  want = ((flat - flat.mean(0)[None]) / flat.std(0)[None]).reshape(shape)
+  got = norms.weight_standardize(jnp.asarray(kernel))
+  np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+  assert norms.weight_standardize(jnp.asarray(kernel, jnp.bfloat16)).dtype == jnp.bfloat16
+  constant = jnp.full(shape, 3.0)
+  np.testing.assert_array_equal(norms.weight_standardize(constant), 0)
+
+
+@pytest.mark.parametrize('kind', config.NORMS)
+def test_module_owns_what_its_kind_needs(kind):
+  x = example(2)[0]
+  variables = norms.Norm(kind, groups=3, scale_init=jax.nn.initializers.zeros).init(jax.random.key(0), x, train=True)
+  params = {'none': (), 'rms_norm': ('scale',)}.get(kind, ('bias', 'scale'))
+  assert tuple(sorted(variables.get('params', {}))) == params
+  assert ('batch_stats' in variables) == (kind == 'batch_norm')
+  if kind == 'batch_norm':  # initialization moves nothing
+    np.testing.assert_array_equal(variables['batch_stats']['mean'], 0)
+    np.testing.assert_array_equal(variables['batch_stats']['var'], 1)
+  y = norms.Norm(kind, groups=3).apply(variables, x, train=False)
+  np.testing.assert_array_equal(y, x if kind == 'none' else 0)
+
+
+def test_bad_norms_are_refused():
+  x, scale, bias = example(1, spatial=())
+  with pytest.raises(errors.InputError, match=r'12 channels into 5 groups; set config.model.norm_groups'):
+    norms.group_norm(x, scale, bias, groups=5)
+  with pytest.raises(errors.InputError, match="did you mean 'batch_norm'"):
+    norms.Norm('batchnorm').init(jax.random.key(0), x, train=True)
+  module = norms.Norm('batch_norm')
+  variables = module.init(jax.random.key(0), x, train=True)
+  with pytest.raises(errors.InputError, match='one value a channel'):
+    module.apply(variables, x, train=True, mutable=['batch_stats'])
