@@ -1,4 +1,3 @@
-import fcntl
 import os
 import pathlib
 import pty
@@ -6,7 +5,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import termios
 import time
 
 import pytest
@@ -46,8 +44,8 @@ def start(tmp_path):
   (tmp_path / 'worker.py').write_text(WORKER)
   started = []
 
-  def run(mode, count=2, **options):
-    command = [SCRIPT, '-n', str(count), '--module=worker', '--', f'--mode={mode}']
+  def run(mode, count=2, prefix=(), **options):
+    command = [*prefix, SCRIPT, '-n', str(count), '--module=worker', '--', f'--mode={mode}']
     process = subprocess.Popen(
       command,
       cwd=tmp_path,
@@ -169,14 +167,7 @@ def test_a_second_ctrl_c_ends_all(start):
 
 def test_ctrl_c_at_a_terminal_reaches_each_process_once(start):
   ours, theirs = pty.openpty()
-  process = start(
-    'stop',
-    stdin=theirs,
-    stdout=theirs,
-    stderr=theirs,
-    start_new_session=True,
-    preexec_fn=lambda: fcntl.ioctl(theirs, termios.TIOCSCTTY, 0),
-  )
+  process = start('stop', prefix=('setsid', '--ctty'), stdin=theirs, stdout=theirs, stderr=theirs)
   os.close(theirs)
   text = b''
   while text.count(b'started') < 2:
