@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dnt import errors
-from dnt.data import examples, images, placement, resident, stream
+from dnt.data import examples, images, placement, readers, resident, stream
 
 Batch = dict[str, jax.Array]
 
@@ -62,7 +62,7 @@ def _resident_images(config: ml_collections.ConfigDict, source: examples.Example
     return np.stack(list(pool.map(functools.partial(images.resize, size=size), source.images)))
 
 
-def _transform(config: ml_collections.ConfigDict, size: tuple[int, int], train: bool) -> stream.Transform:
+def _transform(config: ml_collections.ConfigDict, size: tuple[int, int], train: bool) -> readers.Transform:
   """What brings a picture to (height, width) on the host."""
   if config.augment != 'resized_crop_flip':
     return functools.partial(images.squash, size=size)

@@ -3,13 +3,6 @@
 A batch is a function of its step alone, so a run goes on from its step and no iterator state is saved.
 """
 
-import dataclasses
-import functools
-import multiprocessing.connection
-import os
-import signal
-import threading
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,68 +10,14 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dnt import errors
-from dnt.data import examples, order
+from dnt.data import examples, readers
 from dnt.parallel import mesh as meshes
-
-Transform = Callable[[np.ndarray, np.random.Generator | None], np.ndarray]
 
 THREADS = 4  # that read ahead in the main process, when there are no workers
 AHEAD = 2  # finished batches that wait in each worker
 
 # Grain walks an endless run as a range; this is its end.
 ENDLESS = 2**62
-
-# Workers ask for the same few epochs over and over; an order of ImageNet takes 5 MB and 0.1 s.
-_order = functools.lru_cache(maxsize=4)(order.order)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Reader:
-  """Reads one row of one batch; sent to the workers.
-
-  Attributes:
-    examples: where the pictures come from.
-    transform: brings a picture to the one size, given the random numbers of its place; uint8 in, uint8 out.
-    batch_size: rows of a batch over all processes.
-    rows: those that this process reads.
-  """
-
-  examples: examples.Examples
-  transform: Transform
-  batch_size: int
-  rows: range
-
-  def place(self, index: int) -> int:
-    """From the count of rows this process reads to the place in the whole run."""
-    step, row = divmod(index, len(self.rows))
-    return step * self.batch_size + self.rows[row]
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainReader(_Reader):
-  """Endless shuffled epochs."""
-
-  seed: int
-
-  def __call__(self, index: int) -> dict[str, np.ndarray]:
-    epoch, position = divmod(self.place(index), len(self.examples))
-    picture, label = self.examples[_order(self.seed, epoch, len(self.examples))[position]]
-    generator = order.generator(self.seed, order.CROP, epoch, position)
-    return {'image': self.transform(picture, generator), 'label': np.int32(label)}
-
-
-@dataclasses.dataclass(frozen=True)
-class EvalReader(_Reader):
-  """One pass in order; zeros beyond the end."""
-
-  shape: tuple[int, int, int]
-
-  def __call__(self, index: int) -> dict[str, np.ndarray]:
-    place = self.place(index)
-    if place >= len(self.examples):
-      return {'image': np.zeros(self.shape, np.uint8), 'label': np.int32(0)}
-    picture, label = self.examples[place]
-    return {'image': self.transform(picture, None), 'label': np.int32(label)}
 
 
 class Batches:
@@ -90,7 +29,7 @@ class Batches:
     workers: processes.
   """
 
-  def __init__(self, reader: TrainReader | EvalReader, steps: int | None, workers: int):
+  def __init__(self, reader: readers.TrainReader | readers.EvalReader, steps: int | None, workers: int):
     self._reader, self._steps, self._workers = reader, steps, workers
     self._iterator, self._next = None, None
 
@@ -139,23 +78,9 @@ class Batches:
       .to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads))
       .mp_prefetch(
         grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=AHEAD),
-        worker_init_fn=_start_worker,
+        worker_init_fn=readers.start_worker,
       )
     )
-
-
-def _start_worker(index: int, count: int) -> None:
-  """Leaves Ctrl-C and SIGTERM to the main process, which stops in order, and ends with it when it is killed."""
-  del index, count
-  signal.signal(signal.SIGINT, signal.SIG_IGN)
-  signal.signal(signal.SIGTERM, signal.SIG_IGN)
-  parent = multiprocessing.parent_process()
-
-  def watch():
-    multiprocessing.connection.wait([parent.sentinel])
-    os._exit(1)
-
-  threading.Thread(target=watch, daemon=True).start()
 
 
 def local_rows(batch_size: int, mesh: Mesh) -> range:
@@ -197,10 +122,10 @@ class TrainFeed(_Feed):
   """Batches of an endless run through shuffled epochs; see `pipeline.make_train_feed`."""
 
   def __init__(
-    self, source: examples.Examples, transform: Transform, seed: int, batch_size: int, mesh: Mesh, workers: int
+    self, source: examples.Examples, transform: readers.Transform, seed: int, batch_size: int, mesh: Mesh, workers: int
   ):
     rows = local_rows(batch_size, mesh)
-    reader = TrainReader(source, transform, batch_size, rows, seed)
+    reader = readers.TrainReader(source, transform, batch_size, rows, seed)
     super().__init__(Batches(reader, None, workers), rows, batch_size, mesh)
     self._count = len(source)
 
@@ -216,7 +141,7 @@ class EvalFeed(_Feed):
   def __init__(
     self,
     source: examples.Examples,
-    transform: Transform,
+    transform: readers.Transform,
     shape: tuple[int, int, int],
     batch_size: int,
     mesh: Mesh,
@@ -224,7 +149,7 @@ class EvalFeed(_Feed):
   ):
     rows = local_rows(batch_size, mesh)
     self.steps = -(-len(source) // batch_size)
-    reader = EvalReader(source, transform, batch_size, rows, shape)
+    reader = readers.EvalReader(source, transform, batch_size, rows, shape)
     super().__init__(Batches(reader, self.steps, workers), rows, batch_size, mesh)
     self._count = len(source)
 

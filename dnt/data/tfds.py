@@ -133,7 +133,9 @@ def _builder(where: str, root: pathlib.Path) -> Any:
     near = difflib.get_close_matches(where, tensorflow_datasets.list_builders(with_community_datasets=False), n=1)
     hint = f'; did you mean {near[0]!r}?' if near else ''
     raise errors.InputError(f'TFDS knows no set {where!r}, and none is prepared in {root}{hint}') from error
-  except (ValueError, RuntimeError, ImportError) as error:  # no such config or version, a package it lacks
+  except ImportError as error:
+    raise errors.InputError(_line(f'tfds:{where}: {error}; pip install -r {REQUIREMENTS}')) from error
+  except (ValueError, RuntimeError) as error:  # no such config or version
     raise errors.InputError(_line(f'tfds:{where}: {error}')) from error
 
 

@@ -1,5 +1,6 @@
 import hashlib
 import importlib.util
+import json
 import os
 import pathlib
 import pickle
@@ -213,6 +214,19 @@ def test_an_archive_with_another_digest_is_refused_by_name(data, tmp_path):
     load(data, tmp_path, 'cifar10')
 
 
-def test_a_set_without_pictures_is_refused_before_it_is_prepared(data, tmp_path):
-  with pytest.raises(errors.InputError, match='no image classification set: it must have one picture'):
-    load(data, tmp_path, 'glue')
+def test_a_set_without_labels_is_refused(data, prepared, picture):
+  folder = prepared([picture(6, 5)] * 4, [0, 1, 2, 0])
+  path = folder / 'toy' / '1.0.0' / 'features.json'
+  features = json.loads(path.read_text())
+  del features['featuresDict']['features']['label']
+  path.write_text(json.dumps(features))
+
+  with pytest.raises(errors.InputError, match=r"no image classification set: .* one class label, and has \['image'\]"):
+    load(data, folder)
+
+
+def test_a_set_that_cannot_be_asked_without_tensorflow_says_what_to_install(data, tmp_path):
+  if not WITHOUT_TENSORFLOW:
+    pytest.skip('TensorFlow is installed')
+  with pytest.raises(errors.InputError, match="No module named 'tensorflow'; pip install -r requirements-tfds.txt"):
+    load(data, tmp_path, 'titanic')

@@ -1,0 +1,137 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dnt import errors
+from dnt.data import images, order
+
+
+def encode(image, format='PNG'):
+  buffer = io.BytesIO()
+  image.save(buffer, format)
+  return buffer.getvalue()
+
+
+@pytest.mark.parametrize('mode', ['RGB', 'L', 'RGBA', 'P', 'CMYK', '1', 'LA'])
+def test_every_8_bit_mode_becomes_rgb(picture, mode):
+  image = Image.fromarray(picture(9, 7)).convert(mode)
+  found = images.decode(encode(image, 'TIFF'), 'x')
+
+  np.testing.assert_array_equal(found, np.asarray(image.convert('RGB')))
+  assert found.dtype == np.uint8
+
+
+def test_gray_stays_gray_with_one_channel(picture):
+  gray = picture(9, 7, 1)
+
+  np.testing.assert_array_equal(images.decode(encode(Image.fromarray(gray[..., 0])), 'x', channels=1), gray)
+  np.testing.assert_array_equal(images.decode(encode(Image.fromarray(gray[..., 0])), 'x'), np.repeat(gray, 3, -1))
+
+
+@pytest.mark.parametrize(
+  'damage', [lambda b: b[: len(b) // 2], lambda b: b'no picture', lambda b: b'', lambda b: b[:30]]
+)
+@pytest.mark.parametrize('format', ['JPEG', 'PNG'])
+def test_a_damaged_picture_is_named(picture, damage, format):
+  with pytest.raises(errors.InputError, match='cannot read the picture cat.jpg .*; replace or remove it'):
+    images.decode(damage(encode(Image.fromarray(picture(40, 40)), format)), 'cat.jpg')
+
+
+def test_more_than_8_bits_are_refused():
+  deep = Image.fromarray(np.full((4, 4), 40_000, np.uint16))
+  with pytest.raises(errors.InputError, match='holds more than 8 bits a channel'):
+    images.decode(encode(deep), 'scan.png')
+
+
+@pytest.mark.parametrize('channels', [1, 3])
+def test_squash_is_pillows_bilinear_resize(picture, channels):
+  source = picture(13, 29, channels)
+  image = Image.fromarray(source[..., 0] if channels == 1 else source)
+  expected = np.asarray(image.resize((8, 10), Image.Resampling.BILINEAR)).reshape(10, 8, channels)
+
+  np.testing.assert_array_equal(images.squash(source, None, size=(10, 8)), expected)
+
+
+def draw(height, width, count=400, min_area=0.08):
+  return np.array(
+    [images.crop_box(height, width, order.generator(0, order.CROP, 0, position), min_area) for position in range(count)]
+  )
+
+
+def test_random_crops_lie_inside_and_have_area_and_ratio_in_range():
+  height, width = 60, 90
+  top, left, h, w = draw(height, width).T
+
+  assert (top >= 0).all()
+  assert (left >= 0).all()
+  assert (top + h <= height).all()
+  assert (left + w <= width).all()
+  # Rounding to whole pixels moves both a little.
+  assert 0.07 < (h * w / (height * width)).min() < 0.1
+  assert (h * w / (height * width)).max() > 0.8
+  assert (w / h).min() > 0.75 * 0.93
+  assert (w / h).max() < 4 / 3 * 1.07
+
+
+def test_random_crops_are_uniform_in_area_and_log_ratio():
+  """On a picture so large that each first box fits nearly always: means of area, log ratio and place."""
+  top, left, h, w = draw(2000, 2000, count=2000, min_area=0.05).T
+  small = h * w < 2000**2 * 0.5  # boxes that cannot fail to fit
+  ratio = np.log(w / h)[small]
+
+  assert abs((h * w)[small].mean() / 2000**2 - 0.275) < 0.01
+  assert abs(ratio.mean()) < 0.02
+  assert abs(ratio.std() - 2 * np.log(4 / 3) / np.sqrt(12)) < 0.01
+  assert abs((top[small] / (2000 - h[small])).mean() - 0.5) < 0.03
+  assert abs((left[small] / (2000 - w[small])).mean() - 0.5) < 0.03
+
+
+@pytest.mark.parametrize(
+  ('height', 'width', 'box'), [(10, 1000, (0, 493, 10, 13)), (1000, 10, (493, 0, 13, 10)), (10, 1000, (0, 493, 10, 13))]
+)
+def test_a_picture_too_narrow_for_any_box_gives_its_center(height, width, box):
+  """torchvision's fallback: the largest centered box with ratio 3/4 or 4/3; areas near 1 fit no box here."""
+  assert images.crop_box(height, width, order.generator(0, order.CROP), min_area=0.9) == box
+
+
+def test_a_picture_with_a_fitting_ratio_falls_back_to_the_whole():
+  class Never:
+    """Draws an area that is too large, always."""
+
+    def uniform(self, low, high):
+      return 2.0 if low > 0 else 0.0
+
+  assert images.crop_box(30, 30, Never(), 0.5) == (0, 0, 30, 30)
+
+
+def test_random_resized_crop_resizes_its_box(picture):
+  source, size = picture(40, 50), (16, 16)
+  top, left, h, w = images.crop_box(40, 50, order.generator(0, order.CROP, 1, 2), 0.2)
+  expected = Image.fromarray(source).crop((left, top, left + w, top + h)).resize(size, Image.Resampling.BILINEAR)
+
+  found = images.random_resized_crop(source, order.generator(0, order.CROP, 1, 2), size, 0.2)
+  np.testing.assert_array_equal(found, np.asarray(expected))
+
+
+@pytest.mark.parametrize(('height', 'width'), [(40, 60), (60, 40), (33, 33), (8, 100)])
+def test_center_crop_is_that_of_torchvision(picture, height, width):
+  """Resize(32): the shorter side to 32, the longer to int(32 * long / short); CenterCrop(28)."""
+  source = picture(height, width)
+  short, long = min(height, width), max(height, width)
+  resized = {short: 32, long: int(32 * long / short)}
+  h, w = (32, 32) if height == width else (resized[height], resized[width])
+  top, left = int(round((h - 28) / 2.0)), int(round((w - 28) / 2.0))
+  image = Image.fromarray(source).resize((w, h), Image.Resampling.BILINEAR)
+  expected = np.asarray(image.crop((left, top, left + 28, top + 28)))
+
+  np.testing.assert_array_equal(images.resize_center_crop(source, None, (28, 28), share=0.875), expected)
+
+
+def test_center_crop_of_everything_is_a_resize(picture):
+  source = picture(50, 50)
+
+  np.testing.assert_array_equal(
+    images.resize_center_crop(source, None, (20, 20), share=1.0), images.squash(source, None, (20, 20))
+  )

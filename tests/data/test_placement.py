@@ -1,0 +1,43 @@
+import pytest
+
+from dnt import errors
+from dnt.data import placement
+
+SMALL, LARGE = (32, 32, 3), (300, 300, 3)
+
+
+def test_auto_decides_by_the_bytes_at_the_final_size(data):
+  count = placement.RESIDENT_BYTES // (32 * 32 * 3)
+
+  assert placement.on_device(data, count, SMALL)
+  assert not placement.on_device(data, count + 1, SMALL)
+  data.image_size = 64
+  assert not placement.on_device(data, count, SMALL)
+  assert placement.on_device(data, count // 4, SMALL)
+
+
+def test_the_limit_is_one_gibibyte():
+  assert placement.RESIDENT_BYTES == 1 << 30
+
+
+def test_stream_and_device_are_obeyed(data):
+  data.placement = 'stream'
+  assert not placement.on_device(data, 1, SMALL)
+  data.placement = 'device'
+  assert placement.on_device(data, 10**6, LARGE)
+
+
+def test_pictures_that_differ_in_size_or_are_cropped_on_the_host_stream(data):
+  assert not placement.on_device(data, 1, (None, None, 3))
+  data.augment = 'resized_crop_flip'
+  assert not placement.on_device(data, 1, SMALL)
+
+
+@pytest.mark.parametrize(
+  ('shape', 'augment', 'reason'),
+  [((None, None, 3), 'none', 'differ in size'), (SMALL, 'resized_crop_flip', 'crops on the host')],
+)
+def test_device_is_refused_where_it_cannot_be(data, shape, augment, reason):
+  data.placement, data.augment = 'device', augment
+  with pytest.raises(errors.InputError, match=f"placement='device' cannot hold digits: .*{reason}; use 'auto'"):
+    placement.on_device(data, 1, shape)
