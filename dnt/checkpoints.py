@@ -1,65 +1,27 @@
 """Checkpoints of a whole run under `<workdir>/checkpoints`: one Orbax manager, strict restore, damage passed over.
 
-A checkpoint is `<step>/state`, the leaves of the train state as nested dicts (so that reading needs none of the classes
-that made it), and `<step>/meta/meta.json`: what the loop gives, the metric that ranks it, and the shape, dtype and
-digest of each leaf, which does not depend on how it was sharded: one flipped bit shows at restore, on any number of
-devices.
-
-With several processes every public call is made by all of them; what one finds damaged, all pass over. They must share
-the file system of the workdir.
+`stored` says what a checkpoint is. With several processes every public call is made by all of them; what one finds
+damaged, all pass over. They must share the file system of the workdir.
 """
 
 import dataclasses
 import functools
-import hashlib
-import itertools
-import json
-import logging as std_logging
 import os
 import pathlib
 import secrets
 import shutil
-import sys
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
-from absl import logging
 from jax.experimental import multihost_utils
 
-from dnt import errors, trees
+from dnt import digests, errors, stored, trees
 from dnt.parallel import multihost
 
 DIRECTORY = 'checkpoints'
-META_FILE = 'meta.json'
-LISTED = 8  # paths named in a message, of each kind
-
-
-@dataclasses.dataclass(frozen=True)
-class Parameters:
-  """What `load_parameters` reads from a run: numpy arrays, whole on every process.
-
-  Attributes:
-    step: the checkpoint's step.
-    params: nested dicts.
-    batch_stats: nested dicts; empty without BatchNorm.
-    ema: `{'params': ..., 'batch_stats': ...}`; empty when the run kept no average.
-    meta: what was given to `save`.
-  """
-
-  step: int
-  params: dict[str, Any]
-  batch_stats: dict[str, Any]
-  ema: dict[str, Any]
-  meta: dict[str, Any]
-
-
-class _DamagedError(Exception):
-  """A committed checkpoint that cannot be read back as it was written."""
 
 
 def better(best_metric: str, value: float | None, than: float | None) -> bool:
@@ -96,15 +58,15 @@ class Checkpoints:
       def reached_preemption(self, step: int) -> bool:
         return False  # the loop asks by its own dense counter; a second one would move the agreed step
 
-    _silence_background()
+    stored.silence_background()
     registry = ocp.DefaultCheckpointHandlerRegistry()
     state_handler = ocp.PyTreeCheckpointHandler()
-    meta_handler = ocp.JsonCheckpointHandler(filename=META_FILE)
+    meta_handler = ocp.JsonCheckpointHandler(filename=stored.META_FILE)
     registry.add('state', ocp.args.PyTreeSave, state_handler)
     registry.add('state', ocp.args.PyTreeRestore, state_handler)
     registry.add('meta', ocp.args.JsonSave, meta_handler)
     registry.add('meta', ocp.args.JsonRestore, meta_handler)
-    self._metrics |= {step: _metric(self._directory / str(step)) for step in _steps(self._directory)}
+    self._metrics |= {step: stored.metric_of(self._directory / str(step)) for step in stored.steps_in(self._directory)}
     return Manager(
       self._directory,
       options=ocp.CheckpointManagerOptions(
@@ -125,7 +87,9 @@ class Checkpoints:
   def best_step(self) -> int | None:
     """The step with the best metric, the first of equals; None when no checkpoint has one."""
     steps = self._all_steps()
-    self._metrics |= {step: _metric(self._directory / str(step)) for step in steps if step not in self._metrics}
+    self._metrics |= {
+      step: stored.metric_of(self._directory / str(step)) for step in steps if step not in self._metrics
+    }
     return self._best_of(steps)
 
   def save(self, step: int, state: Any, meta: Mapping[str, Any], metric: float | None = None) -> bool:
@@ -148,10 +112,13 @@ class Checkpoints:
 
     if step in self._all_steps():
       return False
-    leaves = _flatten(state)
+    leaves = stored.flatten(state)
     self._check_room(leaves)
-    envelope = {'meta': dict(meta), 'metric': metric, 'leaves': self._inspect(step, leaves)}
-    envelope['sha256'] = _sha256(envelope)
+    sums = digests.inspect(leaves)
+    bad = [path for path, (_, finite) in sums.items() if not finite]
+    if bad:
+      raise errors.RunError(f'the state after step {step} is not finite and was not saved ({stored.list_names(bad)})')
+    envelope = stored.make_envelope(meta, metric, leaves, sums)
     self._metrics[step] = metric
     self._write(
       self._manager.save,
@@ -176,7 +143,7 @@ class Checkpoints:
     """
     if not self._all_steps():
       return None
-    found, damaged = _newest_good(self._directory, lambda path: _read_state(path, abstract_state))
+    found, damaged = _newest_good(self._directory, lambda path: stored.read_state(path, abstract_state))
     for step, reason in damaged:
       aside = self._move_aside(step)
       _say(f'checkpoint {step} is damaged ({reason}); moved to {aside}, going on from step {found.step}')
@@ -193,7 +160,7 @@ class Checkpoints:
     steps = self._all_steps()
     if step not in steps:
       raise errors.unknown(f'checkpoint in {self._directory}', str(step), map(str, steps))
-    found, _ = _newest_good(self._directory, lambda path: _read_state(path, abstract_state), only=step)
+    found, _ = _newest_good(self._directory, lambda path: stored.read_state(path, abstract_state), only=step)
     return found.value
 
   def wait(self) -> None:
@@ -213,7 +180,7 @@ class Checkpoints:
   def _all_steps(self) -> list[int]:
     if '_manager' in self.__dict__:
       return sorted(self._manager.all_steps())
-    return multihost.broadcast_from_lead(_steps(self._directory))
+    return multihost.broadcast_from_lead(stored.steps_in(self._directory))
 
   def _best_of(self, steps: Sequence[int]) -> int | None:
     best = None
@@ -240,16 +207,6 @@ class Checkpoints:
     problem = _agree(problem)
     if problem is not None:
       raise problem
-
-  def _inspect(self, step: int, leaves: Mapping[str, jax.Array]) -> dict[str, Any]:
-    inspected = _inspect(leaves)
-    bad = [path for path, (_, finite) in inspected.items() if not finite]
-    if bad:
-      raise errors.RunError(f'the state after step {step} is not finite and was not saved ({_list(bad)})')
-    return {
-      path: {'shape': list(leaf.shape), 'dtype': str(leaf.dtype), 'digest': inspected[path][0]}
-      for path, leaf in leaves.items()
-    }
 
   def _move_aside(self, step: int) -> pathlib.Path:
     aside = self._directory / f'{step}.damaged'
@@ -283,8 +240,8 @@ class _Preserve:
     return [step in kept for step in steps]
 
 
-def load_parameters(workdir: str | os.PathLike, step: int | None = None) -> Parameters:
-  """Parameters and statistics of another run, without the config or the classes that made it.
+def load_parameters(workdir: str | os.PathLike, step: int | None = None) -> stored.Parameters:
+  """stored.Parameters and statistics of another run, without the config or the classes that made it.
 
   A damaged checkpoint is passed over for the one before, said in one line; nothing on disk is changed.
 
@@ -296,12 +253,12 @@ def load_parameters(workdir: str | os.PathLike, step: int | None = None) -> Para
     errors.InputError: there is no checkpoint, no such step, or they are damaged.
   """
   directory = pathlib.Path(workdir).absolute() / DIRECTORY
-  steps = multihost.broadcast_from_lead(_steps(directory))
+  steps = multihost.broadcast_from_lead(stored.steps_in(directory))
   if not steps:
     raise errors.InputError(f'there is no checkpoint in {directory}; give the workdir of a dnt run that saved one')
   if step is not None and step not in steps:
     raise errors.unknown(f'checkpoint in {directory}', str(step), map(str, steps))
-  found, damaged = _newest_good(directory, _read_parameters, only=step)
+  found, damaged = _newest_good(directory, stored.read_parameters, only=step)
   for bad, reason in damaged:
     _say(f'checkpoint {bad} in {directory} is damaged ({reason}); taking step {found.step}')
   return found.value
@@ -314,28 +271,27 @@ class _Found:
 
 
 def _newest_good(
-  directory: pathlib.Path, read: Callable[[pathlib.Path], Any], only: int | None = None
+  directory: pathlib.Path, read: Callable[[pathlib.Path], stored.ReadBack], only: int | None = None
 ) -> tuple[_Found, list[tuple[int, str]]]:
   """The newest checkpoint that `read` accepts, and the newer damaged ones with the reasons; agreed by all processes.
 
   Args:
     directory: of the checkpoints, at least one.
-    read: path to (leaves by path, their record in the envelope, what to return); local to the process.
+    read: of `stored`; local to the process.
     only: look at this step alone.
   """
   damaged = []
-  for step in [only] if only is not None else reversed(multihost.broadcast_from_lead(_steps(directory))):
+  for step in [only] if only is not None else reversed(multihost.broadcast_from_lead(stored.steps_in(directory))):
     problem, read_back = None, None
     try:
       read_back = read(directory / str(step))
-    except (_DamagedError, errors.InputError) as error:
+    except (stored.DamagedError, errors.InputError) as error:
       problem = error
     problem = _agree(problem)
     if problem is None:
-      leaves, record, value = read_back
-      problem = _agree(_compare_digests(leaves, record))
+      problem = _agree(stored.compare_digests(read_back))
     if problem is None:
-      return _Found(step, value), damaged
+      return _Found(step, read_back.value), damaged
     if isinstance(problem, errors.InputError):
       raise problem
     damaged.append((step, str(problem)))
@@ -344,226 +300,6 @@ def _newest_good(
     f'every checkpoint in {directory} is damaged ({listed}). Restore them from a backup, give another --workdir, or '
     f'delete {directory} to start again'
   )
-
-
-def _read_state(path: pathlib.Path, abstract_state: Any) -> tuple[dict[str, Any], dict[str, Any], Any]:
-  envelope = _read_envelope(path)
-  expected = _flatten(abstract_state)
-  _check_strictly(path, expected, envelope['leaves'])
-
-  def abstract(leaf):
-    sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-  leaves = _read_leaves(path, {name: abstract(leaf) for name, leaf in expected.items()})
-  _, structure = jax.tree.flatten(abstract_state)
-  state = jax.tree.unflatten(structure, [leaves[name] for name in _paths(abstract_state)])
-  return leaves, envelope['leaves'], (state, envelope['meta'])
-
-
-def _read_parameters(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any], Any]:
-  envelope = _read_envelope(path)
-  record = {
-    name: entry for name, entry in envelope['leaves'].items() if name.split('/')[0] in ('params', 'batch_stats', 'ema')
-  }
-  leaves = _read_leaves(
-    path, {name: jax.ShapeDtypeStruct(tuple(entry['shape']), entry['dtype']) for name, entry in record.items()}
-  )
-  tree = trees.unflatten(leaves)
-  value = Parameters(
-    step=int(path.name),
-    params=tree['params'],
-    batch_stats=tree.get('batch_stats', {}),
-    ema=tree.get('ema', {}),
-    meta=envelope['meta'],
-  )
-  return leaves, record, value
-
-
-def _read_envelope(path: pathlib.Path) -> dict[str, Any]:
-  file = path / 'meta' / META_FILE
-  try:
-    envelope = json.loads(file.read_bytes())
-    good = envelope.pop('sha256') == _sha256(envelope)
-  except PermissionError as error:
-    raise errors.InputError(f'{file} cannot be read ({error.strerror}); check its owner and mode') from error
-  except FileNotFoundError as error:
-    raise _DamagedError(f'{file.relative_to(path)} is missing') from error
-  except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-    raise _DamagedError(f'{file.relative_to(path)} cannot be read') from error
-  if not good:
-    raise _DamagedError(f'{file.relative_to(path)} is not what was written')
-  return envelope
-
-
-def _read_leaves(path: pathlib.Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
-  """Reads leaves by path: onto the sharding each carries, or as numpy arrays without one."""
-  import orbax.checkpoint as ocp
-
-  _silence_background()
-
-  def restore_args(leaf):
-    if leaf.sharding is None:
-      return ocp.RestoreArgs(restore_type=np.ndarray)
-    return ocp.ArrayRestoreArgs(sharding=leaf.sharding, global_shape=leaf.shape, dtype=leaf.dtype)
-
-  # Each process reads by itself, so that one that fails does not leave the others in a barrier.
-  process = jax.process_index()
-  alone = ocp.options.MultiprocessingOptions(
-    primary_host=process, active_processes={process}, barrier_sync_key_prefix=f'dnt_read_{process}'
-  )
-  item = trees.unflatten(wanted)
-  checkpointer = ocp.Checkpointer(
-    ocp.PyTreeCheckpointHandler(multiprocessing_options=alone), multiprocessing_options=alone
-  )
-  try:
-    restored = checkpointer.restore(
-      path / 'state',
-      args=ocp.args.PyTreeRestore(item=item, restore_args=jax.tree.map(restore_args, item), partial_restore=True),
-    )
-    return {name: trees.flatten(restored)[name] for name in wanted}
-  except (MemoryError, jax.errors.JaxRuntimeError):
-    raise
-  except PermissionError as error:
-    raise errors.InputError(f'{path} cannot be read ({error.strerror}); check its owner and mode') from error
-  except Exception as error:
-    # Orbax and TensorStore raise a dozen types for a file that is cut short, missing or changed.
-    raise _DamagedError('state cannot be read') from error
-  finally:
-    checkpointer.close()
-
-
-@functools.cache
-def _silence_background() -> None:
-  """Keeps Orbax's threads from printing what the calls here raise, in one line, as `RunError` or as damage.
-
-  When one of many reads or writes fails, the others end later and find their event loop closed or nobody waiting for
-  them: pages of tracebacks that say nothing more.
-  """
-  hook = sys.unraisablehook
-
-  def unraisable(event):
-    closed = isinstance(event.exc_value, RuntimeError) and 'Event loop is closed' in str(event.exc_value)
-    if not closed and not any('orbax' in frame.filename for frame in traceback.extract_tb(event.exc_traceback)):
-      hook(event)
-
-  sys.unraisablehook = unraisable
-  logging.get_absl_logger().addFilter(lambda record: not (record.exc_info and 'orbax' in record.pathname))
-  logger = std_logging.getLogger('asyncio')
-  logger.addFilter(lambda record: 'exception was never retrieved' not in record.getMessage())
-
-
-def _check_strictly(path: pathlib.Path, expected: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
-  both = [name for name in expected if name in saved]
-  shapes = [
-    f'{name} {tuple(saved[name]["shape"])}, not {expected[name].shape}'
-    for name in both
-    if tuple(saved[name]['shape']) != expected[name].shape
-  ]
-  dtypes = [
-    f'{name} {saved[name]["dtype"]}, not {expected[name].dtype}'
-    for name in both
-    if saved[name]['dtype'] != str(expected[name].dtype)
-  ]
-  problems = {
-    'missing': [name for name in expected if name not in saved],
-    'unexpected': [name for name in saved if name not in expected],
-    'of another shape': shapes,
-    'of another dtype': dtypes,
-  }
-  found = [f'{what}: {_list(names)}' for what, names in problems.items() if names]
-  if found:
-    workdir = path.parent.parent
-    raise errors.InputError(
-      f'checkpoint {path} is not of this network and optimizer; {"; ".join(found)}. '
-      f'Give another --workdir, or the config that made it ({workdir / "config.json"})'
-    )
-
-
-def _compare_digests(leaves: Mapping[str, Any], record: Mapping[str, Any]) -> _DamagedError | None:
-  changed = [path for path, (digest, _) in _inspect(leaves).items() if digest != record[path]['digest']]
-  return _DamagedError(f'not what was written: {_list(changed)}') if changed else None
-
-
-def _inspect(leaves: Mapping[str, Any]) -> dict[str, tuple[int, bool]]:
-  """(digest, whether all numbers are finite) of each leaf.
-
-  The digest is the sum modulo 2^32 of the leaf's 32-bit words, each times an odd weight, 2 x position + 1: any order of
-  summation, over any shards, gives the same, and a change of one word always changes it. It is summed on the host,
-  where the values go anyway to be written: a program for each shape would take a deep network seconds to compile.
-
-  Args:
-    leaves: arrays on the mesh, of which each process sums its own shards, or whole numpy arrays.
-  """
-  shards = {path: _shards(leaf) for path, leaf in leaves.items()}
-  for _, values in itertools.chain.from_iterable(shards.values()):
-    if isinstance(values, jax.Array):
-      values.copy_to_host_async()
-  found = np.zeros((len(leaves), 2), np.uint32)  # digest, shards that are not finite
-  for row, (path, leaf) in zip(found, leaves.items(), strict=True):
-    for index, values in shards[path]:
-      digest, finite = _inspect_shard(leaf.shape, index, np.asarray(values))
-      row += np.array([digest, not finite], np.uint32)
-  if any(isinstance(leaf, jax.Array) for leaf in leaves.values()) and jax.process_count() > 1:
-    found = multihost_utils.process_allgather(found).sum(0, dtype=np.uint32)
-  return {path: (int(digest), not bad) for path, (digest, bad) in zip(leaves, found, strict=True)}
-
-
-def _shards(leaf: Any) -> list[tuple[tuple[slice, ...], Any]]:
-  """(where, values) of the parts that this process counts for: together the processes count each number once."""
-  if isinstance(leaf, jax.Array):
-    return [(shard.index, shard.data) for shard in leaf.addressable_shards if shard.replica_id == 0]
-  return [((slice(None),) * leaf.ndim, leaf)]
-
-
-def _inspect_shard(shape: tuple[int, ...], index: tuple[slice, ...], values: np.ndarray) -> tuple[int, bool]:
-  finite = not jnp.issubdtype(values.dtype, jnp.inexact) or bool(np.isfinite(values).all())
-  size = values.dtype.itemsize
-  words = np.ascontiguousarray(values).view(f'u{min(size, 4)}').astype(np.uint32, copy=False)
-  if size > 4:
-    shape, index = (*shape, size // 4), (*index, slice(None))
-  position, stride = np.zeros((), np.uint32), 1
-  for axis in reversed(range(len(shape))):
-    along = np.arange(*index[axis].indices(shape[axis]), dtype=np.uint32) * np.uint32(stride % 2**32)
-    position = along.reshape(-1, *[1] * (len(shape) - 1 - axis)) + position
-    stride *= shape[axis]
-  words = words.reshape(position.shape)
-  return int(np.sum(words * (position * np.uint32(2) + np.uint32(1)), dtype=np.uint32)), finite
-
-
-def _paths(tree: Any) -> list[str]:
-  leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-  return [jax.tree_util.keystr(path, simple=True, separator='/') for path, _ in leaves]
-
-
-def _flatten(tree: Any) -> dict[str, Any]:
-  return dict(zip(_paths(tree), jax.tree.leaves(tree), strict=True))
-
-
-def _sha256(envelope: Mapping[str, Any]) -> str:
-  return hashlib.sha256(json.dumps(envelope, sort_keys=True).encode()).hexdigest()
-
-
-def _metric(path: pathlib.Path) -> float | None:
-  try:
-    return _read_envelope(path)['metric']
-  except _DamagedError:
-    return None  # restoring it will say so
-
-
-def _steps(directory: pathlib.Path) -> list[int]:
-  """Committed steps: Orbax writes elsewhere and renames."""
-  try:
-    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit() and path.is_dir())
-  except (FileNotFoundError, NotADirectoryError):
-    return []
-  except PermissionError as error:
-    raise errors.InputError(f'{directory} cannot be read ({error.strerror}); check its owner and mode') from error
-
-
-def _list(names: Sequence[str]) -> str:
-  more = f' and {len(names) - LISTED} more' if len(names) > LISTED else ''
-  return ', '.join(names[:LISTED]) + more
 
 
 def _say(line: str) -> None:
@@ -601,7 +337,7 @@ def _agree(problem: Exception | None) -> Exception | None:
   """The gravest problem of any process, on every process: damage before any other before none."""
   if jax.process_count() == 1:
     return problem
-  kinds = (type(None), errors.RunError, errors.InputError, _DamagedError)
+  kinds = (type(None), errors.RunError, errors.InputError, stored.DamagedError)
   mine = kinds.index(type(problem))
   all_of_them = multihost_utils.process_allgather(np.int32(mine))
   process = int(np.argmax(all_of_them))

@@ -18,7 +18,7 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec
 
-from dnt import checkpoints, config, errors
+from dnt import checkpoints, config, errors, stored
 from dnt.parallel import mesh as mesh_lib
 
 # Tasks that a failing read leaves behind in TensorStore are reported when they are collected.
@@ -77,10 +77,6 @@ def _names(workdir):
   return sorted(path.name for path in (workdir / 'checkpoints').iterdir())
 
 
-def _digests(values):
-  return {path: digest for path, (digest, _) in checkpoints._inspect(values).items()}
-
-
 @pytest.fixture(scope='module')
 def pristine(tmp_path_factory):
   """A workdir with checkpoints 1, 2 and 3; tests damage copies of it."""
@@ -119,6 +115,16 @@ def test_nothing_saved_and_no_import(tmp_path):
   """
   subprocess.run([sys.executable, '-c', textwrap.dedent(code)], check=True)
   assert _names(tmp_path / 'new' / 'run') == []
+
+
+def test_meta_reads_back_as_json(tmp_path):
+  saved = checkpoints.Checkpoints(tmp_path, _options())
+  meta = {'pairs': (1, 2), 'by step': {2: 'b', 10: 'a'}, 'nothing': None, 'figure': 0.1, 'text': 'é'}
+  saved.save(1, _state(1), meta)
+  saved.wait()
+  _, back = saved.restore_latest(_abstract(_state()))
+  assert back == {**meta, 'pairs': [1, 2], 'by step': {'2': 'b', '10': 'a'}}
+  saved.close()
 
 
 def test_buffers_may_be_donated_after_save(tmp_path):
@@ -323,9 +329,10 @@ def test_every_single_flipped_byte_is_caught_or_harmless(run):
     for at in {0, len(original) // 3, len(original) * (number + 1) // (len(files) + 1), len(original) - 1}:
       _flip(path, at)
       try:
-        _, _, (state, meta) = read = checkpoints._read_state(step, abstract)
-        problem = checkpoints._compare_digests(read[0], read[1])
-      except checkpoints._DamagedError as error:
+        read = stored.read_state(step, abstract)
+        problem = stored.compare_digests(read)
+        state, meta = read.value
+      except stored.DamagedError as error:
         problem = error
       outcomes[problem is not None] += 1
       if problem is None:
@@ -437,48 +444,6 @@ def test_kill_during_saves(tmp_path):
   assert saved.save(50, state, {})
   saved.close()
   assert not [name for name in _names(tmp_path) if 'tmp' in name]
-
-
-# The digest.
-
-
-def test_digest_against_numpy():
-  rng = np.random.default_rng(1)
-  values = {
-    'f32': rng.normal(size=(5, 7)).astype(np.float32),
-    'bf16': rng.normal(size=(3, 4, 5)).astype(jnp.bfloat16),
-    'i32': rng.integers(-9, 9, size=11, dtype=np.int32),
-    'bool': rng.random(13) < 0.5,
-    'scalar': np.float32(3.5),
-    'empty': np.zeros((0, 3), np.float32),
-  }
-
-  def digest(array):
-    array = array.astype(np.uint8) if array.dtype == np.bool_ else np.ascontiguousarray(array)
-    words = np.atleast_1d(array).view(f'u{min(array.dtype.itemsize, 4)}').ravel().tolist()
-    total = 0
-    for position, word in enumerate(words):
-      total += word * (2 * position + 1)
-    return total % 2**32
-
-  expected = {path: digest(value) for path, value in values.items()}
-  assert _digests(values) == expected
-  assert _digests({path: jnp.asarray(value) for path, value in values.items()}) == expected
-  assert _digests({'f64': np.arange(5.0)}) == {'f64': digest(np.arange(5.0))}
-
-
-def test_digest_sees_every_bit_and_every_move():
-  value = np.arange(1, 65, dtype=np.float32)
-  digest = _digests({'x': value})['x']
-  for position in (0, 1, 31, 63):
-    for bit in range(32):
-      changed = value.copy()
-      changed.view(np.uint32)[position] ^= np.uint32(1 << bit)
-      assert _digests({'x': changed})['x'] != digest
-  assert _digests({'x': value[::-1].copy()})['x'] != digest
-  assert _digests({'x': value.reshape(8, 8)})['x'] == digest
-  assert _digests({'x': value.reshape(8, 8).T.copy()})['x'] != digest
-  assert _digests({'x': np.float32(0.0)}) != _digests({'x': np.float32(-0.0)})
 
 
 # Other runs' parameters.
