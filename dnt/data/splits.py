@@ -5,8 +5,9 @@ from typing import NamedTuple
 
 from dnt import errors
 
+BOUND = r'-?[\d.]+'
 PATTERN = re.compile(
-  r'(?P<name>[\w.-]+)(?P<slice>\[(?:(?P<start>-?[\d.]+)(?P<start_unit>%)?)?:(?:(?P<stop>-?[\d.]+)(?P<stop_unit>%)?)?\])?'
+  rf'(?P<name>[\w.-]+)(?P<slice>\[((?P<start>{BOUND})(?P<start_unit>%)?)?:((?P<stop>{BOUND})(?P<stop_unit>%)?)?\])?'
 )
 
 

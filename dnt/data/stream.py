@@ -38,6 +38,7 @@ class Batches:
 
     Raises:
       errors.InputError: a picture that cannot be read; workers are ended.
+      errors.RunError: a worker was killed.
     """
     if step != self._next:
       self.close()
@@ -47,8 +48,11 @@ class Batches:
       batch = {name: np.array(value) for name, value in next(self._iterator).items()}
     except BaseException as error:
       self.close()
-      if isinstance(error, RuntimeError) and 'Worker process' in str(error):  # killed, or out of (shared) memory
-        raise errors.RunError(f'a worker process that reads data ended: {error}') from error
+      message = str(error).partition('\n')[0]  # grain appends a note on its traceback
+      if isinstance(error, errors.InputError):
+        raise errors.InputError(message) from error
+      if isinstance(error, RuntimeError) and 'Worker process' in message:  # killed, or out of (shared) memory
+        raise errors.RunError(f'a worker process that reads data ended: {message}') from error
       raise
     self._next = step + 1 if self._steps is None else (step + 1) % self._steps
     return batch

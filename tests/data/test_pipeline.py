@@ -1,0 +1,206 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dnt import errors
+from dnt.data import augment, examples, order, pipeline, resident, sources, stream
+from dnt.parallel import mesh as meshes
+
+COUNT, BATCH = 13, 8
+# Steps in the first epoch, over its end, at a later place, and back at the start.
+STEPS = (0, 1, 2, 40, 41, 0)
+
+
+@pytest.fixture
+def config(tiny):
+  """Thirteen synthetic 8x8 pictures, cropped and mirrored, in batches of eight; streams are read in this process."""
+  tiny.data.synthetic_examples = COUNT
+  tiny.data.augment = 'pad_crop_flip'
+  tiny.data.workers = 0
+  tiny.train.batch_size = tiny.eval.batch_size = BATCH
+  return tiny
+
+
+@pytest.fixture(scope='module')
+def mesh():
+  from dnt import config
+
+  return meshes.make_mesh(config.default().mesh)
+
+
+def load(config, split='train'):
+  return sources.load(config.data, split, config.seed)
+
+
+def batches(feed, steps, finish=lambda batch: batch):
+  """What the program inside jit gets at each step, on the host."""
+  step_fn = jax.jit(lambda arrays, step: finish(feed.batch_at(arrays, step)))
+  try:
+    return [jax.device_get(step_fn(feed.arrays(step, 1), step)) for step in steps]
+  finally:
+    feed.close()
+
+
+def assert_same(first, second):
+  for a, b in zip(first, second, strict=True):
+    assert a.keys() == b.keys()
+    for name in a:
+      assert a[name].dtype == b[name].dtype
+      np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+@pytest.mark.parametrize('placement', ['device', 'stream'])
+def test_batches_follow_the_order_of_each_epoch_and_drop_nothing(config, mesh, placement):
+  config.data.placement = placement
+  source = load(config)
+  found = batches(pipeline.make_train_feed(config, source, mesh), range(COUNT))
+
+  visits = np.concatenate([order.order(config.seed, epoch, COUNT) for epoch in range(BATCH)])
+  for name, expected in (
+    ('image', source.images[visits]),
+    ('label', source.labels[visits]),
+    ('epoch', np.repeat(np.arange(BATCH), COUNT)),
+    ('position', np.tile(np.arange(COUNT), BATCH)),
+  ):
+    np.testing.assert_array_equal(np.concatenate([batch[name] for batch in found]), expected, err_msg=name)
+
+
+@pytest.mark.parametrize('image_size', [8, 12])
+def test_streamed_pictures_are_the_resident_ones_bit_for_bit(config, mesh, image_size):
+  """Cropped, mirrored and normalized; also when they are resized on the way."""
+  source = load(config)
+  config.data.image_size = image_size
+  preprocess = augment.make_preprocess(config.data, *pipeline.statistics(config.data, source), jnp.float32)
+
+  def finish(batch):
+    return batch | {'image': preprocess(batch, jax.random.key(3))}
+
+  found = {}
+  for placement in ('device', 'stream'):
+    config.data.placement = placement
+    found[placement] = batches(pipeline.make_train_feed(config, source, mesh), STEPS, finish)
+  assert_same(found['device'], found['stream'])
+  assert found['device'][0]['image'].shape == (BATCH, image_size, image_size, 3)
+
+
+@pytest.mark.parametrize('placement', ['device', 'stream'])
+def test_the_number_of_devices_changes_nothing(config, mesh, placement):
+  config.data.placement = placement
+  source = load(config)
+  one = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), mesh.axis_names, axis_types=mesh.axis_types)
+
+  assert_same(*(batches(pipeline.make_train_feed(config, source, m), STEPS) for m in (mesh, one)))
+  assert_same(*(batches(pipeline.make_eval_feed(config, source, m), (0, 1)) for m in (mesh, one)))
+
+
+@pytest.mark.parametrize('placement', ['device', 'stream'])
+def test_batches_lie_split_over_the_devices(config, mesh, placement):
+  config.data.placement = placement
+  feed = pipeline.make_train_feed(config, load(config), mesh)
+  batch = jax.jit(feed.batch_at)(feed.arrays(0, 1), 0)
+  feed.close()
+
+  for value in batch.values():
+    assert value.sharding.is_equivalent_to(meshes.batch_sharding(mesh), value.ndim)
+
+
+@pytest.mark.parametrize('placement', ['device', 'stream'])
+@pytest.mark.parametrize(('split', 'steps'), [('train', 2), ('train[:8]', 1), ('train[:3]', 1)])
+def test_evaluation_visits_each_example_once_in_order(config, mesh, placement, split, steps):
+  config.data.placement = placement
+  source = load(config, split)
+  feed = pipeline.make_eval_feed(config, source, mesh)
+  assert feed.steps == steps
+  found = batches(feed, [*range(steps), *range(steps)])  # evaluated twice, as between epochs
+
+  for passed in (found[:steps], found[steps:]):
+    mask = np.concatenate([batch['mask'] for batch in passed])
+    np.testing.assert_array_equal(mask, np.arange(steps * BATCH) < len(source))
+    for name, expected in (('image', source.images), ('label', source.labels)):
+      values = np.concatenate([batch[name] for batch in passed])
+      np.testing.assert_array_equal(values[mask], expected)
+      assert not values[~mask].any()
+
+
+def test_large_pictures_are_cropped_at_random_to_train_and_at_the_center_to_evaluate(
+  config, mesh, class_folders, picture
+):
+  from dnt.data import images
+
+  config.data.source = f'folder:{class_folders({"train/ant": 5, "train/bee": 4, "val/ant": 3})}'
+  config.data.augment, config.data.image_size = 'resized_crop_flip', 10
+  train, val = load(config), load(config, 'val')
+  trained = batches(pipeline.make_train_feed(config, train, mesh), [1])[0]
+  evaluated = batches(pipeline.make_eval_feed(config, val, mesh), [0])[0]
+
+  for row in range(BATCH):
+    epoch, position = divmod(BATCH + row, 9)
+    source, label = train[order.order(config.seed, epoch, 9)[position]]
+    generator = order.generator(config.seed, order.CROP, epoch, position)
+    expected = images.random_resized_crop(source, generator, (10, 10), config.data.resized_crop_min_area)
+    np.testing.assert_array_equal(trained['image'][row], expected)
+    assert trained['label'][row] == label
+  for row in range(3):
+    expected = images.resize_center_crop(val[row][0], None, (10, 10), config.data.eval_crop)
+    np.testing.assert_array_equal(evaluated['image'][row], expected)
+
+
+def test_pictures_of_differing_sizes_need_a_size(config, mesh, class_folders):
+  config.data.source = f'folder:{class_folders({"ant": 3, "bee": 3})}'
+  config.data.image_size = None
+  source = load(config)
+
+  for make in (pipeline.make_train_feed, pipeline.make_eval_feed):
+    with pytest.raises(errors.InputError, match='differ in size; set config.data.image_size, such as 224'):
+      make(config, source, mesh)
+
+
+def test_placement_picks_the_feed(config, mesh):
+  source = load(config)
+  feeds = {}
+  for placement in ('auto', 'device', 'stream'):
+    config.data.placement = placement
+    feeds[placement] = type(pipeline.make_train_feed(config, source, mesh))
+
+  assert feeds == {'auto': resident.TrainFeed, 'device': resident.TrainFeed, 'stream': stream.TrainFeed}
+
+
+def of(images):
+  return examples.in_memory('test', 'train', images, np.zeros(len(images)), ('a', 'b'))
+
+
+def test_statistics_are_those_of_float64(data):
+  images = np.random.default_rng(0).integers(0, 200, (5000, 4, 3, 3), np.uint8) + np.array([0, 20, 55], np.uint8)
+  mean, std = pipeline.statistics(data, of(images))
+
+  np.testing.assert_allclose(mean, (images / 255).mean((0, 1, 2)), rtol=1e-12)
+  np.testing.assert_allclose(std, (images / 255).std((0, 1, 2)), rtol=1e-12)
+
+
+def test_given_statistics_are_taken(data):
+  images = np.zeros((2, 2, 2, 3), np.uint8)
+  data.mean, data.std = (0.1, 0.2, 0.3), (1.0, 2.0, 3.0)
+
+  assert pipeline.statistics(data, of(images)) == ((0.1, 0.2, 0.3), (1.0, 2.0, 3.0))
+
+
+@pytest.mark.parametrize(
+  ('mean', 'std', 'message'),
+  [
+    ((0.5,), (), 'must be given together'),
+    ((0.5,), (0.2,) * 3, r'mean=\(0.5,\) must hold 3 numbers, one a channel'),
+    ((0.5,) * 3, (0.2,), r'std=\(0.2,\) must hold 3 numbers, one a channel'),
+    ((), (), 'a channel of test is constant; set config.data.mean'),
+  ],
+)
+def test_statistics_that_do_not_suit_are_refused(data, mean, std, message):
+  data.mean, data.std = mean, std
+  with pytest.raises(errors.InputError, match=message):
+    pipeline.statistics(data, of(np.full((2, 2, 2, 3), 7, np.uint8)))
+
+
+def test_streamed_sets_must_give_statistics(config, class_folders):
+  config.data.source = f'folder:{class_folders({"ant": 3, "bee": 3})}'
+  with pytest.raises(errors.InputError, match=r"streamed and not measured: set config.data.mean .* ImageNet's \(0.485"):
+    pipeline.statistics(config.data, load(config))

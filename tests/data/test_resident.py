@@ -1,0 +1,75 @@
+import jax
+import numpy as np
+import pytest
+
+from dnt import config as schema
+from dnt.data import order, resident
+from dnt.parallel import mesh as meshes
+
+
+def make(count, batch_size, seed=0):
+  """A feed whose pictures hold their own number."""
+  numbers = np.arange(count, dtype=np.int32)
+  images = numbers.astype(np.uint8).reshape(-1, 1, 1, 1)
+  return resident.TrainFeed(images, numbers, seed, batch_size, meshes.make_mesh(schema.default().mesh))
+
+
+def visits(count, places):
+  return [int(order.order(0, place // count, count)[place % count]) for place in places]
+
+
+@pytest.mark.parametrize(('count', 'batch_size'), [(20, 8), (8, 8), (3, 16), (1, 8), (1000, 8)])
+def test_one_call_covers_all_steps_it_promises(count, batch_size):
+  """Whatever the size of the set, from any step: also sets smaller than a batch."""
+  feed = make(count, batch_size)
+  batch_at = jax.jit(feed.batch_at)
+  step = 0
+  for _ in range(3):
+    steps = feed.max_steps(step)
+    assert steps >= 1
+    arrays = feed.arrays(step, steps)
+    for s in {step, step + steps - 1}:
+      places = range(s * batch_size, (s + 1) * batch_size)
+      batch = jax.device_get(batch_at(arrays, s))
+      np.testing.assert_array_equal(batch['label'], visits(count, places))
+      np.testing.assert_array_equal(batch['epoch'], [place // count for place in places])
+      np.testing.assert_array_equal(batch['position'], [place % count for place in places])
+    step += steps
+  assert batch_at._cache_size() == 1, 'every call must run the same compiled program'
+
+
+def test_two_epochs_of_order_reach_at_least_one_epoch_ahead():
+  feed = make(100, 8)
+
+  assert [feed.max_steps(step) for step in (0, 12, 13)] == [25, 13, 24]
+
+
+def test_more_steps_than_promised_are_refused():
+  feed = make(20, 8)
+  with pytest.raises(ValueError, match='need more than 2 epochs of order'):
+    feed.arrays(0, feed.max_steps(0) + 1)
+
+
+def test_places_beyond_int32_are_counted_right():
+  """Step 10^9 of batches of 8: eight billion examples on."""
+  feed, step = make(20, 8), 10**9
+  batch = jax.device_get(jax.jit(feed.batch_at)(feed.arrays(step, 1), step))
+
+  np.testing.assert_array_equal(batch['label'], visits(20, range(step * 8, step * 8 + 8)))
+
+
+def test_pictures_and_labels_stay_together():
+  feed = make(50, 16)
+  batch = jax.device_get(jax.jit(feed.batch_at)(feed.arrays(2, 1), 2))
+
+  np.testing.assert_array_equal(batch['image'].reshape(-1), batch['label'])
+
+
+def test_evaluation_covers_all_its_steps_with_one_call():
+  images = np.ones((20, 2, 2, 1), np.uint8)
+  feed = resident.EvalFeed(images, np.arange(20, dtype=np.int32), 8, meshes.make_mesh(schema.default().mesh))
+
+  assert feed.steps == 3
+  assert feed.max_steps(0) == 3
+  masks = [jax.device_get(jax.jit(feed.batch_at)(feed.arrays(0, 3), step))['mask'].sum() for step in range(3)]
+  assert masks == [8, 8, 4]

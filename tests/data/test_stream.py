@@ -1,0 +1,200 @@
+import functools
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import numpy as np
+import pytest
+
+from dnt import errors
+from dnt.data import images, pipeline, readers, sources, stream
+
+SQUASH = functools.partial(images.squash, size=(8, 8))
+
+
+def load(tiny, count=13, split='train'):
+  tiny.data.synthetic_examples = count
+  return sources.load(tiny.data, split, 0)
+
+
+def train(source, rows=range(8), workers=0):
+  return stream.Batches(readers.TrainReader(source, SQUASH, 8, rows, seed=0), None, workers)
+
+
+def evaluation(source, rows=range(8), workers=0):
+  return stream.Batches(readers.EvalReader(source, SQUASH, 8, rows, source.shape), 2, workers)
+
+
+def read(batches, steps):
+  try:
+    return [batches.at(step) for step in steps]
+  finally:
+    batches.close()
+
+
+def assert_same(first, second):
+  for a, b in zip(first, second, strict=True):
+    for name in ('image', 'label'):
+      np.testing.assert_array_equal(a[name], b[name])
+
+
+def test_a_run_that_goes_on_at_a_step_gets_what_the_uninterrupted_one_gets(tiny):
+  source = load(tiny)
+  whole = read(train(source), range(7))
+
+  for step in (1, 3, 6):
+    assert_same(read(train(source), range(step, 7)), whole[step:])
+  assert_same(read(train(source), [5, 2, 3]), [whole[5], whole[2], whole[3]])
+
+
+def test_rows_of_two_processes_are_those_of_one(tiny):
+  source = load(tiny)
+  for make, steps in ((train, range(5)), (evaluation, (0, 1, 0))):
+    whole = read(make(source), steps)
+    parts = [read(make(source, rows=rows), steps) for rows in (range(4), range(4, 8))]
+    joined = [
+      {name: np.concatenate([first[name], second[name]]) for name in first}
+      for first, second in zip(*parts, strict=True)
+    ]
+    assert_same(joined, whole)
+
+
+def test_a_process_decodes_only_its_own_rows(tiny):
+  source = load(tiny, count=8)
+  touched = []
+
+  def transform(picture, generator):
+    touched.append(picture)
+    return picture
+
+  reader = readers.TrainReader(source, transform, 8, range(2, 4), seed=0)
+  assert [len({reader.place(index) for index in range(2)}), reader.place(0), reader.place(2)] == [2, 2, 10]
+  for index in range(2):
+    reader(index)
+  assert len(touched) == 2
+
+
+def test_workers_read_the_same_and_end(tiny):
+  """Two processes, restarted in mid-run; nothing is left behind."""
+  source = load(tiny)
+  batches = train(source, workers=2)
+
+  assert_same([batches.at(step) for step in (0, 1, 2, 9)], read(train(source), (0, 1, 2, 9)))
+  assert multiprocessing.active_children()
+  batches.close()
+  assert not multiprocessing.active_children()
+
+
+def test_workers_of_an_evaluation_live_until_the_next(tiny):
+  source = load(tiny, split='test')
+  batches = evaluation(source, workers=1)
+  expected = read(evaluation(source), (0, 1))
+
+  assert_same([batches.at(0), batches.at(1)], expected)
+  (worker,) = multiprocessing.active_children()
+  assert_same([batches.at(0), batches.at(1)], expected)
+  assert [child.pid for child in multiprocessing.active_children()] == [worker.pid]
+  batches.close()
+
+
+def test_a_damaged_picture_is_named_through_workers_and_ends_them(tiny, class_folders):
+  root = class_folders({'train/ant': 4, 'train/bee': 4, 'val/ant': 1})
+  path = root / 'train' / 'ant' / '2.jpg'
+  path.write_bytes(path.read_bytes()[:150])
+  tiny.data.source = f'folder:{root}'
+  batches = train(sources.load(tiny.data, 'train', 0), workers=1)
+
+  with pytest.raises(errors.InputError, match=r'^cannot read the picture .*train/ant/2.jpg .*; replace or remove it$'):
+    batches.at(0)
+  assert not multiprocessing.active_children()
+
+
+def test_a_worker_that_is_killed_is_a_failed_run(tiny):
+  batches = train(load(tiny), workers=1)
+  batches.at(0)
+  (worker,) = multiprocessing.active_children()
+  os.kill(worker.pid, signal.SIGKILL)
+
+  with pytest.raises(errors.RunError, match='a worker process that reads data ended'):
+    for step in range(1, 10):
+      batches.at(step)
+  assert not multiprocessing.active_children()
+
+
+PROGRAM = """
+  import functools, multiprocessing, time
+  from dnt import config
+  from dnt.data import images, readers, sources, stream
+
+  if __name__ == '__main__':
+    data = config.default().data
+    source = sources.load(data, 'train', 0)
+    transform = functools.partial(images.squash, size=(8, 8))
+    batches = stream.Batches(readers.TrainReader(source, transform, 8, range(8), seed=0), None, workers=1)
+    batches.at(0)
+    print(multiprocessing.active_children()[0].pid, flush=True)
+    {then}
+"""
+
+
+def start(tmp_path, then):
+  """A program that reads a batch through one worker, prints the worker's pid and does `then`."""
+  path = tmp_path / 'program.py'
+  path.write_text(textwrap.dedent(PROGRAM).format(then=then))
+  environment = os.environ | {'PYTHONPATH': os.pathsep.join(sys.path)}
+  program = subprocess.Popen([sys.executable, path], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
+  return program, int(program.stdout.readline())
+
+
+def ended(pid):
+  """Whether a process ends within ten seconds."""
+  for _ in range(100):
+    try:
+      os.kill(pid, 0)
+    except ProcessLookupError:
+      return True
+    with open(f'/proc/{pid}/stat') as file:  # a zombie that nobody has waited for has ended, too
+      if file.read().rsplit(')', 1)[1].split()[0] == 'Z':
+        return True
+    time.sleep(0.1)
+  return False
+
+
+def test_workers_end_with_a_program_that_is_killed(tmp_path):
+  program, worker = start(tmp_path, 'time.sleep(60)')
+  # The signals that stop a run go to the whole group; workers leave them to the program.
+  os.kill(worker, signal.SIGTERM)
+  os.kill(worker, signal.SIGINT)
+  time.sleep(0.3)
+  os.kill(worker, 0)
+  program.kill()
+  program.communicate()
+
+  assert ended(worker)
+
+
+def test_a_program_that_fails_without_closing_ends_its_workers(tmp_path):
+  program, worker = start(tmp_path, 'raise SystemExit(3)')
+  program.communicate(timeout=60)
+
+  assert program.returncode == 3
+  assert ended(worker)
+
+
+def test_rows_of_a_mesh_are_all_of_them_in_one_process(tiny):
+  from dnt.parallel import mesh as meshes
+
+  assert stream.local_rows(16, meshes.make_mesh(tiny.mesh)) == range(16)
+
+
+def test_feeds_of_a_stream_run_one_step_a_call(tiny):
+  from dnt.parallel import mesh as meshes
+
+  tiny.data.placement, tiny.data.workers = 'stream', 0
+  feed = pipeline.make_train_feed(tiny, load(tiny), meshes.make_mesh(tiny.mesh))
+  assert feed.max_steps(5) == 1
+  feed.close()
