@@ -1,0 +1,64 @@
+import io
+import subprocess
+import sys
+
+import numpy as np
+from PIL import Image
+
+from dnt import plots
+
+
+def _records():
+  lines = []
+  for step in range(50, 1001, 50):
+    train = {'train/loss': 2 / step, 'train/accuracy': 1 - 1 / step, 'train/learning_rate': 0.1}
+    lines.append({'step': step, 'epoch': step / 100, **train, 'images_per_second': 900.0})
+    if step % 200 == 0:
+      test = {'test/loss': None if step == 400 else 0.5, 'test/accuracy': 0.9}
+      lines.append({'step': step, 'epoch': step / 100, **test, 'test_ema/loss': 0.4, 'test_ema/accuracy': 0.91})
+  return lines
+
+
+def test_curves_show_what_the_record_holds():
+  figure = plots.curves(_records())
+  loss, accuracy, rate = figure.axes
+  for axes in (loss, accuracy):
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ['train', 'test', 'test_ema']
+  train, test, ema = loss.lines
+  np.testing.assert_array_equal(train.get_xdata(), np.arange(50, 1001, 50))
+  np.testing.assert_allclose(train.get_ydata(), 2 / np.arange(50, 1001, 50))
+  np.testing.assert_array_equal(test.get_ydata(), [0.5, np.nan, 0.5, 0.5, 0.5])
+  np.testing.assert_allclose(accuracy.lines[2].get_ydata(), 91)
+  assert len(rate.lines[0].get_xdata()) == 20
+  assert loss.get_yscale() == 'log'
+  assert [axes.get_title(loc='left') for axes in figure.axes] == ['loss', 'accuracy (%)', 'learning rate']
+  assert all(axes.get_xlabel() == 'step (100 = 1 epoch)' for axes in figure.axes)
+  assert Image.open(io.BytesIO(plots.png(figure))).size == (1600, 500)
+
+
+def test_curves_of_hardly_anything():
+  plots.png(plots.curves([{'step': 1, 'epoch': 0.1, 'train/loss': None}]))
+  plots.png(plots.curves([{'step': 0, 'epoch': 0.0, 'test/loss': 2.0, 'test/accuracy': 0.1}]))
+
+
+def test_confusion_matrix():
+  matrix = [[8, 2, 0], [0, 0, 0], [1, 1, 998]]
+  figure = plots.confusion(matrix, ['cat', 'a very long name of a class', 'x'], 'val')
+  axes = figure.axes[0]
+  np.testing.assert_allclose(axes.images[0].get_array(), [[80, 20, 0], [0, 0, 0], [0.1, 0.1, 99.8]])
+  texts = {text.get_position(): text.get_text() for text in axes.texts}
+  assert texts == {(0, 0): '8', (1, 0): '2', (0, 2): '1', (1, 2): '1', (2, 2): '998'}  # (predicted, true)
+  names = [label.get_text() for label in axes.get_yticklabels()]
+  assert names == ['cat', 'a very long name of…', 'x']
+  many = plots.confusion(np.eye(100, dtype=int), [str(i) for i in range(100)], 'test')
+  assert not many.axes[0].texts
+  plots.png(many)
+
+
+def test_drawing_leaves_no_global_state():
+  code = (
+    'import sys; from dnt import plots; import matplotlib; before = matplotlib.rcParams["font.size"];'
+    'plots.png(plots.curves([{"step": 1, "epoch": 1.0, "train/loss": 1.0}]));'
+    'assert matplotlib.rcParams["font.size"] == before and "matplotlib.pyplot" not in sys.modules'
+  )
+  subprocess.run([sys.executable, '-c', code], check=True)
