@@ -34,7 +34,8 @@ def decode(source: Any, name: str, channels: int = 3) -> np.ndarray:
       image.load()
       mode = image.mode
       if mode[0] not in 'IF':
-        return _array(image.convert('L' if channels == 1 else 'RGB'))
+        wanted = 'L' if channels == 1 else 'RGB'
+        return _array(image if mode == wanted else image.convert(wanted))
   except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
     raise errors.InputError(f'cannot read the picture {name} ({error}); replace or remove it') from error
   raise errors.InputError(f'the picture {name} holds more than 8 bits a channel (mode {mode}); convert it to 8 bits')
