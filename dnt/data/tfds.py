@@ -50,6 +50,8 @@ class Records:
     return self.stop - self.start
 
   def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+    if not 0 <= index < len(self):
+      raise IndexError(index)
     return self._decode(index, self._read([index])[0])
 
   def part(self, start: int, stop: int) -> 'Records':
