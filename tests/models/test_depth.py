@@ -81,9 +81,7 @@ def assert_equal(tree, other):
   jax.tree.map(np.testing.assert_array_equal, tree, other)
 
 
-@pytest.mark.parametrize(
-  'fields', [{}, {'drop_rates': (0.1, 0.5, 0.7)}, {'drop_rates': (0.1, 0.5, 0.7), 'remat': True}]
-)
+@pytest.mark.parametrize('fields', [{}, {'drop_rates': (0.1, 0.5, 0.7), 'remat': True}])
 def test_scanned_equals_unrolled(fields):
   unrolled, scanned = make_net(**fields), make_net(scan=True, **fields)
   first, second = models.init(unrolled, 3, SHAPE), models.init(scanned, 3, SHAPE)

@@ -113,7 +113,10 @@ def test_resnet20_trains_as_in_torch(torch_network):
     np.testing.assert_allclose(leaf, gradients[path], rtol=0, atol=1e-4 * scale, err_msg=path)
 
 
-@pytest.mark.parametrize(('layers', 'want'), [(20, 0.27), (32, 0.46), (44, 0.66), (56, 0.85), (110, 1.7), (1202, 19.4)])
+@pytest.mark.parametrize(
+  ('layers', 'want'),
+  [(20, 0.27), (32, 0.46), (44, 0.66), (56, 0.85), (110, 1.7), pytest.param(1202, 19.4, marks=pytest.mark.slow)],
+)
 def test_cifar_parameter_counts_are_the_papers(layers, want):
   """He et al. 2015, table 6, and the sum over layers."""
   got = parameters(depth=layers, scan=True)
