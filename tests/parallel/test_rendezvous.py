@@ -80,15 +80,37 @@ def test_a_process_that_went_away_while_waiting_is_missing(coordinator):
       try:
         with socket.create_connection((host, port)) as peer:
           peer.sendall(
-            b'{"protocol": "%s", "process_id": 1, "num_processes": 2, "host": "gone"}\n' % rendezvous.PROTOCOL.encode()
+            b'{"protocol": "%s", "process_id": 1, "num_processes": 3, "host": "gone"}\n' % rendezvous.PROTOCOL.encode()
           )
           return
       except ConnectionRefusedError:
         time.sleep(0.05)
 
+  def late():
+    time.sleep(0.5)
+    return meet_all([clusters.Cluster(coordinator, 3, 2)], timeout=1)
+
   threading.Thread(target=come_and_go).start()
-  (error,), _ = meet_all([clusters.Cluster(coordinator, 2, 0)], timeout=1)
-  assert 'process 1 of 2' in str(error)
+  with concurrent.futures.ThreadPoolExecutor(1) as pool:
+    second = pool.submit(late)
+    (error,), _ = meet_all([clusters.Cluster(coordinator, 3, 0)], timeout=1)
+    assert 'process 1 of 3' in str(error)
+    assert str(second.result()[0][0]) == str(error)
+
+
+def test_a_connection_to_oneself_is_nobody(coordinator, monkeypatch):
+  host, port = clusters.address(coordinator)
+
+  def connect(address, timeout):
+    peer = socket.socket()
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    peer.bind((host, port))
+    peer.connect(address)
+    return peer
+
+  monkeypatch.setattr(socket, 'create_connection', connect)
+  with pytest.raises(errors.RunError, match='process 0 could not be reached at .* (nobody listens there|refused|in use)'):
+    rendezvous.meet(clusters.Cluster(coordinator, 2, 1), 0.3)
 
 
 def test_an_id_given_twice_is_told_to_all(coordinator, monkeypatch):

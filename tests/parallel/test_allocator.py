@@ -1,0 +1,74 @@
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from dnt.parallel import allocator
+
+ROOT = pathlib.Path(__file__).parents[2]
+# Page faults of three blocks of 64 MB, written and freed, after a first one.
+COUNT_FAULTS = """
+import ctypes, resource, sys
+from dnt.parallel import allocator
+assert 'jax' not in sys.modules
+if {tune}:
+  assert allocator.tune() is True
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+libc.malloc.argtypes = [ctypes.c_size_t]
+libc.free.argtypes = [ctypes.c_void_p]
+def block():
+  pointer = libc.malloc(64 << 20)
+  ctypes.memset(pointer, 1, 64 << 20)
+  libc.free(pointer)
+block()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(3):
+  block()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def faults(tune):
+  command = [sys.executable, '-c', COUNT_FAULTS.format(tune=tune)]
+  return int(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='mallopt is glibc on Linux')
+def test_a_tuned_process_does_not_fault_its_memory_in_again():
+  assert faults(tune=False) > 10_000
+  assert faults(tune=True) < 100
+
+
+@pytest.mark.parametrize(
+  ('platforms', 'devices', 'expected'),
+  [
+    ('cpu', ['/dev/nvidia0'], True),
+    ('cuda', [], False),
+    ('cuda,cpu', [], False),
+    ('', ['/dev/nvidia0'], False),
+    ('', ['/dev/accel0'], False),
+    ('', ['/dev/vfio/0'], False),
+    ('', [], True),
+  ],
+)
+def test_cpu_only_is_read_off_the_environment_and_the_device_files(monkeypatch, platforms, devices, expected):
+  monkeypatch.setenv('JAX_PLATFORMS', platforms)
+  monkeypatch.setattr(
+    allocator.glob,
+    'glob',
+    lambda pattern: [device for device in devices if device.startswith(pattern.split('[')[0].rstrip('*'))],
+  )
+  assert allocator.cpu_only() is expected
+
+
+def test_other_processes_are_left_alone(monkeypatch):
+  monkeypatch.setattr(allocator.ctypes, 'CDLL', lambda name: pytest.fail('the allocator was changed'))
+  monkeypatch.setenv('JAX_PLATFORMS', 'cuda')
+  assert allocator.tune() is False
+  monkeypatch.setenv('JAX_PLATFORMS', 'cpu')
+  monkeypatch.setattr(allocator.platform, 'libc_ver', lambda: ('musl', '1.2'))
+  assert allocator.tune() is False
+  monkeypatch.setattr(allocator.sys, 'platform', 'darwin')
+  assert allocator.tune() is False

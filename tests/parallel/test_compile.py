@@ -1,0 +1,133 @@
+import functools
+import os
+import pathlib
+import subprocess
+import sys
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from dnt import errors
+from dnt.models import conv, norms
+from dnt.parallel import compile as compile_lib
+
+ROOT = pathlib.Path(__file__).parents[2]
+CACHE = """
+import pathlib, sys, jax
+from dnt.parallel import compile as compile_lib
+compile_lib.enable_cache(pathlib.Path(sys.argv[1]))
+compile_lib.jit(lambda x: x + 1)(1.0)
+"""
+
+
+@pytest.fixture
+def fresh():
+  """The options are computed once a process; here, once a test."""
+  compile_lib.compiler_options.cache_clear()
+  yield
+  compile_lib.compiler_options.cache_clear()
+
+
+@pytest.mark.parametrize(('version', 'first'), [('0.10.2', (0, 10)), ('0.11.0', (0, 10)), ('0.12.1', (0, 12))])
+def test_cpu_options_are_those_of_the_version(fresh, monkeypatch, version, first):
+  monkeypatch.setattr(compile_lib.jax, '__version__', version)
+  monkeypatch.setattr(compile_lib, 'accepts', lambda name, value: True)
+  assert compile_lib.compiler_options() == compile_lib._CPU_OPTIONS[first]
+
+
+def test_other_backends_and_older_versions_keep_their_defaults(fresh, monkeypatch):
+  monkeypatch.setattr(compile_lib.jax, '__version__', '0.9.1')
+  assert compile_lib.compiler_options() is None
+  monkeypatch.undo()
+  compile_lib.compiler_options.cache_clear()
+  monkeypatch.setattr(compile_lib.jax, 'default_backend', lambda: 'gpu')
+  assert compile_lib.compiler_options() is None
+
+
+def test_an_option_that_jaxlib_does_not_know_is_left_out_and_said(fresh, monkeypatch, caplog):
+  assert not compile_lib.accepts('xla_no_such_option', True)
+  known = {'xla_cpu_enable_fast_math': False}
+  monkeypatch.setattr(compile_lib, '_CPU_OPTIONS', {(0, 10): {'xla_no_such_option': True, **known}})
+  assert compile_lib.compiler_options() == known
+  assert 'does not know the XLA options xla_no_such_option' in caplog.text
+  assert compile_lib.jit(lambda x: x + 1)(1) == 2
+
+
+def test_this_jaxlib_knows_its_options_and_keeps_barriers(fresh):
+  options = compile_lib.compiler_options()
+  assert options in compile_lib._CPU_OPTIONS.values()
+  program = compile_lib.jit(lambda x: jax.lax.optimization_barrier(x * 2) + 1, donate_argnums=0)
+  compiled = program.lower(jnp.ones(64)).compile()
+  if 'xla_disable_hlo_passes' in options:
+    assert 'opt-barrier' in compiled.as_text()
+  np.testing.assert_array_equal(compiled(jnp.ones(64)), 3)
+
+
+class Net(nn.Module):
+  """Two strided convolutions, so that a step has every kind of backward convolution."""
+
+  @nn.compact
+  def __call__(self, x, train):
+    for index, stride in enumerate((1, 2)):
+      x = conv.Conv(4, (3, 3), strides=(stride, stride), use_bias=False, name=f'conv{index}')(x)
+      x = nn.relu(norms.Norm('batch_norm', name=f'norm{index}')(x, train))
+    return nn.Dense(3)(jnp.mean(x, (1, 2)))
+
+
+def test_a_loop_of_train_steps_is_bit_identical_to_single_steps():
+  rng = np.random.default_rng(0)
+  images, labels = rng.normal(size=(6, 4, 8, 8, 3)).astype(np.float32), rng.integers(0, 3, (6, 4))
+  model, optimizer = Net(), optax.chain(optax.add_decayed_weights(1e-3), optax.sgd(0.1, momentum=0.9))
+  variables = jax.jit(functools.partial(model.init, train=False))(jax.random.key(0), images[0])
+
+  def train_step(index, state):
+    params, stats, optimizer_state = state
+
+    def loss(params):
+      logits, updates = model.apply(
+        {'params': params, 'batch_stats': stats}, images_[index], train=True, mutable=['batch_stats']
+      )
+      return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels_[index])), updates['batch_stats']
+
+    gradients, stats = jax.grad(loss, has_aux=True)(params)
+    updates, optimizer_state = optimizer.update(gradients, optimizer_state, params)
+    return optax.apply_updates(params, updates), stats, optimizer_state
+
+  images_, labels_ = jnp.asarray(images), jnp.asarray(labels)
+  single = compile_lib.jit(train_step)
+  looped = compile_lib.jit(lambda count, state: jax.lax.fori_loop(0, count, train_step, state))
+  start = (variables['params'], variables['batch_stats'], optimizer.init(variables['params']))
+  state = start
+  for index in range(6):
+    state = single(index, state)
+  for a, b in zip(jax.tree.leaves(looped(6, start)), jax.tree.leaves(state), strict=True):
+    np.testing.assert_array_equal(a, b)
+  assert not np.array_equal(state[0]['conv0']['kernel'], start[0]['conv0']['kernel'])
+
+
+@pytest.mark.parametrize('own', [False, True])
+def test_programs_are_kept_in_the_directory_or_where_the_environment_says(tmp_path, own):
+  environment = {name: value for name, value in os.environ.items() if name != 'JAX_COMPILATION_CACHE_DIR'}
+  if own:
+    environment['JAX_COMPILATION_CACHE_DIR'] = str(tmp_path / 'own')
+  command = [sys.executable, '-c', CACHE, str(tmp_path / 'runs' / 'cache')]
+  subprocess.run(command, cwd=ROOT, env=environment, check=True)
+  assert (tmp_path / 'own').exists() == own
+  assert (tmp_path / 'runs').exists() == (not own)
+  kept = tmp_path / 'own' if own else tmp_path / 'runs' / 'cache'
+  assert list(kept.iterdir())
+
+
+def test_a_cache_that_cannot_be_made_is_refused(tmp_path, monkeypatch):
+  (tmp_path / 'file').write_text('')
+  cache = jax.config.jax_compilation_cache_dir
+  try:
+    jax.config.update('jax_compilation_cache_dir', None)
+    with pytest.raises(errors.InputError, match='cannot make the compilation cache'):
+      compile_lib.enable_cache(tmp_path / 'file' / 'cache')
+  finally:
+    jax.config.update('jax_compilation_cache_dir', cache)
