@@ -17,6 +17,7 @@ def get_config():
   config.model.block = 'preact_bottleneck'
   config.model.depth = 164
   config.model.shortcut = 'B'
+  config.model.stride_on = '1x1'
   config.optim.learning_rate = 0.1
   config.optim.weight_decay = 1e-4
   config.schedule.name = 'piecewise'

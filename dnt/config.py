@@ -97,11 +97,16 @@ ACTIVATIONS = ('relu', 'leaky_relu', 'sigmoid', 'tanh', 'gelu', 'silu', 'identit
 INITIALIZERS = ('he', 'glorot', 'lecun', 'normal', 'orthogonal', 'delta_orthogonal')
 
 SCHEMA: dict[str, Any] = {
-  'seed': Option(0, 'seed of parameters, order, augmentation and stochastic depth', check=_at_least(0)),
+  'seed': Option(0, 'seed of parameters, order, augmentation, stochastic depth and dropout', check=_at_least(0)),
   'data': {
     'source': Option('digits', 'digits, synthetic, tfds:<name>, cifar_binary:<dir>, idx:<dir> or folder:<dir>'),
     'train_split': Option('train', "split to train on, sliced as in TFDS: 'train', 'train[:98%]', 'train[5000:]'"),
     'dir': Option('', 'where TFDS keeps prepared sets; empty: its own default'),
+    'seed': Option(
+      0,
+      'seed of splits drawn here (digits, folders) and of synthetic pictures: all runs share them',
+      check=_at_least(0),
+    ),
     'val_fraction': Option(0.2, "share of a folder without splits that becomes 'val'", check=_within(0.01, 1)),
     'image_size': Option(int, 'pixels a side; none: as the source has them', check=_at_least(1)),
     'placement': Option(

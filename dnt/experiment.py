@@ -71,7 +71,8 @@ def load_data(config: ml_collections.ConfigDict, splits: Sequence[str]) -> Data:
     errors.InputError: a source, split or file that is missing or damaged, or splits of other classes or channels.
   """
   loaded = {
-    split: sources.load(config.data, split, config.seed) for split in dict.fromkeys([config.data.train_split, *splits])
+    split: sources.load(config.data, split, config.data.seed)
+    for split in dict.fromkeys([config.data.train_split, *splits])
   }
   train = loaded[config.data.train_split]
   for split, other in loaded.items():

@@ -90,7 +90,7 @@ def make_train_step(
       {'params': params, 'batch_stats': batch_stats},
       preprocess(batch, keys['augment']),
       train=True,
-      rngs={'stochastic_depth': keys['stochastic_depth']},
+      rngs={'stochastic_depth': keys['stochastic_depth'], 'dropout': keys['dropout']},
       mutable=['batch_stats'],
     )
     weighted, _ = cross_entropy(logits, batch['label'])
@@ -100,9 +100,10 @@ def make_train_step(
   gradient_fn = jax.value_and_grad(loss_fn, has_aux=True)
 
   def gradients(state, batch):
-    augment, depth = jax.random.split(jax.random.wrap_key_data(state.rng))
+    augment, step_key = jax.random.split(jax.random.wrap_key_data(state.rng))
     # The augmentation folds epoch and position into its key: the same picture whatever the batch size.
-    keys = {'augment': augment, 'stochastic_depth': jax.random.fold_in(depth, state.step)}
+    depth, dropout = jax.random.split(jax.random.fold_in(step_key, state.step))
+    keys = {'augment': augment, 'stochastic_depth': depth, 'dropout': dropout}
     total_weight = jnp.sum(losses.weights(config.loss.class_weights, batch['label']))
     if accumulate == 1:
       return gradient_fn(state.params, state.batch_stats, batch, keys, total_weight)
@@ -112,7 +113,8 @@ def make_train_step(
     def body(index, carry):
       loss, batch_stats, correct, total = carry
       part = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, 1, keepdims=False), micro)
-      part_keys = {**keys, 'stochastic_depth': jax.random.fold_in(keys['stochastic_depth'], index)}
+      drawn = {name: jax.random.fold_in(keys[name], index) for name in ('stochastic_depth', 'dropout')}
+      part_keys = {**keys, **drawn}
       (value, (batch_stats, hits)), gradient = gradient_fn(state.params, batch_stats, part, part_keys, total_weight)
       return loss + value, batch_stats, correct + hits, jax.tree.map(jnp.add, total, gradient)
 

@@ -177,6 +177,16 @@ def test_data_synthetic_examples(tiny):
   assert experiment.load_data(tiny, ()).spec.examples == 48
 
 
+def test_data_seed(tiny):
+  labels = {}
+  for seed in (0, 1):
+    tiny.data.source, tiny.data.seed = 'digits', seed
+    labels[seed] = experiment.load_data(tiny, ('test',)).evaluation['test'].labels
+    tiny.seed = 1 - seed  # has no say in it
+    assert np.array_equal(experiment.load_data(tiny, ('test',)).evaluation['test'].labels, labels[seed])
+  assert not np.array_equal(labels[0], labels[1])
+
+
 def test_data_dir(tiny, tmp_path):
   tiny.data.source = 'tfds:mnist'
   for name in ('here', 'there'):

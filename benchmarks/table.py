@@ -1,0 +1,45 @@
+"""A Markdown table of finished runs, made from their metrics.jsonl and summary.json.
+
+python -m benchmarks.table runs/a runs/b ...
+"""
+
+import json
+import pathlib
+import sys
+
+from absl import app
+
+from dnt import metrics
+
+
+def row(workdir: pathlib.Path) -> list[str]:
+  """Config, data, steps, epochs, test figures and time of one run."""
+  config = json.loads((workdir / 'config.json').read_text())
+  summary = json.loads((workdir / 'summary.json').read_text())
+  last = [line for line in metrics.read(workdir) if any(name.endswith('/accuracy') for name in line)][-1]
+  split = config['eval']['splits'][0]
+  model, source, seconds = config['model'], config['data']['source'], summary['seconds']
+  return [
+    f'{model["name"]}-{model["depth"]}',
+    source if source.startswith('tfds:') else source.partition(':')[0],  # a folder's place says nothing
+    f'{last["epoch"]:.1f} ({last["step"]})',
+    f'{100 * last[f"{split}/accuracy"]:.2f} %',
+    f'{last[f"{split}/loss"]:.3f}',
+    metrics.duration(seconds['total']),
+    f'{summary["images_per_second"]:,.0f}',
+  ]
+
+
+def main(arguments):
+  rows = [['network', 'data', 'epochs (steps)', 'test accuracy', 'test loss', 'total time', 'images/s']]
+  rows += [row(pathlib.Path(workdir)) for workdir in arguments[1:]]
+  for index, cells in enumerate(rows):
+    print(f'| {" | ".join(cells)} |')
+    if not index:
+      print('|' + ' --- |' * len(cells))
+
+
+if __name__ == '__main__':
+  if len(sys.argv) < 2:
+    sys.exit('give the workdirs of finished runs')
+  app.run(main)

@@ -1,0 +1,133 @@
+"""One program on any number of devices and processes: the same losses to float error."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from dnt import metrics, record, train
+from dnt.parallel import mesh as mesh_lib
+
+ROOT = pathlib.Path(__file__).parents[1]
+CONFIG = """
+from dnt import config as schema
+
+def get_config():
+  config = schema.default()
+  config.data.source = 'synthetic'
+  config.data.synthetic_examples = 80
+  config.data.image_size = 8
+  config.data.augment = 'pad_crop_flip'
+  config.data.crop_padding = 1
+  config.data.placement = '{placement}'
+  config.data.workers = 1
+  config.model.name = 'resnet'
+  config.model.depth = 8
+  config.optim.learning_rate = 0.02
+  config.ema.decay = 0.9
+  config.train.batch_size = 32
+  config.train.steps = {steps}
+  config.train.log_every = '1'
+  config.eval.batch_size = 32
+  config.eval.every = '6'
+  config.checkpoint.every = '4'
+  return config
+"""
+
+
+def losses(workdir):
+  return np.array([line['train/loss'] for line in metrics.read(workdir) if 'train/loss' in line])
+
+
+def test_any_number_of_devices_gives_the_same_losses(tiny, tmp_path, monkeypatch):
+  tiny.model.name, tiny.model.depth, tiny.model.width = 'resnet', 8, None
+  tiny.model.stochastic_depth = 0.2
+  tiny.data.augment, tiny.data.crop_padding = 'pad_crop_flip', 1
+  tiny.train.accumulate, tiny.train.steps, tiny.train.log_every = 2, 4, '1'
+  make_mesh, found = mesh_lib.make_mesh, {}
+  for count in (1, 2, 4, 8):
+    devices = jax.devices()[:count]
+    monkeypatch.setattr(jax, 'devices', lambda devices=devices: devices)
+    monkeypatch.setattr(mesh_lib, 'make_mesh', make_mesh)
+    workdir = tmp_path / str(count)
+    train.train(tiny, workdir, record.Clock(0.0), 'test')
+    monkeypatch.undo()
+    found[count] = losses(workdir)
+    assert json.loads((workdir / 'summary.json').read_text())['devices']['count'] == count
+    evaluation = [line for line in metrics.read(workdir) if 'test/loss' in line][-1]
+    found[count] = np.append(found[count], evaluation['test/loss'])
+  for count in (2, 4, 8):
+    # The first step sees equal parameters; later ones what the order of summation has made of them.
+    np.testing.assert_allclose(found[count][0], found[1][0], rtol=2e-6)
+    np.testing.assert_allclose(found[count], found[1], rtol=2e-3)
+
+
+def launch(tmp_path, workdir, placement, steps):
+  config = tmp_path / f'tiny_{placement}_{steps}.py'
+  config.write_text(CONFIG.format(placement=placement, steps=steps))
+  command = [
+    'launch/local.sh',
+    '-n',
+    '2',
+    '--devices-per-process=1',
+    '--',
+    f'--config={config}',
+    f'--workdir={workdir}',
+  ]
+  environment = {**os.environ, 'XLA_FLAGS': '', 'PYTHON': sys.executable}
+  return subprocess.Popen(
+    command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+  )
+
+
+def finish(process):
+  output, _ = process.communicate(timeout=240)
+  assert process.returncode == 0, output
+  return output
+
+
+@pytest.mark.parametrize('placement', ['device', 'stream'])
+def test_two_processes_train_stop_and_go_on_as_one(tmp_path, placement):
+  workdir = tmp_path / 'two'
+  steps = 2000 if placement == 'device' else 400
+  process = launch(tmp_path, workdir, placement, steps)
+  deadline = time.monotonic() + 240
+  while not (metrics.read(workdir) if workdir.exists() else []):
+    assert process.poll() is None, process.stdout.read()
+    assert time.monotonic() < deadline
+    time.sleep(0.05)
+  process.send_signal(signal.SIGTERM)
+  output = finish(process)
+  stopped = json.loads((workdir / 'summary.json').read_text())
+  assert not stopped['finished']
+  assert stopped['devices']['processes'] == 2
+  assert 'again to go on' in output
+
+  # To an end a little further on, in two processes and, from scratch, in one.
+  steps = stopped['step'] + 3
+  finish(launch(tmp_path, workdir, placement, steps))
+  two = json.loads((workdir / 'summary.json').read_text())
+  assert two['finished']
+  assert two['step'] == steps
+
+  command = [sys.executable, '-m', 'dnt.main', f'--config={tmp_path / f"tiny_{placement}_{steps}.py"}']
+  alone = subprocess.run(
+    [*command, f'--workdir={tmp_path / "one"}'],
+    cwd=ROOT,
+    env={**os.environ, 'XLA_FLAGS': '--xla_force_host_platform_device_count=2'},
+    capture_output=True,
+    text=True,
+    timeout=240,
+  )
+  assert alone.returncode == 0, alone.stderr
+  mine, other = losses(workdir), losses(tmp_path / 'one')
+  assert len(mine) == len(other) == steps
+  np.testing.assert_allclose(mine[0], other[0], rtol=2e-6)
+  np.testing.assert_allclose(mine[:4], other[:4], rtol=2e-3)

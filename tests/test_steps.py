@@ -1,0 +1,112 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dnt import experiment, steps, trees
+
+
+def make(config):
+  data = experiment.load_data(config, ('test',))
+  run = experiment.make(experiment.resolve(config, data), data.spec)
+  size = config.train.batch_size
+  batch = {
+    'image': jnp.asarray(data.train.images[:size]),
+    'label': jnp.asarray(data.train.labels[:size]),
+    'epoch': jnp.zeros(size, jnp.int32),
+    'position': jnp.arange(size, dtype=jnp.int32),
+  }
+  return run, run.make_state(run.init_variables()), batch, data
+
+
+def close(a, b, atol=1e-6):
+  a, b = trees.flatten(a), trees.flatten(b)
+  assert a.keys() == b.keys()
+  for path in a:
+    np.testing.assert_allclose(a[path], b[path], atol=atol, err_msg=path)
+
+
+def test_a_step_is_gradient_descent_on_the_mean_loss(tiny):
+  tiny.model.norm = 'none'
+  tiny.optim.momentum, tiny.optim.weight_decay, tiny.optim.learning_rate = 0.0, 0.0, 0.5
+  run, state, batch, _ = make(tiny)
+
+  def loss(params):
+    mean, std = (np.reshape(value, (1, 1, 1, -1)) for value in (run.config.data.mean, run.config.data.std))
+    logits = run.model.apply({'params': params}, (batch['image'] / 255.0 - mean) / std, train=True)
+    picked = jax.nn.log_softmax(logits)[jnp.arange(len(logits)), batch['label']]
+    return -picked.mean(), logits
+
+  (value, logits), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
+  after, found = jax.jit(run.train_step)(state, batch)
+  close(after.params, jax.tree.map(lambda p, g: p - 0.5 * g, state.params, gradient))
+  assert int(after.step) == 1
+  assert found['loss'] == pytest.approx(float(value), rel=1e-5)
+  assert found['accuracy'] == pytest.approx(float((logits.argmax(-1) == batch['label']).mean()))
+  norm = np.sqrt(sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(gradient)))
+  assert found['gradient_norm'] == pytest.approx(float(norm), rel=1e-5)
+  assert found['learning_rate'] == pytest.approx(0.5)
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch(tiny):
+  tiny.model.norm = 'layer_norm'
+  tiny.loss.class_weights = tuple(range(1, 11))  # micro-batches of unequal weight
+  tiny.data.augment, tiny.data.crop_padding = 'pad_crop_flip', 1
+  run, state, batch, _ = make(tiny)
+  whole, whole_metrics = jax.jit(run.train_step)(state, batch)
+  tiny.train.accumulate = 4
+  run, state, batch, _ = make(tiny)
+  parts, parts_metrics = jax.jit(run.train_step)(state, batch)
+  close(parts.params, whole.params)
+  for name in whole_metrics:
+    assert float(parts_metrics[name]) == pytest.approx(float(whole_metrics[name]), rel=1e-5)
+
+
+def test_the_average_follows_parameters_and_statistics(tiny):
+  tiny.ema.decay = 0.75
+  run, state, batch, _ = make(tiny)
+  after, _ = jax.jit(run.train_step)(state, batch)
+  for name in ('params', 'batch_stats'):
+    old, new = getattr(state, name), getattr(after, name)
+    close(after.ema[name], jax.tree.map(lambda a, b: 0.75 * a + 0.25 * b, old, new))
+
+
+def test_several_steps_are_single_steps_bit_for_bit(tiny):
+  tiny.model.name, tiny.model.depth, tiny.model.width = 'resnet', 8, None
+  run, state, batch, _ = make(tiny)
+
+  def batch_at(arrays, step):
+    return {**arrays, 'position': arrays['position'] + step}
+
+  several = jax.jit(steps.make_train_steps(run.train_step, batch_at, longest=4))
+  together, found = several(state, batch, 3)
+  alone, losses = state, []
+  for _ in range(3):
+    alone, record = several(alone, batch, 1)
+    losses.append(record['loss'][0])
+  assert trees.sha256(together.params) == trees.sha256(alone.params)
+  assert np.array_equal(found['loss'][:3], losses)
+  assert not np.any(found['loss'][3:])
+
+
+def test_evaluation_leaves_padding_out(tiny):
+  run, state, batch, _ = make(tiny)
+  variables = {'params': state.params, 'batch_stats': state.batch_stats}
+  mask = jnp.arange(16) < 5
+  part = jax.jit(run.eval_step)(variables, batch | {'mask': mask})
+  changed = batch | {'image': batch['image'].at[5:].set(255), 'label': batch['label'].at[5:].set(0), 'mask': mask}
+  same = jax.jit(run.eval_step)(variables, changed)
+  assert int(part['confusion'].sum()) == 5
+  assert np.array_equal(part['confusion'], same['confusion'])
+  assert float(part['loss']) == pytest.approx(float(same['loss']), rel=1e-6)
+
+
+def test_top5_counts_with_many_classes(tiny):
+  tiny.data.synthetic_classes = tiny.data.synthetic_examples = 100
+  run, state, batch, _ = make(tiny)
+  variables = {'params': state.params, 'batch_stats': state.batch_stats}
+  sums = jax.jit(run.eval_step)(variables, batch | {'mask': jnp.ones(16, bool)})
+  mean, std = (np.reshape(value, (1, 1, 1, -1)) for value in (run.config.data.mean, run.config.data.std))
+  logits = np.asarray(run.model.apply(variables, (batch['image'] / 255.0 - mean) / std, train=False))
+  best = np.argsort(-logits, axis=-1)[:, :5]
+  assert int(sums['top5']) == sum(label in row for label, row in zip(np.asarray(batch['label']), best, strict=True))
