@@ -129,10 +129,13 @@ def _report(cluster: clusters.Cluster, host: str, port: int, timeout: float) -> 
     'host': socket.gethostname(),
   }
   deadline = time.monotonic() + timeout
-  reason = 'no answer'
+  reason = 'nobody listens there'
   while time.monotonic() < deadline:
     try:
       with socket.create_connection((host, port), timeout=max(deadline - time.monotonic(), POLL)) as peer:
+        # Where nobody listens yet, the system may pick the very port we call as the one we call from.
+        if peer.getsockname() == peer.getpeername():
+          continue
         peer.sendall(json.dumps(report).encode() + b'\n')
         verdict = _line(peer, timeout + LINGER)
         if verdict:
