@@ -134,6 +134,7 @@ def test_choices_are_a_closed_set(key):
 # key: values at the edge that are valid, values just beyond it
 EDGES = {
   'seed': ([0], [-1]),
+  'data.seed': ([0], [-1]),
   'data.val_fraction': ([0.01, 0.99], [0.0, 1.0]),
   'data.image_size': ([1], [0]),
   'data.workers': ([0], [-1]),
