@@ -59,14 +59,12 @@ def match(run: experiment.Experiment, variables: dict[str, Any], origin: str) ->
   Raises:
     errors.InputError: missing, unexpected or differently shaped leaves, by path.
   """
-  abstract = run.abstract_state()
-  rows = depth.scanned_rows(abstract.params)
-  wanted = depth.to_unrolled({'params': abstract.params, 'batch_stats': abstract.batch_stats}, rows)
-  want = {path: leaf.shape for path, leaf in trees.flatten(wanted).items()}
+  trace = depth.trace(run.model, run.spec.image_shape)
+  want = {path: leaf.shape for path, leaf in trees.flatten(trace.variables).items()}
   have = {path: leaf.shape for path, leaf in trees.flatten(variables).items()}
   different = sorted(path for path in want.keys() | have.keys() if want.get(path) != have.get(path))
   if different:
     listed = '; '.join(f'{path}: {have.get(path, "absent")}, wanted {want.get(path, "none")}' for path in different[:8])
     more = f' and {len(different) - 8} more' if len(different) > 8 else ''
     raise errors.InputError(f'{origin} holds another network than config.model: {listed}{more}')
-  return depth.to_scanned(variables, rows)
+  return depth.to_scanned(variables, trace.scanned)

@@ -11,6 +11,7 @@ import optax
 
 from dnt import losses
 
+METRICS = ('loss', 'accuracy', 'gradient_norm', 'learning_rate')  # of a train step, float32 scalars
 TOP5_FROM = 100  # classes from which the top-5 accuracy says something
 
 Batch = dict[str, jax.Array]
@@ -130,13 +131,8 @@ def make_train_step(
     ema = state.ema
     if config.ema.decay:
       ema = optax.incremental_update({'params': params, 'batch_stats': batch_stats}, ema, 1 - config.ema.decay)
-    metrics = {
-      'loss': loss,
-      'accuracy': correct / batch['label'].shape[0],
-      'gradient_norm': optax.tree.norm(gradient),
-      'learning_rate': schedule(state.step),
-    }
-    metrics = {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
+    found = (loss, correct / batch['label'].shape[0], optax.tree.norm(gradient), schedule(state.step))
+    metrics = {name: jnp.asarray(value, jnp.float32) for name, value in zip(METRICS, found, strict=True)}
     state = state.replace(step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state, ema=ema)
     return state, metrics
 
@@ -159,10 +155,9 @@ def make_train_steps(train_step: Callable, batch_at: Callable, longest: int) -> 
     def body(index, carry):
       state, record = carry
       state, metrics = train_step(state, batch_at(arrays, state.step))
-      return state, {name: record[name].at[index].set(metrics[name]) for name in record}
+      return state, {name: record[name].at[index].set(metrics[name]) for name in METRICS}
 
-    shapes = jax.eval_shape(lambda: train_step(state, batch_at(arrays, state.step))[1])
-    record = {name: jnp.zeros((longest,), value.dtype) for name, value in shapes.items()}
+    record = {name: jnp.zeros((longest,), jnp.float32) for name in METRICS}
     if longest == 1:
       return body(0, (state, record))
     return jax.lax.fori_loop(0, count, body, (state, record))

@@ -5,6 +5,7 @@ import importlib.util
 import os
 import pathlib
 import shutil
+import subprocess
 import sys
 import tempfile
 
@@ -79,3 +80,75 @@ def program(monkeypatch, capsys):
     return code, *capsys.readouterr()
 
   return run
+
+
+@pytest.fixture(scope='session')
+def records():
+  """Lines of a record: training, a test split with one loss that is not a number, and its average."""
+  lines = []
+  for step in range(50, 1001, 50):
+    train = {'train/loss': 2 / step, 'train/accuracy': 1 - 1 / step, 'train/learning_rate': 0.1}
+    lines.append({'step': step, 'epoch': step / 100, **train, 'images_per_second': 900.0})
+    if step % 200 == 0:
+      test = {'test/loss': None if step == 400 else 0.5, 'test/accuracy': 0.9}
+      lines.append({'step': step, 'epoch': step / 100, **test, 'test_ema/loss': 0.4, 'test_ema/accuracy': 0.91})
+  return lines
+
+
+CONFIG_FILE = """
+from dnt import config as schema
+
+def get_config():
+  config = schema.default()
+  config.data.source = 'synthetic'
+  config.data.synthetic_examples = 80
+  config.data.image_size = 8
+  config.data.augment = 'pad_crop_flip'
+  config.data.crop_padding = 1
+  config.data.workers = 1
+  config.model.name = 'resnet'
+  config.model.depth = 8
+  config.ema.decay = 0.9
+  config.train.batch_size = 32
+  config.train.log_every = '1'
+  config.eval.batch_size = 32
+{lines}
+  return config
+"""
+
+
+@pytest.fixture
+def config_file(tmp_path):
+  """Writes a config for runs in processes of their own, a small ResNet whose every step is logged; returns its path."""
+
+  def write(name, options):
+    path = tmp_path / f'{name}.py'
+    lines = '\n'.join(f'  config.{key} = {value!r}' for key, value in options.items())
+    path.write_text(CONFIG_FILE.format(lines=lines))
+    return path
+
+  return write
+
+
+@pytest.fixture
+def start():
+  """Starts a command in the root of the checkout, by default with one device: it starts faster."""
+
+  def popen(command, xla_flags=''):
+    environment = {**os.environ, 'XLA_FLAGS': xla_flags, 'PYTHON': sys.executable}
+    pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.STDOUT}
+    return subprocess.Popen(command, cwd=CONFIGS.parent, env=environment, text=True, **pipes)
+
+  return popen
+
+
+@pytest.fixture
+def finish():
+  """Waits for a process that must end well; returns its output."""
+
+  def wait(process):
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    return output
+
+  return wait

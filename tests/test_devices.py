@@ -1,10 +1,7 @@
 """One program on any number of devices and processes: the same losses to float error."""
 
 import json
-import os
-import pathlib
 import signal
-import subprocess
 import sys
 import time
 
@@ -14,32 +11,6 @@ import pytest
 
 from dnt import metrics, record, train
 from dnt.parallel import mesh as mesh_lib
-
-ROOT = pathlib.Path(__file__).parents[1]
-CONFIG = """
-from dnt import config as schema
-
-def get_config():
-  config = schema.default()
-  config.data.source = 'synthetic'
-  config.data.synthetic_examples = 80
-  config.data.image_size = 8
-  config.data.augment = 'pad_crop_flip'
-  config.data.crop_padding = 1
-  config.data.placement = '{placement}'
-  config.data.workers = 1
-  config.model.name = 'resnet'
-  config.model.depth = 8
-  config.optim.learning_rate = 0.02
-  config.ema.decay = 0.9
-  config.train.batch_size = 32
-  config.train.steps = {steps}
-  config.train.log_every = '1'
-  config.eval.batch_size = 32
-  config.eval.every = '6'
-  config.checkpoint.every = '4'
-  return config
-"""
 
 
 def losses(workdir):
@@ -69,35 +40,33 @@ def test_any_number_of_devices_gives_the_same_losses(tiny, tmp_path, monkeypatch
     np.testing.assert_allclose(found[count], found[1], rtol=2e-3)
 
 
-def launch(tmp_path, workdir, placement, steps):
-  config = tmp_path / f'tiny_{placement}_{steps}.py'
-  config.write_text(CONFIG.format(placement=placement, steps=steps))
-  command = [
-    'launch/local.sh',
-    '-n',
-    '2',
-    '--devices-per-process=1',
-    '--',
-    f'--config={config}',
-    f'--workdir={workdir}',
-  ]
-  environment = {**os.environ, 'XLA_FLAGS': '', 'PYTHON': sys.executable}
-  return subprocess.Popen(
-    command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-  )
+@pytest.fixture
+def config(config_file):
+  """Writes the config of a run of so many steps."""
 
+  def write(placement, steps):
+    options = {
+      'data.placement': placement,
+      'optim.learning_rate': 0.02,
+      'train.steps': steps,
+      'eval.every': '6',
+      'checkpoint.every': '4',
+    }
+    return config_file(f'tiny_{placement}_{steps}', options)
 
-def finish(process):
-  output, _ = process.communicate(timeout=240)
-  assert process.returncode == 0, output
-  return output
+  return write
 
 
 @pytest.mark.parametrize('placement', ['device', 'stream'])
-def test_two_processes_train_stop_and_go_on_as_one(tmp_path, placement):
+def test_two_processes_train_stop_and_go_on_as_one(tmp_path, config, start, finish, placement):
   workdir = tmp_path / 'two'
+
+  def launch(steps):
+    flags = [f'--config={config(placement, steps)}', f'--workdir={workdir}']
+    return start(['launch/local.sh', '-n', '2', '--devices-per-process=1', '--', *flags])
+
   steps = 2000 if placement == 'device' else 400
-  process = launch(tmp_path, workdir, placement, steps)
+  process = launch(steps)
   deadline = time.monotonic() + 240
   while not (metrics.read(workdir) if workdir.exists() else []):
     assert process.poll() is None, process.stdout.read()
@@ -112,21 +81,13 @@ def test_two_processes_train_stop_and_go_on_as_one(tmp_path, placement):
 
   # To an end a little further on, in two processes and, from scratch, in one.
   steps = stopped['step'] + 3
-  finish(launch(tmp_path, workdir, placement, steps))
+  finish(launch(steps))
   two = json.loads((workdir / 'summary.json').read_text())
   assert two['finished']
   assert two['step'] == steps
 
-  command = [sys.executable, '-m', 'dnt.main', f'--config={tmp_path / f"tiny_{placement}_{steps}.py"}']
-  alone = subprocess.run(
-    [*command, f'--workdir={tmp_path / "one"}'],
-    cwd=ROOT,
-    env={**os.environ, 'XLA_FLAGS': '--xla_force_host_platform_device_count=2'},
-    capture_output=True,
-    text=True,
-    timeout=240,
-  )
-  assert alone.returncode == 0, alone.stderr
+  command = [sys.executable, '-m', 'dnt.main', f'--config={config(placement, steps)}', f'--workdir={tmp_path / "one"}']
+  finish(start(command, '--xla_force_host_platform_device_count=2'))
   mine, other = losses(workdir), losses(tmp_path / 'one')
   assert len(mine) == len(other) == steps
   np.testing.assert_allclose(mine[0], other[0], rtol=2e-6)

@@ -8,19 +8,8 @@ from PIL import Image
 from dnt import plots
 
 
-def _records():
-  lines = []
-  for step in range(50, 1001, 50):
-    train = {'train/loss': 2 / step, 'train/accuracy': 1 - 1 / step, 'train/learning_rate': 0.1}
-    lines.append({'step': step, 'epoch': step / 100, **train, 'images_per_second': 900.0})
-    if step % 200 == 0:
-      test = {'test/loss': None if step == 400 else 0.5, 'test/accuracy': 0.9}
-      lines.append({'step': step, 'epoch': step / 100, **test, 'test_ema/loss': 0.4, 'test_ema/accuracy': 0.91})
-  return lines
-
-
-def test_curves_show_what_the_record_holds():
-  figure = plots.curves(_records())
+def test_curves_show_what_the_record_holds(records):
+  figure = plots.curves(records)
   loss, accuracy, rate = figure.axes
   for axes in (loss, accuracy):
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ['train', 'test', 'test_ema']

@@ -75,17 +75,6 @@ def test_quantities_have_three_digits(number, text):
   assert report._quantity(int(number)) == text
 
 
-def _records():
-  lines = []
-  for step in range(50, 1001, 50):
-    train = {'train/loss': 2 / step, 'train/accuracy': 1 - 1 / step, 'train/learning_rate': 0.1}
-    lines.append({'step': step, 'epoch': step / 100, **train, 'images_per_second': 900.0})
-    if step % 200 == 0:
-      test = {'test/loss': None if step == 400 else 0.5, 'test/accuracy': 0.9}
-      lines.append({'step': step, 'epoch': step / 100, **test, 'test_ema/loss': 0.4, 'test_ema/accuracy': 0.91})
-  return lines
-
-
 def test_matplotlib_is_imported_when_a_figure_is_drawn():
   code = 'import sys; from dnt import report; assert "matplotlib" not in sys.modules'
   subprocess.run([sys.executable, '-c', code], check=True)
@@ -116,11 +105,11 @@ def _run_and_record(finished=True, scan=False):
 
 
 @pytest.fixture(scope='module')
-def written(tmp_path_factory):
+def written(tmp_path_factory, records):
   workdir = tmp_path_factory.mktemp('runs') / 'my <run>'
   workdir.mkdir()
   writer = metrics.Writer(workdir, 0)
-  for line in _records():
+  for line in records:
     values = {name: value for name, value in line.items() if name not in ('step', 'epoch') and value is not None}
     writer.write(line['step'], line['epoch'], values)
   writer.close()

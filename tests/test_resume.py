@@ -4,7 +4,6 @@ import json
 import os
 import pathlib
 import signal
-import subprocess
 import sys
 import time
 
@@ -12,49 +11,25 @@ import pytest
 
 from dnt import metrics
 
-ROOT = pathlib.Path(__file__).parents[1]
-CONFIG = """
-from dnt import config as schema
 
-def get_config():
-  config = schema.default()
-  config.data.source = 'synthetic'
-  config.data.synthetic_examples = 80
-  config.data.image_size = 8
-  config.data.augment = 'pad_crop_flip'
-  config.data.crop_padding = 1
-  config.data.placement = '{placement}'
-  config.data.workers = 1
-  config.model.name = 'resnet'
-  config.model.depth = 8
-  config.model.stochastic_depth = 0.2
-  config.ema.decay = 0.9
-  config.train.batch_size = 32
-  config.train.accumulate = 2
-  config.train.steps = {steps}
-  config.train.steps_per_dispatch = 4
-  config.train.log_every = '1'
-  config.eval.batch_size = 32
-  config.eval.every = '17'
-  config.checkpoint.every = '5'
-  return config
-"""
+@pytest.fixture
+def run(config_file, start):
+  """Starts the program on a small run, with everything on that a resume must bring back."""
 
+  def program(workdir, placement='device', steps=60):
+    options = {
+      'data.placement': placement,
+      'model.stochastic_depth': 0.2,
+      'train.accumulate': 2,
+      'train.steps': steps,
+      'train.steps_per_dispatch': 4,
+      'eval.every': '17',
+      'checkpoint.every': '5',
+    }
+    config = config_file(f'tiny_{placement}_{steps}', options)
+    return start([sys.executable, '-m', 'dnt.main', f'--config={config}', f'--workdir={workdir}'])
 
-def start(tmp_path, workdir, placement='device', steps=60, *flags):
-  config = tmp_path / f'tiny_{placement}_{steps}.py'
-  config.write_text(CONFIG.format(placement=placement, steps=steps))
-  command = [sys.executable, '-m', 'dnt.main', f'--config={config}', f'--workdir={workdir}', *flags]
-  environment = {**os.environ, 'XLA_FLAGS': ''}  # one device: it starts faster
-  return subprocess.Popen(
-    command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-  )
-
-
-def finish(process):
-  output, _ = process.communicate(timeout=240)
-  assert process.returncode == 0, output
-  return output
+  return program
 
 
 def wait_for_step(process, workdir, step):
@@ -80,14 +55,14 @@ def record(workdir):
 
 
 @pytest.mark.parametrize('placement', ['device', 'stream'])
-def test_killed_runs_end_as_if_they_had_not_been(tmp_path, placement):
-  whole = start(tmp_path, tmp_path / 'whole', placement)
+def test_killed_runs_end_as_if_they_had_not_been(tmp_path, run, finish, placement):
+  whole = run(tmp_path / 'whole', placement)
   for kill_at in (2, 13, 31):
-    killed = start(tmp_path, tmp_path / 'killed', placement)
+    killed = run(tmp_path / 'killed', placement)
     wait_for_step(killed, tmp_path / 'killed', kill_at)
     os.kill(killed.pid, signal.SIGKILL)
     killed.communicate()
-  finish(start(tmp_path, tmp_path / 'killed', placement))
+  finish(run(tmp_path / 'killed', placement))
   finish(whole)
   assert summary(tmp_path / 'killed')['finished']
   assert summary(tmp_path / 'killed')['step'] == 60
@@ -96,8 +71,8 @@ def test_killed_runs_end_as_if_they_had_not_been(tmp_path, placement):
 
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_and_exits_with_zero(tmp_path, number):
-  process = start(tmp_path, tmp_path / 'run', 'device', 5000)
+def test_a_signal_saves_and_exits_with_zero(tmp_path, run, finish, number):
+  process = run(tmp_path / 'run', 'device', 5000)
   wait_for_step(process, tmp_path / 'run', 3)
   process.send_signal(number)
   output = finish(process)
@@ -108,8 +83,8 @@ def test_a_signal_saves_and_exits_with_zero(tmp_path, number):
   assert any('python -m dnt.main' in line and 'go on' in line for line in last), output
 
 
-def test_a_second_interrupt_exits_at_once(tmp_path):
-  process = start(tmp_path, tmp_path / 'run', 'device', 5000)
+def test_a_second_interrupt_exits_at_once(tmp_path, run):
+  process = run(tmp_path / 'run', 'device', 5000)
   # While jax is importing or compiling nothing can be saved: two interrupts end it all the same.
   wait_for_step(process, tmp_path / 'run', 1)
   process.send_signal(signal.SIGSTOP)

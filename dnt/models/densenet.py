@@ -86,10 +86,4 @@ def layers_per_stage(stem: str, bottleneck: bool, layers: int) -> tuple[int, ...
   if stem == 'cifar':
     what = f'densenet {"with" if bottleneck else "without"} bottlenecks'
     return (plain.blocks_per_stage(what, layers, 6 if bottleneck else 3, (4,)),) * 3
-  if layers not in IMAGENET:
-    nearest = min(IMAGENET, key=lambda candidate: abs(candidate - layers))
-    raise errors.InputError(
-      f'config.model.depth={layers} does not fit an ImageNet densenet, which has {", ".join(map(str, IMAGENET))} '
-      f'layers; the nearest valid depth is {nearest}'
-    )
-  return IMAGENET[layers]
+  return plain.known_stages('an ImageNet densenet', layers, IMAGENET)

@@ -1,6 +1,7 @@
 """The plain networks of He et al. 2015, section 4.2: CIFAR ResNets without shortcuts."""
 
 import functools
+from collections.abc import Mapping
 
 import flax.linen as nn
 import jax
@@ -30,6 +31,26 @@ def blocks_per_stage(what: str, layers: int, each: int, extra: tuple[int, ...] =
   raise errors.InputError(
     f'config.model.depth={layers} does not fit {what}, which has {rules} layers; the nearest valid depth is {nearest}'
   )
+
+
+def known_stages(what: str, layers: int, known: Mapping[int, tuple[int, ...]]) -> tuple[int, ...]:
+  """The blocks of each stage of a network whose depths are a list.
+
+  Args:
+    what: the network, for the message.
+    layers: its depth.
+    known: blocks of each stage by depth.
+
+  Raises:
+    errors.InputError: another depth; names the nearest that is valid.
+  """
+  if layers not in known:
+    nearest = min(known, key=lambda candidate: abs(candidate - layers))
+    raise errors.InputError(
+      f'config.model.depth={layers} does not fit {what}, which has {", ".join(map(str, known))} layers; '
+      f'the nearest valid depth is {nearest}'
+    )
+  return known[layers]
 
 
 class Plain(nn.Module):

@@ -125,10 +125,4 @@ def blocks_per_stage(stem: str, block: str, layers: int) -> tuple[int, ...]:
     extra = (2, 4) if block == 'preact_basic' else (2,)
     return (plain.blocks_per_stage(f'resnet with {block} blocks', layers, 9 if bottleneck else 6, extra),) * 3
   known = IMAGENET_BOTTLENECK if bottleneck else IMAGENET_BASIC
-  if layers not in known:
-    nearest = min(known, key=lambda candidate: abs(candidate - layers))
-    raise errors.InputError(
-      f'config.model.depth={layers} does not fit an ImageNet resnet with {block} blocks, which has '
-      f'{", ".join(map(str, known))} layers; the nearest valid depth is {nearest}'
-    )
-  return known[layers]
+  return plain.known_stages(f'an ImageNet resnet with {block} blocks', layers, known)
