@@ -114,17 +114,23 @@ def _parse(argv: list[str], default_config: pathlib.Path) -> list[str]:
     rest = flags.FLAGS(argv)
     _ = flags.FLAGS.config.train  # a file that failed to load raises here, not before
   except flags.Error as error:
+    if 'Traceback' in str(error):  # ml_collections puts that of a ValueError in a config file into the message
+      raise _failed(argv, error) from error
     raise errors.InputError(f'{error} (--help lists the flags)') from error
   except OSError as error:
     raise errors.InputError(
       f'no config file at {_config_argument(argv)!r}; --list shows the configs that come with dnt'
     ) from error
   except Exception as error:  # a config file is code: whatever it raises is bad input, named in its last line
-    reason = str(error).strip().splitlines()[-1]
-    raise errors.InputError(f'config file {_config_argument(argv)!r} failed: {reason}') from error
+    raise _failed(argv, error) from error
   if rest[1:]:
     raise errors.InputError(f'unexpected argument {rest[1]!r}; options are written --name=value')
   return rest
+
+
+def _failed(argv: list[str], error: Exception) -> errors.InputError:
+  reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+  return errors.InputError(f'config file {_config_argument(argv)!r} failed: {reason}')
 
 
 def _config_argument(argv: list[str]) -> str:

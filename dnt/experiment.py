@@ -25,6 +25,10 @@ class DataSpec(NamedTuple):
   image_shape: tuple[int, int, int]  # height, width, channels, as the step receives them
   class_names: tuple[str, ...]
 
+  def steps_per_epoch(self, batch_size: int) -> float:
+    """Of the training split; need not be whole, since batches run through the ends of epochs."""
+    return self.examples / batch_size
+
 
 class Data(NamedTuple):
   """The pictures of a run, and what they are."""
@@ -49,7 +53,7 @@ class Experiment(NamedTuple):
 
   @property
   def steps_per_epoch(self) -> float:
-    return self.spec.examples / self.config.train.batch_size
+    return self.spec.steps_per_epoch(self.config.train.batch_size)
 
   def every(self, text: str) -> events.Every:
     """The event that recurs with a duration of the config."""
@@ -100,7 +104,7 @@ def resolve(config: ml_collections.ConfigDict, data: Data) -> ml_collections.Con
   resolved.model.num_classes = classes
   resolved.data.mean, resolved.data.std = pipeline.statistics(config.data, data.train)
   if config.train.steps is None:
-    resolved.train.steps = max(1, round(config.train.epochs * data.spec.examples / config.train.batch_size))
+    resolved.train.steps = max(1, round(config.train.epochs * data.spec.steps_per_epoch(config.train.batch_size)))
   resolved.model.update(models.resolved_options(config.model))
   return resolved
 
@@ -113,9 +117,8 @@ def make(config: ml_collections.ConfigDict, spec: DataSpec) -> Experiment:
   """
   model = models.make(config.model, len(spec.class_names))
   trace = depth.trace(model, spec.image_shape)
-  schedule = schedules.make(
-    config.schedule, config.optim.learning_rate, config.train.steps, spec.examples / config.train.batch_size
-  )
+  steps_per_epoch = spec.steps_per_epoch(config.train.batch_size)
+  schedule = schedules.make(config.schedule, config.optim.learning_rate, config.train.steps, steps_per_epoch)
   preprocess = augment.make_preprocess(config.data, config.data.mean, config.data.std, jnp.dtype(config.model.dtype))
 
   def init_variables():

@@ -6,6 +6,7 @@
 The same command goes on where the last one stopped. Ctrl-C saves and stops; a second one stops at once.
 """
 
+import os
 import pathlib
 import shlex
 import sys
@@ -23,6 +24,7 @@ DISTRIBUTED = flags.DEFINE_bool('distributed', False, 'Run as one of several pro
 COORDINATOR = flags.DEFINE_string('coordinator', None, 'With --distributed elsewhere: host:port of process 0.')
 NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'With --distributed elsewhere: processes of the run.')
 PROCESS_ID = flags.DEFINE_integer('process_id', None, 'With --distributed elsewhere: number of this process, from 0.')
+JOIN_TIMEOUT = flags.DEFINE_integer('join_timeout', 300, 'With --distributed: seconds to wait for the others.', 1)
 
 
 def main(start: float) -> None:
@@ -32,14 +34,21 @@ def main(start: float) -> None:
     return
   config = cli.config()
   workdir = pathlib.Path(WORKDIR.value or pathlib.Path('runs') / cli.config_path().stem)
-  command = shlex.join(['python', '-m', 'dnt.main', *sys.argv[1:]])
+  # A launcher that gives each process flags of its own says what the user typed.
+  command = os.environ.get('DNT_COMMAND') or shlex.join(['python', '-m', 'dnt.main', *sys.argv[1:]])
 
   from dnt.parallel import compile as compile_lib
   from dnt.parallel import multihost
 
   compile_lib.enable_cache(pathlib.Path.home() / '.cache' / 'dnt' / 'xla')
   if DISTRIBUTED.value:
-    multihost.initialize(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+    multihost.initialize(
+      COORDINATOR.value,
+      NUM_PROCESSES.value,
+      PROCESS_ID.value,
+      JOIN_TIMEOUT.value,
+      stops_itself=MODE.value == 'train',
+    )
   elif COORDINATOR.value or NUM_PROCESSES.value or PROCESS_ID.value is not None:
     raise errors.InputError('--coordinator, --num_processes and --process_id need --distributed')
 

@@ -1,6 +1,8 @@
 """What a run remembers of itself: training lines, evaluations, the best metric, patience and where the seconds went."""
 
+import json
 import pathlib
+import re
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -8,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from dnt import checkpoints, errors, evaluate, experiment, metrics
+from dnt import checkpoints, errors, evaluate, experiment, files, metrics
+from dnt.parallel import multihost
 
 
 class Clock:
@@ -42,7 +45,7 @@ class Record:
       history: `history()` as it was saved with that state; empty for a new run.
       clock: of this process; goes on from the saved one.
     """
-    self._run, self._clock = run, clock
+    self._run, self._workdir, self._clock = run, workdir, clock
     self._writer = metrics.Writer(workdir, step)
     self._progress = metrics.Progress(run.config.train.steps)
     # Of the steps since the last training line; saved too, so that the next line is the same after a resume.
@@ -53,7 +56,6 @@ class Record:
     self.best: dict[str, Any] = dict(history.get('best', {}))
     self.evaluated_at: int = history.get('evaluated_at', 0)
     self.evaluations_without_better: int = history.get('evaluations_without_better', 0)
-    self.confusion: dict[str, Any] = dict(history.get('confusion', {}))
     clock.seconds.update(history.get('seconds', {}))
 
   def __enter__(self) -> 'Record':
@@ -117,10 +119,13 @@ class Record:
       self._show(step, float(values['loss'][count - 1]), float(values['accuracy'][count - 1]), rate)
 
   def evaluated(self, step: int, result: evaluate.Result) -> None:
-    """Takes in an evaluation: its line, the best metric, patience."""
+    """Takes in an evaluation: its line, its confusion matrices, the best metric, patience."""
     self._clock.lap('evaluate')
     self._write(step, result.metrics)
-    self.confusion = {split: matrix.tolist() for split, matrix in result.confusion.items()}
+    if multihost.is_lead():
+      for split, matrix in result.confusion.items():
+        content = {'split': split, 'step': step, 'class_names': self._run.spec.class_names, 'matrix': matrix.tolist()}
+        files.write(confusion_path(self._workdir, split), json.dumps(content) + '\n')
     self.evaluated_at = step
     value = result.metrics[self.best_metric]
     if checkpoints.better(self.best_metric, value, self.best.get('value')):
@@ -142,7 +147,6 @@ class Record:
       'best': self.best,
       'evaluated_at': self.evaluated_at,
       'evaluations_without_better': self.evaluations_without_better,
-      'confusion': self.confusion,
       'sums': dict(self._sums),
       'lap': self._lap,
       'seconds': self.seconds,
@@ -157,3 +161,8 @@ class Record:
   def _show(self, step: int, loss: float, accuracy: float, rate: float) -> None:
     shown = {'loss': loss, 'accuracy': accuracy, 'images_per_second': rate}
     self._progress.update(step, step / self._run.steps_per_epoch, shown)
+
+
+def confusion_path(workdir: pathlib.Path, split: str) -> pathlib.Path:
+  """Where the confusion matrix of a split's last evaluation is: class names, and true class by predicted."""
+  return workdir / f'confusion_{re.sub(r"[^A-Za-z0-9_.-]+", "_", split).strip("_")}.json'

@@ -5,7 +5,6 @@ import html
 import json
 import pathlib
 import platform
-import re
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
@@ -62,7 +61,7 @@ def write(
   mesh: jax.sharding.Mesh,
   command: str,
 ) -> dict[str, Any]:
-  """Writes `summary.json`, `curves.png`, `confusion_<split>.json` and `.png`, and `report.html`.
+  """Writes `summary.json`, `curves.png`, `confusion_<split>.png` (of the `.json` that is there) and `report.html`.
 
   Every process calls it; the first one writes.
 
@@ -96,13 +95,11 @@ def write(
   }
   if multihost.is_lead():
     pages = {'curves.png': plots.png(plots.curves(records))} if (records := metrics.read(workdir)) else {}
-    for split, matrix in rec.confusion.items():
-      name = f'confusion_{re.sub(r"[^A-Za-z0-9_.-]+", "_", split).strip("_")}'
-      content = {'split': split, 'step': rec.evaluated_at, 'class_names': run.spec.class_names, 'matrix': matrix}
-      files.write(workdir / f'{name}.json', json.dumps(content) + '\n')
-      accuracy = np.trace(matrix) / max(np.sum(matrix), 1)
-      title = f'{split}, step {rec.evaluated_at:,}: accuracy {100 * accuracy:.2f} %'
-      pages[f'{name}.png'] = plots.png(plots.confusion(matrix, run.spec.class_names, title))
+    for path in sorted(workdir.glob('confusion_*.json')):
+      found = json.loads(path.read_text())
+      accuracy = np.trace(found['matrix']) / max(np.sum(found['matrix']), 1)
+      title = f'{found["split"]}, step {found["step"]:,}: accuracy {100 * accuracy:.2f} %'
+      pages[f'{path.stem}.png'] = plots.png(plots.confusion(found['matrix'], found['class_names'], title))
     for name, content in pages.items():
       files.write(workdir / name, content)
     files.write_json(workdir / 'summary.json', summary)

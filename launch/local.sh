@@ -17,6 +17,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 GRACE=2 # seconds for the others to say what they have to say after one has failed
 
+again="$(quoted "$0" "$@")"
 count='' devices='' module=dnt.main
 while (($#)); do
   case "$1" in
@@ -51,7 +52,7 @@ free_port() {
 make_command() {
   local index="$1"
   shift
-  command=(env "PYTHONPATH=$ROOT${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1)
+  command=(env "PYTHONPATH=$ROOT${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 "DNT_COMMAND=$again")
   if [[ -n $devices ]]; then
     command+=("XLA_FLAGS=${XLA_FLAGS:+$XLA_FLAGS }--xla_force_host_platform_device_count=$devices")
     command+=("CUDA_VISIBLE_DEVICES=$(seq -s, $((index * devices)) $((index * devices + devices - 1)))")

@@ -77,7 +77,8 @@ def test_two_processes_train_stop_and_go_on_as_one(tmp_path, config, start, fini
   stopped = json.loads((workdir / 'summary.json').read_text())
   assert not stopped['finished']
   assert stopped['devices']['processes'] == 2
-  assert 'again to go on' in output
+  again = f'launch/local.sh -n 2 --devices-per-process=1 -- --config={config(placement, steps)} --workdir={workdir}'
+  assert f'run `{again}` again to go on' in output
 
   # To an end a little further on, in two processes and, from scratch, in one.
   steps = stopped['step'] + 3
@@ -92,3 +93,13 @@ def test_two_processes_train_stop_and_go_on_as_one(tmp_path, config, start, fini
   assert len(mine) == len(other) == steps
   np.testing.assert_allclose(mine[0], other[0], rtol=2e-6)
   np.testing.assert_allclose(mine[:4], other[:4], rtol=2e-3)
+
+
+def test_a_missing_process_is_named_within_the_time_limit(tmp_path, config, start):
+  flags = [f'--config={config("device", 10)}', f'--workdir={tmp_path / "run"}']
+  place = ['--distributed', '--coordinator=127.0.0.1:31999', '--num_processes=2', '--process_id=0', '--join_timeout=2']
+  process = start([sys.executable, '-m', 'dnt.main', *flags, *place])
+  output, _ = process.communicate(timeout=60)
+  assert process.returncode == 1
+  assert output.strip().splitlines()[-1].startswith('error: missing after 2 s: process 1 of 2')
+  assert not (tmp_path / 'run').exists()

@@ -16,18 +16,23 @@ from dnt.parallel import clusters, preemption, rendezvous
 
 
 def initialize(
-  coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None, timeout: int = 300
+  coordinator: str | None = None,
+  num_processes: int | None = None,
+  process_id: int | None = None,
+  timeout: int = 300,
+  stops_itself: bool = True,
 ) -> None:
   """Joins the other processes; call it before anything touches a device.
 
-  First all processes meet on the coordinator's port, which names who is missing; then jax takes that port over. From
-  then on SIGTERM is jax's: it asks a `preemption.Guard` to stop, and does nothing where there is none.
+  First all processes meet on the coordinator's port, which names who is missing; then jax takes that port over.
 
   Args:
     coordinator: `host:port` of process 0; None (all three): detected on Slurm and Cloud TPU.
     num_processes: of the whole run.
     process_id: of this process, from 0.
     timeout: seconds to wait for the others.
+    stops_itself: whether the program has a `preemption.Guard`: SIGTERM is then jax's and asks it to stop. If not,
+      SIGTERM ends the process.
 
   Raises:
     errors.InputError: flags that do not fit together or with those of the others, no cluster, or the port is taken.
@@ -35,6 +40,7 @@ def initialize(
   """
   cluster = clusters.from_flags(coordinator, num_processes, process_id)
   rendezvous.meet(cluster, timeout)
+  jax.config.update('jax_enable_preemption_service', stops_itself)
   jax.distributed.initialize(
     cluster.coordinator,
     cluster.num_processes,

@@ -87,6 +87,8 @@ def test_dry_run_prints_one_command_a_process(launch, tmp_path):
   assert len(commands) == 2
   for i, words in enumerate(commands):
     assert words[0] == 'env'
+    [again] = [word.partition('=')[2] for word in words if word.startswith('DNT_COMMAND=')]
+    assert shlex.split(again)[1:] == ['-n', '2', '--devices-per-process', '4', '--dry-run', '--', '--workdir=w']
     assert 'XLA_FLAGS=--a=b --xla_force_host_platform_device_count=4' in words
     assert f'CUDA_VISIBLE_DEVICES={["0,1,2,3", "4,5,6,7"][i]}' in words
     program = words[words.index('py') :]

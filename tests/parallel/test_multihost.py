@@ -19,7 +19,7 @@ from dnt.parallel import mesh as meshes, multihost, preemption
 mode, coordinator, process_id, num_processes, timeout = sys.argv[1:]
 process_id = int(process_id)
 try:
-  multihost.initialize(coordinator, int(num_processes), process_id, int(timeout))
+  multihost.initialize(coordinator, int(num_processes), process_id, int(timeout), mode != 'unguarded')
 except errors.RunError as error:
   print(f'error: {error}', file=sys.stderr)
   multihost.leave(1)
@@ -60,6 +60,10 @@ if mode == 'stop':
         print('RUNNING', flush=True)
       count += 1
   say(stopped_at=count)
+
+if mode == 'unguarded':
+  print('RUNNING', flush=True)
+  time.sleep(60)
 
 if mode == 'fail':
   for count in range(10**6):
@@ -126,6 +130,14 @@ def test_a_signal_to_any_process_stops_all_at_one_step(launch, number, ids):
     processes[i].send_signal(number)
   first, second = results(processes)
   assert first['stopped_at'] == second['stopped_at'] > 20
+
+
+def test_sigterm_ends_a_process_that_has_nothing_to_save(launch):
+  processes = launch('unguarded', (0, 1), 2)
+  for process in processes:
+    assert process.stdout.readline() == 'RUNNING\n'
+    process.terminate()
+  assert [process.wait(10) for process in processes] == [-signal.SIGTERM] * 2
 
 
 def test_a_missing_process_is_named_and_the_others_exit(launch):

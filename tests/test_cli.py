@@ -1,0 +1,107 @@
+"""What the programs share: where the config comes from, how errors end a program, what --help and --list say."""
+
+import pathlib
+import sys
+
+import pytest
+from absl import flags
+
+from dnt import cli, errors
+
+CONFIGS = pathlib.Path(__file__).parents[1] / 'configs'
+
+
+@pytest.fixture
+def parse(monkeypatch):
+  """Parses a command line and returns the validated config and its file."""
+
+  def run(*arguments):
+    monkeypatch.setattr(sys, 'argv', ['program', *arguments])
+    cli._parse(sys.argv, CONFIGS / 'digits_resnet20.py')
+    return cli.config(), cli.config_path()
+
+  yield run
+  flags.FLAGS.unparse_flags()
+  for name in list(flags.FLAGS):
+    flags.FLAGS[name].unparse()
+    if name.startswith('config.'):
+      delattr(flags.FLAGS, name)
+
+
+def test_the_default_config_file(parse):
+  config, path = parse()
+  assert path == CONFIGS / 'digits_resnet20.py'
+  assert config.data.source == 'digits'
+
+
+@pytest.mark.parametrize('separate', [True, False])
+def test_a_config_file_and_overrides(parse, separate):
+  path = str(CONFIGS / 'cifar_resnet56.py')
+  config, found = parse(*(['--config', path] if separate else [f'--config={path}']), '--config.model.depth=20')
+  assert str(found) == path
+  assert config.model.depth == 20
+  assert config.train.steps == 64_000
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'steps'),
+  [
+    (('--config.train.epochs=2',), None),
+    (('--config.train.steps=7',), 7),
+    (('--config.train.epochs=2', '--config.train.steps=7'), 7),
+  ],
+)
+def test_of_steps_and_epochs_the_one_given_counts(parse, arguments, steps):
+  config, _ = parse(f'--config={CONFIGS / "cifar_plain20.py"}', *arguments)
+  assert config.train.steps == steps
+
+
+def test_a_boolean_override_is_checked_too(parse):
+  config, _ = parse('--noconfig.data.flip')
+  assert config.data.flip is False
+  with pytest.raises(errors.InputError, match=r"unknown config key 'data.flipp'; did you mean 'data.flip'"):
+    parse('--noconfig.data.flipp')
+
+
+def test_a_config_file_that_fails_is_named_with_its_reason(parse, tmp_path):
+  path = tmp_path / 'broken.py'
+  path.write_text("def get_config():\n  raise ValueError('no such machine')\n")
+  with pytest.raises(errors.InputError, match=r'broken\.py.* failed: (ValueError: )?no such machine$'):
+    parse(f'--config={path}')
+
+
+@pytest.mark.parametrize(
+  ('error', 'code', 'said'),
+  [
+    (None, 0, ''),
+    (errors.InputError('no data'), 2, 'error: no data\n'),
+    (errors.RunError('the loss is not finite'), 1, 'error: the loss is not finite\n'),
+    (KeyboardInterrupt(), 130, ''),
+  ],
+)
+def test_exit_codes(parse, monkeypatch, capsys, error, code, said):
+  def main():
+    if error:
+      raise error
+
+  monkeypatch.setattr(sys, 'argv', ['program'])
+  with pytest.raises(SystemExit) as stopped:
+    cli.run(main, 'A program.', CONFIGS / 'digits_resnet20.py')
+  assert (stopped.value.code or 0) == code
+  assert capsys.readouterr().err == said
+
+
+def test_help_begins_with_the_description(monkeypatch, capsys):
+  monkeypatch.setattr(sys, 'argv', ['program', '--help'])
+  with pytest.raises(SystemExit) as stopped:
+    cli.run(lambda: pytest.fail('the program ran'), 'A program.\n', CONFIGS / 'digits_resnet20.py')
+  assert stopped.value.code == 0
+  assert capsys.readouterr().out.startswith('A program.\n\nFlags:\n')
+
+
+def test_the_catalogue_has_every_config_with_its_first_line(tmp_path):
+  (tmp_path / 'one.py').write_text('"""The first.\n\nMore.\n"""\n')
+  (tmp_path / 'another.py').write_text('x = 1\n')
+  lines = cli.catalogue(tmp_path).splitlines()
+  assert lines[1:3] == ['  another.py  ', '  one.py      The first.']
+  assert any(line.split()[:1] == ['densenet'] for line in lines)
