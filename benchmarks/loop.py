@@ -19,7 +19,7 @@ allocator.tune()
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
-from absl import app, flags  # noqa: E402
+from absl import app, flags, logging  # noqa: E402
 
 from configs import cifar_resnet20, digits_resnet20  # noqa: E402
 from dnt import experiment, record, report, train  # noqa: E402
@@ -80,6 +80,7 @@ def make_bare(config):
 
 
 def main(_):
+  logging.set_verbosity(logging.ERROR)  # as the programs do
   rows = []
   for name, make_config in (('digits_resnet20', digits), ('cifar_resnet20', cifar)):
     config = make_config()

@@ -58,6 +58,15 @@ def tiny():
 
 
 @pytest.fixture
+def one_device(monkeypatch):
+  """Runs on the first device only, for which programs compile faster."""
+  import jax
+
+  devices = jax.devices()[:1]
+  monkeypatch.setattr(jax, 'devices', lambda: devices)
+
+
+@pytest.fixture
 def program(monkeypatch, capsys):
   """Runs `python -m dnt.main` with these arguments in this process: (exit code, standard output, standard error)."""
   from absl import flags

@@ -42,6 +42,7 @@ PARAMETERS = {
   'imagenet_resnet50': '25.557032',
   'imagenet_densenet121': '7.978856',
 }
+pytestmark = pytest.mark.usefixtures('one_device')
 PATHS = sorted((pathlib.Path(__file__).parents[1] / 'configs').glob('*.py'))
 
 

@@ -63,7 +63,7 @@ def test_a_new_run_starts_from_the_seed_on_the_mesh(tiny, tmp_path):
   assert found.keys() == expected.keys()
   for path, leaf in found.items():
     np.testing.assert_array_equal(leaf, expected[path], err_msg=path)
-  assert found['stage1/block001/dense/kernel'].sharding.shard_shape((256, 256)) == (128, 256)
+  assert found['stage1/block001/dense/kernel'].sharding.shard_shape((256, 256)) == (256, 128)
   tiny.seed = 1
   other, _ = initial.state(build(tiny), mesh, checkpoints.Checkpoints(tmp_path / 'other', tiny.checkpoint))
   assert not np.array_equal(trees.flatten(other.params)['stem/dense/kernel'], found['stem/dense/kernel'])

@@ -92,6 +92,7 @@ PROGRAM = {
 }
 
 
+pytestmark = pytest.mark.usefixtures('one_device')
 BEFORE: dict[str, str] = {}  # fingerprints of the bases, many of which are shared
 
 
@@ -380,7 +381,8 @@ def test_checkpoint_best_metric(tiny, tmp_path):
     assert run_loop(tiny, tmp_path / kind)['best']['metric'] == f'test/{kind}'
 
 
-def test_mesh_fsdp(tiny):
+def test_mesh_fsdp(tiny, monkeypatch):
+  monkeypatch.undo()  # it needs all devices
   tiny.model.width = 256
   data = experiment.load_data(tiny, ())
   run = experiment.make(experiment.resolve(tiny, data), data.spec)

@@ -5,6 +5,8 @@ import pytest
 
 from dnt import checkpoints, errors, evaluate, metrics, record, train, trees
 
+pytestmark = pytest.mark.usefixtures('one_device')
+
 
 def run(config, workdir):
   return train.train(config, workdir, record.Clock(0.0), 'test')
@@ -68,7 +70,7 @@ def test_order_of_resume_sources(tiny, tmp_path):
 
 @pytest.mark.parametrize('scan', [True, False])
 def test_a_checkpoint_of_one_layout_loads_into_the_other(tiny, tmp_path, scan):
-  tiny.model.name, tiny.model.depth, tiny.model.width = 'resnet', 20, None
+  tiny.model.name, tiny.model.depth, tiny.model.width = 'resnet', 14, None
   tiny.ema.decay = 0.5
   tiny.train.steps, tiny.eval.every = 3, '0'
   tiny.model.scan = scan
