@@ -7,7 +7,7 @@ import ast
 import pathlib
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import ml_collections
 from absl import app, flags, logging
@@ -22,21 +22,24 @@ _CONFIG_ARGUMENT = re.compile(r'--?config(=.*)?$')
 _OVERRIDE = re.compile(r'--?(?:no)?config\.([\w.]+)')
 
 
-def run(main: Callable[[], None], description: str, default_config: pathlib.Path) -> None:
+def run(
+  main: Callable[[], None], description: str, default_config: pathlib.Path, kinds: Sequence[str] = ('train',)
+) -> None:
   """Parses the flags, runs `main` and exits with the code its errors stand for.
 
   Args:
     main: the program; reads its flags itself.
     description: what `--help` prints first.
     default_config: the config file when `--config` is not given.
+    kinds: of config files that the program takes, from `dnt.config.KINDS`.
   """
   if any(argument in ('-h', '--help', '--helpfull', '--helpshort') for argument in sys.argv[1:]):
-    print(help_text(description))
+    print(help_text(description, kinds))
     sys.exit(0)
   allocator.tune()
   logging.set_verbosity(logging.ERROR)  # the libraries' own chatter; what dnt has to say, it prints
   try:
-    app.run(lambda _: main(), flags_parser=lambda argv: _parse(argv, default_config))
+    app.run(lambda _: main(), flags_parser=lambda argv: _parse(argv, default_config, kinds))
   except errors.InputError as error:
     print(f'error: {error}', file=sys.stderr)
     _leave(2)
@@ -57,8 +60,9 @@ def config() -> ml_collections.ConfigDict:
   """
   parsed = flags.FLAGS.config
   given = config_flags.get_override_values(flags.FLAGS['config'])
-  if 'train.epochs' in given and 'train.steps' not in given:
-    parsed.train.steps = None
+  for prefix, section in (('', parsed), ('base.', parsed.get('base'))):
+    if f'{prefix}train.epochs' in given and f'{prefix}train.steps' not in given:
+      section.train.steps = None
   schema.validate(parsed)
   return parsed
 
@@ -87,8 +91,8 @@ def catalogue(configs: pathlib.Path) -> str:
   return '\n'.join(lines)
 
 
-def help_text(description: str) -> str:
-  """Every flag of the program and every config key, with defaults."""
+def help_text(description: str, kinds: Sequence[str]) -> str:
+  """Every flag of the program and every config key of its kinds, with defaults."""
   lines = [description.strip(), '', 'Flags:']
   modules = flags.FLAGS.flags_by_module_dict()
   own = [flag for name, group in modules.items() if name == sys.argv[0] or name.startswith('dnt.') for flag in group]
@@ -96,23 +100,28 @@ def help_text(description: str) -> str:
     default = '' if flag.default in (None, False) else f' (default: {flag.default})'
     lines.append(f'  --{flag.name}: {flag.help}{default}')
   lines += ['', 'Config keys (--config.<key>=<value>):']
-  for key, option in schema.options():
+  for key, option in _options(kinds).items():
     default = f'{option.type.__name__}, not set' if isinstance(option.default, type) else repr(option.default)
     lines.append(f'  {key} ({default}): {option.help}')
   return '\n'.join(lines)
 
 
-def _parse(argv: list[str], default_config: pathlib.Path) -> list[str]:
+def _options(kinds: Sequence[str]) -> dict[str, schema.Option]:
+  return {key: option for kind in kinds for key, option in schema.options(schema.KINDS[kind])}
+
+
+def _parse(argv: list[str], default_config: pathlib.Path, kinds: Sequence[str]) -> list[str]:
+  known = _options(kinds)
   for argument in argv[1:]:
     match = _OVERRIDE.match(argument)
-    if match and match[1] not in dict(schema.options()):
-      raise errors.unknown('config key', match[1], [key for key, _ in schema.options()])
+    if match and match[1] not in known:
+      raise errors.unknown('config key', match[1], known)
   if not any(_CONFIG_ARGUMENT.match(argument) for argument in argv[1:]):
     argv = [argv[0], f'--config={default_config}', *argv[1:]]
     sys.argv = argv  # the config flag looks there for its file
   try:
     rest = flags.FLAGS(argv)
-    _ = flags.FLAGS.config.train  # a file that failed to load raises here, not before
+    kind = schema.kind(flags.FLAGS.config)  # a file that failed to load raises here, not before
   except flags.Error as error:
     if 'Traceback' in str(error):  # ml_collections puts that of a ValueError in a config file into the message
       raise _failed(argv, error) from error
@@ -123,6 +132,8 @@ def _parse(argv: list[str], default_config: pathlib.Path) -> list[str]:
     ) from error
   except Exception as error:  # a config file is code: whatever it raises is bad input, named in its last line
     raise _failed(argv, error) from error
+  if kind not in kinds:
+    raise errors.InputError(f'{_config_argument(argv)!r} is a {kind} config; this program takes: {", ".join(kinds)}')
   if rest[1:]:
     raise errors.InputError(f'unexpected argument {rest[1]!r}; options are written --name=value')
   return rest

@@ -1,4 +1,4 @@
-"""The config schema: every option, its default, what it means and what is valid, once.
+"""The config schemas: every option, its default, what it means and what is valid, once.
 
 A config file holds `get_config()`: it takes `default()`, changes what its experiment changes and returns it. Keys are
 locked and typed, so a typo fails where it is written. `validate` then checks every value against `SCHEMA`, before
@@ -82,6 +82,11 @@ def _weights(values: tuple[float, ...]) -> str | None:
 
 def _texts(values: tuple[str, ...]) -> str | None:
   return None if values and all(isinstance(v, str) and v for v in values) else 'must hold at least one name'
+
+
+def _seeds(values: tuple[int, ...]) -> str | None:
+  good = values and all(type(v) is int and v >= 0 for v in values) and len(set(values)) == len(values)
+  return None if good else 'must hold different whole numbers of at least 0'
 
 
 def _pattern(value: str) -> str | None:
@@ -228,10 +233,27 @@ SCHEMA: dict[str, Any] = {
       choices=('accuracy', 'loss'),
     ),
   },
+  'telemetry': {
+    'every': Option('100', "duration between steps that record figures of every entry; '0': never", check=_duration),
+  },
   'mesh': {
     'fsdp': Option(1, 'devices that share each parameter; the rest of the devices split the batch', check=_at_least(1)),
   },
 }
+
+# A set of runs that dnt.compare puts side by side.
+COMPARE: dict[str, Any] = {
+  'seeds': Option((0,), 'seeds of each variant, one run each', check=_seeds),
+  'base': SCHEMA,
+  'variants': Option(dict, "name: {'section.key': value, ...}, what differs from base; set in a config file"),
+}
+# Kinds of config files, each told by a key that no other has.
+KINDS: dict[str, dict[str, Any]] = {'train': SCHEMA, 'compare': COMPARE}
+
+
+def kind(config: ml_collections.ConfigDict) -> str:
+  """Which of `KINDS` a config is."""
+  return 'compare' if 'variants' in config else 'train'
 
 
 def options(schema: Mapping[str, Any] = SCHEMA, prefix: str = '') -> Iterator[tuple[str, Option]]:
@@ -257,21 +279,22 @@ def _build(schema: Mapping[str, Any]) -> ml_collections.ConfigDict:
   return config
 
 
-def default() -> ml_collections.ConfigDict:
-  """A locked config with every option at its default."""
-  return _build(SCHEMA).lock()
+def default(kind: str = 'train') -> ml_collections.ConfigDict:
+  """A locked config of that kind with every option at its default."""
+  return _build(KINDS[kind]).lock()
 
 
 def validate(config: ml_collections.ConfigDict) -> None:
-  """Checks every key and value against the schema.
+  """Checks every key and value against the schema of its kind.
 
   Raises:
     errors.InputError: an unknown or missing key, an ill-typed value, or one out of range; names the key.
   """
   given = dict(_leaves(config))
-  known = dict(options())
+  known = dict(options(KINDS[kind(config)]))
+  free = tuple(f'{key}.' for key, option in known.items() if option.type is dict)
   for key in given:
-    if key not in known and not key.startswith('model.options.'):
+    if key not in known and not key.startswith(free):
       raise errors.unknown('config key', key, known)
   for key, option in known.items():
     if option.type is dict:

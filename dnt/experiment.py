@@ -14,6 +14,7 @@ import optax
 from dnt import config as schema
 from dnt import errors, events, models, steps
 from dnt.data import augment, examples, pipeline, sources
+from dnt.diagnostics import telemetry
 from dnt.models import depth
 from dnt.optim import chain, schedules
 
@@ -49,6 +50,7 @@ class Experiment(NamedTuple):
   init_variables: Callable[[], dict[str, Any]]  # in the model's layout, on the host
   make_state: Callable[[dict[str, Any]], steps.TrainState]
   train_step: Callable
+  telemetry_step: Callable  # the same, and it shows its telemetry
   eval_step: Callable
 
   @property
@@ -135,5 +137,8 @@ def make(config: ml_collections.ConfigDict, spec: DataSpec) -> Experiment:
     init_variables=init_variables,
     make_state=lambda variables: steps.make_state(config, variables, optimizer),
     train_step=steps.make_train_step(config, model, optimizer, schedule, preprocess),
+    telemetry_step=steps.make_train_step(
+      config, model, optimizer, schedule, preprocess, telemetry.make(config, params, trace.table)
+    ),
     eval_step=steps.make_eval_step(model, len(spec.class_names), preprocess),
   )

@@ -1,4 +1,4 @@
-"""Figures of a run: curves and confusion matrices, as matplotlib Figures without pyplot's global state."""
+"""Figures of a run: curves, telemetry and confusion matrices, as matplotlib Figures without pyplot's global state."""
 
 import functools
 import io
@@ -48,7 +48,8 @@ def curves(records: Sequence[Mapping[str, Any]]) -> 'Figure':
 
   figure = _figure(16, 5)
   loss, accuracy, rate = figure.subplots(1, 3)
-  names = list(dict.fromkeys(name.rsplit('/', 1)[0] for record in records for name in record if '/' in name))
+  metrics = [name for record in records for name in record if '/' in name and not name.startswith('telemetry/')]
+  names = list(dict.fromkeys(name.rsplit('/', 1)[0] for name in metrics))
   colors = {name: COLORS[index % len(COLORS)] for index, name in enumerate(names)}
   for axes, metric in ((loss, 'loss'), (accuracy, 'accuracy')):
     for name in names:
@@ -76,6 +77,60 @@ def curves(records: Sequence[Mapping[str, Any]]) -> 'Figure':
     axes.set_xlim(0, last['step'] * 1.02 or 1)
     axes.xaxis.set_major_locator(ticker.MaxNLocator(nbins=5, integer=True))
     axes.xaxis.set_major_formatter('{x:,.0f}')
+  return figure
+
+
+# Quantity of the telemetry: (title, whether its colors are on a log scale).
+TELEMETRY = {
+  'output_gradient_norm': ('gradient norm at the output', True),
+  'gradient_norm': ('gradient norm of the parameters', True),
+  'update_ratio': ('update / parameter norm', True),
+  'activation_rms': ('RMS of the output', True),
+  'zero': ('share of zero activations (%)', False),
+  'dead': ('share of dead units (%)', False),
+  'saturated': ('share of saturated activations (%)', False),
+  'clip_factor': ('gradient after / before clipping', True),
+}
+
+
+@_styled
+def telemetry(records: Sequence[Mapping[str, Any]], entries: Sequence[str]) -> 'Figure':
+  """Heat maps, depth by step, of each quantity that the record holds.
+
+  Args:
+    records: lines of `metrics.jsonl`, with telemetry.
+    entries: names in depth order.
+  """
+  from matplotlib import colors
+
+  lines = [record for record in records if any(name.startswith('telemetry/') for name in record)]
+  held = {name.rsplit('/', 1)[1] for line in lines for name in line if name.startswith('telemetry/')}
+  shown = [quantity for quantity in TELEMETRY if quantity in held]
+  columns = min(len(shown), 4)
+  rows = -(-len(shown) // columns)
+  figure = _figure(6.2 * columns, rows * min(max(2.5 + 0.22 * len(entries), 4.5), 9))
+  grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
+  steps = [line['step'] for line in lines]
+  ticks = np.unique(np.linspace(0, len(entries) - 1, min(len(entries), 16)).round().astype(int))
+  at = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), 4)).round().astype(int))
+  for axes, quantity in zip(grid.flat, shown, strict=False):
+    title, logarithmic = TELEMETRY[quantity]
+    values = np.array([[line.get(f'telemetry/{name}/{quantity}') for line in lines] for name in entries], float)
+    values = values if logarithmic else 100 * values
+    positive = values[np.isfinite(values) & (values > 0)]
+    norm = colors.Normalize(0, 100)
+    if logarithmic:
+      low, high = (positive.min(), positive.max()) if positive.size else (0.1, 1.0)
+      norm = colors.LogNorm(low, max(high, low * 1.01))
+    image = axes.imshow(values, aspect='auto', cmap='viridis', norm=norm, interpolation='nearest')
+    axes.set_facecolor('#dddddd')  # not defined, or zero on a log scale
+    axes.set_title(title, loc='left')
+    axes.set_xticks(at, [f'{steps[index]:,}' for index in at])
+    axes.set_yticks(ticks, [entries[index] for index in ticks])
+    axes.set_xlabel('step')
+    figure.colorbar(image, ax=axes, fraction=0.06, pad=0.02).outline.set_visible(False)
+  for axes in list(grid.flat)[len(shown) :]:
+    axes.remove()
   return figure
 
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from dnt import checkpoints, errors, evaluate, experiment, files, metrics
+from dnt import checkpoints, errors, evaluate, experiment, files, metrics, steps
+from dnt.diagnostics import telemetry
 from dnt.parallel import multihost
 
 
@@ -55,6 +56,10 @@ class Record:
     self.last: dict[str, float] = dict(history.get('last', {}))
     self.best: dict[str, Any] = dict(history.get('best', {}))
     self.evaluated_at: int = history.get('evaluated_at', 0)
+    # What telemetry has warned of, by kind: each once a run.
+    self.warnings: dict[str, Any] = dict(history.get('warnings', {}))
+    self._unclipped: bool = history.get('unclipped', False)
+    self._rows: int = history.get('telemetry_rows', 0)
     self.evaluations_without_better: int = history.get('evaluations_without_better', 0)
     clock.seconds.update(history.get('seconds', {}))
 
@@ -82,13 +87,13 @@ class Record:
     patience = self._run.config.train.patience
     return 0 < patience <= self.evaluations_without_better
 
-  def trained(self, start: int, count: int, values: Mapping[str, np.ndarray]) -> None:
+  def trained(self, start: int, count: int, values: Mapping[str, Any]) -> None:
     """Takes in the metrics of the steps after `start`.
 
     Args:
       start: steps done before them.
       count: how many.
-      values: float32 [at least count] by name, on the host.
+      values: float32 [at least count] by name, and `telemetry` of the last step if it was shown; on the host.
 
     Raises:
       errors.RunError: the first loss that is not finite, with its step.
@@ -101,15 +106,15 @@ class Record:
         f'the loss is not finite at step {step}; a smaller config.optim.learning_rate, a warm-up or clipping '
         '(config.clip.name=global_norm) may help'
       )
-    for name, value in values.items():
-      self._sums[name] += float(np.sum(value[:count], dtype=np.float64))
+    for name in steps.METRICS:
+      self._sums[name] += float(np.sum(values[name][:count], dtype=np.float64))
     self._sums['steps'] += count
     step = start + count
     if self._log.due(step) or step == self._run.config.train.steps:
-      steps = self._sums.pop('steps')
-      line = {f'train/{name}': value / steps for name, value in self._sums.items()}
+      taken = self._sums.pop('steps')
+      line = {f'train/{name}': value / taken for name, value in self._sums.items()}
       line['train/learning_rate'] = float(values['learning_rate'][count - 1])
-      rate = steps * self._run.config.train.batch_size / self._lap
+      rate = taken * self._run.config.train.batch_size / self._lap
       self._write(step, {**line, 'images_per_second': rate})
       self._show(step, line['train/loss'], line['train/accuracy'], rate)
       self._sums.clear()
@@ -117,6 +122,9 @@ class Record:
     elif self._lap:
       rate = self._sums['steps'] * self._run.config.train.batch_size / self._lap
       self._show(step, float(values['loss'][count - 1]), float(values['accuracy'][count - 1]), rate)
+    if 'telemetry' in values:
+      share = float(values['learning_rate'][count - 1]) / self._run.config.optim.learning_rate
+      self._watched(step, values['telemetry'], share)
 
   def evaluated(self, step: int, result: evaluate.Result) -> None:
     """Takes in an evaluation: its line, its confusion matrices, the best metric, patience."""
@@ -147,12 +155,26 @@ class Record:
       'best': self.best,
       'evaluated_at': self.evaluated_at,
       'evaluations_without_better': self.evaluations_without_better,
+      'warnings': self.warnings,
+      'unclipped': self._unclipped,
+      'telemetry_rows': self._rows,
       'sums': dict(self._sums),
       'lap': self._lap,
       'seconds': self.seconds,
       'config': self._run.config.to_dict(),
       'class_names': list(self._run.spec.class_names),
     }
+
+  def _watched(self, step: int, columns: Mapping[str, telemetry.Column], rate: float) -> None:
+    names = [row.entry.name for row in self._run.table]
+    self._writer.write(step, step / self._run.steps_per_epoch, telemetry.line(columns, names))
+    self._rows += 1
+    self._unclipped = self._unclipped or not telemetry.is_clipped(columns)
+    always_clipped = self._rows >= telemetry.ALWAYS_CLIPPED and not self._unclipped
+    for kind, text in telemetry.warnings(columns, names, rate, always_clipped).items():
+      if kind not in self.warnings:
+        self.warnings[kind] = {'step': step, 'text': text}
+        self.say(f'warning at step {step}: {text}')
 
   def _write(self, step: int, values: Mapping[str, float]) -> None:
     self.last |= values

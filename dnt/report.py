@@ -61,7 +61,7 @@ def write(
   mesh: jax.sharding.Mesh,
   command: str,
 ) -> dict[str, Any]:
-  """Writes `summary.json`, `curves.png`, `confusion_<split>.png` (of the `.json` that is there) and `report.html`.
+  """Writes `summary.json`, `curves.png`, `telemetry.png`, `confusion_<split>.png` (of the `.json`), `report.html`.
 
   Every process calls it; the first one writes.
 
@@ -85,6 +85,7 @@ def write(
     'finished': step == total or rec.out_of_patience,
     'last': rec.last,
     'best': rec.best,
+    'warnings': rec.warnings,
     'parameters': trees.count(params),
     'params_sha256': trees.sha256(params),
     'seconds': {'total': sum(seconds.values()), 'compile': 0.0, 'train': 0.0, 'evaluate': 0.0} | seconds,
@@ -95,6 +96,8 @@ def write(
   }
   if multihost.is_lead():
     pages = {'curves.png': plots.png(plots.curves(records))} if (records := metrics.read(workdir)) else {}
+    if any(name.startswith('telemetry/') for record in records for name in record):
+      pages['telemetry.png'] = plots.png(plots.telemetry(records, [row.entry.name for row in run.table]))
     for path in sorted(workdir.glob('confusion_*.json')):
       found = json.loads(path.read_text())
       accuracy = np.trace(found['matrix']) / max(np.sum(found['matrix']), 1)
@@ -128,6 +131,7 @@ def page(
     'state': f'{state}: step {summary["step"]:,} of {summary["total_steps"]:,}',
     **{name: metrics.figure(name, value) for name, value in summary['last'].items()},
     'best': _best(summary) or 'none yet',
+    **{f'warning, step {found["step"]:,}': found['text'] for found in summary['warnings'].values()},
     'parameters': f'{summary["parameters"]:,}',
     'parameters SHA-256': summary['params_sha256'],
     'seconds': ', '.join(f'{name} {seconds:,.1f}' for name, seconds in summary['seconds'].items()),
@@ -146,7 +150,7 @@ def page(
     _html_table(facts),
   ]
   for name, picture in pictures.items():
-    kind = '' if name == 'curves.png' else ' class="narrow"'
+    kind = '' if name in ('curves.png', 'telemetry.png') else ' class="narrow"'
     caption, data = html.escape(name.removesuffix('.png').replace('_', ' ', 1)), base64.b64encode(picture).decode()
     parts.append(f'<h2>{caption}</h2><img{kind} alt="{caption}" src="data:image/png;base64,{data}">')
   parts += [

@@ -1,5 +1,6 @@
 """The train state and the pure steps: what one optimizer step and one evaluation step compute, and nothing else."""
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,8 @@ import ml_collections
 import optax
 
 from dnt import losses
+from dnt.diagnostics import taps
+from dnt.diagnostics import telemetry as telemetry_lib
 
 METRICS = ('loss', 'accuracy', 'gradient_norm', 'learning_rate')  # of a train step, float32 scalars
 TOP5_FROM = 100  # classes from which the top-5 accuracy says something
@@ -66,7 +69,8 @@ def make_train_step(
   optimizer: optax.GradientTransformation,
   schedule: optax.Schedule,
   preprocess: Preprocess,
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+  telemetry: telemetry_lib.Telemetry | None = None,
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]:
   """One optimizer step as a pure function.
 
   The gradient is that of sum(weighted losses) / sum(weights) over the whole batch, also when it is accumulated over
@@ -78,27 +82,32 @@ def make_train_step(
     optimizer: from `optim.chain.make`.
     schedule: learning rate by step, for the record; the optimizer holds the same one.
     preprocess: `(batch, augmentation key) -> images`, augmented and normalized.
+    telemetry: what to show of each entry; the state is the same with and without.
 
   Returns:
     `(state, batch) -> (state, metrics)`; batch: image [B, H, W, C], label int32 [B] and what preprocess reads; metrics:
-    float32 scalars `loss`, `accuracy`, `gradient_norm` (before clipping) and `learning_rate`.
+    float32 scalars `loss`, `accuracy`, `gradient_norm` (before clipping) and `learning_rate`, and with telemetry its
+    columns under `telemetry`.
   """
   accumulate = config.train.accumulate
   cross_entropy = losses.make(config.loss)
+  sinks = telemetry.sinks if telemetry else {}
 
-  def loss_fn(params, batch_stats, batch, keys, total_weight):
-    logits, updates = model.apply(
-      {'params': params, 'batch_stats': batch_stats},
-      preprocess(batch, keys['augment']),
-      train=True,
-      rngs={'stochastic_depth': keys['stochastic_depth'], 'dropout': keys['dropout']},
-      mutable=['batch_stats'],
-    )
+  def loss_fn(params, sinks, batch_stats, batch, keys, total_weight):
+    with taps.watching() if telemetry else contextlib.nullcontext():
+      logits, updates = model.apply(
+        {'params': params, 'batch_stats': batch_stats, taps.SINKS: sinks},
+        preprocess(batch, keys['augment']),
+        train=True,
+        rngs={'stochastic_depth': keys['stochastic_depth'], 'dropout': keys['dropout']},
+        mutable=['batch_stats', taps.FOUND],
+      )
     weighted, _ = cross_entropy(logits, batch['label'])
     correct = jnp.sum(losses.correct(logits, batch['label']))
-    return jnp.sum(weighted) / total_weight, (updates.get('batch_stats', {}), correct)
+    found = (correct, updates.get(taps.FOUND, {}))
+    return jnp.sum(weighted) / total_weight, (updates.get('batch_stats', {}), found)
 
-  gradient_fn = jax.value_and_grad(loss_fn, has_aux=True)
+  gradient_fn = jax.value_and_grad(loss_fn, argnums=(0, 1), has_aux=True)
 
   def gradients(state, batch):
     augment, step_key = jax.random.split(jax.random.wrap_key_data(state.rng))
@@ -107,25 +116,27 @@ def make_train_step(
     keys = {'augment': augment, 'stochastic_depth': depth, 'dropout': dropout}
     total_weight = jnp.sum(losses.weights(config.loss.class_weights, batch['label']))
     if accumulate == 1:
-      return gradient_fn(state.params, state.batch_stats, batch, keys, total_weight)
+      return gradient_fn(state.params, sinks, state.batch_stats, batch, keys, total_weight)
     # Strided micro-batches: each device keeps its own rows of the batch.
     micro = jax.tree.map(lambda x: x.reshape(x.shape[0] // accumulate, accumulate, *x.shape[1:]), batch)
 
-    def body(index, carry):
-      loss, batch_stats, correct, total = carry
+    def body(carry, index):
+      loss, batch_stats, total = carry
       part = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, 1, keepdims=False), micro)
       drawn = {name: jax.random.fold_in(keys[name], index) for name in ('stochastic_depth', 'dropout')}
       part_keys = {**keys, **drawn}
-      (value, (batch_stats, hits)), gradient = gradient_fn(state.params, batch_stats, part, part_keys, total_weight)
-      return loss + value, batch_stats, correct + hits, jax.tree.map(jnp.add, total, gradient)
+      (value, (batch_stats, found)), gradient = gradient_fn(
+        state.params, sinks, batch_stats, part, part_keys, total_weight
+      )
+      return (loss + value, batch_stats, jax.tree.map(jnp.add, total, gradient)), found
 
-    zero = jnp.zeros(())
-    zeros = jax.tree.map(jnp.zeros_like, state.params)
-    loss, batch_stats, correct, total = jax.lax.fori_loop(0, accumulate, body, (zero, state.batch_stats, zero, zeros))
-    return (loss, (batch_stats, correct)), total
+    zeros = jax.tree.map(jnp.zeros_like, (state.params, sinks))
+    carry = (jnp.zeros(()), state.batch_stats, zeros)
+    (loss, batch_stats, total), found = jax.lax.scan(body, carry, jnp.arange(accumulate))
+    return (loss, (batch_stats, jax.tree.map(lambda x: jnp.sum(x, 0), found))), total
 
   def train_step(state, batch):
-    (loss, (batch_stats, correct)), gradient = gradients(state, batch)
+    (loss, (batch_stats, (correct, activity))), (gradient, at_outputs) = gradients(state, batch)
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     ema = state.ema
@@ -133,6 +144,8 @@ def make_train_step(
       ema = optax.incremental_update({'params': params, 'batch_stats': batch_stats}, ema, 1 - config.ema.decay)
     found = (loss, correct / batch['label'].shape[0], optax.tree.norm(gradient), schedule(state.step))
     metrics = {name: jnp.asarray(value, jnp.float32) for name, value in zip(METRICS, found, strict=True)}
+    if telemetry:
+      metrics['telemetry'] = telemetry.figures(state.params, gradient, updates, activity, at_outputs)
     state = state.replace(step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state, ema=ema)
     return state, metrics
 
@@ -148,7 +161,8 @@ def make_train_steps(train_step: Callable, batch_at: Callable, longest: int) -> 
     longest: the most steps of one call.
 
   Returns:
-    `(state, arrays, count) -> (state, metrics)`, metrics float32 [longest], of which the first `count` are set.
+    `(state, arrays, count) -> (state, metrics)`, metrics float32 [longest], of which the first `count` are set; with
+    `longest` 1, `telemetry` too where the step shows it.
   """
 
   def train_steps(state, arrays, count):
@@ -157,9 +171,10 @@ def make_train_steps(train_step: Callable, batch_at: Callable, longest: int) -> 
       state, metrics = train_step(state, batch_at(arrays, state.step))
       return state, {name: record[name].at[index].set(metrics[name]) for name in METRICS}
 
-    record = {name: jnp.zeros((longest,), jnp.float32) for name in METRICS}
     if longest == 1:
-      return body(0, (state, record))
+      state, metrics = train_step(state, batch_at(arrays, state.step))
+      return state, metrics | {name: metrics[name][None] for name in METRICS}
+    record = {name: jnp.zeros((longest,), jnp.float32) for name in METRICS}
     return jax.lax.fori_loop(0, count, body, (state, record))
 
   return train_steps

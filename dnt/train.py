@@ -7,8 +7,9 @@ Order of resume sources (`initial.state`), the first that exists wins:
 
 Order of events when step s is done:
   1. the metrics of the steps up to s are fetched once the next steps are dispatched, so that the device does not wait
-     for the host (before 2 and 3, and at the end, at once); a loss that is not finite stops the run; a training line
-     at every `train.log_every`,
+     for the host (before 2 and 3, before a compilation and at the end, at once); a loss that is not finite stops the
+     run; a training line at every `train.log_every`; then a telemetry line, if s is a multiple of `telemetry.every`,
+     and what it warns of,
   2. evaluation, if s is a multiple of `eval.every` or the last step; then the best metric and patience,
   3. a checkpoint, if s is a multiple of `checkpoint.every` or the run ends here,
   4. the end, if s is the last step, patience is over or a signal asked for it; after a signal 2 is left to the process
@@ -96,9 +97,11 @@ def _loop(
 ) -> steps.TrainState:
   total = run.config.train.steps
   evaluation, saving = run.every(run.config.eval.every), run.every(run.config.checkpoint.every)
+  telemetry = run.every(run.config.telemetry.every)
   stops = [evaluation, saving, run.every(run.config.train.log_every), events.Every(run.config.train.steps_per_dispatch)]
   rows = depth.scanned_rows(state.params)
-  step, pending, asked, counter, program = int(state.step), None, False, itertools.count(), None
+  step, pending, asked, counter = int(state.step), None, False, itertools.count()
+  programs: dict[bool, Any] = {}  # by whether they show telemetry
   while True:
     evaluation_due = rec.evaluated_at < step and (evaluation.due(step) or step == total) and not asked
     ending = step == total or asked or rec.out_of_patience
@@ -117,14 +120,20 @@ def _loop(
     if ending:
       return state
 
-    # To the next step at which to look up; the same after a resume, so that the programs run alike.
+    # To the next step at which to look up; the same after a resume, so that the programs run alike. A step that shows
+    # its telemetry is a program of its own.
+    shows = telemetry.due(step + 1)
     upcoming = [at for event in stops if (at := event.next(step)) is not None]
-    count = min(total - step, feed.max_steps(step), min(upcoming) - step)
+    upcoming += [at - 1 for at in [telemetry.next(step)] if at is not None and not shows]
+    count = 1 if shows else min(total - step, feed.max_steps(step), min(upcoming) - step)
     arrays = feed.arrays(step, count)
-    if program is None:
-      program = _compile(run, mesh, state, feed, arrays)
+    if shows not in programs:
+      if pending:
+        rec.trained(*_fetch(pending))
+        pending = None
+      programs[shows] = _compile(run, mesh, state, feed, arrays, shows)
       clock.lap('compile')
-    state, metrics = program(state, arrays, np.int32(count))
+    state, metrics = programs[shows](state, arrays, np.int32(count))
     if pending:
       rec.trained(*_fetch(pending))
     pending = (step, count, metrics)
@@ -132,14 +141,16 @@ def _loop(
     asked = guard.requested(next(counter))
 
 
-def _compile(run: experiment.Experiment, mesh: jax.sharding.Mesh, state: Any, feed: pipeline.Feed, arrays: Any) -> Any:
-  longest = min(run.config.train.steps_per_dispatch, feed.max_steps(0))
-  program = steps.make_train_steps(run.train_step, feed.batch_at, longest)
+def _compile(
+  run: experiment.Experiment, mesh: jax.sharding.Mesh, state: Any, feed: pipeline.Feed, arrays: Any, shows: bool
+) -> Any:
+  longest = 1 if shows else min(run.config.train.steps_per_dispatch, feed.max_steps(0))
+  program = steps.make_train_steps(run.telemetry_step if shows else run.train_step, feed.batch_at, longest)
   shardings = mesh_lib.parameter_shardings(mesh, state)
   jitted = compile_lib.jit(program, donate_argnums=0, out_shardings=(shardings, mesh_lib.replicated(mesh)))
   return jitted.lower(state, arrays, np.int32(1)).compile()
 
 
-def _fetch(pending: tuple[int, int, dict[str, jax.Array]]) -> tuple[int, int, dict[str, np.ndarray]]:
+def _fetch(pending: tuple[int, int, dict[str, Any]]) -> tuple[int, int, dict[str, Any]]:
   start, count, metrics = pending
   return start, count, jax.device_get(metrics)

@@ -17,7 +17,7 @@ def parse(monkeypatch):
 
   def run(*arguments):
     monkeypatch.setattr(sys, 'argv', ['program', *arguments])
-    cli._parse(sys.argv, CONFIGS / 'digits_resnet20.py')
+    cli._parse(sys.argv, CONFIGS / 'digits_resnet20.py', ('train',))
     return cli.config(), cli.config_path()
 
   yield run

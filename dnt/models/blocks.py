@@ -36,7 +36,7 @@ class Stem(nn.Module):
     x = x.astype(self.parts.dtype)
     x = self.parts.conv(self.features, (kernel, kernel), strides=(stride, stride), name='conv')(x)
     if self.activate:
-      x = self.parts.activation(self.parts.norm(name='norm')(x, train))
+      x = self.parts.activation()(self.parts.norm(name='norm')(x, train))
     if self.kind == 'cifar':
       return x
     return nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
@@ -58,7 +58,7 @@ class Head(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
     if self.activate:
-      x = self.parts.activation(self.parts.norm(name='norm')(x, train))
+      x = self.parts.activation()(self.parts.norm(name='norm')(x, train))
     if x.ndim == 4:
       x = jnp.mean(x, (1, 2))
     return self.parts.dense(self.num_classes, name='dense')(x).astype(jnp.float32)
@@ -81,7 +81,7 @@ class Plain(nn.Module):
   def __call__(self, x: jax.Array, train: bool, keep: Keep = None) -> jax.Array:
     for index, stride in enumerate((self.stride, 1), start=1):
       x = self.parts.conv(self.features, (3, 3), strides=(stride, stride), name=f'conv{index}')(x)
-      x = self.parts.activation(self.parts.norm(name=f'norm{index}')(x, train))
+      x = self.parts.activation()(self.parts.norm(name=f'norm{index}')(x, train))
     return x
 
 
@@ -143,7 +143,7 @@ def _conv(block: Residual, number: int, features: int, size: int, stride: int = 
 
 
 def _norm_act(block: Residual, number: int, x: jax.Array, train: bool) -> jax.Array:
-  return block.parts.activation(block.parts.norm(name=f'norm{number}')(x, train))
+  return block.parts.activation()(block.parts.norm(name=f'norm{number}')(x, train))
 
 
 def _last_norm(block: Residual, number: int, x: jax.Array, train: bool) -> jax.Array:
@@ -183,7 +183,7 @@ class Basic(Residual):
   def __call__(self, x: jax.Array, train: bool, keep: Keep = None) -> jax.Array:
     y = _norm_act(self, 1, _conv(self, 1, self.features, 3, self.stride)(x), train)
     y = _last_norm(self, 2, _conv(self, 2, self.features, 3)(y), train)
-    return self.parts.activation(_add(self, _shortcut(self, x, train, normalize=True), y, keep))
+    return self.parts.activation()(_add(self, _shortcut(self, x, train, normalize=True), y, keep))
 
 
 class Bottleneck(Residual):
@@ -195,7 +195,7 @@ class Bottleneck(Residual):
     y = _norm_act(self, 1, _conv(self, 1, self.inner, 1, strides[0])(x), train)
     y = _norm_act(self, 2, _conv(self, 2, self.inner, 3, strides[1])(y), train)
     y = _last_norm(self, 3, _conv(self, 3, self.features, 1)(y), train)
-    return self.parts.activation(_add(self, _shortcut(self, x, train, normalize=True), y, keep))
+    return self.parts.activation()(_add(self, _shortcut(self, x, train, normalize=True), y, keep))
 
 
 class PreactBasic(Residual):
@@ -252,7 +252,7 @@ class Highway(nn.Module):
   def __call__(self, x: jax.Array, train: bool, keep: Keep = None) -> jax.Array:
     features = x.shape[-1]
     y = self.parts.conv(features, (3, 3), name='conv')(x)
-    y = self.parts.activation(self.parts.norm(name='norm')(y, train))
+    y = self.parts.activation()(self.parts.norm(name='norm')(y, train))
     bias_init = nn.initializers.constant(self.gate_bias)
     gate = jax.nn.sigmoid(self.parts.conv(features, (3, 3), use_bias=True, bias_init=bias_init, name='gate')(x))
     return y * gate + x * (1 - gate)
@@ -274,7 +274,7 @@ class Transition(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array, train: bool, keep: Keep = None) -> jax.Array:
     x = self.parts.conv(self.features, (3, 3), strides=(self.stride, self.stride), name='conv')(x)
-    return self.parts.activation(self.parts.norm(name='norm')(x, train))
+    return self.parts.activation()(self.parts.norm(name='norm')(x, train))
 
 
 class DenseLayer(nn.Module):
@@ -293,10 +293,10 @@ class DenseLayer(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array, train: bool, keep: Keep = None) -> jax.Array:
     act, conv, norm = self.parts.activation, self.parts.conv, self.parts.norm
-    y = act(norm(name='norm1')(x, train))
+    y = act()(norm(name='norm1')(x, train))
     if self.bottleneck:
       y = conv(4 * self.growth_rate, (1, 1), name='conv1')(y)
-      y = act(norm(name='norm2')(y, train))
+      y = act()(norm(name='norm2')(y, train))
     y = conv(self.growth_rate, (3, 3), name='conv2' if self.bottleneck else 'conv1')(y)
     return jnp.concatenate([x, y], -1)
 
@@ -314,7 +314,7 @@ class DenseTransition(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-    x = self.parts.activation(self.parts.norm(name='norm')(x, train))
+    x = self.parts.activation()(self.parts.norm(name='norm')(x, train))
     x = self.parts.conv(self.features, (1, 1), name='conv')(x)
     return nn.avg_pool(x, (2, 2), (2, 2))
 
@@ -337,7 +337,7 @@ class DenseUnit(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array, train: bool, keep: Keep = None) -> jax.Array:
     y = self.parts.dense(self.width, name='dense')(x)
-    y = self.parts.activation(self.parts.norm(name='norm')(y, train))
+    y = self.parts.activation()(self.parts.norm(name='norm')(y, train))
     if self.kind == 'residual':
       return x + y
     if self.kind == 'highway':

@@ -10,11 +10,12 @@ axis. `to_scanned` and `to_unrolled` convert any tree that mirrors the parameter
 """
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -27,7 +28,7 @@ from dnt import errors, trees
 
 SCANNED = 'scanned'
 # Collections that blocks may read and write inside a scanned stage; whoever sows into another one adds it here.
-COLLECTIONS = ('params', 'batch_stats', 'intermediates', 'perturbations')
+COLLECTIONS = ('params', 'batch_stats', 'intermediates', 'perturbations', 'telemetry', 'sinks')
 
 _BLOCK = re.compile(r'block(\d{3,})')
 _MARK = re.compile(r'dnt_entry_(\d+)_')
@@ -174,6 +175,40 @@ def table(model: nn.Module, input_shape: Shape) -> tuple[Row, ...]:
   return trace(model, input_shape).table
 
 
+@contextlib.contextmanager
+def watching(watch: Callable[[Callable[[], Any], nn.Module], Any]) -> Iterator[dict[tuple[str, ...], Stage]]:
+  """A context in which every call of an entry goes through `watch`.
+
+  Args:
+    watch: `watch(run, module) -> output`; `run()` is the call itself. `'/'.join(module.path)` is the `path` of the
+      entry, or of all rows of a scanned stage at once.
+
+  Yields:
+    The stages that were met, by path.
+  """
+  stages: dict[tuple[str, ...], Stage] = {}
+  running: set[tuple[str, ...]] = set()  # entries being called, whose own helper methods are no calls of theirs
+
+  def intercept(next_fun, args, kwargs, context):
+    module = context.module
+    if module.scope is None or not module.path or context.method_name == 'setup':
+      return next_fun(*args, **kwargs)
+    path = module.path
+    if isinstance(module, Stage):
+      stages[path] = module
+    entry = len(path) == 1 or (len(path) == 2 and path[:1] in stages)
+    if path in stages or not entry or path in running:
+      return next_fun(*args, **kwargs)
+    running.add(path)
+    try:
+      return watch(lambda: next_fun(*args, **kwargs), module)
+    finally:
+      running.remove(path)
+
+  with nn.intercept_methods(intercept):
+    yield stages
+
+
 def trace(model: nn.Module, input_shape: Shape) -> Trace:
   """Runs `model.init` abstractly; the last model's result is kept, so that asking again costs nothing.
 
@@ -193,25 +228,12 @@ def trace(model: nn.Module, input_shape: Shape) -> Trace:
 
 def _trace(model: nn.Module, input_shape: Shape) -> Trace:
   calls: dict[str, Shape | None] = {}
-  stages: dict[tuple[str, ...], Stage] = {}
-  running: set[str] = set()  # entries that are being called, whose own helper methods are no calls of theirs
 
-  def record(next_fun, args, kwargs, context):
-    module = context.module
-    if module.scope is None or not module.path or context.method_name == 'setup':
-      return next_fun(*args, **kwargs)
-    path = module.path
-    if isinstance(module, Stage):
-      stages[path] = module
-    name = '/'.join(path)
-    entry = len(path) == 1 or (len(path) == 2 and path[:1] in stages)
-    if path in stages or not entry or name in running:
-      return next_fun(*args, **kwargs)
+  def record(run, module):
+    name = '/'.join(module.path)
     calls.setdefault(name, None)
-    running.add(name)
     with jax.named_scope(f'dnt_entry_{list(calls).index(name)}_'):
-      output = next_fun(*args, **kwargs)
-    running.remove(name)
+      output = run()
     shapes = [leaf.shape[1:] for leaf in jax.tree.leaves(output) if hasattr(leaf, 'shape')]
     calls[name] = shapes[0] if shapes else None
     return output
@@ -219,7 +241,7 @@ def _trace(model: nn.Module, input_shape: Shape) -> Trace:
   def run(key):
     return model.init(key, jnp.zeros((1, *input_shape)), train=False)
 
-  with nn.intercept_methods(record):
+  with watching(record) as stages:
     program, variables = jax.make_jaxpr(run, return_shape=True)(jax.random.key(0))
   foreign = set(variables) - {'params', 'batch_stats'}
   if foreign:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import ml_collections
 
@@ -22,14 +21,14 @@ class Parts:
       norm to undo it: a convolution that no norm follows asks for `use_bias=True`.
     dense: `dense(features, ...)` makes an `nn.Dense`, with a bias.
     norm: `norm(scale_init=..., ...)` makes a `norms.Norm`; call it with `(x, train)`.
-    activation: elementwise function.
+    activation: `activation()` makes an `activations.Activation`.
     dtype: compute dtype.
   """
 
   conv: Callable[..., nn.Module]
   dense: Callable[..., nn.Module]
   norm: Callable[..., nn.Module]
-  activation: Callable[[jax.Array], jax.Array]
+  activation: Callable[..., nn.Module]
   dtype: Any
 
 
@@ -40,6 +39,7 @@ def make(model: ml_collections.ConfigDict) -> Parts:
     errors.InputError: an unknown activation or initializer.
   """
   dtype = jnp.dtype(model.dtype)
+  activations.make(model.activation)  # an unknown one is refused here, not when a block is called
   kernel_init = initializers.make(model.initializer, model.init_gain)
   return Parts(
     conv=functools.partial(
@@ -57,6 +57,6 @@ def make(model: ml_collections.ConfigDict) -> Parts:
       groups=model.norm_groups,
       momentum=model.norm_momentum,
     ),
-    activation=activations.make(model.activation),
+    activation=functools.partial(activations.Activation, model.activation),
     dtype=dtype,
   )

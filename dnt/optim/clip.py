@@ -40,13 +40,7 @@ def block_norm(threshold: float, params: Any, entries: Sequence[depth.Entry]) ->
 
   def clip(gradients, params):
     del params
-    squares = {}  # by place: [], or [rows]
-    for path, gradient in trees.flatten(gradients).items():
-      place = places[path]
-      first = 0 if entries[place[0]].row is None else 1
-      square = jnp.sum(jnp.square(gradient), axis=tuple(range(first, gradient.ndim)))
-      squares[place] = squares.get(place, 0.0) + square
-    norms = {place: jnp.sqrt(square) for place, square in squares.items()}
+    norms = {place: jnp.sqrt(square) for place, square in rows.squares(gradients, places).items()}
     factors = {place: jnp.where(norm < threshold, 1.0, threshold / norm) for place, norm in norms.items()}
     return trees.map_with_path(lambda path, g: g * rows.along(factors[places[path]], g), gradients)
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from dnt import errors, trees
@@ -42,6 +43,22 @@ def kernel_ends(places: Places) -> tuple[int, int]:
 def is_kernel(path: str) -> bool:
   """Whether the leaf at `path` is the kernel of a dense layer or convolution."""
   return path.rpartition('/')[2] == 'kernel'
+
+
+def squares(tree: Any, places: Places) -> dict[tuple[int, ...], jax.Array]:
+  """Sums of squares over the leaves of each entry, float32 [], or [R] for the rows of a scanned stage, by place.
+
+  Args:
+    tree: nested dicts of arrays with the paths of `places`.
+    places: from `places`.
+  """
+  sums: dict[tuple[int, ...], jax.Array] = {}
+  for path, leaf in trees.flatten(tree).items():
+    place = places[path]
+    first = 1 if depth.is_scanned(path) else 0
+    square = jnp.sum(jnp.square(leaf), axis=tuple(range(first, leaf.ndim)))
+    sums[place] = sums.get(place, 0.0) + square
+  return sums
 
 
 def along(values: jax.Array, leaf: jax.Array) -> jax.Array:

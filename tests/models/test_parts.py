@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dnt import config, errors
-from dnt.models import parts
+from dnt.models import activations, parts
 
 
 def make(**options):
@@ -29,7 +29,7 @@ def test_every_option_reaches_its_part():
   assert (norm.kind, norm.epsilon, norm.groups, norm.momentum) == ('group_norm', 1e-3, 4, 0.5)
   assert conv.weight_standardization
   assert conv.dtype == dense.dtype == made.dtype == jnp.bfloat16
-  assert made.activation is jnp.tanh
+  assert made.activation() == activations.Activation('tanh')
   x = jnp.ones((2, 4, 4, 8))
   kernel = np.asarray(conv.init(jax.random.key(0), x)['params']['kernel']).reshape(-1, 8)
   np.testing.assert_allclose(kernel.T @ kernel, 9 * np.eye(8), atol=1e-5)

@@ -1,0 +1,101 @@
+"""Taps on a running network: what each entry's units do, and the gradient at each entry's output.
+
+Taps are set from outside, by intercepting calls, so that any module can be watched as it is: unrolled or scanned, with
+or without remat. What they find is a sum over examples, so that devices and micro-batches add up.
+"""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from dnt import trees
+from dnt.models import activations, depth
+
+FOUND, SINKS = 'telemetry', 'sinks'  # variable collections: what taps find, and what takes up the gradients
+SATURATING = ('sigmoid', 'tanh')
+# Of |a| on a scale from -1 to 1: beyond it the slope of sigmoid and tanh is below a tenth of its largest value.
+SATURATED = 0.95
+
+
+@jax.custom_vjp
+def _tap(x: jax.Array, sink: jax.Array) -> jax.Array:
+  """x; the cotangent of `sink` is the sum of squares of that of x."""
+  del sink
+  return x
+
+
+_tap.defvjp(
+  lambda x, sink: (x, None), lambda _, gradient: (gradient, jnp.sum(jnp.square(gradient.astype(jnp.float32))))
+)
+
+
+def make_sinks(table: Sequence[depth.Row]) -> dict[str, Any]:
+  """Zeros whose gradients are the squared gradient norms at the outputs of the entries, in the model's layout.
+
+  Args:
+    table: of the entries to tap; those that are never called are left out.
+  """
+  rows: dict[str, list[int | None]] = {}
+  for row in table:
+    if row.shape is not None:
+      rows.setdefault(row.entry.path, []).append(row.entry.row)
+  shapes = {path: () if places == [None] else (len(places),) for path, places in rows.items()}
+  return trees.unflatten({f'{path}/sink': jnp.zeros(shape) for path, shape in shapes.items()})
+
+
+@contextlib.contextmanager
+def watching() -> Iterator[None]:
+  """A context in which `model.apply` fills the collection `FOUND` (which must be mutable) and reads `SINKS`.
+
+  Each entry leaves, under `<path>/output`, float32 sums over its output: `sum`, `square`, `count`, `zero` (how many are
+  zero) and `fired` [units] (how often each unit, along the last axis, is not zero). Each `activations.Activation` in
+  it leaves, under `<path>/.../units`, `count` and `saturated` (sigmoid, tanh) or `zero` and `fired` (others).
+  """
+
+  def entry(run, module):
+    output = run()
+    if module.has_variable(SINKS, 'sink'):
+      sink = module.get_variable(SINKS, 'sink')
+      output = jax.tree.map(lambda leaf: _tap(leaf, sink) if _inexact(leaf) else leaf, output)
+    leaves = [leaf for leaf in jax.tree.leaves(output) if _inexact(leaf)]
+    if leaves:
+      x = jax.lax.stop_gradient(leaves[0]).astype(jnp.float32)
+      sums = {'sum': jnp.sum(x), 'square': jnp.sum(jnp.square(x))}
+      _leave(module, 'output', sums | _zeros(x))
+    return output
+
+  def activation(next_fun, args, kwargs, context):
+    output = next_fun(*args, **kwargs)
+    if isinstance(context.module, activations.Activation) and context.method_name == '__call__':
+      x = jax.lax.stop_gradient(output).astype(jnp.float32)
+      _leave(context.module, 'units', _flat(x, context.module.kind) if context.module.kind in SATURATING else _zeros(x))
+    return output
+
+  with depth.watching(entry), nn.intercept_methods(activation):
+    yield
+
+
+def _inexact(leaf: Any) -> bool:
+  return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jnp.inexact)
+
+
+def _zeros(x: jax.Array) -> dict[str, jax.Array]:
+  zero = x == 0
+  fired = jnp.sum(~zero, axis=tuple(range(x.ndim - 1)), dtype=jnp.float32)
+  return {'count': jnp.float32(x.size), 'zero': jnp.sum(zero, dtype=jnp.float32), 'fired': fired}
+
+
+def _flat(x: jax.Array, kind: str) -> dict[str, jax.Array]:
+  magnitude = jnp.abs(2 * x - 1 if kind == 'sigmoid' else x)
+  return {'count': jnp.float32(x.size), 'saturated': jnp.sum(magnitude > SATURATED, dtype=jnp.float32)}
+
+
+def _leave(module: nn.Module, name: str, sums: dict[str, jax.Array]) -> None:
+  """A module that is called more than once leaves the sum of its calls."""
+  module.sow(
+    FOUND, name, sums, init_fn=lambda: None, reduce_fn=lambda a, b: b if a is None else jax.tree.map(jnp.add, a, b)
+  )
