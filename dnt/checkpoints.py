@@ -18,7 +18,7 @@ import ml_collections
 import numpy as np
 from jax.experimental import multihost_utils
 
-from dnt import digests, errors, stored, trees
+from dnt import digests, errors, files, stored, trees
 from dnt.parallel import multihost
 
 DIRECTORY = 'checkpoints'
@@ -312,12 +312,11 @@ def _check_writable(directory: pathlib.Path) -> None:
   problem = None
   if multihost.is_lead():
     try:
-      directory.mkdir(parents=True, exist_ok=True)
+      files.make_workdir(directory.parent)
+      directory.mkdir(exist_ok=True)
       probe.touch()
-    except OSError as error:
-      problem = errors.InputError(
-        f'workdir {directory.parent} cannot be written ({error.strerror}); give another with --workdir'
-      )
+    except errors.InputError as error:
+      problem = error
   problem = _agree(problem)
   if problem is not None:
     raise problem

@@ -47,6 +47,7 @@ class Experiment(NamedTuple):
   model: Any
   table: tuple[depth.Row, ...]
   schedule: optax.Schedule
+  preprocess: Callable  # (batch, augmentation key or None) -> images
   init_variables: Callable[[], dict[str, Any]]  # in the model's layout, on the host
   make_state: Callable[[dict[str, Any]], steps.TrainState]
   train_step: Callable
@@ -134,6 +135,7 @@ def make(config: ml_collections.ConfigDict, spec: DataSpec) -> Experiment:
     model=model,
     table=trace.table,
     schedule=schedule,
+    preprocess=preprocess,
     init_variables=init_variables,
     make_state=lambda variables: steps.make_state(config, variables, optimizer),
     train_step=steps.make_train_step(config, model, optimizer, schedule, preprocess),

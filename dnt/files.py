@@ -4,8 +4,28 @@ import json
 import math
 import os
 import pathlib
+import tempfile
 from collections.abc import Mapping
 from typing import Any
+
+from dnt import errors
+
+
+def make_workdir(path: str | os.PathLike) -> None:
+  """Makes the folder if it is not there.
+
+  Raises:
+    errors.InputError: nothing can be written there.
+  """
+  path = pathlib.Path(path)
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=path):
+      pass
+  except OSError as error:
+    raise errors.InputError(
+      f'workdir {path} cannot be written ({error.strerror}); give another with --workdir'
+    ) from error
 
 
 def write(path: str | os.PathLike, content: str | bytes) -> None:

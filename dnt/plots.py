@@ -16,18 +16,20 @@ ANNOTATED_CLASSES = 20  # more cells than these cannot be read
 NAMED_CLASSES = 40
 
 
-def _styled(draw: Callable) -> Callable:
+def styled(draw: Callable) -> Callable:
+  """Gives a function that draws the font size of all figures."""
+
   @functools.wraps(draw)
-  def styled(*args, **kwargs):
+  def inner(*args, **kwargs):
     import matplotlib
 
     with matplotlib.rc_context({'font.size': FONT_SIZE}):
       return draw(*args, **kwargs)
 
-  return styled
+  return inner
 
 
-@_styled
+@styled
 def png(figure: 'Figure') -> bytes:
   """The figure as a PNG file."""
   from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -37,7 +39,7 @@ def png(figure: 'Figure') -> bytes:
   return buffer.getvalue()
 
 
-@_styled
+@styled
 def curves(records: Sequence[Mapping[str, Any]]) -> 'Figure':
   """Loss, accuracy and learning rate over the steps: the training split and each evaluated one.
 
@@ -46,7 +48,7 @@ def curves(records: Sequence[Mapping[str, Any]]) -> 'Figure':
   """
   from matplotlib import ticker
 
-  figure = _figure(16, 5)
+  figure = new_figure(16, 5)
   loss, accuracy, rate = figure.subplots(1, 3)
   metrics = [name for record in records for name in record if '/' in name and not name.startswith('telemetry/')]
   names = list(dict.fromkeys(name.rsplit('/', 1)[0] for name in metrics))
@@ -93,7 +95,7 @@ TELEMETRY = {
 }
 
 
-@_styled
+@styled
 def telemetry(records: Sequence[Mapping[str, Any]], entries: Sequence[str]) -> 'Figure':
   """Heat maps, depth by step, of each quantity that the record holds.
 
@@ -108,7 +110,7 @@ def telemetry(records: Sequence[Mapping[str, Any]], entries: Sequence[str]) -> '
   shown = [quantity for quantity in TELEMETRY if quantity in held]
   columns = min(len(shown), 4)
   rows = -(-len(shown) // columns)
-  figure = _figure(6.2 * columns, rows * min(max(2.5 + 0.22 * len(entries), 4.5), 9))
+  figure = new_figure(6.2 * columns, rows * min(max(2.5 + 0.22 * len(entries), 4.5), 9))
   grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
   steps = [line['step'] for line in lines]
   ticks = np.unique(np.linspace(0, len(entries) - 1, min(len(entries), 16)).round().astype(int))
@@ -134,7 +136,7 @@ def telemetry(records: Sequence[Mapping[str, Any]], entries: Sequence[str]) -> '
   return figure
 
 
-@_styled
+@styled
 def confusion(matrix: Any, class_names: Sequence[str], title: str) -> 'Figure':
   """Shares of each true class by predicted class, with the counts where they can be read.
 
@@ -148,7 +150,7 @@ def confusion(matrix: Any, class_names: Sequence[str], title: str) -> 'Figure':
   matrix = np.asarray(matrix)
   classes = len(class_names)
   side = min(max(4 + 0.6 * classes, 7), 18) if classes <= NAMED_CLASSES else 12
-  figure = _figure(side + 1.2, side)
+  figure = new_figure(side + 1.2, side)
   axes = figure.subplots()
   shares = 100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
   # The square root of the share, so that a confusion of one in a hundred shows.
@@ -173,7 +175,8 @@ def confusion(matrix: Any, class_names: Sequence[str], title: str) -> 'Figure':
   return figure
 
 
-def _figure(width: float, height: float) -> 'Figure':
+def new_figure(width: float, height: float) -> 'Figure':
+  """An empty figure, inches at 100 dots each, outside pyplot's global state."""
   from matplotlib.figure import Figure
 
   return Figure(figsize=(width, height), dpi=100, layout='constrained')

@@ -81,9 +81,7 @@ def make(config: ml_collections.ConfigDict, params: Any, table: Sequence[depth.R
       after = _norms(clipped, places)
       norms['clip_factor'] = {at: after[at] / norms['gradient_norm'][at] for at in after}
     columns = {name: _column(column) for name, column in norms.items()}
-    flat = trees.flatten(sinks)
-    squares = {at: flat[f'{path}/sink'] for path, at in _groups(called, entries)}
-    columns['output_gradient_norm'] = _column({at: jnp.sqrt(square) for at, square in squares.items()})
+    columns['output_gradient_norm'] = gather(sinks, 'sink', called, entries, jnp.sqrt)
     return columns | activity(found, called, entries)
 
   return Telemetry(taps.make_sinks(table), figures)
@@ -117,6 +115,27 @@ def activity(found: Any, called: Sequence[depth.Entry], entries: Sequence[depth.
     for name, value in shown.items():
       columns.setdefault(name, {})[at] = value
   return {name: _column(column) for name, column in columns.items()}
+
+
+def gather(
+  tree: Any,
+  name: str,
+  called: Sequence[depth.Entry],
+  entries: Sequence[depth.Entry],
+  fn: Callable[[jax.Array], jax.Array] = lambda value: value,
+) -> Column:
+  """What lies under `name` at each entry's path, through `fn`.
+
+  Args:
+    tree: nested dicts in the model's layout, such as the sinks' gradient.
+    name: of the leaf.
+    called: the entries that are called, in depth order; those without the leaf are left out.
+    entries: the depth list.
+    fn: elementwise.
+  """
+  flat = trees.flatten(tree)
+  groups = [(f'{path}/{name}', at) for path, at in _groups(called, entries)]
+  return _column({at: fn(flat[path]) for path, at in groups if path in flat})
 
 
 def _groups(called: Sequence[depth.Entry], entries: Sequence[depth.Entry]) -> list[tuple[str, tuple[int, ...]]]:

@@ -1,0 +1,44 @@
+"""Examines an untrained network, or measures how signals propagate in random networks against theory.
+
+  python -m dnt.probe --config=configs/cifar_plain56.py [--try]
+  python -m dnt.probe --config=configs/probe_grid.py
+
+A training config is examined at initialization on one real batch, and its first ten steps are taken: a table by entry,
+a verdict (trainable, vanishing, exploding, collapsing, dead, step too large), where it begins, and the overrides most
+likely to mend it, which --try tries. A grid (configs/probe_*.py) is measured over many seeds.
+"""
+
+import pathlib
+
+from absl import flags
+
+from dnt import cli
+from dnt import config as schema
+
+ROOT = pathlib.Path(__file__).parents[1]
+WORKDIR = flags.DEFINE_string('workdir', None, 'Where the findings are written; default: runs/probe_<name>.')
+SEEDS = flags.DEFINE_integer('seeds', 3, 'Initializations of a training config to examine.', 1)
+TRY = flags.DEFINE_bool('try', False, 'Try the overrides that are offered, and rank them.')
+
+
+def main() -> None:
+  """Reads the flags and examines; prints where the findings are as the last line."""
+  config = cli.config()
+  workdir = pathlib.Path(WORKDIR.value or pathlib.Path('runs') / f'probe_{cli.config_path().stem}')
+
+  from dnt.parallel import compile as compile_lib
+
+  compile_lib.enable_cache(pathlib.Path.home() / '.cache' / 'dnt' / 'xla')
+  if schema.kind(config) == 'signal':
+    from dnt.diagnostics import signal
+
+    signal.run(config, workdir)
+  else:
+    from dnt.diagnostics import doctor_report
+
+    doctor_report.run(config, workdir, SEEDS.value, TRY.value)
+  print(f'written to {workdir}')
+
+
+if __name__ == '__main__':
+  cli.run(main, __doc__, ROOT / 'configs' / 'digits_resnet20.py', ('train', 'signal'))
