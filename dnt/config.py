@@ -80,6 +80,24 @@ def _weights(values: tuple[float, ...]) -> str | None:
   return _numbers(values) or (None if good() else 'must hold numbers of at least 0, not all of them 0')
 
 
+def _spreads(values: tuple[float, ...]) -> str | None:
+  good = values and not _numbers(values) and min(values) >= 0
+  return None if good else 'must hold numbers of at least 0'
+
+
+def _counts(values: tuple[int, ...]) -> str | None:
+  good = values and all(type(v) is int and v >= 1 for v in values) and len(set(values)) == len(values)
+  return None if good else 'must hold different whole numbers of at least 1'
+
+
+def _chosen(valid: tuple[str, ...]) -> Callable[[Any], str | None]:
+  def check(values):
+    good = values and all(value in valid for value in values) and len(set(values)) == len(values)
+    return None if good else f'must hold different names, each of: {", ".join(valid)}'
+
+  return check
+
+
 def _texts(values: tuple[str, ...]) -> str | None:
   return None if values and all(isinstance(v, str) and v for v in values) else 'must hold at least one name'
 
@@ -95,6 +113,12 @@ def _pattern(value: str) -> str | None:
   except re.error as error:
     return f'must be a regular expression ({error})'
   return None
+
+
+def _patterns(values: tuple[str, ...]) -> str | None:
+  good = all(isinstance(value, str) and value for value in values)
+  problems = (_pattern(value) for value in values) if good else ('must hold regular expressions only',)
+  return next((problem for problem in problems if problem), None)
 
 
 NORMS = ('batch_norm', 'layer_norm', 'group_norm', 'rms_norm', 'none')
@@ -236,6 +260,24 @@ SCHEMA: dict[str, Any] = {
   'telemetry': {
     'every': Option('100', "duration between steps that record figures of every entry; '0': never", check=_duration),
   },
+  'lr_find': {
+    'start': Option(1e-7, '--mode=lr_find: first learning rate of the sweep', check=_above(0)),
+    'end': Option(10.0, '--mode=lr_find: last learning rate of the sweep', check=_above(0)),
+    'steps': Option(100, '--mode=lr_find: steps of the sweep, each at a higher rate', check=_at_least(20)),
+    'groups': Option(
+      (),
+      "--mode=lr_find: sweep entries alone, the others at optim.learning_rate; patterns: ('head', 'stage3/.*')",
+      check=_patterns,
+    ),
+  },
+  'noise_scale': {
+    'batches': Option(50, '--mode=noise_scale: batches of train.batch_size to average over', check=_at_least(2)),
+    'micro_batches': Option(
+      8,
+      '--mode=noise_scale: parts of each batch, to compare with the whole',
+      check=_at_least(2),
+    ),
+  },
   'mesh': {
     'fsdp': Option(1, 'devices that share each parameter; the rest of the devices split the batch', check=_at_least(1)),
   },
@@ -246,14 +288,43 @@ COMPARE: dict[str, Any] = {
   'seeds': Option((0,), 'seeds of each variant, one run each', check=_seeds),
   'base': SCHEMA,
   'variants': Option(dict, "name: {'section.key': value, ...}, what differs from base; set in a config file"),
+  'forms': Option(dict, "name: {'section.key': value, ...}, changes of base that --form names; set in a config file"),
+}
+# Random dense networks of equal layers whose signals and gradients dnt.probe measures, all combinations of the lists.
+SIGNAL: dict[str, Any] = {
+  'signal': {
+    'depths': Option((32,), 'layers; each depth is measured for itself', check=_counts),
+    'activations': Option(('relu', 'tanh'), 'activations, named as in model.activation', check=_chosen(ACTIVATIONS)),
+    'blocks': Option(
+      ('plain', 'residual', 'highway'), 'blocks of mlp', check=_chosen(('plain', 'residual', 'highway'))
+    ),
+    'norms': Option(
+      ('none', 'batch_norm', 'layer_norm', 'rms_norm'),
+      'normalizations of the pre-activations',
+      check=_chosen(('none', 'batch_norm', 'layer_norm', 'rms_norm')),
+    ),
+    'weight_variances': Option(
+      (0.5, 1.0, 2.0, 3.0), 'sigma_w^2: a weight has sigma_w^2 / width (He: 2)', check=_deviations
+    ),
+    'bias_variances': Option((0.0, 0.1), 'sigma_b^2', check=_spreads),
+    'gate_bias': Option(-2.0, 'bias of highway gates'),
+    'width': Option(256, 'units a layer', check=_at_least(2)),
+    'batch_size': Option(16, 'inputs that pass through each network together', check=_at_least(2)),
+    'input_correlation': Option(0.5, 'correlation of any two inputs', check=_within(0, 1)),
+    'seed': Option(0, 'first of the keys of inputs and weights', check=_at_least(0)),
+    'seeds': Option(8, 'draws of each network', check=_at_least(1)),
+    'singular_values': Option(2, 'largest singular values of the Jacobian to find; 0: none', check=_at_least(0)),
+    'power_iterations': Option(5, 'iterations that find them', check=_at_least(1)),
+    'jacobian_seeds': Option(2, 'draws of each network that they are found for', check=_at_least(1)),
+  },
 }
 # Kinds of config files, each told by a key that no other has.
-KINDS: dict[str, dict[str, Any]] = {'train': SCHEMA, 'compare': COMPARE}
+KINDS: dict[str, dict[str, Any]] = {'train': SCHEMA, 'compare': COMPARE, 'signal': SIGNAL}
 
 
 def kind(config: ml_collections.ConfigDict) -> str:
   """Which of `KINDS` a config is."""
-  return 'compare' if 'variants' in config else 'train'
+  return next((name for name, key in (('compare', 'variants'), ('signal', 'signal')) if key in config), 'train')
 
 
 def options(schema: Mapping[str, Any] = SCHEMA, prefix: str = '') -> Iterator[tuple[str, Option]]:
@@ -266,12 +337,13 @@ def options(schema: Mapping[str, Any] = SCHEMA, prefix: str = '') -> Iterator[tu
 
 
 def _build(schema: Mapping[str, Any]) -> ml_collections.ConfigDict:
-  config = ml_collections.ConfigDict()
+  plain = schema is COMPARE  # its dicts hold keys with dots, which a ConfigDict refuses
+  config = ml_collections.ConfigDict(convert_dict=not plain)
   for key, entry in schema.items():
     if not isinstance(entry, Option):
       config[key] = _build(entry)
     elif entry.type is dict:
-      config[key] = ml_collections.ConfigDict()
+      config[key] = {} if plain else ml_collections.ConfigDict()
     elif isinstance(entry.default, type):
       config[key] = config_dict.placeholder(entry.type)
     else:
@@ -298,7 +370,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
       raise errors.unknown('config key', key, known)
   for key, option in known.items():
     if option.type is dict:
-      if key in given and not isinstance(given[key], ml_collections.ConfigDict):
+      if key in given and not isinstance(given[key], dict | ml_collections.ConfigDict):
         raise errors.InputError(f'config.{key} must be a dict, not {type(given[key]).__name__} ({given[key]!r})')
       continue
     if key not in given:

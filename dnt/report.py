@@ -1,10 +1,10 @@
 """What a run leaves to read: the table of blocks, summary.json, curves, confusion matrices and report.html."""
 
-import base64
-import html
 import json
 import pathlib
 import platform
+import resource
+import sys
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
@@ -12,22 +12,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from dnt import experiment, files, metrics, plots, record, steps, trees
+from dnt import experiment, files, metrics, pages, plots, record, steps, trees
 from dnt.models import depth
 from dnt.parallel import mesh as mesh_lib
 from dnt.parallel import multihost
 
 WHOLE_TABLE = 70  # rows; longer tables show runs of equal blocks as one line
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy')
-
-STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em; color: #222; }
-h1, h2 { font-weight: 600; line-height: 1.2; } h2 { margin-top: 2em; }
-table { border-collapse: collapse; } td, th { padding: 2px 16px 2px 0; text-align: left; vertical-align: top; }
-tr + tr { border-top: 1px solid #ddd; } td { font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
-pre { font-size: 13px; line-height: 1.35; overflow-x: auto; background: #f6f6f6; padding: 12px; }
-img { max-width: 100%; } .narrow { max-width: 640px; }
-"""
 
 
 def block_table(table: Sequence[depth.Row]) -> str:
@@ -90,23 +81,24 @@ def write(
     'params_sha256': trees.sha256(params),
     'seconds': {'total': sum(seconds.values()), 'compile': 0.0, 'train': 0.0, 'evaluate': 0.0} | seconds,
     'images_per_second': step * run.config.train.batch_size / trained if trained else None,
+    'peak_memory': peak_memory(mesh),
     'versions': versions(),
     'devices': devices(mesh),
     'command': command,
   }
   if multihost.is_lead():
-    pages = {'curves.png': plots.png(plots.curves(records))} if (records := metrics.read(workdir)) else {}
+    pictures = {'curves.png': plots.png(plots.curves(records))} if (records := metrics.read(workdir)) else {}
     if any(name.startswith('telemetry/') for record in records for name in record):
-      pages['telemetry.png'] = plots.png(plots.telemetry(records, [row.entry.name for row in run.table]))
+      pictures['telemetry.png'] = plots.png(plots.telemetry(records, [row.entry.name for row in run.table]))
     for path in sorted(workdir.glob('confusion_*.json')):
       found = json.loads(path.read_text())
       accuracy = np.trace(found['matrix']) / max(np.sum(found['matrix']), 1)
       title = f'{found["split"]}, step {found["step"]:,}: accuracy {100 * accuracy:.2f} %'
-      pages[f'{path.stem}.png'] = plots.png(plots.confusion(found['matrix'], found['class_names'], title))
-    for name, content in pages.items():
+      pictures[f'{path.stem}.png'] = plots.png(plots.confusion(found['matrix'], found['class_names'], title))
+    for name, content in pictures.items():
       files.write(workdir / name, content)
     files.write_json(workdir / 'summary.json', summary)
-    files.write(workdir / 'report.html', page(workdir.name, summary, run.config.to_dict(), run.table, pages))
+    files.write(workdir / 'report.html', page(workdir.name, summary, run.config.to_dict(), run.table, pictures))
   return summary
 
 
@@ -143,22 +135,13 @@ def page(
     'command': summary['command'],
   }
   options = {key: 'not set' if value is None else str(value) for key, value in _leaves(config)}
-  parts = [
-    '<!DOCTYPE html>',
-    f'<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style></head>',
-    f'<body><h1>{html.escape(title)}</h1>',
-    _html_table(facts),
-  ]
+  parts = [pages.facts(facts)]
   for name, picture in pictures.items():
-    kind = '' if name in ('curves.png', 'telemetry.png') else ' class="narrow"'
-    caption, data = html.escape(name.removesuffix('.png').replace('_', ' ', 1)), base64.b64encode(picture).decode()
-    parts.append(f'<h2>{caption}</h2><img{kind} alt="{caption}" src="data:image/png;base64,{data}">')
-  parts += [
-    f'<h2>network</h2><pre>{html.escape(block_table(table))}</pre>',
-    f'<h2>config</h2>{_html_table(options)}',
-    '</body></html>',
-  ]
-  return '\n'.join(parts) + '\n'
+    caption = name.removesuffix('.png').replace('_', ' ', 1)
+    narrow = name not in ('curves.png', 'telemetry.png')
+    parts += [pages.heading(caption), pages.picture(caption, picture, narrow)]
+  parts += [pages.heading('network'), pages.text(block_table(table)), pages.heading('config'), pages.facts(options)]
+  return pages.page(title, parts)
 
 
 def last_line(summary: Mapping[str, Any], command: str) -> str:
@@ -198,6 +181,13 @@ def devices(mesh: jax.sharding.Mesh) -> dict[str, Any]:
   }
 
 
+def peak_memory(mesh: jax.sharding.Mesh) -> dict[str, int | None]:
+  """The most bytes so far of this process and of any of its devices (None where they do not count, as CPUs)."""
+  resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
+  counted = [stats['peak_bytes_in_use'] for device in mesh.local_devices if (stats := device.memory_stats())]
+  return {'process': resident, 'device': max(counted, default=None)}
+
+
 def _alike(a: depth.Row, b: depth.Row) -> bool:
   def cost(row):
     return row.entry.name.rpartition('/')[0], row.shape, row.parameters, row.flops
@@ -223,8 +213,3 @@ def _leaves(config: Mapping[str, Any], prefix: str = '') -> list[tuple[str, Any]
     nested = isinstance(value, Mapping)
     leaves += _leaves(value, f'{prefix}{key}.') if nested else [(prefix + key, value)]
   return leaves
-
-
-def _html_table(rows: Mapping[str, str]) -> str:
-  cells = [f'<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>' for name, value in rows.items()]
-  return f'<table>{"".join(cells)}</table>'

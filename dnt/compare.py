@@ -1,0 +1,54 @@
+"""Trains the variants of a config, each with every seed, and puts them side by side in one table and one plot.
+
+  python -m dnt.compare --config=configs/compare_init.py
+  python -m dnt.compare --config=configs/compare_degradation.py --form=short --only=plain20,plain56 --workdir=runs/mine
+
+The same command goes on where the last one stopped: what is finished is not run again. Ctrl-C saves the current run and
+stops; a second one stops at once. A run that fails is reported, and the others go on; the exit code is then 1.
+"""
+
+import pathlib
+import shlex
+import sys
+
+from absl import flags
+from ml_collections.config_flags import config_flags
+
+from dnt import cli, errors
+
+ROOT = pathlib.Path(__file__).parents[1]
+WORKDIR = flags.DEFINE_string('workdir', None, 'Where all runs are written; default: runs/<name of the config>.')
+ONLY = flags.DEFINE_list('only', [], 'Run these variants alone; the table shows the others as far as they are.')
+FORM = flags.DEFINE_string('form', '', 'Form of the config to take, such as short; empty: the full one.')
+
+
+def main() -> None:
+  """Reads the flags, runs what is left and writes the results; prints where they are as the last line."""
+  config = cli.config()
+  name = cli.config_path().stem + (f'_{FORM.value}' if FORM.value else '')
+  workdir = pathlib.Path(WORKDIR.value or pathlib.Path('runs') / name)
+  given = config_flags.get_override_values(flags.FLAGS['config'])
+  command = shlex.join(['python', '-m', 'dnt.compare', *sys.argv[1:]])
+
+  from dnt import terminal
+  from dnt.comparison import plan, results, runner
+
+  runs = plan.make(config, workdir, FORM.value, [key.removeprefix('base.') for key in given])
+  chosen = plan.choose(runs, ONLY.value)
+  with runner.lock(workdir) as held:
+    line = terminal.StatusLine()
+    ended = runner.run(chosen, line, held)
+    outcomes = [results.read(run) for run in runs if run in chosen or plan.is_comparable(run)]
+    results.write(outcomes, results.About(config, name, FORM.value, command), workdir)
+  failed = [outcome for outcome in outcomes if outcome.state == 'failed' and outcome.run in chosen]
+  if not ended:
+    print(f'stopped; run `{command}` again to go on  {workdir}')
+  elif failed:
+    listed = ', '.join(outcome.run.name for outcome in failed)
+    raise errors.RunError(f'{len(failed)} of {len(chosen)} runs failed: {listed}; why is in {workdir}/results.md')
+  else:
+    print(f'finished {len(chosen)} runs  {workdir}')
+
+
+if __name__ == '__main__':
+  cli.run(main, __doc__, ROOT / 'configs' / 'compare_init.py', ('compare',))

@@ -1,0 +1,305 @@
+"""The results of a comparison: from the runs' own records to one table, one plot and one page.
+
+Written into the comparison's workdir: `results.md`, `results.csv`, `results.json`, `curves.png`, `report.html`.
+"""
+
+import csv
+import io
+import json
+import math
+import pathlib
+import statistics
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import ml_collections
+
+from dnt import files, metrics, pages, plots, recorded
+from dnt.comparison import figure, plan
+
+
+class Outcome(NamedTuple):
+  """What one run came to.
+
+  Attributes:
+    run: which.
+    state: finished, failed, stopped (can go on) or not run.
+    error: why it failed.
+    step: that it came to.
+    values: by quantity: `<split>_error` (percent) and `<split>_loss` of the last evaluation, where the training split
+      is called train; `seconds`, `images_per_second`, `parameters`, `process_memory` and `device_memory` (peak bytes).
+    warnings: of telemetry, by kind.
+    curves: (steps, epochs, values) by title.
+    about: devices and versions.
+  """
+
+  run: plan.Run
+  state: str
+  error: str
+  step: int
+  values: dict[str, float]
+  warnings: dict[str, Any]
+  curves: dict[str, figure.Curve]
+  about: dict[str, str]
+
+
+class About(NamedTuple):
+  """What a reader must know of a comparison, beside its runs."""
+
+  config: ml_collections.ConfigDict
+  name: str
+  form: str
+  command: str
+
+
+def read(run: plan.Run) -> Outcome:
+  """Reads what a run left."""
+  records, summary = metrics.read(run.workdir), plan.summary(run) or {}
+  failure = run.workdir / plan.FAILURE
+  error = json.loads(failure.read_text())['error'] if failure.exists() else ''
+  step = records[-1]['step'] if records else 0
+  if summary.get('finished'):
+    state = 'finished'
+  else:
+    state = 'failed' if error else 'stopped' if records else 'not run'
+  training, evaluations = _split(records)
+  values = _evaluated(run, evaluations[-1]) if evaluations else {}
+  if state == 'finished':
+    values |= {
+      'seconds': summary['seconds']['total'],
+      'images_per_second': summary['images_per_second'],
+      'parameters': summary['parameters'],
+      'process_memory': summary['peak_memory']['process'],
+      'device_memory': summary['peak_memory']['device'],
+    }
+  curves = {'training loss': _curve(training, 'train/loss')}
+  for name in {name: None for line in evaluations for name in _evaluated(run, line) if name.endswith('_error')}:
+    curves[f'{_words(name)} (%)'] = _curve([{**line, **_evaluated(run, line)} for line in evaluations], name)
+  about = {
+    key: ', '.join(f'{name} {value}' for name, value in summary.get(key, {}).items()) for key in ('devices', 'versions')
+  }
+  values = {name: value for name, value in values.items() if value is not None}
+  return Outcome(run, state, error, step, values, summary.get('warnings', {}), curves, about)
+
+
+def summarize(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
+  """One row a variant, in the order of the variants.
+
+  Returns:
+    `variant`, `runs`, `finished`, and of the finished runs: `mean`, `std` (sample; absent for a single one) by
+    quantity and `warnings` (how many runs had each kind); `problems`: why the others are not finished.
+  """
+  rows = []
+  for variant in dict.fromkeys(outcome.run.variant for outcome in outcomes):
+    group = [outcome for outcome in outcomes if outcome.run.variant == variant]
+    done = [outcome for outcome in group if outcome.state == 'finished']
+    names = dict.fromkeys(name for outcome in done for name in outcome.values)
+    columns = {name: [outcome.values[name] for outcome in done if name in outcome.values] for name in names}
+    rows.append(
+      {
+        'variant': variant,
+        'runs': len(group),
+        'finished': len(done),
+        'mean': {name: statistics.fmean(values) for name, values in columns.items()},
+        'std': {name: statistics.stdev(values) for name, values in columns.items() if len(values) > 1},
+        'warnings': dict(Counter(kind for outcome in done for kind in outcome.warnings)),
+        'problems': _problems(group),
+      }
+    )
+  return rows
+
+
+def write(outcomes: Sequence[Outcome], about: About, workdir: pathlib.Path) -> None:
+  """Writes table, plot and page.
+
+  Args:
+    outcomes: of all runs of the comparison.
+    about: the comparison.
+    workdir: of the comparison.
+  """
+  rows = summarize(outcomes)
+  header, cells = table(rows)
+  picture = plots.png(figure.curves(_by_variant(outcomes)))
+  facts = _facts(outcomes, about)
+  files.write(workdir / 'results.md', markdown(header, cells, facts))
+  files.write(workdir / 'results.csv', comma_separated(rows))
+  content = {'comparison': facts, 'variants': rows, 'runs': [_as_json(outcome, workdir) for outcome in outcomes]}
+  files.write_json(workdir / 'results.json', content)
+  files.write(workdir / 'curves.png', picture)
+  files.write(workdir / 'report.html', _page(outcomes, about, facts, header, cells, picture))
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+  """Header and cells as people read them, of rows of `summarize`."""
+  names = dict.fromkeys(name for row in rows for name in row['mean'])
+  errors = [name for name in names if name.endswith('_error')]
+  columns = {name: f'{_words(name)} (%)' for name in errors}
+  columns |= {'seconds': 'time', 'images_per_second': 'images/s', 'parameters': 'parameters'}
+  columns |= {'process_memory': 'peak memory', 'device_memory': 'peak device memory'}
+  columns = {name: title for name, title in columns.items() if name in names}
+  cells = []
+  for row in rows:
+    shown = [_cell(name, row['mean'].get(name), row['std'].get(name)) for name in columns]
+    notes = [f'{kind} {count}/{row["finished"]}' for kind, count in row['warnings'].items()]
+    cells.append([row['variant'], f'{row["finished"]}/{row["runs"]}', *shown, '; '.join([*notes, *row['problems']])])
+  return ['variant', 'runs', *columns.values(), 'remarks'], cells
+
+
+def markdown(header: Sequence[str], cells: Sequence[Sequence[str]], facts: Mapping[str, str]) -> str:
+  """The table, and what a reader must know of it."""
+  lines = [header, ['---'] * len(header), *cells]
+  body = [f'| {" | ".join(cell.replace("|", "/") for cell in line)} |' for line in lines]
+  return '\n'.join([*body, '', *(f'- {name}: {value}' for name, value in facts.items())]) + '\n'
+
+
+def comma_separated(rows: Sequence[Mapping[str, Any]]) -> str:
+  """Every quantity of `summarize` with mean and standard deviation, a row a variant; not known: empty."""
+  names = dict.fromkeys(name for row in rows for name in row['mean'])
+  file = io.StringIO()
+  writer = csv.writer(file, lineterminator='\n')
+  columns = [f'{name}_{kind}' for name in names for kind in ('mean', 'std')]
+  writer.writerow(['variant', 'runs', 'finished', *columns, 'warnings', 'problems'])
+  for row in rows:
+    figures = [row[kind].get(name, '') for name in names for kind in ('mean', 'std')]
+    warnings = '; '.join(f'{kind} {count}' for kind, count in row['warnings'].items())
+    writer.writerow([row['variant'], row['runs'], row['finished'], *figures, warnings, '; '.join(row['problems'])])
+  return file.getvalue()
+
+
+def _split(records: Sequence[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]:
+  """Training lines and evaluations; both hold `train/loss` when the training split is evaluated."""
+  training = [line for line in records if 'train/learning_rate' in line]
+  others = [line for line in records if 'train/learning_rate' not in line]
+  return training, [line for line in others if any(name.endswith('/accuracy') for name in line)]
+
+
+def _evaluated(run: plan.Run, line: Mapping[str, Any]) -> dict[str, float]:
+  """Errors and losses of an evaluation, the training split's first."""
+  found = {}
+  for name, value in line.items():
+    split, _, metric = name.rpartition('/')
+    if metric in ('accuracy', 'loss'):
+      split = 'train' if split == run.config.data.train_split else split
+      value = math.nan if value is None else value
+      found[f'{split}_{"error" if metric == "accuracy" else "loss"}'] = (
+        100 - 100 * value if metric == 'accuracy' else value
+      )
+  return dict(sorted(found.items(), key=lambda item: not item[0].startswith('train_')))
+
+
+def _curve(records: Sequence[Mapping[str, Any]], name: str) -> figure.Curve:
+  held = [record for record in records if name in record]
+  columns = ([record[key] for record in held] for key in ('step', 'epoch', name))
+  return figure.Curve(*([math.nan if value is None else value for value in column] for column in columns))
+
+
+def _by_variant(outcomes: Sequence[Outcome]) -> dict[str, list[figure.Drawn]]:
+  variants: dict[str, list[figure.Drawn]] = {}
+  for outcome in outcomes:
+    variants.setdefault(outcome.run.variant, []).append(figure.Drawn(outcome.curves, outcome.state == 'failed'))
+  return variants
+
+
+def _words(name: str) -> str:
+  return name.replace('_', ' ')
+
+
+def _problems(outcomes: Sequence[Outcome]) -> list[str]:
+  """What became of runs that are not finished, alike ones together: the first clause of why."""
+  seeds: dict[str, list[str]] = {}
+  for outcome in outcomes:
+    if outcome.state != 'finished':
+      reached = f' at step {outcome.step}' if outcome.state == 'stopped' else ''
+      why = f'{outcome.state}{reached}: {outcome.error.partition(";")[0]}'.removesuffix(': ')
+      seeds.setdefault(why, []).append(str(outcome.run.seed))
+  return [f'seed {", ".join(alike)} {why}' for why, alike in seeds.items()]
+
+
+def _cell(name: str, mean: float | None, std: float | None) -> str:
+  if mean is None:
+    return '-'
+  if not math.isfinite(mean):
+    return 'not finite'
+  show = {
+    'seconds': metrics.duration,
+    'parameters': lambda value: f'{value:,.0f}',
+    'images_per_second': lambda value: f'{value:,.0f}',
+    'process_memory': lambda value: f'{value / 2**20:,.0f} MiB',
+    'device_memory': lambda value: f'{value / 2**20:,.0f} MiB',
+  }.get(name, lambda value: f'{value:.2f}')
+  spread = f' ± {std:.2f}' if std is not None and name.endswith('_error') else ''
+  return show(mean) + spread
+
+
+def _facts(outcomes: Sequence[Outcome], about: About) -> dict[str, str]:
+  known = [outcome.about for outcome in outcomes if outcome.state == 'finished']
+  about_all = {key: dict.fromkeys(each[key] for each in known) for key in ('devices', 'versions')}
+  counts = Counter(outcome.state for outcome in outcomes)
+  return {
+    'comparison': about.name,
+    'form': about.form or 'full',
+    'command': about.command,
+    'runs': ', '.join(f'{count} {state}' for state, count in counts.items()),
+    'seeds': ', '.join(map(str, about.config.seeds)),
+    'data': about.config.base.data.source,
+    'errors': 'of the last evaluation, over the whole split; mean ± sample standard deviation over the finished runs',
+    'time': 'a run, with start, compilation and evaluation; images/s: while training',
+    'peak memory': 'resident set of the process that ended the run; device memory: as the device counts it',
+    **{key: '; '.join(each) for key, each in about_all.items() if each},
+  }
+
+
+def _as_json(outcome: Outcome, workdir: pathlib.Path) -> dict[str, Any]:
+  return {
+    'variant': outcome.run.variant,
+    'seed': outcome.run.seed,
+    'workdir': str(outcome.run.workdir.relative_to(workdir)),
+    'state': outcome.state,
+    'error': outcome.error,
+    'step': outcome.step,
+    **outcome.values,
+    'warnings': outcome.warnings,
+  }
+
+
+def _page(
+  outcomes: Sequence[Outcome],
+  about: About,
+  facts: Mapping[str, str],
+  header: Sequence[str],
+  cells: Sequence[Sequence[str]],
+  picture: bytes,
+) -> str:
+  def listed(changes):
+    return ', '.join(f'{key} = {value!r}' for key, value in changes.items()) or 'nothing'
+
+  warnings = [
+    (outcome.run.name, f'step {found["step"]:,}', found['text'])
+    for outcome in outcomes
+    for found in outcome.warnings.values()
+  ]
+  config = {
+    key: 'not set' if value is None else str(value)
+    for key, value in recorded.flatten(about.config.base.to_dict()).items()
+  }
+  form = {f'form {about.form}': listed(about.config.forms[about.form])} if about.form else {}
+  parts = [
+    pages.table(header, cells),
+    pages.heading('curves'),
+    pages.picture('curves', picture),
+    pages.heading('variants'),
+    pages.facts(form | {name: listed(changes) for name, changes in about.config.variants.items()}),
+  ]
+  failures = [(outcome.run.name, outcome.error) for outcome in outcomes if outcome.state == 'failed']
+  if failures:
+    parts += [pages.heading('failed runs'), pages.table(('run', 'why'), failures)]
+  if warnings:
+    parts += [pages.heading('warnings'), pages.table(('run', 'first at', 'what'), warnings)]
+  parts += [
+    pages.heading('comparison'),
+    pages.facts(facts),
+    pages.heading('base config'),
+    pages.facts(config),
+  ]
+  return pages.page(about.name, parts)

@@ -1,0 +1,249 @@
+"""Runs what is left of a comparison, one run after the other, each in a process of its own.
+
+So a run that fails, or eats the memory, does not take the others along. A run's output goes to `log.txt` in its
+workdir, why it failed to `failure.json`.
+"""
+
+import contextlib
+import ctypes
+import fcntl
+import json
+import os
+import pathlib
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from dnt import errors, files, metrics, recorded, terminal
+from dnt.comparison import plan
+
+LOG = 'log.txt'
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_POLL = 0.5  # seconds
+_TAIL = 1 << 18  # bytes; the last line of a record with telemetry of hundreds of entries fits
+_PR_SET_PDEATHSIG = 1  # from Linux's prctl.h
+
+
+@contextlib.contextmanager
+def lock(workdir: pathlib.Path) -> Iterator[int]:
+  """Keeps other comparisons out of a workdir, for as long as this process or a run that it started lives.
+
+  Yields:
+    The file descriptor that holds the lock, for the runs to inherit.
+
+  Raises:
+    errors.InputError: another one is at work there, or the folder cannot be written.
+  """
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    file = (workdir / 'lock').open('a+')
+  except OSError as error:
+    raise errors.InputError(f'cannot write to {workdir}: {error.strerror}') from error
+  with file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+      file.seek(0)
+      raise errors.InputError(
+        f'{workdir} is in use by another comparison (process {file.read().strip() or "unknown"}) or a run that it '
+        'started; wait for its end, or name another --workdir'
+      ) from error
+    file.truncate(0)
+    file.write(f'{os.getpid()}\n')
+    file.flush()
+    yield file.fileno()
+
+
+class Stop:
+  """Context in which Ctrl-C, SIGTERM and a closed terminal are counted, for the current run to be told."""
+
+  def __enter__(self) -> 'Stop':
+    self.asked = 0
+    ignored = [number for number in _SIGNALS if signal.getsignal(number) == signal.SIG_IGN]  # as under nohup
+    self._handlers = {number: signal.signal(number, self._count) for number in _SIGNALS if number not in ignored}
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    for number, handler in self._handlers.items():
+      signal.signal(number, handler)
+
+  def _count(self, number: int, _: object) -> None:
+    self.asked += not self.asked or number == signal.SIGINT
+
+
+def run(runs: Sequence[plan.Run], line: terminal.StatusLine, held: int) -> bool:
+  """Runs those that are not finished.
+
+  Args:
+    runs: in their order.
+    line: to show where the whole is.
+    held: file descriptor of the lock.
+
+  Returns:
+    Whether it came to the end; False when it was asked to stop, and the current run has saved.
+
+  Raises:
+    errors.InputError: a run that was done with another config; nothing is run then.
+    KeyboardInterrupt: asked twice; the current run has stopped at once.
+  """
+  finished = {run: plan.is_finished(run) for run in runs}
+  pace = Pace(runs)
+  with Stop() as stop:
+    for number, each in enumerate(runs, 1):
+      if stop.asked:
+        return False
+      place = f'run {number} of {len(runs)}  {each.name}'
+      if finished[each]:
+        line.print(f'{place}  finished before')
+        continue
+      error = _run_one(each, place, line, held, pace, stop)
+      if stop.asked > 1:
+        raise KeyboardInterrupt
+      summary = plan.summary(each) or {}
+      if summary.get('finished'):
+        figures = [
+          f'{split} accuracy {metrics.figure("accuracy", summary["last"][f"{split}/accuracy"])}'
+          for split in each.config.eval.splits
+        ]
+        line.print('  '.join([place, *figures, metrics.duration(summary['seconds']['total'])]))
+      elif not stop.asked:
+        error = error or f'stopped by a signal at step {summary.get("step", 0)}'
+        files.write_json(each.workdir / plan.FAILURE, {'error': error})
+        line.print(f'{place}  failed: {error} (see {each.workdir / LOG})')
+  return not stop.asked or all(plan.is_finished(run) for run in runs)
+
+
+def _run_one(run: plan.Run, place: str, line: terminal.StatusLine, held: int, pace: 'Pace', stop: Stop) -> str:
+  """Runs one to its end, telling it of signals; returns what went wrong, '' for nothing."""
+  run.workdir.mkdir(parents=True, exist_ok=True)
+  (run.workdir / plan.FAILURE).unlink(missing_ok=True)
+  requested = run.workdir / plan.REQUESTED
+  recorded.write(requested, run.config)
+  loader = os.path.relpath(recorded.__file__)
+  command = [sys.executable, '-m', 'dnt.main', f'--config={loader}:{requested}', f'--workdir={run.workdir}']
+  environment = {name: value for name, value in os.environ.items() if name != 'DNT_COMMAND'}
+  told = 0
+  line.print(f'{place}  starts')
+  with (run.workdir / LOG).open('ab') as log:
+    start = log.tell()
+    # In a process group of its own: a terminal sends Ctrl-C to its whole group, and a run counts those it gets.
+    with subprocess.Popen(
+      command,
+      stdin=subprocess.DEVNULL,
+      stdout=log,
+      stderr=subprocess.STDOUT,
+      env=environment,
+      pass_fds=(held,),
+      process_group=0,
+      preexec_fn=_end_with_parent(),
+    ) as child:
+      while True:
+        try:
+          code = child.wait(_POLL)
+          break
+        except subprocess.TimeoutExpired:
+          pass
+        while told < stop.asked:
+          if not told:
+            line.print('stopping: the current run saves first; Ctrl-C again stops at once')
+          told += 1
+          child.send_signal(signal.SIGINT)
+        line.update('  '.join([place, *pace.look(run)]))
+  return '' if code == 0 else _reason(run.workdir / LOG, start, code)
+
+
+def _end_with_parent() -> Any:
+  """What a child calls to be sent SIGTERM when this process is killed (Linux; elsewhere it goes on to its end)."""
+  if sys.platform != 'linux':
+    return None
+  libc = ctypes.CDLL(None)
+  return lambda: libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _reason(log: pathlib.Path, start: int, code: int) -> str:
+  """Why a run failed: its error line, the signal that ended it, or the last line it wrote."""
+  with log.open('rb') as file:
+    file.seek(start)
+    lines = [line.strip() for line in file.read().decode(errors='replace').splitlines() if line.strip()]
+  for line in reversed(lines):
+    if line.startswith('error: '):
+      return line.removeprefix('error: ')
+  if code < 0:
+    try:
+      name = signal.Signals(-code).name
+    except ValueError:
+      name = f'signal {-code}'
+    return f'ended by {name}' + (', which the system sends when memory runs out' if name == 'SIGKILL' else '')
+  return lines[-1] if lines else f'ended with exit code {code}'
+
+
+class Pace:
+  """How far the current run is, and an estimate of what all runs still take.
+
+  A run that has not started takes as long as those of its variant took, or else as the mean of all that are known.
+  """
+
+  def __init__(self, runs: Sequence[plan.Run], clock: Any = time.monotonic):
+    self._runs, self._clock = runs, clock
+    self._run: plan.Run | None = None
+    self._first: tuple[float, int] | None = None  # time and step at the first look that found a step
+
+  def look(self, run: plan.Run) -> list[str]:
+    """The parts of the status line on the current run's step and the time left for all."""
+    now = self._clock()
+    if run is not self._run:
+      self._run, self._first, self._began = run, None, now
+      self._old = _modified(run)
+      self._took = {each: _seconds(each) for each in self._runs}
+    if _modified(run) == self._old:
+      return ['starting']  # what the record says is of the process before
+    total, step = _total_steps(run), _last_step(run)
+    if not total or step is None:
+      return ['starting']
+    self._first = self._first or (now, step)
+    parts = [f'step {step}/{total}']
+    (then, first) = self._first
+    if step > first:
+      left = (total - step) * (now - then) / (step - first)
+      parts.append(f'ETA {metrics.duration(left)}, all runs {metrics.duration(left + self._pending(now, left))}')
+    return parts
+
+  def _pending(self, now: float, left: float) -> float:
+    known = {each: took for each, took in self._took.items() if took is not None}
+    known[self._run] = now - self._began + left
+    variants: dict[str, list[float]] = {}
+    for each, took in known.items():
+      variants.setdefault(each.variant, []).append(took)
+    mean = statistics.mean(statistics.mean(taken) for taken in variants.values())
+    later = self._runs[self._runs.index(self._run) + 1 :]
+    waiting = [each for each in later if each not in known]
+    return sum(statistics.mean(variants[each.variant]) if each.variant in variants else mean for each in waiting)
+
+
+def _seconds(run: plan.Run) -> float | None:
+  summary = plan.summary(run)
+  return summary['seconds']['total'] if summary and summary['finished'] else None
+
+
+def _modified(run: plan.Run) -> float | None:
+  path = run.workdir / metrics.FILE
+  return path.stat().st_mtime if path.exists() else None
+
+
+def _total_steps(run: plan.Run) -> int | None:
+  path = run.workdir / 'config.json'
+  return json.loads(path.read_text())['train']['steps'] if path.exists() else None
+
+
+def _last_step(run: plan.Run) -> int | None:
+  """The step of the last whole line of the record; the record of a long run is not read each time."""
+  with (run.workdir / metrics.FILE).open('rb') as file:
+    file.seek(0, os.SEEK_END)
+    file.seek(max(file.tell() - _TAIL, 0))
+    steps = re.findall(rb'^\{"step": (\d+)', file.read(), re.MULTILINE)
+  return int(steps[-1]) if steps else None

@@ -1,0 +1,61 @@
+"""HTML pages that need no other file and ask nothing of the network."""
+
+import base64
+import html
+from collections.abc import Iterable, Mapping, Sequence
+
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em; color: #222; }
+h1, h2 { font-weight: 600; line-height: 1.2; } h2 { margin-top: 2em; }
+table { border-collapse: collapse; } td, th { padding: 2px 16px 2px 0; text-align: left; vertical-align: top; }
+tr + tr { border-top: 1px solid #ddd; } td { font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
+pre { font-size: 13px; line-height: 1.35; overflow-x: auto; background: #f6f6f6; padding: 12px; }
+img { max-width: 100%; } .narrow { max-width: 640px; }
+"""
+
+
+def page(title: str, parts: Iterable[str]) -> str:
+  """The whole page.
+
+  Args:
+    title: above it, as text.
+    parts: HTML, one after the other.
+  """
+  head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
+  top = ['<!DOCTYPE html>', f'<html lang="en"><head>{head}</head>', f'<body><h1>{html.escape(title)}</h1>']
+  return '\n'.join([*top, *parts, '</body></html>']) + '\n'
+
+
+def heading(text: str) -> str:
+  """A heading within the page."""
+  return f'<h2>{html.escape(text)}</h2>'
+
+
+def facts(rows: Mapping[str, str]) -> str:
+  """A table of names and what they are, as text."""
+  cells = [f'<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>' for name, value in rows.items()]
+  return f'<table>{"".join(cells)}</table>'
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+  """A table with a header, cells as text."""
+  lines = [''.join(f'<th>{html.escape(cell)}</th>' for cell in header)]
+  lines += [''.join(f'<td>{html.escape(cell)}</td>' for cell in row) for row in rows]
+  return f'<table>{"".join(f"<tr>{line}</tr>" for line in lines)}</table>'
+
+
+def text(content: str) -> str:
+  """Lines as they are."""
+  return f'<pre>{html.escape(content)}</pre>'
+
+
+def picture(caption: str, png: bytes, narrow: bool = False) -> str:
+  """A picture inside the page.
+
+  Args:
+    caption: what it shows, for those who cannot see it.
+    png: the file.
+    narrow: at most 640 pixels wide.
+  """
+  kind = ' class="narrow"' if narrow else ''
+  return f'<img{kind} alt="{html.escape(caption)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
