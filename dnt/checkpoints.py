@@ -240,6 +240,20 @@ class _Preserve:
     return [step in kept for step in steps]
 
 
+class ReadOnly:
+  """The checkpoints of a run that is only looked at: nothing on disk is made, moved or removed."""
+
+  def __init__(self, workdir: str | os.PathLike):
+    """Args: workdir: directory of the run, if there is one."""
+    self._directory = pathlib.Path(workdir).absolute() / DIRECTORY
+
+  def restore_latest(self, abstract_state: Any) -> tuple[Any, dict[str, Any]] | None:
+    """As `Checkpoints.restore_latest`, but damaged checkpoints are passed over and stay where they are."""
+    if not multihost.broadcast_from_lead(stored.steps_in(self._directory)):
+      return None
+    return _look(self._directory, lambda path: stored.read_state(path, abstract_state))
+
+
 def load_parameters(workdir: str | os.PathLike, step: int | None = None) -> stored.Parameters:
   """stored.Parameters and statistics of another run, without the config or the classes that made it.
 
@@ -258,7 +272,12 @@ def load_parameters(workdir: str | os.PathLike, step: int | None = None) -> stor
     raise errors.InputError(f'there is no checkpoint in {directory}; give the workdir of a dnt run that saved one')
   if step is not None and step not in steps:
     raise errors.unknown(f'checkpoint in {directory}', str(step), map(str, steps))
-  found, damaged = _newest_good(directory, stored.read_parameters, only=step)
+  return _look(directory, stored.read_parameters, only=step)
+
+
+def _look(directory: pathlib.Path, read: Callable[[pathlib.Path], stored.ReadBack], only: int | None = None) -> Any:
+  """What `_newest_good` finds; damaged checkpoints are said, one line each, and nothing on disk is changed."""
+  found, damaged = _newest_good(directory, read, only)
   for bad, reason in damaged:
     _say(f'checkpoint {bad} in {directory} is damaged ({reason}); taking step {found.step}')
   return found.value

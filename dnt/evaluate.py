@@ -1,7 +1,7 @@
 """Exact evaluation of any split: every example counts once, whatever the batch size, devices and processes."""
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -29,20 +29,63 @@ class Result(NamedTuple):
   confusion: dict[str, np.ndarray]
 
 
+class Sums:
+  """Sums over one split of what a step finds in each of its batches; compiled once, at its first use."""
+
+  def __init__(self, step: Callable[[Any, pipeline.Batch], Any], feed: Any, mesh: Mesh):
+    """Args: step: `(variables, batch) -> sums`, pure; feed: of `pipeline.make_eval_feed`, closed with this."""
+    self._step, self._feed, self._mesh, self._program = step, feed, mesh, None
+
+  def __call__(self, variables: Mapping[str, Any]) -> Any:
+    """The sums over the whole split, on the host.
+
+    Args:
+      variables: `params` and `batch_stats`, on the mesh.
+    """
+    self.prepare(variables)
+    step, total = 0, None
+    while step < self._feed.steps:
+      count = min(self._feed.max_steps(step), self._feed.steps - step)
+      sums = self._program(variables, self._feed.arrays(step, count), np.int32(step), np.int32(count))
+      total = sums if total is None else jax.tree.map(jnp.add, total, sums)
+      step += count
+    return jax.device_get(total)
+
+  def prepare(self, variables: Mapping[str, Any]) -> None:
+    """Compiles, if it is not done yet."""
+    if self._program is None:
+      program = compile_lib.jit(self._run, out_shardings=mesh_lib.replicated(self._mesh))
+      count = min(self._feed.max_steps(0), self._feed.steps)
+      arrays = self._feed.arrays(0, count)
+      self._program = program.lower(variables, arrays, np.int32(0), np.int32(count)).compile()
+
+  def close(self) -> None:
+    """Ends the feed."""
+    self._feed.close()
+
+  def _run(self, variables, arrays, start, count):
+    shapes = jax.eval_shape(lambda: self._step(variables, self._feed.batch_at(arrays, start)))
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+    def body(step, total):
+      return jax.tree.map(jnp.add, total, self._step(variables, self._feed.batch_at(arrays, step)))
+
+    return jax.lax.fori_loop(start, start + count, body, zeros)
+
+
 class Evaluator:
   """Evaluates variables on the splits of a run; programs are compiled once, at their first use."""
 
   def __init__(self, run: experiment.Experiment, mesh: Mesh, splits: Mapping[str, examples.Examples]):
     self._run, self._mesh, self._splits = run, mesh, splits
-    self._feeds: dict[str, Any] = {}
-    self._programs: dict[str, Any] = {}
+    self._sums: dict[str, Sums] = {}
 
   def __enter__(self) -> 'Evaluator':
     return self
 
   def __exit__(self, *_: object) -> None:
-    for feed in self._feeds.values():
-      feed.close()
+    for sums in self._sums.values():
+      sums.close()
 
   def __call__(self, variables: Mapping[str, Any], suffix: str = '') -> Result:
     """Evaluates every split.
@@ -53,7 +96,7 @@ class Evaluator:
     """
     metrics, confusion = {}, {}
     for split in self._splits:
-      sums = jax.device_get(self._sums(split, variables))
+      sums = self._of(split)(variables)
       count = int(sums['confusion'].sum())
       metrics[f'{split}{suffix}/loss'] = float(sums['loss']) / count
       metrics[f'{split}{suffix}/accuracy'] = int(np.trace(sums['confusion'])) / count
@@ -65,36 +108,13 @@ class Evaluator:
   def prepare(self, variables: Mapping[str, Any]) -> None:
     """Compiles what is not compiled yet."""
     for split in self._splits:
-      self._program(split, variables)
+      self._of(split).prepare(variables)
 
-  def _sums(self, split: str, variables: Mapping[str, Any]) -> dict[str, jax.Array]:
-    program, feed, total = self._program(split, variables), self._feeds[split], None
-    step = 0
-    while step < feed.steps:
-      count = min(feed.max_steps(step), feed.steps - step)
-      sums = program(variables, feed.arrays(step, count), np.int32(step), np.int32(count))
-      total = sums if total is None else jax.tree.map(jnp.add, total, sums)
-      step += count
-    return total
-
-  def _program(self, split: str, variables: Mapping[str, Any]) -> Any:
-    if split not in self._programs:
-      feed = self._feeds[split] = pipeline.make_eval_feed(self._run.config, self._splits[split], self._mesh)
-      eval_step = self._run.eval_step
-
-      def sums(variables, arrays, start, count):
-        shapes = jax.eval_shape(lambda: eval_step(variables, feed.batch_at(arrays, start)))
-        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-
-        def body(step, total):
-          return jax.tree.map(jnp.add, total, eval_step(variables, feed.batch_at(arrays, step)))
-
-        return jax.lax.fori_loop(start, start + count, body, zeros)
-
-      program = compile_lib.jit(sums, out_shardings=mesh_lib.replicated(self._mesh))
-      count = min(feed.max_steps(0), feed.steps)
-      self._programs[split] = program.lower(variables, feed.arrays(0, count), np.int32(0), np.int32(count)).compile()
-    return self._programs[split]
+  def _of(self, split: str) -> Sums:
+    if split not in self._sums:
+      feed = pipeline.make_eval_feed(self._run.config, self._splits[split], self._mesh)
+      self._sums[split] = Sums(self._run.eval_step, feed, self._mesh)
+    return self._sums[split]
 
 
 def variables_of(state: Any) -> dict[str, dict[str, Any]]:
@@ -113,6 +133,45 @@ def evaluate_all(evaluator: Evaluator, variables: Mapping[str, Mapping[str, Any]
   return Result(metrics, confusion)
 
 
+class Loaded(NamedTuple):
+  """A trained run, ready to be looked at.
+
+  Attributes:
+    run: the experiment of the config.
+    data: its training split, and those that were asked for.
+    step: of the newest good checkpoint.
+    variables: `params` and `batch_stats` on the mesh, as `variables_of` names them.
+  """
+
+  run: experiment.Experiment
+  data: experiment.Data
+  step: int
+  variables: dict[str, dict[str, Any]]
+
+
+def load(config: ml_collections.ConfigDict, workdir: pathlib.Path, mesh: Mesh, splits: Sequence[str]) -> Loaded:
+  """Reads a run's newest checkpoint and the pictures to look at it with; nothing on disk is changed.
+
+  Args:
+    config: a validated config of the run.
+    workdir: of the run.
+    mesh: to place the variables on.
+    splits: to read beside the training split.
+
+  Raises:
+    errors.InputError: no checkpoint in the workdir, one of another network, or data that does not fit.
+  """
+  mesh_lib.check_batch('config.eval.batch_size', config.eval.batch_size, mesh)
+  loaded = checkpoints.load_parameters(workdir)
+  data = experiment.load_data(config, splits)
+  run = experiment.make(experiment.resolve(config, data), data.spec)
+  variables = {}
+  for suffix, each in variables_of(loaded).items():
+    matched = initial.match(run, each, str(workdir))
+    variables[suffix] = mesh_lib.place(matched, mesh_lib.parameter_shardings(mesh, matched))
+  return Loaded(run, data, loaded.step, variables)
+
+
 def evaluate(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
   """Evaluates a run's newest checkpoint on `config.eval.splits` and writes `evaluation.json`.
 
@@ -120,20 +179,13 @@ def evaluate(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[s
     `step` and the metrics.
 
   Raises:
-    errors.InputError: no checkpoint in the workdir, one of another network, or data that does not fit.
+    errors.InputError: as `load` does.
   """
   mesh = mesh_lib.make_mesh(config.mesh)
-  mesh_lib.check_batch('config.eval.batch_size', config.eval.batch_size, mesh)
-  loaded = checkpoints.load_parameters(workdir)
-  data = experiment.load_data(config, config.eval.splits)
-  run = experiment.make(experiment.resolve(config, data), data.spec)
-  variables = {}
-  for suffix, each in variables_of(loaded).items():
-    matched = initial.match(run, each, str(workdir))
-    variables[suffix] = mesh_lib.place(matched, mesh_lib.parameter_shardings(mesh, matched))
+  run, data, step, variables = load(config, workdir, mesh, config.eval.splits)
   with Evaluator(run, mesh, data.evaluation) as evaluator:
     result = evaluate_all(evaluator, variables)
-  summary = {'step': loaded.step, **result.metrics}
+  summary = {'step': step, **result.metrics}
   if multihost.is_lead():
     confusion = {split: matrix.tolist() for split, matrix in result.confusion.items()}
     classes = list(data.spec.class_names)

@@ -14,7 +14,7 @@ from dnt.parallel import mesh as mesh_lib
 
 
 def state(
-  run: experiment.Experiment, mesh: Mesh, saved: checkpoints.Checkpoints
+  run: experiment.Experiment, mesh: Mesh, saved: checkpoints.Checkpoints | checkpoints.ReadOnly
 ) -> tuple[steps.TrainState, dict[str, Any]]:
   """The state to go on from, and the `meta` of the checkpoint it came from ({} for a new run).
 

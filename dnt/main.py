@@ -1,4 +1,4 @@
-"""Trains or evaluates the network of a config.
+"""Trains, evaluates or examines the network of a config.
 
   python -m dnt.main --config=configs/digits_resnet20.py
   python -m dnt.main --config=configs/cifar_resnet56.py --workdir=runs/mine --config.train.steps=100
@@ -17,7 +17,9 @@ from absl import flags
 from dnt import cli, errors
 
 ROOT = pathlib.Path(__file__).parents[1]
-MODE = flags.DEFINE_enum('mode', 'train', ['train', 'evaluate'], 'Train, or evaluate the newest checkpoint.')
+MODES = ['train', 'evaluate', 'dead_units', 'noise_scale', 'lr_find']
+MODE_HELP = 'Train; or, from the newest checkpoint: evaluate; name dead_units; measure the noise_scale; lr_find.'
+MODE = flags.DEFINE_enum('mode', 'train', MODES, MODE_HELP)
 WORKDIR = flags.DEFINE_string('workdir', None, 'Where the run is written; default: runs/<name of the config>.')
 LIST = flags.DEFINE_bool('list', False, 'Print the configs, models and data sources that come with dnt, and exit.')
 DISTRIBUTED = flags.DEFINE_bool('distributed', False, 'Run as one of several processes (found on Cloud TPU and Slurm).')
@@ -42,22 +44,22 @@ def main(start: float) -> None:
 
   compile_lib.enable_cache(pathlib.Path.home() / '.cache' / 'dnt' / 'xla')
   if DISTRIBUTED.value:
-    multihost.initialize(
-      COORDINATOR.value,
-      NUM_PROCESSES.value,
-      PROCESS_ID.value,
-      JOIN_TIMEOUT.value,
-      stops_itself=MODE.value == 'train',
-    )
+    joining = (COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value, JOIN_TIMEOUT.value)
+    multihost.initialize(*joining, stops_itself=MODE.value == 'train')
   elif COORDINATOR.value or NUM_PROCESSES.value or PROCESS_ID.value is not None:
     raise errors.InputError('--coordinator, --num_processes and --process_id need --distributed')
 
   from dnt import evaluate, record, report, train
 
-  if MODE.value == 'evaluate':
+  if MODE.value == 'train':
+    outcome = report.last_line(train.train(config, workdir, record.Clock(start), command), command)
+  elif MODE.value == 'evaluate':
     outcome = report.evaluation_line(evaluate.evaluate(config, workdir))
   else:
-    outcome = report.last_line(train.train(config, workdir, record.Clock(start), command), command)
+    from dnt.diagnostics import dead_units, lr_find, noise
+
+    tool = {'dead_units': dead_units, 'noise_scale': noise, 'lr_find': lr_find}[MODE.value]
+    outcome = tool.text(tool.run(config, workdir))
   if multihost.is_lead():
     print(f'{outcome}  {workdir}')
 

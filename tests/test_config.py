@@ -186,6 +186,13 @@ EDGES = {
   'eval.batch_size': ([1], [0]),
   'checkpoint.every': (['0'], ['never']),
   'checkpoint.keep': ([1], [0]),
+  'telemetry.every': (['0', '1 epochs'], ['never']),
+  'lr_find.start': ([1e-12], [0.0]),
+  'lr_find.end': ([1e-12], [0.0]),
+  'lr_find.steps': ([20], [19]),
+  'lr_find.groups': ([(), ('head', 'stage3/.*')], [('',), ('(',), (1,)]),
+  'noise_scale.batches': ([2], [1]),
+  'noise_scale.micro_batches': ([2], [1]),
   'mesh.fsdp': ([1], [0]),
 }
 

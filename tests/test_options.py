@@ -17,6 +17,7 @@ from PIL import Image
 from dnt import config as schema
 from dnt import errors, experiment, metrics, record, train, trees
 from dnt.data import pipeline, sources
+from dnt.diagnostics import lr_find, noise
 from dnt.parallel import mesh as mesh_lib
 
 RESNET = {'model.name': 'resnet', 'model.depth': 8, 'model.width': None}
@@ -381,6 +382,54 @@ def test_checkpoint_best_metric(tiny, tmp_path):
     assert run_loop(tiny, tmp_path / kind)['best']['metric'] == f'test/{kind}'
 
 
+def test_telemetry_every(tiny, tmp_path):
+  tiny.model.norm, tiny.model.depth, tiny.telemetry.every = 'none', 2, '4'
+  run_loop(tiny, tmp_path)
+  assert [line['step'] for line in lines(tmp_path, 'telemetry/head/gradient_norm')] == [4]
+
+
+@pytest.mark.parametrize(('option', 'value'), [('start', 1e-5), ('end', 1.0)])
+def test_lr_find_start_and_end(tiny, option, value):
+  programs = []
+  for changes in ({}, {option: value}):
+    tiny.lr_find.update(changes)
+    data = experiment.load_data(tiny, ())
+    run = experiment.make(experiment.resolve(tiny, data), data.spec)
+    state = run.abstract_state()
+    step = lr_find.make_train_step(run, state.params, 0)
+    programs.append(traced(step, state, first_batch(tiny)[1]))
+  assert programs[0] != programs[1]
+
+
+def test_lr_find_steps_and_groups(tiny, tmp_path):
+  tiny.model.norm, tiny.model.depth = 'none', 2
+  found = []
+  for count, groups in ((20, ()), (24, ('head', 'stem'))):
+    tiny.lr_find.steps, tiny.lr_find.groups = count, groups
+    sweeps = lr_find.run(tiny, tmp_path)['sweeps']
+    found.append([(each['group'], len(each['loss'])) for each in sweeps])
+  assert found == [[(None, 20)], [('head', 24), ('stem', 24)]]
+
+
+def test_noise_scale_batches_and_micro_batches(tiny, tmp_path, monkeypatch):
+  tiny.model.norm, tiny.model.depth = 'none', 2
+  sizes, make = [], pipeline.make_train_feed
+
+  def spy(config, *args):
+    feed = make(config, *args)
+    arrays = feed.arrays
+    monkeypatch.setattr(
+      feed, 'arrays', lambda step, count: sizes.append((config.train.batch_size, count)) or arrays(step, count)
+    )
+    return feed
+
+  monkeypatch.setattr(pipeline, 'make_train_feed', spy)
+  for batches, micro_batches in ((2, 4), (3, 2)):
+    tiny.noise_scale.batches, tiny.noise_scale.micro_batches = batches, micro_batches
+    noise.run(tiny, tmp_path)
+  assert sizes == [(4, 4)] * 2 + [(8, 2)] * 3
+
+
 def test_mesh_fsdp(tiny, monkeypatch):
   monkeypatch.undo()  # it needs all devices
   tiny.model.width = 256
@@ -396,10 +445,10 @@ def test_mesh_fsdp(tiny, monkeypatch):
 
 
 def test_every_option_is_covered():
-  covered = set(PROGRAM)
+  covered = {key.replace('.', '_') for key in PROGRAM}
   for name in globals():
     if name.startswith('test_'):
-      section, _, option = name.removeprefix('test_').partition('_')
-      covered.add(f'{section}.{option}')
-  covered |= {'train.steps', 'train.epochs'}
-  assert {key for key, _ in schema.options()} <= covered
+      section = next((each for each in schema.SCHEMA if name.startswith(f'test_{each}_')), '')
+      options = name.removeprefix(f'test_{section}_').split('_and_')
+      covered.update(f'{section}_{option}' for option in options)
+  assert {key.replace('.', '_') for key, _ in schema.options()} <= covered

@@ -53,7 +53,8 @@ def watching() -> Iterator[None]:
 
   Each entry leaves, under `<path>/output`, float32 sums over its output: `sum`, `square`, `count`, `zero` (how many are
   zero) and `fired` [units] (how often each unit, along the last axis, is not zero). Each `activations.Activation` in
-  it leaves, under `<path>/.../units`, `count` and `saturated` (sigmoid, tanh) or `zero` and `fired` (others).
+  it leaves, under `<path>/.../units`, `count` and either `zero` and `fired`, or for sigmoid and tanh `saturated` and
+  `steep` [units] (how often each unit is not saturated).
   """
 
   def entry(run, module):
@@ -90,8 +91,9 @@ def _zeros(x: jax.Array) -> dict[str, jax.Array]:
 
 
 def _flat(x: jax.Array, kind: str) -> dict[str, jax.Array]:
-  magnitude = jnp.abs(2 * x - 1 if kind == 'sigmoid' else x)
-  return {'count': jnp.float32(x.size), 'saturated': jnp.sum(magnitude > SATURATED, dtype=jnp.float32)}
+  saturated = jnp.abs(2 * x - 1 if kind == 'sigmoid' else x) > SATURATED
+  steep = jnp.sum(~saturated, axis=tuple(range(x.ndim - 1)), dtype=jnp.float32)
+  return {'count': jnp.float32(x.size), 'saturated': jnp.sum(saturated, dtype=jnp.float32), 'steep': steep}
 
 
 def _leave(module: nn.Module, name: str, sums: dict[str, jax.Array]) -> None:

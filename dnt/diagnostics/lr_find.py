@@ -1,0 +1,310 @@
+"""The learning rate range test (Smith 2017, "Cyclical Learning Rates", section 3.3): trains while the rate grows.
+
+The rate grows exponentially from `config.lr_find.start` to `end` over `steps` steps; the losses say from where on the
+network learns and from where on it diverges. The steps are those of training with another schedule, from the newest
+checkpoint of the workdir, or from where a new run would start; the run itself is not changed. The smoothing, the end
+of a sweep and the suggestion `valley` are those of fastai's `lr_find`.
+"""
+
+import contextlib
+import math
+import pathlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from dnt import checkpoints, errors, experiment, files, initial, plots, steps, trees
+from dnt.data import pipeline
+from dnt.models import depth
+from dnt.optim import chain, rows
+from dnt.parallel import compile as compile_lib
+from dnt.parallel import mesh as mesh_lib
+from dnt.parallel import multihost
+
+if TYPE_CHECKING:
+  from matplotlib.figure import Figure
+
+FILE, PICTURE = 'lr_find.json', 'lr_find.png'
+SMOOTHING = 0.98  # share of the old average that each step keeps
+DIVERGED = 4  # a smoothed loss of so many times the best one ends the sweep
+FIRST, LAST = 0.1, 5  # share of the sweep's steps at its start, and steps at its end, that suggestions do without
+
+
+class Sweep(NamedTuple):
+  """What one sweep showed, by step.
+
+  Attributes:
+    group: pattern of the entries whose rate grew; None: all of them.
+    rates: float64 [n].
+    losses: float64 [n].
+    smoothed: float64 [n].
+    stopped: '' at the end of the sweep; 'diverged', or 'not finite', for which the step itself is left out.
+    suggestions: learning rates by `valley`, `steepest` and `minimum/10`; empty where it ended too soon to tell.
+  """
+
+  group: str | None
+  rates: np.ndarray
+  losses: np.ndarray
+  smoothed: np.ndarray
+  stopped: str
+  suggestions: dict[str, float]
+
+
+def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
+  """Sweeps the learning rate, of all entries or of each group of `config.lr_find.groups` alone.
+
+  Writes `lr_find.json` and `lr_find.png`, and nothing else.
+
+  Returns:
+    What the JSON holds: `step`, `new` (no checkpoint to start from), `learning_rate` of the config and `sweeps`.
+
+  Raises:
+    errors.InputError: a sweep that does not grow, a group that is no entry's, a checkpoint of another network or
+      optimizer, or data that does not fit.
+  """
+  options = config.lr_find
+  if options.end <= options.start:
+    raise errors.InputError(f'config.lr_find.end={options.end} must be above config.lr_find.start={options.start}')
+  files.make_workdir(workdir)
+  mesh = mesh_lib.make_mesh(config.mesh)
+  mesh_lib.check_batch('config.train.batch_size', config.train.batch_size, mesh, config.train.accumulate)
+  data = experiment.load_data(config, ())
+  base = experiment.make(experiment.resolve(config, data), data.spec)
+  entries = [row.entry for row in base.table if row.parameters]
+  for pattern in options.groups:
+    if not any(re.fullmatch(pattern, entry.name) for entry in entries):
+      names = ', '.join(entry.name for entry in entries)
+      raise errors.InputError(f'config.lr_find.groups: {pattern!r} is the name of no entry with parameters: {names}')
+  state, saved = initial.state(base, mesh, checkpoints.ReadOnly(workdir))
+  step, sweeps = int(state.step), []
+  with contextlib.closing(pipeline.make_train_feed(base.config, data.train, mesh)) as feed:
+    for group in options.groups or (None,):
+      sweeps.append(sweep(base, mesh, state, feed, group))
+  result = {
+    'step': step,
+    'new': not saved,
+    'learning_rate': config.optim.learning_rate,
+    'sweeps': [
+      {
+        'group': each.group,
+        'stopped': each.stopped,
+        'suggestions': each.suggestions,
+        'learning_rate': each.rates.tolist(),
+        'loss': each.losses.tolist(),
+        'smoothed': each.smoothed.tolist(),
+      }
+      for each in sweeps
+    ],
+  }
+  if multihost.is_lead():
+    files.write_json(workdir / FILE, result)
+    files.write(workdir / PICTURE, plots.png(plot(sweeps, config.optim.learning_rate)))
+  return result
+
+
+def sweep(
+  run: experiment.Experiment, mesh: Mesh, state: steps.TrainState, feed: pipeline.Feed, group: str | None = None
+) -> Sweep:
+  """Trains from `state`, which stays as it is, while the rate of a group grows.
+
+  Args:
+    run: the experiment; `config.lr_find` is the sweep.
+    mesh: of its devices.
+    state: where to start, also in the data.
+    feed: of the training split.
+    group: pattern that matches whole names of entries, whose rate grows while the others stay at
+      `optim.learning_rate`; None: the rate of all of them.
+  """
+  first, count = int(state.step), run.config.lr_find.steps
+  train_step = make_train_step(run, state.params, first, group)
+  longest = min(run.config.train.steps_per_dispatch, feed.max_steps(0))
+  shardings = (mesh_lib.parameter_shardings(mesh, state), mesh_lib.replicated(mesh))
+  train_steps = steps.make_train_steps(train_step, feed.batch_at, longest)
+  program = compile_lib.jit(train_steps, donate_argnums=0, out_shardings=shardings)
+  state = jax.tree.map(jnp.copy, state)
+  rates, losses, stop, done = [], [], None, 0
+  while done < count and stop is None:
+    taken = min(longest, count - done, feed.max_steps(first + done))
+    state, metrics = program(state, feed.arrays(first + done, taken), np.int32(taken))
+    rates.extend(np.asarray(metrics['learning_rate'][:taken], np.float64))
+    losses.extend(np.asarray(metrics['loss'][:taken], np.float64))
+    done += taken
+    stop = ending(losses)
+  stopped = ''
+  if stop is not None:
+    finite = math.isfinite(losses[stop])
+    stopped = 'diverged' if finite else 'not finite'
+    rates, losses = (values[: stop + 1 if finite else stop] for values in (rates, losses))
+  rates, losses, smoothed = np.array(rates), np.array(losses), smooth(losses)
+  return Sweep(group, rates, losses, smoothed, stopped, suggest(rates, smoothed, count))
+
+
+def make_train_step(run: experiment.Experiment, params: Any, first: int, group: str | None = None) -> Callable:
+  """The run's train step with the sweep as its schedule.
+
+  Args:
+    run: the experiment.
+    params: the parameters (or shapes) in the model's layout.
+    first: the step at which the sweep starts.
+    group: as for `sweep`.
+  """
+  options = run.config.lr_find
+
+  def schedule(step):
+    done = (step - first) / (options.steps - 1)
+    return jnp.asarray(options.start * (options.end / options.start) ** done, jnp.float32)
+
+  entries = [row.entry for row in run.table]
+  optimizer = chain.make(run.config, schedule, params, entries)
+  if group is not None:
+    optimizer = hold_others(optimizer, schedule, run.config.optim.learning_rate, params, entries, group)
+  return steps.make_train_step(run.config, run.model, optimizer, schedule, run.preprocess)
+
+
+def hold_others(
+  optimizer: optax.GradientTransformation,
+  schedule: optax.Schedule,
+  rate: float,
+  params: Any,
+  entries: Sequence[depth.Entry],
+  group: str,
+) -> optax.GradientTransformation:
+  """A chain with the same state, in which entries outside a group keep their learning rate.
+
+  Args:
+    optimizer: from `optim.chain.make`.
+    schedule: its schedule.
+    rate: of the entries outside the group.
+    params: the parameters (or shapes) in the model's layout.
+    entries: the depth list.
+    group: pattern of the whole names of the entries that follow the schedule.
+  """
+  grows = {
+    path: np.array([re.fullmatch(group, entries[index].name) is not None for index in place])
+    for path, place in rows.places(params, entries).items()
+  }
+
+  def update(gradient, state, params=None):
+    updates, after = optimizer.update(gradient, state, params)
+    held = rate / schedule(state['learning_rate'].count)
+
+    def leaf(path, update):
+      factor = jnp.where(grows[path], 1.0, held)
+      return update * (rows.along(factor, update) if depth.is_scanned(path) else factor[0])
+
+    return trees.map_with_path(leaf, updates), after
+
+  return optax.GradientTransformation(optimizer.init, update)
+
+
+def smooth(losses: Sequence[float]) -> np.ndarray:
+  """The exponential average of the losses up to each step, over the sum of its weights."""
+  average, smoothed = 0.0, []
+  for index, loss in enumerate(losses, start=1):
+    average = SMOOTHING * average + (1 - SMOOTHING) * loss
+    smoothed.append(average / (1 - SMOOTHING**index))
+  return np.array(smoothed)
+
+
+def ending(losses: Sequence[float]) -> int | None:
+  """The first step whose loss is not finite, or whose smoothed loss is beyond `DIVERGED` times the best one."""
+  best = math.inf
+  for index, (loss, smoothed) in enumerate(zip(losses, smooth(losses), strict=True)):
+    best = min(best, smoothed)
+    if not math.isfinite(loss) or smoothed > DIVERGED * best:
+      return index
+  return None
+
+
+def suggest(rates: np.ndarray, smoothed: np.ndarray, steps: int) -> dict[str, float]:
+  """Learning rates to choose from, by the way they are found; empty for a sweep that ended too soon.
+
+  - valley: half way down the longest valley of the losses (see `valley`),
+  - steepest: where the loss falls fastest over the logarithm of the rate,
+  - minimum/10: a tenth of the rate of the lowest loss.
+
+  Args:
+    rates: [n].
+    smoothed: [n].
+    steps: of the whole sweep.
+  """
+  used = slice(int(FIRST * steps), -LAST)
+  rates, smoothed = rates[used], smoothed[used]
+  if len(rates) < 3:
+    return {}
+  slopes = np.diff(smoothed) / np.diff(np.log(rates))
+  return {
+    'valley': float(rates[valley(smoothed)]),
+    'steepest': float(rates[np.argmin(slopes)]),
+    'minimum/10': float(rates[np.argmin(smoothed)] / 10),
+  }
+
+
+def valley(losses: Sequence[float]) -> int:
+  """The index half way down the longest valley, a falling subsequence of the losses, as fastai's `valley` has it."""
+  lengths = np.ones(len(losses), int)
+  for index in range(1, len(losses)):
+    lengths[index] = 1 + np.max(lengths[:index], where=np.asarray(losses[:index]) > losses[index], initial=0)
+  end = int(np.argmax(lengths))
+  start = end - int(lengths[end]) if end else 0
+  third = (end - start) / 3
+  return start + int(third) + int(third / 2)
+
+
+@plots.styled
+def plot(sweeps: Sequence[Sweep], current: float) -> 'Figure':
+  """Loss by learning rate, a panel a group, with the suggestions and the config's rate.
+
+  Args:
+    sweeps: at least one.
+    current: `optim.learning_rate` of the config.
+  """
+  columns = min(len(sweeps), 2)
+  figure = plots.new_figure(10 if columns == 1 else 8.5 * columns, 6.2 * -(-len(sweeps) // columns))
+  grid = list(figure.subplots(-(-len(sweeps) // columns), columns, squeeze=False).flat)
+  for axes, each in zip(grid, sweeps, strict=False):
+    axes.plot(each.rates, each.losses, color='#bbbbbb', linewidth=1.2, label='loss of a batch')
+    axes.plot(each.rates, each.smoothed, color=plots.COLORS[0], linewidth=2.5, label='smoothed')
+    for (name, rate), color, marker in zip(each.suggestions.items(), plots.COLORS[1:], 'osD', strict=False):
+      height = np.interp(np.log(rate), np.log(each.rates), each.smoothed)
+      axes.plot(
+        [rate], [height], marker, color=color, markersize=12, markeredgecolor='white', label=f'{name}  {rate:.2g}'
+      )
+    axes.axvline(current, color='#555555', linestyle=':', linewidth=1.5, label=f'config  {current:.2g}')
+    axes.set_xscale('log')
+    if len(each.rates):
+      low, high = each.smoothed.min(), each.smoothed.max()
+      margin = 0.1 * (high - low) or 1.0
+      axes.set_ylim(low - margin, high + margin)  # a loss that diverged may be of any size
+    stopped = f': {each.stopped} at {each.rates[-1]:.2g}' if each.stopped and len(each.rates) else ''
+    axes.set_title((each.group or 'all entries') + stopped, loc='left')
+    axes.set_xlabel('learning rate')
+    axes.set_ylabel('training loss')
+    axes.grid(alpha=0.3)
+    axes.spines[['top', 'right']].set_visible(False)
+    axes.legend(frameon=False)
+  for axes in grid[len(sweeps) :]:
+    axes.remove()
+  return figure
+
+
+def text(result: Mapping[str, Any]) -> str:
+  """The result as a table, and in one line."""
+  names = ('valley', 'steepest', 'minimum/10')
+  lines = [('entries', *names, '')]
+  for each in result['sweeps']:
+    found = [f'{each["suggestions"][name]:.2g}' if each['suggestions'] else '-' for name in names]
+    rates = each['learning_rate']
+    note = f'{each["stopped"]} at {rates[-1] if rates else float("nan"):.2g}' if each['stopped'] else ''
+    lines.append((each['group'] or 'all', *found, note or 'did not diverge'))
+  widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+  table = ['  '.join(map(str.ljust, line, widths)).rstrip() for line in lines]
+  where = 'a new run' if result['new'] else f'step {result["step"]:,}'
+  return '\n'.join([*table, f'learning rates of {where}; config.optim.learning_rate is {result["learning_rate"]:.2g}'])

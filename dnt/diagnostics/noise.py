@@ -1,0 +1,208 @@
+"""Gradient noise: how much the gradients of different examples agree, and the batch size at which they stop to help.
+
+With G the mean gradient and Sigma the covariance of the gradient of one example, a batch of B has the gradient G plus
+noise of variance tr(Sigma) / B. The noise scale tr(Sigma) / |G|^2 is the batch size at which the two are equal, and
+predicts the critical batch size: well below it twice the batch saves half of the steps, well above it saves nothing
+(McCandlish et al. 2018, "An Empirical Model of Large-Batch Training", section 2.2 and appendix A.1).
+
+The gradients are those of training: of the loss with its label smoothing and class weights, on augmented pictures, with
+dropout and stochastic depth, before clipping and weight decay. They are of the parameters as they are, which do not
+move. The examples of an epoch are different ones, so that the figures are those of what the split was drawn from.
+
+BatchNorm makes the loss of an example depend on its batch, so that there is no gradient of one example, and each
+micro-batch is normalized by itself, as with `train.accumulate`. What is found then is that of batches of micro-batches
+of this size: the noise of the small batch's statistics is counted too, so that the scale comes out larger with smaller
+micro-batches; compare two values of `noise_scale.micro_batches` to see by how much. Other norms have no such effect.
+"""
+
+import contextlib
+import pathlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from dnt import checkpoints, experiment, files, initial, steps
+from dnt.data import examples, pipeline
+from dnt.optim import rows
+from dnt.parallel import compile as compile_lib
+from dnt.parallel import mesh as mesh_lib
+from dnt.parallel import multihost
+
+FILE = 'noise_scale.json'
+
+
+class Estimate(NamedTuple):
+  """Float64 [n], one figure a part of the parameters.
+
+  Attributes:
+    squared_gradient: |G|^2, unbiased; may come out negative where the noise hides it.
+    trace: tr(Sigma) of one example, unbiased.
+    noise_scale: tr(Sigma) / |G|^2 in examples, the ratio of the means; NaN where |G|^2 did not come out positive.
+    standard_error: of the noise scale, by the jackknife over batches.
+  """
+
+  squared_gradient: np.ndarray
+  trace: np.ndarray
+  noise_scale: np.ndarray
+  standard_error: np.ndarray
+
+
+def estimate(small: np.ndarray, big: np.ndarray, micro_batch: int, batch: int) -> Estimate:
+  """|G|^2 and tr(Sigma) from the gradients of two batch sizes (McCandlish et al. 2018, equation A.2).
+
+  Args:
+    small: [K, n], mean of |gradient|^2 over the micro-batches of each of K batches.
+    big: [K, n], |gradient|^2 of each batch, the mean of its micro-batches.
+    micro_batch: examples of a micro-batch.
+    batch: examples of a batch.
+  """
+  small, big = np.asarray(small, np.float64), np.asarray(big, np.float64)
+  squared = (batch * big - micro_batch * small) / (batch - micro_batch)
+  trace = (small - big) / (1 / micro_batch - 1 / batch)
+  count = len(squared)
+
+  def scale(trace, squared):
+    return np.where(squared > 0, trace / np.where(squared > 0, squared, 1.0), np.nan)
+
+  left_out = scale(np.sum(trace, 0) - trace, np.sum(squared, 0) - squared)
+  error = np.sqrt((count - 1) / count * np.sum(np.square(left_out - np.mean(left_out, 0)), 0))
+  squared, trace = np.mean(squared, 0), np.mean(trace, 0)
+  return Estimate(squared, trace, scale(trace, squared), error)
+
+
+def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
+  """Measures the noise at a run's newest checkpoint, or where it would start, and writes `noise_scale.json`.
+
+  Nothing else in the workdir is changed.
+
+  Returns:
+    What the file holds: `step`, the sizes, `total` and `entries`, each with `squared_gradient`, `trace`,
+    `noise_scale`, `standard_error` and `signal_to_noise` (|G|^2 over the variance of the gradient of a batch).
+
+  Raises:
+    errors.InputError: a batch that cannot be divided, a checkpoint of another network or optimizer, or data that does
+      not fit.
+  """
+  files.make_workdir(workdir)
+  options, batch = config.noise_scale, config.train.batch_size
+  mesh = mesh_lib.make_mesh(config.mesh)
+  mesh_lib.check_batch('config.train.batch_size', batch, mesh, options.micro_batches)
+  data = experiment.load_data(config, ())
+  whole = experiment.make(experiment.resolve(config, data), data.spec)
+  state, _ = initial.state(whole, mesh, checkpoints.ReadOnly(workdir))
+  step = int(state.step)
+  names, small, big = measure(whole, mesh, data.train, state)
+  found = estimate(small, big, batch // options.micro_batches, batch)
+  figures = [
+    {
+      'squared_gradient': float(squared),
+      'trace': float(trace),
+      'noise_scale': float(scale),
+      'standard_error': float(error),
+      'signal_to_noise': float(batch * squared / trace) if trace else float('nan'),
+    }
+    for squared, trace, scale, error in zip(*found, strict=True)
+  ]
+  result = {
+    'step': step,
+    'split': data.train.split,
+    'examples': len(data.train),
+    'batches': options.batches,
+    'batch_size': batch,
+    'micro_batch_size': batch // options.micro_batches,
+    'critical_batch_size': figures[-1]['noise_scale'],
+    'total': figures[-1],
+    'entries': [{'name': name, **each} for name, each in zip(names, figures[:-1], strict=True)],
+  }
+  if multihost.is_lead():
+    files.write_json(workdir / FILE, result)
+  return result
+
+
+def measure(
+  run: experiment.Experiment, mesh: Mesh, source: examples.Examples, state: steps.TrainState
+) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
+  """Squared gradient norms of micro-batches and of the batches they make up, from where the run stands in the data.
+
+  Args:
+    run: the experiment; `config.noise_scale` says how many.
+    mesh: whose devices share each micro-batch.
+    source: the training split.
+    state: on the mesh; its parameters, statistics, key and step are used.
+
+  Returns:
+    Names of the entries with parameters in depth order, then float64 [batches, entries + 1] twice: the mean over
+    micro-batches and of their mean gradient, as `estimate` takes them. The last column is all entries together.
+  """
+  micro_batches, batches = run.config.noise_scale.micro_batches, run.config.noise_scale.batches
+  config = ml_collections.ConfigDict(run.config.to_dict())
+  config.train.batch_size //= micro_batches
+  config.train.accumulate, config.ema.decay = 1, 0.0
+  # The step of training itself, with an optimizer that moves nothing and has the gradient as its state.
+  keep = optax.GradientTransformation(
+    lambda params: jax.tree.map(jnp.zeros_like, params),
+    lambda gradient, _, params: (jax.tree.map(jnp.zeros_like, params), gradient),
+  )
+  train_step = steps.make_train_step(config, run.model, keep, run.schedule, run.preprocess)
+  places = rows.places(state.params, [row.entry for row in run.table])
+
+  def add(state, sums, arrays, first, count):
+    def body(index, sums):
+      total, squares = sums
+      at = state.replace(step=jnp.int32(first + index))
+      gradient = train_step(at, feed.batch_at(arrays, first + index))[0].opt_state
+      return jax.tree.map(jnp.add, total, gradient), squares + by_entry(gradient)
+
+    return jax.lax.fori_loop(0, count, body, sums)
+
+  def by_entry(gradient):
+    squares = rows.squares(gradient, places)
+    return jnp.concatenate([jnp.atleast_1d(squares[place]) for place in sorted(squares)])
+
+  def finish(sums):
+    total, squares = sums
+    return squares / micro_batches, by_entry(total) / micro_batches**2
+
+  order = [index for place in sorted(set(places.values())) for index in place]
+  shardings = (mesh_lib.parameter_shardings(mesh, state.params), mesh_lib.replicated(mesh))
+  start = jax.jit(lambda params: (jax.tree.map(jnp.zeros_like, params), jnp.zeros(len(order))), out_shardings=shardings)
+  program = compile_lib.jit(add, donate_argnums=1, out_shardings=shardings)
+  finished = jax.jit(finish, out_shardings=mesh_lib.replicated(mesh))
+  step, found = int(state.step) * micro_batches, []
+  state = state.replace(opt_state=start(state.params)[0], ema={})
+  with contextlib.closing(pipeline.make_train_feed(config, source, mesh)) as feed:
+    for _ in range(batches):
+      sums, end = start(state.params), step + micro_batches
+      while step < end:
+        count = min(end - step, feed.max_steps(step))
+        sums = program(state, sums, feed.arrays(step, count), np.int32(step), np.int32(count))
+        step += count
+      found.append(jax.device_get(finished(sums)))
+  small, big = (np.stack([each[kind] for each in found]).astype(np.float64) for kind in (0, 1))
+  in_depth = np.argsort(order)
+  small, big = (np.concatenate([each[:, in_depth], each.sum(1, keepdims=True)], 1) for each in (small, big))
+  return tuple(run.table[index].entry.name for index in sorted(order)), small, big
+
+
+def text(result: Mapping[str, Any]) -> str:
+  """The result as a table, and in one line."""
+  batch = result['batch_size']
+  lines = [('entry', '|G|^2', 'tr(Sigma)', 'noise scale', '+-', f'signal/noise at {batch}')]
+  for each in [*result['entries'], {'name': 'all', **result['total']}]:
+    names = ('squared_gradient', 'trace', 'noise_scale', 'standard_error', 'signal_to_noise')
+    lines.append((each['name'], *(f'{each[name]:.3g}' if np.isfinite(each[name]) else '-' for name in names)))
+  widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+  table = ['  '.join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines]
+  scale, error = result['critical_batch_size'], result['total']['standard_error']
+  seen = f'at step {result["step"]:,}, over {result["batches"]} batches'
+  if not np.isfinite(scale):
+    hidden = f'the noise hides the gradient {seen}; measure more: --config.noise_scale.batches={4 * result["batches"]}'
+    return '\n'.join([*table, hidden])
+  found = f'critical batch size {scale:,.0f} +- {error:,.0f} examples {seen}; config.train.batch_size is {batch}'
+  return '\n'.join([*table, found])

@@ -1,0 +1,180 @@
+"""Dead units against all activations of the whole split, looked at in NumPy."""
+
+import json
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dnt import checkpoints, errors, experiment, models, trees
+from dnt.diagnostics import dead_units
+from dnt.models import activations, depth
+from dnt.parallel import mesh as mesh_lib
+
+EXAMPLES = 50  # in batches of 16: the last one is padded
+
+
+@pytest.fixture
+def network(tiny):
+  """A config of 50 pictures: five dense layers without a norm."""
+  tiny.data.synthetic_examples = EXAMPLES
+  tiny.model.norm, tiny.model.depth = 'none', 5
+  return tiny
+
+
+def build(config):
+  data = experiment.load_data(config, ())
+  return data.train, experiment.make(experiment.resolve(config, data), data.spec)
+
+
+def pictures(run, source):
+  mean, std = (np.reshape(value, (1, 1, 1, -1)) for value in (run.config.data.mean, run.config.data.std))
+  return ((source.images / 255.0 - mean) / std).astype(np.float32)
+
+
+def brute_force(run, source, variables):
+  """Indices of the units that are zero everywhere, by the module that made them; all pictures in one batch."""
+
+  def is_activation(module, method):
+    return isinstance(module, activations.Activation) and method == '__call__'
+
+  @jax.jit
+  def captured(variables, images):
+    capture = {'mutable': ['intermediates'], 'capture_intermediates': is_activation}
+    return run.model.apply(variables, images, train=False, **capture)[1]
+
+  found = captured(variables, pictures(run, source))
+  dead = {}
+  for path, outputs in trees.flatten(found['intermediates']).items():
+    output = np.asarray(outputs[0]).reshape(-1, outputs[0].shape[-1])
+    dead[path.removesuffix('/__call__')] = tuple(np.flatnonzero((output == 0).all(0)))
+  return dead
+
+
+def look(config, run, source, variables, scanned=None):
+  mesh = mesh_lib.make_mesh(config.mesh)
+  if scanned:
+    variables = depth.to_scanned(variables, scanned)
+  return dead_units.find(run, mesh, source, mesh_lib.place(variables, mesh_lib.replicated(mesh)))
+
+
+def kill(variables, path, units, bias=-1e3):
+  flat = trees.flatten(variables)
+  flat[path] = np.array(flat[path])
+  flat[path][list(units)] = bias
+  return trees.unflatten(flat)
+
+
+def with_dead(run, source):
+  """Variables with some units killed, and one that is dead on pictures but would fire on padding."""
+  variables = jax.device_get(run.init_variables())
+  variables = kill(variables, 'params/stage1/block002/dense/bias', (1, 5))
+  variables = kill(variables, 'params/stage1/block003/dense/bias', range(15))
+  flat = trees.flatten(variables)
+  sums = pictures(run, source).reshape(len(source), -1).sum(1)
+  black = ((0.0 - np.array(run.config.data.mean)) / np.array(run.config.data.std)).sum() * 64
+  flat['params/stem/dense/kernel'] = np.array(flat['params/stem/dense/kernel'])
+  flat['params/stem/dense/bias'] = np.array(flat['params/stem/dense/bias'])
+  flat['params/stem/dense/kernel'][:, 7] = -1.0
+  flat['params/stem/dense/bias'][7] = (sums.min() + black) / 2
+  assert black < sums.min()
+  return trees.unflatten(flat)
+
+
+def test_dead_units_are_those_that_never_fire(network, one_device):
+  source, run = build(network)
+  variables = with_dead(run, source)
+  expected = brute_force(run, source, variables)
+  found = look(network, run, source, variables)
+  assert {each.name: each.dead for each in found if each.name != 'head'} == expected
+  assert [each.entry for each in found] == ['stem', *(f'stage1/block{i:03d}' for i in (1, 2, 3)), 'head']
+  dead = {each.entry: set(each.dead) for each in found}
+  assert 7 in dead['stem']  # fires on a black picture, which no picture is
+  assert {1, 5} <= dead['stage1/block002'] < set(range(16))
+  assert dead['stage1/block003'] >= set(range(15))
+  assert dead['head'] == set()
+  assert [each.count for each in found] == [16, 16, 16, 16, 10]
+  assert {each.criterion for each in found} == {'zero'}
+
+
+@pytest.mark.parametrize('placement', ['device', 'stream'])
+def test_same_on_eight_devices_scanned_and_streamed(network, placement):
+  source, run = build(network)
+  variables = with_dead(run, source)
+  expected = brute_force(run, source, variables)
+  network.model.scan = True
+  network.data.placement, network.data.workers = placement, 0
+  _, scanned = build(network)
+  rows = depth.trace(scanned.model, scanned.spec.image_shape).scanned
+  found = look(network, scanned, source, variables, rows)
+  assert {each.name: each.dead for each in found if each.name != 'head'} == expected
+
+
+def test_units_of_convolutions_are_channels(network, one_device):
+  network.model.name, network.model.norm, network.model.depth, network.model.width = 'plain', 'batch_norm', 8, 8
+  source, run = build(network)
+  variables = kill(jax.device_get(run.init_variables()), 'params/stage2/block001/norm1/bias', (0, 3))
+  expected = brute_force(run, source, variables)
+  found = look(network, run, source, variables)
+  assert {each.name: each.dead for each in found if each.name != 'head'} == expected
+  first, second = (each for each in found if each.entry == 'stage2/block001')
+  assert first.name < second.name
+  assert {0, 3} <= set(first.dead)
+  assert first.count == 16
+
+
+def test_sigmoid_units_are_dead_when_saturated(network, one_device):
+  network.model.activation = 'sigmoid'
+  source, run = build(network)
+  variables = kill(jax.device_get(run.init_variables()), 'params/stage1/block001/dense/bias', (2,), -50.0)
+  variables = kill(variables, 'params/stage1/block001/dense/bias', (4,), 50.0)
+  found = {each.entry: each for each in look(network, run, source, variables)}
+  assert set(found['stage1/block001'].dead) == {2, 4}
+  assert found['stage1/block001'].criterion == 'saturated'
+  assert found['head'].criterion == 'zero'
+
+
+def test_a_users_entry_without_activations_is_judged_by_its_output(network, one_device):
+  class Hidden(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+      return nn.relu(nn.Dense(6, bias_init=lambda *_: np.array([0, 0, -1e3, 0, 0, -1e3], np.float32))(x))
+
+  class Net(nn.Module):
+    @nn.compact
+    def __call__(self, x, train):
+      return nn.Dense(10, name='head')(Hidden(name='hidden')(x.reshape(x.shape[0], -1)))
+
+  source, run = build(network)
+  run = run._replace(model=Net(), table=depth.table(Net(), run.spec.image_shape))
+  variables = models.init(Net(), 0, run.spec.image_shape)
+  images = pictures(run, source).reshape(EXAMPLES, -1)
+  output = jax.jit(Hidden().apply)({'params': variables['params']['hidden']}, images)
+  hidden, head = look(network, run, source, variables)
+  assert hidden == ('hidden', 'hidden', 'zero', 6, tuple(np.flatnonzero((np.asarray(output) == 0).all(0))))
+  assert {2, 5} <= set(hidden.dead)
+  assert head.dead == ()
+
+
+def test_the_dead_units_of_a_workdir(network, one_device, tmp_path):
+  with pytest.raises(errors.InputError, match='no checkpoint'):
+    dead_units.run(network, tmp_path)
+  source, run = build(network)
+  variables = with_dead(run, source)
+  saved = checkpoints.Checkpoints(tmp_path, network.checkpoint)
+  saved.save(3, jax.tree.map(jnp.asarray, run.make_state(variables)), {'class_names': []})
+  saved.close()
+  result = dead_units.run(network, tmp_path)
+  assert json.loads((tmp_path / 'dead_units.json').read_text()) == result
+  assert (result['step'], result['examples'], result['units']) == (3, EXAMPLES, 4 * 16 + 10)
+  expected = brute_force(run, source, variables)
+  assert {each['name']: tuple(each['indices']) for each in result['entries'] if each['name'] != 'head'} == expected
+  assert result['dead'] == sum(map(len, expected.values()))
+  for each in result['entries']:
+    assert each['dead'] == len(each['indices']) == round(each['share'] * each['units'])
+  table = dead_units.text(result).splitlines()
+  assert len(table) == 1 + 5 + 1
+  assert table[2].startswith('stage1/block001/Activation_0')
+  assert f'{result["dead"]} of 74 units' in table[-1]

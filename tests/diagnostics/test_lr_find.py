@@ -1,0 +1,232 @@
+"""The range test: its steps against a loop by hand, its suggestions against brute force."""
+
+import contextlib
+import itertools
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from dnt import checkpoints, errors, experiment, initial, trees
+from dnt.data import order, pipeline
+from dnt.diagnostics import lr_find
+from dnt.models import depth
+from dnt.optim import chain
+from dnt.parallel import mesh as mesh_lib
+
+
+@pytest.fixture
+def network(tiny):
+  tiny.model.norm, tiny.model.depth = 'none', 4
+  tiny.optim.weight_decay = 0.0
+  tiny.data.workers = 0
+  tiny.lr_find.start, tiny.lr_find.end, tiny.lr_find.steps = 1e-3, 1.0, 20
+  return tiny
+
+
+def build(config):
+  data = experiment.load_data(config, ())
+  run = experiment.make(experiment.resolve(config, data), data.spec)
+  mesh = mesh_lib.make_mesh(config.mesh)
+  return run, mesh, data.train, initial.state(run, mesh, checkpoints.ReadOnly('nowhere'))[0]
+
+
+# The sweep.
+
+
+def by_hand(run, source, params, first, count):
+  """Losses of `count` steps of SGD with momentum 0.9 from step `first`, at rates from 1e-3 to 1 in 20 steps."""
+  mean, std = (np.reshape(value, (1, 1, 1, -1)) for value in (run.config.data.mean, run.config.data.std))
+  places = np.concatenate([order.order(0, epoch, 64) for epoch in range(8)]).reshape(-1, 16)[first : first + count]
+  momentum = jax.tree.map(np.zeros_like, params)
+
+  def loss(params, images, labels):
+    logits = run.model.apply({'params': params}, images, train=True)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+  gradient, found = jax.jit(jax.value_and_grad(loss)), []
+  for rate, rows in zip(np.geomspace(1e-3, 1.0, 20), places, strict=False):
+    images = ((source.images[rows] / 255.0 - mean) / std).astype(np.float32)
+    value, grads = gradient(params, images, source.labels[rows])
+    momentum = jax.tree.map(lambda m, g: 0.9 * m + np.asarray(g), momentum, grads)
+    params = jax.tree.map(lambda p, m, rate=rate: np.float32(p - rate * m), params, momentum)
+    found.append(float(value))
+  return found
+
+
+@pytest.mark.parametrize(
+  'changes',
+  [{}, {'train.accumulate': 2, 'model.scan': True}, {'data.placement': 'stream'}],
+  ids=['default', 'scan', 'stream'],
+)
+def test_the_steps_of_a_sweep_are_those_of_training_at_its_rates(network, monkeypatch, changes):
+  if changes:
+    devices = jax.devices()[: 1 if 'train.accumulate' in changes else 8]
+    monkeypatch.setattr(jax, 'devices', lambda: devices)
+  run, _, source, _ = build(network)
+  expected = by_hand(run, source, jax.device_get(run.init_variables()['params']), 0, 12)
+  network.update_from_flattened_dict(changes)
+  run, mesh, source, state = build(network)
+  before = jax.device_get(state)
+  with contextlib.closing(pipeline.make_train_feed(run.config, source, mesh)) as feed:
+    found = lr_find.sweep(run, mesh, state, feed)
+  assert len(found.losses) > 12
+  np.testing.assert_allclose(found.rates, np.geomspace(1e-3, 1.0, 20)[: len(found.losses)], rtol=1e-5)
+  np.testing.assert_allclose(found.losses[:12], expected, rtol=1e-3)
+  np.testing.assert_allclose(found.smoothed, lr_find.smooth(found.losses))
+  jax.tree.map(np.testing.assert_array_equal, before, jax.device_get(state))
+
+
+@pytest.mark.parametrize('scan', [False, True])
+def test_a_group_is_swept_alone(network, one_device, scan):
+  network.model.depth, network.model.scan = 5, scan
+  network.optim.learning_rate = 2e-2
+  run, _, _, state = build(network)
+  entries = [row.entry for row in run.table]
+  optimizers = {
+    rate: chain.make(run.config, lambda step, rate=rate: jnp.float32(rate), state.params, entries)
+    for rate in (1e-2, 2e-2)
+  }
+  held = lr_find.hold_others(
+    optimizers[1e-2], lambda step: jnp.float32(1e-2), 2e-2, state.params, entries, 'head|.*[13]'
+  )
+  gradient = jax.tree.map(
+    lambda leaf: np.cos(np.arange(leaf.size)).reshape(leaf.shape).astype(np.float32), state.params
+  )
+
+  @jax.jit
+  def update(*args):
+    return [optimizer.update(*args) for optimizer in (*optimizers.values(), held)]
+
+  updated = update(gradient, state.opt_state, state.params)
+  assert len({jax.tree.structure(after) for _, after in updated}) == 1
+  moves = dict(zip((*optimizers, 'held'), (trees.flatten(depth.to_unrolled(each)) for each, _ in updated), strict=True))
+  swept = {path: path.startswith(('stage1/block001/', 'stage1/block003/', 'head/')) for path in moves['held']}
+  assert sum(swept.values()) == 6
+  for path, move in moves['held'].items():
+    np.testing.assert_allclose(move, moves[1e-2 if swept[path] else 2e-2][path], rtol=1e-5, err_msg=path)
+
+
+# The workdir.
+
+
+def files_of(workdir):
+  return {str(path.relative_to(workdir)): path.read_bytes() for path in workdir.rglob('*') if path.is_file()}
+
+
+def test_a_sweep_starts_from_the_checkpoint_and_leaves_it(network, one_device, tmp_path):
+  run, _, source, state = build(network)
+  params = jax.tree.map(lambda leaf: 1.1 * leaf, state.params)
+  counted = {**state.opt_state, 'learning_rate': optax.ScaleByScheduleState(jnp.int32(7))}
+  saved = checkpoints.Checkpoints(tmp_path, network.checkpoint)
+  saved.save(7, state.replace(step=jnp.int32(7), params=params, opt_state=counted), {'class_names': []})
+  saved.close()
+  before = files_of(tmp_path)
+  result = lr_find.run(network, tmp_path)
+  after = files_of(tmp_path)
+  assert json.loads(after.pop('lr_find.json')) == result
+  assert after.pop('lr_find.png').startswith(b'\x89PNG')
+  assert after == before
+  assert (result['step'], result['new']) == (7, False)
+  expected = by_hand(run, source, jax.device_get(params), 7, 10)
+  np.testing.assert_allclose(result['sweeps'][0]['learning_rate'][:10], np.geomspace(1e-3, 1.0, 20)[:10], rtol=1e-5)
+  np.testing.assert_allclose(result['sweeps'][0]['loss'][:10], expected, rtol=1e-3)
+
+
+def test_the_program_sweeps_a_group_until_it_diverges(program, tmp_path, one_device):
+  code, out, err = program(
+    f'--workdir={tmp_path}',
+    '--mode=lr_find',
+    '--config.data.source=synthetic',
+    '--config.data.synthetic_examples=64',
+    '--config.data.image_size=8',
+    '--config.data.augment=none',
+    '--config.model.name=mlp',
+    '--config.model.depth=2',
+    '--config.model.norm=none',
+    '--config.train.batch_size=16',
+    '--config.optim.learning_rate=1e-3',
+    '--config.lr_find.end=1e8',
+    '--config.lr_find.steps=30',
+    "--config.lr_find.groups=('head',)",
+  )
+  assert code == 0, err
+  assert set(files_of(tmp_path)) == {'lr_find.json', 'lr_find.png'}
+  result = json.loads((tmp_path / 'lr_find.json').read_text())
+  (swept,) = result['sweeps']
+  assert (swept['group'], result['new'], result['step']) == ('head', True, 0)
+  assert swept['stopped'] in ('diverged', 'not finite')
+  assert len(swept['learning_rate']) == len(swept['loss']) == len(swept['smoothed']) < 30
+  assert np.isfinite(swept['loss']).all()
+  assert lr_find.ending(swept['loss'][:-1]) is None
+  lines = out.strip().splitlines()
+  assert [line.split()[0] for line in lines[:2]] == ['entries', 'head']
+  assert f'{swept["stopped"]} at' in lines[1]
+  assert str(tmp_path) in lines[-1]
+
+
+@pytest.mark.parametrize(
+  ('option', 'value', 'said'),
+  [('end', 1e-4, 'must be above config.lr_find.start'), ('groups', ('haed',), "'haed' is the name of no entry")],
+)
+def test_refused(network, tmp_path, option, value, said):
+  network.lr_find[option] = value
+  with pytest.raises(errors.InputError, match=said):
+    lr_find.run(network, tmp_path)
+  assert not (pathlib.Path(tmp_path) / 'checkpoints').exists()
+
+
+# What a sweep says.
+
+
+def test_smoothing_weighs_each_step_by_its_age():
+  losses = np.random.default_rng(0).uniform(1, 3, 30)
+  for count, found in enumerate(lr_find.smooth(losses), start=1):
+    weights = 0.98 ** np.arange(count)[::-1]
+    assert found == pytest.approx(np.sum(weights * losses[:count]) / weights.sum())
+
+
+def test_ending():
+  assert lr_find.ending([2.0, 1.5, 1.0, 3.0, 5.0]) is None
+  assert lr_find.ending([2.0, 1.5, np.nan, 1.0]) == 2
+  assert lr_find.ending([1.0, np.inf]) == 1
+  assert lr_find.ending([1.0, 1.0, 9.0, 9.0]) == 3  # the mean of the first three is below 4, of all four above
+  assert lr_find.ending([]) is None
+
+
+def longest_falling(losses):
+  """(length, end) by trying every subset; of equal lengths the first end."""
+  found = []
+  for size in range(1, len(losses) + 1):
+    for chosen in itertools.combinations(range(len(losses)), size):
+      if all(losses[a] > losses[b] for a, b in itertools.pairwise(chosen)):
+        found.append((size, -chosen[-1]))
+  size, end = max(found)
+  return size, -end
+
+
+@pytest.mark.parametrize('seed', range(6))
+def test_valley_is_half_way_down_the_longest_falling_subsequence(seed):
+  losses = np.random.default_rng(seed).permutation(10).astype(float)
+  length, end = longest_falling(losses)
+  assert lr_find.valley(losses) == end - length + int(length / 3) + int(length / 6)
+
+
+def test_valley_of_losses_that_only_rise():
+  assert lr_find.valley([1.0, 2.0, 3.0]) == 0
+
+
+def test_suggestions():
+  rates = np.geomspace(1e-6, 10, 100)
+  x = np.log10(rates)
+  losses = 2 - 1 / (1 + np.exp(-4 * (x + 2))) + np.where(x > -0.5, (x + 0.5) ** 2, 0)
+  found = lr_find.suggest(rates, losses, 100)
+  assert found['steepest'] == pytest.approx(1e-2, rel=0.2)
+  lowest = rates[10:-5][np.argmin(losses[10:-5])]
+  assert found['minimum/10'] == pytest.approx(lowest / 10)
+  assert 10 ** (-4.6) < found['valley'] < lowest
+  assert lr_find.suggest(rates[:17], losses[:17], 100) == {}
