@@ -35,6 +35,7 @@ FILE, PICTURE = 'lr_find.json', 'lr_find.png'
 SMOOTHING = 0.98  # share of the old average that each step keeps
 DIVERGED = 4  # a smoothed loss of so many times the best one ends the sweep
 FIRST, LAST = 0.1, 5  # share of the sweep's steps at its start, and steps at its end, that suggestions do without
+REACH = 0.1  # share of the sweep's steps on either side of the one where a slope is taken
 
 
 class Sweep(NamedTuple):
@@ -227,7 +228,7 @@ def suggest(rates: np.ndarray, smoothed: np.ndarray, steps: int) -> dict[str, fl
   """Learning rates to choose from, by the way they are found; empty for a sweep that ended too soon.
 
   - valley: half way down the longest valley of the losses (see `valley`),
-  - steepest: where the loss falls fastest over the logarithm of the rate,
+  - steepest: where the loss falls fastest over the logarithm of the rate, looking `REACH` to either side,
   - minimum/10: a tenth of the rate of the lowest loss.
 
   Args:
@@ -239,10 +240,12 @@ def suggest(rates: np.ndarray, smoothed: np.ndarray, steps: int) -> dict[str, fl
   rates, smoothed = rates[used], smoothed[used]
   if len(rates) < 3:
     return {}
-  slopes = np.diff(smoothed) / np.diff(np.log(rates))
+  # From one step to the next the slope is the noise of a batch.
+  reach = max(1, min(int(REACH * steps), (len(rates) - 1) // 2))
+  slopes = (smoothed[2 * reach :] - smoothed[: -2 * reach]) / np.log(rates[2 * reach :] / rates[: -2 * reach])
   return {
     'valley': float(rates[valley(smoothed)]),
-    'steepest': float(rates[np.argmin(slopes)]),
+    'steepest': float(rates[reach + np.argmin(slopes)]),
     'minimum/10': float(rates[np.argmin(smoothed)] / 10),
   }
 
@@ -280,10 +283,12 @@ def plot(sweeps: Sequence[Sweep], current: float) -> 'Figure':
     axes.axvline(current, color='#555555', linestyle=':', linewidth=1.5, label=f'config  {current:.2g}')
     axes.set_xscale('log')
     if len(each.rates):
-      low, high = each.smoothed.min(), each.smoothed.max()
-      margin = 0.1 * (high - low) or 1.0
-      axes.set_ylim(low - margin, high + margin)  # a loss that diverged may be of any size
-    stopped = f': {each.stopped} at {each.rates[-1]:.2g}' if each.stopped and len(each.rates) else ''
+      # What comes before the divergence, which may be of any size, fills the picture.
+      low, lowest = each.losses.min(), int(np.argmin(each.smoothed))
+      high = max(each.smoothed[: lowest + 1].max(), 1.5 * each.smoothed[lowest])
+      margin = 0.06 * (high - low)
+      axes.set_ylim(low - margin, high + margin)
+    stopped = f': {each.stopped} at rate {each.rates[-1]:.2g}' if each.stopped and len(each.rates) else ''
     axes.set_title((each.group or 'all entries') + stopped, loc='left')
     axes.set_xlabel('learning rate')
     axes.set_ylabel('training loss')
@@ -302,7 +307,7 @@ def text(result: Mapping[str, Any]) -> str:
   for each in result['sweeps']:
     found = [f'{each["suggestions"][name]:.2g}' if each['suggestions'] else '-' for name in names]
     rates = each['learning_rate']
-    note = f'{each["stopped"]} at {rates[-1] if rates else float("nan"):.2g}' if each['stopped'] else ''
+    note = f'{each["stopped"]} at rate {rates[-1] if rates else float("nan"):.2g}' if each['stopped'] else ''
     lines.append((each['group'] or 'all', *found, note or 'did not diverge'))
   widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
   table = ['  '.join(map(str.ljust, line, widths)).rstrip() for line in lines]

@@ -201,8 +201,8 @@ def text(result: Mapping[str, Any]) -> str:
   table = ['  '.join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines]
   scale, error = result['critical_batch_size'], result['total']['standard_error']
   seen = f'at step {result["step"]:,}, over {result["batches"]} batches'
+  more = f'measure more: --config.noise_scale.batches={4 * result["batches"]}'
   if not np.isfinite(scale):
-    hidden = f'the noise hides the gradient {seen}; measure more: --config.noise_scale.batches={4 * result["batches"]}'
-    return '\n'.join([*table, hidden])
+    return '\n'.join([*table, f'the noise hides the gradient {seen}; {more}'])
   found = f'critical batch size {scale:,.0f} +- {error:,.0f} examples {seen}; config.train.batch_size is {batch}'
-  return '\n'.join([*table, found])
+  return '\n'.join([*table, f'{found}; {more}' if error > scale / 2 else found])

@@ -59,14 +59,13 @@ def by_hand(run, source, params, first, count):
 
 
 @pytest.mark.parametrize(
-  'changes',
-  [{}, {'train.accumulate': 2, 'model.scan': True}, {'data.placement': 'stream'}],
-  ids=['default', 'scan', 'stream'],
+  ('changes', 'devices'),
+  [({'train.accumulate': 2, 'model.scan': True}, 1), ({'data.placement': 'stream'}, 8)],
+  ids=['scan', 'stream'],
 )
-def test_the_steps_of_a_sweep_are_those_of_training_at_its_rates(network, monkeypatch, changes):
-  if changes:
-    devices = jax.devices()[: 1 if 'train.accumulate' in changes else 8]
-    monkeypatch.setattr(jax, 'devices', lambda: devices)
+def test_the_steps_of_a_sweep_are_those_of_training_at_its_rates(network, monkeypatch, changes, devices):
+  some = jax.devices()[:devices]
+  monkeypatch.setattr(jax, 'devices', lambda: some)
   run, _, source, _ = build(network)
   expected = by_hand(run, source, jax.device_get(run.init_variables()['params']), 0, 12)
   network.update_from_flattened_dict(changes)
@@ -165,7 +164,7 @@ def test_the_program_sweeps_a_group_until_it_diverges(program, tmp_path, one_dev
   assert lr_find.ending(swept['loss'][:-1]) is None
   lines = out.strip().splitlines()
   assert [line.split()[0] for line in lines[:2]] == ['entries', 'head']
-  assert f'{swept["stopped"]} at' in lines[1]
+  assert f'{swept["stopped"]} at rate' in lines[1]
   assert str(tmp_path) in lines[-1]
 
 
