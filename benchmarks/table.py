@@ -13,13 +13,14 @@ from dnt import metrics
 
 
 def row(workdir: pathlib.Path) -> list[str]:
-  """Config, data, steps, epochs, test figures and time of one run."""
+  """Name, network, data, steps, epochs, test figures and time of one run."""
   config = json.loads((workdir / 'config.json').read_text())
   summary = json.loads((workdir / 'summary.json').read_text())
   last = [line for line in metrics.read(workdir) if any(name.endswith('/accuracy') for name in line)][-1]
   split = config['eval']['splits'][0]
   model, source, seconds = config['model'], config['data']['source'], summary['seconds']
   return [
+    workdir.name,
     f'{model["name"]}-{model["depth"]}',
     source if source.startswith('tfds:') else source.partition(':')[0],  # a folder's place says nothing
     f'{last["epoch"]:.1f} ({last["step"]})',
@@ -31,7 +32,7 @@ def row(workdir: pathlib.Path) -> list[str]:
 
 
 def main(arguments):
-  rows = [['network', 'data', 'epochs (steps)', 'test accuracy', 'test loss', 'total time', 'images/s']]
+  rows = [['run', 'network', 'data', 'epochs (steps)', 'test accuracy', 'test loss', 'total time', 'images/s']]
   rows += [row(pathlib.Path(workdir)) for workdir in arguments[1:]]
   for index, cells in enumerate(rows):
     print(f'| {" | ".join(cells)} |')

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from dnt import checkpoints, errors, experiment, steps, trees
 from dnt.models import depth
+from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
 
 
@@ -40,7 +41,7 @@ def state(
     variables = load_variables(run, run.config.train.init_from)
   else:
     variables = run.init_variables()
-  return mesh_lib.place(run.make_state(variables), shardings), {}
+  return mesh_lib.place(compile_lib.eagerly(run.make_state)(variables), shardings), {}
 
 
 def load_variables(run: experiment.Experiment, workdir: str) -> dict[str, Any]:

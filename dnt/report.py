@@ -123,7 +123,7 @@ def page(
     'state': f'{state}: step {summary["step"]:,} of {summary["total_steps"]:,}',
     **{name: metrics.figure(name, value) for name, value in summary['last'].items()},
     'best': _best(summary) or 'none yet',
-    **{f'warning, step {found["step"]:,}': found['text'] for found in summary['warnings'].values()},
+    **{f'warning: {kind}': f'step {found["step"]:,}: {found["text"]}' for kind, found in summary['warnings'].items()},
     'parameters': f'{summary["parameters"]:,}',
     'parameters SHA-256': summary['params_sha256'],
     'seconds': ', '.join(f'{name} {seconds:,.1f}' for name, seconds in summary['seconds'].items()),

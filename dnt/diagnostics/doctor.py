@@ -28,7 +28,7 @@ FIRST_STEPS = 10
 VERDICTS = ('trainable', 'vanishing', 'exploding', 'collapsing', 'dead', 'step too large')
 # A signal or gradient may shrink or grow by this factor from end to end before it counts as lost.
 VANISHING, EXPLODING = telemetry.VANISHING, telemetry.EXPLODING
-COLLAPSED = 0.9999  # cosine of two different pictures
+COLLAPSED = 0.999  # cosine of two different pictures
 DEAD = 0.9  # share of an entry's units that are dead, or of its activations that are saturated
 GROWN = 1.5  # loss after the first steps over that before
 RATIO = 0.5  # update over parameter norm, of the median entry
@@ -213,7 +213,8 @@ def remedies(config: ml_collections.ConfigDict, kind: str) -> list[dict[str, Any
     kind: of the verdict.
   """
   model = config.model
-  norm = {'model.norm': 'batch_norm' if config.train.batch_size // config.train.accumulate >= 16 else 'layer_norm'}
+  small_batch = config.train.batch_size // config.train.accumulate < 16
+  norm = {'model.norm': 'layer_norm' if small_batch or model.norm == 'batch_norm' else 'batch_norm'}
   init = {'model.initializer': 'he' if model.activation in ('relu', 'leaky_relu', 'gelu', 'silu') else 'glorot'}
   init |= {'model.init_gain': 1.0}
   relu = {'model.activation': 'relu', 'model.initializer': 'he', 'model.init_gain': 1.0}

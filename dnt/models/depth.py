@@ -25,6 +25,7 @@ import numpy as np
 from jax.extend import core
 
 from dnt import errors, trees
+from dnt.parallel import compile as compile_lib
 
 SCANNED = 'scanned'
 # Collections that blocks may read and write inside a scanned stage; whoever sows into another one adds it here.
@@ -256,7 +257,7 @@ def _trace(model: nn.Module, input_shape: Shape) -> Trace:
   for index, (name, shape) in enumerate(calls.items()):
     parameters = trees.count(trees.subtree(variables.get('params', {}), tuple(name.split('/'))))
     rows.append(Row(_entry(name, scanned), shape, parameters, cost[index]))
-  return Trace(tuple(rows), variables, scanned, core.jaxpr_as_fun(_without_dead_code(program)))
+  return Trace(tuple(rows), variables, scanned, functools.partial(compile_lib.evaluate, program))
 
 
 _last_trace = functools.lru_cache(maxsize=1)(_trace)
@@ -268,16 +269,6 @@ def _entry(name: str, scanned: Rows) -> Entry:
   if number == 1:
     return Entry(name, name)
   return Entry(name, f'{stage}/{SCANNED}', number - 2)
-
-
-def _without_dead_code(program: core.ClosedJaxpr) -> core.ClosedJaxpr:
-  """Only what the outputs need: the draws of the parameters, not the forward pass that found their shapes."""
-  needed, kept = {v for v in program.jaxpr.outvars if not isinstance(v, core.Literal)}, []
-  for equation in reversed(program.jaxpr.eqns):
-    if not needed.isdisjoint(equation.outvars):
-      kept.append(equation)
-      needed.update(v for v in equation.invars if not isinstance(v, core.Literal))
-  return program.replace(jaxpr=program.jaxpr.replace(eqns=kept[::-1]))
 
 
 def _flops(jaxpr: core.Jaxpr) -> collections.Counter:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
+from jax.extend import core
 
 from dnt import errors
 
@@ -29,6 +31,48 @@ def jit(fn: Callable, **kwargs: Any) -> Any:
     **kwargs: of `jax.jit`, but for `compiler_options`.
   """
   return jax.jit(fn, compiler_options=compiler_options(), **kwargs)
+
+
+def eagerly(fn: Callable) -> Callable:
+  """`fn` for programs that draw or fill many small arrays: constants are filled by NumPy, all else runs op by op.
+
+  An op by itself is compiled once for each shape, some 30 ms each, which for constants is most of what a start takes.
+
+  Args:
+    fn: pure; takes and returns pytrees of arrays.
+  """
+
+  def run(*args):
+    program, shapes = jax.make_jaxpr(fn, return_shape=True)(*args)
+    return jax.tree.unflatten(jax.tree.structure(shapes), evaluate(program, *jax.tree.leaves(args)))
+
+  return run
+
+
+def evaluate(program: core.ClosedJaxpr, *args: Any) -> list[Any]:
+  """The outputs of a traced program, without compiling it; see `eagerly`."""
+  filled = {}
+  for equation in program.jaxpr.eqns:
+    if equation.primitive.name == 'broadcast_in_dim' and isinstance(equation.invars[0], core.Literal):
+      aval = equation.outvars[0].aval
+      filled[equation.outvars[0]] = np.full(aval.shape, equation.invars[0].val, aval.dtype)
+
+  def is_filled(variable):
+    return not isinstance(variable, core.Literal) and variable in filled
+
+  outputs = program.jaxpr.outvars
+  rest = [variable for variable in outputs if not is_filled(variable)]
+  computed = iter(core.jaxpr_as_fun(_without_dead_code(program, rest))(*args))
+  return [filled[variable] if is_filled(variable) else next(computed) for variable in outputs]
+
+
+def _without_dead_code(program: core.ClosedJaxpr, outputs: list[Any]) -> core.ClosedJaxpr:
+  needed, kept = {variable for variable in outputs if not isinstance(variable, core.Literal)}, []
+  for equation in reversed(program.jaxpr.eqns):
+    if not needed.isdisjoint(equation.outvars):
+      kept.append(equation)
+      needed.update(variable for variable in equation.invars if not isinstance(variable, core.Literal))
+  return program.replace(jaxpr=program.jaxpr.replace(eqns=kept[::-1], outvars=outputs))
 
 
 @functools.cache

@@ -131,3 +131,24 @@ def test_a_cache_that_cannot_be_made_is_refused(tmp_path, monkeypatch):
       compile_lib.enable_cache(tmp_path / 'file' / 'cache')
   finally:
     jax.config.update('jax_compilation_cache_dir', cache)
+
+
+def test_a_program_run_eagerly_gives_the_same_and_compiles_no_constants(monkeypatch):
+  def fn(x, key):
+    ones = jnp.ones((3, 5))
+    return {
+      'zeros': jnp.zeros((7,), jnp.int32),
+      'ones': ones,
+      'scaled': ones * x,
+      'drawn': jax.random.normal(key, (2,)),
+      'x': x,
+    }
+
+  arguments = (jnp.float32(3.0), jax.random.key(0))
+  expected = fn(*arguments)
+  found = compile_lib.eagerly(fn)(*arguments)
+  assert found.keys() == expected.keys()
+  for name, value in expected.items():
+    assert (found[name].shape, found[name].dtype) == (value.shape, value.dtype)
+    np.testing.assert_array_equal(found[name], value)
+  assert isinstance(found['zeros'], np.ndarray), 'filled on the host'

@@ -1,0 +1,251 @@
+"""Every figure against a computation that shares no code with it."""
+
+import json
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dnt import metrics, record, train, trees
+from dnt.diagnostics import taps, telemetry
+
+torch = pytest.importorskip('torch')
+
+
+def shown(run, state, batch):
+  """Figures by quantity and entry name."""
+  _, metrics = jax.jit(run.telemetry_step)(state, batch)
+  names = [row.entry.name for row in run.table]
+  found = {}
+  for name, value in telemetry.line(jax.device_get(metrics['telemetry']), names).items():
+    entry, _, quantity = name.removeprefix('telemetry/').rpartition('/')
+    found.setdefault(quantity, {})[entry] = float(value)
+  return found
+
+
+def close(found, expected, rtol=2e-5):
+  assert found.keys() == expected.keys()
+  for name, value in expected.items():
+    assert found[name] == pytest.approx(float(value), rel=rtol, abs=1e-7), name
+
+
+@pytest.mark.parametrize('activation', ['relu', 'tanh', 'sigmoid'])
+@pytest.mark.parametrize('accumulate', [1, 2])
+def test_every_figure_of_an_mlp_equals_torch(tiny, build, activation, accumulate):
+  tiny.model.norm, tiny.model.activation, tiny.model.init_gain = 'none', activation, 3.0
+  tiny.train.accumulate = accumulate
+  tiny.clip.name, tiny.clip.threshold = 'global_norm', 0.5
+  tiny.optim.momentum, tiny.optim.weight_decay = 0.0, 0.0
+  run, state, batch = build(tiny)
+  found = shown(run, state, batch)
+
+  params = {
+    path: torch.tensor(np.asarray(leaf), requires_grad=True) for path, leaf in trees.flatten(state.params).items()
+  }
+  mean, std = (np.reshape(value, (1, 1, 1, -1)) for value in (run.config.data.mean, run.config.data.std))
+  x = torch.tensor(((np.asarray(batch['image']) / 255 - mean) / std).reshape(16, -1), dtype=torch.float32)
+  function = {'relu': torch.relu, 'tanh': torch.tanh, 'sigmoid': torch.sigmoid}[activation]
+  outputs = {}
+  for entry in ('stem', 'stage1/block001', 'head'):
+    x = x @ params[f'{entry}/dense/kernel'] + params[f'{entry}/dense/bias']
+    x = x if entry == 'head' else function(x)
+    x.retain_grad()
+    outputs[entry] = x
+  torch.nn.functional.cross_entropy(x, torch.tensor(np.asarray(batch['label'])).long()).backward()
+
+  def norms(tensors):
+    return {
+      entry: np.sqrt(sum(float((t**2).sum()) for path, t in tensors.items() if path.startswith(f'{entry}/')))
+      for entry in outputs
+    }
+
+  gradients = {path: p.grad for path, p in params.items()}
+  gradient = norms(gradients)
+  whole = np.sqrt(sum(value**2 for value in gradient.values()))
+  factor = min(1, 0.5 / whole)
+  assert factor < 1
+  close(found['gradient_norm'], gradient)
+  close(found['parameter_norm'], norms({path: p.detach() for path, p in params.items()}))
+  close(found['update_ratio'], {e: 0.05 * factor * gradient[e] / found['parameter_norm'][e] for e in outputs})
+  close(found['clip_factor'], dict.fromkeys(outputs, factor))
+  close(found['output_gradient_norm'], {e: out.grad.norm() for e, out in outputs.items()})
+  close(found['activation_mean'], {e: out.mean() for e, out in outputs.items()}, 1e-4)
+  close(found['activation_rms'], {e: (out**2).mean().sqrt() for e, out in outputs.items()})
+  hidden = {entry: outputs[entry].detach() for entry in ('stem', 'stage1/block001')}
+  if activation == 'relu':
+    close(found['zero'], {e: (out == 0).float().mean() for e, out in outputs.items()})
+    close(found['dead'], {e: (out == 0).all(0).float().mean() for e, out in outputs.items()})
+    assert 0.2 < found['zero']['stem'] < 0.8
+    assert 'saturated' not in found
+  else:
+    scaled = {e: (out if activation == 'tanh' else 2 * out - 1).abs() for e, out in hidden.items()}
+    close(found['saturated'], {e: (out > 0.95).float().mean() for e, out in scaled.items()})
+    assert 0 < found['saturated']['stem'] < 1
+
+
+NETS = """
+import flax.linen as nn
+
+class Net(nn.Module):
+  num_classes: int
+
+  @nn.compact
+  def __call__(self, x, train):
+    x = x.reshape(x.shape[0], -1)
+    x = nn.relu(nn.Dense(12, name='wide')(x))
+    return nn.Dense(self.num_classes, name='answer')(x)
+"""
+
+
+def test_a_users_own_module_is_watched_as_it_is(tiny, build, tmp_path, monkeypatch):
+  (tmp_path / 'watchednets.py').write_text(NETS)
+  monkeypatch.syspath_prepend(tmp_path)
+  tiny.model.name, tiny.model.depth, tiny.model.width = 'watchednets:Net', None, None
+  run, state, batch = build(tiny)
+  found = shown(run, state, batch)
+  assert found['output_gradient_norm'].keys() == {'wide', 'answer'}
+  assert found['dead'].keys() == {'wide', 'answer'}, 'the outputs themselves, where no activation can be told'
+  assert all(value > 0 for value in found['output_gradient_norm'].values())
+
+
+def resnet(tiny, **options):
+  tiny.model.name, tiny.model.depth, tiny.model.width = 'resnet', 14, None
+  tiny.optim.momentum = 0.0
+  tiny.model.update(options)
+  return tiny
+
+
+def test_layouts_remat_and_devices_show_the_same(tiny, build):
+  run, state, batch = build(resnet(tiny))
+  expected = shown(run, state, batch)
+  assert set(expected['gradient_norm']) == {'stem', 'head'} | {
+    f'stage{s}/block{b:03d}' for s in (1, 2, 3) for b in (1, 2)
+  }
+  for options in ({'scan': True}, {'remat': True}, {'scan': True, 'remat': True}):
+    run, state, batch = build(resnet(tiny, **{'scan': False, 'remat': False, **options}))
+    found = shown(run, state, batch)
+    assert found.keys() == expected.keys()
+    for quantity, values in expected.items():
+      close(found[quantity], values, 2e-3)
+
+
+def test_bfloat16_figures_are_float32(tiny, build):
+  run, state, batch = build(resnet(tiny))
+  expected = shown(run, state, batch)
+  run, state, batch = build(resnet(tiny, dtype='bfloat16'))
+  found = shown(run, state, batch)
+  close(found['activation_rms'], expected['activation_rms'], 0.02)
+  close(found['output_gradient_norm'], expected['output_gradient_norm'], 0.2)
+
+
+def test_gradient_at_the_outputs_equals_flax_perturbations(tiny, build):
+  """`perturb` holds the whole gradient of an output; the taps only its norm."""
+  run, state, batch = build(resnet(tiny))
+  found = shown(run, state, batch)
+  model, variables = run.model, {'params': state.params, 'batch_stats': state.batch_stats}
+  images = run.preprocess(batch, None)
+
+  def perturb(next_fun, args, kwargs, context):
+    output = next_fun(*args, **kwargs)
+    if context.module.path in (('stem',), ('stage2', 'block001')) and context.method_name == '__call__':
+      output = context.module.perturb('output', output)
+    return output
+
+  with nn.intercept_methods(perturb):
+    zeros = model.init(jax.random.key(0), images, train=False)['perturbations']
+
+    def loss(perturbations):
+      logits, _ = model.apply(
+        {**variables, 'perturbations': perturbations}, images, train=True, mutable=['batch_stats']
+      )
+      return -jnp.mean(jax.nn.log_softmax(logits)[jnp.arange(16), batch['label']])
+
+    gradient = trees.flatten(jax.grad(loss)(zeros))
+  for name in ('stem', 'stage2/block001'):
+    norm = np.linalg.norm(gradient[f'{name}/output'])
+    assert found['output_gradient_norm'][name] == pytest.approx(norm, rel=1e-4)
+
+
+@pytest.mark.parametrize('placement', ['device', 'stream'])
+def test_the_trajectory_is_the_same_with_telemetry_and_without(tiny, tmp_path, placement, one_device):
+  tiny.model.name, tiny.model.depth, tiny.model.width = 'resnet', 8, None
+  tiny.data.placement, tiny.data.workers = placement, 0
+  tiny.train.steps, tiny.eval.every, tiny.train.log_every = 12, '0', '1'
+  digests = {}
+  for every in ('0', '4'):
+    tiny.telemetry.every = every
+    digests[every] = train.train(tiny, tmp_path / every, record.Clock(0.0), 'test')['params_sha256']
+  assert digests['0'] == digests['4']
+  lines = metrics.read(tmp_path / '4')
+  assert [line['step'] for line in lines if 'telemetry/stem/gradient_norm' in line] == [4, 8, 12]
+  assert not any(name.startswith('telemetry/') for line in metrics.read(tmp_path / '0') for name in line)
+  losses = [
+    [line['train/loss'] for line in metrics.read(tmp_path / every) if 'train/loss' in line] for every in digests
+  ]
+  assert losses[0] == losses[1]
+  assert (tmp_path / '4' / 'telemetry.png').exists()
+  assert not (tmp_path / '0' / 'telemetry.png').exists()
+  assert 'telemetry/stem/gradient_norm' not in json.loads((tmp_path / '4' / 'summary.json').read_text())['last']
+
+
+def columns(**quantities):
+  healthy = {
+    'output_gradient_norm': (1.0, 1.0, 1.0),
+    'update_ratio': (1e-3, 1e-3, 1e-3),
+    'dead': (0.1, 0.0, 0.0),
+  } | quantities
+  return {name: telemetry.Column(np.array(values, np.float32), (0, 1, 2)) for name, values in healthy.items()}
+
+
+NAMES = ('stem', 'middle', 'head')
+
+
+@pytest.mark.parametrize(
+  ('quantities', 'kind', 'said'),
+  [
+    ({'output_gradient_norm': (0.9e-4, 1.0, 1.0)}, 'vanishing', '9.0e-05'),
+    ({'output_gradient_norm': (1.1e4, 1.0, 1.0)}, 'exploding', '1.1e+04'),
+    ({'output_gradient_norm': (np.inf, 1.0, 1.0)}, 'exploding', 'stem'),
+    ({'dead': (0.0, 0.75, 0.6)}, 'dead', '75 % of the units are dead (zero for the whole batch) in middle'),
+    ({'saturated': (0.0, 0.2, 0.6)}, 'saturated', '60 % of the activations are saturated in head'),
+    ({'update_ratio': (1e-3, 0.5, 0.5)}, 'update_ratio', 'smaller config.optim.learning_rate'),
+    ({'update_ratio': (1e-6, 1e-6, 0.5)}, 'update_ratio', 'larger config.optim.learning_rate'),
+  ],
+)
+def test_warnings(quantities, kind, said):
+  found = telemetry.warnings(columns(**quantities), NAMES, 1.0, False)
+  assert list(found) == [kind]
+  assert said in found[kind]
+  assert 'config.' in found[kind], 'says what to try'
+
+
+def test_no_warning_of_a_healthy_step_or_a_rate_that_has_fallen():
+  assert telemetry.warnings(columns(), NAMES, 1.0, False) == {}
+  assert telemetry.warnings(columns(update_ratio=(1e-6, 1e-6, 1e-6)), NAMES, 0.1, False) == {}
+  assert list(telemetry.warnings(columns(), NAMES, 1.0, True)) == ['clipping']
+
+
+def test_a_run_warns_once_and_a_resume_does_not_warn_again(tiny, tmp_path, capsys):
+  tiny.model.norm, tiny.model.activation, tiny.model.depth = 'none', 'sigmoid', 20
+  tiny.clip.name, tiny.clip.threshold = 'global_norm', 1e-6
+  tiny.telemetry.every, tiny.train.steps, tiny.eval.every = '1', 6, '0'
+  summary = train.train(tiny, tmp_path, record.Clock(0.0), 'test')
+  out = capsys.readouterr().out
+  assert out.count('the gradient vanishes') == 1
+  assert out.count('has been clipped at every step') == 1
+  assert summary['warnings']['vanishing']['step'] == 1
+  assert summary['warnings']['clipping']['step'] == telemetry.ALWAYS_CLIPPED
+  tiny.train.steps = 8
+  again = train.train(tiny, tmp_path, record.Clock(0.0), 'test')
+  assert 'vanishes' not in capsys.readouterr().out
+  assert again['warnings'] == summary['warnings']
+  assert 'the gradient vanishes' in (tmp_path / 'report.html').read_text()
+
+
+def test_taps_leave_nothing_where_nobody_watches(tiny, build):
+  run, state, batch = build(tiny)
+  variables = {'params': state.params, 'batch_stats': state.batch_stats}
+  _, updates = run.model.apply(variables, run.preprocess(batch, None), train=True, mutable=['batch_stats', taps.FOUND])
+  assert taps.FOUND not in updates
