@@ -293,7 +293,7 @@ COMPARE: dict[str, Any] = {
 # Random dense networks of equal layers whose signals and gradients dnt.probe measures, all combinations of the lists.
 SIGNAL: dict[str, Any] = {
   'signal': {
-    'depths': Option((32,), 'layers; each depth is measured for itself', check=_counts),
+    'depths': Option((24,), 'layers; each depth is measured for itself', check=_counts),
     'activations': Option(('relu', 'tanh'), 'activations, named as in model.activation', check=_chosen(ACTIVATIONS)),
     'blocks': Option(
       ('plain', 'residual', 'highway'), 'blocks of mlp', check=_chosen(('plain', 'residual', 'highway'))
@@ -309,13 +309,13 @@ SIGNAL: dict[str, Any] = {
     'bias_variances': Option((0.0, 0.1), 'sigma_b^2', check=_spreads),
     'gate_bias': Option(-2.0, 'bias of highway gates'),
     'width': Option(256, 'units a layer', check=_at_least(2)),
-    'batch_size': Option(16, 'inputs that pass through each network together', check=_at_least(2)),
+    'batch_size': Option(16, 'inputs that pass through each network together', check=_at_least(8)),
     'input_correlation': Option(0.5, 'correlation of any two inputs', check=_within(0, 1)),
     'seed': Option(0, 'first of the keys of inputs and weights', check=_at_least(0)),
     'seeds': Option(8, 'draws of each network', check=_at_least(1)),
     'singular_values': Option(2, 'largest singular values of the Jacobian to find; 0: none', check=_at_least(0)),
-    'power_iterations': Option(5, 'iterations that find them', check=_at_least(1)),
-    'jacobian_seeds': Option(2, 'draws of each network that they are found for', check=_at_least(1)),
+    'power_iterations': Option(4, 'iterations that find them', check=_at_least(1)),
+    'jacobian_seeds': Option(1, 'draws of each network that they are found for', check=_at_least(1)),
   },
 }
 # Kinds of config files, each told by a key that no other has.

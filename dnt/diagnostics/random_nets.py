@@ -1,0 +1,237 @@
+"""Random dense networks of equal layers, many at once, and the products with their Jacobians.
+
+A layer is `blocks.DenseUnit`'s with the weights of mean field theory: W_ij ~ N(0, sigma_w^2 / N), b_i ~ N(0,
+sigma_b^2), the gates of a highway layer as W.
+
+The weights of a layer are drawn from the key where they are used, in every pass over the depth again, so that memory
+does not grow with depth; and all networks of one depth and key use the same draw, scaled, since drawing takes most of
+the time.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from dnt.models import activations, norms
+
+GUARD = 1  # vectors of the power iteration beyond those that are asked for
+
+
+class Weights(NamedTuple):
+  """Standard normal draws of one layer: kernels [N, N] (over sqrt(N)), biases [N]; without highways no gate [0, N]."""
+
+  kernel: jax.Array
+  bias: jax.Array
+  gate: jax.Array
+
+
+class Network(NamedTuple):
+  """All networks of some activations x blocks x norms, of one depth.
+
+  An array of their signals is [G, B, N]: G stands for the four axes of `grid` (activation, block, norm, variances), and
+  input and unit follow.
+
+  Attributes:
+    activations: A names.
+    blocks: K of plain, residual, highway.
+    norms: M of batch_norm, layer_norm, rms_norm, none.
+    depth: layers.
+    width: units, N.
+    gate_bias: of highway layers.
+  """
+
+  activations: tuple[str, ...]
+  blocks: tuple[str, ...]
+  norms: tuple[str, ...]
+  depth: int
+  width: int
+  gate_bias: float
+
+  def grid(self, variances: jax.Array) -> tuple[int, int, int, int]:
+    """(A, K, M, S) for variances [S, 2]."""
+    return len(self.activations), len(self.blocks), len(self.norms), len(variances)
+
+  def draw(self, key: jax.Array, index: jax.Array) -> Weights:
+    """The weights of layer `index`."""
+    rows = 2 * self.width + 1 if 'highway' in self.blocks else self.width + 1
+    values = jax.random.normal(jax.random.fold_in(key, index), (rows, self.width))  # at once: compiles faster
+    kernels = values[1:] / math.sqrt(self.width)
+    return Weights(kernels[: self.width], values[0], kernels[self.width :])
+
+  def layer(self, weights: Weights, variances: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The layer's output and its pre-activations before the norm, both in x's shape.
+
+    Args:
+      weights: of the layer.
+      variances: (sigma_w^2, sigma_b^2) [S, 2].
+      x: [G, B, N].
+    """
+    weight, bias = (jnp.sqrt(column).reshape(1, 1, 1, -1, 1, 1) for column in variances.T)
+    h = _matmul(x, weights.kernel) * weight + bias * weights.bias.reshape(1, 1, 1, 1, 1, -1)
+    z = jnp.stack([_normalized(norm, h[:, :, at]) for at, norm in enumerate(self.norms)], 2)
+    y = jnp.stack([activations.make(name)(z[at]) for at, name in enumerate(self.activations)])
+    outputs = []
+    for at, block in enumerate(self.blocks):
+      output = y[:, at]
+      if block == 'residual':
+        output = x[:, at] + output
+      elif block == 'highway':
+        gate = jax.nn.sigmoid(_matmul(x[:, at], weights.gate) * weight[0] + self.gate_bias)
+        output = output * gate + x[:, at] * (1 - gate)
+      outputs.append(output)
+    return jnp.stack(outputs, 1), h
+
+
+def _matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
+  return jnp.tensordot(x, kernel, 1, precision='highest')
+
+
+def _normalized(norm: str, h: jax.Array) -> jax.Array:
+  """Any of `dnt.config.NORMS` but group_norm, with scale one and bias zero, of h [..., B, N]."""
+  one, zero = jnp.ones(h.shape[-1]), jnp.zeros(h.shape[-1])
+  if norm == 'none':
+    return h
+  if norm == 'layer_norm':
+    return norms.layer_norm(h, one, zero)
+  if norm == 'rms_norm':
+    return norms.rms_norm(h, one)
+  batches = h.reshape(-1, *h.shape[-2:])
+  return jax.vmap(lambda h: norms.batch_norm(h, one, zero, *norms.batch_statistics(h)))(batches).reshape(h.shape)
+
+
+def forward(
+  network: Network, key: jax.Array, variances: jax.Array, x: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """The inputs of every layer [depth, G, B, N], and q and c of its
+  pre-activations [depth, G].
+
+  q is their mean square, c the mean cosine of the angle between those of two inputs; not a number for one input.
+  """
+
+  def body(x, index):
+    output, h = network.layer(network.draw(key, index), variances, x)
+    square = jnp.mean(jnp.square(h), -1, keepdims=True)
+    inputs = h.shape[-2]
+    resultant = jnp.sum(h * lax.rsqrt(square), -2)
+    cosine = (jnp.mean(jnp.square(resultant), -1) - inputs) / (inputs * (inputs - 1)) if inputs > 1 else jnp.nan
+    return output, (x, jnp.mean(square, (-2, -1)), jnp.broadcast_to(cosine, h.shape[:-2]))
+
+  return lax.scan(body, x, jnp.arange(network.depth))[1]
+
+
+def push(
+  network: Network, key: jax.Array, variances: jax.Array, inputs: jax.Array, tangents: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Jacobian times vectors, from the input to the output.
+
+  Args:
+    network: the networks.
+    key: of the seed.
+    variances: [S, 2].
+    inputs: of every layer, from `forward`.
+    tangents: [V, G, B, N].
+
+  Returns:
+    The V products over their common norm, and the natural logarithm of that norm [G], which may be too large or too
+    small for a float32.
+  """
+
+  def body(carry, at):
+    tangents, logarithm = carry
+    index, x = at
+    weights = network.draw(key, index)
+    _, product = jax.linearize(lambda x: network.layer(weights, variances, x)[0], x)
+    tangents, grown = _unit(jax.vmap(product)(tangents))
+    return (tangents, logarithm + grown), None
+
+  steps = (jnp.arange(network.depth), inputs)
+  return lax.scan(body, (tangents, jnp.zeros(inputs.shape[1:-2])), steps)[0]
+
+
+def pull(
+  network: Network, key: jax.Array, variances: jax.Array, inputs: jax.Array, cotangents: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Transposed Jacobian times vectors, from the output to the input; see `push`.
+
+  Returns:
+    The V products over their common norm, and the logarithm of that norm at the input of every layer [depth, G],
+    those of `cotangents` having norm one.
+  """
+
+  def body(carry, at):
+    cotangents, logarithm = carry
+    index, x = at
+    weights = network.draw(key, index)
+    _, product = jax.vjp(lambda x: network.layer(weights, variances, x)[0], x)
+    cotangents, grown = _unit(jax.vmap(lambda g: product(g)[0])(cotangents))
+    logarithm = logarithm + grown
+    return (cotangents, logarithm), logarithm
+
+  steps = (jnp.arange(network.depth), inputs)
+  (cotangents, _), norms_by_layer = lax.scan(
+    body, (_unit(cotangents)[0], jnp.zeros(inputs.shape[1:-2])), steps, reverse=True
+  )
+  return cotangents, norms_by_layer
+
+
+def _unit(vectors: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """V vectors over their common norm, and its logarithm [G]; vectors [V, G, B, N]."""
+  norm = jnp.sqrt(jnp.sum(jnp.square(vectors), (0, -2, -1)))
+  return vectors / jnp.where(norm > 0, norm, 1.0)[None, ..., None, None], jnp.log(norm)
+
+
+def singular_values(
+  network: Network, key: jax.Array, variances: jax.Array, x: jax.Array, count: int, iterations: int
+) -> jax.Array:
+  """Natural logarithms of the largest singular values of the Jacobian of the first input's output, [G, count].
+
+  Power iteration on J^T J with a block of vectors, and the Rayleigh-Ritz values at its end: nothing of the size of J is
+  formed. They approach the singular values from below. The other inputs are held fixed; they matter to batch_norm.
+
+  Args:
+    network: the networks.
+    key: of the seed.
+    variances: [S, 2].
+    x: inputs [G, B, N].
+    count: how many.
+    iterations: each passes the depth twice.
+  """
+  inputs = forward(network, key, variances, x)[0]
+  block = min(count + GUARD, network.width)
+
+  def first(product, vectors):
+    whole = jnp.zeros((block, *x.shape)).at[..., 0, :].set(vectors)
+    vectors, logarithm = product(network, key, variances, inputs, whole)
+    return vectors[..., 0, :], logarithm
+
+  def orthonormal(vectors):
+    return jnp.moveaxis(jnp.linalg.qr(jnp.moveaxis(vectors, 0, -1))[0], -1, 0)
+
+  def iterate(_, carry):
+    vectors = carry[0]
+    images, logarithm = first(push, vectors)
+    return orthonormal(first(pull, images)[0]), images, logarithm
+
+  start = jax.random.normal(jax.random.fold_in(key, network.depth + 1), (block, network.width))
+  start = jnp.broadcast_to(start[:, None, None, None, None], (block, *x.shape[:-2], network.width))
+  carry = orthonormal(start), start, jnp.zeros(x.shape[:-2])
+  _, images, logarithm = lax.fori_loop(0, iterations, iterate, carry)
+  squares = jnp.linalg.eigvalsh(jnp.einsum('v...n,w...n->...vw', images, images, precision='highest'))
+  squares = jnp.maximum(squares[..., ::-1][..., :count], jnp.finfo(jnp.float32).tiny)
+  return logarithm[..., None] + jnp.log(squares) / 2
+
+
+def draw_signals(
+  network: Network, key: jax.Array, variances: jax.Array, inputs: int, correlation: float
+) -> tuple[jax.Array, jax.Array]:
+  """Gaussian inputs of unit variance, each pair with this correlation, and independent cotangents.
+
+  Both are [G, B, N], the same for all networks.
+  """
+  values = jax.random.normal(jax.random.fold_in(key, network.depth), (1 + 2 * inputs, network.width))
+  x = math.sqrt(correlation) * values[:1] + math.sqrt(1 - correlation) * values[1 : 1 + inputs]
+  shape = (*network.grid(variances), inputs, network.width)
+  return jnp.broadcast_to(x, shape), jnp.broadcast_to(values[1 + inputs :], shape)

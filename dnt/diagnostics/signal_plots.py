@@ -1,0 +1,169 @@
+"""Figures of a grid of random networks: gradient and correlation by depth, and the phase diagram, with theory."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dnt import plots
+from dnt.diagnostics import theory
+
+if TYPE_CHECKING:
+  from matplotlib.axes import Axes
+  from matplotlib.figure import Figure
+
+Row = Mapping[str, Any]
+MARKS = 12  # measured points along a line
+PIXELS = 24  # of the phase diagram, a side
+REACHED = 1e6  # stands for a variance q* without bound
+
+
+@plots.styled
+def by_depth(networks: Sequence[Row], quantity: str) -> 'Figure':
+  """A panel for each block and norm, a colour for each sigma_w^2: theory as lines, measured as dots.
+
+  Args:
+    networks: of one activation, depth and sigma_b^2.
+    quantity: 'gradient_norm' (on a log axis) or 'c'.
+  """
+  gradient = quantity == 'gradient_norm'
+  rows, columns = _distinct(networks, 'block'), _distinct(networks, 'norm')
+  values = sorted(_distinct(networks, 'weight_variance'))
+  colors = _shades(len(values))
+  figure = plots.new_figure(max(4.6 * len(columns), 9), 3.9 * len(rows) + 1.3)
+  grid = figure.subplots(len(rows), len(columns), squeeze=False, sharex=True)
+  first = networks[0]
+  name = r'$|dL/dx_l|\;/\;|dL/dx_L|$' if gradient else r'correlation $c_l$ of two inputs'
+  for row, block in enumerate(rows):
+    for column, norm in enumerate(columns):
+      axes = grid[row, column]
+      for network in networks:
+        if (network['block'], network['norm']) == (block, norm):
+          _line(axes, network, quantity, colors[values.index(network['weight_variance'])])
+      axes.set_title(f'{block}, {norm}', loc='left')
+      axes.grid(alpha=0.3)
+      axes.spines[['top', 'right']].set_visible(False)
+      if gradient:
+        _log_axis(axes)
+      else:
+        axes.set_ylim(-0.1, 1.05)
+      if row == len(rows) - 1:
+        axes.set_xlabel('layer')
+    grid[row, 0].set_ylabel(name)
+  handles = [_handle(color, '-', f'{value:g}') for color, value in zip(colors, values, strict=True)]
+  handles = [
+    _handle('white', '', r'$\sigma_w^2$:'),
+    *handles,
+    _handle('black', '-', 'theory'),
+    _handle('black', 'o', 'measured'),
+  ]
+  figure.legend(handles=handles, loc='outside upper center', ncols=min(len(handles), 9), frameon=False)
+  figure.suptitle(
+    f'{first["activation"]}, $\\sigma_b^2$ = {first["bias_variance"]:g}, {first["seeds"]} seeds', x=0.01, ha='left'
+  )
+  return figure
+
+
+def _line(axes: 'Axes', network: Row, quantity: str, color: Any) -> None:
+  measured, expected = network[quantity]['measured'], network[quantity]['theory']
+  depth = network['depth']
+  layers = np.arange(depth + 1 - len(measured), depth + 1)
+  axes.plot(layers, expected, color=color, linewidth=1.8)
+  marked = np.unique(np.linspace(0, len(layers) - 1, MARKS).round().astype(int))
+  axes.plot(layers[marked], np.array(measured, float)[marked], 'o', color=color, markersize=6)
+
+
+def _log_axis(axes: 'Axes') -> None:
+  """At least two decades around one, so that a gradient that stays is seen to stay."""
+  from matplotlib import ticker
+
+  axes.set_yscale('log')
+  low, high = axes.get_ylim()
+  low, high = min(low, 0.1), max(high, 10.0)
+  axes.set_ylim(low, high)
+  axes.yaxis.set_major_locator(ticker.LogLocator(numticks=6))
+  axes.yaxis.set_minor_locator(ticker.NullLocator())
+
+
+def _handle(color: Any, style: str, label: str) -> Any:
+  from matplotlib import lines
+
+  marker, dash = ('o', '') if style == 'o' else ('', style)
+  return lines.Line2D([], [], color=color, marker=marker, linestyle=dash, linewidth=2.5, markersize=7, label=label)
+
+
+def _shades(count: int) -> list[Any]:
+  import matplotlib
+
+  return [matplotlib.colormaps['viridis'](0.9 * place) for place in np.linspace(0, 1, max(count, 2))[:count]]
+
+
+@plots.styled
+def phases(networks: Sequence[Row]) -> 'Figure':
+  """chi_1 over sigma_w^2 and sigma_b^2 in theory as colour, the edge of chaos as a line, measured networks as dots.
+
+  A dot's colour is the measured factor on the squared norm of the gradient in one layer: as its ground, where theory
+  holds.
+
+  Args:
+    networks: plain ones without norm, of one activation and depth.
+  """
+  from matplotlib import colors
+
+  activation = networks[0]['activation']
+  weight = np.array([network['weight_variance'] for network in networks])
+  bias = np.array([network['bias_variance'] for network in networks])
+  measured = np.exp(2 * np.array([network['rate']['measured'] for network in networks], float))
+  right, top = 1.15 * weight.max(), 1.25 * bias.max() if bias.max() > 0 else 0.1
+  across, up = np.linspace(1e-3 * right, right, PIXELS), np.linspace(0, top, PIXELS)
+  ground = np.array([[_chi(activation, x, y) for x in across] for y in up])
+  reach = max(abs(math.log(value)) for value in (*measured, *ground[:, PIXELS // 6 :].ravel()) if 0 < value < math.inf)
+  norm = colors.LogNorm(math.exp(-reach), math.exp(reach))
+  figure = plots.new_figure(9.5, 7)
+  axes = figure.subplots()
+  image = axes.pcolormesh(across, up, ground, cmap='RdBu_r', norm=norm, shading='gouraud')
+  axes.scatter(
+    weight,
+    bias,
+    c=measured,
+    cmap='RdBu_r',
+    norm=norm,
+    s=150,
+    edgecolors='black',
+    linewidths=1.5,
+    zorder=3,
+    clip_on=False,
+    label='measured',
+  )
+  line = theory.critical_line(activation, np.geomspace(1e-4, 1e3, 120))
+  inside = (line[1] >= -1e-9) & (line[1] <= top) & (line[0] <= right)
+  if inside.any():
+    if np.ptp(line[0][inside]) < 1e-3 * right and np.ptp(line[1][inside]) < 1e-6:
+      axes.plot(
+        line[0][inside][:1], [0], 'kX', markersize=14, clip_on=False, zorder=4, label=r'edge of chaos, $\chi_1$ = 1'
+      )
+    else:
+      axes.plot(line[0][inside], line[1][inside], 'k--', linewidth=2.5, label=r'edge of chaos, $\chi_1$ = 1')
+  axes.legend(loc='upper left', framealpha=0.9)
+  axes.set_xlim(0, right)
+  axes.set_ylim(0, top)
+  axes.set_xlabel(r'weight variance $\sigma_w^2$')
+  axes.set_ylabel(r'bias variance $\sigma_b^2$')
+  axes.set_title(f'{activation}: gradients vanish (blue) or explode (red)', loc='left')
+  bar = figure.colorbar(image, ax=axes, pad=0.02, extend='both')
+  bar.set_label('factor on the squared gradient in one layer')
+  ticks = [tick for tick in (0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.4, 2, 3, 5, 10) if abs(math.log(tick)) <= reach]
+  bar.set_ticks(ticks, labels=[f'{tick:g}' for tick in ticks])
+  bar.ax.minorticks_off()
+  bar.outline.set_visible(False)
+  return figure
+
+
+def _chi(activation: str, weight_variance: float, bias_variance: float) -> float:
+  net = theory.Net(activation, float(weight_variance), float(bias_variance))
+  return theory.chi(net, min(theory.fixed_point(net), REACHED))
+
+
+def _distinct(networks: Sequence[Row], key: str) -> list[Any]:
+  return list(dict.fromkeys(network[key] for network in networks))

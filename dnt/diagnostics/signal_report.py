@@ -1,0 +1,128 @@
+"""What a measured grid leaves in its folder: a table, the figures as JSON, and plots."""
+
+import math
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dnt import files, plots
+from dnt.diagnostics import signal_plots
+
+AGREES = 0.05  # deviation of a rate from theory
+CRITICAL = 0.05  # rates in size below it change a gradient by e in 20 layers: noise is a large share of them
+
+HEADER = (
+  'depth',
+  'activation',
+  'block',
+  'norm',
+  'sigma_w^2',
+  'sigma_b^2',
+  'gradient x per layer',
+  'theory',
+  'deviation %',
+  'gradient first / last',
+  'q last',
+  'theory',
+  'c last',
+  'theory',
+  'singular values',
+)
+
+
+def write(result: Mapping[str, Any], workdir: pathlib.Path) -> None:
+  """Writes `signal.json`, `signal.md` and the PNGs, each in place of an older one.
+
+  The plots are of the deepest networks: `gradient_norm_<activation>.png` and `correlation_<activation>.png` at the
+  first sigma_b^2, `phases_<activation>.png` of the plain networks without norm, if there are any.
+
+  Args:
+    result: from `signal.run`.
+    workdir: an existing folder.
+  """
+  files.write_json(workdir / 'signal.json', result)
+  files.write(workdir / 'signal.md', table(result))
+  networks = result['networks']
+  if not networks:
+    return
+  deepest = max(network['depth'] for network in networks)
+  shown = [network for network in networks if network['depth'] == deepest]
+  for activation in dict.fromkeys(network['activation'] for network in shown):
+    own = [network for network in shown if network['activation'] == activation]
+    first = [network for network in own if network['bias_variance'] == own[0]['bias_variance']]
+    _png(workdir / f'gradient_norm_{activation}.png', signal_plots.by_depth(first, 'gradient_norm'))
+    _png(workdir / f'correlation_{activation}.png', signal_plots.by_depth(first, 'c'))
+    plain = [network for network in own if (network['block'], network['norm']) == ('plain', 'none')]
+    if len({(network['weight_variance'], network['bias_variance']) for network in plain}) > 2:
+      _png(workdir / f'phases_{activation}.png', signal_plots.phases(plain))
+
+
+def _png(path: pathlib.Path, figure: Any) -> None:
+  files.write(path, plots.png(figure))
+
+
+def summarize(networks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+  """How far measured rates are from theory: counts, and the network where they are farthest."""
+  compared = [network for network in networks if network['rate']['deviation'] is not None]
+  worst = max(compared, key=lambda network: abs(network['rate']['deviation']), default=None)
+  return {
+    'networks': len(networks),
+    'compared': len(compared),
+    'within': sum(abs(network['rate']['deviation']) <= AGREES for network in compared),
+    'agreement': AGREES,
+    'largest_deviation': abs(worst['rate']['deviation']) if worst else None,
+    'largest_deviation_of': _name(worst) if worst else None,
+  }
+
+
+def summary_text(result: Mapping[str, Any]) -> str:
+  """The summary as a line or two."""
+  summary = result['summary']
+  lines = [f'{summary["networks"]} networks measured' + (' before it was stopped' if result['interrupted'] else '')]
+  if summary['compared']:
+    lines.append(
+      f'gradient per layer within {100 * AGREES:.0f} % of theory in {summary["within"]} of {summary["compared"]} that '
+      f'vanish or explode; farthest {100 * summary["largest_deviation"]:.1f} %: {summary["largest_deviation_of"]}'
+    )
+  return '\n'.join(lines)
+
+
+def _name(network: Mapping[str, Any]) -> str:
+  return (
+    f'{network["activation"]} {network["block"]} {network["norm"]}, depth {network["depth"]}, '
+    f'sigma_w^2 {network["weight_variance"]:g}, sigma_b^2 {network["bias_variance"]:g}'
+  )
+
+
+def table(result: Mapping[str, Any]) -> str:
+  """A Markdown table, one line a network."""
+  config = result['config']
+  lines = [
+    f'Random dense networks of width {config["width"]}, {config["batch_size"]} inputs, {config["seeds"]} seeds.',
+    '',
+    summary_text(result),
+    '',
+    'Gradient x per layer: by which its norm changes in one layer of the backward pass; no deviation is given where '
+    f'theory has it within {CRITICAL} of 1. First / last: |dL/dx_0| / |dL/dx_L|. q, c: variance of the pre-activations '
+    'and correlation of two inputs, in the last layer.',
+    '',
+    _line(HEADER),
+    _line(['---'] * len(HEADER)),
+  ]
+  lines += [_line(_cells(network)) for network in result['networks']]
+  return '\n'.join(lines) + '\n'
+
+
+def _line(cells: Sequence[str]) -> str:
+  return f'| {" | ".join(cells)} |'
+
+
+def _cells(network: Mapping[str, Any]) -> list[str]:
+  rate, q, c = network['rate'], network['q'], network['c']
+  deviation = rate['deviation']
+  cells = [str(network['depth']), network['activation'], network['block'], network['norm']]
+  cells += [f'{network["weight_variance"]:g}', f'{network["bias_variance"]:g}']
+  cells += [f'{math.exp(rate["measured"]):.4f}', f'{math.exp(rate["theory"]):.4f}']
+  cells += ['' if deviation is None else f'{100 * deviation:+.1f}', f'{network["gradient_norm"]["measured"][0]:.3g}']
+  cells += [f'{q["measured"][-1]:.3g}', f'{q["theory"][-1]:.3g}', f'{c["measured"][-1]:.3f}', f'{c["theory"][-1]:.3f}']
+  return [*cells, ', '.join(f'{value:.3g}' for value in network.get('singular_values', ()))]
