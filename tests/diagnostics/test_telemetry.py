@@ -10,6 +10,7 @@ import pytest
 
 from dnt import metrics, record, train, trees
 from dnt.diagnostics import taps, telemetry
+from dnt.parallel import mesh as mesh_lib
 
 torch = pytest.importorskip('torch')
 
@@ -110,31 +111,42 @@ def test_a_users_own_module_is_watched_as_it_is(tiny, build, tmp_path, monkeypat
   assert all(value > 0 for value in found['output_gradient_norm'].values())
 
 
-def resnet(tiny, **options):
-  tiny.model.name, tiny.model.depth, tiny.model.width = 'resnet', 14, None
-  tiny.optim.momentum = 0.0
-  tiny.model.update(options)
+def resnet(tiny):
+  tiny.model.name, tiny.model.depth, tiny.model.width = 'resnet', 8, None
   return tiny
 
 
-def test_layouts_remat_and_devices_show_the_same(tiny, build):
-  run, state, batch = build(resnet(tiny))
+def test_layouts_and_remat_show_the_same(tiny, build):
+  tiny.model.depth = 6
+  run, state, batch = build(tiny)
   expected = shown(run, state, batch)
-  assert set(expected['gradient_norm']) == {'stem', 'head'} | {
-    f'stage{s}/block{b:03d}' for s in (1, 2, 3) for b in (1, 2)
-  }
-  for options in ({'scan': True}, {'remat': True}, {'scan': True, 'remat': True}):
-    run, state, batch = build(resnet(tiny, **{'scan': False, 'remat': False, **options}))
+  assert set(expected['gradient_norm']) == {'stem', 'head'} | {f'stage1/block{block:03d}' for block in range(1, 5)}
+  for scan, remat in ((True, False), (False, True), (True, True)):
+    tiny.model.scan, tiny.model.remat = scan, remat
+    run, state, batch = build(tiny)
     found = shown(run, state, batch)
     assert found.keys() == expected.keys()
     for quantity, values in expected.items():
-      close(found[quantity], values, 2e-3)
+      close(found[quantity], values, 1e-3)
+
+
+def test_a_batch_over_eight_devices_shows_the_same(tiny, build):
+  run, state, batch = build(tiny)
+  expected = shown(run, state, batch)
+  mesh = mesh_lib.make_mesh(tiny.mesh)
+  assert mesh.size == 8
+  found = shown(
+    run, jax.device_put(state, mesh_lib.replicated(mesh)), jax.device_put(batch, mesh_lib.batch_sharding(mesh))
+  )
+  for quantity, values in expected.items():
+    close(found[quantity], values, 1e-4)
 
 
 def test_bfloat16_figures_are_float32(tiny, build):
-  run, state, batch = build(resnet(tiny))
+  run, state, batch = build(tiny)
   expected = shown(run, state, batch)
-  run, state, batch = build(resnet(tiny, dtype='bfloat16'))
+  tiny.model.dtype = 'bfloat16'
+  run, state, batch = build(tiny)
   found = shown(run, state, batch)
   close(found['activation_rms'], expected['activation_rms'], 0.02)
   close(found['output_gradient_norm'], expected['output_gradient_norm'], 0.2)
@@ -170,7 +182,8 @@ def test_gradient_at_the_outputs_equals_flax_perturbations(tiny, build):
 
 @pytest.mark.parametrize('placement', ['device', 'stream'])
 def test_the_trajectory_is_the_same_with_telemetry_and_without(tiny, tmp_path, placement, one_device):
-  tiny.model.name, tiny.model.depth, tiny.model.width = 'resnet', 8, None
+  if placement == 'device':
+    resnet(tiny)
   tiny.data.placement, tiny.data.workers = placement, 0
   tiny.train.steps, tiny.eval.every, tiny.train.log_every = 12, '0', '1'
   digests = {}
