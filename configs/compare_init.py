@@ -1,4 +1,4 @@
-"""Sigmoid, tanh and ReLU from five starts, an MLP of ten layers without norm, on Fashion-MNIST: where can it learn at all?
+"""Sigmoid, tanh and ReLU from five starts: an MLP of ten layers without norm on Fashion-MNIST.
 
 python -m dnt.compare --config=configs/compare_init.py
 ... --config.base.data.source=idx:<dir>    with the four IDX files at hand (Debian: dataset-fashion-mnist)

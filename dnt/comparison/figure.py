@@ -44,9 +44,10 @@ def curves(variants: Mapping[str, Sequence[Drawn]]) -> 'Figure':
   epochs = _steps_differ(drawn)
   figure = plots.new_figure(6 * len(titles) + 3, 6)
   grid = figure.subplots(1, len(titles), squeeze=False)[0]
-  looks = [(color, style) for style in STYLES for color in plots.COLORS]
+  looks = _looks(list(variants))
   for title, axes in zip(titles, grid, strict=True):
-    for (name, runs), (color, style) in zip(variants.items(), itertools.cycle(looks)):
+    for name, runs in variants.items():
+      color, style = looks[name]
       found = [(run, run.curves[title]) for run in runs if title in run.curves and len(run.curves[title].steps)]
       for run, curve in found:
         x = curve.epochs if epochs else curve.steps
@@ -59,8 +60,18 @@ def curves(variants: Mapping[str, Sequence[Drawn]]) -> 'Figure':
       axes.plot(x, mean, color=color, linestyle=style, marker=marker, linewidth=2.2, label=name)
     _finish(axes, title, epochs)
   handles, labels = grid[0].get_legend_handles_labels()
-  figure.legend(handles, labels, loc='outside right upper', frameon=False)
+  figure.legend(handles, labels, loc='outside right upper', frameon=False, handlelength=3)
   return figure
+
+
+def _looks(names: Sequence[str]) -> dict[str, tuple[str, str]]:
+  """Color and line style of each: names of a grid ('relu_he') have the style of what is before the first _."""
+  parts = [name.partition('_')[::2] for name in names]
+  styles, colors = (list(dict.fromkeys(column)) for column in zip(*parts, strict=True))
+  if all(rest for _, rest in parts) and len(styles) <= len(STYLES) and len(colors) <= len(plots.COLORS):
+    return {'_'.join(pair): (plots.COLORS[colors.index(pair[1])], STYLES[styles.index(pair[0])]) for pair in parts}
+  looks = itertools.cycle((color, style) for style in STYLES for color in plots.COLORS)
+  return dict(zip(names, looks, strict=False))
 
 
 def _steps_differ(runs: Sequence[Drawn]) -> bool:

@@ -1,0 +1,132 @@
+import json
+
+import pytest
+
+from dnt import config as schema
+from dnt import errors, recorded
+from dnt.comparison import plan
+
+
+@pytest.fixture
+def config():
+  config = schema.default('compare')
+  config.seeds = (3, 5)
+  config.base.model.name = 'mlp'
+  config.base.train.steps = 100
+  config.variants = {'plain': {}, 'deep': {'model.depth': 10, 'train.epochs': 2}}
+  config.forms = {'short': {'train.steps': 10, 'optim.learning_rate': 0.5}}
+  return config
+
+
+def test_every_variant_with_every_seed_in_a_workdir_of_its_own(config, tmp_path):
+  runs = plan.make(config, tmp_path)
+  assert [run.name for run in runs] == ['plain seed 3', 'deep seed 3', 'plain seed 5', 'deep seed 5']
+  assert [run.workdir.relative_to(tmp_path).as_posix() for run in runs[:2]] == ['plain/seed3', 'deep/seed3']
+  assert [run.config.seed for run in runs] == [3, 3, 5, 5]
+  assert [run.config.model.depth for run in runs] == [None, 10, None, 10]
+  assert [run.config.train.steps for run in runs[:2]] == [100, None], 'of steps and epochs the changed one counts'
+  assert runs[1].config.train.epochs == 2.0
+  assert schema.kind(runs[0].config) == 'train'
+  assert config.base.model.depth is None, 'base is left as it is'
+
+
+def test_a_form_changes_base_and_the_command_line_wins(config, tmp_path):
+  def made(form, given=()):
+    first = plan.make(config, tmp_path, form, given)[0].config
+    return first.train.steps, first.optim.learning_rate
+
+  assert made('') == (100, 0.1)
+  assert made('short') == (10, 0.5)
+  assert made('short', ['optim.learning_rate']) == (10, 0.1)
+  assert made('short', ['train.epochs']) == (100, 0.5), 'epochs that were given are not overruled by steps'
+  with pytest.raises(errors.InputError, match="unknown form 'shrt'; did you mean 'short'"):
+    plan.make(config, tmp_path, 'shrt')
+
+
+@pytest.mark.parametrize(
+  ('variants', 'message'),
+  [
+    ({}, 'variants is empty'),
+    ({'a': {'model.dpth': 3}}, "unknown config key in variant 'a' 'model.dpth'; did you mean 'model.depth'"),
+    ({'a': {'model.depth': '3'}}, "variant 'a': model.depth must be int, not str"),
+    ({'a': {'model.depth': 0}}, "variant 'a': config.model.depth=0 must be at least 1"),
+    ({'a': {'model.norm': 'batchnorm'}}, "did you mean 'batch_norm'"),
+    ({'a': {'model.block': 'dense'}}, "variant 'a': unknown block"),
+    ({'a': {'model.name': 'plain', 'model.depth': 21}}, 'nearest valid depth is 20'),
+    ({'a': {'seed': 1}}, "variant 'a' must not set seed"),
+    ({'a': {'model': {'depth': 3}}}, "unknown config key in variant 'a' 'model'"),
+    ({'a': 3}, "variant 'a' must be"),
+    ({'../a': {}}, 'is a folder too'),
+  ],
+)
+def test_variants_are_checked_before_anything_runs(config, tmp_path, variants, message):
+  config.variants = variants
+  with pytest.raises(errors.InputError, match=message):
+    plan.make(config, tmp_path)
+  assert not list(tmp_path.iterdir())
+
+
+def test_every_form_is_checked_whether_it_is_taken_or_not(config, tmp_path):
+  config.forms = {'short': {'train.step': 3}}
+  with pytest.raises(errors.InputError, match="in form 'short' 'train.step'; did you mean 'train.steps'"):
+    plan.make(config, tmp_path)
+
+
+def test_some_variants_are_chosen(config, tmp_path):
+  runs = plan.make(config, tmp_path)
+  assert plan.choose(runs, []) == runs
+  assert [run.name for run in plan.choose(runs, ['deep'])] == ['deep seed 3', 'deep seed 5']
+  with pytest.raises(errors.InputError, match="unknown variant in --only 'dep'; did you mean 'deep'"):
+    plan.choose(runs, ['plain', 'dep'])
+
+
+def leave(run, finished, config=None):
+  """What a run leaves in its workdir."""
+  (run.workdir / 'checkpoints' / '3').mkdir(parents=True, exist_ok=True)
+  (run.workdir / 'summary.json').write_text(json.dumps({'finished': finished}))
+  recorded.write(run.workdir / plan.REQUESTED, config or run.config)
+
+
+@pytest.mark.parametrize('finished', [True, False])
+def test_a_run_of_another_config_is_refused_by_name_and_keys(config, tmp_path, finished):
+  before = plan.make(config, tmp_path)[0]
+  assert not plan.is_finished(before) and not plan.is_comparable(before)
+  leave(before, finished)
+  assert plan.is_finished(before) is finished and plan.is_comparable(before)
+  config.base.optim.learning_rate = 0.3
+  config.variants['plain']['eval.splits'] = ('test', 'train')
+  changed = plan.make(config, tmp_path)[0]
+  assert not plan.is_comparable(changed)
+  with pytest.raises(errors.InputError) as refused:
+    plan.is_finished(changed)
+  assert 'plain/seed3' in str(refused.value)
+  assert "another config: eval.splits was ['test'] and is now ['test', 'train'], optim.learn" in str(refused.value)
+  assert 'optim.learning_rate was 0.1 and is now 0.3; delete that folder' in str(refused.value)
+
+
+def test_a_run_that_came_to_nothing_may_change(config, tmp_path):
+  run = plan.make(config, tmp_path)[0]
+  run.workdir.mkdir(parents=True)
+  other = plan.override(run.config, {'optim.momentum': 0.0}, 'test')
+  recorded.write(run.workdir / plan.REQUESTED, other)
+  assert not plan.is_finished(run)
+
+
+def test_a_run_of_an_older_version_ran_with_what_are_now_defaults(config, tmp_path):
+  run = plan.make(config, tmp_path)[0]
+  leave(run, True)
+  stored = json.loads((run.workdir / plan.REQUESTED).read_text())
+  del stored['telemetry']
+  (run.workdir / plan.REQUESTED).write_text(json.dumps(stored))
+  assert plan.is_finished(run)
+
+
+def test_a_workdir_of_another_program_is_refused(config, tmp_path):
+  run = plan.make(config, tmp_path)[0]
+  leave(run, True)
+  (run.workdir / plan.REQUESTED).unlink()
+  with pytest.raises(errors.InputError, match='that no comparison started'):
+    plan.is_finished(run)
+  (run.workdir / 'summary.json').write_text('{')
+  with pytest.raises(errors.InputError, match=r'summary.json is not JSON'):
+    plan.is_finished(run)

@@ -1,0 +1,160 @@
+import csv
+import json
+import math
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dnt import config as schema
+from dnt import recorded
+from dnt.comparison import plan, results
+
+# Accuracies of the last evaluation by variant and seed: on the training split and on the test split.
+ACCURACIES = {('plain', 0): (0.7, 0.625), ('plain', 1): (0.8, 0.5), ('deep', 0): (0.9375, 0.75)}
+
+
+def make_config():
+  config = schema.default('compare')
+  config.seeds = (0, 1)
+  config.base.data.train_split = 'train[:20%]'
+  config.base.eval.splits = ('test', 'train[:20%]')
+  config.variants = {'plain': {}, 'deep': {'optim.learning_rate': 0.2}}
+  config.forms = {'short': {}}
+  return config
+
+
+def lines(train, test):
+  """A record: training lines, which hold an accuracy of their own, telemetry and two evaluations."""
+  for step in range(10, 101, 10):
+    training = {'train/loss': 20 / step, 'train/accuracy': 0.01, 'train/learning_rate': 0.1}
+    yield {'step': step, 'epoch': step / 50, **training, 'images_per_second': 900.0}
+    yield {'step': step, 'epoch': step / 50, 'telemetry/head/zero': 0.5}
+    if step % 50 == 0:
+      share = step / 100
+      evaluated = {'test/loss': 0.5, 'test/accuracy': share * test, 'train[:20%]/loss': None if step == 50 else 0.25}
+      yield {'step': step, 'epoch': step / 50, **evaluated, 'train[:20%]/accuracy': share * train}
+
+
+def leave(run, train, test):
+  """What a finished run leaves."""
+  run.workdir.mkdir(parents=True)
+  (run.workdir / 'metrics.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines(train, test)))
+  summary = {
+    'finished': True,
+    'seconds': {'total': 60.0 + 2 * run.seed},
+    'images_per_second': 1000.0,
+    'parameters': 269_722,
+    'peak_memory': {'process': 2**29, 'device': None},
+    'warnings': {'dead': {'step': 10, 'text': 'units are <dead>'}} if run.seed else {},
+    'devices': {'kind': 'cpu'},
+    'versions': {'jax': '1.2'},
+  }
+  (run.workdir / 'summary.json').write_text(json.dumps(summary))
+  recorded.write(run.workdir / plan.REQUESTED, run.config)
+
+
+@pytest.fixture(scope='module')
+def written(tmp_path_factory):
+  """The results of three finished runs and a failed one."""
+  config, tmp_path = make_config(), tmp_path_factory.mktemp('compare_me')
+  runs = plan.make(config, tmp_path)
+  for run in runs:
+    if (run.variant, run.seed) in ACCURACIES:
+      leave(run, *ACCURACIES[run.variant, run.seed])
+    else:
+      run.workdir.mkdir(parents=True)
+      (run.workdir / 'metrics.jsonl').write_text(json.dumps(next(lines(0, 0))) + '\n')
+      (run.workdir / plan.FAILURE).write_text('{"error": "the loss is | not finite at step 12; try <this>"}')
+  outcomes = [results.read(run) for run in runs]
+  results.write(outcomes, results.About(config, 'compare_me', 'short', 'python -m dnt.compare'), tmp_path)
+  return tmp_path, outcomes
+
+
+def test_what_a_run_came_to(written):
+  _, outcomes = written
+  assert [outcome.state for outcome in outcomes] == ['finished', 'finished', 'finished', 'failed']
+  plain, failed = outcomes[0], outcomes[3]
+  assert plain.step == 100 and plain.error == ''
+  assert plain.values == pytest.approx(
+    {
+      'train_error': 30.0,
+      'train_loss': 0.25,
+      'test_error': 37.5,
+      'test_loss': 0.5,
+      'seconds': 60.0,
+      'images_per_second': 1000.0,
+      'parameters': 269_722,
+      'process_memory': 2**29,
+    }
+  )
+  assert list(plain.curves) == ['training loss', 'train error (%)', 'test error (%)']
+  assert plain.curves['training loss'].values == [20 / step for step in range(10, 101, 10)]
+  assert plain.curves['train error (%)'].steps == [50, 100]
+  assert plain.curves['test error (%)'].values == pytest.approx([100 - 31.25, 37.5])
+  assert (failed.step, failed.values, failed.warnings) == (10, {}, {})
+
+
+def test_mean_and_sample_deviation_over_the_finished_seeds(written):
+  _, outcomes = written
+  plain, deep = results.summarize(outcomes)
+  for column, name in enumerate(('train_error', 'test_error')):
+    values = [100 - 100 * ACCURACIES['plain', seed][column] for seed in (0, 1)]
+    assert plain['mean'][name] == pytest.approx(np.mean(values))
+    assert plain['std'][name] == pytest.approx(np.std(values, ddof=1))
+  assert deep['mean']['test_error'] == pytest.approx(25.0) and deep['std'] == {}
+  assert (plain['runs'], plain['finished'], deep['runs'], deep['finished']) == (2, 2, 2, 1)
+  assert plain['warnings'] == {'dead': 1} and deep['warnings'] == {}
+  assert deep['problems'] == ['seed 1 failed: the loss is | not finite at step 12']
+
+
+def test_the_tables(written):
+  workdir, _ = written
+  text = (workdir / 'results.md').read_text()
+  table = [line for line in text.splitlines() if line.startswith('|')]
+  assert table == [
+    '| variant | runs | train error (%) | test error (%) | time | images/s | parameters | peak memory | remarks |',
+    '| --- | --- | --- | --- | --- | --- | --- | --- | --- |',
+    '| plain | 2/2 | 25.00 ± 7.07 | 43.75 ± 8.84 | 1 min 01 s | 1,000 | 269,722 | 512 MiB | dead 1/2 |',
+    '| deep | 1/2 | 6.25 | 25.00 | 1 min 00 s | 1,000 | 269,722 | 512 MiB '
+    '| seed 1 failed: the loss is / not finite at step 12 |',
+  ]
+  assert (
+    '- form: short' in text and '- command: python -m dnt.compare' in text and '- runs: 3 finished, 1 failed' in text
+  )
+
+  with (workdir / 'results.csv').open() as file:
+    rows = list(csv.DictReader(file))
+  assert [row['variant'] for row in rows] == ['plain', 'deep']
+  assert float(rows[0]['test_error_std']) == pytest.approx(12.5 / math.sqrt(2))
+  assert rows[1]['test_error_std'] == ''
+
+  content = json.loads((workdir / 'results.json').read_text())
+  assert content['comparison']['form'] == 'short'
+  assert [(run['workdir'], run['state']) for run in content['runs']][-1] == ('deep/seed1', 'failed')
+  assert content['runs'][0]['test_error'] == 37.5
+
+
+def test_the_page_stands_alone(written):
+  workdir, _ = written
+  page = (workdir / 'report.html').read_text()
+  assert not re.search(r'https?:|//|@import|url\(|<script', re.sub(r'base64,[A-Za-z0-9+/=]+', '', page))
+  for expected in (
+    '25.00 ± 7.07',
+    'units are &lt;dead&gt;',
+    'try &lt;this&gt;',
+    'optim.learning_rate = 0.2',
+    'plain seed 1',
+  ):
+    assert expected in page, expected
+  assert page.count('<img') == 1
+  assert Image.open(workdir / 'curves.png').format == 'PNG'
+
+
+def test_nothing_run_yet(tmp_path):
+  config = make_config()
+  outcomes = [results.read(run) for run in plan.make(config, tmp_path)]
+  assert {outcome.state for outcome in outcomes} == {'not run'}
+  results.write(outcomes, results.About(config, 'compare_me', '', 'go'), tmp_path)
+  assert '| plain | 0/2 | seed 0, 1 not run |' in (tmp_path / 'results.md').read_text()

@@ -1,0 +1,103 @@
+import io
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from dnt import config as schema
+from dnt import errors, terminal
+from dnt.comparison import plan, runner
+
+
+@pytest.fixture
+def runs(tmp_path):
+  config = schema.default('compare')
+  config.seeds = (0, 1)
+  config.variants = {'a': {}, 'b': {}, 'c': {}}
+  return plan.make(config, tmp_path)
+
+
+def finished(run, seconds):
+  run.workdir.mkdir(parents=True)
+  (run.workdir / 'summary.json').write_text(json.dumps({'finished': True, 'seconds': {'total': seconds}}))
+
+
+def log(run, step, total):
+  run.workdir.mkdir(parents=True, exist_ok=True)
+  (run.workdir / 'config.json').write_text(json.dumps({'train': {'steps': total}}))
+  with (run.workdir / 'metrics.jsonl').open('a') as file:
+    file.write(json.dumps({'step': step, 'train/loss': 1.0}) + '\n')
+
+
+def test_the_estimate_over_all_runs(runs):
+  now = 0.0
+  pace = runner.Pace(runs, lambda: now)
+  finished(runs[0], 100.0)  # a, seed 0
+  assert pace.look(runs[1]) == ['starting']
+  now = 10.0
+  log(runs[1], 10, 110)
+  assert pace.look(runs[1]) == ['step 10/110']
+  now = 20.0
+  log(runs[1], 20, 110)
+  # b takes 20 s so far and 90 steps of 1 s more, hence 110 s; c is taken for their mean.
+  pending = 105 + 100 + 110 + 105
+  assert pace.look(runs[1]) == [
+    'step 20/110',
+    f'ETA 1 min 30 s, all runs {(90 + pending) // 60} min {(90 + pending) % 60:02d} s',
+  ]
+
+
+def test_the_record_of_an_earlier_process_is_no_progress(runs):
+  log(runs[0], 50, 100)
+  pace = runner.Pace(runs, lambda: 0.0)
+  assert pace.look(runs[0]) == ['starting']
+
+
+@pytest.mark.parametrize(
+  ('written', 'code', 'reason'),
+  [
+    ('step 1\nerror: no such file; do this\n', 2, 'no such file; do this'),
+    ('error: earlier\nTraceback\nKeyError: 3\n', 1, 'error: earlier'),
+    ('Traceback (most recent call last)\n  File\nKeyError: 3\n\n', 1, 'KeyError: 3'),
+    ('step 1\n', -9, 'ended by SIGKILL, which the system sends when memory runs out'),
+    ('step 1\n', -11, 'ended by SIGSEGV'),
+    ('', 3, 'ended with exit code 3'),
+  ],
+)
+def test_why_a_run_failed(tmp_path, written, code, reason):
+  path = tmp_path / 'log.txt'
+  path.write_text('error: of another time\n' + written)
+  found = runner._reason(path, len('error: of another time\n'), code)
+  assert found == reason.removeprefix('error: ')
+
+
+def test_two_comparisons_do_not_share_a_workdir(tmp_path):
+  with runner.lock(tmp_path / 'new') as held:
+    with (
+      pytest.raises(errors.InputError, match=rf'in use by another comparison \(process {os.getpid()}\)'),
+      runner.lock(tmp_path / 'new'),
+    ):
+      pass
+    child = subprocess.Popen([sys.executable, '-c', 'input()'], stdin=subprocess.PIPE, pass_fds=(held,))
+  # A run that was started keeps the lock, even when what started it is gone.
+  with pytest.raises(errors.InputError, match='in use'), runner.lock(tmp_path / 'new'):
+    pass
+  child.communicate(b'\n')
+  with runner.lock(tmp_path / 'new'):
+    pass
+
+
+def test_a_workdir_that_cannot_be_written(tmp_path):
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(errors.InputError, match='cannot write to'), runner.lock(tmp_path / 'file'):
+    pass
+
+
+def test_finished_runs_are_not_started(runs, monkeypatch):
+  monkeypatch.setattr(runner.plan, 'is_finished', lambda run: True)
+  monkeypatch.setattr(runner.subprocess, 'Popen', lambda *args, **kwargs: pytest.fail('started'))
+  stream = io.StringIO()
+  assert runner.run(runs, terminal.StatusLine(stream), -1)
+  assert stream.getvalue().splitlines()[-1] == 'run 6 of 6  c seed 1  finished before'
