@@ -1,6 +1,7 @@
-"""Every config: shrunk, it trains two steps and evaluates; at full size, it is a valid program."""
+"""Every training config: shrunk, it trains two steps and evaluates; at full size, it is a valid program."""
 
 import pathlib
+import runpy
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +44,8 @@ PARAMETERS = {
   'imagenet_densenet121': '7.978856',
 }
 pytestmark = pytest.mark.usefixtures('one_device')
-PATHS = sorted((pathlib.Path(__file__).parents[1] / 'configs').glob('*.py'))
+CONFIGS = sorted((pathlib.Path(__file__).parents[1] / 'configs').glob('*.py'))
+PATHS = [path for path in CONFIGS if schema.kind(runpy.run_path(str(path))['get_config']()) == 'train']
 
 
 @pytest.fixture(params=PATHS, ids=lambda path: path.stem)

@@ -25,7 +25,12 @@ def make(tiny, tmp_path):
 
 def values(*losses):
   loss = np.array(losses, np.float32)
-  return {'loss': loss, 'accuracy': loss / 10, 'learning_rate': np.linspace(0.1, 0.2, len(losses), dtype=np.float32)}
+  return {
+    'loss': loss,
+    'accuracy': loss / 10,
+    'gradient_norm': loss,
+    'learning_rate': np.linspace(0.1, 0.2, len(losses), dtype=np.float32),
+  }
 
 
 def evaluation(accuracy, loss=1.0, split='test'):

@@ -20,7 +20,7 @@ def test_a_terminal_shows_the_status_in_place():
 
 
 def test_a_log_file_gets_a_line_now_and_then():
-  times = [0, *range(0, 1000)]
+  times = [0, *range(1000)]
   stream, now = io.StringIO(), iter(map(float, times))
   line = terminal.StatusLine(stream, lambda: next(now))
   for second in range(1000):

@@ -91,7 +91,8 @@ def run(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> dict[s
     status.print('stopped; writing what was measured')
   status.update('mean field theory')
   networks = [row for depth in options.depths for row in _rows(options, variances, depth, found)]
-  result = {'config': options.to_dict(), 'interrupted': interrupted, 'networks': networks}
+  section = {key: list(value) if isinstance(value, tuple) else value for key, value in options.items()}
+  result = {'config': section, 'interrupted': interrupted, 'networks': networks}
   result['summary'] = signal_report.summarize(networks)
   signal_report.write(result, workdir)
   status.close()

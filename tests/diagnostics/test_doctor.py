@@ -56,16 +56,16 @@ HIGHWAY = {'model__block': 'highway'}
 QUICK = {
   'mlp of 4 layers': (mlp(4), 'trainable'),
   'he relu 10 deep': (mlp(10), 'trainable'),
-  'batch norm 30 deep': (mlp(30, norm='batch_norm'), 'trainable'),
   'sigmoid 30 deep': (mlp(30, 'sigmoid', 'glorot'), 'vanishing'),
   'rate 10': (mlp(4, optim__learning_rate=10.0), 'step too large'),
-  'tanh at gain 3': (mlp(50, 'tanh', 'lecun', model__init_gain=3.0), 'exploding'),
   'dead by bias': ({**CUSTOM, 'model.options': {'bias': -100.0}}, 'dead'),
   'not dead': (CUSTOM, 'trainable'),
 }
 FULL = QUICK | {
   'glorot relu 100 deep': (mlp(100, initializer='glorot'), 'vanishing'),
   'he relu 100 deep': (mlp(100, model__width=256, optim__learning_rate=1e-3), 'trainable'),
+  'batch norm 30 deep': (mlp(30, norm='batch_norm'), 'trainable'),
+  'tanh at gain 3': (mlp(50, 'tanh', 'lecun', model__init_gain=3.0), 'exploding'),
   'residual with layer norm 30 deep': (mlp(30, norm='layer_norm', **RESIDUAL), 'trainable'),
   'highway 50 deep': (mlp(50, 'tanh', 'lecun', **HIGHWAY), 'trainable'),
   'tanh 30 deep': (mlp(30, 'tanh', 'lecun'), 'trainable'),
@@ -137,9 +137,10 @@ def test_the_set_is_large_enough_and_has_every_verdict():
 
 def test_where_it_begins(digits, pictures, one_device):
   verdict = doctor.judge(doctor.examine(digits(FULL['dead by bias'][0]), pictures, seeds=1))
-  assert verdict.entry == 'layer2'
+  assert verdict.entry == 'layer3', 'its relu stands outside of layer2, whose own output is not zero'
 
 
+@pytest.mark.slow
 def test_what_is_offered_mends(digits, pictures, tmp_path, capsys, one_device):
   config = digits(FULL['sigmoid 30 deep'][0])
   content = doctor_report.run(config, tmp_path, seeds=1, trying=True)

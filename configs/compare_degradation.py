@@ -1,0 +1,50 @@
+"""Degradation: plain-20 and -56 against ResNet-20, -56 and -110 on CIFAR-10, the recipe of He et al. 2015, section 4.2.
+
+  python -m dnt.compare --config=configs/compare_degradation.py
+  ... --form=short --only=plain20,plain56,resnet20,resnet56    for two CPU cores
+  ... --config.base.data.source=cifar_binary:<dir>             with the official binary files at hand
+
+Expected: plain-56 has more training error than plain-20, ResNet-56 less than ResNet-20; published test errors: ResNet
+8.75, 6.97, 6.43 %, plain 10.08, 15.39 % (a reimplementation). Full: 64k steps each, for an accelerator.
+Short: a fifth of the pictures at 16x16, 24 epochs (1875 steps). It cannot show the paper's errors, nor what depth gains
+in test error: 10,000 small pictures are soon known by heart.
+"""
+
+from dnt import config as schema
+
+
+def get_config():
+  config = schema.default('compare')
+  config.seeds = (0, 1, 2)
+  base = config.base
+  base.data.source = 'tfds:cifar10'
+  base.data.augment = 'pad_crop_flip'
+  base.optim.learning_rate = 0.1
+  base.optim.weight_decay = 1e-4
+  base.schedule.name = 'piecewise'
+  base.schedule.boundaries = ('50%', '75%')
+  base.train.batch_size = 128
+  base.train.steps = 64_000
+  base.telemetry.every = '2%'
+  base.eval.splits = ('test', 'train')
+  base.eval.every = '4 epochs'
+  base.checkpoint.every = '4 epochs'
+  config.forms = {
+    'short': {
+      'data.image_size': 16,
+      'data.crop_padding': 2,
+      'data.train_split': 'train[:20%]',
+      'eval.splits': ('test', 'train[:20%]'),
+      'train.epochs': 24.0,
+    }
+  }
+  # 400 of 64k steps, as in the paper.
+  warm = {'schedule.warmup': '0.625%', 'schedule.warmup_shape': 'constant', 'schedule.warmup_start': 0.1}
+  config.variants = {
+    'plain20': {'model.name': 'plain', 'model.depth': 20},
+    'plain56': {'model.name': 'plain', 'model.depth': 56},
+    'resnet20': {'model.name': 'resnet', 'model.depth': 20},
+    'resnet56': {'model.name': 'resnet', 'model.depth': 56},
+    'resnet110': {'model.name': 'resnet', 'model.depth': 110, **warm},
+  }
+  return config

@@ -1,0 +1,21 @@
+"""ReLU keeps the norms of signal and gradient over 50 layers at sigma_w^2 = 2 (He et al. 2015), and only there.
+
+  python -m dnt.probe --config=configs/probe_he.py
+
+EXPECTED
+"""
+
+from dnt import config as schema
+
+
+def get_config():
+  config = schema.default('signal')
+  config.signal.activations = ('relu',)
+  config.signal.blocks = ('plain',)
+  config.signal.norms = ('none',)
+  config.signal.depths = (50,)
+  config.signal.weight_variances = (1.0, 1.5, 2.0, 2.5, 3.0)
+  config.signal.bias_variances = (0.0,)
+  config.signal.width = 512
+  config.signal.seeds = 20
+  return config

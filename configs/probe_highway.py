@@ -1,0 +1,21 @@
+"""Highway layers with gates that start nearly closed are nearly the identity, and keep the gradient over 50 layers.
+
+  python -m dnt.probe --config=configs/probe_highway.py
+  python -m dnt.probe --config=configs/probe_highway.py --config.signal.gate_bias=4.0    nearly plain layers
+
+EXPECTED
+"""
+
+from dnt import config as schema
+
+
+def get_config():
+  config = schema.default('signal')
+  config.signal.activations = ('tanh', 'relu')
+  config.signal.blocks = ('plain', 'highway')
+  config.signal.norms = ('none',)
+  config.signal.depths = (50,)
+  config.signal.weight_variances = (0.5, 1.0, 2.0)
+  config.signal.bias_variances = (0.0,)
+  config.signal.gate_bias = -6.0
+  return config
