@@ -13,7 +13,6 @@ from jax import lax
 
 from dnt import config, errors
 
-
 # Traced once for each shape, not once for each layer: a deep network is ready to compile sooner.
 _traced_once = functools.partial(jax.jit, inline=True)
 
