@@ -18,8 +18,9 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from dnt import metrics, terminal
-from dnt.diagnostics import random_nets, signal_report, theory
+from dnt import errors, files, metrics, terminal
+from dnt.diagnostics import random_nets, signal_report
+from dnt.diagnostics.theory import batch_norm, layers, plain
 
 SETTLED = 0.01  # q within this share of its last value is at its fixed point
 MEMORY = 2**28  # bytes of weights and signals that the seeds under one vmap may take
@@ -66,12 +67,16 @@ def run(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> dict[s
   Ctrl-C stops it; what was measured by then, of each depth the seeds that are done, is written and returned.
 
   Returns:
-    `networks`: one dict for each network, see `_row`; `interrupted`; `config`: the section; `summary`: how far the
-    rates are from theory, see `signal_report.summarize`.
+    `networks`: one dict for each network, see `_row`; in theory, of plain networks without a norm `phases`, see
+    `_phases`, and of those with batch norm `batch_norm_gains`, see `batch_norm.gain`; `interrupted`; `config`: the
+    section; `summary`: how far the rates are from theory, see `signal_report.summarize`.
+
+  Raises:
+    errors.InputError: a workdir that cannot be written.
   """
   options = config.signal
   workdir = pathlib.Path(workdir)
-  workdir.mkdir(parents=True, exist_ok=True)
+  files.make_workdir(workdir)
   variances = np.array(list(itertools.product(options.weight_variances, options.bias_variances)), np.float64)
   jobs = list(_jobs(options))
   found: dict[tuple[str, Network], list[Any]] = {}
@@ -93,6 +98,9 @@ def run(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> dict[s
   networks = [row for depth in options.depths for row in _rows(options, variances, depth, found)]
   section = {key: list(value) if isinstance(value, tuple) else value for key, value in options.items()}
   result = {'config': section, 'interrupted': interrupted, 'networks': networks}
+  is_plain = 'plain' in options.blocks
+  result['phases'] = _phases(options, variances) if is_plain and 'none' in options.norms else []
+  result['batch_norm_gains'] = _batch_norm_gains(options) if is_plain and 'batch_norm' in options.norms else {}
   result['summary'] = signal_report.summarize(networks)
   signal_report.write(result, workdir)
   status.close()
@@ -132,7 +140,7 @@ def _jobs(options: ml_collections.ConfigDict) -> Iterator[_Job]:
     if options.singular_values:
       for part in _jacobian_networks(network):
         signals = _inputs(options, part) * points * (options.singular_values + random_nets.GUARD)
-        yield from _split('jacobian', part, options.jacobian_seeds, signals, 2 * options.power_iterations + 1)
+        yield from _split('jacobian', part, options.jacobian_seeds, signals, 2 * options.lanczos_iterations + 1)
 
 
 def _split(kind: str, network: Network, seeds: int, signals: int, passes: int) -> Iterator[_Job]:
@@ -154,7 +162,7 @@ def _measure(job: _Job, options: ml_collections.ConfigDict, variances: np.ndarra
     found = _propagation(job.network, keys, points, options.batch_size, options.input_correlation)
   else:
     inputs, count = _inputs(options, job.network), options.singular_values
-    found = _jacobian(job.network, keys, points, inputs, options.input_correlation, count, options.power_iterations)
+    found = _jacobian(job.network, keys, points, inputs, options.input_correlation, count, options.lanczos_iterations)
   return jax.tree.map(lambda x: np.asarray(x, np.float64), jax.device_get(found))
 
 
@@ -194,7 +202,7 @@ def _row(
 
   - `q`, `c` [depth]: mean and, as `spread`, standard deviation over the seeds.
   - `gradient_norm` [depth + 1]: at the input of each layer and at the output, over that at the output; root of the mean
-    square over the seeds.
+    square over the seeds, and `spread` likewise.
   - `rate`: by how much the natural logarithm of the gradient's norm changes in one layer of the backward pass, over the
     layers from `first_layer` on, where q is at its fixed point (all, if it reaches none before the last half).
     `deviation`: of the measured rate from theory's, as a share of it; None where that is below
@@ -210,14 +218,15 @@ def _row(
     norms: logarithms of the gradient's norm at the input of each layer, over that at the output [seeds, depth].
     singular: their logarithms [seeds, count].
   """
-  predicted = theory.predict(
-    theory.Net(kind['activation'], kind['weight_variance'], kind['bias_variance']),
+  predicted = layers.predict(
+    plain.Net(kind['activation'], kind['weight_variance'], kind['bias_variance']),
     kind['depth'],
     block=kind['block'],
     norm=kind['norm'],
     gate_bias=options.gate_bias,
     correlation=options.input_correlation,
     batch=options.batch_size,
+    width=options.width,
   )
   norms = np.concatenate([norms, np.zeros((len(norms), 1))], 1)
   logarithms = np.concatenate([np.cumsum(np.log(predicted.gain[::-1]))[::-1] / 2, [0.0]])
@@ -226,7 +235,7 @@ def _row(
     'seeds': len(q),
     'q': {'measured': np.mean(q, 0), 'spread': np.std(q, 0), 'theory': predicted.q},
     'c': {'measured': np.mean(c, 0), 'spread': np.std(c, 0), 'theory': predicted.c},
-    'gradient_norm': {'measured': measured, 'theory': np.exp(logarithms)},
+    'gradient_norm': {'measured': measured, 'spread': np.std(np.exp(norms), 0), 'theory': np.exp(logarithms)},
     'rate': _rate(norms, predicted),
     'rms_singular_value': {'measured': measured[0], 'theory': np.exp(logarithms[0])},
   }
@@ -235,7 +244,7 @@ def _row(
   return jax.tree.map(lambda x: _short(x.tolist() if isinstance(x, np.ndarray | np.generic) else x), row)
 
 
-def _rate(norms: np.ndarray, predicted: theory.Prediction) -> dict[str, Any]:
+def _rate(norms: np.ndarray, predicted: layers.Prediction) -> dict[str, Any]:
   """See `_row`.
 
   Mean field theory predicts the mean of the ratio of squared norms from one layer to the next: that is what is averaged
@@ -251,6 +260,33 @@ def _rate(norms: np.ndarray, predicted: theory.Prediction) -> dict[str, Any]:
   error = by_seed.std(ddof=1) / len(by_seed) ** 0.5 if len(by_seed) > 1 else np.nan
   deviation = rate / expected - 1 if abs(expected) >= signal_report.CRITICAL else None
   return {'measured': rate, 'theory': expected, 'error': error, 'deviation': deviation, 'first_layer': first + 1}
+
+
+def _phases(options: ml_collections.ConfigDict, variances: np.ndarray) -> list[dict[str, Any]]:
+  """Fixed points and depth scales, see `plain.Phase`, infinite ones null in JSON, and `critical_weight_variance`.
+
+  The latter is sigma_w^2 on the edge of chaos for this sigma_b^2, None where there is none.
+  """
+  rows = []
+  for activation, (weight, bias) in itertools.product(options.activations, variances.tolist()):
+    phase = plain.phase(plain.Net(activation, weight, bias))
+    try:
+      critical = plain.critical_weight_variance(activation, bias)
+    except errors.InputError:
+      critical = None
+    kind = {'activation': activation, 'weight_variance': weight, 'bias_variance': bias}
+    rows.append(
+      kind | {name: _short(value) for name, value in (*phase._asdict().items(), ('critical_weight_variance', critical))}
+    )
+  return rows
+
+
+def _batch_norm_gains(options: ml_collections.ConfigDict) -> dict[str, dict[str, float]]:
+  """Of each activation, at the batch size and in the limit of a large batch."""
+  sizes = {'batch': options.batch_size, 'limit': None}
+  return {
+    name: {key: _short(batch_norm.gain(name, size)) for key, size in sizes.items()} for name in options.activations
+  }
 
 
 def _short(value: Any) -> Any:
