@@ -227,7 +227,7 @@ def singular_values(
   steps = jnp.arange(iterations)
   images, logarithms = lax.scan(iterate, (basis, orthonormal(start, basis)), steps)[1]
   largest = jnp.max(logarithms, 0)  # [G]
-  images = images * jnp.exp(logarithms - largest)[:, None, ..., None]
+  images = images * jnp.exp(logarithms - largest[None])[:, None, ..., None]
   images = images.reshape(-1, *images.shape[2:])  # J times the basis
   squares = jnp.linalg.eigvalsh(jnp.einsum('u...n,v...n->...uv', images, images, precision='highest'))
   squares = jnp.maximum(squares[..., ::-1][..., :count], jnp.finfo(jnp.float32).tiny)
