@@ -13,7 +13,7 @@ Function = Callable[[np.ndarray], np.ndarray]
 
 
 class Activation(NamedTuple):
-  """phi and phi', of float64 arrays of any shape; smooth everywhere but at 0."""
+  """phi and phi', of float64 arrays of any shape. Any that is smooth everywhere but at 0 will do."""
 
   function: Function
   derivative: Function
@@ -36,12 +36,14 @@ ACTIVATIONS: dict[str, Activation] = {
 }
 
 
-def make(name: str) -> Activation:
-  """The activation of that name.
+def make(activation: str | Activation) -> Activation:
+  """The activation of that name, or the given one itself.
 
   Raises:
     errors.InputError: an unknown name.
   """
-  if name not in ACTIVATIONS:
-    raise errors.unknown('activation', name, ACTIVATIONS)
-  return ACTIVATIONS[name]
+  if isinstance(activation, Activation):
+    return activation
+  if activation not in ACTIVATIONS:
+    raise errors.unknown('activation', activation, ACTIVATIONS)
+  return ACTIVATIONS[activation]

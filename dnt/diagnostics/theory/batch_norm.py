@@ -39,11 +39,11 @@ class Averages(NamedTuple):
 
 
 @functools.lru_cache(1024)
-def averages(activation: str, batch: int, scale: float = 1.0) -> Averages:
+def averages(activation: str | activations.Activation, batch: int, scale: float = 1.0) -> Averages:
   """Averages over normalized batches.
 
   Args:
-    activation: one of `activations.ACTIVATIONS`.
+    activation: one of `activations.ACTIVATIONS` by name, or any other.
     batch: its size B, at least 8.
     scale: factor on z.
   """
@@ -79,13 +79,13 @@ def common_gain(z: Averages, batch: int) -> float:
   return (1 - 1 / batch) * (z.slope - z.slopes) - (z.tilt + (batch - 1) * z.tilts) / batch
 
 
-def gain(activation: str, batch: int | None = None) -> float:
+def gain(activation: str | activations.Activation, batch: int | None = None) -> float:
   """The factor of each plain layer with batch norm on the squared norm of the gradient, whatever sigma_w and sigma_b.
 
   It is above 1 for every activation that is not linear: pi / (pi - 1) = 1.467 for ReLU and a large batch.
 
   Args:
-    activation: one of `activations.ACTIVATIONS`.
+    activation: one of `activations.ACTIVATIONS` by name, or any other.
     batch: its size, at least 8; None: the limit of a large one, E[phi'^2] / Var[phi].
   """
   if batch:

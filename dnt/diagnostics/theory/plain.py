@@ -20,12 +20,12 @@ class Net(NamedTuple):
   """A plain network without a norm.
 
   Attributes:
-    activation: one of `activations.ACTIVATIONS`.
+    activation: one of `activations.ACTIVATIONS` by name, or any other.
     weight_variance: sigma_w^2; a weight has sigma_w^2 / fan-in.
     bias_variance: sigma_b^2.
   """
 
-  activation: str
+  activation: str | activations.Activation
   weight_variance: float
   bias_variance: float = 0.0
 
@@ -141,7 +141,7 @@ def _scale(factor: float) -> float:
   return math.inf if abs(factor - 1) < 1e-5 else -1 / math.log(factor)
 
 
-def critical_line(activation: str, q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def critical_line(activation: str | activations.Activation, q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """The edge of chaos, chi_1 = 1, by its fixed point: (sigma_w^2, sigma_b^2), each in the shape of q*.
 
   It is a curve in q*, because both follow from it: sigma_w^2 = 1 / E[phi'^2], sigma_b^2 = q* - sigma_w^2 E[phi^2]. A
@@ -154,7 +154,7 @@ def critical_line(activation: str, q: np.ndarray) -> tuple[np.ndarray, np.ndarra
   return weight.reshape(np.shape(q)), np.reshape(flat - weight * square, np.shape(q))
 
 
-def critical_weight_variance(activation: str, bias_variance: float) -> float:
+def critical_weight_variance(activation: str | activations.Activation, bias_variance: float) -> float:
   """sigma_w^2 on the edge of chaos for this sigma_b^2; that of the smallest q*, where there are several.
 
   Raises:

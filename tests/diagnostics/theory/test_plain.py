@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dnt import errors
-from dnt.diagnostics.theory import plain
+from dnt.diagnostics.theory import activations, plain
 
 Net = plain.Net
 
@@ -112,3 +112,11 @@ def test_the_edge_of_chaos_of_a_saturating_activation_with_a_mean():
   critical = plain.critical_weight_variance('sigmoid', 0.0)
   net = Net('sigmoid', critical)
   assert plain.chi(net, plain.fixed_point(net, 200.0)) == pytest.approx(1, abs=1e-6)
+
+
+def test_any_activation_will_do():
+  """A ReLU of slope 0.2 below 0: chi_1 = sigma_w^2 (1 + 0.2^2) / 2 at any q."""
+  leaky = activations.Activation(lambda x: np.where(x > 0, x, 0.2 * x), lambda x: np.where(x > 0, 1.0, 0.2))
+  assert plain.critical_weight_variance(leaky, 0.0) == pytest.approx(2 / 1.04, abs=1e-8)
+  found = plain.phase(Net(leaky, 1.0, 0.3))
+  assert (found.q, found.chi_1) == pytest.approx((0.3 / 0.48, 0.52), rel=1e-8)
