@@ -105,18 +105,23 @@ def _normalized(norm: str, h: jax.Array) -> jax.Array:
 def forward(
   network: Network, key: jax.Array, variances: jax.Array, x: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """The inputs of every layer [depth, G, B, N], and q and c of its pre-activations [depth, G].
+  """The inputs of every layer [depth, G, B, N], and log q and c of its pre-activations [depth, G].
 
-  q is their mean square, c the mean cosine of the angle between those of two inputs; not a number for one input.
+  q is their mean square, which may be too small for a float32, c the mean cosine of the angle between those of two
+  inputs; not a number for one input, or where one is zero.
   """
 
   def body(x, index):
     output, h = network.layer(network.draw(key, index), variances, x)
-    square = jnp.mean(jnp.square(h), -1, keepdims=True)
+    largest = jnp.max(jnp.abs(h), -1, keepdims=True)
+    unit = h / largest  # whose squares are in range
+    square = jnp.mean(jnp.square(unit), -1, keepdims=True)
     inputs = h.shape[-2]
-    resultant = jnp.sum(h * lax.rsqrt(square), -2)
+    resultant = jnp.sum(unit * lax.rsqrt(square), -2)
     cosine = (jnp.mean(jnp.square(resultant), -1) - inputs) / (inputs * (inputs - 1)) if inputs > 1 else jnp.nan
-    return output, (x, jnp.mean(square, (-2, -1)), jnp.broadcast_to(cosine, h.shape[:-2]))
+    log_squares = jnp.where(largest > 0, jnp.log(square) + 2 * jnp.log(largest), -jnp.inf)
+    log_q = jax.nn.logsumexp(log_squares, (-2, -1)) - math.log(inputs)
+    return output, (x, log_q, jnp.broadcast_to(cosine, h.shape[:-2]))
 
   return lax.scan(body, x, jnp.arange(network.depth))[1]
 

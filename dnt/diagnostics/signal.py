@@ -40,12 +40,12 @@ class _Job(NamedTuple):
 
 @functools.partial(jax.jit, static_argnums=(0, 3, 4))
 def _propagation(network, keys, variances, inputs, correlation):
-  """q, c and the logarithms of the gradient norms, each [seeds, depth, G]."""
+  """Logarithms of q, c, and logarithms of the gradient norms, each [seeds, depth, G]."""
 
   def measure(key):
     x, cotangents = random_nets.draw_signals(network, key, variances, inputs, correlation)
-    xs, q, c = random_nets.forward(network, key, variances, x)
-    return q, c, random_nets.pull(network, key, variances, xs, cotangents[None])[1]
+    xs, log_q, c = random_nets.forward(network, key, variances, x)
+    return log_q, c, random_nets.pull(network, key, variances, xs, cotangents[None])[1]
 
   return jax.vmap(measure)(keys)
 
@@ -174,7 +174,7 @@ def _rows(
   chunks = found.get(('propagation', network))
   if not chunks:
     return
-  q, c, norms = (np.concatenate(parts) for parts in zip(*chunks, strict=True))  # [seeds, depth, G]
+  log_q, c, norms = (np.concatenate(parts) for parts in zip(*chunks, strict=True))  # [seeds, depth, G]
   singular = {}
   for part in _jacobian_networks(network):
     if ('jacobian', part) in found:
@@ -187,7 +187,7 @@ def _rows(
     own = singular[norm][:, a, k, s] if norm in singular else None
     kind = {'depth': depth, 'activation': options.activations[a], 'block': options.blocks[k], 'norm': norm}
     kind |= {'weight_variance': float(variances[s, 0]), 'bias_variance': float(variances[s, 1])}
-    yield _row(options, kind, q[place], c[place], norms[place], own)
+    yield _row(options, kind, np.exp(log_q[place]), c[place], norms[place], own)
 
 
 def _row(
@@ -206,7 +206,8 @@ def _row(
   - `rate`: by how much the natural logarithm of the gradient's norm changes in one layer of the backward pass, over the
     layers from `first_layer` on, where q is at its fixed point (all, if it reaches none before the last half).
     `deviation`: of the measured rate from theory's, as a share of it; None where that is below
-    `signal_report.CRITICAL`. `error`: standard error over the seeds.
+    `signal_report.CRITICAL`, or where the measured one is not a number, because signals or gradients left the range of
+    float32. `error`: standard error over the seeds.
   - `singular_values`: geometric means over the seeds; `rms_singular_value` of all of them by the gradient's norm (for a
     random cotangent g, E|J^T g|^2 is the sum of their squares), and in theory.
 
@@ -253,12 +254,16 @@ def _rate(norms: np.ndarray, predicted: layers.Prediction) -> dict[str, Any]:
   settled = np.abs(predicted.q / predicted.q[-1] - 1) <= SETTLED
   first = len(settled) - int(np.argmin(settled[::-1])) if not settled.all() else 0
   first = 0 if first > len(settled) // 2 else first
-  gains = np.exp(-2 * np.diff(norms, axis=1))[:, first:]
+  norms = norms[:, first:]
   expected = np.log(predicted.gain[first:]).mean() / 2
-  rate = np.log(gains.mean(0)).mean() / 2
-  by_seed = np.log(gains).mean(1) / 2
-  error = by_seed.std(ddof=1) / len(by_seed) ** 0.5 if len(by_seed) > 1 else np.nan
-  deviation = rate / expected - 1 if abs(expected) >= signal_report.CRITICAL else None
+  rate = error = np.nan
+  if np.isfinite(norms).all():
+    gains = np.exp(-2 * np.diff(norms, axis=1))
+    rate = np.log(gains.mean(0)).mean() / 2
+    by_seed = np.log(gains).mean(1) / 2
+    error = by_seed.std(ddof=1) / len(by_seed) ** 0.5 if len(by_seed) > 1 else np.nan
+  compared = np.isfinite(rate) and abs(expected) >= signal_report.CRITICAL
+  deviation = rate / expected - 1 if compared else None
   return {'measured': rate, 'theory': expected, 'error': error, 'deviation': deviation, 'first_layer': first + 1}
 
 

@@ -120,7 +120,8 @@ def table(result: Mapping[str, Any]) -> str:
     'Gradient x per layer: by which its norm changes in one layer of the backward pass. Deviation: of its logarithm '
     f"from theory's, with the standard error over the seeds; none is given where theory has it within {CRITICAL} of 0. "
     'First / last: |dL/dx_0| / |dL/dx_L|. q, c: variance of the pre-activations and correlation of two inputs, in the '
-    'last layer. Singular values: the largest of the Jacobian of output by input.',
+    'last layer. Singular values: the largest of the Jacobian of output by input. nan: signals or gradients left the '
+    'range of float32.',
     '',
     _line(HEADER),
     _line(['---'] * len(HEADER)),

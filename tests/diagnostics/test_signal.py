@@ -26,14 +26,14 @@ VARIANCES = jnp.array([[1.5, 0.0], [2.0, 0.2]])
 
 @pytest.fixture(scope='module')
 def measured():
-  """A key, and the inputs of each layer, q and c."""
+  """A key, and the inputs of each layer, log q and c."""
   key = jax.random.key(3)
   x, _ = random_nets.draw_signals(NETWORK, key, VARIANCES, 4, 0.5)
   return key, jax.jit(random_nets.forward, static_argnums=0)(NETWORK, key, VARIANCES, x)
 
 
 def test_a_layer_is_the_models_dense_unit(measured):
-  key, (inputs, q, c) = measured
+  key, (inputs, log_q, c) = measured
   weights = NETWORK.draw(key, 1)
   output = NETWORK.layer(weights, VARIANCES, inputs[1])[0]
   for k, m in ((0, 1), (0, 2), (1, 0), (1, 3), (2, 1), (2, 3)):
@@ -60,7 +60,7 @@ def test_a_layer_is_the_models_dense_unit(measured):
     y, _ = unit.apply({'params': params}, x, train=True, mutable=['batch_stats'])
     np.testing.assert_allclose(output[a, k, m, s], y, rtol=2e-4, atol=2e-5)
     h = np.asarray(x) @ np.asarray(params['dense']['kernel']) + np.asarray(params['dense']['bias'])
-    assert q[1, a, k, m, s] == pytest.approx(np.mean(h**2), rel=1e-4)
+    assert np.exp(log_q[1, a, k, m, s]) == pytest.approx(np.mean(h**2), rel=1e-4)
     unit_h = h / np.linalg.norm(h, axis=1, keepdims=True)
     cosines = [unit_h[i] @ unit_h[j] for i, j in itertools.combinations(range(4), 2)]
     assert c[1, a, k, m, s] == pytest.approx(np.mean(cosines), abs=1e-5)
@@ -181,6 +181,22 @@ def test_theory_of_the_measured_networks_is_in_the_record(small, tmp_path):
   limit = layers.predict(plain.Net('relu', 1.5), 12, block='residual')
   assert residual['rate']['measured'] > 1.15 * np.log(limit.gain).mean() / 2
   assert abs(residual['rate']['deviation']) < 0.05
+
+
+def test_signals_too_small_for_float32_are_measured_while_they_last(small, tmp_path, recwarn):
+  small.signal.update({'weight_variances': (1e-3,), 'bias_variances': (0.0,), 'depths': (12, 40), 'singular_values': 0})
+  short, long = signal.run(small, tmp_path)['networks']
+  rate = math.log(5e-4) / 2
+  assert short['rate']['measured'] == pytest.approx(rate, rel=0.01)  # q is 1e-40 there
+  np.testing.assert_allclose(np.log(short['q']['measured']), np.log(short['q']['theory']), atol=1)
+  assert short['c']['measured'][-1] == pytest.approx(short['c']['theory'][-1], abs=0.1)
+  assert short['rate']['deviation'] is not None
+  assert long['q']['theory'][-1] == pytest.approx(1e-3 * 5e-4**39, rel=1e-4)
+  assert long['q']['measured'][-1] == 0 and math.isnan(long['c']['measured'][-1])
+  assert math.isnan(long['rate']['measured']) and long['rate']['deviation'] is None
+  assert signal_report.summarize([short, long])['compared'] == 1
+  assert '| nan |' in (tmp_path / 'signal.md').read_text()
+  assert not [warning for warning in recwarn if issubclass(warning.category, RuntimeWarning)]
 
 
 def test_ctrl_c_leaves_what_was_measured(small, tmp_path, monkeypatch, capsys):

@@ -19,7 +19,7 @@ _GRID = np.linspace(-_REACH, _REACH, 11)
 _NEARER = 1.5 / 3.0 ** np.arange(6)  # resolves a slope 200 times as steep as the Gaussian
 _AROUND = np.concatenate([-_NEARER, [0.0], _NEARER[::-1]])
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(8)
-_TINY = 1e-60  # stands for a variance of 0, so that a function that jumps at 0 has its limit from above
+_TINY = 1e-200  # stands for a variance of 0, so that a function that jumps at 0 has its limit from above
 
 
 def expectation(function: Function, variance: float, mean: float = 0.0) -> float:
@@ -40,7 +40,7 @@ def pair_expectation(function: Function, variance: float, correlation: float, me
     return expectation(function, variance, mean) ** 2
   variance = max(variance, _TINY)
   shared = math.sqrt(variance * min(abs(correlation), 1.0))
-  own = math.sqrt(variance * max(1 - abs(correlation), _TINY))
+  own = math.sqrt(variance * max(1 - abs(correlation), 1e-30))
   nodes, weights = _scalar_rule(-mean / shared)
 
   def given(center):
