@@ -37,7 +37,7 @@ def by_depth(networks: Sequence[Row], quantity: str) -> 'Figure':
   rows, columns = _distinct(networks, 'block'), _distinct(networks, 'norm')
   values = sorted(_distinct(networks, 'weight_variance'))
   colors, sizes = _shades(len(values)), np.linspace(*SIZES, max(len(values), 2))
-  figure = plots.new_figure(max(4.6 * len(columns), 9), 3.9 * len(rows) + 1.3)
+  figure = plots.new_figure(max(4.6 * len(columns), 7) + 2, 3.9 * len(rows) + 1)
   grid = figure.subplots(len(rows), len(columns), squeeze=False, sharex=True)
   first = networks[0]
   for (row, block), (column, norm) in itertools.product(enumerate(rows), enumerate(columns)):
@@ -57,10 +57,9 @@ def by_depth(networks: Sequence[Row], quantity: str) -> 'Figure':
       axes.set_xlabel('layer $l$')
   for axes in grid[:, 0]:
     axes.set_ylabel(NAMES[quantity])
-  handles = [_handle('white', linestyle='', label=r'$\sigma_w^2$:')]
-  handles += [_handle(color, linestyle='-', label=f'{value:g}') for color, value in zip(colors, values, strict=True)]
-  handles += [_handle('black', linestyle='-', label='theory'), _handle('black', **_ring(9), label='measured ± std')]
-  figure.legend(handles=handles, loc='outside upper center', ncols=min(len(handles), 9), frameon=False)
+  handles = [_handle(color, linestyle='-', label=f'{value:g}') for color, value in zip(colors, values, strict=True)]
+  handles += [_handle('black', linestyle='-', label='theory'), _handle('black', **_ring(9), label='measured\n± std')]
+  figure.legend(handles=handles, title=r'$\sigma_w^2$', loc='outside right upper', frameon=False)
   figure.suptitle(
     f'{first["activation"]}, $\\sigma_b^2$ = {first["bias_variance"]:g}, {first["seeds"]} seeds', x=0.01, ha='left'
   )

@@ -49,7 +49,7 @@ def write(result: Mapping[str, Any], workdir: pathlib.Path) -> None:
 
   The plots are of the deepest networks: `gradient_norm_<activation>.png`, `variance_<activation>.png` and
   `correlation_<activation>.png` at the first sigma_b^2, `phases_<activation>.png` of the plain networks without norm,
-  where they have several variances.
+  where both variances have several values.
 
   Args:
     result: from `signal.run`.
@@ -68,7 +68,7 @@ def write(result: Mapping[str, Any], workdir: pathlib.Path) -> None:
     for name, quantity in (('gradient_norm', 'gradient_norm'), ('variance', 'q'), ('correlation', 'c')):
       _png(workdir / f'{name}_{activation}.png', signal_plots.by_depth(first, quantity))
     plain = [network for network in own if (network['block'], network['norm']) == ('plain', 'none')]
-    if len({(network['weight_variance'], network['bias_variance']) for network in plain}) > 2:
+    if all(len({network[key] for network in plain}) > 1 for key in ('weight_variance', 'bias_variance')):
       _png(workdir / f'phases_{activation}.png', signal_plots.phases(plain))
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from dnt import config as schema
 from dnt.diagnostics import random_nets, signal
+from dnt.diagnostics.theory import plain
 
 pytestmark = pytest.mark.usefixtures('one_device')
 CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
@@ -85,7 +86,7 @@ def test_probe_residual_keeps_the_first_gradient_near_the_last(measure):
   networks = measure('residual', ['activation', 'block', 'norm', 'weight_variance'])
   for activation in ('tanh', 'relu'):
     for weight in (0.01, 0.1):
-      assert first_over_last(networks[activation, 'plain', 'none', weight]) < 1e-20
+      assert first_over_last(networks[activation, 'plain', 'none', weight]) < 1e-10
     assert 0.5 < first_over_last(networks[activation, 'residual', 'none', 0.01]) < 2
     for weight in (0.01, 0.1, 1.0):
       assert 0.5 < first_over_last(networks[activation, 'residual', 'layer_norm', weight]) < 10
@@ -103,8 +104,8 @@ def test_probe_highway_is_the_identity_or_plain(measure):
   opened = measure('highway', ['activation', 'block', 'weight_variance'], gate_bias=8.0)
   for activation in ('tanh', 'relu'):
     for weight in (0.5, 1.0, 2.0):
-      plain, highway = (opened[activation, block, weight]['rate']['measured'] for block in ('plain', 'highway'))
-      assert highway == pytest.approx(plain, abs=0.01)
+      without, highway = (opened[activation, block, weight]['rate']['measured'] for block in ('plain', 'highway'))
+      assert highway == pytest.approx(without, abs=0.01)
 
 
 def test_probe_batch_norm_explodes_at_any_variance(measure):
@@ -113,11 +114,23 @@ def test_probe_batch_norm_explodes_at_any_variance(measure):
     rates = [networks[activation, 'plain', 'batch_norm', weight]['rate']['measured'] for weight in (0.5, 2.0)]
     assert min(rates) > 0.08 and rates[0] == pytest.approx(rates[1], rel=0.01)
     for weight in (0.5, 2.0):
-      plain, residual = (
+      without, residual = (
         first_over_last(networks[activation, block, 'batch_norm', weight]) for block in ('plain', 'residual')
       )
-      assert plain > 3 * residual
+      assert without > 3 * residual
   for weight in (0.5, 2.0):
     linear = networks['identity', 'plain', 'batch_norm', weight]['rate']['measured']
     assert linear < networks['tanh', 'plain', 'batch_norm', weight]['rate']['measured']
     assert abs(networks['relu', 'plain', 'layer_norm', weight]['rate']['measured']) < 0.02
+
+
+def test_probe_phases_vanish_and_explode_on_the_two_sides_of_the_edge(measure):
+  networks = measure('phases', ['activation', 'weight_variance', 'bias_variance'], width=96)
+  assert len({weight for _, weight, _ in networks}) > 2 < len({bias for _, _, bias in networks})
+  sides = []
+  for (activation, weight, bias), network in networks.items():
+    critical = 2.0 if activation == 'relu' else plain.critical_weight_variance(activation, bias)
+    if abs(math.log(weight / critical)) > 0.2:
+      sides.append(weight > critical)
+      assert (network['rate']['measured'] > 0) == sides[-1], (activation, weight, bias)
+  assert 0.3 < np.mean(sides) < 0.7
