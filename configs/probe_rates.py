@@ -1,4 +1,4 @@
-"""The rate at which gradients vanish or explode in wide plain networks: within 5 % of mean field theory.
+"""The rate at which gradients vanish or explode in wide networks of every block: within 5 % of mean field theory.
 
   python -m dnt.probe --config=configs/probe_rates.py
 
@@ -11,7 +11,6 @@ from dnt import config as schema
 def get_config():
   config = schema.default('signal')
   config.signal.activations = ('relu', 'tanh', 'gelu', 'sigmoid')
-  config.signal.blocks = ('plain',)
   config.signal.norms = ('none', 'batch_norm', 'layer_norm')
   config.signal.weight_variances = (0.5, 1.0, 3.0, 4.0)
   config.signal.bias_variances = (0.1,)

@@ -13,7 +13,7 @@ def get_config():
   config.signal.activations = ('tanh', 'relu')
   config.signal.blocks = ('plain', 'residual')
   config.signal.norms = ('none', 'layer_norm')
-  config.signal.depths = (50,)
+  config.signal.depths = (30,)
   config.signal.weight_variances = (0.01, 0.1, 1.0)
   config.signal.bias_variances = (0.0,)
   return config
