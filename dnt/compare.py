@@ -3,8 +3,9 @@
   python -m dnt.compare --config=configs/compare_init.py
   python -m dnt.compare --config=configs/compare_degradation.py --form=short --only=plain20,plain56 --workdir=runs/mine
 
-The same command goes on where the last one stopped: what is finished is not run again. Ctrl-C saves the current run and
-stops; a second one stops at once. A run that fails is reported, and the others go on; the exit code is then 1.
+The results are written anew after each run. The same command goes on where the last one stopped: what is finished is
+not run again. Ctrl-C saves the current run and stops; a second one stops at once. A run that fails is reported, and the
+others go on; the exit code is then 1.
 """
 
 import pathlib
@@ -35,11 +36,15 @@ def main() -> None:
 
   runs = plan.make(config, workdir, FORM.value, [key.removeprefix('base.') for key in given])
   chosen = plan.choose(runs, ONLY.value)
-  with runner.lock(workdir) as held:
-    line = terminal.StatusLine()
-    ended = runner.run(chosen, line, held)
+
+  def write():
     outcomes = [results.read(run) for run in runs if run in chosen or plan.is_comparable(run)]
     results.write(outcomes, results.About(config, name, FORM.value, command), workdir)
+    return outcomes
+
+  with runner.lock(workdir) as held:
+    ended = runner.run(chosen, terminal.StatusLine(), held, write)
+    outcomes = write()
   failed = [outcome for outcome in outcomes if outcome.state == 'failed' and outcome.run in chosen]
   if not ended:
     print(f'stopped; run `{command}` again to go on  {workdir}')

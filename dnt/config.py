@@ -266,7 +266,7 @@ SCHEMA: dict[str, Any] = {
     'steps': Option(100, '--mode=lr_find: steps of the sweep, each at a higher rate', check=_at_least(20)),
     'groups': Option(
       (),
-      "--mode=lr_find: sweep entries alone, the others at optim.learning_rate; patterns: ('head', 'stage3/.*')",
+      "--mode=lr_find: sweep entries alone, all others standing still; patterns: ('head', 'stage3/.*')",
       check=_patterns,
     ),
   },

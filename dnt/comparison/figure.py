@@ -1,8 +1,7 @@
-"""The plot of a comparison: each variant's curves in a color and a line style of its own."""
+"""The plot of a comparison: a column a quantity, and a row for every few variants, so that each can be told."""
 
-import itertools
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -11,7 +10,6 @@ from dnt import plots
 if TYPE_CHECKING:
   from matplotlib.figure import Figure
 
-STYLES = ('-', '--', ':', '-.')
 WIDE = 20  # a range of this ratio is shown on a log scale
 
 
@@ -32,46 +30,62 @@ class Drawn(NamedTuple):
 
 @plots.styled
 def curves(variants: Mapping[str, Sequence[Drawn]]) -> 'Figure':
-  """A panel a quantity: the mean of each variant over its seeds, the seeds as thin lines, a cross where a run failed.
+  """The mean of each variant over its seeds, the seeds as thin lines, a cross where a run failed.
 
-  The horizontal axis is in steps, or in epochs when variants have different steps an epoch.
+  The panels of a quantity share their axes. The horizontal one is in steps, or in epochs when variants have different
+  steps an epoch.
 
   Args:
     variants: the runs of each, one a seed.
   """
   drawn = [run for runs in variants.values() for run in runs]
   titles = list(dict.fromkeys(title for run in drawn for title in run.curves))
-  epochs = _steps_differ(drawn)
-  figure = plots.new_figure(6 * len(titles) + 3, 6)
-  grid = figure.subplots(1, len(titles), squeeze=False)[0]
-  looks = _looks(list(variants))
-  for title, axes in zip(titles, grid, strict=True):
-    for name, runs in variants.items():
-      color, style = looks[name]
-      found = [(run, run.curves[title]) for run in runs if title in run.curves and len(run.curves[title].steps)]
-      for run, curve in found:
-        x = curve.epochs if epochs else curve.steps
-        if len(found) > 1:
-          axes.plot(x, curve.values, color=color, linestyle=style, linewidth=0.8, alpha=0.4)
-        if run.failed:
-          axes.plot(x[-1:], curve.values[-1:], color=color, marker='x', markersize=10, markeredgewidth=2.5)
-      x, mean = _mean([curve for _, curve in found], epochs)
-      marker = 'o' if len(x) == 1 else None
-      axes.plot(x, mean, color=color, linestyle=style, marker=marker, linewidth=2.2, label=name)
-    _finish(axes, title, epochs)
-  handles, labels = grid[0].get_legend_handles_labels()
-  figure.legend(handles, labels, loc='outside right upper', frameon=False, handlelength=3)
+  epochs, rows = _steps_differ(drawn), _rows(list(variants))
+  figure = plots.new_figure(6 * len(titles) + 3, 6 if len(rows) == 1 else 4 * len(rows) + 0.5)
+  grid = figure.subplots(len(rows), len(titles), squeeze=False, sharex='col', sharey='col')
+  for row, looks in zip(grid, rows, strict=True):
+    for title, axes in zip(titles, row, strict=True):
+      for name, color in looks.items():
+        _draw(axes, title, name, variants[name], color, epochs)
+      axes.grid(alpha=0.3)
+      axes.spines[['top', 'right']].set_visible(False)
+    row[-1].legend(loc='center left', bbox_to_anchor=(1.02, 0.5), frameon=False)
+  for title, column in zip(titles, grid.T, strict=True):
+    _scale(column)
+    column[0].set_title(title, loc='left')
+    column[-1].set_xlabel('epoch' if epochs else 'step')
   return figure
 
 
-def _looks(names: Sequence[str]) -> dict[str, tuple[str, str]]:
-  """Color and line style of each: names of a grid ('relu_he') have the style of what is before the first _."""
+def _rows(names: Sequence[str]) -> list[dict[str, str]]:
+  """The color of each name, by row: all in one as long as colors last.
+
+  Of more names, those of a grid ('relu_he') that are alike before the first _ share a row, and those that are alike
+  after it a color; others come in rows as they stand.
+  """
+  most = len(plots.COLORS)
   parts = [name.partition('_')[::2] for name in names]
-  styles, colors = (list(dict.fromkeys(column)) for column in zip(*parts, strict=True))
-  if all(rest for _, rest in parts) and len(styles) <= len(STYLES) and len(colors) <= len(plots.COLORS):
-    return {'_'.join(pair): (plots.COLORS[colors.index(pair[1])], STYLES[styles.index(pair[0])]) for pair in parts}
-  looks = itertools.cycle((color, style) for style in STYLES for color in plots.COLORS)
-  return dict(zip(names, looks, strict=False))
+  rests = list(dict.fromkeys(rest for _, rest in parts))
+  if len(names) > most and '' not in rests and len(rests) <= most:
+    rows: dict[str, dict[str, str]] = {}
+    for name, (first, rest) in zip(names, parts, strict=True):
+      rows.setdefault(first, {})[name] = plots.COLORS[rests.index(rest)]
+    return list(rows.values())
+  return [dict(zip(names[at : at + most], plots.COLORS, strict=False)) for at in range(0, len(names), most)]
+
+
+def _draw(axes: Any, title: str, name: str, runs: Sequence[Drawn], color: str, epochs: bool) -> None:
+  found = [(run, run.curves[title]) for run in runs if title in run.curves and len(run.curves[title].steps)]
+  for run, curve in found:
+    x = curve.epochs if epochs else curve.steps
+    if len(found) > 1:
+      axes.plot(x, curve.values, color=color, linewidth=0.8, alpha=0.4)
+    if run.failed:
+      axes.plot(x[-1:], curve.values[-1:], color=color, marker='x', markersize=10, markeredgewidth=2.5)
+  x, mean = _mean([curve for _, curve in found], epochs)
+  failed = sum(run.failed for run in runs)
+  label = f'{name} ({failed} of {len(runs)} failed)' if failed else name
+  axes.plot(x, mean, color=color, marker='o' if len(x) == 1 else None, linewidth=2.2, label=label)
 
 
 def _steps_differ(runs: Sequence[Drawn]) -> bool:
@@ -95,21 +109,25 @@ def _mean(curves: Sequence[Curve], epochs: bool) -> tuple[np.ndarray, np.ndarray
   return x, np.array([np.mean([each[step] for each in values]) for step in steps])
 
 
-def _finish(axes, title: str, epochs: bool) -> None:
+def _scale(column: Sequence[Any]) -> None:
+  """Limits and ticks of panels that share their axes."""
   from matplotlib import ticker
 
-  held = [np.asarray(line.get_ydata(), float) for line in axes.lines]
-  values = np.concatenate(held) if held else np.array([])
+  axes = column[0]
+  held = [np.asarray(line.get_ydata(), float) for each in column for line in each.lines]
+  values = np.concatenate([np.zeros(0), *held])
   values = values[np.isfinite(values)]
   positive = values[values > 0]
   if positive.size and positive.max() > WIDE * positive.min():
+    # What explodes leaves the picture.
+    low, high = positive.min(), min(positive.max(), 100 * np.median(positive))
     axes.set_yscale('log')
+    axes.set_ylim(low / 1.2, high * 1.2)
+    axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5) if high < 1000 * low else (1,)))
+    axes.yaxis.set_major_formatter('{x:g}')
+    axes.yaxis.set_minor_formatter(ticker.NullFormatter())
   elif values.size:
-    axes.set_ylim(bottom=0)
-  axes.set_title(title, loc='left')
-  axes.set_xlabel('epoch' if epochs else 'step')
+    axes.set_ylim(-0.03 * values.max(), 1.05 * values.max() or 1)  # a curve of zeros is seen, too
   axes.set_xlim(left=0)
-  axes.grid(alpha=0.3)
-  axes.spines[['top', 'right']].set_visible(False)
   axes.xaxis.set_major_locator(ticker.MaxNLocator(nbins=5, integer=True))
   axes.xaxis.set_major_formatter('{x:,.0f}')

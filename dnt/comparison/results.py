@@ -91,8 +91,7 @@ def summarize(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
     quantity and `warnings` (how many runs had each kind); `problems`: why the others are not finished.
   """
   rows = []
-  for variant in dict.fromkeys(outcome.run.variant for outcome in outcomes):
-    group = [outcome for outcome in outcomes if outcome.run.variant == variant]
+  for variant, group in _by_variant(outcomes).items():
     done = [outcome for outcome in group if outcome.state == 'finished']
     names = dict.fromkeys(name for outcome in done for name in outcome.values)
     columns = {name: [outcome.values[name] for outcome in done if name in outcome.values] for name in names}
@@ -120,7 +119,11 @@ def write(outcomes: Sequence[Outcome], about: About, workdir: pathlib.Path) -> N
   """
   rows = summarize(outcomes)
   header, cells = table(rows)
-  picture = plots.png(figure.curves(_by_variant(outcomes)))
+  variants = _by_variant(outcomes)
+  drawn = {
+    name: [figure.Drawn(each.curves, each.state == 'failed') for each in group] for name, group in variants.items()
+  }
+  picture = plots.png(figure.curves(drawn))
   facts = _facts(outcomes, about)
   files.write(workdir / 'results.md', markdown(header, cells, facts))
   files.write(workdir / 'results.csv', comma_separated(rows))
@@ -194,10 +197,10 @@ def _curve(records: Sequence[Mapping[str, Any]], name: str) -> figure.Curve:
   return figure.Curve(*([math.nan if value is None else value for value in column] for column in columns))
 
 
-def _by_variant(outcomes: Sequence[Outcome]) -> dict[str, list[figure.Drawn]]:
-  variants: dict[str, list[figure.Drawn]] = {}
+def _by_variant(outcomes: Sequence[Outcome]) -> dict[str, list[Outcome]]:
+  variants: dict[str, list[Outcome]] = {}
   for outcome in outcomes:
-    variants.setdefault(outcome.run.variant, []).append(figure.Drawn(outcome.curves, outcome.state == 'failed'))
+    variants.setdefault(outcome.run.variant, []).append(outcome)
   return variants
 
 
@@ -221,15 +224,15 @@ def _cell(name: str, mean: float | None, std: float | None) -> str:
     return '-'
   if not math.isfinite(mean):
     return 'not finite'
-  show = {
-    'seconds': metrics.duration,
-    'parameters': lambda value: f'{value:,.0f}',
-    'images_per_second': lambda value: f'{value:,.0f}',
-    'process_memory': lambda value: f'{value / 2**20:,.0f} MiB',
-    'device_memory': lambda value: f'{value / 2**20:,.0f} MiB',
-  }.get(name, lambda value: f'{value:.2f}')
-  spread = f' ± {std:.2f}' if std is not None and name.endswith('_error') else ''
-  return show(mean) + spread
+  number, unit = lambda value: f'{value:.2f}', ''
+  if name == 'seconds':
+    number = metrics.duration
+  elif name in ('images_per_second', 'parameters'):
+    number = '{:,.0f}'.format
+  elif name.endswith('_memory'):
+    number, unit = lambda value: f'{value / 2**20:,.0f}', ' MiB'
+  spread = f' ± {number(std)}' if std is not None and name != 'parameters' else ''
+  return number(mean) + spread + unit
 
 
 def _facts(outcomes: Sequence[Outcome], about: About) -> dict[str, str]:
@@ -243,9 +246,13 @@ def _facts(outcomes: Sequence[Outcome], about: About) -> dict[str, str]:
     'runs': ', '.join(f'{count} {state}' for state, count in counts.items()),
     'seeds': ', '.join(map(str, about.config.seeds)),
     'data': about.config.base.data.source,
-    'errors': 'of the last evaluation, over the whole split; mean ± sample standard deviation over the finished runs',
+    'figures': 'mean ± sample standard deviation over the finished runs',
+    'errors': 'of the last evaluation, over the whole split',
     'time': 'a run, with start, compilation and evaluation; images/s: while training',
-    'peak memory': 'resident set of the process that ended the run; device memory: as the device counts it',
+    'peak memory': (
+      'resident set of the run, also while it compiles, which runs that find their programs in the cache need not; '
+      'device memory: as the device counts it'
+    ),
     **{key: '; '.join(each) for key, each in about_all.items() if each},
   }
 
@@ -274,11 +281,6 @@ def _page(
   def listed(changes):
     return ', '.join(f'{key} = {value!r}' for key, value in changes.items()) or 'nothing'
 
-  warnings = [
-    (outcome.run.name, f'step {found["step"]:,}', found['text'])
-    for outcome in outcomes
-    for found in outcome.warnings.values()
-  ]
   config = {
     key: 'not set' if value is None else str(value)
     for key, value in recorded.flatten(about.config.base.to_dict()).items()
@@ -294,8 +296,9 @@ def _page(
   failures = [(outcome.run.name, outcome.error) for outcome in outcomes if outcome.state == 'failed']
   if failures:
     parts += [pages.heading('failed runs'), pages.table(('run', 'why'), failures)]
-  if warnings:
-    parts += [pages.heading('warnings'), pages.table(('run', 'first at', 'what'), warnings)]
+  if warnings := _warnings(outcomes):
+    columns = ('variant', 'seeds', 'first at', 'what was said then')
+    parts += [pages.heading('warnings'), pages.table(columns, warnings)]
   parts += [
     pages.heading('comparison'),
     pages.facts(facts),
@@ -303,3 +306,15 @@ def _page(
     pages.facts(config),
   ]
   return pages.page(about.name, parts)
+
+
+def _warnings(outcomes: Sequence[Outcome]) -> list[tuple[str, str, str, str]]:
+  """What telemetry said of each variant, by kind: the seeds, the first step of any and what was said then."""
+  lines = []
+  for variant, group in _by_variant(outcomes).items():
+    for kind in dict.fromkeys(kind for outcome in group for kind in outcome.warnings):
+      warned = [outcome for outcome in group if kind in outcome.warnings]
+      first = min((outcome.warnings[kind] for outcome in warned), key=lambda warning: warning['step'])
+      seeds = ', '.join(str(outcome.run.seed) for outcome in warned)
+      lines.append((variant, seeds, f'step {first["step"]:,}', first['text']))
+  return lines

@@ -16,7 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from dnt import errors, files, metrics, recorded, terminal
@@ -76,13 +76,16 @@ class Stop:
     self.asked += not self.asked or number == signal.SIGINT
 
 
-def run(runs: Sequence[plan.Run], line: terminal.StatusLine, held: int) -> bool:
+def run(
+  runs: Sequence[plan.Run], line: terminal.StatusLine, held: int, ended: Callable[[], None] = lambda: None
+) -> bool:
   """Runs those that are not finished.
 
   Args:
     runs: in their order.
     line: to show where the whole is.
     held: file descriptor of the lock.
+    ended: called after each run that has finished or failed.
 
   Returns:
     Whether it came to the end; False when it was asked to stop, and the current run has saved.
@@ -115,6 +118,7 @@ def run(runs: Sequence[plan.Run], line: terminal.StatusLine, held: int) -> bool:
         error = error or f'stopped by a signal at step {summary.get("step", 0)}'
         files.write_json(each.workdir / plan.FAILURE, {'error': error})
         line.print(f'{place}  failed: {error} (see {each.workdir / LOG})')
+      ended()
   return not stop.asked or all(plan.is_finished(run) for run in runs)
 
 

@@ -3,7 +3,8 @@
 The rate grows exponentially from `config.lr_find.start` to `end` over `steps` steps; the losses say from where on the
 network learns and from where on it diverges. The steps are those of training with another schedule, from the newest
 checkpoint of the workdir, or from where a new run would start; the run itself is not changed. The smoothing, the end
-of a sweep and the suggestion `valley` are those of fastai's `lr_find`.
+of a sweep and the suggestion `valley` are those of fastai's `lr_find`. A group of entries is swept with all others
+standing still, so that what the loss does is the group's doing.
 """
 
 import contextlib
@@ -48,6 +49,7 @@ class Sweep(NamedTuple):
     smoothed: float64 [n].
     stopped: '' at the end of the sweep; 'diverged', or 'not finite', for which the step itself is left out.
     suggestions: learning rates by `valley`, `steepest` and `minimum/10`; empty where it ended too soon to tell.
+    learns: whether the loss fell by more than it differs from batch to batch; if not, the suggestions say little.
   """
 
   group: str | None
@@ -56,6 +58,7 @@ class Sweep(NamedTuple):
   smoothed: np.ndarray
   stopped: str
   suggestions: dict[str, float]
+  learns: bool
 
 
 def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
@@ -97,6 +100,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, A
         'group': each.group,
         'stopped': each.stopped,
         'suggestions': each.suggestions,
+        'learns': each.learns,
         'learning_rate': each.rates.tolist(),
         'loss': each.losses.tolist(),
         'smoothed': each.smoothed.tolist(),
@@ -120,8 +124,7 @@ def sweep(
     mesh: of its devices.
     state: where to start, also in the data.
     feed: of the training split.
-    group: pattern that matches whole names of entries, whose rate grows while the others stay at
-      `optim.learning_rate`; None: the rate of all of them.
+    group: pattern that matches whole names of entries, which alone train; None: all of them do.
   """
   first, count = int(state.step), run.config.lr_find.steps
   train_step = make_train_step(run, state.params, first, group)
@@ -144,7 +147,8 @@ def sweep(
     stopped = 'diverged' if finite else 'not finite'
     rates, losses = (values[: stop + 1 if finite else stop] for values in (rates, losses))
   rates, losses, smoothed = np.array(rates), np.array(losses), smooth(losses)
-  return Sweep(group, rates, losses, smoothed, stopped, suggest(rates, smoothed, count))
+  found = suggest(rates, smoothed, count)
+  return Sweep(group, rates, losses, smoothed, stopped, found, learns(losses, smoothed, count))
 
 
 def make_train_step(run: experiment.Experiment, params: Any, first: int, group: str | None = None) -> Callable:
@@ -165,40 +169,32 @@ def make_train_step(run: experiment.Experiment, params: Any, first: int, group: 
   entries = [row.entry for row in run.table]
   optimizer = chain.make(run.config, schedule, params, entries)
   if group is not None:
-    optimizer = hold_others(optimizer, schedule, run.config.optim.learning_rate, params, entries, group)
+    optimizer = alone(optimizer, params, entries, group)
   return steps.make_train_step(run.config, run.model, optimizer, schedule, run.preprocess)
 
 
-def hold_others(
-  optimizer: optax.GradientTransformation,
-  schedule: optax.Schedule,
-  rate: float,
-  params: Any,
-  entries: Sequence[depth.Entry],
-  group: str,
+def alone(
+  optimizer: optax.GradientTransformation, params: Any, entries: Sequence[depth.Entry], group: str
 ) -> optax.GradientTransformation:
-  """A chain with the same state, in which entries outside a group keep their learning rate.
+  """A chain with the same state that moves the entries of a group and no others.
 
   Args:
     optimizer: from `optim.chain.make`.
-    schedule: its schedule.
-    rate: of the entries outside the group.
     params: the parameters (or shapes) in the model's layout.
     entries: the depth list.
-    group: pattern of the whole names of the entries that follow the schedule.
+    group: pattern of the whole names of the entries that move.
   """
-  grows = {
+  moves = {
     path: np.array([re.fullmatch(group, entries[index].name) is not None for index in place])
     for path, place in rows.places(params, entries).items()
   }
 
   def update(gradient, state, params=None):
     updates, after = optimizer.update(gradient, state, params)
-    held = rate / schedule(state['learning_rate'].count)
 
     def leaf(path, update):
-      factor = jnp.where(grows[path], 1.0, held)
-      return update * (rows.along(factor, update) if depth.is_scanned(path) else factor[0])
+      chosen = rows.along(jnp.asarray(moves[path]), update) if depth.is_scanned(path) else moves[path][0]
+      return jnp.where(chosen, update, 0.0)
 
     return trees.map_with_path(leaf, updates), after
 
@@ -236,8 +232,7 @@ def suggest(rates: np.ndarray, smoothed: np.ndarray, steps: int) -> dict[str, fl
     smoothed: [n].
     steps: of the whole sweep.
   """
-  used = slice(int(FIRST * steps), -LAST)
-  rates, smoothed = rates[used], smoothed[used]
+  rates, smoothed = rates[_used(steps)], smoothed[_used(steps)]
   if len(rates) < 3:
     return {}
   # From one step to the next the slope is the noise of a batch.
@@ -248,6 +243,22 @@ def suggest(rates: np.ndarray, smoothed: np.ndarray, steps: int) -> dict[str, fl
     'steepest': float(rates[reach + np.argmin(slopes)]),
     'minimum/10': float(rates[np.argmin(smoothed)] / 10),
   }
+
+
+def learns(losses: np.ndarray, smoothed: np.ndarray, steps: int) -> bool:
+  """Whether the smoothed loss fell by more than the losses of two neighbouring batches differ (the median).
+
+  Args:
+    losses: [n].
+    smoothed: [n].
+    steps: of the whole sweep.
+  """
+  used = smoothed[_used(steps)]
+  return len(used) > 0 and bool(used[0] - used.min() > np.median(np.abs(np.diff(losses))))
+
+
+def _used(steps: int) -> slice:
+  return slice(int(FIRST * steps), -LAST)
 
 
 def valley(losses: Sequence[float]) -> int:
@@ -275,11 +286,12 @@ def plot(sweeps: Sequence[Sweep], current: float) -> 'Figure':
   for axes, each in zip(grid, sweeps, strict=False):
     axes.plot(each.rates, each.losses, color='#bbbbbb', linewidth=1.2, label='loss of a batch')
     axes.plot(each.rates, each.smoothed, color=plots.COLORS[0], linewidth=2.5, label='smoothed')
-    for (name, rate), color, marker in zip(each.suggestions.items(), plots.COLORS[1:], 'osD', strict=False):
+    # Smaller ones over larger ones: they may agree.
+    looks = zip(plots.COLORS[1:], 'osD', (20, 13, 7), strict=False)
+    for (name, rate), (color, marker, size) in zip(each.suggestions.items(), looks, strict=False):
       height = np.interp(np.log(rate), np.log(each.rates), each.smoothed)
-      axes.plot(
-        [rate], [height], marker, color=color, markersize=12, markeredgecolor='white', label=f'{name}  {rate:.2g}'
-      )
+      look = {'color': color, 'markersize': size, 'markeredgecolor': 'white', 'linestyle': 'none'}
+      axes.plot([rate], [height], marker=marker, label=f'{name}  {rate:.2g}', **look)
     axes.axvline(current, color='#555555', linestyle=':', linewidth=1.5, label=f'config  {current:.2g}')
     axes.set_xscale('log')
     if len(each.rates):
@@ -288,8 +300,7 @@ def plot(sweeps: Sequence[Sweep], current: float) -> 'Figure':
       high = max(each.smoothed[: lowest + 1].max(), 1.5 * each.smoothed[lowest])
       margin = 0.06 * (high - low)
       axes.set_ylim(low - margin, high + margin)
-    stopped = f': {each.stopped} at rate {each.rates[-1]:.2g}' if each.stopped and len(each.rates) else ''
-    axes.set_title((each.group or 'all entries') + stopped, loc='left')
+    axes.set_title(f'{each.group or "all entries"}: {_ended(each.stopped, each.rates, each.smoothed)}', loc='left')
     axes.set_xlabel('learning rate')
     axes.set_ylabel('training loss')
     axes.grid(alpha=0.3)
@@ -306,10 +317,21 @@ def text(result: Mapping[str, Any]) -> str:
   lines = [('entries', *names, '')]
   for each in result['sweeps']:
     found = [f'{each["suggestions"][name]:.2g}' if each['suggestions'] else '-' for name in names]
-    rates = each['learning_rate']
-    note = f'{each["stopped"]} at rate {rates[-1] if rates else float("nan"):.2g}' if each['stopped'] else ''
-    lines.append((each['group'] or 'all', *found, note or 'did not diverge'))
+    lines.append((each['group'] or 'all', *found, _ended(each['stopped'], each['learning_rate'], each['smoothed'])))
   widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
   table = ['  '.join(map(str.ljust, line, widths)).rstrip() for line in lines]
+  flat = [each['group'] or 'all' for each in result['sweeps'] if not each['learns']]
+  if flat:
+    table.append(f'the loss hardly falls ({", ".join(flat)}): these suggestions say little; is it trained already?')
   where = 'a new run' if result['new'] else f'step {result["step"]:,}'
   return '\n'.join([*table, f'learning rates of {where}; config.optim.learning_rate is {result["learning_rate"]:.2g}'])
+
+
+def _ended(stopped: str, rates: Sequence[float], smoothed: Sequence[float]) -> str:
+  """How a sweep ended, in words."""
+  if not len(rates):
+    return f'{stopped} at once'
+  if stopped:
+    return f'{stopped} at rate {rates[-1]:.2g}'
+  lowest = int(np.argmin(smoothed))
+  return f'{"still falls at" if lowest == len(rates) - 1 else "rises from"} rate {rates[lowest]:.2g}'

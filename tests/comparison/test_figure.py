@@ -28,7 +28,7 @@ def test_a_failed_run_ends_with_a_cross():
   axes, means = panel({'a': [drawn([1, 2, 3]), drawn([2, 4], failed=True)]})
   (cross,) = (line for line in axes.lines if line.get_marker() == 'x')
   assert (cross.get_xdata()[0], cross.get_ydata()[0]) == (20, 4)
-  np.testing.assert_allclose(means['a'].get_xdata(), [10, 20])
+  np.testing.assert_allclose(means['a (1 of 2 failed)'].get_xdata(), [10, 20])
 
 
 def test_epochs_where_steps_an_epoch_differ():
@@ -43,14 +43,54 @@ def test_a_wide_range_has_a_log_scale(values, scale):
   assert axes.get_yscale() == scale
 
 
-def test_variants_of_a_grid_share_colors_and_styles():
-  names = [f'{activation}_{start}' for activation in ('relu', 'tanh') for start in ('he', 'glorot')]
-  _, lines = panel({name: [drawn([1, 2])] for name in names})
-  assert lines['relu_he'].get_color() == lines['tanh_he'].get_color() != lines['relu_glorot'].get_color()
-  assert lines['relu_he'].get_linestyle() == lines['relu_glorot'].get_linestyle() != lines['tanh_he'].get_linestyle()
-  many = {f'v{index}': [drawn([1, 2])] for index in range(20)}
-  _, lines = panel(many)
-  assert len({(line.get_color(), line.get_linestyle()) for line in lines.values()}) == 20
+def rows_of(names):
+  """(name, color) of each line by row, read off the first column."""
+  shown = figure.curves({name: [drawn([1, 2])] for name in names})
+  for axes in shown.axes:
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == [line.get_label() for line in axes.lines]
+  return [[(line.get_label(), line.get_color()) for line in axes.lines] for axes in shown.axes]
+
+
+def test_colors_tell_up_to_seven_variants_in_one_row():
+  (row,) = rows_of([f'relu_{index}' for index in range(7)])
+  assert len(dict(row)) == len(set(dict(row).values())) == 7
+
+
+def test_a_grid_of_more_has_a_row_for_each_first_part_and_a_color_for_each_second():
+  rows = rows_of([f'{first}_{rest}' for first in ('relu', 'tanh') for rest in ('a', 'b_c', 'd', 'e')])
+  assert [[name for name, _ in row] for row in rows] == [
+    ['relu_a', 'relu_b_c', 'relu_d', 'relu_e'],
+    ['tanh_a', 'tanh_b_c', 'tanh_d', 'tanh_e'],
+  ]
+  assert [color for _, color in rows[0]] == [color for _, color in rows[1]]
+  assert len({color for _, color in rows[0]}) == 4
+
+
+@pytest.mark.parametrize('name', ['v{}', 'v_{}', 'v{}_x{}'])
+def test_many_others_come_in_rows_as_they_stand(name):
+  names = [name.format(index, index) for index in range(16)]
+  rows = rows_of(names)
+  assert [len(row) for row in rows] == [7, 7, 2]
+  assert [name for row in rows for name, _ in row] == names
+
+
+def test_panels_of_a_quantity_share_their_axes():
+  values = {f'{first}_{rest}': (first, rest) for first in range(3) for rest in range(3)}
+  shown = figure.curves({name: [drawn([1, 1 + 4 * first])] for name, (first, _) in values.items()})
+  assert len(shown.axes) == 3
+  assert len({axes.get_ylim() for axes in shown.axes}) == 1
+  assert shown.axes[0].get_ylim()[0] < 0 < 9 < shown.axes[0].get_ylim()[1]
+
+
+def test_what_explodes_does_not_flatten_the_others():
+  axes, _ = panel({'a': [drawn([1.0, 0.5, 0.2])], 'b': [drawn([1.0, 0.4, 0.1])], 'c': [drawn([1.0, 1e20])]})
+  low, high = axes.get_ylim()
+  assert low < 0.1 and 1 < high < 200
+
+
+def test_failures_are_counted_even_where_nothing_was_recorded():
+  axes, means = panel({'a': [drawn([1, 2])], 'b': [drawn([], failed=True), drawn([], failed=True)]})
+  assert list(means) == ['a', 'b (2 of 2 failed)']
 
 
 def test_nothing_to_draw():

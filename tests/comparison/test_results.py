@@ -44,9 +44,9 @@ def leave(run, train, test):
   summary = {
     'finished': True,
     'seconds': {'total': 60.0 + 2 * run.seed},
-    'images_per_second': 1000.0,
+    'images_per_second': 950.0 + 100 * run.seed if run.variant == 'plain' else 1000.0,
     'parameters': 269_722,
-    'peak_memory': {'process': 2**29, 'device': None},
+    'peak_memory': {'process': 2**29 + 2**26 * run.seed, 'device': None},
     'warnings': {'dead': {'step': 10, 'text': 'units are <dead>'}} if run.seed else {},
     'devices': {'kind': 'cpu'},
     'versions': {'jax': '1.2'},
@@ -84,7 +84,7 @@ def test_what_a_run_came_to(written):
       'test_error': 37.5,
       'test_loss': 0.5,
       'seconds': 60.0,
-      'images_per_second': 1000.0,
+      'images_per_second': 950.0,
       'parameters': 269_722,
       'process_memory': 2**29,
     }
@@ -116,7 +116,7 @@ def test_the_tables(written):
   assert table == [
     '| variant | runs | train error (%) | test error (%) | time | images/s | parameters | peak memory | remarks |',
     '| --- | --- | --- | --- | --- | --- | --- | --- | --- |',
-    '| plain | 2/2 | 25.00 ± 7.07 | 43.75 ± 8.84 | 1 min 01 s | 1,000 | 269,722 | 512 MiB | dead 1/2 |',
+    '| plain | 2/2 | 25.00 ± 7.07 | 43.75 ± 8.84 | 1 min 01 s ± 1 s | 1,000 ± 71 | 269,722 | 544 ± 45 MiB | dead 1/2 |',
     '| deep | 1/2 | 6.25 | 25.00 | 1 min 00 s | 1,000 | 269,722 | 512 MiB '
     '| seed 1 failed: the loss is / not finite at step 12 |',
   ]
@@ -145,11 +145,30 @@ def test_the_page_stands_alone(written):
     'units are &lt;dead&gt;',
     'try &lt;this&gt;',
     'optim.learning_rate = 0.2',
-    'plain seed 1',
+    '<td>plain</td><td>1</td><td>step 10</td>',
   ):
     assert expected in page, expected
   assert page.count('<img') == 1
   assert Image.open(workdir / 'curves.png').format == 'PNG'
+
+
+def test_warnings_of_a_variant_stand_together(written):
+  _, outcomes = written
+  vanishing = {'vanishing': {'step': 40, 'text': 'at 40'}}
+  warned = [outcomes[0]._replace(warnings=vanishing | {'dead': {'step': 30, 'text': 'at 30'}}), *outcomes[1:]]
+  seeds = {outcome.run.name: str(outcome.run.seed) for outcome in warned}
+  assert list(seeds) == ['plain seed 0', 'deep seed 0', 'plain seed 1', 'deep seed 1']
+  assert results._warnings(warned) == [
+    ('plain', '0', 'step 40', 'at 40'),
+    ('plain', '0, 1', 'step 10', 'units are <dead>'),
+  ]
+
+
+def test_what_devices_count_has_a_column(written):
+  _, outcomes = written
+  values = {**outcomes[0].values, 'device_memory': 3 * 2**30}
+  header, (row,) = results.table(results.summarize([outcomes[0]._replace(values=values)]))
+  assert row[header.index('peak device memory')] == '3,072 MiB'
 
 
 def test_nothing_run_yet(tmp_path):

@@ -101,3 +101,24 @@ def test_finished_runs_are_not_started(runs, monkeypatch):
   stream = io.StringIO()
   assert runner.run(runs, terminal.StatusLine(stream), -1)
   assert stream.getvalue().splitlines()[-1] == 'run 6 of 6  c seed 1  finished before'
+
+
+def test_the_results_are_written_after_each_run_that_ended(runs, monkeypatch):
+  shown = []
+
+  def run_one(run, *_):
+    (run.workdir).mkdir(parents=True, exist_ok=True)
+    if run.variant == 'b':
+      return 'it failed'
+    summary = {'finished': True, 'seconds': {'total': 1.0}, 'last': {'test/accuracy': 0.5}}
+    (run.workdir / 'summary.json').write_text(json.dumps(summary))
+    return ''
+
+  finished(runs[0], 1.0)
+  (runs[0].workdir / 'requested.json').write_text(json.dumps(runs[0].config.to_dict()))
+  monkeypatch.setattr(runner, '_run_one', run_one)
+  stream = io.StringIO()
+  assert runner.run(runs, terminal.StatusLine(stream), -1, lambda: shown.append(stream.getvalue().splitlines()[-1]))
+  assert len(shown) == 5, 'not after the one that was finished before'
+  assert 'run 2 of 6  b seed 0  failed: it failed' in shown[0]
+  assert shown[1] == 'run 3 of 6  c seed 0  test accuracy 50.00 %  1 s'

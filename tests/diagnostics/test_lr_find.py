@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from dnt import checkpoints, errors, experiment, initial, trees
+from dnt import checkpoints, errors, experiment, initial, plots, trees
 from dnt.data import order, pipeline
 from dnt.diagnostics import lr_find
 from dnt.models import depth
@@ -81,33 +81,60 @@ def test_the_steps_of_a_sweep_are_those_of_training_at_its_rates(network, monkey
 
 
 @pytest.mark.parametrize('scan', [False, True])
-def test_a_group_is_swept_alone(network, one_device, scan):
+def test_a_group_moves_alone(network, one_device, scan):
   network.model.depth, network.model.scan = 5, scan
-  network.optim.learning_rate = 2e-2
+  network.optim.weight_decay = 1e-3
   run, _, _, state = build(network)
   entries = [row.entry for row in run.table]
-  optimizers = {
-    rate: chain.make(run.config, lambda step, rate=rate: jnp.float32(rate), state.params, entries)
-    for rate in (1e-2, 2e-2)
-  }
-  held = lr_find.hold_others(
-    optimizers[1e-2], lambda step: jnp.float32(1e-2), 2e-2, state.params, entries, 'head|.*[13]'
-  )
+  whole = chain.make(run.config, lambda step: jnp.float32(1e-2), state.params, entries)
+  alone = lr_find.alone(whole, state.params, entries, 'head|.*[13]')
   gradient = jax.tree.map(
     lambda leaf: np.cos(np.arange(leaf.size)).reshape(leaf.shape).astype(np.float32), state.params
   )
+  # A gradient that is not finite must not reach what stands still.
+  gradient['stem'] = jax.tree.map(lambda leaf: np.full_like(leaf, np.inf), gradient['stem'])
 
   @jax.jit
   def update(*args):
-    return [optimizer.update(*args) for optimizer in (*optimizers.values(), held)]
+    return whole.update(*args), alone.update(*args)
 
-  updated = update(gradient, state.opt_state, state.params)
-  assert len({jax.tree.structure(after) for _, after in updated}) == 1
-  moves = dict(zip((*optimizers, 'held'), (trees.flatten(depth.to_unrolled(each)) for each, _ in updated), strict=True))
-  swept = {path: path.startswith(('stage1/block001/', 'stage1/block003/', 'head/')) for path in moves['held']}
-  assert sum(swept.values()) == 6
-  for path, move in moves['held'].items():
-    np.testing.assert_allclose(move, moves[1e-2 if swept[path] else 2e-2][path], rtol=1e-5, err_msg=path)
+  (moves, after), (moved, after_alone) = update(gradient, state.opt_state, state.params)
+  assert jax.tree.structure(after) == jax.tree.structure(after_alone) == jax.tree.structure(state.opt_state)
+  expected, found = (trees.flatten(depth.to_unrolled(each)) for each in (moves, moved))
+  swept = {path for path in found if path.startswith(('stage1/block001/', 'stage1/block003/', 'head/'))}
+  assert len(swept) == 6 and len(found) == 10
+  for path, move in found.items():
+    np.testing.assert_array_equal(move, expected[path] if path in swept else np.zeros_like(move), err_msg=path)
+    assert path not in swept or np.abs(move).max() > 0
+
+
+def test_a_sweep_of_a_group_is_one_in_which_only_it_learns(network, one_device):
+  run, mesh, source, state = build(network)
+  with contextlib.closing(pipeline.make_train_feed(run.config, source, mesh)) as feed:
+    found = {group: lr_find.sweep(run, mesh, state, feed, group) for group in (None, 'head')}
+  np.testing.assert_allclose(found['head'].losses[0], found[None].losses[0], rtol=1e-6)
+  np.testing.assert_allclose(found['head'].rates[:8], found[None].rates[:8])
+
+  # The features of the first step stay; the head learns on them.
+  params = jax.device_get(run.init_variables()['params'])
+  mean, std = (np.reshape(value, (1, 1, 1, -1)) for value in (run.config.data.mean, run.config.data.std))
+  places = np.concatenate([order.order(0, epoch, 64) for epoch in range(2)]).reshape(-1, 16)
+  momentum, expected = jax.tree.map(np.zeros_like, params['head']), []
+
+  @jax.jit
+  @jax.value_and_grad
+  def loss(head, images, labels):
+    logits = run.model.apply({'params': {**params, 'head': head}}, images, train=True)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+  head = params['head']
+  for rate, picked in zip(np.geomspace(1e-3, 1.0, 20), places, strict=False):
+    images = ((source.images[picked] / 255.0 - mean) / std).astype(np.float32)
+    value, gradient = loss(head, images, source.labels[picked])
+    momentum = jax.tree.map(lambda m, g: 0.9 * m + np.asarray(g), momentum, gradient)
+    head = jax.tree.map(lambda p, m, rate=rate: np.float32(p - rate * m), head, momentum)
+    expected.append(float(value))
+  np.testing.assert_allclose(found['head'].losses[:8], expected, rtol=1e-4)
 
 
 # The workdir.
@@ -229,3 +256,51 @@ def test_suggestions():
   assert found['minimum/10'] == pytest.approx(lowest / 10)
   assert 10 ** (-4.6) < found['valley'] < lowest
   assert lr_find.suggest(rates[:17], losses[:17], 100) == {}
+
+
+def test_a_loss_that_hardly_falls_is_said_to():
+  batches = np.random.default_rng(0).normal(0, 0.1, 100)
+  fallen = 2 - np.clip(np.arange(100) / 50 - 0.5, 0, 1)
+  for losses, learns in ((2 + batches, False), (fallen + batches, True)):
+    assert lr_find.learns(losses, lr_find.smooth(losses), 100) is learns
+  assert not lr_find.learns(np.array([]), np.array([]), 100)
+
+
+@pytest.mark.parametrize(
+  ('stopped', 'losses', 'said'),
+  [
+    ('diverged', [3.0, 2.0, 9.0], 'diverged at rate 1'),
+    ('not finite', [], 'not finite at once'),
+    ('', [3.0, 2.0, 2.5], 'rises from rate 0.1'),
+    ('', [3.0, 2.0, 1.0], 'still falls at rate 1'),
+  ],
+)
+@pytest.mark.parametrize('learns', [True, False])
+def test_what_a_sweep_is_said_to_show(stopped, losses, said, learns):
+  rates = [0.01, 0.1, 1.0][: len(losses)]
+  swept = {'group': 'head', 'stopped': stopped, 'suggestions': {}, 'learns': learns}
+  swept |= {'learning_rate': rates, 'loss': losses, 'smoothed': losses}
+  shown = lr_find.text({'step': 0, 'new': True, 'learning_rate': 0.1, 'sweeps': [swept]}).splitlines()
+  assert shown[1].startswith('head') and shown[1].endswith(said)
+  assert len(shown) == (3 if learns else 4)
+  assert learns or 'hardly falls (head)' in shown[2]
+
+
+def test_the_picture_shows_every_suggestion_and_the_rate_of_the_config():
+  rates = np.geomspace(1e-6, 10, 50)
+  losses = 2 + np.log10(rates) ** 2 / 10
+  suggestions = {'valley': 1e-3, 'steepest': 1e-3, 'minimum/10': 1e-3}
+  sweeps = [lr_find.Sweep(group, rates, losses, losses, '', suggestions, True) for group in (None, 'head', 'stem')]
+  figure = lr_find.plot(sweeps, 0.05)
+  assert [axes.get_title(loc='left') for axes in figure.axes] == [
+    'all entries: rises from rate 1',
+    'head: rises from rate 1',
+    'stem: rises from rate 1',
+  ]
+  for axes in figure.axes:
+    assert (axes.get_xscale(), axes.get_xlabel(), axes.get_ylabel()) == ('log', 'learning rate', 'training loss')
+    shown = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert shown[2:] == ['valley  0.001', 'steepest  0.001', 'minimum/10  0.001', 'config  0.05']
+    sizes = [line.get_markersize() for line in axes.lines if line.get_marker() in 'osD']
+    assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == 3, 'where they agree, all can be seen'
+  assert plots.png(figure).startswith(b'\x89PNG')
