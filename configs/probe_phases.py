@@ -2,7 +2,8 @@
 
   python -m dnt.probe --config=configs/probe_phases.py
 
-EXPECTED
+Expected: measured dots in the colour of theory's ground, white along the line: tanh at sigma_b^2 = 0.1 is critical at
+sigma_w^2 = 1.986; ReLU at 2. About 15 s of processor time.
 """
 
 from dnt import config as schema
