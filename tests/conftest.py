@@ -5,12 +5,15 @@ import importlib.util
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 
 import pytest
 
+# Under nohup and behind '&' in a script Ctrl-C is ignored, and all processes started from there would ignore it too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count=8'.strip()
 if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:

@@ -17,12 +17,6 @@ def _place(images: np.ndarray, labels: np.ndarray, mesh: Mesh) -> Arrays:
   return meshes.place({'image': images, 'label': labels}, meshes.replicated(mesh))
 
 
-def _shapes(arrays: Arrays) -> Arrays:
-  return {
-    name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding) for name, array in arrays.items()
-  }
-
-
 class TrainFeed:
   """Batches of an endless run through shuffled epochs; see `pipeline.make_train_feed`."""
 
@@ -38,7 +32,9 @@ class TrainFeed:
     return (self._epochs * self._count - first) // self._batch_size
 
   def shapes(self) -> Arrays:
-    return _shapes(self.arrays(0, 1))
+    drawn = {'order': jax.ShapeDtypeStruct((self._epochs * self._count,), np.int32)}
+    drawn['window'] = jax.ShapeDtypeStruct((3,), np.int32)
+    return meshes.shapes(self._data | drawn, meshes.replicated(self._mesh))
 
   def arrays(self, step: int, count: int) -> Arrays:
     if not 1 <= count <= self.max_steps(step):
@@ -75,7 +71,7 @@ class EvalFeed:
     return self.steps - step
 
   def shapes(self) -> Arrays:
-    return _shapes(self._data)
+    return meshes.shapes(self._data, meshes.replicated(self._mesh))
 
   def arrays(self, step: int, count: int) -> Arrays:
     del step, count
