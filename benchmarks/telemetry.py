@@ -78,7 +78,7 @@ def measure(config):
 
     def compiled(train_step, longest):
       program = compile_lib.jit(steps.make_train_steps(train_step, feed.batch_at, longest), donate_argnums=0)
-      return program.lower(state, feed.arrays(0, 1), np.int32(1)).compile()
+      return program.lower(state, feed.shapes(), np.int32(1)).compile()
 
     plain, plain_compilation = seconds(lambda: compiled(run.train_step, config.train.steps_per_dispatch))
     watched, compilation = seconds(lambda: compiled(run.telemetry_step, 1))
@@ -115,12 +115,14 @@ def measure(config):
 
 def main(_):
   logging.set_verbosity(logging.ERROR)
-  rows = [{'config': name, **measure(make())} for name, make in (('digits', loop.digits), ('cifar', loop.cifar))]
-  print('config  plain step  watched step  period  share of the run (quartiles)  once a run: compilation, picture')
+  rows = [{'config': name, **measure(make_config())} for name, make_config in loop.CONFIGS.items()]
+  print(
+    'config           plain step  watched step  period  share of the run (quartiles)  once a run: compilation, picture'
+  )
   for row in rows:
     low, high = row['share_quartiles']
     print(
-      f'{row["config"]:6}  {1e3 * row["step"]:7.1f} ms  {1e3 * row["watched_step"]:9.1f} ms  {row["period"]:6.0f}  '
+      f'{row["config"]:15}  {1e3 * row["step"]:7.1f} ms  {1e3 * row["watched_step"]:9.1f} ms  {row["period"]:6.0f}  '
       f'{100 * row["share"]:.2f} % ({100 * low:.2f} to {100 * high:.2f} %)  '
       f'{row["compilation"]:.1f} s (plain step {row["plain_compilation"]:.1f} s), {row["picture"]:.1f} s'
     )

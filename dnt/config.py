@@ -314,7 +314,7 @@ SIGNAL: dict[str, Any] = {
     'seed': Option(0, 'first of the keys of inputs and weights', check=_at_least(0)),
     'seeds': Option(8, 'draws of each network', check=_at_least(1)),
     'singular_values': Option(2, 'largest singular values of the Jacobian to find; 0: none', check=_at_least(0)),
-    'power_iterations': Option(4, 'iterations that find them', check=_at_least(1)),
+    'lanczos_iterations': Option(6, 'iterations that find them, to about a percent', check=_at_least(1)),
     'jacobian_seeds': Option(1, 'draws of each network that they are found for', check=_at_least(1)),
   },
 }

@@ -52,12 +52,10 @@ class Sums:
     return jax.device_get(total)
 
   def prepare(self, variables: Mapping[str, Any]) -> None:
-    """Compiles, if it is not done yet."""
+    """Compiles, if it is not done yet; shapes with shardings will do."""
     if self._program is None:
       program = compile_lib.jit(self._run, out_shardings=mesh_lib.replicated(self._mesh))
-      count = min(self._feed.max_steps(0), self._feed.steps)
-      arrays = self._feed.arrays(0, count)
-      self._program = program.lower(variables, arrays, np.int32(0), np.int32(count)).compile()
+      self._program = program.lower(variables, self._feed.shapes(), np.int32(0), np.int32(1)).compile()
 
   def close(self) -> None:
     """Ends the feed."""
@@ -106,7 +104,7 @@ class Evaluator:
     return Result(metrics, confusion)
 
   def prepare(self, variables: Mapping[str, Any]) -> None:
-    """Compiles what is not compiled yet."""
+    """Compiles what is not compiled yet; shapes with shardings will do."""
     for split in self._splits:
       self._of(split).prepare(variables)
 

@@ -3,6 +3,7 @@
 Checkpoints hold the unrolled layout, so that they do not depend on `model.scan`.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,33 +16,36 @@ from dnt.parallel import mesh as mesh_lib
 
 
 def state(
-  run: experiment.Experiment, mesh: Mesh, saved: checkpoints.Checkpoints | checkpoints.ReadOnly
+  run: experiment.Experiment,
+  mesh: Mesh,
+  saved: checkpoints.Checkpoints | checkpoints.ReadOnly,
+  checked: Callable[[steps.TrainState, int], None] = lambda shapes, step: None,
 ) -> tuple[steps.TrainState, dict[str, Any]]:
   """The state to go on from, and the `meta` of the checkpoint it came from ({} for a new run).
 
   The first that exists wins: the newest good checkpoint of the run's own workdir (the whole state); the run at
   `config.train.init_from` (parameters and BatchNorm statistics); `config.seed`.
 
+  Args:
+    run: the experiment.
+    mesh: where the state will lie.
+    saved: the run's own checkpoints.
+    checked: called with the shapes of the state and its step as soon as nothing can be refused any more, and before
+      parameters are drawn: the moment to start compiling.
+
   Raises:
     errors.InputError: a checkpoint of another network or optimizer.
   """
   abstract = run.abstract_state()
-  shardings = mesh_lib.parameter_shardings(mesh, abstract)
   rows = depth.scanned_rows(abstract.params)
   unrolled = depth.to_unrolled(abstract, rows)
-  on_mesh = jax.tree.map(
-    lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-    unrolled,
-    mesh_lib.parameter_shardings(mesh, unrolled),
-  )
-  restored = saved.restore_latest(on_mesh)
-  if restored is not None:
+  restored = saved.restore_latest(mesh_lib.shapes(unrolled, mesh_lib.parameter_shardings(mesh, unrolled)))
+  given = load_variables(run, run.config.train.init_from) if not restored and run.config.train.init_from else None
+  shardings = mesh_lib.parameter_shardings(mesh, abstract)
+  checked(mesh_lib.shapes(abstract, shardings), int(restored[0].step) if restored else 0)
+  if restored:
     return jax.device_put(depth.to_scanned(restored[0], rows), shardings), restored[1]
-  if run.config.train.init_from:
-    variables = load_variables(run, run.config.train.init_from)
-  else:
-    variables = run.init_variables()
-  return mesh_lib.place(compile_lib.eagerly(run.make_state)(variables), shardings), {}
+  return mesh_lib.place(compile_lib.eagerly(run.make_state)(given or run.init_variables()), shardings), {}
 
 
 def load_variables(run: experiment.Experiment, workdir: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from dnt.diagnostics import taps
 from dnt.diagnostics import telemetry as telemetry_lib
 
 METRICS = ('loss', 'accuracy', 'gradient_norm', 'learning_rate')  # of a train step, float32 scalars
+PRNG = 'threefry2x32'  # of every draw of a step, whatever jax's default is set to: runs stay the same
 TOP5_FROM = 100  # classes from which the top-5 accuracy says something
 
 Batch = dict[str, jax.Array]
@@ -57,7 +58,7 @@ def make_state(
     params=params,
     batch_stats=batch_stats,
     opt_state=optimizer.init(params),
-    rng=jax.random.key_data(jax.random.key(config.seed)),
+    rng=jax.random.key_data(jax.random.key(config.seed, impl=PRNG)),
     ema=jax.tree.map(jnp.array, averaged),  # a copy: the step donates the state's buffers one by one
   )
 
@@ -109,7 +110,7 @@ def make_train_step(
   gradient_fn = jax.value_and_grad(loss_fn, argnums=(0, 1), has_aux=True)
 
   def gradients(state, batch):
-    augment, step_key = jax.random.split(jax.random.wrap_key_data(state.rng))
+    augment, step_key = jax.random.split(jax.random.wrap_key_data(state.rng, impl=PRNG))
     # The augmentation folds epoch and position into its key: the same picture whatever the batch size.
     depth, dropout = jax.random.split(jax.random.fold_in(step_key, state.step))
     keys = {'augment': augment, 'stochastic_depth': depth, 'dropout': dropout}

@@ -25,10 +25,9 @@ import jax
 import ml_collections
 import numpy as np
 
-from dnt import checkpoints, errors, evaluate, events, experiment, files, initial, record, report, steps
+from dnt import checkpoints, errors, evaluate, events, experiment, files, initial, programs, record, report, steps
 from dnt.data import pipeline
 from dnt.models import depth
-from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
 from dnt.parallel import multihost, preemption
 
@@ -59,36 +58,34 @@ def train(
   run = experiment.make(experiment.resolve(config, data), data.spec)
   if multihost.is_lead():
     print(report.block_table(run.table))
-  state, history = initial.state(run, mesh, saved)
-  if multihost.is_lead():
-    files.write_json(workdir / 'config.json', run.config.to_dict())
-  clock.lap('setup')
 
   with (
-    preemption.Guard() as guard,
     contextlib.closing(pipeline.make_train_feed(run.config, data.train, mesh)) as feed,
     evaluate.Evaluator(run, mesh, data.evaluation) as evaluator,
-    record.Record(run, workdir, int(state.step), history, clock) as rec,
+    programs.Programs(run, mesh, feed, evaluator) as compiled,
   ):
-    if history:
-      rec.say(f'going on from step {int(state.step)}')
-    try:
-      state = _loop(run, mesh, state, feed, evaluator, saved, rec, clock, guard)
-    except errors.RunError as error:
+    state, history = initial.state(run, mesh, saved, compiled.ahead)
+    if multihost.is_lead():
+      files.write_json(workdir / 'config.json', run.config.to_dict())
+    clock.lap('setup')
+    with preemption.Guard() as guard, record.Record(run, workdir, int(state.step), history, clock) as rec:
+      if history:
+        rec.say(f'going on from step {int(state.step)}')
+      try:
+        state = _loop(run, state, feed, compiled, evaluator, saved, rec, clock, guard)
+      except errors.RunError as error:
+        saved.close()
+        kept = 'none was saved' if saved.latest_step is None else f'the checkpoint of step {saved.latest_step} is kept'
+        raise errors.RunError(f'{error}; {kept} in {workdir}') from error
       saved.close()
-      kept = (
-        f'the checkpoint of step {saved.latest_step} is kept' if saved.latest_step is not None else 'none was saved'
-      )
-      raise errors.RunError(f'{error}; {kept} in {workdir}') from error
-    saved.close()
   return report.write(run, rec, state, workdir, mesh, command)
 
 
 def _loop(
   run: experiment.Experiment,
-  mesh: jax.sharding.Mesh,
   state: steps.TrainState,
   feed: pipeline.Feed,
+  compiled: programs.Programs,
   evaluator: evaluate.Evaluator,
   saved: checkpoints.Checkpoints,
   rec: record.Record,
@@ -101,7 +98,6 @@ def _loop(
   stops = [evaluation, saving, run.every(run.config.train.log_every), events.Every(run.config.train.steps_per_dispatch)]
   rows = depth.scanned_rows(state.params)
   step, pending, asked, counter = int(state.step), None, False, itertools.count()
-  programs: dict[bool, Any] = {}  # by whether they show telemetry
   while True:
     evaluation_due = rec.evaluated_at < step and (evaluation.due(step) or step == total) and not asked
     ending = step == total or asked or rec.out_of_patience
@@ -109,7 +105,7 @@ def _loop(
       rec.trained(*_fetch(pending))
       pending = None
     if evaluation_due:
-      evaluator.prepare(evaluate.variables_of(state)[''])
+      compiled.get(programs.EVALUATION, state)
       clock.lap('compile')
       rec.evaluated(step, evaluate.evaluate_all(evaluator, evaluate.variables_of(state)))
       ending = ending or rec.out_of_patience
@@ -127,28 +123,19 @@ def _loop(
     upcoming += [at - 1 for at in [telemetry.next(step)] if at is not None and not shows]
     count = 1 if shows else min(total - step, feed.max_steps(step), min(upcoming) - step)
     arrays = feed.arrays(step, count)
-    if shows not in programs:
+    name = programs.TELEMETRY if shows else programs.PLAIN
+    if not compiled.is_ready(name):
       if pending:
         rec.trained(*_fetch(pending))
         pending = None
-      programs[shows] = _compile(run, mesh, state, feed, arrays, shows)
+      compiled.get(name, state)
       clock.lap('compile')
-    state, metrics = programs[shows](state, arrays, np.int32(count))
+    state, metrics = compiled.get(name, state)(state, arrays, np.int32(count))
     if pending:
       rec.trained(*_fetch(pending))
     pending = (step, count, metrics)
     step += count
     asked = guard.requested(next(counter))
-
-
-def _compile(
-  run: experiment.Experiment, mesh: jax.sharding.Mesh, state: Any, feed: pipeline.Feed, arrays: Any, shows: bool
-) -> Any:
-  longest = 1 if shows else min(run.config.train.steps_per_dispatch, feed.max_steps(0))
-  program = steps.make_train_steps(run.telemetry_step if shows else run.train_step, feed.batch_at, longest)
-  shardings = mesh_lib.parameter_shardings(mesh, state)
-  jitted = compile_lib.jit(program, donate_argnums=0, out_shardings=(shardings, mesh_lib.replicated(mesh)))
-  return jitted.lower(state, arrays, np.int32(1)).compile()
 
 
 def _fetch(pending: tuple[int, int, dict[str, Any]]) -> tuple[int, int, dict[str, Any]]:

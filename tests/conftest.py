@@ -67,6 +67,24 @@ def one_device(monkeypatch):
 
 
 @pytest.fixture
+def unoptimized():
+  """Compiles in about half the time, without most of XLA's optimizations: for tests of what happens, not of numbers."""
+  import jax
+
+  jax.config.update('jax_disable_most_optimizations', True)
+  yield
+  jax.config.update('jax_disable_most_optimizations', False)
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+  """Figures are made but not drawn, which takes longer than a tiny run itself: for tests that look at none."""
+  from dnt import plots
+
+  monkeypatch.setattr(plots, 'png', lambda figure: b'not drawn')
+
+
+@pytest.fixture
 def program(monkeypatch, capsys):
   """Runs `python -m dnt.main` with these arguments in this process: (exit code, standard output, standard error)."""
   from absl import flags

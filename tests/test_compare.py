@@ -165,9 +165,9 @@ def build(config):
 
 
 def program(config):
-  """What tells one training step from another; numbers and draws do not."""
+  """What tells one training step from another; numbers and draws do not, nor does more of the same blocks."""
   leaves = {**config.model, 'batch': config.train.batch_size, 'clip': config.clip.name, 'size': config.data.image_size}
-  for name in ('initializer', 'init_gain', 'gate_bias', 'options'):
+  for name in ('depth', 'initializer', 'init_gain', 'gate_bias', 'options'):  # plan.make has checked the depth
     del leaves[name]
   return tuple(leaves.items())
 
@@ -183,7 +183,8 @@ def test_every_variant_of_a_config_is_a_valid_program(path, load_config, tmp_pat
   for form in ('', *config.forms):
     runs = plan.make(config, tmp_path, form)
     assert all(run.config.data.train_split in run.config.eval.splits for run in runs), 'training error is evaluated'
-    steps |= {program(run.config): run.config for run in runs}
+    for each in runs:
+      steps.setdefault(program(each.config), each.config)
   for each in steps.values():
     run = build(each)
     state = run.abstract_state()
@@ -195,7 +196,7 @@ def test_every_variant_of_a_config_is_a_valid_program(path, load_config, tmp_pat
     assert found['loss'].shape == ()
 
 
-@pytest.mark.usefixtures('one_device')
+@pytest.mark.usefixtures('one_device', 'unoptimized', 'undrawn')
 @pytest.mark.parametrize('path', PATHS, ids=lambda path: path.stem)
 def test_shrunk_config_trains_and_has_results(path, load_config, tmp_path):
   config = load_config(path)
@@ -212,6 +213,7 @@ def test_shrunk_config_trains_and_has_results(path, load_config, tmp_path):
   runs = plan.make(config, tmp_path)
   first = runs[0]
   first.config.train.batch_size = 8
+  first.config.model.depth = 8
   train.train(first.config, first.workdir, record.Clock(0.0), 'test')
   outcomes = [results.read(run) for run in runs]
   results.write(outcomes, results.About(config, path.stem, '', 'test'), tmp_path)

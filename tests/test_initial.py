@@ -67,3 +67,34 @@ def test_a_new_run_starts_from_the_seed_on_the_mesh(tiny, tmp_path):
   tiny.seed = 1
   other, _ = initial.state(build(tiny), mesh, checkpoints.Checkpoints(tmp_path / 'other', tiny.checkpoint))
   assert not np.array_equal(trees.flatten(other.params)['stem/dense/kernel'], found['stem/dense/kernel'])
+
+
+def test_what_is_compiled_for_is_known_before_the_state_and_is_what_the_state_is(tiny, tmp_path):
+  tiny.mesh.fsdp = 2
+  tiny.model.width = 256
+  run, mesh = build(tiny), mesh_lib.make_mesh(tiny.mesh)
+  known = []
+  saved = checkpoints.Checkpoints(tmp_path, tiny.checkpoint)
+  state, _ = initial.state(run, mesh, saved, lambda shapes, step: known.append((shapes, step)))
+  ((shapes, step),) = known
+  assert step == 0
+
+  def what(leaf):
+    return leaf.shape, leaf.dtype, leaf.sharding
+
+  assert jax.tree.map(what, shapes) == jax.tree.map(what, state)
+
+
+def test_a_checkpoint_that_is_refused_is_refused_before_anything_is_compiled(tiny, tmp_path):
+  run, mesh = build(tiny), mesh_lib.make_mesh(tiny.mesh)
+  saved = checkpoints.Checkpoints(tmp_path, tiny.checkpoint)
+  state, _ = initial.state(run, mesh, saved)
+  saved.save(3, state.replace(step=state.step + 3), {}, None)
+  saved.close()
+  known = []
+  initial.state(run, mesh, checkpoints.ReadOnly(tmp_path), lambda _, step: known.append(step))
+  assert known == [3]
+  tiny.model.width = 8
+  with pytest.raises(errors.InputError, match='stem/dense/kernel'):
+    initial.state(build(tiny), mesh, checkpoints.ReadOnly(tmp_path), lambda _, step: known.append(step))
+  assert known == [3]

@@ -25,8 +25,11 @@ class Feed(Protocol):
   A program takes `arrays(step, count)` for up to `max_steps(step)` steps from `step` on, hands them to the jitted
   function, and calls `batch_at(arrays, step)` inside it: a pure function. Batches hold `image` uint8 [B, H, W, C] and
   `label` int32 [B]; in training also `epoch` and `position` in it, int32 [B]; in evaluation `mask`, bool [B], False on
-  the rows that fill up the last batch. An evaluation feed also has `steps`, the batches of one pass.
+  the rows that fill up the last batch. An evaluation feed also has `steps`, the batches of one pass. `shapes()` are
+  those of `arrays`, with their shardings: what a program is compiled for before any picture is read.
   """
+
+  def shapes(self) -> Any: ...
 
   def arrays(self, step: int, count: int) -> Any: ...
 
@@ -87,7 +90,7 @@ def make_train_feed(config: ml_collections.ConfigDict, source: examples.Examples
   if resident_images is not None:
     return resident.TrainFeed(resident_images, source.labels, config.seed, config.train.batch_size, mesh)
   transform = _transform(config.data, shape[:2], train=True)
-  return stream.TrainFeed(source, transform, config.seed, config.train.batch_size, mesh, config.data.workers)
+  return stream.TrainFeed(source, transform, shape, config.seed, config.train.batch_size, mesh, config.data.workers)
 
 
 def make_eval_feed(config: ml_collections.ConfigDict, source: examples.Examples, mesh: Mesh) -> Any:

@@ -17,6 +17,12 @@ def _place(images: np.ndarray, labels: np.ndarray, mesh: Mesh) -> Arrays:
   return meshes.place({'image': images, 'label': labels}, meshes.replicated(mesh))
 
 
+def _shapes(arrays: Arrays) -> Arrays:
+  return {
+    name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding) for name, array in arrays.items()
+  }
+
+
 class TrainFeed:
   """Batches of an endless run through shuffled epochs; see `pipeline.make_train_feed`."""
 
@@ -30,6 +36,9 @@ class TrainFeed:
   def max_steps(self, step: int) -> int:
     first = step * self._batch_size % self._count
     return (self._epochs * self._count - first) // self._batch_size
+
+  def shapes(self) -> Arrays:
+    return _shapes(self.arrays(0, 1))
 
   def arrays(self, step: int, count: int) -> Arrays:
     if not 1 <= count <= self.max_steps(step):
@@ -64,6 +73,9 @@ class EvalFeed:
 
   def max_steps(self, step: int) -> int:
     return self.steps - step
+
+  def shapes(self) -> Arrays:
+    return _shapes(self._data)
 
   def arrays(self, step: int, count: int) -> Arrays:
     del step, count

@@ -97,9 +97,16 @@ def local_rows(batch_size: int, mesh: Mesh) -> range:
 class _Feed:
   """What both feeds share: one step an array, put on the devices of the mesh."""
 
-  def __init__(self, batches: Batches, rows: range, batch_size: int, mesh: Mesh):
-    self._batches, self._rows, self._batch_size = batches, rows, batch_size
+  def __init__(self, batches: Batches, rows: range, batch_size: int, shape: tuple[int, int, int], mesh: Mesh):
+    self._batches, self._rows, self._batch_size, self._shape = batches, rows, batch_size, shape
     self._sharding = meshes.batch_sharding(mesh)
+
+  def _shapes(self, **others: Any) -> dict[str, jax.ShapeDtypeStruct]:
+    """Of image, label and other arrays of one number an example, of which the dtypes are given."""
+    dtypes = {'image': np.uint8, 'label': np.int32, **others}
+    shapes = {name: self._shape if name == 'image' else () for name in dtypes}
+    batch = {name: jax.ShapeDtypeStruct((self._batch_size, *shapes[name]), dtypes[name]) for name in dtypes}
+    return meshes.shapes(batch, self._sharding)
 
   def _put(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     def put(value):
@@ -126,12 +133,22 @@ class TrainFeed(_Feed):
   """Batches of an endless run through shuffled epochs; see `pipeline.make_train_feed`."""
 
   def __init__(
-    self, source: examples.Examples, transform: readers.Transform, seed: int, batch_size: int, mesh: Mesh, workers: int
+    self,
+    source: examples.Examples,
+    transform: readers.Transform,
+    shape: tuple[int, int, int],
+    seed: int,
+    batch_size: int,
+    mesh: Mesh,
+    workers: int,
   ):
     rows = local_rows(batch_size, mesh)
     reader = readers.TrainReader(source, transform, batch_size, rows, seed)
-    super().__init__(Batches(reader, None, workers), rows, batch_size, mesh)
+    super().__init__(Batches(reader, None, workers), rows, batch_size, shape, mesh)
     self._count = len(source)
+
+  def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+    return self._shapes(epoch=np.int32, position=np.int32)
 
   def arrays(self, step: int, count: int) -> dict[str, jax.Array]:
     del count
@@ -154,8 +171,11 @@ class EvalFeed(_Feed):
     rows = local_rows(batch_size, mesh)
     self.steps = -(-len(source) // batch_size)
     reader = readers.EvalReader(source, transform, batch_size, rows, shape)
-    super().__init__(Batches(reader, self.steps, workers), rows, batch_size, mesh)
+    super().__init__(Batches(reader, self.steps, workers), rows, batch_size, shape, mesh)
     self._count = len(source)
+
+  def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+    return self._shapes(mask=np.bool_)
 
   def arrays(self, step: int, count: int) -> dict[str, jax.Array]:
     del count

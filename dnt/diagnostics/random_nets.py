@@ -17,7 +17,7 @@ from jax import lax
 
 from dnt.models import activations, norms
 
-GUARD = 1  # vectors of the power iteration beyond those that are asked for
+GUARD = 1  # vectors of a Lanczos block beyond those that are asked for
 
 
 class Weights(NamedTuple):
@@ -105,19 +105,23 @@ def _normalized(norm: str, h: jax.Array) -> jax.Array:
 def forward(
   network: Network, key: jax.Array, variances: jax.Array, x: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """The inputs of every layer [depth, G, B, N], and q and c of its
-  pre-activations [depth, G].
+  """The inputs of every layer [depth, G, B, N], and log q and c of its pre-activations [depth, G].
 
-  q is their mean square, c the mean cosine of the angle between those of two inputs; not a number for one input.
+  q is their mean square, which may be too small for a float32, c the mean cosine of the angle between those of two
+  inputs; not a number for one input, or where one is zero.
   """
 
   def body(x, index):
     output, h = network.layer(network.draw(key, index), variances, x)
-    square = jnp.mean(jnp.square(h), -1, keepdims=True)
+    largest = jnp.max(jnp.abs(h), -1, keepdims=True)
+    unit = h / largest  # whose squares are in range
+    square = jnp.mean(jnp.square(unit), -1, keepdims=True)
     inputs = h.shape[-2]
-    resultant = jnp.sum(h * lax.rsqrt(square), -2)
+    resultant = jnp.sum(unit * lax.rsqrt(square), -2)
     cosine = (jnp.mean(jnp.square(resultant), -1) - inputs) / (inputs * (inputs - 1)) if inputs > 1 else jnp.nan
-    return output, (x, jnp.mean(square, (-2, -1)), jnp.broadcast_to(cosine, h.shape[:-2]))
+    log_squares = jnp.where(largest > 0, jnp.log(square) + 2 * jnp.log(largest), -jnp.inf)
+    log_q = jax.nn.logsumexp(log_squares, (-2, -1)) - math.log(inputs)
+    return output, (x, log_q, jnp.broadcast_to(cosine, h.shape[:-2]))
 
   return lax.scan(body, x, jnp.arange(network.depth))[1]
 
@@ -188,8 +192,9 @@ def singular_values(
 ) -> jax.Array:
   """Natural logarithms of the largest singular values of the Jacobian of the first input's output, [G, count].
 
-  Power iteration on J^T J with a block of vectors, and the Rayleigh-Ritz values at its end: nothing of the size of J is
-  formed. They approach the singular values from below. The other inputs are held fixed; they matter to batch_norm.
+  Block Lanczos on J^T J with full reorthogonalization (Golub and Van Loan, Matrix Computations, 10.3), and the
+  Rayleigh-Ritz values at its end: nothing of the size of J is formed. They approach the singular values from below. The
+  other inputs are held fixed; they matter to batch_norm.
 
   Args:
     network: the networks.
@@ -197,31 +202,41 @@ def singular_values(
     variances: [S, 2].
     x: inputs [G, B, N].
     count: how many.
-    iterations: each passes the depth twice.
+    iterations: each passes the depth twice; no more are made than span the inputs' space.
   """
   inputs = forward(network, key, variances, x)[0]
   block = min(count + GUARD, network.width)
+  iterations = min(iterations, network.width // block)
 
   def first(product, vectors):
     whole = jnp.zeros((block, *x.shape)).at[..., 0, :].set(vectors)
     vectors, logarithm = product(network, key, variances, inputs, whole)
     return vectors[..., 0, :], logarithm
 
-  def orthonormal(vectors):
-    return jnp.moveaxis(jnp.linalg.qr(jnp.moveaxis(vectors, 0, -1))[0], -1, 0)
+  def orthonormal(vectors, basis):
+    for _ in range(2):  # twice is enough
+      parts = jnp.einsum('u...n,v...n->uv...', basis, vectors, precision='highest')
+      vectors = vectors - jnp.einsum('uv...,u...n->v...n', parts, basis, precision='highest')
+      vectors = jnp.moveaxis(jnp.linalg.qr(jnp.moveaxis(vectors, 0, -1))[0], -1, 0)
+    return vectors
 
-  def iterate(_, carry):
-    vectors = carry[0]
+  def iterate(carry, index):
+    basis, vectors = carry
+    basis = lax.dynamic_update_slice_in_dim(basis, vectors, index * block, 0)
     images, logarithm = first(push, vectors)
-    return orthonormal(first(pull, images)[0]), images, logarithm
+    return (basis, orthonormal(first(pull, images)[0], basis)), (images, logarithm)
 
   start = jax.random.normal(jax.random.fold_in(key, network.depth + 1), (block, network.width))
   start = jnp.broadcast_to(start[:, None, None, None, None], (block, *x.shape[:-2], network.width))
-  carry = orthonormal(start), start, jnp.zeros(x.shape[:-2])
-  _, images, logarithm = lax.fori_loop(0, iterations, iterate, carry)
-  squares = jnp.linalg.eigvalsh(jnp.einsum('v...n,w...n->...vw', images, images, precision='highest'))
+  basis = jnp.zeros((iterations * block, *start.shape[1:]))
+  steps = jnp.arange(iterations)
+  images, logarithms = lax.scan(iterate, (basis, orthonormal(start, basis)), steps)[1]
+  largest = jnp.max(logarithms, 0)  # [G]
+  images = images * jnp.exp(logarithms - largest[None])[:, None, ..., None]
+  images = images.reshape(-1, *images.shape[2:])  # J times the basis
+  squares = jnp.linalg.eigvalsh(jnp.einsum('u...n,v...n->...uv', images, images, precision='highest'))
   squares = jnp.maximum(squares[..., ::-1][..., :count], jnp.finfo(jnp.float32).tiny)
-  return logarithm[..., None] + jnp.log(squares) / 2
+  return largest[..., None] + jnp.log(squares) / 2
 
 
 def draw_signals(

@@ -18,8 +18,9 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from dnt import metrics, terminal
-from dnt.diagnostics import random_nets, signal_report, theory
+from dnt import errors, files, metrics, terminal
+from dnt.diagnostics import random_nets, signal_report
+from dnt.diagnostics.theory import batch_norm, layers, plain
 
 SETTLED = 0.01  # q within this share of its last value is at its fixed point
 MEMORY = 2**28  # bytes of weights and signals that the seeds under one vmap may take
@@ -39,12 +40,12 @@ class _Job(NamedTuple):
 
 @functools.partial(jax.jit, static_argnums=(0, 3, 4))
 def _propagation(network, keys, variances, inputs, correlation):
-  """q, c and the logarithms of the gradient norms, each [seeds, depth, G]."""
+  """Logarithms of q, c, and logarithms of the gradient norms, each [seeds, depth, G]."""
 
   def measure(key):
     x, cotangents = random_nets.draw_signals(network, key, variances, inputs, correlation)
-    xs, q, c = random_nets.forward(network, key, variances, x)
-    return q, c, random_nets.pull(network, key, variances, xs, cotangents[None])[1]
+    xs, log_q, c = random_nets.forward(network, key, variances, x)
+    return log_q, c, random_nets.pull(network, key, variances, xs, cotangents[None])[1]
 
   return jax.vmap(measure)(keys)
 
@@ -66,12 +67,16 @@ def run(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> dict[s
   Ctrl-C stops it; what was measured by then, of each depth the seeds that are done, is written and returned.
 
   Returns:
-    `networks`: one dict for each network, see `_row`; `interrupted`; `config`: the section; `summary`: how far the
-    rates are from theory, see `signal_report.summarize`.
+    `networks`: one dict for each network, see `_row`; in theory, of plain networks without a norm `phases`, see
+    `_phases`, and of those with batch norm `batch_norm_gains`, see `batch_norm.gain`; `interrupted`; `config`: the
+    section; `summary`: how far the rates are from theory, see `signal_report.summarize`.
+
+  Raises:
+    errors.InputError: a workdir that cannot be written.
   """
   options = config.signal
   workdir = pathlib.Path(workdir)
-  workdir.mkdir(parents=True, exist_ok=True)
+  files.make_workdir(workdir)
   variances = np.array(list(itertools.product(options.weight_variances, options.bias_variances)), np.float64)
   jobs = list(_jobs(options))
   found: dict[tuple[str, Network], list[Any]] = {}
@@ -93,6 +98,9 @@ def run(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> dict[s
   networks = [row for depth in options.depths for row in _rows(options, variances, depth, found)]
   section = {key: list(value) if isinstance(value, tuple) else value for key, value in options.items()}
   result = {'config': section, 'interrupted': interrupted, 'networks': networks}
+  is_plain = 'plain' in options.blocks
+  result['phases'] = _phases(options, variances) if is_plain and 'none' in options.norms else []
+  result['batch_norm_gains'] = _batch_norm_gains(options) if is_plain and 'batch_norm' in options.norms else {}
   result['summary'] = signal_report.summarize(networks)
   signal_report.write(result, workdir)
   status.close()
@@ -132,7 +140,7 @@ def _jobs(options: ml_collections.ConfigDict) -> Iterator[_Job]:
     if options.singular_values:
       for part in _jacobian_networks(network):
         signals = _inputs(options, part) * points * (options.singular_values + random_nets.GUARD)
-        yield from _split('jacobian', part, options.jacobian_seeds, signals, 2 * options.power_iterations + 1)
+        yield from _split('jacobian', part, options.jacobian_seeds, signals, 2 * options.lanczos_iterations + 1)
 
 
 def _split(kind: str, network: Network, seeds: int, signals: int, passes: int) -> Iterator[_Job]:
@@ -154,7 +162,7 @@ def _measure(job: _Job, options: ml_collections.ConfigDict, variances: np.ndarra
     found = _propagation(job.network, keys, points, options.batch_size, options.input_correlation)
   else:
     inputs, count = _inputs(options, job.network), options.singular_values
-    found = _jacobian(job.network, keys, points, inputs, options.input_correlation, count, options.power_iterations)
+    found = _jacobian(job.network, keys, points, inputs, options.input_correlation, count, options.lanczos_iterations)
   return jax.tree.map(lambda x: np.asarray(x, np.float64), jax.device_get(found))
 
 
@@ -166,7 +174,7 @@ def _rows(
   chunks = found.get(('propagation', network))
   if not chunks:
     return
-  q, c, norms = (np.concatenate(parts) for parts in zip(*chunks, strict=True))  # [seeds, depth, G]
+  log_q, c, norms = (np.concatenate(parts) for parts in zip(*chunks, strict=True))  # [seeds, depth, G]
   singular = {}
   for part in _jacobian_networks(network):
     if ('jacobian', part) in found:
@@ -179,7 +187,7 @@ def _rows(
     own = singular[norm][:, a, k, s] if norm in singular else None
     kind = {'depth': depth, 'activation': options.activations[a], 'block': options.blocks[k], 'norm': norm}
     kind |= {'weight_variance': float(variances[s, 0]), 'bias_variance': float(variances[s, 1])}
-    yield _row(options, kind, q[place], c[place], norms[place], own)
+    yield _row(options, kind, np.exp(log_q[place]), c[place], norms[place], own)
 
 
 def _row(
@@ -194,11 +202,12 @@ def _row(
 
   - `q`, `c` [depth]: mean and, as `spread`, standard deviation over the seeds.
   - `gradient_norm` [depth + 1]: at the input of each layer and at the output, over that at the output; root of the mean
-    square over the seeds.
+    square over the seeds, and `spread` likewise.
   - `rate`: by how much the natural logarithm of the gradient's norm changes in one layer of the backward pass, over the
     layers from `first_layer` on, where q is at its fixed point (all, if it reaches none before the last half).
     `deviation`: of the measured rate from theory's, as a share of it; None where that is below
-    `signal_report.CRITICAL`. `error`: standard error over the seeds.
+    `signal_report.CRITICAL`, or where the measured one is not a number, because signals or gradients left the range of
+    float32. `error`: standard error over the seeds.
   - `singular_values`: geometric means over the seeds; `rms_singular_value` of all of them by the gradient's norm (for a
     random cotangent g, E|J^T g|^2 is the sum of their squares), and in theory.
 
@@ -210,14 +219,15 @@ def _row(
     norms: logarithms of the gradient's norm at the input of each layer, over that at the output [seeds, depth].
     singular: their logarithms [seeds, count].
   """
-  predicted = theory.predict(
-    theory.Net(kind['activation'], kind['weight_variance'], kind['bias_variance']),
+  predicted = layers.predict(
+    plain.Net(kind['activation'], kind['weight_variance'], kind['bias_variance']),
     kind['depth'],
     block=kind['block'],
     norm=kind['norm'],
     gate_bias=options.gate_bias,
     correlation=options.input_correlation,
     batch=options.batch_size,
+    width=options.width,
   )
   norms = np.concatenate([norms, np.zeros((len(norms), 1))], 1)
   logarithms = np.concatenate([np.cumsum(np.log(predicted.gain[::-1]))[::-1] / 2, [0.0]])
@@ -226,7 +236,7 @@ def _row(
     'seeds': len(q),
     'q': {'measured': np.mean(q, 0), 'spread': np.std(q, 0), 'theory': predicted.q},
     'c': {'measured': np.mean(c, 0), 'spread': np.std(c, 0), 'theory': predicted.c},
-    'gradient_norm': {'measured': measured, 'theory': np.exp(logarithms)},
+    'gradient_norm': {'measured': measured, 'spread': np.std(np.exp(norms), 0), 'theory': np.exp(logarithms)},
     'rate': _rate(norms, predicted),
     'rms_singular_value': {'measured': measured[0], 'theory': np.exp(logarithms[0])},
   }
@@ -235,7 +245,7 @@ def _row(
   return jax.tree.map(lambda x: _short(x.tolist() if isinstance(x, np.ndarray | np.generic) else x), row)
 
 
-def _rate(norms: np.ndarray, predicted: theory.Prediction) -> dict[str, Any]:
+def _rate(norms: np.ndarray, predicted: layers.Prediction) -> dict[str, Any]:
   """See `_row`.
 
   Mean field theory predicts the mean of the ratio of squared norms from one layer to the next: that is what is averaged
@@ -244,13 +254,44 @@ def _rate(norms: np.ndarray, predicted: theory.Prediction) -> dict[str, Any]:
   settled = np.abs(predicted.q / predicted.q[-1] - 1) <= SETTLED
   first = len(settled) - int(np.argmin(settled[::-1])) if not settled.all() else 0
   first = 0 if first > len(settled) // 2 else first
-  gains = np.exp(-2 * np.diff(norms, axis=1))[:, first:]
+  norms = norms[:, first:]
   expected = np.log(predicted.gain[first:]).mean() / 2
-  rate = np.log(gains.mean(0)).mean() / 2
-  by_seed = np.log(gains).mean(1) / 2
-  error = by_seed.std(ddof=1) / len(by_seed) ** 0.5 if len(by_seed) > 1 else np.nan
-  deviation = rate / expected - 1 if abs(expected) >= signal_report.CRITICAL else None
+  rate = error = np.nan
+  if np.isfinite(norms).all():
+    gains = np.exp(-2 * np.diff(norms, axis=1))
+    rate = np.log(gains.mean(0)).mean() / 2
+    by_seed = np.log(gains).mean(1) / 2
+    error = by_seed.std(ddof=1) / len(by_seed) ** 0.5 if len(by_seed) > 1 else np.nan
+  compared = np.isfinite(rate) and abs(expected) >= signal_report.CRITICAL
+  deviation = rate / expected - 1 if compared else None
   return {'measured': rate, 'theory': expected, 'error': error, 'deviation': deviation, 'first_layer': first + 1}
+
+
+def _phases(options: ml_collections.ConfigDict, variances: np.ndarray) -> list[dict[str, Any]]:
+  """Fixed points and depth scales, see `plain.Phase`, infinite ones null in JSON, and `critical_weight_variance`.
+
+  The latter is sigma_w^2 on the edge of chaos for this sigma_b^2, None where there is none.
+  """
+  rows = []
+  for activation, (weight, bias) in itertools.product(options.activations, variances.tolist()):
+    phase = plain.phase(plain.Net(activation, weight, bias))
+    try:
+      critical = plain.critical_weight_variance(activation, bias)
+    except errors.InputError:
+      critical = None
+    kind = {'activation': activation, 'weight_variance': weight, 'bias_variance': bias}
+    rows.append(
+      kind | {name: _short(value) for name, value in (*phase._asdict().items(), ('critical_weight_variance', critical))}
+    )
+  return rows
+
+
+def _batch_norm_gains(options: ml_collections.ConfigDict) -> dict[str, dict[str, float]]:
+  """Of each activation, at the batch size and in the limit of a large batch."""
+  sizes = {'batch': options.batch_size, 'limit': None}
+  return {
+    name: {key: _short(batch_norm.gain(name, size)) for key, size in sizes.items()} for name in options.activations
+  }
 
 
 def _short(value: Any) -> Any:

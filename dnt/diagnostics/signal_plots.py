@@ -1,5 +1,6 @@
-"""Figures of a grid of random networks: gradient and correlation by depth, and the phase diagram, with theory."""
+"""Figures of a grid of random networks: gradient and correlation by depth, and the phase diagram, with plain."""
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dnt import plots
-from dnt.diagnostics import theory
+from dnt.diagnostics.theory import plain
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes
@@ -15,82 +16,84 @@ if TYPE_CHECKING:
 
 Row = Mapping[str, Any]
 MARKS = 12  # measured points along a line
-PIXELS = 24  # of the phase diagram, a side
+SIZES = (13.0, 5.0)  # of the marks, from the first sigma_w^2 to the last: those that coincide are seen as rings
+PIXELS = 32  # of the phase diagram, a side
 REACHED = 1e6  # stands for a variance q* without bound
+NAMES = {
+  'gradient_norm': r'gradient  $|dL/dx_l|\;/\;|dL/dx_L|$',
+  'q': 'variance $q_l$ of pre-activations',
+  'c': 'correlation $c_l$ of two inputs',
+}
 
 
 @plots.styled
 def by_depth(networks: Sequence[Row], quantity: str) -> 'Figure':
-  """A panel for each block and norm, a colour for each sigma_w^2: theory as lines, measured as dots.
+  """A panel for each block and norm, a colour for each sigma_w^2: theory as lines over measured rings.
 
   Args:
     networks: of one activation, depth and sigma_b^2.
-    quantity: 'gradient_norm' (on a log axis) or 'c'.
+    quantity: 'gradient_norm' or 'q' (on a log axis), or 'c'.
   """
-  gradient = quantity == 'gradient_norm'
   rows, columns = _distinct(networks, 'block'), _distinct(networks, 'norm')
   values = sorted(_distinct(networks, 'weight_variance'))
-  colors = _shades(len(values))
-  figure = plots.new_figure(max(4.6 * len(columns), 9), 3.9 * len(rows) + 1.3)
+  colors, sizes = _shades(len(values)), np.linspace(*SIZES, max(len(values), 2))
+  figure = plots.new_figure(max(4.6 * len(columns), 7) + 2, 3.9 * len(rows) + 1)
   grid = figure.subplots(len(rows), len(columns), squeeze=False, sharex=True)
   first = networks[0]
-  name = r'$|dL/dx_l|\;/\;|dL/dx_L|$' if gradient else r'correlation $c_l$ of two inputs'
-  for row, block in enumerate(rows):
-    for column, norm in enumerate(columns):
-      axes = grid[row, column]
-      for network in networks:
-        if (network['block'], network['norm']) == (block, norm):
-          _line(axes, network, quantity, colors[values.index(network['weight_variance'])])
-      axes.set_title(f'{block}, {norm}', loc='left')
-      axes.grid(alpha=0.3)
-      axes.spines[['top', 'right']].set_visible(False)
-      if gradient:
-        _log_axis(axes)
-      else:
-        axes.set_ylim(-0.1, 1.05)
-      if row == len(rows) - 1:
-        axes.set_xlabel('layer')
-    grid[row, 0].set_ylabel(name)
-  handles = [_handle(color, '-', f'{value:g}') for color, value in zip(colors, values, strict=True)]
-  handles = [
-    _handle('white', '', r'$\sigma_w^2$:'),
-    *handles,
-    _handle('black', '-', 'theory'),
-    _handle('black', 'o', 'measured'),
-  ]
-  figure.legend(handles=handles, loc='outside upper center', ncols=min(len(handles), 9), frameon=False)
+  for (row, block), (column, norm) in itertools.product(enumerate(rows), enumerate(columns)):
+    axes = grid[row, column]
+    for network in networks:
+      if (network['block'], network['norm']) == (block, norm):
+        place = values.index(network['weight_variance'])
+        _line(axes, network, quantity, colors[place], sizes[place])
+    axes.set_title(f'{block}, {norm.replace("_", " ") if norm != "none" else "no norm"}', loc='left')
+    axes.grid(alpha=0.3)
+    axes.spines[['top', 'right']].set_visible(False)
+    if quantity == 'c':
+      axes.set_ylim(-0.1, 1.05)
+    else:
+      _log_axis(axes)
+    if row == len(rows) - 1:
+      axes.set_xlabel('layer $l$')
+  for axes in grid[:, 0]:
+    axes.set_ylabel(NAMES[quantity])
+  handles = [_handle(color, linestyle='-', label=f'{value:g}') for color, value in zip(colors, values, strict=True)]
+  handles += [_handle('black', linestyle='-', label='theory'), _handle('black', **_ring(9), label='measured\n± std')]
+  figure.legend(handles=handles, title=r'$\sigma_w^2$', loc='outside right upper', frameon=False)
   figure.suptitle(
     f'{first["activation"]}, $\\sigma_b^2$ = {first["bias_variance"]:g}, {first["seeds"]} seeds', x=0.01, ha='left'
   )
   return figure
 
 
-def _line(axes: 'Axes', network: Row, quantity: str, color: Any) -> None:
-  measured, expected = network[quantity]['measured'], network[quantity]['theory']
+def _line(axes: 'Axes', network: Row, quantity: str, color: Any, size: float) -> None:
+  measured, spread, expected = (np.array(network[quantity][key], float) for key in ('measured', 'spread', 'theory'))
   depth = network['depth']
   layers = np.arange(depth + 1 - len(measured), depth + 1)
-  axes.plot(layers, expected, color=color, linewidth=1.8)
-  marked = np.unique(np.linspace(0, len(layers) - 1, MARKS).round().astype(int))
-  axes.plot(layers[marked], np.array(measured, float)[marked], 'o', color=color, markersize=6)
+  at = np.unique(np.linspace(0, len(layers) - 1, MARKS).round().astype(int))
+  axes.errorbar(layers[at], measured[at], spread[at], color=color, elinewidth=1.5, zorder=2, **_ring(size))
+  axes.plot(layers, expected, color=color, linewidth=1.8, zorder=3)
+
+
+def _ring(size: float) -> dict[str, Any]:
+  return {'marker': 'o', 'linestyle': '', 'markersize': size, 'markerfacecolor': 'white', 'markeredgewidth': 1.8}
+
+
+def _handle(color: Any, **style: Any) -> Any:
+  from matplotlib import lines
+
+  return lines.Line2D([], [], color=color, linewidth=2.5, **style)
 
 
 def _log_axis(axes: 'Axes') -> None:
-  """At least two decades around one, so that a gradient that stays is seen to stay."""
+  """At least two decades around one, so that what stays is seen to stay."""
   from matplotlib import ticker
 
   axes.set_yscale('log')
   low, high = axes.get_ylim()
-  low, high = min(low, 0.1), max(high, 10.0)
-  axes.set_ylim(low, high)
+  axes.set_ylim(min(low, 0.1), max(high, 10.0))
   axes.yaxis.set_major_locator(ticker.LogLocator(numticks=6))
   axes.yaxis.set_minor_locator(ticker.NullLocator())
-
-
-def _handle(color: Any, style: str, label: str) -> Any:
-  from matplotlib import lines
-
-  marker, dash = ('o', '') if style == 'o' else ('', style)
-  return lines.Line2D([], [], color=color, marker=marker, linestyle=dash, linewidth=2.5, markersize=7, label=label)
 
 
 def _shades(count: int) -> list[Any]:
@@ -134,17 +137,9 @@ def phases(networks: Sequence[Row]) -> 'Figure':
     linewidths=1.5,
     zorder=3,
     clip_on=False,
-    label='measured',
+    label='measured (ground: theory)',
   )
-  line = theory.critical_line(activation, np.geomspace(1e-4, 1e3, 120))
-  inside = (line[1] >= -1e-9) & (line[1] <= top) & (line[0] <= right)
-  if inside.any():
-    if np.ptp(line[0][inside]) < 1e-3 * right and np.ptp(line[1][inside]) < 1e-6:
-      axes.plot(
-        line[0][inside][:1], [0], 'kX', markersize=14, clip_on=False, zorder=4, label=r'edge of chaos, $\chi_1$ = 1'
-      )
-    else:
-      axes.plot(line[0][inside], line[1][inside], 'k--', linewidth=2.5, label=r'edge of chaos, $\chi_1$ = 1')
+  _edge(axes, activation, right, top)
   axes.legend(loc='upper left', framealpha=0.9)
   axes.set_xlim(0, right)
   axes.set_ylim(0, top)
@@ -152,7 +147,7 @@ def phases(networks: Sequence[Row]) -> 'Figure':
   axes.set_ylabel(r'bias variance $\sigma_b^2$')
   axes.set_title(f'{activation}: gradients vanish (blue) or explode (red)', loc='left')
   bar = figure.colorbar(image, ax=axes, pad=0.02, extend='both')
-  bar.set_label('factor on the squared gradient in one layer')
+  bar.set_label('squared gradient norm: input / output of a layer')
   ticks = [tick for tick in (0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.4, 2, 3, 5, 10) if abs(math.log(tick)) <= reach]
   bar.set_ticks(ticks, labels=[f'{tick:g}' for tick in ticks])
   bar.ax.minorticks_off()
@@ -160,9 +155,23 @@ def phases(networks: Sequence[Row]) -> 'Figure':
   return figure
 
 
+def _edge(axes: 'Axes', activation: str, right: float, top: float) -> None:
+  """The edge of chaos, a line or, for ReLU, one point; nothing where it is off the axes."""
+  weight, bias = plain.critical_line(activation, np.geomspace(1e-4, 1e3, 240))
+  possible = bias >= -1e-9
+  weight, bias = weight[possible], np.maximum(bias[possible], 0)
+  if not np.any((weight <= right) & (bias <= top)):
+    return
+  if np.ptp(weight) < 1e-3 * right:
+    weight, bias, style = weight[:1], bias[:1], {'marker': 'X', 'markersize': 14, 'linestyle': '', 'clip_on': False}
+  else:
+    style = {'linestyle': '--', 'linewidth': 2.5}
+  axes.plot(weight, bias, color='black', label=r'edge of chaos, $\chi_1$ = 1', zorder=4, **style)
+
+
 def _chi(activation: str, weight_variance: float, bias_variance: float) -> float:
-  net = theory.Net(activation, float(weight_variance), float(bias_variance))
-  return theory.chi(net, min(theory.fixed_point(net), REACHED))
+  net = plain.Net(activation, float(weight_variance), float(bias_variance))
+  return plain.chi(net, min(plain.fixed_point(net), REACHED))
 
 
 def _distinct(networks: Sequence[Row], key: str) -> list[Any]:

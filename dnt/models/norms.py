@@ -3,6 +3,7 @@
 Channels are the last axis everywhere. The names and the results are those of `torch.nn.functional`.
 """
 
+import functools
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -12,7 +13,11 @@ from jax import lax
 
 from dnt import config, errors
 
+# Traced once for each shape, not once for each layer: a deep network is ready to compile sooner.
+_traced_once = functools.partial(jax.jit, inline=True)
 
+
+@_traced_once
 def batch_statistics(x: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Mean and (biased) variance of each channel over all other axes: the global batch, also when it is sharded.
 
@@ -30,6 +35,7 @@ def batch_statistics(x: jax.Array) -> tuple[jax.Array, jax.Array]:
   return mean, jnp.mean(jnp.square(x - _channels(lax.stop_gradient(mean), x)), axes)
 
 
+@functools.partial(_traced_once, static_argnames='epsilon')
 def batch_norm(
   x: jax.Array, scale: jax.Array, bias: jax.Array, mean: jax.Array, var: jax.Array, *, epsilon: float = 1e-5
 ) -> jax.Array:

@@ -118,6 +118,20 @@ def place(tree: Tree, shardings: Tree) -> Tree:
   return jax.tree.map(put, tree, shardings)
 
 
+def shapes(tree: Tree, shardings: Tree) -> Tree:
+  """What a program is compiled for before its arguments are there: shapes and dtypes that carry their shardings.
+
+  Args:
+    tree: pytree of arrays, or of shapes (`jax.eval_shape`).
+    shardings: one sharding, or a tree of them as from `parameter_shardings`.
+  """
+  if isinstance(shardings, NamedSharding):
+    shardings = jax.tree.map(lambda _: shardings, tree)
+  return jax.tree.map(
+    lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree, shardings
+  )
+
+
 def gather(tree: Tree) -> Tree:
   """Brings a tree on the mesh whole to every host, leaf by leaf; every process must call it.
 

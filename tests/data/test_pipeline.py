@@ -106,6 +106,19 @@ def test_batches_lie_split_over_the_devices(config, mesh, placement):
 
 
 @pytest.mark.parametrize('placement', ['device', 'stream'])
+def test_shapes_are_known_before_any_picture_is_read(config, mesh, placement):
+  config.data.placement = placement
+  for make in (pipeline.make_train_feed, pipeline.make_eval_feed):
+    feed = make(config, load(config), mesh)
+    known, arrays = feed.shapes(), feed.arrays(0, 1)
+    feed.close()
+    assert known.keys() == arrays.keys()
+    for name, array in arrays.items():
+      assert (known[name].shape, known[name].dtype) == (array.shape, array.dtype), name
+      assert known[name].sharding.is_equivalent_to(array.sharding, array.ndim), name
+
+
+@pytest.mark.parametrize('placement', ['device', 'stream'])
 @pytest.mark.parametrize(('split', 'steps'), [('train', 2), ('train[:8]', 1), ('train[:3]', 1)])
 def test_evaluation_visits_each_example_once_in_order(config, mesh, placement, split, steps):
   config.data.placement = placement

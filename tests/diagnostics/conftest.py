@@ -8,6 +8,7 @@ import pytest
 def build():
   """The experiment of a config, its first state and a batch of its training pictures, by position."""
   from dnt import experiment
+  from dnt.parallel import compile as compile_lib
 
   def make(config):
     data = experiment.load_data(config, ())
@@ -19,6 +20,6 @@ def build():
       'epoch': jnp.zeros(size, jnp.int32),
       'position': jnp.arange(size, dtype=jnp.int32),
     }
-    return run, run.make_state(run.init_variables()), batch
+    return run, compile_lib.eagerly(run.make_state)(run.init_variables()), batch
 
   return make

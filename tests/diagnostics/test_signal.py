@@ -3,7 +3,6 @@
 import itertools
 import json
 import math
-import pathlib
 
 import flax.linen as nn
 import jax
@@ -14,6 +13,7 @@ import pytest
 from dnt import config as schema
 from dnt import errors, plots
 from dnt.diagnostics import random_nets, signal, signal_plots, signal_report
+from dnt.diagnostics.theory import batch_norm, layers, plain
 from dnt.models import activations, blocks, norms, parts
 
 pytestmark = pytest.mark.usefixtures('one_device')
@@ -25,14 +25,14 @@ VARIANCES = jnp.array([[1.5, 0.0], [2.0, 0.2]])
 
 @pytest.fixture(scope='module')
 def measured():
-  """A key, and the inputs of each layer, q and c."""
+  """A key, and the inputs of each layer, log q and c."""
   key = jax.random.key(3)
   x, _ = random_nets.draw_signals(NETWORK, key, VARIANCES, 4, 0.5)
   return key, jax.jit(random_nets.forward, static_argnums=0)(NETWORK, key, VARIANCES, x)
 
 
 def test_a_layer_is_the_models_dense_unit(measured):
-  key, (inputs, q, c) = measured
+  key, (inputs, log_q, c) = measured
   weights = NETWORK.draw(key, 1)
   output = NETWORK.layer(weights, VARIANCES, inputs[1])[0]
   for k, m in ((0, 1), (0, 2), (1, 0), (1, 3), (2, 1), (2, 3)):
@@ -59,7 +59,7 @@ def test_a_layer_is_the_models_dense_unit(measured):
     y, _ = unit.apply({'params': params}, x, train=True, mutable=['batch_stats'])
     np.testing.assert_allclose(output[a, k, m, s], y, rtol=2e-4, atol=2e-5)
     h = np.asarray(x) @ np.asarray(params['dense']['kernel']) + np.asarray(params['dense']['bias'])
-    assert q[1, a, k, m, s] == pytest.approx(np.mean(h**2), rel=1e-4)
+    assert np.exp(log_q[1, a, k, m, s]) == pytest.approx(np.mean(h**2), rel=1e-4)
     unit_h = h / np.linalg.norm(h, axis=1, keepdims=True)
     cosines = [unit_h[i] @ unit_h[j] for i, j in itertools.combinations(range(4), 2)]
     assert c[1, a, k, m, s] == pytest.approx(np.mean(cosines), abs=1e-5)
@@ -94,7 +94,7 @@ def test_products_and_singular_values_are_those_of_the_whole_jacobian():
   def everything(x, cotangents):
     basis = jnp.eye(48).reshape(48, 1, 1, 1, 1, 4, 12) + jnp.zeros((1, *x.shape))
     columns = jax.vmap(jax.linearize(output, x)[1])(basis)
-    found = random_nets.singular_values(network, key, VARIANCES, x, 3, 80)
+    found = random_nets.singular_values(network, key, VARIANCES, x, 3, 6)  # 3 span all
     inputs = random_nets.forward(network, key, VARIANCES, x)[0]
     return columns, found, random_nets.pull(network, key, VARIANCES, inputs, cotangents[None])
 
@@ -102,7 +102,7 @@ def test_products_and_singular_values_are_those_of_the_whole_jacobian():
   for k, s in itertools.product(range(2), range(2)):
     jacobian = np.asarray(columns[:, 0, k, 0, s], np.float64).reshape(48, 4, 12)  # by input, its unit; output
     want = np.linalg.svd(jacobian[:12, 0], compute_uv=False)[:3]
-    np.testing.assert_allclose(np.exp(found[0, k, 0, s]), want, rtol=0.02)
+    np.testing.assert_allclose(np.exp(found[0, k, 0, s]), want, rtol=1e-4)
     gradient = np.asarray(cotangents[0, k, 0, s], np.float64)
     want = jacobian.reshape(48, 48) @ gradient.ravel() / np.linalg.norm(gradient)
     got = pulled[0, 0, k, 0, s].ravel() * np.exp(logarithm[0, 0, k, 0, s])
@@ -120,7 +120,7 @@ def small():
   config.signal.seeds = 6
   config.signal.batch_size = 8
   config.signal.weight_variances = (1.0, 3.0)
-  config.signal.power_iterations = 2
+  config.signal.lanczos_iterations = 2
   schema.validate(config)
   return config
 
@@ -128,12 +128,20 @@ def small():
 def test_a_run_writes_its_table_figures_and_json(small, tmp_path, capsys):
   result = signal.run(small, tmp_path / 'new')
   assert 'gradient per layer within 5 % of theory in' in capsys.readouterr().out
-  assert json.loads((tmp_path / 'new' / 'signal.json').read_text()) == result
+  record = json.loads((tmp_path / 'new' / 'signal.json').read_text())
+  assert {key: value for key, value in record.items() if key != 'phases'} == {
+    key: value for key, value in result.items() if key != 'phases'
+  }
   assert len(result['networks']) == 4 and not result['interrupted']
   names = {path.name for path in (tmp_path / 'new').iterdir()}
-  assert names == {'signal.json', 'signal.md', 'gradient_norm_relu.png', 'correlation_relu.png', 'phases_relu.png'}
+  pictures = {f'{name}_relu.png' for name in ('gradient_norm', 'variance', 'correlation', 'phases')}
+  assert names == {'signal.json', 'signal.md', *pictures}
   table = (tmp_path / 'new' / 'signal.md').read_text()
-  assert table.count('\n| ') == 2 + 4 and '| 8 | relu | plain | none | 3 | 0.1 |' in table
+  assert table.count('\n| ') == 2 * (2 + 4) and '| 8 | relu | plain | none | 3 | 0.1 |' in table
+  assert '| relu | 1 | 0.1 | ordered | 0.2 | 1 | 0.5 | 1.443 | 1.443 | 2.885 | none |' in table
+  assert '| relu | 3 | 0 | unbounded | inf | 1 | 1.5 | -2.466 | inf | -4.933 | 2 |' in table
+  assert [phase['q'] for phase in record['phases']] == [0, pytest.approx(0.2), None, None]
+  assert result['batch_norm_gains'] == {}
   for network in result['networks']:
     assert len(network['q']['measured']) == len(network['c']['theory']) == network['depth']
     assert len(network['gradient_norm']['measured']) == network['depth'] + 1
@@ -146,6 +154,48 @@ def test_a_run_writes_its_table_figures_and_json(small, tmp_path, capsys):
   plain = [network for network in result['networks'] if (network['block'], network['norm']) == ('plain', 'none')]
   assert {round(math.exp(2 * network['rate']['theory']), 4) for network in plain} == {0.5, 1.5}
   assert all(abs(network['rate']['deviation']) < 0.15 for network in plain)
+
+
+def test_theory_of_the_measured_networks_is_in_the_record(small, tmp_path):
+  small.signal.activations = ('tanh', 'relu')
+  small.signal.blocks = ('plain', 'residual')
+  small.signal.norms = ('none', 'batch_norm')
+  small.signal.weight_variances = (1.5,)
+  small.signal.depths = (12,)
+  small.signal.seeds = 48
+  small.signal.singular_values = 0
+  result = signal.run(small, tmp_path)
+  phases = {(phase['activation'], phase['bias_variance']): phase for phase in result['phases']}
+  assert phases['tanh', 0.0]['xi_q'] == pytest.approx(plain.phase(plain.Net('tanh', 1.5)).xi_q, rel=1e-5)
+  assert phases['tanh', 0.1]['critical_weight_variance'] == pytest.approx(1.986, abs=1e-3)
+  assert phases['relu', 0.1]['critical_weight_variance'] is None
+  assert result['batch_norm_gains']['relu']['limit'] == pytest.approx(math.pi / (math.pi - 1), rel=1e-5)
+  assert f'relu {batch_norm.gain("relu", 8):.4f} (1.4669)' in (tmp_path / 'signal.md').read_text()
+  # At 64 units the gradient of a ReLU residual network is far from the limit of many, and near theory's for 64.
+  residual = next(
+    each
+    for each in result['networks']
+    if (each['block'], each['norm']) == ('residual', 'none') and each['activation'] == 'relu'
+  )
+  limit = layers.predict(plain.Net('relu', 1.5), 12, block='residual')
+  assert residual['rate']['measured'] > 1.15 * np.log(limit.gain).mean() / 2
+  assert abs(residual['rate']['deviation']) < 0.05
+
+
+def test_signals_too_small_for_float32_are_measured_while_they_last(small, tmp_path, recwarn):
+  small.signal.update({'weight_variances': (1e-3,), 'bias_variances': (0.0,), 'depths': (12, 40), 'singular_values': 0})
+  short, long = signal.run(small, tmp_path)['networks']
+  rate = math.log(5e-4) / 2
+  assert short['rate']['measured'] == pytest.approx(rate, rel=0.01)  # q is 1e-40 there
+  np.testing.assert_allclose(np.log(short['q']['measured']), np.log(short['q']['theory']), atol=1)
+  assert short['c']['measured'][-1] == pytest.approx(short['c']['theory'][-1], abs=0.1)
+  assert short['rate']['deviation'] is not None
+  assert long['q']['theory'][-1] == pytest.approx(1e-3 * 5e-4**39, rel=1e-4)
+  assert long['q']['measured'][-1] == 0 and math.isnan(long['c']['measured'][-1])
+  assert math.isnan(long['rate']['measured']) and long['rate']['deviation'] is None
+  assert signal_report.summarize([short, long])['compared'] == 1
+  assert '| nan |' in (tmp_path / 'signal.md').read_text()
+  assert not [warning for warning in recwarn if issubclass(warning.category, RuntimeWarning)]
 
 
 def test_ctrl_c_leaves_what_was_measured(small, tmp_path, monkeypatch, capsys):
@@ -179,7 +229,7 @@ def test_ctrl_c_leaves_what_was_measured(small, tmp_path, monkeypatch, capsys):
 
 def test_the_first_layers_count_until_q_settles():
   def rate(q, gain, norms):
-    predicted = signal.theory.Prediction(np.array(q), None, np.array(gain))
+    predicted = layers.Prediction(np.array(q), None, np.array(gain))
     return signal._rate(np.array(norms), predicted)
 
   # Three layers; squared norms 8, 4, 2, 1 and again: a factor of 2 each, but for the first layer of the second seed.
@@ -193,6 +243,27 @@ def test_the_first_layers_count_until_q_settles():
   assert moving['first_layer'] == 1
   assert moving['measured'] == pytest.approx((math.log(3) + 2 * math.log(2)) / 6)  # the mean of 2 and 4 is 3
   assert rate([1.0, 1.0, 1.0], [1.0, 1.0, 1.0], norms)['deviation'] is None
+
+
+def test_a_workdir_that_cannot_be_written_is_refused(small, tmp_path):
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(errors.InputError, match='cannot be written'):
+    signal.run(small, tmp_path / 'file')
+
+
+def test_theory_is_drawn_over_what_is_measured():
+  measured = {'measured': [8.0, 4.0, 2.0, 1.0], 'spread': [0.5, 0.4, 0.3, 0.0], 'theory': [9.0, 4.5, 2.0, 1.0]}
+  network = {'activation': 'tanh', 'block': 'plain', 'norm': 'none', 'depth': 3, 'weight_variance': 1.0}
+  network |= {'bias_variance': 0.0, 'seeds': 5, 'gradient_norm': measured}
+  network['q'] = {key: values[1:] for key, values in measured.items()}
+  axes = signal_plots.by_depth([network], 'gradient_norm').axes[0]
+  points, theory = axes.lines
+  np.testing.assert_allclose(points.get_xydata(), [[0, 8], [1, 4], [2, 2], [3, 1]])
+  np.testing.assert_allclose(theory.get_xydata(), [[0, 9], [1, 4.5], [2, 2], [3, 1]])
+  assert theory.get_zorder() > points.get_zorder()
+  assert axes.get_yscale() == 'log' and axes.get_ylabel() and axes.get_xlabel()
+  q = signal_plots.by_depth([network], 'q').axes[0]
+  np.testing.assert_allclose(q.lines[0].get_xdata(), [1, 2, 3])  # of the first layer's pre-activations on
 
 
 def test_phases_draw_the_edge_of_chaos():
@@ -235,7 +306,7 @@ EDGES = {
   'seed': ([0], [-1]),
   'seeds': ([1], [0]),
   'singular_values': ([0], [-1]),
-  'power_iterations': ([1], [0]),
+  'lanczos_iterations': ([1], [0]),
   'jacobian_seeds': ([1], [0]),
 }
 
@@ -262,12 +333,3 @@ def test_values_are_refused_beyond_the_edge(key):
     config.signal[key] = value
     with pytest.raises(errors.InputError, match=rf'config\.signal\.{key}='):
       schema.validate(config)
-
-
-@pytest.mark.slow
-def test_rates_agree_with_theory_within_five_percent(load_config, tmp_path):
-  config = load_config(pathlib.Path(__file__).parents[2] / 'configs' / 'probe_rates.py')
-  assert config.signal.width >= 1024 and config.signal.seeds >= 20
-  summary = signal.run(config, tmp_path)['summary']
-  assert summary['compared'] >= 20
-  assert summary['within'] == summary['compared']

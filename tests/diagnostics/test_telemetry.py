@@ -1,5 +1,6 @@
 """Every figure against a computation that shares no code with it."""
 
+import functools
 import json
 
 import flax.linen as nn
@@ -15,11 +16,12 @@ from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
 
 torch = pytest.importorskip('torch')
+QUICK = {'xla_backend_optimization_level': 0}  # compile in half the time
 
 
 def shown(run, state, batch):
   """Figures by quantity and entry name."""
-  _, metrics = jax.jit(run.telemetry_step)(state, batch)
+  _, metrics = jax.jit(run.telemetry_step, compiler_options=QUICK)(state, batch)
   names = [row.entry.name for row in run.table]
   found = {}
   for name, value in telemetry.line(jax.device_get(metrics['telemetry']), names).items():
@@ -34,8 +36,7 @@ def close(found, expected, rtol=2e-5):
     assert found[name] == pytest.approx(float(value), rel=rtol, abs=1e-7), name
 
 
-@pytest.mark.parametrize('activation', ['relu', 'tanh', 'sigmoid'])
-@pytest.mark.parametrize('accumulate', [1, 2])
+@pytest.mark.parametrize(('activation', 'accumulate'), [('relu', 1), ('relu', 2), ('tanh', 1), ('sigmoid', 2)])
 def test_every_figure_of_an_mlp_equals_torch(tiny, build, activation, accumulate):
   tiny.model.norm, tiny.model.activation, tiny.model.init_gain = 'none', activation, 3.0
   tiny.train.accumulate = accumulate
@@ -101,7 +102,7 @@ def clipped(name, gradient, params):
   for path, g in gradient.items():  # adaptive: a unit is a column of a kernel, or a whole bias
     unit = None if path.endswith('bias') else 0
     limit = 0.02 * np.maximum(np.sqrt(np.sum(params[path] ** 2, axis=unit)), 1e-3)
-    factor = np.minimum(1, limit / np.sqrt(np.sum(g**2, axis=unit)))
+    factor = np.minimum(1, limit / np.maximum(np.sqrt(np.sum(g**2, axis=unit)), 1e-12))
     after[path] = g if path == 'head/dense/kernel' else g * factor
   return after
 
@@ -118,7 +119,7 @@ def test_how_much_each_way_of_clipping_takes(tiny, build, name):
     return -jnp.mean(jax.nn.log_softmax(logits)[jnp.arange(16), batch['label']])
 
   params = {path: np.asarray(leaf) for path, leaf in trees.flatten(state.params).items()}
-  gradient = {path: np.asarray(leaf) for path, leaf in trees.flatten(jax.grad(loss)(state.params)).items()}
+  gradient = {path: np.asarray(leaf) for path, leaf in trees.flatten(jax.jit(jax.grad(loss))(state.params)).items()}
   after = clipped(name, gradient, params)
 
   def norms(tree):
@@ -212,7 +213,8 @@ def test_an_output_that_no_tap_can_be_on_is_no_vanishing_gradient(users, name, w
   run, state, batch = users(name)
   names = [row.entry.name for row in run.table]
   assert without in names
-  columns = jax.device_get(jax.jit(run.telemetry_step)(state, batch)[1]['telemetry'])
+  _, found = jax.jit(run.telemetry_step, compiler_options=QUICK)(state, batch)
+  columns = jax.device_get(found['telemetry'])
   tapped = [names[index] for index in columns['output_gradient_norm'].entries]
   assert set(tapped) == set(names) - {without}
   assert 'vanishing' not in telemetry.warnings(columns, names, 1.0, False)
@@ -232,7 +234,7 @@ def test_frozen_entries_have_forward_figures_and_cost_no_backward_pass(tiny, bui
       logits, updates = run.model.apply(params, images, train=True, mutable=[taps.FOUND])
     return -jnp.mean(jax.nn.log_softmax(logits)[jnp.arange(16), labels]), updates.get(taps.FOUND, {})
 
-  gradient = jax.jit(jax.grad(loss, (0, 1), has_aux=True), static_argnums=2)
+  gradient = jax.jit(jax.grad(loss, (0, 1), has_aux=True), static_argnums=2, compiler_options=QUICK)
   (head, sinks), found = gradient(trained, watching.sinks, True)
   columns = watching.figures(trained, head, head, found, sinks)
   names = [row.entry.name for row in run.table]
@@ -298,7 +300,7 @@ def test_gradient_at_the_outputs_equals_flax_perturbations(tiny, build):
   run, state, batch = build(resnet(tiny))
   found = shown(run, state, batch)
   model, variables = run.model, {'params': state.params, 'batch_stats': state.batch_stats}
-  images = run.preprocess(batch, None)
+  images = jax.jit(functools.partial(run.preprocess, key=None))(batch)
 
   def perturb(next_fun, args, kwargs, context):
     output = next_fun(*args, **kwargs)
@@ -307,7 +309,8 @@ def test_gradient_at_the_outputs_equals_flax_perturbations(tiny, build):
     return output
 
   with nn.intercept_methods(perturb):
-    zeros = model.init(jax.random.key(0), images, train=False)['perturbations']
+    shapes = jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), images)
+    zeros = jax.tree.map(lambda shape: np.zeros(shape.shape, shape.dtype), shapes['perturbations'])
 
     def loss(perturbations):
       logits, _ = model.apply(
@@ -315,14 +318,14 @@ def test_gradient_at_the_outputs_equals_flax_perturbations(tiny, build):
       )
       return -jnp.mean(jax.nn.log_softmax(logits)[jnp.arange(16), batch['label']])
 
-    gradient = trees.flatten(jax.grad(loss)(zeros))
+    gradient = trees.flatten(jax.jit(jax.grad(loss), compiler_options=QUICK)(zeros))
   for name in ('stem', 'stage2/block001'):
     norm = np.linalg.norm(gradient[f'{name}/output'])
     assert found['output_gradient_norm'][name] == pytest.approx(norm, rel=1e-4)
 
 
 @pytest.mark.parametrize('placement', ['device', 'stream'])
-def test_the_trajectory_is_the_same_with_telemetry_and_without(tiny, tmp_path, placement, one_device, events):
+def test_the_trajectory_is_the_same_with_telemetry_and_without(tiny, tmp_path, placement, one_device, events, undrawn):
   if placement == 'device':
     resnet(tiny)
   tiny.data.placement, tiny.data.workers = placement, 0
@@ -418,8 +421,9 @@ def test_no_warning_of_a_healthy_step_or_a_rate_that_has_fallen():
   assert list(telemetry.warnings(columns(), NAMES, 1.0, True)) == ['clipping']
 
 
+@pytest.mark.usefixtures('one_device', 'unoptimized', 'undrawn')
 def test_a_run_warns_once_and_a_resume_does_not_warn_again(tiny, tmp_path, capsys):
-  tiny.model.norm, tiny.model.activation, tiny.model.depth = 'none', 'sigmoid', 20
+  tiny.model.norm, tiny.model.activation, tiny.model.depth, tiny.model.scan = 'none', 'sigmoid', 20, True
   tiny.clip.name, tiny.clip.threshold = 'global_norm', 1e-6
   tiny.telemetry.every, tiny.train.steps, tiny.eval.every = '1', 6, '0'
   summary = train.train(tiny, tmp_path, record.Clock(0.0), 'test')
