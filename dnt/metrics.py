@@ -102,9 +102,12 @@ class Writer:
   def _to_board(self, record: Mapping[str, Any]) -> None:
     if self._board is None:
       self._board = _make_board(self._path.parent, self._start_step)
-    for name, value in record.items():
-      if name != 'step' and value is not None:
-        self._board.add_scalar(name, value, record['step'])
+    from tensorboardX.proto import summary_pb2
+
+    # One event a line: `add_scalar` makes one of each figure, 0.1 ms each, and telemetry has hundreds.
+    held = {name: value for name, value in record.items() if name != 'step' and value is not None}
+    values = [summary_pb2.Summary.Value(tag=name, simple_value=value) for name, value in held.items()]
+    self._board.file_writer.add_summary(summary_pb2.Summary(value=values), record['step'])
 
 
 def _make_board(workdir: pathlib.Path, start_step: int) -> Any:

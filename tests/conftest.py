@@ -125,6 +125,28 @@ def records():
   return lines
 
 
+@pytest.fixture(scope='session')
+def events():
+  """Reads TensorBoard's event files: (step, tag, value) of each scalar, and the steps at which a session started."""
+
+  def read(workdir):
+    from tensorboardX.proto import event_pb2
+
+    found, starts = [], []
+    for path in sorted(workdir.glob('events.out.tfevents.*')):
+      data, at = path.read_bytes(), 0
+      while at < len(data):  # with the event format's own framing
+        length = int.from_bytes(data[at : at + 8], 'little')
+        event = event_pb2.Event.FromString(data[at + 12 : at + 12 + length])
+        at += 16 + length
+        found += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
+        if event.session_log.status:
+          starts.append(event.step)
+    return found, starts
+
+  return read
+
+
 CONFIG_FILE = """
 from dnt import config as schema
 

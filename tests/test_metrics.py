@@ -70,30 +70,13 @@ def test_read(tmp_path):
     metrics.read(tmp_path)
 
 
-def _events(workdir):
-  """(step, tag, value) of each scalar, read with the event format's own framing."""
-  from tensorboardX.proto import event_pb2
-
-  found, starts = [], []
-  for path in sorted(workdir.glob('events.out.tfevents.*')):
-    data, at = path.read_bytes(), 0
-    while at < len(data):
-      length = int.from_bytes(data[at : at + 8], 'little')
-      event = event_pb2.Event.FromString(data[at + 12 : at + 12 + length])
-      at += 16 + length
-      found += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
-      if event.session_log.status:
-        starts.append(event.step)
-  return found, starts
-
-
-def test_tensorboard_events(tmp_path):
+def test_tensorboard_events(tmp_path, events):
   writer = metrics.Writer(tmp_path, 3)
   writer.write(4, 0.5, {'test/accuracy': 0.25, 'test/loss': float('nan')})
   writer.write(5, 1.0, {'test/accuracy': 0.5})
   writer.close()
   writer.close()
-  found, starts = _events(tmp_path)
+  found, starts = events(tmp_path)
   assert found == [(4, 'epoch', 0.5), (4, 'test/accuracy', 0.25), (5, 'epoch', 1.0), (5, 'test/accuracy', 0.5)]
   assert starts == [4], 'TensorBoard drops what the cut-off run wrote from step 4 on'
 

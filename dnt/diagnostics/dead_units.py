@@ -140,4 +140,4 @@ def text(result: Mapping[str, Any]) -> str:
   ]
   seen = f'the {result["examples"]:,} pictures of {result["split"]}, step {result["step"]:,}'
   total = f'{result["dead"]:,} of {result["units"]:,} units ({100 * result["share"]:.1f} %) are dead on {seen}'
-  return '\n'.join([*table, total])
+  return '\n'.join([*table, f'{total}; which ones: {FILE}' if result['dead'] else total])

@@ -82,8 +82,9 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, A
   Nothing else in the workdir is changed.
 
   Returns:
-    What the file holds: `step`, the sizes, `total` and `entries`, each with `squared_gradient`, `trace`,
-    `noise_scale`, `standard_error` and `signal_to_noise` (|G|^2 over the variance of the gradient of a batch).
+    What the file holds: `step`, the sizes, whether there is `batch_norm`, `total` and `entries`, each with
+    `squared_gradient`, `trace`, `noise_scale`, `standard_error` and `signal_to_noise` (|G|^2 over the variance of the
+    gradient of a batch).
 
   Raises:
     errors.InputError: a batch that cannot be divided, a checkpoint of another network or optimizer, or data that does
@@ -116,6 +117,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, A
     'batches': options.batches,
     'batch_size': batch,
     'micro_batch_size': batch // options.micro_batches,
+    'batch_norm': bool(jax.tree.leaves(state.batch_stats)),
     'critical_batch_size': figures[-1]['noise_scale'],
     'total': figures[-1],
     'entries': [{'name': name, **each} for name, each in zip(names, figures[:-1], strict=True)],
@@ -199,6 +201,11 @@ def text(result: Mapping[str, Any]) -> str:
     lines.append((each['name'], *(f'{each[name]:.3g}' if np.isfinite(each[name]) else '-' for name in names)))
   widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
   table = ['  '.join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines]
+  if result['batch_norm']:
+    table.append(
+      f'BatchNorm normalizes each micro-batch of {result["micro_batch_size"]} by itself, and the noise of that counts '
+      'too: compare another --config.noise_scale.micro_batches'
+    )
   scale, error = result['critical_batch_size'], result['total']['standard_error']
   seen = f'at step {result["step"]:,}, over {result["batches"]} batches'
   more = f'measure more: --config.noise_scale.batches={4 * result["batches"]}'

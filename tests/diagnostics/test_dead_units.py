@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dnt import checkpoints, errors, experiment, models, trees
+from dnt import checkpoints, errors, experiment, models, recorded, trees
 from dnt.diagnostics import dead_units
 from dnt.models import activations, depth
 from dnt.parallel import mesh as mesh_lib
@@ -157,7 +157,7 @@ def test_a_users_entry_without_activations_is_judged_by_its_output(network, one_
   assert head.dead == ()
 
 
-def test_the_dead_units_of_a_workdir(network, one_device, tmp_path):
+def test_the_dead_units_of_a_workdir(network, one_device, tmp_path, program):
   with pytest.raises(errors.InputError, match='no checkpoint'):
     dead_units.run(network, tmp_path)
   source, run = build(network)
@@ -176,4 +176,11 @@ def test_the_dead_units_of_a_workdir(network, one_device, tmp_path):
   table = dead_units.text(result).splitlines()
   assert len(table) == 1 + 5 + 1
   assert table[2].startswith('stage1/block001/Activation_0')
-  assert f'{result["dead"]} of 74 units' in table[-1]
+  assert f'{result["dead"]} of 74 units' in table[-1] and table[-1].endswith('which ones: dead_units.json')
+  (tmp_path / 'dead_units.json').unlink()
+  recorded.write(tmp_path / 'config.json', network)
+  config = f'--config={recorded.__file__}:{tmp_path / "config.json"}'
+  code, out, err = program(config, f'--workdir={tmp_path}', '--mode=dead_units')
+  assert code == 0, err
+  assert out == f'{dead_units.text(result)}  {tmp_path}\n'
+  assert json.loads((tmp_path / 'dead_units.json').read_text()) == result

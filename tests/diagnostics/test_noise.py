@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dnt import checkpoints, errors, experiment, initial, losses, trees
+from dnt import checkpoints, errors, experiment, initial, losses, recorded, trees
 from dnt.data import order
 from dnt.diagnostics import noise
 from dnt.parallel import mesh as mesh_lib
@@ -126,7 +126,7 @@ def files_of(workdir):
   return {path.relative_to(workdir): path.read_bytes() for path in workdir.rglob('*') if path.is_file()}
 
 
-def test_a_run_and_its_workdir(network, one_device, tmp_path):
+def test_a_run_and_its_workdir(network, one_device, tmp_path, program):
   fresh = noise.run(network, tmp_path / 'fresh')
   assert set(files_of(tmp_path / 'fresh')) == {pathlib.Path('noise_scale.json')}
   run, _, _, state = build(network)
@@ -149,6 +149,40 @@ def test_a_run_and_its_workdir(network, one_device, tmp_path):
   assert total['squared_gradient'] == pytest.approx(sum(each['squared_gradient'] for each in fresh['entries']))
   lines = noise.text(fresh).splitlines()
   assert len(lines) == 1 + len(names) + 1 + 1
+  for each in [*fresh['entries'], total]:
+    assert each['signal_to_noise'] == pytest.approx(16 * each['squared_gradient'] / each['trace'])
+    scale = each['trace'] / each['squared_gradient']
+    assert each['noise_scale'] == pytest.approx(scale) if scale > 0 else np.isnan(each['noise_scale'])
+  recorded.write(tmp_path / 'config.json', network)
+  config = f'--config={recorded.__file__}:{tmp_path / "config.json"}'
+  code, out, err = program(config, f'--workdir={tmp_path / "run"}', '--mode=noise_scale')
+  assert code == 0, err
+  assert out == f'{noise.text(trained)}  {tmp_path / "run"}\n'
+
+
+def figures(scale, error):
+  total = {
+    'squared_gradient': 0.5,
+    'trace': 50.0,
+    'noise_scale': scale,
+    'standard_error': error,
+    'signal_to_noise': 0.6,
+  }
+  result = {'step': 7, 'batches': 50, 'batch_size': 64, 'micro_batch_size': 8, 'batch_norm': False, 'total': total}
+  return result | {'critical_batch_size': scale, 'entries': [{'name': 'stem', **total}]}
+
+
+def test_what_is_said_of_the_critical_batch_size():
+  lines = noise.text(figures(100.0, 10.0)).splitlines()
+  assert lines[0].split() == ['entry', '|G|^2', 'tr(Sigma)', 'noise', 'scale', '+-', 'signal/noise', 'at', '64']
+  assert lines[1].split() == ['stem', '0.5', '50', '100', '10', '0.6']
+  assert lines[-1].startswith('critical batch size 100 +- 10 examples at step 7, over 50 batches')
+  assert 'measure more' not in lines[-1]
+  assert '--config.noise_scale.batches=200' in noise.text(figures(100.0, 60.0))
+  hidden = noise.text(figures(float('nan'), float('nan'))).splitlines()
+  assert hidden[1].split() == ['stem', '0.5', '50', '-', '-', '0.6']
+  assert 'the noise hides the gradient' in hidden[-1] and '--config.noise_scale.batches=200' in hidden[-1]
+  assert 'BatchNorm' in noise.text(figures(100.0, 10.0) | {'batch_norm': True})
 
 
 def test_a_batch_that_cannot_be_divided(network, tmp_path):

@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dnt import metrics, record, train, trees
+from dnt import experiment, metrics, record, steps, train, trees
+from dnt.data import pipeline
 from dnt.diagnostics import taps, telemetry
+from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
 
 torch = pytest.importorskip('torch')
@@ -87,8 +89,52 @@ def test_every_figure_of_an_mlp_equals_torch(tiny, build, activation, accumulate
     assert 0 < found['saturated']['stem'] < 1
 
 
+def clipped(name, gradient, params):
+  """The gradient of an MLP's leaf by path after clipping to 0.02, in NumPy."""
+  squares = {path: float(np.sum(g**2)) for path, g in gradient.items()}
+  entries = {path: path.rsplit('/', 2)[0] for path in gradient}
+  if name == 'value':
+    return {path: np.clip(g, -0.02, 0.02) for path, g in gradient.items()}
+  if name == 'block_norm':
+    norms = {e: np.sqrt(sum(squares[path] for path in squares if entries[path] == e)) for e in entries.values()}
+    return {path: g * min(1, 0.02 / norms[entries[path]]) for path, g in gradient.items()}
+  after = {}
+  for path, g in gradient.items():  # adaptive: a unit is a column of a kernel, or a whole bias
+    unit = None if path.endswith('bias') else 0
+    limit = 0.02 * np.maximum(np.sqrt(np.sum(params[path] ** 2, axis=unit)), 1e-3)
+    factor = np.minimum(1, limit / np.maximum(np.sqrt(np.sum(g**2, axis=unit)), 1e-12))
+    after[path] = g if path == 'head/dense/kernel' else g * factor
+  return after
+
+
+@pytest.mark.parametrize('name', ['value', 'block_norm', 'adaptive'])
+def test_how_much_each_way_of_clipping_takes(tiny, build, name):
+  tiny.model.norm, tiny.optim.momentum, tiny.optim.weight_decay = 'none', 0.0, 0.0
+  tiny.clip.name, tiny.clip.threshold = name, 0.02
+  run, state, batch = build(tiny)
+  found = shown(run, state, batch)
+
+  def loss(params):
+    logits = run.model.apply({'params': params}, run.preprocess(batch, None), train=True)
+    return -jnp.mean(jax.nn.log_softmax(logits)[jnp.arange(16), batch['label']])
+
+  params = {path: np.asarray(leaf) for path, leaf in trees.flatten(state.params).items()}
+  gradient = {path: np.asarray(leaf) for path, leaf in trees.flatten(jax.jit(jax.grad(loss))(state.params)).items()}
+  after = clipped(name, gradient, params)
+
+  def norms(tree):
+    return {e: np.sqrt(sum(np.sum(leaf**2) for path, leaf in tree.items() if path.startswith(f'{e}/'))) for e in
+            ('stem', 'stage1/block001', 'head')}  # fmt: skip
+
+  expected = {entry: norm / norms(gradient)[entry] for entry, norm in norms(after).items()}
+  assert min(expected.values()) < 0.9
+  close(found['clip_factor'], expected, 1e-4)
+  close(found['update_ratio'], {e: 0.05 * norm / found['parameter_norm'][e] for e, norm in norms(after).items()}, 1e-4)
+
+
 NETS = """
 import flax.linen as nn
+import jax.numpy as jnp
 
 class Net(nn.Module):
   num_classes: int
@@ -98,18 +144,110 @@ class Net(nn.Module):
     x = x.reshape(x.shape[0], -1)
     x = nn.relu(nn.Dense(12, name='wide')(x))
     return nn.Dense(self.num_classes, name='answer')(x)
+
+class Bare(nn.Module):
+  num_classes: int
+
+  @nn.compact
+  def __call__(self, x, train):
+    x = x.reshape(x.shape[0], -1)
+    return x @ self.param('weights', nn.initializers.lecun_normal(), (x.shape[-1], self.num_classes))
+
+class Bins(nn.Module):
+  def __call__(self, x):
+    return (jnp.abs(x.reshape(x.shape[0], -1)) * 4).astype(jnp.int32) % 16
+
+class Whole(nn.Module):
+  num_classes: int
+
+  @nn.compact
+  def __call__(self, x, train):
+    x = nn.Embed(16, 8, name='embed')(Bins(name='bins')(x)).mean(1)
+    return nn.Dense(self.num_classes, name='answer')(x)
+
+class Cell(nn.Module):
+  @nn.compact
+  def __call__(self, carry, _):
+    return nn.tanh(nn.Dense(8)(carry)), None
+
+class Scanned(nn.Module):
+  num_classes: int
+
+  @nn.compact
+  def __call__(self, x, train):
+    x = nn.Dense(8, name='wide')(x.reshape(x.shape[0], -1))
+    x, _ = nn.scan(Cell, variable_axes={'params': 0}, split_rngs={'params': True}, length=3)(name='cells')(x, None)
+    return nn.Dense(self.num_classes, name='answer')(x)
 """
 
 
-def test_a_users_own_module_is_watched_as_it_is(tiny, build, tmp_path, monkeypatch):
-  (tmp_path / 'watchednets.py').write_text(NETS)
-  monkeypatch.syspath_prepend(tmp_path)
-  tiny.model.name, tiny.model.depth, tiny.model.width = 'watchednets:Net', None, None
-  run, state, batch = build(tiny)
-  found = shown(run, state, batch)
+@pytest.fixture
+def users(tiny, build, tmp_path, monkeypatch):
+  """Experiment, state and batch of one of the modules above."""
+
+  def make(name):
+    (tmp_path / 'watchednets.py').write_text(NETS)
+    monkeypatch.syspath_prepend(tmp_path)
+    tiny.model.name, tiny.model.depth, tiny.model.width = f'watchednets:{name}', None, None
+    tiny.optim.weight_decay = 0.0
+    return build(tiny)
+
+  return make
+
+
+def test_a_users_own_module_is_watched_as_it_is(users):
+  found = shown(*users('Net'))
   assert found['output_gradient_norm'].keys() == {'wide', 'answer'}
   assert found['dead'].keys() == {'wide', 'answer'}, 'the outputs themselves, where no activation can be told'
   assert all(value > 0 for value in found['output_gradient_norm'].values())
+
+
+def test_a_module_without_submodules(users):
+  found = shown(*users('Bare'))
+  assert found.keys() == {'gradient_norm', 'parameter_norm', 'update_ratio'}
+  assert found['gradient_norm'].keys() == {'weights'}
+
+
+@pytest.mark.parametrize(('name', 'without'), [('Whole', 'bins'), ('Scanned', 'cells')])
+def test_an_output_that_no_tap_can_be_on_is_no_vanishing_gradient(users, name, without):
+  run, state, batch = users(name)
+  names = [row.entry.name for row in run.table]
+  assert without in names
+  _, found = jax.jit(run.telemetry_step, compiler_options=QUICK)(state, batch)
+  columns = jax.device_get(found['telemetry'])
+  tapped = [names[index] for index in columns['output_gradient_norm'].entries]
+  assert set(tapped) == set(names) - {without}
+  assert 'vanishing' not in telemetry.warnings(columns, names, 1.0, False)
+
+
+def test_frozen_entries_have_forward_figures_and_cost_no_backward_pass(tiny, build):
+  tiny.model.norm, tiny.model.depth = 'none', 6
+  run, state, batch = build(tiny)
+  images, labels = run.preprocess(batch, None), batch['label']
+  trained = {'head': state.params['head']}
+  watching = telemetry.make(run.config, trained, run.table)
+  assert trees.flatten(watching.sinks).keys() == {'head/sink'}
+
+  def loss(trained, sinks, watched):
+    params = {'params': {**state.params, **trained}, taps.SINKS: sinks}
+    with taps.watching() if watched else taps.fencing():
+      logits, updates = run.model.apply(params, images, train=True, mutable=[taps.FOUND])
+    return -jnp.mean(jax.nn.log_softmax(logits)[jnp.arange(16), labels]), updates.get(taps.FOUND, {})
+
+  gradient = jax.jit(jax.grad(loss, (0, 1), has_aux=True), static_argnums=2, compiler_options=QUICK)
+  (head, sinks), found = gradient(trained, watching.sinks, True)
+  columns = watching.figures(trained, head, head, found, sinks)
+  names = [row.entry.name for row in run.table]
+  entries = {name: [names[index] for index in column.entries] for name, column in columns.items()}
+  assert entries['activation_rms'] == names
+  assert entries['gradient_norm'] == entries['output_gradient_norm'] == entries['parameter_norm'] == ['head']
+
+  def products(sinks, watched):
+    lowered = gradient.lower(trained, sinks, watched)
+    return lowered.as_text().count('stablehlo.dot_general')
+
+  assert products(watching.sinks, True) == products({}, False)
+  assert products(taps.make_sinks(run.table), True) > products({}, False)
 
 
 def resnet(tiny):
@@ -131,14 +269,18 @@ def test_layouts_and_remat_show_the_same(tiny, build):
       close(found[quantity], values, 1e-3)
 
 
-def test_a_batch_over_eight_devices_shows_the_same(tiny, build):
+@pytest.mark.parametrize('fsdp', [1, 4])
+def test_a_batch_over_eight_devices_shows_the_same(tiny, build, monkeypatch, fsdp):
+  monkeypatch.setattr(mesh_lib, 'SMALLEST_SPLIT_LEAF', 64)
+  tiny.mesh.fsdp = fsdp
   run, state, batch = build(tiny)
   expected = shown(run, state, batch)
   mesh = mesh_lib.make_mesh(tiny.mesh)
   assert mesh.size == 8
-  found = shown(
-    run, jax.device_put(state, mesh_lib.replicated(mesh)), jax.device_put(batch, mesh_lib.batch_sharding(mesh))
-  )
+  shardings = mesh_lib.parameter_shardings(mesh, state)
+  split = [leaf for leaf in jax.tree.leaves(shardings.params) if not leaf.is_fully_replicated]
+  assert bool(split) == (fsdp > 1)
+  found = shown(run, jax.device_put(state, shardings), jax.device_put(batch, mesh_lib.batch_sharding(mesh)))
   for quantity, values in expected.items():
     close(found[quantity], values, 1e-4)
 
@@ -183,7 +325,7 @@ def test_gradient_at_the_outputs_equals_flax_perturbations(tiny, build):
 
 
 @pytest.mark.parametrize('placement', ['device', 'stream'])
-def test_the_trajectory_is_the_same_with_telemetry_and_without(tiny, tmp_path, placement, one_device, undrawn):
+def test_the_trajectory_is_the_same_with_telemetry_and_without(tiny, tmp_path, placement, one_device, events, undrawn):
   if placement == 'device':
     resnet(tiny)
   tiny.data.placement, tiny.data.workers = placement, 0
@@ -196,6 +338,8 @@ def test_the_trajectory_is_the_same_with_telemetry_and_without(tiny, tmp_path, p
   lines = metrics.read(tmp_path / '4')
   assert [line['step'] for line in lines if 'telemetry/stem/gradient_norm' in line] == [4, 8, 12]
   assert not any(name.startswith('telemetry/') for line in metrics.read(tmp_path / '0') for name in line)
+  held = {(line['step'], name) for line in lines for name in line if name.startswith('telemetry/')}
+  assert held == {(step, tag) for step, tag, _ in events(tmp_path / '4')[0] if tag.startswith('telemetry/')}
   losses = [
     [line['train/loss'] for line in metrics.read(tmp_path / every) if 'train/loss' in line] for every in digests
   ]
@@ -203,6 +347,40 @@ def test_the_trajectory_is_the_same_with_telemetry_and_without(tiny, tmp_path, p
   assert (tmp_path / '4' / 'telemetry.png').exists()
   assert not (tmp_path / '0' / 'telemetry.png').exists()
   assert 'telemetry/stem/gradient_norm' not in json.loads((tmp_path / '4' / 'summary.json').read_text())['last']
+
+
+@pytest.mark.skipif(jax.default_backend() != 'cpu', reason='promised on CPU alone')
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {'model.remat': True},
+    {'model.name': 'plain', 'clip.name': 'global_norm', 'clip.threshold': 0.1},
+    {'model.depth': 14, 'model.scan': True, 'model.dtype': 'bfloat16', 'train.accumulate': 2, 'ema.decay': 0.9},
+    {'model.norm': 'layer_norm', 'model.activation': 'tanh', 'clip.name': 'adaptive', 'clip.threshold': 0.01},
+  ],
+  ids=lambda changes: '-'.join(map(str, changes.values())),
+)
+def test_a_step_is_the_same_to_the_last_bit_whoever_watches(tiny, one_device, changes):
+  """From each of a few states, with all that could make XLA compile the two programs differently."""
+  resnet(tiny).update_from_flattened_dict(changes)
+  data = experiment.load_data(tiny, ())
+  run = experiment.make(experiment.resolve(tiny, data), data.spec)
+  mesh = mesh_lib.make_mesh(tiny.mesh)
+  feed = pipeline.make_train_feed(run.config, data.train, mesh)
+  arrays = feed.arrays(0, 1)
+  plain, watched = (
+    compile_lib.jit(steps.make_train_steps(step, feed.batch_at, longest))
+    for step, longest in ((run.train_step, 10), (run.telemetry_step, 1))
+  )
+  state = mesh_lib.place(run.make_state(run.init_variables()), mesh_lib.replicated(mesh))
+  for _ in range(5):
+    (after, found), (seen, shown) = (program(state, arrays, np.int32(1)) for program in (plain, watched))
+    for name in steps.METRICS:
+      assert found[name][0] == shown[name][0], name
+    jax.tree_util.tree_map_with_path(
+      lambda path, a, b: np.testing.assert_array_equal(a, b, jax.tree_util.keystr(path)), *jax.device_get((after, seen))
+    )
+    state = after
 
 
 def columns(**quantities):
@@ -223,6 +401,7 @@ NAMES = ('stem', 'middle', 'head')
     ({'output_gradient_norm': (0.9e-4, 1.0, 1.0)}, 'vanishing', '9.0e-05'),
     ({'output_gradient_norm': (1.1e4, 1.0, 1.0)}, 'exploding', '1.1e+04'),
     ({'output_gradient_norm': (np.inf, 1.0, 1.0)}, 'exploding', 'stem'),
+    ({'output_gradient_norm': (np.nan, np.nan, np.nan)}, 'exploding', 'stem'),
     ({'dead': (0.0, 0.75, 0.6)}, 'dead', '75 % of the units are dead (zero for the whole batch) in middle'),
     ({'saturated': (0.0, 0.2, 0.6)}, 'saturated', '60 % of the activations are saturated in head'),
     ({'update_ratio': (1e-3, 0.5, 0.5)}, 'update_ratio', 'smaller config.optim.learning_rate'),
