@@ -1,13 +1,12 @@
 """The doctor: examines a network before it is trained, says whether it will train, and if not, where and what mends it.
 
-At initialization, over several seeds and on one real batch, by entry of the depth list: the forward signal, dead and
-saturated units, how alike two different pictures have become, and how a random gradient at the logits travels back
-(its gain by entry estimates the norm of the entry's Jacobian). Then the first optimizer steps are taken for real.
+It takes the first steps of training for real, over several seeds, with the telemetry of every one. What the first step
+shows of each entry of the depth list is the network at initialization on one real batch: the signal forward, the
+gradient backward, dead and saturated units, and how alike different pictures have become.
 """
 
 import contextlib
-import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,30 +19,51 @@ from dnt import errors, experiment, models, steps
 from dnt.data import pipeline
 from dnt.diagnostics import taps, telemetry
 from dnt.models import depth
+from dnt.optim import chain
 from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
 
 PICTURES = 8  # of the batch, whose likeness is measured
 FIRST_STEPS = 10
-VERDICTS = ('trainable', 'vanishing', 'exploding', 'collapsing', 'dead', 'step too large')
+VERDICTS = ('trainable', 'vanishing', 'exploding', 'collapsing to one direction', 'dead', 'step too large')
 # A signal or gradient may shrink or grow by this factor from end to end before it counts as lost.
 VANISHING, EXPLODING = telemetry.VANISHING, telemetry.EXPLODING
 COLLAPSED = 0.999  # cosine of two different pictures
 DEAD = 0.9  # share of an entry's units that are dead, or of its activations that are saturated
 GROWN = 1.5  # loss after the first steps over that before
 RATIO = 0.5  # update over parameter norm, of the median entry
+LAST = 3  # of the first steps, whose mean loss stands for what they led to
+HEALTHY = 1e-3  # update over parameter norm of a first step, for the rate that is offered
+SMALL = 16  # examples that are too few for the statistics of batch_norm
+# The initializer at which each activation keeps the norm of a signal.
+FITTING = {
+  'relu': 'he',
+  'leaky_relu': 'he',
+  'gelu': 'he',
+  'silu': 'he',
+  'sigmoid': 'glorot',
+  'tanh': 'orthogonal',
+  'identity': 'orthogonal',
+}
 
 
 class Examination(NamedTuple):
-  """What was measured; columns are by seed and entry, float64 [seeds, n], with NaN for entries without the figure.
+  """What was measured.
 
   Attributes:
     entries: names in depth order.
-    columns: `activation_variance`, `activation_rms`, `cosine`, `zero`, `dead`, `saturated`, `backward` (norm of a
-      random gradient of the logits at each output), `jacobian_gain`, and of the loss `gradient_norm`.
-    input_cosine: of the pictures themselves, mean over seeds.
+    columns: float64 [seeds, entries] by quantity: those of `telemetry`, and
+
+      - `activation_variance`: of the output, over examples, positions and units,
+      - `cosine`: mean cosine of the angle between the outputs for two different pictures,
+      - `jacobian_gain`: the gradient's norm at the output of the entry before, over that at this one's,
+      - `update_ratio`: mean over the first steps.
+
+      NaN: an entry without the figure; infinite: one that was not finite.
+    input_cosine: of the pictures themselves, as the network gets them.
     losses: [seeds, first steps].
     update_ratios: [seeds, first steps], median over entries.
+    learning_rates: [first steps].
     chance: loss of guessing.
   """
 
@@ -52,6 +72,7 @@ class Examination(NamedTuple):
   input_cosine: float
   losses: np.ndarray
   update_ratios: np.ndarray
+  learning_rates: np.ndarray
   chance: float
 
 
@@ -69,13 +90,19 @@ class Verdict(NamedTuple):
   reason: str
 
 
-def examine(config: ml_collections.ConfigDict, data: experiment.Data, seeds: int = 3) -> Examination:
+def examine(
+  config: ml_collections.ConfigDict,
+  data: experiment.Data,
+  seeds: int = 3,
+  say: Callable[[str], None] = lambda text: None,
+) -> Examination:
   """Measures the network of a training config.
 
   Args:
     config: a validated training config.
     data: its pictures, from `experiment.load_data`.
     seeds: initializations, from `config.seed` on.
+    say: is told what is being done.
 
   Raises:
     errors.InputError: a config that does not fit the data or the model.
@@ -83,75 +110,105 @@ def examine(config: ml_collections.ConfigDict, data: experiment.Data, seeds: int
   mesh = mesh_lib.make_mesh(config.mesh)
   mesh_lib.check_batch('config.train.batch_size', config.train.batch_size, mesh, config.train.accumulate)
   run = experiment.make(experiment.resolve(config, data), data.spec)
-  names = tuple(row.entry.name for row in run.table)
+  shown = []
   with contextlib.closing(pipeline.make_train_feed(run.config, data.train, mesh)) as feed:
-    batches = [feed.arrays(step, 1) for step in range(FIRST_STEPS)]
-    signal = compile_lib.jit(functools.partial(_signal, run, feed))
-    step = compile_lib.jit(steps.make_train_steps(run.telemetry_step, feed.batch_at, 1), donate_argnums=0)
-    shown, losses, ratios, cosines = [], [], [], []
-    for seed in range(config.seed, config.seed + seeds):
-      variables = models.init(run.model, seed, run.spec.image_shape)
+    step = compile_lib.jit(_make_step(run, feed.batch_at), donate_argnums=0)
+    batches: list[Any] = []
+    for seed in range(seeds):
+      variables = models.init(run.model, config.seed + seed, run.spec.image_shape)
       state = mesh_lib.place(run.make_state(variables), mesh_lib.replicated(mesh))
-      found, input_cosine = jax.device_get(
-        signal({'params': state.params, 'batch_stats': state.batch_stats}, batches[0], jax.random.key(seed))
-      )
       rows = []
-      for batch in batches:
-        state, metrics = step(state, batch, np.int32(1))
+      for index in range(FIRST_STEPS):
+        say(f'seed {seed + 1} of {seeds}: step {index + 1} of {FIRST_STEPS}')
+        if not seed:
+          batches.append(feed.arrays(index, 1))
+        state, metrics = step(state, batches[index])
         rows.append(jax.device_get(metrics))
-      cosines.append(input_cosine)
-      losses.append([float(row['loss'][0]) for row in rows])
-      ratios.append([_median(row['telemetry']['update_ratio'].values) for row in rows])
-      first = rows[0]['telemetry']
-      shown.append({**found, 'gradient_norm': first['gradient_norm']})
-  columns = {name: np.stack([_whole(each[name], len(names)) for each in shown]) for name in shown[0]}
-  columns['activation_variance'] = columns['activation_rms'] ** 2 - columns.pop('activation_mean') ** 2
-  before = columns['backward'][:, :-1]
-  columns['jacobian_gain'] = np.concatenate([np.full((seeds, 1), np.nan), before / columns['backward'][:, 1:]], 1)
-  chance = float(np.log(len(data.spec.class_names)))
-  return Examination(names, columns, float(np.mean(cosines)), np.array(losses), np.array(ratios), chance)
+      shown.append(rows)
+  return _examination(run, shown)
 
 
-def _signal(run: experiment.Experiment, feed: Any, variables: Any, arrays: Any, key: jax.Array) -> Any:
-  """The columns of one forward and backward pass of a random gradient, and the likeness of the pictures."""
-  images = run.preprocess(feed.batch_at(arrays, 0), None)
+def _make_step(run: experiment.Experiment, batch_at: Callable) -> Callable:
+  """`(state, arrays) -> (state, metrics)`: the run's step with its telemetry, and how alike pictures are at each entry."""
   entries = [row.entry for row in run.table]
   called = [row.entry for row in run.table if row.shape is not None]
-  rngs = dict(zip(('stochastic_depth', 'dropout'), jax.random.split(key), strict=True))
+  batch_size, parts = run.config.train.batch_size, run.config.train.accumulate
 
-  def likeness(run_entry, module):
-    output = run_entry()
+  def likeness(call, module):
+    output = call()
     leaves = [leaf for leaf in jax.tree.leaves(output) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
-    if leaves:
+    examples = batch_size // parts
+    if leaves and examples > 1 and leaves[0].ndim > 1 and leaves[0].shape[0] == examples:
       module.sow(taps.FOUND, 'cosine', _cosine(leaves[0]), init_fn=lambda: None, reduce_fn=lambda _, new: new)
     return output
 
-  def project(sinks):
-    with taps.watching(), depth.watching(likeness):
-      logits, updates = run.model.apply(
-        {**variables, taps.SINKS: sinks}, images, train=True, rngs=rngs, mutable=['batch_stats', taps.FOUND]
-      )
-    return jnp.sum(logits * jax.random.normal(key, logits.shape)), updates[taps.FOUND]
+  params = run.abstract_state().params
+  plain = telemetry.make(run.config, params, run.table)
 
-  squares, found = jax.grad(project, has_aux=True)(taps.make_sinks(run.table))
-  columns = telemetry.activity(found, called, entries)
-  columns['backward'] = telemetry.gather(squares, 'sink', called, entries, jnp.sqrt)
-  columns['cosine'] = telemetry.gather(found, 'cosine', called, entries)
-  return columns, _cosine(images)
+  def figures(params, gradient, updates, found, sinks):
+    cosine = telemetry.gather(found, 'cosine', called, entries, lambda total: total / parts)
+    return plain.figures(params, gradient, updates, found, sinks) | {'cosine': cosine}
+
+  optimizer = chain.make(run.config, run.schedule, params, entries)
+  watched = telemetry.Telemetry(plain.sinks, figures)
+  train_step = steps.make_train_step(run.config, run.model, optimizer, run.schedule, run.preprocess, watched)
+
+  def step(state, arrays):
+    batch = batch_at(arrays, state.step)
+    with depth.watching(likeness):
+      state, metrics = train_step(state, batch)
+    return state, metrics | {'input_cosine': _cosine(run.preprocess(batch, None))}
+
+  return step
 
 
 def _cosine(x: jax.Array) -> jax.Array:
-  """Mean cosine between different ones of the first examples."""
+  """Mean cosine of the angle between two different ones of the first examples."""
   x = jax.lax.stop_gradient(x)[:PICTURES].astype(jnp.float32)
   x = x.reshape(x.shape[0], -1)
+  # Over the largest value first: the squares of a signal that has nearly vanished would underflow.
+  x = x / jnp.maximum(jnp.max(jnp.abs(x), axis=1, keepdims=True), jnp.finfo(jnp.float32).tiny)
   x = x / jnp.maximum(jnp.linalg.norm(x, axis=1, keepdims=True), jnp.finfo(jnp.float32).tiny)
   count = x.shape[0]
-  return (jnp.sum(x @ x.T) - jnp.sum(jnp.square(x))) / max(count * (count - 1), 1)
+  return (jnp.sum(x @ x.T) - jnp.sum(jnp.square(x))) / (count * (count - 1))
+
+
+def _examination(run: experiment.Experiment, shown: Sequence[Sequence[Mapping[str, Any]]]) -> Examination:
+  """What the steps have shown, by seed and step."""
+  names = tuple(row.entry.name for row in run.table)
+  by_seed = [_first_telling([metrics['telemetry'] for metrics in rows]) for rows in shown]
+  columns = {
+    name: np.stack([_whole(column[name], len(names)) for column in by_seed]) for name in by_seed[0]
+  }
+  with np.errstate(invalid='ignore'):  # of what is not finite
+    columns['activation_variance'] = columns['activation_rms'] ** 2 - columns['activation_mean'] ** 2
+  called = list(by_seed[0]['output_gradient_norm'].entries)
+  gradient = columns['output_gradient_norm'][:, called]
+  columns['jacobian_gain'] = np.full_like(columns['output_gradient_norm'], np.nan)
+  with np.errstate(divide='ignore', invalid='ignore'):
+    columns['jacobian_gain'][:, called[1:]] = gradient[:, :-1] / gradient[:, 1:]
+  ratios = [[_whole(metrics['telemetry']['update_ratio'], len(names)) for metrics in rows] for rows in shown]
+  columns['update_ratio'] = np.mean(ratios, axis=1)
+  return Examination(
+    names,
+    columns,
+    input_cosine=float(np.mean([rows[0]['input_cosine'] for rows in shown])),
+    losses=np.array([[row['loss'] for row in rows] for rows in shown], np.float64),
+    update_ratios=np.array([[_median(row['telemetry']['update_ratio'].values) for row in rows] for rows in shown]),
+    learning_rates=np.array([row['learning_rate'] for row in shown[0]], np.float64),
+    chance=float(np.log(len(run.spec.class_names))),
+  )
+
+
+def _first_telling(rows: Sequence[Mapping[str, telemetry.Column]]) -> Mapping[str, telemetry.Column]:
+  """The first step with a gradient below the head; the very first, unless the head's kernel starts at zero."""
+  return next((row for row in rows if np.any(row['output_gradient_norm'].values[:-1])), rows[0])
 
 
 def _whole(column: telemetry.Column, count: int) -> np.ndarray:
   values = np.full(count, np.nan)
-  values[list(column.entries)] = np.asarray(column.values)
+  found = np.asarray(column.values, np.float64)
+  values[list(column.entries)] = np.where(np.isfinite(found), found, np.inf)
   return values
 
 
@@ -162,84 +219,142 @@ def _median(values: np.ndarray) -> float:
 
 def judge(found: Examination) -> Verdict:
   """The verdict on an examination: the first sickness in the order that they cause one another."""
-  typical = {name: _over_seeds(column) for name, column in found.columns.items()}
-  rms, backward, cosine = typical['activation_rms'], typical['backward'], typical['cosine']
-  for name in ('dead', 'saturated'):
+  typical = {name: np.median(column, axis=0) for name, column in found.columns.items()}
+  gradient = typical['output_gradient_norm']
+  called = np.flatnonzero(~np.isnan(gradient))
+  hidden = called[:-1]  # without the head, whose output is the logits
+  return (
+    _dead(found, typical)
+    or _lost(found, 'signal', typical['activation_rms'], called, hidden)
+    or _lost(found, 'gradient', gradient, called, hidden[::-1])
+    or _collapsed(found, typical, hidden)
+    or _stepped(found)
+  )
+
+
+def _dead(found: Examination, typical: Mapping[str, np.ndarray]) -> Verdict | None:
+  for name, what in (('dead', 'units are zero for the whole batch'), ('saturated', 'activations are saturated')):
     share = typical.get(name)
-    if share is not None and np.nanmax(share) > DEAD:
-      at = int(np.argmax(np.nan_to_num(share) > DEAD))
-      what = 'units are zero for the whole batch' if name == 'dead' else 'activations are saturated'
+    if share is None:
+      continue
+    sick = share > DEAD
+    if name == 'dead':
+      # An output that is zero because its kernel starts there learns: its gradient is not zero.
+      sick &= ~((share == 1) & (typical['gradient_norm'] > 0))
+    if sick.any():
+      at = int(np.argmax(sick))
       return Verdict('dead', found.entries[at], f'{100 * share[at]:.0f} % of its {what}')
-  called = np.flatnonzero(~np.isnan(backward) | ~np.isnan(rms))
-  first, last = called[0], called[-1]
-  for name, signal, onward in (('signal', rms, True), ('gradient', backward, False)):
-    if not np.isfinite(signal[called]).all():
-      at = called[int(np.argmax(~np.isfinite(signal[called])))]
-      return Verdict('exploding', found.entries[at], f'the {name} is not finite')
-    start, path = (first, called) if onward else (last, called[::-1])
-    ratio = signal / signal[start] if signal[start] > 0 else np.full_like(signal, np.nan)
-    end = ratio[path[-1]] if onward is False else ratio[path[-2]] if len(path) > 1 else 1.0
-    if not end >= VANISHING:
-      at = next((place for place in path if not ratio[place] >= np.sqrt(VANISHING)), path[-1])
-      return Verdict('vanishing', found.entries[at], f'the {name} shrinks to {end:.1e} of what it was')
-    if end > EXPLODING:
-      at = next(place for place in path if ratio[place] > np.sqrt(EXPLODING))
-      return Verdict('exploding', found.entries[at], f'the {name} grows to {end:.1e} times what it was')
-  hidden = called[:-1] if len(called) > 1 else called
-  if cosine[hidden[-1]] > COLLAPSED and found.input_cosine < COLLAPSED:
-    at = next(place for place in hidden if cosine[place] > COLLAPSED)
-    reason = f'different pictures, of cosine {found.input_cosine:.2f}, leave it with cosine {cosine[at]:.5f}'
-    return Verdict('collapsing', found.entries[at], reason)
+  return None
+
+
+def _lost(found: Examination, name: str, norms: np.ndarray, called: np.ndarray, path: np.ndarray) -> Verdict | None:
+  """Whether a signal vanishes or explodes along a path through the entries."""
+  finite = np.isfinite(norms[called])
+  if not finite.all():
+    ordered = called if name == 'signal' else called[::-1]
+    at = next(place for place in ordered if not np.isfinite(norms[place]))
+    return Verdict('exploding', found.entries[at], f'the {name} is not finite')
+  if not len(path):
+    return None
+  start = norms[path[0]]
+  ratios = norms[path] / start if start > 0 else np.zeros(len(path))
+  if ratios[-1] < VANISHING:
+    at = path[int(np.argmax(ratios < np.sqrt(VANISHING)))]
+    return Verdict('vanishing', found.entries[at], f'the {name} shrinks to {ratios[-1]:.1e} of what it was')
+  if ratios[-1] > EXPLODING:
+    at = path[int(np.argmax(ratios > np.sqrt(EXPLODING)))]
+    return Verdict('exploding', found.entries[at], f'the {name} grows to {ratios[-1]:.1e} times what it was')
+  return None
+
+
+def _collapsed(found: Examination, typical: Mapping[str, np.ndarray], hidden: np.ndarray) -> Verdict | None:
+  cosine = typical.get('cosine')
+  if cosine is None or not len(hidden) or not cosine[hidden[-1]] > COLLAPSED > found.input_cosine:
+    return None
+  at = hidden[int(np.argmax(cosine[hidden] > COLLAPSED))]
+  reason = f'different pictures, of cosine {found.input_cosine:.2f}, leave it with cosine {cosine[at]:.5f}'
+  return Verdict('collapsing to one direction', found.entries[at], reason)
+
+
+def _stepped(found: Examination) -> Verdict:
   before, after = np.median(found.losses[:, 0]), np.median(found.losses[:, -1])
   ratio = float(np.median(found.update_ratios))
-  if not np.isfinite(found.losses).all() or after > GROWN * max(before, found.chance) or ratio > RATIO:
-    reason = (
-      f'the loss goes from {before:.3g} to {after:.3g} in {FIRST_STEPS} steps, which move parameters by {ratio:.1e}'
-    )
-    return Verdict('step too large', None, f'{reason} of their norm')
-  return Verdict('trainable', None, f'the loss goes from {before:.3g} to {after:.3g} in {FIRST_STEPS} steps')
+  reason = f'the loss goes from {before:.3g} to {after:.3g} in {FIRST_STEPS} steps'
+  large = not np.isfinite(found.losses).all() or after > GROWN * max(before, found.chance) or ratio > RATIO
+  if large:
+    return Verdict('step too large', None, f'{reason}, which move parameters by {ratio:.1e} of their norm')
+  return Verdict('trainable', None, reason)
 
 
-def _over_seeds(column: np.ndarray) -> np.ndarray:
-  """The geometric middle; not finite where it is so for most seeds."""
-  return np.median(column, axis=0)
-
-
-def remedies(config: ml_collections.ConfigDict, kind: str) -> list[dict[str, Any]]:
-  """Overrides that are likely to mend a network, the likeliest first; those that change nothing are left out.
+def remedies(config: ml_collections.ConfigDict, found: Examination, verdict: Verdict) -> list[dict[str, Any]]:
+  """Overrides that are likely to mend a network, the likeliest first: three at most, each of which changes the config.
 
   Args:
     config: a validated training config.
-    kind: of the verdict.
+    found: its examination.
+    verdict: on it.
+
+  Returns:
+    `{'section.key': value}` each; empty for a trainable network, and where no option reaches what is sick (as inside of
+    a user's own module).
   """
-  model = config.model
-  small_batch = config.train.batch_size // config.train.accumulate < 16
-  norm = {'model.norm': 'layer_norm' if small_batch or model.norm == 'batch_norm' else 'batch_norm'}
-  init = {'model.initializer': 'he' if model.activation in ('relu', 'leaky_relu', 'gelu', 'silu') else 'glorot'}
-  init |= {'model.init_gain': 1.0}
+  model, rate = config.model, config.optim.learning_rate
+  norm = {'model.norm': 'layer_norm' if model.norm == 'batch_norm' or _micro_batch(config) < SMALL else 'batch_norm'}
+  init = {'model.initializer': FITTING[model.activation], 'model.init_gain': 1.0}
+  fits = (model.initializer, model.init_gain) == tuple(init.values())
   relu = {'model.activation': 'relu', 'model.initializer': 'he', 'model.init_gain': 1.0}
-  shortcut: dict[str, Any] = {}
-  if model.name == 'mlp' and model.block in (None, 'plain'):
-    shortcut = {'model.block': 'residual'}
-  elif model.name == 'plain':
-    shortcut = {'model.name': 'resnet'}
-    shortcut |= {'model.width': None} if model.width is not None else {}
-  small = {'optim.learning_rate': config.optim.learning_rate / 10}
-  smaller = {'optim.learning_rate': config.optim.learning_rate / 100}
-  offered = {
-    'vanishing': [norm, init, {**shortcut, **norm} if shortcut else {}, {**relu, **norm}],
-    'exploding': [norm, init, {'model.init_gain': model.init_gain / 2}],
-    'collapsing': [norm, {**shortcut, **norm} if shortcut else {}, init],
-    'dead': [norm, {'model.activation': 'leaky_relu'}, init],
-    'step too large': [small, smaller, {'clip.name': 'global_norm', **small}],
-    'trainable': [],
-  }[kind]
-  found = []
+  shortcut = _shortcut(config, len(found.entries))
+  both = shortcut | (norm if shortcut and model.norm == 'none' else {})
+  adam = {'optim.name': 'adamw', 'optim.learning_rate': 1e-3}
+  clip = {'clip.name': 'global_norm', 'optim.learning_rate': rate / 10}
+  if verdict.kind == 'trainable':
+    offered = []
+  elif verdict.kind == 'step too large':
+    ratios = np.median(found.update_ratios, 0)
+    moved = int(np.argmax(ratios > 0))  # a warm-up may start at a rate of zero
+    sized = float(f'{found.learning_rates[moved] * HEALTHY / ratios[moved]:.0e}') if ratios[moved] > 0 else rate
+    offered = [{'optim.learning_rate': each} for each in (sized, rate / 10, rate / 100) if each < rate] + [clip]
+  elif verdict.kind == 'dead':
+    offered = [init, norm, {'model.activation': 'leaky_relu'} if model.activation == 'relu' else relu]
+  elif model.activation == 'sigmoid' and verdict.kind != 'exploding':
+    offered = [relu | norm, norm, both, adam]
+  elif fits:
+    offered = [both, norm, clip if verdict.kind == 'exploding' else adam, init]
+  else:
+    offered = [init, norm, both, clip if verdict.kind == 'exploding' else adam]
+  chosen: list[dict[str, Any]] = []
   for overrides in offered:
     changed = {key: value for key, value in overrides.items() if _value(config, key) != value}
-    if changed and changed not in found:
-      found.append(changed)
-  return found[:3]
+    if changed and changed not in chosen and _builds(config, changed):
+      chosen.append(changed)
+  return chosen[:3]
+
+
+def _micro_batch(config: ml_collections.ConfigDict) -> int:
+  return config.train.batch_size // config.train.accumulate
+
+
+def _shortcut(config: ml_collections.ConfigDict, entries: int) -> dict[str, Any]:
+  """What lets the signal and the gradient pass around the layers."""
+  model = config.model
+  if model.name == 'mlp' and model.block in (None, 'plain'):
+    return {'model.block': 'residual'}
+  if model.name == 'plain':
+    width = model.width // 16 if model.width else None
+    return {'model.name': 'resnet', 'model.width': width or None}
+  if model.name == 'resnet':
+    return {'model.residual_scalar': 0.0}
+  if model.name == 'highway' or model.block == 'highway':
+    return {'model.gate_bias': -round(float(np.log(entries)), 1)}  # each gate lets through a share of 1 / entries
+  return {}
+
+
+def _builds(config: ml_collections.ConfigDict, overrides: Mapping[str, Any]) -> bool:
+  try:
+    models.make(apply(config, overrides).model, 2)
+  except errors.InputError:
+    return False
+  return True
 
 
 def apply(config: ml_collections.ConfigDict, overrides: Mapping[str, Any]) -> ml_collections.ConfigDict:
@@ -253,25 +368,48 @@ def apply(config: ml_collections.ConfigDict, overrides: Mapping[str, Any]) -> ml
   return changed
 
 
+class Trial(NamedTuple):
+  """What overrides make of a network.
+
+  Attributes:
+    overrides: `{'section.key': value}`.
+    verdict: on the network with them; of kind 'cannot be run' where they do not suit it.
+    loss: mean over the last `LAST` of the first steps; infinite where it is not finite.
+  """
+
+  overrides: Mapping[str, Any]
+  verdict: Verdict
+  loss: float
+
+
 def try_out(
-  config: ml_collections.ConfigDict, data: experiment.Data, offered: Sequence[Mapping[str, Any]]
-) -> list[tuple[Mapping[str, Any], Verdict, float]]:
-  """Examines each set of overrides and ranks them: healthy ones first, then by the loss after the first steps.
+  config: ml_collections.ConfigDict,
+  data: experiment.Data,
+  offered: Sequence[Mapping[str, Any]],
+  say: Callable[[str], None] = lambda text: None,
+) -> list[Trial]:
+  """Examines each set of overrides, from one seed, and ranks them: healthy ones first, then by the loss.
+
+  Args:
+    config: a validated training config.
+    data: its pictures.
+    offered: from `remedies`.
+    say: is told what is being done.
 
   Returns:
-    (overrides, verdict, loss) of each, the best first; the loss is infinite where it is not finite, and for overrides
-    that this network cannot take, which say so in the verdict's reason.
+    The best first.
   """
   tried = []
   for overrides in offered:
+    doing = f'trying {flags(overrides)}'
     try:
-      found = examine(apply(config, overrides), data, seeds=1)
+      found = examine(apply(config, overrides), data, seeds=1, say=lambda text, doing=doing: say(f'{doing}: {text}'))
     except errors.InputError as error:
-      tried.append((overrides, Verdict('cannot be built', None, str(error)), np.inf))
+      tried.append(Trial(overrides, Verdict('cannot be run', None, str(error)), np.inf))
       continue
-    loss = float(found.losses[0, -1])
-    tried.append((overrides, judge(found), loss if np.isfinite(loss) else np.inf))
-  return sorted(tried, key=lambda each: (each[1].kind != 'trainable', each[2]))
+    loss = float(np.mean(found.losses[:, -LAST:]))
+    tried.append(Trial(overrides, judge(found), loss if np.isfinite(loss) else np.inf))
+  return sorted(tried, key=lambda each: (each.verdict.kind != 'trainable', each.loss))
 
 
 def _value(config: ml_collections.ConfigDict, key: str) -> Any:
