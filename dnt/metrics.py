@@ -8,7 +8,6 @@ import json
 import math
 import os
 import pathlib
-import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -16,7 +15,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from dnt import errors, files
+from dnt import errors, files, terminal
 from dnt.parallel import multihost
 
 FILE = 'metrics.jsonl'
@@ -136,7 +135,7 @@ def _line(record: Mapping[str, Any]) -> str:
 
 
 class Progress:
-  """The progress line: rewritten in place on a terminal, a plain line now and then in a log file."""
+  """The progress line of a run, on the terminal of its first process."""
 
   def __init__(
     self,
@@ -152,13 +151,8 @@ class Progress:
       clock: seconds, rising.
     """
     self._total = total_steps
-    self._stream = stream or sys.stdout
     self._clock = clock
-    self._in_place = self._stream.isatty()
-    self._writes = multihost.is_lead()
-    self._start = clock()
-    self._shown_at = -math.inf
-    self._line = ''
+    self._status = terminal.StatusLine(stream, clock) if multihost.is_lead() else None
     # (time, step) of the last minute: the pace that the ETA stands on.
     self._recent: collections.deque[tuple[float, int]] = collections.deque()
 
@@ -170,50 +164,23 @@ class Progress:
       epoch: passes over the training split done.
       values: `loss`, `accuracy` (in [0, 1]) and `images_per_second`, those that are known.
     """
-    if not self._writes:
+    if self._status is None:
       return
     now = self._clock()
     self._recent.append((now, step))
     while len(self._recent) > 2 and now - self._recent[0][0] > 60:
       self._recent.popleft()
-    # A log file gets a line every 10 s at first, then ten over each doubling of the run, and one in 5 min at last.
-    interval = 0.1 if self._in_place else min(max(10.0, (now - self._start) / 10), 300.0)
-    if now - self._shown_at < interval and step < self._total:
-      return
-    self._shown_at = now
-    self._show(self._format(step, epoch, values))
+    self._status.update(self._format(step, epoch, values), at_once=step >= self._total)
 
   def print(self, text: str) -> None:
     """Prints lines of their own above the progress line."""
-    if not self._writes:
-      return
-    line = self._line
-    self._clear()
-    self._stream.write(f'{text}\n')
-    if line:
-      self._show(line)
-    self._stream.flush()
+    if self._status is not None:
+      self._status.print(text)
 
   def close(self) -> None:
     """Leaves the last progress line standing."""
-    if self._in_place and self._line:
-      self._stream.write('\n')
-      self._stream.flush()
-      self._line = ''
-
-  def _show(self, line: str) -> None:
-    if self._in_place:
-      self._clear()
-      self._line = line[: shutil.get_terminal_size().columns - 1]
-      self._stream.write(self._line)
-    else:
-      self._stream.write(f'{line}\n')
-    self._stream.flush()
-
-  def _clear(self) -> None:
-    if self._in_place and self._line:
-      self._stream.write('\r\x1b[K')
-      self._line = ''
+    if self._status is not None:
+      self._status.close(leave=True)
 
   def _format(self, step: int, epoch: float, values: Mapping[str, float]) -> str:
     parts = [f'step {step}/{self._total}', f'epoch {epoch:.1f}']

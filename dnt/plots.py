@@ -82,16 +82,18 @@ def curves(records: Sequence[Mapping[str, Any]]) -> 'Figure':
   return figure
 
 
-# Quantity of the telemetry: (title, whether its colors are on a log scale).
+# Quantity of the telemetry: title and scale of its colors.
 TELEMETRY = {
-  'output_gradient_norm': ('gradient norm at the output', True),
-  'gradient_norm': ('gradient norm of the parameters', True),
-  'update_ratio': ('update / parameter norm', True),
-  'activation_rms': ('RMS of the output', True),
-  'zero': ('share of zero activations (%)', False),
-  'dead': ('share of dead units (%)', False),
-  'saturated': ('share of saturated activations (%)', False),
-  'clip_factor': ('gradient after / before clipping', True),
+  'output_gradient_norm': ('gradient norm at the output', 'log'),
+  'gradient_norm': ('gradient norm of the parameters', 'log'),
+  'parameter_norm': ('norm of the parameters', 'log'),
+  'update_ratio': ('update / parameter norm', 'log'),
+  'activation_mean': ('mean of the output', 'signed'),
+  'activation_rms': ('RMS of the output', 'log'),
+  'zero': ('share of zero activations (%)', 'percent'),
+  'dead': ('share of dead units (%)', 'percent'),
+  'saturated': ('share of saturated activations (%)', 'percent'),
+  'clip_factor': ('gradient after / before clipping', 'log'),
 }
 
 
@@ -103,37 +105,52 @@ def telemetry(records: Sequence[Mapping[str, Any]], entries: Sequence[str]) -> '
     records: lines of `metrics.jsonl`, with telemetry.
     entries: names in depth order.
   """
-  from matplotlib import colors
-
   lines = [record for record in records if any(name.startswith('telemetry/') for name in record)]
-  held = {name.rsplit('/', 1)[1] for line in lines for name in line if name.startswith('telemetry/')}
-  shown = [quantity for quantity in TELEMETRY if quantity in held]
-  columns = min(len(shown), 4)
-  rows = -(-len(shown) // columns)
+  held = {name for line in lines for name in line}
+  # The last entry's output are the logits: what it alone has is no activation.
+  inner = entries[:-1] or entries
+  shown = [quantity for quantity in TELEMETRY if any(f'telemetry/{name}/{quantity}' in held for name in inner)]
+  rows = -(-len(shown) // 4)
+  columns = -(-len(shown) // rows)
   figure = new_figure(6.2 * columns, rows * min(max(2.5 + 0.22 * len(entries), 4.5), 9))
   grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
   steps = [line['step'] for line in lines]
   ticks = np.unique(np.linspace(0, len(entries) - 1, min(len(entries), 16)).round().astype(int))
   at = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), 4)).round().astype(int))
   for axes, quantity in zip(grid.flat, shown, strict=False):
-    title, logarithmic = TELEMETRY[quantity]
+    title, scale = TELEMETRY[quantity]
     values = np.array([[line.get(f'telemetry/{name}/{quantity}') for line in lines] for name in entries], float)
-    values = values if logarithmic else 100 * values
-    positive = values[np.isfinite(values) & (values > 0)]
-    norm = colors.Normalize(0, 100)
-    if logarithmic:
-      low, high = (positive.min(), positive.max()) if positive.size else (0.1, 1.0)
-      norm = colors.LogNorm(low, max(high, low * 1.01))
-    image = axes.imshow(values, aspect='auto', cmap='viridis', norm=norm, interpolation='nearest')
+    values = 100 * values if scale == 'percent' else values
+    norm, colors, marks = _color_scale(values, scale)
+    image = axes.imshow(values, aspect='auto', cmap=colors, norm=norm, interpolation='nearest')
     axes.set_facecolor('#dddddd')  # not defined, or zero on a log scale
     axes.set_title(title, loc='left')
     axes.set_xticks(at, [f'{steps[index]:,}' for index in at])
     axes.set_yticks(ticks, [entries[index] for index in ticks])
     axes.set_xlabel('step')
-    figure.colorbar(image, ax=axes, fraction=0.06, pad=0.02).outline.set_visible(False)
+    bar = figure.colorbar(image, ax=axes, fraction=0.06, pad=0.02)
+    bar.set_ticks(marks, labels=[f'{mark:.3g}' for mark in marks])
+    bar.minorticks_off()
+    bar.outline.set_visible(False)
   for axes in list(grid.flat)[len(shown) :]:
     axes.remove()
   return figure
+
+
+def _color_scale(values: np.ndarray, scale: str) -> tuple[Any, str, np.ndarray]:
+  """Norm, color map and ticks of a heat map."""
+  from matplotlib import colors
+
+  finite = values[np.isfinite(values)]
+  if scale == 'percent':
+    return colors.Normalize(0, 100), 'viridis', np.linspace(0, 100, 6)
+  if scale == 'signed':
+    most = float(np.abs(finite).max(initial=0)) or 1.0
+    return colors.Normalize(-most, most), 'RdBu_r', np.linspace(-most, most, 5)
+  positive = finite[finite > 0]
+  low, high = (positive.min(), positive.max()) if positive.size else (0.1, 1.0)
+  high = max(high, low * 1.1)
+  return colors.LogNorm(low, high), 'viridis', np.geomspace(low, high, 5)
 
 
 @styled

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from dnt import checkpoints, errors, evaluate, experiment, files, metrics, steps
+from dnt import checkpoints, errors, evaluate, experiment, files, memory, metrics, steps
 from dnt.diagnostics import telemetry
 from dnt.parallel import multihost
 
@@ -61,6 +61,7 @@ class Record:
     self._unclipped: bool = history.get('unclipped', False)
     self._rows: int = history.get('telemetry_rows', 0)
     self.evaluations_without_better: int = history.get('evaluations_without_better', 0)
+    self._memory: dict[str, int | None] = dict(history.get('peak_memory', {}))
     clock.seconds.update(history.get('seconds', {}))
 
   def __enter__(self) -> 'Record':
@@ -81,6 +82,12 @@ class Record:
   def seconds(self) -> dict[str, float]:
     """By what they were spent on, over all processes that took part in the run so far."""
     return dict(self._clock.seconds)
+
+  @property
+  def peak_memory(self) -> dict[str, int | None]:
+    """As `memory.peak`, the most over all processes that took part in the run so far, one after the other."""
+    both = [(name, (value, self._memory.get(name))) for name, value in memory.peak().items()]
+    return {name: max((value for value in values if value is not None), default=None) for name, values in both}
 
   @property
   def out_of_patience(self) -> bool:
@@ -161,6 +168,7 @@ class Record:
       'sums': dict(self._sums),
       'lap': self._lap,
       'seconds': self.seconds,
+      'peak_memory': self.peak_memory,
       'config': self._run.config.to_dict(),
       'class_names': list(self._run.spec.class_names),
     }

@@ -3,8 +3,6 @@
 import json
 import pathlib
 import platform
-import resource
-import sys
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
@@ -81,7 +79,7 @@ def write(
     'params_sha256': trees.sha256(params),
     'seconds': {'total': sum(seconds.values()), 'compile': 0.0, 'train': 0.0, 'evaluate': 0.0} | seconds,
     'images_per_second': step * run.config.train.batch_size / trained if trained else None,
-    'peak_memory': peak_memory(mesh),
+    'peak_memory': rec.peak_memory,
     'versions': versions(),
     'devices': devices(mesh),
     'command': command,
@@ -179,13 +177,6 @@ def devices(mesh: jax.sharding.Mesh) -> dict[str, Any]:
     'processes': jax.process_count(),
     'mesh': ' x '.join(f'{name} {size}' for name, size in mesh.shape.items()),
   }
-
-
-def peak_memory(mesh: jax.sharding.Mesh) -> dict[str, int | None]:
-  """The most bytes so far of this process and of any of its devices (None where they do not count, as CPUs)."""
-  resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
-  counted = [stats['peak_bytes_in_use'] for device in mesh.local_devices if (stats := device.memory_stats())]
-  return {'process': resident, 'device': max(counted, default=None)}
 
 
 def _alike(a: depth.Row, b: depth.Row) -> bool:

@@ -1,6 +1,5 @@
 """The train state and the pure steps: what one optimizer step and one evaluation step compute, and nothing else."""
 
-import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -94,7 +93,7 @@ def make_train_step(
   sinks = telemetry.sinks if telemetry else {}
 
   def loss_fn(params, sinks, batch_stats, batch, keys, total_weight):
-    with taps.watching() if telemetry else contextlib.nullcontext():
+    with taps.watching() if telemetry else taps.fencing():
       logits, updates = model.apply(
         {'params': params, 'batch_stats': batch_stats, taps.SINKS: sinks},
         preprocess(batch, keys['augment']),
@@ -137,7 +136,9 @@ def make_train_step(
 
   def train_step(state, batch):
     (loss, (batch_stats, (correct, activity))), (gradient, at_outputs) = gradients(state, batch)
+    gradient = taps.fence(gradient)
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+    updates = taps.fence(updates)
     params = optax.apply_updates(state.params, updates)
     ema = state.ema
     if config.ema.decay:
@@ -145,7 +146,7 @@ def make_train_step(
     found = (loss, correct / batch['label'].shape[0], optax.tree.norm(gradient), schedule(state.step))
     metrics = {name: jnp.asarray(value, jnp.float32) for name, value in zip(METRICS, found, strict=True)}
     if telemetry:
-      metrics['telemetry'] = telemetry.figures(state.params, gradient, updates, activity, at_outputs)
+      metrics['telemetry'] = telemetry.figures(*taps.fence((state.params, gradient, updates, activity, at_outputs)))
     state = state.replace(step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state, ema=ema)
     return state, metrics
 

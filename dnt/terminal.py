@@ -25,12 +25,12 @@ class StatusLine:
     self._shown_at = -math.inf
     self._line = ''
 
-  def update(self, text: str) -> None:
-    """Shows `text` as the status, if the last time was long enough ago."""
+  def update(self, text: str, at_once: bool = False) -> None:
+    """Shows `text` as the status, if the last time was long enough ago or it is to be shown at once."""
     now = self._clock()
     # A log file gets a line every 10 s at first, then ten over each doubling of the time, and one in 5 min at last.
     interval = 0.1 if self._in_place else min(max(10.0, (now - self._start) / 10), 300.0)
-    if now - self._shown_at >= interval:
+    if at_once or now - self._shown_at >= interval:
       self._shown_at = now
       self._show(text)
 
@@ -43,8 +43,11 @@ class StatusLine:
       self._show(line)
     self._stream.flush()
 
-  def close(self) -> None:
-    """Takes the status away."""
+  def close(self, leave: bool = False) -> None:
+    """Takes the status away, or leaves it standing."""
+    if leave and self._line:
+      self._stream.write('\n')
+      self._line = ''
     self._clear()
     self._stream.flush()
 

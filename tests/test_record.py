@@ -95,6 +95,18 @@ def test_best_and_patience(make, metric, first, better, worse):
     assert rec.out_of_patience
 
 
+def test_the_peak_memory_is_that_of_the_largest_process(make, monkeypatch):
+  found = {'process': 200, 'device': None}
+  monkeypatch.setattr(record.memory, 'peak', lambda: dict(found))
+  with make() as rec:
+    history = json.loads(json.dumps(rec.history()))
+  found['process'] = 100
+  with make(1, history) as rec:
+    assert rec.peak_memory == {'process': 200, 'device': None}
+    found |= {'process': 300, 'device': 5}
+    assert rec.peak_memory == {'process': 300, 'device': 5}
+
+
 def test_the_average_ranks_when_there_is_one(make, tiny):
   tiny.ema.decay = 0.9
   with make() as rec:

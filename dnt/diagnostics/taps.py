@@ -2,6 +2,9 @@
 
 Taps are set from outside, by intercepting calls, so that any module can be watched as it is: unrolled or scanned, with
 or without remat. What they find is a sum over examples, so that devices and micro-batches add up.
+
+What else is done with a value decides how XLA fuses the operations that make it, and on CPU also how it is rounded. So
+that a step with taps is that without to the last bit, both make what is watched behind fences.
 """
 
 import contextlib
@@ -19,6 +22,20 @@ FOUND, SINKS = 'telemetry', 'sinks'  # variable collections: what taps find, and
 SATURATING = ('sigmoid', 'tanh')
 # Of |a| on a scale from -1 to 1: beyond it the slope of sigmoid and tanh is below a tenth of its largest value.
 SATURATED = 0.95
+
+
+def fence(tree: Any) -> Any:
+  """The floats of a tree, on CPU each behind an optimization barrier, so that it is made the same whoever reads it."""
+  if jax.default_backend() != 'cpu':
+    return tree
+  return jax.tree.map(lambda leaf: jax.lax.optimization_barrier(leaf) if _inexact(leaf) else leaf, tree)
+
+
+@contextlib.contextmanager
+def fencing() -> Iterator[None]:
+  """A context in which `model.apply` computes to the last bit what it computes under `watching`, and leaves nothing."""
+  with depth.watching(lambda run, module: fence(run())):
+    yield
 
 
 @jax.custom_vjp
@@ -58,7 +75,7 @@ def watching() -> Iterator[None]:
   """
 
   def entry(run, module):
-    output = run()
+    output = fence(run())
     if module.has_variable(SINKS, 'sink'):
       sink = module.get_variable(SINKS, 'sink')
       output = jax.tree.map(lambda leaf: _tap(leaf, sink) if _inexact(leaf) else leaf, output)

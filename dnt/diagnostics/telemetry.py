@@ -3,7 +3,8 @@
 The figures of a step, by entry:
 - `gradient_norm`, `parameter_norm`, `update_ratio`: of its parameters; the gradient before clipping, and the norm of
   the update over that of the parameters before it,
-- `output_gradient_norm`: of the loss with respect to its output, over the whole batch,
+- `output_gradient_norm`: of the loss with respect to its output, over the whole batch; none below the first entry that
+  trains, where a tap would bring the backward pass back,
 - `activation_mean`, `activation_rms`: of its output,
 - `zero`, `dead`: shares of its activations that are zero, and of its units that are zero for the whole batch,
 - `saturated`: sigmoid and tanh, in place of those two: the share of its activations that are flat (`taps.SATURATED`),
@@ -19,7 +20,6 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-import optax
 
 from dnt import trees
 from dnt.diagnostics import taps
@@ -57,7 +57,7 @@ def make(config: ml_collections.ConfigDict, params: Any, table: Sequence[depth.R
 
   Args:
     config: a validated config.
-    params: the trainable parameters (or shapes) in the model's layout.
+    params: the trainable parameters (or shapes) in the model's layout; entries without any have no figures of theirs.
     table: the depth list.
 
   Returns:
@@ -66,6 +66,8 @@ def make(config: ml_collections.ConfigDict, params: Any, table: Sequence[depth.R
   """
   entries = [row.entry for row in table]
   places = rows.places(params, entries)
+  lowest = min(index for place in places.values() for index in place)
+  frozen = any(row.parameters for row in table[:lowest])
   clipping = None if config.clip.name == 'none' else clip.make(config.clip, params, entries)
   called = [row.entry for row in table if row.shape is not None]
 
@@ -77,14 +79,14 @@ def make(config: ml_collections.ConfigDict, params: Any, table: Sequence[depth.R
     }
     norms['update_ratio'] = {at: norm / norms['parameter_norm'][at] for at, norm in norms['update_ratio'].items()}
     if clipping:
-      clipped, _ = clipping.update(gradient, optax.EmptyState(), params)
+      clipped, _ = clipping.update(gradient, clipping.init(params), params)
       after = _norms(clipped, places)
       norms['clip_factor'] = {at: after[at] / norms['gradient_norm'][at] for at in after}
     columns = {name: _column(column) for name, column in norms.items()}
-    columns['output_gradient_norm'] = gather(sinks, 'sink', called, entries, jnp.sqrt)
+    columns['output_gradient_norm'] = output_gradient_norms(sinks, found, called, entries)
     return columns | activity(found, called, entries)
 
-  return Telemetry(taps.make_sinks(table), figures)
+  return Telemetry(taps.make_sinks(table[lowest if frozen else 0 :]), figures)
 
 
 def activity(found: Any, called: Sequence[depth.Entry], entries: Sequence[depth.Entry]) -> dict[str, Column]:
@@ -115,6 +117,29 @@ def activity(found: Any, called: Sequence[depth.Entry], entries: Sequence[depth.
     for name, value in shown.items():
       columns.setdefault(name, {})[at] = value
   return {name: _column(column) for name, column in columns.items()}
+
+
+def output_gradient_norms(
+  squares: Any, found: Any, called: Sequence[depth.Entry], entries: Sequence[depth.Entry]
+) -> Column:
+  """The gradient norm at the output of each entry that a tap was on.
+
+  That is not where an output holds no float, nor inside a user's own `nn.scan` or `nn.vmap`, which leave out the
+  collections that they do not name.
+
+  Args:
+    squares: the gradient of the sinks.
+    found: the taps' collection `FOUND`.
+    called: the entries that are called, in depth order.
+    entries: the depth list.
+  """
+  tapped = trees.flatten(found)
+  reached = {
+    path: square
+    for path, square in trees.flatten(squares).items()
+    if f'{path.rpartition("/")[0]}/output/count' in tapped
+  }
+  return gather(trees.unflatten(reached), 'sink', called, entries, jnp.sqrt)
 
 
 def gather(
@@ -153,7 +178,7 @@ def _norms(tree: Any, places: rows.Places) -> dict[tuple[int, ...], jax.Array]:
 
 def _column(values: Mapping[tuple[int, ...], jax.Array]) -> Column:
   at = sorted(values)
-  joined = jnp.concatenate([jnp.atleast_1d(values[place]) for place in at])
+  joined = jnp.concatenate([jnp.zeros(0), *(jnp.atleast_1d(values[place]) for place in at)])
   return Column(joined.astype(jnp.float32), tuple(index for place in at for index in place))
 
 
@@ -183,18 +208,19 @@ def warnings(columns: Mapping[str, Column], names: Sequence[str], rate: float, a
   found = {}
   at = columns['output_gradient_norm']
   norms = np.asarray(at.values, np.float64)
-  first, last = names[at.entries[0]], names[at.entries[-1]]
-  ratio = norms[0] / norms[-1] if norms[-1] > 0 else np.nan
-  if ratio < VANISHING:
-    found['vanishing'] = (
-      f'the gradient vanishes: at the output of {first} it is {ratio:.1e} of that at {last}; try a norm '
-      '(config.model.norm), residual blocks, or the initializer that fits (config.model.initializer=he for relu)'
-    )
-  if ratio > EXPLODING or not np.isfinite(norms).all():
-    found['exploding'] = (
-      f'the gradient explodes: at the output of {first} it is {ratio:.1e} of that at {last}; try a smaller '
-      'config.model.init_gain, config.clip.name=global_norm or residual blocks'
-    )
+  if len(norms):
+    ratio = norms[0] / norms[-1] if norms[-1] > 0 else np.nan
+    compared = f'at the output of {names[at.entries[0]]} it is {ratio:.1e} of that at {names[at.entries[-1]]}'
+    if ratio < VANISHING:
+      found['vanishing'] = (
+        f'the gradient vanishes: {compared}; try a norm (config.model.norm), residual blocks, or the initializer that '
+        'fits (config.model.initializer=he for relu)'
+      )
+    if ratio > EXPLODING or not np.isfinite(norms).all():
+      found['exploding'] = (
+        f'the gradient explodes: {compared}; try a smaller config.model.init_gain, config.clip.name=global_norm or '
+        'residual blocks'
+      )
   for quantity, said, cure in (
     ('dead', 'of the units are dead (zero for the whole batch)', 'config.model.activation=leaky_relu'),
     ('saturated', 'of the activations are saturated', 'config.model.activation=relu'),
@@ -211,10 +237,10 @@ def warnings(columns: Mapping[str, Column], names: Sequence[str], rate: float, a
   ratios = np.asarray(columns['update_ratio'].values)
   median = float(np.median(ratios[np.isfinite(ratios)])) if np.isfinite(ratios).any() else np.nan
   if median > high or (median < low and rate > 0.5):
-    way = 'smaller' if median > high else 'larger'
+    way = 'a smaller' if median > high else 'unless the network has learned all there is, a larger'
     found['update_ratio'] = (
       f'a step changes the parameters of the median entry by {median:.1e} of their norm, outside {low:.0e} to '
-      f'{high:.0e}; try a {way} config.optim.learning_rate'
+      f'{high:.0e}; try {way} config.optim.learning_rate'
     )
   if always_clipped:
     found['clipping'] = (

@@ -1,0 +1,24 @@
+"""The most memory that a process and its devices have held so far."""
+
+import pathlib
+import resource
+import sys
+
+import jax
+
+
+def peak() -> dict[str, int | None]:
+  """Bytes: `process`, its resident set, and `device`, any of its devices (None where they do not count, as CPUs)."""
+  counted = [stats['peak_bytes_in_use'] for device in jax.local_devices() if (stats := device.memory_stats())]
+  return {'process': _resident(), 'device': max(counted, default=None)}
+
+
+def _resident() -> int:
+  # Linux hands ru_maxrss down to the programs that a process starts: a large parent would count as the child's.
+  status = pathlib.Path('/proc/self/status')
+  lines = status.read_text().splitlines() if status.exists() else []
+  found = [int(line.split()[1]) for line in lines if line.startswith('VmHWM:')]
+  if found:
+    return 1024 * found[0]
+  unit = 1 if sys.platform == 'darwin' else 1024
+  return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
