@@ -27,11 +27,12 @@ PICTURES = 8  # of the batch, whose likeness is measured
 FIRST_STEPS = 10
 VERDICTS = ('trainable', 'vanishing', 'exploding', 'collapsing to one direction', 'dead', 'step too large')
 # A signal or gradient may shrink or grow by this factor from end to end before it counts as lost.
-VANISHING, EXPLODING = telemetry.VANISHING, telemetry.EXPLODING
-COLLAPSED = 0.999  # cosine of two different pictures
+VANISHING, EXPLODING = telemetry.VANISHING, 1e3
+FAINT = 1e-5  # and by this one the product of both, of which the gradients at the kernels are made
+COLLAPSED = 0.9999  # cosine of two different pictures
 DEAD = 0.9  # share of an entry's units that are dead, or of its activations that are saturated
-GROWN = 1.5  # loss after the first steps over that before
-RATIO = 0.5  # update over parameter norm, of the median entry
+GROWN = 10.0  # loss after the first steps over that before
+RATIO = 0.1  # update over parameter norm, of the median entry
 LAST = 3  # of the first steps, whose mean loss stands for what they led to
 HEALTHY = 1e-3  # update over parameter norm of a first step, for the rate that is offered
 SMALL = 16  # examples that are too few for the statistics of batch_norm
@@ -119,7 +120,8 @@ def examine(
       state = mesh_lib.place(run.make_state(variables), mesh_lib.replicated(mesh))
       rows = []
       for index in range(FIRST_STEPS):
-        say(f'seed {seed + 1} of {seeds}: step {index + 1} of {FIRST_STEPS}')
+        doing = 'compiling' if not seed and not index else f'step {index + 1} of {FIRST_STEPS}'
+        say(f'seed {seed + 1} of {seeds}: {doing}')
         if not seed:
           batches.append(feed.arrays(index, 1))
         state, metrics = step(state, batches[index])
@@ -129,17 +131,27 @@ def examine(
 
 
 def _make_step(run: experiment.Experiment, batch_at: Callable) -> Callable:
-  """`(state, arrays) -> (state, metrics)`: the run's step with its telemetry, and how alike pictures are at each entry."""
+  """The run's step with its telemetry, and how alike different pictures are at each entry.
+
+  Args:
+    run: the experiment.
+    batch_at: of the feed.
+
+  Returns:
+    `(state, arrays) -> (state, metrics)`; metrics: as with telemetry, which has a column `cosine` too, and the float32
+    scalar `input_cosine`. Both are not numbers for micro-batches of one picture.
+  """
   entries = [row.entry for row in run.table]
   called = [row.entry for row in run.table if row.shape is not None]
-  batch_size, parts = run.config.train.batch_size, run.config.train.accumulate
+  parts = run.config.train.accumulate
 
   def likeness(call, module):
     output = call()
+    examples = _micro_batch(run.config)
     leaves = [leaf for leaf in jax.tree.leaves(output) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
-    examples = batch_size // parts
-    if leaves and examples > 1 and leaves[0].ndim > 1 and leaves[0].shape[0] == examples:
-      module.sow(taps.FOUND, 'cosine', _cosine(leaves[0]), init_fn=lambda: None, reduce_fn=lambda _, new: new)
+    outputs = [leaf for leaf in leaves if leaf.shape[:1] == (examples,)]
+    if outputs:
+      module.sow(taps.FOUND, 'cosine', _cosine(outputs[0]), init_fn=lambda: None, reduce_fn=lambda _, new: new)
     return output
 
   params = run.abstract_state().params
@@ -170,39 +182,48 @@ def _cosine(x: jax.Array) -> jax.Array:
   x = x / jnp.maximum(jnp.max(jnp.abs(x), axis=1, keepdims=True), jnp.finfo(jnp.float32).tiny)
   x = x / jnp.maximum(jnp.linalg.norm(x, axis=1, keepdims=True), jnp.finfo(jnp.float32).tiny)
   count = x.shape[0]
-  return (jnp.sum(x @ x.T) - jnp.sum(jnp.square(x))) / (count * (count - 1))
+  return (jnp.sum(x @ x.T) - jnp.sum(jnp.square(x))) / (count * (count - 1) or jnp.nan)
 
 
 def _examination(run: experiment.Experiment, shown: Sequence[Sequence[Mapping[str, Any]]]) -> Examination:
   """What the steps have shown, by seed and step."""
   names = tuple(row.entry.name for row in run.table)
-  by_seed = [_first_telling([metrics['telemetry'] for metrics in rows]) for rows in shown]
-  columns = {
-    name: np.stack([_whole(column[name], len(names)) for column in by_seed]) for name in by_seed[0]
-  }
-  with np.errstate(invalid='ignore'):  # of what is not finite
-    columns['activation_variance'] = columns['activation_rms'] ** 2 - columns['activation_mean'] ** 2
-  called = list(by_seed[0]['output_gradient_norm'].entries)
-  gradient = columns['output_gradient_norm'][:, called]
-  columns['jacobian_gain'] = np.full_like(columns['output_gradient_norm'], np.nan)
-  with np.errstate(divide='ignore', invalid='ignore'):
-    columns['jacobian_gain'][:, called[1:]] = gradient[:, :-1] / gradient[:, 1:]
-  ratios = [[_whole(metrics['telemetry']['update_ratio'], len(names)) for metrics in rows] for rows in shown]
-  columns['update_ratio'] = np.mean(ratios, axis=1)
+  rows = [[metrics['telemetry'] for metrics in each] for each in shown]
+  first = [_initial(each) for each in rows]
+  columns = {name: np.stack([_whole(each[name], len(names)) for each in first]) for name in first[0]}
+  absent = np.full((len(rows), len(names)), np.nan)
+  mean, rms = (columns.setdefault(f'activation_{name}', absent) for name in ('mean', 'rms'))
+  gradient, called = columns['output_gradient_norm'], list(first[0]['output_gradient_norm'].entries)
+  columns['jacobian_gain'] = absent.copy()
+  with np.errstate(divide='ignore', invalid='ignore'):  # of what is zero or not finite
+    columns['activation_variance'] = rms**2 - mean**2
+    columns['jacobian_gain'][:, called[1:]] = gradient[:, called[:-1]] / gradient[:, called[1:]]
+  columns['update_ratio'] = np.mean(
+    [[_whole(step['update_ratio'], len(names)) for step in each] for each in rows], axis=1
+  )
+  if _micro_batch(run.config) == 1:
+    columns['cosine'] = absent  # there is no second picture
   return Examination(
     names,
     columns,
-    input_cosine=float(np.mean([rows[0]['input_cosine'] for rows in shown])),
-    losses=np.array([[row['loss'] for row in rows] for rows in shown], np.float64),
-    update_ratios=np.array([[_median(row['telemetry']['update_ratio'].values) for row in rows] for rows in shown]),
-    learning_rates=np.array([row['learning_rate'] for row in shown[0]], np.float64),
+    input_cosine=float(np.mean([each[0]['input_cosine'] for each in shown])),
+    losses=np.array([[step['loss'] for step in each] for each in shown], np.float64),
+    update_ratios=np.array([_ratios(each) for each in rows]),
+    learning_rates=np.array([step['learning_rate'] for step in shown[0]], np.float64),
     chance=float(np.log(len(run.spec.class_names))),
   )
 
 
-def _first_telling(rows: Sequence[Mapping[str, telemetry.Column]]) -> Mapping[str, telemetry.Column]:
-  """The first step with a gradient below the head; the very first, unless the head's kernel starts at zero."""
-  return next((row for row in rows if np.any(row['output_gradient_norm'].values[:-1])), rows[0])
+def _initial(steps: Sequence[Mapping[str, telemetry.Column]]) -> Mapping[str, telemetry.Column]:
+  """The first step; where kernels start at zero, which lets no gradient pass, the first after all of them moved."""
+  return next((step for step in steps if np.all(step['parameter_norm'].values)), steps[0])
+
+
+def _ratios(steps: Sequence[Mapping[str, telemetry.Column]]) -> list[float]:
+  """By step, the median over the entries that do not start at zero."""
+  moving = np.flatnonzero(steps[0]['parameter_norm'].values)
+  found = [np.asarray(step['update_ratio'].values, np.float64)[moving] for step in steps]
+  return [float(np.median(np.where(np.isfinite(each), each, np.inf))) if each.size else np.inf for each in found]
 
 
 def _whole(column: telemetry.Column, count: int) -> np.ndarray:
@@ -212,72 +233,82 @@ def _whole(column: telemetry.Column, count: int) -> np.ndarray:
   return values
 
 
-def _median(values: np.ndarray) -> float:
-  finite = np.asarray(values)[np.isfinite(values)]
-  return float(np.median(finite)) if finite.size else np.inf
-
-
 def judge(found: Examination) -> Verdict:
   """The verdict on an examination: the first sickness in the order that they cause one another."""
   typical = {name: np.median(column, axis=0) for name, column in found.columns.items()}
-  gradient = typical['output_gradient_norm']
-  called = np.flatnonzero(~np.isnan(gradient))
-  hidden = called[:-1]  # without the head, whose output is the logits
+  rms, gradient = typical['activation_rms'], typical['output_gradient_norm']
+  # A branch whose last kernel starts at zero has an output of zero and is not dead: its parameters have a gradient.
+  waking = (rms == 0) & (typical['gradient_norm'] > 0)
+  measured = np.flatnonzero(~np.isnan(rms) & ~np.isnan(gradient))
+  hidden = np.array([place for place in measured[:-1] if not waking[place]], int)  # the last output is the logits
   return (
-    _dead(found, typical)
-    or _lost(found, 'signal', typical['activation_rms'], called, hidden)
-    or _lost(found, 'gradient', gradient, called, hidden[::-1])
-    or _collapsed(found, typical, hidden)
+    _dead(found, typical, waking)
+    or _not_finite(found, 'signal', rms, measured)
+    or _not_finite(found, 'gradient', gradient, measured[::-1])
+    or (_lost(found, rms, gradient, hidden) if len(hidden) else None)
+    or (_collapsed(found, typical['cosine'], hidden) if len(hidden) else None)
     or _stepped(found)
   )
 
 
-def _dead(found: Examination, typical: Mapping[str, np.ndarray]) -> Verdict | None:
+def _dead(found: Examination, typical: Mapping[str, np.ndarray], waking: np.ndarray) -> Verdict | None:
   for name, what in (('dead', 'units are zero for the whole batch'), ('saturated', 'activations are saturated')):
-    share = typical.get(name)
-    if share is None:
-      continue
-    sick = share > DEAD
-    if name == 'dead':
-      # An output that is zero because its kernel starts there learns: its gradient is not zero.
-      sick &= ~((share == 1) & (typical['gradient_norm'] > 0))
-    if sick.any():
-      at = int(np.argmax(sick))
-      return Verdict('dead', found.entries[at], f'{100 * share[at]:.0f} % of its {what}')
+    if name in typical:
+      sick = (typical[name] > DEAD) & ~waking
+      if sick.any():
+        at = int(np.argmax(sick))
+        return Verdict('dead', found.entries[at], f'{100 * typical[name][at]:.0f} % of its {what}')
   return None
 
 
-def _lost(found: Examination, name: str, norms: np.ndarray, called: np.ndarray, path: np.ndarray) -> Verdict | None:
-  """Whether a signal vanishes or explodes along a path through the entries."""
-  finite = np.isfinite(norms[called])
-  if not finite.all():
-    ordered = called if name == 'signal' else called[::-1]
-    at = next(place for place in ordered if not np.isfinite(norms[place]))
-    return Verdict('exploding', found.entries[at], f'the {name} is not finite')
-  if not len(path):
-    return None
-  start = norms[path[0]]
-  ratios = norms[path] / start if start > 0 else np.zeros(len(path))
-  if ratios[-1] < VANISHING:
-    at = path[int(np.argmax(ratios < np.sqrt(VANISHING)))]
-    return Verdict('vanishing', found.entries[at], f'the {name} shrinks to {ratios[-1]:.1e} of what it was')
-  if ratios[-1] > EXPLODING:
-    at = path[int(np.argmax(ratios > np.sqrt(EXPLODING)))]
-    return Verdict('exploding', found.entries[at], f'the {name} grows to {ratios[-1]:.1e} times what it was')
+def _not_finite(found: Examination, name: str, norms: np.ndarray, path: np.ndarray) -> Verdict | None:
+  at = next((place for place in path if not np.isfinite(norms[place])), None)
+  return None if at is None else Verdict('exploding', found.entries[at], f'the {name} is not finite')
+
+
+def _lost(found: Examination, rms: np.ndarray, gradient: np.ndarray, hidden: np.ndarray) -> Verdict | None:
+  """Whether the signal vanishes or explodes from the first hidden entry to the last, or the gradient on the way back.
+
+  It begins where half of what is too much has happened, on a log scale.
+  """
+  ends = {}
+  for name, norms, path in (('signal', rms, hidden), ('gradient', gradient, hidden[::-1])):
+    start = norms[path[0]]
+    ratios = norms[path] / start if start > 0 else np.zeros(len(path))
+    ends[name] = path, ratios
+    if ratios[-1] < VANISHING:
+      at = path[int(np.argmax(ratios < np.sqrt(VANISHING)))]
+      return Verdict('vanishing', found.entries[at], f'the {name} {_shrinks(ratios[-1])}')
+    if ratios[-1] > EXPLODING:
+      at = path[int(np.argmax(ratios > np.sqrt(EXPLODING)))]
+      return Verdict('exploding', found.entries[at], f'the {name} grows to {ratios[-1]:.1e} times what it was')
+  signal, back = (ratios[-1] for _, ratios in ends.values())
+  if signal * back < FAINT:
+    path, ratios = ends['signal' if signal < back else 'gradient']
+    at = path[int(np.argmax(ratios < FAINT**0.25))]
+    return Verdict('vanishing', found.entries[at], f'the signal {_shrinks(signal)}, the gradient {_shrinks(back)}')
   return None
 
 
-def _collapsed(found: Examination, typical: Mapping[str, np.ndarray], hidden: np.ndarray) -> Verdict | None:
-  cosine = typical.get('cosine')
-  if cosine is None or not len(hidden) or not cosine[hidden[-1]] > COLLAPSED > found.input_cosine:
+def _shrinks(ratio: float) -> str:
+  return f'shrinks to {ratio:.1e} of what it was' if ratio > 0 else 'shrinks to less than a float32 can hold'
+
+
+def _collapsed(found: Examination, cosine: np.ndarray, hidden: np.ndarray) -> Verdict | None:
+  if not cosine[hidden[-1]] > COLLAPSED > found.input_cosine:
     return None
   at = hidden[int(np.argmax(cosine[hidden] > COLLAPSED))]
   reason = f'different pictures, of cosine {found.input_cosine:.2f}, leave it with cosine {cosine[at]:.5f}'
   return Verdict('collapsing to one direction', found.entries[at], reason)
 
 
+def last_loss(found: Examination) -> np.ndarray:
+  """What the first steps lead to: the mean loss of the last few of them, by seed."""
+  return np.mean(found.losses[:, -LAST:], axis=1)
+
+
 def _stepped(found: Examination) -> Verdict:
-  before, after = np.median(found.losses[:, 0]), np.median(found.losses[:, -1])
+  before, after = np.median(found.losses[:, 0]), float(np.median(last_loss(found)))
   ratio = float(np.median(found.update_ratios))
   reason = f'the loss goes from {before:.3g} to {after:.3g} in {FIRST_STEPS} steps'
   large = not np.isfinite(found.losses).all() or after > GROWN * max(before, found.chance) or ratio > RATIO
@@ -374,7 +405,7 @@ class Trial(NamedTuple):
   Attributes:
     overrides: `{'section.key': value}`.
     verdict: on the network with them; of kind 'cannot be run' where they do not suit it.
-    loss: mean over the last `LAST` of the first steps; infinite where it is not finite.
+    loss: from `last_loss`; infinite where it is not finite.
   """
 
   overrides: Mapping[str, Any]
@@ -407,7 +438,7 @@ def try_out(
     except errors.InputError as error:
       tried.append(Trial(overrides, Verdict('cannot be run', None, str(error)), np.inf))
       continue
-    loss = float(np.mean(found.losses[:, -LAST:]))
+    loss = float(last_loss(found)[0])
     tried.append(Trial(overrides, judge(found), loss if np.isfinite(loss) else np.inf))
   return sorted(tried, key=lambda each: (each.verdict.kind != 'trainable', each.loss))
 

@@ -135,9 +135,8 @@ def figure(found: doctor.Examination, verdict: doctor.Verdict) -> 'Figure':
   deviation = np.sqrt(np.maximum(found.columns['activation_variance'], 0))
   _by_depth(signal, found, {'RMS': found.columns['activation_rms'], 'standard deviation': deviation})
   _finish(signal, 'signal: the output of each entry', 'RMS, standard deviation', True)
-  if 'cosine' in found.columns:
-    _by_depth(cosine, found, {'outputs': found.columns['cosine']})
-    cosine.axhline(found.input_cosine, color='#888888', linestyle='--', label='the pictures themselves')
+  _by_depth(cosine, found, {'outputs': found.columns['cosine']})
+  cosine.axhline(found.input_cosine, color='#888888', linestyle='--', label='the pictures themselves')
   _finish(cosine, 'likeness of different pictures', 'cosine of the angle', False)
   outputs, parameters = (found.columns[name] for name in ('output_gradient_norm', 'gradient_norm'))
   _by_depth(gradient, found, {'at the output': outputs, 'at the parameters': parameters})
