@@ -29,10 +29,12 @@ VERDICTS = ('trainable', 'vanishing', 'exploding', 'collapsing to one direction'
 # A signal or gradient may shrink or grow by this factor from end to end before it counts as lost.
 VANISHING, EXPLODING = telemetry.VANISHING, 1e3
 FAINT = 1e-5  # and by this one the product of both, of which the gradients at the kernels are made
+MOVES = telemetry.UPDATE_RATIOS[0]  # update over parameter norm of an entry that trains in spite of it
+ABRUPT = 1e-12  # a signal or gradient of this size does not become zero in one entry by shrinking
 COLLAPSED = 0.9999  # cosine of two different pictures
 DEAD = 0.9  # share of an entry's units that are dead, or of its activations that are saturated
 GROWN = 10.0  # loss after the first steps over that before
-RATIO = 0.1  # update over parameter norm, of the median entry
+RATIO = 0.1  # update over parameter norm, of the median entry, of a loss that stays above that of guessing
 LAST = 3  # of the first steps, whose mean loss stands for what they led to
 HEALTHY = 1e-3  # update over parameter norm of a first step, for the rate that is offered
 SMALL = 16  # examples that are too few for the statistics of batch_norm
@@ -65,6 +67,8 @@ class Examination(NamedTuple):
     losses: [seeds, first steps].
     update_ratios: [seeds, first steps], median over entries.
     learning_rates: [first steps].
+    peak_rate: the largest of the whole run.
+    scale_free: whether the update rule divides each gradient by its size, so that small ones move parameters as well.
     chance: loss of guessing.
   """
 
@@ -74,6 +78,8 @@ class Examination(NamedTuple):
   losses: np.ndarray
   update_ratios: np.ndarray
   learning_rates: np.ndarray
+  peak_rate: float
+  scale_free: bool
   chance: float
 
 
@@ -210,6 +216,8 @@ def _examination(run: experiment.Experiment, shown: Sequence[Sequence[Mapping[st
     losses=np.array([[step['loss'] for step in each] for each in shown], np.float64),
     update_ratios=np.array([_ratios(each) for each in rows]),
     learning_rates=np.array([step['learning_rate'] for step in shown[0]], np.float64),
+    peak_rate=run.config.optim.learning_rate,
+    scale_free=run.config.optim.name != 'sgd',
     chance=float(np.log(len(run.spec.class_names))),
   )
 
@@ -245,7 +253,8 @@ def judge(found: Examination) -> Verdict:
     _dead(found, typical, waking)
     or _not_finite(found, 'signal', rms, measured)
     or _not_finite(found, 'gradient', gradient, measured[::-1])
-    or (_lost(found, rms, gradient, hidden) if len(hidden) else None)
+    or _cut_off(found, gradient, measured)
+    or (_lost(found, typical, hidden) if len(hidden) else None)
     or (_collapsed(found, typical['cosine'], hidden) if len(hidden) else None)
     or _stepped(found)
   )
@@ -255,6 +264,9 @@ def _dead(found: Examination, typical: Mapping[str, np.ndarray], waking: np.ndar
   for name, what in (('dead', 'units are zero for the whole batch'), ('saturated', 'activations are saturated')):
     if name in typical:
       sick = (typical[name] > DEAD) & ~waking
+      if name == 'dead':  # and not of a signal that was lost before
+        rms = typical['activation_rms']
+        sick[1:] &= ~(rms[:-1] < ABRUPT)
       if sick.any():
         at = int(np.argmax(sick))
         return Verdict('dead', found.entries[at], f'{100 * typical[name][at]:.0f} % of its {what}')
@@ -266,24 +278,37 @@ def _not_finite(found: Examination, name: str, norms: np.ndarray, path: np.ndarr
   return None if at is None else Verdict('exploding', found.entries[at], f'the {name} is not finite')
 
 
-def _lost(found: Examination, rms: np.ndarray, gradient: np.ndarray, hidden: np.ndarray) -> Verdict | None:
+def _cut_off(found: Examination, gradient: np.ndarray, measured: np.ndarray) -> Verdict | None:
+  """Dead units that stand outside of any entry, in a user's own module: they let no gradient at all pass."""
+  for at, after in zip(measured[-2::-1], measured[:0:-1], strict=True):
+    if gradient[measured[0]] == gradient[at] == 0 and gradient[after] > ABRUPT:
+      reason = f'no gradient at all reaches it from {found.entries[after]}: the units between are dead'
+      return Verdict('dead', found.entries[at], reason)
+  return None
+
+
+def _lost(found: Examination, typical: Mapping[str, np.ndarray], hidden: np.ndarray) -> Verdict | None:
   """Whether the signal vanishes or explodes from the first hidden entry to the last, or the gradient on the way back.
 
   It begins where half of what is too much has happened, on a log scale.
   """
+  moved = typical['update_ratio'][hidden]
+  rates = np.mean(found.learning_rates) or np.inf
+  moves = found.scale_free and np.nanmin(moved, initial=np.inf) * found.peak_rate / rates > MOVES
   ends = {}
-  for name, norms, path in (('signal', rms, hidden), ('gradient', gradient, hidden[::-1])):
+  for name, path in (('signal', hidden), ('gradient', hidden[::-1])):
+    norms = typical['activation_rms' if name == 'signal' else 'output_gradient_norm']
     start = norms[path[0]]
     ratios = norms[path] / start if start > 0 else np.zeros(len(path))
     ends[name] = path, ratios
-    if ratios[-1] < VANISHING:
+    if ratios[-1] < VANISHING and not moves:
       at = path[int(np.argmax(ratios < np.sqrt(VANISHING)))]
       return Verdict('vanishing', found.entries[at], f'the {name} {_shrinks(ratios[-1])}')
     if ratios[-1] > EXPLODING:
       at = path[int(np.argmax(ratios > np.sqrt(EXPLODING)))]
       return Verdict('exploding', found.entries[at], f'the {name} grows to {ratios[-1]:.1e} times what it was')
   signal, back = (ratios[-1] for _, ratios in ends.values())
-  if signal * back < FAINT:
+  if signal * back < FAINT and not moves:
     path, ratios = ends['signal' if signal < back else 'gradient']
     at = path[int(np.argmax(ratios < FAINT**0.25))]
     return Verdict('vanishing', found.entries[at], f'the signal {_shrinks(signal)}, the gradient {_shrinks(back)}')
@@ -311,8 +336,9 @@ def _stepped(found: Examination) -> Verdict:
   before, after = np.median(found.losses[:, 0]), float(np.median(last_loss(found)))
   ratio = float(np.median(found.update_ratios))
   reason = f'the loss goes from {before:.3g} to {after:.3g} in {FIRST_STEPS} steps'
-  large = not np.isfinite(found.losses).all() or after > GROWN * max(before, found.chance) or ratio > RATIO
-  if large:
+  # Large updates alone are no harm: a linear classifier starts that way.
+  large = not np.isfinite(found.losses).all() or after > GROWN * max(before, found.chance)
+  if large or (ratio > RATIO and after > found.chance):
     return Verdict('step too large', None, f'{reason}, which move parameters by {ratio:.1e} of their norm')
   return Verdict('trainable', None, reason)
 
@@ -371,8 +397,8 @@ def _shortcut(config: ml_collections.ConfigDict, entries: int) -> dict[str, Any]
   if model.name == 'mlp' and model.block in (None, 'plain'):
     return {'model.block': 'residual'}
   if model.name == 'plain':
-    width = model.width // 16 if model.width else None
-    return {'model.name': 'resnet', 'model.width': width or None}
+    # Channels there, a factor on 16 here; a command line cannot set a width back to None.
+    return {'model.name': 'resnet'} | ({'model.width': max(1, model.width // 16)} if model.width else {})
   if model.name == 'resnet':
     return {'model.residual_scalar': 0.0}
   if model.name == 'highway' or model.block == 'highway':

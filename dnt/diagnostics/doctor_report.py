@@ -26,6 +26,7 @@ COLUMNS = {
   'gradient_norm': ('gradient', "norm of the loss's gradient at the parameters"),
 }
 SHARES = ('zero', 'dead', 'saturated')
+MARK = '#cc0000'
 LONGEST = 40  # lines of the table; of a deeper network it holds some of the entries
 
 
@@ -154,6 +155,9 @@ def figure(found: doctor.Examination, verdict: doctor.Verdict) -> 'Figure':
   _finish(loss, 'first steps: loss', 'loss', found.losses[np.isfinite(found.losses)].max(initial=1) > 20 * found.chance)
   _by_step(ratios, found.update_ratios)
   _finish(ratios, 'first steps: size of the update', 'update / parameter norm, median entry', True)
+  if verdict.entry:
+    for axes in (signal, cosine, gradient, gain, units, ratio):
+      axes.axvline(found.entries.index(verdict.entry), color=MARK, linewidth=1.2, linestyle=':')
   drawn.suptitle(sentence(verdict), x=0.01, ha='left')
   return drawn
 

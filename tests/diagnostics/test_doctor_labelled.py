@@ -1,10 +1,10 @@
-"""The doctor on a labelled set: networks that train and networks that do not, the sick ones with twins that are mended."""
+"""The doctor on a labelled set: networks that train, networks that do not, and twins of these that are mended."""
 
 import numpy as np
 import pytest
 
 from dnt import config as schema
-from dnt import experiment, models, steps
+from dnt import experiment, steps
 from dnt.data import pipeline
 from dnt.diagnostics import doctor
 from dnt.parallel import compile as compile_lib
