@@ -128,7 +128,7 @@ def _parse(argv: list[str], default_config: pathlib.Path, kinds: Sequence[str]) 
     raise errors.InputError(f'{error} (--help lists the flags)') from error
   except OSError as error:
     raise errors.InputError(
-      f'no config file at {_config_argument(argv)!r}; --list shows the configs that come with dnt'
+      f'no config file at {_config_argument(argv)!r}; python -m dnt.main --list shows those that come with dnt'
     ) from error
   except Exception as error:  # a config file is code: whatever it raises is bad input, named in its last line
     raise _failed(argv, error) from error

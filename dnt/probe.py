@@ -4,15 +4,15 @@
   python -m dnt.probe --config=configs/probe_grid.py
 
 A training config is examined at initialization on one real batch, and its first ten steps are taken: a table by entry,
-a verdict (trainable, vanishing, exploding, collapsing, dead, step too large), where it begins, and the overrides most
-likely to mend it, which --try tries. A grid (configs/probe_*.py) is measured over many seeds.
+a verdict (trainable, vanishing, exploding, collapsing to one direction, dead, step too large), where it begins, and the
+overrides most likely to mend it, which --try tries. A grid (configs/probe_*.py) is measured over many seeds.
 """
 
 import pathlib
 
 from absl import flags
 
-from dnt import cli
+from dnt import cli, errors
 from dnt import config as schema
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -30,6 +30,8 @@ def main() -> None:
 
   compile_lib.enable_cache(pathlib.Path.home() / '.cache' / 'dnt' / 'xla')
   if schema.kind(config) == 'signal':
+    if TRY.value or SEEDS.present:
+      raise errors.InputError('--try and --seeds are for training configs; a grid has config.signal.seeds')
     from dnt.diagnostics import signal
 
     signal.run(config, workdir)

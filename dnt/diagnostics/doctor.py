@@ -1,13 +1,12 @@
 """The doctor: examines a network before it is trained, says whether it will train, and if not, where and what mends it.
 
-At initialization, over several seeds and on one real batch, by entry of the depth list: the forward signal, dead and
-saturated units, how alike two different pictures have become, and how a random gradient at the logits travels back
-(its gain by entry estimates the norm of the entry's Jacobian). Then the first optimizer steps are taken for real.
+It takes the first steps of training for real, over several seeds, with the telemetry of every one. What the first step
+shows of each entry of the depth list is the network at initialization on one real batch: the signal forward, the
+gradient backward, dead and saturated units, and how alike different pictures have become.
 """
 
 import contextlib
-import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,30 +19,56 @@ from dnt import errors, experiment, models, steps
 from dnt.data import pipeline
 from dnt.diagnostics import taps, telemetry
 from dnt.models import depth
+from dnt.optim import chain
 from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
 
 PICTURES = 8  # of the batch, whose likeness is measured
 FIRST_STEPS = 10
-VERDICTS = ('trainable', 'vanishing', 'exploding', 'collapsing', 'dead', 'step too large')
+VERDICTS = ('trainable', 'vanishing', 'exploding', 'collapsing to one direction', 'dead', 'step too large')
 # A signal or gradient may shrink or grow by this factor from end to end before it counts as lost.
-VANISHING, EXPLODING = telemetry.VANISHING, telemetry.EXPLODING
-COLLAPSED = 0.999  # cosine of two different pictures
+VANISHING, EXPLODING = telemetry.VANISHING, 1e3
+FAINT = 1e-5  # and by this one the product of both, of which the gradients at the kernels are made
+MOVES = telemetry.UPDATE_RATIOS[0]  # update over parameter norm of an entry that trains in spite of it
+ABRUPT = 1e-12  # a signal or gradient of this size does not become zero in one entry by shrinking
+COLLAPSED = 0.9999  # cosine of two different pictures
 DEAD = 0.9  # share of an entry's units that are dead, or of its activations that are saturated
-GROWN = 1.5  # loss after the first steps over that before
-RATIO = 0.5  # update over parameter norm, of the median entry
+GROWN = 10.0  # loss after the first steps over that before
+RATIO = 0.1  # update over parameter norm, of the median entry, of a loss that stays above that of guessing
+LAST = 3  # of the first steps, whose mean loss stands for what they led to
+HEALTHY = 1e-3  # update over parameter norm of a first step, for the rate that is offered
+SMALL = 16  # examples that are too few for the statistics of batch_norm
+# The initializer at which each activation keeps the norm of a signal.
+FITTING = {
+  'relu': 'he',
+  'leaky_relu': 'he',
+  'gelu': 'he',
+  'silu': 'he',
+  'sigmoid': 'glorot',
+  'tanh': 'orthogonal',
+  'identity': 'orthogonal',
+}
 
 
 class Examination(NamedTuple):
-  """What was measured; columns are by seed and entry, float64 [seeds, n], with NaN for entries without the figure.
+  """What was measured.
 
   Attributes:
     entries: names in depth order.
-    columns: `activation_variance`, `activation_rms`, `cosine`, `zero`, `dead`, `saturated`, `backward` (norm of a
-      random gradient of the logits at each output), `jacobian_gain`, and of the loss `gradient_norm`.
-    input_cosine: of the pictures themselves, mean over seeds.
+    columns: float64 [seeds, entries] by quantity: those of `telemetry`, and
+
+      - `activation_variance`: of the output, over examples, positions and units,
+      - `cosine`: mean cosine of the angle between the outputs for two different pictures,
+      - `jacobian_gain`: the gradient's norm at the output of the entry before, over that at this one's,
+      - `update_ratio`: mean over the first steps.
+
+      NaN: an entry without the figure; infinite: one that was not finite.
+    input_cosine: of the pictures themselves, as the network gets them.
     losses: [seeds, first steps].
     update_ratios: [seeds, first steps], median over entries.
+    learning_rates: [first steps].
+    peak_rate: the largest of the whole run.
+    scale_free: whether the update rule divides each gradient by its size, so that small ones move parameters as well.
     chance: loss of guessing.
   """
 
@@ -52,6 +77,9 @@ class Examination(NamedTuple):
   input_cosine: float
   losses: np.ndarray
   update_ratios: np.ndarray
+  learning_rates: np.ndarray
+  peak_rate: float
+  scale_free: bool
   chance: float
 
 
@@ -69,13 +97,19 @@ class Verdict(NamedTuple):
   reason: str
 
 
-def examine(config: ml_collections.ConfigDict, data: experiment.Data, seeds: int = 3) -> Examination:
+def examine(
+  config: ml_collections.ConfigDict,
+  data: experiment.Data,
+  seeds: int = 3,
+  say: Callable[[str], None] = lambda text: None,
+) -> Examination:
   """Measures the network of a training config.
 
   Args:
     config: a validated training config.
     data: its pictures, from `experiment.load_data`.
     seeds: initializations, from `config.seed` on.
+    say: is told what is being done.
 
   Raises:
     errors.InputError: a config that does not fit the data or the model.
@@ -83,163 +117,301 @@ def examine(config: ml_collections.ConfigDict, data: experiment.Data, seeds: int
   mesh = mesh_lib.make_mesh(config.mesh)
   mesh_lib.check_batch('config.train.batch_size', config.train.batch_size, mesh, config.train.accumulate)
   run = experiment.make(experiment.resolve(config, data), data.spec)
-  names = tuple(row.entry.name for row in run.table)
+  shown = []
   with contextlib.closing(pipeline.make_train_feed(run.config, data.train, mesh)) as feed:
-    batches = [feed.arrays(step, 1) for step in range(FIRST_STEPS)]
-    signal = compile_lib.jit(functools.partial(_signal, run, feed))
-    step = compile_lib.jit(steps.make_train_steps(run.telemetry_step, feed.batch_at, 1), donate_argnums=0)
-    shown, losses, ratios, cosines = [], [], [], []
-    for seed in range(config.seed, config.seed + seeds):
-      variables = models.init(run.model, seed, run.spec.image_shape)
+    step = compile_lib.jit(_make_step(run, feed.batch_at), donate_argnums=0)
+    batches: list[Any] = []
+    for seed in range(seeds):
+      variables = models.init(run.model, config.seed + seed, run.spec.image_shape)
       state = mesh_lib.place(run.make_state(variables), mesh_lib.replicated(mesh))
-      found, input_cosine = jax.device_get(
-        signal({'params': state.params, 'batch_stats': state.batch_stats}, batches[0], jax.random.key(seed))
-      )
       rows = []
-      for batch in batches:
-        state, metrics = step(state, batch, np.int32(1))
+      for index in range(FIRST_STEPS):
+        doing = 'compiling' if not seed and not index else f'step {index + 1} of {FIRST_STEPS}'
+        say(f'seed {seed + 1} of {seeds}: {doing}')
+        if not seed:
+          batches.append(feed.arrays(index, 1))
+        state, metrics = step(state, batches[index])
         rows.append(jax.device_get(metrics))
-      cosines.append(input_cosine)
-      losses.append([float(row['loss'][0]) for row in rows])
-      ratios.append([_median(row['telemetry']['update_ratio'].values) for row in rows])
-      first = rows[0]['telemetry']
-      shown.append({**found, 'gradient_norm': first['gradient_norm']})
-  columns = {name: np.stack([_whole(each[name], len(names)) for each in shown]) for name in shown[0]}
-  columns['activation_variance'] = columns['activation_rms'] ** 2 - columns.pop('activation_mean') ** 2
-  before = columns['backward'][:, :-1]
-  columns['jacobian_gain'] = np.concatenate([np.full((seeds, 1), np.nan), before / columns['backward'][:, 1:]], 1)
-  chance = float(np.log(len(data.spec.class_names)))
-  return Examination(names, columns, float(np.mean(cosines)), np.array(losses), np.array(ratios), chance)
+      shown.append(rows)
+  return _examination(run, shown)
 
 
-def _signal(run: experiment.Experiment, feed: Any, variables: Any, arrays: Any, key: jax.Array) -> Any:
-  """The columns of one forward and backward pass of a random gradient, and the likeness of the pictures."""
-  images = run.preprocess(feed.batch_at(arrays, 0), None)
+def _make_step(run: experiment.Experiment, batch_at: Callable) -> Callable:
+  """The run's step with its telemetry, and how alike different pictures are at each entry.
+
+  Args:
+    run: the experiment.
+    batch_at: of the feed.
+
+  Returns:
+    `(state, arrays) -> (state, metrics)`; metrics: as with telemetry, which has a column `cosine` too, and the float32
+    scalar `input_cosine`. Both are not numbers for micro-batches of one picture.
+  """
   entries = [row.entry for row in run.table]
   called = [row.entry for row in run.table if row.shape is not None]
-  rngs = dict(zip(('stochastic_depth', 'dropout'), jax.random.split(key), strict=True))
+  parts = run.config.train.accumulate
 
-  def likeness(run_entry, module):
-    output = run_entry()
+  def likeness(call, module):
+    output = call()
+    examples = _micro_batch(run.config)
     leaves = [leaf for leaf in jax.tree.leaves(output) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
-    if leaves:
-      module.sow(taps.FOUND, 'cosine', _cosine(leaves[0]), init_fn=lambda: None, reduce_fn=lambda _, new: new)
+    outputs = [leaf for leaf in leaves if leaf.shape[:1] == (examples,)]
+    if outputs:
+      module.sow(taps.FOUND, 'cosine', _cosine(outputs[0]), init_fn=lambda: None, reduce_fn=lambda _, new: new)
     return output
 
-  def project(sinks):
-    with taps.watching(), depth.watching(likeness):
-      logits, updates = run.model.apply(
-        {**variables, taps.SINKS: sinks}, images, train=True, rngs=rngs, mutable=['batch_stats', taps.FOUND]
-      )
-    return jnp.sum(logits * jax.random.normal(key, logits.shape)), updates[taps.FOUND]
+  params = run.abstract_state().params
+  plain = telemetry.make(run.config, params, run.table)
 
-  squares, found = jax.grad(project, has_aux=True)(taps.make_sinks(run.table))
-  columns = telemetry.activity(found, called, entries)
-  columns['backward'] = telemetry.gather(squares, 'sink', called, entries, jnp.sqrt)
-  columns['cosine'] = telemetry.gather(found, 'cosine', called, entries)
-  return columns, _cosine(images)
+  def figures(params, gradient, updates, found, sinks):
+    cosine = telemetry.gather(found, 'cosine', called, entries, lambda total: total / parts)
+    return plain.figures(params, gradient, updates, found, sinks) | {'cosine': cosine}
+
+  optimizer = chain.make(run.config, run.schedule, params, entries)
+  watched = telemetry.Telemetry(plain.sinks, figures)
+  train_step = steps.make_train_step(run.config, run.model, optimizer, run.schedule, run.preprocess, watched)
+
+  def step(state, arrays):
+    batch = batch_at(arrays, state.step)
+    with depth.watching(likeness):
+      state, metrics = train_step(state, batch)
+    return state, metrics | {'input_cosine': _cosine(run.preprocess(batch, None))}
+
+  return step
 
 
 def _cosine(x: jax.Array) -> jax.Array:
-  """Mean cosine between different ones of the first examples."""
+  """Mean cosine of the angle between two different ones of the first examples."""
   x = jax.lax.stop_gradient(x)[:PICTURES].astype(jnp.float32)
   x = x.reshape(x.shape[0], -1)
+  # Over the largest value first: the squares of a signal that has nearly vanished would underflow.
+  x = x / jnp.maximum(jnp.max(jnp.abs(x), axis=1, keepdims=True), jnp.finfo(jnp.float32).tiny)
   x = x / jnp.maximum(jnp.linalg.norm(x, axis=1, keepdims=True), jnp.finfo(jnp.float32).tiny)
   count = x.shape[0]
-  return (jnp.sum(x @ x.T) - jnp.sum(jnp.square(x))) / max(count * (count - 1), 1)
+  return (jnp.sum(x @ x.T) - jnp.sum(jnp.square(x))) / (count * (count - 1) or jnp.nan)
+
+
+def _examination(run: experiment.Experiment, shown: Sequence[Sequence[Mapping[str, Any]]]) -> Examination:
+  """What the steps have shown, by seed and step."""
+  names = tuple(row.entry.name for row in run.table)
+  rows = [[metrics['telemetry'] for metrics in each] for each in shown]
+  first = [_initial(each) for each in rows]
+  columns = {name: np.stack([_whole(each[name], len(names)) for each in first]) for name in first[0]}
+  absent = np.full((len(rows), len(names)), np.nan)
+  mean, rms = (columns.setdefault(f'activation_{name}', absent) for name in ('mean', 'rms'))
+  gradient, called = columns['output_gradient_norm'], list(first[0]['output_gradient_norm'].entries)
+  columns['jacobian_gain'] = absent.copy()
+  with np.errstate(divide='ignore', invalid='ignore'):  # of what is zero or not finite
+    columns['activation_variance'] = rms**2 - mean**2
+    columns['jacobian_gain'][:, called[1:]] = gradient[:, called[:-1]] / gradient[:, called[1:]]
+  columns['update_ratio'] = np.mean(
+    [[_whole(step['update_ratio'], len(names)) for step in each] for each in rows], axis=1
+  )
+  if _micro_batch(run.config) == 1:
+    columns['cosine'] = absent  # there is no second picture
+  return Examination(
+    names,
+    columns,
+    input_cosine=float(np.mean([each[0]['input_cosine'] for each in shown])),
+    losses=np.array([[step['loss'] for step in each] for each in shown], np.float64),
+    update_ratios=np.array([_ratios(each) for each in rows]),
+    learning_rates=np.array([step['learning_rate'] for step in shown[0]], np.float64),
+    peak_rate=run.config.optim.learning_rate,
+    scale_free=run.config.optim.name != 'sgd',
+    chance=float(np.log(len(run.spec.class_names))),
+  )
+
+
+def _initial(steps: Sequence[Mapping[str, telemetry.Column]]) -> Mapping[str, telemetry.Column]:
+  """The first step; where kernels start at zero, which lets no gradient pass, the first after all of them moved."""
+  return next((step for step in steps if np.all(step['parameter_norm'].values)), steps[0])
+
+
+def _ratios(steps: Sequence[Mapping[str, telemetry.Column]]) -> list[float]:
+  """By step, the median over the entries that do not start at zero."""
+  moving = np.flatnonzero(steps[0]['parameter_norm'].values)
+  found = [np.asarray(step['update_ratio'].values, np.float64)[moving] for step in steps]
+  return [float(np.median(np.where(np.isfinite(each), each, np.inf))) if each.size else np.inf for each in found]
 
 
 def _whole(column: telemetry.Column, count: int) -> np.ndarray:
   values = np.full(count, np.nan)
-  values[list(column.entries)] = np.asarray(column.values)
+  found = np.asarray(column.values, np.float64)
+  values[list(column.entries)] = np.where(np.isfinite(found), found, np.inf)
   return values
-
-
-def _median(values: np.ndarray) -> float:
-  finite = np.asarray(values)[np.isfinite(values)]
-  return float(np.median(finite)) if finite.size else np.inf
 
 
 def judge(found: Examination) -> Verdict:
   """The verdict on an examination: the first sickness in the order that they cause one another."""
-  typical = {name: _over_seeds(column) for name, column in found.columns.items()}
-  rms, backward, cosine = typical['activation_rms'], typical['backward'], typical['cosine']
-  for name in ('dead', 'saturated'):
-    share = typical.get(name)
-    if share is not None and np.nanmax(share) > DEAD:
-      at = int(np.argmax(np.nan_to_num(share) > DEAD))
-      what = 'units are zero for the whole batch' if name == 'dead' else 'activations are saturated'
-      return Verdict('dead', found.entries[at], f'{100 * share[at]:.0f} % of its {what}')
-  called = np.flatnonzero(~np.isnan(backward) | ~np.isnan(rms))
-  first, last = called[0], called[-1]
-  for name, signal, onward in (('signal', rms, True), ('gradient', backward, False)):
-    if not np.isfinite(signal[called]).all():
-      at = called[int(np.argmax(~np.isfinite(signal[called])))]
-      return Verdict('exploding', found.entries[at], f'the {name} is not finite')
-    start, path = (first, called) if onward else (last, called[::-1])
-    ratio = signal / signal[start] if signal[start] > 0 else np.full_like(signal, np.nan)
-    end = ratio[path[-1]] if onward is False else ratio[path[-2]] if len(path) > 1 else 1.0
-    if not end >= VANISHING:
-      at = next((place for place in path if not ratio[place] >= np.sqrt(VANISHING)), path[-1])
-      return Verdict('vanishing', found.entries[at], f'the {name} shrinks to {end:.1e} of what it was')
-    if end > EXPLODING:
-      at = next(place for place in path if ratio[place] > np.sqrt(EXPLODING))
-      return Verdict('exploding', found.entries[at], f'the {name} grows to {end:.1e} times what it was')
-  hidden = called[:-1] if len(called) > 1 else called
-  if cosine[hidden[-1]] > COLLAPSED and found.input_cosine < COLLAPSED:
-    at = next(place for place in hidden if cosine[place] > COLLAPSED)
-    reason = f'different pictures, of cosine {found.input_cosine:.2f}, leave it with cosine {cosine[at]:.5f}'
-    return Verdict('collapsing', found.entries[at], reason)
-  before, after = np.median(found.losses[:, 0]), np.median(found.losses[:, -1])
+  typical = {name: np.median(column, axis=0) for name, column in found.columns.items()}
+  rms, gradient = typical['activation_rms'], typical['output_gradient_norm']
+  # A branch whose last kernel starts at zero has an output of zero and is not dead: its parameters have a gradient.
+  waking = (rms == 0) & (typical['gradient_norm'] > 0)
+  measured = np.flatnonzero(~np.isnan(rms) & ~np.isnan(gradient))
+  hidden = np.array([place for place in measured[:-1] if not waking[place]], int)  # the last output is the logits
+  return (
+    _dead(found, typical, waking)
+    or _not_finite(found, 'signal', rms, measured)
+    or _not_finite(found, 'gradient', gradient, measured[::-1])
+    or _cut_off(found, gradient, measured)
+    or (_lost(found, typical, hidden) if len(hidden) else None)
+    or (_collapsed(found, typical['cosine'], hidden) if len(hidden) else None)
+    or _stepped(found)
+  )
+
+
+def _dead(found: Examination, typical: Mapping[str, np.ndarray], waking: np.ndarray) -> Verdict | None:
+  for name, what in (('dead', 'units are zero for the whole batch'), ('saturated', 'activations are saturated')):
+    if name in typical:
+      sick = (typical[name] > DEAD) & ~waking
+      if name == 'dead':  # and not of a signal that was lost before
+        rms = typical['activation_rms']
+        sick[1:] &= ~(rms[:-1] < ABRUPT)
+      if sick.any():
+        at = int(np.argmax(sick))
+        return Verdict('dead', found.entries[at], f'{100 * typical[name][at]:.0f} % of its {what}')
+  return None
+
+
+def _not_finite(found: Examination, name: str, norms: np.ndarray, path: np.ndarray) -> Verdict | None:
+  at = next((place for place in path if not np.isfinite(norms[place])), None)
+  return None if at is None else Verdict('exploding', found.entries[at], f'the {name} is not finite')
+
+
+def _cut_off(found: Examination, gradient: np.ndarray, measured: np.ndarray) -> Verdict | None:
+  """Dead units that stand outside of any entry, in a user's own module: they let no gradient at all pass."""
+  for at, after in zip(measured[-2::-1], measured[:0:-1], strict=True):
+    if gradient[measured[0]] == gradient[at] == 0 and gradient[after] > ABRUPT:
+      reason = f'no gradient at all reaches it from {found.entries[after]}: the units between are dead'
+      return Verdict('dead', found.entries[at], reason)
+  return None
+
+
+def _lost(found: Examination, typical: Mapping[str, np.ndarray], hidden: np.ndarray) -> Verdict | None:
+  """Whether the signal vanishes or explodes from the first hidden entry to the last, or the gradient on the way back.
+
+  It begins where half of what is too much has happened, on a log scale.
+  """
+  moved = typical['update_ratio'][hidden]
+  rates = np.mean(found.learning_rates) or np.inf
+  moves = found.scale_free and np.nanmin(moved, initial=np.inf) * found.peak_rate / rates > MOVES
+  ends = {}
+  for name, path in (('signal', hidden), ('gradient', hidden[::-1])):
+    norms = typical['activation_rms' if name == 'signal' else 'output_gradient_norm']
+    start = norms[path[0]]
+    ratios = norms[path] / start if start > 0 else np.zeros(len(path))
+    ends[name] = path, ratios
+    if ratios[-1] < VANISHING and not moves:
+      at = path[int(np.argmax(ratios < np.sqrt(VANISHING)))]
+      return Verdict('vanishing', found.entries[at], f'the {name} {_shrinks(ratios[-1])}')
+    if ratios[-1] > EXPLODING:
+      at = path[int(np.argmax(ratios > np.sqrt(EXPLODING)))]
+      return Verdict('exploding', found.entries[at], f'the {name} grows to {ratios[-1]:.1e} times what it was')
+  signal, back = (ratios[-1] for _, ratios in ends.values())
+  if signal * back < FAINT and not moves:
+    path, ratios = ends['signal' if signal < back else 'gradient']
+    at = path[int(np.argmax(ratios < FAINT**0.25))]
+    return Verdict('vanishing', found.entries[at], f'the signal {_shrinks(signal)}, the gradient {_shrinks(back)}')
+  return None
+
+
+def _shrinks(ratio: float) -> str:
+  return f'shrinks to {ratio:.1e} of what it was' if ratio > 0 else 'shrinks to less than a float32 can hold'
+
+
+def _collapsed(found: Examination, cosine: np.ndarray, hidden: np.ndarray) -> Verdict | None:
+  if not cosine[hidden[-1]] > COLLAPSED > found.input_cosine:
+    return None
+  at = hidden[int(np.argmax(cosine[hidden] > COLLAPSED))]
+  reason = f'different pictures, of cosine {found.input_cosine:.2f}, leave it with cosine {cosine[at]:.5f}'
+  return Verdict('collapsing to one direction', found.entries[at], reason)
+
+
+def last_loss(found: Examination) -> np.ndarray:
+  """What the first steps lead to: the mean loss of the last few of them, by seed."""
+  return np.mean(found.losses[:, -LAST:], axis=1)
+
+
+def _stepped(found: Examination) -> Verdict:
+  before, after = np.median(found.losses[:, 0]), float(np.median(last_loss(found)))
   ratio = float(np.median(found.update_ratios))
-  if not np.isfinite(found.losses).all() or after > GROWN * max(before, found.chance) or ratio > RATIO:
-    reason = (
-      f'the loss goes from {before:.3g} to {after:.3g} in {FIRST_STEPS} steps, which move parameters by {ratio:.1e}'
-    )
-    return Verdict('step too large', None, f'{reason} of their norm')
-  return Verdict('trainable', None, f'the loss goes from {before:.3g} to {after:.3g} in {FIRST_STEPS} steps')
+  reason = f'the loss goes from {before:.3g} to {after:.3g} in {FIRST_STEPS} steps'
+  # Large updates alone are no harm: a linear classifier starts that way.
+  large = not np.isfinite(found.losses).all() or after > GROWN * max(before, found.chance)
+  if large or (ratio > RATIO and after > found.chance):
+    return Verdict('step too large', None, f'{reason}, which move parameters by {ratio:.1e} of their norm')
+  return Verdict('trainable', None, reason)
 
 
-def _over_seeds(column: np.ndarray) -> np.ndarray:
-  """The geometric middle; not finite where it is so for most seeds."""
-  return np.median(column, axis=0)
-
-
-def remedies(config: ml_collections.ConfigDict, kind: str) -> list[dict[str, Any]]:
-  """Overrides that are likely to mend a network, the likeliest first; those that change nothing are left out.
+def remedies(config: ml_collections.ConfigDict, found: Examination, verdict: Verdict) -> list[dict[str, Any]]:
+  """Overrides that are likely to mend a network, the likeliest first: three at most, each of which changes the config.
 
   Args:
     config: a validated training config.
-    kind: of the verdict.
+    found: its examination.
+    verdict: on it.
+
+  Returns:
+    `{'section.key': value}` each; empty for a trainable network, and where no option reaches what is sick (as inside of
+    a user's own module).
   """
-  model = config.model
-  small_batch = config.train.batch_size // config.train.accumulate < 16
-  norm = {'model.norm': 'layer_norm' if small_batch or model.norm == 'batch_norm' else 'batch_norm'}
-  init = {'model.initializer': 'he' if model.activation in ('relu', 'leaky_relu', 'gelu', 'silu') else 'glorot'}
-  init |= {'model.init_gain': 1.0}
+  model, rate = config.model, config.optim.learning_rate
+  norm = {'model.norm': 'layer_norm' if model.norm == 'batch_norm' or _micro_batch(config) < SMALL else 'batch_norm'}
+  init = {'model.initializer': FITTING[model.activation], 'model.init_gain': 1.0}
+  fits = (model.initializer, model.init_gain) == tuple(init.values())
   relu = {'model.activation': 'relu', 'model.initializer': 'he', 'model.init_gain': 1.0}
-  shortcut: dict[str, Any] = {}
-  if model.name == 'mlp' and model.block in (None, 'plain'):
-    shortcut = {'model.block': 'residual'}
-  elif model.name == 'plain':
-    shortcut = {'model.name': 'resnet'}
-    shortcut |= {'model.width': None} if model.width is not None else {}
-  small = {'optim.learning_rate': config.optim.learning_rate / 10}
-  smaller = {'optim.learning_rate': config.optim.learning_rate / 100}
-  offered = {
-    'vanishing': [norm, init, {**shortcut, **norm} if shortcut else {}, {**relu, **norm}],
-    'exploding': [norm, init, {'model.init_gain': model.init_gain / 2}],
-    'collapsing': [norm, {**shortcut, **norm} if shortcut else {}, init],
-    'dead': [norm, {'model.activation': 'leaky_relu'}, init],
-    'step too large': [small, smaller, {'clip.name': 'global_norm', **small}],
-    'trainable': [],
-  }[kind]
-  found = []
+  shortcut = _shortcut(config, len(found.entries))
+  both = shortcut | (norm if shortcut and model.norm == 'none' else {})
+  adam = {'optim.name': 'adamw', 'optim.learning_rate': 1e-3}
+  clip = {'clip.name': 'global_norm', 'optim.learning_rate': rate / 10}
+  if verdict.kind == 'trainable':
+    offered = []
+  elif verdict.kind == 'step too large':
+    ratios = np.median(found.update_ratios, 0)
+    moved = int(np.argmax(ratios > 0))  # a warm-up may start at a rate of zero
+    sized = float(f'{found.learning_rates[moved] * HEALTHY / ratios[moved]:.0e}') if ratios[moved] > 0 else rate
+    offered = [{'optim.learning_rate': each} for each in (sized, rate / 10, rate / 100) if each < rate] + [clip]
+  elif verdict.kind == 'dead':
+    offered = [init, norm, {'model.activation': 'leaky_relu'} if model.activation == 'relu' else relu]
+  elif model.activation == 'sigmoid' and verdict.kind != 'exploding':
+    offered = [relu | norm, norm, both, adam]
+  elif fits:
+    offered = [both, norm, clip if verdict.kind == 'exploding' else adam, init]
+  else:
+    offered = [init, norm, both, clip if verdict.kind == 'exploding' else adam]
+  chosen: list[dict[str, Any]] = []
   for overrides in offered:
     changed = {key: value for key, value in overrides.items() if _value(config, key) != value}
-    if changed and changed not in found:
-      found.append(changed)
-  return found[:3]
+    if changed and changed not in chosen and _builds(config, changed):
+      chosen.append(changed)
+  return chosen[:3]
+
+
+def _micro_batch(config: ml_collections.ConfigDict) -> int:
+  return config.train.batch_size // config.train.accumulate
+
+
+def _shortcut(config: ml_collections.ConfigDict, entries: int) -> dict[str, Any]:
+  """What lets the signal and the gradient pass around the layers."""
+  model = config.model
+  if model.name == 'mlp' and model.block in (None, 'plain'):
+    return {'model.block': 'residual'}
+  if model.name == 'plain':
+    # Channels there, a factor on 16 here; a command line cannot set a width back to None.
+    return {'model.name': 'resnet'} | ({'model.width': max(1, model.width // 16)} if model.width else {})
+  if model.name == 'resnet':
+    return {'model.residual_scalar': 0.0}
+  if model.name == 'highway' or model.block == 'highway':
+    return {'model.gate_bias': -round(float(np.log(entries)), 1)}  # each gate lets through a share of 1 / entries
+  return {}
+
+
+def _builds(config: ml_collections.ConfigDict, overrides: Mapping[str, Any]) -> bool:
+  try:
+    models.make(apply(config, overrides).model, 2)
+  except errors.InputError:
+    return False
+  return True
 
 
 def apply(config: ml_collections.ConfigDict, overrides: Mapping[str, Any]) -> ml_collections.ConfigDict:
@@ -253,25 +425,48 @@ def apply(config: ml_collections.ConfigDict, overrides: Mapping[str, Any]) -> ml
   return changed
 
 
+class Trial(NamedTuple):
+  """What overrides make of a network.
+
+  Attributes:
+    overrides: `{'section.key': value}`.
+    verdict: on the network with them; of kind 'cannot be run' where they do not suit it.
+    loss: from `last_loss`; infinite where it is not finite.
+  """
+
+  overrides: Mapping[str, Any]
+  verdict: Verdict
+  loss: float
+
+
 def try_out(
-  config: ml_collections.ConfigDict, data: experiment.Data, offered: Sequence[Mapping[str, Any]]
-) -> list[tuple[Mapping[str, Any], Verdict, float]]:
-  """Examines each set of overrides and ranks them: healthy ones first, then by the loss after the first steps.
+  config: ml_collections.ConfigDict,
+  data: experiment.Data,
+  offered: Sequence[Mapping[str, Any]],
+  say: Callable[[str], None] = lambda text: None,
+) -> list[Trial]:
+  """Examines each set of overrides, from one seed, and ranks them: healthy ones first, then by the loss.
+
+  Args:
+    config: a validated training config.
+    data: its pictures.
+    offered: from `remedies`.
+    say: is told what is being done.
 
   Returns:
-    (overrides, verdict, loss) of each, the best first; the loss is infinite where it is not finite, and for overrides
-    that this network cannot take, which say so in the verdict's reason.
+    The best first.
   """
   tried = []
   for overrides in offered:
+    doing = f'trying {flags(overrides)}'
     try:
-      found = examine(apply(config, overrides), data, seeds=1)
+      found = examine(apply(config, overrides), data, seeds=1, say=lambda text, doing=doing: say(f'{doing}: {text}'))
     except errors.InputError as error:
-      tried.append((overrides, Verdict('cannot be built', None, str(error)), np.inf))
+      tried.append(Trial(overrides, Verdict('cannot be run', None, str(error)), np.inf))
       continue
-    loss = float(found.losses[0, -1])
-    tried.append((overrides, judge(found), loss if np.isfinite(loss) else np.inf))
-  return sorted(tried, key=lambda each: (each[1].kind != 'trainable', each[2]))
+    loss = float(last_loss(found)[0])
+    tried.append(Trial(overrides, judge(found), loss if np.isfinite(loss) else np.inf))
+  return sorted(tried, key=lambda each: (each.verdict.kind != 'trainable', each.loss))
 
 
 def _value(config: ml_collections.ConfigDict, key: str) -> Any:

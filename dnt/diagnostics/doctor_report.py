@@ -6,23 +6,28 @@ from typing import TYPE_CHECKING, Any
 import ml_collections
 import numpy as np
 
-from dnt import experiment, files, plots
+from dnt import experiment, files, plots, terminal
 from dnt.diagnostics import doctor
 
 if TYPE_CHECKING:
+  from matplotlib.axes import Axes
   from matplotlib.figure import Figure
 
+# Quantity: (its title in the table, what it is).
 COLUMNS = {
-  'activation_rms': 'rms',
-  'activation_variance': 'variance',
-  'cosine': 'cosine',
-  'zero': 'zero',
-  'dead': 'dead',
-  'saturated': 'saturated',
-  'backward': 'backward',
-  'jacobian_gain': 'gain',
-  'gradient_norm': 'gradient',
+  'activation_rms': ('rms', 'root of the mean square of the output'),
+  'activation_variance': ('variance', 'of the output'),
+  'cosine': ('cosine', 'of the angle between the outputs for two different pictures'),
+  'zero': ('zero', 'activations that are zero'),
+  'dead': ('dead', 'units that are zero for the whole batch'),
+  'saturated': ('saturated', 'activations where sigmoid or tanh is flat'),
+  'output_gradient_norm': ('backward', "norm of the loss's gradient at the output"),
+  'jacobian_gain': ('gain', "of the entry's Jacobian: backward at the entry before over backward here"),
+  'gradient_norm': ('gradient', "norm of the loss's gradient at the parameters"),
 }
+SHARES = ('zero', 'dead', 'saturated')
+MARK = '#cc0000'
+LONGEST = 40  # lines of the table; of a deeper network it holds some of the entries
 
 
 def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, seeds: int, trying: bool) -> dict[str, Any]:
@@ -42,12 +47,12 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, seeds: int, tr
   """
   files.make_workdir(workdir)
   data = experiment.load_data(config, ())
-  found = doctor.examine(config, data, seeds)
+  status = terminal.StatusLine()
+  found = doctor.examine(config, data, seeds, status.update)
   verdict = doctor.judge(found)
-  offered = doctor.remedies(config, verdict.kind)
-  print(table(found))
-  where = f' from {verdict.entry} on' if verdict.entry else ''
-  print(f'\nverdict: {verdict.kind}{where}: {verdict.reason}')
+  offered = doctor.remedies(config, found, verdict)
+  status.close()
+  print(f'{table(found, verdict)}\n\n{steps_table(found)}\n\nverdict: {sentence(verdict)}')
   content: dict[str, Any] = {
     'verdict': verdict._asdict(),
     'offered': offered,
@@ -58,31 +63,64 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, seeds: int, tr
     'input_cosine': found.input_cosine,
     'losses': found.losses.tolist(),
     'update_ratios': found.update_ratios.tolist(),
+    'learning_rates': found.learning_rates.tolist(),
     'loss_of_chance': found.chance,
   }
-  if trying and offered:
-    tried = doctor.try_out(config, data, offered)
-    content['tried'] = [
-      {'overrides': overrides, 'verdict': each._asdict(), 'loss': loss} for overrides, each, loss in tried
-    ]
-    print('tried, the best first:')
-    for overrides, each, _ in tried:
-      print(f'  {doctor.flags(overrides)}\n    {each.kind}: {each.reason}')
-  elif offered:
+  files.write(workdir / 'probe.png', plots.png(figure(found, verdict)))
+  files.write_json(workdir / 'probe.json', content)
+  if verdict.kind == 'trainable':
+    return content
+  if not offered:
+    print("no option of the config is likely to mend it: options of config.model do not reach this network's inside")
+  elif not trying:
     print('likely to mend it (--try tries them):')
     for overrides in offered:
       print(f'  {doctor.flags(overrides)}')
-  files.write_json(workdir / 'probe.json', content)
-  files.write(workdir / 'probe.png', plots.png(figure(found, verdict)))
+  else:
+    tried = doctor.try_out(config, data, offered, status.update)
+    status.close()
+    print('tried, the best first:')
+    for each in tried:
+      print(f'  {doctor.flags(each.overrides)}\n    {sentence(each.verdict)}')
+    content['tried'] = [each._asdict() | {'verdict': each.verdict._asdict()} for each in tried]
+    files.write_json(workdir / 'probe.json', content)
   return content
 
 
-def table(found: doctor.Examination) -> str:
-  """The figures by entry, the median over seeds, as text."""
-  shown = {name: title for name, title in COLUMNS.items() if name in found.columns}
+def sentence(verdict: doctor.Verdict) -> str:
+  """The verdict in a line."""
+  where = f' from {verdict.entry} on' if verdict.entry else ''
+  return f'{verdict.kind}{where}: {verdict.reason}'
+
+
+def table(found: doctor.Examination, verdict: doctor.Verdict) -> str:
+  """The figures by entry, the median over seeds, as text; of a deep network some entries, that of the verdict too."""
+  shown = {name: title for name, (title, _) in COLUMNS.items() if name in found.columns}
+  count = len(found.entries)
+  indices = set(np.linspace(0, count - 1, min(count, LONGEST)).round().astype(int).tolist())
+  indices |= {found.entries.index(verdict.entry)} if verdict.entry else set()
   lines = [('entry', *shown.values())]
-  for index, name in enumerate(found.entries):
-    lines.append((name, *(_figure(name, np.median(found.columns[name][:, index])) for name in shown)))
+  for index in sorted(indices):
+    lines.append((found.entries[index], *(_figure(name, np.median(found.columns[name][:, index])) for name in shown)))
+  left = f'\n({count - len(indices)} entries between these are in probe.json)' if count > len(indices) else ''
+  meaning = '\n'.join(f'{title}: {what}' for title, what in (COLUMNS[name] for name in shown))
+  return f'{_aligned(lines)}{left}\n\n{meaning}'
+
+
+def steps_table(found: doctor.Examination) -> str:
+  """The first steps, the median over seeds, as text."""
+  rows = {
+    'learning rate': found.learning_rates,
+    'loss': np.median(found.losses, 0),
+    'update ratio': np.median(found.update_ratios, 0),
+  }
+  lines = [('step', *(str(index + 1) for index in range(len(found.learning_rates))))]
+  lines += [(name, *(f'{value:.3g}' for value in values)) for name, values in rows.items()]
+  what = 'update ratio: norm of the update over that of the parameters, of the median entry'
+  return f'{_aligned(lines)}\n\n{what}'
+
+
+def _aligned(lines: list[tuple[str, ...]]) -> str:
   widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
   return '\n'.join(
     '  '.join(cell.ljust(width) if not place else cell.rjust(width) for place, (cell, width) in enumerate(pairs))
@@ -92,48 +130,79 @@ def table(found: doctor.Examination) -> str:
 
 @plots.styled
 def figure(found: doctor.Examination, verdict: doctor.Verdict) -> 'Figure':
-  """The figures by depth, median over seeds with their range, and the loss of the first steps."""
-  drawn = plots.new_figure(16, 9)
-  grid = drawn.subplots(2, 3)
-  depth = np.arange(len(found.entries))
-  panels = (
-    ('forward: RMS of the output', ('activation_rms',), True),
-    ('backward: norm of a random gradient', ('backward',), True),
-    ("gain of each entry's Jacobian", ('jacobian_gain',), True),
-    ('cosine of different pictures', ('cosine',), False),
-    ('share of units (%)', ('zero', 'dead', 'saturated'), False),
-  )
-  for axes, (title, names, logarithmic) in zip(grid.flat, panels, strict=False):
-    for number, name in enumerate(name for name in names if name in found.columns):
-      values = found.columns[name] * (100 if len(names) > 1 else 1)
-      values = np.where(values > 0, values, np.nan) if logarithmic else values
-      axes.plot(depth, np.median(values, 0), color=plots.COLORS[number], marker='o', markersize=4, label=name)
-      axes.fill_between(depth, values.min(0), values.max(0), color=plots.COLORS[number], alpha=0.2, linewidth=0)
-    if len(names) > 1:
-      axes.legend(frameon=False)
-      axes.set_ylim(-4, 104)
-    if logarithmic:
-      axes.set_yscale('log')
-    axes.set_title(title, loc='left')
-    ticks = np.unique(np.linspace(0, len(depth) - 1, min(len(depth), 6)).round().astype(int))
-    axes.set_xticks(ticks, [found.entries[tick] for tick in ticks], rotation=30, ha='right')
-  loss = grid.flat[5]
-  loss.plot(np.arange(1, found.losses.shape[1] + 1), found.losses.T, color=plots.COLORS[0], marker='o', markersize=4)
-  loss.axhline(found.chance, color='#888888', linestyle='--', label='chance')
-  loss.legend(frameon=False)
-  loss.set_title('loss of the first steps, each seed', loc='left')
-  loss.set_xlabel('step')
-  for axes in grid.flat:
-    axes.grid(alpha=0.3)
-    axes.spines[['top', 'right']].set_visible(False)
-  drawn.suptitle(f'{verdict.kind}: {verdict.reason}', x=0.01, ha='left')
+  """The figures by depth and the first steps, the median over seeds with their range."""
+  drawn = plots.new_figure(22, 11)
+  (signal, cosine, gradient, gain), (units, ratio, loss, ratios) = drawn.subplots(2, 4)
+  deviation = np.sqrt(np.maximum(found.columns['activation_variance'], 0))
+  _by_depth(signal, found, {'RMS': found.columns['activation_rms'], 'standard deviation': deviation})
+  _finish(signal, 'signal: the output of each entry', 'RMS, standard deviation', True)
+  _by_depth(cosine, found, {'outputs': found.columns['cosine']})
+  cosine.axhline(found.input_cosine, color='#888888', linestyle='--', label='the pictures themselves')
+  _finish(cosine, 'likeness of different pictures', 'cosine of the angle', False)
+  outputs, parameters = (found.columns[name] for name in ('output_gradient_norm', 'gradient_norm'))
+  _by_depth(gradient, found, {'at the output': outputs, 'at the parameters': parameters})
+  _finish(gradient, 'gradient of the loss', 'norm', True)
+  _by_depth(gain, found, {'': found.columns['jacobian_gain']})
+  gain.axhline(1.0, color='#888888', linestyle='--')
+  _finish(gain, "gain of each entry's Jacobian", 'gradient norm before / after the entry', True)
+  _by_depth(units, found, {name: 100 * found.columns[name] for name in SHARES if name in found.columns})
+  units.set_ylim(-4, 104)
+  _finish(units, 'units: zero, dead, saturated', 'share (%)', False)
+  _by_depth(ratio, found, {'': found.columns['update_ratio']})
+  _finish(ratio, 'size of the updates', 'update norm / parameter norm', True)
+  _by_step(loss, found.losses)
+  loss.axhline(found.chance, color='#888888', linestyle='--', label='guessing')
+  _finish(loss, 'first steps: loss', 'loss', found.losses[np.isfinite(found.losses)].max(initial=1) > 20 * found.chance)
+  _by_step(ratios, found.update_ratios)
+  _finish(ratios, 'first steps: size of the update', 'update / parameter norm, median entry', True)
+  if verdict.entry:
+    for axes in (signal, cosine, gradient, gain, units, ratio):
+      axes.axvline(found.entries.index(verdict.entry), color=MARK, linewidth=1.2, linestyle=':')
+  drawn.suptitle(sentence(verdict), x=0.01, ha='left')
   return drawn
+
+
+def _by_depth(axes: 'Axes', found: doctor.Examination, curves: dict[str, np.ndarray]) -> None:
+  """Draws [seeds, entries] each, by its name in the legend."""
+  depth = np.arange(len(found.entries))
+  for number, (label, values) in enumerate(curves.items()):
+    _draw(axes, depth, values, plots.COLORS[number], label)
+  ticks = np.unique(np.linspace(0, len(depth) - 1, min(len(depth), 5)).round().astype(int))
+  axes.set_xticks(ticks, [found.entries[tick] for tick in ticks], rotation=25, ha='right')
+  axes.set_xlim(-0.5, len(depth) - 0.5)
+
+
+def _by_step(axes: 'Axes', values: np.ndarray) -> None:
+  steps = np.arange(1, values.shape[1] + 1)
+  _draw(axes, steps, values, plots.COLORS[0], '')
+  axes.set_xticks(steps)
+  axes.set_xlabel('step')
+
+
+def _draw(axes: 'Axes', x: np.ndarray, values: np.ndarray, color: str, label: str) -> None:
+  """The median of [seeds, n] with its range."""
+  values = np.where(np.isfinite(values), values, np.nan)
+  marker = 'o' if len(x) <= 40 else None
+  axes.plot(x, np.median(values, 0), color=color, marker=marker, markersize=5, linewidth=1.8, label=label or None)
+  axes.fill_between(x, values.min(0), values.max(0), color=color, alpha=0.2, linewidth=0)
+
+
+def _finish(axes: 'Axes', title: str, unit: str, logarithmic: bool) -> None:
+  drawn = [np.asarray(line.get_ydata(), float) for line in axes.lines]
+  if logarithmic and any((values > 0).any() for values in drawn):
+    axes.set_yscale('log', nonpositive='mask')
+  axes.set_title(title, loc='left')
+  axes.set_ylabel(unit)
+  if any(not line.get_label().startswith('_') for line in axes.lines):
+    axes.legend(frameon=False)
+  axes.grid(alpha=0.3)
+  axes.spines[['top', 'right']].set_visible(False)
 
 
 def _figure(name: str, value: float) -> str:
   if np.isnan(value):
     return '-'
-  if name in ('zero', 'dead', 'saturated'):
+  if name in SHARES:
     return f'{100 * value:.0f} %'
   return f'{value:.4f}' if name == 'cosine' else f'{value:.3g}'
 

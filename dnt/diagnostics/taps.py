@@ -79,7 +79,7 @@ def watching() -> Iterator[None]:
     if module.has_variable(SINKS, 'sink'):
       sink = module.get_variable(SINKS, 'sink')
       output = jax.tree.map(lambda leaf: _tap(leaf, sink) if _inexact(leaf) else leaf, output)
-    leaves = [leaf for leaf in jax.tree.leaves(output) if _inexact(leaf)]
+    leaves = [leaf for leaf in jax.tree.leaves(output) if _inexact(leaf) and leaf.ndim]
     if leaves:
       x = jax.lax.stop_gradient(leaves[0]).astype(jnp.float32)
       sums = {'sum': jnp.sum(x), 'square': jnp.sum(jnp.square(x))}

@@ -1,0 +1,150 @@
+"""What the doctor prints, writes and draws."""
+
+import json
+
+import numpy as np
+import pytest
+
+from dnt import errors, plots
+from dnt.diagnostics import doctor, doctor_report
+
+
+def examination(entries=5):
+  """Of two seeds, whose second has twice the figures of the first; the signal halves at each entry."""
+  halves = 0.5 ** np.arange(entries)
+  one = np.ones(entries)
+  columns = {
+    'activation_rms': halves,
+    'activation_variance': halves**2 / 2,
+    'cosine': np.linspace(0.4, 0.9, entries),
+    'zero': 0.5 * one,
+    'dead': np.append(0.25 * one[1:], np.nan),
+    'output_gradient_norm': halves[::-1],
+    'jacobian_gain': np.append(np.nan, 0.5 * one[1:]),
+    'gradient_norm': 3 * one,
+    'update_ratio': 1e-3 * one,
+  }
+  columns = {name: np.stack([values, 2 * values]) for name, values in columns.items()}
+  names = ('stem', *(f'stage1/block{index:03d}' for index in range(1, entries - 1)), 'head')
+  losses, ratios = np.array([[2.0, 1.0], [4.0, np.inf]]), np.array([[1e-3, 1e-2], [3e-3, 3e-2]])
+  return doctor.Examination(names, columns, 0.3, losses, ratios, np.array([0.1, 0.2]), 0.2, False, np.log(10))
+
+
+SICK = doctor.Verdict('vanishing', 'stage1/block002', 'the signal shrinks to 1.0e-09 of what it was')
+
+
+def test_the_table_holds_medians_and_says_what_they_are():
+  lines = doctor_report.table(examination(), SICK).splitlines()
+  assert lines[0].split() == ['entry', 'rms', 'variance', 'cosine', 'zero', 'dead', 'backward', 'gain', 'gradient']
+  assert lines[1].split() == ['stem', '1.5', '0.75', '0.6000', '75', '%', '38', '%', '0.0938', '-', '4.5']
+  assert lines[5].split() == ['head', '0.0938', '0.00293', '1.3500', '75', '%', '-', '1.5', '0.75', '4.5']
+  assert len({len(line) for line in lines[:6]}) == 1
+  assert [line.partition(':')[0] for line in lines[7:]] == lines[0].split()[1:]
+
+
+def test_the_table_of_a_deep_network_leaves_out_entries_but_not_that_of_the_verdict():
+  found = examination(400)
+  table = doctor_report.table(found, SICK)
+  shown = [line.split()[0] for line in table.splitlines() if line]
+  assert (shown[1], shown[doctor_report.LONGEST + 1]) == ('stem', 'head')
+  assert 'stage1/block002' in shown
+  assert f'({400 - doctor_report.LONGEST - 1} entries between these are in probe.json)' in table
+
+
+def test_the_first_steps():
+  lines = doctor_report.steps_table(examination()).splitlines()
+  assert lines[0].split() == ['step', '1', '2']
+  assert lines[1].split() == ['learning', 'rate', '0.1', '0.2']
+  assert lines[2].split() == ['loss', '3', 'inf']
+  assert lines[3].split() == ['update', 'ratio', '0.002', '0.02']
+
+
+def test_the_figure_has_units_and_draws_what_was_found():
+  found = examination()
+  drawn = doctor_report.figure(found, SICK)
+  panels = {axes.get_title(loc='left'): axes for axes in drawn.axes}
+  assert len(panels) == 8
+  assert all(axes.get_ylabel() for axes in drawn.axes)
+  assert drawn.get_suptitle() == 'vanishing from stage1/block002 on: the signal shrinks to 1.0e-09 of what it was'
+  signal = panels['signal: the output of each entry']
+  assert signal.get_yscale() == 'log'
+  assert [text.get_text() for text in signal.get_legend().get_texts()] == ['RMS', 'standard deviation']
+  np.testing.assert_allclose(signal.lines[0].get_ydata(), 1.5 * 0.5 ** np.arange(5))
+  deviation = np.median(np.sqrt(found.columns['activation_variance']), 0)
+  np.testing.assert_allclose(signal.lines[1].get_ydata(), deviation)
+  units = panels['units: zero, dead, saturated']
+  assert [text.get_text() for text in units.get_legend().get_texts()] == ['zero', 'dead']
+  np.testing.assert_allclose(units.lines[0].get_ydata(), 75.0)
+  loss = panels['first steps: loss']
+  np.testing.assert_allclose(loss.lines[0].get_ydata(), [3.0, np.nan])
+  assert loss.lines[1].get_ydata()[0] == pytest.approx(np.log(10))
+  marked = [axes for axes in drawn.axes if any(line.get_color() == doctor_report.MARK for line in axes.lines)]
+  assert len(marked) == 6, 'where it begins, in each panel by depth'
+  assert plots.png(drawn)[1:4] == b'PNG'
+
+
+def sigmoids(config):
+  config.model.update({'norm': 'none', 'activation': 'sigmoid', 'depth': 14, 'scan': True})
+  return config
+
+
+def test_a_sick_network_and_what_mends_it(tiny, tmp_path, capsys, one_device):
+  content = doctor_report.run(sigmoids(tiny), tmp_path, seeds=2, trying=True)
+  assert json.loads((tmp_path / 'probe.json').read_text()) == content
+  assert content['verdict']['kind'] == 'vanishing'
+  assert len(content['losses']) == len(content['update_ratios']) == 2
+  stem = content['entries']['stem']
+  assert stem['jacobian_gain'] is None
+  assert stem['activation_rms']['min'] <= stem['activation_rms']['median'] <= stem['activation_rms']['max']
+  tried = content['tried']
+  assert 2 <= len(tried) <= 3
+  assert tried[0]['verdict']['kind'] == 'trainable'
+  assert {json.dumps(each['overrides']) for each in tried} == {json.dumps(each) for each in content['offered']}
+  assert (tmp_path / 'probe.png').read_bytes()[1:4] == b'PNG'
+  out = capsys.readouterr().out
+  where = content['verdict']['entry']
+  assert f'verdict: vanishing from {where} on: {content["verdict"]["reason"]}' in out
+  best, *rest = (doctor.flags(each['overrides']) for each in tried)
+  after = out.partition('tried, the best first:')[2]
+  assert all(-1 < after.index(f'  {best}\n') < after.index(f'  {other}\n') for other in rest)
+
+
+def test_a_healthy_network_is_offered_nothing(tiny, tmp_path, capsys, one_device):
+  content = doctor_report.run(tiny, tmp_path, seeds=1, trying=True)
+  assert content['verdict']['kind'] == 'trainable'
+  assert content['offered'] == []
+  assert 'tried' not in content
+  out = capsys.readouterr().out
+  assert 'verdict: trainable: the loss goes from' in out
+  assert 'likely to mend it' not in out
+
+
+NETS = """
+import flax.linen as nn
+
+class Dead(nn.Module):
+  num_classes: int
+
+  @nn.compact
+  def __call__(self, x):
+    x = x.reshape(x.shape[0], -1)
+    for index in range(2):
+      x = nn.relu(nn.Dense(16, bias_init=nn.initializers.constant(-100.0), name=f'layer{index}')(x))
+    return nn.Dense(self.num_classes, name='answer')(x)
+"""
+
+
+def test_it_says_when_no_option_reaches_what_is_sick(tiny, tmp_path, monkeypatch, capsys, one_device):
+  (tmp_path / 'reportnets.py').write_text(NETS)
+  monkeypatch.syspath_prepend(tmp_path)
+  tiny.model.name, tiny.model.depth, tiny.model.width = 'reportnets:Dead', None, None
+  content = doctor_report.run(tiny, tmp_path / 'probe', seeds=1, trying=True)
+  assert content['verdict']['kind'] == 'dead'
+  assert content['offered'] == []
+  assert 'no option of the config is likely to mend it' in capsys.readouterr().out
+
+
+def test_a_workdir_that_cannot_be_written(tiny, tmp_path):
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(errors.InputError, match='workdir .*/file cannot be written'):
+    doctor_report.run(tiny, tmp_path / 'file', seeds=1, trying=False)

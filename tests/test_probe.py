@@ -1,0 +1,53 @@
+"""The program: what it prints, what it refuses, and that what it offers can be given to it."""
+
+import re
+import sys
+
+import pytest
+
+
+@pytest.fixture
+def probe(start, tmp_path):
+  """Runs the program: (exit code, output)."""
+
+  def run(*arguments):
+    command = [sys.executable, '-m', 'dnt.probe', f'--workdir={tmp_path / "probe"}', *arguments]
+    process = start(command)
+    output, _ = process.communicate(timeout=240)
+    return process.returncode, output
+
+  return run
+
+
+def test_what_it_offers_can_be_given_to_it(probe, config_file, tmp_path):
+  sick = {'model.name': 'mlp', 'model.depth': 3, 'model.norm': 'none', 'optim.learning_rate': 100.0}
+  config = config_file('sick', sick)
+  code, output = probe(f'--config={config}', '--seeds=1')
+  assert code == 0, output
+  assert 'verdict: step too large' in output
+  assert output.splitlines()[-1] == f'written to {tmp_path / "probe"}'
+  assert {path.name for path in (tmp_path / 'probe').iterdir()} == {'probe.json', 'probe.png'}
+  offered = re.findall(r'^  (--config\..*)$', output.partition('likely to mend it')[2], re.MULTILINE)
+  assert 2 <= len(offered) <= 3
+  code, output = probe(f'--config={config}', '--seeds=1', *offered[0].split())
+  assert code == 0, output
+  assert 'verdict: trainable' in output
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'said'),
+  [
+    (['--config=configs/compare_init.py'], 'is a compare config; this program takes: train, signal'),
+    (['--config=configs/nowhere.py'], "no config file at 'configs/nowhere.py'"),
+    (['--confg=configs/probe_grid.py'], "Unknown command line flag 'confg'"),
+    (['--config.model.dept=3'], "did you mean 'model.depth'?"),
+    (['--config=configs/probe_grid.py', '--try'], '--try and --seeds are for training configs'),
+    (['--config=configs/probe_grid.py', '--seeds=2'], '--try and --seeds are for training configs'),
+    (['--seeds=0'], '--seeds=0'),
+  ],
+)
+def test_bad_input_is_one_line(probe, arguments, said):
+  code, output = probe(*arguments)
+  assert code == 2
+  assert said in output
+  assert len(output.splitlines()) == 1, output
