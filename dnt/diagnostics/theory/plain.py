@@ -13,7 +13,7 @@ import numpy as np
 from dnt import errors
 from dnt.diagnostics.theory import activations, quadrature
 
-_SMALLEST, _LARGEST = 1e-6, 1e6  # stand for a q* of 0 and of infinity, where a limit is meant
+_SMALLEST, _LARGEST = 1e-6, 1e14  # stand for a q* of 0 and of infinity, where a limit is meant
 
 
 class Net(NamedTuple):

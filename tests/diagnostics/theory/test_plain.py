@@ -120,3 +120,9 @@ def test_any_activation_will_do():
   assert plain.critical_weight_variance(leaky, 0.0) == pytest.approx(2 / 1.04, abs=1e-8)
   found = plain.phase(Net(leaky, 1.0, 0.3))
   assert (found.q, found.chi_1) == pytest.approx((0.3 / 0.48, 0.52), rel=1e-8)
+
+
+def test_gelu_is_a_relu_where_variances_are_unbounded():
+  grown = -1 / math.log(1.5)
+  found = plain.phase(Net('gelu', 3.0, 0.1))
+  assert found == pytest.approx((math.inf, 1.0, 1.5, grown, math.inf, 2 * grown), rel=1e-5)
