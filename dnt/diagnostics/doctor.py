@@ -249,11 +249,12 @@ def judge(found: Examination) -> Verdict:
   waking = (rms == 0) & (typical['gradient_norm'] > 0)
   measured = np.flatnonzero(~np.isnan(rms) & ~np.isnan(gradient))
   hidden = np.array([place for place in measured[:-1] if not waking[place]], int)  # the last output is the logits
+  faded = np.min(rms, where=rms > 0, initial=1.0) < ABRUPT  # what is zero then has shrunk to it
   return (
-    _dead(found, typical, waking)
+    (None if faded else _dead(found, typical, waking))
     or _not_finite(found, 'signal', rms, measured)
     or _not_finite(found, 'gradient', gradient, measured[::-1])
-    or _cut_off(found, gradient, measured)
+    or (None if faded else _cut_off(found, gradient, measured))
     or (_lost(found, typical, hidden) if len(hidden) else None)
     or (_collapsed(found, typical['cosine'], hidden) if len(hidden) else None)
     or _stepped(found)
@@ -264,9 +265,6 @@ def _dead(found: Examination, typical: Mapping[str, np.ndarray], waking: np.ndar
   for name, what in (('dead', 'units are zero for the whole batch'), ('saturated', 'activations are saturated')):
     if name in typical:
       sick = (typical[name] > DEAD) & ~waking
-      if name == 'dead':  # and not of a signal that was lost before
-        rms = typical['activation_rms']
-        sick[1:] &= ~(rms[:-1] < ABRUPT)
       if sick.any():
         at = int(np.argmax(sick))
         return Verdict('dead', found.entries[at], f'{100 * typical[name][at]:.0f} % of its {what}')
