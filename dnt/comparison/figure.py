@@ -117,10 +117,11 @@ def _scale(column: Sequence[Any]) -> None:
   held = [np.asarray(line.get_ydata(), float) for each in column for line in each.lines]
   values = np.concatenate([np.zeros(0), *held])
   values = values[np.isfinite(values)]
+  peaks = [each[np.isfinite(each)].max() for each in held if np.isfinite(each).any()]
   positive = values[values > 0]
   if positive.size and positive.max() > WIDE * positive.min():
-    # What explodes leaves the picture.
-    low, high = positive.min(), min(positive.max(), 100 * np.median(positive))
+    # What explodes, beyond where most curves are highest, leaves the picture.
+    low, high = positive.min(), min(positive.max(), max(10 * np.median(peaks), 10 * positive.min()))
     axes.set_yscale('log')
     axes.set_ylim(low / 1.2, high * 1.2)
     axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5) if high < 1000 * low else (1,)))

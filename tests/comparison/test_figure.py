@@ -85,7 +85,13 @@ def test_panels_of_a_quantity_share_their_axes():
 def test_what_explodes_does_not_flatten_the_others():
   axes, _ = panel({'a': [drawn([1.0, 0.5, 0.2])], 'b': [drawn([1.0, 0.4, 0.1])], 'c': [drawn([1.0, 1e20])]})
   low, high = axes.get_ylim()
-  assert low < 0.1 and 1 < high < 200
+  assert low < 0.1 and 1 < high < 20
+
+
+def test_the_start_of_a_curve_that_falls_far_stays_in_the_picture():
+  axes, _ = panel({'a': [drawn([2.0, *[1e-4] * 20], range(10, 220, 10))], 'b': [drawn([1.0, 1e-3, 1e-3])]})
+  low, high = axes.get_ylim()
+  assert low < 1e-4 and 2 < high < 4
 
 
 def test_failures_are_counted_even_where_nothing_was_recorded():
