@@ -6,6 +6,9 @@ Programs print either one as a single line; `InputError` exits with 2 (nothing w
 import difflib
 from collections.abc import Iterable
 
+LISTED = 24  # valid names that a message lists in full; of more it lists the nearest
+NEAREST = 5
+
 
 class InputError(ValueError):
   """Bad config, data, checkpoint or flag: says what is wrong, what is valid and what to do."""
@@ -30,4 +33,7 @@ def unknown(what: str, name: str, valid: Iterable[str]) -> InputError:
   near = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
   hint = f'; did you mean {near[0]!r}?' if near else '.'
   listed = ', '.join(valid) if valid else 'none'
+  if len(valid) > LISTED:
+    shown = difflib.get_close_matches(name, valid, n=NEAREST, cutoff=0.0)
+    listed = f'{", ".join(shown)} and {len(valid) - len(shown)} more'
   return InputError(f'unknown {what} {name!r}{hint} Valid: {listed}')

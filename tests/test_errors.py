@@ -11,6 +11,12 @@ def test_unknown_guesses_nothing_where_nothing_is_near():
   assert str(errors.unknown('model', 'xyz', ('plain', 'mlp'))) == "unknown model 'xyz'. Valid: mlp, plain"
 
 
+def test_unknown_among_many_lists_the_nearest_alone():
+  message = str(errors.unknown('config key', 'train.stepz', ['train.steps', *(f'model.option{i}' for i in range(60))]))
+  assert message.startswith("unknown config key 'train.stepz'; did you mean 'train.steps'? Valid: train.steps, ")
+  assert message.endswith(' and 56 more') and message.count(', ') == 4
+
+
 def test_unknown_with_nothing_to_choose_from():
   assert str(errors.unknown('split', 'test', [])) == "unknown split 'test'. Valid: none"
 

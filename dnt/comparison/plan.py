@@ -94,6 +94,25 @@ def choose(runs: Sequence[Run], only: Collection[str]) -> tuple[Run, ...]:
   return tuple(run for run in runs if not only or run.variant in only)
 
 
+def check_data(runs: Sequence[Run]) -> None:
+  """Reads what the runs will read, each data set once, so that a missing one is told before the first is trained.
+
+  Raises:
+    errors.InputError: a source, split or file that is missing or damaged; names the first run that needs it.
+  """
+  from dnt import experiment  # jax is slow to import, and a comparison that is finished needs none
+
+  seen = set()
+  for run in runs:
+    needs = json.dumps([run.config.data.to_dict(), run.config.eval.splits])
+    if needs not in seen:
+      seen.add(needs)
+      try:
+        experiment.load_data(run.config, run.config.eval.splits)
+      except errors.InputError as error:
+        raise errors.InputError(f'{run.name}: {error}') from None
+
+
 def override(config: ml_collections.ConfigDict, changes: Mapping[str, Any], what: str) -> ml_collections.ConfigDict:
   """A copy of a training config with some values changed; of `train.steps` and `train.epochs` the changed one counts.
 

@@ -91,10 +91,11 @@ def run(
     Whether it came to the end; False when it was asked to stop, and the current run has saved.
 
   Raises:
-    errors.InputError: a run that was done with another config; nothing is run then.
+    errors.InputError: a run that was done with another config, or data that is missing; nothing is run then.
     KeyboardInterrupt: asked twice; the current run has stopped at once.
   """
   finished = {run: plan.is_finished(run) for run in runs}
+  plan.check_data([run for run in runs if not finished[run]])
   pace = Pace(runs)
   with Stop() as stop:
     for number, each in enumerate(runs, 1):
