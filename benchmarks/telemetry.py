@@ -80,8 +80,8 @@ def measure(config):
       program = compile_lib.jit(steps.make_train_steps(train_step, feed.batch_at, longest), donate_argnums=0)
       return program.lower(state, feed.shapes(), np.int32(1)).compile()
 
-    plain, plain_compilation = seconds(lambda: compiled(run.train_step, config.train.steps_per_dispatch))
-    watched, compilation = seconds(lambda: compiled(run.telemetry_step, 1))
+    plain, plain_compilation = seconds(lambda: compiled(run.stages[0].train_step, config.train.steps_per_dispatch))
+    watched, compilation = seconds(lambda: compiled(run.stages[0].telemetry_step, 1))
     places, turns = [pathlib.Path(workdir) / name for name in ('without', 'with')], []
     for place, program in zip(places, (None, watched), strict=True):
       place.mkdir()

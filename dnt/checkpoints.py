@@ -127,12 +127,12 @@ class Checkpoints:
     )
     return True
 
-  def restore_latest(self, abstract_state: Any) -> tuple[Any, dict[str, Any]] | None:
+  def restore_latest(self, abstract_state: Callable[[int], Any]) -> tuple[Any, dict[str, Any]] | None:
     """The newest checkpoint that reads back as it was written; damaged newer ones are moved aside, one line each.
 
     Args:
-      abstract_state: the state's pytree with `jax.ShapeDtypeStruct` leaves (or arrays) that carry the shardings to
-        restore onto; they need not be those it was saved from.
+      abstract_state: by step, the pytree of the state with `jax.ShapeDtypeStruct` leaves (or arrays) that carry the
+        shardings to restore onto; they need not be those it was saved from.
 
     Returns:
       (state, meta), or None when nothing was ever saved.
@@ -143,7 +143,7 @@ class Checkpoints:
     """
     if not self._all_steps():
       return None
-    found, damaged = _newest_good(self._directory, lambda path: stored.read_state(path, abstract_state))
+    found, damaged = _newest_good(self._directory, _reader(abstract_state))
     for step, reason in damaged:
       aside = self._move_aside(step)
       _say(f'checkpoint {step} is damaged ({reason}); moved to {aside}, going on from step {found.step}')
@@ -247,11 +247,11 @@ class ReadOnly:
     """Args: workdir: directory of the run, if there is one."""
     self._directory = pathlib.Path(workdir).absolute() / DIRECTORY
 
-  def restore_latest(self, abstract_state: Any) -> tuple[Any, dict[str, Any]] | None:
+  def restore_latest(self, abstract_state: Callable[[int], Any]) -> tuple[Any, dict[str, Any]] | None:
     """As `Checkpoints.restore_latest`, but damaged checkpoints are passed over and stay where they are."""
     if not multihost.broadcast_from_lead(stored.steps_in(self._directory)):
       return None
-    return _look(self._directory, lambda path: stored.read_state(path, abstract_state))
+    return _look(self._directory, _reader(abstract_state))
 
 
 def load_parameters(workdir: str | os.PathLike, step: int | None = None) -> stored.Parameters:
@@ -319,6 +319,10 @@ def _newest_good(
     f'every checkpoint in {directory} is damaged ({listed}). Restore them from a backup, give another --workdir, or '
     f'delete {directory} to start again'
   )
+
+
+def _reader(abstract_state: Callable[[int], Any]) -> Callable[[pathlib.Path], stored.ReadBack]:
+  return lambda path: stored.read_state(path, abstract_state(int(path.name)))
 
 
 def _say(line: str) -> None:

@@ -121,6 +121,25 @@ def _patterns(values: tuple[str, ...]) -> str | None:
   return next((problem for problem in problems if problem), None)
 
 
+def _rates(values: tuple[tuple[str, float], ...]) -> str | None:
+  for value in values:
+    pair = isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str)
+    if not pair or _numbers(value[1:]) or value[1] < 0:
+      return "must hold pairs (pattern, factor of at least 0), such as (('stage4/.*', 0.1),)"
+    if _pattern(value[0]):
+      return _pattern(value[0])
+  return None
+
+
+def _stages(values: tuple[tuple[str, str], ...]) -> str | None:
+  for value in values:
+    if not (isinstance(value, tuple) and len(value) == 2 and all(isinstance(part, str) for part in value)):
+      return "must hold pairs (duration, what trains from there), such as (('20%', 'top:2'), ('50%', 'all'))"
+    if _duration(value[0]) or _pattern(value[1]):
+      return _duration(value[0]) or _pattern(value[1])
+  return None
+
+
 NORMS = ('batch_norm', 'layer_norm', 'group_norm', 'rms_norm', 'none')
 ACTIVATIONS = ('relu', 'leaky_relu', 'sigmoid', 'tanh', 'gelu', 'silu', 'identity')
 INITIALIZERS = ('he', 'glorot', 'lecun', 'normal', 'orthogonal', 'delta_orthogonal')
@@ -229,6 +248,30 @@ SCHEMA: dict[str, Any] = {
     ),
     'threshold': Option(1.0, 'norm or value to clip to; adaptive: share of the parameter norm', check=_above(0)),
     'epsilon': Option(1e-3, 'adaptive: smallest parameter norm', check=_above(0)),
+  },
+  'finetune': {
+    'trainable': Option(
+      'all',
+      "what trains: all; head; top:2 (the last two blocks and the head); or a pattern of entries: 'stage4/.*|head'",
+      check=_pattern,
+    ),
+    'unfreeze': Option((), "what trains later, each from a time on: (('20%', 'top:2'), ('50%', 'all'))", check=_stages),
+    'frozen_norm': Option(
+      'running',
+      'BatchNorm of frozen entries: running (nothing of it moves); batch (normalizes by the batch, statistics move); '
+      'affine_only (scale and bias train)',
+      choices=('running', 'batch', 'affine_only'),
+    ),
+    'layer_decay': Option(1.0, 'factor on the learning rate for each entry further from the head', check=_share),
+    'head_lr_mult': Option(1.0, 'factor on the learning rate of the head', check=_above(0)),
+    'rates': Option(
+      (), "factors on the learning rate of entries, by pattern of whole names: (('stage4/.*', 0.1),)", check=_rates
+    ),
+    'l2_sp': Option(
+      0.0,
+      'decay towards the values it starts from, of all that decays but the head (L2-SP); 0: off',
+      check=_at_least(0),
+    ),
   },
   'ema': {
     'decay': Option(0.0, 'average of parameters and BatchNorm statistics, evaluated too; 0: off', check=_within(0, 1)),

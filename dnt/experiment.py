@@ -3,6 +3,7 @@
 All programs build the same experiment, so none can differ from the run it studies.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from dnt.data import augment, examples, pipeline, sources
 from dnt.diagnostics import telemetry
 from dnt.models import depth
 from dnt.optim import chain, schedules
+from dnt.transfer import freeze
 
 
 class DataSpec(NamedTuple):
@@ -39,6 +41,29 @@ class Data(NamedTuple):
   evaluation: dict[str, examples.Examples]  # by split
 
 
+class Stage(NamedTuple):
+  """A part of a run in which the same parameters train; most runs have one.
+
+  Attributes:
+    start: steps done before it.
+    cuts: what trains in the stages up to this one, the last of them.
+    optimizer: the chain, for the parameters that train.
+    train_step: `(state, batch) -> (state, metrics)`.
+    telemetry_step: the same, and it shows its telemetry.
+  """
+
+  start: int
+  cuts: tuple[freeze.Cut, ...]
+  optimizer: optax.GradientTransformation
+  train_step: Callable
+  telemetry_step: Callable
+
+  @property
+  def cut(self) -> freeze.Cut:
+    """What trains."""
+    return self.cuts[-1]
+
+
 class Experiment(NamedTuple):
   """A resolved config and the pure functions it stands for."""
 
@@ -49,9 +74,7 @@ class Experiment(NamedTuple):
   schedule: optax.Schedule
   preprocess: Callable  # (batch, augmentation key or None) -> images
   init_variables: Callable[[], dict[str, Any]]  # in the model's layout, on the host
-  make_state: Callable[[dict[str, Any]], steps.TrainState]
-  train_step: Callable
-  telemetry_step: Callable  # the same, and it shows its telemetry
+  stages: tuple[Stage, ...]
   eval_step: Callable
 
   @property
@@ -62,9 +85,33 @@ class Experiment(NamedTuple):
     """The event that recurs with a duration of the config."""
     return events.Every(schema.period(text, self.config.train.steps, self.steps_per_epoch))
 
-  def abstract_state(self) -> steps.TrainState:
-    """Shapes and dtypes of the state; nothing is drawn."""
-    return jax.eval_shape(lambda: self.make_state(self.init_variables()))
+  def stage(self, step: int) -> Stage:
+    """The stage that the step after `step` steps belongs to."""
+    return [stage for stage in self.stages if stage.start <= step][-1]
+
+  def stage_of_state(self, step: int) -> Stage:
+    """The stage that the state after `step` steps belongs to: at the start of a stage still the one before."""
+    return self.stage(max(step - 1, 0))
+
+  def make_state(self, variables: dict[str, Any]) -> steps.TrainState:
+    """The state before the first step."""
+    return steps.make_state(self.config, variables, self.stages[0].optimizer, self.stages[0].cut)
+
+  def advance(self, state: steps.TrainState, stage: Stage) -> steps.TrainState:
+    """The state at the start of a stage, from that at the end of the one before."""
+    params, _ = stage.cut.split(state.params)
+    return state.replace(opt_state=chain.advance(stage.optimizer, state.opt_state, params))
+
+  def abstract_state(self, step: int = 0) -> steps.TrainState:
+    """Shapes and dtypes of the state after so many steps; nothing is drawn."""
+
+    def make():
+      state = self.make_state(self.init_variables())
+      for stage in self.stages[1 : self.stages.index(self.stage_of_state(step)) + 1]:
+        state = self.advance(state, stage)
+      return state
+
+    return jax.eval_shape(make)
 
 
 def load_data(config: ml_collections.ConfigDict, splits: Sequence[str]) -> Data:
@@ -128,7 +175,18 @@ def make(config: ml_collections.ConfigDict, spec: DataSpec) -> Experiment:
     return models.init(model, config.seed, spec.image_shape)
 
   params = depth.to_scanned(trace.variables['params'], trace.scanned)
-  optimizer = chain.make(config, schedule, params, tuple(row.entry for row in trace.table))
+  planned = freeze.plan(config.finetune, trace.table, params, config.train.steps, steps_per_epoch)
+  if config.finetune.l2_sp and not config.train.init_from:
+    raise errors.InputError('config.finetune.l2_sp pulls towards pretrained values: it needs config.train.init_from')
+
+  def make_stage(number):
+    start, cut = planned[number]
+    cuts = tuple(stage.cut for stage in planned[: number + 1])
+    optimizer = chain.make(config, schedule, params, tuple(row.entry for row in trace.table), cuts)
+    watched = telemetry.make(config, cut.split(params)[0], trace.table)
+    make_step = functools.partial(steps.make_train_step, config, model, optimizer, schedule, preprocess, cut=cut)
+    return Stage(start, cuts, optimizer, make_step(), make_step(telemetry=watched))
+
   return Experiment(
     config=config,
     spec=spec,
@@ -137,10 +195,6 @@ def make(config: ml_collections.ConfigDict, spec: DataSpec) -> Experiment:
     schedule=schedule,
     preprocess=preprocess,
     init_variables=init_variables,
-    make_state=lambda variables: steps.make_state(config, variables, optimizer),
-    train_step=steps.make_train_step(config, model, optimizer, schedule, preprocess),
-    telemetry_step=steps.make_train_step(
-      config, model, optimizer, schedule, preprocess, telemetry.make(config, params, trace.table)
-    ),
+    stages=tuple(make_stage(number) for number in range(len(planned))),
     eval_step=steps.make_eval_step(model, len(spec.class_names), preprocess),
   )

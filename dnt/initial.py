@@ -21,7 +21,7 @@ def state(
   saved: checkpoints.Checkpoints | checkpoints.ReadOnly,
   checked: Callable[[steps.TrainState, int], None] = lambda shapes, step: None,
 ) -> tuple[steps.TrainState, dict[str, Any]]:
-  """The state to go on from, and the `meta` of the checkpoint it came from ({} for a new run).
+  """The state that the next step starts from, and the `meta` of the checkpoint it came from ({} for a new run).
 
   The first that exists wins: the newest good checkpoint of the run's own workdir (the whole state); the run at
   `config.train.init_from` (parameters and BatchNorm statistics); `config.seed`.
@@ -36,16 +36,35 @@ def state(
   Raises:
     errors.InputError: a checkpoint of another network or optimizer.
   """
-  abstract = run.abstract_state()
-  rows = depth.scanned_rows(abstract.params)
-  unrolled = depth.to_unrolled(abstract, rows)
-  restored = saved.restore_latest(mesh_lib.shapes(unrolled, mesh_lib.parameter_shardings(mesh, unrolled)))
+  rows = depth.scanned_rows(run.abstract_state().params)
+
+  def unrolled(step):
+    state = depth.to_unrolled(run.abstract_state(step), rows)
+    return mesh_lib.shapes(state, mesh_lib.parameter_shardings(mesh, state))
+
+  restored = saved.restore_latest(unrolled)
+  step = int(restored[0].step) if restored else 0
+  abstract = run.abstract_state(step + 1)  # with what the next step needs
   given = load_variables(run, run.config.train.init_from) if not restored and run.config.train.init_from else None
   shardings = mesh_lib.parameter_shardings(mesh, abstract)
-  checked(mesh_lib.shapes(abstract, shardings), int(restored[0].step) if restored else 0)
+  checked(mesh_lib.shapes(abstract, shardings), step)
   if restored:
-    return jax.device_put(depth.to_scanned(restored[0], rows), shardings), restored[1]
+    found = depth.to_scanned(restored[0], rows)
+    if run.stage(step) is not run.stage_of_state(step):
+      return advance(run, mesh, found, run.stage(step)), restored[1]
+    return jax.device_put(found, shardings), restored[1]
   return mesh_lib.place(compile_lib.eagerly(run.make_state)(given or run.init_variables()), shardings), {}
+
+
+def advance(
+  run: experiment.Experiment, mesh: Mesh, state: steps.TrainState, stage: experiment.Stage
+) -> steps.TrainState:
+  """The state at the start of a stage, on the mesh, from that at the end of the one before."""
+
+  def begin(state):
+    return run.advance(state, stage)
+
+  return compile_lib.jit(begin, out_shardings=mesh_lib.parameter_shardings(mesh, jax.eval_shape(begin, state)))(state)
 
 
 def load_variables(run: experiment.Experiment, workdir: str) -> dict[str, Any]:

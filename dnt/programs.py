@@ -31,7 +31,7 @@ class Programs:
   ):
     self._run, self._mesh, self._feed, self._evaluator = run, mesh, feed, evaluator
     self._pool = futures.ThreadPoolExecutor(1, 'compile')  # one at a time, in the order they are asked for
-    self._asked: dict[str, futures.Future] = {}
+    self._asked: dict[tuple[str, int], futures.Future] = {}
 
   def __enter__(self) -> 'Programs':
     return self
@@ -40,42 +40,48 @@ class Programs:
     self._pool.shutdown(cancel_futures=True)
 
   def ahead(self, shapes: steps.TrainState, step: int) -> None:
-    """On CPU, starts to compile what a run from `step` on will use, in the order of its need.
+    """On CPU, starts to compile what the stage of a run from `step` on will use, in the order of its need.
 
     Args:
       shapes: of the state, with its shardings.
-      step: where the run starts.
+      step: where the run or stage starts.
     """
     if jax.default_backend() == 'cpu':
       for name in _used(self._run, step):
-        self._ask(name, shapes)
+        self._ask(name, step, shapes)
 
-  def is_ready(self, name: str) -> bool:
+  def is_ready(self, name: str, step: int) -> bool:
     """Whether `get` would return at once."""
-    return name in self._asked and self._asked[name].done()
+    asked = self._asked.get(self._key(name, step))
+    return asked is not None and asked.done()
 
-  def get(self, name: str, state: steps.TrainState) -> Callable | None:
+  def get(self, name: str, step: int, state: steps.TrainState) -> Callable | None:
     """A program, compiled; waits for it.
 
     Args:
       name: PLAIN or TELEMETRY, `(state, arrays, count) -> (state, metrics)` as `steps.make_train_steps` says; or
         EVALUATION, of which the evaluator has the programs.
+      step: steps done before it: each stage of a run has train steps of its own.
       state: the state or its shapes.
     """
-    return self._ask(name, state).result()
+    return self._ask(name, step, state).result()
 
-  def _ask(self, name: str, state: steps.TrainState) -> futures.Future:
-    if name not in self._asked:
-      self._asked[name] = self._pool.submit(self._compile, name, state)
-    return self._asked[name]
+  def _key(self, name: str, step: int) -> tuple[str, int]:
+    return name, 0 if name == EVALUATION else self._run.stage(step).start
 
-  def _compile(self, name: str, state: steps.TrainState) -> Callable | None:
+  def _ask(self, name: str, step: int, state: steps.TrainState) -> futures.Future:
+    key = self._key(name, step)
+    if key not in self._asked:
+      self._asked[key] = self._pool.submit(self._compile, name, self._run.stage(step), state)
+    return self._asked[key]
+
+  def _compile(self, name: str, stage: experiment.Stage, state: steps.TrainState) -> Callable | None:
     if name == EVALUATION:
       self._evaluator.prepare(evaluate.variables_of(state)[''])
       return None
-    step, longest = self._run.train_step, min(self._run.config.train.steps_per_dispatch, self._feed.max_steps(0))
+    step, longest = stage.train_step, min(self._run.config.train.steps_per_dispatch, self._feed.max_steps(0))
     if name == TELEMETRY:
-      step, longest = self._run.telemetry_step, 1
+      step, longest = stage.telemetry_step, 1
     program = steps.make_train_steps(step, self._feed.batch_at, longest)
     shardings = (mesh_lib.parameter_shardings(self._mesh, state), mesh_lib.replicated(self._mesh))
     jitted = compile_lib.jit(program, donate_argnums=0, out_shardings=shardings)
@@ -83,8 +89,9 @@ class Programs:
 
 
 def _used(run: experiment.Experiment, step: int) -> list[str]:
-  """The programs that a run uses from `step` on, in the order of their first use."""
-  total, telemetry = run.config.train.steps, run.every(run.config.telemetry.every)
+  """The programs that the stage of a run uses from `step` on, in the order of their first use."""
+  telemetry = run.every(run.config.telemetry.every)
+  total = min([stage.start for stage in run.stages if stage.start > step], default=run.config.train.steps)
   first = {}
   if (at := telemetry.next(step)) is not None:
     first[TELEMETRY] = at

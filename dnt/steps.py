@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-from dnt import losses
+from dnt import losses, trees
 from dnt.diagnostics import taps
 from dnt.diagnostics import telemetry as telemetry_lib
+from dnt.transfer import freeze
 
 METRICS = ('loss', 'accuracy', 'gradient_norm', 'learning_rate')  # of a train step, float32 scalars
 PRNG = 'threefry2x32'  # of every draw of a step, whatever jax's default is set to: runs stay the same
@@ -28,7 +29,7 @@ class TrainState(flax.struct.PyTreeNode):
     step: int32 scalar, optimizer steps done; it is also the position in the data.
     params: float32 parameters, nested dicts.
     batch_stats: float32 running statistics of BatchNorm; empty without them.
-    opt_state: the state of the optimizer's chain.
+    opt_state: the state of the optimizer's chain, of the parameters that train.
     rng: uint32 [2], the key that every random draw of a step is folded from.
     ema: `{'params': ..., 'batch_stats': ...}`, both averaged with the same decay; empty when off.
   """
@@ -42,7 +43,10 @@ class TrainState(flax.struct.PyTreeNode):
 
 
 def make_state(
-  config: ml_collections.ConfigDict, variables: Any, optimizer: optax.GradientTransformation
+  config: ml_collections.ConfigDict,
+  variables: Any,
+  optimizer: optax.GradientTransformation,
+  cut: freeze.Cut = freeze.ALL,
 ) -> TrainState:
   """The state before the first step.
 
@@ -50,6 +54,7 @@ def make_state(
     config: a validated config.
     variables: `{'params': ..., 'batch_stats': ...}` as `models.init` draws them; the statistics may be absent.
     optimizer: the chain whose state is made.
+    cut: what trains at first.
   """
   params, batch_stats = variables['params'], variables.get('batch_stats', {})
   averaged = {'params': params, 'batch_stats': batch_stats} if config.ema.decay else {}
@@ -57,7 +62,7 @@ def make_state(
     step=jnp.zeros((), jnp.int32),
     params=params,
     batch_stats=batch_stats,
-    opt_state=optimizer.init(params),
+    opt_state=optimizer.init(cut.split(params)[0]),
     rng=jax.random.key_data(jax.random.key(config.seed, impl=PRNG)),
     ema=jax.tree.map(jnp.array, averaged),  # a copy: the step donates the state's buffers one by one
   )
@@ -70,6 +75,7 @@ def make_train_step(
   schedule: optax.Schedule,
   preprocess: Preprocess,
   telemetry: telemetry_lib.Telemetry | None = None,
+  cut: freeze.Cut = freeze.ALL,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]:
   """One optimizer step as a pure function.
 
@@ -83,6 +89,7 @@ def make_train_step(
     schedule: learning rate by step, for the record; the optimizer holds the same one.
     preprocess: `(batch, augmentation key) -> images`, augmented and normalized.
     telemetry: what to show of each entry; the state is the same with and without.
+    cut: what trains; the optimizer is for those parameters alone.
 
   Returns:
     `(state, batch) -> (state, metrics)`; batch: image [B, H, W, C], label int32 [B] and what preprocess reads; metrics:
@@ -93,10 +100,10 @@ def make_train_step(
   cross_entropy = losses.make(config.loss)
   sinks = telemetry.sinks if telemetry else {}
 
-  def loss_fn(params, sinks, batch_stats, batch, keys, total_weight):
-    with taps.watching() if telemetry else taps.fencing():
+  def loss_fn(trainable, sinks, frozen, batch_stats, batch, keys, total_weight):
+    with taps.watching() if telemetry else taps.fencing(), cut.running():
       logits, updates = model.apply(
-        {'params': params, 'batch_stats': batch_stats, taps.SINKS: sinks},
+        {'params': trees.merge(trainable, frozen), 'batch_stats': batch_stats, taps.SINKS: sinks},
         preprocess(batch, keys['augment']),
         train=True,
         rngs={'stochastic_depth': keys['stochastic_depth'], 'dropout': keys['dropout']},
@@ -109,14 +116,14 @@ def make_train_step(
 
   gradient_fn = jax.value_and_grad(loss_fn, argnums=(0, 1), has_aux=True)
 
-  def gradients(state, batch):
+  def gradients(state, trainable, frozen, batch):
     augment, step_key = jax.random.split(jax.random.wrap_key_data(state.rng, impl=PRNG))
     # The augmentation folds epoch and position into its key: the same picture whatever the batch size.
     depth, dropout = jax.random.split(jax.random.fold_in(step_key, state.step))
     keys = {'augment': augment, 'stochastic_depth': depth, 'dropout': dropout}
     total_weight = jnp.sum(losses.weights(config.loss.class_weights, batch['label']))
     if accumulate == 1:
-      return gradient_fn(state.params, sinks, state.batch_stats, batch, keys, total_weight)
+      return gradient_fn(trainable, sinks, frozen, state.batch_stats, batch, keys, total_weight)
     # Strided micro-batches: each device keeps its own rows of the batch.
     micro = jax.tree.map(lambda x: x.reshape(x.shape[0] // accumulate, accumulate, *x.shape[1:]), batch)
 
@@ -126,28 +133,35 @@ def make_train_step(
       drawn = {name: jax.random.fold_in(keys[name], index) for name in ('stochastic_depth', 'dropout')}
       part_keys = {**keys, **drawn}
       (value, (batch_stats, found)), gradient = gradient_fn(
-        state.params, sinks, batch_stats, part, part_keys, total_weight
+        trainable, sinks, frozen, batch_stats, part, part_keys, total_weight
       )
       return (loss + value, batch_stats, jax.tree.map(jnp.add, total, gradient)), found
 
-    zeros = jax.tree.map(jnp.zeros_like, (state.params, sinks))
+    zeros = jax.tree.map(jnp.zeros_like, (trainable, sinks))
     carry = (jnp.zeros(()), state.batch_stats, zeros)
     (loss, batch_stats, total), found = jax.lax.scan(body, carry, jnp.arange(accumulate))
     return (loss, (batch_stats, jax.tree.map(lambda x: jnp.sum(x, 0), found))), total
 
+  def average(ema, params, batch_stats):
+    # What stands still is its own average, to the last bit.
+    (params, fixed), (stats, fixed_stats) = cut.split(params), cut.split_statistics(batch_stats)
+    before = {'params': cut.split(ema['params'])[0], 'batch_stats': cut.split_statistics(ema['batch_stats'])[0]}
+    moved = optax.incremental_update({'params': params, 'batch_stats': stats}, before, 1 - config.ema.decay)
+    fixed = {'params': fixed, 'batch_stats': fixed_stats}
+    return {name: trees.merge(moved[name], fixed[name]) for name in moved}
+
   def train_step(state, batch):
-    (loss, (batch_stats, (correct, activity))), (gradient, at_outputs) = gradients(state, batch)
+    trainable, frozen = cut.split(state.params)
+    (loss, (batch_stats, (correct, activity))), (gradient, at_outputs) = gradients(state, trainable, frozen, batch)
     gradient = taps.fence(gradient)
-    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+    updates, opt_state = optimizer.update(gradient, state.opt_state, trainable)
     updates = taps.fence(updates)
-    params = optax.apply_updates(state.params, updates)
-    ema = state.ema
-    if config.ema.decay:
-      ema = optax.incremental_update({'params': params, 'batch_stats': batch_stats}, ema, 1 - config.ema.decay)
+    params = trees.merge(optax.apply_updates(trainable, updates), frozen)
+    ema = average(state.ema, params, batch_stats) if config.ema.decay else state.ema
     found = (loss, correct / batch['label'].shape[0], optax.tree.norm(gradient), schedule(state.step))
     metrics = {name: jnp.asarray(value, jnp.float32) for name, value in zip(METRICS, found, strict=True)}
     if telemetry:
-      metrics['telemetry'] = telemetry.figures(*taps.fence((state.params, gradient, updates, activity, at_outputs)))
+      metrics['telemetry'] = telemetry.figures(*taps.fence((trainable, gradient, updates, activity, at_outputs)))
     state = state.replace(step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state, ema=ema)
     return state, metrics
 

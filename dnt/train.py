@@ -11,9 +11,11 @@ Order of events when step s is done:
      run; a training line at every `train.log_every`; then a telemetry line, if s is a multiple of `telemetry.every`,
      and what it warns of,
   2. evaluation, if s is a multiple of `eval.every` or the last step; then the best metric and patience,
-  3. a checkpoint, if s is a multiple of `checkpoint.every` or the run ends here,
+  3. a checkpoint, if s is a multiple of `checkpoint.every` or the run ends here; it holds the state of the stage that
+     ends at s, if one does,
   4. the end, if s is the last step, patience is over or a signal asked for it; after a signal 2 is left to the process
-     that goes on from here, so that the checkpoint is not kept waiting.
+     that goes on from here, so that the checkpoint is not kept waiting,
+  5. the next stage, if one starts at s: the optimizer's state of what begins to train.
 """
 
 import contextlib
@@ -72,7 +74,7 @@ def train(
       if history:
         rec.say(f'going on from step {int(state.step)}')
       try:
-        state = _loop(run, state, feed, compiled, evaluator, saved, rec, clock, guard)
+        state = _loop(run, mesh, state, feed, compiled, evaluator, saved, rec, clock, guard)
       except errors.RunError as error:
         saved.close()
         kept = 'none was saved' if saved.latest_step is None else f'the checkpoint of step {saved.latest_step} is kept'
@@ -83,6 +85,7 @@ def train(
 
 def _loop(
   run: experiment.Experiment,
+  mesh: jax.sharding.Mesh,
   state: steps.TrainState,
   feed: pipeline.Feed,
   compiled: programs.Programs,
@@ -98,6 +101,7 @@ def _loop(
   stops = [evaluation, saving, run.every(run.config.train.log_every), events.Every(run.config.train.steps_per_dispatch)]
   rows = depth.scanned_rows(state.params)
   step, pending, asked, counter = int(state.step), None, False, itertools.count()
+  stage = run.stage(step)
   while True:
     evaluation_due = rec.evaluated_at < step and (evaluation.due(step) or step == total) and not asked
     ending = step == total or asked or rec.out_of_patience
@@ -105,7 +109,7 @@ def _loop(
       rec.trained(*_fetch(pending))
       pending = None
     if evaluation_due:
-      compiled.get(programs.EVALUATION, state)
+      compiled.get(programs.EVALUATION, step, state)
       clock.lap('compile')
       rec.evaluated(step, evaluate.evaluate_all(evaluator, evaluate.variables_of(state)))
       ending = ending or rec.out_of_patience
@@ -116,21 +120,27 @@ def _loop(
     if ending:
       return state
 
+    if run.stage(step).start > stage.start:
+      stage = run.stage(step)
+      state = initial.advance(run, mesh, state, stage)
+      compiled.ahead(mesh_lib.shapes(state, mesh_lib.parameter_shardings(mesh, state)), step)
+
     # To the next step at which to look up; the same after a resume, so that the programs run alike. A step that shows
     # its telemetry is a program of its own.
     shows = telemetry.due(step + 1)
     upcoming = [at for event in stops if (at := event.next(step)) is not None]
+    upcoming += [later.start for later in run.stages if later.start > step]
     upcoming += [at - 1 for at in [telemetry.next(step)] if at is not None and not shows]
     count = 1 if shows else min(total - step, feed.max_steps(step), min(upcoming) - step)
     arrays = feed.arrays(step, count)
     name = programs.TELEMETRY if shows else programs.PLAIN
-    if not compiled.is_ready(name):
+    if not compiled.is_ready(name, step):
       if pending:
         rec.trained(*_fetch(pending))
         pending = None
-      compiled.get(name, state)
+      compiled.get(name, step, state)
       clock.lap('compile')
-    state, metrics = compiled.get(name, state)(state, arrays, np.int32(count))
+    state, metrics = compiled.get(name, step, state)(state, arrays, np.int32(count))
     if pending:
       rec.trained(*_fetch(pending))
     pending = (step, count, metrics)

@@ -37,6 +37,18 @@ def mask(tree: Mapping[str, Any], pattern: str) -> dict[str, Any]:
   return map_with_path(lambda path, _: re.search(pattern, path) is not None, tree)
 
 
+def split(tree: Mapping[str, Any], chosen: Callable[[str], bool]) -> tuple[dict[str, Any], dict[str, Any]]:
+  """Nested dicts apart: the leaves whose path is `chosen`, and the others; see `merge`."""
+  flat = flatten(tree)
+  inside = {path: leaf for path, leaf in flat.items() if chosen(path)}
+  return unflatten(inside), unflatten({path: leaf for path, leaf in flat.items() if path not in inside})
+
+
+def merge(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+  """The inverse of `split`: one tree of the leaves of both."""
+  return unflatten({**flatten(first), **flatten(second)})
+
+
 def subtree(tree: Mapping[str, Any], path: tuple[str, ...]) -> Any:
   """The part of nested dicts below `path`; an empty dict where there is none."""
   for key in path:

@@ -88,6 +88,13 @@ PROGRAM = {
   'clip.name': ({}, 'global_norm'),
   'clip.threshold': ({'clip.name': 'value'}, 0.1),
   'clip.epsilon': ({'clip.name': 'adaptive'}, 0.1),
+  'finetune.trainable': ({}, 'head'),
+  'finetune.unfreeze': ({'finetune.trainable': 'head'}, (('3', 'all'),)),
+  'finetune.frozen_norm': ({**RESNET, 'finetune.trainable': 'head'}, 'batch'),
+  'finetune.layer_decay': ({}, 0.5),
+  'finetune.head_lr_mult': ({}, 10.0),
+  'finetune.rates': ({}, (('head', 0.1),)),
+  'finetune.l2_sp': ({'train.init_from': 'runs/other'}, 0.1),
   'ema.decay': ({}, 0.9),
   'train.accumulate': ({}, 2),
 }
@@ -128,7 +135,7 @@ def fingerprint(config):
   mask = {'mask': jax.ShapeDtypeStruct((size,), jnp.bool_)}
   parts = [
     trees.sha256(variables).encode(),
-    traced(run.train_step, state, batch),
+    *(traced(stage.train_step, run.abstract_state(stage.start + 1), batch) for stage in run.stages),
     traced(run.eval_step, evaluated, batch | mask),
     *(np.float32(run.schedule(step)).tobytes() for step in range(config.train.steps + 1)),
   ]

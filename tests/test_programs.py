@@ -32,7 +32,7 @@ def order(monkeypatch):
   """The names of the programs that are compiled, in order; none really is."""
   names = []
 
-  def note(self, name, state):
+  def note(self, name, stage, state):
     names.append(name)
     return name
 
@@ -57,7 +57,7 @@ def test_what_a_run_will_use_is_compiled_ahead_in_that_order(tiny, make, order, 
   compiled, shapes = make(tiny)
   with compiled:
     compiled.ahead(shapes, step)
-    found = [compiled.get(name, shapes) for name in expected]
+    found = [compiled.get(name, step, shapes) for name in expected]
   assert order == found == expected
 
 
@@ -66,14 +66,14 @@ def test_on_an_accelerator_nothing_is_compiled_ahead(make, order, monkeypatch):
   compiled, shapes = make()
   with compiled:
     compiled.ahead(shapes, 0)
-    assert not compiled.is_ready(PLAIN)
-    assert compiled.get(PLAIN, shapes) == PLAIN
-    assert compiled.is_ready(PLAIN)
+    assert not compiled.is_ready(PLAIN, 0)
+    assert compiled.get(PLAIN, 0, shapes) == PLAIN
+    assert compiled.is_ready(PLAIN, 0)
   assert order == [PLAIN]
 
 
 def test_an_error_of_the_background_reaches_the_loop(make, monkeypatch):
-  def fail(self, name, state):
+  def fail(self, name, stage, state):
     raise MemoryError(name)
 
   monkeypatch.setattr(programs.Programs, '_compile', fail)
@@ -81,7 +81,7 @@ def test_an_error_of_the_background_reaches_the_loop(make, monkeypatch):
   with compiled:
     compiled.ahead(shapes, 0)
     with pytest.raises(MemoryError, match=PLAIN):
-      compiled.get(PLAIN, shapes)
+      compiled.get(PLAIN, 0, shapes)
 
 
 def test_the_first_program_is_asked_for_before_parameters_are_drawn_and_each_is_compiled_once(
@@ -100,7 +100,7 @@ def test_the_first_program_is_asked_for_before_parameters_are_drawn_and_each_is_
 
   spy(programs.Programs, 'ahead', lambda self, shapes, step: 'ahead')
   spy(compile_lib, 'eagerly', lambda make_state: 'draw')
-  spy(programs.Programs, '_compile', lambda self, name, state: name)
+  spy(programs.Programs, '_compile', lambda self, name, stage, state: name)
   tiny.train.steps, tiny.telemetry.every = 4, '2'
   train.train(tiny, tmp_path, record.Clock(0.0), 'test')
   compiled = (PLAIN, TELEMETRY, EVALUATION)

@@ -38,7 +38,7 @@ def test_a_step_is_gradient_descent_on_the_mean_loss(tiny):
     return -picked.mean(), logits
 
   (value, logits), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
-  after, found = jax.jit(run.train_step)(state, batch)
+  after, found = jax.jit(run.stages[0].train_step)(state, batch)
   close(after.params, jax.tree.map(lambda p, g: p - 0.5 * g, state.params, gradient))
   assert int(after.step) == 1
   assert found['loss'] == pytest.approx(float(value), rel=1e-5)
@@ -53,10 +53,10 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tiny):
   tiny.loss.class_weights = tuple(range(1, 11))  # micro-batches of unequal weight
   tiny.data.augment, tiny.data.crop_padding = 'pad_crop_flip', 1
   run, state, batch, _ = make(tiny)
-  whole, whole_metrics = jax.jit(run.train_step)(state, batch)
+  whole, whole_metrics = jax.jit(run.stages[0].train_step)(state, batch)
   tiny.train.accumulate = 4
   run, state, batch, _ = make(tiny)
-  parts, parts_metrics = jax.jit(run.train_step)(state, batch)
+  parts, parts_metrics = jax.jit(run.stages[0].train_step)(state, batch)
   close(parts.params, whole.params)
   for name in whole_metrics:
     assert float(parts_metrics[name]) == pytest.approx(float(whole_metrics[name]), rel=1e-5)
@@ -65,7 +65,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tiny):
 def test_the_average_follows_parameters_and_statistics(tiny):
   tiny.ema.decay = 0.75
   run, state, batch, _ = make(tiny)
-  after, _ = jax.jit(run.train_step)(state, batch)
+  after, _ = jax.jit(run.stages[0].train_step)(state, batch)
   for name in ('params', 'batch_stats'):
     old, new = getattr(state, name), getattr(after, name)
     close(after.ema[name], jax.tree.map(lambda a, b: 0.75 * a + 0.25 * b, old, new))
@@ -78,7 +78,7 @@ def test_several_steps_are_single_steps_bit_for_bit(tiny):
   def batch_at(arrays, step):
     return {**arrays, 'position': arrays['position'] + step}
 
-  several = jax.jit(steps.make_train_steps(run.train_step, batch_at, longest=4))
+  several = jax.jit(steps.make_train_steps(run.stages[0].train_step, batch_at, longest=4))
   together, found = several(state, batch, 3)
   alone, losses = state, []
   for _ in range(3):

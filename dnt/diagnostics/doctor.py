@@ -160,16 +160,17 @@ def _make_step(run: experiment.Experiment, batch_at: Callable) -> Callable:
       module.sow(taps.FOUND, 'cosine', _cosine(outputs[0]), init_fn=lambda: None, reduce_fn=lambda _, new: new)
     return output
 
+  cuts = run.stages[0].cuts
   params = run.abstract_state().params
-  plain = telemetry.make(run.config, params, run.table)
+  plain = telemetry.make(run.config, cuts[-1].split(params)[0], run.table)
 
   def figures(params, gradient, updates, found, sinks):
     cosine = telemetry.gather(found, 'cosine', called, entries, lambda total: total / parts)
     return plain.figures(params, gradient, updates, found, sinks) | {'cosine': cosine}
 
-  optimizer = chain.make(run.config, run.schedule, params, entries)
+  optimizer = chain.make(run.config, run.schedule, params, entries, cuts)
   watched = telemetry.Telemetry(plain.sinks, figures)
-  train_step = steps.make_train_step(run.config, run.model, optimizer, run.schedule, run.preprocess, watched)
+  train_step = steps.make_train_step(run.config, run.model, optimizer, run.schedule, run.preprocess, watched, cuts[-1])
 
   def step(state, arrays):
     batch = batch_at(arrays, state.step)

@@ -81,12 +81,14 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, A
   mesh_lib.check_batch('config.train.batch_size', config.train.batch_size, mesh, config.train.accumulate)
   data = experiment.load_data(config, ())
   base = experiment.make(experiment.resolve(config, data), data.spec)
-  entries = [row.entry for row in base.table if row.parameters]
-  for pattern in options.groups:
-    if not any(re.fullmatch(pattern, entry.name) for entry in entries):
-      names = ', '.join(entry.name for entry in entries)
-      raise errors.InputError(f'config.lr_find.groups: {pattern!r} is the name of no entry with parameters: {names}')
   state, saved = initial.state(base, mesh, checkpoints.ReadOnly(workdir))
+  frozen = base.stage(int(state.step)).cut.frozen
+  names = [row.entry.name for row in base.table if row.parameters and row.entry.name not in frozen]
+  for pattern in options.groups:
+    if not any(re.fullmatch(pattern, name) for name in names):
+      raise errors.InputError(
+        f'config.lr_find.groups: {pattern!r} is the name of no entry that trains: {", ".join(names)}'
+      )
   step, sweeps = int(state.step), []
   with contextlib.closing(pipeline.make_train_feed(base.config, data.train, mesh)) as feed:
     for group in options.groups or (None,):
@@ -167,10 +169,11 @@ def make_train_step(run: experiment.Experiment, params: Any, first: int, group: 
     return jnp.asarray(options.start * (options.end / options.start) ** done, jnp.float32)
 
   entries = [row.entry for row in run.table]
-  optimizer = chain.make(run.config, schedule, params, entries)
+  cuts = run.stage(first).cuts
+  optimizer = chain.make(run.config, schedule, params, entries, cuts)
   if group is not None:
     optimizer = alone(optimizer, params, entries, group)
-  return steps.make_train_step(run.config, run.model, optimizer, schedule, run.preprocess)
+  return steps.make_train_step(run.config, run.model, optimizer, schedule, run.preprocess, cut=cuts[-1])
 
 
 def alone(

@@ -139,7 +139,7 @@ def measure(
     state: on the mesh; its parameters, statistics, key and step are used.
 
   Returns:
-    Names of the entries with parameters in depth order, then float64 [batches, entries + 1] twice: the mean over
+    Names of the entries that train in depth order, then float64 [batches, entries + 1] twice: the mean over
     micro-batches and of their mean gradient, as `estimate` takes them. The last column is all entries together.
   """
   micro_batches, batches = run.config.noise_scale.micro_batches, run.config.noise_scale.batches
@@ -151,8 +151,10 @@ def measure(
     lambda params: jax.tree.map(jnp.zeros_like, params),
     lambda gradient, _, params: (jax.tree.map(jnp.zeros_like, params), gradient),
   )
-  train_step = steps.make_train_step(config, run.model, keep, run.schedule, run.preprocess)
-  places = rows.places(state.params, [row.entry for row in run.table])
+  cut = run.stage(int(state.step)).cut
+  train_step = steps.make_train_step(config, run.model, keep, run.schedule, run.preprocess, cut=cut)
+  params, _ = cut.split(state.params)
+  places = rows.places(params, [row.entry for row in run.table])
 
   def add(state, sums, arrays, first, count):
     def body(index, sums):
@@ -172,15 +174,15 @@ def measure(
     return squares / micro_batches, by_entry(total) / micro_batches**2
 
   order = [index for place in sorted(set(places.values())) for index in place]
-  shardings = (mesh_lib.parameter_shardings(mesh, state.params), mesh_lib.replicated(mesh))
+  shardings = (mesh_lib.parameter_shardings(mesh, params), mesh_lib.replicated(mesh))
   start = jax.jit(lambda params: (jax.tree.map(jnp.zeros_like, params), jnp.zeros(len(order))), out_shardings=shardings)
   program = compile_lib.jit(add, donate_argnums=1, out_shardings=shardings)
   finished = jax.jit(finish, out_shardings=mesh_lib.replicated(mesh))
   step, found = int(state.step) * micro_batches, []
-  state = state.replace(opt_state=start(state.params)[0], ema={})
+  state = state.replace(opt_state=start(params)[0], ema={})
   with contextlib.closing(pipeline.make_train_feed(config, source, mesh)) as feed:
     for _ in range(batches):
-      sums, end = start(state.params), step + micro_batches
+      sums, end = start(params), step + micro_batches
       while step < end:
         count = min(end - step, feed.max_steps(step))
         sums = program(state, sums, feed.arrays(step, count), np.int32(step), np.int32(count))

@@ -1,0 +1,65 @@
+"""Factors of single entries on the learning rate: by depth, for the head, by name."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+
+from dnt import errors, trees
+from dnt.models import depth
+from dnt.optim import rows
+
+
+def factors(config: ml_collections.ConfigDict, entries: Sequence[depth.Entry], head: int) -> np.ndarray:
+  """One factor an entry: layer_decay ** (entries to the head) x head_lr_mult for the head x the first of `rates`.
+
+  Args:
+    config: the section `finetune` of a validated config.
+    entries: the depth list.
+    head: place of the last entry with parameters in it; those behind it count as it does.
+
+  Returns:
+    float64 [entries].
+
+  Raises:
+    errors.InputError: a pattern in `rates` that is the whole name of no entry.
+  """
+  distance = np.maximum(head - np.arange(len(entries)), 0)
+  found = config.layer_decay**distance * np.where(distance == 0, config.head_lr_mult, 1.0)
+  for pattern, _ in config.rates:
+    if not any(re.fullmatch(pattern, entry.name) for entry in entries):
+      raise errors.InputError(
+        f'config.finetune.rates: {pattern!r} is the whole name of no entry: {", ".join(e.name for e in entries)}'
+      )
+  for index, entry in enumerate(entries):
+    named = (factor for pattern, factor in config.rates if re.fullmatch(pattern, entry.name))
+    found[index] *= next(named, 1.0)
+  return found
+
+
+def make(
+  config: ml_collections.ConfigDict, whole: Any, params: Any, entries: Sequence[depth.Entry]
+) -> list[tuple[str, optax.GradientTransformation]]:
+  """The link of the optimizer's chain that applies `factors`; none where all of them are 1.
+
+  Args:
+    config: the section `finetune` of a validated config.
+    whole: all parameters, nested dicts of arrays or shapes.
+    params: those that train.
+    entries: the depth list.
+  """
+  head = max(index for place in rows.places(whole, entries).values() for index in place)
+  places, found = rows.places(params, entries), factors(config, entries, head)
+  if (found == 1).all():
+    return []
+
+  def leaf(path: str, update: jax.Array) -> jax.Array:
+    mine = jnp.asarray(found[list(places[path])], update.dtype)
+    return update * (rows.along(mine, update) if depth.is_scanned(path) else mine[0])
+
+  return [('rates', optax.stateless(lambda updates, _: trees.map_with_path(leaf, updates)))]

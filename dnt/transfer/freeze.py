@@ -1,0 +1,189 @@
+"""What trains and what stands still: the one place that reads `config.finetune`'s choice of entries.
+
+A run has stages, each from a step on, and each stage has a `Cut` through the depth list. The step differentiates with
+respect to what the cut lets train, so that XLA drops the backward pass below the lowest such leaf; optimizer state,
+clip norm, weight decay and EMA are of those leaves alone, because they see no others.
+
+Frozen entries run as in evaluation: no stochastic depth and no dropout. Their BatchNorm, by `frozen_norm`:
+
+| mode | normalizes by | statistics | scale and bias | backward pass |
+| --- | --- | --- | --- | --- |
+| running | running statistics | stay | stay | down to the lowest entry that trains |
+| batch | the batch | move | stay | the same |
+| affine_only | running statistics | stay | train | down to the lowest norm |
+"""
+
+import contextlib
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import ml_collections
+
+from dnt import config as schema
+from dnt import errors, trees
+from dnt.models import depth, norms
+
+_TOP = re.compile(r'top:(\d+)')
+
+
+@dataclasses.dataclass(frozen=True)
+class Cut:
+  """Which leaves train, and how frozen entries run.
+
+  Attributes:
+    frozen: names of the entries that stand still; none: everything trains, and all other attributes are idle.
+    trainable: paths of the parameters that train.
+    norm: `config.finetune.frozen_norm`.
+  """
+
+  frozen: frozenset[str] = frozenset()
+  trainable: frozenset[str] = frozenset()
+  norm: str = 'running'
+
+  def split(self, params: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Parameters (or a tree with their paths) that train, and the others; `trees.merge` puts them together again."""
+    return trees.split(params, lambda path: not self.frozen or path in self.trainable)
+
+  def split_statistics(self, batch_stats: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Statistics that training moves, and the others."""
+    return trees.split(batch_stats, lambda path: self.norm == 'batch' or not self._is_frozen(path))
+
+  @contextlib.contextmanager
+  def running(self) -> Iterator[None]:
+    """A context in which `model.apply` runs frozen entries as this cut has it."""
+    if not self.frozen:
+      yield
+      return
+
+    def intercept(next_fun, args, kwargs, context):
+      module, fixed = context.module, self.norm != 'batch'
+      if context.method_name != '__call__' or not self._is_frozen('/'.join(module.path)):
+        return next_fun(*args, **kwargs)
+      if len(module.path) == 2 and '/'.join(module.path) in self.frozen:  # a block of a `depth.Stage`
+        x, train, _ = args
+        return next_fun(x, train, None)
+      if isinstance(module, norms.Norm) and fixed:
+        return next_fun(args[0], train=False)
+      if isinstance(module, nn.BatchNorm) and fixed:
+        return _with(module, 'use_running_average', next_fun, args, kwargs)
+      if isinstance(module, nn.Dropout):
+        return _with(module, 'deterministic', next_fun, args, kwargs)
+      return next_fun(*args, **kwargs)
+
+    with nn.intercept_methods(intercept):
+      yield
+
+  def _is_frozen(self, path: str) -> bool:
+    parts = path.split('/')
+    return not self.frozen.isdisjoint('/'.join(parts[:count]) for count in (1, 2))
+
+
+ALL = Cut()
+
+
+class Planned(NamedTuple):
+  """From which step on a cut holds."""
+
+  start: int
+  cut: Cut
+
+
+def plan(
+  config: ml_collections.ConfigDict,
+  table: Sequence[depth.Row],
+  params: Mapping[str, Any],
+  total_steps: int,
+  steps_per_epoch: float,
+) -> tuple[Planned, ...]:
+  """The stages of a run, in the order of their steps; those beyond its end are left out.
+
+  Args:
+    config: the section `finetune` of a validated config.
+    table: the depth list.
+    params: parameters or shapes, in the model's layout.
+    total_steps: of the run.
+    steps_per_epoch: of the training split.
+
+  Raises:
+    errors.InputError: a choice that matches nothing or asks for more blocks than there are; a stage that freezes what
+      trained before, or does not come after the one before; a scanned network with a frozen part.
+  """
+  stages: list[Planned] = []
+  for number, (duration, chosen) in enumerate([('0', config.trainable), *config.unfreeze]):
+    start = schema.duration(duration, total_steps, steps_per_epoch)
+    names = trainable_entries(chosen, table)
+    frozen = frozenset(row.entry.name for row in table if row.parameters and row.entry.name not in names)
+    if frozen and depth.scanned_rows(params):
+      raise errors.InputError(
+        f'config.finetune keeps {min(frozen)} from training, which a scanned network cannot: nothing is saved inside '
+        'one scan. Set config.model.scan=False; checkpoints are the same for both'
+      )
+    if number and (start < stages[-1].start or not start):
+      raise errors.InputError(f'config.finetune.unfreeze: {duration!r} must come after the stage before')
+    if number and not frozen <= stages[-1].cut.frozen:
+      again = min(frozen - stages[-1].cut.frozen)
+      raise errors.InputError(f'config.finetune.unfreeze: {chosen!r} freezes {again}, which trains before; name it too')
+    stages.append(Planned(start, Cut(frozen, _trainable_paths(config, params, frozen), config.frozen_norm)))
+  return tuple(stage for stage in stages if stage.start == 0 or stage.start < total_steps)
+
+
+def trainable_entries(chosen: str, table: Sequence[depth.Row]) -> frozenset[str]:
+  """Names of the entries that a choice lets train, of those that have parameters.
+
+  Args:
+    chosen: 'all'; 'head': the last entry; 'top:k': the k entries before it too; else a pattern of whole names.
+    table: the depth list.
+
+  Raises:
+    errors.InputError: a pattern that matches nothing, or a k that is too large.
+  """
+  names = [row.entry.name for row in table if row.parameters]
+  top = _TOP.fullmatch(chosen)
+  if chosen == 'all':
+    return frozenset(names)
+  if chosen == 'head':
+    return frozenset(names[-1:])
+  if top:
+    count = int(top[1])
+    if not 1 <= count < len(names):
+      raise errors.InputError(
+        f'config.finetune: {chosen!r} asks for {count} entries below {names[-1]}; this network has {len(names) - 1}'
+      )
+    return frozenset(names[-1 - count :])
+  matching = frozenset(name for name in names if re.fullmatch(chosen, name))
+  if not matching:
+    raise errors.InputError(
+      f"config.finetune: {chosen!r} is neither 'all', 'head' nor 'top:<k>', and as a pattern it is no whole name of an "
+      f'entry with parameters: {", ".join(names)}'
+    )
+  return matching
+
+
+def _trainable_paths(
+  config: ml_collections.ConfigDict, params: Mapping[str, Any], frozen: frozenset[str]
+) -> frozenset[str]:
+  below, paths = Cut(frozen), frozenset(trees.flatten(params))
+
+  def trains(path):
+    return not below._is_frozen(path) or (config.frozen_norm == 'affine_only' and _is_affine(path, paths))
+
+  return frozenset(filter(trains, paths))
+
+
+def _is_affine(path: str, paths: frozenset[str]) -> bool:
+  """Whether a leaf is the scale of a norm, or the bias beside one."""
+  module, _, name = path.rpartition('/')
+  return name in ('scale', 'bias') and f'{module}/scale' in paths
+
+
+def _with(module: nn.Module, attribute: str, next_fun: Any, args: Any, kwargs: Mapping[str, Any]) -> Any:
+  """Calls a module of flax with one of its switches on, however its owner set it: as a field or in the call."""
+  before = getattr(module, attribute)
+  object.__setattr__(module, attribute, True)  # modules are frozen
+  try:
+    return next_fun(*args[:1], **{key: value for key, value in kwargs.items() if key != attribute})
+  finally:
+    object.__setattr__(module, attribute, before)

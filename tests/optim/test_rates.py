@@ -1,0 +1,79 @@
+"""Factors on the learning rate, and the pull towards where training began."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from dnt import config as schema
+from dnt import errors, trees
+from dnt.optim import chain, rates
+
+
+def make_config(**options):
+  config = schema.default()
+  config.optim.update({'learning_rate': 0.5, 'momentum': 0.0, 'weight_decay': 0.0})
+  for key, value in options.items():
+    section, _, name = key.partition('__')
+    config[section][name] = value
+  return config
+
+
+def update(config, network, entries, params, gradient):
+  optimizer = chain.make(config, optax.constant_schedule(config.optim.learning_rate), params, entries)
+  found, _ = optimizer.update(gradient, optimizer.init(params), params)
+  return trees.flatten(found)
+
+
+def test_factors_in_closed_form(network):
+  entries = network.unrolled
+  config = make_config(finetune__layer_decay=0.5, finetune__head_lr_mult=10.0).finetune
+  head = len(entries) - 1
+  found = rates.factors(config, entries, head)
+  np.testing.assert_allclose(found, [10.0 if i == head else 0.5 ** (head - i) for i in range(len(entries))])
+
+
+def test_of_several_patterns_the_first_counts(network):
+  entries = network.unrolled
+  config = make_config(finetune__rates=((entries[1].name, 3.0), ('.*', 0.1))).finetune
+  found = rates.factors(config, entries, len(entries) - 1)
+  np.testing.assert_allclose(found, [3.0 if i == 1 else 0.1 for i in range(len(entries))])
+
+
+def test_a_pattern_for_nothing_is_refused(network):
+  config = make_config(finetune__rates=(('stage9', 3.0),)).finetune
+  with pytest.raises(errors.InputError, match='stage9'):
+    rates.factors(config, network.unrolled, 0)
+
+
+@pytest.mark.parametrize('layout', ['unrolled', 'scanned'])
+def test_updates_are_scaled_after_clipping_in_both_layouts(network, layout):
+  entries = getattr(network, layout)
+  given = (network.tree(seed) for seed in (0, 1))
+  given = map(network.stack, given) if layout == 'scanned' else given
+  params, gradient = (jax.tree.map(jnp.asarray, tree) for tree in given)
+  clip = {'clip__name': 'global_norm', 'clip__threshold': 0.1}
+  plain = update(make_config(**clip), network, entries, params, gradient)
+  scaled = update(make_config(finetune__layer_decay=0.5, **clip), network, entries, params, gradient)
+  head = len(entries) - 1
+  for path, leaf in scaled.items():
+    places = [i for i, e in enumerate(entries) if path == e.path or path.startswith(f'{e.path}/')]
+    factor = np.array([0.5 ** (head - i) for i in places], np.float32)
+    factor = factor.reshape(-1, *(1,) * (leaf.ndim - 1)) if len(places) > 1 else factor[0]
+    np.testing.assert_allclose(leaf, plain[path] * factor, rtol=1e-6)
+
+
+def test_l2_sp_pulls_towards_the_start_and_the_head_towards_zero(network):
+  entries = network.unrolled
+  start, now, gradient = (jax.tree.map(jnp.asarray, network.tree(seed)) for seed in (0, 1, 2))
+  config = make_config(finetune__l2_sp=0.3, optim__weight_decay=0.1)
+  optimizer = chain.make(config, optax.constant_schedule(0.5), start, entries)
+  found, _ = optimizer.update(gradient, optimizer.init(start), now)
+  start, now, gradient, found = map(trees.flatten, (start, now, gradient, found))
+  for path in found:
+    expected = gradient[path]
+    if path.endswith('kernel'):
+      pull = 0.1 * now[path] if path.startswith(entries[-1].name) else 0.3 * (now[path] - start[path])
+      expected = expected + pull
+    np.testing.assert_allclose(found[path], -0.5 * expected, rtol=1e-5, atol=1e-6)
