@@ -267,6 +267,13 @@ SCHEMA: dict[str, Any] = {
     'rates': Option(
       (), "factors on the learning rate of entries, by pattern of whole names: (('stage4/.*', 0.1),)", check=_rates
     ),
+    'cached_views': Option(
+      int,
+      'views of each picture whose frozen features are computed once and kept on disk; 0: none; not set: 1 where '
+      'nothing is augmented, else none',
+      check=_at_least(0),
+    ),
+    'cache_dir': Option('', 'where frozen features are kept; empty: ~/.cache/dnt/features'),
     'l2_sp': Option(
       0.0,
       'decay towards the values it starts from, of all that decays but the head (L2-SP); 0: off',

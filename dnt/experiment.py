@@ -3,6 +3,7 @@
 All programs build the same experiment, so none can differ from the run it studies.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -159,8 +160,13 @@ def resolve(config: ml_collections.ConfigDict, data: Data) -> ml_collections.Con
   return resolved
 
 
-def make(config: ml_collections.ConfigDict, spec: DataSpec) -> Experiment:
+def make(config: ml_collections.ConfigDict, spec: DataSpec, skipped: frozenset[str] = frozenset()) -> Experiment:
   """Builds the experiment of a resolved config.
+
+  Args:
+    config: from `resolve`.
+    spec: of the data.
+    skipped: names of the first entries, whose output the batches hold in place of pictures.
 
   Raises:
     errors.InputError: options that do not fit the model, the data or one another.
@@ -169,7 +175,10 @@ def make(config: ml_collections.ConfigDict, spec: DataSpec) -> Experiment:
   trace = depth.trace(model, spec.image_shape)
   steps_per_epoch = spec.steps_per_epoch(config.train.batch_size)
   schedule = schedules.make(config.schedule, config.optim.learning_rate, config.train.steps, steps_per_epoch)
-  preprocess = augment.make_preprocess(config.data, config.data.mean, config.data.std, jnp.dtype(config.model.dtype))
+  dtype = jnp.dtype(config.model.dtype)
+  preprocess = augment.make_preprocess(config.data, config.data.mean, config.data.std, dtype)
+  if skipped:
+    preprocess = augment.make_passing(dtype)
 
   def init_variables():
     return models.init(model, config.seed, spec.image_shape)
@@ -181,12 +190,15 @@ def make(config: ml_collections.ConfigDict, spec: DataSpec) -> Experiment:
 
   def make_stage(number):
     start, cut = planned[number]
-    cuts = tuple(stage.cut for stage in planned[: number + 1])
+    cut = dataclasses.replace(cut, skipped=skipped)
+    cuts = (*(stage.cut for stage in planned[:number]), cut)
     optimizer = chain.make(config, schedule, params, tuple(row.entry for row in trace.table), cuts)
     watched = telemetry.make(config, cut.split(params)[0], trace.table)
     make_step = functools.partial(steps.make_train_step, config, model, optimizer, schedule, preprocess, cut=cut)
     return Stage(start, cuts, optimizer, make_step(), make_step(telemetry=watched))
 
+  stages = tuple(make_stage(number) for number in range(len(planned)))
+  eval_cut = stages[0].cut if skipped else freeze.ALL
   return Experiment(
     config=config,
     spec=spec,
@@ -195,6 +207,6 @@ def make(config: ml_collections.ConfigDict, spec: DataSpec) -> Experiment:
     schedule=schedule,
     preprocess=preprocess,
     init_variables=init_variables,
-    stages=tuple(make_stage(number) for number in range(len(planned))),
-    eval_step=steps.make_eval_step(model, len(spec.class_names), preprocess),
+    stages=stages,
+    eval_step=steps.make_eval_step(model, len(spec.class_names), preprocess, eval_cut),
   )

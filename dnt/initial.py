@@ -3,16 +3,18 @@
 Checkpoints hold the unrolled layout, so that they do not depend on `model.scan`.
 """
 
+import pathlib
 from collections.abc import Callable
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
-from dnt import checkpoints, errors, experiment, steps, trees
+from dnt import checkpoints, errors, experiment, steps, stored, trees
 from dnt.models import depth
 from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
+from dnt.parallel import multihost
 
 
 def state(
@@ -54,6 +56,13 @@ def state(
       return advance(run, mesh, found, run.stage(step)), restored[1]
     return jax.device_put(found, shardings), restored[1]
   return mesh_lib.place(compile_lib.eagerly(run.make_state)(given or run.init_variables()), shardings), {}
+
+
+def variables(run: experiment.Experiment, workdir: pathlib.Path) -> dict[str, Any]:
+  """Parameters and statistics that a run goes on from, on the host: from where `state` takes them."""
+  if multihost.broadcast_from_lead(stored.steps_in(workdir / checkpoints.DIRECTORY)):
+    return load_variables(run, str(workdir))
+  return load_variables(run, run.config.train.init_from) if run.config.train.init_from else run.init_variables()
 
 
 def advance(

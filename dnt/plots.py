@@ -107,8 +107,8 @@ def telemetry(records: Sequence[Mapping[str, Any]], entries: Sequence[str]) -> '
   """
   lines = [record for record in records if any(name.startswith('telemetry/') for name in record)]
   held = {name for line in lines for name in line}
-  # The last entry's output are the logits: what it alone has is no activation.
-  inner = entries[:-1] or entries
+  # The last entry's output are the logits: what it alone has is no activation, unless it alone is looked at.
+  inner = [name for name in entries[:-1] if any(key.startswith(f'telemetry/{name}/') for key in held)] or entries
   shown = [quantity for quantity in TELEMETRY if any(f'telemetry/{name}/{quantity}' in held for name in inner)]
   rows = -(-len(shown) // 4)
   columns = -(-len(shown) // rows)

@@ -101,7 +101,7 @@ def make_train_step(
   sinks = telemetry.sinks if telemetry else {}
 
   def loss_fn(trainable, sinks, frozen, batch_stats, batch, keys, total_weight):
-    with taps.watching() if telemetry else taps.fencing(), cut.running():
+    with cut.running(), taps.watching() if telemetry else taps.fencing():
       logits, updates = model.apply(
         {'params': trees.merge(trainable, frozen), 'batch_stats': batch_stats, taps.SINKS: sinks},
         preprocess(batch, keys['augment']),
@@ -196,13 +196,14 @@ def make_train_steps(train_step: Callable, batch_at: Callable, longest: int) -> 
   return train_steps
 
 
-def make_eval_step(model: Any, num_classes: int, preprocess: Preprocess) -> Callable:
+def make_eval_step(model: Any, num_classes: int, preprocess: Preprocess, cut: freeze.Cut = freeze.ALL) -> Callable:
   """One evaluation step as a pure function: exact sums over the real examples of a padded batch.
 
   Args:
     model: the network.
     num_classes: classes of the head.
     preprocess: `(batch, key) -> images`, normalized; the key is None.
+    cut: of the run, where entries are skipped.
 
   Returns:
     `(variables, batch) -> sums`; batch: image, label and mask (bool [B], False on padding); sums: `loss` float32 (plain
@@ -211,7 +212,8 @@ def make_eval_step(model: Any, num_classes: int, preprocess: Preprocess) -> Call
   """
 
   def eval_step(variables, batch):
-    logits = model.apply(variables, preprocess(batch, None), train=False)
+    with cut.running():
+      logits = model.apply(variables, preprocess(batch, None), train=False)
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch['label'])
     cell = batch['label'] * num_classes + jnp.argmax(logits, -1)
     confusion = jnp.zeros((num_classes * num_classes,), jnp.int32).at[cell].add(batch['mask'].astype(jnp.int32))

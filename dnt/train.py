@@ -32,6 +32,7 @@ from dnt.data import pipeline
 from dnt.models import depth
 from dnt.parallel import mesh as mesh_lib
 from dnt.parallel import multihost, preemption
+from dnt.transfer import feature_cache
 
 
 def train(
@@ -60,6 +61,7 @@ def train(
   run = experiment.make(experiment.resolve(config, data), data.spec)
   if multihost.is_lead():
     print(report.block_table(run.table))
+  run, data = feature_cache.use(run, data, mesh, workdir)
 
   with (
     contextlib.closing(pipeline.make_train_feed(run.config, data.train, mesh)) as feed,

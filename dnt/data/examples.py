@@ -24,6 +24,7 @@ class Examples:
       `pictures[i]` reads and decodes (picture, label) number i, `pictures.part(start, stop)` is a slice, and where
       all are of one size `pictures.decode_all(shape)` gives images and labels.
     labels: int32 [N]; None where labels are stored with the pictures and reading them means reading everything.
+    views: 0; else `pictures` holds features, float32 [views x N, ...], those of the first view of each picture first.
   """
 
   name: str
@@ -32,6 +33,7 @@ class Examples:
   shape: Shape
   pictures: Any
   labels: np.ndarray | None
+  views: int = 0
 
   @property
   def images(self) -> np.ndarray | None:

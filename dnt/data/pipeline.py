@@ -85,6 +85,8 @@ def make_train_feed(config: ml_collections.ConfigDict, source: examples.Examples
   Raises:
     errors.InputError: placement or size do not suit the pictures.
   """
+  if source.views:
+    return resident.TrainFeed(source.images, source.labels, config.seed, config.train.batch_size, mesh, source.views)
   shape = image_shape(config.data, source)
   resident_images = _resident_images(config.data, source)
   if resident_images is not None:
@@ -99,12 +101,31 @@ def make_eval_feed(config: ml_collections.ConfigDict, source: examples.Examples,
   Raises:
     errors.InputError: placement or size do not suit the pictures.
   """
+  if source.views:
+    return resident.EvalFeed(source.images, source.labels, config.eval.batch_size, mesh)
+  return _pass(config, source, mesh, None)
+
+
+def make_view_feed(config: ml_collections.ConfigDict, source: examples.Examples, mesh: Mesh, view: int) -> Any:
+  """One pass in order like `make_eval_feed`, over pictures as training sees them: each view draws anew.
+
+  Args:
+    config: the whole config.
+    source: the training split.
+    mesh: whose devices share each batch.
+    view: in place of the epoch in what is drawn.
+  """
+  return _pass(config, source, mesh, view)
+
+
+def _pass(config: ml_collections.ConfigDict, source: examples.Examples, mesh: Mesh, view: int | None) -> Any:
   shape = image_shape(config.data, source)
   resident_images = _resident_images(config.data, source)
   if resident_images is not None:
     return resident.EvalFeed(resident_images, source.labels, config.eval.batch_size, mesh)
-  transform = _transform(config.data, shape[:2], train=False)
-  return stream.EvalFeed(source, transform, shape, config.eval.batch_size, mesh, config.data.workers)
+  transform = _transform(config.data, shape[:2], train=view is not None)
+  drawn = None if view is None else (config.seed, view)
+  return stream.EvalFeed(source, transform, shape, config.eval.batch_size, mesh, config.data.workers, drawn)
 
 
 def statistics(

@@ -55,16 +55,23 @@ class TrainReader(_Reader):
 
 @dataclasses.dataclass(frozen=True)
 class EvalReader(_Reader):
-  """One pass in order; zeros beyond the end."""
+  """One pass in order; zeros beyond the end.
+
+  Attributes:
+    shape: of the pictures.
+    drawn: seed and view that the transform's draws are a function of; None: it draws nothing.
+  """
 
   shape: tuple[int, int, int]
+  drawn: tuple[int, int] | None = None
 
   def __call__(self, index: int) -> dict[str, np.ndarray]:
     place = self.place(index)
     if place >= len(self.examples):
       return {'image': np.zeros(self.shape, np.uint8), 'label': np.int32(0)}
     picture, label = self.examples[place]
-    return {'image': self.transform(picture, None), 'label': np.int32(label)}
+    generator = self.drawn and order.generator(self.drawn[0], order.CROP, self.drawn[1], place)
+    return {'image': self.transform(picture, generator), 'label': np.int32(label)}
 
 
 def start_worker(index: int, count: int) -> None:

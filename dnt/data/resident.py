@@ -1,4 +1,4 @@
-"""Feeds of a split that lives on the device: uint8 on every device, batches gathered inside the jitted program."""
+"""Feeds of a split that lives on the device: whole on every device, batches gathered inside the jitted program."""
 
 from typing import Any
 
@@ -20,7 +20,8 @@ def _place(images: np.ndarray, labels: np.ndarray, mesh: Mesh) -> Arrays:
 class TrainFeed:
   """Batches of an endless run through shuffled epochs; see `pipeline.make_train_feed`."""
 
-  def __init__(self, images: np.ndarray, labels: np.ndarray, seed: int, batch_size: int, mesh: Mesh):
+  def __init__(self, images: np.ndarray, labels: np.ndarray, seed: int, batch_size: int, mesh: Mesh, views: int = 1):
+    self._views = views  # of each picture, which take turns by epoch
     self._seed, self._batch_size, self._mesh, self._count = seed, batch_size, mesh, len(labels)
     # Enough epochs of order for one batch that starts at the last example of the first; two, but for tiny sets.
     self._epochs = max(2, -(-(self._count - 1 + batch_size) // self._count))
@@ -52,8 +53,12 @@ class TrainFeed:
     place = (step - start) * self._batch_size + first + jnp.arange(self._batch_size)
     place = meshes.constrain_batch(place, self._mesh)
     index = arrays['order'].at[place].get(mode='promise_in_bounds')
-    batch = {name: arrays[name].at[index].get(mode='promise_in_bounds') for name in ('image', 'label')}
-    return batch | {'epoch': epoch + place // self._count, 'position': place % self._count}
+    epoch = epoch + place // self._count
+    view = index + epoch % self._views * self._count if self._views > 1 else index
+    batch = {
+      name: arrays[name].at[at].get(mode='promise_in_bounds') for name, at in (('image', view), ('label', index))
+    }
+    return batch | {'epoch': epoch, 'position': place % self._count}
 
   def close(self) -> None:
     self._data = self._order = None

@@ -167,10 +167,11 @@ class EvalFeed(_Feed):
     batch_size: int,
     mesh: Mesh,
     workers: int,
+    drawn: tuple[int, int] | None = None,
   ):
     rows = local_rows(batch_size, mesh)
     self.steps = -(-len(source) // batch_size)
-    reader = readers.EvalReader(source, transform, batch_size, rows, shape)
+    reader = readers.EvalReader(source, transform, batch_size, rows, shape, drawn)
     super().__init__(Batches(reader, self.steps, workers), rows, batch_size, shape, mesh)
     self._count = len(source)
 

@@ -37,11 +37,13 @@ class Cut:
     frozen: names of the entries that stand still; none: everything trains, and all other attributes are idle.
     trainable: paths of the parameters that train.
     norm: `config.finetune.frozen_norm`.
+    skipped: names of entries that pass on what they get, which is their features already.
   """
 
   frozen: frozenset[str] = frozenset()
   trainable: frozenset[str] = frozenset()
   norm: str = 'running'
+  skipped: frozenset[str] = frozenset()
 
   def split(self, params: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Parameters (or a tree with their paths) that train, and the others; `trees.merge` puts them together again."""
@@ -60,9 +62,12 @@ class Cut:
 
     def intercept(next_fun, args, kwargs, context):
       module, fixed = context.module, self.norm != 'batch'
-      if context.method_name != '__call__' or not self._is_frozen('/'.join(module.path)):
+      path = '/'.join(module.path)
+      if path in self.skipped and context.method_name == '__call__':
+        return args[0]
+      if context.method_name != '__call__' or not self._is_frozen(path):
         return next_fun(*args, **kwargs)
-      if len(module.path) == 2 and '/'.join(module.path) in self.frozen:  # a block of a `depth.Stage`
+      if len(module.path) == 2 and path in self.frozen:  # a block of a `depth.Stage`
         x, train, _ = args
         return next_fun(x, train, None)
       if isinstance(module, norms.Norm) and fixed:

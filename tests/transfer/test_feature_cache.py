@@ -1,0 +1,148 @@
+"""Runs on cached features against the same runs on pictures."""
+
+import jax
+import numpy as np
+import pytest
+
+from dnt import errors, metrics, record, stored, train, trees
+from dnt.data import order, resident
+from dnt.parallel import mesh as mesh_lib
+
+pytestmark = pytest.mark.usefixtures('one_device', 'unoptimized', 'undrawn')
+
+
+@pytest.fixture
+def config(tiny, tmp_path):
+  """ResNet-8 whose head trains, on features kept in the test's own folder."""
+  tiny.model.name, tiny.model.depth, tiny.model.width = 'resnet', 8, None
+  tiny.finetune.trainable, tiny.finetune.cache_dir = 'head', str(tmp_path / 'features')
+  tiny.data.synthetic_examples, tiny.train.steps = 40, 6  # two epochs and a half of batches that do not divide them
+  tiny.eval.every, tiny.checkpoint.every, tiny.telemetry.every = '0', '0', '3'
+  return tiny
+
+
+def run(config, workdir):
+  summary = train.train(config, workdir, record.Clock(0.0), 'test')
+  return summary, stored.read_parameters(workdir / 'checkpoints' / '6').value
+
+
+def close(a, b, rtol=1e-4):
+  a, b = trees.flatten(a), trees.flatten(b)
+  assert a.keys() == b.keys()
+  for path in a:
+    np.testing.assert_allclose(a[path], b[path], rtol=rtol, atol=1e-5, err_msg=path)
+
+
+def files(config):
+  import pathlib
+
+  return sorted(pathlib.Path(config.finetune.cache_dir).glob('*'))
+
+
+@pytest.mark.parametrize('trainable', ['head', 'top:1'])
+def test_cached_and_uncached_runs_end_equal_and_the_second_finds_its_features(config, tmp_path, capsys, trainable):
+  config.finetune.trainable = trainable
+  cached, parameters = run(config, tmp_path / 'cached')
+  assert len(files(config)) == 2
+  with np.load(files(config)[0]) as file:
+    assert file['features'].shape == ((40, 1, 1, 64) if trainable == 'head' else (40, 4, 4, 32))
+  output = capsys.readouterr().out
+  assert output.count('kept as') == 2
+  again, same = run(config, tmp_path / 'again')
+  assert again['params_sha256'] == cached['params_sha256'] and len(files(config)) == 2
+  assert capsys.readouterr().out.count('found in') == 2
+  config.finetune.cached_views = 0
+  uncached, expected = run(config, tmp_path / 'uncached')
+  assert 'features' not in capsys.readouterr().out
+  close(parameters.params, expected.params)
+  close(parameters.batch_stats, expected.batch_stats)
+  for name in ('test/loss', 'test/accuracy'):
+    assert cached['last'][name] == pytest.approx(uncached['last'][name], rel=1e-4)
+  # Telemetry of what is left out would be that of other pictures.
+  shown = [
+    {key for line in metrics.read(tmp_path / name) for key in line if key.endswith('gradient_norm') and '/' in key}
+    for name in ('cached', 'uncached')
+  ]
+  assert shown[0] == shown[1]
+  rms = {key for line in metrics.read(tmp_path / 'cached') for key in line if key.endswith('activation_rms')}
+  assert 'telemetry/head/activation_rms' in rms and 'telemetry/stem/activation_rms' not in rms
+
+
+def test_features_are_made_anew_when_what_they_depend_on_changes(config, tmp_path):
+  config.train.steps = 1
+  train.train(config, tmp_path / '0', record.Clock(0.0), 'test')
+  count = len(files(config))
+  config.optim.learning_rate = 0.01
+  train.train(config, tmp_path / '1', record.Clock(0.0), 'test')
+  assert len(files(config)) == count
+  for number, (key, value) in enumerate({'seed': 1, 'data.seed': 1, 'data.image_size': 12}.items()):
+    section, _, name = key.rpartition('.')
+    (config[section] if section else config)[name] = value
+    train.train(config, tmp_path / f'changed{number}', record.Clock(0.0), 'test')
+    assert len(files(config)) == count + 2 * (number + 1), key
+
+
+def test_augmented_views_take_turns_by_epoch(config, tmp_path):
+  config.data.augment, config.data.crop_padding = 'pad_crop_flip', 2
+  config.finetune.cached_views = 2
+  run(config, tmp_path / 'run')
+  sizes = {}
+  for path in files(config):
+    with np.load(path) as file:
+      sizes[len(file['features'])] = file['features']
+  assert set(sizes) == {40, 80}, 'evaluation sees no augmentation'
+  first, second = np.split(sizes[80], 2)
+  assert np.mean(np.any(first != second, axis=(1, 2, 3))) > 0.8
+
+  labels = np.arange(40, dtype=np.int32)
+  mesh = mesh_lib.make_mesh(config.mesh)
+  feed = resident.TrainFeed(np.arange(80, dtype=np.float32)[:, None], labels, 3, 8, mesh, views=2)
+  for step in (0, 4, 5, 9, 10, 14):  # epochs 0, 1 and 2
+    batch = jax.device_get(feed.batch_at(feed.arrays(step, 1), np.int32(step)))
+    epoch = step // 5
+    expected = order.order(3, epoch, 40)[step * 8 % 40 :][:8]
+    np.testing.assert_array_equal(batch['label'], expected)
+    np.testing.assert_array_equal(batch['image'][:, 0], expected + epoch % 2 * 40)
+
+
+def test_a_run_on_features_goes_on(config, tmp_path):
+  config.checkpoint.every = '3'
+  whole, _ = run(config, tmp_path / 'run')
+  import shutil
+
+  shutil.rmtree(tmp_path / 'run' / 'checkpoints' / '6')
+  (tmp_path / 'run' / 'summary.json').unlink()
+  assert run(config, tmp_path / 'run')[0]['params_sha256'] == whole['params_sha256']
+
+
+def test_augmentation_is_not_cached_unasked(config, tmp_path):
+  config.data.augment, config.train.steps = 'pad_crop_flip', 1
+  train.train(config, tmp_path / 'run', record.Clock(0.0), 'test')
+  assert not files(config)
+
+
+@pytest.mark.parametrize(
+  ('options', 'said'),
+  [
+    ({'finetune.trainable': 'all'}, 'needs a frozen prefix'),
+    ({'finetune.frozen_norm': 'batch'}, 'needs a frozen prefix'),
+    ({'finetune.unfreeze': (('50%', 'all'),)}, 'needs a frozen prefix'),
+    ({'finetune.cached_views': 3}, 'all views are equal'),
+  ],
+)
+def test_what_cannot_be_cached_is_refused(config, tmp_path, options, said):
+  config.finetune.cached_views = 1
+  for key, value in options.items():
+    section, _, name = key.partition('.')
+    config[section][name] = value
+  with pytest.raises(errors.InputError, match=said):
+    train.train(config, tmp_path / 'run', record.Clock(0.0), 'test')
+
+
+def test_a_damaged_file_is_named(config, tmp_path):
+  config.train.steps = 1
+  train.train(config, tmp_path / 'a', record.Clock(0.0), 'test')
+  path = files(config)[0]
+  path.write_bytes(path.read_bytes()[:100])
+  with pytest.raises(errors.InputError, match=path.name):
+    train.train(config, tmp_path / 'b', record.Clock(0.0), 'test')
