@@ -76,6 +76,8 @@ def read_tfjs(folder: pathlib.Path) -> dict[str, np.ndarray]:
         start = end
       if start != len(packed):
         raise ValueError
+  except errors.InputError:
+    raise
   except (KeyError, TypeError, ValueError) as error:
     raise errors.InputError(
       f'{folder} is damaged: its shards do not hold what {MODEL_FILE} says they do; get them again'

@@ -2,6 +2,7 @@
 
 import pathlib
 import pickle
+import warnings
 
 import numpy as np
 
@@ -43,7 +44,8 @@ def read_pickle(path: pathlib.Path) -> dict[str, np.ndarray]:
       f'{path} can only be read with torch: pip install torch, or give the same weights as .safetensors'
     ) from error
   try:
-    content = torch.load(path, map_location='cpu', weights_only=True)
+    with warnings.catch_warnings(action='ignore'):  # on formats of pickles
+      content = torch.load(path, map_location='cpu', weights_only=True)
   except pickle.UnpicklingError as error:
     raise errors.InputError(
       f'{path} is refused, and nothing in it was executed: it is damaged or holds more than tensors '
