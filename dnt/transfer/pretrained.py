@@ -89,13 +89,13 @@ def load(text: str) -> Pretrained:
   """
   found, path = _locate(text)
   if found is None:
-    config = _run_config(path)
-    saved = checkpoints.load_parameters(path)
+    config, saved = _run_config(path), checkpoints.load_parameters(path)
+    decisive = {key: config.model[key] for key in ('norm_epsilon', 'stride_on')}  # what leaves do not show
     return Pretrained(
       variables={'params': saved.params, 'batch_stats': saved.batch_stats},
       preprocessing=preprocessing_lib.of_run(config.data),
       class_names=(),
-      model={key: config.model[key] for key in ('norm_epsilon', 'stride_on')},
+      model={key: value for key, value in decisive.items() if value is not None},
       origin=text,
     )
   about = found.about(path)
