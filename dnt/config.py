@@ -156,7 +156,9 @@ SCHEMA: dict[str, Any] = {
       check=_at_least(0),
     ),
     'val_fraction': Option(0.2, "share of a folder without splits that becomes 'val'", check=_within(0.01, 1)),
-    'image_size': Option(int, 'pixels a side; none: as the source has them', check=_at_least(1)),
+    'image_size': Option(
+      int, 'pixels a side; none: that of the pretrained weights, or as the source has them', check=_at_least(1)
+    ),
     'placement': Option(
       'auto',
       'device: the whole split in device memory; stream: grain workers; auto: device up to 1 GiB',
@@ -172,10 +174,22 @@ SCHEMA: dict[str, Any] = {
     'flip': Option(True, 'mirror half of the augmented pictures left to right'),
     'resized_crop_min_area': Option(0.08, 'smallest share of the area resized_crop keeps', check=_share),
     'eval_crop': Option(
-      0.875, 'share of the side that the center crop keeps after the resize (large pictures)', check=_share
+      float,
+      'share of the side that the center crop keeps after the resize (large pictures); none: that of the pretrained '
+      'weights, or 0.875',
+      check=_share,
     ),
-    'mean': Option((), 'per channel, in [0, 1]; empty: measured on the training split', check=_numbers),
-    'std': Option((), 'per channel, in [0, 1]; empty: measured on the training split', check=_deviations),
+    'interpolation': Option(
+      str,
+      'filter of every resize, bilinear or bicubic; none: that of the pretrained weights, or bilinear',
+      choices=('bilinear', 'bicubic'),
+    ),
+    'mean': Option(
+      (), 'per channel, in [0, 1]; empty: that of the pretrained weights, or measured on train_split', check=_numbers
+    ),
+    'std': Option(
+      (), 'per channel, in [0, 1]; empty: that of the pretrained weights, or measured on train_split', check=_deviations
+    ),
     'synthetic_examples': Option(1024, 'examples a split of the synthetic source', check=_at_least(1)),
     'synthetic_classes': Option(10, 'classes of the synthetic source', check=_at_least(2)),
   },
@@ -291,7 +305,11 @@ SCHEMA: dict[str, Any] = {
     'steps_per_dispatch': Option(10, 'most steps one call of the compiled program runs', check=_at_least(1)),
     'log_every': Option('50', 'duration between training lines in metrics.jsonl', check=_duration),
     'patience': Option(0, 'stop after so many evaluations without a better best_metric; 0: off', check=_at_least(0)),
-    'init_from': Option('', 'workdir of another run whose parameters to start from'),
+    'init_from': Option(
+      '',
+      'pretrained weights to start from: a workdir, <file>.safetensors, .pth or .h5, tfjs:<dir> or hf:<owner>/<name>; '
+      'a head of other classes starts from the seed',
+    ),
   },
   'eval': {
     'splits': Option(('test',), 'splits to evaluate, sliced as train_split', check=_texts),

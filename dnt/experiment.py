@@ -19,7 +19,7 @@ from dnt.data import augment, examples, pipeline, sources
 from dnt.diagnostics import telemetry
 from dnt.models import depth
 from dnt.optim import chain, schedules
-from dnt.transfer import freeze
+from dnt.transfer import freeze, preprocessing, pretrained
 
 
 class DataSpec(NamedTuple):
@@ -123,8 +123,10 @@ def load_data(config: ml_collections.ConfigDict, splits: Sequence[str]) -> Data:
     splits: to evaluate.
 
   Raises:
-    errors.InputError: a source, split or file that is missing or damaged, or splits of other classes or channels.
+    errors.InputError: a source, split or file that is missing or damaged, splits of other classes or channels, or
+      pretrained weights that are not there.
   """
+  config = _prepared(config)
   loaded = {
     split: sources.load(config.data, split, config.data.seed)
     for split in dict.fromkeys([config.data.train_split, *splits])
@@ -140,12 +142,14 @@ def load_data(config: ml_collections.ConfigDict, splits: Sequence[str]) -> Data:
 
 
 def resolve(config: ml_collections.ConfigDict, data: Data) -> ml_collections.ConfigDict:
-  """The config with what was left open filled in from data and model: a new one, as `config.json` records it.
+  """The config with what was left open filled in from pretrained weights, data and model: a new one.
+
+  `config.json` records it.
 
   Raises:
     errors.InputError: a head, weights or statistics that disagree with the data.
   """
-  resolved = ml_collections.ConfigDict(config.to_dict())
+  resolved = _prepared(config)
   classes = len(data.spec.class_names)
   if config.model.num_classes not in (None, classes):
     raise errors.InputError(
@@ -153,11 +157,22 @@ def resolve(config: ml_collections.ConfigDict, data: Data) -> ml_collections.Con
       'leave it out to take those of the data'
     )
   resolved.model.num_classes = classes
-  resolved.data.mean, resolved.data.std = pipeline.statistics(config.data, data.train)
+  resolved.data.mean, resolved.data.std = pipeline.statistics(resolved.data, data.train)
+  for key, value in pipeline.DEFAULTS.items():
+    if resolved.data[key] is None:
+      resolved.data[key] = value
   if config.train.steps is None:
     resolved.train.steps = max(1, round(config.train.epochs * data.spec.steps_per_epoch(config.train.batch_size)))
   resolved.model.update(models.resolved_options(config.model))
   return resolved
+
+
+def _prepared(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+  """A copy in which the preprocessing that is left open is that of the weights the run starts from, if it does."""
+  prepared = ml_collections.ConfigDict(config.to_dict())
+  if config.train.init_from and preprocessing.is_open(config.data):
+    preprocessing.fill(prepared.data, pretrained.preprocessing(config.train.init_from))
+  return prepared
 
 
 def make(config: ml_collections.ConfigDict, spec: DataSpec, skipped: frozenset[str] = frozenset()) -> Experiment:

@@ -1,4 +1,4 @@
-"""Where a run starts: its state on the mesh, from its own checkpoint, another run's parameters or the seed.
+"""Where a run starts: its state on the mesh, from its own checkpoint, pretrained weights or the seed.
 
 Checkpoints hold the unrolled layout, so that they do not depend on `model.scan`.
 """
@@ -15,6 +15,7 @@ from dnt.models import depth
 from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
 from dnt.parallel import multihost
+from dnt.transfer import pretrained
 
 
 def state(
@@ -25,8 +26,8 @@ def state(
 ) -> tuple[steps.TrainState, dict[str, Any]]:
   """The state that the next step starts from, and the `meta` of the checkpoint it came from ({} for a new run).
 
-  The first that exists wins: the newest good checkpoint of the run's own workdir (the whole state); the run at
-  `config.train.init_from` (parameters and BatchNorm statistics); `config.seed`.
+  The first that exists wins: the newest good checkpoint of the run's own workdir (the whole state); the weights at
+  `config.train.init_from` (parameters and BatchNorm statistics of another run or of a file); `config.seed`.
 
   Args:
     run: the experiment.
@@ -36,7 +37,7 @@ def state(
       parameters are drawn: the moment to start compiling.
 
   Raises:
-    errors.InputError: a checkpoint of another network or optimizer.
+    errors.InputError: a checkpoint or weights of another network, or a checkpoint of another optimizer.
   """
   rows = depth.scanned_rows(run.abstract_state().params)
 
@@ -76,14 +77,41 @@ def advance(
   return compile_lib.jit(begin, out_shardings=mesh_lib.parameter_shardings(mesh, jax.eval_shape(begin, state)))(state)
 
 
-def load_variables(run: experiment.Experiment, workdir: str) -> dict[str, Any]:
-  """Parameters and statistics of another run of the same network, in this model's layout.
+def load_variables(run: experiment.Experiment, text: str) -> dict[str, Any]:
+  """Pretrained parameters and statistics of the same network, in this model's layout.
+
+  Where the head has other classes, and differs in nothing else, it comes from `config.seed`: said in one line.
+
+  Args:
+    run: the experiment.
+    text: what `pretrained.load` takes.
 
   Raises:
-    errors.InputError: no checkpoint there, or one whose parameters differ in name or shape.
+    errors.InputError: no weights there, or of another network: what to set, or the leaves that differ.
   """
-  loaded = checkpoints.load_parameters(workdir)
-  return match(run, {'params': loaded.params, 'batch_stats': loaded.batch_stats}, workdir)
+  given = pretrained.load(text)
+  pretrained.check_model(given, run.config.model)
+  trace = depth.trace(run.model, run.spec.image_shape)
+  want, have = trees.flatten(trace.variables), trees.flatten(given.variables)
+  classes = run.config.model.num_classes
+  renewed = _leaves_of_classes(want, have, trace.table[-1].entry.name, classes)
+  if not renewed:
+    return match(run, given.variables, text)
+  fresh = trees.flatten(depth.to_unrolled(run.init_variables(), trace.scanned))
+  matched = match(run, trees.unflatten(have | {path: fresh[path] for path in renewed}), text)
+  if multihost.is_lead():
+    listed, others = ', '.join(renewed), have[renewed[0]].shape[-1]
+    print(f'{text} has {others} classes and the data {classes}: {listed} start from config.seed', flush=True)
+  return matched
+
+
+def _leaves_of_classes(want: dict[str, Any], have: dict[str, Any], head: str, classes: int) -> list[str]:
+  """The leaves of the head whose last axis is the classes, when all of them have one other length and else fit."""
+  paths = [path for path in want if path.split('/')[1] == head and want[path].shape[-1:] == (classes,)]
+  lengths = {
+    have[path].shape[-1:] if path in have and have[path].shape[:-1] == want[path].shape[:-1] else () for path in paths
+  }
+  return paths if len(lengths) == 1 and lengths.isdisjoint({(), (classes,)}) else []
 
 
 def match(run: experiment.Experiment, variables: dict[str, Any], origin: str) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 Order of resume sources (`initial.state`), the first that exists wins:
   1. the newest good checkpoint of the run's own workdir: the whole state,
-  2. `config.train.init_from`: parameters and BatchNorm statistics of another run,
+  2. `config.train.init_from`: parameters and BatchNorm statistics of another run or of a file,
   3. fresh parameters from `config.seed`.
 
 Order of events when step s is done:

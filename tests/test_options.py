@@ -220,6 +220,7 @@ def test_data_val_fraction(tiny, tmp_path):
 def first_batch(config, evaluation=False):
   mesh = mesh_lib.make_mesh(config.mesh)
   source = sources.load(config.data, 'test' if evaluation else 'train', config.seed)
+  config = experiment.resolve(config, experiment.load_data(config, ()))
   make = pipeline.make_eval_feed if evaluation else pipeline.make_train_feed
   with contextlib.closing(make(config, source, mesh)) as feed:
     return type(feed), feed.batch_at(feed.arrays(0, 1), jnp.int32(0))
@@ -264,6 +265,20 @@ def test_data_eval_crop(tiny):
     tiny.data.eval_crop = share
     pictures.append(np.asarray(first_batch(tiny, evaluation=True)[1]['image']))
   assert not np.array_equal(*pictures)
+
+
+def test_data_interpolation(tiny):
+  tiny.data.image_size, tiny.data.workers = 12, 0
+  tiny.data.source = 'digits'  # synthetic pictures are drawn at their size
+  for augment, evaluation in (('none', False), ('resized_crop_flip', False), ('resized_crop_flip', True)):
+    tiny.data.augment = augment
+    pictures = []
+    for interpolation in ('bilinear', 'bicubic', None):
+      with tiny.data.ignore_type():
+        tiny.data.interpolation = interpolation
+      pictures.append(np.asarray(first_batch(tiny, evaluation)[1]['image']))
+    assert not np.array_equal(pictures[0], pictures[1])
+    assert np.array_equal(pictures[0], pictures[2])
 
 
 def test_model_num_classes(tiny):

@@ -100,3 +100,21 @@ def test_init_from_another_network_is_refused(tiny, tmp_path):
   with pytest.raises(errors.InputError, match=r'stem/norm/mean: \(16,\), wanted \(24,\)'):
     run(tiny, tmp_path / 'run')
   assert not list((tmp_path / 'run' / 'checkpoints').glob('[0-9]*'))
+
+
+def test_a_head_of_other_classes_starts_from_the_seed(tiny, tmp_path, capsys):
+  tiny.optim.weight_decay, tiny.optim.learning_rate, tiny.train.steps = 0.0, 1e-30, 1
+  run(tiny, tmp_path / 'other')
+  tiny.data.synthetic_classes, tiny.seed, tiny.train.init_from = 4, 1, str(tmp_path / 'other')
+  run(tiny, tmp_path / 'started')
+  assert (
+    f'{tmp_path / "other"} has 10 classes and the data 4: params/head/dense/bias, params/head/dense/kernel start from '
+    'config.seed\n'
+  ) in capsys.readouterr().out
+  assert np.array_equal(first_kernel(tmp_path / 'started'), first_kernel(tmp_path / 'other'))
+  head = trees.flatten(checkpoints.load_parameters(tmp_path / 'started').params)['head/dense/kernel']
+  tiny.train.init_from = ''
+  run(tiny, tmp_path / 'fresh')
+  assert np.array_equal(
+    head, trees.flatten(checkpoints.load_parameters(tmp_path / 'fresh').params)['head/dense/kernel']
+  )

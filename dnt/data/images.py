@@ -1,7 +1,7 @@
 """Pictures on the host: decoding, and the geometry that ends in one size; NumPy arrays in, NumPy arrays out.
 
 A transform is `f(picture, generator, ...) -> picture`, uint8 [h, w, C] with C of 1 or 3: every random draw comes from
-the NumPy generator it is handed. Resizing is Pillow's bilinear filter, as torchvision's: it averages when it shrinks.
+the NumPy generator it is handed. Resizing is done by Pillow's filters, as torchvision's: they average when they shrink.
 """
 
 import io
@@ -52,19 +52,30 @@ def _array(image: Any) -> np.ndarray:
   return array[..., None] if array.ndim == 2 else array
 
 
-def resize(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-  """Resizes to (height, width), uint8 [height, width, C], whatever that does to the proportions."""
+def resize(picture: np.ndarray, size: tuple[int, int], interpolation: str = 'bilinear') -> np.ndarray:
+  """Resizes to (height, width), uint8 [height, width, C], whatever that does to the proportions.
+
+  Args:
+    picture: uint8 [h, w, C].
+    size: (height, width).
+    interpolation: 'bilinear' or 'bicubic'.
+  """
   from PIL import Image
 
   if picture.shape[:2] == size:
     return picture
-  return _array(_image(picture).resize(size[::-1], Image.Resampling.BILINEAR))
+  return _array(_image(picture).resize(size[::-1], Image.Resampling[interpolation.upper()]))
 
 
-def squash(picture: np.ndarray, generator: np.random.Generator | None, size: tuple[int, int]) -> np.ndarray:
+def squash(
+  picture: np.ndarray,
+  generator: np.random.Generator | None,
+  size: tuple[int, int],
+  interpolation: str = 'bilinear',
+) -> np.ndarray:
   """The whole picture at (height, width); draws nothing."""
   del generator
-  return resize(picture, size)
+  return resize(picture, size, interpolation)
 
 
 def crop_box(height: int, width: int, generator: np.random.Generator, min_area: float) -> tuple[int, int, int, int]:
@@ -88,15 +99,23 @@ def crop_box(height: int, width: int, generator: np.random.Generator, min_area: 
 
 
 def random_resized_crop(
-  picture: np.ndarray, generator: np.random.Generator, size: tuple[int, int], min_area: float
+  picture: np.ndarray,
+  generator: np.random.Generator,
+  size: tuple[int, int],
+  min_area: float,
+  interpolation: str = 'bilinear',
 ) -> np.ndarray:
   """A random part of the picture at (height, width) (Szegedy et al. 2014; see `crop_box`)."""
   top, left, h, w = crop_box(*picture.shape[:2], generator, min_area)
-  return resize(picture[top : top + h, left : left + w], size)
+  return resize(picture[top : top + h, left : left + w], size, interpolation)
 
 
 def resize_center_crop(
-  picture: np.ndarray, generator: np.random.Generator | None, size: tuple[int, int], share: float
+  picture: np.ndarray,
+  generator: np.random.Generator | None,
+  size: tuple[int, int],
+  share: float,
+  interpolation: str = 'bilinear',
 ) -> np.ndarray:
   """The center of the picture at (height, width); draws nothing.
 
@@ -111,4 +130,4 @@ def resize_center_crop(
   else:
     h, w = least_w * height // width, least_w
   top, left = round((h - size[0]) / 2), round((w - size[1]) / 2)
-  return resize(picture, (h, w))[top : top + size[0], left : left + size[1]]
+  return resize(picture, (h, w), interpolation)[top : top + size[0], left : left + size[1]]

@@ -17,6 +17,8 @@ from dnt import errors
 from dnt.data import examples, images, placement, readers, resident, stream
 
 Batch = dict[str, jax.Array]
+# What a config leaves open, where no pretrained weights say it.
+DEFAULTS = {'eval_crop': 0.875, 'interpolation': 'bilinear'}
 
 
 class Feed(Protocol):
@@ -62,23 +64,25 @@ def _resident_images(config: ml_collections.ConfigDict, source: examples.Example
   if size == source.images.shape[1:3]:
     return source.images
   with futures.ThreadPoolExecutor() as pool:
-    return np.stack(list(pool.map(functools.partial(images.resize, size=size), source.images)))
+    resize = functools.partial(images.resize, size=size, interpolation=config.interpolation)
+    return np.stack(list(pool.map(resize, source.images)))
 
 
 def _transform(config: ml_collections.ConfigDict, size: tuple[int, int], train: bool) -> readers.Transform:
   """What brings a picture to (height, width) on the host."""
+  to_size = {'size': size, 'interpolation': config.interpolation}
   if config.augment != 'resized_crop_flip':
-    return functools.partial(images.squash, size=size)
+    return functools.partial(images.squash, **to_size)
   if train:
-    return functools.partial(images.random_resized_crop, size=size, min_area=config.resized_crop_min_area)
-  return functools.partial(images.resize_center_crop, size=size, share=config.eval_crop)
+    return functools.partial(images.random_resized_crop, min_area=config.resized_crop_min_area, **to_size)
+  return functools.partial(images.resize_center_crop, share=config.eval_crop, **to_size)
 
 
 def make_train_feed(config: ml_collections.ConfigDict, source: examples.Examples, mesh: Mesh) -> Feed:
   """Endless shuffled batches of `config.train.batch_size`, a function of (config.seed, step).
 
   Args:
-    config: the whole config.
+    config: the whole config, resolved.
     source: the training split.
     mesh: whose devices share each batch.
 

@@ -46,12 +46,13 @@ def test_more_than_8_bits_are_refused():
 
 
 @pytest.mark.parametrize('channels', [1, 3])
-def test_squash_is_pillows_bilinear_resize(picture, channels):
+@pytest.mark.parametrize('interpolation', ['bilinear', 'bicubic'])
+def test_squash_is_pillows_resize(picture, channels, interpolation):
   source = picture(13, 29, channels)
   image = Image.fromarray(source[..., 0] if channels == 1 else source)
-  expected = np.asarray(image.resize((8, 10), Image.Resampling.BILINEAR)).reshape(10, 8, channels)
+  expected = np.asarray(image.resize((8, 10), Image.Resampling[interpolation.upper()])).reshape(10, 8, channels)
 
-  np.testing.assert_array_equal(images.squash(source, None, size=(10, 8)), expected)
+  np.testing.assert_array_equal(images.squash(source, None, size=(10, 8), interpolation=interpolation), expected)
 
 
 def draw(height, width, count=400, min_area=0.08):

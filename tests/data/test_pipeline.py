@@ -18,6 +18,7 @@ def config(tiny):
   tiny.data.synthetic_examples = COUNT
   tiny.data.augment = 'pad_crop_flip'
   tiny.data.workers = 0
+  tiny.data.update(pipeline.DEFAULTS)
   tiny.train.batch_size = tiny.eval.batch_size = BATCH
   return tiny
 

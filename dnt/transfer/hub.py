@@ -1,0 +1,33 @@
+"""Weights from the Hugging Face hub; what was downloaded once is found again without a network."""
+
+import pathlib
+
+from dnt import errors
+
+WEIGHTS, CONFIG = 'model.safetensors', 'config.json'
+
+
+def download(name: str) -> pathlib.Path:
+  """The local copy of a repository's `model.safetensors`, with its `config.json` in the same folder.
+
+  Args:
+    name: '<owner>/<name>', such as 'timm/resnet50.a1_in1k'.
+
+  Raises:
+    errors.InputError: huggingface_hub is not installed, there is no such repository or file, or no network.
+  """
+  try:
+    import huggingface_hub
+  except ImportError as error:
+    raise errors.InputError(
+      f'hf:{name} is fetched with huggingface_hub, which is not installed: pip install huggingface_hub'
+    ) from error
+  try:
+    huggingface_hub.hf_hub_download(name, CONFIG)
+    return pathlib.Path(huggingface_hub.hf_hub_download(name, WEIGHTS))
+  except Exception as error:  # those of the hub, of two HTTP libraries and of the disk
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    raise errors.InputError(
+      f'cannot fetch hf:{name} ({reason}); check the name and the network, or fetch {WEIGHTS} and {CONFIG} of '
+      f'https://huggingface.co/{name} by other means into one folder and give <folder>/{WEIGHTS}'
+    ) from error

@@ -1,0 +1,119 @@
+"""Tensors by name from Keras' files: HDF5, and the layers format of TensorFlow.js.
+
+Names are `<layer>/<tensor>`, such as `bn_conv1/gamma`.
+"""
+
+import json
+import math
+import pathlib
+import re
+from typing import Any
+
+import numpy as np
+
+from dnt import errors
+
+MODEL_FILE = 'model.json'
+LABELS_FILE = 'labels.json'
+# Tensors of HDF5 files of Keras 1, by what they are now (running_std held the variance).
+KERAS_1 = {'W': 'kernel', 'b': 'bias', 'running_mean': 'moving_mean', 'running_std': 'moving_variance'}
+_TENSOR = re.compile(r'(?:^|[/_])(kernel|bias|gamma|beta|moving_mean|moving_variance|W|b|running_mean|running_std)$')
+
+
+def read_h5(path: pathlib.Path) -> dict[str, np.ndarray]:
+  """Every tensor of a `.h5` file, of weights or of a whole model.
+
+  Raises:
+    errors.InputError: h5py is not installed, or the file is damaged or of another kind.
+  """
+  try:
+    import h5py
+  except ImportError as error:
+    raise errors.InputError(f'{path} is read with h5py, which is not installed: pip install h5py') from error
+  try:
+    with h5py.File(path, 'r') as file:
+      root = file.get('model_weights', file)
+      found: dict[str, np.ndarray] = {}
+
+      def visit(name, item):
+        if isinstance(item, h5py.Dataset):
+          found[_tensor_name(name)] = item[()]
+
+      for layer, group in root.items():
+        if isinstance(group, h5py.Group):
+          group.visititems(lambda name, item, layer=layer: visit(f'{layer}/{name}', item))
+  except (OSError, RuntimeError, KeyError) as error:
+    raise errors.InputError(
+      f'cannot read {path} ({error}); it is damaged or was not downloaded whole: get it again'
+    ) from error
+  return found
+
+
+def _tensor_name(name: str) -> str:
+  """'conv1/conv1_1/kernel:0' and 'conv1/conv1_W_1:0' both are 'conv1/kernel'; others stay, to be refused by name."""
+  layer, _, inner = name.partition('/')
+  tensor = _TENSOR.search(re.sub(r'(_\d+)?(:0)?$', '', inner))
+  return f'{layer}/{KERAS_1.get(tensor[1], tensor[1])}' if tensor else name
+
+
+def read_tfjs(folder: pathlib.Path) -> dict[str, np.ndarray]:
+  """Every tensor of a folder that holds `model.json` and the shards that it names.
+
+  Raises:
+    errors.InputError: files that are missing, damaged or cut short, or quantized weights.
+  """
+  content = _json(folder / MODEL_FILE)
+  found = {}
+  try:
+    for group in content['weightsManifest']:
+      packed = b''.join(_shard(folder / name) for name in group['paths'])
+      start = 0
+      for weight in group['weights']:
+        if 'quantization' in weight or weight['dtype'] != 'float32':
+          raise errors.InputError(f'{folder} holds quantized weights ({weight["name"]}); give the float32 ones')
+        end = start + 4 * math.prod(weight['shape'])
+        found[weight['name']] = np.frombuffer(packed[start:end], '<f4').reshape(weight['shape'])
+        start = end
+      if start != len(packed):
+        raise ValueError
+  except errors.InputError:
+    raise
+  except (KeyError, TypeError, ValueError) as error:
+    raise errors.InputError(
+      f'{folder} is damaged: its shards do not hold what {MODEL_FILE} says they do; get them again'
+    ) from error
+  return found
+
+
+def class_names(folder: pathlib.Path) -> tuple[str, ...]:
+  """Those of `labels.json` in the folder, in class order; empty when there is none.
+
+  Raises:
+    errors.InputError: it is not a list of names, or of objects by class number.
+  """
+  path = folder / LABELS_FILE
+  if not path.is_file():
+    return ()
+  content = _json(path)
+  if isinstance(content, dict):  # {'0': ['n01440764', 'tench'], ...}
+    content = [content.get(str(index)) for index in range(len(content))]
+  names = (
+    [each[-1] if isinstance(each, list) and each else each for each in content] if isinstance(content, list) else []
+  )
+  if not names or not all(isinstance(name, str) for name in names):
+    raise errors.InputError(f'{path} must be a list of class names, or hold one for each class number')
+  return tuple(names)
+
+
+def _json(path: pathlib.Path) -> Any:
+  try:
+    return json.loads(path.read_text())
+  except (OSError, ValueError) as error:
+    raise errors.InputError(f'cannot read {path} ({error})') from error
+
+
+def _shard(path: pathlib.Path) -> bytes:
+  try:
+    return path.read_bytes()
+  except OSError as error:
+    raise errors.InputError(f'cannot read {path} ({error.strerror}), a part of the weights; get it again') from error

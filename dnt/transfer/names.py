@@ -1,0 +1,328 @@
+"""The networks that dnt shares with PyTorch and Keras, name by name: their tensors as dnt's variables and back.
+
+A network has the same layers everywhere; what differs is their names, which are tables here, and the order of a
+kernel's axes. Names are those of torchvision (timm's are the same) and of keras.applications, old and new.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dnt import errors, stored, trees
+from dnt.models import densenet, resnet
+
+# The tensors of a layer, by the kind of the layer and what they are in dnt.
+LEAVES = {
+  'torch': {
+    'conv': {'params/kernel': 'weight'},
+    'norm': {
+      'params/scale': 'weight',
+      'params/bias': 'bias',
+      'batch_stats/mean': 'running_mean',
+      'batch_stats/var': 'running_var',
+    },
+    'dense': {'params/kernel': 'weight', 'params/bias': 'bias'},
+  },
+  'keras': {
+    'conv': {'params/kernel': 'kernel', 'params/bias': 'bias'},
+    'norm': {
+      'params/scale': 'gamma',
+      'params/bias': 'beta',
+      'batch_stats/mean': 'moving_mean',
+      'batch_stats/var': 'moving_variance',
+    },
+    'dense': {'params/kernel': 'kernel', 'params/bias': 'bias'},
+  },
+}
+SEPARATOR = {'torch': '.', 'keras': '/'}
+# Other names that the same tensors have had: (regular expression, what it is now).
+RENAMED = {
+  'torch': (r'(\.denselayer\d+\.(?:norm|conv))\.([12]\.)', r'\1\2'),  # torchvision's .pth of DenseNet
+  'keras': (r'^probs/', 'predictions/'),  # keras.applications before 2020
+}
+COUNTER = '.num_batches_tracked'  # a counter of torch's BatchNorm, which nothing reads
+
+# Layers by dnt's path, with fields: stage from 1 and `keras_stage` from 2; block from 1, `index` from 0 and `letter`
+# from a; the number of a convolution in its block, `part`, from 1, and `part_letter` from a.
+TORCH_RESNET = {
+  'stem/conv': 'conv1',
+  'stem/norm': 'bn1',
+  'stage{stage}/block{block:03d}/conv{part}': 'layer{stage}.{index}.conv{part}',
+  'stage{stage}/block{block:03d}/norm{part}': 'layer{stage}.{index}.bn{part}',
+  'stage{stage}/block{block:03d}/shortcut/conv': 'layer{stage}.{index}.downsample.0',
+  'stage{stage}/block{block:03d}/shortcut/norm': 'layer{stage}.{index}.downsample.1',
+  'head/dense': 'fc',
+}
+KERAS_RESNET = {
+  'stem/conv': 'conv1_conv',
+  'stem/norm': 'conv1_bn',
+  'stage{stage}/block{block:03d}/conv{part}': 'conv{keras_stage}_block{block}_{part}_conv',
+  'stage{stage}/block{block:03d}/norm{part}': 'conv{keras_stage}_block{block}_{part}_bn',
+  'stage{stage}/block{block:03d}/shortcut/conv': 'conv{keras_stage}_block{block}_0_conv',
+  'stage{stage}/block{block:03d}/shortcut/norm': 'conv{keras_stage}_block{block}_0_bn',
+  'head/dense': 'predictions',
+}
+OLD_KERAS_RESNET = {
+  'stem/conv': 'conv1',
+  'stem/norm': 'bn_conv1',
+  'stage{stage}/block{block:03d}/conv{part}': 'res{keras_stage}{letter}_branch2{part_letter}',
+  'stage{stage}/block{block:03d}/norm{part}': 'bn{keras_stage}{letter}_branch2{part_letter}',
+  'stage{stage}/block{block:03d}/shortcut/conv': 'res{keras_stage}{letter}_branch1',
+  'stage{stage}/block{block:03d}/shortcut/norm': 'bn{keras_stage}{letter}_branch1',
+  'head/dense': 'fc1000',
+}
+TORCH_DENSENET = {
+  'stem/conv': 'features.conv0',
+  'stem/norm': 'features.norm0',
+  'stage{stage}/block{block:03d}/conv{part}': 'features.denseblock{stage}.denselayer{block}.conv{part}',
+  'stage{stage}/block{block:03d}/norm{part}': 'features.denseblock{stage}.denselayer{block}.norm{part}',
+  'transition{stage}/conv': 'features.transition{stage}.conv',
+  'transition{stage}/norm': 'features.transition{stage}.norm',
+  'head/norm': 'features.norm5',
+  'head/dense': 'classifier',
+}
+
+
+class Network(NamedTuple):
+  """A network in the names of a framework.
+
+  Attributes:
+    title: 'resnet-50 (Keras)'.
+    framework: 'torch' or 'keras'.
+    model: the values of `config.model` that make the network compute what the framework's does.
+    layers: the framework's layer by dnt's path.
+  """
+
+  title: str
+  framework: str
+  model: dict[str, Any]
+  layers: dict[str, str]
+
+  def tensors(self) -> dict[str, str]:
+    """The framework's name of each tensor, by dnt's path of the leaf, its collection included."""
+    separator = SEPARATOR[self.framework]
+    found = {}
+    for path, layer in self.layers.items():
+      for leaf, tensor in LEAVES[self.framework][_kind(path)].items():
+        collection, name = leaf.split('/')
+        found[f'{collection}/{path}/{name}'] = f'{layer}{separator}{tensor}'
+    return found
+
+
+def _kind(layer: str) -> str:
+  """'conv', 'norm' or 'dense', by the name of the layer."""
+  return layer.rsplit('/', 1)[-1].rstrip('0123456789')
+
+
+def _layers(table: Mapping[str, str], counts: tuple[int, ...], parts: int, projects: Iterable[int]) -> dict[str, str]:
+  """Fills in a table of layers.
+
+  Args:
+    table: dnt's path to the framework's layer, with fields.
+    counts: blocks of each stage.
+    parts: convolutions of a block.
+    projects: stages, from 1, whose first block has a projection.
+  """
+  layers = {}
+  for stage, count in enumerate(counts, start=1):
+    for block in range(1, count + 1):
+      for part in range(1, parts + 1):
+        fields = {
+          'stage': stage,
+          'keras_stage': stage + 1,
+          'block': block,
+          'index': block - 1,
+          'letter': chr(ord('a') + block - 1),
+          'part': part,
+          'part_letter': chr(ord('a') + part - 1),
+        }
+        for path, layer in table.items():
+          absent = ('shortcut' in path and (block > 1 or stage not in projects)) or (
+            path.startswith('transition') and stage == len(counts)
+          )
+          if not absent:
+            layers[path.format(**fields)] = layer.format(**fields)
+  return layers
+
+
+def _resnet(framework: str, table: Mapping[str, str], layers: int, **model: Any) -> Network:
+  bottleneck = layers in resnet.IMAGENET_BOTTLENECK
+  block = 'bottleneck' if bottleneck else 'basic'
+  counts = resnet.blocks_per_stage('imagenet', block, layers)
+  wanted = {
+    'name': 'resnet',
+    'stem': 'imagenet',
+    'depth': layers,
+    'block': block,
+    'width': 1,
+    'shortcut': 'B',
+    'residual_scalar': None,
+  }
+  if bottleneck:
+    wanted['stride_on'] = '3x3'
+  named = _layers(table, counts, 3 if bottleneck else 2, range(1 if bottleneck else 2, len(counts) + 1))
+  return Network(_title('resnet', layers, framework), framework, {**wanted, **_parts(), **model}, named)
+
+
+def _densenet(layers: int) -> Network:
+  wanted = {
+    'name': 'densenet',
+    'stem': 'imagenet',
+    'depth': layers,
+    'growth_rate': 32,
+    'compression': 0.5,
+    'bottleneck': True,
+  }
+  named = _layers(TORCH_DENSENET, densenet.layers_per_stage('imagenet', True, layers), 2, ())
+  return Network(_title('densenet', layers, 'torch'), 'torch', {**wanted, **_parts()}, named)
+
+
+def _parts() -> dict[str, Any]:
+  return {'norm': 'batch_norm', 'norm_epsilon': 1e-5, 'activation': 'relu', 'weight_standardization': False}
+
+
+def _title(name: str, layers: int, framework: str) -> str:
+  return f'{name}-{layers} ({"Keras" if framework == "keras" else "PyTorch"})'
+
+
+def networks(framework: str) -> list[Network]:
+  """Every network that can be read from files of the framework."""
+  if framework == 'torch':
+    return [*(_resnet('torch', TORCH_RESNET, layers) for layers in (18, 34, 50, 101, 152)), _densenet(121)]
+  old = _resnet('keras', OLD_KERAS_RESNET, 50, stride_on='1x1', norm_epsilon=1e-3)
+  new = (_resnet('keras', KERAS_RESNET, layers, stride_on='1x1', norm_epsilon=1.001e-5) for layers in (50, 101, 152))
+  return [old, *new]
+
+
+def identify(tensors: Iterable[str], framework: str, origin: str) -> Network:
+  """The network whose names those of a file are nearest to.
+
+  Args:
+    tensors: names in the file.
+    framework: 'torch' or 'keras'.
+    origin: the file, for messages.
+
+  Raises:
+    errors.InputError: most of the names are of no network known here.
+  """
+  given = set(tensors)
+
+  def likeness(network):
+    names = set(network.tensors().values())
+    return len(names & given) / len(names | given)
+
+  known = networks(framework)
+  nearest = max(known, key=likeness)
+  if likeness(nearest) < 0.5:
+    titles = ', '.join(network.title for network in known)
+    raise errors.InputError(
+      f'{origin} holds no network that dnt knows by name ({len(given)} tensors: {_some(sorted(given), 4)}); '
+      f'it knows: {titles}'
+    )
+  return nearest
+
+
+def current_names(tensors: Mapping[str, Any], framework: str) -> dict[str, Any]:
+  """The tensors under the names that the tables have, without torch's counters of batches."""
+  pattern, replacement = RENAMED[framework]
+  return {re.sub(pattern, replacement, name): tensor for name, tensor in tensors.items() if not name.endswith(COUNTER)}
+
+
+def to_variables(tensors: Mapping[str, np.ndarray], network: Network, origin: str) -> dict[str, Any]:
+  """A framework's tensors as dnt's variables, float32, unrolled; their sizes are for the model to check.
+
+  A bias of a convolution goes into the running mean of the norm that follows it. Keras' networks take pictures with
+  blue first: the inputs of their first kernel are reversed, so that dnt's take red first.
+
+  Args:
+    tensors: by `current_names`.
+    network: from `identify`.
+    origin: the file, for messages.
+
+  Raises:
+    errors.InputError: missing or unexpected tensors, or some with another number of axes, by name.
+  """
+  table = network.tensors()
+  paths = {name: path for path, name in table.items()}
+  problems = {
+    'missing': [name for name in paths if name not in tensors],
+    'unexpected': [name for name in tensors if name not in paths],
+    'of another shape': [
+      f'{name} {tensors[name].shape}, wanted {_axes(path)} axes'
+      for name, path in paths.items()
+      if name in tensors and tensors[name].ndim != _axes(path)
+    ],
+  }
+  _refuse(problems, f'{origin} is not a whole {network.title}')
+  flat = {path: np.asarray(tensors[name], np.float32) for path, name in table.items()}
+  if network.framework == 'torch':
+    return trees.unflatten({path: np.ascontiguousarray(_to_hwio(value)) for path, value in flat.items()})
+  first = flat['params/stem/conv/kernel']
+  flat['params/stem/conv/kernel'] = np.ascontiguousarray(first[:, :, ::-1])
+  return trees.unflatten(_fold_biases(flat, table, origin))
+
+
+def from_variables(variables: Mapping[str, Any], network: Network) -> dict[str, np.ndarray]:
+  """dnt's variables, unrolled, as the tensors of PyTorch's network: the inverse of `to_variables`, exact."""
+  flat = trees.flatten(variables)
+  tensors = {}
+  for path, name in network.tensors().items():
+    tensors[name] = np.ascontiguousarray(_from_hwio(np.asarray(flat[path])))
+    if name.endswith('.running_var'):
+      tensors[name.removesuffix('.running_var') + COUNTER] = np.zeros((), np.int64)
+  return tensors
+
+
+def differences(network: Mapping[str, Any], model: Mapping[str, Any]) -> str:
+  """What to set in `config.model` so that it is the network, as text; empty when it is.
+
+  Args:
+    network: values of `config.model` that it needs.
+    model: resolved `config.model`.
+  """
+  return ', '.join(
+    f'config.model.{key}={value!r} (now {model[key]!r})' for key, value in network.items() if model[key] != value
+  )
+
+
+def _axes(path: str) -> int:
+  """Of the leaf's value: 4 and 2 for the kernels of convolutions and dense layers, 1 for any other."""
+  layer, leaf = path.rsplit('/', 1)
+  return {'conv': 4, 'dense': 2}[_kind(layer)] if leaf == 'kernel' else 1
+
+
+def _to_hwio(value: np.ndarray) -> np.ndarray:
+  """[out, in, h, w] to [h, w, in, out], [out, in] to [in, out]."""
+  return value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T
+
+
+def _from_hwio(value: np.ndarray) -> np.ndarray:
+  return value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T
+
+
+def _fold_biases(flat: Mapping[str, np.ndarray], table: Mapping[str, str], origin: str) -> dict[str, np.ndarray]:
+  """norm(x + bias) = norm of x with a mean that is smaller by the bias."""
+  folded = dict(flat)
+  for path in flat:
+    layer, _, leaf = path.removeprefix('params/').rpartition('/')
+    if leaf != 'bias' or _kind(layer) != 'conv':
+      continue
+    block, _, name = layer.rpartition('/')
+    mean = f'batch_stats/{block}/{name.replace("conv", "norm")}/mean'
+    if flat[path].shape != flat[mean].shape:
+      wrong = [f'{table[path]} {flat[path].shape}, wanted {flat[mean].shape} as {table[mean]}']
+      _refuse({'of another shape': wrong}, f'{origin} cannot be read')
+    folded[mean] = flat[mean] - folded.pop(path)
+  return folded
+
+
+def _refuse(problems: Mapping[str, list[str]], what: str) -> None:
+  found = [f'{kind}: {stored.list_names(names)}' for kind, names in problems.items() if names]
+  if found:
+    raise errors.InputError(f'{what}; {"; ".join(found)}')
+
+
+def _some(names: list[str], count: int) -> str:
+  return ', '.join(names[:count]) + (', ...' if len(names) > count else '')

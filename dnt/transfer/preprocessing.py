@@ -1,0 +1,132 @@
+"""How pictures were prepared for a network's weights: it travels with them, and fills in what a config leaves open."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+
+from dnt import config as schema
+from dnt import errors
+
+INTERPOLATIONS = schema.SCHEMA['data']['interpolation'].choices
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessing:
+  """What was done to pictures, red first; the fields are options of `config.data`.
+
+  Attributes:
+    image_size: pixels a side; None: as the pictures were.
+    eval_crop: share of the side that the center crop keeps.
+    interpolation: of `config.data.interpolation`; None: the run is older than the option.
+    mean: per channel, in [0, 1].
+    std: per channel, in [0, 1].
+  """
+
+  image_size: int | None
+  eval_crop: float
+  interpolation: str | None
+  mean: tuple[float, ...]
+  std: tuple[float, ...]
+
+
+# torchvision's, and timm's default.
+IMAGENET = Preprocessing(224, 0.875, 'bilinear', (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+# keras.applications: blue, green and red minus (103.939, 116.779, 123.68), not divided.
+KERAS = Preprocessing(224, 0.875, 'bilinear', (123.68 / 255, 116.779 / 255, 103.939 / 255), (1 / 255,) * 3)
+
+
+def of_run(data: ml_collections.ConfigDict) -> Preprocessing:
+  """That of a run.
+
+  Args:
+    data: the `data` section of its resolved config.
+  """
+  return Preprocessing(data.image_size, data.eval_crop, data.interpolation, tuple(data.mean), tuple(data.std))
+
+
+def is_open(data: ml_collections.ConfigDict) -> bool:
+  """Whether `fill` has something to fill in."""
+  return bool(_open(data))
+
+
+def fill(data: ml_collections.ConfigDict, given: Preprocessing) -> None:
+  """Sets what the `data` section of a config leaves open; what the user set stays."""
+  for key in _open(data):
+    if getattr(given, key) is not None:
+      data[key] = getattr(given, key)
+
+
+def _open(data: ml_collections.ConfigDict) -> list[str]:
+  keys = [key for key in ('image_size', 'eval_crop', 'interpolation') if data[key] is None]
+  # One of them alone is refused where they are used.
+  return keys + ([] if data.mean or data.std else ['mean', 'std'])
+
+
+class TimmConfig:
+  """timm's `config.json`, which lies beside the weights on the hub."""
+
+  def __init__(self, path: pathlib.Path):
+    """Reads the file; one that is absent, or of another program, says nothing.
+
+    Raises:
+      errors.InputError: it is not JSON.
+    """
+    self._path = path
+    try:
+      content = json.loads(path.read_text())
+    except FileNotFoundError:
+      content = {}
+    except (OSError, ValueError) as error:
+      raise errors.InputError(f'cannot read {path} ({error}), which says how pictures are prepared') from error
+    self._content = content if isinstance(content, dict) and 'pretrained_cfg' in content else {}
+
+  @property
+  def class_names(self) -> tuple[str, ...]:
+    """In the order of the head; empty when it does not say."""
+    return tuple(self._content.get('label_names') or ())
+
+  @property
+  def preprocessing(self) -> Preprocessing:
+    """What it says of it; torchvision's where it says nothing.
+
+    Raises:
+      errors.InputError: values that make no sense.
+    """
+    cfg = self._content.get('pretrained_cfg', {})
+    try:
+      size = cfg.get('input_size', (3, 224, 224))
+      found = Preprocessing(
+        image_size=int(size[1]) if size[1] == size[2] else None,
+        eval_crop=float(cfg.get('crop_pct', IMAGENET.eval_crop)),
+        interpolation=cfg.get('interpolation', IMAGENET.interpolation),
+        mean=tuple(map(float, cfg.get('mean', IMAGENET.mean))),
+        std=tuple(map(float, cfg.get('std', IMAGENET.std))),
+      )
+    except (TypeError, ValueError, AttributeError, IndexError) as error:
+      raise errors.InputError(f'{self._path}: pretrained_cfg is damaged ({error})') from error
+    if found.interpolation not in INTERPOLATIONS:
+      raise errors.unknown(f'interpolation in {self._path}', str(found.interpolation), INTERPOLATIONS)
+    return found
+
+
+def to_timm(given: Preprocessing, shape: tuple[int, int, int], crop_mode: str) -> Mapping[str, Any]:
+  """The part of timm's `pretrained_cfg` that is about pictures.
+
+  Args:
+    given: of the run.
+    shape: (H, W, C) of a picture as the network takes it.
+    crop_mode: 'center', or 'squash' where whole pictures are brought to the shape.
+  """
+  height, width, channels = shape
+  return {
+    'input_size': [channels, height, width],
+    'interpolation': given.interpolation,
+    'crop_pct': given.eval_crop if crop_mode == 'center' else 1.0,
+    'crop_mode': crop_mode,
+    'mean': list(given.mean),
+    'std': list(given.std),
+  }

@@ -1,0 +1,137 @@
+"""What other programs get: the same logits, and back again the same leaves."""
+
+import jax
+import numpy as np
+import pytest
+from jax import export
+from safetensors import numpy as safetensors_numpy
+
+from dnt import errors, files, initial, trees
+from dnt.transfer import exported, preprocessing, pretrained
+
+
+def with_statistics(variables, seed=0):
+  """The variables with running statistics as a trained network has them."""
+  draw = np.random.default_rng(seed)
+
+  def drawn(path, leaf):
+    if path.startswith('batch_stats/'):
+      return draw.uniform(0.5, 1.5, leaf.shape).astype(np.float32)
+    return np.asarray(leaf)
+
+  return trees.map_with_path(drawn, variables)
+
+
+def write(folder, run, variables):
+  tensors = exported.torch_tensors(run, variables)
+  files.write(folder / 'model.safetensors', safetensors_numpy.save(tensors, metadata={'format': 'pt'}))
+  files.write_json(folder / 'config.json', exported.timm_config(run))
+  return folder / 'model.safetensors'
+
+
+def load(network, path):
+  from safetensors import torch as safetensors_torch
+
+  network.load_state_dict(safetensors_torch.load_file(path), strict=True)
+  return network.eval()
+
+
+def test_torch_loads_the_tensors_and_dnt_loads_them_back(
+  reference, imagenet, build, pictures, logits, torch_logits, tmp_path
+):
+  imagenet.model.scan = True
+  run = build(imagenet)
+  variables = with_statistics(run.init_variables())
+  path = write(tmp_path, run, variables)
+
+  network = load(reference.ResNet(18, 10), path)
+  want = torch_logits(network, pictures, run.config.data.mean, run.config.data.std)
+  got = logits(run, variables, pictures)
+  np.testing.assert_allclose(got, want, rtol=0, atol=1e-4 * max(1, np.abs(want).max()))
+
+  back = initial.load_variables(run, str(path))
+  jax.tree.map(np.testing.assert_array_equal, back, variables)
+  given = pretrained.load(str(path))
+  assert given.class_names == run.spec.class_names
+  assert given.preprocessing.mean == tuple(run.config.data.mean)
+  assert given.preprocessing.image_size == 32
+
+
+def test_densenet_goes_there_and_back(reference, imagenet, build, tmp_path):
+  imagenet.model.update({'name': 'densenet', 'depth': 121})
+  run = build(imagenet)
+  variables = with_statistics(run.init_variables())
+  path = write(tmp_path, run, variables)
+  load(reference.DenseNet121(10), path)
+  jax.tree.map(np.testing.assert_array_equal, pretrained.load(str(path)).variables, variables)
+
+
+@pytest.mark.parametrize(
+  ('augment', 'crop_mode', 'crop_pct'), [('none', 'squash', 1.0), ('resized_crop_flip', 'center', 0.9)]
+)
+def test_timm_is_told_how_pictures_are_prepared(imagenet, build, augment, crop_mode, crop_pct):
+  imagenet.data.update({'augment': augment, 'eval_crop': 0.9, 'interpolation': 'bicubic'})
+  imagenet.data.update({'mean': (0.1, 0.2, 0.3), 'std': (0.4, 0.5, 0.6)})
+  found = exported.timm_config(build(imagenet))
+  assert found['architecture'] == 'resnet18'
+  assert found['num_classes'] == len(found['label_names']) == 10
+  assert found['pretrained_cfg'] == {
+    'architecture': 'resnet18',
+    'num_classes': 10,
+    'input_size': [3, 32, 32],
+    'interpolation': 'bicubic',
+    'crop_pct': crop_pct,
+    'crop_mode': crop_mode,
+    'mean': [0.1, 0.2, 0.3],
+    'std': [0.4, 0.5, 0.6],
+    'first_conv': 'conv1',
+    'classifier': 'fc',
+  }
+
+
+@pytest.mark.parametrize(
+  ('options', 'said'),
+  [
+    ({'stem': 'cifar', 'depth': 20}, 'torchvision has no resnet of depth 20; .*resnet-18 .*--format=stablehlo for any'),
+    ({'norm': 'group_norm'}, r"is not resnet-18 .*norm='batch_norm' \(now 'group_norm'\); use --format=stablehlo"),
+    ({'depth': 50, 'stride_on': '1x1'}, r"stride_on='3x3' \(now '1x1'\)"),
+    ({'residual_scalar': 0.5}, r'residual_scalar=None \(now 0.5\)'),
+  ],
+)
+def test_a_network_that_torchvision_lacks_is_refused(imagenet, build, options, said):
+  imagenet.model.update(options)
+  run = build(imagenet)
+  with pytest.raises(errors.InputError, match=said):
+    exported.timm_config(run)
+
+
+def test_the_program_gives_the_same_logits_for_any_number_of_pictures(tiny, build, logits):
+  tiny.model.width = None
+  tiny.model.update({'name': 'resnet', 'depth': 14, 'scan': True})
+  run = build(tiny)
+  variables = with_statistics(run.init_variables())
+  program = export.deserialize(bytearray(exported.stablehlo(run, variables)))
+  assert program.platforms == exported.PLATFORMS
+  for count in (1, 3):
+    pictures = np.random.default_rng(count).integers(0, 256, (count, 8, 8, 3), np.uint8)
+    want = logits(run, variables, pictures)
+    np.testing.assert_allclose(program.call(pictures), want, rtol=0, atol=1e-5 * np.abs(want).max())
+
+
+def test_the_program_comes_with_how_to_call_it(tiny, build):
+  run = build(tiny)
+  found = exported.stablehlo_description(run)
+  assert found['input'] == {'shape': ['b', 8, 8, 3], 'dtype': 'uint8', 'channels': 'red first'}
+  assert found['output']['shape'] == ['b', 10]
+  assert found['class_names'] == list(run.spec.class_names)
+  data = run.config.data
+  assert found['preprocessing'] == {
+    'input_size': [3, 8, 8],
+    'interpolation': 'bilinear',
+    'crop_pct': 1.0,
+    'crop_mode': 'squash',
+    'normalized_inside': True,
+    'mean': list(data.mean),
+    'std': list(data.std),
+  }
+  assert preprocessing.of_run(data).image_size == 8

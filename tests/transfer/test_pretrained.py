@@ -1,0 +1,201 @@
+"""Weights by one string: what comes with them, and every way in which they can be refused."""
+
+import json
+import re
+import sys
+import types
+
+import numpy as np
+import pytest
+
+from dnt import errors, experiment, files, initial, recorded, trees
+from dnt.transfer import names, preprocessing, pretrained
+
+
+def assert_equal(got, want):
+  got, want = trees.flatten(got), trees.flatten(want)
+  assert got.keys() == want.keys()
+  for path, leaf in want.items():
+    np.testing.assert_array_equal(got[path], leaf, err_msg=path)
+
+
+def test_pickles_hold_the_same_as_safetensors(resnet18, save):
+  first = pretrained.load(str(save(resnet18)))
+  for name, content in (('a.pth', resnet18), ('b.bin', {'state_dict': resnet18.state_dict()})):
+    assert_equal(pretrained.load(str(save(content, name))).variables, first.variables)
+  assert first.preprocessing == preprocessing.IMAGENET
+
+
+def test_old_torchvision_names_of_densenet(reference, drawn, save):
+  state = drawn(reference.DenseNet121(classes=3)).state_dict()
+  old = {re.sub(r'(denselayer\d+\.(?:norm|conv))(\d)', r'\1.\2', name): value for name, value in state.items()}
+  assert 'features.denseblock2.denselayer12.norm.2.running_var' in old
+  found = [pretrained.load(str(save(each, f'{i}.safetensors'))).variables for i, each in enumerate((state, old))]
+  assert_equal(*found)
+
+
+def test_the_hub_is_a_folder_with_timms_description(resnet18, save, monkeypatch, imagenet, build):
+  path = save(resnet18, 'snapshot/model.safetensors')
+  labels = [f'class {index}' for index in range(1000)]
+  cfg = {'input_size': [3, 64, 64], 'interpolation': 'bicubic', 'crop_pct': 0.95, 'mean': [0.5] * 3, 'std': [0.25] * 3}
+  path.with_name('config.json').write_text(json.dumps({'pretrained_cfg': cfg, 'label_names': labels}))
+  served = types.SimpleNamespace(hf_hub_download=lambda name, file: str(path.with_name(file)))
+  monkeypatch.setitem(sys.modules, 'huggingface_hub', served)
+  imagenet.train.init_from = 'hf:timm/resnet18.toy'
+  imagenet.data.image_size = None
+  data = build(imagenet).config.data
+  assert (data.image_size, data.interpolation, data.eval_crop) == (64, 'bicubic', 0.95)
+  assert (tuple(data.mean), tuple(data.std)) == ((0.5,) * 3, (0.25,) * 3)
+  given = pretrained.load('hf:timm/resnet18.toy')
+  assert_equal(given.variables, pretrained.load(str(path)).variables)
+  assert given.class_names == tuple(labels)
+
+
+def test_what_the_user_sets_wins_and_the_config_records_what_ran(resnet18, save, imagenet, build, tmp_path):
+  imagenet.train.init_from = str(save(resnet18))
+  imagenet.data.update({'interpolation': 'bicubic', 'mean': (0.1, 0.2, 0.3), 'std': (1.0, 1.0, 1.0)})
+  run = build(imagenet)
+  assert run.spec.image_shape == (32, 32, 3)
+  assert (run.config.data.interpolation, run.config.data.eval_crop) == ('bicubic', 0.875)
+  assert tuple(run.config.data.mean) == (0.1, 0.2, 0.3)
+  files.write_json(tmp_path / 'config.json', run.config.to_dict())
+  assert recorded.get_config(str(tmp_path / 'config.json')).data.to_dict() == run.config.data.to_dict()
+
+
+@pytest.mark.parametrize('init_from', ['', 'weights'])
+def test_the_size_comes_with_the_weights(resnet18, save, imagenet, build, init_from):
+  imagenet.data.image_size = None
+  imagenet.train.init_from = init_from and str(save(resnet18))
+  assert build(imagenet).spec.image_shape == ((224, 224, 3) if init_from else (32, 32, 3))
+
+
+def test_a_head_of_other_classes_starts_from_the_seed(resnet18, save, imagenet, build, capsys):
+  path = str(save(resnet18))
+  run = build(imagenet)
+  found, fresh = (trees.flatten(each) for each in (initial.load_variables(run, path), run.init_variables()))
+  given = trees.flatten(pretrained.load(path).variables)
+  for leaf in found:
+    want = fresh if leaf.startswith('params/head/') else given
+    np.testing.assert_array_equal(found[leaf], want[leaf], err_msg=leaf)
+  assert capsys.readouterr().out == (
+    f'{path} has 1000 classes and the data 10: params/head/dense/bias, params/head/dense/kernel start from '
+    'config.seed\n'
+  )
+
+
+@pytest.mark.parametrize(
+  ('change', 'said'),
+  [
+    (lambda s: s.pop('layer3.1.bn2.running_var'), 'is not a whole resnet-18 .*missing: layer3.1.bn2.running_var$'),
+    (lambda s: s.update(extra=s['fc.bias'].clone()), 'is not a whole resnet-18 .*unexpected: extra$'),
+    (lambda s: s.pop('fc.weight'), 'missing: fc.weight$'),
+    (lambda s: s.update({'fc.bias': s['fc.bias'][:7].clone()}), r'params/head/dense/bias: \(7,\), wanted \(10,\)'),
+    (
+      lambda s: s.update({'layer4.0.conv2.weight': s['layer4.0.conv2.weight'][:, :8].clone()}),
+      r'params/stage4/block001/conv2/kernel: \(3, 3, 8, 512\), wanted \(3, 3, 512, 512\)',
+    ),
+  ],
+)
+def test_a_file_that_is_not_whole_is_refused_by_name(resnet18, save, imagenet, build, change, said):
+  state = dict(resnet18.state_dict())
+  change(state)
+  run = build(imagenet)
+  with pytest.raises(errors.InputError, match=said):
+    initial.load_variables(run, str(save(state)))
+
+
+@pytest.mark.parametrize(
+  ('network', 'options', 'said'),
+  [
+    ('resnet-18', {'depth': 34}, 'config.model.depth=18 (now 34)'),
+    (
+      'resnet-18',
+      {'norm_epsilon': 1e-3, 'activation': 'gelu'},
+      "config.model.norm_epsilon=1e-05 (now 0.001), config.model.activation='relu' (now 'gelu')",
+    ),
+    ('resnet-18', {'depth': 50}, "config.model.depth=18 (now 50), config.model.block='basic' (now 'bottleneck')"),
+    (
+      'resnet-50 (Keras)',
+      {'depth': 50},
+      "config.model.stride_on='1x1' (now '3x3'), config.model.norm_epsilon=0.001 (now 1e-05)",
+    ),
+    (
+      'resnet-50 (Keras)',
+      {'name': 'densenet', 'depth': 121},
+      "config.model.name='resnet' (now 'densenet'), config.model.depth=50 (now 121), config.model.stride_on='1x1' "
+      "(now '3x3'), config.model.norm_epsilon=0.001 (now 1e-05)",
+    ),
+    (
+      'densenet-121',
+      {'name': 'mlp', 'depth': 3, 'stem': None},
+      "config.model.name='densenet' (now 'mlp'), config.model.stem='imagenet' (now None), config.model.depth=121 "
+      '(now 3)',
+    ),
+  ],
+)
+def test_weights_of_another_network_say_what_to_set(imagenet, network, options, said):
+  known = [each for framework in ('torch', 'keras') for each in names.networks(framework)]
+  model = next(each.model for each in known if each.title.startswith(network))
+  given = pretrained.Pretrained({}, preprocessing.IMAGENET, (), model, 'here')
+  imagenet.model.update(options)
+  resolved = experiment.resolve(imagenet, experiment.load_data(imagenet, ()))
+  with pytest.raises(errors.InputError) as caught:
+    pretrained.check_model(given, resolved.model)
+  assert str(caught.value) == f'here holds weights of another network than config.model; set {said}'
+
+
+def test_weights_of_another_family_are_refused_before_their_leaves_are_compared(resnet18, save, imagenet, build):
+  imagenet.model.update({'name': 'densenet', 'depth': 121})
+  with pytest.raises(errors.InputError, match="another network than config.model; set config.model.name='resnet'"):
+    initial.load_variables(build(imagenet), str(save(resnet18)))
+
+
+@pytest.mark.parametrize('text', ['resnet50', 'missing.safetensors', 'tfjs:missing', 'missing.pth', 'tfjs:'])
+def test_nothing_there_says_what_it_takes(text):
+  for read in (pretrained.load, pretrained.preprocessing):
+    with pytest.raises(
+      errors.InputError, match=r'there is nothing at .*; it takes a dnt workdir, .*hf:<owner>/<name>'
+    ) as e:
+      read(text)
+    assert '\n' not in str(e.value)
+
+
+def test_a_folder_that_is_no_workdir(tmp_path):
+  with pytest.raises(errors.InputError, match='is no workdir of a dnt run'):
+    pretrained.load(str(tmp_path))
+
+
+class Evil:
+  """Makes a file when it is unpickled."""
+
+  def __init__(self, path):
+    self.path = path
+
+  def __reduce__(self):
+    return (open, (str(self.path), 'w'))
+
+
+def test_bad_weights_end_the_program_with_2_and_one_line(program, reference, resnet18, save, tmp_path):
+  mark = tmp_path / 'executed'
+  cut = save(resnet18, 'cut.safetensors')
+  cut.write_bytes(cut.read_bytes()[:-1000])
+  with reference.torch.device('meta'):
+    shapes = {name: value.shape for name, value in reference.DenseNet121().state_dict().items()}
+  other = {name: reference.torch.zeros((1,) * len(shape)) for name, shape in shapes.items()}
+  options = ['source=synthetic', 'synthetic_examples=16', 'image_size=32', 'workers=0']
+  network = ['name=resnet', 'stem=imagenet', 'depth=18']
+  given = [f'--config.data.{each}' for each in options] + [f'--config.model.{each}' for each in network]
+  for path, said in (
+    (cut, 'is damaged or was not downloaded whole'),
+    (save({'fc.weight': Evil(mark)}, 'evil.pth'), 'is refused, and nothing in it was executed'),
+    (
+      save(other, 'other.safetensors'),
+      "set config.model.name='densenet' (now 'resnet'), config.model.depth=121 (now 18)",
+    ),
+    (tmp_path / 'absent.h5', 'there is nothing at'),
+  ):
+    code, _, error = program(f'--workdir={tmp_path / "run"}', f'--config.train.init_from={path}', *given)
+    assert code == 2
+    assert error.startswith('error: ') and said in error
+    assert len(error.splitlines()) == 1
+  assert not mark.exists()
