@@ -76,6 +76,7 @@ def write(
     'best': rec.best,
     'warnings': rec.warnings,
     'parameters': trees.count(params),
+    'trainable_parameters': trees.count(run.stage_of_state(step).cut.split(state.params)[0]),
     'params_sha256': trees.sha256(params),
     'seconds': {'total': sum(seconds.values()), 'compile': 0.0, 'train': 0.0, 'evaluate': 0.0} | seconds,
     'images_per_second': step * run.config.train.batch_size / trained if trained else None,
@@ -122,7 +123,7 @@ def page(
     **{name: metrics.figure(name, value) for name, value in summary['last'].items()},
     'best': _best(summary) or 'none yet',
     **{f'warning: {kind}': f'step {found["step"]:,}: {found["text"]}' for kind, found in summary['warnings'].items()},
-    'parameters': f'{summary["parameters"]:,}',
+    'parameters': f'{summary["parameters"]:,}, of which {summary["trainable_parameters"]:,} train',
     'parameters SHA-256': summary['params_sha256'],
     'seconds': ', '.join(f'{name} {seconds:,.1f}' for name, seconds in summary['seconds'].items()),
     'images a second, whole run': f'{summary["images_per_second"]:,.0f}'

@@ -12,6 +12,7 @@ from PIL import Image
 from dnt import config, metrics, report, trees
 from dnt.models import depth
 from dnt.parallel import mesh as mesh_lib
+from dnt.transfer import freeze
 
 
 def _row(name, shape=(8, 8, 16), parameters=4672, flops=589_824):
@@ -101,7 +102,9 @@ def _run_and_record(finished=True, scan=False):
     warnings={'dead': {'step': 100, 'text': 'units are dead'}},
     peak_memory={'process': 2**29, 'device': None},
   )
-  return types.SimpleNamespace(config=options, spec=spec, table=TABLE), record, state
+  stage = types.SimpleNamespace(cut=freeze.ALL)
+  run = types.SimpleNamespace(config=options, spec=spec, table=TABLE, stage_of_state=lambda step: stage)
+  return run, record, state
 
 
 @pytest.fixture(scope='module')
@@ -134,7 +137,9 @@ def test_summary(written):
   assert stored['best'] == {'metric': 'test/accuracy', 'value': 0.97, 'step': 800}
   assert stored['warnings'] == {'dead': {'step': 100, 'text': 'units are dead'}}
   assert stored['peak_memory'] == {'process': 2**29, 'device': None}
-  assert stored['parameters'] == 14 and stored['params_sha256'] == trees.sha256(state.params)
+  assert stored['parameters'] == stored['trainable_parameters'] == 14 and stored['params_sha256'] == trees.sha256(
+    state.params
+  )
   assert stored['seconds']['total'] == 11.75
   assert stored['seconds'].keys() >= {'total', 'compile', 'train', 'evaluate'}
   assert stored['images_per_second'] == 1000 * 128 / 8

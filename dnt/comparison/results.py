@@ -28,7 +28,8 @@ class Outcome(NamedTuple):
     error: why it failed.
     step: that it came to.
     values: by quantity: `<split>_error` (percent) and `<split>_loss` of the last evaluation, where the training split
-      is called train; `seconds`, `images_per_second`, `parameters`, `process_memory` and `device_memory` (peak bytes).
+      is called train; `seconds`, `images_per_second`, `parameters`,
+      `trainable_parameters`, `process_memory` and `device_memory` (peak bytes).
     warnings: of telemetry, by kind.
     curves: (steps, epochs, values) by title.
     about: devices and versions.
@@ -70,6 +71,7 @@ def read(run: plan.Run) -> Outcome:
       'seconds': summary['seconds']['total'],
       'images_per_second': summary['images_per_second'],
       'parameters': summary['parameters'],
+      'trainable_parameters': summary.get('trainable_parameters'),
       'process_memory': summary['peak_memory']['process'],
       'device_memory': summary['peak_memory']['device'],
     }
@@ -139,6 +141,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]
   errors = [name for name in names if name.endswith('_error')]
   columns = {name: f'{_words(name)} (%)' for name in errors}
   columns |= {'seconds': 'time', 'images_per_second': 'images/s', 'parameters': 'parameters'}
+  columns |= {'trainable_parameters': 'trainable'}
   columns |= {'process_memory': 'peak memory', 'device_memory': 'peak device memory'}
   columns = {name: title for name, title in columns.items() if name in names}
   cells = []
@@ -227,11 +230,11 @@ def _cell(name: str, mean: float | None, std: float | None) -> str:
   number, unit = lambda value: f'{value:.2f}', ''
   if name == 'seconds':
     number = metrics.duration
-  elif name in ('images_per_second', 'parameters'):
+  elif name in ('images_per_second', 'parameters', 'trainable_parameters'):
     number = '{:,.0f}'.format
   elif name.endswith('_memory'):
     number, unit = lambda value: f'{value / 2**20:,.0f}', ' MiB'
-  spread = f' ± {number(std)}' if std is not None and name != 'parameters' else ''
+  spread = f' ± {number(std)}' if std is not None and not name.endswith('parameters') else ''
   return number(mean) + spread + unit
 
 

@@ -46,6 +46,7 @@ def leave(run, train, test):
     'seconds': {'total': 60.0 + 2 * run.seed},
     'images_per_second': 950.0 + 100 * run.seed if run.variant == 'plain' else 1000.0,
     'parameters': 269_722,
+    'trainable_parameters': 650,
     'peak_memory': {'process': 2**29 + 2**26 * run.seed, 'device': None},
     'warnings': {'dead': {'step': 10, 'text': 'units are <dead>'}} if run.seed else {},
     'devices': {'kind': 'cpu'},
@@ -86,6 +87,7 @@ def test_what_a_run_came_to(written):
       'seconds': 60.0,
       'images_per_second': 950.0,
       'parameters': 269_722,
+      'trainable_parameters': 650,
       'process_memory': 2**29,
     }
   )
@@ -114,10 +116,12 @@ def test_the_tables(written):
   text = (workdir / 'results.md').read_text()
   table = [line for line in text.splitlines() if line.startswith('|')]
   assert table == [
-    '| variant | runs | train error (%) | test error (%) | time | images/s | parameters | peak memory | remarks |',
-    '| --- | --- | --- | --- | --- | --- | --- | --- | --- |',
-    '| plain | 2/2 | 25.00 ± 7.07 | 43.75 ± 8.84 | 1 min 01 s ± 1 s | 1,000 ± 71 | 269,722 | 544 ± 45 MiB | dead 1/2 |',
-    '| deep | 1/2 | 6.25 | 25.00 | 1 min 00 s | 1,000 | 269,722 | 512 MiB '
+    '| variant | runs | train error (%) | test error (%) | time | images/s | parameters | trainable | peak memory '
+    '| remarks |',
+    '| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |',
+    '| plain | 2/2 | 25.00 ± 7.07 | 43.75 ± 8.84 | 1 min 01 s ± 1 s | 1,000 ± 71 | 269,722 | 650 | 544 ± 45 MiB '
+    '| dead 1/2 |',
+    '| deep | 1/2 | 6.25 | 25.00 | 1 min 00 s | 1,000 | 269,722 | 650 | 512 MiB '
     '| seed 1 failed: the loss is / not finite at step 12 |',
   ]
   assert (
