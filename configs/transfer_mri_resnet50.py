@@ -3,9 +3,9 @@
   python -m dnt.compare --config=configs/transfer_mri_resnet50.py --config.base.data.source=folder:<dir> \
     --config.base.train.init_from=tfjs:<dir>
 
-The folder holds train/<class>/ and val/<class>/; the weights are Keras' ResNet-50 in TensorFlow.js layers format. Others
-go with their own model.norm_epsilon and model.stride_on (torchvision: 1e-5 and 3x3). Features of what is frozen are
-computed once. PyTorch on the same files and weights: head 88.3 +- 0.4 %, last two blocks 91.3 +- 0.4 % (3 seeds).
+The folder holds train/<class>/ and val/<class>/; the weights are Keras' ResNet-50 in TensorFlow.js layers format. Other
+weights go with their own model.norm_epsilon and model.stride_on (torchvision: 1e-5 and 3x3). Features of what is frozen
+are computed once. PyTorch on the same files and weights: head 88.3 +- 0.4 %, last two blocks 91.3 +- 0.4 % (3 seeds).
 """
 
 from dnt import config as schema
