@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dnt import checkpoints, errors, evaluate, metrics, record, train, trees
+from dnt import checkpoints, errors, evaluate, experiment, metrics, record, train, trees
 
 pytestmark = pytest.mark.usefixtures('one_device')
 
@@ -113,8 +113,6 @@ def test_a_head_of_other_classes_starts_from_the_seed(tiny, tmp_path, capsys):
   ) in capsys.readouterr().out
   assert np.array_equal(first_kernel(tmp_path / 'started'), first_kernel(tmp_path / 'other'))
   head = trees.flatten(checkpoints.load_parameters(tmp_path / 'started').params)['head/dense/kernel']
-  tiny.train.init_from = ''
-  run(tiny, tmp_path / 'fresh')
-  assert np.array_equal(
-    head, trees.flatten(checkpoints.load_parameters(tmp_path / 'fresh').params)['head/dense/kernel']
-  )
+  data = experiment.load_data(tiny, ())
+  fresh = experiment.make(experiment.resolve(tiny, data), data.spec).init_variables()['params']
+  assert np.array_equal(head, trees.flatten(fresh)['head/dense/kernel'])

@@ -199,3 +199,20 @@ def test_bad_weights_end_the_program_with_2_and_one_line(program, reference, res
     assert error.startswith('error: ') and said in error
     assert len(error.splitlines()) == 1
   assert not mark.exists()
+
+
+def test_a_run_comes_with_its_preprocessing_and_what_its_leaves_do_not_show(imagenet, tmp_path, monkeypatch):
+  imagenet.model.update({'depth': 50, 'stride_on': '1x1', 'norm_epsilon': 1e-3})
+  imagenet.data.update({'interpolation': 'bicubic', 'eval_crop': 0.9})
+  resolved = experiment.resolve(imagenet, experiment.load_data(imagenet, ()))
+  files.write_json(tmp_path / 'config.json', resolved.to_dict())
+  saved = types.SimpleNamespace(params={'a': 1}, batch_stats={})
+  monkeypatch.setattr(pretrained.checkpoints, 'load_parameters', lambda workdir: saved)
+  given = pretrained.load(str(tmp_path))
+  assert given.variables == {'params': {'a': 1}, 'batch_stats': {}}
+  assert given.preprocessing == pretrained.preprocessing(str(tmp_path)) == preprocessing.of_run(resolved.data)
+  assert given.model == {'norm_epsilon': 1e-3, 'stride_on': '1x1'}
+  pretrained.check_model(given, resolved.model)
+  resolved.model.stride_on = '3x3'
+  with pytest.raises(errors.InputError, match=r"set config.model.stride_on='1x1' \(now '3x3'\)$"):
+    pretrained.check_model(given, resolved.model)
