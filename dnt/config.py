@@ -50,6 +50,11 @@ def _within(low: float, high: float) -> Callable[[Any], str | None]:
   return lambda value: None if low <= value < high else f'must be at least {low} and below {high}'
 
 
+def _between(low: float, high: float) -> Callable[[Any], str | None]:
+  """Both included."""
+  return lambda value: None if low <= value <= high else f'must be at least {low} and at most {high}'
+
+
 def _share(value: float) -> str | None:
   return None if 0 < value <= 1 else 'must be above 0 and at most 1'
 
@@ -147,7 +152,9 @@ INITIALIZERS = ('he', 'glorot', 'lecun', 'normal', 'orthogonal', 'delta_orthogon
 SCHEMA: dict[str, Any] = {
   'seed': Option(0, 'seed of parameters, order, augmentation, stochastic depth and dropout', check=_at_least(0)),
   'data': {
-    'source': Option('digits', 'digits, synthetic, tfds:<name>, cifar_binary:<dir>, idx:<dir> or folder:<dir>'),
+    'source': Option(
+      'digits', 'digits, synthetic, tfds:<name>, cifar_binary:<dir>, idx:<dir>, folder:<dir> or cars:<dir>'
+    ),
     'train_split': Option('train', "split to train on, sliced as in TFDS: 'train', 'train[:98%]', 'train[5000:]'"),
     'dir': Option('', 'where TFDS keeps prepared sets; empty: its own default'),
     'seed': Option(
@@ -156,6 +163,7 @@ SCHEMA: dict[str, Any] = {
       check=_at_least(0),
     ),
     'val_fraction': Option(0.2, "share of a folder without splits that becomes 'val'", check=_within(0.01, 1)),
+    'crop_to_box': Option(False, 'cars: keep of each picture the box around the car alone'),
     'image_size': Option(
       int, 'pixels a side; none: that of the pretrained weights, or as the source has them', check=_at_least(1)
     ),
@@ -190,6 +198,18 @@ SCHEMA: dict[str, Any] = {
     'std': Option(
       (), 'per channel, in [0, 1]; empty: that of the pretrained weights, or measured on train_split', check=_deviations
     ),
+    'policy': Option(
+      'none',
+      'rand_augment or trivial_augment, by the stream workers: a set that would live on the device is streamed',
+      choices=('none', 'rand_augment', 'trivial_augment'),
+    ),
+    'rand_augment_ops': Option(2, 'operations a picture (N)', check=_at_least(1)),
+    'rand_augment_magnitude': Option(9, 'their magnitude (M), 0 to 30', check=_between(0, 30)),
+    'mixup': Option(0.0, 'alpha of mixup, which blends each example with another; 0: off', check=_at_least(0)),
+    'cutmix': Option(
+      0.0, 'alpha of CutMix, which pastes a box of another example; 0: off; with mixup too: either', check=_at_least(0)
+    ),
+    'erasing': Option(0.0, 'chance that a random box of a picture is erased', check=_between(0, 1)),
     'synthetic_examples': Option(1024, 'examples a split of the synthetic source', check=_at_least(1)),
     'synthetic_classes': Option(10, 'classes of the synthetic source', check=_at_least(2)),
   },

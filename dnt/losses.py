@@ -1,6 +1,10 @@
-"""The training loss per example, and whether each example is classified right."""
+"""The training loss per example, and whether each example is classified right.
+
+Whatever depends on a label is, for a mixture of two examples, the mean over both labels by their shares.
+"""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +13,26 @@ import ml_collections
 from dnt import errors
 
 
+class Mixed(NamedTuple):
+  """Labels of examples that are mixtures of two (mixup, CutMix).
+
+  Attributes:
+    first: int32 [B].
+    second: int32 [B].
+    share: float32 [B], of the first; the rest is the second's.
+  """
+
+  first: jax.Array
+  second: jax.Array
+  share: jax.Array
+
+
+Labels = jax.Array | Mixed  # int32 [B], or two a row
+
+
 def make(
   config: ml_collections.ConfigDict,
-) -> Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
+) -> Callable[[jax.Array, Labels], tuple[jax.Array, jax.Array]]:
   """`(logits, labels) -> (losses, weights)`, the cross-entropy that the section `loss` of a config asks for."""
 
   def loss(logits, labels):
@@ -21,7 +42,7 @@ def make(
 
 
 def cross_entropy(
-  logits: jax.Array, labels: jax.Array, label_smoothing: float, class_weights: tuple[float, ...]
+  logits: jax.Array, labels: Labels, label_smoothing: float, class_weights: tuple[float, ...]
 ) -> tuple[jax.Array, jax.Array]:
   """Weighted cross-entropy of each example, with its weight.
 
@@ -30,7 +51,7 @@ def cross_entropy(
 
   Args:
     logits: [B, classes], any float type; computed in float32.
-    labels: int32 [B].
+    labels: int32 [B], or mixed.
     label_smoothing: share of the target that is spread evenly over all classes, the true one among them (Szegedy et
       al. 2016, section 7).
     class_weights: a weight a class; empty: all 1.
@@ -47,22 +68,37 @@ def cross_entropy(
       f'loss.class_weights has {len(class_weights)} weights and the model {classes} classes; give one a class'
     )
   log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32))
-  weight = weights(class_weights, labels)
-  losses = -weight * jnp.take_along_axis(log_probabilities, labels[:, None], axis=-1)[:, 0]
+
+  def of(label):
+    return -weights(class_weights, label) * jnp.take_along_axis(log_probabilities, label[:, None], axis=-1)[:, 0]
+
+  losses = _by_share(of, labels)
   if label_smoothing:
     each = jnp.asarray(class_weights or (1.0,) * classes, jnp.float32)
     spread = -jnp.sum(each[None, :] * log_probabilities, axis=-1) / classes
     losses = (1 - label_smoothing) * losses + label_smoothing * spread
-  return losses, weight
+  return losses, weights(class_weights, labels)
 
 
-def weights(class_weights: tuple[float, ...], labels: jax.Array) -> jax.Array:
+def weights(class_weights: tuple[float, ...], labels: Labels) -> jax.Array:
   """The weight of each example by its class, float32 [B]; 1 without class weights."""
   if not class_weights:
-    return jnp.ones(labels.shape, jnp.float32)
-  return jnp.asarray(class_weights, jnp.float32)[labels]
+    return jnp.ones(jax.tree.leaves(labels)[0].shape, jnp.float32)
+  return _by_share(lambda label: jnp.asarray(class_weights, jnp.float32)[label], labels)
 
 
-def correct(logits: jax.Array, labels: jax.Array) -> jax.Array:
-  """1.0 where the largest logit is the label's, else 0.0: float32 [B]; of equal logits the first counts."""
+def _by_share(of: Callable[[jax.Array], jax.Array], labels: Labels) -> jax.Array:
+  """`of(labels)`, float32 [B]; of mixed ones its mean over both, by their shares."""
+  if not isinstance(labels, Mixed):
+    return of(labels)
+  return labels.share * of(labels.first) + (1 - labels.share) * of(labels.second)
+
+
+def correct(logits: jax.Array, labels: Labels) -> jax.Array:
+  """1.0 where the largest logit is the label's, else 0.0: float32 [B]; of equal logits the first counts.
+
+  Of mixed labels the one with the larger share counts.
+  """
+  if isinstance(labels, Mixed):
+    labels = jnp.where(labels.share >= 0.5, labels.first, labels.second)
   return (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)

@@ -10,6 +10,7 @@ import ml_collections
 import optax
 
 from dnt import losses, trees
+from dnt.data import mixing
 from dnt.diagnostics import taps
 from dnt.diagnostics import telemetry as telemetry_lib
 from dnt.transfer import freeze
@@ -18,7 +19,7 @@ METRICS = ('loss', 'accuracy', 'gradient_norm', 'learning_rate')  # of a train s
 PRNG = 'threefry2x32'  # of every draw of a step, whatever jax's default is set to: runs stay the same
 TOP5_FROM = 100  # classes from which the top-5 accuracy says something
 
-Batch = dict[str, jax.Array]
+Batch = dict[str, Any]  # of arrays
 Preprocess = Callable[[Batch, jax.Array | None], jax.Array]
 
 
@@ -93,11 +94,12 @@ def make_train_step(
 
   Returns:
     `(state, batch) -> (state, metrics)`; batch: image [B, H, W, C], label int32 [B] and what preprocess reads; metrics:
-    float32 scalars `loss`, `accuracy`, `gradient_norm` (before clipping) and `learning_rate`, and with telemetry its
-    columns under `telemetry`.
+    float32 scalars `loss`, `accuracy` (of mixed examples: of the label with the larger share), `gradient_norm` (before
+    clipping) and `learning_rate`, and with telemetry its columns under `telemetry`.
   """
   accumulate = config.train.accumulate
   cross_entropy = losses.make(config.loss)
+  mix = mixing.make(config.data)
   sinks = telemetry.sinks if telemetry else {}
 
   def loss_fn(trainable, sinks, frozen, batch_stats, batch, keys, total_weight):
@@ -119,8 +121,9 @@ def make_train_step(
   def gradients(state, trainable, frozen, batch):
     augment, step_key = jax.random.split(jax.random.wrap_key_data(state.rng, impl=PRNG))
     # The augmentation folds epoch and position into its key: the same picture whatever the batch size.
-    depth, dropout = jax.random.split(jax.random.fold_in(step_key, state.step))
+    depth, dropout, mixture = jax.random.split(jax.random.fold_in(step_key, state.step), 3)
     keys = {'augment': augment, 'stochastic_depth': depth, 'dropout': dropout}
+    batch = mix(batch, mixture)
     total_weight = jnp.sum(losses.weights(config.loss.class_weights, batch['label']))
     if accumulate == 1:
       return gradient_fn(trainable, sinks, frozen, state.batch_stats, batch, keys, total_weight)

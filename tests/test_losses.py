@@ -71,6 +71,55 @@ def test_a_class_that_is_masked_out_does_no_harm():
   np.testing.assert_allclose(values, np.log(2), rtol=1e-6)
 
 
+MIXED = losses.Mixed(LABELS, np.roll(LABELS, 1), np.linspace(0, 1, 16, dtype=np.float32))
+
+
+@pytest.mark.parametrize('weights', [(), WEIGHTS], ids=['equal', 'weighted'])
+@pytest.mark.parametrize('smoothing', [0.0, 0.1])
+def test_a_mixture_has_the_mean_of_both_losses_and_weights(smoothing, weights):
+  values, weight = losses.cross_entropy(jnp.asarray(LOGITS), MIXED, smoothing, weights)
+  each = [
+    F.cross_entropy(
+      torch.tensor(LOGITS),
+      torch.tensor(labels, dtype=torch.long),
+      weight=torch.tensor(weights) if weights else None,
+      label_smoothing=smoothing,
+      reduction='none',
+    ).numpy()
+    for labels in (MIXED.first, MIXED.second)
+  ]
+  np.testing.assert_allclose(values, MIXED.share * each[0] + (1 - MIXED.share) * each[1], rtol=1e-5, atol=1e-6)
+  of_class = np.array(weights or (1.0,) * 5, np.float32)
+  expected = MIXED.share * of_class[MIXED.first] + (1 - MIXED.share) * of_class[MIXED.second]
+  np.testing.assert_allclose(weight, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize('smoothing', [0.0, 0.1])
+def test_a_mixture_is_the_cross_entropy_with_its_probabilities(smoothing):
+  values, _ = losses.cross_entropy(jnp.asarray(LOGITS), MIXED, smoothing, ())
+  one_hot = np.eye(5, dtype=np.float32)
+  target = MIXED.share[:, None] * one_hot[MIXED.first] + (1 - MIXED.share)[:, None] * one_hot[MIXED.second]
+  expected = F.cross_entropy(
+    torch.tensor(LOGITS), torch.tensor(target), label_smoothing=smoothing, reduction='none'
+  ).numpy()
+  np.testing.assert_allclose(values, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize('weights', [(), WEIGHTS], ids=['equal', 'weighted'])
+def test_a_share_of_one_is_no_mixture(weights):
+  mixed = MIXED._replace(share=np.ones(16, np.float32))
+  found = losses.cross_entropy(jnp.asarray(LOGITS), mixed, 0.1, weights)
+  expected = losses.cross_entropy(jnp.asarray(LOGITS), jnp.asarray(LABELS), 0.1, weights)
+  for value, other in zip(found, expected, strict=True):
+    np.testing.assert_array_equal(value, other)
+
+
+def test_a_mixture_is_right_by_its_larger_share():
+  logits = jnp.asarray([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
+  labels = losses.Mixed(jnp.zeros(3, int), jnp.ones(3, int), jnp.asarray([0.7, 0.5, 0.3]))
+  np.testing.assert_array_equal(losses.correct(logits, labels), [1.0, 1.0, 0.0])
+
+
 def test_make_reads_the_config():
   config = schema.default().loss
   config.label_smoothing = 0.2

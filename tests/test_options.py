@@ -36,6 +36,9 @@ PROGRAM = {
   'data.augment': ({}, 'pad_crop_flip'),
   'data.crop_padding': (CROPS, 2),
   'data.flip': (CROPS, False),
+  'data.mixup': ({}, 0.2),
+  'data.cutmix': ({}, 1.0),
+  'data.erasing': ({}, 0.25),
   'data.image_size': ({}, 6),
   'data.mean': (NORMALIZED, (0.1, 0.2, 0.3)),
   'data.std': (NORMALIZED, (0.1, 0.2, 0.3)),
@@ -256,6 +259,28 @@ def test_data_resized_crop_min_area(tiny):
     tiny.data.resized_crop_min_area = area
     pictures.append(np.asarray(first_batch(tiny)[1]['image']))
   assert not np.array_equal(*pictures)
+
+
+def test_data_policy(tiny):
+  tiny.data.workers = 0
+  pictures = []
+  for tiny.data.policy in ('none', 'rand_augment', 'trivial_augment'):
+    pictures.append(np.asarray(first_batch(tiny)[1]['image']).tobytes())
+  assert len(set(pictures)) == 3
+
+
+@pytest.mark.parametrize(('option', 'value'), [('rand_augment_ops', 3), ('rand_augment_magnitude', 20)])
+def test_data_rand_augment_ops_and_rand_augment_magnitude(tiny, option, value):
+  tiny.data.policy, tiny.data.workers = 'rand_augment', 0
+  before = np.asarray(first_batch(tiny)[1]['image'])
+  tiny.data[option] = value
+  assert not np.array_equal(np.asarray(first_batch(tiny)[1]['image']), before)
+
+
+def test_data_crop_to_box(tiny):
+  tiny.data.crop_to_box = True  # its pictures are tested with those of cars
+  with pytest.raises(errors.InputError, match='crop_to_box needs boxes, which synthetic has not'):
+    sources.load(tiny.data, 'train', 0)
 
 
 def test_data_eval_crop(tiny):

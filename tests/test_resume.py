@@ -19,6 +19,10 @@ def run(config_file, start):
   def program(workdir, placement='device', steps=60):
     options = {
       'data.placement': placement,
+      'data.policy': 'rand_augment' if placement == 'stream' else 'none',
+      'data.mixup': 0.2,
+      'data.cutmix': 1.0,
+      'data.erasing': 0.25,
       'model.stochastic_depth': 0.2,
       'train.accumulate': 2,
       'train.steps': steps,

@@ -2,8 +2,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 
 from dnt import experiment, steps, trees
+from dnt.data import mixing
 
 
 def make(config):
@@ -60,6 +63,60 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tiny):
   close(parts.params, whole.params)
   for name in whole_metrics:
     assert float(parts_metrics[name]) == pytest.approx(float(whole_metrics[name]), rel=1e-5)
+
+
+@pytest.mark.usefixtures('unoptimized')
+@pytest.mark.parametrize('kind', ['mixup', 'cutmix'])
+def test_a_mixed_batch_has_the_mean_of_both_losses(tiny, kind):
+  tiny.model.norm = 'none'
+  tiny.loss.class_weights = tuple(range(1, 11))
+  tiny.data[kind] = 1.0
+  run, state, batch, _ = make(tiny)
+  _, found = jax.jit(run.train_step)(state, batch)
+
+  keys = jax.random.split(jax.random.wrap_key_data(state.rng, impl=steps.PRNG))
+  key = jax.random.split(jax.random.fold_in(keys[1], 0), 3)[2]
+  share, own, (top, bottom, left, right) = mixing.draw(tiny.data.mixup, tiny.data.cutmix, key, 8, 8)
+  images = np.asarray(run.preprocess(batch, None))
+  weight = np.full((8, 8, 1), own)
+  weight[top:bottom, left:right] = 0
+  images = weight * images + (1 - weight) * np.roll(images, 1, 0)
+  logits = torch.tensor(np.array(run.model.apply({'params': state.params}, images, train=True)))
+  of_class = torch.arange(1.0, 11.0)
+  both = []
+  for labels in (batch['label'], np.roll(batch['label'], 1)):
+    labels = torch.tensor(np.array(labels), dtype=torch.long)
+    both.append((F.cross_entropy(logits, labels, weight=of_class, reduction='sum'), of_class[labels].sum()))
+  (loss, weights), (other_loss, other_weights) = both
+  share = float(share)
+  expected = (share * loss + (1 - share) * other_loss) / (share * weights + (1 - share) * other_weights)
+  assert float(found['loss']) == pytest.approx(float(expected), rel=1e-5)
+  larger = batch['label'] if share >= 0.5 else np.roll(batch['label'], 1)
+  assert float(found['accuracy']) == pytest.approx(np.mean(logits.numpy().argmax(-1) == larger))
+
+
+@pytest.mark.usefixtures('unoptimized')
+def test_micro_batches_are_of_the_mixed_batch(tiny):
+  """Partners are those of the whole batch, and one mixture holds for all of it."""
+  tiny.model.norm = 'layer_norm'
+  tiny.loss.class_weights = tuple(range(1, 11))
+  tiny.data.cutmix = 1.0
+  tiny.data.augment, tiny.data.crop_padding, tiny.data.erasing = 'pad_crop_flip', 1, 0.5
+  found = {}
+  for tiny.train.accumulate in (1, 4):
+    run, state, batch, _ = make(tiny)
+    found[tiny.train.accumulate] = jax.jit(run.train_step)(state, batch)
+  close(found[1][0].params, found[4][0].params)
+  for name in found[1][1]:
+    assert float(found[1][1][name]) == pytest.approx(float(found[4][1][name]), rel=1e-5)
+
+
+def test_each_step_draws_its_own_mixture(tiny):
+  tiny.data.mixup, tiny.optim.learning_rate, tiny.model.norm = 1.0, 1e-30, 'none'
+  run, state, batch, _ = make(tiny)
+  step = jax.jit(run.train_step)
+  losses = [float(step(state.replace(step=jnp.int32(at)), batch)[1]['loss']) for at in (0, 1, 1)]
+  assert losses[1] == losses[2] != losses[0]
 
 
 def test_the_average_follows_parameters_and_statistics(tiny):

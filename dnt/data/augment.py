@@ -1,25 +1,40 @@
-"""What is done to pictures inside the jitted step: random crops and flips, normalization.
+"""What is done to pictures inside the jitted step: random crops and flips, normalization, erasing, mixing.
 
 Every draw is a function of (key, epoch, position in the epoch), example by example: the same picture comes out whatever
-the batch size, the devices and the number of processes.
+the batch size, the devices and the number of processes. (`mixing` alone draws once a batch.)
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 from jax.extend import random
 
+from dnt.data import mixing
 
-def _draws(key: jax.Array, epoch: jax.Array, position: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Two words of random bits an example, uint32 [B] each: one block of Threefry at the counter (epoch, position).
+# Random erasing (Zhong et al. 2020), by torchvision's defaults: share of the area, and ratio of height to width.
+ERASED_AREA, ERASED_RATIO = (0.02, 0.33), (0.3, 3.3)
+TRIES = 10
+ERASING = 0xFFFFFFFF  # folded into the key, beyond every position
 
-  `fold_in` twice and `bits` would be three blocks, each a loop to compile: half a second at the start of a run.
+
+def _draws(key: jax.Array, epoch: jax.Array, position: jax.Array, blocks: int = 1) -> jax.Array:
+  """Random bits, uint32 [2, blocks, B]: blocks of Threefry at the counters (epoch x blocks + block, position).
+
+  `fold_in` twice and `bits` would be three calls, each a loop to compile: half a second at the start of a run.
   """
-  counters = jnp.concatenate([epoch, position]).astype(jnp.uint32)
-  first, second = jnp.split(random.threefry_2x32(jax.random.key_data(key), counters), 2)
-  return first, second
+  major = epoch.astype(jnp.uint32)[None] * blocks + jnp.arange(blocks, dtype=jnp.uint32)[:, None]
+  minor = jnp.broadcast_to(position.astype(jnp.uint32), major.shape)
+  counters = jnp.concatenate([major.reshape(-1), minor.reshape(-1)])
+  return random.threefry_2x32(jax.random.key_data(key), counters).reshape(2, *major.shape)
+
+
+def _uniform(bits: jax.Array, low: float, high: float) -> jax.Array:
+  """float32 in [low, high) from random uint32."""
+  return low + (high - low) * (bits >> 8).astype(jnp.float32) / 2**24
 
 
 def crop_and_flip(images: jax.Array, top: jax.Array, left: jax.Array, flip: jax.Array, padding: int) -> jax.Array:
@@ -56,13 +71,40 @@ def augment(
   """
   if config.augment == 'none':
     return images
-  place, side = _draws(key, epoch, position)
+  (place,), (side,) = _draws(key, epoch, position)
   flip = (side >> 31 == 1) & config.flip
   if config.augment == 'resized_crop_flip':  # the crop was drawn on the host
     return jnp.where(flip[:, None, None, None], images[:, :, ::-1], images)
   # 16 bits for each offset: 2^16 draws over at most some tens of places are even to a thousandth.
   top, left = (bits % (2 * config.crop_padding + 1) for bits in (place >> 16, place & 0xFFFF))
   return crop_and_flip(images, top.astype(jnp.int32), left.astype(jnp.int32), flip, config.crop_padding)
+
+
+def erase(images: jax.Array, key: jax.Array, epoch: jax.Array, position: jax.Array, chance: float) -> jax.Array:
+  """Sets a random box of some pictures to zero, the mean once they are normalized (Zhong et al. 2020).
+
+  As torchvision's RandomErasing: the area is uniform in `ERASED_AREA` of the picture's, the ratio log-uniform in
+  `ERASED_RATIO`; of `TRIES` boxes the first that is smaller than the picture both ways is taken, else none.
+
+  Args:
+    images: [B, H, W, C], any float type.
+    key: Threefry key of the run's augmentation.
+    epoch: int32 [B].
+    position: int32 [B], in the order of the epoch.
+    chance: share of the pictures.
+  """
+  height, width = images.shape[1:3]
+  first, second = _draws(jax.random.fold_in(key, ERASING), epoch, position, TRIES + 2)
+  area = height * width * _uniform(first[:TRIES], *ERASED_AREA)
+  ratio = jnp.exp(_uniform(second[:TRIES], *map(math.log, ERASED_RATIO)))
+  h, w = (jnp.round(jnp.sqrt(each)).astype(jnp.int32) for each in (area * ratio, area / ratio))
+  fits = (h < height) & (w < width)
+  h, w = (jnp.take_along_axis(side, jnp.argmax(fits, axis=0)[None], axis=0)[0] for side in (h, w))
+  chosen = jnp.any(fits, axis=0) & (_uniform(first[TRIES + 1], 0.0, 1.0) < chance)
+  top = (first[TRIES] % (height - h + 1).astype(jnp.uint32)).astype(jnp.int32)
+  left = (second[TRIES] % (width - w + 1).astype(jnp.uint32)).astype(jnp.int32)
+  erased = mixing.in_box(top, top + h, left, left + w, height, width) & chosen[:, None, None]
+  return jnp.where(erased[..., None], jnp.zeros((), images.dtype), images)
 
 
 def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float], dtype: jnp.dtype) -> jax.Array:
@@ -80,18 +122,23 @@ def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float], dt
 
 def make_preprocess(
   config: ml_collections.ConfigDict, mean: Sequence[float], std: Sequence[float], dtype: jnp.dtype
-) -> Callable[[Mapping[str, jax.Array], jax.Array | None], jax.Array]:
+) -> Callable[[Mapping[str, Any], jax.Array | None], jax.Array]:
   """What a step does to a batch's pictures: `(batch, key) -> images`.
 
-  The batch holds `image` uint8 [B, H, W, C]; when the key is not None also `epoch` and `position`, int32 [B]. Without a
-  key (evaluation) nothing is drawn.
+  The batch holds `image` uint8 [B, H, W, C]; when the key is not None also `epoch` and `position`, int32 [B], and what
+  `mixing` adds. Without a key (evaluation) nothing is drawn.
   """
 
   def preprocess(batch, key):
-    images = batch['image']
-    if key is not None:
-      images = augment(config, images, key, batch['epoch'], batch['position'])
-    return normalize(images, mean, std, dtype)
+    if key is None:
+      return normalize(batch['image'], mean, std, dtype)
+    drawn = key, batch['epoch'], batch['position']
+    images = normalize(augment(config, batch['image'], *drawn), mean, std, dtype)
+    if config.erasing:
+      images = erase(images, *drawn, config.erasing)
+    if 'partner' in batch:
+      images = mixing.mix(images, preprocess(batch['partner'], key), batch['recipe'])
+    return images
 
   return preprocess
 

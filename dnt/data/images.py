@@ -6,6 +6,7 @@ the NumPy generator it is handed. Resizing is done by Pillow's filters, as torch
 
 import io
 import math
+import os
 from typing import Any
 
 import numpy as np
@@ -19,13 +20,16 @@ TRIES = 10
 def decode(source: Any, name: str, channels: int = 3) -> np.ndarray:
   """Reads an encoded picture as uint8 [h, w, channels]; with 3, gray ones get three equal channels.
 
+  Of 16 bits a channel the upper 8 are kept. CMYK and palettes are converted as Pillow does; what is transparent shows
+  the colour stored under it, and the orientation in EXIF is not applied: both as torchvision's and timm's loaders.
+
   Args:
     source: a path, or the bytes of the file.
     name: what to call it in a message.
     channels: 3, or 1 for gray.
 
   Raises:
-    errors.InputError: it is truncated, damaged, no picture, or holds more than 8 bits a channel.
+    errors.InputError: it is empty, truncated, damaged, no picture, or holds floats or more than 16 bits a channel.
   """
   from PIL import Image
 
@@ -33,12 +37,31 @@ def decode(source: Any, name: str, channels: int = 3) -> np.ndarray:
     with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
       image.load()
       mode = image.mode
-      if mode[0] not in 'IF':
-        wanted = 'L' if channels == 1 else 'RGB'
-        return _array(image if mode == wanted else image.convert(wanted))
+      if mode[0] == 'I':
+        image = _upper_bits(image, name)
+      elif mode == 'F':
+        raise errors.InputError(f'the picture {name} holds floating-point numbers (mode F); convert it to 8 bits')
+      image.info.pop('transparency', None)  # Pillow would warn that the conversion drops it
+      wanted = 'L' if channels == 1 else 'RGB'
+      return _array(image if image.mode == wanted else image.convert(wanted))
+  except errors.InputError:
+    raise
   except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-    raise errors.InputError(f'cannot read the picture {name} ({error}); replace or remove it') from error
-  raise errors.InputError(f'the picture {name} holds more than 8 bits a channel (mode {mode}); convert it to 8 bits')
+    reason = str(error)
+    if isinstance(error, Image.UnidentifiedImageError):
+      size = len(source) if isinstance(source, bytes) else os.path.getsize(source)
+      reason = 'it has no format that Pillow knows' if size else 'it is empty, 0 bytes'
+    raise errors.InputError(f'cannot read the picture {name} ({reason}); replace or remove it') from error
+
+
+def _upper_bits(image: Any, name: str) -> Any:
+  """The upper 8 of the 16 bits of a gray picture (modes I and I;16), as mode L."""
+  from PIL import Image
+
+  values = np.asarray(image)
+  if values.size and not 0 <= values.min() <= values.max() < 2**16:
+    raise errors.InputError(f'the picture {name} holds more than 16 bits a channel; convert it to 8 bits')
+  return Image.fromarray((values >> 8).astype(np.uint8))
 
 
 def _image(picture: np.ndarray) -> Any:

@@ -74,6 +74,15 @@ class EvalReader(_Reader):
     return {'image': self.transform(picture, generator), 'label': np.int32(label)}
 
 
+def in_turn(
+  picture: np.ndarray, generator: np.random.Generator | None, transforms: tuple[Transform, ...]
+) -> np.ndarray:
+  """Transforms one after another, on one stream of random numbers."""
+  for transform in transforms:
+    picture = transform(picture, generator)
+  return picture
+
+
 def start_worker(index: int, count: int) -> None:
   """Leaves Ctrl-C and SIGTERM to the main process, which stops in order, and ends with it when it is killed."""
   del index, count

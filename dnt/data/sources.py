@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 import ml_collections
 
 from dnt import errors
-from dnt.data import builtin, cifar, examples, folder, idx, placement, splits, tfds
+from dnt.data import builtin, cars, cifar, examples, folder, idx, placement, splits, tfds
 
 # name -> (f(where, config.data, seed) -> splits, what follows the colon and is handed over as `where`).
 SOURCES: Mapping[str, tuple[Callable[..., examples.Splits], str]] = {
@@ -15,6 +15,7 @@ SOURCES: Mapping[str, tuple[Callable[..., examples.Splits], str]] = {
   'cifar_binary': (cifar.cifar_binary, '<dir>'),
   'idx': (idx.idx, '<dir>'),
   'folder': (folder.folder, '<dir>'),
+  'cars': (cars.cars, '<dir>'),
 }
 
 
@@ -29,7 +30,8 @@ def load(config: ml_collections.ConfigDict, split: str, seed: int) -> examples.E
   Args:
     config: the `data` section of the config.
     split: a split's name, sliced as in TFDS (`'train[:98%]'`).
-    seed: of the splits that are drawn here (digits, folders without a val folder) and of synthetic pictures.
+    seed: of the splits that are drawn here (digits, folders without a val folder), of the order in which folders and
+      cars are listed, and of synthetic pictures.
 
   Raises:
     errors.InputError: unknown source or split, or files that are missing or damaged; says what was expected where.
@@ -42,6 +44,8 @@ def load(config: ml_collections.ConfigDict, split: str, seed: int) -> examples.E
   if bool(where) != bool(follows) or bool(colon) != bool(follows):
     form = f'{name}:{follows}' if follows else name
     raise errors.InputError(f"config.data.source={config.source!r} must be of the form '{form}'")
+  if config.crop_to_box and name != 'cars':
+    raise errors.InputError(f'config.data.crop_to_box needs boxes, which {config.source} has not; cars:<dir> has them')
   available = splits_of(where, config, seed)
   if part.name not in available:
     raise errors.unknown(f'split of {config.source}', part.name, available)

@@ -7,7 +7,8 @@ predicts the critical batch size: well below it twice the batch saves half of th
 
 The gradients are those of training: of the loss with its label smoothing and class weights, on augmented pictures, with
 dropout and stochastic depth, before clipping and weight decay. They are of the parameters as they are, which do not
-move. The examples of an epoch are different ones, so that the figures are those of what the split was drawn from.
+move. The examples of an epoch are different ones, so that the figures are those of what the split was drawn from. With
+mixup or CutMix each micro-batch is mixed by itself, and what that adds to the noise counts too.
 
 BatchNorm makes the loss of an example depend on its batch, so that there is no gradient of one example, and each
 micro-batch is normalized by itself, as with `train.accumulate`. What is found then is that of batches of micro-batches

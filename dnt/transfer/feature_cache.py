@@ -73,7 +73,8 @@ def use(
 
 
 def _is_augmented(run: experiment.Experiment) -> bool:
-  return run.config.data.augment != 'none'
+  data = run.config.data
+  return data.augment != 'none' or data.policy != 'none' or data.erasing > 0
 
 
 def _prefix(run: experiment.Experiment) -> list[str]:
@@ -96,8 +97,14 @@ def _views(run: experiment.Experiment) -> int:
   if asked == 0:
     return 0
   possible, augmented = bool(_prefix(run)), _is_augmented(run)
+  mixed = run.config.data.mixup > 0 or run.config.data.cutmix > 0
   if asked is None:
-    return int(possible and not augmented)
+    return int(possible and not augmented and not mixed)
+  if mixed:
+    raise errors.InputError(
+      f'config.finetune.cached_views={asked}: config.data.mixup and config.data.cutmix mix pictures anew at every step, '
+      'so that there are no views to cache; set it to 0'
+    )
   if not possible:
     raise errors.InputError(
       f'config.finetune.cached_views={asked} needs a frozen prefix: entries before the first that trains, in a single '

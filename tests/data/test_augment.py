@@ -101,6 +101,76 @@ def test_draws_depend_on_key_epoch_and_position_not_on_the_batch(data):
     assert (other != whole).any((1, 2, 3)).mean() > 0.8
 
 
+def erased(images, epoch, position, chance=1.0, key=KEY):
+  """The boxes (top, bottom, left, right) that erasing sets to zero, int [n, 4]; the share of pictures that have one."""
+  ones = jnp.ones((len(epoch), *images, 2))
+  found = np.asarray(jax.jit(lambda *a: augment.erase(*a, chance))(ones, key, epoch, position))
+  boxes = []
+  for picture in found:
+    assert ((picture == 0) | (picture == 1)).all()
+    assert (picture[..., 0] == picture[..., 1]).all()
+    rows, columns = (np.flatnonzero((picture[..., 0] == 0).any(axis)) for axis in (1, 0))
+    if len(rows):
+      box = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
+      assert not picture[box[0] : box[1], box[2] : box[3]].any()
+      boxes.append(box)
+  return np.array(boxes), len(boxes) / len(found)
+
+
+def test_erased_boxes_have_area_and_ratio_in_range():
+  """On pictures so large that rounding to whole pixels hardly matters and nearly every first box fits."""
+  boxes, share = erased((100, 120), jnp.zeros(1000, jnp.int32), jnp.arange(1000, dtype=jnp.int32))
+  top, bottom, left, right = boxes.T
+  area, ratio = (bottom - top) * (right - left) / 12_000, (bottom - top) / (right - left)
+
+  assert share == 1.0
+  assert 0.018 < area.min() < 0.025
+  assert 0.31 < area.max() < 0.34
+  assert abs(area.mean() - 0.175) < 0.01
+  assert 0.28 < ratio.min() < 0.33
+  assert 3.0 < ratio.max() < 3.5
+  assert abs(np.log(ratio).mean()) < 0.08
+  # Places are uniform where the box can be.
+  assert abs((top / (100 - (bottom - top))).mean() - 0.5) < 0.03
+  assert abs((left / (120 - (right - left))).mean() - 0.5) < 0.03
+  assert (top == 0).any()
+  assert (bottom == 100).any()
+
+
+def test_a_box_is_smaller_than_its_picture_both_ways():
+  boxes, share = erased((30, 8), jnp.zeros(2000, jnp.int32), jnp.arange(2000, dtype=jnp.int32))
+  assert share == 1.0
+  assert (boxes[:, 3] - boxes[:, 2]).max() == 7
+  # Where no box fits nothing is erased.
+  assert erased((1, 8), jnp.zeros(50, jnp.int32), jnp.arange(50, dtype=jnp.int32))[1] == 0.0
+
+
+def test_erasing_has_its_chance():
+  _, share = erased((16, 16), jnp.zeros(4000, jnp.int32), jnp.arange(4000, dtype=jnp.int32), chance=0.3)
+  assert abs(share - 0.3) < 3.3 * np.sqrt(0.3 * 0.7 / 4000)
+
+
+def test_erasing_depends_on_key_epoch_and_position_not_on_the_batch():
+  epoch, position = jnp.zeros(64, jnp.int32), jnp.arange(64, dtype=jnp.int32)
+  whole, _ = erased((16, 16), epoch, position)
+  turned = np.roll(np.arange(64), 7)[:20]
+  np.testing.assert_array_equal(erased((16, 16), epoch[turned], position[turned])[0], whole[turned])
+  for others in ((epoch + 1, position), (epoch, position + 64), (epoch, position, 1.0, jax.random.key(6))):
+    assert (erased((16, 16), *others)[0] != whole).any(1).mean() > 0.8
+
+
+def test_what_is_erased_is_the_mean(data):
+  data.erasing = 1.0
+  images, epoch, position = batch(32, 12, 12)
+  preprocess = jax.jit(augment.make_preprocess(data, (0.4, 0.5, 0.6), (0.25,) * 3, jnp.float32))
+  trained = np.asarray(preprocess({'image': images, 'epoch': epoch, 'position': position}, KEY))
+  plain = np.asarray(preprocess({'image': images}, None))
+  gone = (trained == 0).all(-1)
+
+  assert 0.02 < gone.mean() < 0.33
+  np.testing.assert_allclose(trained[~gone], plain[~gone], rtol=1e-6)
+
+
 @pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
 def test_normalize(dtype):
   images, _, _ = batch(4)

@@ -39,10 +39,69 @@ def test_a_damaged_picture_is_named(picture, damage, format):
     images.decode(damage(encode(Image.fromarray(picture(40, 40)), format)), 'cat.jpg')
 
 
-def test_more_than_8_bits_are_refused():
-  deep = Image.fromarray(np.full((4, 4), 40_000, np.uint16))
-  with pytest.raises(errors.InputError, match='holds more than 8 bits a channel'):
-    images.decode(encode(deep), 'scan.png')
+@pytest.mark.parametrize(
+  ('content', 'reason'), [(b'', 'it is empty, 0 bytes'), (b'<html>', 'it has no format that Pillow knows')]
+)
+def test_a_file_that_is_no_picture_says_so(tmp_path, content, reason):
+  path = tmp_path / 'cat.jpg'
+  path.write_bytes(content)
+  for source in (str(path), content):
+    with pytest.raises(errors.InputError) as error:
+      images.decode(source, 'cat.jpg')
+    assert str(error.value) == f'cannot read the picture cat.jpg ({reason}); replace or remove it'
+
+
+@pytest.mark.parametrize('format', ['PNG', 'TIFF', 'PPM'])
+@pytest.mark.parametrize('channels', [1, 3])
+def test_of_16_bits_the_upper_8_are_kept(format, channels):
+  values = np.random.default_rng(0).integers(0, 2**16, (5, 4), np.uint16)
+  values[0, :2] = 0, 2**16 - 1
+  found = images.decode(encode(Image.fromarray(values), format), 'scan', channels)
+
+  assert found.dtype == np.uint8
+  np.testing.assert_array_equal(found, np.repeat((values >> 8)[..., None], channels, -1))
+
+
+@pytest.mark.parametrize('values', [np.full((4, 4), 70_000, np.int32), np.full((4, 4), -1, np.int32)])
+def test_more_than_16_bits_are_refused(values):
+  with pytest.raises(
+    errors.InputError, match=r'^the picture scan.tif holds more than 16 bits a channel; convert it to'
+  ):
+    images.decode(encode(Image.fromarray(values), 'TIFF'), 'scan.tif')
+
+
+def test_floats_are_refused():
+  floats = Image.fromarray(np.ones((4, 4), np.float32))
+  with pytest.raises(
+    errors.InputError, match=r'^the picture scan.tif holds floating-point numbers \(mode F\); convert'
+  ):
+    images.decode(encode(floats, 'TIFF'), 'scan.tif')
+
+
+@pytest.mark.filterwarnings('error')
+@pytest.mark.parametrize('transparency', [3, bytes([0, 128, 255])])
+def test_a_transparent_palette_shows_its_colors(picture, transparency):
+  """What torchvision's loader shows: Pillow's conversion to RGB, without its warning."""
+  image = Image.fromarray(picture(9, 7)).quantize(8)
+  buffer = io.BytesIO()
+  image.save(buffer, 'PNG', transparency=transparency)
+  np.testing.assert_array_equal(images.decode(buffer.getvalue(), 'x'), np.asarray(image.convert('RGB')))
+
+
+def test_a_cmyk_jpeg_becomes_rgb(picture):
+  encoded = encode(Image.fromarray(picture(16, 16)).convert('CMYK'), 'JPEG')
+  found = images.decode(encoded, 'x')
+  np.testing.assert_array_equal(found, np.asarray(Image.open(io.BytesIO(encoded)).convert('RGB')))
+  assert np.abs(found.astype(int) - picture(16, 16)).mean() < 8
+
+
+def test_the_orientation_in_exif_is_left_alone(picture):
+  image = Image.fromarray(picture(9, 7))
+  exif = Image.Exif()
+  exif[0x0112] = 6  # turn by a quarter
+  buffer = io.BytesIO()
+  image.save(buffer, 'PNG', exif=exif)
+  np.testing.assert_array_equal(images.decode(buffer.getvalue(), 'x'), picture(9, 7))
 
 
 @pytest.mark.parametrize('channels', [1, 3])

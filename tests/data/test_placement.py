@@ -33,6 +33,17 @@ def test_pictures_that_differ_in_size_or_are_cropped_on_the_host_stream(data):
   assert not placement.on_device(data, 1, SMALL)
 
 
+@pytest.mark.parametrize('policy', ['rand_augment', 'trivial_augment'])
+def test_what_is_trained_on_under_a_policy_streams(data, policy):
+  data.policy = policy
+  assert not placement.on_device(data, 1, SMALL, training=True)
+  assert placement.on_device(data, 1, SMALL)
+  data.placement = 'device'
+  for training in (True, False):
+    with pytest.raises(errors.InputError, match=f"hold digits: config.data.policy='{policy}' runs on the host; use"):
+      placement.on_device(data, 1, SMALL, training)
+
+
 @pytest.mark.parametrize(
   ('shape', 'augment', 'reason'),
   [((None, None, 3), 'none', 'differ in size'), (SMALL, 'resized_crop_flip', 'crops on the host')],

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from dnt import errors
+from dnt import config, errors
 from dnt.data import sources
 
 
@@ -39,4 +39,13 @@ def test_an_unknown_split_names_the_nearest(data):
 
 
 def test_names_are_the_forms_of_the_schema():
-  assert sources.names() == ['digits', 'synthetic', 'tfds:<name>', 'cifar_binary:<dir>', 'idx:<dir>', 'folder:<dir>']
+  forms = ['digits', 'synthetic', 'tfds:<name>', 'cifar_binary:<dir>', 'idx:<dir>', 'folder:<dir>', 'cars:<dir>']
+  assert sources.names() == forms
+  help_text = dict(config.options())['data.source'].help
+  assert all(form in help_text for form in forms)
+
+
+def test_boxes_are_refused_where_there_are_none(data):
+  data.crop_to_box = True
+  with pytest.raises(errors.InputError, match='crop_to_box needs boxes, which digits has not; cars:<dir> has them'):
+    sources.load(data, 'train', 0)

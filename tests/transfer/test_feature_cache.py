@@ -128,6 +128,7 @@ def test_augmentation_is_not_cached_unasked(config, tmp_path):
     ({'finetune.frozen_norm': 'batch'}, 'needs a frozen prefix'),
     ({'finetune.unfreeze': (('50%', 'all'),)}, 'needs a frozen prefix'),
     ({'finetune.cached_views': 3}, 'all views are equal'),
+    ({'data.mixup': 0.2}, 'mix pictures anew'),
   ],
 )
 def test_what_cannot_be_cached_is_refused(config, tmp_path, options, said):

@@ -1,0 +1,205 @@
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import io
+
+from dnt import errors
+from dnt.data import sources
+
+CARS = os.environ.get('DNT_CARS_DIR')
+NAMES = ('AM General Hummer SUV 2000', 'Acura RL Sedan 2012', 'Ram C/V Cargo Van Minivan 2012')
+# (x1, y1, x2, y2) as MATLAB counts: the first pixel is 1, the last one is in the box; one reaches beyond the picture.
+BOXES = [(3, 2, 12, 9), (1, 1, 24, 20), (5, 4, 30, 40), (2, 7, 2, 7)]
+FIELDS = ('bbox_x1', 'bbox_y1', 'bbox_x2', 'bbox_y2', 'class', 'fname')
+
+
+def annotations(path, labels, fields=FIELDS):
+  table = np.empty((1, len(labels)), [(name, 'O') for name in fields])
+  for index, label in enumerate(labels):
+    values = dict(zip(FIELDS, (*map(float, BOXES[index]), float(label), f'{index + 1:05}.jpg'), strict=True))
+    table[0, index] = tuple(values[name] for name in fields)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  io.savemat(path, {'annotations': table})
+
+
+@pytest.fixture
+def devkit(tmp_path, picture):
+  """`devkit(...)`: four pictures to train on, two to test on, with all files of the archives; returns the folder."""
+
+  def make(train='cars_train', test='cars_test', mat='devkit', test_mat=None):
+    root = tmp_path / 'cars'
+    for folder, count in ((train, 4), (test, 2)):
+      (root / folder).mkdir(parents=True)
+      for index in range(count):
+        Image.fromarray(picture(20, 24, seed=index)).save(root / folder / f'{index + 1:05}.jpg')
+    annotations(root / mat / 'cars_train_annos.mat', [2, 1, 3, 2])
+    annotations(root / (test_mat or mat) / 'cars_test_annos_withlabels.mat', [3, 1])
+    io.savemat(root / mat / 'cars_meta.mat', {'class_names': np.array([NAMES], object)})
+    return root
+
+  return make
+
+
+def load(data, root, split='train', seed=0):
+  data.source = f'cars:{root}'
+  return sources.load(data, split, seed)
+
+
+def by_file(examples):
+  return dict(zip([path.rpartition('/')[2] for path in examples.pictures.paths], examples, strict=True))
+
+
+@pytest.mark.parametrize(
+  'layout',
+  [
+    {},
+    {'test_mat': '.'},
+    {'mat': '.'},
+    {'train': 'cars_train/cars_train', 'test': 'cars_test/cars_test', 'mat': 'car_devkit/devkit', 'test_mat': '.'},
+    {'train': 'cars_train/cars_train', 'mat': 'devkit/devkit'},
+  ],
+  ids=['official', 'test labels at the root', 'all at the root', 'Kaggle', 'nested in part'],
+)
+def test_every_layout_of_the_archives_is_read(data, devkit, layout):
+  root = devkit(**layout)
+  train, test = load(data, root), load(data, root, 'test')
+
+  assert train.class_names == test.class_names == NAMES
+  assert train.shape == (None, None, 3)
+  assert {name: label for name, (_, label) in by_file(train).items()} == {
+    '00001.jpg': 1,
+    '00002.jpg': 0,
+    '00003.jpg': 2,
+    '00004.jpg': 1,
+  }
+  assert {name: label for name, (_, label) in by_file(test).items()} == {'00001.jpg': 2, '00002.jpg': 0}
+  for path, (picture, label), known in zip(train.pictures.paths, train, train.labels, strict=True):
+    np.testing.assert_array_equal(picture, np.asarray(Image.open(path)))
+    assert label == known
+
+
+def test_boxes_are_cut_out_when_asked_for(data, devkit):
+  root = devkit()
+  whole = by_file(load(data, root))
+  data.crop_to_box = True
+  found = by_file(load(data, root))
+
+  for (name, (picture, label)), (x1, y1, x2, y2) in zip(sorted(found.items()), BOXES, strict=True):
+    np.testing.assert_array_equal(picture, whole[name][0][y1 - 1 : y2, x1 - 1 : x2])
+    assert label == whole[name][1]
+  part = load(data, root, 'train[50%:]')
+  for name, (picture, _) in by_file(part).items():
+    np.testing.assert_array_equal(picture, found[name][0])
+
+
+def test_a_box_outside_of_its_picture_is_named(data, devkit, monkeypatch):
+  monkeypatch.setitem(globals(), 'BOXES', [(100, 1, 120, 9)] * 4)
+  data.crop_to_box = True
+  train = load(data, devkit())
+  with pytest.raises(errors.InputError, match=r'the box of .*.jpg, rows 0 to 9 and columns 99 to 120, lies outside'):
+    train[0]
+
+
+def test_the_order_is_drawn_once(data, devkit):
+  root = devkit()
+  first = load(data, root).pictures.paths
+
+  assert load(data, root).pictures.paths == first
+  assert any(load(data, root, seed=seed).pictures.paths != first for seed in range(1, 5))
+  assert load(data, root, 'train[:50%]').pictures.paths == first[:2]
+
+
+@pytest.mark.parametrize('base', ['.', 'car_data', 'car_data/car_data'])
+def test_class_folders_are_read(data, class_folders, base):
+  root = class_folders({f'{base}/train/Acura': 3, f'{base}/train/BMW': 2, f'{base}/test/BMW': 2})
+  train, test = load(data, root), load(data, root, 'test')
+
+  assert train.class_names == test.class_names == ('Acura', 'BMW')
+  assert train.name == f'cars:{root}'
+  np.testing.assert_array_equal(np.sort(train.labels), [0, 0, 0, 1, 1])
+  np.testing.assert_array_equal(test.labels, [1, 1])
+  with pytest.raises(errors.InputError, match="unknown split of .* 'val'"):
+    load(data, root, 'val')
+
+
+def test_class_folders_have_no_boxes(data, class_folders):
+  root = class_folders({'train/Acura': 1, 'train/BMW': 1, 'test/BMW': 1})
+  data.crop_to_box = True
+  with pytest.raises(
+    errors.InputError, match=r'crop_to_box needs the boxes .* holds class folders alone; leave it off'
+  ):
+    load(data, root)
+
+
+@pytest.mark.parametrize(
+  ('split', 'file', 'message'),
+  [
+    ('train', 'devkit/cars_meta.mat', "'train' split: cars_meta.mat goes to {root}/devkit/cars_meta.mat$"),
+    ('train', 'devkit/cars_train_annos.mat', 'cars_train_annos.mat goes to {root}/devkit/cars_train_annos.mat$'),
+    ('test', 'devkit/cars_test_annos_withlabels.mat', 'goes to {root}/devkit/cars_test_annos_withlabels.mat$'),
+    ('train', 'cars_train', 'the pictures 00001.jpg and on go to {root}/cars_train$'),
+    ('test', 'cars_test', 'the pictures 00001.jpg and on go to {root}/cars_test$'),
+    ('train', 'cars_train/00002.jpg', '{root}/cars_train lacks 00002.jpg of the 4 pictures that .*; unpack'),
+  ],
+)
+def test_what_is_missing_is_named_with_its_place(data, devkit, split, file, message):
+  root = devkit()
+  (root / file).rename(root / 'elsewhere')
+  with pytest.raises(errors.InputError, match=message.format(root=root)):
+    load(data, root, split)
+  if file != 'devkit/cars_meta.mat':  # which both splits need
+    load(data, root, 'test' if split == 'train' else 'train')
+
+
+def test_test_annotations_without_labels_are_not_enough(data, devkit):
+  root = devkit()
+  labelled = root / 'devkit' / 'cars_test_annos_withlabels.mat'
+  labelled.unlink()
+  unlabelled = [name for name in FIELDS if name != 'class']
+  annotations(root / 'devkit' / 'cars_test_annos.mat', [1, 1], unlabelled)
+  with pytest.raises(
+    errors.InputError, match=rf'goes to {labelled} \(cars_test_annos.mat, which is there, holds no labels\)$'
+  ):
+    load(data, root, 'test')
+  annotations(labelled, [1, 1], unlabelled)
+  with pytest.raises(errors.InputError, match=f'annotations in {labelled} hold no class; those .* with labels are'):
+    load(data, root, 'test')
+
+
+@pytest.mark.parametrize('content', [b'', b'<!DOCTYPE html><p>not found', b'MATLAB 5.0 MAT-file' + bytes(200)])
+def test_a_damaged_mat_file_is_named(data, devkit, content):
+  root = devkit()
+  path = root / 'devkit' / 'cars_train_annos.mat'
+  path.write_bytes(content)
+  with pytest.raises(errors.InputError, match=f'^{path} is not the file of the devkit .*; fetch it again$'):
+    load(data, root)
+
+
+def test_classes_beyond_the_names_are_refused(data, devkit):
+  root = devkit()
+  annotations(root / 'devkit' / 'cars_train_annos.mat', [2, 1, 4, 2])
+  with pytest.raises(errors.InputError, match='holds classes 1 to 4; cars_meta.mat names 3'):
+    load(data, root)
+
+
+def test_a_folder_of_something_else_says_what_was_expected(data, tmp_path):
+  for root, message in ((tmp_path / 'absent', 'does not exist'), (tmp_path, 'holds no Stanford Cars')):
+    with pytest.raises(
+      errors.InputError, match=f'{root} {message}; expected there: cars_train/, cars_test/ and devkit/'
+    ):
+      load(data, root)
+
+
+@pytest.mark.skipif(not CARS, reason='DNT_CARS_DIR does not name the folder of Stanford Cars')
+def test_the_real_cars_are_read(data):
+  train, test = load(data, CARS), load(data, CARS, 'test')
+
+  assert (len(train), len(test), train.num_classes) == (6146, 999, 196)
+  assert (np.bincount(train.labels, minlength=196).min(), np.bincount(test.labels, minlength=196).min()) == (18, 3)
+  assert train.class_names[0] == 'AM General Hummer SUV 2000'
+  data.crop_to_box = True
+  for whole, cropped in ((train, load(data, CARS)), (test, load(data, CARS, 'test'))):
+    assert whole[0][0].dtype == np.uint8
+    np.testing.assert_array_equal(whole[0][0], cropped[0][0])  # these are cut to their boxes already
