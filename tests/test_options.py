@@ -19,12 +19,14 @@ from dnt import errors, experiment, metrics, record, train, trees
 from dnt.data import pipeline, sources
 from dnt.diagnostics import lr_find, noise
 from dnt.parallel import mesh as mesh_lib
+from dnt.transfer import feature_cache
 
 RESNET = {'model.name': 'resnet', 'model.depth': 8, 'model.width': None}
 DENSENET = {'model.name': 'densenet', 'model.depth': 10, 'model.width': None, 'model.bottleneck': True}
 HIGHWAY = {'model.name': 'highway', 'model.depth': 8, 'model.width': 8}
 IMAGENET = {**RESNET, 'model.depth': 50, 'data.image_size': 32}
 NORMALIZED = {'data.mean': (0.5, 0.5, 0.5), 'data.std': (0.2, 0.2, 0.2)}
+PREPARED = {'data.image_size': 8, 'data.eval_crop': 0.875, 'data.interpolation': 'bilinear'}  # left open by no weights
 CROPS = {'data.augment': 'pad_crop_flip'}
 WARMUP = {'schedule.warmup': '3'}
 ONE_CYCLE = {'schedule.name': 'one_cycle'}
@@ -97,7 +99,7 @@ PROGRAM = {
   'finetune.layer_decay': ({}, 0.5),
   'finetune.head_lr_mult': ({}, 10.0),
   'finetune.rates': ({}, (('head', 0.1),)),
-  'finetune.l2_sp': ({'train.init_from': 'runs/other'}, 0.1),
+  'finetune.l2_sp': ({**NORMALIZED, **PREPARED, 'train.init_from': 'runs/other'}, 0.1),
   'ema.decay': ({}, 0.9),
   'train.accumulate': ({}, 2),
 }
@@ -475,6 +477,19 @@ def test_noise_scale_batches_and_micro_batches(tiny, tmp_path, monkeypatch):
     tiny.noise_scale.batches, tiny.noise_scale.micro_batches = batches, micro_batches
     noise.run(tiny, tmp_path)
   assert sizes == [(4, 4)] * 2 + [(8, 2)] * 3
+
+
+def test_finetune_cached_views_and_cache_dir(tiny, tmp_path):
+  tiny.finetune.trainable, tiny.data.augment, tiny.data.crop_padding = 'head', 'pad_crop_flip', 1
+  data = experiment.load_data(tiny, ('test',))
+  run = experiment.make(experiment.resolve(tiny, data), data.spec)
+  mesh, rows = mesh_lib.make_mesh(tiny.mesh), {}
+  for views in (0, 1, 3):
+    run.config.finetune.cached_views, run.config.finetune.cache_dir = views, str(tmp_path / str(views))
+    rows[views] = len(feature_cache.use(run, data, mesh, tmp_path)[1].train.pictures)
+  assert rows == {0: 64, 1: 64, 3: 192}
+  assert not (tmp_path / '0').exists()
+  assert len(list((tmp_path / '3').iterdir())) == 2
 
 
 def test_mesh_fsdp(tiny, monkeypatch):

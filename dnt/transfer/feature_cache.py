@@ -102,8 +102,8 @@ def _views(run: experiment.Experiment) -> int:
     return int(possible and not augmented and not mixed)
   if mixed:
     raise errors.InputError(
-      f'config.finetune.cached_views={asked}: config.data.mixup and config.data.cutmix mix pictures anew at every step, '
-      'so that there are no views to cache; set it to 0'
+      f'config.finetune.cached_views={asked}: config.data.mixup and cutmix mix pictures anew at every step, so '
+      'that there are no views to cache; set it to 0'
     )
   if not possible:
     raise errors.InputError(
