@@ -54,9 +54,9 @@ def image_shape(config: ml_collections.ConfigDict, source: examples.Examples) ->
   return height, width, channels
 
 
-def _resident_images(config: ml_collections.ConfigDict, source: examples.Examples, training: bool) -> np.ndarray | None:
+def _resident_images(config: ml_collections.ConfigDict, source: examples.Examples, train: bool) -> np.ndarray | None:
   """uint8 [N, H, W, C] at the size of `image_shape` when the split is to live on the device."""
-  if source.images is None or not placement.on_device(config, len(source), source.shape, training):
+  if source.images is None or not placement.on_device(config, len(source), source.shape, train):
     return None
   size = image_shape(config, source)[:2]
   if size == source.images.shape[1:3]:
@@ -65,18 +65,18 @@ def _resident_images(config: ml_collections.ConfigDict, source: examples.Example
     return np.stack(list(pool.map(functools.partial(images.resize, size=size), source.images)))
 
 
-def _resize(config: ml_collections.ConfigDict, size: tuple[int, int], training: bool) -> readers.Transform:
+def _resize(config: ml_collections.ConfigDict, size: tuple[int, int], train: bool) -> readers.Transform:
   """What brings a picture to (height, width) on the host."""
   if config.augment != 'resized_crop_flip':
     return functools.partial(images.squash, size=size)
-  if training:
+  if train:
     return functools.partial(images.random_resized_crop, size=size, min_area=config.resized_crop_min_area)
   return functools.partial(images.resize_center_crop, size=size, share=config.eval_crop)
 
 
 def _train_transform(config: ml_collections.ConfigDict, size: tuple[int, int]) -> readers.Transform:
   """What is done on the host to a picture that is trained on."""
-  resize, policy = _resize(config, size, training=True), policies.make(config)
+  resize, policy = _resize(config, size, train=True), policies.make(config)
   return functools.partial(readers.in_turn, transforms=(resize, policy)) if policy else resize
 
 
@@ -92,7 +92,7 @@ def make_train_feed(config: ml_collections.ConfigDict, source: examples.Examples
     errors.InputError: placement or size do not suit the pictures.
   """
   shape = image_shape(config.data, source)
-  resident_images = _resident_images(config.data, source, training=True)
+  resident_images = _resident_images(config.data, source, train=True)
   if resident_images is not None:
     return resident.TrainFeed(resident_images, source.labels, config.seed, config.train.batch_size, mesh)
   transform = _train_transform(config.data, shape[:2])
@@ -106,10 +106,10 @@ def make_eval_feed(config: ml_collections.ConfigDict, source: examples.Examples,
     errors.InputError: placement or size do not suit the pictures.
   """
   shape = image_shape(config.data, source)
-  resident_images = _resident_images(config.data, source, training=False)
+  resident_images = _resident_images(config.data, source, train=False)
   if resident_images is not None:
     return resident.EvalFeed(resident_images, source.labels, config.eval.batch_size, mesh)
-  transform = _resize(config.data, shape[:2], training=False)
+  transform = _resize(config.data, shape[:2], train=False)
   return stream.EvalFeed(source, transform, shape, config.eval.batch_size, mesh, config.data.workers)
 
 
