@@ -56,9 +56,9 @@ def image_shape(config: ml_collections.ConfigDict, source: examples.Examples) ->
   return height, width, channels
 
 
-def _resident_images(config: ml_collections.ConfigDict, source: examples.Examples, training: bool) -> np.ndarray | None:
+def _resident_images(config: ml_collections.ConfigDict, source: examples.Examples, train: bool) -> np.ndarray | None:
   """uint8 [N, H, W, C] at the size of `image_shape` when the split is to live on the device."""
-  if source.images is None or not placement.on_device(config, len(source), source.shape, training):
+  if source.images is None or not placement.on_device(config, len(source), source.shape, train):
     return None
   size = image_shape(config, source)[:2]
   if size == source.images.shape[1:3]:
@@ -68,19 +68,19 @@ def _resident_images(config: ml_collections.ConfigDict, source: examples.Example
     return np.stack(list(pool.map(resize, source.images)))
 
 
-def _resize(config: ml_collections.ConfigDict, size: tuple[int, int], training: bool) -> readers.Transform:
+def _resize(config: ml_collections.ConfigDict, size: tuple[int, int], train: bool) -> readers.Transform:
   """What brings a picture to (height, width) on the host."""
   to_size = {'size': size, 'interpolation': config.interpolation}
   if config.augment != 'resized_crop_flip':
     return functools.partial(images.squash, **to_size)
-  if training:
+  if train:
     return functools.partial(images.random_resized_crop, min_area=config.resized_crop_min_area, **to_size)
   return functools.partial(images.resize_center_crop, share=config.eval_crop, **to_size)
 
 
 def _train_transform(config: ml_collections.ConfigDict, size: tuple[int, int]) -> readers.Transform:
   """What is done on the host to a picture that is trained on."""
-  resize, policy = _resize(config, size, training=True), policies.make(config)
+  resize, policy = _resize(config, size, train=True), policies.make(config)
   return functools.partial(readers.in_turn, transforms=(resize, policy)) if policy else resize
 
 
@@ -98,7 +98,7 @@ def make_train_feed(config: ml_collections.ConfigDict, source: examples.Examples
   if source.views:
     return resident.TrainFeed(source.images, source.labels, config.seed, config.train.batch_size, mesh, source.views)
   shape = image_shape(config.data, source)
-  resident_images = _resident_images(config.data, source, training=True)
+  resident_images = _resident_images(config.data, source, train=True)
   if resident_images is not None:
     return resident.TrainFeed(resident_images, source.labels, config.seed, config.train.batch_size, mesh)
   transform = _train_transform(config.data, shape[:2])
@@ -130,12 +130,10 @@ def make_view_feed(config: ml_collections.ConfigDict, source: examples.Examples,
 
 def _pass(config: ml_collections.ConfigDict, source: examples.Examples, mesh: Mesh, view: int | None) -> Any:
   shape = image_shape(config.data, source)
-  resident_images = _resident_images(config.data, source, training=view is not None)
+  resident_images = _resident_images(config.data, source, train=view is not None)
   if resident_images is not None:
     return resident.EvalFeed(resident_images, source.labels, config.eval.batch_size, mesh)
-  transform = (
-    _resize(config.data, shape[:2], training=False) if view is None else _train_transform(config.data, shape[:2])
-  )
+  transform = _resize(config.data, shape[:2], train=False) if view is None else _train_transform(config.data, shape[:2])
   drawn = None if view is None else (config.seed, view)
   return stream.EvalFeed(source, transform, shape, config.eval.batch_size, mesh, config.data.workers, drawn)
 

@@ -9,14 +9,14 @@ from dnt.data import examples
 RESIDENT_BYTES = 2**30
 
 
-def on_device(config: ml_collections.ConfigDict, count: int, shape: examples.Shape, training: bool = False) -> bool:
+def on_device(config: ml_collections.ConfigDict, count: int, shape: examples.Shape, train: bool = False) -> bool:
   """Whether `config.placement` puts pictures of that number and shape on the device.
 
   Args:
     config: the `data` section of the config.
     count: pictures of the split.
     shape: their (H, W, C) as the source has them.
-    training: whether they are trained on, under `config.policy`; evaluation does without it.
+    train: whether they are trained on, under `config.policy`; evaluation does without it.
 
   Raises:
     errors.InputError: placement='device' for pictures that cannot live there.
@@ -28,7 +28,7 @@ def on_device(config: ml_collections.ConfigDict, count: int, shape: examples.Sha
     reason = 'its pictures differ in size'
   elif config.augment == 'resized_crop_flip':
     reason = "config.data.augment='resized_crop_flip' crops on the host"
-  elif config.policy != 'none' and (training or config.placement == 'device'):
+  elif config.policy != 'none' and (train or config.placement == 'device'):
     reason = f'config.data.policy={config.policy!r} runs on the host'
   if config.placement == 'device' and reason:
     raise errors.InputError(f"config.data.placement='device' cannot hold {config.source}: {reason}; use 'auto'")

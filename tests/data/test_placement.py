@@ -36,12 +36,12 @@ def test_pictures_that_differ_in_size_or_are_cropped_on_the_host_stream(data):
 @pytest.mark.parametrize('policy', ['rand_augment', 'trivial_augment'])
 def test_what_is_trained_on_under_a_policy_streams(data, policy):
   data.policy = policy
-  assert not placement.on_device(data, 1, SMALL, training=True)
+  assert not placement.on_device(data, 1, SMALL, train=True)
   assert placement.on_device(data, 1, SMALL)
   data.placement = 'device'
-  for training in (True, False):
+  for train in (True, False):
     with pytest.raises(errors.InputError, match=f"hold digits: config.data.policy='{policy}' runs on the host; use"):
-      placement.on_device(data, 1, SMALL, training)
+      placement.on_device(data, 1, SMALL, train)
 
 
 @pytest.mark.parametrize(
