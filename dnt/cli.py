@@ -23,7 +23,11 @@ _OVERRIDE = re.compile(r'--?(?:no)?config\.([\w.]+)')
 
 
 def run(
-  main: Callable[[], None], description: str, default_config: pathlib.Path, kinds: Sequence[str] = ('train',)
+  main: Callable[[], None],
+  description: str,
+  default_config: pathlib.Path,
+  kinds: Sequence[str] = ('train',),
+  computes: bool = True,
 ) -> None:
   """Parses the flags, runs `main` and exits with the code its errors stand for.
 
@@ -32,11 +36,13 @@ def run(
     description: what `--help` prints first.
     default_config: the config file when `--config` is not given.
     kinds: of config files that the program takes, from `dnt.config.KINDS`.
+    computes: whether it runs networks itself, for which memory is kept; else it leaves that to processes it starts.
   """
   if any(argument in ('-h', '--help', '--helpfull', '--helpshort') for argument in sys.argv[1:]):
     print(help_text(description, kinds))
     sys.exit(0)
-  allocator.tune()
+  if computes:
+    allocator.tune()
   logging.set_verbosity(logging.ERROR)  # the libraries' own chatter; what dnt has to say, it prints
   try:
     app.run(lambda _: main(), flags_parser=lambda argv: _parse(argv, default_config, kinds))

@@ -56,4 +56,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  cli.run(main, __doc__, ROOT / 'configs' / 'compare_init.py', ('compare',))
+  cli.run(main, __doc__, ROOT / 'configs' / 'compare_init.py', ('compare',), computes=False)
