@@ -53,6 +53,6 @@ def get_config():
       'train.epochs': 40.0,
     },
     'top2': {'finetune.trainable': 'top:2', 'optim.learning_rate': 1e-4, 'finetune.head_lr_mult': 10.0},
-    'all': {'optim.learning_rate': 1e-5, 'finetune.head_lr_mult': 100.0, 'finetune.frozen_norm': 'running'},
+    'all': {'optim.learning_rate': 1e-5, 'finetune.head_lr_mult': 100.0},
   }
   return config
