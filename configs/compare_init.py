@@ -1,7 +1,9 @@
 """Sigmoid, tanh and ReLU from five starts: an MLP of ten layers without norm on Fashion-MNIST.
 
-python -m dnt.compare --config=configs/compare_init.py
-... --config.base.data.source=idx:<dir>    with the four IDX files at hand (Debian: dataset-fashion-mnist)
+  python -m dnt.compare --config=configs/compare_init.py
+  ... --config.base.data.source=idx:<dir>    with the four IDX files at hand (Debian: dataset-fashion-mnist)
+
+Expected: ReLU from the large start is not finite after a few steps, and the exit code is 1.
 """
 
 from dnt import config as schema
