@@ -72,7 +72,7 @@ def test_a_mixed_batch_has_the_mean_of_both_losses(tiny, kind):
   tiny.loss.class_weights = tuple(range(1, 11))
   tiny.data[kind] = 1.0
   run, state, batch, _ = make(tiny)
-  _, found = jax.jit(run.train_step)(state, batch)
+  _, found = jax.jit(run.stages[0].train_step)(state, batch)
 
   keys = jax.random.split(jax.random.wrap_key_data(state.rng, impl=steps.PRNG))
   key = jax.random.split(jax.random.fold_in(keys[1], 0), 3)[2]
@@ -105,7 +105,7 @@ def test_micro_batches_are_of_the_mixed_batch(tiny):
   found = {}
   for tiny.train.accumulate in (1, 4):
     run, state, batch, _ = make(tiny)
-    found[tiny.train.accumulate] = jax.jit(run.train_step)(state, batch)
+    found[tiny.train.accumulate] = jax.jit(run.stages[0].train_step)(state, batch)
   close(found[1][0].params, found[4][0].params)
   for name in found[1][1]:
     assert float(found[1][1][name]) == pytest.approx(float(found[4][1][name]), rel=1e-5)
@@ -114,7 +114,7 @@ def test_micro_batches_are_of_the_mixed_batch(tiny):
 def test_each_step_draws_its_own_mixture(tiny):
   tiny.data.mixup, tiny.optim.learning_rate, tiny.model.norm = 1.0, 1e-30, 'none'
   run, state, batch, _ = make(tiny)
-  step = jax.jit(run.train_step)
+  step = jax.jit(run.stages[0].train_step)
   losses = [float(step(state.replace(step=jnp.int32(at)), batch)[1]['loss']) for at in (0, 1, 1)]
   assert losses[1] == losses[2] != losses[0]
 
