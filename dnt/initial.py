@@ -39,7 +39,7 @@ def state(
   Raises:
     errors.InputError: a checkpoint or weights of another network, or a checkpoint of another optimizer.
   """
-  rows = depth.scanned_rows(run.abstract_state().params)
+  rows = depth.trace(run.model, run.spec.image_shape).scanned
 
   def unrolled(step):
     state = depth.to_unrolled(run.abstract_state(step), rows)

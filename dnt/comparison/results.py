@@ -28,8 +28,8 @@ class Outcome(NamedTuple):
     error: why it failed.
     step: that it came to.
     values: by quantity: `<split>_error` (percent) and `<split>_loss` of the last evaluation, where the training split
-      is called train; `seconds`, `images_per_second`, `parameters`,
-      `trainable_parameters`, `process_memory` and `device_memory` (peak bytes).
+      is called train; `seconds`, `images_per_second`, `parameters`, `trainable_parameters`,
+      `process_memory` and `device_memory` (peak bytes).
     warnings: of telemetry, by kind.
     curves: (steps, epochs, values) by title.
     about: devices and versions.

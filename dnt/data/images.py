@@ -64,7 +64,8 @@ def _upper_bits(image: Any, name: str) -> Any:
   return Image.fromarray((values >> 8).astype(np.uint8))
 
 
-def _image(picture: np.ndarray) -> Any:
+def to_pillow(picture: np.ndarray) -> Any:
+  """A picture as Pillow has it, mode L or RGB."""
   from PIL import Image
 
   return Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture)
@@ -87,7 +88,7 @@ def resize(picture: np.ndarray, size: tuple[int, int], interpolation: str = 'bil
 
   if picture.shape[:2] == size:
     return picture
-  return _array(_image(picture).resize(size[::-1], Image.Resampling[interpolation.upper()]))
+  return _array(to_pillow(picture).resize(size[::-1], Image.Resampling[interpolation.upper()]))
 
 
 def squash(

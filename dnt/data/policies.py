@@ -15,6 +15,8 @@ from typing import Any
 import ml_collections
 import numpy as np
 
+from dnt.data import images
+
 OPERATIONS = (
   'Identity',
   'ShearX',
@@ -112,7 +114,7 @@ def rand_augment(picture: np.ndarray, generator: np.random.Generator, ops: int, 
   height, width = picture.shape[:2]
   share = 150 / 331  # of the side: AutoAugment's 150 pixels of a picture of 331
   strongest = _strongest(shear=0.3, translate=(share * width, share * height), rotate=30, enhance=0.9, posterize=4)
-  image = _image(picture)
+  image = images.to_pillow(picture)
   for _ in range(ops):
     image = _operate_at_random(image, generator, strongest, magnitude)
   return np.asarray(image).reshape(picture.shape)
@@ -127,7 +129,7 @@ def trivial_augment(picture: np.ndarray, generator: np.random.Generator) -> np.n
   """
   level = int(generator.integers(BINS))
   strongest = _strongest(shear=0.99, translate=(32, 32), rotate=135, enhance=0.99, posterize=6)
-  return np.asarray(_operate_at_random(_image(picture), generator, strongest, level)).reshape(picture.shape)
+  return np.asarray(_operate_at_random(images.to_pillow(picture), generator, strongest, level)).reshape(picture.shape)
 
 
 def make(
@@ -137,9 +139,3 @@ def make(
   if config.policy == 'rand_augment':
     return functools.partial(rand_augment, ops=config.rand_augment_ops, magnitude=config.rand_augment_magnitude)
   return trivial_augment if config.policy == 'trivial_augment' else None
-
-
-def _image(picture: np.ndarray) -> Any:
-  from PIL import Image
-
-  return Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture)

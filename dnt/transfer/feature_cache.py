@@ -11,7 +11,7 @@ import json
 import os
 import pathlib
 import zipfile
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,10 +24,25 @@ from dnt.models import depth
 from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
 from dnt.parallel import multihost
+from dnt.transfer import freeze
 
 LARGEST = 2**33  # bytes of the features of a split, which live on the device
 CLOSE = 1e-4  # of the logits, relative to the largest: what is taken for the same
 _FORMAT = 1  # changes with what a file holds
+
+
+class _Prefix(NamedTuple):
+  """The frozen prefix of a run, ready to be run.
+
+  Attributes:
+    names: of its entries, in depth order.
+    variables: of the whole network, on the mesh.
+    pooled: whether the mean over all positions of its output is what is kept.
+  """
+
+  names: tuple[str, ...]
+  variables: Any
+  pooled: bool
 
 
 def use(
@@ -48,7 +63,8 @@ def use(
   if not views:
     return run, data
   names = _prefix(run)
-  cached = experiment.make(run.config, data.spec, frozenset(names))
+  skipped = frozenset(names)
+  cached = experiment.make(run.config, data.spec, skipped)
   variables = initial.variables(run, workdir)
   placed = mesh_lib.place(variables, mesh_lib.replicated(mesh))
   pooled = _pooled(run, cached, data, mesh, placed, names[-1])
@@ -59,13 +75,16 @@ def use(
     if multihost.is_lead():
       print(f'features are not cached: {problem}')
     return run, data
-  weights = {name: trees.split(tree, lambda path: _below(path, names))[0] for name, tree in variables.items()}
+  prefix = _Prefix(names, placed, pooled)
+  weights = {
+    name: trees.split(tree, lambda path: freeze.is_below(path, skipped))[0] for name, tree in variables.items()
+  }
   about = [_FORMAT, run.config.model.to_dict(), names, pooled, trees.sha256(weights)]
   directory = pathlib.Path(run.config.finetune.cache_dir or pathlib.Path.home() / '.cache' / 'dnt' / 'features')
 
   def features(source, views):
     """Of a split: one view as in evaluation (0), or as many as in training."""
-    return _load(run, source, views, mesh, placed, names[-1], pooled, directory, about)
+    return _load(run, source, views, mesh, prefix, directory, about)
 
   evaluation = {split: features(source, 0) for split, source in data.evaluation.items()}
   training = features(data.train, views if _is_augmented(run) else 0)
@@ -77,18 +96,18 @@ def _is_augmented(run: experiment.Experiment) -> bool:
   return data.augment != 'none' or data.policy != 'none' or data.erasing > 0
 
 
-def _prefix(run: experiment.Experiment) -> list[str]:
+def _prefix(run: experiment.Experiment) -> tuple[str, ...]:
   """Names of the entries before the first that trains; none where they cannot be left out."""
   stage, names = run.stages[0], []
   if len(run.stages) > 1 or not stage.cut.frozen or stage.cut.norm != 'running':
-    return []
+    return ()
   for row in run.table:
     if row.parameters and row.entry.name not in stage.cut.frozen:
       break
     if row.shape is None:  # a parameter that the model itself reads
-      return []
+      return ()
     names.append(row.entry.name)
-  return names
+  return tuple(names)
 
 
 def _views(run: experiment.Experiment) -> int:
@@ -116,11 +135,6 @@ def _views(run: experiment.Experiment) -> int:
       'set it to 1'
     )
   return asked
-
-
-def _below(path: str, names: list[str]) -> bool:
-  parts = path.split('/')
-  return '/'.join(parts[:1]) in names or '/'.join(parts[:2]) in names
 
 
 def _output(run: experiment.Experiment, variables: Any, x: jax.Array, name: str) -> tuple[jax.Array, jax.Array]:
@@ -173,9 +187,7 @@ def _load(
   source: examples.Examples,
   views: int,
   mesh: Mesh,
-  variables: Any,
-  name: str,
-  pooled: bool,
+  prefix: _Prefix,
   directory: pathlib.Path,
   about: list[Any],
 ) -> examples.Examples:
@@ -186,7 +198,7 @@ def _load(
   key = hashlib.sha256(identity.encode()).hexdigest()[:32]
   path = directory / f'{key}.npz'
   if not multihost.broadcast_from_lead(path.exists()):
-    features, labels = _compute(run, source, views, mesh, variables, name, pooled)
+    features, labels = _compute(run, source, views, mesh, prefix)
     if multihost.is_lead():
       _write(path, features, labels)
       print(f'features of {source.split}: {features.nbytes / 1e6:,.0f} MB kept as {path}')
@@ -208,12 +220,11 @@ def _compute(
   source: examples.Examples,
   views: int,
   mesh: Mesh,
-  variables: Any,
-  name: str,
-  pooled: bool,
+  prefix: _Prefix,
 ) -> tuple[np.ndarray, np.ndarray]:
+  name = prefix.names[-1]
   shape = next(row.shape for row in run.table if row.entry.name == name)
-  shape = (1, 1, shape[-1]) if pooled else shape
+  shape = (1, 1, shape[-1]) if prefix.pooled else shape
   size = max(views, 1) * len(source) * int(np.prod(shape)) * 4
   if size > LARGEST:
     raise errors.InputError(
@@ -232,12 +243,12 @@ def _compute(
         place = {'epoch': jnp.full(count, view, jnp.int32), 'position': step * count + jnp.arange(count)}
         x = run.preprocess(batch | place, key if views else None)
         features, _ = _output(run, variables, x, name)
-        features = jnp.mean(features, (1, 2), keepdims=True) if pooled else features
+        features = jnp.mean(features, (1, 2), keepdims=True) if prefix.pooled else features
         return features.astype(jnp.float32), batch['label']
 
       program = compile_lib.jit(program, out_shardings=mesh_lib.replicated(mesh))
       for step in range(feed.steps):
-        features, label = jax.device_get(program(variables, feed.arrays(step, 1), np.int32(step)))
+        features, label = jax.device_get(program(prefix.variables, feed.arrays(step, 1), np.int32(step)))
         left = len(source) - step * len(label)
         parts.append(features[:left])
         labels += [label[:left]] if not view else []

@@ -51,7 +51,7 @@ class Cut:
 
   def split_statistics(self, batch_stats: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Statistics that training moves, and the others."""
-    return trees.split(batch_stats, lambda path: self.norm == 'batch' or not self._is_frozen(path))
+    return trees.split(batch_stats, lambda path: self.norm == 'batch' or not is_below(path, self.frozen))
 
   @contextlib.contextmanager
   def running(self) -> Iterator[None]:
@@ -63,10 +63,10 @@ class Cut:
     def intercept(next_fun, args, kwargs, context):
       module, fixed = context.module, self.norm != 'batch'
       path = '/'.join(module.path)
-      if path in self.skipped and context.method_name == '__call__':
-        return args[0]
-      if context.method_name != '__call__' or not self._is_frozen(path):
+      if context.method_name != '__call__' or not is_below(path, self.frozen | self.skipped):
         return next_fun(*args, **kwargs)
+      if path in self.skipped:
+        return args[0]
       if len(module.path) == 2 and path in self.frozen:  # a block of a `depth.Stage`
         x, train, _ = args
         return next_fun(x, train, None)
@@ -81,9 +81,16 @@ class Cut:
     with nn.intercept_methods(intercept):
       yield
 
-  def _is_frozen(self, path: str) -> bool:
-    parts = path.split('/')
-    return not self.frozen.isdisjoint('/'.join(parts[:count]) for count in (1, 2))
+
+def is_below(path: str, names: frozenset[str]) -> bool:
+  """Whether a module or leaf of the unrolled layout is one of these entries or inside one.
+
+  Args:
+    path: joined by '/'.
+    names: of entries.
+  """
+  parts = path.split('/')
+  return not names.isdisjoint('/'.join(parts[:count]) for count in (1, 2))
 
 
 ALL = Cut()
@@ -170,10 +177,10 @@ def trainable_entries(chosen: str, table: Sequence[depth.Row]) -> frozenset[str]
 def _trainable_paths(
   config: ml_collections.ConfigDict, params: Mapping[str, Any], frozen: frozenset[str]
 ) -> frozenset[str]:
-  below, paths = Cut(frozen), frozenset(trees.flatten(params))
+  paths = frozenset(trees.flatten(params))
 
   def trains(path):
-    return not below._is_frozen(path) or (config.frozen_norm == 'affine_only' and _is_affine(path, paths))
+    return not is_below(path, frozen) or (config.frozen_norm == 'affine_only' and _is_affine(path, paths))
 
   return frozenset(filter(trains, paths))
 
