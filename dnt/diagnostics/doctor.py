@@ -32,6 +32,8 @@ FAINT = 1e-5  # and by this one the product of both, of which the gradients at t
 MOVES = telemetry.UPDATE_RATIOS[0]  # update over parameter norm of an entry that trains in spite of it
 ABRUPT = 1e-12  # a signal or gradient of this size does not become zero in one entry by shrinking
 COLLAPSED = 0.9999  # cosine of two different pictures
+ALIKE = 0.98  # and of two whose loss, which is that of guessing, the first steps do not lower
+GUESSING = 0.02  # how far from the loss of guessing, as a share of it, counts as that
 DEAD = 0.9  # share of an entry's units that are dead, or of its activations that are saturated
 GROWN = 10.0  # loss after the first steps over that before
 RATIO = 0.1  # update over parameter norm, of the median entry, of a loss that stays above that of guessing
@@ -319,11 +321,21 @@ def _shrinks(ratio: float) -> str:
 
 
 def _collapsed(found: Examination, cosine: np.ndarray, hidden: np.ndarray) -> Verdict | None:
-  if not cosine[hidden[-1]] > COLLAPSED > found.input_cosine:
+  before, after = _losses(found)
+  stands = abs(before - found.chance) < GUESSING * found.chance and after >= before
+  limit = ALIKE if stands else COLLAPSED
+  if not cosine[hidden[-1]] > limit > found.input_cosine:
     return None
-  at = hidden[int(np.argmax(cosine[hidden] > COLLAPSED))]
+  at = hidden[int(np.argmax(cosine[hidden] > limit))]
   reason = f'different pictures, of cosine {found.input_cosine:.2f}, leave it with cosine {cosine[at]:.5f}'
+  if stands:
+    reason += f', and {FIRST_STEPS} steps do not lower the loss ({before:.3g}, then {after:.3g})'
   return Verdict('collapsing to one direction', found.entries[at], reason)
+
+
+def _losses(found: Examination) -> tuple[float, float]:
+  """Of the first step, and what the first steps lead to: medians over the seeds."""
+  return float(np.median(found.losses[:, 0])), float(np.median(last_loss(found)))
 
 
 def last_loss(found: Examination) -> np.ndarray:
@@ -332,7 +344,7 @@ def last_loss(found: Examination) -> np.ndarray:
 
 
 def _stepped(found: Examination) -> Verdict:
-  before, after = np.median(found.losses[:, 0]), float(np.median(last_loss(found)))
+  before, after = _losses(found)
   ratio = float(np.median(found.update_ratios))
   reason = f'the loss goes from {before:.3g} to {after:.3g} in {FIRST_STEPS} steps'
   # Large updates alone are no harm: a linear classifier starts that way.
