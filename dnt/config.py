@@ -25,7 +25,7 @@ DURATION = re.compile(r'\s*(\d+(?:\.\d+)?)\s*(steps?|epochs?|%)?\s*')
 
 
 class Option(NamedTuple):
-  """One config value: its default (or its type, when it has none), help and what is valid."""
+  """One config value: its default (or its type, when it has none), help and what is valid (of a tuple: each member)."""
 
   default: Any
   help: str
@@ -95,12 +95,9 @@ def _counts(values: tuple[int, ...]) -> str | None:
   return None if good else 'must hold different whole numbers of at least 1'
 
 
-def _chosen(valid: tuple[str, ...]) -> Callable[[Any], str | None]:
-  def check(values):
-    good = values and all(value in valid for value in values) and len(set(values)) == len(values)
-    return None if good else f'must hold different names, each of: {", ".join(valid)}'
-
-  return check
+def _different(values: tuple[str, ...]) -> str | None:
+  good = values and len(set(values)) == len(values)
+  return None if good else 'must hold at least one name, none of them twice'
 
 
 def _texts(values: tuple[str, ...]) -> str | None:
@@ -247,6 +244,10 @@ SCHEMA: dict[str, Any] = {
   'loss': {
     'label_smoothing': Option(0.0, 'share of the target spread over all classes', check=_within(0, 1)),
     'class_weights': Option((), 'a weight a class, in class order; empty: equal', check=_weights),
+    'balance_classes': Option(
+      False,
+      'class_weights inverse to the examples of each class in train_split; config.json then holds the weights instead',
+    ),
   },
   'optim': {
     'name': Option('sgd', 'update rule', choices=('sgd', 'adamw', 'lamb', 'muon')),
@@ -371,25 +372,49 @@ SCHEMA: dict[str, Any] = {
   },
 }
 
+# Figures that the table of a comparison can show: of the last evaluation of each split, and of a whole run.
+SPLIT_FIGURES = ('error', 'accuracy', 'top5_accuracy', 'loss', 'auroc', 'calibration_error')
+RUN_FIGURES = (
+  'seconds',
+  'images_per_second',
+  'parameters',
+  'trainable_parameters',
+  'process_memory',
+  'device_memory',
+)
+
 # A set of runs that dnt.compare puts side by side.
 COMPARE: dict[str, Any] = {
   'seeds': Option((0,), 'seeds of each variant, one run each', check=_seeds),
   'base': SCHEMA,
   'variants': Option(dict, "name: {'section.key': value, ...}, what differs from base; set in a config file"),
   'forms': Option(dict, "name: {'section.key': value, ...}, changes of base that --form names; set in a config file"),
+  'columns': Option(
+    ('error', *RUN_FIGURES),
+    f'figures of the table, in its order; of each evaluated split: {", ".join(SPLIT_FIGURES)}; of a run: '
+    f'{", ".join(RUN_FIGURES)}; results.csv has all of them',
+    choices=(*SPLIT_FIGURES, *RUN_FIGURES),
+    check=_different,
+  ),
 }
 # Random dense networks of equal layers whose signals and gradients dnt.probe measures, all combinations of the lists.
 SIGNAL: dict[str, Any] = {
   'signal': {
     'depths': Option((24,), 'layers; each depth is measured for itself', check=_counts),
-    'activations': Option(('relu', 'tanh'), 'activations, named as in model.activation', check=_chosen(ACTIVATIONS)),
+    'activations': Option(
+      ('relu', 'tanh'), 'activations, named as in model.activation', choices=ACTIVATIONS, check=_different
+    ),
     'blocks': Option(
-      ('plain', 'residual', 'highway'), 'blocks of mlp', check=_chosen(('plain', 'residual', 'highway'))
+      ('plain', 'residual', 'highway'),
+      'blocks of mlp',
+      choices=('plain', 'residual', 'highway'),
+      check=_different,
     ),
     'norms': Option(
       ('none', 'batch_norm', 'layer_norm', 'rms_norm'),
       'normalizations of the pre-activations',
-      check=_chosen(('none', 'batch_norm', 'layer_norm', 'rms_norm')),
+      choices=('none', 'batch_norm', 'layer_norm', 'rms_norm'),
+      check=_different,
     ),
     'weight_variances': Option(
       (0.5, 1.0, 2.0, 3.0), 'sigma_w^2: a weight has sigma_w^2 / width (He: 2)', check=_deviations
@@ -464,6 +489,9 @@ def validate(config: ml_collections.ConfigDict) -> None:
     if key not in given:
       raise errors.InputError(f'config key {key!r} is missing; start from dnt.config.default()')
     _check(key, option, given[key])
+  training = config.get('base', config)
+  if 'loss' in training and training.loss.balance_classes and training.loss.class_weights:
+    raise errors.InputError('config.loss.class_weights and balance_classes=True exclude each other; give one of them')
 
 
 def _check(key: str, option: Option, value: Any) -> None:
@@ -474,8 +502,9 @@ def _check(key: str, option: Option, value: Any) -> None:
     raise errors.InputError(f'config.{key} must be {option.type.__name__}, not {type(value).__name__} ({value!r})')
   if option.type is float and not math.isfinite(value):
     raise errors.InputError(f'config.{key}={value!r} must be finite')
-  if option.choices and value not in option.choices:
-    raise errors.unknown(f'value of config.{key}', str(value), [str(choice) for choice in option.choices])
+  for each in value if option.type is tuple else (value,):
+    if option.choices and each not in option.choices:
+      raise errors.unknown(f'value of config.{key}', str(each), [str(choice) for choice in option.choices])
   problem = option.check(value)
   if problem:
     raise errors.InputError(f'config.{key}={value!r} {problem}')

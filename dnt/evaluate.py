@@ -10,46 +10,63 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
-from dnt import checkpoints, experiment, files, initial
+from dnt import checkpoints, experiment, files, initial, scoring
 from dnt.data import examples, pipeline
 from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
 from dnt.parallel import multihost
+
+LARGEST = 2**24  # probabilities of a split, examples x classes, up to which they are kept for the AUROC: 64 MiB
 
 
 class Result(NamedTuple):
   """What an evaluation found.
 
   Attributes:
-    metrics: `<split>/loss`, `<split>/accuracy`, with many classes `<split>/top5_accuracy`.
+    metrics: `<split>/loss`, `<split>/accuracy`, `<split>/calibration_error`, with many classes `<split>/top5_accuracy`,
+      and `<split>/auroc`, the mean over the classes that have one, unless examples x classes exceed `LARGEST`.
     confusion: int [classes, classes], true class by predicted, by split.
+    per_class: `scoring.per_class` by split.
   """
 
   metrics: dict[str, float]
   confusion: dict[str, np.ndarray]
+  per_class: dict[str, dict[str, list[Any]]]
 
 
-class Sums:
-  """Sums over one split of what a step finds in each of its batches; compiled once, at its first use."""
+class Pass:
+  """A pass over a split with a step that finds something in each of its batches; compiled once, at its first use."""
 
-  def __init__(self, step: Callable[[Any, pipeline.Batch], Any], feed: Any, mesh: Mesh):
-    """Args: step: `(variables, batch) -> sums`, pure; feed: of `pipeline.make_eval_feed`, closed with this."""
+  def __init__(self, step: Callable[[Any, pipeline.Batch], tuple[Any, Any]], feed: Any, mesh: Mesh):
+    """Args: step: `(variables, batch) -> (sums, rows)`, pure; feed: of `pipeline.make_eval_feed`, closed with this."""
     self._step, self._feed, self._mesh, self._program = step, feed, mesh, None
 
-  def __call__(self, variables: Mapping[str, Any]) -> Any:
-    """The sums over the whole split, on the host.
+  def __call__(self, variables: Mapping[str, Any]) -> tuple[Any, Any]:
+    """What the step finds in the whole split, on every host.
 
     Args:
       variables: `params` and `batch_stats`, on the mesh.
+
+    Returns:
+      The sums of all batches, and their rows one after the other, with those that fill up the last batch.
     """
     self.prepare(variables)
-    step, total = 0, None
+    step, total, parts, counts = 0, None, [], []
     while step < self._feed.steps:
       count = min(self._feed.max_steps(step), self._feed.steps - step)
-      sums = self._program(variables, self._feed.arrays(step, count), np.int32(step), np.int32(count))
+      sums, rows = self._program(variables, self._feed.arrays(step, count), np.int32(step), np.int32(count))
       total = sums if total is None else jax.tree.map(jnp.add, total, sums)
+      parts.append(rows)
+      counts.append(count)
       step += count
-    return jax.device_get(total)
+    total, parts = jax.device_get((total, parts))
+
+    def joined(*leaves):
+      return np.concatenate(
+        [leaf[:count].reshape(-1, *leaf.shape[2:]) for leaf, count in zip(leaves, counts, strict=True)]
+      )
+
+    return total, jax.tree.map(joined, *parts)
 
   def prepare(self, variables: Mapping[str, Any]) -> None:
     """Compiles, if it is not done yet; shapes with shardings will do."""
@@ -62,13 +79,19 @@ class Sums:
     self._feed.close()
 
   def _run(self, variables, arrays, start, count):
-    shapes = jax.eval_shape(lambda: self._step(variables, self._feed.batch_at(arrays, start)))
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    def found(index):
+      return self._step(variables, self._feed.batch_at(arrays, start + index))
 
-    def body(step, total):
-      return jax.tree.map(jnp.add, total, self._step(variables, self._feed.batch_at(arrays, step)))
+    def body(index, carry):
+      (total, kept), (sums, rows) = carry, found(index)
+      kept = jax.tree.map(lambda whole, part: whole.at[index].set(part), kept, rows)
+      return jax.tree.map(jnp.add, total, sums), kept
 
-    return jax.lax.fori_loop(start, start + count, body, zeros)
+    sums, rows = jax.eval_shape(found, 0)
+    total = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), sums)
+    longest = self._feed.max_steps(0)
+    kept = jax.tree.map(lambda leaf: jnp.zeros((longest, *leaf.shape), leaf.dtype), rows)
+    return jax.lax.fori_loop(0, count, body, (total, kept))
 
 
 class Evaluator:
@@ -76,14 +99,14 @@ class Evaluator:
 
   def __init__(self, run: experiment.Experiment, mesh: Mesh, splits: Mapping[str, examples.Examples]):
     self._run, self._mesh, self._splits = run, mesh, splits
-    self._sums: dict[str, Sums] = {}
+    self._passes: dict[str, Pass] = {}
 
   def __enter__(self) -> 'Evaluator':
     return self
 
   def __exit__(self, *_: object) -> None:
-    for sums in self._sums.values():
-      sums.close()
+    for each in self._passes.values():
+      each.close()
 
   def __call__(self, variables: Mapping[str, Any], suffix: str = '') -> Result:
     """Evaluates every split.
@@ -92,27 +115,43 @@ class Evaluator:
       variables: `params` and `batch_stats`, on the mesh.
       suffix: of the splits' names in the result (`'_ema'`).
     """
-    metrics, confusion = {}, {}
+    metrics, confusion, per_class = {}, {}, {}
     for split in self._splits:
-      sums = self._of(split)(variables)
-      count = int(sums['confusion'].sum())
-      metrics[f'{split}{suffix}/loss'] = float(sums['loss']) / count
-      metrics[f'{split}{suffix}/accuracy'] = int(np.trace(sums['confusion'])) / count
+      sums, rows = self._of(split)(variables)
+      name, count = f'{split}{suffix}', int(sums['confusion'].sum())
+      metrics[f'{name}/loss'] = float(sums['loss']) / count
+      metrics[f'{name}/accuracy'] = int(np.trace(sums['confusion'])) / count
       if 'top5' in sums:
-        metrics[f'{split}{suffix}/top5_accuracy'] = int(sums['top5']) / count
-      confusion[f'{split}{suffix}'] = sums['confusion']
-    return Result(metrics, confusion)
+        metrics[f'{name}/top5_accuracy'] = int(sums['top5']) / count
+      metrics[f'{name}/calibration_error'] = scoring.calibration_error(sums['calibration_gaps'], count)
+      areas = np.full(len(sums['confusion']), np.nan)
+      if rows:  # in the order of the split: those that fill up the last batch come last
+        areas = scoring.auroc(rows['probabilities'][:count], rows['label'][:count])
+      if not np.all(np.isnan(areas)):
+        metrics[f'{name}/auroc'] = float(np.nanmean(areas))
+      confusion[name] = sums['confusion']
+      per_class[name] = scoring.per_class(sums['confusion'], areas)
+    return Result(metrics, confusion, per_class)
 
   def prepare(self, variables: Mapping[str, Any]) -> None:
     """Compiles what is not compiled yet; shapes with shardings will do."""
     for split in self._splits:
       self._of(split).prepare(variables)
 
-  def _of(self, split: str) -> Sums:
-    if split not in self._sums:
-      feed = pipeline.make_eval_feed(self._run.config, self._splits[split], self._mesh)
-      self._sums[split] = Sums(self._run.eval_step, feed, self._mesh)
-    return self._sums[split]
+  def _of(self, split: str) -> Pass:
+    if split not in self._passes:
+      source, step = self._splits[split], self._run.eval_step
+      if len(source) * source.num_classes > LARGEST:
+        step = _without_rows(step)
+      self._passes[split] = Pass(step, pipeline.make_eval_feed(self._run.config, source, self._mesh), self._mesh)
+    return self._passes[split]
+
+
+def _without_rows(step: Callable[[Any, pipeline.Batch], tuple[Any, Any]]) -> Callable:
+  def sums_alone(variables, batch):
+    return step(variables, batch)[0], {}
+
+  return sums_alone
 
 
 def variables_of(state: Any) -> dict[str, dict[str, Any]]:
@@ -123,12 +162,10 @@ def variables_of(state: Any) -> dict[str, dict[str, Any]]:
 
 def evaluate_all(evaluator: Evaluator, variables: Mapping[str, Mapping[str, Any]]) -> Result:
   """Evaluates each of `variables_of`."""
-  metrics, confusion = {}, {}
+  result = Result({}, {}, {})
   for suffix, each in variables.items():
-    result = evaluator(each, suffix)
-    metrics |= result.metrics
-    confusion |= result.confusion
-  return Result(metrics, confusion)
+    result = Result(*(before | found for before, found in zip(result, evaluator(each, suffix), strict=True)))
+  return result
 
 
 class Loaded(NamedTuple):
@@ -186,6 +223,6 @@ def evaluate(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[s
   summary = {'step': step, **result.metrics}
   if multihost.is_lead():
     confusion = {split: matrix.tolist() for split, matrix in result.confusion.items()}
-    classes = list(data.spec.class_names)
-    files.write_json(workdir / 'evaluation.json', {**summary, 'class_names': classes, 'confusion': confusion})
+    found = {'class_names': data.spec.class_names, 'confusion': confusion, 'per_class': result.per_class}
+    files.write_json(workdir / 'evaluation.json', summary | found)
   return summary

@@ -14,7 +14,7 @@ import ml_collections
 import optax
 
 from dnt import config as schema
-from dnt import errors, events, models, steps
+from dnt import errors, events, losses, models, steps
 from dnt.data import augment, examples, pipeline, sources
 from dnt.diagnostics import telemetry
 from dnt.models import depth
@@ -147,7 +147,7 @@ def resolve(config: ml_collections.ConfigDict, data: Data) -> ml_collections.Con
   `config.json` records it.
 
   Raises:
-    errors.InputError: a head, weights or statistics that disagree with the data.
+    errors.InputError: a head, weights or statistics that disagree with the data, or classes that cannot be balanced.
   """
   resolved = _prepared(config)
   classes = len(data.spec.class_names)
@@ -163,6 +163,9 @@ def resolve(config: ml_collections.ConfigDict, data: Data) -> ml_collections.Con
       resolved.data[key] = value
   if config.train.steps is None:
     resolved.train.steps = max(1, round(config.train.epochs * data.spec.steps_per_epoch(config.train.batch_size)))
+  if config.loss.balance_classes:
+    # The weights alone: the config that is recorded can be run again.
+    resolved.loss.class_weights, resolved.loss.balance_classes = losses.balanced_weights(data.train), False
   resolved.model.update(models.resolved_options(config.model))
   return resolved
 

@@ -9,8 +9,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 
 from dnt import errors
+from dnt.data import examples
 
 
 class Mixed(NamedTuple):
@@ -85,6 +87,32 @@ def weights(class_weights: tuple[float, ...], labels: Labels) -> jax.Array:
   if not class_weights:
     return jnp.ones(jax.tree.leaves(labels)[0].shape, jnp.float32)
   return _by_share(lambda label: jnp.asarray(class_weights, jnp.float32)[label], labels)
+
+
+def balanced_weights(source: examples.Examples) -> tuple[float, ...]:
+  """A weight a class, inverse to its examples in a split: examples / (classes x examples of the class).
+
+  All classes then weigh the same, and the mean weight of an example is 1 (scikit-learn's `balanced`).
+
+  Args:
+    source: the training split.
+
+  Raises:
+    errors.InputError: a class without examples, or labels that are stored with streamed pictures.
+  """
+  if source.labels is None:
+    raise errors.InputError(
+      f'config.loss.balance_classes: the labels of {source.name} are read with its pictures and cannot be counted '
+      'before; set config.loss.class_weights'
+    )
+  counts = np.bincount(source.labels, minlength=source.num_classes)
+  if not counts.all():
+    missing = source.class_names[int(np.argmin(counts))]
+    raise errors.InputError(
+      f'config.loss.balance_classes: {source.split} of {source.name} has no example of {missing!r}; take a larger '
+      'config.data.train_split, or set config.loss.class_weights'
+    )
+  return tuple((len(source) / (source.num_classes * counts)).tolist())
 
 
 def _by_share(of: Callable[[jax.Array], jax.Array], labels: Labels) -> jax.Array:

@@ -140,7 +140,8 @@ class Record:
     if multihost.is_lead():
       for split, matrix in result.confusion.items():
         content = {'split': split, 'step': step, 'class_names': self._run.spec.class_names, 'matrix': matrix.tolist()}
-        files.write(confusion_path(self._workdir, split), json.dumps(content) + '\n')
+        content['per_class'] = result.per_class[split]
+        files.write(confusion_path(self._workdir, split), json.dumps(content, allow_nan=False) + '\n')
     self.evaluated_at = step
     value = result.metrics[self.best_metric]
     if checkpoints.better(self.best_metric, value, self.best.get('value')):
@@ -194,5 +195,5 @@ class Record:
 
 
 def confusion_path(workdir: pathlib.Path, split: str) -> pathlib.Path:
-  """Where the confusion matrix of a split's last evaluation is: class names, and true class by predicted."""
+  """Where a split's last evaluation is: class names, the confusion matrix, true class by predicted, and `per_class`."""
   return workdir / f'confusion_{re.sub(r"[^A-Za-z0-9_.-]+", "_", split).strip("_")}.json'

@@ -16,6 +16,8 @@ from dnt.parallel import mesh as mesh_lib
 from dnt.parallel import multihost
 
 WHOLE_TABLE = 70  # rows; longer tables show runs of equal blocks as one line
+WHOLE_CLASSES = 40  # rows; of more classes those are shown that are found least
+LEAST_FOUND = 20
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy')
 
 
@@ -87,6 +89,7 @@ def write(
   }
   if multihost.is_lead():
     pictures = {'curves.png': plots.png(plots.curves(records))} if (records := metrics.read(workdir)) else {}
+    classes = {}
     if any(name.startswith('telemetry/') for record in records for name in record):
       pictures['telemetry.png'] = plots.png(plots.telemetry(records, [row.entry.name for row in run.table]))
     for path in sorted(workdir.glob('confusion_*.json')):
@@ -94,10 +97,14 @@ def write(
       accuracy = np.trace(found['matrix']) / max(np.sum(found['matrix']), 1)
       title = f'{found["split"]}, step {found["step"]:,}: accuracy {100 * accuracy:.2f} %'
       pictures[f'{path.stem}.png'] = plots.png(plots.confusion(found['matrix'], found['class_names'], title))
+      if 'per_class' in found:  # a finished run of an older version has none
+        classes[f'{path.stem}.png'] = class_table(found['class_names'], found['per_class'])
     for name, content in pictures.items():
       files.write(workdir / name, content)
     files.write_json(workdir / 'summary.json', summary)
-    files.write(workdir / 'report.html', page(workdir.name, summary, run.config.to_dict(), run.table, pictures))
+    files.write(
+      workdir / 'report.html', page(workdir.name, summary, run.config.to_dict(), run.table, pictures, classes)
+    )
   return summary
 
 
@@ -107,6 +114,7 @@ def page(
   config: Mapping[str, Any],
   table: Sequence[depth.Row],
   pictures: Mapping[str, bytes],
+  classes: Mapping[str, Sequence[Sequence[str]]],
 ) -> str:
   """One HTML page that needs no other file and asks nothing of the network.
 
@@ -116,6 +124,7 @@ def page(
     config: nested dicts.
     table: of blocks.
     pictures: name to PNG, in the order they are shown.
+    classes: `class_table` by the name of the picture that it stands below.
   """
   state = 'finished' if summary['finished'] else 'stopped, can go on'
   facts = {
@@ -139,8 +148,35 @@ def page(
     caption = name.removesuffix('.png').replace('_', ' ', 1)
     narrow = name not in ('curves.png', 'telemetry.png')
     parts += [pages.heading(caption), pages.picture(caption, picture, narrow)]
+    if name in classes:
+      header, *rows = classes[name]
+      parts.append(pages.table(header, rows))
   parts += [pages.heading('network'), pages.text(block_table(table)), pages.heading('config'), pages.facts(options)]
   return pages.page(title, parts)
+
+
+def class_table(class_names: Sequence[str], per_class: Mapping[str, Sequence[Any]]) -> list[tuple[str, ...]]:
+  """Header and a row a class as people read them; of more than 40 classes, the 20 with the least sensitivity.
+
+  Args:
+    class_names: in class order.
+    per_class: of `scoring.per_class`.
+  """
+  shown = range(len(class_names))
+  if len(class_names) > WHOLE_CLASSES:
+    tested = [place for place in shown if per_class['examples'][place]]
+    shown = sorted(tested, key=lambda place: per_class['sensitivity'][place])[:LEAST_FOUND]
+  title = 'class' if len(shown) == len(class_names) else f'least found of {len(class_names):,} classes'
+
+  def cell(value, percent=True):
+    return '-' if value is None else f'{100 * value:.2f} %' if percent else f'{value:.4f}'
+
+  rows = []
+  for place in shown:
+    examples, sensitivity, specificity, auroc = (values[place] for values in per_class.values())
+    figures = (f'{examples:,}', cell(sensitivity), cell(specificity), cell(auroc, percent=False))
+    rows.append((class_names[place], *figures))
+  return [(title, 'examples', 'sensitivity', 'specificity', 'AUROC'), *rows]
 
 
 def last_line(summary: Mapping[str, Any], command: str) -> str:

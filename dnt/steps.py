@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-from dnt import losses, trees
+from dnt import losses, scoring, trees
 from dnt.data import mixing
 from dnt.diagnostics import taps
 from dnt.diagnostics import telemetry as telemetry_lib
@@ -209,24 +209,28 @@ def make_eval_step(model: Any, num_classes: int, preprocess: Preprocess, cut: fr
     cut: of the run, where entries are skipped.
 
   Returns:
-    `(variables, batch) -> sums`; batch: image, label and mask (bool [B], False on padding); sums: `loss` float32 (plain
-    cross-entropy, without smoothing or class weights), `confusion` int32 [classes, classes], true by predicted,
-    and with many classes `top5` int32, how often the label is among the five largest logits.
+    `(variables, batch) -> (sums, rows)`; batch: image, label and mask (bool [B], False on padding); sums: `loss`
+    float32 (plain cross-entropy, without smoothing or class weights), `confusion` int32 [classes, classes], true by
+    predicted, `calibration_gaps` (see `scoring`), and with many classes `top5` int32, how often the label is among the
+    five largest logits; rows: `probabilities` float32 [B, classes] and `label` int32 [B], of padding too.
   """
 
   def eval_step(variables, batch):
     with cut.running():
       logits = model.apply(variables, preprocess(batch, None), train=False)
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch['label'])
+    probabilities = jax.nn.softmax(logits)
+    correct = losses.correct(logits, batch['label'])
     cell = batch['label'] * num_classes + jnp.argmax(logits, -1)
     confusion = jnp.zeros((num_classes * num_classes,), jnp.int32).at[cell].add(batch['mask'].astype(jnp.int32))
     sums = {
       'loss': jnp.sum(jnp.where(batch['mask'], loss, 0.0)),
       'confusion': confusion.reshape(num_classes, num_classes),
+      'calibration_gaps': scoring.calibration_gaps(jnp.max(probabilities, -1), correct, batch['mask']),
     }
     if num_classes >= TOP5_FROM:
       hit = jnp.any(jax.lax.top_k(logits, 5)[1] == batch['label'][:, None], axis=-1)
       sums['top5'] = jnp.sum(hit & batch['mask'], dtype=jnp.int32)
-    return sums
+    return sums, {'probabilities': probabilities, 'label': batch['label']}
 
   return eval_step

@@ -131,6 +131,39 @@ def test_choices_are_a_closed_set(key):
   assert all(choice in message for choice in OPTIONS[key].choices)
 
 
+def test_class_weights_are_given_or_balanced_but_not_both():
+  config = schema.default()
+  config.loss.balance_classes = True
+  schema.validate(config)
+  config.loss.class_weights = (1.0, 2.0)
+  with pytest.raises(errors.InputError, match='class_weights and balance_classes=True exclude each other'):
+    schema.validate(config)
+  comparison = schema.default('compare')
+  comparison.base = config
+  with pytest.raises(errors.InputError, match='exclude each other'):
+    schema.validate(comparison)
+
+
+@pytest.mark.parametrize(
+  ('columns', 'message'),
+  [
+    (
+      ('accuracy', 'aurok'),
+      r"unknown value of config.columns 'aurok'; did you mean 'auroc'\? Valid: accuracy, auroc, ",
+    ),
+    (('loss', 'loss'), r"config.columns=\('loss', 'loss'\) must hold at least one name, none of them twice"),
+    ((), r'config.columns=\(\) must hold at least one name'),
+    ((1,), "unknown value of config.columns '1'"),
+  ],
+)
+def test_columns_of_a_comparison_are_figures_that_there_are(columns, message):
+  config = schema.default('compare')
+  schema.validate(config)
+  config.columns = columns
+  with pytest.raises(errors.InputError, match=message):
+    schema.validate(config)
+
+
 # key: values at the edge that are valid, values just beyond it
 EDGES = {
   'seed': ([0], [-1]),

@@ -105,6 +105,8 @@ def test_two_processes_train_stop_and_go_on_as_one(tmp_path, config, start, fini
   ):
     np.testing.assert_allclose(mine[0], other[0], rtol=2e-6)
     np.testing.assert_allclose(mine, other, rtol=2e-3)
+  for name in ('loss', 'auroc', 'calibration_error'):
+    assert two['last'][f'test/{name}'] == pytest.approx(one['last'][f'test/{name}'], rel=2e-3)
 
 
 def test_a_missing_process_is_named_within_the_time_limit(tmp_path, config, start):

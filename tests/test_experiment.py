@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dnt import config as schema
 from dnt import errors, experiment
 
 
@@ -48,6 +49,17 @@ def test_resolved_config_has_everything_filled_in_and_the_given_one_stays(tiny):
   np.testing.assert_allclose(resolved.data.mean, images.mean((0, 1, 2)), rtol=1e-5)
   np.testing.assert_allclose(resolved.data.std, images.std((0, 1, 2)), rtol=1e-5)
   assert resolved.model.block == 'plain', "the model's own default"
+
+
+def test_balanced_classes_are_resolved_into_weights_that_can_be_given_again(tiny):
+  tiny.loss.balance_classes = True
+  data = experiment.load_data(tiny, ())
+  resolved = experiment.resolve(tiny, data)
+  counts = np.bincount(data.train.labels, minlength=10)
+  assert len(set(counts)) > 1
+  np.testing.assert_allclose(np.asarray(resolved.loss.class_weights) * counts, 6.4)
+  schema.validate(resolved)
+  assert experiment.resolve(resolved, data).loss == resolved.loss
 
 
 def test_given_statistics_and_steps_are_kept(tiny):

@@ -1,12 +1,16 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from sklearn.utils import class_weight
 
 from dnt import config as schema
 from dnt import errors, losses
+from dnt.data import examples
 
 LOGITS = 3 * np.random.default_rng(0).normal(size=(16, 5)).astype(np.float32)
 LABELS = np.random.default_rng(1).integers(0, 5, 16).astype(np.int32)
@@ -133,6 +137,22 @@ def test_make_reads_the_config():
 def test_weights_that_are_not_one_a_class_are_refused_before_anything_runs():
   with pytest.raises(errors.InputError, match='class_weights has 2 weights and the model 5 classes'):
     jax.eval_shape(lambda x, y: losses.cross_entropy(x, y, 0.0, (1.0, 2.0)), LOGITS, LABELS)
+
+
+def test_balanced_weights_are_those_of_scikit_learn():
+  labels = np.repeat(np.arange(3, dtype=np.int32), (1, 6, 293))
+  names = ('rare', 'some', 'many')
+  source = examples.Examples('set', 'train', names, (1, 1, 1), np.zeros((300, 1, 1, 1), np.uint8), labels)
+  found = losses.balanced_weights(source)
+  expected = class_weight.compute_class_weight('balanced', classes=np.arange(3), y=labels)
+  np.testing.assert_allclose(found, expected)
+  assert all(type(value) is float for value in found), 'as JSON holds them'
+  assert np.mean(np.asarray(found)[labels]) == pytest.approx(1)
+  missing = dataclasses.replace(source, class_names=(*names, 'none'))
+  with pytest.raises(errors.InputError, match="train of set has no example of 'none'"):
+    losses.balanced_weights(missing)
+  with pytest.raises(errors.InputError, match='labels of set are read with its pictures'):
+    losses.balanced_weights(dataclasses.replace(source, labels=None))
 
 
 def test_correct_counts_the_largest_logit_and_of_equal_ones_the_first():

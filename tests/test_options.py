@@ -72,6 +72,7 @@ PROGRAM = {
   'model.remat': (RESNET, True),
   'loss.label_smoothing': ({}, 0.1),
   'loss.class_weights': ({}, tuple(range(1, 11))),
+  'loss.balance_classes': ({}, True),
   'optim.name': ({}, 'adamw'),
   'optim.learning_rate': ({}, 0.01),
   'optim.momentum': ({}, 0.5),

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from dnt import errors, evaluate, experiment, metrics, record
+from dnt import errors, evaluate, experiment, metrics, record, scoring
 
 
 @pytest.fixture
@@ -34,7 +34,8 @@ def values(*losses):
 
 
 def evaluation(accuracy, loss=1.0, split='test'):
-  return evaluate.Result({f'{split}/accuracy': accuracy, f'{split}/loss': loss}, {split: np.diag([3, 1])})
+  metrics, matrix = {f'{split}/accuracy': accuracy, f'{split}/loss': loss}, np.diag([3, 1])
+  return evaluate.Result(metrics, {split: matrix}, {split: scoring.per_class(matrix, np.array([0.5, np.nan]))})
 
 
 def test_a_clock_gives_every_moment_to_one_lap(monkeypatch):
@@ -119,5 +120,6 @@ def test_confusion_matrices_are_on_disk_once_they_are_found(make, tiny, tmp_path
     rec.evaluated(2, evaluation(0.5, split='test[:50%]'))
     stored = json.loads((tmp_path / 'confusion_test_50.json').read_text())
     assert stored['matrix'] == [[3, 0], [0, 1]]
+    assert stored['per_class']['sensitivity'] == [1, 1] and stored['per_class']['auroc'] == [0.5, None]
     assert (stored['split'], stored['step'], len(stored['class_names'])) == ('test[:50%]', 2, 10)
     assert 'confusion' not in rec.history()

@@ -117,7 +117,15 @@ def written(tmp_path_factory, records):
     writer.write(line['step'], line['epoch'], values)
   writer.close()
   matrix = {'split': 'test[:50%]', 'step': 1000, 'class_names': ['cat', '<b>dog</b>'], 'matrix': [[48, 2], [1, 29]]}
+  matrix['per_class'] = {
+    'examples': [50, 30],
+    'sensitivity': [0.96, 29 / 30],
+    'specificity': [29 / 30, 0.96],
+    'auroc': [0.98765, None],
+  }
   (workdir / 'confusion_test_50.json').write_text(json.dumps(matrix))
+  older = {'split': 'val', 'step': 1000, 'class_names': ['cat', 'dog'], 'matrix': [[1, 0], [0, 1]]}
+  (workdir / 'confusion_val.json').write_text(json.dumps(older))
   run, record, state = _run_and_record()
   mesh = mesh_lib.make_mesh(config.default().mesh)
   summary = report.write(run, record, state, workdir, mesh, 'python -m dnt.main --a="b"')
@@ -184,13 +192,29 @@ def test_report_stands_alone(written):
   page.feed(source)
   page.close()
   assert page.open == []
-  assert len(page.images) == 2 and all(link.startswith('data:image/png;base64,') for link in page.links)
+  assert len(page.images) == 3 and all(link.startswith('data:image/png;base64,') for link in page.links)
   assert not re.search(r'https?:|//|@import|url\(', re.sub(r'base64,[A-Za-z0-9+/=]+', '', source))
   text = ' '.join(page.text)
+  assert page.text.count('sensitivity') == 1
+  assert 'cat 50 96.00 % 96.67 % 0.9877 <b>dog</b> 30 96.67 % 96.00 % -' in ' '.join(text.split())
   for expected in ('my <run>', 'finished: step 1,000 of 1,000', 'test/accuracy 96.25 %', 'not finite',
                    'test/accuracy 97.00 % at step 800', 'stage1/block002', 'optim.learning_rate', '0.1',
                    'folder:<script>alert("&")</script>', 'python -m dnt.main --a="b"'):  # fmt: skip
     assert expected in text, expected
+
+
+def test_of_many_classes_the_least_found_are_shown():
+  names, share = [f'class {place}' for place in range(196)], [place / 196 for place in range(196)]
+  figures = {'examples': [41] * 196, 'sensitivity': share[::-1], 'specificity': share, 'auroc': share}
+  for name in ('sensitivity', 'specificity', 'auroc'):
+    figures[name][195] = None
+  figures['examples'][195] = 0
+  header, *rows = report.class_table(names, figures)
+  assert header[0] == 'least found of 196 classes'
+  assert [row[0] for row in rows] == [f'class {place}' for place in range(194, 174, -1)]
+  assert rows[0] == ('class 194', '41', '0.51 %', '98.98 %', '0.9898')
+  _, *rows = report.class_table(names[156:], {name: values[156:] for name, values in figures.items()})
+  assert len(rows) == 40 and rows[-1] == ('class 195', '0', '-', '-', '-')
 
 
 def test_layouts_have_the_same_digest(written, tmp_path):

@@ -150,19 +150,22 @@ def test_evaluation_leaves_padding_out(tiny):
   run, state, batch, _ = make(tiny)
   variables = {'params': state.params, 'batch_stats': state.batch_stats}
   mask = jnp.arange(16) < 5
-  part = jax.jit(run.eval_step)(variables, batch | {'mask': mask})
+  part, rows = jax.jit(run.eval_step)(variables, batch | {'mask': mask})
   changed = batch | {'image': batch['image'].at[5:].set(255), 'label': batch['label'].at[5:].set(0), 'mask': mask}
-  same = jax.jit(run.eval_step)(variables, changed)
+  same, others = jax.jit(run.eval_step)(variables, changed)
   assert int(part['confusion'].sum()) == 5
   assert np.array_equal(part['confusion'], same['confusion'])
   assert float(part['loss']) == pytest.approx(float(same['loss']), rel=1e-6)
+  np.testing.assert_allclose(part['calibration_gaps'], same['calibration_gaps'], atol=1e-6)
+  assert rows['probabilities'].shape == (16, 10), 'padding is left to whoever joins the rows'
+  np.testing.assert_allclose(rows['probabilities'][:5], others['probabilities'][:5], atol=1e-6)
 
 
 def test_top5_counts_with_many_classes(tiny):
   tiny.data.synthetic_classes = tiny.data.synthetic_examples = 100
   run, state, batch, _ = make(tiny)
   variables = {'params': state.params, 'batch_stats': state.batch_stats}
-  sums = jax.jit(run.eval_step)(variables, batch | {'mask': jnp.ones(16, bool)})
+  sums, _ = jax.jit(run.eval_step)(variables, batch | {'mask': jnp.ones(16, bool)})
   mean, std = (np.reshape(value, (1, 1, 1, -1)) for value in (run.config.data.mean, run.config.data.std))
   logits = np.asarray(run.model.apply(variables, (batch['image'] / 255.0 - mean) / std, train=False))
   best = np.argsort(-logits, axis=-1)[:, :5]

@@ -15,8 +15,19 @@ from typing import Any, NamedTuple
 
 import ml_collections
 
+from dnt import config as schema
 from dnt import files, metrics, pages, plots, recorded
 from dnt.comparison import figure, plan
+
+MOST_CLASSES = 20  # of which the sensitivity and specificity of each are shown
+_TITLES = {
+  'auroc': 'AUROC',
+  'seconds': 'time',
+  'images_per_second': 'images/s',
+  'process_memory': 'peak memory',
+  'device_memory': 'peak device memory',
+}
+_PERCENT = ('error', 'accuracy', 'top5_accuracy')
 
 
 class Outcome(NamedTuple):
@@ -27,9 +38,10 @@ class Outcome(NamedTuple):
     state: finished, failed, stopped (can go on) or not run.
     error: why it failed.
     step: that it came to.
-    values: by quantity: `<split>_error` (percent) and `<split>_loss` of the last evaluation, where the training split
-      is called train; `seconds`, `images_per_second`, `parameters`, `trainable_parameters`,
-      `process_memory` and `device_memory` (peak bytes).
+    values: by quantity: `<split>_<figure>` of the last evaluation, of `config.SPLIT_FIGURES` (error and accuracies in
+      percent), where the training split is called train; and `config.RUN_FIGURES` (memory: peak bytes).
+    per_class: figures of each class in the last evaluation, by split and class name: `sensitivity`, `specificity` and
+      `auroc`, those that are defined.
     warnings: of telemetry, by kind.
     curves: (steps, epochs, values) by title.
     about: devices and versions.
@@ -40,6 +52,7 @@ class Outcome(NamedTuple):
   error: str
   step: int
   values: dict[str, float]
+  per_class: dict[str, dict[str, dict[str, float]]]
   warnings: dict[str, Any]
   curves: dict[str, figure.Curve]
   about: dict[str, str]
@@ -76,13 +89,14 @@ def read(run: plan.Run) -> Outcome:
       'device_memory': summary['peak_memory']['device'],
     }
   curves = {'training loss': _curve(training, 'train/loss')}
-  for name in {name: None for line in evaluations for name in _evaluated(run, line) if name.endswith('_error')}:
-    curves[f'{_words(name)} (%)'] = _curve([{**line, **_evaluated(run, line)} for line in evaluations], name)
+  for name in {name: None for line in evaluations for name in _evaluated(run, line) if _figure(name) == 'error'}:
+    curves[_title(name)] = _curve([{**line, **_evaluated(run, line)} for line in evaluations], name)
   about = {
     key: ', '.join(f'{name} {value}' for name, value in summary.get(key, {}).items()) for key in ('devices', 'versions')
   }
   values = {name: value for name, value in values.items() if value is not None}
-  return Outcome(run, state, error, step, values, summary.get('warnings', {}), curves, about)
+  per_class = _per_class(run, evaluations[-1]['step']) if state == 'finished' and evaluations else {}
+  return Outcome(run, state, error, step, values, per_class, summary.get('warnings', {}), curves, about)
 
 
 def summarize(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
@@ -90,7 +104,8 @@ def summarize(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
 
   Returns:
     `variant`, `runs`, `finished`, and of the finished runs: `mean`, `std` (sample; absent for a single one) by
-    quantity and `warnings` (how many runs had each kind); `problems`: why the others are not finished.
+    quantity, `per_class` (means, as in `Outcome`) and `warnings` (how many runs had each kind); `problems`: why the
+    others are not finished.
   """
   rows = []
   for variant, group in _by_variant(outcomes).items():
@@ -104,6 +119,7 @@ def summarize(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
         'finished': len(done),
         'mean': {name: statistics.fmean(values) for name, values in columns.items()},
         'std': {name: statistics.stdev(values) for name, values in columns.items() if len(values) > 1},
+        'per_class': _mean_per_class(done),
         'warnings': dict(Counter(kind for outcome in done for kind in outcome.warnings)),
         'problems': _problems(group),
       }
@@ -120,43 +136,76 @@ def write(outcomes: Sequence[Outcome], about: About, workdir: pathlib.Path) -> N
     workdir: of the comparison.
   """
   rows = summarize(outcomes)
-  header, cells = table(rows)
+  header, cells = table(rows, about.config.columns)
+  classes = class_tables(rows)
   variants = _by_variant(outcomes)
   drawn = {
     name: [figure.Drawn(each.curves, each.state == 'failed') for each in group] for name, group in variants.items()
   }
   picture = plots.png(figure.curves(drawn))
   facts = _facts(outcomes, about)
-  files.write(workdir / 'results.md', markdown(header, cells, facts))
+  files.write(workdir / 'results.md', markdown(header, cells, facts, classes))
   files.write(workdir / 'results.csv', comma_separated(rows))
   content = {'comparison': facts, 'variants': rows, 'runs': [_as_json(outcome, workdir) for outcome in outcomes]}
   files.write_json(workdir / 'results.json', content)
   files.write(workdir / 'curves.png', picture)
-  files.write(workdir / 'report.html', _page(outcomes, about, facts, header, cells, picture))
+  files.write(workdir / 'report.html', _page(outcomes, about, facts, header, cells, classes, picture))
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
-  """Header and cells as people read them, of rows of `summarize`."""
-  names = dict.fromkeys(name for row in rows for name in row['mean'])
-  errors = [name for name in names if name.endswith('_error')]
-  columns = {name: f'{_words(name)} (%)' for name in errors}
-  columns |= {'seconds': 'time', 'images_per_second': 'images/s', 'parameters': 'parameters'}
-  columns |= {'trainable_parameters': 'trainable'}
-  columns |= {'process_memory': 'peak memory', 'device_memory': 'peak device memory'}
-  columns = {name: title for name, title in columns.items() if name in names}
+def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+  """Header and cells as people read them.
+
+  Args:
+    rows: of `summarize`.
+    columns: figures to show, in order, of `config.columns`; those that no run has are left out.
+  """
+  known = dict.fromkeys(name for row in rows for name in row['mean'])
+  names = [name for column in columns for name in known if _figure(name) == column]
   cells = []
   for row in rows:
-    shown = [_cell(name, row['mean'].get(name), row['std'].get(name)) for name in columns]
+    shown = [_cell(name, row['mean'].get(name), row['std'].get(name)) for name in names]
     notes = [f'{kind} {count}/{row["finished"]}' for kind, count in row['warnings'].items()]
     cells.append([row['variant'], f'{row["finished"]}/{row["runs"]}', *shown, '; '.join([*notes, *row['problems']])])
-  return ['variant', 'runs', *columns.values(), 'remarks'], cells
+  return ['variant', 'runs', *map(_title, names), 'remarks'], cells
 
 
-def markdown(header: Sequence[str], cells: Sequence[Sequence[str]], facts: Mapping[str, str]) -> str:
-  """The table, and what a reader must know of it."""
-  lines = [header, ['---'] * len(header), *cells]
-  body = [f'| {" | ".join(cell.replace("|", "/") for cell in line)} |' for line in lines]
-  return '\n'.join([*body, '', *(f'- {name}: {value}' for name, value in facts.items())]) + '\n'
+def class_tables(rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[list[str], list[list[str]]]]:
+  """Sensitivity and specificity in percent, a row a class and a column a variant, by title; of at most 20 classes.
+
+  Args:
+    rows: of `summarize`.
+  """
+  tables = {}
+  for split in dict.fromkeys(split for row in rows for split in row['per_class']):
+    found = {row['variant']: row['per_class'][split] for row in rows if split in row['per_class']}
+    names = dict.fromkeys(name for classes in found.values() for name in classes)
+    if len(names) <= MOST_CLASSES:
+      cells = [[name, *(_class_cell(classes.get(name, {})) for classes in found.values())] for name in names]
+      tables[f'sensitivity / specificity (%), {split}'] = (['class', *found], cells)
+  return tables
+
+
+def _class_cell(figures: Mapping[str, float]) -> str:
+  shown = [f'{100 * figures[name]:.1f}' if name in figures else '-' for name in ('sensitivity', 'specificity')]
+  return ' / '.join(shown)
+
+
+def markdown(
+  header: Sequence[str],
+  cells: Sequence[Sequence[str]],
+  facts: Mapping[str, str],
+  classes: Mapping[str, tuple[Sequence[str], Sequence[Sequence[str]]]],
+) -> str:
+  """The table, what a reader must know of it, and `class_tables`."""
+
+  def drawn(header, cells):
+    lines = [header, ['---'] * len(header), *cells]
+    return [f'| {" | ".join(cell.replace("|", "/") for cell in line)} |' for line in lines]
+
+  lines = [*drawn(header, cells), '', *(f'- {name}: {value}' for name, value in facts.items())]
+  for title, each in classes.items():
+    lines += ['', f'{title[0].upper()}{title[1:]}:', '', *drawn(*each)]
+  return '\n'.join(lines) + '\n'
 
 
 def comma_separated(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -181,17 +230,63 @@ def _split(records: Sequence[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]
 
 
 def _evaluated(run: plan.Run, line: Mapping[str, Any]) -> dict[str, float]:
-  """Errors and losses of an evaluation, the training split's first."""
+  """The figures of an evaluation, the training split's first."""
   found = {}
   for name, value in line.items():
     split, _, metric = name.rpartition('/')
-    if metric in ('accuracy', 'loss'):
-      split = 'train' if split == run.config.data.train_split else split
+    if split and metric in schema.SPLIT_FIGURES:
       value = math.nan if value is None else value
-      found[f'{split}_{"error" if metric == "accuracy" else "loss"}'] = (
-        100 - 100 * value if metric == 'accuracy' else value
-      )
+      prefix = _split_name(run, split)
+      if metric == 'accuracy':
+        found[f'{prefix}_error'] = 100 - 100 * value
+      found[f'{prefix}_{metric}'] = 100 * value if metric in _PERCENT else value
   return dict(sorted(found.items(), key=lambda item: not item[0].startswith('train_')))
+
+
+def _per_class(run: plan.Run, step: int) -> dict[str, dict[str, dict[str, float]]]:
+  """`Outcome.per_class`, of the evaluation at that step; without those of older versions."""
+  found = {}
+  for path in sorted(run.workdir.glob('confusion_*.json')):
+    content = json.loads(path.read_text())
+    if content['step'] == step and 'per_class' in content:
+      figures = {name: values for name, values in content['per_class'].items() if name != 'examples'}
+      found[_split_name(run, content['split'])] = {
+        label: {name: values[place] for name, values in figures.items() if values[place] is not None}
+        for place, label in enumerate(content['class_names'])
+      }
+  return found
+
+
+def _mean_per_class(outcomes: Sequence[Outcome]) -> dict[str, dict[str, dict[str, float]]]:
+  found: dict[str, dict[str, dict[str, list[float]]]] = {}
+  for outcome in outcomes:
+    for split, classes in outcome.per_class.items():
+      for label, figures in classes.items():
+        held = found.setdefault(split, {}).setdefault(label, {})
+        for name, value in figures.items():
+          held.setdefault(name, []).append(value)
+  return {
+    split: {label: {name: statistics.fmean(values) for name, values in held.items()} for label, held in classes.items()}
+    for split, classes in found.items()
+  }
+
+
+def _split_name(run: plan.Run, split: str) -> str:
+  return 'train' if split == run.config.data.train_split else split
+
+
+def _figure(name: str) -> str:
+  """The figure, as `config.columns` names it, that a quantity of a run or split (`test_calibration_error`) is."""
+  if name in schema.RUN_FIGURES:
+    return name
+  return max((figure for figure in schema.SPLIT_FIGURES if name.endswith(f'_{figure}')), key=len)
+
+
+def _title(name: str) -> str:
+  """A quantity in words."""
+  kind = _figure(name)
+  words = (name.removesuffix(kind) + _TITLES.get(kind, kind)).replace('_', ' ')
+  return f'{words} (%)' if kind in _PERCENT else words
 
 
 def _curve(records: Sequence[Mapping[str, Any]], name: str) -> figure.Curve:
@@ -205,10 +300,6 @@ def _by_variant(outcomes: Sequence[Outcome]) -> dict[str, list[Outcome]]:
   for outcome in outcomes:
     variants.setdefault(outcome.run.variant, []).append(outcome)
   return variants
-
-
-def _words(name: str) -> str:
-  return name.replace('_', ' ')
 
 
 def _problems(outcomes: Sequence[Outcome]) -> list[str]:
@@ -227,7 +318,7 @@ def _cell(name: str, mean: float | None, std: float | None) -> str:
     return '-'
   if not math.isfinite(mean):
     return 'not finite'
-  number, unit = lambda value: f'{value:.2f}', ''
+  number, unit = (lambda value: f'{value:.{2 if _figure(name) in _PERCENT else 4}f}'), ''
   if name == 'seconds':
     number = metrics.duration
   elif name in ('images_per_second', 'parameters', 'trainable_parameters'):
@@ -250,7 +341,10 @@ def _facts(outcomes: Sequence[Outcome], about: About) -> dict[str, str]:
     'seeds': ', '.join(map(str, about.config.seeds)),
     'data': about.config.base.data.source,
     'figures': 'mean ± sample standard deviation over the finished runs',
-    'errors': 'of the last evaluation, over the whole split',
+    'figures of splits': (
+      'of the last evaluation, over the whole split; AUROC: of one class against the rest, mean of the classes; '
+      'calibration error: expected, of 15 bins'
+    ),
     'time': 'a run, with start, compilation and evaluation; images/s: while training',
     'peak memory': (
       'resident set of the run, also while it compiles, which runs that find their programs in the cache need not; '
@@ -279,6 +373,7 @@ def _page(
   facts: Mapping[str, str],
   header: Sequence[str],
   cells: Sequence[Sequence[str]],
+  classes: Mapping[str, tuple[Sequence[str], Sequence[Sequence[str]]]],
   picture: bytes,
 ) -> str:
   def listed(changes):
@@ -293,6 +388,10 @@ def _page(
     pages.table(header, cells),
     pages.heading('curves'),
     pages.picture('curves', picture),
+  ]
+  for title, each in classes.items():
+    parts += [pages.heading(title), pages.table(*each)]
+  parts += [
     pages.heading('variants'),
     pages.facts(form | {name: listed(changes) for name, changes in about.config.variants.items()}),
   ]

@@ -102,10 +102,12 @@ def find(run: experiment.Experiment, mesh: Mesh, source: examples.Examples, vari
     with taps.watching():
       _, updates = run.model.apply(variables, run.preprocess(batch, None), train=False, mutable=[taps.FOUND])
     found = trees.flatten(updates.get(taps.FOUND, {}))
-    return {path: leaf for path, leaf in found.items() if path.rpartition('/')[2] in DEAD}
+    return {path: leaf for path, leaf in found.items() if path.rpartition('/')[2] in DEAD}, {}
 
-  with contextlib.closing(evaluate.Sums(step, pipeline.make_eval_feed(run.config, source, mesh), mesh)) as sums:
-    return _units(sums(variables), run.table)
+  feed = pipeline.make_eval_feed(run.config, source, mesh)
+  with contextlib.closing(evaluate.Pass(step, feed, mesh)) as whole:
+    sums, _ = whole(variables)
+  return _units(sums, run.table)
 
 
 def _units(sums: Mapping[str, np.ndarray], table: Sequence[depth.Row]) -> tuple[Units, ...]:

@@ -1,6 +1,7 @@
 import csv
 import json
 import math
+import pathlib
 import re
 
 import numpy as np
@@ -11,6 +12,7 @@ from dnt import config as schema
 from dnt import recorded
 from dnt.comparison import plan, results
 
+CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
 # Accuracies of the last evaluation by variant and seed: on the training split and on the test split.
 ACCURACIES = {('plain', 0): (0.7, 0.625), ('plain', 1): (0.8, 0.5), ('deep', 0): (0.9375, 0.75)}
 
@@ -34,6 +36,7 @@ def lines(train, test):
     if step % 50 == 0:
       share = step / 100
       evaluated = {'test/loss': 0.5, 'test/accuracy': share * test, 'train[:20%]/loss': None if step == 50 else 0.25}
+      evaluated |= {'test/auroc': share * test + 0.1, 'test/calibration_error': 0.125}
       yield {'step': step, 'epoch': step / 50, **evaluated, 'train[:20%]/accuracy': share * train}
 
 
@@ -53,6 +56,11 @@ def leave(run, train, test):
     'versions': {'jax': '1.2'},
   }
   (run.workdir / 'summary.json').write_text(json.dumps(summary))
+  for split, step in (('test', 100), ('train[:20%]', 100), ('val', 50)):
+    per_class = {'examples': [4, 0], 'sensitivity': [test, None], 'specificity': [0.5, None], 'auroc': [None, None]}
+    content = {'split': split, 'step': step, 'class_names': ['cat', 'd|g'], 'per_class': per_class}
+    name = re.sub(r'\W+', '_', split).strip('_')
+    (run.workdir / f'confusion_{name}.json').write_text(json.dumps(content))
   recorded.write(run.workdir / plan.REQUESTED, run.config)
 
 
@@ -81,9 +89,13 @@ def test_what_a_run_came_to(written):
   assert plain.values == pytest.approx(
     {
       'train_error': 30.0,
+      'train_accuracy': 70.0,
       'train_loss': 0.25,
       'test_error': 37.5,
+      'test_accuracy': 62.5,
       'test_loss': 0.5,
+      'test_auroc': 0.725,
+      'test_calibration_error': 0.125,
       'seconds': 60.0,
       'images_per_second': 950.0,
       'parameters': 269_722,
@@ -95,7 +107,9 @@ def test_what_a_run_came_to(written):
   assert plain.curves['training loss'].values == [20 / step for step in range(10, 101, 10)]
   assert plain.curves['train error (%)'].steps == [50, 100]
   assert plain.curves['test error (%)'].values == pytest.approx([100 - 31.25, 37.5])
-  assert (failed.step, failed.values, failed.warnings) == (10, {}, {})
+  of_classes = {'cat': {'sensitivity': 0.625, 'specificity': 0.5}, 'd|g': {}}
+  assert plain.per_class == {'test': of_classes, 'train': of_classes}, 'val was evaluated before, not last'
+  assert (failed.step, failed.values, failed.per_class, failed.warnings) == (10, {}, {}, {})
 
 
 def test_mean_and_sample_deviation_over_the_finished_seeds(written):
@@ -107,6 +121,11 @@ def test_mean_and_sample_deviation_over_the_finished_seeds(written):
     assert plain['std'][name] == pytest.approx(np.std(values, ddof=1))
   assert deep['mean']['test_error'] == pytest.approx(25.0) and deep['std'] == {}
   assert (plain['runs'], plain['finished'], deep['runs'], deep['finished']) == (2, 2, 2, 1)
+  assert plain['mean']['test_auroc'] == pytest.approx(0.6625)
+  assert (
+    plain['std']['test_auroc'] == pytest.approx(0.125 / math.sqrt(2)) and plain['std']['test_calibration_error'] == 0
+  )
+  assert plain['per_class']['test'] == {'cat': {'sensitivity': 0.5625, 'specificity': 0.5}, 'd|g': {}}
   assert plain['warnings'] == {'dead': 1} and deep['warnings'] == {}
   assert deep['problems'] == ['seed 1 failed: the loss is | not finite at step 12']
 
@@ -115,15 +134,18 @@ def test_the_tables(written):
   workdir, _ = written
   text = (workdir / 'results.md').read_text()
   table = [line for line in text.splitlines() if line.startswith('|')]
-  assert table == [
-    '| variant | runs | train error (%) | test error (%) | time | images/s | parameters | trainable | peak memory '
-    '| remarks |',
+  assert table[:4] == [
+    '| variant | runs | train error (%) | test error (%) | time | images/s | parameters | trainable parameters '
+    '| peak memory | remarks |',
     '| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |',
     '| plain | 2/2 | 25.00 ± 7.07 | 43.75 ± 8.84 | 1 min 01 s ± 1 s | 1,000 ± 71 | 269,722 | 650 | 544 ± 45 MiB '
     '| dead 1/2 |',
     '| deep | 1/2 | 6.25 | 25.00 | 1 min 00 s | 1,000 | 269,722 | 650 | 512 MiB '
     '| seed 1 failed: the loss is / not finite at step 12 |',
   ]
+  of_classes = ['| class | plain | deep |', '| --- | --- | --- |', '| cat | 56.2 / 50.0 | 75.0 / 50.0 |']
+  assert table[4:] == 2 * [*of_classes, '| d/g | - / - | - / - |']
+  assert 'Sensitivity / specificity (%), test:\n\n| class |' in text
   assert (
     '- form: short' in text and '- command: python -m dnt.compare' in text and '- runs: 3 finished, 1 failed' in text
   )
@@ -133,6 +155,8 @@ def test_the_tables(written):
   assert [row['variant'] for row in rows] == ['plain', 'deep']
   assert float(rows[0]['test_error_std']) == pytest.approx(12.5 / math.sqrt(2))
   assert rows[1]['test_error_std'] == ''
+  assert float(rows[0]['test_auroc_mean']) == pytest.approx(0.6625)
+  assert float(rows[0]['test_calibration_error_std']) == 0
 
   content = json.loads((workdir / 'results.json').read_text())
   assert content['comparison']['form'] == 'short'
@@ -150,6 +174,8 @@ def test_the_page_stands_alone(written):
     'try &lt;this&gt;',
     'optim.learning_rate = 0.2',
     '<td>plain</td><td>1</td><td>step 10</td>',
+    '<h2>sensitivity / specificity (%), train</h2>',
+    '<td>cat</td><td>56.2 / 50.0</td><td>75.0 / 50.0</td>',
   ):
     assert expected in page, expected
   assert page.count('<img') == 1
@@ -168,10 +194,54 @@ def test_warnings_of_a_variant_stand_together(written):
   ]
 
 
+def test_columns_are_those_asked_for_in_their_order(written):
+  _, outcomes = written
+  rows = results.summarize(outcomes)
+  header, cells = results.table(rows, ('calibration_error', 'auroc', 'seconds', 'accuracy', 'loss', 'device_memory'))
+  assert header[2:-1] == [
+    'test calibration error',
+    'test AUROC',
+    'time',
+    'train accuracy (%)',
+    'test accuracy (%)',
+    'train loss',
+    'test loss',
+  ]
+  assert cells[0][2:4] == ['0.1250 ± 0.0000', '0.6625 ± 0.0884'] and cells[0][6] == '56.25 ± 8.84'
+
+
+def test_what_the_transfer_config_shows(written, load_config):
+  """The table of the article: accuracy, time, trainable parameters and memory of a strategy, and what doctors ask."""
+  _, outcomes = written
+  config = load_config(CONFIGS / 'transfer_mri_resnet50.py')
+  values = {'val_error': 9.0, 'val_accuracy': 91.0, 'val_loss': 0.3, 'val_auroc': 0.98, 'val_calibration_error': 0.04}
+  values |= {'seconds': 60.0, 'images_per_second': 9.0, 'parameters': 20, 'trainable_parameters': 10}
+  outcome = outcomes[0]._replace(values=values | {'process_memory': 2**30})
+  header, (row,) = results.table(results.summarize([outcome]), config.columns)
+  assert dict(zip(header[:-1], row[:-1], strict=True)) == {
+    'variant': 'plain',
+    'runs': '1/1',
+    'val accuracy (%)': '91.00',
+    'val AUROC': '0.9800',
+    'val calibration error': '0.0400',
+    'time': '1 min 00 s',
+    'trainable parameters': '10',
+    'peak memory': '1,024 MiB',
+  }
+
+
+def test_of_many_classes_there_is_no_table(written):
+  _, outcomes = written
+  for classes in (20, 21):
+    per_class = {'test': {f'class {place}': {'sensitivity': 0.5} for place in range(classes)}}
+    tables = results.class_tables(results.summarize([outcomes[0]._replace(per_class=per_class)]))
+    assert len(tables) == (classes == 20)
+
+
 def test_what_devices_count_has_a_column(written):
   _, outcomes = written
   values = {**outcomes[0].values, 'device_memory': 3 * 2**30}
-  header, (row,) = results.table(results.summarize([outcomes[0]._replace(values=values)]))
+  header, (row,) = results.table(results.summarize([outcomes[0]._replace(values=values)]), ('device_memory',))
   assert row[header.index('peak device memory')] == '3,072 MiB'
 
 

@@ -22,6 +22,7 @@ def test_mri(load_config, tmp_path):
   schema.validate(config)
   runs = plan.make(config, tmp_path)
   assert len(runs) == 12
+  assert all(run.config.loss.balance_classes for run in runs)
   found = {}
   for run in runs[:4]:
     given = run.config

@@ -56,7 +56,8 @@ def test_cached_and_uncached_runs_end_equal_and_the_second_finds_its_features(co
   assert 'features' not in capsys.readouterr().out
   close(parameters.params, expected.params)
   close(parameters.batch_stats, expected.batch_stats)
-  for name in ('test/loss', 'test/accuracy'):
+  assert cached['last'].keys() == uncached['last'].keys()
+  for name in ('test/loss', 'test/accuracy', 'test/calibration_error', 'test/auroc'):
     assert cached['last'][name] == pytest.approx(uncached['last'][name], rel=1e-4)
   # Telemetry of what is left out would be that of other pictures.
   shown = [
