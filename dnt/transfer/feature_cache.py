@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import pathlib
-import zipfile
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -24,11 +24,11 @@ from dnt.models import depth
 from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
 from dnt.parallel import multihost
-from dnt.transfer import freeze
+from dnt.transfer import feature_files, freeze
 
 LARGEST = 2**33  # bytes of the features of a split, which live on the device
 CLOSE = 1e-4  # of the logits, relative to the largest: what is taken for the same
-_FORMAT = 1  # changes with what a file holds
+_FORMAT = 2  # changes with what a file holds
 
 
 class _Prefix(NamedTuple):
@@ -196,23 +196,65 @@ def _load(
   drawn = [views, run.config.seed] if views else [0]
   identity = json.dumps([*about, drawn, seen, source.name, source.split, _fingerprint(source)], default=str)
   key = hashlib.sha256(identity.encode()).hexdigest()[:32]
-  path = directory / f'{key}.npz'
-  if not multihost.broadcast_from_lead(path.exists()):
-    features, labels = _compute(run, source, views, mesh, prefix)
-    if multihost.is_lead():
-      _write(path, features, labels)
-      print(f'features of {source.split}: {features.nbytes / 1e6:,.0f} MB kept as {path}')
-  else:
-    try:
-      with np.load(path) as file:
-        features, labels = file['features'], file['labels']
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-      raise errors.InputError(f'the features in {path} cannot be read ({error}); delete the file') from error
-    if multihost.is_lead():
-      print(f'features of {source.split}: found in {path}')
+  path = directory / f'{key}.features'
+  last = next(row.shape for row in run.table if row.entry.name == prefix.names[-1])
+  dtype = feature_files.record((1, 1, last[-1]) if prefix.pooled else last)
+  whole = max(views, 1) * len(source)
+  if whole * dtype.itemsize > LARGEST:
+    raise errors.InputError(
+      f'the features of {source.split} take {whole * dtype.itemsize / 1e9:.1f} GB, of at most {LARGEST / 1e9:.1f}: set '
+      'config.finetune.cached_views to 0, or to fewer views'
+    )
+  try:
+    found = multihost.broadcast_from_lead(feature_files.count(path, dtype) >= whole)
+    if found:
+      features, labels = feature_files.read(path, dtype, whole)
+    else:
+      features, labels = _grow(run, source, views, mesh, prefix, path, dtype)
+  except OSError as error:
+    raise errors.InputError(
+      f'cannot keep features in {path}: {error.strerror}; set config.finetune.cache_dir, or cached_views=0'
+    ) from error
+  if multihost.is_lead():
+    print(f'features of {source.split}: {"found in" if found else f"{features.nbytes / 1e6:,.0f} MB kept as"} {path}')
+  labels = labels[: len(source)]  # those of further views are the same
   return examples.Examples(
     source.name, source.split, source.class_names, features.shape[1:], features, labels, max(views, 1)
   )
+
+
+def _grow(
+  run: experiment.Experiment,
+  source: examples.Examples,
+  views: int,
+  mesh: Mesh,
+  prefix: _Prefix,
+  path: pathlib.Path,
+  dtype: np.dtype,
+) -> tuple[np.ndarray, np.ndarray]:
+  """Computes the features that the file does not hold yet, and writes them to it as they come."""
+
+  def wait():
+    print(f'features of {source.split}: another run computes them; waiting for it', flush=True)
+
+  with feature_files.growing(path, dtype, wait) if multihost.is_lead() else contextlib.nullcontext() as write:
+    whole, size = max(views, 1) * len(source), run.config.eval.batch_size
+    done = multihost.broadcast_from_lead(min(feature_files.count(path, dtype), whole))
+    done -= done % len(source) % size  # to the start of a batch
+    kept = feature_files.read(path, dtype, done)
+    if done and multihost.is_lead():
+      print(f'features of {source.split}: going on from {done} of {whole}', flush=True)
+    parts, line = [kept], terminal.StatusLine()
+    for features, labels in _compute(run, source, views, mesh, prefix, done):
+      if multihost.is_lead():
+        write(done, features, labels)
+      parts.append((features, labels))
+      done += len(labels)
+      if multihost.is_lead():
+        line.update(f'features of {source.split}  {done}/{whole}  {metrics.figure("accuracy", done / whole)}')
+    line.close()
+  features, labels = (np.concatenate(each) for each in zip(*parts, strict=True))
+  return features, labels
 
 
 def _compute(
@@ -221,19 +263,11 @@ def _compute(
   views: int,
   mesh: Mesh,
   prefix: _Prefix,
-) -> tuple[np.ndarray, np.ndarray]:
-  name = prefix.names[-1]
-  shape = next(row.shape for row in run.table if row.entry.name == name)
-  shape = (1, 1, shape[-1]) if prefix.pooled else shape
-  size = max(views, 1) * len(source) * int(np.prod(shape)) * 4
-  if size > LARGEST:
-    raise errors.InputError(
-      f'the features of {source.split} take {size / 1e9:.1f} GB, of at most {LARGEST / 1e9:.1f}: set '
-      'config.finetune.cached_views to 0, or to fewer views'
-    )
+  done: int,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+  """Features and labels, batch by batch, from example `done` of all views on."""
   key, _ = jax.random.split(jax.random.key(run.config.seed, impl=steps.PRNG))
-  parts, labels, line, done = [], [], terminal.StatusLine(), 0
-  for view in range(max(views, 1)):
+  for view in range(done // len(source), max(views, 1)):
     feed = pipeline.make_view_feed(run.config, source, mesh, view) if views else None
     with contextlib.closing(feed or pipeline.make_eval_feed(run.config, source, mesh)) as feed:
 
@@ -242,35 +276,16 @@ def _compute(
         count = batch['label'].shape[0]
         place = {'epoch': jnp.full(count, view, jnp.int32), 'position': step * count + jnp.arange(count)}
         x = run.preprocess(batch | place, key if views else None)
-        features, _ = _output(run, variables, x, name)
+        features, _ = _output(run, variables, x, prefix.names[-1])
         features = jnp.mean(features, (1, 2), keepdims=True) if prefix.pooled else features
         return features.astype(jnp.float32), batch['label']
 
       program = compile_lib.jit(program, out_shardings=mesh_lib.replicated(mesh))
-      for step in range(feed.steps):
+      first = max(done - view * len(source), 0) // run.config.eval.batch_size
+      for step in range(first, feed.steps):
         features, label = jax.device_get(program(prefix.variables, feed.arrays(step, 1), np.int32(step)))
         left = len(source) - step * len(label)
-        parts.append(features[:left])
-        labels += [label[:left]] if not view else []
-        done += len(parts[-1])
-        if multihost.is_lead():
-          whole = max(views, 1) * len(source)
-          line.update(f'features of {source.split}  {done}/{whole}  {metrics.figure("accuracy", done / whole)}')
-  line.close()
-  return np.concatenate(parts), np.concatenate(labels)
-
-
-def _write(path: pathlib.Path, features: np.ndarray, labels: np.ndarray) -> None:
-  partial = path.with_name(f'{path.stem}.{os.getpid()}.partial.npz')
-  try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(partial, features=features, labels=labels)
-    partial.replace(path)
-  except OSError as error:
-    partial.unlink(missing_ok=True)
-    raise errors.InputError(
-      f'cannot keep features in {path.parent}: {error.strerror}; set config.finetune.cache_dir, or cached_views=0'
-    ) from error
+        yield features[:left], label[:left]
 
 
 def _fingerprint(source: examples.Examples) -> Any:

@@ -7,6 +7,7 @@ import pytest
 from dnt import errors, metrics, record, stored, train, trees
 from dnt.data import order, resident
 from dnt.parallel import mesh as mesh_lib
+from dnt.transfer import feature_cache, feature_files
 
 pytestmark = pytest.mark.usefixtures('one_device', 'unoptimized', 'undrawn')
 
@@ -44,8 +45,8 @@ def test_cached_and_uncached_runs_end_equal_and_the_second_finds_its_features(co
   config.finetune.trainable = trainable
   cached, parameters = run(config, tmp_path / 'cached')
   assert len(files(config)) == 2
-  with np.load(files(config)[0]) as file:
-    assert file['features'].shape == ((40, 1, 1, 64) if trainable == 'head' else (40, 4, 4, 32))
+  shape = (1, 1, 64) if trainable == 'head' else (4, 4, 32)
+  assert {feature_files.count(path, feature_files.record(shape)) for path in files(config)} == {40}
   output = capsys.readouterr().out
   assert output.count('kept as') == 2
   again, same = run(config, tmp_path / 'again')
@@ -88,9 +89,10 @@ def test_augmented_views_take_turns_by_epoch(config, tmp_path):
   config.finetune.cached_views = 2
   run(config, tmp_path / 'run')
   sizes = {}
+  dtype = feature_files.record((1, 1, 64))
   for path in files(config):
-    with np.load(path) as file:
-      sizes[len(file['features'])] = file['features']
+    count = feature_files.count(path, dtype)
+    sizes[count], _ = feature_files.read(path, dtype, count)
   assert set(sizes) == {40, 80}, 'evaluation sees no augmentation'
   first, second = np.split(sizes[80], 2)
   assert np.mean(np.any(first != second, axis=(1, 2, 3))) > 0.8
@@ -141,10 +143,29 @@ def test_what_cannot_be_cached_is_refused(config, tmp_path, options, said):
     train.train(config, tmp_path / 'run', record.Clock(0.0), 'test')
 
 
-def test_a_damaged_file_is_named(config, tmp_path):
-  config.train.steps = 1
-  train.train(config, tmp_path / 'a', record.Clock(0.0), 'test')
-  path = files(config)[0]
-  path.write_bytes(path.read_bytes()[:100])
-  with pytest.raises(errors.InputError, match=path.name):
+@pytest.mark.parametrize('views', [0, 2])
+def test_an_interrupted_computation_goes_on(config, tmp_path, capsys, monkeypatch, views):
+  config.train.steps, config.eval.batch_size = 1, 8
+  if views:
+    config.data.augment, config.finetune.cached_views = 'pad_crop_flip', views
+  whole, _ = train.train(config, tmp_path / 'a', record.Clock(0.0), 'test'), capsys.readouterr()
+  held = {path: path.read_bytes() for path in files(config)}
+  size = feature_files.record((1, 1, 64)).itemsize
+  longest = max(held, key=lambda path: len(held[path]))
+  left = (50 if views else 21) * size + size // 2  # in the middle of a batch and of a record
+  longest.write_bytes(held[longest][:left])
+  computed = []
+  compute = feature_cache._compute
+  monkeypatch.setattr(feature_cache, '_compute', lambda *args: computed.append(args[-1]) or compute(*args))
+  again = train.train(config, tmp_path / 'b', record.Clock(0.0), 'test')
+  assert computed == [48 if views else 16]  # the start of a batch
+  assert f'going on from {computed[0]} of {80 if views else 40}' in capsys.readouterr().out
+  assert again['params_sha256'] == whole['params_sha256']
+  assert {path: path.read_bytes() for path in files(config)} == held
+
+
+def test_a_folder_that_cannot_be_written_is_named(config, tmp_path):
+  (tmp_path / 'file').write_text('')
+  config.finetune.cache_dir = str(tmp_path / 'file' / 'features')
+  with pytest.raises(errors.InputError, match=r'cannot keep features in .*config.finetune.cache_dir'):
     train.train(config, tmp_path / 'b', record.Clock(0.0), 'test')
