@@ -96,9 +96,9 @@ def load_variables(run: experiment.Experiment, text: str) -> dict[str, Any]:
   classes = run.config.model.num_classes
   renewed = _leaves_of_classes(want, have, trace.table[-1].entry.name, classes)
   if not renewed:
-    return match(run, given.variables, text)
+    return match(trace, given.variables, text)
   fresh = trees.flatten(depth.to_unrolled(run.init_variables(), trace.scanned))
-  matched = match(run, trees.unflatten(have | {path: fresh[path] for path in renewed}), text)
+  matched = match(trace, trees.unflatten(have | {path: fresh[path] for path in renewed}), text)
   if multihost.is_lead():
     listed, others = ', '.join(renewed), have[renewed[0]].shape[-1]
     print(f'{text} has {others} classes and the data {classes}: {listed} start from config.seed', flush=True)
@@ -114,13 +114,17 @@ def _leaves_of_classes(want: dict[str, Any], have: dict[str, Any], head: str, cl
   return paths if len(lengths) == 1 and lengths.isdisjoint({(), (classes,)}) else []
 
 
-def match(run: experiment.Experiment, variables: dict[str, Any], origin: str) -> dict[str, Any]:
+def match(trace: depth.Trace, variables: dict[str, Any], origin: str) -> dict[str, Any]:
   """Checks unrolled variables against the model, leaf by leaf, and brings them into its layout.
+
+  Args:
+    trace: of the model.
+    variables: `params` and `batch_stats`.
+    origin: where they come from, for messages.
 
   Raises:
     errors.InputError: missing, unexpected or differently shaped leaves, by path.
   """
-  trace = depth.trace(run.model, run.spec.image_shape)
   want = {path: leaf.shape for path, leaf in trees.flatten(trace.variables).items()}
   have = {path: leaf.shape for path, leaf in trees.flatten(variables).items()}
   different = sorted(path for path in want.keys() | have.keys() if want.get(path) != have.get(path))

@@ -101,5 +101,4 @@ def _torch_network(model: ml_collections.ConfigDict) -> names.Network:
 
 def _picture(run: experiment.Experiment) -> dict[str, Any]:
   """How a picture becomes the network's input, as evaluation does it."""
-  crop_mode = 'center' if run.config.data.augment == 'resized_crop_flip' else 'squash'
-  return preprocessing.to_timm(preprocessing.of_run(run.config.data), run.spec.image_shape, crop_mode)
+  return preprocessing.to_timm(preprocessing.of_run(run.config.data), run.spec.image_shape)

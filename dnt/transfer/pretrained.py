@@ -89,12 +89,12 @@ def load(text: str) -> Pretrained:
   """
   found, path = _locate(text)
   if found is None:
-    config, saved = _run_config(path), checkpoints.load_parameters(path)
+    config, saved = run_config(path), checkpoints.load_parameters(path)
     decisive = {key: config.model[key] for key in ('norm_epsilon', 'stride_on')}  # what leaves do not show
     return Pretrained(
       variables={'params': saved.params, 'batch_stats': saved.batch_stats},
       preprocessing=preprocessing_lib.of_run(config.data),
-      class_names=(),
+      class_names=tuple(saved.meta.get('class_names', ())),
       model={key: value for key, value in decisive.items() if value is not None},
       origin=text,
     )
@@ -118,7 +118,7 @@ def preprocessing(text: str) -> preprocessing_lib.Preprocessing:
     errors.InputError: nothing there, or a description beside it that is damaged.
   """
   found, path = _locate(text)
-  return preprocessing_lib.of_run(_run_config(path).data) if found is None else found.about(path).preprocessing
+  return preprocessing_lib.of_run(run_config(path).data) if found is None else found.about(path).preprocessing
 
 
 def check_model(given: Pretrained, model: ml_collections.ConfigDict) -> None:
@@ -159,12 +159,30 @@ def _locate(text: str) -> tuple[_Format | None, pathlib.Path]:
 def _existing(where: str, text: str, is_there: Callable[[pathlib.Path], bool]) -> pathlib.Path:
   path = pathlib.Path(where).expanduser()
   if not where or not is_there(path):
-    raise errors.InputError(f'config.train.init_from={text!r}: there is nothing at {path}; it takes {FORMS}')
+    raise errors.InputError(f'there is nothing at {path} (the weights {text!r}); valid: {FORMS}')
   return path
 
 
-def _run_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
+def workdir(text: str) -> pathlib.Path | None:
+  """The workdir that the text names; None where it names weights of another program.
+
+  Args:
+    text: one of `FORMS`.
+
+  Raises:
+    errors.InputError: nothing there.
+  """
+  found, path = _locate(text)
+  return path if found is None else None
+
+
+def run_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
+  """The config of a run as it ran.
+
+  Raises:
+    errors.InputError: the folder is no workdir.
+  """
   path = workdir / CONFIG_FILE
   if not path.is_file():
-    raise errors.InputError(f'{workdir} is no workdir of a dnt run (it has no {CONFIG_FILE}); init_from takes {FORMS}')
+    raise errors.InputError(f'{workdir} is no workdir of a dnt run (it has no {CONFIG_FILE}); valid: {FORMS}')
   return recorded.get_config(str(path))

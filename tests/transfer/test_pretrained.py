@@ -154,7 +154,7 @@ def test_weights_of_another_family_are_refused_before_their_leaves_are_compared(
 def test_nothing_there_says_what_it_takes(text):
   for read in (pretrained.load, pretrained.preprocessing):
     with pytest.raises(
-      errors.InputError, match=r'there is nothing at .*; it takes a dnt workdir, .*hf:<owner>/<name>'
+      errors.InputError, match=r'there is nothing at .*; valid: a dnt workdir, .*hf:<owner>/<name>'
     ) as e:
       read(text)
     assert '\n' not in str(e.value)
@@ -206,12 +206,13 @@ def test_a_run_comes_with_its_preprocessing_and_what_its_leaves_do_not_show(imag
   imagenet.data.update({'interpolation': 'bicubic', 'eval_crop': 0.9})
   resolved = experiment.resolve(imagenet, experiment.load_data(imagenet, ()))
   files.write_json(tmp_path / 'config.json', resolved.to_dict())
-  saved = types.SimpleNamespace(params={'a': 1}, batch_stats={})
+  saved = types.SimpleNamespace(params={'a': 1}, batch_stats={}, meta={'class_names': ['tabby', 'lynx']})
   monkeypatch.setattr(pretrained.checkpoints, 'load_parameters', lambda workdir: saved)
   given = pretrained.load(str(tmp_path))
   assert given.variables == {'params': {'a': 1}, 'batch_stats': {}}
   assert given.preprocessing == pretrained.preprocessing(str(tmp_path)) == preprocessing.of_run(resolved.data)
   assert given.model == {'norm_epsilon': 1e-3, 'stride_on': '1x1'}
+  assert given.class_names == ('tabby', 'lynx')
   pretrained.check_model(given, resolved.model)
   resolved.model.stride_on = '3x3'
   with pytest.raises(errors.InputError, match=r"set config.model.stride_on='1x1' \(now '3x3'\)$"):
