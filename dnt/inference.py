@@ -1,4 +1,4 @@
-"""A trained network from one string, without the data it was trained on, and pictures as it takes them.
+"""A trained network from one string, without the data it was trained on; and what it says of pictures.
 
 Of a run all that is needed is in its workdir: the config as it ran, and in each checkpoint the weights, the names of
 the classes and the shape of a picture.
@@ -6,7 +6,7 @@ the classes and the shape of a picture.
 
 import glob
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ from dnt import checkpoints, errors, initial, models
 from dnt import config as schema
 from dnt.data import augment, folder, images, pipeline
 from dnt.models import depth
+from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
 from dnt.transfer import preprocessing, pretrained
 
@@ -195,3 +196,53 @@ def read(network: Network, paths: Sequence[str]) -> Pictures:
   good = [(path, each) for path, each in found if path not in unreadable]
   pictures = np.array([each for _, each in good], np.uint8).reshape(-1, *network.image_shape)
   return Pictures(pictures, tuple(path for path, _ in good), unreadable)
+
+
+class Predictions(NamedTuple):
+  """The most likely classes of pictures that were read together.
+
+  Attributes:
+    paths: of the N pictures.
+    indexes: int32 [N, k], of classes, the most likely first.
+    probabilities: float32 [N, k].
+    unreadable: why, by path, of the others.
+  """
+
+  paths: tuple[str, ...]
+  indexes: np.ndarray
+  probabilities: np.ndarray
+  unreadable: dict[str, str]
+
+
+def predict(network: Network, mesh: Mesh, paths: Sequence[str], batch_size: int, top: int) -> Iterator[Predictions]:
+  """The most likely classes of pictures, batch by batch: the next is read while one is computed.
+
+  Args:
+    network: from `load`, on the mesh.
+    mesh: whose devices share each batch.
+    paths: of picture files.
+    batch_size: a multiple of the devices.
+    top: classes of each picture, of at most as many as there are.
+  """
+  count = min(top, len(network.class_names))
+  size = min(batch_size, -(-len(paths) // mesh.size) * mesh.size)  # one picture is no reason to compute a batch
+
+  def best(variables, pictures):
+    logits = network.model.apply(variables, network.preprocess(pictures), train=False)
+    return jax.lax.top_k(jax.nn.softmax(logits), count)
+
+  def fetch(seen, found):
+    probabilities, indexes = (np.asarray(each)[: len(seen.paths)] for each in found)
+    return Predictions(seen.paths, indexes, probabilities, seen.unreadable)
+
+  program, pending = compile_lib.jit(best, out_shardings=mesh_lib.replicated(mesh)), None
+  for start in range(0, len(paths), size):
+    seen = read(network, paths[start : start + size])
+    padded = np.zeros((size, *network.image_shape), np.uint8)
+    padded[: len(seen.paths)] = seen.pictures
+    found = program(network.variables, mesh_lib.place(padded, mesh_lib.batch_sharding(mesh)))
+    if pending:
+      yield fetch(*pending)
+    pending = seen, found
+  if pending:
+    yield fetch(*pending)

@@ -10,8 +10,7 @@ import pytest
 from PIL import Image
 from safetensors import numpy as safetensors_numpy
 
-from dnt import checkpoints, errors, evaluate, experiment, files, inference, initial, record, train
-from dnt.models import depth
+from dnt import errors, evaluate, files, inference, record, train
 from dnt.parallel import mesh as mesh_lib
 from dnt.transfer import exported
 
@@ -32,25 +31,6 @@ def scans(tmp_path):
       image = Image.fromarray(pixels)
       (image.convert('P') if index == 4 else image).save(folder / f'{index}.png')
   return tmp_path / 'scans'
-
-
-@pytest.fixture
-def saved(tmp_path):
-  """Saves the first state of a run of that config as the loop does, its average moved on; returns the experiment."""
-
-  def save(config, workdir=tmp_path / 'run'):
-    data = experiment.load_data(config, config.eval.splits)
-    run = experiment.make(experiment.resolve(config, data), data.spec)
-    own = checkpoints.Checkpoints(workdir, config.checkpoint)
-    state, _ = initial.state(run, mesh_lib.make_mesh(config.mesh), own)
-    state = state.replace(ema=jax.tree.map(lambda leaf: 1.5 * leaf, state.ema))
-    files.write_json(workdir / 'config.json', run.config.to_dict())
-    with record.Record(run, workdir, 0, {}, record.Clock(0.0)) as rec:
-      own.save(3, depth.to_unrolled(state, depth.scanned_rows(state.params)), rec.history(), None)
-    own.close()
-    return run, state, data
-
-  return save
 
 
 def logits(network, pictures):
@@ -119,13 +99,13 @@ def test_the_averaged_weights_of_a_scanned_network(tiny, saved, tmp_path):
 def test_weights_in_a_file_are_prepared_for_as_they_say(tiny, saved, scans, tmp_path):
   tiny.data.update({'augment': 'resized_crop_flip', 'image_size': 32, 'workers': 0, 'eval_crop': 0.8})
   tiny.model.update({'name': 'resnet', 'stem': 'imagenet', 'depth': 18, 'width': None})
-  run, state, _ = saved(tiny)
-  tensors = exported.torch_tensors(run, jax.device_get({'params': state.params, 'batch_stats': state.batch_stats}))
+  saved(tiny)
+  own = inference.load(str(tmp_path / 'run'))
   path = tmp_path / 'model.safetensors'
-  path.write_bytes(safetensors_numpy.save(tensors))
-  described = exported.timm_config(run)
+  path.write_bytes(safetensors_numpy.save(exported.torch_tensors(own)))
+  described = exported.timm_config(own)
   files.write_json(tmp_path / 'config.json', described)
-  own, given = inference.load(str(tmp_path / 'run')), inference.load(str(path))
+  given = inference.load(str(path))
   assert (given.step, given.averaged, given.image_shape) == (None, False, (32, 32, 3))
   assert given.config.model.to_dict() == own.config.model.to_dict()
   assert given.class_names == own.class_names
