@@ -110,7 +110,11 @@ def catalogue(configs: pathlib.Path) -> str:
   lines += ['', 'Models (config.model.name):']
   for name, model in models.MODELS.items():
     lines.append(f'  {name:{width}}  {(model.__doc__ or "").partition(chr(10))[0]}')
-  lines += [f'  {"mypkg.nets:Net":{width}}  Your own Flax module, by import path.', '']
+  lines += [
+    f'  {"mypkg.nets:Net":{width}}  Your own Flax module, by import path.',
+    f'  {models.PRETRAINED:{width}}  The network whose weights are at config.train.init_from.',
+    '',
+  ]
   lines += ['Data sources (config.data.source):', *(f'  {name}' for name in sources.names())]
   return '\n'.join(lines)
 

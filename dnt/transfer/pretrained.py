@@ -17,6 +17,8 @@ FORMS = (
   "a dnt workdir, '<file>.safetensors', '<file>.pth' (.pt, .bin), '<file>.h5', 'tfjs:<dir>' or 'hf:<owner>/<name>'"
 )
 CONFIG_FILE = 'config.json'
+# Options of config.model that are no matter of the network: how it is run, and for which data.
+_OF_THE_RUN = ('num_classes', 'dtype', 'scan', 'remat')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,8 +101,7 @@ def load(text: str) -> Pretrained:
       origin=text,
     )
   about = found.about(path)
-  tensors = names.current_names(found.tensors(path), found.framework)
-  network = names.identify(tensors, found.framework, text)
+  tensors, network = _identify(found, path, text)
   variables = names.to_variables(tensors, network, text)
   classes = variables['params']['head']['dense']['kernel'].shape[-1]
   if about.class_names and len(about.class_names) != classes:
@@ -119,6 +120,27 @@ def preprocessing(text: str) -> preprocessing_lib.Preprocessing:
   """
   found, path = _locate(text)
   return preprocessing_lib.of_run(run_config(path).data) if found is None else found.about(path).preprocessing
+
+
+def fill_model(model: ml_collections.ConfigDict, text: str) -> None:
+  """Makes `config.model` the network that weights are of; what the user set stays, for `check_model` to refuse.
+
+  Args:
+    model: the `model` section of a config, not locked.
+    text: one of `FORMS`.
+
+  Raises:
+    errors.InputError: as `load`.
+  """
+  found, path = _locate(text)
+  if found is None:
+    ran = run_config(path).model.to_dict()
+    network = {key: value for key, value in ran.items() if key not in _OF_THE_RUN}
+  else:
+    network = _identify(found, path, text)[1].model
+  for key, value in network.items():
+    if key == 'name' or models.is_open(model, key):
+      model[key] = value
 
 
 def check_model(given: Pretrained, model: ml_collections.ConfigDict) -> None:
@@ -154,6 +176,12 @@ def _locate(text: str) -> tuple[_Format | None, pathlib.Path]:
   if suffix in _FILES:
     return _FILES[suffix], _existing(text, text, pathlib.Path.is_file)
   return None, _existing(text, text, pathlib.Path.is_dir)
+
+
+def _identify(found: _Format, path: pathlib.Path, text: str) -> tuple[dict[str, np.ndarray], names.Network]:
+  """The tensors of a file by their current names, and the network they are of."""
+  tensors = names.current_names(found.tensors(path), found.framework)
+  return tensors, names.identify(tensors, found.framework, text)
 
 
 def _existing(where: str, text: str, is_there: Callable[[pathlib.Path], bool]) -> pathlib.Path:
