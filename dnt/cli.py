@@ -25,7 +25,7 @@ _OVERRIDE = re.compile(r'--?(?:no)?config\.([\w.]+)')
 def run(
   main: Callable[[], None],
   description: str,
-  default_config: pathlib.Path,
+  default_config: pathlib.Path | None = None,
   kinds: Sequence[str] = ('train',),
   computes: bool = True,
 ) -> None:
@@ -34,10 +34,11 @@ def run(
   Args:
     main: the program; reads its flags itself.
     description: what `--help` prints first.
-    default_config: the config file when `--config` is not given.
+    default_config: the config file when `--config` is not given; None: the program takes no config at all.
     kinds: of config files that the program takes, from `dnt.config.KINDS`.
     computes: whether it runs networks itself, for which memory is kept; else it leaves that to processes it starts.
   """
+  kinds = kinds if default_config else ()
   if any(argument in ('-h', '--help', '--helpfull', '--helpshort') for argument in sys.argv[1:]):
     print(help_text(description, kinds))
     sys.exit(0)
@@ -78,6 +79,23 @@ def config_path() -> pathlib.Path:
   return pathlib.Path(config_flags.get_config_filename(flags.FLAGS['config']))
 
 
+def trained(workdir: str | None, weights: str | None) -> str:
+  """What `inference.load` is asked for by the flags `--workdir` and `--weights`, of which one must be given.
+
+  Raises:
+    errors.InputError: both or neither, or a workdir that is no folder.
+  """
+  if bool(workdir) == bool(weights):
+    given = 'not both' if workdir else 'one of them'
+    raise errors.InputError(
+      f'give {given}: --workdir=<folder of a dnt run>, or --weights=<file>.safetensors, .pth, .h5, tfjs:<dir> or '
+      'hf:<owner>/<name>'
+    )
+  if workdir and not pathlib.Path(workdir).expanduser().is_dir():
+    raise errors.InputError(f'--workdir={workdir}: no such folder; pretrained weights are given with --weights')
+  return workdir or weights
+
+
 def catalogue(configs: pathlib.Path) -> str:
   """The configs of a folder with the first line of their docstrings, the models and the data sources."""
   from dnt import models
@@ -92,7 +110,11 @@ def catalogue(configs: pathlib.Path) -> str:
   lines += ['', 'Models (config.model.name):']
   for name, model in models.MODELS.items():
     lines.append(f'  {name:{width}}  {(model.__doc__ or "").partition(chr(10))[0]}')
-  lines += [f'  {"mypkg.nets:Net":{width}}  Your own Flax module, by import path.', '']
+  lines += [
+    f'  {"mypkg.nets:Net":{width}}  Your own Flax module, by import path.',
+    f'  {models.PRETRAINED:{width}}  The network whose weights are at config.train.init_from.',
+    '',
+  ]
   lines += ['Data sources (config.data.source):', *(f'  {name}' for name in sources.names())]
   return '\n'.join(lines)
 
@@ -102,10 +124,11 @@ def help_text(description: str, kinds: Sequence[str]) -> str:
   lines = [description.strip(), '', 'Flags:']
   modules = flags.FLAGS.flags_by_module_dict()
   own = [flag for name, group in modules.items() if name == sys.argv[0] or name.startswith('dnt.') for flag in group]
-  for flag in sorted(own, key=lambda flag: flag.name):
+  for flag in sorted((flag for flag in own if kinds or flag.name != 'config'), key=lambda flag: flag.name):
     default = '' if flag.default in (None, False) else f' (default: {flag.default})'
     lines.append(f'  --{flag.name}: {flag.help}{default}')
-  lines += ['', 'Config keys (--config.<key>=<value>):']
+  if kinds:
+    lines += ['', 'Config keys (--config.<key>=<value>):']
   for key, option in _options(kinds).items():
     default = f'{option.type.__name__}, not set' if isinstance(option.default, type) else repr(option.default)
     lines.append(f'  {key} ({default}): {option.help}')
@@ -116,7 +139,9 @@ def _options(kinds: Sequence[str]) -> dict[str, schema.Option]:
   return {key: option for kind in kinds for key, option in schema.options(schema.KINDS[kind])}
 
 
-def _parse(argv: list[str], default_config: pathlib.Path, kinds: Sequence[str]) -> list[str]:
+def _parse(argv: list[str], default_config: pathlib.Path | None, kinds: Sequence[str]) -> list[str]:
+  if default_config is None:
+    return _parse_flags(argv)
   known = _options(kinds)
   for argument in argv[1:]:
     match = _OVERRIDE.match(argument)
@@ -131,7 +156,7 @@ def _parse(argv: list[str], default_config: pathlib.Path, kinds: Sequence[str]) 
   except flags.Error as error:
     if 'Traceback' in str(error):  # ml_collections puts that of a ValueError in a config file into the message
       raise _failed(argv, error) from error
-    raise errors.InputError(f'{error} (--help lists the flags)') from error
+    raise _refused(error) from error
   except OSError as error:
     raise errors.InputError(
       f'no config file at {_config_argument(argv)!r}; python -m dnt.main --list shows those that come with dnt'
@@ -140,9 +165,27 @@ def _parse(argv: list[str], default_config: pathlib.Path, kinds: Sequence[str]) 
     raise _failed(argv, error) from error
   if kind not in kinds:
     raise errors.InputError(f'{_config_argument(argv)!r} is a {kind} config; this program takes: {", ".join(kinds)}')
+  return _alone(rest)
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+  """Of a program without a config."""
+  if any(_CONFIG_ARGUMENT.match(argument) or _OVERRIDE.match(argument) for argument in argv[1:]):
+    raise errors.InputError('this program takes no --config: a run and its weights say themselves what they are')
+  try:
+    return _alone(flags.FLAGS(argv))
+  except flags.Error as error:
+    raise _refused(error) from error
+
+
+def _alone(rest: list[str]) -> list[str]:
   if rest[1:]:
     raise errors.InputError(f'unexpected argument {rest[1]!r}; options are written --name=value')
   return rest
+
+
+def _refused(error: flags.Error) -> errors.InputError:
+  return errors.InputError(f'{error} (--help lists the flags)')
 
 
 def _failed(argv: list[str], error: Exception) -> errors.InputError:

@@ -150,10 +150,13 @@ SCHEMA: dict[str, Any] = {
   'seed': Option(0, 'seed of parameters, order, augmentation, stochastic depth and dropout', check=_at_least(0)),
   'data': {
     'source': Option(
-      'digits', 'digits, synthetic, tfds:<name>, cifar_binary:<dir>, idx:<dir>, folder:<dir> or cars:<dir>'
+      'digits',
+      'digits, synthetic, tfds:<name>, cifar_binary:<dir>, idx:<dir>, folder:<dir> or cars:<dir>',
     ),
     'train_split': Option('train', "split to train on, sliced as in TFDS: 'train', 'train[:98%]', 'train[5000:]'"),
-    'dir': Option('', 'where TFDS keeps prepared sets; empty: its own default'),
+    'dir': Option(
+      '', 'folder of the source, where <dir> is left out of it; tfds: of prepared sets, and empty: its own default'
+    ),
     'seed': Option(
       0,
       'seed of splits drawn here (digits, folders) and of synthetic pictures: all runs share them',
@@ -211,7 +214,11 @@ SCHEMA: dict[str, Any] = {
     'synthetic_classes': Option(10, 'classes of the synthetic source', check=_at_least(2)),
   },
   'model': {
-    'name': Option('resnet', "mlp, plain, resnet, highway, densenet, or your own Flax module: 'mypkg.nets:Net'"),
+    'name': Option(
+      'resnet',
+      "mlp, plain, resnet, highway, densenet; your own Flax module: 'mypkg.nets:Net'; pretrained: the network whose "
+      'weights are at train.init_from',
+    ),
     'num_classes': Option(int, "classes of the head; none: the data's", check=_at_least(2)),
     'dtype': Option(
       'float32', 'compute dtype; parameters and statistics stay float32', choices=('float32', 'bfloat16')
@@ -251,7 +258,11 @@ SCHEMA: dict[str, Any] = {
   },
   'optim': {
     'name': Option('sgd', 'update rule', choices=('sgd', 'adamw', 'lamb', 'muon')),
-    'learning_rate': Option(0.1, 'peak learning rate', check=_above(0)),
+    'learning_rate': Option(
+      0.1,
+      'peak learning rate; 0: found before the first step, the valley of a range test (lr_find) of what trains first',
+      check=_at_least(0),
+    ),
     'momentum': Option(0.9, 'sgd, muon: decay of the momentum', check=_within(0, 1)),
     'nesterov': Option(False, "sgd, muon: Nesterov's momentum"),
     'b1': Option(0.9, 'adamw, lamb, and the Adam part of muon: decay of the first moment', check=_within(0, 1)),

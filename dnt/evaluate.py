@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from dnt import checkpoints, experiment, files, initial, scoring
 from dnt.data import examples, pipeline
+from dnt.models import depth
 from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
 from dnt.parallel import multihost
@@ -200,9 +201,9 @@ def load(config: ml_collections.ConfigDict, workdir: pathlib.Path, mesh: Mesh, s
   loaded = checkpoints.load_parameters(workdir)
   data = experiment.load_data(config, splits)
   run = experiment.make(experiment.resolve(config, data), data.spec)
-  variables = {}
+  trace, variables = depth.trace(run.model, data.spec.image_shape), {}
   for suffix, each in variables_of(loaded).items():
-    matched = initial.match(run, each, str(workdir))
+    matched = initial.match(trace, each, str(workdir))
     variables[suffix] = mesh_lib.place(matched, mesh_lib.parameter_shardings(mesh, matched))
   return Loaded(run, data, loaded.step, variables)
 

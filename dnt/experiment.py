@@ -150,6 +150,8 @@ def resolve(config: ml_collections.ConfigDict, data: Data) -> ml_collections.Con
     errors.InputError: a head, weights or statistics that disagree with the data, or classes that cannot be balanced.
   """
   resolved = _prepared(config)
+  if config.model.name == models.PRETRAINED:
+    pretrained.fill_model(resolved.model, config.train.init_from)
   classes = len(data.spec.class_names)
   if config.model.num_classes not in (None, classes):
     raise errors.InputError(
@@ -166,12 +168,17 @@ def resolve(config: ml_collections.ConfigDict, data: Data) -> ml_collections.Con
   if config.loss.balance_classes:
     # The weights alone: the config that is recorded can be run again.
     resolved.loss.class_weights, resolved.loss.balance_classes = losses.balanced_weights(data.train), False
-  resolved.model.update(models.resolved_options(config.model))
+  resolved.model.update(models.resolved_options(resolved.model))
   return resolved
 
 
 def _prepared(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   """A copy in which the preprocessing that is left open is that of the weights the run starts from, if it does."""
+  if config.model.name == models.PRETRAINED and not config.train.init_from:
+    raise errors.InputError(
+      f"config.model.name='pretrained' takes its network from config.train.init_from, which is empty; it takes "
+      f'{pretrained.FORMS}'
+    )
   prepared = ml_collections.ConfigDict(config.to_dict())
   if config.train.init_from and preprocessing.is_open(config.data):
     preprocessing.fill(prepared.data, pretrained.preprocessing(config.train.init_from))

@@ -1,11 +1,12 @@
 """Exports the newest checkpoint of a run for other programs.
 
-  python -m dnt.export --config=configs/digits_resnet20.py --workdir=runs/mine
-  python -m dnt.export --config=configs/imagenet_resnet50.py --workdir=runs/mine --format=safetensors
+  python -m dnt.export --workdir=runs/mine
+  python -m dnt.export --workdir=runs/mine --format=safetensors
 
 stablehlo: model.stablehlo, a program that takes uint8 pictures, any number at a time, and returns logits
 (jax.export.deserialize), and model.json, which says how to call it. safetensors: model.safetensors with torchvision's
-names, and timm's config.json. The averaged weights are exported where the run keeps them (config.ema.decay).
+names, and timm's config.json. The averaged weights are exported where the run keeps them (config.ema.decay). The data
+is not needed.
 """
 
 import pathlib
@@ -14,39 +15,37 @@ from absl import flags
 
 from dnt import cli, errors, files
 
-ROOT = pathlib.Path(__file__).parents[1]
-WORKDIR = flags.DEFINE_string('workdir', None, 'Of the run; default: runs/<name of the config>.')
+WORKDIR = flags.DEFINE_string('workdir', None, 'Of the run.')
 FORMAT = flags.DEFINE_enum('format', 'stablehlo', ['stablehlo', 'safetensors'], 'What to write.')
 OUTPUT = flags.DEFINE_string('output', None, 'Folder to write to; default: <workdir>/export.')
 
 
 def main() -> None:
   """Reads the flags and exports; prints what is where as the last line."""
-  config = cli.config()
-  workdir = pathlib.Path(WORKDIR.value or pathlib.Path('runs') / cli.config_path().stem)
+  if not WORKDIR.value:
+    raise errors.InputError('give --workdir=<folder of a dnt run>')
+  workdir = pathlib.Path(WORKDIR.value)
   output = pathlib.Path(OUTPUT.value or workdir / 'export')
   if output.resolve() == workdir.resolve():
     raise errors.InputError(
       f'--output={output} is the workdir, which has a config.json of its own; give another folder'
     )
 
-  from dnt import evaluate
-  from dnt.parallel import mesh as mesh_lib
+  from dnt import inference
   from dnt.transfer import exported
 
-  mesh = mesh_lib.make_mesh(config.mesh)
-  loaded = evaluate.load(config, workdir, mesh, ())
-  suffix = '_ema' if '_ema' in loaded.variables else ''
-  variables = mesh_lib.gather(loaded.variables[suffix])
+  network = inference.load(str(workdir))
   if FORMAT.value == 'stablehlo':
-    model, content = 'model.stablehlo', exported.stablehlo(loaded.run, variables)
-    beside, description = 'model.json', exported.stablehlo_description(loaded.run)
+    model, content = 'model.stablehlo', exported.stablehlo(network)
+    beside, description = 'model.json', exported.stablehlo_description(network)
   else:
     from safetensors import numpy as safetensors_numpy
 
-    tensors = exported.torch_tensors(loaded.run, variables)
-    model, content = 'model.safetensors', safetensors_numpy.save(tensors, metadata={'format': 'pt'})
-    beside, description = 'config.json', exported.timm_config(loaded.run)
+    model, content = (
+      'model.safetensors',
+      safetensors_numpy.save(exported.torch_tensors(network), metadata={'format': 'pt'}),
+    )
+    beside, description = 'config.json', exported.timm_config(network)
   try:
     output.mkdir(parents=True, exist_ok=True)
     files.write(output / model, content)
@@ -55,8 +54,8 @@ def main() -> None:
     raise errors.InputError(
       f'cannot write to {output} ({error.strerror}); give another folder with --output'
     ) from error
-  print(f'step {loaded.step}{" (averaged weights)" if suffix else ""}: {output / model} and {beside}')
+  print(f'step {network.step}{" (averaged weights)" if network.averaged else ""}: {output / model} and {beside}')
 
 
 if __name__ == '__main__':
-  cli.run(main, __doc__, ROOT / 'configs' / 'digits_resnet20.py')
+  cli.run(main, __doc__)

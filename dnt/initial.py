@@ -56,14 +56,21 @@ def state(
     if run.stage(step) is not run.stage_of_state(step):
       return advance(run, mesh, found, run.stage(step)), restored[1]
     return jax.device_put(found, shardings), restored[1]
-  return mesh_lib.place(compile_lib.eagerly(run.make_state)(given or run.init_variables()), shardings), {}
+  return begin(run, mesh, given or run.init_variables()), {}
+
+
+def begin(run: experiment.Experiment, mesh: Mesh, variables: dict[str, Any]) -> steps.TrainState:
+  """The state before the first step, on the mesh, from variables on the host."""
+  made = compile_lib.eagerly(run.make_state)(variables)
+  return mesh_lib.place(made, mesh_lib.parameter_shardings(mesh, made))
 
 
 def variables(run: experiment.Experiment, workdir: pathlib.Path) -> dict[str, Any]:
-  """Parameters and statistics that a run goes on from, on the host: from where `state` takes them."""
+  """Parameters and statistics that a run goes on from, on the host: from where `state` takes them, which says so."""
   if multihost.broadcast_from_lead(stored.steps_in(workdir / checkpoints.DIRECTORY)):
-    return load_variables(run, str(workdir))
-  return load_variables(run, run.config.train.init_from) if run.config.train.init_from else run.init_variables()
+    return load_variables(run, str(workdir), quiet=True)
+  origin = run.config.train.init_from
+  return load_variables(run, origin, quiet=True) if origin else run.init_variables()
 
 
 def advance(
@@ -77,7 +84,7 @@ def advance(
   return compile_lib.jit(begin, out_shardings=mesh_lib.parameter_shardings(mesh, jax.eval_shape(begin, state)))(state)
 
 
-def load_variables(run: experiment.Experiment, text: str) -> dict[str, Any]:
+def load_variables(run: experiment.Experiment, text: str, quiet: bool = False) -> dict[str, Any]:
   """Pretrained parameters and statistics of the same network, in this model's layout.
 
   Where the head has other classes, and differs in nothing else, it comes from `config.seed`: said in one line.
@@ -85,6 +92,7 @@ def load_variables(run: experiment.Experiment, text: str) -> dict[str, Any]:
   Args:
     run: the experiment.
     text: what `pretrained.load` takes.
+    quiet: do not say it.
 
   Raises:
     errors.InputError: no weights there, or of another network: what to set, or the leaves that differ.
@@ -96,10 +104,10 @@ def load_variables(run: experiment.Experiment, text: str) -> dict[str, Any]:
   classes = run.config.model.num_classes
   renewed = _leaves_of_classes(want, have, trace.table[-1].entry.name, classes)
   if not renewed:
-    return match(run, given.variables, text)
+    return match(trace, given.variables, text)
   fresh = trees.flatten(depth.to_unrolled(run.init_variables(), trace.scanned))
-  matched = match(run, trees.unflatten(have | {path: fresh[path] for path in renewed}), text)
-  if multihost.is_lead():
+  matched = match(trace, trees.unflatten(have | {path: fresh[path] for path in renewed}), text)
+  if multihost.is_lead() and not quiet:
     listed, others = ', '.join(renewed), have[renewed[0]].shape[-1]
     print(f'{text} has {others} classes and the data {classes}: {listed} start from config.seed', flush=True)
   return matched
@@ -114,13 +122,17 @@ def _leaves_of_classes(want: dict[str, Any], have: dict[str, Any], head: str, cl
   return paths if len(lengths) == 1 and lengths.isdisjoint({(), (classes,)}) else []
 
 
-def match(run: experiment.Experiment, variables: dict[str, Any], origin: str) -> dict[str, Any]:
+def match(trace: depth.Trace, variables: dict[str, Any], origin: str) -> dict[str, Any]:
   """Checks unrolled variables against the model, leaf by leaf, and brings them into its layout.
+
+  Args:
+    trace: of the model.
+    variables: `params` and `batch_stats`.
+    origin: where they come from, for messages.
 
   Raises:
     errors.InputError: missing, unexpected or differently shaped leaves, by path.
   """
-  trace = depth.trace(run.model, run.spec.image_shape)
   want = {path: leaf.shape for path, leaf in trees.flatten(trace.variables).items()}
   have = {path: leaf.shape for path, leaf in trees.flatten(variables).items()}
   different = sorted(path for path in want.keys() | have.keys() if want.get(path) != have.get(path))

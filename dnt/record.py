@@ -171,7 +171,9 @@ class Record:
       'seconds': self.seconds,
       'peak_memory': self.peak_memory,
       'config': self._run.config.to_dict(),
+      # With these the checkpoint can be used without the data (`dnt.inference`).
       'class_names': list(self._run.spec.class_names),
+      'image_shape': list(self._run.spec.image_shape),
     }
 
   def _watched(self, step: int, columns: Mapping[str, telemetry.Column], rate: float) -> None:

@@ -29,6 +29,7 @@ import numpy as np
 
 from dnt import checkpoints, errors, evaluate, events, experiment, files, initial, programs, record, report, steps
 from dnt.data import pipeline
+from dnt.diagnostics import lr_find
 from dnt.models import depth
 from dnt.parallel import mesh as mesh_lib
 from dnt.parallel import multihost, preemption
@@ -62,6 +63,7 @@ def train(
   if multihost.is_lead():
     print(report.block_table(run.table))
   run, data = feature_cache.use(run, data, mesh, workdir)
+  run = lr_find.settle(run, data, mesh, workdir)
 
   with (
     contextlib.closing(pipeline.make_train_feed(run.config, data.train, mesh)) as feed,

@@ -61,6 +61,30 @@ def tiny():
 
 
 @pytest.fixture
+def saved(tmp_path):
+  """Saves the first state of a run as the loop does, its average halved; returns experiment, state and data."""
+  import jax
+
+  from dnt import checkpoints, experiment, files, initial, record
+  from dnt.models import depth
+  from dnt.parallel import mesh as mesh_lib
+
+  def save(config, workdir=tmp_path / 'run', step=7):
+    data = experiment.load_data(config, config.eval.splits)
+    run = experiment.make(experiment.resolve(config, data), data.spec)
+    own = checkpoints.Checkpoints(workdir, config.checkpoint)
+    state, _ = initial.state(run, mesh_lib.make_mesh(config.mesh), own)
+    state = state.replace(step=state.step + step, ema=jax.tree.map(lambda leaf: 0.5 * leaf, state.ema))
+    files.write_json(workdir / 'config.json', run.config.to_dict())
+    with record.Record(run, workdir, 0, {}, record.Clock(0.0)) as rec:
+      own.save(step, depth.to_unrolled(state, depth.scanned_rows(state.params)), rec.history(), None)
+    own.close()
+    return run, state, data
+
+  return save
+
+
+@pytest.fixture
 def one_device(monkeypatch):
   """Runs on the first device only, for which programs compile faster."""
   import jax

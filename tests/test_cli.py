@@ -99,6 +99,32 @@ def test_help_begins_with_the_description(monkeypatch, capsys):
   assert capsys.readouterr().out.startswith('A program.\n\nFlags:\n')
 
 
+@pytest.mark.parametrize('argument', ['--config=configs/digits_resnet20.py', '--config.train.steps=3', '--confg=x'])
+def test_a_program_without_a_config_takes_none(monkeypatch, capsys, argument):
+  monkeypatch.setattr(sys, 'argv', ['program', argument])
+  with pytest.raises(SystemExit) as stopped:
+    cli.run(lambda: pytest.fail('the program ran'), 'A program.')
+  assert stopped.value.code == 2
+  said = "Unknown command line flag 'confg'" if argument == '--confg=x' else 'this program takes no --config'
+  assert said in capsys.readouterr().err
+  monkeypatch.setattr(sys, 'argv', ['program', '--help'])
+  with pytest.raises(SystemExit):
+    cli.run(lambda: pytest.fail('the program ran'), 'A program.')
+  assert '--config' not in capsys.readouterr().out
+
+
+def test_a_trained_network_is_named_once(tmp_path):
+  assert cli.trained(str(tmp_path), None) == str(tmp_path)
+  assert cli.trained(None, 'tfjs:there') == 'tfjs:there'
+  for given, said in (
+    ((None, None), 'give one of them: --workdir='),
+    ((str(tmp_path), 'tfjs:there'), 'give not both: --workdir='),
+    ((str(tmp_path / 'no'), ''), 'no such folder; pretrained weights are given with --weights'),
+  ):
+    with pytest.raises(errors.InputError, match=said):
+      cli.trained(*given)
+
+
 def test_the_catalogue_has_every_config_with_its_first_line(tmp_path):
   (tmp_path / 'one.py').write_text('"""The first.\n\nMore.\n"""\n')
   (tmp_path / 'another.py').write_text('x = 1\n')

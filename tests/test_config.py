@@ -195,7 +195,7 @@ EDGES = {
   'model.compression': ([0.5, 1.0], [0.0, 1.5]),
   'loss.label_smoothing': ([0.0, 0.9], [1.0, -0.1]),
   'loss.class_weights': ([(0, 1.0), (2.0, 3.0)], [(-1.0, 1.0), (0.0, 0.0), ('1', 2.0)]),
-  'optim.learning_rate': ([1e-9], [0.0, -0.1]),
+  'optim.learning_rate': ([0.0, 1e-9], [-0.1]),
   'optim.momentum': ([0.0, 0.99], [1.0, -0.1]),
   'optim.b1': ([0.0], [1.0]),
   'optim.b2': ([0.0], [1.0]),

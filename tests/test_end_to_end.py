@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import pytest
 
 from dnt import config as schema
-from dnt import experiment, metrics, record, train, trees
+from dnt import experiment, metrics, models, record, train, trees
 from dnt.models import densenet, resnet
+from dnt.transfer import names
 
 # What the configs' sources hold: training examples, picture shape, classes.
 SOURCES = {
@@ -17,6 +18,7 @@ SOURCES = {
   'tfds:fashion_mnist': (60_000, (28, 28, 1), 10),
   'tfds:cifar10': (50_000, (32, 32, 3), 10),
   'tfds:imagenet2012': (1_281_167, (224, 224, 3), 1000),
+  'folder': (1000, (224, 224, 3), 4),
 }
 # The smallest network of each family: the blocks are the same, there are fewer of them.
 SHALLOWEST = {
@@ -33,6 +35,7 @@ SHALLOWEST = {
   'cifar_highway32': 8,
   'imagenet_resnet50': 14,
   'imagenet_densenet121': 13,
+  'transfer_folder': 8,
 }
 # By figures of the papers: parameters in millions, as they round them.
 PARAMETERS = {
@@ -58,7 +61,7 @@ def path(request):
 
 
 @pytest.mark.usefixtures('unoptimized', 'undrawn')
-def test_shrunk_config_trains_and_evaluates(path, load_config, tmp_path, monkeypatch):
+def test_shrunk_config_trains_and_evaluates(path, load_config, tmp_path, monkeypatch, saved):
   monkeypatch.setitem(densenet.IMAGENET, 13, (1, 1, 1, 1))  # what is published takes minutes to compile
   monkeypatch.setitem(resnet.IMAGENET_BOTTLENECK, 14, (1, 1, 1, 1))
   config = load_config(path)
@@ -67,7 +70,14 @@ def test_shrunk_config_trains_and_evaluates(path, load_config, tmp_path, monkeyp
   config.data.image_size = 32 if config.model.stem == 'imagenet' else 8
   config.data.crop_padding = 1
   config.data.workers = 0
-  config.model.depth = SHALLOWEST[path.stem]
+  config.lr_find.steps = 20
+  if config.model.name == models.PRETRAINED:
+    other = schema.default()
+    other.update({'data': config.data, 'model': {'depth': SHALLOWEST[path.stem]}})
+    saved(other, tmp_path / 'other')
+    config.train.init_from = str(tmp_path / 'other')
+  else:
+    config.model.depth = SHALLOWEST[path.stem]
   config.train.batch_size = config.eval.batch_size = 8
   config.train.steps = 2
   config.eval.splits = ('test',)
@@ -84,6 +94,8 @@ def test_shrunk_config_trains_and_evaluates(path, load_config, tmp_path, monkeyp
 def test_full_size_config_is_a_valid_program(path, load_config):
   config = load_config(path)
   schema.validate(config)
+  if config.model.name == models.PRETRAINED:
+    config.model.update(next(each for each in names.networks('torch') if each.title == 'resnet-50 (PyTorch)').model)
   examples, shape, classes = SOURCES[config.data.source]
   if not config.data.mean:
     config.data.mean = config.data.std = (0.5,) * shape[-1]

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from jax import export
 
-from dnt import checkpoints, experiment, initial
-from dnt.parallel import mesh as mesh_lib
 from dnt.transfer import pretrained
+
+pytestmark = pytest.mark.usefixtures('one_device')
 
 
 @pytest.fixture
@@ -26,28 +26,14 @@ def program(start):
 
 
 @pytest.fixture
-def saved(config_file, load_config, tmp_path, one_device):
-  """Saves a run's first state, its average moved on, without training; returns config file, experiment and state."""
-
-  def save(**options):
-    path = config_file('exported', {'model.scan': False, **options})
-    config = load_config(path)
-    data = experiment.load_data(config, ())
-    run = experiment.make(experiment.resolve(config, data), data.spec)
-    mesh = mesh_lib.make_mesh(config.mesh)
-    with_own = checkpoints.Checkpoints(tmp_path / 'run', config.checkpoint)
-    state, _ = initial.state(run, mesh, with_own)
-    state = state.replace(step=state.step + 7, ema=jax.tree.map(lambda leaf: leaf * 0.5, state.ema))
-    with_own.save(7, state, {}, None)
-    with_own.close()
-    return path, run, state
-
-  return save
+def small(config_file, load_config):
+  """A small ResNet that keeps averaged weights."""
+  return lambda **options: load_config(config_file('exported', options))
 
 
-def test_stablehlo_with_the_averaged_weights(program, saved, tmp_path):
-  config, run, state = saved()
-  code, output = program(f'--config={config}', f'--workdir={tmp_path / "run"}')
+def test_stablehlo_with_the_averaged_weights(program, small, saved, tmp_path):
+  run, state, _ = saved(small())
+  code, output = program(f'--workdir={tmp_path / "run"}')
   assert code == 0, output
   folder = tmp_path / 'run' / 'export'
   assert output.splitlines()[-1] == f'step 7 (averaged weights): {folder / "model.stablehlo"} and model.json'
@@ -58,27 +44,27 @@ def test_stablehlo_with_the_averaged_weights(program, saved, tmp_path):
   assert json.loads((folder / 'model.json').read_text())['class_names'] == list(run.spec.class_names)
 
 
-def test_safetensors_are_read_back(program, saved, tmp_path):
+def test_safetensors_are_read_back(program, small, saved, tmp_path):
   options = {'model.stem': 'imagenet', 'model.depth': 18, 'ema.decay': 0.0, 'data.augment': 'none'}
-  config, _, state = saved(**options)
+  _, state, _ = saved(small(**options))
   output = tmp_path / 'out'
-  code, said = program(
-    f'--config={config}', f'--workdir={tmp_path / "run"}', '--format=safetensors', f'--output={output}'
-  )
+  code, said = program(f'--workdir={tmp_path / "run"}', '--format=safetensors', f'--output={output}')
   assert code == 0, said
   assert said.splitlines()[-1] == f'step 7: {output / "model.safetensors"} and config.json'
   found = pretrained.load(str(output / 'model.safetensors')).variables
   jax.tree.map(np.testing.assert_array_equal, found, {'params': state.params, 'batch_stats': state.batch_stats})
 
 
-def test_bad_input_is_one_line(program, saved, tmp_path):
-  config, *_ = saved()
-  workdir = tmp_path / 'run'
+def test_bad_input_is_one_line(program, small, saved, tmp_path):
+  saved(small())
+  workdir = f'--workdir={tmp_path / "run"}'
   for arguments, said in (
-    (['--format=safetensors'], 'error: torchvision has no resnet of depth 8'),
-    ([f'--output={workdir}'], 'is the workdir, which has a config.json of its own'),
+    ([workdir, '--format=safetensors'], 'error: torchvision has no resnet of depth 8'),
+    ([workdir, f'--output={tmp_path / "run"}'], 'is the workdir, which has a config.json of its own'),
+    ([workdir, '--config=configs/digits_resnet20.py'], 'this program takes no --config'),
+    ([], 'give --workdir=<folder of a dnt run>'),
   ):
-    code, output = program(f'--config={config}', f'--workdir={workdir}', *arguments)
+    code, output = program(*arguments)
     assert code == 2, output
     assert said in output
     assert len(output.splitlines()) == 1, output

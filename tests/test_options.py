@@ -203,8 +203,7 @@ def test_data_seed(tiny):
 
 
 def test_data_dir(tiny, tmp_path):
-  tiny.data.source = 'tfds:mnist'
-  for name in ('here', 'there'):
+  for tiny.data.source, name in (('tfds:mnist', 'here'), ('tfds:mnist', 'there'), ('folder', 'elsewhere')):
     tiny.data.dir = str(tmp_path / name)
     with pytest.raises(errors.InputError, match=str(tmp_path / name)):
       sources.load(tiny.data, 'train', 0)

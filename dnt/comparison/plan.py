@@ -208,6 +208,6 @@ def _changes(named: Mapping[str, Any], name: str, what: str) -> Mapping[str, Any
 
 def _check_model(config: ml_collections.ConfigDict, what: str) -> None:
   try:
-    models.make(config.model, config.model.num_classes or 10)
+    models.check(config.model)
   except errors.InputError as error:
     raise errors.InputError(f'{what}: {error}') from None

@@ -72,6 +72,13 @@ def folder(where: str, config: ml_collections.ConfigDict, seed: int) -> examples
   return {split: functools.partial(read, split) for split in listed}
 
 
+def pictures(base: pathlib.Path) -> list[str]:
+  """Paths of the picture files in and below a folder, by their suffixes, sorted."""
+  return sorted(
+    str(path) for path in base.rglob('*') if path.suffix.lower() in SUFFIXES and not path.name.startswith('.')
+  )
+
+
 def _folders(base: pathlib.Path) -> list[str]:
   return sorted(path.name for path in base.iterdir() if path.is_dir() and not path.name.startswith('.'))
 
@@ -94,11 +101,7 @@ def _list(base: pathlib.Path, names: tuple[str, ...]) -> tuple[list[str], np.nda
   for label, name in enumerate(names):
     if name not in folders:
       continue
-    found = sorted(
-      str(path)
-      for path in (base / name).rglob('*')
-      if path.suffix.lower() in SUFFIXES and not path.name.startswith('.')
-    )
+    found = pictures(base / name)
     if not found:
       raise errors.InputError(f'the class folder {base / name} holds no pictures ({", ".join(SUFFIXES)})')
     paths += found

@@ -78,6 +78,16 @@ def _resize(config: ml_collections.ConfigDict, size: tuple[int, int], train: boo
   return functools.partial(images.resize_center_crop, share=config.eval_crop, **to_size)
 
 
+def eval_transform(config: ml_collections.ConfigDict, size: tuple[int, int]) -> readers.Transform:
+  """What is done on the host to a picture that is evaluated: (uint8 [h, w, C], None) to uint8 [*size, C].
+
+  Args:
+    config: the `data` section of the config, resolved.
+    size: (height, width) of the network's input.
+  """
+  return _resize(config, size, train=False)
+
+
 def _train_transform(config: ml_collections.ConfigDict, size: tuple[int, int]) -> readers.Transform:
   """What is done on the host to a picture that is trained on."""
   resize, policy = _resize(config, size, train=True), policies.make(config)
@@ -133,7 +143,7 @@ def _pass(config: ml_collections.ConfigDict, source: examples.Examples, mesh: Me
   resident_images = _resident_images(config.data, source, train=view is not None)
   if resident_images is not None:
     return resident.EvalFeed(resident_images, source.labels, config.eval.batch_size, mesh)
-  transform = _resize(config.data, shape[:2], train=False) if view is None else _train_transform(config.data, shape[:2])
+  transform = (eval_transform if view is None else _train_transform)(config.data, shape[:2])
   drawn = None if view is None else (config.seed, view)
   return stream.EvalFeed(source, transform, shape, config.eval.batch_size, mesh, config.data.workers, drawn)
 

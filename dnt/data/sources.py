@@ -7,15 +7,17 @@ import ml_collections
 from dnt import errors
 from dnt.data import builtin, cars, cifar, examples, folder, idx, placement, splits, tfds
 
-# name -> (f(where, config.data, seed) -> splits, what follows the colon and is handed over as `where`).
+FOLDER = '<dir>'
+# name -> (f(where, config.data, seed) -> splits, what follows the colon and is handed over as `where`). A folder may be
+# in config.data.dir instead.
 SOURCES: Mapping[str, tuple[Callable[..., examples.Splits], str]] = {
   'digits': (builtin.digits, ''),
   'synthetic': (builtin.synthetic, ''),
   'tfds': (tfds.tfds, '<name>'),
-  'cifar_binary': (cifar.cifar_binary, '<dir>'),
-  'idx': (idx.idx, '<dir>'),
-  'folder': (folder.folder, '<dir>'),
-  'cars': (cars.cars, '<dir>'),
+  'cifar_binary': (cifar.cifar_binary, FOLDER),
+  'idx': (idx.idx, FOLDER),
+  'folder': (folder.folder, FOLDER),
+  'cars': (cars.cars, FOLDER),
 }
 
 
@@ -41,7 +43,14 @@ def load(config: ml_collections.ConfigDict, split: str, seed: int) -> examples.E
   if name not in SOURCES:
     raise errors.unknown('data source (config.data.source)', name, names())
   splits_of, follows = SOURCES[name]
-  if bool(where) != bool(follows) or bool(colon) != bool(follows):
+  if follows == FOLDER and bool(where) == bool(config.dir):
+    problem = 'names no folder' if not where else f'and config.data.dir={config.dir!r} name two folders'
+    raise errors.InputError(
+      f"config.data.source={config.source!r} {problem}; give one: '{name}:{FOLDER}', or config.data.dir beside {name!r}"
+    )
+  if follows == FOLDER:
+    where = where or config.dir
+  elif bool(where) != bool(follows) or bool(colon) != bool(follows):
     form = f'{name}:{follows}' if follows else name
     raise errors.InputError(f"config.data.source={config.source!r} must be of the form '{form}'")
   if config.crop_to_box and name != 'cars':

@@ -118,6 +118,11 @@ def examine(
   """
   mesh = mesh_lib.make_mesh(config.mesh)
   mesh_lib.check_batch('config.train.batch_size', config.train.batch_size, mesh, config.train.accumulate)
+  if not config.optim.learning_rate:
+    raise errors.InputError(
+      'config.optim.learning_rate=0 is found when a run starts, and the first steps are taken here; give a rate '
+      '(python -m dnt.main --mode=lr_find finds one)'
+    )
   run = experiment.make(experiment.resolve(config, data), data.spec)
   shown = []
   with contextlib.closing(pipeline.make_train_feed(run.config, data.train, mesh)) as feed:
@@ -419,7 +424,7 @@ def _shortcut(config: ml_collections.ConfigDict, entries: int) -> dict[str, Any]
 
 def _builds(config: ml_collections.ConfigDict, overrides: Mapping[str, Any]) -> bool:
   try:
-    models.make(apply(config, overrides).model, 2)
+    models.check(apply(config, overrides).model)
   except errors.InputError:
     return False
   return True

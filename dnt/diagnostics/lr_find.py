@@ -4,7 +4,8 @@ The rate grows exponentially from `config.lr_find.start` to `end` over `steps` s
 network learns and from where on it diverges. The steps are those of training with another schedule, from the newest
 checkpoint of the workdir, or from where a new run would start; the run itself is not changed. The smoothing, the end
 of a sweep and the suggestion `valley` are those of fastai's `lr_find`. A group of entries is swept with all others
-standing still, so that what the loss does is the group's doing.
+standing still, so that what the loss does is the group's doing. A run whose `optim.learning_rate` is 0 begins with a
+sweep of its own, and takes the valley.
 """
 
 import contextlib
@@ -21,13 +22,14 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from dnt import checkpoints, errors, experiment, files, initial, plots, steps, trees
+from dnt import checkpoints, errors, experiment, files, initial, plots, steps, stored, terminal, trees
 from dnt.data import pipeline
 from dnt.models import depth
 from dnt.optim import chain, rows
 from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
 from dnt.parallel import multihost
+from dnt.transfer import pretrained
 
 if TYPE_CHECKING:
   from matplotlib.figure import Figure
@@ -73,9 +75,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, A
     errors.InputError: a sweep that does not grow, a group that is no entry's, a checkpoint of another network or
       optimizer, or data that does not fit.
   """
-  options = config.lr_find
-  if options.end <= options.start:
-    raise errors.InputError(f'config.lr_find.end={options.end} must be above config.lr_find.start={options.start}')
+  _check(config)
   files.make_workdir(workdir)
   mesh = mesh_lib.make_mesh(config.mesh)
   mesh_lib.check_batch('config.train.batch_size', config.train.batch_size, mesh, config.train.accumulate)
@@ -84,19 +84,76 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, A
   state, saved = initial.state(base, mesh, checkpoints.ReadOnly(workdir))
   frozen = base.stage(int(state.step)).cut.frozen
   names = [row.entry.name for row in base.table if row.parameters and row.entry.name not in frozen]
-  for pattern in options.groups:
+  for pattern in config.lr_find.groups:
     if not any(re.fullmatch(pattern, name) for name in names):
       raise errors.InputError(
         f'config.lr_find.groups: {pattern!r} is the name of no entry that trains: {", ".join(names)}'
       )
   step, sweeps = int(state.step), []
   with contextlib.closing(pipeline.make_train_feed(base.config, data.train, mesh)) as feed:
-    for group in options.groups or (None,):
+    for group in config.lr_find.groups or (None,):
       sweeps.append(sweep(base, mesh, state, feed, group))
+  return _record(workdir, sweeps, step, not saved, config.optim.learning_rate)
+
+
+def settle(
+  run: experiment.Experiment, data: experiment.Data, mesh: Mesh, workdir: pathlib.Path
+) -> experiment.Experiment:
+  """The run with a learning rate: as it is where its config gives one, else with the one that a sweep finds.
+
+  The sweep starts where the run does, trains what its first stage trains, and leaves nothing behind but the rate,
+  `lr_find.json` and `lr_find.png`. A workdir that holds a checkpoint has been through it: its rate is that of its
+  `config.json`.
+
+  Args:
+    run: the experiment.
+    data: its pictures, or their features.
+    mesh: of its devices.
+    workdir: of the run.
+
+  Raises:
+    errors.InputError: a sweep that does not grow, or that ends before a rate can be told.
+  """
+  if run.config.optim.learning_rate:
+    return run
+  if multihost.broadcast_from_lead(stored.steps_in(workdir / checkpoints.DIRECTORY)):
+    rate = pretrained.run_config(workdir).optim.learning_rate
+    said = f'learning rate {rate:.3g}, found when this run started'
+  else:
+    _check(run.config)
+    state = initial.begin(run, mesh, initial.variables(run, workdir))
+    with contextlib.closing(pipeline.make_train_feed(run.config, data.train, mesh)) as feed:
+      found = sweep(run, mesh, state, feed)
+    if not found.suggestions:
+      raise errors.InputError(
+        'config.optim.learning_rate=0 asks for a range test, which ended too soon to tell a rate (the loss '
+        f'{_ended_of(found)}); give a rate, or begin lower: config.lr_find.start'
+      )
+    rate = found.suggestions['valley']
+    doubt = '' if found.learns else '; it hardly fell before: see lr_find.png'
+    said = f'learning rate {rate:.3g}, the valley of a range test (the loss {_ended_of(found)}{doubt})'
+    _record(workdir, [found], 0, True, rate)
+  if multihost.is_lead():
+    print(said, flush=True)
+  config = ml_collections.ConfigDict(run.config.to_dict())
+  config.optim.learning_rate = rate
+  return experiment.make(config, run.spec, run.stages[0].cut.skipped)
+
+
+def _check(config: ml_collections.ConfigDict) -> None:
+  options = config.lr_find
+  if options.end <= options.start:
+    raise errors.InputError(f'config.lr_find.end={options.end} must be above config.lr_find.start={options.start}')
+
+
+def _record(
+  workdir: pathlib.Path, sweeps: Sequence[Sweep], step: int, new: bool, learning_rate: float
+) -> dict[str, Any]:
+  """Writes what the sweeps showed; returns what the JSON holds."""
   result = {
     'step': step,
-    'new': not saved,
-    'learning_rate': config.optim.learning_rate,
+    'new': new,
+    'learning_rate': learning_rate,
     'sweeps': [
       {
         'group': each.group,
@@ -112,7 +169,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, A
   }
   if multihost.is_lead():
     files.write_json(workdir / FILE, result)
-    files.write(workdir / PICTURE, plots.png(plot(sweeps, config.optim.learning_rate)))
+    files.write(workdir / PICTURE, plots.png(plot(sweeps, learning_rate)))
   return result
 
 
@@ -135,6 +192,7 @@ def sweep(
   train_steps = steps.make_train_steps(train_step, feed.batch_at, longest)
   program = compile_lib.jit(train_steps, donate_argnums=0, out_shardings=shardings)
   state = jax.tree.map(jnp.copy, state)
+  line = terminal.StatusLine() if multihost.is_lead() else None
   rates, losses, stop, done = [], [], None, 0
   while done < count and stop is None:
     taken = min(longest, count - done, feed.max_steps(first + done))
@@ -143,6 +201,10 @@ def sweep(
     losses.extend(np.asarray(metrics['loss'][:taken], np.float64))
     done += taken
     stop = ending(losses)
+    if line:
+      line.update(f'range test {done}/{count}  learning rate {rates[-1]:.2g}  loss {losses[-1]:.4f}')
+  if line:
+    line.close()
   stopped = ''
   if stop is not None:
     finite = math.isfinite(losses[stop])
@@ -281,7 +343,7 @@ def plot(sweeps: Sequence[Sweep], current: float) -> 'Figure':
 
   Args:
     sweeps: at least one.
-    current: `optim.learning_rate` of the config.
+    current: `optim.learning_rate` of the config; 0: none is given.
   """
   columns = min(len(sweeps), 2)
   figure = plots.new_figure(10 if columns == 1 else 8.5 * columns, 6.2 * -(-len(sweeps) // columns))
@@ -295,7 +357,8 @@ def plot(sweeps: Sequence[Sweep], current: float) -> 'Figure':
       height = np.interp(np.log(rate), np.log(each.rates), each.smoothed)
       look = {'color': color, 'markersize': size, 'markeredgecolor': 'white', 'linestyle': 'none'}
       axes.plot([rate], [height], marker=marker, label=f'{name}  {rate:.2g}', **look)
-    axes.axvline(current, color='#555555', linestyle=':', linewidth=1.5, label=f'config  {current:.2g}')
+    if current:
+      axes.axvline(current, color='#555555', linestyle=':', linewidth=1.5, label=f'config  {current:.2g}')
     axes.set_xscale('log')
     if len(each.rates):
       # What comes before the divergence, which may be of any size, fills the picture.
@@ -303,7 +366,7 @@ def plot(sweeps: Sequence[Sweep], current: float) -> 'Figure':
       high = max(each.smoothed[: lowest + 1].max(), 1.5 * each.smoothed[lowest])
       margin = 0.06 * (high - low)
       axes.set_ylim(low - margin, high + margin)
-    axes.set_title(f'{each.group or "all entries"}: {_ended(each.stopped, each.rates, each.smoothed)}', loc='left')
+    axes.set_title(f'{each.group or "all entries"}: {_ended_of(each)}', loc='left')
     axes.set_xlabel('learning rate')
     axes.set_ylabel('training loss')
     axes.grid(alpha=0.3)
@@ -328,6 +391,10 @@ def text(result: Mapping[str, Any]) -> str:
     table.append(f'the loss hardly falls ({", ".join(flat)}): these suggestions say little; is it trained already?')
   where = 'a new run' if result['new'] else f'step {result["step"]:,}'
   return '\n'.join([*table, f'learning rates of {where}; config.optim.learning_rate is {result["learning_rate"]:.2g}'])
+
+
+def _ended_of(found: Sweep) -> str:
+  return _ended(found.stopped, found.rates, found.smoothed)
 
 
 def _ended(stopped: str, rates: Sequence[float], smoothed: Sequence[float]) -> str:

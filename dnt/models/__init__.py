@@ -17,6 +17,7 @@ MODELS: dict[str, type[nn.Module]] = {
   'highway': highway.Highway,
   'densenet': densenet.DenseNet,
 }
+PRETRAINED = 'pretrained'  # as config.model.name: the network of `train.init_from`, which takes its place
 # Options of config.model that become the parts of any network, and those that are fields of its class.
 PARTS = (
   'dtype',
@@ -45,11 +46,12 @@ def make(model: ml_collections.ConfigDict, num_classes: int) -> nn.Module:
   Raises:
     errors.InputError: an unknown model or user module, an option that the model does not have or cannot meet.
   """
-  fields = {key: model[key] for key in FIELDS if model[key] != _unset(key)}
+  fields = {key: model[key] for key in FIELDS if not is_open(model, key)}
   if ':' in model.name:
     return _make_custom(model, num_classes, fields)
   if model.name not in MODELS:
-    raise errors.unknown("model (or 'package.module:Class' for your own)", model.name, MODELS)
+    valid = (*MODELS, PRETRAINED)
+    raise errors.unknown("model (or 'package.module:Class' for your own)", model.name, valid)
   known = custom.field_names(MODELS[model.name])
   for key in fields:
     if key not in known:
@@ -58,6 +60,16 @@ def make(model: ml_collections.ConfigDict, num_classes: int) -> nn.Module:
   if model.options:
     raise errors.InputError(f'config.model.options is for your own modules, not for {model.name!r}')
   return MODELS[model.name](num_classes=num_classes, parts=parts.make(model), **fields)
+
+
+def check(model: ml_collections.ConfigDict) -> None:
+  """Checks `config.model` as far as can be without data and weights.
+
+  Raises:
+    errors.InputError: as `make`.
+  """
+  if model.name != PRETRAINED:
+    make(model, model.num_classes or 10)
 
 
 def resolved_options(model: ml_collections.ConfigDict) -> dict[str, Any]:
@@ -94,14 +106,17 @@ def init(model: nn.Module, seed: int, input_shape: depth.Shape) -> dict[str, Any
   return depth.to_scanned({'params': {}, 'batch_stats': {}, **variables}, trace.scanned)
 
 
-def _unset(key: str) -> Any:
-  default = schema.SCHEMA['model'][key].default
-  return None if isinstance(default, type) else default
+def is_open(model: ml_collections.ConfigDict, key: str) -> bool:
+  """Whether `config.model` leaves an option at its default."""
+  option = schema.SCHEMA['model'][key]
+  if option.type is dict:
+    return not model[key]
+  return model[key] == (None if isinstance(option.default, type) else option.default)
 
 
 def _make_custom(model: ml_collections.ConfigDict, num_classes: int, fields: dict[str, Any]) -> nn.Module:
   known = custom.field_names(custom.load(model.name))
-  changed = {key: model[key] for key in PARTS if model[key] != _unset(key)}
+  changed = {key: model[key] for key in PARTS if not is_open(model, key)}
   given = {'num_classes': num_classes, 'scan': model.scan, 'remat': model.remat}
   if 'parts' in known:
     given['parts'] = parts.make(model)

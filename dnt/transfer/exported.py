@@ -1,6 +1,5 @@
 """A trained network in forms that other programs run: StableHLO, and PyTorch's tensors by torchvision's names."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -9,75 +8,72 @@ import ml_collections
 import numpy as np
 from jax import export
 
-from dnt import errors, experiment
+from dnt import errors, inference
 from dnt.models import depth
 from dnt.transfer import names, preprocessing
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')  # what a program is lowered for, wherever it is exported
 
 
-def stablehlo(run: experiment.Experiment, variables: Mapping[str, Any]) -> bytes:
+def stablehlo(network: inference.Network) -> bytes:
   """The network with its weights and its normalization as one program, for `jax.export.deserialize`.
 
   The program takes pictures uint8 [b, H, W, C], any number of them, and returns float32 logits [b, classes].
 
   Args:
-    run: the experiment.
-    variables: `params` and `batch_stats` in the model's layout, whole on the host.
+    network: with its variables on the host.
   """
 
   def logits(pictures):
-    return run.model.apply(variables, run.preprocess({'image': pictures}, None), train=False)
+    return network.model.apply(network.variables, network.preprocess(pictures), train=False)
 
   (batch,) = export.symbolic_shape('b')
-  pictures = jax.ShapeDtypeStruct((batch, *run.spec.image_shape), jnp.uint8)
+  pictures = jax.ShapeDtypeStruct((batch, *network.image_shape), jnp.uint8)
   return bytes(export.export(jax.jit(logits), platforms=PLATFORMS)(pictures).serialize())
 
 
-def stablehlo_description(run: experiment.Experiment) -> dict[str, Any]:
+def stablehlo_description(network: inference.Network) -> dict[str, Any]:
   """What must be known to call the program, JSON: its input, how pictures come to it, its classes."""
-  picture = _picture(run)
+  picture = _picture(network)
   # Normalization is in the program: its numbers are told, and not to be applied.
   told = {'normalized_inside': True, 'mean': picture.pop('mean'), 'std': picture.pop('std')}
   return {
-    'input': {'shape': ['b', *run.spec.image_shape], 'dtype': 'uint8', 'channels': 'red first'},
-    'output': {'shape': ['b', len(run.spec.class_names)], 'dtype': 'float32', 'values': 'logits'},
+    'input': {'shape': ['b', *network.image_shape], 'dtype': 'uint8', 'channels': 'red first'},
+    'output': {'shape': ['b', len(network.class_names)], 'dtype': 'float32', 'values': 'logits'},
     'preprocessing': picture | told,
     'platforms': list(PLATFORMS),
-    'class_names': list(run.spec.class_names),
+    'class_names': list(network.class_names),
   }
 
 
-def torch_tensors(run: experiment.Experiment, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def torch_tensors(network: inference.Network) -> dict[str, np.ndarray]:
   """The variables as torchvision names them, float32; timm's names are the same.
 
   Args:
-    run: the experiment.
-    variables: as for `stablehlo`.
+    network: with its variables on the host.
 
   Raises:
     errors.InputError: a network that torchvision does not have; says in what it differs.
   """
-  trace = depth.trace(run.model, run.spec.image_shape)
-  unrolled = depth.to_unrolled(dict(variables), trace.scanned)
-  return names.from_variables(unrolled, _torch_network(run.config.model))
+  unrolled = depth.to_unrolled(network.variables, depth.scanned_rows(network.variables['params']))
+  return names.from_variables(unrolled, _torch_network(network.config.model))
 
 
-def timm_config(run: experiment.Experiment) -> dict[str, Any]:
+def timm_config(network: inference.Network) -> dict[str, Any]:
   """timm's `config.json` for the folder of the tensors.
 
   Raises:
     errors.InputError: as `torch_tensors`.
   """
-  network = _torch_network(run.config.model)
-  architecture = f'{network.model["name"]}{network.model["depth"]}'
-  classes = len(run.spec.class_names)
-  ends = {'first_conv': network.layers['stem/conv'], 'classifier': network.layers['head/dense']}
+  known = _torch_network(network.config.model)
+  architecture = f'{known.model["name"]}{known.model["depth"]}'
+  classes = len(network.class_names)
+  ends = {'first_conv': known.layers['stem/conv'], 'classifier': known.layers['head/dense']}
   return {
     'architecture': architecture,
     'num_classes': classes,
-    'label_names': list(run.spec.class_names),
-    'pretrained_cfg': {'architecture': architecture, 'num_classes': classes, **_picture(run), **ends},
+    'label_names': list(network.class_names),
+    'pretrained_cfg': {'architecture': architecture, 'num_classes': classes, **_picture(network), **ends},
   }
 
 
@@ -99,7 +95,6 @@ def _torch_network(model: ml_collections.ConfigDict) -> names.Network:
   return fitting[0]
 
 
-def _picture(run: experiment.Experiment) -> dict[str, Any]:
+def _picture(network: inference.Network) -> dict[str, Any]:
   """How a picture becomes the network's input, as evaluation does it."""
-  crop_mode = 'center' if run.config.data.augment == 'resized_crop_flip' else 'squash'
-  return preprocessing.to_timm(preprocessing.of_run(run.config.data), run.spec.image_shape, crop_mode)
+  return preprocessing.to_timm(preprocessing.of_run(network.config.data), network.image_shape)

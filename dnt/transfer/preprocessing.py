@@ -11,12 +11,13 @@ import ml_collections
 from dnt import config as schema
 from dnt import errors
 
+CROP_MODES = ('center', 'squash')
 INTERPOLATIONS = schema.SCHEMA['data']['interpolation'].choices
 
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-  """What was done to pictures, red first; the fields are options of `config.data`.
+  """What was done to pictures, red first; the fields but the last are options of `config.data`.
 
   Attributes:
     image_size: pixels a side; None: as the pictures were.
@@ -24,6 +25,7 @@ class Preprocessing:
     interpolation: of `config.data.interpolation`; None: the run is older than the option.
     mean: per channel, in [0, 1].
     std: per channel, in [0, 1].
+    crop_mode: 'center', or 'squash' where the whole picture is brought to the size; timm has others.
   """
 
   image_size: int | None
@@ -31,21 +33,25 @@ class Preprocessing:
   interpolation: str | None
   mean: tuple[float, ...]
   std: tuple[float, ...]
+  crop_mode: str
 
 
 # torchvision's, and timm's default.
-IMAGENET = Preprocessing(224, 0.875, 'bilinear', (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+IMAGENET = Preprocessing(224, 0.875, 'bilinear', (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 'center')
 # keras.applications: blue, green and red minus (103.939, 116.779, 123.68), not divided.
-KERAS = Preprocessing(224, 0.875, 'bilinear', (123.68 / 255, 116.779 / 255, 103.939 / 255), (1 / 255,) * 3)
+KERAS = Preprocessing(224, 0.875, 'bilinear', (123.68 / 255, 116.779 / 255, 103.939 / 255), (1 / 255,) * 3, 'center')
 
 
 def of_run(data: ml_collections.ConfigDict) -> Preprocessing:
-  """That of a run.
+  """That of a run, as it evaluates.
 
   Args:
     data: the `data` section of its resolved config.
   """
-  return Preprocessing(data.image_size, data.eval_crop, data.interpolation, tuple(data.mean), tuple(data.std))
+  crop_mode = 'center' if data.augment == 'resized_crop_flip' else 'squash'
+  return Preprocessing(
+    data.image_size, data.eval_crop, data.interpolation, tuple(data.mean), tuple(data.std), crop_mode
+  )
 
 
 def is_open(data: ml_collections.ConfigDict) -> bool:
@@ -105,6 +111,7 @@ class TimmConfig:
         interpolation=cfg.get('interpolation', IMAGENET.interpolation),
         mean=tuple(map(float, cfg.get('mean', IMAGENET.mean))),
         std=tuple(map(float, cfg.get('std', IMAGENET.std))),
+        crop_mode=cfg.get('crop_mode', IMAGENET.crop_mode),
       )
     except (TypeError, ValueError, AttributeError, IndexError) as error:
       raise errors.InputError(f'{self._path}: pretrained_cfg is damaged ({error})') from error
@@ -113,20 +120,19 @@ class TimmConfig:
     return found
 
 
-def to_timm(given: Preprocessing, shape: tuple[int, int, int], crop_mode: str) -> Mapping[str, Any]:
+def to_timm(given: Preprocessing, shape: tuple[int, int, int]) -> Mapping[str, Any]:
   """The part of timm's `pretrained_cfg` that is about pictures.
 
   Args:
     given: of the run.
     shape: (H, W, C) of a picture as the network takes it.
-    crop_mode: 'center', or 'squash' where whole pictures are brought to the shape.
   """
   height, width, channels = shape
   return {
     'input_size': [channels, height, width],
     'interpolation': given.interpolation,
-    'crop_pct': given.eval_crop if crop_mode == 'center' else 1.0,
-    'crop_mode': crop_mode,
+    'crop_pct': given.eval_crop if given.crop_mode == 'center' else 1.0,
+    'crop_mode': given.crop_mode,
     'mean': list(given.mean),
     'std': list(given.std),
   }

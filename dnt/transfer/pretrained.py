@@ -17,6 +17,8 @@ FORMS = (
   "a dnt workdir, '<file>.safetensors', '<file>.pth' (.pt, .bin), '<file>.h5', 'tfjs:<dir>' or 'hf:<owner>/<name>'"
 )
 CONFIG_FILE = 'config.json'
+# Options of config.model that are no matter of the network: how it is run, and for which data.
+_OF_THE_RUN = ('num_classes', 'dtype', 'scan', 'remat')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,18 +91,17 @@ def load(text: str) -> Pretrained:
   """
   found, path = _locate(text)
   if found is None:
-    config, saved = _run_config(path), checkpoints.load_parameters(path)
+    config, saved = run_config(path), checkpoints.load_parameters(path)
     decisive = {key: config.model[key] for key in ('norm_epsilon', 'stride_on')}  # what leaves do not show
     return Pretrained(
       variables={'params': saved.params, 'batch_stats': saved.batch_stats},
       preprocessing=preprocessing_lib.of_run(config.data),
-      class_names=(),
+      class_names=tuple(saved.meta.get('class_names', ())),
       model={key: value for key, value in decisive.items() if value is not None},
       origin=text,
     )
   about = found.about(path)
-  tensors = names.current_names(found.tensors(path), found.framework)
-  network = names.identify(tensors, found.framework, text)
+  tensors, network = _identify(found, path, text)
   variables = names.to_variables(tensors, network, text)
   classes = variables['params']['head']['dense']['kernel'].shape[-1]
   if about.class_names and len(about.class_names) != classes:
@@ -118,7 +119,28 @@ def preprocessing(text: str) -> preprocessing_lib.Preprocessing:
     errors.InputError: nothing there, or a description beside it that is damaged.
   """
   found, path = _locate(text)
-  return preprocessing_lib.of_run(_run_config(path).data) if found is None else found.about(path).preprocessing
+  return preprocessing_lib.of_run(run_config(path).data) if found is None else found.about(path).preprocessing
+
+
+def fill_model(model: ml_collections.ConfigDict, text: str) -> None:
+  """Makes `config.model` the network that weights are of; what the user set stays, for `check_model` to refuse.
+
+  Args:
+    model: the `model` section of a config, not locked.
+    text: one of `FORMS`.
+
+  Raises:
+    errors.InputError: as `load`.
+  """
+  found, path = _locate(text)
+  if found is None:
+    ran = run_config(path).model.to_dict()
+    network = {key: value for key, value in ran.items() if key not in _OF_THE_RUN}
+  else:
+    network = _identify(found, path, text)[1].model
+  for key, value in network.items():
+    if key == 'name' or models.is_open(model, key):
+      model[key] = value
 
 
 def check_model(given: Pretrained, model: ml_collections.ConfigDict) -> None:
@@ -156,15 +178,39 @@ def _locate(text: str) -> tuple[_Format | None, pathlib.Path]:
   return None, _existing(text, text, pathlib.Path.is_dir)
 
 
+def _identify(found: _Format, path: pathlib.Path, text: str) -> tuple[dict[str, np.ndarray], names.Network]:
+  """The tensors of a file by their current names, and the network they are of."""
+  tensors = names.current_names(found.tensors(path), found.framework)
+  return tensors, names.identify(tensors, found.framework, text)
+
+
 def _existing(where: str, text: str, is_there: Callable[[pathlib.Path], bool]) -> pathlib.Path:
   path = pathlib.Path(where).expanduser()
   if not where or not is_there(path):
-    raise errors.InputError(f'config.train.init_from={text!r}: there is nothing at {path}; it takes {FORMS}')
+    raise errors.InputError(f'there is nothing at {path} (the weights {text!r}); valid: {FORMS}')
   return path
 
 
-def _run_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
+def workdir(text: str) -> pathlib.Path | None:
+  """The workdir that the text names; None where it names weights of another program.
+
+  Args:
+    text: one of `FORMS`.
+
+  Raises:
+    errors.InputError: nothing there.
+  """
+  found, path = _locate(text)
+  return path if found is None else None
+
+
+def run_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
+  """The config of a run as it ran.
+
+  Raises:
+    errors.InputError: the folder is no workdir.
+  """
   path = workdir / CONFIG_FILE
   if not path.is_file():
-    raise errors.InputError(f'{workdir} is no workdir of a dnt run (it has no {CONFIG_FILE}); init_from takes {FORMS}')
+    raise errors.InputError(f'{workdir} is no workdir of a dnt run (it has no {CONFIG_FILE}); valid: {FORMS}')
   return recorded.get_config(str(path))

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from PIL import Image
 
 from dnt import config, errors
 from dnt.data import sources
@@ -22,8 +23,9 @@ def test_a_slice_holds_those_examples(data):
   [
     ('digit', "did you mean 'digits'"),
     ('cifarbinary:/data', "did you mean 'cifar_binary:<dir>'"),
-    ('folder', "of the form 'folder:<dir>'"),
-    ('folder:', "of the form 'folder:<dir>'"),
+    ('folder', "names no folder; give one: 'folder:<dir>', or config.data.dir beside 'folder'"),
+    ('cars:', "names no folder; give one: 'cars:<dir>', or config.data.dir beside 'cars'"),
+    ('tfds:', "of the form 'tfds:<name>'"),
     ('digits:/data', "of the form 'digits'"),
   ],
 )
@@ -31,6 +33,23 @@ def test_an_unknown_source_is_refused(data, source, message):
   data.source = source
   with pytest.raises(errors.InputError, match=message):
     sources.load(data, 'train', 0)
+
+
+def test_a_folder_beside_the_source_is_the_one_in_it(data, tmp_path):
+  for label in ('cat', 'dog'):
+    for index in range(3):
+      path = tmp_path / label / f'{index}.png'
+      path.parent.mkdir(exist_ok=True)
+      Image.new('RGB', (8, 8), (index, 0, 0)).save(path)
+  found = []
+  for data.source, data.dir in ((f'folder:{tmp_path}', ''), ('folder', str(tmp_path))):
+    found.append(sources.load(data, 'train', 0))
+  assert found[0].pictures.paths == found[1].pictures.paths
+  assert found[0].name == found[1].name
+  for kind in ('folder', 'idx', 'cars', 'cifar_binary'):
+    data.source = f'{kind}:{tmp_path}'
+    with pytest.raises(errors.InputError, match=f"='{kind}:.*' and config.data.dir='.*' name two folders; give one:"):
+      sources.load(data, 'train', 0)
 
 
 def test_an_unknown_split_names_the_nearest(data):

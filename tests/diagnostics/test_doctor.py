@@ -396,3 +396,9 @@ def test_trials_are_ranked(tiny, one_device):
   assert {doctor.flags(each.overrides) for each in tried} == {doctor.flags(each) for each in offered}
   assert tried[0].loss < found.losses[0, 0]
   assert said[0] == 'trying --config.optim.learning_rate=40.0: seed 1 of 1: compiling'
+
+
+def test_a_rate_that_a_run_would_find_is_refused(tiny):
+  tiny.optim.learning_rate = 0.0
+  with pytest.raises(errors.InputError, match='learning_rate=0 is found when a run starts, .*; give a rate'):
+    examine(tiny)

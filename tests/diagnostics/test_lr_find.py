@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import json
 import pathlib
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 
-from dnt import checkpoints, errors, experiment, initial, plots, trees
+from dnt import checkpoints, errors, experiment, initial, plots, record, train, trees
 from dnt.data import order, pipeline
 from dnt.diagnostics import lr_find
 from dnt.models import depth
@@ -189,7 +190,7 @@ def test_the_program_sweeps_a_group_until_it_diverges(program, tmp_path, one_dev
   assert len(swept['learning_rate']) == len(swept['loss']) == len(swept['smoothed']) < 30
   assert np.isfinite(swept['loss']).all()
   assert lr_find.ending(swept['loss'][:-1]) is None
-  lines = out.strip().splitlines()
+  lines = [line for line in out.strip().splitlines() if not line.startswith('range test ')]  # how far it is
   assert [line.split()[0] for line in lines[:2]] == ['entries', 'head']
   assert f'{swept["stopped"]} at rate' in lines[1]
   assert str(tmp_path) in lines[-1]
@@ -304,3 +305,71 @@ def test_the_picture_shows_every_suggestion_and_the_rate_of_the_config():
     sizes = [line.get_markersize() for line in axes.lines if line.get_marker() in 'osD']
     assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == 3, 'where they agree, all can be seen'
   assert plots.png(figure).startswith(b'\x89PNG')
+
+
+# A run that finds its learning rate.
+
+
+@pytest.fixture
+def finding(network, undrawn, unoptimized):
+  """A config of a run in two stages that finds its rate."""
+  network.finetune.trainable, network.finetune.unfreeze = 'head', (('2', 'all'),)
+  network.schedule.name = 'one_cycle'
+  network.optim.learning_rate = 0.0
+  network.finetune.cached_views = 0
+  return network
+
+
+def run_of(config, workdir):
+  return train.train(config, workdir, record.Clock(0.0), 'test')
+
+
+def test_a_run_at_a_rate_that_it_finds_is_the_run_at_that_rate(finding, tmp_path, one_device, capsys):
+  found = run_of(finding, tmp_path / 'found')
+  rate = json.loads((tmp_path / 'found' / 'config.json').read_text())['optim']['learning_rate']
+  swept = json.loads((tmp_path / 'found' / 'lr_find.json').read_text())
+  assert rate == swept['learning_rate'] == swept['sweeps'][0]['suggestions']['valley']
+  said = [line for line in capsys.readouterr().out.splitlines() if line.startswith('learning rate ')]
+  assert len(said) == 1 and said[0].startswith(f'learning rate {rate:.3g}, the valley of a range test (the loss ')
+
+  finding.optim.learning_rate = rate
+  given = run_of(finding, tmp_path / 'given')
+  assert given['params_sha256'] == found['params_sha256']
+  assert not (tmp_path / 'given' / 'lr_find.json').exists()
+  whole = lr_find.run(finding, tmp_path / 'swept')['sweeps'][0]
+  assert whole['loss'] == swept['sweeps'][0]['loss'], 'the head alone, from where the run starts'
+
+
+def test_a_run_that_goes_on_keeps_the_rate_that_it_found(finding, tmp_path, one_device, monkeypatch, capsys):
+  whole = run_of(finding, tmp_path)
+  rate = json.loads((tmp_path / 'config.json').read_text())['optim']['learning_rate']
+  shutil.rmtree(tmp_path / 'checkpoints' / '6')
+  monkeypatch.setattr(lr_find, 'sweep', None)
+  capsys.readouterr()
+  assert run_of(finding, tmp_path)['params_sha256'] == whole['params_sha256']
+  assert f'learning rate {rate:.3g}, found when this run started' in capsys.readouterr().out
+  assert json.loads((tmp_path / 'config.json').read_text())['optim']['learning_rate'] == rate
+
+
+def test_the_sweep_of_cached_features_trains_on_them(finding, tmp_path, one_device, monkeypatch):
+  finding.finetune.update({'unfreeze': (), 'cached_views': 1, 'cache_dir': str(tmp_path / 'features')})
+  finding.train.steps, finding.schedule.name = 2, 'constant'
+  seen, sweep = [], lr_find.sweep
+
+  def spy(run, mesh, state, feed, group=None):
+    seen.append(feed.shapes())
+    return sweep(run, mesh, state, feed, group)
+
+  monkeypatch.setattr(lr_find, 'sweep', spy)
+  run_of(finding, tmp_path / 'run')
+  assert 16 in jax.tree.leaves(seen[0])[0].shape, 'the width of the network, not pictures of 8x8x3'
+
+
+def test_a_rate_that_cannot_be_told_is_refused(finding, tmp_path, one_device):
+  finding.lr_find.start, finding.lr_find.end = 1e20, 1e30
+  with pytest.raises(errors.InputError, match='learning_rate=0 asks for a range test, which ended too soon'):
+    run_of(finding, tmp_path)
+  finding.lr_find.end = 1e10
+  with pytest.raises(errors.InputError, match='must be above config.lr_find.start'):
+    run_of(finding, tmp_path)
+  assert not (tmp_path / 'config.json').exists()

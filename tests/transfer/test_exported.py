@@ -6,7 +6,7 @@ import pytest
 from jax import export
 from safetensors import numpy as safetensors_numpy
 
-from dnt import errors, files, initial, trees
+from dnt import errors, files, inference, initial, trees
 from dnt.transfer import exported, preprocessing, pretrained
 
 
@@ -22,10 +22,19 @@ def with_statistics(variables, seed=0):
   return trees.map_with_path(drawn, variables)
 
 
+def network_of(run, variables=None):
+  def preprocess(pictures):
+    return run.preprocess({'image': pictures}, None)
+
+  shape, names = run.spec.image_shape, run.spec.class_names
+  return inference.Network(run.config, run.model, run.table, variables, preprocess, shape, names, 'here', 1, False)
+
+
 def write(folder, run, variables):
-  tensors = exported.torch_tensors(run, variables)
+  network = network_of(run, variables)
+  tensors = exported.torch_tensors(network)
   files.write(folder / 'model.safetensors', safetensors_numpy.save(tensors, metadata={'format': 'pt'}))
-  files.write_json(folder / 'config.json', exported.timm_config(run))
+  files.write_json(folder / 'config.json', exported.timm_config(network))
   return folder / 'model.safetensors'
 
 
@@ -72,7 +81,7 @@ def test_densenet_goes_there_and_back(reference, imagenet, build, tmp_path):
 def test_timm_is_told_how_pictures_are_prepared(imagenet, build, augment, crop_mode, crop_pct):
   imagenet.data.update({'augment': augment, 'eval_crop': 0.9, 'interpolation': 'bicubic'})
   imagenet.data.update({'mean': (0.1, 0.2, 0.3), 'std': (0.4, 0.5, 0.6)})
-  found = exported.timm_config(build(imagenet))
+  found = exported.timm_config(network_of(build(imagenet)))
   assert found['architecture'] == 'resnet18'
   assert found['num_classes'] == len(found['label_names']) == 10
   assert found['pretrained_cfg'] == {
@@ -100,9 +109,9 @@ def test_timm_is_told_how_pictures_are_prepared(imagenet, build, augment, crop_m
 )
 def test_a_network_that_torchvision_lacks_is_refused(imagenet, build, options, said):
   imagenet.model.update(options)
-  run = build(imagenet)
+  network = network_of(build(imagenet))
   with pytest.raises(errors.InputError, match=said):
-    exported.timm_config(run)
+    exported.timm_config(network)
 
 
 def test_the_program_gives_the_same_logits_for_any_number_of_pictures(tiny, build, logits):
@@ -110,7 +119,7 @@ def test_the_program_gives_the_same_logits_for_any_number_of_pictures(tiny, buil
   tiny.model.update({'name': 'resnet', 'depth': 14, 'scan': True})
   run = build(tiny)
   variables = with_statistics(run.init_variables())
-  program = export.deserialize(bytearray(exported.stablehlo(run, variables)))
+  program = export.deserialize(bytearray(exported.stablehlo(network_of(run, variables))))
   assert program.platforms == exported.PLATFORMS
   for count in (1, 3):
     pictures = np.random.default_rng(count).integers(0, 256, (count, 8, 8, 3), np.uint8)
@@ -120,7 +129,7 @@ def test_the_program_gives_the_same_logits_for_any_number_of_pictures(tiny, buil
 
 def test_the_program_comes_with_how_to_call_it(tiny, build):
   run = build(tiny)
-  found = exported.stablehlo_description(run)
+  found = exported.stablehlo_description(network_of(run))
   assert found['input'] == {'shape': ['b', 8, 8, 3], 'dtype': 'uint8', 'channels': 'red first'}
   assert found['output']['shape'] == ['b', 10]
   assert found['class_names'] == list(run.spec.class_names)

@@ -37,7 +37,9 @@ def timm(tmp_path):
 
 def test_what_timm_says(timm):
   found = timm(A1).preprocessing
-  assert found == preprocessing.Preprocessing(224, 0.95, 'bicubic', (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+  assert found == preprocessing.Preprocessing(
+    224, 0.95, 'bicubic', (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 'center'
+  )
   assert timm({**A1, 'label_names': ['a', 'b']}).class_names == ('a', 'b')
 
 
@@ -80,9 +82,14 @@ def test_what_is_open_is_filled_in_and_what_is_set_stays():
 
 def test_what_a_run_does_is_told_to_timm_and_read_back(timm):
   data = schema.default().data
-  preprocessing.fill(data, preprocessing.Preprocessing(64, 0.9, 'bicubic', (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)))
+  preprocessing.fill(data, preprocessing.Preprocessing(64, 0.9, 'bicubic', (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 'center'))
+  data.augment = 'resized_crop_flip'
   given = preprocessing.of_run(data)
-  cfg = preprocessing.to_timm(given, (64, 64, 3), 'center')
+  cfg = preprocessing.to_timm(given, (64, 64, 3))
   assert (cfg['input_size'], cfg['crop_mode']) == ([3, 64, 64], 'center')
   assert timm({'pretrained_cfg': cfg}).preprocessing == given
-  assert preprocessing.to_timm(given, (64, 48, 3), 'squash')['crop_pct'] == 1.0
+  data.augment, data.eval_crop = 'none', 1.0
+  given = preprocessing.of_run(data)
+  cfg = preprocessing.to_timm(given, (64, 64, 3))
+  assert (cfg['crop_pct'], cfg['crop_mode']) == (1.0, 'squash')
+  assert timm({'pretrained_cfg': cfg}).preprocessing == given

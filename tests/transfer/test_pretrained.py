@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from dnt import errors, experiment, files, initial, recorded, trees
+from dnt.models import depth
 from dnt.transfer import names, preprocessing, pretrained
 
 
@@ -154,7 +155,7 @@ def test_weights_of_another_family_are_refused_before_their_leaves_are_compared(
 def test_nothing_there_says_what_it_takes(text):
   for read in (pretrained.load, pretrained.preprocessing):
     with pytest.raises(
-      errors.InputError, match=r'there is nothing at .*; it takes a dnt workdir, .*hf:<owner>/<name>'
+      errors.InputError, match=r'there is nothing at .*; valid: a dnt workdir, .*hf:<owner>/<name>'
     ) as e:
       read(text)
     assert '\n' not in str(e.value)
@@ -206,13 +207,88 @@ def test_a_run_comes_with_its_preprocessing_and_what_its_leaves_do_not_show(imag
   imagenet.data.update({'interpolation': 'bicubic', 'eval_crop': 0.9})
   resolved = experiment.resolve(imagenet, experiment.load_data(imagenet, ()))
   files.write_json(tmp_path / 'config.json', resolved.to_dict())
-  saved = types.SimpleNamespace(params={'a': 1}, batch_stats={})
+  saved = types.SimpleNamespace(params={'a': 1}, batch_stats={}, meta={'class_names': ['tabby', 'lynx']})
   monkeypatch.setattr(pretrained.checkpoints, 'load_parameters', lambda workdir: saved)
   given = pretrained.load(str(tmp_path))
   assert given.variables == {'params': {'a': 1}, 'batch_stats': {}}
   assert given.preprocessing == pretrained.preprocessing(str(tmp_path)) == preprocessing.of_run(resolved.data)
   assert given.model == {'norm_epsilon': 1e-3, 'stride_on': '1x1'}
+  assert given.class_names == ('tabby', 'lynx')
   pretrained.check_model(given, resolved.model)
   resolved.model.stride_on = '3x3'
   with pytest.raises(errors.InputError, match=r"set config.model.stride_on='1x1' \(now '3x3'\)$"):
     pretrained.check_model(given, resolved.model)
+
+
+@pytest.mark.parametrize('framework', ['torch', 'keras'])
+def test_the_network_comes_with_the_weights(imagenet, build, monkeypatch, tmp_path, framework):
+  wanted = names.networks(framework)[-1 if framework == 'torch' else 0]  # DenseNet-121, Keras' old ResNet-50
+  path = tmp_path / f'model.{"safetensors" if framework == "torch" else "h5"}'
+  path.touch()
+  read = dict.fromkeys(wanted.tensors().values(), np.zeros(1))
+  kind = pretrained._FILES[path.suffix]._replace(tensors=lambda path: read)
+  monkeypatch.setitem(pretrained._FILES, path.suffix, kind)
+  imagenet.model.update({'stem': None, 'depth': None, 'name': 'pretrained'})
+  imagenet.model.dtype, imagenet.model.remat = 'bfloat16', True
+  imagenet.train.init_from = str(path)
+  asked = imagenet.to_dict()
+  found = build(imagenet).config.model
+  assert imagenet.to_dict() == asked
+  assert found.num_classes == 10
+  imagenet.model.update(wanted.model)
+  imagenet.train.init_from = ''
+  assert found.to_dict() == build(imagenet).config.model.to_dict()
+
+
+def test_the_network_of_another_run(tiny, saved, build, tmp_path, one_device):
+  tiny.model.width = None
+  tiny.model.update({'name': 'resnet', 'depth': 14, 'scan': True, 'activation': 'gelu', 'dtype': 'bfloat16'})
+  tiny.model.stochastic_depth = 0.2
+  run, state, _ = saved(tiny)
+  tiny.data.synthetic_classes, tiny.train.init_from = 4, str(tmp_path / 'run')
+  tiny.model.update({'name': 'pretrained', 'scan': False, 'activation': 'relu', 'dtype': 'float32'})
+  with tiny.model.ignore_type():
+    tiny.model.depth = tiny.model.stochastic_depth = None
+  again = build(tiny)
+  want = run.config.model.to_dict() | {'num_classes': 4, 'scan': False, 'dtype': 'float32'}
+  assert again.config.model.to_dict() == want
+  found = trees.flatten(initial.load_variables(again, str(tmp_path / 'run'))['params'])
+  given = trees.flatten(depth.to_unrolled(state.params, depth.scanned_rows(state.params)))
+  assert found.keys() == given.keys()
+  for leaf in found:
+    assert leaf.startswith('head/') or np.array_equal(found[leaf], given[leaf])
+  tiny.model.stochastic_depth = 0.0
+  assert build(tiny).config.model.stochastic_depth == 0.0
+  tiny.model.depth = 20
+  with pytest.raises(errors.InputError, match='holds another network than config.model'):
+    initial.load_variables(build(tiny), str(tmp_path / 'run'))
+
+
+def test_a_module_of_the_users_own_comes_with_its_options(tiny, build, tmp_path, monkeypatch):
+  (tmp_path / 'own_network.py').write_text(
+    'import flax.linen as nn\n'
+    'class Net(nn.Module):\n'
+    '  num_classes: int\n'
+    '  width: int = 4\n'
+    '  @nn.compact\n'
+    '  def __call__(self, x, train):\n'
+    '    return nn.Dense(self.num_classes)(nn.relu(nn.Dense(self.width)(x.reshape(x.shape[0], -1))))\n'
+  )
+  monkeypatch.syspath_prepend(tmp_path)
+  tiny.model.update({'name': 'own_network:Net', 'depth': None, 'width': None})
+  with tiny.unlocked():
+    tiny.model.options.width = 7
+  files.write_json(tmp_path / 'config.json', build(tiny).config.to_dict())
+  with tiny.unlocked():
+    tiny.model.options = {}
+  tiny.model.name, tiny.train.init_from = 'pretrained', str(tmp_path)
+  run = build(tiny)
+  assert (run.config.model.name, run.config.model.options.to_dict()) == ('own_network:Net', {'width': 7})
+  shapes = {leaf.shape for leaf in trees.flatten(run.init_variables()['params']).values()}
+  assert shapes == {(192, 7), (7,), (7, 10), (10,)}
+
+
+def test_a_network_of_no_weights_is_refused(tiny):
+  tiny.model.name = 'pretrained'
+  with pytest.raises(errors.InputError, match="name='pretrained' takes its network from config.train.init_from, which"):
+    experiment.load_data(tiny, ())

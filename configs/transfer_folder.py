@@ -1,0 +1,36 @@
+"""Any folder of pictures on any pretrained network: the head for one epoch, then all of it, at a rate that is found.
+
+  python -m dnt.main --config=configs/transfer_folder.py --config.data.dir=<folder> --config.train.init_from=<weights>
+
+The folder holds train/<class>/ and val/<class>/, or <class>/ alone, of which a fifth becomes val. Network, picture size
+and normalization are those of the weights: hf:timm/resnet50.a1_in1k, tfjs:<dir>, a .safetensors, .pth or .h5 file, or
+the workdir of another run. The learning rate is the valley of a range test of the head (--config.optim.learning_rate
+sets it); further down it is smaller by a fifth with each entry. Then, for pictures of your own:
+
+  python -m dnt.predict --workdir=runs/transfer_folder --images=<picture, folder or quoted glob>
+"""
+
+from dnt import config as schema
+
+
+def get_config():
+  config = schema.default()
+  config.data.source = 'folder'
+  config.data.augment = 'resized_crop_flip'
+  config.data.resized_crop_min_area = 0.5
+  config.model.name = 'pretrained'
+  config.optim.name = 'adamw'
+  config.optim.learning_rate = 0.0
+  config.optim.weight_decay = 0.01
+  config.schedule.name = 'one_cycle'
+  config.finetune.trainable = 'head'
+  config.finetune.unfreeze = (('1 epochs', 'all'),)
+  config.finetune.layer_decay = 0.8
+  config.train.batch_size = 32
+  config.train.epochs = 10.0
+  config.train.log_every = '5%'
+  config.telemetry.every = '10%'
+  config.eval.splits = ('val',)
+  config.eval.batch_size = 64
+  config.checkpoint.keep = 1
+  return config

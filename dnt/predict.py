@@ -1,0 +1,138 @@
+"""Says what is on pictures: the most likely classes by a run, or by pretrained weights alone.
+
+  python -m dnt.predict --workdir=runs/mine --images=scans/new
+  python -m dnt.predict --weights=hf:timm/resnet50.a1_in1k --images='photos/**/*.jpg' --top=3 --output=found.csv
+
+Pictures are prepared as an evaluation of the network does it. A file that cannot be read is named and skipped; the exit
+code is 2 when none can. Of a run the newest checkpoint is taken, and of that the averaged weights where the run keeps
+them (config.ema.decay). A row of the CSV is a picture and one of its classes; the JSON holds the skipped files too.
+"""
+
+import csv
+import io
+import pathlib
+import time
+from collections.abc import Sequence
+
+from absl import flags
+
+from dnt import cli, errors, files
+
+WORKDIR = flags.DEFINE_string('workdir', None, 'Of a run.')
+WEIGHTS = flags.DEFINE_string('weights', None, 'Pretrained weights: what config.train.init_from takes.')
+IMAGES = flags.DEFINE_string('images', None, 'A picture, a folder (all in and below it) or a quoted glob.')
+TOP = flags.DEFINE_integer('top', 5, 'The most classes to show of each picture.', 1)
+OUTPUT = flags.DEFINE_string('output', None, 'File to write, .csv or .json.')
+CLASS_NAMES = flags.DEFINE_string('class_names', None, 'Text file of class names, one a line; default: the own ones.')
+BATCH_SIZE = flags.DEFINE_integer('batch_size', 32, 'Pictures that pass through the network together.', 1)
+
+
+def main() -> None:
+  """Reads the flags and predicts; prints a line a picture, and as the last line how many and where they are."""
+  asked = cli.trained(WORKDIR.value, WEIGHTS.value)
+  if not IMAGES.value:
+    raise errors.InputError('give --images=<picture, folder or quoted glob>')
+  output = pathlib.Path(OUTPUT.value) if OUTPUT.value else None
+  if output and output.suffix not in ('.csv', '.json'):
+    raise errors.InputError(f'--output={output} must end in .csv or .json')
+  if output and not output.parent.is_dir():
+    raise errors.InputError(f'--output={output}: there is no folder {output.parent}')
+  names = read_names(CLASS_NAMES.value) if CLASS_NAMES.value else None
+
+  from dnt import config as schema
+  from dnt import inference, metrics, terminal
+  from dnt.parallel import compile as compile_lib
+  from dnt.parallel import mesh as mesh_lib
+
+  paths = inference.find(IMAGES.value)
+  compile_lib.enable_cache(pathlib.Path.home() / '.cache' / 'dnt' / 'xla')
+  mesh = mesh_lib.make_mesh(schema.default().mesh)
+  mesh_lib.check_batch('--batch_size', BATCH_SIZE.value, mesh)
+  network = inference.load(asked, mesh)
+  names = names or network.class_names
+  if len(names) != len(network.class_names):
+    raise errors.InputError(
+      f'--class_names={CLASS_NAMES.value} holds {len(names)} names, and {asked} has {len(network.class_names)} classes'
+    )
+
+  width, line, start = max(map(len, paths)), terminal.StatusLine(), time.monotonic()
+  rows, unreadable, done = [], {}, 0
+  for found in inference.predict(network, mesh, paths, BATCH_SIZE.value, TOP.value):
+    for reason in found.unreadable.values():
+      line.print(f'skipped: {reason}')
+    for path, indexes, shares in zip(found.paths, found.indexes.tolist(), found.probabilities.tolist(), strict=True):
+      best = [(names[index], index, share) for index, share in zip(indexes, shares, strict=True)]
+      shown = [f'{name} {metrics.figure("accuracy", share)}' for name, _, share in best]
+      line.print('  '.join([f'{path:{width}}', *shown]))
+      rows.append((path, best))
+    unreadable |= found.unreadable
+    done += len(found.paths) + len(found.unreadable)
+    if done < len(paths):
+      rate = done / (time.monotonic() - start)
+      left = metrics.duration((len(paths) - done) / rate)
+      line.update(f'pictures {done}/{len(paths)}  {metrics.figure("images_per_second", rate)} images/s  ETA {left}')
+  line.close()
+  if not rows:
+    raise errors.InputError(f'none of the {len(paths)} pictures at {IMAGES.value!r} can be read')
+  if output:
+    write(output, asked, network.step, rows, unreadable)
+  skipped = f', {len(unreadable)} skipped' if unreadable else ''
+  print(f'{len(rows)} pictures{skipped}' + (f'  {output}' if output else ''))
+
+
+def read_names(path: str) -> tuple[str, ...]:
+  """The lines of a text file that are not empty.
+
+  Raises:
+    errors.InputError: it cannot be read.
+  """
+  try:
+    lines = pathlib.Path(path).expanduser().read_text().splitlines()
+  except (OSError, UnicodeDecodeError) as error:
+    raise errors.InputError(f'--class_names={path} cannot be read as text ({error})') from error
+  return tuple(line.strip() for line in lines if line.strip())
+
+
+def write(
+  path: pathlib.Path,
+  origin: str,
+  step: int | None,
+  rows: Sequence[tuple[str, Sequence[tuple[str, int, float]]]],
+  unreadable: dict[str, str],
+) -> None:
+  """Writes predictions as CSV or JSON, by the suffix.
+
+  Args:
+    path: of the file.
+    origin: of the network.
+    step: of its checkpoint, if it is one.
+    rows: (path, its (class name, index, probability), most likely first).
+    unreadable: why, by path.
+
+  Raises:
+    errors.InputError: it cannot be written.
+  """
+  if path.suffix == '.csv':
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator='\n')
+    table.writerow(['picture', 'rank', 'class', 'index', 'probability'])
+    for picture, best in rows:
+      table.writerows([picture, rank, *each] for rank, each in enumerate(best, 1))
+    content = text.getvalue()
+  else:
+    predictions = [
+      {
+        'picture': picture,
+        'classes': [{'class': name, 'index': index, 'probability': share} for name, index, share in best],
+      }
+      for picture, best in rows
+    ]
+    content = {'weights': origin, 'step': step, 'predictions': predictions, 'unreadable': unreadable}
+  try:
+    files.write(path, content) if path.suffix == '.csv' else files.write_json(path, content)
+  except OSError as error:
+    raise errors.InputError(f'--output={path} cannot be written ({error.strerror})') from error
+
+
+if __name__ == '__main__':
+  cli.run(main, __doc__)
