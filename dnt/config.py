@@ -340,7 +340,7 @@ SCHEMA: dict[str, Any] = {
     'init_from': Option(
       '',
       'pretrained weights to start from: a workdir, <file>.safetensors, .pth or .h5, tfjs:<dir> or hf:<owner>/<name>; '
-      'a head of other classes starts from the seed',
+      'a head of other classes starts at zero',
     ),
   },
   'eval': {

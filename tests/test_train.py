@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dnt import checkpoints, errors, evaluate, experiment, metrics, record, train, trees
+from dnt import checkpoints, errors, evaluate, metrics, record, train, trees
 
 pytestmark = pytest.mark.usefixtures('one_device')
 
@@ -102,17 +102,15 @@ def test_init_from_another_network_is_refused(tiny, tmp_path):
   assert not list((tmp_path / 'run' / 'checkpoints').glob('[0-9]*'))
 
 
-def test_a_head_of_other_classes_starts_from_the_seed(tiny, tmp_path, capsys):
+def test_a_head_of_other_classes_starts_at_zero(tiny, tmp_path, capsys):
   tiny.optim.weight_decay, tiny.optim.learning_rate, tiny.train.steps = 0.0, 1e-30, 1
   run(tiny, tmp_path / 'other')
   tiny.data.synthetic_classes, tiny.seed, tiny.train.init_from = 4, 1, str(tmp_path / 'other')
   run(tiny, tmp_path / 'started')
   assert (
-    f'{tmp_path / "other"} has 10 classes and the data 4: params/head/dense/bias, params/head/dense/kernel start from '
-    'config.seed\n'
+    f'{tmp_path / "other"} has 10 classes and the data 4: params/head/dense/bias, params/head/dense/kernel start at '
+    'zero\n'
   ) in capsys.readouterr().out
   assert np.array_equal(first_kernel(tmp_path / 'started'), first_kernel(tmp_path / 'other'))
   head = trees.flatten(checkpoints.load_parameters(tmp_path / 'started').params)['head/dense/kernel']
-  data = experiment.load_data(tiny, ())
-  fresh = experiment.make(experiment.resolve(tiny, data), data.spec).init_variables()['params']
-  assert np.array_equal(head, trees.flatten(fresh)['head/dense/kernel'])
+  assert head.shape[-1] == 4 and np.all(np.abs(head) < 1e-20)

@@ -27,6 +27,7 @@ from dnt.parallel import multihost
 from dnt.transfer import feature_files, freeze
 
 LARGEST = 2**33  # bytes of the features of a split, which live on the device
+SHAKEN = 0.1  # standard deviation of what is added to parameters to see what they do
 CLOSE = 1e-4  # of the logits, relative to the largest: what is taken for the same
 _FORMAT = 2  # changes with what a file holds
 
@@ -162,8 +163,17 @@ def _pooled(
 ) -> bool | None:
   """Whether the mean over all positions is enough of the features; None: not even all of them are.
 
-  A head that begins with global average pooling makes the same of both, and the mean is smaller by the positions.
+  A head that begins with global average pooling makes the same of both, and the mean is smaller by the positions. What
+  lies behind the prefix is shaken for this: parameters that start at zero would hide what they are going to do.
   """
+  skipped = cached.stages[0].cut.skipped
+  behind, before = trees.split(variables['params'], lambda path: not freeze.is_below(path, skipped))
+  keys = jax.random.split(jax.random.key(0), len(trees.flatten(behind)))
+  shaken = {
+    path: leaf + SHAKEN * jax.random.normal(key, leaf.shape, leaf.dtype)
+    for key, (path, leaf) in zip(keys, trees.flatten(behind).items(), strict=True)
+  }
+  variables = variables | {'params': trees.merge(before, trees.unflatten(shaken))}
 
   def logits(variables, batch):
     features, whole = _output(run, variables, run.preprocess(batch, None), name)

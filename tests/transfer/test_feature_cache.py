@@ -118,6 +118,14 @@ def test_a_run_on_features_goes_on(config, tmp_path):
   assert run(config, tmp_path / 'run')[0]['params_sha256'] == whole['params_sha256']
 
 
+def test_a_head_that_starts_at_zero_does_not_hide_what_blocks_read(config, tmp_path):
+  config.train.steps, config.finetune.trainable = 1, 'all'
+  train.train(config, tmp_path / 'other', record.Clock(0.0), 'test')
+  config.data.synthetic_classes, config.train.init_from, config.finetune.trainable = 4, str(tmp_path / 'other'), 'top:1'
+  train.train(config, tmp_path / 'run', record.Clock(0.0), 'test')
+  assert {feature_files.count(path, feature_files.record((4, 4, 32))) for path in files(config)} == {40}
+
+
 def test_augmentation_is_not_cached_unasked(config, tmp_path):
   config.data.augment, config.train.steps = 'pad_crop_flip', 1
   train.train(config, tmp_path / 'run', record.Clock(0.0), 'test')
