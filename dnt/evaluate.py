@@ -85,7 +85,7 @@ class Pass:
 
     def body(index, carry):
       (total, kept), (sums, rows) = carry, found(index)
-      kept = jax.tree.map(lambda whole, part: whole.at[index].set(part), kept, rows)
+      kept = jax.tree.map(lambda whole, part: jax.lax.dynamic_update_index_in_dim(whole, part, index, 0), kept, rows)
       return jax.tree.map(jnp.add, total, sums), kept
 
     sums, rows = jax.eval_shape(found, 0)

@@ -168,14 +168,13 @@ def class_table(class_names: Sequence[str], per_class: Mapping[str, Sequence[Any
     shown = sorted(tested, key=lambda place: per_class['sensitivity'][place])[:LEAST_FOUND]
   title = 'class' if len(shown) == len(class_names) else f'least found of {len(class_names):,} classes'
 
-  def cell(value, percent=True):
-    return '-' if value is None else f'{100 * value:.2f} %' if percent else f'{value:.4f}'
+  forms = {'examples': '{:,}', 'sensitivity': '{:.2%}', 'specificity': '{:.2%}', 'auroc': '{:.4f}'}
 
-  rows = []
-  for place in shown:
-    examples, sensitivity, specificity, auroc = (values[place] for values in per_class.values())
-    figures = (f'{examples:,}', cell(sensitivity), cell(specificity), cell(auroc, percent=False))
-    rows.append((class_names[place], *figures))
+  def cell(name, place):
+    value = per_class[name][place]
+    return '-' if value is None else forms[name].format(value).replace('%', ' %')
+
+  rows = [(class_names[place], *(cell(name, place) for name in forms)) for place in shown]
   return [(title, 'examples', 'sensitivity', 'specificity', 'AUROC'), *rows]
 
 

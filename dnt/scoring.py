@@ -62,7 +62,7 @@ def auroc(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     count, rest = len(inside), len(column) - len(inside)
     ordered = np.sort(column)  # NaN last
     if count and rest and not np.isnan(ordered[-1]):
-      # Twice the sum of mean ranks from 0: whole numbers, so that nothing is rounded before the division.
+      # One more than twice its mean rank from 0: whole numbers, so that nothing is rounded before the division.
       ranks = np.searchsorted(ordered, inside, 'left') + np.searchsorted(ordered, inside, 'right')
       areas[label] = (int(ranks.sum()) - count**2) / (2 * count * rest)
   return areas
