@@ -77,7 +77,8 @@ def main() -> None:
   if output:
     write(output, asked, network.step, rows, unreadable)
   skipped = f', {len(unreadable)} skipped' if unreadable else ''
-  print(f'{len(rows)} pictures{skipped}' + (f'  {output}' if output else ''))
+  counted = f'{len(rows)} picture{"s" if len(rows) > 1 else ""}'
+  print(f'{counted}{skipped}' + (f'  {output}' if output else ''))
 
 
 def read_names(path: str) -> tuple[str, ...]:

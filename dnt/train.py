@@ -58,6 +58,8 @@ def train(
   mesh = mesh_lib.make_mesh(config.mesh)
   mesh_lib.check_batch('config.train.batch_size', config.train.batch_size, mesh, config.train.accumulate)
   mesh_lib.check_batch('config.eval.batch_size', config.eval.batch_size, mesh)
+  if not config.optim.learning_rate:
+    lr_find.check(config)
   data = experiment.load_data(config, config.eval.splits)
   run = experiment.make(experiment.resolve(config, data), data.spec)
   if multihost.is_lead():

@@ -73,13 +73,15 @@ def test_shrunk_config_trains_and_evaluates(path, load_config, tmp_path, monkeyp
   config.lr_find.steps = 20
   if config.model.name == models.PRETRAINED:
     other = schema.default()
-    other.update({'data': config.data, 'model': {'depth': SHALLOWEST[path.stem]}})
+    other.data.update({'source': 'synthetic', 'synthetic_examples': 20, 'image_size': 8})
+    other.model.depth = SHALLOWEST[path.stem]
     saved(other, tmp_path / 'other')
     config.train.init_from = str(tmp_path / 'other')
   else:
     config.model.depth = SHALLOWEST[path.stem]
   config.train.batch_size = config.eval.batch_size = 8
   config.train.steps = 2
+  config.train.log_every = '2'
   config.eval.splits = ('test',)
   schema.validate(config)
   summary = train.train(config, tmp_path, record.Clock(0.0), 'test')

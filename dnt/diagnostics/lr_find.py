@@ -75,7 +75,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, A
     errors.InputError: a sweep that does not grow, a group that is no entry's, a checkpoint of another network or
       optimizer, or data that does not fit.
   """
-  _check(config)
+  check(config)
   files.make_workdir(workdir)
   mesh = mesh_lib.make_mesh(config.mesh)
   mesh_lib.check_batch('config.train.batch_size', config.train.batch_size, mesh, config.train.accumulate)
@@ -112,7 +112,7 @@ def settle(
     workdir: of the run.
 
   Raises:
-    errors.InputError: a sweep that does not grow, or that ends before a rate can be told.
+    errors.InputError: a sweep that ends before a rate can be told.
   """
   if run.config.optim.learning_rate:
     return run
@@ -120,7 +120,6 @@ def settle(
     rate = pretrained.run_config(workdir).optim.learning_rate
     said = f'learning rate {rate:.3g}, found when this run started'
   else:
-    _check(run.config)
     state = initial.begin(run, mesh, initial.variables(run, workdir))
     with contextlib.closing(pipeline.make_train_feed(run.config, data.train, mesh)) as feed:
       found = sweep(run, mesh, state, feed)
@@ -140,7 +139,12 @@ def settle(
   return experiment.make(config, run.spec, run.stages[0].cut.skipped)
 
 
-def _check(config: ml_collections.ConfigDict) -> None:
+def check(config: ml_collections.ConfigDict) -> None:
+  """Checks the options of a sweep.
+
+  Raises:
+    errors.InputError: the rate does not grow.
+  """
   options = config.lr_find
   if options.end <= options.start:
     raise errors.InputError(f'config.lr_find.end={options.end} must be above config.lr_find.start={options.start}')
@@ -366,7 +370,7 @@ def plot(sweeps: Sequence[Sweep], current: float) -> 'Figure':
       high = max(each.smoothed[: lowest + 1].max(), 1.5 * each.smoothed[lowest])
       margin = 0.06 * (high - low)
       axes.set_ylim(low - margin, high + margin)
-    axes.set_title(f'{each.group or "all entries"}: {_ended_of(each)}', loc='left')
+    axes.set_title(f'{each.group or "all that trains"}: {_ended_of(each)}', loc='left')
     axes.set_xlabel('learning rate')
     axes.set_ylabel('training loss')
     axes.grid(alpha=0.3)

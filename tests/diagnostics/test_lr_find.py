@@ -294,7 +294,7 @@ def test_the_picture_shows_every_suggestion_and_the_rate_of_the_config():
   sweeps = [lr_find.Sweep(group, rates, losses, losses, '', suggestions, True) for group in (None, 'head', 'stem')]
   figure = lr_find.plot(sweeps, 0.05)
   assert [axes.get_title(loc='left') for axes in figure.axes] == [
-    'all entries: rises from rate 1',
+    'all that trains: rises from rate 1',
     'head: rises from rate 1',
     'stem: rises from rate 1',
   ]
