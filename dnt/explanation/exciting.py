@@ -5,17 +5,23 @@ logarithm of its probability, which orders pictures as the probability does and 
 Of pictures that excite it equally the earlier one in the split comes first, whatever the size of a batch.
 """
 
+import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
+from jax.sharding import Mesh
 
-from dnt.data import pipeline
+from dnt import errors, inference
+from dnt.data import examples, folder, pipeline, sources
 from dnt.explanation import cam
 from dnt.models import depth
 from dnt.parallel import compile as compile_lib
+
+DRAWN = 12  # channels, and classes, of which pictures are drawn
 
 
 class Top(NamedTuple):
@@ -85,3 +91,86 @@ def _merge(found: Top, scores: jax.Array, places: jax.Array, mask: jax.Array) ->
   pictures = jnp.concatenate([found.pictures, jnp.broadcast_to(places[None], new.shape)], 1)
   values, at = jax.lax.top_k(everything, found.scores.shape[1])
   return Top(values, jnp.take_along_axis(pictures, at, 1))
+
+
+def search(
+  network: inference.Network, mesh: Mesh, entry: depth.Entry, source: examples.Examples, count: int
+) -> dict[str, Top]:
+  """The pictures of a split that excite each channel of an entry and each class of a network most.
+
+  Args:
+    network: with variables on the mesh.
+    mesh: whose devices share each batch.
+    entry: of the depth list, from `cam.choose`.
+    source: the split, from `load_split`.
+    count: pictures to find of each.
+
+  Returns:
+    `channels` and `classes`, see `excitement`.
+  """
+  config = ml_collections.ConfigDict(network.config.to_dict())
+  config.eval.batch_size = -(-config.eval.batch_size // mesh.size) * mesh.size  # the run may have had other devices
+
+  def step(variables, batch):
+    return excitement(network.model, entry, variables, network.preprocess(batch['image']))
+
+  with contextlib.closing(pipeline.make_eval_feed(config, source, mesh)) as feed:
+    return find(step, feed, network.variables, len(source), count)
+
+
+def load_split(network: inference.Network, split: str) -> examples.Examples:
+  """A split of the data that a run was trained on.
+
+  Args:
+    network: of a run.
+    split: its name, sliced as `config.data.train_split`.
+
+  Raises:
+    errors.InputError: data that is not there any more, or has become other than the network takes.
+  """
+  data = network.config.data
+  source = sources.load(data, split, data.seed)
+  shape = pipeline.image_shape(data, source)
+  if shape != network.image_shape or source.class_names != network.class_names:
+    raise errors.InputError(
+      f'{data.source} has become another data set than {network.origin} was trained on: its pictures are '
+      f'{"x".join(map(str, shape))} of {source.num_classes} classes, not {"x".join(map(str, network.image_shape))} '
+      f'of {len(network.class_names)} or of other names'
+    )
+  return source
+
+
+def picture(network: inference.Network, source: examples.Examples, place: int) -> np.ndarray:
+  """A picture of a split as the network takes it, uint8 [H, W, C]."""
+  transform = pipeline.eval_transform(network.config.data, network.image_shape[:2])
+  return transform(source[place][0], None)
+
+
+def drawn(top: Top) -> np.ndarray:
+  """Which channels or classes are drawn: at most `DRAWN`, those with the highest peak, of equals the first."""
+  return np.argsort(-top.scores[:, 0], kind='stable')[:DRAWN]
+
+
+def record(network: inference.Network, source: examples.Examples, found: Mapping[str, Top]) -> dict[str, Any]:
+  """What was found, of all channels and classes, as JSON; pictures are places in the split, and named once."""
+  places = sorted({int(place) for top in found.values() for place in top.pictures.flat})
+  paths = source.pictures.paths if isinstance(source.pictures, folder.Files) else None
+  named = {}
+  for place in places:
+    named[place] = {} if paths is None else {'path': paths[place]}
+    if source.labels is not None:
+      named[place]['class'] = network.class_names[source.labels[place]]
+  channels, classes = found['channels'], found['classes']
+  return {
+    'split': source.split,
+    'examples': len(source),
+    'channels': [
+      {'channel': index, 'pictures': pictures.tolist(), 'activations': scores.tolist()}
+      for index, (pictures, scores) in enumerate(zip(channels.pictures, channels.scores, strict=True))
+    ],
+    'classes': [
+      {'class': name, 'pictures': pictures.tolist(), 'probabilities': np.exp(scores).tolist()}
+      for name, pictures, scores in zip(network.class_names, classes.pictures, classes.scores, strict=True)
+    ],
+    'pictures': named,
+  }

@@ -10,7 +10,7 @@ They are figures beside others alone: those of a random map, drawn on the grid o
 that it differs in nothing else. Pixels of equal value come in the order of the random map.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -34,7 +34,7 @@ class Areas(NamedTuple):
   insertion: np.ndarray
 
 
-def random_maps(places: range, size: tuple[int, int]) -> np.ndarray:
+def random_maps(places: Sequence[int], size: tuple[int, int]) -> np.ndarray:
   """Random maps, float32 [B, h, w], uniform in [0, 1): a function of each picture's place.
 
   Args:
