@@ -6,6 +6,7 @@ Of pictures that excite it equally the earlier one in the split comes first, wha
 """
 
 import contextlib
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -15,13 +16,13 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
-from dnt import errors, inference
+from dnt import errors, inference, metrics
 from dnt.data import examples, folder, pipeline, sources
-from dnt.explanation import cam
+from dnt.explanation import cam, pictures, sheet
 from dnt.models import depth
 from dnt.parallel import compile as compile_lib
 
-DRAWN = 12  # channels, and classes, of which pictures are drawn
+DRAWN = 10  # channels, and classes, of which pictures are drawn
 
 
 class Top(NamedTuple):
@@ -140,17 +141,6 @@ def load_split(network: inference.Network, split: str) -> examples.Examples:
   return source
 
 
-def picture(network: inference.Network, source: examples.Examples, place: int) -> np.ndarray:
-  """A picture of a split as the network takes it, uint8 [H, W, C]."""
-  transform = pipeline.eval_transform(network.config.data, network.image_shape[:2])
-  return transform(source[place][0], None)
-
-
-def drawn(top: Top) -> np.ndarray:
-  """Which channels or classes are drawn: at most `DRAWN`, those with the highest peak, of equals the first."""
-  return np.argsort(-top.scores[:, 0], kind='stable')[:DRAWN]
-
-
 def record(network: inference.Network, source: examples.Examples, found: Mapping[str, Top]) -> dict[str, Any]:
   """What was found, of all channels and classes, as JSON; pictures are places in the split, and named once."""
   places = sorted({int(place) for top in found.values() for place in top.pictures.flat})
@@ -174,3 +164,57 @@ def record(network: inference.Network, source: examples.Examples, found: Mapping
     ],
     'pictures': named,
   }
+
+
+def tiles(
+  network: inference.Network,
+  mesh: Mesh,
+  entry: depth.Entry,
+  explainer: pictures.Explainer,
+  source: examples.Examples,
+  found: Mapping[str, Top],
+) -> dict[str, list[list[sheet.Tile]]]:
+  """Of at most `DRAWN` channels and classes, those with the highest peak, a row of pictures each, and what excites it.
+
+  Over the pictures of a channel lies its activation where it is above zero, over those of a class the class's map.
+
+  Args:
+    network: with variables on the mesh.
+    mesh: whose devices share each batch.
+    entry: that was searched.
+    explainer: of the same network, for the maps of classes.
+    source: the split that was searched.
+    found: from `search`.
+  """
+  size = network.image_shape[:2]
+  transform = pipeline.eval_transform(network.config.data, size)
+
+  def activation(variables, batch, channels):
+    _, output = cam.outputs(network.model, entry, variables, network.preprocess(batch))
+    chosen = jnp.take_along_axis(output.astype(jnp.float32), channels[:, None, None, None], 3)[..., 0]
+    return cam.upsample(jax.nn.relu(chosen), size)
+
+  program = functools.partial(compile_lib.jit(activation), network.variables)
+  together = -(-pictures.BATCH // mesh.size) * mesh.size
+  maps_of = {
+    'channels': lambda shown, channels: pictures.in_batches(program, mesh, together, shown, channels),
+    'classes': lambda shown, classes: explainer.maps(shown, classes)[0],
+  }
+
+  def title(name, index, score, label):
+    said = f'channel {index}: {score:.3g}'
+    if name == 'classes':
+      said = f'{sheet.short(network.class_names[index])}: {metrics.figure("accuracy", np.exp(score))}'
+    return f'{said}\ntrue: {sheet.short(network.class_names[label])}'
+
+  rows = {}
+  for name, top in found.items():
+    chosen = np.argsort(-top.scores[:, 0], kind='stable')[:DRAWN].astype(np.int32)
+    places, scores = top.pictures[chosen], top.scores[chosen]
+    read = [source[int(place)] for place in places.flat]
+    shown = np.stack([transform(picture, None) for picture, _ in read])
+    wanted = np.repeat(chosen, places.shape[1])
+    titles = [title(name, *each) for each in zip(wanted, scores.flat, (label for _, label in read), strict=True)]
+    row = list(map(sheet.Tile, titles, shown, maps_of[name](shown, wanted)))
+    rows[name] = [row[start : start + places.shape[1]] for start in range(0, len(row), places.shape[1])]
+  return rows

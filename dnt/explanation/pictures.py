@@ -7,11 +7,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from dnt import errors, inference
 from dnt.explanation import cam, faithfulness
 from dnt.models import depth
 from dnt.parallel import compile as compile_lib
+from dnt.parallel import mesh as mesh_lib
 
 BATCH = 8  # pictures that run together
 
@@ -53,30 +55,41 @@ def class_index(names: Sequence[str], text: str) -> int:
   raise errors.unknown('class', text, names)
 
 
-def in_batches(program: Callable, size: int, *arrays: np.ndarray) -> Any:
-  """A program over the rows of arrays: results [N, ...] on the host.
+def in_batches(program: Callable, mesh: Mesh, size: int, *arrays: np.ndarray) -> Any:
+  """What a program makes of the rows of arrays: results [N, ...] on the host.
 
   Args:
-    program: jitted; of `size` rows of each array, each row by itself.
-    size: rows of a batch; the last one is filled up with zeros.
+    program: of `size` rows of each array on the mesh, each row by itself.
+    mesh: whose devices share each batch.
+    size: rows of a batch, a multiple of the devices; the last batch is filled up with zeros.
     *arrays: [N, ...] each, N above 0.
   """
   results = []
   for start in range(0, len(arrays[0]), size):
     parts = [array[start : start + size] for array in arrays]
     count = len(parts[0])
-    filled = [np.concatenate([part, np.zeros((size - count, *part.shape[1:]), part.dtype)]) for part in parts]
-    results.append(jax.tree.map(lambda leaf, count=count: leaf[:count], jax.device_get(program(*filled))))
+    filled = tuple(np.pad(part, [(0, size - count)] + [(0, 0)] * (part.ndim - 1)) for part in parts)
+    found = program(*mesh_lib.place(filled, mesh_lib.batch_sharding(mesh)))
+    results.append(jax.tree.map(lambda leaf, count=count: leaf[:count], jax.device_get(found)))
   return jax.tree.map(lambda *leaves: np.concatenate(leaves), *results)
 
 
 class Explainer:
   """Explains pictures with one network, at one entry, by one method; programs are compiled once."""
 
-  def __init__(self, network: inference.Network, entry: depth.Entry, method: str, batch_size: int = BATCH):
-    """Args: entry: of the depth list, from `cam.choose`; method: of `cam.METHODS`; batch_size: pictures together."""
-    self._network, self._size = network, batch_size
-    self._shape = next(row.shape for row in network.table if row.entry == entry)[:2]
+  def __init__(self, network: inference.Network, mesh: Mesh, entry: depth.Entry, method: str, batch_size: int = BATCH):
+    """Nothing is compiled yet.
+
+    Args:
+      network: with variables on the mesh.
+      mesh: whose devices share each batch.
+      entry: of the depth list, from `cam.choose`.
+      method: of `cam.METHODS`.
+      batch_size: pictures that run together; rounded up to a multiple of the devices.
+    """
+    self._network, self._mesh = network, mesh
+    self._size = -(-batch_size // mesh.size) * mesh.size
+    self._grid = next(row.shape for row in network.table if row.entry == entry)[:2]
     size = network.image_shape[:2]
 
     def explain(variables, pictures, targets=None):
@@ -89,17 +102,31 @@ class Explainer:
       return jnp.take_along_axis(probabilities, targets[:, None], 1)[:, 0]
 
     self._explain, self._probability = compile_lib.jit(explain), compile_lib.jit(probability)
-    self._preprocess = compile_lib.jit(network.preprocess)
 
   def maps(self, pictures: np.ndarray, targets: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Maps float32 [N, H, W], probabilities float32 [N, classes] and targets int32 [N].
 
     Args:
-      pictures: uint8 [N, H, W, C], from `inference.read`.
+      pictures: uint8 [N, H, W, C], as the network takes them.
       targets: int32 [N], the classes; None: those predicted.
     """
     given = (pictures,) if targets is None else (pictures, targets)
-    return in_batches(functools.partial(self._explain, self._network.variables), self._size, *given)
+    return in_batches(functools.partial(self._explain, self._network.variables), self._mesh, self._size, *given)
+
+  def areas(self, pictures: np.ndarray, targets: np.ndarray, order: np.ndarray) -> faithfulness.Areas:
+    """Deletion and insertion, float64 [N] each.
+
+    Args:
+      pictures: uint8 [N, H, W, C], as the network takes them.
+      targets: int32 [N], the classes.
+      order: int32 [N, H, W], from `faithfulness.ranks`.
+    """
+
+    def measure(pictures, targets, order):
+      probability = functools.partial(self._probability, self._network.variables, targets)
+      return faithfulness.measure(probability, self._network.preprocess(pictures), order)
+
+    return in_batches(measure, self._mesh, self._size, pictures, targets, order)
 
   def __call__(self, paths: Sequence[str], target: int | None, skip: Callable[[str, str], None]) -> Iterator[Explained]:
     """Explains picture files in their order, reading no more than a batch at a time.
@@ -109,35 +136,29 @@ class Explainer:
       target: the class that all maps speak for; None: the one predicted, picture by picture.
       skip: called with the path of each picture that cannot be read, and why.
     """
+    size = self._network.image_shape[:2]
     for start in range(0, len(paths), self._size):
       places = range(start, min(start + self._size, len(paths)))
       read = inference.read(self._network, [paths[place] for place in places])
       for path, reason in read.unreadable.items():
         skip(path, reason)
-      if read.paths:
-        yield from self._batch(read, np.array([place for place in places if paths[place] in read.paths]), target)
-
-  def _batch(self, read: inference.Pictures, places: np.ndarray, target: int | None) -> Iterator[Explained]:
-    count = len(places)
-    targets = None if target is None else np.full(count, target, np.int32)
-    maps, probabilities, targets = self.maps(read.pictures, targets)
-    # The rest of the batch, so that one program serves all.
-    filling = [(0, self._size - count)]
-    size = self._network.image_shape[:2]
-    noise = np.asarray(cam.upsample(jnp.asarray(faithfulness.random_maps(places, self._shape)), size))
-    images = self._preprocess(np.pad(read.pictures, filling + [(0, 0)] * 3))
-    probability = functools.partial(self._probability, self._network.variables, np.pad(targets, filling))
-    areas, random_areas = (
-      faithfulness.measure(probability, images, np.pad(faithfulness.ranks(each, noise), filling + [(0, 0)] * 2))
-      for each in (maps, noise)
-    )
-    for index in range(count):
-      yield Explained(
-        path=read.paths[index],
-        picture=read.pictures[index],
-        map=maps[index],
-        probabilities=probabilities[index],
-        target=int(targets[index]),
-        areas=faithfulness.Areas(*(float(each[index]) for each in areas)),
-        random_areas=faithfulness.Areas(*(float(each[index]) for each in random_areas)),
+      if not read.paths:
+        continue
+      chosen = None if target is None else np.full(len(read.paths), target, np.int32)
+      maps, probabilities, targets = self.maps(read.pictures, chosen)
+      # By the place among all paths, so that what else is read or skipped in the batch changes nothing.
+      drawn = faithfulness.random_maps([place for place in places if paths[place] in read.paths], self._grid)
+      noise = np.asarray(cam.upsample(jnp.asarray(drawn), size))
+      areas, random_areas = (
+        self.areas(read.pictures, targets, faithfulness.ranks(each, noise)) for each in (maps, noise)
       )
+      for index, path in enumerate(read.paths):
+        yield Explained(
+          path=path,
+          picture=read.pictures[index],
+          map=maps[index],
+          probabilities=probabilities[index],
+          target=int(targets[index]),
+          areas=faithfulness.Areas(*(float(each[index]) for each in areas)),
+          random_areas=faithfulness.Areas(*(float(each[index]) for each in random_areas)),
+        )

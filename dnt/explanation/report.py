@@ -4,20 +4,16 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from dnt import config as schema
-from dnt import errors, files, inference, pages, plots, terminal
-from dnt.data import examples
+from dnt import errors, files, inference, metrics, pages, plots, terminal
 from dnt.explanation import cam, exciting, faithfulness, pictures, sheet
-from dnt.models import depth
-from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
 
 ON_SHEET = 48  # pictures, the first ones; each has an overlay of its own
-AREAS = ('deletion', 'insertion', 'random_deletion', 'random_insertion')
+SHOWN = ('deletion', 'insertion')
+AREAS = (*SHOWN, 'random_deletion', 'random_insertion')
 # What the figures are, for explain.json and explain.html.
 MEANING = {
   'maps': 'float32, ReLU as published, upsampled bilinearly; divided by their own peak for drawing alone',
@@ -53,11 +49,11 @@ class Wanted(NamedTuple):
   top: int
 
 
-def run(text: str, wanted: Wanted, output: pathlib.Path) -> str:
+def run(asked: str, wanted: Wanted, output: pathlib.Path) -> str:
   """Explains and writes into a folder.
 
   Args:
-    text: the network, what `inference.load` takes.
+    asked: the network, what `inference.load` takes.
     wanted: what to explain.
     output: made if it is not there.
 
@@ -70,38 +66,36 @@ def run(text: str, wanted: Wanted, output: pathlib.Path) -> str:
   """
   paths = inference.find(wanted.images) if wanted.images else ()
   mesh = mesh_lib.make_mesh(schema.default().mesh)
-  network = inference.load(text, mesh)
+  network = inference.load(asked, mesh)
   entry = cam.choose(network.table, wanted.entry)
   target = None if wanted.target is None else pictures.class_index(network.class_names, wanted.target)
   source = exciting.load_split(network, wanted.exciting) if wanted.exciting else None
   files.make_workdir(output, '--output')
-  explainer = pictures.Explainer(network, entry, wanted.method, min(pictures.BATCH, len(paths) or pictures.BATCH))
+  together = min(pictures.BATCH, len(paths)) if paths else pictures.BATCH
+  explainer = pictures.Explainer(network, mesh, entry, wanted.method, together)
   about = {'network': network.origin, 'step': network.step, 'entry': entry.name, 'method': wanted.method}
-  content, sheets, said = dict(about), {}, []
+  content, sheets, said = {**about}, {}, []
   if paths:
-    found = _explain(network, explainer, paths, target, output, about)
-    content |= found.content
-    sheets['explained'] = found.sheet
-    said.append(_means_line(found.content))
+    found, sheets['explained'] = _explain(network, explainer, paths, target, output, about)
+    content |= found
+    figures = [
+      f'{name} {found["means"][name]:.3f} (random map {found["means"][f"random_{name}"]:.3f})' for name in SHOWN
+    ]
+    said.append(f'{len(found["pictures"])} pictures: {", ".join(figures)}')
   if source:
     top = exciting.search(network, mesh, entry, source, wanted.top)
     content['exciting'] = {'meaning': EXCITEMENT, **exciting.record(network, source, top)}
-    for name, tiles in _exciting_tiles(network, entry, explainer, source, top).items():
-      title = f'{source.split}: what excites {"channels of " + entry.name if name == "channels" else name} most'
-      sheets[f'exciting_{name}'] = plots.png(sheet.grid(title, tiles))
-    said.append(f'searched {len(source):,} pictures of {source.split}')
+    rows = exciting.tiles(network, mesh, entry, explainer, source, top)
+    titles = {'channels': f'channels of {entry.name}', 'classes': f'classes, {wanted.method}'}
+    for name, title in titles.items():
+      title = f'{source.split}: the pictures that excite most: {title}'
+      sheets[f'exciting_{name}'] = plots.png(sheet.grid(title, rows[name]))
+    said.append(f'searched the {len(source):,} pictures of {source.split}')
   for name, png in sheets.items():
     files.write(output / f'{name}.png', png)
   files.write_json(output / 'explain.json', content)
   files.write(output / 'explain.html', _page(about, content, sheets))
   return '; '.join(said)
-
-
-class _Found(NamedTuple):
-  """What is said of pictures, and their contact sheet."""
-
-  content: dict[str, Any]
-  sheet: bytes
 
 
 def _explain(
@@ -111,120 +105,61 @@ def _explain(
   target: int | None,
   output: pathlib.Path,
   about: Mapping[str, Any],
-) -> _Found:
-  """Explains each picture, and writes its overlay."""
-  line, unreadable = terminal.StatusLine(), {}
+) -> tuple[dict[str, Any], bytes]:
+  """Explains each picture and writes its overlay; returns what is said of them, and their contact sheet."""
+  line, unreadable, records, tiles = terminal.StatusLine(), {}, [], []
 
   def skip(path, reason):
     unreadable[path] = reason
     line.print(f'skipped: {reason}')
 
-  records, tiles = [], []
   for each in explainer(paths, target, skip):
-    prediction = int(each.probabilities.argmax())
-    names = {'prediction': network.class_names[prediction], 'target': network.class_names[each.target]}
-    overlay = f'overlay_{len(records) + 1:03d}_{pathlib.Path(each.path).stem}.png'
-    heat = sheet.normalized(each.map)
-    says = f'{sheet.short(names["prediction"])} {each.probabilities[prediction]:.1%}'
-    method = f'{about["method"]} of {sheet.short(names["target"])}'
-    files.write(
-      output / overlay,
-      plots.png(sheet.pair(pathlib.Path(each.path).name, (f'predicted: {says}', method), each.picture, heat)),
+    record = _record(network, each, about)
+    path = pathlib.Path(each.path)
+    record['overlay'] = f'overlay_{len(records) + 1:03d}_{path.stem}.png'
+    records.append(record)
+    predicted, mapped = (
+      f'{sheet.short(record[name])} {metrics.figure("accuracy", record[share])}'
+      for name, share in (('prediction', 'probability'), ('target', 'target_probability'))
     )
-    records.append(
-      {
-        'path': each.path,
-        'overlay': overlay,
-        'prediction': names['prediction'],
-        'probability': float(each.probabilities[prediction]),
-        'target': names['target'],
-        'target_probability': float(each.probabilities[each.target]),
-        'entry': about['entry'],
-        'method': about['method'],
-        'peak': float(each.map.max()),
-        **dict(zip(AREAS, (*each.areas, *each.random_areas), strict=True)),
-      }
-    )
+    shown = sheet.Tile(f'predicted: {predicted}', each.picture, each.map)
+    files.write(output / record['overlay'], plots.png(sheet.pair(path.name, shown, f'map of: {mapped}')))
     if len(tiles) < ON_SHEET:
-      other = '' if prediction == each.target else f'\nmap: {sheet.short(names["target"])}'
-      tiles.append(sheet.Tile(f'{sheet.short(pathlib.Path(each.path).name)}\n{says}{other}', each.picture, heat))
+      lines = [sheet.short(path.name), predicted, *([f'map of: {mapped}'] if mapped != predicted else [])]
+      tiles.append(shown._replace(title='\n'.join(lines)))
     line.update(f'explained {len(records)} of {len(paths)} pictures')
   line.close()
   if not records:
     raise errors.InputError(f'none of the {len(paths)} pictures can be read')
   means = {name: float(np.mean([record[name] for record in records])) for name in AREAS}
-  title = f'{about["method"]} at {about["entry"]}'
-  if len(tiles) < len(records):
-    title += f', the first {len(tiles)} of {len(records)} pictures'
-  rows = [tiles[start : start + sheet.COLUMNS] for start in range(0, len(tiles), sheet.COLUMNS)]
   content = {'meaning': MEANING, 'means': means, 'pictures': records, 'unreadable': unreadable}
-  return _Found(content, plots.png(sheet.grid(title, rows, beside=True)))
+  first = f', the first {len(tiles)} of {len(records)} pictures' if len(tiles) < len(records) else ''
+  rows = [tiles[start : start + sheet.COLUMNS] for start in range(0, len(tiles), sheet.COLUMNS)]
+  return content, plots.png(sheet.grid(f'{about["method"]} at {about["entry"]}{first}', rows, beside=True))
 
 
-def _means_line(content: Mapping[str, Any]) -> str:
-  means, count = content['means'], len(content['pictures'])
-  figures = ', '.join(f'{name} {means[name]:.3f} (random map {means[f"random_{name}"]:.3f})' for name in AREAS[:2])
-  return f'explained {count} picture{"s" if count > 1 else ""}: {figures}'
-
-
-def _exciting_tiles(
-  network: inference.Network,
-  entry: depth.Entry,
-  explainer: pictures.Explainer,
-  source: examples.Examples,
-  found: Mapping[str, exciting.Top],
-) -> dict[str, list[list[sheet.Tile]]]:
-  """Rows of pictures for the channels and classes that are drawn, each with the map of what excites it."""
-  size = network.image_shape[:2]
-
-  def activation(variables, batch, channels):
-    _, output = cam.outputs(network.model, entry, variables, network.preprocess(batch))
-    chosen = jnp.take_along_axis(output.astype(jnp.float32), channels[:, None, None, None], 3)[..., 0]
-    return cam.upsample(jax.nn.relu(chosen), size)
-
-  program = compile_lib.jit(activation)
-  rows = {}
-  for name, top in found.items():
-    chosen = exciting.drawn(top)
-    places = top.pictures[chosen]
-    shown = np.stack([exciting.picture(network, source, int(place)) for place in places.flat])
-    wanted = np.repeat(chosen, places.shape[1]).astype(np.int32)
-    if name == 'channels':
-      maps = pictures.in_batches(lambda *batch: program(network.variables, *batch), pictures.BATCH, shown, wanted)
-      titles = [f'channel {index}: {score:.3g}' for index in chosen for score in top.scores[index]]
-    else:
-      maps, *_ = explainer.maps(shown, wanted)
-      names = [sheet.short(network.class_names[index]) for index in chosen]
-      titles = [
-        f'{name} {np.exp(score):.1%}' for name, index in zip(names, chosen, strict=True) for score in top.scores[index]
-      ]
-    labels = ['' if source.labels is None else network.class_names[source.labels[place]] for place in places.flat]
-    tiles = [
-      sheet.Tile(f'{title}\n{sheet.short(label)}', picture, sheet.normalized(heat))
-      for title, label, picture, heat in zip(titles, labels, shown, maps, strict=True)
-    ]
-    rows[name] = [tiles[start : start + places.shape[1]] for start in range(0, len(tiles), places.shape[1])]
-  return rows
+def _record(network: inference.Network, found: pictures.Explained, about: Mapping[str, Any]) -> dict[str, Any]:
+  """What is said of a picture."""
+  prediction = int(found.probabilities.argmax())
+  return {
+    'path': found.path,
+    'prediction': network.class_names[prediction],
+    'probability': float(found.probabilities[prediction]),
+    'target': network.class_names[found.target],
+    'target_probability': float(found.probabilities[found.target]),
+    'entry': about['entry'],
+    'method': about['method'],
+    'peak': float(found.map.max()),
+    **dict(zip(AREAS, (*found.areas, *found.random_areas), strict=True)),
+  }
 
 
 def _page(about: Mapping[str, Any], content: Mapping[str, Any], sheets: Mapping[str, bytes]) -> str:
-  """The whole page: what was asked, what the figures mean, the sheets and a table."""
-  facts = {name: str(value) for name, value in about.items() if value is not None}
-  parts = [pages.facts(facts)]
+  """The whole page: what was asked, the sheets, what the figures mean, and the figures."""
+  parts = [pages.facts({name: str(value) for name, value in about.items() if value is not None})]
   if 'pictures' in content:
-    header = ['picture', 'predicted', 'map of', *(name.replace('_', ' ') for name in AREAS)]
-    rows = [
-      [
-        pathlib.Path(record['path']).name,
-        f'{record["prediction"]} {record["probability"]:.1%}',
-        f'{record["target"]} {record["target_probability"]:.1%}',
-        *(f'{record[name]:.3f}' for name in AREAS),
-      ]
-      for record in content['pictures']
-    ]
-    rows.append(['mean', '', '', *(f'{content["means"][name]:.3f}' for name in AREAS)])
-    parts += [pages.heading('pictures'), pages.picture('pictures and maps', sheets['explained'])]
-    parts += [pages.heading('faithfulness'), pages.facts(MEANING), pages.table(header, rows)]
+    parts += [pages.heading('pictures'), pages.picture('pictures and their maps', sheets['explained'])]
+    parts += [pages.heading('faithfulness'), pages.facts(MEANING), _table(content)]
     if content['unreadable']:
       parts += [pages.heading('skipped'), pages.facts(content['unreadable'])]
   if 'exciting' in content:
@@ -232,7 +167,21 @@ def _page(about: Mapping[str, Any], content: Mapping[str, Any], sheets: Mapping[
     parts += [pages.heading(f'what excites most, of the {found["examples"]:,} pictures of {found["split"]}')]
     parts += [pages.facts(EXCITEMENT)]
     for name in EXCITEMENT:
-      count = len(found[name])
-      shown = f'{name}: {min(count, exciting.DRAWN)} of {count:,}, those with the highest peak'
+      shown = f'{name}: {min(len(found[name]), exciting.DRAWN)} of {len(found[name]):,}, those with the highest peak'
       parts += [pages.heading(shown), pages.picture(shown, sheets[f'exciting_{name}'])]
   return pages.page(f'{about["method"]} at {about["entry"]}', parts)
+
+
+def _table(content: Mapping[str, Any]) -> str:
+  """The areas of each picture, and their means."""
+  rows = [
+    [
+      pathlib.Path(record['path']).name,
+      f'{record["prediction"]} {metrics.figure("accuracy", record["probability"])}',
+      f'{record["target"]} {metrics.figure("accuracy", record["target_probability"])}',
+      *(f'{record[name]:.3f}' for name in AREAS),
+    ]
+    for record in content['pictures']
+  ]
+  rows.append(['mean', '', '', *(f'{content["means"][name]:.3f}' for name in AREAS)])
+  return pages.table(['picture', 'predicted', 'map of', *(name.replace('_', ' ') for name in AREAS)], rows)

@@ -1,8 +1,8 @@
-"""What explanations look like: overlays, sheets of them, and one page.
+"""What explanations look like: overlays and sheets of them.
 
-A map is drawn over its picture in colours from blue to red, the more of them the higher it is. For drawing alone it is
-divided by its own peak, so that colours compare places of one map and not two maps; one that is zero everywhere adds
-nothing to its picture.
+A map is drawn over its picture in gray, in colours from blue to red, the more of them the higher it is. For drawing
+alone it is divided by its own peak, so that colours compare places of one map and not two maps; one that is zero
+everywhere adds nothing to its picture.
 """
 
 from collections.abc import Sequence
@@ -13,45 +13,43 @@ import numpy as np
 from dnt import plots
 
 if TYPE_CHECKING:
+  from matplotlib.axes import Axes
   from matplotlib.figure import Figure
 
+GRAY = (0.299, 0.587, 0.114)  # shares of red, green and blue (ITU-R BT.601)
 STRONGEST = 0.7  # share of the colour where the map is at its peak
 COLUMNS = 3  # of a contact sheet
-NAME = 26  # characters of a name in a title
+NAME = 22  # characters of a name in a title
 
 
 class Tile(NamedTuple):
-  """A picture with its heat map, and what stands above.
+  """A picture with a map of it, and what stands above.
 
   Attributes:
-    title: one or two lines.
+    title: one or more lines.
     picture: uint8 [H, W, C].
-    heat: float32 [H, W] from 0 to 1.
+    map: float32 [H, W], not below zero.
   """
 
   title: str
   picture: np.ndarray
-  heat: np.ndarray
-
-
-def normalized(heat: np.ndarray) -> np.ndarray:
-  """A map [H, W], not below zero, over its peak."""
-  peak = heat.max()
-  return heat / peak if peak > 0 else heat
+  map: np.ndarray
 
 
 def overlay(picture: np.ndarray, heat: np.ndarray) -> np.ndarray:
-  """The map over the picture, uint8 [H, W, 3].
+  """The map over the picture in gray, uint8 [H, W, 3].
 
   Args:
     picture: uint8 [H, W, 3] or [H, W, 1].
-    heat: [H, W] from 0 to 1.
+    heat: [H, W], not below zero; the colours are those of its shares of its peak.
   """
   import matplotlib
 
+  heat = heat / heat.max() if heat.max() > 0 else heat
+  gray = picture @ GRAY if picture.shape[-1] == 3 else picture[..., 0]
   colors = matplotlib.colormaps['turbo'](heat)[..., :3] * 255
   share = STRONGEST * heat[..., None]
-  return np.rint(share * colors + (1 - share) * picture).astype(np.uint8)
+  return np.rint(share * colors + (1 - share) * gray[..., None]).astype(np.uint8)
 
 
 def short(name: str) -> str:
@@ -60,22 +58,20 @@ def short(name: str) -> str:
 
 
 @plots.styled
-def pair(title: str, titles: tuple[str, str], picture: np.ndarray, heat: np.ndarray) -> 'Figure':
+def pair(title: str, picture: Tile, over: str) -> 'Figure':
   """A picture, and the map over it beside.
 
   Args:
     title: above both.
-    titles: above each.
-    picture: uint8 [H, W, C].
-    heat: [H, W] from 0 to 1.
+    picture: its title stands above the picture itself.
+    over: what stands above the overlay.
   """
-  height, width = picture.shape[:2]
-  figure = plots.new_figure(10, 5 * height / width + 1.1)
+  height, width = picture.picture.shape[:2]
+  figure = plots.new_figure(10, 5 * height / width + 0.9)
   figure.suptitle(title, x=0.01, ha='left')
-  for axes, above, shown in zip(
-    figure.subplots(1, 2), titles, (np.broadcast_to(picture, (height, width, 3)), overlay(picture, heat)), strict=True
-  ):
-    _show(axes, above, shown)
+  left, right = figure.subplots(1, 2)
+  _show(left, picture.title, _colored(picture.picture))
+  _show(right, over, overlay(picture.picture, picture.map))
   return figure
 
 
@@ -90,22 +86,25 @@ def grid(title: str, tiles: Sequence[Sequence[Tile]], beside: bool = False) -> '
   """
   columns = max(map(len, tiles))
   height, width = tiles[0][0].picture.shape[:2]
-  across, side = (2 * width, 5.0) if beside else (width, 3.2)
+  across, side = (2 * width, 5.0) if beside else (width, 2.6)
   figure = plots.new_figure(max(side * columns, 8), (side * height / across + 0.75) * len(tiles) + 0.6)
   figure.suptitle(title, x=0.01, ha='left')
-  axes_of = figure.subplots(len(tiles), columns, squeeze=False)
-  for axes in axes_of.flat:
+  places = figure.subplots(len(tiles), columns, squeeze=False)
+  for axes in places.flat:
     axes.axis('off')
-  for row, line in zip(axes_of, tiles, strict=True):
+  for row, line in zip(places, tiles, strict=True):
     for axes, tile in zip(row, line, strict=False):
-      shown = overlay(tile.picture, tile.heat)
-      if beside:
-        shown = np.concatenate([np.broadcast_to(tile.picture, shown.shape), shown], 1)
-      _show(axes, tile.title, shown)
+      shown = overlay(tile.picture, tile.map)
+      _show(axes, tile.title, np.concatenate([_colored(tile.picture), shown], 1) if beside else shown)
   return figure
 
 
-def _show(axes, title: str, picture: np.ndarray) -> None:
+def _colored(picture: np.ndarray) -> np.ndarray:
+  """uint8 [H, W, 3] of one with one channel or three."""
+  return np.broadcast_to(picture, (*picture.shape[:2], 3))
+
+
+def _show(axes: 'Axes', title: str, picture: np.ndarray) -> None:
   axes.imshow(picture)
   axes.axis('off')
   axes.set_title(title, loc='left', fontsize=plots.FONT_SIZE - 2)

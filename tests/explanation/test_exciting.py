@@ -1,6 +1,7 @@
 """The most exciting pictures against sorting all of them, on resident and streamed splits."""
 
 import contextlib
+import functools
 
 import flax.linen as nn
 import jax
@@ -53,15 +54,17 @@ def test_the_best_are_those_of_sorting_all(network, placement, batch, unoptimize
   network.data.placement, network.eval.batch_size = placement, batch
   data = experiment.load_data(network, ())
   pictures = data.train.images.astype(np.float32) / 255
-  variables = Small().init(jax.random.key(0), pictures[:1], train=False)
+  shapes = depth.trace(Small(), pictures.shape[1:]).variables
+  draw = np.random.default_rng(0)
+  variables = jax.tree.map(lambda leaf: draw.normal(size=leaf.shape).astype(np.float32), shapes)
 
   def step(variables, batch):
     images = batch['image'].astype(jnp.float32) / 255
     return exciting.excitement(Small(), depth.Entry('conv', 'conv'), variables, images)
 
   found = search(network, step, variables)
-  activations = nn.Conv(6, (3, 3)).apply({'params': variables['params']['conv']}, pictures)
-  probabilities = jax.nn.softmax(Small().apply(variables, pictures, train=False))
+  activations = jax.jit(nn.Conv(6, (3, 3)).apply)({'params': variables['params']['conv']}, pictures)
+  probabilities = jax.nn.softmax(jax.jit(functools.partial(Small().apply, train=False))(variables, pictures))
   everything = {'channels': np.asarray(activations).max((1, 2)), 'classes': np.log(probabilities)}
   assert found.keys() == everything.keys()
   for name, scores in everything.items():
