@@ -16,11 +16,12 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
-from dnt import errors, inference, metrics
+from dnt import errors, inference, metrics, terminal
 from dnt.data import examples, folder, pipeline, sources
 from dnt.explanation import cam, pictures, sheet
 from dnt.models import depth
 from dnt.parallel import compile as compile_lib
+from dnt.parallel import mesh as mesh_lib
 
 DRAWN = 10  # channels, and classes, of which pictures are drawn
 
@@ -54,16 +55,24 @@ def excitement(model: Any, entry: depth.Entry, variables: Mapping[str, Any], ima
 
 
 def find(
-  step: Callable[[Any, pipeline.Batch], Mapping[str, jax.Array]], feed: Any, variables: Any, examples: int, count: int
+  step: Callable[[Any, pipeline.Batch], Mapping[str, jax.Array]],
+  feed: Any,
+  mesh: Mesh,
+  variables: Any,
+  examples: int,
+  count: int,
+  seen: Callable[[int], None],
 ) -> dict[str, Top]:
   """The pictures with the largest scores over one pass of a feed.
 
   Args:
     step: `(variables, batch) -> {name: float32 [B, n]}`, pure: the scores of each picture.
     feed: of `pipeline.make_eval_feed`; the caller closes it.
-    variables: that `step` takes.
+    mesh: of the feed.
+    variables: that `step` takes, on the mesh.
     examples: of the split.
     count: pictures to find; of a smaller split, all.
+    seen: called after each batch with the number of pictures so far.
   """
   count = min(count, examples)
 
@@ -74,14 +83,19 @@ def find(
     scores = step(variables, batch)
     return {name: _merge(top, scores[name], places, batch['mask']) for name, top in found.items()}
 
-  shapes = jax.eval_shape(lambda: step(variables, feed.batch_at(feed.arrays(0, 1), np.int32(0))))
+  def shapes(variables, arrays):
+    return step(variables, feed.batch_at(arrays, np.int32(0)))
+
+  replicated = mesh_lib.replicated(mesh)
   found = {
     name: Top(np.full((leaf.shape[1], count), -np.inf, np.float32), np.full((leaf.shape[1], count), -1, np.int32))
-    for name, leaf in shapes.items()
+    for name, leaf in jax.eval_shape(shapes, variables, feed.shapes()).items()
   }
-  program = compile_lib.jit(update)
+  found = mesh_lib.place(found, replicated)
+  program = compile_lib.jit(update, out_shardings=replicated)
   for index in range(feed.steps):
     found = program(variables, feed.arrays(index, 1), np.int32(index), found)
+    seen(examples * (index + 1) // feed.steps)
   return jax.device_get(found)
 
 
@@ -115,8 +129,13 @@ def search(
   def step(variables, batch):
     return excitement(network.model, entry, variables, network.preprocess(batch['image']))
 
-  with contextlib.closing(pipeline.make_eval_feed(config, source, mesh)) as feed:
-    return find(step, feed, network.variables, len(source), count)
+  line = terminal.StatusLine()
+  with contextlib.closing(line), contextlib.closing(pipeline.make_eval_feed(config, source, mesh)) as feed:
+
+    def seen(number):
+      line.update(f'searched {number:,} of {len(source):,} pictures')
+
+    return find(step, feed, mesh, network.variables, len(source), count, seen)
 
 
 def load_split(network: inference.Network, split: str) -> examples.Examples:

@@ -46,7 +46,10 @@ def search(config, step, variables, count=COUNT):
   data = experiment.load_data(config, ())
   resolved = experiment.resolve(config, data)
   with contextlib.closing(pipeline.make_eval_feed(resolved, data.train, mesh)) as feed:
-    return exciting.find(step, feed, variables, len(data.train), count)
+    seen = []
+    found = exciting.find(step, feed, mesh, variables, len(data.train), count, seen.append)
+  assert len(seen) == feed.steps and seen[-1] == EXAMPLES and seen == sorted(seen)
+  return found
 
 
 @pytest.mark.parametrize(('placement', 'batch'), [('device', 16), ('device', 64), ('stream', 8)])
