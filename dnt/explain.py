@@ -35,6 +35,10 @@ def main() -> None:
     raise errors.InputError('give --images=<file, folder or glob>, --exciting=<split of the run>, or both')
   if EXCITING.value and not WORKDIR.value:
     raise errors.InputError('--exciting searches the data of a run: it needs --workdir, not --weights')
+  if TARGET.value and not IMAGES.value:
+    raise errors.InputError('--target is the class of the maps of pictures: it needs --images')
+  if TOP.present and not EXCITING.value:
+    raise errors.InputError('--top is of the pictures that excite most: it needs --exciting')
   if not WORKDIR.value and not OUTPUT.value:
     raise errors.InputError('--weights has no folder of a run to write into: give --output=<folder>')
   output = pathlib.Path(OUTPUT.value or pathlib.Path(WORKDIR.value) / 'explain')

@@ -50,6 +50,8 @@ def test_bad_flags_are_one_line(program, tmp_path):
     (['--images=x'], 'give one of them: --workdir='),
     ([run], 'give --images=<file, folder or glob>, --exciting=<split of the run>, or both'),
     (['--weights=tfjs:x', '--exciting=test', '--output=x'], 'it needs --workdir, not --weights'),
+    ([run, '--exciting=test', '--target=cat'], '--target is the class of the maps of pictures: it needs --images'),
+    ([run, '--images=x', '--top=3'], 'it needs --exciting'),
     (['--weights=tfjs:x', '--images=x'], 'give --output=<folder>'),
     ([run, '--images=x', '--method=gradcam'], 'grad_cam_plus_plus'),
   ):
