@@ -116,6 +116,7 @@ def _explain(
   for each in explainer(paths, target, skip):
     record = _record(network, each, about)
     path = pathlib.Path(each.path)
+    title = '/'.join(path.parts[-2:])  # the folder often is the class
     record['overlay'] = f'overlay_{len(records) + 1:03d}_{path.stem}.png'
     records.append(record)
     predicted, mapped = (
@@ -123,9 +124,9 @@ def _explain(
       for name, share in (('prediction', 'probability'), ('target', 'target_probability'))
     )
     shown = sheet.Tile(f'predicted: {predicted}', each.picture, each.map)
-    files.write(output / record['overlay'], plots.png(sheet.pair(path.name, shown, f'map of: {mapped}')))
+    files.write(output / record['overlay'], plots.png(sheet.pair(title, shown, f'map of: {mapped}')))
     if len(tiles) < ON_SHEET:
-      lines = [sheet.short(path.name), predicted, *([f'map of: {mapped}'] if mapped != predicted else [])]
+      lines = [sheet.short(title, 2 * sheet.NAME), predicted, *([f'map of: {mapped}'] if mapped != predicted else [])]
       tiles.append(shown._replace(title='\n'.join(lines)))
     line.update(f'explained {len(records)} of {len(paths)} pictures')
   line.close()
@@ -176,7 +177,7 @@ def _table(content: Mapping[str, Any]) -> str:
   """The areas of each picture, and their means."""
   rows = [
     [
-      pathlib.Path(record['path']).name,
+      record['path'],
       f'{record["prediction"]} {metrics.figure("accuracy", record["probability"])}',
       f'{record["target"]} {metrics.figure("accuracy", record["target_probability"])}',
       *(f'{record[name]:.3f}' for name in AREAS),

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 GRAY = (0.299, 0.587, 0.114)  # shares of red, green and blue (ITU-R BT.601)
 STRONGEST = 0.7  # share of the colour where the map is at its peak
 COLUMNS = 3  # of a contact sheet
-NAME = 22  # characters of a name in a title
+NAME = 22  # characters of a name in a title over one picture
 
 
 class Tile(NamedTuple):
@@ -52,9 +52,9 @@ def overlay(picture: np.ndarray, heat: np.ndarray) -> np.ndarray:
   return np.rint(share * colors + (1 - share) * gray[..., None]).astype(np.uint8)
 
 
-def short(name: str) -> str:
-  """A name that fits into a title."""
-  return name if len(name) <= NAME else f'{name[: NAME - 1]}…'
+def short(name: str, length: int = NAME) -> str:
+  """A name that fits into a title, over one picture if not told otherwise."""
+  return name if len(name) <= length else f'{name[: length - 1]}…'
 
 
 @plots.styled
