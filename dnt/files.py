@@ -11,8 +11,12 @@ from typing import Any
 from dnt import errors
 
 
-def make_workdir(path: str | os.PathLike) -> None:
+def make_workdir(path: str | os.PathLike, flag: str = '--workdir') -> None:
   """Makes the folder if it is not there.
+
+  Args:
+    path: of the folder.
+    flag: that names it on the command line.
 
   Raises:
     errors.InputError: nothing can be written there.
@@ -24,7 +28,7 @@ def make_workdir(path: str | os.PathLike) -> None:
       pass
   except OSError as error:
     raise errors.InputError(
-      f'workdir {path} cannot be written ({error.strerror}); give another with --workdir'
+      f'{flag.lstrip("-")} {path} cannot be written ({error.strerror}); give another with {flag}'
     ) from error
 
 

@@ -84,6 +84,29 @@ def saved(tmp_path):
   return save
 
 
+OWN_NETWORK = """
+import flax.linen as nn
+
+class Net(nn.Module):
+  num_classes: int
+
+  @nn.compact
+  def __call__(self, x):
+    x = nn.Conv(6, (3, 3), (2, 2), name='body')(x)
+    return nn.Dense(self.num_classes, name='answer')(nn.relu(x).mean((1, 2)))
+"""
+
+
+@pytest.fixture
+def own_network(tiny, tmp_path, monkeypatch):
+  """A config whose network is a user's own, one convolution; processes that the test starts find it too."""
+  (tmp_path / 'own_network.py').write_text(OWN_NETWORK)
+  monkeypatch.syspath_prepend(tmp_path)
+  monkeypatch.setenv('PYTHONPATH', str(tmp_path))
+  tiny.model.update({'name': 'own_network:Net', 'depth': None, 'width': None})
+  return tiny
+
+
 @pytest.fixture
 def one_device(monkeypatch):
   """Runs on the first device only, for which programs compile faster."""

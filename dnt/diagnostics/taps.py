@@ -1,10 +1,12 @@
-"""Taps on a running network: what each entry's units do, and the gradient at each entry's output.
+"""Taps on a running network: what each entry's units do, and the gradient at each entry's output; one output whole.
 
 Taps are set from outside, by intercepting calls, so that any module can be watched as it is: unrolled or scanned, with
 or without remat. What they find is a sum over examples, so that devices and micro-batches add up.
 
 What else is done with a value decides how XLA fuses the operations that make it, and on CPU also how it is rounded. So
 that a step with taps is that without to the last bit, both make what is watched behind fences.
+
+Where an output and its gradient are needed whole, example by example, `holding` has them of one entry.
 """
 
 import contextlib
@@ -15,7 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dnt import trees
+from dnt import errors, trees
 from dnt.models import activations, depth
 
 FOUND, SINKS = 'telemetry', 'sinks'  # variable collections: what taps find, and what takes up the gradients
@@ -94,6 +96,37 @@ def watching() -> Iterator[None]:
     return output
 
   with depth.watching(entry), nn.intercept_methods(activation):
+    yield
+
+
+@contextlib.contextmanager
+def holding(entry: depth.Entry) -> Iterator[None]:
+  """A context in which `model.apply` keeps the output of one entry, and hands on the output plus what `SINKS` hold.
+
+  `FOUND` (which must be mutable) holds it under `<path>/output`: the first array that the entry returns, of a scanned
+  entry [rows, ...], those of all rows that share its path. The gradient at zeros in `SINKS`, of the same tree, is then
+  that at the output.
+
+  Args:
+    entry: of the depth list.
+
+  Raises:
+    errors.InputError: when the model runs: it calls the entry more than once, so that it has no one output.
+  """
+
+  def keep(run, module):
+    output = run()
+    if '/'.join(module.path) != entry.path:
+      return output
+    if module.has_variable(FOUND, 'output'):
+      raise errors.InputError(f'the network calls the entry {entry.name!r} more than once: it has no one output')
+    leaves, structure = jax.tree.flatten(output)
+    module.sow(FOUND, 'output', leaves[0], init_fn=lambda: None, reduce_fn=lambda _, output: output)
+    if module.has_variable(SINKS, 'output'):
+      leaves[0] = leaves[0] + module.get_variable(SINKS, 'output')
+    return jax.tree.unflatten(structure, leaves)
+
+  with depth.watching(keep):
     yield
 
 

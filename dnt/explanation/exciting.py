@@ -1,0 +1,239 @@
+"""The pictures of a split that excite each channel of an entry, and each class, most: exact, in one pass.
+
+How much a picture excites a channel is the largest activation of that channel at any place. For a class it is the
+logarithm of its probability, which orders pictures as the probability does and does not round to one for many of them.
+Of pictures that excite it equally the earlier one in the split comes first, whatever the size of a batch.
+"""
+
+import contextlib
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from jax.sharding import Mesh
+
+from dnt import errors, inference, metrics, terminal
+from dnt.data import examples, folder, pipeline, sources
+from dnt.explanation import cam, pictures, sheet
+from dnt.models import depth
+from dnt.parallel import compile as compile_lib
+from dnt.parallel import mesh as mesh_lib
+
+DRAWN = 10  # channels, and classes, of which pictures are drawn
+
+
+class Top(NamedTuple):
+  """The pictures with the largest scores, of n channels or classes.
+
+  Attributes:
+    scores: float32 [n, count], falling.
+    pictures: int32 [n, count], places in the split.
+  """
+
+  scores: Any
+  pictures: Any
+
+
+def excitement(model: Any, entry: depth.Entry, variables: Mapping[str, Any], images: jax.Array) -> dict[str, jax.Array]:
+  """How much each picture excites each channel and class: float32 `channels` [B, K] and `classes` [B, classes].
+
+  Args:
+    model: called as `model(x, train)`.
+    entry: of its depth list, with an output [h, w, K].
+    variables: `params` and `batch_stats`, in the model's layout.
+    images: [B, H, W, C], preprocessed.
+  """
+  logits, activations = cam.outputs(model, entry, variables, images)
+  return {
+    'channels': jnp.max(activations.astype(jnp.float32), (1, 2)),
+    'classes': jax.nn.log_softmax(logits.astype(jnp.float32)),
+  }
+
+
+def find(
+  step: Callable[[Any, pipeline.Batch], Mapping[str, jax.Array]],
+  feed: Any,
+  mesh: Mesh,
+  variables: Any,
+  examples: int,
+  count: int,
+  seen: Callable[[int], None],
+) -> dict[str, Top]:
+  """The pictures with the largest scores over one pass of a feed.
+
+  Args:
+    step: `(variables, batch) -> {name: float32 [B, n]}`, pure: the scores of each picture.
+    feed: of `pipeline.make_eval_feed`; the caller closes it.
+    mesh: of the feed.
+    variables: that `step` takes, on the mesh.
+    examples: of the split.
+    count: pictures to find; of a smaller split, all.
+    seen: called after each batch with the number of pictures so far.
+  """
+  count = min(count, examples)
+
+  def update(variables, arrays, step_index, found):
+    batch = feed.batch_at(arrays, step_index)
+    size = batch['mask'].shape[0]
+    places = step_index * size + jnp.arange(size, dtype=jnp.int32)
+    scores = step(variables, batch)
+    return {name: _merge(top, scores[name], places, batch['mask']) for name, top in found.items()}
+
+  def shapes(variables, arrays):
+    return step(variables, feed.batch_at(arrays, np.int32(0)))
+
+  replicated = mesh_lib.replicated(mesh)
+  found = {
+    name: Top(np.full((leaf.shape[1], count), -np.inf, np.float32), np.full((leaf.shape[1], count), -1, np.int32))
+    for name, leaf in jax.eval_shape(shapes, variables, feed.shapes()).items()
+  }
+  found = mesh_lib.place(found, replicated)
+  program = compile_lib.jit(update, out_shardings=replicated)
+  for index in range(feed.steps):
+    found = program(variables, feed.arrays(index, 1), np.int32(index), found)
+    seen(examples * (index + 1) // feed.steps)
+  return jax.device_get(found)
+
+
+def _merge(found: Top, scores: jax.Array, places: jax.Array, mask: jax.Array) -> Top:
+  """The best of those found and a batch; `top_k` takes the first of equals, and those found were earlier."""
+  new = jnp.where(mask[:, None], scores.astype(jnp.float32), -jnp.inf).T
+  everything = jnp.concatenate([found.scores, new], 1)
+  pictures = jnp.concatenate([found.pictures, jnp.broadcast_to(places[None], new.shape)], 1)
+  values, at = jax.lax.top_k(everything, found.scores.shape[1])
+  return Top(values, jnp.take_along_axis(pictures, at, 1))
+
+
+def search(
+  network: inference.Network, mesh: Mesh, entry: depth.Entry, source: examples.Examples, count: int
+) -> dict[str, Top]:
+  """The pictures of a split that excite each channel of an entry and each class of a network most.
+
+  Args:
+    network: with variables on the mesh.
+    mesh: whose devices share each batch.
+    entry: of the depth list, from `cam.choose`.
+    source: the split, from `load_split`.
+    count: pictures to find of each.
+
+  Returns:
+    `channels` and `classes`, see `excitement`.
+  """
+  config = ml_collections.ConfigDict(network.config.to_dict())
+  config.eval.batch_size = -(-config.eval.batch_size // mesh.size) * mesh.size  # the run may have had other devices
+
+  def step(variables, batch):
+    return excitement(network.model, entry, variables, network.preprocess(batch['image']))
+
+  line = terminal.StatusLine()
+  with contextlib.closing(line), contextlib.closing(pipeline.make_eval_feed(config, source, mesh)) as feed:
+
+    def seen(number):
+      line.update(f'searched {number:,} of {len(source):,} pictures')
+
+    return find(step, feed, mesh, network.variables, len(source), count, seen)
+
+
+def load_split(network: inference.Network, split: str) -> examples.Examples:
+  """A split of the data that a run was trained on.
+
+  Args:
+    network: of a run.
+    split: its name, sliced as `config.data.train_split`.
+
+  Raises:
+    errors.InputError: data that is not there any more, or has become other than the network takes.
+  """
+  data = network.config.data
+  source = sources.load(data, split, data.seed)
+  shape = pipeline.image_shape(data, source)
+  if shape != network.image_shape or source.class_names != network.class_names:
+    raise errors.InputError(
+      f'{data.source} has become another data set than {network.origin} was trained on: its pictures are '
+      f'{"x".join(map(str, shape))} of {source.num_classes} classes, not {"x".join(map(str, network.image_shape))} '
+      f'of {len(network.class_names)} or of other names'
+    )
+  return source
+
+
+def record(network: inference.Network, source: examples.Examples, found: Mapping[str, Top]) -> dict[str, Any]:
+  """What was found, of all channels and classes, as JSON; pictures are places in the split, and named once."""
+  places = sorted({int(place) for top in found.values() for place in top.pictures.flat})
+  paths = source.pictures.paths if isinstance(source.pictures, folder.Files) else None
+  named = {}
+  for place in places:
+    named[place] = {} if paths is None else {'path': paths[place]}
+    if source.labels is not None:
+      named[place]['class'] = network.class_names[source.labels[place]]
+  channels, classes = found['channels'], found['classes']
+  return {
+    'split': source.split,
+    'examples': len(source),
+    'channels': [
+      {'channel': index, 'pictures': pictures.tolist(), 'activations': scores.tolist()}
+      for index, (pictures, scores) in enumerate(zip(channels.pictures, channels.scores, strict=True))
+    ],
+    'classes': [
+      {'class': name, 'pictures': pictures.tolist(), 'probabilities': np.exp(scores).tolist()}
+      for name, pictures, scores in zip(network.class_names, classes.pictures, classes.scores, strict=True)
+    ],
+    'pictures': named,
+  }
+
+
+def tiles(
+  network: inference.Network,
+  mesh: Mesh,
+  entry: depth.Entry,
+  explainer: pictures.Explainer,
+  source: examples.Examples,
+  found: Mapping[str, Top],
+) -> dict[str, list[list[sheet.Tile]]]:
+  """Of at most `DRAWN` channels and classes, those with the highest peak, a row of pictures each, and what excites it.
+
+  Over the pictures of a channel lies its activation where it is above zero, over those of a class the class's map.
+
+  Args:
+    network: with variables on the mesh.
+    mesh: whose devices share each batch.
+    entry: that was searched.
+    explainer: of the same network, for the maps of classes.
+    source: the split that was searched.
+    found: from `search`.
+  """
+  size = network.image_shape[:2]
+  transform = pipeline.eval_transform(network.config.data, size)
+
+  def activation(variables, batch, channels):
+    _, output = cam.outputs(network.model, entry, variables, network.preprocess(batch))
+    chosen = jnp.take_along_axis(output.astype(jnp.float32), channels[:, None, None, None], 3)[..., 0]
+    return cam.upsample(jax.nn.relu(chosen), size)
+
+  program = functools.partial(compile_lib.jit(activation), network.variables)
+  together = -(-pictures.BATCH // mesh.size) * mesh.size
+  maps_of = {
+    'channels': lambda shown, channels: pictures.in_batches(program, mesh, together, shown, channels),
+    'classes': lambda shown, classes: explainer.maps(shown, classes)[0],
+  }
+
+  def title(name, index, score, label):
+    said = f'channel {index}: {score:.3g}'
+    if name == 'classes':
+      said = f'{sheet.short(network.class_names[index])}: {metrics.figure("accuracy", np.exp(score))}'
+    return f'{said}\ntrue: {sheet.short(network.class_names[label])}'
+
+  rows = {}
+  for name, top in found.items():
+    chosen = np.argsort(-top.scores[:, 0], kind='stable')[:DRAWN].astype(np.int32)
+    places, scores = top.pictures[chosen], top.scores[chosen]
+    read = [source[int(place)] for place in places.flat]
+    shown = np.stack([transform(picture, None) for picture, _ in read])
+    wanted = np.repeat(chosen, places.shape[1])
+    titles = [title(name, *each) for each in zip(wanted, scores.flat, (label for _, label in read), strict=True)]
+    row = list(map(sheet.Tile, titles, shown, maps_of[name](shown, wanted)))
+    rows[name] = [row[start : start + places.shape[1]] for start in range(0, len(row), places.shape[1])]
+  return rows

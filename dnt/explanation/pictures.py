@@ -1,0 +1,164 @@
+"""Pictures explained one batch at a time: what the network says, where it sees it, and how faithful the map is."""
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from dnt import errors, inference
+from dnt.explanation import cam, faithfulness
+from dnt.models import depth
+from dnt.parallel import compile as compile_lib
+from dnt.parallel import mesh as mesh_lib
+
+BATCH = 8  # pictures that run together
+
+
+class Explained(NamedTuple):
+  """One picture.
+
+  Attributes:
+    path: of the file.
+    picture: uint8 [H, W, C], as the network takes it.
+    map: float32 [H, W], upsampled; as it is, not normalized.
+    probabilities: float32 [classes].
+    target: the class that the map speaks for.
+    areas: deletion and insertion in the order of the map.
+    random_areas: the same in the order of a random map.
+  """
+
+  path: str
+  picture: np.ndarray
+  map: np.ndarray
+  probabilities: np.ndarray
+  target: int
+  areas: faithfulness.Areas
+  random_areas: faithfulness.Areas
+
+
+def class_index(names: Sequence[str], text: str) -> int:
+  """The class of that name, or, where no class has that name, of that index.
+
+  Raises:
+    errors.InputError: neither.
+  """
+  if text in names:
+    return list(names).index(text)
+  if text.isdecimal() and int(text) < len(names):
+    return int(text)
+  if text.isdecimal():
+    raise errors.InputError(f'there is no class {text}: the network has {len(names)}, counted from 0')
+  raise errors.unknown('class', text, names)
+
+
+def in_batches(program: Callable, mesh: Mesh, size: int, *arrays: np.ndarray) -> Any:
+  """What a program makes of the rows of arrays: results [N, ...] on the host.
+
+  Args:
+    program: of `size` rows of each array on the mesh, each row by itself.
+    mesh: whose devices share each batch.
+    size: rows of a batch, a multiple of the devices; the last batch is filled up with zeros.
+    *arrays: [N, ...] each, N above 0.
+  """
+  results = []
+  for start in range(0, len(arrays[0]), size):
+    parts = [array[start : start + size] for array in arrays]
+    count = len(parts[0])
+    filled = tuple(np.pad(part, [(0, size - count)] + [(0, 0)] * (part.ndim - 1)) for part in parts)
+    found = program(*mesh_lib.place(filled, mesh_lib.batch_sharding(mesh)))
+    results.append(jax.tree.map(lambda leaf, count=count: leaf[:count], jax.device_get(found)))
+  return jax.tree.map(lambda *leaves: np.concatenate(leaves), *results)
+
+
+class Explainer:
+  """Explains pictures with one network, at one entry, by one method; programs are compiled once."""
+
+  def __init__(self, network: inference.Network, mesh: Mesh, entry: depth.Entry, method: str, batch_size: int = BATCH):
+    """Nothing is compiled yet.
+
+    Args:
+      network: with variables on the mesh.
+      mesh: whose devices share each batch.
+      entry: of the depth list, from `cam.choose`.
+      method: of `cam.METHODS`.
+      batch_size: pictures that run together; rounded up to a multiple of the devices.
+    """
+    self._network, self._mesh = network, mesh
+    self._size = -(-batch_size // mesh.size) * mesh.size
+    self._grid = next(row.shape for row in network.table if row.entry == entry)[:2]
+    size = network.image_shape[:2]
+
+    def explain(variables, pictures, targets=None):
+      images = network.preprocess(pictures)
+      found = cam.explain(network.model, entry, method, variables, images, targets)
+      return cam.upsample(found.values, size), jax.nn.softmax(found.logits), found.targets
+
+    def probability(variables, targets, images):
+      probabilities = jax.nn.softmax(network.model.apply(variables, images, train=False))
+      return jnp.take_along_axis(probabilities, targets[:, None], 1)[:, 0]
+
+    self._explain, self._probability = compile_lib.jit(explain), compile_lib.jit(probability)
+
+  def maps(self, pictures: np.ndarray, targets: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Maps float32 [N, H, W], probabilities float32 [N, classes] and targets int32 [N].
+
+    Args:
+      pictures: uint8 [N, H, W, C], as the network takes them.
+      targets: int32 [N], the classes; None: those predicted.
+    """
+    given = (pictures,) if targets is None else (pictures, targets)
+    return in_batches(functools.partial(self._explain, self._network.variables), self._mesh, self._size, *given)
+
+  def areas(self, pictures: np.ndarray, targets: np.ndarray, order: np.ndarray) -> faithfulness.Areas:
+    """Deletion and insertion, float64 [N] each.
+
+    Args:
+      pictures: uint8 [N, H, W, C], as the network takes them.
+      targets: int32 [N], the classes.
+      order: int32 [N, H, W], from `faithfulness.ranks`.
+    """
+
+    def measure(pictures, targets, order):
+      probability = functools.partial(self._probability, self._network.variables, targets)
+      return faithfulness.measure(probability, self._network.preprocess(pictures), order)
+
+    return in_batches(measure, self._mesh, self._size, pictures, targets, order)
+
+  def __call__(self, paths: Sequence[str], target: int | None, skip: Callable[[str, str], None]) -> Iterator[Explained]:
+    """Explains picture files in their order, reading no more than a batch at a time.
+
+    Args:
+      paths: of picture files.
+      target: the class that all maps speak for; None: the one predicted, picture by picture.
+      skip: called with the path of each picture that cannot be read, and why.
+    """
+    size = self._network.image_shape[:2]
+    for start in range(0, len(paths), self._size):
+      places = range(start, min(start + self._size, len(paths)))
+      read = inference.read(self._network, [paths[place] for place in places])
+      for path, reason in read.unreadable.items():
+        skip(path, reason)
+      if not read.paths:
+        continue
+      chosen = None if target is None else np.full(len(read.paths), target, np.int32)
+      maps, probabilities, targets = self.maps(read.pictures, chosen)
+      # By the place among all paths, so that what else is read or skipped in the batch changes nothing.
+      drawn = faithfulness.random_maps([place for place in places if paths[place] in read.paths], self._grid)
+      noise = np.asarray(cam.upsample(jnp.asarray(drawn), size))
+      areas, random_areas = (
+        self.areas(read.pictures, targets, faithfulness.ranks(each, noise)) for each in (maps, noise)
+      )
+      for index, path in enumerate(read.paths):
+        yield Explained(
+          path=path,
+          picture=read.pictures[index],
+          map=maps[index],
+          probabilities=probabilities[index],
+          target=int(targets[index]),
+          areas=faithfulness.Areas(*(float(each[index]) for each in areas)),
+          random_areas=faithfulness.Areas(*(float(each[index]) for each in random_areas)),
+        )

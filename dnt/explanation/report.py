@@ -1,0 +1,188 @@
+"""Explains pictures, searches a split, and writes what is found: overlays, sheets, explain.html and explain.json."""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dnt import config as schema
+from dnt import errors, files, inference, metrics, pages, plots, terminal
+from dnt.explanation import cam, exciting, faithfulness, pictures, sheet
+from dnt.parallel import mesh as mesh_lib
+
+ON_SHEET = 48  # pictures, the first ones; each has an overlay of its own
+SHOWN = ('deletion', 'insertion')
+AREAS = (*SHOWN, 'random_deletion', 'random_insertion')
+# What the figures are, for explain.json and explain.html.
+MEANING = {
+  'maps': 'float32, ReLU as published, upsampled bilinearly; divided by their own peak for drawing alone',
+  'deletion': 'area under the probability of the target as the pixels that the map puts first become the mean colour '
+  f'of the data, in {faithfulness.STEPS} equal steps (Petsiuk et al. 2018); low is good',
+  'insertion': 'the same as these pixels come back into the blurred picture (a Gaussian, its standard deviation '
+  f'{faithfulness.BLUR:.1%} of the side); high is good',
+  'random': 'both in the order of a random map on the same grid, upsampled as the map is',
+}
+EXCITEMENT = {
+  'channels': 'ordered by the largest activation of the channel at any place of the picture',
+  'classes': 'ordered by the probability of the class',
+}
+
+
+class Wanted(NamedTuple):
+  """What to explain, and how.
+
+  Attributes:
+    entry: of the depth list, by name; None: the last one whose output has places.
+    method: of `cam.METHODS`.
+    target: class by name or index; None: the predicted one.
+    images: what `inference.find` takes; None: no pictures.
+    exciting: split to search; None: none.
+    top: pictures of each channel and class.
+  """
+
+  entry: str | None
+  method: str
+  target: str | None
+  images: str | None
+  exciting: str | None
+  top: int
+
+
+def run(asked: str, wanted: Wanted, output: pathlib.Path) -> str:
+  """Explains and writes into a folder.
+
+  Args:
+    asked: the network, what `inference.load` takes.
+    wanted: what to explain.
+    output: made if it is not there.
+
+  Returns:
+    What was found, in a line.
+
+  Raises:
+    errors.InputError: no such network, pictures, entry, class or split, no picture that can be read, or a folder that
+      cannot be written.
+  """
+  paths = inference.find(wanted.images) if wanted.images else ()
+  mesh = mesh_lib.make_mesh(schema.default().mesh)
+  network = inference.load(asked, mesh)
+  entry = cam.choose(network.table, wanted.entry)
+  target = None if wanted.target is None else pictures.class_index(network.class_names, wanted.target)
+  source = exciting.load_split(network, wanted.exciting) if wanted.exciting else None
+  files.make_workdir(output, '--output')
+  together = min(pictures.BATCH, len(paths)) if paths else pictures.BATCH
+  explainer = pictures.Explainer(network, mesh, entry, wanted.method, together)
+  about = {'network': network.origin, 'step': network.step, 'entry': entry.name, 'method': wanted.method}
+  content, sheets, said = {**about}, {}, []
+  if paths:
+    found, sheets['explained'] = _explain(network, explainer, paths, target, output, about)
+    content |= found
+    figures = [
+      f'{name} {found["means"][name]:.3f} (random map {found["means"][f"random_{name}"]:.3f})' for name in SHOWN
+    ]
+    said.append(f'{len(found["pictures"])} pictures: {", ".join(figures)}')
+  if source:
+    top = exciting.search(network, mesh, entry, source, wanted.top)
+    content['exciting'] = {'meaning': EXCITEMENT, **exciting.record(network, source, top)}
+    rows = exciting.tiles(network, mesh, entry, explainer, source, top)
+    titles = {'channels': f'channels of {entry.name}', 'classes': f'classes, {wanted.method}'}
+    for name, title in titles.items():
+      title = f'{source.split}: the pictures that excite most: {title}'
+      sheets[f'exciting_{name}'] = plots.png(sheet.grid(title, rows[name]))
+    said.append(f'searched the {len(source):,} pictures of {source.split}')
+  for name, png in sheets.items():
+    files.write(output / f'{name}.png', png)
+  files.write_json(output / 'explain.json', content)
+  files.write(output / 'explain.html', _page(about, content, sheets))
+  return '; '.join(said)
+
+
+def _explain(
+  network: inference.Network,
+  explainer: pictures.Explainer,
+  paths: Sequence[str],
+  target: int | None,
+  output: pathlib.Path,
+  about: Mapping[str, Any],
+) -> tuple[dict[str, Any], bytes]:
+  """Explains each picture and writes its overlay; returns what is said of them, and their contact sheet."""
+  line, unreadable, records, tiles = terminal.StatusLine(), {}, [], []
+
+  def skip(path, reason):
+    unreadable[path] = reason
+    line.print(f'skipped: {reason}')
+
+  for each in explainer(paths, target, skip):
+    record = _record(network, each, about)
+    path = pathlib.Path(each.path)
+    title = '/'.join(path.parts[-2:])  # the folder often is the class
+    record['overlay'] = f'overlay_{len(records) + 1:03d}_{path.stem}.png'
+    records.append(record)
+    predicted, mapped = (
+      f'{sheet.short(record[name])} {metrics.figure("accuracy", record[share])}'
+      for name, share in (('prediction', 'probability'), ('target', 'target_probability'))
+    )
+    shown = sheet.Tile(f'predicted: {predicted}', each.picture, each.map)
+    files.write(output / record['overlay'], plots.png(sheet.pair(title, shown, f'map of: {mapped}')))
+    if len(tiles) < ON_SHEET:
+      lines = [sheet.short(title, 2 * sheet.NAME), predicted, *([f'map of: {mapped}'] if mapped != predicted else [])]
+      tiles.append(shown._replace(title='\n'.join(lines)))
+    line.update(f'explained {len(records)} of {len(paths)} pictures')
+  line.close()
+  if not records:
+    raise errors.InputError(f'none of the {len(paths)} pictures can be read')
+  means = {name: float(np.mean([record[name] for record in records])) for name in AREAS}
+  content = {'meaning': MEANING, 'means': means, 'pictures': records, 'unreadable': unreadable}
+  first = f', the first {len(tiles)} of {len(records)} pictures' if len(tiles) < len(records) else ''
+  rows = [tiles[start : start + sheet.COLUMNS] for start in range(0, len(tiles), sheet.COLUMNS)]
+  return content, plots.png(sheet.grid(f'{about["method"]} at {about["entry"]}{first}', rows, beside=True))
+
+
+def _record(network: inference.Network, found: pictures.Explained, about: Mapping[str, Any]) -> dict[str, Any]:
+  """What is said of a picture."""
+  prediction = int(found.probabilities.argmax())
+  return {
+    'path': found.path,
+    'prediction': network.class_names[prediction],
+    'probability': float(found.probabilities[prediction]),
+    'target': network.class_names[found.target],
+    'target_probability': float(found.probabilities[found.target]),
+    'entry': about['entry'],
+    'method': about['method'],
+    'peak': float(found.map.max()),
+    **dict(zip(AREAS, (*found.areas, *found.random_areas), strict=True)),
+  }
+
+
+def _page(about: Mapping[str, Any], content: Mapping[str, Any], sheets: Mapping[str, bytes]) -> str:
+  """The whole page: what was asked, the sheets, what the figures mean, and the figures."""
+  parts = [pages.facts({name: str(value) for name, value in about.items() if value is not None})]
+  if 'pictures' in content:
+    parts += [pages.heading('pictures'), pages.picture('pictures and their maps', sheets['explained'])]
+    parts += [pages.heading('faithfulness'), pages.facts(MEANING), _table(content)]
+    if content['unreadable']:
+      parts += [pages.heading('skipped'), pages.facts(content['unreadable'])]
+  if 'exciting' in content:
+    found = content['exciting']
+    parts += [pages.heading(f'what excites most, of the {found["examples"]:,} pictures of {found["split"]}')]
+    parts += [pages.facts(EXCITEMENT)]
+    for name in EXCITEMENT:
+      shown = f'{name}: {min(len(found[name]), exciting.DRAWN)} of {len(found[name]):,}, those with the highest peak'
+      parts += [pages.heading(shown), pages.picture(shown, sheets[f'exciting_{name}'])]
+  return pages.page(f'{about["method"]} at {about["entry"]}', parts)
+
+
+def _table(content: Mapping[str, Any]) -> str:
+  """The areas of each picture, and their means."""
+  rows = [
+    [
+      record['path'],
+      f'{record["prediction"]} {metrics.figure("accuracy", record["probability"])}',
+      f'{record["target"]} {metrics.figure("accuracy", record["target_probability"])}',
+      *(f'{record[name]:.3f}' for name in AREAS),
+    ]
+    for record in content['pictures']
+  ]
+  rows.append(['mean', '', '', *(f'{content["means"][name]:.3f}' for name in AREAS)])
+  return pages.table(['picture', 'predicted', 'map of', *(name.replace('_', ' ') for name in AREAS)], rows)

@@ -1,0 +1,224 @@
+"""Maps against torch's autograd on the same weights, against class activation mapping, and batch by batch."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dnt import config as schema
+from dnt import errors, models, trees
+from dnt.explanation import cam
+from dnt.models import depth
+
+SHAPE, CLASSES = (16, 12, 3), 5
+EPSILON = 1e-5
+QUICK = {'xla_backend_optimization_level': 0}  # compile in a third of the time
+
+
+def network(scan):
+  config = schema.default().model
+  config.update({'name': 'resnet', 'depth': 20, 'shortcut': 'B', 'norm_epsilon': EPSILON, 'scan': scan})
+  return models.make(config, CLASSES)
+
+
+@pytest.fixture(scope='module')
+def variables():
+  """Of the unrolled network: statistics, scales and biases as a trained one has them."""
+  draw = np.random.default_rng(0)
+  ranges = {'scale': (0.5, 1.5), 'bias': (-0.5, 0.5), 'mean': (-0.5, 0.5), 'var': (0.5, 2)}
+
+  def drawn(path, leaf):
+    name = path.rpartition('/')[2]
+    if name == 'kernel':
+      return draw.normal(0, np.sqrt(2 / np.prod(leaf.shape[:-1])), leaf.shape).astype(np.float32)
+    return draw.uniform(*ranges[name], leaf.shape).astype(np.float32)
+
+  return trees.map_with_path(drawn, depth.trace(network(scan=False), SHAPE).variables)
+
+
+@pytest.fixture(scope='module')
+def images():
+  return np.random.default_rng(1).normal(size=(3, *SHAPE)).astype(np.float32)
+
+
+@pytest.fixture(scope='module')
+def reference(variables, images):
+  """`reference(entry, targets)`: activations and gradients, float64 [B, K, h, w], and the logits, by torch."""
+  torch = pytest.importorskip('torch')
+  F = torch.nn.functional
+  leaves = {path: torch.from_numpy(np.asarray(leaf, np.float64)) for path, leaf in trees.flatten(variables).items()}
+
+  def conv(x, name, stride=1):
+    kernel = leaves[f'params/{name}/kernel'].permute(3, 2, 0, 1)
+    return F.conv2d(x, kernel, stride=stride, padding=kernel.shape[-1] // 2)
+
+  def norm(x, name):
+    mean, var = (leaves[f'batch_stats/{name}/{leaf}'] for leaf in ('mean', 'var'))
+    scale, bias = (leaves[f'params/{name}/{leaf}'] for leaf in ('scale', 'bias'))
+    return F.batch_norm(x, mean, var, scale, bias, eps=EPSILON)
+
+  def block(x, name, stride):
+    y = F.relu(norm(conv(x, f'{name}/conv1', stride), f'{name}/norm1'))
+    y = norm(conv(y, f'{name}/conv2'), f'{name}/norm2')
+    if f'params/{name}/shortcut/conv/kernel' in leaves:
+      x = norm(conv(x, f'{name}/shortcut/conv', stride), f'{name}/shortcut/norm')
+    return F.relu(x + y)
+
+  @functools.cache
+  def run(entry, targets):
+    x = torch.from_numpy(images.astype(np.float64)).permute(0, 3, 1, 2)
+    outputs = {'stem': F.relu(norm(conv(x.requires_grad_(), 'stem/conv'), 'stem/norm'))}
+    x = outputs['stem']
+    for stage in (1, 2, 3):
+      for number in (1, 2, 3):
+        name = f'stage{stage}/block{number:03d}'
+        x = outputs[name] = block(x, name, 2 if stage > 1 and number == 1 else 1)
+    logits = x.mean((2, 3)) @ leaves['params/head/dense/kernel'] + leaves['params/head/dense/bias']
+    targets = logits.argmax(1) if targets is None else torch.tensor(targets)
+    score = logits.gather(1, targets[:, None]).sum()
+    (gradient,) = torch.autograd.grad(score, outputs[entry])
+    return outputs[entry].detach(), gradient, logits.detach(), targets
+
+  return run
+
+
+def published(torch, method, a, g):
+  """The maps as the papers write them, [B, K, h, w] to [B, h, w]."""
+  if method == 'grad_cam':
+    weights = g.mean((2, 3), keepdim=True)
+  elif method == 'grad_cam_plus_plus':
+    below = 2 * g**2 + a.sum((2, 3), keepdim=True) * g**3
+    weights = (torch.where(g != 0, g**2 / below, 0) * torch.relu(g)).sum((2, 3), keepdim=True)
+  else:
+    weights = g if method == 'hires_cam' else torch.relu(g)
+  return torch.relu((weights * a).sum(1))
+
+
+def jit(function, *args):
+  return jax.jit(functools.partial(function, *args), compiler_options=QUICK)
+
+
+@functools.cache
+def compiled(name, scan):
+  model = network(scan)
+  return jit(cam.differentiate, model, cam.choose(depth.table(model, SHAPE), name))
+
+
+def assert_close(got, want, tolerance=1e-5):
+  np.testing.assert_allclose(got, want, rtol=0, atol=tolerance * np.abs(want).max())
+
+
+@pytest.mark.parametrize(
+  ('scan', 'name', 'targets'), [(False, 'stage3/block003', (4, 0, 2)), (True, 'stage2/block003', None)]
+)
+def test_maps_are_those_of_torch(variables, images, reference, scan, name, targets):
+  import torch
+
+  a, g, logits, classes = reference(name, targets)
+  if scan:
+    variables = depth.to_scanned(variables, depth.trace(network(scan=True), SHAPE).scanned)
+  found = compiled(name, scan)(variables, images, targets and np.array(targets, np.int32))
+  assert_close(found.logits, logits.numpy())
+  np.testing.assert_array_equal(found.targets, classes)
+  for method in cam.METHODS:
+    want = published(torch, method, a, g).numpy()
+    assert want.max() > 0
+    assert_close(cam.weigh(method, found.activations, found.gradients), want)
+
+
+def test_at_the_last_convolution_grad_cam_is_cam_and_hires_cam(variables, images):
+  """After global average pooling and a linear layer (Zhou et al. 2016); up to the 1 / (h w) of the pooling."""
+  assert cam.choose(depth.table(network(scan=False), SHAPE), None).name == 'stage3/block003'
+  found = compiled('stage3/block003', False)(variables, images, np.array((4, 0, 2), np.int32))
+  grad_cam, hires_cam = (cam.weigh(method, found.activations, found.gradients) for method in ('grad_cam', 'hires_cam'))
+  kernel = variables['params']['head']['dense']['kernel']
+  mapped = np.einsum('bhwk,kb->bhw', found.activations, kernel[:, (4, 0, 2)])
+  places = mapped.shape[1] * mapped.shape[2]
+  assert_close(grad_cam * places, np.maximum(mapped, 0))
+  assert_close(hires_cam, grad_cam, 1e-6)
+
+
+class Twice(nn.Module):
+  """A user's own network whose one convolution runs twice, and whose body returns more than an array."""
+
+  repeated: bool = True
+
+  @nn.compact
+  def __call__(self, x, train):
+    body = Body(name='body')
+    x, _ = body(x)
+    if self.repeated:
+      x, _ = body(x)
+    return nn.Dense(CLASSES, name='head')(x.mean((1, 2)))
+
+
+class Body(nn.Module):
+  @nn.compact
+  def __call__(self, x):
+    x = nn.relu(nn.Conv(3, (3, 3))(x))
+    return x, x.sum()
+
+
+def test_a_users_module(images):
+  model = Twice(repeated=False)
+  shapes = depth.trace(model, SHAPE).variables
+  given = trees.map_with_path(
+    lambda _, leaf: np.random.default_rng(0).normal(0, 0.3, leaf.shape).astype(np.float32), shapes
+  )
+  entry = cam.choose(depth.table(model, SHAPE), None)
+  assert entry.name == 'body'
+  found = jit(cam.explain, model, entry, 'grad_cam')(given, images)
+  x, _ = jit(Body().apply)({'params': given['params']['body']}, images)
+  kernel = given['params']['head']['kernel'][:, np.asarray(found.targets)]
+  want = np.maximum(np.einsum('bhwk,kb->bhw', x, kernel), 0) / (16 * 12)
+  np.testing.assert_allclose(found.values, want, rtol=0, atol=1e-6)
+
+
+def test_an_entry_that_is_called_twice_is_refused(images):
+  model = Twice()
+  given = depth.trace(model, SHAPE).variables
+  with pytest.raises(errors.InputError, match="calls the entry 'body' more than once"):
+    jax.eval_shape(functools.partial(cam.explain, model, depth.Entry('body', 'body'), 'grad_cam'), given, images)
+
+
+def test_maps_of_a_bfloat16_network_are_float32(images):
+  config = schema.default().model
+  config.update({'name': 'plain', 'depth': 8, 'width': 4, 'dtype': 'bfloat16'})
+  model = models.make(config, CLASSES)
+  entry = cam.choose(depth.table(model, SHAPE), None)
+  found = jax.eval_shape(
+    functools.partial(cam.explain, model, entry, 'layer_cam'), depth.trace(model, SHAPE).variables, images
+  )
+  assert found.values.dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+  ('name', 'said'),
+  [
+    ('stage3/block03', "unknown entry 'stage3/block03'; did you mean 'stage3/block003'"),
+    ('head', "'head' returns 5 an example and has no places to map.*nearest that has: stage3/block003"),
+  ],
+)
+def test_an_entry_that_cannot_be_mapped_is_refused(name, said):
+  with pytest.raises(errors.InputError, match=said):
+    cam.choose(depth.table(network(scan=True), SHAPE), name)
+
+
+def test_a_network_without_places_is_refused():
+  config = schema.default().model
+  config.update({'name': 'mlp', 'depth': 3, 'width': 4})
+  table = depth.table(models.make(config, CLASSES), SHAPE)
+  for name in (None, 'stem'):
+    with pytest.raises(errors.InputError, match='no entry of this network has an output'):
+      cam.choose(table, name)
+
+
+@pytest.mark.parametrize('size', [(7, 7), (4, 3)])
+def test_upsampling_is_torchs_bilinear(size):
+  torch = pytest.importorskip('torch')
+  maps = np.random.default_rng(0).random((2, *size), np.float32)
+  want = torch.nn.functional.interpolate(torch.from_numpy(maps)[:, None], (24, 31), mode='bilinear')[:, 0]
+  np.testing.assert_allclose(cam.upsample(maps, (24, 31)), want, atol=1e-6)

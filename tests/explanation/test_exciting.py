@@ -1,0 +1,97 @@
+"""The most exciting pictures against sorting all of them, on resident and streamed splits."""
+
+import contextlib
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dnt import experiment
+from dnt.data import pipeline
+from dnt.explanation import exciting
+from dnt.models import depth
+from dnt.parallel import mesh as mesh_lib
+
+COUNT, EXAMPLES = 3, 61
+
+
+class Small(nn.Module):
+  """A convolution and a head."""
+
+  @nn.compact
+  def __call__(self, x, train):
+    x = nn.Conv(6, (3, 3), name='conv')(x)
+    return nn.Dense(10, name='head')(nn.relu(x).mean((1, 2)))
+
+
+@pytest.fixture
+def network(tiny):
+  """A config with 61 pictures."""
+  tiny.data.synthetic_examples = EXAMPLES
+  tiny.data.workers = 0
+  return tiny
+
+
+def best(scores, count):
+  """[N, n] to places and scores [n, count] by sorting: falling, the earlier of equals first."""
+  order = np.argsort(-scores, axis=0, kind='stable')[:count]
+  return order.T, np.take_along_axis(scores, order, 0).T
+
+
+def search(config, step, variables, count=COUNT):
+  mesh = mesh_lib.make_mesh(config.mesh)
+  data = experiment.load_data(config, ())
+  resolved = experiment.resolve(config, data)
+  with contextlib.closing(pipeline.make_eval_feed(resolved, data.train, mesh)) as feed:
+    seen = []
+    found = exciting.find(step, feed, mesh, variables, len(data.train), count, seen.append)
+  assert len(seen) == feed.steps and seen[-1] == EXAMPLES and seen == sorted(seen)
+  return found
+
+
+@pytest.mark.parametrize(('placement', 'batch'), [('device', 16), ('device', 64), ('stream', 8)])
+def test_the_best_are_those_of_sorting_all(network, placement, batch, unoptimized):
+  network.data.placement, network.eval.batch_size = placement, batch
+  data = experiment.load_data(network, ())
+  pictures = data.train.images.astype(np.float32) / 255
+  shapes = depth.trace(Small(), pictures.shape[1:]).variables
+  draw = np.random.default_rng(0)
+  variables = jax.tree.map(lambda leaf: draw.normal(size=leaf.shape).astype(np.float32), shapes)
+
+  def step(variables, batch):
+    images = batch['image'].astype(jnp.float32) / 255
+    return exciting.excitement(Small(), depth.Entry('conv', 'conv'), variables, images)
+
+  found = search(network, step, variables)
+  activations = jax.jit(nn.Conv(6, (3, 3)).apply)({'params': variables['params']['conv']}, pictures)
+  probabilities = jax.nn.softmax(jax.jit(functools.partial(Small().apply, train=False))(variables, pictures))
+  everything = {'channels': np.asarray(activations).max((1, 2)), 'classes': np.log(probabilities)}
+  assert found.keys() == everything.keys()
+  for name, scores in everything.items():
+    places, values = best(scores, COUNT)
+    np.testing.assert_allclose(found[name].scores, values, rtol=1e-4, atol=1e-5)
+    # Where two are equal but for rounding, either may come first.
+    chosen = np.take_along_axis(scores, found[name].pictures.T, 0).T
+    np.testing.assert_allclose(chosen, values, rtol=1e-4, atol=1e-5)
+    assert (found[name].pictures == places).mean() > 0.95
+
+
+@pytest.mark.parametrize('batch', [8, 16, 64])
+def test_of_equals_the_earlier_come_first(network, batch, unoptimized):
+  """Scores are the labels, of which there are ten: in any batch size the same pictures."""
+  network.eval.batch_size = batch
+  data = experiment.load_data(network, ())
+  found = search(network, lambda _, batch: {'labels': jnp.stack([batch['label'], -batch['label']], 1)}, {}, 20)
+  labels = np.asarray(data.train.labels)
+  places, values = best(np.stack([labels, -labels], 1), 20)
+  np.testing.assert_array_equal(found['labels'].pictures, places)
+  np.testing.assert_array_equal(found['labels'].scores, values)
+
+
+def test_a_small_split_has_no_more_pictures_than_it_holds(network, unoptimized):
+  found = search(network, lambda _, batch: {'one': jnp.ones((batch['label'].shape[0], 2))}, {}, 1000)
+  np.testing.assert_array_equal(found['one'].pictures, np.tile(np.arange(EXAMPLES), (2, 1)))
+  assert np.isfinite(found['one'].scores).all()

@@ -1,0 +1,125 @@
+"""What is written of pictures and of a split, beside brute force; and what is refused."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from dnt import errors, inference
+from dnt.explanation import cam, report
+
+pytestmark = pytest.mark.usefixtures('one_device', 'unoptimized', 'undrawn')
+CHANNELS = 6
+WANTED = report.Wanted(None, 'grad_cam', None, None, None, 3)
+
+
+@pytest.fixture
+def run(own_network, saved, tmp_path):
+  """Saves a small convolutional run; returns its folder."""
+  saved(own_network)
+  return tmp_path / 'run'
+
+
+@pytest.fixture
+def images(tmp_path):
+  """A folder of three pictures and one file that is none."""
+  folder = tmp_path / 'images'
+  folder.mkdir()
+  draw = np.random.default_rng(0)
+  for index in range(3):
+    Image.fromarray(draw.integers(0, 256, (10, 9, 3), np.uint8)).save(folder / f'{index}.png')
+  (folder / '1.jpg').write_bytes(b'no picture')
+  return folder
+
+
+def test_pictures_and_their_figures_are_written(run, images, tmp_path, capsys):
+  wanted = WANTED._replace(images=str(images), target='class2')
+  said = report.run(str(run), wanted, tmp_path / 'out')
+  found = json.loads((tmp_path / 'out' / 'explain.json').read_text())
+  assert (found['network'], found['step'], found['entry'], found['method']) == (
+    str(run),
+    7,
+    'body',
+    'grad_cam',
+  )
+  assert [each['path'] for each in found['pictures']] == [str(images / f'{index}.png') for index in range(3)]
+  assert list(found['unreadable']) == [str(images / '1.jpg')]
+  assert f'skipped: {found["unreadable"][str(images / "1.jpg")]}' in capsys.readouterr().out
+  network = inference.load(str(run))
+  read = inference.read(network, [each['path'] for each in found['pictures']])
+  logits = network.model.apply(network.variables, network.preprocess(jnp.asarray(read.pictures)), train=False)
+  for each, shares in zip(found['pictures'], np.asarray(jax.nn.softmax(logits)), strict=True):
+    assert (each['prediction'], each['target']) == (f'class{shares.argmax()}', 'class2')
+    assert each['probability'] == pytest.approx(shares.max(), rel=1e-5)
+    assert each['target_probability'] == pytest.approx(shares[2], rel=1e-5)
+    assert (tmp_path / 'out' / each['overlay']).is_file()
+    assert all(0 <= each[name] <= 1 for name in report.AREAS)
+  for name, mean in found['means'].items():
+    assert mean == pytest.approx(np.mean([each[name] for each in found['pictures']]))
+  means = found['means']
+  assert said.startswith(f'3 pictures: deletion {means["deletion"]:.3f} (random map {means["random_deletion"]:.3f})')
+  page = (tmp_path / 'out' / 'explain.html').read_text()
+  assert 'src="data:image/png' in page and 'http' not in page
+  assert all(text in page for text in ('2.png', 'class2', '1.jpg', report.MEANING['insertion'].split('(')[0]))
+  assert (tmp_path / 'out' / 'explained.png').is_file()
+
+
+def test_a_split_is_searched(run, own_network, tmp_path):
+  from dnt import experiment
+
+  said = report.run(str(run), WANTED._replace(exciting='test[:30]'), tmp_path / 'out')
+  assert said == 'searched the 30 pictures of test[:30]'
+  found = json.loads((tmp_path / 'out' / 'explain.json').read_text())['exciting']
+  source = experiment.load_data(own_network, ('test[:30]',)).evaluation['test[:30]']
+  network = inference.load(str(run))
+  images = network.preprocess(jnp.asarray(source.images))
+  entry = cam.choose(network.table, None)
+  logits, activations = jax.jit(lambda x: cam.outputs(network.model, entry, network.variables, x))(images)
+  peaks, shares = np.asarray(activations).max((1, 2)), np.asarray(jax.nn.softmax(logits))
+  assert (found['split'], found['examples']) == ('test[:30]', 30)
+  assert [each['channel'] for each in found['channels']] == list(range(CHANNELS))
+  assert [each['class'] for each in found['classes']] == [f'class{index}' for index in range(10)]
+  for rows, name, scores in ((found['channels'], 'activations', peaks), (found['classes'], 'probabilities', shares)):
+    for each, values in zip(rows, scores.T, strict=True):
+      np.testing.assert_allclose(each[name], np.sort(values)[::-1][:3], rtol=1e-4)
+      np.testing.assert_allclose(values[each['pictures']], each[name], rtol=1e-4)
+  for place, each in found['pictures'].items():
+    assert each == {'class': f'class{source.labels[int(place)]}'}
+  assert all((tmp_path / 'out' / f'exciting_{name}.png').is_file() for name in ('channels', 'classes'))
+
+
+@pytest.mark.parametrize(
+  ('change', 'said'),
+  [
+    ({'entry': 'boddy'}, "unknown entry 'boddy'; did you mean 'body'"),
+    ({'entry': 'answer'}, "'answer' returns 10 an example and has no places"),
+    ({'target': 'class33'}, "unknown class 'class33'; did you mean 'class3'"),
+    ({'images': 'nowhere/*.png'}, "there are no pictures at 'nowhere/"),
+    ({'images': None, 'exciting': 'tset'}, "unknown split of synthetic 'tset'; did you mean 'test'"),
+  ],
+)
+def test_what_cannot_be_explained_is_refused_before_anything_is_written(run, images, tmp_path, change, said):
+  with pytest.raises(errors.InputError, match=said):
+    report.run(str(run), WANTED._replace(images=str(images))._replace(**change), tmp_path / 'out')
+  assert not (tmp_path / 'out').exists()
+
+
+def test_pictures_none_of_which_can_be_read_are_refused(run, images, tmp_path):
+  with pytest.raises(errors.InputError, match='none of the 1 pictures'):
+    report.run(str(run), WANTED._replace(images=str(images / '1.jpg')), tmp_path / 'out')
+
+
+def test_a_folder_that_cannot_be_written_is_refused(run, images):
+  with pytest.raises(errors.InputError, match='output .*1.jpg cannot be written .*another with --output'):
+    report.run(str(run), WANTED._replace(images=str(images)), images / '1.jpg')
+
+
+def test_data_that_has_become_other_is_refused(run, tmp_path):
+  config = json.loads((run / 'config.json').read_text())
+  config['data']['synthetic_classes'] = 4
+  (run / 'config.json').write_text(json.dumps(config))
+  with pytest.raises(errors.InputError, match='synthetic has become another data set than .* was trained on'):
+    report.run(str(run), WANTED._replace(exciting='test'), tmp_path / 'out')
