@@ -41,10 +41,8 @@ def main() -> None:
   else:
     from safetensors import numpy as safetensors_numpy
 
-    model, content = (
-      'model.safetensors',
-      safetensors_numpy.save(exported.torch_tensors(network), metadata={'format': 'pt'}),
-    )
+    tensors = exported.torch_tensors(network)
+    model, content = 'model.safetensors', safetensors_numpy.save(tensors, metadata={'format': 'pt'})
     beside, description = 'config.json', exported.timm_config(network)
   try:
     output.mkdir(parents=True, exist_ok=True)

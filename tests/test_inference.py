@@ -41,9 +41,8 @@ def logits(network, pictures):
   )
 
 
-@pytest.mark.parametrize('augment', ['none', 'resized_crop_flip'])
-def test_a_killed_run_of_a_folder_is_evaluated_to_the_same_confusion(tiny, scans, tmp_path, augment):
-  tiny.data.update({'source': f'folder:{scans}', 'augment': augment, 'image_size': 8, 'workers': 0})
+def test_a_killed_run_of_a_folder_is_evaluated_to_the_same_confusion(tiny, scans, tmp_path):
+  tiny.data.update({'source': f'folder:{scans}', 'augment': 'resized_crop_flip', 'image_size': 8, 'workers': 0})
   tiny.data.update({'mean': (0.4, 0.5, 0.6), 'std': (0.2, 0.3, 0.4), 'interpolation': 'bicubic', 'eval_crop': 0.7})
   tiny.eval.splits, tiny.checkpoint.every, tiny.train.batch_size = ('val', 'train'), '2', 8
   train.train(tiny, tmp_path / 'run', record.Clock(0.0), 'test')
@@ -53,7 +52,6 @@ def test_a_killed_run_of_a_folder_is_evaluated_to_the_same_confusion(tiny, scans
   loaded = evaluate.load(tiny, tmp_path / 'run', mesh, ('val', 'train'))
   with evaluate.Evaluator(loaded.run, mesh, loaded.data.evaluation) as evaluator:
     wanted = evaluator(loaded.variables['']).confusion
-  (scans / 'dog' / '0.png').touch()
 
   network = inference.load(str(tmp_path / 'run'), mesh)
   assert (network.step, network.averaged, network.origin) == (6, False, str(tmp_path / 'run'))

@@ -106,9 +106,7 @@ def test_bad_input_is_one_line(program, tiny, saved, pictures, tmp_path):
   run, images = f'--workdir={tmp_path / "run"}', f'--images={pictures}'
   (tmp_path / 'two.txt').write_text('one\ntwo\n')
   for arguments, said in (
-    ([images], 'give one of them: --workdir='),
-    ([run, '--weights=tfjs:somewhere', images], 'give not both: --workdir='),
-    ([f'--workdir={tmp_path / "no"}', images], 'no such folder; pretrained weights are given with --weights'),
+    ([images, run, '--weights=tfjs:somewhere'], 'give not both: --workdir='),
     ([f'--workdir={pictures}', images], 'is no workdir of a dnt run'),
     ([run], 'give --images='),
     ([run, '--image=x'], "Unknown command line flag 'image'"),
@@ -118,7 +116,6 @@ def test_bad_input_is_one_line(program, tiny, saved, pictures, tmp_path):
     ([run, images, '--class_names=no.txt'], 'cannot be read as text'),
     ([run, images, f'--class_names={tmp_path / "two.txt"}'], 'holds 2 names, and'),
     ([run, f'--images={tmp_path / "*.gif"}'], 'there are no pictures at'),
-    ([run, images, '--config.train.steps=3'], 'this program takes no --config'),
   ):
     code, output = program(*arguments)
     assert code == 2, (arguments, output)
