@@ -135,6 +135,22 @@ def program(monkeypatch, capsys):
   return run
 
 
+@pytest.fixture
+def refused(program):
+  """Runs the program, which must refuse its input with code 2 and one line; returns that line."""
+
+  def run(*arguments):
+    code, _, err = program(*arguments)
+    assert code == 2, err
+    lines = [line for line in err.strip().splitlines() if line]
+    assert len(lines) == 1, err
+    assert lines[0].startswith('error: ')
+    assert 'Traceback' not in err
+    return lines[0]
+
+  return run
+
+
 @pytest.fixture(scope='session')
 def records():
   """Lines of a record: training, a test split with one loss that is not a number, and its average."""
