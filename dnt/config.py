@@ -398,7 +398,11 @@ RUN_FIGURES = (
 COMPARE: dict[str, Any] = {
   'seeds': Option((0,), 'seeds of each variant, one run each', check=_seeds),
   'base': SCHEMA,
-  'variants': Option(dict, "name: {'section.key': value, ...}, what differs from base; set in a config file"),
+  'variants': Option(
+    dict,
+    "name: {'section.key': value, ...}, what differs from base; train.init_from may be 'variant:<name>', the run of "
+    'another variant with the same seed; set in a config file',
+  ),
   'forms': Option(dict, "name: {'section.key': value, ...}, changes of base that --form names; set in a config file"),
   'columns': Option(
     ('error', *RUN_FIGURES),

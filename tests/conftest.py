@@ -108,6 +108,29 @@ def own_network(tiny, tmp_path, monkeypatch):
 
 
 @pytest.fixture
+def begin():
+  """The experiment of a config, its first state and a batch of its training pictures, by position."""
+  import jax.numpy as jnp
+
+  from dnt import experiment
+  from dnt.parallel import compile as compile_lib
+
+  def make(config):
+    data = experiment.load_data(config, ())
+    run = experiment.make(experiment.resolve(config, data), data.spec)
+    size = config.train.batch_size
+    batch = {
+      'image': jnp.asarray(data.train.images[:size]),
+      'label': jnp.asarray(data.train.labels[:size]),
+      'epoch': jnp.zeros(size, jnp.int32),
+      'position': jnp.arange(size, dtype=jnp.int32),
+    }
+    return run, compile_lib.eagerly(run.make_state)(run.init_variables()), batch
+
+  return make
+
+
+@pytest.fixture
 def one_device(monkeypatch):
   """Runs on the first device only, for which programs compile faster."""
   import jax
@@ -155,6 +178,22 @@ def program(monkeypatch, capsys):
           delattr(flags.FLAGS, name)
     code = stopped.value.code or 0
     return code, *capsys.readouterr()
+
+  return run
+
+
+@pytest.fixture
+def refused(program):
+  """Runs the program, which must refuse its input with code 2 and one line; returns that line."""
+
+  def run(*arguments):
+    code, _, err = program(*arguments)
+    assert code == 2, err
+    lines = [line for line in err.strip().splitlines() if line]
+    assert len(lines) == 1, err
+    assert lines[0].startswith('error: ')
+    assert 'Traceback' not in err
+    return lines[0]
 
   return run
 

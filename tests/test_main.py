@@ -23,22 +23,6 @@ TINY = (
 )
 
 
-@pytest.fixture
-def refused(program):
-  """Runs the program, which must refuse its input with code 2 and one line; returns that line."""
-
-  def run(*arguments):
-    code, _, err = program(*arguments)
-    assert code == 2, err
-    lines = [line for line in err.strip().splitlines() if line]
-    assert len(lines) == 1, err
-    assert lines[0].startswith('error: ')
-    assert 'Traceback' not in err
-    return lines[0]
-
-  return run
-
-
 def pictures(folder, count, size=(8, 8)):
   folder.mkdir(parents=True)
   for index in range(count):

@@ -5,21 +5,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dnt import experiment, steps, trees
+from dnt import steps, trees
 from dnt.data import mixing
-
-
-def make(config):
-  data = experiment.load_data(config, ('test',))
-  run = experiment.make(experiment.resolve(config, data), data.spec)
-  size = config.train.batch_size
-  batch = {
-    'image': jnp.asarray(data.train.images[:size]),
-    'label': jnp.asarray(data.train.labels[:size]),
-    'epoch': jnp.zeros(size, jnp.int32),
-    'position': jnp.arange(size, dtype=jnp.int32),
-  }
-  return run, run.make_state(run.init_variables()), batch, data
 
 
 def close(a, b, atol=1e-6):
@@ -29,10 +16,10 @@ def close(a, b, atol=1e-6):
     np.testing.assert_allclose(a[path], b[path], atol=atol, err_msg=path)
 
 
-def test_a_step_is_gradient_descent_on_the_mean_loss(tiny):
+def test_a_step_is_gradient_descent_on_the_mean_loss(tiny, begin):
   tiny.model.norm = 'none'
   tiny.optim.momentum, tiny.optim.weight_decay, tiny.optim.learning_rate = 0.0, 0.0, 0.5
-  run, state, batch, _ = make(tiny)
+  run, state, batch = begin(tiny)
 
   def loss(params):
     mean, std = (np.reshape(value, (1, 1, 1, -1)) for value in (run.config.data.mean, run.config.data.std))
@@ -51,14 +38,14 @@ def test_a_step_is_gradient_descent_on_the_mean_loss(tiny):
   assert found['learning_rate'] == pytest.approx(0.5)
 
 
-def test_accumulated_gradients_are_those_of_the_whole_batch(tiny):
+def test_accumulated_gradients_are_those_of_the_whole_batch(tiny, begin):
   tiny.model.norm = 'layer_norm'
   tiny.loss.class_weights = tuple(range(1, 11))  # micro-batches of unequal weight
   tiny.data.augment, tiny.data.crop_padding = 'pad_crop_flip', 1
-  run, state, batch, _ = make(tiny)
+  run, state, batch = begin(tiny)
   whole, whole_metrics = jax.jit(run.stages[0].train_step)(state, batch)
   tiny.train.accumulate = 4
-  run, state, batch, _ = make(tiny)
+  run, state, batch = begin(tiny)
   parts, parts_metrics = jax.jit(run.stages[0].train_step)(state, batch)
   close(parts.params, whole.params)
   for name in whole_metrics:
@@ -67,11 +54,11 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tiny):
 
 @pytest.mark.usefixtures('unoptimized')
 @pytest.mark.parametrize('kind', ['mixup', 'cutmix'])
-def test_a_mixed_batch_has_the_mean_of_both_losses(tiny, kind):
+def test_a_mixed_batch_has_the_mean_of_both_losses(tiny, begin, kind):
   tiny.model.norm = 'none'
   tiny.loss.class_weights = tuple(range(1, 11))
   tiny.data[kind] = 1.0
-  run, state, batch, _ = make(tiny)
+  run, state, batch = begin(tiny)
   _, found = jax.jit(run.stages[0].train_step)(state, batch)
 
   keys = jax.random.split(jax.random.wrap_key_data(state.rng, impl=steps.PRNG))
@@ -96,7 +83,7 @@ def test_a_mixed_batch_has_the_mean_of_both_losses(tiny, kind):
 
 
 @pytest.mark.usefixtures('unoptimized')
-def test_micro_batches_are_of_the_mixed_batch(tiny):
+def test_micro_batches_are_of_the_mixed_batch(tiny, begin):
   """Partners are those of the whole batch, and one mixture holds for all of it."""
   tiny.model.norm = 'layer_norm'
   tiny.loss.class_weights = tuple(range(1, 11))
@@ -104,33 +91,33 @@ def test_micro_batches_are_of_the_mixed_batch(tiny):
   tiny.data.augment, tiny.data.crop_padding, tiny.data.erasing = 'pad_crop_flip', 1, 0.5
   found = {}
   for tiny.train.accumulate in (1, 4):
-    run, state, batch, _ = make(tiny)
+    run, state, batch = begin(tiny)
     found[tiny.train.accumulate] = jax.jit(run.stages[0].train_step)(state, batch)
   close(found[1][0].params, found[4][0].params)
   for name in found[1][1]:
     assert float(found[1][1][name]) == pytest.approx(float(found[4][1][name]), rel=1e-5)
 
 
-def test_each_step_draws_its_own_mixture(tiny):
+def test_each_step_draws_its_own_mixture(tiny, begin):
   tiny.data.mixup, tiny.optim.learning_rate, tiny.model.norm = 1.0, 1e-30, 'none'
-  run, state, batch, _ = make(tiny)
+  run, state, batch = begin(tiny)
   step = jax.jit(run.stages[0].train_step)
   losses = [float(step(state.replace(step=jnp.int32(at)), batch)[1]['loss']) for at in (0, 1, 1)]
   assert losses[1] == losses[2] != losses[0]
 
 
-def test_the_average_follows_parameters_and_statistics(tiny):
+def test_the_average_follows_parameters_and_statistics(tiny, begin):
   tiny.ema.decay = 0.75
-  run, state, batch, _ = make(tiny)
+  run, state, batch = begin(tiny)
   after, _ = jax.jit(run.stages[0].train_step)(state, batch)
   for name in ('params', 'batch_stats'):
     old, new = getattr(state, name), getattr(after, name)
     close(after.ema[name], jax.tree.map(lambda a, b: 0.75 * a + 0.25 * b, old, new))
 
 
-def test_several_steps_are_single_steps_bit_for_bit(tiny):
+def test_several_steps_are_single_steps_bit_for_bit(tiny, begin):
   tiny.model.name, tiny.model.depth, tiny.model.width = 'resnet', 8, None
-  run, state, batch, _ = make(tiny)
+  run, state, batch = begin(tiny)
 
   def batch_at(arrays, step):
     return {**arrays, 'position': arrays['position'] + step}
@@ -146,8 +133,8 @@ def test_several_steps_are_single_steps_bit_for_bit(tiny):
   assert not np.any(found['loss'][3:])
 
 
-def test_evaluation_leaves_padding_out(tiny):
-  run, state, batch, _ = make(tiny)
+def test_evaluation_leaves_padding_out(tiny, begin):
+  run, state, batch = begin(tiny)
   variables = {'params': state.params, 'batch_stats': state.batch_stats}
   mask = jnp.arange(16) < 5
   part, rows = jax.jit(run.eval_step)(variables, batch | {'mask': mask})
@@ -161,9 +148,9 @@ def test_evaluation_leaves_padding_out(tiny):
   np.testing.assert_allclose(rows['probabilities'][:5], others['probabilities'][:5], atol=1e-6)
 
 
-def test_top5_counts_with_many_classes(tiny):
+def test_top5_counts_with_many_classes(tiny, begin):
   tiny.data.synthetic_classes = tiny.data.synthetic_examples = 100
-  run, state, batch, _ = make(tiny)
+  run, state, batch = begin(tiny)
   variables = {'params': state.params, 'batch_stats': state.batch_stats}
   sums, _ = jax.jit(run.eval_step)(variables, batch | {'mask': jnp.ones(16, bool)})
   mean, std = (np.reshape(value, (1, 1, 1, -1)) for value in (run.config.data.mean, run.config.data.std))

@@ -1,4 +1,7 @@
-"""From a compare config to its runs: one training config a variant and seed, each checked before anything is run."""
+"""From a compare config to its runs: one training config a variant and seed, each checked before anything is run.
+
+A variant with `train.init_from = 'variant:<name>'` starts from the weights of another one's run with the same seed.
+"""
 
 import copy
 import dataclasses
@@ -12,11 +15,17 @@ import ml_collections
 
 from dnt import config as schema
 from dnt import errors, models, recorded
+from dnt.transfer import names, preprocessing
 
 REQUESTED = 'requested.json'  # in a run's workdir: its config before data and model filled it in
+SOURCE = 'source.json'  # in the workdir of a run that starts from another one: digest of the weights it got
 FAILURE = 'failure.json'  # in the workdir of a run that failed: why
+VARIANT = 'variant:'  # before the name of a variant in train.init_from
 _NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9_-]*')
 _LENGTH = ('train.steps', 'train.epochs')  # of a run; the one that is given counts
+# Options of config.model that weights are made for; the others are about how they are drawn, trained or computed with.
+_NETWORK = ('name', 'norm', 'norm_epsilon', 'depth', 'width', 'block', 'stem', 'shortcut', 'stride_on', 'growth_rate')
+_NETWORK += ('compression', 'bottleneck', 'options')
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -28,12 +37,14 @@ class Run:
     seed: of the run.
     config: as it is asked for, before data and model fill it in.
     workdir: of the run.
+    source: the run whose weights it starts from, if its variant names another one.
   """
 
   variant: str
   seed: int
   config: ml_collections.ConfigDict
   workdir: pathlib.Path
+  source: 'Run | None' = None
 
   @property
   def name(self) -> str:
@@ -45,6 +56,8 @@ def make(
 ) -> tuple[Run, ...]:
   """The runs in their order: every variant with the first seed, then with the next.
 
+  Variants come as they stand, but for those that others start from, which come before these.
+
   Args:
     config: a compare config, validated.
     workdir: of the comparison; a run's is `<workdir>/<variant>/seed<k>`.
@@ -52,7 +65,8 @@ def make(
     given: keys (`'section.key'`) of base that the command line set: they win over the form.
 
   Raises:
-    errors.InputError: no variants, an unknown form, or a variant or form with a name, key or value that is not valid.
+    errors.InputError: no variants, an unknown form, or a variant or form with a name, key or value that is not valid;
+      a variant that starts from one that is unknown, has another network, or starts from it in turn.
   """
   if not config.variants:
     raise errors.InputError('config.variants is empty; name at least one variant in the config file')
@@ -74,15 +88,48 @@ def make(
       raise errors.InputError(f'{what} must not set seed; config.seeds does')
     variants[name] = override(bases[form], changes, what)
     _check_model(variants[name], what)
-  return tuple(
-    Run(name, seed, override(variant, {'seed': seed}, name), workdir / name / f'seed{seed}')
-    for seed in config.seeds
-    for name, variant in variants.items()
+  sources = {name: _source(name, variants) for name in variants}
+  runs: dict[tuple[str, int], Run] = {}
+  for seed in config.seeds:
+    for name in _ordered(sources):
+      seeded = override(variants[name], {'seed': seed}, name)
+      source = runs.get((sources[name], seed))
+      runs[name, seed] = Run(name, seed, seeded, workdir / name / f'seed{seed}', source)
+  return tuple(runs.values())
+
+
+def _source(name: str, variants: Mapping[str, ml_collections.ConfigDict]) -> str:
+  """The variant that a variant starts from; '' for none."""
+  config = variants[name]
+  if not config.train.init_from.startswith(VARIANT):
+    return ''
+  source = config.train.init_from.removeprefix(VARIANT)
+  if source not in variants:
+    raise errors.unknown(f'variant in train.init_from of variant {name!r}', source, variants)
+  theirs, ours = (
+    {**each.model.to_dict(), **models.resolved_options(each.model)} for each in (variants[source], config)
   )
+  wanted = names.differences({key: theirs[key] for key in _NETWORK}, ours)
+  if wanted:
+    raise errors.InputError(f'variant {name!r} starts from {source!r}, which has another network; set {wanted}')
+  return source
+
+
+def _ordered(sources: Mapping[str, str]) -> list[str]:
+  """The variants, each after the one it starts from."""
+  ordered: dict[str, None] = {}
+  for name in sources:
+    chain = [name]
+    while source := sources[chain[-1]]:
+      if source in chain:
+        raise errors.InputError(f'variant {source!r} starts from itself: {" from ".join([*chain, source])}')
+      chain.append(source)
+    ordered |= dict.fromkeys(reversed(chain))
+  return list(ordered)
 
 
 def choose(runs: Sequence[Run], only: Collection[str]) -> tuple[Run, ...]:
-  """The runs of some variants; of all, when none is named.
+  """The runs of some variants and those that they start from; of all, when none is named.
 
   Raises:
     errors.InputError: an unknown variant.
@@ -91,7 +138,11 @@ def choose(runs: Sequence[Run], only: Collection[str]) -> tuple[Run, ...]:
   for name in only:
     if name not in known:
       raise errors.unknown('variant in --only', name, known)
-  return tuple(run for run in runs if not only or run.variant in only)
+  chosen = {run for run in runs if not only or run.variant in only}
+  for run in reversed(runs):  # what it starts from comes before
+    if run in chosen and run.source:
+      chosen.add(run.source)
+  return tuple(run for run in runs if run in chosen)
 
 
 def check_data(runs: Sequence[Run]) -> None:
@@ -104,13 +155,24 @@ def check_data(runs: Sequence[Run]) -> None:
 
   seen = set()
   for run in runs:
-    needs = json.dumps([run.config.data.to_dict(), run.config.eval.splits])
+    config = _before_its_source(run)
+    needs = json.dumps([config.data.to_dict(), config.eval.splits, config.train.init_from])
     if needs not in seen:
       seen.add(needs)
       try:
-        experiment.load_data(run.config, run.config.eval.splits)
+        experiment.load_data(config, config.eval.splits)
       except errors.InputError as error:
         raise errors.InputError(f'{run.name}: {error}') from None
+
+
+def _before_its_source(run: Run) -> ml_collections.ConfigDict:
+  """What is known of a run's config before the runs that it starts from have been: how they prepare pictures."""
+  if not run.source:
+    return run.config
+  given, config = _before_its_source(run.source), copy.deepcopy(run.config)
+  config.train.init_from = given.train.init_from
+  preprocessing.fill(config.data, preprocessing.of_run(given.data))
+  return config
 
 
 def override(config: ml_collections.ConfigDict, changes: Mapping[str, Any], what: str) -> ml_collections.ConfigDict:
@@ -178,7 +240,16 @@ def _differences(run: Run) -> list[str] | None:
     recorded.flatten(config, known) for config in (_as_json(schema.default()), stored, _as_json(run.config))
   )
   old = default | old  # what an older version did not have ran as its default
+  if run.source:
+    key = f'params_sha256 of {run.source.name}'
+    old[key], new[key] = _read(run.workdir / SOURCE), source_weights(run)
   return [f'{key} was {old[key]!r} and is now {new[key]!r}' for key in new if new[key] != old[key]]
+
+
+def source_weights(run: Run) -> str | None:
+  """Digest of the weights that a run starts from; None while the run that has them is not finished."""
+  found = summary(run.source) or {}
+  return found['params_sha256'] if found.get('finished') else None
 
 
 def _as_json(config: ml_collections.ConfigDict) -> dict[str, Any]:

@@ -103,9 +103,9 @@ def summarize(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
   """One row a variant, in the order of the variants.
 
   Returns:
-    `variant`, `runs`, `finished`, and of the finished runs: `mean`, `std` (sample; absent for a single one) by
-    quantity, `per_class` (means, as in `Outcome`) and `warnings` (how many runs had each kind); `problems`: why the
-    others are not finished.
+    `variant`, `data` (source and training split), `runs`, `finished`, and of the finished runs: `mean`, `std` (sample;
+    absent for a single one) by quantity, `per_class` (means, as in `Outcome`) and `warnings` (how many runs had each
+    kind); `problems`: why the others are not finished.
   """
   rows = []
   for variant, group in _by_variant(outcomes).items():
@@ -115,6 +115,7 @@ def summarize(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
     rows.append(
       {
         'variant': variant,
+        'data': f'{group[0].run.config.data.source} {group[0].run.config.data.train_split}',
         'runs': len(group),
         'finished': len(done),
         'mean': {name: statistics.fmean(values) for name, values in columns.items()},
@@ -153,7 +154,7 @@ def write(outcomes: Sequence[Outcome], about: About, workdir: pathlib.Path) -> N
 
 
 def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> tuple[list[str], list[list[str]]]:
-  """Header and cells as people read them.
+  """Header and cells as people read them; the data are shown where they differ.
 
   Args:
     rows: of `summarize`.
@@ -161,12 +162,14 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> tuple[li
   """
   known = dict.fromkeys(name for row in rows for name in row['mean'])
   names = [name for column in columns for name in known if _figure(name) == column]
+  differ = len({row['data'] for row in rows}) > 1
   cells = []
   for row in rows:
     shown = [_cell(name, row['mean'].get(name), row['std'].get(name)) for name in names]
     notes = [f'{kind} {count}/{row["finished"]}' for kind, count in row['warnings'].items()]
-    cells.append([row['variant'], f'{row["finished"]}/{row["runs"]}', *shown, '; '.join([*notes, *row['problems']])])
-  return ['variant', 'runs', *map(_title, names), 'remarks'], cells
+    about = [row['variant'], row['data']] if differ else [row['variant']]
+    cells.append([*about, f'{row["finished"]}/{row["runs"]}', *shown, '; '.join([*notes, *row['problems']])])
+  return ['variant', *(['data'] if differ else []), 'runs', *map(_title, names), 'remarks'], cells
 
 
 def class_tables(rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[list[str], list[list[str]]]]:
@@ -214,11 +217,12 @@ def comma_separated(rows: Sequence[Mapping[str, Any]]) -> str:
   file = io.StringIO()
   writer = csv.writer(file, lineterminator='\n')
   columns = [f'{name}_{kind}' for name in names for kind in ('mean', 'std')]
-  writer.writerow(['variant', 'runs', 'finished', *columns, 'warnings', 'problems'])
+  writer.writerow(['variant', 'data', 'runs', 'finished', *columns, 'warnings', 'problems'])
   for row in rows:
     figures = [row[kind].get(name, '') for name in names for kind in ('mean', 'std')]
     warnings = '; '.join(f'{kind} {count}' for kind, count in row['warnings'].items())
-    writer.writerow([row['variant'], row['runs'], row['finished'], *figures, warnings, '; '.join(row['problems'])])
+    about = [row[key] for key in ('variant', 'data', 'runs', 'finished')]
+    writer.writerow([*about, *figures, warnings, '; '.join(row['problems'])])
   return file.getvalue()
 
 
@@ -339,7 +343,7 @@ def _facts(outcomes: Sequence[Outcome], about: About) -> dict[str, str]:
     'command': about.command,
     'runs': ', '.join(f'{count} {state}' for state, count in counts.items()),
     'seeds': ', '.join(map(str, about.config.seeds)),
-    'data': about.config.base.data.source,
+    'data': ', '.join(dict.fromkeys(outcome.run.config.data.source for outcome in outcomes)),
     'figures': 'mean ± sample standard deviation over the finished runs',
     'figures of splits': (
       'of the last evaluation, over the whole split; AUROC: of one class against the rest, mean of the classes; '

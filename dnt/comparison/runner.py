@@ -105,7 +105,8 @@ def run(
       if finished[each]:
         line.print(f'{place}  finished before')
         continue
-      error = _run_one(each, place, line, held, pace, stop)
+      each.workdir.mkdir(parents=True, exist_ok=True)
+      error = _without_source(each) or _run_one(each, place, line, held, pace, stop)
       if stop.asked > 1:
         raise KeyboardInterrupt
       summary = plan.summary(each) or {}
@@ -118,19 +119,30 @@ def run(
       elif not stop.asked:
         error = error or f'stopped by a signal at step {summary.get("step", 0)}'
         files.write_json(each.workdir / plan.FAILURE, {'error': error})
-        line.print(f'{place}  failed: {error} (see {each.workdir / LOG})')
+        where = f' (see {log})' if (log := each.workdir / LOG).exists() else ''
+        line.print(f'{place}  failed: {error}{where}')
       ended()
   return not stop.asked or all(plan.is_finished(run) for run in runs)
 
 
+def _without_source(run: plan.Run) -> str:
+  """Why a run cannot start: the one before it, whose weights it starts from, has failed; '' where it can."""
+  if not run.source or plan.source_weights(run):
+    return ''
+  failure = json.loads((run.source.workdir / plan.FAILURE).read_text())
+  return f'it starts from {run.source.variant}, which failed: {failure["error"]}'
+
+
 def _run_one(run: plan.Run, place: str, line: terminal.StatusLine, held: int, pace: 'Pace', stop: Stop) -> str:
   """Runs one to its end, telling it of signals; returns what went wrong, '' for nothing."""
-  run.workdir.mkdir(parents=True, exist_ok=True)
   (run.workdir / plan.FAILURE).unlink(missing_ok=True)
   requested = run.workdir / plan.REQUESTED
   recorded.write(requested, run.config)
   loader = os.path.relpath(recorded.__file__)
   command = [sys.executable, '-m', 'dnt.main', f'--config={loader}:{requested}', f'--workdir={run.workdir}']
+  if run.source:
+    files.write_json(run.workdir / plan.SOURCE, plan.source_weights(run))
+    command.append(f'--config.train.init_from={run.source.workdir}')
   environment = {name: value for name, value in os.environ.items() if name != 'DNT_COMMAND'}
   told = 0
   line.print(f'{place}  starts')

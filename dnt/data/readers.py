@@ -11,6 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from dnt.data import examples, order
+from dnt.parallel import allocator
 
 Transform = Callable[[np.ndarray, np.random.Generator | None], np.ndarray]
 
@@ -84,8 +85,12 @@ def in_turn(
 
 
 def start_worker(index: int, count: int) -> None:
-  """Leaves Ctrl-C and SIGTERM to the main process, which stops in order, and ends with it when it is killed."""
+  """Leaves Ctrl-C and SIGTERM to the main process, which stops in order, and ends with it when it is killed.
+
+  A decoded photograph is a large block of memory, and a worker has another one every few milliseconds: it keeps them.
+  """
   del index, count
+  allocator.keep_freed()
   signal.signal(signal.SIGINT, signal.SIG_IGN)
   signal.signal(signal.SIGTERM, signal.SIG_IGN)
   parent = multiprocessing.parent_process()

@@ -3,6 +3,7 @@
 A batch is a function of its step alone, so a run goes on from its step and no iterator state is saved.
 """
 
+import gc
 from typing import Any
 
 import jax
@@ -43,17 +44,20 @@ class Batches:
     if step != self._next:
       self.close()
       self._iterator = self._open(step)
+    failure = None
     try:
       # Copied: grain frees the shared memory that a worker's batch lies in when its arrays go.
       batch = {name: np.array(value) for name, value in next(self._iterator).items()}
     except BaseException as error:
       self.close()
-      message = str(error).partition('\n')[0]  # grain appends a note on its traceback
-      if isinstance(error, errors.InputError):
-        raise errors.InputError(message) from error
-      if isinstance(error, RuntimeError) and 'Worker process' in message:  # killed, or out of (shared) memory
-        raise errors.RunError(f'a worker process that reads data ended: {message}') from error
-      raise
+      failure = _failure(error)
+      if failure is None:
+        raise
+    if failure is not None:
+      # The error is let go of first: in cycles it holds grain's frames, and they the batch before, whose shared memory
+      # Python would report as leaked when the program ends.
+      gc.collect()
+      raise failure
     self._next = step + 1 if self._steps is None else (step + 1) % self._steps
     return batch
 
@@ -85,6 +89,16 @@ class Batches:
         worker_init_fn=readers.start_worker,
       )
     )
+
+
+def _failure(error: BaseException) -> errors.InputError | errors.RunError | None:
+  """What a user is told of an error of a worker; None for one that is not theirs."""
+  message = str(error).partition('\n')[0]  # grain appends a note on its traceback
+  if isinstance(error, errors.InputError):
+    return errors.InputError(message)
+  if isinstance(error, RuntimeError) and 'Worker process' in message:  # killed, or out of (shared) memory
+    return errors.RunError(f'a worker process that reads data ended: {message}')
+  return None
 
 
 def local_rows(batch_size: int, mesh: Mesh) -> range:

@@ -1,7 +1,8 @@
 """Keeps the C allocator from giving memory back between steps: for programs on CPU, before jax is imported.
 
-XLA allocates the temporary buffer of every call anew. glibc maps a large block from the system and unmaps it when it
-is freed, so that each step pays for tens of thousands of page faults. This module does not import jax.
+XLA allocates the temporary buffer of every call anew, and so do decoders of pictures theirs. glibc maps a large block
+from the system and unmaps it when it is freed, so that each step pays for tens of thousands of page faults, and each
+photograph for a few hundred. This module does not import jax.
 """
 
 import ctypes
@@ -16,14 +17,23 @@ _ACCELERATORS = ('/dev/nvidia[0-9]*', '/dev/accel*', '/dev/vfio/[0-9]*', '/dev/k
 
 
 def tune() -> bool:
-  """Makes malloc keep what is freed, where it helps: glibc on Linux, in a process that computes on CPU alone.
-
-  The process holds its peak memory to its end. Libraries must not call this.
+  """`keep_freed` in a process that computes on CPU alone; libraries must not call this.
 
   Returns:
     Whether anything was changed.
   """
-  if sys.platform != 'linux' or platform.libc_ver()[0] != 'glibc' or not cpu_only():
+  return cpu_only() and keep_freed()
+
+
+def keep_freed() -> bool:
+  """Makes malloc keep what is freed, where that can be asked for: glibc on Linux.
+
+  The process holds its peak memory to its end.
+
+  Returns:
+    Whether anything was changed.
+  """
+  if sys.platform != 'linux' or platform.libc_ver()[0] != 'glibc':
     return False
   libc = ctypes.CDLL(None)
   settings = (

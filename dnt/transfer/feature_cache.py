@@ -184,8 +184,9 @@ def _pooled(
   source = data.train
   with contextlib.closing(pipeline.make_eval_feed(run.config, source, mesh)) as feed:
     program = compile_lib.jit(lambda variables, arrays: logits(variables, feed.batch_at(arrays, jnp.int32(0))))
+    arrays = feed.arrays(0, 1)  # a picture that cannot be read is no shape that does not fit
     try:
-      whole, found = jax.device_get(program(variables, feed.arrays(0, 1)))
+      whole, found = jax.device_get(program(variables, arrays))
     except (TypeError, ValueError, errors.InputError):  # shapes that do not fit
       return None
   same = [np.abs(form - whole).max() <= CLOSE * np.abs(whole).max() for form in found]

@@ -3,6 +3,7 @@
 Names are `<layer>/<tensor>`, such as `bn_conv1/gamma`.
 """
 
+import itertools
 import json
 import math
 import pathlib
@@ -67,20 +68,20 @@ def read_tfjs(folder: pathlib.Path) -> dict[str, np.ndarray]:
   try:
     for group in content['weightsManifest']:
       packed = b''.join(_shard(folder / name) for name in group['paths'])
-      start = 0
       for weight in group['weights']:
         if 'quantization' in weight or weight['dtype'] != 'float32':
           raise errors.InputError(f'{folder} holds quantized weights ({weight["name"]}); give the float32 ones')
-        end = start + 4 * math.prod(weight['shape'])
-        found[weight['name']] = np.frombuffer(packed[start:end], '<f4').reshape(weight['shape'])
-        start = end
-      if start != len(packed):
-        raise ValueError
+      shapes = {weight['name']: tuple(weight['shape']) for weight in group['weights']}
+      ends = list(itertools.accumulate(4 * math.prod(shape) for shape in shapes.values()))
+      if [len(packed)] != ends[-1:]:
+        raise ValueError(f'{len(packed):,} bytes from {group["paths"][0]} on, instead of {ends[-1]:,}')
+      for (name, shape), start, end in zip(shapes.items(), [0, *ends], ends, strict=False):
+        found[name] = np.frombuffer(packed[start:end], '<f4').reshape(shape)
   except errors.InputError:
     raise
-  except (KeyError, TypeError, ValueError) as error:
+  except (KeyError, TypeError, ValueError, IndexError) as error:
     raise errors.InputError(
-      f'{folder} is damaged: its shards do not hold what {MODEL_FILE} says they do; get them again'
+      f'{folder} is damaged: its shards do not hold what {MODEL_FILE} says they do ({error}); get them again'
     ) from error
   return found
 

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from dnt import config as schema
-from dnt import errors, recorded
+from dnt import errors, experiment, recorded
 from dnt.comparison import plan
 
 
@@ -15,6 +15,18 @@ def config():
   config.base.train.steps = 100
   config.variants = {'plain': {}, 'deep': {'model.depth': 10, 'train.epochs': 2}}
   config.forms = {'short': {'train.steps': 10, 'optim.learning_rate': 0.5}}
+  return config
+
+
+@pytest.fixture
+def staged(config):
+  """Two variants that start from a third, which stands behind them, and one that starts from one of the two."""
+  config.variants = {
+    'head': {'train.init_from': 'variant:pretrain', 'finetune.trainable': 'head'},
+    'last': {'train.init_from': 'variant:head'},
+    'scratch': {},
+    'pretrain': {'data.image_size': 4, 'data.source': 'synthetic'},
+  }
   return config
 
 
@@ -57,6 +69,19 @@ def test_a_form_changes_base_and_the_command_line_wins(config, tmp_path):
     ({'a': {'model': {'depth': 3}}}, "unknown config key in variant 'a' 'model'"),
     ({'a': 3}, "variant 'a' must be"),
     ({'../a': {}}, 'is a folder too'),
+    (
+      {'pretrain': {}, 'a': {'train.init_from': 'variant:pretran'}},
+      "unknown variant in train.init_from of variant 'a' 'pretran'; did you mean 'pretrain'",
+    ),
+    ({'a': {'train.init_from': 'variant:a'}}, "variant 'a' starts from itself: a from a$"),
+    (
+      {'a': {'train.init_from': 'variant:b'}, 'b': {'train.init_from': 'variant:a'}},
+      "variant 'a' starts from itself: a from b from a$",
+    ),
+    (
+      {'a': {'model.depth': 5}, 'b': {'train.init_from': 'variant:a', 'model.activation': 'tanh'}},
+      r"variant 'b' starts from 'a', which has another network; set config.model.depth=5 \(now 4\)$",
+    ),
   ],
 )
 def test_variants_are_checked_before_anything_runs(config, tmp_path, variants, message):
@@ -80,10 +105,59 @@ def test_some_variants_are_chosen(config, tmp_path):
     plan.choose(runs, ['plain', 'dep'])
 
 
+def test_a_variant_starts_from_the_run_of_another_with_its_seed(staged, tmp_path):
+  runs = plan.make(staged, tmp_path)
+  assert [run.name for run in runs[:4]] == ['pretrain seed 3', 'head seed 3', 'last seed 3', 'scratch seed 3']
+  assert [run.source and run.source.name for run in runs[:4]] == [None, 'pretrain seed 3', 'head seed 3', None]
+  assert [run.source and run.source.name for run in runs[5:7]] == ['pretrain seed 5', 'head seed 5']
+  assert runs[1].config.train.init_from == 'variant:pretrain', 'wherever the comparison lies'
+
+
+def test_what_a_chosen_variant_starts_from_is_chosen_too(staged, tmp_path):
+  chosen = plan.choose(plan.make(staged, tmp_path), ['last'])
+  assert [run.name for run in chosen if run.seed == 3] == ['pretrain seed 3', 'head seed 3', 'last seed 3']
+
+
+def test_each_data_set_is_read_once(config, tmp_path, monkeypatch):
+  asked = []
+  monkeypatch.setattr(experiment, 'load_data', lambda config, splits: asked.append((config.data.train_split, splits)))
+  config.variants['half'] = {'data.train_split': 'train[:50%]'}
+  config.variants['both'] = {'eval.splits': ('test', 'train')}
+  plan.check_data(plan.make(config, tmp_path))
+  assert asked == [('train', ('test',)), ('train[:50%]', ('test',)), ('train', ('test', 'train'))]
+
+
+@pytest.mark.parametrize(
+  ('changes', 'said'),
+  [
+    ({'data.source': 'folder:absent'}, '^deep seed 3: the folder absent does not exist'),
+    ({'eval.splits': ('tset',)}, "^deep seed 3: .*'tset'"),
+    ({'train.init_from': 'absent.pth'}, r"^deep seed 3: there is nothing at absent.pth"),
+  ],
+)
+def test_what_is_missing_is_told_with_the_first_run_that_needs_it(config, tmp_path, monkeypatch, changes, said):
+  monkeypatch.chdir(tmp_path)
+  config.variants['deep'] = changes
+  with pytest.raises(errors.InputError, match=said):
+    plan.check_data(plan.make(config, tmp_path))
+  assert not list(tmp_path.iterdir())
+
+
+def test_pictures_are_checked_as_what_is_not_there_yet_will_have_them(staged, tmp_path, monkeypatch):
+  asked = []
+  monkeypatch.setattr(experiment, 'load_data', lambda config, splits: asked.append(config))
+  staged.variants['head']['data.eval_crop'] = 0.5
+  runs = plan.make(staged, tmp_path)
+  plan.check_data(runs[:4])
+  found = [(each.data.source, each.data.image_size, each.data.eval_crop, each.train.init_from) for each in asked]
+  assert found == [('synthetic', 4, None, ''), ('digits', 4, 0.5, ''), ('digits', None, None, '')]
+  assert runs[1].config.data.image_size is None
+
+
 def leave(run, finished, config=None):
   """What a run leaves in its workdir."""
   (run.workdir / 'checkpoints' / '3').mkdir(parents=True, exist_ok=True)
-  (run.workdir / 'summary.json').write_text(json.dumps({'finished': finished}))
+  (run.workdir / 'summary.json').write_text(json.dumps({'finished': finished, 'params_sha256': run.name}))
   recorded.write(run.workdir / plan.REQUESTED, config or run.config)
 
 
@@ -102,6 +176,22 @@ def test_a_run_of_another_config_is_refused_by_name_and_keys(config, tmp_path, f
   assert 'plain/seed3' in str(refused.value)
   assert "another config: eval.splits was ['test'] and is now ['test', 'train'], optim.learn" in str(refused.value)
   assert 'optim.learning_rate was 0.1 and is now 0.3; delete that folder' in str(refused.value)
+
+
+@pytest.mark.parametrize('finished', [True, False])
+def test_a_run_that_started_from_other_weights_is_refused(staged, tmp_path, finished):
+  source, run, *_ = plan.make(staged, tmp_path)
+  leave(source, True)
+  leave(run, finished)
+  (run.workdir / plan.SOURCE).write_text('"pretrain seed 3"')
+  assert plan.is_finished(run) is finished and plan.is_comparable(run)
+  for content, now in (({'finished': True, 'params_sha256': 'other'}, "'other'"), ({'finished': False}, 'None')):
+    (source.workdir / 'summary.json').write_text(json.dumps(content))
+    assert not plan.is_comparable(run)
+    with pytest.raises(
+      errors.InputError, match=f"params_sha256 of pretrain seed 3 was 'pretrain seed 3' and is now {now}; delete"
+    ):
+      plan.is_finished(run)
 
 
 def test_a_run_that_came_to_nothing_may_change(config, tmp_path):

@@ -4,10 +4,11 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from dnt import config as schema
-from dnt import errors, terminal
+from dnt import errors, stored, terminal, trees
 from dnt.comparison import plan, runner
 
 
@@ -122,3 +123,69 @@ def test_the_results_are_written_after_each_run_that_ended(runs, monkeypatch):
   assert len(shown) == 5, 'not after the one that was finished before'
   assert 'run 2 of 6  b seed 0  failed: it failed' in shown[0]
   assert shown[1] == 'run 3 of 6  c seed 0  test accuracy 50.00 %  1 s'
+
+
+@pytest.fixture
+def in_process(monkeypatch, program):
+  """Runs are made in this process instead of one of their own; returns the workdirs of those that are started."""
+  started = []
+
+  class Process:
+    def __init__(self, command, stdout, **_):
+      started.append(command[4].removeprefix('--workdir='))
+      self.code, out, error = program(*command[3:])
+      stdout.write((out + error).encode())
+
+    def __enter__(self):
+      return self
+
+    def __exit__(self, *_):
+      pass
+
+    def wait(self, _):
+      return self.code
+
+  monkeypatch.setattr(runner.subprocess, 'Popen', Process)
+  return started
+
+
+@pytest.mark.usefixtures('one_device', 'unoptimized', 'undrawn')
+def test_a_variant_starts_from_the_weights_of_another(tiny, in_process, tmp_path):
+  config = schema.default('compare')
+  with config.unlocked():
+    config.base = tiny
+  config.base.train.steps, config.base.eval.every, config.base.checkpoint.every = 2, '0', '0'
+  config.base.telemetry.every = '0'
+  config.variants = {
+    'tuned': {'train.init_from': 'variant:pretrain', 'finetune.trainable': 'head', 'finetune.cached_views': 0},
+    'lost': {'train.init_from': 'variant:diverges'},
+    'pretrain': {'data.seed': 1},
+    'diverges': {'optim.learning_rate': 1e30},
+  }
+  runs = plan.make(config, tmp_path)
+  pretrain, tuned, diverges, lost = runs
+  stream = io.StringIO()
+  assert runner.run(runs, terminal.StatusLine(stream), -1)
+  assert in_process == [str(run.workdir) for run in (pretrain, tuned, diverges)], 'what cannot start is not started'
+
+  before, after = (
+    trees.flatten(stored.read_parameters(run.workdir / 'checkpoints' / '2').value.params) for run in (pretrain, tuned)
+  )
+  same = {path for path in before if np.array_equal(before[path], after[path])}
+  assert same == {path for path in before if not path.startswith('head/')}
+  assert json.loads((tuned.workdir / 'config.json').read_text())['train']['init_from'] == str(pretrain.workdir)
+
+  failed, failure = (json.loads((run.workdir / plan.FAILURE).read_text())['error'] for run in (diverges, lost))
+  assert 'not finite' in failed and failure == f'it starts from diverges, which failed: {failed}'
+  assert stream.getvalue().splitlines()[-1] == f'run 4 of 4  lost seed 0  failed: {failure}'
+
+  in_process.clear()
+  assert runner.run(plan.make(config, tmp_path), terminal.StatusLine(stream), -1)
+  assert in_process == [str(diverges.workdir)], 'what is finished is not run again'
+
+
+def test_nothing_is_run_when_data_are_missing(runs, in_process):
+  runs[1].config.data.source = 'folder:absent'
+  with pytest.raises(errors.InputError, match='b seed 0: the folder absent does not exist'):
+    runner.run(runs, terminal.StatusLine(io.StringIO()), -1)
+  assert not in_process

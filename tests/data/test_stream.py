@@ -1,6 +1,7 @@
 import functools
 import multiprocessing
 import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -10,8 +11,8 @@ import time
 import numpy as np
 import pytest
 
-from dnt import errors
-from dnt.data import images, pipeline, readers, sources, stream
+from dnt import config, errors
+from dnt.data import images, order, pipeline, readers, sources, stream
 
 SQUASH = functools.partial(images.squash, size=(8, 8))
 
@@ -101,6 +102,21 @@ def test_workers_of_an_evaluation_live_until_the_next(tiny):
   batches.close()
 
 
+@pytest.mark.skipif(sys.platform != 'linux', reason='mallopt is glibc on Linux')
+def test_workers_keep_the_memory_that_they_free(tiny):
+  """A large block costs no page faults the second time."""
+
+  def faults(picture, generator):
+    import resource
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    np.ones(1 << 22, np.uint8)  # a thousand pages
+    return np.full((8, 8, 3), min(255, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before), np.uint8)
+
+  batches = stream.Batches(readers.TrainReader(load(tiny), faults, 8, range(8), seed=0), None, 1)
+  assert read(batches, [0])[0]['image'][1:].max() < 100
+
+
 def test_a_damaged_picture_is_named_through_workers_and_ends_them(tiny, class_folders):
   root = class_folders({'train/ant': 4, 'train/bee': 4, 'val/ant': 1})
   path = root / 'train' / 'ant' / '2.jpg'
@@ -132,6 +148,7 @@ PROGRAM = """
 
   if __name__ == '__main__':
     data = config.default().data
+    data.source = {source!r}
     source = sources.load(data, 'train', 0)
     transform = functools.partial(images.squash, size=(8, 8))
     batches = stream.Batches(readers.TrainReader(source, transform, 8, range(8), seed=0), None, workers=1)
@@ -141,10 +158,10 @@ PROGRAM = """
 """
 
 
-def start(tmp_path, then):
+def start(tmp_path, then, source='digits'):
   """A program that reads a batch through one worker, prints the worker's pid and does `then`."""
   path = tmp_path / 'program.py'
-  path.write_text(textwrap.dedent(PROGRAM).format(then=then))
+  path.write_text(textwrap.dedent(PROGRAM).format(then=then, source=source))
   environment = os.environ | {'PYTHONPATH': os.pathsep.join(sys.path)}
   program = subprocess.Popen([sys.executable, path], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
   return program, int(program.stdout.readline())
@@ -183,6 +200,19 @@ def test_a_program_that_fails_without_closing_ends_its_workers(tmp_path):
 
   assert program.returncode == 3
   assert ended(worker)
+
+
+def test_a_damaged_picture_leaves_no_shared_memory_behind(tmp_path, class_folders):
+  """Python would say so when the program ends, after the one line on what is wrong."""
+  root = class_folders({'train/ant': 8, 'train/bee': 8, 'val/ant': 1})
+  data = config.default().data
+  data.source = f'folder:{root}'
+  paths = sources.load(data, 'train', 0).pictures.paths
+  pathlib.Path(paths[order.order(0, 0, 16)[8]]).write_bytes(b'')  # in the second batch
+  program, _ = start(tmp_path, 'batches.at(1)', data.source)
+  _, error = program.communicate(timeout=60)
+
+  assert error.decode().splitlines()[-1].endswith('(it is empty, 0 bytes); replace or remove it'), error
 
 
 def test_rows_of_a_mesh_are_all_of_them_in_one_process(tiny):

@@ -37,12 +37,12 @@ def close(found, expected, rtol=2e-5):
 
 
 @pytest.mark.parametrize(('activation', 'accumulate'), [('relu', 1), ('relu', 2), ('tanh', 1), ('sigmoid', 2)])
-def test_every_figure_of_an_mlp_equals_torch(tiny, build, activation, accumulate):
+def test_every_figure_of_an_mlp_equals_torch(tiny, begin, activation, accumulate):
   tiny.model.norm, tiny.model.activation, tiny.model.init_gain = 'none', activation, 3.0
   tiny.train.accumulate = accumulate
   tiny.clip.name, tiny.clip.threshold = 'global_norm', 0.5
   tiny.optim.momentum, tiny.optim.weight_decay = 0.0, 0.0
-  run, state, batch = build(tiny)
+  run, state, batch = begin(tiny)
   found = shown(run, state, batch)
 
   params = {
@@ -108,10 +108,10 @@ def clipped(name, gradient, params):
 
 
 @pytest.mark.parametrize('name', ['value', 'block_norm', 'adaptive'])
-def test_how_much_each_way_of_clipping_takes(tiny, build, name):
+def test_how_much_each_way_of_clipping_takes(tiny, begin, name):
   tiny.model.norm, tiny.optim.momentum, tiny.optim.weight_decay = 'none', 0.0, 0.0
   tiny.clip.name, tiny.clip.threshold = name, 0.02
-  run, state, batch = build(tiny)
+  run, state, batch = begin(tiny)
   found = shown(run, state, batch)
 
   def loss(params):
@@ -182,7 +182,7 @@ class Scanned(nn.Module):
 
 
 @pytest.fixture
-def users(tiny, build, tmp_path, monkeypatch):
+def users(tiny, begin, tmp_path, monkeypatch):
   """Experiment, state and batch of one of the modules above."""
 
   def make(name):
@@ -190,7 +190,7 @@ def users(tiny, build, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     tiny.model.name, tiny.model.depth, tiny.model.width = f'watchednets:{name}', None, None
     tiny.optim.weight_decay = 0.0
-    return build(tiny)
+    return begin(tiny)
 
   return make
 
@@ -220,9 +220,9 @@ def test_an_output_that_no_tap_can_be_on_is_no_vanishing_gradient(users, name, w
   assert 'vanishing' not in telemetry.warnings(columns, names, 1.0, False)
 
 
-def test_frozen_entries_have_forward_figures_and_cost_no_backward_pass(tiny, build):
+def test_frozen_entries_have_forward_figures_and_cost_no_backward_pass(tiny, begin):
   tiny.model.norm, tiny.model.depth = 'none', 6
-  run, state, batch = build(tiny)
+  run, state, batch = begin(tiny)
   images, labels = run.preprocess(batch, None), batch['label']
   trained = {'head': state.params['head']}
   watching = telemetry.make(run.config, trained, run.table)
@@ -255,14 +255,14 @@ def resnet(tiny):
   return tiny
 
 
-def test_layouts_and_remat_show_the_same(tiny, build):
+def test_layouts_and_remat_show_the_same(tiny, begin):
   tiny.model.depth = 6
-  run, state, batch = build(tiny)
+  run, state, batch = begin(tiny)
   expected = shown(run, state, batch)
   assert set(expected['gradient_norm']) == {'stem', 'head'} | {f'stage1/block{block:03d}' for block in range(1, 5)}
   for scan, remat in ((True, False), (False, True), (True, True)):
     tiny.model.scan, tiny.model.remat = scan, remat
-    run, state, batch = build(tiny)
+    run, state, batch = begin(tiny)
     found = shown(run, state, batch)
     assert found.keys() == expected.keys()
     for quantity, values in expected.items():
@@ -270,10 +270,10 @@ def test_layouts_and_remat_show_the_same(tiny, build):
 
 
 @pytest.mark.parametrize('fsdp', [1, 4])
-def test_a_batch_over_eight_devices_shows_the_same(tiny, build, monkeypatch, fsdp):
+def test_a_batch_over_eight_devices_shows_the_same(tiny, begin, monkeypatch, fsdp):
   monkeypatch.setattr(mesh_lib, 'SMALLEST_SPLIT_LEAF', 64)
   tiny.mesh.fsdp = fsdp
-  run, state, batch = build(tiny)
+  run, state, batch = begin(tiny)
   expected = shown(run, state, batch)
   mesh = mesh_lib.make_mesh(tiny.mesh)
   assert mesh.size == 8
@@ -285,19 +285,19 @@ def test_a_batch_over_eight_devices_shows_the_same(tiny, build, monkeypatch, fsd
     close(found[quantity], values, 1e-4)
 
 
-def test_bfloat16_figures_are_float32(tiny, build):
-  run, state, batch = build(tiny)
+def test_bfloat16_figures_are_float32(tiny, begin):
+  run, state, batch = begin(tiny)
   expected = shown(run, state, batch)
   tiny.model.dtype = 'bfloat16'
-  run, state, batch = build(tiny)
+  run, state, batch = begin(tiny)
   found = shown(run, state, batch)
   close(found['activation_rms'], expected['activation_rms'], 0.02)
   close(found['output_gradient_norm'], expected['output_gradient_norm'], 0.2)
 
 
-def test_gradient_at_the_outputs_equals_flax_perturbations(tiny, build):
+def test_gradient_at_the_outputs_equals_flax_perturbations(tiny, begin):
   """`perturb` holds the whole gradient of an output; the taps only its norm."""
-  run, state, batch = build(resnet(tiny))
+  run, state, batch = begin(resnet(tiny))
   found = shown(run, state, batch)
   model, variables = run.model, {'params': state.params, 'batch_stats': state.batch_stats}
   images = jax.jit(functools.partial(run.preprocess, key=None))(batch)
@@ -439,8 +439,8 @@ def test_a_run_warns_once_and_a_resume_does_not_warn_again(tiny, tmp_path, capsy
   assert 'the gradient vanishes' in (tmp_path / 'report.html').read_text()
 
 
-def test_taps_leave_nothing_where_nobody_watches(tiny, build):
-  run, state, batch = build(tiny)
+def test_taps_leave_nothing_where_nobody_watches(tiny, begin):
+  run, state, batch = begin(tiny)
   variables = {'params': state.params, 'batch_stats': state.batch_stats}
   _, updates = run.model.apply(variables, run.preprocess(batch, None), train=True, mutable=['batch_stats', taps.FOUND])
   assert taps.FOUND not in updates

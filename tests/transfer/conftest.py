@@ -166,6 +166,21 @@ def save(tmp_path):
   return write
 
 
+class _Evil:
+  def __init__(self, path):
+    self.path = path
+
+  def __reduce__(self):
+    return (open, (str(self.path), 'w'))
+
+
+@pytest.fixture
+def evil(tmp_path):
+  """Something that makes a file when it is unpickled, and the path of that file."""
+  mark = tmp_path / 'executed'
+  return _Evil(mark), mark
+
+
 @pytest.fixture
 def imagenet(tiny):
   """A config of an ImageNet network on 32x32 pictures of 10 classes; change it as a test needs."""

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from dnt import errors, experiment, record, train, trees
+from dnt import errors, record, train, trees
 from dnt.transfer import freeze
 
 pytestmark = pytest.mark.usefixtures('one_device')
@@ -50,19 +50,6 @@ def config(tiny):
   return tiny
 
 
-def make(config):
-  data = experiment.load_data(config, ('test',))
-  run = experiment.make(experiment.resolve(config, data), data.spec)
-  size = config.train.batch_size
-  batch = {
-    'image': jnp.asarray(data.train.images[:size]),
-    'label': jnp.asarray(data.train.labels[:size]),
-    'epoch': jnp.zeros(size, jnp.int32),
-    'position': jnp.arange(size, dtype=jnp.int32),
-  }
-  return run, run.make_state(run.init_variables()), batch
-
-
 def evaluated(run, state, batch):
   """The logits of evaluation."""
   variables = {'params': state.params, 'batch_stats': state.batch_stats}
@@ -94,8 +81,8 @@ ENTRIES = ('stem', 'stage1/block001', 'stage2/block001', 'stage3/block001', 'hea
     ('stage[12]/.*|stem', ENTRIES[:3]),
   ],
 )
-def test_what_is_chosen(config, chosen, names):
-  run, _, _ = make(config)
+def test_what_is_chosen(config, begin, chosen, names):
+  run, _, _ = begin(config)
   assert freeze.trainable_entries(chosen, run.table) == frozenset(names)
 
 
@@ -103,10 +90,10 @@ def test_what_is_chosen(config, chosen, names):
   ('chosen', 'said'),
   [('top:99', 'this network has 4'), ('top:0', 'top:0'), ('stage9/.*', 'stem, stage1/block001'), ('stage1', 'whole')],
 )
-def test_a_choice_of_nothing_is_refused(config, chosen, said):
+def test_a_choice_of_nothing_is_refused(config, begin, chosen, said):
   config.finetune.trainable = chosen
   with pytest.raises(errors.InputError, match=said):
-    make(config)
+    begin(config)
 
 
 @pytest.mark.usefixtures('unoptimized')
@@ -114,10 +101,10 @@ def test_a_choice_of_nothing_is_refused(config, chosen, said):
   ('trainable', 'mode'),
   [('head', 'running'), ('top:2', 'running'), ('stage2/.*', 'running'), ('top:2', 'batch'), ('top:2', 'affine_only')],
 )
-def test_what_is_frozen_stays_to_the_last_bit_and_each_mode_moves_what_it_says(config, trainable, mode):
+def test_what_is_frozen_stays_to_the_last_bit_and_each_mode_moves_what_it_says(config, begin, trainable, mode):
   config.finetune.trainable, config.finetune.frozen_norm = trainable, mode
   config.optim.weight_decay, config.train.accumulate = 0.1, 2
-  run, state, batch = make(config)
+  run, state, batch = begin(config)
   step = jax.jit(run.stages[0].train_step)
   after = state
   for _ in range(2):
@@ -136,9 +123,9 @@ def test_what_is_frozen_stays_to_the_last_bit_and_each_mode_moves_what_it_says(c
 
 
 @pytest.mark.parametrize('name', ['sgd', 'adamw', 'lamb', 'muon'])
-def test_frozen_leaves_have_no_optimizer_state(config, name):
+def test_frozen_leaves_have_no_optimizer_state(config, begin, name):
   config.finetune.trainable, config.optim.name = 'top:1', name
-  run, state, _ = make(config)
+  run, state, _ = begin(config)
   found = {
     jax.tree_util.keystr(path, simple=True, separator='/')
     for path, _ in jax.tree_util.tree_flatten_with_path(state.opt_state)[0]
@@ -147,11 +134,11 @@ def test_frozen_leaves_have_no_optimizer_state(config, name):
   assert not [path for path in found if 'stem' in path or 'stage1' in path or 'stage2' in path]
 
 
-def test_the_clip_norm_is_over_what_trains(config):
+def test_the_clip_norm_is_over_what_trains(config, begin):
   config.clip.name, config.clip.threshold = 'global_norm', 1e-3
   config.optim.momentum, config.optim.weight_decay, config.optim.learning_rate = 0.0, 0.0, 1.0
   config.finetune.trainable = 'head'
-  run, state, batch = make(config)
+  run, state, batch = begin(config)
   after, found = jax.jit(run.stages[0].train_step)(state, batch)
   moved = jax.tree.map(jnp.subtract, after.params['head'], state.params['head'])
   np.testing.assert_allclose(optax.tree.norm(moved), 1e-3, rtol=1e-4)
@@ -167,12 +154,12 @@ def test_the_clip_norm_is_over_what_trains(config):
   assert optax.tree.norm(gradient) > 1.1 * optax.tree.norm(gradient['head'])
 
 
-def test_below_the_cut_there_is_no_backward_pass_and_telemetry_brings_none_back(config):
+def test_below_the_cut_there_is_no_backward_pass_and_telemetry_brings_none_back(config, begin):
   config.data.image_size, config.ema.decay = 16, 0.0
   flops, memory = {}, {}
   for trainable in ('head', 'top:1', 'all'):
     config.finetune.trainable = trainable
-    run, state, batch = make(config)
+    run, state, batch = begin(config)
     for kind, step in (('plain', run.stages[0].train_step), ('telemetry', run.stages[0].telemetry_step)):
       lowered = jax.jit(step).lower(state, batch)
       flops[trainable, kind] = lowered.cost_analysis()['flops']
@@ -187,19 +174,19 @@ def test_below_the_cut_there_is_no_backward_pass_and_telemetry_brings_none_back(
   assert memory['head'] < 0.7 * memory['all'] and memory['top:1'] < 0.8 * memory['all']
 
 
-def test_telemetry_shows_forward_figures_alone_of_what_is_frozen(config):
+def test_telemetry_shows_forward_figures_alone_of_what_is_frozen(config, begin):
   config.finetune.trainable = 'top:1'
-  run, state, batch = make(config)
+  run, state, batch = begin(config)
   _, found = jax.jit(run.stages[0].telemetry_step)(state, batch)
   columns = found['telemetry']
   assert columns['gradient_norm'].entries == columns['output_gradient_norm'].entries == (3, 4)
   assert columns['activation_rms'].entries == (0, 1, 2, 3, 4)
 
 
-def test_frozen_blocks_are_never_dropped(config):
+def test_frozen_blocks_are_never_dropped(config, begin):
   config.model.stochastic_depth, config.model.name = 0.9, 'resnet'
   config.finetune.trainable = 'head'
-  run, state, batch = make(config)
+  run, state, batch = begin(config)
   _, found = jax.jit(run.stages[0].train_step)(state, batch)
   logits = evaluated(run, state, batch)
   loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch['label']).mean()
@@ -207,7 +194,7 @@ def test_frozen_blocks_are_never_dropped(config):
 
 
 @pytest.mark.parametrize('in_call', [True, False])
-def test_a_users_own_batch_norm_and_dropout(tiny, tmp_path, monkeypatch, in_call):
+def test_a_users_own_batch_norm_and_dropout(tiny, begin, tmp_path, monkeypatch, in_call):
   (tmp_path / 'frozen_nets.py').write_text(MODULE)
   monkeypatch.syspath_prepend(str(tmp_path))
   monkeypatch.delitem(sys.modules, 'frozen_nets', raising=False)
@@ -215,7 +202,7 @@ def test_a_users_own_batch_norm_and_dropout(tiny, tmp_path, monkeypatch, in_call
   with tiny.model.options.unlocked():
     tiny.model.options.in_call = in_call
   tiny.finetune.trainable = 'last'
-  run, state, batch = make(tiny)
+  run, state, batch = begin(tiny)
   after, found = jax.jit(run.stages[0].train_step)(state, batch)
   assert changed(state.params, after.params) == {'last'}
   assert changed(state.batch_stats, after.batch_stats) == set()
@@ -223,23 +210,23 @@ def test_a_users_own_batch_norm_and_dropout(tiny, tmp_path, monkeypatch, in_call
   loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch['label']).mean()
   np.testing.assert_allclose(found['loss'], loss, rtol=1e-5)
   tiny.finetune.frozen_norm = 'batch'
-  run, state, batch = make(tiny)
+  run, state, batch = begin(tiny)
   after, _ = jax.jit(run.stages[0].train_step)(state, batch)
   assert changed(state.batch_stats, after.batch_stats) == {'first'}
 
 
-def test_a_scanned_network_cannot_be_frozen(config):
+def test_a_scanned_network_cannot_be_frozen(config, begin):
   config.model.scan, config.model.depth = True, 14
-  make(config)
+  begin(config)
   config.finetune.trainable = 'head'
   with pytest.raises(errors.InputError, match=r'config.model.scan=False'):
-    make(config)
+    begin(config)
 
 
-def test_stages_come_one_after_the_other(config):
+def test_stages_come_one_after_the_other(config, begin):
   config.finetune.trainable = 'head'
   config.finetune.unfreeze = (('25%', 'top:2'), ('6 steps', 'all'), ('100', 'all'))
-  run, _, _ = make(config)
+  run, _, _ = begin(config)
   assert [stage.start for stage in run.stages] == [0, 2, 6]
   assert [len(stage.cut.frozen) for stage in run.stages] == [4, 2, 0]
   assert [run.stage(step).start for step in (0, 1, 2, 5, 6, 99)] == [0, 0, 2, 2, 6, 6]
@@ -254,16 +241,16 @@ def test_stages_come_one_after_the_other(config):
     ((('0', 'all'),), 'must come after'),
   ],
 )
-def test_stages_that_make_no_sense_are_refused(config, unfreeze, said):
+def test_stages_that_make_no_sense_are_refused(config, begin, unfreeze, said):
   config.finetune.trainable, config.finetune.unfreeze = 'top:2', unfreeze
   with pytest.raises(errors.InputError, match=said):
-    make(config)
+    begin(config)
 
 
-def test_what_begins_to_train_starts_anew_and_the_rest_goes_on(config):
+def test_what_begins_to_train_starts_anew_and_the_rest_goes_on(config, begin):
   config.optim.name, config.optim.weight_decay = 'adamw', 0.0
   config.finetune.trainable, config.finetune.unfreeze = 'head', (('3', 'all'),)
-  run, state, batch = make(config)
+  run, state, batch = begin(config)
   first, second = run.stages
   for _ in range(3):
     state, _ = jax.jit(first.train_step)(state, batch)

@@ -166,42 +166,6 @@ def test_a_folder_that_is_no_workdir(tmp_path):
     pretrained.load(str(tmp_path))
 
 
-class Evil:
-  """Makes a file when it is unpickled."""
-
-  def __init__(self, path):
-    self.path = path
-
-  def __reduce__(self):
-    return (open, (str(self.path), 'w'))
-
-
-def test_bad_weights_end_the_program_with_2_and_one_line(program, reference, resnet18, save, tmp_path):
-  mark = tmp_path / 'executed'
-  cut = save(resnet18, 'cut.safetensors')
-  cut.write_bytes(cut.read_bytes()[:-1000])
-  with reference.torch.device('meta'):
-    shapes = {name: value.shape for name, value in reference.DenseNet121().state_dict().items()}
-  other = {name: reference.torch.zeros((1,) * len(shape)) for name, shape in shapes.items()}
-  options = ['source=synthetic', 'synthetic_examples=16', 'image_size=32', 'workers=0']
-  network = ['name=resnet', 'stem=imagenet', 'depth=18']
-  given = [f'--config.data.{each}' for each in options] + [f'--config.model.{each}' for each in network]
-  for path, said in (
-    (cut, 'is damaged or was not downloaded whole'),
-    (save({'fc.weight': Evil(mark)}, 'evil.pth'), 'is refused, and nothing in it was executed'),
-    (
-      save(other, 'other.safetensors'),
-      "set config.model.name='densenet' (now 'resnet'), config.model.depth=121 (now 18)",
-    ),
-    (tmp_path / 'absent.h5', 'there is nothing at'),
-  ):
-    code, _, error = program(f'--workdir={tmp_path / "run"}', f'--config.train.init_from={path}', *given)
-    assert code == 2
-    assert error.startswith('error: ') and said in error
-    assert len(error.splitlines()) == 1
-  assert not mark.exists()
-
-
 def test_a_run_comes_with_its_preprocessing_and_what_its_leaves_do_not_show(imagenet, tmp_path, monkeypatch):
   imagenet.model.update({'depth': 50, 'stride_on': '1x1', 'norm_epsilon': 1e-3})
   imagenet.data.update({'interpolation': 'bicubic', 'eval_crop': 0.9})

@@ -51,24 +51,14 @@ def test_a_damaged_file_is_one_line(tensors, save, name, read, damage):
   assert '\n' not in str(caught.value)
 
 
-class Evil:
-  """Makes a file when it is unpickled."""
-
-  def __init__(self, path):
-    self.path = path
-
-  def __reduce__(self):
-    return (open, (str(self.path), 'w'))
-
-
 @pytest.mark.parametrize('writer', ['torch', 'pickle'])
-def test_code_in_a_pickle_is_refused_and_not_executed(tensors, save, tmp_path, writer):
-  mark = tmp_path / 'executed'
+def test_code_in_a_pickle_is_refused_and_not_executed(tensors, save, evil, tmp_path, writer):
+  code, mark = evil
   if writer == 'torch':
-    path = save({**tensors, 'c.weight': Evil(mark)}, 'model.pth')
+    path = save({**tensors, 'c.weight': code}, 'model.pth')
   else:
     path = tmp_path / 'model.pth'
-    path.write_bytes(pickle.dumps({'a.weight': Evil(mark)}))
+    path.write_bytes(pickle.dumps({'a.weight': code}))
   with pytest.raises(errors.InputError, match=r'model\.pth is refused, and nothing in it was executed') as caught:
     torch_files.read_pickle(path)
   assert '\n' not in str(caught.value)
