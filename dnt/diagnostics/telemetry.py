@@ -237,10 +237,10 @@ def warnings(columns: Mapping[str, Column], names: Sequence[str], rate: float, a
   ratios = np.asarray(columns['update_ratio'].values)
   median = float(np.median(ratios[np.isfinite(ratios)])) if np.isfinite(ratios).any() else np.nan
   if median > high or (median < low and rate > 0.5):
-    way = 'a smaller' if median > high else 'unless the network has learned all there is, a larger'
+    way, unless = ('smaller', '') if median > high else ('larger', ', unless the network has learned all there is')
     found['update_ratio'] = (
       f'a step changes the parameters of the median entry by {median:.1e} of their norm, outside {low:.0e} to '
-      f'{high:.0e}; try {way} config.optim.learning_rate'
+      f'{high:.0e}; try a {way} config.optim.learning_rate{unless}'
     )
   if always_clipped:
     found['clipping'] = (
