@@ -2,7 +2,7 @@
 
   python -m dnt.explain --workdir=runs/mine --images='scans/*.jpg'
   python -m dnt.explain --workdir=runs/mine --exciting=val --top=8
-  python -m dnt.explain --weights=tfjs:resnet50 --images=photos --method=layer_cam --entry=stage3/block006 --output=out
+  python -m dnt.explain --weights=tfjs:resnet50 --images=photos --method=layer_cam --entry=stage4/block001 --output=out
 
 --images: for each picture a class activation map (Grad-CAM, Grad-CAM++, HiResCAM or LayerCAM) at an entry of the depth
 list, drawn over it, and how much the probability of the class hangs on what the map names: deletion and insertion,
