@@ -13,7 +13,8 @@ the head.
 
 host: JPEG decoding, random resized crop, mirroring and RandAugment, as uint8 batches in the main process: dnt's stream
 (grain) beside Pillow in torch's DataLoader, worker processes and main process bound to one core a worker. Both mirror
-on the host here; a run of dnt does it on the device. A turn opens its workers anew and times batches once they flow.
+on the host here; a run of dnt does it on the device. A turn opens its workers anew and times batches once they flow, by
+the wall clock and by the processor time of all its processes, which a busy machine does not disturb.
 
 All take turns, A B A B. Without --pictures they are generated, JPEGs of 500 x 375.
 """
@@ -21,6 +22,7 @@ All take turns, A B A B. Without --pictures they are generated, JPEGs of 500 x 3
 import contextlib
 import functools
 import json
+import multiprocessing
 import os
 import pathlib
 import platform
@@ -34,6 +36,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from absl import app, flags, logging
+
+from dnt.parallel import allocator
 
 PARTS = flags.DEFINE_list('parts', ['steps', 'epochs', 'host'], 'What to measure.')
 SIZE = flags.DEFINE_integer('size', 224, 'Pixels a side.')
@@ -327,8 +331,20 @@ def torch_batches():
 HOST = {'dnt': dnt_batches, 'torch': torch_batches}
 
 
+def processor_seconds() -> float:
+  """Of this process and its workers so far, in user and system mode."""
+  own = os.times()
+  ticks = 0
+  for child in multiprocessing.active_children():
+    fields = pathlib.Path(f'/proc/{child.pid}/stat').read_text().rpartition(')')[2].split()
+    ticks += int(fields[11]) + int(fields[12])
+  return own.user + own.system + ticks / os.sysconf('SC_CLK_TCK')
+
+
 def serve(contender: str) -> None:
-  """Answers each line on standard input with the pictures a second of a turn, on a core a worker."""
+  """Answers each line on standard input with the seconds, and those of processor time, of a picture of a turn."""
+  if contender == 'dnt':
+    allocator.tune()
   cores = sorted(os.sched_getaffinity(0))[: WORKERS.value]
   os.sched_setaffinity(0, cores)
   print('ready', flush=True)
@@ -336,11 +352,11 @@ def serve(contender: str) -> None:
     with contextlib.closing(HOST[contender]()) as batches:
       for _ in range(4 * WORKERS.value):  # until what the workers read ahead is used up
         next(batches)
-      start, count = time.perf_counter(), 0
+      start, used, count = time.perf_counter(), processor_seconds(), 0
       while count < IMAGES.value:
         count += len(next(batches))
-      rate = count / (time.perf_counter() - start)
-    print(json.dumps([rate, len(cores)]), flush=True)
+      found = [(time.perf_counter() - start) * len(cores), processor_seconds() - used]
+    print(json.dumps([seconds / count for seconds in found]), flush=True)
 
 
 def measure_host() -> dict[str, Any]:
@@ -352,22 +368,26 @@ def measure_host() -> dict[str, Any]:
     if processes[name].stdout.readline().strip() != 'ready':
       raise RuntimeError(f'{name} did not start')
 
-  def rate(process):
+  def turn(process):
     process.stdin.write('\n')
     process.stdin.flush()
-    found, cores = json.loads(process.stdout.readline())
-    return found / cores
+    return json.loads(process.stdout.readline())
 
-  turns = take_turns({name: functools.partial(rate, process) for name, process in processes.items()})
+  turns = take_turns({name: functools.partial(turn, process) for name, process in processes.items()})
   for process in processes.values():
     process.stdin.close()
     process.wait()
-  ratio = 1 / compare(turns, 'dnt', 'torch')
   print(f'\nJPEG to {SIZE.value} px with RandAugment, {WORKERS.value} worker(s): pictures a second and core')
-  for name, rates in turns.items():
-    print(f'  {name:16}{statistics.median(rates):10.1f}  ({min(rates):.1f} to {max(rates):.1f})')
-  print(f'  {"dnt / torch":16}{ratio:10.2f}')
-  return {**turns, 'ratio': ratio}
+  found = {}
+  for index, clock in enumerate(('wall clock', 'processor time')):
+    seconds = {name: [each[index] for each in turns[name]] for name in HOST}
+    ratio = compare(seconds, 'dnt', 'torch')
+    for name in HOST:
+      rates = [1 / each for each in seconds[name]]
+      print(f'  {name:8}{clock:16}{statistics.median(rates):8.1f}  ({min(rates):.1f} to {max(rates):.1f})')
+    print(f'  {"dnt / torch":24}{ratio:8.2f}')
+    found[clock] = {**seconds, 'ratio': ratio}
+  return found
 
 
 MEASURES = {'steps': measure_steps, 'epochs': measure_epochs, 'host': measure_host}
@@ -378,8 +398,6 @@ def main(_):
   if CONTENDER.value:
     serve(CONTENDER.value)
     return
-  from dnt.parallel import allocator
-
   allocator.tune()
   for part in PARTS.value:
     if part not in MEASURES:

@@ -7,6 +7,7 @@ of each leaf, and its own SHA-256.
 All but `compare_digests` is local to the process.
 """
 
+import copy
 import dataclasses
 import functools
 import hashlib
@@ -81,7 +82,8 @@ def make_envelope(
     path: {'shape': list(leaf.shape), 'dtype': str(leaf.dtype), 'digest': sums[path][0]}
     for path, leaf in leaves.items()
   }
-  envelope = {'meta': dict(meta), 'metric': metric, 'leaves': record}
+  # Copied whole: it is written in the background, while the loop changes what it gave.
+  envelope = {'meta': copy.deepcopy(dict(meta)), 'metric': metric, 'leaves': record}
   return {**envelope, 'sha256': _sha256(envelope)}
 
 

@@ -127,6 +127,21 @@ def test_meta_reads_back_as_json(tmp_path):
   saved.close()
 
 
+def test_meta_may_change_after_save(tmp_path):
+  """It is written in the background, while the loop goes on counting in what it gave."""
+  saved = checkpoints.Checkpoints(tmp_path, _options())
+  for step in (1, 2, 3):
+    meta = {'last': {'train/loss': 1.0}, 'many': {str(index): index for index in range(100_000)}}
+    saved.save(step, _state(step), meta)
+    meta['last']['train/loss'] = 2.0
+    meta['many'].clear()
+  saved.wait()
+  for step in (1, 2, 3):
+    _, back = saved.restore(step, _abstract(_state()))
+    assert back['last'] == {'train/loss': 1.0} and len(back['many']) == 100_000
+  saved.close()
+
+
 def test_buffers_may_be_donated_after_save(tmp_path):
   bump = jax.jit(lambda state: jax.tree.map(lambda x: x + 1, state), donate_argnums=0)
   saved = checkpoints.Checkpoints(tmp_path, _options())

@@ -229,7 +229,7 @@ def test_the_network_of_another_run(tiny, saved, build, tmp_path, one_device):
 
 
 def test_a_module_of_the_users_own_comes_with_its_options(tiny, build, tmp_path, monkeypatch):
-  (tmp_path / 'own_network.py').write_text(
+  (tmp_path / 'wide_network.py').write_text(
     'import flax.linen as nn\n'
     'class Net(nn.Module):\n'
     '  num_classes: int\n'
@@ -239,7 +239,7 @@ def test_a_module_of_the_users_own_comes_with_its_options(tiny, build, tmp_path,
     '    return nn.Dense(self.num_classes)(nn.relu(nn.Dense(self.width)(x.reshape(x.shape[0], -1))))\n'
   )
   monkeypatch.syspath_prepend(tmp_path)
-  tiny.model.update({'name': 'own_network:Net', 'depth': None, 'width': None})
+  tiny.model.update({'name': 'wide_network:Net', 'depth': None, 'width': None})
   with tiny.unlocked():
     tiny.model.options.width = 7
   files.write_json(tmp_path / 'config.json', build(tiny).config.to_dict())
@@ -247,7 +247,7 @@ def test_a_module_of_the_users_own_comes_with_its_options(tiny, build, tmp_path,
     tiny.model.options = {}
   tiny.model.name, tiny.train.init_from = 'pretrained', str(tmp_path)
   run = build(tiny)
-  assert (run.config.model.name, run.config.model.options.to_dict()) == ('own_network:Net', {'width': 7})
+  assert (run.config.model.name, run.config.model.options.to_dict()) == ('wide_network:Net', {'width': 7})
   shapes = {leaf.shape for leaf in trees.flatten(run.init_variables()['params']).values()}
   assert shapes == {(192, 7), (7,), (7, 10), (10,)}
 
