@@ -46,7 +46,7 @@ def main() -> None:
   from dnt.explanation import report
   from dnt.parallel import compile as compile_lib
 
-  compile_lib.enable_cache(pathlib.Path.home() / '.cache' / 'dnt' / 'xla')
+  compile_lib.enable_cache()
   wanted = report.Wanted(ENTRY.value, METHOD.value, TARGET.value, IMAGES.value, EXCITING.value, TOP.value)
   print(f'{report.run(text, wanted, output)}  {output}')
 

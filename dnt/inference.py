@@ -225,7 +225,7 @@ def predict(network: Network, mesh: Mesh, paths: Sequence[str], batch_size: int,
     top: classes of each picture, of at most as many as there are.
   """
   count = min(top, len(network.class_names))
-  size = min(batch_size, -(-len(paths) // mesh.size) * mesh.size)  # one picture is no reason to compute a batch
+  size = min(batch_size, mesh_lib.divisible(len(paths), mesh))  # one picture is no reason to compute a batch
 
   def best(variables, pictures):
     logits = network.model.apply(variables, network.preprocess(pictures), train=False)

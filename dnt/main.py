@@ -42,7 +42,7 @@ def main(start: float) -> None:
   from dnt.parallel import compile as compile_lib
   from dnt.parallel import multihost
 
-  compile_lib.enable_cache(pathlib.Path.home() / '.cache' / 'dnt' / 'xla')
+  compile_lib.enable_cache()
   if DISTRIBUTED.value:
     joining = (COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value, JOIN_TIMEOUT.value)
     multihost.initialize(*joining, stops_itself=MODE.value == 'train')

@@ -45,7 +45,7 @@ def main() -> None:
   from dnt.parallel import mesh as mesh_lib
 
   paths = inference.find(IMAGES.value)
-  compile_lib.enable_cache(pathlib.Path.home() / '.cache' / 'dnt' / 'xla')
+  compile_lib.enable_cache()
   mesh = mesh_lib.make_mesh(schema.default().mesh)
   mesh_lib.check_batch('--batch_size', BATCH_SIZE.value, mesh)
   network = inference.load(asked, mesh)

@@ -28,7 +28,7 @@ def main() -> None:
 
   from dnt.parallel import compile as compile_lib
 
-  compile_lib.enable_cache(pathlib.Path.home() / '.cache' / 'dnt' / 'xla')
+  compile_lib.enable_cache()
   if schema.kind(config) == 'signal':
     if TRY.value or SEEDS.present:
       raise errors.InputError('--try and --seeds are for training configs; a grid has config.signal.seeds')

@@ -97,6 +97,28 @@ class Net(nn.Module):
 """
 
 
+WIDE_NETWORK = """
+import flax.linen as nn
+
+class Net(nn.Module):
+  num_classes: int
+  width: int = 4
+
+  @nn.compact
+  def __call__(self, x, train):
+    return nn.Dense(self.num_classes)(nn.relu(nn.Dense(self.width)(x.reshape(x.shape[0], -1))))
+"""
+
+
+@pytest.fixture
+def wide_network(tiny, tmp_path, monkeypatch):
+  """A config whose network is a user's own that has an option, `width`."""
+  (tmp_path / 'wide_network.py').write_text(WIDE_NETWORK)
+  monkeypatch.syspath_prepend(tmp_path)
+  tiny.model.update({'name': 'wide_network:Net', 'depth': None, 'width': None})
+  return tiny
+
+
 @pytest.fixture
 def own_network(tiny, tmp_path, monkeypatch):
   """A config whose network is a user's own, one convolution; processes that the test starts find it too."""
@@ -278,6 +300,18 @@ def start():
     return subprocess.Popen(command, cwd=CONFIGS.parent, env=environment, text=True, **pipes)
 
   return popen
+
+
+@pytest.fixture
+def run_program(start):
+  """Runs `python -m <module> <arguments>` to its end: (exit code, output)."""
+
+  def run(module, *arguments):
+    process = start([sys.executable, '-m', module, *map(str, arguments)])
+    output, _ = process.communicate(timeout=240)
+    return process.returncode, output
+
+  return run
 
 
 @pytest.fixture

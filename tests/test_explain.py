@@ -1,7 +1,7 @@
 """The program: flags, what it leaves in the workdir, exit codes."""
 
+import functools
 import pathlib
-import sys
 
 import numpy as np
 import pytest
@@ -13,15 +13,9 @@ pytestmark = pytest.mark.usefixtures('one_device')
 
 
 @pytest.fixture
-def program(start):
+def program(run_program):
   """Runs `python -m dnt.explain`: (exit code, output)."""
-
-  def run(*arguments):
-    process = start([sys.executable, '-m', 'dnt.explain', *map(str, arguments)])
-    output, _ = process.communicate(timeout=240)
-    return process.returncode, output
-
-  return run
+  return functools.partial(run_program, 'dnt.explain')
 
 
 def test_a_run_is_explained(program, own_network, saved, tmp_path):

@@ -1,7 +1,7 @@
 """The program: what it writes, and what it refuses."""
 
+import functools
 import json
-import sys
 
 import jax
 import numpy as np
@@ -14,15 +14,9 @@ pytestmark = pytest.mark.usefixtures('one_device')
 
 
 @pytest.fixture
-def program(start):
+def program(run_program):
   """Runs `python -m dnt.export`: (exit code, output)."""
-
-  def run(*arguments):
-    process = start([sys.executable, '-m', 'dnt.export', *map(str, arguments)])
-    output, _ = process.communicate(timeout=240)
-    return process.returncode, output
-
-  return run
+  return functools.partial(run_program, 'dnt.export')
 
 
 @pytest.fixture

@@ -317,22 +317,11 @@ def test_model_num_classes(tiny):
     experiment.resolve(tiny, data)
 
 
-def test_model_options(tiny, tmp_path, monkeypatch):
-  (tmp_path / 'optioned.py').write_text(
-    'import flax.linen as nn\n'
-    'class Net(nn.Module):\n'
-    '  num_classes: int\n'
-    '  width: int = 4\n'
-    '  @nn.compact\n'
-    '  def __call__(self, x, train):\n'
-    '    return nn.Dense(self.num_classes)(nn.relu(nn.Dense(self.width)(x.reshape(x.shape[0], -1))))\n'
-  )
-  monkeypatch.syspath_prepend(tmp_path)
-  set_options(tiny, {'model.name': 'optioned:Net', 'model.depth': None, 'model.width': None})
-  before = fingerprint(tiny)
-  with tiny.unlocked():
-    tiny.model.options.width = 6
-  assert fingerprint(tiny) != before
+def test_model_options(wide_network):
+  before = fingerprint(wide_network)
+  with wide_network.unlocked():
+    wide_network.model.options.width = 6
+  assert fingerprint(wide_network) != before
 
 
 def test_train_batch_size(tiny, tmp_path):

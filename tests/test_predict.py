@@ -1,9 +1,9 @@
 """The program: what it says of pictures, what it writes, and what it refuses."""
 
 import csv
+import functools
 import json
 import re
-import sys
 
 import jax
 import numpy as np
@@ -17,15 +17,9 @@ pytestmark = pytest.mark.usefixtures('one_device')
 
 
 @pytest.fixture
-def program(start):
+def program(run_program):
   """Runs `python -m dnt.predict`: (exit code, output)."""
-
-  def run(*arguments):
-    process = start([sys.executable, '-m', 'dnt.predict', *map(str, arguments)])
-    output, _ = process.communicate(timeout=240)
-    return process.returncode, output
-
-  return run
+  return functools.partial(run_program, 'dnt.predict')
 
 
 @pytest.fixture

@@ -124,7 +124,8 @@ def search(
     `channels` and `classes`, see `excitement`.
   """
   config = ml_collections.ConfigDict(network.config.to_dict())
-  config.eval.batch_size = -(-config.eval.batch_size // mesh.size) * mesh.size  # the run may have had other devices
+  # The run may have had other devices.
+  config.eval.batch_size = mesh_lib.divisible(config.eval.batch_size, mesh)
 
   def step(variables, batch):
     return excitement(network.model, entry, variables, network.preprocess(batch['image']))
@@ -214,7 +215,7 @@ def tiles(
     return cam.upsample(jax.nn.relu(chosen), size)
 
   program = functools.partial(compile_lib.jit(activation), network.variables)
-  together = -(-pictures.BATCH // mesh.size) * mesh.size
+  together = mesh_lib.divisible(pictures.BATCH, mesh)
   maps_of = {
     'channels': lambda shown, channels: pictures.in_batches(program, mesh, together, shown, channels),
     'classes': lambda shown, classes: explainer.maps(shown, classes)[0],

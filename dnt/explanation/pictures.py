@@ -88,7 +88,7 @@ class Explainer:
       batch_size: pictures that run together; rounded up to a multiple of the devices.
     """
     self._network, self._mesh = network, mesh
-    self._size = -(-batch_size // mesh.size) * mesh.size
+    self._size = mesh_lib.divisible(batch_size, mesh)
     self._grid = next(row.shape for row in network.table if row.entry == entry)[:2]
     size = network.image_shape[:2]
 

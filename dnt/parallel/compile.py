@@ -99,16 +99,17 @@ def accepts(name: str, value: str | bool) -> bool:
   return True
 
 
-def enable_cache(directory: pathlib.Path) -> None:
-  """Keeps every compiled program in `directory` for later processes, unless `JAX_COMPILATION_CACHE_DIR` names another.
+def enable_cache(directory: pathlib.Path | None = None) -> None:
+  """Keeps every compiled program in a directory for later processes, unless `JAX_COMPILATION_CACHE_DIR` names another.
 
   Args:
-    directory: made if it is not there.
+    directory: made if it is not there; default: `~/.cache/dnt/xla`.
 
   Raises:
     errors.InputError: a directory that cannot be made.
   """
   if jax.config.jax_compilation_cache_dir is None:
+    directory = directory or pathlib.Path.home() / '.cache' / 'dnt' / 'xla'
     try:
       directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -101,6 +101,11 @@ def check_batch(name: str, batch_size: int, mesh: Mesh, accumulate: int = 1) -> 
   raise errors.InputError(f'{name}={batch_size} must be a multiple of {parts}; nearest: {nearest}')
 
 
+def divisible(count: int, mesh: Mesh) -> int:
+  """The least number of rows, not below `count`, that the devices of a mesh can share."""
+  return -(-count // mesh.size) * mesh.size
+
+
 def place(tree: Tree, shardings: Tree) -> Tree:
   """Puts host values that are equal on every process onto the mesh; each process writes its own devices only.
 

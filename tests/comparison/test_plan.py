@@ -132,7 +132,10 @@ def test_each_data_set_is_read_once(config, tmp_path, monkeypatch):
   [
     ({'data.source': 'folder:absent'}, '^deep seed 3: the folder absent does not exist'),
     ({'eval.splits': ('tset',)}, "^deep seed 3: .*'tset'"),
-    ({'train.init_from': 'absent.pth'}, r'^deep seed 3: there is nothing at absent.pth'),
+    (
+      {'train.init_from': 'absent.pth'},
+      r"^deep seed 3: there is nothing at absent\.pth \(the weights 'absent\.pth'\); valid: ",
+    ),
   ],
 )
 def test_what_is_missing_is_told_with_the_first_run_that_needs_it(config, tmp_path, monkeypatch, changes, said):

@@ -160,3 +160,8 @@ def test_data_parallel_and_fsdp_agree_with_one_device(fsdp):
     for path, leaf in jax.tree_util.tree_leaves_with_path(meshes.gather(state[0])):
       np.testing.assert_allclose(leaf, alone[0][path[0].key], rtol=0, atol=tolerance)
   assert state[0]['wide'].sharding == shardings[0]['wide']
+
+
+def test_rows_that_the_devices_can_share():
+  mesh = make_mesh(2)
+  assert [meshes.divisible(count, mesh) for count in (1, 8, 9)] == [8, 8, 16]

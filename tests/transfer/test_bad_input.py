@@ -95,7 +95,10 @@ def other_family(save, reference, folder):
     (h5, r'cannot read .*model\.h5 .*is damaged or was not downloaded whole: get it again$'),
     (tfjs, r'is damaged: .*\(21,333 bytes from shard1\.bin on, instead of 32,000\); get them again$'),
     (other_family, r"set config.model.name='densenet' \(now 'resnet'\), config.model.depth=121 \(now 18\)$"),
-    (lambda save, reference, folder: folder / 'absent.h5', r'there is nothing at .*absent\.h5 .*; valid: a'),
+    (
+      lambda save, reference, folder: folder / 'absent.h5',
+      r"there is nothing at .*absent\.h5 \(the weights '.*absent\.h5'\); valid: a dnt workdir, ",
+    ),
   ],
 )
 def test_weights(refused, save, reference, workdir, tmp_path, make, said):

@@ -228,25 +228,14 @@ def test_the_network_of_another_run(tiny, saved, build, tmp_path, one_device):
     initial.load_variables(build(tiny), str(tmp_path / 'run'))
 
 
-def test_a_module_of_the_users_own_comes_with_its_options(tiny, build, tmp_path, monkeypatch):
-  (tmp_path / 'wide_network.py').write_text(
-    'import flax.linen as nn\n'
-    'class Net(nn.Module):\n'
-    '  num_classes: int\n'
-    '  width: int = 4\n'
-    '  @nn.compact\n'
-    '  def __call__(self, x, train):\n'
-    '    return nn.Dense(self.num_classes)(nn.relu(nn.Dense(self.width)(x.reshape(x.shape[0], -1))))\n'
-  )
-  monkeypatch.syspath_prepend(tmp_path)
-  tiny.model.update({'name': 'wide_network:Net', 'depth': None, 'width': None})
-  with tiny.unlocked():
-    tiny.model.options.width = 7
-  files.write_json(tmp_path / 'config.json', build(tiny).config.to_dict())
-  with tiny.unlocked():
-    tiny.model.options = {}
-  tiny.model.name, tiny.train.init_from = 'pretrained', str(tmp_path)
-  run = build(tiny)
+def test_a_module_of_the_users_own_comes_with_its_options(wide_network, build, tmp_path):
+  with wide_network.unlocked():
+    wide_network.model.options.width = 7
+  files.write_json(tmp_path / 'config.json', build(wide_network).config.to_dict())
+  with wide_network.unlocked():
+    wide_network.model.options = {}
+  wide_network.model.name, wide_network.train.init_from = 'pretrained', str(tmp_path)
+  run = build(wide_network)
   assert (run.config.model.name, run.config.model.options.to_dict()) == ('wide_network:Net', {'width': 7})
   shapes = {leaf.shape for leaf in trees.flatten(run.init_variables()['params']).values()}
   assert shapes == {(192, 7), (7,), (7, 10), (10,)}
