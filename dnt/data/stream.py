@@ -3,7 +3,7 @@
 A batch is a function of its step alone, so a run goes on from its step and no iterator state is saved.
 """
 
-import gc
+import sys
 from typing import Any
 
 import jax
@@ -19,6 +19,7 @@ AHEAD = 2  # finished batches that wait in each worker
 
 # Grain walks an endless run as a range; this is its end.
 ENDLESS = 2**62
+UNTOLD = 'ignore:resource_tracker:UserWarning'  # of the tracker's process, which is started with these options
 
 
 class Batches:
@@ -44,20 +45,17 @@ class Batches:
     if step != self._next:
       self.close()
       self._iterator = self._open(step)
-    failure = None
     try:
       # Copied: grain frees the shared memory that a worker's batch lies in when its arrays go.
       batch = {name: np.array(value) for name, value in next(self._iterator).items()}
     except BaseException as error:
       self.close()
-      failure = _failure(error)
-      if failure is None:
-        raise
-    if failure is not None:
-      # The error is let go of first: in cycles it holds grain's frames, and they the batch before, whose shared memory
-      # Python would report as leaked when the program ends.
-      gc.collect()
-      raise failure
+      message = str(error).partition('\n')[0]  # grain appends a note on its traceback
+      if isinstance(error, errors.InputError):
+        raise errors.InputError(message) from error
+      if isinstance(error, RuntimeError) and 'Worker process' in message:  # killed, or out of (shared) memory
+        raise errors.RunError(f'a worker process that reads data ended: {message}') from error
+      raise
     self._next = step + 1 if self._steps is None else (step + 1) % self._steps
     return batch
 
@@ -74,6 +72,10 @@ class Batches:
     # Grain's workers read absl flags, which a program that does not use absl never parses.
     if not flags.FLAGS.is_parsed():
       flags.FLAGS.mark_as_parsed()
+    # Where workers are stopped while they hand over a batch, its shared memory is left to the tracker of Python, which
+    # frees it when the program ends: that is no news to be told after the line on what is wrong.
+    if UNTOLD not in sys.warnoptions:
+      sys.warnoptions.append(UNTOLD)
     rows = len(self._reader.rows)
     if self._steps is None:
       data = grain.MapDataset.range(step * rows, ENDLESS)
@@ -89,16 +91,6 @@ class Batches:
         worker_init_fn=readers.start_worker,
       )
     )
-
-
-def _failure(error: BaseException) -> errors.InputError | errors.RunError | None:
-  """What a user is told of an error of a worker; None for one that is not theirs."""
-  message = str(error).partition('\n')[0]  # grain appends a note on its traceback
-  if isinstance(error, errors.InputError):
-    return errors.InputError(message)
-  if isinstance(error, RuntimeError) and 'Worker process' in message:  # killed, or out of (shared) memory
-    return errors.RunError(f'a worker process that reads data ended: {message}')
-  return None
 
 
 def local_rows(batch_size: int, mesh: Mesh) -> range:
