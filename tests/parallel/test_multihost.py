@@ -136,6 +136,7 @@ def test_sigterm_ends_a_process_that_has_nothing_to_save(launch):
   processes = launch('unguarded', (0, 1), 2)
   for process in processes:
     assert process.stdout.readline() == 'RUNNING\n'
+  for process in processes:  # only once both run: the end of the first would end the other while it starts
     process.terminate()
   assert [process.wait(10) for process in processes] == [-signal.SIGTERM] * 2
 
