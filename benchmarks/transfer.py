@@ -227,9 +227,11 @@ def measure_epochs() -> dict[str, Any]:
   return found
 
 
-def mirrored(picture: Any, generator: Any) -> Any:
+def mirrored(image: Any, generator: Any) -> Any:
   """Half of them left to right."""
-  return picture[:, ::-1] if generator.integers(2) else picture
+  from PIL import Image
+
+  return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if generator.integers(2) else image
 
 
 def dnt_batches():

@@ -5,7 +5,7 @@
 
 The first folder holds the pictures (dnt/data/cars.py names the layouts), the second Keras' ResNet-50 in TensorFlow.js
 layers format; other weights go with their own model.norm_epsilon and model.stride_on (torchvision: 1e-5 and 3x3).
-`--form=short` is for machines without an accelerator: 112 pixels, one epoch of the rows in which every block trains.
+`--form=short` is for machines without an accelerator: 112 pixels, three epochs of the rows in which every block trains.
 """
 
 from dnt import config as schema
@@ -14,7 +14,7 @@ from dnt import config as schema
 def get_config():
   config = schema.default('compare')
   config.columns = ('accuracy', 'seconds', 'trainable_parameters', 'process_memory', 'device_memory')
-  config.forms = {'short': {'data.image_size': 112, 'train.epochs': 1.0}}
+  config.forms = {'short': {'data.image_size': 112, 'train.epochs': 3.0}}
   base = config.base
   base.data.source = 'cars:data/cars'
   base.data.image_size = 224

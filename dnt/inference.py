@@ -186,7 +186,7 @@ def read(network: Network, paths: Sequence[str]) -> Pictures:
 
   def one(path):
     try:
-      return transform(images.decode(path, path, channels), None)
+      return images.to_array(transform(images.decode(path, path, channels), None))
     except errors.InputError as error:
       return str(error)
 

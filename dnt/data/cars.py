@@ -42,17 +42,17 @@ class Boxed(folder.Files):
 
   boxes: np.ndarray
 
-  def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
-    picture, label = super().__getitem__(index)
+  def __getitem__(self, index: int) -> tuple[Any, int]:
+    image, label = super().__getitem__(index)
     top, bottom, left, right = self.boxes[index]
-    cropped = picture[top:bottom, left:right]
-    if not cropped.size:
-      height, width = picture.shape[:2]
+    width, height = image.size
+    box = left, top, min(right, width), min(bottom, height)
+    if box[0] >= box[2] or box[1] >= box[3]:
       raise errors.InputError(
         f'the box of {self.paths[index]}, rows {top} to {bottom} and columns {left} to {right}, lies outside of its '
         f'{height} x {width} pixels; set config.data.crop_to_box=False, or replace picture and annotations'
       )
-    return cropped, label
+    return image.crop(box), label
 
   def part(self, start: int, stop: int) -> 'Boxed':
     return Boxed(self.paths[start:stop], self.labels[start:stop], self.boxes[start:stop])

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from dnt.data import images
+
 Shape = tuple[int | None, int | None, int]
 # What a source offers: a function that reads the whole split, by its name.
 Splits = Mapping[str, Callable[[], 'Examples']]
@@ -13,7 +15,7 @@ Splits = Mapping[str, Callable[[], 'Examples']]
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
-  """Labelled pictures; `examples[i]` is (picture uint8 [h, w, C], label).
+  """Labelled pictures; `examples[i]` is (image, label), the image as Pillow has it, of mode L or RGB.
 
   Attributes:
     name: the source, for messages.
@@ -21,7 +23,7 @@ class Examples:
     class_names: a name a class, in label order.
     shape: (H, W, C) of every picture; H and W are None where pictures differ in size.
     pictures: uint8 [N, H, W, C] when they are in memory; else random access that worker processes can be sent:
-      `pictures[i]` reads and decodes (picture, label) number i, `pictures.part(start, stop)` is a slice, and where
+      `pictures[i]` reads and decodes (image, label) number i, `pictures.part(start, stop)` is a slice, and where
       all are of one size `pictures.decode_all(shape)` gives images and labels.
     labels: int32 [N]; None where labels are stored with the pictures and reading them means reading everything.
     views: 0; else `pictures` holds features, float32 [views x N, ...], those of the first view of each picture first.
@@ -47,15 +49,15 @@ class Examples:
   def __len__(self) -> int:
     return len(self.pictures)
 
-  def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
-    """(picture uint8 [h, w, C], label).
+  def __getitem__(self, index: int) -> tuple[Any, int]:
+    """(image, label).
 
     Raises:
       errors.InputError: the file cannot be decoded; names it.
     """
     if self.images is None:
       return self.pictures[index]
-    return self.pictures[index], int(self.labels[index])
+    return images.from_array(self.pictures[index]), int(self.labels[index])
 
   def part(self, split: str, start: int, stop: int) -> 'Examples':
     """Examples start to stop, under the name `split`."""
@@ -65,11 +67,13 @@ class Examples:
 
   def decoded(self) -> 'Examples':
     """The same with the pictures, which must be of one size, in memory."""
-    images, labels = self.pictures.decode_all(self.shape)
-    return in_memory(self.name, self.split, images, labels, self.class_names)
+    pictures, labels = self.pictures.decode_all(self.shape)
+    return in_memory(self.name, self.split, pictures, labels, self.class_names)
 
 
-def in_memory(name: str, split: str, images: np.ndarray, labels: np.ndarray, class_names: tuple[str, ...]) -> Examples:
+def in_memory(
+  name: str, split: str, pictures: np.ndarray, labels: np.ndarray, class_names: tuple[str, ...]
+) -> Examples:
   """Examples whose pictures are an array, uint8 [N, H, W, C]."""
-  images, labels = np.ascontiguousarray(images), labels.astype(np.int32)
-  return Examples(name, split, tuple(class_names), images.shape[1:], images, labels)
+  pictures, labels = np.ascontiguousarray(pictures), labels.astype(np.int32)
+  return Examples(name, split, tuple(class_names), pictures.shape[1:], pictures, labels)

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import pathlib
+from typing import Any
 
 import ml_collections
 import numpy as np
@@ -24,7 +25,7 @@ class Files:
   def __len__(self) -> int:
     return len(self.paths)
 
-  def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+  def __getitem__(self, index: int) -> tuple[Any, int]:
     return images.decode(self.paths[index], self.paths[index]), int(self.labels[index])
 
   def part(self, start: int, stop: int) -> 'Files':

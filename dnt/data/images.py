@@ -1,7 +1,8 @@
-"""Pictures on the host: decoding, and the geometry that ends in one size; NumPy arrays in, NumPy arrays out.
+"""Pictures on the host: decoding, and the geometry that ends in one size, on Pillow's images of mode L or RGB.
 
-A transform is `f(picture, generator, ...) -> picture`, uint8 [h, w, C] with C of 1 or 3: every random draw comes from
-the NumPy generator it is handed. Resizing is done by Pillow's filters, as torchvision's: they average when they shrink.
+A transform is `f(image, generator, ...) -> image`: every random draw comes from the NumPy generator it is handed.
+Resizing is done by Pillow's filters, as torchvision's: they average when they shrink. A picture stays Pillow's from its
+file to its final size: each way to an array and back is a copy, and of a photograph they cost as much as a resize.
 """
 
 import io
@@ -17,8 +18,8 @@ RATIOS = (3 / 4, 4 / 3)  # of width to height, that a random crop may have
 TRIES = 10
 
 
-def decode(source: Any, name: str, channels: int = 3) -> np.ndarray:
-  """Reads an encoded picture as uint8 [h, w, channels]; with 3, gray ones get three equal channels.
+def decode(source: Any, name: str, channels: int = 3) -> Any:
+  """Reads an encoded picture, as mode RGB; with 1 channel, as L.
 
   Of 16 bits a channel the upper 8 are kept. CMYK and palettes are converted as Pillow does; what is transparent shows
   the colour stored under it, and the orientation in EXIF is not applied: both as torchvision's and timm's loaders.
@@ -26,7 +27,7 @@ def decode(source: Any, name: str, channels: int = 3) -> np.ndarray:
   Args:
     source: a path, or the bytes of the file.
     name: what to call it in a message.
-    channels: 3, or 1 for gray.
+    channels: 3 (gray ones get three equal channels), or 1 for gray.
 
   Raises:
     errors.InputError: it is empty, truncated, damaged, no picture, or holds floats or more than 16 bits a channel.
@@ -43,7 +44,7 @@ def decode(source: Any, name: str, channels: int = 3) -> np.ndarray:
         raise errors.InputError(f'the picture {name} holds floating-point numbers (mode F); convert it to 8 bits')
       image.info.pop('transparency', None)  # Pillow would warn that the conversion drops it
       wanted = 'L' if channels == 1 else 'RGB'
-      return _array(image if image.mode == wanted else image.convert(wanted))
+      return image if image.mode == wanted else image.convert(wanted)
   except errors.InputError:
     raise
   except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
@@ -64,42 +65,44 @@ def _upper_bits(image: Any, name: str) -> Any:
   return Image.fromarray((values >> 8).astype(np.uint8))
 
 
-def to_pillow(picture: np.ndarray) -> Any:
-  """A picture as Pillow has it, mode L or RGB."""
+def from_array(picture: np.ndarray) -> Any:
+  """An image of mode L or RGB from uint8 [h, w, C], C of 1 or 3."""
   from PIL import Image
 
   return Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture)
 
 
-def _array(image: Any) -> np.ndarray:
+def to_array(image: Any) -> np.ndarray:
+  """uint8 [h, w, C] from an image of mode L or RGB, C of 1 or 3."""
   array = np.asarray(image)
   return array[..., None] if array.ndim == 2 else array
 
 
-def resize(picture: np.ndarray, size: tuple[int, int], interpolation: str = 'bilinear') -> np.ndarray:
-  """Resizes to (height, width), uint8 [height, width, C], whatever that does to the proportions.
+def resize(image: Any, size: tuple[int, int], interpolation: str = 'bilinear') -> Any:
+  """Resizes to (height, width), whatever that does to the proportions.
 
   Args:
-    picture: uint8 [h, w, C].
+    image: of mode L or RGB.
     size: (height, width).
     interpolation: 'bilinear' or 'bicubic'.
   """
   from PIL import Image
 
-  if picture.shape[:2] == size:
-    return picture
-  return _array(to_pillow(picture).resize(size[::-1], Image.Resampling[interpolation.upper()]))
+  if image.size == size[::-1]:
+    return image
+  return image.resize(size[::-1], Image.Resampling[interpolation.upper()])
+
+
+def _crop(image: Any, top: int, left: int, height: int, width: int) -> Any:
+  return image.crop((left, top, left + width, top + height))
 
 
 def squash(
-  picture: np.ndarray,
-  generator: np.random.Generator | None,
-  size: tuple[int, int],
-  interpolation: str = 'bilinear',
-) -> np.ndarray:
+  image: Any, generator: np.random.Generator | None, size: tuple[int, int], interpolation: str = 'bilinear'
+) -> Any:
   """The whole picture at (height, width); draws nothing."""
   del generator
-  return resize(picture, size, interpolation)
+  return resize(image, size, interpolation)
 
 
 def crop_box(height: int, width: int, generator: np.random.Generator, min_area: float) -> tuple[int, int, int, int]:
@@ -123,35 +126,34 @@ def crop_box(height: int, width: int, generator: np.random.Generator, min_area: 
 
 
 def random_resized_crop(
-  picture: np.ndarray,
+  image: Any,
   generator: np.random.Generator,
   size: tuple[int, int],
   min_area: float,
   interpolation: str = 'bilinear',
-) -> np.ndarray:
+) -> Any:
   """A random part of the picture at (height, width) (Szegedy et al. 2014; see `crop_box`)."""
-  top, left, h, w = crop_box(*picture.shape[:2], generator, min_area)
-  return resize(picture[top : top + h, left : left + w], size, interpolation)
+  return resize(_crop(image, *crop_box(image.height, image.width, generator, min_area)), size, interpolation)
 
 
 def resize_center_crop(
-  picture: np.ndarray,
+  image: Any,
   generator: np.random.Generator | None,
   size: tuple[int, int],
   share: float,
   interpolation: str = 'bilinear',
-) -> np.ndarray:
+) -> Any:
   """The center of the picture at (height, width); draws nothing.
 
   The picture is first resized, in its proportions, so that `size` is `share` of it along the side that fits least: for
   a square size this is torchvision's Resize(size / share) and CenterCrop(size).
   """
   del generator
-  height, width = picture.shape[:2]
+  width, height = image.size
   least_h, least_w = (math.floor(side / share) for side in size)
   if least_h * width >= least_w * height:
     h, w = least_h, least_h * width // height
   else:
     h, w = least_w * height // width, least_w
   top, left = round((h - size[0]) / 2), round((w - size[1]) / 2)
-  return resize(picture, (h, w), interpolation)[top : top + size[0], left : left + size[1]]
+  return _crop(resize(image, (h, w), interpolation), top, left, *size)

@@ -65,7 +65,7 @@ def _resident_images(config: ml_collections.ConfigDict, source: examples.Example
     return source.images
   with futures.ThreadPoolExecutor() as pool:
     resize = functools.partial(images.resize, size=size, interpolation=config.interpolation)
-    return np.stack(list(pool.map(resize, source.images)))
+    return np.stack(list(pool.map(lambda picture: images.to_array(resize(images.from_array(picture))), source.images)))
 
 
 def _resize(config: ml_collections.ConfigDict, size: tuple[int, int], train: bool) -> readers.Transform:
@@ -79,7 +79,7 @@ def _resize(config: ml_collections.ConfigDict, size: tuple[int, int], train: boo
 
 
 def eval_transform(config: ml_collections.ConfigDict, size: tuple[int, int]) -> readers.Transform:
-  """What is done on the host to a picture that is evaluated: (uint8 [h, w, C], None) to uint8 [*size, C].
+  """What is done on the host to a picture that is evaluated: `(image, None) -> image` of that size.
 
   Args:
     config: the `data` section of the config, resolved.

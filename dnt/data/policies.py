@@ -1,7 +1,7 @@
 """RandAugment (Cubuk et al. 2020) and TrivialAugment (Müller and Hutter 2021), on the host, with Pillow.
 
 Operations, magnitudes and draws are those of torchvision's `RandAugment` and `TrivialAugmentWide` on Pillow pictures:
-nearest neighbour, black where nothing is, 31 magnitudes. Pictures are uint8 [h, w, C], C of 1 or 3.
+nearest neighbour, black where nothing is, 31 magnitudes. Images are of mode L or RGB.
 
 They come after the resize, and before the flip (and, for small pictures, the padded crop) on the device: the order of
 AutoAugment's own CIFAR code. Mirrored before or after is the same but for ShearY, since signed operations draw either
@@ -14,8 +14,6 @@ from typing import Any
 
 import ml_collections
 import numpy as np
-
-from dnt.data import images
 
 OPERATIONS = (
   'Identity',
@@ -102,40 +100,37 @@ def _operate_at_random(image: Any, generator: np.random.Generator, strongest: di
   return operate(image, operation, -magnitude if negative else magnitude)
 
 
-def rand_augment(picture: np.ndarray, generator: np.random.Generator, ops: int, magnitude: int) -> np.ndarray:
+def rand_augment(image: Any, generator: np.random.Generator, ops: int, magnitude: int) -> Any:
   """Some operations one after another, each drawn from all fourteen, all at one magnitude.
 
   Args:
-    picture: uint8 [h, w, C].
+    image: of mode L or RGB.
     generator: of the draws.
     ops: how many (N of the paper).
     magnitude: 0 to 30 (M of the paper).
   """
-  height, width = picture.shape[:2]
+  width, height = image.size
   share = 150 / 331  # of the side: AutoAugment's 150 pixels of a picture of 331
   strongest = _strongest(shear=0.3, translate=(share * width, share * height), rotate=30, enhance=0.9, posterize=4)
-  image = images.to_pillow(picture)
   for _ in range(ops):
     image = _operate_at_random(image, generator, strongest, magnitude)
-  return np.asarray(image).reshape(picture.shape)
+  return image
 
 
-def trivial_augment(picture: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+def trivial_augment(image: Any, generator: np.random.Generator) -> Any:
   """One operation drawn from all fourteen, at a drawn magnitude from a wide range.
 
   Args:
-    picture: uint8 [h, w, C].
+    image: of mode L or RGB.
     generator: of the draws.
   """
   level = int(generator.integers(BINS))
   strongest = _strongest(shear=0.99, translate=(32, 32), rotate=135, enhance=0.99, posterize=6)
-  return np.asarray(_operate_at_random(images.to_pillow(picture), generator, strongest, level)).reshape(picture.shape)
+  return _operate_at_random(image, generator, strongest, level)
 
 
-def make(
-  config: ml_collections.ConfigDict,
-) -> Callable[[np.ndarray, np.random.Generator], np.ndarray] | None:
-  """`(picture, generator) -> picture`, the policy of a config's `data`; None where it has none. Workers are sent it."""
+def make(config: ml_collections.ConfigDict) -> Callable[[Any, np.random.Generator], Any] | None:
+  """`(image, generator) -> image`, the policy of a config's `data`; None where it has none. Workers are sent it."""
   if config.policy == 'rand_augment':
     return functools.partial(rand_augment, ops=config.rand_augment_ops, magnitude=config.rand_augment_magnitude)
   return trivial_augment if config.policy == 'trivial_augment' else None

@@ -7,13 +7,15 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
-from dnt.data import examples, order
+from dnt.data import examples, images, order
 from dnt.parallel import allocator
 
-Transform = Callable[[np.ndarray, np.random.Generator | None], np.ndarray]
+# From an image of Pillow to another: see `images`.
+Transform = Callable[[Any, np.random.Generator | None], Any]
 
 # Workers ask for the same few epochs over and over; an order of ImageNet takes 5 MB and 0.1 s.
 _order = functools.lru_cache(maxsize=4)(order.order)
@@ -25,7 +27,7 @@ class _Reader:
 
   Attributes:
     examples: where the pictures come from.
-    transform: brings a picture to the one size, given the random numbers of its place; uint8 in, uint8 out.
+    transform: brings a picture to the one size, given the random numbers of its place; which ends in its size.
     batch_size: rows of a batch over all processes.
     rows: those that this process reads.
   """
@@ -49,9 +51,9 @@ class TrainReader(_Reader):
 
   def __call__(self, index: int) -> dict[str, np.ndarray]:
     epoch, position = divmod(self.place(index), len(self.examples))
-    picture, label = self.examples[_order(self.seed, epoch, len(self.examples))[position]]
+    image, label = self.examples[_order(self.seed, epoch, len(self.examples))[position]]
     generator = order.generator(self.seed, order.CROP, epoch, position)
-    return {'image': self.transform(picture, generator), 'label': np.int32(label)}
+    return {'image': images.to_array(self.transform(image, generator)), 'label': np.int32(label)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,18 +72,16 @@ class EvalReader(_Reader):
     place = self.place(index)
     if place >= len(self.examples):
       return {'image': np.zeros(self.shape, np.uint8), 'label': np.int32(0)}
-    picture, label = self.examples[place]
+    image, label = self.examples[place]
     generator = self.drawn and order.generator(self.drawn[0], order.CROP, self.drawn[1], place)
-    return {'image': self.transform(picture, generator), 'label': np.int32(label)}
+    return {'image': images.to_array(self.transform(image, generator)), 'label': np.int32(label)}
 
 
-def in_turn(
-  picture: np.ndarray, generator: np.random.Generator | None, transforms: tuple[Transform, ...]
-) -> np.ndarray:
+def in_turn(image: Any, generator: np.random.Generator | None, transforms: tuple[Transform, ...]) -> Any:
   """Transforms one after another, on one stream of random numbers."""
   for transform in transforms:
-    picture = transform(picture, generator)
-  return picture
+    image = transform(image, generator)
+  return image
 
 
 def start_worker(index: int, count: int) -> None:

@@ -49,7 +49,7 @@ class Records:
   def __len__(self) -> int:
     return self.stop - self.start
 
-  def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+  def __getitem__(self, index: int) -> tuple[Any, int]:
     if not 0 <= index < len(self):
       raise IndexError(index)
     return self._decode(index, self._read([index])[0])
@@ -64,7 +64,8 @@ class Records:
     def fill(start):
       indices = range(start, min(start + BLOCK, len(self)))
       for index, record in zip(indices, self._read(indices), strict=True):
-        pictures[index], labels[index] = self._decode(index, record)
+        image, labels[index] = self._decode(index, record)
+        pictures[index] = images.to_array(image)
 
     with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
       list(pool.map(fill, range(0, len(self), BLOCK)))
@@ -78,7 +79,7 @@ class Records:
         f'{self.name} cannot be read ({error}); delete the prepared set and prepare it again'
       ) from error
 
-  def _decode(self, index: int, record: bytes) -> tuple[np.ndarray, int]:
+  def _decode(self, index: int, record: bytes) -> tuple[Any, int]:
     from tensorflow_datasets.proto import tf_example_pb2
 
     feature = tf_example_pb2.Example.FromString(record).features.feature

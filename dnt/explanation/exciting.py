@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dnt import errors, inference, metrics, terminal
-from dnt.data import examples, folder, pipeline, sources
+from dnt.data import examples, folder, images, pipeline, sources
 from dnt.explanation import cam, pictures, sheet
 from dnt.models import depth
 from dnt.parallel import compile as compile_lib
@@ -232,7 +232,7 @@ def tiles(
     chosen = np.argsort(-top.scores[:, 0], kind='stable')[:DRAWN].astype(np.int32)
     places, scores = top.pictures[chosen], top.scores[chosen]
     read = [source[int(place)] for place in places.flat]
-    shown = np.stack([transform(picture, None) for picture, _ in read])
+    shown = np.stack([images.to_array(transform(image, None)) for image, _ in read])
     wanted = np.repeat(chosen, places.shape[1])
     titles = [title(name, *each) for each in zip(wanted, scores.flat, (label for _, label in read), strict=True)]
     row = list(map(sheet.Tile, titles, shown, maps_of[name](shown, wanted)))

@@ -8,6 +8,10 @@ from dnt import errors
 from dnt.data import images, order
 
 
+def decoded(*args, **options):
+  return images.to_array(images.decode(*args, **options))
+
+
 def encode(image, format='PNG'):
   buffer = io.BytesIO()
   image.save(buffer, format)
@@ -17,7 +21,7 @@ def encode(image, format='PNG'):
 @pytest.mark.parametrize('mode', ['RGB', 'L', 'RGBA', 'P', 'CMYK', '1', 'LA'])
 def test_every_8_bit_mode_becomes_rgb(picture, mode):
   image = Image.fromarray(picture(9, 7)).convert(mode)
-  found = images.decode(encode(image, 'TIFF'), 'x')
+  found = decoded(encode(image, 'TIFF'), 'x')
 
   np.testing.assert_array_equal(found, np.asarray(image.convert('RGB')))
   assert found.dtype == np.uint8
@@ -26,8 +30,8 @@ def test_every_8_bit_mode_becomes_rgb(picture, mode):
 def test_gray_stays_gray_with_one_channel(picture):
   gray = picture(9, 7, 1)
 
-  np.testing.assert_array_equal(images.decode(encode(Image.fromarray(gray[..., 0])), 'x', channels=1), gray)
-  np.testing.assert_array_equal(images.decode(encode(Image.fromarray(gray[..., 0])), 'x'), np.repeat(gray, 3, -1))
+  np.testing.assert_array_equal(decoded(encode(Image.fromarray(gray[..., 0])), 'x', channels=1), gray)
+  np.testing.assert_array_equal(decoded(encode(Image.fromarray(gray[..., 0])), 'x'), np.repeat(gray, 3, -1))
 
 
 @pytest.mark.parametrize(
@@ -56,7 +60,7 @@ def test_a_file_that_is_no_picture_says_so(tmp_path, content, reason):
 def test_of_16_bits_the_upper_8_are_kept(format, channels):
   values = np.random.default_rng(0).integers(0, 2**16, (5, 4), np.uint16)
   values[0, :2] = 0, 2**16 - 1
-  found = images.decode(encode(Image.fromarray(values), format), 'scan', channels)
+  found = decoded(encode(Image.fromarray(values), format), 'scan', channels)
 
   assert found.dtype == np.uint8
   np.testing.assert_array_equal(found, np.repeat((values >> 8)[..., None], channels, -1))
@@ -85,12 +89,12 @@ def test_a_transparent_palette_shows_its_colors(picture, transparency):
   image = Image.fromarray(picture(9, 7)).quantize(8)
   buffer = io.BytesIO()
   image.save(buffer, 'PNG', transparency=transparency)
-  np.testing.assert_array_equal(images.decode(buffer.getvalue(), 'x'), np.asarray(image.convert('RGB')))
+  np.testing.assert_array_equal(decoded(buffer.getvalue(), 'x'), np.asarray(image.convert('RGB')))
 
 
 def test_a_cmyk_jpeg_becomes_rgb(picture):
   encoded = encode(Image.fromarray(picture(16, 16)).convert('CMYK'), 'JPEG')
-  found = images.decode(encoded, 'x')
+  found = decoded(encoded, 'x')
   np.testing.assert_array_equal(found, np.asarray(Image.open(io.BytesIO(encoded)).convert('RGB')))
   assert np.abs(found.astype(int) - picture(16, 16)).mean() < 8
 
@@ -101,17 +105,28 @@ def test_the_orientation_in_exif_is_left_alone(picture):
   exif[0x0112] = 6  # turn by a quarter
   buffer = io.BytesIO()
   image.save(buffer, 'PNG', exif=exif)
-  np.testing.assert_array_equal(images.decode(buffer.getvalue(), 'x'), picture(9, 7))
+  np.testing.assert_array_equal(decoded(buffer.getvalue(), 'x'), picture(9, 7))
 
 
 @pytest.mark.parametrize('channels', [1, 3])
 @pytest.mark.parametrize('interpolation', ['bilinear', 'bicubic'])
 def test_squash_is_pillows_resize(picture, channels, interpolation):
-  source = picture(13, 29, channels)
-  image = Image.fromarray(source[..., 0] if channels == 1 else source)
+  image = images.from_array(picture(13, 29, channels))
   expected = np.asarray(image.resize((8, 10), Image.Resampling[interpolation.upper()])).reshape(10, 8, channels)
 
-  np.testing.assert_array_equal(images.squash(source, None, size=(10, 8), interpolation=interpolation), expected)
+  found = images.squash(image, None, size=(10, 8), interpolation=interpolation)
+  np.testing.assert_array_equal(images.to_array(found), expected)
+
+
+@pytest.mark.parametrize(('channels', 'mode'), [(1, 'L'), (3, 'RGB')])
+def test_an_array_and_back(picture, channels, mode):
+  original = picture(5, 7, channels)
+  image = images.from_array(original)
+
+  assert (image.mode, image.size) == (mode, (7, 5))
+  np.testing.assert_array_equal(images.to_array(image), original)
+  for row, column in ((0, 0), (4, 6), (2, 5)):
+    assert np.atleast_1d(image.getpixel((column, row))).tolist() == original[row, column].tolist()
 
 
 def draw(height, width, count=400, min_area=0.08):
@@ -167,31 +182,31 @@ def test_a_picture_with_a_fitting_ratio_falls_back_to_the_whole():
 
 
 def test_random_resized_crop_resizes_its_box(picture):
-  source, size = picture(40, 50), (16, 16)
+  image, size = Image.fromarray(picture(40, 50)), (16, 16)
   top, left, h, w = images.crop_box(40, 50, order.generator(0, order.CROP, 1, 2), 0.2)
-  expected = Image.fromarray(source).crop((left, top, left + w, top + h)).resize(size, Image.Resampling.BILINEAR)
+  expected = image.crop((left, top, left + w, top + h)).resize(size, Image.Resampling.BILINEAR)
 
-  found = images.random_resized_crop(source, order.generator(0, order.CROP, 1, 2), size, 0.2)
-  np.testing.assert_array_equal(found, np.asarray(expected))
+  found = images.random_resized_crop(image, order.generator(0, order.CROP, 1, 2), size, 0.2)
+  np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize(('height', 'width'), [(40, 60), (60, 40), (33, 33), (8, 100)])
 def test_center_crop_is_that_of_torchvision(picture, height, width):
   """Resize(32): the shorter side to 32, the longer to int(32 * long / short); CenterCrop(28)."""
-  source = picture(height, width)
+  image = Image.fromarray(picture(height, width))
   short, long = min(height, width), max(height, width)
   resized = {short: 32, long: int(32 * long / short)}
   h, w = (32, 32) if height == width else (resized[height], resized[width])
   top, left = int(round((h - 28) / 2.0)), int(round((w - 28) / 2.0))
-  image = Image.fromarray(source).resize((w, h), Image.Resampling.BILINEAR)
-  expected = np.asarray(image.crop((left, top, left + 28, top + 28)))
+  shrunk = image.resize((w, h), Image.Resampling.BILINEAR)
+  expected = np.asarray(shrunk.crop((left, top, left + 28, top + 28)))
 
-  np.testing.assert_array_equal(images.resize_center_crop(source, None, (28, 28), share=0.875), expected)
+  np.testing.assert_array_equal(images.resize_center_crop(image, None, (28, 28), share=0.875), expected)
 
 
 def test_center_crop_of_everything_is_a_resize(picture):
-  source = picture(50, 50)
+  image = Image.fromarray(picture(50, 50))
 
   np.testing.assert_array_equal(
-    images.resize_center_crop(source, None, (20, 20), share=1.0), images.squash(source, None, (20, 20))
+    images.resize_center_crop(image, None, (20, 20), share=1.0), images.squash(image, None, (20, 20))
   )

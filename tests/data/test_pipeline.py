@@ -150,9 +150,9 @@ def test_large_pictures_are_cropped_at_random_to_train_and_at_the_center_to_eval
 
   for row in range(BATCH):
     epoch, position = divmod(BATCH + row, 9)
-    source, label = train[order.order(config.seed, epoch, 9)[position]]
+    image, label = train[order.order(config.seed, epoch, 9)[position]]
     generator = order.generator(config.seed, order.CROP, epoch, position)
-    expected = images.random_resized_crop(source, generator, (10, 10), config.data.resized_crop_min_area)
+    expected = images.random_resized_crop(image, generator, (10, 10), config.data.resized_crop_min_area)
     np.testing.assert_array_equal(trained['image'][row], expected)
     assert trained['label'][row] == label
   for row in range(3):

@@ -7,13 +7,12 @@ import pytest
 import torch
 from PIL import Image, ImageEnhance, ImageOps
 
-from dnt.data import order, pipeline, policies, sources, stream
+from dnt.data import images, order, pipeline, policies, sources, stream
 from dnt.parallel import mesh as meshes
 
 
 def operate(picture, operation, magnitude):
-  image = Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture)
-  return np.asarray(policies.operate(image, operation, magnitude)).reshape(picture.shape)
+  return images.to_array(policies.operate(images.from_array(picture), operation, magnitude))
 
 
 def mapped(picture, source):
@@ -171,10 +170,10 @@ def as_applied(operation, magnitude):
 @pytest.mark.parametrize('size', [(8, 8), (32, 32), (224, 224), (331, 662), (97, 500)])
 def test_rand_augments_magnitudes_are_torchvisions(chosen, size):
   table = published(RAND, (150.0 / 331.0 * size[1], 150.0 / 331.0 * size[0]), 4)
-  picture, generator, seen = np.zeros((*size, 1), np.uint8), np.random.default_rng(0), set()
+  image, generator, seen = Image.new('L', size[::-1]), np.random.default_rng(0), set()
   for level in range(31):
     del chosen[:]
-    policies.rand_augment(picture, generator, ops=60, magnitude=level)
+    policies.rand_augment(image, generator, ops=60, magnitude=level)
     for operation, magnitude in chosen:
       seen.add(operation)
       expected = as_applied(operation, table[operation][level])
@@ -184,9 +183,9 @@ def test_rand_augments_magnitudes_are_torchvisions(chosen, size):
 
 def test_trivial_augments_magnitudes_are_torchvisions(chosen):
   table = published(WIDE, (32.0, 32.0), 6)
-  picture, generator = np.zeros((8, 8, 3), np.uint8), np.random.default_rng(0)
+  image, generator = Image.new('RGB', (8, 8)), np.random.default_rng(0)
   for _ in range(8000):
-    policies.trivial_augment(picture, generator)
+    policies.trivial_augment(image, generator)
   found = {operation: set() for operation in table}
   for operation, magnitude in chosen:
     found[operation].add(as_applied(operation, abs(magnitude)))
@@ -196,9 +195,9 @@ def test_trivial_augments_magnitudes_are_torchvisions(chosen):
 
 
 def test_every_operation_and_sign_comes_up_evenly(chosen):
-  picture, generator = np.zeros((8, 8, 3), np.uint8), np.random.default_rng(1)
+  image, generator = Image.new('RGB', (8, 8)), np.random.default_rng(1)
   for _ in range(7000):
-    policies.rand_augment(picture, generator, ops=2, magnitude=9)
+    policies.rand_augment(image, generator, ops=2, magnitude=9)
   counts = {operation: sum(each == operation for each, _ in chosen) for operation in policies.OPERATIONS}
   assert len(counts) == 14
   # Chi-squared, 13 degrees of freedom: 99.9 % lie below 34.5.
@@ -213,7 +212,7 @@ def test_every_operation_and_sign_comes_up_evenly(chosen):
 
 def test_operations_follow_one_another(picture):
   """Two of the most visible ones, recomputed with Pillow from the draws."""
-  original = picture(16, 16)
+  original = Image.fromarray(picture(16, 16))
 
   class Drawn:
     """Contrast, then ShearX with a negative sign."""
@@ -225,20 +224,20 @@ def test_operations_follow_one_another(picture):
       return next(self.draws)
 
   found = policies.rand_augment(original, Drawn(), ops=2, magnitude=10)
-  image = ImageEnhance.Contrast(Image.fromarray(original)).enhance(1.3)
+  image = ImageEnhance.Contrast(original).enhance(1.3)
   image = image.transform((16, 16), Image.Transform.AFFINE, (1, -0.1, 0, 0, 1, 0))
-  np.testing.assert_array_equal(found, np.asarray(image))
+  np.testing.assert_array_equal(found, image)
 
 
 @pytest.mark.parametrize('channels', [1, 3])
 @pytest.mark.parametrize(
   'policy', [functools.partial(policies.rand_augment, ops=3, magnitude=30), policies.trivial_augment]
 )
-def test_shape_and_type_stay(picture, policy, channels):
-  original = picture(11, 7, channels)
+def test_size_and_mode_stay(picture, policy, channels):
+  original = images.from_array(picture(11, 7, channels))
   for position in range(40):
     found = policy(original, order.generator(0, order.CROP, 0, position))
-    assert (found.shape, found.dtype) == (original.shape, np.uint8)
+    assert (found.size, found.mode) == (original.size, original.mode)
 
 
 def first_batches(config, count, workers=0):

@@ -13,8 +13,8 @@ def test_a_slice_holds_those_examples(data):
   np.testing.assert_array_equal(part.images, whole.images[start:stop])
   np.testing.assert_array_equal(part.labels, whole.labels[start:stop])
   assert part.split == 'train[10%:-80%]'
-  picture, label = part[0]
-  np.testing.assert_array_equal(picture, whole.images[start])
+  image, label = part[0]
+  np.testing.assert_array_equal(image, whole.images[start, ..., 0])
   assert label == whole.labels[start]
 
 

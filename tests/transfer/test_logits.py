@@ -187,7 +187,8 @@ def test_the_real_keras_resnet50(reference, imagenet, build, logits):
 
   photographs = sorted(pathlib.Path(os.environ.get('DNT_CARS_DIR', '')).glob('cars_train/*.jpg'))[:4]
   noise = np.random.default_rng(0).integers(0, 256, (4, 224, 224, 3), np.uint8)
-  pictures = np.stack([images.squash(images.decode(p, p.name), None, (224, 224)) for p in photographs] or noise)
+  decoded = (images.decode(path, path.name) for path in photographs)
+  pictures = np.stack([images.to_array(images.squash(image, None, (224, 224))) for image in decoded] or noise)
 
   config = of_keras(of_1000_classes(imagenet))
   config.train.init_from = f'tfjs:{folder}'
