@@ -292,10 +292,11 @@ def config_file(tmp_path):
 
 @pytest.fixture
 def start():
-  """Starts a command in the root of the checkout, by default with one device: it starts faster."""
+  """Starts a command in the root of the checkout, with one device and by default `unoptimized`: it starts faster."""
 
-  def popen(command, xla_flags=''):
-    environment = {**os.environ, 'XLA_FLAGS': xla_flags, 'PYTHON': sys.executable}
+  def popen(command, optimized=False):
+    environment = {**os.environ, 'XLA_FLAGS': '', 'PYTHON': sys.executable}
+    environment['JAX_DISABLE_MOST_OPTIMIZATIONS'] = str(int(not optimized))
     pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.STDOUT}
     return subprocess.Popen(command, cwd=CONFIGS.parent, env=environment, text=True, **pipes)
 

@@ -60,7 +60,7 @@ def config(config_file):
   return write
 
 
-@pytest.mark.usefixtures('undrawn')
+@pytest.mark.usefixtures('unoptimized', 'undrawn')
 def test_two_processes_train_stop_and_go_on_as_one(tmp_path, config, start, finish, load_config, monkeypatch):
   """Two processes read a stream, are stopped and go on with data on the device; one, on two devices, does as they."""
   workdir = tmp_path / 'two'

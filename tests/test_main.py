@@ -10,6 +10,8 @@ from PIL import Image
 from dnt import config as schema
 from dnt import metrics
 
+pytestmark = pytest.mark.usefixtures('unoptimized')
+
 TINY = (
   '--config.data.source=synthetic',
   '--config.data.synthetic_examples=64',

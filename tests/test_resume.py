@@ -31,7 +31,8 @@ def run(config_file, start):
       'checkpoint.every': '5',
     }
     config = config_file(f'tiny_{placement}_{steps}', options)
-    return start([sys.executable, '-m', 'dnt.main', f'--config={config}', f'--workdir={workdir}'])
+    command = [sys.executable, '-m', 'dnt.main', f'--config={config}', f'--workdir={workdir}']
+    return start(command, optimized=True)
 
   return program
 

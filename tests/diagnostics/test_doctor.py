@@ -9,6 +9,7 @@ from dnt.data import order
 from dnt.diagnostics import doctor
 
 torch = pytest.importorskip('torch')
+pytestmark = pytest.mark.usefixtures('unoptimized')
 
 FUNCTIONS = {'relu': torch.relu, 'tanh': torch.tanh}
 

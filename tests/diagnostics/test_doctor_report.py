@@ -88,7 +88,7 @@ def sigmoids(config):
   return config
 
 
-def test_a_sick_network_and_what_mends_it(tiny, tmp_path, capsys, one_device):
+def test_a_sick_network_and_what_mends_it(tiny, tmp_path, capsys, one_device, unoptimized):
   content = doctor_report.run(sigmoids(tiny), tmp_path, seeds=2, trying=True)
   assert json.loads((tmp_path / 'probe.json').read_text()) == content
   assert content['verdict']['kind'] == 'vanishing'
