@@ -4,8 +4,9 @@
   python -m dnt.predict --weights=hf:timm/resnet50.a1_in1k --images='photos/**/*.jpg' --top=3 --output=found.csv
 
 Pictures are prepared as an evaluation of the network does it. A file that cannot be read is named and skipped; the exit
-code is 2 when none can. Of a run the newest checkpoint is taken, and of that the averaged weights where the run keeps
-them (config.ema.decay). A row of the CSV is a picture and one of its classes; the JSON holds the skipped files too.
+code is 2 when none can. Ctrl-C writes what was found so far. Of a run the newest checkpoint is taken, and of that the
+averaged weights where the run keeps them (config.ema.decay). A row of the CSV is a picture and one of its classes; the
+JSON holds the skipped files too.
 """
 
 import csv
@@ -57,28 +58,33 @@ def main() -> None:
 
   width, line, start = max(map(len, paths)), terminal.StatusLine(), time.monotonic()
   rows, unreadable, done = [], {}, 0
-  for found in inference.predict(network, mesh, paths, BATCH_SIZE.value, TOP.value):
-    for reason in found.unreadable.values():
-      line.print(f'skipped: {reason}')
-    for path, indexes, shares in zip(found.paths, found.indexes.tolist(), found.probabilities.tolist(), strict=True):
-      best = [(names[index], index, share) for index, share in zip(indexes, shares, strict=True)]
-      shown = [f'{name} {metrics.figure("accuracy", share)}' for name, _, share in best]
-      line.print('  '.join([f'{path:{width}}', *shown]))
-      rows.append((path, best))
-    unreadable |= found.unreadable
-    done += len(found.paths) + len(found.unreadable)
-    if done < len(paths):
-      rate = done / (time.monotonic() - start)
-      left = metrics.duration((len(paths) - done) / rate)
-      line.update(f'pictures {done}/{len(paths)}  {metrics.figure("images_per_second", rate)} images/s  ETA {left}')
+  try:
+    for found in inference.predict(network, mesh, paths, BATCH_SIZE.value, TOP.value):
+      for reason in found.unreadable.values():
+        line.print(f'skipped: {reason}')
+      for path, indexes, shares in zip(found.paths, found.indexes.tolist(), found.probabilities.tolist(), strict=True):
+        best = [(names[index], index, share) for index, share in zip(indexes, shares, strict=True)]
+        shown = [f'{name} {metrics.figure("accuracy", share)}' for name, _, share in best]
+        line.print('  '.join([f'{path:{width}}', *shown]))
+        rows.append((path, best))
+      unreadable |= found.unreadable
+      done += len(found.paths) + len(found.unreadable)
+      if done < len(paths):
+        rate = done / (time.monotonic() - start)
+        left = metrics.duration((len(paths) - done) / rate)
+        line.update(f'pictures {done}/{len(paths)}  {metrics.figure("images_per_second", rate)} images/s  ETA {left}')
+  except KeyboardInterrupt:
+    if not rows:
+      raise
   line.close()
   if not rows:
     raise errors.InputError(f'none of the {len(paths)} pictures at {IMAGES.value!r} can be read')
   if output:
     write(output, asked, network.step, rows, unreadable)
   skipped = f', {len(unreadable)} skipped' if unreadable else ''
+  stopped = f', stopped before the other {len(paths) - done}' if done < len(paths) else ''
   counted = f'{len(rows)} picture{"s" if len(rows) > 1 else ""}'
-  print(f'{counted}{skipped}' + (f'  {output}' if output else ''))
+  print(f'{counted}{skipped}{stopped}' + (f'  {output}' if output else ''))
 
 
 def read_names(path: str) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ import csv
 import functools
 import json
 import re
+import sys
 
 import jax
 import numpy as np
@@ -93,6 +94,36 @@ def test_the_program_prints_and_writes_what_it_found(program, tiny, saved, pictu
     rows = list(csv.DictReader(file))
   assert [(row['picture'], row['rank']) for row in rows] == [(path, rank) for path in good for rank in '12']
   assert all(row['class'] == f'name {row["index"]}' for row in rows)
+
+
+INTERRUPTED = """
+from dnt import cli, inference
+
+whole = inference.predict
+
+def predict(*arguments):
+  yield next(whole(*arguments))
+  raise KeyboardInterrupt
+
+inference.predict = predict
+
+from dnt import predict as program
+
+cli.run(program.main, program.__doc__)
+"""
+
+
+def test_an_interrupt_keeps_what_was_found(start, tiny, saved, pictures, tmp_path):
+  saved(tiny)
+  output = tmp_path / 'found.csv'
+  flags = [f'--workdir={tmp_path / "run"}', f'--images={pictures}', f'--output={output}', '--batch_size=4']
+  process = start([sys.executable, '-c', INTERRUPTED, *flags])
+  said, _ = process.communicate(timeout=240)
+  assert process.returncode == 0, said
+  assert said.splitlines()[-1] == f'3 pictures, 1 skipped, stopped before the other 3  {output}'
+  with output.open() as file:
+    found = [row['picture'] for row in csv.DictReader(file)]
+  assert found == [str(pictures / f'{index}.png') for index in range(3) for _ in range(5)]
 
 
 def test_bad_input_is_one_line(program, tiny, saved, pictures, tmp_path):
