@@ -199,6 +199,49 @@ class Progress:
     return '  '.join(parts)
 
 
+class Count:
+  """A status line over pictures: how many of all, how many a second, and how long the others take.
+
+  `what 320/999  12 images/s  ETA 57 s`; nothing before the first and after the last.
+  """
+
+  def __init__(
+    self,
+    what: str,
+    total: int,
+    done: int = 0,
+    stream: TextIO | None = None,
+    clock: Callable[[], float] = time.monotonic,
+  ):
+    """Starts the clock.
+
+    Args:
+      what: the pictures are counted for.
+      total: pictures in all.
+      done: those that were done before, and tell nothing of the pace.
+      stream: where to print; the standard output when not given.
+      clock: seconds, rising.
+    """
+    self._what, self._total, self._first = what, total, done
+    self._clock, self._start = clock, clock()
+    self._status = terminal.StatusLine(stream, clock)
+
+  def update(self, done: int) -> None:
+    """Shows that `done` of all are done, if the last time was long enough ago."""
+    if self._first < done < self._total:
+      rate = (done - self._first) / max(self._clock() - self._start, 1e-9)
+      pace = f'{figure("images_per_second", rate)} images/s  ETA {duration((self._total - done) / rate)}'
+      self._status.update(f'{self._what} {done}/{self._total}  {pace}')
+
+  def print(self, text: str) -> None:
+    """Prints lines of their own above the status."""
+    self._status.print(text)
+
+  def close(self) -> None:
+    """Takes the status away."""
+    self._status.close()
+
+
 def figure(name: str, value: float | None) -> str:
   """A metric as people read it: accuracies in percent, learning rates short, the rest with four decimals."""
   if value is None or not math.isfinite(value):

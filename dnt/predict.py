@@ -12,7 +12,6 @@ JSON holds the skipped files too.
 import csv
 import io
 import pathlib
-import time
 from collections.abc import Sequence
 
 from absl import flags
@@ -41,7 +40,7 @@ def main() -> None:
   names = read_names(CLASS_NAMES.value) if CLASS_NAMES.value else None
 
   from dnt import config as schema
-  from dnt import inference, metrics, terminal
+  from dnt import inference, metrics
   from dnt.parallel import compile as compile_lib
   from dnt.parallel import mesh as mesh_lib
 
@@ -56,7 +55,7 @@ def main() -> None:
       f'--class_names={CLASS_NAMES.value} holds {len(names)} names, and {asked} has {len(network.class_names)} classes'
     )
 
-  width, line, start = max(map(len, paths)), terminal.StatusLine(), time.monotonic()
+  width, line = max(map(len, paths)), metrics.Count('pictures', len(paths))
   rows, unreadable, done = [], {}, 0
   try:
     for found in inference.predict(network, mesh, paths, BATCH_SIZE.value, TOP.value):
@@ -69,10 +68,7 @@ def main() -> None:
         rows.append((path, best))
       unreadable |= found.unreadable
       done += len(found.paths) + len(found.unreadable)
-      if done < len(paths):
-        rate = done / (time.monotonic() - start)
-        left = metrics.duration((len(paths) - done) / rate)
-        line.update(f'pictures {done}/{len(paths)}  {metrics.figure("images_per_second", rate)} images/s  ETA {left}')
+      line.update(done)
   except KeyboardInterrupt:
     if not rows:
       raise

@@ -155,6 +155,21 @@ def test_eta_follows_the_last_minute():
   assert stream.getvalue().splitlines()[-1].endswith('ETA 13 min 30 s')
 
 
+def test_counted_pictures_have_a_pace_of_their_own():
+  stream, clock = io.StringIO(), _Clock()
+  count = metrics.Count('features of train', 1000, 200, stream, clock)
+  count.update(200)  # what was there before tells nothing
+  for done in (300, 600, 1000):
+    clock.now += 20
+    count.update(done)
+  count.print('kept')
+  count.close()
+  first, second, kept = stream.getvalue().splitlines()
+  assert first == 'features of train 300/1000  5 images/s  ETA 2 min 20 s'
+  assert second == 'features of train 600/1000  10 images/s  ETA 40 s'
+  assert kept == 'kept'
+
+
 @pytest.mark.parametrize(
   'seconds, words',
   [(0, '0 s'), (-3, '0 s'), (59.4, '59 s'), (59.6, '1 min 00 s'), (185, '3 min 05 s'), (7441, '2 h 04 min'),

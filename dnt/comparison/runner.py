@@ -184,9 +184,7 @@ def _end_with_parent() -> Any:
 
 def _reason(log: pathlib.Path, start: int, code: int) -> str:
   """Why a run failed: its error line, the signal that ended it, or the last line it wrote."""
-  with log.open('rb') as file:
-    file.seek(start)
-    lines = [line.strip() for line in file.read().decode(errors='replace').splitlines() if line.strip()]
+  lines = _since(log, start)
   for line in reversed(lines):
     if line.startswith('error: '):
       return line.removeprefix('error: ')
@@ -199,6 +197,13 @@ def _reason(log: pathlib.Path, start: int, code: int) -> str:
   return lines[-1] if lines else f'ended with exit code {code}'
 
 
+def _since(log: pathlib.Path, start: int) -> list[str]:
+  """The lines of a log from a byte on that are not empty."""
+  with log.open('rb') as file:
+    file.seek(start)
+    return [line.strip() for line in file.read().decode(errors='replace').splitlines() if line.strip()]
+
+
 class Pace:
   """How far the current run is, and an estimate of what all runs still take.
 
@@ -209,19 +214,20 @@ class Pace:
     self._runs, self._clock = runs, clock
     self._run: plan.Run | None = None
     self._first: tuple[float, int] | None = None  # time and step at the first look that found a step
+    self._logged = 0  # bytes of the run's log at the first look
 
   def look(self, run: plan.Run) -> list[str]:
     """The parts of the status line on the current run's step and the time left for all."""
     now = self._clock()
     if run is not self._run:
       self._run, self._first, self._began = run, None, now
-      self._old = _modified(run)
+      self._old, self._logged = _modified(run), _size(run.workdir / LOG)
       self._took = {each: _seconds(each) for each in self._runs}
     if _modified(run) == self._old:
-      return ['starting']  # what the record says is of the process before
+      return self._starting(run)  # what the record says is of the process before
     total, step = _total_steps(run), _last_step(run)
     if not total or step is None:
-      return ['starting']
+      return self._starting(run)
     self._first = self._first or (now, step)
     parts = [f'step {step}/{total}']
     (then, first) = self._first
@@ -229,6 +235,11 @@ class Pace:
       left = (total - step) * (now - then) / (step - first)
       parts.append(f'ETA {metrics.duration(left)}, all runs {metrics.duration(left + self._pending(now, left))}')
     return parts
+
+  def _starting(self, run: plan.Run) -> list[str]:
+    """What a run without a step is at, where its log ends with a status: such as computing features."""
+    lines = _since(run.workdir / LOG, self._logged) if _size(run.workdir / LOG) else []
+    return ['starting', *(line for line in lines[-1:] if 'ETA' in line)]
 
   def _pending(self, now: float, left: float) -> float:
     known = {each: took for each, took in self._took.items() if took is not None}
@@ -245,6 +256,10 @@ class Pace:
 def _seconds(run: plan.Run) -> float | None:
   summary = plan.summary(run)
   return summary['seconds']['total'] if summary and summary['finished'] else None
+
+
+def _size(path: pathlib.Path) -> int:
+  return path.stat().st_size if path.exists() else 0
 
 
 def _modified(run: plan.Run) -> float | None:

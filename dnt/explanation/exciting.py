@@ -16,7 +16,7 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
-from dnt import errors, inference, metrics, terminal
+from dnt import errors, inference, metrics
 from dnt.data import examples, folder, images, pipeline, sources
 from dnt.explanation import cam, pictures, sheet
 from dnt.models import depth
@@ -130,13 +130,9 @@ def search(
   def step(variables, batch):
     return excitement(network.model, entry, variables, network.preprocess(batch['image']))
 
-  line = terminal.StatusLine()
+  line = metrics.Count('searched', len(source))
   with contextlib.closing(line), contextlib.closing(pipeline.make_eval_feed(config, source, mesh)) as feed:
-
-    def seen(number):
-      line.update(f'searched {number:,} of {len(source):,} pictures')
-
-    return find(step, feed, mesh, network.variables, len(source), count, seen)
+    return find(step, feed, mesh, network.variables, len(source), count, line.update)
 
 
 def load_split(network: inference.Network, split: str) -> examples.Examples:

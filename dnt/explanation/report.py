@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dnt import config as schema
-from dnt import errors, files, inference, metrics, pages, plots, terminal
+from dnt import errors, files, inference, metrics, pages, plots
 from dnt.explanation import cam, exciting, faithfulness, pictures, sheet
 from dnt.parallel import mesh as mesh_lib
 
@@ -107,7 +107,7 @@ def _explain(
   about: Mapping[str, Any],
 ) -> tuple[dict[str, Any], bytes]:
   """Explains each picture and writes its overlay; returns what is said of them, and their contact sheet."""
-  line, unreadable, records, tiles = terminal.StatusLine(), {}, [], []
+  line, unreadable, records, tiles = metrics.Count('explained', len(paths)), {}, [], []
 
   def skip(path, reason):
     unreadable[path] = reason
@@ -128,7 +128,7 @@ def _explain(
     if len(tiles) < ON_SHEET:
       lines = [sheet.short(title, 2 * sheet.NAME), predicted, *([f'map of: {mapped}'] if mapped != predicted else [])]
       tiles.append(shown._replace(title='\n'.join(lines)))
-    line.update(f'explained {len(records)} of {len(paths)} pictures')
+    line.update(len(records) + len(unreadable))
   line.close()
   if not records:
     raise errors.InputError(f'none of the {len(paths)} pictures can be read')

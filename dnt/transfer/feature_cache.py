@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from dnt import errors, experiment, initial, metrics, steps, terminal, trees
+from dnt import errors, experiment, initial, metrics, steps, trees
 from dnt.data import examples, pipeline
 from dnt.models import depth
 from dnt.parallel import compile as compile_lib
@@ -255,14 +255,14 @@ def _grow(
     kept = feature_files.read(path, dtype, done)
     if done and multihost.is_lead():
       print(f'features of {source.split}: going on from {done} of {whole}', flush=True)
-    parts, line = [kept], terminal.StatusLine()
+    parts, line = [kept], metrics.Count(f'features of {source.split}', whole, done)
     for features, labels in _compute(run, source, views, mesh, prefix, done):
       if multihost.is_lead():
         write(done, features, labels)
       parts.append((features, labels))
       done += len(labels)
       if multihost.is_lead():
-        line.update(f'features of {source.split}  {done}/{whole}  {metrics.figure("accuracy", done / whole)}')
+        line.update(done)
     line.close()
   features, labels = (np.concatenate(each) for each in zip(*parts, strict=True))
   return features, labels

@@ -50,6 +50,20 @@ def test_the_estimate_over_all_runs(runs):
   ]
 
 
+def test_a_run_that_starts_says_what_it_is_at(runs):
+  pace = runner.Pace(runs, lambda: 0.0)
+  runs[0].workdir.mkdir(parents=True)
+  path = runs[0].workdir / 'log.txt'
+  path.write_text('step 3/10  ETA 2 s\n')  # of an earlier process
+  assert pace.look(runs[0]) == ['starting']
+  with path.open('a') as file:
+    file.write('head 10\nfeatures of train 64/640  16 images/s  ETA 36 s\n')
+  assert pace.look(runs[0]) == ['starting', 'features of train 64/640  16 images/s  ETA 36 s']
+  with path.open('a') as file:
+    file.write('features of train: 3 MB kept\n')
+  assert pace.look(runs[0]) == ['starting']
+
+
 def test_the_record_of_an_earlier_process_is_no_progress(runs):
   log(runs[0], 50, 100)
   pace = runner.Pace(runs, lambda: 0.0)
