@@ -252,19 +252,20 @@ def _grow(
     whole, size = max(views, 1) * len(source), run.config.eval.batch_size
     done = multihost.broadcast_from_lead(min(feature_files.count(path, dtype), whole))
     done -= done % len(source) % size  # to the start of a batch
-    kept = feature_files.read(path, dtype, done)
+    # Filled in place: features are the most of what a run holds, and joining parts would hold them twice.
+    features, labels = np.empty((whole, *dtype['features'].shape), np.float32), np.empty(whole, np.int32)
+    features[:done], labels[:done] = feature_files.read(path, dtype, done)
     if done and multihost.is_lead():
       print(f'features of {source.split}: going on from {done} of {whole}', flush=True)
-    parts, line = [kept], metrics.Count(f'features of {source.split}', whole, done)
-    for features, labels in _compute(run, source, views, mesh, prefix, done):
+    line = metrics.Count(f'features of {source.split}', whole, done)
+    for new, label in _compute(run, source, views, mesh, prefix, done):
       if multihost.is_lead():
-        write(done, features, labels)
-      parts.append((features, labels))
-      done += len(labels)
+        write(done, new, label)
+      features[done : done + len(label)], labels[done : done + len(label)] = new, label
+      done += len(label)
       if multihost.is_lead():
         line.update(done)
     line.close()
-  features, labels = (np.concatenate(each) for each in zip(*parts, strict=True))
   return features, labels
 
 
