@@ -73,7 +73,7 @@ class Pass:
     """Compiles, if it is not done yet; shapes with shardings will do."""
     if self._program is None:
       program = compile_lib.jit(self._run, out_shardings=mesh_lib.replicated(self._mesh))
-      self._program = program.lower(variables, self._feed.shapes(), np.int32(0), np.int32(1)).compile()
+      self._program = compile_lib.ahead(program, variables, self._feed.shapes(), np.int32(0), np.int32(1))
 
   def close(self) -> None:
     """Ends the feed."""

@@ -85,7 +85,7 @@ class Programs:
     program = steps.make_train_steps(step, self._feed.batch_at, longest)
     shardings = (mesh_lib.parameter_shardings(self._mesh, state), mesh_lib.replicated(self._mesh))
     jitted = compile_lib.jit(program, donate_argnums=0, out_shardings=shardings)
-    return jitted.lower(state, self._feed.shapes(), np.int32(1)).compile()
+    return compile_lib.ahead(jitted, state, self._feed.shapes(), np.int32(1))
 
 
 def _used(run: experiment.Experiment, step: int) -> list[str]:

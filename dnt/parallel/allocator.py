@@ -2,7 +2,9 @@
 
 XLA allocates the temporary buffer of every call anew, and so do decoders of pictures theirs. glibc maps a large block
 from the system and unmaps it when it is freed, so that each step pays for tens of thousands of page faults, and each
-photograph for a few hundred. This module does not import jax.
+photograph for a few hundred. Kept blocks of many MB fit together; of GBs each new one may need room of its own, where
+the rest of a freed one was given to something small, so a program that needs such calls `release_large`. This module
+does not import jax.
 """
 
 import ctypes
@@ -12,7 +14,10 @@ import platform
 import sys
 
 # Parameters of mallopt, from glibc's malloc.h.
-_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -3, -4, -8
+_MMAP_MAX, _MMAP_LARGEST = 65536, 2**25  # its default, and the largest threshold that glibc takes
+LARGE = 2**30  # bytes of a temporary buffer that are not worth keeping
+_tuned = False  # malloc's own settings are the process', and cannot be read
 _ACCELERATORS = ('/dev/nvidia[0-9]*', '/dev/accel*', '/dev/vfio/[0-9]*', '/dev/kfd')
 
 
@@ -22,7 +27,9 @@ def tune() -> bool:
   Returns:
     Whether anything was changed.
   """
-  return cpu_only() and keep_freed()
+  global _tuned
+  _tuned = cpu_only() and keep_freed()
+  return _tuned
 
 
 def keep_freed() -> bool:
@@ -35,12 +42,24 @@ def keep_freed() -> bool:
   """
   if sys.platform != 'linux' or platform.libc_ver()[0] != 'glibc':
     return False
-  libc = ctypes.CDLL(None)
-  settings = (
+  return _set(
     (_M_MMAP_MAX, 0),  # large blocks come from the heap too
     (_M_TRIM_THRESHOLD, -1),  # whose end is never given back
     (_M_ARENA_MAX, 1),  # and which all threads share
   )
+
+
+def release_large() -> bool:
+  """In a process that `tune` changed: blocks of 32 MB and more come from the system again, and go back when freed.
+
+  Returns:
+    Whether anything was changed.
+  """
+  return _tuned and _set((_M_MMAP_THRESHOLD, _MMAP_LARGEST), (_M_MMAP_MAX, _MMAP_MAX))
+
+
+def _set(*settings: tuple[int, int]) -> bool:
+  libc = ctypes.CDLL(None)
   return all(libc.mallopt(ctypes.c_int(name), ctypes.c_int(value)) for name, value in settings)
 
 

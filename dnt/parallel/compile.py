@@ -11,6 +11,7 @@ import numpy as np
 from jax.extend import core
 
 from dnt import errors
+from dnt.parallel import allocator
 
 # On CPU, from the first jax version that they are for; measured by benchmarks/step.py.
 _CPU_OPTIONS = {
@@ -31,6 +32,15 @@ def jit(fn: Callable, **kwargs: Any) -> Any:
     **kwargs: of `jax.jit`, but for `compiler_options`.
   """
   return jax.jit(fn, compiler_options=compiler_options(), **kwargs)
+
+
+def ahead(jitted: Any, *args: Any) -> Any:
+  """Compiles for arguments or their shapes, before they are at hand; on CPU it sees to the memory of large programs."""
+  compiled = jitted.lower(*args).compile()
+  memory = compiled.memory_analysis()
+  if memory is not None and memory.temp_size_in_bytes > allocator.LARGE:
+    allocator.release_large()
+  return compiled
 
 
 def eagerly(fn: Callable) -> Callable:

@@ -14,6 +14,8 @@ from dnt.parallel import allocator
 assert 'jax' not in sys.modules
 if {tune}:
   assert allocator.tune() is True
+if {release}:
+  assert allocator.release_large() is {tune}
 libc = ctypes.CDLL(None)
 libc.malloc.restype = ctypes.c_void_p
 libc.malloc.argtypes = [ctypes.c_size_t]
@@ -30,8 +32,8 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-def faults(tune):
-  command = [sys.executable, '-c', COUNT_FAULTS.format(tune=tune)]
+def faults(tune, release=False):
+  command = [sys.executable, '-c', COUNT_FAULTS.format(tune=tune, release=release)]
   return int(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
 
 
@@ -39,6 +41,12 @@ def faults(tune):
 def test_a_tuned_process_does_not_fault_its_memory_in_again():
   assert faults(tune=False) > 10_000
   assert faults(tune=True) < 100
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='mallopt is glibc on Linux')
+@pytest.mark.parametrize('tune', [True, False])
+def test_large_blocks_can_go_back_to_the_system(tune):
+  assert faults(tune, release=True) > 10_000
 
 
 @pytest.mark.parametrize(

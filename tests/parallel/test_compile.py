@@ -13,11 +13,13 @@ import pytest
 
 from dnt import errors
 from dnt.models import conv, norms
+from dnt.parallel import allocator
 from dnt.parallel import compile as compile_lib
 
 ROOT = pathlib.Path(__file__).parents[2]
 CACHE = """
 import pathlib, sys, jax
+from dnt.parallel import allocator
 from dnt.parallel import compile as compile_lib
 compile_lib.enable_cache(pathlib.Path(sys.argv[1]))
 compile_lib.jit(lambda x: x + 1)(1.0)
@@ -152,3 +154,15 @@ def test_a_program_run_eagerly_gives_the_same_and_compiles_no_constants(monkeypa
     assert (found[name].shape, found[name].dtype) == (value.shape, value.dtype)
     np.testing.assert_array_equal(found[name], value)
   assert isinstance(found['zeros'], np.ndarray), 'filled on the host'
+
+
+@pytest.mark.parametrize(('largest', 'released'), [(2**30, 0), (2**20, 1)])
+def test_programs_with_large_temporary_buffers_release_them(monkeypatch, largest, released):
+  calls = []
+  monkeypatch.setattr(allocator, 'LARGE', largest)
+  monkeypatch.setattr(allocator, 'release_large', lambda: calls.append(1))
+  program = compile_lib.jit(lambda x: jnp.sort(x @ x.T, 1).sum(1))
+  program = compile_lib.ahead(program, jax.ShapeDtypeStruct((1024, 8), jnp.float32))  # 4 MB of products
+  assert len(calls) == released
+  x = np.ones((1024, 8), np.float32)
+  np.testing.assert_array_equal(program(x), np.full(1024, 8 * 1024))
