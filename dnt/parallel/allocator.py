@@ -16,7 +16,6 @@ import sys
 # Parameters of mallopt, from glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -3, -4, -8
 _MMAP_MAX, _MMAP_LARGEST = 65536, 2**25  # its default, and the largest threshold that glibc takes
-LARGE = 2**30  # bytes of a temporary buffer that are not worth keeping
 _tuned = False  # malloc's own settings are the process', and cannot be read
 _ACCELERATORS = ('/dev/nvidia[0-9]*', '/dev/accel*', '/dev/vfio/[0-9]*', '/dev/kfd')
 
@@ -47,6 +46,14 @@ def keep_freed() -> bool:
     (_M_TRIM_THRESHOLD, -1),  # whose end is never given back
     (_M_ARENA_MAX, 1),  # and which all threads share
   )
+
+
+def large() -> int:
+  """Bytes of a temporary buffer that are too many to keep: 2 GiB, on small machines an eighth of their memory.
+
+  What is kept of them came to some four times one buffer (benchmarks/RESULTS.md).
+  """
+  return min(2**31, os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') // 8)
 
 
 def release_large() -> bool:

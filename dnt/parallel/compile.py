@@ -38,7 +38,7 @@ def ahead(jitted: Any, *args: Any) -> Any:
   """Compiles for arguments or their shapes, before they are at hand; on CPU it sees to the memory of large programs."""
   compiled = jitted.lower(*args).compile()
   memory = compiled.memory_analysis()
-  if memory is not None and memory.temp_size_in_bytes > allocator.LARGE:
+  if memory is not None and memory.temp_size_in_bytes > allocator.large():
     allocator.release_large()
   return compiled
 

@@ -49,6 +49,13 @@ def test_large_blocks_can_go_back_to_the_system(tune):
   assert faults(tune, release=True) > 10_000
 
 
+@pytest.mark.parametrize(('memory', 'expected'), [(2**33, 2**30), (2**34, 2**31), (2**40, 2**31)])
+def test_what_is_large_depends_on_the_memory(monkeypatch, memory, expected):
+  of_machine = {'SC_PHYS_PAGES': memory // 4096, 'SC_PAGE_SIZE': 4096}
+  monkeypatch.setattr(allocator.os, 'sysconf', of_machine.get)
+  assert allocator.large() == expected
+
+
 @pytest.mark.parametrize(
   ('platforms', 'devices', 'expected'),
   [

@@ -159,7 +159,7 @@ def test_a_program_run_eagerly_gives_the_same_and_compiles_no_constants(monkeypa
 @pytest.mark.parametrize(('largest', 'released'), [(2**30, 0), (2**20, 1)])
 def test_programs_with_large_temporary_buffers_release_them(monkeypatch, largest, released):
   calls = []
-  monkeypatch.setattr(allocator, 'LARGE', largest)
+  monkeypatch.setattr(allocator, 'large', lambda: largest)
   monkeypatch.setattr(allocator, 'release_large', lambda: calls.append(1))
   program = compile_lib.jit(lambda x: jnp.sort(x @ x.T, 1).sum(1))
   program = compile_lib.ahead(program, jax.ShapeDtypeStruct((1024, 8), jnp.float32))  # 4 MB of products
