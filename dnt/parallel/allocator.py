@@ -56,13 +56,16 @@ def large() -> int:
   return min(2**31, os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') // 8)
 
 
-def release_large() -> bool:
-  """In a process that `tune` changed: blocks of 32 MB and more come from the system again, and go back when freed.
+def release_large(temporary: int) -> bool:
+  """Where `tune` keeps what is freed and a program needs too much: blocks from 32 MB on go back to the system again.
+
+  Args:
+    temporary: bytes of the program's temporary buffer.
 
   Returns:
     Whether anything was changed.
   """
-  return _tuned and _set((_M_MMAP_THRESHOLD, _MMAP_LARGEST), (_M_MMAP_MAX, _MMAP_MAX))
+  return _tuned and temporary > large() and _set((_M_MMAP_THRESHOLD, _MMAP_LARGEST), (_M_MMAP_MAX, _MMAP_MAX))
 
 
 def _set(*settings: tuple[int, int]) -> bool:

@@ -38,8 +38,8 @@ def ahead(jitted: Any, *args: Any) -> Any:
   """Compiles for arguments or their shapes, before they are at hand; on CPU it sees to the memory of large programs."""
   compiled = jitted.lower(*args).compile()
   memory = compiled.memory_analysis()
-  if memory is not None and memory.temp_size_in_bytes > allocator.large():
-    allocator.release_large()
+  if memory is not None:
+    allocator.release_large(memory.temp_size_in_bytes)
   return compiled
 
 

@@ -14,8 +14,7 @@ from dnt.parallel import allocator
 assert 'jax' not in sys.modules
 if {tune}:
   assert allocator.tune() is True
-if {release}:
-  assert allocator.release_large() is {tune}
+assert allocator.release_large({temporary}) is {released}
 libc = ctypes.CDLL(None)
 libc.malloc.restype = ctypes.c_void_p
 libc.malloc.argtypes = [ctypes.c_size_t]
@@ -32,8 +31,8 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-def faults(tune, release=False):
-  command = [sys.executable, '-c', COUNT_FAULTS.format(tune=tune, release=release)]
+def faults(tune, temporary=0, released=False):
+  command = [sys.executable, '-c', COUNT_FAULTS.format(tune=tune, temporary=temporary, released=released)]
   return int(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
 
 
@@ -44,9 +43,10 @@ def test_a_tuned_process_does_not_fault_its_memory_in_again():
 
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='mallopt is glibc on Linux')
-@pytest.mark.parametrize('tune', [True, False])
-def test_large_blocks_can_go_back_to_the_system(tune):
-  assert faults(tune, release=True) > 10_000
+def test_what_is_too_large_to_keep_goes_back_to_the_system():
+  assert faults(tune=True, temporary=allocator.large() + 1, released=True) > 10_000
+  assert faults(tune=True, temporary=allocator.large()) < 100
+  assert faults(tune=False, temporary=allocator.large() + 1) > 10_000
 
 
 @pytest.mark.parametrize(('memory', 'expected'), [(2**33, 2**30), (2**34, 2**31), (2**40, 2**31)])
