@@ -78,7 +78,7 @@ def measure(config):
 
     def compiled(train_step, longest):
       program = compile_lib.jit(steps.make_train_steps(train_step, feed.batch_at, longest), donate_argnums=0)
-      return program.lower(state, feed.shapes(), np.int32(1)).compile()
+      return compile_lib.ahead(program, state, feed.shapes(), np.int32(1))
 
     plain, plain_compilation = seconds(lambda: compiled(run.stages[0].train_step, config.train.steps_per_dispatch))
     watched, compilation = seconds(lambda: compiled(run.stages[0].telemetry_step, 1))

@@ -180,7 +180,7 @@ def make_epoch(run: Any, data: Any, mesh: Any, stack: contextlib.ExitStack, coun
   longest = min(run.config.train.steps_per_dispatch, feed.max_steps(0))
   program = steps.make_train_steps(run.stages[0].train_step, feed.batch_at, longest)
   state = mesh_lib.place(run.make_state(run.init_variables()), mesh_lib.replicated(mesh))
-  program = compile_lib.jit(program, donate_argnums=0).lower(state, feed.shapes(), np.int32(1)).compile()
+  program = compile_lib.ahead(compile_lib.jit(program, donate_argnums=0), state, feed.shapes(), np.int32(1))
   step, epochs = 0, 0
 
   def epoch():

@@ -113,13 +113,11 @@ cli.run(program.main, program.__doc__)
 """
 
 
-def test_an_interrupt_keeps_what_was_found(start, tiny, saved, pictures, tmp_path):
+def test_an_interrupt_keeps_what_was_found(start, finish, tiny, saved, pictures, tmp_path):
   saved(tiny)
   output = tmp_path / 'found.csv'
   flags = [f'--workdir={tmp_path / "run"}', f'--images={pictures}', f'--output={output}', '--batch_size=4']
-  process = start([sys.executable, '-c', INTERRUPTED, *flags])
-  said, _ = process.communicate(timeout=240)
-  assert process.returncode == 0, said
+  said = finish(start([sys.executable, '-c', INTERRUPTED, *flags]))
   assert said.splitlines()[-1] == f'3 pictures, 1 skipped, stopped before the other 3  {output}'
   with output.open() as file:
     found = [row['picture'] for row in csv.DictReader(file)]

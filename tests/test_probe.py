@@ -1,22 +1,15 @@
 """The program: what it prints, what it refuses, and that what it offers can be given to it."""
 
+import functools
 import re
-import sys
 
 import pytest
 
 
 @pytest.fixture
-def probe(start, tmp_path):
+def probe(run_program, tmp_path):
   """Runs the program: (exit code, output)."""
-
-  def run(*arguments):
-    command = [sys.executable, '-m', 'dnt.probe', f'--workdir={tmp_path / "probe"}', *arguments]
-    process = start(command)
-    output, _ = process.communicate(timeout=240)
-    return process.returncode, output
-
-  return run
+  return functools.partial(run_program, 'dnt.probe', f'--workdir={tmp_path / "probe"}')
 
 
 def test_what_it_offers_can_be_given_to_it(probe, config_file, tmp_path):

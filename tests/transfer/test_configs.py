@@ -19,7 +19,7 @@ TRAINABLE = {'scratch': 269_722 - 6 * 65, 'head': 8196, 'top2': 8196 + 2 * 4_462
 
 @pytest.fixture
 def planned(load_config, tmp_path):
-  """The runs of a config with the first seed, checked."""
+  """The runs of a config, checked: all variants with the first seed, then with the next."""
 
   def make(name):
     path = CONFIGS / name
@@ -27,8 +27,7 @@ def planned(load_config, tmp_path):
     config = load_config(path)
     schema.validate(config)
     assert len(config.seeds) >= 3
-    runs = plan.make(config, tmp_path)
-    return [run for run in runs if run.seed == config.seeds[0]]
+    return plan.make(config, tmp_path)
 
   return make
 
@@ -50,15 +49,20 @@ def trained(config, spec):
 
 
 def test_mri(planned):
+  runs = planned('transfer_mri_resnet50.py')
+  assert len(runs) == 12
+  assert all(run.config.loss.balance_classes for run in runs)
   found = {}
-  for run in planned('transfer_mri_resnet50.py'):
+  for run in runs[:4]:
     shape = (run.config.data.image_size,) * 2 + (3,)
     found[run.variant] = trained(run.config, experiment.DataSpec(1000, shape, tuple('abcd')))
   assert found == TRAINABLE
 
 
 def test_digits(planned):
-  runs = {run.variant: run for run in planned('transfer_digits.py')}
+  runs = planned('transfer_digits.py')
+  assert len(runs) == 15
+  runs = {run.variant: run for run in runs[:5]}
   assert next(iter(runs)) == 'pretrain'
   digits = {name: run for name, run in runs.items() if run.config.data.source == 'digits'}
   assert {name for name, run in digits.items() if run.source is runs['pretrain']} == digits.keys() - {'scratch'}
