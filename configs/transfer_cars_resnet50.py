@@ -5,7 +5,7 @@
 
 The first folder holds the pictures (dnt/data/cars.py names the layouts), the second Keras' ResNet-50 in TensorFlow.js
 layers format; other weights go with their own model.norm_epsilon and model.stride_on (torchvision: 1e-5 and 3x3).
-`--form=short` is for machines without an accelerator: 112 pixels, three epochs of the rows in which every block trains.
+`--form=short` is for machines without an accelerator: 112 pixels.
 """
 
 from dnt import config as schema
@@ -14,7 +14,7 @@ from dnt import config as schema
 def get_config():
   config = schema.default('compare')
   config.columns = ('accuracy', 'seconds', 'trainable_parameters', 'process_memory', 'device_memory')
-  config.forms = {'short': {'data.image_size': 112, 'train.epochs': 3.0}}
+  config.forms = {'short': {'data.image_size': 112}}
   base = config.base
   base.data.source = 'cars:data/cars'
   base.data.image_size = 224
@@ -34,7 +34,7 @@ def get_config():
   base.eval.splits = ('test',)
   base.eval.batch_size = 64
   base.eval.every = '12.5%'
-  base.checkpoint.every = '0'
+  base.checkpoint.every = '12.5%'
   every_block = {'optim.learning_rate': 1e-5, 'finetune.head_lr_mult': 100.0}
   config.variants = {
     'head': {
@@ -50,6 +50,11 @@ def get_config():
       'train.epochs': 8.0,
     },
     'all': every_block,
-    'all_rand_augment': {**every_block, 'data.augment': 'resized_crop_flip', 'data.policy': 'rand_augment'},
+    'all_rand_augment': {
+      **every_block,
+      'data.augment': 'resized_crop_flip',
+      'data.policy': 'rand_augment',
+      'train.epochs': 16.0,
+    },
   }
   return config
