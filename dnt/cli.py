@@ -4,6 +4,7 @@ Exit codes: 0 finished or cleanly stopped, 1 a run that failed, 2 bad input (fla
 """
 
 import ast
+import logging as std_logging
 import pathlib
 import re
 import sys
@@ -44,7 +45,8 @@ def run(
     sys.exit(0)
   if computes:
     allocator.tune()
-  logging.set_verbosity(logging.ERROR)  # the libraries' own chatter; what dnt has to say, it prints
+  logging.set_verbosity(logging.ERROR)  # the libraries' own chatter
+  std_logging.getLogger('dnt').setLevel(std_logging.WARNING)
   try:
     app.run(lambda _: main(), flags_parser=lambda argv: _parse(argv, default_config, kinds))
   except errors.InputError as error:
