@@ -12,8 +12,6 @@ import json
 import pathlib
 import statistics
 import tempfile
-import time
-from unittest import mock
 
 from dnt.parallel import allocator
 
@@ -23,11 +21,10 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 from absl import app, flags, logging  # noqa: E402
 
+from benchmarks import looping  # noqa: E402
 from configs import cifar_resnet20, digits_resnet20  # noqa: E402
-from dnt import experiment, programs, record, report, train  # noqa: E402
-from dnt.data import pipeline  # noqa: E402
+from dnt import report  # noqa: E402
 from dnt.parallel import compile as compile_lib  # noqa: E402
-from dnt.parallel import mesh as mesh_lib  # noqa: E402
 
 ROUNDS = flags.DEFINE_integer('rounds', 5, 'Times that loop and bare step take turns.')
 JSON = flags.DEFINE_string('json', None, 'File to write the figures to.')
@@ -49,53 +46,11 @@ def cifar():
 CONFIGS = {'digits_resnet20': digits, 'cifar_resnet20': cifar}
 
 
-def loop_seconds(config) -> float:
-  """Of one run of the whole loop, without set-up, compilation and evaluation."""
-  ahead = programs.Programs.ahead
-
-  def ahead_and_wait(self, shapes, step):
-    ahead(self, shapes, step)
-    for asked in self._asked.values():
-      asked.result()
-
-  with tempfile.TemporaryDirectory() as workdir, mock.patch.object(programs.Programs, 'ahead', ahead_and_wait):
-    seconds = train.train(config, pathlib.Path(workdir), record.Clock(time.monotonic()), 'benchmark')['seconds']
-  return seconds['train'] + seconds['checkpoint']
-
-
-def make_bare(config):
-  """A function that times as many bare steps as a run has."""
-  mesh = mesh_lib.make_mesh(config.mesh)
-  data = experiment.load_data(config, ())
-  run = experiment.make(experiment.resolve(config, data), data.spec)
-  feed = pipeline.make_train_feed(run.config, data.train, mesh)
-  step = compile_lib.jit(
-    lambda state, arrays: run.stages[0].train_step(state, feed.batch_at(arrays, state.step)), donate_argnums=0
-  )
-
-  def fresh():
-    state = run.make_state(run.init_variables())
-    return mesh_lib.place(state, mesh_lib.parameter_shardings(mesh, state))
-
-  arrays = feed.arrays(0, 1)
-  jax.block_until_ready(step(fresh(), arrays))
-
-  def seconds() -> float:
-    state = jax.block_until_ready(fresh())
-    start = time.monotonic()
-    for index in range(config.train.steps):
-      state, metrics = step(state, feed.arrays(index, 1))
-    jax.block_until_ready((state, metrics))
-    return time.monotonic() - start
-
-  return seconds
-
-
 def race(name: str, config) -> dict[str, str | float]:
   """Loop and bare step in turn: images a second of each, and the ratio of neighbouring turns."""
-  bare = make_bare(config)
-  loop_seconds(config), bare()  # warm-up: caches, allocator
-  pairs = [(loop_seconds(config), bare()) for _ in range(ROUNDS.value)]
+  bare = looping.make_bare(config)
+  looping.loop_seconds(config), bare()  # warm-up: caches, allocator
+  pairs = [(looping.loop_seconds(config), bare()) for _ in range(ROUNDS.value)]
   images = config.train.steps * config.train.batch_size
   loop, alone = (images / np.array(column) for column in zip(*pairs, strict=True))
   ratios = loop / alone

@@ -7,16 +7,18 @@ Each contender is a process of its own that waits while another one is timed; th
 in both memory formats, and the faster one counts.
 """
 
+import functools
 import json
 import os
 import pathlib
 import platform
 import statistics
-import subprocess
 import sys
 import time
 
 from absl import app, flags
+
+from benchmarks import racing
 
 DEPTHS = flags.DEFINE_list('depths', ['20', '56'], 'ResNets to time.')
 BATCH = flags.DEFINE_integer('batch', 128, 'Pictures a step.')
@@ -122,32 +124,12 @@ def flax_step(depth: int):
 def torch_step(depth: int, channels_last: bool):
   """The same network in PyTorch, eager."""
   import torch
-  from torch import nn
   from torch.nn import functional as F
 
+  from benchmarks import torch_nets
+
   torch.set_num_threads(os.cpu_count())
-
-  class Block(nn.Module):
-    def __init__(self, inputs, features, stride):
-      super().__init__()
-      self.stride, self.extra = stride, (features - inputs) // 2
-      self.conv1 = nn.Conv2d(inputs, features, 3, stride, 1, bias=False)
-      self.bn1 = nn.BatchNorm2d(features)
-      self.conv2 = nn.Conv2d(features, features, 3, 1, 1, bias=False)
-      self.bn2 = nn.BatchNorm2d(features)
-
-    def forward(self, x):
-      y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-      if self.stride > 1:
-        x = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.extra, self.extra))
-      return F.relu(x + y)
-
-  layers, inputs = [nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU()], 16
-  for stage, features in enumerate((16, 32, 64)):
-    for index in range((depth - 2) // 6):
-      layers.append(Block(inputs, features, 2 if stage and not index else 1))
-      inputs = features
-  model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
+  model = torch_nets.cifar_resnet(depth)
   image, label = (torch.from_numpy(array) for array in pictures())
   image, label = image.permute(0, 3, 1, 2).contiguous(), label.long()
   if channels_last:
@@ -165,7 +147,7 @@ def torch_step(depth: int, channels_last: bool):
 
 
 def serve(contender: str, depth: int) -> None:
-  """Answers each line on standard input with the seconds of a turn."""
+  """Answers with the seconds of the steps of a turn."""
   if contender == 'dnt':
     from dnt.parallel import allocator
 
@@ -179,35 +161,31 @@ def serve(contender: str, depth: int) -> None:
   step = make(depth)
   for _ in range(3):
     step()
-  print('ready', flush=True)
-  for _ in sys.stdin:
+
+  def turn():
     seconds = []
     for _ in range(STEPS.value):
       start = time.perf_counter()
       step()
       seconds.append(time.perf_counter() - start)
-    print(json.dumps(seconds), flush=True)
+    return seconds
+
+  racing.serve(turn=turn)
 
 
 def race(depth: int) -> dict[str, list[float]]:
   """The median seconds of each turn, by contender."""
-  processes = {}
-  for contender in CONTENDERS:
-    command = [sys.executable, '-m', 'benchmarks.step', f'--contender={contender}', f'--depths={depth}']
-    command += [f'--batch={BATCH.value}', f'--steps={STEPS.value}']
-    processes[contender] = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    if processes[contender].stdout.readline().strip() != 'ready':
-      raise RuntimeError(f'{contender} did not start')
-  turns = {contender: [] for contender in CONTENDERS}
-  for _ in range(ROUNDS.value):
-    for contender, process in processes.items():
-      process.stdin.write('\n')
-      process.stdin.flush()
-      turns[contender].append(statistics.median(json.loads(process.stdout.readline())))
-  for process in processes.values():
-    process.stdin.close()
-    process.wait()
-  return turns
+  given = [f'--depths={depth}', f'--batch={BATCH.value}', f'--steps={STEPS.value}']
+  commands = {
+    contender: [sys.executable, '-m', 'benchmarks.step', f'--contender={contender}', *given] for contender in CONTENDERS
+  }
+  with racing.started(commands) as contenders:
+
+    def turn(contender):
+      return statistics.median(contender.ask(racing.TURN))
+
+    asked = {name: functools.partial(turn, contender) for name, contender in contenders.items()}
+    return racing.take_turns(asked, ROUNDS.value)
 
 
 def main(_):
@@ -223,7 +201,7 @@ def main(_):
     print(f'\nResNet-{depth}, batch {BATCH.value}: milliseconds a step, and times the faster PyTorch ({peer})')
     found[depth] = {'turns': turns, 'peer': peer}
     for contender, seconds in turns.items():
-      ratio = statistics.median(mine / other for mine, other in zip(seconds, turns[peer], strict=True))
+      ratio = racing.ratio(turns[peer], seconds)
       found[depth][contender] = {'median_seconds': statistics.median(seconds), 'ratio': ratio}
       print(
         f'  {contender:20} {1000 * statistics.median(seconds):8.1f}  ({1000 * min(seconds):.1f} to '

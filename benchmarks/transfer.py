@@ -28,15 +28,15 @@ import pathlib
 import platform
 import random
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import app, flags, logging
 
+from benchmarks import racing
 from dnt.parallel import allocator
 
 PARTS = flags.DEFINE_list('parts', ['steps', 'epochs', 'host'], 'What to measure.')
@@ -107,20 +107,6 @@ def make(trainable: str, source: Any, **changes: Any):
   return experiment.make(experiment.resolve(config, data), spec), data
 
 
-def take_turns(contenders: Mapping[str, Callable[[], float]]) -> dict[str, list[float]]:
-  """What each says in each round."""
-  turns = {name: [] for name in contenders}
-  for _ in range(ROUNDS.value):
-    for name, contender in contenders.items():
-      turns[name].append(contender())
-  return turns
-
-
-def compare(turns: Mapping[str, Sequence[float]], name: str, other: str) -> float:
-  """How many times as long the other one takes: the median of neighbouring turns."""
-  return statistics.median(b / a for a, b in zip(turns[name], turns[other], strict=True))
-
-
 def spread(seconds: Sequence[float]) -> str:
   return f'{1e3 * statistics.median(seconds):10.1f}  ({1e3 * min(seconds):.1f} to {1e3 * max(seconds):.1f})'
 
@@ -156,11 +142,11 @@ def make_step(trainable: str) -> Callable[[], float]:
 
 
 def measure_steps() -> dict[str, Any]:
-  turns = take_turns({trainable: make_step(trainable) for trainable in TRAINABLE})
+  turns = racing.take_turns({trainable: make_step(trainable) for trainable in TRAINABLE}, ROUNDS.value)
   print(f'\nResNet-50, {SIZE.value} px, batch {BATCH.value}: milliseconds a step, and times faster than all')
   found = {}
   for trainable, seconds in turns.items():
-    ratio = compare(turns, trainable, 'all')
+    ratio = racing.ratio(turns[trainable], turns['all'])
     print(f'  {trainable:16}{spread(seconds)}  x {ratio:.2f}{verdict(ratio, TRAINABLE[trainable])}')
     found[trainable] = {'seconds': seconds, 'ratio': ratio}
   return found
@@ -214,10 +200,10 @@ def measure_epochs() -> dict[str, Any]:
         cached, features = feature_cache.use(run, data, mesh, pathlib.Path(folder))
         once[trainable, name] = time.perf_counter() - start
       contenders[trainable, 'cached'] = make_epoch(cached, features, mesh, stack, CACHED_EPOCHS)
-    turns = take_turns(contenders)
+    turns = racing.take_turns(contenders, ROUNDS.value)
   print(f'\nResNet-50, {SIZE.value} px, {EXAMPLES.value} pictures in batches of {BATCH.value}: milliseconds an epoch')
   for trainable in ('head', 'top:2'):
-    ratio = compare(turns, (trainable, 'cached'), (trainable, 'uncached'))
+    ratio = racing.ratio(turns[trainable, 'cached'], turns[trainable, 'uncached'])
     for name in ('uncached', 'cached'):
       print(f'  {trainable + ", " + name:16}{spread(turns[trainable, name])}')
     print(f'  {"":16}x {ratio:.1f}{verdict(ratio, CACHED if trainable == "head" else None)}', end='')
@@ -344,13 +330,13 @@ def processor_seconds() -> float:
 
 
 def serve(contender: str) -> None:
-  """Answers each line on standard input with the seconds, and those of processor time, of a picture of a turn."""
+  """Answers with the seconds, and those of processor time, of a picture of a turn."""
   if contender == 'dnt':
     allocator.tune()
   cores = sorted(os.sched_getaffinity(0))[: WORKERS.value]
   os.sched_setaffinity(0, cores)
-  print('ready', flush=True)
-  for _ in sys.stdin:
+
+  def turn():
     with contextlib.closing(HOST[contender]()) as batches:
       for _ in range(4 * WORKERS.value):  # until what the workers read ahead is used up
         next(batches)
@@ -358,32 +344,22 @@ def serve(contender: str) -> None:
       while count < IMAGES.value:
         count += len(next(batches))
       found = [(time.perf_counter() - start) * len(cores), processor_seconds() - used]
-    print(json.dumps([seconds / count for seconds in found]), flush=True)
+    return [seconds / count for seconds in found]
+
+  racing.serve(turn=turn)
 
 
 def measure_host() -> dict[str, Any]:
-  processes = {}
   given = [f'--{flag.name}={flag.value}' for flag in (SIZE, IMAGES, WORKERS, EXAMPLES, PICTURES)]
-  for name in HOST:
-    command = [sys.executable, '-m', 'benchmarks.transfer', f'--contender={name}', *given]
-    processes[name] = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    if processes[name].stdout.readline().strip() != 'ready':
-      raise RuntimeError(f'{name} did not start')
-
-  def turn(process):
-    process.stdin.write('\n')
-    process.stdin.flush()
-    return json.loads(process.stdout.readline())
-
-  turns = take_turns({name: functools.partial(turn, process) for name, process in processes.items()})
-  for process in processes.values():
-    process.stdin.close()
-    process.wait()
+  commands = {name: [sys.executable, '-m', 'benchmarks.transfer', f'--contender={name}', *given] for name in HOST}
+  with racing.started(commands) as contenders:
+    asked = {name: functools.partial(contender.ask, racing.TURN) for name, contender in contenders.items()}
+    turns = racing.take_turns(asked, ROUNDS.value)
   print(f'\nJPEG to {SIZE.value} px with RandAugment, {WORKERS.value} worker(s): pictures a second and core')
   found = {}
   for index, clock in enumerate(('wall clock', 'processor time')):
     seconds = {name: [each[index] for each in turns[name]] for name in HOST}
-    ratio = compare(seconds, 'dnt', 'torch')
+    ratio = racing.ratio(seconds['dnt'], seconds['torch'])
     for name in HOST:
       rates = [1 / each for each in seconds[name]]
       print(f'  {name:8}{clock:16}{statistics.median(rates):8.1f}  ({min(rates):.1f} to {max(rates):.1f})')

@@ -1,0 +1,62 @@
+"""One run of dnt's whole loop, timed, and the bare jitted step that it runs."""
+
+import pathlib
+import tempfile
+import time
+from collections.abc import Callable
+from unittest import mock
+
+import jax
+import ml_collections
+
+from dnt import experiment, programs, record, train
+from dnt.data import pipeline
+from dnt.parallel import compile as compile_lib
+from dnt.parallel import mesh as mesh_lib
+
+
+def loop_laps(config: ml_collections.ConfigDict) -> dict[str, float]:
+  """Seconds by what a run of the whole loop spent them on; nothing is compiled in the background while it trains."""
+  ahead = programs.Programs.ahead
+
+  def ahead_and_wait(self, shapes, step):
+    ahead(self, shapes, step)
+    for asked in self._asked.values():
+      asked.result()
+
+  with tempfile.TemporaryDirectory() as workdir, mock.patch.object(programs.Programs, 'ahead', ahead_and_wait):
+    return train.train(config, pathlib.Path(workdir), record.Clock(time.monotonic()), 'benchmark')['seconds']
+
+
+def loop_seconds(config: ml_collections.ConfigDict) -> float:
+  """Of one run of the whole loop, without set-up, compilation and evaluation."""
+  laps = loop_laps(config)
+  return laps['train'] + laps['checkpoint']
+
+
+def make_bare(config: ml_collections.ConfigDict) -> Callable[[], float]:
+  """A function that times as many bare steps as a run has."""
+  mesh = mesh_lib.make_mesh(config.mesh)
+  data = experiment.load_data(config, ())
+  run = experiment.make(experiment.resolve(config, data), data.spec)
+  feed = pipeline.make_train_feed(run.config, data.train, mesh)
+  step = compile_lib.jit(
+    lambda state, arrays: run.stages[0].train_step(state, feed.batch_at(arrays, state.step)), donate_argnums=0
+  )
+
+  def fresh():
+    state = run.make_state(run.init_variables())
+    return mesh_lib.place(state, mesh_lib.parameter_shardings(mesh, state))
+
+  arrays = feed.arrays(0, 1)
+  jax.block_until_ready(step(fresh(), arrays))
+
+  def seconds() -> float:
+    state = jax.block_until_ready(fresh())
+    start = time.monotonic()
+    for index in range(config.train.steps):
+      state, metrics = step(state, feed.arrays(index, 1))
+    jax.block_until_ready((state, metrics))
+    return time.monotonic() - start
+
+  return seconds
