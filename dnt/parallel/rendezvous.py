@@ -76,7 +76,8 @@ class _RollCall:
         problem = self.accept(listener)
         if problem is None and time.monotonic() > self.deadline:
           problem = self.missing()
-        self.present = {i: (peer, host) for i, (peer, host) in self.present.items() if _open(peer)}
+        for i in [i for i, (peer, _) in self.present.items() if not _open(peer)]:
+          self.leave(i)
       self.told |= self.present.keys()
       _tell([peer for peer, _ in self.present.values()], problem)
       deadline = time.monotonic() + LINGER
@@ -101,12 +102,18 @@ class _RollCall:
     elif i in self.present and _open(self.present[i][0]):
       text = f'process id {i} was given twice, on {self.present[i][1]} and on {host}; each --process_id must be unique'
     else:
+      self.leave(i)
       self.present[i] = (peer, host)
       return None
     problem = {'kind': 'input', 'text': text}
     self.told.add(i)
     _tell([peer], problem)
     return problem
+
+  def leave(self, i: int) -> None:
+    """Forgets a process that is no longer there, if it was."""
+    if i in self.present:
+      self.present.pop(i)[0].close()
 
   def missing(self) -> dict[str, str]:
     ids = [i for i in range(self.cluster.num_processes) if i not in self.present]
