@@ -1,28 +1,72 @@
-"""Eight CPU devices, strict ranks and one compilation cache for every test and every process a test starts."""
+"""CPU devices, strict ranks and one compilation cache for every test and every process a test starts."""
 
-import atexit
+import ctypes
+import gc
 import importlib.util
 import os
 import pathlib
-import shutil
+import platform
+import resource
 import signal
 import subprocess
 import sys
-import tempfile
+from importlib import metadata
 
 import pytest
 
 # Under nohup and behind '&' in a script Ctrl-C is ignored, and all processes started from there would ignore it too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-os.environ['JAX_PLATFORMS'] = 'cpu'
-os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count=8'.strip()
-if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
-  os.environ['JAX_COMPILATION_CACHE_DIR'] = tempfile.mkdtemp(prefix='dnt-test-cache-')
-  atexit.register(shutil.rmtree, os.environ['JAX_COMPILATION_CACHE_DIR'], ignore_errors=True)
+_EIGHT = '--xla_force_host_platform_device_count=8'
+OWN_XLA_FLAGS = os.environ.get('XLA_FLAGS', '').replace(_EIGHT, '').strip()  # workers get those of their controller
+if 'DNT_TEST_PLATFORM' in os.environ:  # elsewhere than on CPU, where not all tests hold; empty: what jax finds
+  os.environ['JAX_PLATFORMS'] = os.environ['DNT_TEST_PLATFORM']
+else:
+  os.environ['JAX_PLATFORMS'] = 'cpu'
+  os.environ['XLA_FLAGS'] = f'{OWN_XLA_FLAGS} {_EIGHT}'.strip()
+# Kept between runs; XLA writes there what it compiled for this version and these flags.
+CACHE = pathlib.Path(__file__).parents[1] / '.pytest_cache' / f'xla-{metadata.version("jax")}'
+os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(CACHE))
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
 os.environ['JAX_NUMPY_RANK_PROMOTION'] = 'raise'
 
+pytest_plugins = ['tests.references.plugin']
 CONFIGS = pathlib.Path(__file__).parents[1] / 'configs'
+_PEAKS = {}  # MiB that each worker held at most
+
+
+def pytest_sessionfinish(session):
+  """Tells the controller how much memory a worker held."""
+  if hasattr(session.config, 'workeroutput'):
+    session.config.workeroutput['peak'] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+  if 'peak' in getattr(node, 'workeroutput', {}):
+    _PEAKS[node.gateway.id] = node.workeroutput['peak']
+
+
+def pytest_terminal_summary(terminalreporter):
+  if _PEAKS:
+    peaks = ', '.join(f'{worker} {peak}' for worker, peak in sorted(_PEAKS.items()))
+    terminalreporter.write_line(f'peak memory of the workers in MiB: {peaks}')
+
+
+@pytest.fixture(autouse=True, scope='module')
+def release_programs():
+  """Frees the programs that a module compiled: jax keeps them for as long as a worker lives, some GBs by the end."""
+  yield
+  if 'jax' in sys.modules:
+    sys.modules['jax'].clear_caches()
+    gc.collect()
+    if platform.libc_ver()[0] == 'glibc':
+      ctypes.CDLL(None).malloc_trim(0)  # gives back what is free between blocks that are not
+
+
+@pytest.fixture(autouse=True)
+def untuned(monkeypatch):
+  """Programs that run in this process leave malloc as it is: it would keep the memory of all later tests."""
+  monkeypatch.setattr('dnt.parallel.allocator.tune', lambda: False)
 
 
 @pytest.fixture
@@ -153,12 +197,17 @@ def begin():
 
 
 @pytest.fixture
-def one_device(monkeypatch):
-  """Runs on the first device only, for which programs compile faster."""
-  import jax
+def eight_devices():
+  """Runs on eight devices: for tests of what several change. Others run on one, for which programs compile faster."""
 
-  devices = jax.devices()[:1]
-  monkeypatch.setattr(jax, 'devices', lambda: devices)
+
+@pytest.fixture(autouse=True)
+def one_device(request, monkeypatch):
+  if 'eight_devices' not in request.fixturenames:
+    import jax
+
+    devices = jax.devices()[:1]
+    monkeypatch.setattr(jax, 'devices', lambda: devices)
 
 
 @pytest.fixture
@@ -182,22 +231,13 @@ def undrawn(monkeypatch):
 @pytest.fixture
 def program(monkeypatch, capsys):
   """Runs `python -m dnt.main` with these arguments in this process: (exit code, standard output, standard error)."""
-  from absl import flags
-
   from dnt import cli, main
 
   def run(*arguments):
     monkeypatch.setattr(sys, 'argv', ['dnt.main', *map(str, arguments)])
     capsys.readouterr()
-    try:
-      with pytest.raises(SystemExit) as stopped:
-        cli.run(lambda: main.main(0.0), main.__doc__, CONFIGS / 'digits_resnet20.py')
-    finally:
-      flags.FLAGS.unparse_flags()
-      for name in list(flags.FLAGS):
-        flags.FLAGS[name].unparse()
-        if name.startswith('config.'):  # ml_collections defines a flag for each override it meets
-          delattr(flags.FLAGS, name)
+    with pytest.raises(SystemExit) as stopped:
+      cli.run(main.PROGRAM)
     code = stopped.value.code or 0
     return code, *capsys.readouterr()
 
@@ -294,13 +334,19 @@ def config_file(tmp_path):
 def start():
   """Starts a command in the root of the checkout, with one device and by default `unoptimized`: it starts faster."""
 
+  processes = []
+
   def popen(command, optimized=False):
-    environment = {**os.environ, 'XLA_FLAGS': '', 'PYTHON': sys.executable}
+    environment = {**os.environ, 'XLA_FLAGS': OWN_XLA_FLAGS, 'PYTHON': sys.executable}
     environment['JAX_DISABLE_MOST_OPTIMIZATIONS'] = str(int(not optimized))
     pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.STDOUT}
-    return subprocess.Popen(command, cwd=CONFIGS.parent, env=environment, text=True, **pipes)
+    processes.append(subprocess.Popen(command, cwd=CONFIGS.parent, env=environment, text=True, **pipes))
+    return processes[-1]
 
-  return popen
+  yield popen
+  for process in processes:
+    with process:
+      process.kill()
 
 
 @pytest.fixture

@@ -251,6 +251,7 @@ def test_long_lists_are_cut(run):
 # Topology.
 
 
+@pytest.mark.usefixtures('eight_devices')
 def test_restores_onto_other_meshes(tmp_path):
   options = config.default()
   options.mesh.fsdp = 4

@@ -1,41 +1,49 @@
 """What the programs share: where the config comes from, how errors end a program, what --help and --list say."""
 
 import pathlib
-import sys
 
 import pytest
-from absl import flags
 
 from dnt import cli, errors
 
 CONFIGS = pathlib.Path(__file__).parents[1] / 'configs'
 
 
-@pytest.fixture
-def parse(monkeypatch):
-  """Parses a command line and returns the validated config and its file."""
-
-  def run(*arguments):
-    monkeypatch.setattr(sys, 'argv', ['program', *arguments])
-    cli._parse(sys.argv, CONFIGS / 'digits_resnet20.py', ('train',))
-    return cli.config(), cli.config_path()
-
-  yield run
-  flags.FLAGS.unparse_flags()
-  for name in list(flags.FLAGS):
-    flags.FLAGS[name].unparse()
-    if name.startswith('config.'):
-      delattr(flags.FLAGS, name)
+def program(main=lambda values: pytest.fail('the program ran'), config='digits_resnet20.py'):
+  kinds = ('train',) if config else ()
+  return cli.Program('A program.\n', lambda values: None, main, config, kinds)
 
 
-def test_the_default_config_file(parse):
+def parse(*arguments):
+  """The validated config of a command line, and its file."""
+  values = cli.parse(program(), ['program', *arguments])
+  return cli.config(values), cli.config_path(values)
+
+
+def test_the_default_config_file():
   config, path = parse()
   assert path == CONFIGS / 'digits_resnet20.py'
   assert config.data.source == 'digits'
 
 
+@pytest.mark.parametrize(
+  'given', [['--config=cifar_plain20'], ['--config', 'cifar_plain20.py'], ['-config=cifar_plain20']]
+)
+def test_a_config_that_comes_with_dnt_is_found_by_its_name(given, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  config, path = parse(*given, '--config.train.steps=7')
+  assert path == CONFIGS / 'cifar_plain20.py'
+  assert (config.model.name, config.train.steps) == ('plain', 7)
+
+
+def test_a_file_of_the_name_of_a_shipped_config_comes_first(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'cifar_plain20.py').write_text((CONFIGS / 'cifar_resnet56.py').read_text())
+  assert parse('--config=cifar_plain20.py')[0].model.depth == 56
+
+
 @pytest.mark.parametrize('separate', [True, False])
-def test_a_config_file_and_overrides(parse, separate):
+def test_a_config_file_and_overrides(separate):
   path = str(CONFIGS / 'cifar_resnet56.py')
   config, found = parse(*(['--config', path] if separate else [f'--config={path}']), '--config.model.depth=20')
   assert str(found) == path
@@ -51,19 +59,19 @@ def test_a_config_file_and_overrides(parse, separate):
     (('--config.train.epochs=2', '--config.train.steps=7'), 7),
   ],
 )
-def test_of_steps_and_epochs_the_one_given_counts(parse, arguments, steps):
+def test_of_steps_and_epochs_the_one_given_counts(arguments, steps):
   config, _ = parse(f'--config={CONFIGS / "cifar_plain20.py"}', *arguments)
   assert config.train.steps == steps
 
 
-def test_a_boolean_override_is_checked_too(parse):
+def test_a_boolean_override_is_checked_too():
   config, _ = parse('--noconfig.data.flip')
   assert config.data.flip is False
   with pytest.raises(errors.InputError, match=r"unknown config key 'data.flipp'; did you mean 'data.flip'"):
     parse('--noconfig.data.flipp')
 
 
-def test_a_config_file_that_fails_is_named_with_its_reason(parse, tmp_path):
+def test_a_config_file_that_fails_is_named_with_its_reason(tmp_path):
   path = tmp_path / 'broken.py'
   path.write_text("def get_config():\n  raise ValueError('no such machine')\n")
   with pytest.raises(errors.InputError, match=r'broken\.py.* failed: (ValueError: )?no such machine$'):
@@ -79,37 +87,33 @@ def test_a_config_file_that_fails_is_named_with_its_reason(parse, tmp_path):
     (KeyboardInterrupt(), 130, ''),
   ],
 )
-def test_exit_codes(parse, monkeypatch, capsys, error, code, said):
-  def main():
+def test_exit_codes(capsys, error, code, said):
+  def main(values):
     if error:
       raise error
 
-  monkeypatch.setattr(sys, 'argv', ['program'])
   with pytest.raises(SystemExit) as stopped:
-    cli.run(main, 'A program.', CONFIGS / 'digits_resnet20.py')
+    cli.run(program(main), ['program'])
   assert (stopped.value.code or 0) == code
   assert capsys.readouterr().err == said
 
 
-def test_help_begins_with_the_description(monkeypatch, capsys):
-  monkeypatch.setattr(sys, 'argv', ['program', '--help'])
+def test_help_begins_with_the_description(capsys):
   with pytest.raises(SystemExit) as stopped:
-    cli.run(lambda: pytest.fail('the program ran'), 'A program.\n', CONFIGS / 'digits_resnet20.py')
+    cli.run(program(), ['program', '--help'])
   assert stopped.value.code == 0
   assert capsys.readouterr().out.startswith('A program.\n\nFlags:\n')
 
 
 @pytest.mark.parametrize('argument', ['--config=configs/digits_resnet20.py', '--config.train.steps=3', '--confg=x'])
-def test_a_program_without_a_config_takes_none(monkeypatch, capsys, argument):
-  monkeypatch.setattr(sys, 'argv', ['program', argument])
+def test_a_program_without_a_config_takes_none(capsys, argument):
   with pytest.raises(SystemExit) as stopped:
-    cli.run(lambda: pytest.fail('the program ran'), 'A program.')
+    cli.run(program(config=None), ['program', argument])
   assert stopped.value.code == 2
   said = "Unknown command line flag 'confg'" if argument == '--confg=x' else 'this program takes no --config'
   assert said in capsys.readouterr().err
-  monkeypatch.setattr(sys, 'argv', ['program', '--help'])
   with pytest.raises(SystemExit):
-    cli.run(lambda: pytest.fail('the program ran'), 'A program.')
+    cli.run(program(config=None), ['program', '--help'])
   assert '--config' not in capsys.readouterr().out
 
 

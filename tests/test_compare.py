@@ -172,7 +172,6 @@ def program(config):
   return tuple(leaves.items())
 
 
-@pytest.mark.usefixtures('one_device')
 @pytest.mark.parametrize('path', PATHS, ids=lambda path: path.stem)
 def test_every_variant_of_a_config_is_a_valid_program(path, load_config, tmp_path):
   assert len(path.read_text().splitlines()) <= 60
@@ -196,7 +195,7 @@ def test_every_variant_of_a_config_is_a_valid_program(path, load_config, tmp_pat
     assert found['loss'].shape == ()
 
 
-@pytest.mark.usefixtures('one_device', 'unoptimized', 'undrawn')
+@pytest.mark.usefixtures('unoptimized', 'undrawn')
 @pytest.mark.parametrize('path', PATHS, ids=lambda path: path.stem)
 def test_shrunk_config_trains_and_has_results(path, load_config, tmp_path):
   config = load_config(path)

@@ -13,6 +13,8 @@ import pytest
 from dnt import metrics, record, train
 from dnt.parallel import mesh as mesh_lib
 
+pytestmark = pytest.mark.usefixtures('eight_devices')
+
 
 def losses(workdir):
   return np.array([line['train/loss'] for line in metrics.read(workdir) if 'train/loss' in line])

@@ -1,6 +1,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from dnt import config, digests
@@ -62,6 +63,7 @@ def test_finite_or_not():
   assert finite == {'fine': True, 'nan': False, 'infinite': False, 'whole': True, 'empty': True}
 
 
+@pytest.mark.usefixtures('eight_devices')
 def test_sharded_is_the_same():
   options = config.default()
   options.mesh.fsdp = 4

@@ -50,7 +50,6 @@ PARAMETERS = {
   'imagenet_resnet50': '25.557032',
   'imagenet_densenet121': '7.978856',
 }
-pytestmark = pytest.mark.usefixtures('one_device')
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / 'configs').glob('*.py'))
 PATHS = [path for path in CONFIGS if schema.kind(runpy.run_path(str(path))['get_config']()) == 'train']
 

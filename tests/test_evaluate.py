@@ -57,7 +57,7 @@ def test_every_example_counts_once_whatever_the_batch_size(tiny, batch_size, pla
     json.dumps(result.per_class, allow_nan=False)
 
 
-@pytest.mark.usefixtures('one_device', 'unoptimized')
+@pytest.mark.usefixtures('unoptimized')
 def test_a_split_of_too_many_probabilities_has_no_auroc_and_the_same_figures_else(tiny, monkeypatch):
   data = experiment.load_data(tiny, ('test',))
   run = experiment.make(experiment.resolve(tiny, data), data.spec)

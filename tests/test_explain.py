@@ -9,8 +9,6 @@ from PIL import Image
 
 from dnt.explanation import cam
 
-pytestmark = pytest.mark.usefixtures('one_device')
-
 
 @pytest.fixture
 def program(run_program):

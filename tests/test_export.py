@@ -10,8 +10,6 @@ from jax import export
 
 from dnt.transfer import pretrained
 
-pytestmark = pytest.mark.usefixtures('one_device')
-
 
 @pytest.fixture
 def program(run_program):

@@ -14,7 +14,7 @@ from dnt import errors, evaluate, files, inference, record, train
 from dnt.parallel import mesh as mesh_lib
 from dnt.transfer import exported
 
-pytestmark = pytest.mark.usefixtures('one_device', 'unoptimized', 'undrawn')
+pytestmark = pytest.mark.usefixtures('unoptimized', 'undrawn')
 
 
 @pytest.fixture

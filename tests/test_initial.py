@@ -8,6 +8,8 @@ from dnt import checkpoints, errors, experiment, initial, trees
 from dnt.models import depth
 from dnt.parallel import mesh as mesh_lib
 
+pytestmark = pytest.mark.usefixtures('eight_devices')
+
 
 def build(config):
   data = experiment.load_data(config, ())

@@ -4,17 +4,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
-import torch.nn.functional as F
 from sklearn.utils import class_weight
 
 from dnt import config as schema
 from dnt import errors, losses
-from dnt.data import examples
+from dnt.data import examples, mixing
 
 LOGITS = 3 * np.random.default_rng(0).normal(size=(16, 5)).astype(np.float32)
 LABELS = np.random.default_rng(1).integers(0, 5, 16).astype(np.int32)
 WEIGHTS = (0.5, 2.0, 1.0, 0.0, 3.0)
+
+
+def torch_losses(torch, logits, target, smoothing, weights, reduction='none'):
+  """`target` is labels, or probabilities."""
+  target = torch.tensor(target)
+  return torch.nn.functional.cross_entropy(
+    torch.as_tensor(logits),
+    target if target.is_floating_point() else target.long(),
+    weight=torch.tensor(weights) if weights else None,
+    label_smoothing=smoothing,
+    reduction=reduction,
+  )
 
 
 def mean(logits, smoothing, weights):
@@ -24,31 +34,25 @@ def mean(logits, smoothing, weights):
 
 @pytest.mark.parametrize('weights', [(), WEIGHTS], ids=['equal', 'weighted'])
 @pytest.mark.parametrize('smoothing', [0.0, 0.1, 0.9])
-def test_mean_and_gradient_equal_torch(smoothing, weights):
+def test_mean_and_gradient_equal_torch(torch_reference, smoothing, weights):
   value, gradient = jax.value_and_grad(mean)(jnp.asarray(LOGITS), smoothing, weights)
-  logits = torch.tensor(LOGITS, requires_grad=True)
-  expected = F.cross_entropy(
-    logits,
-    torch.tensor(LABELS, dtype=torch.long),
-    weight=torch.tensor(weights) if weights else None,
-    label_smoothing=smoothing,
-  )
-  expected.backward()
-  np.testing.assert_allclose(value, expected.item(), rtol=1e-6)
-  np.testing.assert_allclose(gradient, logits.grad.numpy(), rtol=1e-5, atol=1e-7)
+
+  def compute(torch):
+    logits = torch.tensor(LOGITS, requires_grad=True)
+    loss = torch_losses(torch, logits, LABELS, smoothing, weights, 'mean')
+    loss.backward()
+    return loss, logits.grad
+
+  expected, expected_gradient = torch_reference(compute)
+  np.testing.assert_allclose(value, expected, rtol=1e-6)
+  np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize('weights', [(), WEIGHTS], ids=['equal', 'weighted'])
-def test_each_loss_equals_torch(weights):
+def test_each_loss_equals_torch(torch_reference, weights):
   actual, weight = losses.cross_entropy(jnp.asarray(LOGITS), jnp.asarray(LABELS), 0.1, weights)
-  expected = F.cross_entropy(
-    torch.tensor(LOGITS),
-    torch.tensor(LABELS, dtype=torch.long),
-    weight=torch.tensor(weights) if weights else None,
-    label_smoothing=0.1,
-    reduction='none',
-  )
-  np.testing.assert_allclose(actual, expected.numpy(), rtol=1e-6, atol=1e-6)
+  expected = torch_reference(lambda torch: torch_losses(torch, LOGITS, LABELS, 0.1, weights))
+  np.testing.assert_allclose(actual, expected, rtol=1e-6, atol=1e-6)
   np.testing.assert_array_equal(weight, np.array(weights or (1.0,) * 5, np.float32)[LABELS])
 
 
@@ -75,23 +79,16 @@ def test_a_class_that_is_masked_out_does_no_harm():
   np.testing.assert_allclose(values, np.log(2), rtol=1e-6)
 
 
-MIXED = losses.Mixed(LABELS, np.roll(LABELS, 1), np.linspace(0, 1, 16, dtype=np.float32))
+MIXED = mixing.Mixed(LABELS, np.roll(LABELS, 1), np.linspace(0, 1, 16, dtype=np.float32))
 
 
 @pytest.mark.parametrize('weights', [(), WEIGHTS], ids=['equal', 'weighted'])
 @pytest.mark.parametrize('smoothing', [0.0, 0.1])
-def test_a_mixture_has_the_mean_of_both_losses_and_weights(smoothing, weights):
+def test_a_mixture_has_the_mean_of_both_losses_and_weights(torch_reference, smoothing, weights):
   values, weight = losses.cross_entropy(jnp.asarray(LOGITS), MIXED, smoothing, weights)
-  each = [
-    F.cross_entropy(
-      torch.tensor(LOGITS),
-      torch.tensor(labels, dtype=torch.long),
-      weight=torch.tensor(weights) if weights else None,
-      label_smoothing=smoothing,
-      reduction='none',
-    ).numpy()
-    for labels in (MIXED.first, MIXED.second)
-  ]
+  each = torch_reference(
+    lambda torch: [torch_losses(torch, LOGITS, labels, smoothing, weights) for labels in (MIXED.first, MIXED.second)]
+  )
   np.testing.assert_allclose(values, MIXED.share * each[0] + (1 - MIXED.share) * each[1], rtol=1e-5, atol=1e-6)
   of_class = np.array(weights or (1.0,) * 5, np.float32)
   expected = MIXED.share * of_class[MIXED.first] + (1 - MIXED.share) * of_class[MIXED.second]
@@ -99,13 +96,11 @@ def test_a_mixture_has_the_mean_of_both_losses_and_weights(smoothing, weights):
 
 
 @pytest.mark.parametrize('smoothing', [0.0, 0.1])
-def test_a_mixture_is_the_cross_entropy_with_its_probabilities(smoothing):
+def test_a_mixture_is_the_cross_entropy_with_its_probabilities(torch_reference, smoothing):
   values, _ = losses.cross_entropy(jnp.asarray(LOGITS), MIXED, smoothing, ())
   one_hot = np.eye(5, dtype=np.float32)
   target = MIXED.share[:, None] * one_hot[MIXED.first] + (1 - MIXED.share)[:, None] * one_hot[MIXED.second]
-  expected = F.cross_entropy(
-    torch.tensor(LOGITS), torch.tensor(target), label_smoothing=smoothing, reduction='none'
-  ).numpy()
+  expected = torch_reference(lambda torch: torch_losses(torch, LOGITS, target, smoothing, ()))
   np.testing.assert_allclose(values, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -120,7 +115,7 @@ def test_a_share_of_one_is_no_mixture(weights):
 
 def test_a_mixture_is_right_by_its_larger_share():
   logits = jnp.asarray([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
-  labels = losses.Mixed(jnp.zeros(3, int), jnp.ones(3, int), jnp.asarray([0.7, 0.5, 0.3]))
+  labels = mixing.Mixed(jnp.zeros(3, int), jnp.ones(3, int), jnp.asarray([0.7, 0.5, 0.3]))
   np.testing.assert_array_equal(losses.correct(logits, labels), [1.0, 1.0, 0.0])
 
 

@@ -223,6 +223,7 @@ def test_workdir_of_another_model(program, refused, tmp_path):
   assert {path: path.read_bytes() for path in tmp_path.rglob('*') if path.is_file()} == before
 
 
+@pytest.mark.usefixtures('eight_devices')
 def test_batch_that_does_not_divide(refused, tmp_path):
   message = refused(f'--workdir={tmp_path}', *TINY, '--config.train.batch_size=12')
   assert 'config.train.batch_size=12' in message

@@ -83,8 +83,13 @@ def test_tensorboard_events(tmp_path, events):
 
 def test_full_disk_is_a_run_error(tmp_path):
   writer = metrics.Writer(tmp_path, 0)
-  writer._file = open('/dev/full', 'w')  # noqa: SIM115
-  with pytest.raises(errors.RunError, match=r'metrics\.jsonl could not be written \(No space left on device\)'):
+  writer.close()
+  said = r'metrics\.jsonl could not be written \(No space left on device\)'
+  with (
+    open('/dev/full', 'wb', buffering=0) as full,
+    io.TextIOWrapper(full, write_through=True) as writer._file,
+    pytest.raises(errors.RunError, match=said),
+  ):
     writer.write(1, 0.5, {'x': 1.0})
 
 

@@ -106,7 +106,6 @@ PROGRAM = {
 }
 
 
-pytestmark = pytest.mark.usefixtures('one_device')
 BEFORE: dict[str, str] = {}  # fingerprints of the bases, many of which are shared
 
 
@@ -481,6 +480,7 @@ def test_finetune_cached_views_and_cache_dir(tiny, tmp_path):
   assert len(list((tmp_path / '3').iterdir())) == 2
 
 
+@pytest.mark.usefixtures('eight_devices')
 def test_mesh_fsdp(tiny, monkeypatch):
   monkeypatch.undo()  # it needs all devices
   tiny.model.width = 256

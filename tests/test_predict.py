@@ -14,8 +14,6 @@ from PIL import Image
 from dnt import inference
 from dnt.parallel import mesh as mesh_lib
 
-pytestmark = pytest.mark.usefixtures('one_device')
-
 
 @pytest.fixture
 def program(run_program):
@@ -109,7 +107,7 @@ inference.predict = predict
 
 from dnt import predict as program
 
-cli.run(program.main, program.__doc__)
+cli.run(program.PROGRAM)
 """
 
 

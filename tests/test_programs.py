@@ -8,7 +8,6 @@ from dnt.data import pipeline
 from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
 
-pytestmark = pytest.mark.usefixtures('one_device')
 PLAIN, TELEMETRY, EVALUATION = programs.PLAIN, programs.TELEMETRY, programs.EVALUATION
 
 

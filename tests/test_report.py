@@ -14,6 +14,8 @@ from dnt.models import depth
 from dnt.parallel import mesh as mesh_lib
 from dnt.transfer import freeze
 
+pytestmark = pytest.mark.usefixtures('eight_devices')
+
 
 def _row(name, shape=(8, 8, 16), parameters=4672, flops=589_824):
   return depth.Row(depth.Entry(name, name), shape, parameters, flops)
@@ -160,8 +162,9 @@ def test_summary(written):
 
 def test_pictures(written):
   workdir, _, _ = written
-  assert Image.open(workdir / 'confusion_test_50.png').format == 'PNG'
-  assert Image.open(workdir / 'curves.png').format == 'PNG'
+  for name in ('confusion_test_50.png', 'curves.png'):
+    with Image.open(workdir / name) as figure:
+      assert figure.format == 'PNG'
 
 
 class _Page(html.parser.HTMLParser):

@@ -5,7 +5,7 @@ import pytest
 
 from dnt import checkpoints, errors, evaluate, metrics, record, train, trees
 
-pytestmark = pytest.mark.usefixtures('one_device', 'unoptimized', 'undrawn')
+pytestmark = pytest.mark.usefixtures('unoptimized', 'undrawn')
 
 
 def run(config, workdir):

@@ -179,7 +179,8 @@ def test_the_page_stands_alone(written):
   ):
     assert expected in page, expected
   assert page.count('<img') == 1
-  assert Image.open(workdir / 'curves.png').format == 'PNG'
+  with Image.open(workdir / 'curves.png') as figure:
+    assert figure.format == 'PNG'
 
 
 def test_warnings_of_a_variant_stand_together(written):

@@ -3,9 +3,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dnt import losses
 from dnt.data import augment, mixing
 from dnt.parallel import mesh as meshes
+
+pytestmark = pytest.mark.usefixtures('eight_devices')
 
 KEY = jax.random.key(5)
 HEIGHT, WIDTH = 20, 12
@@ -128,4 +129,4 @@ def test_the_number_of_devices_changes_nothing(data, tiny):
 
 def test_mixed_labels_are_what_losses_take(data):
   data.mixup = 1.0
-  assert isinstance(mixing.make(data)(batch(), KEY)['label'], losses.Mixed)
+  assert isinstance(mixing.make(data)(batch(), KEY)['label'], mixing.Mixed)

@@ -7,6 +7,8 @@ from dnt import errors
 from dnt.data import augment, examples, order, pipeline, resident, sources, stream
 from dnt.parallel import mesh as meshes
 
+pytestmark = pytest.mark.usefixtures('eight_devices')
+
 COUNT, BATCH = 13, 8
 # Steps in the first epoch, over its end, at a later place, and back at the start.
 STEPS = (0, 1, 2, 40, 41, 0)

@@ -4,11 +4,12 @@ import pickle
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image, ImageEnhance, ImageOps
 
 from dnt.data import images, order, pipeline, policies, sources, stream
 from dnt.parallel import mesh as meshes
+
+pytestmark = pytest.mark.usefixtures('eight_devices')
 
 
 def operate(picture, operation, magnitude):
@@ -149,7 +150,7 @@ RAND = {'ShearX': 0.3, 'Rotate': 30.0, 'Brightness': 0.9, 'Color': 0.9, 'Contras
 WIDE = {'ShearX': 0.99, 'Rotate': 135.0, 'Brightness': 0.99, 'Color': 0.99, 'Contrast': 0.99, 'Sharpness': 0.99}
 
 
-def published(strongest, translate, posterize):
+def published(torch, strongest, translate, posterize):
   """By operation, the 31 magnitudes of torchvision's table, as `operate` takes them."""
   table = {operation: torch.linspace(0.0, most, 31) for operation, most in strongest.items()}
   table['ShearY'] = table['ShearX']
@@ -157,7 +158,7 @@ def published(strongest, translate, posterize):
   bits = 8 - (torch.arange(31) / (30 / posterize)).round().int()
   zeros = dict.fromkeys(('Identity', 'AutoContrast', 'Equalize'), torch.zeros(31))
   table |= {'Posterize': 8 - bits, 'Solarize': 255 - torch.linspace(255.0, 0.0, 31)} | zeros
-  return {operation: [float(value) for value in values] for operation, values in table.items()}
+  return {operation: values.double() for operation, values in table.items()}
 
 
 def as_applied(operation, magnitude):
@@ -168,8 +169,9 @@ def as_applied(operation, magnitude):
 
 
 @pytest.mark.parametrize('size', [(8, 8), (32, 32), (224, 224), (331, 662), (97, 500)])
-def test_rand_augments_magnitudes_are_torchvisions(chosen, size):
-  table = published(RAND, (150.0 / 331.0 * size[1], 150.0 / 331.0 * size[0]), 4)
+def test_rand_augments_magnitudes_are_torchvisions(torch_reference, chosen, size):
+  translate = (150.0 / 331.0 * size[1], 150.0 / 331.0 * size[0])
+  table = torch_reference(lambda torch: published(torch, RAND, translate, 4))
   image, generator, seen = Image.new('L', size[::-1]), np.random.default_rng(0), set()
   for level in range(31):
     del chosen[:]
@@ -181,8 +183,8 @@ def test_rand_augments_magnitudes_are_torchvisions(chosen, size):
   assert seen == set(table)
 
 
-def test_trivial_augments_magnitudes_are_torchvisions(chosen):
-  table = published(WIDE, (32.0, 32.0), 6)
+def test_trivial_augments_magnitudes_are_torchvisions(torch_reference, chosen):
+  table = torch_reference(lambda torch: published(torch, WIDE, (32.0, 32.0), 6))
   image, generator = Image.new('RGB', (8, 8)), np.random.default_rng(0)
   for _ in range(8000):
     policies.trivial_augment(image, generator)

@@ -6,6 +6,8 @@ from dnt import config as schema
 from dnt.data import order, resident
 from dnt.parallel import mesh as meshes
 
+pytestmark = pytest.mark.usefixtures('eight_devices')
+
 
 def make(count, batch_size, seed=0):
   """A feed whose pictures hold their own number."""

@@ -14,6 +14,8 @@ import pytest
 from dnt import config, errors
 from dnt.data import images, order, pipeline, readers, sources, stream
 
+pytestmark = pytest.mark.usefixtures('eight_devices')
+
 SQUASH = functools.partial(images.squash, size=(8, 8))
 
 

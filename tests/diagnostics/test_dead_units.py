@@ -83,7 +83,7 @@ def with_dead(run, source):
   return trees.unflatten(flat)
 
 
-def test_dead_units_are_those_that_never_fire(network, one_device):
+def test_dead_units_are_those_that_never_fire(network):
   source, run = build(network)
   variables = with_dead(run, source)
   expected = brute_force(run, source, variables)
@@ -99,6 +99,7 @@ def test_dead_units_are_those_that_never_fire(network, one_device):
   assert {each.criterion for each in found} == {'zero'}
 
 
+@pytest.mark.usefixtures('eight_devices')
 def test_same_on_eight_devices_scanned_and_streamed(network):
   source, run = build(network)
   variables = with_dead(run, source)
@@ -111,7 +112,7 @@ def test_same_on_eight_devices_scanned_and_streamed(network):
   assert {each.name: each.dead for each in found if each.name != 'head'} == expected
 
 
-def test_units_of_convolutions_are_channels(network, one_device):
+def test_units_of_convolutions_are_channels(network):
   network.model.name, network.model.norm, network.model.depth, network.model.width = 'plain', 'batch_norm', 8, 8
   source, run = build(network)
   variables = kill(jax.device_get(run.init_variables()), 'params/stage2/block001/norm1/bias', (0, 3))
@@ -124,7 +125,7 @@ def test_units_of_convolutions_are_channels(network, one_device):
   assert first.count == 16
 
 
-def test_sigmoid_units_are_dead_when_saturated(network, one_device):
+def test_sigmoid_units_are_dead_when_saturated(network):
   network.model.activation = 'sigmoid'
   source, run = build(network)
   variables = kill(jax.device_get(run.init_variables()), 'params/stage1/block001/dense/bias', (2,), -50.0)
@@ -135,7 +136,7 @@ def test_sigmoid_units_are_dead_when_saturated(network, one_device):
   assert found['head'].criterion == 'zero'
 
 
-def test_a_users_entry_without_activations_is_judged_by_its_output(network, one_device):
+def test_a_users_entry_without_activations_is_judged_by_its_output(network):
   class Hidden(nn.Module):
     @nn.compact
     def __call__(self, x):
@@ -157,7 +158,7 @@ def test_a_users_entry_without_activations_is_judged_by_its_output(network, one_
   assert head.dead == ()
 
 
-def test_the_dead_units_of_a_workdir(network, one_device, tmp_path, program):
+def test_the_dead_units_of_a_workdir(network, tmp_path, program):
   with pytest.raises(errors.InputError, match='no checkpoint'):
     dead_units.run(network, tmp_path)
   source, run = build(network)

@@ -1,5 +1,7 @@
 """The doctor's figures against torch and against Jacobians that are known; its rules; what it offers."""
 
+import functools
+
 import numpy as np
 import pytest
 
@@ -8,24 +10,21 @@ from dnt import errors, experiment, models, trees
 from dnt.data import order
 from dnt.diagnostics import doctor
 
-torch = pytest.importorskip('torch')
 pytestmark = pytest.mark.usefixtures('unoptimized')
-
-FUNCTIONS = {'relu': torch.relu, 'tanh': torch.tanh}
 
 
 def examine(config, seeds=1):
   return doctor.examine(config, experiment.load_data(config, ()), seeds)
 
 
-def likeness(x):
+def likeness(torch, x):
   """Mean cosine over all pairs of the first eight."""
   x = torch.nn.functional.normalize(x[:8], dim=1)
   return float(np.mean([x[i] @ x[j] for i in range(8) for j in range(8) if i != j]))
 
 
-def torch_trains(config, seed):
-  """Figures of the first step by name, [entries] each, and the losses and median update ratios of ten steps."""
+def torch_trains(torch, config, seed):
+  """Figures of the first step by name, [entries] each; 'losses' and 'ratios', the median updates, of ten steps."""
   data = experiment.load_data(config, ())
   run = experiment.make(experiment.resolve(config, data), data.spec)
   entries = [row.entry.name for row in run.table]
@@ -52,7 +51,7 @@ def torch_trains(config, seed):
     outputs = []
     for entry in entries:
       x = x @ params[f'{entry}/dense/kernel'] + params[f'{entry}/dense/bias']
-      x = x if entry == 'head' else FUNCTIONS[config.model.activation](x)
+      x = x if entry == 'head' else getattr(torch, config.model.activation)(x)
       x.retain_grad()
       outputs.append(x)
     loss = torch.nn.functional.cross_entropy(x, torch.tensor(data.train.labels[index]).long())
@@ -64,11 +63,11 @@ def torch_trains(config, seed):
       figures = {
         'activation_rms': [float((x**2).mean().sqrt()) for x in outputs],
         'activation_variance': [float(x.var(unbiased=False)) for x in outputs],
-        'cosine': [likeness(x) for x in outputs],
+        'cosine': [likeness(torch, x) for x in outputs],
         'output_gradient_norm': backward,
         'jacobian_gain': [np.nan, *backward[:-1] / backward[1:]],
         'gradient_norm': norms({path: p.grad for path, p in params.items()}),
-        'input_cosine': likeness(pictures),
+        'input_cosine': likeness(torch, pictures),
       }
       if config.model.activation == 'relu':
         figures['zero'] = [float((x == 0).float().mean()) for x in outputs]
@@ -77,13 +76,13 @@ def torch_trains(config, seed):
         figures['saturated'] = [*(float((x.abs() > 0.95).float().mean()) for x in outputs[:-1]), np.nan]
     before = {path: p.detach().clone() for path, p in params.items()}
     optimizer.step()
-    losses.append(float(loss))
+    losses.append(float(loss.detach()))
     ratios.append(norms({path: p.detach() - before[path] for path, p in params.items()}) / norms(before))
-  return figures | {'update_ratio': np.mean(ratios, 0)}, losses, np.median(ratios, 1)
+  return figures | {'update_ratio': np.mean(ratios, 0), 'losses': losses, 'ratios': np.median(ratios, 1)}
 
 
 @pytest.mark.parametrize('activation', ['relu', 'tanh'])
-def test_every_figure_and_the_first_steps_equal_torch(tiny, activation, one_device):
+def test_every_figure_and_the_first_steps_equal_torch(torch_reference, tiny, activation):
   tiny.model.norm, tiny.model.activation, tiny.model.depth, tiny.model.init_gain = 'none', activation, 4, 2.0
   tiny.optim.weight_decay = 0.01
   found = examine(tiny, seeds=2)
@@ -91,7 +90,8 @@ def test_every_figure_and_the_first_steps_equal_torch(tiny, activation, one_devi
   assert found.losses.shape == found.update_ratios.shape == (2, 10)
   cosines = []
   for seed in range(2):
-    figures, losses, ratios = torch_trains(tiny, seed)
+    figures = torch_reference(functools.partial(torch_trains, config=tiny, seed=seed))
+    losses, ratios = figures.pop('losses'), figures.pop('ratios')
     cosines.append(figures.pop('input_cosine'))
     for name, expected in figures.items():
       np.testing.assert_allclose(found.columns[name][seed], expected, rtol=1e-3, atol=1e-6, err_msg=name)
@@ -103,7 +103,7 @@ def test_every_figure_and_the_first_steps_equal_torch(tiny, activation, one_devi
   assert found.chance == pytest.approx(np.log(10))
 
 
-def test_the_gain_of_a_known_jacobian(tiny, one_device):
+def test_the_gain_of_a_known_jacobian(tiny):
   """A linear layer of orthogonal weights, times 1.5, lengthens every signal and every gradient by 1.5."""
   tiny.model.update({'norm': 'none', 'activation': 'identity', 'initializer': 'orthogonal', 'init_gain': 1.5})
   tiny.model.depth = 6
@@ -124,6 +124,7 @@ def same(found, expected, rtol):
   np.testing.assert_allclose(found.losses, expected.losses, rtol=rtol)
 
 
+@pytest.mark.usefixtures('eight_devices')
 def test_a_scanned_network_and_eight_devices_show_the_same(tiny, monkeypatch):
   import jax
 
@@ -137,7 +138,7 @@ def test_a_scanned_network_and_eight_devices_show_the_same(tiny, monkeypatch):
   same(examine(tiny), expected, 1e-2)
 
 
-def test_convolutions_in_bfloat16(tiny, one_device):
+def test_convolutions_in_bfloat16(tiny):
   tiny.model.name, tiny.model.depth, tiny.model.width, tiny.model.bottleneck = 'densenet', 7, None, False
   tiny.model.growth_rate = 4
   found = {}
@@ -151,7 +152,7 @@ def test_convolutions_in_bfloat16(tiny, one_device):
     assert not np.array_equal(found['bfloat16'].columns[name], expected)
 
 
-def test_micro_batches_augmentation_and_a_streamed_set(tiny, one_device):
+def test_micro_batches_augmentation_and_a_streamed_set(tiny):
   tiny.data.augment, tiny.data.crop_padding, tiny.data.placement, tiny.data.workers = 'pad_crop_flip', 1, 'stream', 0
   tiny.model.norm, tiny.train.accumulate = 'layer_norm', 4
   found = examine(tiny)
@@ -224,7 +225,7 @@ def own(tiny, tmp_path, monkeypatch):
   return make
 
 
-def test_modules_of_ones_own(own, one_device):
+def test_modules_of_ones_own(own):
   found = examine(own('Own'))
   assert found.entries == ('kernel',)
   assert np.isnan(found.columns['activation_rms']).all(), 'there is no module whose output could be seen'
@@ -237,7 +238,7 @@ def test_modules_of_ones_own(own, one_device):
   assert doctor.judge(found).kind == 'trainable'
 
 
-def test_a_head_that_starts_at_zero_hides_nothing(own, one_device):
+def test_a_head_that_starts_at_zero_hides_nothing(own):
   """No gradient passes such a head in the first step; the sigmoids below it lose it all the same."""
   config = own('Sigmoids')
   found = examine(config)
@@ -247,6 +248,7 @@ def test_a_head_that_starts_at_zero_hides_nothing(own, one_device):
   assert all(key.startswith(('optim.', 'clip.')) for each in doctor.remedies(config, found, verdict) for key in each)
 
 
+@pytest.mark.usefixtures('eight_devices')
 def test_a_batch_that_the_devices_cannot_share(tiny):
   tiny.train.batch_size = 12
   with pytest.raises(errors.InputError, match=r'config\.train\.batch_size=12 must be a multiple of 8 devices'):
@@ -378,7 +380,7 @@ def test_what_is_offered_fits_the_sickness():
   assert rates[0] == {'optim.learning_rate': pytest.approx(5e-4)}
 
 
-def test_trials_are_ranked(tiny, one_device):
+def test_trials_are_ranked(tiny):
   """A rate that trains, one that does not, and overrides that this network cannot take."""
   tiny.model.norm = 'none'
   tiny.optim.learning_rate = 50.0

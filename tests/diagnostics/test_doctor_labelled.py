@@ -170,21 +170,21 @@ def check(config, data, name, seeds):
 
 
 @pytest.mark.parametrize('name', QUICK)
-def test_labelled_networks(configured, digits, name, one_device):
+def test_labelled_networks(configured, digits, name):
   config = configured(name)
   check(config, digits(config), name, seeds=2)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', [name for name in NETWORKS if name not in QUICK])
-def test_the_other_labelled_networks(configured, digits, name, one_device):
+def test_the_other_labelled_networks(configured, digits, name):
   config = configured(name)
   check(config, digits(config), name, seeds=3)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', NETWORKS)
-def test_the_labels_are_what_training_shows(configured, digits, name, one_device):
+def test_the_labels_are_what_training_shows(configured, digits, name):
   config = configured(name)
   data = digits(config)
   run = experiment.make(experiment.resolve(config, data), data.spec)
@@ -203,7 +203,7 @@ def test_the_labels_are_what_training_shows(configured, digits, name, one_device
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', SICK)
-def test_what_is_offered_mends(configured, digits, name, one_device):
+def test_what_is_offered_mends(configured, digits, name):
   config = configured(name)
   data = digits(config)
   found = doctor.examine(config, data, seeds=1)

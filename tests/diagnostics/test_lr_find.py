@@ -64,6 +64,7 @@ def by_hand(run, source, params, first, count):
   [({'train.accumulate': 2, 'model.scan': True}, 1), ({'data.placement': 'stream'}, 8)],
   ids=['scan', 'stream'],
 )
+@pytest.mark.usefixtures('eight_devices')
 def test_the_steps_of_a_sweep_are_those_of_training_at_its_rates(network, monkeypatch, changes, devices):
   some = jax.devices()[:devices]
   monkeypatch.setattr(jax, 'devices', lambda: some)
@@ -82,7 +83,7 @@ def test_the_steps_of_a_sweep_are_those_of_training_at_its_rates(network, monkey
 
 
 @pytest.mark.parametrize('scan', [False, True])
-def test_a_group_moves_alone(network, one_device, scan):
+def test_a_group_moves_alone(network, scan):
   network.model.depth, network.model.scan = 5, scan
   network.optim.weight_decay = 1e-3
   run, _, _, state = build(network)
@@ -109,7 +110,7 @@ def test_a_group_moves_alone(network, one_device, scan):
     assert path not in swept or np.abs(move).max() > 0
 
 
-def test_a_sweep_of_a_group_is_one_in_which_only_it_learns(network, one_device):
+def test_a_sweep_of_a_group_is_one_in_which_only_it_learns(network):
   run, mesh, source, state = build(network)
   with contextlib.closing(pipeline.make_train_feed(run.config, source, mesh)) as feed:
     found = {group: lr_find.sweep(run, mesh, state, feed, group) for group in (None, 'head')}
@@ -145,7 +146,7 @@ def files_of(workdir):
   return {str(path.relative_to(workdir)): path.read_bytes() for path in workdir.rglob('*') if path.is_file()}
 
 
-def test_a_sweep_starts_from_the_checkpoint_and_leaves_it(network, one_device, tmp_path):
+def test_a_sweep_starts_from_the_checkpoint_and_leaves_it(network, tmp_path):
   run, _, source, state = build(network)
   params = jax.tree.map(lambda leaf: 1.1 * leaf, state.params)
   counted = {**state.opt_state, 'learning_rate': optax.ScaleByScheduleState(jnp.int32(7))}
@@ -164,7 +165,7 @@ def test_a_sweep_starts_from_the_checkpoint_and_leaves_it(network, one_device, t
   np.testing.assert_allclose(result['sweeps'][0]['loss'][:10], expected, rtol=1e-3)
 
 
-def test_the_program_sweeps_a_group_until_it_diverges(program, tmp_path, one_device):
+def test_the_program_sweeps_a_group_until_it_diverges(program, tmp_path):
   code, out, err = program(
     f'--workdir={tmp_path}',
     '--mode=lr_find',
@@ -324,7 +325,7 @@ def run_of(config, workdir):
   return train.train(config, workdir, record.Clock(0.0), 'test')
 
 
-def test_a_run_at_a_rate_that_it_finds_is_the_run_at_that_rate(finding, tmp_path, one_device, capsys):
+def test_a_run_at_a_rate_that_it_finds_is_the_run_at_that_rate(finding, tmp_path, capsys):
   found = run_of(finding, tmp_path / 'found')
   rate = json.loads((tmp_path / 'found' / 'config.json').read_text())['optim']['learning_rate']
   swept = json.loads((tmp_path / 'found' / 'lr_find.json').read_text())
@@ -340,7 +341,7 @@ def test_a_run_at_a_rate_that_it_finds_is_the_run_at_that_rate(finding, tmp_path
   assert whole['loss'] == swept['sweeps'][0]['loss'], 'the head alone, from where the run starts'
 
 
-def test_a_run_that_goes_on_keeps_the_rate_that_it_found(finding, tmp_path, one_device, monkeypatch, capsys):
+def test_a_run_that_goes_on_keeps_the_rate_that_it_found(finding, tmp_path, monkeypatch, capsys):
   whole = run_of(finding, tmp_path)
   rate = json.loads((tmp_path / 'config.json').read_text())['optim']['learning_rate']
   shutil.rmtree(tmp_path / 'checkpoints' / '6')
@@ -351,7 +352,7 @@ def test_a_run_that_goes_on_keeps_the_rate_that_it_found(finding, tmp_path, one_
   assert json.loads((tmp_path / 'config.json').read_text())['optim']['learning_rate'] == rate
 
 
-def test_the_sweep_of_cached_features_trains_on_them(finding, tmp_path, one_device, monkeypatch):
+def test_the_sweep_of_cached_features_trains_on_them(finding, tmp_path, monkeypatch):
   finding.finetune.update({'unfreeze': (), 'cached_views': 1, 'cache_dir': str(tmp_path / 'features')})
   finding.train.steps, finding.schedule.name = 2, 'constant'
   seen, sweep = [], lr_find.sweep
@@ -365,7 +366,7 @@ def test_the_sweep_of_cached_features_trains_on_them(finding, tmp_path, one_devi
   assert 16 in jax.tree.leaves(seen[0])[0].shape, 'the width of the network, not pictures of 8x8x3'
 
 
-def test_a_rate_that_cannot_be_told_is_refused(finding, tmp_path, one_device):
+def test_a_rate_that_cannot_be_told_is_refused(finding, tmp_path):
   finding.lr_find.start, finding.lr_find.end = 1e20, 1e30
   with pytest.raises(errors.InputError, match='learning_rate=0 asks for a range test, which ended too soon'):
     run_of(finding, tmp_path)

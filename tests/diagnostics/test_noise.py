@@ -90,7 +90,7 @@ def example_gradients(run, source, count):
   }
 
 
-def test_gradients_of_single_examples(network, one_device):
+def test_gradients_of_single_examples(network):
   """Micro-batches of one example and batches of the whole split: the sample mean and covariance themselves."""
   network.data.synthetic_examples = network.train.batch_size = network.noise_scale.micro_batches = 32
   network.noise_scale.batches = 2
@@ -107,6 +107,7 @@ def test_gradients_of_single_examples(network, one_device):
     assert found.squared_gradient[column] == pytest.approx(np.sum(each.mean(0) ** 2) - trace / 32, rel=1e-3, abs=1e-6)
 
 
+@pytest.mark.usefixtures('eight_devices')
 def test_micro_batches_scanned_and_streamed_on_eight_devices(network):
   network.model.scan, network.data.placement, network.data.workers = True, 'stream', 0
   network.ema.decay, network.train.accumulate = 0.9, 2
@@ -126,7 +127,7 @@ def files_of(workdir):
   return {path.relative_to(workdir): path.read_bytes() for path in workdir.rglob('*') if path.is_file()}
 
 
-def test_a_run_and_its_workdir(network, one_device, tmp_path, program):
+def test_a_run_and_its_workdir(network, tmp_path, program):
   fresh = noise.run(network, tmp_path / 'fresh')
   assert set(files_of(tmp_path / 'fresh')) == {pathlib.Path('noise_scale.json')}
   run, _, _, state = build(network)
@@ -187,5 +188,5 @@ def test_what_is_said_of_the_critical_batch_size():
 
 def test_a_batch_that_cannot_be_divided(network, tmp_path):
   network.noise_scale.micro_batches = 3
-  with pytest.raises(errors.InputError, match='8 devices x 3 micro-batches'):
+  with pytest.raises(errors.InputError, match='1 devices x 3 micro-batches'):
     noise.run(network, tmp_path)

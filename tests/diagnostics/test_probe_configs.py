@@ -12,7 +12,6 @@ from dnt import config as schema
 from dnt.diagnostics import random_nets, signal, signal_report
 from dnt.diagnostics.theory import plain
 
-pytestmark = pytest.mark.usefixtures('one_device')
 CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
 
 

@@ -16,7 +16,6 @@ from dnt.diagnostics import random_nets, signal, signal_plots, signal_report
 from dnt.diagnostics.theory import batch_norm, layers, plain
 from dnt.models import activations, blocks, norms, parts
 
-pytestmark = pytest.mark.usefixtures('one_device')
 NORMS = ('none', 'batch_norm', 'layer_norm', 'rms_norm')
 BLOCKS = ('plain', 'residual', 'highway')
 NETWORK = random_nets.Network(('tanh', 'relu'), BLOCKS, NORMS, 2, 12, -1.0)

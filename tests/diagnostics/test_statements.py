@@ -13,8 +13,6 @@ from dnt.diagnostics import taps
 from dnt.models import activations, blocks, depth, parts
 from dnt.optim import clip
 
-pytestmark = pytest.mark.usefixtures('one_device')
-
 
 def make_parts(activation, norm='none', initializer='he', gain=1.0):
   config = schema.default().model

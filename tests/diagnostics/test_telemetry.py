@@ -15,7 +15,6 @@ from dnt.diagnostics import taps, telemetry
 from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
 
-torch = pytest.importorskip('torch')
 QUICK = {'xla_backend_optimization_level': 0}  # compile in half the time
 
 
@@ -36,8 +35,43 @@ def close(found, expected, rtol=2e-5):
     assert found[name] == pytest.approx(float(value), rel=rtol, abs=1e-7), name
 
 
+MLP = ('stem', 'stage1/block001', 'head')
+
+
+def torch_figures(torch, params, x, labels, activation):
+  """By name, [entries]; those of saturation are of all but the head."""
+  params = {path: torch.tensor(leaf, requires_grad=True) for path, leaf in params.items()}
+  x = torch.tensor(x, dtype=torch.float32)
+  outputs = []
+  for entry in MLP:
+    x = x @ params[f'{entry}/dense/kernel'] + params[f'{entry}/dense/bias']
+    x = x if entry == 'head' else getattr(torch, activation)(x)
+    x.retain_grad()
+    outputs.append(x)
+  torch.nn.functional.cross_entropy(x, torch.tensor(labels).long()).backward()
+
+  def norms(tensors):
+    of = [[t for path, t in tensors.items() if path.startswith(f'{entry}/')] for entry in MLP]
+    return [np.sqrt(sum(float((t**2).sum()) for t in each)) for each in of]
+
+  found = {
+    'gradient_norm': norms({path: p.grad for path, p in params.items()}),
+    'parameter_norm': norms({path: p.detach() for path, p in params.items()}),
+    'output_gradient_norm': torch.stack([out.grad.norm() for out in outputs]),
+    'activation_mean': torch.stack([out.mean() for out in outputs]),
+    'activation_rms': torch.stack([(out**2).mean().sqrt() for out in outputs]),
+  }
+  if activation == 'relu':
+    found['zero'] = torch.stack([(out == 0).float().mean() for out in outputs])
+    found['dead'] = torch.stack([(out == 0).all(0).float().mean() for out in outputs])
+  else:
+    scaled = [(out if activation == 'tanh' else 2 * out - 1).abs() for out in outputs[:-1]]
+    found['saturated'] = torch.stack([(out > 0.95).float().mean() for out in scaled])
+  return found
+
+
 @pytest.mark.parametrize(('activation', 'accumulate'), [('relu', 1), ('relu', 2), ('tanh', 1), ('sigmoid', 2)])
-def test_every_figure_of_an_mlp_equals_torch(tiny, begin, activation, accumulate):
+def test_every_figure_of_an_mlp_equals_torch(torch_reference, tiny, begin, activation, accumulate):
   tiny.model.norm, tiny.model.activation, tiny.model.init_gain = 'none', activation, 3.0
   tiny.train.accumulate = accumulate
   tiny.clip.name, tiny.clip.threshold = 'global_norm', 0.5
@@ -45,47 +79,25 @@ def test_every_figure_of_an_mlp_equals_torch(tiny, begin, activation, accumulate
   run, state, batch = begin(tiny)
   found = shown(run, state, batch)
 
-  params = {
-    path: torch.tensor(np.asarray(leaf), requires_grad=True) for path, leaf in trees.flatten(state.params).items()
-  }
+  params = {path: np.array(leaf) for path, leaf in trees.flatten(state.params).items()}
   mean, std = (np.reshape(value, (1, 1, 1, -1)) for value in (run.config.data.mean, run.config.data.std))
-  x = torch.tensor(((np.asarray(batch['image']) / 255 - mean) / std).reshape(16, -1), dtype=torch.float32)
-  function = {'relu': torch.relu, 'tanh': torch.tanh, 'sigmoid': torch.sigmoid}[activation]
-  outputs = {}
-  for entry in ('stem', 'stage1/block001', 'head'):
-    x = x @ params[f'{entry}/dense/kernel'] + params[f'{entry}/dense/bias']
-    x = x if entry == 'head' else function(x)
-    x.retain_grad()
-    outputs[entry] = x
-  torch.nn.functional.cross_entropy(x, torch.tensor(np.asarray(batch['label'])).long()).backward()
+  x = ((np.asarray(batch['image']) / 255 - mean) / std).reshape(16, -1)
+  labels = np.array(batch['label'])
+  figures = torch_reference(lambda torch: torch_figures(torch, params, x, labels, activation))
+  expected = {quantity: dict(zip(MLP, values.tolist(), strict=False)) for quantity, values in figures.items()}
 
-  def norms(tensors):
-    return {
-      entry: np.sqrt(sum(float((t**2).sum()) for path, t in tensors.items() if path.startswith(f'{entry}/')))
-      for entry in outputs
-    }
-
-  gradients = {path: p.grad for path, p in params.items()}
-  gradient = norms(gradients)
+  gradient = expected['gradient_norm']
   whole = np.sqrt(sum(value**2 for value in gradient.values()))
   factor = min(1, 0.5 / whole)
   assert factor < 1
-  close(found['gradient_norm'], gradient)
-  close(found['parameter_norm'], norms({path: p.detach() for path, p in params.items()}))
-  close(found['update_ratio'], {e: 0.05 * factor * gradient[e] / found['parameter_norm'][e] for e in outputs})
-  close(found['clip_factor'], dict.fromkeys(outputs, factor))
-  close(found['output_gradient_norm'], {e: out.grad.norm() for e, out in outputs.items()})
-  close(found['activation_mean'], {e: out.mean() for e, out in outputs.items()}, 1e-4)
-  close(found['activation_rms'], {e: (out**2).mean().sqrt() for e, out in outputs.items()})
-  hidden = {entry: outputs[entry].detach() for entry in ('stem', 'stage1/block001')}
+  expected['update_ratio'] = {e: 0.05 * factor * gradient[e] / found['parameter_norm'][e] for e in MLP}
+  expected['clip_factor'] = dict.fromkeys(MLP, factor)
+  for quantity, values in expected.items():
+    close(found[quantity], values, 1e-4 if quantity == 'activation_mean' else 2e-5)
   if activation == 'relu':
-    close(found['zero'], {e: (out == 0).float().mean() for e, out in outputs.items()})
-    close(found['dead'], {e: (out == 0).all(0).float().mean() for e, out in outputs.items()})
     assert 0.2 < found['zero']['stem'] < 0.8
     assert 'saturated' not in found
   else:
-    scaled = {e: (out if activation == 'tanh' else 2 * out - 1).abs() for e, out in hidden.items()}
-    close(found['saturated'], {e: (out > 0.95).float().mean() for e, out in scaled.items()})
     assert 0 < found['saturated']['stem'] < 1
 
 
@@ -270,6 +282,7 @@ def test_layouts_and_remat_show_the_same(tiny, begin):
 
 
 @pytest.mark.parametrize('fsdp', [1, 4])
+@pytest.mark.usefixtures('eight_devices')
 def test_a_batch_over_eight_devices_shows_the_same(tiny, begin, monkeypatch, fsdp):
   monkeypatch.setattr(mesh_lib, 'SMALLEST_SPLIT_LEAF', 64)
   tiny.mesh.fsdp = fsdp
@@ -325,7 +338,7 @@ def test_gradient_at_the_outputs_equals_flax_perturbations(tiny, begin):
 
 
 @pytest.mark.parametrize('placement', ['device', 'stream'])
-def test_the_trajectory_is_the_same_with_telemetry_and_without(tiny, tmp_path, placement, one_device, events, undrawn):
+def test_the_trajectory_is_the_same_with_telemetry_and_without(tiny, tmp_path, placement, events, undrawn):
   if placement == 'device':
     resnet(tiny)
   tiny.data.placement, tiny.data.workers = placement, 0
@@ -360,7 +373,7 @@ def test_the_trajectory_is_the_same_with_telemetry_and_without(tiny, tmp_path, p
   ],
   ids=lambda changes: '-'.join(map(str, changes.values())),
 )
-def test_a_step_is_the_same_to_the_last_bit_whoever_watches(tiny, one_device, changes):
+def test_a_step_is_the_same_to_the_last_bit_whoever_watches(tiny, changes):
   """From each of a few states, with all that could make XLA compile the two programs differently."""
   resnet(tiny).update_from_flattened_dict(changes)
   data = experiment.load_data(tiny, ())
@@ -421,7 +434,7 @@ def test_no_warning_of_a_healthy_step_or_a_rate_that_has_fallen():
   assert list(telemetry.warnings(columns(), NAMES, 1.0, True)) == ['clipping']
 
 
-@pytest.mark.usefixtures('one_device', 'unoptimized', 'undrawn')
+@pytest.mark.usefixtures('unoptimized', 'undrawn')
 def test_a_run_warns_once_and_a_resume_does_not_warn_again(tiny, tmp_path, capsys):
   tiny.model.norm, tiny.model.activation, tiny.model.depth, tiny.model.scan = 'none', 'sigmoid', 20, True
   tiny.clip.name, tiny.clip.threshold = 'global_norm', 1e-6

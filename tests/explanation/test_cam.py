@@ -44,10 +44,8 @@ def images():
   return np.random.default_rng(1).normal(size=(3, *SHAPE)).astype(np.float32)
 
 
-@pytest.fixture(scope='module')
-def reference(variables, images):
-  """`reference(entry, targets)`: activations and gradients, float64 [B, K, h, w], and the logits, by torch."""
-  torch = pytest.importorskip('torch')
+def torch_explains(torch, variables, images, entry, targets):
+  """Logits, what is explained and the map by each method, in float64."""
   F = torch.nn.functional
   leaves = {path: torch.from_numpy(np.asarray(leaf, np.float64)) for path, leaf in trees.flatten(variables).items()}
 
@@ -67,22 +65,19 @@ def reference(variables, images):
       x = norm(conv(x, f'{name}/shortcut/conv', stride), f'{name}/shortcut/norm')
     return F.relu(x + y)
 
-  @functools.cache
-  def run(entry, targets):
-    x = torch.from_numpy(images.astype(np.float64)).permute(0, 3, 1, 2)
-    outputs = {'stem': F.relu(norm(conv(x.requires_grad_(), 'stem/conv'), 'stem/norm'))}
-    x = outputs['stem']
-    for stage in (1, 2, 3):
-      for number in (1, 2, 3):
-        name = f'stage{stage}/block{number:03d}'
-        x = outputs[name] = block(x, name, 2 if stage > 1 and number == 1 else 1)
-    logits = x.mean((2, 3)) @ leaves['params/head/dense/kernel'] + leaves['params/head/dense/bias']
-    targets = logits.argmax(1) if targets is None else torch.tensor(targets)
-    score = logits.gather(1, targets[:, None]).sum()
-    (gradient,) = torch.autograd.grad(score, outputs[entry])
-    return outputs[entry].detach(), gradient, logits.detach(), targets
-
-  return run
+  x = torch.from_numpy(images.astype(np.float64)).permute(0, 3, 1, 2)
+  outputs = {'stem': F.relu(norm(conv(x.requires_grad_(), 'stem/conv'), 'stem/norm'))}
+  x = outputs['stem']
+  for stage in (1, 2, 3):
+    for number in (1, 2, 3):
+      name = f'stage{stage}/block{number:03d}'
+      x = outputs[name] = block(x, name, 2 if stage > 1 and number == 1 else 1)
+  logits = x.mean((2, 3)) @ leaves['params/head/dense/kernel'] + leaves['params/head/dense/bias']
+  targets = logits.argmax(1) if targets is None else torch.tensor(targets)
+  score = logits.gather(1, targets[:, None]).sum()
+  (gradient,) = torch.autograd.grad(score, outputs[entry])
+  maps = {method: published(torch, method, outputs[entry].detach(), gradient) for method in cam.METHODS}
+  return {'logits': logits, 'targets': targets, **maps}
 
 
 def published(torch, method, a, g):
@@ -114,17 +109,17 @@ def assert_close(got, want, tolerance=1e-5):
 @pytest.mark.parametrize(
   ('scan', 'name', 'targets'), [(False, 'stage3/block003', (4, 0, 2)), (True, 'stage2/block003', None)]
 )
-def test_maps_are_those_of_torch(variables, images, reference, scan, name, targets):
-  import torch
-
-  a, g, logits, classes = reference(name, targets)
+def test_maps_are_those_of_torch(torch_reference, variables, images, scan, name, targets):
+  expected = torch_reference(
+    functools.partial(torch_explains, variables=variables, images=images, entry=name, targets=targets)
+  )
   if scan:
     variables = depth.to_scanned(variables, depth.trace(network(scan=True), SHAPE).scanned)
   found = compiled(name, scan)(variables, images, targets and np.array(targets, np.int32))
-  assert_close(found.logits, logits.numpy())
-  np.testing.assert_array_equal(found.targets, classes)
+  assert_close(found.logits, expected['logits'])
+  np.testing.assert_array_equal(found.targets, expected['targets'])
   for method in cam.METHODS:
-    want = published(torch, method, a, g).numpy()
+    want = expected[method]
     assert want.max() > 0
     assert_close(cam.weigh(method, found.activations, found.gradients), want)
 
@@ -217,8 +212,11 @@ def test_a_network_without_places_is_refused():
 
 
 @pytest.mark.parametrize('size', [(7, 7), (4, 3)])
-def test_upsampling_is_torchs_bilinear(size):
-  torch = pytest.importorskip('torch')
+def test_upsampling_is_torchs_bilinear(torch_reference, size):
   maps = np.random.default_rng(0).random((2, *size), np.float32)
-  want = torch.nn.functional.interpolate(torch.from_numpy(maps)[:, None], (24, 31), mode='bilinear')[:, 0]
+
+  def compute(torch):
+    return torch.nn.functional.interpolate(torch.from_numpy(maps)[:, None], (24, 31), mode='bilinear')[:, 0]
+
+  want = torch_reference(compute)
   np.testing.assert_allclose(cam.upsample(maps, (24, 31)), want, atol=1e-6)

@@ -15,6 +15,8 @@ from dnt.explanation import exciting
 from dnt.models import depth
 from dnt.parallel import mesh as mesh_lib
 
+pytestmark = pytest.mark.usefixtures('eight_devices')
+
 COUNT, EXAMPLES = 3, 61
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from dnt import errors, inference
 from dnt.explanation import cam, report
 
-pytestmark = pytest.mark.usefixtures('one_device', 'unoptimized', 'undrawn')
+pytestmark = pytest.mark.usefixtures('unoptimized', 'undrawn')
 CHANNELS = 6
 WANTED = report.Wanted(None, 'grad_cam', None, None, None, 3)
 

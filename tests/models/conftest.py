@@ -5,9 +5,11 @@ import re
 import numpy as np
 import pytest
 
+from tests.references import weights
+
 
 class TorchNetwork:
-  """Layers that draw their weights, as torch does, when they are first called; names are those of torchvision.
+  """Layers that draw their weights by name when they are called; names are those of torchvision.
 
   Attributes:
     weights: `{torch name: tensor}`, running statistics included.
@@ -16,48 +18,46 @@ class TorchNetwork:
 
   def __init__(self, torch, training=False):
     self.torch, self.training, self.weights = torch, training, {}
-    self.generator = torch.Generator().manual_seed(0)
 
-  def weight(self, name, shape, low=None, high=None):
+  def weight(self, name, *shape):
     if name not in self.weights:
-      value = self.torch.empty(shape)
-      if low is None:
-        self.torch.nn.init.kaiming_normal_(value, generator=self.generator)
-      else:
-        value.uniform_(low, high, generator=self.generator)
+      value = self.torch.from_numpy(weights.draw(name, shape))
       self.weights[name] = value.requires_grad_('running' not in name)
     return self.weights[name]
 
   def conv(self, name, x, features, size, stride=1):
-    kernel = self.weight(f'{name}.weight', (features, x.shape[1], size, size))
+    kernel = self.weight(f'{name}.weight', features, x.shape[1], size, size)
     return self.torch.nn.functional.conv2d(x, kernel, stride=stride, padding=size // 2)
 
   def norm(self, name, x):
-    channels = x.shape[1]
-    mean = self.weight(f'{name}.running_mean', channels, -0.5, 0.5)
-    var = self.weight(f'{name}.running_var', channels, 0.5, 2)
-    scale = self.weight(f'{name}.weight', channels, 0.5, 1.5)
-    bias = self.weight(f'{name}.bias', channels, -0.5, 0.5)
+    leaves = ('running_mean', 'running_var', 'weight', 'bias')
+    mean, var, scale, bias = (self.weight(f'{name}.{leaf}', x.shape[1]) for leaf in leaves)
     return self.torch.nn.functional.batch_norm(x, mean, var, scale, bias, self.training, 0.1, 1e-5)
 
   def dense(self, name, x, features):
-    weight = self.weight(f'{name}.weight', (features, x.shape[1]))
-    bias = self.weight(f'{name}.bias', features, -1, 1)
+    weight, bias = self.weight(f'{name}.weight', features, x.shape[1]), self.weight(f'{name}.bias', features)
     return self.torch.nn.functional.linear(x, weight, bias)
 
-  def variables(self, rename, values=None):
-    """The weights (or what `values` holds for them) as dnt's flat `{'collection/path': array}`.
 
-    Args:
-      rename: list of (regular expression, replacement) from torch's layer names to dnt's.
-      values: `{torch name: tensor}`.
-    """
+@pytest.fixture
+def torch_network():
+  """`torch_network(torch, training=False)`: makes a `TorchNetwork`."""
+  return TorchNetwork
+
+
+@pytest.fixture
+def to_dnt():
+  """`to_dnt(tensors, rename)`: arrays by torch's names as dnt's flat `{'collection/path': array}`.
+
+  `rename` is a list of (regular expression, replacement) from torch's layer names to dnt's.
+  """
+
+  def convert(tensors, rename):
     flat = {}
-    for name, value in (self.weights if values is None else values).items():
+    for name, array in tensors.items():
       layer, leaf = name.rsplit('.', 1)
       for pattern, replacement in rename:
         layer = re.sub(pattern, replacement, layer)
-      array = value.detach().numpy().copy()
       if array.ndim == 4:
         array = array.transpose(2, 3, 1, 0)
       elif array.ndim == 2:
@@ -68,9 +68,20 @@ class TorchNetwork:
       flat['/'.join((collection, *layer.split('.'), leaf))] = np.ascontiguousarray(array)
     return flat
 
+  return convert
+
 
 @pytest.fixture
-def torch_network():
-  """Makes a `TorchNetwork`."""
-  torch = pytest.importorskip('torch')
-  return lambda **kwargs: TorchNetwork(torch, **kwargs)
+def torch_logits(torch_reference, to_dnt):
+  """`torch_logits(forward, x, rename)`: logits of `forward(network, x)` by torch, and the network's variables."""
+
+  def compute(forward, x, rename):
+    def compute(torch):
+      network = TorchNetwork(torch)
+      logits = forward(network, torch.from_numpy(x.transpose(0, 3, 1, 2)))
+      return {'logits': logits, 'weights': weights.describe(network.weights)}
+
+    found = torch_reference(compute)
+    return found['logits'], to_dnt(weights.drawn(weights.described(found['weights'])), rename)
+
+  return compute

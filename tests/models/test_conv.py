@@ -42,8 +42,7 @@ def close(got, want):
 
 
 @pytest.mark.parametrize(('size', 'stride', 'padding', 'groups'), CASES)
-def test_value_and_gradients_equal_those_of_lax_and_torch(size, stride, padding, groups):
-  torch = pytest.importorskip('torch')
+def test_value_and_gradients_equal_those_of_lax_and_torch(torch_reference, size, stride, padding, groups):
   x, kernel = draw(2, 9, 8, 4), draw(size, size, 4 // groups, 8)
   ours = functools.partial(conv.conv2d, strides=(stride, stride), padding=padding, groups=groups)
   pads = ((size // 2, size // 2),) * 2 if padding == 'SAME' else padding
@@ -57,11 +56,14 @@ def test_value_and_gradients_equal_those_of_lax_and_torch(size, stride, padding,
   got = jax.jit(functools.partial(with_gradients, ours))(x, kernel)
   close(got, jax.jit(functools.partial(with_gradients, plain))(x, kernel))
 
-  tx = torch.tensor(x.transpose(0, 3, 1, 2)).requires_grad_()
-  tk = torch.tensor(kernel.transpose(3, 2, 0, 1)).requires_grad_()
-  ty = torch.nn.functional.conv2d(tx, tk, stride=stride, padding=pads[0][0], groups=groups).permute(0, 2, 3, 1)
-  ty.backward(torch.sin(torch.arange(ty.numel())).reshape(ty.shape))
-  close(got, [ty.detach(), tx.grad.permute(0, 2, 3, 1), tk.grad.permute(2, 3, 1, 0)])
+  def compute(torch):
+    tx = torch.tensor(x.transpose(0, 3, 1, 2)).requires_grad_()
+    tk = torch.tensor(kernel.transpose(3, 2, 0, 1)).requires_grad_()
+    ty = torch.nn.functional.conv2d(tx, tk, stride=stride, padding=pads[0][0], groups=groups).permute(0, 2, 3, 1)
+    ty.backward(torch.sin(torch.arange(ty.numel())).reshape(ty.shape))
+    return ty, tx.grad.permute(0, 2, 3, 1), tk.grad.permute(2, 3, 1, 0)
+
+  close(got, torch_reference(compute))
 
 
 @pytest.mark.parametrize('padding', [((0, 1), (2, 0)), ((3, 2), (0, 1))])

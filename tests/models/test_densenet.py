@@ -54,11 +54,10 @@ def torch_densenet121(net, x):
   return net.dense('classifier', x, 1000)
 
 
-def test_densenet121_equals_torch(torch_network):
-  net = torch_network()
+def test_densenet121_equals_torch(torch_logits):
   x = np.random.default_rng(0).normal(size=(2, 64, 64, 3)).astype(np.float32)
-  want = torch_densenet121(net, net.torch.from_numpy(x.transpose(0, 3, 1, 2))).detach().numpy()
-  variables = trees.unflatten(net.variables(RENAME))
+  want, variables = torch_logits(torch_densenet121, x, RENAME)
+  variables = trees.unflatten(variables)
   model = make(1000, stem='imagenet')
   abstract = depth.trace(model, (64, 64, 3)).variables
   assert jax.tree.map(jnp.shape, variables) == jax.tree.map(jnp.shape, abstract)

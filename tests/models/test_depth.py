@@ -133,7 +133,7 @@ def test_models_are_the_same_function_scanned(options):
   unrolled, scanned = make(**options), make(**options, scan=True)
   first, second = models.init(unrolled, 0, SHAPE), models.init(scanned, 0, SHAPE)
   assert_equal(first, depth.to_unrolled(second))
-  assert any(depth.is_scanned(path) for path in trees.flatten(second['params']))
+  assert any(trees.is_scanned(path) for path in trees.flatten(second['params']))
   one, two = train_pass(unrolled, first), train_pass(scanned, second)
   np.testing.assert_allclose(one[1], two[1], rtol=0, atol=2e-5)
   assert_close(two[3], one[3], 1e-5)
@@ -223,7 +223,7 @@ def test_every_leaf_belongs_to_its_entry(scan):
   for collection in ('params', 'batch_stats'):
     for path, leaf in trees.flatten(variables[collection]).items():
       owners = depth.entry_index(entries, path)
-      if depth.is_scanned(path):
+      if trees.is_scanned(path):
         assert len(owners) == leaf.shape[0] == 2
         assert [entries[i].row for i in owners] == [0, 1]
       else:
@@ -362,7 +362,7 @@ def test_converter_round_trip_of_a_whole_state():
     unrolled = depth.to_unrolled(tree, rows)
     assert unrolled.name == 'kept'
     paths = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(unrolled)]
-    assert not any(depth.SCANNED in path for path in paths)
+    assert not any(trees.SCANNED in path for path in paths)
     assert any('mu' in path and "['block003']['conv1']['kernel']" in path for path in paths)
     back = depth.to_scanned(unrolled, rows)
     assert jax.tree.structure(back) == jax.tree.structure(tree)
@@ -379,7 +379,7 @@ def models_params_unrolled(params):
   """The rows by hand."""
   flat = {}
   for path, leaf in trees.flatten(params).items():
-    if depth.is_scanned(path):
+    if trees.is_scanned(path):
       flat.update({path.replace('scanned', f'block{i + 2:03d}'): leaf[i] for i in range(leaf.shape[0])})
     else:
       flat[path] = leaf
@@ -399,7 +399,7 @@ def test_converter_refuses_stages_that_do_not_fit():
   rows = {('stage1',): 2}
   block = {'kernel': np.zeros((2, 2))}
   stage = {depth.block_name(i + 1): block for i in range(3)}
-  assert depth.to_scanned({'stage1': stage}, rows)['stage1'][depth.SCANNED]['kernel'].shape == (2, 2, 2)
+  assert depth.to_scanned({'stage1': stage}, rows)['stage1'][trees.SCANNED]['kernel'].shape == (2, 2, 2)
   with pytest.raises(errors.InputError, match='a stage of 4 blocks cannot become one of 3'):
     depth.to_scanned({'stage1': {**stage, 'block004': block}}, rows)
   with pytest.raises(errors.InputError, match='differ in their parameters'):

@@ -10,7 +10,6 @@ from dnt import config, errors
 from dnt.models import norms
 
 CHANNELS = 12
-torch = pytest.importorskip('torch')
 
 
 def example(batch, offset=0.0, spatial=(5, 4)):
@@ -32,14 +31,22 @@ def ours(norm, *inputs):
   return [np.asarray(value, np.float32) for value in run(*inputs)]
 
 
-def theirs(norm, *inputs, channels_first=False):
-  """The same from torch, in float64: what both float32 results should be."""
-  inputs = [torch.tensor(value, dtype=torch.float64, requires_grad=True) for value in inputs]
-  x = inputs[0].movedim(-1, 1) if channels_first else inputs[0]
-  y = norm(x, *inputs[1:])
-  y = y.movedim(1, -1) if channels_first else y
-  y.backward(torch.sin(torch.arange(y.numel(), dtype=torch.float64)).reshape(y.shape))
-  return [value.detach().numpy() for value in (y, *(value.grad for value in inputs))]
+@pytest.fixture
+def theirs(torch_reference):
+  """The same of `norm(torch.nn.functional, ...)`, reckoned in float64: what both float32 results should be."""
+
+  def run(norm, *inputs, channels_first=False):
+    def compute(torch):
+      given = [torch.tensor(value, dtype=torch.float64, requires_grad=True) for value in inputs]
+      x = given[0].movedim(-1, 1) if channels_first else given[0]
+      y = norm(torch.nn.functional, x, *given[1:])
+      y = y.movedim(1, -1) if channels_first else y
+      y.backward(torch.sin(torch.arange(y.numel(), dtype=torch.float64)).reshape(y.shape))
+      return [value.float() for value in (y, *(value.grad for value in given))]
+
+    return torch_reference(compute)
+
+  return run
 
 
 def close(got, want, tolerance=1e-5):
@@ -52,32 +59,40 @@ def batch_norm(x, scale, bias):
   return norms.batch_norm(x, scale, bias, *norms.batch_statistics(x))
 
 
-def torch_batch_norm(x, scale, bias):
-  return torch.nn.functional.batch_norm(x, None, None, scale, bias, training=True, eps=1e-5)
+def torch_batch_norm(F, x, scale, bias):
+  return F.batch_norm(x, None, None, scale, bias, training=True, eps=1e-5)
 
 
-def torch_group_norm(x, scale, bias):
-  return torch.nn.functional.group_norm(x, 3, scale, bias, 1e-5)
+def torch_layer_norm(F, x, scale, bias):
+  return F.layer_norm(x, x.shape[-1:], scale, bias, 1e-5)
+
+
+def torch_group_norm(F, x, scale, bias):
+  return F.group_norm(x, 3, scale, bias, 1e-5)
+
+
+def torch_rms_norm(F, x, scale):
+  return F.rms_norm(x, x.shape[-1:], scale, 1e-5)
 
 
 KINDS = {
   'batch_norm': (batch_norm, torch_batch_norm, True),
-  'layer_norm': (norms.layer_norm, lambda x, s, b: torch.nn.functional.layer_norm(x, x.shape[-1:], s, b, 1e-5), False),
+  'layer_norm': (norms.layer_norm, torch_layer_norm, False),
   'group_norm': (functools.partial(norms.group_norm, groups=3), torch_group_norm, True),
-  'rms_norm': (norms.rms_norm, lambda x, s: torch.nn.functional.rms_norm(x, x.shape[-1:], s, 1e-5), False),
+  'rms_norm': (norms.rms_norm, torch_rms_norm, False),
 }
 
 
 @pytest.mark.parametrize('batch', [1, 2, 8])
 @pytest.mark.parametrize('kind', KINDS)
-def test_value_and_gradients_equal_torch(kind, batch):
+def test_value_and_gradients_equal_torch(theirs, kind, batch):
   norm, reference, channels_first = KINDS[kind]
   inputs = example(batch)[: 2 if kind == 'rms_norm' else 3]
   close(ours(norm, *inputs), theirs(reference, *inputs, channels_first=channels_first))
 
 
 @pytest.mark.parametrize('kind', KINDS)
-def test_a_large_mean_costs_no_more_digits_than_float32_holds(kind):
+def test_a_large_mean_costs_no_more_digits_than_float32_holds(theirs, kind):
   """x = 1000 + noise: its own rounding is 3e-5, so that E[x^2] - E[x]^2 would be off by 0.1 and worse."""
   norm, reference, channels_first = KINDS[kind]
   inputs = example(8, offset=1000.0)[: 2 if kind == 'rms_norm' else 3]
@@ -85,38 +100,45 @@ def test_a_large_mean_costs_no_more_digits_than_float32_holds(kind):
 
 
 @pytest.mark.parametrize('shape', [(2,), (3, 7)])
-def test_norms_of_dense_layers_equal_torch(shape):
+def test_norms_of_dense_layers_equal_torch(theirs, shape):
   x, scale, bias = example(shape[0], spatial=shape[1:])
   close(ours(batch_norm, x, scale, bias), theirs(torch_batch_norm, x, scale, bias, channels_first=True), 5e-5)
-  close(ours(norms.layer_norm, x, scale, bias), theirs(KINDS['layer_norm'][1], x, scale, bias))
+  close(ours(norms.layer_norm, x, scale, bias), theirs(torch_layer_norm, x, scale, bias))
   group = functools.partial(norms.group_norm, groups=3)
   close(ours(group, x, scale, bias), theirs(torch_group_norm, x, scale, bias, channels_first=True))
 
 
-def test_running_statistics_and_both_modes_equal_torch():
+def torch_trains(torch, batches):
+  """Output and statistics after each batch."""
+  module, found = torch.nn.BatchNorm2d(CHANNELS, momentum=0.1), []
+  for x, scale, bias in batches:
+    module.weight.data, module.bias.data = torch.tensor(scale), torch.tensor(bias)
+    y = module(torch.tensor(x).movedim(-1, 1)).movedim(1, -1)
+    found += [y, module.running_mean.clone(), module.running_var.clone()]
+  return found
+
+
+def test_running_statistics_and_both_modes_equal_torch(torch_reference, theirs):
   module = norms.Norm('batch_norm', momentum=0.9)
-  reference = torch.nn.BatchNorm2d(CHANNELS, momentum=0.1)
+  batches = [example(batch, offset=3.0) for batch in (2, 8)]
+  expected = iter(torch_reference(lambda torch: torch_trains(torch, batches)))
   variables = module.init(jax.random.key(0), example(2)[0], train=False)
-  for batch in (2, 8):
-    x, scale, bias = example(batch, offset=3.0)
+  for x, scale, bias in batches:
     variables = {**variables, 'params': {'scale': scale, 'bias': bias}}
-    reference.weight.data, reference.bias.data = torch.tensor(scale), torch.tensor(bias)
     y, updates = module.apply(variables, x, train=True, mutable=['batch_stats'])
-    want = reference(torch.tensor(x).movedim(-1, 1)).movedim(1, -1).detach()
-    np.testing.assert_allclose(y, want, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(y, next(expected), rtol=1e-5, atol=1e-5)
     variables = {**variables, **updates}
     stats = variables['batch_stats']
-    np.testing.assert_allclose(stats['mean'], reference.running_mean, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(stats['var'], reference.running_var, rtol=1e-5, atol=1e-6)
-  reference.eval()
+    np.testing.assert_allclose(stats['mean'], next(expected), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(stats['var'], next(expected), rtol=1e-5, atol=1e-6)
   x = example(1)[0]
 
   def running(x, scale, bias):
     return module.apply({'params': {'scale': scale, 'bias': bias}, **updates}, x, train=False)
 
-  def torch_running(x, scale, bias):
-    mean, var = (torch.tensor(np.asarray(stats[name], np.float64)) for name in ('mean', 'var'))
-    return torch.nn.functional.batch_norm(x, mean, var, scale, bias, training=False, eps=1e-5)
+  def torch_running(F, x, scale, bias):
+    mean, var = (x.new_tensor(np.array(stats[name])) for name in ('mean', 'var'))
+    return F.batch_norm(x, mean, var, scale, bias, training=False, eps=1e-5)
 
   close(ours(running, x, scale, bias), theirs(torch_running, x, scale, bias, channels_first=True))
 

@@ -2,7 +2,6 @@ import jax
 import numpy as np
 import optax
 import pytest
-import torch
 
 from dnt import config as schema
 from dnt import errors, trees
@@ -27,26 +26,37 @@ def check(actual, expected, rtol=1e-6):
     np.testing.assert_allclose(actual[path], leaf, rtol=rtol, atol=1e-7, err_msg=path)
 
 
-def torch_clipped(clip_fn, gradients):
-  parameters = {path: torch.zeros(leaf.shape, requires_grad=True) for path, leaf in trees.flatten(gradients).items()}
-  for path, leaf in trees.flatten(gradients).items():
-    parameters[path].grad = torch.tensor(leaf)
-  clip_fn(parameters.values())
-  return trees.unflatten({path: parameter.grad.numpy() for path, parameter in parameters.items()})
+@pytest.fixture
+def torch_clipped(torch_reference):
+  """`torch_clipped(clip_fn, gradients)`: what `clip_fn(torch.nn.utils, parameters)` leaves of them."""
+
+  def clipped(clip_fn, gradients):
+    def compute(torch):
+      parameters = {
+        path: torch.zeros(leaf.shape, requires_grad=True) for path, leaf in trees.flatten(gradients).items()
+      }
+      for path, leaf in trees.flatten(gradients).items():
+        parameters[path].grad = torch.tensor(leaf)
+      clip_fn(torch.nn.utils, parameters.values())
+      return {path: parameter.grad for path, parameter in parameters.items()}
+
+    return trees.unflatten(torch_reference(compute))
+
+  return clipped
 
 
 @pytest.mark.parametrize('threshold', [0.5, 1e4])
-def test_global_norm_equals_torch(network, threshold):
+def test_global_norm_equals_torch(network, torch_clipped, threshold):
   gradients = network.tree(0)
   actual = apply(section(name='global_norm', threshold=threshold), gradients, network.tree(1), network.unrolled)
   # torch divides by the norm + 1e-6
-  check(actual, torch_clipped(lambda p: torch.nn.utils.clip_grad_norm_(p, threshold), gradients), rtol=2e-6)
+  check(actual, torch_clipped(lambda utils, p: utils.clip_grad_norm_(p, threshold), gradients), rtol=2e-6)
 
 
-def test_value_equals_torch(network):
+def test_value_equals_torch(network, torch_clipped):
   gradients = network.tree(0)
   actual = apply(section(name='value', threshold=0.3), gradients, network.tree(1), network.unrolled)
-  check(actual, torch_clipped(lambda p: torch.nn.utils.clip_grad_value_(p, 0.3), gradients))
+  check(actual, torch_clipped(lambda utils, p: utils.clip_grad_value_(p, 0.3), gradients))
 
 
 def test_block_norm_clips_each_entry_by_its_own_norm(network):

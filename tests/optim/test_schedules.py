@@ -2,8 +2,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
-from torch.optim import lr_scheduler
 
 from dnt import config as schema
 from dnt import errors
@@ -23,15 +21,24 @@ def values(config, steps, count=None, steps_per_epoch=10.0):
   return np.asarray(jax.jit(jax.vmap(schedule))(jnp.arange(count or steps)))
 
 
-def torch_values(make_scheduler, count):
-  optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=PEAK)
-  scheduler = make_scheduler(optimizer)
-  rates = []
-  for _ in range(count):
-    rates.append(optimizer.param_groups[0]['lr'])
-    optimizer.step()
-    scheduler.step()
-  return np.array(rates)
+@pytest.fixture
+def torch_values(torch_reference):
+  """`torch_values(make_scheduler, count)`: the rates of `make_scheduler(torch.optim.lr_scheduler, optimizer)`."""
+
+  def values(make_scheduler, count):
+    def compute(torch):
+      optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=PEAK)
+      scheduler = make_scheduler(torch.optim.lr_scheduler, optimizer)
+      rates = []
+      for _ in range(count):
+        rates.append(optimizer.param_groups[0]['lr'])
+        optimizer.step()
+        scheduler.step()
+      return np.array(rates)
+
+    return torch_reference(compute)
+
+  return values
 
 
 def check(actual, expected):
@@ -44,29 +51,29 @@ def test_constant_is_the_peak_in_float32_inside_and_outside_jit():
   assert schedule(3) == jax.jit(schedule)(3) == np.float32(PEAK)
 
 
-def test_piecewise_equals_torch():
+def test_piecewise_equals_torch(torch_values):
   config = section(name='piecewise', boundaries=('20', '3.5 epochs', '50%'), factor=0.3)
-  check(values(config, 100), torch_values(lambda o: lr_scheduler.MultiStepLR(o, [20, 35, 50], 0.3), 100))
+  check(values(config, 100), torch_values(lambda s, o: s.MultiStepLR(o, [20, 35, 50], 0.3), 100))
 
 
 @pytest.mark.parametrize('final', [0.0, 0.05])
-def test_cosine_equals_torch(final):
+def test_cosine_equals_torch(torch_values, final):
   config = section(name='cosine', final=final)
-  expected = torch_values(lambda o: lr_scheduler.CosineAnnealingLR(o, 60, eta_min=final * PEAK), 61)
+  expected = torch_values(lambda s, o: s.CosineAnnealingLR(o, 60, eta_min=final * PEAK), 61)
   check(values(config, 60, 61), expected)
 
 
 @pytest.mark.parametrize('final', [0.0, 0.05])
-def test_linear_equals_torch(final):
+def test_linear_equals_torch(torch_values, final):
   config = section(name='linear', final=final)
-  check(values(config, 60, 61), torch_values(lambda o: lr_scheduler.LinearLR(o, 1.0, final, 60), 61))
+  check(values(config, 60, 61), torch_values(lambda s, o: s.LinearLR(o, 1.0, final, 60), 61))
 
 
-def test_one_cycle_equals_torch():
+def test_one_cycle_equals_torch(torch_values):
   config = section(name='one_cycle', one_cycle_rise='25%', one_cycle_start=0.04, final=0.001)
 
-  def scheduler(optimizer):
-    return lr_scheduler.OneCycleLR(
+  def scheduler(schedulers, optimizer):
+    return schedulers.OneCycleLR(
       optimizer, PEAK, total_steps=81, pct_start=21 / 81, div_factor=25, final_div_factor=0.04 / 0.001
     )
 
@@ -78,11 +85,11 @@ def test_one_cycle_without_a_rise_falls_from_the_peak():
 
 
 @pytest.mark.parametrize('name', ['constant', 'piecewise', 'cosine', 'linear'])
-def test_linear_warmup_equals_torch_and_the_shape_has_what_is_left(name):
+def test_linear_warmup_equals_torch_and_the_shape_has_what_is_left(torch_values, name):
   warm = section(name=name, warmup='2 epochs', warmup_start=0.2, boundaries=('45', '60'))
   alone = section(name=name, boundaries=('25', '40'))
   actual = values(warm, 80)
-  check(actual[:21], torch_values(lambda o: lr_scheduler.LinearLR(o, 0.2, 1.0, 20), 21))
+  check(actual[:21], torch_values(lambda s, o: s.LinearLR(o, 0.2, 1.0, 20), 21))
   check(actual[20:], values(alone, 60))
 
 

@@ -91,9 +91,8 @@ def launch(tmp_path):
 
   yield start
   for process in processes:
-    if process.poll() is None:
+    with process:
       process.kill()
-      process.communicate()
 
 
 def results(processes):

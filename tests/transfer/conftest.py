@@ -1,11 +1,16 @@
 """torchvision's networks written out for torch, independently of dnt's tables: their state_dict has its names."""
 
-import types
+import functools
+import os
 
 import jax
 import numpy as np
 import pytest
+from safetensors import numpy as safetensors_numpy
 
+from tests.references import weights
+
+NEEDS_TORCH = "reads or runs what is torch's own, and torch is not installed"
 QUICK = {'xla_backend_optimization_level': 0}  # compile in a third of the time
 COUNTS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
@@ -106,61 +111,78 @@ def define(torch):
           x = getattr(features, f'transition{stage}')(x)
       return self.classifier(F.relu(features.norm5(x)).mean((2, 3)))
 
-  return types.SimpleNamespace(torch=torch, ResNet=ResNet, DenseNet121=DenseNet121)
+  return {'resnet': ResNet, 'densenet': DenseNet121}
 
 
-@pytest.fixture(scope='session')
-def reference():
-  """The networks' classes: `reference.ResNet(depth)`, `reference.DenseNet121()`, and `reference.torch`."""
-  return define(pytest.importorskip('torch'))
+def make(torch, family, options, tensors):
+  """A network with these arrays for weights, in evaluation."""
+  network = define(torch)[family](**options)
+  network.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in tensors.items()}, strict=True)
+  return network.eval()
 
 
-@pytest.fixture(scope='session')
-def drawn(reference):
-  """`drawn(network)`: the same with random weights and statistics, in evaluation."""
-  torch = reference.torch
-
-  def draw(network, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    for module in network.modules():
-      if isinstance(module, torch.nn.BatchNorm2d):
-        for value, low, high in (
-          (module.running_mean, -0.5, 0.5),
-          (module.running_var, 0.5, 2),
-          (module.weight, 0.5, 1.5),
-          (module.bias, -0.5, 0.5),
-        ):
-          value.data.uniform_(low, high, generator=generator)
-      elif isinstance(module, torch.nn.Conv2d | torch.nn.Linear):
-        torch.nn.init.kaiming_normal_(module.weight, generator=generator)
-        if module.bias is not None:
-          module.bias.data.uniform_(-1, 1, generator=generator)
-    return network.eval()
-
-  return draw
+def logits_of(torch, family, options, tensors, pictures):
+  """Of float32 pictures, channels last."""
+  network = make(torch, family, options, tensors)
+  with torch.no_grad():
+    return network(torch.from_numpy(np.ascontiguousarray(pictures.transpose(0, 3, 1, 2))))
 
 
-@pytest.fixture(scope='session')
-def resnet18(reference, drawn):
-  """ResNet-18 with drawn weights."""
-  return drawn(reference.ResNet(18))
+@pytest.fixture
+def described(torch_reference):
+  """`described(family, **options)`: the tensors of torch's 'resnet' or 'densenet', `{name: (dtype, shape)}`."""
+
+  def tensors(family, **options):
+    def compute(torch):
+      with torch.device('meta'):
+        return weights.describe(define(torch)[family](**options).state_dict())
+
+    name = ', '.join((family, *(f'{key}={value}' for key, value in options.items())))
+    return weights.described(torch_reference(compute, name))
+
+  return tensors
+
+
+@pytest.fixture
+def drawn(described):
+  """`drawn(family, **options)`: the state_dict of such a network, drawn, as arrays."""
+  return lambda family, **options: weights.drawn(described(family, **options))
+
+
+@pytest.fixture
+def resnet18(drawn):
+  """Tensors of ResNet-18 by name."""
+  return drawn('resnet', depth=18)
+
+
+@pytest.fixture
+def real_network():
+  """`real_network(family, options, tensors)`: torch's module with these arrays; the test is skipped without torch."""
+  torch = pytest.importorskip('torch', reason=NEEDS_TORCH)
+  return functools.partial(make, torch)
 
 
 @pytest.fixture
 def save(tmp_path):
-  """`save(network or tensors, name)`: writes a `.safetensors` or `.pth` file; returns its path."""
+  """`save(arrays by name, name)`: writes a `.safetensors` file or a pickle; returns its path.
+
+  A pickle may hold more: an nn.Module's state_dict, dicts of arrays, anything. It takes torch: without, a skip.
+  """
 
   def write(content, name='model.safetensors'):
-    import torch
-    from safetensors import torch as safetensors_torch
-
-    state = content.state_dict() if isinstance(content, torch.nn.Module) else content
     path = tmp_path / name
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == '.safetensors':
-      safetensors_torch.save_file(state, path)
-    else:
-      torch.save(state, path)
+      safetensors_numpy.save_file(content, path)
+      return path
+    torch = pytest.importorskip('torch', reason=NEEDS_TORCH)
+
+    def to_torch(value):
+      if type(value) is dict:
+        return {key: to_torch(each) for key, each in value.items()}
+      return torch.from_numpy(np.array(value)) if isinstance(value, np.ndarray) else value
+
+    torch.save(content.state_dict() if isinstance(content, torch.nn.Module) else to_torch(content), path)
     return path
 
   return write
@@ -171,12 +193,12 @@ class _Evil:
     self.path = path
 
   def __reduce__(self):
-    return (open, (str(self.path), 'w'))
+    return (os.mkdir, (str(self.path),))
 
 
 @pytest.fixture
 def evil(tmp_path):
-  """Something that makes a file when it is unpickled, and the path of that file."""
+  """Something that makes a folder when it is unpickled, and its path."""
   mark = tmp_path / 'executed'
   return _Evil(mark), mark
 
@@ -222,12 +244,34 @@ def logits():
 
 
 @pytest.fixture
-def torch_logits(reference):
-  """`torch_logits(network, pictures, mean, std)`: of uint8 pictures, normalized in NumPy."""
+def torch_logits(torch_reference):
+  """`torch_logits(family, options, tensors, pictures)`: torch's, of pictures as the network takes them.
 
-  def compute(network, pictures, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)):
-    x = ((pictures / 255 - np.reshape(mean, (1, 1, 1, 3))) / np.reshape(std, (1, 1, 1, 3))).astype(np.float32)
-    with reference.torch.no_grad():
-      return network(reference.torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2)))).numpy()
+  The tensors must be those, to the bit, that torch was given when the reference was written.
+  """
+
+  def compute(family, options, tensors, pictures):
+    sums = weights.checksums(tensors)
+    logits, given = torch_reference(lambda torch: (logits_of(torch, family, options, tensors, pictures), sums))
+    np.testing.assert_array_equal(sums, given, 'torch was given other tensors')
+    return logits
 
   return compute
+
+
+@pytest.fixture
+def real_logits():
+  """The same for a test that needs torch itself, and is skipped without."""
+  torch = pytest.importorskip('torch', reason=NEEDS_TORCH)
+  return lambda *args: logits_of(torch, *args).numpy()
+
+
+@pytest.fixture
+def normalized():
+  """`normalized(pictures, mean, std)`: of uint8 pictures, in NumPy."""
+
+  def normalize(pictures, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)):
+    mean, std = (np.reshape(value, (1, 1, 1, 3)) for value in (mean, std))
+    return ((pictures / 255 - mean) / std).astype(np.float32)
+
+  return normalize

@@ -13,7 +13,7 @@ from dnt import config as schema
 from dnt import record, train
 from dnt.data import sources
 
-pytestmark = pytest.mark.usefixtures('one_device', 'unoptimized', 'undrawn')
+pytestmark = pytest.mark.usefixtures('unoptimized', 'undrawn')
 BATCHES = ('--config.train.batch_size=8', '--config.eval.batch_size=8')
 MLP = ('--config.model.name=mlp', '--config.model.depth=3', '--config.model.width=16', *BATCHES)
 SYNTHETIC = ('--config.data.source=synthetic', '--config.data.synthetic_examples=16', '--config.data.image_size=8')
@@ -58,22 +58,22 @@ def cut(path):
   return path
 
 
-def safetensors(save, reference, folder):
-  return cut(save({'fc.weight': reference.torch.zeros(1000, 8)}))
+def safetensors(save, described, folder):
+  return cut(save({'fc.weight': np.zeros((1000, 8), np.float32)}))
 
 
-def pickle(save, reference, folder):
-  return cut(save({'fc.weight': reference.torch.zeros(1000, 8)}, 'model.pth'))
+def pickle(save, described, folder):
+  return cut(save({'fc.weight': np.zeros((1000, 8), np.float32)}, 'model.pth'))
 
 
-def h5(save, reference, folder):
+def h5(save, described, folder):
   h5py = pytest.importorskip('h5py')
   with h5py.File(folder / 'model.h5', 'w') as file:
     file['conv1/conv1/kernel:0'] = np.zeros((7, 7, 3, 64), np.float32)
   return cut(folder / 'model.h5')
 
 
-def tfjs(save, reference, folder):
+def tfjs(save, described, folder):
   weights = [{'name': 'fc1000/kernel', 'shape': [8, 1000], 'dtype': 'float32'}]
   (folder / 'model.json').write_text(json.dumps({'weightsManifest': [{'paths': ['shard1.bin'], 'weights': weights}]}))
   (folder / 'shard1.bin').write_bytes(bytes(32_000))
@@ -81,10 +81,8 @@ def tfjs(save, reference, folder):
   return f'tfjs:{folder}'
 
 
-def other_family(save, reference, folder):
-  with reference.torch.device('meta'):
-    shapes = {name: value.shape for name, value in reference.DenseNet121().state_dict().items()}
-  return save({name: reference.torch.zeros((1,) * len(shape)) for name, shape in shapes.items()})
+def other_family(save, described, folder):
+  return save({name: np.zeros((1,) * len(shape), np.float32) for name, (_, shape) in described('densenet').items()})
 
 
 @pytest.mark.parametrize(
@@ -96,15 +94,15 @@ def other_family(save, reference, folder):
     (tfjs, r'is damaged: .*\(21,333 bytes from shard1\.bin on, instead of 32,000\); get them again$'),
     (other_family, r"set config.model.name='densenet' \(now 'resnet'\), config.model.depth=121 \(now 18\)$"),
     (
-      lambda save, reference, folder: folder / 'absent.h5',
+      lambda save, described, folder: folder / 'absent.h5',
       r"there is nothing at .*absent\.h5 \(the weights '.*absent\.h5'\); valid: a dnt workdir, ",
     ),
   ],
 )
-def test_weights(refused, save, reference, workdir, tmp_path, make, said):
+def test_weights(refused, save, described, workdir, tmp_path, make, said):
   shutil.rmtree(workdir / 'checkpoints')  # with one the run would go on from there
   before = contents(workdir)
-  weights = make(save, reference, tmp_path)
+  weights = make(save, described, tmp_path)
   arguments = (*IMAGENET, f'--config.train.init_from={weights}')
   assert_matches(refused(f'--workdir={workdir}', *arguments), said)
   assert contents(workdir) == before

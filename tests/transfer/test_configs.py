@@ -12,7 +12,6 @@ from dnt import experiment, trees
 from dnt.comparison import plan
 from dnt.data import sources
 
-pytestmark = pytest.mark.usefixtures('one_device')
 CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
 TRAINABLE = {'scratch': 269_722 - 6 * 65, 'head': 8196, 'top2': 8196 + 2 * 4_462_592, 'all': 23_508_032 + 8196}
 

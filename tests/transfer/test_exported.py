@@ -8,16 +8,18 @@ from safetensors import numpy as safetensors_numpy
 
 from dnt import errors, files, inference, initial, trees
 from dnt.transfer import exported, preprocessing, pretrained
+from tests.references import weights
 
 
-def with_statistics(variables, seed=0):
-  """The variables with running statistics as a trained network has them."""
-  draw = np.random.default_rng(seed)
+def redrawn(variables):
+  """The variables with kernels, scales and running statistics as a trained network has them, drawn by NumPy."""
 
   def drawn(path, leaf):
-    if path.startswith('batch_stats/'):
-      return draw.uniform(0.5, 1.5, leaf.shape).astype(np.float32)
-    return np.asarray(leaf)
+    low, high = (-0.5, 0.5) if path.endswith('bias') else (0.5, 1.5)
+    if path.endswith('kernel'):
+      high = np.sqrt(6 / np.prod(leaf.shape[-4:-1]))
+      low = -high
+    return weights.uniform(path, leaf.shape, low, high)
 
   return trees.map_with_path(drawn, variables)
 
@@ -38,23 +40,25 @@ def write(folder, run, variables):
   return folder / 'model.safetensors'
 
 
-def load(network, path):
-  from safetensors import torch as safetensors_torch
-
-  network.load_state_dict(safetensors_torch.load_file(path), strict=True)
-  return network.eval()
+def assert_loads(path, described):
+  """As load_state_dict(strict=True) demands it, and of the same dtypes."""
+  tensors = safetensors_numpy.load_file(path)
+  assert {name: (str(value.dtype), value.shape) for name, value in tensors.items()} == described
 
 
 def test_torch_loads_the_tensors_and_dnt_loads_them_back(
-  reference, imagenet, build, pictures, logits, torch_logits, tmp_path
+  described, imagenet, build, pictures, normalized, logits, torch_logits, tmp_path
 ):
   imagenet.model.scan = True
   run = build(imagenet)
-  variables = with_statistics(run.init_variables())
+  variables = redrawn(run.init_variables())
   path = write(tmp_path, run, variables)
 
-  network = load(reference.ResNet(18, 10), path)
-  want = torch_logits(network, pictures, run.config.data.mean, run.config.data.std)
+  options = {'depth': 18, 'classes': 10}
+  assert_loads(path, described('resnet', **options))
+  tensors = safetensors_numpy.load_file(path)
+  x = normalized(pictures, run.config.data.mean, run.config.data.std)
+  want = torch_logits('resnet', options, tensors, x)
   got = logits(run, variables, pictures)
   np.testing.assert_allclose(got, want, rtol=0, atol=1e-4 * max(1, np.abs(want).max()))
 
@@ -66,12 +70,12 @@ def test_torch_loads_the_tensors_and_dnt_loads_them_back(
   assert given.preprocessing.image_size == 32
 
 
-def test_densenet_goes_there_and_back(reference, imagenet, build, tmp_path):
+def test_densenet_goes_there_and_back(described, imagenet, build, tmp_path):
   imagenet.model.update({'name': 'densenet', 'depth': 121})
   run = build(imagenet)
-  variables = with_statistics(run.init_variables())
+  variables = redrawn(run.init_variables())
   path = write(tmp_path, run, variables)
-  load(reference.DenseNet121(10), path)
+  assert_loads(path, described('densenet', classes=10))
   jax.tree.map(np.testing.assert_array_equal, pretrained.load(str(path)).variables, variables)
 
 
@@ -118,7 +122,7 @@ def test_the_program_gives_the_same_logits_for_any_number_of_pictures(tiny, buil
   tiny.model.width = None
   tiny.model.update({'name': 'resnet', 'depth': 14, 'scan': True})
   run = build(tiny)
-  variables = with_statistics(run.init_variables())
+  variables = redrawn(run.init_variables())
   program = export.deserialize(bytearray(exported.stablehlo(network_of(run, variables))))
   assert program.platforms == exported.PLATFORMS
   for count in (1, 3):

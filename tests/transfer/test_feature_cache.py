@@ -9,7 +9,7 @@ from dnt.data import order, resident
 from dnt.parallel import mesh as mesh_lib
 from dnt.transfer import feature_cache, feature_files
 
-pytestmark = pytest.mark.usefixtures('one_device', 'unoptimized', 'undrawn')
+pytestmark = pytest.mark.usefixtures('unoptimized', 'undrawn')
 
 
 @pytest.fixture

@@ -13,8 +13,6 @@ import pytest
 from dnt import errors, record, train, trees
 from dnt.transfer import freeze
 
-pytestmark = pytest.mark.usefixtures('one_device')
-
 MODULE = """
 import flax.linen as nn
 

@@ -34,15 +34,16 @@ def assert_equal(got, want):
 
 @pytest.mark.parametrize(('name', 'depth', 'scan'), [('resnet', 50, True), ('densenet', 121, False)])
 def test_logits_are_those_of_torch(
-  reference, drawn, save, imagenet, build, pictures, logits, torch_logits, name, depth, scan
+  drawn, save, imagenet, build, pictures, normalized, logits, torch_logits, name, depth, scan
 ):
-  network = drawn(reference.ResNet(depth) if name == 'resnet' else reference.DenseNet121())
+  options = {'depth': depth} if name == 'resnet' else {}
+  tensors = drawn(name, **options)
   config = of_1000_classes(imagenet)
   config.model.update({'name': name, 'depth': depth, 'scan': scan})
-  config.train.init_from = str(save(network))
+  config.train.init_from = str(save(tensors))
   run = build(config)
   variables = initial.load_variables(run, config.train.init_from)
-  assert_close(logits(run, variables, pictures), torch_logits(network, pictures))
+  assert_close(logits(run, variables, pictures), torch_logits(name, options, tensors, normalized(pictures)))
 
 
 def keras_name(name, new):
@@ -62,12 +63,11 @@ def keras_name(name, new):
   return f'{"bn" if norm else "res"}{int(stage) + 1}{"abcdef"[int(block)]}_branch{suffix}/{tensor}'
 
 
-def keras_tensors(network, new=False):
+def keras_tensors(torch_tensors, new=False):
   """A torch network that takes blue first as Keras holds it."""
   tensors = {}
-  for name, value in network.state_dict().items():
+  for name, array in torch_tensors.items():
     if not name.endswith('num_batches_tracked'):
-      array = value.numpy()
       array = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
       tensors[keras_name(name, new)] = np.ascontiguousarray(array)
   return tensors
@@ -91,13 +91,16 @@ def write_tfjs(tmp_path):
   return write
 
 
-@pytest.fixture(scope='module')
-def keras_resnet50(reference, drawn):
-  """Keras' ResNet-50 with drawn weights, in torch."""
-  network = drawn(reference.ResNet(50, stride_on='1x1', bias=True, eps=1e-3))
+KERAS_RESNET50 = {'depth': 50, 'stride_on': '1x1', 'bias': True, 'eps': 1e-3}
+
+
+@pytest.fixture
+def keras_resnet50(drawn):
+  """Keras' ResNet-50 with drawn weights, as torch holds it."""
+  tensors = drawn('resnet', **KERAS_RESNET50)
   # Its inputs are not divided by their spread.
-  network.bn1.running_var *= 1e4
-  return network
+  tensors['bn1.running_var'] *= 1e4
+  return tensors
 
 
 def of_keras(config):
@@ -105,14 +108,12 @@ def of_keras(config):
   return config
 
 
-def keras_logits(reference, network, pictures):
+def keras_pictures(pictures):
   """As keras.applications prepares them: blue, green, red, minus a mean each."""
-  x = pictures[..., ::-1].astype(np.float32) - np.array([103.939, 116.779, 123.68], np.float32).reshape(1, 1, 1, 3)
-  with reference.torch.no_grad():
-    return network(reference.torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2)))).numpy()
+  return pictures[..., ::-1].astype(np.float32) - np.array([103.939, 116.779, 123.68], np.float32).reshape(1, 1, 1, 3)
 
 
-def test_logits_are_those_of_keras(reference, keras_resnet50, write_tfjs, imagenet, build, pictures, logits):
+def test_logits_are_those_of_keras(keras_resnet50, write_tfjs, imagenet, build, pictures, logits, torch_logits):
   """Biases in the convolutions, stride on the 1x1, blue first: and labels come along."""
   config = of_keras(of_1000_classes(imagenet))
   labels = [f'class {index}' for index in range(1000)]
@@ -122,7 +123,7 @@ def test_logits_are_those_of_keras(reference, keras_resnet50, write_tfjs, imagen
   given = pretrained.load(config.train.init_from)
   assert given.class_names == tuple(labels)
   variables = initial.load_variables(run, config.train.init_from)
-  want = keras_logits(reference, keras_resnet50, pictures)
+  want = torch_logits('resnet', KERAS_RESNET50, keras_resnet50, keras_pictures(pictures))
   assert_close(logits(run, variables, pictures), want)
 
 
@@ -172,18 +173,17 @@ VEHICLES = {
 }
 
 
-def test_the_real_keras_resnet50(reference, imagenet, build, logits):
+def test_the_real_keras_resnet50(real_logits, described, imagenet, build, logits):
   """Logits on photographs of cars (or, without them, on noise) are torch's; the cars are cars."""
   folder = real_keras()
   tensors = real_tensors(folder)
-  network = reference.ResNet(50, stride_on='1x1', bias=True, eps=1e-3)
-  state = network.state_dict()
-  for name, value in state.items():
+  state = {}
+  for name, (dtype, shape) in described('resnet', **KERAS_RESNET50).items():
+    state[name] = np.zeros(shape, dtype)
     if not name.endswith('num_batches_tracked'):
       array = tensors.pop(keras_name(name, new=False))
-      value.copy_(reference.torch.from_numpy(array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T))
+      state[name] = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
   assert not tensors
-  network.eval()
 
   photographs = sorted(pathlib.Path(os.environ.get('DNT_CARS_DIR', '')).glob('cars_train/*.jpg'))[:4]
   noise = np.random.default_rng(0).integers(0, 256, (4, 224, 224, 3), np.uint8)
@@ -194,7 +194,8 @@ def test_the_real_keras_resnet50(reference, imagenet, build, logits):
   config.train.init_from = f'tfjs:{folder}'
   run = build(config)
   got = logits(run, initial.load_variables(run, config.train.init_from), pictures)
-  np.testing.assert_allclose(got, keras_logits(reference, network, pictures), rtol=0, atol=1e-4)
+  want = real_logits('resnet', KERAS_RESNET50, state, keras_pictures(pictures))
+  np.testing.assert_allclose(got, want, rtol=0, atol=1e-4)
   if photographs:
     labels = pretrained.load(config.train.init_from).class_names
     assert {labels[index] for index in got.argmax(-1)} <= VEHICLES

@@ -14,21 +14,16 @@ def build(network, classes=1000):
   return models.make(model, classes)
 
 
-def shapes_of(state):
-  return {name: tuple(value.shape) for name, value in state.items() if not name.endswith('num_batches_tracked')}
-
-
 def to_dnt(shape):
   """Of a torch weight, as dnt lays it out."""
   return {4: lambda o, i, h, w: (h, w, i, o), 2: lambda o, i: (i, o)}.get(len(shape), lambda *s: s)(*shape)
 
 
 @pytest.mark.parametrize(('family', 'layers'), [('resnet', n) for n in (18, 34, 50, 101, 152)] + [('densenet', 121)])
-def test_every_leaf_has_its_tensor_of_the_same_shape(reference, family, layers):
+def test_every_leaf_has_its_tensor_of_the_same_shape(described, family, layers):
   """Against torchvision's networks, written out, and dnt's own: both ways, nothing is left over."""
-  with reference.torch.device('meta'):
-    theirs = reference.ResNet(layers) if family == 'resnet' else reference.DenseNet121()
-  given = shapes_of(theirs.state_dict())
+  tensors = described(family, depth=layers) if family == 'resnet' else described(family)
+  given = {name: shape for name, (_, shape) in tensors.items() if not name.endswith('num_batches_tracked')}
   network = names.identify(given, 'torch', 'here')
   assert network.title == f'{family}-{layers} (PyTorch)'
   table = network.tensors()
@@ -121,12 +116,11 @@ def test_what_is_not_whole_is_refused_by_name(change, said):
 
 
 def test_torch_tensors_there_and_back_are_the_same(resnet18):
-  state = {name: value.numpy() for name, value in resnet18.state_dict().items()}
-  network = names.identify(names.current_names(state, 'torch'), 'torch', 'here')
-  variables = names.to_variables(names.current_names(state, 'torch'), network, 'here')
+  network = names.identify(names.current_names(resnet18, 'torch'), 'torch', 'here')
+  variables = names.to_variables(names.current_names(resnet18, 'torch'), network, 'here')
   back = names.from_variables(variables, network)
-  assert back.keys() == state.keys()
-  for name, value in state.items():
+  assert back.keys() == resnet18.keys()
+  for name, value in resnet18.items():
     assert back[name].dtype == value.dtype
     np.testing.assert_array_equal(back[name], value, err_msg=name)
 

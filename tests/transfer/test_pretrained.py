@@ -20,15 +20,16 @@ def assert_equal(got, want):
     np.testing.assert_array_equal(got[path], leaf, err_msg=path)
 
 
-def test_pickles_hold_the_same_as_safetensors(resnet18, save):
+def test_pickles_hold_the_same_as_safetensors(real_network, resnet18, save):
   first = pretrained.load(str(save(resnet18)))
-  for name, content in (('a.pth', resnet18), ('b.bin', {'state_dict': resnet18.state_dict()})):
+  network = real_network('resnet', {'depth': 18}, resnet18)
+  for name, content in (('a.pth', network), ('b.bin', {'state_dict': network.state_dict()})):
     assert_equal(pretrained.load(str(save(content, name))).variables, first.variables)
   assert first.preprocessing == preprocessing.IMAGENET
 
 
-def test_old_torchvision_names_of_densenet(reference, drawn, save):
-  state = drawn(reference.DenseNet121(classes=3)).state_dict()
+def test_old_torchvision_names_of_densenet(drawn, save):
+  state = drawn('densenet', classes=3)
   old = {re.sub(r'(denselayer\d+\.(?:norm|conv))(\d)', r'\1.\2', name): value for name, value in state.items()}
   assert 'features.denseblock2.denselayer12.norm.2.running_var' in old
   found = [pretrained.load(str(save(each, f'{i}.safetensors'))).variables for i, each in enumerate((state, old))]
@@ -88,21 +89,20 @@ def test_a_head_of_other_classes_starts_at_zero(resnet18, save, imagenet, build,
   ('change', 'said'),
   [
     (lambda s: s.pop('layer3.1.bn2.running_var'), 'is not a whole resnet-18 .*missing: layer3.1.bn2.running_var$'),
-    (lambda s: s.update(extra=s['fc.bias'].clone()), 'is not a whole resnet-18 .*unexpected: extra$'),
+    (lambda s: s.update(extra=s['fc.bias']), 'is not a whole resnet-18 .*unexpected: extra$'),
     (lambda s: s.pop('fc.weight'), 'missing: fc.weight$'),
-    (lambda s: s.update({'fc.bias': s['fc.bias'][:7].clone()}), r'params/head/dense/bias: \(7,\), wanted \(10,\)'),
+    (lambda s: s.update({'fc.bias': s['fc.bias'][:7]}), r'params/head/dense/bias: \(7,\), wanted \(10,\)'),
     (
-      lambda s: s.update({'layer4.0.conv2.weight': s['layer4.0.conv2.weight'][:, :8].clone()}),
+      lambda s: s.update({'layer4.0.conv2.weight': s['layer4.0.conv2.weight'][:, :8].copy()}),
       r'params/stage4/block001/conv2/kernel: \(3, 3, 8, 512\), wanted \(3, 3, 512, 512\)',
     ),
   ],
 )
 def test_a_file_that_is_not_whole_is_refused_by_name(resnet18, save, imagenet, build, change, said):
-  state = dict(resnet18.state_dict())
-  change(state)
+  change(resnet18)
   run = build(imagenet)
   with pytest.raises(errors.InputError, match=said):
-    initial.load_variables(run, str(save(state)))
+    initial.load_variables(run, str(save(resnet18)))
 
 
 @pytest.mark.parametrize(
@@ -204,7 +204,7 @@ def test_the_network_comes_with_the_weights(imagenet, build, monkeypatch, tmp_pa
   assert found.to_dict() == build(imagenet).config.model.to_dict()
 
 
-def test_the_network_of_another_run(tiny, saved, build, tmp_path, one_device):
+def test_the_network_of_another_run(tiny, saved, build, tmp_path):
   tiny.model.width = None
   tiny.model.update({'name': 'resnet', 'depth': 14, 'scan': True, 'activation': 'gelu', 'dtype': 'bfloat16'})
   tiny.model.stochastic_depth = 0.2
