@@ -4,7 +4,6 @@ All programs build the same experiment, so none can differ from the run it studi
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -16,7 +15,7 @@ import optax
 from dnt import config as schema
 from dnt import errors, events, losses, models, steps
 from dnt.data import augment, examples, pipeline, sources
-from dnt.diagnostics import telemetry
+from dnt.diagnostics import telemetry as telemetry_lib
 from dnt.models import depth
 from dnt.optim import chain, schedules
 from dnt.transfer import freeze, preprocessing, pretrained
@@ -79,8 +78,49 @@ class Experiment(NamedTuple):
   eval_step: Callable
 
   @property
+  def entries(self) -> tuple[depth.Entry, ...]:
+    """The depth list."""
+    return tuple(row.entry for row in self.table)
+
+  @property
   def steps_per_epoch(self) -> float:
     return self.spec.steps_per_epoch(self.config.train.batch_size)
+
+  def make_optimizer(
+    self, params: Any, cuts: tuple[freeze.Cut, ...], schedule: optax.Schedule | None = None
+  ) -> optax.GradientTransformation:
+    """The chain of a stage.
+
+    Args:
+      params: all parameters (or shapes) in the model's layout.
+      cuts: what trains in the stages up to this one.
+      schedule: learning rate by step; None: that of the run.
+    """
+    return chain.make(self.config, schedule or self.schedule, params, self.entries, cuts)
+
+  def make_step(
+    self,
+    cut: freeze.Cut,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule | None = None,
+    telemetry: telemetry_lib.Telemetry | None = None,
+  ) -> Callable:
+    """The train step of the run, the only place where one is made; see `steps.make_train_step`.
+
+    Args:
+      cut: what trains.
+      optimizer: of those parameters.
+      schedule: learning rate by step, for the record; None: that of the run.
+      telemetry: what to show of each entry.
+    """
+    schedule = schedule or self.schedule
+    return steps.make_train_step(self.config, self.model, optimizer, schedule, self.preprocess, telemetry, cut)
+
+  def make_gradient(self, cut: freeze.Cut) -> Callable:
+    """What the train step differentiates, of a batch as a whole; see `steps.make_gradient`."""
+    config = ml_collections.ConfigDict(self.config.to_dict())
+    config.train.accumulate = 1
+    return steps.make_gradient(config, self.model, self.preprocess, cut=cut)
 
   def every(self, text: str) -> events.Every:
     """The event that recurs with a duration of the config."""
@@ -213,18 +253,8 @@ def make(config: ml_collections.ConfigDict, spec: DataSpec, skipped: frozenset[s
   if config.finetune.l2_sp and not config.train.init_from:
     raise errors.InputError('config.finetune.l2_sp pulls towards pretrained values: it needs config.train.init_from')
 
-  def make_stage(number):
-    start, cut = planned[number]
-    cut = dataclasses.replace(cut, skipped=skipped)
-    cuts = (*(stage.cut for stage in planned[:number]), cut)
-    optimizer = chain.make(config, schedule, params, tuple(row.entry for row in trace.table), cuts)
-    watched = telemetry.make(config, cut.split(params)[0], trace.table)
-    make_step = functools.partial(steps.make_train_step, config, model, optimizer, schedule, preprocess, cut=cut)
-    return Stage(start, cuts, optimizer, make_step(), make_step(telemetry=watched))
-
-  stages = tuple(make_stage(number) for number in range(len(planned)))
-  eval_cut = stages[0].cut if skipped else freeze.ALL
-  return Experiment(
+  eval_cut = dataclasses.replace(planned[0].cut, skipped=skipped) if skipped else freeze.ALL
+  run = Experiment(
     config=config,
     spec=spec,
     model=model,
@@ -232,6 +262,18 @@ def make(config: ml_collections.ConfigDict, spec: DataSpec, skipped: frozenset[s
     schedule=schedule,
     preprocess=preprocess,
     init_variables=init_variables,
-    stages=stages,
+    stages=(),
     eval_step=steps.make_eval_step(model, len(spec.class_names), preprocess, eval_cut),
   )
+
+  def make_stage(number):
+    start, cut = planned[number]
+    cut = dataclasses.replace(cut, skipped=skipped)
+    cuts = (*(stage.cut for stage in planned[:number]), cut)
+    optimizer = run.make_optimizer(params, cuts)
+    watched = telemetry_lib.make(config, cut.split(params)[0], trace.table)
+    return Stage(
+      start, cuts, optimizer, run.make_step(cut, optimizer), run.make_step(cut, optimizer, telemetry=watched)
+    )
+
+  return run._replace(stages=tuple(make_stage(number) for number in range(len(planned))))

@@ -1,7 +1,7 @@
 """The train state and the pure steps: what one optimizer step and one evaluation step compute, and nothing else."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax
 import jax
@@ -69,6 +69,115 @@ def make_state(
   )
 
 
+class Auxiliary(NamedTuple):
+  """What the forward pass of a (micro-)batch leaves beside the loss.
+
+  Attributes:
+    batch_stats: the new running statistics.
+    correct: how many predictions are right, float32 scalar.
+    captures: the collection `taps.FOUND` of its entries; empty without telemetry.
+  """
+
+  batch_stats: Any
+  correct: jax.Array
+  captures: Any
+
+
+class Gradient(NamedTuple):
+  """The gradient of a batch.
+
+  Attributes:
+    loss: of the batch, float32 scalar.
+    params: with respect to the parameters that train.
+    sinks: with respect to telemetry's sinks: squared gradient norms at the outputs of entries.
+    auxiliary: of the forward pass; sums over the micro-batches.
+  """
+
+  loss: jax.Array
+  params: Any
+  sinks: Any
+  auxiliary: Auxiliary
+
+
+def make_gradient(
+  config: ml_collections.ConfigDict,
+  model: Any,
+  preprocess: Preprocess,
+  telemetry: telemetry_lib.Telemetry | None = None,
+  cut: freeze.Cut = freeze.ALL,
+) -> Callable[[TrainState, Batch], Gradient]:
+  """What a training step differentiates, as a pure function.
+
+  The gradient is that of sum(weighted losses) / sum(weights) over the whole batch, also when it is accumulated over
+  micro-batches; BatchNorm then normalizes each micro-batch by itself.
+
+  Args:
+    config: a validated config.
+    model: the network, `apply(variables, x, train)`.
+    preprocess: `(batch, augmentation key) -> images`, augmented and normalized.
+    telemetry: what to capture of each entry.
+    cut: what trains.
+
+  Returns:
+    `(state, batch) -> Gradient`; batch: image [B, H, W, C], label int32 [B] and what preprocess reads.
+  """
+  accumulate = config.train.accumulate
+  cross_entropy = losses.make(config.loss)
+  mix = mixing.make(config.data)
+  sinks = telemetry.sinks if telemetry else {}
+
+  def compute_loss(trainable, sinks, frozen, batch_stats, batch, keys, total_weight):
+    with cut.running(), taps.watching() if telemetry else taps.fencing():
+      logits, updates = model.apply(
+        {'params': trees.merge(trainable, frozen), 'batch_stats': batch_stats, taps.SINKS: sinks},
+        preprocess(batch, keys['augment']),
+        train=True,
+        rngs={'stochastic_depth': keys['stochastic_depth'], 'dropout': keys['dropout']},
+        mutable=['batch_stats', taps.FOUND],
+      )
+    weighted, _ = cross_entropy(logits, batch['label'])
+    correct = jnp.sum(losses.correct(logits, batch['label']))
+    auxiliary = Auxiliary(updates.get('batch_stats', {}), correct, updates.get(taps.FOUND, {}))
+    return jnp.sum(weighted) / total_weight, auxiliary
+
+  differentiate = jax.value_and_grad(compute_loss, argnums=(0, 1), has_aux=True)
+
+  def compute_gradient(state, batch):
+    trainable, frozen = cut.split(state.params)
+    augment, step_key = jax.random.split(jax.random.wrap_key_data(state.rng, impl=PRNG))
+    # The augmentation folds epoch and position into its key: the same picture whatever the batch size.
+    depth, dropout, mixture = jax.random.split(jax.random.fold_in(step_key, state.step), 3)
+    keys = {'augment': augment, 'stochastic_depth': depth, 'dropout': dropout}
+    batch = mix(batch, mixture)
+    total_weight = jnp.sum(losses.weights(config.loss.class_weights, batch['label']))
+    if accumulate == 1:
+      (loss, auxiliary), gradient = differentiate(
+        trainable, sinks, frozen, state.batch_stats, batch, keys, total_weight
+      )
+      return Gradient(loss, *gradient, auxiliary)
+    # Strided micro-batches: each device keeps its own rows of the batch.
+    micro = jax.tree.map(lambda x: x.reshape(x.shape[0] // accumulate, accumulate, *x.shape[1:]), batch)
+
+    def add(carry, index):
+      loss, batch_stats, total = carry
+      part = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, 1, keepdims=False), micro)
+      drawn = {name: jax.random.fold_in(keys[name], index) for name in ('stochastic_depth', 'dropout')}
+      (value, auxiliary), gradient = differentiate(
+        trainable, sinks, frozen, batch_stats, part, {**keys, **drawn}, total_weight
+      )
+      carry = (loss + value, auxiliary.batch_stats, jax.tree.map(jnp.add, total, gradient))
+      return carry, auxiliary._replace(batch_stats={})
+
+    zeros = jax.tree.map(jnp.zeros_like, (trainable, sinks))
+    (loss, batch_stats, total), auxiliary = jax.lax.scan(
+      add, (jnp.zeros(()), state.batch_stats, zeros), jnp.arange(accumulate)
+    )
+    auxiliary = jax.tree.map(lambda x: jnp.sum(x, 0), auxiliary)._replace(batch_stats=batch_stats)
+    return Gradient(loss, *total, auxiliary)
+
+  return compute_gradient
+
+
 def make_train_step(
   config: ml_collections.ConfigDict,
   model: Any,
@@ -78,10 +187,7 @@ def make_train_step(
   telemetry: telemetry_lib.Telemetry | None = None,
   cut: freeze.Cut = freeze.ALL,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]:
-  """One optimizer step as a pure function.
-
-  The gradient is that of sum(weighted losses) / sum(weights) over the whole batch, also when it is accumulated over
-  micro-batches; BatchNorm then normalizes each micro-batch by itself.
+  """One optimizer step as a pure function: the gradient of `make_gradient`, and what the optimizer makes of it.
 
   Args:
     config: a validated config.
@@ -93,60 +199,14 @@ def make_train_step(
     cut: what trains; the optimizer is for those parameters alone.
 
   Returns:
-    `(state, batch) -> (state, metrics)`; batch: image [B, H, W, C], label int32 [B] and what preprocess reads; metrics:
-    float32 scalars `loss`, `accuracy` (of mixed examples: of the label with the larger share), `gradient_norm` (before
-    clipping) and `learning_rate`, and with telemetry its columns under `telemetry`.
+    `(state, batch) -> (state, metrics)`; batch: as for `make_gradient`; metrics: float32 scalars `loss`, `accuracy` (of
+    mixed examples: of the label with the larger share), `gradient_norm` (before clipping) and `learning_rate`, and with
+    telemetry its columns under `telemetry`.
   """
-  accumulate = config.train.accumulate
-  cross_entropy = losses.make(config.loss)
-  mix = mixing.make(config.data)
-  sinks = telemetry.sinks if telemetry else {}
-
-  def loss_fn(trainable, sinks, frozen, batch_stats, batch, keys, total_weight):
-    with cut.running(), taps.watching() if telemetry else taps.fencing():
-      logits, updates = model.apply(
-        {'params': trees.merge(trainable, frozen), 'batch_stats': batch_stats, taps.SINKS: sinks},
-        preprocess(batch, keys['augment']),
-        train=True,
-        rngs={'stochastic_depth': keys['stochastic_depth'], 'dropout': keys['dropout']},
-        mutable=['batch_stats', taps.FOUND],
-      )
-    weighted, _ = cross_entropy(logits, batch['label'])
-    correct = jnp.sum(losses.correct(logits, batch['label']))
-    found = (correct, updates.get(taps.FOUND, {}))
-    return jnp.sum(weighted) / total_weight, (updates.get('batch_stats', {}), found)
-
-  gradient_fn = jax.value_and_grad(loss_fn, argnums=(0, 1), has_aux=True)
-
-  def gradients(state, trainable, frozen, batch):
-    augment, step_key = jax.random.split(jax.random.wrap_key_data(state.rng, impl=PRNG))
-    # The augmentation folds epoch and position into its key: the same picture whatever the batch size.
-    depth, dropout, mixture = jax.random.split(jax.random.fold_in(step_key, state.step), 3)
-    keys = {'augment': augment, 'stochastic_depth': depth, 'dropout': dropout}
-    batch = mix(batch, mixture)
-    total_weight = jnp.sum(losses.weights(config.loss.class_weights, batch['label']))
-    if accumulate == 1:
-      return gradient_fn(trainable, sinks, frozen, state.batch_stats, batch, keys, total_weight)
-    # Strided micro-batches: each device keeps its own rows of the batch.
-    micro = jax.tree.map(lambda x: x.reshape(x.shape[0] // accumulate, accumulate, *x.shape[1:]), batch)
-
-    def body(carry, index):
-      loss, batch_stats, total = carry
-      part = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, 1, keepdims=False), micro)
-      drawn = {name: jax.random.fold_in(keys[name], index) for name in ('stochastic_depth', 'dropout')}
-      part_keys = {**keys, **drawn}
-      (value, (batch_stats, found)), gradient = gradient_fn(
-        trainable, sinks, frozen, batch_stats, part, part_keys, total_weight
-      )
-      return (loss + value, batch_stats, jax.tree.map(jnp.add, total, gradient)), found
-
-    zeros = jax.tree.map(jnp.zeros_like, (trainable, sinks))
-    carry = (jnp.zeros(()), state.batch_stats, zeros)
-    (loss, batch_stats, total), found = jax.lax.scan(body, carry, jnp.arange(accumulate))
-    return (loss, (batch_stats, jax.tree.map(lambda x: jnp.sum(x, 0), found))), total
+  compute_gradient = make_gradient(config, model, preprocess, telemetry, cut)
 
   def average(ema, params, batch_stats):
-    # What stands still is its own average, to the last bit.
+    # Frozen leaves are copied, so that their average is bit-identical to them.
     (params, fixed), (stats, fixed_stats) = cut.split(params), cut.split_statistics(batch_stats)
     before = {'params': cut.split(ema['params'])[0], 'batch_stats': cut.split_statistics(ema['batch_stats'])[0]}
     moved = optax.incremental_update({'params': params, 'batch_stats': stats}, before, 1 - config.ema.decay)
@@ -155,16 +215,19 @@ def make_train_step(
 
   def train_step(state, batch):
     trainable, frozen = cut.split(state.params)
-    (loss, (batch_stats, (correct, activity))), (gradient, at_outputs) = gradients(state, trainable, frozen, batch)
-    gradient = taps.fence(gradient)
+    found = compute_gradient(state, batch)
+    gradient = taps.fence(found.params)
     updates, opt_state = optimizer.update(gradient, state.opt_state, trainable)
     updates = taps.fence(updates)
     params = trees.merge(optax.apply_updates(trainable, updates), frozen)
+    batch_stats = found.auxiliary.batch_stats
     ema = average(state.ema, params, batch_stats) if config.ema.decay else state.ema
-    found = (loss, correct / batch['label'].shape[0], optax.tree.norm(gradient), schedule(state.step))
-    metrics = {name: jnp.asarray(value, jnp.float32) for name, value in zip(METRICS, found, strict=True)}
+    accuracy = found.auxiliary.correct / batch['label'].shape[0]
+    values = (found.loss, accuracy, optax.tree.norm(gradient), schedule(state.step))
+    metrics = {name: jnp.asarray(value, jnp.float32) for name, value in zip(METRICS, values, strict=True)}
     if telemetry:
-      metrics['telemetry'] = telemetry.figures(*taps.fence((trainable, gradient, updates, activity, at_outputs)))
+      shown = (trainable, gradient, updates, found.auxiliary.captures, found.sinks)
+      metrics['telemetry'] = telemetry.figures(*taps.fence(shown))
     state = state.replace(step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state, ema=ema)
     return state, metrics
 

@@ -15,11 +15,10 @@ import ml_collections
 import numpy as np
 
 from dnt import config as schema
-from dnt import errors, experiment, models, steps
+from dnt import errors, experiment, models
 from dnt.data import pipeline
 from dnt.diagnostics import taps, telemetry
 from dnt.models import depth
-from dnt.optim import chain
 from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
 
@@ -154,7 +153,6 @@ def _make_step(run: experiment.Experiment, batch_at: Callable) -> Callable:
     `(state, arrays) -> (state, metrics)`; metrics: as with telemetry, which has a column `cosine` too, and the float32
     scalar `input_cosine`. Both are not numbers for micro-batches of one picture.
   """
-  entries = [row.entry for row in run.table]
   called = [row.entry for row in run.table if row.shape is not None]
   parts = run.config.train.accumulate
 
@@ -167,17 +165,15 @@ def _make_step(run: experiment.Experiment, batch_at: Callable) -> Callable:
       module.sow(taps.FOUND, 'cosine', _cosine(outputs[0]), init_fn=lambda: None, reduce_fn=lambda _, new: new)
     return output
 
-  cuts = run.stages[0].cuts
-  params = run.abstract_state().params
-  plain = telemetry.make(run.config, cuts[-1].split(params)[0], run.table)
+  stage = run.stages[0]
+  plain = telemetry.make(run.config, stage.cut.split(run.abstract_state().params)[0], run.table)
 
   def figures(params, gradient, updates, found, sinks):
-    cosine = telemetry.gather(found, 'cosine', called, entries, lambda total: total / parts)
+    cosine = telemetry.gather(found, 'cosine', called, run.entries, lambda total: total / parts)
     return plain.figures(params, gradient, updates, found, sinks) | {'cosine': cosine}
 
-  optimizer = chain.make(run.config, run.schedule, params, entries, cuts)
   watched = telemetry.Telemetry(plain.sinks, figures)
-  train_step = steps.make_train_step(run.config, run.model, optimizer, run.schedule, run.preprocess, watched, cuts[-1])
+  train_step = run.make_step(stage.cut, stage.optimizer, telemetry=watched)
 
   def step(state, arrays):
     batch = batch_at(arrays, state.step)

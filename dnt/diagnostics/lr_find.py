@@ -25,7 +25,7 @@ from jax.sharding import Mesh
 from dnt import checkpoints, errors, experiment, files, initial, plots, steps, stored, terminal, trees
 from dnt.data import pipeline
 from dnt.models import depth
-from dnt.optim import chain, rows
+from dnt.optim import rows
 from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
 from dnt.parallel import multihost
@@ -235,12 +235,11 @@ def make_train_step(run: experiment.Experiment, params: Any, first: int, group: 
     done = (step - first) / (options.steps - 1)
     return jnp.asarray(options.start * (options.end / options.start) ** done, jnp.float32)
 
-  entries = [row.entry for row in run.table]
-  cuts = run.stage(first).cuts
-  optimizer = chain.make(run.config, schedule, params, entries, cuts)
+  stage = run.stage(first)
+  optimizer = run.make_optimizer(params, stage.cuts, schedule)
   if group is not None:
-    optimizer = alone(optimizer, params, entries, group)
-  return steps.make_train_step(run.config, run.model, optimizer, schedule, run.preprocess, cut=cuts[-1])
+    optimizer = alone(optimizer, params, run.entries, group)
+  return run.make_step(stage.cut, optimizer, schedule)
 
 
 def alone(
@@ -263,7 +262,7 @@ def alone(
     updates, after = optimizer.update(gradient, state, params)
 
     def leaf(path, update):
-      chosen = rows.along(jnp.asarray(moves[path]), update) if depth.is_scanned(path) else moves[path][0]
+      chosen = rows.along(jnp.asarray(moves[path]), update) if trees.is_scanned(path) else moves[path][0]
       return jnp.where(chosen, update, 0.0)
 
     return trees.map_with_path(leaf, updates), after

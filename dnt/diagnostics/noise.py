@@ -25,7 +25,6 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-import optax
 from jax.sharding import Mesh
 
 from dnt import checkpoints, experiment, files, initial, steps
@@ -146,22 +145,16 @@ def measure(
   micro_batches, batches = run.config.noise_scale.micro_batches, run.config.noise_scale.batches
   config = ml_collections.ConfigDict(run.config.to_dict())
   config.train.batch_size //= micro_batches
-  config.train.accumulate, config.ema.decay = 1, 0.0
-  # The step of training itself, with an optimizer that moves nothing and has the gradient as its state.
-  keep = optax.GradientTransformation(
-    lambda params: jax.tree.map(jnp.zeros_like, params),
-    lambda gradient, _, params: (jax.tree.map(jnp.zeros_like, params), gradient),
-  )
   cut = run.stage(int(state.step)).cut
-  train_step = steps.make_train_step(config, run.model, keep, run.schedule, run.preprocess, cut=cut)
+  compute_gradient = run.make_gradient(cut)
   params, _ = cut.split(state.params)
-  places = rows.places(params, [row.entry for row in run.table])
+  places = rows.places(params, run.entries)
 
   def add(state, sums, arrays, first, count):
     def body(index, sums):
       total, squares = sums
       at = state.replace(step=jnp.int32(first + index))
-      gradient = train_step(at, feed.batch_at(arrays, first + index))[0].opt_state
+      gradient = compute_gradient(at, feed.batch_at(arrays, first + index)).params
       return jax.tree.map(jnp.add, total, gradient), squares + by_entry(gradient)
 
     return jax.lax.fori_loop(0, count, body, sums)
@@ -180,7 +173,7 @@ def measure(
   program = compile_lib.jit(add, donate_argnums=1, out_shardings=shardings)
   finished = jax.jit(finish, out_shardings=mesh_lib.replicated(mesh))
   step, found = int(state.step) * micro_batches, []
-  state = state.replace(opt_state=start(params)[0], ema={})
+  state = state.replace(opt_state={}, ema={})
   with contextlib.closing(pipeline.make_train_feed(config, source, mesh)) as feed:
     for _ in range(batches):
       sums, end = start(params), step + micro_batches
