@@ -117,7 +117,7 @@ class Checkpoints:
     sums = digests.inspect(leaves)
     bad = [path for path, (_, finite) in sums.items() if not finite]
     if bad:
-      raise errors.RunError(f'the state after step {step} is not finite and was not saved ({stored.list_names(bad)})')
+      raise errors.RunError(f'the state after step {step} is not finite and was not saved ({errors.list_names(bad)})')
     envelope = stored.make_envelope(meta, metric, leaves, sums)
     self._metrics[step] = metric
     self._write(

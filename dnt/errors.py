@@ -4,10 +4,11 @@ Programs print either one as a single line; `InputError` exits with 2 (nothing w
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 LISTED = 24  # valid names that a message lists in full; of more it lists the nearest
 NEAREST = 5
+PATHS = 8  # paths that a message lists, of each kind
 
 
 class InputError(ValueError):
@@ -37,3 +38,9 @@ def unknown(what: str, name: str, valid: Iterable[str]) -> InputError:
     shown = difflib.get_close_matches(name, valid, n=NEAREST, cutoff=0.0)
     listed = f'{", ".join(shown)} and {len(valid) - len(shown)} more'
   return InputError(f'unknown {what} {name!r}{hint} Valid: {listed}')
+
+
+def list_names(names: Sequence[str], most: int = PATHS) -> str:
+  """The first few names in one line, and how many more there are."""
+  more = f' and {len(names) - most} more' if len(names) > most else ''
+  return ', '.join(names[:most]) + more

@@ -4,7 +4,6 @@ Whatever depends on a label is, for a mixture of two examples, the mean over bot
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,29 +11,12 @@ import ml_collections
 import numpy as np
 
 from dnt import errors
-from dnt.data import examples
-
-
-class Mixed(NamedTuple):
-  """Labels of examples that are mixtures of two (mixup, CutMix).
-
-  Attributes:
-    first: int32 [B].
-    second: int32 [B].
-    share: float32 [B], of the first; the rest is the second's.
-  """
-
-  first: jax.Array
-  second: jax.Array
-  share: jax.Array
-
-
-Labels = jax.Array | Mixed  # int32 [B], or two a row
+from dnt.data import examples, mixing
 
 
 def make(
   config: ml_collections.ConfigDict,
-) -> Callable[[jax.Array, Labels], tuple[jax.Array, jax.Array]]:
+) -> Callable[[jax.Array, mixing.Labels], tuple[jax.Array, jax.Array]]:
   """`(logits, labels) -> (losses, weights)`, the cross-entropy that the section `loss` of a config asks for."""
 
   def loss(logits, labels):
@@ -44,7 +26,7 @@ def make(
 
 
 def cross_entropy(
-  logits: jax.Array, labels: Labels, label_smoothing: float, class_weights: tuple[float, ...]
+  logits: jax.Array, labels: mixing.Labels, label_smoothing: float, class_weights: tuple[float, ...]
 ) -> tuple[jax.Array, jax.Array]:
   """Weighted cross-entropy of each example, with its weight.
 
@@ -74,7 +56,7 @@ def cross_entropy(
   def of(label):
     return -weights(class_weights, label) * jnp.take_along_axis(log_probabilities, label[:, None], axis=-1)[:, 0]
 
-  losses = _by_share(of, labels)
+  losses = mixing.by_share(of, labels)
   if label_smoothing:
     each = jnp.asarray(class_weights or (1.0,) * classes, jnp.float32)
     spread = -jnp.sum(each[None, :] * log_probabilities, axis=-1) / classes
@@ -82,11 +64,11 @@ def cross_entropy(
   return losses, weights(class_weights, labels)
 
 
-def weights(class_weights: tuple[float, ...], labels: Labels) -> jax.Array:
+def weights(class_weights: tuple[float, ...], labels: mixing.Labels) -> jax.Array:
   """The weight of each example by its class, float32 [B]; 1 without class weights."""
   if not class_weights:
     return jnp.ones(jax.tree.leaves(labels)[0].shape, jnp.float32)
-  return _by_share(lambda label: jnp.asarray(class_weights, jnp.float32)[label], labels)
+  return mixing.by_share(lambda label: jnp.asarray(class_weights, jnp.float32)[label], labels)
 
 
 def balanced_weights(source: examples.Examples) -> tuple[float, ...]:
@@ -115,18 +97,11 @@ def balanced_weights(source: examples.Examples) -> tuple[float, ...]:
   return tuple((len(source) / (source.num_classes * counts)).tolist())
 
 
-def _by_share(of: Callable[[jax.Array], jax.Array], labels: Labels) -> jax.Array:
-  """`of(labels)`, float32 [B]; of mixed ones its mean over both, by their shares."""
-  if not isinstance(labels, Mixed):
-    return of(labels)
-  return labels.share * of(labels.first) + (1 - labels.share) * of(labels.second)
-
-
-def correct(logits: jax.Array, labels: Labels) -> jax.Array:
+def correct(logits: jax.Array, labels: mixing.Labels) -> jax.Array:
   """1.0 where the largest logit is the label's, else 0.0: float32 [B]; of equal logits the first counts.
 
   Of mixed labels the one with the larger share counts.
   """
-  if isinstance(labels, Mixed):
+  if isinstance(labels, mixing.Mixed):
     labels = jnp.where(labels.share >= 0.5, labels.first, labels.second)
   return (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)

@@ -16,7 +16,7 @@ import logging as std_logging
 import pathlib
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -26,7 +26,6 @@ from absl import logging
 from dnt import digests, errors, trees
 
 META_FILE = 'meta.json'
-LISTED = 8  # paths named in a message, of each kind
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,7 +194,7 @@ def compare_digests(read: ReadBack) -> DamagedError | None:
   changed = [
     path for path, (digest, _) in digests.inspect(read.leaves).items() if digest != read.record[path]['digest']
   ]
-  return DamagedError(f'not what was written: {list_names(changed)}') if changed else None
+  return DamagedError(f'not what was written: {errors.list_names(changed)}') if changed else None
 
 
 @functools.cache
@@ -236,7 +235,7 @@ def _check_strictly(path: pathlib.Path, expected: Mapping[str, Any], saved: Mapp
     'of another shape': shapes,
     'of another dtype': dtypes,
   }
-  found = [f'{what}: {list_names(names)}' for what, names in problems.items() if names]
+  found = [f'{what}: {errors.list_names(names)}' for what, names in problems.items() if names]
   if found:
     workdir = path.parent.parent
     raise errors.InputError(
@@ -275,9 +274,3 @@ def steps_in(directory: pathlib.Path) -> list[int]:
     return []
   except PermissionError as error:
     raise errors.InputError(f'{directory} cannot be read ({error.strerror}); check its owner and mode') from error
-
-
-def list_names(names: Sequence[str]) -> str:
-  """The first few, and how many more there are."""
-  more = f' and {len(names) - LISTED} more' if len(names) > LISTED else ''
-  return ', '.join(names[:LISTED]) + more

@@ -13,6 +13,7 @@ import numpy as np
 from flax import traverse_util
 
 Tree = Any
+SCANNED = 'scanned'  # the name below which the entries of a scanned stage are rows of stacked leaves
 
 
 def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -35,6 +36,11 @@ def map_with_path(fn: Callable[..., Any], tree: Mapping[str, Any], *rest: Mappin
 def mask(tree: Mapping[str, Any], pattern: str) -> dict[str, Any]:
   """Booleans: whether the regular expression `pattern` is found in each leaf's path."""
   return map_with_path(lambda path, _: re.search(pattern, path) is not None, tree)
+
+
+def is_scanned(path: str) -> bool:
+  """Whether the leaf at that '/'-joined path has a leading row axis."""
+  return SCANNED in path.split('/')
 
 
 def split(tree: Mapping[str, Any], chosen: Callable[[str], bool]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -13,9 +13,31 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from dnt import losses
-
 Batch = dict[str, Any]
+
+
+class Mixed(NamedTuple):
+  """Labels of examples that are mixtures of two (mixup, CutMix).
+
+  Attributes:
+    first: int32 [B].
+    second: int32 [B].
+    share: float32 [B], of the first; the rest is the second's.
+  """
+
+  first: jax.Array
+  second: jax.Array
+  share: jax.Array
+
+
+Labels = jax.Array | Mixed  # int32 [B], or two a row
+
+
+def by_share(of: Callable[[jax.Array], jax.Array], labels: Labels) -> jax.Array:
+  """`of(labels)`, float32 [B]; of mixed ones its mean over both, by their shares."""
+  if not isinstance(labels, Mixed):
+    return of(labels)
+  return labels.share * of(labels.first) + (1 - labels.share) * of(labels.second)
 
 
 class Recipe(NamedTuple):
@@ -100,7 +122,7 @@ def make(config: ml_collections.ConfigDict) -> Callable[[Batch, jax.Array], Batc
   """`(batch, key) -> batch` with what its examples are mixed with, as `mixup` and `cutmix` of `data` ask for.
 
   The new batch has `partner`, the batch moved on by one, `recipe`, by which the pictures are mixed once they are
-  augmented, and a `losses.Mixed` as its `label`. Without mixing it is the old one.
+  augmented, and a `Mixed` as its `label`. Without mixing it is the old one.
   """
 
   def pair(batch, key):
@@ -108,7 +130,7 @@ def make(config: ml_collections.ConfigDict) -> Callable[[Batch, jax.Array], Batc
     share, *recipe = draw(config.mixup, config.cutmix, key, height, width)
     share, *recipe = (jnp.broadcast_to(value, (count, *value.shape)) for value in (share, *recipe))
     partner = {name: jnp.roll(value, 1, axis=0) for name, value in batch.items()}
-    label = losses.Mixed(batch['label'], partner['label'], share)
+    label = Mixed(batch['label'], partner['label'], share)
     return batch | {'label': label, 'partner': partner, 'recipe': Recipe(*recipe)}
 
   return pair if config.mixup or config.cutmix else lambda batch, key: batch

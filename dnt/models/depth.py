@@ -27,7 +27,6 @@ from jax.extend import core
 from dnt import errors, trees
 from dnt.parallel import compile as compile_lib
 
-SCANNED = 'scanned'
 # Collections that blocks may read and write inside a scanned stage; whoever sows into another one adds it here.
 COLLECTIONS = ('params', 'batch_stats', 'intermediates', 'perturbations', 'telemetry', 'sinks')
 
@@ -94,7 +93,7 @@ class Stage(nn.Module):
 
     rows = self.count - 1
     scan = nn.scan(body, variable_axes=dict.fromkeys(COLLECTIONS, 0), length=rows)
-    x, _ = scan(self.rest(name=SCANNED), x, row(slice(1, None)))
+    x, _ = scan(self.rest(name=trees.SCANNED), x, row(slice(1, None)))
     return x
 
   def _keep(self, batch: int) -> jax.Array:
@@ -268,7 +267,7 @@ def _entry(name: str, scanned: Rows) -> Entry:
   number = int(_BLOCK.fullmatch(block)[1]) if (stage,) in scanned else 1
   if number == 1:
     return Entry(name, name)
-  return Entry(name, f'{stage}/{SCANNED}', number - 2)
+  return Entry(name, f'{stage}/{trees.SCANNED}', number - 2)
 
 
 def _flops(jaxpr: core.Jaxpr) -> collections.Counter:
@@ -315,11 +314,6 @@ def entry_index(entries: Sequence[Entry], path: str) -> tuple[int, ...]:
   return owners
 
 
-def is_scanned(path: str) -> bool:
-  """Whether the leaf at that '/'-joined path has a leading row axis."""
-  return SCANNED in path.split('/')
-
-
 def scanned_rows(tree: Any) -> Rows:
   """Path and number of rows of each scanned stage, read off parameters (or their shapes) in the scanned layout."""
   rows = {}
@@ -327,7 +321,7 @@ def scanned_rows(tree: Any) -> Rows:
   def visit(node, path):
     if not isinstance(node, Mapping):
       return
-    leaves = jax.tree.leaves(node.get(SCANNED))
+    leaves = jax.tree.leaves(node.get(trees.SCANNED))
     if leaves:
       rows[path] = leaves[0].shape[0]
     for key, value in node.items():
@@ -351,12 +345,12 @@ def to_unrolled(tree: Any, rows: Rows | None = None) -> Any:
   rows = scanned_rows(tree) if rows is None else rows
 
   def convert(stage, count):
-    blocks = {key: value for key, value in stage.items() if key != SCANNED}
+    blocks = {key: value for key, value in stage.items() if key != trees.SCANNED}
     for index in range(count):
-      blocks[block_name(index + 2)] = jax.tree.map(functools.partial(_row, index=index), stage[SCANNED])
+      blocks[block_name(index + 2)] = jax.tree.map(functools.partial(_row, index=index), stage[trees.SCANNED])
     return blocks
 
-  return _convert(tree, rows, lambda stage: SCANNED in stage, convert)
+  return _convert(tree, rows, lambda stage: trees.SCANNED in stage, convert)
 
 
 def to_scanned(tree: Any, rows: Rows) -> Any:
@@ -380,7 +374,7 @@ def to_scanned(tree: Any, rows: Rows) -> Any:
     first, *rest = (blocks.pop(block_name(index + 1)) for index in range(count + 1))
     if any(_shapes(block) != _shapes(rest[0]) for block in rest):
       raise errors.InputError('the blocks of a stage differ in their parameters, so that they cannot be scanned')
-    return {block_name(1): first, SCANNED: jax.tree.map(_stack, *rest)}
+    return {block_name(1): first, trees.SCANNED: jax.tree.map(_stack, *rest)}
 
   return _convert(tree, rows, lambda stage: block_name(2) in stage, convert)
 

@@ -187,7 +187,7 @@ def _muon(
   ends = rows.kernel_ends(rows.places(whole, entries))
 
   def dimensions(path: str, param: Any) -> Any:
-    first = 1 if depth.is_scanned(path) else 0  # an axis that is not named is a batch axis: the rows
+    first = 1 if trees.is_scanned(path) else 0  # an axis that is not named is a batch axis: the rows
     hidden = rows.is_kernel(path) and not set(ends).issuperset(places[path])
     if not hidden or param.ndim - first not in (2, 4):
       return optax.MaskedNode()

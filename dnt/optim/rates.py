@@ -60,6 +60,6 @@ def make(
 
   def leaf(path: str, update: jax.Array) -> jax.Array:
     mine = jnp.asarray(found[list(places[path])], update.dtype)
-    return update * (rows.along(mine, update) if depth.is_scanned(path) else mine[0])
+    return update * (rows.along(mine, update) if trees.is_scanned(path) else mine[0])
 
   return [('rates', optax.stateless(lambda updates, _: trees.map_with_path(leaf, updates)))]

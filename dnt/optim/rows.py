@@ -55,7 +55,7 @@ def squares(tree: Any, places: Places) -> dict[tuple[int, ...], jax.Array]:
   sums: dict[tuple[int, ...], jax.Array] = {}
   for path, leaf in trees.flatten(tree).items():
     place = places[path]
-    first = 1 if depth.is_scanned(path) else 0
+    first = 1 if trees.is_scanned(path) else 0
     square = jnp.sum(jnp.square(leaf), axis=tuple(range(first, leaf.ndim)))
     sums[place] = sums.get(place, 0.0) + square
   return sums
@@ -73,6 +73,6 @@ def by_row(transformation: optax.GradientTransformation) -> optax.GradientTransf
     return transformation.update(update, optax.EmptyState(), param)[0]
 
   def leaf(path: str, update: jax.Array, param: jax.Array) -> jax.Array:
-    return (jax.vmap(transform) if depth.is_scanned(path) else transform)(update, param)
+    return (jax.vmap(transform) if trees.is_scanned(path) else transform)(update, param)
 
   return optax.stateless(lambda updates, params: trees.map_with_path(leaf, updates, params))

@@ -12,8 +12,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from dnt import errors
-from dnt.models import depth
+from dnt import errors, trees
 
 Tree = Any
 
@@ -70,7 +69,7 @@ def parameter_shardings(mesh: Mesh, tree: Tree) -> Tree:
   def sharding(path, leaf):
     if mesh.shape[FSDP] == 1 or leaf.size < SMALLEST_SPLIT_LEAF:
       return replicated(mesh)
-    scanned = depth.is_scanned(jax.tree_util.keystr(path, simple=True, separator='/'))
+    scanned = trees.is_scanned(jax.tree_util.keystr(path, simple=True, separator='/'))
     axes = [axis for axis in range(int(scanned), leaf.ndim) if leaf.shape[axis] % mesh.shape[FSDP] == 0]
     if not axes:
       return replicated(mesh)

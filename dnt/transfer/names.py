@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dnt import errors, stored, trees
+from dnt import errors, trees
 from dnt.models import densenet, resnet
 
 # The tensors of a layer, by the kind of the layer and what they are in dnt.
@@ -319,7 +319,7 @@ def _fold_biases(flat: Mapping[str, np.ndarray], table: Mapping[str, str], origi
 
 
 def _refuse(problems: Mapping[str, list[str]], what: str) -> None:
-  found = [f'{kind}: {stored.list_names(names)}' for kind, names in problems.items() if names]
+  found = [f'{kind}: {errors.list_names(names)}' for kind, names in problems.items() if names]
   if found:
     raise errors.InputError(f'{what}; {"; ".join(found)}')
 
