@@ -4,51 +4,68 @@ Exit codes: 0 finished or cleanly stopped, 1 a run that failed, 2 bad input (fla
 """
 
 import ast
+import dataclasses
 import logging as std_logging
 import pathlib
 import re
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 import ml_collections
-from absl import app, flags, logging
+from absl import flags, logging
 from ml_collections.config_flags import config_flags
 
 from dnt import config as schema
 from dnt import errors
 from dnt.parallel import allocator
 
-CONFIG = config_flags.DEFINE_config_file('config', None, 'Config file; any key follows as --config.section.key=value.')
+# An installed package holds the config files; in a checkout they stand beside it.
+_PACKAGED = pathlib.Path(__file__).parent / 'configs'
+CONFIGS = _PACKAGED if _PACKAGED.is_dir() else pathlib.Path(__file__).parents[1] / 'configs'
 _CONFIG_ARGUMENT = re.compile(r'--?config(=.*)?$')
 _OVERRIDE = re.compile(r'--?(?:no)?config\.([\w.]+)')
 
 
-def run(
-  main: Callable[[], None],
-  description: str,
-  default_config: pathlib.Path | None = None,
-  kinds: Sequence[str] = ('train',),
-  computes: bool = True,
-) -> None:
-  """Parses the flags, runs `main` and exits with the code its errors stand for.
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """One of the programs, `python -m dnt.<name>`.
 
-  Args:
-    main: the program; reads its flags itself.
+  Attributes:
     description: what `--help` prints first.
-    default_config: the config file when `--config` is not given; None: the program takes no config at all.
-    kinds: of config files that the program takes, from `dnt.config.KINDS`.
+    define_flags: defines its flags on the values that it is given.
+    main: runs it with the parsed flags.
+    default_config: name of the config file in `configs/` when `--config` is not given; None: it takes no config.
+    kinds: of config files that it takes, from `dnt.config.KINDS`.
     computes: whether it runs networks itself, for which memory is kept; else it leaves that to processes it starts.
   """
-  kinds = kinds if default_config else ()
-  if any(argument in ('-h', '--help', '--helpfull', '--helpshort') for argument in sys.argv[1:]):
-    print(help_text(description, kinds))
+
+  description: str
+  define_flags: Callable[[flags.FlagValues], None]
+  main: Callable[[flags.FlagValues], None]
+  default_config: str | None = None
+  kinds: Sequence[str] = ()
+  computes: bool = True
+
+
+def run(program: Program, argv: Sequence[str] | None = None) -> NoReturn:
+  """Parses the flags, runs a program and exits with the code that its errors stand for.
+
+  Args:
+    program: what to run.
+    argv: the command line, the name first; None: that of the process.
+  """
+  argv = list(sys.argv if argv is None else argv)
+  if any(argument in ('-h', '--help', '--helpfull', '--helpshort') for argument in argv[1:]):
+    print(help_text(program))
     sys.exit(0)
-  if computes:
+  if program.computes:
     allocator.tune()
+  logging.use_absl_handler()
   logging.set_verbosity(logging.ERROR)  # the libraries' own chatter
   std_logging.getLogger('dnt').setLevel(std_logging.WARNING)
   try:
-    app.run(lambda _: main(), flags_parser=lambda argv: _parse(argv, default_config, kinds))
+    program.main(parse(program, argv))
   except errors.InputError as error:
     print(f'error: {error}', file=sys.stderr)
     _leave(2)
@@ -57,18 +74,21 @@ def run(
     _leave(1)
   except KeyboardInterrupt:  # before there is anything to save
     _leave(130)
+  sys.exit(0)
 
 
-def config() -> ml_collections.ConfigDict:
+def config(values: flags.FlagValues) -> ml_collections.ConfigDict:
   """The config of the command line, validated.
 
   Of `train.steps` and `train.epochs` the one given on the command line counts, whichever the file sets.
 
+  Args:
+    values: the parsed flags.
+
   Raises:
     errors.InputError: a key or value that the schema refuses.
   """
-  parsed = flags.FLAGS.config
-  given = config_flags.get_override_values(flags.FLAGS['config'])
+  parsed, given = values.config, overrides(values)
   for prefix, section in (('', parsed), ('base.', parsed.get('base'))):
     if f'{prefix}train.epochs' in given and f'{prefix}train.steps' not in given:
       section.train.steps = None
@@ -76,9 +96,14 @@ def config() -> ml_collections.ConfigDict:
   return parsed
 
 
-def config_path() -> pathlib.Path:
+def overrides(values: flags.FlagValues) -> dict[str, object]:
+  """The config keys of the command line, with their values."""
+  return config_flags.get_override_values(values['config'])
+
+
+def config_path(values: flags.FlagValues) -> pathlib.Path:
   """The config file that was read."""
-  return pathlib.Path(config_flags.get_config_filename(flags.FLAGS['config']))
+  return pathlib.Path(config_flags.get_config_filename(values['config']))
 
 
 def trained(workdir: str | None, weights: str | None) -> str:
@@ -121,69 +146,94 @@ def catalogue(configs: pathlib.Path) -> str:
   return '\n'.join(lines)
 
 
-def help_text(description: str, kinds: Sequence[str]) -> str:
-  """Every flag of the program and every config key of its kinds, with defaults."""
-  lines = [description.strip(), '', 'Flags:']
-  modules = flags.FLAGS.flags_by_module_dict()
-  own = [flag for name, group in modules.items() if name == sys.argv[0] or name.startswith('dnt.') for flag in group]
-  for flag in sorted((flag for flag in own if kinds or flag.name != 'config'), key=lambda flag: flag.name):
+def help_text(program: Program) -> str:
+  """Every flag of a program and every config key of its kinds, with defaults."""
+  lines = [program.description.strip(), '', 'Flags:']
+  values = _define(program, [])
+  for name in sorted(values):
+    flag = values[name]
     default = '' if flag.default in (None, False) else f' (default: {flag.default})'
     lines.append(f'  --{flag.name}: {flag.help}{default}')
-  if kinds:
+  if program.kinds:
     lines += ['', 'Config keys (--config.<key>=<value>):']
-  for key, option in _options(kinds).items():
+  for key, option in _options(program.kinds).items():
     default = f'{option.type.__name__}, not set' if isinstance(option.default, type) else repr(option.default)
     lines.append(f'  {key} ({default}): {option.help}')
   return '\n'.join(lines)
+
+
+def _define(program: Program, argv: list[str]) -> flags.FlagValues:
+  values = flags.FlagValues()
+  program.define_flags(values)
+  if program.kinds:
+    said = 'Config file; any key follows as --config.section.key=value.'
+    config_flags.DEFINE_config_file('config', None, said, flag_values=values, sys_argv=argv)
+  return values
 
 
 def _options(kinds: Sequence[str]) -> dict[str, schema.Option]:
   return {key: option for kind in kinds for key, option in schema.options(schema.KINDS[kind])}
 
 
-def _parse(argv: list[str], default_config: pathlib.Path | None, kinds: Sequence[str]) -> list[str]:
-  if default_config is None:
-    return _parse_flags(argv)
-  known = _options(kinds)
+def parse(program: Program, argv: Sequence[str]) -> flags.FlagValues:
+  """The flags of a command line.
+
+  Args:
+    program: whose flags they are.
+    argv: the command line, the name first.
+
+  Raises:
+    errors.InputError: a flag, key or value that is not valid, or a config file that cannot be read.
+  """
+  argv = list(argv)
+  flags.FLAGS.mark_as_parsed()  # grain asks whether absl's own are
+  if not program.kinds:
+    return _parse_flags(program, argv)
+  known = _options(program.kinds)
   for argument in argv[1:]:
     match = _OVERRIDE.match(argument)
     if match and match[1] not in known:
       raise errors.unknown('config key', match[1], known)
   if not any(_CONFIG_ARGUMENT.match(argument) for argument in argv[1:]):
-    argv = [argv[0], f'--config={default_config}', *argv[1:]]
-    sys.argv = argv  # the config flag looks there for its file
+    argv = [argv[0], f'--config={CONFIGS / program.default_config}', *argv[1:]]
+  argv = _with_shipped_config(argv)
+  values = _define(program, argv)
   try:
-    rest = flags.FLAGS(argv)
-    kind = schema.kind(flags.FLAGS.config)  # a file that failed to load raises here, not before
+    rest = values(argv)
+    kind = schema.kind(values.config)  # a file that failed to load raises here, not before
   except flags.Error as error:
     if 'Traceback' in str(error):  # ml_collections puts that of a ValueError in a config file into the message
       raise _failed(argv, error) from error
     raise _refused(error) from error
   except OSError as error:
     raise errors.InputError(
-      f'no config file at {_config_argument(argv)!r}; python -m dnt.main --list shows those that come with dnt'
+      f'no config file at {_config_argument(argv)!r}, and none of this name comes with dnt; '
+      'python -m dnt.main --list shows those that do'
     ) from error
   except Exception as error:  # a config file is code: whatever it raises is bad input, named in its last line
     raise _failed(argv, error) from error
-  if kind not in kinds:
-    raise errors.InputError(f'{_config_argument(argv)!r} is a {kind} config; this program takes: {", ".join(kinds)}')
-  return _alone(rest)
+  if kind not in program.kinds:
+    taken = ', '.join(program.kinds)
+    raise errors.InputError(f'{_config_argument(argv)!r} is a {kind} config; this program takes: {taken}')
+  _refuse_rest(rest)
+  return values
 
 
-def _parse_flags(argv: list[str]) -> list[str]:
+def _parse_flags(program: Program, argv: list[str]) -> flags.FlagValues:
   """Of a program without a config."""
   if any(_CONFIG_ARGUMENT.match(argument) or _OVERRIDE.match(argument) for argument in argv[1:]):
     raise errors.InputError('this program takes no --config: a run and its weights say themselves what they are')
+  values = _define(program, argv)
   try:
-    return _alone(flags.FLAGS(argv))
+    _refuse_rest(values(argv))
   except flags.Error as error:
     raise _refused(error) from error
+  return values
 
 
-def _alone(rest: list[str]) -> list[str]:
+def _refuse_rest(rest: list[str]) -> None:
   if rest[1:]:
     raise errors.InputError(f'unexpected argument {rest[1]!r}; options are written --name=value')
-  return rest
 
 
 def _refused(error: flags.Error) -> errors.InputError:
@@ -193,6 +243,17 @@ def _refused(error: flags.Error) -> errors.InputError:
 def _failed(argv: list[str], error: Exception) -> errors.InputError:
   reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
   return errors.InputError(f'config file {_config_argument(argv)!r} failed: {reason}')
+
+
+def _with_shipped_config(argv: list[str]) -> list[str]:
+  """The command line, in which the bare name of a config that comes with dnt is its file."""
+  given = _config_argument(argv)
+  name, colon, argument = given.partition(':')
+  file = CONFIGS / f'{name.removesuffix(".py")}.py'
+  if '/' in name or pathlib.Path(name).exists() or not file.is_file():
+    return argv
+  forms = (given, f'--config={given}', f'-config={given}')
+  return [part.replace(given, f'{file}{colon}{argument}') if part in forms else part for part in argv]
 
 
 def _config_argument(argv: list[str]) -> str:

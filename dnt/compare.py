@@ -13,33 +13,38 @@ import shlex
 import sys
 
 from absl import flags
-from ml_collections.config_flags import config_flags
 
 from dnt import cli, errors
 
-ROOT = pathlib.Path(__file__).parents[1]
-WORKDIR = flags.DEFINE_string('workdir', None, 'Where all runs are written; default: runs/<name of the config>.')
-ONLY = flags.DEFINE_list('only', [], 'Run these variants alone; the table shows the others as far as they are.')
-FORM = flags.DEFINE_string('form', '', 'Form of the config to take, such as short; empty: the full one.')
+
+def define_flags(values: flags.FlagValues) -> None:
+  """Defines the flags of this program."""
+  flags.DEFINE_string(
+    'workdir', None, 'Where all runs are written; default: runs/<name of the config>.', flag_values=values
+  )
+  flags.DEFINE_list(
+    'only', [], 'Run these variants alone; the table shows the others as far as they are.', flag_values=values
+  )
+  flags.DEFINE_string('form', '', 'Form of the config to take, such as short; empty: the full one.', flag_values=values)
 
 
-def main() -> None:
+def main(values: flags.FlagValues) -> None:
   """Reads the flags, runs what is left and writes the results; prints where they are as the last line."""
-  config = cli.config()
-  name = cli.config_path().stem + (f'_{FORM.value}' if FORM.value else '')
-  workdir = pathlib.Path(WORKDIR.value or pathlib.Path('runs') / name)
-  given = config_flags.get_override_values(flags.FLAGS['config'])
+  config = cli.config(values)
+  name = cli.config_path(values).stem + (f'_{values.form}' if values.form else '')
+  workdir = pathlib.Path(values.workdir or pathlib.Path('runs') / name)
+  given = cli.overrides(values)
   command = shlex.join(['python', '-m', 'dnt.compare', *sys.argv[1:]])
 
   from dnt import terminal
   from dnt.comparison import plan, results, runner
 
-  runs = plan.make(config, workdir, FORM.value, [key.removeprefix('base.') for key in given])
-  chosen = plan.choose(runs, ONLY.value)
+  runs = plan.make(config, workdir, values.form, [key.removeprefix('base.') for key in given])
+  chosen = plan.choose(runs, values.only)
 
   def write():
     outcomes = [results.read(run) for run in runs if run in chosen or plan.is_comparable(run)]
-    results.write(outcomes, results.About(config, name, FORM.value, command), workdir)
+    results.write(outcomes, results.About(config, name, values.form, command), workdir)
     return outcomes
 
   with runner.lock(workdir) as held:
@@ -55,5 +60,7 @@ def main() -> None:
     print(f'finished {len(chosen)} runs  {workdir}')
 
 
+PROGRAM = cli.Program(__doc__, define_flags, main, 'compare_init.py', ('compare',), computes=False)
+
 if __name__ == '__main__':
-  cli.run(main, __doc__, ROOT / 'configs' / 'compare_init.py', ('compare',), computes=False)
+  cli.run(PROGRAM)

@@ -17,39 +17,53 @@ from absl import flags
 from dnt import cli, errors
 
 METHODS = ('grad_cam', 'grad_cam_plus_plus', 'hires_cam', 'layer_cam')
-WORKDIR = flags.DEFINE_string('workdir', None, 'Of a run: its newest checkpoint.')
-WEIGHTS = flags.DEFINE_string('weights', None, 'In its place pretrained weights, as config.train.init_from takes them.')
-IMAGES = flags.DEFINE_string('images', None, 'Pictures to explain: a file, a folder or a quoted glob.')
-ENTRY = flags.DEFINE_string('entry', None, 'Entry of the depth list; default: the last whose output has places.')
-METHOD = flags.DEFINE_enum('method', 'grad_cam', METHODS, 'What the maps are.')
-TARGET = flags.DEFINE_string('target', None, 'Class that the maps speak for, by name or index; default: the predicted.')
-EXCITING = flags.DEFINE_string('exciting', None, 'Split of the run to search for the most exciting pictures.')
-TOP = flags.DEFINE_integer('top', 5, 'With --exciting: pictures of each channel and class.', 1)
-OUTPUT = flags.DEFINE_string('output', None, 'Folder to write to; default: <workdir>/explain.')
 
 
-def main() -> None:
+def define_flags(values: flags.FlagValues) -> None:
+  """Defines the flags of this program."""
+  flags.DEFINE_string('workdir', None, 'Of a run: its newest checkpoint.', flag_values=values)
+  flags.DEFINE_string(
+    'weights', None, 'In its place pretrained weights, as config.train.init_from takes them.', flag_values=values
+  )
+  flags.DEFINE_string('images', None, 'Pictures to explain: a file, a folder or a quoted glob.', flag_values=values)
+  flags.DEFINE_string(
+    'entry', None, 'Entry of the depth list; default: the last whose output has places.', flag_values=values
+  )
+  flags.DEFINE_enum('method', 'grad_cam', METHODS, 'What the maps are.', flag_values=values)
+  flags.DEFINE_string(
+    'target', None, 'Class that the maps speak for, by name or index; default: the predicted.', flag_values=values
+  )
+  flags.DEFINE_string(
+    'exciting', None, 'Split of the run to search for the most exciting pictures.', flag_values=values
+  )
+  flags.DEFINE_integer('top', 5, 'With --exciting: pictures of each channel and class.', 1, flag_values=values)
+  flags.DEFINE_string('output', None, 'Folder to write to; default: <workdir>/explain.', flag_values=values)
+
+
+def main(values: flags.FlagValues) -> None:
   """Reads the flags and explains; prints what was written where as the last line."""
-  text = cli.trained(WORKDIR.value, WEIGHTS.value)
-  if not IMAGES.value and not EXCITING.value:
+  text = cli.trained(values.workdir, values.weights)
+  if not values.images and not values.exciting:
     raise errors.InputError('give --images=<file, folder or glob>, --exciting=<split of the run>, or both')
-  if EXCITING.value and not WORKDIR.value:
+  if values.exciting and not values.workdir:
     raise errors.InputError('--exciting searches the data of a run: it needs --workdir, not --weights')
-  if TARGET.value and not IMAGES.value:
+  if values.target and not values.images:
     raise errors.InputError('--target is the class of the maps of pictures: it needs --images')
-  if TOP.present and not EXCITING.value:
+  if values['top'].present and not values.exciting:
     raise errors.InputError('--top is of the pictures that excite most: it needs --exciting')
-  if not WORKDIR.value and not OUTPUT.value:
+  if not values.workdir and not values.output:
     raise errors.InputError('--weights has no folder of a run to write into: give --output=<folder>')
-  output = pathlib.Path(OUTPUT.value or pathlib.Path(WORKDIR.value) / 'explain')
+  output = pathlib.Path(values.output or pathlib.Path(values.workdir) / 'explain')
 
   from dnt.explanation import report
   from dnt.parallel import compile as compile_lib
 
   compile_lib.enable_cache()
-  wanted = report.Wanted(ENTRY.value, METHOD.value, TARGET.value, IMAGES.value, EXCITING.value, TOP.value)
+  wanted = report.Wanted(values.entry, values.method, values.target, values.images, values.exciting, values.top)
   print(f'{report.run(text, wanted, output)}  {output}')
 
 
+PROGRAM = cli.Program(__doc__, define_flags, main)
+
 if __name__ == '__main__':
-  cli.run(main, __doc__)
+  cli.run(PROGRAM)

@@ -15,17 +15,20 @@ from absl import flags
 
 from dnt import cli, errors, files
 
-WORKDIR = flags.DEFINE_string('workdir', None, 'Of the run.')
-FORMAT = flags.DEFINE_enum('format', 'stablehlo', ['stablehlo', 'safetensors'], 'What to write.')
-OUTPUT = flags.DEFINE_string('output', None, 'Folder to write to; default: <workdir>/export.')
+
+def define_flags(values: flags.FlagValues) -> None:
+  """Defines the flags of this program."""
+  flags.DEFINE_string('workdir', None, 'Of the run.', flag_values=values)
+  flags.DEFINE_enum('format', 'stablehlo', ['stablehlo', 'safetensors'], 'What to write.', flag_values=values)
+  flags.DEFINE_string('output', None, 'Folder to write to; default: <workdir>/export.', flag_values=values)
 
 
-def main() -> None:
+def main(values: flags.FlagValues) -> None:
   """Reads the flags and exports; prints what is where as the last line."""
-  if not WORKDIR.value:
+  if not values.workdir:
     raise errors.InputError('give --workdir=<folder of a dnt run>')
-  workdir = pathlib.Path(WORKDIR.value)
-  output = pathlib.Path(OUTPUT.value or workdir / 'export')
+  workdir = pathlib.Path(values.workdir)
+  output = pathlib.Path(values.output or workdir / 'export')
   if output.resolve() == workdir.resolve():
     raise errors.InputError(
       f'--output={output} is the workdir, which has a config.json of its own; give another folder'
@@ -35,7 +38,7 @@ def main() -> None:
   from dnt.transfer import exported
 
   network = inference.load(str(workdir))
-  if FORMAT.value == 'stablehlo':
+  if values.format == 'stablehlo':
     model, content = 'model.stablehlo', exported.stablehlo(network)
     beside, description = 'model.json', exported.stablehlo_description(network)
   else:
@@ -55,5 +58,7 @@ def main() -> None:
   print(f'step {network.step}{" (averaged weights)" if network.averaged else ""}: {output / model} and {beside}')
 
 
+PROGRAM = cli.Program(__doc__, define_flags, main)
+
 if __name__ == '__main__':
-  cli.run(main, __doc__)
+  cli.run(PROGRAM)

@@ -18,47 +18,52 @@ from absl import flags
 
 from dnt import cli, errors, files
 
-WORKDIR = flags.DEFINE_string('workdir', None, 'Of a run.')
-WEIGHTS = flags.DEFINE_string('weights', None, 'Pretrained weights: what config.train.init_from takes.')
-IMAGES = flags.DEFINE_string('images', None, 'A picture, a folder (all in and below it) or a quoted glob.')
-TOP = flags.DEFINE_integer('top', 5, 'The most classes to show of each picture.', 1)
-OUTPUT = flags.DEFINE_string('output', None, 'File to write, .csv or .json.')
-CLASS_NAMES = flags.DEFINE_string('class_names', None, 'Text file of class names, one a line; default: the own ones.')
-BATCH_SIZE = flags.DEFINE_integer('batch_size', 32, 'Pictures that pass through the network together.', 1)
+
+def define_flags(values: flags.FlagValues) -> None:
+  """Defines the flags of this program."""
+  flags.DEFINE_string('workdir', None, 'Of a run.', flag_values=values)
+  flags.DEFINE_string('weights', None, 'Pretrained weights: what config.train.init_from takes.', flag_values=values)
+  flags.DEFINE_string('images', None, 'A picture, a folder (all in and below it) or a quoted glob.', flag_values=values)
+  flags.DEFINE_integer('top', 5, 'The most classes to show of each picture.', 1, flag_values=values)
+  flags.DEFINE_string('output', None, 'File to write, .csv or .json.', flag_values=values)
+  flags.DEFINE_string(
+    'class_names', None, 'Text file of class names, one a line; default: the own ones.', flag_values=values
+  )
+  flags.DEFINE_integer('batch_size', 32, 'Pictures that pass through the network together.', 1, flag_values=values)
 
 
-def main() -> None:
+def main(values: flags.FlagValues) -> None:
   """Reads the flags and predicts; prints a line a picture, and as the last line how many and where they are."""
-  asked = cli.trained(WORKDIR.value, WEIGHTS.value)
-  if not IMAGES.value:
+  asked = cli.trained(values.workdir, values.weights)
+  if not values.images:
     raise errors.InputError('give --images=<picture, folder or quoted glob>')
-  output = pathlib.Path(OUTPUT.value) if OUTPUT.value else None
+  output = pathlib.Path(values.output) if values.output else None
   if output and output.suffix not in ('.csv', '.json'):
     raise errors.InputError(f'--output={output} must end in .csv or .json')
   if output and not output.parent.is_dir():
     raise errors.InputError(f'--output={output}: there is no folder {output.parent}')
-  names = read_names(CLASS_NAMES.value) if CLASS_NAMES.value else None
+  names = read_names(values.class_names) if values.class_names else None
 
   from dnt import config as schema
   from dnt import inference, metrics
   from dnt.parallel import compile as compile_lib
   from dnt.parallel import mesh as mesh_lib
 
-  paths = inference.find(IMAGES.value)
+  paths = inference.find(values.images)
   compile_lib.enable_cache()
   mesh = mesh_lib.make_mesh(schema.default().mesh)
-  mesh_lib.check_batch('--batch_size', BATCH_SIZE.value, mesh)
+  mesh_lib.check_batch('--batch_size', values.batch_size, mesh)
   network = inference.load(asked, mesh)
   names = names or network.class_names
   if len(names) != len(network.class_names):
     raise errors.InputError(
-      f'--class_names={CLASS_NAMES.value} holds {len(names)} names, and {asked} has {len(network.class_names)} classes'
+      f'--class_names={values.class_names} holds {len(names)} names, and {asked} has {len(network.class_names)} classes'
     )
 
   width, line = max(map(len, paths)), metrics.Count('pictures', len(paths))
   rows, unreadable, done = [], {}, 0
   try:
-    for found in inference.predict(network, mesh, paths, BATCH_SIZE.value, TOP.value):
+    for found in inference.predict(network, mesh, paths, values.batch_size, values.top):
       for reason in found.unreadable.values():
         line.print(f'skipped: {reason}')
       for path, indexes, shares in zip(found.paths, found.indexes.tolist(), found.probabilities.tolist(), strict=True):
@@ -74,7 +79,7 @@ def main() -> None:
       raise
   line.close()
   if not rows:
-    raise errors.InputError(f'none of the {len(paths)} pictures at {IMAGES.value!r} can be read')
+    raise errors.InputError(f'none of the {len(paths)} pictures at {values.images!r} can be read')
   if output:
     write(output, asked, network.step, rows, unreadable)
   skipped = f', {len(unreadable)} skipped' if unreadable else ''
@@ -137,5 +142,7 @@ def write(
     raise errors.InputError(f'--output={path} cannot be written ({error.strerror})') from error
 
 
+PROGRAM = cli.Program(__doc__, define_flags, main)
+
 if __name__ == '__main__':
-  cli.run(main, __doc__)
+  cli.run(PROGRAM)

@@ -15,22 +15,26 @@ from absl import flags
 from dnt import cli, errors
 from dnt import config as schema
 
-ROOT = pathlib.Path(__file__).parents[1]
-WORKDIR = flags.DEFINE_string('workdir', None, 'Where the findings are written; default: runs/probe_<name>.')
-SEEDS = flags.DEFINE_integer('seeds', 3, 'Initializations of a training config to examine.', 1)
-TRY = flags.DEFINE_bool('try', False, 'Try the overrides that are offered, and rank them.')
+
+def define_flags(values: flags.FlagValues) -> None:
+  """Defines the flags of this program."""
+  flags.DEFINE_string(
+    'workdir', None, 'Where the findings are written; default: runs/probe_<name>.', flag_values=values
+  )
+  flags.DEFINE_integer('seeds', 3, 'Initializations of a training config to examine.', 1, flag_values=values)
+  flags.DEFINE_bool('try', False, 'Try the overrides that are offered, and rank them.', flag_values=values)
 
 
-def main() -> None:
+def main(values: flags.FlagValues) -> None:
   """Reads the flags and examines; prints where the findings are as the last line."""
-  config = cli.config()
-  workdir = pathlib.Path(WORKDIR.value or pathlib.Path('runs') / f'probe_{cli.config_path().stem}')
+  config = cli.config(values)
+  workdir = pathlib.Path(values.workdir or pathlib.Path('runs') / f'probe_{cli.config_path(values).stem}')
 
   from dnt.parallel import compile as compile_lib
 
   compile_lib.enable_cache()
   if schema.kind(config) == 'signal':
-    if TRY.value or SEEDS.present:
+    if values['try'].value or values['seeds'].present:
       raise errors.InputError('--try and --seeds are for training configs; a grid has config.signal.seeds')
     from dnt.diagnostics import signal
 
@@ -38,9 +42,11 @@ def main() -> None:
   else:
     from dnt.diagnostics import doctor_report
 
-    doctor_report.run(config, workdir, SEEDS.value, TRY.value)
+    doctor_report.run(config, workdir, values.seeds, values['try'].value)
   print(f'written to {workdir}')
 
 
+PROGRAM = cli.Program(__doc__, define_flags, main, 'digits_resnet20.py', ('train', 'signal'))
+
 if __name__ == '__main__':
-  cli.run(main, __doc__, ROOT / 'configs' / 'digits_resnet20.py', ('train', 'signal'))
+  cli.run(PROGRAM)
