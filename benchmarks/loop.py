@@ -23,8 +23,8 @@ from absl import app, flags, logging  # noqa: E402
 
 from benchmarks import looping  # noqa: E402
 from configs import cifar_resnet20, digits_resnet20  # noqa: E402
-from dnt import report  # noqa: E402
 from dnt.parallel import compile as compile_lib  # noqa: E402
+from dnt.training import report  # noqa: E402
 
 ROUNDS = flags.DEFINE_integer('rounds', 5, 'Times that loop and bare step take turns.')
 JSON = flags.DEFINE_string('json', None, 'File to write the figures to.')

@@ -9,23 +9,24 @@ from unittest import mock
 import jax
 import ml_collections
 
-from dnt import experiment, programs, record, train
+from dnt import loop
 from dnt.data import pipeline
 from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
+from dnt.training import experiment, precompile, record
 
 
 def loop_laps(config: ml_collections.ConfigDict) -> dict[str, float]:
   """Seconds by what a run of the whole loop spent them on; nothing is compiled in the background while it trains."""
-  ahead = programs.Programs.ahead
+  ahead = precompile.Programs.ahead
 
   def ahead_and_wait(self, shapes, step):
     ahead(self, shapes, step)
     for asked in self._asked.values():
       asked.result()
 
-  with tempfile.TemporaryDirectory() as workdir, mock.patch.object(programs.Programs, 'ahead', ahead_and_wait):
-    return train.train(config, pathlib.Path(workdir), record.Clock(time.monotonic()), 'benchmark')['seconds']
+  with tempfile.TemporaryDirectory() as workdir, mock.patch.object(precompile.Programs, 'ahead', ahead_and_wait):
+    return loop.train(config, pathlib.Path(workdir), record.Clock(time.monotonic()), 'benchmark')['seconds']
 
 
 def loop_seconds(config: ml_collections.ConfigDict) -> float:

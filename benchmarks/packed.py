@@ -93,7 +93,7 @@ def unpack_cifar(archive: zipfile.ZipFile, folder: pathlib.Path) -> None:
 def cars_pieces(folder: pathlib.Path, side: int, limit: float) -> tuple[list[Piece], dict[str, Any]]:
   """As many pictures as fit in `limit` bytes, class by class in turn."""
   from dnt import config as schema
-  from dnt.data import cars
+  from dnt.data.sources import cars
 
   splits, pieces, about = cars.cars(str(folder), schema.default().data, 0), [], {}
   for split, share in (('test', TEST_SHARE), ('train', 1 - TEST_SHARE)):
@@ -138,7 +138,7 @@ def unpack_cars(archive: zipfile.ZipFile, folder: pathlib.Path) -> None:
 
 def weights_pieces(folder: pathlib.Path) -> tuple[list[Piece], dict[str, Any]]:
   """A piece a tensor, kernels as float16."""
-  from dnt.transfer import keras_files
+  from dnt.weights import keras_files
 
   found = keras_files.read_tfjs(folder)
   content = json.loads((folder / keras_files.MODEL_FILE).read_text())

@@ -17,7 +17,8 @@ import time
 
 from absl import app, flags
 
-from dnt import metrics, report
+from dnt.reporting import metrics
+from dnt.training import report
 
 ROUNDS = flags.DEFINE_integer('rounds', 5, 'Times that a cold and a warm start take turns.')
 JSON = flags.DEFINE_string('json', None, 'File to write the figures to.')

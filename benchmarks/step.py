@@ -43,8 +43,8 @@ def dnt_step(depth: int):
   import numpy as np
 
   from dnt import config as schema
-  from dnt import experiment
   from dnt.parallel import compile as compile_lib
+  from dnt.training import experiment
 
   config = schema.default()
   config.model.depth = depth
@@ -192,7 +192,7 @@ def main(_):
   if CONTENDER.value:
     serve(CONTENDER.value, int(DEPTHS.value[0]))
     return
-  from dnt import report
+  from dnt.training import report
 
   found = {}
   for depth in map(int, DEPTHS.value):

@@ -9,7 +9,7 @@ import sys
 
 from absl import app
 
-from dnt import metrics
+from dnt.reporting import metrics
 
 
 def row(workdir: pathlib.Path) -> list[str]:

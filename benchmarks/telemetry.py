@@ -25,10 +25,11 @@ import numpy as np  # noqa: E402
 from absl import app, flags, logging  # noqa: E402
 
 from benchmarks import loop  # noqa: E402
-from dnt import experiment, metrics, plots, record, report, steps  # noqa: E402
 from dnt.data import pipeline  # noqa: E402
 from dnt.parallel import compile as compile_lib  # noqa: E402
 from dnt.parallel import mesh as mesh_lib  # noqa: E402
+from dnt.reporting import metrics, plots  # noqa: E402
+from dnt.training import experiment, record, report, steps  # noqa: E402
 
 PAIRS = flags.DEFINE_integer('pairs', 40, 'Pairs of turns, with and without.', 4)
 STEPS = flags.DEFINE_integer('steps', 4, 'Steps of a turn.', 2)

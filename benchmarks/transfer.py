@@ -83,7 +83,7 @@ def examples(count: int | None = None):
   import numpy as np
 
   from dnt.data import examples as examples_lib
-  from dnt.data import folder
+  from dnt.data.sources import folder
 
   chosen = paths()
   chosen = [chosen[index % len(chosen)] for index in range(count or len(chosen))]
@@ -95,8 +95,8 @@ def examples(count: int | None = None):
 def make(trainable: str, source: Any, **changes: Any):
   """The experiment of ResNet-50 on the pictures."""
   from configs import transfer_mri_resnet50
-  from dnt import experiment
   from dnt.comparison import plan
+  from dnt.training import experiment
 
   base = transfer_mri_resnet50.get_config().base
   changes |= {'train.init_from': '', 'data.image_size': SIZE.value, 'data.mean': (0.5,) * 3, 'data.std': (0.25,) * 3}
@@ -157,10 +157,10 @@ def make_epoch(run: Any, data: Any, mesh: Any, stack: contextlib.ExitStack, coun
   import jax
   import numpy as np
 
-  from dnt import steps
   from dnt.data import pipeline
   from dnt.parallel import compile as compile_lib
   from dnt.parallel import mesh as mesh_lib
+  from dnt.training import steps
 
   feed = stack.enter_context(contextlib.closing(pipeline.make_train_feed(run.config, data.train, mesh)))
   longest = min(run.config.train.steps_per_dispatch, feed.max_steps(0))
@@ -185,8 +185,8 @@ def make_epoch(run: Any, data: Any, mesh: Any, stack: contextlib.ExitStack, coun
 
 
 def measure_epochs() -> dict[str, Any]:
+  from dnt.finetune import feature_cache
   from dnt.parallel import mesh as mesh_lib
-  from dnt.transfer import feature_cache
 
   found = {}
   with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
@@ -223,7 +223,8 @@ def mirrored(image: Any, generator: Any) -> Any:
 def dnt_batches():
   """dnt's host pipeline, of its own parts, and the mirroring."""
   from dnt import config as schema
-  from dnt.data import images, policies, readers, stream
+  from dnt.data import readers, stream
+  from dnt.data.transforms import images, policies
 
   data = schema.default().data
   data.policy, data.rand_augment_ops, data.rand_augment_magnitude = 'rand_augment', 2, MAGNITUDE
@@ -388,7 +389,7 @@ def main(_):
   import PIL
   import torch
 
-  from dnt import report
+  from dnt.training import report
 
   machine = {'machine': platform.machine(), 'cores': os.cpu_count(), 'pillow': PIL.__version__}
   machine |= {'torch': torch.__version__, **report.versions()}

@@ -36,8 +36,8 @@ def main(values: flags.FlagValues) -> None:
   given = cli.overrides(values)
   command = shlex.join(['python', '-m', 'dnt.compare', *sys.argv[1:]])
 
-  from dnt import terminal
   from dnt.comparison import plan, results, runner
+  from dnt.reporting import terminal
 
   runs = plan.make(config, workdir, values.form, [key.removeprefix('base.') for key in given])
   chosen = plan.choose(runs, values.only)

@@ -35,18 +35,18 @@ def main(values: flags.FlagValues) -> None:
     )
 
   from dnt import inference
-  from dnt.transfer import exported
+  from dnt.inference import export
 
   network = inference.load(str(workdir))
   if values.format == 'stablehlo':
-    model, content = 'model.stablehlo', exported.stablehlo(network)
-    beside, description = 'model.json', exported.stablehlo_description(network)
+    model, content = 'model.stablehlo', export.stablehlo(network)
+    beside, description = 'model.json', export.stablehlo_description(network)
   else:
     from safetensors import numpy as safetensors_numpy
 
-    tensors = exported.torch_tensors(network)
+    tensors = export.torch_tensors(network)
     model, content = 'model.safetensors', safetensors_numpy.save(tensors, metadata={'format': 'pt'})
-    beside, description = 'config.json', exported.timm_config(network)
+    beside, description = 'config.json', export.timm_config(network)
   try:
     output.mkdir(parents=True, exist_ok=True)
     files.write(output / model, content)

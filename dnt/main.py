@@ -63,10 +63,11 @@ def main(values: flags.FlagValues) -> None:
   elif values.coordinator or values.num_processes or values.process_id is not None:
     raise errors.InputError('--coordinator, --num_processes and --process_id need --distributed')
 
-  from dnt import evaluate, record, report, train
+  from dnt import loop
+  from dnt.training import evaluate, record, report
 
   if values.mode == 'train':
-    outcome = report.last_line(train.train(config, workdir, record.Clock(STARTED), command), command)
+    outcome = report.last_line(loop.train(config, workdir, record.Clock(STARTED), command), command)
   elif values.mode == 'evaluate':
     outcome = report.evaluation_line(evaluate.evaluate(config, workdir))
   else:

@@ -45,9 +45,10 @@ def main(values: flags.FlagValues) -> None:
   names = read_names(values.class_names) if values.class_names else None
 
   from dnt import config as schema
-  from dnt import inference, metrics
+  from dnt import inference
   from dnt.parallel import compile as compile_lib
   from dnt.parallel import mesh as mesh_lib
+  from dnt.reporting import metrics
 
   paths = inference.find(values.images)
   compile_lib.enable_cache()

@@ -36,9 +36,9 @@ def main(values: flags.FlagValues) -> None:
   if schema.kind(config) == 'signal':
     if values['try'].value or values['seeds'].present:
       raise errors.InputError('--try and --seeds are for training configs; a grid has config.signal.seeds')
-    from dnt.diagnostics import signal
+    from dnt.meanfield import grid
 
-    signal.run(config, workdir)
+    grid.run(config, workdir)
   else:
     from dnt.diagnostics import doctor_report
 

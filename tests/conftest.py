@@ -29,7 +29,7 @@ os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(CACHE))
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
 os.environ['JAX_NUMPY_RANK_PROMOTION'] = 'raise'
 
-pytest_plugins = ['tests.references.plugin']
+pytest_plugins = ['tests.references.plugin', 'tests.networks']
 CONFIGS = pathlib.Path(__file__).parents[1] / 'configs'
 _PEAKS = {}  # MiB that each worker held at most
 
@@ -109,15 +109,16 @@ def saved(tmp_path):
   """Saves the first state of a run as the loop does, its average halved; returns experiment, state and data."""
   import jax
 
-  from dnt import checkpoints, experiment, files, initial, record
+  from dnt import checkpoints, files
   from dnt.models import depth
   from dnt.parallel import mesh as mesh_lib
+  from dnt.training import experiment, initialize, record
 
   def save(config, workdir=tmp_path / 'run', step=7):
     data = experiment.load_data(config, config.eval.splits)
     run = experiment.make(experiment.resolve(config, data), data.spec)
     own = checkpoints.Checkpoints(workdir, config.checkpoint)
-    state, _ = initial.state(run, mesh_lib.make_mesh(config.mesh), own)
+    state, _ = initialize.state(run, mesh_lib.make_mesh(config.mesh), own)
     state = state.replace(step=state.step + step, ema=jax.tree.map(lambda leaf: 0.5 * leaf, state.ema))
     files.write_json(workdir / 'config.json', run.config.to_dict())
     with record.Record(run, workdir, 0, {}, record.Clock(0.0)) as rec:
@@ -178,8 +179,8 @@ def begin():
   """The experiment of a config, its first state and a batch of its training pictures, by position."""
   import jax.numpy as jnp
 
-  from dnt import experiment
   from dnt.parallel import compile as compile_lib
+  from dnt.training import experiment
 
   def make(config):
     data = experiment.load_data(config, ())
@@ -223,7 +224,7 @@ def unoptimized():
 @pytest.fixture
 def undrawn(monkeypatch):
   """Figures are made but not drawn, which takes longer than a tiny run itself: for tests that look at none."""
-  from dnt import plots
+  from dnt.reporting import plots
 
   monkeypatch.setattr(plots, 'png', lambda figure: b'not drawn')
 

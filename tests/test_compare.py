@@ -13,8 +13,10 @@ import jax.numpy as jnp
 import pytest
 
 from dnt import config as schema
-from dnt import experiment, metrics, record, train
+from dnt import loop
 from dnt.comparison import plan, results
+from dnt.reporting import metrics
+from dnt.training import experiment, record
 
 CONFIG_FILE = """
 from dnt import config as schema
@@ -213,7 +215,7 @@ def test_shrunk_config_trains_and_has_results(path, load_config, tmp_path):
   first = runs[0]
   first.config.train.batch_size = 8
   first.config.model.depth = 8
-  train.train(first.config, first.workdir, record.Clock(0.0), 'test')
+  loop.train(first.config, first.workdir, record.Clock(0.0), 'test')
   outcomes = [results.read(run) for run in runs]
   results.write(outcomes, results.About(config, path.stem, '', 'test'), tmp_path)
   whole, _, _ = (tmp_path / 'results.md').read_text().partition('\n\n')  # tables of classes come behind

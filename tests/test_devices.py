@@ -10,8 +10,10 @@ import jax
 import numpy as np
 import pytest
 
-from dnt import metrics, record, train
+from dnt import loop
 from dnt.parallel import mesh as mesh_lib
+from dnt.reporting import metrics
+from dnt.training import record
 
 pytestmark = pytest.mark.usefixtures('eight_devices')
 
@@ -33,7 +35,7 @@ def test_any_number_of_devices_gives_the_same_losses(tiny, tmp_path, monkeypatch
     monkeypatch.setattr(jax, 'devices', lambda devices=devices: devices)
     monkeypatch.setattr(mesh_lib, 'make_mesh', make_mesh)
     workdir = tmp_path / str(count)
-    train.train(tiny, workdir, record.Clock(0.0), 'test')
+    loop.train(tiny, workdir, record.Clock(0.0), 'test')
     monkeypatch.undo()
     found[count] = losses(workdir)
     assert json.loads((workdir / 'summary.json').read_text())['devices']['count'] == count
@@ -98,8 +100,8 @@ def test_two_processes_train_stop_and_go_on_as_one(tmp_path, config, start, fini
 
   devices = jax.devices()[:2]
   monkeypatch.setattr(jax, 'devices', lambda: devices)
-  train.train(load_config(config('device', 4)), tmp_path / 'start', record.Clock(0.0), 'test')
-  one = train.train(load_config(config('device', steps)), tmp_path / 'one', record.Clock(0.0), 'test')
+  loop.train(load_config(config('device', 4)), tmp_path / 'start', record.Clock(0.0), 'test')
+  one = loop.train(load_config(config('device', steps)), tmp_path / 'one', record.Clock(0.0), 'test')
   assert (one['devices']['processes'], one['devices']['count'], one['step']) == (1, 2, steps)
   for mine, other in (
     (before[:4], losses(tmp_path / 'start')[: len(before)]),

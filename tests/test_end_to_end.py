@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import pytest
 
 from dnt import config as schema
-from dnt import experiment, metrics, models, record, train, trees
+from dnt import loop, models, trees
 from dnt.models import densenet, resnet
-from dnt.transfer import names
+from dnt.reporting import metrics
+from dnt.training import experiment, record
+from dnt.weights import names
 
 # What the configs' sources hold: training examples, picture shape, classes.
 SOURCES = {
@@ -83,7 +85,7 @@ def test_shrunk_config_trains_and_evaluates(path, load_config, tmp_path, monkeyp
   config.train.log_every = '2'
   config.eval.splits = ('test',)
   schema.validate(config)
-  summary = train.train(config, tmp_path, record.Clock(0.0), 'test')
+  summary = loop.train(config, tmp_path, record.Clock(0.0), 'test')
   assert summary['step'] == 2
   assert summary['finished']
   lines = metrics.read(tmp_path)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax import export
 
-from dnt.transfer import pretrained
+from dnt.weights import pretrained
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from dnt import config as schema
-from dnt import metrics
+from dnt.reporting import metrics
 
 pytestmark = pytest.mark.usefixtures('unoptimized')
 

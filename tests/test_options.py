@@ -15,11 +15,13 @@ import pytest
 from PIL import Image
 
 from dnt import config as schema
-from dnt import errors, experiment, metrics, record, train, trees
+from dnt import errors, loop, trees
 from dnt.data import pipeline, sources
 from dnt.diagnostics import lr_find, noise
+from dnt.finetune import feature_cache
 from dnt.parallel import mesh as mesh_lib
-from dnt.transfer import feature_cache
+from dnt.reporting import metrics
+from dnt.training import experiment, record
 
 RESNET = {'model.name': 'resnet', 'model.depth': 8, 'model.width': None}
 DENSENET = {'model.name': 'densenet', 'model.depth': 10, 'model.width': None, 'model.bottleneck': True}
@@ -163,7 +165,7 @@ def test_equal_configs_are_equal_programs(tiny):
 def run_loop(config, workdir):
   schema.validate(config)
   workdir = pathlib.Path(workdir)
-  return train.train(config, workdir, record.Clock(0.0), 'test')
+  return loop.train(config, workdir, record.Clock(0.0), 'test')
 
 
 def lines(workdir, name):

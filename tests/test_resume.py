@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from dnt import metrics
+from dnt.reporting import metrics
 
 
 @pytest.fixture

@@ -87,8 +87,9 @@ def dnt_contender(race: Race) -> dict[str, Callable[[], Any]]:
   import jax
   import numpy as np
 
-  from dnt import experiment, memory
   from dnt.parallel import compile as compile_lib
+  from dnt.reporting import memory
+  from dnt.training import experiment
 
   if race.precision == 'float32':
     jax.config.update('jax_default_matmul_precision', 'highest')

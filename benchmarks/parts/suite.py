@@ -17,12 +17,12 @@ TESTS = (
   'tests/models/test_conv.py',
   'tests/models/test_blocks.py',
   'tests/optim',
-  'tests/test_steps.py',
-  'tests/test_programs.py',
-  'tests/test_evaluate.py',
-  'tests/test_initial.py',
+  'tests/training/test_steps.py',
+  'tests/training/test_precompile.py',
+  'tests/training/test_evaluate.py',
+  'tests/training/test_initialize.py',
   'tests/parallel/test_mesh.py',
-  'tests/test_train.py',
+  'tests/test_loop.py',
   'tests/test_resume.py',
 )
 # Those of them that need several devices or, streaming, worker processes of grain.

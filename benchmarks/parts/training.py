@@ -108,13 +108,14 @@ def workdir(options: options_lib.Options, name: str) -> pathlib.Path:
 
 def train(name: str, config: Any, options: options_lib.Options, seconds: float) -> dict[str, Any]:
   """Runs `dnt.main` until it ends or its time is over; what it has come to."""
-  from dnt import metrics, recorded
+  from dnt.config import run_config
+  from dnt.reporting import metrics
 
   folder = workdir(options, name)
   file = options.folder / 'configs' / f'{folder.name}.json'
   file.parent.mkdir(parents=True, exist_ok=True)
-  recorded.write(file, config)
-  command = [sys.executable, '-m', 'dnt.main', f'--config=dnt/recorded.py:{file}', f'--workdir={folder}']
+  run_config.write(file, config)
+  command = [sys.executable, '-m', 'dnt.main', f'--config=dnt/config/run_config.py:{file}', f'--workdir={folder}']
   log = options.folder / f'{folder.name}.log'
   start = time.monotonic()
   with log.open('a') as out:
@@ -151,7 +152,7 @@ def errors(found: Mapping[str, Any]) -> dict[str, float]:
 
 def evaluate(config: Any, folder: pathlib.Path, each: dict[str, Any]) -> None:
   """Puts the errors of the newest checkpoint in place of those on the way to it."""
-  from dnt import evaluate as evaluate_lib
+  from dnt.training import evaluate as evaluate_lib
 
   found = evaluate_lib.evaluate(config, folder)
   each['evaluated_at'], each['errors'] = found['step'], errors(found)

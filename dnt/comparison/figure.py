@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from dnt import plots
+from dnt.reporting import plots
 
 if TYPE_CHECKING:
   from matplotlib.figure import Figure

@@ -14,8 +14,9 @@ from typing import Any
 import ml_collections
 
 from dnt import config as schema
-from dnt import errors, models, recorded
-from dnt.transfer import names, preprocessing
+from dnt import errors, models
+from dnt.config import run_config
+from dnt.weights import names, preprocessing
 
 REQUESTED = 'requested.json'  # in a run's workdir: its config before data and model filled it in
 SOURCE = 'source.json'  # in the workdir of a run that starts from another one: digest of the weights it got
@@ -151,7 +152,7 @@ def check_data(runs: Sequence[Run]) -> None:
   Raises:
     errors.InputError: a source, split or file that is missing or damaged; names the first run that needs it.
   """
-  from dnt import experiment  # jax is slow to import, and a comparison that is finished needs none
+  from dnt.training import experiment
 
   seen = set()
   for run in runs:
@@ -194,7 +195,7 @@ def override(config: ml_collections.ConfigDict, changes: Mapping[str, Any], what
     if key not in known:
       raise errors.unknown(f'config key in {what}', key, known)
     try:
-      recorded.set_value(changed, key, value)
+      run_config.set_value(changed, key, value)
     except (TypeError, ValueError):
       kind = known[key].type.__name__
       raise errors.InputError(f'{what}: {key} must be {kind}, not {type(value).__name__} ({value!r})') from None
@@ -237,7 +238,7 @@ def _differences(run: Run) -> list[str] | None:
     return None
   known = dict(schema.options())
   default, old, new = (
-    recorded.flatten(config, known) for config in (_as_json(schema.default()), stored, _as_json(run.config))
+    run_config.flatten(config, known) for config in (_as_json(schema.default()), stored, _as_json(run.config))
   )
   old = default | old  # what an older version did not have ran as its default
   if run.source:

@@ -16,8 +16,10 @@ from typing import Any, NamedTuple
 import ml_collections
 
 from dnt import config as schema
-from dnt import files, metrics, pages, plots, recorded
+from dnt import files
 from dnt.comparison import figure, plan
+from dnt.config import run_config
+from dnt.reporting import metrics, pages, plots
 
 MOST_CLASSES = 20  # of which the sensitivity and specificity of each are shown
 _TITLES = {
@@ -385,7 +387,7 @@ def _page(
 
   config = {
     key: 'not set' if value is None else str(value)
-    for key, value in recorded.flatten(about.config.base.to_dict()).items()
+    for key, value in run_config.flatten(about.config.base.to_dict()).items()
   }
   form = {f'form {about.form}': listed(about.config.forms[about.form])} if about.form else {}
   parts = [

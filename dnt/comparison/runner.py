@@ -19,8 +19,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from dnt import errors, files, metrics, recorded, terminal
+from dnt import errors, files
 from dnt.comparison import plan
+from dnt.config import run_config
+from dnt.reporting import metrics, terminal
 
 LOG = 'log.txt'
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -137,8 +139,8 @@ def _run_one(run: plan.Run, place: str, line: terminal.StatusLine, held: int, pa
   """Runs one to its end, telling it of signals; returns what went wrong, '' for nothing."""
   (run.workdir / plan.FAILURE).unlink(missing_ok=True)
   requested = run.workdir / plan.REQUESTED
-  recorded.write(requested, run.config)
-  loader = os.path.relpath(recorded.__file__)
+  run_config.write(requested, run.config)
+  loader = os.path.relpath(run_config.__file__)
   command = [sys.executable, '-m', 'dnt.main', f'--config={loader}:{requested}', f'--workdir={run.workdir}']
   if run.source:
     files.write_json(run.workdir / plan.SOURCE, plan.source_weights(run))

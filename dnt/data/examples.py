@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from dnt.data import images
+from dnt.data.transforms import images
 
 Shape = tuple[int | None, int | None, int]
 # What a source offers: a function that reads the whole split, by its name.

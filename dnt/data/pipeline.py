@@ -14,7 +14,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dnt import errors
-from dnt.data import examples, images, placement, policies, readers, resident, stream
+from dnt.data import examples, placement, readers, resident, stream
+from dnt.data.transforms import images, policies
 
 Batch = dict[str, jax.Array]
 # What a config leaves open, where no pretrained weights say it.

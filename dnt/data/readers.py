@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from dnt.data import examples, images, order
+from dnt.data import examples, order
+from dnt.data.transforms import images
 from dnt.parallel import allocator
 
 # From an image of Pillow to another: see `images`.

@@ -16,12 +16,12 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
-from dnt import evaluate, experiment, files, trees
+from dnt import files, trees
 from dnt.data import examples, pipeline
-from dnt.diagnostics import taps
-from dnt.models import depth
+from dnt.models import depth, taps
 from dnt.parallel import mesh as mesh_lib
 from dnt.parallel import multihost
+from dnt.training import evaluate, experiment
 
 FILE = 'dead_units.json'
 # What the taps leave of each unit, how often it does something; and what it is when it never does.

@@ -15,12 +15,12 @@ import ml_collections
 import numpy as np
 
 from dnt import config as schema
-from dnt import errors, experiment, models
+from dnt import errors, models
 from dnt.data import pipeline
-from dnt.diagnostics import taps, telemetry
-from dnt.models import depth
+from dnt.models import depth, taps
 from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
+from dnt.training import experiment, telemetry
 
 PICTURES = 8  # of the batch, whose likeness is measured
 FIRST_STEPS = 10

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Any
 import ml_collections
 import numpy as np
 
-from dnt import experiment, files, plots, terminal
+from dnt import files
 from dnt.diagnostics import doctor
+from dnt.reporting import plots, terminal
+from dnt.training import experiment
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes

@@ -22,14 +22,17 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from dnt import checkpoints, errors, experiment, files, initial, plots, steps, stored, terminal, trees
+from dnt import checkpoints, errors, files, trees
+from dnt.checkpoints import format
 from dnt.data import pipeline
 from dnt.models import depth
 from dnt.optim import rows
 from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
 from dnt.parallel import multihost
-from dnt.transfer import pretrained
+from dnt.reporting import plots, terminal
+from dnt.training import experiment, initialize, steps
+from dnt.weights import pretrained
 
 if TYPE_CHECKING:
   from matplotlib.figure import Figure
@@ -81,7 +84,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, A
   mesh_lib.check_batch('config.train.batch_size', config.train.batch_size, mesh, config.train.accumulate)
   data = experiment.load_data(config, ())
   base = experiment.make(experiment.resolve(config, data), data.spec)
-  state, saved = initial.state(base, mesh, checkpoints.ReadOnly(workdir))
+  state, saved = initialize.state(base, mesh, checkpoints.ReadOnly(workdir))
   frozen = base.stage(int(state.step)).cut.frozen
   names = [row.entry.name for row in base.table if row.parameters and row.entry.name not in frozen]
   for pattern in config.lr_find.groups:
@@ -116,11 +119,11 @@ def settle(
   """
   if run.config.optim.learning_rate:
     return run
-  if multihost.broadcast_from_lead(stored.steps_in(workdir / checkpoints.DIRECTORY)):
-    rate = pretrained.run_config(workdir).optim.learning_rate
+  if multihost.broadcast_from_lead(format.steps_in(workdir / checkpoints.DIRECTORY)):
+    rate = pretrained.read_run_config(workdir).optim.learning_rate
     said = f'learning rate {rate:.3g}, found when this run started'
   else:
-    state = initial.begin(run, mesh, initial.variables(run, workdir))
+    state = initialize.begin(run, mesh, initialize.variables(run, workdir))
     with contextlib.closing(pipeline.make_train_feed(run.config, data.train, mesh)) as feed:
       found = sweep(run, mesh, state, feed)
     if not found.suggestions:

@@ -27,12 +27,13 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
-from dnt import checkpoints, experiment, files, initial, steps
+from dnt import checkpoints, files
 from dnt.data import examples, pipeline
 from dnt.optim import rows
 from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
 from dnt.parallel import multihost
+from dnt.training import experiment, initialize, steps
 
 FILE = 'noise_scale.json'
 
@@ -96,7 +97,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, A
   mesh_lib.check_batch('config.train.batch_size', batch, mesh, options.micro_batches)
   data = experiment.load_data(config, ())
   whole = experiment.make(experiment.resolve(config, data), data.spec)
-  state, _ = initial.state(whole, mesh, checkpoints.ReadOnly(workdir))
+  state, _ = initialize.state(whole, mesh, checkpoints.ReadOnly(workdir))
   step = int(state.step)
   names, small, big = measure(whole, mesh, data.train, state)
   found = estimate(small, big, batch // options.micro_batches, batch)

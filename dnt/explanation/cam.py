@@ -21,8 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from dnt import errors, trees
-from dnt.diagnostics import taps
-from dnt.models import depth
+from dnt.models import depth, taps
 
 
 class Outputs(NamedTuple):

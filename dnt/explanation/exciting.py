@@ -16,12 +16,15 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
-from dnt import errors, inference, metrics
-from dnt.data import examples, folder, images, pipeline, sources
+from dnt import errors, inference
+from dnt.data import examples, pipeline, sources
+from dnt.data.sources import folder
+from dnt.data.transforms import images
 from dnt.explanation import cam, pictures, sheet
 from dnt.models import depth
 from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
+from dnt.reporting import metrics
 
 DRAWN = 10  # channels, and classes, of which pictures are drawn
 

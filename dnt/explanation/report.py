@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dnt import config as schema
-from dnt import errors, files, inference, metrics, pages, plots
+from dnt import errors, files, inference
 from dnt.explanation import cam, exciting, faithfulness, pictures, sheet
 from dnt.parallel import mesh as mesh_lib
+from dnt.reporting import metrics, pages, plots
 
 ON_SHEET = 48  # pictures, the first ones; each has an overlay of its own
 SHOWN = ('deletion', 'insertion')

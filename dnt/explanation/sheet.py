@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from dnt import plots
+from dnt.reporting import plots
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes

@@ -13,9 +13,8 @@ import optax
 
 from dnt import config as schema
 from dnt import errors, trees
-from dnt.models import depth
+from dnt.models import depth, freeze
 from dnt.optim import clip, rates, rows
-from dnt.transfer import freeze
 
 
 def make(

@@ -8,8 +8,8 @@ from PIL import Image
 
 from benchmarks import packed
 from dnt import config as schema
-from dnt.data import cars
-from dnt.transfer import keras_files
+from dnt.data.sources import cars
+from dnt.weights import keras_files
 
 LIMIT = 40_000
 CLASSES = ('AM General Hummer', 'Ram C-V Cargo Van', 'smart fortwo')

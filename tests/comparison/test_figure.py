@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from dnt import plots
 from dnt.comparison import figure
+from dnt.reporting import plots
 
 
 def drawn(values, steps=(10, 20, 30), per_epoch=10, failed=False):

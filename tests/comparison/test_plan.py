@@ -3,8 +3,10 @@ import json
 import pytest
 
 from dnt import config as schema
-from dnt import errors, experiment, recorded
+from dnt import errors
 from dnt.comparison import plan
+from dnt.config import run_config
+from dnt.training import experiment
 
 
 @pytest.fixture
@@ -161,7 +163,7 @@ def leave(run, finished, config=None):
   """What a run leaves in its workdir."""
   (run.workdir / 'checkpoints' / '3').mkdir(parents=True, exist_ok=True)
   (run.workdir / 'summary.json').write_text(json.dumps({'finished': finished, 'params_sha256': run.name}))
-  recorded.write(run.workdir / plan.REQUESTED, config or run.config)
+  run_config.write(run.workdir / plan.REQUESTED, config or run.config)
 
 
 @pytest.mark.parametrize('finished', [True, False])
@@ -201,7 +203,7 @@ def test_a_run_that_came_to_nothing_may_change(config, tmp_path):
   run = plan.make(config, tmp_path)[0]
   run.workdir.mkdir(parents=True)
   other = plan.override(run.config, {'optim.momentum': 0.0}, 'test')
-  recorded.write(run.workdir / plan.REQUESTED, other)
+  run_config.write(run.workdir / plan.REQUESTED, other)
   assert not plan.is_finished(run)
 
 

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from dnt import config as schema
-from dnt import recorded
 from dnt.comparison import plan, results
+from dnt.config import run_config
 
 CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
 # Accuracies of the last evaluation by variant and seed: on the training split and on the test split.
@@ -61,7 +61,7 @@ def leave(run, train, test):
     content = {'split': split, 'step': step, 'class_names': ['cat', 'd|g'], 'per_class': per_class}
     name = re.sub(r'\W+', '_', split).strip('_')
     (run.workdir / f'confusion_{name}.json').write_text(json.dumps(content))
-  recorded.write(run.workdir / plan.REQUESTED, run.config)
+  run_config.write(run.workdir / plan.REQUESTED, run.config)
 
 
 @pytest.fixture(scope='module')

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from dnt import config as schema
-from dnt import errors, stored, terminal, trees
+from dnt import errors, trees
+from dnt.checkpoints import format
 from dnt.comparison import plan, runner
+from dnt.reporting import terminal
 
 
 @pytest.fixture
@@ -183,7 +185,7 @@ def test_a_variant_starts_from_the_weights_of_another(tiny, in_process, tmp_path
   assert in_process == [str(run.workdir) for run in (pretrain, tuned, diverges)], 'what cannot start is not started'
 
   before, after = (
-    trees.flatten(stored.read_parameters(run.workdir / 'checkpoints' / '2').value.params) for run in (pretrain, tuned)
+    trees.flatten(format.read_parameters(run.workdir / 'checkpoints' / '2').value.params) for run in (pretrain, tuned)
   )
   same = {path for path in before if np.array_equal(before[path], after[path])}
   assert same == {path for path in before if not path.startswith('head/')}

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from dnt import errors
-from dnt.data import augment, examples, order, pipeline, resident, sources, stream
+from dnt.data import examples, order, pipeline, resident, sources, stream
+from dnt.data.transforms import augment
 from dnt.parallel import mesh as meshes
 
 pytestmark = pytest.mark.usefixtures('eight_devices')
@@ -142,7 +143,7 @@ def test_evaluation_visits_each_example_once_in_order(config, mesh, placement, s
 def test_large_pictures_are_cropped_at_random_to_train_and_at_the_center_to_evaluate(
   config, mesh, class_folders, picture
 ):
-  from dnt.data import images
+  from dnt.data.transforms import images
 
   config.data.source = f'folder:{class_folders({"train/ant": 5, "train/bee": 4, "val/ant": 3})}'
   config.data.augment, config.data.image_size = 'resized_crop_flip', 10

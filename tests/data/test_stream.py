@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from dnt import config, errors
-from dnt.data import images, order, pipeline, readers, sources, stream
+from dnt.data import order, pipeline, readers, sources, stream
+from dnt.data.transforms import images
 
 pytestmark = pytest.mark.usefixtures('eight_devices')
 

@@ -8,10 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dnt import checkpoints, errors, experiment, models, recorded, trees
+from dnt import checkpoints, errors, models, trees
+from dnt.config import run_config
 from dnt.diagnostics import dead_units
 from dnt.models import activations, depth
 from dnt.parallel import mesh as mesh_lib
+from dnt.training import experiment
 
 EXAMPLES = 50  # in batches of 16: the last one is padded
 
@@ -179,8 +181,8 @@ def test_the_dead_units_of_a_workdir(network, tmp_path, program):
   assert table[2].startswith('stage1/block001/Activation_0')
   assert f'{result["dead"]} of 74 units' in table[-1] and table[-1].endswith('which ones: dead_units.json')
   (tmp_path / 'dead_units.json').unlink()
-  recorded.write(tmp_path / 'config.json', network)
-  config = f'--config={recorded.__file__}:{tmp_path / "config.json"}'
+  run_config.write(tmp_path / 'config.json', network)
+  config = f'--config={run_config.__file__}:{tmp_path / "config.json"}'
   code, out, err = program(config, f'--workdir={tmp_path}', '--mode=dead_units')
   assert code == 0, err
   assert out == f'{dead_units.text(result)}  {tmp_path}\n'

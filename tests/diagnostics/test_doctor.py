@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from dnt import config as schema
-from dnt import errors, experiment, models, trees
+from dnt import errors, models, trees
 from dnt.data import order
 from dnt.diagnostics import doctor
+from dnt.training import experiment
 
 pytestmark = pytest.mark.usefixtures('unoptimized')
 

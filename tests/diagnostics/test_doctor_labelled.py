@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from dnt import config as schema
-from dnt import experiment, steps
 from dnt.data import pipeline
 from dnt.diagnostics import doctor
 from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
+from dnt.training import experiment, steps
 
 NETS = """
 import flax.linen as nn

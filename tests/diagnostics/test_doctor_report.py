@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from dnt import errors, plots
+from dnt import errors
 from dnt.diagnostics import doctor, doctor_report
+from dnt.reporting import plots
 
 
 def examination(entries=5):

@@ -12,12 +12,14 @@ import numpy as np
 import optax
 import pytest
 
-from dnt import checkpoints, errors, experiment, initial, plots, record, train, trees
+from dnt import checkpoints, errors, loop, trees
 from dnt.data import order, pipeline
 from dnt.diagnostics import lr_find
 from dnt.models import depth
 from dnt.optim import chain
 from dnt.parallel import mesh as mesh_lib
+from dnt.reporting import plots
+from dnt.training import experiment, initialize, record
 
 
 @pytest.fixture
@@ -33,7 +35,7 @@ def build(config):
   data = experiment.load_data(config, ())
   run = experiment.make(experiment.resolve(config, data), data.spec)
   mesh = mesh_lib.make_mesh(config.mesh)
-  return run, mesh, data.train, initial.state(run, mesh, checkpoints.ReadOnly('nowhere'))[0]
+  return run, mesh, data.train, initialize.state(run, mesh, checkpoints.ReadOnly('nowhere'))[0]
 
 
 # The sweep.
@@ -322,7 +324,7 @@ def finding(network, undrawn, unoptimized):
 
 
 def run_of(config, workdir):
-  return train.train(config, workdir, record.Clock(0.0), 'test')
+  return loop.train(config, workdir, record.Clock(0.0), 'test')
 
 
 def test_a_run_at_a_rate_that_it_finds_is_the_run_at_that_rate(finding, tmp_path, capsys):

@@ -8,10 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dnt import checkpoints, errors, experiment, initial, losses, recorded, trees
+from dnt import checkpoints, errors, trees
+from dnt.config import run_config
 from dnt.data import order
 from dnt.diagnostics import noise
 from dnt.parallel import mesh as mesh_lib
+from dnt.training import experiment, initialize, losses
 
 
 @pytest.fixture
@@ -66,7 +68,7 @@ def build(config):
   data = experiment.load_data(config, ())
   run = experiment.make(experiment.resolve(config, data), data.spec)
   mesh = mesh_lib.make_mesh(config.mesh)
-  state, _ = initial.state(run, mesh, checkpoints.ReadOnly('nowhere'))
+  state, _ = initialize.state(run, mesh, checkpoints.ReadOnly('nowhere'))
   return run, mesh, data.train, state
 
 
@@ -154,8 +156,8 @@ def test_a_run_and_its_workdir(network, tmp_path, program):
     assert each['signal_to_noise'] == pytest.approx(16 * each['squared_gradient'] / each['trace'])
     scale = each['trace'] / each['squared_gradient']
     assert each['noise_scale'] == pytest.approx(scale) if scale > 0 else np.isnan(each['noise_scale'])
-  recorded.write(tmp_path / 'config.json', network)
-  config = f'--config={recorded.__file__}:{tmp_path / "config.json"}'
+  run_config.write(tmp_path / 'config.json', network)
+  config = f'--config={run_config.__file__}:{tmp_path / "config.json"}'
   code, out, err = program(config, f'--workdir={tmp_path / "run"}', '--mode=noise_scale')
   assert code == 0, err
   assert out == f'{noise.text(trained)}  {tmp_path / "run"}\n'

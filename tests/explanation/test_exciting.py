@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dnt import experiment
 from dnt.data import pipeline
 from dnt.explanation import exciting
 from dnt.models import depth
 from dnt.parallel import mesh as mesh_lib
+from dnt.training import experiment
 
 pytestmark = pytest.mark.usefixtures('eight_devices')
 

@@ -68,7 +68,7 @@ def test_pictures_and_their_figures_are_written(run, images, tmp_path, capsys):
 
 
 def test_a_split_is_searched(run, own_network, tmp_path):
-  from dnt import experiment
+  from dnt.training import experiment
 
   said = report.run(str(run), WANTED._replace(exciting='test[:30]'), tmp_path / 'out')
   assert said == 'searched the 30 pictures of test[:30]'

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dnt import plots
 from dnt.explanation import sheet
+from dnt.reporting import plots
 
 
 def test_an_overlay_is_the_gray_picture_where_the_map_is_zero_and_red_at_its_peak():

@@ -1,0 +1,277 @@
+"""One checkpoint on disk: how it is written down, and reading it back exactly or not at all.
+
+A checkpoint is `state`, the leaves of the train state as nested dicts (so that reading needs none of the classes that
+made it), and the envelope `meta/meta.json`: what the loop gives, the metric that ranks it, the shape, dtype and digest
+of each leaf, and its own SHA-256.
+
+All but `compare_digests` is local to the process.
+"""
+
+import copy
+import dataclasses
+import functools
+import hashlib
+import json
+import logging as std_logging
+import pathlib
+import sys
+import traceback
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+
+from dnt import errors, trees
+from dnt.checkpoints import digests
+
+META_FILE = 'meta.json'
+
+
+@dataclasses.dataclass(frozen=True)
+class Parameters:
+  """What `load_parameters` reads from a run: numpy arrays, whole on every process.
+
+  Attributes:
+    step: the checkpoint's step.
+    params: nested dicts.
+    batch_stats: nested dicts; empty without BatchNorm.
+    ema: `{'params': ..., 'batch_stats': ...}`; empty when the run kept no average.
+    meta: what was given to `save`.
+  """
+
+  step: int
+  params: dict[str, Any]
+  batch_stats: dict[str, Any]
+  ema: dict[str, Any]
+  meta: dict[str, Any]
+
+
+class DamagedError(Exception):
+  """A committed checkpoint that cannot be read back as it was written."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ReadBack:
+  """What was read, before its digests are compared.
+
+  Attributes:
+    leaves: by path.
+    record: the envelope's entry of each leaf.
+    value: what the caller asked for, made of the leaves.
+  """
+
+  leaves: dict[str, Any]
+  record: dict[str, Any]
+  value: Any
+
+
+def make_envelope(
+  meta: Mapping[str, Any], metric: float | None, leaves: Mapping[str, Any], sums: Mapping[str, tuple[int, bool]]
+) -> dict[str, Any]:
+  """The envelope of a checkpoint.
+
+  Args:
+    meta: what the loop gives, JSON.
+    metric: that ranks it.
+    leaves: of the state, by path.
+    sums: from `digests.inspect(leaves)`.
+  """
+  record = {
+    path: {'shape': list(leaf.shape), 'dtype': str(leaf.dtype), 'digest': sums[path][0]}
+    for path, leaf in leaves.items()
+  }
+  # Copied whole: it is written in the background, while the loop changes what it gave.
+  envelope = {'meta': copy.deepcopy(dict(meta)), 'metric': metric, 'leaves': record}
+  return {**envelope, 'sha256': _sha256(envelope)}
+
+
+def read_state(path: pathlib.Path, abstract_state: Any) -> ReadBack:
+  """Reads a whole state; the value is (state, meta).
+
+  Args:
+    path: of the checkpoint.
+    abstract_state: pytree of `jax.ShapeDtypeStruct`s (or arrays) with the shardings to read onto; a leaf without one
+      goes to the first device of this process.
+
+  Raises:
+    DamagedError: it cannot be read.
+    errors.InputError: it holds other leaves; nothing but the envelope was read.
+  """
+  envelope = _read_envelope(path)
+  expected = flatten(abstract_state)
+  _check_strictly(path, expected, envelope['leaves'])
+
+  def abstract(leaf):
+    sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+  leaves = _read_leaves(path, {name: abstract(leaf) for name, leaf in expected.items()})
+  _, structure = jax.tree.flatten(abstract_state)
+  state = jax.tree.unflatten(structure, [leaves[name] for name in _paths(abstract_state)])
+  return ReadBack(leaves, envelope['leaves'], (state, envelope['meta']))
+
+
+def read_parameters(path: pathlib.Path) -> ReadBack:
+  """Reads parameters and statistics as numpy arrays; the value is `Parameters`.
+
+  Raises:
+    DamagedError: they cannot be read.
+  """
+  envelope = _read_envelope(path)
+  record = {
+    name: entry for name, entry in envelope['leaves'].items() if name.split('/')[0] in ('params', 'batch_stats', 'ema')
+  }
+  leaves = _read_leaves(
+    path, {name: jax.ShapeDtypeStruct(tuple(entry['shape']), entry['dtype']) for name, entry in record.items()}
+  )
+  tree = trees.unflatten(leaves)
+  value = Parameters(
+    step=int(path.name),
+    params=tree['params'],
+    batch_stats=tree.get('batch_stats', {}),
+    ema=tree.get('ema', {}),
+    meta=envelope['meta'],
+  )
+  return ReadBack(leaves, record, value)
+
+
+def _read_envelope(path: pathlib.Path) -> dict[str, Any]:
+  file = path / 'meta' / META_FILE
+  try:
+    envelope = json.loads(file.read_bytes())
+    good = envelope.pop('sha256') == _sha256(envelope)
+  except PermissionError as error:
+    raise errors.InputError(f'{file} cannot be read ({error.strerror}); check its owner and mode') from error
+  except FileNotFoundError as error:
+    raise DamagedError(f'{file.relative_to(path)} is missing') from error
+  except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+    raise DamagedError(f'{file.relative_to(path)} cannot be read') from error
+  if not good:
+    raise DamagedError(f'{file.relative_to(path)} is not what was written')
+  return envelope
+
+
+def _read_leaves(path: pathlib.Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
+  """Reads leaves by path: onto the sharding each carries, or as numpy arrays without one."""
+  import orbax.checkpoint as ocp
+
+  silence_background()
+
+  def restore_args(leaf):
+    if leaf.sharding is None:
+      return ocp.RestoreArgs(restore_type=np.ndarray)
+    return ocp.ArrayRestoreArgs(sharding=leaf.sharding, global_shape=leaf.shape, dtype=leaf.dtype)
+
+  # Each process reads by itself, so that one that fails does not leave the others in a barrier.
+  process = jax.process_index()
+  alone = ocp.options.MultiprocessingOptions(
+    primary_host=process, active_processes={process}, barrier_sync_key_prefix=f'dnt_read_{process}'
+  )
+  item = trees.unflatten(wanted)
+  checkpointer = ocp.Checkpointer(
+    ocp.PyTreeCheckpointHandler(multiprocessing_options=alone), multiprocessing_options=alone
+  )
+  try:
+    restored = checkpointer.restore(
+      path / 'state',
+      args=ocp.args.PyTreeRestore(item=item, restore_args=jax.tree.map(restore_args, item), partial_restore=True),
+    )
+    return {name: trees.flatten(restored)[name] for name in wanted}
+  except (MemoryError, jax.errors.JaxRuntimeError):
+    raise
+  except PermissionError as error:
+    raise errors.InputError(f'{path} cannot be read ({error.strerror}); check its owner and mode') from error
+  except Exception as error:
+    # Orbax and TensorStore raise a dozen types for a file that is cut short, missing or changed.
+    raise DamagedError('state cannot be read') from error
+  finally:
+    checkpointer.close()
+
+
+def compare_digests(read: ReadBack) -> DamagedError | None:
+  """The problem if a leaf is not what was written; the one function here that all processes must call together."""
+  changed = [
+    path for path, (digest, _) in digests.inspect(read.leaves).items() if digest != read.record[path]['digest']
+  ]
+  return DamagedError(f'not what was written: {errors.list_names(changed)}') if changed else None
+
+
+@functools.cache
+def silence_background() -> None:
+  """Keeps Orbax's threads from printing what the calls here raise, in one line, as `RunError` or as damage.
+
+  When one of many reads or writes fails, the others end later and find their event loop closed or nobody waiting for
+  them: pages of tracebacks that say nothing more.
+  """
+  hook = sys.unraisablehook
+
+  def unraisable(event):
+    closed = isinstance(event.exc_value, RuntimeError) and 'Event loop is closed' in str(event.exc_value)
+    if not closed and not any('orbax' in frame.filename for frame in traceback.extract_tb(event.exc_traceback)):
+      hook(event)
+
+  sys.unraisablehook = unraisable
+  logging.get_absl_logger().addFilter(lambda record: not (record.exc_info and 'orbax' in record.pathname))
+  logger = std_logging.getLogger('asyncio')
+  logger.addFilter(lambda record: 'exception was never retrieved' not in record.getMessage())
+
+
+def _check_strictly(path: pathlib.Path, expected: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
+  both = [name for name in expected if name in saved]
+  shapes = [
+    f'{name} {tuple(saved[name]["shape"])}, not {expected[name].shape}'
+    for name in both
+    if tuple(saved[name]['shape']) != expected[name].shape
+  ]
+  dtypes = [
+    f'{name} {saved[name]["dtype"]}, not {expected[name].dtype}'
+    for name in both
+    if saved[name]['dtype'] != str(expected[name].dtype)
+  ]
+  problems = {
+    'missing': [name for name in expected if name not in saved],
+    'unexpected': [name for name in saved if name not in expected],
+    'of another shape': shapes,
+    'of another dtype': dtypes,
+  }
+  found = [f'{what}: {errors.list_names(names)}' for what, names in problems.items() if names]
+  if found:
+    workdir = path.parent.parent
+    raise errors.InputError(
+      f'checkpoint {path} is not of this network and optimizer; {"; ".join(found)}. '
+      f'Give another --workdir, or the config that made it ({workdir / "config.json"})'
+    )
+
+
+def _paths(tree: Any) -> list[str]:
+  leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+  return [jax.tree_util.keystr(path, simple=True, separator='/') for path, _ in leaves]
+
+
+def flatten(tree: Any) -> dict[str, Any]:
+  """Leaves of any pytree by path, in its order."""
+  return dict(zip(_paths(tree), jax.tree.leaves(tree), strict=True))
+
+
+def _sha256(envelope: Mapping[str, Any]) -> str:
+  # In the order it is written: the same text before it is written and after it is read.
+  return hashlib.sha256(json.dumps(envelope).encode()).hexdigest()
+
+
+def metric_of(path: pathlib.Path) -> float | None:
+  try:
+    return _read_envelope(path)['metric']
+  except DamagedError:
+    return None  # restoring it will say so
+
+
+def steps_in(directory: pathlib.Path) -> list[int]:
+  """Committed steps: Orbax writes elsewhere and renames."""
+  try:
+    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit() and path.is_dir())
+  except (FileNotFoundError, NotADirectoryError):
+    return []
+  except PermissionError as error:
+    raise errors.InputError(f'{directory} cannot be read ({error.strerror}); check its owner and mode') from error

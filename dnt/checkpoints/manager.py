@@ -1,0 +1,367 @@
+"""Checkpoints of a whole run under `<workdir>/checkpoints`: one Orbax manager, strict restore, damage passed over.
+
+`stored` says what a checkpoint is. With several processes every public call is made by all of them; what one finds
+damaged, all pass over. They must share the file system of the workdir.
+"""
+
+import dataclasses
+import functools
+import os
+import pathlib
+import secrets
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from jax.experimental import multihost_utils
+
+from dnt import errors, files, trees
+from dnt.checkpoints import digests, format
+from dnt.parallel import multihost
+
+DIRECTORY = 'checkpoints'
+
+
+def better(best_metric: str, value: float | None, than: float | None) -> bool:
+  """Whether a metric improved: lower for a name that ends in 'loss', higher for any other; never by a NaN."""
+  if value is None or np.isnan(value):
+    return False
+  return than is None or (value < than if best_metric.endswith('loss') else value > than)
+
+
+class Checkpoints:
+  """The checkpoints of one run: the newest `config.keep`, and the best by `config.best_metric`."""
+
+  def __init__(self, workdir: str | os.PathLike, config: ml_collections.ConfigDict):
+    """Makes sure that checkpoints can be written.
+
+    Args:
+      workdir: directory of the run, made when missing.
+      config: the `checkpoint` section of the config.
+
+    Raises:
+      errors.InputError: the workdir cannot be written, or the processes do not share it.
+    """
+    self._directory = pathlib.Path(workdir).absolute() / DIRECTORY
+    self._config = config
+    self._metrics: dict[int, float | None] = {}
+    _check_writable(self._directory)
+
+  @functools.cached_property
+  def _manager(self):
+    # Made by the first save: the first step of a run does not wait for the import.
+    import orbax.checkpoint as ocp
+
+    class Manager(ocp.CheckpointManager):
+      def reached_preemption(self, step: int) -> bool:
+        return False  # the loop asks by its own dense counter; a second one would move the agreed step
+
+    format.silence_background()
+    registry = ocp.DefaultCheckpointHandlerRegistry()
+    state_handler = ocp.PyTreeCheckpointHandler()
+    meta_handler = ocp.JsonCheckpointHandler(filename=format.META_FILE)
+    registry.add('state', ocp.args.PyTreeSave, state_handler)
+    registry.add('state', ocp.args.PyTreeRestore, state_handler)
+    registry.add('meta', ocp.args.JsonSave, meta_handler)
+    registry.add('meta', ocp.args.JsonRestore, meta_handler)
+    self._metrics |= {step: format.metric_of(self._directory / str(step)) for step in format.steps_in(self._directory)}
+    return Manager(
+      self._directory,
+      options=ocp.CheckpointManagerOptions(
+        save_decision_policy=ocp.checkpoint_managers.FixedIntervalPolicy(1),  # the loop decides
+        preservation_policy=_Preserve(self._config.keep, self._best_of),
+        cleanup_tmp_directories=True,
+        save_root_metadata=False,
+      ),
+      handler_registry=registry,
+    )
+
+  @property
+  def latest_step(self) -> int | None:
+    """The newest step on disk or being written; None without one."""
+    return max(self._all_steps(), default=None)
+
+  @property
+  def best_step(self) -> int | None:
+    """The step with the best metric, the first of equals; None when no checkpoint has one."""
+    steps = self._all_steps()
+    self._metrics |= {
+      step: format.metric_of(self._directory / str(step)) for step in steps if step not in self._metrics
+    }
+    return self._best_of(steps)
+
+  def save(self, step: int, state: Any, meta: Mapping[str, Any], metric: float | None = None) -> bool:
+    """Starts to write a checkpoint; returns once the state is copied, so that its buffers may be donated.
+
+    Args:
+      step: optimizer steps done.
+      state: pytree of arrays, checked to be finite first.
+      meta: JSON values.
+      metric: what ranks this checkpoint; None: it cannot be the best.
+
+    Returns:
+      Whether it is saved now; False when this step was saved before.
+
+    Raises:
+      errors.RunError: the state is not finite (nothing is written, what was saved stays), or an earlier checkpoint
+        could not be written.
+    """
+    import orbax.checkpoint as ocp
+
+    if step in self._all_steps():
+      return False
+    leaves = format.flatten(state)
+    self._check_room(leaves)
+    sums = digests.inspect(leaves)
+    bad = [path for path, (_, finite) in sums.items() if not finite]
+    if bad:
+      raise errors.RunError(f'the state after step {step} is not finite and was not saved ({errors.list_names(bad)})')
+    envelope = format.make_envelope(meta, metric, leaves, sums)
+    self._metrics[step] = metric
+    self._write(
+      self._manager.save,
+      step,
+      args=ocp.args.Composite(state=ocp.args.PyTreeSave(trees.unflatten(leaves)), meta=ocp.args.JsonSave(envelope)),
+    )
+    return True
+
+  def restore_latest(self, abstract_state: Callable[[int], Any]) -> tuple[Any, dict[str, Any]] | None:
+    """The newest checkpoint that reads back as it was written; damaged newer ones are moved aside, one line each.
+
+    Args:
+      abstract_state: by step, the pytree of the state with `jax.ShapeDtypeStruct` leaves (or arrays) that carry the
+        shardings to restore onto; they need not be those it was saved from.
+
+    Returns:
+      (state, meta), or None when nothing was ever saved.
+
+    Raises:
+      errors.InputError: the checkpoint is of another network or optimizer, or all of them are damaged; everything saved
+        stays as it is.
+    """
+    if not self._all_steps():
+      return None
+    found, damaged = _newest_good(self._directory, _reader(abstract_state))
+    for step, reason in damaged:
+      aside = self._move_aside(step)
+      _say(f'checkpoint {step} is damaged ({reason}); moved to {aside}, going on from step {found.step}')
+    if damaged and '_manager' in self.__dict__:
+      self._manager.reload()
+    return found.value
+
+  def restore(self, step: int, abstract_state: Any) -> tuple[Any, dict[str, Any]]:
+    """(state, meta) of one step; see `restore_latest`.
+
+    Raises:
+      errors.InputError: no such checkpoint, it is damaged, or it is of another network or optimizer.
+    """
+    steps = self._all_steps()
+    if step not in steps:
+      raise errors.unknown(f'checkpoint in {self._directory}', str(step), map(str, steps))
+    found, _ = _newest_good(self._directory, lambda path: format.read_state(path, abstract_state), only=step)
+    return found.value
+
+  def wait(self) -> None:
+    """Blocks until what is being saved is on disk.
+
+    Raises:
+      errors.RunError: it could not be written.
+    """
+    if '_manager' in self.__dict__:
+      self._write(self._manager.wait_until_finished)
+
+  def close(self) -> None:
+    """Waits as `wait` does, and ends the writing threads."""
+    if '_manager' in self.__dict__:
+      self._write(self._manager.close)
+
+  def _all_steps(self) -> list[int]:
+    if '_manager' in self.__dict__:
+      return sorted(self._manager.all_steps())
+    return multihost.broadcast_from_lead(format.steps_in(self._directory))
+
+  def _best_of(self, steps: Sequence[int]) -> int | None:
+    best = None
+    for step in sorted(steps):
+      if better(self._config.best_metric, self._metrics.get(step), self._metrics[best] if best is not None else None):
+        best = step
+    return best
+
+  def _check_room(self, leaves: Mapping[str, jax.Array]) -> None:
+    # Found only by the writing threads, both would show as pages of tracebacks, or as minutes of waiting.
+    problem = None
+    if multihost.is_lead():
+      needed = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves.values())
+      try:
+        free = shutil.disk_usage(self._directory).free
+      except OSError as error:
+        problem = errors.RunError(f'{self._directory} is gone ({error.strerror}); no checkpoint can be written')
+      else:
+        if free < needed:
+          problem = errors.RunError(
+            f'a checkpoint needs {needed / 1e6:.0f} MB and the disk of {self._directory} has {free / 1e6:.0f} MB left; '
+            'make room and run the same command again'
+          )
+    problem = _agree(problem)
+    if problem is not None:
+      raise problem
+
+  def _move_aside(self, step: int) -> pathlib.Path:
+    aside = self._directory / f'{step}.damaged'
+    if multihost.is_lead():
+      number = 2
+      while aside.exists():
+        aside = self._directory / f'{step}.damaged-{number}'
+        number += 1
+      (self._directory / str(step)).rename(aside)
+    multihost.barrier('dnt: moved a damaged checkpoint aside')  # nobody lists the directory before
+    return aside
+
+  def _write(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+    try:
+      call(*args, **kwargs)
+    except Exception as error:
+      reason = str(error).strip().splitlines() or [type(error).__name__]
+      raise errors.RunError(f'a checkpoint could not be written to {self._directory}: {reason[0]}') from error
+
+
+@dataclasses.dataclass(frozen=True)
+class _Preserve:
+  """Orbax's preservation policy: the newest `keep`, and the best."""
+
+  keep: int
+  best_of: Callable[[Sequence[int]], int | None]
+
+  def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+    steps = [checkpoint.step for checkpoint in checkpoints]
+    kept = {*sorted(steps)[-self.keep :], self.best_of(steps)}
+    return [step in kept for step in steps]
+
+
+class ReadOnly:
+  """The checkpoints of a run that is only looked at: nothing on disk is made, moved or removed."""
+
+  def __init__(self, workdir: str | os.PathLike):
+    """Args: workdir: directory of the run, if there is one."""
+    self._directory = pathlib.Path(workdir).absolute() / DIRECTORY
+
+  def restore_latest(self, abstract_state: Callable[[int], Any]) -> tuple[Any, dict[str, Any]] | None:
+    """As `Checkpoints.restore_latest`, but damaged checkpoints are passed over and stay where they are."""
+    if not multihost.broadcast_from_lead(format.steps_in(self._directory)):
+      return None
+    return _look(self._directory, _reader(abstract_state))
+
+
+def load_parameters(workdir: str | os.PathLike, step: int | None = None) -> format.Parameters:
+  """stored.Parameters and statistics of another run, without the config or the classes that made it.
+
+  A damaged checkpoint is passed over for the one before, said in one line; nothing on disk is changed.
+
+  Args:
+    workdir: of a dnt run.
+    step: which checkpoint; the newest when not given.
+
+  Raises:
+    errors.InputError: there is no checkpoint, no such step, or they are damaged.
+  """
+  directory = pathlib.Path(workdir).absolute() / DIRECTORY
+  steps = multihost.broadcast_from_lead(format.steps_in(directory))
+  if not steps:
+    raise errors.InputError(f'there is no checkpoint in {directory}; give the workdir of a dnt run that saved one')
+  if step is not None and step not in steps:
+    raise errors.unknown(f'checkpoint in {directory}', str(step), map(str, steps))
+  return _look(directory, format.read_parameters, only=step)
+
+
+def _look(directory: pathlib.Path, read: Callable[[pathlib.Path], format.ReadBack], only: int | None = None) -> Any:
+  """What `_newest_good` finds; damaged checkpoints are said, one line each, and nothing on disk is changed."""
+  found, damaged = _newest_good(directory, read, only)
+  for bad, reason in damaged:
+    _say(f'checkpoint {bad} in {directory} is damaged ({reason}); taking step {found.step}')
+  return found.value
+
+
+@dataclasses.dataclass(frozen=True)
+class _Found:
+  step: int
+  value: Any
+
+
+def _newest_good(
+  directory: pathlib.Path, read: Callable[[pathlib.Path], format.ReadBack], only: int | None = None
+) -> tuple[_Found, list[tuple[int, str]]]:
+  """The newest checkpoint that `read` accepts, and the newer damaged ones with the reasons; agreed by all processes.
+
+  Args:
+    directory: of the checkpoints, at least one.
+    read: of `stored`; local to the process.
+    only: look at this step alone.
+  """
+  damaged = []
+  for step in [only] if only is not None else reversed(multihost.broadcast_from_lead(format.steps_in(directory))):
+    problem, read_back = None, None
+    try:
+      read_back = read(directory / str(step))
+    except (format.DamagedError, errors.InputError) as error:
+      problem = error
+    problem = _agree(problem)
+    if problem is None:
+      problem = _agree(format.compare_digests(read_back))
+    if problem is None:
+      return _Found(step, read_back.value), damaged
+    if isinstance(problem, errors.InputError):
+      raise problem
+    damaged.append((step, str(problem)))
+  listed = '; '.join(f'{step}: {reason}' for step, reason in damaged)
+  raise errors.InputError(
+    f'every checkpoint in {directory} is damaged ({listed}). Restore them from a backup, give another --workdir, or '
+    f'delete {directory} to start again'
+  )
+
+
+def _reader(abstract_state: Callable[[int], Any]) -> Callable[[pathlib.Path], format.ReadBack]:
+  return lambda path: format.read_state(path, abstract_state(int(path.name)))
+
+
+def _say(line: str) -> None:
+  if multihost.is_lead():
+    print(line, flush=True)
+
+
+def _check_writable(directory: pathlib.Path) -> None:
+  probe = directory / f'.writable-{multihost.broadcast_from_lead(secrets.token_hex(4))}'
+  problem = None
+  if multihost.is_lead():
+    try:
+      files.make_workdir(directory.parent)
+      directory.mkdir(exist_ok=True)
+      probe.touch()
+    except errors.InputError as error:
+      problem = error
+  problem = _agree(problem)
+  if problem is not None:
+    raise problem
+  if not probe.exists():
+    problem = errors.InputError(
+      f'process {jax.process_index()} does not see the files of process 0 in {directory.parent}; '
+      'give a --workdir on a file system that all processes share'
+    )
+  problem = _agree(problem)
+  if multihost.is_lead():
+    probe.unlink()
+  if problem is not None:
+    raise problem
+
+
+def _agree(problem: Exception | None) -> Exception | None:
+  """The gravest problem of any process, on every process: damage before any other before none."""
+  if jax.process_count() == 1:
+    return problem
+  kinds = (type(None), errors.RunError, errors.InputError, format.DamagedError)
+  mine = kinds.index(type(problem))
+  all_of_them = multihost_utils.process_allgather(np.int32(mine))
+  process = int(np.argmax(all_of_them))
+  return problem if all_of_them[process] == mine else kinds[all_of_them[process]](f'as process {process} found')

@@ -1,0 +1,37 @@
+"""The schema of configs: every option, its default and its check."""
+
+from dnt.config.schema import (
+  ACTIVATIONS,
+  INITIALIZERS,
+  KINDS,
+  NORMS,
+  RUN_FIGURES,
+  SCHEMA,
+  SIGNAL,
+  SPLIT_FIGURES,
+  Option,
+  default,
+  duration,
+  kind,
+  options,
+  period,
+  validate,
+)
+
+__all__ = [
+  'ACTIVATIONS',
+  'INITIALIZERS',
+  'KINDS',
+  'NORMS',
+  'Option',
+  'RUN_FIGURES',
+  'SCHEMA',
+  'SIGNAL',
+  'SPLIT_FIGURES',
+  'default',
+  'duration',
+  'kind',
+  'options',
+  'period',
+  'validate',
+]

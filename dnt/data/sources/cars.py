@@ -1,0 +1,171 @@
+"""Stanford Cars (Krause et al. 2013), 196 classes: the official archives unpacked, or a folder a class."""
+
+import dataclasses
+import functools
+import pathlib
+from typing import Any, NamedTuple
+
+import ml_collections
+import numpy as np
+
+from dnt import errors
+from dnt.data import examples, order
+from dnt.data.sources import folder
+
+SHOWN_FILES = 3  # missing pictures that a message names
+
+
+class _Split(NamedTuple):
+  """The folder of a split's pictures, and the file of its labels and boxes."""
+
+  pictures: str
+  annotations: str
+
+
+SPLITS = {
+  'train': _Split('cars_train', 'cars_train_annos.mat'),
+  'test': _Split('cars_test', 'cars_test_annos_withlabels.mat'),
+}
+NAMES = 'cars_meta.mat'
+UNLABELLED = 'cars_test_annos.mat'
+# Below the folder: where .mat files may be (the official place, then others that copies have), and class folders.
+DEVKITS = ('devkit', '', 'devkit/devkit', 'car_devkit/devkit', 'car_devkit')
+CLASS_FOLDERS = ('', 'car_data', 'car_data/car_data')
+LAYOUT = (
+  f'cars_train/, cars_test/ and devkit/ with {NAMES}, {SPLITS["train"].annotations} and {SPLITS["test"].annotations}; '
+  'or train/<class>/ and test/<class>/'
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Boxed(folder.Files):
+  """Picture files of which a box is kept: int [N, 4], (top, bottom, left, right), `bottom` and `right` excluded."""
+
+  boxes: np.ndarray
+
+  def __getitem__(self, index: int) -> tuple[Any, int]:
+    image, label = super().__getitem__(index)
+    top, bottom, left, right = self.boxes[index]
+    width, height = image.size
+    box = left, top, min(right, width), min(bottom, height)
+    if box[0] >= box[2] or box[1] >= box[3]:
+      raise errors.InputError(
+        f'the box of {self.paths[index]}, rows {top} to {bottom} and columns {left} to {right}, lies outside of its '
+        f'{height} x {width} pixels; set config.data.crop_to_box=False, or replace picture and annotations'
+      )
+    return image.crop(box), label
+
+  def part(self, start: int, stop: int) -> 'Boxed':
+    return Boxed(self.paths[start:stop], self.labels[start:stop], self.boxes[start:stop])
+
+
+def cars(where: str, config: ml_collections.ConfigDict, seed: int) -> examples.Splits:
+  """Stanford Cars, RGB, of any sizes, in the splits `train` and `test`; each in random order, so that slices are fair.
+
+  Files are looked for in the places of the official archives and of the copies on Kaggle: `cars_train/` and
+  `cars_test/`, each perhaps once more in a folder of its own name, the `.mat` files in `devkit/` or beside it; or class
+  folders in `train/` and `test/`, perhaps under `car_data/`. Classes are in the order of the devkit; of class folders,
+  sorted by name.
+
+  Args:
+    where: the folder.
+    config: the `data` section of the config: `crop_to_box`.
+    seed: of the order.
+
+  Raises:
+    errors.InputError: files that are missing (says where each goes) or damaged, or boxes where there are none.
+  """
+  root = pathlib.Path(where).expanduser()
+  if not root.is_dir():
+    raise errors.InputError(f'the folder {root} does not exist; expected there: {LAYOUT}')
+  if not any((root / split.pictures).is_dir() for split in SPLITS.values()):
+    for base in (root / each for each in CLASS_FOLDERS):
+      if all((base / split).is_dir() for split in SPLITS):
+        return _class_folders(where, base, config, seed)
+    if _find(root, NAMES) is None:
+      raise errors.InputError(f'{root} holds no Stanford Cars; expected there: {LAYOUT}')
+  return {split: functools.partial(_read, where, root, split, config.crop_to_box, seed) for split in SPLITS}
+
+
+def _class_folders(where: str, base: pathlib.Path, config: ml_collections.ConfigDict, seed: int) -> examples.Splits:
+  if config.crop_to_box:
+    raise errors.InputError(
+      f'config.data.crop_to_box needs the boxes in the .mat files of the devkit, and {base} holds class folders alone; '
+      f'leave it off, or bring to {where}: {LAYOUT.partition(";")[0]}'
+    )
+  splits = folder.folder(str(base), config, seed)
+
+  def read(split):
+    return dataclasses.replace(splits[split](), name=f'cars:{where}')
+
+  return {split: functools.partial(read, split) for split in SPLITS}
+
+
+def _read(where: str, root: pathlib.Path, split: str, crop_to_box: bool, seed: int) -> examples.Examples:
+  """A split in the layout of the official archives."""
+  wanted = SPLITS[split]
+  pictures = next((path for path in _nested(root, wanted.pictures) if path.is_dir()), None)
+  names_file, annotations_file = _find(root, NAMES), _find(root, wanted.annotations)
+  missing = [
+    f'{name} goes to {root / "devkit" / name}'
+    for name, found in ((NAMES, names_file), (wanted.annotations, annotations_file))
+    if found is None
+  ]
+  if pictures is None:
+    missing.append(f'the pictures 00001.jpg and on go to {root / wanted.pictures}')
+  if missing:
+    unlabelled = split == 'test' and annotations_file is None and _find(root, UNLABELLED)
+    note = f' ({UNLABELLED}, which is there, holds no labels)' if unlabelled else ''
+    raise errors.InputError(f'cars:{where} lacks files of the {split!r} split: {"; ".join(missing)}{note}')
+
+  class_names = tuple(str(name) for name in np.atleast_1d(_mat(names_file, 'class_names')))
+  files, labels, boxes = _annotations(annotations_file, len(class_names))
+  present = {path.name for path in pictures.iterdir()}
+  absent = [name for name in files if name not in present]
+  if absent:
+    more = f' and {len(absent) - SHOWN_FILES} more' if len(absent) > SHOWN_FILES else ''
+    raise errors.InputError(
+      f'{pictures} lacks {", ".join(absent[:SHOWN_FILES])}{more} of the {len(files)} pictures that {annotations_file} '
+      'names; unpack the archive again'
+    )
+  shuffled = order.permutation(order.philox(seed, order.SPLIT), len(files))
+  paths, labels = tuple(str(pictures / files[index]) for index in shuffled), labels[shuffled]
+  chosen = Boxed(paths, labels, boxes[shuffled]) if crop_to_box else folder.Files(paths, labels)
+  return examples.Examples(f'cars:{where}', split, class_names, (None, None, 3), chosen, labels)
+
+
+def _nested(root: pathlib.Path, name: str) -> tuple[pathlib.Path, ...]:
+  return root / name / name, root / name
+
+
+def _find(root: pathlib.Path, name: str) -> pathlib.Path | None:
+  return next((path for each in DEVKITS if (path := root / each / name).is_file()), None)
+
+
+def _mat(path: pathlib.Path, key: str) -> Any:
+  """A variable of a MATLAB file."""
+  from scipy import io
+
+  try:
+    return io.loadmat(path, squeeze_me=True)[key]
+  except Exception as error:  # whatever scipy meets in a file that is none, such as a saved web page
+    reason = f'it has no {key}' if isinstance(error, KeyError) else f'{type(error).__name__}: {error}'
+    raise errors.InputError(f'{path} is not the file of the devkit ({reason}); fetch it again') from error
+
+
+def _annotations(path: pathlib.Path, classes: int) -> tuple[list[str], np.ndarray, np.ndarray]:
+  """File names, labels int32 [N] from 0, and boxes int [N, 4] as `Boxed` takes them."""
+  table = np.atleast_1d(_mat(path, 'annotations'))
+  fields = ('fname', 'class', 'bbox_y1', 'bbox_y2', 'bbox_x1', 'bbox_x2')
+  absent = [name for name in fields if name not in (table.dtype.names or ())]
+  if absent or not len(table):
+    what = f'no {absent[0]}' if absent else 'no pictures'
+    raise errors.InputError(
+      f'the annotations in {path} hold {what}; those of the test split with labels are {SPLITS["test"].annotations}'
+    )
+  numbers = np.stack([table[name].astype(np.int64) for name in fields[1:]], axis=1)
+  labels = numbers[:, 0] - 1  # MATLAB counts from 1: classes, and the first row and column of a box
+  if labels.min() < 0 or labels.max() >= classes:
+    raise errors.InputError(f'{path} holds classes {labels.min() + 1} to {labels.max() + 1}; {NAMES} names {classes}')
+  boxes = np.maximum(numbers[:, 1:] - [1, 0, 1, 0], 0)
+  return [str(name) for name in table['fname']], labels.astype(np.int32), boxes

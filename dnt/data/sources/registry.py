@@ -1,0 +1,66 @@
+"""Where pictures come from: `config.data.source` to a split of examples."""
+
+from collections.abc import Callable, Mapping
+
+import ml_collections
+
+from dnt import errors
+from dnt.data import examples, placement, splits
+from dnt.data.sources import builtin, cars, cifar, folder, idx, tfds
+
+FOLDER = '<dir>'
+# name -> (f(where, config.data, seed) -> splits, what follows the colon and is handed over as `where`). A folder may be
+# in config.data.dir instead.
+SOURCES: Mapping[str, tuple[Callable[..., examples.Splits], str]] = {
+  'digits': (builtin.digits, ''),
+  'synthetic': (builtin.synthetic, ''),
+  'tfds': (tfds.tfds, '<name>'),
+  'cifar_binary': (cifar.cifar_binary, FOLDER),
+  'idx': (idx.idx, FOLDER),
+  'folder': (folder.folder, FOLDER),
+  'cars': (cars.cars, FOLDER),
+}
+
+
+def names() -> list[str]:
+  """The forms `config.data.source` can have."""
+  return [f'{name}:{follows}' if follows else name for name, (_, follows) in SOURCES.items()]
+
+
+def load(config: ml_collections.ConfigDict, split: str, seed: int) -> examples.Examples:
+  """A split of the configured source; in memory when it is to live on the device.
+
+  Args:
+    config: the `data` section of the config.
+    split: a split's name, sliced as in TFDS (`'train[:98%]'`).
+    seed: of the splits that are drawn here (digits, folders without a val folder), of the order in which folders and
+      cars are listed, and of synthetic pictures.
+
+  Raises:
+    errors.InputError: unknown source or split, or files that are missing or damaged; says what was expected where.
+  """
+  part = splits.parse(split)
+  name, colon, where = config.source.partition(':')
+  if name not in SOURCES:
+    raise errors.unknown('data source (config.data.source)', name, names())
+  splits_of, follows = SOURCES[name]
+  if follows == FOLDER and bool(where) == bool(config.dir):
+    problem = 'names no folder' if not where else f'and config.data.dir={config.dir!r} name two folders'
+    raise errors.InputError(
+      f"config.data.source={config.source!r} {problem}; give one: '{name}:{FOLDER}', or config.data.dir beside {name!r}"
+    )
+  if follows == FOLDER:
+    where = where or config.dir
+  elif bool(where) != bool(follows) or bool(colon) != bool(follows):
+    form = f'{name}:{follows}' if follows else name
+    raise errors.InputError(f"config.data.source={config.source!r} must be of the form '{form}'")
+  if config.crop_to_box and name != 'cars':
+    raise errors.InputError(f'config.data.crop_to_box needs boxes, which {config.source} has not; cars:<dir> has them')
+  available = splits_of(where, config, seed)
+  if part.name not in available:
+    raise errors.unknown(f'split of {config.source}', part.name, available)
+  whole = available[part.name]()
+  chosen = whole.part(split, *part.bounds(len(whole)))
+  if placement.on_device(config, len(chosen), chosen.shape) and chosen.images is None:
+    return chosen.decoded()
+  return chosen

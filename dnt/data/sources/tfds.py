@@ -1,0 +1,221 @@
+"""Any image classification set of TensorFlow Datasets, read from its array_record files without TensorFlow."""
+
+import contextlib
+import dataclasses
+import difflib
+import fcntl
+import functools
+import importlib.util
+import os
+import pathlib
+from collections.abc import Iterator
+from concurrent import futures
+from typing import Any
+
+import ml_collections
+import numpy as np
+from absl import logging
+
+from dnt import errors
+from dnt.data import examples
+from dnt.data.transforms import images
+
+BLOCK = 512  # records read at a time when a whole split is decoded
+SHOWN_FILES = 5  # files to place by hand that a message names
+REQUIREMENTS = 'requirements-tfds.txt'
+
+
+@dataclasses.dataclass(frozen=True)
+class Records:
+  """Pictures and labels in array_record files, `start` to `stop` of a split.
+
+  Attributes:
+    source: random access to the serialized `tf.train.Example`s; can be sent to worker processes.
+    name: of set and split, for messages.
+    image: feature of the encoded picture.
+    label: feature of the label.
+    channels: 1 or 3.
+    start: first record.
+    stop: one past the last.
+  """
+
+  source: Any
+  name: str
+  image: str
+  label: str
+  channels: int
+  start: int
+  stop: int
+
+  def __len__(self) -> int:
+    return self.stop - self.start
+
+  def __getitem__(self, index: int) -> tuple[Any, int]:
+    if not 0 <= index < len(self):
+      raise IndexError(index)
+    return self._decode(index, self._read([index])[0])
+
+  def part(self, start: int, stop: int) -> 'Records':
+    return dataclasses.replace(self, start=self.start + start, stop=self.start + stop)
+
+  def decode_all(self, shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """All pictures, uint8 [N, *shape], and labels, int32 [N]."""
+    pictures, labels = np.empty((len(self), *shape), np.uint8), np.empty(len(self), np.int32)
+
+    def fill(start):
+      indices = range(start, min(start + BLOCK, len(self)))
+      for index, record in zip(indices, self._read(indices), strict=True):
+        image, labels[index] = self._decode(index, record)
+        pictures[index] = images.to_array(image)
+
+    with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+      list(pool.map(fill, range(0, len(self), BLOCK)))
+    return pictures, labels
+
+  def _read(self, indices: Any) -> list[bytes]:
+    try:
+      return self.source.__getitems__([self.start + index for index in indices])
+    except (OSError, RuntimeError, ValueError, IndexError) as error:
+      raise errors.InputError(
+        f'{self.name} cannot be read ({error}); delete the prepared set and prepare it again'
+      ) from error
+
+  def _decode(self, index: int, record: bytes) -> tuple[Any, int]:
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    feature = tf_example_pb2.Example.FromString(record).features.feature
+    label = feature[self.label].int64_list.value[0]
+    name = f'{self.start + index} of {self.name}'
+    if label < 0:
+      raise errors.InputError(f'example {name} has no label; use a labelled split')
+    return images.decode(feature[self.image].bytes_list.value[0], name, self.channels), label
+
+
+def tfds(where: str, config: ml_collections.ConfigDict, seed: int) -> examples.Splits:
+  """The splits of a TFDS set, which is prepared first if it is not.
+
+  Args:
+    where: the set's name as TFDS writes it, with config and version if need be (`'cifar10'`, `'imagenette/160px'`).
+    config: the `data` section of the config: `dir`, where prepared sets are.
+
+  Raises:
+    errors.InputError: no such set, no image classification set, or it cannot be prepared; says what to do.
+  """
+  del seed
+  import tensorflow_datasets
+
+  root = pathlib.Path(config.dir or tensorflow_datasets.core.constants.DATA_DIR).expanduser()
+  builder = _builder(where, root)
+  image, label, shape = _features(builder)
+  if not builder.is_prepared():
+    _prepare(builder, root)
+    builder = _builder(where, root)  # the first one does not see what another process prepared
+  feature = builder.info.features[label]
+  names = tuple(feature.names or map(str, range(feature.num_classes)))
+
+  def read(split):
+    try:
+      raw = tensorflow_datasets.decode.DeserializeMethod.RAW_BYTES
+      source = builder.as_data_source(split, deserialize_method=raw).data_source
+    except NotImplementedError as error:
+      raise errors.InputError(
+        f'{builder.data_dir} is prepared as {builder.info.file_format.value}, which cannot be read in any order; set '
+        'config.data.dir to another folder to prepare the set there as array_record'
+      ) from error
+    records = Records(source, f'tfds:{where} {split}', image, label, shape[2], 0, len(source))
+    return examples.Examples(f'tfds:{where}', split, names, shape, records, None)
+
+  return {split: functools.partial(read, split) for split in builder.info.splits}
+
+
+def _builder(where: str, root: pathlib.Path) -> Any:
+  import tensorflow_datasets
+
+  try:
+    return tensorflow_datasets.builder(where, data_dir=root)
+  except tensorflow_datasets.core.DatasetNotFoundError as error:
+    near = difflib.get_close_matches(where, tensorflow_datasets.list_builders(with_community_datasets=False), n=1)
+    hint = f'; did you mean {near[0]!r}?' if near else ''
+    raise errors.InputError(f'TFDS knows no set {where!r}, and none is prepared in {root}{hint}') from error
+  except ImportError as error:
+    raise errors.InputError(_line(f'tfds:{where}: {error}; pip install -r {REQUIREMENTS}')) from error
+  except (ValueError, RuntimeError) as error:  # no such config or version
+    raise errors.InputError(_line(f'tfds:{where}: {error}')) from error
+
+
+def _line(text: str) -> str:
+  """TFDS writes paragraphs; a message is one line."""
+  return ' '.join(text.split())
+
+
+def _features(builder: Any) -> tuple[str, str, examples.Shape]:
+  """Names of the picture and the label feature, and the pictures' (H, W, C)."""
+  from tensorflow_datasets import features
+
+  known = builder.info.features
+  named = builder.info.supervised_keys or ()
+  chosen = []
+  for kind in (features.Image, features.ClassLabel):
+    keys = [key for key in known if type(known[key]) is kind]
+    keys = [key for key in keys if key in named] or keys
+    if len(keys) != 1:
+      raise errors.InputError(
+        f'tfds:{builder.info.full_name} is no image classification set: it must have one picture and one class label, '
+        f'and has {list(known)}'
+      )
+    chosen += keys
+  height, width, channels = known[chosen[0]].shape
+  dtype = np.dtype(known[chosen[0]].np_dtype)
+  if dtype != np.uint8 or channels not in (None, 1, 3):
+    raise errors.InputError(
+      f'tfds:{builder.info.full_name} has {dtype} pictures of {channels} channels; valid are uint8 ones of 1 or 3'
+    )
+  return chosen[0], chosen[1], (height, width, channels or 3)
+
+
+@contextlib.contextmanager
+def _locked(path: pathlib.Path) -> Iterator[None]:
+  """Lets one process of this machine in at a time."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with path.open('w') as file:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    yield
+
+
+def _prepare(builder: Any, root: pathlib.Path) -> None:
+  """Downloads and writes the set as array_record files, once."""
+  name = builder.info.full_name
+  if importlib.util.find_spec('tensorflow') is None:
+    raise errors.InputError(
+      f'tfds:{name} is not prepared in {root}, and preparing needs TensorFlow (reading does not): '
+      f'pip install -r {REQUIREMENTS}, or set config.data.dir to where it is prepared as array_record'
+    )
+  import tensorflow_datasets
+
+  download = tensorflow_datasets.download
+  with _locked(root / f'.{name.replace("/", "-")}.lock'):
+    if builder.is_prepared():  # by the process that held the lock
+      return
+    manual = root / 'downloads' / 'manual'
+    logging.warning('Preparing tfds:%s in %s, once. %s', name, root, _line(_by_hand(builder, manual)))
+    try:
+      builder.download_and_prepare(
+        download_dir=root / 'downloads',
+        file_format='array_record',
+        download_config=download.DownloadConfig(manual_dir=manual),
+      )
+    except download.download_manager.NonMatchingChecksumError as error:
+      raise errors.InputError(_line(f'tfds:{name}: {error}')) from error
+    except ImportError as error:
+      raise errors.InputError(f'preparing tfds:{name} needs one more package: {error}') from error
+    except (OSError, AssertionError, download.DownloadError) as error:
+      raise errors.InputError(_line(f'TFDS could not prepare {name} ({error}). {_by_hand(builder, manual)}')) from error
+
+
+def _by_hand(builder: Any, manual: pathlib.Path) -> str:
+  """What to place where when TFDS cannot fetch it."""
+  if builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
+    return f'TFDS cannot fetch it; place by hand in {manual}: {builder.MANUAL_DOWNLOAD_INSTRUCTIONS}'
+  wanted = [f'{info.filename} from {url}' for url, info in (builder.url_infos or {}).items() if info.filename]
+  more = f' and {len(wanted) - SHOWN_FILES} more' if len(wanted) > SHOWN_FILES else ''
+  return f'Without a network, place by hand in {manual}: {", ".join(wanted[:SHOWN_FILES])}{more}'

@@ -1,0 +1,314 @@
+"""What the frozen prefix makes of each picture, computed once and kept on disk.
+
+The prefix is the entries before the first that trains. A cached run gets its output in place of pictures, and its
+entries pass it on as it is, so that step, evaluation and telemetry are those of any other run. Features are kept under
+a digest of all that they depend on: the prefix and its weights, the pictures, and what is done to them before.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from dnt import errors, trees
+from dnt.data import examples, pipeline
+from dnt.finetune import feature_files
+from dnt.models import depth, freeze
+from dnt.parallel import compile as compile_lib
+from dnt.parallel import mesh as mesh_lib
+from dnt.parallel import multihost
+from dnt.reporting import metrics
+from dnt.training import experiment, initialize, steps
+
+LARGEST = 2**33  # bytes of the features of a split, which live on the device
+SHAKEN = 0.1  # standard deviation of what is added to parameters to see what they do
+CLOSE = 1e-4  # of the logits, relative to the largest: what is taken for the same
+_FORMAT = 2  # changes with what a file holds
+
+
+class _Prefix(NamedTuple):
+  """The frozen prefix of a run, ready to be run.
+
+  Attributes:
+    names: of its entries, in depth order.
+    variables: of the whole network, on the mesh.
+    pooled: whether the mean over all positions of its output is what is kept.
+  """
+
+  names: tuple[str, ...]
+  variables: Any
+  pooled: bool
+
+
+def use(
+  run: experiment.Experiment, data: experiment.Data, mesh: Mesh, workdir: pathlib.Path
+) -> tuple[experiment.Experiment, experiment.Data]:
+  """The same run on cached features, computed where they are not there yet; or as it is, without a prefix to cache.
+
+  Args:
+    run: the experiment.
+    data: its pictures.
+    mesh: of its devices.
+    workdir: of the run, which may hold a checkpoint.
+
+  Raises:
+    errors.InputError: `config.finetune.cached_views` asks for what this run cannot have.
+  """
+  views = _views(run)
+  if not views:
+    return run, data
+  names = _prefix(run)
+  skipped = frozenset(names)
+  cached = experiment.make(run.config, data.spec, skipped)
+  variables = initialize.variables(run, workdir)
+  placed = mesh_lib.place(variables, mesh_lib.replicated(mesh))
+  pooled = _pooled(run, cached, data, mesh, placed, names[-1])
+  if pooled is None:
+    problem = f'the output of {names[-1]} is not all that the entries behind it read'
+    if run.config.finetune.cached_views is not None:
+      raise errors.InputError(f'config.finetune.cached_views={views}: {problem}; set it to 0')
+    if multihost.is_lead():
+      print(f'features are not cached: {problem}')
+    return run, data
+  prefix = _Prefix(names, placed, pooled)
+  weights = {
+    name: trees.split(tree, lambda path: freeze.is_below(path, skipped))[0] for name, tree in variables.items()
+  }
+  about = [_FORMAT, run.config.model.to_dict(), names, pooled, trees.sha256(weights)]
+  directory = pathlib.Path(run.config.finetune.cache_dir or pathlib.Path.home() / '.cache' / 'dnt' / 'features')
+
+  def features(source, views):
+    """Of a split: one view as in evaluation (0), or as many as in training."""
+    return _load(run, source, views, mesh, prefix, directory, about)
+
+  evaluation = {split: features(source, 0) for split, source in data.evaluation.items()}
+  training = features(data.train, views if _is_augmented(run) else 0)
+  return cached, experiment.Data(data.spec, training, evaluation)
+
+
+def _is_augmented(run: experiment.Experiment) -> bool:
+  data = run.config.data
+  return data.augment != 'none' or data.policy != 'none' or data.erasing > 0
+
+
+def _prefix(run: experiment.Experiment) -> tuple[str, ...]:
+  """Names of the entries before the first that trains; none where they cannot be left out."""
+  stage, names = run.stages[0], []
+  if len(run.stages) > 1 or not stage.cut.frozen or stage.cut.norm != 'running':
+    return ()
+  for row in run.table:
+    if row.parameters and row.entry.name not in stage.cut.frozen:
+      break
+    if row.shape is None:  # a parameter that the model itself reads
+      return ()
+    names.append(row.entry.name)
+  return tuple(names)
+
+
+def _views(run: experiment.Experiment) -> int:
+  """Views of each picture to cache; 0: none."""
+  asked = run.config.finetune.cached_views
+  if asked == 0:
+    return 0
+  possible, augmented = bool(_prefix(run)), _is_augmented(run)
+  mixed = run.config.data.mixup > 0 or run.config.data.cutmix > 0
+  if asked is None:
+    return int(possible and not augmented and not mixed)
+  if mixed:
+    raise errors.InputError(
+      f'config.finetune.cached_views={asked}: config.data.mixup and cutmix mix pictures anew at every step, so '
+      'that there are no views to cache; set it to 0'
+    )
+  if not possible:
+    raise errors.InputError(
+      f'config.finetune.cached_views={asked} needs a frozen prefix: entries before the first that trains, in a single '
+      "stage, with config.finetune.frozen_norm='running'; set it to 0"
+    )
+  if asked > 1 and not augmented:
+    raise errors.InputError(
+      f"config.finetune.cached_views={asked}: without augmentation (config.data.augment='none') all views are equal; "
+      'set it to 1'
+    )
+  return asked
+
+
+def _output(run: experiment.Experiment, variables: Any, x: jax.Array, name: str) -> tuple[jax.Array, jax.Array]:
+  """What an entry makes of preprocessed pictures, as in evaluation, and the logits."""
+  found = []
+
+  def watch(call, module):
+    output = call()
+    if '/'.join(module.path) == name:
+      found.append(output)
+    return output
+
+  with depth.watching(watch):
+    logits = run.model.apply(variables, x, train=False)
+  return found[-1], logits
+
+
+def _pooled(
+  run: experiment.Experiment,
+  cached: experiment.Experiment,
+  data: experiment.Data,
+  mesh: Mesh,
+  variables: Any,
+  name: str,
+) -> bool | None:
+  """Whether the mean over all positions is enough of the features; None: not even all of them are.
+
+  A head that begins with global average pooling makes the same of both, and the mean is smaller by the positions. What
+  lies behind the prefix is shaken for this: parameters that start at zero would hide what they are going to do.
+  """
+  skipped = cached.stages[0].cut.skipped
+  behind, before = trees.split(variables['params'], lambda path: not freeze.is_below(path, skipped))
+  keys = jax.random.split(jax.random.key(0), len(trees.flatten(behind)))
+  shaken = {
+    path: leaf + SHAKEN * jax.random.normal(key, leaf.shape, leaf.dtype)
+    for key, (path, leaf) in zip(keys, trees.flatten(behind).items(), strict=True)
+  }
+  variables = variables | {'params': trees.merge(before, trees.unflatten(shaken))}
+
+  def logits(variables, batch):
+    features, whole = _output(run, variables, run.preprocess(batch, None), name)
+    forms = [features, jnp.mean(features, (1, 2), keepdims=True)] if features.ndim == 4 else [features]
+    with cached.stages[0].cut.running():
+      return whole, [run.model.apply(variables, form, train=False) for form in forms]
+
+  source = data.train
+  with contextlib.closing(pipeline.make_eval_feed(run.config, source, mesh)) as feed:
+    program = compile_lib.jit(lambda variables, arrays: logits(variables, feed.batch_at(arrays, jnp.int32(0))))
+    arrays = feed.arrays(0, 1)  # a picture that cannot be read is no shape that does not fit
+    try:
+      whole, found = jax.device_get(program(variables, arrays))
+    except (TypeError, ValueError, errors.InputError):  # shapes that do not fit
+      return None
+  same = [np.abs(form - whole).max() <= CLOSE * np.abs(whole).max() for form in found]
+  return (len(same) > 1 and bool(same[1])) if same[0] else None
+
+
+def _load(
+  run: experiment.Experiment,
+  source: examples.Examples,
+  views: int,
+  mesh: Mesh,
+  prefix: _Prefix,
+  directory: pathlib.Path,
+  about: list[Any],
+) -> examples.Examples:
+  """The features of a split, from disk or made now."""
+  seen = {key: run.config.data[key] for key in run.config.data if key not in ('workers', 'placement')}
+  drawn = [views, run.config.seed] if views else [0]
+  identity = json.dumps([*about, drawn, seen, source.name, source.split, _fingerprint(source)], default=str)
+  key = hashlib.sha256(identity.encode()).hexdigest()[:32]
+  path = directory / f'{key}.features'
+  last = next(row.shape for row in run.table if row.entry.name == prefix.names[-1])
+  dtype = feature_files.record((1, 1, last[-1]) if prefix.pooled else last)
+  whole = max(views, 1) * len(source)
+  if whole * dtype.itemsize > LARGEST:
+    raise errors.InputError(
+      f'the features of {source.split} take {whole * dtype.itemsize / 1e9:.1f} GB, of at most {LARGEST / 1e9:.1f}: set '
+      'config.finetune.cached_views to 0, or to fewer views'
+    )
+  try:
+    found = multihost.broadcast_from_lead(feature_files.count(path, dtype) >= whole)
+    if found:
+      features, labels = feature_files.read(path, dtype, whole)
+    else:
+      features, labels = _grow(run, source, views, mesh, prefix, path, dtype)
+  except OSError as error:
+    raise errors.InputError(
+      f'cannot keep features in {path}: {error.strerror}; set config.finetune.cache_dir, or cached_views=0'
+    ) from error
+  if multihost.is_lead():
+    print(f'features of {source.split}: {"found in" if found else f"{features.nbytes / 1e6:,.0f} MB kept as"} {path}')
+  labels = labels[: len(source)]  # those of further views are the same
+  return examples.Examples(
+    source.name, source.split, source.class_names, features.shape[1:], features, labels, max(views, 1)
+  )
+
+
+def _grow(
+  run: experiment.Experiment,
+  source: examples.Examples,
+  views: int,
+  mesh: Mesh,
+  prefix: _Prefix,
+  path: pathlib.Path,
+  dtype: np.dtype,
+) -> tuple[np.ndarray, np.ndarray]:
+  """Computes the features that the file does not hold yet, and writes them to it as they come."""
+
+  def wait():
+    print(f'features of {source.split}: another run computes them; waiting for it', flush=True)
+
+  with feature_files.growing(path, dtype, wait) if multihost.is_lead() else contextlib.nullcontext() as write:
+    whole, size = max(views, 1) * len(source), run.config.eval.batch_size
+    done = multihost.broadcast_from_lead(min(feature_files.count(path, dtype), whole))
+    done -= done % len(source) % size  # to the start of a batch
+    # Filled in place: features are the most of what a run holds, and joining parts would hold them twice.
+    features, labels = np.empty((whole, *dtype['features'].shape), np.float32), np.empty(whole, np.int32)
+    features[:done], labels[:done] = feature_files.read(path, dtype, done)
+    if done and multihost.is_lead():
+      print(f'features of {source.split}: going on from {done} of {whole}', flush=True)
+    line = metrics.Count(f'features of {source.split}', whole, done)
+    for new, label in _compute(run, source, views, mesh, prefix, done):
+      if multihost.is_lead():
+        write(done, new, label)
+      features[done : done + len(label)], labels[done : done + len(label)] = new, label
+      done += len(label)
+      if multihost.is_lead():
+        line.update(done)
+    line.close()
+  return features, labels
+
+
+def _compute(
+  run: experiment.Experiment,
+  source: examples.Examples,
+  views: int,
+  mesh: Mesh,
+  prefix: _Prefix,
+  done: int,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+  """Features and labels, batch by batch, from example `done` of all views on."""
+  key, _ = jax.random.split(jax.random.key(run.config.seed, impl=steps.PRNG))
+  for view in range(done // len(source), max(views, 1)):
+    feed = pipeline.make_view_feed(run.config, source, mesh, view) if views else None
+    with contextlib.closing(feed or pipeline.make_eval_feed(run.config, source, mesh)) as feed:
+
+      def program(variables, arrays, step, feed=feed, view=view):
+        batch = feed.batch_at(arrays, step)
+        count = batch['label'].shape[0]
+        place = {'epoch': jnp.full(count, view, jnp.int32), 'position': step * count + jnp.arange(count)}
+        x = run.preprocess(batch | place, key if views else None)
+        features, _ = _output(run, variables, x, prefix.names[-1])
+        features = jnp.mean(features, (1, 2), keepdims=True) if prefix.pooled else features
+        return features.astype(jnp.float32), batch['label']
+
+      program = compile_lib.jit(program, out_shardings=mesh_lib.replicated(mesh))
+      first = max(done - view * len(source), 0) // run.config.eval.batch_size
+      for step in range(first, feed.steps):
+        features, label = jax.device_get(program(prefix.variables, feed.arrays(step, 1), np.int32(step)))
+        left = len(source) - step * len(label)
+        yield features[:left], label[:left]
+
+
+def _fingerprint(source: examples.Examples) -> Any:
+  """What tells these pictures from others: their bytes in memory, or their files' names, sizes and times."""
+  if source.images is not None:
+    return hashlib.sha256(np.ascontiguousarray(source.images).data).hexdigest()
+  paths = getattr(source.pictures, 'paths', None)
+  labels = hashlib.sha256(source.labels.tobytes()).hexdigest() if source.labels is not None else None
+  if paths is None:
+    return [len(source), labels]
+  stats = [os.stat(path) for path in paths]
+  return [labels, [[path, stat.st_size, stat.st_mtime_ns] for path, stat in zip(paths, stats, strict=True)]]

@@ -1,0 +1,251 @@
+"""A trained network from one string, without the data it was trained on; and what it says of pictures.
+
+Of a run all that is needed is in its workdir: the config as it ran, and in each checkpoint the weights, the names of
+the classes and the shape of a picture.
+"""
+
+import glob
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent import futures
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from jax.sharding import Mesh
+
+from dnt import checkpoints, errors, models
+from dnt import config as schema
+from dnt.data import pipeline
+from dnt.data.sources import folder
+from dnt.data.transforms import augment, images
+from dnt.models import depth
+from dnt.parallel import compile as compile_lib
+from dnt.parallel import mesh as mesh_lib
+from dnt.training import initialize
+from dnt.weights import preprocessing, pretrained
+
+
+class Network(NamedTuple):
+  """A trained network, ready to be run: `model.apply(variables, preprocess(pictures), train=False)` gives logits.
+
+  Attributes:
+    config: resolved. Of weights that no run made, `model` and `data` say what they take; the rest is the defaults.
+    model: the Flax module.
+    table: the depth list.
+    variables: `params` and `batch_stats` in the model's layout; the averaged ones where the run keeps them.
+    preprocess: uint8 pictures [B, H, W, C] to the network's input; pure, for use inside jit.
+    image_shape: (H, W, C) of a picture.
+    class_names: in the order of the head; 'class 0' and on where the source names none.
+    origin: what it was asked for by.
+    step: of the run's checkpoint; None for other weights.
+    averaged: whether the weights are the averaged ones (`config.ema`).
+  """
+
+  config: ml_collections.ConfigDict
+  model: Any
+  table: tuple[depth.Row, ...]
+  variables: dict[str, Any]
+  preprocess: Callable[[jax.Array], jax.Array]
+  image_shape: tuple[int, int, int]
+  class_names: tuple[str, ...]
+  origin: str
+  step: int | None
+  averaged: bool
+
+
+class _Found(NamedTuple):
+  """What `load` builds a network of."""
+
+  config: ml_collections.ConfigDict
+  variables: dict[str, Any]  # unrolled
+  image_shape: tuple[int, int, int]
+  class_names: tuple[str, ...]
+  step: int | None
+  averaged: bool
+
+
+def load(text: str, mesh: Mesh | None = None) -> Network:
+  """Reads a trained network; nothing on disk is changed.
+
+  Args:
+    text: what `config.train.init_from` takes.
+    mesh: to place the variables on; without one they are numpy arrays.
+
+  Raises:
+    errors.InputError: nothing there, damaged, or of no network that dnt knows.
+  """
+  workdir = pretrained.workdir(text)
+  found = _of_run(workdir) if workdir else _of_weights(text)
+  config, data = found.config, found.config.data
+  model = models.make(config.model, config.model.num_classes)
+  trace = depth.trace(model, found.image_shape)
+  variables = initialize.match(trace, found.variables, text)
+  if mesh is not None:
+    variables = mesh_lib.place(variables, mesh_lib.parameter_shardings(mesh, variables))
+  prepare = augment.make_preprocess(data, data.mean, data.std, jnp.dtype(config.model.dtype))
+  return Network(
+    config=config,
+    model=model,
+    table=trace.table,
+    variables=variables,
+    preprocess=lambda pictures: prepare({'image': pictures}, None),
+    image_shape=found.image_shape,
+    class_names=found.class_names or tuple(f'class {index}' for index in range(config.model.num_classes)),
+    origin=text,
+    step=found.step,
+    averaged=found.averaged,
+  )
+
+
+def _of_run(workdir: pathlib.Path) -> _Found:
+  config, saved = pretrained.read_run_config(workdir), checkpoints.load_parameters(workdir)
+  shape, size = saved.meta.get('image_shape'), config.data.image_size
+  if shape is None and size:  # a checkpoint of before the shape was kept
+    shape = (size, size, len(config.data.mean))
+  if shape is None:
+    raise errors.InputError(
+      f'the checkpoint in {workdir} is older than dnt keeping the size of pictures; set data.image_size in '
+      f'{workdir / pretrained.CONFIG_FILE} to the pixels a side'
+    )
+  return _Found(
+    config=config,
+    variables=saved.ema or {'params': saved.params, 'batch_stats': saved.batch_stats},
+    image_shape=tuple(shape),
+    class_names=tuple(saved.meta.get('class_names', ())),
+    step=saved.step,
+    averaged=bool(saved.ema),
+  )
+
+
+def _of_weights(text: str) -> _Found:
+  given = pretrained.load(text)
+  prepared = given.preprocessing
+  if prepared.image_size is None or prepared.crop_mode not in preprocessing.CROP_MODES:
+    raise errors.InputError(
+      f'{text} is described as taking pictures that are not square or not cropped as one of '
+      f'{", ".join(preprocessing.CROP_MODES)} (crop_mode {prepared.crop_mode!r}), which dnt does not do'
+    )
+  config = schema.default()
+  config.train.init_from = text
+  preprocessing.fill(config.data, prepared)
+  # An evaluation crops the center where training crops at random.
+  config.data.augment = 'resized_crop_flip' if prepared.crop_mode == 'center' else 'none'
+  config.model.update(given.model)
+  config.model.num_classes = given.variables['params']['head']['dense']['kernel'].shape[-1]
+  config.model.update(models.resolved_options(config.model))
+  shape = (prepared.image_size, prepared.image_size, len(prepared.mean))
+  return _Found(config, given.variables, shape, given.class_names, None, False)
+
+
+def find(text: str) -> tuple[str, ...]:
+  """Paths of pictures, sorted.
+
+  Args:
+    text: a file, a folder (all pictures in and below it) or a glob ('scans/**/*.png').
+
+  Raises:
+    errors.InputError: there is none.
+  """
+  path = pathlib.Path(text).expanduser()
+  if path.is_dir():
+    found = folder.pictures(path)
+    if not found:
+      raise errors.InputError(f'the folder {text} holds no pictures ({", ".join(folder.SUFFIXES)})')
+    return tuple(found)
+  if path.is_file():
+    return (str(path),)
+  found = sorted(each for each in glob.glob(str(path), recursive=True) if pathlib.Path(each).is_file())
+  if not found:
+    raise errors.InputError(f'there are no pictures at {text!r}; give a file, a folder or a quoted glob')
+  return tuple(found)
+
+
+class Pictures(NamedTuple):
+  """Pictures as a network takes them.
+
+  Attributes:
+    pictures: uint8 [N, H, W, C].
+    paths: of these N.
+    unreadable: why, by path, of the others.
+  """
+
+  pictures: np.ndarray
+  paths: tuple[str, ...]
+  unreadable: dict[str, str]
+
+
+def read(network: Network, paths: Sequence[str]) -> Pictures:
+  """Reads pictures exactly as an evaluation of the network does: decoded, resized, cropped or squashed.
+
+  Args:
+    network: from `load`; gray ones take gray pictures, the others RGB.
+    paths: of picture files; they are held in memory all at once.
+  """
+  height, width, channels = network.image_shape
+  transform = pipeline.eval_transform(network.config.data, (height, width))
+
+  def one(path):
+    try:
+      return images.to_array(transform(images.decode(path, path, channels), None))
+    except errors.InputError as error:
+      return str(error)
+
+  with futures.ThreadPoolExecutor() as pool:
+    found = list(zip(paths, pool.map(one, paths), strict=True))
+  unreadable = {path: each for path, each in found if isinstance(each, str)}
+  good = [(path, each) for path, each in found if path not in unreadable]
+  pictures = np.array([each for _, each in good], np.uint8).reshape(-1, *network.image_shape)
+  return Pictures(pictures, tuple(path for path, _ in good), unreadable)
+
+
+class Predictions(NamedTuple):
+  """The most likely classes of pictures that were read together.
+
+  Attributes:
+    paths: of the N pictures.
+    indexes: int32 [N, k], of classes, the most likely first.
+    probabilities: float32 [N, k].
+    unreadable: why, by path, of the others.
+  """
+
+  paths: tuple[str, ...]
+  indexes: np.ndarray
+  probabilities: np.ndarray
+  unreadable: dict[str, str]
+
+
+def predict(network: Network, mesh: Mesh, paths: Sequence[str], batch_size: int, top: int) -> Iterator[Predictions]:
+  """The most likely classes of pictures, batch by batch: the next is read while one is computed.
+
+  Args:
+    network: from `load`, on the mesh.
+    mesh: whose devices share each batch.
+    paths: of picture files.
+    batch_size: a multiple of the devices.
+    top: classes of each picture, of at most as many as there are.
+  """
+  count = min(top, len(network.class_names))
+  size = min(batch_size, mesh_lib.divisible(len(paths), mesh))  # one picture is no reason to compute a batch
+
+  def best(variables, pictures):
+    logits = network.model.apply(variables, network.preprocess(pictures), train=False)
+    return jax.lax.top_k(jax.nn.softmax(logits), count)
+
+  def fetch(seen, found):
+    probabilities, indexes = (np.asarray(each)[: len(seen.paths)] for each in found)
+    return Predictions(seen.paths, indexes, probabilities, seen.unreadable)
+
+  program, pending = compile_lib.jit(best, out_shardings=mesh_lib.replicated(mesh)), None
+  for start in range(0, len(paths), size):
+    seen = read(network, paths[start : start + size])
+    padded = np.zeros((size, *network.image_shape), np.uint8)
+    padded[: len(seen.paths)] = seen.pictures
+    found = program(network.variables, mesh_lib.place(padded, mesh_lib.batch_sharding(mesh)))
+    if pending:
+      yield fetch(*pending)
+    pending = seen, found
+  if pending:
+    yield fetch(*pending)

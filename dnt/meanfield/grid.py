@@ -1,0 +1,302 @@
+"""Signal propagation, measured: random dense networks over a grid, beside mean field theory.
+
+For every depth x activation x block x norm x (sigma_w^2, sigma_b^2) of a config of kind 'signal', over many seeds: the
+variance q and the correlation c of the pre-activations and the norm of the gradient by layer, and the largest singular
+values of the Jacobian of one input's output with respect to that input.
+"""
+
+import functools
+import itertools
+import os
+import pathlib
+import time
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from dnt import errors, files
+from dnt.meanfield import random_nets, report
+from dnt.meanfield.theory import batch_norm, layers, plain
+from dnt.reporting import metrics, terminal
+
+SETTLED = 0.01  # q within this share of its last value is at its fixed point
+MEMORY = 2**28  # bytes of weights and signals that the seeds under one vmap may take
+DRAW = 60  # multiply-adds that take as long as drawing one weight
+
+Network = random_nets.Network
+
+
+class _Job(NamedTuple):
+  """One call of a compiled program: some seeds of the networks of one depth."""
+
+  kind: str  # 'propagation' or 'jacobian'
+  network: Network
+  seeds: range
+  work: float  # in multiply-adds
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3, 4))
+def _propagation(network, keys, variances, inputs, correlation):
+  """Logarithms of q, c, and logarithms of the gradient norms, each [seeds, depth, G]."""
+
+  def measure(key):
+    x, cotangents = random_nets.draw_signals(network, key, variances, inputs, correlation)
+    xs, log_q, c = random_nets.forward(network, key, variances, x)
+    return log_q, c, random_nets.pull(network, key, variances, xs, cotangents[None])[1]
+
+  return jax.vmap(measure)(keys)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3, 4, 5, 6))
+def _jacobian(network, keys, variances, inputs, correlation, count, iterations):
+  """Logarithms of the largest singular values [seeds, G, count]."""
+
+  def measure(key):
+    x, _ = random_nets.draw_signals(network, key, variances, inputs, correlation)
+    return random_nets.singular_values(network, key, variances, x, count, iterations)
+
+  return jax.vmap(measure)(keys)
+
+
+def run(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
+  """Measures the grid of a validated config of kind 'signal' and writes it to `workdir`: see `report.write`.
+
+  Ctrl-C stops it; what was measured by then, of each depth the seeds that are done, is written and returned.
+
+  Returns:
+    `networks`: one dict for each network, see `_row`; in theory, of plain networks without a norm `phases`, see
+    `_phases`, and of those with batch norm `batch_norm_gains`, see `batch_norm.gain`; `interrupted`; `config`: the
+    section; `summary`: how far the rates are from theory, see `report.summarize`.
+
+  Raises:
+    errors.InputError: a workdir that cannot be written.
+  """
+  options = config.signal
+  workdir = pathlib.Path(workdir)
+  files.make_workdir(workdir)
+  variances = np.array(list(itertools.product(options.weight_variances, options.bias_variances)), np.float64)
+  jobs = list(_jobs(options))
+  found: dict[tuple[str, Network], list[Any]] = {}
+  status = terminal.StatusLine()
+  start, done, total = time.monotonic(), 0.0, sum(job.work for job in jobs)
+  interrupted = False
+  try:
+    for job in jobs:
+      left = f'  ETA {metrics.duration((time.monotonic() - start) * (total / done - 1))}' if done else '  compiling'
+      last = job.seeds[-1] + 1
+      of = f'{job.kind}, depth {job.network.depth}'
+      status.update(f'{100 * done / total:.0f} %  {of}, seeds {job.seeds[0] + 1} to {last} of {options.seeds}{left}')
+      found.setdefault((job.kind, job.network), []).append(_measure(job, options, variances))
+      done += job.work
+  except KeyboardInterrupt:
+    interrupted = True
+    status.print('stopped; writing what was measured')
+  status.update('mean field theory')
+  networks = [row for depth in options.depths for row in _rows(options, variances, depth, found)]
+  section = {key: list(value) if isinstance(value, tuple) else value for key, value in options.items()}
+  result = {'config': section, 'interrupted': interrupted, 'networks': networks}
+  is_plain = 'plain' in options.blocks
+  result['phases'] = _phases(options, variances) if is_plain and 'none' in options.norms else []
+  result['batch_norm_gains'] = _batch_norm_gains(options) if is_plain and 'batch_norm' in options.norms else {}
+  result['summary'] = report.summarize(networks)
+  report.write(result, workdir)
+  status.close()
+  print(report.summary_text(result))
+  return result
+
+
+def _network(options: ml_collections.ConfigDict, depth: int) -> Network:
+  return Network(
+    tuple(options.activations),
+    tuple(options.blocks),
+    tuple(options.norms),
+    depth,
+    options.width,
+    options.gate_bias,
+  )
+
+
+def _jacobian_networks(network: Network) -> Iterator[Network]:
+  """Those whose Jacobian takes one input, and those, with batch_norm, whose Jacobian takes the whole batch."""
+  for whole in (False, True):
+    norms = tuple(norm for norm in network.norms if (norm == 'batch_norm') == whole)
+    if norms:
+      yield network._replace(norms=norms)
+
+
+def _inputs(options: ml_collections.ConfigDict, network: Network) -> int:
+  """Of the Jacobian of these networks."""
+  return options.batch_size if 'batch_norm' in network.norms else 1
+
+
+def _jobs(options: ml_collections.ConfigDict) -> Iterator[_Job]:
+  points = len(options.weight_variances) * len(options.bias_variances)
+  for depth in options.depths:
+    network = _network(options, depth)
+    yield from _split('propagation', network, options.seeds, options.batch_size * points, 3)
+    if options.singular_values:
+      for part in _jacobian_networks(network):
+        signals = _inputs(options, part) * points * (options.singular_values + random_nets.GUARD)
+        yield from _split('jacobian', part, options.jacobian_seeds, signals, 2 * options.lanczos_iterations + 1)
+
+
+def _split(kind: str, network: Network, seeds: int, signals: int, passes: int) -> Iterator[_Job]:
+  """Jobs of as many seeds as fit into `MEMORY`; `signals`: vectors that pass through one of its networks."""
+  signals *= len(network.activations) * len(network.blocks) * len(network.norms)
+  drawn = network.width**2
+  size = 4 * (2 * drawn + signals * network.width * (network.depth + 4))
+  together = max(min(MEMORY // size, seeds), 1)
+  for first in range(0, seeds, together):
+    chunk = range(first, min(first + together, seeds))
+    yield _Job(kind, network, chunk, len(chunk) * passes * network.depth * drawn * (DRAW + signals))
+
+
+def _measure(job: _Job, options: ml_collections.ConfigDict, variances: np.ndarray) -> Any:
+  """What the program of the job returns, on the host."""
+  keys = jax.vmap(lambda index: jax.random.fold_in(jax.random.key(options.seed), index))(np.array(job.seeds))
+  points = jnp.asarray(variances, jnp.float32)
+  if job.kind == 'propagation':
+    found = _propagation(job.network, keys, points, options.batch_size, options.input_correlation)
+  else:
+    inputs, count = _inputs(options, job.network), options.singular_values
+    found = _jacobian(job.network, keys, points, inputs, options.input_correlation, count, options.lanczos_iterations)
+  return jax.tree.map(lambda x: np.asarray(x, np.float64), jax.device_get(found))
+
+
+def _rows(
+  options: ml_collections.ConfigDict, variances: np.ndarray, depth: int, found: dict[tuple[str, Network], list[Any]]
+) -> Iterator[dict[str, Any]]:
+  """The networks of one depth; none, where nothing was measured."""
+  network = _network(options, depth)
+  chunks = found.get(('propagation', network))
+  if not chunks:
+    return
+  log_q, c, norms = (np.concatenate(parts) for parts in zip(*chunks, strict=True))  # [seeds, depth, G]
+  singular = {}
+  for part in _jacobian_networks(network):
+    if ('jacobian', part) in found:
+      values = np.concatenate(found['jacobian', part])  # [seeds, G, count]
+      singular |= {norm: values[:, :, :, at] for at, norm in enumerate(part.norms)}
+  names = (options.activations, options.blocks, options.norms, variances)
+  for a, k, m, s in itertools.product(*map(range, map(len, names))):
+    place = (..., a, k, m, s)
+    norm = options.norms[m]
+    own = singular[norm][:, a, k, s] if norm in singular else None
+    kind = {'depth': depth, 'activation': options.activations[a], 'block': options.blocks[k], 'norm': norm}
+    kind |= {'weight_variance': float(variances[s, 0]), 'bias_variance': float(variances[s, 1])}
+    yield _row(options, kind, np.exp(log_q[place]), c[place], norms[place], own)
+
+
+def _row(
+  options: ml_collections.ConfigDict,
+  kind: dict[str, Any],
+  q: np.ndarray,
+  c: np.ndarray,
+  norms: np.ndarray,
+  singular: np.ndarray | None,
+) -> dict[str, Any]:
+  """One network: what it is, and measured (over the seeds) and predicted figures.
+
+  - `q`, `c` [depth]: mean and, as `spread`, standard deviation over the seeds.
+  - `gradient_norm` [depth + 1]: at the input of each layer and at the output, over that at the output; root of the mean
+    square over the seeds, and `spread` likewise.
+  - `rate`: by how much the natural logarithm of the gradient's norm changes in one layer of the backward pass, over the
+    layers from `first_layer` on, where q is at its fixed point (all, if it reaches none before the last half).
+    `deviation`: of the measured rate from theory's, as a share of it; None where that is below
+    `report.CRITICAL`, or where the measured one is not a number, because signals or gradients left the range of
+    float32. `error`: standard error over the seeds.
+  - `singular_values`: geometric means over the seeds; `rms_singular_value` of all of them by the gradient's norm (for a
+    random cotangent g, E|J^T g|^2 is the sum of their squares), and in theory.
+
+  Args:
+    options: the section.
+    kind: which network.
+    q: [seeds, depth].
+    c: [seeds, depth].
+    norms: logarithms of the gradient's norm at the input of each layer, over that at the output [seeds, depth].
+    singular: their logarithms [seeds, count].
+  """
+  predicted = layers.predict(
+    plain.Net(kind['activation'], kind['weight_variance'], kind['bias_variance']),
+    kind['depth'],
+    block=kind['block'],
+    norm=kind['norm'],
+    gate_bias=options.gate_bias,
+    correlation=options.input_correlation,
+    batch=options.batch_size,
+    width=options.width,
+  )
+  norms = np.concatenate([norms, np.zeros((len(norms), 1))], 1)
+  logarithms = np.concatenate([np.cumsum(np.log(predicted.gain[::-1]))[::-1] / 2, [0.0]])
+  measured = np.sqrt(np.mean(np.exp(2 * norms), 0))
+  row = kind | {
+    'seeds': len(q),
+    'q': {'measured': np.mean(q, 0), 'spread': np.std(q, 0), 'theory': predicted.q},
+    'c': {'measured': np.mean(c, 0), 'spread': np.std(c, 0), 'theory': predicted.c},
+    'gradient_norm': {'measured': measured, 'spread': np.std(np.exp(norms), 0), 'theory': np.exp(logarithms)},
+    'rate': _rate(norms, predicted),
+    'rms_singular_value': {'measured': measured[0], 'theory': np.exp(logarithms[0])},
+  }
+  if singular is not None:
+    row['singular_values'] = np.exp(np.mean(singular, 0))
+  return jax.tree.map(lambda x: _short(x.tolist() if isinstance(x, np.ndarray | np.generic) else x), row)
+
+
+def _rate(norms: np.ndarray, predicted: layers.Prediction) -> dict[str, Any]:
+  """See `_row`.
+
+  Mean field theory predicts the mean of the ratio of squared norms from one layer to the next: that is what is averaged
+  over the seeds. The mean of the logarithm of the norm is lower, by a term of order depth / width.
+  """
+  settled = np.abs(predicted.q / predicted.q[-1] - 1) <= SETTLED
+  first = len(settled) - int(np.argmin(settled[::-1])) if not settled.all() else 0
+  first = 0 if first > len(settled) // 2 else first
+  norms = norms[:, first:]
+  expected = np.log(predicted.gain[first:]).mean() / 2
+  rate = error = np.nan
+  if np.isfinite(norms).all():
+    gains = np.exp(-2 * np.diff(norms, axis=1))
+    rate = np.log(gains.mean(0)).mean() / 2
+    by_seed = np.log(gains).mean(1) / 2
+    error = by_seed.std(ddof=1) / len(by_seed) ** 0.5 if len(by_seed) > 1 else np.nan
+  compared = np.isfinite(rate) and abs(expected) >= report.CRITICAL
+  deviation = rate / expected - 1 if compared else None
+  return {'measured': rate, 'theory': expected, 'error': error, 'deviation': deviation, 'first_layer': first + 1}
+
+
+def _phases(options: ml_collections.ConfigDict, variances: np.ndarray) -> list[dict[str, Any]]:
+  """Fixed points and depth scales, see `plain.Phase`, infinite ones null in JSON, and `critical_weight_variance`.
+
+  The latter is sigma_w^2 on the edge of chaos for this sigma_b^2, None where there is none.
+  """
+  rows = []
+  for activation, (weight, bias) in itertools.product(options.activations, variances.tolist()):
+    phase = plain.phase(plain.Net(activation, weight, bias))
+    try:
+      critical = plain.critical_weight_variance(activation, bias)
+    except errors.InputError:
+      critical = None
+    kind = {'activation': activation, 'weight_variance': weight, 'bias_variance': bias}
+    rows.append(
+      kind | {name: _short(value) for name, value in (*phase._asdict().items(), ('critical_weight_variance', critical))}
+    )
+  return rows
+
+
+def _batch_norm_gains(options: ml_collections.ConfigDict) -> dict[str, dict[str, float]]:
+  """Of each activation, at the batch size and in the limit of a large batch."""
+  sizes = {'batch': options.batch_size, 'limit': None}
+  return {
+    name: {key: _short(batch_norm.gain(name, size)) for key, size in sizes.items()} for name in options.activations
+  }
+
+
+def _short(value: Any) -> Any:
+  """Numbers to six digits."""
+  if isinstance(value, list):
+    return [_short(each) for each in value]
+  return float(f'{value:.6g}') if isinstance(value, float) else value

@@ -1,0 +1,230 @@
+"""Exact evaluation of any split: every example counts once, whatever the batch size, devices and processes."""
+
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from jax.sharding import Mesh
+
+from dnt import checkpoints, files
+from dnt.data import examples, pipeline
+from dnt.models import depth
+from dnt.parallel import compile as compile_lib
+from dnt.parallel import mesh as mesh_lib
+from dnt.parallel import multihost
+from dnt.training import experiment, initialize, scores
+
+LARGEST = 2**24  # probabilities of a split, examples x classes, up to which they are kept for the AUROC: 64 MiB
+
+
+class Result(NamedTuple):
+  """What an evaluation found.
+
+  Attributes:
+    metrics: `<split>/loss`, `<split>/accuracy`, `<split>/calibration_error`, with many classes `<split>/top5_accuracy`,
+      and `<split>/auroc`, the mean over the classes that have one, unless examples x classes exceed `LARGEST`.
+    confusion: int [classes, classes], true class by predicted, by split.
+    per_class: `scoring.per_class` by split.
+  """
+
+  metrics: dict[str, float]
+  confusion: dict[str, np.ndarray]
+  per_class: dict[str, dict[str, list[Any]]]
+
+
+class Pass:
+  """A pass over a split with a step that finds something in each of its batches; compiled once, at its first use."""
+
+  def __init__(self, step: Callable[[Any, pipeline.Batch], tuple[Any, Any]], feed: Any, mesh: Mesh):
+    """Args: step: `(variables, batch) -> (sums, rows)`, pure; feed: of `pipeline.make_eval_feed`, closed with this."""
+    self._step, self._feed, self._mesh, self._program = step, feed, mesh, None
+
+  def __call__(self, variables: Mapping[str, Any]) -> tuple[Any, Any]:
+    """What the step finds in the whole split, on every host.
+
+    Args:
+      variables: `params` and `batch_stats`, on the mesh.
+
+    Returns:
+      The sums of all batches, and their rows one after the other, with those that fill up the last batch.
+    """
+    self.prepare(variables)
+    step, total, parts, counts = 0, None, [], []
+    while step < self._feed.steps:
+      count = min(self._feed.max_steps(step), self._feed.steps - step)
+      sums, rows = self._program(variables, self._feed.arrays(step, count), np.int32(step), np.int32(count))
+      total = sums if total is None else jax.tree.map(jnp.add, total, sums)
+      parts.append(rows)
+      counts.append(count)
+      step += count
+    total, parts = jax.device_get((total, parts))
+
+    def joined(*leaves):
+      return np.concatenate(
+        [leaf[:count].reshape(-1, *leaf.shape[2:]) for leaf, count in zip(leaves, counts, strict=True)]
+      )
+
+    return total, jax.tree.map(joined, *parts)
+
+  def prepare(self, variables: Mapping[str, Any]) -> None:
+    """Compiles, if it is not done yet; shapes with shardings will do."""
+    if self._program is None:
+      program = compile_lib.jit(self._run, out_shardings=mesh_lib.replicated(self._mesh))
+      self._program = compile_lib.ahead(program, variables, self._feed.shapes(), np.int32(0), np.int32(1))
+
+  def close(self) -> None:
+    """Ends the feed."""
+    self._feed.close()
+
+  def _run(self, variables, arrays, start, count):
+    def found(index):
+      return self._step(variables, self._feed.batch_at(arrays, start + index))
+
+    def body(index, carry):
+      (total, kept), (sums, rows) = carry, found(index)
+      kept = jax.tree.map(lambda whole, part: jax.lax.dynamic_update_index_in_dim(whole, part, index, 0), kept, rows)
+      return jax.tree.map(jnp.add, total, sums), kept
+
+    sums, rows = jax.eval_shape(found, 0)
+    total = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), sums)
+    longest = self._feed.max_steps(0)
+    kept = jax.tree.map(lambda leaf: jnp.zeros((longest, *leaf.shape), leaf.dtype), rows)
+    return jax.lax.fori_loop(0, count, body, (total, kept))
+
+
+class Evaluator:
+  """Evaluates variables on the splits of a run; programs are compiled once, at their first use."""
+
+  def __init__(self, run: experiment.Experiment, mesh: Mesh, splits: Mapping[str, examples.Examples]):
+    self._run, self._mesh, self._splits = run, mesh, splits
+    self._passes: dict[str, Pass] = {}
+
+  def __enter__(self) -> 'Evaluator':
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    for each in self._passes.values():
+      each.close()
+
+  def __call__(self, variables: Mapping[str, Any], suffix: str = '') -> Result:
+    """Evaluates every split.
+
+    Args:
+      variables: `params` and `batch_stats`, on the mesh.
+      suffix: of the splits' names in the result (`'_ema'`).
+    """
+    metrics, confusion, per_class = {}, {}, {}
+    for split in self._splits:
+      sums, rows = self._of(split)(variables)
+      name, count = f'{split}{suffix}', int(sums['confusion'].sum())
+      metrics[f'{name}/loss'] = float(sums['loss']) / count
+      metrics[f'{name}/accuracy'] = int(np.trace(sums['confusion'])) / count
+      if 'top5' in sums:
+        metrics[f'{name}/top5_accuracy'] = int(sums['top5']) / count
+      metrics[f'{name}/calibration_error'] = scores.calibration_error(sums['calibration_gaps'], count)
+      areas = np.full(len(sums['confusion']), np.nan)
+      if rows:  # in the order of the split: those that fill up the last batch come last
+        areas = scores.auroc(rows['probabilities'][:count], rows['label'][:count])
+      if not np.all(np.isnan(areas)):
+        metrics[f'{name}/auroc'] = float(np.nanmean(areas))
+      confusion[name] = sums['confusion']
+      per_class[name] = scores.per_class(sums['confusion'], areas)
+    return Result(metrics, confusion, per_class)
+
+  def prepare(self, variables: Mapping[str, Any]) -> None:
+    """Compiles what is not compiled yet; shapes with shardings will do."""
+    for split in self._splits:
+      self._of(split).prepare(variables)
+
+  def _of(self, split: str) -> Pass:
+    if split not in self._passes:
+      source, step = self._splits[split], self._run.eval_step
+      if len(source) * source.num_classes > LARGEST:
+        step = _without_rows(step)
+      self._passes[split] = Pass(step, pipeline.make_eval_feed(self._run.config, source, self._mesh), self._mesh)
+    return self._passes[split]
+
+
+def _without_rows(step: Callable[[Any, pipeline.Batch], tuple[Any, Any]]) -> Callable:
+  def sums_alone(variables, batch):
+    return step(variables, batch)[0], {}
+
+  return sums_alone
+
+
+def variables_of(state: Any) -> dict[str, dict[str, Any]]:
+  """What there is to evaluate in a state or in loaded parameters, by the suffix of its metrics."""
+  current = {'': {'params': state.params, 'batch_stats': state.batch_stats}}
+  return current | ({'_ema': state.ema} if state.ema else {})
+
+
+def evaluate_all(evaluator: Evaluator, variables: Mapping[str, Mapping[str, Any]]) -> Result:
+  """Evaluates each of `variables_of`."""
+  result = Result({}, {}, {})
+  for suffix, each in variables.items():
+    result = Result(*(before | found for before, found in zip(result, evaluator(each, suffix), strict=True)))
+  return result
+
+
+class Loaded(NamedTuple):
+  """A trained run, ready to be looked at.
+
+  Attributes:
+    run: the experiment of the config.
+    data: its training split, and those that were asked for.
+    step: of the newest good checkpoint.
+    variables: `params` and `batch_stats` on the mesh, as `variables_of` names them.
+  """
+
+  run: experiment.Experiment
+  data: experiment.Data
+  step: int
+  variables: dict[str, dict[str, Any]]
+
+
+def load(config: ml_collections.ConfigDict, workdir: pathlib.Path, mesh: Mesh, splits: Sequence[str]) -> Loaded:
+  """Reads a run's newest checkpoint and the pictures to look at it with; nothing on disk is changed.
+
+  Args:
+    config: a validated config of the run.
+    workdir: of the run.
+    mesh: to place the variables on.
+    splits: to read beside the training split.
+
+  Raises:
+    errors.InputError: no checkpoint in the workdir, one of another network, or data that does not fit.
+  """
+  mesh_lib.check_batch('config.eval.batch_size', config.eval.batch_size, mesh)
+  loaded = checkpoints.load_parameters(workdir)
+  data = experiment.load_data(config, splits)
+  run = experiment.make(experiment.resolve(config, data), data.spec)
+  trace, variables = depth.trace(run.model, data.spec.image_shape), {}
+  for suffix, each in variables_of(loaded).items():
+    matched = initialize.match(trace, each, str(workdir))
+    variables[suffix] = mesh_lib.place(matched, mesh_lib.parameter_shardings(mesh, matched))
+  return Loaded(run, data, loaded.step, variables)
+
+
+def evaluate(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
+  """Evaluates a run's newest checkpoint on `config.eval.splits` and writes `evaluation.json`.
+
+  Returns:
+    `step` and the metrics.
+
+  Raises:
+    errors.InputError: as `load` does.
+  """
+  mesh = mesh_lib.make_mesh(config.mesh)
+  run, data, step, variables = load(config, workdir, mesh, config.eval.splits)
+  with Evaluator(run, mesh, data.evaluation) as evaluator:
+    result = evaluate_all(evaluator, variables)
+  summary = {'step': step, **result.metrics}
+  if multihost.is_lead():
+    confusion = {split: matrix.tolist() for split, matrix in result.confusion.items()}
+    found = {'class_names': data.spec.class_names, 'confusion': confusion, 'per_class': result.per_class}
+    files.write_json(workdir / 'evaluation.json', summary | found)
+  return summary

@@ -1,0 +1,281 @@
+"""From a config to everything a program computes with: data, model, chain and steps. Nothing is run here.
+
+All programs build the same experiment, so none can differ from the run it studies.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+
+from dnt import config as schema
+from dnt import errors, models
+from dnt.data import examples, pipeline, sources
+from dnt.data.transforms import augment
+from dnt.models import depth, freeze
+from dnt.optim import chain, schedules
+from dnt.training import losses, periodic, steps
+from dnt.training import telemetry as telemetry_lib
+from dnt.weights import preprocessing, pretrained
+
+
+class DataSpec(NamedTuple):
+  """What the program must know of the data, so that it can be built and checked without it."""
+
+  examples: int  # of the training split
+  image_shape: tuple[int, int, int]  # height, width, channels, as the step receives them
+  class_names: tuple[str, ...]
+
+  def steps_per_epoch(self, batch_size: int) -> float:
+    """Of the training split; need not be whole, since batches run through the ends of epochs."""
+    return self.examples / batch_size
+
+
+class Data(NamedTuple):
+  """The pictures of a run, and what they are."""
+
+  spec: DataSpec
+  train: examples.Examples
+  evaluation: dict[str, examples.Examples]  # by split
+
+
+class Stage(NamedTuple):
+  """A part of a run in which the same parameters train; most runs have one.
+
+  Attributes:
+    start: steps done before it.
+    cuts: what trains in the stages up to this one, the last of them.
+    optimizer: the chain, for the parameters that train.
+    train_step: `(state, batch) -> (state, metrics)`.
+    telemetry_step: the same, and it shows its telemetry.
+  """
+
+  start: int
+  cuts: tuple[freeze.Cut, ...]
+  optimizer: optax.GradientTransformation
+  train_step: Callable
+  telemetry_step: Callable
+
+  @property
+  def cut(self) -> freeze.Cut:
+    """What trains."""
+    return self.cuts[-1]
+
+
+class Experiment(NamedTuple):
+  """A resolved config and the pure functions it stands for."""
+
+  config: ml_collections.ConfigDict
+  spec: DataSpec
+  model: Any
+  table: tuple[depth.Row, ...]
+  schedule: optax.Schedule
+  preprocess: Callable  # (batch, augmentation key or None) -> images
+  init_variables: Callable[[], dict[str, Any]]  # in the model's layout, on the host
+  stages: tuple[Stage, ...]
+  eval_step: Callable
+
+  @property
+  def entries(self) -> tuple[depth.Entry, ...]:
+    """The depth list."""
+    return tuple(row.entry for row in self.table)
+
+  @property
+  def steps_per_epoch(self) -> float:
+    return self.spec.steps_per_epoch(self.config.train.batch_size)
+
+  def make_optimizer(
+    self, params: Any, cuts: tuple[freeze.Cut, ...], schedule: optax.Schedule | None = None
+  ) -> optax.GradientTransformation:
+    """The chain of a stage.
+
+    Args:
+      params: all parameters (or shapes) in the model's layout.
+      cuts: what trains in the stages up to this one.
+      schedule: learning rate by step; None: that of the run.
+    """
+    return chain.make(self.config, schedule or self.schedule, params, self.entries, cuts)
+
+  def make_step(
+    self,
+    cut: freeze.Cut,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule | None = None,
+    telemetry: telemetry_lib.Telemetry | None = None,
+  ) -> Callable:
+    """The train step of the run, the only place where one is made; see `steps.make_train_step`.
+
+    Args:
+      cut: what trains.
+      optimizer: of those parameters.
+      schedule: learning rate by step, for the record; None: that of the run.
+      telemetry: what to show of each entry.
+    """
+    schedule = schedule or self.schedule
+    return steps.make_train_step(self.config, self.model, optimizer, schedule, self.preprocess, telemetry, cut)
+
+  def make_gradient(self, cut: freeze.Cut) -> Callable:
+    """What the train step differentiates, of a batch as a whole; see `steps.make_gradient`."""
+    config = ml_collections.ConfigDict(self.config.to_dict())
+    config.train.accumulate = 1
+    return steps.make_gradient(config, self.model, self.preprocess, cut=cut)
+
+  def every(self, text: str) -> periodic.Every:
+    """The event that recurs with a duration of the config."""
+    return periodic.Every(schema.period(text, self.config.train.steps, self.steps_per_epoch))
+
+  def stage(self, step: int) -> Stage:
+    """The stage that the step after `step` steps belongs to."""
+    return [stage for stage in self.stages if stage.start <= step][-1]
+
+  def stage_of_state(self, step: int) -> Stage:
+    """The stage that the state after `step` steps belongs to: at the start of a stage still the one before."""
+    return self.stage(max(step - 1, 0))
+
+  def make_state(self, variables: dict[str, Any]) -> steps.TrainState:
+    """The state before the first step."""
+    return steps.make_state(self.config, variables, self.stages[0].optimizer, self.stages[0].cut)
+
+  def advance(self, state: steps.TrainState, stage: Stage) -> steps.TrainState:
+    """The state at the start of a stage, from that at the end of the one before."""
+    params, _ = stage.cut.split(state.params)
+    return state.replace(opt_state=chain.advance(stage.optimizer, state.opt_state, params))
+
+  def abstract_state(self, step: int = 0) -> steps.TrainState:
+    """Shapes and dtypes of the state after so many steps; nothing is drawn."""
+
+    def make():
+      state = self.make_state(self.init_variables())
+      for stage in self.stages[1 : self.stages.index(self.stage_of_state(step)) + 1]:
+        state = self.advance(state, stage)
+      return state
+
+    return jax.eval_shape(make)
+
+
+def load_data(config: ml_collections.ConfigDict, splits: Sequence[str]) -> Data:
+  """Reads the training split and others, each once.
+
+  Args:
+    config: a validated config.
+    splits: to evaluate.
+
+  Raises:
+    errors.InputError: a source, split or file that is missing or damaged, splits of other classes or channels, or
+      pretrained weights that are not there.
+  """
+  config = _prepared(config)
+  loaded = {
+    split: sources.load(config.data, split, config.data.seed)
+    for split in dict.fromkeys([config.data.train_split, *splits])
+  }
+  train = loaded[config.data.train_split]
+  for split, other in loaded.items():
+    if other.class_names != train.class_names or other.shape[-1] != train.shape[-1]:
+      raise errors.InputError(
+        f'split {split!r} of {config.data.source} has other classes or channels than {train.split!r}'
+      )
+  spec = DataSpec(len(train), pipeline.image_shape(config.data, train), train.class_names)
+  return Data(spec, train, {split: loaded[split] for split in splits})
+
+
+def resolve(config: ml_collections.ConfigDict, data: Data) -> ml_collections.ConfigDict:
+  """The config with what was left open filled in from pretrained weights, data and model: a new one.
+
+  `config.json` records it.
+
+  Raises:
+    errors.InputError: a head, weights or statistics that disagree with the data, or classes that cannot be balanced.
+  """
+  resolved = _prepared(config)
+  if config.model.name == models.PRETRAINED:
+    pretrained.fill_model(resolved.model, config.train.init_from)
+  classes = len(data.spec.class_names)
+  if config.model.num_classes not in (None, classes):
+    raise errors.InputError(
+      f'config.model.num_classes={config.model.num_classes}, but {config.data.source} has {classes} classes; '
+      'leave it out to take those of the data'
+    )
+  resolved.model.num_classes = classes
+  resolved.data.mean, resolved.data.std = pipeline.statistics(resolved.data, data.train)
+  for key, value in pipeline.DEFAULTS.items():
+    if resolved.data[key] is None:
+      resolved.data[key] = value
+  if config.train.steps is None:
+    resolved.train.steps = max(1, round(config.train.epochs * data.spec.steps_per_epoch(config.train.batch_size)))
+  if config.loss.balance_classes:
+    # The weights alone: the config that is recorded can be run again.
+    resolved.loss.class_weights, resolved.loss.balance_classes = losses.balanced_weights(data.train), False
+  resolved.model.update(models.resolved_options(resolved.model))
+  return resolved
+
+
+def _prepared(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+  """A copy in which the preprocessing that is left open is that of the weights the run starts from, if it does."""
+  if config.model.name == models.PRETRAINED and not config.train.init_from:
+    raise errors.InputError(
+      f"config.model.name='pretrained' takes its network from config.train.init_from, which is empty; it takes "
+      f'{pretrained.FORMS}'
+    )
+  prepared = ml_collections.ConfigDict(config.to_dict())
+  if config.train.init_from and preprocessing.is_open(config.data):
+    preprocessing.fill(prepared.data, pretrained.preprocessing(config.train.init_from))
+  return prepared
+
+
+def make(config: ml_collections.ConfigDict, spec: DataSpec, skipped: frozenset[str] = frozenset()) -> Experiment:
+  """Builds the experiment of a resolved config.
+
+  Args:
+    config: from `resolve`.
+    spec: of the data.
+    skipped: names of the first entries, whose output the batches hold in place of pictures.
+
+  Raises:
+    errors.InputError: options that do not fit the model, the data or one another.
+  """
+  model = models.make(config.model, len(spec.class_names))
+  trace = depth.trace(model, spec.image_shape)
+  steps_per_epoch = spec.steps_per_epoch(config.train.batch_size)
+  schedule = schedules.make(config.schedule, config.optim.learning_rate, config.train.steps, steps_per_epoch)
+  dtype = jnp.dtype(config.model.dtype)
+  preprocess = augment.make_preprocess(config.data, config.data.mean, config.data.std, dtype)
+  if skipped:
+    preprocess = augment.make_passing(dtype)
+
+  def init_variables():
+    return models.init(model, config.seed, spec.image_shape)
+
+  params = depth.to_scanned(trace.variables['params'], trace.scanned)
+  planned = freeze.plan(config.finetune, trace.table, params, config.train.steps, steps_per_epoch)
+  if config.finetune.l2_sp and not config.train.init_from:
+    raise errors.InputError('config.finetune.l2_sp pulls towards pretrained values: it needs config.train.init_from')
+
+  eval_cut = dataclasses.replace(planned[0].cut, skipped=skipped) if skipped else freeze.ALL
+  run = Experiment(
+    config=config,
+    spec=spec,
+    model=model,
+    table=trace.table,
+    schedule=schedule,
+    preprocess=preprocess,
+    init_variables=init_variables,
+    stages=(),
+    eval_step=steps.make_eval_step(model, len(spec.class_names), preprocess, eval_cut),
+  )
+
+  def make_stage(number):
+    start, cut = planned[number]
+    cut = dataclasses.replace(cut, skipped=skipped)
+    cuts = (*(stage.cut for stage in planned[:number]), cut)
+    optimizer = run.make_optimizer(params, cuts)
+    watched = telemetry_lib.make(config, cut.split(params)[0], trace.table)
+    return Stage(
+      start, cuts, optimizer, run.make_step(cut, optimizer), run.make_step(cut, optimizer, telemetry=watched)
+    )
+
+  return run._replace(stages=tuple(make_stage(number) for number in range(len(planned))))

@@ -1,0 +1,148 @@
+"""Where a run starts: its state on the mesh, from its own checkpoint, pretrained weights or the seed.
+
+Checkpoints hold the unrolled layout, so that they do not depend on `model.scan`.
+"""
+
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from dnt import checkpoints, errors, trees
+from dnt.checkpoints import format
+from dnt.models import depth
+from dnt.parallel import compile as compile_lib
+from dnt.parallel import mesh as mesh_lib
+from dnt.parallel import multihost
+from dnt.training import experiment, steps
+from dnt.weights import pretrained
+
+
+def state(
+  run: experiment.Experiment,
+  mesh: Mesh,
+  saved: checkpoints.Checkpoints | checkpoints.ReadOnly,
+  checked: Callable[[steps.TrainState, int], None] = lambda shapes, step: None,
+) -> tuple[steps.TrainState, dict[str, Any]]:
+  """The state that the next step starts from, and the `meta` of the checkpoint it came from ({} for a new run).
+
+  The first that exists wins: the newest good checkpoint of the run's own workdir (the whole state); the weights at
+  `config.train.init_from` (parameters and BatchNorm statistics of another run or of a file); `config.seed`.
+
+  Args:
+    run: the experiment.
+    mesh: where the state will lie.
+    saved: the run's own checkpoints.
+    checked: called with the shapes of the state and its step as soon as nothing can be refused any more, and before
+      parameters are drawn: the moment to start compiling.
+
+  Raises:
+    errors.InputError: a checkpoint or weights of another network, or a checkpoint of another optimizer.
+  """
+  rows = depth.trace(run.model, run.spec.image_shape).scanned
+
+  def unrolled(step):
+    state = depth.to_unrolled(run.abstract_state(step), rows)
+    return mesh_lib.shapes(state, mesh_lib.parameter_shardings(mesh, state))
+
+  restored = saved.restore_latest(unrolled)
+  step = int(restored[0].step) if restored else 0
+  abstract = run.abstract_state(step + 1)  # with what the next step needs
+  given = load_variables(run, run.config.train.init_from) if not restored and run.config.train.init_from else None
+  shardings = mesh_lib.parameter_shardings(mesh, abstract)
+  checked(mesh_lib.shapes(abstract, shardings), step)
+  if restored:
+    found = depth.to_scanned(restored[0], rows)
+    if run.stage(step) is not run.stage_of_state(step):
+      return advance(run, mesh, found, run.stage(step)), restored[1]
+    return jax.device_put(found, shardings), restored[1]
+  return begin(run, mesh, given or run.init_variables()), {}
+
+
+def begin(run: experiment.Experiment, mesh: Mesh, variables: dict[str, Any]) -> steps.TrainState:
+  """The state before the first step, on the mesh, from variables on the host."""
+  made = compile_lib.eagerly(run.make_state)(variables)
+  return mesh_lib.place(made, mesh_lib.parameter_shardings(mesh, made))
+
+
+def variables(run: experiment.Experiment, workdir: pathlib.Path) -> dict[str, Any]:
+  """Parameters and statistics that a run goes on from, on the host: from where `state` takes them, which says so."""
+  if multihost.broadcast_from_lead(format.steps_in(workdir / checkpoints.DIRECTORY)):
+    return load_variables(run, str(workdir), quiet=True)
+  origin = run.config.train.init_from
+  return load_variables(run, origin, quiet=True) if origin else run.init_variables()
+
+
+def advance(
+  run: experiment.Experiment, mesh: Mesh, state: steps.TrainState, stage: experiment.Stage
+) -> steps.TrainState:
+  """The state at the start of a stage, on the mesh, from that at the end of the one before."""
+
+  def begin(state):
+    return run.advance(state, stage)
+
+  return compile_lib.jit(begin, out_shardings=mesh_lib.parameter_shardings(mesh, jax.eval_shape(begin, state)))(state)
+
+
+def load_variables(run: experiment.Experiment, text: str, quiet: bool = False) -> dict[str, Any]:
+  """Pretrained parameters and statistics of the same network, in this model's layout.
+
+  Where the head has other classes, and differs in nothing else, it starts at zero: said in one line. On good features
+  that is better than any draw (Kolesnikov et al. 2020, "Big Transfer"): what a draw adds to the logits, training takes
+  away where the examples are alone.
+
+  Args:
+    run: the experiment.
+    text: what `pretrained.load` takes.
+    quiet: do not say it.
+
+  Raises:
+    errors.InputError: no weights there, or of another network: what to set, or the leaves that differ.
+  """
+  given = pretrained.load(text)
+  pretrained.check_model(given, run.config.model)
+  trace = depth.trace(run.model, run.spec.image_shape)
+  want, have = trees.flatten(trace.variables), trees.flatten(given.variables)
+  classes = run.config.model.num_classes
+  renewed = _leaves_of_classes(want, have, trace.table[-1].entry.name, classes)
+  if not renewed:
+    return match(trace, given.variables, text)
+  zeros = {path: np.zeros(want[path].shape, want[path].dtype) for path in renewed}
+  matched = match(trace, trees.unflatten(have | zeros), text)
+  if multihost.is_lead() and not quiet:
+    listed, others = ', '.join(renewed), have[renewed[0]].shape[-1]
+    print(f'{text} has {others} classes and the data {classes}: {listed} start at zero', flush=True)
+  return matched
+
+
+def _leaves_of_classes(want: dict[str, Any], have: dict[str, Any], head: str, classes: int) -> list[str]:
+  """The leaves of the head whose last axis is the classes, when all of them have one other length and else fit."""
+  paths = [path for path in want if path.split('/')[1] == head and want[path].shape[-1:] == (classes,)]
+  lengths = {
+    have[path].shape[-1:] if path in have and have[path].shape[:-1] == want[path].shape[:-1] else () for path in paths
+  }
+  return paths if len(lengths) == 1 and lengths.isdisjoint({(), (classes,)}) else []
+
+
+def match(trace: depth.Trace, variables: dict[str, Any], origin: str) -> dict[str, Any]:
+  """Checks unrolled variables against the model, leaf by leaf, and brings them into its layout.
+
+  Args:
+    trace: of the model.
+    variables: `params` and `batch_stats`.
+    origin: where they come from, for messages.
+
+  Raises:
+    errors.InputError: missing, unexpected or differently shaped leaves, by path.
+  """
+  want = {path: leaf.shape for path, leaf in trees.flatten(trace.variables).items()}
+  have = {path: leaf.shape for path, leaf in trees.flatten(variables).items()}
+  different = sorted(path for path in want.keys() | have.keys() if want.get(path) != have.get(path))
+  if different:
+    listed = '; '.join(f'{path}: {have.get(path, "absent")}, wanted {want.get(path, "none")}' for path in different[:8])
+    more = f' and {len(different) - 8} more' if len(different) > 8 else ''
+    raise errors.InputError(f'{origin} holds another network than config.model: {listed}{more}')
+  return depth.to_scanned(variables, trace.scanned)

@@ -1,0 +1,108 @@
+"""The training loss per example, and whether each example is classified right.
+
+Whatever depends on a label is, for a mixture of two examples, the mean over both labels by their shares.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from dnt import errors
+from dnt.data import examples
+from dnt.data.transforms import mixing
+
+
+def make(
+  config: ml_collections.ConfigDict,
+) -> Callable[[jax.Array, mixing.Labels], tuple[jax.Array, jax.Array]]:
+  """`(logits, labels) -> (losses, weights)`, the cross-entropy that the section `loss` of a config asks for."""
+
+  def loss(logits, labels):
+    return cross_entropy(logits, labels, config.label_smoothing, config.class_weights)
+
+  return loss
+
+
+def cross_entropy(
+  logits: jax.Array, labels: mixing.Labels, label_smoothing: float, class_weights: tuple[float, ...]
+) -> tuple[jax.Array, jax.Array]:
+  """Weighted cross-entropy of each example, with its weight.
+
+  sum(losses) / sum(weights) equals torch's `F.cross_entropy(weight=..., label_smoothing=...)`: each class's term is
+  weighted by that class, the mean by the class of the label.
+
+  Args:
+    logits: [B, classes], any float type; computed in float32.
+    labels: int32 [B], or mixed.
+    label_smoothing: share of the target that is spread evenly over all classes, the true one among them (Szegedy et
+      al. 2016, section 7).
+    class_weights: a weight a class; empty: all 1.
+
+  Returns:
+    float32 [B] weighted losses, float32 [B] weights.
+
+  Raises:
+    errors.InputError: when there are not as many weights as classes.
+  """
+  classes = logits.shape[-1]
+  if class_weights and len(class_weights) != classes:
+    raise errors.InputError(
+      f'loss.class_weights has {len(class_weights)} weights and the model {classes} classes; give one a class'
+    )
+  log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32))
+
+  def of(label):
+    return -weights(class_weights, label) * jnp.take_along_axis(log_probabilities, label[:, None], axis=-1)[:, 0]
+
+  losses = mixing.by_share(of, labels)
+  if label_smoothing:
+    each = jnp.asarray(class_weights or (1.0,) * classes, jnp.float32)
+    spread = -jnp.sum(each[None, :] * log_probabilities, axis=-1) / classes
+    losses = (1 - label_smoothing) * losses + label_smoothing * spread
+  return losses, weights(class_weights, labels)
+
+
+def weights(class_weights: tuple[float, ...], labels: mixing.Labels) -> jax.Array:
+  """The weight of each example by its class, float32 [B]; 1 without class weights."""
+  if not class_weights:
+    return jnp.ones(jax.tree.leaves(labels)[0].shape, jnp.float32)
+  return mixing.by_share(lambda label: jnp.asarray(class_weights, jnp.float32)[label], labels)
+
+
+def balanced_weights(source: examples.Examples) -> tuple[float, ...]:
+  """A weight a class, inverse to its examples in a split: examples / (classes x examples of the class).
+
+  All classes then weigh the same, and the mean weight of an example is 1 (scikit-learn's `balanced`).
+
+  Args:
+    source: the training split.
+
+  Raises:
+    errors.InputError: a class without examples, or labels that are stored with streamed pictures.
+  """
+  if source.labels is None:
+    raise errors.InputError(
+      f'config.loss.balance_classes: the labels of {source.name} are read with its pictures and cannot be counted '
+      'before; set config.loss.class_weights'
+    )
+  counts = np.bincount(source.labels, minlength=source.num_classes)
+  if not counts.all():
+    missing = source.class_names[int(np.argmin(counts))]
+    raise errors.InputError(
+      f'config.loss.balance_classes: {source.split} of {source.name} has no example of {missing!r}; take a larger '
+      'config.data.train_split, or set config.loss.class_weights'
+    )
+  return tuple((len(source) / (source.num_classes * counts)).tolist())
+
+
+def correct(logits: jax.Array, labels: mixing.Labels) -> jax.Array:
+  """1.0 where the largest logit is the label's, else 0.0: float32 [B]; of equal logits the first counts.
+
+  Of mixed labels the one with the larger share counts.
+  """
+  if isinstance(labels, mixing.Mixed):
+    labels = jnp.where(labels.share >= 0.5, labels.first, labels.second)
+  return (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)

@@ -1,0 +1,102 @@
+"""The programs of a training run, each compiled once: at its first use or, on CPU, ahead of it in the background.
+
+A first step waits for the compilation of one program alone; on CPU that of the others goes on beside the training, and
+parameters are drawn beside the first. On accelerators nothing is compiled ahead: there XLA times candidates on the
+device while it compiles, which must not be busy then.
+"""
+
+from collections.abc import Callable
+from concurrent import futures
+
+import jax
+import numpy as np
+
+from dnt.data import pipeline
+from dnt.parallel import compile as compile_lib
+from dnt.parallel import mesh as mesh_lib
+from dnt.training import evaluate, experiment, steps
+
+PLAIN, TELEMETRY, EVALUATION = 'plain', 'telemetry', 'evaluation'
+
+
+class Programs:
+  """Context that holds them; leaving it waits for what is being compiled, and drops what has not begun."""
+
+  def __init__(
+    self,
+    run: experiment.Experiment,
+    mesh: jax.sharding.Mesh,
+    feed: pipeline.Feed,
+    evaluator: evaluate.Evaluator,
+  ):
+    self._run, self._mesh, self._feed, self._evaluator = run, mesh, feed, evaluator
+    self._pool = futures.ThreadPoolExecutor(1, 'compile')  # one at a time, in the order they are asked for
+    self._asked: dict[tuple[str, int], futures.Future] = {}
+
+  def __enter__(self) -> 'Programs':
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    self._pool.shutdown(cancel_futures=True)
+
+  def ahead(self, shapes: steps.TrainState, step: int) -> None:
+    """On CPU, starts to compile what the stage of a run from `step` on will use, in the order of its need.
+
+    Args:
+      shapes: of the state, with its shardings.
+      step: where the run or stage starts.
+    """
+    if jax.default_backend() == 'cpu':
+      for name in _used(self._run, step):
+        self._ask(name, step, shapes)
+
+  def is_ready(self, name: str, step: int) -> bool:
+    """Whether `get` would return at once."""
+    asked = self._asked.get(self._key(name, step))
+    return asked is not None and asked.done()
+
+  def get(self, name: str, step: int, state: steps.TrainState) -> Callable | None:
+    """A program, compiled; waits for it.
+
+    Args:
+      name: PLAIN or TELEMETRY, `(state, arrays, count) -> (state, metrics)` as `steps.make_train_steps` says; or
+        EVALUATION, of which the evaluator has the programs.
+      step: steps done before it: each stage of a run has train steps of its own.
+      state: the state or its shapes.
+    """
+    return self._ask(name, step, state).result()
+
+  def _key(self, name: str, step: int) -> tuple[str, int]:
+    return name, 0 if name == EVALUATION else self._run.stage(step).start
+
+  def _ask(self, name: str, step: int, state: steps.TrainState) -> futures.Future:
+    key = self._key(name, step)
+    if key not in self._asked:
+      self._asked[key] = self._pool.submit(self._compile, name, self._run.stage(step), state)
+    return self._asked[key]
+
+  def _compile(self, name: str, stage: experiment.Stage, state: steps.TrainState) -> Callable | None:
+    if name == EVALUATION:
+      self._evaluator.prepare(evaluate.variables_of(state)[''])
+      return None
+    step, longest = stage.train_step, min(self._run.config.train.steps_per_dispatch, self._feed.max_steps(0))
+    if name == TELEMETRY:
+      step, longest = stage.telemetry_step, 1
+    program = steps.make_train_steps(step, self._feed.batch_at, longest)
+    shardings = (mesh_lib.parameter_shardings(self._mesh, state), mesh_lib.replicated(self._mesh))
+    jitted = compile_lib.jit(program, donate_argnums=0, out_shardings=shardings)
+    return compile_lib.ahead(jitted, state, self._feed.shapes(), np.int32(1))
+
+
+def _used(run: experiment.Experiment, step: int) -> list[str]:
+  """The programs that the stage of a run uses from `step` on, in the order of their first use."""
+  telemetry = run.every(run.config.telemetry.every)
+  total = min([stage.start for stage in run.stages if stage.start > step], default=run.config.train.steps)
+  first = {}
+  if (at := telemetry.next(step)) is not None:
+    first[TELEMETRY] = at
+  # Telemetry at more than three steps on end is telemetry at every step.
+  if plain := [at for at in range(step + 1, step + 5) if not telemetry.due(at)]:
+    first[PLAIN] = plain[0]
+  used = sorted((name for name, at in first.items() if at <= total), key=first.get)
+  return [*used, EVALUATION] if used else []

@@ -1,0 +1,202 @@
+"""What a run remembers of itself: training lines, evaluations, the best metric, patience and where the seconds went."""
+
+import json
+import pathlib
+import re
+import time
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from dnt import checkpoints, errors, files
+from dnt.parallel import multihost
+from dnt.reporting import memory, metrics
+from dnt.training import evaluate, experiment, steps, telemetry
+
+
+class Clock:
+  """Seconds by what they were spent on; every moment belongs to one of them."""
+
+  def __init__(self, start: float):
+    """Args: start: `time.monotonic()` when the program began."""
+    self.seconds: Counter[str] = Counter()
+    self._mark = start
+
+  def lap(self, name: str) -> float:
+    """Gives the seconds since the last lap to `name`, and returns them."""
+    now = time.monotonic()
+    lap, self._mark = now - self._mark, now
+    self.seconds[name] += lap
+    return lap
+
+
+class Record:
+  """The record of one run, written as it goes on."""
+
+  def __init__(
+    self, run: experiment.Experiment, workdir: pathlib.Path, step: int, history: Mapping[str, Any], clock: Clock
+  ):
+    """Opens the record where the run goes on.
+
+    Args:
+      run: the experiment.
+      workdir: where `metrics.jsonl` is.
+      step: of the restored state; 0 for a new run.
+      history: `history()` as it was saved with that state; empty for a new run.
+      clock: of this process; goes on from the saved one.
+    """
+    self._run, self._workdir, self._clock = run, workdir, clock
+    self._writer = metrics.Writer(workdir, step)
+    self._progress = metrics.Progress(run.config.train.steps)
+    # Of the steps since the last training line; saved too, so that the next line is the same after a resume.
+    self._sums: Counter[str] = Counter(history.get('sums', {}))
+    self._lap: float = history.get('lap', 0.0)
+    self._log = run.every(run.config.train.log_every)
+    self.last: dict[str, float] = dict(history.get('last', {}))
+    self.best: dict[str, Any] = dict(history.get('best', {}))
+    self.evaluated_at: int = history.get('evaluated_at', 0)
+    # What telemetry has warned of, by kind: each once a run.
+    self.warnings: dict[str, Any] = dict(history.get('warnings', {}))
+    self._unclipped: bool = history.get('unclipped', False)
+    self._rows: int = history.get('telemetry_rows', 0)
+    self.evaluations_without_better: int = history.get('evaluations_without_better', 0)
+    self._memory: dict[str, int | None] = dict(history.get('peak_memory', {}))
+    clock.seconds.update(history.get('seconds', {}))
+
+  def __enter__(self) -> 'Record':
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    self._progress.close()
+    self._writer.close()
+
+  @property
+  def best_metric(self) -> str:
+    """The metric that ranks checkpoints."""
+    config = self._run.config
+    suffix = '_ema' if config.ema.decay else ''
+    return f'{config.eval.splits[0]}{suffix}/{config.checkpoint.best_metric}'
+
+  @property
+  def seconds(self) -> dict[str, float]:
+    """By what they were spent on, over all processes that took part in the run so far."""
+    return dict(self._clock.seconds)
+
+  @property
+  def peak_memory(self) -> dict[str, int | None]:
+    """As `memory.peak`, the most over all processes that took part in the run so far, one after the other."""
+    both = [(name, (value, self._memory.get(name))) for name, value in memory.peak().items()]
+    return {name: max((value for value in values if value is not None), default=None) for name, values in both}
+
+  @property
+  def out_of_patience(self) -> bool:
+    patience = self._run.config.train.patience
+    return 0 < patience <= self.evaluations_without_better
+
+  def trained(self, start: int, count: int, values: Mapping[str, Any]) -> None:
+    """Takes in the metrics of the steps after `start`.
+
+    Args:
+      start: steps done before them.
+      count: how many.
+      values: float32 [at least count] by name, and `telemetry` of the last step if it was shown; on the host.
+
+    Raises:
+      errors.RunError: the first loss that is not finite, with its step.
+    """
+    self._lap += self._clock.lap('train')
+    finite = np.isfinite(values['loss'][:count])
+    if not finite.all():
+      step = start + int(np.argmin(finite)) + 1
+      raise errors.RunError(
+        f'the loss is not finite at step {step}; a smaller config.optim.learning_rate, a warm-up or clipping '
+        '(config.clip.name=global_norm) may help'
+      )
+    for name in steps.METRICS:
+      self._sums[name] += float(np.sum(values[name][:count], dtype=np.float64))
+    self._sums['steps'] += count
+    step = start + count
+    if self._log.due(step) or step == self._run.config.train.steps:
+      taken = self._sums.pop('steps')
+      line = {f'train/{name}': value / taken for name, value in self._sums.items()}
+      line['train/learning_rate'] = float(values['learning_rate'][count - 1])
+      rate = taken * self._run.config.train.batch_size / self._lap
+      self._write(step, {**line, 'images_per_second': rate})
+      self._show(step, line['train/loss'], line['train/accuracy'], rate)
+      self._sums.clear()
+      self._lap = 0.0
+    elif self._lap:
+      rate = self._sums['steps'] * self._run.config.train.batch_size / self._lap
+      self._show(step, float(values['loss'][count - 1]), float(values['accuracy'][count - 1]), rate)
+    if 'telemetry' in values:
+      share = float(values['learning_rate'][count - 1]) / self._run.config.optim.learning_rate
+      self._watched(step, values['telemetry'], share)
+
+  def evaluated(self, step: int, result: evaluate.Result) -> None:
+    """Takes in an evaluation: its line, its confusion matrices, the best metric, patience."""
+    self._clock.lap('evaluate')
+    self._write(step, result.metrics)
+    if multihost.is_lead():
+      for split, matrix in result.confusion.items():
+        content = {'split': split, 'step': step, 'class_names': self._run.spec.class_names, 'matrix': matrix.tolist()}
+        content['per_class'] = result.per_class[split]
+        files.write(confusion_path(self._workdir, split), json.dumps(content, allow_nan=False) + '\n')
+    self.evaluated_at = step
+    value = result.metrics[self.best_metric]
+    if checkpoints.better(self.best_metric, value, self.best.get('value')):
+      self.best = {'metric': self.best_metric, 'value': value, 'step': step}
+      self.evaluations_without_better = 0
+    else:
+      self.evaluations_without_better += 1
+    shown = [f'{name} {metrics.figure(name, value)}' for name, value in result.metrics.items()]
+    self.say(f'step {step}  ' + '  '.join(shown))
+
+  def say(self, text: str) -> None:
+    """Prints lines above the progress line."""
+    self._progress.print(text)
+
+  def history(self) -> dict[str, Any]:
+    """What the next process must know to go on, as JSON."""
+    return {
+      'last': self.last,
+      'best': self.best,
+      'evaluated_at': self.evaluated_at,
+      'evaluations_without_better': self.evaluations_without_better,
+      'warnings': self.warnings,
+      'unclipped': self._unclipped,
+      'telemetry_rows': self._rows,
+      'sums': dict(self._sums),
+      'lap': self._lap,
+      'seconds': self.seconds,
+      'peak_memory': self.peak_memory,
+      'config': self._run.config.to_dict(),
+      # With these the checkpoint can be used without the data (`dnt.inference`).
+      'class_names': list(self._run.spec.class_names),
+      'image_shape': list(self._run.spec.image_shape),
+    }
+
+  def _watched(self, step: int, columns: Mapping[str, telemetry.Column], rate: float) -> None:
+    names = [row.entry.name for row in self._run.table]
+    self._writer.write(step, step / self._run.steps_per_epoch, telemetry.line(columns, names))
+    self._rows += 1
+    self._unclipped = self._unclipped or not telemetry.is_clipped(columns)
+    always_clipped = self._rows >= telemetry.ALWAYS_CLIPPED and not self._unclipped
+    for kind, text in telemetry.warnings(columns, names, rate, always_clipped).items():
+      if kind not in self.warnings:
+        self.warnings[kind] = {'step': step, 'text': text}
+        self.say(f'warning at step {step}: {text}')
+
+  def _write(self, step: int, values: Mapping[str, float]) -> None:
+    self.last |= values
+    self._writer.write(step, step / self._run.steps_per_epoch, values)
+
+  def _show(self, step: int, loss: float, accuracy: float, rate: float) -> None:
+    shown = {'loss': loss, 'accuracy': accuracy, 'images_per_second': rate}
+    self._progress.update(step, step / self._run.steps_per_epoch, shown)
+
+
+def confusion_path(workdir: pathlib.Path, split: str) -> pathlib.Path:
+  """Where a split's last evaluation is: class names, the confusion matrix, true class by predicted, and `per_class`."""
+  return workdir / f'confusion_{re.sub(r"[^A-Za-z0-9_.-]+", "_", split).strip("_")}.json'

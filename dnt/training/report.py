@@ -1,0 +1,244 @@
+"""What a run leaves to read: the table of blocks, summary.json, curves, confusion matrices and report.html."""
+
+import json
+import pathlib
+import platform
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from typing import Any
+
+import jax
+import numpy as np
+
+from dnt import files, trees
+from dnt.models import depth
+from dnt.parallel import mesh as mesh_lib
+from dnt.parallel import multihost
+from dnt.reporting import metrics, pages, plots
+from dnt.training import experiment, record, steps
+
+WHOLE_TABLE = 70  # rows; longer tables show runs of equal blocks as one line
+WHOLE_CLASSES = 40  # rows; of more classes those are shown that are found least
+LEAST_FOUND = 20
+PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy')
+
+
+def block_table(table: Sequence[depth.Row]) -> str:
+  """The entries in depth order with output shape, parameters and forward FLOPs an example, as text.
+
+  Above 70 rows, a run of equal blocks of a stage becomes one line, with their number.
+  """
+  runs: list[list[depth.Row]] = []
+  for row in table:
+    if len(table) > WHOLE_TABLE and runs and _alike(runs[-1][-1], row):
+      runs[-1].append(row)
+    else:
+      runs.append([row])
+  lines = [('entry', 'output', 'parameters', 'FLOPs')]
+  for run in runs:
+    first, times = run[0], f'{len(run)} x ' if len(run) > 1 else ''
+    name = first.entry.name + (f' .. {run[-1].entry.name.rsplit("/", 1)[-1]}' if len(run) > 1 else '')
+    shape = 'x'.join(map(str, first.shape)) if first.shape is not None else '-'
+    lines.append((name, shape, f'{times}{first.parameters:,}', f'{times}{_quantity(first.flops)}'))
+  parameters, flops = sum(row.parameters for row in table), sum(row.flops for row in table)
+  lines.append(('total', '', f'{parameters:,}', _quantity(flops)))
+  widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+  return '\n'.join(f'{a:<{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}  {d:>{widths[3]}}' for a, b, c, d in lines)
+
+
+def write(
+  run: experiment.Experiment,
+  rec: record.Record,
+  state: steps.TrainState,
+  workdir: pathlib.Path,
+  mesh: jax.sharding.Mesh,
+  command: str,
+) -> dict[str, Any]:
+  """Writes `summary.json`, `curves.png`, `telemetry.png`, `confusion_<split>.png` (of the `.json`), `report.html`.
+
+  Every process calls it; the first one writes.
+
+  Args:
+    run: the experiment.
+    rec: its record, closed.
+    state: where the run ends, or is interrupted.
+    workdir: of the run.
+    mesh: of its devices.
+    command: that goes on with it.
+
+  Returns:
+    The summary, as `summary.json` holds it.
+  """
+  params = mesh_lib.gather(depth.to_unrolled(state.params, depth.scanned_rows(state.params)))
+  step, total, seconds = int(state.step), run.config.train.steps, dict(rec.seconds)
+  trained = seconds.get('train', 0.0)
+  summary = {
+    'step': step,
+    'total_steps': total,
+    'finished': step == total or rec.out_of_patience,
+    'last': rec.last,
+    'best': rec.best,
+    'warnings': rec.warnings,
+    'parameters': trees.count(params),
+    'trainable_parameters': trees.count(run.stage_of_state(step).cut.split(state.params)[0]),
+    'params_sha256': trees.sha256(params),
+    'seconds': {'total': sum(seconds.values()), 'compile': 0.0, 'train': 0.0, 'evaluate': 0.0} | seconds,
+    'images_per_second': step * run.config.train.batch_size / trained if trained else None,
+    'peak_memory': rec.peak_memory,
+    'versions': versions(),
+    'devices': devices(mesh),
+    'command': command,
+  }
+  if multihost.is_lead():
+    pictures = {'curves.png': plots.png(plots.curves(records))} if (records := metrics.read(workdir)) else {}
+    classes = {}
+    if any(name.startswith('telemetry/') for record in records for name in record):
+      pictures['telemetry.png'] = plots.png(plots.telemetry(records, [row.entry.name for row in run.table]))
+    for path in sorted(workdir.glob('confusion_*.json')):
+      found = json.loads(path.read_text())
+      accuracy = np.trace(found['matrix']) / max(np.sum(found['matrix']), 1)
+      title = f'{found["split"]}, step {found["step"]:,}: accuracy {100 * accuracy:.2f} %'
+      pictures[f'{path.stem}.png'] = plots.png(plots.confusion(found['matrix'], found['class_names'], title))
+      if 'per_class' in found:  # a finished run of an older version has none
+        classes[f'{path.stem}.png'] = class_table(found['class_names'], found['per_class'])
+    for name, content in pictures.items():
+      files.write(workdir / name, content)
+    files.write_json(workdir / 'summary.json', summary)
+    files.write(
+      workdir / 'report.html', page(workdir.name, summary, run.config.to_dict(), run.table, pictures, classes)
+    )
+  return summary
+
+
+def page(
+  title: str,
+  summary: Mapping[str, Any],
+  config: Mapping[str, Any],
+  table: Sequence[depth.Row],
+  pictures: Mapping[str, bytes],
+  classes: Mapping[str, Sequence[Sequence[str]]],
+) -> str:
+  """One HTML page that needs no other file and asks nothing of the network.
+
+  Args:
+    title: of the run.
+    summary: as `summary.json` holds it.
+    config: nested dicts.
+    table: of blocks.
+    pictures: name to PNG, in the order they are shown.
+    classes: `class_table` by the name of the picture that it stands below.
+  """
+  state = 'finished' if summary['finished'] else 'stopped, can go on'
+  facts = {
+    'state': f'{state}: step {summary["step"]:,} of {summary["total_steps"]:,}',
+    **{name: metrics.figure(name, value) for name, value in summary['last'].items()},
+    'best': _best(summary) or 'none yet',
+    **{f'warning: {kind}': f'step {found["step"]:,}: {found["text"]}' for kind, found in summary['warnings'].items()},
+    'parameters': f'{summary["parameters"]:,}, of which {summary["trainable_parameters"]:,} train',
+    'parameters SHA-256': summary['params_sha256'],
+    'seconds': ', '.join(f'{name} {seconds:,.1f}' for name, seconds in summary['seconds'].items()),
+    'images a second, whole run': f'{summary["images_per_second"]:,.0f}'
+    if summary['images_per_second']
+    else 'none yet',
+    'devices': ', '.join(f'{name} {value}' for name, value in summary['devices'].items()),
+    'versions': ', '.join(f'{name} {version}' for name, version in summary['versions'].items()),
+    'command': summary['command'],
+  }
+  options = {key: 'not set' if value is None else str(value) for key, value in _leaves(config)}
+  parts = [pages.facts(facts)]
+  for name, picture in pictures.items():
+    caption = name.removesuffix('.png').replace('_', ' ', 1)
+    narrow = name not in ('curves.png', 'telemetry.png')
+    parts += [pages.heading(caption), pages.picture(caption, picture, narrow)]
+    if name in classes:
+      header, *rows = classes[name]
+      parts.append(pages.table(header, rows))
+  parts += [pages.heading('network'), pages.text(block_table(table)), pages.heading('config'), pages.facts(options)]
+  return pages.page(title, parts)
+
+
+def class_table(class_names: Sequence[str], per_class: Mapping[str, Sequence[Any]]) -> list[tuple[str, ...]]:
+  """Header and a row a class as people read them; of more than 40 classes, the 20 with the least sensitivity.
+
+  Args:
+    class_names: in class order.
+    per_class: of `scoring.per_class`.
+  """
+  shown = range(len(class_names))
+  if len(class_names) > WHOLE_CLASSES:
+    tested = [place for place in shown if per_class['examples'][place]]
+    shown = sorted(tested, key=lambda place: per_class['sensitivity'][place])[:LEAST_FOUND]
+  title = 'class' if len(shown) == len(class_names) else f'least found of {len(class_names):,} classes'
+
+  forms = {'examples': '{:,}', 'sensitivity': '{:.2%}', 'specificity': '{:.2%}', 'auroc': '{:.4f}'}
+
+  def cell(name, place):
+    value = per_class[name][place]
+    return '-' if value is None else forms[name].format(value).replace('%', ' %')
+
+  rows = [(class_names[place], *(cell(name, place) for name in forms)) for place in shown]
+  return [(title, 'examples', 'sensitivity', 'specificity', 'AUROC'), *rows]
+
+
+def last_line(summary: Mapping[str, Any], command: str) -> str:
+  """The result of a run in one line, or how to go on with it."""
+  if not summary['finished']:
+    return f'saved at step {summary["step"]} of {summary["total_steps"]}; run `{command}` again to go on'
+  figures = [
+    f'{name} {metrics.figure(name, value)}'
+    for name, value in summary['last'].items()
+    if name.endswith(('/accuracy', '/loss')) and not name.startswith('train/')
+  ]
+  best = _best(summary)
+  parts = [f'finished step {summary["step"]}', *figures, *([f'best {best}'] if best else [])]
+  return '  '.join([*parts, metrics.duration(summary['seconds']['total'])])
+
+
+def evaluation_line(result: Mapping[str, Any]) -> str:
+  """`step` and the metrics of an evaluation in one line."""
+  shown = [f'{name} {metrics.figure(name, value)}' for name, value in result.items() if name != 'step']
+  return '  '.join([f'step {result["step"]}', *shown])
+
+
+def versions() -> dict[str, str]:
+  """Of Python and the packages that decide what a run computes."""
+  return {'python': platform.python_version()} | {name: metadata.version(name) for name in PACKAGES}
+
+
+def devices(mesh: jax.sharding.Mesh) -> dict[str, Any]:
+  """What a run computes on."""
+  device = mesh.devices.flat[0]
+  return {
+    'platform': device.platform,
+    'kind': device.device_kind,
+    'count': mesh.size,
+    'processes': jax.process_count(),
+    'mesh': ' x '.join(f'{name} {size}' for name, size in mesh.shape.items()),
+  }
+
+
+def _alike(a: depth.Row, b: depth.Row) -> bool:
+  def cost(row):
+    return row.entry.name.rpartition('/')[0], row.shape, row.parameters, row.flops
+
+  return '/' in a.entry.name and cost(a) == cost(b)
+
+
+def _quantity(number: int) -> str:
+  for size, unit in ((1e12, ' T'), (1e9, ' G'), (1e6, ' M'), (1e3, ' k')):
+    if number >= 0.9995 * size:
+      return f'{number / size:.3g}{unit}'
+  return str(number)
+
+
+def _best(summary: Mapping[str, Any]) -> str:
+  best = summary['best']
+  return f'{best["metric"]} {metrics.figure(best["metric"], best["value"])} at step {best["step"]}' if best else ''
+
+
+def _leaves(config: Mapping[str, Any], prefix: str = '') -> list[tuple[str, Any]]:
+  leaves = []
+  for key, value in config.items():
+    nested = isinstance(value, Mapping)
+    leaves += _leaves(value, f'{prefix}{key}.') if nested else [(prefix + key, value)]
+  return leaves

@@ -1,0 +1,299 @@
+"""The train state and the pure steps: what one optimizer step and one evaluation step compute, and nothing else."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+
+from dnt import trees
+from dnt.data.transforms import mixing
+from dnt.models import freeze, taps
+from dnt.training import losses, scores
+from dnt.training import telemetry as telemetry_lib
+
+METRICS = ('loss', 'accuracy', 'gradient_norm', 'learning_rate')  # of a train step, float32 scalars
+PRNG = 'threefry2x32'  # of every draw of a step, whatever jax's default is set to: runs stay the same
+TOP5_FROM = 100  # classes from which the top-5 accuracy says something
+
+Batch = dict[str, Any]  # of arrays
+Preprocess = Callable[[Batch, jax.Array | None], jax.Array]
+
+
+class TrainState(flax.struct.PyTreeNode):
+  """All that a run is, but for its place on disk.
+
+  Attributes:
+    step: int32 scalar, optimizer steps done; it is also the position in the data.
+    params: float32 parameters, nested dicts.
+    batch_stats: float32 running statistics of BatchNorm; empty without them.
+    opt_state: the state of the optimizer's chain, of the parameters that train.
+    rng: uint32 [2], the key that every random draw of a step is folded from.
+    ema: `{'params': ..., 'batch_stats': ...}`, both averaged with the same decay; empty when off.
+  """
+
+  step: jax.Array
+  params: Any
+  batch_stats: Any
+  opt_state: Any
+  rng: jax.Array
+  ema: Any
+
+
+def make_state(
+  config: ml_collections.ConfigDict,
+  variables: Any,
+  optimizer: optax.GradientTransformation,
+  cut: freeze.Cut = freeze.ALL,
+) -> TrainState:
+  """The state before the first step.
+
+  Args:
+    config: a validated config.
+    variables: `{'params': ..., 'batch_stats': ...}` as `models.init` draws them; the statistics may be absent.
+    optimizer: the chain whose state is made.
+    cut: what trains at first.
+  """
+  params, batch_stats = variables['params'], variables.get('batch_stats', {})
+  averaged = {'params': params, 'batch_stats': batch_stats} if config.ema.decay else {}
+  return TrainState(
+    step=jnp.zeros((), jnp.int32),
+    params=params,
+    batch_stats=batch_stats,
+    opt_state=optimizer.init(cut.split(params)[0]),
+    rng=jax.random.key_data(jax.random.key(config.seed, impl=PRNG)),
+    ema=jax.tree.map(jnp.array, averaged),  # a copy: the step donates the state's buffers one by one
+  )
+
+
+class Auxiliary(NamedTuple):
+  """What the forward pass of a (micro-)batch leaves beside the loss.
+
+  Attributes:
+    batch_stats: the new running statistics.
+    correct: how many predictions are right, float32 scalar.
+    captures: the collection `taps.FOUND` of its entries; empty without telemetry.
+  """
+
+  batch_stats: Any
+  correct: jax.Array
+  captures: Any
+
+
+class Gradient(NamedTuple):
+  """The gradient of a batch.
+
+  Attributes:
+    loss: of the batch, float32 scalar.
+    params: with respect to the parameters that train.
+    sinks: with respect to telemetry's sinks: squared gradient norms at the outputs of entries.
+    auxiliary: of the forward pass; sums over the micro-batches.
+  """
+
+  loss: jax.Array
+  params: Any
+  sinks: Any
+  auxiliary: Auxiliary
+
+
+def make_gradient(
+  config: ml_collections.ConfigDict,
+  model: Any,
+  preprocess: Preprocess,
+  telemetry: telemetry_lib.Telemetry | None = None,
+  cut: freeze.Cut = freeze.ALL,
+) -> Callable[[TrainState, Batch], Gradient]:
+  """What a training step differentiates, as a pure function.
+
+  The gradient is that of sum(weighted losses) / sum(weights) over the whole batch, also when it is accumulated over
+  micro-batches; BatchNorm then normalizes each micro-batch by itself.
+
+  Args:
+    config: a validated config.
+    model: the network, `apply(variables, x, train)`.
+    preprocess: `(batch, augmentation key) -> images`, augmented and normalized.
+    telemetry: what to capture of each entry.
+    cut: what trains.
+
+  Returns:
+    `(state, batch) -> Gradient`; batch: image [B, H, W, C], label int32 [B] and what preprocess reads.
+  """
+  accumulate = config.train.accumulate
+  cross_entropy = losses.make(config.loss)
+  mix = mixing.make(config.data)
+  sinks = telemetry.sinks if telemetry else {}
+
+  def compute_loss(trainable, sinks, frozen, batch_stats, batch, keys, total_weight):
+    with cut.running(), taps.watching() if telemetry else taps.fencing():
+      logits, updates = model.apply(
+        {'params': trees.merge(trainable, frozen), 'batch_stats': batch_stats, taps.SINKS: sinks},
+        preprocess(batch, keys['augment']),
+        train=True,
+        rngs={'stochastic_depth': keys['stochastic_depth'], 'dropout': keys['dropout']},
+        mutable=['batch_stats', taps.FOUND],
+      )
+    weighted, _ = cross_entropy(logits, batch['label'])
+    correct = jnp.sum(losses.correct(logits, batch['label']))
+    auxiliary = Auxiliary(updates.get('batch_stats', {}), correct, updates.get(taps.FOUND, {}))
+    return jnp.sum(weighted) / total_weight, auxiliary
+
+  differentiate = jax.value_and_grad(compute_loss, argnums=(0, 1), has_aux=True)
+
+  def compute_gradient(state, batch):
+    trainable, frozen = cut.split(state.params)
+    augment, step_key = jax.random.split(jax.random.wrap_key_data(state.rng, impl=PRNG))
+    # The augmentation folds epoch and position into its key: the same picture whatever the batch size.
+    depth, dropout, mixture = jax.random.split(jax.random.fold_in(step_key, state.step), 3)
+    keys = {'augment': augment, 'stochastic_depth': depth, 'dropout': dropout}
+    batch = mix(batch, mixture)
+    total_weight = jnp.sum(losses.weights(config.loss.class_weights, batch['label']))
+    if accumulate == 1:
+      (loss, auxiliary), gradient = differentiate(
+        trainable, sinks, frozen, state.batch_stats, batch, keys, total_weight
+      )
+      return Gradient(loss, *gradient, auxiliary)
+    # Strided micro-batches: each device keeps its own rows of the batch.
+    micro = jax.tree.map(lambda x: x.reshape(x.shape[0] // accumulate, accumulate, *x.shape[1:]), batch)
+
+    def add(carry, index):
+      loss, batch_stats, total = carry
+      part = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, 1, keepdims=False), micro)
+      drawn = {name: jax.random.fold_in(keys[name], index) for name in ('stochastic_depth', 'dropout')}
+      (value, auxiliary), gradient = differentiate(
+        trainable, sinks, frozen, batch_stats, part, {**keys, **drawn}, total_weight
+      )
+      carry = (loss + value, auxiliary.batch_stats, jax.tree.map(jnp.add, total, gradient))
+      return carry, auxiliary._replace(batch_stats={})
+
+    zeros = jax.tree.map(jnp.zeros_like, (trainable, sinks))
+    (loss, batch_stats, total), auxiliary = jax.lax.scan(
+      add, (jnp.zeros(()), state.batch_stats, zeros), jnp.arange(accumulate)
+    )
+    auxiliary = jax.tree.map(lambda x: jnp.sum(x, 0), auxiliary)._replace(batch_stats=batch_stats)
+    return Gradient(loss, *total, auxiliary)
+
+  return compute_gradient
+
+
+def make_train_step(
+  config: ml_collections.ConfigDict,
+  model: Any,
+  optimizer: optax.GradientTransformation,
+  schedule: optax.Schedule,
+  preprocess: Preprocess,
+  telemetry: telemetry_lib.Telemetry | None = None,
+  cut: freeze.Cut = freeze.ALL,
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]:
+  """One optimizer step as a pure function: the gradient of `make_gradient`, and what the optimizer makes of it.
+
+  Args:
+    config: a validated config.
+    model: the network, `apply(variables, x, train)`.
+    optimizer: from `optim.chain.make`.
+    schedule: learning rate by step, for the record; the optimizer holds the same one.
+    preprocess: `(batch, augmentation key) -> images`, augmented and normalized.
+    telemetry: what to show of each entry; the state is the same with and without.
+    cut: what trains; the optimizer is for those parameters alone.
+
+  Returns:
+    `(state, batch) -> (state, metrics)`; batch: as for `make_gradient`; metrics: float32 scalars `loss`, `accuracy` (of
+    mixed examples: of the label with the larger share), `gradient_norm` (before clipping) and `learning_rate`, and with
+    telemetry its columns under `telemetry`.
+  """
+  compute_gradient = make_gradient(config, model, preprocess, telemetry, cut)
+
+  def average(ema, params, batch_stats):
+    # Frozen leaves are copied, so that their average is bit-identical to them.
+    (params, fixed), (stats, fixed_stats) = cut.split(params), cut.split_statistics(batch_stats)
+    before = {'params': cut.split(ema['params'])[0], 'batch_stats': cut.split_statistics(ema['batch_stats'])[0]}
+    moved = optax.incremental_update({'params': params, 'batch_stats': stats}, before, 1 - config.ema.decay)
+    fixed = {'params': fixed, 'batch_stats': fixed_stats}
+    return {name: trees.merge(moved[name], fixed[name]) for name in moved}
+
+  def train_step(state, batch):
+    trainable, frozen = cut.split(state.params)
+    found = compute_gradient(state, batch)
+    gradient = taps.fence(found.params)
+    updates, opt_state = optimizer.update(gradient, state.opt_state, trainable)
+    updates = taps.fence(updates)
+    params = trees.merge(optax.apply_updates(trainable, updates), frozen)
+    batch_stats = found.auxiliary.batch_stats
+    ema = average(state.ema, params, batch_stats) if config.ema.decay else state.ema
+    accuracy = found.auxiliary.correct / batch['label'].shape[0]
+    values = (found.loss, accuracy, optax.tree.norm(gradient), schedule(state.step))
+    metrics = {name: jnp.asarray(value, jnp.float32) for name, value in zip(METRICS, values, strict=True)}
+    if telemetry:
+      shown = (trainable, gradient, updates, found.auxiliary.captures, found.sinks)
+      metrics['telemetry'] = telemetry.figures(*taps.fence(shown))
+    state = state.replace(step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state, ema=ema)
+    return state, metrics
+
+  return train_step
+
+
+def make_train_steps(train_step: Callable, batch_at: Callable, longest: int) -> Callable:
+  """Several train steps in one program, with a traced count: one compilation for any count up to `longest`.
+
+  Args:
+    train_step: from `make_train_step`.
+    batch_at: `(arrays, step) -> batch`, pure.
+    longest: the most steps of one call.
+
+  Returns:
+    `(state, arrays, count) -> (state, metrics)`, metrics float32 [longest], of which the first `count` are set; with
+    `longest` 1, `telemetry` too where the step shows it.
+  """
+
+  def train_steps(state, arrays, count):
+    def body(index, carry):
+      state, record = carry
+      state, metrics = train_step(state, batch_at(arrays, state.step))
+      return state, {name: record[name].at[index].set(metrics[name]) for name in METRICS}
+
+    if longest == 1:
+      state, metrics = train_step(state, batch_at(arrays, state.step))
+      return state, metrics | {name: metrics[name][None] for name in METRICS}
+    record = {name: jnp.zeros((longest,), jnp.float32) for name in METRICS}
+    return jax.lax.fori_loop(0, count, body, (state, record))
+
+  return train_steps
+
+
+def make_eval_step(model: Any, num_classes: int, preprocess: Preprocess, cut: freeze.Cut = freeze.ALL) -> Callable:
+  """One evaluation step as a pure function: exact sums over the real examples of a padded batch.
+
+  Args:
+    model: the network.
+    num_classes: classes of the head.
+    preprocess: `(batch, key) -> images`, normalized; the key is None.
+    cut: of the run, where entries are skipped.
+
+  Returns:
+    `(variables, batch) -> (sums, rows)`; batch: image, label and mask (bool [B], False on padding); sums: `loss`
+    float32 (plain cross-entropy, without smoothing or class weights), `confusion` int32 [classes, classes], true by
+    predicted, `calibration_gaps` (see `scoring`), and with many classes `top5` int32, how often the label is among the
+    five largest logits; rows: `probabilities` float32 [B, classes] and `label` int32 [B], of padding too.
+  """
+
+  def eval_step(variables, batch):
+    with cut.running():
+      logits = model.apply(variables, preprocess(batch, None), train=False)
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch['label'])
+    probabilities = jax.nn.softmax(logits)
+    correct = losses.correct(logits, batch['label'])
+    cell = batch['label'] * num_classes + jnp.argmax(logits, -1)
+    confusion = jnp.zeros((num_classes * num_classes,), jnp.int32).at[cell].add(batch['mask'].astype(jnp.int32))
+    sums = {
+      'loss': jnp.sum(jnp.where(batch['mask'], loss, 0.0)),
+      'confusion': confusion.reshape(num_classes, num_classes),
+      'calibration_gaps': scores.calibration_gaps(jnp.max(probabilities, -1), correct, batch['mask']),
+    }
+    if num_classes >= TOP5_FROM:
+      hit = jnp.any(jax.lax.top_k(logits, 5)[1] == batch['label'][:, None], axis=-1)
+      sums['top5'] = jnp.sum(hit & batch['mask'], dtype=jnp.int32)
+    return sums, {'probabilities': probabilities, 'label': batch['label']}
+
+  return eval_step

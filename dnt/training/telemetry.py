@@ -1,0 +1,254 @@
+"""What a training step shows of each entry of the depth list: figures, and warnings in plain words.
+
+The figures of a step, by entry:
+- `gradient_norm`, `parameter_norm`, `update_ratio`: of its parameters; the gradient before clipping, and the norm of
+  the update over that of the parameters before it,
+- `output_gradient_norm`: of the loss with respect to its output, over the whole batch; none below the first entry that
+  trains, where a tap would bring the backward pass back,
+- `activation_mean`, `activation_rms`: of its output,
+- `zero`, `dead`: shares of its activations that are zero, and of its units that are zero for the whole batch,
+- `saturated`: sigmoid and tanh, in place of those two: the share of its activations that are flat (`taps.SATURATED`),
+- `clip_factor`: with clipping, the norm of its gradient after over before.
+`zero`, `dead` and `saturated` are of the activations inside the entry, or of its output where none can be told.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import flax
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from dnt import trees
+from dnt.models import depth, taps
+from dnt.optim import clip, rows
+
+VANISHING = 1e-4  # output gradient of the first entry over that of the last
+EXPLODING = 1e4
+UNITS = 0.5  # share of units dead, or of activations saturated, of one entry
+UPDATE_RATIOS = (1e-4, 1e-2)  # of the median entry
+ALWAYS_CLIPPED = 5  # rows of telemetry, all of them clipped
+
+
+class Column(flax.struct.PyTreeNode):
+  """One quantity of the entries that have it.
+
+  Attributes:
+    values: float32 [n].
+    entries: their places in the depth list.
+  """
+
+  values: jax.Array
+  entries: tuple[int, ...] = flax.struct.field(pytree_node=False)
+
+
+class Telemetry(NamedTuple):
+  """What a train step needs in order to show its figures; see `make`."""
+
+  sinks: Any
+  figures: Callable[..., dict[str, Column]]
+
+
+def make(config: ml_collections.ConfigDict, params: Any, table: Sequence[depth.Row]) -> Telemetry:
+  """The telemetry of a train step.
+
+  Args:
+    config: a validated config.
+    params: the trainable parameters (or shapes) in the model's layout; entries without any have no figures of theirs.
+    table: the depth list.
+
+  Returns:
+    `sinks`: to differentiate with respect to; `figures(params, gradient, updates, found, sinks)`: the quantities from
+    the parameters before the step, their gradient, the optimizer's updates, the taps' `FOUND` and the sinks' gradient.
+  """
+  entries = [row.entry for row in table]
+  places = rows.places(params, entries)
+  lowest = min(index for place in places.values() for index in place)
+  frozen = any(row.parameters for row in table[:lowest])
+  clipping = None if config.clip.name == 'none' else clip.make(config.clip, params, entries)
+  called = [row.entry for row in table if row.shape is not None]
+
+  def figures(params, gradient, updates, found, sinks):
+    norms = {
+      'gradient_norm': _norms(gradient, places),
+      'parameter_norm': _norms(params, places),
+      'update_ratio': _norms(updates, places),
+    }
+    norms['update_ratio'] = {at: norm / norms['parameter_norm'][at] for at, norm in norms['update_ratio'].items()}
+    if clipping:
+      clipped, _ = clipping.update(gradient, clipping.init(params), params)
+      after = _norms(clipped, places)
+      norms['clip_factor'] = {at: after[at] / norms['gradient_norm'][at] for at in after}
+    columns = {name: _column(column) for name, column in norms.items()}
+    columns['output_gradient_norm'] = output_gradient_norms(sinks, found, called, entries)
+    return columns | activity(found, called, entries)
+
+  return Telemetry(taps.make_sinks(table[lowest if frozen else 0 :]), figures)
+
+
+def activity(found: Any, called: Sequence[depth.Entry], entries: Sequence[depth.Entry]) -> dict[str, Column]:
+  """The quantities of the forward pass.
+
+  Args:
+    found: the taps' collection `FOUND`.
+    called: the entries that are called, in depth order.
+    entries: the depth list.
+  """
+  flat = trees.flatten(found)
+  columns: dict[str, dict[tuple[int, ...], jax.Array]] = {}
+  for path, at in _groups(called, entries):
+    sums = {name: flat.get(f'{path}/output/{name}') for name in ('sum', 'square', 'count', 'zero', 'fired')}
+    if sums['count'] is None:  # an output that holds no float
+      continue
+    inside = [key.removesuffix('count') for key in flat if key.startswith(f'{path}/') and key.endswith('units/count')]
+    units = [{name: flat.get(key + name) for name in ('count', 'zero', 'fired', 'saturated')} for key in inside]
+    units = units or [{**sums, 'saturated': None}]
+    shown = {'activation_mean': sums['sum'] / sums['count'], 'activation_rms': jnp.sqrt(sums['square'] / sums['count'])}
+    for name in ('zero', 'saturated'):
+      hits = [(unit[name], unit['count']) for unit in units if unit[name] is not None]
+      if hits:
+        shown[name] = sum(hit for hit, _ in hits) / sum(count for _, count in hits)
+    fired = [unit['fired'] for unit in units if unit['fired'] is not None]
+    if fired:
+      shown['dead'] = jnp.mean(jnp.concatenate(fired, -1) == 0, -1)
+    for name, value in shown.items():
+      columns.setdefault(name, {})[at] = value
+  return {name: _column(column) for name, column in columns.items()}
+
+
+def output_gradient_norms(
+  squares: Any, found: Any, called: Sequence[depth.Entry], entries: Sequence[depth.Entry]
+) -> Column:
+  """The gradient norm at the output of each entry that a tap was on.
+
+  That is not where an output holds no float, nor inside a user's own `nn.scan` or `nn.vmap`, which leave out the
+  collections that they do not name.
+
+  Args:
+    squares: the gradient of the sinks.
+    found: the taps' collection `FOUND`.
+    called: the entries that are called, in depth order.
+    entries: the depth list.
+  """
+  tapped = trees.flatten(found)
+  reached = {
+    path: square
+    for path, square in trees.flatten(squares).items()
+    if f'{path.rpartition("/")[0]}/output/count' in tapped
+  }
+  return gather(trees.unflatten(reached), 'sink', called, entries, jnp.sqrt)
+
+
+def gather(
+  tree: Any,
+  name: str,
+  called: Sequence[depth.Entry],
+  entries: Sequence[depth.Entry],
+  fn: Callable[[jax.Array], jax.Array] = lambda value: value,
+) -> Column:
+  """What lies under `name` at each entry's path, through `fn`.
+
+  Args:
+    tree: nested dicts in the model's layout, such as the sinks' gradient.
+    name: of the leaf.
+    called: the entries that are called, in depth order; those without the leaf are left out.
+    entries: the depth list.
+    fn: elementwise.
+  """
+  flat = trees.flatten(tree)
+  groups = [(f'{path}/{name}', at) for path, at in _groups(called, entries)]
+  return _column({at: fn(flat[path]) for path, at in groups if path in flat})
+
+
+def _groups(called: Sequence[depth.Entry], entries: Sequence[depth.Entry]) -> list[tuple[str, tuple[int, ...]]]:
+  """Each path with the places of its entries: one, or one a row."""
+  index = {entry: place for place, entry in enumerate(entries)}
+  groups: dict[str, tuple[int, ...]] = {}
+  for entry in called:
+    groups[entry.path] = (*groups.get(entry.path, ()), index[entry])
+  return list(groups.items())
+
+
+def _norms(tree: Any, places: rows.Places) -> dict[tuple[int, ...], jax.Array]:
+  return {at: jnp.sqrt(square) for at, square in rows.squares(tree, places).items()}
+
+
+def _column(values: Mapping[tuple[int, ...], jax.Array]) -> Column:
+  at = sorted(values)
+  joined = jnp.concatenate([jnp.zeros(0), *(jnp.atleast_1d(values[place]) for place in at)])
+  return Column(joined.astype(jnp.float32), tuple(index for place in at for index in place))
+
+
+def line(columns: Mapping[str, Column], names: Sequence[str]) -> dict[str, float]:
+  """The figures as a line of the record holds them: `telemetry/<entry>/<quantity>`.
+
+  Args:
+    columns: on the host.
+    names: of all entries, in depth order.
+  """
+  return {
+    f'telemetry/{names[index]}/{quantity}': value
+    for quantity, column in columns.items()
+    for index, value in zip(column.entries, np.asarray(column.values), strict=True)
+  }
+
+
+def warnings(columns: Mapping[str, Column], names: Sequence[str], rate: float, always_clipped: bool) -> dict[str, str]:
+  """What a row of telemetry says against the run, by kind, each with what to try.
+
+  Args:
+    columns: on the host.
+    names: of all entries, in depth order.
+    rate: learning rate of the step over the peak: a rate that is still rising or has fallen makes small updates.
+    always_clipped: whether every row so far had a gradient that was clipped (see `is_clipped`).
+  """
+  found = {}
+  at = columns['output_gradient_norm']
+  norms = np.asarray(at.values, np.float64)
+  if len(norms):
+    ratio = norms[0] / norms[-1] if norms[-1] > 0 else np.nan
+    compared = f'at the output of {names[at.entries[0]]} it is {ratio:.1e} of that at {names[at.entries[-1]]}'
+    if ratio < VANISHING:
+      found['vanishing'] = (
+        f'the gradient vanishes: {compared}; try a norm (config.model.norm), residual blocks, or the initializer that '
+        'fits (config.model.initializer=he for relu)'
+      )
+    if ratio > EXPLODING or not np.isfinite(norms).all():
+      found['exploding'] = (
+        f'the gradient explodes: {compared}; try a smaller config.model.init_gain, config.clip.name=global_norm or '
+        'residual blocks'
+      )
+  for quantity, said, cure in (
+    ('dead', 'of the units are dead (zero for the whole batch)', 'config.model.activation=leaky_relu'),
+    ('saturated', 'of the activations are saturated', 'config.model.activation=relu'),
+  ):
+    if quantity in columns:
+      column = columns[quantity]
+      worst = int(np.nanargmax(column.values)) if np.isfinite(column.values).any() else 0
+      if column.values[worst] > UNITS:
+        found[quantity] = (
+          f'{100 * column.values[worst]:.0f} % {said} in {names[column.entries[worst]]}; try a smaller '
+          f'config.optim.learning_rate or config.model.init_gain, a norm (config.model.norm), or {cure}'
+        )
+  low, high = UPDATE_RATIOS
+  ratios = np.asarray(columns['update_ratio'].values)
+  median = float(np.median(ratios[np.isfinite(ratios)])) if np.isfinite(ratios).any() else np.nan
+  if median > high or (median < low and rate > 0.5):
+    way, unless = ('smaller', '') if median > high else ('larger', ', unless the network has learned all there is')
+    found['update_ratio'] = (
+      f'a step changes the parameters of the median entry by {median:.1e} of their norm, outside {low:.0e} to '
+      f'{high:.0e}; try a {way} config.optim.learning_rate{unless}'
+    )
+  if always_clipped:
+    found['clipping'] = (
+      'the gradient has been clipped at every step that was looked at, so that the threshold sets the step size; try a '
+      'larger config.clip.threshold or a smaller config.optim.learning_rate'
+    )
+  return found
+
+
+def is_clipped(columns: Mapping[str, Column]) -> bool:
+  """Whether clipping made the gradient of any entry smaller."""
+  return 'clip_factor' in columns and bool(np.any(np.asarray(columns['clip_factor'].values) < 0.999))

@@ -1,0 +1,639 @@
+import collections
+import gc
+import json
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import PartitionSpec
+
+from dnt import checkpoints, config, errors
+from dnt.checkpoints import format
+from dnt.parallel import mesh as mesh_lib
+
+# Tasks that a failing read leaves behind in TensorStore are reported when they are collected.
+pytestmark = pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
+
+
+class State(flax.struct.PyTreeNode):
+  step: jax.Array
+  params: dict
+  batch_stats: dict
+  opt_state: tuple
+  ema: dict
+
+
+def _params(seed, width=8):
+  normal = np.random.default_rng(seed).normal
+  return {
+    'stem': {'kernel': jnp.asarray(normal(size=(9, 9, 3, width)), jnp.float32)},
+    'head': {'kernel': jnp.asarray(normal(size=(width, 5)), jnp.float32), 'bias': jnp.zeros(5)},
+  }
+
+
+def _state(step=0, width=8, optimizer=None):
+  params = _params(step, width)
+  optimizer = optimizer or optax.named_chain(('momentum', optax.trace(0.9)), ('rate', optax.scale_by_schedule(abs)))
+  stats = {'stem': {'mean': jnp.full(width, step, jnp.float32), 'var': jnp.ones(width)}}
+  return State(jnp.int32(step), params, stats, optimizer.init(params), {'params': params, 'batch_stats': stats})
+
+
+def _options(keep=3, best_metric='test/accuracy'):
+  options = config.default()
+  options.checkpoint.keep = keep
+  options.checkpoint.best_metric = best_metric
+  return options.checkpoint
+
+
+def _abstract(state, sharding=None):
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state)
+
+
+def _assert_same(actual, expected):
+  assert jax.tree.structure(actual) == jax.tree.structure(expected)
+  for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+    assert a.dtype == b.dtype
+    np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+def _save(workdir, steps, keep=3, metrics=None, best_metric='test/accuracy'):
+  saved = checkpoints.Checkpoints(workdir, _options(keep, best_metric))
+  for step in steps:
+    assert saved.save(step, _state(step), {'at': step}, (metrics or {}).get(step))
+  saved.close()
+
+
+def _names(workdir):
+  return sorted(path.name for path in (workdir / 'checkpoints').iterdir())
+
+
+@pytest.fixture(scope='module')
+def pristine(tmp_path_factory):
+  """A workdir with checkpoints 1, 2 and 3; tests damage copies of it."""
+  workdir = tmp_path_factory.mktemp('run')
+  _save(workdir, [1, 2, 3])
+  return workdir
+
+
+@pytest.fixture
+def run(pristine, tmp_path):
+  return pathlib.Path(shutil.copytree(pristine, tmp_path / 'run'))
+
+
+def test_restores_what_was_saved(run):
+  saved = checkpoints.Checkpoints(run, _options())
+  state, meta = saved.restore_latest(lambda _: _abstract(_state()))
+  _assert_same(state, _state(3))
+  assert isinstance(state, State) and meta == {'at': 3} and saved.latest_step == 3
+  state, meta = saved.restore(1, _abstract(_state()))
+  _assert_same(state, _state(1))
+  assert meta == {'at': 1}
+  with pytest.raises(errors.InputError, match=r"unknown checkpoint in .* '7'.* Valid: 1, 2, 3"):
+    saved.restore(7, _abstract(_state()))
+  saved.close()
+
+
+def test_nothing_saved_and_no_import(tmp_path):
+  code = f"""
+  import sys
+  from dnt import checkpoints, config
+  saved = checkpoints.Checkpoints({str(tmp_path / 'new' / 'run')!r}, config.default().checkpoint)
+  assert saved.restore_latest(lambda _: {{}}) is None and saved.latest_step is None and saved.best_step is None
+  saved.wait()
+  saved.close()
+  assert not any(name.startswith('orbax') for name in sys.modules)
+  """
+  subprocess.run([sys.executable, '-c', textwrap.dedent(code)], check=True)
+  assert _names(tmp_path / 'new' / 'run') == []
+
+
+def test_meta_reads_back_as_json(tmp_path):
+  saved = checkpoints.Checkpoints(tmp_path, _options())
+  meta = {'pairs': (1, 2), 'by step': {2: 'b', 10: 'a'}, 'nothing': None, 'figure': 0.1, 'text': 'é'}
+  saved.save(1, _state(1), meta)
+  saved.wait()
+  _, back = saved.restore_latest(lambda _: _abstract(_state()))
+  assert back == {**meta, 'pairs': [1, 2], 'by step': {'2': 'b', '10': 'a'}}
+  saved.close()
+
+
+def test_meta_may_change_after_save(tmp_path):
+  """It is written in the background, while the loop goes on counting in what it gave."""
+  saved = checkpoints.Checkpoints(tmp_path, _options())
+  for step in (1, 2, 3):
+    meta = {'last': {'train/loss': 1.0}, 'many': {str(index): index for index in range(100_000)}}
+    saved.save(step, _state(step), meta)
+    meta['last']['train/loss'] = 2.0
+    meta['many'].clear()
+  saved.wait()
+  for step in (1, 2, 3):
+    _, back = saved.restore(step, _abstract(_state()))
+    assert back['last'] == {'train/loss': 1.0} and len(back['many']) == 100_000
+  saved.close()
+
+
+def test_buffers_may_be_donated_after_save(tmp_path):
+  bump = jax.jit(lambda state: jax.tree.map(lambda x: x + 1, state), donate_argnums=0)
+  saved = checkpoints.Checkpoints(tmp_path, _options())
+  state = bump(jax.tree.map(jnp.array, _state(1)))
+  expected = jax.tree.map(np.array, state)
+  saved.save(1, state, {})
+  for _ in range(3):
+    state = bump(state)
+  saved.wait()
+  _assert_same(saved.restore_latest(lambda _: _abstract(state))[0], expected)
+  saved.close()
+
+
+def test_keeps_the_newest_and_the_best(tmp_path):
+  _save(tmp_path, range(1, 7), keep=2, metrics={1: 0.2, 2: 0.9, 3: 0.9, 4: None, 5: 0.3, 6: float('nan')})
+  assert _names(tmp_path) == ['2', '5', '6']
+  # Another process goes on: the metrics are on disk.
+  saved = checkpoints.Checkpoints(tmp_path, _options(2))
+  assert saved.best_step == 2 and saved.latest_step == 6
+  saved.save(7, _state(7), {}, 0.5)
+  saved.save(8, _state(8), {}, 0.91)
+  assert saved.best_step == 8 and saved.latest_step == 8
+  saved.close()
+  assert _names(tmp_path) == ['7', '8']
+
+
+def test_lowest_loss_is_best(tmp_path):
+  _save(tmp_path, range(1, 5), keep=1, metrics={1: 0.7, 2: 0.3, 3: 0.3, 4: 0.9}, best_metric='val/loss')
+  assert _names(tmp_path) == ['2', '4']
+
+
+def test_better():
+  assert checkpoints.better('test/accuracy', 0.5, None) and checkpoints.better('test/accuracy', 0.6, 0.5)
+  assert not checkpoints.better('test/accuracy', 0.5, 0.5) and not checkpoints.better('test/accuracy', 0.4, 0.5)
+  assert checkpoints.better('test/loss', 0.4, 0.5) and not checkpoints.better('test/loss', 0.6, 0.5)
+  assert not checkpoints.better('test/loss', float('nan'), None) and not checkpoints.better('test/loss', None, 1.0)
+
+
+def test_saving_a_step_twice_changes_nothing(run):
+  before = (run / 'checkpoints/3/meta/meta.json').read_bytes()
+  saved = checkpoints.Checkpoints(run, _options())
+  assert not saved.save(3, _state(9), {})
+  assert saved.save(4, _state(4), {})
+  assert not saved.save(4, _state(4), {})
+  saved.close()
+  assert (run / 'checkpoints/3/meta/meta.json').read_bytes() == before
+  assert _names(run) == ['2', '3', '4']
+
+
+@pytest.mark.parametrize('value', [np.nan, np.inf, -np.inf])
+def test_state_that_is_not_finite_is_not_saved(run, value):
+  state = _state(4)
+  state.params['head']['bias'] = state.params['head']['bias'].at[2].set(value)  # the average holds the same dict
+  saved = checkpoints.Checkpoints(run, _options())
+  with pytest.raises(errors.RunError, match=r'after step 4 is not finite.*\(params/head/bias, ema/params/head/bias\)'):
+    saved.save(4, state, {})
+  _assert_same(saved.restore_latest(lambda _: _abstract(state))[0], _state(3))
+  saved.close()
+  assert _names(run) == ['1', '2', '3']
+
+
+# Strict restore.
+
+
+def _refused(run, state, *patterns):
+  saved = checkpoints.Checkpoints(run, _options())
+  with pytest.raises(errors.InputError) as caught:
+    saved.restore_latest(lambda _: _abstract(state))
+  message = str(caught.value)
+  assert '\n' not in message and 'another --workdir' in message and 'config.json' in message
+  for pattern in patterns:
+    assert pattern in message
+  assert _names(run) == ['1', '2', '3'], 'what was saved stays'
+  saved.close()
+
+
+def test_missing_and_unexpected_leaves_are_named(run):
+  state = _state()
+  params = dict(state.params, extra={'kernel': jnp.ones(2)})
+  del params['stem']
+  _refused(run, state.replace(params=params), 'missing: params/extra/kernel', 'unexpected: params/stem/kernel')
+
+
+def test_another_shape_is_named(run):
+  wider = _state(width=6)
+  _refused(
+    run, wider, 'of another shape: params/head/kernel (8, 5), not (6, 5)', 'params/stem/kernel (9, 9, 3, 8), not'
+  )
+
+
+def test_another_dtype_is_named(run):
+  state = _state()
+  low = jax.tree.map(lambda x: x.astype(jnp.bfloat16), state.params)
+  _refused(run, state.replace(params=low), 'of another dtype: params/head/bias float32, not bfloat16')
+
+
+def test_another_optimizer_is_named(run):
+  _refused(run, _state(optimizer=optax.adam(0.1)), 'missing: opt_state/0/count', 'unexpected: opt_state/momentum/trace')
+
+
+def test_long_lists_are_cut(run):
+  state = _state()
+  many = dict(state.params, **{f'block{i:03d}': jnp.ones(1) for i in range(50)})
+  _refused(run, state.replace(params=many), 'missing: params/block000, ', 'params/block007 and 42 more.')
+
+
+# Topology.
+
+
+@pytest.mark.usefixtures('eight_devices')
+def test_restores_onto_other_meshes(tmp_path):
+  options = config.default()
+  options.mesh.fsdp = 4
+  mesh = mesh_lib.make_mesh(options.mesh)
+  assert mesh.shape == {'data': 2, 'fsdp': 4}
+  one = {'params': {'w': jnp.arange(1024.0).reshape(16, 64) / 7, 'flags': jnp.array([True, False])}, 'n': jnp.int32(3)}
+  split = {'params': {'w': PartitionSpec(None, 'fsdp'), 'flags': PartitionSpec()}, 'n': PartitionSpec()}
+  split = jax.tree.map(lambda spec: jax.sharding.NamedSharding(mesh, spec), split)
+  saved = checkpoints.Checkpoints(tmp_path, _options())
+  saved.save(1, one, {})
+  saved.wait()
+  sharded, _ = saved.restore_latest(
+    lambda _: jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), one, split)
+  )
+  _assert_same(sharded, one)
+  assert sharded['params']['w'].sharding == split['params']['w']
+  assert sharded['params']['w'].addressable_shards[0].data.shape == (16, 16)
+  # And back: saved from eight devices, onto one; the digest is the same.
+  saved.save(2, sharded, {})
+  saved.wait()
+  back, _ = saved.restore_latest(lambda _: _abstract(one, jax.sharding.SingleDeviceSharding(jax.devices()[5])))
+  _assert_same(back, one)
+  assert back['params']['w'].devices() == {jax.devices()[5]}
+  saved.close()
+  records = [json.loads((tmp_path / f'checkpoints/{step}/meta/meta.json').read_text())['leaves'] for step in (1, 2)]
+  assert records[0] == records[1]
+
+
+# Damage.
+
+
+def _damage_biggest(step_dir, change):
+  files = [path for path in (step_dir / 'state').rglob('*') if path.is_file()]
+  change(max(files, key=lambda path: path.stat().st_size if path.parent.name == 'd' else -1))
+
+
+def _truncate(path):
+  path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _flip(path, at=None):
+  data = bytearray(path.read_bytes())
+  data[len(data) // 2 if at is None else at] ^= 0x10
+  path.write_bytes(data)
+
+
+DAMAGE = {
+  'truncated data': lambda step: _damage_biggest(step, _truncate),
+  'missing data': lambda step: _damage_biggest(step, pathlib.Path.unlink),
+  'flipped data': lambda step: _damage_biggest(step, _flip),
+  'empty data': lambda step: _damage_biggest(step, lambda path: path.write_bytes(b'')),
+  'missing state': lambda step: shutil.rmtree(step / 'state'),
+  'truncated tree': lambda step: _truncate(step / 'state/_METADATA'),
+  'missing meta': lambda step: shutil.rmtree(step / 'meta'),
+  'truncated meta': lambda step: _truncate(step / 'meta/meta.json'),
+  'flipped meta': lambda step: _flip(step / 'meta/meta.json'),
+  'empty': lambda step: [shutil.rmtree(step), step.mkdir()],
+}
+
+
+@pytest.mark.parametrize('kind', DAMAGE)
+def test_damaged_checkpoint_is_passed_over(run, kind, capsys):
+  DAMAGE[kind](run / 'checkpoints/3')
+  saved = checkpoints.Checkpoints(run, _options())
+  state, meta = saved.restore_latest(lambda _: _abstract(_state()))
+  _assert_same(state, _state(2))
+  assert meta == {'at': 2}
+  assert _names(run) == ['1', '2', '3.damaged'] and saved.latest_step == 2
+  lines = capsys.readouterr().out.splitlines()
+  assert len(lines) == 1
+  assert lines[0].startswith('checkpoint 3 is damaged (') and lines[0].endswith('going on from step 2')
+  # The steps are taken again, and saved under the same name.
+  assert saved.save(3, _state(3), {'again': True})
+  saved.close()
+  again = checkpoints.Checkpoints(run, _options())
+  state, meta = again.restore_latest(lambda _: _abstract(_state()))
+  _assert_same(state, _state(3))
+  assert meta == {'again': True}
+  assert capsys.readouterr().out == ''
+  again.close()
+
+
+def test_every_single_flipped_byte_is_caught_or_harmless(run):
+  """Restores either the very bits that were saved or refuses: bytes over the whole of every file of a checkpoint."""
+  abstract, expected = _abstract(_state()), _state(3)
+  step = run / 'checkpoints/3'
+  files = sorted(path for path in step.rglob('*') if path.is_file() and path.stat().st_size)
+  outcomes = collections.Counter()
+  for number, path in enumerate(files):
+    original = path.read_bytes()
+    for at in {0, len(original) // 3, len(original) * (number + 1) // (len(files) + 1), len(original) - 1}:
+      _flip(path, at)
+      try:
+        read = format.read_state(step, abstract)
+        problem = format.compare_digests(read)
+        state, meta = read.value
+      except format.DamagedError as error:
+        problem = error
+      outcomes[problem is not None] += 1
+      if problem is None:
+        _assert_same(state, expected)
+        assert meta == {'at': 3}
+      path.write_bytes(original)
+  gc.collect()
+  assert outcomes[True] > 5
+
+
+def test_damage_in_the_values_alone_is_caught_by_the_digest(run):
+  """A checkpoint that Orbax reads without complaint, but with other numbers."""
+  other = run.parent / 'other'
+  saved = checkpoints.Checkpoints(other, _options())
+  state = _state(3)
+  kernel = np.array(state.params['head']['kernel'])
+  kernel.view(np.uint32)[3, 2] ^= 1
+  saved.save(3, state.replace(params=state.params | {'head': state.params['head'] | {'kernel': kernel}}), {})
+  saved.close()
+  shutil.rmtree(run / 'checkpoints/3/state')
+  shutil.copytree(other / 'checkpoints/3/state', run / 'checkpoints/3/state')
+  saved = checkpoints.Checkpoints(run, _options())
+  _assert_same(saved.restore_latest(lambda _: _abstract(state))[0], _state(2))
+  with pytest.raises(errors.InputError, match='unknown checkpoint'):
+    saved.restore(3, _abstract(state))
+
+
+def test_damage_is_one_line_of_output(run):
+  """In a process of its own: the reads that are left behind print nothing either."""
+  step = run / 'checkpoints/3'
+  for path in (step / 'state').rglob('*'):
+    if path.is_file() and path.parent.name == 'd':
+      _flip(path)
+  code = f"""
+  import gc
+  from dnt import checkpoints
+  print(checkpoints.load_parameters({str(run)!r}).step)
+  gc.collect()
+  """
+  done = subprocess.run(
+    [sys.executable, '-c', textwrap.dedent(code)], check=True, capture_output=True, text=True, timeout=60
+  )
+  said, step = done.stdout.splitlines()
+  assert said.startswith('checkpoint 3 in ') and step == '2'
+  assert 'Traceback' not in done.stderr
+
+
+def test_damaged_twice_keeps_both(run):
+  for _ in range(2):
+    _truncate(run / 'checkpoints/3/meta/meta.json')
+    saved = checkpoints.Checkpoints(run, _options())
+    saved.restore_latest(lambda _: _abstract(_state()))
+    saved.save(3, _state(3), {})
+    saved.close()
+  assert _names(run) == ['1', '2', '3', '3.damaged', '3.damaged-2']
+
+
+def test_all_damaged_is_an_error_that_changes_nothing(run):
+  for step in '123':
+    _truncate(run / 'checkpoints' / step / 'meta/meta.json')
+  for _ in range(2):  # no silent new start at the second try
+    saved = checkpoints.Checkpoints(run, _options())
+    with pytest.raises(errors.InputError, match='every checkpoint in .* is damaged') as caught:
+      saved.restore_latest(lambda _: _abstract(_state()))
+    assert '\n' not in str(caught.value) and 'backup' in str(caught.value)
+  assert _names(run) == ['1', '2', '3']
+
+
+def test_restoring_one_damaged_step_is_an_error(run):
+  _truncate(run / 'checkpoints/2/meta/meta.json')
+  saved = checkpoints.Checkpoints(run, _options())
+  with pytest.raises(errors.InputError, match='damaged'):
+    saved.restore(2, _abstract(_state()))
+  assert _names(run) == ['1', '2', '3']
+
+
+def test_save_cut_off_by_a_kill_is_skipped_and_cleaned_up(run):
+  left = run / 'checkpoints/4.orbax-checkpoint-tmp'
+  shutil.copytree(run / 'checkpoints/3', left)
+  saved = checkpoints.Checkpoints(run, _options())
+  _assert_same(saved.restore_latest(lambda _: _abstract(_state()))[0], _state(3))
+  saved.save(4, _state(4), {})
+  saved.close()
+  assert _names(run) == ['2', '3', '4']
+  _assert_same(saved.restore(4, _abstract(_state()))[0], _state(4))
+
+
+def test_kill_during_saves(tmp_path):
+  """A process that saves as fast as it can, killed: what is there restores, and its numbers belong to its step."""
+  code = f"""
+  import jax.numpy as jnp, sys
+  from dnt import checkpoints, config
+  saved = checkpoints.Checkpoints({str(tmp_path)!r}, config.default().checkpoint)
+  for step in range(1, 1000):
+    saved.save(step, {{'params': {{'w': jnp.full((64, 64), step, jnp.float32)}}}}, {{'at': step}})
+    print(step, flush=True)
+  """
+  process = subprocess.Popen([sys.executable, '-c', textwrap.dedent(code)], stdout=subprocess.PIPE, text=True)
+  for line in process.stdout:
+    if int(line) == 4:
+      break
+  process.send_signal(signal.SIGKILL)
+  process.wait()
+  saved = checkpoints.Checkpoints(tmp_path, _options())
+  abstract = {'params': {'w': jax.ShapeDtypeStruct((64, 64), jnp.float32)}}
+  state, meta = saved.restore_latest(lambda _: abstract)
+  assert meta['at'] in (3, 4, 5) and not [name for name in _names(tmp_path) if 'damaged' in name]
+  np.testing.assert_array_equal(state['params']['w'], np.full((64, 64), meta['at'], np.float32))
+  assert saved.save(50, state, {})
+  saved.close()
+  assert not [name for name in _names(tmp_path) if 'tmp' in name]
+
+
+# Other runs' parameters.
+
+
+def test_load_parameters(run):
+  loaded = checkpoints.load_parameters(run)
+  assert loaded.step == 3 and loaded.meta == {'at': 3}
+  assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(loaded.params))
+  _assert_same(loaded.params, _state(3).params)
+  _assert_same(loaded.batch_stats, _state(3).batch_stats)
+  _assert_same(loaded.ema, _state(3).ema)
+  assert checkpoints.load_parameters(str(run), step=2).meta == {'at': 2}
+  before = _names(run)
+  DAMAGE['flipped data'](run / 'checkpoints/3')
+  assert checkpoints.load_parameters(run).step == 2
+  assert _names(run) == before, "another run's files stay as they are"
+  with pytest.raises(errors.InputError, match=r"'5'.*Valid: 1, 2, 3"):
+    checkpoints.load_parameters(run, step=5)
+  with pytest.raises(errors.InputError, match='damaged'):
+    checkpoints.load_parameters(run, step=3)
+
+
+def test_load_parameters_of_nothing(tmp_path):
+  with pytest.raises(errors.InputError, match='no checkpoint in .*nowhere/checkpoints; give the workdir'):
+    checkpoints.load_parameters(tmp_path / 'nowhere')
+  assert not (tmp_path / 'nowhere').exists()
+
+
+def test_load_parameters_without_statistics(tmp_path):
+  saved = checkpoints.Checkpoints(tmp_path, _options())
+  saved.save(1, {'params': {'w': jnp.ones(3, jnp.bfloat16)}, 'batch_stats': {}, 'ema': {}}, {})
+  saved.close()
+  loaded = checkpoints.load_parameters(tmp_path)
+  assert loaded.batch_stats == {} and loaded.ema == {}
+  assert loaded.params['w'].dtype == jnp.bfloat16
+
+
+# The workdir.
+
+
+def test_workdir_that_cannot_be_written(tmp_path):
+  (tmp_path / 'file').write_text('in the way')
+  with pytest.raises(errors.InputError, match=r'file/run cannot be written \(Not a directory\).*--workdir'):
+    checkpoints.Checkpoints(tmp_path / 'file' / 'run', _options())
+  if os.geteuid():
+    (tmp_path / 'locked').mkdir(mode=0o500)
+    with pytest.raises(errors.InputError, match='Permission denied'):
+      checkpoints.Checkpoints(tmp_path / 'locked' / 'run', _options())
+
+
+def test_directory_that_is_gone(tmp_path):
+  saved = checkpoints.Checkpoints(tmp_path, _options())
+  saved.save(1, _state(1), {})
+  saved.wait()
+  shutil.rmtree(tmp_path / 'checkpoints')
+  with pytest.raises(errors.RunError, match=r'checkpoints is gone \(No such file'):
+    saved.save(2, _state(2), {})
+
+
+def test_full_disk(run, monkeypatch):
+  usage = collections.namedtuple('usage', 'free')
+  saved = checkpoints.Checkpoints(run, _options())
+  monkeypatch.setattr(shutil, 'disk_usage', lambda path: usage(100))
+  with pytest.raises(errors.RunError, match=r'needs 0 MB and the disk of .* has 0 MB left; make room'):
+    saved.save(4, _state(4), {})
+  monkeypatch.undo()
+  _assert_same(saved.restore_latest(lambda _: _abstract(_state()))[0], _state(3))
+
+
+def test_write_that_fails_in_the_background(tmp_path):
+  """A quota that the check before the save cannot see: a RunError, no pages of tracebacks, the last one kept."""
+  code = f"""
+  import resource, signal
+  import jax, jax.numpy as jnp
+  from dnt import checkpoints, config, errors
+  saved = checkpoints.Checkpoints({str(tmp_path)!r}, config.default().checkpoint)
+  state = {{'params': {{'w': jax.random.normal(jax.random.key(0), (300, 300))}}}}
+  saved.save(1, state, {{'at': 1}})
+  saved.wait()
+  signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+  saved.save(2, state, {{}})
+  try:
+    saved.wait()
+  except errors.RunError as error:
+    print(error)
+  saved.close()  # said once
+  print(checkpoints.Checkpoints({str(tmp_path)!r}, config.default().checkpoint).restore_latest(lambda _: state)[1])
+  """
+  done = subprocess.run(
+    [sys.executable, '-c', textwrap.dedent(code)], check=True, capture_output=True, text=True, timeout=60
+  )
+  first, second = done.stdout.splitlines()
+  assert first.startswith(f'a checkpoint could not be written to {tmp_path}/checkpoints: ')
+  assert second == "{'at': 1}"
+  assert 'Traceback' not in done.stderr
+
+
+TWO_PROCESSES = """
+import json, os, pathlib, sys
+import jax, jax.numpy as jnp, numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, PartitionSpec
+process, workdir = int(sys.argv[1]), pathlib.Path(sys.argv[2])
+jax.distributed.initialize(sys.argv[3], 2, process)
+from dnt import checkpoints, config, errors
+from dnt.parallel import mesh as mesh_lib
+options = config.default()
+options.mesh.fsdp = 4
+mesh = mesh_lib.make_mesh(options.mesh)
+w = np.random.default_rng(0).normal(size=(64, 256)).astype(np.float32)
+host = {'params': {'w': w, 'b': np.ones(5, np.float32)}, 'step': np.int32(3)}
+whole = mesh_lib.replicated(mesh)
+split = NamedSharding(mesh, PartitionSpec(None, 'fsdp'))
+state = mesh_lib.place(host, {'params': {'w': split, 'b': whole}, 'step': whole})
+saved = checkpoints.Checkpoints(workdir, options.checkpoint)
+seen = [saved.restore_latest(lambda _: state)]
+for step in (1, 2, 3):
+  seen.append(saved.save(step, state, {'at': step}, step / 10))
+bad = state | {'step': state['step'], 'params': state['params'] | {'b': jnp.full_like(state['params']['b'], jnp.nan)}}
+try:
+  saved.save(4, bad, {})
+except errors.RunError as error:
+  seen.append(str(error))
+saved.close()
+multihost_utils.sync_global_devices('saved')
+if process == 0:
+  # The values of one process alone, and the envelope.
+  files = [path for path in (workdir / 'checkpoints/3/state/ocdbt.process_1/d').iterdir()]
+  largest = max(files, key=lambda path: path.stat().st_size)
+  largest.write_bytes(largest.read_bytes()[:-1000])
+  meta = workdir / 'checkpoints/2/meta/meta.json'
+  meta.write_bytes(meta.read_bytes()[:-40])
+multihost_utils.sync_global_devices('damaged')
+saved = checkpoints.Checkpoints(workdir, options.checkpoint)
+restored, meta = saved.restore_latest(lambda _: state)
+seen += [meta, saved.latest_step, saved.best_step]
+for leaf, expected in zip(jax.tree.leaves(restored), jax.tree.leaves(host), strict=True):
+  for shard in leaf.addressable_shards:
+    np.testing.assert_array_equal(shard.data, expected[shard.index])
+loaded = checkpoints.load_parameters(workdir)
+np.testing.assert_array_equal(loaded.params['w'], w)
+try:
+  saved.restore_latest(lambda _: {'params': {'w': jax.ShapeDtypeStruct((3,), jnp.float32, sharding=whole)}})
+except errors.InputError as error:
+  seen.append('unexpected: params/b, step' in str(error))
+seen += [saved.save(2, restored, {}), saved.save(3, restored, {})]
+saved.close()
+print(json.dumps(seen))
+"""
+
+
+def test_two_processes(tmp_path):
+  with socket.socket() as free:
+    free.bind(('localhost', 0))
+    address = f'localhost:{free.getsockname()[1]}'
+  env = os.environ | {'XLA_FLAGS': '--xla_force_host_platform_device_count=2'}
+  processes = [
+    subprocess.Popen(
+      [sys.executable, '-c', TWO_PROCESSES, str(process), str(tmp_path), address],
+      stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env,
+    )
+    for process in range(2)
+  ]  # fmt: skip
+  outputs = [process.communicate(timeout=100) for process in processes]
+  for process, (_, stderr) in zip(processes, outputs, strict=True):
+    assert process.returncode == 0, stderr
+  seen = [json.loads(stdout.splitlines()[-1]) for stdout, _ in outputs]
+  refused = 'the state after step 4 is not finite and was not saved (params/b)'
+  assert seen[0] == [None, True, True, True, refused, {'at': 1}, 1, 1, True, True, True]
+  assert seen[1] == seen[0]
+  lines = [line for line in outputs[0][0].splitlines() if 'damaged' in line]
+  assert len(lines) == 2 and 'checkpoint 3 is damaged (as process 1 found)' in lines[0]
+  assert 'damaged' not in outputs[1][0]
+  assert _names(tmp_path) == ['1', '2', '2.damaged', '3', '3.damaged']

@@ -1,0 +1,48 @@
+import json
+
+import pytest
+
+from dnt import config as schema
+from dnt import errors
+from dnt.config import run_config
+
+
+def test_a_config_comes_back_as_it_was(tmp_path):
+  config = schema.default()
+  config.data.mean = (0.5, 0.25)
+  config.eval.splits = ('test', 'train[:20%]')
+  config.model.depth = 20
+  config.model.options = {'widths': (3, 4), 'nested': {'rate': 0.5}}
+  config.train.steps = 7
+  run_config.write(tmp_path / 'config.json', config)
+  read = run_config.get_config(str(tmp_path / 'config.json'))
+  schema.validate(read)
+  assert read.to_dict() == config.to_dict()
+  assert read.is_locked
+
+
+def test_what_an_older_version_lacked_keeps_its_default(tmp_path):
+  (tmp_path / 'config.json').write_text(json.dumps({'seed': 3, 'optim': {'learning_rate': 0.5}}))
+  read = run_config.get_config(str(tmp_path / 'config.json'))
+  assert (read.seed, read.optim.learning_rate, read.optim.momentum) == (3, 0.5, 0.9)
+
+
+@pytest.mark.parametrize(
+  ('content', 'message'),
+  [
+    (None, 'cannot read'),
+    ('{', 'is not JSON'),
+    ('{"optim": {"learning_rte": 1}}', "did you mean 'optim.learning_rate'"),
+  ],
+)
+def test_what_is_no_config_is_refused(tmp_path, content, message):
+  if content is not None:
+    (tmp_path / 'config.json').write_text(content)
+  with pytest.raises(errors.InputError, match=message):
+    run_config.get_config(str(tmp_path / 'config.json'))
+
+
+def test_nested_values_by_key():
+  nested = {'a': {'b': 1, 'c': {'d': 2}}, 'e': (3,), 'f': {}}
+  assert run_config.flatten(nested) == {'a.b': 1, 'a.c.d': 2, 'e': (3,)}
+  assert run_config.flatten(nested, ('a.c', 'f')) == {'a.b': 1, 'a.c': {'d': 2}, 'e': (3,), 'f': {}}

@@ -1,0 +1,213 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dnt import errors
+from dnt.data import order
+from dnt.data.transforms import images
+
+
+def decoded(*args, **options):
+  return images.to_array(images.decode(*args, **options))
+
+
+def encode(image, format='PNG'):
+  buffer = io.BytesIO()
+  image.save(buffer, format)
+  return buffer.getvalue()
+
+
+@pytest.mark.parametrize('mode', ['RGB', 'L', 'RGBA', 'P', 'CMYK', '1', 'LA'])
+def test_every_8_bit_mode_becomes_rgb(picture, mode):
+  image = Image.fromarray(picture(9, 7)).convert(mode)
+  found = decoded(encode(image, 'TIFF'), 'x')
+
+  np.testing.assert_array_equal(found, np.asarray(image.convert('RGB')))
+  assert found.dtype == np.uint8
+
+
+def test_gray_stays_gray_with_one_channel(picture):
+  gray = picture(9, 7, 1)
+
+  np.testing.assert_array_equal(decoded(encode(Image.fromarray(gray[..., 0])), 'x', channels=1), gray)
+  np.testing.assert_array_equal(decoded(encode(Image.fromarray(gray[..., 0])), 'x'), np.repeat(gray, 3, -1))
+
+
+@pytest.mark.parametrize(
+  'damage', [lambda b: b[: len(b) // 2], lambda b: b'no picture', lambda b: b'', lambda b: b[:30]]
+)
+@pytest.mark.parametrize('format', ['JPEG', 'PNG'])
+def test_a_damaged_picture_is_named(picture, damage, format):
+  with pytest.raises(errors.InputError, match='cannot read the picture cat.jpg .*; replace or remove it'):
+    images.decode(damage(encode(Image.fromarray(picture(40, 40)), format)), 'cat.jpg')
+
+
+@pytest.mark.parametrize(
+  ('content', 'reason'), [(b'', 'it is empty, 0 bytes'), (b'<html>', 'it has no format that Pillow knows')]
+)
+def test_a_file_that_is_no_picture_says_so(tmp_path, content, reason):
+  path = tmp_path / 'cat.jpg'
+  path.write_bytes(content)
+  for source in (str(path), content):
+    with pytest.raises(errors.InputError) as error:
+      images.decode(source, 'cat.jpg')
+    assert str(error.value) == f'cannot read the picture cat.jpg ({reason}); replace or remove it'
+
+
+@pytest.mark.parametrize('format', ['PNG', 'TIFF', 'PPM'])
+@pytest.mark.parametrize('channels', [1, 3])
+def test_of_16_bits_the_upper_8_are_kept(format, channels):
+  values = np.random.default_rng(0).integers(0, 2**16, (5, 4), np.uint16)
+  values[0, :2] = 0, 2**16 - 1
+  found = decoded(encode(Image.fromarray(values), format), 'scan', channels)
+
+  assert found.dtype == np.uint8
+  np.testing.assert_array_equal(found, np.repeat((values >> 8)[..., None], channels, -1))
+
+
+@pytest.mark.parametrize('values', [np.full((4, 4), 70_000, np.int32), np.full((4, 4), -1, np.int32)])
+def test_more_than_16_bits_are_refused(values):
+  with pytest.raises(
+    errors.InputError, match=r'^the picture scan.tif holds more than 16 bits a channel; convert it to'
+  ):
+    images.decode(encode(Image.fromarray(values), 'TIFF'), 'scan.tif')
+
+
+def test_floats_are_refused():
+  floats = Image.fromarray(np.ones((4, 4), np.float32))
+  with pytest.raises(
+    errors.InputError, match=r'^the picture scan.tif holds floating-point numbers \(mode F\); convert'
+  ):
+    images.decode(encode(floats, 'TIFF'), 'scan.tif')
+
+
+@pytest.mark.filterwarnings('error')
+@pytest.mark.parametrize('transparency', [3, bytes([0, 128, 255])])
+def test_a_transparent_palette_shows_its_colors(picture, transparency):
+  """What torchvision's loader shows: Pillow's conversion to RGB, without its warning."""
+  image = Image.fromarray(picture(9, 7)).quantize(8)
+  buffer = io.BytesIO()
+  image.save(buffer, 'PNG', transparency=transparency)
+  np.testing.assert_array_equal(decoded(buffer.getvalue(), 'x'), np.asarray(image.convert('RGB')))
+
+
+def test_a_cmyk_jpeg_becomes_rgb(picture):
+  encoded = encode(Image.fromarray(picture(16, 16)).convert('CMYK'), 'JPEG')
+  found = decoded(encoded, 'x')
+  np.testing.assert_array_equal(found, np.asarray(Image.open(io.BytesIO(encoded)).convert('RGB')))
+  assert np.abs(found.astype(int) - picture(16, 16)).mean() < 8
+
+
+def test_the_orientation_in_exif_is_left_alone(picture):
+  image = Image.fromarray(picture(9, 7))
+  exif = Image.Exif()
+  exif[0x0112] = 6  # turn by a quarter
+  buffer = io.BytesIO()
+  image.save(buffer, 'PNG', exif=exif)
+  np.testing.assert_array_equal(decoded(buffer.getvalue(), 'x'), picture(9, 7))
+
+
+@pytest.mark.parametrize('channels', [1, 3])
+@pytest.mark.parametrize('interpolation', ['bilinear', 'bicubic'])
+def test_squash_is_pillows_resize(picture, channels, interpolation):
+  image = images.from_array(picture(13, 29, channels))
+  expected = np.asarray(image.resize((8, 10), Image.Resampling[interpolation.upper()])).reshape(10, 8, channels)
+
+  found = images.squash(image, None, size=(10, 8), interpolation=interpolation)
+  np.testing.assert_array_equal(images.to_array(found), expected)
+
+
+@pytest.mark.parametrize(('channels', 'mode'), [(1, 'L'), (3, 'RGB')])
+def test_an_array_and_back(picture, channels, mode):
+  original = picture(5, 7, channels)
+  image = images.from_array(original)
+
+  assert (image.mode, image.size) == (mode, (7, 5))
+  np.testing.assert_array_equal(images.to_array(image), original)
+  for row, column in ((0, 0), (4, 6), (2, 5)):
+    assert np.atleast_1d(image.getpixel((column, row))).tolist() == original[row, column].tolist()
+
+
+def draw(height, width, count=400, min_area=0.08):
+  return np.array(
+    [images.crop_box(height, width, order.generator(0, order.CROP, 0, position), min_area) for position in range(count)]
+  )
+
+
+def test_random_crops_lie_inside_and_have_area_and_ratio_in_range():
+  height, width = 60, 90
+  top, left, h, w = draw(height, width).T
+
+  assert (top >= 0).all()
+  assert (left >= 0).all()
+  assert (top + h <= height).all()
+  assert (left + w <= width).all()
+  # Rounding to whole pixels moves both a little.
+  assert 0.07 < (h * w / (height * width)).min() < 0.1
+  assert (h * w / (height * width)).max() > 0.8
+  assert (w / h).min() > 0.75 * 0.93
+  assert (w / h).max() < 4 / 3 * 1.07
+
+
+def test_random_crops_are_uniform_in_area_and_log_ratio():
+  """On a picture so large that each first box fits nearly always: means of area, log ratio and place."""
+  top, left, h, w = draw(2000, 2000, count=2000, min_area=0.05).T
+  small = h * w < 2000**2 * 0.5  # boxes that cannot fail to fit
+  ratio = np.log(w / h)[small]
+
+  assert abs((h * w)[small].mean() / 2000**2 - 0.275) < 0.01
+  assert abs(ratio.mean()) < 0.02
+  assert abs(ratio.std() - 2 * np.log(4 / 3) / np.sqrt(12)) < 0.01
+  assert abs((top[small] / (2000 - h[small])).mean() - 0.5) < 0.03
+  assert abs((left[small] / (2000 - w[small])).mean() - 0.5) < 0.03
+
+
+@pytest.mark.parametrize(
+  ('height', 'width', 'box'), [(10, 1000, (0, 493, 10, 13)), (1000, 10, (493, 0, 13, 10)), (10, 1000, (0, 493, 10, 13))]
+)
+def test_a_picture_too_narrow_for_any_box_gives_its_center(height, width, box):
+  """torchvision's fallback: the largest centered box with ratio 3/4 or 4/3; areas near 1 fit no box here."""
+  assert images.crop_box(height, width, order.generator(0, order.CROP), min_area=0.9) == box
+
+
+def test_a_picture_with_a_fitting_ratio_falls_back_to_the_whole():
+  class Never:
+    """Draws an area that is too large, always."""
+
+    def uniform(self, low, high):
+      return 2.0 if low > 0 else 0.0
+
+  assert images.crop_box(30, 30, Never(), 0.5) == (0, 0, 30, 30)
+
+
+def test_random_resized_crop_resizes_its_box(picture):
+  image, size = Image.fromarray(picture(40, 50)), (16, 16)
+  top, left, h, w = images.crop_box(40, 50, order.generator(0, order.CROP, 1, 2), 0.2)
+  expected = image.crop((left, top, left + w, top + h)).resize(size, Image.Resampling.BILINEAR)
+
+  found = images.random_resized_crop(image, order.generator(0, order.CROP, 1, 2), size, 0.2)
+  np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(('height', 'width'), [(40, 60), (60, 40), (33, 33), (8, 100)])
+def test_center_crop_is_that_of_torchvision(picture, height, width):
+  """Resize(32): the shorter side to 32, the longer to int(32 * long / short); CenterCrop(28)."""
+  image = Image.fromarray(picture(height, width))
+  short, long = min(height, width), max(height, width)
+  resized = {short: 32, long: int(32 * long / short)}
+  h, w = (32, 32) if height == width else (resized[height], resized[width])
+  top, left = int(round((h - 28) / 2.0)), int(round((w - 28) / 2.0))
+  shrunk = image.resize((w, h), Image.Resampling.BILINEAR)
+  expected = np.asarray(shrunk.crop((left, top, left + 28, top + 28)))
+
+  np.testing.assert_array_equal(images.resize_center_crop(image, None, (28, 28), share=0.875), expected)
+
+
+def test_center_crop_of_everything_is_a_resize(picture):
+  image = Image.fromarray(picture(50, 50))
+
+  np.testing.assert_array_equal(
+    images.resize_center_crop(image, None, (20, 20), share=1.0), images.squash(image, None, (20, 20))
+  )

@@ -1,0 +1,182 @@
+"""Runs on cached features against the same runs on pictures."""
+
+import jax
+import numpy as np
+import pytest
+
+from dnt import errors, loop, trees
+from dnt.checkpoints import format
+from dnt.data import order, resident
+from dnt.finetune import feature_cache, feature_files
+from dnt.parallel import mesh as mesh_lib
+from dnt.reporting import metrics
+from dnt.training import record
+
+pytestmark = pytest.mark.usefixtures('unoptimized', 'undrawn')
+
+
+@pytest.fixture
+def config(tiny, tmp_path):
+  """ResNet-8 whose head trains, on features kept in the test's own folder."""
+  tiny.model.name, tiny.model.depth, tiny.model.width = 'resnet', 8, None
+  tiny.finetune.trainable, tiny.finetune.cache_dir = 'head', str(tmp_path / 'features')
+  tiny.data.synthetic_examples, tiny.train.steps = 40, 6  # two epochs and a half of batches that do not divide them
+  tiny.eval.every, tiny.checkpoint.every, tiny.telemetry.every = '0', '0', '3'
+  return tiny
+
+
+def run(config, workdir):
+  summary = loop.train(config, workdir, record.Clock(0.0), 'test')
+  return summary, format.read_parameters(workdir / 'checkpoints' / '6').value
+
+
+def close(a, b, rtol=1e-4):
+  a, b = trees.flatten(a), trees.flatten(b)
+  assert a.keys() == b.keys()
+  for path in a:
+    np.testing.assert_allclose(a[path], b[path], rtol=rtol, atol=1e-5, err_msg=path)
+
+
+def files(config):
+  import pathlib
+
+  return sorted(pathlib.Path(config.finetune.cache_dir).glob('*'))
+
+
+@pytest.mark.parametrize('trainable', ['head', 'top:1'])
+def test_cached_and_uncached_runs_end_equal_and_the_second_finds_its_features(config, tmp_path, capsys, trainable):
+  config.finetune.trainable = trainable
+  cached, parameters = run(config, tmp_path / 'cached')
+  assert len(files(config)) == 2
+  shape = (1, 1, 64) if trainable == 'head' else (4, 4, 32)
+  assert {feature_files.count(path, feature_files.record(shape)) for path in files(config)} == {40}
+  output = capsys.readouterr().out
+  assert output.count('kept as') == 2
+  again, same = run(config, tmp_path / 'again')
+  assert again['params_sha256'] == cached['params_sha256'] and len(files(config)) == 2
+  assert capsys.readouterr().out.count('found in') == 2
+  config.finetune.cached_views = 0
+  uncached, expected = run(config, tmp_path / 'uncached')
+  assert 'features' not in capsys.readouterr().out
+  close(parameters.params, expected.params)
+  close(parameters.batch_stats, expected.batch_stats)
+  assert cached['last'].keys() == uncached['last'].keys()
+  for name in ('test/loss', 'test/accuracy', 'test/calibration_error', 'test/auroc'):
+    assert cached['last'][name] == pytest.approx(uncached['last'][name], rel=1e-4)
+  # Telemetry of what is left out would be that of other pictures.
+  shown = [
+    {key for line in metrics.read(tmp_path / name) for key in line if key.endswith('gradient_norm') and '/' in key}
+    for name in ('cached', 'uncached')
+  ]
+  assert shown[0] == shown[1]
+  rms = {key for line in metrics.read(tmp_path / 'cached') for key in line if key.endswith('activation_rms')}
+  assert 'telemetry/head/activation_rms' in rms and 'telemetry/stem/activation_rms' not in rms
+
+
+def test_features_are_made_anew_when_what_they_depend_on_changes(config, tmp_path):
+  config.train.steps = 1
+  loop.train(config, tmp_path / '0', record.Clock(0.0), 'test')
+  count = len(files(config))
+  config.optim.learning_rate = 0.01
+  loop.train(config, tmp_path / '1', record.Clock(0.0), 'test')
+  assert len(files(config)) == count
+  for number, (key, value) in enumerate({'seed': 1, 'data.seed': 1, 'data.image_size': 12}.items()):
+    section, _, name = key.rpartition('.')
+    (config[section] if section else config)[name] = value
+    loop.train(config, tmp_path / f'changed{number}', record.Clock(0.0), 'test')
+    assert len(files(config)) == count + 2 * (number + 1), key
+
+
+def test_augmented_views_take_turns_by_epoch(config, tmp_path):
+  config.data.augment, config.data.crop_padding = 'pad_crop_flip', 2
+  config.finetune.cached_views = 2
+  run(config, tmp_path / 'run')
+  sizes = {}
+  dtype = feature_files.record((1, 1, 64))
+  for path in files(config):
+    count = feature_files.count(path, dtype)
+    sizes[count], _ = feature_files.read(path, dtype, count)
+  assert set(sizes) == {40, 80}, 'evaluation sees no augmentation'
+  first, second = np.split(sizes[80], 2)
+  assert np.mean(np.any(first != second, axis=(1, 2, 3))) > 0.8
+
+  labels = np.arange(40, dtype=np.int32)
+  mesh = mesh_lib.make_mesh(config.mesh)
+  feed = resident.TrainFeed(np.arange(80, dtype=np.float32)[:, None], labels, 3, 8, mesh, views=2)
+  for step in (0, 4, 5, 9, 10, 14):  # epochs 0, 1 and 2
+    batch = jax.device_get(feed.batch_at(feed.arrays(step, 1), np.int32(step)))
+    epoch = step // 5
+    expected = order.order(3, epoch, 40)[step * 8 % 40 :][:8]
+    np.testing.assert_array_equal(batch['label'], expected)
+    np.testing.assert_array_equal(batch['image'][:, 0], expected + epoch % 2 * 40)
+
+
+def test_a_run_on_features_goes_on(config, tmp_path):
+  config.checkpoint.every = '3'
+  whole, _ = run(config, tmp_path / 'run')
+  import shutil
+
+  shutil.rmtree(tmp_path / 'run' / 'checkpoints' / '6')
+  (tmp_path / 'run' / 'summary.json').unlink()
+  assert run(config, tmp_path / 'run')[0]['params_sha256'] == whole['params_sha256']
+
+
+def test_a_head_that_starts_at_zero_does_not_hide_what_blocks_read(config, tmp_path):
+  config.train.steps, config.finetune.trainable = 1, 'all'
+  loop.train(config, tmp_path / 'other', record.Clock(0.0), 'test')
+  config.data.synthetic_classes, config.train.init_from, config.finetune.trainable = 4, str(tmp_path / 'other'), 'top:1'
+  loop.train(config, tmp_path / 'run', record.Clock(0.0), 'test')
+  assert {feature_files.count(path, feature_files.record((4, 4, 32))) for path in files(config)} == {40}
+
+
+def test_augmentation_is_not_cached_unasked(config, tmp_path):
+  config.data.augment, config.train.steps = 'pad_crop_flip', 1
+  loop.train(config, tmp_path / 'run', record.Clock(0.0), 'test')
+  assert not files(config)
+
+
+@pytest.mark.parametrize(
+  ('options', 'said'),
+  [
+    ({'finetune.trainable': 'all'}, 'needs a frozen prefix'),
+    ({'finetune.frozen_norm': 'batch'}, 'needs a frozen prefix'),
+    ({'finetune.unfreeze': (('50%', 'all'),)}, 'needs a frozen prefix'),
+    ({'finetune.cached_views': 3}, 'all views are equal'),
+    ({'data.mixup': 0.2}, 'mix pictures anew'),
+  ],
+)
+def test_what_cannot_be_cached_is_refused(config, tmp_path, options, said):
+  config.finetune.cached_views = 1
+  for key, value in options.items():
+    section, _, name = key.partition('.')
+    config[section][name] = value
+  with pytest.raises(errors.InputError, match=said):
+    loop.train(config, tmp_path / 'run', record.Clock(0.0), 'test')
+
+
+@pytest.mark.parametrize('views', [0, 2])
+def test_an_interrupted_computation_goes_on(config, tmp_path, capsys, monkeypatch, views):
+  config.train.steps, config.eval.batch_size = 1, 8
+  if views:
+    config.data.augment, config.finetune.cached_views = 'pad_crop_flip', views
+  whole, _ = loop.train(config, tmp_path / 'a', record.Clock(0.0), 'test'), capsys.readouterr()
+  held = {path: path.read_bytes() for path in files(config)}
+  size = feature_files.record((1, 1, 64)).itemsize
+  longest = max(held, key=lambda path: len(held[path]))
+  left = (50 if views else 21) * size + size // 2  # in the middle of a batch and of a record
+  longest.write_bytes(held[longest][:left])
+  computed = []
+  compute = feature_cache._compute
+  monkeypatch.setattr(feature_cache, '_compute', lambda *args: computed.append(args[-1]) or compute(*args))
+  again = loop.train(config, tmp_path / 'b', record.Clock(0.0), 'test')
+  assert computed == [48 if views else 16]  # the start of a batch
+  assert f'going on from {computed[0]} of {80 if views else 40}' in capsys.readouterr().out
+  assert again['params_sha256'] == whole['params_sha256']
+  assert {path: path.read_bytes() for path in files(config)} == held
+
+
+def test_a_folder_that_cannot_be_written_is_named(config, tmp_path):
+  (tmp_path / 'file').write_text('')
+  config.finetune.cache_dir = str(tmp_path / 'file' / 'features')
+  with pytest.raises(errors.InputError, match=r'cannot keep features in .*config.finetune.cache_dir'):
+    loop.train(config, tmp_path / 'b', record.Clock(0.0), 'test')

@@ -1,0 +1,355 @@
+"""The measured grid: against the models' own layers, against whole Jacobians, and against theory."""
+
+import itertools
+import json
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dnt import config as schema
+from dnt import errors
+from dnt.meanfield import grid, grid_plots, random_nets, report
+from dnt.meanfield.theory import batch_norm, layers, plain
+from dnt.models import activations, blocks, norms, parts
+from dnt.reporting import plots
+
+NORMS = ('none', 'batch_norm', 'layer_norm', 'rms_norm')
+BLOCKS = ('plain', 'residual', 'highway')
+NETWORK = random_nets.Network(('tanh', 'relu'), BLOCKS, NORMS, 2, 12, -1.0)
+VARIANCES = jnp.array([[1.5, 0.0], [2.0, 0.2]])
+
+
+@pytest.fixture(scope='module')
+def measured():
+  """A key, and the inputs of each layer, log q and c."""
+  key = jax.random.key(3)
+  x, _ = random_nets.draw_signals(NETWORK, key, VARIANCES, 4, 0.5)
+  return key, jax.jit(random_nets.forward, static_argnums=0)(NETWORK, key, VARIANCES, x)
+
+
+def test_a_layer_is_the_models_dense_unit(measured):
+  key, (inputs, log_q, c) = measured
+  weights = NETWORK.draw(key, 1)
+  output = NETWORK.layer(weights, VARIANCES, inputs[1])[0]
+  for k, m in ((0, 1), (0, 2), (1, 0), (1, 3), (2, 1), (2, 3)):
+    a, s = m % 2, (k + m // 2) % 2
+    weight, bias = (math.sqrt(value) for value in VARIANCES[s])
+    unit = blocks.DenseUnit(
+      parts.Parts(
+        conv=None,
+        dense=nn.Dense,
+        norm=lambda m=m, **kwargs: norms.Norm(kind=NORMS[m], **kwargs),
+        activation=lambda a=a: activations.Activation(NETWORK.activations[a]),
+        dtype=jnp.float32,
+      ),
+      12,
+      BLOCKS[k],
+      -1.0,
+    )
+    x = inputs[1, a, k, m, s]
+    params = {
+      'dense': {'kernel': weight * weights.kernel, 'bias': bias * weights.bias},
+      'norm': {'scale': jnp.ones(12), 'bias': jnp.zeros(12)},
+      'gate': {'kernel': weight * weights.gate, 'bias': jnp.full(12, -1.0)},
+    }
+    y, _ = unit.apply({'params': params}, x, train=True, mutable=['batch_stats'])
+    np.testing.assert_allclose(output[a, k, m, s], y, rtol=2e-4, atol=2e-5)
+    h = np.asarray(x) @ np.asarray(params['dense']['kernel']) + np.asarray(params['dense']['bias'])
+    assert np.exp(log_q[1, a, k, m, s]) == pytest.approx(np.mean(h**2), rel=1e-4)
+    unit_h = h / np.linalg.norm(h, axis=1, keepdims=True)
+    cosines = [unit_h[i] @ unit_h[j] for i, j in itertools.combinations(range(4), 2)]
+    assert c[1, a, k, m, s] == pytest.approx(np.mean(cosines), abs=1e-5)
+
+
+def test_draws_have_the_variances_of_the_theory():
+  weights = NETWORK._replace(width=200).draw(jax.random.key(0), 0)
+  assert float(jnp.var(weights.kernel)) * 200 == pytest.approx(1, rel=0.02)
+  assert float(jnp.var(weights.gate)) * 200 == pytest.approx(1, rel=0.02)
+  assert float(jnp.var(weights.bias)) == pytest.approx(1, rel=0.3)
+  other = NETWORK._replace(width=200).draw(jax.random.key(0), 1)
+  assert abs(np.corrcoef(weights.kernel.ravel(), other.kernel.ravel())[0, 1]) < 0.02
+  x, cotangents = random_nets.draw_signals(NETWORK._replace(width=2000), jax.random.key(1), VARIANCES, 4, 0.3)
+  assert x.shape == (2, 3, 4, 2, 4, 2000)
+  correlations = np.corrcoef(x[0, 0, 0, 0])
+  np.testing.assert_allclose(correlations, np.where(np.eye(4), 1, 0.3), atol=0.08)
+  assert float(jnp.mean(x[0, 0, 0, 0] ** 2)) == pytest.approx(1, rel=0.08)
+  assert np.abs(np.corrcoef(cotangents[0, 0, 0, 0]) - np.eye(4)).max() < 0.08
+
+
+def test_products_and_singular_values_are_those_of_the_whole_jacobian():
+  network = NETWORK._replace(norms=('batch_norm',), activations=('tanh',), blocks=('plain', 'residual'))
+  key = jax.random.key(5)
+  x, cotangents = random_nets.draw_signals(network, key, VARIANCES, 4, 0.5)
+
+  def output(x):
+    for index in range(network.depth):
+      x = network.layer(network.draw(key, index), VARIANCES, x)[0]
+    return x
+
+  @jax.jit
+  def everything(x, cotangents):
+    basis = jnp.eye(48).reshape(48, 1, 1, 1, 1, 4, 12) + jnp.zeros((1, *x.shape))
+    columns = jax.vmap(jax.linearize(output, x)[1])(basis)
+    found = random_nets.singular_values(network, key, VARIANCES, x, 3, 6)  # 3 span all
+    inputs = random_nets.forward(network, key, VARIANCES, x)[0]
+    return columns, found, random_nets.pull(network, key, VARIANCES, inputs, cotangents[None])
+
+  columns, found, (pulled, logarithm) = everything(x, cotangents)
+  for k, s in itertools.product(range(2), range(2)):
+    jacobian = np.asarray(columns[:, 0, k, 0, s], np.float64).reshape(48, 4, 12)  # by input, its unit; output
+    want = np.linalg.svd(jacobian[:12, 0], compute_uv=False)[:3]
+    np.testing.assert_allclose(np.exp(found[0, k, 0, s]), want, rtol=1e-4)
+    gradient = np.asarray(cotangents[0, k, 0, s], np.float64)
+    want = jacobian.reshape(48, 48) @ gradient.ravel() / np.linalg.norm(gradient)
+    got = pulled[0, 0, k, 0, s].ravel() * np.exp(logarithm[0, 0, k, 0, s])
+    np.testing.assert_allclose(got, want, atol=1e-4 * np.abs(want).max())
+
+
+def test_a_few_lanczos_iterations_find_the_largest_singular_values():
+  """18 of 96 dimensions: within 2 % of the whole Jacobian's, from below."""
+  network = random_nets.Network(('tanh', 'relu'), ('plain', 'residual'), ('none', 'layer_norm'), 12, 96, 0.0)
+  key, variances = jax.random.key(1), VARIANCES[:1]
+  x, _ = random_nets.draw_signals(network, key, variances, 1, 0.0)
+
+  @jax.jit
+  def everything(x):
+    basis = jnp.eye(96).reshape(96, 1, 1, 1, 1, 1, 96) + jnp.zeros((1, *x.shape))
+    inputs = random_nets.forward(network, key, variances, x)[0]
+    columns, logarithm = random_nets.push(network, key, variances, inputs, basis)
+    return columns, logarithm, random_nets.singular_values(network, key, variances, x, 2, 6)
+
+  columns, logarithm, found = everything(x)
+  for a, k, m in itertools.product(range(2), range(2), range(2)):
+    want = np.linalg.svd(np.asarray(columns[:, a, k, m, 0, 0], np.float64), compute_uv=False)[:2]
+    ratio = np.exp(found[a, k, m, 0] - logarithm[a, k, m, 0]) / want
+    assert (ratio > 0.98).all() and (ratio < 1 + 1e-4).all(), (a, k, m, ratio)
+
+
+@pytest.fixture
+def small():
+  config = schema.default('signal')
+  config.signal.activations = ('relu',)
+  config.signal.blocks = ('plain',)
+  config.signal.norms = ('none',)
+  config.signal.depths = (8,)
+  config.signal.width = 64
+  config.signal.seeds = 6
+  config.signal.batch_size = 8
+  config.signal.weight_variances = (1.0, 3.0)
+  config.signal.lanczos_iterations = 2
+  schema.validate(config)
+  return config
+
+
+def test_a_run_writes_its_table_figures_and_json(small, tmp_path, capsys):
+  result = grid.run(small, tmp_path / 'new')
+  assert 'gradient per layer within 5 % of theory in' in capsys.readouterr().out
+  record = json.loads((tmp_path / 'new' / 'signal.json').read_text())
+  assert {key: value for key, value in record.items() if key != 'phases'} == {
+    key: value for key, value in result.items() if key != 'phases'
+  }
+  assert len(result['networks']) == 4 and not result['interrupted']
+  names = {path.name for path in (tmp_path / 'new').iterdir()}
+  pictures = {f'{name}_relu.png' for name in ('gradient_norm', 'variance', 'correlation', 'phases')}
+  assert names == {'signal.json', 'signal.md', *pictures}
+  table = (tmp_path / 'new' / 'signal.md').read_text()
+  assert table.count('\n| ') == 2 * (2 + 4) and '| 8 | relu | plain | none | 3 | 0.1 |' in table
+  assert '| relu | 1 | 0.1 | ordered | 0.2 | 1 | 0.5 | 1.443 | 1.443 | 2.885 | none |' in table
+  assert '| relu | 3 | 0 | unbounded | inf | 1 | 1.5 | -2.466 | inf | -4.933 | 2 |' in table
+  assert [phase['q'] for phase in record['phases']] == [0, pytest.approx(0.2), None, None]
+  assert result['batch_norm_gains'] == {}
+  for network in result['networks']:
+    assert len(network['q']['measured']) == len(network['c']['theory']) == network['depth']
+    assert len(network['gradient_norm']['measured']) == network['depth'] + 1
+    assert network['gradient_norm']['measured'][-1] == network['gradient_norm']['theory'][-1] == 1
+    assert network['rms_singular_value']['measured'] == network['gradient_norm']['measured'][0]
+    assert len(network['singular_values']) == 2 and network['singular_values'][0] >= network['singular_values'][1]
+    expected = math.log(network['gradient_norm']['theory'][network['rate']['first_layer'] - 1])
+    layers = network['depth'] + 1 - network['rate']['first_layer']
+    assert network['rate']['theory'] == pytest.approx(expected / layers, abs=1e-4)
+  plain = [network for network in result['networks'] if (network['block'], network['norm']) == ('plain', 'none')]
+  assert {round(math.exp(2 * network['rate']['theory']), 4) for network in plain} == {0.5, 1.5}
+  assert all(abs(network['rate']['deviation']) < 0.15 for network in plain)
+
+
+def test_theory_of_the_measured_networks_is_in_the_record(small, tmp_path):
+  small.signal.activations = ('tanh', 'relu')
+  small.signal.blocks = ('plain', 'residual')
+  small.signal.norms = ('none', 'batch_norm')
+  small.signal.weight_variances = (1.5,)
+  small.signal.depths = (12,)
+  small.signal.seeds = 48
+  small.signal.singular_values = 0
+  result = grid.run(small, tmp_path)
+  phases = {(phase['activation'], phase['bias_variance']): phase for phase in result['phases']}
+  assert phases['tanh', 0.0]['xi_q'] == pytest.approx(plain.phase(plain.Net('tanh', 1.5)).xi_q, rel=1e-5)
+  assert phases['tanh', 0.1]['critical_weight_variance'] == pytest.approx(1.986, abs=1e-3)
+  assert phases['relu', 0.1]['critical_weight_variance'] is None
+  assert result['batch_norm_gains']['relu']['limit'] == pytest.approx(math.pi / (math.pi - 1), rel=1e-5)
+  assert f'relu {batch_norm.gain("relu", 8):.4f} (1.4669)' in (tmp_path / 'signal.md').read_text()
+  # At 64 units the gradient of a ReLU residual network is far from the limit of many, and near theory's for 64.
+  residual = next(
+    each
+    for each in result['networks']
+    if (each['block'], each['norm']) == ('residual', 'none') and each['activation'] == 'relu'
+  )
+  limit = layers.predict(plain.Net('relu', 1.5), 12, block='residual')
+  assert residual['rate']['measured'] > 1.15 * np.log(limit.gain).mean() / 2
+  assert abs(residual['rate']['deviation']) < 0.05
+
+
+def test_signals_too_small_for_float32_are_measured_while_they_last(small, tmp_path, recwarn):
+  small.signal.update({'weight_variances': (1e-3,), 'bias_variances': (0.0,), 'depths': (12, 40), 'singular_values': 0})
+  short, long = grid.run(small, tmp_path)['networks']
+  rate = math.log(5e-4) / 2
+  assert short['rate']['measured'] == pytest.approx(rate, rel=0.01)  # q is 1e-40 there
+  np.testing.assert_allclose(np.log(short['q']['measured']), np.log(short['q']['theory']), atol=1)
+  assert short['c']['measured'][-1] == pytest.approx(short['c']['theory'][-1], abs=0.1)
+  assert short['rate']['deviation'] is not None
+  assert long['q']['theory'][-1] == pytest.approx(1e-3 * 5e-4**39, rel=1e-4)
+  assert long['q']['measured'][-1] == 0 and math.isnan(long['c']['measured'][-1])
+  assert math.isnan(long['rate']['measured']) and long['rate']['deviation'] is None
+  assert report.summarize([short, long])['compared'] == 1
+  assert '| nan |' in (tmp_path / 'signal.md').read_text()
+  assert not [warning for warning in recwarn if issubclass(warning.category, RuntimeWarning)]
+
+
+def test_ctrl_c_leaves_what_was_measured(small, tmp_path, monkeypatch, capsys):
+  measure, calls = grid._measure, []
+
+  def interrupted(job, *arguments):
+    calls.append(job)
+    if len(calls) == 3:
+      raise KeyboardInterrupt
+    return measure(job, *arguments)
+
+  monkeypatch.setattr(grid, '_measure', interrupted)
+  monkeypatch.setattr(grid, 'MEMORY', 1)  # one seed at a time
+  small.signal.bias_variances = (0.1,)
+  small.signal.depths = (3,)
+  result = grid.run(small, tmp_path)
+  assert result['interrupted'] and {network['seeds'] for network in result['networks']} == {2}
+  assert 'singular_values' not in result['networks'][0]
+  assert 'before it was stopped' in capsys.readouterr().out
+  assert (tmp_path / 'signal.md').exists() and (tmp_path / 'gradient_norm_relu.png').exists()
+  calls[:] = [None, None]
+  empty = grid.run(small, tmp_path)
+  assert empty['interrupted'] and empty['networks'] == []
+  monkeypatch.undo()
+  small.signal.seeds = 2
+  small.signal.singular_values = 0
+  together = grid.run(small, tmp_path)
+  for one, other in zip(together['networks'], result['networks'], strict=True):
+    np.testing.assert_allclose(one['gradient_norm']['measured'], other['gradient_norm']['measured'], rtol=1e-4)
+
+
+def test_the_first_layers_count_until_q_settles():
+  def rate(q, gain, norms):
+    predicted = layers.Prediction(np.array(q), None, np.array(gain))
+    return grid._rate(np.array(norms), predicted)
+
+  # Three layers; squared norms 8, 4, 2, 1 and again: a factor of 2 each, but for the first layer of the second seed.
+  norms = np.log([[8.0, 4.0, 2.0, 1.0], [16.0, 4.0, 2.0, 1.0]]) / 2
+  found = rate([2.0, 1.0, 1.0], [3.0, 2.2, 2.0], norms)
+  assert found['first_layer'] == 2
+  assert found['measured'] == pytest.approx(math.log(2) / 2)
+  assert found['theory'] == pytest.approx((math.log(2.2) + math.log(2)) / 4)
+  assert found['deviation'] == pytest.approx(found['measured'] / found['theory'] - 1)
+  moving = rate([1.0, 2.0, 4.0], [3.0, 2.0, 2.0], norms)
+  assert moving['first_layer'] == 1
+  assert moving['measured'] == pytest.approx((math.log(3) + 2 * math.log(2)) / 6)  # the mean of 2 and 4 is 3
+  assert rate([1.0, 1.0, 1.0], [1.0, 1.0, 1.0], norms)['deviation'] is None
+
+
+def test_a_workdir_that_cannot_be_written_is_refused(small, tmp_path):
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(errors.InputError, match='cannot be written'):
+    grid.run(small, tmp_path / 'file')
+
+
+def test_theory_is_drawn_over_what_is_measured():
+  measured = {'measured': [8.0, 4.0, 2.0, 1.0], 'spread': [0.5, 0.4, 0.3, 0.0], 'theory': [9.0, 4.5, 2.0, 1.0]}
+  network = {'activation': 'tanh', 'block': 'plain', 'norm': 'none', 'depth': 3, 'weight_variance': 1.0}
+  network |= {'bias_variance': 0.0, 'seeds': 5, 'gradient_norm': measured}
+  network['q'] = {key: values[1:] for key, values in measured.items()}
+  axes = grid_plots.by_depth([network], 'gradient_norm').axes[0]
+  points, theory = axes.lines
+  np.testing.assert_allclose(points.get_xydata(), [[0, 8], [1, 4], [2, 2], [3, 1]])
+  np.testing.assert_allclose(theory.get_xydata(), [[0, 9], [1, 4.5], [2, 2], [3, 1]])
+  assert theory.get_zorder() > points.get_zorder()
+  assert axes.get_yscale() == 'log' and axes.get_ylabel() and axes.get_xlabel()
+  q = grid_plots.by_depth([network], 'q').axes[0]
+  np.testing.assert_allclose(q.lines[0].get_xdata(), [1, 2, 3])  # of the first layer's pre-activations on
+
+
+def test_phases_draw_the_edge_of_chaos():
+  networks = [
+    {'activation': 'tanh', 'weight_variance': weight, 'bias_variance': bias, 'rate': {'measured': 0.1 * weight}}
+    for weight in (0.5, 2.0)
+    for bias in (0.0, 0.1)
+  ]
+  axes = grid_plots.phases(networks).axes[0]
+  edge = axes.lines[0].get_xydata()
+  np.testing.assert_allclose(edge[np.abs(edge[:, 1] - 0.05).argmin()], (1.76, 0.05), atol=0.05)
+  np.testing.assert_allclose(axes.collections[1].get_offsets()[0], (0.5, 0.0))
+  relu = [network | {'activation': 'relu', 'bias_variance': 0.0} for network in networks]
+  figure = grid_plots.phases(relu)
+  np.testing.assert_allclose(figure.axes[0].lines[0].get_xydata(), [[2, 0]], atol=1e-6)
+  plots.png(figure)
+
+
+def test_summaries_name_the_farthest():
+  network = {'activation': 'relu', 'block': 'plain', 'norm': 'none', 'depth': 4, 'weight_variance': 1.0}
+  network['bias_variance'] = 0.0
+  networks = [network | {'rate': {'deviation': value}} for value in (0.01, None, -0.2)]
+  summary = report.summarize(networks)
+  assert (summary['networks'], summary['compared'], summary['within']) == (3, 2, 1)
+  assert summary['largest_deviation'] == 0.2 and summary['largest_deviation_of'].startswith('relu plain none, depth 4')
+  assert report.summarize([])['largest_deviation'] is None
+
+
+# key: values at the edge that are valid, values just beyond it
+EDGES = {
+  'depths': ([(1,), (3, 5)], [(), (0,), (2, 2), (1.0,)]),
+  'activations': ([('gelu',)], [(), ('erf',), ('relu', 'relu')]),
+  'blocks': ([('highway',)], [('dense',)]),
+  'norms': ([('none',)], [('group_norm',)]),
+  'weight_variances': ([(0.01,)], [(0.0,)]),
+  'bias_variances': ([(0.0,)], [(), (-0.1,), ('1',)]),
+  'width': ([2], [1]),
+  'batch_size': ([8], [7]),
+  'input_correlation': ([0.0, 0.99], [1.0, -0.1]),
+  'seed': ([0], [-1]),
+  'seeds': ([1], [0]),
+  'singular_values': ([0], [-1]),
+  'lanczos_iterations': ([1], [0]),
+  'jacobian_seeds': ([1], [0]),
+}
+
+
+def test_the_schema_of_its_own():
+  config = schema.default('signal')
+  schema.validate(config)
+  assert schema.kind(config) == 'signal' and schema.kind(schema.default()) == 'train'
+  assert schema.kind(schema.default('compare')) == 'compare'
+  options = dict(schema.options(schema.SIGNAL))
+  checked = {key for key, option in options.items() if option.check is not schema.Option(0, '').check}
+  assert checked == {f'signal.{key}' for key in EDGES}
+  assert all(option.help for option in options.values())
+
+
+@pytest.mark.parametrize('key', EDGES)
+def test_values_are_refused_beyond_the_edge(key):
+  valid, invalid = EDGES[key]
+  config = schema.default('signal')
+  for value in valid:
+    config.signal[key] = value
+    schema.validate(config)
+  for value in invalid:
+    config.signal[key] = value
+    with pytest.raises(errors.InputError, match=rf'config\.signal\.{key}[= ]'):
+      schema.validate(config)

@@ -1,0 +1,99 @@
+import io
+import subprocess
+import sys
+
+import numpy as np
+from PIL import Image
+
+from dnt.reporting import plots
+
+
+def test_curves_show_what_the_record_holds(records):
+  figure = plots.curves(records)
+  loss, accuracy, rate = figure.axes
+  for axes in (loss, accuracy):
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ['train', 'test', 'test_ema']
+  train, test, ema = loss.lines
+  np.testing.assert_array_equal(train.get_xdata(), np.arange(50, 1001, 50))
+  np.testing.assert_allclose(train.get_ydata(), 2 / np.arange(50, 1001, 50))
+  np.testing.assert_array_equal(test.get_ydata(), [0.5, np.nan, 0.5, 0.5, 0.5])
+  np.testing.assert_allclose(accuracy.lines[2].get_ydata(), 91)
+  assert len(rate.lines[0].get_xdata()) == 20
+  assert loss.get_yscale() == 'log'
+  assert [axes.get_title(loc='left') for axes in figure.axes] == ['loss', 'accuracy (%)', 'learning rate']
+  assert all(axes.get_xlabel() == 'step (100 = 1 epoch)' for axes in figure.axes)
+  assert Image.open(io.BytesIO(plots.png(figure))).size == (1600, 500)
+
+
+def test_curves_of_hardly_anything():
+  plots.png(plots.curves([{'step': 1, 'epoch': 0.1, 'train/loss': None}]))
+  plots.png(plots.curves([{'step': 0, 'epoch': 0.0, 'test/loss': 2.0, 'test/accuracy': 0.1}]))
+
+
+def watched(step, **quantities):
+  """A line of telemetry: a figure an entry and quantity, None where there is none."""
+  names = ('stem', 'block', 'head')
+  figures = {
+    f'telemetry/{name}/{quantity}': value
+    for quantity, values in quantities.items()
+    for name, value in zip(names, values, strict=True)
+  }
+  return {'step': step, 'epoch': 0.1, **figures}
+
+
+def test_telemetry_is_a_heat_map_of_depth_by_step():
+  lines = [
+    watched(100, gradient_norm=(1.0, 0.1, 0.01), activation_mean=(-2.0, 0.0, 1.0), dead=(0.5, 0.0, 0.0)),
+    {'step': 150, 'train/loss': 1.0},
+    watched(200, gradient_norm=(None, 0.0, 10.0), activation_mean=(-1.0, 0.0, 1.0), dead=(1.0, 0.0, 0.0)),
+  ]
+  figure = plots.telemetry(lines, ('stem', 'block', 'head'))
+  panels = {axes.get_title(loc='left'): axes for axes in figure.axes if axes.images}
+  assert list(panels) == ['gradient norm of the parameters', 'mean of the output', 'share of dead units (%)']
+  gradient, mean, dead = (axes.images[0] for axes in panels.values())
+  np.testing.assert_array_equal(gradient.get_array(), [[1.0, np.nan], [0.1, 0.0], [0.01, 10.0]])
+  np.testing.assert_array_equal(dead.get_array(), [[50, 100], [0, 0], [0, 0]])
+  assert [(image.norm.vmin, image.norm.vmax) for image in (gradient, mean, dead)] == [(0.01, 10), (-2, 2), (0, 100)]
+  for axes in panels.values():
+    assert axes.get_xlabel() == 'step'
+    assert [label.get_text() for label in axes.get_xticklabels()] == ['100', '200']
+    assert [label.get_text() for label in list(panels.values())[0].get_yticklabels()] == ['stem', 'block', 'head']
+  bars = [axes for axes in figure.axes if not axes.images]
+  shown = [[label.get_text() for label in axes.get_yticklabels()] for axes in bars]
+  assert shown[0][0] == '0.01' and shown[0][-1] == '10'
+  assert shown[1] == ['-2', '-1', '0', '1', '2']
+  assert shown[2] == ['0', '20', '40', '60', '80', '100']
+  plots.png(figure)
+
+
+def test_telemetry_of_the_logits_alone_is_no_picture():
+  lines = [watched(1, zero=(None, None, 0.0), saturated=(0.5, 0.5, None), gradient_norm=(None, None, None))]
+  del lines[0]['telemetry/stem/zero'], lines[0]['telemetry/block/zero'], lines[0]['telemetry/head/saturated']
+  figure = plots.telemetry(lines, ('stem', 'block', 'head'))
+  titles = [axes.get_title(loc='left') for axes in figure.axes if axes.images]
+  assert titles == ['gradient norm of the parameters', 'share of saturated activations (%)']
+  plots.png(figure)
+  plots.png(plots.telemetry([{'step': 1, 'telemetry/w/gradient_norm': 0.0}], ('w',)))
+
+
+def test_confusion_matrix():
+  matrix = [[8, 2, 0], [0, 0, 0], [1, 1, 998]]
+  figure = plots.confusion(matrix, ['cat', 'a very long name of a class', 'x'], 'val')
+  axes = figure.axes[0]
+  np.testing.assert_allclose(axes.images[0].get_array(), [[80, 20, 0], [0, 0, 0], [0.1, 0.1, 99.8]])
+  texts = {text.get_position(): text.get_text() for text in axes.texts}
+  assert texts == {(0, 0): '8', (1, 0): '2', (0, 2): '1', (1, 2): '1', (2, 2): '998'}  # (predicted, true)
+  names = [label.get_text() for label in axes.get_yticklabels()]
+  assert names == ['cat', 'a very long name of…', 'x']
+  many = plots.confusion(np.eye(100, dtype=int), [str(i) for i in range(100)], 'test')
+  assert not many.axes[0].texts
+  plots.png(many)
+
+
+def test_drawing_leaves_no_global_state():
+  code = (
+    'import sys; from dnt import plots; import matplotlib; before = matplotlib.rcParams["font.size"];'
+    'plots.png(plots.curves([{"step": 1, "epoch": 1.0, "train/loss": 1.0}]));'
+    'assert matplotlib.rcParams["font.size"] == before and "matplotlib.pyplot" not in sys.modules'
+  )
+  subprocess.run([sys.executable, '-c', code], check=True)

@@ -1,0 +1,118 @@
+"""The order of events and of resume sources, as the docstring of dnt.train states them."""
+
+import numpy as np
+import pytest
+
+from dnt import checkpoints, errors, loop, trees
+from dnt.reporting import metrics
+from dnt.training import evaluate, record
+
+pytestmark = pytest.mark.usefixtures('unoptimized', 'undrawn')
+
+
+def run(config, workdir):
+  return loop.train(config, workdir, record.Clock(0.0), 'test')
+
+
+def test_order_of_events(tiny, tmp_path, monkeypatch):
+  events = []
+
+  def spy(owner, name, label):
+    original = getattr(owner, name)
+
+    def wrapped(self, *args, **kwargs):
+      events.append(label(*args))
+      return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(owner, name, wrapped)
+
+  spy(record.Record, 'trained', lambda start, count, values: ('trained', start + count))
+  spy(record.Record, 'evaluated', lambda step, result: ('evaluated', step))
+  spy(checkpoints.Checkpoints, 'save', lambda step, *_: ('saved', step))
+  tiny.train.steps_per_dispatch = 1
+  tiny.train.steps, tiny.train.log_every, tiny.eval.every, tiny.checkpoint.every = 6, '2', '2', '4'
+  run(tiny, tmp_path)
+  assert [event for event in events if event[0] == 'trained'] == [('trained', step) for step in range(1, 7)]
+  assert events == [
+    ('trained', 1),
+    ('trained', 2),
+    ('evaluated', 2),
+    ('trained', 3),
+    ('trained', 4),
+    ('evaluated', 4),
+    ('saved', 4),
+    ('trained', 5),
+    ('trained', 6),
+    ('evaluated', 6),
+    ('saved', 6),
+  ]
+  names = [(line['step'], 'train/loss' in line) for line in metrics.read(tmp_path)]
+  assert names == [(2, True), (2, False), (4, True), (4, False), (6, True), (6, False)]
+
+
+def first_kernel(workdir):
+  return trees.flatten(checkpoints.load_parameters(workdir).params)['stem/dense/kernel']
+
+
+def test_order_of_resume_sources(tiny, tmp_path):
+  run(tiny, tmp_path / 'other')
+  tiny.seed = 1
+  tiny.optim.weight_decay, tiny.optim.learning_rate = 0.0, 1e-30  # kernels stay where they start
+  run(tiny, tmp_path / 'fresh')
+  fresh, other = first_kernel(tmp_path / 'fresh'), first_kernel(tmp_path / 'other')
+  assert not np.array_equal(fresh, other)
+  tiny.train.init_from = str(tmp_path / 'other')
+  run(tiny, tmp_path / 'started')
+  assert np.array_equal(first_kernel(tmp_path / 'started'), other)
+  # The run's own checkpoint comes before init_from.
+  tiny.train.steps = 8
+  assert run(tiny, tmp_path / 'fresh')['step'] == 8
+  assert np.array_equal(first_kernel(tmp_path / 'fresh'), fresh)
+
+
+@pytest.mark.parametrize('scan', [True, False])
+def test_a_checkpoint_of_one_layout_loads_into_the_other(tiny, tmp_path, scan):
+  tiny.model.name, tiny.model.depth, tiny.model.width = 'resnet', 14, None
+  tiny.ema.decay = 0.5
+  tiny.train.steps, tiny.eval.every = 3, '0'
+  tiny.model.scan = scan
+  first = run(tiny, tmp_path / 'run')
+  tiny.model.scan = not scan
+  again = run(tiny, tmp_path / 'run')
+  assert again['params_sha256'] == first['params_sha256']
+  tiny.train.steps = 5
+  assert run(tiny, tmp_path / 'run')['step'] == 5
+
+
+def test_a_state_that_is_not_finite_is_not_saved(tiny, tmp_path):
+  tiny.train.steps, tiny.checkpoint.every, tiny.eval.every = 40, '1', '0'
+  tiny.model.norm, tiny.optim.learning_rate = 'none', 1e3
+  with pytest.raises(errors.RunError, match=r'not finite.*step \d+.*kept|none was saved'):
+    run(tiny, tmp_path)
+  saved = checkpoints.load_parameters(tmp_path)
+  tiny.optim.learning_rate = 1e-3
+  assert saved.step < 40
+  evaluated = evaluate.evaluate(tiny, tmp_path)
+  assert evaluated['step'] == saved.step
+
+
+def test_init_from_another_network_is_refused(tiny, tmp_path):
+  run(tiny, tmp_path / 'other')
+  tiny.model.width, tiny.train.init_from = 24, str(tmp_path / 'other')
+  with pytest.raises(errors.InputError, match=r'stem/norm/mean: \(16,\), wanted \(24,\)'):
+    run(tiny, tmp_path / 'run')
+  assert not list((tmp_path / 'run' / 'checkpoints').glob('[0-9]*'))
+
+
+def test_a_head_of_other_classes_starts_at_zero(tiny, tmp_path, capsys):
+  tiny.optim.weight_decay, tiny.optim.learning_rate, tiny.train.steps = 0.0, 1e-30, 1
+  run(tiny, tmp_path / 'other')
+  tiny.data.synthetic_classes, tiny.seed, tiny.train.init_from = 4, 1, str(tmp_path / 'other')
+  run(tiny, tmp_path / 'started')
+  assert (
+    f'{tmp_path / "other"} has 10 classes and the data 4: params/head/dense/bias, params/head/dense/kernel start at '
+    'zero\n'
+  ) in capsys.readouterr().out
+  assert np.array_equal(first_kernel(tmp_path / 'started'), first_kernel(tmp_path / 'other'))
+  head = trees.flatten(checkpoints.load_parameters(tmp_path / 'started').params)['head/dense/kernel']
+  assert head.shape[-1] == 4 and np.all(np.abs(head) < 1e-20)

@@ -1,0 +1,73 @@
+import json
+
+import jax
+import numpy as np
+import pytest
+from sklearn import metrics as sklearn_metrics
+
+from dnt.parallel import mesh as mesh_lib
+from dnt.training import evaluate, experiment
+
+
+@pytest.mark.parametrize('placement', ['device', 'stream'])
+@pytest.mark.parametrize('batch_size', [16, 48, 128])
+def test_every_example_counts_once_whatever_the_batch_size(tiny, batch_size, placement):
+  tiny.data.synthetic_examples = 50
+  tiny.data.placement, tiny.data.workers = placement, 0
+  tiny.eval.batch_size = batch_size
+  data = experiment.load_data(tiny, ('test', 'train[:30%]'))
+  run = experiment.make(experiment.resolve(tiny, data), data.spec)
+  mesh = mesh_lib.make_mesh(tiny.mesh)
+  variables = mesh_lib.place(run.init_variables(), mesh_lib.replicated(mesh))
+  with evaluate.Evaluator(run, mesh, data.evaluation) as evaluator:
+    result = evaluator(variables)
+    again = evaluator(variables, '_ema')
+
+  for split, count in (('test', 50), ('train[:30%]', 15)):
+    source = data.evaluation[split]
+    mean, std = (np.reshape(value, (1, 1, 1, -1)) for value in (run.config.data.mean, run.config.data.std))
+    images = np.stack([source[index][0] for index in range(count)])
+    labels = np.array([source[index][1] for index in range(count)])
+    logits = np.asarray(run.model.apply(run.init_variables(), (images / 255.0 - mean) / std, train=False))
+    picked = jax.nn.log_softmax(logits)[np.arange(count), labels]
+    predicted = np.argmax(logits, -1)
+    assert len(source) == count
+    assert result.metrics[f'{split}/loss'] == pytest.approx(-float(picked.mean()), rel=1e-5)
+    assert result.metrics[f'{split}/accuracy'] == pytest.approx(float((predicted == labels).mean()))
+    confusion = np.zeros((10, 10), int)
+    np.add.at(confusion, (labels, predicted), 1)
+    assert np.array_equal(result.confusion[split], confusion)
+    assert again.metrics[f'{split}_ema/loss'] == result.metrics[f'{split}/loss']
+
+    probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    areas = result.per_class[split]['auroc']
+    assert [area is None for area in areas] == [label not in labels for label in range(10)]
+    for label in set(labels):
+      expected = sklearn_metrics.roc_auc_score(labels == label, probabilities[:, label])
+      assert areas[label] == pytest.approx(expected, abs=1e-9)
+    held = [area for area in areas if area is not None]
+    assert result.metrics[f'{split}/auroc'] == pytest.approx(np.mean(held))
+    confidence = probabilities.max(1)
+    of_bins = [np.ceil(15 * confidence) == place for place in range(1, 16)]
+    gaps = [abs(np.sum(((predicted == labels) - confidence)[inside])) for inside in of_bins]
+    assert result.metrics[f'{split}/calibration_error'] == pytest.approx(sum(gaps) / count, rel=1e-4)
+    recall = sklearn_metrics.recall_score(labels, predicted, average=None, labels=sorted(set(labels)), zero_division=0)
+    found = [value for value in result.per_class[split]['sensitivity'] if value is not None]
+    np.testing.assert_allclose(found, recall)
+    json.dumps(result.per_class, allow_nan=False)
+
+
+@pytest.mark.usefixtures('unoptimized')
+def test_a_split_of_too_many_probabilities_has_no_auroc_and_the_same_figures_else(tiny, monkeypatch):
+  data = experiment.load_data(tiny, ('test',))
+  run = experiment.make(experiment.resolve(tiny, data), data.spec)
+  mesh = mesh_lib.make_mesh(tiny.mesh)
+  variables = mesh_lib.place(run.init_variables(), mesh_lib.replicated(mesh))
+  found = []
+  for largest in (640, 639):  # 64 examples of 10 classes
+    monkeypatch.setattr(evaluate, 'LARGEST', largest)
+    with evaluate.Evaluator(run, mesh, data.evaluation) as evaluator:
+      found.append(evaluator(variables))
+  assert found[0].metrics == found[1].metrics | {'test/auroc': found[0].metrics['test/auroc']}
+  assert 'test/auroc' not in found[1].metrics
+  assert found[1].per_class['test'] == found[0].per_class['test'] | {'auroc': [None] * 10}

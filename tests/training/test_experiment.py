@@ -1,0 +1,98 @@
+"""From a config to what a program computes with."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dnt import config as schema
+from dnt import errors
+from dnt.training import experiment
+
+
+def build(config):
+  data = experiment.load_data(config, ('test',))
+  return experiment.make(experiment.resolve(config, data), data.spec)
+
+
+def test_splits_are_read_once_and_named(tiny):
+  data = experiment.load_data(tiny, ('test', 'train', 'train[:25%]'))
+  assert list(data.evaluation) == ['test', 'train', 'train[:25%]']
+  assert data.evaluation['train'] is data.train
+  assert len(data.evaluation['train[:25%]']) == 16
+  assert data.spec == experiment.DataSpec(64, (8, 8, 3), data.train.class_names)
+  assert data.spec.steps_per_epoch(24) == 64 / 24
+
+
+def test_splits_of_other_classes_are_refused(tiny, monkeypatch):
+  load = experiment.sources.load
+
+  def other_test(config, split, seed):
+    found = load(config, split, seed)
+    return found if split == 'train' else dataclasses.replace(found, class_names=found.class_names[:-1])
+
+  monkeypatch.setattr(experiment.sources, 'load', other_test)
+  with pytest.raises(errors.InputError, match="split 'test' of synthetic has other classes or channels than 'train'"):
+    experiment.load_data(tiny, ('test',))
+
+
+def test_resolved_config_has_everything_filled_in_and_the_given_one_stays(tiny):
+  tiny.train.steps, tiny.train.epochs = None, 2.5
+  before = tiny.to_dict()
+  data = experiment.load_data(tiny, ('test',))
+  resolved = experiment.resolve(tiny, data)
+  assert tiny.to_dict() == before
+  assert resolved.train.steps == 10
+  assert resolved.model.num_classes == 10
+  images = np.stack([data.train[index][0] for index in range(64)]) / 255
+  np.testing.assert_allclose(resolved.data.mean, images.mean((0, 1, 2)), rtol=1e-5)
+  np.testing.assert_allclose(resolved.data.std, images.std((0, 1, 2)), rtol=1e-5)
+  assert resolved.model.block == 'plain', "the model's own default"
+
+
+def test_balanced_classes_are_resolved_into_weights_that_can_be_given_again(tiny):
+  tiny.loss.balance_classes = True
+  data = experiment.load_data(tiny, ())
+  resolved = experiment.resolve(tiny, data)
+  counts = np.bincount(data.train.labels, minlength=10)
+  assert len(set(counts)) > 1
+  np.testing.assert_allclose(np.asarray(resolved.loss.class_weights) * counts, 6.4)
+  schema.validate(resolved)
+  assert experiment.resolve(resolved, data).loss == resolved.loss
+
+
+def test_given_statistics_and_steps_are_kept(tiny):
+  tiny.data.mean, tiny.data.std = (0.1, 0.2, 0.3), (1.0, 2.0, 3.0)
+  resolved = experiment.resolve(tiny, experiment.load_data(tiny, ()))
+  assert (tuple(resolved.data.mean), tuple(resolved.data.std)) == ((0.1, 0.2, 0.3), (1.0, 2.0, 3.0))
+  assert resolved.train.steps == 6
+
+
+def test_too_few_epochs_for_one_step_are_one_step(tiny):
+  tiny.train.steps, tiny.train.epochs = None, 0.01
+  assert experiment.resolve(tiny, experiment.load_data(tiny, ())).train.steps == 1
+
+
+def test_head_of_other_classes_is_refused(tiny):
+  tiny.model.num_classes = 7
+  with pytest.raises(errors.InputError, match=r'num_classes=7, but synthetic has 10 classes'):
+    experiment.resolve(tiny, experiment.load_data(tiny, ()))
+
+
+def test_events_follow_epochs(tiny):
+  run = build(tiny)
+  assert run.steps_per_epoch == 4
+  every = run.every('1 epochs')
+  assert [step for step in range(1, 10) if every.due(step)] == [4, 8]
+
+
+def test_abstract_state_is_the_state_undrawn(tiny):
+  tiny.ema.decay = 0.9
+  run = build(tiny)
+  abstract = run.abstract_state()
+  state = run.make_state(run.init_variables())
+  assert jax.tree.structure(abstract) == jax.tree.structure(state)
+  described = jax.tree.map(lambda leaf: (jnp.shape(leaf), jnp.asarray(leaf).dtype), state)
+  assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), abstract) == described

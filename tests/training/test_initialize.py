@@ -1,0 +1,103 @@
+"""Where a run starts; the order of the sources is tested with the loop."""
+
+import jax
+import numpy as np
+import pytest
+
+from dnt import checkpoints, errors, trees
+from dnt.models import depth
+from dnt.parallel import mesh as mesh_lib
+from dnt.training import experiment, initialize
+
+pytestmark = pytest.mark.usefixtures('eight_devices')
+
+
+def build(config):
+  data = experiment.load_data(config, ())
+  return experiment.make(experiment.resolve(config, data), data.spec)
+
+
+@pytest.fixture
+def resnet(tiny):
+  tiny.model.name, tiny.model.depth, tiny.model.width = 'resnet', 20, None
+  return tiny
+
+
+def unrolled(variables, model, shape):
+  return depth.to_unrolled(variables, depth.trace(model, shape).scanned)
+
+
+@pytest.mark.parametrize('scan', [False, True])
+def test_matched_variables_come_in_the_layout_of_the_model(resnet, scan):
+  given = build(resnet).init_variables()
+  resnet.model.scan = scan
+  run = build(resnet)
+  found = initialize.match(depth.trace(run.model, run.spec.image_shape), given, 'somewhere')
+  assert jax.tree.structure(found) == jax.tree.structure(run.init_variables())
+  back = unrolled(found, run.model, run.spec.image_shape)
+  jax.tree.map(np.testing.assert_array_equal, back, given)
+
+
+@pytest.mark.parametrize(
+  ('change', 'said'),
+  [
+    (lambda params: params.pop('head'), r'params/head/\S+: absent, wanted \(64, 10\)'),
+    (lambda params: params.update(extra={'bias': np.zeros(3, np.float32)}), r'params/extra/bias: \(3,\), wanted none'),
+    (lambda params: params.pop('stage2'), r'and \d+ more'),
+  ],
+)
+def test_other_variables_are_refused_leaf_by_leaf(resnet, change, said):
+  run = build(resnet)
+  variables = {name: dict(tree) for name, tree in run.init_variables().items()}
+  change(variables['params'])
+  with pytest.raises(errors.InputError, match=rf'^somewhere holds another network than config\.model: .*{said}'):
+    initialize.match(depth.trace(run.model, run.spec.image_shape), variables, 'somewhere')
+
+
+def test_a_new_run_starts_from_the_seed_on_the_mesh(tiny, tmp_path):
+  tiny.mesh.fsdp = 2
+  tiny.model.width = 256
+  run, mesh = build(tiny), mesh_lib.make_mesh(tiny.mesh)
+  state, history = initialize.state(run, mesh, checkpoints.Checkpoints(tmp_path, tiny.checkpoint))
+  assert history == {}
+  assert int(state.step) == 0
+  expected = trees.flatten(run.init_variables()['params'])
+  found = trees.flatten(state.params)
+  assert found.keys() == expected.keys()
+  for path, leaf in found.items():
+    np.testing.assert_array_equal(leaf, expected[path], err_msg=path)
+  assert found['stage1/block001/dense/kernel'].sharding.shard_shape((256, 256)) == (256, 128)
+  tiny.seed = 1
+  other, _ = initialize.state(build(tiny), mesh, checkpoints.Checkpoints(tmp_path / 'other', tiny.checkpoint))
+  assert not np.array_equal(trees.flatten(other.params)['stem/dense/kernel'], found['stem/dense/kernel'])
+
+
+def test_what_is_compiled_for_is_known_before_the_state_and_is_what_the_state_is(tiny, tmp_path):
+  tiny.mesh.fsdp = 2
+  tiny.model.width = 256
+  run, mesh = build(tiny), mesh_lib.make_mesh(tiny.mesh)
+  known = []
+  saved = checkpoints.Checkpoints(tmp_path, tiny.checkpoint)
+  state, _ = initialize.state(run, mesh, saved, lambda shapes, step: known.append((shapes, step)))
+  ((shapes, step),) = known
+  assert step == 0
+
+  def what(leaf):
+    return leaf.shape, leaf.dtype, leaf.sharding
+
+  assert jax.tree.map(what, shapes) == jax.tree.map(what, state)
+
+
+def test_a_checkpoint_that_is_refused_is_refused_before_anything_is_compiled(tiny, tmp_path):
+  run, mesh = build(tiny), mesh_lib.make_mesh(tiny.mesh)
+  saved = checkpoints.Checkpoints(tmp_path, tiny.checkpoint)
+  state, _ = initialize.state(run, mesh, saved)
+  saved.save(3, state.replace(step=state.step + 3), {}, None)
+  saved.close()
+  known = []
+  initialize.state(run, mesh, checkpoints.ReadOnly(tmp_path), lambda _, step: known.append(step))
+  assert known == [3]
+  tiny.model.width = 8
+  with pytest.raises(errors.InputError, match='stem/dense/kernel'):
+    initialize.state(build(tiny), mesh, checkpoints.ReadOnly(tmp_path), lambda _, step: known.append(step))
+  assert known == [3]

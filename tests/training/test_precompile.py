@@ -1,0 +1,108 @@
+"""When the programs of a run are compiled: at their first use, or before it."""
+
+import jax
+import pytest
+
+from dnt import loop
+from dnt.data import pipeline
+from dnt.parallel import compile as compile_lib
+from dnt.parallel import mesh as mesh_lib
+from dnt.training import evaluate, experiment, precompile, record
+
+PLAIN, TELEMETRY, EVALUATION = precompile.PLAIN, precompile.TELEMETRY, precompile.EVALUATION
+
+
+@pytest.fixture
+def make(tiny):
+  """The programs of a run and the shapes of its state."""
+
+  def build(config=tiny):
+    mesh = mesh_lib.make_mesh(config.mesh)
+    data = experiment.load_data(config, config.eval.splits)
+    run = experiment.make(experiment.resolve(config, data), data.spec)
+    feed = pipeline.make_train_feed(run.config, data.train, mesh)
+    compiled = precompile.Programs(run, mesh, feed, evaluate.Evaluator(run, mesh, data.evaluation))
+    return compiled, mesh_lib.shapes(run.abstract_state(), mesh_lib.replicated(mesh))
+
+  return build
+
+
+@pytest.fixture
+def order(monkeypatch):
+  """The names of the programs that are compiled, in order; none really is."""
+  names = []
+
+  def note(self, name, stage, state):
+    names.append(name)
+    return name
+
+  monkeypatch.setattr(precompile.Programs, '_compile', note)
+  return names
+
+
+@pytest.mark.parametrize(
+  ('every', 'step', 'expected'),
+  [
+    ('3', 0, [PLAIN, TELEMETRY, EVALUATION]),
+    ('3', 2, [TELEMETRY, PLAIN, EVALUATION]),
+    ('3', 9, [PLAIN, EVALUATION]),  # of 10 steps
+    ('1', 0, [TELEMETRY, EVALUATION]),
+    ('0', 0, [PLAIN, EVALUATION]),
+    ('10', 9, [TELEMETRY, EVALUATION]),
+    ('3', 10, []),  # the run is over
+  ],
+)
+def test_what_a_run_will_use_is_compiled_ahead_in_that_order(tiny, make, order, every, step, expected):
+  tiny.train.steps, tiny.telemetry.every = 10, every
+  compiled, shapes = make(tiny)
+  with compiled:
+    compiled.ahead(shapes, step)
+    found = [compiled.get(name, step, shapes) for name in expected]
+  assert order == found == expected
+
+
+def test_on_an_accelerator_nothing_is_compiled_ahead(make, order, monkeypatch):
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+  compiled, shapes = make()
+  with compiled:
+    compiled.ahead(shapes, 0)
+    assert not compiled.is_ready(PLAIN, 0)
+    assert compiled.get(PLAIN, 0, shapes) == PLAIN
+    assert compiled.is_ready(PLAIN, 0)
+  assert order == [PLAIN]
+
+
+def test_an_error_of_the_background_reaches_the_loop(make, monkeypatch):
+  def fail(self, name, stage, state):
+    raise MemoryError(name)
+
+  monkeypatch.setattr(precompile.Programs, '_compile', fail)
+  compiled, shapes = make()
+  with compiled:
+    compiled.ahead(shapes, 0)
+    with pytest.raises(MemoryError, match=PLAIN):
+      compiled.get(PLAIN, 0, shapes)
+
+
+def test_the_first_program_is_asked_for_before_parameters_are_drawn_and_each_is_compiled_once(
+  tiny, tmp_path, monkeypatch
+):
+  events = []
+
+  def spy(owner, name, label):
+    original = getattr(owner, name)
+
+    def wrapped(*args):
+      events.append(label(*args))
+      return original(*args)
+
+    monkeypatch.setattr(owner, name, wrapped)
+
+  spy(precompile.Programs, 'ahead', lambda self, shapes, step: 'ahead')
+  spy(compile_lib, 'eagerly', lambda make_state: 'draw')
+  spy(precompile.Programs, '_compile', lambda self, name, stage, state: name)
+  tiny.train.steps, tiny.telemetry.every = 4, '2'
+  loop.train(tiny, tmp_path, record.Clock(0.0), 'test')
+  compiled = (PLAIN, TELEMETRY, EVALUATION)
+  assert [event for event in events if event not in compiled] == ['ahead', 'draw']
+  assert sorted(event for event in events if event in compiled) == sorted(compiled)

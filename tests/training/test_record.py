@@ -1,0 +1,127 @@
+"""The record of a run: averages, the best metric, patience, what a resume brings back."""
+
+import json
+
+import numpy as np
+import pytest
+
+from dnt import errors
+from dnt.reporting import metrics
+from dnt.training import evaluate, experiment, record, scores
+
+
+@pytest.fixture
+def make(tiny, tmp_path):
+  """A record of a tiny run (4 steps an epoch, a line every 2 steps), from step 0 or going on from a history."""
+  tiny.train.patience = 2
+
+  def open_record(step=0, history=None, **changes):
+    for key, value in changes.items():
+      tiny.checkpoint[key] = value
+    data = experiment.load_data(tiny, ())
+    run = experiment.make(experiment.resolve(tiny, data), data.spec)
+    return record.Record(run, tmp_path, step, history or {}, record.Clock(0.0))
+
+  return open_record
+
+
+def values(*losses):
+  loss = np.array(losses, np.float32)
+  return {
+    'loss': loss,
+    'accuracy': loss / 10,
+    'gradient_norm': loss,
+    'learning_rate': np.linspace(0.1, 0.2, len(losses), dtype=np.float32),
+  }
+
+
+def evaluation(accuracy, loss=1.0, split='test'):
+  metrics, matrix = {f'{split}/accuracy': accuracy, f'{split}/loss': loss}, np.diag([3, 1])
+  return evaluate.Result(metrics, {split: matrix}, {split: scores.per_class(matrix, np.array([0.5, np.nan]))})
+
+
+def test_a_clock_gives_every_moment_to_one_lap(monkeypatch):
+  now = iter([5.0, 7.0, 7.5])
+  monkeypatch.setattr(record.time, 'monotonic', lambda: next(now))
+  clock = record.Clock(1.0)
+  assert [clock.lap('setup'), clock.lap('train'), clock.lap('setup')] == [4.0, 2.0, 0.5]
+  assert clock.seconds == {'setup': 4.5, 'train': 2.0}
+
+
+def test_a_training_line_is_the_mean_since_the_last_one(make, tmp_path):
+  with make() as rec:
+    rec.trained(0, 1, values(1.0, 99.0))  # the second is beyond the count
+    rec.trained(1, 1, values(2.0))
+    rec.trained(2, 2, values(3.0, 5.0))
+  lines = metrics.read(tmp_path)
+  assert [(line['step'], line['epoch'], line['train/loss']) for line in lines] == [(2, 0.5, 1.5), (4, 1.0, 4.0)]
+  assert lines[1]['train/accuracy'] == pytest.approx(0.4)
+  assert lines[1]['train/learning_rate'] == pytest.approx(0.2), 'the last step, not the mean'
+  assert lines[1]['images_per_second'] > 0
+
+
+def test_a_line_begun_before_a_resume_ends_after_it(make, tmp_path):
+  with make() as rec:
+    rec.trained(0, 1, values(1.0))
+    history = json.loads(json.dumps(rec.history()))
+  with make(1, history) as rec:
+    rec.trained(1, 1, values(4.0))
+  assert [(line['step'], line['train/loss']) for line in metrics.read(tmp_path)] == [(2, 2.5)]
+
+
+def test_the_first_loss_that_is_not_finite_stops_the_run_with_its_step(make):
+  with make() as rec, pytest.raises(errors.RunError, match='not finite at step 7'):
+    rec.trained(4, 3, values(1.0, 2.0, np.nan, np.inf))
+
+
+def test_a_loss_beyond_the_count_does_not_count(make):
+  with make() as rec:
+    rec.trained(0, 1, values(1.0, np.nan))
+
+
+@pytest.mark.parametrize(
+  ('metric', 'first', 'better', 'worse'),
+  [('accuracy', (0.5, 9.0), (0.6, 9.0), (0.4, 0.1)), ('loss', (0.5, 1.0), (0.1, 0.5), (0.9, 2.0))],
+)
+def test_best_and_patience(make, metric, first, better, worse):
+  with make(best_metric=metric) as rec:
+    rec.evaluated(1, evaluation(*first))
+    rec.evaluated(2, evaluation(*worse))
+    assert (rec.best['step'], rec.out_of_patience) == (1, False)
+    rec.evaluated(3, evaluation(*better))
+    assert (rec.best['step'], rec.best['metric']) == (3, f'test/{metric}')
+    rec.evaluated(4, evaluation(*worse))
+    history = json.loads(json.dumps(rec.history()))
+  with make(4, history) as rec:
+    assert (rec.evaluated_at, rec.best['step'], rec.out_of_patience) == (4, 3, False)
+    rec.evaluated(5, evaluation(*worse))
+    assert rec.out_of_patience
+
+
+def test_the_peak_memory_is_that_of_the_largest_process(make, monkeypatch):
+  found = {'process': 200, 'device': None}
+  monkeypatch.setattr(record.memory, 'peak', lambda: dict(found))
+  with make() as rec:
+    history = json.loads(json.dumps(rec.history()))
+  found['process'] = 100
+  with make(1, history) as rec:
+    assert rec.peak_memory == {'process': 200, 'device': None}
+    found |= {'process': 300, 'device': 5}
+    assert rec.peak_memory == {'process': 300, 'device': 5}
+
+
+def test_the_average_ranks_when_there_is_one(make, tiny):
+  tiny.ema.decay = 0.9
+  with make() as rec:
+    assert rec.best_metric == 'test_ema/accuracy'
+
+
+def test_confusion_matrices_are_on_disk_once_they_are_found(make, tiny, tmp_path):
+  tiny.eval.splits = ('test[:50%]',)
+  with make() as rec:
+    rec.evaluated(2, evaluation(0.5, split='test[:50%]'))
+    stored = json.loads((tmp_path / 'confusion_test_50.json').read_text())
+    assert stored['matrix'] == [[3, 0], [0, 1]]
+    assert stored['per_class']['sensitivity'] == [1, 1] and stored['per_class']['auroc'] == [0.5, None]
+    assert (stored['split'], stored['step'], len(stored['class_names'])) == ('test[:50%]', 2, 10)
+    assert 'confusion' not in rec.history()

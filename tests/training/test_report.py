@@ -1,0 +1,257 @@
+import html.parser
+import json
+import re
+import subprocess
+import sys
+import types
+
+import jax.numpy as jnp
+import pytest
+from PIL import Image
+
+from dnt import config, trees
+from dnt.models import depth, freeze
+from dnt.parallel import mesh as mesh_lib
+from dnt.reporting import metrics
+from dnt.training import report
+
+pytestmark = pytest.mark.usefixtures('eight_devices')
+
+
+def _row(name, shape=(8, 8, 16), parameters=4672, flops=589_824):
+  return depth.Row(depth.Entry(name, name), shape, parameters, flops)
+
+
+TABLE = (
+  _row('stem', parameters=176, flops=18_432),
+  _row('stage1/block001'),
+  _row('stage1/block002'),
+  _row('gain', None, 3, 0),
+  _row('head', (10,), 650, 1280),
+)
+
+
+def test_block_table():
+  assert report.block_table(TABLE).splitlines() == [
+    'entry            output  parameters   FLOPs',
+    'stem             8x8x16         176  18.4 k',
+    'stage1/block001  8x8x16       4,672   590 k',
+    'stage1/block002  8x8x16       4,672   590 k',
+    'gain                  -           3       0',
+    'head                 10         650  1.28 k',
+    'total                        10,173   1.2 M',
+  ]
+
+
+def test_block_table_of_a_deep_network():
+  table = [_row('stem')]
+  for stage in (1, 2):
+    table += [_row(f'stage{stage}/block{i:03d}', parameters=4672 + (i == 1)) for i in range(1, 101)]
+  table.append(_row('head', (10,), 650, 1280))
+  assert report.block_table(table).splitlines() == [
+    'entry                        output  parameters       FLOPs',
+    'stem                         8x8x16       4,672       590 k',
+    'stage1/block001              8x8x16       4,673       590 k',
+    'stage1/block002 .. block100  8x8x16  99 x 4,672  99 x 590 k',
+    'stage2/block001              8x8x16       4,673       590 k',
+    'stage2/block002 .. block100  8x8x16  99 x 4,672  99 x 590 k',
+    'head                             10         650      1.28 k',
+    'total                                   939,724       119 M',
+  ]
+  # ResNet-110, with 56 rows, is shown whole.
+  whole = [_row(f'stage1/block{i:03d}') for i in range(1, 57)]
+  assert len(report.block_table(whole).splitlines()) == 58
+
+
+@pytest.mark.parametrize(
+  'number, text',
+  [
+    (0, '0'),
+    (999, '999'),
+    (1000, '1 k'),
+    (999_400, '999 k'),
+    (999_600, '1 M'),
+    (40_813_184, '40.8 M'),
+    (8.2e9, '8.2 G'),
+  ],
+)
+def test_quantities_have_three_digits(number, text):
+  assert report._quantity(int(number)) == text
+
+
+def test_matplotlib_is_imported_when_a_figure_is_drawn():
+  code = 'import sys; from dnt import report; assert "matplotlib" not in sys.modules'
+  subprocess.run([sys.executable, '-c', code], check=True)
+
+
+# A whole report, of a run that stands in for a trained one.
+
+
+def _run_and_record(finished=True, scan=False):
+  options = config.default()
+  options.train.steps = 1000 if finished else 2000
+  options.data.source = 'folder:<script>alert("&")</script>'
+  spec = types.SimpleNamespace(class_names=('cat', '<b>dog</b>'))
+  kernels = jnp.arange(12.0).reshape(3, 4)
+  blocks = {f'block{i + 1:03d}': {'kernel': kernels[i]} for i in range(3)}
+  if scan:
+    blocks = {'block001': {'kernel': kernels[0]}, 'scanned': {'kernel': kernels[1:]}}
+  state = types.SimpleNamespace(step=jnp.int32(1000), params={'stage1': blocks, 'head': {'bias': jnp.ones(2)}})
+  record = types.SimpleNamespace(
+    seconds={'setup': 1.0, 'compile': 2.0, 'train': 8.0, 'evaluate': 0.5, 'checkpoint': 0.25},
+    out_of_patience=False,
+    last={'train/loss': 0.1, 'test/loss': float('nan'), 'test/accuracy': 0.9625, 'images_per_second': 16123.4},
+    best={'metric': 'test/accuracy', 'value': 0.97, 'step': 800},
+    warnings={'dead': {'step': 100, 'text': 'units are dead'}},
+    peak_memory={'process': 2**29, 'device': None},
+  )
+  stage = types.SimpleNamespace(cut=freeze.ALL)
+  run = types.SimpleNamespace(config=options, spec=spec, table=TABLE, stage_of_state=lambda step: stage)
+  return run, record, state
+
+
+@pytest.fixture(scope='module')
+def written(tmp_path_factory, records):
+  workdir = tmp_path_factory.mktemp('runs') / 'my <run>'
+  workdir.mkdir()
+  writer = metrics.Writer(workdir, 0)
+  for line in records:
+    values = {name: value for name, value in line.items() if name not in ('step', 'epoch') and value is not None}
+    writer.write(line['step'], line['epoch'], values)
+  writer.close()
+  matrix = {'split': 'test[:50%]', 'step': 1000, 'class_names': ['cat', '<b>dog</b>'], 'matrix': [[48, 2], [1, 29]]}
+  matrix['per_class'] = {
+    'examples': [50, 30],
+    'sensitivity': [0.96, 29 / 30],
+    'specificity': [29 / 30, 0.96],
+    'auroc': [0.98765, None],
+  }
+  (workdir / 'confusion_test_50.json').write_text(json.dumps(matrix))
+  older = {'split': 'val', 'step': 1000, 'class_names': ['cat', 'dog'], 'matrix': [[1, 0], [0, 1]]}
+  (workdir / 'confusion_val.json').write_text(json.dumps(older))
+  run, record, state = _run_and_record()
+  mesh = mesh_lib.make_mesh(config.default().mesh)
+  summary = report.write(run, record, state, workdir, mesh, 'python -m dnt.main --a="b"')
+  return workdir, summary, state
+
+
+def _strict(path):
+  return json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(f'{name} is not JSON'))
+
+
+def test_summary(written):
+  workdir, summary, state = written
+  stored = _strict(workdir / 'summary.json')
+  assert stored['last'] == {**summary['last'], 'test/loss': None}
+  assert {**stored, 'last': 0} == {**summary, 'last': 0}
+  assert (stored['step'], stored['total_steps'], stored['finished']) == (1000, 1000, True)
+  assert stored['best'] == {'metric': 'test/accuracy', 'value': 0.97, 'step': 800}
+  assert stored['warnings'] == {'dead': {'step': 100, 'text': 'units are dead'}}
+  assert stored['peak_memory'] == {'process': 2**29, 'device': None}
+  assert stored['parameters'] == stored['trainable_parameters'] == 14 and stored['params_sha256'] == trees.sha256(
+    state.params
+  )
+  assert stored['seconds']['total'] == 11.75
+  assert stored['seconds'].keys() >= {'total', 'compile', 'train', 'evaluate'}
+  assert stored['images_per_second'] == 1000 * 128 / 8
+  assert stored['versions'].keys() >= {'python', 'jax', 'flax', 'optax', 'orbax-checkpoint'}
+  devices = {'platform': 'cpu', 'kind': 'cpu', 'count': 8, 'processes': 1, 'mesh': 'data 8 x fsdp 1'}
+  assert stored['devices'] == devices
+  assert stored['command'] == 'python -m dnt.main --a="b"'
+  assert not list(workdir.glob('*.partial'))
+
+
+def test_pictures(written):
+  workdir, _, _ = written
+  for name in ('confusion_test_50.png', 'curves.png'):
+    with Image.open(workdir / name) as figure:
+      assert figure.format == 'PNG'
+
+
+class _Page(html.parser.HTMLParser):
+  """Checks that tags nest, and collects text, images and every attribute that could fetch something."""
+
+  def __init__(self):
+    super().__init__()
+    self.open, self.text, self.images, self.links = [], [], [], []
+
+  def handle_starttag(self, tag, attrs):
+    if tag not in ('meta', 'img'):
+      self.open.append(tag)
+    self.images += [value for name, value in attrs if tag == 'img' and name == 'src']
+    self.links += [value for name, value in attrs if name in ('href', 'src', 'srcset', 'data', 'action')]
+    assert tag not in ('script', 'link', 'iframe')
+
+  def handle_endtag(self, tag):
+    assert self.open.pop() == tag
+
+  def handle_data(self, data):
+    self.text.append(data)
+
+
+def test_report_stands_alone(written):
+  workdir, _, _ = written
+  source = (workdir / 'report.html').read_text()
+  page = _Page()
+  page.feed(source)
+  page.close()
+  assert page.open == []
+  assert len(page.images) == 3 and all(link.startswith('data:image/png;base64,') for link in page.links)
+  assert not re.search(r'https?:|//|@import|url\(', re.sub(r'base64,[A-Za-z0-9+/=]+', '', source))
+  text = ' '.join(page.text)
+  assert page.text.count('sensitivity') == 1
+  assert 'cat 50 96.00 % 96.67 % 0.9877 <b>dog</b> 30 96.67 % 96.00 % -' in ' '.join(text.split())
+  for expected in ('my <run>', 'finished: step 1,000 of 1,000', 'test/accuracy 96.25 %', 'not finite',
+                   'test/accuracy 97.00 % at step 800', 'stage1/block002', 'optim.learning_rate', '0.1',
+                   'folder:<script>alert("&")</script>', 'python -m dnt.main --a="b"'):  # fmt: skip
+    assert expected in text, expected
+
+
+def test_of_many_classes_the_least_found_are_shown():
+  names, share = [f'class {place}' for place in range(196)], [place / 196 for place in range(196)]
+  figures = {'examples': [41] * 196, 'sensitivity': share[::-1], 'specificity': share, 'auroc': share}
+  for name in ('sensitivity', 'specificity', 'auroc'):
+    figures[name][195] = None
+  figures['examples'][195] = 0
+  header, *rows = report.class_table(names, figures)
+  assert header[0] == 'least found of 196 classes'
+  assert [row[0] for row in rows] == [f'class {place}' for place in range(194, 174, -1)]
+  assert rows[0] == ('class 194', '41', '0.51 %', '98.98 %', '0.9898')
+  _, *rows = report.class_table(names[156:], {name: values[156:] for name, values in figures.items()})
+  assert len(rows) == 40 and rows[-1] == ('class 195', '0', '-', '-', '-')
+
+
+def test_layouts_have_the_same_digest(written, tmp_path):
+  _, summary, _ = written
+  run, record, state = _run_and_record(finished=False, scan=True)
+  mesh = mesh_lib.make_mesh(config.default().mesh)
+  scanned = report.write(run, record, state, tmp_path, mesh, 'go on')
+  assert scanned['params_sha256'] == summary['params_sha256']
+  assert not scanned['finished']
+  assert not (tmp_path / 'curves.png').exists(), 'no record, no curves'
+  assert 'stopped, can go on: step 1,000 of 2,000' in (tmp_path / 'report.html').read_text()
+
+
+def test_run_that_never_trained(tmp_path):
+  run, record, state = _run_and_record(finished=False)
+  record.seconds, record.last, record.best = {'setup': 1.0}, {}, {}
+  summary = report.write(run, record, state, tmp_path, mesh_lib.make_mesh(config.default().mesh), 'x')
+  assert summary['images_per_second'] is None and summary['best'] == {}
+
+
+def test_early_stopping_is_finished(tmp_path):
+  run, record, state = _run_and_record(finished=False)
+  record.out_of_patience = True
+  assert report.write(run, record, state, tmp_path, mesh_lib.make_mesh(config.default().mesh), 'x')['finished']
+
+
+def test_last_lines(written):
+  _, summary, _ = written
+  assert report.last_line(summary, 'run it') == (
+    'finished step 1000  test/loss not finite  test/accuracy 96.25 %  best test/accuracy 97.00 % at step 800  12 s'
+  )
+  stopped = {**summary, 'finished': False, 'total_steps': 5000}
+  assert report.last_line(stopped, 'run it') == 'saved at step 1000 of 5000; run `run it` again to go on'
+  assert report.evaluation_line({'step': 7, 'test/loss': 0.25, 'test/accuracy': 0.5}) == (
+    'step 7  test/loss 0.2500  test/accuracy 50.00 %'
+  )

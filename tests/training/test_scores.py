@@ -1,0 +1,106 @@
+"""Figures of a classifier against scikit-learn's and brute force."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from sklearn import metrics as sklearn_metrics
+
+from dnt.training import scores
+
+
+def drawn(examples, classes, seed=0, decimals=None):
+  """Probabilities that favour the label, coarse ones with many ties, and labels."""
+  rng = np.random.default_rng(seed)
+  labels = rng.integers(0, classes, examples)
+  logits = rng.normal(size=(examples, classes)) + 1.5 * np.eye(classes)[labels]
+  probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+  return np.asarray(probabilities if decimals is None else np.round(probabilities, decimals), np.float32), labels
+
+
+@pytest.mark.parametrize('decimals', [None, 1, 0], ids=['distinct', 'ties', 'nearly all tied'])
+@pytest.mark.parametrize('classes', [2, 7])
+def test_auroc_is_that_of_scikit_learn(classes, decimals):
+  probabilities, labels = drawn(301, classes, classes, decimals)
+  areas = scores.auroc(probabilities, labels)
+  expected = [sklearn_metrics.roc_auc_score(labels == label, probabilities[:, label]) for label in range(classes)]
+  np.testing.assert_allclose(areas, expected, rtol=1e-12)
+
+
+def test_auroc_of_a_few_by_hand():
+  # Class 0 holds 0.9 and 0.4 against 0.4 and 0.1: of four pairs three are right and one is tied.
+  probabilities = np.array([[0.9, 0.1], [0.4, 0.6], [0.4, 0.6], [0.1, 0.9]], np.float32)
+  np.testing.assert_array_equal(scores.auroc(probabilities, np.array([0, 0, 1, 1])), [3.5 / 4, 3.5 / 4])
+
+
+def test_auroc_needs_the_class_others_and_numbers():
+  probabilities, _ = drawn(6, 3)
+  assert np.isnan(scores.auroc(probabilities, np.zeros(6, int))).all()
+  areas = scores.auroc(probabilities, np.array([0, 0, 0, 1, 1, 1]))
+  assert np.isfinite(areas[:2]).all() and np.isnan(areas[2])
+  probabilities[0, 1] = np.nan
+  np.testing.assert_array_equal(np.isnan(scores.auroc(probabilities, np.array([0, 0, 0, 1, 1, 1]))), [0, 1, 1])
+
+
+def brute_force_calibration_error(confidence, correct):
+  """Guo et al. 2017, equation 3, bin by bin; bin m holds ((m - 1) / 15, m / 15]."""
+  error = 0.0
+  for low, high in zip(np.linspace(0, 1, 16)[:-1], np.linspace(0, 1, 16)[1:], strict=True):
+    inside = (confidence > np.float32(low)) & (confidence <= np.float32(high))
+    if inside.any():
+      gap = abs(correct[inside].mean(dtype=np.float64) - confidence[inside].mean(dtype=np.float64))
+      error += inside.mean() * gap
+  return error
+
+
+@pytest.mark.parametrize('decimals', [None, 1], ids=['anywhere', 'at edges of bins too'])
+def test_calibration_error_is_that_of_its_definition(decimals):
+  probabilities, labels = drawn(500, 4, decimals=decimals)
+  confidence, correct = probabilities.max(1), (probabilities.argmax(1) == labels).astype(np.float32)
+  confidence[:15] = np.linspace(0, 1, 16, dtype=np.float32)[1:]
+  step, total = jax.jit(scores.calibration_gaps), 0
+  for part in np.split(np.arange(600), 6):  # the last batch is padded
+    rows = part % 500
+    total = total + np.asarray(step(confidence[rows], correct[rows], part < 500))
+  assert total.shape == (15,) and total.dtype == np.float32
+  assert scores.calibration_error(total, 500) == pytest.approx(
+    brute_force_calibration_error(confidence, correct), abs=1e-6
+  )
+
+
+def test_calibration_is_perfect_or_the_opposite():
+  always, mask = np.ones(4, np.float32), np.ones(4, bool)
+  assert scores.calibration_error(scores.calibration_gaps(always, always, mask), 4) == 0
+  assert scores.calibration_error(scores.calibration_gaps(always, 0 * always, mask), 4) == 1
+
+
+def test_a_confidence_that_is_no_number_does_not_pass_for_calibrated():
+  gaps = scores.calibration_gaps(np.array([0.5, np.nan], np.float32), np.ones(2, np.float32), np.ones(2, bool))
+  assert np.isnan(scores.calibration_error(np.asarray(gaps), 2))
+
+
+def test_figures_of_each_class_are_those_of_scikit_learn():
+  probabilities, labels = drawn(301, 5)
+  predicted = probabilities.argmax(1)
+  matrix = sklearn_metrics.confusion_matrix(labels, predicted)
+  found = scores.per_class(matrix, np.linspace(0, 1, 5))
+  assert found['examples'] == np.bincount(labels).tolist()
+  np.testing.assert_allclose(found['sensitivity'], sklearn_metrics.recall_score(labels, predicted, average=None))
+  specificity = [sklearn_metrics.recall_score(labels != label, predicted != label) for label in range(5)]
+  np.testing.assert_allclose(found['specificity'], specificity)
+  assert found['auroc'] == [0, 0.25, 0.5, 0.75, 1]
+
+
+def test_what_is_not_defined_is_none():
+  matrix = np.array([[3, 1, 0], [0, 2, 1], [0, 0, 0]], np.int32)
+  found = scores.per_class(matrix, np.array([0.75, np.nan, np.nan]))
+  assert found == {
+    'examples': [4, 3, 0],
+    'sensitivity': [0.75, 2 / 3, None],
+    'specificity': [1.0, 0.75, None],
+    'auroc': [0.75, None, None],
+  }
+  json.dumps(found, allow_nan=False)
+  alone = scores.per_class(np.array([[3, 1], [0, 0]]), np.full(2, np.nan))
+  assert alone['sensitivity'] == [0.75, None] and alone['specificity'] == alone['auroc'] == [None, None]

@@ -1,0 +1,162 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dnt import trees
+from dnt.data.transforms import mixing
+from dnt.training import steps
+
+
+def close(a, b, atol=1e-6):
+  a, b = trees.flatten(a), trees.flatten(b)
+  assert a.keys() == b.keys()
+  for path in a:
+    np.testing.assert_allclose(a[path], b[path], atol=atol, err_msg=path)
+
+
+def test_a_step_is_gradient_descent_on_the_mean_loss(tiny, begin):
+  tiny.model.norm = 'none'
+  tiny.optim.momentum, tiny.optim.weight_decay, tiny.optim.learning_rate = 0.0, 0.0, 0.5
+  run, state, batch = begin(tiny)
+
+  def loss(params):
+    mean, std = (np.reshape(value, (1, 1, 1, -1)) for value in (run.config.data.mean, run.config.data.std))
+    logits = run.model.apply({'params': params}, (batch['image'] / 255.0 - mean) / std, train=True)
+    picked = jax.nn.log_softmax(logits)[jnp.arange(len(logits)), batch['label']]
+    return -picked.mean(), logits
+
+  (value, logits), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
+  after, found = jax.jit(run.stages[0].train_step)(state, batch)
+  close(after.params, jax.tree.map(lambda p, g: p - 0.5 * g, state.params, gradient))
+  assert int(after.step) == 1
+  assert found['loss'] == pytest.approx(float(value), rel=1e-5)
+  assert found['accuracy'] == pytest.approx(float((logits.argmax(-1) == batch['label']).mean()))
+  norm = np.sqrt(sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(gradient)))
+  assert found['gradient_norm'] == pytest.approx(float(norm), rel=1e-5)
+  assert found['learning_rate'] == pytest.approx(0.5)
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch(tiny, begin):
+  tiny.model.norm = 'layer_norm'
+  tiny.loss.class_weights = tuple(range(1, 11))  # micro-batches of unequal weight
+  tiny.data.augment, tiny.data.crop_padding = 'pad_crop_flip', 1
+  run, state, batch = begin(tiny)
+  whole, whole_metrics = jax.jit(run.stages[0].train_step)(state, batch)
+  tiny.train.accumulate = 4
+  run, state, batch = begin(tiny)
+  parts, parts_metrics = jax.jit(run.stages[0].train_step)(state, batch)
+  close(parts.params, whole.params)
+  for name in whole_metrics:
+    assert float(parts_metrics[name]) == pytest.approx(float(whole_metrics[name]), rel=1e-5)
+
+
+@pytest.mark.usefixtures('unoptimized')
+@pytest.mark.parametrize('kind', ['mixup', 'cutmix'])
+def test_a_mixed_batch_has_the_mean_of_both_losses(torch_reference, tiny, begin, kind):
+  tiny.model.norm = 'none'
+  tiny.loss.class_weights = tuple(range(1, 11))
+  tiny.data[kind] = 1.0
+  run, state, batch = begin(tiny)
+  _, found = jax.jit(run.stages[0].train_step)(state, batch)
+
+  keys = jax.random.split(jax.random.wrap_key_data(state.rng, impl=steps.PRNG))
+  key = jax.random.split(jax.random.fold_in(keys[1], 0), 3)[2]
+  share, own, (top, bottom, left, right) = mixing.draw(tiny.data.mixup, tiny.data.cutmix, key, 8, 8)
+  images = np.asarray(run.preprocess(batch, None))
+  weight = np.full((8, 8, 1), own)
+  weight[top:bottom, left:right] = 0
+  images = weight * images + (1 - weight) * np.roll(images, 1, 0)
+  logits = np.array(run.model.apply({'params': state.params}, images, train=True))
+
+  def compute(torch):
+    of_class, found = torch.arange(1.0, 11.0), []
+    for labels in (batch['label'], np.roll(batch['label'], 1)):
+      labels = torch.tensor(np.array(labels), dtype=torch.long)
+      loss = torch.nn.functional.cross_entropy(torch.tensor(logits), labels, weight=of_class, reduction='sum')
+      found += [loss, of_class[labels].sum()]
+    return found
+
+  loss, weights, other_loss, other_weights = map(float, torch_reference(compute))
+  share = float(share)
+  expected = (share * loss + (1 - share) * other_loss) / (share * weights + (1 - share) * other_weights)
+  assert float(found['loss']) == pytest.approx(float(expected), rel=1e-5)
+  larger = batch['label'] if share >= 0.5 else np.roll(batch['label'], 1)
+  assert float(found['accuracy']) == pytest.approx(np.mean(logits.argmax(-1) == larger))
+
+
+@pytest.mark.usefixtures('unoptimized')
+def test_micro_batches_are_of_the_mixed_batch(tiny, begin):
+  """Partners are those of the whole batch, and one mixture holds for all of it."""
+  tiny.model.norm = 'layer_norm'
+  tiny.loss.class_weights = tuple(range(1, 11))
+  tiny.data.cutmix = 1.0
+  tiny.data.augment, tiny.data.crop_padding, tiny.data.erasing = 'pad_crop_flip', 1, 0.5
+  found = {}
+  for tiny.train.accumulate in (1, 4):
+    run, state, batch = begin(tiny)
+    found[tiny.train.accumulate] = jax.jit(run.stages[0].train_step)(state, batch)
+  close(found[1][0].params, found[4][0].params)
+  for name in found[1][1]:
+    assert float(found[1][1][name]) == pytest.approx(float(found[4][1][name]), rel=1e-5)
+
+
+def test_each_step_draws_its_own_mixture(tiny, begin):
+  tiny.data.mixup, tiny.optim.learning_rate, tiny.model.norm = 1.0, 1e-30, 'none'
+  run, state, batch = begin(tiny)
+  step = jax.jit(run.stages[0].train_step)
+  losses = [float(step(state.replace(step=jnp.int32(at)), batch)[1]['loss']) for at in (0, 1, 1)]
+  assert losses[1] == losses[2] != losses[0]
+
+
+def test_the_average_follows_parameters_and_statistics(tiny, begin):
+  tiny.ema.decay = 0.75
+  run, state, batch = begin(tiny)
+  after, _ = jax.jit(run.stages[0].train_step)(state, batch)
+  for name in ('params', 'batch_stats'):
+    old, new = getattr(state, name), getattr(after, name)
+    close(after.ema[name], jax.tree.map(lambda a, b: 0.75 * a + 0.25 * b, old, new))
+
+
+def test_several_steps_are_single_steps_bit_for_bit(tiny, begin):
+  tiny.model.name, tiny.model.depth, tiny.model.width = 'resnet', 8, None
+  run, state, batch = begin(tiny)
+
+  def batch_at(arrays, step):
+    return {**arrays, 'position': arrays['position'] + step}
+
+  several = jax.jit(steps.make_train_steps(run.stages[0].train_step, batch_at, longest=4))
+  together, found = several(state, batch, 3)
+  alone, losses = state, []
+  for _ in range(3):
+    alone, record = several(alone, batch, 1)
+    losses.append(record['loss'][0])
+  assert trees.sha256(together.params) == trees.sha256(alone.params)
+  assert np.array_equal(found['loss'][:3], losses)
+  assert not np.any(found['loss'][3:])
+
+
+def test_evaluation_leaves_padding_out(tiny, begin):
+  run, state, batch = begin(tiny)
+  variables = {'params': state.params, 'batch_stats': state.batch_stats}
+  mask = jnp.arange(16) < 5
+  part, rows = jax.jit(run.eval_step)(variables, batch | {'mask': mask})
+  changed = batch | {'image': batch['image'].at[5:].set(255), 'label': batch['label'].at[5:].set(0), 'mask': mask}
+  same, others = jax.jit(run.eval_step)(variables, changed)
+  assert int(part['confusion'].sum()) == 5
+  assert np.array_equal(part['confusion'], same['confusion'])
+  assert float(part['loss']) == pytest.approx(float(same['loss']), rel=1e-6)
+  np.testing.assert_allclose(part['calibration_gaps'], same['calibration_gaps'], atol=1e-6)
+  assert rows['probabilities'].shape == (16, 10), 'padding is left to whoever joins the rows'
+  np.testing.assert_allclose(rows['probabilities'][:5], others['probabilities'][:5], atol=1e-6)
+
+
+def test_top5_counts_with_many_classes(tiny, begin):
+  tiny.data.synthetic_classes = tiny.data.synthetic_examples = 100
+  run, state, batch = begin(tiny)
+  variables = {'params': state.params, 'batch_stats': state.batch_stats}
+  sums, _ = jax.jit(run.eval_step)(variables, batch | {'mask': jnp.ones(16, bool)})
+  mean, std = (np.reshape(value, (1, 1, 1, -1)) for value in (run.config.data.mean, run.config.data.std))
+  logits = np.asarray(run.model.apply(variables, (batch['image'] / 255.0 - mean) / std, train=False))
+  best = np.argsort(-logits, axis=-1)[:, :5]
+  assert int(sums['top5']) == sum(label in row for label, row in zip(np.asarray(batch['label']), best, strict=True))

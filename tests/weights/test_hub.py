@@ -1,0 +1,38 @@
+import sys
+import types
+
+import pytest
+
+from dnt import errors
+from dnt.weights import hub
+
+
+def serve(monkeypatch, fetch):
+  monkeypatch.setitem(sys.modules, 'huggingface_hub', types.SimpleNamespace(hf_hub_download=fetch))
+
+
+def test_weights_and_config_come_into_one_folder(monkeypatch, tmp_path):
+  asked = []
+  serve(monkeypatch, lambda name, file: asked.append((name, file)) or str(tmp_path / file))
+  assert hub.download('timm/resnet50.a1_in1k') == tmp_path / 'model.safetensors'
+  assert set(asked) == {('timm/resnet50.a1_in1k', 'model.safetensors'), ('timm/resnet50.a1_in1k', 'config.json')}
+
+
+def test_without_a_network_it_says_what_to_fetch(monkeypatch):
+  def fail(name, file):
+    raise ConnectionError('no route to host\nand a page more')
+
+  serve(monkeypatch, fail)
+  with pytest.raises(errors.InputError) as caught:
+    hub.download('timm/resnet18.a1_in1k')
+  assert str(caught.value) == (
+    'cannot fetch hf:timm/resnet18.a1_in1k (no route to host); check the name and the network, or fetch '
+    'model.safetensors and config.json of https://huggingface.co/timm/resnet18.a1_in1k by other means into one folder '
+    'and give <folder>/model.safetensors'
+  )
+
+
+def test_without_huggingface_hub_it_says_what_to_install(monkeypatch):
+  monkeypatch.setitem(sys.modules, 'huggingface_hub', None)
+  with pytest.raises(errors.InputError, match='pip install huggingface_hub'):
+    hub.download('timm/resnet18.a1_in1k')

@@ -1,0 +1,148 @@
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from dnt import errors
+from dnt.weights import keras_files
+
+TENSORS = {
+  'conv1/kernel': np.arange(24, dtype=np.float32).reshape(2, 2, 3, 2),
+  'conv1/bias': np.array([5, 6], np.float32),
+  'bn_conv1/gamma': np.array([7, 8], np.float32),
+  'bn_conv1/moving_mean': np.array([9, 10], np.float32),
+  'bn_conv1/moving_variance': np.array([11, 12], np.float32),
+}
+
+
+def assert_read(found, tensors=TENSORS):
+  assert found.keys() == tensors.keys()
+  for name, value in tensors.items():
+    assert found[name].dtype == np.float32
+    np.testing.assert_array_equal(found[name], value)
+
+
+@pytest.fixture
+def tfjs(tmp_path):
+  """Writes the tensors in two groups, the first in two shards; returns the folder."""
+
+  def write(tensors=TENSORS, folder=tmp_path / 'model'):
+    folder.mkdir()
+    names = list(tensors)
+    groups = []
+    for number, part in enumerate((names[:2], names[2:]), start=1):
+      packed = b''.join(tensors[name].astype('<f4').tobytes() for name in part)
+      middle = len(packed) // 2 + 1 if number == 1 else len(packed)  # a shard may end inside a number
+      paths = []
+      for index, piece in enumerate(filter(None, (packed[:middle], packed[middle:])), start=1):
+        paths.append(f'group{number}-shard{index}.bin')
+        (folder / paths[-1]).write_bytes(piece)
+      weights = [{'name': name, 'shape': list(tensors[name].shape), 'dtype': 'float32'} for name in part]
+      groups.append({'paths': paths, 'weights': weights})
+    (folder / 'model.json').write_text(json.dumps({'modelTopology': {}, 'weightsManifest': groups}))
+    return folder
+
+  return write
+
+
+def test_tfjs(tfjs):
+  assert_read(keras_files.read_tfjs(tfjs()))
+
+
+@pytest.mark.parametrize(
+  ('damage', 'said'),
+  [
+    (lambda f: (f / 'group1-shard2.bin').unlink(), r'cannot read .*group1-shard2\.bin .*a part of the weights'),
+    (
+      lambda f: (f / 'group2-shard1.bin').write_bytes(b'1234'),
+      r'hold what model\.json says they do \(4 bytes from group2-shard1\.bin on, instead of 24\); get them again',
+    ),
+    (lambda f: (f / 'group1-shard1.bin').write_bytes(bytes(4000)), r'from group1-shard1\.bin on, instead of 104'),
+    (lambda f: (f / 'model.json').write_text('{'), r'cannot read .*model\.json'),
+    (lambda f: (f / 'model.json').write_text('{}'), r'its shards do not hold what model\.json says'),
+    (lambda f: (f / 'model.json').unlink(), r'cannot read .*model\.json'),
+  ],
+)
+def test_a_damaged_folder_is_refused(tfjs, damage, said):
+  folder = tfjs()
+  damage(folder)
+  with pytest.raises(errors.InputError, match=said):
+    keras_files.read_tfjs(folder)
+
+
+def test_quantized_weights_are_refused(tfjs):
+  folder = tfjs()
+  content = json.loads((folder / 'model.json').read_text())
+  content['weightsManifest'][0]['weights'][0]['quantization'] = {'dtype': 'uint8', 'scale': 0.1, 'min': 0}
+  (folder / 'model.json').write_text(json.dumps(content))
+  with pytest.raises(errors.InputError, match=r'quantized weights \(conv1/kernel\); give the float32 ones'):
+    keras_files.read_tfjs(folder)
+
+
+@pytest.mark.parametrize(
+  ('content', 'names'),
+  [
+    (['tench', 'goldfish'], ('tench', 'goldfish')),
+    ({'1': ['n01443537', 'goldfish'], '0': ['n01440764', 'tench']}, ('tench', 'goldfish')),
+    ({'0': 'tench', '1': 'goldfish'}, ('tench', 'goldfish')),
+    (None, ()),
+  ],
+)
+def test_class_names(tmp_path, content, names):
+  if content is not None:
+    (tmp_path / 'labels.json').write_text(json.dumps(content))
+  assert keras_files.class_names(tmp_path) == names
+
+
+@pytest.mark.parametrize('content', ['3', '[1, 2]', '{"a": "tench"}', '[', '{"0": []}'])
+def test_class_names_that_are_none_are_refused(tmp_path, content):
+  (tmp_path / 'labels.json').write_text(content)
+  with pytest.raises(errors.InputError, match=r'labels\.json'):
+    keras_files.class_names(tmp_path)
+
+
+KERAS_1 = {'kernel': 'W', 'bias': 'b', 'moving_mean': 'running_mean', 'moving_variance': 'running_std'}
+# How the datasets of a layer are called: Keras 2, its second model in a process, Keras 1.
+SPELLINGS = {
+  'keras2': lambda layer, tensor: f'{layer}/{tensor}:0',
+  'again': lambda layer, tensor: f'{layer}_1/{tensor}:0',
+  'keras1': lambda layer, tensor: f'{layer}_{KERAS_1.get(tensor, tensor)}_1:0',
+}
+
+
+@pytest.fixture
+def h5(tmp_path):
+  """Writes the tensors as a `.h5` file; returns its path."""
+  h5py = pytest.importorskip('h5py')
+
+  def write(spelling='keras2', whole_model=False):
+    path = tmp_path / f'{spelling}.h5'
+    with h5py.File(path, 'w') as file:
+      root = file.create_group('model_weights') if whole_model else file
+      root.create_group('activation_1')  # a layer without weights
+      for name, value in TENSORS.items():
+        layer, tensor = name.split('/')
+        root.require_group(layer)[SPELLINGS[spelling](layer, tensor)] = value
+    return path
+
+  return write
+
+
+@pytest.mark.parametrize('spelling', SPELLINGS)
+@pytest.mark.parametrize('whole_model', [False, True])
+def test_h5(h5, spelling, whole_model):
+  assert_read(keras_files.read_h5(h5(spelling, whole_model)))
+
+
+def test_a_damaged_h5_file_is_refused(h5):
+  path = h5()
+  path.write_bytes(path.read_bytes()[:-2000])
+  with pytest.raises(errors.InputError, match=r'cannot read .*keras2\.h5 .*damaged or was not downloaded whole'):
+    keras_files.read_h5(path)
+
+
+def test_h5_without_h5py_is_refused_in_words(tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, 'h5py', None)
+  with pytest.raises(errors.InputError, match='pip install h5py'):
+    keras_files.read_h5(tmp_path / 'model.h5')

@@ -1,0 +1,95 @@
+import json
+
+import pytest
+
+from dnt import config as schema
+from dnt import errors
+from dnt.weights import preprocessing
+
+# Of timm/resnet50.a1_in1k, what of it is read.
+A1 = {
+  'architecture': 'resnet50',
+  'num_classes': 1000,
+  'pretrained_cfg': {
+    'tag': 'a1_in1k',
+    'input_size': [3, 224, 224],
+    'test_input_size': [3, 288, 288],
+    'interpolation': 'bicubic',
+    'crop_pct': 0.95,
+    'test_crop_pct': 1.0,
+    'crop_mode': 'center',
+    'mean': [0.485, 0.456, 0.406],
+    'std': [0.229, 0.224, 0.225],
+  },
+}
+
+
+@pytest.fixture
+def timm(tmp_path):
+  def read(content):
+    path = tmp_path / 'config.json'
+    if content is not None:
+      path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return preprocessing.TimmConfig(path)
+
+  return read
+
+
+def test_what_timm_says(timm):
+  found = timm(A1).preprocessing
+  assert found == preprocessing.Preprocessing(
+    224, 0.95, 'bicubic', (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 'center'
+  )
+  assert timm({**A1, 'label_names': ['a', 'b']}).class_names == ('a', 'b')
+
+
+@pytest.mark.parametrize(
+  'content', [None, {'architectures': ['ResNetForImageClassification']}, [1], {'pretrained_cfg': {}}]
+)
+def test_where_timm_says_nothing_it_is_torchvisions(timm, content):
+  found = timm(content)
+  assert found.preprocessing == preprocessing.IMAGENET
+  assert found.class_names == ()
+
+
+@pytest.mark.parametrize(
+  ('content', 'said'),
+  [
+    ('{', 'cannot read .*config.json'),
+    ({'pretrained_cfg': {'input_size': 3}}, 'pretrained_cfg is damaged'),
+    ({'pretrained_cfg': {'mean': 'red'}}, 'pretrained_cfg is damaged'),
+    ({'pretrained_cfg': {'interpolation': 'bicubical'}}, "'bicubical'; did you mean 'bicubic'"),
+  ],
+)
+def test_what_makes_no_sense_is_refused(timm, content, said):
+  with pytest.raises(errors.InputError, match=said):
+    _ = timm(content).preprocessing
+
+
+def test_what_is_open_is_filled_in_and_what_is_set_stays():
+  data = schema.default().data
+  assert preprocessing.is_open(data)
+  data.image_size, data.std = 96, (0.5, 0.5, 0.5)
+  preprocessing.fill(data, preprocessing.KERAS)
+  assert (data.image_size, data.eval_crop, data.interpolation) == (96, 0.875, 'bilinear')
+  assert (data.mean, data.std) == ((), (0.5, 0.5, 0.5)), 'half of the statistics is for the user to complete'
+  data.mean = (0.1, 0.2, 0.3)
+  assert not preprocessing.is_open(data)
+  before = data.to_dict()
+  preprocessing.fill(data, preprocessing.IMAGENET)
+  assert data.to_dict() == before
+
+
+def test_what_a_run_does_is_told_to_timm_and_read_back(timm):
+  data = schema.default().data
+  preprocessing.fill(data, preprocessing.Preprocessing(64, 0.9, 'bicubic', (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 'center'))
+  data.augment = 'resized_crop_flip'
+  given = preprocessing.of_run(data)
+  cfg = preprocessing.to_timm(given, (64, 64, 3))
+  assert (cfg['input_size'], cfg['crop_mode']) == ([3, 64, 64], 'center')
+  assert timm({'pretrained_cfg': cfg}).preprocessing == given
+  data.augment, data.eval_crop = 'none', 1.0
+  given = preprocessing.of_run(data)
+  cfg = preprocessing.to_timm(given, (64, 64, 3))
+  assert (cfg['crop_pct'], cfg['crop_mode']) == (1.0, 'squash')
+  assert timm({'pretrained_cfg': cfg}).preprocessing == given

@@ -1,0 +1,249 @@
+"""Weights by one string: what comes with them, and every way in which they can be refused."""
+
+import json
+import re
+import sys
+import types
+
+import numpy as np
+import pytest
+
+from dnt import errors, files, trees
+from dnt.config import run_config
+from dnt.models import depth
+from dnt.training import experiment, initialize
+from dnt.weights import names, preprocessing, pretrained
+
+
+def assert_equal(got, want):
+  got, want = trees.flatten(got), trees.flatten(want)
+  assert got.keys() == want.keys()
+  for path, leaf in want.items():
+    np.testing.assert_array_equal(got[path], leaf, err_msg=path)
+
+
+def test_pickles_hold_the_same_as_safetensors(real_network, resnet18, save):
+  first = pretrained.load(str(save(resnet18)))
+  network = real_network('resnet', {'depth': 18}, resnet18)
+  for name, content in (('a.pth', network), ('b.bin', {'state_dict': network.state_dict()})):
+    assert_equal(pretrained.load(str(save(content, name))).variables, first.variables)
+  assert first.preprocessing == preprocessing.IMAGENET
+
+
+def test_old_torchvision_names_of_densenet(drawn, save):
+  state = drawn('densenet', classes=3)
+  old = {re.sub(r'(denselayer\d+\.(?:norm|conv))(\d)', r'\1.\2', name): value for name, value in state.items()}
+  assert 'features.denseblock2.denselayer12.norm.2.running_var' in old
+  found = [pretrained.load(str(save(each, f'{i}.safetensors'))).variables for i, each in enumerate((state, old))]
+  assert_equal(*found)
+
+
+def test_the_hub_is_a_folder_with_timms_description(resnet18, save, monkeypatch, imagenet, build):
+  path = save(resnet18, 'snapshot/model.safetensors')
+  labels = [f'class {index}' for index in range(1000)]
+  cfg = {'input_size': [3, 64, 64], 'interpolation': 'bicubic', 'crop_pct': 0.95, 'mean': [0.5] * 3, 'std': [0.25] * 3}
+  path.with_name('config.json').write_text(json.dumps({'pretrained_cfg': cfg, 'label_names': labels}))
+  served = types.SimpleNamespace(hf_hub_download=lambda name, file: str(path.with_name(file)))
+  monkeypatch.setitem(sys.modules, 'huggingface_hub', served)
+  imagenet.train.init_from = 'hf:timm/resnet18.toy'
+  imagenet.data.image_size = None
+  data = build(imagenet).config.data
+  assert (data.image_size, data.interpolation, data.eval_crop) == (64, 'bicubic', 0.95)
+  assert (tuple(data.mean), tuple(data.std)) == ((0.5,) * 3, (0.25,) * 3)
+  given = pretrained.load('hf:timm/resnet18.toy')
+  assert_equal(given.variables, pretrained.load(str(path)).variables)
+  assert given.class_names == tuple(labels)
+
+
+def test_what_the_user_sets_wins_and_the_config_records_what_ran(resnet18, save, imagenet, build, tmp_path):
+  imagenet.train.init_from = str(save(resnet18))
+  imagenet.data.update({'interpolation': 'bicubic', 'mean': (0.1, 0.2, 0.3), 'std': (1.0, 1.0, 1.0)})
+  run = build(imagenet)
+  assert run.spec.image_shape == (32, 32, 3)
+  assert (run.config.data.interpolation, run.config.data.eval_crop) == ('bicubic', 0.875)
+  assert tuple(run.config.data.mean) == (0.1, 0.2, 0.3)
+  files.write_json(tmp_path / 'config.json', run.config.to_dict())
+  assert run_config.get_config(str(tmp_path / 'config.json')).data.to_dict() == run.config.data.to_dict()
+
+
+@pytest.mark.parametrize('init_from', ['', 'weights'])
+def test_the_size_comes_with_the_weights(resnet18, save, imagenet, build, init_from):
+  imagenet.data.image_size = None
+  imagenet.train.init_from = init_from and str(save(resnet18))
+  assert build(imagenet).spec.image_shape == ((224, 224, 3) if init_from else (32, 32, 3))
+
+
+def test_a_head_of_other_classes_starts_at_zero(resnet18, save, imagenet, build, capsys):
+  path = str(save(resnet18))
+  run = build(imagenet)
+  found = trees.flatten(initialize.load_variables(run, path))
+  given = trees.flatten(pretrained.load(path).variables)
+  shapes = {'params/head/dense/kernel': (512, 10), 'params/head/dense/bias': (10,)}
+  for leaf in found:
+    want = np.zeros(shapes[leaf], np.float32) if leaf in shapes else given[leaf]
+    np.testing.assert_array_equal(found[leaf], want, err_msg=leaf)
+  assert capsys.readouterr().out == (
+    f'{path} has 1000 classes and the data 10: params/head/dense/bias, params/head/dense/kernel start at zero\n'
+  )
+
+
+@pytest.mark.parametrize(
+  ('change', 'said'),
+  [
+    (lambda s: s.pop('layer3.1.bn2.running_var'), 'is not a whole resnet-18 .*missing: layer3.1.bn2.running_var$'),
+    (lambda s: s.update(extra=s['fc.bias']), 'is not a whole resnet-18 .*unexpected: extra$'),
+    (lambda s: s.pop('fc.weight'), 'missing: fc.weight$'),
+    (lambda s: s.update({'fc.bias': s['fc.bias'][:7]}), r'params/head/dense/bias: \(7,\), wanted \(10,\)'),
+    (
+      lambda s: s.update({'layer4.0.conv2.weight': s['layer4.0.conv2.weight'][:, :8].copy()}),
+      r'params/stage4/block001/conv2/kernel: \(3, 3, 8, 512\), wanted \(3, 3, 512, 512\)',
+    ),
+  ],
+)
+def test_a_file_that_is_not_whole_is_refused_by_name(resnet18, save, imagenet, build, change, said):
+  change(resnet18)
+  run = build(imagenet)
+  with pytest.raises(errors.InputError, match=said):
+    initialize.load_variables(run, str(save(resnet18)))
+
+
+@pytest.mark.parametrize(
+  ('network', 'options', 'said'),
+  [
+    ('resnet-18', {'depth': 34}, 'config.model.depth=18 (now 34)'),
+    (
+      'resnet-18',
+      {'norm_epsilon': 1e-3, 'activation': 'gelu'},
+      "config.model.norm_epsilon=1e-05 (now 0.001), config.model.activation='relu' (now 'gelu')",
+    ),
+    ('resnet-18', {'depth': 50}, "config.model.depth=18 (now 50), config.model.block='basic' (now 'bottleneck')"),
+    (
+      'resnet-50 (Keras)',
+      {'depth': 50},
+      "config.model.stride_on='1x1' (now '3x3'), config.model.norm_epsilon=0.001 (now 1e-05)",
+    ),
+    (
+      'resnet-50 (Keras)',
+      {'name': 'densenet', 'depth': 121},
+      "config.model.name='resnet' (now 'densenet'), config.model.depth=50 (now 121), config.model.stride_on='1x1' "
+      "(now '3x3'), config.model.norm_epsilon=0.001 (now 1e-05)",
+    ),
+    (
+      'densenet-121',
+      {'name': 'mlp', 'depth': 3, 'stem': None},
+      "config.model.name='densenet' (now 'mlp'), config.model.stem='imagenet' (now None), config.model.depth=121 "
+      '(now 3)',
+    ),
+  ],
+)
+def test_weights_of_another_network_say_what_to_set(imagenet, network, options, said):
+  known = [each for framework in ('torch', 'keras') for each in names.networks(framework)]
+  model = next(each.model for each in known if each.title.startswith(network))
+  given = pretrained.Pretrained({}, preprocessing.IMAGENET, (), model, 'here')
+  imagenet.model.update(options)
+  resolved = experiment.resolve(imagenet, experiment.load_data(imagenet, ()))
+  with pytest.raises(errors.InputError) as caught:
+    pretrained.check_model(given, resolved.model)
+  assert str(caught.value) == f'here holds weights of another network than config.model; set {said}'
+
+
+def test_weights_of_another_family_are_refused_before_their_leaves_are_compared(resnet18, save, imagenet, build):
+  imagenet.model.update({'name': 'densenet', 'depth': 121})
+  with pytest.raises(errors.InputError, match="another network than config.model; set config.model.name='resnet'"):
+    initialize.load_variables(build(imagenet), str(save(resnet18)))
+
+
+@pytest.mark.parametrize('text', ['resnet50', 'missing.safetensors', 'tfjs:missing', 'missing.pth', 'tfjs:'])
+def test_nothing_there_says_what_it_takes(text):
+  for read in (pretrained.load, pretrained.preprocessing):
+    with pytest.raises(
+      errors.InputError, match=r'there is nothing at .*; valid: a dnt workdir, .*hf:<owner>/<name>'
+    ) as e:
+      read(text)
+    assert '\n' not in str(e.value)
+
+
+def test_a_folder_that_is_no_workdir(tmp_path):
+  with pytest.raises(errors.InputError, match='is no workdir of a dnt run'):
+    pretrained.load(str(tmp_path))
+
+
+def test_a_run_comes_with_its_preprocessing_and_what_its_leaves_do_not_show(imagenet, tmp_path, monkeypatch):
+  imagenet.model.update({'depth': 50, 'stride_on': '1x1', 'norm_epsilon': 1e-3})
+  imagenet.data.update({'interpolation': 'bicubic', 'eval_crop': 0.9})
+  resolved = experiment.resolve(imagenet, experiment.load_data(imagenet, ()))
+  files.write_json(tmp_path / 'config.json', resolved.to_dict())
+  saved = types.SimpleNamespace(params={'a': 1}, batch_stats={}, meta={'class_names': ['tabby', 'lynx']})
+  monkeypatch.setattr(pretrained.checkpoints, 'load_parameters', lambda workdir: saved)
+  given = pretrained.load(str(tmp_path))
+  assert given.variables == {'params': {'a': 1}, 'batch_stats': {}}
+  assert given.preprocessing == pretrained.preprocessing(str(tmp_path)) == preprocessing.of_run(resolved.data)
+  assert given.model == {'norm_epsilon': 1e-3, 'stride_on': '1x1'}
+  assert given.class_names == ('tabby', 'lynx')
+  pretrained.check_model(given, resolved.model)
+  resolved.model.stride_on = '3x3'
+  with pytest.raises(errors.InputError, match=r"set config.model.stride_on='1x1' \(now '3x3'\)$"):
+    pretrained.check_model(given, resolved.model)
+
+
+@pytest.mark.parametrize('framework', ['torch', 'keras'])
+def test_the_network_comes_with_the_weights(imagenet, build, monkeypatch, tmp_path, framework):
+  wanted = names.networks(framework)[-1 if framework == 'torch' else 0]  # DenseNet-121, Keras' old ResNet-50
+  path = tmp_path / f'model.{"safetensors" if framework == "torch" else "h5"}'
+  path.touch()
+  read = dict.fromkeys(wanted.tensors().values(), np.zeros(1))
+  kind = pretrained._FILES[path.suffix]._replace(tensors=lambda path: read)
+  monkeypatch.setitem(pretrained._FILES, path.suffix, kind)
+  imagenet.model.update({'stem': None, 'depth': None, 'name': 'pretrained'})
+  imagenet.model.dtype, imagenet.model.remat = 'bfloat16', True
+  imagenet.train.init_from = str(path)
+  asked = imagenet.to_dict()
+  found = build(imagenet).config.model
+  assert imagenet.to_dict() == asked
+  assert found.num_classes == 10
+  imagenet.model.update(wanted.model)
+  imagenet.train.init_from = ''
+  assert found.to_dict() == build(imagenet).config.model.to_dict()
+
+
+def test_the_network_of_another_run(tiny, saved, build, tmp_path):
+  tiny.model.width = None
+  tiny.model.update({'name': 'resnet', 'depth': 14, 'scan': True, 'activation': 'gelu', 'dtype': 'bfloat16'})
+  tiny.model.stochastic_depth = 0.2
+  run, state, _ = saved(tiny)
+  tiny.data.synthetic_classes, tiny.train.init_from = 4, str(tmp_path / 'run')
+  tiny.model.update({'name': 'pretrained', 'scan': False, 'activation': 'relu', 'dtype': 'float32'})
+  with tiny.model.ignore_type():
+    tiny.model.depth = tiny.model.stochastic_depth = None
+  again = build(tiny)
+  want = run.config.model.to_dict() | {'num_classes': 4, 'scan': False, 'dtype': 'float32'}
+  assert again.config.model.to_dict() == want
+  found = trees.flatten(initialize.load_variables(again, str(tmp_path / 'run'))['params'])
+  given = trees.flatten(depth.to_unrolled(state.params, depth.scanned_rows(state.params)))
+  assert found.keys() == given.keys()
+  for leaf in found:
+    assert leaf.startswith('head/') or np.array_equal(found[leaf], given[leaf])
+  tiny.model.stochastic_depth = 0.0
+  assert build(tiny).config.model.stochastic_depth == 0.0
+  tiny.model.depth = 20
+  with pytest.raises(errors.InputError, match='holds another network than config.model'):
+    initialize.load_variables(build(tiny), str(tmp_path / 'run'))
+
+
+def test_a_module_of_the_users_own_comes_with_its_options(wide_network, build, tmp_path):
+  with wide_network.unlocked():
+    wide_network.model.options.width = 7
+  files.write_json(tmp_path / 'config.json', build(wide_network).config.to_dict())
+  with wide_network.unlocked():
+    wide_network.model.options = {}
+  wide_network.model.name, wide_network.train.init_from = 'pretrained', str(tmp_path)
+  run = build(wide_network)
+  assert (run.config.model.name, run.config.model.options.to_dict()) == ('wide_network:Net', {'width': 7})
+  shapes = {leaf.shape for leaf in trees.flatten(run.init_variables()['params']).values()}
+  assert shapes == {(192, 7), (7,), (7, 10), (10,)}
+
+
+def test_a_network_of_no_weights_is_refused(tiny):
+  tiny.model.name = 'pretrained'
+  with pytest.raises(errors.InputError, match="name='pretrained' takes its network from config.train.init_from, which"):
+    experiment.load_data(tiny, ())
