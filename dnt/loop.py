@@ -1,6 +1,6 @@
 """The loop: the order of events and nothing else.
 
-Order of resume sources (`initial.state`), the first that exists wins:
+Order of resume sources (`initialize.find`), the first that exists wins:
   1. the newest good checkpoint of the run's own workdir: the whole state,
   2. `config.train.init_from`: parameters and BatchNorm statistics of another run or of a file,
   3. fresh parameters from `config.seed`.
@@ -21,7 +21,7 @@ Order of events when step s is done:
 import contextlib
 import itertools
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import ml_collections
@@ -34,7 +34,7 @@ from dnt.finetune import feature_cache
 from dnt.models import depth
 from dnt.parallel import mesh as mesh_lib
 from dnt.parallel import multihost, preemption
-from dnt.training import evaluate, experiment, initialize, periodic, precompile, record, report, steps
+from dnt.training import calendar, evaluate, experiment, initialize, precompile, record, report, steps
 
 
 def train(
@@ -71,17 +71,19 @@ def train(
   with (
     contextlib.closing(pipeline.make_train_feed(run.config, data.train, mesh)) as feed,
     evaluate.Evaluator(run, mesh, data.evaluation) as evaluator,
-    precompile.Programs(run, mesh, feed, evaluator) as compiled,
+    precompile.Programs(run, mesh, feed, evaluator, clock) as compiled,
   ):
-    state, history = initialize.state(run, mesh, saved, compiled.ahead)
+    start = initialize.find(run, mesh, saved)
+    compiled.ahead(start.shapes, start.step)
+    state = initialize.make_state(run, mesh, start)
     if multihost.is_lead():
       files.write_json(workdir / 'config.json', run.config.to_dict())
     clock.lap('setup')
-    with preemption.Guard() as guard, record.Record(run, workdir, int(state.step), history, clock) as rec:
-      if history:
-        rec.say(f'going on from step {int(state.step)}')
+    with preemption.Guard() as guard, record.Record(run, workdir, start.step, start.history, clock) as rec:
+      if start.history:
+        rec.say(f'going on from step {start.step}')
       try:
-        state = _loop(run, mesh, state, feed, compiled, evaluator, saved, rec, clock, guard)
+        state = _run(_Session(run, mesh, feed, compiled, evaluator, saved, rec, clock, guard), state)
       except errors.RunError as error:
         saved.close()
         kept = 'none was saved' if saved.latest_step is None else f'the checkpoint of step {saved.latest_step} is kept'
@@ -90,76 +92,72 @@ def train(
   return report.write(run, rec, state, workdir, mesh, command)
 
 
-def _loop(
-  run: experiment.Experiment,
-  mesh: jax.sharding.Mesh,
-  state: steps.TrainState,
-  feed: pipeline.Feed,
-  compiled: precompile.Programs,
-  evaluator: evaluate.Evaluator,
-  saved: checkpoints.Checkpoints,
-  rec: record.Record,
-  clock: record.Clock,
-  guard: preemption.Guard,
-) -> steps.TrainState:
-  total = run.config.train.steps
-  evaluation, saving = run.every(run.config.eval.every), run.every(run.config.checkpoint.every)
-  telemetry = run.every(run.config.telemetry.every)
-  stops = [
-    evaluation,
-    saving,
-    run.every(run.config.train.log_every),
-    periodic.Every(run.config.train.steps_per_dispatch),
-  ]
+class _Session(NamedTuple):
+  """What a run works with from its first step to its last."""
+
+  run: experiment.Experiment
+  mesh: jax.sharding.Mesh
+  feed: pipeline.Feed
+  compiled: precompile.Programs
+  evaluator: evaluate.Evaluator
+  saved: checkpoints.Checkpoints
+  rec: record.Record
+  clock: record.Clock
+  guard: preemption.Guard
+
+
+class _Pending:
+  """The metrics of the last steps, which the device may still be taking, until the record takes them in."""
+
+  def __init__(self, rec: record.Record):
+    self._rec, self._waiting = rec, None
+
+  def flush(self) -> None:
+    """Waits for them, if there are any."""
+    if self._waiting:
+      start, count, metrics = self._waiting
+      self._waiting = None
+      self._rec.trained(start, count, jax.device_get(metrics))
+
+  def replace(self, start: int, count: int, metrics: dict[str, Any]) -> None:
+    """Takes those of newer steps, which are dispatched, after waiting for the older ones."""
+    self.flush()
+    self._waiting = (start, count, metrics)
+
+
+def _run(session: _Session, state: steps.TrainState) -> steps.TrainState:
+  run, compiled, rec = session.run, session.compiled, session.rec
+  due, pending, counter = calendar.Calendar(run), _Pending(rec), itertools.count()
   rows = depth.scanned_rows(state.params)
-  step, pending, asked, counter = int(state.step), None, False, itertools.count()
+  step, asked = int(state.step), False
   stage = run.stage(step)
   while True:
-    evaluation_due = rec.evaluated_at < step and (evaluation.due(step) or step == total) and not asked
-    ending = step == total or asked or rec.out_of_patience
-    if pending and (evaluation_due or saving.due(step) or ending):
-      rec.trained(*_fetch(pending))
-      pending = None
-    if evaluation_due:
+    evaluating = due.evaluates(step) and rec.evaluated_at < step and not asked
+    ending = step == due.total or asked or rec.out_of_patience
+    if evaluating or due.saves(step) or ending:
+      pending.flush()
+    if evaluating:
       compiled.get(precompile.EVALUATION, step, state)
-      clock.lap('compile')
-      rec.evaluated(step, evaluate.evaluate_all(evaluator, evaluate.variables_of(state)))
+      rec.evaluated(step, evaluate.evaluate_all(session.evaluator, evaluate.variables_of(state)))
       ending = ending or rec.out_of_patience
-    if step and (saving.due(step) or ending):
+    if step and (due.saves(step) or ending):
       metric = rec.last[rec.best_metric] if rec.evaluated_at == step else None
-      saved.save(step, depth.to_unrolled(state, rows), rec.history(), metric)
-      clock.lap('checkpoint')
+      session.saved.save(step, depth.to_unrolled(state, rows), rec.history(), metric)
+      session.clock.lap('checkpoint')
     if ending:
       return state
 
     if run.stage(step).start > stage.start:
       stage = run.stage(step)
-      state = initialize.advance(run, mesh, state, stage)
-      compiled.ahead(mesh_lib.shapes(state, mesh_lib.parameter_shardings(mesh, state)), step)
+      state = initialize.advance(run, session.mesh, state, stage)
+      compiled.ahead(mesh_lib.shapes(state, mesh_lib.parameter_shardings(session.mesh, state)), step)
 
-    # To the next step at which to look up; the same after a resume, so that the programs run alike. A step that shows
-    # its telemetry is a program of its own.
-    shows = telemetry.due(step + 1)
-    upcoming = [at for event in stops if (at := event.next(step)) is not None]
-    upcoming += [later.start for later in run.stages if later.start > step]
-    upcoming += [at - 1 for at in [telemetry.next(step)] if at is not None and not shows]
-    count = 1 if shows else min(total - step, feed.max_steps(step), min(upcoming) - step)
-    arrays = feed.arrays(step, count)
-    name = precompile.TELEMETRY if shows else precompile.PLAIN
+    count = due.steps_at_once(step, session.feed.max_steps(step))
+    arrays = session.feed.arrays(step, count)
+    name = precompile.TELEMETRY if due.shows_telemetry(step + 1) else precompile.PLAIN
     if not compiled.is_ready(name, step):
-      if pending:
-        rec.trained(*_fetch(pending))
-        pending = None
-      compiled.get(name, step, state)
-      clock.lap('compile')
+      pending.flush()
     state, metrics = compiled.get(name, step, state)(state, arrays, np.int32(count))
-    if pending:
-      rec.trained(*_fetch(pending))
-    pending = (step, count, metrics)
+    pending.replace(step, count, metrics)
     step += count
-    asked = guard.requested(next(counter))
-
-
-def _fetch(pending: tuple[int, int, dict[str, Any]]) -> tuple[int, int, dict[str, Any]]:
-  start, count, metrics = pending
-  return start, count, jax.device_get(metrics)
+    asked = session.guard.requested(next(counter))

@@ -1,10 +1,9 @@
-"""Trees of named leaves: every path, mask, count and digest of a parameter tree is made here.
+"""Trees of named leaves: every path, count and digest of a parameter tree is made here.
 
 A path is the keys of nested dicts joined by '/', such as `stage1/block001/conv1/kernel`.
 """
 
 import hashlib
-import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -31,11 +30,6 @@ def map_with_path(fn: Callable[..., Any], tree: Mapping[str, Any], *rest: Mappin
   """`fn(path, leaf, *other_leaves)` on every leaf of nested dicts with the same paths."""
   others = [flatten(other) for other in rest]
   return unflatten({path: fn(path, leaf, *(other[path] for other in others)) for path, leaf in flatten(tree).items()})
-
-
-def mask(tree: Mapping[str, Any], pattern: str) -> dict[str, Any]:
-  """Booleans: whether the regular expression `pattern` is found in each leaf's path."""
-  return map_with_path(lambda path, _: re.search(pattern, path) is not None, tree)
 
 
 def is_scanned(path: str) -> bool:

@@ -52,15 +52,18 @@ def pytest_terminal_summary(terminalreporter):
     terminalreporter.write_line(f'peak memory of the workers in MiB: {peaks}')
 
 
-@pytest.fixture(autouse=True, scope='module')
+@pytest.fixture(autouse=True)
 def release_programs():
-  """Frees the programs that a module compiled: jax keeps them for as long as a worker lives, some GBs by the end."""
+  """Frees what was compiled once it is near a GB: jax keeps every program for as long as a worker lives."""
   yield
+  statistics = pathlib.Path('/proc/self/statm')
+  if not statistics.exists() or int(statistics.read_text().split()[1]) * resource.getpagesize() < 0.9 * 2**30:
+    return
   if 'jax' in sys.modules:
     sys.modules['jax'].clear_caches()
-    gc.collect()
-    if platform.libc_ver()[0] == 'glibc':
-      ctypes.CDLL(None).malloc_trim(0)  # gives back what is free between blocks that are not
+  gc.collect()
+  if platform.libc_ver()[0] == 'glibc':
+    ctypes.CDLL(None).malloc_trim(0)  # gives back what is free between blocks that are not
 
 
 @pytest.fixture(autouse=True)
@@ -118,7 +121,8 @@ def saved(tmp_path):
     data = experiment.load_data(config, config.eval.splits)
     run = experiment.make(experiment.resolve(config, data), data.spec)
     own = checkpoints.Checkpoints(workdir, config.checkpoint)
-    state, _ = initialize.state(run, mesh_lib.make_mesh(config.mesh), own)
+    mesh = mesh_lib.make_mesh(config.mesh)
+    state = initialize.make_state(run, mesh, initialize.find(run, mesh, own))
     state = state.replace(step=state.step + step, ema=jax.tree.map(lambda leaf: 0.5 * leaf, state.ema))
     files.write_json(workdir / 'config.json', run.config.to_dict())
     with record.Record(run, workdir, 0, {}, record.Clock(0.0)) as rec:

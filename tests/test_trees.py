@@ -43,19 +43,6 @@ def test_map_with_path_refuses_trees_of_other_paths():
     trees.map_with_path(lambda path, leaf, other: leaf, TREE, {'stem': TREE['stem']})
 
 
-@pytest.mark.parametrize(
-  ('pattern', 'paths'),
-  [
-    ('kernel$', {'head/kernel', 'stem/kernel'}),
-    ('^head/', {'head/kernel', 'head/bias'}),
-    ('k.*l', {'head/kernel', 'stem/kernel'}),
-    ('^kernel', set()),
-  ],
-)
-def test_mask_searches_the_whole_path(pattern, paths):
-  assert {path for path, chosen in trees.flatten(trees.mask(TREE, pattern)).items() if chosen} == paths
-
-
 def test_subtree_is_empty_where_there_is_none():
   assert trees.subtree(TREE, ('head', 'bias')) is TREE['head']['bias']
   assert trees.subtree(TREE, ()) is TREE

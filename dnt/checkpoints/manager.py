@@ -84,14 +84,9 @@ class Checkpoints:
     """The newest step on disk or being written; None without one."""
     return max(self._all_steps(), default=None)
 
-  @property
-  def best_step(self) -> int | None:
-    """The step with the best metric, the first of equals; None when no checkpoint has one."""
-    steps = self._all_steps()
-    self._metrics |= {
-      step: format.metric_of(self._directory / str(step)) for step in steps if step not in self._metrics
-    }
-    return self._best_of(steps)
+  def steps(self) -> list[int]:
+    """Those on disk or being written, in their order."""
+    return self._all_steps()
 
   def save(self, step: int, state: Any, meta: Mapping[str, Any], metric: float | None = None) -> bool:
     """Starts to write a checkpoint; returns once the state is copied, so that its buffers may be donated.
@@ -128,12 +123,12 @@ class Checkpoints:
     )
     return True
 
-  def restore_latest(self, abstract_state: Callable[[int], Any]) -> tuple[Any, dict[str, Any]] | None:
+  def restore_latest(self, abstract_states: Mapping[int, Any]) -> tuple[Any, dict[str, Any]] | None:
     """The newest checkpoint that reads back as it was written; damaged newer ones are moved aside, one line each.
 
     Args:
-      abstract_state: by step, the pytree of the state with `jax.ShapeDtypeStruct` leaves (or arrays) that carry the
-        shardings to restore onto; they need not be those it was saved from.
+      abstract_states: for each of `steps()` the pytree of its state with `jax.ShapeDtypeStruct` leaves (or arrays) that
+        carry the shardings to restore onto; they need not be those it was saved from.
 
     Returns:
       (state, meta), or None when nothing was ever saved.
@@ -144,24 +139,12 @@ class Checkpoints:
     """
     if not self._all_steps():
       return None
-    found, damaged = _newest_good(self._directory, _reader(abstract_state))
+    found, damaged = _newest_good(self._directory, _reader(abstract_states))
     for step, reason in damaged:
       aside = self._move_aside(step)
       _say(f'checkpoint {step} is damaged ({reason}); moved to {aside}, going on from step {found.step}')
     if damaged and '_manager' in self.__dict__:
       self._manager.reload()
-    return found.value
-
-  def restore(self, step: int, abstract_state: Any) -> tuple[Any, dict[str, Any]]:
-    """(state, meta) of one step; see `restore_latest`.
-
-    Raises:
-      errors.InputError: no such checkpoint, it is damaged, or it is of another network or optimizer.
-    """
-    steps = self._all_steps()
-    if step not in steps:
-      raise errors.unknown(f'checkpoint in {self._directory}', str(step), map(str, steps))
-    found, _ = _newest_good(self._directory, lambda path: format.read_state(path, abstract_state), only=step)
     return found.value
 
   def wait(self) -> None:
@@ -248,11 +231,13 @@ class ReadOnly:
     """Args: workdir: directory of the run, if there is one."""
     self._directory = pathlib.Path(workdir).absolute() / DIRECTORY
 
-  def restore_latest(self, abstract_state: Callable[[int], Any]) -> tuple[Any, dict[str, Any]] | None:
+  def steps(self) -> list[int]:
+    """Those on disk, in their order."""
+    return multihost.broadcast_from_lead(format.steps_in(self._directory))
+
+  def restore_latest(self, abstract_states: Mapping[int, Any]) -> tuple[Any, dict[str, Any]] | None:
     """As `Checkpoints.restore_latest`, but damaged checkpoints are passed over and stay where they are."""
-    if not multihost.broadcast_from_lead(format.steps_in(self._directory)):
-      return None
-    return _look(self._directory, _reader(abstract_state))
+    return _look(self._directory, _reader(abstract_states)) if self.steps() else None
 
 
 def load_parameters(workdir: str | os.PathLike, step: int | None = None) -> format.Parameters:
@@ -322,8 +307,8 @@ def _newest_good(
   )
 
 
-def _reader(abstract_state: Callable[[int], Any]) -> Callable[[pathlib.Path], format.ReadBack]:
-  return lambda path: format.read_state(path, abstract_state(int(path.name)))
+def _reader(abstract_states: Mapping[int, Any]) -> Callable[[pathlib.Path], format.ReadBack]:
+  return lambda path: format.read_state(path, abstract_states[int(path.name)])
 
 
 def _say(line: str) -> None:

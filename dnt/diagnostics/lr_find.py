@@ -84,7 +84,8 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, A
   mesh_lib.check_batch('config.train.batch_size', config.train.batch_size, mesh, config.train.accumulate)
   data = experiment.load_data(config, ())
   base = experiment.make(experiment.resolve(config, data), data.spec)
-  state, saved = initialize.state(base, mesh, checkpoints.ReadOnly(workdir))
+  start = initialize.find(base, mesh, checkpoints.ReadOnly(workdir))
+  state = initialize.make_state(base, mesh, start)
   frozen = base.stage(int(state.step)).cut.frozen
   names = [row.entry.name for row in base.table if row.parameters and row.entry.name not in frozen]
   for pattern in config.lr_find.groups:
@@ -96,7 +97,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, A
   with contextlib.closing(pipeline.make_train_feed(base.config, data.train, mesh)) as feed:
     for group in config.lr_find.groups or (None,):
       sweeps.append(sweep(base, mesh, state, feed, group))
-  return _record(workdir, sweeps, step, not saved, config.optim.learning_rate)
+  return _record(workdir, sweeps, step, not start.history, config.optim.learning_rate)
 
 
 def settle(

@@ -97,7 +97,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, A
   mesh_lib.check_batch('config.train.batch_size', batch, mesh, options.micro_batches)
   data = experiment.load_data(config, ())
   whole = experiment.make(experiment.resolve(config, data), data.spec)
-  state, _ = initialize.state(whole, mesh, checkpoints.ReadOnly(workdir))
+  state = initialize.make_state(whole, mesh, initialize.find(whole, mesh, checkpoints.ReadOnly(workdir)))
   step = int(state.step)
   names, small, big = measure(whole, mesh, data.train, state)
   found = estimate(small, big, batch // options.micro_batches, batch)

@@ -22,18 +22,15 @@ Padding = str | tuple[Pair, Pair]
 LAYOUT = ('NHWC', 'HWIO', 'NHWC')
 
 
-def conv2d(
-  x: jax.Array, kernel: jax.Array, *, strides: Pair = (1, 1), padding: Padding = 'SAME', groups: int = 1
-) -> jax.Array:
-  """Two-dimensional cross-correlation; reverse mode only (no `jvp`) unless grouped.
+def conv2d(x: jax.Array, kernel: jax.Array, *, strides: Pair = (1, 1), padding: Padding = 'SAME') -> jax.Array:
+  """Two-dimensional cross-correlation; reverse mode only (no `jvp`).
 
   Args:
     x: [B, H, W, C].
-    kernel: [kh, kw, C / groups, features], x's dtype.
+    kernel: [kh, kw, C, features], x's dtype.
     strides: rows, columns.
     padding: zeros as ((top, bottom), (left, right)), or 'SAME': k // 2 on every side as in PyTorch's models, whatever
       the stride (XLA's own SAME pads less on the top and left at stride 2).
-    groups: groups of channels that are convolved apart.
 
   Returns:
     [B, H', W', features], x's dtype.
@@ -41,17 +38,15 @@ def conv2d(
   Raises:
     errors.InputError: shapes that do not fit together.
   """
-  if x.ndim != 4 or kernel.ndim != 4 or x.shape[-1] != kernel.shape[2] * groups or kernel.shape[3] % groups:
+  if x.ndim != 4 or kernel.ndim != 4 or x.shape[-1] != kernel.shape[2]:
     raise errors.InputError(
-      f'a convolution of {tuple(x.shape)} (NHWC) with a kernel {tuple(kernel.shape)} (HWIO) in {groups} groups does '
-      'not fit; the channels must be the kernel inputs times the groups, and the groups must divide the features'
+      f'a convolution of {tuple(x.shape)} (NHWC) with a kernel {tuple(kernel.shape)} (HWIO) does not fit; the channels '
+      'must be the inputs of the kernel'
     )
   padding = symmetric_padding(kernel.shape[:2]) if padding == 'SAME' else tuple(map(tuple, padding))
   if jax.default_backend() == 'cpu':
     # Without it XLA recomputes the elementwise operations of all earlier blocks in every consumer.
     x = lax.optimization_barrier(x)
-  if groups > 1:
-    return _plain(x, kernel, strides, padding, feature_group_count=groups)
   return _conv2d(x, kernel, tuple(strides), padding)
 
 
@@ -92,14 +87,13 @@ _conv2d.defvjp(_forward, _backward)
 
 
 class Conv(nn.Module):
-  """A convolution that owns its float32 `kernel` [kh, kw, C / groups, features] and `bias` [features].
+  """A convolution that owns its float32 `kernel` [kh, kw, C, features] and `bias` [features].
 
   Attributes:
     features: output channels.
     kernel_size: (kh, kw).
     strides: rows, columns.
     padding: see `conv2d`.
-    groups: groups of channels that are convolved apart.
     use_bias: whether a bias is added.
     kernel_init: flax initializer.
     bias_init: flax initializer.
@@ -111,7 +105,6 @@ class Conv(nn.Module):
   kernel_size: Pair
   strides: Pair = (1, 1)
   padding: Padding = 'SAME'
-  groups: int = 1
   use_bias: bool = True
   kernel_init: Callable[..., jax.Array] = nn.initializers.he_normal()
   bias_init: Callable[..., jax.Array] = nn.initializers.zeros_init()
@@ -120,12 +113,12 @@ class Conv(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    shape = (*self.kernel_size, x.shape[-1] // self.groups, self.features)
+    shape = (*self.kernel_size, x.shape[-1], self.features)
     kernel = self.param('kernel', self.kernel_init, shape, jnp.float32)
     if self.weight_standardization:
       kernel = norms.weight_standardize(kernel)
     x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
-    y = conv2d(x, kernel, strides=self.strides, padding=self.padding, groups=self.groups)
+    y = conv2d(x, kernel, strides=self.strides, padding=self.padding)
     if self.use_bias:
       bias = self.param('bias', self.bias_init, (self.features,), jnp.float32)
       y = y + bias.astype(self.dtype).reshape(1, 1, 1, -1)

@@ -92,8 +92,3 @@ def broadcast_from_lead(value: Any) -> Any:
   text = np.frombuffer(json.dumps(value).encode(), np.uint8)
   size = int(multihost_utils.broadcast_one_to_all(np.int32(text.size)))
   return json.loads(multihost_utils.broadcast_one_to_all(np.resize(text, size)).tobytes())
-
-
-def any_process(flag: bool) -> bool:
-  """Whether the flag is set in at least one process."""
-  return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))

@@ -3,9 +3,9 @@
 Checkpoints hold the unrolled layout, so that they do not depend on `model.scan`.
 """
 
+import functools
 import pathlib
-from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -21,13 +21,26 @@ from dnt.training import experiment, steps
 from dnt.weights import pretrained
 
 
-def state(
-  run: experiment.Experiment,
-  mesh: Mesh,
-  saved: checkpoints.Checkpoints | checkpoints.ReadOnly,
-  checked: Callable[[steps.TrainState, int], None] = lambda shapes, step: None,
-) -> tuple[steps.TrainState, dict[str, Any]]:
-  """The state that the next step starts from, and the `meta` of the checkpoint it came from ({} for a new run).
+class Start(NamedTuple):
+  """Where a run starts, read and checked; `make_state` makes its state.
+
+  Attributes:
+    step: steps done.
+    shapes: of the state, with its shardings: what programs can be compiled for.
+    restored: the state of a checkpoint, in the model's layout, on the mesh; None: there is none.
+    variables: pretrained parameters and statistics on the host; None: there are none, or a checkpoint is newer.
+    history: the `meta` of the checkpoint; {} for a new run.
+  """
+
+  step: int
+  shapes: steps.TrainState
+  restored: steps.TrainState | None
+  variables: dict[str, Any] | None
+  history: dict[str, Any]
+
+
+def find(run: experiment.Experiment, mesh: Mesh, saved: checkpoints.Checkpoints | checkpoints.ReadOnly) -> Start:
+  """Where the next step starts from. Nothing can be refused after this, and no parameter is drawn before.
 
   The first that exists wins: the newest good checkpoint of the run's own workdir (the whole state); the weights at
   `config.train.init_from` (parameters and BatchNorm statistics of another run or of a file); `config.seed`.
@@ -36,30 +49,34 @@ def state(
     run: the experiment.
     mesh: where the state will lie.
     saved: the run's own checkpoints.
-    checked: called with the shapes of the state and its step as soon as nothing can be refused any more, and before
-      parameters are drawn: the moment to start compiling.
 
   Raises:
     errors.InputError: a checkpoint or weights of another network, or a checkpoint of another optimizer.
   """
   rows = depth.trace(run.model, run.spec.image_shape).scanned
 
-  def unrolled(step):
-    state = depth.to_unrolled(run.abstract_state(step), rows)
+  @functools.cache
+  def unrolled(start):  # the states of a stage have the same shapes
+    state = depth.to_unrolled(run.abstract_state(start + 1), rows)
     return mesh_lib.shapes(state, mesh_lib.parameter_shardings(mesh, state))
 
-  restored = saved.restore_latest(unrolled)
+  restored = saved.restore_latest({step: unrolled(run.stage_of_state(step).start) for step in saved.steps()})
   step = int(restored[0].step) if restored else 0
   abstract = run.abstract_state(step + 1)  # with what the next step needs
-  given = load_variables(run, run.config.train.init_from) if not restored and run.config.train.init_from else None
-  shardings = mesh_lib.parameter_shardings(mesh, abstract)
-  checked(mesh_lib.shapes(abstract, shardings), step)
+  shapes = mesh_lib.shapes(abstract, mesh_lib.parameter_shardings(mesh, abstract))
   if restored:
-    found = depth.to_scanned(restored[0], rows)
-    if run.stage(step) is not run.stage_of_state(step):
-      return advance(run, mesh, found, run.stage(step)), restored[1]
-    return jax.device_put(found, shardings), restored[1]
-  return begin(run, mesh, given or run.init_variables()), {}
+    return Start(step, shapes, depth.to_scanned(restored[0], rows), None, restored[1])
+  given = load_variables(run, run.config.train.init_from) if run.config.train.init_from else None
+  return Start(step, shapes, None, given, {})
+
+
+def make_state(run: experiment.Experiment, mesh: Mesh, start: Start) -> steps.TrainState:
+  """The state that the next step starts from, on the mesh."""
+  if start.restored is None:
+    return begin(run, mesh, start.variables or run.init_variables())
+  if run.stage(start.step) is not run.stage_of_state(start.step):
+    return advance(run, mesh, start.restored, run.stage(start.step))
+  return jax.device_put(start.restored, mesh_lib.parameter_shardings(mesh, start.restored))
 
 
 def begin(run: experiment.Experiment, mesh: Mesh, variables: dict[str, Any]) -> steps.TrainState:
@@ -69,7 +86,7 @@ def begin(run: experiment.Experiment, mesh: Mesh, variables: dict[str, Any]) -> 
 
 
 def variables(run: experiment.Experiment, workdir: pathlib.Path) -> dict[str, Any]:
-  """Parameters and statistics that a run goes on from, on the host: from where `state` takes them, which says so."""
+  """Parameters and statistics that a run goes on from, on the host: from where `find` takes them, which says so."""
   if multihost.broadcast_from_lead(format.steps_in(workdir / checkpoints.DIRECTORY)):
     return load_variables(run, str(workdir), quiet=True)
   origin = run.config.train.init_from

@@ -14,7 +14,7 @@ import numpy as np
 from dnt.data import pipeline
 from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
-from dnt.training import evaluate, experiment, steps
+from dnt.training import evaluate, experiment, record, steps
 
 PLAIN, TELEMETRY, EVALUATION = 'plain', 'telemetry', 'evaluation'
 
@@ -28,8 +28,9 @@ class Programs:
     mesh: jax.sharding.Mesh,
     feed: pipeline.Feed,
     evaluator: evaluate.Evaluator,
+    clock: record.Clock,
   ):
-    self._run, self._mesh, self._feed, self._evaluator = run, mesh, feed, evaluator
+    self._run, self._mesh, self._feed, self._evaluator, self._clock = run, mesh, feed, evaluator, clock
     self._pool = futures.ThreadPoolExecutor(1, 'compile')  # one at a time, in the order they are asked for
     self._asked: dict[tuple[str, int], futures.Future] = {}
 
@@ -56,7 +57,7 @@ class Programs:
     return asked is not None and asked.done()
 
   def get(self, name: str, step: int, state: steps.TrainState) -> Callable | None:
-    """A program, compiled; waits for it.
+    """A program, compiled; waits for it, which the clock counts as compilation.
 
     Args:
       name: PLAIN or TELEMETRY, `(state, arrays, count) -> (state, metrics)` as `steps.make_train_steps` says; or
@@ -64,7 +65,11 @@ class Programs:
       step: steps done before it: each stage of a run has train steps of its own.
       state: the state or its shapes.
     """
-    return self._ask(name, step, state).result()
+    waiting = not self.is_ready(name, step)
+    program = self._ask(name, step, state).result()
+    if waiting:
+      self._clock.lap('compile')
+    return program
 
   def _key(self, name: str, step: int) -> tuple[str, int]:
     return name, 0 if name == EVALUATION else self._run.stage(step).start

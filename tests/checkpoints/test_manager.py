@@ -60,6 +60,11 @@ def _abstract(state, sharding=None):
   return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state)
 
 
+def _read(workdir, step, abstract):
+  """State and meta of one step."""
+  return format.read_state(workdir / 'checkpoints' / str(step), abstract).value
+
+
 def _assert_same(actual, expected):
   assert jax.tree.structure(actual) == jax.tree.structure(expected)
   for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
@@ -93,14 +98,12 @@ def run(pristine, tmp_path):
 
 def test_restores_what_was_saved(run):
   saved = checkpoints.Checkpoints(run, _options())
-  state, meta = saved.restore_latest(lambda _: _abstract(_state()))
+  state, meta = saved.restore_latest(dict.fromkeys(saved.steps(), _abstract(_state())))
   _assert_same(state, _state(3))
   assert isinstance(state, State) and meta == {'at': 3} and saved.latest_step == 3
-  state, meta = saved.restore(1, _abstract(_state()))
+  state, meta = _read(run, 1, _abstract(_state()))
   _assert_same(state, _state(1))
-  assert meta == {'at': 1}
-  with pytest.raises(errors.InputError, match=r"unknown checkpoint in .* '7'.* Valid: 1, 2, 3"):
-    saved.restore(7, _abstract(_state()))
+  assert meta == {'at': 1} and saved.steps() == [1, 2, 3]
   saved.close()
 
 
@@ -109,7 +112,7 @@ def test_nothing_saved_and_no_import(tmp_path):
   import sys
   from dnt import checkpoints, config
   saved = checkpoints.Checkpoints({str(tmp_path / 'new' / 'run')!r}, config.default().checkpoint)
-  assert saved.restore_latest(lambda _: {{}}) is None and saved.latest_step is None and saved.best_step is None
+  assert saved.restore_latest({{}}) is None and saved.latest_step is None and saved.steps() == []
   saved.wait()
   saved.close()
   assert not any(name.startswith('orbax') for name in sys.modules)
@@ -123,7 +126,7 @@ def test_meta_reads_back_as_json(tmp_path):
   meta = {'pairs': (1, 2), 'by step': {2: 'b', 10: 'a'}, 'nothing': None, 'figure': 0.1, 'text': 'é'}
   saved.save(1, _state(1), meta)
   saved.wait()
-  _, back = saved.restore_latest(lambda _: _abstract(_state()))
+  _, back = saved.restore_latest(dict.fromkeys(saved.steps(), _abstract(_state())))
   assert back == {**meta, 'pairs': [1, 2], 'by step': {'2': 'b', '10': 'a'}}
   saved.close()
 
@@ -138,7 +141,7 @@ def test_meta_may_change_after_save(tmp_path):
     meta['many'].clear()
   saved.wait()
   for step in (1, 2, 3):
-    _, back = saved.restore(step, _abstract(_state()))
+    _, back = _read(tmp_path, step, _abstract(_state()))
     assert back['last'] == {'train/loss': 1.0} and len(back['many']) == 100_000
   saved.close()
 
@@ -152,7 +155,7 @@ def test_buffers_may_be_donated_after_save(tmp_path):
   for _ in range(3):
     state = bump(state)
   saved.wait()
-  _assert_same(saved.restore_latest(lambda _: _abstract(state))[0], expected)
+  _assert_same(saved.restore_latest(dict.fromkeys(saved.steps(), _abstract(state)))[0], expected)
   saved.close()
 
 
@@ -161,10 +164,10 @@ def test_keeps_the_newest_and_the_best(tmp_path):
   assert _names(tmp_path) == ['2', '5', '6']
   # Another process goes on: the metrics are on disk.
   saved = checkpoints.Checkpoints(tmp_path, _options(2))
-  assert saved.best_step == 2 and saved.latest_step == 6
+  assert saved.latest_step == 6
   saved.save(7, _state(7), {}, 0.5)
   saved.save(8, _state(8), {}, 0.91)
-  assert saved.best_step == 8 and saved.latest_step == 8
+  assert saved.latest_step == 8
   saved.close()
   assert _names(tmp_path) == ['7', '8']
 
@@ -199,7 +202,7 @@ def test_state_that_is_not_finite_is_not_saved(run, value):
   saved = checkpoints.Checkpoints(run, _options())
   with pytest.raises(errors.RunError, match=r'after step 4 is not finite.*\(params/head/bias, ema/params/head/bias\)'):
     saved.save(4, state, {})
-  _assert_same(saved.restore_latest(lambda _: _abstract(state))[0], _state(3))
+  _assert_same(saved.restore_latest(dict.fromkeys(saved.steps(), _abstract(state)))[0], _state(3))
   saved.close()
   assert _names(run) == ['1', '2', '3']
 
@@ -210,7 +213,7 @@ def test_state_that_is_not_finite_is_not_saved(run, value):
 def _refused(run, state, *patterns):
   saved = checkpoints.Checkpoints(run, _options())
   with pytest.raises(errors.InputError) as caught:
-    saved.restore_latest(lambda _: _abstract(state))
+    saved.restore_latest(dict.fromkeys(saved.steps(), _abstract(state)))
   message = str(caught.value)
   assert '\n' not in message and 'another --workdir' in message and 'config.json' in message
   for pattern in patterns:
@@ -265,7 +268,9 @@ def test_restores_onto_other_meshes(tmp_path):
   saved.save(1, one, {})
   saved.wait()
   sharded, _ = saved.restore_latest(
-    lambda _: jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), one, split)
+    dict.fromkeys(
+      saved.steps(), jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), one, split)
+    )
   )
   _assert_same(sharded, one)
   assert sharded['params']['w'].sharding == split['params']['w']
@@ -273,7 +278,9 @@ def test_restores_onto_other_meshes(tmp_path):
   # And back: saved from eight devices, onto one; the digest is the same.
   saved.save(2, sharded, {})
   saved.wait()
-  back, _ = saved.restore_latest(lambda _: _abstract(one, jax.sharding.SingleDeviceSharding(jax.devices()[5])))
+  back, _ = saved.restore_latest(
+    dict.fromkeys(saved.steps(), _abstract(one, jax.sharding.SingleDeviceSharding(jax.devices()[5])))
+  )
   _assert_same(back, one)
   assert back['params']['w'].devices() == {jax.devices()[5]}
   saved.close()
@@ -317,7 +324,7 @@ DAMAGE = {
 def test_damaged_checkpoint_is_passed_over(run, kind, capsys):
   DAMAGE[kind](run / 'checkpoints/3')
   saved = checkpoints.Checkpoints(run, _options())
-  state, meta = saved.restore_latest(lambda _: _abstract(_state()))
+  state, meta = saved.restore_latest(dict.fromkeys(saved.steps(), _abstract(_state())))
   _assert_same(state, _state(2))
   assert meta == {'at': 2}
   assert _names(run) == ['1', '2', '3.damaged'] and saved.latest_step == 2
@@ -328,7 +335,7 @@ def test_damaged_checkpoint_is_passed_over(run, kind, capsys):
   assert saved.save(3, _state(3), {'again': True})
   saved.close()
   again = checkpoints.Checkpoints(run, _options())
-  state, meta = again.restore_latest(lambda _: _abstract(_state()))
+  state, meta = again.restore_latest(dict.fromkeys(again.steps(), _abstract(_state())))
   _assert_same(state, _state(3))
   assert meta == {'again': True}
   assert capsys.readouterr().out == ''
@@ -372,9 +379,8 @@ def test_damage_in_the_values_alone_is_caught_by_the_digest(run):
   shutil.rmtree(run / 'checkpoints/3/state')
   shutil.copytree(other / 'checkpoints/3/state', run / 'checkpoints/3/state')
   saved = checkpoints.Checkpoints(run, _options())
-  _assert_same(saved.restore_latest(lambda _: _abstract(state))[0], _state(2))
-  with pytest.raises(errors.InputError, match='unknown checkpoint'):
-    saved.restore(3, _abstract(state))
+  _assert_same(saved.restore_latest(dict.fromkeys(saved.steps(), _abstract(state)))[0], _state(2))
+  assert saved.steps() == [1, 2]
 
 
 def test_damage_is_one_line_of_output(run):
@@ -401,7 +407,7 @@ def test_damaged_twice_keeps_both(run):
   for _ in range(2):
     _truncate(run / 'checkpoints/3/meta/meta.json')
     saved = checkpoints.Checkpoints(run, _options())
-    saved.restore_latest(lambda _: _abstract(_state()))
+    saved.restore_latest(dict.fromkeys(saved.steps(), _abstract(_state())))
     saved.save(3, _state(3), {})
     saved.close()
   assert _names(run) == ['1', '2', '3', '3.damaged', '3.damaged-2']
@@ -413,16 +419,15 @@ def test_all_damaged_is_an_error_that_changes_nothing(run):
   for _ in range(2):  # no silent new start at the second try
     saved = checkpoints.Checkpoints(run, _options())
     with pytest.raises(errors.InputError, match='every checkpoint in .* is damaged') as caught:
-      saved.restore_latest(lambda _: _abstract(_state()))
+      saved.restore_latest(dict.fromkeys(saved.steps(), _abstract(_state())))
     assert '\n' not in str(caught.value) and 'backup' in str(caught.value)
   assert _names(run) == ['1', '2', '3']
 
 
 def test_restoring_one_damaged_step_is_an_error(run):
   _truncate(run / 'checkpoints/2/meta/meta.json')
-  saved = checkpoints.Checkpoints(run, _options())
   with pytest.raises(errors.InputError, match='damaged'):
-    saved.restore(2, _abstract(_state()))
+    checkpoints.load_parameters(run, 2)
   assert _names(run) == ['1', '2', '3']
 
 
@@ -430,11 +435,11 @@ def test_save_cut_off_by_a_kill_is_skipped_and_cleaned_up(run):
   left = run / 'checkpoints/4.orbax-checkpoint-tmp'
   shutil.copytree(run / 'checkpoints/3', left)
   saved = checkpoints.Checkpoints(run, _options())
-  _assert_same(saved.restore_latest(lambda _: _abstract(_state()))[0], _state(3))
+  _assert_same(saved.restore_latest(dict.fromkeys(saved.steps(), _abstract(_state())))[0], _state(3))
   saved.save(4, _state(4), {})
   saved.close()
   assert _names(run) == ['2', '3', '4']
-  _assert_same(saved.restore(4, _abstract(_state()))[0], _state(4))
+  _assert_same(_read(run, 4, _abstract(_state()))[0], _state(4))
 
 
 def test_kill_during_saves(tmp_path):
@@ -455,7 +460,7 @@ def test_kill_during_saves(tmp_path):
   process.wait()
   saved = checkpoints.Checkpoints(tmp_path, _options())
   abstract = {'params': {'w': jax.ShapeDtypeStruct((64, 64), jnp.float32)}}
-  state, meta = saved.restore_latest(lambda _: abstract)
+  state, meta = saved.restore_latest(dict.fromkeys(saved.steps(), abstract))
   assert meta['at'] in (3, 4, 5) and not [name for name in _names(tmp_path) if 'damaged' in name]
   np.testing.assert_array_equal(state['params']['w'], np.full((64, 64), meta['at'], np.float32))
   assert saved.save(50, state, {})
@@ -528,7 +533,7 @@ def test_full_disk(run, monkeypatch):
   with pytest.raises(errors.RunError, match=r'needs 0 MB and the disk of .* has 0 MB left; make room'):
     saved.save(4, _state(4), {})
   monkeypatch.undo()
-  _assert_same(saved.restore_latest(lambda _: _abstract(_state()))[0], _state(3))
+  _assert_same(saved.restore_latest(dict.fromkeys(saved.steps(), _abstract(_state())))[0], _state(3))
 
 
 def test_write_that_fails_in_the_background(tmp_path):
@@ -549,7 +554,8 @@ def test_write_that_fails_in_the_background(tmp_path):
   except errors.RunError as error:
     print(error)
   saved.close()  # said once
-  print(checkpoints.Checkpoints({str(tmp_path)!r}, config.default().checkpoint).restore_latest(lambda _: state)[1])
+  saved = checkpoints.Checkpoints({str(tmp_path)!r}, config.default().checkpoint)
+  print(saved.restore_latest(dict.fromkeys(saved.steps(), state))[1])
   """
   done = subprocess.run(
     [sys.executable, '-c', textwrap.dedent(code)], check=True, capture_output=True, text=True, timeout=60
@@ -578,7 +584,7 @@ whole = mesh_lib.replicated(mesh)
 split = NamedSharding(mesh, PartitionSpec(None, 'fsdp'))
 state = mesh_lib.place(host, {'params': {'w': split, 'b': whole}, 'step': whole})
 saved = checkpoints.Checkpoints(workdir, options.checkpoint)
-seen = [saved.restore_latest(lambda _: state)]
+seen = [saved.restore_latest(dict.fromkeys(saved.steps(), state))]
 for step in (1, 2, 3):
   seen.append(saved.save(step, state, {'at': step}, step / 10))
 bad = state | {'step': state['step'], 'params': state['params'] | {'b': jnp.full_like(state['params']['b'], jnp.nan)}}
@@ -597,15 +603,16 @@ if process == 0:
   meta.write_bytes(meta.read_bytes()[:-40])
 multihost_utils.sync_global_devices('damaged')
 saved = checkpoints.Checkpoints(workdir, options.checkpoint)
-restored, meta = saved.restore_latest(lambda _: state)
-seen += [meta, saved.latest_step, saved.best_step]
+restored, meta = saved.restore_latest(dict.fromkeys(saved.steps(), state))
+seen += [meta, saved.latest_step, saved.steps()]
 for leaf, expected in zip(jax.tree.leaves(restored), jax.tree.leaves(host), strict=True):
   for shard in leaf.addressable_shards:
     np.testing.assert_array_equal(shard.data, expected[shard.index])
 loaded = checkpoints.load_parameters(workdir)
 np.testing.assert_array_equal(loaded.params['w'], w)
+other = {'params': {'w': jax.ShapeDtypeStruct((3,), jnp.float32, sharding=whole)}}
 try:
-  saved.restore_latest(lambda _: {'params': {'w': jax.ShapeDtypeStruct((3,), jnp.float32, sharding=whole)}})
+  saved.restore_latest(dict.fromkeys(saved.steps(), other))
 except errors.InputError as error:
   seen.append('unexpected: params/b, step' in str(error))
 seen += [saved.save(2, restored, {}), saved.save(3, restored, {})]
@@ -631,7 +638,7 @@ def test_two_processes(tmp_path):
     assert process.returncode == 0, stderr
   seen = [json.loads(stdout.splitlines()[-1]) for stdout, _ in outputs]
   refused = 'the state after step 4 is not finite and was not saved (params/b)'
-  assert seen[0] == [None, True, True, True, refused, {'at': 1}, 1, 1, True, True, True]
+  assert seen[0] == [None, True, True, True, refused, {'at': 1}, 1, [1], True, True, True]
   assert seen[1] == seen[0]
   lines = [line for line in outputs[0][0].splitlines() if 'damaged' in line]
   assert len(lines) == 2 and 'checkpoint 3 is damaged (as process 1 found)' in lines[0]

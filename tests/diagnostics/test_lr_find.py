@@ -35,7 +35,7 @@ def build(config):
   data = experiment.load_data(config, ())
   run = experiment.make(experiment.resolve(config, data), data.spec)
   mesh = mesh_lib.make_mesh(config.mesh)
-  return run, mesh, data.train, initialize.state(run, mesh, checkpoints.ReadOnly('nowhere'))[0]
+  return run, mesh, data.train, initialize.begin(run, mesh, run.init_variables())
 
 
 # The sweep.

@@ -12,17 +12,15 @@ from dnt.models import conv, norms
 
 LAYOUT = ('NHWC', 'HWIO', 'NHWC')
 CASES = [
-  (1, 1, 'SAME', 1),
-  (1, 2, 'SAME', 1),
-  (3, 1, 'SAME', 1),
-  (3, 2, 'SAME', 1),
-  (7, 1, 'SAME', 1),
-  (7, 2, 'SAME', 1),
-  (3, 2, ((0, 0), (0, 0)), 1),
-  (3, 1, ((2, 2), (2, 2)), 1),
-  (1, 2, ((1, 1), (1, 1)), 1),  # padding beyond the kernel: the gradient is cropped
-  (3, 1, 'SAME', 2),
-  (3, 2, 'SAME', 4),
+  (1, 1, 'SAME'),
+  (1, 2, 'SAME'),
+  (3, 1, 'SAME'),
+  (3, 2, 'SAME'),
+  (7, 1, 'SAME'),
+  (7, 2, 'SAME'),
+  (3, 2, ((0, 0), (0, 0))),
+  (3, 1, ((2, 2), (2, 2))),
+  (1, 2, ((1, 1), (1, 1))),  # padding beyond the kernel: the gradient is cropped
 ]
 
 
@@ -41,17 +39,16 @@ def close(got, want):
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max())
 
 
-@pytest.mark.parametrize(('size', 'stride', 'padding', 'groups'), CASES)
-def test_value_and_gradients_equal_those_of_lax_and_torch(torch_reference, size, stride, padding, groups):
-  x, kernel = draw(2, 9, 8, 4), draw(size, size, 4 // groups, 8)
-  ours = functools.partial(conv.conv2d, strides=(stride, stride), padding=padding, groups=groups)
+@pytest.mark.parametrize(('size', 'stride', 'padding'), CASES)
+def test_value_and_gradients_equal_those_of_lax_and_torch(torch_reference, size, stride, padding):
+  x, kernel = draw(2, 9, 8, 4), draw(size, size, 4, 8)
+  ours = functools.partial(conv.conv2d, strides=(stride, stride), padding=padding)
   pads = ((size // 2, size // 2),) * 2 if padding == 'SAME' else padding
   plain = functools.partial(
     lax.conv_general_dilated,
     window_strides=(stride, stride),
     padding=pads,
     dimension_numbers=LAYOUT,
-    feature_group_count=groups,
   )
   got = jax.jit(functools.partial(with_gradients, ours))(x, kernel)
   close(got, jax.jit(functools.partial(with_gradients, plain))(x, kernel))
@@ -59,7 +56,7 @@ def test_value_and_gradients_equal_those_of_lax_and_torch(torch_reference, size,
   def compute(torch):
     tx = torch.tensor(x.transpose(0, 3, 1, 2)).requires_grad_()
     tk = torch.tensor(kernel.transpose(3, 2, 0, 1)).requires_grad_()
-    ty = torch.nn.functional.conv2d(tx, tk, stride=stride, padding=pads[0][0], groups=groups).permute(0, 2, 3, 1)
+    ty = torch.nn.functional.conv2d(tx, tk, stride=stride, padding=pads[0][0]).permute(0, 2, 3, 1)
     ty.backward(torch.sin(torch.arange(ty.numel())).reshape(ty.shape))
     return ty, tx.grad.permute(0, 2, 3, 1), tk.grad.permute(2, 3, 1, 0)
 
@@ -121,8 +118,6 @@ def test_bfloat16_stays_bfloat16_through_both_passes():
 def test_shapes_that_do_not_fit_are_refused():
   with pytest.raises(errors.InputError, match='channels must be'):
     conv.conv2d(draw(1, 4, 4, 3), draw(3, 3, 4, 8))
-  with pytest.raises(errors.InputError, match='groups must divide'):
-    conv.conv2d(draw(1, 4, 4, 4), draw(3, 3, 2, 7), groups=2)
 
 
 def test_conv_module_owns_its_leaves_and_standardizes_its_kernel():
@@ -133,9 +128,9 @@ def test_conv_module_owns_its_leaves_and_standardizes_its_kernel():
   kernel = variables['params']['kernel']
   want = jax.jit(lambda k: conv.conv2d(x, norms.weight_standardize(k), strides=(2, 2)) + 1)(kernel)
   np.testing.assert_allclose(jax.jit(module.apply)(variables, x), want, rtol=1e-6, atol=1e-6)
-  half = conv.Conv(6, (3, 3), groups=2, use_bias=False, dtype=jnp.bfloat16)
+  half = conv.Conv(6, (3, 3), use_bias=False, dtype=jnp.bfloat16)
   variables = jax.jit(half.init)(jax.random.key(0), x)
   assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), variables) == {
-    'params': {'kernel': ((3, 3, 2, 6), jnp.dtype('float32'))}
+    'params': {'kernel': ((3, 3, 4, 6), jnp.dtype('float32'))}
   }
   assert jax.eval_shape(half.apply, variables, x).dtype == jnp.bfloat16

@@ -44,8 +44,6 @@ if mode == 'collectives':
     total=float(total(batch)),
     lead=multihost.is_lead(),
     told=multihost.broadcast_from_lead({'from': process_id, 'text': 'x' * (process_id + 1)}),
-    any=multihost.any_process(process_id == 1),
-    none=multihost.any_process(False),
     local=local,
     whole=all(np.array_equal(whole[name], params[name]) for name in params),
   )
@@ -112,8 +110,6 @@ def test_two_processes_compute_together(launch):
   assert first == {
     'total': 28.0,
     'told': {'from': 0, 'text': 'x'},
-    'any': True,
-    'none': False,
     'local': [[128, 32], [128, 32]],
     'whole': True,
   }

@@ -58,8 +58,9 @@ def test_a_new_run_starts_from_the_seed_on_the_mesh(tiny, tmp_path):
   tiny.mesh.fsdp = 2
   tiny.model.width = 256
   run, mesh = build(tiny), mesh_lib.make_mesh(tiny.mesh)
-  state, history = initialize.state(run, mesh, checkpoints.Checkpoints(tmp_path, tiny.checkpoint))
-  assert history == {}
+  start = initialize.find(run, mesh, checkpoints.Checkpoints(tmp_path, tiny.checkpoint))
+  state = initialize.make_state(run, mesh, start)
+  assert start.history == {} and start.restored is start.variables is None
   assert int(state.step) == 0
   expected = trees.flatten(run.init_variables()['params'])
   found = trees.flatten(state.params)
@@ -68,7 +69,8 @@ def test_a_new_run_starts_from_the_seed_on_the_mesh(tiny, tmp_path):
     np.testing.assert_array_equal(leaf, expected[path], err_msg=path)
   assert found['stage1/block001/dense/kernel'].sharding.shard_shape((256, 256)) == (256, 128)
   tiny.seed = 1
-  other, _ = initialize.state(build(tiny), mesh, checkpoints.Checkpoints(tmp_path / 'other', tiny.checkpoint))
+  run = build(tiny)
+  other = initialize.make_state(run, mesh, initialize.find(run, mesh, checkpoints.ReadOnly(tmp_path / 'other')))
   assert not np.array_equal(trees.flatten(other.params)['stem/dense/kernel'], found['stem/dense/kernel'])
 
 
@@ -76,28 +78,22 @@ def test_what_is_compiled_for_is_known_before_the_state_and_is_what_the_state_is
   tiny.mesh.fsdp = 2
   tiny.model.width = 256
   run, mesh = build(tiny), mesh_lib.make_mesh(tiny.mesh)
-  known = []
-  saved = checkpoints.Checkpoints(tmp_path, tiny.checkpoint)
-  state, _ = initialize.state(run, mesh, saved, lambda shapes, step: known.append((shapes, step)))
-  ((shapes, step),) = known
-  assert step == 0
+  start = initialize.find(run, mesh, checkpoints.Checkpoints(tmp_path, tiny.checkpoint))
+  assert start.step == 0
 
   def what(leaf):
     return leaf.shape, leaf.dtype, leaf.sharding
 
-  assert jax.tree.map(what, shapes) == jax.tree.map(what, state)
+  assert jax.tree.map(what, start.shapes) == jax.tree.map(what, initialize.make_state(run, mesh, start))
 
 
-def test_a_checkpoint_that_is_refused_is_refused_before_anything_is_compiled(tiny, tmp_path):
+def test_a_checkpoint_of_another_network_is_refused_before_anything_is_compiled(tiny, tmp_path):
   run, mesh = build(tiny), mesh_lib.make_mesh(tiny.mesh)
   saved = checkpoints.Checkpoints(tmp_path, tiny.checkpoint)
-  state, _ = initialize.state(run, mesh, saved)
+  state = initialize.make_state(run, mesh, initialize.find(run, mesh, saved))
   saved.save(3, state.replace(step=state.step + 3), {}, None)
   saved.close()
-  known = []
-  initialize.state(run, mesh, checkpoints.ReadOnly(tmp_path), lambda _, step: known.append(step))
-  assert known == [3]
+  assert initialize.find(run, mesh, checkpoints.ReadOnly(tmp_path)).step == 3
   tiny.model.width = 8
   with pytest.raises(errors.InputError, match='stem/dense/kernel'):
-    initialize.state(build(tiny), mesh, checkpoints.ReadOnly(tmp_path), lambda _, step: known.append(step))
-  assert known == [3]
+    initialize.find(build(tiny), mesh, checkpoints.ReadOnly(tmp_path))

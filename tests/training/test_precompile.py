@@ -21,7 +21,7 @@ def make(tiny):
     data = experiment.load_data(config, config.eval.splits)
     run = experiment.make(experiment.resolve(config, data), data.spec)
     feed = pipeline.make_train_feed(run.config, data.train, mesh)
-    compiled = precompile.Programs(run, mesh, feed, evaluate.Evaluator(run, mesh, data.evaluation))
+    compiled = precompile.Programs(run, mesh, feed, evaluate.Evaluator(run, mesh, data.evaluation), record.Clock(0.0))
     return compiled, mesh_lib.shapes(run.abstract_state(), mesh_lib.replicated(mesh))
 
   return build

@@ -1,0 +1,48 @@
+"""What is due at which step of a run, and how many steps may be taken until the next."""
+
+from dnt.training import experiment, periodic
+
+
+class Calendar:
+  """The recurring events of a run; the same after a resume, so that its programs run alike.
+
+  Attributes:
+    total: the last step.
+  """
+
+  def __init__(self, run: experiment.Experiment):
+    """Args: run: the experiment, whose config holds the periods."""
+    config = run.config
+    self.total: int = config.train.steps
+    self._evaluation, self._checkpoint = run.every(config.eval.every), run.every(config.checkpoint.every)
+    self._telemetry, self._log = run.every(config.telemetry.every), run.every(config.train.log_every)
+    self._dispatch = periodic.Every(config.train.steps_per_dispatch)
+    self._starts = [stage.start for stage in run.stages]
+
+  def evaluates(self, step: int) -> bool:
+    """Whether an evaluation is due when `step` steps are done."""
+    return self._evaluation.due(step) or step == self.total
+
+  def saves(self, step: int) -> bool:
+    """Whether a checkpoint is due when `step` steps are done."""
+    return self._checkpoint.due(step)
+
+  def shows_telemetry(self, step: int) -> bool:
+    """Whether step number `step` shows its telemetry: it is a program of its own."""
+    return self._telemetry.due(step)
+
+  def steps_at_once(self, step: int, most: int) -> int:
+    """Steps that may be taken after `step` before something else is due.
+
+    Args:
+      step: steps done, less than `total`.
+      most: that the loader gives at once.
+    """
+    if self.shows_telemetry(step + 1):
+      return 1
+    events = (self._evaluation, self._checkpoint, self._log, self._dispatch)
+    upcoming = [at for event in events if (at := event.next(step)) is not None]
+    upcoming += [start for start in self._starts if start > step]
+    if (shown := self._telemetry.next(step)) is not None:
+      upcoming.append(shown - 1)
+    return min(self.total - step, most, min(upcoming) - step)
