@@ -1,6 +1,7 @@
 """CPU devices, strict ranks and one compilation cache for every test and every process a test starts."""
 
 import ctypes
+import functools
 import gc
 import importlib.util
 import os
@@ -234,19 +235,35 @@ def undrawn(monkeypatch):
 
 
 @pytest.fixture
-def program(monkeypatch, capsys):
-  """Runs `python -m dnt.main` with these arguments in this process: (exit code, standard output, standard error)."""
-  from dnt import cli, main
+def call_program(monkeypatch, capsys):
+  """Runs `python -m dnt.<name> <arguments>` in this process: (exit code, standard output, standard error)."""
+  from dnt import cli
 
-  def run(*arguments):
-    monkeypatch.setattr(sys, 'argv', ['dnt.main', *map(str, arguments)])
+  def call(name, *arguments):
+    monkeypatch.setattr(sys, 'argv', [f'dnt.{name}', *map(str, arguments)])
     capsys.readouterr()
     with pytest.raises(SystemExit) as stopped:
-      cli.run(main.PROGRAM)
-    code = stopped.value.code or 0
-    return code, *capsys.readouterr()
+      cli.run(importlib.import_module(f'dnt.{name}').PROGRAM)
+    return stopped.value.code or 0, *capsys.readouterr()
+
+  return call
+
+
+@pytest.fixture
+def run_here(call_program):
+  """The same: (exit code, all output)."""
+
+  def run(name, *arguments):
+    code, output, problems = call_program(name, *arguments)
+    return code, output + problems
 
   return run
+
+
+@pytest.fixture
+def program(call_program):
+  """Runs `python -m dnt.main` in this process, as `call_program` does."""
+  return functools.partial(call_program, 'main')
 
 
 @pytest.fixture

@@ -77,6 +77,7 @@ def children(pid):
   return [int(child) for child in pathlib.Path(f'/proc/{pid}/task/{pid}/children').read_text().split()]
 
 
+@pytest.mark.thorough
 def test_stopped_killed_and_started_again(tmp_path, compare):
   workdir = tmp_path / 'runs'
   good = workdir / 'good' / 'seed0'
@@ -174,6 +175,7 @@ def program(config):
   return tuple(leaves.items())
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize('path', PATHS, ids=lambda path: path.stem)
 def test_every_variant_of_a_config_is_a_valid_program(path, load_config, tmp_path):
   assert len(path.read_text().splitlines()) <= 60
@@ -197,6 +199,7 @@ def test_every_variant_of_a_config_is_a_valid_program(path, load_config, tmp_pat
     assert found['loss'].shape == ()
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures('unoptimized', 'undrawn')
 @pytest.mark.parametrize('path', PATHS, ids=lambda path: path.stem)
 def test_shrunk_config_trains_and_has_results(path, load_config, tmp_path):

@@ -22,6 +22,7 @@ def losses(workdir):
   return np.array([line['train/loss'] for line in metrics.read(workdir) if 'train/loss' in line])
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures('unoptimized', 'undrawn')
 def test_any_number_of_devices_gives_the_same_losses(tiny, tmp_path, monkeypatch):
   tiny.model.name, tiny.model.depth, tiny.model.width = 'resnet', 8, None
@@ -64,6 +65,7 @@ def config(config_file):
   return write
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures('unoptimized', 'undrawn')
 def test_two_processes_train_stop_and_go_on_as_one(tmp_path, config, start, finish, load_config, monkeypatch):
   """Two processes read a stream, are stopped and go on with data on the device; one, on two devices, does as they."""

@@ -56,7 +56,11 @@ CONFIGS = sorted((pathlib.Path(__file__).parents[1] / 'configs').glob('*.py'))
 PATHS = [path for path in CONFIGS if schema.kind(runpy.run_path(str(path))['get_config']()) == 'train']
 
 
-@pytest.fixture(params=PATHS, ids=lambda path: path.stem)
+QUICK = ('cifar_plain20', 'cifar_resnet56', 'digits_resnet20')  # by default; the others are thorough
+PARAMS = [pytest.param(path, id=path.stem, marks=() if path.stem in QUICK else pytest.mark.thorough) for path in PATHS]
+
+
+@pytest.fixture(params=PARAMS)
 def path(request):
   return request.param
 

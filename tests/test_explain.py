@@ -11,9 +11,9 @@ from dnt.explanation import cam
 
 
 @pytest.fixture
-def program(run_program):
+def program(run_here):
   """Runs `python -m dnt.explain`: (exit code, output)."""
-  return functools.partial(run_program, 'dnt.explain')
+  return functools.partial(run_here, 'explain')
 
 
 def test_a_run_is_explained(program, own_network, saved, tmp_path):

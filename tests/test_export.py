@@ -12,9 +12,9 @@ from dnt.weights import pretrained
 
 
 @pytest.fixture
-def program(run_program):
+def program(run_here):
   """Runs `python -m dnt.export`: (exit code, output)."""
-  return functools.partial(run_program, 'dnt.export')
+  return functools.partial(run_here, 'export')
 
 
 @pytest.fixture
@@ -23,6 +23,7 @@ def small(config_file, load_config):
   return lambda **options: load_config(config_file('exported', options))
 
 
+@pytest.mark.thorough
 def test_stablehlo_with_the_averaged_weights(program, small, saved, tmp_path):
   run, state, _ = saved(small())
   code, output = program(f'--workdir={tmp_path / "run"}')

@@ -54,6 +54,7 @@ def first_kernel(workdir):
   return trees.flatten(checkpoints.load_parameters(workdir).params)['stem/dense/kernel']
 
 
+@pytest.mark.thorough
 def test_order_of_resume_sources(tiny, tmp_path):
   run(tiny, tmp_path / 'other')
   tiny.seed = 1
@@ -70,6 +71,7 @@ def test_order_of_resume_sources(tiny, tmp_path):
   assert np.array_equal(first_kernel(tmp_path / 'fresh'), fresh)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize('scan', [True, False])
 def test_a_checkpoint_of_one_layout_loads_into_the_other(tiny, tmp_path, scan):
   tiny.model.name, tiny.model.depth, tiny.model.width = 'resnet', 14, None
@@ -104,6 +106,7 @@ def test_init_from_another_network_is_refused(tiny, tmp_path):
   assert not list((tmp_path / 'run' / 'checkpoints').glob('[0-9]*'))
 
 
+@pytest.mark.thorough
 def test_a_head_of_other_classes_starts_at_zero(tiny, tmp_path, capsys):
   tiny.optim.weight_decay, tiny.optim.learning_rate, tiny.train.steps = 0.0, 1e-30, 1
   run(tiny, tmp_path / 'other')

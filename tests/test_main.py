@@ -92,6 +92,7 @@ def test_a_run_fills_its_workdir(program, tmp_path):
   assert np.sum(evaluation['confusion']['test']) == 64
 
 
+@pytest.mark.thorough
 def test_a_finished_run_is_left_as_it_is(program, tmp_path):
   program(f'--workdir={tmp_path}', *TINY)
   before = (tmp_path / 'metrics.jsonl').read_bytes()
@@ -102,6 +103,7 @@ def test_a_finished_run_is_left_as_it_is(program, tmp_path):
   assert json.loads((tmp_path / 'summary.json').read_text())['params_sha256'] == sha
 
 
+@pytest.mark.thorough
 def test_more_steps_go_on_from_the_end(program, tmp_path):
   program(f'--workdir={tmp_path}', *TINY)
   code, out, _ = program(f'--workdir={tmp_path}', *TINY, '--config.train.steps=6')
@@ -110,6 +112,7 @@ def test_more_steps_go_on_from_the_end(program, tmp_path):
   assert [line['step'] for line in metrics.read(tmp_path) if 'train/loss' in line] == [2, 4, 6]
 
 
+@pytest.mark.thorough
 def test_epochs_on_the_command_line_win_over_steps_in_the_file(program, tmp_path):
   arguments = [argument for argument in TINY if 'train.steps' not in argument]
   code, _, err = program(
@@ -119,6 +122,7 @@ def test_epochs_on_the_command_line_win_over_steps_in_the_file(program, tmp_path
   assert json.loads((tmp_path / 'summary.json').read_text())['step'] == 4
 
 
+@pytest.mark.thorough
 def test_a_loss_that_is_not_finite_stops_with_its_step(program, tmp_path):
   code, _, err = program(
     f'--workdir={tmp_path}', *TINY, '--config.checkpoint.every=1', '--config.optim.learning_rate=1e30'
@@ -193,6 +197,7 @@ def test_empty_class_folder(refused, tmp_path):
   assert str(tmp_path / 'data' / 'dog') in message
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize('workers', [0, 1])
 def test_truncated_jpeg(refused, tmp_path, workers):
   for label in ('cat', 'dog'):

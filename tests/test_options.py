@@ -149,6 +149,7 @@ def fingerprint(config):
   return hashlib.sha256(b'\0'.join(parts)).hexdigest()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize('option', PROGRAM)
 def test_option_changes_the_program(option, tiny):
   base, value = PROGRAM[option]
@@ -325,12 +326,14 @@ def test_model_options(wide_network):
   assert fingerprint(wide_network) != before
 
 
+@pytest.mark.thorough
 def test_train_batch_size(tiny, tmp_path):
   tiny.train.batch_size = 32
   assert run_loop(tiny, tmp_path)['last']['train/loss']
   assert metrics.read(tmp_path)[-1]['epoch'] == pytest.approx(6 * 32 / 64)
 
 
+@pytest.mark.thorough
 def test_train_steps_and_epochs(tiny, tmp_path):
   tiny.train.steps = None
   tiny.train.epochs = 2.0
@@ -339,6 +342,7 @@ def test_train_steps_and_epochs(tiny, tmp_path):
   assert run_loop(tiny, tmp_path / 'steps')['step'] == 5
 
 
+@pytest.mark.thorough
 def test_train_steps_per_dispatch(tiny, tmp_path, monkeypatch):
   tiny.train.log_every = tiny.eval.every = tiny.checkpoint.every = '0'
   dispatched = []
@@ -358,6 +362,7 @@ def test_train_steps_per_dispatch(tiny, tmp_path, monkeypatch):
     assert dispatched == expected
 
 
+@pytest.mark.thorough
 def test_train_log_every(tiny, tmp_path):
   for every, expected in (('2', [2, 4, 6]), ('3', [3, 6])):
     tiny.train.log_every = every
@@ -365,6 +370,7 @@ def test_train_log_every(tiny, tmp_path):
     assert [line['step'] for line in lines(tmp_path / every, 'train/loss')] == expected
 
 
+@pytest.mark.thorough
 def test_train_patience(tiny, tmp_path):
   tiny.model.norm, tiny.optim.learning_rate = 'none', 1e-12  # nothing gets better after the first evaluation
   tiny.train.steps, tiny.eval.every, tiny.train.patience = 20, '2', 3
@@ -373,6 +379,7 @@ def test_train_patience(tiny, tmp_path):
   assert summary['finished']
 
 
+@pytest.mark.thorough
 def test_train_init_from(tiny, tmp_path):
   first = run_loop(tiny, tmp_path / 'first')
   tiny.train.init_from = str(tmp_path / 'first')
@@ -402,6 +409,7 @@ def test_eval_batch_size(tiny):
   assert shapes == [(8,), (16,)]
 
 
+@pytest.mark.thorough
 def test_checkpoint_every(tiny, tmp_path):
   for every, expected in (('2', [2, 4, 6]), ('0', [6])):
     tiny.checkpoint.every = every
@@ -421,6 +429,7 @@ def test_checkpoint_best_metric(tiny, tmp_path):
     assert run_loop(tiny, tmp_path / kind)['best']['metric'] == f'test/{kind}'
 
 
+@pytest.mark.thorough
 def test_telemetry_every(tiny, tmp_path):
   tiny.model.norm, tiny.model.depth, tiny.telemetry.every = 'none', 2, '4'
   run_loop(tiny, tmp_path)
@@ -440,6 +449,7 @@ def test_lr_find_start_and_end(tiny, option, value):
   assert programs[0] != programs[1]
 
 
+@pytest.mark.thorough
 def test_lr_find_steps_and_groups(tiny, tmp_path):
   tiny.model.norm, tiny.model.depth = 'none', 2
   found = []
@@ -469,6 +479,7 @@ def test_noise_scale_batches_and_micro_batches(tiny, tmp_path, monkeypatch):
   assert sizes == [(4, 4)] * 2 + [(8, 2)] * 3
 
 
+@pytest.mark.thorough
 def test_finetune_cached_views_and_cache_dir(tiny, tmp_path):
   tiny.finetune.trainable, tiny.data.augment, tiny.data.crop_padding = 'head', 'pad_crop_flip', 1
   data = experiment.load_data(tiny, ('test',))

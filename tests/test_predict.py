@@ -16,9 +16,9 @@ from dnt.parallel import mesh as mesh_lib
 
 
 @pytest.fixture
-def program(run_program):
+def program(run_here):
   """Runs `python -m dnt.predict`: (exit code, output)."""
-  return functools.partial(run_program, 'dnt.predict')
+  return functools.partial(run_here, 'predict')
 
 
 @pytest.fixture

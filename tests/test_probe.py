@@ -7,11 +7,12 @@ import pytest
 
 
 @pytest.fixture
-def probe(run_program, tmp_path):
+def probe(run_here, tmp_path):
   """Runs the program: (exit code, output)."""
-  return functools.partial(run_program, 'dnt.probe', f'--workdir={tmp_path / "probe"}')
+  return functools.partial(run_here, 'probe', f'--workdir={tmp_path / "probe"}')
 
 
+@pytest.mark.thorough
 def test_what_it_offers_can_be_given_to_it(probe, config_file, tmp_path):
   sick = {'model.name': 'mlp', 'model.depth': 3, 'model.norm': 'none', 'optim.learning_rate': 100.0}
   config = config_file('sick', sick)

@@ -59,6 +59,7 @@ def record(workdir):
   return [{k: v for k, v in line.items() if k != 'images_per_second'} for line in metrics.read(workdir)]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize('placement', ['device', 'stream'])
 def test_killed_runs_end_as_if_they_had_not_been(tmp_path, run, finish, placement):
   whole = run(tmp_path / 'whole', placement)
@@ -75,6 +76,7 @@ def test_killed_runs_end_as_if_they_had_not_been(tmp_path, run, finish, placemen
   assert record(tmp_path / 'killed') == record(tmp_path / 'whole')
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_exits_with_zero(tmp_path, run, finish, number):
   process = run(tmp_path / 'run', 'device', 5000)

@@ -21,6 +21,7 @@ def measure(run_program, tmp_path):
   return run
 
 
+@pytest.mark.thorough
 def test_every_part_without_data_leaves_its_figures(measure):
   results, output = measure('--tests=tests/test_errors.py')
   parts = results['parts']
@@ -54,6 +55,7 @@ def test_every_part_without_data_leaves_its_figures(measure):
   assert '| ResNet-8, float32 | 8 | dnt |' in output
 
 
+@pytest.mark.thorough
 def test_a_part_that_fails_leaves_its_error_and_the_others_go_on(measure, tmp_path):
   results, output = measure('--parts=tests,norms,cars', '--tests=tests/none_such.py', f'--data={tmp_path}')
   parts = results['parts']

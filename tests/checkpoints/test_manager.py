@@ -131,6 +131,7 @@ def test_meta_reads_back_as_json(tmp_path):
   saved.close()
 
 
+@pytest.mark.thorough
 def test_meta_may_change_after_save(tmp_path):
   """It is written in the background, while the loop goes on counting in what it gave."""
   saved = checkpoints.Checkpoints(tmp_path, _options())
@@ -621,6 +622,7 @@ print(json.dumps(seen))
 """
 
 
+@pytest.mark.thorough
 def test_two_processes(tmp_path):
   with socket.socket() as free:
     free.bind(('localhost', 0))

@@ -165,6 +165,7 @@ def in_process(monkeypatch, program):
   return started
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures('unoptimized', 'undrawn')
 def test_a_variant_starts_from_the_weights_of_another(tiny, in_process, tmp_path):
   config = schema.default('compare')

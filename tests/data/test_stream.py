@@ -82,6 +82,7 @@ def test_a_process_decodes_only_its_own_rows(tiny):
   assert len(touched) == 2
 
 
+@pytest.mark.thorough
 def test_workers_read_the_same_and_end(tiny):
   """Two processes, restarted in mid-run; nothing is left behind."""
   source = load(tiny)
@@ -147,7 +148,8 @@ def test_a_worker_that_is_killed_is_a_failed_run(tiny):
 PROGRAM = """
   import functools, multiprocessing, time
   from dnt import config
-  from dnt.data import images, readers, sources, stream
+  from dnt.data import readers, sources, stream
+  from dnt.data.transforms import images
 
   if __name__ == '__main__':
     data = config.default().data
@@ -197,6 +199,7 @@ def test_workers_end_with_a_program_that_is_killed(tmp_path):
   assert ended(worker)
 
 
+@pytest.mark.thorough
 def test_a_program_that_fails_without_closing_ends_its_workers(tmp_path):
   program, worker = start(tmp_path, 'raise SystemExit(3)')
   program.communicate(timeout=60)
@@ -205,6 +208,7 @@ def test_a_program_that_fails_without_closing_ends_its_workers(tmp_path):
   assert ended(worker)
 
 
+@pytest.mark.thorough
 def test_a_damaged_picture_leaves_no_shared_memory_behind(tmp_path, class_folders):
   """Python would say so when the program ends, after the one line on what is wrong."""
   root = class_folders({'train/ant': 8, 'train/bee': 8, 'val/ant': 1})

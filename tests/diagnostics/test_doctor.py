@@ -125,6 +125,7 @@ def same(found, expected, rtol):
   np.testing.assert_allclose(found.losses, expected.losses, rtol=rtol)
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures('eight_devices')
 def test_a_scanned_network_and_eight_devices_show_the_same(tiny, monkeypatch):
   import jax
@@ -139,6 +140,7 @@ def test_a_scanned_network_and_eight_devices_show_the_same(tiny, monkeypatch):
   same(examine(tiny), expected, 1e-2)
 
 
+@pytest.mark.thorough
 def test_convolutions_in_bfloat16(tiny):
   tiny.model.name, tiny.model.depth, tiny.model.width, tiny.model.bottleneck = 'densenet', 7, None, False
   tiny.model.growth_rate = 4
@@ -153,6 +155,7 @@ def test_convolutions_in_bfloat16(tiny):
     assert not np.array_equal(found['bfloat16'].columns[name], expected)
 
 
+@pytest.mark.thorough
 def test_micro_batches_augmentation_and_a_streamed_set(tiny):
   tiny.data.augment, tiny.data.crop_padding, tiny.data.placement, tiny.data.workers = 'pad_crop_flip', 1, 'stream', 0
   tiny.model.norm, tiny.train.accumulate = 'layer_norm', 4
@@ -226,6 +229,7 @@ def own(tiny, tmp_path, monkeypatch):
   return make
 
 
+@pytest.mark.thorough
 def test_modules_of_ones_own(own):
   found = examine(own('Own'))
   assert found.entries == ('kernel',)
@@ -381,6 +385,7 @@ def test_what_is_offered_fits_the_sickness():
   assert rates[0] == {'optim.learning_rate': pytest.approx(5e-4)}
 
 
+@pytest.mark.thorough
 def test_trials_are_ranked(tiny):
   """A rate that trains, one that does not, and overrides that this network cannot take."""
   tiny.model.norm = 'none'

@@ -169,6 +169,7 @@ def check(config, data, name, seeds):
   assert verdict.kind == NETWORKS[name][1], verdict
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize('name', QUICK)
 def test_labelled_networks(configured, digits, name):
   config = configured(name)

@@ -89,6 +89,7 @@ def sigmoids(config):
   return config
 
 
+@pytest.mark.thorough
 def test_a_sick_network_and_what_mends_it(tiny, tmp_path, capsys, unoptimized):
   content = doctor_report.run(sigmoids(tiny), tmp_path, seeds=2, trying=True)
   assert json.loads((tmp_path / 'probe.json').read_text()) == content
@@ -110,6 +111,7 @@ def test_a_sick_network_and_what_mends_it(tiny, tmp_path, capsys, unoptimized):
   assert all(-1 < after.index(f'  {best}\n') < after.index(f'  {other}\n') for other in rest)
 
 
+@pytest.mark.thorough
 def test_a_healthy_network_is_offered_nothing(tiny, tmp_path, capsys):
   content = doctor_report.run(tiny, tmp_path, seeds=1, trying=True)
   assert content['verdict']['kind'] == 'trainable'
@@ -135,6 +137,7 @@ class Dead(nn.Module):
 """
 
 
+@pytest.mark.thorough
 def test_it_says_when_no_option_reaches_what_is_sick(tiny, tmp_path, monkeypatch, capsys):
   (tmp_path / 'reportnets.py').write_text(NETS)
   monkeypatch.syspath_prepend(tmp_path)

@@ -61,6 +61,7 @@ def by_hand(run, source, params, first, count):
   return found
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
   ('changes', 'devices'),
   [({'train.accumulate': 2, 'model.scan': True}, 1), ({'data.placement': 'stream'}, 8)],
@@ -112,6 +113,7 @@ def test_a_group_moves_alone(network, scan):
     assert path not in swept or np.abs(move).max() > 0
 
 
+@pytest.mark.thorough
 def test_a_sweep_of_a_group_is_one_in_which_only_it_learns(network):
   run, mesh, source, state = build(network)
   with contextlib.closing(pipeline.make_train_feed(run.config, source, mesh)) as feed:
@@ -327,6 +329,7 @@ def run_of(config, workdir):
   return loop.train(config, workdir, record.Clock(0.0), 'test')
 
 
+@pytest.mark.thorough
 def test_a_run_at_a_rate_that_it_finds_is_the_run_at_that_rate(finding, tmp_path, capsys):
   found = run_of(finding, tmp_path / 'found')
   rate = json.loads((tmp_path / 'found' / 'config.json').read_text())['optim']['learning_rate']
@@ -354,6 +357,7 @@ def test_a_run_that_goes_on_keeps_the_rate_that_it_found(finding, tmp_path, monk
   assert json.loads((tmp_path / 'config.json').read_text())['optim']['learning_rate'] == rate
 
 
+@pytest.mark.thorough
 def test_the_sweep_of_cached_features_trains_on_them(finding, tmp_path, monkeypatch):
   finding.finetune.update({'unfreeze': (), 'cached_views': 1, 'cache_dir': str(tmp_path / 'features')})
   finding.train.steps, finding.schedule.name = 2, 'constant'

@@ -92,6 +92,7 @@ def example_gradients(run, source, count):
   }
 
 
+@pytest.mark.thorough
 def test_gradients_of_single_examples(network):
   """Micro-batches of one example and batches of the whole split: the sample mean and covariance themselves."""
   network.data.synthetic_examples = network.train.batch_size = network.noise_scale.micro_batches = 32
@@ -109,6 +110,7 @@ def test_gradients_of_single_examples(network):
     assert found.squared_gradient[column] == pytest.approx(np.sum(each.mean(0) ** 2) - trace / 32, rel=1e-3, abs=1e-6)
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures('eight_devices')
 def test_micro_batches_scanned_and_streamed_on_eight_devices(network):
   network.model.scan, network.data.placement, network.data.workers = True, 'stream', 0

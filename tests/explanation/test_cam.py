@@ -106,6 +106,7 @@ def assert_close(got, want, tolerance=1e-5):
   np.testing.assert_allclose(got, want, rtol=0, atol=tolerance * np.abs(want).max())
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
   ('scan', 'name', 'targets'), [(False, 'stage3/block003', (4, 0, 2)), (True, 'stage2/block003', None)]
 )

@@ -38,6 +38,7 @@ def explain(network, mesh, paths, batch_size, target=None, method='grad_cam'):
   return list(explainer(paths, target, skipped.__setitem__)), skipped
 
 
+@pytest.mark.thorough
 def test_the_same_one_by_one_and_in_batches_with_a_filled_up_last_one(network, paths):
   one_by_one, skipped = explain(*network, paths, 1)
   together, also_skipped = explain(*network, paths, 8)

@@ -86,6 +86,7 @@ def other_family(save, described, folder):
   return save({name: np.zeros((1,) * len(shape), np.float32) for name, (_, shape) in described('densenet').items()})
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
   ('make', 'said'),
   [

@@ -48,6 +48,7 @@ def trained(config, spec):
   return trees.count(made.stages[0].cut.split(state.params)[0])
 
 
+@pytest.mark.thorough
 def test_mri(planned):
   runs = planned('transfer_mri_resnet50.py')
   assert len(runs) == 12

@@ -43,6 +43,7 @@ def files(config):
   return sorted(pathlib.Path(config.finetune.cache_dir).glob('*'))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize('trainable', ['head', 'top:1'])
 def test_cached_and_uncached_runs_end_equal_and_the_second_finds_its_features(config, tmp_path, capsys, trainable):
   config.finetune.trainable = trainable
@@ -73,6 +74,7 @@ def test_cached_and_uncached_runs_end_equal_and_the_second_finds_its_features(co
   assert 'telemetry/head/activation_rms' in rms and 'telemetry/stem/activation_rms' not in rms
 
 
+@pytest.mark.thorough
 def test_features_are_made_anew_when_what_they_depend_on_changes(config, tmp_path):
   config.train.steps = 1
   loop.train(config, tmp_path / '0', record.Clock(0.0), 'test')
@@ -87,6 +89,7 @@ def test_features_are_made_anew_when_what_they_depend_on_changes(config, tmp_pat
     assert len(files(config)) == count + 2 * (number + 1), key
 
 
+@pytest.mark.thorough
 def test_augmented_views_take_turns_by_epoch(config, tmp_path):
   config.data.augment, config.data.crop_padding = 'pad_crop_flip', 2
   config.finetune.cached_views = 2
@@ -111,6 +114,7 @@ def test_augmented_views_take_turns_by_epoch(config, tmp_path):
     np.testing.assert_array_equal(batch['image'][:, 0], expected + epoch % 2 * 40)
 
 
+@pytest.mark.thorough
 def test_a_run_on_features_goes_on(config, tmp_path):
   config.checkpoint.every = '3'
   whole, _ = run(config, tmp_path / 'run')
@@ -121,6 +125,7 @@ def test_a_run_on_features_goes_on(config, tmp_path):
   assert run(config, tmp_path / 'run')[0]['params_sha256'] == whole['params_sha256']
 
 
+@pytest.mark.thorough
 def test_a_head_that_starts_at_zero_does_not_hide_what_blocks_read(config, tmp_path):
   config.train.steps, config.finetune.trainable = 1, 'all'
   loop.train(config, tmp_path / 'other', record.Clock(0.0), 'test')
@@ -154,6 +159,7 @@ def test_what_cannot_be_cached_is_refused(config, tmp_path, options, said):
     loop.train(config, tmp_path / 'run', record.Clock(0.0), 'test')
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize('views', [0, 2])
 def test_an_interrupted_computation_goes_on(config, tmp_path, capsys, monkeypatch, views):
   config.train.steps, config.eval.batch_size = 1, 8

@@ -48,6 +48,7 @@ def assert_loads(path, described):
   assert {name: (str(value.dtype), value.shape) for name, value in tensors.items()} == described
 
 
+@pytest.mark.thorough
 def test_torch_loads_the_tensors_and_dnt_loads_them_back(
   described, imagenet, build, pictures, normalized, logits, torch_logits, tmp_path
 ):
@@ -120,6 +121,7 @@ def test_a_network_that_torchvision_lacks_is_refused(imagenet, build, options, s
     export.timm_config(network)
 
 
+@pytest.mark.thorough
 def test_the_program_gives_the_same_logits_for_any_number_of_pictures(tiny, build, logits):
   tiny.model.width = None
   tiny.model.update({'name': 'resnet', 'depth': 14, 'scan': True})

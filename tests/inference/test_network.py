@@ -42,6 +42,7 @@ def logits(network, pictures):
   )
 
 
+@pytest.mark.thorough
 def test_a_killed_run_of_a_folder_is_evaluated_to_the_same_confusion(tiny, scans, tmp_path):
   tiny.data.update({'source': f'folder:{scans}', 'augment': 'resized_crop_flip', 'image_size': 8, 'workers': 0})
   tiny.data.update({'mean': (0.4, 0.5, 0.6), 'std': (0.2, 0.3, 0.4), 'interpolation': 'bicubic', 'eval_crop': 0.7})
@@ -81,6 +82,7 @@ def test_pictures_are_those_of_the_evaluation_bit_by_bit(tiny, scans, saved):
     np.testing.assert_array_equal(picture, np.asarray(image.crop((left, top, left + 8, top + 8))))
 
 
+@pytest.mark.thorough
 def test_the_averaged_weights_of_a_scanned_network(tiny, saved, tmp_path):
   tiny.model.update({'name': 'resnet', 'depth': 14, 'width': None, 'scan': True})
   tiny.ema.decay, tiny.data.image_size = 0.9, None
@@ -95,6 +97,7 @@ def test_the_averaged_weights_of_a_scanned_network(tiny, saved, tmp_path):
   np.testing.assert_array_equal(logits(network, batch['image']), want)
 
 
+@pytest.mark.thorough
 def test_weights_in_a_file_are_prepared_for_as_they_say(tiny, saved, scans, tmp_path):
   tiny.data.update({'augment': 'resized_crop_flip', 'image_size': 32, 'workers': 0, 'eval_crop': 0.8})
   tiny.model.update({'name': 'resnet', 'stem': 'imagenet', 'depth': 18, 'width': None})

@@ -63,6 +63,7 @@ def test_probe_rates_agree_with_theory_within_five_percent(load_config, tmp_path
   assert names <= {('gelu', 'highway', 'none', 4.0)}
 
 
+@pytest.mark.thorough
 def test_probe_he_keeps_the_norm_at_two_and_only_there(measure):
   networks = measure('he', ['weight_variance'], width=256)
   assert set(networks) == {(1.0,), (1.5,), (2.0,), (2.5,), (3.0,)}
@@ -73,6 +74,7 @@ def test_probe_he_keeps_the_norm_at_two_and_only_there(measure):
     assert (0.2 < q[-1] / q[0] < 5) == (weight == 2)
 
 
+@pytest.mark.thorough
 def test_probe_sigmoid_vanishes_within_the_bound(measure, load_config):
   """(0.25 max |W|)^L, with the spectral norms of the weights that were drawn."""
   networks = measure('sigmoid', ['activation', 'weight_variance'], singular_values=1, lanczos_iterations=2)
@@ -89,6 +91,7 @@ def test_probe_sigmoid_vanishes_within_the_bound(measure, load_config):
     assert network['rate']['measured'] < networks['tanh', weight]['rate']['measured']
 
 
+@pytest.mark.thorough
 def test_probe_residual_keeps_the_first_gradient_near_the_last(measure):
   networks = measure('residual', ['activation', 'block', 'norm', 'weight_variance'])
   for activation in ('tanh', 'relu'):
@@ -99,6 +102,7 @@ def test_probe_residual_keeps_the_first_gradient_near_the_last(measure):
       assert 0.5 < first_over_last(networks[activation, 'residual', 'layer_norm', weight]) < 10
 
 
+@pytest.mark.thorough
 def test_probe_highway_is_the_identity_or_plain(measure):
   networks = measure('highway', ['activation', 'block', 'weight_variance'])
   for (_, block, weight), network in networks.items():
@@ -115,6 +119,7 @@ def test_probe_highway_is_the_identity_or_plain(measure):
       assert highway == pytest.approx(without, abs=0.01)
 
 
+@pytest.mark.thorough
 def test_probe_batch_norm_explodes_at_any_variance(measure):
   networks = measure('batch_norm', ['activation', 'block', 'norm', 'weight_variance'], batch_size=16)
   for activation in ('relu', 'tanh'):
@@ -131,6 +136,7 @@ def test_probe_batch_norm_explodes_at_any_variance(measure):
     assert abs(networks['relu', 'plain', 'layer_norm', weight]['rate']['measured']) < 0.02
 
 
+@pytest.mark.thorough
 def test_probe_phases_vanish_and_explode_on_the_two_sides_of_the_edge(measure):
   networks = measure('phases', ['activation', 'weight_variance', 'bias_variance'], width=96)
   assert len({weight for _, weight, _ in networks}) > 2 < len({bias for _, _, bias in networks})

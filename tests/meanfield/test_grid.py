@@ -31,6 +31,7 @@ def measured():
   return key, jax.jit(random_nets.forward, static_argnums=0)(NETWORK, key, VARIANCES, x)
 
 
+@pytest.mark.thorough
 def test_a_layer_is_the_models_dense_unit(measured):
   key, (inputs, log_q, c) = measured
   weights = NETWORK.draw(key, 1)
@@ -80,6 +81,7 @@ def test_draws_have_the_variances_of_the_theory():
   assert np.abs(np.corrcoef(cotangents[0, 0, 0, 0]) - np.eye(4)).max() < 0.08
 
 
+@pytest.mark.thorough
 def test_products_and_singular_values_are_those_of_the_whole_jacobian():
   network = NETWORK._replace(norms=('batch_norm',), activations=('tanh',), blocks=('plain', 'residual'))
   key = jax.random.key(5)
@@ -109,6 +111,7 @@ def test_products_and_singular_values_are_those_of_the_whole_jacobian():
     np.testing.assert_allclose(got, want, atol=1e-4 * np.abs(want).max())
 
 
+@pytest.mark.thorough
 def test_a_few_lanczos_iterations_find_the_largest_singular_values():
   """18 of 96 dimensions: within 2 % of the whole Jacobian's, from below."""
   network = random_nets.Network(('tanh', 'relu'), ('plain', 'residual'), ('none', 'layer_norm'), 12, 96, 0.0)
@@ -176,6 +179,7 @@ def test_a_run_writes_its_table_figures_and_json(small, tmp_path, capsys):
   assert all(abs(network['rate']['deviation']) < 0.15 for network in plain)
 
 
+@pytest.mark.thorough
 def test_theory_of_the_measured_networks_is_in_the_record(small, tmp_path):
   small.signal.activations = ('tanh', 'relu')
   small.signal.blocks = ('plain', 'residual')
@@ -202,6 +206,7 @@ def test_theory_of_the_measured_networks_is_in_the_record(small, tmp_path):
   assert abs(residual['rate']['deviation']) < 0.05
 
 
+@pytest.mark.thorough
 def test_signals_too_small_for_float32_are_measured_while_they_last(small, tmp_path, recwarn):
   small.signal.update({'weight_variances': (1e-3,), 'bias_variances': (0.0,), 'depths': (12, 40), 'singular_values': 0})
   short, long = grid.run(small, tmp_path)['networks']
@@ -218,6 +223,7 @@ def test_signals_too_small_for_float32_are_measured_while_they_last(small, tmp_p
   assert not [warning for warning in recwarn if issubclass(warning.category, RuntimeWarning)]
 
 
+@pytest.mark.thorough
 def test_ctrl_c_leaves_what_was_measured(small, tmp_path, monkeypatch, capsys):
   measure, calls = grid._measure, []
 

@@ -120,6 +120,7 @@ def test_shapes_that_do_not_fit_are_refused():
     conv.conv2d(draw(1, 4, 4, 3), draw(3, 3, 4, 8))
 
 
+@pytest.mark.thorough
 def test_conv_module_owns_its_leaves_and_standardizes_its_kernel():
   x = draw(2, 5, 5, 4)
   module = conv.Conv(6, (3, 3), strides=(2, 2), weight_standardization=True, bias_init=nn.initializers.ones_init())

@@ -54,6 +54,7 @@ def torch_densenet121(net, x):
   return net.dense('classifier', x, 1000)
 
 
+@pytest.mark.thorough
 def test_densenet121_equals_torch(torch_logits):
   x = np.random.default_rng(0).normal(size=(2, 64, 64, 3)).astype(np.float32)
   want, variables = torch_logits(torch_densenet121, x, RENAME)
@@ -82,6 +83,7 @@ def cifar_count(layers, k, bottleneck, theta):
   return total + channels * 10 + 10
 
 
+@pytest.mark.thorough
 def test_parameter_counts_are_the_papers():
   bc100 = parameters()
   assert bc100 == cifar_count(100, 12, True, 0.5)

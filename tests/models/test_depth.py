@@ -81,6 +81,7 @@ def assert_equal(tree, other):
   jax.tree.map(np.testing.assert_array_equal, tree, other)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize('fields', [{}, {'drop_rates': (0.1, 0.5, 0.7), 'remat': True}])
 def test_scanned_equals_unrolled(fields):
   unrolled, scanned = make_net(**fields), make_net(scan=True, **fields)
@@ -94,6 +95,7 @@ def test_scanned_equals_unrolled(fields):
   assert_close(other_gradients, gradients, 1e-6)
 
 
+@pytest.mark.thorough
 def test_remat_keeps_values_and_is_there():
   variables = models.init(make_net(), 3, SHAPE)
   assert_close(train_pass(make_net(remat=True), variables)[3], train_pass(make_net(), variables)[3], 1e-6)
@@ -113,6 +115,7 @@ def test_scanned_equals_unrolled_in_evaluation():
   np.testing.assert_allclose(got, want, rtol=0, atol=1e-6)
 
 
+@pytest.mark.thorough
 def test_scanned_equals_unrolled_in_bfloat16():
   unrolled, scanned = make_net('bfloat16'), make_net('bfloat16', scan=True)
   first, second = models.init(unrolled, 3, SHAPE), models.init(scanned, 3, SHAPE)
@@ -121,6 +124,7 @@ def test_scanned_equals_unrolled_in_bfloat16():
   assert_close(two[3], one[3], 5e-2)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
   'options',
   [

@@ -95,6 +95,7 @@ def test_a_choice_of_nothing_is_refused(config, begin, chosen, said):
     begin(config)
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures('unoptimized')
 @pytest.mark.parametrize(
   ('trainable', 'mode'),
@@ -133,6 +134,7 @@ def test_frozen_leaves_have_no_optimizer_state(config, begin, name):
   assert not [path for path in found if 'stem' in path or 'stage1' in path or 'stage2' in path]
 
 
+@pytest.mark.thorough
 def test_the_clip_norm_is_over_what_trains(config, begin):
   config.clip.name, config.clip.threshold = 'global_norm', 1e-3
   config.optim.momentum, config.optim.weight_decay, config.optim.learning_rate = 0.0, 0.0, 1.0
@@ -153,6 +155,7 @@ def test_the_clip_norm_is_over_what_trains(config, begin):
   assert optax.tree.norm(gradient) > 1.1 * optax.tree.norm(gradient['head'])
 
 
+@pytest.mark.thorough
 def test_below_the_cut_there_is_no_backward_pass_and_telemetry_brings_none_back(config, begin):
   config.data.image_size, config.ema.decay = 16, 0.0
   flops, memory = {}, {}
@@ -173,6 +176,7 @@ def test_below_the_cut_there_is_no_backward_pass_and_telemetry_brings_none_back(
   assert memory['head'] < 0.7 * memory['all'] and memory['top:1'] < 0.8 * memory['all']
 
 
+@pytest.mark.thorough
 def test_telemetry_shows_forward_figures_alone_of_what_is_frozen(config, begin):
   config.finetune.trainable = 'top:1'
   run, state, batch = begin(config)
@@ -182,6 +186,7 @@ def test_telemetry_shows_forward_figures_alone_of_what_is_frozen(config, begin):
   assert columns['activation_rms'].entries == (0, 1, 2, 3, 4)
 
 
+@pytest.mark.thorough
 def test_frozen_blocks_are_never_dropped(config, begin):
   config.model.stochastic_depth, config.model.name = 0.9, 'resnet'
   config.finetune.trainable = 'head'
@@ -246,6 +251,7 @@ def test_stages_that_make_no_sense_are_refused(config, begin, unfreeze, said):
     begin(config)
 
 
+@pytest.mark.thorough
 def test_what_begins_to_train_starts_anew_and_the_rest_goes_on(config, begin):
   config.optim.name, config.optim.weight_decay = 'adamw', 0.0
   config.finetune.trainable, config.finetune.unfreeze = 'head', (('3', 'all'),)
@@ -266,6 +272,7 @@ def test_what_begins_to_train_starts_anew_and_the_rest_goes_on(config, begin):
   np.testing.assert_allclose(step[step > 0], config.optim.learning_rate, rtol=1e-2)
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures('unoptimized', 'undrawn')
 def test_a_run_goes_on_across_the_start_of_a_stage(tiny, tmp_path):
   config = tiny

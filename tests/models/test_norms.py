@@ -182,6 +182,7 @@ def test_batch_statistics_are_over_the_global_batch(devices):
     np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5)
 
 
+@pytest.mark.thorough
 def test_forward_mode_equals_reverse_mode():
   x, scale, bias = example(2)
   tangent = np.cos(np.arange(x.size, dtype=np.float32)).reshape(x.shape)

@@ -14,6 +14,7 @@ def make(name='plain', **options):
   return models.make(cfg.model, 10)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize('layers', [20, 56])
 def test_a_plain_net_is_a_resnet_without_shortcuts(layers):
   """Identity shortcuts own nothing: the same leaves, entries and first values, another function."""

@@ -53,6 +53,7 @@ def torch_resnet50(net, x, stride_on):
   return net.dense('fc', x.mean((2, 3)), 1000)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize('stride_on', ['3x3', '1x1'])
 def test_resnet50_equals_torch(torch_logits, stride_on):
   x = np.random.default_rng(0).normal(size=(2, 64, 64, 3)).astype(np.float32)
@@ -94,6 +95,7 @@ def condensed(gradient):
   return np.concatenate([[largest], values, *(s / root for s, root in zip(sums, roots, strict=True))], dtype=np.float32)
 
 
+@pytest.mark.thorough
 def test_resnet20_trains_as_in_torch(torch_reference, torch_network, to_dnt):
   """Logits, moved statistics and gradients of one training step."""
   # With this seed no ReLU's input is so near 0 that rounding could switch its gradient.

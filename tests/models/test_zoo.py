@@ -61,6 +61,7 @@ def test_the_parts_below_are_all_there_are():
     assert {parts[index] for parts in PARTS} == set(valid)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize('name', TINY)
 def test_shapes_and_dtypes_with_all_parts(name):
   for parts in PARTS:
@@ -74,6 +75,7 @@ def test_shapes_and_dtypes_with_all_parts(name):
     assert {leaf.dtype for leaf in jax.tree.leaves((variables, gradient, logits, stats))} == {jnp.dtype('float32')}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
   ('name', 'parts'),
   list(zip(('resnet', 'mlp', 'mlp', 'densenet', 'plain', 'resnet', 'highway'), PARTS, strict=True)),

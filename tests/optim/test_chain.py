@@ -198,6 +198,7 @@ LAYOUT_CASES = [
 ]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize('config', [case[0] for case in LAYOUT_CASES], ids=[case[1] for case in LAYOUT_CASES])
 def test_both_layouts_train_alike(network, config):
   params, gradients = network.tree(0), [network.tree(1 + i) for i in range(3)]
@@ -215,6 +216,7 @@ def test_both_layouts_train_alike(network, config):
     np.testing.assert_allclose(leaf, other, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.thorough
 def test_both_layouts_of_a_real_network_are_updated_alike():
   config = make_config('lamb', 'block_norm', weight_decay_on='block00[23]/.*kernel$')
   config.model.name = 'mlp'

@@ -187,6 +187,7 @@ def worst(found, reference):
   return max(np.max(np.abs(found[name] - value)) / np.max(np.abs(value)) for name, value in reference.items())
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize('fsdp', [1, 4])
 def test_data_parallel_and_fsdp_compute_what_float64_does_on_one_device(fsdp):
   mesh = make_mesh(fsdp)

@@ -102,6 +102,7 @@ def results(processes):
   return found
 
 
+@pytest.mark.thorough
 def test_two_processes_compute_together(launch):
   first, second = results(launch('collectives', (0, 1), 2))
   assert first.pop('lead')
@@ -115,6 +116,7 @@ def test_two_processes_compute_together(launch):
   }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(('number', 'ids'), [(signal.SIGINT, (1,)), (signal.SIGTERM, (0,)), (signal.SIGINT, (0, 1))])
 def test_a_signal_to_any_process_stops_all_at_one_step(launch, number, ids):
   processes = launch('stop', (0, 1), 2)
@@ -136,6 +138,7 @@ def test_sigterm_ends_a_process_that_has_nothing_to_save(launch):
   assert [process.wait(10) for process in processes] == [-signal.SIGTERM] * 2
 
 
+@pytest.mark.thorough
 def test_a_missing_process_is_named_and_the_others_exit(launch):
   start = time.monotonic()
   for process in launch('stop', (0, 2), 3, timeout=4):

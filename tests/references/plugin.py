@@ -14,7 +14,7 @@ import pytest
 
 TESTS = pathlib.Path(__file__).parents[1]
 OPTION = '--write-references'
-SHARED = 'shared.npz'  # of a folder's tests
+SHARED = TESTS / 'references' / 'shared.npz'
 _WRITTEN = {}  # by file and key: the arrays by name
 
 
@@ -41,7 +41,7 @@ def pytest_sessionfinish(session, exitstatus):
   everything = whole and [pathlib.Path(name).resolve() for name in given] == [TESTS]
   written = {path for path, _ in _WRITTEN}
   for path in written:
-    old = {} if everything or (whole and path.name != SHARED) else _read(path)
+    old = {} if everything or (whole and path != SHARED) else _read(path)
     _write(path, old | {key: arrays for (of, key), arrays in _WRITTEN.items() if of == path})
   for path in (TESTS / 'references').rglob('*.npz'):
     if everything and path not in written:
@@ -93,14 +93,14 @@ def _from_arrays(arrays):
 def torch_reference(request):
   """`torch_reference(compute, name=None)`: what `compute(torch)` returned when the references were written.
 
-  That is an array, a dict of them by name, or a list. With a name it belongs to all tests of the folder, which then
-  must mean the same by it; without one to this call in this test.
+  That is an array, a dict of them by name, or a list. With a name it belongs to all tests, which then must mean
+  the same by it; without one to this call in this test.
   """
   calls = itertools.count()
   of_module = TESTS / 'references' / request.path.relative_to(TESTS).with_suffix('.npz')
 
   def get(compute, name=None):
-    path = of_module.with_name(SHARED) if name else of_module
+    path = SHARED if name else of_module
     key = name or f'{request.node.name} {next(calls)}'
     if request.config.getoption(OPTION):
       if (path, key) not in _WRITTEN:

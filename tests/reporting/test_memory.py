@@ -10,7 +10,7 @@ from dnt.reporting import memory
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='other systems do not hand the peak down')
 def test_what_a_process_has_held_is_not_that_of_the_one_that_started_it():
-  child = 'from dnt import memory; print(memory.peak()["process"])'
+  child = 'from dnt.reporting import memory; print(memory.peak()["process"])'
   parent = f"""
 import subprocess, sys
 held = b'x' * (1 << 30)
@@ -22,7 +22,7 @@ subprocess.run([sys.executable, '-c', {child!r}], check=True, preexec_fn=lambda:
 
 def test_the_peak_rises_with_what_is_held():
   code = """
-from dnt import memory
+from dnt.reporting import memory
 held = b'x' * (memory.peak()['process'] + 2**26)
 found = memory.peak()
 assert found['process'] > len(held)

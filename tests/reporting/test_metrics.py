@@ -97,7 +97,7 @@ def test_full_disk_is_a_run_error(tmp_path):
 def test_tensorboard_takes_neither_tensorflow_nor_torch(tmp_path):
   code = f"""
 import sys
-from dnt import metrics
+from dnt.reporting import metrics
 assert 'tensorboardX' not in sys.modules
 writer = metrics.Writer({str(tmp_path)!r}, 0)
 writer.write(1, 0.5, {{'x': 1.0}})

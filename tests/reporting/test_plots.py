@@ -92,7 +92,7 @@ def test_confusion_matrix():
 
 def test_drawing_leaves_no_global_state():
   code = (
-    'import sys; from dnt import plots; import matplotlib; before = matplotlib.rcParams["font.size"];'
+    'import sys; from dnt.reporting import plots; import matplotlib; before = matplotlib.rcParams["font.size"];'
     'plots.png(plots.curves([{"step": 1, "epoch": 1.0, "train/loss": 1.0}]));'
     'assert matplotlib.rcParams["font.size"] == before and "matplotlib.pyplot" not in sys.modules'
   )

@@ -9,6 +9,7 @@ from dnt.parallel import mesh as mesh_lib
 from dnt.training import evaluate, experiment
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize('placement', ['device', 'stream'])
 @pytest.mark.parametrize('batch_size', [16, 48, 128])
 def test_every_example_counts_once_whatever_the_batch_size(tiny, batch_size, placement):

@@ -84,6 +84,7 @@ def test_an_error_of_the_background_reaches_the_loop(make, monkeypatch):
       compiled.get(PLAIN, 0, shapes)
 
 
+@pytest.mark.thorough
 def test_the_first_program_is_asked_for_before_parameters_are_drawn_and_each_is_compiled_once(
   tiny, tmp_path, monkeypatch
 ):

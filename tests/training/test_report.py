@@ -80,7 +80,7 @@ def test_quantities_have_three_digits(number, text):
 
 
 def test_matplotlib_is_imported_when_a_figure_is_drawn():
-  code = 'import sys; from dnt import report; assert "matplotlib" not in sys.modules'
+  code = 'import sys; from dnt.training import report; assert "matplotlib" not in sys.modules'
   subprocess.run([sys.executable, '-c', code], check=True)
 
 

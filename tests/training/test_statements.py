@@ -154,6 +154,7 @@ def output_gradients():
   return measure
 
 
+@pytest.mark.thorough
 def test_the_gradient_of_a_residual_stack_stays_near_the_last_entrys(output_gradients):
   norms = output_gradients('residual')
   assert len(norms) == 28

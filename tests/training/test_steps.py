@@ -15,6 +15,7 @@ def close(a, b, atol=1e-6):
     np.testing.assert_allclose(a[path], b[path], atol=atol, err_msg=path)
 
 
+@pytest.mark.thorough
 def test_a_step_is_gradient_descent_on_the_mean_loss(tiny, begin):
   tiny.model.norm = 'none'
   tiny.optim.momentum, tiny.optim.weight_decay, tiny.optim.learning_rate = 0.0, 0.0, 0.5
@@ -37,6 +38,7 @@ def test_a_step_is_gradient_descent_on_the_mean_loss(tiny, begin):
   assert found['learning_rate'] == pytest.approx(0.5)
 
 
+@pytest.mark.thorough
 def test_accumulated_gradients_are_those_of_the_whole_batch(tiny, begin):
   tiny.model.norm = 'layer_norm'
   tiny.loss.class_weights = tuple(range(1, 11))  # micro-batches of unequal weight
@@ -51,6 +53,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tiny, begin):
     assert float(parts_metrics[name]) == pytest.approx(float(whole_metrics[name]), rel=1e-5)
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures('unoptimized')
 @pytest.mark.parametrize('kind', ['mixup', 'cutmix'])
 def test_a_mixed_batch_has_the_mean_of_both_losses(torch_reference, tiny, begin, kind):
@@ -85,6 +88,7 @@ def test_a_mixed_batch_has_the_mean_of_both_losses(torch_reference, tiny, begin,
   assert float(found['accuracy']) == pytest.approx(np.mean(logits.argmax(-1) == larger))
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures('unoptimized')
 def test_micro_batches_are_of_the_mixed_batch(tiny, begin):
   """Partners are those of the whole batch, and one mixture holds for all of it."""
@@ -118,6 +122,7 @@ def test_the_average_follows_parameters_and_statistics(tiny, begin):
     close(after.ema[name], jax.tree.map(lambda a, b: 0.75 * a + 0.25 * b, old, new))
 
 
+@pytest.mark.thorough
 def test_several_steps_are_single_steps_bit_for_bit(tiny, begin):
   tiny.model.name, tiny.model.depth, tiny.model.width = 'resnet', 8, None
   run, state, batch = begin(tiny)

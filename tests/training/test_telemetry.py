@@ -222,6 +222,7 @@ def test_a_module_without_submodules(users):
   assert found['gradient_norm'].keys() == {'weights'}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(('name', 'without'), [('Whole', 'bins'), ('Scanned', 'cells')])
 def test_an_output_that_no_tap_can_be_on_is_no_vanishing_gradient(users, name, without):
   run, state, batch = users(name)
@@ -269,6 +270,7 @@ def resnet(tiny):
   return tiny
 
 
+@pytest.mark.thorough
 def test_layouts_and_remat_show_the_same(tiny, begin):
   tiny.model.depth = 6
   run, state, batch = begin(tiny)
@@ -283,6 +285,7 @@ def test_layouts_and_remat_show_the_same(tiny, begin):
       close(found[quantity], values, 1e-3)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize('fsdp', [1, 4])
 @pytest.mark.usefixtures('eight_devices')
 def test_a_batch_over_eight_devices_shows_the_same(tiny, begin, monkeypatch, fsdp):
@@ -310,6 +313,7 @@ def test_bfloat16_figures_are_float32(tiny, begin):
   close(found['output_gradient_norm'], expected['output_gradient_norm'], 0.2)
 
 
+@pytest.mark.thorough
 def test_gradient_at_the_outputs_equals_flax_perturbations(tiny, begin):
   """`perturb` holds the whole gradient of an output; the taps only its norm."""
   run, state, batch = begin(resnet(tiny))
@@ -339,6 +343,7 @@ def test_gradient_at_the_outputs_equals_flax_perturbations(tiny, begin):
     assert found['output_gradient_norm'][name] == pytest.approx(norm, rel=1e-4)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize('placement', ['device', 'stream'])
 def test_the_trajectory_is_the_same_with_telemetry_and_without(tiny, tmp_path, placement, events, undrawn):
   if placement == 'device':
@@ -364,6 +369,7 @@ def test_the_trajectory_is_the_same_with_telemetry_and_without(tiny, tmp_path, p
   assert 'telemetry/stem/gradient_norm' not in json.loads((tmp_path / '4' / 'summary.json').read_text())['last']
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(jax.default_backend() != 'cpu', reason='promised on CPU alone')
 @pytest.mark.parametrize(
   'changes',
@@ -436,6 +442,7 @@ def test_no_warning_of_a_healthy_step_or_a_rate_that_has_fallen():
   assert list(telemetry.warnings(columns(), NAMES, 1.0, True)) == ['clipping']
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures('unoptimized', 'undrawn')
 def test_a_run_warns_once_and_a_resume_does_not_warn_again(tiny, tmp_path, capsys):
   tiny.model.norm, tiny.model.activation, tiny.model.depth, tiny.model.scan = 'none', 'sigmoid', 20, True

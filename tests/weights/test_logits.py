@@ -33,6 +33,7 @@ def assert_equal(got, want):
     np.testing.assert_array_equal(got[path], leaf, err_msg=path)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(('name', 'depth', 'scan'), [('resnet', 50, True), ('densenet', 121, False)])
 def test_logits_are_those_of_torch(
   drawn, save, imagenet, build, pictures, normalized, logits, torch_logits, name, depth, scan
@@ -114,6 +115,7 @@ def keras_pictures(pictures):
   return pictures[..., ::-1].astype(np.float32) - np.array([103.939, 116.779, 123.68], np.float32).reshape(1, 1, 1, 3)
 
 
+@pytest.mark.thorough
 def test_logits_are_those_of_keras(keras_resnet50, write_tfjs, imagenet, build, pictures, logits, torch_logits):
   """Biases in the convolutions, stride on the 1x1, blue first: and labels come along."""
   config = of_keras(of_1000_classes(imagenet))
@@ -174,6 +176,7 @@ VEHICLES = {
 }
 
 
+@pytest.mark.thorough
 def test_the_real_keras_resnet50(real_logits, described, imagenet, build, logits):
   """Logits on photographs of cars (or, without them, on noise) are torch's; the cars are cars."""
   folder = real_keras()

@@ -77,6 +77,7 @@ def preprocess(data):
   return jax.jit(augment.make_preprocess(data, (0.5,) * 3, (0.25,) * 3, jnp.float32))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize('kind', ['mixup', 'cutmix'])
 def test_a_mixed_batch_recomputed(data, kind):
   data[kind], data.augment, data.crop_padding, data.erasing = 1.0, 'pad_crop_flip', 1, 0.5

@@ -269,6 +269,7 @@ def test_a_small_set_is_streamed_and_each_picture_is_a_function_of_seed_epoch_an
   assert (found[:24] != found[24:]).any()
 
 
+@pytest.mark.thorough
 def test_the_number_of_workers_changes_nothing(tiny):
   tiny.data.policy, tiny.data.augment, tiny.data.interpolation = 'rand_augment', 'resized_crop_flip', 'bilinear'
   np.testing.assert_array_equal(first_batches(tiny, 3, workers=2), first_batches(tiny, 3))

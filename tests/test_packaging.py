@@ -1,0 +1,47 @@
+"""What installs dnt agrees with itself."""
+
+import pathlib
+import tomllib
+
+import pytest
+
+import dnt
+from dnt import cli
+
+ROOT = pathlib.Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
+
+
+def listed(name):
+  lines = [line.split('#')[0].strip() for line in (ROOT / name).read_text().splitlines()]
+  return {line.replace('"', "'") for line in lines if line and not line.startswith('-r')}
+
+
+@pytest.mark.parametrize(
+  ('name', 'dependencies'),
+  [
+    ('requirements.txt', PROJECT['dependencies']),
+    ('requirements-dev.txt', PROJECT['optional-dependencies']['dev']),
+    ('requirements-tfds.txt', PROJECT['optional-dependencies']['tfds']),
+  ],
+)
+def test_requirements_are_those_of_the_project(name, dependencies):
+  assert listed(name) == set(dependencies)
+
+
+@pytest.mark.parametrize('version', ['3.11', '3.13'])
+def test_constraints_name_a_version_of_every_requirement(version):
+  def package(line):
+    return line.split('=')[0].split('>')[0].split('<')[0].strip().lower().replace('_', '-')
+
+  lines = (ROOT / f'constraints-{version}.txt').read_text().splitlines()
+  constrained = {package(line) for line in lines if '==' in line}
+  wanted = {package(line) for line in listed('requirements.txt') | listed('requirements-dev.txt')}
+  assert wanted - constrained <= ({'torch'} if version != '3.11' else set())
+
+
+def test_the_package_says_its_version_and_is_typed():
+  assert dnt.__version__.count('.') == 2
+  assert (ROOT / 'dnt' / 'py.typed').exists()
+  assert f'## {dnt.__version__}' in (ROOT / 'CHANGELOG.md').read_text()
+  assert (cli.CONFIGS / 'digits_resnet20.py').exists()
