@@ -28,6 +28,7 @@ import ml_collections
 import numpy as np
 
 from dnt import checkpoints, errors, files
+from dnt import workdir as workdir_lib
 from dnt.data import pipeline
 from dnt.diagnostics import lr_find
 from dnt.finetune import feature_cache
@@ -55,6 +56,7 @@ def train(
     errors.InputError: config, data and checkpoint that do not fit together; nothing was run, nothing saved is lost.
     errors.RunError: a loss or state that is not finite; the last good checkpoint stands.
   """
+  workdir_lib.check_format(workdir)
   saved = checkpoints.Checkpoints(workdir, config.checkpoint)
   mesh = mesh_lib.make_mesh(config.mesh)
   mesh_lib.check_batch('config.train.batch_size', config.train.batch_size, mesh, config.train.accumulate)
@@ -77,7 +79,8 @@ def train(
     compiled.ahead(start.shapes, start.step)
     state = initialize.make_state(run, mesh, start)
     if multihost.is_lead():
-      files.write_json(workdir / 'config.json', run.config.to_dict())
+      files.write_json(workdir / workdir_lib.CONFIG, run.config.to_dict())
+      workdir_lib.write_format(workdir)
     clock.lap('setup')
     with preemption.Guard() as guard, record.Record(run, workdir, start.step, start.history, clock) as rec:
       if start.history:

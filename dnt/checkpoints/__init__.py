@@ -1,7 +1,6 @@
 """Checkpoints of whole runs: written by Orbax, restored strictly."""
 
 from dnt.checkpoints.manager import (
-  DIRECTORY,
   Checkpoints,
   ReadOnly,
   better,
@@ -10,7 +9,6 @@ from dnt.checkpoints.manager import (
 
 __all__ = [
   'Checkpoints',
-  'DIRECTORY',
   'ReadOnly',
   'better',
   'load_parameters',

@@ -1,8 +1,8 @@
 """One checkpoint on disk: how it is written down, and reading it back exactly or not at all.
 
 A checkpoint is `state`, the leaves of the train state as nested dicts (so that reading needs none of the classes that
-made it), and the envelope `meta/meta.json`: what the loop gives, the metric that ranks it, the shape, dtype and digest
-of each leaf, and its own SHA-256.
+made it), and the envelope `meta/meta.json`: the number of its format, what the loop gives, the metric that ranks it,
+the shape, dtype and digest of each leaf, and its own SHA-256.
 
 All but `compare_digests` is local to the process.
 """
@@ -24,6 +24,7 @@ import numpy as np
 from absl import logging
 
 from dnt import errors, trees
+from dnt import workdir as workdir_lib
 from dnt.checkpoints import digests
 
 META_FILE = 'meta.json'
@@ -83,7 +84,7 @@ def make_envelope(
     for path, leaf in leaves.items()
   }
   # Copied whole: it is written in the background, while the loop changes what it gave.
-  envelope = {'meta': copy.deepcopy(dict(meta)), 'metric': metric, 'leaves': record}
+  envelope = {'format': workdir_lib.FORMAT, 'meta': copy.deepcopy(dict(meta)), 'metric': metric, 'leaves': record}
   return {**envelope, 'sha256': _sha256(envelope)}
 
 
@@ -150,6 +151,7 @@ def _read_envelope(path: pathlib.Path) -> dict[str, Any]:
     raise DamagedError(f'{file.relative_to(path)} cannot be read') from error
   if not good:
     raise DamagedError(f'{file.relative_to(path)} is not what was written')
+  workdir_lib.check_number(envelope.get('format', 1), f'checkpoint {path}')
   return envelope
 
 
@@ -241,7 +243,7 @@ def _check_strictly(path: pathlib.Path, expected: Mapping[str, Any], saved: Mapp
     workdir = path.parent.parent
     raise errors.InputError(
       f'checkpoint {path} is not of this network and optimizer; {"; ".join(found)}. '
-      f'Give another --workdir, or the config that made it ({workdir / "config.json"})'
+      f'Give another --workdir, or the config that made it ({workdir / workdir_lib.CONFIG})'
     )
 
 

@@ -19,10 +19,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from dnt import errors, files, trees
+from dnt import workdir as workdir_lib
 from dnt.checkpoints import digests, format
 from dnt.parallel import multihost
-
-DIRECTORY = 'checkpoints'
 
 
 def better(best_metric: str, value: float | None, than: float | None) -> bool:
@@ -45,7 +44,7 @@ class Checkpoints:
     Raises:
       errors.InputError: the workdir cannot be written, or the processes do not share it.
     """
-    self._directory = pathlib.Path(workdir).absolute() / DIRECTORY
+    self._directory = pathlib.Path(workdir).absolute() / workdir_lib.CHECKPOINTS
     self._config = config
     self._metrics: dict[int, float | None] = {}
     _check_writable(self._directory)
@@ -229,7 +228,7 @@ class ReadOnly:
 
   def __init__(self, workdir: str | os.PathLike):
     """Args: workdir: directory of the run, if there is one."""
-    self._directory = pathlib.Path(workdir).absolute() / DIRECTORY
+    self._directory = pathlib.Path(workdir).absolute() / workdir_lib.CHECKPOINTS
 
   def steps(self) -> list[int]:
     """Those on disk, in their order."""
@@ -252,7 +251,7 @@ def load_parameters(workdir: str | os.PathLike, step: int | None = None) -> form
   Raises:
     errors.InputError: there is no checkpoint, no such step, or they are damaged.
   """
-  directory = pathlib.Path(workdir).absolute() / DIRECTORY
+  directory = pathlib.Path(workdir).absolute() / workdir_lib.CHECKPOINTS
   steps = multihost.broadcast_from_lead(format.steps_in(directory))
   if not steps:
     raise errors.InputError(f'there is no checkpoint in {directory}; give the workdir of a dnt run that saved one')

@@ -15,12 +15,11 @@ import ml_collections
 
 from dnt import config as schema
 from dnt import errors, models
+from dnt import workdir as workdir_lib
 from dnt.config import run_config
 from dnt.weights import names, preprocessing
 
-REQUESTED = 'requested.json'  # in a run's workdir: its config before data and model filled it in
 SOURCE = 'source.json'  # in the workdir of a run that starts from another one: digest of the weights it got
-FAILURE = 'failure.json'  # in the workdir of a run that failed: why
 VARIANT = 'variant:'  # before the name of a variant in train.init_from
 _NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9_-]*')
 _LENGTH = ('train.steps', 'train.epochs')  # of a run; the one that is given counts
@@ -233,7 +232,7 @@ def is_comparable(run: Run) -> bool:
 
 def _differences(run: Run) -> list[str] | None:
   """What differs between the config that the run was started with and that of now; None: it was not started."""
-  stored = _read(run.workdir / REQUESTED)
+  stored = _read(run.workdir / workdir_lib.REQUESTED)
   if stored is None:
     return None
   known = dict(schema.options())
@@ -259,7 +258,7 @@ def _as_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 def summary(run: Run) -> dict[str, Any] | None:
   """What the run's `summary.json` says; None without one."""
-  return _read(run.workdir / 'summary.json')
+  return _read(run.workdir / workdir_lib.SUMMARY)
 
 
 def _read(path: pathlib.Path) -> dict[str, Any] | None:

@@ -17,6 +17,7 @@ import ml_collections
 
 from dnt import config as schema
 from dnt import files
+from dnt import workdir as workdir_lib
 from dnt.comparison import figure, plan
 from dnt.config import run_config
 from dnt.reporting import metrics, pages, plots
@@ -72,7 +73,7 @@ class About(NamedTuple):
 def read(run: plan.Run) -> Outcome:
   """Reads what a run left."""
   records, summary = metrics.read(run.workdir), plan.summary(run) or {}
-  failure = run.workdir / plan.FAILURE
+  failure = run.workdir / workdir_lib.FAILURE
   error = json.loads(failure.read_text())['error'] if failure.exists() else ''
   step = records[-1]['step'] if records else 0
   if summary.get('finished'):
@@ -151,8 +152,8 @@ def write(outcomes: Sequence[Outcome], about: About, workdir: pathlib.Path) -> N
   files.write(workdir / 'results.csv', comma_separated(rows))
   content = {'comparison': facts, 'variants': rows, 'runs': [_as_json(outcome, workdir) for outcome in outcomes]}
   files.write_json(workdir / 'results.json', content)
-  files.write(workdir / 'curves.png', picture)
-  files.write(workdir / 'report.html', _page(outcomes, about, facts, header, cells, classes, picture))
+  files.write(workdir / workdir_lib.CURVES, picture)
+  files.write(workdir / workdir_lib.REPORT, _page(outcomes, about, facts, header, cells, classes, picture))
 
 
 def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> tuple[list[str], list[list[str]]]:
@@ -252,7 +253,7 @@ def _evaluated(run: plan.Run, line: Mapping[str, Any]) -> dict[str, float]:
 def _per_class(run: plan.Run, step: int) -> dict[str, dict[str, dict[str, float]]]:
   """`Outcome.per_class`, of the evaluation at that step; without those of older versions."""
   found = {}
-  for path in sorted(run.workdir.glob('confusion_*.json')):
+  for path in workdir_lib.confusion_paths(run.workdir):
     content = json.loads(path.read_text())
     if content['step'] == step and 'per_class' in content:
       figures = {name: values for name, values in content['per_class'].items() if name != 'examples'}

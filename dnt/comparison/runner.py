@@ -20,11 +20,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from dnt import errors, files
+from dnt import workdir as workdir_lib
 from dnt.comparison import plan
 from dnt.config import run_config
 from dnt.reporting import metrics, terminal
 
-LOG = 'log.txt'
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _POLL = 0.5  # seconds
 _TAIL = 1 << 18  # bytes; the last line of a record with telemetry of hundreds of entries fits
@@ -43,7 +43,7 @@ def lock(workdir: pathlib.Path) -> Iterator[int]:
   """
   try:
     workdir.mkdir(parents=True, exist_ok=True)
-    file = (workdir / 'lock').open('a+')
+    file = (workdir / workdir_lib.LOCK).open('a+')
   except OSError as error:
     raise errors.InputError(f'cannot write to {workdir}: {error.strerror}') from error
   with file:
@@ -120,8 +120,8 @@ def run(
         line.print('  '.join([place, *figures, metrics.duration(summary['seconds']['total'])]))
       elif not stop.asked:
         error = error or f'stopped by a signal at step {summary.get("step", 0)}'
-        files.write_json(each.workdir / plan.FAILURE, {'error': error})
-        where = f' (see {log})' if (log := each.workdir / LOG).exists() else ''
+        files.write_json(each.workdir / workdir_lib.FAILURE, {'error': error})
+        where = f' (see {log})' if (log := each.workdir / workdir_lib.LOG).exists() else ''
         line.print(f'{place}  failed: {error}{where}')
       ended()
   return not stop.asked or all(plan.is_finished(run) for run in runs)
@@ -131,14 +131,14 @@ def _without_source(run: plan.Run) -> str:
   """Why a run cannot start: the one before it, whose weights it starts from, has failed; '' where it can."""
   if not run.source or plan.source_weights(run):
     return ''
-  failure = json.loads((run.source.workdir / plan.FAILURE).read_text())
+  failure = json.loads((run.source.workdir / workdir_lib.FAILURE).read_text())
   return f'it starts from {run.source.variant}, which failed: {failure["error"]}'
 
 
 def _run_one(run: plan.Run, place: str, line: terminal.StatusLine, held: int, pace: 'Pace', stop: Stop) -> str:
   """Runs one to its end, telling it of signals; returns what went wrong, '' for nothing."""
-  (run.workdir / plan.FAILURE).unlink(missing_ok=True)
-  requested = run.workdir / plan.REQUESTED
+  (run.workdir / workdir_lib.FAILURE).unlink(missing_ok=True)
+  requested = run.workdir / workdir_lib.REQUESTED
   run_config.write(requested, run.config)
   loader = os.path.relpath(run_config.__file__)
   command = [sys.executable, '-m', 'dnt.main', f'--config={loader}:{requested}', f'--workdir={run.workdir}']
@@ -148,7 +148,7 @@ def _run_one(run: plan.Run, place: str, line: terminal.StatusLine, held: int, pa
   environment = {name: value for name, value in os.environ.items() if name != 'DNT_COMMAND'}
   told = 0
   line.print(f'{place}  starts')
-  with (run.workdir / LOG).open('ab') as log:
+  with (run.workdir / workdir_lib.LOG).open('ab') as log:
     start = log.tell()
     # In a process group of its own: a terminal sends Ctrl-C to its whole group, and a run counts those it gets.
     with subprocess.Popen(
@@ -173,7 +173,7 @@ def _run_one(run: plan.Run, place: str, line: terminal.StatusLine, held: int, pa
           told += 1
           child.send_signal(signal.SIGINT)
         line.update('  '.join([place, *pace.look(run)]))
-  return '' if code == 0 else _reason(run.workdir / LOG, start, code)
+  return '' if code == 0 else _reason(run.workdir / workdir_lib.LOG, start, code)
 
 
 def _end_with_parent() -> Any:
@@ -223,7 +223,7 @@ class Pace:
     now = self._clock()
     if run is not self._run:
       self._run, self._first, self._began = run, None, now
-      self._old, self._logged = _modified(run), _size(run.workdir / LOG)
+      self._old, self._logged = _modified(run), _size(run.workdir / workdir_lib.LOG)
       self._took = {each: _seconds(each) for each in self._runs}
     if _modified(run) == self._old:
       return self._starting(run)  # what the record says is of the process before
@@ -240,7 +240,7 @@ class Pace:
 
   def _starting(self, run: plan.Run) -> list[str]:
     """What a run without a step is at, where its log ends with a status: such as computing features."""
-    lines = _since(run.workdir / LOG, self._logged) if _size(run.workdir / LOG) else []
+    lines = _since(run.workdir / workdir_lib.LOG, self._logged) if _size(run.workdir / workdir_lib.LOG) else []
     return ['starting', *(line for line in lines[-1:] if 'ETA' in line)]
 
   def _pending(self, now: float, left: float) -> float:
@@ -265,18 +265,18 @@ def _size(path: pathlib.Path) -> int:
 
 
 def _modified(run: plan.Run) -> float | None:
-  path = run.workdir / metrics.FILE
+  path = run.workdir / workdir_lib.METRICS
   return path.stat().st_mtime if path.exists() else None
 
 
 def _total_steps(run: plan.Run) -> int | None:
-  path = run.workdir / 'config.json'
+  path = run.workdir / workdir_lib.CONFIG
   return json.loads(path.read_text())['train']['steps'] if path.exists() else None
 
 
 def _last_step(run: plan.Run) -> int | None:
   """The step of the last whole line of the record; the record of a long run is not read each time."""
-  with (run.workdir / metrics.FILE).open('rb') as file:
+  with (run.workdir / workdir_lib.METRICS).open('rb') as file:
     file.seek(0, os.SEEK_END)
     file.seek(max(file.tell() - _TAIL, 0))
     steps = re.findall(rb'^\{"step": (\d+)', file.read(), re.MULTILINE)

@@ -17,13 +17,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dnt import files, trees
+from dnt import workdir as workdir_lib
 from dnt.data import examples, pipeline
 from dnt.models import depth, taps
 from dnt.parallel import mesh as mesh_lib
 from dnt.parallel import multihost
 from dnt.training import evaluate, experiment
 
-FILE = 'dead_units.json'
 # What the taps leave of each unit, how often it does something; and what it is when it never does.
 DEAD = {'fired': 'zero', 'steep': 'saturated'}
 
@@ -81,7 +81,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, A
     ],
   }
   if multihost.is_lead():
-    files.write_json(workdir / FILE, result)
+    files.write_json(workdir / workdir_lib.DEAD_UNITS, result)
   return result
 
 
@@ -142,4 +142,4 @@ def text(result: Mapping[str, Any]) -> str:
   ]
   seen = f'the {result["examples"]:,} pictures of {result["split"]}, step {result["step"]:,}'
   total = f'{result["dead"]:,} of {result["units"]:,} units ({100 * result["share"]:.1f} %) are dead on {seen}'
-  return '\n'.join([*table, f'{total}; which ones: {FILE}' if result['dead'] else total])
+  return '\n'.join([*table, f'{total}; which ones: {workdir_lib.DEAD_UNITS}' if result['dead'] else total])

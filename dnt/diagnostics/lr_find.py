@@ -23,6 +23,7 @@ import optax
 from jax.sharding import Mesh
 
 from dnt import checkpoints, errors, files, trees
+from dnt import workdir as workdir_lib
 from dnt.checkpoints import format
 from dnt.data import pipeline
 from dnt.models import depth
@@ -37,7 +38,6 @@ from dnt.weights import pretrained
 if TYPE_CHECKING:
   from matplotlib.figure import Figure
 
-FILE, PICTURE = 'lr_find.json', 'lr_find.png'
 SMOOTHING = 0.98  # share of the old average that each step keeps
 DIVERGED = 4  # a smoothed loss of so many times the best one ends the sweep
 FIRST, LAST = 0.1, 5  # share of the sweep's steps at its start, and steps at its end, that suggestions do without
@@ -120,7 +120,7 @@ def settle(
   """
   if run.config.optim.learning_rate:
     return run
-  if multihost.broadcast_from_lead(format.steps_in(workdir / checkpoints.DIRECTORY)):
+  if multihost.broadcast_from_lead(format.steps_in(workdir / workdir_lib.CHECKPOINTS)):
     rate = pretrained.read_run_config(workdir).optim.learning_rate
     said = f'learning rate {rate:.3g}, found when this run started'
   else:
@@ -176,8 +176,8 @@ def _record(
     ],
   }
   if multihost.is_lead():
-    files.write_json(workdir / FILE, result)
-    files.write(workdir / PICTURE, plots.png(plot(sweeps, learning_rate)))
+    files.write_json(workdir / workdir_lib.LR_FIND, result)
+    files.write(workdir / workdir_lib.LR_FIND_PLOT, plots.png(plot(sweeps, learning_rate)))
   return result
 
 

@@ -28,14 +28,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dnt import checkpoints, files
+from dnt import workdir as workdir_lib
 from dnt.data import examples, pipeline
 from dnt.optim import rows
 from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
 from dnt.parallel import multihost
 from dnt.training import experiment, initialize, steps
-
-FILE = 'noise_scale.json'
 
 
 class Estimate(NamedTuple):
@@ -124,7 +123,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, A
     'entries': [{'name': name, **each} for name, each in zip(names, figures[:-1], strict=True)],
   }
   if multihost.is_lead():
-    files.write_json(workdir / FILE, result)
+    files.write_json(workdir / workdir_lib.NOISE_SCALE, result)
   return result
 
 

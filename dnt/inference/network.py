@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 
 from dnt import checkpoints, errors, models
 from dnt import config as schema
+from dnt import workdir as workdir_lib
 from dnt.data import pipeline
 from dnt.data.sources import folder
 from dnt.data.transforms import augment, images
@@ -108,7 +109,7 @@ def _of_run(workdir: pathlib.Path) -> _Found:
   if shape is None:
     raise errors.InputError(
       f'the checkpoint in {workdir} is older than dnt keeping the size of pictures; set data.image_size in '
-      f'{workdir / pretrained.CONFIG_FILE} to the pixels a side'
+      f'{workdir / workdir_lib.CONFIG} to the pixels a side'
     )
   return _Found(
     config=config,

@@ -16,10 +16,9 @@ from typing import Any, TextIO
 import numpy as np
 
 from dnt import errors, files
+from dnt import workdir as workdir_lib
 from dnt.parallel import multihost
 from dnt.reporting import terminal
-
-FILE = 'metrics.jsonl'
 
 
 def read(workdir: str | os.PathLike) -> list[dict[str, Any]]:
@@ -30,7 +29,7 @@ def read(workdir: str | os.PathLike) -> list[dict[str, Any]]:
   Raises:
     errors.InputError: a line that is not a JSON object with a step.
   """
-  path = pathlib.Path(workdir) / FILE
+  path = pathlib.Path(workdir) / workdir_lib.METRICS
   if not path.exists():
     return []
   lines = path.read_text().splitlines()
@@ -60,7 +59,7 @@ class Writer:
       workdir: an existing, writable directory.
       start_step: the step of the restored state; 0 for a new run.
     """
-    self._path = pathlib.Path(workdir) / FILE
+    self._path = pathlib.Path(workdir) / workdir_lib.METRICS
     self._writes = multihost.is_lead()
     self._start_step = start_step
     self._board = None

@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dnt import checkpoints, errors, trees
+from dnt import workdir as workdir_lib
 from dnt.checkpoints import format
 from dnt.models import depth
 from dnt.parallel import compile as compile_lib
@@ -87,7 +88,7 @@ def begin(run: experiment.Experiment, mesh: Mesh, variables: dict[str, Any]) -> 
 
 def variables(run: experiment.Experiment, workdir: pathlib.Path) -> dict[str, Any]:
   """Parameters and statistics that a run goes on from, on the host: from where `find` takes them, which says so."""
-  if multihost.broadcast_from_lead(format.steps_in(workdir / checkpoints.DIRECTORY)):
+  if multihost.broadcast_from_lead(format.steps_in(workdir / workdir_lib.CHECKPOINTS)):
     return load_variables(run, str(workdir), quiet=True)
   origin = run.config.train.init_from
   return load_variables(run, origin, quiet=True) if origin else run.init_variables()

@@ -2,7 +2,6 @@
 
 import json
 import pathlib
-import re
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from dnt import checkpoints, errors, files
+from dnt import workdir as workdir_lib
 from dnt.parallel import multihost
 from dnt.reporting import memory, metrics
 from dnt.training import evaluate, experiment, steps, telemetry
@@ -142,7 +142,7 @@ class Record:
       for split, matrix in result.confusion.items():
         content = {'split': split, 'step': step, 'class_names': self._run.spec.class_names, 'matrix': matrix.tolist()}
         content['per_class'] = result.per_class[split]
-        files.write(confusion_path(self._workdir, split), json.dumps(content, allow_nan=False) + '\n')
+        files.write(workdir_lib.confusion_path(self._workdir, split), json.dumps(content, allow_nan=False) + '\n')
     self.evaluated_at = step
     value = result.metrics[self.best_metric]
     if checkpoints.better(self.best_metric, value, self.best.get('value')):
@@ -195,8 +195,3 @@ class Record:
   def _show(self, step: int, loss: float, accuracy: float, rate: float) -> None:
     shown = {'loss': loss, 'accuracy': accuracy, 'images_per_second': rate}
     self._progress.update(step, step / self._run.steps_per_epoch, shown)
-
-
-def confusion_path(workdir: pathlib.Path, split: str) -> pathlib.Path:
-  """Where a split's last evaluation is: class names, the confusion matrix, true class by predicted, and `per_class`."""
-  return workdir / f'confusion_{re.sub(r"[^A-Za-z0-9_.-]+", "_", split).strip("_")}.json'

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from dnt import files, trees
+from dnt import workdir as workdir_lib
 from dnt.models import depth
 from dnt.parallel import mesh as mesh_lib
 from dnt.parallel import multihost
@@ -90,11 +91,11 @@ def write(
     'command': command,
   }
   if multihost.is_lead():
-    pictures = {'curves.png': plots.png(plots.curves(records))} if (records := metrics.read(workdir)) else {}
+    pictures = {workdir_lib.CURVES: plots.png(plots.curves(records))} if (records := metrics.read(workdir)) else {}
     classes = {}
     if any(name.startswith('telemetry/') for record in records for name in record):
-      pictures['telemetry.png'] = plots.png(plots.telemetry(records, [row.entry.name for row in run.table]))
-    for path in sorted(workdir.glob('confusion_*.json')):
+      pictures[workdir_lib.TELEMETRY] = plots.png(plots.telemetry(records, [row.entry.name for row in run.table]))
+    for path in workdir_lib.confusion_paths(workdir):
       found = json.loads(path.read_text())
       accuracy = np.trace(found['matrix']) / max(np.sum(found['matrix']), 1)
       title = f'{found["split"]}, step {found["step"]:,}: accuracy {100 * accuracy:.2f} %'
@@ -103,9 +104,9 @@ def write(
         classes[f'{path.stem}.png'] = class_table(found['class_names'], found['per_class'])
     for name, content in pictures.items():
       files.write(workdir / name, content)
-    files.write_json(workdir / 'summary.json', summary)
+    files.write_json(workdir / workdir_lib.SUMMARY, summary)
     files.write(
-      workdir / 'report.html', page(workdir.name, summary, run.config.to_dict(), run.table, pictures, classes)
+      workdir / workdir_lib.REPORT, page(workdir.name, summary, run.config.to_dict(), run.table, pictures, classes)
     )
   return summary
 
@@ -148,7 +149,7 @@ def page(
   parts = [pages.facts(facts)]
   for name, picture in pictures.items():
     caption = name.removesuffix('.png').replace('_', ' ', 1)
-    narrow = name not in ('curves.png', 'telemetry.png')
+    narrow = name not in (workdir_lib.CURVES, workdir_lib.TELEMETRY)
     parts += [pages.heading(caption), pages.picture(caption, picture, narrow)]
     if name in classes:
       header, *rows = classes[name]

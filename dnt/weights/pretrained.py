@@ -10,6 +10,7 @@ import numpy as np
 
 from dnt import checkpoints, errors, models
 from dnt import config as schema
+from dnt import workdir as workdir_lib
 from dnt.config import run_config
 from dnt.weights import hub, keras_files, names, torch_files
 from dnt.weights import preprocessing as preprocessing_lib
@@ -17,7 +18,6 @@ from dnt.weights import preprocessing as preprocessing_lib
 FORMS = (
   "a dnt workdir, '<file>.safetensors', '<file>.pth' (.pt, .bin), '<file>.h5', 'tfjs:<dir>' or 'hf:<owner>/<name>'"
 )
-CONFIG_FILE = 'config.json'
 # Options of config.model that are no matter of the network: how it is run, and for which data.
 _OF_THE_RUN = ('num_classes', 'dtype', 'scan', 'remat')
 
@@ -211,7 +211,7 @@ def read_run_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
   Raises:
     errors.InputError: the folder is no workdir.
   """
-  path = workdir / CONFIG_FILE
+  path = workdir / workdir_lib.CONFIG
   if not path.is_file():
-    raise errors.InputError(f'{workdir} is no workdir of a dnt run (it has no {CONFIG_FILE}); valid: {FORMS}')
+    raise errors.InputError(f'{workdir} is no workdir of a dnt run (it has no {workdir_lib.CONFIG}); valid: {FORMS}')
   return run_config.get_config(str(path))

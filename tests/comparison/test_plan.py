@@ -4,6 +4,7 @@ import pytest
 
 from dnt import config as schema
 from dnt import errors
+from dnt import workdir as workdir_lib
 from dnt.comparison import plan
 from dnt.config import run_config
 from dnt.training import experiment
@@ -163,7 +164,7 @@ def leave(run, finished, config=None):
   """What a run leaves in its workdir."""
   (run.workdir / 'checkpoints' / '3').mkdir(parents=True, exist_ok=True)
   (run.workdir / 'summary.json').write_text(json.dumps({'finished': finished, 'params_sha256': run.name}))
-  run_config.write(run.workdir / plan.REQUESTED, config or run.config)
+  run_config.write(run.workdir / workdir_lib.REQUESTED, config or run.config)
 
 
 @pytest.mark.parametrize('finished', [True, False])
@@ -203,23 +204,23 @@ def test_a_run_that_came_to_nothing_may_change(config, tmp_path):
   run = plan.make(config, tmp_path)[0]
   run.workdir.mkdir(parents=True)
   other = plan.override(run.config, {'optim.momentum': 0.0}, 'test')
-  run_config.write(run.workdir / plan.REQUESTED, other)
+  run_config.write(run.workdir / workdir_lib.REQUESTED, other)
   assert not plan.is_finished(run)
 
 
 def test_a_run_of_an_older_version_ran_with_what_are_now_defaults(config, tmp_path):
   run = plan.make(config, tmp_path)[0]
   leave(run, True)
-  stored = json.loads((run.workdir / plan.REQUESTED).read_text())
+  stored = json.loads((run.workdir / workdir_lib.REQUESTED).read_text())
   del stored['telemetry']
-  (run.workdir / plan.REQUESTED).write_text(json.dumps(stored))
+  (run.workdir / workdir_lib.REQUESTED).write_text(json.dumps(stored))
   assert plan.is_finished(run)
 
 
 def test_a_workdir_of_another_program_is_refused(config, tmp_path):
   run = plan.make(config, tmp_path)[0]
   leave(run, True)
-  (run.workdir / plan.REQUESTED).unlink()
+  (run.workdir / workdir_lib.REQUESTED).unlink()
   with pytest.raises(errors.InputError, match='that no comparison started'):
     plan.is_finished(run)
   (run.workdir / 'summary.json').write_text('{')

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from dnt import config as schema
+from dnt import workdir as workdir_lib
 from dnt.comparison import plan, results
 from dnt.config import run_config
 
@@ -61,7 +62,7 @@ def leave(run, train, test):
     content = {'split': split, 'step': step, 'class_names': ['cat', 'd|g'], 'per_class': per_class}
     name = re.sub(r'\W+', '_', split).strip('_')
     (run.workdir / f'confusion_{name}.json').write_text(json.dumps(content))
-  run_config.write(run.workdir / plan.REQUESTED, run.config)
+  run_config.write(run.workdir / workdir_lib.REQUESTED, run.config)
 
 
 @pytest.fixture(scope='module')
@@ -75,7 +76,7 @@ def written(tmp_path_factory):
     else:
       run.workdir.mkdir(parents=True)
       (run.workdir / 'metrics.jsonl').write_text(json.dumps(next(lines(0, 0))) + '\n')
-      (run.workdir / plan.FAILURE).write_text('{"error": "the loss is | not finite at step 12; try <this>"}')
+      (run.workdir / workdir_lib.FAILURE).write_text('{"error": "the loss is | not finite at step 12; try <this>"}')
   outcomes = [results.read(run) for run in runs]
   results.write(outcomes, results.About(config, 'compare_me', 'short', 'python -m dnt.compare'), tmp_path)
   return tmp_path, outcomes

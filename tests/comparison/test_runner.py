@@ -9,6 +9,7 @@ import pytest
 
 from dnt import config as schema
 from dnt import errors, trees
+from dnt import workdir as workdir_lib
 from dnt.checkpoints import format
 from dnt.comparison import plan, runner
 from dnt.reporting import terminal
@@ -192,7 +193,7 @@ def test_a_variant_starts_from_the_weights_of_another(tiny, in_process, tmp_path
   assert same == {path for path in before if not path.startswith('head/')}
   assert json.loads((tuned.workdir / 'config.json').read_text())['train']['init_from'] == str(pretrain.workdir)
 
-  failed, failure = (json.loads((run.workdir / plan.FAILURE).read_text())['error'] for run in (diverges, lost))
+  failed, failure = (json.loads((run.workdir / workdir_lib.FAILURE).read_text())['error'] for run in (diverges, lost))
   assert 'not finite' in failed and failure == f'it starts from diverges, which failed: {failed}'
   assert stream.getvalue().splitlines()[-1] == f'run 4 of 4  lost seed 0  failed: {failure}'
 

@@ -1,0 +1,76 @@
+"""The files of a workdir, by name, and the number of their format."""
+
+import json
+import pathlib
+import re
+
+from dnt import errors, files
+
+FORMAT = 1  # raised when older code can no longer read what is written; what is older is read
+
+# Of a run.
+VERSION = 'format.json'
+CONFIG = 'config.json'
+METRICS = 'metrics.jsonl'
+CHECKPOINTS = 'checkpoints'
+SUMMARY = 'summary.json'
+REPORT = 'report.html'
+CURVES = 'curves.png'
+TELEMETRY = 'telemetry.png'
+DEAD_UNITS = 'dead_units.json'
+NOISE_SCALE = 'noise_scale.json'
+LR_FIND, LR_FIND_PLOT = 'lr_find.json', 'lr_find.png'
+# Of a run that is part of a comparison.
+REQUESTED = 'requested.json'  # its config before data and model filled it in
+LOG = 'log.txt'
+FAILURE = 'failure.json'  # why it failed
+# Of a comparison, beside REPORT and CURVES.
+LOCK = 'lock'
+
+
+def confusion_path(workdir: pathlib.Path, split: str) -> pathlib.Path:
+  """Where a split's last evaluation is: class names, the confusion matrix, true class by predicted, and `per_class`."""
+  return workdir / f'confusion_{re.sub(r"[^A-Za-z0-9_.-]+", "_", split).strip("_")}.json'
+
+
+def confusion_paths(workdir: pathlib.Path) -> list[pathlib.Path]:
+  """Those that are there."""
+  return sorted(workdir.glob('confusion_*.json'))
+
+
+def check_format(workdir: pathlib.Path) -> None:
+  """Refuses a workdir that newer code has written; one without a number is of format 1.
+
+  Raises:
+    errors.InputError: its format is not known here, or cannot be read.
+  """
+  path = workdir / VERSION
+  if not path.exists():
+    return
+  try:
+    number = int(json.loads(path.read_bytes())['format'])
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    raise errors.InputError(f'{path}, which holds the format of the workdir, cannot be read ({error})') from error
+  check_number(number, str(workdir))
+
+
+def check_number(number: int, what: str) -> None:
+  """Refuses a format that is not known here.
+
+  Args:
+    number: of the format.
+    what: was written in it, for the message.
+
+  Raises:
+    errors.InputError: it is newer than `FORMAT`.
+  """
+  if number > FORMAT:
+    raise errors.InputError(
+      f'{what} was written by a newer dnt (format {number}; this one reads up to {FORMAT}): install that version, or '
+      'give another --workdir'
+    )
+
+
+def write_format(workdir: pathlib.Path) -> None:
+  """Notes the format in an existing workdir."""
+  files.write_json(workdir / VERSION, {'format': FORMAT})
