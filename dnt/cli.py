@@ -1,4 +1,4 @@
-"""What the programs share: the config flag, help, and errors as one line with an exit code.
+"""Provides what the programs share: the config flag, help, and errors as one line with an exit code.
 
 Exit codes: 0 finished or cleanly stopped, 1 a run that failed, 2 bad input (flags, config, data, checkpoint).
 """
@@ -20,7 +20,7 @@ from dnt import config as schema
 from dnt import errors
 from dnt.parallel import allocator
 
-# An installed package holds the config files; in a checkout they stand beside it.
+# An installed package contains the config files; in a checkout they are next to it.
 _PACKAGED = pathlib.Path(__file__).parent / 'configs'
 CONFIGS = _PACKAGED if _PACKAGED.is_dir() else pathlib.Path(__file__).parents[1] / 'configs'
 _CONFIG_ARGUMENT = re.compile(r'--?config(=.*)?$')
@@ -29,15 +29,15 @@ _OVERRIDE = re.compile(r'--?(?:no)?config\.([\w.]+)')
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-  """One of the programs, `python -m dnt.<name>`.
+  """Describes one of the programs, `python -m dnt.<name>`.
 
   Attributes:
-    description: what `--help` prints first.
-    define_flags: defines its flags on the values that it is given.
-    main: runs it with the parsed flags.
-    default_config: name of the config file in `configs/` when `--config` is not given; None: it takes no config.
-    kinds: of config files that it takes, from `dnt.config.KINDS`.
-    computes: whether it runs networks itself, for which memory is kept; else it leaves that to processes it starts.
+    description: the first part of the `--help` output.
+    define_flags: defines its flags on the given flag values.
+    main: runs the program with the parsed flags.
+    default_config: name of the config file in `configs/` if `--config` is not set; None: the program takes no config.
+    kinds: the kinds of config files that it takes, from `dnt.config.KINDS`.
+    computes: whether it runs networks itself and therefore keeps freed memory; if not, the processes it starts do.
   """
 
   description: str
@@ -49,11 +49,11 @@ class Program:
 
 
 def run(program: Program, argv: Sequence[str] | None = None) -> NoReturn:
-  """Parses the flags, runs a program and exits with the code that its errors stand for.
+  """Parses the flags, runs a program and exits with the code of its outcome.
 
   Args:
-    program: what to run.
-    argv: the command line, the name first; None: that of the process.
+    program: the program to run.
+    argv: the command line, with the name first; None: the command line of the process.
   """
   argv = list(sys.argv if argv is None else argv)
   if any(argument in ('-h', '--help', '--helpfull', '--helpshort') for argument in argv[1:]):
@@ -62,7 +62,7 @@ def run(program: Program, argv: Sequence[str] | None = None) -> NoReturn:
   if program.computes:
     allocator.tune()
   logging.use_absl_handler()
-  logging.set_verbosity(logging.ERROR)  # the libraries' own chatter
+  logging.set_verbosity(logging.ERROR)  # hides the messages of the libraries
   std_logging.getLogger('dnt').setLevel(std_logging.WARNING)
   try:
     program.main(parse(program, argv))
@@ -78,15 +78,15 @@ def run(program: Program, argv: Sequence[str] | None = None) -> NoReturn:
 
 
 def config(values: flags.FlagValues) -> ml_collections.ConfigDict:
-  """The config of the command line, validated.
+  """Returns the validated config of the command line.
 
-  Of `train.steps` and `train.epochs` the one given on the command line counts, whichever the file sets.
+  If the command line sets `train.steps` or `train.epochs`, that option counts, whichever of them the file sets.
 
   Args:
     values: the parsed flags.
 
   Raises:
-    errors.InputError: a key or value that the schema refuses.
+    errors.InputError: the schema refuses a key or value.
   """
   parsed, given = values.config, overrides(values)
   for prefix, section in (('', parsed), ('base.', parsed.get('base'))):
@@ -97,20 +97,20 @@ def config(values: flags.FlagValues) -> ml_collections.ConfigDict:
 
 
 def overrides(values: flags.FlagValues) -> dict[str, object]:
-  """The config keys of the command line, with their values."""
+  """Returns the config keys of the command line, with their values."""
   return config_flags.get_override_values(values['config'])
 
 
 def config_path(values: flags.FlagValues) -> pathlib.Path:
-  """The config file that was read."""
+  """Returns the path of the config file."""
   return pathlib.Path(config_flags.get_config_filename(values['config']))
 
 
 def trained(workdir: str | None, weights: str | None) -> str:
-  """What `inference.load` is asked for by the flags `--workdir` and `--weights`, of which one must be given.
+  """Returns the model source given by exactly one of `--workdir` and `--weights`.
 
   Raises:
-    errors.InputError: both or neither, or a workdir that is no folder.
+    errors.InputError: both or neither are set, or the workdir is not a folder.
   """
   if bool(workdir) == bool(weights):
     given = 'not both' if workdir else 'one of them'
@@ -124,7 +124,7 @@ def trained(workdir: str | None, weights: str | None) -> str:
 
 
 def catalogue(configs: pathlib.Path) -> str:
-  """The configs of a folder with the first line of their docstrings, the models and the data sources."""
+  """Lists the configs of a folder with the first lines of their docstrings, the models and the data sources."""
   from dnt import models
   from dnt.data import sources
 
@@ -147,7 +147,7 @@ def catalogue(configs: pathlib.Path) -> str:
 
 
 def help_text(program: Program) -> str:
-  """Every flag of a program and every config key of its kinds, with defaults."""
+  """Lists every flag of a program and every config key of its kinds, with defaults."""
   lines = [program.description.strip(), '', 'Flags:']
   values = _define(program, [])
   for name in sorted(values):
@@ -176,17 +176,17 @@ def _options(kinds: Sequence[str]) -> dict[str, schema.Option]:
 
 
 def parse(program: Program, argv: Sequence[str]) -> flags.FlagValues:
-  """The flags of a command line.
+  """Parses a command line.
 
   Args:
-    program: whose flags they are.
-    argv: the command line, the name first.
+    program: the program whose flags to parse.
+    argv: the command line, with the name first.
 
   Raises:
-    errors.InputError: a flag, key or value that is not valid, or a config file that cannot be read.
+    errors.InputError: a flag, key or value is not valid, or the config file cannot be read.
   """
   argv = list(argv)
-  flags.FLAGS.mark_as_parsed()  # grain asks whether absl's own are
+  flags.FLAGS.mark_as_parsed()  # grain checks whether absl's own flags are parsed
   if not program.kinds:
     return _parse_flags(program, argv)
   known = _options(program.kinds)
@@ -202,7 +202,7 @@ def parse(program: Program, argv: Sequence[str]) -> flags.FlagValues:
     rest = values(argv)
     kind = schema.kind(values.config)  # a file that failed to load raises here, not before
   except flags.Error as error:
-    if 'Traceback' in str(error):  # ml_collections puts that of a ValueError in a config file into the message
+    if 'Traceback' in str(error):  # the message holds the traceback of a ValueError in a config file
       raise _failed(argv, error) from error
     raise _refused(error) from error
   except OSError as error:
@@ -210,7 +210,7 @@ def parse(program: Program, argv: Sequence[str]) -> flags.FlagValues:
       f'no config file at {_config_argument(argv)!r}, and none of this name comes with dnt; '
       'python -m dnt.main --list shows those that do'
     ) from error
-  except Exception as error:  # a config file is code: whatever it raises is bad input, named in its last line
+  except Exception as error:  # a config file is code: any exception is bad input; its last line is reported
     raise _failed(argv, error) from error
   if kind not in program.kinds:
     taken = ', '.join(program.kinds)
@@ -220,7 +220,7 @@ def parse(program: Program, argv: Sequence[str]) -> flags.FlagValues:
 
 
 def _parse_flags(program: Program, argv: list[str]) -> flags.FlagValues:
-  """Of a program without a config."""
+  """Parses the flags of a program without a config."""
   if any(_CONFIG_ARGUMENT.match(argument) or _OVERRIDE.match(argument) for argument in argv[1:]):
     raise errors.InputError('this program takes no --config: a run and its weights say themselves what they are')
   values = _define(program, argv)
@@ -246,7 +246,7 @@ def _failed(argv: list[str], error: Exception) -> errors.InputError:
 
 
 def _with_shipped_config(argv: list[str]) -> list[str]:
-  """The command line, in which the bare name of a config that comes with dnt is its file."""
+  """Replaces the bare name of a config that comes with dnt by the path of its file."""
   given = _config_argument(argv)
   name, colon, argument = given.partition(':')
   file = CONFIGS / f'{name.removesuffix(".py")}.py'

@@ -1,11 +1,11 @@
-"""Trains the variants of a config, each with every seed, and puts them side by side in one table and one plot.
+"""Trains the variants of a config, each with every seed, and compares them in one table and one plot.
 
   python -m dnt.compare --config=configs/compare_init.py
   python -m dnt.compare --config=configs/compare_degradation.py --form=short --only=plain20,plain56 --workdir=runs/mine
 
-The results are written anew after each run. The same command goes on where the last one stopped: what is finished is
-not run again. Ctrl-C saves the current run and stops; a second one stops at once. A run that fails is reported, and the
-others go on; the exit code is then 1.
+The program writes the results again after each run. The same command continues where the last one stopped, and does not
+repeat finished runs. Ctrl-C saves the current run and stops; a second one stops at once. If a run fails, the program
+reports it and continues with the others; the exit code is then 1.
 """
 
 import pathlib
@@ -29,7 +29,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def main(values: flags.FlagValues) -> None:
-  """Reads the flags, runs what is left and writes the results; prints where they are as the last line."""
+  """Reads the flags, runs the unfinished runs and writes the results; the last line printed is their folder."""
   config = cli.config(values)
   name = cli.config_path(values).stem + (f'_{values.form}' if values.form else '')
   workdir = pathlib.Path(values.workdir or pathlib.Path('runs') / name)

@@ -1,18 +1,18 @@
-"""The two errors a user can meet, and the sentence for a misspelt name.
+"""Defines the two errors that users can see, and the message for a misspelt name.
 
-Programs print either one as a single line; `InputError` exits with 2 (nothing was run), `RunError` with 1.
+Programs print either error as a single line and exit with 2 for `InputError` (nothing was run), with 1 for `RunError`.
 """
 
 import difflib
 from collections.abc import Iterable, Sequence
 
-LISTED = 24  # valid names that a message lists in full; of more it lists the nearest
+LISTED = 24  # most valid names that a message lists in full; if there are more, it lists the nearest
 NEAREST = 5
-PATHS = 8  # paths that a message lists, of each kind
+PATHS = 8  # most paths of each kind that a message lists
 
 
 class InputError(ValueError):
-  """Bad config, data, checkpoint or flag: says what is wrong, what is valid and what to do."""
+  """Bad config, data, checkpoint or flag; the message explains what is wrong, what is valid and what to do."""
 
 
 class RunError(RuntimeError):
@@ -20,12 +20,12 @@ class RunError(RuntimeError):
 
 
 def unknown(what: str, name: str, valid: Iterable[str]) -> InputError:
-  """The error for a name outside a closed set, naming the nearest valid one.
+  """Makes the error for a name outside a closed set; the message names the nearest valid one.
 
   Args:
-    what: what the name stands for, in words (`'config key'`).
-    name: the name that was given.
-    valid: the names that exist.
+    what: kind of the name, in words (`'config key'`).
+    name: the unknown name.
+    valid: all valid names.
 
   Returns:
     An `InputError` to raise.
@@ -41,6 +41,6 @@ def unknown(what: str, name: str, valid: Iterable[str]) -> InputError:
 
 
 def list_names(names: Sequence[str], most: int = PATHS) -> str:
-  """The first few names in one line, and how many more there are."""
+  """Joins the first `most` names in one line, and adds how many more there are."""
   more = f' and {len(names) - most} more' if len(names) > most else ''
   return ', '.join(names[:most]) + more

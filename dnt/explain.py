@@ -1,13 +1,14 @@
-"""Shows where in a picture a network sees what it says, and which pictures excite it most.
+"""Shows which parts of an image a prediction depends on, and which images activate a network most.
 
   python -m dnt.explain --workdir=runs/mine --images='scans/*.jpg'
   python -m dnt.explain --workdir=runs/mine --exciting=val --top=8
   python -m dnt.explain --weights=tfjs:resnet50 --images=photos --method=layer_cam --entry=stage4/block001 --output=out
 
---images: for each picture a class activation map (Grad-CAM, Grad-CAM++, HiResCAM or LayerCAM) at an entry of the depth
-list, drawn over it, and how much the probability of the class hangs on what the map names: deletion and insertion,
-beside those of a random map. --exciting: the pictures of a split that excite each channel of the entry, and each class,
-most. Written are a PNG per picture, sheets of them, explain.html and explain.json.
+--images: computes for each image a class activation map (Grad-CAM, Grad-CAM++, HiResCAM or LayerCAM) at an entry of the
+depth list and draws it over the image. It also measures how much the probability of the class depends on the regions
+that the map marks: deletion and insertion, next to those of a random map. --exciting: finds the images of a split that
+activate each channel of the entry, and each class, most. The output is a PNG per image, sheets of them, explain.html
+and explain.json.
 """
 
 import pathlib
@@ -41,7 +42,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def main(values: flags.FlagValues) -> None:
-  """Reads the flags and explains; prints what was written where as the last line."""
+  """Reads the flags and explains; the last line printed is what was written and its folder."""
   text = cli.trained(values.workdir, values.weights)
   if not values.images and not values.exciting:
     raise errors.InputError('give --images=<file, folder or glob>, --exciting=<split of the run>, or both')

@@ -3,10 +3,10 @@
   python -m dnt.export --workdir=runs/mine
   python -m dnt.export --workdir=runs/mine --format=safetensors
 
-stablehlo: model.stablehlo, a program that takes uint8 pictures, any number at a time, and returns logits
-(jax.export.deserialize), and model.json, which says how to call it. safetensors: model.safetensors with torchvision's
-names, and timm's config.json. The averaged weights are exported where the run keeps them (config.ema.decay). The data
-is not needed.
+stablehlo: writes model.stablehlo, a program that takes any number of uint8 images at a time and returns logits
+(jax.export.deserialize), and model.json, which describes how to call it. safetensors: writes model.safetensors with
+torchvision's names, and timm's config.json. The export holds the averaged weights if the run keeps them
+(config.ema.decay). It does not need the data.
 """
 
 import pathlib
@@ -24,7 +24,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def main(values: flags.FlagValues) -> None:
-  """Reads the flags and exports; prints what is where as the last line."""
+  """Reads the flags and exports; the last line printed is the files written."""
   if not values.workdir:
     raise errors.InputError('give --workdir=<folder of a dnt run>')
   workdir = pathlib.Path(values.workdir)

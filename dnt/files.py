@@ -1,4 +1,4 @@
-"""Files that are replaced as one change: a reader sees the old one or the new, whole, even if the writer is killed."""
+"""Replaces files atomically: a reader sees either the whole old or the whole new file, even if the writer is killed."""
 
 import json
 import math
@@ -12,14 +12,14 @@ from dnt import errors
 
 
 def make_workdir(path: str | os.PathLike, flag: str = '--workdir') -> None:
-  """Makes the folder if it is not there.
+  """Creates the folder if it is missing, and checks that it is writable.
 
   Args:
-    path: of the folder.
-    flag: that names it on the command line.
+    path: path of the folder.
+    flag: command line flag that names the folder, for the message.
 
   Raises:
-    errors.InputError: nothing can be written there.
+    errors.InputError: the folder is not writable.
   """
   path = pathlib.Path(path)
   try:
@@ -33,7 +33,7 @@ def make_workdir(path: str | os.PathLike, flag: str = '--workdir') -> None:
 
 
 def write(path: str | os.PathLike, content: str | bytes) -> None:
-  """Replaces the file at `path` by `content` (text as UTF-8)."""
+  """Replaces the file at `path` with `content` (text as UTF-8)."""
   path = pathlib.Path(path)
   partial = path.with_name(f'{path.name}.partial')
   with partial.open('wb') as file:
@@ -44,7 +44,7 @@ def write(path: str | os.PathLike, content: str | bytes) -> None:
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
-  """Replaces the file at `path` by `value` as indented JSON; NaN and infinities, which JSON lacks, are null."""
+  """Replaces the file at `path` with `value` as indented JSON; NaN and infinities, which JSON lacks, become null."""
   write(path, json.dumps(_finite(value), indent=2, allow_nan=False) + '\n')
 
 

@@ -1,4 +1,4 @@
-"""The loop: the order of events and nothing else.
+"""Defines the training loop: the order of events and nothing else.
 
 Order of resume sources (`initialize.find`), the first that exists wins:
   1. the newest good checkpoint of the run's own workdir: the whole state,
@@ -6,16 +6,16 @@ Order of resume sources (`initialize.find`), the first that exists wins:
   3. fresh parameters from `config.seed`.
 
 Order of events when step s is done:
-  1. the metrics of the steps up to s are fetched once the next steps are dispatched, so that the device does not wait
-     for the host (before 2 and 3, before a compilation and at the end, at once); a loss that is not finite stops the
-     run; a training line at every `train.log_every`; then a telemetry line, if s is a multiple of `telemetry.every`,
-     and what it warns of,
+  1. the host fetches the metrics of the steps up to s after it has dispatched the next steps, so that the device does
+     not wait for the host (before 2 and 3, before a compilation and at the end, at once); a loss that is not finite
+     stops the run; a training line at every `train.log_every`; then a telemetry line, if s is a multiple of
+     `telemetry.every`, and its warnings,
   2. evaluation, if s is a multiple of `eval.every` or the last step; then the best metric and patience,
   3. a checkpoint, if s is a multiple of `checkpoint.every` or the run ends here; it holds the state of the stage that
      ends at s, if one does,
-  4. the end, if s is the last step, patience is over or a signal asked for it; after a signal 2 is left to the process
-     that goes on from here, so that the checkpoint is not kept waiting,
-  5. the next stage, if one starts at s: the optimizer's state of what begins to train.
+  4. the end, if s is the last step, patience has run out or a signal requested it; after a signal the process that
+     continues from here does 2, so that the checkpoint does not have to wait,
+  5. the next stage, if one starts at s: the optimizer's state for the parameters that begin to train.
 """
 
 import contextlib
@@ -41,20 +41,20 @@ from dnt.training import calendar, evaluate, experiment, initialize, precompile,
 def train(
   config: ml_collections.ConfigDict, workdir: pathlib.Path, clock: record.Clock, command: str
 ) -> dict[str, Any]:
-  """Trains from wherever the workdir stands to the end of the config, or until asked to stop.
+  """Trains from the current state of the workdir to the end of the config, or until a signal requests a stop.
 
   Args:
     config: a validated config.
-    workdir: where everything is written; the README lists the files.
+    workdir: where the run writes everything; the README lists the files.
     clock: started when the program began.
     command: the command line, for the record.
 
   Returns:
-    The summary, as `summary.json` holds it.
+    The summary, with the contents of `summary.json`.
 
   Raises:
-    errors.InputError: config, data and checkpoint that do not fit together; nothing was run, nothing saved is lost.
-    errors.RunError: a loss or state that is not finite; the last good checkpoint stands.
+    errors.InputError: config, data and checkpoint do not fit together; nothing has run and nothing saved is lost.
+    errors.RunError: a loss or state is not finite; the last good checkpoint remains.
   """
   workdir_lib.check_format(workdir)
   saved = checkpoints.Checkpoints(workdir, config.checkpoint)
@@ -96,7 +96,7 @@ def train(
 
 
 class _Session(NamedTuple):
-  """What a run works with from its first step to its last."""
+  """Holds the objects that a run uses from its first step to its last."""
 
   run: experiment.Experiment
   mesh: jax.sharding.Mesh
@@ -110,20 +110,20 @@ class _Session(NamedTuple):
 
 
 class _Pending:
-  """The metrics of the last steps, which the device may still be taking, until the record takes them in."""
+  """Holds the metrics of the last steps, which the device may still be computing, until the record takes them."""
 
   def __init__(self, rec: record.Record):
     self._rec, self._waiting = rec, None
 
   def flush(self) -> None:
-    """Waits for them, if there are any."""
+    """Waits for the metrics, if there are any, and passes them to the record."""
     if self._waiting:
       start, count, metrics = self._waiting
       self._waiting = None
       self._rec.trained(start, count, jax.device_get(metrics))
 
   def replace(self, start: int, count: int, metrics: dict[str, Any]) -> None:
-    """Takes those of newer steps, which are dispatched, after waiting for the older ones."""
+    """Flushes the metrics of the older steps, then stores those of newer, dispatched steps."""
     self.flush()
     self._waiting = (start, count, metrics)
 

@@ -3,7 +3,7 @@
   python -m dnt.main --config=configs/digits_resnet20.py
   python -m dnt.main --config=configs/cifar_resnet56.py --workdir=runs/mine --config.train.steps=100
 
-The same command goes on where the last one stopped. Ctrl-C saves and stops; a second one stops at once.
+The same command continues where the last one stopped. Ctrl-C saves and stops; a second one stops at once.
 """
 
 import os
@@ -44,13 +44,13 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def main(values: flags.FlagValues) -> None:
-  """Reads the flags and runs; prints the result and where it is as the last line."""
+  """Reads the flags and runs; the last line printed is the result and its workdir."""
   if values.list:
     print(cli.catalogue(cli.CONFIGS))
     return
   config = cli.config(values)
   workdir = pathlib.Path(values.workdir or pathlib.Path('runs') / cli.config_path(values).stem)
-  # A launcher that gives each process flags of its own says what the user typed.
+  # A launcher that gives each process its own flags sets this to the command that the user typed.
   command = os.environ.get('DNT_COMMAND') or shlex.join(['python', '-m', 'dnt.main', *sys.argv[1:]])
 
   from dnt.parallel import compile as compile_lib

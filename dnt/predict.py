@@ -1,12 +1,12 @@
-"""Says what is on pictures: the most likely classes by a run, or by pretrained weights alone.
+"""Predicts the most likely classes of images, with a run or with pretrained weights alone.
 
   python -m dnt.predict --workdir=runs/mine --images=scans/new
   python -m dnt.predict --weights=hf:timm/resnet50.a1_in1k --images='photos/**/*.jpg' --top=3 --output=found.csv
 
-Pictures are prepared as an evaluation of the network does it. A file that cannot be read is named and skipped; the exit
-code is 2 when none can. Ctrl-C writes what was found so far. Of a run the newest checkpoint is taken, and of that the
-averaged weights where the run keeps them (config.ema.decay). A row of the CSV is a picture and one of its classes; the
-JSON holds the skipped files too.
+The images are preprocessed as in an evaluation of the network. The program names and skips a file that it cannot read;
+the exit code is 2 if it can read none. Ctrl-C writes the predictions so far. A run is loaded from its newest
+checkpoint, with the averaged weights if the run keeps them (config.ema.decay). A row of the CSV is an image and one of
+its classes; the JSON also lists the skipped files.
 """
 
 import csv
@@ -33,7 +33,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def main(values: flags.FlagValues) -> None:
-  """Reads the flags and predicts; prints a line a picture, and as the last line how many and where they are."""
+  """Reads the flags and predicts; prints a line per image, and finally their number and the output file."""
   asked = cli.trained(values.workdir, values.weights)
   if not values.images:
     raise errors.InputError('give --images=<picture, folder or quoted glob>')
@@ -90,10 +90,10 @@ def main(values: flags.FlagValues) -> None:
 
 
 def read_names(path: str) -> tuple[str, ...]:
-  """The lines of a text file that are not empty.
+  """Returns the non-empty lines of a text file.
 
   Raises:
-    errors.InputError: it cannot be read.
+    errors.InputError: the file cannot be read.
   """
   try:
     lines = pathlib.Path(path).expanduser().read_text().splitlines()
@@ -112,14 +112,14 @@ def write(
   """Writes predictions as CSV or JSON, by the suffix.
 
   Args:
-    path: of the file.
-    origin: of the network.
-    step: of its checkpoint, if it is one.
+    path: path of the file.
+    origin: source of the network.
+    step: step of its checkpoint, if it has one.
     rows: (path, its (class name, index, probability), most likely first).
-    unreadable: why, by path.
+    unreadable: reasons by path of the unreadable files.
 
   Raises:
-    errors.InputError: it cannot be written.
+    errors.InputError: the file cannot be written.
   """
   if path.suffix == '.csv':
     text = io.StringIO()

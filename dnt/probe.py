@@ -1,11 +1,12 @@
-"""Examines an untrained network, or measures how signals propagate in random networks against theory.
+"""Examines an untrained network, or compares how signals propagate in random networks with theory.
 
   python -m dnt.probe --config=configs/cifar_plain56.py [--try]
   python -m dnt.probe --config=configs/probe_grid.py
 
-A training config is examined at initialization on one real batch, and its first ten steps are taken: a table by entry,
-a verdict (trainable, vanishing, exploding, collapsing to one direction, dead, step too large), where it begins, and the
-overrides most likely to mend it, which --try tries. A grid (configs/probe_*.py) is measured over many seeds.
+For a training config, the program examines the network at initialization on one real batch and takes its first ten
+steps. It prints a table by entry, a verdict (trainable, vanishing, exploding, collapsing to one direction, dead, step
+too large), the entry where the problem begins, and the overrides most likely to fix it, which --try tries. For a grid
+(configs/probe_*.py), it measures random networks over many seeds.
 """
 
 import pathlib
@@ -26,7 +27,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def main(values: flags.FlagValues) -> None:
-  """Reads the flags and examines; prints where the findings are as the last line."""
+  """Reads the flags and examines; the last line printed is the folder of the findings."""
   config = cli.config(values)
   workdir = pathlib.Path(values.workdir or pathlib.Path('runs') / f'probe_{cli.config_path(values).stem}')
 

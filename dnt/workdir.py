@@ -1,4 +1,4 @@
-"""The files of a workdir, by name, and the number of their format."""
+"""Names the files of a workdir and the number of their format."""
 
 import json
 import pathlib
@@ -6,9 +6,9 @@ import re
 
 from dnt import errors, files
 
-FORMAT = 1  # raised when older code can no longer read what is written; what is older is read
+FORMAT = 1  # increased if older code can no longer read what is written; older formats are read
 
-# Of a run.
+# Files of a run.
 VERSION = 'format.json'
 CONFIG = 'config.json'
 METRICS = 'metrics.jsonl'
@@ -20,29 +20,29 @@ TELEMETRY = 'telemetry.png'
 DEAD_UNITS = 'dead_units.json'
 NOISE_SCALE = 'noise_scale.json'
 LR_FIND, LR_FIND_PLOT = 'lr_find.json', 'lr_find.png'
-# Of a run that is part of a comparison.
-REQUESTED = 'requested.json'  # its config before data and model filled it in
+# Files of a run that is part of a comparison.
+REQUESTED = 'requested.json'  # its config before data and model fill it in
 LOG = 'log.txt'
 FAILURE = 'failure.json'  # why it failed
-# Of a comparison, beside REPORT and CURVES.
+# Files of a comparison, besides REPORT and CURVES.
 LOCK = 'lock'
 
 
 def confusion_path(workdir: pathlib.Path, split: str) -> pathlib.Path:
-  """Where a split's last evaluation is: class names, the confusion matrix, true class by predicted, and `per_class`."""
+  """Returns the file of a split's last evaluation: class names, confusion (true by predicted) and `per_class`."""
   return workdir / f'confusion_{re.sub(r"[^A-Za-z0-9_.-]+", "_", split).strip("_")}.json'
 
 
 def confusion_paths(workdir: pathlib.Path) -> list[pathlib.Path]:
-  """Those that are there."""
+  """Returns the existing files of `confusion_path`."""
   return sorted(workdir.glob('confusion_*.json'))
 
 
 def check_format(workdir: pathlib.Path) -> None:
-  """Refuses a workdir that newer code has written; one without a number is of format 1.
+  """Refuses a workdir that newer code has written; a workdir without a number has format 1.
 
   Raises:
-    errors.InputError: its format is not known here, or cannot be read.
+    errors.InputError: its format is unknown to this version, or cannot be read.
   """
   path = workdir / VERSION
   if not path.exists():
@@ -55,14 +55,14 @@ def check_format(workdir: pathlib.Path) -> None:
 
 
 def check_number(number: int, what: str) -> None:
-  """Refuses a format that is not known here.
+  """Refuses a format that is unknown to this version.
 
   Args:
-    number: of the format.
-    what: was written in it, for the message.
+    number: number of the format.
+    what: the object in this format, for the message.
 
   Raises:
-    errors.InputError: it is newer than `FORMAT`.
+    errors.InputError: the format is newer than `FORMAT`.
   """
   if number > FORMAT:
     raise errors.InputError(
@@ -72,5 +72,5 @@ def check_number(number: int, what: str) -> None:
 
 
 def write_format(workdir: pathlib.Path) -> None:
-  """Notes the format in an existing workdir."""
+  """Writes the format into an existing workdir."""
   files.write_json(workdir / VERSION, {'format': FORMAT})

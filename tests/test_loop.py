@@ -1,4 +1,4 @@
-"""The order of events and of resume sources, as the docstring of dnt.train states them."""
+"""The order of events and of resume sources, as the docstring of dnt.loop states them."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Checkpoints of whole runs: written by Orbax, restored strictly."""
+"""Saves checkpoints of whole runs with Orbax, and restores them strictly."""
 
 from dnt.checkpoints.manager import (
   Checkpoints,

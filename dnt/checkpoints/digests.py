@@ -1,4 +1,4 @@
-"""A digest of each array, from its bits and their places, however it is sharded."""
+"""Computes a digest of each array from its bits and their positions, independent of the sharding."""
 
 import itertools
 from collections.abc import Mapping
@@ -11,20 +11,21 @@ from jax.experimental import multihost_utils
 
 
 def inspect(leaves: Mapping[str, Any]) -> dict[str, tuple[int, bool]]:
-  """(digest, whether all numbers are finite) of each leaf.
+  """Returns (digest, whether all numbers are finite) for each leaf.
 
-  The digest is the sum modulo 2^32 of the leaf's 32-bit words, each times an odd weight, 2 x position + 1: any order of
-  summation, over any shards, gives the same, and a change of one word always changes it. It is summed on the host,
-  where the values go anyway to be written: a program for each shape would take a deep network seconds to compile.
+  The digest is the sum modulo 2^32 of the leaf's 32-bit words, each times the odd weight 2 x position + 1. Every order
+  of summation, over any shards, gives the same digest, and a change of one word always changes it. The host computes
+  the sum, because the values go there anyway to be written. Compiling a program for each shape would take seconds for a
+  deep network.
 
   Args:
-    leaves: arrays on the mesh, of which each process sums its own shards, or whole numpy arrays.
+    leaves: arrays on the mesh, where each process sums its own shards, or whole numpy arrays.
   """
   shards = {path: _shards(leaf) for path, leaf in leaves.items()}
   for _, values in itertools.chain.from_iterable(shards.values()):
     if isinstance(values, jax.Array):
       values.copy_to_host_async()
-  found = np.zeros((len(leaves), 2), np.uint32)  # digest, shards that are not finite
+  found = np.zeros((len(leaves), 2), np.uint32)  # digest, number of shards that are not finite
   for row, (path, leaf) in zip(found, leaves.items(), strict=True):
     for index, values in shards[path]:
       digest, finite = _inspect_shard(leaf.shape, index, np.asarray(values))
@@ -35,7 +36,7 @@ def inspect(leaves: Mapping[str, Any]) -> dict[str, tuple[int, bool]]:
 
 
 def _shards(leaf: Any) -> list[tuple[tuple[slice, ...], Any]]:
-  """(where, values) of the parts that this process counts for: together the processes count each number once."""
+  """Returns (index, values) of the shards that this process sums; together the processes sum each number once."""
   if isinstance(leaf, jax.Array):
     return [(shard.index, shard.data) for shard in leaf.addressable_shards if shard.replica_id == 0]
   return [((slice(None),) * leaf.ndim, leaf)]

@@ -1,10 +1,10 @@
-"""One checkpoint on disk: how it is written down, and reading it back exactly or not at all.
+"""Defines the format of one checkpoint on disk, and reads it back exactly or not at all.
 
-A checkpoint is `state`, the leaves of the train state as nested dicts (so that reading needs none of the classes that
-made it), and the envelope `meta/meta.json`: the number of its format, what the loop gives, the metric that ranks it,
-the shape, dtype and digest of each leaf, and its own SHA-256.
+A checkpoint has two parts. `state` holds the leaves of the train state as nested dicts, so that reading needs none of
+the classes that made it. The envelope `meta/meta.json` holds the format number, the loop's metadata, the metric that
+ranks the checkpoint, the shape, dtype and digest of each leaf, and the envelope's own SHA-256.
 
-All but `compare_digests` is local to the process.
+All functions except `compare_digests` are local to the process.
 """
 
 import copy
@@ -32,14 +32,14 @@ META_FILE = 'meta.json'
 
 @dataclasses.dataclass(frozen=True)
 class Parameters:
-  """What `load_parameters` reads from a run: numpy arrays, whole on every process.
+  """The result of `load_parameters`: numpy arrays, whole on every process.
 
   Attributes:
     step: the checkpoint's step.
     params: nested dicts.
     batch_stats: nested dicts; empty without BatchNorm.
-    ema: `{'params': ..., 'batch_stats': ...}`; empty when the run kept no average.
-    meta: what was given to `save`.
+    ema: `{'params': ..., 'batch_stats': ...}`; empty if the run kept no average.
+    meta: the `meta` that `save` received.
   """
 
   step: int
@@ -50,17 +50,17 @@ class Parameters:
 
 
 class DamagedError(Exception):
-  """A committed checkpoint that cannot be read back as it was written."""
+  """Raised if a committed checkpoint does not read back as it was written."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ReadBack:
-  """What was read, before its digests are compared.
+  """A checkpoint that was read, but whose digests are not compared yet.
 
   Attributes:
-    leaves: by path.
-    record: the envelope's entry of each leaf.
-    value: what the caller asked for, made of the leaves.
+    leaves: leaves by path.
+    record: the envelope's entry for each leaf.
+    value: the caller's result, built from the leaves.
   """
 
   leaves: dict[str, Any]
@@ -71,34 +71,34 @@ class ReadBack:
 def make_envelope(
   meta: Mapping[str, Any], metric: float | None, leaves: Mapping[str, Any], sums: Mapping[str, tuple[int, bool]]
 ) -> dict[str, Any]:
-  """The envelope of a checkpoint.
+  """Makes the envelope of a checkpoint.
 
   Args:
-    meta: what the loop gives, JSON.
-    metric: that ranks it.
-    leaves: of the state, by path.
-    sums: from `digests.inspect(leaves)`.
+    meta: the loop's metadata, JSON values.
+    metric: metric that ranks the checkpoint.
+    leaves: leaves of the state by path.
+    sums: result of `digests.inspect(leaves)`.
   """
   record = {
     path: {'shape': list(leaf.shape), 'dtype': str(leaf.dtype), 'digest': sums[path][0]}
     for path, leaf in leaves.items()
   }
-  # Copied whole: it is written in the background, while the loop changes what it gave.
+  # A deep copy, because the loop changes `meta` while Orbax writes it in the background.
   envelope = {'format': workdir_lib.FORMAT, 'meta': copy.deepcopy(dict(meta)), 'metric': metric, 'leaves': record}
   return {**envelope, 'sha256': _sha256(envelope)}
 
 
 def read_state(path: pathlib.Path, abstract_state: Any) -> ReadBack:
-  """Reads a whole state; the value is (state, meta).
+  """Reads a whole state; the `value` of the result is (state, meta).
 
   Args:
-    path: of the checkpoint.
-    abstract_state: pytree of `jax.ShapeDtypeStruct`s (or arrays) with the shardings to read onto; a leaf without one
-      goes to the first device of this process.
+    path: path of the checkpoint.
+    abstract_state: pytree of `jax.ShapeDtypeStruct`s (or arrays) with the shardings to read onto; a leaf without a
+      sharding goes to the first device of this process.
 
   Raises:
-    DamagedError: it cannot be read.
-    errors.InputError: it holds other leaves; nothing but the envelope was read.
+    DamagedError: the checkpoint cannot be read.
+    errors.InputError: the checkpoint holds other leaves; in this case only the envelope was read.
   """
   envelope = _read_envelope(path)
   expected = flatten(abstract_state)
@@ -115,10 +115,10 @@ def read_state(path: pathlib.Path, abstract_state: Any) -> ReadBack:
 
 
 def read_parameters(path: pathlib.Path) -> ReadBack:
-  """Reads parameters and statistics as numpy arrays; the value is `Parameters`.
+  """Reads parameters and batch statistics as numpy arrays; the `value` of the result is a `Parameters`.
 
   Raises:
-    DamagedError: they cannot be read.
+    DamagedError: the checkpoint cannot be read.
   """
   envelope = _read_envelope(path)
   record = {
@@ -156,7 +156,7 @@ def _read_envelope(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _read_leaves(path: pathlib.Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
-  """Reads leaves by path: onto the sharding each carries, or as numpy arrays without one."""
+  """Reads leaves by path, each onto its own sharding, or as a numpy array if it has none."""
   import orbax.checkpoint as ocp
 
   silence_background()
@@ -166,7 +166,7 @@ def _read_leaves(path: pathlib.Path, wanted: Mapping[str, jax.ShapeDtypeStruct])
       return ocp.RestoreArgs(restore_type=np.ndarray)
     return ocp.ArrayRestoreArgs(sharding=leaf.sharding, global_shape=leaf.shape, dtype=leaf.dtype)
 
-  # Each process reads by itself, so that one that fails does not leave the others in a barrier.
+  # Each process reads on its own, so that the others do not wait in a barrier if one fails.
   process = jax.process_index()
   alone = ocp.options.MultiprocessingOptions(
     primary_host=process, active_processes={process}, barrier_sync_key_prefix=f'dnt_read_{process}'
@@ -186,14 +186,14 @@ def _read_leaves(path: pathlib.Path, wanted: Mapping[str, jax.ShapeDtypeStruct])
   except PermissionError as error:
     raise errors.InputError(f'{path} cannot be read ({error.strerror}); check its owner and mode') from error
   except Exception as error:
-    # Orbax and TensorStore raise a dozen types for a file that is cut short, missing or changed.
+    # Orbax and TensorStore raise a dozen types for a file that is truncated, missing or changed.
     raise DamagedError('state cannot be read') from error
   finally:
     checkpointer.close()
 
 
 def compare_digests(read: ReadBack) -> DamagedError | None:
-  """The problem if a leaf is not what was written; the one function here that all processes must call together."""
+  """Returns an error if a leaf differs from what was written, else None; all processes must call it together."""
   changed = [
     path for path, (digest, _) in digests.inspect(read.leaves).items() if digest != read.record[path]['digest']
   ]
@@ -202,10 +202,10 @@ def compare_digests(read: ReadBack) -> DamagedError | None:
 
 @functools.cache
 def silence_background() -> None:
-  """Keeps Orbax's threads from printing what the calls here raise, in one line, as `RunError` or as damage.
+  """Silences tracebacks of Orbax's threads; the calls here already report the error in one line, or as damage.
 
-  When one of many reads or writes fails, the others end later and find their event loop closed or nobody waiting for
-  them: pages of tracebacks that say nothing more.
+  If one of many reads or writes fails, the others end later, when their event loop is closed or nobody waits for them.
+  They then print pages of tracebacks without any new information.
   """
   hook = sys.unraisablehook
 
@@ -253,12 +253,12 @@ def _paths(tree: Any) -> list[str]:
 
 
 def flatten(tree: Any) -> dict[str, Any]:
-  """Leaves of any pytree by path, in its order."""
+  """Flattens any pytree to `{path: leaf}`, in the order of the tree."""
   return dict(zip(_paths(tree), jax.tree.leaves(tree), strict=True))
 
 
 def _sha256(envelope: Mapping[str, Any]) -> str:
-  # In the order it is written: the same text before it is written and after it is read.
+  # Keeps the order of the keys, so that the text is the same before writing and after reading.
   return hashlib.sha256(json.dumps(envelope).encode()).hexdigest()
 
 
@@ -266,11 +266,11 @@ def metric_of(path: pathlib.Path) -> float | None:
   try:
     return _read_envelope(path)['metric']
   except DamagedError:
-    return None  # restoring it will say so
+    return None  # a restore will report the damage
 
 
 def steps_in(directory: pathlib.Path) -> list[int]:
-  """Committed steps: Orbax writes elsewhere and renames."""
+  """Lists the committed steps: Orbax writes to another name and renames when it is done."""
   try:
     return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit() and path.is_dir())
   except (FileNotFoundError, NotADirectoryError):

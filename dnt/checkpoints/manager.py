@@ -1,7 +1,7 @@
-"""Checkpoints of a whole run under `<workdir>/checkpoints`: one Orbax manager, strict restore, damage passed over.
+"""Saves and restores checkpoints under `<workdir>/checkpoints` with one Orbax manager; a restore is strict.
 
-`stored` says what a checkpoint is. With several processes every public call is made by all of them; what one finds
-damaged, all pass over. They must share the file system of the workdir.
+`format` defines what a checkpoint contains. If a run has several processes, all must make every public call, and all
+skip a checkpoint that one of them finds damaged. They must share the file system of the workdir.
 """
 
 import dataclasses
@@ -25,24 +25,24 @@ from dnt.parallel import multihost
 
 
 def better(best_metric: str, value: float | None, than: float | None) -> bool:
-  """Whether a metric improved: lower for a name that ends in 'loss', higher for any other; never by a NaN."""
+  """Returns whether a metric improved: lower is better if its name ends in 'loss', else higher; NaN never improves."""
   if value is None or np.isnan(value):
     return False
   return than is None or (value < than if best_metric.endswith('loss') else value > than)
 
 
 class Checkpoints:
-  """The checkpoints of one run: the newest `config.keep`, and the best by `config.best_metric`."""
+  """Saves and restores the checkpoints of one run; keeps the newest `config.keep` and the best by `best_metric`."""
 
   def __init__(self, workdir: str | os.PathLike, config: ml_collections.ConfigDict):
-    """Makes sure that checkpoints can be written.
+    """Checks that checkpoints can be written.
 
     Args:
-      workdir: directory of the run, made when missing.
+      workdir: directory of the run, created if missing.
       config: the `checkpoint` section of the config.
 
     Raises:
-      errors.InputError: the workdir cannot be written, or the processes do not share it.
+      errors.InputError: the workdir is not writable, or the processes do not share it.
     """
     self._directory = pathlib.Path(workdir).absolute() / workdir_lib.CHECKPOINTS
     self._config = config
@@ -51,12 +51,12 @@ class Checkpoints:
 
   @functools.cached_property
   def _manager(self):
-    # Made by the first save: the first step of a run does not wait for the import.
+    # The first save makes the manager, so that the first step of a run does not wait for the import.
     import orbax.checkpoint as ocp
 
     class Manager(ocp.CheckpointManager):
       def reached_preemption(self, step: int) -> bool:
-        return False  # the loop asks by its own dense counter; a second one would move the agreed step
+        return False  # the loop uses its own dense counter; a second one would change the agreed step
 
     format.silence_background()
     registry = ocp.DefaultCheckpointHandlerRegistry()
@@ -70,7 +70,7 @@ class Checkpoints:
     return Manager(
       self._directory,
       options=ocp.CheckpointManagerOptions(
-        save_decision_policy=ocp.checkpoint_managers.FixedIntervalPolicy(1),  # the loop decides
+        save_decision_policy=ocp.checkpoint_managers.FixedIntervalPolicy(1),  # the loop decides when to save
         preservation_policy=_Preserve(self._config.keep, self._best_of),
         cleanup_tmp_directories=True,
         save_root_metadata=False,
@@ -80,27 +80,27 @@ class Checkpoints:
 
   @property
   def latest_step(self) -> int | None:
-    """The newest step on disk or being written; None without one."""
+    """The newest step on disk or being written, or None if there is none."""
     return max(self._all_steps(), default=None)
 
   def steps(self) -> list[int]:
-    """Those on disk or being written, in their order."""
+    """Lists the steps on disk or being written, in ascending order."""
     return self._all_steps()
 
   def save(self, step: int, state: Any, meta: Mapping[str, Any], metric: float | None = None) -> bool:
     """Starts to write a checkpoint; returns once the state is copied, so that its buffers may be donated.
 
     Args:
-      step: optimizer steps done.
-      state: pytree of arrays, checked to be finite first.
+      step: number of completed optimizer steps.
+      state: pytree of arrays; `save` first checks that it is finite.
       meta: JSON values.
-      metric: what ranks this checkpoint; None: it cannot be the best.
+      metric: metric that ranks this checkpoint; None: it cannot be the best.
 
     Returns:
-      Whether it is saved now; False when this step was saved before.
+      Whether this call saves it; False if this step was saved before.
 
     Raises:
-      errors.RunError: the state is not finite (nothing is written, what was saved stays), or an earlier checkpoint
+      errors.RunError: the state is not finite (nothing is written, earlier checkpoints stay), or an earlier checkpoint
         could not be written.
     """
     import orbax.checkpoint as ocp
@@ -123,18 +123,18 @@ class Checkpoints:
     return True
 
   def restore_latest(self, abstract_states: Mapping[int, Any]) -> tuple[Any, dict[str, Any]] | None:
-    """The newest checkpoint that reads back as it was written; damaged newer ones are moved aside, one line each.
+    """Restores the newest undamaged checkpoint; moves newer damaged ones aside and prints one line for each.
 
     Args:
-      abstract_states: for each of `steps()` the pytree of its state with `jax.ShapeDtypeStruct` leaves (or arrays) that
-        carry the shardings to restore onto; they need not be those it was saved from.
+      abstract_states: for each of `steps()` the pytree of its state. The leaves are `jax.ShapeDtypeStruct`s (or arrays)
+        with the shardings to restore onto, which may differ from those at the save.
 
     Returns:
-      (state, meta), or None when nothing was ever saved.
+      (state, meta), or None if nothing was ever saved.
 
     Raises:
-      errors.InputError: the checkpoint is of another network or optimizer, or all of them are damaged; everything saved
-        stays as it is.
+      errors.InputError: the checkpoint belongs to another network or optimizer, or all checkpoints are damaged; in both
+        cases nothing on disk changes.
     """
     if not self._all_steps():
       return None
@@ -147,16 +147,16 @@ class Checkpoints:
     return found.value
 
   def wait(self) -> None:
-    """Blocks until what is being saved is on disk.
+    """Waits until all started saves are on disk.
 
     Raises:
-      errors.RunError: it could not be written.
+      errors.RunError: a checkpoint could not be written.
     """
     if '_manager' in self.__dict__:
       self._write(self._manager.wait_until_finished)
 
   def close(self) -> None:
-    """Waits as `wait` does, and ends the writing threads."""
+    """Waits like `wait` and ends the writer threads."""
     if '_manager' in self.__dict__:
       self._write(self._manager.close)
 
@@ -173,7 +173,7 @@ class Checkpoints:
     return best
 
   def _check_room(self, leaves: Mapping[str, jax.Array]) -> None:
-    # Found only by the writing threads, both would show as pages of tracebacks, or as minutes of waiting.
+    # If only the writer threads found these two errors, they would cause pages of tracebacks or minutes of waiting.
     problem = None
     if multihost.is_lead():
       needed = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves.values())
@@ -199,7 +199,7 @@ class Checkpoints:
         aside = self._directory / f'{step}.damaged-{number}'
         number += 1
       (self._directory / str(step)).rename(aside)
-    multihost.barrier('dnt: moved a damaged checkpoint aside')  # nobody lists the directory before
+    multihost.barrier('dnt: moved a damaged checkpoint aside')  # no process lists the directory earlier
     return aside
 
   def _write(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
@@ -212,7 +212,7 @@ class Checkpoints:
 
 @dataclasses.dataclass(frozen=True)
 class _Preserve:
-  """Orbax's preservation policy: the newest `keep`, and the best."""
+  """Orbax's preservation policy: keeps the newest `keep` checkpoints and the best one."""
 
   keep: int
   best_of: Callable[[Sequence[int]], int | None]
@@ -224,32 +224,36 @@ class _Preserve:
 
 
 class ReadOnly:
-  """The checkpoints of a run that is only looked at: nothing on disk is made, moved or removed."""
+  """Read-only access to the checkpoints of a run: never creates, moves or removes anything on disk."""
 
   def __init__(self, workdir: str | os.PathLike):
-    """Args: workdir: directory of the run, if there is one."""
+    """Sets the directory of the run, which need not exist.
+
+    Args:
+      workdir: directory of the run.
+    """
     self._directory = pathlib.Path(workdir).absolute() / workdir_lib.CHECKPOINTS
 
   def steps(self) -> list[int]:
-    """Those on disk, in their order."""
+    """Lists the steps on disk, in ascending order."""
     return multihost.broadcast_from_lead(format.steps_in(self._directory))
 
   def restore_latest(self, abstract_states: Mapping[int, Any]) -> tuple[Any, dict[str, Any]] | None:
-    """As `Checkpoints.restore_latest`, but damaged checkpoints are passed over and stay where they are."""
+    """Restores like `Checkpoints.restore_latest`, but skips damaged checkpoints without moving them."""
     return _look(self._directory, _reader(abstract_states)) if self.steps() else None
 
 
 def load_parameters(workdir: str | os.PathLike, step: int | None = None) -> format.Parameters:
-  """stored.Parameters and statistics of another run, without the config or the classes that made it.
+  """Loads the parameters and batch statistics of another run, without its config or the classes that made it.
 
-  A damaged checkpoint is passed over for the one before, said in one line; nothing on disk is changed.
+  It skips a damaged checkpoint for the one before and prints one line about it; nothing on disk changes.
 
   Args:
-    workdir: of a dnt run.
-    step: which checkpoint; the newest when not given.
+    workdir: workdir of a dnt run.
+    step: step of the checkpoint; default: the newest.
 
   Raises:
-    errors.InputError: there is no checkpoint, no such step, or they are damaged.
+    errors.InputError: there is no checkpoint or no such step, or all candidates are damaged.
   """
   directory = pathlib.Path(workdir).absolute() / workdir_lib.CHECKPOINTS
   steps = multihost.broadcast_from_lead(format.steps_in(directory))
@@ -261,7 +265,7 @@ def load_parameters(workdir: str | os.PathLike, step: int | None = None) -> form
 
 
 def _look(directory: pathlib.Path, read: Callable[[pathlib.Path], format.ReadBack], only: int | None = None) -> Any:
-  """What `_newest_good` finds; damaged checkpoints are said, one line each, and nothing on disk is changed."""
+  """Returns the value that `_newest_good` finds; prints one line for each damaged checkpoint and changes no file."""
   found, damaged = _newest_good(directory, read, only)
   for bad, reason in damaged:
     _say(f'checkpoint {bad} in {directory} is damaged ({reason}); taking step {found.step}')
@@ -277,12 +281,12 @@ class _Found:
 def _newest_good(
   directory: pathlib.Path, read: Callable[[pathlib.Path], format.ReadBack], only: int | None = None
 ) -> tuple[_Found, list[tuple[int, str]]]:
-  """The newest checkpoint that `read` accepts, and the newer damaged ones with the reasons; agreed by all processes.
+  """Finds the newest checkpoint that `read` accepts on all processes, and the newer damaged ones with the reasons.
 
   Args:
-    directory: of the checkpoints, at least one.
-    read: of `stored`; local to the process.
-    only: look at this step alone.
+    directory: directory of the checkpoints; it has at least one.
+    read: reader from `format`, local to the process.
+    only: if set, the only step to read.
   """
   damaged = []
   for step in [only] if only is not None else reversed(multihost.broadcast_from_lead(format.steps_in(directory))):
@@ -341,7 +345,7 @@ def _check_writable(directory: pathlib.Path) -> None:
 
 
 def _agree(problem: Exception | None) -> Exception | None:
-  """The gravest problem of any process, on every process: damage before any other before none."""
+  """Returns the most severe problem of any process, on every process: damage, then `InputError`, then `RunError`."""
   if jax.process_count() == 1:
     return problem
   kinds = (type(None), errors.RunError, errors.InputError, format.DamagedError)

@@ -1,1 +1,1 @@
-"""Variants of a config side by side: what to run, the runs, and their results."""
+"""Compares variants of a config: plans the runs, runs them and collects their results."""

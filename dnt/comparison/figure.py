@@ -1,4 +1,4 @@
-"""The plot of a comparison: a column a quantity, and a row for every few variants, so that each can be told."""
+"""Plots a comparison: one column per quantity, and one row per few variants, so that their colors can be told apart."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -10,11 +10,11 @@ from dnt.reporting import plots
 if TYPE_CHECKING:
   from matplotlib.figure import Figure
 
-WIDE = 20  # a range of this ratio is shown on a log scale
+WIDE = 20  # a range with a larger ratio is shown on a log scale
 
 
 class Curve(NamedTuple):
-  """One quantity of a run."""
+  """Holds one quantity of a run."""
 
   steps: Sequence[int]
   epochs: Sequence[float]
@@ -22,7 +22,7 @@ class Curve(NamedTuple):
 
 
 class Drawn(NamedTuple):
-  """The curves of one run, by title, and whether the run failed."""
+  """Holds the curves of one run, by title, and whether the run failed."""
 
   curves: Mapping[str, Curve]
   failed: bool
@@ -30,13 +30,13 @@ class Drawn(NamedTuple):
 
 @plots.styled
 def curves(variants: Mapping[str, Sequence[Drawn]]) -> 'Figure':
-  """The mean of each variant over its seeds, the seeds as thin lines, a cross where a run failed.
+  """Plots the mean of each variant over its seeds, the seeds as thin lines, and a cross where a run failed.
 
-  The panels of a quantity share their axes. The horizontal one is in steps, or in epochs when variants have different
-  steps an epoch.
+  The panels of a quantity share their axes. The horizontal axis is in steps, or in epochs if variants differ in their
+  steps per epoch.
 
   Args:
-    variants: the runs of each, one a seed.
+    variants: the runs of each variant, one per seed.
   """
   drawn = [run for runs in variants.values() for run in runs]
   titles = list(dict.fromkeys(title for run in drawn for title in run.curves))
@@ -58,10 +58,10 @@ def curves(variants: Mapping[str, Sequence[Drawn]]) -> 'Figure':
 
 
 def _rows(names: Sequence[str]) -> list[dict[str, str]]:
-  """The color of each name, by row: all in one as long as colors last.
+  """Returns the color of each name, by row: a single row if there are enough colors.
 
-  Of more names, those of a grid ('relu_he') that are alike before the first _ share a row, and those that are alike
-  after it a color; others come in rows as they stand.
+  With more names, those of a grid ('relu_he') that agree before the first _ share a row, and those that agree after it
+  share a color; other names fill the rows in their order.
   """
   most = len(plots.COLORS)
   parts = [name.partition('_')[::2] for name in names]
@@ -99,7 +99,7 @@ def _steps_differ(runs: Sequence[Drawn]) -> bool:
 
 
 def _mean(curves: Sequence[Curve], epochs: bool) -> tuple[np.ndarray, np.ndarray]:
-  """At the steps that all of them have; with a run that failed early, as far as it came."""
+  """Averages at the steps that all curves have; if a run failed early, up to its last step."""
   if not curves:
     return np.array([]), np.array([])
   steps = sorted(set.intersection(*(set(curve.steps) for curve in curves)))
@@ -110,7 +110,7 @@ def _mean(curves: Sequence[Curve], epochs: bool) -> tuple[np.ndarray, np.ndarray
 
 
 def _scale(column: Sequence[Any]) -> None:
-  """Limits and ticks of panels that share their axes."""
+  """Sets limits and ticks of panels that share their axes."""
   from matplotlib import ticker
 
   axes = column[0]
@@ -120,7 +120,7 @@ def _scale(column: Sequence[Any]) -> None:
   peaks = [each[np.isfinite(each)].max() for each in held if np.isfinite(each).any()]
   positive = values[values > 0]
   if positive.size and positive.max() > WIDE * positive.min():
-    # What explodes, beyond where most curves are highest, leaves the picture.
+    # The limit cuts off curves that explode far above the peaks of most curves.
     low, high = positive.min(), min(positive.max(), max(10 * np.median(peaks), 10 * positive.min()))
     axes.set_yscale('log')
     axes.set_ylim(low / 1.2, high * 1.2)
@@ -128,7 +128,7 @@ def _scale(column: Sequence[Any]) -> None:
     axes.yaxis.set_major_formatter('{x:g}')
     axes.yaxis.set_minor_formatter(ticker.NullFormatter())
   elif values.size:
-    axes.set_ylim(-0.03 * values.max(), 1.05 * values.max() or 1)  # a curve of zeros is seen, too
+    axes.set_ylim(-0.03 * values.max(), 1.05 * values.max() or 1)  # a curve of zeros stays visible
   axes.set_xlim(left=0)
   axes.xaxis.set_major_locator(ticker.MaxNLocator(nbins=5, integer=True))
   axes.xaxis.set_major_formatter('{x:,.0f}')

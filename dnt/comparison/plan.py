@@ -1,6 +1,6 @@
-"""From a compare config to its runs: one training config a variant and seed, each checked before anything is run.
+"""Plans the runs of a compare config: one training config per variant and seed, each checked before any run starts.
 
-A variant with `train.init_from = 'variant:<name>'` starts from the weights of another one's run with the same seed.
+A variant with `train.init_from = 'variant:<name>'` starts from the weights of another variant's run with the same seed.
 """
 
 import copy
@@ -19,24 +19,24 @@ from dnt import workdir as workdir_lib
 from dnt.config import run_config
 from dnt.weights import names, preprocessing
 
-SOURCE = 'source.json'  # in the workdir of a run that starts from another one: digest of the weights it got
+SOURCE = 'source.json'  # in the workdir of a run that starts from another run: digest of the weights it received
 VARIANT = 'variant:'  # before the name of a variant in train.init_from
 _NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9_-]*')
-_LENGTH = ('train.steps', 'train.epochs')  # of a run; the one that is given counts
-# Options of config.model that weights are made for; the others are about how they are drawn, trained or computed with.
+_LENGTH = ('train.steps', 'train.epochs')  # the length of a run; the option that is set counts
+# Options of config.model that the weights depend on; the other options concern initialization, training or computation.
 _NETWORK = ('name', 'norm', 'norm_epsilon', 'depth', 'width', 'block', 'stem', 'shortcut', 'stride_on', 'growth_rate')
 _NETWORK += ('compression', 'bottleneck', 'options')
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Run:
-  """One variant with one seed.
+  """Describes one variant with one seed.
 
   Attributes:
     variant: its name.
-    seed: of the run.
-    config: as it is asked for, before data and model fill it in.
-    workdir: of the run.
+    seed: seed of the run.
+    config: the requested config, before data and model fill it in.
+    workdir: the workdir of the run.
     source: the run whose weights it starts from, if its variant names another one.
   """
 
@@ -54,19 +54,19 @@ class Run:
 def make(
   config: ml_collections.ConfigDict, workdir: pathlib.Path, form: str = '', given: Collection[str] = ()
 ) -> tuple[Run, ...]:
-  """The runs in their order: every variant with the first seed, then with the next.
+  """Returns the runs in their order: every variant with the first seed, then with the next.
 
-  Variants come as they stand, but for those that others start from, which come before these.
+  Variants keep the order of the config, except that a variant from which others start comes before these.
 
   Args:
     config: a compare config, validated.
-    workdir: of the comparison; a run's is `<workdir>/<variant>/seed<k>`.
-    form: of `config.forms`; empty: base as it is.
-    given: keys (`'section.key'`) of base that the command line set: they win over the form.
+    workdir: of the comparison; the workdir of a run is `<workdir>/<variant>/seed<k>`.
+    form: a form of `config.forms`; empty: base without changes.
+    given: keys (`'section.key'`) of base that the command line set: they take precedence over the form.
 
   Raises:
-    errors.InputError: no variants, an unknown form, or a variant or form with a name, key or value that is not valid;
-      a variant that starts from one that is unknown, has another network, or starts from it in turn.
+    errors.InputError: there are no variants, the form is unknown, or a variant or form has an invalid name, key or
+      value; a variant starts from one that is unknown, has another network, or starts from it in turn.
   """
   if not config.variants:
     raise errors.InputError('config.variants is empty; name at least one variant in the config file')
@@ -99,7 +99,7 @@ def make(
 
 
 def _source(name: str, variants: Mapping[str, ml_collections.ConfigDict]) -> str:
-  """The variant that a variant starts from; '' for none."""
+  """Returns the variant from which a variant starts; '' if there is none."""
   config = variants[name]
   if not config.train.init_from.startswith(VARIANT):
     return ''
@@ -116,7 +116,7 @@ def _source(name: str, variants: Mapping[str, ml_collections.ConfigDict]) -> str
 
 
 def _ordered(sources: Mapping[str, str]) -> list[str]:
-  """The variants, each after the one it starts from."""
+  """Orders the variants so that each comes after the one from which it starts."""
   ordered: dict[str, None] = {}
   for name in sources:
     chain = [name]
@@ -129,27 +129,27 @@ def _ordered(sources: Mapping[str, str]) -> list[str]:
 
 
 def choose(runs: Sequence[Run], only: Collection[str]) -> tuple[Run, ...]:
-  """The runs of some variants and those that they start from; of all, when none is named.
+  """Returns the runs of the named variants and those from which they start; all runs if none is named.
 
   Raises:
-    errors.InputError: an unknown variant.
+    errors.InputError: a variant is unknown.
   """
   known = dict.fromkeys(run.variant for run in runs)
   for name in only:
     if name not in known:
       raise errors.unknown('variant in --only', name, known)
   chosen = {run for run in runs if not only or run.variant in only}
-  for run in reversed(runs):  # what it starts from comes before
+  for run in reversed(runs):  # a run comes after the one from which it starts
     if run in chosen and run.source:
       chosen.add(run.source)
   return tuple(run for run in runs if run in chosen)
 
 
 def check_data(runs: Sequence[Run]) -> None:
-  """Reads what the runs will read, each data set once, so that a missing one is told before the first is trained.
+  """Reads the data of all runs, each data set once, so that missing data is reported before the first run trains.
 
   Raises:
-    errors.InputError: a source, split or file that is missing or damaged; names the first run that needs it.
+    errors.InputError: a source, split or file is missing or damaged; the message names the first run that needs it.
   """
   from dnt.training import experiment
 
@@ -166,7 +166,7 @@ def check_data(runs: Sequence[Run]) -> None:
 
 
 def _before_its_source(run: Run) -> ml_collections.ConfigDict:
-  """What is known of a run's config before the runs that it starts from have been: how they prepare pictures."""
+  """Returns what is known of a run's config before its source runs exist: it includes their image preprocessing."""
   if not run.source:
     return run.config
   given, config = _before_its_source(run.source), copy.deepcopy(run.config)
@@ -176,15 +176,15 @@ def _before_its_source(run: Run) -> ml_collections.ConfigDict:
 
 
 def override(config: ml_collections.ConfigDict, changes: Mapping[str, Any], what: str) -> ml_collections.ConfigDict:
-  """A copy of a training config with some values changed; of `train.steps` and `train.epochs` the changed one counts.
+  """Returns a copy of a training config with some values changed. A change of `train.epochs` replaces `train.steps`.
 
   Args:
     config: a training config.
     changes: `'section.key'` to value.
-    what: makes the changes, for the message.
+    what: what makes the changes, for the message.
 
   Raises:
-    errors.InputError: an unknown key, with the nearest one, or a value that is not valid.
+    errors.InputError: a key is unknown (the message names the nearest one), or a value is not valid.
   """
   changed = copy.deepcopy(config)
   known = dict(schema.options())
@@ -206,10 +206,10 @@ def override(config: ml_collections.ConfigDict, changes: Mapping[str, Any], what
 
 
 def is_finished(run: Run) -> bool:
-  """Whether the run needs no more steps.
+  """Returns whether the run needs no more steps.
 
   Raises:
-    errors.InputError: it is finished, or has come to a checkpoint, with another config; names what differs.
+    errors.InputError: the run finished or saved a checkpoint with another config; the message names the differences.
   """
   finished = bool((summary(run) or {}).get('finished'))
   if not finished and not any((run.workdir / 'checkpoints').glob('[0-9]*')):
@@ -226,12 +226,12 @@ def is_finished(run: Run) -> bool:
 
 
 def is_comparable(run: Run) -> bool:
-  """Whether the run was started, with the config that it has now."""
+  """Returns whether the run was started with its current config."""
   return _differences(run) == []
 
 
 def _differences(run: Run) -> list[str] | None:
-  """What differs between the config that the run was started with and that of now; None: it was not started."""
+  """Returns the differences between the run's config at its start and its current config; None if it never started."""
   stored = _read(run.workdir / workdir_lib.REQUESTED)
   if stored is None:
     return None
@@ -239,7 +239,7 @@ def _differences(run: Run) -> list[str] | None:
   default, old, new = (
     run_config.flatten(config, known) for config in (_as_json(schema.default()), stored, _as_json(run.config))
   )
-  old = default | old  # what an older version did not have ran as its default
+  old = default | old  # older versions ran without newer options, which is the same as with their defaults
   if run.source:
     key = f'params_sha256 of {run.source.name}'
     old[key], new[key] = _read(run.workdir / SOURCE), source_weights(run)
@@ -247,7 +247,7 @@ def _differences(run: Run) -> list[str] | None:
 
 
 def source_weights(run: Run) -> str | None:
-  """Digest of the weights that a run starts from; None while the run that has them is not finished."""
+  """Returns the digest of the weights from which a run starts; None until the run that trains them is finished."""
   found = summary(run.source) or {}
   return found['params_sha256'] if found.get('finished') else None
 
@@ -257,7 +257,7 @@ def _as_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 
 def summary(run: Run) -> dict[str, Any] | None:
-  """What the run's `summary.json` says; None without one."""
+  """Returns the contents of the run's `summary.json`; None if there is none."""
   return _read(run.workdir / workdir_lib.SUMMARY)
 
 

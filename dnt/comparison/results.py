@@ -1,6 +1,6 @@
-"""The results of a comparison: from the runs' own records to one table, one plot and one page.
+"""Collects the results of a comparison from the records of its runs, in one table, one plot and one page.
 
-Written into the comparison's workdir: `results.md`, `results.csv`, `results.json`, `curves.png`, `report.html`.
+It writes to the comparison's workdir: `results.md`, `results.csv`, `results.json`, `curves.png`, `report.html`.
 """
 
 import csv
@@ -22,7 +22,7 @@ from dnt.comparison import figure, plan
 from dnt.config import run_config
 from dnt.reporting import metrics, pages, plots
 
-MOST_CLASSES = 20  # of which the sensitivity and specificity of each are shown
+MOST_CLASSES = 20  # largest number of classes whose sensitivity and specificity are shown
 _TITLES = {
   'auroc': 'AUROC',
   'seconds': 'time',
@@ -34,18 +34,18 @@ _PERCENT = ('error', 'accuracy', 'top5_accuracy')
 
 
 class Outcome(NamedTuple):
-  """What one run came to.
+  """Holds the result of one run.
 
   Attributes:
-    run: which.
+    run: the run.
     state: finished, failed, stopped (can go on) or not run.
     error: why it failed.
-    step: that it came to.
+    step: the last step in its record.
     values: by quantity: `<split>_<figure>` of the last evaluation, of `config.SPLIT_FIGURES` (error and accuracies in
       percent), where the training split is called train; and `config.RUN_FIGURES` (memory: peak bytes).
-    per_class: figures of each class in the last evaluation, by split and class name: `sensitivity`, `specificity` and
-      `auroc`, those that are defined.
-    warnings: of telemetry, by kind.
+    per_class: metrics of each class in the last evaluation, by split and class name: `sensitivity`, `specificity` and
+      `auroc`, as far as they are defined.
+    warnings: warnings of telemetry, by kind.
     curves: (steps, epochs, values) by title.
     about: devices and versions.
   """
@@ -62,7 +62,7 @@ class Outcome(NamedTuple):
 
 
 class About(NamedTuple):
-  """What a reader must know of a comparison, beside its runs."""
+  """Holds what a reader must know about a comparison, besides its runs."""
 
   config: ml_collections.ConfigDict
   name: str
@@ -71,7 +71,7 @@ class About(NamedTuple):
 
 
 def read(run: plan.Run) -> Outcome:
-  """Reads what a run left."""
+  """Reads the results of a run from its workdir."""
   records, summary = metrics.read(run.workdir), plan.summary(run) or {}
   failure = run.workdir / workdir_lib.FAILURE
   error = json.loads(failure.read_text())['error'] if failure.exists() else ''
@@ -103,12 +103,12 @@ def read(run: plan.Run) -> Outcome:
 
 
 def summarize(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
-  """One row a variant, in the order of the variants.
+  """Returns one row per variant, in the order of the variants.
 
   Returns:
-    `variant`, `data` (source and training split), `runs`, `finished`, and of the finished runs: `mean`, `std` (sample;
-    absent for a single one) by quantity, `per_class` (means, as in `Outcome`) and `warnings` (how many runs had each
-    kind); `problems`: why the others are not finished.
+    `variant`, `data` (source and training split), `runs`, `finished`, and over the finished runs: `mean`, `std`
+    (sample; absent for a single run) by quantity, `per_class` (means, as in `Outcome`) and `warnings` (the number of
+    runs with each kind); `problems`: why the other runs are not finished.
   """
   rows = []
   for variant, group in _by_variant(outcomes).items():
@@ -132,7 +132,7 @@ def summarize(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
 
 
 def write(outcomes: Sequence[Outcome], about: About, workdir: pathlib.Path) -> None:
-  """Writes table, plot and page.
+  """Writes the table, the plot and the page.
 
   Args:
     outcomes: of all runs of the comparison.
@@ -157,11 +157,11 @@ def write(outcomes: Sequence[Outcome], about: About, workdir: pathlib.Path) -> N
 
 
 def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> tuple[list[str], list[list[str]]]:
-  """Header and cells as people read them; the data are shown where they differ.
+  """Returns the header and the formatted cells; the data column is present only if variants differ in their data.
 
   Args:
-    rows: of `summarize`.
-    columns: figures to show, in order, of `config.columns`; those that no run has are left out.
+    rows: from `summarize`.
+    columns: metrics to show, in order, of `config.columns`; the table leaves out those that no run has.
   """
   known = dict.fromkeys(name for row in rows for name in row['mean'])
   names = [name for column in columns for name in known if _figure(name) == column]
@@ -176,10 +176,12 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> tuple[li
 
 
 def class_tables(rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[list[str], list[list[str]]]]:
-  """Sensitivity and specificity in percent, a row a class and a column a variant, by title; of at most 20 classes.
+  """Returns tables of sensitivity and specificity in percent by title: one row per class, one column per variant.
+
+  Only a split of at most 20 classes has one.
 
   Args:
-    rows: of `summarize`.
+    rows: from `summarize`.
   """
   tables = {}
   for split in dict.fromkeys(split for row in rows for split in row['per_class']):
@@ -202,7 +204,7 @@ def markdown(
   facts: Mapping[str, str],
   classes: Mapping[str, tuple[Sequence[str], Sequence[Sequence[str]]]],
 ) -> str:
-  """The table, what a reader must know of it, and `class_tables`."""
+  """Formats the table, the facts about the comparison and `class_tables` as Markdown."""
 
   def drawn(header, cells):
     lines = [header, ['---'] * len(header), *cells]
@@ -215,7 +217,7 @@ def markdown(
 
 
 def comma_separated(rows: Sequence[Mapping[str, Any]]) -> str:
-  """Every quantity of `summarize` with mean and standard deviation, a row a variant; not known: empty."""
+  """Formats `summarize` as CSV: mean and standard deviation of each quantity, a row per variant; unknown: empty."""
   names = dict.fromkeys(name for row in rows for name in row['mean'])
   file = io.StringIO()
   writer = csv.writer(file, lineterminator='\n')
@@ -230,14 +232,14 @@ def comma_separated(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _split(records: Sequence[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]:
-  """Training lines and evaluations; both hold `train/loss` when the training split is evaluated."""
+  """Separates training lines and evaluations; both hold `train/loss` if the training split is evaluated."""
   training = [line for line in records if 'train/learning_rate' in line]
   others = [line for line in records if 'train/learning_rate' not in line]
   return training, [line for line in others if any(name.endswith('/accuracy') for name in line)]
 
 
 def _evaluated(run: plan.Run, line: Mapping[str, Any]) -> dict[str, float]:
-  """The figures of an evaluation, the training split's first."""
+  """Returns the metrics of an evaluation, those of the training split first."""
   found = {}
   for name, value in line.items():
     split, _, metric = name.rpartition('/')
@@ -251,7 +253,7 @@ def _evaluated(run: plan.Run, line: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _per_class(run: plan.Run, step: int) -> dict[str, dict[str, dict[str, float]]]:
-  """`Outcome.per_class`, of the evaluation at that step; without those of older versions."""
+  """Returns `Outcome.per_class` of the evaluation at that step; older versions did not record it."""
   found = {}
   for path in workdir_lib.confusion_paths(run.workdir):
     content = json.loads(path.read_text())
@@ -283,14 +285,14 @@ def _split_name(run: plan.Run, split: str) -> str:
 
 
 def _figure(name: str) -> str:
-  """The figure, as `config.columns` names it, that a quantity of a run or split (`test_calibration_error`) is."""
+  """Returns the metric, as named in `config.columns`, of a quantity of a run or split (`test_calibration_error`)."""
   if name in schema.RUN_FIGURES:
     return name
   return max((figure for figure in schema.SPLIT_FIGURES if name.endswith(f'_{figure}')), key=len)
 
 
 def _title(name: str) -> str:
-  """A quantity in words."""
+  """Formats the name of a quantity in words."""
   kind = _figure(name)
   words = (name.removesuffix(kind) + _TITLES.get(kind, kind)).replace('_', ' ')
   return f'{words} (%)' if kind in _PERCENT else words
@@ -310,7 +312,7 @@ def _by_variant(outcomes: Sequence[Outcome]) -> dict[str, list[Outcome]]:
 
 
 def _problems(outcomes: Sequence[Outcome]) -> list[str]:
-  """What became of runs that are not finished, alike ones together: the first clause of why."""
+  """Describes the runs that are not finished, by the first clause of the reason; equal reasons share a line."""
   seeds: dict[str, list[str]] = {}
   for outcome in outcomes:
     if outcome.state != 'finished':
@@ -418,7 +420,7 @@ def _page(
 
 
 def _warnings(outcomes: Sequence[Outcome]) -> list[tuple[str, str, str, str]]:
-  """What telemetry said of each variant, by kind: the seeds, the first step of any and what was said then."""
+  """Lists the telemetry warnings of each variant by kind: the seeds, the earliest step and its message."""
   lines = []
   for variant, group in _by_variant(outcomes).items():
     for kind in dict.fromkeys(kind for outcome in group for kind in outcome.warnings):

@@ -1,7 +1,7 @@
-"""Runs what is left of a comparison, one run after the other, each in a process of its own.
+"""Runs the unfinished runs of a comparison, one after the other, each in its own process.
 
-So a run that fails, or eats the memory, does not take the others along. A run's output goes to `log.txt` in its
-workdir, why it failed to `failure.json`.
+So a run that fails or exhausts the memory does not stop the others. The output of a run goes to `log.txt` in its
+workdir, and the reason of a failure to `failure.json`.
 """
 
 import contextlib
@@ -27,19 +27,19 @@ from dnt.reporting import metrics, terminal
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _POLL = 0.5  # seconds
-_TAIL = 1 << 18  # bytes; the last line of a record with telemetry of hundreds of entries fits
+_TAIL = 1 << 18  # bytes; enough for the last line of a record with telemetry of hundreds of entries
 _PR_SET_PDEATHSIG = 1  # from Linux's prctl.h
 
 
 @contextlib.contextmanager
 def lock(workdir: pathlib.Path) -> Iterator[int]:
-  """Keeps other comparisons out of a workdir, for as long as this process or a run that it started lives.
+  """Locks a workdir against other comparisons, as long as this process or a run that it started lives.
 
   Yields:
-    The file descriptor that holds the lock, for the runs to inherit.
+    The file descriptor that holds the lock, which the runs inherit.
 
   Raises:
-    errors.InputError: another one is at work there, or the folder cannot be written.
+    errors.InputError: another comparison uses the workdir, or the folder cannot be written.
   """
   try:
     workdir.mkdir(parents=True, exist_ok=True)
@@ -62,7 +62,7 @@ def lock(workdir: pathlib.Path) -> Iterator[int]:
 
 
 class Stop:
-  """Context in which Ctrl-C, SIGTERM and a closed terminal are counted, for the current run to be told."""
+  """Counts Ctrl-C, SIGTERM and SIGHUP (a closed terminal) within its context, so that they can be passed to the run."""
 
   def __enter__(self) -> 'Stop':
     self.asked = 0
@@ -81,20 +81,20 @@ class Stop:
 def run(
   runs: Sequence[plan.Run], line: terminal.StatusLine, held: int, ended: Callable[[], None] = lambda: None
 ) -> bool:
-  """Runs those that are not finished.
+  """Runs the runs that are not finished.
 
   Args:
     runs: in their order.
-    line: to show where the whole is.
+    line: shows the position in the whole comparison.
     held: file descriptor of the lock.
     ended: called after each run that has finished or failed.
 
   Returns:
-    Whether it came to the end; False when it was asked to stop, and the current run has saved.
+    Whether all runs ended; False after a request to stop, when the current run has saved.
 
   Raises:
-    errors.InputError: a run that was done with another config, or data that is missing; nothing is run then.
-    KeyboardInterrupt: asked twice; the current run has stopped at once.
+    errors.InputError: a run was done with another config, or data is missing; nothing runs then.
+    KeyboardInterrupt: there were two requests to stop; the current run has stopped at once.
   """
   finished = {run: plan.is_finished(run) for run in runs}
   plan.check_data([run for run in runs if not finished[run]])
@@ -128,7 +128,7 @@ def run(
 
 
 def _without_source(run: plan.Run) -> str:
-  """Why a run cannot start: the one before it, whose weights it starts from, has failed; '' where it can."""
+  """Returns why a run cannot start: the run that trains its initial weights has failed; '' if it can start."""
   if not run.source or plan.source_weights(run):
     return ''
   failure = json.loads((run.source.workdir / workdir_lib.FAILURE).read_text())
@@ -136,7 +136,7 @@ def _without_source(run: plan.Run) -> str:
 
 
 def _run_one(run: plan.Run, place: str, line: terminal.StatusLine, held: int, pace: 'Pace', stop: Stop) -> str:
-  """Runs one to its end, telling it of signals; returns what went wrong, '' for nothing."""
+  """Runs one run to its end and passes signals on to it; returns the error, or '' if there was none."""
   (run.workdir / workdir_lib.FAILURE).unlink(missing_ok=True)
   requested = run.workdir / workdir_lib.REQUESTED
   run_config.write(requested, run.config)
@@ -150,7 +150,7 @@ def _run_one(run: plan.Run, place: str, line: terminal.StatusLine, held: int, pa
   line.print(f'{place}  starts')
   with (run.workdir / workdir_lib.LOG).open('ab') as log:
     start = log.tell()
-    # In a process group of its own: a terminal sends Ctrl-C to its whole group, and a run counts those it gets.
+    # Use a separate process group: a terminal sends Ctrl-C to its whole group, and a run counts the signals it gets.
     with subprocess.Popen(
       command,
       stdin=subprocess.DEVNULL,
@@ -177,7 +177,10 @@ def _run_one(run: plan.Run, place: str, line: terminal.StatusLine, held: int, pa
 
 
 def _end_with_parent() -> Any:
-  """What a child calls to be sent SIGTERM when this process is killed (Linux; elsewhere it goes on to its end)."""
+  """Returns a function that a child calls to receive SIGTERM if this process is killed.
+
+  On systems other than Linux it returns None, and the child runs to its end.
+  """
   if sys.platform != 'linux':
     return None
   libc = ctypes.CDLL(None)
@@ -185,7 +188,7 @@ def _end_with_parent() -> Any:
 
 
 def _reason(log: pathlib.Path, start: int, code: int) -> str:
-  """Why a run failed: its error line, the signal that ended it, or the last line it wrote."""
+  """Returns why a run failed: its error line, the signal that ended it, or the last line it wrote."""
   lines = _since(log, start)
   for line in reversed(lines):
     if line.startswith('error: '):
@@ -200,16 +203,16 @@ def _reason(log: pathlib.Path, start: int, code: int) -> str:
 
 
 def _since(log: pathlib.Path, start: int) -> list[str]:
-  """The lines of a log from a byte on that are not empty."""
+  """Returns the non-empty lines of a log from byte `start` on."""
   with log.open('rb') as file:
     file.seek(start)
     return [line.strip() for line in file.read().decode(errors='replace').splitlines() if line.strip()]
 
 
 class Pace:
-  """How far the current run is, and an estimate of what all runs still take.
+  """Measures the progress of the current run, and estimates the remaining time of all runs.
 
-  A run that has not started takes as long as those of its variant took, or else as the mean of all that are known.
+  The estimate for a run that has not started is the mean time of its variant's runs, or else of all known runs.
   """
 
   def __init__(self, runs: Sequence[plan.Run], clock: Any = time.monotonic):
@@ -219,14 +222,14 @@ class Pace:
     self._logged = 0  # bytes of the run's log at the first look
 
   def look(self, run: plan.Run) -> list[str]:
-    """The parts of the status line on the current run's step and the time left for all."""
+    """Returns the parts of the status line for the current run's step and the remaining time of all runs."""
     now = self._clock()
     if run is not self._run:
       self._run, self._first, self._began = run, None, now
       self._old, self._logged = _modified(run), _size(run.workdir / workdir_lib.LOG)
       self._took = {each: _seconds(each) for each in self._runs}
     if _modified(run) == self._old:
-      return self._starting(run)  # what the record says is of the process before
+      return self._starting(run)  # the record is still that of the process before
     total, step = _total_steps(run), _last_step(run)
     if not total or step is None:
       return self._starting(run)
@@ -239,7 +242,7 @@ class Pace:
     return parts
 
   def _starting(self, run: plan.Run) -> list[str]:
-    """What a run without a step is at, where its log ends with a status: such as computing features."""
+    """Returns the status of a run without a step, as shown at the end of its log (such as computing features)."""
     lines = _since(run.workdir / workdir_lib.LOG, self._logged) if _size(run.workdir / workdir_lib.LOG) else []
     return ['starting', *(line for line in lines[-1:] if 'ETA' in line)]
 
@@ -275,7 +278,7 @@ def _total_steps(run: plan.Run) -> int | None:
 
 
 def _last_step(run: plan.Run) -> int | None:
-  """The step of the last whole line of the record; the record of a long run is not read each time."""
+  """Returns the step of the last whole line of the record, without reading the whole record of a long run each time."""
   with (run.workdir / workdir_lib.METRICS).open('rb') as file:
     file.seek(0, os.SEEK_END)
     file.seek(max(file.tell() - _TAIL, 0))

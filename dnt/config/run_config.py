@@ -1,4 +1,4 @@
-"""The config that a run was given or recorded, as a config file: runs it again, or examines it.
+"""A config file that loads the config saved by a run, to run it again or to examine it.
 
 python -m dnt.main --config=dnt/config/run_config.py:runs/mine/config.json --workdir=runs/again
 """
@@ -15,10 +15,10 @@ from dnt import errors, files
 
 
 def get_config(path: str) -> ml_collections.ConfigDict:
-  """Reads the JSON file of a training config.
+  """Reads a training config from a JSON file.
 
   Raises:
-    errors.InputError: no such file, or not that of a config.
+    errors.InputError: the file cannot be read, or does not hold a config.
   """
   try:
     content = json.loads(pathlib.Path(path).read_text())
@@ -31,22 +31,22 @@ def get_config(path: str) -> ml_collections.ConfigDict:
   for key, value in flatten(content, known).items():
     if key not in known:
       raise errors.unknown(f'config key of {path}', key, known)
-    set_value(config, key, _frozen(value))  # what an older version did not have keeps its default
+    set_value(config, key, _frozen(value))  # options that an older version lacked keep their defaults
   return config
 
 
 def write(path: pathlib.Path, config: ml_collections.ConfigDict) -> None:
-  """Writes a training config as `get_config` reads it."""
+  """Writes a training config in the form that `get_config` reads."""
   files.write_json(path, config.to_dict())
 
 
 def flatten(config: Mapping[str, Any], keys: Container[str] = (), prefix: str = '') -> dict[str, Any]:
-  """The values of nested dicts by `'section.key'`.
+  """Flattens nested dicts to values by `'section.key'`.
 
   Args:
     config: nested dicts.
-    keys: at which a dict is a value.
-    prefix: of the keys.
+    keys: keys whose dict is a value and stays whole.
+    prefix: prefix of all keys.
   """
   flat: dict[str, Any] = {}
   for name, value in config.items():
@@ -59,7 +59,7 @@ def set_value(config: ml_collections.ConfigDict, key: str, value: Any) -> None:
   """Sets the value at `'section.key'`.
 
   Raises:
-    TypeError: of another type than it has.
+    TypeError: the type of `value` differs from that of the current value.
   """
   *sections, name = key.split('.')
   for section in sections:
@@ -68,7 +68,7 @@ def set_value(config: ml_collections.ConfigDict, key: str, value: Any) -> None:
 
 
 def _frozen(value: Any) -> Any:
-  """Lists, which JSON has, as tuples, which configs have."""
+  """Converts lists, which JSON has, to tuples, which configs have."""
   if isinstance(value, dict):
     return ml_collections.ConfigDict({name: _frozen(each) for name, each in value.items()})
   return tuple(map(_frozen, value)) if isinstance(value, list) else value

@@ -1,7 +1,8 @@
-"""From examples to batches on the mesh: where the pictures live, at what size, in what order.
+"""Turns examples into batches on the mesh: chooses where the images live, their size and their order.
 
-The order of examples and every random draw are functions of (seed, epoch, position): place p = step * batch_size + row
-of the run is position p % N of epoch p // N. Batches run through the ends of epochs and no example is dropped.
+The order of examples and every random draw are functions of (seed, epoch, position). Row `row` of step `step` has place
+p = step * batch_size + row in the run, which is position p % N of epoch p // N. A batch may cross the end of an epoch,
+and no example is dropped.
 """
 
 import functools
@@ -18,18 +19,19 @@ from dnt.data import examples, placement, readers, resident, stream
 from dnt.data.transforms import images, policies
 
 Batch = dict[str, jax.Array]
-# What a config leaves open, where no pretrained weights say it.
+# Values for options that the config leaves unset, if no pretrained weights define them.
 DEFAULTS = {'eval_crop': 0.875, 'interpolation': 'bilinear'}
 
 
 class Feed(Protocol):
-  """Batches by step, on the mesh.
+  """Serves batches on the mesh by step.
 
-  A program takes `arrays(step, count)` for up to `max_steps(step)` steps from `step` on, hands them to the jitted
-  function, and calls `batch_at(arrays, step)` inside it: a pure function. Batches hold `image` uint8 [B, H, W, C] and
-  `label` int32 [B]; in training also `epoch` and `position` in it, int32 [B]; in evaluation `mask`, bool [B], False on
-  the rows that fill up the last batch. An evaluation feed also has `steps`, the batches of one pass. `shapes()` are
-  those of `arrays`, with their shardings: what a program is compiled for before any picture is read.
+  A program calls `arrays(step, count)` for up to `max_steps(step)` steps starting at `step`, passes the arrays to the
+  jitted function, and calls the pure function `batch_at(arrays, step)` inside it. A batch holds `image`, uint8
+  [B, H, W, C], and `label`, int32 [B]. In training it also holds `epoch` and the `position` within it, int32 [B]. In
+  evaluation it also holds `mask`, bool [B], which is False on the rows that pad the last batch. An evaluation feed has
+  `steps`, the number of batches of one pass. `shapes()` returns the shapes and shardings of `arrays`, so that a program
+  can be compiled before any image is read.
   """
 
   def shapes(self) -> Any: ...
@@ -44,10 +46,10 @@ class Feed(Protocol):
 
 
 def image_shape(config: ml_collections.ConfigDict, source: examples.Examples) -> tuple[int, int, int]:
-  """(H, W, C) of the pictures in a batch.
+  """Returns (H, W, C) of the images in a batch.
 
   Raises:
-    errors.InputError: the pictures differ in size and `image_size` is not set.
+    errors.InputError: the images differ in size and `image_size` is not set.
   """
   height, width, channels = source.shape
   if config.image_size:
@@ -58,7 +60,7 @@ def image_shape(config: ml_collections.ConfigDict, source: examples.Examples) ->
 
 
 def _resident_images(config: ml_collections.ConfigDict, source: examples.Examples, train: bool) -> np.ndarray | None:
-  """uint8 [N, H, W, C] at the size of `image_shape` when the split is to live on the device."""
+  """Returns the images, uint8 [N, H, W, C] at `image_shape`'s size, if the split lives on the device, else None."""
   if source.images is None or not placement.on_device(config, len(source), source.shape, train):
     return None
   size = image_shape(config, source)[:2]
@@ -70,7 +72,7 @@ def _resident_images(config: ml_collections.ConfigDict, source: examples.Example
 
 
 def _resize(config: ml_collections.ConfigDict, size: tuple[int, int], train: bool) -> readers.Transform:
-  """What brings a picture to (height, width) on the host."""
+  """Returns the transform that resizes or crops an image to (height, width) on the host."""
   to_size = {'size': size, 'interpolation': config.interpolation}
   if config.augment != 'resized_crop_flip':
     return functools.partial(images.squash, **to_size)
@@ -80,7 +82,7 @@ def _resize(config: ml_collections.ConfigDict, size: tuple[int, int], train: boo
 
 
 def eval_transform(config: ml_collections.ConfigDict, size: tuple[int, int]) -> readers.Transform:
-  """What is done on the host to a picture that is evaluated: `(image, None) -> image` of that size.
+  """Returns the host transform for evaluation, `(image, None) -> image`; the result has size `size`.
 
   Args:
     config: the `data` section of the config, resolved.
@@ -90,21 +92,21 @@ def eval_transform(config: ml_collections.ConfigDict, size: tuple[int, int]) -> 
 
 
 def _train_transform(config: ml_collections.ConfigDict, size: tuple[int, int]) -> readers.Transform:
-  """What is done on the host to a picture that is trained on."""
+  """Returns the host transform for training."""
   resize, policy = _resize(config, size, train=True), policies.make(config)
   return functools.partial(readers.in_turn, transforms=(resize, policy)) if policy else resize
 
 
 def make_train_feed(config: ml_collections.ConfigDict, source: examples.Examples, mesh: Mesh) -> Feed:
-  """Endless shuffled batches of `config.train.batch_size`, a function of (config.seed, step).
+  """Makes a feed of endless shuffled batches of `config.train.batch_size`, each a function of (config.seed, step).
 
   Args:
     config: the whole config, resolved.
     source: the training split.
-    mesh: whose devices share each batch.
+    mesh: the mesh whose devices share each batch.
 
   Raises:
-    errors.InputError: placement or size do not suit the pictures.
+    errors.InputError: placement or size do not suit the images.
   """
   if source.views:
     return resident.TrainFeed(source.images, source.labels, config.seed, config.train.batch_size, mesh, source.views)
@@ -117,10 +119,10 @@ def make_train_feed(config: ml_collections.ConfigDict, source: examples.Examples
 
 
 def make_eval_feed(config: ml_collections.ConfigDict, source: examples.Examples, mesh: Mesh) -> Any:
-  """One pass over a split in batches of `config.eval.batch_size`: a `Feed` with `steps`, its number of batches.
+  """Makes a `Feed` of one pass over a split in batches of `config.eval.batch_size`; `steps` is their number.
 
   Raises:
-    errors.InputError: placement or size do not suit the pictures.
+    errors.InputError: placement or size do not suit the images.
   """
   if source.views:
     return resident.EvalFeed(source.images, source.labels, config.eval.batch_size, mesh)
@@ -128,13 +130,13 @@ def make_eval_feed(config: ml_collections.ConfigDict, source: examples.Examples,
 
 
 def make_view_feed(config: ml_collections.ConfigDict, source: examples.Examples, mesh: Mesh, view: int) -> Any:
-  """One pass in order like `make_eval_feed`, over pictures as training sees them: each view draws anew.
+  """Makes a feed of one pass in order, like `make_eval_feed`, but with the host transforms of training.
 
   Args:
     config: the whole config.
     source: the training split.
-    mesh: whose devices share each batch.
-    view: in place of the epoch in what is drawn.
+    mesh: the mesh whose devices share each batch.
+    view: number that replaces the epoch in the random draws, so that each view has its own.
   """
   return _pass(config, source, mesh, view)
 
@@ -152,16 +154,16 @@ def _pass(config: ml_collections.ConfigDict, source: examples.Examples, mesh: Me
 def statistics(
   config: ml_collections.ConfigDict, source: examples.Examples
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-  """Mean and standard deviation per channel in [0, 1]: those of the config, or measured on the pictures as they are.
+  """Returns mean and standard deviation per channel in [0, 1], from the config or measured on the original images.
 
-  Measured exactly: integer sums over all pixels, then float64.
+  The measurement is exact: integer sums over all pixels, then float64.
 
   Args:
     config: the `data` section of the config.
     source: the training split.
 
   Raises:
-    errors.InputError: nothing to measure on (the pictures are not in memory), or numbers that do not suit the pictures.
+    errors.InputError: the config has no values and the images are not in memory, or the values do not suit the images.
   """
   channels = source.shape[2]
   mean, std = tuple(config.mean), tuple(config.std)
@@ -187,7 +189,7 @@ def statistics(
   values, total = np.arange(256), counts.sum(1)
   first, second = counts @ values, counts @ values**2
   mean = first / total
-  # total * second - first^2 in Python integers: it overflows int64, and rounds in float64.
+  # Computes total * second - first^2 in Python integers, because it overflows int64 and loses digits in float64.
   variance = [(int(n) * int(s) - int(f) ** 2) / int(n) ** 2 for n, s, f in zip(total, second, first, strict=True)]
   if min(variance) <= 0:
     raise errors.InputError(f'a channel of {source.name} is constant; set config.data.mean and config.data.std')

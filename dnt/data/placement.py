@@ -1,25 +1,25 @@
-"""Where the pictures of a split live: on the device, or streamed from the host."""
+"""Decides where the images of a split live: on the device, or streamed from the host."""
 
 import ml_collections
 
 from dnt import errors
 from dnt.data import examples
 
-# Pictures of a split up to so many bytes, decoded and at their final size, live on the device.
+# A split lives on the device if its images, decoded and at their final size, take at most this many bytes.
 RESIDENT_BYTES = 2**30
 
 
 def on_device(config: ml_collections.ConfigDict, count: int, shape: examples.Shape, train: bool = False) -> bool:
-  """Whether `config.placement` puts pictures of that number and shape on the device.
+  """Returns whether `config.placement` puts `count` images of this shape on the device.
 
   Args:
     config: the `data` section of the config.
-    count: pictures of the split.
-    shape: their (H, W, C) as the source has them.
-    train: whether they are trained on, under `config.policy`; evaluation does without it.
+    count: number of images in the split.
+    shape: (H, W, C) of the images in the source.
+    train: whether the images are for training, which applies `config.policy`; evaluation does not.
 
   Raises:
-    errors.InputError: placement='device' for pictures that cannot live there.
+    errors.InputError: placement='device' for images that cannot live there.
   """
   if config.placement == 'stream':
     return False

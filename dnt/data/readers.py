@@ -1,4 +1,4 @@
-"""What grain's worker processes run: from the number of a row to its picture. No jax and no model is imported here."""
+"""Readers that grain's worker processes run: they map a row's index to its image. They import no jax and no model."""
 
 import dataclasses
 import functools
@@ -15,22 +15,22 @@ from dnt.data import examples, order
 from dnt.data.transforms import images
 from dnt.parallel import allocator
 
-# From an image of Pillow to another: see `images`.
+# Maps a Pillow image to another one; see `images`.
 Transform = Callable[[Any, np.random.Generator | None], Any]
 
-# Workers ask for the same few epochs over and over; an order of ImageNet takes 5 MB and 0.1 s.
+# Workers need the same few epochs again and again; computing ImageNet's order takes 0.1 s, storing it 5 MB.
 _order = functools.lru_cache(maxsize=4)(order.order)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Reader:
-  """Reads one row of one batch; sent to the workers.
+  """Reads one row of one batch; the workers receive a pickled copy.
 
   Attributes:
-    examples: where the pictures come from.
-    transform: brings a picture to the one size, given the random numbers of its place; which ends in its size.
+    examples: the split to read.
+    transform: resizes an image to the common size and, in training, augments it; its draws depend on the row's place.
     batch_size: rows of a batch over all processes.
-    rows: those that this process reads.
+    rows: rows that this process reads.
   """
 
   examples: examples.Examples
@@ -39,14 +39,14 @@ class _Reader:
   rows: range
 
   def place(self, index: int) -> int:
-    """From the count of rows this process reads to the place in the whole run."""
+    """Maps the index of a row among those that this process reads to its place in the whole run."""
     step, row = divmod(index, len(self.rows))
     return step * self.batch_size + self.rows[row]
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainReader(_Reader):
-  """Endless shuffled epochs."""
+  """Reads endless shuffled epochs."""
 
   seed: int
 
@@ -59,11 +59,11 @@ class TrainReader(_Reader):
 
 @dataclasses.dataclass(frozen=True)
 class EvalReader(_Reader):
-  """One pass in order; zeros beyond the end.
+  """Reads one pass in order; rows beyond the end are zeros.
 
   Attributes:
-    shape: of the pictures.
-    drawn: seed and view that the transform's draws are a function of; None: it draws nothing.
+    shape: (H, W, C) of the images.
+    drawn: (seed, view) that determines the transform's random draws; None: the transform makes none.
   """
 
   shape: tuple[int, int, int]
@@ -79,16 +79,17 @@ class EvalReader(_Reader):
 
 
 def in_turn(image: Any, generator: np.random.Generator | None, transforms: tuple[Transform, ...]) -> Any:
-  """Transforms one after another, on one stream of random numbers."""
+  """Applies transforms in sequence; all draw from the same generator."""
   for transform in transforms:
     image = transform(image, generator)
   return image
 
 
 def start_worker(index: int, count: int) -> None:
-  """Leaves Ctrl-C and SIGTERM to the main process, which stops in order, and ends with it when it is killed.
+  """Prepares a worker to ignore Ctrl-C and SIGTERM, which the main process handles, and to exit if that is killed.
 
-  A decoded photograph is a large block of memory, and a worker has another one every few milliseconds: it keeps them.
+  A decoded photograph is a large block of memory, and a worker allocates one every few milliseconds. Its allocator
+  therefore keeps freed memory.
   """
   del index, count
   allocator.keep_freed()

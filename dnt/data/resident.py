@@ -1,4 +1,4 @@
-"""Feeds of a split that lives on the device: whole on every device, batches gathered inside the jitted program."""
+"""Feeds for a split that every device holds whole; the jitted program gathers each batch from it."""
 
 from typing import Any
 
@@ -18,12 +18,12 @@ def _place(images: np.ndarray, labels: np.ndarray, mesh: Mesh) -> Arrays:
 
 
 class TrainFeed:
-  """Batches of an endless run through shuffled epochs; see `pipeline.make_train_feed`."""
+  """Serves batches of an endless run through shuffled epochs; see `pipeline.make_train_feed`."""
 
   def __init__(self, images: np.ndarray, labels: np.ndarray, seed: int, batch_size: int, mesh: Mesh, views: int = 1):
-    self._views = views  # of each picture, which take turns by epoch
+    self._views = views  # views of each image; epoch e uses view e % views
     self._seed, self._batch_size, self._mesh, self._count = seed, batch_size, mesh, len(labels)
-    # Enough epochs of order for one batch that starts at the last example of the first; two, but for tiny sets.
+    # Enough epochs for one batch that starts at the last example of the first epoch: two, except for tiny data sets.
     self._epochs = max(2, -(-(self._count - 1 + batch_size) // self._count))
     self._data = _place(images, labels, mesh)
     self._epoch, self._order = -1, None
@@ -49,7 +49,7 @@ class TrainFeed:
 
   def batch_at(self, arrays: Arrays, step: jax.Array) -> dict[str, jax.Array]:
     start, epoch, first = arrays['window']
-    # Counted from the first epoch of the window: the place in the whole run would overflow int32.
+    # `place` counts from the first epoch of the window; counted from the start of the run it would overflow int32.
     place = (step - start) * self._batch_size + first + jnp.arange(self._batch_size)
     place = meshes.constrain_batch(place, self._mesh)
     index = arrays['order'].at[place].get(mode='promise_in_bounds')
@@ -65,7 +65,7 @@ class TrainFeed:
 
 
 class EvalFeed:
-  """Batches of one pass in the order of the split; see `pipeline.make_eval_feed`."""
+  """Serves the batches of one pass in the order of the split; see `pipeline.make_eval_feed`."""
 
   def __init__(self, images: np.ndarray, labels: np.ndarray, batch_size: int, mesh: Mesh):
     self._batch_size, self._mesh, self._count = batch_size, mesh, len(labels)

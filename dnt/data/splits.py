@@ -1,4 +1,4 @@
-"""Slices of splits, as TFDS writes them: 'train', 'train[:98%]', 'train[5000:]', 'train[-10%:]'."""
+"""Parses slices of splits in TFDS's notation: 'train', 'train[:98%]', 'train[5000:]', 'train[-10%:]'."""
 
 import re
 from typing import NamedTuple
@@ -12,7 +12,7 @@ PATTERN = re.compile(
 
 
 class Slice(NamedTuple):
-  """A part of a split: its name, bounds (None: open) and whether they are percents."""
+  """A slice of a split: the split's name, the bounds (None: open) and whether the bounds are percentages."""
 
   text: str
   name: str
@@ -21,12 +21,12 @@ class Slice(NamedTuple):
   percent: bool
 
   def bounds(self, count: int) -> tuple[int, int]:
-    """First and one past the last example, for a split of `count` examples.
+    """Returns the index of the first example and one past the last, for a split of `count` examples.
 
-    Percents are rounded to the nearest example, halves to even, as in TFDS; negative bounds count from the end.
+    Percentages are rounded to the nearest example, halves to even, as in TFDS. Negative bounds count from the end.
 
     Raises:
-      errors.InputError: a bound lies beyond the split, or nothing is left.
+      errors.InputError: a bound lies beyond the split, or the slice is empty.
     """
 
     def absolute(bound: float | None, open_end: int) -> int:
@@ -44,10 +44,10 @@ class Slice(NamedTuple):
 
 
 def parse(text: str) -> Slice:
-  """Reads a split's name and slice; a unit on one bound holds for both, as in TFDS.
+  """Parses a split's name and slice; as in TFDS, a % on one bound applies to both.
 
   Raises:
-    errors.InputError: not of that form.
+    errors.InputError: `text` is not of that form.
   """
   match = PATTERN.fullmatch(text)
   try:

@@ -1,6 +1,6 @@
-"""Feeds that read and decode while the run goes on: grain worker processes, each process its own rows of a batch.
+"""Feeds that read and decode images during the run, in grain worker processes; each process reads its rows of a batch.
 
-A batch is a function of its step alone, so a run goes on from its step and no iterator state is saved.
+A batch is a function of its step alone, so a run resumes from its step and checkpoints hold no iterator state.
 """
 
 import sys
@@ -14,21 +14,21 @@ from dnt import errors
 from dnt.data import examples, readers
 from dnt.parallel import mesh as meshes
 
-THREADS = 4  # that read ahead in the main process, when there are no workers
-AHEAD = 2  # finished batches that wait in each worker
+THREADS = 4  # threads of the main process that read ahead, if there are no workers
+AHEAD = 2  # finished batches that each worker buffers
 
-# Grain walks an endless run as a range; this is its end.
+# Grain reads an endless run as a range, which ends here.
 ENDLESS = 2**62
-UNTOLD = 'ignore:resource_tracker:UserWarning'  # of the tracker's process, which is started with these options
+UNTOLD = 'ignore:resource_tracker:UserWarning'  # warning option that the resource tracker's process starts with
 
 
 class Batches:
-  """This process' rows of each batch, read ahead by `workers` processes (0: by threads of this one).
+  """Reads this process's rows of each batch ahead, in `workers` processes (0: in threads of this process).
 
   Args:
-    reader: `index -> row`.
-    steps: batches before it starts again; None: endless.
-    workers: processes.
+    reader: function `index -> row`.
+    steps: number of batches before it starts again; None: endless.
+    workers: number of worker processes.
   """
 
   def __init__(self, reader: readers.TrainReader | readers.EvalReader, steps: int | None, workers: int):
@@ -36,21 +36,21 @@ class Batches:
     self._iterator, self._next = None, None
 
   def at(self, step: int) -> dict[str, np.ndarray]:
-    """The batch of a step: image uint8 [b, H, W, C], label int32 [b]; quickest when steps follow each other.
+    """Returns the batch of a step: image uint8 [b, H, W, C], label int32 [b]; fastest for consecutive steps.
 
     Raises:
-      errors.InputError: a picture that cannot be read; workers are ended.
+      errors.InputError: an image cannot be read; the workers are stopped.
       errors.RunError: a worker was killed.
     """
     if step != self._next:
       self.close()
       self._iterator = self._open(step)
     try:
-      # Copied: grain frees the shared memory that a worker's batch lies in when its arrays go.
+      # Copies the arrays: a worker's batch lies in shared memory, which grain frees together with its arrays.
       batch = {name: np.array(value) for name, value in next(self._iterator).items()}
     except BaseException as error:
       self.close()
-      message = str(error).partition('\n')[0]  # grain appends a note on its traceback
+      message = str(error).partition('\n')[0]  # grain appends a note about its traceback
       if isinstance(error, errors.InputError):
         raise errors.InputError(message) from error
       if isinstance(error, RuntimeError) and 'Worker process' in message:  # killed, or out of (shared) memory
@@ -60,7 +60,7 @@ class Batches:
     return batch
 
   def close(self) -> None:
-    """Ends the workers."""
+    """Stops the workers."""
     if self._iterator is not None:
       self._iterator.close()
     self._iterator, self._next = None, None
@@ -69,17 +69,17 @@ class Batches:
     import grain
     from absl import flags
 
-    # Grain's workers read absl flags, which a program that does not use absl never parses.
+    # Grain's workers read absl flags, which programs without absl never parse.
     if not flags.FLAGS.is_parsed():
       flags.FLAGS.mark_as_parsed()
-    # Where workers are stopped while they hand over a batch, its shared memory is left to the tracker of Python, which
-    # frees it when the program ends: that is no news to be told after the line on what is wrong.
+    # If workers stop while they pass on a batch, Python's resource tracker frees its shared memory when the program
+    # ends, and warns about it. We suppress the warning; it would only follow our own error message.
     if UNTOLD not in sys.warnoptions:
       sys.warnoptions.append(UNTOLD)
     rows = len(self._reader.rows)
     if self._steps is None:
       data = grain.MapDataset.range(step * rows, ENDLESS)
-    else:  # around and around, so that the workers of an evaluation live until the next one
+    else:  # repeats, so that the workers of one evaluation serve the next one too
       data = grain.MapDataset.range(self._steps * rows).repeat().slice(slice(step * rows, None))
     threads = 0 if self._workers else THREADS
     return iter(
@@ -94,21 +94,21 @@ class Batches:
 
 
 def local_rows(batch_size: int, mesh: Mesh) -> range:
-  """The rows of a batch that lie on this process' devices; the mesh keeps them contiguous."""
+  """Returns the range of a batch's rows on this process's devices; the mesh keeps them contiguous."""
   slices = meshes.batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
   bounds = [index[0].indices(batch_size)[:2] for index in slices]
   return range(min(start for start, _ in bounds), max(stop for _, stop in bounds))
 
 
 class _Feed:
-  """What both feeds share: one step an array, put on the devices of the mesh."""
+  """Base of both feeds: puts the arrays of one step at a time on the devices of the mesh."""
 
   def __init__(self, batches: Batches, rows: range, batch_size: int, shape: tuple[int, int, int], mesh: Mesh):
     self._batches, self._rows, self._batch_size, self._shape = batches, rows, batch_size, shape
     self._sharding = meshes.batch_sharding(mesh)
 
   def _shapes(self, **others: Any) -> dict[str, jax.ShapeDtypeStruct]:
-    """Of image, label and other arrays of one number an example, of which the dtypes are given."""
+    """Returns the shapes of image, label and `others`: dtypes by name of arrays with one number per example."""
     dtypes = {'image': np.uint8, 'label': np.int32, **others}
     shapes = {name: self._shape if name == 'image' else () for name in dtypes}
     batch = {name: jax.ShapeDtypeStruct((self._batch_size, *shapes[name]), dtypes[name]) for name in dtypes}
@@ -136,7 +136,7 @@ class _Feed:
 
 
 class TrainFeed(_Feed):
-  """Batches of an endless run through shuffled epochs; see `pipeline.make_train_feed`."""
+  """Serves batches of an endless run through shuffled epochs; see `pipeline.make_train_feed`."""
 
   def __init__(
     self,
@@ -163,7 +163,7 @@ class TrainFeed(_Feed):
 
 
 class EvalFeed(_Feed):
-  """Batches of one pass in the order of the split; see `pipeline.make_eval_feed`."""
+  """Serves the batches of one pass in the order of the split; see `pipeline.make_eval_feed`."""
 
   def __init__(
     self,

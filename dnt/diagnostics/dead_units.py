@@ -1,8 +1,8 @@
-"""Dead units, exactly: over the whole training split, in evaluation mode, the units of a trained network that are lost.
+"""Finds the dead units of a trained network exactly, over the whole training split and in evaluation mode.
 
-A unit is an index of the last axis of an activation: a channel, or a feature of a dense layer. It is dead when it is
-zero for every picture at every position, so that nothing passes through it and no gradient comes back. A sigmoid or
-tanh is never zero: its unit is dead when it is saturated (`taps.SATURATED`) for every picture at every position.
+A unit is an index of the last axis of an activation: a channel, or a feature of a dense layer. It is dead if it is
+zero for every image at every position, so that no signal passes through it and no gradient comes back. A sigmoid or
+tanh is never zero: its unit is dead if it is saturated (`taps.SATURATED`) for every image at every position.
 """
 
 import contextlib
@@ -24,19 +24,19 @@ from dnt.parallel import mesh as mesh_lib
 from dnt.parallel import multihost
 from dnt.training import evaluate, experiment
 
-# What the taps leave of each unit, how often it does something; and what it is when it never does.
+# Maps each capture, which counts how often a unit is active, to what the unit is if that count is zero.
 DEAD = {'fired': 'zero', 'steep': 'saturated'}
 
 
 class Units(NamedTuple):
-  """The units of one activation.
+  """Describes the units of one activation.
 
   Attributes:
-    entry: of the depth list.
-    name: `stage1/block001/Activation_0`; the entry's own name where its output stands for it.
-    criterion: what a dead unit is on every picture: 'zero' or 'saturated'.
-    count: units.
-    dead: indices of those that are dead, in order.
+    entry: name in the depth list.
+    name: `stage1/block001/Activation_0`; the entry's own name if its output stands for the activation.
+    criterion: what a dead unit is on every image: 'zero' or 'saturated'.
+    count: number of units.
+    dead: indices of the dead units, in order.
   """
 
   entry: str
@@ -50,11 +50,11 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, A
   """Finds the dead units of a run's newest checkpoint and writes `dead_units.json`.
 
   Returns:
-    What the file holds: `step`, `split`, `examples`, and over all entries and by activation `units`, `dead`, `share`,
-    by activation also `indices`.
+    The contents of the file: `step`, `split`, `examples`, and over all entries and by activation `units`, `dead`,
+    `share`, by activation also `indices`.
 
   Raises:
-    errors.InputError: no checkpoint in the workdir, one of another network, or data that does not fit.
+    errors.InputError: the workdir has no checkpoint or one of another network, or the data does not fit.
   """
   mesh = mesh_lib.make_mesh(config.mesh)
   loaded = evaluate.load(config, workdir, mesh, ())
@@ -86,17 +86,17 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, A
 
 
 def find(run: experiment.Experiment, mesh: Mesh, source: examples.Examples, variables: Any) -> tuple[Units, ...]:
-  """The units of each activation of the network, in depth order; exact for any batch size and number of devices.
+  """Returns the units of each activation of the network, in depth order; exact for any batch size and device count.
 
   Args:
     run: the experiment.
-    mesh: whose devices share each batch of `config.eval.batch_size`.
-    source: the split to look at.
+    mesh: its devices share each batch of `config.eval.batch_size`.
+    source: the split to examine.
     variables: `params` and `batch_stats`, on the mesh.
   """
 
   def step(variables, batch):
-    # A padded row repeats the first, which is always a picture: what a unit never does, it does not do there either.
+    # A padded row repeats the first row, which is always an image, so it cannot make a dead unit look active.
     real = batch['mask'].reshape(-1, 1, 1, 1)
     batch = {**batch, 'image': jnp.where(real, batch['image'], batch['image'][:1])}
     with taps.watching():
@@ -125,12 +125,12 @@ def _units(sums: Mapping[str, np.ndarray], table: Sequence[depth.Row]) -> tuple[
 
 
 def _natural(name: str) -> list[str | int]:
-  """Sorts `Activation_10` after `Activation_9`: modules are numbered as they are called."""
+  """Returns a sort key that puts `Activation_10` after `Activation_9`: modules are numbered in call order."""
   return [int(part) if part.isdigit() else part for part in re.split(r'(\d+)', name)]
 
 
 def text(result: Mapping[str, Any]) -> str:
-  """The result as a table, and in one line."""
+  """Formats the result as a table and one summary line."""
   lines = [('activation', 'units', 'dead', 'share', '')]
   for each in result['entries']:
     figures = (f'{each["units"]:,}', f'{each["dead"]:,}', f'{100 * each["share"]:.1f} %')

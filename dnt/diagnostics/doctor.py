@@ -1,8 +1,8 @@
-"""The doctor: examines a network before it is trained, says whether it will train, and if not, where and what mends it.
+"""Examines a network before training: predicts whether it will train, and if not, where it fails and how to fix it.
 
-It takes the first steps of training for real, over several seeds, with the telemetry of every one. What the first step
-shows of each entry of the depth list is the network at initialization on one real batch: the signal forward, the
-gradient backward, dead and saturated units, and how alike different pictures have become.
+It takes the first steps of training, over several seeds, with the telemetry of each step. The first step shows each
+entry of the depth list at initialization on one real batch: the signal forward, the gradient backward, dead and
+saturated units, and how similar the outputs for different images have become.
 """
 
 import contextlib
@@ -22,24 +22,24 @@ from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
 from dnt.training import experiment, telemetry
 
-PICTURES = 8  # of the batch, whose likeness is measured
+PICTURES = 8  # images of the batch whose similarity is measured
 FIRST_STEPS = 10
 VERDICTS = ('trainable', 'vanishing', 'exploding', 'collapsing to one direction', 'dead', 'step too large')
 # A signal or gradient may shrink or grow by this factor from end to end before it counts as lost.
 VANISHING, EXPLODING = telemetry.VANISHING, 1e3
-FAINT = 1e-5  # and by this one the product of both, of which the gradients at the kernels are made
-MOVES = telemetry.UPDATE_RATIOS[0]  # update over parameter norm of an entry that trains in spite of it
+FAINT = 1e-5  # limit for the product of both factors, which sets the size of the gradients at the kernels
+MOVES = telemetry.UPDATE_RATIOS[0]  # update over parameter norm of an entry that trains although the signal vanishes
 ABRUPT = 1e-12  # a signal or gradient of this size does not become zero in one entry by shrinking
-COLLAPSED = 0.9999  # cosine of two different pictures
-ALIKE = 0.98  # and of two whose loss, which is that of guessing, the first steps do not lower
-GUESSING = 0.02  # how far from the loss of guessing, as a share of it, counts as that
-DEAD = 0.9  # share of an entry's units that are dead, or of its activations that are saturated
-GROWN = 10.0  # loss after the first steps over that before
-RATIO = 0.1  # update over parameter norm, of the median entry, of a loss that stays above that of guessing
-LAST = 3  # of the first steps, whose mean loss stands for what they led to
-HEALTHY = 1e-3  # update over parameter norm of a first step, for the rate that is offered
-SMALL = 16  # examples that are too few for the statistics of batch_norm
-# The initializer at which each activation keeps the norm of a signal.
+COLLAPSED = 0.9999  # cosine of two different images
+ALIKE = 0.98  # the same, if the first steps do not lower a loss that is that of guessing
+GUESSING = 0.02  # largest distance from the loss of guessing, as a fraction of it, that counts as guessing
+DEAD = 0.9  # fraction of an entry's units that are dead, or of its activations that are saturated
+GROWN = 10.0  # loss after the first steps over the loss before
+RATIO = 0.1  # update over parameter norm, of the median entry, if the loss stays above that of guessing
+LAST = 3  # number of last steps whose mean loss measures the result of the first steps
+HEALTHY = 1e-3  # update over parameter norm of a first step, for the suggested rate
+SMALL = 16  # too few examples for the statistics of batch_norm
+# The initializer with which each activation keeps the norm of a signal.
 FITTING = {
   'relu': 'he',
   'leaky_relu': 'he',
@@ -52,24 +52,24 @@ FITTING = {
 
 
 class Examination(NamedTuple):
-  """What was measured.
+  """Holds the measurements of an examination.
 
   Attributes:
     entries: names in depth order.
     columns: float64 [seeds, entries] by quantity: those of `telemetry`, and
 
       - `activation_variance`: of the output, over examples, positions and units,
-      - `cosine`: mean cosine of the angle between the outputs for two different pictures,
-      - `jacobian_gain`: the gradient's norm at the output of the entry before, over that at this one's,
+      - `cosine`: mean cosine of the angle between the outputs for two different images,
+      - `jacobian_gain`: the gradient's norm at the output of the entry before, over the norm at this entry's output,
       - `update_ratio`: mean over the first steps.
 
-      NaN: an entry without the figure; infinite: one that was not finite.
-    input_cosine: of the pictures themselves, as the network gets them.
+      NaN: the entry does not have the quantity; infinite: the value was not finite.
+    input_cosine: the cosine of the images themselves, as the network receives them.
     losses: [seeds, first steps].
     update_ratios: [seeds, first steps], median over entries.
     learning_rates: [first steps].
-    peak_rate: the largest of the whole run.
-    scale_free: whether the update rule divides each gradient by its size, so that small ones move parameters as well.
+    peak_rate: the largest learning rate of the whole run.
+    scale_free: whether the update rule divides each gradient by its size, so that small gradients also move parameters.
     chance: loss of guessing.
   """
 
@@ -85,12 +85,12 @@ class Examination(NamedTuple):
 
 
 class Verdict(NamedTuple):
-  """What the doctor says.
+  """Holds the verdict on a network.
 
   Attributes:
     kind: one of `VERDICTS`.
-    entry: where it begins; None where it is the whole network's.
-    reason: the figures it rests on, in words.
+    entry: the entry where the problem begins; None if it concerns the whole network.
+    reason: the measurements behind the verdict, in words.
   """
 
   kind: str
@@ -108,12 +108,12 @@ def examine(
 
   Args:
     config: a validated training config.
-    data: its pictures, from `experiment.load_data`.
-    seeds: initializations, from `config.seed` on.
-    say: is told what is being done.
+    data: its images, from `experiment.load_data`.
+    seeds: number of initializations, from `config.seed` on.
+    say: receives a status message for each step.
 
   Raises:
-    errors.InputError: a config that does not fit the data or the model.
+    errors.InputError: the config does not fit the data or the model.
   """
   mesh = mesh_lib.make_mesh(config.mesh)
   mesh_lib.check_batch('config.train.batch_size', config.train.batch_size, mesh, config.train.accumulate)
@@ -143,15 +143,15 @@ def examine(
 
 
 def _make_step(run: experiment.Experiment, batch_at: Callable) -> Callable:
-  """The run's step with its telemetry, and how alike different pictures are at each entry.
+  """Returns the run's step with its telemetry and the similarity of different images at each entry.
 
   Args:
     run: the experiment.
-    batch_at: of the feed.
+    batch_at: the feed's `batch_at`.
 
   Returns:
-    `(state, arrays) -> (state, metrics)`; metrics: as with telemetry, which has a column `cosine` too, and the float32
-    scalar `input_cosine`. Both are not numbers for micro-batches of one picture.
+    `(state, arrays) -> (state, metrics)`; metrics: as with telemetry, with an additional column `cosine`, and the
+    float32 scalar `input_cosine`. Both are NaN for micro-batches of one image.
   """
   called = [row.entry for row in run.table if row.shape is not None]
   parts = run.config.train.accumulate
@@ -185,10 +185,10 @@ def _make_step(run: experiment.Experiment, batch_at: Callable) -> Callable:
 
 
 def _cosine(x: jax.Array) -> jax.Array:
-  """Mean cosine of the angle between two different ones of the first examples."""
+  """Returns the mean cosine of the angle between two different examples, over the first examples of the batch."""
   x = jax.lax.stop_gradient(x)[:PICTURES].astype(jnp.float32)
   x = x.reshape(x.shape[0], -1)
-  # Over the largest value first: the squares of a signal that has nearly vanished would underflow.
+  # Divide by the largest value first: the squares of a signal that has nearly vanished would underflow.
   x = x / jnp.maximum(jnp.max(jnp.abs(x), axis=1, keepdims=True), jnp.finfo(jnp.float32).tiny)
   x = x / jnp.maximum(jnp.linalg.norm(x, axis=1, keepdims=True), jnp.finfo(jnp.float32).tiny)
   count = x.shape[0]
@@ -196,7 +196,7 @@ def _cosine(x: jax.Array) -> jax.Array:
 
 
 def _examination(run: experiment.Experiment, shown: Sequence[Sequence[Mapping[str, Any]]]) -> Examination:
-  """What the steps have shown, by seed and step."""
+  """Builds the examination from the metrics of the steps, by seed and step."""
   names = tuple(row.entry.name for row in run.table)
   rows = [[metrics['telemetry'] for metrics in each] for each in shown]
   first = [_initial(each) for each in rows]
@@ -205,14 +205,14 @@ def _examination(run: experiment.Experiment, shown: Sequence[Sequence[Mapping[st
   mean, rms = (columns.setdefault(f'activation_{name}', absent) for name in ('mean', 'rms'))
   gradient, called = columns['output_gradient_norm'], list(first[0]['output_gradient_norm'].entries)
   columns['jacobian_gain'] = absent.copy()
-  with np.errstate(divide='ignore', invalid='ignore'):  # of what is zero or not finite
+  with np.errstate(divide='ignore', invalid='ignore'):  # for values that are zero or not finite
     columns['activation_variance'] = rms**2 - mean**2
     columns['jacobian_gain'][:, called[1:]] = gradient[:, called[:-1]] / gradient[:, called[1:]]
   columns['update_ratio'] = np.mean(
     [[_whole(step['update_ratio'], len(names)) for step in each] for each in rows], axis=1
   )
   if _micro_batch(run.config) == 1:
-    columns['cosine'] = absent  # there is no second picture
+    columns['cosine'] = absent  # there is no second image
   return Examination(
     names,
     columns,
@@ -227,12 +227,12 @@ def _examination(run: experiment.Experiment, shown: Sequence[Sequence[Mapping[st
 
 
 def _initial(steps: Sequence[Mapping[str, telemetry.Column]]) -> Mapping[str, telemetry.Column]:
-  """The first step; where kernels start at zero, which lets no gradient pass, the first after all of them moved."""
+  """Returns the first step where no entry's parameters are all zero (zero kernels pass no gradient), else the first."""
   return next((step for step in steps if np.all(step['parameter_norm'].values)), steps[0])
 
 
 def _ratios(steps: Sequence[Mapping[str, telemetry.Column]]) -> list[float]:
-  """By step, the median over the entries that do not start at zero."""
+  """Returns for each step the median update ratio over the entries that do not start at zero."""
   moving = np.flatnonzero(steps[0]['parameter_norm'].values)
   found = [np.asarray(step['update_ratio'].values, np.float64)[moving] for step in steps]
   return [float(np.median(np.where(np.isfinite(each), each, np.inf))) if each.size else np.inf for each in found]
@@ -246,14 +246,14 @@ def _whole(column: telemetry.Column, count: int) -> np.ndarray:
 
 
 def judge(found: Examination) -> Verdict:
-  """The verdict on an examination: the first sickness in the order that they cause one another."""
+  """Returns the verdict on an examination: the first problem, in an order where earlier problems cause later ones."""
   typical = {name: np.median(column, axis=0) for name, column in found.columns.items()}
   rms, gradient = typical['activation_rms'], typical['output_gradient_norm']
-  # A branch whose last kernel starts at zero has an output of zero and is not dead: its parameters have a gradient.
+  # A branch whose last kernel starts at zero outputs zero but is not dead: its parameters have a gradient.
   waking = (rms == 0) & (typical['gradient_norm'] > 0)
   measured = np.flatnonzero(~np.isnan(rms) & ~np.isnan(gradient))
-  hidden = np.array([place for place in measured[:-1] if not waking[place]], int)  # the last output is the logits
-  faded = np.min(rms, where=rms > 0, initial=1.0) < ABRUPT  # what is zero then has shrunk to it
+  hidden = np.array([place for place in measured[:-1] if not waking[place]], int)  # without the logits, the last output
+  faded = np.min(rms, where=rms > 0, initial=1.0) < ABRUPT  # if so, a value of zero has shrunk to zero
   return (
     (None if faded else _dead(found, typical, waking))
     or _not_finite(found, 'signal', rms, measured)
@@ -281,7 +281,7 @@ def _not_finite(found: Examination, name: str, norms: np.ndarray, path: np.ndarr
 
 
 def _cut_off(found: Examination, gradient: np.ndarray, measured: np.ndarray) -> Verdict | None:
-  """Dead units that stand outside of any entry, in a user's own module: they let no gradient at all pass."""
+  """Detects dead units outside of any entry, in a user's own module, which let no gradient pass."""
   for at, after in zip(measured[-2::-1], measured[:0:-1], strict=True):
     if gradient[measured[0]] == gradient[at] == 0 and gradient[after] > ABRUPT:
       reason = f'no gradient at all reaches it from {found.entries[after]}: the units between are dead'
@@ -290,9 +290,9 @@ def _cut_off(found: Examination, gradient: np.ndarray, measured: np.ndarray) -> 
 
 
 def _lost(found: Examination, typical: Mapping[str, np.ndarray], hidden: np.ndarray) -> Verdict | None:
-  """Whether the signal vanishes or explodes from the first hidden entry to the last, or the gradient on the way back.
+  """Detects a signal that vanishes or explodes from the first hidden entry to the last, or a gradient on the way back.
 
-  It begins where half of what is too much has happened, on a log scale.
+  The reported entry is the first with half of the excessive change, on a log scale.
   """
   moved = typical['update_ratio'][hidden]
   rates = np.mean(found.learning_rates) or np.inf
@@ -335,12 +335,12 @@ def _collapsed(found: Examination, cosine: np.ndarray, hidden: np.ndarray) -> Ve
 
 
 def _losses(found: Examination) -> tuple[float, float]:
-  """Of the first step, and what the first steps lead to: medians over the seeds."""
+  """Returns the loss of the first step and the loss after the first steps, as medians over the seeds."""
   return float(np.median(found.losses[:, 0])), float(np.median(last_loss(found)))
 
 
 def last_loss(found: Examination) -> np.ndarray:
-  """What the first steps lead to: the mean loss of the last few of them, by seed."""
+  """Returns the mean loss of the last few of the first steps, by seed."""
   return np.mean(found.losses[:, -LAST:], axis=1)
 
 
@@ -348,7 +348,7 @@ def _stepped(found: Examination) -> Verdict:
   before, after = _losses(found)
   ratio = float(np.median(found.update_ratios))
   reason = f'the loss goes from {before:.3g} to {after:.3g} in {FIRST_STEPS} steps'
-  # Large updates alone are no harm: a linear classifier starts that way.
+  # Large updates alone do no harm: a linear classifier starts with them.
   large = not np.isfinite(found.losses).all() or after > GROWN * max(before, found.chance)
   if large or (ratio > RATIO and after > found.chance):
     return Verdict('step too large', None, f'{reason}, which move parameters by {ratio:.1e} of their norm')
@@ -356,16 +356,18 @@ def _stepped(found: Examination) -> Verdict:
 
 
 def remedies(config: ml_collections.ConfigDict, found: Examination, verdict: Verdict) -> list[dict[str, Any]]:
-  """Overrides that are likely to mend a network, the likeliest first: three at most, each of which changes the config.
+  """Returns at most three sets of overrides that are likely to fix a network, the likeliest first.
+
+  Each set changes the config.
 
   Args:
     config: a validated training config.
     found: its examination.
-    verdict: on it.
+    verdict: the verdict on it.
 
   Returns:
-    `{'section.key': value}` each; empty for a trainable network, and where no option reaches what is sick (as inside of
-    a user's own module).
+    `{'section.key': value}` each; empty for a trainable network, and if no option can affect the problem (such as
+    inside a user's own module).
   """
   model, rate = config.model, config.optim.learning_rate
   norm = {'model.norm': 'layer_norm' if model.norm == 'batch_norm' or _micro_batch(config) < SMALL else 'batch_norm'}
@@ -404,17 +406,17 @@ def _micro_batch(config: ml_collections.ConfigDict) -> int:
 
 
 def _shortcut(config: ml_collections.ConfigDict, entries: int) -> dict[str, Any]:
-  """What lets the signal and the gradient pass around the layers."""
+  """Returns overrides that let the signal and the gradient bypass the layers."""
   model = config.model
   if model.name == 'mlp' and model.block in (None, 'plain'):
     return {'model.block': 'residual'}
   if model.name == 'plain':
-    # Channels there, a factor on 16 here; a command line cannot set a width back to None.
+    # The width counts channels there and is a factor on 16 here; a command line cannot set a width back to None.
     return {'model.name': 'resnet'} | ({'model.width': max(1, model.width // 16)} if model.width else {})
   if model.name == 'resnet':
     return {'model.residual_scalar': 0.0}
   if model.name == 'highway' or model.block == 'highway':
-    return {'model.gate_bias': -round(float(np.log(entries)), 1)}  # each gate lets through a share of 1 / entries
+    return {'model.gate_bias': -round(float(np.log(entries)), 1)}  # each gate passes a fraction of 1 / entries
   return {}
 
 
@@ -427,7 +429,7 @@ def _builds(config: ml_collections.ConfigDict, overrides: Mapping[str, Any]) -> 
 
 
 def apply(config: ml_collections.ConfigDict, overrides: Mapping[str, Any]) -> ml_collections.ConfigDict:
-  """A validated copy of the config with the overrides."""
+  """Returns a validated copy of the config with the overrides."""
   changed = ml_collections.ConfigDict(config.to_dict())
   for key, value in overrides.items():
     section, _, name = key.rpartition('.')
@@ -438,12 +440,12 @@ def apply(config: ml_collections.ConfigDict, overrides: Mapping[str, Any]) -> ml
 
 
 class Trial(NamedTuple):
-  """What overrides make of a network.
+  """Holds the effect of overrides on a network.
 
   Attributes:
     overrides: `{'section.key': value}`.
-    verdict: on the network with them; of kind 'cannot be run' where they do not suit it.
-    loss: from `last_loss`; infinite where it is not finite.
+    verdict: the verdict on the network with them; of kind 'cannot be run' if they do not suit it.
+    loss: from `last_loss`; infinite if it is not finite.
   """
 
   overrides: Mapping[str, Any]
@@ -457,16 +459,16 @@ def try_out(
   offered: Sequence[Mapping[str, Any]],
   say: Callable[[str], None] = lambda text: None,
 ) -> list[Trial]:
-  """Examines each set of overrides, from one seed, and ranks them: healthy ones first, then by the loss.
+  """Examines each set of overrides with one seed and ranks them: trainable networks first, then by the loss.
 
   Args:
     config: a validated training config.
-    data: its pictures.
+    data: its images.
     offered: from `remedies`.
-    say: is told what is being done.
+    say: receives a status message for each step.
 
   Returns:
-    The best first.
+    The trials, the best first.
   """
   tried = []
   for overrides in offered:
@@ -489,5 +491,5 @@ def _value(config: ml_collections.ConfigDict, key: str) -> Any:
 
 
 def flags(overrides: Mapping[str, Any]) -> str:
-  """Overrides as they are written on a command line."""
+  """Formats overrides as flags of a command line."""
   return ' '.join(f'--config.{key}={value}' for key, value in overrides.items())

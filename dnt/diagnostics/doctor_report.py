@@ -1,4 +1,4 @@
-"""What the doctor leaves to read: a table, the verdict, what may mend it, `probe.json` and `probe.png`."""
+"""Writes the findings of the doctor: a table, the verdict, possible fixes, `probe.json` and `probe.png`."""
 
 import pathlib
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
   from matplotlib.axes import Axes
   from matplotlib.figure import Figure
 
-# Quantity: (its title in the table, what it is).
+# Maps each quantity to its title in the table and its meaning.
 COLUMNS = {
   'activation_rms': ('rms', 'root of the mean square of the output'),
   'activation_variance': ('variance', 'of the output'),
@@ -29,7 +29,7 @@ COLUMNS = {
 }
 SHARES = ('zero', 'dead', 'saturated')
 MARK = '#cc0000'
-LONGEST = 40  # lines of the table; of a deeper network it holds some of the entries
+LONGEST = 40  # lines of the table; for a deeper network it shows only some of the entries
 
 
 def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, seeds: int, trying: bool) -> dict[str, Any]:
@@ -37,15 +37,15 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, seeds: int, tr
 
   Args:
     config: a validated training config.
-    workdir: where they are written.
-    seeds: initializations to examine.
-    trying: try what is offered, and rank it.
+    workdir: folder to write to.
+    seeds: number of initializations to examine.
+    trying: whether to try the suggested overrides and rank them.
 
   Returns:
-    What `probe.json` holds.
+    The contents of `probe.json`.
 
   Raises:
-    errors.InputError: as `doctor.examine`, or a workdir that cannot be written.
+    errors.InputError: see `doctor.examine`; or the workdir cannot be written.
   """
   files.make_workdir(workdir)
   data = experiment.load_data(config, ())
@@ -90,13 +90,13 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, seeds: int, tr
 
 
 def sentence(verdict: doctor.Verdict) -> str:
-  """The verdict in a line."""
+  """Formats the verdict as one line."""
   where = f' from {verdict.entry} on' if verdict.entry else ''
   return f'{verdict.kind}{where}: {verdict.reason}'
 
 
 def table(found: doctor.Examination, verdict: doctor.Verdict) -> str:
-  """The figures by entry, the median over seeds, as text; of a deep network some entries, that of the verdict too."""
+  """Formats the medians over seeds by entry; for a deep network only some entries, including that of the verdict."""
   shown = {name: title for name, (title, _) in COLUMNS.items() if name in found.columns}
   count = len(found.entries)
   indices = set(np.linspace(0, count - 1, min(count, LONGEST)).round().astype(int).tolist())
@@ -110,7 +110,7 @@ def table(found: doctor.Examination, verdict: doctor.Verdict) -> str:
 
 
 def steps_table(found: doctor.Examination) -> str:
-  """The first steps, the median over seeds, as text."""
+  """Formats the first steps as text, as medians over seeds."""
   rows = {
     'learning rate': found.learning_rates,
     'loss': np.median(found.losses, 0),
@@ -132,7 +132,7 @@ def _aligned(lines: list[tuple[str, ...]]) -> str:
 
 @plots.styled
 def figure(found: doctor.Examination, verdict: doctor.Verdict) -> 'Figure':
-  """The figures by depth and the first steps, the median over seeds with their range."""
+  """Plots the measurements by depth and the first steps, as medians over seeds with their range."""
   drawn = plots.new_figure(22, 11)
   (signal, cosine, gradient, gain), (units, ratio, loss, ratios) = drawn.subplots(2, 4)
   deviation = np.sqrt(np.maximum(found.columns['activation_variance'], 0))
@@ -165,7 +165,7 @@ def figure(found: doctor.Examination, verdict: doctor.Verdict) -> 'Figure':
 
 
 def _by_depth(axes: 'Axes', found: doctor.Examination, curves: dict[str, np.ndarray]) -> None:
-  """Draws [seeds, entries] each, by its name in the legend."""
+  """Draws each curve, [seeds, entries], with its name in the legend."""
   depth = np.arange(len(found.entries))
   for number, (label, values) in enumerate(curves.items()):
     _draw(axes, depth, values, plots.COLORS[number], label)
@@ -182,7 +182,7 @@ def _by_step(axes: 'Axes', values: np.ndarray) -> None:
 
 
 def _draw(axes: 'Axes', x: np.ndarray, values: np.ndarray, color: str, label: str) -> None:
-  """The median of [seeds, n] with its range."""
+  """Draws the median of [seeds, n] with its range."""
   values = np.where(np.isfinite(values), values, np.nan)
   marker = 'o' if len(x) <= 40 else None
   axes.plot(x, np.median(values, 0), color=color, marker=marker, markersize=5, linewidth=1.8, label=label or None)

@@ -1,11 +1,11 @@
-"""The learning rate range test (Smith 2017, "Cyclical Learning Rates", section 3.3): trains while the rate grows.
+"""Runs the learning rate range test (Smith 2017, "Cyclical Learning Rates", section 3.3): trains while the rate grows.
 
-The rate grows exponentially from `config.lr_find.start` to `end` over `steps` steps; the losses say from where on the
-network learns and from where on it diverges. The steps are those of training with another schedule, from the newest
-checkpoint of the workdir, or from where a new run would start; the run itself is not changed. The smoothing, the end
-of a sweep and the suggestion `valley` are those of fastai's `lr_find`. A group of entries is swept with all others
-standing still, so that what the loss does is the group's doing. A run whose `optim.learning_rate` is 0 begins with a
-sweep of its own, and takes the valley.
+The rate grows exponentially from `config.lr_find.start` to `end` over `steps` steps. The losses show at which rate the
+network starts to learn and at which rate it diverges. The steps are training steps with another schedule, from the
+newest checkpoint of the workdir, or from where a new run would start. The test does not change the run. The smoothing,
+the end of a sweep and the suggestion `valley` are those of fastai's `lr_find`. While a group of entries is swept, all
+other entries stay fixed, so that only the group affects the loss. A run whose `optim.learning_rate` is 0 begins with a
+sweep of its own and uses the valley.
 """
 
 import contextlib
@@ -38,23 +38,23 @@ from dnt.weights import pretrained
 if TYPE_CHECKING:
   from matplotlib.figure import Figure
 
-SMOOTHING = 0.98  # share of the old average that each step keeps
-DIVERGED = 4  # a smoothed loss of so many times the best one ends the sweep
-FIRST, LAST = 0.1, 5  # share of the sweep's steps at its start, and steps at its end, that suggestions do without
-REACH = 0.1  # share of the sweep's steps on either side of the one where a slope is taken
+SMOOTHING = 0.98  # fraction of the old average that each step keeps
+DIVERGED = 4  # a sweep ends if its smoothed loss exceeds the best one by this factor
+FIRST, LAST = 0.1, 5  # fraction of the sweep at its start, and steps at its end, that suggestions ignore
+REACH = 0.1  # fraction of the sweep's steps on either side of a step over which its slope is taken
 
 
 class Sweep(NamedTuple):
-  """What one sweep showed, by step.
+  """Holds the result of one sweep, by step.
 
   Attributes:
-    group: pattern of the entries whose rate grew; None: all of them.
+    group: pattern of the entries whose rate grew; None: all entries.
     rates: float64 [n].
     losses: float64 [n].
     smoothed: float64 [n].
-    stopped: '' at the end of the sweep; 'diverged', or 'not finite', for which the step itself is left out.
-    suggestions: learning rates by `valley`, `steepest` and `minimum/10`; empty where it ended too soon to tell.
-    learns: whether the loss fell by more than it differs from batch to batch; if not, the suggestions say little.
+    stopped: '' if the sweep was complete; 'diverged', or 'not finite', which leaves out the step itself.
+    suggestions: learning rates by `valley`, `steepest` and `minimum/10`; empty if the sweep ended too soon.
+    learns: whether the loss fell by more than it differs from batch to batch; if not, the suggestions mean little.
   """
 
   group: str | None
@@ -72,11 +72,11 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, A
   Writes `lr_find.json` and `lr_find.png`, and nothing else.
 
   Returns:
-    What the JSON holds: `step`, `new` (no checkpoint to start from), `learning_rate` of the config and `sweeps`.
+    The contents of the JSON: `step`, `new` (no checkpoint to start from), `learning_rate` of the config and `sweeps`.
 
   Raises:
-    errors.InputError: a sweep that does not grow, a group that is no entry's, a checkpoint of another network or
-      optimizer, or data that does not fit.
+    errors.InputError: the rate does not grow, a group matches no entry, a checkpoint belongs to another network or
+      optimizer, or the data does not fit.
   """
   check(config)
   files.make_workdir(workdir)
@@ -103,20 +103,19 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, A
 def settle(
   run: experiment.Experiment, data: experiment.Data, mesh: Mesh, workdir: pathlib.Path
 ) -> experiment.Experiment:
-  """The run with a learning rate: as it is where its config gives one, else with the one that a sweep finds.
+  """Returns the run with a learning rate: the rate of its config if it has one, else the rate that a sweep finds.
 
-  The sweep starts where the run does, trains what its first stage trains, and leaves nothing behind but the rate,
-  `lr_find.json` and `lr_find.png`. A workdir that holds a checkpoint has been through it: its rate is that of its
-  `config.json`.
+  The sweep starts where the run does and trains what its first stage trains. It leaves only the rate, `lr_find.json`
+  and `lr_find.png`. If the workdir holds a checkpoint, the sweep is already done, and the rate is in its `config.json`.
 
   Args:
     run: the experiment.
-    data: its pictures, or their features.
-    mesh: of its devices.
-    workdir: of the run.
+    data: its images, or their features.
+    mesh: the mesh of its devices.
+    workdir: the workdir of the run.
 
   Raises:
-    errors.InputError: a sweep that ends before a rate can be told.
+    errors.InputError: the sweep ends before it can suggest a rate.
   """
   if run.config.optim.learning_rate:
     return run
@@ -157,7 +156,7 @@ def check(config: ml_collections.ConfigDict) -> None:
 def _record(
   workdir: pathlib.Path, sweeps: Sequence[Sweep], step: int, new: bool, learning_rate: float
 ) -> dict[str, Any]:
-  """Writes what the sweeps showed; returns what the JSON holds."""
+  """Writes the results of the sweeps and returns the contents of the JSON."""
   result = {
     'step': step,
     'new': new,
@@ -184,14 +183,14 @@ def _record(
 def sweep(
   run: experiment.Experiment, mesh: Mesh, state: steps.TrainState, feed: pipeline.Feed, group: str | None = None
 ) -> Sweep:
-  """Trains from `state`, which stays as it is, while the rate of a group grows.
+  """Trains from `state`, which it does not change, while the rate of a group grows.
 
   Args:
-    run: the experiment; `config.lr_find` is the sweep.
-    mesh: of its devices.
+    run: the experiment; `config.lr_find` describes the sweep.
+    mesh: the mesh of its devices.
     state: where to start, also in the data.
-    feed: of the training split.
-    group: pattern that matches whole names of entries, which alone train; None: all of them do.
+    feed: the feed of the training split.
+    group: pattern that matches whole names of the entries to train; None: all entries train.
   """
   first, count = int(state.step), run.config.lr_find.steps
   train_step = make_train_step(run, state.params, first, group)
@@ -225,7 +224,7 @@ def sweep(
 
 
 def make_train_step(run: experiment.Experiment, params: Any, first: int, group: str | None = None) -> Callable:
-  """The run's train step with the sweep as its schedule.
+  """Returns the run's train step with the sweep as its schedule.
 
   Args:
     run: the experiment.
@@ -249,13 +248,13 @@ def make_train_step(run: experiment.Experiment, params: Any, first: int, group: 
 def alone(
   optimizer: optax.GradientTransformation, params: Any, entries: Sequence[depth.Entry], group: str
 ) -> optax.GradientTransformation:
-  """A chain with the same state that moves the entries of a group and no others.
+  """Returns a chain with the same state that updates only the entries of a group.
 
   Args:
     optimizer: from `optim.chain.make`.
     params: the parameters (or shapes) in the model's layout.
     entries: the depth list.
-    group: pattern of the whole names of the entries that move.
+    group: pattern of the whole names of the entries to update.
   """
   moves = {
     path: np.array([re.fullmatch(group, entries[index].name) is not None for index in place])
@@ -275,7 +274,7 @@ def alone(
 
 
 def smooth(losses: Sequence[float]) -> np.ndarray:
-  """The exponential average of the losses up to each step, over the sum of its weights."""
+  """Returns the exponential average of the losses up to each step, divided by the sum of its weights."""
   average, smoothed = 0.0, []
   for index, loss in enumerate(losses, start=1):
     average = SMOOTHING * average + (1 - SMOOTHING) * loss
@@ -284,7 +283,7 @@ def smooth(losses: Sequence[float]) -> np.ndarray:
 
 
 def ending(losses: Sequence[float]) -> int | None:
-  """The first step whose loss is not finite, or whose smoothed loss is beyond `DIVERGED` times the best one."""
+  """Returns the first step with a loss that is not finite, or a smoothed loss above `DIVERGED` times the best one."""
   best = math.inf
   for index, (loss, smoothed) in enumerate(zip(losses, smooth(losses), strict=True)):
     best = min(best, smoothed)
@@ -294,21 +293,21 @@ def ending(losses: Sequence[float]) -> int | None:
 
 
 def suggest(rates: np.ndarray, smoothed: np.ndarray, steps: int) -> dict[str, float]:
-  """Learning rates to choose from, by the way they are found; empty for a sweep that ended too soon.
+  """Returns suggested learning rates by method; empty for a sweep that ended too soon.
 
   - valley: half way down the longest valley of the losses (see `valley`),
-  - steepest: where the loss falls fastest over the logarithm of the rate, looking `REACH` to either side,
+  - steepest: where the loss falls fastest over the logarithm of the rate, over `REACH` to either side,
   - minimum/10: a tenth of the rate of the lowest loss.
 
   Args:
     rates: [n].
     smoothed: [n].
-    steps: of the whole sweep.
+    steps: number of steps of the whole sweep.
   """
   rates, smoothed = rates[_used(steps)], smoothed[_used(steps)]
   if len(rates) < 3:
     return {}
-  # From one step to the next the slope is the noise of a batch.
+  # From one step to the next, the slope is only the noise of a batch.
   reach = max(1, min(int(REACH * steps), (len(rates) - 1) // 2))
   slopes = (smoothed[2 * reach :] - smoothed[: -2 * reach]) / np.log(rates[2 * reach :] / rates[: -2 * reach])
   return {
@@ -319,12 +318,12 @@ def suggest(rates: np.ndarray, smoothed: np.ndarray, steps: int) -> dict[str, fl
 
 
 def learns(losses: np.ndarray, smoothed: np.ndarray, steps: int) -> bool:
-  """Whether the smoothed loss fell by more than the losses of two neighbouring batches differ (the median).
+  """Returns whether the smoothed loss fell by more than the losses of two neighbouring batches differ (the median).
 
   Args:
     losses: [n].
     smoothed: [n].
-    steps: of the whole sweep.
+    steps: number of steps of the whole sweep.
   """
   used = smoothed[_used(steps)]
   return len(used) > 0 and bool(used[0] - used.min() > np.median(np.abs(np.diff(losses))))
@@ -335,7 +334,7 @@ def _used(steps: int) -> slice:
 
 
 def valley(losses: Sequence[float]) -> int:
-  """The index half way down the longest valley, a falling subsequence of the losses, as fastai's `valley` has it."""
+  """Returns the index half way down the longest valley, a falling subsequence of the losses, like fastai's `valley`."""
   lengths = np.ones(len(losses), int)
   for index in range(1, len(losses)):
     lengths[index] = 1 + np.max(lengths[:index], where=np.asarray(losses[:index]) > losses[index], initial=0)
@@ -347,11 +346,11 @@ def valley(losses: Sequence[float]) -> int:
 
 @plots.styled
 def plot(sweeps: Sequence[Sweep], current: float) -> 'Figure':
-  """Loss by learning rate, a panel a group, with the suggestions and the config's rate.
+  """Plots loss by learning rate, one panel per group, with the suggestions and the config's rate.
 
   Args:
     sweeps: at least one.
-    current: `optim.learning_rate` of the config; 0: none is given.
+    current: `optim.learning_rate` of the config; 0: the config has none.
   """
   columns = min(len(sweeps), 2)
   figure = plots.new_figure(10 if columns == 1 else 8.5 * columns, 6.2 * -(-len(sweeps) // columns))
@@ -359,7 +358,7 @@ def plot(sweeps: Sequence[Sweep], current: float) -> 'Figure':
   for axes, each in zip(grid, sweeps, strict=False):
     axes.plot(each.rates, each.losses, color='#bbbbbb', linewidth=1.2, label='loss of a batch')
     axes.plot(each.rates, each.smoothed, color=plots.COLORS[0], linewidth=2.5, label='smoothed')
-    # Smaller ones over larger ones: they may agree.
+    # Draw smaller marks over larger ones: their positions may coincide.
     looks = zip(plots.COLORS[1:], 'osD', (20, 13, 7), strict=False)
     for (name, rate), (color, marker, size) in zip(each.suggestions.items(), looks, strict=False):
       height = np.interp(np.log(rate), np.log(each.rates), each.smoothed)
@@ -369,7 +368,7 @@ def plot(sweeps: Sequence[Sweep], current: float) -> 'Figure':
       axes.axvline(current, color='#555555', linestyle=':', linewidth=1.5, label=f'config  {current:.2g}')
     axes.set_xscale('log')
     if len(each.rates):
-      # What comes before the divergence, which may be of any size, fills the picture.
+      # Fit the axis to the values before the divergence, which may be of any size.
       low, lowest = each.losses.min(), int(np.argmin(each.smoothed))
       high = max(each.smoothed[: lowest + 1].max(), 1.5 * each.smoothed[lowest])
       margin = 0.06 * (high - low)
@@ -386,7 +385,7 @@ def plot(sweeps: Sequence[Sweep], current: float) -> 'Figure':
 
 
 def text(result: Mapping[str, Any]) -> str:
-  """The result as a table, and in one line."""
+  """Formats the result as a table and one summary line."""
   names = ('valley', 'steepest', 'minimum/10')
   lines = [('entries', *names, '')]
   for each in result['sweeps']:
@@ -406,7 +405,7 @@ def _ended_of(found: Sweep) -> str:
 
 
 def _ended(stopped: str, rates: Sequence[float], smoothed: Sequence[float]) -> str:
-  """How a sweep ended, in words."""
+  """Describes how a sweep ended, in words."""
   if not len(rates):
     return f'{stopped} at once'
   if stopped:

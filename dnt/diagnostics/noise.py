@@ -1,19 +1,20 @@
-"""Gradient noise: how much the gradients of different examples agree, and the batch size at which they stop to help.
+"""Measures gradient noise: how much gradients of examples agree, and above which batch size larger ones do not help.
 
-With G the mean gradient and Sigma the covariance of the gradient of one example, a batch of B has the gradient G plus
-noise of variance tr(Sigma) / B. The noise scale tr(Sigma) / |G|^2 is the batch size at which the two are equal, and
-predicts the critical batch size: well below it twice the batch saves half of the steps, well above it saves nothing
-(McCandlish et al. 2018, "An Empirical Model of Large-Batch Training", section 2.2 and appendix A.1).
+Let G be the mean gradient and Sigma the covariance of the gradient of one example. A batch of B examples has the
+gradient G plus noise of variance tr(Sigma) / B. The noise scale tr(Sigma) / |G|^2 is the batch size at which the two
+are equal, and predicts the critical batch size: well below it, twice the batch saves half of the steps; well above it,
+a larger batch saves nothing (McCandlish et al. 2018, "An Empirical Model of Large-Batch Training", section 2.2 and
+appendix A.1).
 
-The gradients are those of training: of the loss with its label smoothing and class weights, on augmented pictures, with
-dropout and stochastic depth, before clipping and weight decay. They are of the parameters as they are, which do not
-move. The examples of an epoch are different ones, so that the figures are those of what the split was drawn from. With
-mixup or CutMix each micro-batch is mixed by itself, and what that adds to the noise counts too.
+The gradients are those of training: of the loss with its label smoothing and class weights, on augmented images, with
+dropout and stochastic depth, before clipping and weight decay. The parameters do not move during the measurement. The
+examples of an epoch are all different, so the estimates describe the distribution from which the split was drawn. With
+mixup or CutMix each micro-batch is mixed by itself, and the noise that mixing adds counts too.
 
-BatchNorm makes the loss of an example depend on its batch, so that there is no gradient of one example, and each
-micro-batch is normalized by itself, as with `train.accumulate`. What is found then is that of batches of micro-batches
-of this size: the noise of the small batch's statistics is counted too, so that the scale comes out larger with smaller
-micro-batches; compare two values of `noise_scale.micro_batches` to see by how much. Other norms have no such effect.
+BatchNorm makes the loss of an example depend on its batch, so there is no gradient of one example. Each micro-batch is
+normalized by itself, as with `train.accumulate`. The estimate then describes batches of micro-batches of this size: it
+includes the noise of the small batch's statistics, so the scale is larger with smaller micro-batches. Compare two
+values of `noise_scale.micro_batches` to see by how much. Other norms have no such effect.
 """
 
 import contextlib
@@ -38,12 +39,12 @@ from dnt.training import experiment, initialize, steps
 
 
 class Estimate(NamedTuple):
-  """Float64 [n], one figure a part of the parameters.
+  """Holds float64 [n] arrays with one value per part of the parameters.
 
   Attributes:
-    squared_gradient: |G|^2, unbiased; may come out negative where the noise hides it.
+    squared_gradient: |G|^2, unbiased; may be negative if the noise hides it.
     trace: tr(Sigma) of one example, unbiased.
-    noise_scale: tr(Sigma) / |G|^2 in examples, the ratio of the means; NaN where |G|^2 did not come out positive.
+    noise_scale: tr(Sigma) / |G|^2 in examples, the ratio of the means; NaN where |G|^2 is not positive.
     standard_error: of the noise scale, by the jackknife over batches.
   """
 
@@ -54,11 +55,11 @@ class Estimate(NamedTuple):
 
 
 def estimate(small: np.ndarray, big: np.ndarray, micro_batch: int, batch: int) -> Estimate:
-  """|G|^2 and tr(Sigma) from the gradients of two batch sizes (McCandlish et al. 2018, equation A.2).
+  """Estimates |G|^2 and tr(Sigma) from the gradients of two batch sizes (McCandlish et al. 2018, equation A.2).
 
   Args:
     small: [K, n], mean of |gradient|^2 over the micro-batches of each of K batches.
-    big: [K, n], |gradient|^2 of each batch, the mean of its micro-batches.
+    big: [K, n], |gradient|^2 of each batch, whose gradient is the mean over its micro-batches.
     micro_batch: examples of a micro-batch.
     batch: examples of a batch.
   """
@@ -79,16 +80,16 @@ def estimate(small: np.ndarray, big: np.ndarray, micro_batch: int, batch: int) -
 def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
   """Measures the noise at a run's newest checkpoint, or where it would start, and writes `noise_scale.json`.
 
-  Nothing else in the workdir is changed.
+  It changes nothing else in the workdir.
 
   Returns:
-    What the file holds: `step`, the sizes, whether there is `batch_norm`, `total` and `entries`, each with
+    The contents of the file: `step`, the sizes, whether there is `batch_norm`, `total` and `entries`, each with
     `squared_gradient`, `trace`, `noise_scale`, `standard_error` and `signal_to_noise` (|G|^2 over the variance of the
     gradient of a batch).
 
   Raises:
-    errors.InputError: a batch that cannot be divided, a checkpoint of another network or optimizer, or data that does
-      not fit.
+    errors.InputError: the batch cannot be divided, the checkpoint belongs to another network or optimizer, or the data
+      does not fit.
   """
   files.make_workdir(workdir)
   options, batch = config.noise_scale, config.train.batch_size
@@ -130,17 +131,18 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, A
 def measure(
   run: experiment.Experiment, mesh: Mesh, source: examples.Examples, state: steps.TrainState
 ) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
-  """Squared gradient norms of micro-batches and of the batches they make up, from where the run stands in the data.
+  """Measures squared gradient norms of micro-batches and of their batches, from the run's position in the data.
 
   Args:
-    run: the experiment; `config.noise_scale` says how many.
-    mesh: whose devices share each micro-batch.
+    run: the experiment; `config.noise_scale` sets the number of both.
+    mesh: its devices share each micro-batch.
     source: the training split.
-    state: on the mesh; its parameters, statistics, key and step are used.
+    state: on the mesh; the function uses its parameters, statistics, key and step.
 
   Returns:
-    Names of the entries that train in depth order, then float64 [batches, entries + 1] twice: the mean over
-    micro-batches and of their mean gradient, as `estimate` takes them. The last column is all entries together.
+    Names of the entries that train in depth order, then two float64 [batches, entries + 1]: the mean of the squared
+    norms over micro-batches, and the squared norm of their mean gradient, as for `estimate`. The last column is all
+    entries together.
   """
   micro_batches, batches = run.config.noise_scale.micro_batches, run.config.noise_scale.batches
   config = ml_collections.ConfigDict(run.config.to_dict())
@@ -189,7 +191,7 @@ def measure(
 
 
 def text(result: Mapping[str, Any]) -> str:
-  """The result as a table, and in one line."""
+  """Formats the result as a table and one summary line."""
   batch = result['batch_size']
   lines = [('entry', '|G|^2', 'tr(Sigma)', 'noise scale', '+-', f'signal/noise at {batch}')]
   for each in [*result['entries'], {'name': 'all', **result['total']}]:

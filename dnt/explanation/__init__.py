@@ -1,1 +1,1 @@
-"""What a network sees: class activation maps, how faithful they are, and the pictures that excite it most."""
+"""Explains networks: class activation maps, their faithfulness, and the images that activate a network most."""

@@ -1,16 +1,16 @@
-"""Class activation maps: where in a picture an entry's output speaks for a class.
+"""Class activation maps: the positions in an image where an entry's output supports a class.
 
-With A [H, W, K] the output of an entry, y the logit of the class and g = dy/dA, a map is ReLU(sum_k w_k A_k), and the
-methods differ in w alone:
-- `grad_cam` (Selvaraju et al. 2017, equations 1 and 2): the mean of g_k over all places,
-- `grad_cam_plus_plus` (Chattopadhay et al. 2018): the sum over all places of alpha_k ReLU(g_k), with
-  alpha_k = g_k^2 / (2 g_k^2 + g_k^3 sum A_k) where g_k is not zero. As in the paper the class scores exp(y); its factor
-  exp(y) > 0 on the whole map is left out, for it overflows,
-- `hires_cam` (Draelos and Carin 2020): g_k itself, place by place; the ReLU is that of the authors' code,
-- `layer_cam` (Jiang et al. 2021): ReLU(g_k), place by place.
+Let A [H, W, K] be the output of an entry, y the logit of the class and g = dy/dA. A map is ReLU(sum_k w_k A_k), and
+the methods differ only in w:
+- `grad_cam` (Selvaraju et al. 2017, equations 1 and 2): the mean of g_k over all positions,
+- `grad_cam_plus_plus` (Chattopadhay et al. 2018): the sum over all positions of alpha_k ReLU(g_k), with
+  alpha_k = g_k^2 / (2 g_k^2 + g_k^3 sum A_k) where g_k is not zero. As in the paper, the class score is exp(y). We omit
+  its factor exp(y) > 0 on the whole map, because it overflows,
+- `hires_cam` (Draelos and Carin 2020): g_k itself at each position; the ReLU follows the authors' code,
+- `layer_cam` (Jiang et al. 2021): ReLU(g_k) at each position.
 
-The gradient is with respect to the entry's output, in evaluation mode (running BatchNorm statistics): which parameters
-train, and whether a stage is scanned, makes no difference.
+The gradient is with respect to the entry's output, in evaluation mode (running BatchNorm statistics). It does not
+depend on which parameters train or whether a stage is scanned.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -25,13 +25,13 @@ from dnt.models import depth, taps
 
 
 class Outputs(NamedTuple):
-  """What maps are made of.
+  """The inputs from which `weigh` computes maps.
 
   Attributes:
     activations: float32 [B, h, w, K], output of the entry.
-    gradients: float32 [B, h, w, K], of each picture's logit of its class.
+    gradients: float32 [B, h, w, K], gradient of each image's target logit there.
     logits: float32 [B, classes].
-    targets: int32 [B], the classes.
+    targets: int32 [B], the target classes.
   """
 
   activations: jax.Array
@@ -44,9 +44,9 @@ class Maps(NamedTuple):
   """Maps of a batch.
 
   Attributes:
-    values: float32 [B, h, w], not below zero, at the entry's own resolution.
+    values: float32 [B, h, w], nonnegative, at the entry's own resolution.
     logits: float32 [B, classes].
-    targets: int32 [B], the classes that the maps speak for.
+    targets: int32 [B], the classes that the maps explain.
   """
 
   values: jax.Array
@@ -60,7 +60,7 @@ def _grad_cam(activations: jax.Array, gradients: jax.Array) -> jax.Array:
 
 
 def _grad_cam_plus_plus(activations: jax.Array, gradients: jax.Array) -> jax.Array:
-  # Both sides of the fraction divided by g^2, which would underflow.
+  # We divide numerator and denominator by g^2, which would underflow.
   below = 2 + gradients * jnp.sum(activations, (1, 2), keepdims=True)
   defined = (gradients != 0) & (below != 0)
   alpha = jnp.where(defined, 1 / jnp.where(defined, below, 1), 0)
@@ -77,7 +77,7 @@ def _layer_cam(activations: jax.Array, gradients: jax.Array) -> jax.Array:
   return jax.nn.relu(gradients)
 
 
-# What A is weighted with: (A, g), float32 [B, h, w, K] each, to float32 [B, h or 1, w or 1, K].
+# Each function maps (A, g), float32 [B, h, w, K] each, to the weights w, float32 [B, h or 1, w or 1, K].
 METHODS: Mapping[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
   'grad_cam': _grad_cam,
   'grad_cam_plus_plus': _grad_cam_plus_plus,
@@ -87,14 +87,14 @@ METHODS: Mapping[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
 
 
 def choose(table: Sequence[depth.Row], name: str | None) -> depth.Entry:
-  """The entry of that name, or the last one whose output has places.
+  """Returns the entry of that name, or the last one with a spatial output.
 
   Args:
     table: the depth list.
-    name: such as `stage4/block003`; None: the last that will do.
+    name: such as `stage4/block003`; None selects the last entry with a spatial output.
 
   Raises:
-    errors.InputError: no such entry, or one whose output has no places.
+    errors.InputError: there is no such entry, or its output is not spatial.
   """
   rows = {row.entry.name: row for row in table}
   spatial = [name for name, row in rows.items() if _is_spatial(row)]
@@ -119,11 +119,11 @@ def _is_spatial(row: depth.Row) -> bool:
 def outputs(
   model: nn.Module, entry: depth.Entry, variables: Mapping[str, Any], images: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-  """The logits, float32 [B, classes], and the output of an entry, [B, h, w, K].
+  """Returns the logits, float32 [B, classes], and the output of an entry, [B, h, w, K].
 
   Args:
-    model: called as `model(x, train)`.
-    entry: of its depth list.
+    model: a module with the call `model(x, train)`.
+    entry: an entry of its depth list.
     variables: `params` and `batch_stats`, in the model's layout.
     images: [B, H, W, C], preprocessed.
   """
@@ -139,14 +139,14 @@ def differentiate(
   images: jax.Array,
   targets: jax.Array | None = None,
 ) -> Outputs:
-  """The output of an entry and the gradient of a logit of each picture there.
+  """Computes the output of an entry and the gradient of each image's target logit there.
 
   Args:
-    model: called as `model(x, train)`.
-    entry: of its depth list, with an output [h, w, K].
+    model: a module with the call `model(x, train)`.
+    entry: an entry of its depth list, with an output [h, w, K].
     variables: `params` and `batch_stats`, in the model's layout.
     images: [B, H, W, C], preprocessed.
-    targets: int32 [B], the classes; None: those predicted.
+    targets: int32 [B], the target classes; None: the predicted classes.
   """
 
   def run(sinks):
@@ -158,19 +158,19 @@ def differentiate(
   zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
   logits, backward, found = jax.vjp(lambda sinks: run({taps.SINKS: sinks}), zeros, has_aux=True)
   targets = jnp.argmax(logits, -1) if targets is None else targets
-  # Examples do not mix in evaluation: the gradient of the sum of their logits is that of each.
+  # Examples do not interact in evaluation, so the gradient of the sum of their logits contains each one's gradient.
   (gradients,) = backward(jax.nn.one_hot(targets, logits.shape[-1], dtype=logits.dtype))
   activations, gradients = (_of(entry, tree).astype(jnp.float32) for tree in (found, gradients))
   return Outputs(activations, gradients, logits, targets.astype(jnp.int32))
 
 
 def weigh(method: str, activations: jax.Array, gradients: jax.Array) -> jax.Array:
-  """The maps of a method of `METHODS`: float32 [B, h, w], not below zero.
+  """Computes the maps of a method: float32 [B, h, w], nonnegative.
 
   Args:
-    method: its name.
+    method: a key of `METHODS`.
     activations: float32 [B, h, w, K].
-    gradients: of the class's logit there, float32 [B, h, w, K].
+    gradients: gradients of the target logit there, float32 [B, h, w, K].
   """
   return jax.nn.relu(jnp.sum(METHODS[method](activations, gradients) * activations, -1))
 
@@ -183,7 +183,7 @@ def explain(
   images: jax.Array,
   targets: jax.Array | None = None,
 ) -> Maps:
-  """The maps of a batch, of each picture by itself; pure. For the arguments see `differentiate` and `weigh`."""
+  """Computes the maps of a batch, each image independently; pure. See `differentiate` and `weigh` for the arguments."""
   found = differentiate(model, entry, variables, images, targets)
   return Maps(weigh(method, found.activations, found.gradients), found.logits, found.targets)
 
@@ -194,7 +194,7 @@ def _of(entry: depth.Entry, found: Any) -> jax.Array:
 
 
 def upsample(maps: jax.Array, size: tuple[int, int]) -> jax.Array:
-  """Maps at the size of the pictures, bilinear between the centers of their pixels.
+  """Resizes maps to the size of the images, with bilinear interpolation between pixel centers.
 
   Args:
     maps: float32 [B, h, w].

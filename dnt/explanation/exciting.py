@@ -1,8 +1,8 @@
-"""The pictures of a split that excite each channel of an entry, and each class, most: exact, in one pass.
+"""Finds the images of a split that activate each channel of an entry, and each class, most: exactly, in one pass.
 
-How much a picture excites a channel is the largest activation of that channel at any place. For a class it is the
-logarithm of its probability, which orders pictures as the probability does and does not round to one for many of them.
-Of pictures that excite it equally the earlier one in the split comes first, whatever the size of a batch.
+A channel's score for an image is its largest activation at any position. A class's score is the log probability, which
+gives the same order as the probability but does not round to one for many images.
+Images with equal scores keep their order in the split, for any batch size.
 """
 
 import contextlib
@@ -26,15 +26,15 @@ from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
 from dnt.reporting import metrics
 
-DRAWN = 10  # channels, and classes, of which pictures are drawn
+DRAWN = 10  # number of channels, and of classes, in the plots
 
 
 class Top(NamedTuple):
-  """The pictures with the largest scores, of n channels or classes.
+  """The images with the largest scores for n channels or classes.
 
   Attributes:
-    scores: float32 [n, count], falling.
-    pictures: int32 [n, count], places in the split.
+    scores: float32 [n, count], in decreasing order.
+    pictures: int32 [n, count], indices of the images in the split.
   """
 
   scores: Any
@@ -42,11 +42,11 @@ class Top(NamedTuple):
 
 
 def excitement(model: Any, entry: depth.Entry, variables: Mapping[str, Any], images: jax.Array) -> dict[str, jax.Array]:
-  """How much each picture excites each channel and class: float32 `channels` [B, K] and `classes` [B, classes].
+  """Returns each image's scores for channels and classes: float32 `channels` [B, K] and `classes` [B, classes].
 
   Args:
-    model: called as `model(x, train)`.
-    entry: of its depth list, with an output [h, w, K].
+    model: a module with the call `model(x, train)`.
+    entry: an entry of its depth list, with an output [h, w, K].
     variables: `params` and `batch_stats`, in the model's layout.
     images: [B, H, W, C], preprocessed.
   """
@@ -66,16 +66,16 @@ def find(
   count: int,
   seen: Callable[[int], None],
 ) -> dict[str, Top]:
-  """The pictures with the largest scores over one pass of a feed.
+  """Finds the images with the largest scores over one pass of a feed.
 
   Args:
-    step: `(variables, batch) -> {name: float32 [B, n]}`, pure: the scores of each picture.
-    feed: of `pipeline.make_eval_feed`; the caller closes it.
-    mesh: of the feed.
-    variables: that `step` takes, on the mesh.
-    examples: of the split.
-    count: pictures to find; of a smaller split, all.
-    seen: called after each batch with the number of pictures so far.
+    step: `(variables, batch) -> {name: float32 [B, n]}`, pure; computes the scores of each image.
+    feed: feed from `pipeline.make_eval_feed`; the caller closes it.
+    mesh: mesh of the feed.
+    variables: first argument of `step`, on the mesh.
+    examples: number of examples in the split.
+    count: number of images to find; a smaller split yields all its images.
+    seen: called after each batch with the number of images so far.
   """
   count = min(count, examples)
 
@@ -103,7 +103,7 @@ def find(
 
 
 def _merge(found: Top, scores: jax.Array, places: jax.Array, mask: jax.Array) -> Top:
-  """The best of those found and a batch; `top_k` takes the first of equals, and those found were earlier."""
+  """Merges the best images so far with a batch; `top_k` prefers the first of equal scores, so earlier images win."""
   new = jnp.where(mask[:, None], scores.astype(jnp.float32), -jnp.inf).T
   everything = jnp.concatenate([found.scores, new], 1)
   pictures = jnp.concatenate([found.pictures, jnp.broadcast_to(places[None], new.shape)], 1)
@@ -114,20 +114,20 @@ def _merge(found: Top, scores: jax.Array, places: jax.Array, mask: jax.Array) ->
 def search(
   network: inference.Network, mesh: Mesh, entry: depth.Entry, source: examples.Examples, count: int
 ) -> dict[str, Top]:
-  """The pictures of a split that excite each channel of an entry and each class of a network most.
+  """Finds the images of a split that activate each channel of an entry and each class of a network most.
 
   Args:
-    network: with variables on the mesh.
-    mesh: whose devices share each batch.
-    entry: of the depth list, from `cam.choose`.
+    network: the network, with variables on the mesh.
+    mesh: mesh whose devices share each batch.
+    entry: an entry of the depth list, from `cam.choose`.
     source: the split, from `load_split`.
-    count: pictures to find of each.
+    count: number of images to find for each channel and class.
 
   Returns:
     `channels` and `classes`, see `excitement`.
   """
   config = ml_collections.ConfigDict(network.config.to_dict())
-  # The run may have had other devices.
+  # The run may have used another number of devices.
   config.eval.batch_size = mesh_lib.divisible(config.eval.batch_size, mesh)
 
   def step(variables, batch):
@@ -139,14 +139,14 @@ def search(
 
 
 def load_split(network: inference.Network, split: str) -> examples.Examples:
-  """A split of the data that a run was trained on.
+  """Loads a split of a run's training data set.
 
   Args:
-    network: of a run.
-    split: its name, sliced as `config.data.train_split`.
+    network: the network of a run.
+    split: name of the split, with slices as in `config.data.train_split`.
 
   Raises:
-    errors.InputError: data that is not there any more, or has become other than the network takes.
+    errors.InputError: the data is missing, or its image shape or class names no longer match the network.
   """
   data = network.config.data
   source = sources.load(data, split, data.seed)
@@ -161,7 +161,7 @@ def load_split(network: inference.Network, split: str) -> examples.Examples:
 
 
 def record(network: inference.Network, source: examples.Examples, found: Mapping[str, Top]) -> dict[str, Any]:
-  """What was found, of all channels and classes, as JSON; pictures are places in the split, and named once."""
+  """Returns the results for all channels and classes as JSON; images are split indices, which `pictures` names once."""
   places = sorted({int(place) for top in found.values() for place in top.pictures.flat})
   paths = source.pictures.paths if isinstance(source.pictures, folder.Files) else None
   named = {}
@@ -193,16 +193,16 @@ def tiles(
   source: examples.Examples,
   found: Mapping[str, Top],
 ) -> dict[str, list[list[sheet.Tile]]]:
-  """Of at most `DRAWN` channels and classes, those with the highest peak, a row of pictures each, and what excites it.
+  """Builds one row of image tiles for each of the `DRAWN` channels, and classes, with the highest peak.
 
-  Over the pictures of a channel lies its activation where it is above zero, over those of a class the class's map.
+  The map over a channel's images is its positive activation; the map over a class's images is the class's map.
 
   Args:
-    network: with variables on the mesh.
-    mesh: whose devices share each batch.
-    entry: that was searched.
-    explainer: of the same network, for the maps of classes.
-    source: the split that was searched.
+    network: the network, with variables on the mesh.
+    mesh: mesh whose devices share each batch.
+    entry: the searched entry.
+    explainer: explainer of the same network, for the maps of classes.
+    source: the searched split.
     found: from `search`.
   """
   size = network.image_shape[:2]

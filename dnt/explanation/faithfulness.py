@@ -1,13 +1,12 @@
-"""Whether a map names the pixels that matter: deletion and insertion (Petsiuk et al. 2018, section 3.2).
+"""Measures whether a map finds the pixels that matter: deletion and insertion (Petsiuk et al. 2018, section 3.2).
 
-Pixels are taken in the order of falling value of the map. Deletion turns them, in the picture, into a baseline that
-shows nothing: the mean colour of the data, zero once it is normalized. Insertion starts at the blurred picture and
-turns pixels back into the picture's own. Both follow the probability of the class in `STEPS` equal steps; the figure is
-the area under that curve over the share of pixels, by the trapezoidal rule: low for deletion, high for insertion, where
-the map is right.
+Both methods visit pixels in decreasing order of the map's value. Deletion replaces pixels of the image by an empty
+baseline: the mean color of the data, which is zero after normalization. Insertion starts at the blurred image and
+restores its pixels. Both record the probability of the class in `STEPS` equal steps. The metric is the area under that
+curve over the fraction of pixels, by the trapezoidal rule. A correct map gives a low deletion and a high insertion.
 
-They are figures beside others alone: those of a random map, drawn on the grid of the map and upsampled as it is, so
-that it differs in nothing else. Pixels of equal value come in the order of the random map.
+The metrics only have a meaning relative to a random map. It has the same grid and upsampling as the map, so that it
+differs in nothing else. Pixels of equal value follow the order of the random map.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,17 +16,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-STEPS = 20  # of 5 % of the pixels; the paper's are single rows
-BLUR = 10 / 224  # standard deviation of the blur over the picture's side
-SEED = 0  # of the random maps
+STEPS = 20  # 5 % of the pixels each; a step in the paper is a single row
+BLUR = 10 / 224  # standard deviation of the blur as a fraction of the image's side
+SEED = 0  # seed of the random maps
 
 
 class Areas(NamedTuple):
   """Areas under the curves, each float64 [B] in [0, 1].
 
   Attributes:
-    deletion: low is good.
-    insertion: high is good.
+    deletion: lower is better.
+    insertion: higher is better.
   """
 
   deletion: np.ndarray
@@ -35,21 +34,21 @@ class Areas(NamedTuple):
 
 
 def random_maps(places: Sequence[int], size: tuple[int, int]) -> np.ndarray:
-  """Random maps, float32 [B, h, w], uniform in [0, 1): a function of each picture's place.
+  """Draws random maps, float32 [B, h, w], uniform in [0, 1); each depends only on its image's index.
 
   Args:
-    places: of the pictures in their list.
-    size: (h, w) of the map that they stand beside.
+    places: indices of the images in their list.
+    size: (h, w) of the map to compare with.
   """
   return np.stack([np.random.default_rng((SEED, place)).random(size, np.float32) for place in places])
 
 
 def ranks(maps: np.ndarray, ties: np.ndarray) -> np.ndarray:
-  """The place of each pixel in the order of falling value, int32 [B, H, W] from 0.
+  """Returns the rank of each pixel in decreasing order of value, int32 [B, H, W] from 0.
 
   Args:
     maps: [B, H, W].
-    ties: [B, H, W], by whose falling value pixels of equal value come.
+    ties: [B, H, W]; its decreasing values order the pixels of equal value.
   """
   flat, second = (values.reshape(len(values), -1) for values in (maps, ties))
   order = np.lexsort((-second, -flat), axis=-1)
@@ -59,7 +58,7 @@ def ranks(maps: np.ndarray, ties: np.ndarray) -> np.ndarray:
 
 
 def blur(images: jax.Array) -> jax.Array:
-  """Pictures [B, H, W, C] under a Gaussian of `BLUR` of each side; beyond an edge there is nothing, and no weight."""
+  """Blurs images [B, H, W, C] by a Gaussian of std `BLUR` x side; pixels beyond an edge have no weight."""
 
   def weights(side):
     place = np.arange(side)
@@ -73,12 +72,12 @@ def blur(images: jax.Array) -> jax.Array:
 def curve(
   probability: Callable[[jax.Array], jax.Array], start: jax.Array, end: jax.Array, order: np.ndarray
 ) -> np.ndarray:
-  """The probability of the class as pixels of `start` become those of `end`, float64 [STEPS + 1, B].
+  """Computes the class probability while pixels of `end` replace those of `start`, float64 [STEPS + 1, B].
 
   Args:
-    probability: from [B, H, W, C] to [B].
+    probability: maps images [B, H, W, C] to [B].
     start: [B, H, W, C].
-    end: the same.
+    end: [B, H, W, C].
     order: int32 [B, H, W], from `ranks`.
   """
   counts = np.linspace(0, order[0].size, STEPS + 1).round().astype(np.int32)
@@ -87,16 +86,16 @@ def curve(
 
 
 def area(curve: np.ndarray) -> np.ndarray:
-  """Under a curve [STEPS + 1, B] over [0, 1], by the trapezoidal rule."""
+  """Returns the area under a curve [STEPS + 1, B] over [0, 1], by the trapezoidal rule."""
   return (curve.sum(0) - (curve[0] + curve[-1]) / 2) / (len(curve) - 1)
 
 
 def measure(probability: Callable[[jax.Array], jax.Array], images: jax.Array, order: np.ndarray) -> Areas:
-  """Deletion and insertion of pictures in one order of their pixels.
+  """Computes deletion and insertion of images for one order of their pixels.
 
   Args:
-    probability: of the class, from preprocessed pictures [B, H, W, C] to [B].
-    images: preprocessed: zero is the mean colour.
+    probability: maps preprocessed images [B, H, W, C] to the class probability [B].
+    images: preprocessed images; zero is the mean color.
     order: int32 [B, H, W], from `ranks`.
   """
   return Areas(

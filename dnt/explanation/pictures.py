@@ -1,4 +1,4 @@
-"""Pictures explained one batch at a time: what the network says, where it sees it, and how faithful the map is."""
+"""Explains images one batch at a time: the network's prediction, its map, and the faithfulness of the map."""
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
@@ -15,18 +15,18 @@ from dnt.models import depth
 from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
 
-BATCH = 8  # pictures that run together
+BATCH = 8  # number of images per batch
 
 
 class Explained(NamedTuple):
-  """One picture.
+  """The explanation of one image.
 
   Attributes:
-    path: of the file.
-    picture: uint8 [H, W, C], as the network takes it.
-    map: float32 [H, W], upsampled; as it is, not normalized.
+    path: path of the file.
+    picture: the network's input image before normalization, uint8 [H, W, C].
+    map: float32 [H, W], upsampled but not normalized.
     probabilities: float32 [classes].
-    target: the class that the map speaks for.
+    target: the class that the map explains.
     areas: deletion and insertion in the order of the map.
     random_areas: the same in the order of a random map.
   """
@@ -41,10 +41,10 @@ class Explained(NamedTuple):
 
 
 def class_index(names: Sequence[str], text: str) -> int:
-  """The class of that name, or, where no class has that name, of that index.
+  """Returns the index of the class with that name or, if no class has that name, with that index.
 
   Raises:
-    errors.InputError: neither.
+    errors.InputError: no class has that name or index.
   """
   if text in names:
     return list(names).index(text)
@@ -56,12 +56,12 @@ def class_index(names: Sequence[str], text: str) -> int:
 
 
 def in_batches(program: Callable, mesh: Mesh, size: int, *arrays: np.ndarray) -> Any:
-  """What a program makes of the rows of arrays: results [N, ...] on the host.
+  """Runs a program on the rows of arrays in batches, and returns the results [N, ...] on the host.
 
   Args:
-    program: of `size` rows of each array on the mesh, each row by itself.
-    mesh: whose devices share each batch.
-    size: rows of a batch, a multiple of the devices; the last batch is filled up with zeros.
+    program: function of `size` rows of each array on the mesh; it must treat each row independently.
+    mesh: mesh whose devices share each batch.
+    size: rows per batch, a multiple of the number of devices; zeros pad the last batch.
     *arrays: [N, ...] each, N above 0.
   """
   results = []
@@ -75,17 +75,17 @@ def in_batches(program: Callable, mesh: Mesh, size: int, *arrays: np.ndarray) ->
 
 
 class Explainer:
-  """Explains pictures with one network, at one entry, by one method; programs are compiled once."""
+  """Explains images with one network, at one entry, by one method; it compiles its programs once."""
 
   def __init__(self, network: inference.Network, mesh: Mesh, entry: depth.Entry, method: str, batch_size: int = BATCH):
-    """Nothing is compiled yet.
+    """Sets up the programs; the first call compiles them.
 
     Args:
-      network: with variables on the mesh.
-      mesh: whose devices share each batch.
-      entry: of the depth list, from `cam.choose`.
-      method: of `cam.METHODS`.
-      batch_size: pictures that run together; rounded up to a multiple of the devices.
+      network: the network, with variables on the mesh.
+      mesh: mesh whose devices share each batch.
+      entry: an entry of the depth list, from `cam.choose`.
+      method: a key of `cam.METHODS`.
+      batch_size: number of images per batch; the explainer rounds it up to a multiple of the number of devices.
     """
     self._network, self._mesh = network, mesh
     self._size = mesh_lib.divisible(batch_size, mesh)
@@ -104,21 +104,21 @@ class Explainer:
     self._explain, self._probability = compile_lib.jit(explain), compile_lib.jit(probability)
 
   def maps(self, pictures: np.ndarray, targets: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Maps float32 [N, H, W], probabilities float32 [N, classes] and targets int32 [N].
+    """Returns maps float32 [N, H, W], probabilities float32 [N, classes] and targets int32 [N].
 
     Args:
-      pictures: uint8 [N, H, W, C], as the network takes them.
-      targets: int32 [N], the classes; None: those predicted.
+      pictures: images in the network's size, uint8 [N, H, W, C].
+      targets: int32 [N], the target classes; None: the predicted classes.
     """
     given = (pictures,) if targets is None else (pictures, targets)
     return in_batches(functools.partial(self._explain, self._network.variables), self._mesh, self._size, *given)
 
   def areas(self, pictures: np.ndarray, targets: np.ndarray, order: np.ndarray) -> faithfulness.Areas:
-    """Deletion and insertion, float64 [N] each.
+    """Computes deletion and insertion, float64 [N] each.
 
     Args:
-      pictures: uint8 [N, H, W, C], as the network takes them.
-      targets: int32 [N], the classes.
+      pictures: images in the network's size, uint8 [N, H, W, C].
+      targets: int32 [N], the target classes.
       order: int32 [N, H, W], from `faithfulness.ranks`.
     """
 
@@ -129,12 +129,12 @@ class Explainer:
     return in_batches(measure, self._mesh, self._size, pictures, targets, order)
 
   def __call__(self, paths: Sequence[str], target: int | None, skip: Callable[[str, str], None]) -> Iterator[Explained]:
-    """Explains picture files in their order, reading no more than a batch at a time.
+    """Explains image files in order, and reads at most one batch at a time.
 
     Args:
-      paths: of picture files.
-      target: the class that all maps speak for; None: the one predicted, picture by picture.
-      skip: called with the path of each picture that cannot be read, and why.
+      paths: paths of image files.
+      target: the class that all maps explain; None: each image's predicted class.
+      skip: called with the path of each unreadable image and the error message.
     """
     size = self._network.image_shape[:2]
     for start in range(0, len(paths), self._size):
@@ -146,7 +146,7 @@ class Explainer:
         continue
       chosen = None if target is None else np.full(len(read.paths), target, np.int32)
       maps, probabilities, targets = self.maps(read.pictures, chosen)
-      # By the place among all paths, so that what else is read or skipped in the batch changes nothing.
+      # The seed is the index among all paths, so other images read or skipped in the batch do not change the map.
       drawn = faithfulness.random_maps([place for place in places if paths[place] in read.paths], self._grid)
       noise = np.asarray(cam.upsample(jnp.asarray(drawn), size))
       areas, random_areas = (

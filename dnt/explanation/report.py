@@ -1,4 +1,4 @@
-"""Explains pictures, searches a split, and writes what is found: overlays, sheets, explain.html and explain.json."""
+"""Explains images, searches a split, and writes the results: overlays, sheets, explain.html and explain.json."""
 
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -12,10 +12,10 @@ from dnt.explanation import cam, exciting, faithfulness, pictures, sheet
 from dnt.parallel import mesh as mesh_lib
 from dnt.reporting import metrics, pages, plots
 
-ON_SHEET = 48  # pictures, the first ones; each has an overlay of its own
+ON_SHEET = 48  # the sheet shows only this many images, the first ones; every image has an overlay file
 SHOWN = ('deletion', 'insertion')
 AREAS = (*SHOWN, 'random_deletion', 'random_insertion')
-# What the figures are, for explain.json and explain.html.
+# Explanations of the metrics in explain.json and explain.html.
 MEANING = {
   'maps': 'float32, ReLU as published, upsampled bilinearly; divided by their own peak for drawing alone',
   'deletion': 'area under the probability of the target as the pixels that the map puts first become the mean colour '
@@ -31,15 +31,15 @@ EXCITEMENT = {
 
 
 class Wanted(NamedTuple):
-  """What to explain, and how.
+  """The options of an explanation.
 
   Attributes:
-    entry: of the depth list, by name; None: the last one whose output has places.
-    method: of `cam.METHODS`.
-    target: class by name or index; None: the predicted one.
-    images: what `inference.find` takes; None: no pictures.
-    exciting: split to search; None: none.
-    top: pictures of each channel and class.
+    entry: name of an entry of the depth list; None: the last one with a spatial output.
+    method: a key of `cam.METHODS`.
+    target: class by name or index; None: the predicted class.
+    images: argument for `inference.find`; None: no images.
+    exciting: split to search; None: no search.
+    top: number of images for each channel and class.
   """
 
   entry: str | None
@@ -54,16 +54,16 @@ def run(asked: str, wanted: Wanted, output: pathlib.Path) -> str:
   """Explains and writes into a folder.
 
   Args:
-    asked: the network, what `inference.load` takes.
-    wanted: what to explain.
-    output: made if it is not there.
+    asked: the network, as an argument for `inference.load`.
+    wanted: the options.
+    output: the folder; this function creates it if it is missing.
 
   Returns:
-    What was found, in a line.
+    A summary of the results in one line.
 
   Raises:
-    errors.InputError: no such network, pictures, entry, class or split, no picture that can be read, or a folder that
-      cannot be written.
+    errors.InputError: the network, images, entry, class or split do not exist, no image is readable, or the folder is
+      not writable.
   """
   paths = inference.find(wanted.images) if wanted.images else ()
   mesh = mesh_lib.make_mesh(schema.default().mesh)
@@ -107,7 +107,7 @@ def _explain(
   output: pathlib.Path,
   about: Mapping[str, Any],
 ) -> tuple[dict[str, Any], bytes]:
-  """Explains each picture and writes its overlay; returns what is said of them, and their contact sheet."""
+  """Explains each image and writes its overlay; returns the content for explain.json and the contact sheet."""
   line, unreadable, records, tiles = metrics.Count('explained', len(paths)), {}, [], []
 
   def skip(path, reason):
@@ -117,7 +117,7 @@ def _explain(
   for each in explainer(paths, target, skip):
     record = _record(network, each, about)
     path = pathlib.Path(each.path)
-    title = '/'.join(path.parts[-2:])  # the folder often is the class
+    title = '/'.join(path.parts[-2:])  # the folder name is often the class
     record['overlay'] = f'overlay_{len(records) + 1:03d}_{path.stem}.png'
     records.append(record)
     predicted, mapped = (
@@ -141,7 +141,7 @@ def _explain(
 
 
 def _record(network: inference.Network, found: pictures.Explained, about: Mapping[str, Any]) -> dict[str, Any]:
-  """What is said of a picture."""
+  """Returns the record of an image for explain.json."""
   prediction = int(found.probabilities.argmax())
   return {
     'path': found.path,
@@ -157,7 +157,7 @@ def _record(network: inference.Network, found: pictures.Explained, about: Mappin
 
 
 def _page(about: Mapping[str, Any], content: Mapping[str, Any], sheets: Mapping[str, bytes]) -> str:
-  """The whole page: what was asked, the sheets, what the figures mean, and the figures."""
+  """Builds the whole page: the options, the sheets, the explanations of the metrics, and the metrics."""
   parts = [pages.facts({name: str(value) for name, value in about.items() if value is not None})]
   if 'pictures' in content:
     parts += [pages.heading('pictures'), pages.picture('pictures and their maps', sheets['explained'])]
@@ -175,7 +175,7 @@ def _page(about: Mapping[str, Any], content: Mapping[str, Any], sheets: Mapping[
 
 
 def _table(content: Mapping[str, Any]) -> str:
-  """The areas of each picture, and their means."""
+  """Builds the table with the areas of each image, and their means."""
   rows = [
     [
       record['path'],

@@ -1,8 +1,8 @@
-"""What explanations look like: overlays and sheets of them.
+"""Draws explanations: overlays and contact sheets of them.
 
-A map is drawn over its picture in gray, in colours from blue to red, the more of them the higher it is. For drawing
-alone it is divided by its own peak, so that colours compare places of one map and not two maps; one that is zero
-everywhere adds nothing to its picture.
+An overlay draws a map over its gray image, in colors from blue to red; higher values are more opaque. Only for drawing,
+we divide a map by its own peak, so that colors compare positions within one map and not two maps. A map that is zero
+everywhere adds nothing to its image.
 """
 
 from collections.abc import Sequence
@@ -16,19 +16,19 @@ if TYPE_CHECKING:
   from matplotlib.axes import Axes
   from matplotlib.figure import Figure
 
-GRAY = (0.299, 0.587, 0.114)  # shares of red, green and blue (ITU-R BT.601)
-STRONGEST = 0.7  # share of the colour where the map is at its peak
-COLUMNS = 3  # of a contact sheet
-NAME = 22  # characters of a name in a title over one picture
+GRAY = (0.299, 0.587, 0.114)  # weights of red, green and blue (ITU-R BT.601)
+STRONGEST = 0.7  # opacity of the color at the peak of the map
+COLUMNS = 3  # number of columns of a contact sheet
+NAME = 22  # maximum characters of a name in a title over one image
 
 
 class Tile(NamedTuple):
-  """A picture with a map of it, and what stands above.
+  """An image with its map and a title.
 
   Attributes:
-    title: one or more lines.
-    picture: uint8 [H, W, C].
-    map: float32 [H, W], not below zero.
+    title: one or more lines above the image.
+    picture: the image, uint8 [H, W, C].
+    map: float32 [H, W], nonnegative.
   """
 
   title: str
@@ -37,11 +37,11 @@ class Tile(NamedTuple):
 
 
 def overlay(picture: np.ndarray, heat: np.ndarray) -> np.ndarray:
-  """The map over the picture in gray, uint8 [H, W, 3].
+  """Draws the map over the gray image, uint8 [H, W, 3].
 
   Args:
-    picture: uint8 [H, W, 3] or [H, W, 1].
-    heat: [H, W], not below zero; the colours are those of its shares of its peak.
+    picture: the image, uint8 [H, W, 3] or [H, W, 1].
+    heat: the map, [H, W], nonnegative; its values as fractions of its peak select the colors.
   """
   import matplotlib
 
@@ -53,18 +53,18 @@ def overlay(picture: np.ndarray, heat: np.ndarray) -> np.ndarray:
 
 
 def short(name: str, length: int = NAME) -> str:
-  """A name that fits into a title, over one picture if not told otherwise."""
+  """Truncates a name to `length` characters; by default it fits into a title over one image."""
   return name if len(name) <= length else f'{name[: length - 1]}…'
 
 
 @plots.styled
 def pair(title: str, picture: Tile, over: str) -> 'Figure':
-  """A picture, and the map over it beside.
+  """Draws an image on the left and its overlay on the right.
 
   Args:
-    title: above both.
-    picture: its title stands above the picture itself.
-    over: what stands above the overlay.
+    title: title above both.
+    picture: the tile; its title is above the image on the left.
+    over: title above the overlay.
   """
   height, width = picture.picture.shape[:2]
   figure = plots.new_figure(10, 5 * height / width + 0.9)
@@ -77,12 +77,12 @@ def pair(title: str, picture: Tile, over: str) -> 'Figure':
 
 @plots.styled
 def grid(title: str, tiles: Sequence[Sequence[Tile]], beside: bool = False) -> 'Figure':
-  """Overlays in rows, such as the pictures that excite a channel most.
+  """Draws overlays in rows, such as the images that activate a channel most.
 
   Args:
-    title: above all.
-    tiles: by row, at least one in the first.
-    beside: show each picture itself on the left of its overlay.
+    title: title above all rows.
+    tiles: tiles by row; the first row needs at least one.
+    beside: whether to show each image on the left of its overlay.
   """
   columns = max(map(len, tiles))
   height, width = tiles[0][0].picture.shape[:2]
@@ -100,7 +100,7 @@ def grid(title: str, tiles: Sequence[Sequence[Tile]], beside: bool = False) -> '
 
 
 def _colored(picture: np.ndarray) -> np.ndarray:
-  """uint8 [H, W, 3] of one with one channel or three."""
+  """Broadcasts an image with one or three channels to uint8 [H, W, 3]."""
   return np.broadcast_to(picture, (*picture.shape[:2], 3))
 
 

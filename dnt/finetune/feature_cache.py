@@ -1,8 +1,8 @@
-"""What the frozen prefix makes of each picture, computed once and kept on disk.
+"""Computes the output of the frozen prefix for each image once and caches it on disk.
 
-The prefix is the entries before the first that trains. A cached run gets its output in place of pictures, and its
-entries pass it on as it is, so that step, evaluation and telemetry are those of any other run. Features are kept under
-a digest of all that they depend on: the prefix and its weights, the pictures, and what is done to them before.
+The prefix is the entries before the first one that trains. A cached run reads the prefix's output instead of images,
+and the prefix entries pass it on unchanged. Step, evaluation and telemetry therefore work as in any other run. The
+cache key is a digest of everything the features depend on: the prefix, its weights, the images and their preprocessing.
 """
 
 import contextlib
@@ -28,19 +28,19 @@ from dnt.parallel import multihost
 from dnt.reporting import metrics
 from dnt.training import experiment, initialize, steps
 
-LARGEST = 2**33  # bytes of the features of a split, which live on the device
-SHAKEN = 0.1  # standard deviation of what is added to parameters to see what they do
-CLOSE = 1e-4  # of the logits, relative to the largest: what is taken for the same
-_FORMAT = 2  # changes with what a file holds
+LARGEST = 2**33  # largest size in bytes of a split's features, which are held on the device
+SHAKEN = 0.1  # standard deviation of the noise added to parameters by `_pooled`
+CLOSE = 1e-4  # logits that differ by at most this fraction of the largest one count as equal
+_FORMAT = 2  # version of the file contents; increase it when they change
 
 
 class _Prefix(NamedTuple):
-  """The frozen prefix of a run, ready to be run.
+  """The frozen prefix of a run, with its variables.
 
   Attributes:
-    names: of its entries, in depth order.
-    variables: of the whole network, on the mesh.
-    pooled: whether the mean over all positions of its output is what is kept.
+    names: names of its entries, in depth order.
+    variables: variables of the whole network, on the mesh.
+    pooled: whether the cache keeps only the mean of its output over all positions.
   """
 
   names: tuple[str, ...]
@@ -51,16 +51,16 @@ class _Prefix(NamedTuple):
 def use(
   run: experiment.Experiment, data: experiment.Data, mesh: Mesh, workdir: pathlib.Path
 ) -> tuple[experiment.Experiment, experiment.Data]:
-  """The same run on cached features, computed where they are not there yet; or as it is, without a prefix to cache.
+  """Returns the run on cached features, which are computed if missing, or unchanged if it has no prefix to cache.
 
   Args:
     run: the experiment.
-    data: its pictures.
-    mesh: of its devices.
-    workdir: of the run, which may hold a checkpoint.
+    data: its images.
+    mesh: the device mesh.
+    workdir: workdir of the run, which may hold a checkpoint.
 
   Raises:
-    errors.InputError: `config.finetune.cached_views` asks for what this run cannot have.
+    errors.InputError: this run cannot satisfy `config.finetune.cached_views`.
   """
   views = _views(run)
   if not views:
@@ -86,7 +86,7 @@ def use(
   directory = pathlib.Path(run.config.finetune.cache_dir or pathlib.Path.home() / '.cache' / 'dnt' / 'features')
 
   def features(source, views):
-    """Of a split: one view as in evaluation (0), or as many as in training."""
+    """Returns the features of a split: one evaluation view if `views` is 0, else that many training views."""
     return _load(run, source, views, mesh, prefix, directory, about)
 
   evaluation = {split: features(source, 0) for split, source in data.evaluation.items()}
@@ -100,21 +100,21 @@ def _is_augmented(run: experiment.Experiment) -> bool:
 
 
 def _prefix(run: experiment.Experiment) -> tuple[str, ...]:
-  """Names of the entries before the first that trains; none where they cannot be left out."""
+  """Returns the names of the entries before the first that trains; empty if they cannot be skipped."""
   stage, names = run.stages[0], []
   if len(run.stages) > 1 or not stage.cut.frozen or stage.cut.norm != 'running':
     return ()
   for row in run.table:
     if row.parameters and row.entry.name not in stage.cut.frozen:
       break
-    if row.shape is None:  # a parameter that the model itself reads
+    if row.shape is None:  # a parameter that the model itself owns
       return ()
     names.append(row.entry.name)
   return tuple(names)
 
 
 def _views(run: experiment.Experiment) -> int:
-  """Views of each picture to cache; 0: none."""
+  """Returns the number of views of each image to cache; 0 turns caching off."""
   asked = run.config.finetune.cached_views
   if asked == 0:
     return 0
@@ -141,7 +141,7 @@ def _views(run: experiment.Experiment) -> int:
 
 
 def _output(run: experiment.Experiment, variables: Any, x: jax.Array, name: str) -> tuple[jax.Array, jax.Array]:
-  """What an entry makes of preprocessed pictures, as in evaluation, and the logits."""
+  """Returns an entry's output for preprocessed images in evaluation mode, and the logits."""
   found = []
 
   def watch(call, module):
@@ -163,10 +163,11 @@ def _pooled(
   variables: Any,
   name: str,
 ) -> bool | None:
-  """Whether the mean over all positions is enough of the features; None: not even all of them are.
+  """Returns whether the features' mean over all positions gives the same logits; None if even all features do not.
 
-  A head that begins with global average pooling makes the same of both, and the mean is smaller by the positions. What
-  lies behind the prefix is shaken for this: parameters that start at zero would hide what they are going to do.
+  A head that begins with global average pooling computes the same logits from both, and the mean is smaller by the
+  number of positions. We perturb the parameters after the prefix, because zero-initialized ones would hide their
+  effect.
   """
   skipped = cached.stages[0].cut.skipped
   behind, before = trees.split(variables['params'], lambda path: not freeze.is_below(path, skipped))
@@ -186,10 +187,10 @@ def _pooled(
   source = data.train
   with contextlib.closing(pipeline.make_eval_feed(run.config, source, mesh)) as feed:
     program = compile_lib.jit(lambda variables, arrays: logits(variables, feed.batch_at(arrays, jnp.int32(0))))
-    arrays = feed.arrays(0, 1)  # a picture that cannot be read is no shape that does not fit
+    arrays = feed.arrays(0, 1)  # outside the try: an unreadable image is not a shape mismatch
     try:
       whole, found = jax.device_get(program(variables, arrays))
-    except (TypeError, ValueError, errors.InputError):  # shapes that do not fit
+    except (TypeError, ValueError, errors.InputError):  # the shapes do not match
       return None
   same = [np.abs(form - whole).max() <= CLOSE * np.abs(whole).max() for form in found]
   return (len(same) > 1 and bool(same[1])) if same[0] else None
@@ -204,7 +205,7 @@ def _load(
   directory: pathlib.Path,
   about: list[Any],
 ) -> examples.Examples:
-  """The features of a split, from disk or made now."""
+  """Returns the features of a split; reads them from disk or computes them."""
   seen = {key: run.config.data[key] for key in run.config.data if key not in ('workers', 'placement')}
   drawn = [views, run.config.seed] if views else [0]
   identity = json.dumps([*about, drawn, seen, source.name, source.split, _fingerprint(source)], default=str)
@@ -230,7 +231,7 @@ def _load(
     ) from error
   if multihost.is_lead():
     print(f'features of {source.split}: {"found in" if found else f"{features.nbytes / 1e6:,.0f} MB kept as"} {path}')
-  labels = labels[: len(source)]  # those of further views are the same
+  labels = labels[: len(source)]  # every view has the same labels
   return examples.Examples(
     source.name, source.split, source.class_names, features.shape[1:], features, labels, max(views, 1)
   )
@@ -245,7 +246,7 @@ def _grow(
   path: pathlib.Path,
   dtype: np.dtype,
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Computes the features that the file does not hold yet, and writes them to it as they come."""
+  """Computes the features that the file does not hold yet, and appends each batch to it."""
 
   def wait():
     print(f'features of {source.split}: another run computes them; waiting for it', flush=True)
@@ -253,8 +254,8 @@ def _grow(
   with feature_files.growing(path, dtype, wait) if multihost.is_lead() else contextlib.nullcontext() as write:
     whole, size = max(views, 1) * len(source), run.config.eval.batch_size
     done = multihost.broadcast_from_lead(min(feature_files.count(path, dtype), whole))
-    done -= done % len(source) % size  # to the start of a batch
-    # Filled in place: features are the most of what a run holds, and joining parts would hold them twice.
+    done -= done % len(source) % size  # round down to the start of a batch
+    # We fill the arrays in place: features take most of a run's memory, and joining parts would hold them twice.
     features, labels = np.empty((whole, *dtype['features'].shape), np.float32), np.empty(whole, np.int32)
     features[:done], labels[:done] = feature_files.read(path, dtype, done)
     if done and multihost.is_lead():
@@ -279,7 +280,7 @@ def _compute(
   prefix: _Prefix,
   done: int,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-  """Features and labels, batch by batch, from example `done` of all views on."""
+  """Yields features and labels batch by batch, starting at example `done` counted over all views."""
   key, _ = jax.random.split(jax.random.key(run.config.seed, impl=steps.PRNG))
   for view in range(done // len(source), max(views, 1)):
     feed = pipeline.make_view_feed(run.config, source, mesh, view) if views else None
@@ -303,7 +304,7 @@ def _compute(
 
 
 def _fingerprint(source: examples.Examples) -> Any:
-  """What tells these pictures from others: their bytes in memory, or their files' names, sizes and times."""
+  """Returns an identity of the images: a hash of their bytes in memory, or their files' names, sizes and times."""
   if source.images is not None:
     return hashlib.sha256(np.ascontiguousarray(source.images).data).hexdigest()
   paths = getattr(source.pictures, 'paths', None)

@@ -1,6 +1,6 @@
-"""Features on disk: a file of equal records, an example each, that grows while they are computed.
+"""Reads and writes feature files: fixed-size records, one per example, appended as features are computed.
 
-Its length says how far that has come, so that what an interrupted run has computed is not computed again.
+The file's length shows how many examples are done, so a run continues where an interrupted one stopped.
 """
 
 import contextlib
@@ -12,21 +12,21 @@ import numpy as np
 
 
 def record(shape: tuple[int, ...]) -> np.dtype:
-  """The dtype of a record: `label` int32, and `features` float32 of the shape."""
+  """Returns the dtype of a record: `label` int32, and `features` float32 of `shape`."""
   return np.dtype([('label', '<i4'), ('features', '<f4', shape)])
 
 
 def count(path: pathlib.Path, dtype: np.dtype) -> int:
-  """Whole records in the file; none where there is no file."""
+  """Returns the number of whole records in the file; 0 if there is no file."""
   return path.stat().st_size // dtype.itemsize if path.exists() else 0
 
 
 def read(path: pathlib.Path, dtype: np.dtype, records: int) -> tuple[np.ndarray, np.ndarray]:
-  """The first records, in memory: features float32 [records, ...] and labels int32 [records].
+  """Reads the first records into memory: features float32 [records, ...] and labels int32 [records].
 
   Raises:
     OSError: the file cannot be read.
-    ValueError: it holds fewer.
+    ValueError: the file holds fewer records.
   """
   if not records:
     return np.empty((0, *dtype['features'].shape), np.float32), np.empty(0, np.int32)
@@ -38,15 +38,15 @@ def read(path: pathlib.Path, dtype: np.dtype, records: int) -> tuple[np.ndarray,
 def growing(
   path: pathlib.Path, dtype: np.dtype, wait: Callable[[], None]
 ) -> Iterator[Callable[[int, np.ndarray, np.ndarray], None]]:
-  """Opens the file for one process at a time to add records to.
+  """Opens the file to append records, with a lock that admits one process at a time.
 
   Args:
-    path: of the file, made with its folder where it is not there.
-    dtype: of `record`.
-    wait: called before this waits for another process that adds to the file.
+    path: path of the file; this function creates the file and its folder if they are missing.
+    dtype: the dtype from `record`.
+    wait: called before this function waits for another process that holds the lock.
 
   Yields:
-    `write(start, features, labels)`: records from number `start` on; those that were behind it are gone.
+    `write(start, features, labels)`: truncates the file to `start` records and appends the new ones.
 
   Raises:
     OSError: the file cannot be written.

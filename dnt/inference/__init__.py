@@ -1,4 +1,4 @@
-"""A trained network from one string, without its data."""
+"""Loads a trained network from one string, without its training data."""
 
 from dnt.inference.network import (
   Network,

@@ -1,4 +1,4 @@
-"""A trained network in forms that other programs run: StableHLO, and PyTorch's tensors by torchvision's names."""
+"""Exports a trained network for other programs: as StableHLO, or as PyTorch tensors with torchvision's names."""
 
 from typing import Any
 
@@ -12,16 +12,16 @@ from dnt import errors, inference
 from dnt.models import depth
 from dnt.weights import names, preprocessing
 
-PLATFORMS = ('cpu', 'cuda', 'tpu')  # what a program is lowered for, wherever it is exported
+PLATFORMS = ('cpu', 'cuda', 'tpu')  # we lower the program for all of them, on any machine
 
 
 def stablehlo(network: inference.Network) -> bytes:
-  """The network with its weights and its normalization as one program, for `jax.export.deserialize`.
+  """Returns the network, its weights and its normalization as one program, for `jax.export.deserialize`.
 
-  The program takes pictures uint8 [b, H, W, C], any number of them, and returns float32 logits [b, classes].
+  The program takes images uint8 [b, H, W, C] for any b, and returns float32 logits [b, classes].
 
   Args:
-    network: with its variables on the host.
+    network: the network, with its variables on the host.
   """
 
   def logits(pictures):
@@ -33,9 +33,9 @@ def stablehlo(network: inference.Network) -> bytes:
 
 
 def stablehlo_description(network: inference.Network) -> dict[str, Any]:
-  """What must be known to call the program, JSON: its input, how pictures come to it, its classes."""
+  """Returns a JSON description for callers of the program: its input, output, preprocessing and classes."""
   picture = _picture(network)
-  # Normalization is in the program: its numbers are told, and not to be applied.
+  # mean and std are listed for information; the program already applies them.
   told = {'normalized_inside': True, 'mean': picture.pop('mean'), 'std': picture.pop('std')}
   return {
     'input': {'shape': ['b', *network.image_shape], 'dtype': 'uint8', 'channels': 'red first'},
@@ -47,23 +47,23 @@ def stablehlo_description(network: inference.Network) -> dict[str, Any]:
 
 
 def torch_tensors(network: inference.Network) -> dict[str, np.ndarray]:
-  """The variables as torchvision names them, float32; timm's names are the same.
+  """Returns the variables as float32 tensors with torchvision's names, which timm shares.
 
   Args:
-    network: with its variables on the host.
+    network: the network, with its variables on the host.
 
   Raises:
-    errors.InputError: a network that torchvision does not have; says in what it differs.
+    errors.InputError: torchvision does not have this network; the message lists the differences.
   """
   unrolled = depth.to_unrolled(network.variables, depth.scanned_rows(network.variables['params']))
   return names.from_variables(unrolled, _torch_network(network.config.model))
 
 
 def timm_config(network: inference.Network) -> dict[str, Any]:
-  """timm's `config.json` for the folder of the tensors.
+  """Returns the content of timm's `config.json`, which belongs in the folder of the tensors.
 
   Raises:
-    errors.InputError: as `torch_tensors`.
+    errors.InputError: as in `torch_tensors`.
   """
   known = _torch_network(network.config.model)
   architecture = f'{known.model["name"]}{known.model["depth"]}'
@@ -96,5 +96,5 @@ def _torch_network(model: ml_collections.ConfigDict) -> names.Network:
 
 
 def _picture(network: inference.Network) -> dict[str, Any]:
-  """How a picture becomes the network's input, as evaluation does it."""
+  """Returns the evaluation preprocessing of an image as timm's config values."""
   return preprocessing.to_timm(preprocessing.of_run(network.config.data), network.image_shape)

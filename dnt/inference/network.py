@@ -1,7 +1,7 @@
-"""A trained network from one string, without the data it was trained on; and what it says of pictures.
+"""Loads a trained network from one string, without its training data, and predicts the classes of images.
 
-Of a run all that is needed is in its workdir: the config as it ran, and in each checkpoint the weights, the names of
-the classes and the shape of a picture.
+A run's workdir holds everything this needs: the resolved config, and in each checkpoint the weights, the class names
+and the image shape.
 """
 
 import glob
@@ -30,18 +30,18 @@ from dnt.weights import preprocessing, pretrained
 
 
 class Network(NamedTuple):
-  """A trained network, ready to be run: `model.apply(variables, preprocess(pictures), train=False)` gives logits.
+  """A trained network with its variables: `model.apply(variables, preprocess(pictures), train=False)` gives logits.
 
   Attributes:
-    config: resolved. Of weights that no run made, `model` and `data` say what they take; the rest is the defaults.
+    config: resolved. For weights from outside dnt, `model` and `data` match the weights and the rest are defaults.
     model: the Flax module.
     table: the depth list.
-    variables: `params` and `batch_stats` in the model's layout; the averaged ones where the run keeps them.
-    preprocess: uint8 pictures [B, H, W, C] to the network's input; pure, for use inside jit.
-    image_shape: (H, W, C) of a picture.
-    class_names: in the order of the head; 'class 0' and on where the source names none.
-    origin: what it was asked for by.
-    step: of the run's checkpoint; None for other weights.
+    variables: `params` and `batch_stats` in the model's layout; the averaged ones if the run keeps them.
+    preprocess: maps uint8 images [B, H, W, C] to the network's input; pure, for use inside jit.
+    image_shape: (H, W, C) of an image.
+    class_names: class names in the order of the head; 'class 0', 'class 1', ... if the source has no names.
+    origin: the string it was loaded from.
+    step: step of the run's checkpoint; None for weights from outside dnt.
     averaged: whether the weights are the averaged ones (`config.ema`).
   """
 
@@ -58,7 +58,7 @@ class Network(NamedTuple):
 
 
 class _Found(NamedTuple):
-  """What `load` builds a network of."""
+  """The pieces from which `load` builds a network."""
 
   config: ml_collections.ConfigDict
   variables: dict[str, Any]  # unrolled
@@ -69,14 +69,14 @@ class _Found(NamedTuple):
 
 
 def load(text: str, mesh: Mesh | None = None) -> Network:
-  """Reads a trained network; nothing on disk is changed.
+  """Reads a trained network; it changes nothing on disk.
 
   Args:
-    text: what `config.train.init_from` takes.
-    mesh: to place the variables on; without one they are numpy arrays.
+    text: a string in one of the forms of `config.train.init_from`.
+    mesh: mesh to place the variables on; without one they are numpy arrays.
 
   Raises:
-    errors.InputError: nothing there, damaged, or of no network that dnt knows.
+    errors.InputError: nothing is there, the files are damaged, or dnt does not know the network.
   """
   workdir = pretrained.workdir(text)
   found = _of_run(workdir) if workdir else _of_weights(text)
@@ -104,7 +104,7 @@ def load(text: str, mesh: Mesh | None = None) -> Network:
 def _of_run(workdir: pathlib.Path) -> _Found:
   config, saved = pretrained.read_run_config(workdir), checkpoints.load_parameters(workdir)
   shape, size = saved.meta.get('image_shape'), config.data.image_size
-  if shape is None and size:  # a checkpoint of before the shape was kept
+  if shape is None and size:  # older checkpoints do not store the shape
     shape = (size, size, len(config.data.mean))
   if shape is None:
     raise errors.InputError(
@@ -132,7 +132,7 @@ def _of_weights(text: str) -> _Found:
   config = schema.default()
   config.train.init_from = text
   preprocessing.fill(config.data, prepared)
-  # An evaluation crops the center where training crops at random.
+  # Evaluation uses a center crop when training uses random crops.
   config.data.augment = 'resized_crop_flip' if prepared.crop_mode == 'center' else 'none'
   config.model.update(given.model)
   config.model.num_classes = given.variables['params']['head']['dense']['kernel'].shape[-1]
@@ -142,13 +142,13 @@ def _of_weights(text: str) -> _Found:
 
 
 def find(text: str) -> tuple[str, ...]:
-  """Paths of pictures, sorted.
+  """Returns the sorted paths of images.
 
   Args:
-    text: a file, a folder (all pictures in and below it) or a glob ('scans/**/*.png').
+    text: a file, a folder (all images in and below it) or a glob ('scans/**/*.png').
 
   Raises:
-    errors.InputError: there is none.
+    errors.InputError: there is no image.
   """
   path = pathlib.Path(text).expanduser()
   if path.is_dir():
@@ -165,12 +165,12 @@ def find(text: str) -> tuple[str, ...]:
 
 
 class Pictures(NamedTuple):
-  """Pictures as a network takes them.
+  """Images in the size and channels that a network expects.
 
   Attributes:
-    pictures: uint8 [N, H, W, C].
-    paths: of these N.
-    unreadable: why, by path, of the others.
+    pictures: the images, uint8 [N, H, W, C].
+    paths: paths of these N images.
+    unreadable: maps the path of each other image to the error message.
   """
 
   pictures: np.ndarray
@@ -179,11 +179,11 @@ class Pictures(NamedTuple):
 
 
 def read(network: Network, paths: Sequence[str]) -> Pictures:
-  """Reads pictures exactly as an evaluation of the network does: decoded, resized, cropped or squashed.
+  """Reads images exactly as an evaluation of the network does: decodes, resizes, and crops or squashes them.
 
   Args:
-    network: from `load`; gray ones take gray pictures, the others RGB.
-    paths: of picture files; they are held in memory all at once.
+    network: from `load`; its channels decide between gray and RGB images.
+    paths: paths of image files; memory holds all of them at once.
   """
   height, width, channels = network.image_shape
   transform = pipeline.eval_transform(network.config.data, (height, width))
@@ -203,13 +203,13 @@ def read(network: Network, paths: Sequence[str]) -> Pictures:
 
 
 class Predictions(NamedTuple):
-  """The most likely classes of pictures that were read together.
+  """The most likely classes of one batch of images.
 
   Attributes:
-    paths: of the N pictures.
-    indexes: int32 [N, k], of classes, the most likely first.
+    paths: paths of the N images.
+    indexes: class indexes, int32 [N, k], the most likely first.
     probabilities: float32 [N, k].
-    unreadable: why, by path, of the others.
+    unreadable: maps the path of each other image to the error message.
   """
 
   paths: tuple[str, ...]
@@ -219,17 +219,17 @@ class Predictions(NamedTuple):
 
 
 def predict(network: Network, mesh: Mesh, paths: Sequence[str], batch_size: int, top: int) -> Iterator[Predictions]:
-  """The most likely classes of pictures, batch by batch: the next is read while one is computed.
+  """Yields the most likely classes of images batch by batch; it reads the next batch while one is computed.
 
   Args:
     network: from `load`, on the mesh.
-    mesh: whose devices share each batch.
-    paths: of picture files.
-    batch_size: a multiple of the devices.
-    top: classes of each picture, of at most as many as there are.
+    mesh: mesh whose devices share each batch.
+    paths: paths of image files.
+    batch_size: a multiple of the number of devices.
+    top: number of classes for each image; the function uses at most as many as the network has.
   """
   count = min(top, len(network.class_names))
-  size = min(batch_size, mesh_lib.divisible(len(paths), mesh))  # one picture is no reason to compute a batch
+  size = min(batch_size, mesh_lib.divisible(len(paths), mesh))  # do not compute a full batch for a few images
 
   def best(variables, pictures):
     logits = network.model.apply(variables, network.preprocess(pictures), train=False)

@@ -1,8 +1,8 @@
-"""Signal propagation, measured: random dense networks over a grid, beside mean field theory.
+"""Measures signal propagation in random dense networks over a grid, and compares it with mean field theory.
 
-For every depth x activation x block x norm x (sigma_w^2, sigma_b^2) of a config of kind 'signal', over many seeds: the
-variance q and the correlation c of the pre-activations and the norm of the gradient by layer, and the largest singular
-values of the Jacobian of one input's output with respect to that input.
+For every depth x activation x block x norm x (sigma_w^2, sigma_b^2) of a config of kind 'signal', over many seeds, it
+measures by layer the variance q and the correlation c of the pre-activations and the norm of the gradient. It also
+measures the largest singular values of the Jacobian of one input's output with respect to that input.
 """
 
 import functools
@@ -23,7 +23,7 @@ from dnt.meanfield import random_nets, report
 from dnt.meanfield.theory import batch_norm, layers, plain
 from dnt.reporting import metrics, terminal
 
-SETTLED = 0.01  # q within this share of its last value is at its fixed point
+SETTLED = 0.01  # q within this fraction of its last value is at its fixed point
 MEMORY = 2**28  # bytes of weights and signals that the seeds under one vmap may take
 DRAW = 60  # multiply-adds that take as long as drawing one weight
 
@@ -31,7 +31,7 @@ Network = random_nets.Network
 
 
 class _Job(NamedTuple):
-  """One call of a compiled program: some seeds of the networks of one depth."""
+  """Describes one call of a compiled program: some seeds of the networks of one depth."""
 
   kind: str  # 'propagation' or 'jacobian'
   network: Network
@@ -41,7 +41,7 @@ class _Job(NamedTuple):
 
 @functools.partial(jax.jit, static_argnums=(0, 3, 4))
 def _propagation(network, keys, variances, inputs, correlation):
-  """Logarithms of q, c, and logarithms of the gradient norms, each [seeds, depth, G]."""
+  """Returns logarithms of q, c, and logarithms of the gradient norms, each [seeds, depth, G]."""
 
   def measure(key):
     x, cotangents = random_nets.draw_signals(network, key, variances, inputs, correlation)
@@ -53,7 +53,7 @@ def _propagation(network, keys, variances, inputs, correlation):
 
 @functools.partial(jax.jit, static_argnums=(0, 3, 4, 5, 6))
 def _jacobian(network, keys, variances, inputs, correlation, count, iterations):
-  """Logarithms of the largest singular values [seeds, G, count]."""
+  """Returns logarithms of the largest singular values [seeds, G, count]."""
 
   def measure(key):
     x, _ = random_nets.draw_signals(network, key, variances, inputs, correlation)
@@ -65,15 +65,15 @@ def _jacobian(network, keys, variances, inputs, correlation, count, iterations):
 def run(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
   """Measures the grid of a validated config of kind 'signal' and writes it to `workdir`: see `report.write`.
 
-  Ctrl-C stops it; what was measured by then, of each depth the seeds that are done, is written and returned.
+  Ctrl-C stops it. It then writes and returns the measurements so far, for each depth those of the finished seeds.
 
   Returns:
-    `networks`: one dict for each network, see `_row`; in theory, of plain networks without a norm `phases`, see
-    `_phases`, and of those with batch norm `batch_norm_gains`, see `batch_norm.gain`; `interrupted`; `config`: the
+    `networks`: one dict for each network, see `_row`; in theory, for plain networks without a norm `phases`, see
+    `_phases`, and for those with batch norm `batch_norm_gains`, see `batch_norm.gain`; `interrupted`; `config`: the
     section; `summary`: how far the rates are from theory, see `report.summarize`.
 
   Raises:
-    errors.InputError: a workdir that cannot be written.
+    errors.InputError: the workdir cannot be written.
   """
   options = config.signal
   workdir = pathlib.Path(workdir)
@@ -121,7 +121,7 @@ def _network(options: ml_collections.ConfigDict, depth: int) -> Network:
 
 
 def _jacobian_networks(network: Network) -> Iterator[Network]:
-  """Those whose Jacobian takes one input, and those, with batch_norm, whose Jacobian takes the whole batch."""
+  """Yields the networks whose Jacobian takes one input, then those with batch_norm, whose Jacobian takes the batch."""
   for whole in (False, True):
     norms = tuple(norm for norm in network.norms if (norm == 'batch_norm') == whole)
     if norms:
@@ -129,7 +129,7 @@ def _jacobian_networks(network: Network) -> Iterator[Network]:
 
 
 def _inputs(options: ml_collections.ConfigDict, network: Network) -> int:
-  """Of the Jacobian of these networks."""
+  """Returns the number of inputs for the Jacobian of these networks."""
   return options.batch_size if 'batch_norm' in network.norms else 1
 
 
@@ -145,7 +145,7 @@ def _jobs(options: ml_collections.ConfigDict) -> Iterator[_Job]:
 
 
 def _split(kind: str, network: Network, seeds: int, signals: int, passes: int) -> Iterator[_Job]:
-  """Jobs of as many seeds as fit into `MEMORY`; `signals`: vectors that pass through one of its networks."""
+  """Yields jobs of as many seeds as fit into `MEMORY`; `signals`: vectors that pass through one of its networks."""
   signals *= len(network.activations) * len(network.blocks) * len(network.norms)
   drawn = network.width**2
   size = 4 * (2 * drawn + signals * network.width * (network.depth + 4))
@@ -156,7 +156,7 @@ def _split(kind: str, network: Network, seeds: int, signals: int, passes: int) -
 
 
 def _measure(job: _Job, options: ml_collections.ConfigDict, variances: np.ndarray) -> Any:
-  """What the program of the job returns, on the host."""
+  """Runs the program of the job and returns its outputs on the host."""
   keys = jax.vmap(lambda index: jax.random.fold_in(jax.random.key(options.seed), index))(np.array(job.seeds))
   points = jnp.asarray(variances, jnp.float32)
   if job.kind == 'propagation':
@@ -170,7 +170,7 @@ def _measure(job: _Job, options: ml_collections.ConfigDict, variances: np.ndarra
 def _rows(
   options: ml_collections.ConfigDict, variances: np.ndarray, depth: int, found: dict[tuple[str, Network], list[Any]]
 ) -> Iterator[dict[str, Any]]:
-  """The networks of one depth; none, where nothing was measured."""
+  """Yields the rows of the networks of one depth; none if nothing was measured."""
   network = _network(options, depth)
   chunks = found.get(('propagation', network))
   if not chunks:
@@ -199,26 +199,26 @@ def _row(
   norms: np.ndarray,
   singular: np.ndarray | None,
 ) -> dict[str, Any]:
-  """One network: what it is, and measured (over the seeds) and predicted figures.
+  """Returns the row of one network: its description, and its measured (over the seeds) and predicted values.
 
   - `q`, `c` [depth]: mean and, as `spread`, standard deviation over the seeds.
-  - `gradient_norm` [depth + 1]: at the input of each layer and at the output, over that at the output; root of the mean
-    square over the seeds, and `spread` likewise.
-  - `rate`: by how much the natural logarithm of the gradient's norm changes in one layer of the backward pass, over the
+  - `gradient_norm` [depth + 1]: at the input of each layer and at the output, over the norm at the output; root of the
+    mean square over the seeds, and `spread` likewise.
+  - `rate`: the change of the natural logarithm of the gradient's norm in one layer of the backward pass, over the
     layers from `first_layer` on, where q is at its fixed point (all, if it reaches none before the last half).
-    `deviation`: of the measured rate from theory's, as a share of it; None where that is below
-    `report.CRITICAL`, or where the measured one is not a number, because signals or gradients left the range of
+    `deviation`: of the measured rate from the rate in theory, as a fraction of the latter; None if the latter is below
+    `report.CRITICAL`, or if the measured rate is not a number, because signals or gradients left the range of
     float32. `error`: standard error over the seeds.
-  - `singular_values`: geometric means over the seeds; `rms_singular_value` of all of them by the gradient's norm (for a
-    random cotangent g, E|J^T g|^2 is the sum of their squares), and in theory.
+  - `singular_values`: geometric means over the seeds; `rms_singular_value`: of all singular values, from the gradient's
+    norm (for a random cotangent g, E|J^T g|^2 is the sum of their squares), and in theory.
 
   Args:
     options: the section.
-    kind: which network.
+    kind: the description of the network.
     q: [seeds, depth].
     c: [seeds, depth].
-    norms: logarithms of the gradient's norm at the input of each layer, over that at the output [seeds, depth].
-    singular: their logarithms [seeds, count].
+    norms: logarithms of the gradient's norm at the input of each layer, over the norm at the output [seeds, depth].
+    singular: logarithms of the singular values [seeds, count].
   """
   predicted = layers.predict(
     plain.Net(kind['activation'], kind['weight_variance'], kind['bias_variance']),
@@ -247,10 +247,10 @@ def _row(
 
 
 def _rate(norms: np.ndarray, predicted: layers.Prediction) -> dict[str, Any]:
-  """See `_row`.
+  """Returns the entry `rate` of `_row`.
 
-  Mean field theory predicts the mean of the ratio of squared norms from one layer to the next: that is what is averaged
-  over the seeds. The mean of the logarithm of the norm is lower, by a term of order depth / width.
+  Mean field theory predicts the mean of the ratio of squared norms from one layer to the next, so this ratio is
+  averaged over the seeds. The mean of the logarithm of the norm is lower, by a term of order depth / width.
   """
   settled = np.abs(predicted.q / predicted.q[-1] - 1) <= SETTLED
   first = len(settled) - int(np.argmin(settled[::-1])) if not settled.all() else 0
@@ -269,9 +269,9 @@ def _rate(norms: np.ndarray, predicted: layers.Prediction) -> dict[str, Any]:
 
 
 def _phases(options: ml_collections.ConfigDict, variances: np.ndarray) -> list[dict[str, Any]]:
-  """Fixed points and depth scales, see `plain.Phase`, infinite ones null in JSON, and `critical_weight_variance`.
+  """Returns fixed points and depth scales (see `plain.Phase`; infinite: null in JSON) and `critical_weight_variance`.
 
-  The latter is sigma_w^2 on the edge of chaos for this sigma_b^2, None where there is none.
+  The latter is sigma_w^2 on the edge of chaos for this sigma_b^2, None if there is none.
   """
   rows = []
   for activation, (weight, bias) in itertools.product(options.activations, variances.tolist()):
@@ -288,7 +288,7 @@ def _phases(options: ml_collections.ConfigDict, variances: np.ndarray) -> list[d
 
 
 def _batch_norm_gains(options: ml_collections.ConfigDict) -> dict[str, dict[str, float]]:
-  """Of each activation, at the batch size and in the limit of a large batch."""
+  """Returns the gain for each activation, at the batch size and in the limit of a large batch."""
   sizes = {'batch': options.batch_size, 'limit': None}
   return {
     name: {key: _short(batch_norm.gain(name, size)) for key, size in sizes.items()} for name in options.activations
@@ -296,7 +296,7 @@ def _batch_norm_gains(options: ml_collections.ConfigDict) -> dict[str, dict[str,
 
 
 def _short(value: Any) -> Any:
-  """Numbers to six digits."""
+  """Rounds numbers to six digits."""
   if isinstance(value, list):
     return [_short(each) for each in value]
   return float(f'{value:.6g}') if isinstance(value, float) else value

@@ -1,4 +1,4 @@
-"""Figures of a grid of random networks: gradient and correlation by depth, and the phase diagram, with plain."""
+"""Plots a grid of random networks: gradient and correlation by depth, and the phase diagram of plain networks."""
 
 import itertools
 import math
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 Row = Mapping[str, Any]
 MARKS = 12  # measured points along a line
-SIZES = (13.0, 5.0)  # of the marks, from the first sigma_w^2 to the last: those that coincide are seen as rings
-PIXELS = 32  # of the phase diagram, a side
+SIZES = (13.0, 5.0)  # of the marks, from the first sigma_w^2 to the last: coinciding marks appear as rings
+PIXELS = 32  # of each side of the phase diagram
 REACHED = 1e6  # stands for a variance q* without bound
 NAMES = {
   'gradient_norm': r'gradient  $|dL/dx_l|\;/\;|dL/dx_L|$',
@@ -28,7 +28,7 @@ NAMES = {
 
 @plots.styled
 def by_depth(networks: Sequence[Row], quantity: str) -> 'Figure':
-  """A panel for each block and norm, a colour for each sigma_w^2: theory as lines over measured rings.
+  """Plots a panel for each block and norm, with a color for each sigma_w^2: theory as lines over measured rings.
 
   Args:
     networks: of one activation, depth and sigma_b^2.
@@ -86,7 +86,7 @@ def _handle(color: Any, **style: Any) -> Any:
 
 
 def _log_axis(axes: 'Axes') -> None:
-  """At least two decades around one, so that what stays is seen to stay."""
+  """Sets a log axis of at least two decades around one, so that a constant curve looks constant."""
   from matplotlib import ticker
 
   axes.set_yscale('log')
@@ -104,13 +104,13 @@ def _shades(count: int) -> list[Any]:
 
 @plots.styled
 def phases(networks: Sequence[Row]) -> 'Figure':
-  """chi_1 over sigma_w^2 and sigma_b^2 in theory as colour, the edge of chaos as a line, measured networks as dots.
+  """Plots chi_1 in theory as color over sigma_w^2 and sigma_b^2, the edge of chaos as a line, measurements as dots.
 
-  A dot's colour is the measured factor on the squared norm of the gradient in one layer: as its ground, where theory
-  holds.
+  The color of a dot is the measured factor on the squared norm of the gradient in one layer. It matches the background
+  where theory holds.
 
   Args:
-    networks: plain ones without norm, of one activation and depth.
+    networks: plain networks without norm, of one activation and depth.
   """
   from matplotlib import colors
 
@@ -156,7 +156,7 @@ def phases(networks: Sequence[Row]) -> 'Figure':
 
 
 def _edge(axes: 'Axes', activation: str, right: float, top: float) -> None:
-  """The edge of chaos, a line or, for ReLU, one point; nothing where it is off the axes."""
+  """Draws the edge of chaos, a line or, for ReLU, one point; draws nothing if it is outside the axes."""
   weight, bias = plain.critical_line(activation, np.geomspace(1e-4, 1e3, 240))
   possible = bias >= -1e-9
   weight, bias = weight[possible], np.maximum(bias[possible], 0)

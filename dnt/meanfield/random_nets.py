@@ -1,11 +1,10 @@
-"""Random dense networks of equal layers, many at once, and the products with their Jacobians.
+"""Runs random dense networks of equal layers, many at once, and computes products with their Jacobians.
 
-A layer is `blocks.DenseUnit`'s with the weights of mean field theory: W_ij ~ N(0, sigma_w^2 / N), b_i ~ N(0,
-sigma_b^2), the gates of a highway layer as W.
+A layer is that of `blocks.DenseUnit` with the weights of mean field theory: W_ij ~ N(0, sigma_w^2 / N), b_i ~ N(0,
+sigma_b^2), and the gates of a highway layer like W.
 
-The weights of a layer are drawn from the key where they are used, in every pass over the depth again, so that memory
-does not grow with depth; and all networks of one depth and key use the same draw, scaled, since drawing takes most of
-the time.
+Each pass over the depth draws the weights of a layer again from the key where it uses them, so that memory does not
+grow with depth. All networks of one depth and key use the same draw, scaled, since drawing takes most of the time.
 """
 
 import math
@@ -17,11 +16,14 @@ from jax import lax
 
 from dnt.models import activations, norms
 
-GUARD = 1  # vectors of a Lanczos block beyond those that are asked for
+GUARD = 1  # vectors of a Lanczos block beyond the requested ones
 
 
 class Weights(NamedTuple):
-  """Standard normal draws of one layer: kernels [N, N] (over sqrt(N)), biases [N]; without highways no gate [0, N]."""
+  """Holds standard normal draws of one layer: kernels [N, N] (over sqrt(N)), biases [N], gates [N, N].
+
+  Without highway layers the gates are [0, N].
+  """
 
   kernel: jax.Array
   bias: jax.Array
@@ -29,18 +31,18 @@ class Weights(NamedTuple):
 
 
 class Network(NamedTuple):
-  """All networks of some activations x blocks x norms, of one depth.
+  """Describes all networks of some activations x blocks x norms, of one depth.
 
   An array of their signals is [G, B, N]: G stands for the four axes of `grid` (activation, block, norm, variances), and
-  input and unit follow.
+  the axes of input and unit follow.
 
   Attributes:
     activations: A names.
     blocks: K of plain, residual, highway.
     norms: M of batch_norm, layer_norm, rms_norm, none.
-    depth: layers.
-    width: units, N.
-    gate_bias: of highway layers.
+    depth: number of layers.
+    width: number of units, N.
+    gate_bias: bias of the gates of highway layers.
   """
 
   activations: tuple[str, ...]
@@ -51,21 +53,21 @@ class Network(NamedTuple):
   gate_bias: float
 
   def grid(self, variances: jax.Array) -> tuple[int, int, int, int]:
-    """(A, K, M, S) for variances [S, 2]."""
+    """Returns (A, K, M, S) for variances [S, 2]."""
     return len(self.activations), len(self.blocks), len(self.norms), len(variances)
 
   def draw(self, key: jax.Array, index: jax.Array) -> Weights:
-    """The weights of layer `index`."""
+    """Draws the weights of layer `index`."""
     rows = 2 * self.width + 1 if 'highway' in self.blocks else self.width + 1
-    values = jax.random.normal(jax.random.fold_in(key, index), (rows, self.width))  # at once: compiles faster
+    values = jax.random.normal(jax.random.fold_in(key, index), (rows, self.width))  # one draw compiles faster
     kernels = values[1:] / math.sqrt(self.width)
     return Weights(kernels[: self.width], values[0], kernels[self.width :])
 
   def layer(self, weights: Weights, variances: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The layer's output and its pre-activations before the norm, both in x's shape.
+    """Returns the layer's output and its pre-activations before the norm, both in x's shape.
 
     Args:
-      weights: of the layer.
+      weights: weights of the layer.
       variances: (sigma_w^2, sigma_b^2) [S, 2].
       x: [G, B, N].
     """
@@ -90,7 +92,7 @@ def _matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _normalized(norm: str, h: jax.Array) -> jax.Array:
-  """Any of `dnt.config.NORMS` but group_norm, with scale one and bias zero, of h [..., B, N]."""
+  """Applies any of `dnt.config.NORMS` except group_norm, with scale one and bias zero, to h [..., B, N]."""
   one, zero = jnp.ones(h.shape[-1]), jnp.zeros(h.shape[-1])
   if norm == 'none':
     return h
@@ -105,16 +107,16 @@ def _normalized(norm: str, h: jax.Array) -> jax.Array:
 def forward(
   network: Network, key: jax.Array, variances: jax.Array, x: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """The inputs of every layer [depth, G, B, N], and log q and c of its pre-activations [depth, G].
+  """Returns the inputs of every layer [depth, G, B, N], and log q and c of its pre-activations [depth, G].
 
-  q is their mean square, which may be too small for a float32, c the mean cosine of the angle between those of two
-  inputs; not a number for one input, or where one is zero.
+  q is their mean square, which may be too small for a float32. c is the mean cosine of the angle between the
+  pre-activations of two inputs; it is NaN for one input, or if one of them is zero.
   """
 
   def body(x, index):
     output, h = network.layer(network.draw(key, index), variances, x)
     largest = jnp.max(jnp.abs(h), -1, keepdims=True)
-    unit = h / largest  # whose squares are in range
+    unit = h / largest  # its squares are in range
     square = jnp.mean(jnp.square(unit), -1, keepdims=True)
     inputs = h.shape[-2]
     resultant = jnp.sum(unit * lax.rsqrt(square), -2)
@@ -129,13 +131,13 @@ def forward(
 def push(
   network: Network, key: jax.Array, variances: jax.Array, inputs: jax.Array, tangents: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-  """Jacobian times vectors, from the input to the output.
+  """Multiplies the Jacobian with vectors, from the input to the output.
 
   Args:
     network: the networks.
-    key: of the seed.
+    key: key of the seed.
     variances: [S, 2].
-    inputs: of every layer, from `forward`.
+    inputs: inputs of every layer, from `forward`.
     tangents: [V, G, B, N].
 
   Returns:
@@ -158,11 +160,11 @@ def push(
 def pull(
   network: Network, key: jax.Array, variances: jax.Array, inputs: jax.Array, cotangents: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-  """Transposed Jacobian times vectors, from the output to the input; see `push`.
+  """Multiplies the transposed Jacobian with vectors, from the output to the input; see `push`.
 
   Returns:
     The V products over their common norm, and the logarithm of that norm at the input of every layer [depth, G],
-    those of `cotangents` having norm one.
+    where `cotangents` are scaled to norm one.
   """
 
   def body(carry, at):
@@ -182,7 +184,7 @@ def pull(
 
 
 def _unit(vectors: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """V vectors over their common norm, and its logarithm [G]; vectors [V, G, B, N]."""
+  """Returns V vectors over their common norm, and its logarithm [G]; vectors [V, G, B, N]."""
   norm = jnp.sqrt(jnp.sum(jnp.square(vectors), (0, -2, -1)))
   return vectors / jnp.where(norm > 0, norm, 1.0)[None, ..., None, None], jnp.log(norm)
 
@@ -190,19 +192,19 @@ def _unit(vectors: jax.Array) -> tuple[jax.Array, jax.Array]:
 def singular_values(
   network: Network, key: jax.Array, variances: jax.Array, x: jax.Array, count: int, iterations: int
 ) -> jax.Array:
-  """Natural logarithms of the largest singular values of the Jacobian of the first input's output, [G, count].
+  """Returns natural logarithms of the largest singular values of the Jacobian of the first input's output, [G, count].
 
   Block Lanczos on J^T J with full reorthogonalization (Golub and Van Loan, Matrix Computations, 10.3), and the
-  Rayleigh-Ritz values at its end: nothing of the size of J is formed. They approach the singular values from below. The
+  Rayleigh-Ritz values at its end: it forms nothing of the size of J. They approach the singular values from below. The
   other inputs are held fixed; they matter to batch_norm.
 
   Args:
     network: the networks.
-    key: of the seed.
+    key: key of the seed.
     variances: [S, 2].
     x: inputs [G, B, N].
-    count: how many.
-    iterations: each passes the depth twice; no more are made than span the inputs' space.
+    count: number of singular values.
+    iterations: each passes the depth twice; at most as many as span the inputs' space.
   """
   inputs = forward(network, key, variances, x)[0]
   block = min(count + GUARD, network.width)
@@ -242,7 +244,7 @@ def singular_values(
 def draw_signals(
   network: Network, key: jax.Array, variances: jax.Array, inputs: int, correlation: float
 ) -> tuple[jax.Array, jax.Array]:
-  """Gaussian inputs of unit variance, each pair with this correlation, and independent cotangents.
+  """Draws Gaussian inputs of unit variance, each pair with this correlation, and independent cotangents.
 
   Both are [G, B, N], the same for all networks.
   """

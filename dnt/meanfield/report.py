@@ -1,4 +1,4 @@
-"""What a measured grid leaves in its folder: a table, the figures as JSON, and plots."""
+"""Writes a measured grid to its folder: a table, the results as JSON, and plots."""
 
 import math
 import pathlib
@@ -10,7 +10,7 @@ from dnt.meanfield import grid_plots
 from dnt.reporting import plots
 
 AGREES = 0.05  # deviation of a rate from theory
-CRITICAL = 0.05  # rates in size below it change a gradient by e in 20 layers: noise is a large share of them
+CRITICAL = 0.05  # smaller rates change a gradient by less than e in 20 layers: noise is a large fraction of them
 EDGE = 1e-4  # chi_1 this near to 1 is on the edge of chaos
 
 HEADER = (
@@ -46,14 +46,14 @@ PHASE_HEADER = (
 
 
 def write(result: Mapping[str, Any], workdir: pathlib.Path) -> None:
-  """Writes `signal.json`, `signal.md` and the PNGs, each in place of an older one.
+  """Writes `signal.json`, `signal.md` and the PNGs; each replaces an older one.
 
-  The plots are of the deepest networks: `gradient_norm_<activation>.png`, `variance_<activation>.png` and
+  The plots show the deepest networks: `gradient_norm_<activation>.png`, `variance_<activation>.png` and
   `correlation_<activation>.png` at the first sigma_b^2, `phases_<activation>.png` of the plain networks without norm,
-  where both variances have several values.
+  if both variances have several values.
 
   Args:
-    result: from `signal.run`.
+    result: from `grid.run`.
     workdir: an existing folder.
   """
   files.write_json(workdir / 'signal.json', result)
@@ -78,7 +78,7 @@ def _png(path: pathlib.Path, figure: Any) -> None:
 
 
 def summarize(networks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-  """How far measured rates are from theory: counts, and the network where they are farthest."""
+  """Summarizes how far measured rates are from theory: counts, and the network with the largest deviation."""
   compared = [network for network in networks if network['rate']['deviation'] is not None]
   worst = max(compared, key=lambda network: abs(network['rate']['deviation']), default=None)
   return {
@@ -92,7 +92,7 @@ def summarize(networks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def summary_text(result: Mapping[str, Any]) -> str:
-  """The summary as a line or two."""
+  """Formats the summary as one or two lines."""
   summary = result['summary']
   lines = [f'{summary["networks"]} networks measured' + (' before it was stopped' if result['interrupted'] else '')]
   if summary['compared']:
@@ -111,7 +111,7 @@ def _name(network: Mapping[str, Any]) -> str:
 
 
 def table(result: Mapping[str, Any]) -> str:
-  """Markdown tables: one line a network, and one for each pair of variances of the plain networks without a norm."""
+  """Formats Markdown tables: one line per network, and one per pair of variances of plain networks without a norm."""
   config = result['config']
   lines = [
     f'Random dense networks of width {config["width"]}, {config["batch_size"]} inputs, {config["seeds"]} seeds.',

@@ -1,4 +1,4 @@
-"""The models: from a config to a network, and from a seed to its parameters."""
+"""Builds networks from a config and initializes their parameters from a seed."""
 
 from typing import Any
 
@@ -17,8 +17,8 @@ MODELS: dict[str, type[nn.Module]] = {
   'highway': highway.Highway,
   'densenet': densenet.DenseNet,
 }
-PRETRAINED = 'pretrained'  # as config.model.name: the network of `train.init_from`, which takes its place
-# Options of config.model that become the parts of any network, and those that are fields of its class.
+PRETRAINED = 'pretrained'  # value of config.model.name that selects the network of `train.init_from`
+# PARTS are the options of config.model that define a network's parts; FIELDS are fields of the model classes.
 PARTS = (
   'dtype',
   'norm',
@@ -34,17 +34,17 @@ FIELDS = tuple(key for key in schema.SCHEMA['model'] if key not in ('name', 'num
 
 
 def make(model: ml_collections.ConfigDict, num_classes: int) -> nn.Module:
-  """The network that `config.model` asks for: `apply(variables, x, train)` gives float32 logits [B, classes].
+  """Builds the network of `config.model`: `apply(variables, x, train)` returns float32 logits [B, classes].
 
-  An option at None takes the default of the class. A user's own module ('mypkg.nets:Net') gets `num_classes`,
-  `parts` (see `parts.Parts`), `scan` and `remat` where it has the field, and its `config.model.options`.
+  Options left at None use the model class's default. A user's own module ('mypkg.nets:Net') receives `num_classes`,
+  `parts` (see `parts.Parts`), `scan` and `remat` if it has these fields, and its `config.model.options`.
 
   Args:
     model: validated `config.model`.
-    num_classes: classes of the head.
+    num_classes: number of classes.
 
   Raises:
-    errors.InputError: an unknown model or user module, an option that the model does not have or cannot meet.
+    errors.InputError: the model or user module is unknown, or it does not have or support an option.
   """
   fields = {key: model[key] for key in FIELDS if not is_open(model, key)}
   if ':' in model.name:
@@ -63,23 +63,23 @@ def make(model: ml_collections.ConfigDict, num_classes: int) -> nn.Module:
 
 
 def check(model: ml_collections.ConfigDict) -> None:
-  """Checks `config.model` as far as can be without data and weights.
+  """Checks `config.model` as far as possible without data and weights.
 
   Raises:
-    errors.InputError: as `make`.
+    errors.InputError: as in `make`.
   """
   if model.name != PRETRAINED:
     make(model, model.num_classes or 10)
 
 
 def resolved_options(model: ml_collections.ConfigDict) -> dict[str, Any]:
-  """The options of `config.model` that the network's class has, with the values it really uses.
+  """Returns the options of `config.model` that the model class has, with the values the network actually uses.
 
   Args:
     model: validated `config.model`.
 
   Raises:
-    errors.InputError: as `make`.
+    errors.InputError: as in `make`.
   """
   if ':' in model.name:
     return {}
@@ -88,17 +88,17 @@ def resolved_options(model: ml_collections.ConfigDict) -> dict[str, Any]:
 
 
 def init(model: nn.Module, seed: int, input_shape: depth.Shape) -> dict[str, Any]:
-  """The first parameters and statistics, in the model's layout: a function of the seed and each leaf's path alone.
+  """Returns initial parameters and statistics in the model's layout; they depend only on the seed and leaf paths.
 
-  They are drawn leaf by leaf in the unrolled layout, without compiling a program, and then stacked.
+  The function draws them leaf by leaf in the unrolled layout, without compiling a program, and then stacks them.
 
   Args:
     model: from `make`.
-    seed: of the parameters.
-    input_shape: of one example, (H, W, C).
+    seed: seed of the parameters.
+    input_shape: shape of one example, (H, W, C).
 
   Returns:
-    `{'params': ..., 'batch_stats': ...}`, float32; statistics may be empty.
+    `{'params': ..., 'batch_stats': ...}`, float32; `batch_stats` may be empty.
   """
   trace = depth.trace(model, input_shape)
   structure = jax.tree.structure(trace.variables)
@@ -107,7 +107,7 @@ def init(model: nn.Module, seed: int, input_shape: depth.Shape) -> dict[str, Any
 
 
 def is_open(model: ml_collections.ConfigDict, key: str) -> bool:
-  """Whether `config.model` leaves an option at its default."""
+  """Returns whether `config.model` leaves an option at its default."""
   option = schema.SCHEMA['model'][key]
   if option.type is dict:
     return not model[key]

@@ -1,4 +1,4 @@
-"""The activations a config can name, as functions and as the module that blocks are built from."""
+"""Activations by config name, as functions and as the module that blocks use."""
 
 import functools
 from collections.abc import Callable
@@ -12,7 +12,7 @@ Function = Callable[[jax.Array], jax.Array]
 
 
 def identity(x: jax.Array) -> jax.Array:
-  """x: a deep linear network."""
+  """Returns x, for deep linear networks."""
   return x
 
 
@@ -28,10 +28,10 @@ ACTIVATIONS: dict[str, Function] = {
 
 
 def make(name: str) -> Function:
-  """The activation of that name; `gelu` is the exact one, `leaky_relu` has slope 0.01.
+  """Returns the activation of that name; `gelu` is the exact form, `leaky_relu` has slope 0.01.
 
   Raises:
-    errors.InputError: an unknown name.
+    errors.InputError: the name is unknown.
   """
   if name not in ACTIVATIONS:
     raise errors.unknown('activation', name, ACTIVATIONS)
@@ -39,10 +39,10 @@ def make(name: str) -> Function:
 
 
 class Activation(nn.Module):
-  """An activation as a module without parameters, so that the units of a network can be found from outside.
+  """An activation as a module without parameters, so that telemetry can intercept its calls.
 
   Attributes:
-    kind: its name.
+    kind: name of the activation.
   """
 
   kind: str

@@ -1,7 +1,7 @@
-"""The blocks that the networks repeat, and their stems, transitions and heads.
+"""The repeated blocks of the networks, and their stems, transitions and heads.
 
-A block is called as `block(x, train, keep)`; `keep` [B] scales the residual branch of each example (stochastic depth,
-see `depth.Stage`), or is None. Blocks without a branch take it too and never receive anything but None.
+The call is `block(x, train, keep)`; `keep` [B] scales the residual branch of each example (stochastic depth, see
+`depth.Stage`), or is None. Blocks without a residual branch accept `keep` too and always receive None.
 """
 
 import flax.linen as nn
@@ -19,10 +19,10 @@ class Stem(nn.Module):
   """The first convolution: 3x3 ('cifar'), or 7x7 with stride 2 and a 3x3 max-pool with stride 2 ('imagenet').
 
   Attributes:
-    parts: what it is made of.
-    features: output channels.
+    parts: layer constructors, see `parts.Parts`.
+    features: number of output channels.
     kind: 'cifar' or 'imagenet'.
-    activate: norm and activation after the convolution; networks whose blocks begin with them have none here.
+    activate: whether norm and activation follow the convolution; False for networks whose blocks begin with them.
   """
 
   parts: Parts
@@ -46,9 +46,9 @@ class Head(nn.Module):
   """Global average pooling and the last dense layer; float32 logits [B, classes].
 
   Attributes:
-    parts: what it is made of.
-    num_classes: classes.
-    activate: norm and activation before the pooling, for networks whose blocks begin with them.
+    parts: layer constructors, see `parts.Parts`.
+    num_classes: number of classes.
+    activate: whether norm and activation precede the pooling, for networks whose blocks begin with them.
   """
 
   parts: Parts
@@ -68,9 +68,9 @@ class Plain(nn.Module):
   """Two 3x3 convolutions, each with norm and activation: a residual block without its shortcut.
 
   Attributes:
-    parts: what it is made of.
-    features: output channels.
-    stride: of the first convolution.
+    parts: layer constructors, see `parts.Parts`.
+    features: number of output channels.
+    stride: stride of the first convolution.
   """
 
   parts: Parts
@@ -86,14 +86,14 @@ class Plain(nn.Module):
 
 
 class Shortcut(nn.Module):
-  """x in the shape of the branch's output: x itself where the shape stays, else 'A' or 'B' (He et al. 2015, 4.1).
+  """Maps x to the shape of the branch's output: identity if the shape is equal, else 'A' or 'B' (He et al. 2015, 4.1).
 
   Attributes:
-    parts: what it is made of.
-    features: output channels.
-    stride: of the block.
+    parts: layer constructors, see `parts.Parts`.
+    features: number of output channels.
+    stride: stride of the block.
     kind: 'A' (every stride-th pixel, zeros for the new channels) or 'B' (1x1 convolution).
-    normalize: norm after the convolution.
+    normalize: whether a norm follows the convolution.
   """
 
   parts: Parts
@@ -114,18 +114,18 @@ class Shortcut(nn.Module):
 
 
 class Residual(nn.Module):
-  """The options of every residual block, y = shortcut(x) + F(x).
+  """Base class with the options of all residual blocks, y = shortcut(x) + F(x).
 
   Attributes:
-    parts: what it is made of.
-    features: output channels.
-    inner: bottlenecks: channels between the two 1x1 convolutions.
-    stride: of the block.
+    parts: layer constructors, see `parts.Parts`.
+    features: number of output channels.
+    inner: for bottlenecks: number of channels between the two 1x1 convolutions.
+    stride: stride of the block.
     shortcut: see `Shortcut`.
-    stride_on: bottlenecks: which convolution strides, '3x3' or '1x1'.
-    zero_init_last_norm: start the scale of the branch's last norm at zero (Goyal et al. 2017).
-    residual_scalar: initial value of a learned factor on the branch (zero: SkipInit, De and Smith 2020, and ReZero,
-      Bachlechner et al. 2020); None: no factor.
+    stride_on: for bottlenecks: which convolution has the stride, '3x3' or '1x1'.
+    zero_init_last_norm: whether the scale of the branch's last norm starts at zero (Goyal et al. 2017).
+    residual_scalar: initial value of a learned factor on the branch; None: no factor. Zero gives SkipInit (De and
+      Smith 2020) and ReZero (Bachlechner et al. 2020).
   """
 
   parts: Parts
@@ -172,7 +172,7 @@ def _add(block: Residual, shortcut: jax.Array, branch: jax.Array, keep: Keep) ->
 
 
 def _strides(block: Residual) -> tuple[int, int]:
-  """Of the first 1x1 and of the 3x3 convolution of a bottleneck."""
+  """Returns the strides of the first 1x1 and of the 3x3 convolution of a bottleneck."""
   return (block.stride, 1) if block.stride_on == '1x1' else (1, block.stride)
 
 
@@ -201,7 +201,7 @@ class Bottleneck(Residual):
 class PreactBasic(Residual):
   """Norm and activation before each of two 3x3 convolutions (He et al. 2016, figure 1b).
 
-  Where the shape changes, the shortcut starts after the first norm and activation too, as in the authors' code.
+  If the shape changes, the shortcut also starts after the first norm and activation, as in the authors' code.
   """
 
   @nn.compact
@@ -216,7 +216,7 @@ class PreactBasic(Residual):
 class PreactBottleneck(Residual):
   """Norm and activation before each of a 1x1, a 3x3 and a 1x1 convolution (He et al. 2016, section 4.1).
 
-  Where the shape changes, the shortcut starts after the first norm and activation too, as in the authors' code.
+  If the shape changes, the shortcut also starts after the first norm and activation, as in the authors' code.
   """
 
   @nn.compact
@@ -236,13 +236,13 @@ def _preact_shortcut(block: Residual, x: jax.Array, activated: jax.Array, train:
 
 
 class Highway(nn.Module):
-  """y = H(x) T(x) + x (1 - T(x)), H and T 3x3 convolutions (Srivastava et al. 2015, eq. 3); keeps the shape.
+  """Computes y = H(x) T(x) + x (1 - T(x)) with 3x3 convolutions H and T (Srivastava et al. 2015, eq. 3).
 
-  H has the norm and the activation, T a sigmoid and a bias of its own.
+  It keeps the shape. H has the norm and the activation, T a sigmoid and a separate bias.
 
   Attributes:
-    parts: what it is made of.
-    gate_bias: initial bias of T; negative: the block starts near the identity.
+    parts: layer constructors, see `parts.Parts`.
+    gate_bias: initial bias of T; if it is negative, the block starts near the identity.
   """
 
   parts: Parts
@@ -259,12 +259,12 @@ class Highway(nn.Module):
 
 
 class Transition(nn.Module):
-  """A 3x3 convolution with norm and activation, where a highway network changes its shape.
+  """A 3x3 convolution with norm and activation, with which a highway network changes its shape.
 
   Attributes:
-    parts: what it is made of.
-    features: output channels.
-    stride: of the convolution.
+    parts: layer constructors, see `parts.Parts`.
+    features: number of output channels.
+    stride: stride of the convolution.
   """
 
   parts: Parts
@@ -278,12 +278,12 @@ class Transition(nn.Module):
 
 
 class DenseLayer(nn.Module):
-  """Adds `growth_rate` channels computed from all earlier ones (Huang et al. 2017, sections 3 and 4).
+  """Appends `growth_rate` channels computed from all earlier ones (Huang et al. 2017, sections 3 and 4).
 
   Attributes:
-    parts: what it is made of.
-    growth_rate: channels added.
-    bottleneck: a 1x1 convolution to 4 * growth_rate channels comes first.
+    parts: layer constructors, see `parts.Parts`.
+    growth_rate: number of channels it appends.
+    bottleneck: whether a 1x1 convolution to 4 * growth_rate channels comes first.
   """
 
   parts: Parts
@@ -305,8 +305,8 @@ class DenseTransition(nn.Module):
   """A 1x1 convolution to fewer channels and 2x2 average pooling between two dense blocks.
 
   Attributes:
-    parts: what it is made of.
-    features: output channels.
+    parts: layer constructors, see `parts.Parts`.
+    features: number of output channels.
   """
 
   parts: Parts
@@ -320,13 +320,13 @@ class DenseTransition(nn.Module):
 
 
 class DenseUnit(nn.Module):
-  """A dense layer with norm and activation, H: x -> H(x), x + H(x), or highway as in `Highway`.
+  """A dense layer with norm and activation, H; it computes H(x), x + H(x), or the highway form of `Highway`.
 
   Attributes:
-    parts: what it is made of.
-    width: units.
+    parts: layer constructors, see `parts.Parts`.
+    width: number of units.
     kind: 'plain', 'residual' or 'highway'; the last two keep the width.
-    gate_bias: highway: initial bias of the gate.
+    gate_bias: for highway: initial bias of the gate.
   """
 
   parts: Parts

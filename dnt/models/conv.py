@@ -1,8 +1,8 @@
-"""The one convolution of every model: XLA's own, with backward passes that stay fast on CPU inside loops.
+"""The convolution of all models: XLA's own, with backward passes that stay fast on CPU inside loops.
 
-On CPU, XLA runs a convolution through its fast library only when it is written NHWC x HWIO -> NHWC. Outside loops it
-rewrites others to that form; inside `lax.scan`, `fori_loop` and `cond` it does not, and they run 20 to 40 times slower.
-The two backward passes are therefore written in that form here. Their values are those of `lax`'s own gradients.
+On CPU, XLA calls its fast library only for convolutions in the form NHWC x HWIO -> NHWC. Outside loops XLA rewrites
+other forms; inside `lax.scan`, `fori_loop` and `cond` it does not, and they run 20 to 40 times slower. This module
+therefore writes the two backward passes in that form. Their values equal those of `lax`'s own gradients.
 """
 
 import functools
@@ -23,20 +23,20 @@ LAYOUT = ('NHWC', 'HWIO', 'NHWC')
 
 
 def conv2d(x: jax.Array, kernel: jax.Array, *, strides: Pair = (1, 1), padding: Padding = 'SAME') -> jax.Array:
-  """Two-dimensional cross-correlation; reverse mode only (no `jvp`).
+  """Computes a two-dimensional cross-correlation; it supports reverse mode only (no `jvp`).
 
   Args:
     x: [B, H, W, C].
     kernel: [kh, kw, C, features], x's dtype.
-    strides: rows, columns.
-    padding: zeros as ((top, bottom), (left, right)), or 'SAME': k // 2 on every side as in PyTorch's models, whatever
-      the stride (XLA's own SAME pads less on the top and left at stride 2).
+    strides: (rows, columns).
+    padding: numbers of zeros ((top, bottom), (left, right)), or 'SAME': k // 2 on every side for any stride, as in
+      PyTorch's models (XLA's own SAME pads less on the top and left at stride 2).
 
   Returns:
     [B, H', W', features], x's dtype.
 
   Raises:
-    errors.InputError: shapes that do not fit together.
+    errors.InputError: the shapes do not match.
   """
   if x.ndim != 4 or kernel.ndim != 4 or x.shape[-1] != kernel.shape[2]:
     raise errors.InputError(
@@ -45,13 +45,13 @@ def conv2d(x: jax.Array, kernel: jax.Array, *, strides: Pair = (1, 1), padding: 
     )
   padding = symmetric_padding(kernel.shape[:2]) if padding == 'SAME' else tuple(map(tuple, padding))
   if jax.default_backend() == 'cpu':
-    # Without it XLA recomputes the elementwise operations of all earlier blocks in every consumer.
+    # Without the barrier, XLA recomputes the elementwise operations of all earlier blocks in every consumer.
     x = lax.optimization_barrier(x)
   return _conv2d(x, kernel, tuple(strides), padding)
 
 
 def symmetric_padding(kernel_size: Pair) -> tuple[Pair, Pair]:
-  """k // 2 on every side."""
+  """Returns a padding of k // 2 on every side."""
   return tuple((k // 2, k // 2) for k in kernel_size)
 
 
@@ -72,12 +72,12 @@ def _backward(strides, padding, saved, g):
   x, kernel = saved
   sizes = tuple(zip(x.shape[1:3], kernel.shape[:2], g.shape[1:3], strides, padding, strict=True))
 
-  # dx: g, spread out by the stride, with the flipped kernel whose inputs and outputs are swapped.
+  # dx convolves g, dilated by the stride, with the flipped kernel with swapped input and output axes.
   spread = [(o - 1) * s + 1 for _, _, o, s, _ in sizes]
   pads = tuple((k - 1 - low, n - d + low) for (n, k, _, _, (low, _)), d in zip(sizes, spread, strict=True))
   dx = _plain(g, kernel[::-1, ::-1].swapaxes(2, 3), (1, 1), pads, lhs_dilation=strides)
 
-  # dkernel: x with g as the kernel; channels are the batch, examples the channels.
+  # dkernel convolves x with g as the kernel; channels act as the batch, and examples as the channels.
   pads = tuple((low, k - 1 + d - n - low) for (n, k, _, _, (low, _)), d in zip(sizes, spread, strict=True))
   dkernel = _plain(x.transpose(3, 1, 2, 0), g.transpose(1, 2, 0, 3), (1, 1), pads, rhs_dilation=strides)
   return dx, dkernel.transpose(1, 2, 0, 3)
@@ -90,14 +90,14 @@ class Conv(nn.Module):
   """A convolution that owns its float32 `kernel` [kh, kw, C, features] and `bias` [features].
 
   Attributes:
-    features: output channels.
+    features: number of output channels.
     kernel_size: (kh, kw).
-    strides: rows, columns.
+    strides: (rows, columns).
     padding: see `conv2d`.
-    use_bias: whether a bias is added.
+    use_bias: whether to add a bias.
     kernel_init: flax initializer.
     bias_init: flax initializer.
-    weight_standardization: standardize the kernel over its fan-in before use.
+    weight_standardization: whether to standardize the kernel over its fan-in before use.
     dtype: compute dtype of input, kernel and output.
   """
 

@@ -1,4 +1,4 @@
-"""A user's own Flax module, named by its import path."""
+"""Loads a user's own Flax module from its import path."""
 
 import dataclasses
 import importlib
@@ -20,12 +20,12 @@ def load(name: str) -> type[nn.Module]:
     name: 'package.module:Class'.
 
   Raises:
-    errors.InputError: an import that fails, or something that is not a Flax Linen module.
+    errors.InputError: the import fails, or the class is not a Flax Linen module.
   """
   module_name, _, class_name = name.partition(':')
   try:
     module = importlib.import_module(module_name)
-  except Exception as error:  # whatever the user's code raises while it is imported
+  except Exception as error:  # the user's code may raise anything during the import
     raise errors.InputError(
       f'config.model.name={name!r}: cannot import {module_name!r} ({type(error).__name__}: {error}); it must be an '
       'importable Python module: run from the folder that holds it, or put that folder on PYTHONPATH'
@@ -43,17 +43,17 @@ def load(name: str) -> type[nn.Module]:
 
 
 def make(name: str, num_classes: int, given: Mapping[str, Any], options: Mapping[str, Any]) -> nn.Module:
-  """The user's network as dnt calls it: `model(x, train)`, float32 logits [B, classes].
+  """Wraps the user's network in dnt's interface: `model(x, train)` returns float32 logits [B, classes].
 
   Args:
     name: 'package.module:Class', whose `__call__` takes `x`, or `x` and `train`.
-    num_classes: classes of the head.
+    num_classes: number of classes.
     given: fields to set if the class has them.
-    options: fields to set, by the user's config.
+    options: fields to set from the user's config.
 
   Raises:
-    errors.InputError: a class that cannot be loaded or called so, an option it does not have, or (when it is traced)
-      logits of another shape.
+    errors.InputError: dnt cannot load the class or call it this way, the class lacks an option, or (at tracing) the
+      logits have another shape.
   """
   base = load(name)
   fields = field_names(base)
@@ -86,7 +86,7 @@ def make(name: str, num_classes: int, given: Mapping[str, Any], options: Mapping
 
 
 def field_names(base: type[nn.Module]) -> list[str]:
-  """The fields of a Flax module that are its own."""
+  """Returns the fields of a Flax module class, without Flax's own `parent` and `name`."""
   return [field.name for field in dataclasses.fields(base) if field.init and field.name not in ('parent', 'name')]
 
 

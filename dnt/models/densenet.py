@@ -8,7 +8,7 @@ import jax
 from dnt import errors
 from dnt.models import blocks, depth, plain
 
-# Dense layers of each stage (table 1), all bottlenecks.
+# Numbers of dense layers in each stage by depth (table 1); all use bottlenecks.
 IMAGENET = {121: (6, 12, 24, 16), 169: (6, 12, 32, 32), 201: (6, 12, 48, 32), 161: (6, 12, 36, 24)}
 
 
@@ -16,19 +16,20 @@ class DenseNet(nn.Module):
   """A stem, dense stages with transitions between them, and a head; each dense layer is an entry.
 
   Attributes:
-    num_classes: classes.
-    parts: what it is made of.
-    depth: CIFAR: 6n + 4 with bottlenecks, 3n + 4 without (n dense layers a stage); ImageNet: 121, 161, 169 or 201.
-      None: 100 or 121.
-    growth_rate: channels each dense layer adds (k); None: 12 (CIFAR), 32 (ImageNet), 48 (ImageNet, 161).
-    compression: share of channels that a transition keeps (theta).
-    bottleneck: a 1x1 convolution before each 3x3 one (-B).
-    stem: cifar or imagenet. Its channels: 2k with bottlenecks, 16 without.
-    scan: refused, as every layer has another shape.
+    num_classes: number of classes.
+    parts: layer constructors, see `parts.Parts`.
+    depth: CIFAR: 6n + 4 with bottlenecks, 3n + 4 without (n dense layers per stage); ImageNet: 121, 161, 169 or 201.
+      None: 100 (CIFAR) or 121 (ImageNet).
+    growth_rate: number of channels each dense layer adds (k); None: 12 (CIFAR), 32 (ImageNet), 48 (ImageNet, 161).
+    compression: fraction of channels that a transition keeps (theta).
+    bottleneck: whether a 1x1 convolution precedes each 3x3 one (-B).
+    stem: cifar or imagenet. It has 2k channels with bottlenecks, 16 without.
+    scan: must be False, because every layer has another shape.
     remat: see `depth.Stage`.
 
   Raises:
-    errors.InputError: another depth, a compression above 1, ImageNet without bottlenecks, or `scan`.
+    errors.InputError: the depth is invalid, the compression is above 1, an ImageNet network has no bottlenecks, or
+      `scan` is set.
   """
 
   num_classes: int
@@ -61,7 +62,7 @@ class DenseNet(nn.Module):
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
     counts = layers_per_stage(self.stem, self.bottleneck, self.depth)
     stem = 2 * self.growth_rate if self.bottleneck else 16
-    # The ImageNet stem normalizes before its pooling; the CIFAR one leaves that to the first layer.
+    # The ImageNet stem normalizes before its pooling; with the CIFAR stem, the first layer normalizes.
     x = blocks.Stem(self.parts, stem, self.stem, activate=self.stem == 'imagenet', name='stem')(x, train)
     for stage, count in enumerate(counts, start=1):
       layer = functools.partial(blocks.DenseLayer, self.parts, self.growth_rate, self.bottleneck)
@@ -73,15 +74,15 @@ class DenseNet(nn.Module):
 
 
 def layers_per_stage(stem: str, bottleneck: bool, layers: int) -> tuple[int, ...]:
-  """How many dense layers each stage has.
+  """Returns the number of dense layers in each stage.
 
   Args:
     stem: 'cifar' or 'imagenet'.
-    bottleneck: whether a dense layer is two convolutions.
+    bottleneck: whether a dense layer has two convolutions.
     layers: the depth of the network.
 
   Raises:
-    errors.InputError: a depth that does not fit; names the nearest that does.
+    errors.InputError: the depth is invalid; the message names the nearest valid one.
   """
   if stem == 'cifar':
     what = f'densenet {"with" if bottleneck else "without"} bottlenecks'

@@ -1,12 +1,12 @@
-"""The depth list: a network's entries in the order they run, and everything that must know that order.
+"""The depth list: a network's entries in the order they run, and the code that depends on that order.
 
 An entry is a direct submodule of the model, in call order, with each `Stage` expanded into its blocks:
 `stem, stage1/block001, ..., head`. Freezing, layer-wise rates, telemetry, block-wise clipping and the table of blocks
-index this one list, which `entries` reads off one abstract trace of the model; any Flax module has it.
+all index this list. `entries` computes it for any Flax module from one abstract trace.
 
-A stage has two layouts. Unrolled, its blocks are the submodules `block001`, `block002`, ... Scanned, the first block,
-which may change the shape, stays as it is, and the rest are one submodule `scanned` whose leaves have a leading row
-axis. `to_scanned` and `to_unrolled` convert any tree that mirrors the parameters.
+A stage has two layouts. In the unrolled layout, its blocks are the submodules `block001`, `block002`, ... In the
+scanned layout, the first block, which may change the shape, stays separate, and the rest are one submodule `scanned`
+whose leaves have a leading row axis. `to_scanned` and `to_unrolled` convert any tree that mirrors the parameters.
 """
 
 import collections
@@ -27,7 +27,7 @@ from jax.extend import core
 from dnt import errors, trees
 from dnt.parallel import compile as compile_lib
 
-# Collections that blocks may read and write inside a scanned stage; whoever sows into another one adds it here.
+# Collections that blocks may read and write inside a scanned stage; code that sows into another one must add it here.
 COLLECTIONS = ('params', 'batch_stats', 'intermediates', 'perturbations', 'telemetry', 'sinks')
 
 _BLOCK = re.compile(r'block(\d{3,})')
@@ -37,27 +37,27 @@ Rows = Mapping[tuple[str, ...], int]
 
 
 def block_name(number: int) -> str:
-  """The name of the block of that number, counted from 1: three digits, so that sorted names are in depth order."""
+  """Returns the name of a block, numbered from 1; three digits make sorted names follow the depth order."""
   return f'block{number:03d}'
 
 
 class Stage(nn.Module):
-  """A run of blocks, unrolled or scanned, with stochastic depth.
+  """A sequence of blocks, unrolled or scanned, with stochastic depth.
 
-  Each block is called as `block(x, train, keep)`, with keep float32 [B]: 1 / (1 - rate) where the example keeps this
-  block's residual branch and 0 where it drops it (Huang et al. 2016, by example, scaled in training instead of in
-  evaluation); None in evaluation or without stochastic depth.
+  The stage calls each block as `block(x, train, keep)`. `keep` is float32 [B]: 1 / (1 - rate) if the example keeps
+  this block's residual branch and 0 if it drops it (Huang et al. 2016, but per example, and scaled in training instead
+  of in evaluation). It is None in evaluation or without stochastic depth.
 
-  While parameters are initialized the layout is always the unrolled one (`models.init` stacks them afterwards), so
-  that both layouts start equal.
+  Initialization always uses the unrolled layout (`models.init` stacks the parameters afterwards), so that both
+  layouts start with equal values.
 
   Attributes:
     first: `first(name=...)` makes the first block, which may change the shape.
-    rest: `rest(name=...)` makes every other one; scanned, it must keep shape and dtype.
-    count: blocks.
-    drop_rates: chance of dropping each block; empty: stochastic depth is off.
-    scan: run all blocks but the first as one scanned block.
-    remat: recompute the inside of each block in the backward pass.
+    rest: `rest(name=...)` makes every other block; if `scan` is set, the block must keep shape and dtype.
+    count: number of blocks.
+    drop_rates: probability of dropping each block; empty turns stochastic depth off.
+    scan: whether to run all blocks but the first as one scanned block.
+    remat: whether to recompute the inside of each block in the backward pass.
   """
 
   first: Callable[..., nn.Module]
@@ -85,7 +85,7 @@ class Stage(nn.Module):
         x = outside(self.rest(name=block_name(index + 1)), x, row(index))
       return x
 
-    # Inside a scan nothing can be merged with the forward pass, so that remat needs no barriers there.
+    # Inside a scan, XLA cannot merge the recomputation with the forward pass, so remat needs no barriers.
     inside = nn.remat(run, prevent_cse=False) if self.remat else run
 
     def body(block, x, keep):
@@ -97,7 +97,7 @@ class Stage(nn.Module):
     return x
 
   def _keep(self, batch: int) -> jax.Array:
-    """float32 [count, batch], drawn for all blocks at once so that both layouts drop the same ones."""
+    """Draws float32 [count, batch] for all blocks at once, so that both layouts drop the same blocks."""
     key = self.make_rng('stochastic_depth')
     uniform = jax.vmap(lambda index: jax.random.uniform(jax.random.fold_in(key, index), (batch,)))
     survival = 1 - jnp.array(self.drop_rates, jnp.float32).reshape(-1, 1)
@@ -109,9 +109,9 @@ class Entry:
   """One part of the network.
 
   Attributes:
-    name: `stage1/block002`: where its leaves are in the unrolled layout.
-    path: where they are in the model's own layout: its name, or `stage1/scanned`.
-    row: its row in the stacked leaves below `path`; None where they are not stacked.
+    name: path of its leaves in the unrolled layout, such as `stage1/block002`.
+    path: path of its leaves in the model's own layout: the name, or `stage1/scanned`.
+    row: its row in the stacked leaves below `path`; None if they are not stacked.
   """
 
   name: str
@@ -124,10 +124,10 @@ class Row:
   """One line of the table of blocks.
 
   Attributes:
-    entry: which part.
-    shape: of its output for one example; None where it is not called (a parameter of the model itself).
-    parameters: numbers it learns.
-    flops: of one example's forward pass: 2 for each multiply-add of its convolutions and matrix products.
+    entry: the part of the network.
+    shape: output shape for one example; None if the model does not call it (a parameter of the model itself).
+    parameters: number of parameters.
+    flops: FLOPs of one example's forward pass: 2 per multiply-add of convolutions and matrix products.
   """
 
   entry: Entry
@@ -138,13 +138,13 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Trace:
-  """What one abstract run of a model's initialization shows.
+  """The result of one abstract trace of a model's initialization.
 
   Attributes:
     table: the entries in depth order, with their shapes and costs.
     variables: `ShapeDtypeStruct` of each variable by collection, in the unrolled layout.
     scanned: path and number of rows of each scanned stage.
-    program: draws the leaves of `variables` from a key; not compiled.
+    program: function that draws the leaves of `variables` from a key; it is not compiled.
   """
 
   table: tuple[Row, ...]
@@ -154,40 +154,40 @@ class Trace:
 
 
 def entries(model: nn.Module, input_shape: Shape) -> tuple[Entry, ...]:
-  """The depth list of any Flax module.
+  """Returns the depth list of any Flax module.
 
-  Parameters that the model owns itself, outside any submodule, come first, each as an entry of its own.
+  Parameters that the model owns itself, outside any submodule, come first, each as a separate entry.
 
   Args:
-    model: called as `model(x, train)`.
-    input_shape: of one example, (H, W, C).
+    model: a module with the call `model(x, train)`.
+    input_shape: shape of one example, (H, W, C).
   """
   return tuple(row.entry for row in table(model, input_shape))
 
 
 def table(model: nn.Module, input_shape: Shape) -> tuple[Row, ...]:
-  """The entries in depth order with output shape, parameters and FLOPs, without compiling.
+  """Returns the entries in depth order with output shape, parameters and FLOPs, without compiling.
 
   Args:
-    model: called as `model(x, train)`.
-    input_shape: of one example, (H, W, C).
+    model: a module with the call `model(x, train)`.
+    input_shape: shape of one example, (H, W, C).
   """
   return trace(model, input_shape).table
 
 
 @contextlib.contextmanager
 def watching(watch: Callable[[Callable[[], Any], nn.Module], Any]) -> Iterator[dict[tuple[str, ...], Stage]]:
-  """A context in which every call of an entry goes through `watch`.
+  """Routes every call of an entry through `watch` while the context is active.
 
   Args:
     watch: `watch(run, module) -> output`; `run()` is the call itself. `'/'.join(module.path)` is the `path` of the
       entry, or of all rows of a scanned stage at once.
 
   Yields:
-    The stages that were met, by path.
+    The stages called so far, by path.
   """
   stages: dict[tuple[str, ...], Stage] = {}
-  running: set[tuple[str, ...]] = set()  # entries being called, whose own helper methods are no calls of theirs
+  running: set[tuple[str, ...]] = set()  # active entries; `watch` skips their helper methods
 
   def intercept(next_fun, args, kwargs, context):
     module = context.module
@@ -210,18 +210,18 @@ def watching(watch: Callable[[Callable[[], Any], nn.Module], Any]) -> Iterator[d
 
 
 def trace(model: nn.Module, input_shape: Shape) -> Trace:
-  """Runs `model.init` abstractly; the last model's result is kept, so that asking again costs nothing.
+  """Traces `model.init` abstractly; it caches the last model's result, so that a second call costs nothing.
 
   Args:
-    model: called as `model(x, train)`.
-    input_shape: of one example, (H, W, C).
+    model: a module with the call `model(x, train)`.
+    input_shape: shape of one example, (H, W, C).
 
   Raises:
-    errors.InputError: variables in a collection other than `params` and `batch_stats`.
+    errors.InputError: the model has variables in a collection other than `params` and `batch_stats`.
   """
   try:
     hash(model)
-  except TypeError:  # a user's module with a list or dict among its fields
+  except TypeError:  # a user's module may have a list or dict field
     return _trace(model, tuple(input_shape))
   return _last_trace(model, tuple(input_shape))
 
@@ -271,7 +271,7 @@ def _entry(name: str, scanned: Rows) -> Entry:
 
 
 def _flops(jaxpr: core.Jaxpr) -> collections.Counter:
-  """2 x multiply-adds of a program by entry index; None for what no entry computes."""
+  """Counts FLOPs (2 x multiply-adds) of a program by entry index; the key None holds those outside entries."""
   total = collections.Counter()
   for equation in jaxpr.eqns:
     inner = _equation_flops(equation)
@@ -299,14 +299,14 @@ def _equation_flops(equation: core.JaxprEqn) -> collections.Counter:
 
 
 def entry_index(entries: Sequence[Entry], path: str) -> tuple[int, ...]:
-  """The places in the depth list that a leaf belongs to: one, or one a row for a leaf of a scanned stage.
+  """Returns the depth list indices that a leaf belongs to: one, or one per row for a leaf of a scanned stage.
 
   Args:
     entries: the depth list.
-    path: of the leaf in the model's own layout, joined by '/'.
+    path: path of the leaf in the model's own layout, joined by '/'.
 
   Raises:
-    errors.InputError: a leaf that no entry owns.
+    errors.InputError: no entry owns the leaf.
   """
   owners = tuple(i for i, entry in enumerate(entries) if path == entry.path or path.startswith(f'{entry.path}/'))
   if not owners:
@@ -315,7 +315,7 @@ def entry_index(entries: Sequence[Entry], path: str) -> tuple[int, ...]:
 
 
 def scanned_rows(tree: Any) -> Rows:
-  """Path and number of rows of each scanned stage, read off parameters (or their shapes) in the scanned layout."""
+  """Returns the path and number of rows of each scanned stage in parameters (or shapes) of the scanned layout."""
   rows = {}
 
   def visit(node, path):
@@ -332,12 +332,14 @@ def scanned_rows(tree: Any) -> Rows:
 
 
 def to_unrolled(tree: Any, rows: Rows | None = None) -> Any:
-  """Takes scanned stages apart: `stage1/scanned` becomes `stage1/block002` and so on. Exact; unrolled stages stay.
+  """Splits scanned stages into blocks: `stage1/scanned` becomes `stage1/block002` and so on.
+
+  The conversion is exact and keeps unrolled stages as they are.
 
   Args:
     tree: dicts, tuples, lists and dataclasses of arrays (or `ShapeDtypeStruct`s) in which parts mirror the parameters,
       such as parameters, batch statistics, optimizer states and whole train states.
-    rows: of the stages, from `scanned_rows`; None reads them off `tree` itself, which then must be nested dicts.
+    rows: rows of the stages, from `scanned_rows`; None computes them from `tree`, which must then be nested dicts.
 
   Returns:
     The tree in the unrolled layout.
@@ -354,17 +356,19 @@ def to_unrolled(tree: Any, rows: Rows | None = None) -> Any:
 
 
 def to_scanned(tree: Any, rows: Rows) -> Any:
-  """Stacks the blocks of stages from the second on: the inverse of `to_unrolled`. Exact; scanned stages stay.
+  """Stacks the blocks of stages from the second block on: the inverse of `to_unrolled`.
+
+  The conversion is exact and keeps scanned stages as they are.
 
   Args:
-    tree: as for `to_unrolled`.
-    rows: of the stages to scan, from `scanned_rows` of parameters (or shapes) in that layout.
+    tree: as in `to_unrolled`.
+    rows: rows of the stages to scan, from `scanned_rows` of parameters (or shapes) in the scanned layout.
 
   Returns:
     The tree in the scanned layout.
 
   Raises:
-    errors.InputError: a stage with another number of blocks, or blocks that are not equal.
+    errors.InputError: a stage has another number of blocks, or its blocks differ in structure, shapes or dtypes.
   """
 
   def convert(stage, count):
@@ -380,7 +384,7 @@ def to_scanned(tree: Any, rows: Rows) -> Any:
 
 
 def _convert(tree: Any, rows: Rows, is_stage: Callable, convert: Callable, path: tuple[str, ...] = ()) -> Any:
-  """Applies `convert` to each dict that stands for a stage of `rows`, wherever the parameters are mirrored."""
+  """Applies `convert` to each dict that represents a stage of `rows`, wherever the tree mirrors the parameters."""
 
   def inside(node, *keys):
     return _convert(node, rows, is_stage, convert, path + keys)

@@ -1,16 +1,16 @@
-"""What trains and what stands still: the one place that reads `config.finetune`'s choice of entries.
+"""Selects which entries train and which are frozen; no other module reads `config.finetune`'s choice of entries.
 
-A run has stages, each from a step on, and each stage has a `Cut` through the depth list. The step differentiates with
-respect to what the cut lets train, so that XLA drops the backward pass below the lowest such leaf; optimizer state,
-clip norm, weight decay and EMA are of those leaves alone, because they see no others.
+A run has stages, each with a first step and a `Cut` through the depth list. The training step differentiates only with
+respect to the trainable leaves, so that XLA drops the backward pass below the lowest of them. Optimizer state, clip
+norm, weight decay and EMA cover only these leaves, because they receive no others.
 
-Frozen entries run as in evaluation: no stochastic depth and no dropout. Their BatchNorm, by `frozen_norm`:
+Frozen entries run as in evaluation: no stochastic depth and no dropout. Their BatchNorm depends on `frozen_norm`:
 
 | mode | normalizes by | statistics | scale and bias | backward pass |
 | --- | --- | --- | --- | --- |
-| running | running statistics | stay | stay | down to the lowest entry that trains |
-| batch | the batch | move | stay | the same |
-| affine_only | running statistics | stay | train | down to the lowest norm |
+| running | running statistics | fixed | fixed | down to the lowest entry that trains |
+| batch | the batch | updated | fixed | the same |
+| affine_only | running statistics | fixed | trained | down to the lowest norm |
 """
 
 import contextlib
@@ -31,13 +31,13 @@ _TOP = re.compile(r'top:(\d+)')
 
 @dataclasses.dataclass(frozen=True)
 class Cut:
-  """Which leaves train, and how frozen entries run.
+  """The leaves that train, and how frozen entries run.
 
   Attributes:
-    frozen: names of the entries that stand still; none: everything trains, and all other attributes are idle.
+    frozen: names of the frozen entries; if empty, everything trains and the other attributes have no effect.
     trainable: paths of the parameters that train.
     norm: `config.finetune.frozen_norm`.
-    skipped: names of entries that pass on what they get, which is their features already.
+    skipped: names of entries that return their input, because it already holds the cached features.
   """
 
   frozen: frozenset[str] = frozenset()
@@ -46,16 +46,16 @@ class Cut:
   skipped: frozenset[str] = frozenset()
 
   def split(self, params: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Parameters (or a tree with their paths) that train, and the others; `trees.merge` puts them together again."""
+    """Splits parameters (or a tree with their paths) into trainable and frozen; `trees.merge` is the inverse."""
     return trees.split(params, lambda path: not self.frozen or path in self.trainable)
 
   def split_statistics(self, batch_stats: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Statistics that training moves, and the others."""
+    """Splits statistics into those that training updates and the others."""
     return trees.split(batch_stats, lambda path: self.norm == 'batch' or not is_below(path, self.frozen))
 
   @contextlib.contextmanager
   def running(self) -> Iterator[None]:
-    """A context in which `model.apply` runs frozen entries as this cut has it."""
+    """Makes `model.apply` run frozen and skipped entries as this cut defines, while the context is active."""
     if not self.frozen:
       yield
       return
@@ -83,11 +83,11 @@ class Cut:
 
 
 def is_below(path: str, names: frozenset[str]) -> bool:
-  """Whether a module or leaf of the unrolled layout is one of these entries or inside one.
+  """Returns whether a module or leaf of the unrolled layout is one of these entries or inside one.
 
   Args:
-    path: joined by '/'.
-    names: of entries.
+    path: path of the module or leaf, joined by '/'.
+    names: names of entries.
   """
   parts = path.split('/')
   return not names.isdisjoint('/'.join(parts[:count]) for count in (1, 2))
@@ -97,7 +97,7 @@ ALL = Cut()
 
 
 class Planned(NamedTuple):
-  """From which step on a cut holds."""
+  """A cut and the step from which it applies."""
 
   start: int
   cut: Cut
@@ -110,18 +110,18 @@ def plan(
   total_steps: int,
   steps_per_epoch: float,
 ) -> tuple[Planned, ...]:
-  """The stages of a run, in the order of their steps; those beyond its end are left out.
+  """Returns the stages of a run in the order of their steps; drops stages beyond its end.
 
   Args:
     config: the section `finetune` of a validated config.
     table: the depth list.
     params: parameters or shapes, in the model's layout.
-    total_steps: of the run.
-    steps_per_epoch: of the training split.
+    total_steps: number of steps in the run.
+    steps_per_epoch: number of steps in one pass over the training split.
 
   Raises:
-    errors.InputError: a choice that matches nothing or asks for more blocks than there are; a stage that freezes what
-      trained before, or does not come after the one before; a scanned network with a frozen part.
+    errors.InputError: a choice matches nothing or names more entries than there are; a stage freezes an entry that
+      trained before, or does not come after the previous stage; a scanned network has a frozen entry.
   """
   stages: list[Planned] = []
   for number, (duration, chosen) in enumerate([('0', config.trainable), *config.unfreeze]):
@@ -143,14 +143,14 @@ def plan(
 
 
 def trainable_entries(chosen: str, table: Sequence[depth.Row]) -> frozenset[str]:
-  """Names of the entries that a choice lets train, of those that have parameters.
+  """Returns the names of the entries with parameters that a choice makes trainable.
 
   Args:
-    chosen: 'all'; 'head': the last entry; 'top:k': the k entries before it too; else a pattern of whole names.
+    chosen: 'all'; 'head': the last entry; 'top:k': also the k entries before it; else a regex for whole names.
     table: the depth list.
 
   Raises:
-    errors.InputError: a pattern that matches nothing, or a k that is too large.
+    errors.InputError: the pattern matches nothing, or k is 0 or too large.
   """
   names = [row.entry.name for row in table if row.parameters]
   top = _TOP.fullmatch(chosen)
@@ -186,13 +186,13 @@ def _trainable_paths(
 
 
 def _is_affine(path: str, paths: frozenset[str]) -> bool:
-  """Whether a leaf is the scale of a norm, or the bias beside one."""
+  """Returns whether a leaf is the scale of a norm, or a bias in the same module."""
   module, _, name = path.rpartition('/')
   return name in ('scale', 'bias') and f'{module}/scale' in paths
 
 
 def _with(module: nn.Module, attribute: str, next_fun: Any, args: Any, kwargs: Mapping[str, Any]) -> Any:
-  """Calls a module of flax with one of its switches on, however its owner set it: as a field or in the call."""
+  """Calls a Flax module with a boolean option on, no matter if the caller sets it as a field or as an argument."""
   before = getattr(module, attribute)
   object.__setattr__(module, attribute, True)  # modules are frozen
   try:

@@ -12,19 +12,19 @@ class Highway(nn.Module):
   """A 3x3 stem, three stages of 2n highway layers at 1, 2 and 4 times the width, and a head.
 
   A highway layer keeps its shape, so the first layer of the second and third stage is an ordinary strided convolution.
-  A layer's transform and gate convolutions count as one.
+  The depth counts a layer's transform and gate convolutions as one.
 
   Attributes:
-    num_classes: classes.
-    parts: what it is made of.
-    depth: 6n + 2.
-    width: channels of the first stage.
-    gate_bias: initial bias of the gates; negative, so that a deep network starts by carrying its input through.
+    num_classes: number of classes.
+    parts: layer constructors, see `parts.Parts`.
+    depth: number of layers, 6n + 2.
+    width: number of channels in the first stage.
+    gate_bias: initial bias of the gates; a negative bias makes a deep network pass its input through at first.
     scan: see `depth.Stage`.
     remat: see `depth.Stage`.
 
   Raises:
-    errors.InputError: another depth.
+    errors.InputError: the depth has another form.
   """
 
   num_classes: int

@@ -1,10 +1,10 @@
-"""The initializers of kernels that a config can name, drawn on the host.
+"""Kernel initializers by config name, which draw their values on the host.
 
-Kernels are [..., inputs, outputs] (dense: [inputs, outputs], convolution: [kh, kw, inputs, outputs]); the fan-in is the
-product of all axes but the last, the fan-out that of all but the last but one.
+Kernels are [..., inputs, outputs] (dense: [inputs, outputs], convolution: [kh, kw, inputs, outputs]). The fan-in is
+the product of all axes but the last, the fan-out the product of all axes but the second to last.
 
-Values come from NumPy's Philox generator, seeded with the key: XLA would compile a program of half a second for each
-shape that is drawn, which is most of the start-up of a small network.
+Values come from NumPy's Philox generator, seeded with the key. XLA would compile a program for each shape, which takes
+half a second each and dominates the start-up of a small network.
 """
 
 import functools
@@ -22,14 +22,14 @@ Initializer = Callable[..., jax.Array]
 Shape = tuple[int, ...]
 Draw = Callable[[np.random.Generator, Shape], np.ndarray]
 
-# Standard deviation of a standard normal cut off at two.
+# Standard deviation of a standard normal truncated at two standard deviations.
 _TRUNCATED_STD = 0.87962566103423978
 
 
 def _on_host(draw: Draw) -> Initializer:
-  """A flax initializer whose values `draw(generator, shape)` computes."""
+  """Returns a flax initializer that computes its values with `draw(generator, shape)`."""
 
-  @functools.cache  # one callback a shape: jax prepares each one that it has not seen
+  @functools.cache  # one callback per shape, because jax prepares every new callback
   def host(shape):
     def call(data):
       philox = np.random.Philox(key=int.from_bytes(np.asarray(data).tobytes(), 'little'))
@@ -46,7 +46,7 @@ def _on_host(draw: Draw) -> Initializer:
 
 
 def _fans(shape: Shape) -> tuple[int, int]:
-  """Fan-in and fan-out."""
+  """Returns the fan-in and the fan-out."""
   return math.prod(shape[:-1]), math.prod(shape[:-2]) * shape[-1]
 
 
@@ -81,7 +81,7 @@ def _normal(gain: float) -> Initializer:
 
 
 def _orthogonal_matrix(generator: np.random.Generator, rows: int, columns: int) -> np.ndarray:
-  """Uniform over the matrices [rows, columns] with orthonormal columns (rows, when it is wide)."""
+  """Draws uniformly from matrices [rows, columns] with orthonormal columns (orthonormal rows if it is wide)."""
   q, r = np.linalg.qr(generator.standard_normal((max(rows, columns), min(rows, columns))))
   q = q * np.sign(np.diag(r))[None]  # makes the factorization unique, and q uniform
   return q if rows >= columns else q.T
@@ -114,17 +114,17 @@ INITIALIZERS: dict[str, Callable[[float], Initializer]] = {
 
 
 def make(name: str, gain: float = 1.0) -> Initializer:
-  """The initializer of that name, its standard deviation times `gain`.
+  """Returns the initializer of that name, with its standard deviation multiplied by `gain`.
 
-  - `he`: Gaussian of std sqrt(2 / fan_in) (He et al. 2015, eq. 10), whatever the activation.
+  - `he`: Gaussian of std sqrt(2 / fan_in) (He et al. 2015, eq. 10), for any activation.
   - `glorot`: uniform of std sqrt(2 / (fan_in + fan_out)) (Glorot and Bengio 2010, eq. 16).
-  - `lecun`: Gaussian of std 1 / sqrt(fan_in), cut off at two standard deviations (Flax's default).
+  - `lecun`: Gaussian of std 1 / sqrt(fan_in), truncated at two standard deviations (Flax's default).
   - `normal`: Gaussian of std gain / sqrt(fan_in), so that gain^2 is the weight variance sigma_w^2 of mean field theory
     (Poole et al. 2016).
-  - `orthogonal`: the kernel as a matrix [fan_in, outputs] with W^T W = gain^2 I (W W^T when it is wide; Saxe et al.
+  - `orthogonal`: the kernel as a matrix [fan_in, outputs] with W^T W = gain^2 I (W W^T if it is wide; Saxe et al.
     2014).
-  - `delta_orthogonal`: an orthogonal matrix at the centre tap of a convolution, zero elsewhere (Xiao et al. 2018); the
-    same as `orthogonal` for dense kernels. It keeps the norm where inputs <= outputs.
+  - `delta_orthogonal`: an orthogonal matrix at the center of a convolution kernel, zero elsewhere (Xiao et al. 2018);
+    the same as `orthogonal` for dense kernels. It preserves the norm if inputs <= outputs.
 
   Args:
     name: one of `INITIALIZERS`.
@@ -134,7 +134,7 @@ def make(name: str, gain: float = 1.0) -> Initializer:
     `init(key, shape, dtype=float32)`.
 
   Raises:
-    errors.InputError: an unknown name.
+    errors.InputError: the name is unknown.
   """
   if name not in INITIALIZERS:
     raise errors.unknown('initializer', name, INITIALIZERS)

@@ -1,4 +1,4 @@
-"""Dense stacks of any depth and width, for experiments on gradients and signals."""
+"""Multilayer perceptrons of any depth and width, for experiments on gradients and signals."""
 
 import functools
 
@@ -15,17 +15,17 @@ class Mlp(nn.Module):
   """Dense layers on the pixels in a row: a stem, `depth` - 2 equal blocks and a head.
 
   Attributes:
-    num_classes: classes.
-    parts: what it is made of.
-    depth: dense layers, the head included; 1 is a linear classifier.
-    width: units of each hidden layer.
-    block: of the layers between stem and head: plain, residual (x + H(x)) or highway (Srivastava et al. 2015).
-    gate_bias: highway: initial bias of the gates; None: -2.
+    num_classes: number of classes.
+    parts: layer constructors, see `parts.Parts`.
+    depth: number of dense layers, including the head; 1 is a linear classifier.
+    width: number of units in each hidden layer.
+    block: type of the layers between stem and head: plain, residual (x + H(x)) or highway (Srivastava et al. 2015).
+    gate_bias: for highway: initial bias of the gates; None: -2.
     scan: see `depth.Stage`.
     remat: see `depth.Stage`.
 
   Raises:
-    errors.InputError: an unknown block, or a gate bias without gates.
+    errors.InputError: the block is unknown, or `gate_bias` is set for a block without gates.
   """
 
   num_classes: int

@@ -1,6 +1,6 @@
-"""Normalization: pure functions with float32 statistics and output in the input's dtype, and the module that owns them.
+"""Normalization: pure functions with float32 statistics and output in the input's dtype, and the module `Norm`.
 
-Channels are the last axis everywhere. The names and the results are those of `torch.nn.functional`.
+Channels are always the last axis. The names and the results are those of `torch.nn.functional`.
 """
 
 import functools
@@ -13,13 +13,13 @@ from jax import lax
 
 from dnt import config, errors
 
-# Traced once for each shape, not once for each layer: a deep network is ready to compile sooner.
+# JAX traces these once per shape instead of once per layer, so that a deep network is ready to compile sooner.
 _traced_once = functools.partial(jax.jit, inline=True)
 
 
 @_traced_once
 def batch_statistics(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Mean and (biased) variance of each channel over all other axes: the global batch, also when it is sharded.
+  """Returns mean and (biased) variance of each channel over the other axes of the global batch, even if sharded.
 
   Args:
     x: [B, ..., C].
@@ -30,8 +30,8 @@ def batch_statistics(x: jax.Array) -> tuple[jax.Array, jax.Array]:
   x = x.astype(jnp.float32)
   axes = tuple(range(x.ndim - 1))
   mean = jnp.mean(x, axes)
-  # Two passes: the mean of squares minus the squared mean loses all digits when the mean is large. The variance does
-  # not change with the point it is taken around when that is the mean: no gradient goes there.
+  # We use two passes, because the mean of squares minus the squared mean loses all digits if the mean is large. The
+  # variance's derivative with respect to its center is zero at the mean, so we stop the gradient there.
   return mean, jnp.mean(jnp.square(x - _channels(lax.stop_gradient(mean), x)), axes)
 
 
@@ -39,22 +39,22 @@ def batch_statistics(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 def batch_norm(
   x: jax.Array, scale: jax.Array, bias: jax.Array, mean: jax.Array, var: jax.Array, *, epsilon: float = 1e-5
 ) -> jax.Array:
-  """Batch normalization by given statistics (Ioffe and Szegedy 2015).
+  """Normalizes each channel with the statistics in `mean` and `var` (Ioffe and Szegedy 2015).
 
   Args:
     x: [B, ..., C].
     scale: [C].
     bias: [C].
-    mean: [C], of the batch (`batch_statistics`) or running.
-    var: [C], likewise.
+    mean: [C], the mean of the batch (`batch_statistics`) or the running mean.
+    var: [C], the variance of the same kind.
     epsilon: added to the variance.
 
   Returns:
     x's shape and dtype.
   """
   factor = lax.rsqrt(var + epsilon) * scale
-  # The mean's gradient takes its way through the bias, [C], instead of through a second pass over x: a step of
-  # ResNet-20 on CPU takes 15 % less time. The values are the same, since mean - center is exactly zero.
+  # The mean's gradient flows through the bias, [C], instead of a second pass over x: a step of ResNet-20 on CPU takes
+  # 15 % less time. The values are the same, because mean - center is exactly zero.
   center = lax.stop_gradient(mean)
   y = (x.astype(jnp.float32) - _channels(center, x)) * _channels(factor, x)
   return (y + _channels(bias - (mean - center) * factor, x)).astype(x.dtype)
@@ -83,14 +83,14 @@ def group_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, *, groups: int, 
     x: [B, ..., C].
     scale: [C].
     bias: [C].
-    groups: how many; it divides C.
+    groups: number of groups; it divides C.
     epsilon: added to the variance.
 
   Returns:
     x's shape and dtype.
 
   Raises:
-    errors.InputError: groups that do not divide the channels.
+    errors.InputError: `groups` does not divide the number of channels.
   """
   channels = x.shape[-1]
   if channels % groups:
@@ -120,7 +120,7 @@ def rms_norm(x: jax.Array, scale: jax.Array, *, epsilon: float = 1e-5) -> jax.Ar
 
 
 def weight_standardize(kernel: jax.Array, *, epsilon: float = 1e-10) -> jax.Array:
-  """Zero mean and unit variance over the fan-in of each output channel (Qiao et al. 2019; epsilon as in BiT).
+  """Standardizes the kernel over the fan-in of each output channel (Qiao et al. 2019; epsilon as in BiT).
 
   Args:
     kernel: [..., inputs, outputs].
@@ -134,7 +134,7 @@ def weight_standardize(kernel: jax.Array, *, epsilon: float = 1e-10) -> jax.Arra
 
 
 def _channels(vector: jax.Array, x: jax.Array) -> jax.Array:
-  """[C] with as many axes as x, in float32."""
+  """Reshapes a vector [C] to as many axes as x, in float32."""
   return vector.astype(jnp.float32).reshape((1,) * (x.ndim - 1) + (-1,))
 
 
@@ -144,21 +144,21 @@ def _standardize(x: jax.Array, axes: tuple[int, ...], epsilon: float) -> jax.Arr
 
 
 class Norm(nn.Module):
-  """Any of `dnt.config.NORMS` with its float32 `scale` and `bias` [C]; 'none' returns its input and owns nothing.
+  """Any norm of `dnt.config.NORMS` with float32 `scale` and `bias` [C]; 'none' returns its input and has no variables.
 
   'batch_norm' keeps running `mean` and (unbiased) `var` [C] in the collection `batch_stats`; with `train` it normalizes
-  by the batch and moves them.
+  by the batch and updates them. 'rms_norm' has no bias.
 
   Attributes:
-    kind: which one.
+    kind: one of `dnt.config.NORMS`.
     epsilon: added to the variance.
-    groups: of group_norm.
-    momentum: share of the old running statistics that batch_norm keeps.
+    groups: number of groups of group_norm.
+    momentum: fraction of the old running statistics that batch_norm keeps.
     scale_init: flax initializer of the scale.
 
   Raises:
-    errors.InputError: an unknown kind; group_norm with groups that do not divide the channels; batch_norm trained on a
-      single value a channel.
+    errors.InputError: `kind` is unknown; the groups of group_norm do not divide the channels; batch_norm trains on a
+      single value per channel.
   """
 
   kind: str

@@ -1,4 +1,4 @@
-"""The parts that every block is built from, chosen by the config and passed to blocks as values."""
+"""The layer constructors of all blocks; the config selects them, and networks pass them to blocks as values."""
 
 import dataclasses
 import functools
@@ -14,11 +14,11 @@ from dnt.models import activations, conv, initializers, norms
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-  """What a block needs to build itself.
+  """The layer constructors and the dtype that a block uses.
 
   Attributes:
-    conv: `conv(features, kernel_size, strides=(1, 1), ...)` makes a `conv.Conv`. It has a bias only where there is no
-      norm to undo it: a convolution that no norm follows asks for `use_bias=True`.
+    conv: `conv(features, kernel_size, strides=(1, 1), ...)` makes a `conv.Conv`. By default it has a bias only if the
+      norm is 'none', because a norm cancels it; a convolution without a norm after it must set `use_bias=True`.
     dense: `dense(features, ...)` makes an `nn.Dense`, with a bias.
     norm: `norm(scale_init=..., ...)` makes a `norms.Norm`; call it with `(x, train)`.
     activation: `activation()` makes an `activations.Activation`.
@@ -33,13 +33,13 @@ class Parts:
 
 
 def make(model: ml_collections.ConfigDict) -> Parts:
-  """The parts that `config.model` asks for.
+  """Builds the parts from `config.model`.
 
   Raises:
-    errors.InputError: an unknown activation or initializer.
+    errors.InputError: the activation or initializer is unknown.
   """
   dtype = jnp.dtype(model.dtype)
-  activations.make(model.activation)  # an unknown one is refused here, not when a block is called
+  activations.make(model.activation)  # raises for an unknown name now, not when a block runs
   kernel_init = initializers.make(model.initializer, model.init_gain)
   return Parts(
     conv=functools.partial(

@@ -11,16 +11,16 @@ from dnt.models import blocks, depth
 
 
 def blocks_per_stage(what: str, layers: int, each: int, extra: tuple[int, ...] = (2,)) -> int:
-  """n of a network of `each` * n + 2 layers.
+  """Returns the number n of blocks per stage, from layers = `each` * n + `extra`.
 
   Args:
     what: the network, for the message.
-    layers: its depth.
-    each: layers that one block in every stage adds.
-    extra: layers outside the blocks; several where papers count differently.
+    layers: the depth of the network.
+    each: number of layers that one more block in every stage adds.
+    extra: number of layers outside the blocks; several values if papers count differently.
 
   Raises:
-    errors.InputError: another depth; names the nearest that is valid.
+    errors.InputError: the depth is invalid; the message names the nearest valid one.
   """
   for rest in extra:
     if layers > rest and (layers - rest) % each == 0:
@@ -34,15 +34,15 @@ def blocks_per_stage(what: str, layers: int, each: int, extra: tuple[int, ...] =
 
 
 def known_stages(what: str, layers: int, known: Mapping[int, tuple[int, ...]]) -> tuple[int, ...]:
-  """The blocks of each stage of a network whose depths are a list.
+  """Returns the number of blocks in each stage of a network with a fixed list of depths.
 
   Args:
     what: the network, for the message.
-    layers: its depth.
-    known: blocks of each stage by depth.
+    layers: the depth of the network.
+    known: number of blocks in each stage by depth.
 
   Raises:
-    errors.InputError: another depth; names the nearest that is valid.
+    errors.InputError: the depth is invalid; the message names the nearest valid one.
   """
   if layers not in known:
     nearest = min(known, key=lambda candidate: abs(candidate - layers))
@@ -57,15 +57,15 @@ class Plain(nn.Module):
   """A 3x3 stem, three stages of n blocks of two 3x3 convolutions at 1, 2 and 4 times the width, and a head.
 
   Attributes:
-    num_classes: classes.
-    parts: what it is made of.
-    depth: 6n + 2.
-    width: channels of the first stage.
+    num_classes: number of classes.
+    parts: layer constructors, see `parts.Parts`.
+    depth: number of layers, 6n + 2.
+    width: number of channels in the first stage.
     scan: see `depth.Stage`.
     remat: see `depth.Stage`.
 
   Raises:
-    errors.InputError: another depth.
+    errors.InputError: the depth has another form.
   """
 
   num_classes: int

@@ -14,7 +14,7 @@ BLOCKS: dict[str, type[blocks.Residual]] = {
   'preact_basic': blocks.PreactBasic,
   'preact_bottleneck': blocks.PreactBottleneck,
 }
-# Blocks of each stage (He et al. 2015, table 1).
+# Numbers of blocks in each stage by depth (He et al. 2015, table 1).
 IMAGENET_BASIC = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 IMAGENET_BOTTLENECK = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
@@ -22,27 +22,27 @@ IMAGENET_BOTTLENECK = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 class ResNet(nn.Module):
   """A stem, three (CIFAR) or four (ImageNet) stages of residual blocks, and a head.
 
-  Options that the chosen block does not have stay None and are refused when they are set.
+  Options that the chosen block does not have must stay None; setting them raises an error.
 
   Attributes:
-    num_classes: classes.
-    parts: what it is made of.
-    depth: CIFAR: 6n + 2 with basic blocks (with preact_basic also 6n + 4, as wide networks are counted), 9n + 2 with
-      bottlenecks; ImageNet: 18, 34, 50, 101 or 152. None: 20 or 50.
-    width: factor on the channels of the blocks; on the inner ones alone with bottlenecks (Zagoruyko and Komodakis
-      2016: WRN-28-10, WRN-50-2).
-    block: basic, bottleneck, preact_basic or preact_bottleneck; None: basic, or what the ImageNet depth has.
+    num_classes: number of classes.
+    parts: layer constructors, see `parts.Parts`.
+    depth: CIFAR: 6n + 2 with basic blocks (with preact_basic also 6n + 4, which is how papers count wide networks),
+      9n + 2 with bottlenecks; ImageNet: 18, 34, 50, 101 or 152. None: 20 (CIFAR) or 50 (ImageNet).
+    width: factor on the number of channels of the blocks; with bottlenecks only on the inner channels (Zagoruyko and
+      Komodakis 2016: WRN-28-10, WRN-50-2).
+    block: basic, bottleneck, preact_basic or preact_bottleneck; None: basic, or the ImageNet depth's block.
     stem: cifar or imagenet.
     shortcut: 'A' or 'B', see `blocks.Shortcut`; None: 'A' for basic blocks on CIFAR, else 'B', as in the papers.
-    stride_on: bottlenecks: convolution that strides, '3x3' (torchvision) or '1x1' (the papers); None: '3x3'.
-    zero_init_last_norm: start the scale of each branch's last norm at zero.
+    stride_on: for bottlenecks: convolution with the stride, '3x3' (torchvision) or '1x1' (the papers); None: '3x3'.
+    zero_init_last_norm: whether the scale of each branch's last norm starts at zero.
     residual_scalar: initial value of a learned factor on each branch; None: no factor.
-    stochastic_depth: chance of dropping the last block, growing linearly with depth (Huang et al. 2016, eq. 4).
+    stochastic_depth: probability of dropping the last block; it grows linearly with depth (Huang et al. 2016, eq. 4).
     scan: see `depth.Stage`.
     remat: see `depth.Stage`.
 
   Raises:
-    errors.InputError: an unknown block, a depth that does not fit it, or an option that it does not have.
+    errors.InputError: the block is unknown, the depth does not fit it, or it does not have an option that is set.
   """
 
   num_classes: int
@@ -110,7 +110,7 @@ class ResNet(nn.Module):
 
 
 def blocks_per_stage(stem: str, block: str, layers: int) -> tuple[int, ...]:
-  """How many blocks each stage has.
+  """Returns the number of blocks in each stage.
 
   Args:
     stem: 'cifar' or 'imagenet'.
@@ -118,7 +118,7 @@ def blocks_per_stage(stem: str, block: str, layers: int) -> tuple[int, ...]:
     layers: the depth of the network.
 
   Raises:
-    errors.InputError: a depth that does not fit; names the nearest that does.
+    errors.InputError: the depth is invalid; the message names the nearest valid one.
   """
   bottleneck = block.endswith('bottleneck')
   if stem == 'cifar':

@@ -1,12 +1,13 @@
-"""Taps on a running network: what each entry's units do, and the gradient at each entry's output; one output whole.
+"""Captures activation and gradient statistics of each entry in a running network, or one entry's whole output.
 
-Taps are set from outside, by intercepting calls, so that any module can be watched as it is: unrolled or scanned, with
-or without remat. What they find is a sum over examples, so that devices and micro-batches add up.
+Taps intercept calls from outside, so that they work with any unmodified module: unrolled or scanned, with or without
+remat. They record sums over examples, which add up across devices and micro-batches.
 
-What else is done with a value decides how XLA fuses the operations that make it, and on CPU also how it is rounded. So
-that a step with taps is that without to the last bit, both make what is watched behind fences.
+The other uses of a value decide how XLA fuses the operations that compute it, and on CPU also how it is rounded. Steps
+with and without taps put the same optimization barriers (fences) around captured values, so their results are equal to
+the last bit.
 
-Where an output and its gradient are needed whole, example by example, `holding` has them of one entry.
+`holding` captures the whole output of one entry and its gradient, example by example.
 """
 
 import contextlib
@@ -20,14 +21,14 @@ import jax.numpy as jnp
 from dnt import errors, trees
 from dnt.models import activations, depth
 
-FOUND, SINKS = 'telemetry', 'sinks'  # variable collections: what taps find, and what takes up the gradients
+FOUND, SINKS = 'telemetry', 'sinks'  # variable collections: captured values, and inputs that receive the gradients
 SATURATING = ('sigmoid', 'tanh')
-# Of |a| on a scale from -1 to 1: beyond it the slope of sigmoid and tanh is below a tenth of its largest value.
+# Threshold on |a|, scaled to [-1, 1]: above it the slope of sigmoid and tanh is below a tenth of its maximum.
 SATURATED = 0.95
 
 
 def fence(tree: Any) -> Any:
-  """The floats of a tree, on CPU each behind an optimization barrier, so that it is made the same whoever reads it."""
+  """Puts an optimization barrier on each float leaf on CPU, so that its value does not depend on its consumers."""
   if jax.default_backend() != 'cpu':
     return tree
   return jax.tree.map(lambda leaf: jax.lax.optimization_barrier(leaf) if _inexact(leaf) else leaf, tree)
@@ -35,14 +36,14 @@ def fence(tree: Any) -> Any:
 
 @contextlib.contextmanager
 def fencing() -> Iterator[None]:
-  """A context in which `model.apply` computes to the last bit what it computes under `watching`, and leaves nothing."""
+  """Makes `model.apply` compute bit for bit the same as under `watching`, but capture nothing."""
   with depth.watching(lambda run, module: fence(run())):
     yield
 
 
 @jax.custom_vjp
 def _tap(x: jax.Array, sink: jax.Array) -> jax.Array:
-  """x; the cotangent of `sink` is the sum of squares of that of x."""
+  """Returns x; the cotangent of `sink` is the sum of squares of x's cotangent."""
   del sink
   return x
 
@@ -53,10 +54,10 @@ _tap.defvjp(
 
 
 def make_sinks(table: Sequence[depth.Row]) -> dict[str, Any]:
-  """Zeros whose gradients are the squared gradient norms at the outputs of the entries, in the model's layout.
+  """Returns zeros, in the model's layout, whose gradients are the squared gradient norms at the entries' outputs.
 
   Args:
-    table: of the entries to tap; those that are never called are left out.
+    table: rows of the entries to capture; the function skips entries that the model never calls.
   """
   rows: dict[str, list[int | None]] = {}
   for row in table:
@@ -68,11 +69,11 @@ def make_sinks(table: Sequence[depth.Row]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def watching() -> Iterator[None]:
-  """A context in which `model.apply` fills the collection `FOUND` (which must be mutable) and reads `SINKS`.
+  """Makes `model.apply` fill the collection `FOUND` (which must be mutable) and read `SINKS`.
 
-  Each entry leaves, under `<path>/output`, float32 sums over its output: `sum`, `square`, `count`, `zero` (how many are
-  zero) and `fired` [units] (how often each unit, along the last axis, is not zero). Each `activations.Activation` in
-  it leaves, under `<path>/.../units`, `count` and either `zero` and `fired`, or for sigmoid and tanh `saturated` and
+  Each entry stores float32 sums over its output under `<path>/output`: `sum`, `square`, `count`, `zero` (number of
+  zeros) and `fired` [units] (how often each unit, along the last axis, is not zero). Each `activations.Activation` in
+  it stores `count` under `<path>/.../units`, and either `zero` and `fired`, or for sigmoid and tanh `saturated` and
   `steep` [units] (how often each unit is not saturated).
   """
 
@@ -101,17 +102,17 @@ def watching() -> Iterator[None]:
 
 @contextlib.contextmanager
 def holding(entry: depth.Entry) -> Iterator[None]:
-  """A context in which `model.apply` keeps the output of one entry, and hands on the output plus what `SINKS` hold.
+  """Makes `model.apply` capture the output of one entry, and add the value in `SINKS` to the output.
 
-  `FOUND` (which must be mutable) holds it under `<path>/output`: the first array that the entry returns, of a scanned
-  entry [rows, ...], those of all rows that share its path. The gradient at zeros in `SINKS`, of the same tree, is then
-  that at the output.
+  `FOUND` (which must be mutable) holds the first array that the entry returns under `<path>/output`. For a scanned
+  entry it is [rows, ...], with all rows that share the path. The gradient with respect to zeros in `SINKS`, of the
+  same tree structure, is the gradient at the output.
 
   Args:
-    entry: of the depth list.
+    entry: an entry of the depth list.
 
   Raises:
-    errors.InputError: when the model runs: it calls the entry more than once, so that it has no one output.
+    errors.InputError: the running model calls the entry more than once, so that its output is not unique.
   """
 
   def keep(run, module):
@@ -147,7 +148,7 @@ def _flat(x: jax.Array, kind: str) -> dict[str, jax.Array]:
 
 
 def _leave(module: nn.Module, name: str, sums: dict[str, jax.Array]) -> None:
-  """A module that is called more than once leaves the sum of its calls."""
+  """Stores sums for a module; adds them up if the model calls it more than once."""
   module.sow(
     FOUND, name, sums, init_fn=lambda: None, reduce_fn=lambda a, b: b if a is None else jax.tree.map(jnp.add, a, b)
   )

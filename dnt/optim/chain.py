@@ -1,4 +1,4 @@
-"""The optimizer: one named chain of clipping, update rule, weight decay and learning rate."""
+"""Builds the optimizer: one named chain of clipping, update rule, weight decay and learning rate."""
 
 import math
 import re
@@ -24,30 +24,30 @@ def make(
   entries: Sequence[depth.Entry],
   cuts: Sequence[freeze.Cut] = (freeze.ALL,),
 ) -> optax.GradientTransformation:
-  """The optimizer's chain over the parameters that train; the state of each link stands under its name.
+  """Builds the optimizer chain over the trainable parameters; its state is a dict keyed by the name of each link.
 
-  Clipping comes first, over the gradients as they are. Then:
+  Clipping comes first, on the raw gradients. Then:
 
-  - sgd: L2 decay joins the gradient before the momentum, as in the papers (`torch.optim.SGD`).
+  - sgd: adds L2 decay to the gradient before the momentum, as in the papers (`torch.optim.SGD`).
   - adamw: decoupled decay (Loshchilov and Hutter 2019), times the learning rate (`torch.optim.AdamW`).
-  - lamb: You et al. 2020, algorithm 2; the trust ratio is that of each leaf, 1 where parameter or update is zero.
-  - muon (Jordan et al. 2024): momentum made orthogonal for the hidden kernels, Adam for all else; decoupled decay.
+  - lamb: You et al. 2020, algorithm 2; each leaf has its own trust ratio, which is 1 if parameter or update is zero.
+  - muon (Jordan et al. 2024): orthogonalized momentum for the hidden kernels, Adam for the rest; decoupled decay.
 
-  Last come the factors of single entries on the learning rate, if there are any, and the rate.
+  The per-entry learning rate factors, if there are any, and the learning rate come last.
 
-  In a scanned stage each row counts as a leaf of its own, so that both layouts train alike. Parameters that begin to
-  train later have a rule of their own (`stage1`, ...): under a shared count Adam would take its first steps for later
-  ones, and correct their moments too little.
+  Each row of a scanned stage counts as a separate leaf, so that both layouts train alike. Parameters that begin to
+  train later have a separate rule (`stage1`, ...): with a shared step count, Adam would treat their first steps as
+  later ones and correct the bias of their moments too little.
 
   Args:
-    config: a validated config; its sections `optim`, `clip` and `finetune` are read.
+    config: a validated config; this function reads its sections `optim`, `clip` and `finetune`.
     schedule: learning rate by step, from `schedules.make`; the chain counts its steps as TrainState does.
     params: all parameters, nested dicts of arrays or shapes.
     entries: the depth order, from `depth.entries`.
-    cuts: of the stages of the run up to the one that the chain is for, each with more to train than the one before.
+    cuts: cuts of the run's stages up to the current one; each trains more than the one before.
 
   Raises:
-    errors.InputError: a pattern that matches nothing, or muon for a network without hidden kernels.
+    errors.InputError: a pattern matches nothing, or the network has no hidden kernels for muon.
   """
   trainable, _ = cuts[-1].split(params)
   clipping = [] if config.clip.name == 'none' else [('clip', clip.make(config.clip, trainable, entries))]
@@ -62,7 +62,7 @@ def make(
         own = _rule(config, params, trees.unflatten(added), entries)
         own = (
           [(f'stage{number}', optax.named_chain(*own))] if number else own
-        )  # the first stage's names are those of all
+        )  # the first stage uses the names of a chain with one stage
         rule += [(name, _only(link, frozenset(added))) for name, link in own]
   return optax.named_chain(
     *clipping,
@@ -73,11 +73,11 @@ def make(
 
 
 def advance(optimizer: optax.GradientTransformation, state: Any, params: Any) -> Any:
-  """The state of the chain of the next stage: what trained before goes on, what begins to train starts anew.
+  """Returns the state for the next stage's chain: keeps the existing links' state and initializes the new ones.
 
   Args:
-    optimizer: the chain of the next stage, from `make` with one cut more.
-    state: of the chain before it.
+    optimizer: the chain of the next stage, from `make` with one more cut.
+    state: state of the previous chain.
     params: the parameters that train from now on.
   """
   fresh = optimizer.init(params)
@@ -85,7 +85,7 @@ def advance(optimizer: optax.GradientTransformation, state: Any, params: Any) ->
 
 
 def _only(rule: optax.GradientTransformation, paths: frozenset[str]) -> optax.GradientTransformation:
-  """A rule for the leaves at these paths; the others pass as they are."""
+  """Applies a rule to the leaves at these paths only; passes the others unchanged."""
 
   def inside(tree):
     return trees.split(tree, paths.__contains__)
@@ -101,7 +101,7 @@ def _only(rule: optax.GradientTransformation, paths: frozenset[str]) -> optax.Gr
 def _rule(
   config: ml_collections.ConfigDict, whole: Any, params: Any, entries: Sequence[depth.Entry]
 ) -> list[tuple[str, optax.GradientTransformation]]:
-  """Update rule and weight decay of `params`, a part of the parameters `whole`."""
+  """Builds the update rule and weight decay of `params`, a subset of the parameters `whole`."""
   optim = config.optim
   decay = _decay(config, whole, params, entries)
   adam = optax.scale_by_adam(optim.b1, optim.b2, optim.epsilon)
@@ -119,16 +119,16 @@ def _rule(
 def _decay(
   config: ml_collections.ConfigDict, whole: Any, params: Any, entries: Sequence[depth.Entry]
 ) -> list[tuple[str, optax.GradientTransformation]]:
-  """Weight decay of the paths that match, by their names in the unrolled layout.
+  """Builds the weight decay of the matching paths, named as in the unrolled layout.
 
-  With L2-SP (Li et al. 2018, eq. 4) it pulls all but the head to where it began to train, by a strength of its own.
+  With L2-SP (Li et al. 2018, eq. 4) it pulls all but the head to their starting values, with a separate strength.
   """
   optim, strength = config.optim, config.finetune.l2_sp
   if not optim.weight_decay and not strength:
     return []
   head = max(index for place in rows.places(whole, entries).values() for index in place)
   places = rows.places(params, entries)
-  # One bool a row: a pattern may name one block of a scanned stage.
+  # One bool per row, because a pattern may name one block of a scanned stage.
   matches = {
     path: np.array([re.search(optim.weight_decay_on, name) is not None for name in rows.names(path, place, entries)])
     for path, place in rows.places(whole, entries).items()
@@ -143,7 +143,7 @@ def _decay(
 
   if not strength:
     return [('decay', optax.stateless(_pull(matches, optim.weight_decay)))]
-  # The head has nothing to go back to.
+  # The head has no pretrained values to return to.
   of_head = {path: match & (np.array(places[path]) == head) for path, match in matches.items() if path in places}
   others = {path: match & (np.array(places[path]) != head) for path, match in matches.items() if path in places}
   links = [('decay', optax.stateless(_pull(of_head, optim.weight_decay)))] if optim.weight_decay else []
@@ -152,12 +152,12 @@ def _decay(
   def update(updates, start, params):
     return pull(updates, jax.tree.map(jnp.subtract, params, start)), start
 
-  # A copy: the step donates the parameters' buffers.
+  # We copy the parameters because the step donates their buffers.
   return [*links, ('l2_sp', optax.GradientTransformation(lambda params: jax.tree.map(jnp.array, params), update))]
 
 
 def _pull(matches: Mapping[str, np.ndarray], strength: float) -> Callable[[Any, Any], Any]:
-  """`(updates, params) -> updates` with strength x parameter added where it matches."""
+  """Returns `(updates, params) -> updates`, which adds strength x parameter where it matches."""
 
   def leaf(path: str, update: jax.Array, param: jax.Array) -> jax.Array:
     match = matches[path]
@@ -177,16 +177,17 @@ def _muon(
   params: Any,
   entries: Sequence[depth.Entry],
 ) -> optax.GradientTransformation:
-  """Muon on hidden kernels, Adam on the rest, both at the same learning rate as in `optax.contrib.muon`.
+  """Applies Muon to hidden kernels and Adam to the rest, both at the same learning rate as in `optax.contrib.muon`.
 
-  Hidden as in Jordan's readme: the dense and convolution kernels but those of stem and head. A kernel HWIO is the
-  matrix [H W I, O]; the update is scaled by sqrt(max(1, O / (H W I))). Nesterov's momentum is Muon's alone.
+  As in Jordan's readme, hidden kernels are the dense and convolution kernels except those of stem and head. A kernel
+  HWIO becomes the matrix [H W I, O], and Muon scales its update by sqrt(max(1, O / (H W I))). Only Muon uses Nesterov
+  momentum.
   """
   places = rows.places(params, entries)
   ends = rows.kernel_ends(rows.places(whole, entries))
 
   def dimensions(path: str, param: Any) -> Any:
-    first = 1 if trees.is_scanned(path) else 0  # an axis that is not named is a batch axis: the rows
+    first = 1 if trees.is_scanned(path) else 0  # optax treats the rows' axis, which we do not list, as a batch axis
     hidden = rows.is_kernel(path) and not set(ends).issuperset(places[path])
     if not hidden or param.ndim - first not in (2, 4):
       return optax.MaskedNode()

@@ -1,4 +1,4 @@
-"""Gradient clipping: by value, or by the norm of all gradients, of each depth entry or of each unit."""
+"""Clips gradients by value, or by the norm of all gradients, of each depth entry or of each unit."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,10 +16,10 @@ from dnt.optim import rows
 def make(
   config: ml_collections.ConfigDict, params: Any, entries: Sequence[depth.Entry]
 ) -> optax.GradientTransformation:
-  """The clipping that the section `clip` of a validated config asks for; it keeps no state.
+  """Builds the clipping from the section `clip` of a validated config; it keeps no state.
 
   Args:
-    config: the section; its name is not 'none'.
+    config: the section; its `name` is not 'none'.
     params: the trainable parameters, nested dicts of arrays or shapes.
     entries: the depth order, from `depth.entries`.
   """
@@ -35,7 +35,7 @@ def make(
 
 
 def block_norm(threshold: float, params: Any, entries: Sequence[depth.Entry]) -> optax.GradientTransformation:
-  """Clips the gradient of each depth entry by its own norm, over all its leaves; a scanned row is an entry too."""
+  """Clips each depth entry's gradient by its norm over all the entry's leaves; a scanned row counts as an entry."""
   places = rows.places(params, entries)
 
   def clip(gradients, params):
@@ -50,19 +50,19 @@ def block_norm(threshold: float, params: Any, entries: Sequence[depth.Entry]) ->
 def adaptive(
   threshold: float, epsilon: float, params: Any, entries: Sequence[depth.Entry]
 ) -> optax.GradientTransformation:
-  """Adaptive gradient clipping (AGC): each unit's gradient norm to at most a share of its parameter norm.
+  """Clips each unit's gradient norm to at most a fraction of its parameter norm (adaptive gradient clipping, AGC).
 
-  Brock et al. 2021, equation 3, as the authors' code and `optax.adaptive_grad_clip` have it: a unit is an output
-  channel of a kernel, and a whole bias or gain. The head's kernel is left alone (section 4.1), its bias is not.
+  It follows Brock et al. 2021, equation 3, the authors' code and `optax.adaptive_grad_clip`: a unit is an output
+  channel of a kernel, or a whole bias or gain. It does not clip the head's kernel (section 4.1), but clips its bias.
 
   Args:
-    threshold: the share (lambda).
-    epsilon: the smallest parameter norm that is reckoned with, so that zero parameters can move.
+    threshold: the fraction (lambda).
+    epsilon: lower bound on the parameter norm, so that zero parameters can move.
     params: the trainable parameters, nested dicts of arrays or shapes.
     entries: the depth order; the last entry with a kernel is the head.
 
   Raises:
-    errors.InputError: when there is no kernel.
+    errors.InputError: there is no kernel.
   """
   places = rows.places(params, entries)
   _, head = rows.kernel_ends(places)

@@ -1,4 +1,4 @@
-"""Factors of single entries on the learning rate: by depth, for the head, by name."""
+"""Scales the learning rate of single entries: by depth, for the head, by name."""
 
 import re
 from collections.abc import Sequence
@@ -16,18 +16,20 @@ from dnt.optim import rows
 
 
 def factors(config: ml_collections.ConfigDict, entries: Sequence[depth.Entry], head: int) -> np.ndarray:
-  """One factor an entry: layer_decay ** (entries to the head) x head_lr_mult for the head x the first of `rates`.
+  """Returns one factor per entry.
+
+  The factor is layer_decay ** (distance to the head) x head_lr_mult (head only) x the first matching factor of `rates`.
 
   Args:
     config: the section `finetune` of a validated config.
     entries: the depth list.
-    head: place of the last entry with parameters in it; those behind it count as it does.
+    head: index of the last entry with parameters; later entries are treated like it.
 
   Returns:
     float64 [entries].
 
   Raises:
-    errors.InputError: a pattern in `rates` that is the whole name of no entry.
+    errors.InputError: a pattern in `rates` matches no entry's whole name.
   """
   distance = np.maximum(head - np.arange(len(entries)), 0)
   found = config.layer_decay**distance * np.where(distance == 0, config.head_lr_mult, 1.0)
@@ -45,12 +47,12 @@ def factors(config: ml_collections.ConfigDict, entries: Sequence[depth.Entry], h
 def make(
   config: ml_collections.ConfigDict, whole: Any, params: Any, entries: Sequence[depth.Entry]
 ) -> list[tuple[str, optax.GradientTransformation]]:
-  """The link of the optimizer's chain that applies `factors`; none where all of them are 1.
+  """Builds the link of the optimizer's chain that applies `factors`; returns no link if all of them are 1.
 
   Args:
     config: the section `finetune` of a validated config.
     whole: all parameters, nested dicts of arrays or shapes.
-    params: those that train.
+    params: the trainable parameters.
     entries: the depth list.
   """
   head = max(index for place in rows.places(whole, entries).values() for index in place)

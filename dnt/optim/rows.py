@@ -1,4 +1,4 @@
-"""Leaves and the depth entries they belong to: one, or one a row where a stage is scanned."""
+"""Maps leaves to their depth entries: one entry per leaf, or one per row in a scanned stage."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +14,7 @@ Places = Mapping[str, tuple[int, ...]]
 
 
 def places(params: Any, entries: Sequence[depth.Entry]) -> Places:
-  """Where in the depth list each leaf belongs, by its path: one index, or one a row.
+  """Maps each leaf's path to its indices in the depth list: one index, or one per row.
 
   Args:
     params: nested dicts of arrays or shapes.
@@ -24,15 +24,15 @@ def places(params: Any, entries: Sequence[depth.Entry]) -> Places:
 
 
 def names(path: str, place: tuple[int, ...], entries: Sequence[depth.Entry]) -> tuple[str, ...]:
-  """What the leaf at `path` is called in the unrolled layout: one path, or one a row."""
+  """Returns the paths that the leaf at `path` has in the unrolled layout: one path, or one per row."""
   return tuple(entries[index].name + path[len(entries[index].path) :] for index in place)
 
 
 def kernel_ends(places: Places) -> tuple[int, int]:
-  """Where in the depth list the first and the last kernel are: in stem and head.
+  """Returns the depth list indices of the first and the last kernel, which belong to stem and head.
 
   Raises:
-    errors.InputError: when there is no kernel.
+    errors.InputError: there is no kernel.
   """
   indices = [index for path, place in places.items() if is_kernel(path) for index in place]
   if not indices:
@@ -41,12 +41,12 @@ def kernel_ends(places: Places) -> tuple[int, int]:
 
 
 def is_kernel(path: str) -> bool:
-  """Whether the leaf at `path` is the kernel of a dense layer or convolution."""
+  """Returns whether the leaf at `path` is the kernel of a dense layer or convolution."""
   return path.rpartition('/')[2] == 'kernel'
 
 
 def squares(tree: Any, places: Places) -> dict[tuple[int, ...], jax.Array]:
-  """Sums of squares over the leaves of each entry, float32 [], or [R] for the rows of a scanned stage, by place.
+  """Returns the sum of squares over each entry's leaves by place: float32 [], or [R] for R rows of a scanned stage.
 
   Args:
     tree: nested dicts of arrays with the paths of `places`.
@@ -62,12 +62,12 @@ def squares(tree: Any, places: Places) -> dict[tuple[int, ...], jax.Array]:
 
 
 def along(values: jax.Array, leaf: jax.Array) -> jax.Array:
-  """One value [], or one a row [R], shaped to multiply a leaf."""
+  """Reshapes one value [], or one per row [R], to broadcast against a leaf."""
   return values.reshape(values.shape + (1,) * (leaf.ndim - values.ndim))
 
 
 def by_row(transformation: optax.GradientTransformation) -> optax.GradientTransformation:
-  """Makes a stateless transformation of whole leaves take each row of a scanned leaf by itself."""
+  """Makes a stateless per-leaf transformation treat each row of a scanned leaf separately."""
 
   def transform(update: jax.Array, param: jax.Array) -> jax.Array:
     return transformation.update(update, optax.EmptyState(), param)[0]

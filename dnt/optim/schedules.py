@@ -1,4 +1,4 @@
-"""The learning rate by step: a shape, with or without a warm-up before it."""
+"""Builds learning rate schedules: a shape, optionally after a warm-up."""
 
 import jax.numpy as jnp
 import ml_collections
@@ -9,21 +9,21 @@ from dnt import errors
 
 
 def make(config: ml_collections.ConfigDict, peak: float, total_steps: int, steps_per_epoch: float) -> optax.Schedule:
-  """The learning rate as a function of the steps done before.
+  """Returns the learning rate as a function of the number of completed steps.
 
-  With t steps done, W steps of warm-up and N of the run, the shapes over t' = t - W and T = N - W are those of torch:
+  With t completed steps, W warm-up steps and N steps in the run, the shapes over t' = t - W and T = N - W match torch:
 
   - constant: the peak.
-  - piecewise: `MultiStepLR`; boundaries count from the start of the run. One beyond its end is never reached, so that a
-    run can be shortened; two may fall on one step, when durations round to it.
+  - piecewise: `MultiStepLR`; boundaries count from the start of the run. A boundary beyond its end has no effect, so
+    that a run can be shortened. Two boundaries may fall on one step when durations round to it.
   - cosine: `CosineAnnealingLR(T_max=T, eta_min=final * peak)`.
   - linear: `LinearLR(1, final, total_iters=T)`.
   - one_cycle (Smith and Topin 2017): a cosine rise of R steps, then a cosine fall of T - R. The same as
     `OneCycleLR(total_steps=T + 1, pct_start=(R + 1) / (T + 1))`: torch counts values, not the steps between them.
 
-  As in these, step N would be the first at the final value: the last step taken is N - 1.
-  The warm-up is linear from `warmup_start` x peak to where the shape starts (Goyal et al. 2017), or constant at
-  `warmup_start` x peak (He et al. 2015, section 4.2); a run that is shortened to less than its warm-up ends in it.
+  As in torch, step N would be the first at the final value, and the last step of the run is N - 1.
+  The warm-up is linear from `warmup_start` x peak to the shape's first value (Goyal et al. 2017), or constant at
+  `warmup_start` x peak (He et al. 2015, section 4.2). A run with fewer steps than its warm-up ends within it.
 
   Args:
     config: the section `schedule` of a validated config.
@@ -32,10 +32,11 @@ def make(config: ml_collections.ConfigDict, peak: float, total_steps: int, steps
     steps_per_epoch: steps in one pass over the training split.
 
   Returns:
-    `step -> float32 scalar`; step an integer, or an integer scalar inside jit.
+    `step -> float32 scalar`; step is an integer, or an integer scalar inside jit.
 
   Raises:
-    errors.InputError: a rise that leaves no step for the fall, or boundaries missing, falling, or inside the warm-up.
+    errors.InputError: the rise leaves no step for the fall, or boundaries are missing, not sorted, or inside the
+      warm-up; or the constant warm-up has `warmup_start` 0.
   """
 
   def steps(duration):

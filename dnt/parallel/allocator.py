@@ -1,10 +1,10 @@
-"""Keeps the C allocator from giving memory back between steps: for programs on CPU, before jax is imported.
+"""Keeps the C allocator from returning memory to the system between steps; for programs on CPU, before importing jax.
 
-XLA allocates the temporary buffer of every call anew, and so do decoders of pictures theirs. glibc maps a large block
-from the system and unmaps it when it is freed, so that each step pays for tens of thousands of page faults, and each
-photograph for a few hundred. Kept blocks of many MB fit together; of GBs each new one may need room of its own, where
-the rest of a freed one was given to something small, so a program that needs such calls `release_large`. This module
-does not import jax.
+XLA allocates a new temporary buffer in every call, and image decoders do the same. glibc maps a large block from the
+system and unmaps it when it is freed, so each step costs tens of thousands of page faults, and each photograph a few
+hundred. Kept blocks of many MB are reused without waste. Kept blocks of GBs fragment: once a small allocation takes
+part of one, the next large block may need new memory. A program with such blocks therefore calls `release_large`. This
+module does not import jax.
 """
 
 import ctypes
@@ -15,16 +15,16 @@ import sys
 
 # Parameters of mallopt, from glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -3, -4, -8
-_MMAP_MAX, _MMAP_LARGEST = 65536, 2**25  # its default, and the largest threshold that glibc takes
-_tuned = False  # malloc's own settings are the process', and cannot be read
+_MMAP_MAX, _MMAP_LARGEST = 65536, 2**25  # glibc's default, and its largest valid threshold
+_tuned = False  # whether this process has tuned malloc, whose settings cannot be read
 _ACCELERATORS = ('/dev/nvidia[0-9]*', '/dev/accel*', '/dev/vfio/[0-9]*', '/dev/kfd')
 
 
 def tune() -> bool:
-  """`keep_freed` in a process that computes on CPU alone; libraries must not call this.
+  """Calls `keep_freed` if this process computes on CPU only; libraries must not call this.
 
   Returns:
-    Whether anything was changed.
+    Whether any setting was changed.
   """
   global _tuned
   _tuned = cpu_only() and keep_freed()
@@ -32,38 +32,38 @@ def tune() -> bool:
 
 
 def keep_freed() -> bool:
-  """Makes malloc keep what is freed, where that can be asked for: glibc on Linux.
+  """Makes malloc keep freed memory, on Linux with glibc; elsewhere it does nothing.
 
-  The process holds its peak memory to its end.
+  The process then holds its peak memory until it ends.
 
   Returns:
-    Whether anything was changed.
+    Whether any setting was changed.
   """
   if sys.platform != 'linux' or platform.libc_ver()[0] != 'glibc':
     return False
   return _set(
-    (_M_MMAP_MAX, 0),  # large blocks come from the heap too
-    (_M_TRIM_THRESHOLD, -1),  # whose end is never given back
-    (_M_ARENA_MAX, 1),  # and which all threads share
+    (_M_MMAP_MAX, 0),  # takes large blocks from the heap too
+    (_M_TRIM_THRESHOLD, -1),  # never returns the end of the heap
+    (_M_ARENA_MAX, 1),  # shares one heap among all threads
   )
 
 
 def large() -> int:
-  """Bytes of a temporary buffer that are too many to keep: 2 GiB, on small machines an eighth of their memory.
+  """Returns the size in bytes above which temporary buffers are not kept: 2 GiB, or 1/8 of a small machine's memory.
 
-  What is kept of them came to some four times one buffer (benchmarks/RESULTS.md).
+  Measured: if they are kept, about four times the buffer size stays resident (benchmarks/RESULTS.md).
   """
   return min(2**31, os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') // 8)
 
 
 def release_large(temporary: int) -> bool:
-  """Where `tune` keeps what is freed and a program needs too much: blocks from 32 MB on go back to the system again.
+  """Lets malloc return freed blocks of 32 MB and more to the system, if `tune` keeps them and `temporary` is too large.
 
   Args:
-    temporary: bytes of the program's temporary buffer.
+    temporary: bytes of the program's temporary buffer, compared with `large`.
 
   Returns:
-    Whether anything was changed.
+    Whether any setting was changed.
   """
   return _tuned and temporary > large() and _set((_M_MMAP_THRESHOLD, _MMAP_LARGEST), (_M_MMAP_MAX, _MMAP_MAX))
 
@@ -74,7 +74,7 @@ def _set(*settings: tuple[int, int]) -> bool:
 
 
 def cpu_only() -> bool:
-  """Whether jax will find no accelerator here: `JAX_PLATFORMS` says so, or no device file of a GPU or TPU exists."""
+  """Returns whether jax will find no accelerator: `JAX_PLATFORMS` is cpu, or unset without a GPU or TPU device file."""
   platforms = os.environ.get('JAX_PLATFORMS', '')
   if platforms:
     return platforms == 'cpu'

@@ -1,7 +1,7 @@
-"""Which processes a run has: told by flags, or detected on Slurm and Cloud TPU from what they document.
+"""Finds the processes of a run: from flags, or from the documented variables of Slurm and Cloud TPU.
 
-jax.distributed.initialize() detects the same clusters, but has no public way to tell beforehand whether it will, who
-the others are, or to use all GPUs of a node from one Slurm task.
+jax.distributed.initialize() detects the same clusters. But it has no public way to find out beforehand whether it will
+detect one and who the other processes are, or to use all GPUs of a node from one Slurm task.
 """
 
 import os
@@ -13,18 +13,18 @@ from typing import NamedTuple
 
 from dnt import errors
 
-TPU_PORT = 8482  # jax's own choice
+TPU_PORT = 8482  # the same port as jax's
 
 
 class Cluster(NamedTuple):
-  """The processes of a run, as one of them sees them.
+  """The processes of a run, from the view of one of them.
 
   Attributes:
     coordinator: `host:port` of process 0.
-    num_processes: of the whole run.
-    process_id: of this process, from 0.
-    local_device_ids: the GPUs this process drives; None: all that it sees.
-    hosts: the host of each process, in their order; empty when unknown.
+    num_processes: number of processes of the whole run.
+    process_id: id of this process, from 0.
+    local_device_ids: the GPUs that this process uses; None: all visible ones.
+    hosts: the host of each process, ordered by process id; empty if unknown.
   """
 
   coordinator: str
@@ -35,10 +35,10 @@ class Cluster(NamedTuple):
 
 
 def from_flags(coordinator: str | None, num_processes: int | None, process_id: int | None) -> Cluster:
-  """The cluster that the flags tell, or the detected one when none of them is given.
+  """Returns the cluster that the flags describe, or detects one if all three are None.
 
   Raises:
-    errors.InputError: some flags without the others, values out of range, or no cluster is detected.
+    errors.InputError: only some of the flags are set, a value is out of range, or no cluster is detected.
   """
   given = {'--coordinator': coordinator, '--num_processes': num_processes, '--process_id': process_id}
   missing = [flag for flag, value in given.items() if value is None]
@@ -58,7 +58,7 @@ def address(coordinator: str) -> tuple[str, int]:
   """Splits `host:port` (IPv6 hosts in brackets).
 
   Raises:
-    errors.InputError: it is not one.
+    errors.InputError: `coordinator` is not of that form.
   """
   match = re.fullmatch(r'(\[[0-9a-fA-F:]+\]|[^:\s]+):(\d+)', coordinator)
   if not match or not 0 < int(match[2]) < 2**16:
@@ -67,7 +67,7 @@ def address(coordinator: str) -> tuple[str, int]:
 
 
 def detect(environ: Mapping[str, str]) -> Cluster:
-  """The cluster this process was started in: a Slurm step, a TPU slice on GKE, or a Cloud TPU VM.
+  """Detects the cluster that this process runs in: a Slurm step, a TPU slice on GKE, or a Cloud TPU VM.
 
   Raises:
     errors.InputError: there is none.
@@ -82,15 +82,16 @@ def detect(environ: Mapping[str, str]) -> Cluster:
 
 
 def _slurm(environ: Mapping[str, str]) -> Cluster | None:
-  """From the variables that srun sets for each task (man srun, OUTPUT ENVIRONMENT VARIABLES)."""
+  """Reads the variables that srun sets for each task (man srun, OUTPUT ENVIRONMENT VARIABLES)."""
   names = ('SLURM_JOB_ID', 'SLURM_STEP_NODELIST', 'SLURM_STEP_NUM_TASKS', 'SLURM_STEP_NUM_NODES', 'SLURM_PROCID')
   if any(name not in environ for name in names):
     return None
   job, nodes, tasks, num_nodes, process = (environ[name] for name in names)
-  # The first of 'node7', 'node7,other1', 'node[007-012,020],other1'.
+  # Matches the first node of 'node7', 'node7,other1', 'node[007-012,020],other1'.
   first = re.match(r'([^,\[]+)(?:\[([^,\-\]]+))?', nodes)
-  port = 61440 + int(job) % 4096  # as jax: jobs that share a node do not collide
-  # One task a node drives every GPU of it; of several, each drives the one with its number, unless Slurm bound one.
+  port = 61440 + int(job) % 4096  # as in jax, so that jobs that share a node do not collide
+  # A task that is alone on its node uses all GPUs. If tasks share a node, each uses the GPU with its local id, unless
+  # Slurm has bound it to one.
   several = tasks != num_nodes and len(environ.get('CUDA_VISIBLE_DEVICES', '').split(',')) > 1
   return Cluster(
     f'{first[1]}{first[2] or ""}:{port}', int(tasks), int(process), [int(environ['SLURM_LOCALID'])] if several else None
@@ -98,9 +99,9 @@ def _slurm(environ: Mapping[str, str]) -> Cluster | None:
 
 
 def _tpu(environ: Mapping[str, str]) -> Cluster | None:
-  """A TPU slice: one process a host; or several slices, numbered slice by slice.
+  """Detects one or several TPU slices, with one process per host; processes are numbered slice by slice.
 
-  GKE tells by environment variables, Cloud TPU VMs by attributes of the metadata server.
+  GKE describes the slice in environment variables, Cloud TPU VMs in attributes of the metadata server.
   """
   if 'TPU_WORKER_HOSTNAMES' in environ and 'TPU_WORKER_ID' in environ:
     worker, hosts = environ['TPU_WORKER_ID'], environ['TPU_WORKER_HOSTNAMES'].split(',')
@@ -110,7 +111,7 @@ def _tpu(environ: Mapping[str, str]) -> Cluster | None:
     endpoints = worker and _metadata(environ, 'worker-network-endpoints')
     if not endpoints:
       return None
-    # 'ip' or 'name:id:ip' each.
+    # Each endpoint is 'ip' or 'name:id:ip'.
     hosts = [endpoint.split(':')[-1] for endpoint in endpoints.split(',')]
     lines = re.findall(r"^(\w+)\s*:\s*'?(.*?)'?\s*$", _metadata(environ, 'tpu-env') or '', re.MULTILINE)
     slices = {**dict(lines), **environ}
@@ -123,12 +124,12 @@ def _tpu(environ: Mapping[str, str]) -> Cluster | None:
 
 
 def _metadata(environ: Mapping[str, str], attribute: str) -> str | None:
-  """An attribute of this Google Cloud machine; None anywhere else, or where it has no such attribute."""
+  """Returns an attribute of this Google Cloud machine, or None if it has none of that name or is another machine."""
   host = environ.get('GCE_METADATA_HOST', 'metadata.google.internal')
   request = urllib.request.Request(
     f'http://{host}/computeMetadata/v1/instance/attributes/{attribute}', headers={'Metadata-Flavor': 'Google'}
   )
-  opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # the server is on this machine's link
+  opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy: the server is link-local
   try:
     with opener.open(request, timeout=5) as answer:
       return answer.read().decode()

@@ -1,4 +1,4 @@
-"""How programs are compiled: XLA's options for this backend and version, and the cache on disk."""
+"""Compiles programs: XLA's options for this backend and jax version, and the compilation cache on disk."""
 
 import functools
 import logging
@@ -15,11 +15,11 @@ from dnt.parallel import allocator
 
 _log = logging.getLogger('dnt')
 
-# On CPU, the options for each jax version on which tests tried them, with the compilation cache on; measured by
-# benchmarks/step.py. XLA's defaults are the fastest on 0.12 (its oneDNN calls are 10 % faster, but crash the cache).
+# The CPU options for each tested jax version; tests ran with the compilation cache on, benchmarks/step.py measured the
+# speed. XLA's defaults are the fastest on 0.12 (its oneDNN calls are 10 % faster, but crash the cache).
 _CPU_OPTIONS = {
   '0.10.2': {
-    # Keeps optimization barriers, and takes YNNPACK's sums and single dots but Eigen's convolutions.
+    # Keeps optimization barriers, and uses YNNPACK for sums and single dots but Eigen for convolutions.
     'xla_disable_hlo_passes': 'cse_barrier_expander',
     'xla_cpu_experimental_ynn_fusion_type': 'LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE',
   },
@@ -28,17 +28,17 @@ _CPU_OPTIONS = {
 
 
 def jit(fn: Callable, **kwargs: Any) -> Any:
-  """`jax.jit` with the compiler options that suit the backend, which it initializes.
+  """Calls `jax.jit` with the compiler options that suit the backend; it initializes the backend.
 
   Args:
-    fn: what to compile.
-    **kwargs: of `jax.jit`, but for `compiler_options`.
+    fn: function to compile.
+    **kwargs: arguments of `jax.jit`, except `compiler_options`.
   """
   return jax.jit(fn, compiler_options=compiler_options(), **kwargs)
 
 
 def ahead(jitted: Any, *args: Any) -> Any:
-  """Compiles for arguments or their shapes, before they are at hand; on CPU it sees to the memory of large programs."""
+  """Compiles ahead of time for arguments or their shapes; on CPU it also tunes the allocator for large programs."""
   compiled = jitted.lower(*args).compile()
   memory = compiled.memory_analysis()
   if memory is not None:
@@ -47,12 +47,13 @@ def ahead(jitted: Any, *args: Any) -> Any:
 
 
 def eagerly(fn: Callable) -> Callable:
-  """`fn` for programs that draw or fill many small arrays: constants are filled by NumPy, all else runs op by op.
+  """Wraps `fn`, which makes many small arrays, to run op by op: NumPy fills constants, jax runs every other op.
 
-  An op by itself is compiled once for each shape, some 30 ms each, which for constants is most of what a start takes.
+  jax compiles a single op once for each shape, which takes about 30 ms. For constants this would be most of the time of
+  a start.
 
   Args:
-    fn: pure; takes and returns pytrees of arrays.
+    fn: pure function; takes and returns pytrees of arrays.
   """
 
   def run(*args):
@@ -63,7 +64,7 @@ def eagerly(fn: Callable) -> Callable:
 
 
 def evaluate(program: core.ClosedJaxpr, *args: Any) -> list[Any]:
-  """The outputs of a traced program, without compiling it; see `eagerly`."""
+  """Computes the outputs of a traced program without compiling it as a whole; see `eagerly`."""
   filled = {}
   for equation in program.jaxpr.eqns:
     if equation.primitive.name == 'broadcast_in_dim' and isinstance(equation.invars[0], core.Literal):
@@ -90,7 +91,7 @@ def _without_dead_code(program: core.ClosedJaxpr, outputs: list[Any]) -> core.Cl
 
 @functools.cache
 def compiler_options() -> dict[str, str] | None:
-  """The options for this backend and jax version; None: XLA's defaults, which CPUs get with a warning if untested."""
+  """Returns the options for this backend, or None for XLA's defaults; on CPU, warns if the jax version is untested."""
   if jax.default_backend() != 'cpu':
     return None
   if jax.__version__ not in _CPU_OPTIONS:
@@ -100,13 +101,13 @@ def compiler_options() -> dict[str, str] | None:
 
 
 def enable_cache(directory: pathlib.Path | None = None) -> None:
-  """Keeps every compiled program in a directory for later processes, unless `JAX_COMPILATION_CACHE_DIR` names another.
+  """Caches every compiled program on disk for later processes; `JAX_COMPILATION_CACHE_DIR` overrides `directory`.
 
   Args:
-    directory: made if it is not there; default: `~/.cache/dnt/xla`.
+    directory: directory of the cache, created if missing; default: `~/.cache/dnt/xla`.
 
   Raises:
-    errors.InputError: a directory that cannot be made.
+    errors.InputError: the directory cannot be created.
   """
   if jax.config.jax_compilation_cache_dir is None:
     directory = directory or pathlib.Path.home() / '.cache' / 'dnt' / 'xla'
@@ -115,5 +116,5 @@ def enable_cache(directory: pathlib.Path | None = None) -> None:
     except OSError as error:
       raise errors.InputError(f'cannot make the compilation cache {directory}: {error.strerror}') from error
     jax.config.update('jax_compilation_cache_dir', str(directory))
-  # The default skips programs of less than a second, which is most of those at the start.
+  # By default jax caches only programs that compile for at least a second, which excludes most of those at the start.
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)

@@ -1,7 +1,7 @@
-"""The mesh of devices, and how batches and parameters lie on it: the only place a NamedSharding is built.
+"""Builds the device mesh and the shardings of batches and parameters; no other module makes a NamedSharding.
 
-The axes are `data` and `fsdp`. A batch is split over both. Parameters are replicated over `data`; over `fsdp` each
-large leaf is split along one axis, and XLA gathers it where it is used. The same program runs on any mesh.
+The axes are `data` and `fsdp`. A batch is split over both. Parameters are replicated over `data`; each large leaf is
+split over `fsdp` along one axis, and XLA gathers it where it is used. The same program runs on any mesh.
 """
 
 from typing import Any
@@ -17,15 +17,15 @@ from dnt import errors, trees
 Tree = Any
 
 DATA, FSDP = 'data', 'fsdp'
-# Smaller leaves stay whole on every device: gathering them would cost more latency than the split saves memory.
+# Leaves with fewer numbers stay whole on every device: the latency of gathering them outweighs the saved memory.
 SMALLEST_SPLIT_LEAF = 2**14
 
 
 def make_mesh(config: ml_collections.ConfigDict) -> Mesh:
-  """The mesh over all devices of all processes: `fsdp` devices share each parameter, the rest split the batch.
+  """Makes the mesh over all devices of all processes; each parameter is split over `fsdp` devices.
 
-  Devices stand in the order of their processes (jax.make_mesh may reorder them on TPU), so that the rows of a batch on
-  one process are contiguous and those of process i come before those of process i + 1.
+  Devices are in the order of their processes (jax.make_mesh may reorder them on TPU). So the rows of a batch on one
+  process are contiguous, and those of process i come before those of process i + 1.
 
   Args:
     config: the `mesh` section of the config.
@@ -38,32 +38,33 @@ def make_mesh(config: ml_collections.ConfigDict) -> Mesh:
   if count % fsdp:
     valid = ', '.join(str(size) for size in range(1, count + 1) if count % size == 0)
     raise errors.InputError(f'config.mesh.fsdp={fsdp} must divide the {count} devices; valid: {valid}')
-  # Auto: jax's default, Explicit, fails in convolutions whose kernel is split.
+  # Uses Auto, because jax's default, Explicit, fails in convolutions with a split kernel.
   return Mesh(np.array(devices).reshape(count // fsdp, fsdp), (DATA, FSDP), axis_types=(AxisType.Auto,) * 2)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """Leading axis over all devices, in mesh order."""
+  """Returns the sharding that splits the leading axis over all devices, in mesh order."""
   return NamedSharding(mesh, PartitionSpec((DATA, FSDP)))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """Whole on every device."""
+  """Returns the sharding that puts the whole array on every device."""
   return NamedSharding(mesh, PartitionSpec())
 
 
 def parameter_shardings(mesh: Mesh, tree: Tree) -> Tree:
-  """How the leaves of a train state lie on the mesh, by their shapes: a momentum lies as its parameter does.
+  """Returns the sharding of each leaf of a train state. It depends on the shape, so a momentum matches its parameter.
 
-  A leaf of at least `SMALLEST_SPLIT_LEAF` numbers is split over `fsdp` along its largest axis that divides, the last of
-  equals; others are whole. The row axis of scanned leaves stays whole, for a scan reads one row at a time.
+  A leaf of at least `SMALLEST_SPLIT_LEAF` numbers is split over `fsdp` along its largest axis that is divisible by the
+  size of `fsdp`; of equally large axes, the last. Other leaves are replicated. The row axis of scanned leaves is never
+  split, because a scan reads one row at a time.
 
   Args:
-    mesh: from `make_mesh`.
+    mesh: mesh from `make_mesh`.
     tree: any pytree of arrays or of shapes (`jax.eval_shape`).
 
   Returns:
-    The same tree of NamedShardings.
+    A pytree of NamedShardings with the same structure.
   """
 
   def sharding(path, leaf):
@@ -80,16 +81,16 @@ def parameter_shardings(mesh: Mesh, tree: Tree) -> Tree:
 
 
 def check_batch(name: str, batch_size: int, mesh: Mesh, accumulate: int = 1) -> None:
-  """Checks that a batch divides evenly.
+  """Checks that the devices and micro-batches divide a batch evenly.
 
   Args:
-    name: the option it was given by (`'config.train.batch_size'`).
-    batch_size: examples over all devices.
-    mesh: from `make_mesh`.
-    accumulate: micro-batches a step.
+    name: name of the option, for the message (`'config.train.batch_size'`).
+    batch_size: number of examples over all devices.
+    mesh: mesh from `make_mesh`.
+    accumulate: micro-batches per step.
 
   Raises:
-    errors.InputError: it does not divide by devices x micro-batches; names the nearest sizes that do.
+    errors.InputError: `batch_size` is not a multiple of devices x micro-batches; the message names the nearest ones.
   """
   unit = mesh.size * accumulate
   below = batch_size // unit * unit
@@ -101,12 +102,12 @@ def check_batch(name: str, batch_size: int, mesh: Mesh, accumulate: int = 1) -> 
 
 
 def divisible(count: int, mesh: Mesh) -> int:
-  """The least number of rows, not below `count`, that the devices of a mesh can share."""
+  """Rounds `count` rows up to a multiple of the number of devices of a mesh."""
   return -(-count // mesh.size) * mesh.size
 
 
 def place(tree: Tree, shardings: Tree) -> Tree:
-  """Puts host values that are equal on every process onto the mesh; each process writes its own devices only.
+  """Puts host values, which must be equal on every process, onto the mesh; each process writes only its own devices.
 
   Args:
     tree: pytree of host arrays or numbers.
@@ -123,7 +124,7 @@ def place(tree: Tree, shardings: Tree) -> Tree:
 
 
 def shapes(tree: Tree, shardings: Tree) -> Tree:
-  """What a program is compiled for before its arguments are there: shapes and dtypes that carry their shardings.
+  """Returns the shapes and dtypes of a tree with their shardings, to compile a program before its arguments exist.
 
   Args:
     tree: pytree of arrays, or of shapes (`jax.eval_shape`).
@@ -137,13 +138,13 @@ def shapes(tree: Tree, shardings: Tree) -> Tree:
 
 
 def gather(tree: Tree) -> Tree:
-  """Brings a tree on the mesh whole to every host, leaf by leaf; every process must call it.
+  """Copies a whole tree from the mesh to every host, leaf by leaf; every process must call it.
 
   Args:
     tree: pytree of arrays.
 
   Returns:
-    The same tree of numpy arrays.
+    A pytree of numpy arrays with the same structure.
   """
 
   def fetch(leaf):
@@ -155,5 +156,5 @@ def gather(tree: Tree) -> Tree:
 
 
 def constrain_batch(tree: Tree, mesh: Mesh) -> Tree:
-  """Inside jit: lays the leading axis of every leaf over all devices."""
+  """Constrains every leaf, inside jit, to split its leading axis over all devices."""
   return jax.lax.with_sharding_constraint(tree, batch_sharding(mesh))

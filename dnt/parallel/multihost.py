@@ -1,6 +1,6 @@
-"""Several processes as one run: joining, and what they tell each other outside the jitted program.
+"""Joins several processes into one run, and lets them communicate outside the jitted program.
 
-Every function works in one process too. All but `is_lead` must be called by every process, in the same order.
+Every function works in a single process too. Every process must call all of them, except `is_lead`, in the same order.
 """
 
 import json
@@ -24,19 +24,21 @@ def initialize(
 ) -> None:
   """Joins the other processes; call it before anything touches a device.
 
-  First all processes meet on the coordinator's port, which names who is missing; then jax takes that port over.
+  First all processes meet on the coordinator's port, so that an error can name the missing ones; then jax takes over
+  that port.
 
   Args:
-    coordinator: `host:port` of process 0; None (all three): detected on Slurm and Cloud TPU.
-    num_processes: of the whole run.
-    process_id: of this process, from 0.
+    coordinator: `host:port` of process 0. If this and the next two are None, detects the cluster (Slurm, Cloud TPU).
+    num_processes: number of processes of the whole run.
+    process_id: id of this process, from 0.
     timeout: seconds to wait for the others.
-    stops_itself: whether the program has a `preemption.Guard`: SIGTERM is then jax's and asks it to stop. If not,
+    stops_itself: whether the program has a `preemption.Guard`. If so, jax handles SIGTERM and requests a stop; if not,
       SIGTERM ends the process.
 
   Raises:
-    errors.InputError: flags that do not fit together or with those of the others, no cluster, or the port is taken.
-    errors.RunError: processes that did not report in time, by number.
+    errors.InputError: the flags contradict each other or those of other processes, there is no cluster, or the port is
+      in use.
+    errors.RunError: some processes did not report in time; the message lists their ids.
   """
   cluster = clusters.from_flags(coordinator, num_processes, process_id)
   rendezvous.meet(cluster, timeout)
@@ -46,17 +48,17 @@ def initialize(
     cluster.num_processes,
     cluster.process_id,
     cluster.local_device_ids,
-    cluster_detection_method='deactivate',  # it would give one GPU to a Slurm task that has a whole node
+    cluster_detection_method='deactivate',  # detection would give only one GPU to a Slurm task with a whole node
     initialization_timeout=timeout,
   )
   sys.excepthook = _leave_on_error
 
 
 def leave(code: int) -> None:
-  """Ends this process after a failure that the others may not share; ends it as usual when it runs alone.
+  """Ends this process at once after a failure that the others may not share; a single process exits normally.
 
-  At a usual exit jax waits for all processes, up to five minutes, while they wait for this one in a collective. Ending
-  at once breaks their connections: they fail within seconds, or when the heartbeat of this one is missed (100 s).
+  At a normal exit jax waits up to five minutes for all processes, while these wait for this one in a collective. An
+  immediate exit breaks their connections, so they fail within seconds, or after this one's missed heartbeat (100 s).
 
   Args:
     code: exit code.
@@ -74,20 +76,20 @@ def _leave_on_error(kind: type[BaseException], error: BaseException, traceback: 
 
 
 def is_lead() -> bool:
-  """Whether this is the process that writes logs and files."""
+  """Returns whether this is the lead: the process that writes logs and files."""
   return jax.process_index() == 0
 
 
 def barrier(name: str) -> None:
-  """Returns when every process has reached the barrier of that name."""
+  """Waits until every process has reached the barrier of that name."""
   multihost_utils.sync_global_devices(name)
 
 
 def broadcast_from_lead(value: Any) -> Any:
-  """The lead's value in every process.
+  """Returns the lead's value in every process.
 
   Args:
-    value: anything that JSON holds; only the lead's counts.
+    value: any JSON value; only the lead's is used.
   """
   text = np.frombuffer(json.dumps(value).encode(), np.uint8)
   size = int(multihost_utils.broadcast_one_to_all(np.int32(text.size)))

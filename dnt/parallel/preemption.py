@@ -1,8 +1,9 @@
-"""Stopping on request: Ctrl-C and SIGTERM end a run at the same step in every process, after a checkpoint.
+"""Stops a run on Ctrl-C or SIGTERM, at the same step in every process, after a checkpoint.
 
-One process: the first SIGINT or SIGTERM asks the loop to stop. Several: jax's preemption service takes SIGTERM (in C++:
-no Python handler may stand in front of it), tells all processes and has them agree on the next count that none has
-passed; SIGINT is handed on to it as SIGTERM. So either signal to any one process, or to all, stops all at one step.
+With one process, the first SIGINT or SIGTERM requests a stop from the loop. With several, jax's preemption service
+handles SIGTERM (in C++, so no Python handler may replace it). It informs all processes, which agree on the next count
+that none has passed. This module forwards SIGINT to the service as SIGTERM. So either signal, sent to one process or to
+all, stops all of them at the same step.
 
 A second Ctrl-C ends the process at once, with code 130.
 """
@@ -19,10 +20,10 @@ from jax.experimental import multihost_utils
 
 
 class Guard:
-  """Context of a loop that may be asked to stop; enter it in the main thread, after `multihost.initialize`.
+  """Context of a loop that signals can stop; enter it in the main thread, after `multihost.initialize`.
 
-  Signals are read from Python's wake-up pipe by a thread of their own, since a handler waits for the main thread, which
-  may sit in a compilation or in a collective that never ends.
+  A separate thread reads the signals from Python's wake-up pipe. A Python handler would have to wait for the main
+  thread, which may be busy in a compilation or in a collective that never ends.
   """
 
   def __enter__(self) -> 'Guard':
@@ -33,7 +34,7 @@ class Guard:
     os.set_blocking(write, False)
     self._write = write
     numbers = (signal.SIGINT,) if self._several else (signal.SIGINT, signal.SIGTERM)
-    # A handler must exist for the pipe to be written; it has nothing to do.
+    # Python writes to the pipe only if a handler exists; the handler itself does nothing.
     self._handlers = {number: signal.signal(number, lambda *_: None) for number in numbers}
     self._wakeup = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
     self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -65,10 +66,10 @@ class Guard:
           os.kill(os.getpid(), signal.SIGTERM)
 
   def requested(self, count: int) -> bool:
-    """Whether to stop now: the same answer in every process at the same count.
+    """Returns whether to stop now; the answer is the same in every process at the same count.
 
     Args:
-      count: 0, 1, 2, ... without a gap, one more at every call, equal in all processes.
+      count: number of this call: 0, 1, 2, ... without gaps, equal in all processes.
     """
     if self._several:
       self._agreed = self._agreed or multihost_utils.reached_preemption_sync_point(count)
@@ -77,7 +78,7 @@ class Guard:
 
 
 def exit_at_once(code: int) -> None:
-  """Ends this process and its workers without any clean-up, from any thread."""
+  """Ends this process and its workers without any cleanup; any thread may call it."""
   for child in multiprocessing.active_children():
     child.kill()
   os._exit(code)

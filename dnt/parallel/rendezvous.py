@@ -1,7 +1,7 @@
-"""A roll call of all processes before jax.distributed, which aborts without saying who is missing.
+"""Checks that all processes are present before jax.distributed starts, which would abort without naming missing ones.
 
-Process 0 listens on the coordinator's port, which jax takes over right after; every process (0 too) connects to it,
-reports its id and waits for one verdict, the same for all. One JSON line each way.
+Process 0 listens on the coordinator's port, which jax takes over right afterwards. Every process (0 too) connects to
+it, reports its id and waits for a verdict, which is the same for all. Each message is one JSON line.
 """
 
 import contextlib
@@ -16,20 +16,20 @@ from dnt import errors
 from dnt.parallel import clusters
 
 PROTOCOL = 'dnt-rendezvous-1'
-POLL = 0.1  # seconds between looks at the clock and at the connections
-LINGER = 5.0  # seconds for which bad flags are still told to those who come late
+POLL = 0.1  # seconds between checks of the clock and the connections
+LINGER = 5.0  # seconds during which late processes still receive an error about bad flags
 
 
 def meet(cluster: clusters.Cluster, timeout: float) -> None:
-  """Returns once every process of the cluster has reported, in all of them.
+  """Waits until every process of the cluster has reported; returns in all of them.
 
   Args:
-    cluster: the processes and this one's place among them.
+    cluster: all processes, and the id of this one.
     timeout: seconds to wait for the others.
 
   Raises:
-    errors.InputError: an id given twice, processes that disagree on their number, or the port is taken.
-    errors.RunError: processes missing after `timeout` seconds, which are named.
+    errors.InputError: two processes have the same id, processes disagree on their number, or the port is in use.
+    errors.RunError: processes are missing after `timeout` seconds; the message names them.
   """
   host, port = clusters.address(cluster.coordinator)
   server = None
@@ -39,7 +39,7 @@ def meet(cluster: clusters.Cluster, timeout: float) -> None:
     server.start()
   error = _report(cluster, host, port, timeout)
   if server:
-    server.join()  # frees the port, and answers the late
+    server.join()  # waits until it has answered late processes and freed the port
   if error:
     raise error
 
@@ -58,7 +58,7 @@ def _listen(port: int) -> socket.socket:
 
 
 class _RollCall:
-  """Process 0's side: who has reported, until a verdict."""
+  """Process 0's side of the protocol: tracks which processes have reported, until the verdict."""
 
   def __init__(self, cluster: clusters.Cluster, timeout: float):
     self.cluster = cluster
@@ -68,7 +68,7 @@ class _RollCall:
     self.told: set[int] = set()
 
   def serve(self, listener: socket.socket) -> None:
-    """Takes reports until all are there, something is wrong, or time is up; then tells everybody."""
+    """Accepts reports until all have arrived, one is wrong, or the time is up; then sends the verdict to everybody."""
     with listener:
       listener.settimeout(POLL)
       problem = None
@@ -89,7 +89,7 @@ class _RollCall:
           _tell([peer], problem)
 
   def accept(self, listener: socket.socket) -> dict[str, str] | None:
-    """Takes one report, if there is one; returns what is wrong with it, after telling its sender."""
+    """Accepts one report, if there is one; if it is wrong, sends the problem to its sender and returns it."""
     peer, report = _hear(listener)
     if not report:
       return None
@@ -111,7 +111,7 @@ class _RollCall:
     return problem
 
   def leave(self, i: int) -> None:
-    """Forgets a process that is no longer there, if it was."""
+    """Removes a process that has disconnected, if it had reported."""
     if i in self.present:
       self.present.pop(i)[0].close()
 
@@ -128,7 +128,7 @@ class _RollCall:
 
 
 def _report(cluster: clusters.Cluster, host: str, port: int, timeout: float) -> Exception | None:
-  """Every process's side: reports and waits for the verdict; the error to raise, if any."""
+  """Reports this process to process 0 and waits for the verdict; returns the error to raise, if any."""
   report = {
     'protocol': PROTOCOL,
     'process_id': cluster.process_id,
@@ -140,7 +140,7 @@ def _report(cluster: clusters.Cluster, host: str, port: int, timeout: float) -> 
   while time.monotonic() < deadline:
     try:
       with socket.create_connection((host, port), timeout=max(deadline - time.monotonic(), POLL)) as peer:
-        # Where nobody listens yet, the system may pick the very port we call as the one we call from.
+        # If nobody listens yet, the system may choose the port that we connect to as our own source port.
         if peer.getsockname() == peer.getpeername():
           continue
         peer.sendall(json.dumps(report).encode() + b'\n')
@@ -161,7 +161,7 @@ def _report(cluster: clusters.Cluster, host: str, port: int, timeout: float) -> 
 
 
 def _hear(listener: socket.socket) -> tuple[socket.socket | None, dict[str, Any] | None]:
-  """The next connection and its report; no report when nobody, or a stranger, connects."""
+  """Returns the next connection and its report; the report is None if nobody connects, or some other program."""
   try:
     peer, _ = listener.accept()
   except TimeoutError:
@@ -173,7 +173,7 @@ def _hear(listener: socket.socket) -> tuple[socket.socket | None, dict[str, Any]
 
 
 def _line(peer: socket.socket, timeout: float) -> dict[str, Any] | None:
-  """One JSON line of our protocol; None if what comes within `timeout` seconds is anything else."""
+  """Reads one JSON line of our protocol; returns None if it gets anything else within `timeout` seconds."""
   received = b''
   deadline = time.monotonic() + timeout
   try:
@@ -190,7 +190,7 @@ def _line(peer: socket.socket, timeout: float) -> dict[str, Any] | None:
 
 
 def _tell(peers: list[socket.socket], problem: dict[str, str] | None) -> None:
-  """Sends the verdict, then waits for each to hang up first: who hangs up first keeps its port busy for a while."""
+  """Sends the verdict, then lets each peer disconnect first, because the first to disconnect keeps its port busy."""
   for peer in peers:
     with contextlib.suppress(OSError):
       peer.settimeout(2.0)
@@ -201,7 +201,7 @@ def _tell(peers: list[socket.socket], problem: dict[str, str] | None) -> None:
 
 
 def _open(peer: socket.socket) -> bool:
-  """Whether the other side still waits."""
+  """Returns whether the peer is still connected."""
   try:
     peer.setblocking(False)
     return peer.recv(1, socket.MSG_PEEK) != b''

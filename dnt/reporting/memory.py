@@ -1,4 +1,4 @@
-"""The most memory that a process and its devices have held so far."""
+"""Measures the most memory that a process and its devices have held so far."""
 
 import pathlib
 import resource
@@ -8,13 +8,13 @@ import jax
 
 
 def peak() -> dict[str, int | None]:
-  """Bytes: `process`, its resident set, and `device`, any of its devices (None where they do not count, as CPUs)."""
+  """Returns bytes: `process`, its resident set, `device`, the most of any device (None if not counted, as on CPUs)."""
   counted = [stats['peak_bytes_in_use'] for device in jax.local_devices() if (stats := device.memory_stats())]
   return {'process': _resident(), 'device': max(counted, default=None)}
 
 
 def _resident() -> int:
-  # Linux hands ru_maxrss down to the programs that a process starts: a large parent would count as the child's.
+  # Linux passes ru_maxrss on to the programs that a process starts: a large parent would count as the child's.
   status = pathlib.Path('/proc/self/status')
   lines = status.read_text().splitlines() if status.exists() else []
   found = [int(line.split()[1]) for line in lines if line.startswith('VmHWM:')]

@@ -1,4 +1,4 @@
-"""The record of a run: `metrics.jsonl`, TensorBoard's event files beside it, and the progress line on the terminal.
+"""Writes the record of a run, `metrics.jsonl`, TensorBoard's event files beside it, and the terminal's progress line.
 
 The jsonl file is the record; everything else (plots, reports, tables) is made from it.
 """
@@ -22,12 +22,12 @@ from dnt.reporting import terminal
 
 
 def read(workdir: str | os.PathLike) -> list[dict[str, Any]]:
-  """The lines of a run's `metrics.jsonl`, oldest first; empty where there is none.
+  """Reads the lines of a run's `metrics.jsonl`, oldest first; returns an empty list if there is no file.
 
-  A last line that was cut off while it was written is left out.
+  It leaves out a last line that is incomplete because the process was cut off while writing it.
 
   Raises:
-    errors.InputError: a line that is not a JSON object with a step.
+    errors.InputError: a line is not a JSON object with a step.
   """
   path = pathlib.Path(workdir) / workdir_lib.METRICS
   if not path.exists():
@@ -50,10 +50,10 @@ class Writer:
   """Appends to `metrics.jsonl` and to TensorBoard's event files; only the first process writes."""
 
   def __init__(self, workdir: str | os.PathLike, start_step: int):
-    """Opens the record at the step the run goes on from.
+    """Opens the record at the step from which the run continues.
 
-    Lines after `start_step` were written by a run that was cut off after its last checkpoint: they are dropped, since
-    the steps are taken (and their lines written) again. A run from step 0 starts an empty record.
+    Lines after `start_step` come from a run that was cut off after its last checkpoint. The writer drops them, since
+    the run takes these steps (and writes their lines) again. A run from step 0 starts an empty record.
 
     Args:
       workdir: an existing, writable directory.
@@ -70,16 +70,16 @@ class Writer:
     self._file = self._path.open('a', encoding='utf-8')
 
   def write(self, step: int, epoch: float, values: Mapping[str, Any]) -> None:
-    """Appends one line, flushed.
+    """Appends one line and flushes it.
 
     Args:
       step: optimizer steps done.
       epoch: passes over the training split done, a fraction within one.
-      values: name (`train/loss`) to a number; accuracies in [0, 1]. NaN and infinities are written as null, which JSON
-        has, and left out of TensorBoard.
+      values: name (`train/loss`) to a number; accuracies in [0, 1]. NaN and infinities become null, as JSON has
+        neither, and TensorBoard does not get them.
 
     Raises:
-      errors.RunError: it could not be written; the disk may be full.
+      errors.RunError: the line could not be written; the disk may be full.
     """
     if not self._writes:
       return
@@ -92,7 +92,7 @@ class Writer:
       raise errors.RunError(f'{self._path} could not be written ({error.strerror})') from error
 
   def close(self) -> None:
-    """Writes out what is pending."""
+    """Flushes and closes the files."""
     if not self._writes or self._file.closed:
       return
     self._file.close()
@@ -104,14 +104,14 @@ class Writer:
       self._board = _make_board(self._path.parent, self._start_step)
     from tensorboardX.proto import summary_pb2
 
-    # One event a line: `add_scalar` makes one of each figure, 0.1 ms each, and telemetry has hundreds.
+    # Write one event per line: `add_scalar` makes one per metric, 0.1 ms each, and telemetry has hundreds of metrics.
     held = {name: value for name, value in record.items() if name != 'step' and value is not None}
     values = [summary_pb2.Summary.Value(tag=name, simple_value=value) for name, value in held.items()]
     self._board.file_writer.add_summary(summary_pb2.Summary(value=values), record['step'])
 
 
 def _make_board(workdir: pathlib.Path, start_step: int) -> Any:
-  # tensorboardX imports torch where it is installed, which takes seconds and is of no use here.
+  # tensorboardX imports torch if it is installed, which takes seconds and is of no use here.
   hidden = 'torch' not in sys.modules
   if hidden:
     sys.modules['torch'] = None
@@ -120,12 +120,12 @@ def _make_board(workdir: pathlib.Path, start_step: int) -> Any:
   finally:
     if hidden:
       del sys.modules['torch']
-  # purge_step: TensorBoard hides the events that a cut-off run wrote from there on.
+  # purge_step: TensorBoard hides the events that a cut-off run wrote from this step on.
   return tensorboardX.SummaryWriter(str(workdir), purge_step=start_step + 1 if start_step else None, flush_secs=10)
 
 
 def _number(value: Any) -> int | float | None:
-  """A scalar as JSON can hold it; float32 as the shortest decimal that reads back as the same float32."""
+  """Converts a scalar to a JSON value; a float32 becomes the shortest decimal that reads back as the same float32."""
   if isinstance(value, int | np.integer):
     return int(value)
   value = value if isinstance(value, float) else np.asarray(value)[()]
@@ -138,7 +138,7 @@ def _line(record: Mapping[str, Any]) -> str:
 
 
 class Progress:
-  """The progress line of a run, on the terminal of its first process."""
+  """Shows the progress line of a run on the terminal of its first process."""
 
   def __init__(
     self,
@@ -150,22 +150,22 @@ class Progress:
 
     Args:
       total_steps: steps of the whole run.
-      stream: where to print; the standard output when not given.
-      clock: seconds, rising.
+      stream: where to print; None: the standard output.
+      clock: returns increasing seconds.
     """
     self._total = total_steps
     self._clock = clock
     self._status = terminal.StatusLine(stream, clock) if multihost.is_lead() else None
-    # (time, step) of the last minute: the pace that the ETA stands on.
+    # (time, step) over the last minute, from which the ETA is computed.
     self._recent: collections.deque[tuple[float, int]] = collections.deque()
 
   def update(self, step: int, epoch: float, values: Mapping[str, float]) -> None:
-    """Shows where the run is, if the last time was long enough ago.
+    """Shows the position of the run, if the last update was long enough ago.
 
     Args:
       step: optimizer steps done.
       epoch: passes over the training split done.
-      values: `loss`, `accuracy` (in [0, 1]) and `images_per_second`, those that are known.
+      values: `loss`, `accuracy` (in [0, 1]) and `images_per_second`, as far as they are known.
     """
     if self._status is None:
       return
@@ -181,7 +181,7 @@ class Progress:
       self._status.print(text)
 
   def close(self) -> None:
-    """Leaves the last progress line standing."""
+    """Closes the progress line and leaves its last state on screen."""
     if self._status is not None:
       self._status.close(leave=True)
 
@@ -200,9 +200,9 @@ class Progress:
 
 
 class Count:
-  """A status line over pictures: how many of all, how many a second, and how long the others take.
+  """Shows a status line that counts images: how many are done, how many per second, and the remaining time.
 
-  `what 320/999  12 images/s  ETA 57 s`; nothing before the first and after the last.
+  It prints `what 320/999  12 images/s  ETA 57 s`, and nothing before the first and after the last image.
   """
 
   def __init__(
@@ -216,34 +216,34 @@ class Count:
     """Starts the clock.
 
     Args:
-      what: the pictures are counted for.
-      total: pictures in all.
-      done: those that were done before, and tell nothing of the pace.
-      stream: where to print; the standard output when not given.
-      clock: seconds, rising.
+      what: what the images are counted for.
+      total: number of all images.
+      done: number of images that were done before; they do not count for the rate.
+      stream: where to print; None: the standard output.
+      clock: returns increasing seconds.
     """
     self._what, self._total, self._first = what, total, done
     self._clock, self._start = clock, clock()
     self._status = terminal.StatusLine(stream, clock)
 
   def update(self, done: int) -> None:
-    """Shows that `done` of all are done, if the last time was long enough ago."""
+    """Shows that `done` images are done, if the last update was long enough ago."""
     if self._first < done < self._total:
       rate = (done - self._first) / max(self._clock() - self._start, 1e-9)
       pace = f'{figure("images_per_second", rate)} images/s  ETA {duration((self._total - done) / rate)}'
       self._status.update(f'{self._what} {done}/{self._total}  {pace}')
 
   def print(self, text: str) -> None:
-    """Prints lines of their own above the status."""
+    """Prints lines of their own above the status line."""
     self._status.print(text)
 
   def close(self) -> None:
-    """Takes the status away."""
+    """Clears the status line."""
     self._status.close()
 
 
 def figure(name: str, value: float | None) -> str:
-  """A metric as people read it: accuracies in percent, learning rates short, the rest with four decimals."""
+  """Formats a metric for people: accuracies in percent, learning rates short, all others with four decimals."""
   if value is None or not math.isfinite(value):
     return 'not finite'
   if name.endswith('accuracy'):
@@ -254,7 +254,7 @@ def figure(name: str, value: float | None) -> str:
 
 
 def duration(seconds: float) -> str:
-  """Seconds in words: '8 s', '3 min 05 s', '2 h 04 min', '3 d 02 h'."""
+  """Formats seconds in words: '8 s', '3 min 05 s', '2 h 04 min', '3 d 02 h'."""
   seconds = max(round(seconds), 0)
   for size, unit, smaller, name in ((86400, 'd', 3600, 'h'), (3600, 'h', 60, 'min'), (60, 'min', 1, 's')):
     if seconds >= size:

@@ -1,4 +1,4 @@
-"""HTML pages that need no other file and ask nothing of the network."""
+"""Builds HTML pages that need no other file and no network access."""
 
 import base64
 import html
@@ -15,11 +15,11 @@ img { max-width: 100%; } .narrow { max-width: 640px; }
 
 
 def page(title: str, parts: Iterable[str]) -> str:
-  """The whole page.
+  """Returns the whole page.
 
   Args:
-    title: above it, as text.
-    parts: HTML, one after the other.
+    title: the heading of the page, as text.
+    parts: HTML, one part after the other.
   """
   head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
   top = ['<!DOCTYPE html>', f'<html lang="en"><head>{head}</head>', f'<body><h1>{html.escape(title)}</h1>']
@@ -27,35 +27,35 @@ def page(title: str, parts: Iterable[str]) -> str:
 
 
 def heading(text: str) -> str:
-  """A heading within the page."""
+  """Returns a heading within the page."""
   return f'<h2>{html.escape(text)}</h2>'
 
 
 def facts(rows: Mapping[str, str]) -> str:
-  """A table of names and what they are, as text."""
+  """Returns a table of names and their values, as text."""
   cells = [f'<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>' for name, value in rows.items()]
   return f'<table>{"".join(cells)}</table>'
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-  """A table with a header, cells as text."""
+  """Returns a table with a header; cells are text."""
   lines = [''.join(f'<th>{html.escape(cell)}</th>' for cell in header)]
   lines += [''.join(f'<td>{html.escape(cell)}</td>' for cell in row) for row in rows]
   return f'<table>{"".join(f"<tr>{line}</tr>" for line in lines)}</table>'
 
 
 def text(content: str) -> str:
-  """Lines as they are."""
+  """Returns preformatted lines of text."""
   return f'<pre>{html.escape(content)}</pre>'
 
 
 def picture(caption: str, png: bytes, narrow: bool = False) -> str:
-  """A picture inside the page.
+  """Returns an image embedded in the page.
 
   Args:
-    caption: what it shows, for those who cannot see it.
-    png: the file.
-    narrow: at most 640 pixels wide.
+    caption: alternative text, for those who cannot see it.
+    png: the contents of the PNG file.
+    narrow: show it at most 640 pixels wide.
   """
   kind = ' class="narrow"' if narrow else ''
   return f'<img{kind} alt="{html.escape(caption)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'

@@ -1,4 +1,4 @@
-"""Figures of a run: curves, telemetry and confusion matrices, as matplotlib Figures without pyplot's global state."""
+"""Plots a run: curves, telemetry and confusion matrices, as matplotlib Figures without pyplot's global state."""
 
 import functools
 import io
@@ -10,14 +10,14 @@ import numpy as np
 if TYPE_CHECKING:
   from matplotlib.figure import Figure
 
-FONT_SIZE = 14  # readable when the picture is shown at half its size
+FONT_SIZE = 14  # readable when the image is shown at half its size
 COLORS = ('#1f77b4', '#d95f02', '#1b9e77', '#7570b3', '#e7298a', '#66a61e', '#a6761d')
-ANNOTATED_CLASSES = 20  # more cells than these cannot be read
+ANNOTATED_CLASSES = 20  # with more classes, the numbers in the cells cannot be read
 NAMED_CLASSES = 40
 
 
 def styled(draw: Callable) -> Callable:
-  """Gives a function that draws the font size of all figures."""
+  """Sets the common font size of all plots for a function that draws."""
 
   @functools.wraps(draw)
   def inner(*args, **kwargs):
@@ -31,7 +31,7 @@ def styled(draw: Callable) -> Callable:
 
 @styled
 def png(figure: 'Figure') -> bytes:
-  """The figure as a PNG file."""
+  """Returns the figure as a PNG file."""
   from matplotlib.backends.backend_agg import FigureCanvasAgg
 
   buffer = io.BytesIO()
@@ -41,7 +41,7 @@ def png(figure: 'Figure') -> bytes:
 
 @styled
 def curves(records: Sequence[Mapping[str, Any]]) -> 'Figure':
-  """Loss, accuracy and learning rate over the steps: the training split and each evaluated one.
+  """Plots loss, accuracy and learning rate over the steps, for the training split and each evaluated split.
 
   Args:
     records: lines of `metrics.jsonl`, at least one.
@@ -82,7 +82,7 @@ def curves(records: Sequence[Mapping[str, Any]]) -> 'Figure':
   return figure
 
 
-# Quantity of the telemetry: title and scale of its colors.
+# Maps each quantity of the telemetry to its title and the scale of its colors.
 TELEMETRY = {
   'output_gradient_norm': ('gradient norm at the output', 'log'),
   'gradient_norm': ('gradient norm of the parameters', 'log'),
@@ -99,7 +99,7 @@ TELEMETRY = {
 
 @styled
 def telemetry(records: Sequence[Mapping[str, Any]], entries: Sequence[str]) -> 'Figure':
-  """Heat maps, depth by step, of each quantity that the record holds.
+  """Plots heat maps, depth by step, of each quantity in the record.
 
   Args:
     records: lines of `metrics.jsonl`, with telemetry.
@@ -107,7 +107,7 @@ def telemetry(records: Sequence[Mapping[str, Any]], entries: Sequence[str]) -> '
   """
   lines = [record for record in records if any(name.startswith('telemetry/') for name in record)]
   held = {name for line in lines for name in line}
-  # The last entry's output are the logits: what it alone has is no activation, unless it alone is looked at.
+  # The last entry outputs the logits, not activations: leave out what only it has, unless no other entry has telemetry.
   inner = [name for name in entries[:-1] if any(key.startswith(f'telemetry/{name}/') for key in held)] or entries
   shown = [quantity for quantity in TELEMETRY if any(f'telemetry/{name}/{quantity}' in held for name in inner)]
   rows = -(-len(shown) // 4)
@@ -138,7 +138,7 @@ def telemetry(records: Sequence[Mapping[str, Any]], entries: Sequence[str]) -> '
 
 
 def _color_scale(values: np.ndarray, scale: str) -> tuple[Any, str, np.ndarray]:
-  """Norm, color map and ticks of a heat map."""
+  """Returns norm, color map and ticks of a heat map."""
   from matplotlib import colors
 
   finite = values[np.isfinite(values)]
@@ -155,12 +155,12 @@ def _color_scale(values: np.ndarray, scale: str) -> tuple[Any, str, np.ndarray]:
 
 @styled
 def confusion(matrix: Any, class_names: Sequence[str], title: str) -> 'Figure':
-  """Shares of each true class by predicted class, with the counts where they can be read.
+  """Plots the fraction of each true class by predicted class, with the counts if they can be read.
 
   Args:
     matrix: int [classes, classes], true class by predicted.
     class_names: in class order.
-    title: above the figure.
+    title: above the plot.
   """
   from matplotlib import colors
 
@@ -170,7 +170,7 @@ def confusion(matrix: Any, class_names: Sequence[str], title: str) -> 'Figure':
   figure = new_figure(side + 1.2, side)
   axes = figure.subplots()
   shares = 100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-  # The square root of the share, so that a confusion of one in a hundred shows.
+  # Color by the square root of the fraction, so that a confusion of one in a hundred is visible.
   image = axes.imshow(shares, cmap='Blues', norm=colors.PowerNorm(0.5, vmin=0, vmax=100))
   bar = figure.colorbar(image, ax=axes, fraction=0.046, pad=0.02)
   bar.set_label('share of the true class (%)')
@@ -193,14 +193,14 @@ def confusion(matrix: Any, class_names: Sequence[str], title: str) -> 'Figure':
 
 
 def new_figure(width: float, height: float) -> 'Figure':
-  """An empty figure, inches at 100 dots each, outside pyplot's global state."""
+  """Returns an empty figure, in inches of 100 dots each, outside pyplot's global state."""
   from matplotlib.figure import Figure
 
   return Figure(figsize=(width, height), dpi=100, layout='constrained')
 
 
 def _series(records: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
-  """Steps and values of the lines that hold `name`; null is NaN, a gap."""
+  """Returns steps and values of the lines that hold `name`; a null becomes NaN, a gap in the plot."""
   found = [(record['step'], record[name]) for record in records if name in record]
   steps = np.array([step for step, _ in found])
   return steps, np.array([np.nan if value is None else value for _, value in found], float)

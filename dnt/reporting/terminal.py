@@ -1,4 +1,4 @@
-"""A status line: rewritten in place on a terminal, a plain line now and then in a log file."""
+"""Shows a status line: rewritten in place on a terminal, or an occasional plain line in a log file."""
 
 import math
 import shutil
@@ -9,14 +9,14 @@ from typing import TextIO
 
 
 class StatusLine:
-  """The last line of the output, and lines printed above it."""
+  """Shows the status as the last line of the output, and prints other lines above it."""
 
   def __init__(self, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic):
     """Starts the clock.
 
     Args:
-      stream: where to print; the standard output when not given.
-      clock: seconds, rising.
+      stream: where to print; None: the standard output.
+      clock: returns increasing seconds.
     """
     self._stream = stream or sys.stdout
     self._clock = clock
@@ -26,16 +26,16 @@ class StatusLine:
     self._line = ''
 
   def update(self, text: str, at_once: bool = False) -> None:
-    """Shows `text` as the status, if the last time was long enough ago or it is to be shown at once."""
+    """Shows `text` as the status, if the last update was long enough ago or `at_once` is set."""
     now = self._clock()
-    # A log file gets a line every 10 s at first, then ten over each doubling of the time, and one in 5 min at last.
+    # A log file gets a line every 10 s at first, then ten per doubling of the time, and finally one every 5 min.
     interval = 0.1 if self._in_place else min(max(10.0, (now - self._start) / 10), 300.0)
     if at_once or now - self._shown_at >= interval:
       self._shown_at = now
       self._show(text)
 
   def print(self, text: str) -> None:
-    """Prints lines of their own above the status."""
+    """Prints lines of their own above the status line."""
     line = self._line
     self._clear()
     self._stream.write(f'{text}\n')
@@ -44,7 +44,7 @@ class StatusLine:
     self._stream.flush()
 
   def close(self, leave: bool = False) -> None:
-    """Takes the status away, or leaves it standing."""
+    """Clears the status line, or leaves it on screen if `leave` is set."""
     if leave and self._line:
       self._stream.write('\n')
       self._line = ''

@@ -1,10 +1,10 @@
-"""What is due at which step of a run, and how many steps may be taken until the next."""
+"""Computes which events are due at which step of a run, and how many steps fit in before the next event."""
 
 from dnt.training import experiment, periodic
 
 
 class Calendar:
-  """The recurring events of a run; the same after a resume, so that its programs run alike.
+  """Schedules the recurring events of a run. The schedule is the same after a resume, so the same programs run.
 
   Attributes:
     total: the last step.
@@ -20,23 +20,23 @@ class Calendar:
     self._starts = [stage.start for stage in run.stages]
 
   def evaluates(self, step: int) -> bool:
-    """Whether an evaluation is due when `step` steps are done."""
+    """Returns whether an evaluation is due after `step` steps."""
     return self._evaluation.due(step) or step == self.total
 
   def saves(self, step: int) -> bool:
-    """Whether a checkpoint is due when `step` steps are done."""
+    """Returns whether a checkpoint is due after `step` steps."""
     return self._checkpoint.due(step)
 
   def shows_telemetry(self, step: int) -> bool:
-    """Whether step number `step` shows its telemetry: it is a program of its own."""
+    """Returns whether step number `step` records telemetry; such a step runs as a program of its own."""
     return self._telemetry.due(step)
 
   def steps_at_once(self, step: int, most: int) -> int:
-    """Steps that may be taken after `step` before something else is due.
+    """Returns how many steps the run may take after `step` before another event is due.
 
     Args:
       step: steps done, less than `total`.
-      most: that the loader gives at once.
+      most: the largest number of steps that the loader supplies at once.
     """
     if self.shows_telemetry(step + 1):
       return 1

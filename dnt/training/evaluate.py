@@ -1,4 +1,4 @@
-"""Exact evaluation of any split: every example counts once, whatever the batch size, devices and processes."""
+"""Evaluates any split exactly: each example counts once, for any batch size and number of devices and processes."""
 
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -18,17 +18,17 @@ from dnt.parallel import mesh as mesh_lib
 from dnt.parallel import multihost
 from dnt.training import experiment, initialize, scores
 
-LARGEST = 2**24  # probabilities of a split, examples x classes, up to which they are kept for the AUROC: 64 MiB
+LARGEST = 2**24  # largest examples x classes of a split whose probabilities are kept for the AUROC: 64 MiB
 
 
 class Result(NamedTuple):
-  """What an evaluation found.
+  """Holds the result of an evaluation.
 
   Attributes:
     metrics: `<split>/loss`, `<split>/accuracy`, `<split>/calibration_error`, with many classes `<split>/top5_accuracy`,
       and `<split>/auroc`, the mean over the classes that have one, unless examples x classes exceed `LARGEST`.
     confusion: int [classes, classes], true class by predicted, by split.
-    per_class: `scoring.per_class` by split.
+    per_class: the result of `scores.per_class`, by split.
   """
 
   metrics: dict[str, float]
@@ -37,20 +37,23 @@ class Result(NamedTuple):
 
 
 class Pass:
-  """A pass over a split with a step that finds something in each of its batches; compiled once, at its first use."""
+  """Runs an evaluation step over every batch of a split and sums or concatenates its outputs.
+
+  The program is compiled once, at its first use.
+  """
 
   def __init__(self, step: Callable[[Any, pipeline.Batch], tuple[Any, Any]], feed: Any, mesh: Mesh):
-    """Args: step: `(variables, batch) -> (sums, rows)`, pure; feed: of `pipeline.make_eval_feed`, closed with this."""
+    """Args: step: `(variables, batch) -> (sums, rows)`, pure; feed: from `pipeline.make_eval_feed`; closed by it."""
     self._step, self._feed, self._mesh, self._program = step, feed, mesh, None
 
   def __call__(self, variables: Mapping[str, Any]) -> tuple[Any, Any]:
-    """What the step finds in the whole split, on every host.
+    """Returns the outputs of the step over the whole split, on every host.
 
     Args:
       variables: `params` and `batch_stats`, on the mesh.
 
     Returns:
-      The sums of all batches, and their rows one after the other, with those that fill up the last batch.
+      The sums over all batches, and the concatenated rows, including the padding rows of the last batch.
     """
     self.prepare(variables)
     step, total, parts, counts = 0, None, [], []
@@ -71,13 +74,13 @@ class Pass:
     return total, jax.tree.map(joined, *parts)
 
   def prepare(self, variables: Mapping[str, Any]) -> None:
-    """Compiles, if it is not done yet; shapes with shardings will do."""
+    """Compiles the program if this has not happened yet. `variables` may be shapes with shardings."""
     if self._program is None:
       program = compile_lib.jit(self._run, out_shardings=mesh_lib.replicated(self._mesh))
       self._program = compile_lib.ahead(program, variables, self._feed.shapes(), np.int32(0), np.int32(1))
 
   def close(self) -> None:
-    """Ends the feed."""
+    """Closes the feed."""
     self._feed.close()
 
   def _run(self, variables, arrays, start, count):
@@ -97,7 +100,7 @@ class Pass:
 
 
 class Evaluator:
-  """Evaluates variables on the splits of a run; programs are compiled once, at their first use."""
+  """Evaluates variables on the splits of a run. Each program is compiled once, at its first use."""
 
   def __init__(self, run: experiment.Experiment, mesh: Mesh, splits: Mapping[str, examples.Examples]):
     self._run, self._mesh, self._splits = run, mesh, splits
@@ -115,7 +118,7 @@ class Evaluator:
 
     Args:
       variables: `params` and `batch_stats`, on the mesh.
-      suffix: of the splits' names in the result (`'_ema'`).
+      suffix: appended to the names of the splits in the result (`'_ema'`).
     """
     metrics, confusion, per_class = {}, {}, {}
     for split in self._splits:
@@ -127,7 +130,7 @@ class Evaluator:
         metrics[f'{name}/top5_accuracy'] = int(sums['top5']) / count
       metrics[f'{name}/calibration_error'] = scores.calibration_error(sums['calibration_gaps'], count)
       areas = np.full(len(sums['confusion']), np.nan)
-      if rows:  # in the order of the split: those that fill up the last batch come last
+      if rows:  # rows are in the order of the split, and padding rows come last
         areas = scores.auroc(rows['probabilities'][:count], rows['label'][:count])
       if not np.all(np.isnan(areas)):
         metrics[f'{name}/auroc'] = float(np.nanmean(areas))
@@ -136,7 +139,7 @@ class Evaluator:
     return Result(metrics, confusion, per_class)
 
   def prepare(self, variables: Mapping[str, Any]) -> None:
-    """Compiles what is not compiled yet; shapes with shardings will do."""
+    """Compiles the programs that are not compiled yet. `variables` may be shapes with shardings."""
     for split in self._splits:
       self._of(split).prepare(variables)
 
@@ -157,13 +160,13 @@ def _without_rows(step: Callable[[Any, pipeline.Batch], tuple[Any, Any]]) -> Cal
 
 
 def variables_of(state: Any) -> dict[str, dict[str, Any]]:
-  """What there is to evaluate in a state or in loaded parameters, by the suffix of its metrics."""
+  """Returns the variables to evaluate of a state or of loaded parameters, by the suffix of their metrics."""
   current = {'': {'params': state.params, 'batch_stats': state.batch_stats}}
   return current | ({'_ema': state.ema} if state.ema else {})
 
 
 def evaluate_all(evaluator: Evaluator, variables: Mapping[str, Mapping[str, Any]]) -> Result:
-  """Evaluates each of `variables_of`."""
+  """Evaluates all variables of `variables_of`."""
   result = Result({}, {}, {})
   for suffix, each in variables.items():
     result = Result(*(before | found for before, found in zip(result, evaluator(each, suffix), strict=True)))
@@ -171,13 +174,13 @@ def evaluate_all(evaluator: Evaluator, variables: Mapping[str, Mapping[str, Any]
 
 
 class Loaded(NamedTuple):
-  """A trained run, ready to be looked at.
+  """Holds a trained run that is ready for analysis.
 
   Attributes:
     run: the experiment of the config.
-    data: its training split, and those that were asked for.
-    step: of the newest good checkpoint.
-    variables: `params` and `batch_stats` on the mesh, as `variables_of` names them.
+    data: its training split and the requested splits.
+    step: the step of the newest good checkpoint.
+    variables: `params` and `batch_stats` on the mesh, by the suffixes of `variables_of`.
   """
 
   run: experiment.Experiment
@@ -187,16 +190,16 @@ class Loaded(NamedTuple):
 
 
 def load(config: ml_collections.ConfigDict, workdir: pathlib.Path, mesh: Mesh, splits: Sequence[str]) -> Loaded:
-  """Reads a run's newest checkpoint and the pictures to look at it with; nothing on disk is changed.
+  """Reads the newest checkpoint of a run and the images to analyze it with. It changes nothing on disk.
 
   Args:
     config: a validated config of the run.
-    workdir: of the run.
-    mesh: to place the variables on.
-    splits: to read beside the training split.
+    workdir: the workdir of the run.
+    mesh: the mesh on which to place the variables.
+    splits: the splits to read in addition to the training split.
 
   Raises:
-    errors.InputError: no checkpoint in the workdir, one of another network, or data that does not fit.
+    errors.InputError: the workdir has no checkpoint or one of another network, or the data does not fit.
   """
   mesh_lib.check_batch('config.eval.batch_size', config.eval.batch_size, mesh)
   loaded = checkpoints.load_parameters(workdir)
@@ -210,13 +213,13 @@ def load(config: ml_collections.ConfigDict, workdir: pathlib.Path, mesh: Mesh, s
 
 
 def evaluate(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
-  """Evaluates a run's newest checkpoint on `config.eval.splits` and writes `evaluation.json`.
+  """Evaluates the newest checkpoint of a run on `config.eval.splits` and writes `evaluation.json`.
 
   Returns:
     `step` and the metrics.
 
   Raises:
-    errors.InputError: as `load` does.
+    errors.InputError: see `load`.
   """
   mesh = mesh_lib.make_mesh(config.mesh)
   run, data, step, variables = load(config, workdir, mesh, config.eval.splits)

@@ -1,6 +1,6 @@
-"""From a config to everything a program computes with: data, model, chain and steps. Nothing is run here.
+"""Builds data, model, optimizer chain and steps from a config. This module runs none of them.
 
-All programs build the same experiment, so none can differ from the run it studies.
+All programs build the same experiment, so none can differ from the run that it studies.
 """
 
 import dataclasses
@@ -24,19 +24,19 @@ from dnt.weights import preprocessing, pretrained
 
 
 class DataSpec(NamedTuple):
-  """What the program must know of the data, so that it can be built and checked without it."""
+  """Describes the data to the program, so that the program can be built and checked without the data."""
 
   examples: int  # of the training split
   image_shape: tuple[int, int, int]  # height, width, channels, as the step receives them
   class_names: tuple[str, ...]
 
   def steps_per_epoch(self, batch_size: int) -> float:
-    """Of the training split; need not be whole, since batches run through the ends of epochs."""
+    """Returns the steps in an epoch of the training split; it need not be whole, as batches cross epoch ends."""
     return self.examples / batch_size
 
 
 class Data(NamedTuple):
-  """The pictures of a run, and what they are."""
+  """Holds the images of a run and their description."""
 
   spec: DataSpec
   train: examples.Examples
@@ -44,14 +44,14 @@ class Data(NamedTuple):
 
 
 class Stage(NamedTuple):
-  """A part of a run in which the same parameters train; most runs have one.
+  """Describes a part of a run in which the same parameters train. Most runs have one stage.
 
   Attributes:
-    start: steps done before it.
-    cuts: what trains in the stages up to this one, the last of them.
-    optimizer: the chain, for the parameters that train.
+    start: steps done before the stage.
+    cuts: the cut of each stage up to this one, which comes last; a cut says which parameters train.
+    optimizer: the chain for the trainable parameters.
     train_step: `(state, batch) -> (state, metrics)`.
-    telemetry_step: the same, and it shows its telemetry.
+    telemetry_step: the same step, which also returns telemetry.
   """
 
   start: int
@@ -62,12 +62,12 @@ class Stage(NamedTuple):
 
   @property
   def cut(self) -> freeze.Cut:
-    """What trains."""
+    """Returns the cut of this stage."""
     return self.cuts[-1]
 
 
 class Experiment(NamedTuple):
-  """A resolved config and the pure functions it stands for."""
+  """Holds a resolved config and the pure functions built from it."""
 
   config: ml_collections.ConfigDict
   spec: DataSpec
@@ -81,7 +81,7 @@ class Experiment(NamedTuple):
 
   @property
   def entries(self) -> tuple[depth.Entry, ...]:
-    """The depth list."""
+    """Returns the depth list."""
     return tuple(row.entry for row in self.table)
 
   @property
@@ -91,12 +91,12 @@ class Experiment(NamedTuple):
   def make_optimizer(
     self, params: Any, cuts: tuple[freeze.Cut, ...], schedule: optax.Schedule | None = None
   ) -> optax.GradientTransformation:
-    """The chain of a stage.
+    """Returns the optimizer chain of a stage.
 
     Args:
       params: all parameters (or shapes) in the model's layout.
-      cuts: what trains in the stages up to this one.
-      schedule: learning rate by step; None: that of the run.
+      cuts: the cuts of the stages up to this one.
+      schedule: learning rate by step; None: the schedule of the run.
     """
     return chain.make(self.config, schedule or self.schedule, params, self.entries, cuts)
 
@@ -107,46 +107,46 @@ class Experiment(NamedTuple):
     schedule: optax.Schedule | None = None,
     telemetry: telemetry_lib.Telemetry | None = None,
   ) -> Callable:
-    """The train step of the run, the only place where one is made; see `steps.make_train_step`.
+    """Returns a train step of the run. All programs make train steps here; see `steps.make_train_step`.
 
     Args:
-      cut: what trains.
-      optimizer: of those parameters.
-      schedule: learning rate by step, for the record; None: that of the run.
-      telemetry: what to show of each entry.
+      cut: which parameters train.
+      optimizer: the chain for those parameters.
+      schedule: learning rate by step, for the metrics; None: the schedule of the run.
+      telemetry: what to record of each entry.
     """
     schedule = schedule or self.schedule
     return steps.make_train_step(self.config, self.model, optimizer, schedule, self.preprocess, telemetry, cut)
 
   def make_gradient(self, cut: freeze.Cut) -> Callable:
-    """What the train step differentiates, of a batch as a whole; see `steps.make_gradient`."""
+    """Returns the gradient function of the train step, over a batch as a whole; see `steps.make_gradient`."""
     config = ml_collections.ConfigDict(self.config.to_dict())
     config.train.accumulate = 1
     return steps.make_gradient(config, self.model, self.preprocess, cut=cut)
 
   def every(self, text: str) -> periodic.Every:
-    """The event that recurs with a duration of the config."""
+    """Returns the event that recurs with a period given as text in the config."""
     return periodic.Every(schema.period(text, self.config.train.steps, self.steps_per_epoch))
 
   def stage(self, step: int) -> Stage:
-    """The stage that the step after `step` steps belongs to."""
+    """Returns the stage to which the step after `step` steps belongs."""
     return [stage for stage in self.stages if stage.start <= step][-1]
 
   def stage_of_state(self, step: int) -> Stage:
-    """The stage that the state after `step` steps belongs to: at the start of a stage still the one before."""
+    """Returns the stage to which the state after `step` steps belongs; at the start of a stage, the stage before."""
     return self.stage(max(step - 1, 0))
 
   def make_state(self, variables: dict[str, Any]) -> steps.TrainState:
-    """The state before the first step."""
+    """Returns the state before the first step."""
     return steps.make_state(self.config, variables, self.stages[0].optimizer, self.stages[0].cut)
 
   def advance(self, state: steps.TrainState, stage: Stage) -> steps.TrainState:
-    """The state at the start of a stage, from that at the end of the one before."""
+    """Returns the state at the start of a stage, from the state at the end of the stage before."""
     params, _ = stage.cut.split(state.params)
     return state.replace(opt_state=chain.advance(stage.optimizer, state.opt_state, params))
 
   def abstract_state(self, step: int = 0) -> steps.TrainState:
-    """Shapes and dtypes of the state after so many steps; nothing is drawn."""
+    """Returns the shapes and dtypes of the state after `step` steps, without drawing parameters."""
 
     def make():
       state = self.make_state(self.init_variables())
@@ -158,15 +158,15 @@ class Experiment(NamedTuple):
 
 
 def load_data(config: ml_collections.ConfigDict, splits: Sequence[str]) -> Data:
-  """Reads the training split and others, each once.
+  """Reads the training split and other splits, each once.
 
   Args:
     config: a validated config.
-    splits: to evaluate.
+    splits: the splits to evaluate.
 
   Raises:
-    errors.InputError: a source, split or file that is missing or damaged, splits of other classes or channels, or
-      pretrained weights that are not there.
+    errors.InputError: a source, split or file is missing or damaged, splits differ in classes or channels, or
+      pretrained weights are missing.
   """
   config = _prepared(config)
   loaded = {
@@ -184,12 +184,12 @@ def load_data(config: ml_collections.ConfigDict, splits: Sequence[str]) -> Data:
 
 
 def resolve(config: ml_collections.ConfigDict, data: Data) -> ml_collections.ConfigDict:
-  """The config with what was left open filled in from pretrained weights, data and model: a new one.
+  """Returns a new config whose open options are filled in from pretrained weights, data and model.
 
-  `config.json` records it.
+  A run writes it to `config.json`.
 
   Raises:
-    errors.InputError: a head, weights or statistics that disagree with the data, or classes that cannot be balanced.
+    errors.InputError: a head, weights or statistics disagree with the data, or the classes cannot be balanced.
   """
   resolved = _prepared(config)
   if config.model.name == models.PRETRAINED:
@@ -208,14 +208,14 @@ def resolve(config: ml_collections.ConfigDict, data: Data) -> ml_collections.Con
   if config.train.steps is None:
     resolved.train.steps = max(1, round(config.train.epochs * data.spec.steps_per_epoch(config.train.batch_size)))
   if config.loss.balance_classes:
-    # The weights alone: the config that is recorded can be run again.
+    # Keep only the weights, so that the recorded config can be run again.
     resolved.loss.class_weights, resolved.loss.balance_classes = losses.balanced_weights(data.train), False
   resolved.model.update(models.resolved_options(resolved.model))
   return resolved
 
 
 def _prepared(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-  """A copy in which the preprocessing that is left open is that of the weights the run starts from, if it does."""
+  """Returns a copy whose open preprocessing options come from the run's pretrained weights, if it has any."""
   if config.model.name == models.PRETRAINED and not config.train.init_from:
     raise errors.InputError(
       f"config.model.name='pretrained' takes its network from config.train.init_from, which is empty; it takes "
@@ -232,11 +232,11 @@ def make(config: ml_collections.ConfigDict, spec: DataSpec, skipped: frozenset[s
 
   Args:
     config: from `resolve`.
-    spec: of the data.
-    skipped: names of the first entries, whose output the batches hold in place of pictures.
+    spec: describes the data.
+    skipped: names of the first entries, if the batches hold the output of these entries instead of images.
 
   Raises:
-    errors.InputError: options that do not fit the model, the data or one another.
+    errors.InputError: options do not fit the model, the data or one another.
   """
   model = models.make(config.model, len(spec.class_names))
   trace = depth.trace(model, spec.image_shape)

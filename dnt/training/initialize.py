@@ -1,6 +1,6 @@
-"""Where a run starts: its state on the mesh, from its own checkpoint, pretrained weights or the seed.
+"""Makes the state from which a run starts: from its own checkpoint, pretrained weights or the seed.
 
-Checkpoints hold the unrolled layout, so that they do not depend on `model.scan`.
+Checkpoints hold the unrolled layout, so they do not depend on `model.scan`.
 """
 
 import functools
@@ -23,11 +23,11 @@ from dnt.weights import pretrained
 
 
 class Start(NamedTuple):
-  """Where a run starts, read and checked; `make_state` makes its state.
+  """Describes where a run starts, read and checked; `make_state` makes the state from it.
 
   Attributes:
     step: steps done.
-    shapes: of the state, with its shardings: what programs can be compiled for.
+    shapes: shapes of the state with its shardings, for which programs can be compiled.
     restored: the state of a checkpoint, in the model's layout, on the mesh; None: there is none.
     variables: pretrained parameters and statistics on the host; None: there are none, or a checkpoint is newer.
     history: the `meta` of the checkpoint; {} for a new run.
@@ -41,18 +41,18 @@ class Start(NamedTuple):
 
 
 def find(run: experiment.Experiment, mesh: Mesh, saved: checkpoints.Checkpoints | checkpoints.ReadOnly) -> Start:
-  """Where the next step starts from. Nothing can be refused after this, and no parameter is drawn before.
+  """Finds the start of the next step. No check can fail after this, and it draws no parameters.
 
-  The first that exists wins: the newest good checkpoint of the run's own workdir (the whole state); the weights at
-  `config.train.init_from` (parameters and BatchNorm statistics of another run or of a file); `config.seed`.
+  The first source that exists wins: the newest good checkpoint of the run's own workdir (the whole state); the weights
+  at `config.train.init_from` (parameters and BatchNorm statistics of another run or of a file); `config.seed`.
 
   Args:
     run: the experiment.
-    mesh: where the state will lie.
+    mesh: the mesh of the state.
     saved: the run's own checkpoints.
 
   Raises:
-    errors.InputError: a checkpoint or weights of another network, or a checkpoint of another optimizer.
+    errors.InputError: a checkpoint or weights belong to another network, or a checkpoint to another optimizer.
   """
   rows = depth.trace(run.model, run.spec.image_shape).scanned
 
@@ -63,7 +63,7 @@ def find(run: experiment.Experiment, mesh: Mesh, saved: checkpoints.Checkpoints 
 
   restored = saved.restore_latest({step: unrolled(run.stage_of_state(step).start) for step in saved.steps()})
   step = int(restored[0].step) if restored else 0
-  abstract = run.abstract_state(step + 1)  # with what the next step needs
+  abstract = run.abstract_state(step + 1)  # includes what the next step needs
   shapes = mesh_lib.shapes(abstract, mesh_lib.parameter_shardings(mesh, abstract))
   if restored:
     return Start(step, shapes, depth.to_scanned(restored[0], rows), None, restored[1])
@@ -72,7 +72,7 @@ def find(run: experiment.Experiment, mesh: Mesh, saved: checkpoints.Checkpoints 
 
 
 def make_state(run: experiment.Experiment, mesh: Mesh, start: Start) -> steps.TrainState:
-  """The state that the next step starts from, on the mesh."""
+  """Returns the state from which the next step starts, on the mesh."""
   if start.restored is None:
     return begin(run, mesh, start.variables or run.init_variables())
   if run.stage(start.step) is not run.stage_of_state(start.step):
@@ -81,13 +81,13 @@ def make_state(run: experiment.Experiment, mesh: Mesh, start: Start) -> steps.Tr
 
 
 def begin(run: experiment.Experiment, mesh: Mesh, variables: dict[str, Any]) -> steps.TrainState:
-  """The state before the first step, on the mesh, from variables on the host."""
+  """Returns the state before the first step, on the mesh, from variables on the host."""
   made = compile_lib.eagerly(run.make_state)(variables)
   return mesh_lib.place(made, mesh_lib.parameter_shardings(mesh, made))
 
 
 def variables(run: experiment.Experiment, workdir: pathlib.Path) -> dict[str, Any]:
-  """Parameters and statistics that a run goes on from, on the host: from where `find` takes them, which says so."""
+  """Returns the parameters and statistics that `find` would start from, on the host, without printing a message."""
   if multihost.broadcast_from_lead(format.steps_in(workdir / workdir_lib.CHECKPOINTS)):
     return load_variables(run, str(workdir), quiet=True)
   origin = run.config.train.init_from
@@ -97,7 +97,7 @@ def variables(run: experiment.Experiment, workdir: pathlib.Path) -> dict[str, An
 def advance(
   run: experiment.Experiment, mesh: Mesh, state: steps.TrainState, stage: experiment.Stage
 ) -> steps.TrainState:
-  """The state at the start of a stage, on the mesh, from that at the end of the one before."""
+  """Returns the state at the start of a stage, on the mesh, from the state at the end of the stage before."""
 
   def begin(state):
     return run.advance(state, stage)
@@ -106,19 +106,20 @@ def advance(
 
 
 def load_variables(run: experiment.Experiment, text: str, quiet: bool = False) -> dict[str, Any]:
-  """Pretrained parameters and statistics of the same network, in this model's layout.
+  """Loads pretrained parameters and statistics of the same network, in this model's layout.
 
-  Where the head has other classes, and differs in nothing else, it starts at zero: said in one line. On good features
-  that is better than any draw (Kolesnikov et al. 2020, "Big Transfer"): what a draw adds to the logits, training takes
-  away where the examples are alone.
+  If the head differs only in its number of classes, it starts at zero, and one line says so. On good features zero is
+  better than any random draw (Kolesnikov et al. 2020, "Big Transfer"): training removes what a draw adds to the logits
+  only where there are examples.
 
   Args:
     run: the experiment.
-    text: what `pretrained.load` takes.
-    quiet: do not say it.
+    text: the source, as `pretrained.load` takes it.
+    quiet: do not print that line.
 
   Raises:
-    errors.InputError: no weights there, or of another network: what to set, or the leaves that differ.
+    errors.InputError: there are no weights, or they belong to another network; the message names the option to set or
+      the leaves that differ.
   """
   given = pretrained.load(text)
   pretrained.check_model(given, run.config.model)
@@ -137,7 +138,7 @@ def load_variables(run: experiment.Experiment, text: str, quiet: bool = False) -
 
 
 def _leaves_of_classes(want: dict[str, Any], have: dict[str, Any], head: str, classes: int) -> list[str]:
-  """The leaves of the head whose last axis is the classes, when all of them have one other length and else fit."""
+  """Returns the leaves of the head whose last axis is the classes, if only this axis differs, by one other length."""
   paths = [path for path in want if path.split('/')[1] == head and want[path].shape[-1:] == (classes,)]
   lengths = {
     have[path].shape[-1:] if path in have and have[path].shape[:-1] == want[path].shape[:-1] else () for path in paths
@@ -146,15 +147,15 @@ def _leaves_of_classes(want: dict[str, Any], have: dict[str, Any], head: str, cl
 
 
 def match(trace: depth.Trace, variables: dict[str, Any], origin: str) -> dict[str, Any]:
-  """Checks unrolled variables against the model, leaf by leaf, and brings them into its layout.
+  """Checks unrolled variables against the model, leaf by leaf, and converts them to the model's layout.
 
   Args:
-    trace: of the model.
+    trace: the trace of the model.
     variables: `params` and `batch_stats`.
-    origin: where they come from, for messages.
+    origin: where the variables come from, for messages.
 
   Raises:
-    errors.InputError: missing, unexpected or differently shaped leaves, by path.
+    errors.InputError: leaves are missing, unexpected or of another shape; the message names their paths.
   """
   want = {path: leaf.shape for path, leaf in trees.flatten(trace.variables).items()}
   have = {path: leaf.shape for path, leaf in trees.flatten(variables).items()}

@@ -1,6 +1,7 @@
-"""The training loss per example, and whether each example is classified right.
+"""Computes the training loss of each example, and whether its prediction is right.
 
-Whatever depends on a label is, for a mixture of two examples, the mean over both labels by their shares.
+For a mixture of two examples, each value that depends on a label is the mean over both labels, weighted by their
+mixing fractions.
 """
 
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from dnt.data.transforms import mixing
 def make(
   config: ml_collections.ConfigDict,
 ) -> Callable[[jax.Array, mixing.Labels], tuple[jax.Array, jax.Array]]:
-  """`(logits, labels) -> (losses, weights)`, the cross-entropy that the section `loss` of a config asks for."""
+  """Returns `(logits, labels) -> (losses, weights)`, the cross-entropy set by the section `loss` of a config."""
 
   def loss(logits, labels):
     return cross_entropy(logits, labels, config.label_smoothing, config.class_weights)
@@ -29,23 +30,23 @@ def make(
 def cross_entropy(
   logits: jax.Array, labels: mixing.Labels, label_smoothing: float, class_weights: tuple[float, ...]
 ) -> tuple[jax.Array, jax.Array]:
-  """Weighted cross-entropy of each example, with its weight.
+  """Computes the weighted cross-entropy of each example, and its weight.
 
-  sum(losses) / sum(weights) equals torch's `F.cross_entropy(weight=..., label_smoothing=...)`: each class's term is
-  weighted by that class, the mean by the class of the label.
+  sum(losses) / sum(weights) equals torch's `F.cross_entropy(weight=..., label_smoothing=...)`: the weight of each class
+  multiplies the term of that class, and the mean uses the weight of the label's class.
 
   Args:
-    logits: [B, classes], any float type; computed in float32.
+    logits: [B, classes], any float type; the function computes in float32.
     labels: int32 [B], or mixed.
-    label_smoothing: share of the target that is spread evenly over all classes, the true one among them (Szegedy et
+    label_smoothing: fraction of the target that is spread evenly over all classes, including the true one (Szegedy et
       al. 2016, section 7).
-    class_weights: a weight a class; empty: all 1.
+    class_weights: one weight per class; empty: all 1.
 
   Returns:
     float32 [B] weighted losses, float32 [B] weights.
 
   Raises:
-    errors.InputError: when there are not as many weights as classes.
+    errors.InputError: the number of weights differs from the number of classes.
   """
   classes = logits.shape[-1]
   if class_weights and len(class_weights) != classes:
@@ -66,22 +67,22 @@ def cross_entropy(
 
 
 def weights(class_weights: tuple[float, ...], labels: mixing.Labels) -> jax.Array:
-  """The weight of each example by its class, float32 [B]; 1 without class weights."""
+  """Returns the weight of each example by its class, float32 [B]; all 1 without class weights."""
   if not class_weights:
     return jnp.ones(jax.tree.leaves(labels)[0].shape, jnp.float32)
   return mixing.by_share(lambda label: jnp.asarray(class_weights, jnp.float32)[label], labels)
 
 
 def balanced_weights(source: examples.Examples) -> tuple[float, ...]:
-  """A weight a class, inverse to its examples in a split: examples / (classes x examples of the class).
+  """Returns one weight per class, inverse to its count in a split: examples / (classes x examples of the class).
 
-  All classes then weigh the same, and the mean weight of an example is 1 (scikit-learn's `balanced`).
+  All classes then have the same total weight, and the mean weight of an example is 1 (scikit-learn's `balanced`).
 
   Args:
     source: the training split.
 
   Raises:
-    errors.InputError: a class without examples, or labels that are stored with streamed pictures.
+    errors.InputError: a class has no examples, or the labels are stored with streamed images.
   """
   if source.labels is None:
     raise errors.InputError(
@@ -99,9 +100,9 @@ def balanced_weights(source: examples.Examples) -> tuple[float, ...]:
 
 
 def correct(logits: jax.Array, labels: mixing.Labels) -> jax.Array:
-  """1.0 where the largest logit is the label's, else 0.0: float32 [B]; of equal logits the first counts.
+  """Returns 1.0 where the largest logit is the label's, else 0.0: float32 [B]. Among equal logits the first counts.
 
-  Of mixed labels the one with the larger share counts.
+  For mixed labels, the label with the larger mixing fraction counts.
   """
   if isinstance(labels, mixing.Mixed):
     labels = jnp.where(labels.share >= 0.5, labels.first, labels.second)

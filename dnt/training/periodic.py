@@ -1,11 +1,11 @@
-"""When something happens in a run: at the steps nearest to the multiples of a period, which need not be whole."""
+"""Schedules a recurring event at the steps nearest to the multiples of a period, which may be fractional."""
 
 import dataclasses
 
 
 @dataclasses.dataclass(frozen=True)
 class Every:
-  """A recurring event.
+  """Represents a recurring event.
 
   Attributes:
     period: steps between two events (11.2 for an epoch of 11.2 steps); 0: never.
@@ -14,11 +14,11 @@ class Every:
   period: float
 
   def due(self, step: int) -> bool:
-    """Whether the event falls on the moment when `step` steps are done; never at 0."""
+    """Returns whether the event is due after `step` steps; it is never due at 0."""
     return self.period > 0 and step > 0 and self.next(step - 1) == step
 
   def next(self, step: int) -> int | None:
-    """The first step after `step` on which the event falls; None when it never happens."""
+    """Returns the first step after `step` at which the event is due; None if it never is."""
     if not self.period:
       return None
     count = max(1, int(step / self.period))

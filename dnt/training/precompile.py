@@ -1,8 +1,8 @@
-"""The programs of a training run, each compiled once: at its first use or, on CPU, ahead of it in the background.
+"""Compiles each program of a training run once: at its first use or, on CPU, ahead of it in the background.
 
-A first step waits for the compilation of one program alone; on CPU that of the others goes on beside the training, and
-parameters are drawn beside the first. On accelerators nothing is compiled ahead: there XLA times candidates on the
-device while it compiles, which must not be busy then.
+The first step waits for the compilation of one program only. On CPU the other programs compile during training, and
+parameters are drawn while the first program compiles. On accelerators nothing is compiled ahead: XLA times candidates
+on the device during compilation, and the device must be idle for that.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ PLAIN, TELEMETRY, EVALUATION = 'plain', 'telemetry', 'evaluation'
 
 
 class Programs:
-  """Context that holds them; leaving it waits for what is being compiled, and drops what has not begun."""
+  """Holds the programs. On exit, it waits for the running compilation and cancels those that have not begun."""
 
   def __init__(
     self,
@@ -31,7 +31,7 @@ class Programs:
     clock: record.Clock,
   ):
     self._run, self._mesh, self._feed, self._evaluator, self._clock = run, mesh, feed, evaluator, clock
-    self._pool = futures.ThreadPoolExecutor(1, 'compile')  # one at a time, in the order they are asked for
+    self._pool = futures.ThreadPoolExecutor(1, 'compile')  # one at a time, in the order of the requests
     self._asked: dict[tuple[str, int], futures.Future] = {}
 
   def __enter__(self) -> 'Programs':
@@ -41,28 +41,28 @@ class Programs:
     self._pool.shutdown(cancel_futures=True)
 
   def ahead(self, shapes: steps.TrainState, step: int) -> None:
-    """On CPU, starts to compile what the stage of a run from `step` on will use, in the order of its need.
+    """On CPU, starts to compile the programs that the stage uses from `step` on, in the order of their first use.
 
     Args:
-      shapes: of the state, with its shardings.
-      step: where the run or stage starts.
+      shapes: shapes of the state, with its shardings.
+      step: the step at which the run or stage starts.
     """
     if jax.default_backend() == 'cpu':
       for name in _used(self._run, step):
         self._ask(name, step, shapes)
 
   def is_ready(self, name: str, step: int) -> bool:
-    """Whether `get` would return at once."""
+    """Returns whether `get` would return at once."""
     asked = self._asked.get(self._key(name, step))
     return asked is not None and asked.done()
 
   def get(self, name: str, step: int, state: steps.TrainState) -> Callable | None:
-    """A program, compiled; waits for it, which the clock counts as compilation.
+    """Returns a compiled program. It waits for the compilation, and the clock counts this time as compilation.
 
     Args:
-      name: PLAIN or TELEMETRY, `(state, arrays, count) -> (state, metrics)` as `steps.make_train_steps` says; or
-        EVALUATION, of which the evaluator has the programs.
-      step: steps done before it: each stage of a run has train steps of its own.
+      name: PLAIN or TELEMETRY, `(state, arrays, count) -> (state, metrics)` as in `steps.make_train_steps`; or
+        EVALUATION, whose programs the evaluator holds.
+      step: steps done before the program runs: each stage of a run has its own train steps.
       state: the state or its shapes.
     """
     waiting = not self.is_ready(name, step)
@@ -94,13 +94,13 @@ class Programs:
 
 
 def _used(run: experiment.Experiment, step: int) -> list[str]:
-  """The programs that the stage of a run uses from `step` on, in the order of their first use."""
+  """Returns the programs that the stage of a run uses from `step` on, in the order of their first use."""
   telemetry = run.every(run.config.telemetry.every)
   total = min([stage.start for stage in run.stages if stage.start > step], default=run.config.train.steps)
   first = {}
   if (at := telemetry.next(step)) is not None:
     first[TELEMETRY] = at
-  # Telemetry at more than three steps on end is telemetry at every step.
+  # If four steps in a row record telemetry, every step does.
   if plain := [at for at in range(step + 1, step + 5) if not telemetry.due(at)]:
     first[PLAIN] = plain[0]
   used = sorted((name for name, at in first.items() if at <= total), key=first.get)

@@ -1,4 +1,4 @@
-"""What a run remembers of itself: training lines, evaluations, the best metric, patience and where the seconds went."""
+"""Records a run: training lines, evaluations, the best metric, patience and the seconds spent on each activity."""
 
 import json
 import pathlib
@@ -17,7 +17,7 @@ from dnt.training import evaluate, experiment, steps, telemetry
 
 
 class Clock:
-  """Seconds by what they were spent on; every moment belongs to one of them."""
+  """Measures the seconds spent on each activity; every moment counts for exactly one of them."""
 
   def __init__(self, start: float):
     """Args: start: `time.monotonic()` when the program began."""
@@ -25,7 +25,7 @@ class Clock:
     self._mark = start
 
   def lap(self, name: str) -> float:
-    """Gives the seconds since the last lap to `name`, and returns them."""
+    """Adds the seconds since the last lap to `name`, and returns them."""
     now = time.monotonic()
     lap, self._mark = now - self._mark, now
     self.seconds[name] += lap
@@ -33,31 +33,31 @@ class Clock:
 
 
 class Record:
-  """The record of one run, written as it goes on."""
+  """Writes the record of one run as the run proceeds."""
 
   def __init__(
     self, run: experiment.Experiment, workdir: pathlib.Path, step: int, history: Mapping[str, Any], clock: Clock
   ):
-    """Opens the record where the run goes on.
+    """Opens the record where the run continues.
 
     Args:
       run: the experiment.
-      workdir: where `metrics.jsonl` is.
-      step: of the restored state; 0 for a new run.
-      history: `history()` as it was saved with that state; empty for a new run.
-      clock: of this process; goes on from the saved one.
+      workdir: the folder of `metrics.jsonl`.
+      step: the step of the restored state; 0 for a new run.
+      history: the result of `history()` saved with that state; empty for a new run.
+      clock: the clock of this process; it continues from the saved seconds.
     """
     self._run, self._workdir, self._clock = run, workdir, clock
     self._writer = metrics.Writer(workdir, step)
     self._progress = metrics.Progress(run.config.train.steps)
-    # Of the steps since the last training line; saved too, so that the next line is the same after a resume.
+    # Sums since the last training line. They are saved too, so that the next line is the same after a resume.
     self._sums: Counter[str] = Counter(history.get('sums', {}))
     self._lap: float = history.get('lap', 0.0)
     self._log = run.every(run.config.train.log_every)
     self.last: dict[str, float] = dict(history.get('last', {}))
     self.best: dict[str, Any] = dict(history.get('best', {}))
     self.evaluated_at: int = history.get('evaluated_at', 0)
-    # What telemetry has warned of, by kind: each once a run.
+    # Warnings of telemetry, by kind; each kind is reported once per run.
     self.warnings: dict[str, Any] = dict(history.get('warnings', {}))
     self._unclipped: bool = history.get('unclipped', False)
     self._rows: int = history.get('telemetry_rows', 0)
@@ -74,19 +74,19 @@ class Record:
 
   @property
   def best_metric(self) -> str:
-    """The metric that ranks checkpoints."""
+    """Returns the name of the metric that ranks checkpoints."""
     config = self._run.config
     suffix = '_ema' if config.ema.decay else ''
     return f'{config.eval.splits[0]}{suffix}/{config.checkpoint.best_metric}'
 
   @property
   def seconds(self) -> dict[str, float]:
-    """By what they were spent on, over all processes that took part in the run so far."""
+    """Returns the seconds spent on each activity, over all processes of the run so far."""
     return dict(self._clock.seconds)
 
   @property
   def peak_memory(self) -> dict[str, int | None]:
-    """As `memory.peak`, the most over all processes that took part in the run so far, one after the other."""
+    """Returns the result of `memory.peak`, as the maximum over all successive processes of the run so far."""
     both = [(name, (value, self._memory.get(name))) for name, value in memory.peak().items()]
     return {name: max((value for value in values if value is not None), default=None) for name, values in both}
 
@@ -96,15 +96,15 @@ class Record:
     return 0 < patience <= self.evaluations_without_better
 
   def trained(self, start: int, count: int, values: Mapping[str, Any]) -> None:
-    """Takes in the metrics of the steps after `start`.
+    """Records the metrics of the steps after `start`.
 
     Args:
       start: steps done before them.
-      count: how many.
-      values: float32 [at least count] by name, and `telemetry` of the last step if it was shown; on the host.
+      count: number of steps.
+      values: float32 [at least count] by name, and `telemetry` of the last step if it was recorded; on the host.
 
     Raises:
-      errors.RunError: the first loss that is not finite, with its step.
+      errors.RunError: a loss is not finite; the message names the first such step.
     """
     self._lap += self._clock.lap('train')
     finite = np.isfinite(values['loss'][:count])
@@ -135,7 +135,7 @@ class Record:
       self._watched(step, values['telemetry'], share)
 
   def evaluated(self, step: int, result: evaluate.Result) -> None:
-    """Takes in an evaluation: its line, its confusion matrices, the best metric, patience."""
+    """Records an evaluation: its line, its confusion matrices, the best metric and patience."""
     self._clock.lap('evaluate')
     self._write(step, result.metrics)
     if multihost.is_lead():
@@ -158,7 +158,7 @@ class Record:
     self._progress.print(text)
 
   def history(self) -> dict[str, Any]:
-    """What the next process must know to go on, as JSON."""
+    """Returns what the next process needs to continue the run, as JSON."""
     return {
       'last': self.last,
       'best': self.best,
@@ -172,7 +172,7 @@ class Record:
       'seconds': self.seconds,
       'peak_memory': self.peak_memory,
       'config': self._run.config.to_dict(),
-      # With these the checkpoint can be used without the data (`dnt.inference`).
+      # With these, `dnt.inference` can use the checkpoint without the data.
       'class_names': list(self._run.spec.class_names),
       'image_shape': list(self._run.spec.image_shape),
     }

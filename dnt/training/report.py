@@ -1,4 +1,4 @@
-"""What a run leaves to read: the table of blocks, summary.json, curves, confusion matrices and report.html."""
+"""Writes the results of a run: the table of blocks, summary.json, curves, confusion matrices and report.html."""
 
 import json
 import pathlib
@@ -19,15 +19,15 @@ from dnt.reporting import metrics, pages, plots
 from dnt.training import experiment, record, steps
 
 WHOLE_TABLE = 70  # rows; longer tables show runs of equal blocks as one line
-WHOLE_CLASSES = 40  # rows; of more classes those are shown that are found least
+WHOLE_CLASSES = 40  # rows; with more classes, the table shows those with the least sensitivity
 LEAST_FOUND = 20
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy')
 
 
 def block_table(table: Sequence[depth.Row]) -> str:
-  """The entries in depth order with output shape, parameters and forward FLOPs an example, as text.
+  """Formats the entries in depth order with output shape, parameters and forward FLOPs per example, as text.
 
-  Above 70 rows, a run of equal blocks of a stage becomes one line, with their number.
+  Above 70 rows, a run of equal blocks of a stage becomes one line with their number.
   """
   runs: list[list[depth.Row]] = []
   for row in table:
@@ -55,20 +55,20 @@ def write(
   mesh: jax.sharding.Mesh,
   command: str,
 ) -> dict[str, Any]:
-  """Writes `summary.json`, `curves.png`, `telemetry.png`, `confusion_<split>.png` (of the `.json`), `report.html`.
+  """Writes `summary.json`, `curves.png`, `telemetry.png`, `confusion_<split>.png` (from the `.json`), `report.html`.
 
   Every process calls it; the first one writes.
 
   Args:
     run: the experiment.
     rec: its record, closed.
-    state: where the run ends, or is interrupted.
-    workdir: of the run.
-    mesh: of its devices.
-    command: that goes on with it.
+    state: the state at the end or the interruption of the run.
+    workdir: the workdir of the run.
+    mesh: the mesh of its devices.
+    command: the command that continues the run.
 
   Returns:
-    The summary, as `summary.json` holds it.
+    The summary, with the contents of `summary.json`.
   """
   params = mesh_lib.gather(depth.to_unrolled(state.params, depth.scanned_rows(state.params)))
   step, total, seconds = int(state.step), run.config.train.steps, dict(rec.seconds)
@@ -119,15 +119,15 @@ def page(
   pictures: Mapping[str, bytes],
   classes: Mapping[str, Sequence[Sequence[str]]],
 ) -> str:
-  """One HTML page that needs no other file and asks nothing of the network.
+  """Returns an HTML page that needs no other file and no network access.
 
   Args:
-    title: of the run.
-    summary: as `summary.json` holds it.
+    title: title of the run.
+    summary: the contents of `summary.json`.
     config: nested dicts.
-    table: of blocks.
-    pictures: name to PNG, in the order they are shown.
-    classes: `class_table` by the name of the picture that it stands below.
+    table: the table of blocks.
+    pictures: PNG files by name, in display order.
+    classes: `class_table` by the name of the image above it.
   """
   state = 'finished' if summary['finished'] else 'stopped, can go on'
   facts = {
@@ -159,11 +159,11 @@ def page(
 
 
 def class_table(class_names: Sequence[str], per_class: Mapping[str, Sequence[Any]]) -> list[tuple[str, ...]]:
-  """Header and a row a class as people read them; of more than 40 classes, the 20 with the least sensitivity.
+  """Returns a header and one formatted row per class; above 40 classes, only the 20 with the least sensitivity.
 
   Args:
     class_names: in class order.
-    per_class: of `scoring.per_class`.
+    per_class: from `scores.per_class`.
   """
   shown = range(len(class_names))
   if len(class_names) > WHOLE_CLASSES:
@@ -182,7 +182,7 @@ def class_table(class_names: Sequence[str], per_class: Mapping[str, Sequence[Any
 
 
 def last_line(summary: Mapping[str, Any], command: str) -> str:
-  """The result of a run in one line, or how to go on with it."""
+  """Returns the result of a run in one line, or the command that continues it."""
   if not summary['finished']:
     return f'saved at step {summary["step"]} of {summary["total_steps"]}; run `{command}` again to go on'
   figures = [
@@ -196,18 +196,18 @@ def last_line(summary: Mapping[str, Any], command: str) -> str:
 
 
 def evaluation_line(result: Mapping[str, Any]) -> str:
-  """`step` and the metrics of an evaluation in one line."""
+  """Formats `step` and the metrics of an evaluation as one line."""
   shown = [f'{name} {metrics.figure(name, value)}' for name, value in result.items() if name != 'step']
   return '  '.join([f'step {result["step"]}', *shown])
 
 
 def versions() -> dict[str, str]:
-  """Of Python and the packages that decide what a run computes."""
+  """Returns the versions of Python and of the packages that affect the results of a run."""
   return {'python': platform.python_version()} | {name: metadata.version(name) for name in PACKAGES}
 
 
 def devices(mesh: jax.sharding.Mesh) -> dict[str, Any]:
-  """What a run computes on."""
+  """Describes the devices that a run uses."""
   device = mesh.devices.flat[0]
   return {
     'platform': device.platform,

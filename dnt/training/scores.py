@@ -1,6 +1,6 @@
-"""How good a classifier is beyond its accuracy: one class against the rest, and whether its confidence can be believed.
+"""Computes metrics of a classifier beyond accuracy: each class against the rest, and the calibration of its confidence.
 
-All figures are exact over the examples they are given. A figure that is not defined is NaN here and None in records.
+All metrics are exact over their examples. An undefined metric is NaN here and None in records.
 """
 
 from typing import Any
@@ -14,13 +14,13 @@ _EDGES = np.linspace(0, 1, BINS + 1, dtype=np.float32)
 
 
 def calibration_gaps(confidence: jax.Array, correct: jax.Array, mask: jax.Array) -> jax.Array:
-  """By bin of confidence, the sum over its examples of `correct` less the confidence; pure, for a step.
+  """Returns for each bin of confidence the sum over its examples of `correct` minus the confidence; pure, for a step.
 
-  Bin m of M holds confidences in ((m - 1) / M, m / M]. Gaps of batches add up to those of all their examples.
+  Bin m of M holds confidences in ((m - 1) / M, m / M]. The sum of the gaps of batches is the gap of all their examples.
 
   Args:
-    confidence: float32 [B], the probability of the class that is predicted.
-    correct: float32 [B], 1 where that is the label's, else 0.
+    confidence: float32 [B], the probability of the predicted class.
+    correct: float32 [B], 1 if the prediction is right, else 0.
     mask: bool [B], False on rows that do not count.
 
   Returns:
@@ -32,25 +32,27 @@ def calibration_gaps(confidence: jax.Array, correct: jax.Array, mask: jax.Array)
 
 
 def calibration_error(gaps: np.ndarray, count: int) -> float:
-  """Expected calibration error, in [0, 1]: mean over examples of |accuracy - mean confidence| of their bin.
+  """Returns the expected calibration error in [0, 1]: the mean over examples of their bin's |accuracy - confidence|.
+
+  The confidence of a bin is the mean over its examples.
 
   Guo et al. 2017, "On calibration of modern neural networks", equation 3.
 
   Args:
-    gaps: of `calibration_gaps`, over all examples.
-    count: of examples.
+    gaps: from `calibration_gaps`, summed over all examples.
+    count: number of examples.
   """
   return float(np.sum(np.abs(gaps), dtype=np.float64)) / count
 
 
 def auroc(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-  """Area under the ROC curve of each class against the rest.
+  """Computes the area under the ROC curve of each class against the rest.
 
-  The chance that an example of the class has a higher probability of it than one of another class, equal ones counting
-  half: the rank statistic of Mann and Whitney, exact.
+  It is the probability that an example of the class has a higher probability for this class than an example of another
+  class. Ties count half. It is the rank statistic of Mann and Whitney, computed exactly.
 
   Args:
-    probabilities: float [N, classes]; any score that grows with the probability will do.
+    probabilities: float [N, classes]; any score that increases with the probability works.
     labels: int [N].
 
   Returns:
@@ -62,23 +64,23 @@ def auroc(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     count, rest = len(inside), len(column) - len(inside)
     ordered = np.sort(column)  # NaN last
     if count and rest and not np.isnan(ordered[-1]):
-      # One more than twice its mean rank from 0: whole numbers, so that nothing is rounded before the division.
+      # Twice the mean rank (from 0) plus one is a whole number, so nothing is rounded before the division.
       ranks = np.searchsorted(ordered, inside, 'left') + np.searchsorted(ordered, inside, 'right')
       areas[label] = (int(ranks.sum()) - count**2) / (2 * count * rest)
   return areas
 
 
 def per_class(confusion: np.ndarray, areas: np.ndarray) -> dict[str, list[Any]]:
-  """Figures of each class against the rest, as JSON holds them.
+  """Returns the metrics of each class against the rest, as JSON values.
 
   Args:
     confusion: int [classes, classes], true class by predicted.
-    areas: float [classes], as `auroc` gives them.
+    areas: float [classes], from `auroc`.
 
   Returns:
-    Lists in class order: `examples`; `sensitivity` (recall), the share of its examples that are found; `specificity`,
-    the share of all others that are not taken for it; `auroc`. None where it is not defined: all three for a class
-    without examples.
+    Lists in class order: `examples`; `sensitivity` (recall), the fraction of its examples that are predicted as the
+    class; `specificity`, the fraction of all other examples that are not predicted as it; `auroc`. None where a metric
+    is not defined: all three for a class without examples.
   """
   confusion = confusion.astype(np.int64)
   examples, hits, taken = confusion.sum(1), np.diag(confusion), confusion.sum(0)

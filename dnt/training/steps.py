@@ -1,4 +1,4 @@
-"""The train state and the pure steps: what one optimizer step and one evaluation step compute, and nothing else."""
+"""Defines the train state and the pure functions for one optimizer step and one evaluation step, and nothing else."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -16,22 +16,22 @@ from dnt.training import losses, scores
 from dnt.training import telemetry as telemetry_lib
 
 METRICS = ('loss', 'accuracy', 'gradient_norm', 'learning_rate')  # of a train step, float32 scalars
-PRNG = 'threefry2x32'  # of every draw of a step, whatever jax's default is set to: runs stay the same
-TOP5_FROM = 100  # classes from which the top-5 accuracy says something
+PRNG = 'threefry2x32'  # for every draw of a step, whatever jax's default is, so that runs stay the same
+TOP5_FROM = 100  # number of classes from which the top-5 accuracy is informative
 
 Batch = dict[str, Any]  # of arrays
 Preprocess = Callable[[Batch, jax.Array | None], jax.Array]
 
 
 class TrainState(flax.struct.PyTreeNode):
-  """All that a run is, but for its place on disk.
+  """Holds everything that defines a run except its place on disk.
 
   Attributes:
     step: int32 scalar, optimizer steps done; it is also the position in the data.
     params: float32 parameters, nested dicts.
-    batch_stats: float32 running statistics of BatchNorm; empty without them.
-    opt_state: the state of the optimizer's chain, of the parameters that train.
-    rng: uint32 [2], the key that every random draw of a step is folded from.
+    batch_stats: float32 running statistics of BatchNorm; empty without BatchNorm.
+    opt_state: the state of the optimizer chain, for the trainable parameters.
+    rng: uint32 [2], the key from which every random draw of a step is folded.
     ema: `{'params': ..., 'batch_stats': ...}`, both averaged with the same decay; empty when off.
   """
 
@@ -49,13 +49,13 @@ def make_state(
   optimizer: optax.GradientTransformation,
   cut: freeze.Cut = freeze.ALL,
 ) -> TrainState:
-  """The state before the first step.
+  """Returns the state before the first step.
 
   Args:
     config: a validated config.
-    variables: `{'params': ..., 'batch_stats': ...}` as `models.init` draws them; the statistics may be absent.
+    variables: `{'params': ..., 'batch_stats': ...}` as from `models.init`; the statistics may be absent.
     optimizer: the chain whose state is made.
-    cut: what trains at first.
+    cut: which parameters train at first.
   """
   params, batch_stats = variables['params'], variables.get('batch_stats', {})
   averaged = {'params': params, 'batch_stats': batch_stats} if config.ema.decay else {}
@@ -65,16 +65,16 @@ def make_state(
     batch_stats=batch_stats,
     opt_state=optimizer.init(cut.split(params)[0]),
     rng=jax.random.key_data(jax.random.key(config.seed, impl=PRNG)),
-    ema=jax.tree.map(jnp.array, averaged),  # a copy: the step donates the state's buffers one by one
+    ema=jax.tree.map(jnp.array, averaged),  # a copy, since the step donates the state's buffers one by one
   )
 
 
 class Auxiliary(NamedTuple):
-  """What the forward pass of a (micro-)batch leaves beside the loss.
+  """Holds the outputs of the forward pass of a (micro-)batch besides the loss.
 
   Attributes:
     batch_stats: the new running statistics.
-    correct: how many predictions are right, float32 scalar.
+    correct: number of right predictions, float32 scalar.
     captures: the collection `taps.FOUND` of its entries; empty without telemetry.
   """
 
@@ -84,11 +84,11 @@ class Auxiliary(NamedTuple):
 
 
 class Gradient(NamedTuple):
-  """The gradient of a batch.
+  """Holds the gradient of a batch.
 
   Attributes:
-    loss: of the batch, float32 scalar.
-    params: with respect to the parameters that train.
+    loss: the loss of the batch, float32 scalar.
+    params: with respect to the trainable parameters.
     sinks: with respect to telemetry's sinks: squared gradient norms at the outputs of entries.
     auxiliary: of the forward pass; sums over the micro-batches.
   """
@@ -106,17 +106,17 @@ def make_gradient(
   telemetry: telemetry_lib.Telemetry | None = None,
   cut: freeze.Cut = freeze.ALL,
 ) -> Callable[[TrainState, Batch], Gradient]:
-  """What a training step differentiates, as a pure function.
+  """Returns the gradient function of a training step, as a pure function.
 
-  The gradient is that of sum(weighted losses) / sum(weights) over the whole batch, also when it is accumulated over
-  micro-batches; BatchNorm then normalizes each micro-batch by itself.
+  It differentiates sum(weighted losses) / sum(weights) over the whole batch, also if it accumulates over micro-batches;
+  BatchNorm then normalizes each micro-batch by itself.
 
   Args:
     config: a validated config.
     model: the network, `apply(variables, x, train)`.
     preprocess: `(batch, augmentation key) -> images`, augmented and normalized.
     telemetry: what to capture of each entry.
-    cut: what trains.
+    cut: which parameters train.
 
   Returns:
     `(state, batch) -> Gradient`; batch: image [B, H, W, C], label int32 [B] and what preprocess reads.
@@ -145,7 +145,7 @@ def make_gradient(
   def compute_gradient(state, batch):
     trainable, frozen = cut.split(state.params)
     augment, step_key = jax.random.split(jax.random.wrap_key_data(state.rng, impl=PRNG))
-    # The augmentation folds epoch and position into its key: the same picture whatever the batch size.
+    # The augmentation folds epoch and position into its key, so an image is the same for any batch size.
     depth, dropout, mixture = jax.random.split(jax.random.fold_in(step_key, state.step), 3)
     keys = {'augment': augment, 'stochastic_depth': depth, 'dropout': dropout}
     batch = mix(batch, mixture)
@@ -187,26 +187,26 @@ def make_train_step(
   telemetry: telemetry_lib.Telemetry | None = None,
   cut: freeze.Cut = freeze.ALL,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]:
-  """One optimizer step as a pure function: the gradient of `make_gradient`, and what the optimizer makes of it.
+  """Returns one optimizer step as a pure function: it computes the gradient of `make_gradient` and applies its update.
 
   Args:
     config: a validated config.
     model: the network, `apply(variables, x, train)`.
     optimizer: from `optim.chain.make`.
-    schedule: learning rate by step, for the record; the optimizer holds the same one.
+    schedule: learning rate by step, for the metrics; the optimizer holds the same one.
     preprocess: `(batch, augmentation key) -> images`, augmented and normalized.
-    telemetry: what to show of each entry; the state is the same with and without.
-    cut: what trains; the optimizer is for those parameters alone.
+    telemetry: what to record of each entry; the state is the same with and without.
+    cut: which parameters train; the optimizer is for those parameters only.
 
   Returns:
-    `(state, batch) -> (state, metrics)`; batch: as for `make_gradient`; metrics: float32 scalars `loss`, `accuracy` (of
-    mixed examples: of the label with the larger share), `gradient_norm` (before clipping) and `learning_rate`, and with
-    telemetry its columns under `telemetry`.
+    `(state, batch) -> (state, metrics)`; batch: as for `make_gradient`; metrics: float32 scalars `loss`, `accuracy`
+    (for mixed examples, of the label with the larger mixing fraction), `gradient_norm` (before clipping) and
+    `learning_rate`, and with telemetry its columns under `telemetry`.
   """
   compute_gradient = make_gradient(config, model, preprocess, telemetry, cut)
 
   def average(ema, params, batch_stats):
-    # Frozen leaves are copied, so that their average is bit-identical to them.
+    # Copy frozen leaves, so that their average is bit-identical to them.
     (params, fixed), (stats, fixed_stats) = cut.split(params), cut.split_statistics(batch_stats)
     before = {'params': cut.split(ema['params'])[0], 'batch_stats': cut.split_statistics(ema['batch_stats'])[0]}
     moved = optax.incremental_update({'params': params, 'batch_stats': stats}, before, 1 - config.ema.decay)
@@ -235,16 +235,16 @@ def make_train_step(
 
 
 def make_train_steps(train_step: Callable, batch_at: Callable, longest: int) -> Callable:
-  """Several train steps in one program, with a traced count: one compilation for any count up to `longest`.
+  """Returns a program that takes several train steps, with a traced count: one compilation serves all counts.
 
   Args:
     train_step: from `make_train_step`.
     batch_at: `(arrays, step) -> batch`, pure.
-    longest: the most steps of one call.
+    longest: the largest number of steps of one call.
 
   Returns:
-    `(state, arrays, count) -> (state, metrics)`, metrics float32 [longest], of which the first `count` are set; with
-    `longest` 1, `telemetry` too where the step shows it.
+    `(state, arrays, count) -> (state, metrics)`, metrics float32 [longest], of which the first `count` are set; if
+    `longest` is 1, also `telemetry` where the step records it.
   """
 
   def train_steps(state, arrays, count):
@@ -263,19 +263,19 @@ def make_train_steps(train_step: Callable, batch_at: Callable, longest: int) -> 
 
 
 def make_eval_step(model: Any, num_classes: int, preprocess: Preprocess, cut: freeze.Cut = freeze.ALL) -> Callable:
-  """One evaluation step as a pure function: exact sums over the real examples of a padded batch.
+  """Returns one evaluation step as a pure function: exact sums over the real examples of a padded batch.
 
   Args:
     model: the network.
     num_classes: classes of the head.
     preprocess: `(batch, key) -> images`, normalized; the key is None.
-    cut: of the run, where entries are skipped.
+    cut: the cut of the run, for runs that skip entries.
 
   Returns:
     `(variables, batch) -> (sums, rows)`; batch: image, label and mask (bool [B], False on padding); sums: `loss`
     float32 (plain cross-entropy, without smoothing or class weights), `confusion` int32 [classes, classes], true by
-    predicted, `calibration_gaps` (see `scoring`), and with many classes `top5` int32, how often the label is among the
-    five largest logits; rows: `probabilities` float32 [B, classes] and `label` int32 [B], of padding too.
+    predicted, `calibration_gaps` (see `scores`), and with many classes `top5` int32, how often the label is among the
+    five largest logits; rows: `probabilities` float32 [B, classes] and `label` int32 [B], including padding.
   """
 
   def eval_step(variables, batch):

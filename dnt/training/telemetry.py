@@ -1,15 +1,16 @@
-"""What a training step shows of each entry of the depth list: figures, and warnings in plain words.
+"""Computes the telemetry of a training step for each entry of the depth list, and warnings in plain words.
 
-The figures of a step, by entry:
+The quantities of a step, for each entry:
 - `gradient_norm`, `parameter_norm`, `update_ratio`: of its parameters; the gradient before clipping, and the norm of
-  the update over that of the parameters before it,
-- `output_gradient_norm`: of the loss with respect to its output, over the whole batch; none below the first entry that
-  trains, where a tap would bring the backward pass back,
+  the update over the norm of the parameters before the update,
+- `output_gradient_norm`: norm of the gradient of the loss with respect to its output, over the whole batch; absent
+  below the first entry that trains, where only a tap would require a backward pass,
 - `activation_mean`, `activation_rms`: of its output,
-- `zero`, `dead`: shares of its activations that are zero, and of its units that are zero for the whole batch,
-- `saturated`: sigmoid and tanh, in place of those two: the share of its activations that are flat (`taps.SATURATED`),
-- `clip_factor`: with clipping, the norm of its gradient after over before.
-`zero`, `dead` and `saturated` are of the activations inside the entry, or of its output where none can be told.
+- `zero`, `dead`: fractions of its activations that are zero, and of its units that are zero for the whole batch,
+- `saturated`: for sigmoid and tanh, instead of those two: the fraction of its activations that are flat
+  (`taps.SATURATED`),
+- `clip_factor`: with clipping, the norm of its gradient after clipping over the norm before.
+`zero`, `dead` and `saturated` describe the activations inside the entry, or its output if it captures none.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,13 +28,13 @@ from dnt.optim import clip, rows
 
 VANISHING = 1e-4  # output gradient of the first entry over that of the last
 EXPLODING = 1e4
-UNITS = 0.5  # share of units dead, or of activations saturated, of one entry
+UNITS = 0.5  # fraction of units dead, or of activations saturated, of one entry
 UPDATE_RATIOS = (1e-4, 1e-2)  # of the median entry
 ALWAYS_CLIPPED = 5  # rows of telemetry, all of them clipped
 
 
 class Column(flax.struct.PyTreeNode):
-  """One quantity of the entries that have it.
+  """Holds one quantity for the entries that have it.
 
   Attributes:
     values: float32 [n].
@@ -45,23 +46,24 @@ class Column(flax.struct.PyTreeNode):
 
 
 class Telemetry(NamedTuple):
-  """What a train step needs in order to show its figures; see `make`."""
+  """Holds what a train step needs to compute its telemetry; see `make`."""
 
   sinks: Any
   figures: Callable[..., dict[str, Column]]
 
 
 def make(config: ml_collections.ConfigDict, params: Any, table: Sequence[depth.Row]) -> Telemetry:
-  """The telemetry of a train step.
+  """Returns the telemetry of a train step.
 
   Args:
     config: a validated config.
-    params: the trainable parameters (or shapes) in the model's layout; entries without any have no figures of theirs.
+    params: the trainable parameters (or shapes) in the model's layout; entries without any have no parameter metrics.
     table: the depth list.
 
   Returns:
-    `sinks`: to differentiate with respect to; `figures(params, gradient, updates, found, sinks)`: the quantities from
-    the parameters before the step, their gradient, the optimizer's updates, the taps' `FOUND` and the sinks' gradient.
+    `sinks`: what to differentiate with respect to; `figures(params, gradient, updates, found, sinks)`: the quantities
+    from the parameters before the step, their gradient, the optimizer's updates, the taps' `FOUND` and the sinks'
+    gradient.
   """
   entries = [row.entry for row in table]
   places = rows.places(params, entries)
@@ -89,7 +91,7 @@ def make(config: ml_collections.ConfigDict, params: Any, table: Sequence[depth.R
 
 
 def activity(found: Any, called: Sequence[depth.Entry], entries: Sequence[depth.Entry]) -> dict[str, Column]:
-  """The quantities of the forward pass.
+  """Returns the quantities of the forward pass.
 
   Args:
     found: the taps' collection `FOUND`.
@@ -100,7 +102,7 @@ def activity(found: Any, called: Sequence[depth.Entry], entries: Sequence[depth.
   columns: dict[str, dict[tuple[int, ...], jax.Array]] = {}
   for path, at in _groups(called, entries):
     sums = {name: flat.get(f'{path}/output/{name}') for name in ('sum', 'square', 'count', 'zero', 'fired')}
-    if sums['count'] is None:  # an output that holds no float
+    if sums['count'] is None:  # the output holds no float
       continue
     inside = [key.removesuffix('count') for key in flat if key.startswith(f'{path}/') and key.endswith('units/count')]
     units = [{name: flat.get(key + name) for name in ('count', 'zero', 'fired', 'saturated')} for key in inside]
@@ -121,9 +123,9 @@ def activity(found: Any, called: Sequence[depth.Entry], entries: Sequence[depth.
 def output_gradient_norms(
   squares: Any, found: Any, called: Sequence[depth.Entry], entries: Sequence[depth.Entry]
 ) -> Column:
-  """The gradient norm at the output of each entry that a tap was on.
+  """Returns the gradient norm at the output of each entry that has a tap.
 
-  That is not where an output holds no float, nor inside a user's own `nn.scan` or `nn.vmap`, which leave out the
+  There is none where an output holds no float, nor inside a user's own `nn.scan` or `nn.vmap`, which leave out the
   collections that they do not name.
 
   Args:
@@ -148,14 +150,14 @@ def gather(
   entries: Sequence[depth.Entry],
   fn: Callable[[jax.Array], jax.Array] = lambda value: value,
 ) -> Column:
-  """What lies under `name` at each entry's path, through `fn`.
+  """Collects the leaf `name` at each entry's path, and applies `fn` to it.
 
   Args:
     tree: nested dicts in the model's layout, such as the sinks' gradient.
-    name: of the leaf.
-    called: the entries that are called, in depth order; those without the leaf are left out.
+    name: name of the leaf.
+    called: the entries that are called, in depth order; the result leaves out those without the leaf.
     entries: the depth list.
-    fn: elementwise.
+    fn: an elementwise function.
   """
   flat = trees.flatten(tree)
   groups = [(f'{path}/{name}', at) for path, at in _groups(called, entries)]
@@ -163,7 +165,7 @@ def gather(
 
 
 def _groups(called: Sequence[depth.Entry], entries: Sequence[depth.Entry]) -> list[tuple[str, tuple[int, ...]]]:
-  """Each path with the places of its entries: one, or one a row."""
+  """Returns each path with the places of its entries: one entry, or one per row of a scanned stack."""
   index = {entry: place for place, entry in enumerate(entries)}
   groups: dict[str, tuple[int, ...]] = {}
   for entry in called:
@@ -182,7 +184,7 @@ def _column(values: Mapping[tuple[int, ...], jax.Array]) -> Column:
 
 
 def line(columns: Mapping[str, Column], names: Sequence[str]) -> dict[str, float]:
-  """The figures as a line of the record holds them: `telemetry/<entry>/<quantity>`.
+  """Returns the telemetry as a line of `metrics.jsonl`: `telemetry/<entry>/<quantity>`.
 
   Args:
     columns: on the host.
@@ -196,13 +198,13 @@ def line(columns: Mapping[str, Column], names: Sequence[str]) -> dict[str, float
 
 
 def warnings(columns: Mapping[str, Column], names: Sequence[str], rate: float, always_clipped: bool) -> dict[str, str]:
-  """What a row of telemetry says against the run, by kind, each with what to try.
+  """Returns the warnings that a row of telemetry gives, by kind, each with a remedy to try.
 
   Args:
     columns: on the host.
     names: of all entries, in depth order.
-    rate: learning rate of the step over the peak: a rate that is still rising or has fallen makes small updates.
-    always_clipped: whether every row so far had a gradient that was clipped (see `is_clipped`).
+    rate: learning rate of the step over the peak: a rate that still rises or has fallen makes small updates.
+    always_clipped: whether the gradient was clipped in every row so far (see `is_clipped`).
   """
   found = {}
   at = columns['output_gradient_norm']
@@ -250,5 +252,5 @@ def warnings(columns: Mapping[str, Column], names: Sequence[str], rate: float, a
 
 
 def is_clipped(columns: Mapping[str, Column]) -> bool:
-  """Whether clipping made the gradient of any entry smaller."""
+  """Returns whether clipping reduced the gradient of any entry."""
   return 'clip_factor' in columns and bool(np.any(np.asarray(columns['clip_factor'].values) < 0.999))

@@ -1,4 +1,4 @@
-"""Weights from the Hugging Face hub; what was downloaded once is found again without a network."""
+"""Downloads weights from the Hugging Face hub; later calls find them in the cache without a network."""
 
 import pathlib
 
@@ -8,7 +8,7 @@ WEIGHTS, CONFIG = 'model.safetensors', 'config.json'
 
 
 def download(name: str) -> pathlib.Path:
-  """The local copy of a repository's `model.safetensors`, with its `config.json` in the same folder.
+  """Returns the local path of a repository's `model.safetensors`, with its `config.json` in the same folder.
 
   Args:
     name: '<owner>/<name>', such as 'timm/resnet50.a1_in1k'.
@@ -25,7 +25,7 @@ def download(name: str) -> pathlib.Path:
   try:
     huggingface_hub.hf_hub_download(name, CONFIG)
     return pathlib.Path(huggingface_hub.hf_hub_download(name, WEIGHTS))
-  except Exception as error:  # those of the hub, of two HTTP libraries and of the disk
+  except Exception as error:  # the hub, two HTTP libraries and the disk raise different types
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     raise errors.InputError(
       f'cannot fetch hf:{name} ({reason}); check the name and the network, or fetch {WEIGHTS} and {CONFIG} of '

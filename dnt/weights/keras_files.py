@@ -1,4 +1,4 @@
-"""Tensors by name from Keras' files: HDF5, and the layers format of TensorFlow.js.
+"""Reads named tensors from Keras' files: HDF5, and the layers format of TensorFlow.js.
 
 Names are `<layer>/<tensor>`, such as `bn_conv1/gamma`.
 """
@@ -16,16 +16,16 @@ from dnt import errors
 
 MODEL_FILE = 'model.json'
 LABELS_FILE = 'labels.json'
-# Tensors of HDF5 files of Keras 1, by what they are now (running_std held the variance).
+# Maps tensor names of Keras 1 HDF5 files to current names (running_std held the variance).
 KERAS_1 = {'W': 'kernel', 'b': 'bias', 'running_mean': 'moving_mean', 'running_std': 'moving_variance'}
 _TENSOR = re.compile(r'(?:^|[/_])(kernel|bias|gamma|beta|moving_mean|moving_variance|W|b|running_mean|running_std)$')
 
 
 def read_h5(path: pathlib.Path) -> dict[str, np.ndarray]:
-  """Every tensor of a `.h5` file, of weights or of a whole model.
+  """Reads every tensor of a `.h5` file, which holds weights or a whole model.
 
   Raises:
-    errors.InputError: h5py is not installed, or the file is damaged or of another kind.
+    errors.InputError: h5py is not installed, or the file is damaged or has another format.
   """
   try:
     import h5py
@@ -51,17 +51,17 @@ def read_h5(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def _tensor_name(name: str) -> str:
-  """'conv1/conv1_1/kernel:0' and 'conv1/conv1_W_1:0' both are 'conv1/kernel'; others stay, to be refused by name."""
+  """Maps 'conv1/conv1_1/kernel:0' and 'conv1/conv1_W_1:0' to 'conv1/kernel'; keeps unknown names for error messages."""
   layer, _, inner = name.partition('/')
   tensor = _TENSOR.search(re.sub(r'(_\d+)?(:0)?$', '', inner))
   return f'{layer}/{KERAS_1.get(tensor[1], tensor[1])}' if tensor else name
 
 
 def read_tfjs(folder: pathlib.Path) -> dict[str, np.ndarray]:
-  """Every tensor of a folder that holds `model.json` and the shards that it names.
+  """Reads every tensor of a folder that holds `model.json` and the shards that it names.
 
   Raises:
-    errors.InputError: files that are missing, damaged or cut short, or quantized weights.
+    errors.InputError: files are missing, damaged or truncated, or the weights are quantized.
   """
   content = _json(folder / MODEL_FILE)
   found = {}
@@ -87,10 +87,10 @@ def read_tfjs(folder: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def class_names(folder: pathlib.Path) -> tuple[str, ...]:
-  """Those of `labels.json` in the folder, in class order; empty when there is none.
+  """Returns the class names in the folder's `labels.json`, in class order; empty if there is no such file.
 
   Raises:
-    errors.InputError: it is not a list of names, or of objects by class number.
+    errors.InputError: the file holds neither a list of names nor an object keyed by class number.
   """
   path = folder / LABELS_FILE
   if not path.is_file():

@@ -1,7 +1,7 @@
-"""The networks that dnt shares with PyTorch and Keras, name by name: their tensors as dnt's variables and back.
+"""Converts between dnt's variables and the named tensors of the same networks in PyTorch and Keras.
 
-A network has the same layers everywhere; what differs is their names, which are tables here, and the order of a
-kernel's axes. Names are those of torchvision (timm's are the same) and of keras.applications, old and new.
+A network has the same layers in every framework. Only the names, which this file lists in tables, and the order of
+the kernel axes differ. The names are those of torchvision (timm uses the same) and of keras.applications, old and new.
 """
 
 import re
@@ -13,7 +13,7 @@ import numpy as np
 from dnt import errors, trees
 from dnt.models import densenet, resnet
 
-# The tensors of a layer, by the kind of the layer and what they are in dnt.
+# Maps each layer kind and dnt leaf to the framework's tensor name.
 LEAVES = {
   'torch': {
     'conv': {'params/kernel': 'weight'},
@@ -37,15 +37,15 @@ LEAVES = {
   },
 }
 SEPARATOR = {'torch': '.', 'keras': '/'}
-# Other names that the same tensors have had: (regular expression, what it is now).
+# Older names of the same tensors: (regular expression, replacement).
 RENAMED = {
   'torch': (r'(\.denselayer\d+\.(?:norm|conv))\.([12]\.)', r'\1\2'),  # torchvision's .pth of DenseNet
   'keras': (r'^probs/', 'predictions/'),  # keras.applications before 2020
 }
-COUNTER = '.num_batches_tracked'  # a counter of torch's BatchNorm, which nothing reads
+COUNTER = '.num_batches_tracked'  # a counter of torch's BatchNorm, which dnt ignores
 
-# Layers by dnt's path, with fields: stage from 1 and `keras_stage` from 2; block from 1, `index` from 0 and `letter`
-# from a; the number of a convolution in its block, `part`, from 1, and `part_letter` from a.
+# Maps dnt's layer paths to the framework's layers. Format fields: `stage` from 1 and `keras_stage` from 2; `block`
+# from 1, `index` from 0 and `letter` from a; `part` from 1 and `part_letter` from a number a block's convolutions.
 TORCH_RESNET = {
   'stem/conv': 'conv1',
   'stem/norm': 'bn1',
@@ -86,13 +86,13 @@ TORCH_DENSENET = {
 
 
 class Network(NamedTuple):
-  """A network in the names of a framework.
+  """A network and its layer names in a framework.
 
   Attributes:
-    title: 'resnet-50 (Keras)'.
+    title: such as 'resnet-50 (Keras)'.
     framework: 'torch' or 'keras'.
-    model: the values of `config.model` that make the network compute what the framework's does.
-    layers: the framework's layer by dnt's path.
+    model: the values of `config.model` with which dnt's network computes the same as the framework's.
+    layers: maps dnt's layer path to the framework's layer.
   """
 
   title: str
@@ -101,7 +101,7 @@ class Network(NamedTuple):
   layers: dict[str, str]
 
   def tensors(self) -> dict[str, str]:
-    """The framework's name of each tensor, by dnt's path of the leaf, its collection included."""
+    """Maps dnt's path of each leaf, including its collection, to the framework's tensor name."""
     separator = SEPARATOR[self.framework]
     found = {}
     for path, layer in self.layers.items():
@@ -112,18 +112,18 @@ class Network(NamedTuple):
 
 
 def _kind(layer: str) -> str:
-  """'conv', 'norm' or 'dense', by the name of the layer."""
+  """Returns 'conv', 'norm' or 'dense' from the name of the layer."""
   return layer.rsplit('/', 1)[-1].rstrip('0123456789')
 
 
 def _layers(table: Mapping[str, str], counts: tuple[int, ...], parts: int, projects: Iterable[int]) -> dict[str, str]:
-  """Fills in a table of layers.
+  """Expands a table of layers for all stages and blocks.
 
   Args:
-    table: dnt's path to the framework's layer, with fields.
-    counts: blocks of each stage.
-    parts: convolutions of a block.
-    projects: stages, from 1, whose first block has a projection.
+    table: maps dnt's path to the framework's layer; both contain format fields.
+    counts: number of blocks in each stage.
+    parts: number of convolutions in a block.
+    projects: stages, counted from 1, whose first block has a projection.
   """
   layers = {}
   for stage, count in enumerate(counts, start=1):
@@ -188,7 +188,7 @@ def _title(name: str, layers: int, framework: str) -> str:
 
 
 def networks(framework: str) -> list[Network]:
-  """Every network that can be read from files of the framework."""
+  """Returns every network that dnt can read from files of the framework."""
   if framework == 'torch':
     return [*(_resnet('torch', TORCH_RESNET, layers) for layers in (18, 34, 50, 101, 152)), _densenet(121)]
   old = _resnet('keras', OLD_KERAS_RESNET, 50, stride_on='1x1', norm_epsilon=1e-3)
@@ -197,7 +197,7 @@ def networks(framework: str) -> list[Network]:
 
 
 def identify(tensors: Iterable[str], framework: str, origin: str) -> Network:
-  """The network whose names those of a file are nearest to.
+  """Returns the network whose tensor names match those of a file best.
 
   Args:
     tensors: names in the file.
@@ -205,7 +205,7 @@ def identify(tensors: Iterable[str], framework: str, origin: str) -> Network:
     origin: the file, for messages.
 
   Raises:
-    errors.InputError: most of the names are of no network known here.
+    errors.InputError: the best match has an intersection over union below 0.5.
   """
   given = set(tensors)
 
@@ -225,24 +225,24 @@ def identify(tensors: Iterable[str], framework: str, origin: str) -> Network:
 
 
 def current_names(tensors: Mapping[str, Any], framework: str) -> dict[str, Any]:
-  """The tensors under the names that the tables have, without torch's counters of batches."""
+  """Renames the tensors to the names in the tables, and drops torch's batch counters."""
   pattern, replacement = RENAMED[framework]
   return {re.sub(pattern, replacement, name): tensor for name, tensor in tensors.items() if not name.endswith(COUNTER)}
 
 
 def to_variables(tensors: Mapping[str, np.ndarray], network: Network, origin: str) -> dict[str, Any]:
-  """A framework's tensors as dnt's variables, float32, unrolled; their sizes are for the model to check.
+  """Converts a framework's tensors to dnt's variables, float32 and unrolled; the model checks their sizes later.
 
-  A bias of a convolution goes into the running mean of the norm that follows it. Keras' networks take pictures with
-  blue first: the inputs of their first kernel are reversed, so that dnt's take red first.
+  This function folds a convolution's bias into the running mean of the norm that follows it. Keras' networks expect BGR
+  images, so it reverses the input channels of their first kernel: dnt's networks take RGB.
 
   Args:
-    tensors: by `current_names`.
+    tensors: tensors renamed by `current_names`.
     network: from `identify`.
     origin: the file, for messages.
 
   Raises:
-    errors.InputError: missing or unexpected tensors, or some with another number of axes, by name.
+    errors.InputError: tensors are missing, unexpected or have the wrong number of axes; the message names them.
   """
   table = network.tensors()
   paths = {name: path for path, name in table.items()}
@@ -265,7 +265,7 @@ def to_variables(tensors: Mapping[str, np.ndarray], network: Network, origin: st
 
 
 def from_variables(variables: Mapping[str, Any], network: Network) -> dict[str, np.ndarray]:
-  """dnt's variables, unrolled, as the tensors of PyTorch's network: the inverse of `to_variables`, exact."""
+  """Converts dnt's unrolled variables to the tensors of PyTorch's network: the exact inverse of `to_variables`."""
   flat = trees.flatten(variables)
   tensors = {}
   for path, name in network.tensors().items():
@@ -276,10 +276,10 @@ def from_variables(variables: Mapping[str, Any], network: Network) -> dict[str, 
 
 
 def differences(network: Mapping[str, Any], model: Mapping[str, Any]) -> str:
-  """What to set in `config.model` so that it is the network, as text; empty when it is.
+  """Returns the `config.model` options to change to get the network, as text; empty if none differ.
 
   Args:
-    network: values of `config.model` that it needs.
+    network: values of `config.model` that the network needs.
     model: resolved `config.model`.
   """
   return ', '.join(
@@ -288,13 +288,13 @@ def differences(network: Mapping[str, Any], model: Mapping[str, Any]) -> str:
 
 
 def _axes(path: str) -> int:
-  """Of the leaf's value: 4 and 2 for the kernels of convolutions and dense layers, 1 for any other."""
+  """Returns the leaf's number of axes: 4 for convolution kernels, 2 for dense kernels, 1 for any other leaf."""
   layer, leaf = path.rsplit('/', 1)
   return {'conv': 4, 'dense': 2}[_kind(layer)] if leaf == 'kernel' else 1
 
 
 def _to_hwio(value: np.ndarray) -> np.ndarray:
-  """[out, in, h, w] to [h, w, in, out], [out, in] to [in, out]."""
+  """Transposes [out, in, h, w] to [h, w, in, out], and [out, in] to [in, out]."""
   return value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T
 
 
@@ -303,7 +303,7 @@ def _from_hwio(value: np.ndarray) -> np.ndarray:
 
 
 def _fold_biases(flat: Mapping[str, np.ndarray], table: Mapping[str, str], origin: str) -> dict[str, np.ndarray]:
-  """norm(x + bias) = norm of x with a mean that is smaller by the bias."""
+  """Subtracts each convolution bias from the next norm's mean, which gives the same output as norm(x + bias)."""
   folded = dict(flat)
   for path in flat:
     layer, _, leaf = path.removeprefix('params/').rpartition('/')

@@ -1,4 +1,4 @@
-"""How pictures were prepared for a network's weights: it travels with them, and fills in what a config leaves open."""
+"""The image preprocessing that belongs to a network's weights; it fills in options that a config leaves unset."""
 
 import dataclasses
 import json
@@ -17,15 +17,15 @@ INTERPOLATIONS = schema.SCHEMA['data']['interpolation'].choices
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-  """What was done to pictures, red first; the fields but the last are options of `config.data`.
+  """Preprocessing of RGB images; all fields but the last are options of `config.data`.
 
   Attributes:
-    image_size: pixels a side; None: as the pictures were.
-    eval_crop: share of the side that the center crop keeps.
-    interpolation: of `config.data.interpolation`; None: the run is older than the option.
+    image_size: pixels per side; None keeps the size of the images.
+    eval_crop: fraction of the side that the center crop keeps.
+    interpolation: a value of `config.data.interpolation`; None if the run is older than the option.
     mean: per channel, in [0, 1].
     std: per channel, in [0, 1].
-    crop_mode: 'center', or 'squash' where the whole picture is brought to the size; timm has others.
+    crop_mode: 'center', or 'squash', which resizes the whole image; timm has other modes.
   """
 
   image_size: int | None
@@ -36,17 +36,17 @@ class Preprocessing:
   crop_mode: str
 
 
-# torchvision's, and timm's default.
+# The preprocessing of torchvision, and timm's default.
 IMAGENET = Preprocessing(224, 0.875, 'bilinear', (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 'center')
-# keras.applications: blue, green and red minus (103.939, 116.779, 123.68), not divided.
+# keras.applications subtracts (103.939, 116.779, 123.68) from blue, green and red, and does not divide.
 KERAS = Preprocessing(224, 0.875, 'bilinear', (123.68 / 255, 116.779 / 255, 103.939 / 255), (1 / 255,) * 3, 'center')
 
 
 def of_run(data: ml_collections.ConfigDict) -> Preprocessing:
-  """That of a run, as it evaluates.
+  """Returns the evaluation preprocessing of a run.
 
   Args:
-    data: the `data` section of its resolved config.
+    data: the `data` section of the run's resolved config.
   """
   crop_mode = 'center' if data.augment == 'resized_crop_flip' else 'squash'
   return Preprocessing(
@@ -55,12 +55,12 @@ def of_run(data: ml_collections.ConfigDict) -> Preprocessing:
 
 
 def is_open(data: ml_collections.ConfigDict) -> bool:
-  """Whether `fill` has something to fill in."""
+  """Returns whether `fill` has an option to fill in."""
   return bool(_open(data))
 
 
 def fill(data: ml_collections.ConfigDict, given: Preprocessing) -> None:
-  """Sets what the `data` section of a config leaves open; what the user set stays."""
+  """Sets the unset options of a config's `data` section; keeps the options that the user set."""
   for key in _open(data):
     if getattr(given, key) is not None:
       data[key] = getattr(given, key)
@@ -68,18 +68,18 @@ def fill(data: ml_collections.ConfigDict, given: Preprocessing) -> None:
 
 def _open(data: ml_collections.ConfigDict) -> list[str]:
   keys = [key for key in ('image_size', 'eval_crop', 'interpolation') if data[key] is None]
-  # One of them alone is refused where they are used.
+  # mean without std, or std without mean, raises an error where they are used.
   return keys + ([] if data.mean or data.std else ['mean', 'std'])
 
 
 class TimmConfig:
-  """timm's `config.json`, which lies beside the weights on the hub."""
+  """Reads timm's `config.json`, which is next to the weights on the hub."""
 
   def __init__(self, path: pathlib.Path):
-    """Reads the file; one that is absent, or of another program, says nothing.
+    """Reads the file; a missing file, or one from another program, counts as empty.
 
     Raises:
-      errors.InputError: it is not JSON.
+      errors.InputError: the file is not JSON or cannot be read.
     """
     self._path = path
     try:
@@ -92,15 +92,15 @@ class TimmConfig:
 
   @property
   def class_names(self) -> tuple[str, ...]:
-    """In the order of the head; empty when it does not say."""
+    """Returns the class names in the order of the head; empty if the file has none."""
     return tuple(self._content.get('label_names') or ())
 
   @property
   def preprocessing(self) -> Preprocessing:
-    """What it says of it; torchvision's where it says nothing.
+    """Returns the preprocessing in the file; missing values default to torchvision's.
 
     Raises:
-      errors.InputError: values that make no sense.
+      errors.InputError: the values are invalid.
     """
     cfg = self._content.get('pretrained_cfg', {})
     try:
@@ -121,11 +121,11 @@ class TimmConfig:
 
 
 def to_timm(given: Preprocessing, shape: tuple[int, int, int]) -> Mapping[str, Any]:
-  """The part of timm's `pretrained_cfg` that is about pictures.
+  """Returns the preprocessing entries of timm's `pretrained_cfg`.
 
   Args:
-    given: of the run.
-    shape: (H, W, C) of a picture as the network takes it.
+    given: the preprocessing of the run.
+    shape: (H, W, C) of the network's input image.
   """
   height, width, channels = shape
   return {

@@ -1,4 +1,4 @@
-"""Pretrained weights by one string: `config.train.init_from`, with the preprocessing that they were made for."""
+"""Loads pretrained weights and their preprocessing from one string, `config.train.init_from`."""
 
 import dataclasses
 import pathlib
@@ -18,20 +18,20 @@ from dnt.weights import preprocessing as preprocessing_lib
 FORMS = (
   "a dnt workdir, '<file>.safetensors', '<file>.pth' (.pt, .bin), '<file>.h5', 'tfjs:<dir>' or 'hf:<owner>/<name>'"
 )
-# Options of config.model that are no matter of the network: how it is run, and for which data.
+# Options of config.model that depend on the run and its data and do not change the network.
 _OF_THE_RUN = ('num_classes', 'dtype', 'scan', 'remat')
 
 
 @dataclasses.dataclass(frozen=True)
 class Pretrained:
-  """Weights and what must be known to use them.
+  """Weights and the information needed to use them.
 
   Attributes:
     variables: `{'params': ..., 'batch_stats': ...}`, float32 numpy arrays, unrolled.
-    preprocessing: what is to be done to pictures.
-    class_names: in the order of the head; empty when the source does not say.
-    model: values of `config.model` without which the weights compute something else.
-    origin: what they were asked for by.
+    preprocessing: the image preprocessing.
+    class_names: class names in the order of the head; empty if the source has none.
+    model: values of `config.model` that the weights need to compute the same function.
+    origin: the string they were loaded from.
   """
 
   variables: dict[str, Any]
@@ -42,14 +42,14 @@ class Pretrained:
 
 
 class _About(NamedTuple):
-  """What lies beside the weights."""
+  """The preprocessing and class names stored next to the weights."""
 
   preprocessing: preprocessing_lib.Preprocessing
   class_names: tuple[str, ...]
 
 
 class _Format(NamedTuple):
-  """How one kind of file or folder is read."""
+  """The readers for one kind of file or folder."""
 
   framework: str
   tensors: Callable[[pathlib.Path], dict[str, np.ndarray]]
@@ -82,18 +82,18 @@ _TFJS = _Format('keras', keras_files.read_tfjs, _about_tfjs)
 
 
 def load(text: str) -> Pretrained:
-  """Reads weights; whether they fit the network is for `check_model` and the network to say.
+  """Reads weights; `check_model` and the network check later whether they fit.
 
   Args:
     text: one of `FORMS`.
 
   Raises:
-    errors.InputError: nothing there, a file that is damaged or refused, or no network that dnt knows, entry by entry.
+    errors.InputError: nothing is there, a file is damaged or refused, or the tensor names match no network of dnt.
   """
   found, path = _locate(text)
   if found is None:
     config, saved = read_run_config(path), checkpoints.load_parameters(path)
-    decisive = {key: config.model[key] for key in ('norm_epsilon', 'stride_on')}  # what leaves do not show
+    decisive = {key: config.model[key] for key in ('norm_epsilon', 'stride_on')}  # the weights do not show these
     return Pretrained(
       variables={'params': saved.params, 'batch_stats': saved.batch_stats},
       preprocessing=preprocessing_lib.of_run(config.data),
@@ -111,27 +111,27 @@ def load(text: str) -> Pretrained:
 
 
 def preprocessing(text: str) -> preprocessing_lib.Preprocessing:
-  """The preprocessing of weights, without reading them.
+  """Returns the preprocessing of weights without reading the weights.
 
   Args:
     text: one of `FORMS`.
 
   Raises:
-    errors.InputError: nothing there, or a description beside it that is damaged.
+    errors.InputError: nothing is there, or the description next to the weights is damaged.
   """
   found, path = _locate(text)
   return preprocessing_lib.of_run(read_run_config(path).data) if found is None else found.about(path).preprocessing
 
 
 def fill_model(model: ml_collections.ConfigDict, text: str) -> None:
-  """Makes `config.model` the network that weights are of; what the user set stays, for `check_model` to refuse.
+  """Sets `config.model` to the network of the weights; keeps the user's options, which `check_model` checks later.
 
   Args:
     model: the `model` section of a config, not locked.
     text: one of `FORMS`.
 
   Raises:
-    errors.InputError: as `load`.
+    errors.InputError: as in `load`.
   """
   found, path = _locate(text)
   if found is None:
@@ -152,12 +152,12 @@ def check_model(given: Pretrained, model: ml_collections.ConfigDict) -> None:
     model: resolved `config.model`.
 
   Raises:
-    errors.InputError: it does not; says what to set.
+    errors.InputError: it does not; the message lists the options to set.
   """
   now = model.to_dict()
   family = given.model.get('name', model.name)
   if family != model.name:
-    # What the other family would have, was it asked for with nothing more than it must.
+    # The defaults of the other family, given only its name, stem and depth.
     other = schema.default().model
     other.update({'name': family, 'stem': given.model['stem'], 'depth': given.model['depth']})
     now |= {**models.resolved_options(other), 'stem': model.stem, 'depth': model.depth}
@@ -167,7 +167,7 @@ def check_model(given: Pretrained, model: ml_collections.ConfigDict) -> None:
 
 
 def _locate(text: str) -> tuple[_Format | None, pathlib.Path]:
-  """How to read it, and where it is; a workdir has no format."""
+  """Returns the format and the path of the weights; the format is None for a workdir."""
   kind, colon, where = text.partition(':')
   if colon and kind == 'hf':
     return _FILES['.safetensors'], hub.download(where)
@@ -180,7 +180,7 @@ def _locate(text: str) -> tuple[_Format | None, pathlib.Path]:
 
 
 def _identify(found: _Format, path: pathlib.Path, text: str) -> tuple[dict[str, np.ndarray], names.Network]:
-  """The tensors of a file by their current names, and the network they are of."""
+  """Returns the tensors of a file under their current names, and the network they belong to."""
   tensors = names.current_names(found.tensors(path), found.framework)
   return tensors, names.identify(tensors, found.framework, text)
 
@@ -193,23 +193,23 @@ def _existing(where: str, text: str, is_there: Callable[[pathlib.Path], bool]) -
 
 
 def workdir(text: str) -> pathlib.Path | None:
-  """The workdir that the text names; None where it names weights of another program.
+  """Returns the workdir that the text names; None if it names weights from outside dnt.
 
   Args:
     text: one of `FORMS`.
 
   Raises:
-    errors.InputError: nothing there.
+    errors.InputError: nothing is there.
   """
   found, path = _locate(text)
   return path if found is None else None
 
 
 def read_run_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
-  """The config of a run as it ran.
+  """Reads the resolved config of a run from its workdir.
 
   Raises:
-    errors.InputError: the folder is no workdir.
+    errors.InputError: the folder is not a workdir.
   """
   path = workdir / workdir_lib.CONFIG
   if not path.is_file():

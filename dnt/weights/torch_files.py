@@ -1,4 +1,4 @@
-"""Tensors by name from PyTorch's files: safetensors, and pickles read by torch's own unpickler of tensors alone."""
+"""Reads named tensors from PyTorch's files: safetensors, and pickles through torch's tensors-only unpickler."""
 
 import pathlib
 import pickle
@@ -8,15 +8,15 @@ import numpy as np
 
 from dnt import errors
 
-# Where training programs keep the weights in what they save: timm, torchvision's references.
+# Keys under which training programs (timm, torchvision's references) save the weights.
 WRAPPERS = ('state_dict', 'model')
 
 
 def read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
-  """Every tensor of a `.safetensors` file, in its own dtype.
+  """Reads every tensor of a `.safetensors` file, in its own dtype.
 
   Raises:
-    errors.InputError: it is damaged or cut short.
+    errors.InputError: the file is damaged or truncated, or has a dtype that NumPy lacks.
   """
   import safetensors
   from safetensors import numpy as safetensors_numpy
@@ -32,10 +32,10 @@ def read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def read_pickle(path: pathlib.Path) -> dict[str, np.ndarray]:
-  """Every tensor of what `torch.save` wrote, as float32; code in the file is refused and not executed.
+  """Reads every tensor of a `torch.save` file as float32; refuses files with code and never executes it.
 
   Raises:
-    errors.InputError: torch is not installed, or the file is damaged, cut short, or holds anything but tensors.
+    errors.InputError: torch is not installed, or the file is damaged, truncated, or holds anything but tensors.
   """
   try:
     import torch
@@ -44,14 +44,14 @@ def read_pickle(path: pathlib.Path) -> dict[str, np.ndarray]:
       f'{path} can only be read with torch: pip install torch, or give the same weights as .safetensors'
     ) from error
   try:
-    with warnings.catch_warnings(action='ignore'):  # on formats of pickles
+    with warnings.catch_warnings(action='ignore'):  # torch warns about pickle formats
       content = torch.load(path, map_location='cpu', weights_only=True)
   except pickle.UnpicklingError as error:
     raise errors.InputError(
       f'{path} is refused, and nothing in it was executed: it is damaged or holds more than tensors '
       f'({_reason(error)}); save the state_dict() alone, or give the weights as .safetensors'
     ) from error
-  except Exception as error:  # torch raises a dozen types for a file that is cut short or of another kind
+  except Exception as error:  # torch raises a dozen types for truncated files and other formats
     raise errors.InputError(
       f'cannot read {path} ({_reason(error)}); it is damaged or was not downloaded whole: get it again'
     ) from error
@@ -64,8 +64,8 @@ def read_pickle(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def _reason(error: Exception) -> str:
-  """The line of torch's message that says what is wrong."""
+  """Returns the line of torch's message that names the problem."""
   lines = [line.strip() for line in str(error).splitlines() if line.strip()]
   said = [line for line in lines if line.startswith('WeightsUnpickler error')]
-  # What follows is advice to trust the file.
+  # We drop the rest, which advises to trust the file.
   return (said or lines or [type(error).__name__])[0].removeprefix('WeightsUnpickler error: ').partition('. ')[0]

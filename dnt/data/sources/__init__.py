@@ -1,4 +1,4 @@
-"""Where images come from: a module a format, and the registry that finds it by name."""
+"""Data sources: one module per format, and the registry that finds a source by its name."""
 
 from dnt.data.sources.registry import (
   load,

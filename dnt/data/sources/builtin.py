@@ -1,4 +1,4 @@
-"""Sources that need no files: scikit-learn's digits, and synthetic pictures."""
+"""Sources that need no files: scikit-learn's digits, and synthetic images."""
 
 import functools
 import gzip
@@ -12,12 +12,12 @@ from dnt import errors
 from dnt.data import examples, order
 
 DIGITS_TEST_FRACTION = 0.2
-SYNTHETIC_SIZE = 32  # pixels a side, unless config.data.image_size says otherwise
+SYNTHETIC_SIZE = 32  # pixels per side, unless config.data.image_size is set
 
 
 def _read_digits() -> tuple[np.ndarray, np.ndarray]:
-  """Pictures uint8 [1797, 8, 8, 1] and labels int64 [1797], in the order of `sklearn.datasets.load_digits`."""
-  # Not by scikit-learn's own loader: importing it takes 2.5 s on two cores, as long as all else of a warm start.
+  """Returns images uint8 [1797, 8, 8, 1] and labels int64 [1797], in the order of `sklearn.datasets.load_digits`."""
+  # This avoids scikit-learn's own loader, whose import takes 2.5 s on two cores, as long as the rest of a warm start.
   package = importlib.util.find_spec('sklearn')
   if package is None:
     raise errors.InputError("the source 'digits' is inside scikit-learn: pip install scikit-learn")
@@ -27,9 +27,9 @@ def _read_digits() -> tuple[np.ndarray, np.ndarray]:
 
 
 def digits(where: str, config: ml_collections.ConfigDict, seed: int) -> examples.Splits:
-  """scikit-learn's 1797 handwritten digits, [8, 8, 1], split 80/20 class by class.
+  """Returns the splits of scikit-learn's 1797 handwritten digits, [8, 8, 1], split 80/20 class by class.
 
-  Its values 0 to 16 are scaled to 0 to 255.
+  It scales the original values 0 to 16 to 0 to 255.
   """
   del where, config
 
@@ -44,9 +44,9 @@ def digits(where: str, config: ml_collections.ConfigDict, seed: int) -> examples
 
 
 def synthetic(where: str, config: ml_collections.ConfigDict, seed: int) -> examples.Splits:
-  """Pictures that a network can learn: a smooth pattern a class plus noise, [S, S, 3].
+  """Returns the splits of learnable synthetic images, [S, S, 3]: one smooth pattern per class, plus noise.
 
-  Example i depends on (seed, split, i) alone; labels go round the classes.
+  Example i depends on (seed, split, i) alone; its label is i modulo the number of classes.
   """
   del where
   size = config.image_size or SYNTHETIC_SIZE
@@ -54,7 +54,7 @@ def synthetic(where: str, config: ml_collections.ConfigDict, seed: int) -> examp
 
   def read(split):
     coarse = order.generator(seed, order.PICTURES).uniform(48, 208, (classes, 4, 4, 3))
-    # Bilinear from 4x4 to the full size: smooth, so that a crop or a flip leaves the class recognizable.
+    # Bilinear upsampling from 4x4 makes the patterns smooth, so that the class survives a crop or a flip.
     at = np.linspace(0, 3, size)
     weights = np.maximum(0, 1 - np.abs(at[:, None] - np.arange(4)))
     patterns = np.einsum('yi,xj,kijc->kyxc', weights, weights, coarse).astype(np.int16)

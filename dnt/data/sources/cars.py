@@ -1,4 +1,4 @@
-"""Stanford Cars (Krause et al. 2013), 196 classes: the official archives unpacked, or a folder a class."""
+"""Stanford Cars (Krause et al. 2013), 196 classes: the unpacked official archives, or one folder per class."""
 
 import dataclasses
 import functools
@@ -12,11 +12,11 @@ from dnt import errors
 from dnt.data import examples, order
 from dnt.data.sources import folder
 
-SHOWN_FILES = 3  # missing pictures that a message names
+SHOWN_FILES = 3  # most missing images that a message names
 
 
 class _Split(NamedTuple):
-  """The folder of a split's pictures, and the file of its labels and boxes."""
+  """The folder of a split's images, and the file of its labels and boxes."""
 
   pictures: str
   annotations: str
@@ -28,7 +28,7 @@ SPLITS = {
 }
 NAMES = 'cars_meta.mat'
 UNLABELLED = 'cars_test_annos.mat'
-# Below the folder: where .mat files may be (the official place, then others that copies have), and class folders.
+# Subfolders that may hold the .mat files (first the official one, then those of copies), and class folders.
 DEVKITS = ('devkit', '', 'devkit/devkit', 'car_devkit/devkit', 'car_devkit')
 CLASS_FOLDERS = ('', 'car_data', 'car_data/car_data')
 LAYOUT = (
@@ -39,7 +39,7 @@ LAYOUT = (
 
 @dataclasses.dataclass(frozen=True)
 class Boxed(folder.Files):
-  """Picture files of which a box is kept: int [N, 4], (top, bottom, left, right), `bottom` and `right` excluded."""
+  """Image files cropped to a box: int [N, 4], (top, bottom, left, right), `bottom` and `right` exclusive."""
 
   boxes: np.ndarray
 
@@ -60,20 +60,21 @@ class Boxed(folder.Files):
 
 
 def cars(where: str, config: ml_collections.ConfigDict, seed: int) -> examples.Splits:
-  """Stanford Cars, RGB, of any sizes, in the splits `train` and `test`; each in random order, so that slices are fair.
+  """Returns the splits `train` and `test` of Stanford Cars: RGB images of any size.
 
-  Files are looked for in the places of the official archives and of the copies on Kaggle: `cars_train/` and
-  `cars_test/`, each perhaps once more in a folder of its own name, the `.mat` files in `devkit/` or beside it; or class
-  folders in `train/` and `test/`, perhaps under `car_data/`. Classes are in the order of the devkit; of class folders,
-  sorted by name.
+  Each split is in random order, so that slices are fair. The files may lie where the official archives and the copies
+  on Kaggle have them: images in `cars_train/` and `cars_test/`, or once nested in a folder of the same name, and the
+  `.mat` files in `devkit/` or beside it; or class folders in `train/` and `test/`, optionally under `car_data/`.
+  Classes have the order of the devkit; class folders are sorted by name.
 
   Args:
     where: the folder.
-    config: the `data` section of the config: `crop_to_box`.
-    seed: of the order.
+    config: the `data` section of the config; reads `crop_to_box`.
+    seed: seed of the random order.
 
   Raises:
-    errors.InputError: files that are missing (says where each goes) or damaged, or boxes where there are none.
+    errors.InputError: files are missing (the message names the place of each) or damaged, or `crop_to_box` is set for
+      class folders, which have no boxes.
   """
   root = pathlib.Path(where).expanduser()
   if not root.is_dir():
@@ -102,7 +103,7 @@ def _class_folders(where: str, base: pathlib.Path, config: ml_collections.Config
 
 
 def _read(where: str, root: pathlib.Path, split: str, crop_to_box: bool, seed: int) -> examples.Examples:
-  """A split in the layout of the official archives."""
+  """Reads a split in the layout of the official archives."""
   wanted = SPLITS[split]
   pictures = next((path for path in _nested(root, wanted.pictures) if path.is_dir()), None)
   names_file, annotations_file = _find(root, NAMES), _find(root, wanted.annotations)
@@ -143,18 +144,18 @@ def _find(root: pathlib.Path, name: str) -> pathlib.Path | None:
 
 
 def _mat(path: pathlib.Path, key: str) -> Any:
-  """A variable of a MATLAB file."""
+  """Reads a variable from a MATLAB file."""
   from scipy import io
 
   try:
     return io.loadmat(path, squeeze_me=True)[key]
-  except Exception as error:  # whatever scipy meets in a file that is none, such as a saved web page
+  except Exception as error:  # scipy raises many types for other files, such as a saved web page
     reason = f'it has no {key}' if isinstance(error, KeyError) else f'{type(error).__name__}: {error}'
     raise errors.InputError(f'{path} is not the file of the devkit ({reason}); fetch it again') from error
 
 
 def _annotations(path: pathlib.Path, classes: int) -> tuple[list[str], np.ndarray, np.ndarray]:
-  """File names, labels int32 [N] from 0, and boxes int [N, 4] as `Boxed` takes them."""
+  """Reads the file names, the labels, int32 [N] from 0, and the boxes, int [N, 4] in the form of `Boxed`."""
   table = np.atleast_1d(_mat(path, 'annotations'))
   fields = ('fname', 'class', 'bbox_y1', 'bbox_y2', 'bbox_x1', 'bbox_x2')
   absent = [name for name in fields if name not in (table.dtype.names or ())]
@@ -164,7 +165,7 @@ def _annotations(path: pathlib.Path, classes: int) -> tuple[list[str], np.ndarra
       f'the annotations in {path} hold {what}; those of the test split with labels are {SPLITS["test"].annotations}'
     )
   numbers = np.stack([table[name].astype(np.int64) for name in fields[1:]], axis=1)
-  labels = numbers[:, 0] - 1  # MATLAB counts from 1: classes, and the first row and column of a box
+  labels = numbers[:, 0] - 1  # MATLAB counts classes, rows and columns from 1
   if labels.min() < 0 or labels.max() >= classes:
     raise errors.InputError(f'{path} holds classes {labels.min() + 1} to {labels.max() + 1}; {NAMES} names {classes}')
   boxes = np.maximum(numbers[:, 1:] - [1, 0, 1, 0], 0)

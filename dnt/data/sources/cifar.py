@@ -1,4 +1,4 @@
-"""The official binary files of CIFAR-10 and CIFAR-100 (https://www.cs.toronto.edu/~kriz/cifar.html)."""
+"""Reads the official binary files of CIFAR-10 and CIFAR-100 (https://www.cs.toronto.edu/~kriz/cifar.html)."""
 
 import functools
 import pathlib
@@ -14,7 +14,7 @@ PIXELS = 3 * 32 * 32
 
 
 class _Format(NamedTuple):
-  """Where a set's files are and how a record is laid out: label bytes, then 3 x 32 x 32 pixels."""
+  """The files and record layout of a data set; a record has the label bytes, then 3 x 32 x 32 pixels."""
 
   folder: str
   files: dict[str, tuple[str, ...]]
@@ -38,20 +38,20 @@ FORMATS = (
     files={'train': ('train.bin',), 'test': ('test.bin',)},
     names='fine_label_names.txt',
     classes=100,
-    label_bytes=2,  # coarse, then fine
+    label_bytes=2,  # the coarse label, then the fine one
     records={'train': 50_000, 'test': 10_000},
   ),
 )
 
 
 def cifar_binary(where: str, config: ml_collections.ConfigDict, seed: int) -> examples.Splits:
-  """CIFAR-10, or CIFAR-100 with its fine labels, [32, 32, 3].
+  """Returns the splits of CIFAR-10, or of CIFAR-100 with its fine labels, [32, 32, 3].
 
   Args:
-    where: the folder of the binary files, or the one above it.
+    where: the folder of the binary files, or its parent folder.
 
   Raises:
-    errors.InputError: files are missing, or of another size than the official ones.
+    errors.InputError: files are missing, or their size differs from the official files.
   """
   del config, seed
   folder, form = _find(pathlib.Path(where).expanduser())
@@ -73,7 +73,7 @@ def cifar_binary(where: str, config: ml_collections.ConfigDict, seed: int) -> ex
 
 
 def _find(where: pathlib.Path) -> tuple[pathlib.Path, _Format]:
-  """The folder with the files and their format."""
+  """Finds the folder that holds the files, and their format."""
   found = []
   for form in FORMATS:
     for folder in (where, where / form.folder):
@@ -92,7 +92,7 @@ def _find(where: pathlib.Path) -> tuple[pathlib.Path, _Format]:
 
 
 def _read(path: pathlib.Path, form: _Format, records: int) -> tuple[np.ndarray, np.ndarray]:
-  """Labels uint8 [N] and pictures uint8 [N, 32, 32, 3] of one file."""
+  """Reads the labels, uint8 [N], and the images, uint8 [N, 32, 32, 3], of one file."""
   expected, size = records * (form.label_bytes + PIXELS), path.stat().st_size
   if size != expected:
     kind = 'truncated' if size < expected else 'not the official file'

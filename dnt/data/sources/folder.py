@@ -1,4 +1,4 @@
-"""Folders of pictures, a folder a class."""
+"""Image folders with one subfolder per class."""
 
 import dataclasses
 import functools
@@ -18,7 +18,7 @@ LAYOUT = 'train/<class>/<pictures> beside val/ or test/ of the same kind, or <cl
 
 @dataclasses.dataclass(frozen=True)
 class Files:
-  """Picture files and their labels, read one at a time."""
+  """Image files and their labels; reads one image at a time."""
 
   paths: tuple[str, ...]
   labels: np.ndarray
@@ -34,19 +34,20 @@ class Files:
 
 
 def folder(where: str, config: ml_collections.ConfigDict, seed: int) -> examples.Splits:
-  """Class folders of pictures, RGB, of any sizes; classes are sorted by name.
+  """Returns the splits of a folder of class folders: RGB images of any size, classes sorted by name.
 
-  With `train/` and `val/` or `test/` (or both) these are the splits. Otherwise `train` and `val` are drawn, class by
-  class, from the class folders in `train/` or in the folder itself. Within a split the order is a random one, so that a
-  slice holds every class.
+  If the folder has `train/` and also `val/`, `test/` or both, these are the splits. Otherwise it draws `train` and
+  `val` at random, class by class, from the class folders in `train/` or in the folder itself. Each split is in random
+  order, so that a slice holds every class.
 
   Args:
     where: the folder.
-    config: the `data` section of the config: `val_fraction`.
-    seed: of the drawn split and of the order.
+    config: the `data` section of the config; reads `val_fraction`.
+    seed: seed of the random split and of the order.
 
   Raises:
-    errors.InputError: no such folder or layout, a class without pictures, or one that training lacks.
+    errors.InputError: the folder does not exist or has another layout, a class has no images, or training lacks a class
+      of another split.
   """
   root = pathlib.Path(where).expanduser()
   if not root.is_dir():
@@ -75,7 +76,7 @@ def folder(where: str, config: ml_collections.ConfigDict, seed: int) -> examples
 
 
 def pictures(base: pathlib.Path) -> list[str]:
-  """Paths of the picture files in and below a folder, by their suffixes, sorted."""
+  """Lists the paths of all files in and below a folder that have an image suffix, sorted."""
   return sorted(
     str(path) for path in base.rglob('*') if path.suffix.lower() in SUFFIXES and not path.name.startswith('.')
   )
@@ -94,7 +95,7 @@ def _classes(base: pathlib.Path) -> tuple[str, ...]:
 
 
 def _list(base: pathlib.Path, names: tuple[str, ...]) -> tuple[list[str], np.ndarray]:
-  """Paths and labels of the pictures under the class folders of `base`, sorted; it may lack classes."""
+  """Lists paths and labels of the images in the class folders of `base`, sorted; `base` may lack classes."""
   folders = _folders(base)
   extra = [name for name in folders if name not in names]
   if extra:

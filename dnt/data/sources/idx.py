@@ -1,4 +1,4 @@
-"""IDX files: MNIST, Fashion-MNIST and their kin (format: the end of http://yann.lecun.com/exdb/mnist/)."""
+"""Reads IDX files: MNIST, Fashion-MNIST and similar sets (format: the end of http://yann.lecun.com/exdb/mnist/)."""
 
 import functools
 import gzip
@@ -13,19 +13,20 @@ from dnt import errors
 from dnt.data import examples
 
 FILES = {'train': 'train', 'test': 't10k'}
-UINT8 = 0x08  # the type code in the magic number; no such set uses another
+UINT8 = 0x08  # the type code in the magic number; all these sets use it
 
 
 def idx(where: str, config: ml_collections.ConfigDict, seed: int) -> examples.Splits:
-  """Gray pictures, [H, W, 1], from `train-` and `t10k-` `images-idx3-ubyte` and `labels-idx1-ubyte`, gzipped or not.
+  """Returns the splits of a folder of IDX files: gray images, [H, W, 1].
 
-  The files name no classes, so a class is named by its number.
+  The four files are `train-` and `t10k-`, each with `images-idx3-ubyte` and `labels-idx1-ubyte`, gzipped or not. They
+  contain no class names, so the name of a class is its number.
 
   Args:
     where: the folder with the four files.
 
   Raises:
-    errors.InputError: a file is missing, is no IDX file or has another size than its header says.
+    errors.InputError: a file is missing, is not an IDX file, or its size differs from its header.
   """
   del config, seed
   folder = pathlib.Path(where).expanduser()
@@ -59,7 +60,7 @@ def _find(folder: pathlib.Path, prefix: str, what: str, dimensions: int) -> path
 
 
 def _read(path: pathlib.Path, dimensions: int) -> np.ndarray:
-  """The uint8 array of an IDX file with that many dimensions."""
+  """Reads the uint8 array of an IDX file, which must have `dimensions` dimensions."""
   try:
     data = gzip.decompress(path.read_bytes()) if path.suffix == '.gz' else path.read_bytes()
   except (OSError, EOFError, zlib.error) as error:

@@ -1,4 +1,4 @@
-"""Where pictures come from: `config.data.source` to a split of examples."""
+"""Finds the source that `config.data.source` names and loads a split of it."""
 
 from collections.abc import Callable, Mapping
 
@@ -9,8 +9,8 @@ from dnt.data import examples, placement, splits
 from dnt.data.sources import builtin, cars, cifar, folder, idx, tfds
 
 FOLDER = '<dir>'
-# name -> (f(where, config.data, seed) -> splits, what follows the colon and is handed over as `where`). A folder may be
-# in config.data.dir instead.
+# name -> (f(where, config.data, seed) -> splits, placeholder for the text after the colon, which becomes `where`).
+# config.data.dir may name a folder instead.
 SOURCES: Mapping[str, tuple[Callable[..., examples.Splits], str]] = {
   'digits': (builtin.digits, ''),
   'synthetic': (builtin.synthetic, ''),
@@ -23,21 +23,22 @@ SOURCES: Mapping[str, tuple[Callable[..., examples.Splits], str]] = {
 
 
 def names() -> list[str]:
-  """The forms `config.data.source` can have."""
+  """Lists the valid forms of `config.data.source`."""
   return [f'{name}:{follows}' if follows else name for name, (_, follows) in SOURCES.items()]
 
 
 def load(config: ml_collections.ConfigDict, split: str, seed: int) -> examples.Examples:
-  """A split of the configured source; in memory when it is to live on the device.
+  """Loads a split of the configured source, into memory if it will live on the device.
 
   Args:
     config: the `data` section of the config.
-    split: a split's name, sliced as in TFDS (`'train[:98%]'`).
-    seed: of the splits that are drawn here (digits, folders without a val folder), of the order in which folders and
-      cars are listed, and of synthetic pictures.
+    split: the name of a split, with an optional slice as in TFDS (`'train[:98%]'`).
+    seed: seed of the random splits (digits, folders without a val folder), of the order of folders and cars, and of
+      synthetic images.
 
   Raises:
-    errors.InputError: unknown source or split, or files that are missing or damaged; says what was expected where.
+    errors.InputError: the source or split is unknown, or files are missing or damaged; the message names the expected
+      files and their place.
   """
   part = splits.parse(split)
   name, colon, where = config.source.partition(':')

@@ -1,4 +1,4 @@
-"""Any image classification set of TensorFlow Datasets, read from its array_record files without TensorFlow."""
+"""Reads any image classification set of TensorFlow Datasets from its array_record files, without TensorFlow."""
 
 import contextlib
 import dataclasses
@@ -20,23 +20,23 @@ from dnt import errors
 from dnt.data import examples
 from dnt.data.transforms import images
 
-BLOCK = 512  # records read at a time when a whole split is decoded
-SHOWN_FILES = 5  # files to place by hand that a message names
+BLOCK = 512  # records per read when a whole split is decoded
+SHOWN_FILES = 5  # most files to place by hand that a message names
 REQUIREMENTS = 'requirements-tfds.txt'
 
 
 @dataclasses.dataclass(frozen=True)
 class Records:
-  """Pictures and labels in array_record files, `start` to `stop` of a split.
+  """Images and labels in array_record files: the records from `start` to `stop` of a split.
 
   Attributes:
-    source: random access to the serialized `tf.train.Example`s; can be sent to worker processes.
-    name: of set and split, for messages.
-    image: feature of the encoded picture.
-    label: feature of the label.
+    source: random access to the serialized `tf.train.Example`s; picklable, for worker processes.
+    name: name of data set and split, for messages.
+    image: name of the feature with the encoded image.
+    label: name of the feature with the label.
     channels: 1 or 3.
-    start: first record.
-    stop: one past the last.
+    start: index of the first record.
+    stop: one past the last record.
   """
 
   source: Any
@@ -59,7 +59,7 @@ class Records:
     return dataclasses.replace(self, start=self.start + start, stop=self.start + stop)
 
   def decode_all(self, shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """All pictures, uint8 [N, *shape], and labels, int32 [N]."""
+    """Decodes all images, uint8 [N, *shape], and labels, int32 [N]."""
     pictures, labels = np.empty((len(self), *shape), np.uint8), np.empty(len(self), np.int32)
 
     def fill(start):
@@ -92,14 +92,15 @@ class Records:
 
 
 def tfds(where: str, config: ml_collections.ConfigDict, seed: int) -> examples.Splits:
-  """The splits of a TFDS set, which is prepared first if it is not.
+  """Returns the splits of a TFDS set, and prepares the set first if necessary.
 
   Args:
-    where: the set's name as TFDS writes it, with config and version if need be (`'cifar10'`, `'imagenette/160px'`).
-    config: the `data` section of the config: `dir`, where prepared sets are.
+    where: the set's name in TFDS, with config and version if necessary (`'cifar10'`, `'imagenette/160px'`).
+    config: the `data` section of the config; reads `dir`, the folder of prepared sets.
 
   Raises:
-    errors.InputError: no such set, no image classification set, or it cannot be prepared; says what to do.
+    errors.InputError: the set does not exist, is not for image classification, or cannot be prepared; the message
+      explains what to do.
   """
   del seed
   import tensorflow_datasets
@@ -109,7 +110,7 @@ def tfds(where: str, config: ml_collections.ConfigDict, seed: int) -> examples.S
   image, label, shape = _features(builder)
   if not builder.is_prepared():
     _prepare(builder, root)
-    builder = _builder(where, root)  # the first one does not see what another process prepared
+    builder = _builder(where, root)  # the first one does not see files that another process prepared
   feature = builder.info.features[label]
   names = tuple(feature.names or map(str, range(feature.num_classes)))
 
@@ -144,12 +145,12 @@ def _builder(where: str, root: pathlib.Path) -> Any:
 
 
 def _line(text: str) -> str:
-  """TFDS writes paragraphs; a message is one line."""
+  """Joins the paragraphs of a TFDS message into one line."""
   return ' '.join(text.split())
 
 
 def _features(builder: Any) -> tuple[str, str, examples.Shape]:
-  """Names of the picture and the label feature, and the pictures' (H, W, C)."""
+  """Returns the names of the image and the label feature, and (H, W, C) of the images."""
   from tensorflow_datasets import features
 
   known = builder.info.features
@@ -175,7 +176,7 @@ def _features(builder: Any) -> tuple[str, str, examples.Shape]:
 
 @contextlib.contextmanager
 def _locked(path: pathlib.Path) -> Iterator[None]:
-  """Lets one process of this machine in at a time."""
+  """Locks a file, so that only one process of this machine runs the body at a time."""
   path.parent.mkdir(parents=True, exist_ok=True)
   with path.open('w') as file:
     fcntl.flock(file, fcntl.LOCK_EX)
@@ -183,7 +184,7 @@ def _locked(path: pathlib.Path) -> Iterator[None]:
 
 
 def _prepare(builder: Any, root: pathlib.Path) -> None:
-  """Downloads and writes the set as array_record files, once."""
+  """Downloads the set and writes it as array_record files, once."""
   name = builder.info.full_name
   if importlib.util.find_spec('tensorflow') is None:
     raise errors.InputError(
@@ -194,7 +195,7 @@ def _prepare(builder: Any, root: pathlib.Path) -> None:
 
   download = tensorflow_datasets.download
   with _locked(root / f'.{name.replace("/", "-")}.lock'):
-    if builder.is_prepared():  # by the process that held the lock
+    if builder.is_prepared():  # the process that held the lock before has prepared it
       return
     manual = root / 'downloads' / 'manual'
     logging.warning('Preparing tfds:%s in %s, once. %s', name, root, _line(_by_hand(builder, manual)))
@@ -213,7 +214,7 @@ def _prepare(builder: Any, root: pathlib.Path) -> None:
 
 
 def _by_hand(builder: Any, manual: pathlib.Path) -> str:
-  """What to place where when TFDS cannot fetch it."""
+  """Returns the part of a message that lists which files to place where if TFDS cannot download them."""
   if builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
     return f'TFDS cannot fetch it; place by hand in {manual}: {builder.MANUAL_DOWNLOAD_INSTRUCTIONS}'
   wanted = [f'{info.filename} from {url}' for url, info in (builder.url_infos or {}).items() if info.filename]

@@ -1,7 +1,7 @@
-"""What is done to pictures inside the jitted step: random crops and flips, normalization, erasing, mixing.
+"""Augments and normalizes images inside the jitted step: random crops and flips, normalization, erasing, mixing.
 
-Every draw is a function of (key, epoch, position in the epoch), example by example: the same picture comes out whatever
-the batch size, the devices and the number of processes. (`mixing` alone draws once a batch.)
+Every draw is a function of (key, epoch, position in the epoch), separately for each example. The result for an image is
+therefore the same for any batch size, devices and number of processes. (Only `mixing` draws once per batch.)
 """
 
 import math
@@ -15,16 +15,16 @@ from jax.extend import random
 
 from dnt.data.transforms import mixing
 
-# Random erasing (Zhong et al. 2020), by torchvision's defaults: share of the area, and ratio of height to width.
+# Random erasing (Zhong et al. 2020), torchvision's defaults: fraction of the area, and ratio of height to width.
 ERASED_AREA, ERASED_RATIO = (0.02, 0.33), (0.3, 3.3)
 TRIES = 10
-ERASING = 0xFFFFFFFF  # folded into the key, beyond every position
+ERASING = 0xFFFFFFFF  # folded into the key; larger than any position
 
 
 def _draws(key: jax.Array, epoch: jax.Array, position: jax.Array, blocks: int = 1) -> jax.Array:
-  """Random bits, uint32 [2, blocks, B]: blocks of Threefry at the counters (epoch x blocks + block, position).
+  """Returns random bits, uint32 [2, blocks, B]: Threefry at the counters (epoch x blocks + block, position).
 
-  `fold_in` twice and `bits` would be three calls, each a loop to compile: half a second at the start of a run.
+  Two calls of `fold_in` and one of `bits` would compile three loops, which adds half a second to the start of a run.
   """
   major = epoch.astype(jnp.uint32)[None] * blocks + jnp.arange(blocks, dtype=jnp.uint32)[:, None]
   minor = jnp.broadcast_to(position.astype(jnp.uint32), major.shape)
@@ -33,19 +33,19 @@ def _draws(key: jax.Array, epoch: jax.Array, position: jax.Array, blocks: int = 
 
 
 def _uniform(bits: jax.Array, low: float, high: float) -> jax.Array:
-  """float32 in [low, high) from random uint32."""
+  """Maps random uint32 bits to float32 in [low, high)."""
   return low + (high - low) * (bits >> 8).astype(jnp.float32) / 2**24
 
 
 def crop_and_flip(images: jax.Array, top: jax.Array, left: jax.Array, flip: jax.Array, padding: int) -> jax.Array:
-  """Crops zero-padded pictures to their own size and mirrors some.
+  """Crops zero-padded images to their original size and flips some of them.
 
   Args:
     images: [B, H, W, C], any dtype.
-    top: int [B], first row of the crop in the padded picture, 0 to 2 x padding.
-    left: int [B], its first column.
-    flip: bool [B], mirror left to right (after the crop).
-    padding: pixels of zeros on each side.
+    top: int [B], first row of the crop in the padded image, 0 to 2 x padding.
+    left: int [B], first column of the crop, in the same range.
+    flip: bool [B], whether to flip left to right (after the crop).
+    padding: number of zero pixels on each side.
   """
   height, width = images.shape[1:3]
   padded = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
@@ -60,38 +60,38 @@ def crop_and_flip(images: jax.Array, top: jax.Array, left: jax.Array, flip: jax.
 def augment(
   config: ml_collections.ConfigDict, images: jax.Array, key: jax.Array, epoch: jax.Array, position: jax.Array
 ) -> jax.Array:
-  """The part of the augmentation that runs on the device.
+  """Applies the part of the augmentation that runs on the device.
 
   Args:
-    config: the `data` section of the config: `augment`, `crop_padding`, `flip`.
+    config: the `data` section of the config; reads `augment`, `crop_padding` and `flip`.
     images: [B, H, W, C], any dtype.
     key: Threefry key of the run's augmentation.
     epoch: int32 [B].
-    position: int32 [B], in the order of the epoch.
+    position: int32 [B], position in the order of the epoch.
   """
   if config.augment == 'none':
     return images
   (place,), (side,) = _draws(key, epoch, position)
   flip = (side >> 31 == 1) & config.flip
-  if config.augment == 'resized_crop_flip':  # the crop was drawn on the host
+  if config.augment == 'resized_crop_flip':  # the host has made the crop
     return jnp.where(flip[:, None, None, None], images[:, :, ::-1], images)
-  # 16 bits for each offset: 2^16 draws over at most some tens of places are even to a thousandth.
+  # 16 bits for each offset: with at most some tens of offsets, their probabilities are equal to within a thousandth.
   top, left = (bits % (2 * config.crop_padding + 1) for bits in (place >> 16, place & 0xFFFF))
   return crop_and_flip(images, top.astype(jnp.int32), left.astype(jnp.int32), flip, config.crop_padding)
 
 
 def erase(images: jax.Array, key: jax.Array, epoch: jax.Array, position: jax.Array, chance: float) -> jax.Array:
-  """Sets a random box of some pictures to zero, the mean once they are normalized (Zhong et al. 2020).
+  """Sets a random box of some images to zero, which is the mean of normalized images (Zhong et al. 2020).
 
-  As torchvision's RandomErasing: the area is uniform in `ERASED_AREA` of the picture's, the ratio log-uniform in
-  `ERASED_RATIO`; of `TRIES` boxes the first that is smaller than the picture both ways is taken, else none.
+  As in torchvision's RandomErasing, the fraction of the area is uniform in `ERASED_AREA` and the ratio is log-uniform
+  in `ERASED_RATIO`. The first of `TRIES` boxes that is smaller than the image in height and width is erased, if any.
 
   Args:
     images: [B, H, W, C], any float type.
     key: Threefry key of the run's augmentation.
     epoch: int32 [B].
-    position: int32 [B], in the order of the epoch.
-    chance: share of the pictures.
+    position: int32 [B], position in the order of the epoch.
+    chance: probability that an image is erased.
   """
   height, width = images.shape[1:3]
   first, second = _draws(jax.random.fold_in(key, ERASING), epoch, position, TRIES + 2)
@@ -108,13 +108,13 @@ def erase(images: jax.Array, key: jax.Array, epoch: jax.Array, position: jax.Arr
 
 
 def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float], dtype: jnp.dtype) -> jax.Array:
-  """(image / 255 - mean) / std, computed in float32.
+  """Returns (image / 255 - mean) / std, computed in float32.
 
   Args:
     images: uint8 [B, H, W, C].
-    mean: per channel, in [0, 1].
-    std: per channel, in [0, 1].
-    dtype: of the result.
+    mean: mean per channel, in [0, 1].
+    std: standard deviation per channel, in [0, 1].
+    dtype: dtype of the result.
   """
   mean, std = (jnp.asarray(value, jnp.float32).reshape(1, 1, 1, -1) for value in (mean, std))
   return ((images.astype(jnp.float32) / 255 - mean) / std).astype(dtype)
@@ -123,10 +123,10 @@ def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float], dt
 def make_preprocess(
   config: ml_collections.ConfigDict, mean: Sequence[float], std: Sequence[float], dtype: jnp.dtype
 ) -> Callable[[Mapping[str, Any], jax.Array | None], jax.Array]:
-  """What a step does to a batch's pictures: `(batch, key) -> images`.
+  """Returns `(batch, key) -> images`, which a step applies to the images of its batch.
 
-  The batch holds `image` uint8 [B, H, W, C]; when the key is not None also `epoch` and `position`, int32 [B], and what
-  `mixing` adds. Without a key (evaluation) nothing is drawn.
+  The batch holds `image`, uint8 [B, H, W, C]. If the key is not None, it also holds `epoch` and `position`, int32 [B],
+  and the entries that `mixing` adds. If the key is None (evaluation), there is no random draw.
   """
 
   def preprocess(batch, key):
@@ -144,5 +144,5 @@ def make_preprocess(
 
 
 def make_passing(dtype: jnp.dtype) -> Callable[[Mapping[str, jax.Array], jax.Array | None], jax.Array]:
-  """In place of `make_preprocess` where `image` holds features, which have been through it."""
+  """Replaces `make_preprocess` when `image` holds features, which were computed from preprocessed images."""
   return lambda batch, key: batch['image'].astype(dtype)

@@ -1,8 +1,8 @@
-"""Pictures on the host: decoding, and the geometry that ends in one size, on Pillow's images of mode L or RGB.
+"""Decodes, crops and resizes images on the host, as Pillow images of mode L or RGB.
 
-A transform is `f(image, generator, ...) -> image`: every random draw comes from the NumPy generator it is handed.
-Resizing is done by Pillow's filters, as torchvision's: they average when they shrink. A picture stays Pillow's from its
-file to its final size: the copies into arrays and back made reading photographs a fifth slower.
+A transform is `f(image, generator, ...) -> image`; it takes every random draw from the NumPy generator it receives.
+Pillow's filters resize the images, as in torchvision: they average when they shrink. An image stays a Pillow image from
+its file to its final size, because copies into arrays and back made reading photographs a fifth slower.
 """
 
 import io
@@ -14,23 +14,24 @@ import numpy as np
 
 from dnt import errors
 
-RATIOS = (3 / 4, 4 / 3)  # of width to height, that a random crop may have
+RATIOS = (3 / 4, 4 / 3)  # range of width / height of a random crop
 TRIES = 10
 
 
 def decode(source: Any, name: str, channels: int = 3) -> Any:
-  """Reads an encoded picture, as mode RGB; with 1 channel, as L.
+  """Decodes an image to mode RGB, or to mode L if `channels` is 1.
 
-  Of 16 bits a channel the upper 8 are kept. CMYK and palettes are converted as Pillow does; what is transparent shows
-  the colour stored under it, and the orientation in EXIF is not applied: both as torchvision's and timm's loaders.
+  It keeps the upper 8 bits of a 16-bit channel. Pillow converts CMYK and palettes. Transparent pixels show the colour
+  stored under them, and the EXIF orientation is ignored, as in the loaders of torchvision and timm.
 
   Args:
     source: a path, or the bytes of the file.
-    name: what to call it in a message.
-    channels: 3 (gray ones get three equal channels), or 1 for gray.
+    name: name of the image in error messages.
+    channels: 3 (a gray image gets three equal channels), or 1 for gray.
 
   Raises:
-    errors.InputError: it is empty, truncated, damaged, no picture, or holds floats or more than 16 bits a channel.
+    errors.InputError: the file is empty, truncated, damaged or no image, or it holds floats or more than 16 bits per
+      channel.
   """
   from PIL import Image
 
@@ -56,7 +57,7 @@ def decode(source: Any, name: str, channels: int = 3) -> Any:
 
 
 def _upper_bits(image: Any, name: str) -> Any:
-  """The upper 8 of the 16 bits of a gray picture (modes I and I;16), as mode L."""
+  """Returns the upper 8 bits of a 16-bit gray image (modes I and I;16), as mode L."""
   from PIL import Image
 
   values = np.asarray(image)
@@ -66,23 +67,23 @@ def _upper_bits(image: Any, name: str) -> Any:
 
 
 def from_array(picture: np.ndarray) -> Any:
-  """An image of mode L or RGB from uint8 [h, w, C], C of 1 or 3."""
+  """Converts uint8 [h, w, C], C = 1 or 3, to an image of mode L or RGB."""
   from PIL import Image
 
   return Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture)
 
 
 def to_array(image: Any) -> np.ndarray:
-  """uint8 [h, w, C] from an image of mode L or RGB, C of 1 or 3."""
+  """Converts an image of mode L or RGB to uint8 [h, w, C], C = 1 or 3."""
   array = np.asarray(image)
   return array[..., None] if array.ndim == 2 else array
 
 
 def resize(image: Any, size: tuple[int, int], interpolation: str = 'bilinear') -> Any:
-  """Resizes to (height, width), whatever that does to the proportions.
+  """Resizes an image to (height, width) without keeping its aspect ratio.
 
   Args:
-    image: of mode L or RGB.
+    image: image of mode L or RGB.
     size: (height, width).
     interpolation: 'bilinear' or 'bicubic'.
   """
@@ -100,16 +101,16 @@ def _crop(image: Any, top: int, left: int, height: int, width: int) -> Any:
 def squash(
   image: Any, generator: np.random.Generator | None, size: tuple[int, int], interpolation: str = 'bilinear'
 ) -> Any:
-  """The whole picture at (height, width); draws nothing."""
+  """Resizes the whole image to (height, width); makes no random draw."""
   del generator
   return resize(image, size, interpolation)
 
 
 def crop_box(height: int, width: int, generator: np.random.Generator, min_area: float) -> tuple[int, int, int, int]:
-  """The (top, left, height, width) of a random crop, as torchvision's RandomResizedCrop.get_params.
+  """Returns the (top, left, height, width) of a random crop, as torchvision's RandomResizedCrop.get_params does.
 
-  The area is uniform in [min_area, 1] of the picture's, the ratio log-uniform in `RATIOS`; after `TRIES` boxes that
-  do not fit, the largest centered box with a ratio in `RATIOS`.
+  The fraction of the image's area is uniform in [min_area, 1], and the aspect ratio is log-uniform in `RATIOS`. After
+  `TRIES` boxes that do not fit, it returns the largest centered box with a ratio in `RATIOS`.
   """
   for _ in range(TRIES):
     area = height * width * generator.uniform(min_area, 1)
@@ -132,7 +133,7 @@ def random_resized_crop(
   min_area: float,
   interpolation: str = 'bilinear',
 ) -> Any:
-  """A random part of the picture at (height, width) (Szegedy et al. 2014; see `crop_box`)."""
+  """Resizes a random crop of the image to (height, width) (Szegedy et al. 2014; see `crop_box`)."""
   return resize(_crop(image, *crop_box(image.height, image.width, generator, min_area)), size, interpolation)
 
 
@@ -143,10 +144,10 @@ def resize_center_crop(
   share: float,
   interpolation: str = 'bilinear',
 ) -> Any:
-  """The center of the picture at (height, width); draws nothing.
+  """Returns the center of the image at (height, width); makes no random draw.
 
-  The picture is first resized, in its proportions, so that `size` is `share` of it along the side that fits least: for
-  a square size this is torchvision's Resize(size / share) and CenterCrop(size).
+  It first resizes the image, keeping its aspect ratio, to the smallest size whose height and width are both at least
+  `size / share`. For a square size this equals torchvision's Resize(size / share) and CenterCrop(size).
   """
   del generator
   width, height = image.size

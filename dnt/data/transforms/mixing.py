@@ -1,8 +1,8 @@
 """Mixup (Zhang et al. 2018) and CutMix (Yun et al. 2019) inside the jitted step.
 
-Each example is mixed with the one before it in the batch, the first with the last, as by torchvision. How is drawn once
-a step. Partners are found in the whole batch, before it is cut into micro-batches: what is mixed with what depends
-neither on `train.accumulate` nor on the devices.
+As in torchvision, each example is mixed with the previous one of the batch, and the first with the last. The mixing
+parameters are drawn once per step. Partners come from the whole batch, before it is split into micro-batches, so the
+pairs depend neither on `train.accumulate` nor on the devices.
 """
 
 from collections.abc import Callable
@@ -17,12 +17,12 @@ Batch = dict[str, Any]
 
 
 class Mixed(NamedTuple):
-  """Labels of examples that are mixtures of two (mixup, CutMix).
+  """Labels of examples that are each a mixture of two (mixup, CutMix).
 
   Attributes:
-    first: int32 [B].
-    second: int32 [B].
-    share: float32 [B], of the first; the rest is the second's.
+    first: int32 [B], labels of the first example of each pair.
+    second: int32 [B], labels of the second.
+    share: float32 [B], weight of the first label; the second has weight 1 - share.
   """
 
   first: jax.Array
@@ -30,22 +30,22 @@ class Mixed(NamedTuple):
   share: jax.Array
 
 
-Labels = jax.Array | Mixed  # int32 [B], or two a row
+Labels = jax.Array | Mixed  # int32 [B], or two labels per example
 
 
 def by_share(of: Callable[[jax.Array], jax.Array], labels: Labels) -> jax.Array:
-  """`of(labels)`, float32 [B]; of mixed ones its mean over both, by their shares."""
+  """Returns `of(labels)`, float32 [B]; for mixed labels the mean of `of` over both labels, weighted by `share`."""
   if not isinstance(labels, Mixed):
     return of(labels)
   return labels.share * of(labels.first) + (1 - labels.share) * of(labels.second)
 
 
 class Recipe(NamedTuple):
-  """How pictures are mixed, a row an example (all alike), so that it is cut into micro-batches with the batch.
+  """How images are mixed: one row per example, all rows equal, so that it splits into micro-batches with the batch.
 
   Attributes:
-    share: float32 [B], of the example's own pixels outside the box.
-    box: int32 [B, 4], (top, bottom, left, right) of what is the partner's alone.
+    share: float32 [B], weight of the example's own pixels outside the box.
+    box: int32 [B, 4], (top, bottom, left, right) of the box that is filled with the partner's pixels.
   """
 
   share: jax.Array
@@ -55,19 +55,19 @@ class Recipe(NamedTuple):
 def draw(
   mixup: float, cutmix: float, key: jax.Array, height: int, width: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Draws a mixture.
+  """Draws the parameters of a mixture.
 
   Args:
-    mixup: alpha of Beta(alpha, alpha), of which the share is drawn; 0: no mixup.
-    cutmix: the same of CutMix. With both on, each is taken half of the time, as by timm.
-    key: of this draw.
-    height: of the pictures.
-    width: of the pictures.
+    mixup: alpha of the Beta(alpha, alpha) that mixup draws lambda from; 0 turns mixup off.
+    cutmix: the same alpha for CutMix. If both are on, each is used with probability 1/2, as in timm.
+    key: random key of this draw.
+    height: height of the images.
+    width: width of the images.
 
   Returns:
-    float32 share of the label, float32 share of the pixels outside the box, int32 [4] the box (see `Recipe`). The box
-    is drawn to cover 1 - lambda of a picture, and the part of it that lies beyond the edges is lost; the label's share
-    is that of the pixels.
+    The float32 weight of the label, the float32 weight of the pixels outside the box, and the int32 [4] box (see
+    `Recipe`). The box is drawn to cover 1 - lambda of an image and is then clipped to the image. The label's weight is
+    the example's weight averaged over all pixels.
   """
   switch, quantile, *place = jax.random.bits(key, (4,), jnp.uint32)
   cut = switch >> 31 == 1 if mixup and cutmix else bool(cutmix)
@@ -83,9 +83,9 @@ def draw(
 
 
 def _beta(alpha: float, bits: jax.Array) -> jax.Array:
-  """One of 4096 equally likely quantiles of Beta(alpha, alpha), by random uint32 bits; 1 when alpha is 0.
+  """Draws one of 4096 equally likely quantiles of Beta(alpha, alpha) from random uint32 bits; 1 if alpha is 0.
 
-  `jax.random.beta` draws it by rejection: two loops that take 1.5 s to compile, in each program with a train step.
+  `jax.random.beta` uses rejection sampling: its two loops take 1.5 s to compile in each program with a train step.
   """
   if not alpha:
     return jnp.float32(1)
@@ -96,12 +96,12 @@ def _beta(alpha: float, bits: jax.Array) -> jax.Array:
 
 
 def mix(images: jax.Array, partners: jax.Array, recipe: Recipe) -> jax.Array:
-  """Mixes pictures by a recipe.
+  """Mixes images with their partners by a recipe.
 
   Args:
-    images: [B, H, W, C], any float type; mixed in float32.
-    partners: of the same shape.
-    recipe: how.
+    images: [B, H, W, C], any float type; the mixing is computed in float32.
+    partners: images of the same shape.
+    recipe: weights and boxes of the mixture.
   """
   inside = in_box(*recipe.box.T, *images.shape[1:3])
   own = jnp.where(inside, 0.0, recipe.share[:, None, None])[..., None]
@@ -109,7 +109,7 @@ def mix(images: jax.Array, partners: jax.Array, recipe: Recipe) -> jax.Array:
 
 
 def in_box(top: jax.Array, bottom: jax.Array, left: jax.Array, right: jax.Array, height: int, width: int) -> jax.Array:
-  """Which pixels lie in a box, bool [B, height, width]; bounds int [B], `bottom` and `right` excluded."""
+  """Marks the pixels inside a box, bool [B, height, width]; bounds are int [B], `bottom` and `right` exclusive."""
 
   def between(low, high, side):
     at = jnp.arange(side)[None]
@@ -119,10 +119,10 @@ def in_box(top: jax.Array, bottom: jax.Array, left: jax.Array, right: jax.Array,
 
 
 def make(config: ml_collections.ConfigDict) -> Callable[[Batch, jax.Array], Batch]:
-  """`(batch, key) -> batch` with what its examples are mixed with, as `mixup` and `cutmix` of `data` ask for.
+  """Returns `(batch, key) -> batch`, which pairs the examples for the `mixup` and `cutmix` of the `data` section.
 
-  The new batch has `partner`, the batch moved on by one, `recipe`, by which the pictures are mixed once they are
-  augmented, and a `Mixed` as its `label`. Without mixing it is the old one.
+  The new batch has `partner`, the batch rolled by one example; `recipe`, which mixes the images after augmentation;
+  and a `Mixed` as its `label`. If both options are 0, the batch is returned unchanged.
   """
 
   def pair(batch, key):

@@ -1,11 +1,12 @@
 """RandAugment (Cubuk et al. 2020) and TrivialAugment (Müller and Hutter 2021), on the host, with Pillow.
 
-Operations, magnitudes and draws are those of torchvision's `RandAugment` and `TrivialAugmentWide` on Pillow pictures:
-nearest neighbour, black where nothing is, 31 magnitudes. Images are of mode L or RGB.
+Operations, magnitudes and draws match torchvision's `RandAugment` and `TrivialAugmentWide` on Pillow images: nearest
+neighbour interpolation, black for uncovered pixels, 31 magnitudes. Images have mode L or RGB.
 
-They come after the resize, and before the flip (and, for small pictures, the padded crop) on the device: the order of
-AutoAugment's own CIFAR code. Mirrored before or after is the same but for ShearY, since signed operations draw either
-sign alike; ShearY holds the left edge still, and of a picture that is then mirrored the right one.
+A policy runs after the resize and before the flip (and, for small images, the padded crop) on the device. AutoAugment's
+own CIFAR code has the same order. Flipping before or after the policy gives the same distribution, because both signs
+of an operation are equally likely. Only ShearY differs: it keeps the left edge fixed, which a later flip makes the
+right one.
 """
 
 import functools
@@ -38,14 +39,14 @@ BINS = 31
 def _strongest(
   shear: float, translate: tuple[float, float], rotate: float, enhance: float, posterize: int
 ) -> dict[str, float]:
-  """By operation, the magnitude of the last bin; that of the first is 0 for all.
+  """Returns the magnitude of the last bin for each operation; the first bin is 0 for all.
 
   Args:
-    shear: pixels to the side a pixel.
-    translate: pixels right and down.
+    shear: sideways shift in pixels per pixel.
+    translate: shift in pixels, (right, down).
     rotate: degrees.
     enhance: distance from 1 of the factor of Brightness, Color, Contrast and Sharpness.
-    posterize: bits that are dropped.
+    posterize: number of bits to drop.
   """
   enhancing = dict.fromkeys(('Brightness', 'Color', 'Contrast', 'Sharpness'), enhance)
   moving = {'TranslateX': translate[0], 'TranslateY': translate[1], 'Rotate': rotate}
@@ -54,12 +55,12 @@ def _strongest(
 
 
 def operate(image: Any, operation: str, magnitude: float) -> Any:
-  """One operation on a Pillow picture, mode L or RGB.
+  """Applies one operation to a Pillow image of mode L or RGB.
 
   Args:
-    image: the picture.
-    operation: of `OPERATIONS`.
-    magnitude: how much of it, as `_strongest` measures it; of either sign for those in `SIGNED`.
+    image: the image.
+    operation: one of `OPERATIONS`.
+    magnitude: strength, in the units of `_strongest`; may be negative for operations in `SIGNED`.
   """
   from PIL import Image, ImageEnhance, ImageOps
 
@@ -93,7 +94,7 @@ def operate(image: Any, operation: str, magnitude: float) -> Any:
 
 
 def _operate_at_random(image: Any, generator: np.random.Generator, strongest: dict[str, float], level: int) -> Any:
-  """An operation drawn from all, at a level from 0 to `BINS` - 1 and with a drawn sign where it has one."""
+  """Applies a random operation at a level from 0 to `BINS` - 1, with a random sign if it is in `SIGNED`."""
   operation = OPERATIONS[generator.integers(len(OPERATIONS))]
   negative = bool(generator.integers(2)) and operation in SIGNED
   magnitude = strongest[operation] * level / (BINS - 1)
@@ -101,16 +102,16 @@ def _operate_at_random(image: Any, generator: np.random.Generator, strongest: di
 
 
 def rand_augment(image: Any, generator: np.random.Generator, ops: int, magnitude: int) -> Any:
-  """Some operations one after another, each drawn from all fourteen, all at one magnitude.
+  """Applies several operations in sequence, each drawn from all fourteen, all at the same magnitude.
 
   Args:
-    image: of mode L or RGB.
-    generator: of the draws.
-    ops: how many (N of the paper).
-    magnitude: 0 to 30 (M of the paper).
+    image: image of mode L or RGB.
+    generator: source of the random draws.
+    ops: number of operations (N in the paper).
+    magnitude: 0 to 30 (M in the paper).
   """
   width, height = image.size
-  share = 150 / 331  # of the side: AutoAugment's 150 pixels of a picture of 331
+  share = 150 / 331  # fraction of the side: AutoAugment shifts a 331-pixel image by 150
   strongest = _strongest(shear=0.3, translate=(share * width, share * height), rotate=30, enhance=0.9, posterize=4)
   for _ in range(ops):
     image = _operate_at_random(image, generator, strongest, magnitude)
@@ -118,11 +119,11 @@ def rand_augment(image: Any, generator: np.random.Generator, ops: int, magnitude
 
 
 def trivial_augment(image: Any, generator: np.random.Generator) -> Any:
-  """One operation drawn from all fourteen, at a drawn magnitude from a wide range.
+  """Applies one operation drawn from all fourteen, at a magnitude drawn from a wide range.
 
   Args:
-    image: of mode L or RGB.
-    generator: of the draws.
+    image: image of mode L or RGB.
+    generator: source of the random draws.
   """
   level = int(generator.integers(BINS))
   strongest = _strongest(shear=0.99, translate=(32, 32), rotate=135, enhance=0.99, posterize=6)
@@ -130,7 +131,7 @@ def trivial_augment(image: Any, generator: np.random.Generator) -> Any:
 
 
 def make(config: ml_collections.ConfigDict) -> Callable[[Any, np.random.Generator], Any] | None:
-  """`(image, generator) -> image`, the policy of a config's `data`; None where it has none. Workers are sent it."""
+  """Returns the policy of a `data` section, a picklable `(image, generator) -> image`, or None if it has none."""
   if config.policy == 'rand_augment':
     return functools.partial(rand_augment, ops=config.rand_augment_ops, magnitude=config.rand_augment_magnitude)
   return trivial_augment if config.policy == 'trivial_augment' else None
