@@ -58,7 +58,7 @@ def release_programs():
   """Frees what was compiled once it is near a GB: jax keeps every program for as long as a worker lives."""
   yield
   statistics = pathlib.Path('/proc/self/statm')
-  if not statistics.exists() or int(statistics.read_text().split()[1]) * resource.getpagesize() < 0.9 * 2**30:
+  if not statistics.exists() or int(statistics.read_text().split()[1]) * resource.getpagesize() < 0.75 * 2**30:
     return
   if 'jax' in sys.modules:
     sys.modules['jax'].clear_caches()
