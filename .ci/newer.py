@@ -4,14 +4,18 @@ import json
 import pathlib
 import sys
 
+
+def normalize(name):
+  return name.lower().replace('_', '-')
+
+
 lines = pathlib.Path(sys.argv[1]).read_text().splitlines()
-tested = dict(line.split('==') for line in lines if '==' in line)
+tested = {normalize(name): version for name, _, version in (line.partition('==') for line in lines) if version}
 report = json.load(sys.stdin)
 found = {package['metadata']['name']: package['metadata']['version'] for package in report['install']}
-names = {name.lower().replace('_', '-'): version for name, version in tested.items()}
 newer = [
-  f'  {name} {version} (tested: {names.get(name.lower().replace("_", "-"), "not at all")})'
+  f'  {name} {version} (tested: {tested.get(normalize(name), "not at all")})'
   for name, version in sorted(found.items())
-  if names.get(name.lower().replace('_', '-')) != version
+  if tested.get(normalize(name)) != version
 ]
 print('\n'.join(newer) or '  none')

@@ -186,7 +186,6 @@ def parse(program: Program, argv: Sequence[str]) -> flags.FlagValues:
     errors.InputError: a flag, key or value is not valid, or the config file cannot be read.
   """
   argv = list(argv)
-  flags.FLAGS.mark_as_parsed()  # grain checks whether absl's own flags are parsed
   if not program.kinds:
     return _parse_flags(program, argv)
   known = _options(program.kinds)

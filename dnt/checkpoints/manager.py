@@ -81,11 +81,13 @@ class Checkpoints:
   @property
   def latest_step(self) -> int | None:
     """The newest step on disk or being written, or None if there is none."""
-    return max(self._all_steps(), default=None)
+    return max(self.steps(), default=None)
 
   def steps(self) -> list[int]:
     """Lists the steps on disk or being written, in ascending order."""
-    return self._all_steps()
+    if '_manager' in self.__dict__:
+      return sorted(self._manager.all_steps())
+    return multihost.broadcast_from_lead(format.steps_in(self._directory))
 
   def save(self, step: int, state: Any, meta: Mapping[str, Any], metric: float | None = None) -> bool:
     """Starts to write a checkpoint; returns once the state is copied, so that its buffers may be donated.
@@ -105,7 +107,7 @@ class Checkpoints:
     """
     import orbax.checkpoint as ocp
 
-    if step in self._all_steps():
+    if step in self.steps():
       return False
     leaves = format.flatten(state)
     self._check_room(leaves)
@@ -136,7 +138,7 @@ class Checkpoints:
       errors.InputError: the checkpoint belongs to another network or optimizer, or all checkpoints are damaged; in both
         cases nothing on disk changes.
     """
-    if not self._all_steps():
+    if not self.steps():
       return None
     found, damaged = _newest_good(self._directory, _reader(abstract_states))
     for step, reason in damaged:
@@ -159,11 +161,6 @@ class Checkpoints:
     """Waits like `wait` and ends the writer threads."""
     if '_manager' in self.__dict__:
       self._write(self._manager.close)
-
-  def _all_steps(self) -> list[int]:
-    if '_manager' in self.__dict__:
-      return sorted(self._manager.all_steps())
-    return multihost.broadcast_from_lead(format.steps_in(self._directory))
 
   def _best_of(self, steps: Sequence[int]) -> int | None:
     best = None
