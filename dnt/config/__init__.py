@@ -1,5 +1,6 @@
 """The schema of configs: every option, its default and its check."""
 
+from dnt.config.durations import duration, period
 from dnt.config.schema import (
   ACTIVATIONS,
   INITIALIZERS,
@@ -11,10 +12,8 @@ from dnt.config.schema import (
   SPLIT_FIGURES,
   Option,
   default,
-  duration,
   kind,
   options,
-  period,
   validate,
 )
 

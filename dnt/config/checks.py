@@ -1,0 +1,111 @@
+"""Checks of config values: each takes a value and returns what is wrong with it, or None."""
+
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+from dnt.config.durations import DURATION, VALID
+
+
+def at_least(low: float) -> Callable[[Any], str | None]:
+  return lambda value: None if value >= low else f'must be at least {low}'
+
+
+def above(low: float) -> Callable[[Any], str | None]:
+  return lambda value: None if value > low else f'must be above {low}'
+
+
+def within(low: float, high: float) -> Callable[[Any], str | None]:
+  """Low included, high excluded."""
+  return lambda value: None if low <= value < high else f'must be at least {low} and below {high}'
+
+
+def between(low: float, high: float) -> Callable[[Any], str | None]:
+  """Both included."""
+  return lambda value: None if low <= value <= high else f'must be at least {low} and at most {high}'
+
+
+def share(value: float) -> str | None:
+  return None if 0 < value <= 1 else 'must be above 0 and at most 1'
+
+
+def duration(value: str) -> str | None:
+  return None if DURATION.fullmatch(value) else VALID
+
+
+def durations(values: tuple[str, ...]) -> str | None:
+  return next((f'each {duration(str(value))}' for value in values if duration(str(value))), None)
+
+
+def numbers(values: tuple[float, ...]) -> str | None:
+  good = all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in values)
+  return None if good else 'must hold finite numbers only'
+
+
+def deviations(values: tuple[float, ...]) -> str | None:
+  return numbers(values) or (None if all(v > 0 for v in values) else 'must hold numbers above 0 only')
+
+
+def weights(values: tuple[float, ...]) -> str | None:
+  def good():
+    return not values or (min(values) >= 0 and max(values) > 0)
+
+  return numbers(values) or (None if good() else 'must hold numbers of at least 0, not all of them 0')
+
+
+def spreads(values: tuple[float, ...]) -> str | None:
+  good = values and not numbers(values) and min(values) >= 0
+  return None if good else 'must hold numbers of at least 0'
+
+
+def counts(values: tuple[int, ...]) -> str | None:
+  good = values and all(type(v) is int and v >= 1 for v in values) and len(set(values)) == len(values)
+  return None if good else 'must hold different whole numbers of at least 1'
+
+
+def different(values: tuple[str, ...]) -> str | None:
+  good = values and len(set(values)) == len(values)
+  return None if good else 'must hold at least one name, none of them twice'
+
+
+def texts(values: tuple[str, ...]) -> str | None:
+  return None if values and all(isinstance(v, str) and v for v in values) else 'must hold at least one name'
+
+
+def seeds(values: tuple[int, ...]) -> str | None:
+  good = values and all(type(v) is int and v >= 0 for v in values) and len(set(values)) == len(values)
+  return None if good else 'must hold different whole numbers of at least 0'
+
+
+def pattern(value: str) -> str | None:
+  try:
+    re.compile(value)
+  except re.error as error:
+    return f'must be a regular expression ({error})'
+  return None
+
+
+def patterns(values: tuple[str, ...]) -> str | None:
+  good = all(isinstance(value, str) and value for value in values)
+  problems = (pattern(value) for value in values) if good else ('must hold regular expressions only',)
+  return next((problem for problem in problems if problem), None)
+
+
+def rates(values: tuple[tuple[str, float], ...]) -> str | None:
+  for value in values:
+    pair = isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str)
+    if not pair or numbers(value[1:]) or value[1] < 0:
+      return "must hold pairs (pattern, factor of at least 0), such as (('stage4/.*', 0.1),)"
+    if pattern(value[0]):
+      return pattern(value[0])
+  return None
+
+
+def stages(values: tuple[tuple[str, str], ...]) -> str | None:
+  for value in values:
+    if not (isinstance(value, tuple) and len(value) == 2 and all(isinstance(part, str) for part in value)):
+      return "must hold pairs (duration, what trains from there), such as (('20%', 'top:2'), ('50%', 'all'))"
+    if duration(value[0]) or pattern(value[1]):
+      return duration(value[0]) or pattern(value[1])
+  return None

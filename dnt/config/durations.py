@@ -1,0 +1,31 @@
+"""Durations: strings such as '400' (steps), '5 epochs', '10%' (of the run) and '0' (never)."""
+
+import re
+
+from dnt import errors
+
+DURATION = re.compile(r'\s*(\d+(?:\.\d+)?)\s*(steps?|epochs?|%)?\s*')
+VALID = "must be a duration: '400' or '400 steps', '5 epochs', or '10%' of the run"
+
+
+def period(text: str, total_steps: int, steps_per_epoch: float) -> float:
+  """A duration in steps, as a fraction.
+
+  Args:
+    text: '400', '400 steps', '5 epochs' or '10%'.
+    total_steps: steps of the whole run, which percents refer to.
+    steps_per_epoch: steps in one pass over the training split (need not be whole).
+
+  Raises:
+    errors.InputError: when `text` is not a duration.
+  """
+  match = DURATION.fullmatch(text)
+  if not match:
+    raise errors.InputError(f'{text!r} {VALID}')
+  number, unit = float(match[1]), (match[2] or 'steps').rstrip('s')
+  return number * {'step': 1, 'epoch': steps_per_epoch, '%': total_steps / 100}[unit]
+
+
+def duration(text: str, total_steps: int, steps_per_epoch: float) -> int:
+  """A duration in steps, rounded to the nearest; see `period`."""
+  return int(period(text, total_steps, steps_per_epoch) + 0.5)
