@@ -32,7 +32,7 @@ from dnt import workdir as workdir_lib
 from dnt.data import pipeline
 from dnt.diagnostics import lr_find
 from dnt.finetune import feature_cache
-from dnt.models import depth
+from dnt.models import layouts
 from dnt.parallel import mesh as mesh_lib
 from dnt.parallel import multihost, preemption
 from dnt.training import calendar, evaluate, experiment, initialize, precompile, record, report, steps
@@ -131,7 +131,7 @@ class _Pending:
 def _run(session: _Session, state: steps.TrainState) -> steps.TrainState:
   run, compiled, rec = session.run, session.compiled, session.rec
   due, pending, counter = calendar.Calendar(run), _Pending(rec), itertools.count()
-  rows = depth.scanned_rows(state.params)
+  rows = layouts.scanned_rows(state.params)
   step, asked = int(state.step), False
   stage = run.stage(step)
   while True:
@@ -145,7 +145,7 @@ def _run(session: _Session, state: steps.TrainState) -> steps.TrainState:
       ending = ending or rec.out_of_patience
     if step and (due.saves(step) or ending):
       metric = rec.last[rec.best_metric] if rec.evaluated_at == step else None
-      session.saved.save(step, depth.to_unrolled(state, rows), rec.history(), metric)
+      session.saved.save(step, layouts.to_unrolled(state, rows), rec.history(), metric)
       session.clock.lap('checkpoint')
     if ending:
       return state

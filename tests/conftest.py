@@ -114,7 +114,7 @@ def saved(tmp_path):
   import jax
 
   from dnt import checkpoints, files
-  from dnt.models import depth
+  from dnt.models import layouts
   from dnt.parallel import mesh as mesh_lib
   from dnt.training import experiment, initialize, record
 
@@ -127,7 +127,7 @@ def saved(tmp_path):
     state = state.replace(step=state.step + step, ema=jax.tree.map(lambda leaf: 0.5 * leaf, state.ema))
     files.write_json(workdir / 'config.json', run.config.to_dict())
     with record.Record(run, workdir, 0, {}, record.Clock(0.0)) as rec:
-      own.save(step, depth.to_unrolled(state, depth.scanned_rows(state.params)), rec.history(), None)
+      own.save(step, layouts.to_unrolled(state, layouts.scanned_rows(state.params)), rec.history(), None)
     own.close()
     return run, state, data
 

@@ -9,7 +9,7 @@ import numpy as np
 from jax import export
 
 from dnt import errors, inference
-from dnt.models import depth
+from dnt.models import layouts
 from dnt.weights import names, preprocessing
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')  # we lower the program for all of them, on any machine
@@ -55,7 +55,7 @@ def torch_tensors(network: inference.Network) -> dict[str, np.ndarray]:
   Raises:
     errors.InputError: torchvision does not have this network; the message lists the differences.
   """
-  unrolled = depth.to_unrolled(network.variables, depth.scanned_rows(network.variables['params']))
+  unrolled = layouts.to_unrolled(network.variables, layouts.scanned_rows(network.variables['params']))
   return names.from_variables(unrolled, _torch_network(network.config.model))
 
 

@@ -8,7 +8,7 @@ import ml_collections
 
 from dnt import config as schema
 from dnt import errors
-from dnt.models import custom, densenet, depth, highway, mlp, parts, plain, resnet
+from dnt.models import custom, densenet, depth, highway, layouts, mlp, parts, plain, resnet
 
 MODELS: dict[str, type[nn.Module]] = {
   'mlp': mlp.Mlp,
@@ -103,7 +103,7 @@ def init(model: nn.Module, seed: int, input_shape: depth.Shape) -> dict[str, Any
   trace = depth.trace(model, input_shape)
   structure = jax.tree.structure(trace.variables)
   variables = jax.tree.unflatten(structure, trace.program(jax.random.key(seed)))
-  return depth.to_scanned({'params': {}, 'batch_stats': {}, **variables}, trace.scanned)
+  return layouts.to_scanned({'params': {}, 'batch_stats': {}, **variables}, trace.scanned)
 
 
 def is_open(model: ml_collections.ConfigDict, key: str) -> bool:

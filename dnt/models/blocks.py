@@ -1,7 +1,7 @@
 """The repeated blocks of the networks, and their stems, transitions and heads.
 
 The call is `block(x, train, keep)`; `keep` [B] scales the residual branch of each example (stochastic depth, see
-`depth.Stage`), or is None. Blocks without a residual branch accept `keep` too and always receive None.
+`stage.Stage`), or is None. Blocks without a residual branch accept `keep` too and always receive None.
 """
 
 import flax.linen as nn

@@ -6,7 +6,8 @@ import flax.linen as nn
 import jax
 
 from dnt import errors
-from dnt.models import blocks, depth, plain
+from dnt.models import blocks, plain
+from dnt.models import stage as stage_lib
 
 # Numbers of dense layers in each stage by depth (table 1); all use bottlenecks.
 IMAGENET = {121: (6, 12, 24, 16), 169: (6, 12, 32, 32), 201: (6, 12, 48, 32), 161: (6, 12, 36, 24)}
@@ -25,7 +26,7 @@ class DenseNet(nn.Module):
     bottleneck: whether a 1x1 convolution precedes each 3x3 one (-B).
     stem: cifar or imagenet. It has 2k channels with bottlenecks, 16 without.
     scan: must be False, because every layer has another shape.
-    remat: see `depth.Stage`.
+    remat: see `stage.Stage`.
 
   Raises:
     errors.InputError: the depth is invalid, the compression is above 1, an ImageNet network has no bottlenecks, or
@@ -66,7 +67,7 @@ class DenseNet(nn.Module):
     x = blocks.Stem(self.parts, stem, self.stem, activate=self.stem == 'imagenet', name='stem')(x, train)
     for stage, count in enumerate(counts, start=1):
       layer = functools.partial(blocks.DenseLayer, self.parts, self.growth_rate, self.bottleneck)
-      x = depth.Stage(layer, layer, count, remat=self.remat, name=f'stage{stage}')(x, train)
+      x = stage_lib.Stage(layer, layer, count, remat=self.remat, name=f'stage{stage}')(x, train)
       if stage < len(counts):
         features = int(x.shape[-1] * self.compression)
         x = blocks.DenseTransition(self.parts, features, name=f'transition{stage}')(x, train)

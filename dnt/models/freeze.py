@@ -24,7 +24,7 @@ import ml_collections
 
 from dnt import config as schema
 from dnt import errors, trees
-from dnt.models import depth, norms
+from dnt.models import depth, layouts, norms
 
 _TOP = re.compile(r'top:(\d+)')
 
@@ -67,7 +67,7 @@ class Cut:
         return next_fun(*args, **kwargs)
       if path in self.skipped:
         return args[0]
-      if len(module.path) == 2 and path in self.frozen:  # a block of a `depth.Stage`
+      if len(module.path) == 2 and path in self.frozen:  # a block of a `stage.Stage`
         x, train, _ = args
         return next_fun(x, train, None)
       if isinstance(module, norms.Norm) and fixed:
@@ -128,7 +128,7 @@ def plan(
     start = schema.duration(duration, total_steps, steps_per_epoch)
     names = trainable_entries(chosen, table)
     frozen = frozenset(row.entry.name for row in table if row.parameters and row.entry.name not in names)
-    if frozen and depth.scanned_rows(params):
+    if frozen and layouts.scanned_rows(params):
       raise errors.InputError(
         f'config.finetune keeps {min(frozen)} from training, which a scanned network cannot: nothing is saved inside '
         'one scan. Set config.model.scan=False; checkpoints are the same for both'

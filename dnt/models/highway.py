@@ -5,7 +5,8 @@ import functools
 import flax.linen as nn
 import jax
 
-from dnt.models import blocks, depth, plain
+from dnt.models import blocks, plain
+from dnt.models import stage as stage_lib
 
 
 class Highway(nn.Module):
@@ -20,8 +21,8 @@ class Highway(nn.Module):
     depth: number of layers, 6n + 2.
     width: number of channels in the first stage.
     gate_bias: initial bias of the gates; a negative bias makes a deep network pass its input through at first.
-    scan: see `depth.Stage`.
-    remat: see `depth.Stage`.
+    scan: see `stage.Stage`.
+    remat: see `stage.Stage`.
 
   Raises:
     errors.InputError: the depth has another form.
@@ -46,5 +47,5 @@ class Highway(nn.Module):
     x = blocks.Stem(self.parts, self.width, name='stem')(x, train)
     for stage in range(3):
       first = block if stage == 0 else functools.partial(blocks.Transition, self.parts, self.width * 2**stage, 2)
-      x = depth.Stage(first, block, count, scan=self.scan, remat=self.remat, name=f'stage{stage + 1}')(x, train)
+      x = stage_lib.Stage(first, block, count, scan=self.scan, remat=self.remat, name=f'stage{stage + 1}')(x, train)
     return blocks.Head(self.parts, self.num_classes, name='head')(x, train)

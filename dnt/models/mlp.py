@@ -6,7 +6,8 @@ import flax.linen as nn
 import jax
 
 from dnt import errors
-from dnt.models import blocks, depth
+from dnt.models import blocks
+from dnt.models import stage as stage_lib
 
 BLOCKS = ('plain', 'residual', 'highway')
 
@@ -21,8 +22,8 @@ class Mlp(nn.Module):
     width: number of units in each hidden layer.
     block: type of the layers between stem and head: plain, residual (x + H(x)) or highway (Srivastava et al. 2015).
     gate_bias: for highway: initial bias of the gates; None: -2.
-    scan: see `depth.Stage`.
-    remat: see `depth.Stage`.
+    scan: see `stage.Stage`.
+    remat: see `stage.Stage`.
 
   Raises:
     errors.InputError: the block is unknown, or `gate_bias` is set for a block without gates.
@@ -53,5 +54,5 @@ class Mlp(nn.Module):
       x = blocks.DenseUnit(self.parts, self.width, name='stem')(x, train)
     if self.depth > 2:
       unit = functools.partial(blocks.DenseUnit, self.parts, self.width, self.block, self.gate_bias)
-      x = depth.Stage(unit, unit, self.depth - 2, scan=self.scan, remat=self.remat, name='stage1')(x, train)
+      x = stage_lib.Stage(unit, unit, self.depth - 2, scan=self.scan, remat=self.remat, name='stage1')(x, train)
     return blocks.Head(self.parts, self.num_classes, name='head')(x, train)

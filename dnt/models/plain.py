@@ -7,7 +7,8 @@ import flax.linen as nn
 import jax
 
 from dnt import errors
-from dnt.models import blocks, depth
+from dnt.models import blocks
+from dnt.models import stage as stage_lib
 
 
 def blocks_per_stage(what: str, layers: int, each: int, extra: tuple[int, ...] = (2,)) -> int:
@@ -61,8 +62,8 @@ class Plain(nn.Module):
     parts: layer constructors, see `parts.Parts`.
     depth: number of layers, 6n + 2.
     width: number of channels in the first stage.
-    scan: see `depth.Stage`.
-    remat: see `depth.Stage`.
+    scan: see `stage.Stage`.
+    remat: see `stage.Stage`.
 
   Raises:
     errors.InputError: the depth has another form.
@@ -86,5 +87,5 @@ class Plain(nn.Module):
     for stage in range(3):
       block = functools.partial(blocks.Plain, self.parts, self.width * 2**stage)
       first = functools.partial(block, stride=1 if stage == 0 else 2)
-      x = depth.Stage(first, block, count, scan=self.scan, remat=self.remat, name=f'stage{stage + 1}')(x, train)
+      x = stage_lib.Stage(first, block, count, scan=self.scan, remat=self.remat, name=f'stage{stage + 1}')(x, train)
     return blocks.Head(self.parts, self.num_classes, name='head')(x, train)

@@ -6,7 +6,8 @@ import flax.linen as nn
 import jax
 
 from dnt import errors
-from dnt.models import blocks, depth, plain
+from dnt.models import blocks, plain
+from dnt.models import stage as stage_lib
 
 BLOCKS: dict[str, type[blocks.Residual]] = {
   'basic': blocks.Basic,
@@ -38,8 +39,8 @@ class ResNet(nn.Module):
     zero_init_last_norm: whether the scale of each branch's last norm starts at zero.
     residual_scalar: initial value of a learned factor on each branch; None: no factor.
     stochastic_depth: probability of dropping the last block; it grows linearly with depth (Huang et al. 2016, eq. 4).
-    scan: see `depth.Stage`.
-    remat: see `depth.Stage`.
+    scan: see `stage.Stage`.
+    remat: see `stage.Stage`.
 
   Raises:
     errors.InputError: the block is unknown, the depth does not fit it, or it does not have an option that is set.
@@ -97,7 +98,7 @@ class ResNet(nn.Module):
         zero_init_last_norm=self.zero_init_last_norm,
         residual_scalar=self.residual_scalar,
       )
-      x = depth.Stage(
+      x = stage_lib.Stage(
         functools.partial(block, stride=1 if stage == 0 else 2),
         block,
         count,

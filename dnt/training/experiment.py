@@ -16,7 +16,7 @@ from dnt import config as schema
 from dnt import errors, models
 from dnt.data import examples, pipeline, sources
 from dnt.data.transforms import augment
-from dnt.models import depth, freeze
+from dnt.models import depth, freeze, layouts
 from dnt.optim import chain, schedules
 from dnt.training import losses, periodic, steps
 from dnt.training import telemetry as telemetry_lib
@@ -250,7 +250,7 @@ def make(config: ml_collections.ConfigDict, spec: DataSpec, skipped: frozenset[s
   def init_variables():
     return models.init(model, config.seed, spec.image_shape)
 
-  params = depth.to_scanned(trace.variables['params'], trace.scanned)
+  params = layouts.to_scanned(trace.variables['params'], trace.scanned)
   planned = freeze.plan(config.finetune, trace.table, params, config.train.steps, steps_per_epoch)
   if config.finetune.l2_sp and not config.train.init_from:
     raise errors.InputError('config.finetune.l2_sp pulls towards pretrained values: it needs config.train.init_from')

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from dnt import checkpoints, errors, trees
 from dnt import workdir as workdir_lib
 from dnt.checkpoints import format
-from dnt.models import depth
+from dnt.models import depth, layouts
 from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
 from dnt.parallel import multihost
@@ -58,7 +58,7 @@ def find(run: experiment.Experiment, mesh: Mesh, saved: checkpoints.Checkpoints 
 
   @functools.cache
   def unrolled(start):  # the states of a stage have the same shapes
-    state = depth.to_unrolled(run.abstract_state(start + 1), rows)
+    state = layouts.to_unrolled(run.abstract_state(start + 1), rows)
     return mesh_lib.shapes(state, mesh_lib.parameter_shardings(mesh, state))
 
   restored = saved.restore_latest({step: unrolled(run.stage_of_state(step).start) for step in saved.steps()})
@@ -66,7 +66,7 @@ def find(run: experiment.Experiment, mesh: Mesh, saved: checkpoints.Checkpoints 
   abstract = run.abstract_state(step + 1)  # includes what the next step needs
   shapes = mesh_lib.shapes(abstract, mesh_lib.parameter_shardings(mesh, abstract))
   if restored:
-    return Start(step, shapes, depth.to_scanned(restored[0], rows), None, restored[1])
+    return Start(step, shapes, layouts.to_scanned(restored[0], rows), None, restored[1])
   given = load_variables(run, run.config.train.init_from) if run.config.train.init_from else None
   return Start(step, shapes, None, given, {})
 
@@ -164,4 +164,4 @@ def match(trace: depth.Trace, variables: dict[str, Any], origin: str) -> dict[st
     listed = '; '.join(f'{path}: {have.get(path, "absent")}, wanted {want.get(path, "none")}' for path in different[:8])
     more = f' and {len(different) - 8} more' if len(different) > 8 else ''
     raise errors.InputError(f'{origin} holds another network than config.model: {listed}{more}')
-  return depth.to_scanned(variables, trace.scanned)
+  return layouts.to_scanned(variables, trace.scanned)

@@ -12,7 +12,7 @@ import numpy as np
 
 from dnt import files, trees
 from dnt import workdir as workdir_lib
-from dnt.models import depth
+from dnt.models import depth, layouts
 from dnt.parallel import mesh as mesh_lib
 from dnt.parallel import multihost
 from dnt.reporting import metrics, pages, plots
@@ -70,7 +70,7 @@ def write(
   Returns:
     The summary, with the contents of `summary.json`.
   """
-  params = mesh_lib.gather(depth.to_unrolled(state.params, depth.scanned_rows(state.params)))
+  params = mesh_lib.gather(layouts.to_unrolled(state.params, layouts.scanned_rows(state.params)))
   step, total, seconds = int(state.step), run.config.train.steps, dict(rec.seconds)
   trained = seconds.get('train', 0.0)
   summary = {

@@ -11,7 +11,7 @@ import pytest
 from dnt import checkpoints, errors, models, trees
 from dnt.config import run_config
 from dnt.diagnostics import dead_units
-from dnt.models import activations, depth
+from dnt.models import activations, depth, layouts
 from dnt.parallel import mesh as mesh_lib
 from dnt.training import experiment
 
@@ -58,7 +58,7 @@ def brute_force(run, source, variables):
 def look(config, run, source, variables, scanned=None):
   mesh = mesh_lib.make_mesh(config.mesh)
   if scanned:
-    variables = depth.to_scanned(variables, scanned)
+    variables = layouts.to_scanned(variables, scanned)
   return dead_units.find(run, mesh, source, mesh_lib.place(variables, mesh_lib.replicated(mesh)))
 
 

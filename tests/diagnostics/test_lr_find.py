@@ -15,7 +15,7 @@ import pytest
 from dnt import checkpoints, errors, loop, trees
 from dnt.data import order, pipeline
 from dnt.diagnostics import lr_find
-from dnt.models import depth
+from dnt.models import layouts
 from dnt.optim import chain
 from dnt.parallel import mesh as mesh_lib
 from dnt.reporting import plots
@@ -105,7 +105,7 @@ def test_a_group_moves_alone(network, scan):
 
   (moves, after), (moved, after_alone) = update(gradient, state.opt_state, state.params)
   assert jax.tree.structure(after) == jax.tree.structure(after_alone) == jax.tree.structure(state.opt_state)
-  expected, found = (trees.flatten(depth.to_unrolled(each)) for each in (moves, moved))
+  expected, found = (trees.flatten(layouts.to_unrolled(each)) for each in (moves, moved))
   swept = {path for path in found if path.startswith(('stage1/block001/', 'stage1/block003/', 'head/'))}
   assert len(swept) == 6 and len(found) == 10
   for path, move in found.items():

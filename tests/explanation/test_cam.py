@@ -11,7 +11,7 @@ import pytest
 from dnt import config as schema
 from dnt import errors, models, trees
 from dnt.explanation import cam
-from dnt.models import depth
+from dnt.models import depth, layouts
 
 SHAPE, CLASSES = (16, 12, 3), 5
 EPSILON = 1e-5
@@ -115,7 +115,7 @@ def test_maps_are_those_of_torch(torch_reference, variables, images, scan, name,
     functools.partial(torch_explains, variables=variables, images=images, entry=name, targets=targets)
   )
   if scan:
-    variables = depth.to_scanned(variables, depth.trace(network(scan=True), SHAPE).scanned)
+    variables = layouts.to_scanned(variables, depth.trace(network(scan=True), SHAPE).scanned)
   found = compiled(name, scan)(variables, images, targets and np.array(targets, np.int32))
   assert_close(found.logits, expected['logits'])
   np.testing.assert_array_equal(found.targets, expected['targets'])

@@ -15,7 +15,7 @@ SHAPE = (4, 4, 3)
 NETS = """
   import flax.linen as nn
   import jax.numpy as jnp
-  from dnt.models import blocks, depth, parts
+  from dnt.models import blocks, parts, stage
 
   class Net(nn.Module):
     num_classes: int
@@ -49,7 +49,7 @@ NETS = """
     def __call__(self, x, train=False):
       x = blocks.Stem(self.parts, 4, name='stem')(x, train)
       block = lambda name: blocks.Basic(self.parts, 4, name=name)
-      x = depth.Stage(block, block, 3, scan=self.scan, name='body')(x, train)
+      x = stage.Stage(block, block, 3, scan=self.scan, name='body')(x, train)
       return blocks.Head(self.parts, self.num_classes, name='head')(x, train)
 
   class TakesMore(nn.Module):

@@ -9,6 +9,7 @@ import pytest
 
 from dnt import config, errors, models, trees
 from dnt.models import depth
+from dnt.models import stage as stage_lib
 from tests.references import weights
 
 QUICK = {'xla_backend_optimization_level': 0}  # compile in a third of the time
@@ -212,7 +213,7 @@ def test_stochastic_depth_grows_linearly_over_all_blocks():
   rates = []
 
   def record(next_fun, args, kwargs, context):
-    if isinstance(context.module, depth.Stage):
+    if isinstance(context.module, stage_lib.Stage):
       rates.extend(context.module.drop_rates)
     return next_fun(*args, **kwargs)
 

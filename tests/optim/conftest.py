@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dnt import trees
-from dnt.models import depth
+from dnt.models import depth, layouts
 
 ROWS = {('stage1',): 2}
 SHAPES = {
@@ -43,11 +43,11 @@ class Network:
 
   @staticmethod
   def stack(tree):
-    return depth.to_scanned(tree, ROWS)
+    return layouts.to_scanned(tree, ROWS)
 
   @staticmethod
   def unstack(tree):
-    return depth.to_unrolled(tree, ROWS)
+    return layouts.to_unrolled(tree, ROWS)
 
 
 @pytest.fixture

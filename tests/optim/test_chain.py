@@ -8,7 +8,7 @@ import pytest
 
 from dnt import config as schema
 from dnt import errors, models, trees
-from dnt.models import depth
+from dnt.models import depth, layouts
 from dnt.optim import chain, schedules
 
 NAMES = ('sgd', 'adamw', 'lamb', 'muon')
@@ -233,10 +233,10 @@ def test_both_layouts_of_a_real_network_are_updated_alike():
 
   params, gradient = (trees.map_with_path(draw, trace.variables['params']) for _ in range(2))
   expected, _ = train(make_chain(config, params, unrolled), params, [gradient])
-  stacked, stacked_gradient = (depth.to_scanned(tree, trace.scanned) for tree in (params, gradient))
+  stacked, stacked_gradient = (layouts.to_scanned(tree, trace.scanned) for tree in (params, gradient))
   actual, _ = train(make_chain(config, stacked, scanned), stacked, [stacked_gradient])
   assert any(trees.is_scanned(path) for path in trees.flatten(actual))
-  check(depth.to_unrolled(actual), expected, rtol=1e-6)
+  check(layouts.to_unrolled(actual), expected, rtol=1e-6)
 
 
 def test_decay_on_a_row_leaves_the_others_alone(network):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from dnt import checkpoints, errors, trees
-from dnt.models import depth
+from dnt.models import depth, layouts
 from dnt.parallel import mesh as mesh_lib
 from dnt.training import experiment, initialize
 
@@ -24,7 +24,7 @@ def resnet(tiny):
 
 
 def unrolled(variables, model, shape):
-  return depth.to_unrolled(variables, depth.trace(model, shape).scanned)
+  return layouts.to_unrolled(variables, depth.trace(model, shape).scanned)
 
 
 @pytest.mark.parametrize('scan', [False, True])

@@ -10,7 +10,7 @@ import pytest
 
 from dnt import errors, files, trees
 from dnt.config import run_config
-from dnt.models import depth
+from dnt.models import layouts
 from dnt.training import experiment, initialize
 from dnt.weights import names, preprocessing, pretrained
 
@@ -219,7 +219,7 @@ def test_the_network_of_another_run(tiny, saved, build, tmp_path):
   want = run.config.model.to_dict() | {'num_classes': 4, 'scan': False, 'dtype': 'float32'}
   assert again.config.model.to_dict() == want
   found = trees.flatten(initialize.load_variables(again, str(tmp_path / 'run'))['params'])
-  given = trees.flatten(depth.to_unrolled(state.params, depth.scanned_rows(state.params)))
+  given = trees.flatten(layouts.to_unrolled(state.params, layouts.scanned_rows(state.params)))
   assert found.keys() == given.keys()
   for leaf in found:
     assert leaf.startswith('head/') or np.array_equal(found[leaf], given[leaf])

@@ -1,0 +1,96 @@
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from dnt import config, errors, models, trees
+from dnt.models import layouts
+
+SHAPE = (8, 8, 3)
+
+
+def make(**options):
+  cfg = config.default()
+  cfg.model.update(options)
+  return models.make(cfg.model, 5)
+
+
+def assert_equal(tree, other):
+  assert jax.tree.structure(tree) == jax.tree.structure(other)
+  jax.tree.map(np.testing.assert_array_equal, tree, other)
+
+
+def test_blocks_sort_in_depth_order():
+  names = [layouts.block_name(number) for number in range(1, 201)]
+  assert names == sorted(names)
+  assert names[0] == 'block001'
+
+
+class State(flax.struct.PyTreeNode):
+  params: Any
+  opt_state: Any
+  name: str = flax.struct.field(pytree_node=False)
+
+
+def test_converter_round_trip_of_a_whole_state():
+  """Parameters, momenta, Adam's moments and masked leaves, as arrays, NumPy arrays and shapes."""
+  model = make(depth=20, scan=True)
+  params = models.init(model, 0, SHAPE)['params']
+  rows = layouts.scanned_rows(params)
+  assert rows == {('stage1',): 2, ('stage2',): 2, ('stage3',): 2}
+  labels = trees.map_with_path(lambda path, _: 'one' if path.endswith('kernel') else 'two', params)
+  optimizer = optax.named_chain(
+    ('momentum', optax.trace(0.9)), ('rest', optax.partition({'one': optax.adam(1), 'two': optax.sgd(1)}, labels))
+  )
+  state = State(params, optimizer.init(params), 'kept')
+  state = jax.tree.map(lambda leaf: jnp.asarray(np.random.default_rng(0).normal(size=leaf.shape)), state)
+  for tree in (state, jax.tree.map(np.asarray, state), jax.eval_shape(lambda: state)):
+    unrolled = layouts.to_unrolled(tree, rows)
+    assert unrolled.name == 'kept'
+    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(unrolled)]
+    assert not any(trees.SCANNED in path for path in paths)
+    assert any('mu' in path and "['block003']['conv1']['kernel']" in path for path in paths)
+    back = layouts.to_scanned(unrolled, rows)
+    assert jax.tree.structure(back) == jax.tree.structure(tree)
+    for one, two in zip(jax.tree.leaves(back), jax.tree.leaves(tree), strict=True):
+      assert type(one) is type(two)
+      if isinstance(one, jax.ShapeDtypeStruct):
+        assert (one.shape, one.dtype) == (two.shape, two.dtype)
+      else:
+        np.testing.assert_array_equal(one, two)
+  assert_equal(layouts.to_unrolled(state, rows).params, models_params_unrolled(state.params))
+
+
+def models_params_unrolled(params):
+  """The rows by hand."""
+  flat = {}
+  for path, leaf in trees.flatten(params).items():
+    if trees.is_scanned(path):
+      flat.update({path.replace('scanned', f'block{i + 2:03d}'): leaf[i] for i in range(leaf.shape[0])})
+    else:
+      flat[path] = leaf
+  return trees.unflatten(flat)
+
+
+def test_converter_leaves_the_layout_it_makes_alone():
+  scanned = models.init(make(depth=20, scan=True), 0, SHAPE)
+  unrolled = models.init(make(depth=20), 0, SHAPE)
+  rows = layouts.scanned_rows(scanned['params'])
+  assert_equal(layouts.to_unrolled(unrolled), unrolled)
+  assert_equal(layouts.to_scanned(scanned, rows), scanned)
+  assert_equal(layouts.to_scanned(unrolled, rows), scanned)
+
+
+def test_converter_refuses_stages_that_do_not_fit():
+  rows = {('stage1',): 2}
+  block = {'kernel': np.zeros((2, 2))}
+  stage = {layouts.block_name(i + 1): block for i in range(3)}
+  assert layouts.to_scanned({'stage1': stage}, rows)['stage1'][trees.SCANNED]['kernel'].shape == (2, 2, 2)
+  with pytest.raises(errors.InputError, match='a stage of 4 blocks cannot become one of 3'):
+    layouts.to_scanned({'stage1': {**stage, 'block004': block}}, rows)
+  with pytest.raises(errors.InputError, match='differ in their parameters'):
+    layouts.to_scanned({'stage1': {**stage, 'block003': {'kernel': np.zeros((2, 3))}}}, rows)
