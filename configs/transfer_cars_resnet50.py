@@ -19,6 +19,7 @@ def get_config():
   base = config.base
   base.data.source = 'cars:data/cars'
   base.data.image_size = 224
+  base.data.eval_resize = 'squash'
   base.model.name = 'resnet'
   base.model.depth = 50
   base.model.stem = 'imagenet'
@@ -54,6 +55,7 @@ def get_config():
     'all_rand_augment': {
       **every_block,
       'data.augment': 'resized_crop_flip',
+      'data.eval_resize': 'center_crop',
       'data.policy': 'rand_augment',
       'train.epochs': 16.0,
     },

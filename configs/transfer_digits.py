@@ -18,6 +18,7 @@ def get_config():
   base.data.dir = 'data/fashion_mnist'
   base.data.train_split = 'train[:20%]'
   base.data.image_size = 8
+  base.data.eval_resize = 'squash'
   base.data.augment = 'pad_crop_flip'
   base.data.crop_padding = 1
   base.data.flip = False

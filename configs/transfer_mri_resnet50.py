@@ -27,7 +27,7 @@ def get_config():
   config.forms = {'short': {'train.epochs': 3.0}}
   base = config.base
   base.data.source = 'folder:data/mri'
-  base.data.image_size = 224
+  base.data.update({'image_size': 224, 'eval_resize': 'squash'})
   base.model.name = 'resnet'
   base.model.depth = 50
   base.model.stem = 'imagenet'

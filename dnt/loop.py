@@ -63,6 +63,7 @@ def train(
   mesh_lib.check_batch('config.eval.batch_size', config.eval.batch_size, mesh)
   if not config.optim.learning_rate:
     lr_find.check(config)
+  config = experiment.keep_eval_resize(config, workdir)
   data = experiment.load_data(config, config.eval.splits)
   run = experiment.make(experiment.resolve(config, data), data.spec)
   if multihost.is_lead():

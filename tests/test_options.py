@@ -6,6 +6,7 @@ test each below, named after them. `test_every_option_is_covered` holds both aga
 
 import contextlib
 import hashlib
+import json
 import pathlib
 
 import jax
@@ -16,7 +17,9 @@ from PIL import Image
 
 from dnt import config as schema
 from dnt import errors, loop, trees
+from dnt.config import run_config
 from dnt.data import pipeline, sources
+from dnt.data.transforms import images
 from dnt.diagnostics import lr_find, noise
 from dnt.finetune import feature_cache
 from dnt.parallel import mesh as mesh_lib
@@ -287,13 +290,59 @@ def test_data_crop_to_box(tiny):
     sources.load(tiny.data, 'train', 0)
 
 
-def test_data_eval_crop(tiny):
-  tiny.data.augment, tiny.data.workers = 'resized_crop_flip', 0
-  pictures = []
-  for share in (0.875, 0.5):
-    tiny.data.eval_crop = share
-    pictures.append(np.asarray(first_batch(tiny, evaluation=True)[1]['image']))
-  assert not np.array_equal(*pictures)
+@pytest.mark.parametrize('augment', ['none', 'resized_crop_flip'])
+def test_data_eval_resize_and_eval_crop(tiny, augment):
+  tiny.data.augment, tiny.data.workers = augment, 0
+  seen = {}
+  for tiny.data.eval_resize, tiny.data.eval_crop in (
+    ('center_crop', 0.875),
+    ('center_crop', 0.5),
+    ('squash', 0.875),
+    ('squash', 0.5),
+  ):
+    picture = np.asarray(first_batch(tiny, evaluation=True)[1]['image'])
+    seen[tiny.data.eval_resize, tiny.data.eval_crop] = picture.tobytes()
+  assert len(set(seen.values())) == 3
+  assert seen['squash', 0.875] == seen['squash', 0.5], 'what is not cropped has no share of the crop'
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize(('augment', 'resize'), [('none', 'center_crop'), ('resized_crop_flip', 'squash')])
+def test_every_program_resizes_as_eval_resize_says(
+  tiny, tmp_path, call_program, unoptimized, undrawn, monkeypatch, augment, resize
+):
+  for label in ('cat', 'dog'):
+    (tmp_path / 'pictures' / label).mkdir(parents=True)
+    for index in range(10):
+      Image.new('RGB', (8, 9), (index, 0, 0)).save(tmp_path / 'pictures' / label / f'{index}.png')
+  tiny.data.update({'source': f'folder:{tmp_path}/pictures', 'augment': augment, 'workers': 0, 'eval_resize': resize})
+  tiny.data.update({'mean': (0.5,) * 3, 'std': (0.2,) * 3})
+  tiny.eval.splits, tiny.eval.every, tiny.train.steps = ('val',), '0', 1
+  run_config.write(tmp_path / 'tiny.json', tiny)
+  called = []
+  for kind, name in (('center_crop', 'resize_center_crop'), ('squash', 'squash'), ('random', 'random_resized_crop')):
+    make = getattr(images, name)
+    monkeypatch.setattr(
+      images, name, lambda *args, kind=kind, make=make, **given: called.append(kind) or make(*args, **given)
+    )
+
+  def kinds(program, *arguments):
+    called.clear()
+    code, _, problems = call_program(program, *arguments, f'--workdir={tmp_path}/run')
+    assert code == 0, problems
+    return set(called)
+
+  config = f'--config={run_config.__file__}:{tmp_path}/tiny.json'
+  looking = f'--images={tmp_path}/pictures/cat'
+  assert kinds('main', config) == {resize, 'squash' if augment == 'none' else 'random'}
+  assert kinds('main', config, '--mode=evaluate') == {resize}
+  assert kinds('main', config, '--mode=dead_units') == {resize}
+  assert kinds('predict', looking) == {resize}
+  kinds('export')
+  mode = json.loads((tmp_path / 'run' / 'export' / 'model.json').read_text())['preprocessing']['crop_mode']
+  assert mode == {'center_crop': 'center', 'squash': 'squash'}[resize]
+  recorded = json.loads((tmp_path / 'run' / 'config.json').read_text())
+  assert recorded['data']['eval_resize'] == resize
 
 
 def test_data_interpolation(tiny):

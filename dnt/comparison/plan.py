@@ -16,7 +16,7 @@ import ml_collections
 from dnt import config as schema
 from dnt import errors, models
 from dnt import workdir as workdir_lib
-from dnt.config import run_config
+from dnt.config import implied, run_config
 from dnt.weights import names, preprocessing
 
 SOURCE = 'source.json'  # in the workdir of a run that starts from another run: digest of the weights it received
@@ -239,6 +239,8 @@ def _differences(run: Run) -> list[str] | None:
   default, old, new = (
     run_config.flatten(config, known) for config in (_as_json(schema.default()), stored, _as_json(run.config))
   )
+  if 'data.eval_resize' not in old and new['data.eval_resize'] is not None:  # older versions did what augment implies
+    default['data.eval_resize'] = implied.eval_resize({'augment': old.get('data.augment', default['data.augment'])})
   old = default | old  # older versions ran without newer options, which is the same as with their defaults
   if run.source:
     key = f'params_sha256 of {run.source.name}'

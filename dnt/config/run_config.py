@@ -12,6 +12,7 @@ import ml_collections
 
 from dnt import config as schema
 from dnt import errors, files
+from dnt.config import implied
 
 
 def get_config(path: str) -> ml_collections.ConfigDict:
@@ -28,10 +29,13 @@ def get_config(path: str) -> ml_collections.ConfigDict:
     raise errors.InputError(f'{path} is not JSON: {error}') from error
   config = schema.default()
   known = dict(schema.options())
-  for key, value in flatten(content, known).items():
+  given = flatten(content, known)
+  for key, value in given.items():
     if key not in known:
       raise errors.unknown(f'config key of {path}', key, known)
     set_value(config, key, _frozen(value))  # options that an older version lacked keep their defaults
+  if 'data.eval_resize' not in given:  # left open, it would now follow the pretrained weights
+    config.data.eval_resize = implied.eval_resize(config.data)
   return config
 
 

@@ -76,9 +76,16 @@ SCHEMA: dict[str, Any] = {
     'crop_padding': Option(4, 'pixels of zero padding on each side before the random crop', check=checks.at_least(0)),
     'flip': Option(True, 'mirror half of the augmented pictures left to right'),
     'resized_crop_min_area': Option(0.08, 'smallest share of the area resized_crop keeps', check=checks.share),
+    'eval_resize': Option(
+      str,
+      'how evaluation brings a picture to image_size: center_crop (keeps the aspect ratio, cuts the borders off) or '
+      'squash (keeps all of it); none: that of the pretrained weights, or center_crop with augment=resized_crop_flip, '
+      'else squash',
+      choices=('center_crop', 'squash'),
+    ),
     'eval_crop': Option(
       float,
-      'share of the side that the center crop keeps after the resize (large pictures); none: that of the pretrained '
+      'eval_resize=center_crop: share of the side that the crop keeps after the resize; none: that of the pretrained '
       'weights, or 0.875',
       check=checks.share,
     ),

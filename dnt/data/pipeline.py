@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dnt import errors
+from dnt.config import implied
 from dnt.data import examples, placement, readers, resident, stream
 from dnt.data.transforms import images, policies
 
@@ -64,36 +65,38 @@ def _resident_images(config: ml_collections.ConfigDict, source: examples.Example
   if source.images is None or not placement.on_device(config, len(source), source.shape, train):
     return None
   size = image_shape(config, source)[:2]
-  if size == source.images.shape[1:3]:
+  if size == source.images.shape[1:3] and (train or implied.eval_resize(config) == 'squash'):
     return source.images
+  resize = (_train_resize if train else eval_transform)(config, size)
   with futures.ThreadPoolExecutor() as pool:
-    resize = functools.partial(images.resize, size=size, interpolation=config.interpolation)
-    return np.stack(list(pool.map(lambda picture: images.to_array(resize(images.from_array(picture))), source.images)))
+    resized = pool.map(lambda picture: images.to_array(resize(images.from_array(picture), None)), source.images)
+    return np.stack(list(resized))
 
 
-def _resize(config: ml_collections.ConfigDict, size: tuple[int, int], train: bool) -> readers.Transform:
-  """Returns the transform that resizes or crops an image to (height, width) on the host."""
+def _train_resize(config: ml_collections.ConfigDict, size: tuple[int, int]) -> readers.Transform:
+  """Returns the transform that brings an image to (height, width) for training; `config.augment` decides."""
   to_size = {'size': size, 'interpolation': config.interpolation}
-  if config.augment != 'resized_crop_flip':
-    return functools.partial(images.squash, **to_size)
-  if train:
+  if config.augment == 'resized_crop_flip':
     return functools.partial(images.random_resized_crop, min_area=config.resized_crop_min_area, **to_size)
-  return functools.partial(images.resize_center_crop, share=config.eval_crop, **to_size)
+  return functools.partial(images.squash, **to_size)
 
 
 def eval_transform(config: ml_collections.ConfigDict, size: tuple[int, int]) -> readers.Transform:
-  """Returns the host transform for evaluation, `(image, None) -> image`; the result has size `size`.
+  """Returns the host transform for evaluation, `(image, None) -> image`; `config.eval_resize` decides.
 
   Args:
     config: the `data` section of the config, resolved.
-    size: (height, width) of the network's input.
+    size: (height, width) of the network's input, and of the result.
   """
-  return _resize(config, size, train=False)
+  to_size = {'size': size, 'interpolation': config.interpolation}
+  if implied.eval_resize(config) == 'center_crop':
+    return functools.partial(images.resize_center_crop, share=config.eval_crop, **to_size)
+  return functools.partial(images.squash, **to_size)
 
 
 def _train_transform(config: ml_collections.ConfigDict, size: tuple[int, int]) -> readers.Transform:
   """Returns the host transform for training."""
-  resize, policy = _resize(config, size, train=True), policies.make(config)
+  resize, policy = _train_resize(config, size), policies.make(config)
   return functools.partial(readers.in_turn, transforms=(resize, policy)) if policy else resize
 
 

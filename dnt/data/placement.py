@@ -16,7 +16,7 @@ def on_device(config: ml_collections.ConfigDict, count: int, shape: examples.Sha
     config: the `data` section of the config.
     count: number of images in the split.
     shape: (H, W, C) of the images in the source.
-    train: whether the images are for training, which applies `config.policy`; evaluation does not.
+    train: whether the images are for training, which applies `config.augment` and `config.policy`; evaluation does not.
 
   Raises:
     errors.InputError: placement='device' for images that cannot live there.
@@ -26,7 +26,7 @@ def on_device(config: ml_collections.ConfigDict, count: int, shape: examples.Sha
   reason = None
   if None in shape:
     reason = 'its pictures differ in size'
-  elif config.augment == 'resized_crop_flip':
+  elif config.augment == 'resized_crop_flip' and (train or config.placement == 'device'):
     reason = "config.data.augment='resized_crop_flip' crops on the host"
   elif config.policy != 'none' and (train or config.placement == 'device'):
     reason = f'config.data.policy={config.policy!r} runs on the host'

@@ -15,10 +15,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
 from dnt import errors, trees
+from dnt.config import implied
 from dnt.data import examples, pipeline
 from dnt.finetune import feature_files
 from dnt.models import depth, freeze
@@ -90,7 +92,9 @@ def use(
     return _load(run, source, views, mesh, prefix, directory, about)
 
   evaluation = {split: features(source, 0) for split, source in data.evaluation.items()}
-  training = features(data.train, views if _is_augmented(run) else 0)
+  # Without augmentation one view serves both, if evaluation resizes images as training does.
+  as_evaluated = not _is_augmented(run) and implied.eval_resize(run.config.data) == 'squash'
+  training = features(data.train, 0 if as_evaluated else views)
   return cached, experiment.Data(data.spec, training, evaluation)
 
 
@@ -206,7 +210,7 @@ def _load(
   about: list[Any],
 ) -> examples.Examples:
   """Returns the features of a split; reads them from disk or computes them."""
-  seen = {key: run.config.data[key] for key in run.config.data if key not in ('workers', 'placement')}
+  seen = _seen(run.config.data)
   drawn = [views, run.config.seed] if views else [0]
   identity = json.dumps([*about, drawn, seen, source.name, source.split, _fingerprint(source)], default=str)
   key = hashlib.sha256(identity.encode()).hexdigest()[:32]
@@ -235,6 +239,16 @@ def _load(
   return examples.Examples(
     source.name, source.split, source.class_names, features.shape[1:], features, labels, max(views, 1)
   )
+
+
+def _seen(data: ml_collections.ConfigDict) -> dict[str, Any]:
+  """Returns the options of `config.data` that features depend on.
+
+  `eval_resize` is left out where it is what `augment` implies: older features, which have no such key, are found.
+  """
+  seen = {key: data[key] for key in data if key not in ('workers', 'placement', 'eval_resize')}
+  resize = implied.eval_resize(data)
+  return seen if resize == implied.eval_resize(seen) else {**seen, 'eval_resize': resize}
 
 
 def _grow(

@@ -124,16 +124,14 @@ def _of_run(workdir: pathlib.Path) -> _Found:
 def _of_weights(text: str) -> _Found:
   given = pretrained.load(text)
   prepared = given.preprocessing
-  if prepared.image_size is None or prepared.crop_mode not in preprocessing.CROP_MODES:
+  if prepared.image_size is None or prepared.eval_resize not in preprocessing.RESIZES:
     raise errors.InputError(
-      f'{text} is described as taking pictures that are not square or not cropped as one of '
-      f'{", ".join(preprocessing.CROP_MODES)} (crop_mode {prepared.crop_mode!r}), which dnt does not do'
+      f'{text} is described as taking pictures that are not square or not resized as one of '
+      f'{", ".join(preprocessing.RESIZES)} (crop_mode {prepared.eval_resize!r}), which dnt does not do'
     )
   config = schema.default()
   config.train.init_from = text
   preprocessing.fill(config.data, prepared)
-  # Evaluation uses a center crop when training uses random crops.
-  config.data.augment = 'resized_crop_flip' if prepared.crop_mode == 'center' else 'none'
   config.model.update(given.model)
   config.model.num_classes = given.variables['params']['head']['dense']['kernel'].shape[-1]
   config.model.update(models.resolved_options(config.model))

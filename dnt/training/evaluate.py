@@ -203,6 +203,7 @@ def load(config: ml_collections.ConfigDict, workdir: pathlib.Path, mesh: Mesh, s
   """
   mesh_lib.check_batch('config.eval.batch_size', config.eval.batch_size, mesh)
   loaded = checkpoints.load_parameters(workdir)
+  config = experiment.keep_eval_resize(config, workdir)
   data = experiment.load_data(config, splits)
   run = experiment.make(experiment.resolve(config, data), data.spec)
   trace, variables = depth.trace(run.model, data.spec.image_shape), {}

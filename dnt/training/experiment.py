@@ -4,6 +4,7 @@ All programs build the same experiment, so none can differ from the run that it 
 """
 
 import dataclasses
+import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -14,10 +15,14 @@ import optax
 
 from dnt import config as schema
 from dnt import errors, models
+from dnt import workdir as workdir_lib
+from dnt.checkpoints import format
+from dnt.config import implied, run_config
 from dnt.data import examples, pipeline, sources
 from dnt.data.transforms import augment
 from dnt.models import depth, freeze, layouts
 from dnt.optim import chain, schedules
+from dnt.parallel import multihost
 from dnt.training import losses, periodic, steps
 from dnt.training import telemetry as telemetry_lib
 from dnt.weights import preprocessing, pretrained
@@ -157,6 +162,26 @@ class Experiment(NamedTuple):
     return jax.eval_shape(make)
 
 
+def keep_eval_resize(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> ml_collections.ConfigDict:
+  """Returns the config of a run that goes on, which evaluates as before: its metrics stay comparable.
+
+  Where the config leaves `data.eval_resize` open, a new run takes it from its pretrained weights. A run with a
+  checkpoint takes it from its `config.json`; one that is older than the option keeps what `data.augment` implied.
+
+  Args:
+    config: a validated config.
+    workdir: the workdir of the run.
+  """
+  if config.data.eval_resize is not None or not config.train.init_from:
+    return config
+  path, steps = workdir / workdir_lib.CONFIG, format.steps_in(workdir / workdir_lib.CHECKPOINTS)
+  if not multihost.broadcast_from_lead(bool(steps) and path.is_file()):
+    return config
+  kept = ml_collections.ConfigDict(config.to_dict())
+  kept.data.eval_resize = run_config.get_config(str(path)).data.eval_resize
+  return kept
+
+
 def load_data(config: ml_collections.ConfigDict, splits: Sequence[str]) -> Data:
   """Reads the training split and other splits, each once.
 
@@ -202,6 +227,7 @@ def resolve(config: ml_collections.ConfigDict, data: Data) -> ml_collections.Con
     )
   resolved.model.num_classes = classes
   resolved.data.mean, resolved.data.std = pipeline.statistics(resolved.data, data.train)
+  resolved.data.eval_resize = implied.eval_resize(resolved.data)
   for key, value in pipeline.DEFAULTS.items():
     if resolved.data[key] is None:
       resolved.data[key] = value

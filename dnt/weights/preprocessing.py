@@ -10,14 +10,18 @@ import ml_collections
 
 from dnt import config as schema
 from dnt import errors
+from dnt.config import implied
 
-CROP_MODES = ('center', 'squash')
+RESIZES = schema.SCHEMA['data']['eval_resize'].choices
 INTERPOLATIONS = schema.SCHEMA['data']['interpolation'].choices
+# timm's crop_mode, and the value of config.data.eval_resize that does the same; timm has more modes.
+_FROM_TIMM = {'center': 'center_crop', 'squash': 'squash'}
+_TO_TIMM = {ours: theirs for theirs, ours in _FROM_TIMM.items()}
 
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-  """Preprocessing of RGB images; all fields but the last are options of `config.data`.
+  """Preprocessing of RGB images; the fields are options of `config.data`.
 
   Attributes:
     image_size: pixels per side; None keeps the size of the images.
@@ -25,7 +29,7 @@ class Preprocessing:
     interpolation: a value of `config.data.interpolation`; None if the run is older than the option.
     mean: per channel, in [0, 1].
     std: per channel, in [0, 1].
-    crop_mode: 'center', or 'squash', which resizes the whole image; timm has other modes.
+    eval_resize: one of `RESIZES`, or a `crop_mode` of timm that dnt does not have.
   """
 
   image_size: int | None
@@ -33,13 +37,15 @@ class Preprocessing:
   interpolation: str | None
   mean: tuple[float, ...]
   std: tuple[float, ...]
-  crop_mode: str
+  eval_resize: str
 
 
 # The preprocessing of torchvision, and timm's default.
-IMAGENET = Preprocessing(224, 0.875, 'bilinear', (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 'center')
+IMAGENET = Preprocessing(224, 0.875, 'bilinear', (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 'center_crop')
 # keras.applications subtracts (103.939, 116.779, 123.68) from blue, green and red, and does not divide.
-KERAS = Preprocessing(224, 0.875, 'bilinear', (123.68 / 255, 116.779 / 255, 103.939 / 255), (1 / 255,) * 3, 'center')
+KERAS = Preprocessing(
+  224, 0.875, 'bilinear', (123.68 / 255, 116.779 / 255, 103.939 / 255), (1 / 255,) * 3, 'center_crop'
+)
 
 
 def of_run(data: ml_collections.ConfigDict) -> Preprocessing:
@@ -48,10 +54,8 @@ def of_run(data: ml_collections.ConfigDict) -> Preprocessing:
   Args:
     data: the `data` section of the run's resolved config.
   """
-  crop_mode = 'center' if data.augment == 'resized_crop_flip' else 'squash'
-  return Preprocessing(
-    data.image_size, data.eval_crop, data.interpolation, tuple(data.mean), tuple(data.std), crop_mode
-  )
+  resize = implied.eval_resize(data)
+  return Preprocessing(data.image_size, data.eval_crop, data.interpolation, tuple(data.mean), tuple(data.std), resize)
 
 
 def is_open(data: ml_collections.ConfigDict) -> bool:
@@ -60,14 +64,18 @@ def is_open(data: ml_collections.ConfigDict) -> bool:
 
 
 def fill(data: ml_collections.ConfigDict, given: Preprocessing) -> None:
-  """Sets the unset options of a config's `data` section; keeps the options that the user set."""
+  """Sets the unset options of a config's `data` section; keeps the options that the user set.
+
+  A way to resize that dnt does not have is not filled in.
+  """
   for key in _open(data):
-    if getattr(given, key) is not None:
-      data[key] = getattr(given, key)
+    value = getattr(given, key)
+    if value is not None and (key != 'eval_resize' or value in RESIZES):
+      data[key] = value
 
 
 def _open(data: ml_collections.ConfigDict) -> list[str]:
-  keys = [key for key in ('image_size', 'eval_crop', 'interpolation') if data[key] is None]
+  keys = [key for key in ('image_size', 'eval_resize', 'eval_crop', 'interpolation') if data[key] is None]
   # mean without std, or std without mean, raises an error where they are used.
   return keys + ([] if data.mean or data.std else ['mean', 'std'])
 
@@ -105,13 +113,14 @@ class TimmConfig:
     cfg = self._content.get('pretrained_cfg', {})
     try:
       size = cfg.get('input_size', (3, 224, 224))
+      mode = cfg.get('crop_mode', _TO_TIMM[IMAGENET.eval_resize])
       found = Preprocessing(
         image_size=int(size[1]) if size[1] == size[2] else None,
         eval_crop=float(cfg.get('crop_pct', IMAGENET.eval_crop)),
         interpolation=cfg.get('interpolation', IMAGENET.interpolation),
         mean=tuple(map(float, cfg.get('mean', IMAGENET.mean))),
         std=tuple(map(float, cfg.get('std', IMAGENET.std))),
-        crop_mode=cfg.get('crop_mode', IMAGENET.crop_mode),
+        eval_resize=_FROM_TIMM.get(mode, mode),
       )
     except (TypeError, ValueError, AttributeError, IndexError) as error:
       raise errors.InputError(f'{self._path}: pretrained_cfg is damaged ({error})') from error
@@ -131,8 +140,8 @@ def to_timm(given: Preprocessing, shape: tuple[int, int, int]) -> Mapping[str, A
   return {
     'input_size': [channels, height, width],
     'interpolation': given.interpolation,
-    'crop_pct': given.eval_crop if given.crop_mode == 'center' else 1.0,
-    'crop_mode': given.crop_mode,
+    'crop_pct': given.eval_crop if given.eval_resize == 'center_crop' else 1.0,
+    'crop_mode': _TO_TIMM[given.eval_resize],
     'mean': list(given.mean),
     'std': list(given.std),
   }

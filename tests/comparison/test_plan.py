@@ -217,6 +217,33 @@ def test_a_run_of_an_older_version_ran_with_what_are_now_defaults(config, tmp_pa
   assert plan.is_finished(run)
 
 
+@pytest.mark.parametrize(
+  ('augment', 'now', 'same'),
+  [
+    ('none', None, True),
+    ('none', 'squash', True),
+    ('none', 'center_crop', False),
+    ('resized_crop_flip', None, True),
+    ('resized_crop_flip', 'squash', False),
+    ('resized_crop_flip', 'center_crop', True),
+  ],
+)
+def test_a_run_of_an_older_version_evaluated_as_its_augmentation_implied(config, tmp_path, augment, now, same):
+  config.base.data.augment = augment
+  run = plan.make(config, tmp_path)[0]
+  leave(run, True)
+  stored = json.loads((run.workdir / workdir_lib.REQUESTED).read_text())
+  del stored['data']['eval_resize']
+  (run.workdir / workdir_lib.REQUESTED).write_text(json.dumps(stored))
+  with config.base.data.ignore_type():
+    config.base.data.eval_resize = now
+  run = plan.make(config, tmp_path)[0]
+  assert plan.is_comparable(run) == same
+  if not same:
+    with pytest.raises(errors.InputError, match=f"eval_resize was '.*' and is now '{now}'"):
+      plan.is_finished(run)
+
+
 def test_a_workdir_of_another_program_is_refused(config, tmp_path):
   run = plan.make(config, tmp_path)[0]
   leave(run, True)

@@ -27,6 +27,18 @@ def test_what_an_older_version_lacked_keeps_its_default(tmp_path):
   assert (read.seed, read.optim.learning_rate, read.optim.momentum) == (3, 0.5, 0.9)
 
 
+@pytest.mark.parametrize(('augment', 'resize'), [('none', 'squash'), ('resized_crop_flip', 'center_crop')])
+def test_an_older_run_evaluates_as_its_augmentation_implied(tmp_path, augment, resize):
+  content = schema.default().to_dict()
+  content['data']['augment'] = augment
+  path = tmp_path / 'config.json'
+  path.write_text(json.dumps(content))
+  assert run_config.get_config(str(path)).data.eval_resize is None, 'this one left it open'
+  del content['data']['eval_resize']
+  path.write_text(json.dumps(content))
+  assert run_config.get_config(str(path)).data.eval_resize == resize
+
+
 @pytest.mark.parametrize(
   ('content', 'message'),
   [

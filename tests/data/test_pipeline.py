@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from dnt import errors
 from dnt.data import examples, order, pipeline, resident, sources, stream
@@ -161,6 +162,59 @@ def test_large_pictures_are_cropped_at_random_to_train_and_at_the_center_to_eval
   for row in range(3):
     expected = images.resize_center_crop(val[row][0], None, (10, 10), config.data.eval_crop)
     np.testing.assert_array_equal(evaluated['image'][row], expected)
+
+
+def by_hand(image, resize, crop):
+  """Ten pixels a side, with Pillow: all of the picture, or torchvision's Resize and CenterCrop."""
+  if resize == 'squash':
+    return np.asarray(image.resize((10, 10), Image.Resampling.BILINEAR))
+  least = int(10 / crop)
+  image = image.resize([least * side // min(image.size) for side in image.size], Image.Resampling.BILINEAR)
+  left, top = (round((side - 10) / 2) for side in image.size)
+  return np.asarray(image.crop((left, top, left + 10, top + 10)))
+
+
+@pytest.mark.parametrize('resize', ['center_crop', 'squash'])
+@pytest.mark.parametrize('augment', ['none', 'resized_crop_flip'])
+def test_the_augmentation_resizes_to_train_and_eval_resize_to_evaluate(config, mesh, class_folders, augment, resize):
+  config.data.source = f'folder:{class_folders({"train/ant": 5, "train/bee": 4, "val/ant": 3})}'
+  config.data.update({'augment': augment, 'image_size': 10, 'eval_crop': 0.7, 'eval_resize': resize})
+  train, val = load(config), load(config, 'val')
+  evaluated = batches(pipeline.make_eval_feed(config, val, mesh), [0])[0]
+  for row, path in enumerate(val.pictures.paths):
+    expected = by_hand(Image.open(path).convert('RGB'), resize, 0.7)
+    np.testing.assert_array_equal(evaluated['image'][row], expected)
+  trained = batches(pipeline.make_train_feed(config, train, mesh), [0])[0]
+  config.data.eval_resize = None
+  assert_same([trained], batches(pipeline.make_train_feed(config, train, mesh), [0]))
+  squashed = [by_hand(Image.open(path).convert('RGB'), 'squash', 1) for path in train.pictures.paths]
+  is_squashed = any(np.array_equal(trained['image'][0], each) for each in squashed)
+  assert is_squashed == (augment == 'none')
+
+
+@pytest.mark.parametrize('placement', ['device', 'stream'])
+@pytest.mark.parametrize('resize', ['center_crop', 'squash'])
+def test_pictures_in_memory_are_resized_for_evaluation_alone(config, mesh, placement, resize):
+  config.data.update({'placement': placement, 'eval_resize': resize, 'eval_crop': 0.8, 'image_size': 8})
+  source = load(config)
+  config.data.image_size = 10
+  made = pipeline.make_eval_feed(config, source, mesh)
+  assert isinstance(made, {'device': resident.EvalFeed, 'stream': stream.EvalFeed}[placement])
+  evaluated = batches(made, [0])[0]['image']
+  for row in range(BATCH):
+    np.testing.assert_array_equal(evaluated[row], by_hand(Image.fromarray(source.images[row]), resize, 0.8))
+  config.data.augment = 'none'
+  trained = batches(pipeline.make_train_feed(config, source, mesh), [0])[0]['image']
+  for row, place in enumerate(order.order(config.seed, 0, COUNT)[:BATCH]):
+    np.testing.assert_array_equal(trained[row], by_hand(Image.fromarray(source.images[place]), 'squash', 1))
+
+
+def test_a_center_crop_of_pictures_of_the_right_size_still_cuts_the_border(config, mesh):
+  config.data.update({'eval_resize': 'center_crop', 'eval_crop': 0.5})
+  source = load(config)
+  found = batches(pipeline.make_eval_feed(config, source, mesh), [0])[0]['image'][0]
+  large = Image.fromarray(source.images[0]).resize((16, 16), Image.Resampling.BILINEAR)
+  np.testing.assert_array_equal(found, large.crop((4, 4, 12, 12)))
 
 
 def test_pictures_of_differing_sizes_need_a_size(config, mesh, class_folders):

@@ -44,9 +44,11 @@ def files(config):
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize('trainable', ['head', 'top:1'])
-def test_cached_and_uncached_runs_end_equal_and_the_second_finds_its_features(config, tmp_path, capsys, trainable):
-  config.finetune.trainable = trainable
+@pytest.mark.parametrize(('trainable', 'resize'), [('head', 'squash'), ('top:1', 'squash'), ('head', 'center_crop')])
+def test_cached_and_uncached_runs_end_equal_and_the_second_finds_its_features(
+  config, tmp_path, capsys, trainable, resize
+):
+  config.finetune.trainable, config.data.eval_resize, config.data.eval_crop = trainable, resize, 0.6
   cached, parameters = run(config, tmp_path / 'cached')
   assert len(files(config)) == 2
   shape = (1, 1, 64) if trainable == 'head' else (4, 4, 32)
@@ -87,6 +89,19 @@ def test_features_are_made_anew_when_what_they_depend_on_changes(config, tmp_pat
     (config[section] if section else config)[name] = value
     loop.train(config, tmp_path / f'changed{number}', record.Clock(0.0), 'test')
     assert len(files(config)) == count + 2 * (number + 1), key
+
+
+def test_features_know_how_their_pictures_were_resized_and_older_ones_are_found(config):
+  older = feature_cache._seen(config.data)
+  assert 'eval_resize' not in older
+  for augment, implied, other in (
+    ('none', 'squash', 'center_crop'),
+    ('resized_crop_flip', 'center_crop', 'squash'),
+  ):
+    config.data.augment, config.data.eval_resize = augment, implied
+    assert feature_cache._seen(config.data) == {**older, 'augment': augment}
+    config.data.eval_resize = other
+    assert feature_cache._seen(config.data) == {**older, 'augment': augment, 'eval_resize': other}
 
 
 @pytest.mark.thorough

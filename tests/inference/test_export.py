@@ -83,9 +83,17 @@ def test_densenet_goes_there_and_back(described, imagenet, build, tmp_path):
 
 
 @pytest.mark.parametrize(
-  ('augment', 'crop_mode', 'crop_pct'), [('none', 'squash', 1.0), ('resized_crop_flip', 'center', 0.9)]
+  ('augment', 'resize', 'crop_mode', 'crop_pct'),
+  [
+    ('none', None, 'squash', 1.0),
+    ('none', 'center_crop', 'center', 0.9),
+    ('resized_crop_flip', None, 'center', 0.9),
+    ('resized_crop_flip', 'squash', 'squash', 1.0),
+  ],
 )
-def test_timm_is_told_how_pictures_are_prepared(imagenet, build, augment, crop_mode, crop_pct):
+def test_timm_is_told_how_pictures_are_prepared(imagenet, build, augment, resize, crop_mode, crop_pct):
+  with imagenet.data.ignore_type():
+    imagenet.data.eval_resize = resize
   imagenet.data.update({'augment': augment, 'eval_crop': 0.9, 'interpolation': 'bicubic'})
   imagenet.data.update({'mean': (0.1, 0.2, 0.3), 'std': (0.4, 0.5, 0.6)})
   found = export.timm_config(network_of(build(imagenet)))

@@ -67,8 +67,11 @@ def test_a_killed_run_of_a_folder_is_evaluated_to_the_same_confusion(tiny, scans
   np.testing.assert_array_equal(confusion, wanted['val'] + wanted['train'])
 
 
-def test_pictures_are_those_of_the_evaluation_bit_by_bit(tiny, scans, saved):
-  tiny.data.update({'source': f'folder:{scans}', 'augment': 'resized_crop_flip', 'image_size': 8, 'workers': 0})
+@pytest.mark.parametrize(('augment', 'resize'), [('resized_crop_flip', None), ('none', 'center_crop')])
+def test_pictures_are_those_of_the_evaluation_bit_by_bit(tiny, scans, saved, augment, resize):
+  tiny.data.update({'source': f'folder:{scans}', 'augment': augment, 'image_size': 8, 'workers': 0})
+  with tiny.data.ignore_type():
+    tiny.data.eval_resize = resize
   tiny.data.update({'mean': (0.4, 0.5, 0.6), 'std': (0.2, 0.3, 0.4)})
   tiny.eval.splits = ('val',)
   _, _, data = saved(tiny)
@@ -124,7 +127,7 @@ def test_weights_in_a_file_are_prepared_for_as_they_say(tiny, saved, scans, tmp_
   np.testing.assert_array_equal(found.pictures[0], squashed)
   described['pretrained_cfg']['crop_mode'] = 'border'
   files.write_json(tmp_path / 'config.json', described)
-  with pytest.raises(errors.InputError, match=r"cropped as one of center, squash \(crop_mode 'border'\)"):
+  with pytest.raises(errors.InputError, match=r"resized as one of center_crop, squash \(crop_mode 'border'\)"):
     inference.load(str(path))
 
 

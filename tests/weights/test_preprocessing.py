@@ -38,7 +38,7 @@ def timm(tmp_path):
 def test_what_timm_says(timm):
   found = timm(A1).preprocessing
   assert found == preprocessing.Preprocessing(
-    224, 0.95, 'bicubic', (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 'center'
+    224, 0.95, 'bicubic', (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 'center_crop'
   )
   assert timm({**A1, 'label_names': ['a', 'b']}).class_names == ('a', 'b')
 
@@ -72,6 +72,7 @@ def test_what_is_open_is_filled_in_and_what_is_set_stays():
   data.image_size, data.std = 96, (0.5, 0.5, 0.5)
   preprocessing.fill(data, preprocessing.KERAS)
   assert (data.image_size, data.eval_crop, data.interpolation) == (96, 0.875, 'bilinear')
+  assert data.eval_resize == 'center_crop'
   assert (data.mean, data.std) == ((), (0.5, 0.5, 0.5)), 'half of the statistics is for the user to complete'
   data.mean = (0.1, 0.2, 0.3)
   assert not preprocessing.is_open(data)
@@ -80,15 +81,23 @@ def test_what_is_open_is_filled_in_and_what_is_set_stays():
   assert data.to_dict() == before
 
 
+@pytest.mark.parametrize(('mode', 'resize'), [('squash', 'squash'), ('center', 'center_crop'), ('border', None)])
+def test_how_evaluation_resizes_comes_from_timm_where_dnt_has_it(timm, mode, resize):
+  data = schema.default().data
+  data.augment = 'resized_crop_flip'  # has no say in it
+  preprocessing.fill(data, timm({'pretrained_cfg': {'crop_mode': mode}}).preprocessing)
+  assert data.eval_resize == resize
+
+
 def test_what_a_run_does_is_told_to_timm_and_read_back(timm):
   data = schema.default().data
-  preprocessing.fill(data, preprocessing.Preprocessing(64, 0.9, 'bicubic', (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 'center'))
-  data.augment = 'resized_crop_flip'
+  described = preprocessing.Preprocessing(64, 0.9, 'bicubic', (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 'center_crop')
+  preprocessing.fill(data, described)
   given = preprocessing.of_run(data)
   cfg = preprocessing.to_timm(given, (64, 64, 3))
   assert (cfg['input_size'], cfg['crop_mode']) == ([3, 64, 64], 'center')
   assert timm({'pretrained_cfg': cfg}).preprocessing == given
-  data.augment, data.eval_crop = 'none', 1.0
+  data.eval_resize, data.eval_crop = 'squash', 1.0
   given = preprocessing.of_run(data)
   cfg = preprocessing.to_timm(given, (64, 64, 3))
   assert (cfg['crop_pct'], cfg['crop_mode']) == (1.0, 'squash')

@@ -42,12 +42,14 @@ def test_the_hub_is_a_folder_with_timms_description(resnet18, save, monkeypatch,
   path = save(resnet18, 'snapshot/model.safetensors')
   labels = [f'class {index}' for index in range(1000)]
   cfg = {'input_size': [3, 64, 64], 'interpolation': 'bicubic', 'crop_pct': 0.95, 'mean': [0.5] * 3, 'std': [0.25] * 3}
+  cfg['crop_mode'] = 'squash'
   path.with_name('config.json').write_text(json.dumps({'pretrained_cfg': cfg, 'label_names': labels}))
   served = types.SimpleNamespace(hf_hub_download=lambda name, file: str(path.with_name(file)))
   monkeypatch.setitem(sys.modules, 'huggingface_hub', served)
   imagenet.train.init_from = 'hf:timm/resnet18.toy'
-  imagenet.data.image_size = None
+  imagenet.data.image_size, imagenet.data.augment = None, 'resized_crop_flip'
   data = build(imagenet).config.data
+  assert data.eval_resize == 'squash'
   assert (data.image_size, data.interpolation, data.eval_crop) == (64, 'bicubic', 0.95)
   assert (tuple(data.mean), tuple(data.std)) == ((0.5,) * 3, (0.25,) * 3)
   given = pretrained.load('hf:timm/resnet18.toy')

@@ -1,0 +1,17 @@
+"""Values of open options that follow from other options of the config."""
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def eval_resize(data: Mapping[str, Any]) -> str:
+  """Returns how evaluation resizes images: `data.eval_resize`, or what `data.augment` implies if that is open.
+
+  Runs that are older than the option always did what `augment` implies.
+
+  Args:
+    data: the `data` section of a config; older ones lack the option.
+  """
+  if data.get('eval_resize') is not None:
+    return data['eval_resize']
+  return 'center_crop' if data['augment'] == 'resized_crop_flip' else 'squash'
