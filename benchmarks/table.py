@@ -9,7 +9,7 @@ import sys
 
 from absl import app
 
-from dnt.reporting import metrics
+from dnt.reporting import metrics, progress, tables
 
 
 def row(workdir: pathlib.Path) -> list[str]:
@@ -26,7 +26,7 @@ def row(workdir: pathlib.Path) -> list[str]:
     f'{last["epoch"]:.1f} ({last["step"]})',
     f'{100 * last[f"{split}/accuracy"]:.2f} %',
     f'{last[f"{split}/loss"]:.3f}',
-    metrics.duration(seconds['total']),
+    progress.duration(seconds['total']),
     f'{summary["images_per_second"]:,.0f}',
   ]
 
@@ -34,10 +34,7 @@ def row(workdir: pathlib.Path) -> list[str]:
 def main(arguments):
   rows = [['run', 'network', 'data', 'epochs (steps)', 'test accuracy', 'test loss', 'total time', 'images/s']]
   rows += [row(pathlib.Path(workdir)) for workdir in arguments[1:]]
-  for index, cells in enumerate(rows):
-    print(f'| {" | ".join(cells)} |')
-    if not index:
-      print('|' + ' --- |' * len(cells))
+  print(tables.markdown(rows))
 
 
 if __name__ == '__main__':

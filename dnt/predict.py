@@ -48,7 +48,7 @@ def main(values: flags.FlagValues) -> None:
   from dnt import inference
   from dnt.parallel import compile as compile_lib
   from dnt.parallel import mesh as mesh_lib
-  from dnt.reporting import metrics
+  from dnt.reporting import progress
 
   paths = inference.find(values.images)
   compile_lib.enable_cache()
@@ -61,7 +61,7 @@ def main(values: flags.FlagValues) -> None:
       f'--class_names={values.class_names} holds {len(names)} names, and {asked} has {len(network.class_names)} classes'
     )
 
-  width, line = max(map(len, paths)), metrics.Count('pictures', len(paths))
+  width, line = max(map(len, paths)), progress.Count('pictures', len(paths))
   rows, unreadable, done = [], {}, 0
   try:
     for found in inference.predict(network, mesh, paths, values.batch_size, values.top):
@@ -69,7 +69,7 @@ def main(values: flags.FlagValues) -> None:
         line.print(f'skipped: {reason}')
       for path, indexes, shares in zip(found.paths, found.indexes.tolist(), found.probabilities.tolist(), strict=True):
         best = [(names[index], index, share) for index, share in zip(indexes, shares, strict=True)]
-        shown = [f'{name} {metrics.figure("accuracy", share)}' for name, _, share in best]
+        shown = [f'{name} {progress.figure("accuracy", share)}' for name, _, share in best]
         line.print('  '.join([f'{path:{width}}', *shown]))
         rows.append((path, best))
       unreadable |= found.unreadable

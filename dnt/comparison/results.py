@@ -20,7 +20,7 @@ from dnt import files
 from dnt import workdir as workdir_lib
 from dnt.comparison import figure, plan
 from dnt.config import run_config
-from dnt.reporting import metrics, pages, plots
+from dnt.reporting import html, metrics, plots, progress, tables
 
 MOST_CLASSES = 20  # largest number of classes whose sensitivity and specificity are shown
 _TITLES = {
@@ -205,14 +205,9 @@ def markdown(
   classes: Mapping[str, tuple[Sequence[str], Sequence[Sequence[str]]]],
 ) -> str:
   """Formats the table, the facts about the comparison and `class_tables` as Markdown."""
-
-  def drawn(header, cells):
-    lines = [header, ['---'] * len(header), *cells]
-    return [f'| {" | ".join(cell.replace("|", "/") for cell in line)} |' for line in lines]
-
-  lines = [*drawn(header, cells), '', *(f'- {name}: {value}' for name, value in facts.items())]
+  lines = [tables.markdown([header, *cells]), '', *(f'- {name}: {value}' for name, value in facts.items())]
   for title, each in classes.items():
-    lines += ['', f'{title[0].upper()}{title[1:]}:', '', *drawn(*each)]
+    lines += ['', f'{title[0].upper()}{title[1:]}:', '', tables.markdown([each[0], *each[1]])]
   return '\n'.join(lines) + '\n'
 
 
@@ -329,7 +324,7 @@ def _cell(name: str, mean: float | None, std: float | None) -> str:
     return 'not finite'
   number, unit = (lambda value: f'{value:.{2 if _figure(name) in _PERCENT else 4}f}'), ''
   if name == 'seconds':
-    number = metrics.duration
+    number = progress.duration
   elif name in ('images_per_second', 'parameters', 'trainable_parameters'):
     number = '{:,.0f}'.format
   elif name.endswith('_memory'):
@@ -394,29 +389,29 @@ def _page(
   }
   form = {f'form {about.form}': listed(about.config.forms[about.form])} if about.form else {}
   parts = [
-    pages.table(header, cells),
-    pages.heading('curves'),
-    pages.picture('curves', picture),
+    html.table(header, cells),
+    html.heading('curves'),
+    html.picture('curves', picture),
   ]
   for title, each in classes.items():
-    parts += [pages.heading(title), pages.table(*each)]
+    parts += [html.heading(title), html.table(*each)]
   parts += [
-    pages.heading('variants'),
-    pages.facts(form | {name: listed(changes) for name, changes in about.config.variants.items()}),
+    html.heading('variants'),
+    html.facts(form | {name: listed(changes) for name, changes in about.config.variants.items()}),
   ]
   failures = [(outcome.run.name, outcome.error) for outcome in outcomes if outcome.state == 'failed']
   if failures:
-    parts += [pages.heading('failed runs'), pages.table(('run', 'why'), failures)]
+    parts += [html.heading('failed runs'), html.table(('run', 'why'), failures)]
   if warnings := _warnings(outcomes):
     columns = ('variant', 'seeds', 'first at', 'what was said then')
-    parts += [pages.heading('warnings'), pages.table(columns, warnings)]
+    parts += [html.heading('warnings'), html.table(columns, warnings)]
   parts += [
-    pages.heading('comparison'),
-    pages.facts(facts),
-    pages.heading('base config'),
-    pages.facts(config),
+    html.heading('comparison'),
+    html.facts(facts),
+    html.heading('base config'),
+    html.facts(config),
   ]
-  return pages.page(about.name, parts)
+  return html.page(about.name, parts)
 
 
 def _warnings(outcomes: Sequence[Outcome]) -> list[tuple[str, str, str, str]]:

@@ -23,7 +23,7 @@ from dnt import errors, files
 from dnt import workdir as workdir_lib
 from dnt.comparison import plan
 from dnt.config import run_config
-from dnt.reporting import metrics, terminal
+from dnt.reporting import progress, terminal
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _POLL = 0.5  # seconds
@@ -114,10 +114,10 @@ def run(
       summary = plan.summary(each) or {}
       if summary.get('finished'):
         figures = [
-          f'{split} accuracy {metrics.figure("accuracy", summary["last"][f"{split}/accuracy"])}'
+          f'{split} accuracy {progress.figure("accuracy", summary["last"][f"{split}/accuracy"])}'
           for split in each.config.eval.splits
         ]
-        line.print('  '.join([place, *figures, metrics.duration(summary['seconds']['total'])]))
+        line.print('  '.join([place, *figures, progress.duration(summary['seconds']['total'])]))
       elif not stop.asked:
         error = error or f'stopped by a signal at step {summary.get("step", 0)}'
         files.write_json(each.workdir / workdir_lib.FAILURE, {'error': error})
@@ -238,7 +238,7 @@ class Pace:
     (then, first) = self._first
     if step > first:
       left = (total - step) * (now - then) / (step - first)
-      parts.append(f'ETA {metrics.duration(left)}, all runs {metrics.duration(left + self._pending(now, left))}')
+      parts.append(f'ETA {progress.duration(left)}, all runs {progress.duration(left + self._pending(now, left))}')
     return parts
 
   def _starting(self, run: plan.Run) -> list[str]:

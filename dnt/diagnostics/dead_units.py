@@ -22,6 +22,7 @@ from dnt.data import examples, pipeline
 from dnt.models import depth, taps
 from dnt.parallel import mesh as mesh_lib
 from dnt.parallel import multihost
+from dnt.reporting import tables
 from dnt.training import evaluate, experiment
 
 # Maps each capture, which counts how often a unit is active, to what the unit is if that count is zero.
@@ -135,11 +136,7 @@ def text(result: Mapping[str, Any]) -> str:
   for each in result['entries']:
     figures = (f'{each["units"]:,}', f'{each["dead"]:,}', f'{100 * each["share"]:.1f} %')
     lines.append((each['name'], *figures, 'saturated' if each['dead'] and each['criterion'] == 'saturated' else ''))
-  widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-  table = [
-    f'{name:<{widths[0]}}  {units:>{widths[1]}}  {dead:>{widths[2]}}  {share:>{widths[3]}}  {note}'.rstrip()
-    for name, units, dead, share, note in lines
-  ]
   seen = f'the {result["examples"]:,} pictures of {result["split"]}, step {result["step"]:,}'
   total = f'{result["dead"]:,} of {result["units"]:,} units ({100 * result["share"]:.1f} %) are dead on {seen}'
-  return '\n'.join([*table, f'{total}; which ones: {workdir_lib.DEAD_UNITS}' if result['dead'] else total])
+  where = f'; which ones: {workdir_lib.DEAD_UNITS}' if result['dead'] else ''
+  return f'{tables.text(lines)}\n{total}{where}'

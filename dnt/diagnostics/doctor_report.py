@@ -8,7 +8,7 @@ import numpy as np
 
 from dnt import files
 from dnt.diagnostics import doctor
-from dnt.reporting import plots, terminal
+from dnt.reporting import plots, tables, terminal
 from dnt.training import experiment
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def table(found: doctor.Examination, verdict: doctor.Verdict) -> str:
     lines.append((found.entries[index], *(_figure(name, np.median(found.columns[name][:, index])) for name in shown)))
   left = f'\n({count - len(indices)} entries between these are in probe.json)' if count > len(indices) else ''
   meaning = '\n'.join(f'{title}: {what}' for title, what in (COLUMNS[name] for name in shown))
-  return f'{_aligned(lines)}{left}\n\n{meaning}'
+  return f'{tables.text(lines)}{left}\n\n{meaning}'
 
 
 def steps_table(found: doctor.Examination) -> str:
@@ -119,15 +119,7 @@ def steps_table(found: doctor.Examination) -> str:
   lines = [('step', *(str(index + 1) for index in range(len(found.learning_rates))))]
   lines += [(name, *(f'{value:.3g}' for value in values)) for name, values in rows.items()]
   what = 'update ratio: norm of the update over that of the parameters, of the median entry'
-  return f'{_aligned(lines)}\n\n{what}'
-
-
-def _aligned(lines: list[tuple[str, ...]]) -> str:
-  widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-  return '\n'.join(
-    '  '.join(cell.ljust(width) if not place else cell.rjust(width) for place, (cell, width) in enumerate(pairs))
-    for pairs in (zip(line, widths, strict=True) for line in lines)
-  )
+  return f'{tables.text(lines)}\n\n{what}'
 
 
 @plots.styled

@@ -31,7 +31,7 @@ from dnt.optim import rows
 from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
 from dnt.parallel import multihost
-from dnt.reporting import plots, terminal
+from dnt.reporting import plots, tables, terminal
 from dnt.training import experiment, initialize, steps
 from dnt.weights import pretrained
 
@@ -391,8 +391,7 @@ def text(result: Mapping[str, Any]) -> str:
   for each in result['sweeps']:
     found = [f'{each["suggestions"][name]:.2g}' if each['suggestions'] else '-' for name in names]
     lines.append((each['group'] or 'all', *found, _ended(each['stopped'], each['learning_rate'], each['smoothed'])))
-  widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-  table = ['  '.join(map(str.ljust, line, widths)).rstrip() for line in lines]
+  table = [tables.text(lines)]
   flat = [each['group'] or 'all' for each in result['sweeps'] if not each['learns']]
   if flat:
     table.append(f'the loss hardly falls ({", ".join(flat)}): these suggestions say little; is it trained already?')

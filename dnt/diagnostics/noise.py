@@ -35,6 +35,7 @@ from dnt.optim import rows
 from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
 from dnt.parallel import multihost
+from dnt.reporting import tables
 from dnt.training import experiment, initialize, steps
 
 
@@ -197,8 +198,7 @@ def text(result: Mapping[str, Any]) -> str:
   for each in [*result['entries'], {'name': 'all', **result['total']}]:
     names = ('squared_gradient', 'trace', 'noise_scale', 'standard_error', 'signal_to_noise')
     lines.append((each['name'], *(f'{each[name]:.3g}' if np.isfinite(each[name]) else '-' for name in names)))
-  widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-  table = ['  '.join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines]
+  table = [tables.text(lines)]
   if result['batch_norm']:
     table.append(
       f'BatchNorm normalizes each micro-batch of {result["micro_batch_size"]} by itself, and the noise of that counts '

@@ -24,7 +24,7 @@ from dnt.explanation import cam, pictures, sheet
 from dnt.models import depth
 from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
-from dnt.reporting import metrics
+from dnt.reporting import progress
 
 DRAWN = 10  # number of channels, and of classes, in the plots
 
@@ -133,7 +133,7 @@ def search(
   def step(variables, batch):
     return excitement(network.model, entry, variables, network.preprocess(batch['image']))
 
-  line = metrics.Count('searched', len(source))
+  line = progress.Count('searched', len(source))
   with contextlib.closing(line), contextlib.closing(pipeline.make_eval_feed(config, source, mesh)) as feed:
     return find(step, feed, mesh, network.variables, len(source), count, line.update)
 
@@ -223,7 +223,7 @@ def tiles(
   def title(name, index, score, label):
     said = f'channel {index}: {score:.3g}'
     if name == 'classes':
-      said = f'{sheet.short(network.class_names[index])}: {metrics.figure("accuracy", np.exp(score))}'
+      said = f'{sheet.short(network.class_names[index])}: {progress.figure("accuracy", np.exp(score))}'
     return f'{said}\ntrue: {sheet.short(network.class_names[label])}'
 
   rows = {}

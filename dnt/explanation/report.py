@@ -10,7 +10,7 @@ from dnt import config as schema
 from dnt import errors, files, inference
 from dnt.explanation import cam, exciting, faithfulness, pictures, sheet
 from dnt.parallel import mesh as mesh_lib
-from dnt.reporting import metrics, pages, plots
+from dnt.reporting import html, plots, progress
 
 ON_SHEET = 48  # the sheet shows only this many images, the first ones; every image has an overlay file
 SHOWN = ('deletion', 'insertion')
@@ -108,7 +108,7 @@ def _explain(
   about: Mapping[str, Any],
 ) -> tuple[dict[str, Any], bytes]:
   """Explains each image and writes its overlay; returns the content for explain.json and the contact sheet."""
-  line, unreadable, records, tiles = metrics.Count('explained', len(paths)), {}, [], []
+  line, unreadable, records, tiles = progress.Count('explained', len(paths)), {}, [], []
 
   def skip(path, reason):
     unreadable[path] = reason
@@ -121,7 +121,7 @@ def _explain(
     record['overlay'] = f'overlay_{len(records) + 1:03d}_{path.stem}.png'
     records.append(record)
     predicted, mapped = (
-      f'{sheet.short(record[name])} {metrics.figure("accuracy", record[share])}'
+      f'{sheet.short(record[name])} {progress.figure("accuracy", record[share])}'
       for name, share in (('prediction', 'probability'), ('target', 'target_probability'))
     )
     shown = sheet.Tile(f'predicted: {predicted}', each.picture, each.map)
@@ -158,20 +158,20 @@ def _record(network: inference.Network, found: pictures.Explained, about: Mappin
 
 def _page(about: Mapping[str, Any], content: Mapping[str, Any], sheets: Mapping[str, bytes]) -> str:
   """Builds the whole page: the options, the sheets, the explanations of the metrics, and the metrics."""
-  parts = [pages.facts({name: str(value) for name, value in about.items() if value is not None})]
+  parts = [html.facts({name: str(value) for name, value in about.items() if value is not None})]
   if 'pictures' in content:
-    parts += [pages.heading('pictures'), pages.picture('pictures and their maps', sheets['explained'])]
-    parts += [pages.heading('faithfulness'), pages.facts(MEANING), _table(content)]
+    parts += [html.heading('pictures'), html.picture('pictures and their maps', sheets['explained'])]
+    parts += [html.heading('faithfulness'), html.facts(MEANING), _table(content)]
     if content['unreadable']:
-      parts += [pages.heading('skipped'), pages.facts(content['unreadable'])]
+      parts += [html.heading('skipped'), html.facts(content['unreadable'])]
   if 'exciting' in content:
     found = content['exciting']
-    parts += [pages.heading(f'what excites most, of the {found["examples"]:,} pictures of {found["split"]}')]
-    parts += [pages.facts(EXCITEMENT)]
+    parts += [html.heading(f'what excites most, of the {found["examples"]:,} pictures of {found["split"]}')]
+    parts += [html.facts(EXCITEMENT)]
     for name in EXCITEMENT:
       shown = f'{name}: {min(len(found[name]), exciting.DRAWN)} of {len(found[name]):,}, those with the highest peak'
-      parts += [pages.heading(shown), pages.picture(shown, sheets[f'exciting_{name}'])]
-  return pages.page(f'{about["method"]} at {about["entry"]}', parts)
+      parts += [html.heading(shown), html.picture(shown, sheets[f'exciting_{name}'])]
+  return html.page(f'{about["method"]} at {about["entry"]}', parts)
 
 
 def _table(content: Mapping[str, Any]) -> str:
@@ -179,11 +179,11 @@ def _table(content: Mapping[str, Any]) -> str:
   rows = [
     [
       record['path'],
-      f'{record["prediction"]} {metrics.figure("accuracy", record["probability"])}',
-      f'{record["target"]} {metrics.figure("accuracy", record["target_probability"])}',
+      f'{record["prediction"]} {progress.figure("accuracy", record["probability"])}',
+      f'{record["target"]} {progress.figure("accuracy", record["target_probability"])}',
       *(f'{record[name]:.3f}' for name in AREAS),
     ]
     for record in content['pictures']
   ]
   rows.append(['mean', '', '', *(f'{content["means"][name]:.3f}' for name in AREAS)])
-  return pages.table(['picture', 'predicted', 'map of', *(name.replace('_', ' ') for name in AREAS)], rows)
+  return html.table(['picture', 'predicted', 'map of', *(name.replace('_', ' ') for name in AREAS)], rows)

@@ -27,7 +27,7 @@ from dnt.models import depth, freeze
 from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
 from dnt.parallel import multihost
-from dnt.reporting import metrics
+from dnt.reporting import progress
 from dnt.training import experiment, initialize, steps
 
 LARGEST = 2**33  # largest size in bytes of a split's features, which are held on the device
@@ -274,7 +274,7 @@ def _grow(
     features[:done], labels[:done] = feature_files.read(path, dtype, done)
     if done and multihost.is_lead():
       print(f'features of {source.split}: going on from {done} of {whole}', flush=True)
-    line = metrics.Count(f'features of {source.split}', whole, done)
+    line = progress.Count(f'features of {source.split}', whole, done)
     for new, label in _compute(run, source, views, mesh, prefix, done):
       if multihost.is_lead():
         write(done, new, label)

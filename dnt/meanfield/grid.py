@@ -21,7 +21,7 @@ import numpy as np
 from dnt import errors, files
 from dnt.meanfield import random_nets, report
 from dnt.meanfield.theory import batch_norm, layers, plain
-from dnt.reporting import metrics, terminal
+from dnt.reporting import progress, terminal
 
 SETTLED = 0.01  # q within this fraction of its last value is at its fixed point
 MEMORY = 2**28  # bytes of weights and signals that the seeds under one vmap may take
@@ -86,7 +86,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> dict[s
   interrupted = False
   try:
     for job in jobs:
-      left = f'  ETA {metrics.duration((time.monotonic() - start) * (total / done - 1))}' if done else '  compiling'
+      left = f'  ETA {progress.duration((time.monotonic() - start) * (total / done - 1))}' if done else '  compiling'
       last = job.seeds[-1] + 1
       of = f'{job.kind}, depth {job.network.depth}'
       status.update(f'{100 * done / total:.0f} %  {of}, seeds {job.seeds[0] + 1} to {last} of {options.seeds}{left}')

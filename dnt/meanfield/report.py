@@ -7,7 +7,7 @@ from typing import Any
 
 from dnt import files
 from dnt.meanfield import grid_plots
-from dnt.reporting import plots
+from dnt.reporting import plots, tables
 
 AGREES = 0.05  # deviation of a rate from theory
 CRITICAL = 0.05  # smaller rates change a gradient by less than e in 20 layers: noise is a large fraction of them
@@ -124,9 +124,7 @@ def table(result: Mapping[str, Any]) -> str:
     'last layer. Singular values: the largest of the Jacobian of output by input. nan: signals or gradients left the '
     'range of float32.',
     '',
-    _line(HEADER),
-    _line(['---'] * len(HEADER)),
-    *(_line(_cells(network)) for network in result['networks']),
+    tables.markdown([HEADER, *map(_cells, result['networks'])]),
   ]
   if result['phases']:
     lines += [
@@ -134,9 +132,7 @@ def table(result: Mapping[str, Any]) -> str:
       'Plain networks without a norm, in theory: fixed points, chi_1, the layers over which distances from them, and '
       'the gradient, fall by a factor e (negative: grow), and sigma_w^2 on the edge of chaos at this sigma_b^2.',
       '',
-      _line(PHASE_HEADER),
-      _line(['---'] * len(PHASE_HEADER)),
-      *(_line(_phase_cells(phase)) for phase in result['phases']),
+      tables.markdown([PHASE_HEADER, *map(_phase_cells, result['phases'])]),
     ]
   if result['batch_norm_gains']:
     gains = (f'{name} {gain["batch"]:.4f} ({gain["limit"]:.4f})' for name, gain in result['batch_norm_gains'].items())
@@ -146,10 +142,6 @@ def table(result: Mapping[str, Any]) -> str:
       f'(in brackets: a large batch): {", ".join(gains)}.',
     ]
   return '\n'.join(lines) + '\n'
-
-
-def _line(cells: Sequence[str]) -> str:
-  return f'| {" | ".join(cells)} |'
 
 
 def _cells(network: Mapping[str, Any]) -> list[str]:

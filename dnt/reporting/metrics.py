@@ -1,24 +1,21 @@
-"""Writes the record of a run, `metrics.jsonl`, TensorBoard's event files beside it, and the terminal's progress line.
+"""Writes the record of a run, `metrics.jsonl`, and TensorBoard's event files beside it.
 
 The jsonl file is the record; everything else (plots, reports, tables) is made from it.
 """
 
-import collections
 import json
 import math
 import os
 import pathlib
 import sys
-import time
-from collections.abc import Callable, Mapping
-from typing import Any, TextIO
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from dnt import errors, files
 from dnt import workdir as workdir_lib
 from dnt.parallel import multihost
-from dnt.reporting import terminal
 
 
 def read(workdir: str | os.PathLike) -> list[dict[str, Any]]:
@@ -135,128 +132,3 @@ def _number(value: Any) -> int | float | None:
 
 def _line(record: Mapping[str, Any]) -> str:
   return json.dumps(record, allow_nan=False) + '\n'
-
-
-class Progress:
-  """Shows the progress line of a run on the terminal of its first process."""
-
-  def __init__(
-    self,
-    total_steps: int,
-    stream: TextIO | None = None,
-    clock: Callable[[], float] = time.monotonic,
-  ):
-    """Starts the clock.
-
-    Args:
-      total_steps: steps of the whole run.
-      stream: where to print; None: the standard output.
-      clock: returns increasing seconds.
-    """
-    self._total = total_steps
-    self._clock = clock
-    self._status = terminal.StatusLine(stream, clock) if multihost.is_lead() else None
-    # (time, step) over the last minute, from which the ETA is computed.
-    self._recent: collections.deque[tuple[float, int]] = collections.deque()
-
-  def update(self, step: int, epoch: float, values: Mapping[str, float]) -> None:
-    """Shows the position of the run, if the last update was long enough ago.
-
-    Args:
-      step: optimizer steps done.
-      epoch: passes over the training split done.
-      values: `loss`, `accuracy` (in [0, 1]) and `images_per_second`, as far as they are known.
-    """
-    if self._status is None:
-      return
-    now = self._clock()
-    self._recent.append((now, step))
-    while len(self._recent) > 2 and now - self._recent[0][0] > 60:
-      self._recent.popleft()
-    self._status.update(self._format(step, epoch, values), at_once=step >= self._total)
-
-  def print(self, text: str) -> None:
-    """Prints lines of their own above the progress line."""
-    if self._status is not None:
-      self._status.print(text)
-
-  def close(self) -> None:
-    """Closes the progress line and leaves its last state on screen."""
-    if self._status is not None:
-      self._status.close(leave=True)
-
-  def _format(self, step: int, epoch: float, values: Mapping[str, float]) -> str:
-    parts = [f'step {step}/{self._total}', f'epoch {epoch:.1f}']
-    if 'loss' in values:
-      parts.append(f'loss {values["loss"]:.4f}')
-    if 'accuracy' in values:
-      parts.append(f'accuracy {100 * values["accuracy"]:.2f} %')
-    if 'images_per_second' in values:
-      parts.append(f'{values["images_per_second"]:,.0f} images/s')
-    (then, first), (now, last) = self._recent[0], self._recent[-1]
-    if last > first:
-      parts.append(f'ETA {duration((self._total - step) * (now - then) / (last - first))}')
-    return '  '.join(parts)
-
-
-class Count:
-  """Shows a status line that counts images: how many are done, how many per second, and the remaining time.
-
-  It prints `what 320/999  12 images/s  ETA 57 s`, and nothing before the first and after the last image.
-  """
-
-  def __init__(
-    self,
-    what: str,
-    total: int,
-    done: int = 0,
-    stream: TextIO | None = None,
-    clock: Callable[[], float] = time.monotonic,
-  ):
-    """Starts the clock.
-
-    Args:
-      what: what the images are counted for.
-      total: number of all images.
-      done: number of images that were done before; they do not count for the rate.
-      stream: where to print; None: the standard output.
-      clock: returns increasing seconds.
-    """
-    self._what, self._total, self._first = what, total, done
-    self._clock, self._start = clock, clock()
-    self._status = terminal.StatusLine(stream, clock)
-
-  def update(self, done: int) -> None:
-    """Shows that `done` images are done, if the last update was long enough ago."""
-    if self._first < done < self._total:
-      rate = (done - self._first) / max(self._clock() - self._start, 1e-9)
-      pace = f'{figure("images_per_second", rate)} images/s  ETA {duration((self._total - done) / rate)}'
-      self._status.update(f'{self._what} {done}/{self._total}  {pace}')
-
-  def print(self, text: str) -> None:
-    """Prints lines of their own above the status line."""
-    self._status.print(text)
-
-  def close(self) -> None:
-    """Clears the status line."""
-    self._status.close()
-
-
-def figure(name: str, value: float | None) -> str:
-  """Formats a metric for people: accuracies in percent, learning rates short, all others with four decimals."""
-  if value is None or not math.isfinite(value):
-    return 'not finite'
-  if name.endswith('accuracy'):
-    return f'{100 * value:.2f} %'
-  if name.endswith('learning_rate'):
-    return f'{value:.3g}'
-  return f'{value:,.0f}' if name == 'images_per_second' else f'{value:.4f}'
-
-
-def duration(seconds: float) -> str:
-  """Formats seconds in words: '8 s', '3 min 05 s', '2 h 04 min', '3 d 02 h'."""
-  seconds = max(round(seconds), 0)
-  for size, unit, smaller, name in ((86400, 'd', 3600, 'h'), (3600, 'h', 60, 'min'), (60, 'min', 1, 's')):
-    if seconds >= size:
-      return f'{seconds // size} {unit} {seconds % size // smaller:02d} {name}'
-  return f'{seconds} s'

@@ -12,7 +12,7 @@ import numpy as np
 from dnt import checkpoints, errors, files
 from dnt import workdir as workdir_lib
 from dnt.parallel import multihost
-from dnt.reporting import memory, metrics
+from dnt.reporting import memory, metrics, progress
 from dnt.training import evaluate, experiment, steps, telemetry
 
 
@@ -49,7 +49,7 @@ class Record:
     """
     self._run, self._workdir, self._clock = run, workdir, clock
     self._writer = metrics.Writer(workdir, step)
-    self._progress = metrics.Progress(run.config.train.steps)
+    self._progress = progress.Progress(run.config.train.steps)
     # Sums since the last training line. They are saved too, so that the next line is the same after a resume.
     self._sums: Counter[str] = Counter(history.get('sums', {}))
     self._lap: float = history.get('lap', 0.0)
@@ -150,7 +150,7 @@ class Record:
       self.evaluations_without_better = 0
     else:
       self.evaluations_without_better += 1
-    shown = [f'{name} {metrics.figure(name, value)}' for name, value in result.metrics.items()]
+    shown = [f'{name} {progress.figure(name, value)}' for name, value in result.metrics.items()]
     self.say(f'step {step}  ' + '  '.join(shown))
 
   def say(self, text: str) -> None:

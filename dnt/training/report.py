@@ -15,7 +15,7 @@ from dnt import workdir as workdir_lib
 from dnt.models import depth, layouts
 from dnt.parallel import mesh as mesh_lib
 from dnt.parallel import multihost
-from dnt.reporting import metrics, pages, plots
+from dnt.reporting import html, metrics, plots, progress, tables
 from dnt.training import experiment, record, steps
 
 WHOLE_TABLE = 70  # rows; longer tables show runs of equal blocks as one line
@@ -43,8 +43,7 @@ def block_table(table: Sequence[depth.Row]) -> str:
     lines.append((name, shape, f'{times}{first.parameters:,}', f'{times}{_quantity(first.flops)}'))
   parameters, flops = sum(row.parameters for row in table), sum(row.flops for row in table)
   lines.append(('total', '', f'{parameters:,}', _quantity(flops)))
-  widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-  return '\n'.join(f'{a:<{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}  {d:>{widths[3]}}' for a, b, c, d in lines)
+  return tables.text(lines)
 
 
 def write(
@@ -132,7 +131,7 @@ def page(
   state = 'finished' if summary['finished'] else 'stopped, can go on'
   facts = {
     'state': f'{state}: step {summary["step"]:,} of {summary["total_steps"]:,}',
-    **{name: metrics.figure(name, value) for name, value in summary['last'].items()},
+    **{name: progress.figure(name, value) for name, value in summary['last'].items()},
     'best': _best(summary) or 'none yet',
     **{f'warning: {kind}': f'step {found["step"]:,}: {found["text"]}' for kind, found in summary['warnings'].items()},
     'parameters': f'{summary["parameters"]:,}, of which {summary["trainable_parameters"]:,} train',
@@ -146,16 +145,16 @@ def page(
     'command': summary['command'],
   }
   options = {key: 'not set' if value is None else str(value) for key, value in _leaves(config)}
-  parts = [pages.facts(facts)]
+  parts = [html.facts(facts)]
   for name, picture in pictures.items():
     caption = name.removesuffix('.png').replace('_', ' ', 1)
     narrow = name not in (workdir_lib.CURVES, workdir_lib.TELEMETRY)
-    parts += [pages.heading(caption), pages.picture(caption, picture, narrow)]
+    parts += [html.heading(caption), html.picture(caption, picture, narrow)]
     if name in classes:
       header, *rows = classes[name]
-      parts.append(pages.table(header, rows))
-  parts += [pages.heading('network'), pages.text(block_table(table)), pages.heading('config'), pages.facts(options)]
-  return pages.page(title, parts)
+      parts.append(html.table(header, rows))
+  parts += [html.heading('network'), html.text(block_table(table)), html.heading('config'), html.facts(options)]
+  return html.page(title, parts)
 
 
 def class_table(class_names: Sequence[str], per_class: Mapping[str, Sequence[Any]]) -> list[tuple[str, ...]]:
@@ -186,18 +185,18 @@ def last_line(summary: Mapping[str, Any], command: str) -> str:
   if not summary['finished']:
     return f'saved at step {summary["step"]} of {summary["total_steps"]}; run `{command}` again to go on'
   figures = [
-    f'{name} {metrics.figure(name, value)}'
+    f'{name} {progress.figure(name, value)}'
     for name, value in summary['last'].items()
     if name.endswith(('/accuracy', '/loss')) and not name.startswith('train/')
   ]
   best = _best(summary)
   parts = [f'finished step {summary["step"]}', *figures, *([f'best {best}'] if best else [])]
-  return '  '.join([*parts, metrics.duration(summary['seconds']['total'])])
+  return '  '.join([*parts, progress.duration(summary['seconds']['total'])])
 
 
 def evaluation_line(result: Mapping[str, Any]) -> str:
   """Formats `step` and the metrics of an evaluation as one line."""
-  shown = [f'{name} {metrics.figure(name, value)}' for name, value in result.items() if name != 'step']
+  shown = [f'{name} {progress.figure(name, value)}' for name, value in result.items() if name != 'step']
   return '  '.join([f'step {result["step"]}', *shown])
 
 
@@ -234,7 +233,7 @@ def _quantity(number: int) -> str:
 
 def _best(summary: Mapping[str, Any]) -> str:
   best = summary['best']
-  return f'{best["metric"]} {metrics.figure(best["metric"], best["value"])} at step {best["step"]}' if best else ''
+  return f'{best["metric"]} {progress.figure(best["metric"], best["value"])} at step {best["step"]}' if best else ''
 
 
 def _leaves(config: Mapping[str, Any], prefix: str = '') -> list[tuple[str, Any]]:

@@ -1,10 +1,10 @@
 import base64
-import html.parser
+from html import parser
 
-from dnt.reporting import pages
+from dnt.reporting import html
 
 
-class _Page(html.parser.HTMLParser):
+class _Page(parser.HTMLParser):
   """Checks that tags nest, and collects text and attributes."""
 
   def __init__(self):
@@ -26,14 +26,14 @@ class _Page(html.parser.HTMLParser):
 def test_parts_make_a_page_and_text_stays_text():
   bad = '<b>&"'
   parts = [
-    pages.heading(bad),
-    pages.facts({bad: bad}),
-    pages.table([bad], [[bad], ['cell']]),
-    pages.text(bad),
-    pages.picture(bad, b'png', narrow=True),
+    html.heading(bad),
+    html.facts({bad: bad}),
+    html.table([bad], [[bad], ['cell']]),
+    html.text(bad),
+    html.picture(bad, b'png', narrow=True),
   ]
   page = _Page()
-  page.feed(pages.page(bad, parts))
+  page.feed(html.page(bad, parts))
   page.close()
   assert page.open == []
   assert page.text.count(bad) == 8  # twice the title, heading, fact and its name, header, cell, text
