@@ -1,3 +1,17 @@
 """dnt: train, understand and fine-tune deep networks in JAX and Flax."""
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+  from dnt.loop import train as train
+
 __version__ = '0.1.0'
+
+
+def __getattr__(name: str) -> Any:
+  """Imports `dnt.train` at its first use, since programs print their help and errors without jax."""
+  if name == 'train':
+    from dnt.loop import train
+
+    return train
+  raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -21,6 +21,7 @@ Order of events when step s is done:
 import contextlib
 import itertools
 import pathlib
+import time
 from typing import Any, NamedTuple
 
 import jax
@@ -28,6 +29,7 @@ import ml_collections
 import numpy as np
 
 from dnt import checkpoints, errors, files
+from dnt import config as schema
 from dnt import workdir as workdir_lib
 from dnt.data import pipeline
 from dnt.diagnostics import lr_find
@@ -39,14 +41,17 @@ from dnt.training import calendar, evaluate, experiment, initialize, precompile,
 
 
 def train(
-  config: ml_collections.ConfigDict, workdir: pathlib.Path, clock: record.Clock, command: str
+  config: ml_collections.ConfigDict,
+  workdir: str | pathlib.Path,
+  clock: record.Clock | None = None,
+  command: str = '',
 ) -> dict[str, Any]:
   """Trains from the current state of the workdir to the end of the config, or until a signal requests a stop.
 
   Args:
-    config: a validated config.
+    config: a training config, as `dnt.config.default` makes it; it is validated here and not changed.
     workdir: where the run writes everything; the README lists the files.
-    clock: started when the program began.
+    clock: started when the program began; None: it starts now.
     command: the command line, for the record.
 
   Returns:
@@ -56,6 +61,8 @@ def train(
     errors.InputError: config, data and checkpoint do not fit together; nothing has run and nothing saved is lost.
     errors.RunError: a loss or state is not finite; the last good checkpoint remains.
   """
+  schema.validate(config)
+  workdir, clock = pathlib.Path(workdir), clock or record.Clock(time.monotonic())
   workdir_lib.check_format(workdir)
   saved = checkpoints.Checkpoints(workdir, config.checkpoint)
   mesh = mesh_lib.make_mesh(config.mesh)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+import dnt
 from dnt import checkpoints, errors, loop, trees
 from dnt.reporting import metrics
 from dnt.training import evaluate, record
@@ -48,6 +49,18 @@ def test_order_of_events(tiny, tmp_path, monkeypatch):
   ]
   names = [(line['step'], 'train/loss' in line) for line in metrics.read(tmp_path)]
   assert names == [(2, True), (2, False), (4, True), (4, False), (6, True), (6, False)]
+
+
+def test_train_is_a_function_of_the_package(tiny, tmp_path):
+  tiny.train.steps = 2
+  summary = dnt.train(tiny, str(tmp_path / 'run'))
+  assert summary['step'] == 2 and (tmp_path / 'run' / 'summary.json').exists()
+  tiny.model.norm = 'no such norm'
+  with pytest.raises(errors.InputError, match='config.model.norm'):
+    dnt.train(tiny, tmp_path / 'other')
+  assert not (tmp_path / 'other').exists()
+  with pytest.raises(AttributeError, match='no_such'):
+    dnt.no_such  # noqa: B018
 
 
 def first_kernel(workdir):
