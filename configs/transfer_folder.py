@@ -20,7 +20,7 @@ def get_config():
   config.data.resized_crop_min_area = 0.5
   config.model.name = 'pretrained'
   config.optim.name = 'adamw'
-  config.optim.learning_rate = 0.0
+  config.optim.learning_rate = 'auto'
   config.optim.weight_decay = 0.01
   config.schedule.name = 'one_cycle'
   config.finetune.trainable = 'head'

@@ -18,6 +18,7 @@ from ml_collections.config_flags import config_flags
 
 from dnt import config as schema
 from dnt import errors
+from dnt.config import relations
 from dnt.parallel import allocator
 
 # An installed package contains the config files; in a checkout they are next to it.
@@ -86,13 +87,16 @@ def config(values: flags.FlagValues) -> ml_collections.ConfigDict:
     values: the parsed flags.
 
   Raises:
-    errors.InputError: the schema refuses a key or value.
+    errors.InputError: the schema refuses a key or value, or a key of the command line has no effect. (In a comparison,
+      that depends on the variants, so `comparison.plan` checks it.)
   """
   parsed, given = values.config, overrides(values)
   for prefix, section in (('', parsed), ('base.', parsed.get('base'))):
     if f'{prefix}train.epochs' in given and f'{prefix}train.steps' not in given:
       section.train.steps = None
   schema.validate(parsed)
+  if schema.kind(parsed) != 'compare':
+    schema.check_given(parsed, given, f'--mode={values.mode}' if 'mode' in values else relations.PROBE)
   return parsed
 
 
@@ -147,7 +151,7 @@ def catalogue(configs: pathlib.Path) -> str:
 
 
 def help_text(program: Program) -> str:
-  """Lists every flag of a program and every config key of its kinds, with defaults."""
+  """Lists every flag of a program and every config key of its kinds, with defaults, valid values and relations."""
   lines = [program.description.strip(), '', 'Flags:']
   values = _define(program, [])
   for name in sorted(values):
@@ -157,9 +161,21 @@ def help_text(program: Program) -> str:
   if program.kinds:
     lines += ['', 'Config keys (--config.<key>=<value>):']
   for key, option in _options(program.kinds).items():
-    default = f'{option.type.__name__}, not set' if isinstance(option.default, type) else repr(option.default)
-    lines.append(f'  {key} ({default}): {option.help}')
+    lines.append(f'  {key} {_describe(option)}')
   return '\n'.join(lines)
+
+
+def _describe(option: schema.Option) -> str:
+  default = f'{option.type.__name__}, not set' if isinstance(option.default, type) else repr(option.default)
+  parts = [f'({default}): {option.help}']
+  choices = option.choices or ((True, False) if option.type is bool else ())
+  if option.words:
+    parts.append(f'a number or {" or ".join(option.words)}')
+  if choices:
+    parts.append(f'{"any" if option.type is tuple else "one"} of: {", ".join(map(str, choices))}')
+  if option.only:
+    parts.append(f'with {relations.describe(option.only)}')
+  return '; '.join(parts)
 
 
 def _define(program: Program, argv: list[str]) -> flags.FlagValues:

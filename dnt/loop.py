@@ -49,7 +49,8 @@ def train(
   """Trains from the current state of the workdir to the end of the config, or until a signal requests a stop.
 
   Args:
-    config: a training config, as `dnt.config.default` makes it; it is validated here and not changed.
+    config: a training config, as `dnt.config.default` makes it; it is validated here and not changed,
+      except that an old spelling becomes today's.
     workdir: where the run writes everything; the README lists the files.
     clock: started when the program began; None: it starts now.
     command: the command line, for the record.
@@ -68,7 +69,7 @@ def train(
   mesh = mesh_lib.make_mesh(config.mesh)
   mesh_lib.check_batch('config.train.batch_size', config.train.batch_size, mesh, config.train.accumulate)
   mesh_lib.check_batch('config.eval.batch_size', config.eval.batch_size, mesh)
-  if not config.optim.learning_rate:
+  if config.optim.learning_rate == schema.AUTO:
     lr_find.check(config)
   config = experiment.keep_eval_resize(config, workdir)
   data = experiment.load_data(config, config.eval.splits)

@@ -26,12 +26,19 @@ from dnt.parallel import mesh as mesh_lib
 from dnt.reporting import metrics
 from dnt.training import experiment, record
 
+OPTIONS = dict(schema.options())
 RESNET = {'model.name': 'resnet', 'model.depth': 8, 'model.width': None}
 DENSENET = {'model.name': 'densenet', 'model.depth': 10, 'model.width': None, 'model.bottleneck': True}
 HIGHWAY = {'model.name': 'highway', 'model.depth': 8, 'model.width': 8}
 IMAGENET = {**RESNET, 'model.depth': 50, 'data.image_size': 32}
 NORMALIZED = {'data.mean': (0.5, 0.5, 0.5), 'data.std': (0.2, 0.2, 0.2)}
-PREPARED = {'data.image_size': 8, 'data.eval_crop': 0.875, 'data.interpolation': 'bilinear'}  # left open by no weights
+# What weights would fill in.
+PREPARED = {
+  'data.image_size': 8,
+  'data.eval_resize': 'squash',
+  'data.eval_crop': 0.875,
+  'data.interpolation': 'bilinear',
+}
 CROPS = {'data.augment': 'pad_crop_flip'}
 WARMUP = {'schedule.warmup': '3'}
 ONE_CYCLE = {'schedule.name': 'one_cycle'}
@@ -160,6 +167,42 @@ def test_option_changes_the_program(option, tiny):
   if (key := str(base)) not in BEFORE:
     BEFORE[key] = fingerprint(tiny)
   assert fingerprint(set_options(tiny, {option: value})) != BEFORE[key]
+
+
+# What takes the effect away, of options that have one in `tiny`.
+IDLE = {
+  'data.synthetic_classes': {'data.source': 'digits'},
+  'model.norm_epsilon': {'model.norm': 'none'},
+  'model.norm_momentum': {'model.norm': 'layer_norm'},
+  'model.width': DENSENET,
+  'model.block': {**HIGHWAY, 'model.name': 'plain'},
+  'model.gate_bias': {'model.block': 'plain'},
+  'optim.momentum': {'optim.name': 'adamw'},
+  'optim.weight_decay_on': {'optim.weight_decay': 0.0},
+}
+# Of these the program shows a change that changes no number: draws that are replaced, two equal stages, 0 times the
+# momentum, a factor of 1.
+SHOWN = ('model.initializer', 'model.init_gain', 'finetune.unfreeze', 'optim.nesterov', 'finetune.layer_decay')
+
+
+@pytest.mark.parametrize('option', [option for option in PROGRAM if OPTIONS[option].only])
+def test_the_schema_knows_that_an_option_has_an_effect(option, tiny):
+  base, value = PROGRAM[option]
+  assert schema.no_effect(set_options(tiny, {**base, option: value}), option) == ''
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize('option', [option for option in PROGRAM if OPTIONS[option].only and option not in SHOWN])
+def test_an_option_of_which_the_schema_knows_no_effect_has_none(option, tiny):
+  set_options(tiny, IDLE.get(option, {}))
+  if (key := str(IDLE.get(option, {}))) not in BEFORE:
+    BEFORE[key] = fingerprint(tiny)
+  set_options(tiny, {option: PROGRAM[option][1]})
+  assert schema.no_effect(tiny, option)
+  try:
+    assert fingerprint(tiny) == BEFORE[key]
+  except errors.InputError as error:
+    assert option in str(error), 'the network refuses it too'
 
 
 def test_equal_configs_are_equal_programs(tiny):

@@ -23,9 +23,6 @@ SOURCE = 'source.json'  # in the workdir of a run that starts from another run: 
 VARIANT = 'variant:'  # before the name of a variant in train.init_from
 _NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9_-]*')
 _LENGTH = ('train.steps', 'train.epochs')  # the length of a run; the option that is set counts
-# Options of config.model that the weights depend on; the other options concern initialization, training or computation.
-_NETWORK = ('name', 'norm', 'norm_epsilon', 'depth', 'width', 'block', 'stem', 'shortcut', 'stride_on', 'growth_rate')
-_NETWORK += ('compression', 'bottleneck', 'options')
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -66,7 +63,8 @@ def make(
 
   Raises:
     errors.InputError: there are no variants, the form is unknown, or a variant or form has an invalid name, key or
-      value; a variant starts from one that is unknown, has another network, or starts from it in turn.
+      value; an option that a variant sets has no effect in it, or one of the command line has none in any variant; a
+      variant starts from one that is unknown, has another network, or starts from it in turn.
   """
   if not config.variants:
     raise errors.InputError('config.variants is empty; name at least one variant in the config file')
@@ -87,7 +85,11 @@ def make(
     if 'seed' in changes:
       raise errors.InputError(f'{what} must not set seed; config.seeds does')
     variants[name] = override(bases[form], changes, what)
-    _check_model(variants[name], what)
+    _check(variants[name], changes, what)
+  for key in given:
+    problems = [schema.no_effect(each, key) for each in variants.values()]
+    if all(problems):
+      raise errors.InputError(f'in every variant: {problems[0]}')
   sources = {name: _source(name, variants) for name in variants}
   runs: dict[tuple[str, int], Run] = {}
   for seed in config.seeds:
@@ -109,7 +111,7 @@ def _source(name: str, variants: Mapping[str, ml_collections.ConfigDict]) -> str
   theirs, ours = (
     {**each.model.to_dict(), **models.resolved_options(each.model)} for each in (variants[source], config)
   )
-  wanted = names.differences({key: theirs[key] for key in _NETWORK}, ours)
+  wanted = names.differences({key: theirs[key] for key in schema.model_options('weights', 'function')}, ours)
   if wanted:
     raise errors.InputError(f'variant {name!r} starts from {source!r}, which has another network; set {wanted}')
   return source
@@ -194,7 +196,7 @@ def override(config: ml_collections.ConfigDict, changes: Mapping[str, Any], what
     if key not in known:
       raise errors.unknown(f'config key in {what}', key, known)
     try:
-      run_config.set_value(changed, key, value)
+      schema.set_value(changed, key, value)
     except (TypeError, ValueError):
       kind = known[key].type.__name__
       raise errors.InputError(f'{what}: {key} must be {kind}, not {type(value).__name__} ({value!r})') from None
@@ -239,6 +241,7 @@ def _differences(run: Run) -> list[str] | None:
   default, old, new = (
     run_config.flatten(config, known) for config in (_as_json(schema.default()), stored, _as_json(run.config))
   )
+  old = {key: schema.spell(known[key], value) if key in known else value for key, value in old.items()}
   if 'data.eval_resize' not in old and new['data.eval_resize'] is not None:  # older versions did what augment implies
     default['data.eval_resize'] = implied.eval_resize({'augment': old.get('data.augment', default['data.augment'])})
   old = default | old  # older versions ran without newer options, which is the same as with their defaults
@@ -279,8 +282,9 @@ def _changes(named: Mapping[str, Any], name: str, what: str) -> Mapping[str, Any
   return changes
 
 
-def _check_model(config: ml_collections.ConfigDict, what: str) -> None:
+def _check(config: ml_collections.ConfigDict, changes: Mapping[str, Any], what: str) -> None:
   try:
     models.check(config.model)
+    schema.check_given(config, changes)
   except errors.InputError as error:
     raise errors.InputError(f'{what}: {error}') from None

@@ -1,36 +1,52 @@
-"""The schema of configs: every option, its default and its check."""
+"""The schema of configs: every option, its default, its check and its relations to others."""
 
 from dnt.config.durations import duration, period
 from dnt.config.schema import (
   ACTIVATIONS,
+  AUTO,
   INITIALIZERS,
   KINDS,
   NORMS,
+  ROLES,
   RUN_FIGURES,
   SCHEMA,
   SIGNAL,
   SPLIT_FIGURES,
   Option,
+  check_given,
   default,
+  get_value,
   kind,
+  model_options,
+  no_effect,
   options,
+  set_value,
+  spell,
   validate,
 )
 
 __all__ = [
   'ACTIVATIONS',
+  'AUTO',
   'INITIALIZERS',
   'KINDS',
   'NORMS',
+  'ROLES',
   'Option',
   'RUN_FIGURES',
   'SCHEMA',
   'SIGNAL',
   'SPLIT_FIGURES',
+  'check_given',
   'default',
   'duration',
+  'get_value',
   'kind',
+  'model_options',
+  'no_effect',
   'options',
   'period',
+  'set_value',
+  'spell',
   'validate',
 ]

@@ -33,7 +33,8 @@ def get_config(path: str) -> ml_collections.ConfigDict:
   for key, value in given.items():
     if key not in known:
       raise errors.unknown(f'config key of {path}', key, known)
-    set_value(config, key, _frozen(value))  # options that an older version lacked keep their defaults
+    # Options that an older version lacked keep their defaults.
+    schema.set_value(config, key, schema.spell(known[key], _frozen(value)))
   if 'data.eval_resize' not in given:  # left open, it would now follow the pretrained weights
     config.data.eval_resize = implied.eval_resize(config.data)
   return config
@@ -57,18 +58,6 @@ def flatten(config: Mapping[str, Any], keys: Container[str] = (), prefix: str = 
     key = prefix + name
     flat |= flatten(value, keys, f'{key}.') if isinstance(value, dict) and key not in keys else {key: value}
   return flat
-
-
-def set_value(config: ml_collections.ConfigDict, key: str, value: Any) -> None:
-  """Sets the value at `'section.key'`.
-
-  Raises:
-    TypeError: the type of `value` differs from that of the current value.
-  """
-  *sections, name = key.split('.')
-  for section in sections:
-    config = config[section]
-  config[name] = value
 
 
 def _frozen(value: Any) -> Any:

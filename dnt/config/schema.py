@@ -12,32 +12,85 @@ Durations are strings: '400' (steps), '5 epochs', '10%' (of the run), '0' (never
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import ml_collections
 from ml_collections import config_dict
 
 from dnt import errors
-from dnt.config import checks
+from dnt.config import checks, relations
+from dnt.config.relations import any_but
 
 
 class Option(NamedTuple):
-  """One config value: its default (or its type, when it has none), help and what is valid (of a tuple: each member)."""
+  """Describes one config value.
+
+  Attributes:
+    default: its default, or its type if it has none.
+    help: what it means.
+    choices: the valid values (of a tuple: of each member); empty: all that pass `check`.
+    check: returns what is wrong with a value, or None.
+    only: the values of other options with which it has an effect, see `relations`; empty: it always has one.
+    off: a value that asks for nothing, which may be given even if the option has no effect.
+    words: words that it takes besides numbers, each with the number that older configs hold instead.
+    role: what an option of a network decides, one of `ROLES`; '' outside of `model`.
+  """
 
   default: Any
   help: str
   choices: tuple[Any, ...] = ()
   check: Callable[[Any], str | None] = lambda value: None
+  only: relations.Only = {}
+  off: Any = None
+  words: Mapping[str, float] = {}
+  role: str = ''
 
   @property
   def type(self) -> type:
     return self.default if isinstance(self.default, type) else type(self.default)
 
 
+# What an option of `model` decides:
+# - weights: which weights the network has.
+# - function: what the weights were trained to compute, though they do not show it.
+# - computation: what the network computes; other values may be tried on the same weights.
+# - start: how the weights are drawn.
+# - training: what differs in training only.
+# - run: the classes of the data, and how the network runs.
+ROLES = ('weights', 'function', 'computation', 'start', 'training', 'run')
+AUTO = 'auto'
+
 NORMS = ('batch_norm', 'layer_norm', 'group_norm', 'rms_norm', 'none')
 ACTIVATIONS = ('relu', 'leaky_relu', 'sigmoid', 'tanh', 'gelu', 'silu', 'identity')
+AUGMENTATIONS = ('none', 'pad_crop_flip', 'resized_crop_flip')
+CLIPPINGS = ('none', 'global_norm', 'value', 'block_norm', 'adaptive')
 INITIALIZERS = ('he', 'glorot', 'lecun', 'normal', 'orthogonal', 'delta_orthogonal')
+
+# Relations that several options share.
+# Parameters are drawn: without pretrained weights, and in the probe, which examines the start of training.
+DRAWN = ({'train.init_from': ('',)}, {relations.PROGRAM: (relations.PROBE,)})
+SWEPT = ({relations.PROGRAM: ('--mode=lr_find',)}, {'optim.learning_rate': (AUTO,)})
+# Something below the head trains.
+BELOW_HEAD = (
+  {'finetune.trainable': any_but('head')},
+  {'finetune.unfreeze': any_but(())},
+  {'finetune.frozen_norm': ('affine_only',)},
+)
+# Entries before the first that trains stay as they are for the whole run, so that their features can be cached.
+PREFIX = {'finetune.trainable': any_but('all'), 'finetune.unfreeze': ((),), 'finetune.frozen_norm': ('running',)}
+UNMIXED = {'data.mixup': (0,), 'data.cutmix': (0,)}
+CACHED = (
+  {**PREFIX, **UNMIXED, 'finetune.cached_views': any_but(0, None)},
+  {
+    **PREFIX,
+    **UNMIXED,
+    'finetune.cached_views': (None,),
+    'data.augment': ('none',),
+    'data.policy': ('none',),
+    'data.erasing': (0,),
+  },
+)
 
 SCHEMA: dict[str, Any] = {
   'seed': Option(0, 'seed of parameters, order, augmentation, stochastic depth and dropout', check=checks.at_least(0)),
@@ -48,15 +101,26 @@ SCHEMA: dict[str, Any] = {
     ),
     'train_split': Option('train', "split to train on, sliced as in TFDS: 'train', 'train[:98%]', 'train[5000:]'"),
     'dir': Option(
-      '', 'folder of the source, where <dir> is left out of it; tfds: of prepared sets, and empty: its own default'
+      '',
+      'folder of the source, where <dir> is left out of it; tfds: of prepared sets, and empty: its own default',
+      only={'data.source': any_but('digits', 'synthetic')},
+      off='',
     ),
     'seed': Option(
       0,
       'seed of splits drawn here (digits, folders) and of synthetic pictures: all runs share them',
       check=checks.at_least(0),
+      only={'data.source': ('digits', 'synthetic', 'folder', 'cars')},
     ),
-    'val_fraction': Option(0.2, "share of a folder without splits that becomes 'val'", check=checks.within(0.01, 1)),
-    'crop_to_box': Option(False, 'cars: keep of each picture the box around the car alone'),
+    'val_fraction': Option(
+      0.2,
+      "share of a folder without splits that becomes 'val'",
+      check=checks.within(0.01, 1),
+      only={'data.source': ('folder', 'cars')},
+    ),
+    'crop_to_box': Option(
+      False, 'keep of each picture the box around the car alone', only={'data.source': ('cars',)}, off=False
+    ),
     'image_size': Option(
       int, 'pixels a side; none: that of the pretrained weights, or as the source has them', check=checks.at_least(1)
     ),
@@ -66,16 +130,31 @@ SCHEMA: dict[str, Any] = {
       choices=('auto', 'device', 'stream'),
     ),
     'workers': Option(
-      2, 'worker processes that decode streamed data; 0: in the main process', check=checks.at_least(0)
+      2,
+      'worker processes that decode streamed data; 0: in the main process',
+      check=checks.at_least(0),
+      only={'data.placement': ('auto', 'stream')},
     ),
     'augment': Option(
       'none',
       'none; pad_crop_flip (small pictures); resized_crop_flip (large ones)',
-      choices=('none', 'pad_crop_flip', 'resized_crop_flip'),
+      choices=AUGMENTATIONS,
     ),
-    'crop_padding': Option(4, 'pixels of zero padding on each side before the random crop', check=checks.at_least(0)),
-    'flip': Option(True, 'mirror half of the augmented pictures left to right'),
-    'resized_crop_min_area': Option(0.08, 'smallest share of the area resized_crop keeps', check=checks.share),
+    'crop_padding': Option(
+      4,
+      'pixels of zero padding on each side before the random crop',
+      check=checks.at_least(0),
+      only={'data.augment': ('pad_crop_flip',)},
+    ),
+    'flip': Option(
+      True, 'mirror half of the augmented pictures left to right', only={'data.augment': AUGMENTATIONS[1:]}
+    ),
+    'resized_crop_min_area': Option(
+      0.08,
+      'smallest share of the area resized_crop keeps',
+      check=checks.share,
+      only={'data.augment': ('resized_crop_flip',)},
+    ),
     'eval_resize': Option(
       str,
       'how evaluation brings a picture to image_size: center_crop (keeps the aspect ratio, cuts the borders off) or '
@@ -85,13 +164,17 @@ SCHEMA: dict[str, Any] = {
     ),
     'eval_crop': Option(
       float,
-      'eval_resize=center_crop: share of the side that the crop keeps after the resize; none: that of the pretrained '
-      'weights, or 0.875',
+      'share of the side that the center crop keeps after the resize; none: that of the pretrained weights, or 0.875',
       check=checks.share,
+      only=(
+        {'data.eval_resize': ('center_crop',)},
+        {'data.eval_resize': (None,), 'data.augment': ('resized_crop_flip',)},
+        {'data.eval_resize': (None,), 'train.init_from': any_but('')},
+      ),
     ),
     'interpolation': Option(
       str,
-      'filter of every resize, bilinear or bicubic; none: that of the pretrained weights, or bilinear',
+      'filter of every resize; none: that of the pretrained weights, or bilinear',
       choices=('bilinear', 'bicubic'),
     ),
     'mean': Option(
@@ -109,8 +192,12 @@ SCHEMA: dict[str, Any] = {
       'rand_augment or trivial_augment, by the stream workers: a set that would live on the device is streamed',
       choices=('none', 'rand_augment', 'trivial_augment'),
     ),
-    'rand_augment_ops': Option(2, 'operations a picture (N)', check=checks.at_least(1)),
-    'rand_augment_magnitude': Option(9, 'their magnitude (M), 0 to 30', check=checks.between(0, 30)),
+    'rand_augment_ops': Option(
+      2, 'operations a picture (N)', check=checks.at_least(1), only={'data.policy': ('rand_augment',)}
+    ),
+    'rand_augment_magnitude': Option(
+      9, 'their magnitude (M), 0 to 30', check=checks.between(0, 30), only={'data.policy': ('rand_augment',)}
+    ),
     'mixup': Option(0.0, 'alpha of mixup, which blends each example with another; 0: off', check=checks.at_least(0)),
     'cutmix': Option(
       0.0,
@@ -118,47 +205,138 @@ SCHEMA: dict[str, Any] = {
       check=checks.at_least(0),
     ),
     'erasing': Option(0.0, 'chance that a random box of a picture is erased', check=checks.between(0, 1)),
-    'synthetic_examples': Option(1024, 'examples a split of the synthetic source', check=checks.at_least(1)),
-    'synthetic_classes': Option(10, 'classes of the synthetic source', check=checks.at_least(2)),
+    'synthetic_examples': Option(
+      1024, 'examples a split of the synthetic source', check=checks.at_least(1), only={'data.source': ('synthetic',)}
+    ),
+    'synthetic_classes': Option(
+      10, 'classes of the synthetic source', check=checks.at_least(2), only={'data.source': ('synthetic',)}
+    ),
   },
   'model': {
     'name': Option(
       'resnet',
       "mlp, plain, resnet, highway, densenet; your own Flax module: 'mypkg.nets:Net'; pretrained: the network whose "
       'weights are at train.init_from',
+      role='weights',
     ),
-    'num_classes': Option(int, "classes of the head; none: the data's", check=checks.at_least(2)),
+    'num_classes': Option(int, "classes of the head; none: the data's", check=checks.at_least(2), role='run'),
     'dtype': Option(
-      'float32', 'compute dtype; parameters and statistics stay float32', choices=('float32', 'bfloat16')
+      'float32', 'compute dtype; parameters and statistics stay float32', choices=('float32', 'bfloat16'), role='run'
     ),
-    'norm': Option('batch_norm', 'normalization of every block', choices=NORMS),
-    'norm_epsilon': Option(1e-5, 'added to the variance', check=checks.above(0)),
-    'norm_groups': Option(32, 'groups of group_norm; they must divide the channels', check=checks.at_least(1)),
+    'norm': Option('batch_norm', 'normalization of every block', choices=NORMS, role='weights'),
+    'norm_epsilon': Option(
+      1e-5, 'added to the variance', check=checks.above(0), only={'model.norm': NORMS[:-1]}, role='function'
+    ),
+    'norm_groups': Option(
+      32,
+      'groups of group_norm; they must divide the channels',
+      check=checks.at_least(1),
+      only={'model.norm': ('group_norm',)},
+      role='computation',
+    ),
     'norm_momentum': Option(
-      0.9, 'share of the old running statistics that batch_norm keeps', check=checks.within(0, 1)
+      0.9,
+      'share of the old running statistics that batch_norm keeps',
+      check=checks.within(0, 1),
+      only={'model.norm': ('batch_norm',)},
+      role='training',
     ),
-    'weight_standardization': Option(False, 'standardize each convolution kernel over its fan-in'),
-    'activation': Option('relu', 'activation of every block', choices=ACTIVATIONS),
-    'initializer': Option('he', 'initializer of every kernel', choices=INITIALIZERS),
-    'init_gain': Option(1.0, 'factor on the standard deviation of the initial kernels', check=checks.above(0)),
-    'depth': Option(int, 'layers, counted as in the papers', check=checks.at_least(1)),
+    'weight_standardization': Option(
+      False,
+      'standardize each convolution kernel over its fan-in',
+      only={'model.name': any_but('mlp')},
+      role='computation',
+    ),
+    'activation': Option('relu', 'activation of every block', choices=ACTIVATIONS, role='computation'),
+    'initializer': Option('he', 'initializer of every kernel', choices=INITIALIZERS, only=DRAWN, role='start'),
+    'init_gain': Option(
+      1.0, 'factor on the standard deviation of the initial kernels', check=checks.above(0), only=DRAWN, role='start'
+    ),
+    'depth': Option(int, 'layers, counted as in the papers', check=checks.at_least(1), role='weights'),
     'width': Option(
-      int, 'mlp: units a layer; resnet: widening factor; plain, highway: channels', check=checks.at_least(1)
+      int,
+      'mlp: units a layer; resnet: widening factor; plain, highway: channels',
+      check=checks.at_least(1),
+      only={'model.name': ('mlp', 'plain', 'resnet', 'highway')},
+      role='weights',
     ),
-    'block': Option(str, 'mlp: plain, residual, highway; resnet: basic, bottleneck, preact_basic, preact_bottleneck'),
-    'stem': Option(str, 'cifar (3x3 convolution) or imagenet (7x7 stride 2, max-pool)', choices=('cifar', 'imagenet')),
-    'shortcut': Option(str, 'A: identity, zero-padded channels; B: 1x1 projection', choices=('A', 'B')),
-    'stride_on': Option(str, "convolution of a bottleneck that strides: '3x3' or '1x1'", choices=('3x3', '1x1')),
-    'zero_init_last_norm': Option(bool, "start the scale of each residual branch's last norm at zero"),
-    'residual_scalar': Option(float, 'learned factor on each residual branch, starting here (SkipInit, ReZero: 0)'),
-    'stochastic_depth': Option(float, 'chance of dropping the last block, growing from 0', check=checks.within(0, 1)),
-    'gate_bias': Option(float, 'initial bias of the highway gates (negative: carry)'),
-    'growth_rate': Option(int, 'channels each dense layer adds (k)', check=checks.at_least(1)),
-    'compression': Option(float, 'share of channels a transition keeps (theta)', check=checks.share),
-    'bottleneck': Option(bool, '1x1 convolution to 4k channels before each 3x3 of a dense layer (DenseNet-B)'),
-    'scan': Option(False, 'scan the equal blocks of a stage: compile time constant in depth'),
-    'remat': Option(False, 'recompute the inside of each block in the backward pass to save memory'),
-    'options': Option(dict, 'keyword arguments of your own module; set in a config file'),
+    'block': Option(
+      str,
+      'mlp: plain, residual, highway; resnet: basic, bottleneck, preact_basic, preact_bottleneck',
+      choices=('plain', 'residual', 'highway', 'basic', 'bottleneck', 'preact_basic', 'preact_bottleneck'),
+      only={'model.name': ('mlp', 'resnet')},
+      role='weights',
+    ),
+    'stem': Option(
+      str,
+      'cifar (3x3 convolution) or imagenet (7x7 stride 2, max-pool)',
+      choices=('cifar', 'imagenet'),
+      only={'model.name': ('resnet', 'densenet')},
+      role='weights',
+    ),
+    'shortcut': Option(
+      str,
+      'A: identity, zero-padded channels; B: 1x1 projection',
+      choices=('A', 'B'),
+      only={'model.name': ('resnet',)},
+      role='weights',
+    ),
+    'stride_on': Option(
+      str,
+      "convolution of a bottleneck that strides: '3x3' or '1x1'",
+      choices=('3x3', '1x1'),
+      only={'model.name': ('resnet',), 'model.block': ('bottleneck', 'preact_bottleneck')},
+      role='function',
+    ),
+    'zero_init_last_norm': Option(
+      bool,
+      "start the scale of each residual branch's last norm at zero",
+      only={'model.name': ('resnet',), 'model.block': ('basic', 'bottleneck'), 'model.norm': NORMS[:-1]},
+      off=False,
+      role='start',
+    ),
+    'residual_scalar': Option(
+      float,
+      'learned factor on each residual branch, starting here (SkipInit, ReZero: 0)',
+      only={'model.name': ('resnet',)},
+      role='start',
+    ),
+    'stochastic_depth': Option(
+      float,
+      'chance of dropping the last block, growing from 0',
+      check=checks.within(0, 1),
+      only={'model.name': ('resnet',)},
+      role='training',
+    ),
+    'gate_bias': Option(
+      float,
+      'initial bias of the highway gates (negative: carry)',
+      only=({'model.name': ('highway',)}, {'model.name': ('mlp',), 'model.block': ('highway',)}),
+      role='start',
+    ),
+    'growth_rate': Option(
+      int,
+      'channels each dense layer adds (k)',
+      check=checks.at_least(1),
+      only={'model.name': ('densenet',)},
+      role='weights',
+    ),
+    'compression': Option(
+      float,
+      'share of channels a transition keeps (theta)',
+      check=checks.share,
+      only={'model.name': ('densenet',)},
+      role='weights',
+    ),
+    'bottleneck': Option(
+      bool,
+      '1x1 convolution to 4k channels before each 3x3 of a dense layer (DenseNet-B)',
+      only={'model.name': ('densenet',)},
+      role='weights',
+    ),
+    'scan': Option(False, 'scan the equal blocks of a stage: compile time constant in depth', role='run'),
+    'remat': Option(False, 'recompute the inside of each block in the backward pass to save memory', role='run'),
+    'options': Option(dict, 'keyword arguments of your own module; set in a config file', role='weights'),
   },
   'loss': {
     'label_smoothing': Option(0.0, 'share of the target spread over all classes', check=checks.within(0, 1)),
@@ -172,18 +350,39 @@ SCHEMA: dict[str, Any] = {
     'name': Option('sgd', 'update rule', choices=('sgd', 'adamw', 'lamb', 'muon')),
     'learning_rate': Option(
       0.1,
-      'peak learning rate; 0: found before the first step, the valley of a range test (lr_find) of what trains first',
-      check=checks.at_least(0),
+      'peak learning rate; auto: the valley of a range test (lr_find) of what trains first, before the first step',
+      check=checks.above(0),
+      words={AUTO: 0},
     ),
-    'momentum': Option(0.9, 'sgd, muon: decay of the momentum', check=checks.within(0, 1)),
-    'nesterov': Option(False, "sgd, muon: Nesterov's momentum"),
-    'b1': Option(0.9, 'adamw, lamb, and the Adam part of muon: decay of the first moment', check=checks.within(0, 1)),
+    'momentum': Option(0.9, 'decay of the momentum', check=checks.within(0, 1), only={'optim.name': ('sgd', 'muon')}),
+    'nesterov': Option(
+      False, "Nesterov's momentum", only={'optim.name': ('sgd', 'muon'), 'optim.momentum': any_but(0)}
+    ),
+    'b1': Option(
+      0.9,
+      'decay of the first moment (muon: of its Adam part)',
+      check=checks.within(0, 1),
+      only={'optim.name': ('adamw', 'lamb', 'muon')},
+    ),
     'b2': Option(
-      0.999, 'adamw, lamb, and the Adam part of muon: decay of the second moment', check=checks.within(0, 1)
+      0.999,
+      'decay of the second moment (muon: of its Adam part)',
+      check=checks.within(0, 1),
+      only={'optim.name': ('adamw', 'lamb', 'muon')},
     ),
-    'epsilon': Option(1e-8, 'adamw, lamb, and the Adam part of muon: added to the denominator', check=checks.above(0)),
+    'epsilon': Option(
+      1e-8,
+      'added to the denominator (muon: of its Adam part)',
+      check=checks.above(0),
+      only={'optim.name': ('adamw', 'lamb', 'muon')},
+    ),
     'weight_decay': Option(1e-4, 'sgd: added to the gradient (L2); others: decoupled', check=checks.at_least(0)),
-    'weight_decay_on': Option('kernel$', 'regular expression: parameter paths that decay', check=checks.pattern),
+    'weight_decay_on': Option(
+      'kernel$',
+      'regular expression: parameter paths that decay',
+      check=checks.pattern,
+      only=({'optim.weight_decay': any_but(0)}, {'finetune.l2_sp': any_but(0)}),
+    ),
   },
   'schedule': {
     'name': Option(
@@ -192,26 +391,56 @@ SCHEMA: dict[str, Any] = {
       choices=('constant', 'piecewise', 'cosine', 'linear', 'one_cycle'),
     ),
     'warmup': Option('0', 'duration of the warm-up before the shape (any shape)', check=checks.duration),
-    'warmup_shape': Option('linear', 'linear rise, or constant at warmup_start', choices=('linear', 'constant')),
+    'warmup_shape': Option(
+      'linear',
+      'linear rise, or constant at warmup_start',
+      choices=('linear', 'constant'),
+      only={'schedule.warmup': any_but('0')},
+    ),
     'warmup_start': Option(
-      0.0, 'learning rate at the start of the warm-up, share of the peak', check=checks.at_least(0)
+      0.0,
+      'learning rate at the start of the warm-up, share of the peak',
+      check=checks.at_least(0),
+      only={'schedule.warmup': any_but('0')},
     ),
-    'boundaries': Option((), 'piecewise: durations from the start of the run', check=checks.durations),
-    'factor': Option(0.1, 'piecewise: factor on the learning rate at each boundary', check=checks.above(0)),
+    'boundaries': Option(
+      (), 'durations from the start of the run', check=checks.durations, only={'schedule.name': ('piecewise',)}
+    ),
+    'factor': Option(
+      0.1, 'factor on the learning rate at each boundary', check=checks.above(0), only={'schedule.name': ('piecewise',)}
+    ),
     'final': Option(
-      0.0, 'cosine, linear, one_cycle: learning rate at the end, share of the peak', check=checks.at_least(0)
+      0.0,
+      'learning rate at the end, share of the peak',
+      check=checks.at_least(0),
+      only={'schedule.name': ('cosine', 'linear', 'one_cycle')},
     ),
-    'one_cycle_rise': Option('30%', 'one_cycle: duration of the rise to the peak', check=checks.duration),
-    'one_cycle_start': Option(0.04, 'one_cycle: learning rate at the start, share of the peak', check=checks.above(0)),
+    'one_cycle_rise': Option(
+      '30%', 'duration of the rise to the peak', check=checks.duration, only={'schedule.name': ('one_cycle',)}
+    ),
+    'one_cycle_start': Option(
+      0.04,
+      'learning rate at the start, share of the peak',
+      check=checks.above(0),
+      only=(
+        {'schedule.name': ('one_cycle',), 'schedule.one_cycle_rise': any_but('0')},
+        {'schedule.name': ('one_cycle',), 'schedule.warmup': any_but('0'), 'schedule.warmup_shape': ('linear',)},
+      ),
+    ),
   },
   'clip': {
     'name': Option(
       'none',
       'none; global_norm; value; block_norm (each depth entry by its own norm); adaptive (AGC)',
-      choices=('none', 'global_norm', 'value', 'block_norm', 'adaptive'),
+      choices=CLIPPINGS,
     ),
-    'threshold': Option(1.0, 'norm or value to clip to; adaptive: share of the parameter norm', check=checks.above(0)),
-    'epsilon': Option(1e-3, 'adaptive: smallest parameter norm', check=checks.above(0)),
+    'threshold': Option(
+      1.0,
+      'norm or value to clip to; adaptive: share of the parameter norm',
+      check=checks.above(0),
+      only={'clip.name': CLIPPINGS[1:]},
+    ),
+    'epsilon': Option(1e-3, 'smallest parameter norm', check=checks.above(0), only={'clip.name': ('adaptive',)}),
   },
   'finetune': {
     'trainable': Option(
@@ -220,15 +449,21 @@ SCHEMA: dict[str, Any] = {
       check=checks.pattern,
     ),
     'unfreeze': Option(
-      (), "what trains later, each from a time on: (('20%', 'top:2'), ('50%', 'all'))", check=checks.stages
+      (),
+      "what trains later, each from a time on: (('20%', 'top:2'), ('50%', 'all'))",
+      check=checks.stages,
+      only={'finetune.trainable': any_but('all')},
     ),
     'frozen_norm': Option(
       'running',
       'BatchNorm of frozen entries: running (nothing of it moves); batch (normalizes by the batch, statistics move); '
       'affine_only (scale and bias train)',
       choices=('running', 'batch', 'affine_only'),
+      only={'finetune.trainable': any_but('all')},
     ),
-    'layer_decay': Option(1.0, 'factor on the learning rate for each entry further from the head', check=checks.share),
+    'layer_decay': Option(
+      1.0, 'factor on the learning rate for each entry further from the head', check=checks.share, only=BELOW_HEAD
+    ),
     'head_lr_mult': Option(1.0, 'factor on the learning rate of the head', check=checks.above(0)),
     'rates': Option(
       (),
@@ -240,12 +475,16 @@ SCHEMA: dict[str, Any] = {
       'views of each picture whose frozen features are computed once and kept on disk; 0: none; not set: 1 where '
       'nothing is augmented, else none',
       check=checks.at_least(0),
+      only=PREFIX,
+      off=0,
     ),
-    'cache_dir': Option('', 'where frozen features are kept; empty: ~/.cache/dnt/features'),
+    'cache_dir': Option('', 'where frozen features are kept; empty: ~/.cache/dnt/features', only=CACHED),
     'l2_sp': Option(
       0.0,
       'decay towards the values it starts from, of all that decays but the head (L2-SP); 0: off',
       check=checks.at_least(0),
+      only=tuple({'train.init_from': any_but(''), **each} for each in BELOW_HEAD),
+      off=0.0,
     ),
   },
   'ema': {
@@ -258,10 +497,21 @@ SCHEMA: dict[str, Any] = {
     'steps': Option(int, 'optimizer steps of the run; set, it wins over epochs', check=checks.at_least(1)),
     'epochs': Option(10.0, 'passes over the training split', check=checks.above(0)),
     'accumulate': Option(1, 'micro-batches a step, whose gradients are averaged', check=checks.at_least(1)),
-    'steps_per_dispatch': Option(10, 'most steps one call of the compiled program runs', check=checks.at_least(1)),
+    'steps_per_dispatch': Option(
+      10,
+      'most steps one call of the compiled program runs',
+      check=checks.at_least(1),
+      only=(
+        {'data.placement': ('auto', 'device'), 'data.augment': AUGMENTATIONS[:2], 'data.policy': ('none',)},
+        {**PREFIX, 'finetune.cached_views': any_but(0)},
+      ),
+    ),
     'log_every': Option('50', 'duration between training lines in metrics.jsonl', check=checks.duration),
     'patience': Option(
-      0, 'stop after so many evaluations without a better best_metric; 0: off', check=checks.at_least(0)
+      0,
+      'stop after so many evaluations without a better best_metric; 0: off',
+      check=checks.at_least(0),
+      only={'eval.every': any_but('0')},
     ),
     'init_from': Option(
       '',
@@ -289,21 +539,28 @@ SCHEMA: dict[str, Any] = {
     ),
   },
   'lr_find': {
-    'start': Option(1e-7, '--mode=lr_find: first learning rate of the sweep', check=checks.above(0)),
-    'end': Option(10.0, '--mode=lr_find: last learning rate of the sweep', check=checks.above(0)),
-    'steps': Option(100, '--mode=lr_find: steps of the sweep, each at a higher rate', check=checks.at_least(20)),
+    'start': Option(1e-7, 'first learning rate of the sweep', check=checks.above(0), only=SWEPT),
+    'end': Option(10.0, 'last learning rate of the sweep', check=checks.above(0), only=SWEPT),
+    'steps': Option(100, 'steps of the sweep, each at a higher rate', check=checks.at_least(20), only=SWEPT),
     'groups': Option(
       (),
-      "--mode=lr_find: sweep entries alone, all others standing still; patterns: ('head', 'stage3/.*')",
+      "sweep entries alone, all others standing still; patterns: ('head', 'stage3/.*')",
       check=checks.patterns,
+      only={relations.PROGRAM: ('--mode=lr_find',)},
     ),
   },
   'noise_scale': {
-    'batches': Option(50, '--mode=noise_scale: batches of train.batch_size to average over', check=checks.at_least(2)),
+    'batches': Option(
+      50,
+      'batches of train.batch_size to average over',
+      check=checks.at_least(2),
+      only={relations.PROGRAM: ('--mode=noise_scale',)},
+    ),
     'micro_batches': Option(
       8,
-      '--mode=noise_scale: parts of each batch, to compare with the whole',
+      'parts of each batch, to compare with the whole',
       check=checks.at_least(2),
+      only={relations.PROGRAM: ('--mode=noise_scale',)},
     ),
   },
   'mesh': {
@@ -336,8 +593,8 @@ COMPARE: dict[str, Any] = {
   'forms': Option(dict, "name: {'section.key': value, ...}, changes of base that --form names; set in a config file"),
   'columns': Option(
     ('error', *RUN_FIGURES),
-    f'figures of the table, in its order; of each evaluated split: {", ".join(SPLIT_FIGURES)}; of a run: '
-    f'{", ".join(RUN_FIGURES)}; results.csv has all of them',
+    f'figures of the table, in its order, of each evaluated split or (from {RUN_FIGURES[0]} on) of a run; results.csv '
+    'has all of them',
     choices=(*SPLIT_FIGURES, *RUN_FIGURES),
     check=checks.different,
   ),
@@ -365,15 +622,25 @@ SIGNAL: dict[str, Any] = {
       (0.5, 1.0, 2.0, 3.0), 'sigma_w^2: a weight has sigma_w^2 / width (He: 2)', check=checks.deviations
     ),
     'bias_variances': Option((0.0, 0.1), 'sigma_b^2', check=checks.spreads),
-    'gate_bias': Option(-2.0, 'bias of highway gates'),
+    'gate_bias': Option(-2.0, 'bias of highway gates', only={'signal.blocks': ('highway',)}),
     'width': Option(256, 'units a layer', check=checks.at_least(2)),
     'batch_size': Option(16, 'inputs that pass through each network together', check=checks.at_least(8)),
     'input_correlation': Option(0.5, 'correlation of any two inputs', check=checks.within(0, 1)),
     'seed': Option(0, 'first of the keys of inputs and weights', check=checks.at_least(0)),
     'seeds': Option(8, 'draws of each network', check=checks.at_least(1)),
     'singular_values': Option(2, 'largest singular values of the Jacobian to find; 0: none', check=checks.at_least(0)),
-    'lanczos_iterations': Option(6, 'iterations that find them, to about a percent', check=checks.at_least(1)),
-    'jacobian_seeds': Option(1, 'draws of each network that they are found for', check=checks.at_least(1)),
+    'lanczos_iterations': Option(
+      6,
+      'iterations that find them, to about a percent',
+      check=checks.at_least(1),
+      only={'signal.singular_values': any_but(0)},
+    ),
+    'jacobian_seeds': Option(
+      1,
+      'draws of each network that they are found for',
+      check=checks.at_least(1),
+      only={'signal.singular_values': any_but(0)},
+    ),
   },
 }
 # Kinds of config files, each told by a key that no other has.
@@ -394,6 +661,11 @@ def options(schema: Mapping[str, Any] = SCHEMA, prefix: str = '') -> Iterator[tu
       yield from options(entry, f'{prefix}{key}.')
 
 
+def model_options(*roles: str) -> tuple[str, ...]:
+  """Returns the keys of `model` whose options have one of the roles, see `ROLES`."""
+  return tuple(key for key, option in SCHEMA['model'].items() if option.role in roles)
+
+
 def _build(schema: Mapping[str, Any]) -> ml_collections.ConfigDict:
   plain = schema is COMPARE  # its dicts hold keys with dots, which a ConfigDict refuses
   config = ml_collections.ConfigDict(convert_dict=not plain)
@@ -404,6 +676,8 @@ def _build(schema: Mapping[str, Any]) -> ml_collections.ConfigDict:
       config[key] = {} if plain else ml_collections.ConfigDict()
     elif isinstance(entry.default, type):
       config[key] = config_dict.placeholder(entry.type)
+    elif entry.words:  # a number or a word
+      config[key] = config_dict.FieldReference(entry.default, field_type=object)
     else:
       config[key] = copy.copy(entry.default)
   return config
@@ -415,7 +689,7 @@ def default(kind: str = 'train') -> ml_collections.ConfigDict:
 
 
 def validate(config: ml_collections.ConfigDict) -> None:
-  """Checks every key and value against the schema of its kind.
+  """Checks every key and value against the schema of its kind, and spells them as `spell` does.
 
   Raises:
     errors.InputError: an unknown or missing key, an ill-typed value, or one out of range; names the key.
@@ -433,14 +707,89 @@ def validate(config: ml_collections.ConfigDict) -> None:
       continue
     if key not in given:
       raise errors.InputError(f'config key {key!r} is missing; start from dnt.config.default()')
-    _check(key, option, given[key])
+    value = spell(option, given[key])
+    _check(key, option, value)
+    if option.words:
+      with config.ignore_type():  # a copy of a config knows only the type of its current value
+        set_value(config, key, value)
   training = config.get('base', config)
   if 'loss' in training and training.loss.balance_classes and training.loss.class_weights:
     raise errors.InputError('config.loss.class_weights and balance_classes=True exclude each other; give one of them')
 
 
+def spell(option: Option, value: Any) -> Any:
+  """Returns a value as it is written today: an option that takes numbers and words holds a float or a word."""
+  if not option.words or isinstance(value, bool) or not isinstance(value, int | float):
+    return value
+  return next((word for word, number in option.words.items() if value == number), float(value))
+
+
+def check_given(config: ml_collections.ConfigDict, given: Iterable[str], program: str = relations.TRAINING) -> None:
+  """Checks that options which a user gives in particular have an effect. Others may hold anything.
+
+  Args:
+    config: a validated config, in its final form.
+    given: the keys of the options.
+    program: what runs, see `relations`.
+
+  Raises:
+    errors.InputError: an option has no effect; the message says which other options keep it from having one.
+  """
+  for key in given:
+    problem = no_effect(config, key, program)
+    if problem:
+      raise errors.InputError(problem)
+
+
+def no_effect(config: ml_collections.ConfigDict, key: str, program: str = relations.TRAINING) -> str:
+  """Returns why an option has no effect on a run; '' if it has one, is not set, or asks for nothing.
+
+  Args:
+    config: a validated config.
+    key: `'section.key'`.
+    program: what runs, see `relations`.
+  """
+  option = dict(options(KINDS[kind(config)])).get(key)
+
+  def get(owner: str) -> Any:
+    return program if owner == relations.PROGRAM else get_value(config, owner)
+
+  owners = relations.failing(option.only, get) if option else []
+  value = get(key) if owners else None
+  if value is None or value == option.off:
+    return ''
+  names = {relations.PROGRAM: f'the {relations.PROGRAM}'}
+  now = ' and '.join(f'{names.get(owner, owner)} is {relations.show(get(owner))}' for owner in owners)
+  return (
+    f'config.{key}={relations.show(value)} has no effect here: {now}; it has one with {relations.describe(option.only)}'
+  )
+
+
+def get_value(config: Mapping[str, Any], key: str) -> Any:
+  """Returns the value at `'section.key'`."""
+  for part in key.split('.'):
+    config = config[part]
+  return config
+
+
+def set_value(config: ml_collections.ConfigDict, key: str, value: Any) -> None:
+  """Sets the value at `'section.key'`.
+
+  Raises:
+    TypeError: the type of `value` differs from that of the current value.
+  """
+  *sections, name = key.split('.')
+  for section in sections:
+    config = config[section]
+  config[name] = value
+
+
 def _check(key: str, option: Option, value: Any) -> None:
   if value is None and isinstance(option.default, type):
+    return
+  if option.words and isinstance(value, str):
+    if value not in option.words:
+      raise errors.InputError(f'config.{key} must be a number or {" or ".join(option.words)}, not {value!r}')
     return
   numeric = option.type is float and isinstance(value, int) and not isinstance(value, bool)
   if not numeric and type(value) is not option.type:

@@ -117,9 +117,9 @@ def examine(
   """
   mesh = mesh_lib.make_mesh(config.mesh)
   mesh_lib.check_batch('config.train.batch_size', config.train.batch_size, mesh, config.train.accumulate)
-  if not config.optim.learning_rate:
+  if config.optim.learning_rate == schema.AUTO:
     raise errors.InputError(
-      'config.optim.learning_rate=0 is found when a run starts, and the first steps are taken here; give a rate '
+      'config.optim.learning_rate=auto is found when a run starts, and the first steps are taken here; give a rate '
       '(python -m dnt.main --mode=lr_find finds one)'
     )
   run = experiment.make(experiment.resolve(config, data), data.spec)
@@ -395,7 +395,7 @@ def remedies(config: ml_collections.ConfigDict, found: Examination, verdict: Ver
     offered = [init, norm, both, clip if verdict.kind == 'exploding' else adam]
   chosen: list[dict[str, Any]] = []
   for overrides in offered:
-    changed = {key: value for key, value in overrides.items() if _value(config, key) != value}
+    changed = {key: value for key, value in overrides.items() if schema.get_value(config, key) != value}
     if changed and changed not in chosen and _builds(config, changed):
       chosen.append(changed)
   return chosen[:3]
@@ -481,13 +481,6 @@ def try_out(
     loss = float(last_loss(found)[0])
     tried.append(Trial(overrides, judge(found), loss if np.isfinite(loss) else np.inf))
   return sorted(tried, key=lambda each: (each.verdict.kind != 'trainable', each.loss))
-
-
-def _value(config: ml_collections.ConfigDict, key: str) -> Any:
-  value = config
-  for part in key.split('.'):
-    value = value[part]
-  return value
 
 
 def flags(overrides: Mapping[str, Any]) -> str:

@@ -4,8 +4,8 @@ The rate grows exponentially from `config.lr_find.start` to `end` over `steps` s
 network starts to learn and at which rate it diverges. The steps are training steps with another schedule, from the
 newest checkpoint of the workdir, or from where a new run would start. The test does not change the run. The smoothing,
 the end of a sweep and the suggestion `valley` are those of fastai's `lr_find`. While a group of entries is swept, all
-other entries stay fixed, so that only the group affects the loss. A run whose `optim.learning_rate` is 0 begins with a
-sweep of its own and uses the valley.
+other entries stay fixed, so that only the group affects the loss. A run whose `optim.learning_rate` is 'auto' begins
+with a sweep of its own and uses the valley.
 """
 
 import contextlib
@@ -23,6 +23,7 @@ import optax
 from jax.sharding import Mesh
 
 from dnt import checkpoints, errors, files, trees
+from dnt import config as schema
 from dnt import workdir as workdir_lib
 from dnt.checkpoints import format
 from dnt.data import pipeline
@@ -72,7 +73,8 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, A
   Writes `lr_find.json` and `lr_find.png`, and nothing else.
 
   Returns:
-    The contents of the JSON: `step`, `new` (no checkpoint to start from), `learning_rate` of the config and `sweeps`.
+    The contents of the JSON: `step`, `new` (no checkpoint to start from), `learning_rate` of the config (0: auto) and
+    `sweeps`.
 
   Raises:
     errors.InputError: the rate does not grow, a group matches no entry, a checkpoint belongs to another network or
@@ -97,7 +99,8 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, A
   with contextlib.closing(pipeline.make_train_feed(base.config, data.train, mesh)) as feed:
     for group in config.lr_find.groups or (None,):
       sweeps.append(sweep(base, mesh, state, feed, group))
-  return _record(workdir, sweeps, step, not start.history, config.optim.learning_rate)
+  current = config.optim.learning_rate
+  return _record(workdir, sweeps, step, not start.history, 0.0 if current == schema.AUTO else current)
 
 
 def settle(
@@ -117,7 +120,7 @@ def settle(
   Raises:
     errors.InputError: the sweep ends before it can suggest a rate.
   """
-  if run.config.optim.learning_rate:
+  if run.config.optim.learning_rate != schema.AUTO:
     return run
   if multihost.broadcast_from_lead(format.steps_in(workdir / workdir_lib.CHECKPOINTS)):
     rate = pretrained.read_run_config(workdir).optim.learning_rate
@@ -128,7 +131,7 @@ def settle(
       found = sweep(run, mesh, state, feed)
     if not found.suggestions:
       raise errors.InputError(
-        'config.optim.learning_rate=0 asks for a range test, which ended too soon to tell a rate (the loss '
+        'config.optim.learning_rate=auto asks for a range test, which ended too soon to tell a rate (the loss '
         f'{_ended_of(found)}); give a rate, or begin lower: config.lr_find.start'
       )
     rate = found.suggestions['valley']
@@ -138,7 +141,8 @@ def settle(
   if multihost.is_lead():
     print(said, flush=True)
   config = ml_collections.ConfigDict(run.config.to_dict())
-  config.optim.learning_rate = rate
+  with config.ignore_type():  # it holds a word
+    config.optim.learning_rate = rate
   return experiment.make(config, run.spec, run.stages[0].cut.skipped)
 
 
@@ -350,7 +354,7 @@ def plot(sweeps: Sequence[Sweep], current: float) -> 'Figure':
 
   Args:
     sweeps: at least one.
-    current: `optim.learning_rate` of the config; 0: the config has none.
+    current: `optim.learning_rate` of the config; 0: it is to be found.
   """
   columns = min(len(sweeps), 2)
   figure = plots.new_figure(10 if columns == 1 else 8.5 * columns, 6.2 * -(-len(sweeps) // columns))
@@ -395,8 +399,9 @@ def text(result: Mapping[str, Any]) -> str:
   flat = [each['group'] or 'all' for each in result['sweeps'] if not each['learns']]
   if flat:
     table.append(f'the loss hardly falls ({", ".join(flat)}): these suggestions say little; is it trained already?')
+  current = f'{result["learning_rate"]:.2g}' if result['learning_rate'] else schema.AUTO
   where = 'a new run' if result['new'] else f'step {result["step"]:,}'
-  return '\n'.join([*table, f'learning rates of {where}; config.optim.learning_rate is {result["learning_rate"]:.2g}'])
+  return '\n'.join([*table, f'learning rates of {where}; config.optim.learning_rate is {current}'])
 
 
 def _ended_of(found: Sweep) -> str:

@@ -18,19 +18,13 @@ MODELS: dict[str, type[nn.Module]] = {
   'densenet': densenet.DenseNet,
 }
 PRETRAINED = 'pretrained'  # value of config.model.name that selects the network of `train.init_from`
-# PARTS are the options of config.model that define a network's parts; FIELDS are fields of the model classes.
-PARTS = (
-  'dtype',
-  'norm',
-  'norm_epsilon',
-  'norm_groups',
-  'norm_momentum',
-  'weight_standardization',
-  'activation',
-  'initializer',
-  'init_gain',
+# The options of config.model that are fields of the model classes, and those that define the parts of a network.
+FIELDS = tuple(
+  key
+  for key in schema.SCHEMA['model']
+  if key != 'num_classes' and any(key in custom.field_names(each) for each in MODELS.values())
 )
-FIELDS = tuple(key for key in schema.SCHEMA['model'] if key not in ('name', 'num_classes', 'options', *PARTS))
+PARTS = tuple(key for key in schema.SCHEMA['model'] if key not in ('name', 'num_classes', 'options', *FIELDS))
 
 
 def make(model: ml_collections.ConfigDict, num_classes: int) -> nn.Module:

@@ -267,7 +267,9 @@ def make(config: ml_collections.ConfigDict, spec: DataSpec, skipped: frozenset[s
   model = models.make(config.model, len(spec.class_names))
   trace = depth.trace(model, spec.image_shape)
   steps_per_epoch = spec.steps_per_epoch(config.train.batch_size)
-  schedule = schedules.make(config.schedule, config.optim.learning_rate, config.train.steps, steps_per_epoch)
+  found_later = config.optim.learning_rate == schema.AUTO  # `lr_find.settle` then makes the experiment again
+  peak = 0.0 if found_later else config.optim.learning_rate
+  schedule = schedules.make(config.schedule, peak, config.train.steps, steps_per_epoch)
   dtype = jnp.dtype(config.model.dtype)
   preprocess = augment.make_preprocess(config.data, config.data.mean, config.data.std, dtype)
   if skipped:

@@ -18,8 +18,6 @@ from dnt.weights import preprocessing as preprocessing_lib
 FORMS = (
   "a dnt workdir, '<file>.safetensors', '<file>.pth' (.pt, .bin), '<file>.h5', 'tfjs:<dir>' or 'hf:<owner>/<name>'"
 )
-# Options of config.model that depend on the run and its data and do not change the network.
-_OF_THE_RUN = ('num_classes', 'dtype', 'scan', 'remat')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +91,7 @@ def load(text: str) -> Pretrained:
   found, path = _locate(text)
   if found is None:
     config, saved = read_run_config(path), checkpoints.load_parameters(path)
-    decisive = {key: config.model[key] for key in ('norm_epsilon', 'stride_on')}  # the weights do not show these
+    decisive = {key: config.model[key] for key in schema.model_options('function')}
     return Pretrained(
       variables={'params': saved.params, 'batch_stats': saved.batch_stats},
       preprocessing=preprocessing_lib.of_run(config.data),
@@ -136,7 +134,7 @@ def fill_model(model: ml_collections.ConfigDict, text: str) -> None:
   found, path = _locate(text)
   if found is None:
     ran = read_run_config(path).model.to_dict()
-    network = {key: value for key, value in ran.items() if key not in _OF_THE_RUN}
+    network = {key: value for key, value in ran.items() if key not in schema.model_options('run')}
   else:
     network = _identify(found, path, text)[1].model
   for key, value in network.items():

@@ -25,6 +25,10 @@ def test_what_an_older_version_lacked_keeps_its_default(tmp_path):
   (tmp_path / 'config.json').write_text(json.dumps({'seed': 3, 'optim': {'learning_rate': 0.5}}))
   read = run_config.get_config(str(tmp_path / 'config.json'))
   assert (read.seed, read.optim.learning_rate, read.optim.momentum) == (3, 0.5, 0.9)
+  (tmp_path / 'config.json').write_text(json.dumps({'optim': {'learning_rate': 0.0}}))
+  assert run_config.get_config(str(tmp_path / 'config.json')).optim.learning_rate == 'auto', (
+    'as older versions wrote it'
+  )
 
 
 @pytest.mark.parametrize(('augment', 'resize'), [('none', 'squash'), ('resized_crop_flip', 'center_crop')])

@@ -110,6 +110,13 @@ def test_a_value_of_another_type_is_refused(key):
   assert (refused(key, None) is None) == isinstance(OPTIONS[key].default, type)
 
 
+def test_every_option_of_a_network_says_what_it_decides():
+  assert all(option.role in schema.ROLES for option in schema.SCHEMA['model'].values())
+  assert not any(option.role for key, option in OPTIONS.items() if not key.startswith('model.'))
+  assert schema.model_options('function') == ('norm_epsilon', 'stride_on')
+  assert set(schema.model_options('run')) == {'num_classes', 'dtype', 'scan', 'remat'}
+
+
 def test_an_integer_will_do_for_a_float_but_not_the_reverse():
   assert refused('train.epochs', 3) is None
   assert refused('train.batch_size', 128.0) == 'config.train.batch_size must be int, not float (128.0)'
@@ -195,7 +202,7 @@ EDGES = {
   'model.compression': ([0.5, 1.0], [0.0, 1.5]),
   'loss.label_smoothing': ([0.0, 0.9], [1.0, -0.1]),
   'loss.class_weights': ([(0, 1.0), (2.0, 3.0)], [(-1.0, 1.0), (0.0, 0.0), ('1', 2.0)]),
-  'optim.learning_rate': ([0.0, 1e-9], [-0.1]),
+  'optim.learning_rate': ([0.0, 1e-9, 'auto'], [-0.1]),
   'optim.momentum': ([0.0, 0.99], [1.0, -0.1]),
   'optim.b1': ([0.0], [1.0]),
   'optim.b2': ([0.0], [1.0]),

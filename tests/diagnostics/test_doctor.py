@@ -408,6 +408,6 @@ def test_trials_are_ranked(tiny):
 
 
 def test_a_rate_that_a_run_would_find_is_refused(tiny):
-  tiny.optim.learning_rate = 0.0
-  with pytest.raises(errors.InputError, match='learning_rate=0 is found when a run starts, .*; give a rate'):
+  tiny.optim.learning_rate = 'auto'
+  with pytest.raises(errors.InputError, match='learning_rate=auto is found when a run starts, .*; give a rate'):
     examine(tiny)

@@ -320,7 +320,7 @@ def finding(network, undrawn, unoptimized):
   """A config of a run in two stages that finds its rate."""
   network.finetune.trainable, network.finetune.unfreeze = 'head', (('2', 'all'),)
   network.schedule.name = 'one_cycle'
-  network.optim.learning_rate = 0.0
+  network.optim.learning_rate = 'auto'
   network.finetune.cached_views = 0
   return network
 
@@ -374,7 +374,7 @@ def test_the_sweep_of_cached_features_trains_on_them(finding, tmp_path, monkeypa
 
 def test_a_rate_that_cannot_be_told_is_refused(finding, tmp_path):
   finding.lr_find.start, finding.lr_find.end = 1e20, 1e30
-  with pytest.raises(errors.InputError, match='learning_rate=0 asks for a range test, which ended too soon'):
+  with pytest.raises(errors.InputError, match='learning_rate=auto asks for a range test, which ended too soon'):
     run_of(finding, tmp_path)
   finding.lr_find.end = 1e10
   with pytest.raises(errors.InputError, match='must be above config.lr_find.start'):

@@ -32,6 +32,11 @@ def test_every_leaf_has_its_tensor_of_the_same_shape(described, family, layers):
   assert {path: leaf.shape for path, leaf in ours.items()} == {path: to_dnt(given[n]) for path, n in table.items()}
 
 
+@pytest.mark.parametrize('network', names.networks('torch') + names.networks('keras'), ids=lambda each: each.title)
+def test_a_network_is_described_without_what_differs_from_run_to_run(network):
+  assert set(network.model).isdisjoint(config.model_options('training', 'run'))
+
+
 @pytest.mark.parametrize('network', names.networks('keras'), ids=lambda network: network.title)
 def test_the_layers_of_keras_are_those_of_the_same_torch_network(network):
   model = network.model

@@ -1,0 +1,231 @@
+"""Options that have an effect only with certain values of others are refused where they have none."""
+
+import importlib.util
+import itertools
+import pathlib
+
+import pytest
+
+from dnt import cli, errors, main, probe
+from dnt import config as schema
+from dnt.comparison import plan
+from dnt.config import relations
+
+CONFIGS = sorted((pathlib.Path(__file__).parents[2] / 'configs').glob('*.py'))
+RELATED = {
+  key: option for kind in ('train', 'signal') for key, option in schema.options(schema.KINDS[kind]) if option.only
+}
+# Values of the owners, in an order in which neighbours decide differently; of all others the choices are taken.
+VALUES = {
+  'data.source': ('digits', 'synthetic', 'folder:x', 'cars:x', 'tfds:x'),
+  'data.mixup': (0.0, 0.2),
+  'data.cutmix': (0.0, 0.2),
+  'data.erasing': (0.0,),
+  'data.augment': ('none', 'pad_crop_flip', 'resized_crop_flip'),
+  'data.policy': ('none', 'rand_augment'),
+  'data.eval_resize': ('squash', 'center_crop', None),
+  'eval.every': ('0', '0 epochs', '1 epochs'),
+  'finetune.cached_views': (0, None, 2),
+  'finetune.l2_sp': (0.0, 0.1),
+  'finetune.trainable': ('all', 'head', 'top:2'),
+  'finetune.unfreeze': ((), (('50%', 'all'),)),
+  'model.name': ('mlp', 'resnet', 'plain', 'highway', 'densenet'),
+  'optim.learning_rate': (0.1, 'auto'),
+  'optim.momentum': (0.0, 0.9),
+  'optim.weight_decay': (0.0, 0.1),
+  'schedule.one_cycle_rise': ('0', '30%'),
+  'schedule.warmup': ('0', '0%', '5 epochs'),
+  'signal.blocks': (('plain',), ('plain', 'highway')),
+  'signal.singular_values': (0, 2),
+  'train.init_from': ('', 'runs/other'),
+  relations.PROGRAM: ('--mode=train', '--mode=lr_find', '--mode=noise_scale', 'dnt.probe'),
+}
+# A value of each option whose default stands for no value or for what may always be given.
+GIVEN = {
+  'data.crop_to_box': True,
+  'data.dir': 'x',
+  'data.eval_crop': 0.5,
+  'finetune.cached_views': 1,
+  'finetune.l2_sp': 0.1,
+  'model.width': 4,
+  'model.block': 'residual',
+  'model.stem': 'cifar',
+  'model.shortcut': 'A',
+  'model.stride_on': '1x1',
+  'model.zero_init_last_norm': True,
+  'model.residual_scalar': 0.0,
+  'model.stochastic_depth': 0.1,
+  'model.gate_bias': -1.0,
+  'model.growth_rate': 4,
+  'model.compression': 0.5,
+  'model.bottleneck': True,
+}
+
+
+def make(key, values):
+  """A config in which the option is given and the others have these values, and the program that runs."""
+  config = schema.default('signal' if key.startswith('signal.') else 'train')
+  for name, value in values.items():
+    if name != relations.PROGRAM:
+      schema.set_value(config, name, value)
+  schema.set_value(config, key, GIVEN.get(key, RELATED[key].default))
+  schema.validate(config)
+  return config, values.get(relations.PROGRAM, '--mode=train')
+
+
+def settings(key):
+  """All combinations of the owners' values."""
+  known = dict(schema.options()) | dict(schema.options(schema.SIGNAL))
+  owners = dict.fromkeys(owner for each in relations.alternatives(RELATED[key].only) for owner in each)
+  lists = [VALUES[owner] if owner in VALUES else known[owner].choices for owner in owners]
+  return [dict(zip(owners, each, strict=True)) for each in itertools.product(*lists)]
+
+
+@pytest.mark.parametrize('key', RELATED)
+def test_an_option_is_refused_where_it_has_no_effect_and_taken_where_it_has_one(key):
+  refused, taken = [], []
+  for values in settings(key):
+    config, program = make(key, values)
+    try:
+      schema.check_given(config, [key], program)
+      taken.append(values)
+    except errors.InputError as error:
+      refused.append(values)
+      off = [owner for owner in values if f'{owner} is {relations.show(values[owner])}' in str(error)]
+      assert f'config.{key}=' in str(error) and off, 'it names the option and the present value of an owner'
+      assert relations.describe(RELATED[key].only) in str(error)
+  assert refused and taken
+
+
+@pytest.mark.parametrize('key', RELATED)
+def test_owners_are_options_and_the_values_of_a_relation_valid(key):
+  known = dict(schema.options()) | dict(schema.options(schema.SIGNAL))
+  for owner, condition in ((o, c) for each in relations.alternatives(RELATED[key].only) for o, c in each.items()):
+    if owner != relations.PROGRAM:
+      option = known[owner]
+      assert not option.choices or set(condition) - {None} <= set(option.choices)
+      assert None not in condition or isinstance(option.default, type)
+
+
+def test_a_file_may_hold_what_has_no_effect():
+  config, _ = make('clip.threshold', {'clip.name': 'none'})
+  schema.check_given(config, [])
+  schema.check_given(config, ['seed', 'optim.momentum'])
+
+
+@pytest.mark.parametrize('key', [key for key, option in RELATED.items() if option.off is not None])
+def test_a_value_that_asks_for_nothing_may_always_be_given(key):
+  for values in settings(key):
+    config, program = make(key, values)
+    schema.set_value(config, key, RELATED[key].off)
+    assert schema.no_effect(config, key, program) == ''
+
+
+def test_what_the_weights_or_an_own_module_decide_is_not_refused():
+  for name in ('pretrained', 'mypkg.nets:Net'):
+    config, _ = make('model.width', {'model.name': name})
+    schema.check_given(config, ['model.width'])
+  config, _ = make('model.norm_groups', {'model.name': 'pretrained', 'model.norm': 'batch_norm'})
+  schema.check_given(config, ['model.norm_groups'])
+  config, _ = make('model.stride_on', {'model.name': 'resnet'})
+  schema.check_given(config, ['model.stride_on'])  # the block follows from the depth
+
+
+def parse(program, *flags):
+  return cli.config(cli.parse(program, ['program', *flags]))
+
+
+@pytest.mark.parametrize(
+  ('flags', 'owner'),
+  [
+    (("--config.schedule.boundaries=('50%',)", '--config.schedule.name=constant'), 'schedule.name is constant'),
+    (('--config.clip.threshold=0.5',), 'clip.name is none'),
+    (('--config.optim.b2=0.9', '--config.optim.name=sgd'), 'optim.name is sgd'),
+    (('--noconfig.data.flip', '--config.data.augment=none'), 'data.augment is none'),
+    (('--config.lr_find.steps=30',), '--mode=train'),
+    (('--config.noise_scale.batches=30', '--mode=lr_find'), '--mode=lr_find'),
+  ],
+)
+def test_the_command_line_is_refused_whatever_its_order(flags, owner):
+  for order in (flags, flags[::-1]):
+    with pytest.raises(errors.InputError, match='no effect') as refused:
+      parse(main.PROGRAM, *order)
+    assert owner in str(refused.value)
+
+
+@pytest.mark.parametrize(
+  'flags',
+  [
+    ('--config.clip.threshold=1', '--config.clip.name=global_norm'),
+    ("--config.schedule.boundaries=('50%',)", '--config.schedule.name=piecewise'),
+    ('--config.lr_find.steps=30', '--mode=lr_find'),
+    ('--config.lr_find.steps=30', '--config.optim.learning_rate=0'),
+    ('--config.finetune.cached_views=0', '--config.data.mixup=0.2'),
+  ],
+)
+def test_the_command_line_is_taken_whatever_its_order(flags):
+  for order in (flags, flags[::-1]):
+    parse(main.PROGRAM, *order)
+
+
+def test_the_learning_rate_is_a_number_or_auto():
+  for text, value in (('0.2', 0.2), ('1', 1.0), ('1e-3', 1e-3), ('auto', 'auto'), ('0', 'auto'), ('0.0', 'auto')):
+    rate = parse(main.PROGRAM, f'--config.optim.learning_rate={text}').optim.learning_rate
+    assert (rate, type(rate)) == (value, type(value))
+  for text in ('find', 'nan', '-1', '[1]', 'None'):
+    with pytest.raises(errors.InputError, match='config.optim.learning_rate'):
+      parse(main.PROGRAM, f'--config.optim.learning_rate={text}')
+
+
+def test_the_probe_draws_parameters_and_sweeps_nothing():
+  start = ('--config.train.init_from=runs/other', '--config.model.init_gain=2.0')
+  parse(probe.PROGRAM, *start)
+  with pytest.raises(errors.InputError, match='train.init_from is runs/other'):
+    parse(main.PROGRAM, *start)
+  with pytest.raises(errors.InputError, match='dnt.probe'):
+    parse(probe.PROGRAM, '--config.lr_find.steps=30')
+
+
+@pytest.fixture
+def comparison():
+  config = schema.default('compare')
+  config.base.model.name = 'mlp'
+  config.variants = {'plain': {}, 'clipped': {'clip.name': 'value', 'clip.threshold': 0.1}}
+  return config
+
+
+def test_a_variant_sets_nothing_without_effect(comparison, tmp_path):
+  plan.make(comparison, tmp_path)
+  comparison.variants['plain'] = {'clip.threshold': 0.1}
+  with pytest.raises(errors.InputError, match="variant 'plain': config.clip.threshold=0.1 has no effect"):
+    plan.make(comparison, tmp_path)
+  comparison.forms = {'short': {'clip.name': 'value'}}
+  plan.make(comparison, tmp_path, 'short')
+
+
+def test_an_option_of_base_counts_if_it_does_in_one_variant(comparison, tmp_path):
+  comparison.base.clip.threshold = 0.5
+  plan.make(comparison, tmp_path, given=['clip.threshold'])
+  with pytest.raises(errors.InputError, match='in every variant.*schedule.name is constant'):
+    plan.make(comparison, tmp_path, given=['schedule.boundaries'])
+  plan.make(comparison, tmp_path)
+
+
+@pytest.mark.parametrize('path', [path for path in CONFIGS if path.stem.startswith(('compare_', 'transfer_'))])
+def test_the_variants_of_the_shipped_configs_are_not_refused(path, tmp_path):
+  spec = importlib.util.spec_from_file_location(path.stem, path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  config = module.get_config()
+  if schema.kind(config) == 'compare':
+    for form in ('', *config.forms):
+      assert plan.make(config, tmp_path, form)
+
+
+def test_help_shows_choices_and_relations():
+  lines = {line.split()[0]: line for line in cli.help_text(main.PROGRAM).splitlines() if line.startswith('  ')}
+  for key, option in schema.options():
+    assert all(str(choice) in lines[key] for choice in (*option.choices, *option.words))
+    assert not option.only or f'with {relations.describe(option.only)}' in lines[key]
+  assert 'with schedule.name=piecewise' in lines['schedule.boundaries']
+  assert 'with clip.name=global_norm, value, block_norm or adaptive' in lines['clip.threshold']
