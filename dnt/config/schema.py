@@ -11,16 +11,16 @@ Durations are strings: '400' (steps), '5 epochs', '10%' (of the run), '0' (never
 """
 
 import copy
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal, NamedTuple, TypeVar, cast, overload
 
 import ml_collections
 from ml_collections import config_dict
 
-from dnt import errors
-from dnt.config import checks, relations
+from dnt.config import checks, relations, typed
 from dnt.config.relations import any_but
+
+C = TypeVar('C', bound=ml_collections.ConfigDict)
 
 
 class Option(NamedTuple):
@@ -666,6 +666,11 @@ def model_options(*roles: str) -> tuple[str, ...]:
   return tuple(key for key, option in SCHEMA['model'].items() if option.role in roles)
 
 
+def copy_unlocked(config: C) -> C:
+  """Returns a copy of a config or section that is not locked."""
+  return cast(C, ml_collections.ConfigDict(config.to_dict()))
+
+
 def _build(schema: Mapping[str, Any]) -> ml_collections.ConfigDict:
   plain = schema is COMPARE  # its dicts hold keys with dots, which a ConfigDict refuses
   config = ml_collections.ConfigDict(convert_dict=not plain)
@@ -683,131 +688,12 @@ def _build(schema: Mapping[str, Any]) -> ml_collections.ConfigDict:
   return config
 
 
-def default(kind: str = 'train') -> ml_collections.ConfigDict:
+@overload
+def default(kind: Literal['train'] = 'train') -> typed.Config: ...
+@overload
+def default(kind: Literal['compare']) -> typed.Comparison: ...
+@overload
+def default(kind: Literal['signal']) -> typed.SignalConfig: ...
+def default(kind: str = 'train') -> Any:
   """A locked config of that kind with every option at its default."""
   return _build(KINDS[kind]).lock()
-
-
-def validate(config: ml_collections.ConfigDict) -> None:
-  """Checks every key and value against the schema of its kind, and spells them as `spell` does.
-
-  Raises:
-    errors.InputError: an unknown or missing key, an ill-typed value, or one out of range; names the key.
-  """
-  given = dict(_leaves(config))
-  known = dict(options(KINDS[kind(config)]))
-  free = tuple(f'{key}.' for key, option in known.items() if option.type is dict)
-  for key in given:
-    if key not in known and not key.startswith(free):
-      raise errors.unknown('config key', key, known)
-  for key, option in known.items():
-    if option.type is dict:
-      if key in given and not isinstance(given[key], dict | ml_collections.ConfigDict):
-        raise errors.InputError(f'config.{key} must be a dict, not {type(given[key]).__name__} ({given[key]!r})')
-      continue
-    if key not in given:
-      raise errors.InputError(f'config key {key!r} is missing; start from dnt.config.default()')
-    value = spell(option, given[key])
-    _check(key, option, value)
-    if option.words:
-      with config.ignore_type():  # a copy of a config knows only the type of its current value
-        set_value(config, key, value)
-  training = config.get('base', config)
-  if 'loss' in training and training.loss.balance_classes and training.loss.class_weights:
-    raise errors.InputError('config.loss.class_weights and balance_classes=True exclude each other; give one of them')
-
-
-def spell(option: Option, value: Any) -> Any:
-  """Returns a value as it is written today: an option that takes numbers and words holds a float or a word."""
-  if not option.words or isinstance(value, bool) or not isinstance(value, int | float):
-    return value
-  return next((word for word, number in option.words.items() if value == number), float(value))
-
-
-def check_given(config: ml_collections.ConfigDict, given: Iterable[str], program: str = relations.TRAINING) -> None:
-  """Checks that options which a user gives in particular have an effect. Others may hold anything.
-
-  Args:
-    config: a validated config, in its final form.
-    given: the keys of the options.
-    program: what runs, see `relations`.
-
-  Raises:
-    errors.InputError: an option has no effect; the message says which other options keep it from having one.
-  """
-  for key in given:
-    problem = no_effect(config, key, program)
-    if problem:
-      raise errors.InputError(problem)
-
-
-def no_effect(config: ml_collections.ConfigDict, key: str, program: str = relations.TRAINING) -> str:
-  """Returns why an option has no effect on a run; '' if it has one, is not set, or asks for nothing.
-
-  Args:
-    config: a validated config.
-    key: `'section.key'`.
-    program: what runs, see `relations`.
-  """
-  option = dict(options(KINDS[kind(config)])).get(key)
-
-  def get(owner: str) -> Any:
-    return program if owner == relations.PROGRAM else get_value(config, owner)
-
-  owners = relations.failing(option.only, get) if option else []
-  value = get(key) if owners else None
-  if value is None or value == option.off:
-    return ''
-  names = {relations.PROGRAM: f'the {relations.PROGRAM}'}
-  now = ' and '.join(f'{names.get(owner, owner)} is {relations.show(get(owner))}' for owner in owners)
-  return (
-    f'config.{key}={relations.show(value)} has no effect here: {now}; it has one with {relations.describe(option.only)}'
-  )
-
-
-def get_value(config: Mapping[str, Any], key: str) -> Any:
-  """Returns the value at `'section.key'`."""
-  for part in key.split('.'):
-    config = config[part]
-  return config
-
-
-def set_value(config: ml_collections.ConfigDict, key: str, value: Any) -> None:
-  """Sets the value at `'section.key'`.
-
-  Raises:
-    TypeError: the type of `value` differs from that of the current value.
-  """
-  *sections, name = key.split('.')
-  for section in sections:
-    config = config[section]
-  config[name] = value
-
-
-def _check(key: str, option: Option, value: Any) -> None:
-  if value is None and isinstance(option.default, type):
-    return
-  if option.words and isinstance(value, str):
-    if value not in option.words:
-      raise errors.InputError(f'config.{key} must be a number or {" or ".join(option.words)}, not {value!r}')
-    return
-  numeric = option.type is float and isinstance(value, int) and not isinstance(value, bool)
-  if not numeric and type(value) is not option.type:
-    raise errors.InputError(f'config.{key} must be {option.type.__name__}, not {type(value).__name__} ({value!r})')
-  if option.type is float and not math.isfinite(value):
-    raise errors.InputError(f'config.{key}={value!r} must be finite')
-  for each in value if option.type is tuple else (value,):
-    if option.choices and each not in option.choices:
-      raise errors.unknown(f'value of config.{key}', str(each), [str(choice) for choice in option.choices])
-  problem = option.check(value)
-  if problem:
-    raise errors.InputError(f'config.{key}={value!r} {problem}')
-
-
-def _leaves(config: ml_collections.ConfigDict, prefix: str = '') -> Iterator[tuple[str, Any]]:
-  for key in config:
-    value = config.get(key)
-    if isinstance(value, ml_collections.ConfigDict) and len(value):
-      yield from _leaves(value, f'{prefix}{key}.')
-    else:
-      yield prefix + key, value

@@ -1,0 +1,57 @@
+"""Prints dnt/config/typed.py, the types of configs, from the schema.
+
+python .ci/config_types.py > dnt/config/typed.py
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from dnt import config as schema
+
+HEAD = '''"""Types of configs, for annotations: an option by name has the type that the schema gives it.
+
+Configs are plain `ml_collections.ConfigDict`s at run time. `.ci/config_types.py` writes this file from the schema.
+"""
+
+from typing import Any
+
+import ml_collections
+'''
+NAMES = {'train': 'Config', 'compare': 'Comparison', 'signal': 'SignalConfig'}
+
+
+def text() -> str:
+  """Returns the contents of the file."""
+  classes: dict[str, str] = {}
+  for kind, entries in schema.KINDS.items():
+    _add(classes, NAMES[kind], entries)
+  return '\n\n'.join([HEAD, *classes.values()])
+
+
+def _add(classes: dict[str, str], name: str, entries: Mapping[str, Any]) -> None:
+  """Adds the class of a schema or section, after those of its own sections."""
+  lines = []
+  for key, entry in entries.items():
+    if isinstance(entry, schema.Option):
+      lines.append(f'  {key}: {_type(entry)}\n')
+      continue
+    section = NAMES['train'] if entry is schema.SCHEMA else key.title().replace('_', '')
+    if section not in classes:
+      _add(classes, section, entry)
+    lines.append(f'  {key}: {section}\n')
+  classes[name] = f'class {name}(ml_collections.ConfigDict):\n{"".join(lines)}'
+
+
+def _type(option: schema.Option) -> str:
+  if option.type is dict:
+    return 'Any'
+  if option.words:
+    return f'{option.type.__name__} | str'
+  if option.type is tuple:
+    members = sorted({type(member).__name__ for member in option.default})
+    return f'tuple[{" | ".join(members) or "Any"}, ...]'
+  return option.type.__name__ + (' | None' if isinstance(option.default, type) else '')
+
+
+if __name__ == '__main__':
+  print(text(), end='')
