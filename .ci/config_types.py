@@ -8,15 +8,17 @@ from typing import Any
 
 from dnt import config as schema
 
-HEAD = '''"""Types of configs, for annotations: an option by name has the type that the schema gives it.
+HEAD = '''"""Types of configs, for annotations: each option by name has the type that the schema gives it.
 
-Configs are plain `ml_collections.ConfigDict`s at run time. `.ci/config_types.py` writes this file from the schema.
+Configs are plain `ml_collections.ConfigDict`s at run time. Options that `experiment.resolve` always sets have the type
+that they hold then; other options without a default may be None. `.ci/config_types.py` writes this file.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import ml_collections
 '''
+RESOLVED = ('train.steps', 'model.num_classes', 'data.eval_resize', 'data.eval_crop', 'data.interpolation')
 NAMES = {'train': 'Config', 'compare': 'Comparison', 'signal': 'SignalConfig'}
 
 
@@ -33,7 +35,7 @@ def _add(classes: dict[str, str], name: str, entries: Mapping[str, Any]) -> None
   lines = []
   for key, entry in entries.items():
     if isinstance(entry, schema.Option):
-      lines.append(f'  {key}: {_type(entry)}\n')
+      lines.append(f'  {key}: {_type(entry, f"{name.lower()}.{key}" in RESOLVED)}\n')
       continue
     section = NAMES['train'] if entry is schema.SCHEMA else key.title().replace('_', '')
     if section not in classes:
@@ -42,15 +44,15 @@ def _add(classes: dict[str, str], name: str, entries: Mapping[str, Any]) -> None
   classes[name] = f'class {name}(ml_collections.ConfigDict):\n{"".join(lines)}'
 
 
-def _type(option: schema.Option) -> str:
+def _type(option: schema.Option, is_set: bool) -> str:
   if option.type is dict:
     return 'Any'
   if option.words:
-    return f'{option.type.__name__} | str'
+    return f'{option.type.__name__} | Literal{list(option.words)}'
   if option.type is tuple:
     members = sorted({type(member).__name__ for member in option.default})
     return f'tuple[{" | ".join(members) or "Any"}, ...]'
-  return option.type.__name__ + (' | None' if isinstance(option.default, type) else '')
+  return option.type.__name__ + (' | None' if isinstance(option.default, type) and not is_set else '')
 
 
 if __name__ == '__main__':

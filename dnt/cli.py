@@ -10,9 +10,8 @@ import pathlib
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
-import ml_collections
 from absl import flags, logging
 from ml_collections.config_flags import config_flags
 
@@ -78,8 +77,8 @@ def run(program: Program, argv: Sequence[str] | None = None) -> NoReturn:
   sys.exit(0)
 
 
-def config(values: flags.FlagValues) -> ml_collections.ConfigDict:
-  """Returns the validated config of the command line.
+def config(values: flags.FlagValues) -> Any:
+  """Returns the validated config of the command line, of one of the kinds that the program takes.
 
   If the command line sets `train.steps` or `train.epochs`, that option counts, whichever of them the file sets.
 

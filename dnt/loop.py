@@ -25,12 +25,12 @@ import time
 from typing import Any, NamedTuple
 
 import jax
-import ml_collections
 import numpy as np
 
 from dnt import checkpoints, errors, files
 from dnt import config as schema
 from dnt import workdir as workdir_lib
+from dnt.config import typed
 from dnt.data import pipeline
 from dnt.diagnostics import lr_find
 from dnt.finetune import feature_cache
@@ -41,7 +41,7 @@ from dnt.training import calendar, evaluate, experiment, initialize, precompile,
 
 
 def train(
-  config: ml_collections.ConfigDict,
+  config: typed.Config,
   workdir: str | pathlib.Path,
   clock: record.Clock | None = None,
   command: str = '',

@@ -14,13 +14,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import ml_collections
 import numpy as np
 from jax.experimental import multihost_utils
 
 from dnt import errors, files, trees
 from dnt import workdir as workdir_lib
 from dnt.checkpoints import digests, format
+from dnt.config import typed
 from dnt.parallel import multihost
 
 
@@ -34,7 +34,7 @@ def better(best_metric: str, value: float | None, than: float | None) -> bool:
 class Checkpoints:
   """Saves and restores the checkpoints of one run; keeps the newest `config.keep` and the best by `best_metric`."""
 
-  def __init__(self, workdir: str | os.PathLike, config: ml_collections.ConfigDict):
+  def __init__(self, workdir: str | os.PathLike, config: typed.Checkpoint):
     """Checks that checkpoints can be written.
 
     Args:

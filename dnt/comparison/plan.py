@@ -11,12 +11,10 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-import ml_collections
-
 from dnt import config as schema
 from dnt import errors, models
 from dnt import workdir as workdir_lib
-from dnt.config import implied, run_config
+from dnt.config import implied, run_config, typed
 from dnt.weights import names, preprocessing
 
 SOURCE = 'source.json'  # in the workdir of a run that starts from another run: digest of the weights it received
@@ -39,7 +37,7 @@ class Run:
 
   variant: str
   seed: int
-  config: ml_collections.ConfigDict
+  config: typed.Config
   workdir: pathlib.Path
   source: 'Run | None' = None
 
@@ -49,7 +47,7 @@ class Run:
 
 
 def make(
-  config: ml_collections.ConfigDict, workdir: pathlib.Path, form: str = '', given: Collection[str] = ()
+  config: typed.Comparison, workdir: pathlib.Path, form: str = '', given: Collection[str] = ()
 ) -> tuple[Run, ...]:
   """Returns the runs in their order: every variant with the first seed, then with the next.
 
@@ -100,7 +98,7 @@ def make(
   return tuple(runs.values())
 
 
-def _source(name: str, variants: Mapping[str, ml_collections.ConfigDict]) -> str:
+def _source(name: str, variants: Mapping[str, typed.Config]) -> str:
   """Returns the variant from which a variant starts; '' if there is none."""
   config = variants[name]
   if not config.train.init_from.startswith(VARIANT):
@@ -167,7 +165,7 @@ def check_data(runs: Sequence[Run]) -> None:
         raise errors.InputError(f'{run.name}: {error}') from None
 
 
-def _before_its_source(run: Run) -> ml_collections.ConfigDict:
+def _before_its_source(run: Run) -> typed.Config:
   """Returns what is known of a run's config before its source runs exist: it includes their image preprocessing."""
   if not run.source:
     return run.config
@@ -177,7 +175,7 @@ def _before_its_source(run: Run) -> ml_collections.ConfigDict:
   return config
 
 
-def override(config: ml_collections.ConfigDict, changes: Mapping[str, Any], what: str) -> ml_collections.ConfigDict:
+def override(config: typed.Config, changes: Mapping[str, Any], what: str) -> typed.Config:
   """Returns a copy of a training config with some values changed. A change of `train.epochs` replaces `train.steps`.
 
   Args:
@@ -191,7 +189,7 @@ def override(config: ml_collections.ConfigDict, changes: Mapping[str, Any], what
   changed = copy.deepcopy(config)
   known = dict(schema.options())
   if 'train.epochs' in changes:
-    changed.train.steps = None
+    schema.set_value(changed, 'train.steps', None)
   for key, value in changes.items():
     if key not in known:
       raise errors.unknown(f'config key in {what}', key, known)
@@ -257,7 +255,7 @@ def source_weights(run: Run) -> str | None:
   return found['params_sha256'] if found.get('finished') else None
 
 
-def _as_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
+def _as_json(config: typed.Config) -> dict[str, Any]:
   return json.loads(json.dumps(config.to_dict()))
 
 
@@ -282,7 +280,7 @@ def _changes(named: Mapping[str, Any], name: str, what: str) -> Mapping[str, Any
   return changes
 
 
-def _check(config: ml_collections.ConfigDict, changes: Mapping[str, Any], what: str) -> None:
+def _check(config: typed.Config, changes: Mapping[str, Any], what: str) -> None:
   try:
     models.check(config.model)
     schema.check_given(config, changes)

@@ -13,13 +13,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import ml_collections
-
 from dnt import config as schema
 from dnt import files
 from dnt import workdir as workdir_lib
 from dnt.comparison import figure, plan
-from dnt.config import run_config
+from dnt.config import run_config, typed
 from dnt.reporting import html, metrics, plots, progress, tables
 
 MOST_CLASSES = 20  # largest number of classes whose sensitivity and specificity are shown
@@ -64,7 +62,7 @@ class Outcome(NamedTuple):
 class About(NamedTuple):
   """Holds what a reader must know about a comparison, besides its runs."""
 
-  config: ml_collections.ConfigDict
+  config: typed.Comparison
   name: str
   form: str
   command: str

@@ -12,10 +12,10 @@ import ml_collections
 
 from dnt import config as schema
 from dnt import errors, files
-from dnt.config import implied
+from dnt.config import implied, typed
 
 
-def get_config(path: str) -> ml_collections.ConfigDict:
+def get_config(path: str) -> typed.Config:
   """Reads a training config from a JSON file.
 
   Raises:

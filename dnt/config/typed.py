@@ -1,9 +1,10 @@
-"""Types of configs, for annotations: an option by name has the type that the schema gives it.
+"""Types of configs, for annotations: each option by name has the type that the schema gives it.
 
-Configs are plain `ml_collections.ConfigDict`s at run time. `.ci/config_types.py` writes this file from the schema.
+Configs are plain `ml_collections.ConfigDict`s at run time. Options that `experiment.resolve` always sets have the type
+that they hold then; other options without a default may be None. `.ci/config_types.py` writes this file.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import ml_collections
 
@@ -22,9 +23,9 @@ class Data(ml_collections.ConfigDict):
   crop_padding: int
   flip: bool
   resized_crop_min_area: float
-  eval_resize: str | None
-  eval_crop: float | None
-  interpolation: str | None
+  eval_resize: str
+  eval_crop: float
+  interpolation: str
   mean: tuple[Any, ...]
   std: tuple[Any, ...]
   policy: str
@@ -39,7 +40,7 @@ class Data(ml_collections.ConfigDict):
 
 class Model(ml_collections.ConfigDict):
   name: str
-  num_classes: int | None
+  num_classes: int
   dtype: str
   norm: str
   norm_epsilon: float
@@ -75,7 +76,7 @@ class Loss(ml_collections.ConfigDict):
 
 class Optim(ml_collections.ConfigDict):
   name: str
-  learning_rate: float | str
+  learning_rate: float | Literal['auto']
   momentum: float
   nesterov: bool
   b1: float
@@ -121,7 +122,7 @@ class Ema(ml_collections.ConfigDict):
 
 class Train(ml_collections.ConfigDict):
   batch_size: int
-  steps: int | None
+  steps: int
   epochs: float
   accumulate: int
   steps_per_dispatch: int

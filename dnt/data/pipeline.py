@@ -10,12 +10,11 @@ from concurrent import futures
 from typing import Any, Protocol
 
 import jax
-import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
 from dnt import errors
-from dnt.config import implied
+from dnt.config import implied, typed
 from dnt.data import examples, placement, readers, resident, stream
 from dnt.data.transforms import images, policies
 
@@ -46,7 +45,7 @@ class Feed(Protocol):
   def close(self) -> None: ...
 
 
-def image_shape(config: ml_collections.ConfigDict, source: examples.Examples) -> tuple[int, int, int]:
+def image_shape(config: typed.Data, source: examples.Examples) -> tuple[int, int, int]:
   """Returns (H, W, C) of the images in a batch.
 
   Raises:
@@ -60,7 +59,7 @@ def image_shape(config: ml_collections.ConfigDict, source: examples.Examples) ->
   return height, width, channels
 
 
-def _resident_images(config: ml_collections.ConfigDict, source: examples.Examples, train: bool) -> np.ndarray | None:
+def _resident_images(config: typed.Data, source: examples.Examples, train: bool) -> np.ndarray | None:
   """Returns the images, uint8 [N, H, W, C] at `image_shape`'s size, if the split lives on the device, else None."""
   if source.images is None or not placement.on_device(config, len(source), source.shape, train):
     return None
@@ -73,7 +72,7 @@ def _resident_images(config: ml_collections.ConfigDict, source: examples.Example
     return np.stack(list(resized))
 
 
-def _train_resize(config: ml_collections.ConfigDict, size: tuple[int, int]) -> readers.Transform:
+def _train_resize(config: typed.Data, size: tuple[int, int]) -> readers.Transform:
   """Returns the transform that brings an image to (height, width) for training; `config.augment` decides."""
   to_size = {'size': size, 'interpolation': config.interpolation}
   if config.augment == 'resized_crop_flip':
@@ -81,7 +80,7 @@ def _train_resize(config: ml_collections.ConfigDict, size: tuple[int, int]) -> r
   return functools.partial(images.squash, **to_size)
 
 
-def eval_transform(config: ml_collections.ConfigDict, size: tuple[int, int]) -> readers.Transform:
+def eval_transform(config: typed.Data, size: tuple[int, int]) -> readers.Transform:
   """Returns the host transform for evaluation, `(image, None) -> image`; `config.eval_resize` decides.
 
   Args:
@@ -94,13 +93,13 @@ def eval_transform(config: ml_collections.ConfigDict, size: tuple[int, int]) -> 
   return functools.partial(images.squash, **to_size)
 
 
-def _train_transform(config: ml_collections.ConfigDict, size: tuple[int, int]) -> readers.Transform:
+def _train_transform(config: typed.Data, size: tuple[int, int]) -> readers.Transform:
   """Returns the host transform for training."""
   resize, policy = _train_resize(config, size), policies.make(config)
   return functools.partial(readers.in_turn, transforms=(resize, policy)) if policy else resize
 
 
-def make_train_feed(config: ml_collections.ConfigDict, source: examples.Examples, mesh: Mesh) -> Feed:
+def make_train_feed(config: typed.Config, source: examples.Examples, mesh: Mesh) -> Feed:
   """Makes a feed of endless shuffled batches of `config.train.batch_size`, each a function of (config.seed, step).
 
   Args:
@@ -121,7 +120,7 @@ def make_train_feed(config: ml_collections.ConfigDict, source: examples.Examples
   return stream.TrainFeed(source, transform, shape, config.seed, config.train.batch_size, mesh, config.data.workers)
 
 
-def make_eval_feed(config: ml_collections.ConfigDict, source: examples.Examples, mesh: Mesh) -> Any:
+def make_eval_feed(config: typed.Config, source: examples.Examples, mesh: Mesh) -> Any:
   """Makes a `Feed` of one pass over a split in batches of `config.eval.batch_size`; `steps` is their number.
 
   Raises:
@@ -132,7 +131,7 @@ def make_eval_feed(config: ml_collections.ConfigDict, source: examples.Examples,
   return _pass(config, source, mesh, None)
 
 
-def make_view_feed(config: ml_collections.ConfigDict, source: examples.Examples, mesh: Mesh, view: int) -> Any:
+def make_view_feed(config: typed.Config, source: examples.Examples, mesh: Mesh, view: int) -> Any:
   """Makes a feed of one pass in order, like `make_eval_feed`, but with the host transforms of training.
 
   Args:
@@ -144,7 +143,7 @@ def make_view_feed(config: ml_collections.ConfigDict, source: examples.Examples,
   return _pass(config, source, mesh, view)
 
 
-def _pass(config: ml_collections.ConfigDict, source: examples.Examples, mesh: Mesh, view: int | None) -> Any:
+def _pass(config: typed.Config, source: examples.Examples, mesh: Mesh, view: int | None) -> Any:
   shape = image_shape(config.data, source)
   resident_images = _resident_images(config.data, source, train=view is not None)
   if resident_images is not None:
@@ -154,9 +153,7 @@ def _pass(config: ml_collections.ConfigDict, source: examples.Examples, mesh: Me
   return stream.EvalFeed(source, transform, shape, config.eval.batch_size, mesh, config.data.workers, drawn)
 
 
-def statistics(
-  config: ml_collections.ConfigDict, source: examples.Examples
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def statistics(config: typed.Data, source: examples.Examples) -> tuple[tuple[float, ...], tuple[float, ...]]:
   """Returns mean and standard deviation per channel in [0, 1], from the config or measured on the original images.
 
   The measurement is exact: integer sums over all pixels, then float64.

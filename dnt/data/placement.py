@@ -1,15 +1,14 @@
 """Decides where the images of a split live: on the device, or streamed from the host."""
 
-import ml_collections
-
 from dnt import errors
+from dnt.config import typed
 from dnt.data import examples
 
 # A split lives on the device if its images, decoded and at their final size, take at most this many bytes.
 RESIDENT_BYTES = 2**30
 
 
-def on_device(config: ml_collections.ConfigDict, count: int, shape: examples.Shape, train: bool = False) -> bool:
+def on_device(config: typed.Data, count: int, shape: examples.Shape, train: bool = False) -> bool:
   """Returns whether `config.placement` puts `count` images of this shape on the device.
 
   Args:
@@ -34,5 +33,6 @@ def on_device(config: ml_collections.ConfigDict, count: int, shape: examples.Sha
     raise errors.InputError(f"config.data.placement='device' cannot hold {config.source}: {reason}; use 'auto'")
   if config.placement == 'device' or reason:
     return not reason
-  height, width = (config.image_size,) * 2 if config.image_size else shape[:2]
+  size = config.image_size
+  height, width = (size, size) if size else shape[:2]
   return count * height * width * shape[2] <= RESIDENT_BYTES

@@ -12,12 +12,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
 from dnt import files, trees
 from dnt import workdir as workdir_lib
+from dnt.config import typed
 from dnt.data import examples, pipeline
 from dnt.models import depth, taps
 from dnt.parallel import mesh as mesh_lib
@@ -47,7 +47,7 @@ class Units(NamedTuple):
   dead: tuple[int, ...]
 
 
-def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
+def run(config: typed.Config, workdir: pathlib.Path) -> dict[str, Any]:
   """Finds the dead units of a run's newest checkpoint and writes `dead_units.json`.
 
   Returns:

@@ -11,13 +11,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 
 from dnt import config as schema
 from dnt import errors, models
+from dnt.config import typed
 from dnt.data import pipeline
 from dnt.models import depth, taps
+from dnt.optim import schedules
 from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
 from dnt.training import experiment, telemetry
@@ -99,7 +100,7 @@ class Verdict(NamedTuple):
 
 
 def examine(
-  config: ml_collections.ConfigDict,
+  config: typed.Config,
   data: experiment.Data,
   seeds: int = 3,
   say: Callable[[str], None] = lambda text: None,
@@ -220,7 +221,7 @@ def _examination(run: experiment.Experiment, shown: Sequence[Sequence[Mapping[st
     losses=np.array([[step['loss'] for step in each] for each in shown], np.float64),
     update_ratios=np.array([_ratios(each) for each in rows]),
     learning_rates=np.array([step['learning_rate'] for step in shown[0]], np.float64),
-    peak_rate=run.config.optim.learning_rate,
+    peak_rate=schedules.peak_rate(run.config.optim),
     scale_free=run.config.optim.name != 'sgd',
     chance=float(np.log(len(run.spec.class_names))),
   )
@@ -355,7 +356,7 @@ def _stepped(found: Examination) -> Verdict:
   return Verdict('trainable', None, reason)
 
 
-def remedies(config: ml_collections.ConfigDict, found: Examination, verdict: Verdict) -> list[dict[str, Any]]:
+def remedies(config: typed.Config, found: Examination, verdict: Verdict) -> list[dict[str, Any]]:
   """Returns at most three sets of overrides that are likely to fix a network, the likeliest first.
 
   Each set changes the config.
@@ -369,7 +370,7 @@ def remedies(config: ml_collections.ConfigDict, found: Examination, verdict: Ver
     `{'section.key': value}` each; empty for a trainable network, and if no option can affect the problem (such as
     inside a user's own module).
   """
-  model, rate = config.model, config.optim.learning_rate
+  model, rate = config.model, schedules.peak_rate(config.optim)
   norm = {'model.norm': 'layer_norm' if model.norm == 'batch_norm' or _micro_batch(config) < SMALL else 'batch_norm'}
   init = {'model.initializer': FITTING[model.activation], 'model.init_gain': 1.0}
   fits = (model.initializer, model.init_gain) == tuple(init.values())
@@ -401,11 +402,11 @@ def remedies(config: ml_collections.ConfigDict, found: Examination, verdict: Ver
   return chosen[:3]
 
 
-def _micro_batch(config: ml_collections.ConfigDict) -> int:
+def _micro_batch(config: typed.Config) -> int:
   return config.train.batch_size // config.train.accumulate
 
 
-def _shortcut(config: ml_collections.ConfigDict, entries: int) -> dict[str, Any]:
+def _shortcut(config: typed.Config, entries: int) -> dict[str, Any]:
   """Returns overrides that let the signal and the gradient bypass the layers."""
   model = config.model
   if model.name == 'mlp' and model.block in (None, 'plain'):
@@ -420,7 +421,7 @@ def _shortcut(config: ml_collections.ConfigDict, entries: int) -> dict[str, Any]
   return {}
 
 
-def _builds(config: ml_collections.ConfigDict, overrides: Mapping[str, Any]) -> bool:
+def _builds(config: typed.Config, overrides: Mapping[str, Any]) -> bool:
   try:
     models.check(apply(config, overrides).model)
   except errors.InputError:
@@ -428,9 +429,9 @@ def _builds(config: ml_collections.ConfigDict, overrides: Mapping[str, Any]) -> 
   return True
 
 
-def apply(config: ml_collections.ConfigDict, overrides: Mapping[str, Any]) -> ml_collections.ConfigDict:
+def apply(config: typed.Config, overrides: Mapping[str, Any]) -> typed.Config:
   """Returns a validated copy of the config with the overrides."""
-  changed = ml_collections.ConfigDict(config.to_dict())
+  changed = schema.copy_unlocked(config)
   for key, value in overrides.items():
     section, _, name = key.rpartition('.')
     with changed[section].ignore_type():
@@ -454,7 +455,7 @@ class Trial(NamedTuple):
 
 
 def try_out(
-  config: ml_collections.ConfigDict,
+  config: typed.Config,
   data: experiment.Data,
   offered: Sequence[Mapping[str, Any]],
   say: Callable[[str], None] = lambda text: None,

@@ -3,10 +3,10 @@
 import pathlib
 from typing import TYPE_CHECKING, Any
 
-import ml_collections
 import numpy as np
 
 from dnt import files
+from dnt.config import typed
 from dnt.diagnostics import doctor
 from dnt.reporting import plots, tables, terminal
 from dnt.training import experiment
@@ -32,7 +32,7 @@ MARK = '#cc0000'
 LONGEST = 40  # lines of the table; for a deeper network it shows only some of the entries
 
 
-def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, seeds: int, trying: bool) -> dict[str, Any]:
+def run(config: typed.Config, workdir: pathlib.Path, seeds: int, trying: bool) -> dict[str, Any]:
   """Examines a training config, prints the findings and writes `probe.json` and `probe.png`.
 
   Args:

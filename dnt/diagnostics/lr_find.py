@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import optax
 from jax.sharding import Mesh
@@ -26,9 +25,10 @@ from dnt import checkpoints, errors, files, trees
 from dnt import config as schema
 from dnt import workdir as workdir_lib
 from dnt.checkpoints import format
+from dnt.config import typed
 from dnt.data import pipeline
 from dnt.models import depth
-from dnt.optim import rows
+from dnt.optim import rows, schedules
 from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
 from dnt.parallel import multihost
@@ -67,7 +67,7 @@ class Sweep(NamedTuple):
   learns: bool
 
 
-def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
+def run(config: typed.Config, workdir: pathlib.Path) -> dict[str, Any]:
   """Sweeps the learning rate, of all entries or of each group of `config.lr_find.groups` alone.
 
   Writes `lr_find.json` and `lr_find.png`, and nothing else.
@@ -99,8 +99,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, A
   with contextlib.closing(pipeline.make_train_feed(base.config, data.train, mesh)) as feed:
     for group in config.lr_find.groups or (None,):
       sweeps.append(sweep(base, mesh, state, feed, group))
-  current = config.optim.learning_rate
-  return _record(workdir, sweeps, step, not start.history, 0.0 if current == schema.AUTO else current)
+  return _record(workdir, sweeps, step, not start.history, schedules.peak_rate(config.optim))
 
 
 def settle(
@@ -140,13 +139,13 @@ def settle(
     _record(workdir, [found], 0, True, rate)
   if multihost.is_lead():
     print(said, flush=True)
-  config = ml_collections.ConfigDict(run.config.to_dict())
+  config = schema.copy_unlocked(run.config)
   with config.ignore_type():  # it holds a word
     config.optim.learning_rate = rate
   return experiment.make(config, run.spec, run.stages[0].cut.skipped)
 
 
-def check(config: ml_collections.ConfigDict) -> None:
+def check(config: typed.Config) -> None:
   """Checks the options of a sweep.
 
   Raises:

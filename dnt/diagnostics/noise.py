@@ -24,12 +24,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
 from dnt import checkpoints, files
+from dnt import config as schema
 from dnt import workdir as workdir_lib
+from dnt.config import typed
 from dnt.data import examples, pipeline
 from dnt.optim import rows
 from dnt.parallel import compile as compile_lib
@@ -78,7 +79,7 @@ def estimate(small: np.ndarray, big: np.ndarray, micro_batch: int, batch: int) -
   return Estimate(squared, trace, scale(trace, squared), error)
 
 
-def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
+def run(config: typed.Config, workdir: pathlib.Path) -> dict[str, Any]:
   """Measures the noise at a run's newest checkpoint, or where it would start, and writes `noise_scale.json`.
 
   It changes nothing else in the workdir.
@@ -146,7 +147,7 @@ def measure(
     entries together.
   """
   micro_batches, batches = run.config.noise_scale.micro_batches, run.config.noise_scale.batches
-  config = ml_collections.ConfigDict(run.config.to_dict())
+  config = schema.copy_unlocked(run.config)
   config.train.batch_size //= micro_batches
   cut = run.stage(int(state.step)).cut
   compute_gradient = run.make_gradient(cut)

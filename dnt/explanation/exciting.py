@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
+from dnt import config as schema
 from dnt import errors, inference
 from dnt.data import examples, pipeline, sources
 from dnt.data.sources import folder
@@ -126,7 +126,7 @@ def search(
   Returns:
     `channels` and `classes`, see `excitement`.
   """
-  config = ml_collections.ConfigDict(network.config.to_dict())
+  config = schema.copy_unlocked(network.config)
   # The run may have used another number of devices.
   config.eval.batch_size = mesh_lib.divisible(config.eval.batch_size, mesh)
 

@@ -15,12 +15,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
 from dnt import errors, trees
-from dnt.config import implied
+from dnt.config import implied, typed
 from dnt.data import examples, pipeline
 from dnt.finetune import feature_files
 from dnt.models import depth, freeze
@@ -241,7 +240,7 @@ def _load(
   )
 
 
-def _seen(data: ml_collections.ConfigDict) -> dict[str, Any]:
+def _seen(data: typed.Data) -> dict[str, Any]:
   """Returns the options of `config.data` that features depend on.
 
   `eval_resize` is left out where it is what `augment` implies: older features, which have no such key, are found.

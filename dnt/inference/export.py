@@ -4,11 +4,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 from jax import export
 
 from dnt import errors, inference
+from dnt.config import typed
 from dnt.models import layouts
 from dnt.weights import names, preprocessing
 
@@ -77,7 +77,7 @@ def timm_config(network: inference.Network) -> dict[str, Any]:
   }
 
 
-def _torch_network(model: ml_collections.ConfigDict) -> names.Network:
+def _torch_network(model: typed.Model) -> names.Network:
   known = names.networks('torch')
   fitting = [each for each in known if (each.model['name'], each.model['depth']) == (model.name, model.depth)]
   if not fitting:

@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
 from dnt import checkpoints, errors, models
 from dnt import config as schema
 from dnt import workdir as workdir_lib
+from dnt.config import typed
 from dnt.data import pipeline
 from dnt.data.sources import folder
 from dnt.data.transforms import augment, images
@@ -45,7 +45,7 @@ class Network(NamedTuple):
     averaged: whether the weights are the averaged ones (`config.ema`).
   """
 
-  config: ml_collections.ConfigDict
+  config: typed.Config
   model: Any
   table: tuple[depth.Row, ...]
   variables: dict[str, Any]
@@ -60,7 +60,7 @@ class Network(NamedTuple):
 class _Found(NamedTuple):
   """The pieces from which `load` builds a network."""
 
-  config: ml_collections.ConfigDict
+  config: typed.Config
   variables: dict[str, Any]  # unrolled
   image_shape: tuple[int, int, int]
   class_names: tuple[str, ...]

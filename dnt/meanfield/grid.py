@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 
 from dnt import errors, files
+from dnt.config import typed
 from dnt.meanfield import random_nets, report
 from dnt.meanfield.theory import batch_norm, layers, plain
 from dnt.reporting import progress, terminal
@@ -62,7 +62,7 @@ def _jacobian(network, keys, variances, inputs, correlation, count, iterations):
   return jax.vmap(measure)(keys)
 
 
-def run(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
+def run(config: typed.SignalConfig, workdir: str | os.PathLike) -> dict[str, Any]:
   """Measures the grid of a validated config of kind 'signal' and writes it to `workdir`: see `report.write`.
 
   Ctrl-C stops it. It then writes and returns the measurements so far, for each depth those of the finished seeds.
@@ -109,7 +109,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> dict[s
   return result
 
 
-def _network(options: ml_collections.ConfigDict, depth: int) -> Network:
+def _network(options: typed.Signal, depth: int) -> Network:
   return Network(
     tuple(options.activations),
     tuple(options.blocks),
@@ -128,12 +128,12 @@ def _jacobian_networks(network: Network) -> Iterator[Network]:
       yield network._replace(norms=norms)
 
 
-def _inputs(options: ml_collections.ConfigDict, network: Network) -> int:
+def _inputs(options: typed.Signal, network: Network) -> int:
   """Returns the number of inputs for the Jacobian of these networks."""
   return options.batch_size if 'batch_norm' in network.norms else 1
 
 
-def _jobs(options: ml_collections.ConfigDict) -> Iterator[_Job]:
+def _jobs(options: typed.Signal) -> Iterator[_Job]:
   points = len(options.weight_variances) * len(options.bias_variances)
   for depth in options.depths:
     network = _network(options, depth)
@@ -155,7 +155,7 @@ def _split(kind: str, network: Network, seeds: int, signals: int, passes: int) -
     yield _Job(kind, network, chunk, len(chunk) * passes * network.depth * drawn * (DRAW + signals))
 
 
-def _measure(job: _Job, options: ml_collections.ConfigDict, variances: np.ndarray) -> Any:
+def _measure(job: _Job, options: typed.Signal, variances: np.ndarray) -> Any:
   """Runs the program of the job and returns its outputs on the host."""
   keys = jax.vmap(lambda index: jax.random.fold_in(jax.random.key(options.seed), index))(np.array(job.seeds))
   points = jnp.asarray(variances, jnp.float32)
@@ -168,7 +168,7 @@ def _measure(job: _Job, options: ml_collections.ConfigDict, variances: np.ndarra
 
 
 def _rows(
-  options: ml_collections.ConfigDict, variances: np.ndarray, depth: int, found: dict[tuple[str, Network], list[Any]]
+  options: typed.Signal, variances: np.ndarray, depth: int, found: dict[tuple[str, Network], list[Any]]
 ) -> Iterator[dict[str, Any]]:
   """Yields the rows of the networks of one depth; none if nothing was measured."""
   network = _network(options, depth)
@@ -186,13 +186,18 @@ def _rows(
     place = (..., a, k, m, s)
     norm = options.norms[m]
     own = singular[norm][:, a, k, s] if norm in singular else None
-    kind = {'depth': depth, 'activation': options.activations[a], 'block': options.blocks[k], 'norm': norm}
+    kind: dict[str, Any] = {
+      'depth': depth,
+      'activation': options.activations[a],
+      'block': options.blocks[k],
+      'norm': norm,
+    }
     kind |= {'weight_variance': float(variances[s, 0]), 'bias_variance': float(variances[s, 1])}
     yield _row(options, kind, np.exp(log_q[place]), c[place], norms[place], own)
 
 
 def _row(
-  options: ml_collections.ConfigDict,
+  options: typed.Signal,
   kind: dict[str, Any],
   q: np.ndarray,
   c: np.ndarray,
@@ -268,7 +273,7 @@ def _rate(norms: np.ndarray, predicted: layers.Prediction) -> dict[str, Any]:
   return {'measured': rate, 'theory': expected, 'error': error, 'deviation': deviation, 'first_layer': first + 1}
 
 
-def _phases(options: ml_collections.ConfigDict, variances: np.ndarray) -> list[dict[str, Any]]:
+def _phases(options: typed.Signal, variances: np.ndarray) -> list[dict[str, Any]]:
   """Returns fixed points and depth scales (see `plain.Phase`; infinite: null in JSON) and `critical_weight_variance`.
 
   The latter is sigma_w^2 on the edge of chaos for this sigma_b^2, None if there is none.
@@ -287,7 +292,7 @@ def _phases(options: ml_collections.ConfigDict, variances: np.ndarray) -> list[d
   return rows
 
 
-def _batch_norm_gains(options: ml_collections.ConfigDict) -> dict[str, dict[str, float]]:
+def _batch_norm_gains(options: typed.Signal) -> dict[str, dict[str, float]]:
   """Returns the gain for each activation, at the batch size and in the limit of a large batch."""
   sizes = {'batch': options.batch_size, 'limit': None}
   return {

@@ -4,10 +4,10 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import ml_collections
 
 from dnt import config as schema
 from dnt import errors
+from dnt.config import typed
 from dnt.models import custom, densenet, depth, highway, layouts, mlp, parts, plain, resnet
 
 MODELS: dict[str, type[nn.Module]] = {
@@ -27,7 +27,7 @@ FIELDS = tuple(
 PARTS = tuple(key for key in schema.SCHEMA['model'] if key not in ('name', 'num_classes', 'options', *FIELDS))
 
 
-def make(model: ml_collections.ConfigDict, num_classes: int) -> nn.Module:
+def make(model: typed.Model, num_classes: int) -> nn.Module:
   """Builds the network of `config.model`: `apply(variables, x, train)` returns float32 logits [B, classes].
 
   Options left at None use the model class's default. A user's own module ('mypkg.nets:Net') receives `num_classes`,
@@ -56,7 +56,7 @@ def make(model: ml_collections.ConfigDict, num_classes: int) -> nn.Module:
   return MODELS[model.name](num_classes=num_classes, parts=parts.make(model), **fields)
 
 
-def check(model: ml_collections.ConfigDict) -> None:
+def check(model: typed.Model) -> None:
   """Checks `config.model` as far as possible without data and weights.
 
   Raises:
@@ -66,7 +66,7 @@ def check(model: ml_collections.ConfigDict) -> None:
     make(model, model.num_classes or 10)
 
 
-def resolved_options(model: ml_collections.ConfigDict) -> dict[str, Any]:
+def resolved_options(model: typed.Model) -> dict[str, Any]:
   """Returns the options of `config.model` that the model class has, with the values the network actually uses.
 
   Args:
@@ -100,7 +100,7 @@ def init(model: nn.Module, seed: int, input_shape: depth.Shape) -> dict[str, Any
   return layouts.to_scanned({'params': {}, 'batch_stats': {}, **variables}, trace.scanned)
 
 
-def is_open(model: ml_collections.ConfigDict, key: str) -> bool:
+def is_open(model: typed.Model, key: str) -> bool:
   """Returns whether `config.model` leaves an option at its default."""
   option = schema.SCHEMA['model'][key]
   if option.type is dict:
@@ -108,7 +108,7 @@ def is_open(model: ml_collections.ConfigDict, key: str) -> bool:
   return model[key] == (None if isinstance(option.default, type) else option.default)
 
 
-def _make_custom(model: ml_collections.ConfigDict, num_classes: int, fields: dict[str, Any]) -> nn.Module:
+def _make_custom(model: typed.Model, num_classes: int, fields: dict[str, Any]) -> nn.Module:
   known = custom.field_names(custom.load(model.name))
   changed = {key: model[key] for key in PARTS if not is_open(model, key)}
   given = {'num_classes': num_classes, 'scan': model.scan, 'remat': model.remat}

@@ -20,10 +20,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
-import ml_collections
 
 from dnt import config as schema
 from dnt import errors, trees
+from dnt.config import typed
 from dnt.models import depth, layouts, norms
 
 _TOP = re.compile(r'top:(\d+)')
@@ -104,7 +104,7 @@ class Planned(NamedTuple):
 
 
 def plan(
-  config: ml_collections.ConfigDict,
+  config: typed.Finetune,
   table: Sequence[depth.Row],
   params: Mapping[str, Any],
   total_steps: int,
@@ -174,9 +174,7 @@ def trainable_entries(chosen: str, table: Sequence[depth.Row]) -> frozenset[str]
   return matching
 
 
-def _trainable_paths(
-  config: ml_collections.ConfigDict, params: Mapping[str, Any], frozen: frozenset[str]
-) -> frozenset[str]:
+def _trainable_paths(config: typed.Finetune, params: Mapping[str, Any], frozen: frozenset[str]) -> frozenset[str]:
   paths = frozenset(trees.flatten(params))
 
   def trains(path):

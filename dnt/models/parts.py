@@ -7,8 +7,8 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-import ml_collections
 
+from dnt.config import typed
 from dnt.models import activations, conv, initializers, norms
 
 
@@ -32,7 +32,7 @@ class Parts:
   dtype: Any
 
 
-def make(model: ml_collections.ConfigDict) -> Parts:
+def make(model: typed.Model) -> Parts:
   """Builds the parts from `config.model`.
 
   Raises:

@@ -7,18 +7,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import optax
 
 from dnt import config as schema
 from dnt import errors, trees
+from dnt.config import typed
 from dnt.models import depth, freeze
 from dnt.optim import clip, rates, rows
 
 
 def make(
-  config: ml_collections.ConfigDict,
+  config: typed.Config,
   schedule: optax.Schedule,
   params: Any,
   entries: Sequence[depth.Entry],
@@ -99,7 +99,7 @@ def _only(rule: optax.GradientTransformation, paths: frozenset[str]) -> optax.Gr
 
 
 def _rule(
-  config: ml_collections.ConfigDict, whole: Any, params: Any, entries: Sequence[depth.Entry]
+  config: typed.Config, whole: Any, params: Any, entries: Sequence[depth.Entry]
 ) -> list[tuple[str, optax.GradientTransformation]]:
   """Builds the update rule and weight decay of `params`, a subset of the parameters `whole`."""
   optim = config.optim
@@ -117,7 +117,7 @@ def _rule(
 
 
 def _decay(
-  config: ml_collections.ConfigDict, whole: Any, params: Any, entries: Sequence[depth.Entry]
+  config: typed.Config, whole: Any, params: Any, entries: Sequence[depth.Entry]
 ) -> list[tuple[str, optax.GradientTransformation]]:
   """Builds the weight decay of the matching paths, named as in the unrolled layout.
 
@@ -171,7 +171,7 @@ def _pull(matches: Mapping[str, np.ndarray], strength: float) -> Callable[[Any, 
 
 
 def _muon(
-  optim: ml_collections.ConfigDict,
+  optim: typed.Optim,
   adam: optax.GradientTransformation,
   whole: Any,
   params: Any,

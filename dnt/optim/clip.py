@@ -4,18 +4,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
-import ml_collections
 import optax
 
 from dnt import config as schema
 from dnt import errors, trees
+from dnt.config import typed
 from dnt.models import depth
 from dnt.optim import rows
 
 
-def make(
-  config: ml_collections.ConfigDict, params: Any, entries: Sequence[depth.Entry]
-) -> optax.GradientTransformation:
+def make(config: typed.Clip, params: Any, entries: Sequence[depth.Entry]) -> optax.GradientTransformation:
   """Builds the clipping from the section `clip` of a validated config; it keeps no state.
 
   Args:

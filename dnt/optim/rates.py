@@ -6,16 +6,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import optax
 
 from dnt import errors, trees
+from dnt.config import typed
 from dnt.models import depth
 from dnt.optim import rows
 
 
-def factors(config: ml_collections.ConfigDict, entries: Sequence[depth.Entry], head: int) -> np.ndarray:
+def factors(config: typed.Finetune, entries: Sequence[depth.Entry], head: int) -> np.ndarray:
   """Returns one factor per entry.
 
   The factor is layer_decay ** (distance to the head) x head_lr_mult (head only) x the first matching factor of `rates`.
@@ -45,7 +45,7 @@ def factors(config: ml_collections.ConfigDict, entries: Sequence[depth.Entry], h
 
 
 def make(
-  config: ml_collections.ConfigDict, whole: Any, params: Any, entries: Sequence[depth.Entry]
+  config: typed.Finetune, whole: Any, params: Any, entries: Sequence[depth.Entry]
 ) -> list[tuple[str, optax.GradientTransformation]]:
   """Builds the link of the optimizer's chain that applies `factors`; returns no link if all of them are 1.
 

@@ -1,14 +1,19 @@
 """Builds learning rate schedules: a shape, optionally after a warm-up."""
 
 import jax.numpy as jnp
-import ml_collections
 import optax
 
 from dnt import config as schema
 from dnt import errors
+from dnt.config import typed
 
 
-def make(config: ml_collections.ConfigDict, peak: float, total_steps: int, steps_per_epoch: float) -> optax.Schedule:
+def peak_rate(optim: typed.Optim) -> float:
+  """Returns `optim.learning_rate`; 0 if a range test is still to find it."""
+  return 0.0 if optim.learning_rate == schema.AUTO else optim.learning_rate
+
+
+def make(config: typed.Schedule, peak: float, total_steps: int, steps_per_epoch: float) -> optax.Schedule:
   """Returns the learning rate as a function of the number of completed steps.
 
   With t completed steps, W warm-up steps and N steps in the run, the shapes over t' = t - W and T = N - W match torch:
@@ -61,7 +66,7 @@ def make(config: ml_collections.ConfigDict, peak: float, total_steps: int, steps
   return lambda step: jnp.asarray(shape(step), jnp.float32)
 
 
-def _warmup(peak: float, config: ml_collections.ConfigDict, steps: int) -> optax.Schedule:
+def _warmup(peak: float, config: typed.Schedule, steps: int) -> optax.Schedule:
   if config.warmup_shape == 'linear':
     start_of_shape = config.one_cycle_start * peak if config.name == 'one_cycle' else peak
     return optax.linear_schedule(config.warmup_start * peak, start_of_shape, steps)
@@ -85,7 +90,7 @@ def _piecewise(peak: float, factor: float, boundaries: list[int], warmup: int) -
   return optax.piecewise_constant_schedule(peak, {b - warmup: factor ** boundaries.count(b) for b in boundaries})
 
 
-def _one_cycle(peak: float, config: ml_collections.ConfigDict, rise: int, steps: int) -> optax.Schedule:
+def _one_cycle(peak: float, config: typed.Schedule, rise: int, steps: int) -> optax.Schedule:
   if rise >= steps:
     raise errors.InputError(
       f'schedule.one_cycle_rise={config.one_cycle_rise!r} is {rise} steps, and the run has {steps} after its warm-up; '

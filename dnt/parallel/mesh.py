@@ -7,12 +7,12 @@ split over `fsdp` along one axis, and XLA gathers it where it is used. The same 
 from typing import Any
 
 import jax
-import ml_collections
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from dnt import errors, trees
+from dnt.config import typed
 
 Tree = Any
 
@@ -21,7 +21,7 @@ DATA, FSDP = 'data', 'fsdp'
 SMALLEST_SPLIT_LEAF = 2**14
 
 
-def make_mesh(config: ml_collections.ConfigDict) -> Mesh:
+def make_mesh(config: typed.Mesh) -> Mesh:
   """Makes the mesh over all devices of all processes; each parameter is split over `fsdp` devices.
 
   Devices are in the order of their processes (jax.make_mesh may reorder them on TPU). So the rows of a batch on one

@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
 from dnt import checkpoints, files
+from dnt.config import typed
 from dnt.data import examples, pipeline
 from dnt.models import depth
 from dnt.parallel import compile as compile_lib
@@ -189,7 +189,7 @@ class Loaded(NamedTuple):
   variables: dict[str, dict[str, Any]]
 
 
-def load(config: ml_collections.ConfigDict, workdir: pathlib.Path, mesh: Mesh, splits: Sequence[str]) -> Loaded:
+def load(config: typed.Config, workdir: pathlib.Path, mesh: Mesh, splits: Sequence[str]) -> Loaded:
   """Reads the newest checkpoint of a run and the images to analyze it with. It changes nothing on disk.
 
   Args:
@@ -213,7 +213,7 @@ def load(config: ml_collections.ConfigDict, workdir: pathlib.Path, mesh: Mesh, s
   return Loaded(run, data, loaded.step, variables)
 
 
-def evaluate(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
+def evaluate(config: typed.Config, workdir: pathlib.Path) -> dict[str, Any]:
   """Evaluates the newest checkpoint of a run on `config.eval.splits` and writes `evaluation.json`.
 
   Returns:

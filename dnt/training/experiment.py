@@ -10,14 +10,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import optax
 
 from dnt import config as schema
 from dnt import errors, models
 from dnt import workdir as workdir_lib
 from dnt.checkpoints import format
-from dnt.config import implied, run_config
+from dnt.config import implied, run_config, typed
 from dnt.data import examples, pipeline, sources
 from dnt.data.transforms import augment
 from dnt.models import depth, freeze, layouts
@@ -74,7 +73,7 @@ class Stage(NamedTuple):
 class Experiment(NamedTuple):
   """Holds a resolved config and the pure functions built from it."""
 
-  config: ml_collections.ConfigDict
+  config: typed.Config
   spec: DataSpec
   model: Any
   table: tuple[depth.Row, ...]
@@ -125,7 +124,7 @@ class Experiment(NamedTuple):
 
   def make_gradient(self, cut: freeze.Cut) -> Callable:
     """Returns the gradient function of the train step, over a batch as a whole; see `steps.make_gradient`."""
-    config = ml_collections.ConfigDict(self.config.to_dict())
+    config = schema.copy_unlocked(self.config)
     config.train.accumulate = 1
     return steps.make_gradient(config, self.model, self.preprocess, cut=cut)
 
@@ -162,7 +161,7 @@ class Experiment(NamedTuple):
     return jax.eval_shape(make)
 
 
-def keep_eval_resize(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> ml_collections.ConfigDict:
+def keep_eval_resize(config: typed.Config, workdir: pathlib.Path) -> typed.Config:
   """Returns the config of a run that goes on, which evaluates as before: its metrics stay comparable.
 
   Where the config leaves `data.eval_resize` open, a new run takes it from its pretrained weights. A run with a
@@ -177,12 +176,12 @@ def keep_eval_resize(config: ml_collections.ConfigDict, workdir: pathlib.Path) -
   path, steps = workdir / workdir_lib.CONFIG, format.steps_in(workdir / workdir_lib.CHECKPOINTS)
   if not multihost.broadcast_from_lead(bool(steps) and path.is_file()):
     return config
-  kept = ml_collections.ConfigDict(config.to_dict())
+  kept = schema.copy_unlocked(config)
   kept.data.eval_resize = run_config.get_config(str(path)).data.eval_resize
   return kept
 
 
-def load_data(config: ml_collections.ConfigDict, splits: Sequence[str]) -> Data:
+def load_data(config: typed.Config, splits: Sequence[str]) -> Data:
   """Reads the training split and other splits, each once.
 
   Args:
@@ -208,7 +207,7 @@ def load_data(config: ml_collections.ConfigDict, splits: Sequence[str]) -> Data:
   return Data(spec, train, {split: loaded[split] for split in splits})
 
 
-def resolve(config: ml_collections.ConfigDict, data: Data) -> ml_collections.ConfigDict:
+def resolve(config: typed.Config, data: Data) -> typed.Config:
   """Returns a new config whose open options are filled in from pretrained weights, data and model.
 
   A run writes it to `config.json`.
@@ -240,20 +239,20 @@ def resolve(config: ml_collections.ConfigDict, data: Data) -> ml_collections.Con
   return resolved
 
 
-def _prepared(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+def _prepared(config: typed.Config) -> typed.Config:
   """Returns a copy whose open preprocessing options come from the run's pretrained weights, if it has any."""
   if config.model.name == models.PRETRAINED and not config.train.init_from:
     raise errors.InputError(
       f"config.model.name='pretrained' takes its network from config.train.init_from, which is empty; it takes "
       f'{pretrained.FORMS}'
     )
-  prepared = ml_collections.ConfigDict(config.to_dict())
+  prepared = schema.copy_unlocked(config)
   if config.train.init_from and preprocessing.is_open(config.data):
     preprocessing.fill(prepared.data, pretrained.preprocessing(config.train.init_from))
   return prepared
 
 
-def make(config: ml_collections.ConfigDict, spec: DataSpec, skipped: frozenset[str] = frozenset()) -> Experiment:
+def make(config: typed.Config, spec: DataSpec, skipped: frozenset[str] = frozenset()) -> Experiment:
   """Builds the experiment of a resolved config.
 
   Args:
@@ -267,8 +266,8 @@ def make(config: ml_collections.ConfigDict, spec: DataSpec, skipped: frozenset[s
   model = models.make(config.model, len(spec.class_names))
   trace = depth.trace(model, spec.image_shape)
   steps_per_epoch = spec.steps_per_epoch(config.train.batch_size)
-  found_later = config.optim.learning_rate == schema.AUTO  # `lr_find.settle` then makes the experiment again
-  peak = 0.0 if found_later else config.optim.learning_rate
+  # While the rate is to be found, the schedule is not used; `lr_find.settle` makes the experiment again with the rate.
+  peak = schedules.peak_rate(config.optim)
   schedule = schedules.make(config.schedule, peak, config.train.steps, steps_per_epoch)
   dtype = jnp.dtype(config.model.dtype)
   preprocess = augment.make_preprocess(config.data, config.data.mean, config.data.std, dtype)

@@ -8,16 +8,16 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 
 from dnt import errors
+from dnt.config import typed
 from dnt.data import examples
 from dnt.data.transforms import mixing
 
 
 def make(
-  config: ml_collections.ConfigDict,
+  config: typed.Loss,
 ) -> Callable[[jax.Array, mixing.Labels], tuple[jax.Array, jax.Array]]:
   """Returns `(logits, labels) -> (losses, weights)`, the cross-entropy set by the section `loss` of a config."""
 

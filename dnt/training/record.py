@@ -11,6 +11,7 @@ import numpy as np
 
 from dnt import checkpoints, errors, files
 from dnt import workdir as workdir_lib
+from dnt.optim import schedules
 from dnt.parallel import multihost
 from dnt.reporting import memory, metrics, progress
 from dnt.training import evaluate, experiment, steps, telemetry
@@ -131,7 +132,7 @@ class Record:
       rate = self._sums['steps'] * self._run.config.train.batch_size / self._lap
       self._show(step, float(values['loss'][count - 1]), float(values['accuracy'][count - 1]), rate)
     if 'telemetry' in values:
-      share = float(values['learning_rate'][count - 1]) / self._run.config.optim.learning_rate
+      share = float(values['learning_rate'][count - 1]) / schedules.peak_rate(self._run.config.optim)
       self._watched(step, values['telemetry'], share)
 
   def evaluated(self, step: int, result: evaluate.Result) -> None:

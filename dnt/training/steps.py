@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 import flax
 import jax
 import jax.numpy as jnp
-import ml_collections
 import optax
 
 from dnt import trees
+from dnt.config import typed
 from dnt.data.transforms import mixing
 from dnt.models import freeze, taps
 from dnt.training import losses, scores
@@ -44,7 +44,7 @@ class TrainState(flax.struct.PyTreeNode):
 
 
 def make_state(
-  config: ml_collections.ConfigDict,
+  config: typed.Config,
   variables: Any,
   optimizer: optax.GradientTransformation,
   cut: freeze.Cut = freeze.ALL,
@@ -100,7 +100,7 @@ class Gradient(NamedTuple):
 
 
 def make_gradient(
-  config: ml_collections.ConfigDict,
+  config: typed.Config,
   model: Any,
   preprocess: Preprocess,
   telemetry: telemetry_lib.Telemetry | None = None,
@@ -179,7 +179,7 @@ def make_gradient(
 
 
 def make_train_step(
-  config: ml_collections.ConfigDict,
+  config: typed.Config,
   model: Any,
   optimizer: optax.GradientTransformation,
   schedule: optax.Schedule,

@@ -19,10 +19,10 @@ from typing import Any, NamedTuple
 import flax
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 
 from dnt import trees
+from dnt.config import typed
 from dnt.models import depth, taps
 from dnt.optim import clip, rows
 
@@ -52,7 +52,7 @@ class Telemetry(NamedTuple):
   figures: Callable[..., dict[str, Column]]
 
 
-def make(config: ml_collections.ConfigDict, params: Any, table: Sequence[depth.Row]) -> Telemetry:
+def make(config: typed.Config, params: Any, table: Sequence[depth.Row]) -> Telemetry:
   """Returns the telemetry of a train step.
 
   Args:

@@ -6,11 +6,9 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import ml_collections
-
 from dnt import config as schema
 from dnt import errors
-from dnt.config import implied
+from dnt.config import implied, typed
 
 RESIZES = schema.SCHEMA['data']['eval_resize'].choices
 INTERPOLATIONS = schema.SCHEMA['data']['interpolation'].choices
@@ -48,7 +46,7 @@ KERAS = Preprocessing(
 )
 
 
-def of_run(data: ml_collections.ConfigDict) -> Preprocessing:
+def of_run(data: typed.Data) -> Preprocessing:
   """Returns the evaluation preprocessing of a run.
 
   Args:
@@ -58,12 +56,12 @@ def of_run(data: ml_collections.ConfigDict) -> Preprocessing:
   return Preprocessing(data.image_size, data.eval_crop, data.interpolation, tuple(data.mean), tuple(data.std), resize)
 
 
-def is_open(data: ml_collections.ConfigDict) -> bool:
+def is_open(data: typed.Data) -> bool:
   """Returns whether `fill` has an option to fill in."""
   return bool(_open(data))
 
 
-def fill(data: ml_collections.ConfigDict, given: Preprocessing) -> None:
+def fill(data: typed.Data, given: Preprocessing) -> None:
   """Sets the unset options of a config's `data` section; keeps the options that the user set.
 
   A way to resize that dnt does not have is not filled in.
@@ -74,7 +72,7 @@ def fill(data: ml_collections.ConfigDict, given: Preprocessing) -> None:
       data[key] = value
 
 
-def _open(data: ml_collections.ConfigDict) -> list[str]:
+def _open(data: typed.Data) -> list[str]:
   keys = [key for key in ('image_size', 'eval_resize', 'eval_crop', 'interpolation') if data[key] is None]
   # mean without std, or std without mean, raises an error where they are used.
   return keys + ([] if data.mean or data.std else ['mean', 'std'])

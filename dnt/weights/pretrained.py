@@ -5,13 +5,12 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import ml_collections
 import numpy as np
 
 from dnt import checkpoints, errors, models
 from dnt import config as schema
 from dnt import workdir as workdir_lib
-from dnt.config import run_config
+from dnt.config import run_config, typed
 from dnt.weights import hub, keras_files, names, torch_files
 from dnt.weights import preprocessing as preprocessing_lib
 
@@ -121,7 +120,7 @@ def preprocessing(text: str) -> preprocessing_lib.Preprocessing:
   return preprocessing_lib.of_run(read_run_config(path).data) if found is None else found.about(path).preprocessing
 
 
-def fill_model(model: ml_collections.ConfigDict, text: str) -> None:
+def fill_model(model: typed.Model, text: str) -> None:
   """Sets `config.model` to the network of the weights; keeps the user's options, which `check_model` checks later.
 
   Args:
@@ -142,7 +141,7 @@ def fill_model(model: ml_collections.ConfigDict, text: str) -> None:
       model[key] = value
 
 
-def check_model(given: Pretrained, model: ml_collections.ConfigDict) -> None:
+def check_model(given: Pretrained, model: typed.Model) -> None:
   """Checks that a network computes what the weights were trained for.
 
   Args:
@@ -203,7 +202,7 @@ def workdir(text: str) -> pathlib.Path | None:
   return path if found is None else None
 
 
-def read_run_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
+def read_run_config(workdir: pathlib.Path) -> typed.Config:
   """Reads the resolved config of a run from its workdir.
 
   Raises:

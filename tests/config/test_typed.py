@@ -1,11 +1,11 @@
 import importlib.util
 import pathlib
+import types
 import typing
-
-import pytest
 
 from dnt import config as schema
 from dnt.config import typed
+from dnt.training import experiment
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -18,13 +18,19 @@ def test_the_types_are_those_of_the_schema():
   assert pathlib.Path(typed.__file__).read_text() == generator.text(), 'python .ci/config_types.py writes them anew'
 
 
-@pytest.mark.parametrize('key', dict(schema.options()))
-def test_every_option_has_a_type_that_its_default_is_of(key):
-  owner = typed.Config
-  for name in key.split('.'):
-    owner = typing.get_type_hints(owner)[name]
-  default = schema.get_value(schema.default(), key)
-  kinds = [typing.get_origin(each) or each for each in typing.get_args(owner) or (owner,)]
-  if typing.get_origin(owner) is tuple:
-    kinds = [tuple]
-  assert typing.Any in kinds or isinstance(default, tuple(kinds))
+def test_every_option_of_a_resolved_config_is_of_its_type(tiny):
+  config = experiment.resolve(tiny, experiment.load_data(tiny, ()))
+  for key in dict(schema.options()):
+    of = typed.Config
+    for name in key.split('.'):
+      of = typing.get_type_hints(of)[name]
+    kinds = typing.get_args(of) if isinstance(of, types.UnionType) or typing.get_origin(of) is typing.Union else (of,)
+    value = schema.get_value(config, key)
+    assert any(is_of(value, kind) for kind in kinds), (key, value, of)
+
+
+def is_of(value, kind):
+  origin = typing.get_origin(kind)
+  if kind is typing.Any or origin is typing.Literal:
+    return kind is typing.Any or value in typing.get_args(kind)
+  return isinstance(value, origin or kind)

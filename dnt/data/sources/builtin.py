@@ -5,10 +5,10 @@ import gzip
 import importlib.util
 import pathlib
 
-import ml_collections
 import numpy as np
 
 from dnt import errors
+from dnt.config import typed
 from dnt.data import examples, order
 
 DIGITS_TEST_FRACTION = 0.2
@@ -26,7 +26,7 @@ def _read_digits() -> tuple[np.ndarray, np.ndarray]:
   return np.round(rows[:, :-1].reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8), rows[:, -1]
 
 
-def digits(where: str, config: ml_collections.ConfigDict, seed: int) -> examples.Splits:
+def digits(where: str, config: typed.Data, seed: int) -> examples.Splits:
   """Returns the splits of scikit-learn's 1797 handwritten digits, [8, 8, 1], split 80/20 class by class.
 
   It scales the original values 0 to 16 to 0 to 255.
@@ -43,7 +43,7 @@ def digits(where: str, config: ml_collections.ConfigDict, seed: int) -> examples
   return {split: functools.partial(read, split) for split in ('train', 'test')}
 
 
-def synthetic(where: str, config: ml_collections.ConfigDict, seed: int) -> examples.Splits:
+def synthetic(where: str, config: typed.Data, seed: int) -> examples.Splits:
   """Returns the splits of learnable synthetic images, [S, S, 3]: one smooth pattern per class, plus noise.
 
   Example i depends on (seed, split, i) alone; its label is i modulo the number of classes.

@@ -5,10 +5,10 @@ import functools
 import pathlib
 from typing import Any, NamedTuple
 
-import ml_collections
 import numpy as np
 
 from dnt import errors
+from dnt.config import typed
 from dnt.data import examples, order
 from dnt.data.sources import folder
 
@@ -59,7 +59,7 @@ class Boxed(folder.Files):
     return Boxed(self.paths[start:stop], self.labels[start:stop], self.boxes[start:stop])
 
 
-def cars(where: str, config: ml_collections.ConfigDict, seed: int) -> examples.Splits:
+def cars(where: str, config: typed.Data, seed: int) -> examples.Splits:
   """Returns the splits `train` and `test` of Stanford Cars: RGB images of any size.
 
   Each split is in random order, so that slices are fair. The files may lie where the official archives and the copies
@@ -88,7 +88,7 @@ def cars(where: str, config: ml_collections.ConfigDict, seed: int) -> examples.S
   return {split: functools.partial(_read, where, root, split, config.crop_to_box, seed) for split in SPLITS}
 
 
-def _class_folders(where: str, base: pathlib.Path, config: ml_collections.ConfigDict, seed: int) -> examples.Splits:
+def _class_folders(where: str, base: pathlib.Path, config: typed.Data, seed: int) -> examples.Splits:
   if config.crop_to_box:
     raise errors.InputError(
       f'config.data.crop_to_box needs the boxes in the .mat files of the devkit, and {base} holds class folders alone; '

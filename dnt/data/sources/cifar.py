@@ -4,10 +4,10 @@ import functools
 import pathlib
 from typing import NamedTuple
 
-import ml_collections
 import numpy as np
 
 from dnt import errors
+from dnt.config import typed
 from dnt.data import examples
 
 PIXELS = 3 * 32 * 32
@@ -44,7 +44,7 @@ FORMATS = (
 )
 
 
-def cifar_binary(where: str, config: ml_collections.ConfigDict, seed: int) -> examples.Splits:
+def cifar_binary(where: str, config: typed.Data, seed: int) -> examples.Splits:
   """Returns the splits of CIFAR-10, or of CIFAR-100 with its fine labels, [32, 32, 3].
 
   Args:

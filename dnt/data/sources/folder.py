@@ -5,10 +5,10 @@ import functools
 import pathlib
 from typing import Any
 
-import ml_collections
 import numpy as np
 
 from dnt import errors
+from dnt.config import typed
 from dnt.data import examples, order
 from dnt.data.transforms import images
 
@@ -33,7 +33,7 @@ class Files:
     return Files(self.paths[start:stop], self.labels[start:stop])
 
 
-def folder(where: str, config: ml_collections.ConfigDict, seed: int) -> examples.Splits:
+def folder(where: str, config: typed.Data, seed: int) -> examples.Splits:
   """Returns the splits of a folder of class folders: RGB images of any size, classes sorted by name.
 
   If the folder has `train/` and also `val/`, `test/` or both, these are the splits. Otherwise it draws `train` and

@@ -6,17 +6,17 @@ import math
 import pathlib
 import zlib
 
-import ml_collections
 import numpy as np
 
 from dnt import errors
+from dnt.config import typed
 from dnt.data import examples
 
 FILES = {'train': 'train', 'test': 't10k'}
 UINT8 = 0x08  # the type code in the magic number; all these sets use it
 
 
-def idx(where: str, config: ml_collections.ConfigDict, seed: int) -> examples.Splits:
+def idx(where: str, config: typed.Data, seed: int) -> examples.Splits:
   """Returns the splits of a folder of IDX files: gray images, [H, W, 1].
 
   The four files are `train-` and `t10k-`, each with `images-idx3-ubyte` and `labels-idx1-ubyte`, gzipped or not. They

@@ -2,9 +2,8 @@
 
 from collections.abc import Callable, Mapping
 
-import ml_collections
-
 from dnt import errors
+from dnt.config import typed
 from dnt.data import examples, placement, splits
 from dnt.data.sources import builtin, cars, cifar, folder, idx, tfds
 
@@ -27,7 +26,7 @@ def names() -> list[str]:
   return [f'{name}:{follows}' if follows else name for name, (_, follows) in SOURCES.items()]
 
 
-def load(config: ml_collections.ConfigDict, split: str, seed: int) -> examples.Examples:
+def load(config: typed.Data, split: str, seed: int) -> examples.Examples:
   """Loads a split of the configured source, into memory if it will live on the device.
 
   Args:

@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from concurrent import futures
 from typing import Any
 
-import ml_collections
 import numpy as np
 from absl import logging
 
 from dnt import errors
+from dnt.config import typed
 from dnt.data import examples
 from dnt.data.transforms import images
 
@@ -91,7 +91,7 @@ class Records:
     return images.decode(feature[self.image].bytes_list.value[0], name, self.channels), label
 
 
-def tfds(where: str, config: ml_collections.ConfigDict, seed: int) -> examples.Splits:
+def tfds(where: str, config: typed.Data, seed: int) -> examples.Splits:
   """Returns the splits of a TFDS set, and prepares the set first if necessary.
 
   Args:

@@ -10,9 +10,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 from jax.extend import random
 
+from dnt.config import typed
 from dnt.data.transforms import mixing
 
 # Random erasing (Zhong et al. 2020), torchvision's defaults: fraction of the area, and ratio of height to width.
@@ -57,9 +57,7 @@ def crop_and_flip(images: jax.Array, top: jax.Array, left: jax.Array, flip: jax.
   return jnp.where(flip[:, None, None, None], cropped[:, :, ::-1], cropped)
 
 
-def augment(
-  config: ml_collections.ConfigDict, images: jax.Array, key: jax.Array, epoch: jax.Array, position: jax.Array
-) -> jax.Array:
+def augment(config: typed.Data, images: jax.Array, key: jax.Array, epoch: jax.Array, position: jax.Array) -> jax.Array:
   """Applies the part of the augmentation that runs on the device.
 
   Args:
@@ -121,7 +119,7 @@ def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float], dt
 
 
 def make_preprocess(
-  config: ml_collections.ConfigDict, mean: Sequence[float], std: Sequence[float], dtype: jnp.dtype
+  config: typed.Data, mean: Sequence[float], std: Sequence[float], dtype: jnp.dtype
 ) -> Callable[[Mapping[str, Any], jax.Array | None], jax.Array]:
   """Returns `(batch, key) -> images`, which a step applies to the images of its batch.
 

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
+
+from dnt.config import typed
 
 Batch = dict[str, Any]
 
@@ -118,7 +119,7 @@ def in_box(top: jax.Array, bottom: jax.Array, left: jax.Array, right: jax.Array,
   return between(top, bottom, height)[:, :, None] & between(left, right, width)[:, None, :]
 
 
-def make(config: ml_collections.ConfigDict) -> Callable[[Batch, jax.Array], Batch]:
+def make(config: typed.Data) -> Callable[[Batch, jax.Array], Batch]:
   """Returns `(batch, key) -> batch`, which pairs the examples for the `mixup` and `cutmix` of the `data` section.
 
   The new batch has `partner`, the batch rolled by one example; `recipe`, which mixes the images after augmentation;

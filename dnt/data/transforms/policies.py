@@ -13,8 +13,9 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import ml_collections
 import numpy as np
+
+from dnt.config import typed
 
 OPERATIONS = (
   'Identity',
@@ -130,7 +131,7 @@ def trivial_augment(image: Any, generator: np.random.Generator) -> Any:
   return _operate_at_random(image, generator, strongest, level)
 
 
-def make(config: ml_collections.ConfigDict) -> Callable[[Any, np.random.Generator], Any] | None:
+def make(config: typed.Data) -> Callable[[Any, np.random.Generator], Any] | None:
   """Returns the policy of a `data` section, a picklable `(image, generator) -> image`, or None if it has none."""
   if config.policy == 'rand_augment':
     return functools.partial(rand_augment, ops=config.rand_augment_ops, magnitude=config.rand_augment_magnitude)
