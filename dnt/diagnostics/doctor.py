@@ -128,7 +128,7 @@ def examine(
     step = compile_lib.jit(_make_step(run, feed.batch_at), donate_argnums=0)
     batches: list[Any] = []
     for seed in range(seeds):
-      variables = models.init(run.model, config.seed + seed, run.spec.image_shape)
+      variables = models.init(run.trace, config.seed + seed)
       state = mesh_lib.place(run.make_state(variables), mesh_lib.replicated(mesh))
       rows = []
       for index in range(FIRST_STEPS):

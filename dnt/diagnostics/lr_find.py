@@ -139,7 +139,7 @@ def settle(
     print(said, flush=True)
   config = ml_collections.ConfigDict(run.config.to_dict())
   config.optim.learning_rate = rate
-  return experiment.make(config, run.spec, run.stages[0].cut.skipped)
+  return experiment.make(config, run.spec, run.stages[0].cut.skipped, run.trace)
 
 
 def check(config: ml_collections.ConfigDict) -> None:

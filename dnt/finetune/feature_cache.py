@@ -69,7 +69,7 @@ def use(
     return run, data
   names = _prefix(run)
   skipped = frozenset(names)
-  cached = experiment.make(run.config, data.spec, skipped)
+  cached = experiment.make(run.config, data.spec, skipped, run.trace)
   variables = initialize.variables(run, workdir)
   placed = mesh_lib.place(variables, mesh_lib.replicated(mesh))
   pooled = _pooled(run, cached, data, mesh, placed, names[-1])

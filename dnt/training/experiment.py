@@ -77,7 +77,7 @@ class Experiment(NamedTuple):
   config: ml_collections.ConfigDict
   spec: DataSpec
   model: Any
-  table: tuple[depth.Row, ...]
+  trace: depth.Trace
   schedule: optax.Schedule
   preprocess: Callable  # (batch, augmentation key or None) -> images
   init_variables: Callable[[], dict[str, Any]]  # in the model's layout, on the host
@@ -85,9 +85,14 @@ class Experiment(NamedTuple):
   eval_step: Callable
 
   @property
+  def table(self) -> tuple[depth.Row, ...]:
+    """Returns the depth list with shapes and costs."""
+    return self.trace.table
+
+  @property
   def entries(self) -> tuple[depth.Entry, ...]:
     """Returns the depth list."""
-    return tuple(row.entry for row in self.table)
+    return self.trace.entries
 
   @property
   def steps_per_epoch(self) -> float:
@@ -253,19 +258,25 @@ def _prepared(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   return prepared
 
 
-def make(config: ml_collections.ConfigDict, spec: DataSpec, skipped: frozenset[str] = frozenset()) -> Experiment:
+def make(
+  config: ml_collections.ConfigDict,
+  spec: DataSpec,
+  skipped: frozenset[str] = frozenset(),
+  trace: depth.Trace | None = None,
+) -> Experiment:
   """Builds the experiment of a resolved config.
 
   Args:
     config: from `resolve`.
     spec: describes the data.
     skipped: names of the first entries, if the batches hold the output of these entries instead of images.
+    trace: the trace of the model, if another experiment has it; None: the function makes it.
 
   Raises:
     errors.InputError: options do not fit the model, the data or one another.
   """
   model = models.make(config.model, len(spec.class_names))
-  trace = depth.trace(model, spec.image_shape)
+  trace = trace or depth.trace(model, spec.image_shape)
   steps_per_epoch = spec.steps_per_epoch(config.train.batch_size)
   schedule = schedules.make(config.schedule, config.optim.learning_rate, config.train.steps, steps_per_epoch)
   dtype = jnp.dtype(config.model.dtype)
@@ -274,7 +285,7 @@ def make(config: ml_collections.ConfigDict, spec: DataSpec, skipped: frozenset[s
     preprocess = augment.make_passing(dtype)
 
   def init_variables():
-    return models.init(model, config.seed, spec.image_shape)
+    return models.init(trace, config.seed)
 
   params = layouts.to_scanned(trace.variables['params'], trace.scanned)
   planned = freeze.plan(config.finetune, trace.table, params, config.train.steps, steps_per_epoch)
@@ -286,7 +297,7 @@ def make(config: ml_collections.ConfigDict, spec: DataSpec, skipped: frozenset[s
     config=config,
     spec=spec,
     model=model,
-    table=trace.table,
+    trace=trace,
     schedule=schedule,
     preprocess=preprocess,
     init_variables=init_variables,

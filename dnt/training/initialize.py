@@ -54,7 +54,7 @@ def find(run: experiment.Experiment, mesh: Mesh, saved: checkpoints.Checkpoints 
   Raises:
     errors.InputError: a checkpoint or weights belong to another network, or a checkpoint to another optimizer.
   """
-  rows = depth.trace(run.model, run.spec.image_shape).scanned
+  rows = run.trace.scanned
 
   @functools.cache
   def unrolled(start):  # the states of a stage have the same shapes
@@ -123,14 +123,13 @@ def load_variables(run: experiment.Experiment, text: str, quiet: bool = False) -
   """
   given = pretrained.load(text)
   pretrained.check_model(given, run.config.model)
-  trace = depth.trace(run.model, run.spec.image_shape)
-  want, have = trees.flatten(trace.variables), trees.flatten(given.variables)
+  want, have = trees.flatten(run.trace.variables), trees.flatten(given.variables)
   classes = run.config.model.num_classes
-  renewed = _leaves_of_classes(want, have, trace.table[-1].entry.name, classes)
+  renewed = _leaves_of_classes(want, have, run.trace.entries[-1].name, classes)
   if not renewed:
-    return match(trace, given.variables, text)
+    return match(run.trace, given.variables, text)
   zeros = {path: np.zeros(want[path].shape, want[path].dtype) for path in renewed}
-  matched = match(trace, trees.unflatten(have | zeros), text)
+  matched = match(run.trace, trees.unflatten(have | zeros), text)
   if multihost.is_lead() and not quiet:
     listed, others = ', '.join(renewed), have[renewed[0]].shape[-1]
     print(f'{text} has {others} classes and the data {classes}: {listed} start at zero', flush=True)
