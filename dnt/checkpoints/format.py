@@ -14,6 +14,7 @@ import hashlib
 import json
 import logging as std_logging
 import pathlib
+import re
 import sys
 import traceback
 from collections.abc import Mapping
@@ -58,7 +59,7 @@ class ReadBack:
   """A checkpoint that was read, but whose digests are not compared yet.
 
   Attributes:
-    leaves: leaves by path.
+    leaves: leaves by path, as on disk.
     record: the envelope's entry for each leaf.
     value: the caller's result, built from the leaves.
   """
@@ -102,15 +103,16 @@ def read_state(path: pathlib.Path, abstract_state: Any) -> ReadBack:
   """
   envelope = _read_envelope(path)
   expected = flatten(abstract_state)
-  _check_strictly(path, expected, envelope['leaves'])
+  on_disk = {_current_name(name, envelope): name for name in envelope['leaves']}
+  _check_strictly(path, expected, {name: envelope['leaves'][old] for name, old in on_disk.items()})
 
   def abstract(leaf):
     sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
-  leaves = _read_leaves(path, {name: abstract(leaf) for name, leaf in expected.items()})
+  leaves = _read_leaves(path, {on_disk[name]: abstract(leaf) for name, leaf in expected.items()})
   _, structure = jax.tree.flatten(abstract_state)
-  state = jax.tree.unflatten(structure, [leaves[name] for name in _paths(abstract_state)])
+  state = jax.tree.unflatten(structure, [leaves[on_disk[name]] for name in _paths(abstract_state)])
   return ReadBack(leaves, envelope['leaves'], (state, envelope['meta']))
 
 
@@ -218,6 +220,13 @@ def silence_background() -> None:
   logging.get_absl_logger().addFilter(lambda record: not (record.exc_info and 'orbax' in record.pathname))
   logger = std_logging.getLogger('asyncio')
   logger.addFilter(lambda record: 'exception was never retrieved' not in record.getMessage())
+
+
+def _current_name(name: str, envelope: Mapping[str, Any]) -> str:
+  """Returns the path that a leaf of a checkpoint has in today's format."""
+  if envelope.get('format', 1) > 1:
+    return name
+  return re.sub(r'^opt_state/stage(\d+)/', r'opt_state/phase\1/', name)
 
 
 def _check_strictly(path: pathlib.Path, expected: Mapping[str, Any], saved: Mapping[str, Any]) -> None:

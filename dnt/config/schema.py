@@ -220,7 +220,7 @@ SCHEMA: dict[str, Any] = {
       check=checks.pattern,
     ),
     'unfreeze': Option(
-      (), "what trains later, each from a time on: (('20%', 'top:2'), ('50%', 'all'))", check=checks.stages
+      (), "phases, each a time and what trains from then on: (('20%', 'top:2'), ('50%', 'all'))", check=checks.phases
     ),
     'frozen_norm': Option(
       'running',

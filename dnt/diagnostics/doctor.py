@@ -165,15 +165,15 @@ def _make_step(run: experiment.Experiment, batch_at: Callable) -> Callable:
       module.sow(taps.FOUND, 'cosine', _cosine(outputs[0]), init_fn=lambda: None, reduce_fn=lambda _, new: new)
     return output
 
-  stage = run.stages[0]
-  plain = telemetry.make(run.config, stage.cut.split(run.abstract_state().params)[0], run.table)
+  phase = run.phases[0]
+  plain = telemetry.make(run.config, phase.cut.split(run.abstract_state().params)[0], run.table)
 
   def figures(params, gradient, updates, found, sinks):
     cosine = telemetry.gather(found, 'cosine', called, run.entries, lambda total: total / parts)
     return plain.figures(params, gradient, updates, found, sinks) | {'cosine': cosine}
 
   watched = telemetry.Telemetry(plain.sinks, figures)
-  train_step = run.make_step(stage.cut, stage.optimizer, telemetry=watched)
+  train_step = run.make_step(phase.cut, phase.optimizer, telemetry=watched)
 
   def step(state, arrays):
     batch = batch_at(arrays, state.step)

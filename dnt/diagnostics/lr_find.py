@@ -86,7 +86,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, A
   base = experiment.make(experiment.resolve(config, data), data.spec)
   start = initialize.find(base, mesh, checkpoints.ReadOnly(workdir))
   state = initialize.make_state(base, mesh, start)
-  frozen = base.stage(int(state.step)).cut.frozen
+  frozen = base.phase(int(state.step)).cut.frozen
   names = [row.entry.name for row in base.table if row.parameters and row.entry.name not in frozen]
   for pattern in config.lr_find.groups:
     if not any(re.fullmatch(pattern, name) for name in names):
@@ -105,7 +105,7 @@ def settle(
 ) -> experiment.Experiment:
   """Returns the run with a learning rate: the rate of its config if it has one, else the rate that a sweep finds.
 
-  The sweep starts where the run does and trains what its first stage trains. It leaves only the rate, `lr_find.json`
+  The sweep starts where the run does and trains what its first phase trains. It leaves only the rate, `lr_find.json`
   and `lr_find.png`. If the workdir holds a checkpoint, the sweep is already done, and the rate is in its `config.json`.
 
   Args:
@@ -139,7 +139,7 @@ def settle(
     print(said, flush=True)
   config = ml_collections.ConfigDict(run.config.to_dict())
   config.optim.learning_rate = rate
-  return experiment.make(config, run.spec, run.stages[0].cut.skipped, run.trace)
+  return experiment.make(config, run.spec, run.phases[0].cut.skipped, run.trace)
 
 
 def check(config: ml_collections.ConfigDict) -> None:
@@ -238,11 +238,11 @@ def make_train_step(run: experiment.Experiment, params: Any, first: int, group: 
     done = (step - first) / (options.steps - 1)
     return jnp.asarray(options.start * (options.end / options.start) ** done, jnp.float32)
 
-  stage = run.stage(first)
-  optimizer = run.make_optimizer(params, stage.cuts, schedule)
+  phase = run.phase(first)
+  optimizer = run.make_optimizer(params, phase.cuts, schedule)
   if group is not None:
     optimizer = alone(optimizer, params, run.entries, group)
-  return run.make_step(stage.cut, optimizer, schedule)
+  return run.make_step(phase.cut, optimizer, schedule)
 
 
 def alone(

@@ -148,7 +148,7 @@ def measure(
   micro_batches, batches = run.config.noise_scale.micro_batches, run.config.noise_scale.batches
   config = ml_collections.ConfigDict(run.config.to_dict())
   config.train.batch_size //= micro_batches
-  cut = run.stage(int(state.step)).cut
+  cut = run.phase(int(state.step)).cut
   compute_gradient = run.make_gradient(cut)
   params, _ = cut.split(state.params)
   places = rows.places(params, run.entries)

@@ -57,11 +57,11 @@ def find(run: experiment.Experiment, mesh: Mesh, saved: checkpoints.Checkpoints 
   rows = run.trace.scanned
 
   @functools.cache
-  def unrolled(start):  # the states of a stage have the same shapes
+  def unrolled(start):  # the states of a phase have the same shapes
     state = layouts.to_unrolled(run.abstract_state(start + 1), rows)
     return mesh_lib.shapes(state, mesh_lib.parameter_shardings(mesh, state))
 
-  restored = saved.restore_latest({step: unrolled(run.stage_of_state(step).start) for step in saved.steps()})
+  restored = saved.restore_latest({step: unrolled(run.phase_of_state(step).start) for step in saved.steps()})
   step = int(restored[0].step) if restored else 0
   abstract = run.abstract_state(step + 1)  # includes what the next step needs
   shapes = mesh_lib.shapes(abstract, mesh_lib.parameter_shardings(mesh, abstract))
@@ -75,8 +75,8 @@ def make_state(run: experiment.Experiment, mesh: Mesh, start: Start) -> steps.Tr
   """Returns the state from which the next step starts, on the mesh."""
   if start.restored is None:
     return begin(run, mesh, start.variables or run.init_variables())
-  if run.stage(start.step) is not run.stage_of_state(start.step):
-    return advance(run, mesh, start.restored, run.stage(start.step))
+  if run.phase(start.step) is not run.phase_of_state(start.step):
+    return advance(run, mesh, start.restored, run.phase(start.step))
   return jax.device_put(start.restored, mesh_lib.parameter_shardings(mesh, start.restored))
 
 
@@ -95,12 +95,12 @@ def variables(run: experiment.Experiment, workdir: pathlib.Path) -> dict[str, An
 
 
 def advance(
-  run: experiment.Experiment, mesh: Mesh, state: steps.TrainState, stage: experiment.Stage
+  run: experiment.Experiment, mesh: Mesh, state: steps.TrainState, phase: experiment.Phase
 ) -> steps.TrainState:
-  """Returns the state at the start of a stage, on the mesh, from the state at the end of the stage before."""
+  """Returns the state at the start of a phase, on the mesh, from the state at the end of the phase before."""
 
   def begin(state):
-    return run.advance(state, stage)
+    return run.advance(state, phase)
 
   return compile_lib.jit(begin, out_shardings=mesh_lib.parameter_shardings(mesh, jax.eval_shape(begin, state)))(state)
 

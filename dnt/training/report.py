@@ -80,7 +80,7 @@ def write(
     'best': rec.best,
     'warnings': rec.warnings,
     'parameters': trees.count(params),
-    'trainable_parameters': trees.count(run.stage_of_state(step).cut.split(state.params)[0]),
+    'trainable_parameters': trees.count(run.phase_of_state(step).cut.split(state.params)[0]),
     'params_sha256': trees.sha256(params),
     'seconds': {'total': sum(seconds.values()), 'compile': 0.0, 'train': 0.0, 'evaluate': 0.0} | seconds,
     'images_per_second': step * run.config.train.batch_size / trained if trained else None,

@@ -22,7 +22,7 @@ QUICK = {'xla_backend_optimization_level': 0}  # compile in half the time
 
 def shown(run, state, batch):
   """Figures by quantity and entry name."""
-  _, metrics = jax.jit(run.stages[0].telemetry_step, compiler_options=QUICK)(state, batch)
+  _, metrics = jax.jit(run.phases[0].telemetry_step, compiler_options=QUICK)(state, batch)
   names = [row.entry.name for row in run.table]
   found = {}
   for name, value in telemetry.line(jax.device_get(metrics['telemetry']), names).items():
@@ -228,7 +228,7 @@ def test_an_output_that_no_tap_can_be_on_is_no_vanishing_gradient(users, name, w
   run, state, batch = users(name)
   names = [row.entry.name for row in run.table]
   assert without in names
-  _, found = jax.jit(run.stages[0].telemetry_step, compiler_options=QUICK)(state, batch)
+  _, found = jax.jit(run.phases[0].telemetry_step, compiler_options=QUICK)(state, batch)
   columns = jax.device_get(found['telemetry'])
   tapped = [names[index] for index in columns['output_gradient_norm'].entries]
   assert set(tapped) == set(names) - {without}
@@ -391,7 +391,7 @@ def test_a_step_is_the_same_to_the_last_bit_whoever_watches(tiny, changes):
   arrays = feed.arrays(0, 1)
   plain, watched = (
     compile_lib.jit(steps.make_train_steps(step, feed.batch_at, longest))
-    for step, longest in ((run.stages[0].train_step, 10), (run.stages[0].telemetry_step, 1))
+    for step, longest in ((run.phases[0].train_step, 10), (run.phases[0].telemetry_step, 1))
   )
   state = mesh_lib.place(run.make_state(run.init_variables()), mesh_lib.replicated(mesh))
   for _ in range(5):
