@@ -22,13 +22,14 @@ from dnt import errors, files, trees
 from dnt import workdir as workdir_lib
 from dnt.checkpoints import digests, format
 from dnt.parallel import multihost
+from dnt.reporting import metric_names
 
 
 def better(best_metric: str, value: float | None, than: float | None) -> bool:
-  """Returns whether a metric improved: lower is better if its name ends in 'loss', else higher; NaN never improves."""
+  """Returns whether a metric improved: lower is better for a loss, else higher; NaN never improves."""
   if value is None or np.isnan(value):
     return False
-  return than is None or (value < than if best_metric.endswith('loss') else value > than)
+  return than is None or (value < than if metric_names.parse(best_metric).quantity == 'loss' else value > than)
 
 
 class Checkpoints:

@@ -20,7 +20,7 @@ from dnt import files
 from dnt import workdir as workdir_lib
 from dnt.comparison import figure, plan
 from dnt.config import run_config
-from dnt.reporting import html, metrics, plots, progress, tables
+from dnt.reporting import html, metric_names, metrics, plots, progress, tables
 
 MOST_CLASSES = 20  # largest number of classes whose sensitivity and specificity are shown
 _TITLES = {
@@ -230,20 +230,20 @@ def _split(records: Sequence[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]
   """Separates training lines and evaluations; both hold `train/loss` if the training split is evaluated."""
   training = [line for line in records if 'train/learning_rate' in line]
   others = [line for line in records if 'train/learning_rate' not in line]
-  return training, [line for line in others if any(name.endswith('/accuracy') for name in line)]
+  return training, [line for line in others if any(metric_names.parse(name).quantity == 'accuracy' for name in line)]
 
 
 def _evaluated(run: plan.Run, line: Mapping[str, Any]) -> dict[str, float]:
   """Returns the metrics of an evaluation, those of the training split first."""
   found = {}
   for name, value in line.items():
-    split, _, metric = name.rpartition('/')
-    if split and metric in schema.SPLIT_FIGURES:
+    metric = metric_names.parse(name)
+    if metric.split and metric.quantity in schema.SPLIT_FIGURES:
       value = math.nan if value is None else value
-      prefix = _split_name(run, split)
-      if metric == 'accuracy':
+      prefix = _split_name(run, metric.split)
+      if metric.quantity == 'accuracy':
         found[f'{prefix}_error'] = 100 - 100 * value
-      found[f'{prefix}_{metric}'] = 100 * value if metric in _PERCENT else value
+      found[f'{prefix}_{metric.quantity}'] = 100 * value if metric.quantity in _PERCENT else value
   return dict(sorted(found.items(), key=lambda item: not item[0].startswith('train_')))
 
 

@@ -150,7 +150,7 @@ def trace(model: nn.Module, input_shape: Shape) -> Trace:
   owned = [name for name, leaf in variables.get('params', {}).items() if not isinstance(leaf, Mapping)]
   rows = [Row(_entry(name, {}), None, int(math.prod(variables['params'][name].shape)), 0) for name in owned]
   for index, (name, shape) in enumerate(calls.items()):
-    parameters = trees.count(trees.subtree(variables.get('params', {}), tuple(name.split('/'))))
+    parameters = trees.count(trees.subtree(variables.get('params', {}), name))
     rows.append(Row(_entry(name, scanned), shape, parameters, cost[index]))
   return Trace(tuple(rows), variables, scanned, functools.partial(compile_lib.evaluate, program))
 
