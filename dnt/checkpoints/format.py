@@ -18,7 +18,7 @@ import re
 import sys
 import traceback
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -50,6 +50,13 @@ class Parameters:
   meta: dict[str, Any]
 
 
+class Restored(NamedTuple):
+  """The result of `read_state`: the state on the devices, and the `meta` that `save` received."""
+
+  state: Any
+  meta: dict[str, Any]
+
+
 class DamagedError(Exception):
   """Raised if a committed checkpoint does not read back as it was written."""
 
@@ -70,7 +77,7 @@ class ReadBack:
 
 
 def make_envelope(
-  meta: Mapping[str, Any], metric: float | None, leaves: Mapping[str, Any], sums: Mapping[str, tuple[int, bool]]
+  meta: Mapping[str, Any], metric: float | None, leaves: Mapping[str, Any], sums: Mapping[str, digests.Digest]
 ) -> dict[str, Any]:
   """Makes the envelope of a checkpoint.
 
@@ -81,7 +88,7 @@ def make_envelope(
     sums: result of `digests.inspect(leaves)`.
   """
   record = {
-    path: {'shape': list(leaf.shape), 'dtype': str(leaf.dtype), 'digest': sums[path][0]}
+    path: {'shape': list(leaf.shape), 'dtype': str(leaf.dtype), 'digest': sums[path].value}
     for path, leaf in leaves.items()
   }
   # A deep copy, because the loop changes `meta` while Orbax writes it in the background.
@@ -90,7 +97,7 @@ def make_envelope(
 
 
 def read_state(path: pathlib.Path, abstract_state: Any) -> ReadBack:
-  """Reads a whole state; the `value` of the result is (state, meta).
+  """Reads a whole state; the `value` of the result is a `Restored`.
 
   Args:
     path: path of the checkpoint.
@@ -113,7 +120,7 @@ def read_state(path: pathlib.Path, abstract_state: Any) -> ReadBack:
   leaves = _read_leaves(path, {on_disk[name]: abstract(leaf) for name, leaf in expected.items()})
   _, structure = jax.tree.flatten(abstract_state)
   state = jax.tree.unflatten(structure, [leaves[on_disk[name]] for name in _paths(abstract_state)])
-  return ReadBack(leaves, envelope['leaves'], (state, envelope['meta']))
+  return ReadBack(leaves, envelope['leaves'], Restored(state, envelope['meta']))
 
 
 def read_parameters(path: pathlib.Path) -> ReadBack:
@@ -197,7 +204,7 @@ def _read_leaves(path: pathlib.Path, wanted: Mapping[str, jax.ShapeDtypeStruct])
 def compare_digests(read: ReadBack) -> DamagedError | None:
   """Returns an error if a leaf differs from what was written, else None; all processes must call it together."""
   changed = [
-    path for path, (digest, _) in digests.inspect(read.leaves).items() if digest != read.record[path]['digest']
+    path for path, digest in digests.inspect(read.leaves).items() if digest.value != read.record[path]['digest']
   ]
   return DamagedError(f'not what was written: {errors.list_names(changed)}') if changed else None
 

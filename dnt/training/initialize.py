@@ -62,11 +62,11 @@ def find(run: experiment.Experiment, mesh: Mesh, saved: checkpoints.Checkpoints 
     return mesh_lib.shapes(state, mesh_lib.parameter_shardings(mesh, state))
 
   restored = saved.restore_latest({step: unrolled(run.phase_of_state(step).start) for step in saved.steps()})
-  step = int(restored[0].step) if restored else 0
+  step = int(restored.state.step) if restored else 0
   abstract = run.abstract_state(step + 1)  # includes what the next step needs
   shapes = mesh_lib.shapes(abstract, mesh_lib.parameter_shardings(mesh, abstract))
   if restored:
-    return Start(step, shapes, layouts.to_scanned(restored[0], rows), None, restored[1])
+    return Start(step, shapes, layouts.to_scanned(restored.state, rows), None, restored.meta)
   given = load_variables(run, run.config.train.init_from) if run.config.train.init_from else None
   return Start(step, shapes, None, given, {})
 
