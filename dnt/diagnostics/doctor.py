@@ -56,7 +56,7 @@ class Examination(NamedTuple):
 
   Attributes:
     entries: names in depth order.
-    columns: float64 [seeds, entries] by quantity: those of `telemetry`, and
+    columns: float64 [seeds, entries] by quantity: those of `metric_names.EntryRow`, and
 
       - `activation_variance`: of the output, over examples, positions and units,
       - `cosine`: mean cosine of the angle between the outputs for two different images,

@@ -43,7 +43,7 @@ def make(
     config: a validated config; this function reads its sections `optim`, `clip` and `finetune`.
     schedule: learning rate by step, from `schedules.make`; the chain counts its steps as TrainState does.
     params: all parameters, nested dicts of arrays or shapes.
-    entries: the depth order, from `depth.entries`.
+    entries: the depth order, see `depth.Trace.entries`.
     cuts: cuts of the run's phases up to the current one; each trains more than the one before.
 
   Raises:
