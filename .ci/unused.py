@@ -9,3 +9,5 @@ __qualname__  # how Flax names a module in messages
 squared_gradient, standard_error  # noise.Estimate
 deletion, insertion  # faithfulness.Faithfulness
 xi_q, xi_c, xi_gradient  # plain.Phase
+output_gradient_norm, gradient_norm, parameter_norm, update_ratio  # metric_names.EntryRow
+activation_mean, activation_rms, clip_factor  # metric_names.EntryRow

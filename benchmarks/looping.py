@@ -42,7 +42,7 @@ def make_bare(config: ml_collections.ConfigDict) -> Callable[[], float]:
   run = experiment.make(experiment.resolve(config, data), data.spec)
   feed = pipeline.make_train_feed(run.config, data.train, mesh)
   step = compile_lib.jit(
-    lambda state, arrays: run.stages[0].train_step(state, feed.batch_at(arrays, state.step)), donate_argnums=0
+    lambda state, arrays: run.phases[0].train_step(state, feed.batch_at(arrays, state.step)), donate_argnums=0
   )
 
   def fresh():

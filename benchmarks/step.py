@@ -54,7 +54,7 @@ def dnt_step(depth: int):
   image, label = pictures()
   batch = {'image': image, 'label': label, 'epoch': np.zeros_like(label), 'position': np.arange(len(label))}
   state = jax.device_put(run.make_state(run.init_variables()))
-  program = compile_lib.jit(run.stages[0].train_step, donate_argnums=0)
+  program = compile_lib.jit(run.phases[0].train_step, donate_argnums=0)
 
   def step():
     nonlocal state

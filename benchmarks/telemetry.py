@@ -81,8 +81,8 @@ def measure(config):
       program = compile_lib.jit(steps.make_train_steps(train_step, feed.batch_at, longest), donate_argnums=0)
       return compile_lib.ahead(program, state, feed.shapes(), np.int32(1))
 
-    plain, plain_compilation = seconds(lambda: compiled(run.stages[0].train_step, config.train.steps_per_dispatch))
-    watched, compilation = seconds(lambda: compiled(run.stages[0].telemetry_step, 1))
+    plain, plain_compilation = seconds(lambda: compiled(run.phases[0].train_step, config.train.steps_per_dispatch))
+    watched, compilation = seconds(lambda: compiled(run.phases[0].telemetry_step, 1))
     places, turns = [pathlib.Path(workdir) / name for name in ('without', 'with')], []
     for place, program in zip(places, (None, watched), strict=True):
       place.mkdir()

@@ -127,7 +127,7 @@ def make_step(trainable: str) -> Callable[[], float]:
   image = rng.integers(0, 256, (BATCH.value, SIZE.value, SIZE.value, 3), np.uint8)
   order = np.arange(BATCH.value, dtype=np.int32)
   batch = jax.device_put({'image': image, 'label': order % 2, 'epoch': np.zeros_like(order), 'position': order})
-  program = compile_lib.jit(run.stages[0].train_step, donate_argnums=0)
+  program = compile_lib.jit(run.phases[0].train_step, donate_argnums=0)
   state = jax.device_put(run.make_state(run.init_variables()))
 
   def step():
@@ -164,7 +164,7 @@ def make_epoch(run: Any, data: Any, mesh: Any, stack: contextlib.ExitStack, coun
 
   feed = stack.enter_context(contextlib.closing(pipeline.make_train_feed(run.config, data.train, mesh)))
   longest = min(run.config.train.steps_per_dispatch, feed.max_steps(0))
-  program = steps.make_train_steps(run.stages[0].train_step, feed.batch_at, longest)
+  program = steps.make_train_steps(run.phases[0].train_step, feed.batch_at, longest)
   state = mesh_lib.place(run.make_state(run.init_variables()), mesh_lib.replicated(mesh))
   program = compile_lib.ahead(compile_lib.jit(program, donate_argnums=0), state, feed.shapes(), np.int32(1))
   step, epochs = 0, 0

@@ -11,11 +11,11 @@ Order of events when step s is done:
      stops the run; a training line at every `train.log_every`; then a telemetry line, if s is a multiple of
      `telemetry.every`, and its warnings,
   2. evaluation, if s is a multiple of `eval.every` or the last step; then the best metric and patience,
-  3. a checkpoint, if s is a multiple of `checkpoint.every` or the run ends here; it holds the state of the stage that
+  3. a checkpoint, if s is a multiple of `checkpoint.every` or the run ends here; it holds the state of the phase that
      ends at s, if one does,
   4. the end, if s is the last step, patience has run out or a signal requested it; after a signal the process that
      continues from here does 2, so that the checkpoint does not have to wait,
-  5. the next stage, if one starts at s: the optimizer's state for the parameters that begin to train.
+  5. the next phase, if one starts at s: the optimizer's state for the parameters that begin to train.
 """
 
 import contextlib
@@ -142,7 +142,7 @@ def _run(session: _Session, state: steps.TrainState) -> steps.TrainState:
   due, pending, counter = calendar.Calendar(run), _Pending(rec), itertools.count()
   rows = layouts.scanned_rows(state.params)
   step, asked = int(state.step), False
-  stage = run.stage(step)
+  phase = run.phase(step)
   while True:
     evaluating = due.evaluates(step) and rec.evaluated_at < step and not asked
     ending = step == due.total or asked or rec.out_of_patience
@@ -159,9 +159,9 @@ def _run(session: _Session, state: steps.TrainState) -> steps.TrainState:
     if ending:
       return state
 
-    if run.stage(step).start > stage.start:
-      stage = run.stage(step)
-      state = initialize.advance(run, session.mesh, state, stage)
+    if run.phase(step).start > phase.start:
+      phase = run.phase(step)
+      state = initialize.advance(run, session.mesh, state, phase)
       compiled.ahead(mesh_lib.shapes(state, mesh_lib.parameter_shardings(session.mesh, state)), step)
 
     count = due.steps_at_once(step, session.feed.max_steps(step))

@@ -13,6 +13,7 @@ import csv
 import io
 import pathlib
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from absl import flags
 
@@ -68,10 +69,10 @@ def main(values: flags.FlagValues) -> None:
       for reason in found.unreadable.values():
         line.print(f'skipped: {reason}')
       for path, indexes, shares in zip(found.paths, found.indexes.tolist(), found.probabilities.tolist(), strict=True):
-        best = [(names[index], index, share) for index, share in zip(indexes, shares, strict=True)]
-        shown = [f'{name} {progress.figure("accuracy", share)}' for name, _, share in best]
+        best = [Guess(names[index], index, share) for index, share in zip(indexes, shares, strict=True)]
+        shown = [f'{guess.name} {progress.figure("accuracy", guess.probability)}' for guess in best]
         line.print('  '.join([f'{path:{width}}', *shown]))
-        rows.append((path, best))
+        rows.append(Row(path, best))
       unreadable |= found.unreadable
       done += len(found.paths) + len(found.unreadable)
       line.update(done)
@@ -102,11 +103,26 @@ def read_names(path: str) -> tuple[str, ...]:
   return tuple(line.strip() for line in lines if line.strip())
 
 
+class Guess(NamedTuple):
+  """Holds a class that a network predicts for an image."""
+
+  name: str
+  index: int
+  probability: float
+
+
+class Row(NamedTuple):
+  """Holds the predictions for an image, most likely first."""
+
+  path: str
+  best: Sequence[Guess]
+
+
 def write(
   path: pathlib.Path,
   origin: str,
   step: int | None,
-  rows: Sequence[tuple[str, Sequence[tuple[str, int, float]]]],
+  rows: Sequence[Row],
   unreadable: dict[str, str],
 ) -> None:
   """Writes predictions as CSV or JSON, by the suffix.
@@ -115,7 +131,7 @@ def write(
     path: path of the file.
     origin: source of the network.
     step: step of its checkpoint, if it has one.
-    rows: (path, its (class name, index, probability), most likely first).
+    rows: the predictions.
     unreadable: reasons by path of the unreadable files.
 
   Raises:
@@ -132,7 +148,7 @@ def write(
     predictions = [
       {
         'picture': picture,
-        'classes': [{'class': name, 'index': index, 'probability': share} for name, index, share in best],
+        'classes': [{'class': guess.name, 'index': guess.index, 'probability': guess.probability} for guess in best],
       }
       for picture, best in rows
     ]

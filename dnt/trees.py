@@ -49,9 +49,9 @@ def merge(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]
   return unflatten({**flatten(first), **flatten(second)})
 
 
-def subtree(tree: Mapping[str, Any], path: tuple[str, ...]) -> Any:
+def subtree(tree: Mapping[str, Any], path: str) -> Any:
   """Returns the part of nested dicts below `path`, or an empty dict if there is none."""
-  for key in path:
+  for key in path.split('/'):
     if key not in tree:
       return {}
     tree = tree[key]

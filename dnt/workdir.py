@@ -6,7 +6,9 @@ import re
 
 from dnt import errors, files
 
-FORMAT = 1  # increased if older code can no longer read what is written; older formats are read
+# Increased if older code can no longer read what is written; older formats are read.
+# 2: the optimizer's state of what began to train in phase 1 is `opt_state/phase1`; it was `opt_state/stage1`.
+FORMAT = 2
 
 # Files of a run.
 VERSION = 'format.json'

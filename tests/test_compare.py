@@ -194,7 +194,7 @@ def test_every_variant_of_a_config_is_a_valid_program(path, load_config, tmp_pat
     size = each.train.batch_size
     batch = {'image': jax.ShapeDtypeStruct((size, *run.spec.image_shape), jnp.uint8)}
     batch |= {name: jax.ShapeDtypeStruct((size,), jnp.int32) for name in ('label', 'epoch', 'position')}
-    after, found = jax.eval_shape(run.stages[0].train_step, state, batch)
+    after, found = jax.eval_shape(run.phases[0].train_step, state, batch)
     assert jax.tree.structure(after) == jax.tree.structure(state)
     assert found['loss'].shape == ()
 

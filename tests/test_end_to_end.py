@@ -113,7 +113,7 @@ def test_full_size_config_is_a_valid_program(path, load_config):
   size = config.train.batch_size
   batch = {'image': jax.ShapeDtypeStruct((size, *shape), jnp.uint8)}
   batch |= {name: jax.ShapeDtypeStruct((size,), jnp.int32) for name in ('label', 'epoch', 'position')}
-  after, found = jax.eval_shape(run.stages[0].train_step, state, batch)
+  after, found = jax.eval_shape(run.phases[0].train_step, state, batch)
   same = jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype), state, after)
   assert all(jax.tree.leaves(same))
   assert all(value.shape == () for value in found.values())

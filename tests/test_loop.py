@@ -5,6 +5,7 @@ import pytest
 
 import dnt
 from dnt import checkpoints, errors, loop, trees
+from dnt.models import depth
 from dnt.reporting import metrics
 from dnt.training import evaluate, record
 
@@ -61,6 +62,19 @@ def test_train_is_a_function_of_the_package(tiny, tmp_path):
   assert not (tmp_path / 'other').exists()
   with pytest.raises(AttributeError, match='no_such'):
     dnt.no_such  # noqa: B018
+
+
+def test_a_run_traces_its_network_once(tiny, tmp_path, monkeypatch):
+  """Also with a second experiment on cached features, and when it goes on from weights."""
+  trace, traced = depth.trace, []
+  monkeypatch.setattr(depth, 'trace', lambda *args: traced.append(args) or trace(*args))
+  tiny.train.steps, tiny.eval.every = 2, '0'
+  run(tiny, tmp_path / 'first')
+  assert len(traced) == 1
+  tiny.train.init_from, tiny.finetune.trainable = str(tmp_path / 'first'), 'head'
+  tiny.finetune.cache_dir, tiny.finetune.cached_views = str(tmp_path / 'features'), 1
+  run(tiny, tmp_path / 'second')
+  assert len(traced) == 2
 
 
 def first_kernel(workdir):

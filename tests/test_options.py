@@ -152,7 +152,7 @@ def fingerprint(config):
   mask = {'mask': jax.ShapeDtypeStruct((size,), jnp.bool_)}
   parts = [
     trees.sha256(variables).encode(),
-    *(traced(stage.train_step, run.abstract_state(stage.start + 1), batch) for stage in run.stages),
+    *(traced(phase.train_step, run.abstract_state(phase.start + 1), batch) for phase in run.phases),
     traced(run.eval_step, evaluated, batch | mask),
     *(np.float32(run.schedule(step)).tobytes() for step in range(config.train.steps + 1)),
   ]

@@ -22,7 +22,14 @@ def old(tmp_path, monkeypatch):
   return tmp_path
 
 
+def leaves(checkpoint):
+  return json.loads((checkpoint / 'meta' / 'meta.json').read_text())['leaves']
+
+
 def test_an_old_run_goes_on_to_the_end_of_one_that_was_not_stopped(old, program):
+  """It stopped in its second phase, which the optimizer's state called stage1."""
+  kernel = 'momentum/trace/stem/dense/kernel'
+  assert f'opt_state/stage1/{kernel}' in leaves(old / 'run' / 'checkpoints' / '8')
   code, output, problems = program('--config=tiny.py', '--workdir=run')
   assert code == 0, problems
   assert 'going on from step 8' in output
@@ -31,6 +38,7 @@ def test_an_old_run_goes_on_to_the_end_of_one_that_was_not_stopped(old, program)
   for name in ('test/loss', 'test_ema/loss'):
     assert found['last'][name] == pytest.approx(whole['last'][name], rel=1e-4)
   assert json.loads((old / 'run' / 'format.json').read_text()) == {'format': workdir.FORMAT}
+  assert f'opt_state/phase1/{kernel}' in leaves(old / 'run' / 'checkpoints' / '12')
 
 
 def test_an_old_run_is_evaluated_and_used_as_weights(old, program, call_program):
@@ -60,8 +68,8 @@ def test_what_newer_code_wrote_is_refused_by_name(old, refused):
   (old / 'run' / 'format.json').write_text('{"format": 99}')
   message = refused('--config=tiny.py', '--workdir=run')
   assert 'run' in message and 'format 99' in message
-  with pytest.raises(errors.InputError, match='checkpoint here .*format 2'):
-    workdir.check_number(2, 'checkpoint here')
+  with pytest.raises(errors.InputError, match='checkpoint here .*format 99'):
+    workdir.check_number(99, 'checkpoint here')
 
 
 @pytest.mark.parametrize('content', ['', '[]', '{"format": "x"}', '{}'])

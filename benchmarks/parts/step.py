@@ -109,7 +109,7 @@ def dnt_contender(race: Race) -> dict[str, Callable[[], Any]]:
 
   def warm():
     nonlocal program
-    program = compile_lib.ahead(compile_lib.jit(run.stages[0].train_step, donate_argnums=0), state, batch)
+    program = compile_lib.ahead(compile_lib.jit(run.phases[0].train_step, donate_argnums=0), state, batch)
     take(3)
 
   def about():

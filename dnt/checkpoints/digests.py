@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +10,15 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 
-def inspect(leaves: Mapping[str, Any]) -> dict[str, tuple[int, bool]]:
-  """Returns (digest, whether all numbers are finite) for each leaf.
+class Digest(NamedTuple):
+  """Holds the digest of a leaf, and whether all its numbers are finite."""
+
+  value: int
+  finite: bool
+
+
+def inspect(leaves: Mapping[str, Any]) -> dict[str, Digest]:
+  """Returns the digest of each leaf.
 
   The digest is the sum modulo 2^32 of the leaf's 32-bit words, each times the odd weight 2 x position + 1. Every order
   of summation, over any shards, gives the same digest, and a change of one word always changes it. The host computes
@@ -32,7 +39,7 @@ def inspect(leaves: Mapping[str, Any]) -> dict[str, tuple[int, bool]]:
       row += np.array([digest, not finite], np.uint32)
   if any(isinstance(leaf, jax.Array) for leaf in leaves.values()) and jax.process_count() > 1:
     found = multihost_utils.process_allgather(found).sum(0, dtype=np.uint32)
-  return {path: (int(digest), not bad) for path, (digest, bad) in zip(leaves, found, strict=True)}
+  return {path: Digest(int(digest), not bad) for path, (digest, bad) in zip(leaves, found, strict=True)}
 
 
 def _shards(leaf: Any) -> list[tuple[tuple[slice, ...], Any]]:

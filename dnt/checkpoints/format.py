@@ -14,10 +14,11 @@ import hashlib
 import json
 import logging as std_logging
 import pathlib
+import re
 import sys
 import traceback
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -49,6 +50,13 @@ class Parameters:
   meta: dict[str, Any]
 
 
+class Restored(NamedTuple):
+  """The result of `read_state`: the state on the devices, and the `meta` that `save` received."""
+
+  state: Any
+  meta: dict[str, Any]
+
+
 class DamagedError(Exception):
   """Raised if a committed checkpoint does not read back as it was written."""
 
@@ -58,7 +66,7 @@ class ReadBack:
   """A checkpoint that was read, but whose digests are not compared yet.
 
   Attributes:
-    leaves: leaves by path.
+    leaves: leaves by path, as on disk.
     record: the envelope's entry for each leaf.
     value: the caller's result, built from the leaves.
   """
@@ -69,7 +77,7 @@ class ReadBack:
 
 
 def make_envelope(
-  meta: Mapping[str, Any], metric: float | None, leaves: Mapping[str, Any], sums: Mapping[str, tuple[int, bool]]
+  meta: Mapping[str, Any], metric: float | None, leaves: Mapping[str, Any], sums: Mapping[str, digests.Digest]
 ) -> dict[str, Any]:
   """Makes the envelope of a checkpoint.
 
@@ -80,7 +88,7 @@ def make_envelope(
     sums: result of `digests.inspect(leaves)`.
   """
   record = {
-    path: {'shape': list(leaf.shape), 'dtype': str(leaf.dtype), 'digest': sums[path][0]}
+    path: {'shape': list(leaf.shape), 'dtype': str(leaf.dtype), 'digest': sums[path].value}
     for path, leaf in leaves.items()
   }
   # A deep copy, because the loop changes `meta` while Orbax writes it in the background.
@@ -89,7 +97,7 @@ def make_envelope(
 
 
 def read_state(path: pathlib.Path, abstract_state: Any) -> ReadBack:
-  """Reads a whole state; the `value` of the result is (state, meta).
+  """Reads a whole state; the `value` of the result is a `Restored`.
 
   Args:
     path: path of the checkpoint.
@@ -102,16 +110,17 @@ def read_state(path: pathlib.Path, abstract_state: Any) -> ReadBack:
   """
   envelope = _read_envelope(path)
   expected = flatten(abstract_state)
-  _check_strictly(path, expected, envelope['leaves'])
+  on_disk = {_current_name(name, envelope): name for name in envelope['leaves']}
+  _check_strictly(path, expected, {name: envelope['leaves'][old] for name, old in on_disk.items()})
 
   def abstract(leaf):
     sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
-  leaves = _read_leaves(path, {name: abstract(leaf) for name, leaf in expected.items()})
+  leaves = _read_leaves(path, {on_disk[name]: abstract(leaf) for name, leaf in expected.items()})
   _, structure = jax.tree.flatten(abstract_state)
-  state = jax.tree.unflatten(structure, [leaves[name] for name in _paths(abstract_state)])
-  return ReadBack(leaves, envelope['leaves'], (state, envelope['meta']))
+  state = jax.tree.unflatten(structure, [leaves[on_disk[name]] for name in _paths(abstract_state)])
+  return ReadBack(leaves, envelope['leaves'], Restored(state, envelope['meta']))
 
 
 def read_parameters(path: pathlib.Path) -> ReadBack:
@@ -195,7 +204,7 @@ def _read_leaves(path: pathlib.Path, wanted: Mapping[str, jax.ShapeDtypeStruct])
 def compare_digests(read: ReadBack) -> DamagedError | None:
   """Returns an error if a leaf differs from what was written, else None; all processes must call it together."""
   changed = [
-    path for path, (digest, _) in digests.inspect(read.leaves).items() if digest != read.record[path]['digest']
+    path for path, digest in digests.inspect(read.leaves).items() if digest.value != read.record[path]['digest']
   ]
   return DamagedError(f'not what was written: {errors.list_names(changed)}') if changed else None
 
@@ -218,6 +227,13 @@ def silence_background() -> None:
   logging.get_absl_logger().addFilter(lambda record: not (record.exc_info and 'orbax' in record.pathname))
   logger = std_logging.getLogger('asyncio')
   logger.addFilter(lambda record: 'exception was never retrieved' not in record.getMessage())
+
+
+def _current_name(name: str, envelope: Mapping[str, Any]) -> str:
+  """Returns the path that a leaf of a checkpoint has in today's format."""
+  if envelope.get('format', 1) > 1:
+    return name
+  return re.sub(r'^opt_state/stage(\d+)/', r'opt_state/phase\1/', name)
 
 
 def _check_strictly(path: pathlib.Path, expected: Mapping[str, Any], saved: Mapping[str, Any]) -> None:

@@ -22,13 +22,14 @@ from dnt import workdir as workdir_lib
 from dnt.checkpoints import digests, format
 from dnt.config import typed
 from dnt.parallel import multihost
+from dnt.reporting import metric_names
 
 
 def better(best_metric: str, value: float | None, than: float | None) -> bool:
-  """Returns whether a metric improved: lower is better if its name ends in 'loss', else higher; NaN never improves."""
+  """Returns whether a metric improved: lower is better for a loss, else higher; NaN never improves."""
   if value is None or np.isnan(value):
     return False
-  return than is None or (value < than if best_metric.endswith('loss') else value > than)
+  return than is None or (value < than if metric_names.parse(best_metric).quantity == 'loss' else value > than)
 
 
 class Checkpoints:
@@ -112,7 +113,7 @@ class Checkpoints:
     leaves = format.flatten(state)
     self._check_room(leaves)
     sums = digests.inspect(leaves)
-    bad = [path for path, (_, finite) in sums.items() if not finite]
+    bad = [path for path, digest in sums.items() if not digest.finite]
     if bad:
       raise errors.RunError(f'the state after step {step} is not finite and was not saved ({errors.list_names(bad)})')
     envelope = format.make_envelope(meta, metric, leaves, sums)
@@ -124,7 +125,7 @@ class Checkpoints:
     )
     return True
 
-  def restore_latest(self, abstract_states: Mapping[int, Any]) -> tuple[Any, dict[str, Any]] | None:
+  def restore_latest(self, abstract_states: Mapping[int, Any]) -> format.Restored | None:
     """Restores the newest undamaged checkpoint; moves newer damaged ones aside and prints one line for each.
 
     Args:
@@ -132,7 +133,7 @@ class Checkpoints:
         with the shardings to restore onto, which may differ from those at the save.
 
     Returns:
-      (state, meta), or None if nothing was ever saved.
+      The state and its meta, or None if nothing was ever saved.
 
     Raises:
       errors.InputError: the checkpoint belongs to another network or optimizer, or all checkpoints are damaged; in both
@@ -140,11 +141,11 @@ class Checkpoints:
     """
     if not self.steps():
       return None
-    found, damaged = _newest_good(self._directory, _reader(abstract_states))
-    for step, reason in damaged:
+    found = _newest_good(self._directory, _reader(abstract_states))
+    for step, reason in found.damaged.items():
       aside = self._move_aside(step)
       _say(f'checkpoint {step} is damaged ({reason}); moved to {aside}, going on from step {found.step}')
-    if damaged and '_manager' in self.__dict__:
+    if found.damaged and '_manager' in self.__dict__:
       self._manager.reload()
     return found.value
 
@@ -235,7 +236,7 @@ class ReadOnly:
     """Lists the steps on disk, in ascending order."""
     return multihost.broadcast_from_lead(format.steps_in(self._directory))
 
-  def restore_latest(self, abstract_states: Mapping[int, Any]) -> tuple[Any, dict[str, Any]] | None:
+  def restore_latest(self, abstract_states: Mapping[int, Any]) -> format.Restored | None:
     """Restores like `Checkpoints.restore_latest`, but skips damaged checkpoints without moving them."""
     return _look(self._directory, _reader(abstract_states)) if self.steps() else None
 
@@ -263,29 +264,32 @@ def load_parameters(workdir: str | os.PathLike, step: int | None = None) -> form
 
 def _look(directory: pathlib.Path, read: Callable[[pathlib.Path], format.ReadBack], only: int | None = None) -> Any:
   """Returns the value that `_newest_good` finds; prints one line for each damaged checkpoint and changes no file."""
-  found, damaged = _newest_good(directory, read, only)
-  for bad, reason in damaged:
+  found = _newest_good(directory, read, only)
+  for bad, reason in found.damaged.items():
     _say(f'checkpoint {bad} in {directory} is damaged ({reason}); taking step {found.step}')
   return found.value
 
 
 @dataclasses.dataclass(frozen=True)
 class _Found:
+  """The newest good checkpoint, and the newer damaged ones with the reasons."""
+
   step: int
   value: Any
+  damaged: dict[int, str]
 
 
 def _newest_good(
   directory: pathlib.Path, read: Callable[[pathlib.Path], format.ReadBack], only: int | None = None
-) -> tuple[_Found, list[tuple[int, str]]]:
-  """Finds the newest checkpoint that `read` accepts on all processes, and the newer damaged ones with the reasons.
+) -> _Found:
+  """Finds the newest checkpoint that `read` accepts on all processes.
 
   Args:
     directory: directory of the checkpoints; it has at least one.
     read: reader from `format`, local to the process.
     only: if set, the only step to read.
   """
-  damaged = []
+  damaged = {}
   for step in [only] if only is not None else reversed(multihost.broadcast_from_lead(format.steps_in(directory))):
     problem, read_back = None, None
     try:
@@ -296,11 +300,11 @@ def _newest_good(
     if problem is None:
       problem = _agree(format.compare_digests(read_back))
     if problem is None:
-      return _Found(step, read_back.value), damaged
+      return _Found(step, read_back.value, damaged)
     if isinstance(problem, errors.InputError):
       raise problem
-    damaged.append((step, str(problem)))
-  listed = '; '.join(f'{step}: {reason}' for step, reason in damaged)
+    damaged[step] = str(problem)
+  listed = '; '.join(f'{step}: {reason}' for step, reason in damaged.items())
   raise errors.InputError(
     f'every checkpoint in {directory} is damaged ({listed}). Restore them from a backup, give another --workdir, or '
     f'delete {directory} to start again'

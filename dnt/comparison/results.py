@@ -18,7 +18,7 @@ from dnt import files
 from dnt import workdir as workdir_lib
 from dnt.comparison import figure, plan
 from dnt.config import run_config, typed
-from dnt.reporting import html, metrics, plots, progress, tables
+from dnt.reporting import html, metric_names, metrics, plots, progress, tables
 
 MOST_CLASSES = 20  # largest number of classes whose sensitivity and specificity are shown
 _TITLES = {
@@ -138,7 +138,7 @@ def write(outcomes: Sequence[Outcome], about: About, workdir: pathlib.Path) -> N
     workdir: of the comparison.
   """
   rows = summarize(outcomes)
-  header, cells = table(rows, about.config.columns)
+  whole = table(rows, about.config.columns)
   classes = class_tables(rows)
   variants = _by_variant(outcomes)
   drawn = {
@@ -146,16 +146,23 @@ def write(outcomes: Sequence[Outcome], about: About, workdir: pathlib.Path) -> N
   }
   picture = plots.png(figure.curves(drawn))
   facts = _facts(outcomes, about)
-  files.write(workdir / 'results.md', markdown(header, cells, facts, classes))
+  files.write(workdir / 'results.md', markdown(whole, facts, classes))
   files.write(workdir / 'results.csv', comma_separated(rows))
   content = {'comparison': facts, 'variants': rows, 'runs': [_as_json(outcome, workdir) for outcome in outcomes]}
   files.write_json(workdir / 'results.json', content)
   files.write(workdir / workdir_lib.CURVES, picture)
-  files.write(workdir / workdir_lib.REPORT, _page(outcomes, about, facts, header, cells, classes, picture))
+  files.write(workdir / workdir_lib.REPORT, _page(outcomes, about, facts, whole, classes, picture))
 
 
-def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> tuple[list[str], list[list[str]]]:
-  """Returns the header and the formatted cells; the data column is present only if variants differ in their data.
+class Table(NamedTuple):
+  """Holds a table of formatted cells."""
+
+  header: list[str]
+  cells: list[list[str]]
+
+
+def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Table:
+  """Returns the table of the variants; the data column is present only if variants differ in their data.
 
   Args:
     rows: from `summarize`.
@@ -170,10 +177,10 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> tuple[li
     notes = [f'{kind} {count}/{row["finished"]}' for kind, count in row['warnings'].items()]
     about = [row['variant'], row['data']] if differ else [row['variant']]
     cells.append([*about, f'{row["finished"]}/{row["runs"]}', *shown, '; '.join([*notes, *row['problems']])])
-  return ['variant', *(['data'] if differ else []), 'runs', *map(_title, names), 'remarks'], cells
+  return Table(['variant', *(['data'] if differ else []), 'runs', *map(_title, names), 'remarks'], cells)
 
 
-def class_tables(rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[list[str], list[list[str]]]]:
+def class_tables(rows: Sequence[Mapping[str, Any]]) -> dict[str, Table]:
   """Returns tables of sensitivity and specificity in percent by title: one row per class, one column per variant.
 
   Only a split of at most 20 classes has one.
@@ -187,7 +194,7 @@ def class_tables(rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[list[str]
     names = dict.fromkeys(name for classes in found.values() for name in classes)
     if len(names) <= MOST_CLASSES:
       cells = [[name, *(_class_cell(classes.get(name, {})) for classes in found.values())] for name in names]
-      tables[f'sensitivity / specificity (%), {split}'] = (['class', *found], cells)
+      tables[f'sensitivity / specificity (%), {split}'] = Table(['class', *found], cells)
   return tables
 
 
@@ -196,16 +203,11 @@ def _class_cell(figures: Mapping[str, float]) -> str:
   return ' / '.join(shown)
 
 
-def markdown(
-  header: Sequence[str],
-  cells: Sequence[Sequence[str]],
-  facts: Mapping[str, str],
-  classes: Mapping[str, tuple[Sequence[str], Sequence[Sequence[str]]]],
-) -> str:
+def markdown(whole: Table, facts: Mapping[str, str], classes: Mapping[str, Table]) -> str:
   """Formats the table, the facts about the comparison and `class_tables` as Markdown."""
-  lines = [tables.markdown([header, *cells]), '', *(f'- {name}: {value}' for name, value in facts.items())]
+  lines = [tables.markdown([whole.header, *whole.cells]), '', *(f'- {name}: {value}' for name, value in facts.items())]
   for title, each in classes.items():
-    lines += ['', f'{title[0].upper()}{title[1:]}:', '', tables.markdown([each[0], *each[1]])]
+    lines += ['', f'{title[0].upper()}{title[1:]}:', '', tables.markdown([each.header, *each.cells])]
   return '\n'.join(lines) + '\n'
 
 
@@ -228,20 +230,20 @@ def _split(records: Sequence[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]
   """Separates training lines and evaluations; both hold `train/loss` if the training split is evaluated."""
   training = [line for line in records if 'train/learning_rate' in line]
   others = [line for line in records if 'train/learning_rate' not in line]
-  return training, [line for line in others if any(name.endswith('/accuracy') for name in line)]
+  return training, [line for line in others if any(metric_names.parse(name).quantity == 'accuracy' for name in line)]
 
 
 def _evaluated(run: plan.Run, line: Mapping[str, Any]) -> dict[str, float]:
   """Returns the metrics of an evaluation, those of the training split first."""
   found = {}
   for name, value in line.items():
-    split, _, metric = name.rpartition('/')
-    if split and metric in schema.SPLIT_FIGURES:
+    metric = metric_names.parse(name)
+    if metric.split and metric.quantity in schema.SPLIT_FIGURES:
       value = math.nan if value is None else value
-      prefix = _split_name(run, split)
-      if metric == 'accuracy':
+      prefix = _split_name(run, metric.split)
+      if metric.quantity == 'accuracy':
         found[f'{prefix}_error'] = 100 - 100 * value
-      found[f'{prefix}_{metric}'] = 100 * value if metric in _PERCENT else value
+      found[f'{prefix}_{metric.quantity}'] = 100 * value if metric.quantity in _PERCENT else value
   return dict(sorted(found.items(), key=lambda item: not item[0].startswith('train_')))
 
 
@@ -373,9 +375,8 @@ def _page(
   outcomes: Sequence[Outcome],
   about: About,
   facts: Mapping[str, str],
-  header: Sequence[str],
-  cells: Sequence[Sequence[str]],
-  classes: Mapping[str, tuple[Sequence[str], Sequence[Sequence[str]]]],
+  whole: Table,
+  classes: Mapping[str, Table],
   picture: bytes,
 ) -> str:
   def listed(changes):
@@ -387,7 +388,7 @@ def _page(
   }
   form = {f'form {about.form}': listed(about.config.forms[about.form])} if about.form else {}
   parts = [
-    html.table(header, cells),
+    html.table(*whole),
     html.heading('curves'),
     html.picture('curves', picture),
   ]

@@ -102,7 +102,7 @@ def rates(values: tuple[tuple[str, float], ...]) -> str | None:
   return None
 
 
-def stages(values: tuple[tuple[str, str], ...]) -> str | None:
+def phases(values: tuple[tuple[str, str], ...]) -> str | None:
   for value in values:
     if not (isinstance(value, tuple) and len(value) == 2 and all(isinstance(part, str) for part in value)):
       return "must hold pairs (duration, what trains from there), such as (('20%', 'top:2'), ('50%', 'all'))"

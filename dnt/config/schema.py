@@ -450,8 +450,8 @@ SCHEMA: dict[str, Any] = {
     ),
     'unfreeze': Option(
       (),
-      "what trains later, each from a time on: (('20%', 'top:2'), ('50%', 'all'))",
-      check=checks.stages,
+      "phases, each a time and what trains from then on: (('20%', 'top:2'), ('50%', 'all'))",
+      check=checks.phases,
       only={'finetune.trainable': any_but('all')},
     ),
     'frozen_norm': Option(

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from dnt import files, trees
+from dnt import files
 from dnt import workdir as workdir_lib
 from dnt.config import typed
 from dnt.data import examples, pipeline
@@ -24,9 +24,6 @@ from dnt.parallel import mesh as mesh_lib
 from dnt.parallel import multihost
 from dnt.reporting import tables
 from dnt.training import evaluate, experiment
-
-# Maps each capture, which counts how often a unit is active, to what the unit is if that count is zero.
-DEAD = {'fired': 'zero', 'steep': 'saturated'}
 
 
 class Units(NamedTuple):
@@ -102,8 +99,8 @@ def find(run: experiment.Experiment, mesh: Mesh, source: examples.Examples, vari
     batch = {**batch, 'image': jnp.where(real, batch['image'], batch['image'][:1])}
     with taps.watching():
       _, updates = run.model.apply(variables, run.preprocess(batch, None), train=False, mutable=[taps.FOUND])
-    found = trees.flatten(updates.get(taps.FOUND, {}))
-    return {path: leaf for path, leaf in found.items() if path.rpartition('/')[2] in DEAD}, {}
+    found = updates.get(taps.FOUND, {})
+    return {entry.path: _activations(taps.captures(found, entry.path)) for entry in run.entries}, {}
 
   feed = pipeline.make_eval_feed(run.config, source, mesh)
   with contextlib.closing(evaluate.Pass(step, feed, mesh)) as whole:
@@ -111,17 +108,24 @@ def find(run: experiment.Experiment, mesh: Mesh, source: examples.Examples, vari
   return _units(sums, run.table)
 
 
-def _units(sums: Mapping[str, np.ndarray], table: Sequence[depth.Row]) -> tuple[Units, ...]:
+def _activations(captures: taps.Captures) -> dict[str, taps.Zeros | taps.Saturation]:
+  """Returns what was captured of the activations of an entry, or of its output if it captures none."""
+  return captures.units or ({'': captures.output.units} if captures.output else {})
+
+
+def _units(
+  sums: Mapping[str, Mapping[str, taps.Zeros | taps.Saturation]], table: Sequence[depth.Row]
+) -> tuple[Units, ...]:
   found = []
   for row in table:
-    path = row.entry.path
-    inside = [key for key in sums if key.startswith(f'{path}/') and key.split('/')[-2] == 'units']
-    for key in sorted(inside, key=_natural) or ([f'{path}/output/fired'] if row.shape else []):
-      if key in sums:
-        values = sums[key] if row.entry.row is None else sums[key][row.entry.row]
-        module, _, name = key.rsplit('/', 2)
-        dead = tuple(np.flatnonzero(values == 0).tolist())
-        found.append(Units(row.entry.name, row.entry.name + module[len(path) :], DEAD[name], len(values), dead))
+    inside = sums.get(row.entry.path, {})
+    for name in sorted(inside, key=_natural):
+      zeros = isinstance(inside[name], taps.Zeros)
+      active = inside[name].fired if zeros else inside[name].steep
+      active = active if row.entry.row is None else active[row.entry.row]
+      dead = tuple(np.flatnonzero(active == 0).tolist())
+      full = f'{row.entry.name}/{name}' if name else row.entry.name
+      found.append(Units(row.entry.name, full, 'zero' if zeros else 'saturated', len(active), dead))
   return tuple(found)
 
 

@@ -57,7 +57,7 @@ class Examination(NamedTuple):
 
   Attributes:
     entries: names in depth order.
-    columns: float64 [seeds, entries] by quantity: those of `telemetry`, and
+    columns: float64 [seeds, entries] by quantity: those of `metric_names.EntryRow`, and
 
       - `activation_variance`: of the output, over examples, positions and units,
       - `cosine`: mean cosine of the angle between the outputs for two different images,
@@ -129,7 +129,7 @@ def examine(
     step = compile_lib.jit(_make_step(run, feed.batch_at), donate_argnums=0)
     batches: list[Any] = []
     for seed in range(seeds):
-      variables = models.init(run.model, config.seed + seed, run.spec.image_shape)
+      variables = models.init(run.trace, config.seed + seed)
       state = mesh_lib.place(run.make_state(variables), mesh_lib.replicated(mesh))
       rows = []
       for index in range(FIRST_STEPS):
@@ -166,15 +166,15 @@ def _make_step(run: experiment.Experiment, batch_at: Callable) -> Callable:
       module.sow(taps.FOUND, 'cosine', _cosine(outputs[0]), init_fn=lambda: None, reduce_fn=lambda _, new: new)
     return output
 
-  stage = run.stages[0]
-  plain = telemetry.make(run.config, stage.cut.split(run.abstract_state().params)[0], run.table)
+  phase = run.phases[0]
+  plain = telemetry.make(run.config, phase.cut.split(run.abstract_state().params)[0], run.table)
 
   def figures(params, gradient, updates, found, sinks):
     cosine = telemetry.gather(found, 'cosine', called, run.entries, lambda total: total / parts)
     return plain.figures(params, gradient, updates, found, sinks) | {'cosine': cosine}
 
   watched = telemetry.Telemetry(plain.sinks, figures)
-  train_step = run.make_step(stage.cut, stage.optimizer, telemetry=watched)
+  train_step = run.make_step(phase.cut, phase.optimizer, telemetry=watched)
 
   def step(state, arrays):
     batch = batch_at(arrays, state.step)

@@ -8,26 +8,32 @@ import numpy as np
 from dnt import files
 from dnt.config import typed
 from dnt.diagnostics import doctor
-from dnt.reporting import plots, tables, terminal
+from dnt.reporting import metric_names, plots, tables, terminal
 from dnt.training import experiment
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes
   from matplotlib.figure import Figure
 
-# Maps each quantity to its title in the table and its meaning.
-COLUMNS = {
-  'activation_rms': ('rms', 'root of the mean square of the output'),
+# The columns of the table. Those that telemetry lacks are `doctor.Examination`'s own.
+COLUMNS = (
+  'activation_rms',
+  'activation_variance',
+  'cosine',
+  'zero',
+  'dead',
+  'saturated',
+  'output_gradient_norm',
+  'jacobian_gain',
+  'gradient_norm',
+)
+# Maps each column to its label and meaning.
+LABELS = {name: (quantity.label, quantity.meaning) for name, quantity in metric_names.QUANTITIES.items()} | {
   'activation_variance': ('variance', 'of the output'),
   'cosine': ('cosine', 'of the angle between the outputs for two different pictures'),
-  'zero': ('zero', 'activations that are zero'),
-  'dead': ('dead', 'units that are zero for the whole batch'),
-  'saturated': ('saturated', 'activations where sigmoid or tanh is flat'),
-  'output_gradient_norm': ('backward', "norm of the loss's gradient at the output"),
   'jacobian_gain': ('gain', "of the entry's Jacobian: backward at the entry before over backward here"),
-  'gradient_norm': ('gradient', "norm of the loss's gradient at the parameters"),
 }
-SHARES = ('zero', 'dead', 'saturated')
+SHARES = tuple(name for name, quantity in metric_names.QUANTITIES.items() if quantity.scale == 'percent')
 MARK = '#cc0000'
 LONGEST = 40  # lines of the table; for a deeper network it shows only some of the entries
 
@@ -97,15 +103,15 @@ def sentence(verdict: doctor.Verdict) -> str:
 
 def table(found: doctor.Examination, verdict: doctor.Verdict) -> str:
   """Formats the medians over seeds by entry; for a deep network only some entries, including that of the verdict."""
-  shown = {name: title for name, (title, _) in COLUMNS.items() if name in found.columns}
+  shown = [name for name in COLUMNS if name in found.columns]
   count = len(found.entries)
   indices = set(np.linspace(0, count - 1, min(count, LONGEST)).round().astype(int).tolist())
   indices |= {found.entries.index(verdict.entry)} if verdict.entry else set()
-  lines = [('entry', *shown.values())]
+  lines = [('entry', *(LABELS[name][0] for name in shown))]
   for index in sorted(indices):
     lines.append((found.entries[index], *(_figure(name, np.median(found.columns[name][:, index])) for name in shown)))
   left = f'\n({count - len(indices)} entries between these are in probe.json)' if count > len(indices) else ''
-  meaning = '\n'.join(f'{title}: {what}' for title, what in (COLUMNS[name] for name in shown))
+  meaning = '\n'.join(f'{title}: {what}' for title, what in (LABELS[name] for name in shown))
   return f'{tables.text(lines)}{left}\n\n{meaning}'
 
 

@@ -88,7 +88,7 @@ def run(config: typed.Config, workdir: pathlib.Path) -> dict[str, Any]:
   base = experiment.make(experiment.resolve(config, data), data.spec)
   start = initialize.find(base, mesh, checkpoints.ReadOnly(workdir))
   state = initialize.make_state(base, mesh, start)
-  frozen = base.stage(int(state.step)).cut.frozen
+  frozen = base.phase(int(state.step)).cut.frozen
   names = [row.entry.name for row in base.table if row.parameters and row.entry.name not in frozen]
   for pattern in config.lr_find.groups:
     if not any(re.fullmatch(pattern, name) for name in names):
@@ -107,7 +107,7 @@ def settle(
 ) -> experiment.Experiment:
   """Returns the run with a learning rate: the rate of its config if it has one, else the rate that a sweep finds.
 
-  The sweep starts where the run does and trains what its first stage trains. It leaves only the rate, `lr_find.json`
+  The sweep starts where the run does and trains what its first phase trains. It leaves only the rate, `lr_find.json`
   and `lr_find.png`. If the workdir holds a checkpoint, the sweep is already done, and the rate is in its `config.json`.
 
   Args:
@@ -142,7 +142,7 @@ def settle(
   config = schema.copy_unlocked(run.config)
   with config.ignore_type():  # it holds a word
     config.optim.learning_rate = rate
-  return experiment.make(config, run.spec, run.stages[0].cut.skipped)
+  return experiment.make(config, run.spec, run.phases[0].cut.skipped, run.trace)
 
 
 def check(config: typed.Config) -> None:
@@ -241,11 +241,11 @@ def make_train_step(run: experiment.Experiment, params: Any, first: int, group: 
     done = (step - first) / (options.steps - 1)
     return jnp.asarray(options.start * (options.end / options.start) ** done, jnp.float32)
 
-  stage = run.stage(first)
-  optimizer = run.make_optimizer(params, stage.cuts, schedule)
+  phase = run.phase(first)
+  optimizer = run.make_optimizer(params, phase.cuts, schedule)
   if group is not None:
     optimizer = alone(optimizer, params, run.entries, group)
-  return run.make_step(stage.cut, optimizer, schedule)
+  return run.make_step(phase.cut, optimizer, schedule)
 
 
 def alone(

@@ -101,8 +101,8 @@ def run(config: typed.Config, workdir: pathlib.Path) -> dict[str, Any]:
   whole = experiment.make(experiment.resolve(config, data), data.spec)
   state = initialize.make_state(whole, mesh, initialize.find(whole, mesh, checkpoints.ReadOnly(workdir)))
   step = int(state.step)
-  names, small, big = measure(whole, mesh, data.train, state)
-  found = estimate(small, big, batch // options.micro_batches, batch)
+  measured = measure(whole, mesh, data.train, state)
+  found = estimate(measured.small, measured.big, batch // options.micro_batches, batch)
   figures = [
     {
       'squared_gradient': float(squared),
@@ -123,16 +123,29 @@ def run(config: typed.Config, workdir: pathlib.Path) -> dict[str, Any]:
     'batch_norm': bool(jax.tree.leaves(state.batch_stats)),
     'critical_batch_size': figures[-1]['noise_scale'],
     'total': figures[-1],
-    'entries': [{'name': name, **each} for name, each in zip(names, figures[:-1], strict=True)],
+    'entries': [{'name': name, **each} for name, each in zip(measured.entries, figures[:-1], strict=True)],
   }
   if multihost.is_lead():
     files.write_json(workdir / workdir_lib.NOISE_SCALE, result)
   return result
 
 
-def measure(
-  run: experiment.Experiment, mesh: Mesh, source: examples.Examples, state: steps.TrainState
-) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
+class Measurement(NamedTuple):
+  """Holds squared gradient norms of batches, by entry.
+
+  Attributes:
+    entries: names of the entries that train, in depth order.
+    small: float64 [batches, entries + 1], the mean of the squared norms over the micro-batches of a batch; the last
+      column is all entries together.
+    big: of the same shape, the squared norm of their mean gradient.
+  """
+
+  entries: tuple[str, ...]
+  small: np.ndarray
+  big: np.ndarray
+
+
+def measure(run: experiment.Experiment, mesh: Mesh, source: examples.Examples, state: steps.TrainState) -> Measurement:
   """Measures squared gradient norms of micro-batches and of their batches, from the run's position in the data.
 
   Args:
@@ -140,16 +153,11 @@ def measure(
     mesh: its devices share each micro-batch.
     source: the training split.
     state: on the mesh; the function uses its parameters, statistics, key and step.
-
-  Returns:
-    Names of the entries that train in depth order, then two float64 [batches, entries + 1]: the mean of the squared
-    norms over micro-batches, and the squared norm of their mean gradient, as for `estimate`. The last column is all
-    entries together.
   """
   micro_batches, batches = run.config.noise_scale.micro_batches, run.config.noise_scale.batches
   config = schema.copy_unlocked(run.config)
   config.train.batch_size //= micro_batches
-  cut = run.stage(int(state.step)).cut
+  cut = run.phase(int(state.step)).cut
   compute_gradient = run.make_gradient(cut)
   params, _ = cut.split(state.params)
   places = rows.places(params, run.entries)
@@ -189,7 +197,7 @@ def measure(
   small, big = (np.stack([each[kind] for each in found]).astype(np.float64) for kind in (0, 1))
   in_depth = np.argsort(order)
   small, big = (np.concatenate([each[:, in_depth], each.sum(1, keepdims=True)], 1) for each in (small, big))
-  return tuple(run.table[index].entry.name for index in sorted(order)), small, big
+  return Measurement(tuple(run.entries[index].name for index in sorted(order)), small, big)
 
 
 def text(result: Mapping[str, Any]) -> str:

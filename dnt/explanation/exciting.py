@@ -217,7 +217,7 @@ def tiles(
   together = mesh_lib.divisible(pictures.BATCH, mesh)
   maps_of = {
     'channels': lambda shown, channels: pictures.in_batches(program, mesh, together, shown, channels),
-    'classes': lambda shown, classes: explainer.maps(shown, classes)[0],
+    'classes': lambda shown, classes: explainer.maps(shown, classes).values,
   }
 
   def title(name, index, score, label):

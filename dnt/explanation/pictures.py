@@ -74,6 +74,20 @@ def in_batches(program: Callable, mesh: Mesh, size: int, *arrays: np.ndarray) ->
   return jax.tree.map(lambda *leaves: np.concatenate(leaves), *results)
 
 
+class Maps(NamedTuple):
+  """Holds the maps of images.
+
+  Attributes:
+    values: float32 [N, H, W].
+    probabilities: float32 [N, classes].
+    targets: int32 [N], the class that each map explains.
+  """
+
+  values: np.ndarray
+  probabilities: np.ndarray
+  targets: np.ndarray
+
+
 class Explainer:
   """Explains images with one network, at one entry, by one method; it compiles its programs once."""
 
@@ -95,7 +109,7 @@ class Explainer:
     def explain(variables, pictures, targets=None):
       images = network.preprocess(pictures)
       found = cam.explain(network.model, entry, method, variables, images, targets)
-      return cam.upsample(found.values, size), jax.nn.softmax(found.logits), found.targets
+      return Maps(cam.upsample(found.values, size), jax.nn.softmax(found.logits), found.targets)
 
     def probability(variables, targets, images):
       probabilities = jax.nn.softmax(network.model.apply(variables, images, train=False))
@@ -103,8 +117,8 @@ class Explainer:
 
     self._explain, self._probability = compile_lib.jit(explain), compile_lib.jit(probability)
 
-  def maps(self, pictures: np.ndarray, targets: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns maps float32 [N, H, W], probabilities float32 [N, classes] and targets int32 [N].
+  def maps(self, pictures: np.ndarray, targets: np.ndarray | None = None) -> Maps:
+    """Returns the maps of images.
 
     Args:
       pictures: images in the network's size, uint8 [N, H, W, C].
@@ -145,20 +159,20 @@ class Explainer:
       if not read.paths:
         continue
       chosen = None if target is None else np.full(len(read.paths), target, np.int32)
-      maps, probabilities, targets = self.maps(read.pictures, chosen)
+      maps = self.maps(read.pictures, chosen)
       # The seed is the index among all paths, so other images read or skipped in the batch do not change the map.
       drawn = faithfulness.random_maps([place for place in places if paths[place] in read.paths], self._grid)
       noise = np.asarray(cam.upsample(jnp.asarray(drawn), size))
       areas, random_areas = (
-        self.areas(read.pictures, targets, faithfulness.ranks(each, noise)) for each in (maps, noise)
+        self.areas(read.pictures, maps.targets, faithfulness.ranks(each, noise)) for each in (maps.values, noise)
       )
       for index, path in enumerate(read.paths):
         yield Explained(
           path=path,
           picture=read.pictures[index],
-          map=maps[index],
-          probabilities=probabilities[index],
-          target=int(targets[index]),
+          map=maps.values[index],
+          probabilities=maps.probabilities[index],
+          target=int(maps.targets[index]),
           areas=faithfulness.Areas(*(float(each[index]) for each in areas)),
           random_areas=faithfulness.Areas(*(float(each[index]) for each in random_areas)),
         )

@@ -68,7 +68,7 @@ def use(
     return run, data
   names = _prefix(run)
   skipped = frozenset(names)
-  cached = experiment.make(run.config, data.spec, skipped)
+  cached = experiment.make(run.config, data.spec, skipped, run.trace)
   variables = initialize.variables(run, workdir)
   placed = mesh_lib.place(variables, mesh_lib.replicated(mesh))
   pooled = _pooled(run, cached, data, mesh, placed, names[-1])
@@ -104,11 +104,11 @@ def _is_augmented(run: experiment.Experiment) -> bool:
 
 def _prefix(run: experiment.Experiment) -> tuple[str, ...]:
   """Returns the names of the entries before the first that trains; empty if they cannot be skipped."""
-  stage, names = run.stages[0], []
-  if len(run.stages) > 1 or not stage.cut.frozen or stage.cut.norm != 'running':
+  phase, names = run.phases[0], []
+  if len(run.phases) > 1 or not phase.cut.frozen or phase.cut.norm != 'running':
     return ()
   for row in run.table:
-    if row.parameters and row.entry.name not in stage.cut.frozen:
+    if row.parameters and row.entry.name not in phase.cut.frozen:
       break
     if row.shape is None:  # a parameter that the model itself owns
       return ()
@@ -133,7 +133,7 @@ def _views(run: experiment.Experiment) -> int:
   if not possible:
     raise errors.InputError(
       f'config.finetune.cached_views={asked} needs a frozen prefix: entries before the first that trains, in a single '
-      "stage, with config.finetune.frozen_norm='running'; set it to 0"
+      "phase, with config.finetune.frozen_norm='running'; set it to 0"
     )
   if asked > 1 and not augmented:
     raise errors.InputError(
@@ -172,7 +172,7 @@ def _pooled(
   number of positions. We perturb the parameters after the prefix, because zero-initialized ones would hide their
   effect.
   """
-  skipped = cached.stages[0].cut.skipped
+  skipped = cached.phases[0].cut.skipped
   behind, before = trees.split(variables['params'], lambda path: not freeze.is_below(path, skipped))
   keys = jax.random.split(jax.random.key(0), len(trees.flatten(behind)))
   shaken = {
@@ -184,7 +184,7 @@ def _pooled(
   def logits(variables, batch):
     features, whole = _output(run, variables, run.preprocess(batch, None), name)
     forms = [features, jnp.mean(features, (1, 2), keepdims=True)] if features.ndim == 4 else [features]
-    with cached.stages[0].cut.running():
+    with cached.phases[0].cut.running():
       return whole, [run.model.apply(variables, form, train=False) for form in forms]
 
   source = data.train

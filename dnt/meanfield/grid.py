@@ -39,14 +39,22 @@ class _Job(NamedTuple):
   work: float  # in multiply-adds
 
 
+class _Profile(NamedTuple):
+  """Holds what signals and gradients do by layer, each [seeds, depth, G]; `log_norm` is of the gradient."""
+
+  log_q: Any
+  cosine: Any
+  log_norm: Any
+
+
 @functools.partial(jax.jit, static_argnums=(0, 3, 4))
 def _propagation(network, keys, variances, inputs, correlation):
-  """Returns logarithms of q, c, and logarithms of the gradient norms, each [seeds, depth, G]."""
 
   def measure(key):
     x, cotangents = random_nets.draw_signals(network, key, variances, inputs, correlation)
-    xs, log_q, c = random_nets.forward(network, key, variances, x)
-    return log_q, c, random_nets.pull(network, key, variances, xs, cotangents[None])[1]
+    signals = random_nets.forward(network, key, variances, x)
+    _, log_norm = random_nets.pull(network, key, variances, signals.inputs, cotangents[None])
+    return _Profile(signals.log_q, signals.cosine, log_norm)
 
   return jax.vmap(measure)(keys)
 
@@ -175,7 +183,7 @@ def _rows(
   chunks = found.get(('propagation', network))
   if not chunks:
     return
-  log_q, c, norms = (np.concatenate(parts) for parts in zip(*chunks, strict=True))  # [seeds, depth, G]
+  whole = jax.tree.map(lambda *parts: np.concatenate(parts), *chunks)
   singular = {}
   for part in _jacobian_networks(network):
     if ('jacobian', part) in found:
@@ -193,7 +201,7 @@ def _rows(
       'norm': norm,
     }
     kind |= {'weight_variance': float(variances[s, 0]), 'bias_variance': float(variances[s, 1])}
-    yield _row(options, kind, np.exp(log_q[place]), c[place], norms[place], own)
+    yield _row(options, kind, np.exp(whole.log_q[place]), whole.cosine[place], whole.log_norm[place], own)
 
 
 def _row(

@@ -104,14 +104,23 @@ def _normalized(norm: str, h: jax.Array) -> jax.Array:
   return jax.vmap(lambda h: norms.batch_norm(h, one, zero, *norms.batch_statistics(h)))(batches).reshape(h.shape)
 
 
-def forward(
-  network: Network, key: jax.Array, variances: jax.Array, x: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Returns the inputs of every layer [depth, G, B, N], and log q and c of its pre-activations [depth, G].
+class Signals(NamedTuple):
+  """Holds the signals of a forward pass by layer.
 
-  q is their mean square, which may be too small for a float32. c is the mean cosine of the angle between the
-  pre-activations of two inputs; it is NaN for one input, or if one of them is zero.
+  Attributes:
+    inputs: of the layer, [depth, G, B, N].
+    log_q: logarithm of the mean square of its pre-activations [depth, G]; q may be too small for a float32.
+    cosine: mean cosine c of the angle between the pre-activations of two inputs [depth, G]; NaN for one input, or if
+      one of them is zero.
   """
+
+  inputs: jax.Array
+  log_q: jax.Array
+  cosine: jax.Array
+
+
+def forward(network: Network, key: jax.Array, variances: jax.Array, x: jax.Array) -> Signals:
+  """Returns the signals of all layers for inputs x [G, B, N]."""
 
   def body(x, index):
     output, h = network.layer(network.draw(key, index), variances, x)
@@ -123,7 +132,7 @@ def forward(
     cosine = (jnp.mean(jnp.square(resultant), -1) - inputs) / (inputs * (inputs - 1)) if inputs > 1 else jnp.nan
     log_squares = jnp.where(largest > 0, jnp.log(square) + 2 * jnp.log(largest), -jnp.inf)
     log_q = jax.nn.logsumexp(log_squares, (-2, -1)) - math.log(inputs)
-    return output, (x, log_q, jnp.broadcast_to(cosine, h.shape[:-2]))
+    return output, Signals(x, log_q, jnp.broadcast_to(cosine, h.shape[:-2]))
 
   return lax.scan(body, x, jnp.arange(network.depth))[1]
 
@@ -206,7 +215,7 @@ def singular_values(
     count: number of singular values.
     iterations: each passes the depth twice; at most as many as span the inputs' space.
   """
-  inputs = forward(network, key, variances, x)[0]
+  inputs = forward(network, key, variances, x).inputs
   block = min(count + GUARD, network.width)
   iterations = min(iterations, network.width // block)
 

@@ -81,20 +81,18 @@ def resolved_options(model: typed.Model) -> dict[str, Any]:
   return {key: getattr(network, key) for key in custom.field_names(type(network)) if key in FIELDS}
 
 
-def init(model: nn.Module, seed: int, input_shape: depth.Shape) -> dict[str, Any]:
+def init(trace: depth.Trace, seed: int) -> dict[str, Any]:
   """Returns initial parameters and statistics in the model's layout; they depend only on the seed and leaf paths.
 
   The function draws them leaf by leaf in the unrolled layout, without compiling a program, and then stacks them.
 
   Args:
-    model: from `make`.
+    trace: the trace of the model.
     seed: seed of the parameters.
-    input_shape: shape of one example, (H, W, C).
 
   Returns:
     `{'params': ..., 'batch_stats': ...}`, float32; `batch_stats` may be empty.
   """
-  trace = depth.trace(model, input_shape)
   structure = jax.tree.structure(trace.variables)
   variables = jax.tree.unflatten(structure, trace.program(jax.random.key(seed)))
   return layouts.to_scanned({'params': {}, 'batch_stats': {}, **variables}, trace.scanned)

@@ -2,7 +2,7 @@
 
 An entry is a direct submodule of the model, in call order, with each `stage.Stage` expanded into its blocks:
 `stem, stage1/block001, ..., head`. Freezing, layer-wise rates, telemetry, block-wise clipping and the table of blocks
-all index this list. `entries` computes it for any Flax module from one abstract trace.
+all index this list. `trace` computes it for any Flax module from one abstract trace.
 """
 
 import contextlib
@@ -61,7 +61,8 @@ class Trace:
   """The result of one abstract trace of a model's initialization.
 
   Attributes:
-    table: the entries in depth order, with their shapes and costs.
+    table: the entries in depth order, with their shapes and costs. Parameters that the model owns itself, outside any
+      submodule, come first, each as a separate entry.
     variables: `ShapeDtypeStruct` of each variable by collection, in the unrolled layout.
     scanned: path and number of rows of each scanned stage.
     program: function that draws the leaves of `variables` from a key; it is not compiled.
@@ -72,27 +73,10 @@ class Trace:
   scanned: layouts.Rows
   program: Callable[[jax.Array], list[jax.Array]]
 
-
-def entries(model: nn.Module, input_shape: Shape) -> tuple[Entry, ...]:
-  """Returns the depth list of any Flax module.
-
-  Parameters that the model owns itself, outside any submodule, come first, each as a separate entry.
-
-  Args:
-    model: a module with the call `model(x, train)`.
-    input_shape: shape of one example, (H, W, C).
-  """
-  return tuple(row.entry for row in table(model, input_shape))
-
-
-def table(model: nn.Module, input_shape: Shape) -> tuple[Row, ...]:
-  """Returns the entries in depth order with output shape, parameters and FLOPs, without compiling.
-
-  Args:
-    model: a module with the call `model(x, train)`.
-    input_shape: shape of one example, (H, W, C).
-  """
-  return trace(model, input_shape).table
+  @property
+  def entries(self) -> tuple[Entry, ...]:
+    """Returns the depth list."""
+    return tuple(row.entry for row in self.table)
 
 
 @contextlib.contextmanager
@@ -130,7 +114,7 @@ def watching(watch: Callable[[Callable[[], Any], nn.Module], Any]) -> Iterator[d
 
 
 def trace(model: nn.Module, input_shape: Shape) -> Trace:
-  """Traces `model.init` abstractly; it caches the last model's result, so that a second call costs nothing.
+  """Traces `model.init` abstractly, which takes a second for a deep network; `Experiment.trace` keeps the result.
 
   Args:
     model: a module with the call `model(x, train)`.
@@ -139,14 +123,6 @@ def trace(model: nn.Module, input_shape: Shape) -> Trace:
   Raises:
     errors.InputError: the model has variables in a collection other than `params` and `batch_stats`.
   """
-  try:
-    hash(model)
-  except TypeError:  # a user's module may have a list or dict field
-    return _trace(model, tuple(input_shape))
-  return _last_trace(model, tuple(input_shape))
-
-
-def _trace(model: nn.Module, input_shape: Shape) -> Trace:
   calls: dict[str, Shape | None] = {}
 
   def record(run, module):
@@ -174,12 +150,9 @@ def _trace(model: nn.Module, input_shape: Shape) -> Trace:
   owned = [name for name, leaf in variables.get('params', {}).items() if not isinstance(leaf, Mapping)]
   rows = [Row(_entry(name, {}), None, int(math.prod(variables['params'][name].shape)), 0) for name in owned]
   for index, (name, shape) in enumerate(calls.items()):
-    parameters = trees.count(trees.subtree(variables.get('params', {}), tuple(name.split('/'))))
+    parameters = trees.count(trees.subtree(variables.get('params', {}), name))
     rows.append(Row(_entry(name, scanned), shape, parameters, cost[index]))
   return Trace(tuple(rows), variables, scanned, functools.partial(compile_lib.evaluate, program))
-
-
-_last_trace = functools.lru_cache(maxsize=1)(_trace)
 
 
 def _entry(name: str, scanned: layouts.Rows) -> Entry:

@@ -1,6 +1,6 @@
 """Selects which entries train and which are frozen; no other module reads `config.finetune`'s choice of entries.
 
-A run has stages, each with a first step and a `Cut` through the depth list. The training step differentiates only with
+A run has phases, each with a first step and a `Cut` through the depth list. The training step differentiates only with
 respect to the trainable leaves, so that XLA drops the backward pass below the lowest of them. Optimizer state, clip
 norm, weight decay and EMA cover only these leaves, because they receive no others.
 
@@ -17,7 +17,7 @@ import contextlib
 import dataclasses
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 
@@ -96,11 +96,22 @@ def is_below(path: str, names: frozenset[str]) -> bool:
 ALL = Cut()
 
 
-class Planned(NamedTuple):
-  """A cut and the step from which it applies."""
+@dataclasses.dataclass(frozen=True)
+class Phase:
+  """A part of a run in which the same parameters train. Most runs have one phase.
+
+  Attributes:
+    start: steps done before the phase.
+    cuts: the cut of each phase up to this one, which comes last; a cut says which parameters train.
+  """
 
   start: int
-  cut: Cut
+  cuts: tuple[Cut, ...]
+
+  @property
+  def cut(self) -> Cut:
+    """Returns the cut of this phase."""
+    return self.cuts[-1]
 
 
 def plan(
@@ -109,8 +120,8 @@ def plan(
   params: Mapping[str, Any],
   total_steps: int,
   steps_per_epoch: float,
-) -> tuple[Planned, ...]:
-  """Returns the stages of a run in the order of their steps; drops stages beyond its end.
+) -> tuple[Phase, ...]:
+  """Returns the phases of a run in the order of their steps; drops phases beyond its end.
 
   Args:
     config: the section `finetune` of a validated config.
@@ -120,10 +131,10 @@ def plan(
     steps_per_epoch: number of steps in one pass over the training split.
 
   Raises:
-    errors.InputError: a choice matches nothing or names more entries than there are; a stage freezes an entry that
-      trained before, or does not come after the previous stage; a scanned network has a frozen entry.
+    errors.InputError: a choice matches nothing or names more entries than there are; a phase freezes an entry that
+      trained before, or does not come after the previous phase; a scanned network has a frozen entry.
   """
-  stages: list[Planned] = []
+  phases: list[Phase] = []
   for number, (duration, chosen) in enumerate([('0', config.trainable), *config.unfreeze]):
     start = schema.duration(duration, total_steps, steps_per_epoch)
     names = trainable_entries(chosen, table)
@@ -133,13 +144,14 @@ def plan(
         f'config.finetune keeps {min(frozen)} from training, which a scanned network cannot: nothing is saved inside '
         'one scan. Set config.model.scan=False; checkpoints are the same for both'
       )
-    if number and (start < stages[-1].start or not start):
-      raise errors.InputError(f'config.finetune.unfreeze: {duration!r} must come after the stage before')
-    if number and not frozen <= stages[-1].cut.frozen:
-      again = min(frozen - stages[-1].cut.frozen)
+    if number and (start < phases[-1].start or not start):
+      raise errors.InputError(f'config.finetune.unfreeze: {duration!r} must come after the phase before')
+    if number and not frozen <= phases[-1].cut.frozen:
+      again = min(frozen - phases[-1].cut.frozen)
       raise errors.InputError(f'config.finetune.unfreeze: {chosen!r} freezes {again}, which trains before; name it too')
-    stages.append(Planned(start, Cut(frozen, _trainable_paths(config, params, frozen), config.frozen_norm)))
-  return tuple(stage for stage in stages if stage.start == 0 or stage.start < total_steps)
+    cut = Cut(frozen, _trainable_paths(config, params, frozen), config.frozen_norm)
+    phases.append(Phase(start, (*(phases[-1].cuts if phases else ()), cut)))
+  return tuple(phase for phase in phases if phase.start == 0 or phase.start < total_steps)
 
 
 def trainable_entries(chosen: str, table: Sequence[depth.Row]) -> frozenset[str]:

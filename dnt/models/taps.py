@@ -11,8 +11,8 @@ the last bit.
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -25,6 +25,74 @@ FOUND, SINKS = 'telemetry', 'sinks'  # variable collections: captured values, an
 SATURATING = ('sigmoid', 'tanh')
 # Threshold on |a|, scaled to [-1, 1]: above it the slope of sigmoid and tanh is below a tenth of its maximum.
 SATURATED = 0.95
+
+
+class Zeros(NamedTuple):
+  """Holds float32 sums over the values of an activation or output.
+
+  Attributes:
+    count: number of values.
+    zero: number of zeros.
+    fired: [units], how often each unit, along the last axis, is not zero.
+  """
+
+  count: jax.Array
+  zero: jax.Array
+  fired: jax.Array
+
+
+class Saturation(NamedTuple):
+  """Holds float32 sums over the values of a sigmoid or tanh.
+
+  Attributes:
+    count: number of values.
+    saturated: number of saturated values, see `SATURATED`.
+    steep: [units], how often each unit, along the last axis, is not saturated.
+  """
+
+  count: jax.Array
+  saturated: jax.Array
+  steep: jax.Array
+
+
+class Output(NamedTuple):
+  """Holds float32 sums over the output of an entry.
+
+  Attributes:
+    sum: of the values.
+    square: of their squares.
+    units: counts of its zeros.
+  """
+
+  sum: jax.Array
+  square: jax.Array
+  units: Zeros
+
+
+class Captures(NamedTuple):
+  """Holds what `watching` captured of an entry; in a scanned stage, each array has a leading row axis.
+
+  Attributes:
+    output: None if the entry's output holds no float, or the entry is inside a user's own `nn.scan` or `nn.vmap`, which
+      leave out the collections that they do not name.
+    units: of each activation inside, by its path from the entry; empty for an entry that is itself an activation.
+  """
+
+  output: Output | None
+  units: dict[str, Zeros | Saturation]
+
+
+def captures(found: Mapping[str, Any], path: str) -> Captures:
+  """Returns what `watching` captured of an entry.
+
+  Args:
+    found: the collection `FOUND`.
+    path: path of the entry, see `depth.Entry`.
+  """
+  own = trees.subtree(found, path)
+  flat = trees.flatten(own)
+  units = {key.rpartition('/')[0]: value for key, value in flat.items() if isinstance(value, Zeros | Saturation)}
+  return Captures(own.get('output'), units)
 
 
 def fence(tree: Any) -> Any:
@@ -71,10 +139,8 @@ def make_sinks(table: Sequence[depth.Row]) -> dict[str, Any]:
 def watching() -> Iterator[None]:
   """Makes `model.apply` fill the collection `FOUND` (which must be mutable) and read `SINKS`.
 
-  Each entry stores float32 sums over its output under `<path>/output`: `sum`, `square`, `count`, `zero` (number of
-  zeros) and `fired` [units] (how often each unit, along the last axis, is not zero). Each `activations.Activation` in
-  it stores `count` under `<path>/.../units`, and either `zero` and `fired`, or for sigmoid and tanh `saturated` and
-  `steep` [units] (how often each unit is not saturated).
+  Each entry stores an `Output`, and each `activations.Activation` in it `Zeros`, or for sigmoid and tanh a
+  `Saturation`; `captures` returns them. If a module is called more than once, the sums are over all calls.
   """
 
   def entry(run, module):
@@ -85,8 +151,7 @@ def watching() -> Iterator[None]:
     leaves = [leaf for leaf in jax.tree.leaves(output) if _inexact(leaf) and leaf.ndim]
     if leaves:
       x = jax.lax.stop_gradient(leaves[0]).astype(jnp.float32)
-      sums = {'sum': jnp.sum(x), 'square': jnp.sum(jnp.square(x))}
-      _leave(module, 'output', sums | _zeros(x))
+      _leave(module, 'output', Output(jnp.sum(x), jnp.sum(jnp.square(x)), _zeros(x)))
     return output
 
   def activation(next_fun, args, kwargs, context):
@@ -135,19 +200,19 @@ def _inexact(leaf: Any) -> bool:
   return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jnp.inexact)
 
 
-def _zeros(x: jax.Array) -> dict[str, jax.Array]:
+def _zeros(x: jax.Array) -> Zeros:
   zero = x == 0
   fired = jnp.sum(~zero, axis=tuple(range(x.ndim - 1)), dtype=jnp.float32)
-  return {'count': jnp.float32(x.size), 'zero': jnp.sum(zero, dtype=jnp.float32), 'fired': fired}
+  return Zeros(jnp.float32(x.size), jnp.sum(zero, dtype=jnp.float32), fired)
 
 
-def _flat(x: jax.Array, kind: str) -> dict[str, jax.Array]:
+def _flat(x: jax.Array, kind: str) -> Saturation:
   saturated = jnp.abs(2 * x - 1 if kind == 'sigmoid' else x) > SATURATED
   steep = jnp.sum(~saturated, axis=tuple(range(x.ndim - 1)), dtype=jnp.float32)
-  return {'count': jnp.float32(x.size), 'saturated': jnp.sum(saturated, dtype=jnp.float32), 'steep': steep}
+  return Saturation(jnp.float32(x.size), jnp.sum(saturated, dtype=jnp.float32), steep)
 
 
-def _leave(module: nn.Module, name: str, sums: dict[str, jax.Array]) -> None:
+def _leave(module: nn.Module, name: str, sums: Output | Zeros | Saturation) -> None:
   """Stores sums for a module; adds them up if the model calls it more than once."""
   module.sow(
     FOUND, name, sums, init_fn=lambda: None, reduce_fn=lambda a, b: b if a is None else jax.tree.map(jnp.add, a, b)

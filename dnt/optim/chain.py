@@ -36,15 +36,15 @@ def make(
   The per-entry learning rate factors, if there are any, and the learning rate come last.
 
   Each row of a scanned stage counts as a separate leaf, so that both layouts train alike. Parameters that begin to
-  train later have a separate rule (`stage1`, ...): with a shared step count, Adam would treat their first steps as
+  train later have a separate rule (`phase1`, ...): with a shared step count, Adam would treat their first steps as
   later ones and correct the bias of their moments too little.
 
   Args:
     config: a validated config; this function reads its sections `optim`, `clip` and `finetune`.
     schedule: learning rate by step, from `schedules.make`; the chain counts its steps as TrainState does.
     params: all parameters, nested dicts of arrays or shapes.
-    entries: the depth order, from `depth.entries`.
-    cuts: cuts of the run's stages up to the current one; each trains more than the one before.
+    entries: the depth order, see `depth.Trace.entries`.
+    cuts: cuts of the run's phases up to the current one; each trains more than the one before.
 
   Raises:
     errors.InputError: a pattern matches nothing, or the network has no hidden kernels for muon.
@@ -60,9 +60,8 @@ def make(
       before |= added.keys()
       if added:
         own = _rule(config, params, trees.unflatten(added), entries)
-        own = (
-          [(f'stage{number}', optax.named_chain(*own))] if number else own
-        )  # the first stage uses the names of a chain with one stage
+        if number:  # the first phase uses the names of a chain with one phase
+          own = [(f'phase{number}', optax.named_chain(*own))]
         rule += [(name, _only(link, frozenset(added))) for name, link in own]
   return optax.named_chain(
     *clipping,
@@ -73,10 +72,10 @@ def make(
 
 
 def advance(optimizer: optax.GradientTransformation, state: Any, params: Any) -> Any:
-  """Returns the state for the next stage's chain: keeps the existing links' state and initializes the new ones.
+  """Returns the state for the next phase's chain: keeps the existing links' state and initializes the new ones.
 
   Args:
-    optimizer: the chain of the next stage, from `make` with one more cut.
+    optimizer: the chain of the next phase, from `make` with one more cut.
     state: state of the previous chain.
     params: the parameters that train from now on.
   """

@@ -19,7 +19,7 @@ def make(config: typed.Clip, params: Any, entries: Sequence[depth.Entry]) -> opt
   Args:
     config: the section; its `name` is not 'none'.
     params: the trainable parameters, nested dicts of arrays or shapes.
-    entries: the depth order, from `depth.entries`.
+    entries: the depth order, see `depth.Trace.entries`.
   """
   if config.name == 'global_norm':
     return optax.clip_by_global_norm(config.threshold)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dnt.reporting import metric_names
+
 if TYPE_CHECKING:
   from matplotlib.figure import Figure
 
@@ -50,8 +52,8 @@ def curves(records: Sequence[Mapping[str, Any]]) -> 'Figure':
 
   figure = new_figure(16, 5)
   loss, accuracy, rate = figure.subplots(1, 3)
-  metrics = [name for record in records for name in record if '/' in name and not name.startswith('telemetry/')]
-  names = list(dict.fromkeys(name.rsplit('/', 1)[0] for name in metrics))
+  splits = [metric_names.parse(name).split for record in records for name in record]
+  names = list(dict.fromkeys(filter(None, splits)))
   colors = {name: COLORS[index % len(COLORS)] for index, name in enumerate(names)}
   for axes, metric in ((loss, 'loss'), (accuracy, 'accuracy')):
     for name in names:
@@ -82,21 +84,6 @@ def curves(records: Sequence[Mapping[str, Any]]) -> 'Figure':
   return figure
 
 
-# Maps each quantity of the telemetry to its title and the scale of its colors.
-TELEMETRY = {
-  'output_gradient_norm': ('gradient norm at the output', 'log'),
-  'gradient_norm': ('gradient norm of the parameters', 'log'),
-  'parameter_norm': ('norm of the parameters', 'log'),
-  'update_ratio': ('update / parameter norm', 'log'),
-  'activation_mean': ('mean of the output', 'signed'),
-  'activation_rms': ('RMS of the output', 'log'),
-  'zero': ('share of zero activations (%)', 'percent'),
-  'dead': ('share of dead units (%)', 'percent'),
-  'saturated': ('share of saturated activations (%)', 'percent'),
-  'clip_factor': ('gradient after / before clipping', 'log'),
-}
-
-
 @styled
 def telemetry(records: Sequence[Mapping[str, Any]], entries: Sequence[str]) -> 'Figure':
   """Plots heat maps, depth by step, of each quantity in the record.
@@ -105,21 +92,23 @@ def telemetry(records: Sequence[Mapping[str, Any]], entries: Sequence[str]) -> '
     records: lines of `metrics.jsonl`, with telemetry.
     entries: names in depth order.
   """
-  lines = [record for record in records if any(name.startswith('telemetry/') for name in record)]
-  held = {name for line in lines for name in line}
+  lines = [(record['step'], {row.entry: row for row in metric_names.from_metrics(record)}) for record in records]
+  lines = [(step, by_entry) for step, by_entry in lines if by_entry]
   # The last entry outputs the logits, not activations: leave out what only it has, unless no other entry has telemetry.
-  inner = [name for name in entries[:-1] if any(key.startswith(f'telemetry/{name}/') for key in held)] or entries
-  shown = [quantity for quantity in TELEMETRY if any(f'telemetry/{name}/{quantity}' in held for name in inner)]
+  inner = {name for _, by_entry in lines for name in by_entry} & {*entries[:-1]} or {*entries}
+  rows_inside = [row for _, by_entry in lines for name, row in by_entry.items() if name in inner]
+  shown = [name for name in metric_names.QUANTITIES if any(getattr(row, name) is not None for row in rows_inside)]
   rows = -(-len(shown) // 4)
   columns = -(-len(shown) // rows)
   figure = new_figure(6.2 * columns, rows * min(max(2.5 + 0.22 * len(entries), 4.5), 9))
   grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
-  steps = [line['step'] for line in lines]
+  steps = [step for step, _ in lines]
   ticks = np.unique(np.linspace(0, len(entries) - 1, min(len(entries), 16)).round().astype(int))
   at = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), 4)).round().astype(int))
   for axes, quantity in zip(grid.flat, shown, strict=False):
-    title, scale = TELEMETRY[quantity]
-    values = np.array([[line.get(f'telemetry/{name}/{quantity}') for line in lines] for name in entries], float)
+    title, scale, *_ = metric_names.QUANTITIES[quantity]
+    values = [[getattr(by_entry.get(name), quantity, None) for _, by_entry in lines] for name in entries]
+    values = np.array(values, float)  # None becomes NaN
     values = 100 * values if scale == 'percent' else values
     norm, colors, marks = _color_scale(values, scale)
     image = axes.imshow(values, aspect='auto', cmap=colors, norm=norm, interpolation='nearest')

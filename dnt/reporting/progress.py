@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import TextIO
 
 from dnt.parallel import multihost
-from dnt.reporting import terminal
+from dnt.reporting import metric_names, terminal
 
 
 class Progress:
@@ -119,11 +119,12 @@ def figure(name: str, value: float | None) -> str:
   """Formats a metric for people: accuracies in percent, learning rates short, all others with four decimals."""
   if value is None or not math.isfinite(value):
     return 'not finite'
-  if name.endswith('accuracy'):
+  quantity = metric_names.parse(name).quantity
+  if quantity in ('accuracy', 'top5_accuracy'):
     return f'{100 * value:.2f} %'
-  if name.endswith('learning_rate'):
+  if quantity == 'learning_rate':
     return f'{value:.3g}'
-  return f'{value:,.0f}' if name == 'images_per_second' else f'{value:.4f}'
+  return f'{value:,.0f}' if quantity == 'images_per_second' else f'{value:.4f}'
 
 
 def duration(seconds: float) -> str:

@@ -17,7 +17,7 @@ class Calendar:
     self._evaluation, self._checkpoint = run.every(config.eval.every), run.every(config.checkpoint.every)
     self._telemetry, self._log = run.every(config.telemetry.every), run.every(config.train.log_every)
     self._dispatch = periodic.Every(config.train.steps_per_dispatch)
-    self._starts = [stage.start for stage in run.stages]
+    self._starts = [phase.start for phase in run.phases]
 
   def evaluates(self, step: int) -> bool:
     """Returns whether an evaluation is due after `step` steps."""

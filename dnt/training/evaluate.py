@@ -12,7 +12,6 @@ from jax.sharding import Mesh
 from dnt import checkpoints, files
 from dnt.config import typed
 from dnt.data import examples, pipeline
-from dnt.models import depth
 from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
 from dnt.parallel import multihost
@@ -206,9 +205,9 @@ def load(config: typed.Config, workdir: pathlib.Path, mesh: Mesh, splits: Sequen
   config = experiment.keep_eval_resize(config, workdir)
   data = experiment.load_data(config, splits)
   run = experiment.make(experiment.resolve(config, data), data.spec)
-  trace, variables = depth.trace(run.model, data.spec.image_shape), {}
+  variables = {}
   for suffix, each in variables_of(loaded).items():
-    matched = initialize.match(trace, each, str(workdir))
+    matched = initialize.match(run.trace, each, str(workdir))
     variables[suffix] = mesh_lib.place(matched, mesh_lib.parameter_shardings(mesh, matched))
   return Loaded(run, data, loaded.step, variables)
 

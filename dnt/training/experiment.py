@@ -47,27 +47,19 @@ class Data(NamedTuple):
   evaluation: dict[str, examples.Examples]  # by split
 
 
-class Stage(NamedTuple):
-  """Describes a part of a run in which the same parameters train. Most runs have one stage.
+@dataclasses.dataclass(frozen=True)
+class Phase(freeze.Phase):
+  """A phase with the functions that run it.
 
   Attributes:
-    start: steps done before the stage.
-    cuts: the cut of each stage up to this one, which comes last; a cut says which parameters train.
     optimizer: the chain for the trainable parameters.
     train_step: `(state, batch) -> (state, metrics)`.
     telemetry_step: the same step, which also returns telemetry.
   """
 
-  start: int
-  cuts: tuple[freeze.Cut, ...]
   optimizer: optax.GradientTransformation
   train_step: Callable
   telemetry_step: Callable
-
-  @property
-  def cut(self) -> freeze.Cut:
-    """Returns the cut of this stage."""
-    return self.cuts[-1]
 
 
 class Experiment(NamedTuple):
@@ -76,17 +68,22 @@ class Experiment(NamedTuple):
   config: typed.Config
   spec: DataSpec
   model: Any
-  table: tuple[depth.Row, ...]
+  trace: depth.Trace
   schedule: optax.Schedule
   preprocess: Callable  # (batch, augmentation key or None) -> images
   init_variables: Callable[[], dict[str, Any]]  # in the model's layout, on the host
-  stages: tuple[Stage, ...]
+  phases: tuple[Phase, ...]
   eval_step: Callable
+
+  @property
+  def table(self) -> tuple[depth.Row, ...]:
+    """Returns the depth list with shapes and costs."""
+    return self.trace.table
 
   @property
   def entries(self) -> tuple[depth.Entry, ...]:
     """Returns the depth list."""
-    return tuple(row.entry for row in self.table)
+    return self.trace.entries
 
   @property
   def steps_per_epoch(self) -> float:
@@ -95,11 +92,11 @@ class Experiment(NamedTuple):
   def make_optimizer(
     self, params: Any, cuts: tuple[freeze.Cut, ...], schedule: optax.Schedule | None = None
   ) -> optax.GradientTransformation:
-    """Returns the optimizer chain of a stage.
+    """Returns the optimizer chain of a phase.
 
     Args:
       params: all parameters (or shapes) in the model's layout.
-      cuts: the cuts of the stages up to this one.
+      cuts: the cuts of the phases up to this one.
       schedule: learning rate by step; None: the schedule of the run.
     """
     return chain.make(self.config, schedule or self.schedule, params, self.entries, cuts)
@@ -132,30 +129,30 @@ class Experiment(NamedTuple):
     """Returns the event that recurs with a period given as text in the config."""
     return periodic.Every(schema.period(text, self.config.train.steps, self.steps_per_epoch))
 
-  def stage(self, step: int) -> Stage:
-    """Returns the stage to which the step after `step` steps belongs."""
-    return [stage for stage in self.stages if stage.start <= step][-1]
+  def phase(self, step: int) -> Phase:
+    """Returns the phase to which the step after `step` steps belongs."""
+    return [phase for phase in self.phases if phase.start <= step][-1]
 
-  def stage_of_state(self, step: int) -> Stage:
-    """Returns the stage to which the state after `step` steps belongs; at the start of a stage, the stage before."""
-    return self.stage(max(step - 1, 0))
+  def phase_of_state(self, step: int) -> Phase:
+    """Returns the phase to which the state after `step` steps belongs; at the start of a phase, the phase before."""
+    return self.phase(max(step - 1, 0))
 
   def make_state(self, variables: dict[str, Any]) -> steps.TrainState:
     """Returns the state before the first step."""
-    return steps.make_state(self.config, variables, self.stages[0].optimizer, self.stages[0].cut)
+    return steps.make_state(self.config, variables, self.phases[0].optimizer, self.phases[0].cut)
 
-  def advance(self, state: steps.TrainState, stage: Stage) -> steps.TrainState:
-    """Returns the state at the start of a stage, from the state at the end of the stage before."""
-    params, _ = stage.cut.split(state.params)
-    return state.replace(opt_state=chain.advance(stage.optimizer, state.opt_state, params))
+  def advance(self, state: steps.TrainState, phase: Phase) -> steps.TrainState:
+    """Returns the state at the start of a phase, from the state at the end of the phase before."""
+    params, _ = phase.cut.split(state.params)
+    return state.replace(opt_state=chain.advance(phase.optimizer, state.opt_state, params))
 
   def abstract_state(self, step: int = 0) -> steps.TrainState:
     """Returns the shapes and dtypes of the state after `step` steps, without drawing parameters."""
 
     def make():
       state = self.make_state(self.init_variables())
-      for stage in self.stages[1 : self.stages.index(self.stage_of_state(step)) + 1]:
-        state = self.advance(state, stage)
+      for phase in self.phases[1 : self.phases.index(self.phase_of_state(step)) + 1]:
+        state = self.advance(state, phase)
       return state
 
     return jax.eval_shape(make)
@@ -252,19 +249,25 @@ def _prepared(config: typed.Config) -> typed.Config:
   return prepared
 
 
-def make(config: typed.Config, spec: DataSpec, skipped: frozenset[str] = frozenset()) -> Experiment:
+def make(
+  config: typed.Config,
+  spec: DataSpec,
+  skipped: frozenset[str] = frozenset(),
+  trace: depth.Trace | None = None,
+) -> Experiment:
   """Builds the experiment of a resolved config.
 
   Args:
     config: from `resolve`.
     spec: describes the data.
     skipped: names of the first entries, if the batches hold the output of these entries instead of images.
+    trace: the trace of the model, if another experiment has it; None: the function makes it.
 
   Raises:
     errors.InputError: options do not fit the model, the data or one another.
   """
   model = models.make(config.model, len(spec.class_names))
-  trace = depth.trace(model, spec.image_shape)
+  trace = trace or depth.trace(model, spec.image_shape)
   steps_per_epoch = spec.steps_per_epoch(config.train.batch_size)
   # While the rate is to be found, the schedule is not used; `lr_find.settle` makes the experiment again with the rate.
   peak = schedules.peak_rate(config.optim)
@@ -275,7 +278,7 @@ def make(config: typed.Config, spec: DataSpec, skipped: frozenset[str] = frozens
     preprocess = augment.make_passing(dtype)
 
   def init_variables():
-    return models.init(model, config.seed, spec.image_shape)
+    return models.init(trace, config.seed)
 
   params = layouts.to_scanned(trace.variables['params'], trace.scanned)
   planned = freeze.plan(config.finetune, trace.table, params, config.train.steps, steps_per_epoch)
@@ -287,22 +290,24 @@ def make(config: typed.Config, spec: DataSpec, skipped: frozenset[str] = frozens
     config=config,
     spec=spec,
     model=model,
-    table=trace.table,
+    trace=trace,
     schedule=schedule,
     preprocess=preprocess,
     init_variables=init_variables,
-    stages=(),
+    phases=(),
     eval_step=steps.make_eval_step(model, len(spec.class_names), preprocess, eval_cut),
   )
 
-  def make_stage(number):
-    start, cut = planned[number]
-    cut = dataclasses.replace(cut, skipped=skipped)
-    cuts = (*(stage.cut for stage in planned[:number]), cut)
-    optimizer = run.make_optimizer(params, cuts)
+  def make_phase(start, cuts):
+    cut = dataclasses.replace(cuts[-1], skipped=skipped)
+    optimizer = run.make_optimizer(params, (*cuts[:-1], cut))
     watched = telemetry_lib.make(config, cut.split(params)[0], trace.table)
-    return Stage(
-      start, cuts, optimizer, run.make_step(cut, optimizer), run.make_step(cut, optimizer, telemetry=watched)
+    return Phase(
+      start=start,
+      cuts=(*cuts[:-1], cut),
+      optimizer=optimizer,
+      train_step=run.make_step(cut, optimizer),
+      telemetry_step=run.make_step(cut, optimizer, telemetry=watched),
     )
 
-  return run._replace(stages=tuple(make_stage(number) for number in range(len(planned))))
+  return run._replace(phases=tuple(make_phase(phase.start, phase.cuts) for phase in planned))

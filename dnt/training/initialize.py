@@ -54,19 +54,19 @@ def find(run: experiment.Experiment, mesh: Mesh, saved: checkpoints.Checkpoints 
   Raises:
     errors.InputError: a checkpoint or weights belong to another network, or a checkpoint to another optimizer.
   """
-  rows = depth.trace(run.model, run.spec.image_shape).scanned
+  rows = run.trace.scanned
 
   @functools.cache
-  def unrolled(start):  # the states of a stage have the same shapes
+  def unrolled(start):  # the states of a phase have the same shapes
     state = layouts.to_unrolled(run.abstract_state(start + 1), rows)
     return mesh_lib.shapes(state, mesh_lib.parameter_shardings(mesh, state))
 
-  restored = saved.restore_latest({step: unrolled(run.stage_of_state(step).start) for step in saved.steps()})
-  step = int(restored[0].step) if restored else 0
+  restored = saved.restore_latest({step: unrolled(run.phase_of_state(step).start) for step in saved.steps()})
+  step = int(restored.state.step) if restored else 0
   abstract = run.abstract_state(step + 1)  # includes what the next step needs
   shapes = mesh_lib.shapes(abstract, mesh_lib.parameter_shardings(mesh, abstract))
   if restored:
-    return Start(step, shapes, layouts.to_scanned(restored[0], rows), None, restored[1])
+    return Start(step, shapes, layouts.to_scanned(restored.state, rows), None, restored.meta)
   given = load_variables(run, run.config.train.init_from) if run.config.train.init_from else None
   return Start(step, shapes, None, given, {})
 
@@ -75,8 +75,8 @@ def make_state(run: experiment.Experiment, mesh: Mesh, start: Start) -> steps.Tr
   """Returns the state from which the next step starts, on the mesh."""
   if start.restored is None:
     return begin(run, mesh, start.variables or run.init_variables())
-  if run.stage(start.step) is not run.stage_of_state(start.step):
-    return advance(run, mesh, start.restored, run.stage(start.step))
+  if run.phase(start.step) is not run.phase_of_state(start.step):
+    return advance(run, mesh, start.restored, run.phase(start.step))
   return jax.device_put(start.restored, mesh_lib.parameter_shardings(mesh, start.restored))
 
 
@@ -95,12 +95,12 @@ def variables(run: experiment.Experiment, workdir: pathlib.Path) -> dict[str, An
 
 
 def advance(
-  run: experiment.Experiment, mesh: Mesh, state: steps.TrainState, stage: experiment.Stage
+  run: experiment.Experiment, mesh: Mesh, state: steps.TrainState, phase: experiment.Phase
 ) -> steps.TrainState:
-  """Returns the state at the start of a stage, on the mesh, from the state at the end of the stage before."""
+  """Returns the state at the start of a phase, on the mesh, from the state at the end of the phase before."""
 
   def begin(state):
-    return run.advance(state, stage)
+    return run.advance(state, phase)
 
   return compile_lib.jit(begin, out_shardings=mesh_lib.parameter_shardings(mesh, jax.eval_shape(begin, state)))(state)
 
@@ -123,14 +123,13 @@ def load_variables(run: experiment.Experiment, text: str, quiet: bool = False) -
   """
   given = pretrained.load(text)
   pretrained.check_model(given, run.config.model)
-  trace = depth.trace(run.model, run.spec.image_shape)
-  want, have = trees.flatten(trace.variables), trees.flatten(given.variables)
+  want, have = trees.flatten(run.trace.variables), trees.flatten(given.variables)
   classes = run.config.model.num_classes
-  renewed = _leaves_of_classes(want, have, trace.table[-1].entry.name, classes)
+  renewed = _leaves_of_classes(want, have, run.trace.entries[-1].name, classes)
   if not renewed:
-    return match(trace, given.variables, text)
+    return match(run.trace, given.variables, text)
   zeros = {path: np.zeros(want[path].shape, want[path].dtype) for path in renewed}
-  matched = match(trace, trees.unflatten(have | zeros), text)
+  matched = match(run.trace, trees.unflatten(have | zeros), text)
   if multihost.is_lead() and not quiet:
     listed, others = ', '.join(renewed), have[renewed[0]].shape[-1]
     print(f'{text} has {others} classes and the data {classes}: {listed} start at zero', flush=True)

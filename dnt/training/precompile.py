@@ -41,11 +41,11 @@ class Programs:
     self._pool.shutdown(cancel_futures=True)
 
   def ahead(self, shapes: steps.TrainState, step: int) -> None:
-    """On CPU, starts to compile the programs that the stage uses from `step` on, in the order of their first use.
+    """On CPU, starts to compile the programs that the phase uses from `step` on, in the order of their first use.
 
     Args:
       shapes: shapes of the state, with its shardings.
-      step: the step at which the run or stage starts.
+      step: the step at which the run or phase starts.
     """
     if jax.default_backend() == 'cpu':
       for name in _used(self._run, step):
@@ -62,7 +62,7 @@ class Programs:
     Args:
       name: PLAIN or TELEMETRY, `(state, arrays, count) -> (state, metrics)` as in `steps.make_train_steps`; or
         EVALUATION, whose programs the evaluator holds.
-      step: steps done before the program runs: each stage of a run has its own train steps.
+      step: steps done before the program runs: each phase of a run has its own train steps.
       state: the state or its shapes.
     """
     waiting = not self.is_ready(name, step)
@@ -72,21 +72,21 @@ class Programs:
     return program
 
   def _key(self, name: str, step: int) -> tuple[str, int]:
-    return name, 0 if name == EVALUATION else self._run.stage(step).start
+    return name, 0 if name == EVALUATION else self._run.phase(step).start
 
   def _ask(self, name: str, step: int, state: steps.TrainState) -> futures.Future:
     key = self._key(name, step)
     if key not in self._asked:
-      self._asked[key] = self._pool.submit(self._compile, name, self._run.stage(step), state)
+      self._asked[key] = self._pool.submit(self._compile, name, self._run.phase(step), state)
     return self._asked[key]
 
-  def _compile(self, name: str, stage: experiment.Stage, state: steps.TrainState) -> Callable | None:
+  def _compile(self, name: str, phase: experiment.Phase, state: steps.TrainState) -> Callable | None:
     if name == EVALUATION:
       self._evaluator.prepare(evaluate.variables_of(state)[''])
       return None
-    step, longest = stage.train_step, min(self._run.config.train.steps_per_dispatch, self._feed.max_steps(0))
+    step, longest = phase.train_step, min(self._run.config.train.steps_per_dispatch, self._feed.max_steps(0))
     if name == TELEMETRY:
-      step, longest = stage.telemetry_step, 1
+      step, longest = phase.telemetry_step, 1
     program = steps.make_train_steps(step, self._feed.batch_at, longest)
     shardings = (mesh_lib.parameter_shardings(self._mesh, state), mesh_lib.replicated(self._mesh))
     jitted = compile_lib.jit(program, donate_argnums=0, out_shardings=shardings)
@@ -94,9 +94,9 @@ class Programs:
 
 
 def _used(run: experiment.Experiment, step: int) -> list[str]:
-  """Returns the programs that the stage of a run uses from `step` on, in the order of their first use."""
+  """Returns the programs that the phase of a run uses from `step` on, in the order of their first use."""
   telemetry = run.every(run.config.telemetry.every)
-  total = min([stage.start for stage in run.stages if stage.start > step], default=run.config.train.steps)
+  total = min([phase.start for phase in run.phases if phase.start > step], default=run.config.train.steps)
   first = {}
   if (at := telemetry.next(step)) is not None:
     first[TELEMETRY] = at

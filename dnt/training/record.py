@@ -13,7 +13,7 @@ from dnt import checkpoints, errors, files
 from dnt import workdir as workdir_lib
 from dnt.optim import schedules
 from dnt.parallel import multihost
-from dnt.reporting import memory, metrics, progress
+from dnt.reporting import memory, metric_names, metrics, progress
 from dnt.training import evaluate, experiment, steps, telemetry
 
 
@@ -179,12 +179,12 @@ class Record:
     }
 
   def _watched(self, step: int, columns: Mapping[str, telemetry.Column], rate: float) -> None:
-    names = [row.entry.name for row in self._run.table]
-    self._writer.write(step, step / self._run.steps_per_epoch, telemetry.line(columns, names))
+    shown = telemetry.rows(columns, [entry.name for entry in self._run.entries])
+    self._writer.write(step, step / self._run.steps_per_epoch, metric_names.to_metrics(shown))
     self._rows += 1
-    self._unclipped = self._unclipped or not telemetry.is_clipped(columns)
+    self._unclipped = self._unclipped or not telemetry.is_clipped(shown)
     always_clipped = self._rows >= telemetry.ALWAYS_CLIPPED and not self._unclipped
-    for kind, text in telemetry.warnings(columns, names, rate, always_clipped).items():
+    for kind, text in telemetry.warnings(shown, rate, always_clipped).items():
       if kind not in self.warnings:
         self.warnings[kind] = {'step': step, 'text': text}
         self.say(f'warning at step {step}: {text}')

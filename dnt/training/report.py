@@ -15,7 +15,7 @@ from dnt import workdir as workdir_lib
 from dnt.models import depth, layouts
 from dnt.parallel import mesh as mesh_lib
 from dnt.parallel import multihost
-from dnt.reporting import html, metrics, plots, progress, tables
+from dnt.reporting import html, metric_names, metrics, plots, progress, tables
 from dnt.training import experiment, record, steps
 
 WHOLE_TABLE = 70  # rows; longer tables show runs of equal blocks as one line
@@ -80,7 +80,7 @@ def write(
     'best': rec.best,
     'warnings': rec.warnings,
     'parameters': trees.count(params),
-    'trainable_parameters': trees.count(run.stage_of_state(step).cut.split(state.params)[0]),
+    'trainable_parameters': trees.count(run.phase_of_state(step).cut.split(state.params)[0]),
     'params_sha256': trees.sha256(params),
     'seconds': {'total': sum(seconds.values()), 'compile': 0.0, 'train': 0.0, 'evaluate': 0.0} | seconds,
     'images_per_second': step * run.config.train.batch_size / trained if trained else None,
@@ -92,7 +92,7 @@ def write(
   if multihost.is_lead():
     pictures = {workdir_lib.CURVES: plots.png(plots.curves(records))} if (records := metrics.read(workdir)) else {}
     classes = {}
-    if any(name.startswith('telemetry/') for record in records for name in record):
+    if any(metric_names.from_metrics(record) for record in records):
       pictures[workdir_lib.TELEMETRY] = plots.png(plots.telemetry(records, [row.entry.name for row in run.table]))
     for path in workdir_lib.confusion_paths(workdir):
       found = json.loads(path.read_text())
@@ -187,7 +187,7 @@ def last_line(summary: Mapping[str, Any], command: str) -> str:
   figures = [
     f'{name} {progress.figure(name, value)}'
     for name, value in summary['last'].items()
-    if name.endswith(('/accuracy', '/loss')) and not name.startswith('train/')
+    if (metric := metric_names.parse(name)).quantity in ('accuracy', 'loss') and metric.split != 'train'
   ]
   best = _best(summary)
   parts = [f'finished step {summary["step"]}', *figures, *([f'best {best}'] if best else [])]

@@ -1,18 +1,9 @@
 """Computes the telemetry of a training step for each entry of the depth list, and warnings in plain words.
 
-The quantities of a step, for each entry:
-- `gradient_norm`, `parameter_norm`, `update_ratio`: of its parameters; the gradient before clipping, and the norm of
-  the update over the norm of the parameters before the update,
-- `output_gradient_norm`: norm of the gradient of the loss with respect to its output, over the whole batch; absent
-  below the first entry that trains, where only a tap would require a backward pass,
-- `activation_mean`, `activation_rms`: of its output,
-- `zero`, `dead`: fractions of its activations that are zero, and of its units that are zero for the whole batch,
-- `saturated`: for sigmoid and tanh, instead of those two: the fraction of its activations that are flat
-  (`taps.SATURATED`),
-- `clip_factor`: with clipping, the norm of its gradient after clipping over the norm before.
-`zero`, `dead` and `saturated` describe the activations inside the entry, or its output if it captures none.
+`metric_names.EntryRow` describes the quantities. On the device, a quantity is one column for all entries that have it.
 """
 
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -24,7 +15,9 @@ import numpy as np
 from dnt import trees
 from dnt.config import typed
 from dnt.models import depth, taps
-from dnt.optim import clip, rows
+from dnt.optim import clip
+from dnt.optim import rows as rows_lib
+from dnt.reporting import metric_names
 
 VANISHING = 1e-4  # output gradient of the first entry over that of the last
 EXPLODING = 1e4
@@ -66,7 +59,7 @@ def make(config: typed.Config, params: Any, table: Sequence[depth.Row]) -> Telem
     gradient.
   """
   entries = [row.entry for row in table]
-  places = rows.places(params, entries)
+  places = rows_lib.places(params, entries)
   lowest = min(index for place in places.values() for index in place)
   frozen = any(row.parameters for row in table[:lowest])
   clipping = None if config.clip.name == 'none' else clip.make(config.clip, params, entries)
@@ -98,23 +91,19 @@ def activity(found: Any, called: Sequence[depth.Entry], entries: Sequence[depth.
     called: the entries that are called, in depth order.
     entries: the depth list.
   """
-  flat = trees.flatten(found)
   columns: dict[str, dict[tuple[int, ...], jax.Array]] = {}
   for path, at in _groups(called, entries):
-    sums = {name: flat.get(f'{path}/output/{name}') for name in ('sum', 'square', 'count', 'zero', 'fired')}
-    if sums['count'] is None:  # the output holds no float
+    output, inside = taps.captures(found, path)
+    if output is None:
       continue
-    inside = [key.removesuffix('count') for key in flat if key.startswith(f'{path}/') and key.endswith('units/count')]
-    units = [{name: flat.get(key + name) for name in ('count', 'zero', 'fired', 'saturated')} for key in inside]
-    units = units or [{**sums, 'saturated': None}]
-    shown = {'activation_mean': sums['sum'] / sums['count'], 'activation_rms': jnp.sqrt(sums['square'] / sums['count'])}
-    for name in ('zero', 'saturated'):
-      hits = [(unit[name], unit['count']) for unit in units if unit[name] is not None]
-      if hits:
-        shown[name] = sum(hit for hit, _ in hits) / sum(count for _, count in hits)
-    fired = [unit['fired'] for unit in units if unit['fired'] is not None]
-    if fired:
-      shown['dead'] = jnp.mean(jnp.concatenate(fired, -1) == 0, -1)
+    count = output.units.count
+    shown = {'activation_mean': output.sum / count, 'activation_rms': jnp.sqrt(output.square / count)}
+    units = list(inside.values()) or [output.units]
+    if zeros := [each for each in units if isinstance(each, taps.Zeros)]:
+      shown['zero'] = sum(each.zero for each in zeros) / sum(each.count for each in zeros)
+      shown['dead'] = jnp.mean(jnp.concatenate([each.fired for each in zeros], -1) == 0, -1)
+    if flat := [each for each in units if isinstance(each, taps.Saturation)]:
+      shown['saturated'] = sum(each.saturated for each in flat) / sum(each.count for each in flat)
     for name, value in shown.items():
       columns.setdefault(name, {})[at] = value
   return {name: _column(column) for name, column in columns.items()}
@@ -123,10 +112,7 @@ def activity(found: Any, called: Sequence[depth.Entry], entries: Sequence[depth.
 def output_gradient_norms(
   squares: Any, found: Any, called: Sequence[depth.Entry], entries: Sequence[depth.Entry]
 ) -> Column:
-  """Returns the gradient norm at the output of each entry that has a tap.
-
-  There is none where an output holds no float, nor inside a user's own `nn.scan` or `nn.vmap`, which leave out the
-  collections that they do not name.
+  """Returns the gradient norm at the output of each entry that has a tap and a captured output.
 
   Args:
     squares: the gradient of the sinks.
@@ -134,13 +120,8 @@ def output_gradient_norms(
     called: the entries that are called, in depth order.
     entries: the depth list.
   """
-  tapped = trees.flatten(found)
-  reached = {
-    path: square
-    for path, square in trees.flatten(squares).items()
-    if f'{path.rpartition("/")[0]}/output/count' in tapped
-  }
-  return gather(trees.unflatten(reached), 'sink', called, entries, jnp.sqrt)
+  captured = [entry for entry in called if taps.captures(found, entry.path).output is not None]
+  return gather(squares, 'sink', captured, entries, jnp.sqrt)
 
 
 def gather(
@@ -159,9 +140,8 @@ def gather(
     entries: the depth list.
     fn: an elementwise function.
   """
-  flat = trees.flatten(tree)
-  groups = [(f'{path}/{name}', at) for path, at in _groups(called, entries)]
-  return _column({at: fn(flat[path]) for path, at in groups if path in flat})
+  nodes = {at: trees.subtree(tree, path) for path, at in _groups(called, entries)}
+  return _column({at: fn(node[name]) for at, node in nodes.items() if name in node})
 
 
 def _groups(called: Sequence[depth.Entry], entries: Sequence[depth.Entry]) -> list[tuple[str, tuple[int, ...]]]:
@@ -173,8 +153,8 @@ def _groups(called: Sequence[depth.Entry], entries: Sequence[depth.Entry]) -> li
   return list(groups.items())
 
 
-def _norms(tree: Any, places: rows.Places) -> dict[tuple[int, ...], jax.Array]:
-  return {at: jnp.sqrt(square) for at, square in rows.squares(tree, places).items()}
+def _norms(tree: Any, places: rows_lib.Places) -> dict[tuple[int, ...], jax.Array]:
+  return {at: jnp.sqrt(square) for at, square in rows_lib.squares(tree, places).items()}
 
 
 def _column(values: Mapping[tuple[int, ...], jax.Array]) -> Column:
@@ -183,41 +163,40 @@ def _column(values: Mapping[tuple[int, ...], jax.Array]) -> Column:
   return Column(joined.astype(jnp.float32), tuple(index for place in at for index in place))
 
 
-def line(columns: Mapping[str, Column], names: Sequence[str]) -> dict[str, float]:
-  """Returns the telemetry as a line of `metrics.jsonl`: `telemetry/<entry>/<quantity>`.
+def rows(columns: Mapping[str, Column], names: Sequence[str]) -> list[metric_names.EntryRow]:
+  """Returns the telemetry by entry, in depth order, of the entries that have any.
 
   Args:
-    columns: on the host.
+    columns: by quantity, on the host.
     names: of all entries, in depth order.
   """
-  return {
-    f'telemetry/{names[index]}/{quantity}': value
-    for quantity, column in columns.items()
-    for index, value in zip(column.entries, np.asarray(column.values), strict=True)
-  }
+  values: dict[int, dict[str, float]] = {}
+  for quantity, column in columns.items():
+    for index, value in zip(column.entries, np.asarray(column.values).tolist(), strict=True):
+      values.setdefault(index, {})[quantity] = value
+  return [metric_names.EntryRow(names[index], **values[index]) for index in sorted(values)]
 
 
-def warnings(columns: Mapping[str, Column], names: Sequence[str], rate: float, always_clipped: bool) -> dict[str, str]:
-  """Returns the warnings that a row of telemetry gives, by kind, each with a remedy to try.
+def warnings(shown: Sequence[metric_names.EntryRow], rate: float, always_clipped: bool) -> dict[str, str]:
+  """Returns the warnings that the telemetry of a step gives, by kind, each with a remedy to try.
 
   Args:
-    columns: on the host.
-    names: of all entries, in depth order.
+    shown: from `rows`.
     rate: learning rate of the step over the peak: a rate that still rises or has fallen makes small updates.
-    always_clipped: whether the gradient was clipped in every row so far (see `is_clipped`).
+    always_clipped: whether the gradient was clipped at every step with telemetry so far (see `is_clipped`).
   """
   found = {}
-  at = columns['output_gradient_norm']
-  norms = np.asarray(at.values, np.float64)
-  if len(norms):
-    ratio = norms[0] / norms[-1] if norms[-1] > 0 else np.nan
-    compared = f'at the output of {names[at.entries[0]]} it is {ratio:.1e} of that at {names[at.entries[-1]]}'
+  norms = _of(shown, 'output_gradient_norm')
+  if norms:
+    (first, before), (last, after) = norms[0], norms[-1]
+    ratio = before / after if after > 0 else np.nan
+    compared = f'at the output of {first} it is {ratio:.1e} of that at {last}'
     if ratio < VANISHING:
       found['vanishing'] = (
         f'the gradient vanishes: {compared}; try a norm (config.model.norm), residual blocks, or the initializer that '
         'fits (config.model.initializer=he for relu)'
       )
-    if ratio > EXPLODING or not np.isfinite(norms).all():
+    if ratio > EXPLODING or not all(np.isfinite(norm) for _, norm in norms):
       found['exploding'] = (
         f'the gradient explodes: {compared}; try a smaller config.model.init_gain, config.clip.name=global_norm or '
         'residual blocks'
@@ -226,17 +205,16 @@ def warnings(columns: Mapping[str, Column], names: Sequence[str], rate: float, a
     ('dead', 'of the units are dead (zero for the whole batch)', 'config.model.activation=leaky_relu'),
     ('saturated', 'of the activations are saturated', 'config.model.activation=relu'),
   ):
-    if quantity in columns:
-      column = columns[quantity]
-      worst = int(np.nanargmax(column.values)) if np.isfinite(column.values).any() else 0
-      if column.values[worst] > UNITS:
-        found[quantity] = (
-          f'{100 * column.values[worst]:.0f} % {said} in {names[column.entries[worst]]}; try a smaller '
-          f'config.optim.learning_rate or config.model.init_gain, a norm (config.model.norm), or {cure}'
-        )
+    fractions = [(value, entry) for entry, value in _of(shown, quantity) if np.isfinite(value)]
+    worst, where = max(fractions, key=lambda pair: pair[0], default=(0.0, ''))
+    if worst > UNITS:
+      found[quantity] = (
+        f'{100 * worst:.0f} % {said} in {where}; try a smaller config.optim.learning_rate or config.model.init_gain, a '
+        f'norm (config.model.norm), or {cure}'
+      )
   low, high = UPDATE_RATIOS
-  ratios = np.asarray(columns['update_ratio'].values)
-  median = float(np.median(ratios[np.isfinite(ratios)])) if np.isfinite(ratios).any() else np.nan
+  ratios = [value for _, value in _of(shown, 'update_ratio') if np.isfinite(value)]
+  median = statistics.median(ratios) if ratios else np.nan
   if median > high or (median < low and rate > 0.5):
     way, unless = ('smaller', '') if median > high else ('larger', ', unless the network has learned all there is')
     found['update_ratio'] = (
@@ -251,6 +229,11 @@ def warnings(columns: Mapping[str, Column], names: Sequence[str], rate: float, a
   return found
 
 
-def is_clipped(columns: Mapping[str, Column]) -> bool:
+def _of(shown: Sequence[metric_names.EntryRow], quantity: str) -> list[tuple[str, float]]:
+  """Returns the entries that have a quantity, with its value."""
+  return [(row.entry, value) for row in shown if (value := getattr(row, quantity)) is not None]
+
+
+def is_clipped(shown: Sequence[metric_names.EntryRow]) -> bool:
   """Returns whether clipping reduced the gradient of any entry."""
-  return 'clip_factor' in columns and bool(np.any(np.asarray(columns['clip_factor'].values) < 0.999))
+  return any(factor < 0.999 for _, factor in _of(shown, 'clip_factor'))

@@ -150,8 +150,8 @@ def test_a_users_entry_without_activations_is_judged_by_its_output(network):
       return nn.Dense(10, name='head')(Hidden(name='hidden')(x.reshape(x.shape[0], -1)))
 
   source, run = build(network)
-  run = run._replace(model=Net(), table=depth.table(Net(), run.spec.image_shape))
-  variables = models.init(Net(), 0, run.spec.image_shape)
+  run = run._replace(model=Net(), trace=depth.trace(Net(), run.spec.image_shape))
+  variables = models.init(run.trace, 0)
   images = pictures(run, source).reshape(EXAMPLES, -1)
   output = jax.jit(Hidden().apply)({'params': variables['params']['hidden']}, images)
   hidden, head = look(network, run, source, variables)

@@ -29,7 +29,7 @@ def torch_trains(torch, config, seed):
   data = experiment.load_data(config, ())
   run = experiment.make(experiment.resolve(config, data), data.spec)
   entries = [row.entry.name for row in run.table]
-  drawn = trees.flatten(models.init(run.model, seed, run.spec.image_shape)['params'])
+  drawn = trees.flatten(models.init(run.trace, seed)['params'])
   params = {path: torch.tensor(np.array(leaf), requires_grad=True) for path, leaf in drawn.items()}
   mean, std = (np.reshape(value, (1, 1, 1, -1)) for value in (run.config.data.mean, run.config.data.std))
   images = ((data.train.images / 255.0 - mean) / std).astype(np.float32).reshape(len(data.train), -1)

@@ -191,7 +191,7 @@ def test_the_labels_are_what_training_shows(configured, digits, name):
   run = experiment.make(experiment.resolve(config, data), data.spec)
   mesh = mesh_lib.make_mesh(config.mesh)
   feed = pipeline.make_train_feed(run.config, data.train, mesh)
-  program = compile_lib.jit(steps.make_train_steps(run.stages[0].train_step, feed.batch_at, 10), donate_argnums=0)
+  program = compile_lib.jit(steps.make_train_steps(run.phases[0].train_step, feed.batch_at, 10), donate_argnums=0)
   state = mesh_lib.place(run.make_state(run.init_variables()), mesh_lib.replicated(mesh))
   accuracies = []
   while len(accuracies) < STEPS:

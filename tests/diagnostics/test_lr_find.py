@@ -317,7 +317,7 @@ def test_the_picture_shows_every_suggestion_and_the_rate_of_the_config():
 
 @pytest.fixture
 def finding(network, undrawn, unoptimized):
-  """A config of a run in two stages that finds its rate."""
+  """A config of a run in two phases that finds its rate."""
   network.finetune.trainable, network.finetune.unfreeze = 'head', (('2', 'all'),)
   network.schedule.name = 'one_cycle'
   network.optim.learning_rate = 'auto'

@@ -99,7 +99,7 @@ def jit(function, *args):
 @functools.cache
 def compiled(name, scan):
   model = network(scan)
-  return jit(cam.differentiate, model, cam.choose(depth.table(model, SHAPE), name))
+  return jit(cam.differentiate, model, cam.choose(depth.trace(model, SHAPE).table, name))
 
 
 def assert_close(got, want, tolerance=1e-5):
@@ -127,7 +127,7 @@ def test_maps_are_those_of_torch(torch_reference, variables, images, scan, name,
 
 def test_at_the_last_convolution_grad_cam_is_cam_and_hires_cam(variables, images):
   """After global average pooling and a linear layer (Zhou et al. 2016); up to the 1 / (h w) of the pooling."""
-  assert cam.choose(depth.table(network(scan=False), SHAPE), None).name == 'stage3/block003'
+  assert cam.choose(depth.trace(network(scan=False), SHAPE).table, None).name == 'stage3/block003'
   found = compiled('stage3/block003', False)(variables, images, np.array((4, 0, 2), np.int32))
   grad_cam, hires_cam = (cam.weigh(method, found.activations, found.gradients) for method in ('grad_cam', 'hires_cam'))
   kernel = variables['params']['head']['dense']['kernel']
@@ -164,7 +164,7 @@ def test_a_users_module(images):
   given = trees.map_with_path(
     lambda _, leaf: np.random.default_rng(0).normal(0, 0.3, leaf.shape).astype(np.float32), shapes
   )
-  entry = cam.choose(depth.table(model, SHAPE), None)
+  entry = cam.choose(depth.trace(model, SHAPE).table, None)
   assert entry.name == 'body'
   found = jit(cam.explain, model, entry, 'grad_cam')(given, images)
   x, _ = jit(Body().apply)({'params': given['params']['body']}, images)
@@ -184,7 +184,7 @@ def test_maps_of_a_bfloat16_network_are_float32(images):
   config = schema.default().model
   config.update({'name': 'plain', 'depth': 8, 'width': 4, 'dtype': 'bfloat16'})
   model = models.make(config, CLASSES)
-  entry = cam.choose(depth.table(model, SHAPE), None)
+  entry = cam.choose(depth.trace(model, SHAPE).table, None)
   found = jax.eval_shape(
     functools.partial(cam.explain, model, entry, 'layer_cam'), depth.trace(model, SHAPE).variables, images
   )
@@ -200,13 +200,13 @@ def test_maps_of_a_bfloat16_network_are_float32(images):
 )
 def test_an_entry_that_cannot_be_mapped_is_refused(name, said):
   with pytest.raises(errors.InputError, match=said):
-    cam.choose(depth.table(network(scan=True), SHAPE), name)
+    cam.choose(depth.trace(network(scan=True), SHAPE).table, name)
 
 
 def test_a_network_without_places_is_refused():
   config = schema.default().model
   config.update({'name': 'mlp', 'depth': 3, 'width': 4})
-  table = depth.table(models.make(config, CLASSES), SHAPE)
+  table = depth.trace(models.make(config, CLASSES), SHAPE).table
   for name in (None, 'stem'):
     with pytest.raises(errors.InputError, match='no entry of this network has an output'):
       cam.choose(table, name)

@@ -43,9 +43,9 @@ def trained(config, spec):
   state = made.abstract_state()
   batch = {'image': jax.ShapeDtypeStruct((config.train.batch_size, *made.spec.image_shape), jnp.uint8)}
   batch |= {name: jax.ShapeDtypeStruct(batch['image'].shape[:1], jnp.int32) for name in ('label', 'epoch', 'position')}
-  after, _ = jax.eval_shape(made.stages[0].train_step, state, batch)
+  after, _ = jax.eval_shape(made.phases[0].train_step, state, batch)
   assert jax.tree.structure(after) == jax.tree.structure(state)
-  return trees.count(made.stages[0].cut.split(state.params)[0])
+  return trees.count(made.phases[0].cut.split(state.params)[0])
 
 
 @pytest.mark.thorough

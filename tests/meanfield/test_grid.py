@@ -97,7 +97,7 @@ def test_products_and_singular_values_are_those_of_the_whole_jacobian():
     basis = jnp.eye(48).reshape(48, 1, 1, 1, 1, 4, 12) + jnp.zeros((1, *x.shape))
     columns = jax.vmap(jax.linearize(output, x)[1])(basis)
     found = random_nets.singular_values(network, key, VARIANCES, x, 3, 6)  # 3 span all
-    inputs = random_nets.forward(network, key, VARIANCES, x)[0]
+    inputs = random_nets.forward(network, key, VARIANCES, x).inputs
     return columns, found, random_nets.pull(network, key, VARIANCES, inputs, cotangents[None])
 
   columns, found, (pulled, logarithm) = everything(x, cotangents)
@@ -121,7 +121,7 @@ def test_a_few_lanczos_iterations_find_the_largest_singular_values():
   @jax.jit
   def everything(x):
     basis = jnp.eye(96).reshape(96, 1, 1, 1, 1, 1, 96) + jnp.zeros((1, *x.shape))
-    inputs = random_nets.forward(network, key, variances, x)[0]
+    inputs = random_nets.forward(network, key, variances, x).inputs
     columns, logarithm = random_nets.push(network, key, variances, inputs, basis)
     return columns, logarithm, random_nets.singular_values(network, key, variances, x, 2, 6)
 

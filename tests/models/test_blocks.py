@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dnt import config, errors, models, trees
-from dnt.models import blocks, parts
+from dnt.models import blocks, depth, parts
 
 QUICK = {'xla_backend_optimization_level': 0}  # compile in a third of the time
 
@@ -22,7 +22,7 @@ def pictures(channels=3, size=5):
 
 
 def init(block, x):
-  return jax.device_get(models.init(block, 1, x.shape[1:]))
+  return jax.device_get(models.init(depth.trace(block, x.shape[1:]), 1))
 
 
 def run(block, variables, x, **kwargs):

@@ -101,8 +101,8 @@ def make(name, options=None, **model):
 
 def test_a_module_of_ones_own():
   model = make('mynets:Net', {'width': 7})
-  assert [entry.name for entry in depth.entries(model, SHAPE)] == ['wide', 'norm', 'answer']
-  variables = models.init(model, 0, SHAPE)
+  assert [entry.name for entry in depth.trace(model, SHAPE).entries] == ['wide', 'norm', 'answer']
+  variables = models.init(depth.trace(model, SHAPE), 0)
   assert variables['params']['wide']['kernel'].shape == (48, 7)
   assert set(variables['batch_stats']) == {'norm'}
   x = np.random.default_rng(0).normal(size=(6, *SHAPE)).astype(np.float32)
@@ -117,8 +117,8 @@ def test_a_module_of_ones_own():
 
 def test_a_module_that_does_not_know_of_training():
   model = make('mynets:NoTrain', {'widths': (4, 6, 5)})
-  assert [entry.name for entry in depth.entries(model, SHAPE)] == ['layers_0', 'layers_1', 'layers_2']
-  variables = models.init(model, 0, SHAPE)
+  assert [entry.name for entry in depth.trace(model, SHAPE).entries] == ['layers_0', 'layers_1', 'layers_2']
+  variables = models.init(depth.trace(model, SHAPE), 0)
   assert variables['batch_stats'] == {}
   x = np.ones((2, *SHAPE), np.float32)
   logits = [jax.jit(functools.partial(model.apply, train=train))(variables, x) for train in (True, False)]
@@ -127,10 +127,10 @@ def test_a_module_that_does_not_know_of_training():
 
 def test_a_module_of_dnts_parts_follows_the_config():
   model = make('mynets:FromParts', norm='rms_norm', activation='tanh', scan=True)
-  entries = depth.entries(model, SHAPE)
+  entries = depth.trace(model, SHAPE).entries
   assert [entry.name for entry in entries] == ['stem', 'body/block001', 'body/block002', 'body/block003', 'head']
   assert entries[3] == depth.Entry('body/block003', 'body/scanned', 1)
-  variables = models.init(model, 0, SHAPE)
+  variables = models.init(depth.trace(model, SHAPE), 0)
   assert variables['params']['body']['scanned']['conv1']['kernel'].shape == (2, 3, 3, 4, 4)
   assert variables['batch_stats'] == {}
   apply = functools.partial(model.apply, mutable=[])
@@ -171,4 +171,4 @@ def test_logits_of_another_shape_are_refused():
   model = make('mynets:Wrong')
   message = r'mynets:Wrong returns \(1, 4, 4, 3\) for 1 examples; it must return logits .* here \(1, 5\)'
   with pytest.raises(errors.InputError, match=message):
-    depth.entries(model, SHAPE)
+    depth.trace(model, SHAPE)

@@ -19,7 +19,7 @@ def make(num_classes=10, **options):
 
 
 def parameters(shape=(32, 32, 3), num_classes=10, **options):
-  return sum(row.parameters for row in depth.table(make(num_classes, **options), shape))
+  return sum(row.parameters for row in depth.trace(make(num_classes, **options), shape).table)
 
 
 # Torchvision's layer names to dnt's.
@@ -101,7 +101,7 @@ def test_the_widest_imagenet_densenet_counts_as_torchvisions():
 
 
 def test_layers_and_transitions_are_entries():
-  names = [entry.name for entry in depth.entries(make(depth=16, growth_rate=4), (8, 8, 3))]
+  names = [entry.name for entry in depth.trace(make(depth=16, growth_rate=4), (8, 8, 3)).entries]
   stages = [f'stage{s}/block{b:03d}' for s in (1, 2, 3) for b in (1, 2)]
   assert names == ['stem', *stages[:2], 'transition1', *stages[2:4], 'transition2', *stages[4:], 'head']
 

@@ -22,10 +22,10 @@ def make(**options):
 
 def test_entries_are_in_depth_order_in_both_layouts():
   names = ['stem'] + [f'stage{s}/block{b:03d}' for s in (1, 2, 3) for b in (1, 2, 3)] + ['head']
-  unrolled = depth.entries(make(depth=20), SHAPE)
+  unrolled = depth.trace(make(depth=20), SHAPE).entries
   assert [e.name for e in unrolled] == [e.path for e in unrolled] == names
   assert all(e.row is None for e in unrolled)
-  scanned = depth.entries(make(depth=20, scan=True), SHAPE)
+  scanned = depth.trace(make(depth=20, scan=True), SHAPE).entries
   assert [e.name for e in scanned] == names
   assert scanned[4:7] == (
     depth.Entry('stage2/block001', 'stage2/block001'),
@@ -37,8 +37,8 @@ def test_entries_are_in_depth_order_in_both_layouts():
 @pytest.mark.parametrize('scan', [False, True])
 def test_every_leaf_belongs_to_its_entry(scan):
   model = make(depth=20, scan=scan)
-  entries = depth.entries(model, SHAPE)
-  variables = models.init(model, 0, SHAPE)
+  entries = depth.trace(model, SHAPE).entries
+  variables = models.init(depth.trace(model, SHAPE), 0)
   for collection in ('params', 'batch_stats'):
     for path, leaf in trees.flatten(variables[collection]).items():
       owners = depth.entry_index(entries, path)
@@ -53,7 +53,7 @@ def test_every_leaf_belongs_to_its_entry(scan):
 
 
 def test_table_of_resnet20():
-  rows = {row.entry.name: row for row in depth.table(make(depth=20), (32, 32, 3))}
+  rows = {row.entry.name: row for row in depth.trace(make(depth=20), (32, 32, 3)).table}
   assert rows['stem'].shape == (32, 32, 16)
   assert rows['stage2/block001'].shape == (16, 16, 32)
   assert rows['head'].shape == (5,)
@@ -63,15 +63,16 @@ def test_table_of_resnet20():
   convolutions = 32**2 * 9 * 3 * 16 + 32**2 * 9 * 16**2 * 6 + 16**2 * 9 * (16 * 32 + 32**2 * 5)
   convolutions += 8**2 * 9 * (32 * 64 + 64**2 * 5)
   assert sum(row.flops for row in rows.values()) == 2 * (convolutions + 64 * 5)
-  assert rows == {row.entry.name: row for row in depth.table(make(depth=20, remat=True), (32, 32, 3))}
+  assert rows == {row.entry.name: row for row in depth.trace(make(depth=20, remat=True), (32, 32, 3)).table}
 
 
 def test_table_is_the_same_scanned():
-  def strip(rows):
-    return [(row.entry.name, row.shape, row.parameters, row.flops) for row in rows]
+  def rows(**options):
+    table = depth.trace(make(**options), SHAPE).table
+    return [(row.entry.name, row.shape, row.parameters, row.flops) for row in table]
 
   for options in ({'depth': 20}, {'name': 'mlp', 'depth': 6, 'width': 8}):
-    assert strip(depth.table(make(**options), SHAPE)) == strip(depth.table(make(**options, scan=True), SHAPE))
+    assert rows(**options) == rows(**options, scan=True)
 
 
 class Odd(nn.Module):
@@ -104,7 +105,7 @@ class Odd(nn.Module):
 
 @pytest.mark.parametrize('sizes', [(4, 4), [4, 4]], ids=['hashable', 'unhashable'])
 def test_any_module_has_a_depth_list(sizes):
-  rows = depth.table(Odd(sizes), SHAPE)
+  rows = depth.trace(Odd(sizes), SHAPE).table
   assert [row.entry.name for row in rows] == ['shift', 'z_first', 'tower_0', 'tower_1', 'a_last']
   assert [row.shape for row in rows] == [None, (4,), (4,), (4,), (5,)]
   assert [row.parameters for row in rows] == [4, 192 * 4 + 4, 20, 20, 25]
@@ -137,11 +138,11 @@ class Inner(nn.Module):
 
 def test_a_stage_deep_inside_belongs_to_its_direct_submodule():
   model = Branching()
-  (row,) = depth.table(model, SHAPE)
+  (row,) = depth.trace(model, SHAPE).table
   assert row.entry == depth.Entry('inner', 'inner')
   assert row.shape == (5,)
   assert row.flops == 2 * (4 * 192**2 + 192 * 5)
-  variables = models.init(model, 0, SHAPE)
+  variables = models.init(depth.trace(model, SHAPE), 0)
   assert variables['params']['inner']['stage']['scanned']['dense']['kernel'].shape == (2, 192, 192)
   assert depth.entry_index([row.entry], 'inner/stage/scanned/dense/kernel') == (0,)
   assert model.apply(variables, np.ones((2, *SHAPE), np.float32), train=False).shape == (2, 5)
@@ -156,4 +157,4 @@ class Caching(nn.Module):
 
 def test_foreign_collections_are_refused():
   with pytest.raises(errors.InputError, match="collection 'cache'"):
-    depth.entries(Caching(), SHAPE)
+    depth.trace(Caching(), SHAPE)

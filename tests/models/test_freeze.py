@@ -105,7 +105,7 @@ def test_what_is_frozen_stays_to_the_last_bit_and_each_mode_moves_what_it_says(c
   config.finetune.trainable, config.finetune.frozen_norm = trainable, mode
   config.optim.weight_decay, config.train.accumulate = 0.1, 2
   run, state, batch = begin(config)
-  step = jax.jit(run.stages[0].train_step)
+  step = jax.jit(run.phases[0].train_step)
   after = state
   for _ in range(2):
     after, _ = step(after, batch)
@@ -140,7 +140,7 @@ def test_the_clip_norm_is_over_what_trains(config, begin):
   config.optim.momentum, config.optim.weight_decay, config.optim.learning_rate = 0.0, 0.0, 1.0
   config.finetune.trainable = 'head'
   run, state, batch = begin(config)
-  after, found = jax.jit(run.stages[0].train_step)(state, batch)
+  after, found = jax.jit(run.phases[0].train_step)(state, batch)
   moved = jax.tree.map(jnp.subtract, after.params['head'], state.params['head'])
   np.testing.assert_allclose(optax.tree.norm(moved), 1e-3, rtol=1e-4)
 
@@ -162,7 +162,7 @@ def test_below_the_cut_there_is_no_backward_pass_and_telemetry_brings_none_back(
   for trainable in ('head', 'top:1', 'all'):
     config.finetune.trainable = trainable
     run, state, batch = begin(config)
-    for kind, step in (('plain', run.stages[0].train_step), ('telemetry', run.stages[0].telemetry_step)):
+    for kind, step in (('plain', run.phases[0].train_step), ('telemetry', run.phases[0].telemetry_step)):
       lowered = jax.jit(step).lower(state, batch)
       flops[trainable, kind] = lowered.cost_analysis()['flops']
       if kind == 'plain':
@@ -180,7 +180,7 @@ def test_below_the_cut_there_is_no_backward_pass_and_telemetry_brings_none_back(
 def test_telemetry_shows_forward_figures_alone_of_what_is_frozen(config, begin):
   config.finetune.trainable = 'top:1'
   run, state, batch = begin(config)
-  _, found = jax.jit(run.stages[0].telemetry_step)(state, batch)
+  _, found = jax.jit(run.phases[0].telemetry_step)(state, batch)
   columns = found['telemetry']
   assert columns['gradient_norm'].entries == columns['output_gradient_norm'].entries == (3, 4)
   assert columns['activation_rms'].entries == (0, 1, 2, 3, 4)
@@ -191,7 +191,7 @@ def test_frozen_blocks_are_never_dropped(config, begin):
   config.model.stochastic_depth, config.model.name = 0.9, 'resnet'
   config.finetune.trainable = 'head'
   run, state, batch = begin(config)
-  _, found = jax.jit(run.stages[0].train_step)(state, batch)
+  _, found = jax.jit(run.phases[0].train_step)(state, batch)
   logits = evaluated(run, state, batch)
   loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch['label']).mean()
   np.testing.assert_allclose(found['loss'], loss, rtol=1e-5)
@@ -207,7 +207,7 @@ def test_a_users_own_batch_norm_and_dropout(tiny, begin, tmp_path, monkeypatch, 
     tiny.model.options.in_call = in_call
   tiny.finetune.trainable = 'last'
   run, state, batch = begin(tiny)
-  after, found = jax.jit(run.stages[0].train_step)(state, batch)
+  after, found = jax.jit(run.phases[0].train_step)(state, batch)
   assert changed(state.params, after.params) == {'last'}
   assert changed(state.batch_stats, after.batch_stats) == set()
   logits = evaluated(run, state, batch)
@@ -215,7 +215,7 @@ def test_a_users_own_batch_norm_and_dropout(tiny, begin, tmp_path, monkeypatch, 
   np.testing.assert_allclose(found['loss'], loss, rtol=1e-5)
   tiny.finetune.frozen_norm = 'batch'
   run, state, batch = begin(tiny)
-  after, _ = jax.jit(run.stages[0].train_step)(state, batch)
+  after, _ = jax.jit(run.phases[0].train_step)(state, batch)
   assert changed(state.batch_stats, after.batch_stats) == {'first'}
 
 
@@ -227,14 +227,14 @@ def test_a_scanned_network_cannot_be_frozen(config, begin):
     begin(config)
 
 
-def test_stages_come_one_after_the_other(config, begin):
+def test_phases_come_one_after_the_other(config, begin):
   config.finetune.trainable = 'head'
   config.finetune.unfreeze = (('25%', 'top:2'), ('6 steps', 'all'), ('100', 'all'))
   run, _, _ = begin(config)
-  assert [stage.start for stage in run.stages] == [0, 2, 6]
-  assert [len(stage.cut.frozen) for stage in run.stages] == [4, 2, 0]
-  assert [run.stage(step).start for step in (0, 1, 2, 5, 6, 99)] == [0, 0, 2, 2, 6, 6]
-  assert [run.stage_of_state(step).start for step in (0, 2, 3, 6, 7)] == [0, 0, 2, 2, 6]
+  assert [phase.start for phase in run.phases] == [0, 2, 6]
+  assert [len(phase.cut.frozen) for phase in run.phases] == [4, 2, 0]
+  assert [run.phase(step).start for step in (0, 1, 2, 5, 6, 99)] == [0, 0, 2, 2, 6, 6]
+  assert [run.phase_of_state(step).start for step in (0, 2, 3, 6, 7)] == [0, 0, 2, 2, 6]
 
 
 @pytest.mark.parametrize(
@@ -245,7 +245,7 @@ def test_stages_come_one_after_the_other(config, begin):
     ((('0', 'all'),), 'must come after'),
   ],
 )
-def test_stages_that_make_no_sense_are_refused(config, begin, unfreeze, said):
+def test_phases_that_make_no_sense_are_refused(config, begin, unfreeze, said):
   config.finetune.trainable, config.finetune.unfreeze = 'top:2', unfreeze
   with pytest.raises(errors.InputError, match=said):
     begin(config)
@@ -256,11 +256,11 @@ def test_what_begins_to_train_starts_anew_and_the_rest_goes_on(config, begin):
   config.optim.name, config.optim.weight_decay = 'adamw', 0.0
   config.finetune.trainable, config.finetune.unfreeze = 'head', (('3', 'all'),)
   run, state, batch = begin(config)
-  first, second = run.stages
+  first, second = run.phases
   for _ in range(3):
     state, _ = jax.jit(first.train_step)(state, batch)
   after = run.advance(state, second)
-  old, new = after.opt_state['adam'], after.opt_state['stage1']['adam']
+  old, new = after.opt_state['adam'], after.opt_state['phase1']['adam']
   assert int(old.count) == 3 and int(new.count) == 0
   assert int(after.opt_state['learning_rate'].count) == 3
   assert not any(np.any(leaf) for leaf in jax.tree.leaves(new.mu))
@@ -274,7 +274,7 @@ def test_what_begins_to_train_starts_anew_and_the_rest_goes_on(config, begin):
 
 @pytest.mark.thorough
 @pytest.mark.usefixtures('unoptimized', 'undrawn')
-def test_a_run_goes_on_across_the_start_of_a_stage(tiny, tmp_path):
+def test_a_run_goes_on_across_the_start_of_a_phase(tiny, tmp_path):
   config = tiny
   config.train.steps, config.ema.decay, config.model.norm = 8, 0.9, 'batch_norm'
   config.finetune.trainable, config.finetune.unfreeze = 'head', (('4', 'top:1'), ('6', 'all'))

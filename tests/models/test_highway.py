@@ -20,11 +20,10 @@ def make(**changed):
 
 
 def test_depth_counts_layers_as_the_plain_nets_do():
-  rows = depth.table(make(depth=32, width=4), SHAPE)
+  rows = depth.trace(make(depth=32, width=4), SHAPE).table
   assert len(rows) == 32
-  kernels = {
-    path for path in trees.flatten(models.init(make(depth=8, width=4), 0, SHAPE)['params']) if 'kernel' in path
-  }
+  variables = models.init(depth.trace(make(depth=8, width=4), SHAPE), 0)
+  kernels = {path for path in trees.flatten(variables['params']) if 'kernel' in path}
   gated = {path.rsplit('/', 2)[0] for path in kernels if 'gate' in path}
   # Two layers a stage; the first of the second and third stage changes the shape and has no gate.
   assert gated == {'stage1/block001', 'stage1/block002', 'stage2/block002', 'stage3/block002'}
@@ -34,7 +33,7 @@ def test_depth_counts_layers_as_the_plain_nets_do():
 def test_a_negative_gate_bias_carries_the_input_through():
   """With closed gates each stage passes its first layer's output on."""
   model = make(depth=14, width=4, gate_bias=-30.0)
-  variables = models.init(model, 0, SHAPE)
+  variables = models.init(depth.trace(model, SHAPE), 0)
   outputs = {}
 
   def record(next_fun, args, kwargs, context):

@@ -8,7 +8,7 @@ import optax
 import pytest
 
 from dnt import config, errors, models, trees
-from dnt.models import layouts
+from dnt.models import depth, layouts
 
 SHAPE = (8, 8, 3)
 
@@ -39,7 +39,7 @@ class State(flax.struct.PyTreeNode):
 def test_converter_round_trip_of_a_whole_state():
   """Parameters, momenta, Adam's moments and masked leaves, as arrays, NumPy arrays and shapes."""
   model = make(depth=20, scan=True)
-  params = models.init(model, 0, SHAPE)['params']
+  params = models.init(depth.trace(model, SHAPE), 0)['params']
   rows = layouts.scanned_rows(params)
   assert rows == {('stage1',): 2, ('stage2',): 2, ('stage3',): 2}
   labels = trees.map_with_path(lambda path, _: 'one' if path.endswith('kernel') else 'two', params)
@@ -77,8 +77,8 @@ def models_params_unrolled(params):
 
 
 def test_converter_leaves_the_layout_it_makes_alone():
-  scanned = models.init(make(depth=20, scan=True), 0, SHAPE)
-  unrolled = models.init(make(depth=20), 0, SHAPE)
+  scanned = models.init(depth.trace(make(depth=20, scan=True), SHAPE), 0)
+  unrolled = models.init(depth.trace(make(depth=20), SHAPE), 0)
   rows = layouts.scanned_rows(scanned['params'])
   assert_equal(layouts.to_unrolled(unrolled), unrolled)
   assert_equal(layouts.to_scanned(scanned, rows), scanned)

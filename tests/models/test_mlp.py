@@ -19,7 +19,7 @@ def make(**options):
 @pytest.mark.parametrize('layers', [1, 2, 3, 6])
 def test_depth_counts_dense_layers(layers):
   model = make(depth=layers, width=7)
-  rows = depth.table(model, SHAPE)
+  rows = depth.trace(model, SHAPE).table
   names = ['stem', *(f'stage1/block{i + 1:03d}' for i in range(layers - 2)), 'head']
   assert [row.entry.name for row in rows] == (names if layers > 1 else ['head'])
   sizes = [48, *[7] * (layers - 1), 5]
@@ -30,7 +30,7 @@ def test_depth_counts_dense_layers(layers):
 @pytest.mark.parametrize('block', ['plain', 'residual', 'highway'])
 def test_logits_are_the_formulas(block):
   model = make(depth=4, width=6, block=block, activation='tanh')
-  variables = models.init(model, 0, SHAPE)
+  variables = models.init(depth.trace(model, SHAPE), 0)
   params = jax.device_get(variables['params'])
   x = np.random.default_rng(0).normal(size=(3, *SHAPE)).astype(np.float32)
 

@@ -19,9 +19,9 @@ def make(name='plain', **options):
 def test_a_plain_net_is_a_resnet_without_shortcuts(layers):
   """Identity shortcuts own nothing: the same leaves, entries and first values, another function."""
   plain, resnet = make(depth=layers), make('resnet', depth=layers)
-  assert depth.table(plain, SHAPE) == depth.table(resnet, SHAPE)
+  assert depth.trace(plain, SHAPE).table == depth.trace(resnet, SHAPE).table
   if layers == 20:
-    one, two = models.init(plain, 0, SHAPE), models.init(resnet, 0, SHAPE)
+    one, two = models.init(depth.trace(plain, SHAPE), 0), models.init(depth.trace(resnet, SHAPE), 0)
     assert trees.sha256(one) == trees.sha256(two)
     x = np.random.default_rng(0).normal(size=(2, *SHAPE)).astype(np.float32)
     logits = [jax.jit(lambda v, x, m=m: m.apply(v, x, train=False))(one, x) for m in (plain, resnet)]
@@ -29,7 +29,7 @@ def test_a_plain_net_is_a_resnet_without_shortcuts(layers):
 
 
 def test_width_is_the_channels_of_the_first_stage():
-  shapes = [row.shape for row in depth.table(make(depth=8, width=6), SHAPE)]
+  shapes = [row.shape for row in depth.trace(make(depth=8, width=6), SHAPE).table]
   assert shapes == [(8, 8, 6), (8, 8, 6), (4, 4, 12), (2, 2, 24), (10,)]
 
 

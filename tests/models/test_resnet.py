@@ -22,7 +22,7 @@ def make(num_classes=10, **options):
 
 
 def parameters(shape=(32, 32, 3), num_classes=10, **options):
-  return sum(row.parameters for row in depth.table(make(num_classes, **options), shape))
+  return sum(row.parameters for row in depth.trace(make(num_classes, **options), shape).table)
 
 
 # Torchvision's layer names to dnt's.

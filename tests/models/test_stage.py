@@ -84,7 +84,7 @@ def assert_equal(tree, other):
 @pytest.mark.parametrize('fields', [{}, {'drop_rates': (0.1, 0.5, 0.7), 'remat': True}])
 def test_scanned_equals_unrolled(fields):
   unrolled, scanned = make_net(**fields), make_net(scan=True, **fields)
-  first, second = models.init(unrolled, 3, SHAPE), models.init(scanned, 3, SHAPE)
+  first, second = models.init(depth.trace(unrolled, SHAPE), 3), models.init(depth.trace(scanned, SHAPE), 3)
   assert_equal(first, layouts.to_unrolled(second))
   loss, logits, stats, gradients = train_pass(unrolled, first)
   other_loss, other_logits, other_stats, other_gradients = train_pass(scanned, second)
@@ -96,18 +96,18 @@ def test_scanned_equals_unrolled(fields):
 
 @pytest.mark.thorough
 def test_remat_keeps_values_and_is_there():
-  variables = models.init(make_net(), 3, SHAPE)
+  variables = models.init(depth.trace(make_net(), SHAPE), 3)
   assert_close(train_pass(make_net(remat=True), variables)[3], train_pass(make_net(), variables)[3], 1e-6)
   for scan in (False, True):
     model = make_net(remat=True, scan=scan)
-    variables = models.init(model, 3, SHAPE)
+    variables = models.init(depth.trace(model, SHAPE), 3)
     program = jax.make_jaxpr(functools.partial(model.apply, train=False))(variables, np.zeros((2, *SHAPE), np.float32))
     assert str(program).count('remat') >= (2 if scan else 3)
 
 
 def test_scanned_equals_unrolled_in_evaluation():
   unrolled, scanned = make_net(drop_rates=(0.1, 0.5, 0.7)), make_net(scan=True, drop_rates=(0.1, 0.5, 0.7))
-  variables = models.init(scanned, 3, SHAPE)
+  variables = models.init(depth.trace(scanned, SHAPE), 3)
   x = np.random.default_rng(1).normal(size=(2, *SHAPE)).astype(np.float32)
   got = jax.jit(functools.partial(scanned.apply, train=False))(variables, x)
   want = jax.jit(functools.partial(unrolled.apply, train=False))(layouts.to_unrolled(variables), x)
@@ -117,7 +117,7 @@ def test_scanned_equals_unrolled_in_evaluation():
 @pytest.mark.thorough
 def test_scanned_equals_unrolled_in_bfloat16():
   unrolled, scanned = make_net('bfloat16'), make_net('bfloat16', scan=True)
-  first, second = models.init(unrolled, 3, SHAPE), models.init(scanned, 3, SHAPE)
+  first, second = models.init(depth.trace(unrolled, SHAPE), 3), models.init(depth.trace(scanned, SHAPE), 3)
   one, two = train_pass(unrolled, first), train_pass(scanned, second)
   assert_close(two[2], one[2], 2e-2)
   assert_close(two[3], one[3], 5e-2)
@@ -134,7 +134,7 @@ def test_scanned_equals_unrolled_in_bfloat16():
 )
 def test_models_are_the_same_function_scanned(options):
   unrolled, scanned = make(**options), make(**options, scan=True)
-  first, second = models.init(unrolled, 0, SHAPE), models.init(scanned, 0, SHAPE)
+  first, second = models.init(depth.trace(unrolled, SHAPE), 0), models.init(depth.trace(scanned, SHAPE), 0)
   assert_equal(first, layouts.to_unrolled(second))
   assert any(trees.is_scanned(path) for path in trees.flatten(second['params']))
   one, two = train_pass(unrolled, first), train_pass(scanned, second)
@@ -165,7 +165,7 @@ def test_stochastic_depth_draws_by_example_with_the_stated_rate_and_scale():
 def test_taps_reach_into_a_scanned_stage():
   """Interceptors can sow and perturb at each block's output, one row a block."""
   model, unrolled = make_net(scan=True), make_net()
-  variables = models.init(model, 0, SHAPE)
+  variables = models.init(depth.trace(model, SHAPE), 0)
   x = np.random.default_rng(0).normal(size=(2, *SHAPE)).astype(np.float32)
 
   def tap(next_fun, args, kwargs, context):
@@ -193,6 +193,6 @@ def test_taps_reach_into_a_scanned_stage():
 
 def test_a_stage_of_one_block_has_nothing_scanned():
   model = make(depth=8, scan=True)
-  variables = models.init(model, 0, SHAPE)
-  assert_equal(variables, models.init(make(depth=8), 0, SHAPE))
-  assert all(entry.row is None for entry in depth.entries(model, SHAPE))
+  variables = models.init(depth.trace(model, SHAPE), 0)
+  assert_equal(variables, models.init(depth.trace(make(depth=8), SHAPE), 0))
+  assert all(entry.row is None for entry in depth.trace(model, SHAPE).entries)

@@ -82,7 +82,7 @@ def test_shapes_and_dtypes_with_all_parts(name):
 )
 def test_a_training_step_is_finite(name, parts):
   model = make(name, parts)
-  variables = models.init(model, 0, SHAPE)
+  variables = models.init(depth.trace(model, SHAPE), 0)
   x = np.random.default_rng(0).normal(size=(4, *SHAPE)).astype(jnp.dtype(parts[3]))
   gradient, (logits, stats) = jax.jit(functools.partial(step, model), compiler_options=QUICK)(variables, x)
   assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves((gradient, logits, stats)))
@@ -105,7 +105,7 @@ def test_bfloat16_is_computed_and_not_stored():
 
 def test_each_block_is_an_entry_with_a_call_of_its_own():
   for name in TINY:
-    entries = depth.entries(make(name), SHAPE)
+    entries = depth.trace(make(name), SHAPE).entries
     called = []
 
     def record(next_fun, args, kwargs, context, called=called):
@@ -124,11 +124,12 @@ def test_each_block_is_an_entry_with_a_call_of_its_own():
 
 def test_init_is_a_function_of_seed_and_path():
   model = make('resnet')
-  first, again, other = (models.init(model, seed, SHAPE) for seed in (0, 0, 1))
-  assert trees.sha256(first) == trees.sha256(again) == trees.sha256(models.init(make('resnet'), 0, (16, 16, 3)))
+  first, again, other = (models.init(depth.trace(model, SHAPE), seed) for seed in (0, 0, 1))
+  larger = models.init(depth.trace(model, (16, 16, 3)), 0)
+  assert trees.sha256(first) == trees.sha256(again) == trees.sha256(larger)
   assert trees.sha256(first) != trees.sha256(other)
   # A deeper network starts with the same values where it has the same leaves.
-  deeper = trees.flatten(models.init(make('resnet', depth=14), 0, SHAPE))
+  deeper = trees.flatten(models.init(depth.trace(make('resnet', depth=14), SHAPE), 0))
   for path, leaf in trees.flatten(first).items():
     np.testing.assert_array_equal(leaf, deeper[path], err_msg=path)
   kernels = [leaf for path, leaf in deeper.items() if path.endswith('kernel') and leaf.shape == (3, 3, 16, 16)]
@@ -137,8 +138,8 @@ def test_init_is_a_function_of_seed_and_path():
 
 def test_init_can_be_traced():
   model = make('resnet', scan=True, depth=14)
-  abstract = jax.eval_shape(lambda: models.init(model, 0, SHAPE))
-  assert jax.tree.map(jnp.shape, abstract) == jax.tree.map(jnp.shape, models.init(model, 0, SHAPE))
+  abstract = jax.eval_shape(lambda: models.init(depth.trace(model, SHAPE), 0))
+  assert jax.tree.map(jnp.shape, abstract) == jax.tree.map(jnp.shape, models.init(depth.trace(model, SHAPE), 0))
 
 
 @pytest.mark.parametrize('name', TINY)
@@ -158,11 +159,11 @@ def test_resolved_options_make_the_same_model(name):
 
 
 def test_residual_options_reach_the_model():
-  leaves = trees.flatten(models.init(make('resnet', residual_scalar=0.0), 0, SHAPE)['params'])
+  leaves = trees.flatten(models.init(depth.trace(make('resnet', residual_scalar=0.0), SHAPE), 0)['params'])
   scalars = [leaf for path, leaf in leaves.items() if path.endswith('residual_scalar')]
   assert len(scalars) == 3
   assert all(leaf.shape == () and leaf == 0 for leaf in scalars)
-  leaves = trees.flatten(models.init(make('resnet', zero_init_last_norm=True), 0, SHAPE)['params'])
+  leaves = trees.flatten(models.init(depth.trace(make('resnet', zero_init_last_norm=True), SHAPE), 0)['params'])
   assert [path for path, leaf in leaves.items() if path.endswith('scale') and not leaf.any()] == [
     f'stage{stage}/block001/norm2/scale' for stage in (1, 2, 3)
   ]

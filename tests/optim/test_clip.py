@@ -65,7 +65,7 @@ def test_block_norm_clips_each_entry_by_its_own_norm(network):
   actual = apply(section(name='block_norm', threshold=2.0), gradients, network.tree(1), network.unrolled)
   expected = {}
   for entry in network.unrolled:
-    block = trees.subtree(gradients, tuple(entry.name.split('/')))
+    block = trees.subtree(gradients, entry.name)
     norm = np.sqrt(sum(np.sum(leaf.astype(np.float64) ** 2) for leaf in jax.tree.leaves(block)))
     assert (norm < 2) == (entry.name == 'dense')
     expected[entry.name] = jax.tree.map(lambda leaf, norm=norm: leaf * min(1.0, 2.0 / norm), block)

@@ -32,7 +32,7 @@ def test_matched_variables_come_in_the_layout_of_the_model(resnet, scan):
   given = build(resnet).init_variables()
   resnet.model.scan = scan
   run = build(resnet)
-  found = initialize.match(depth.trace(run.model, run.spec.image_shape), given, 'somewhere')
+  found = initialize.match(run.trace, given, 'somewhere')
   assert jax.tree.structure(found) == jax.tree.structure(run.init_variables())
   back = unrolled(found, run.model, run.spec.image_shape)
   jax.tree.map(np.testing.assert_array_equal, back, given)
@@ -51,7 +51,7 @@ def test_other_variables_are_refused_leaf_by_leaf(resnet, change, said):
   variables = {name: dict(tree) for name, tree in run.init_variables().items()}
   change(variables['params'])
   with pytest.raises(errors.InputError, match=rf'^somewhere holds another network than config\.model: .*{said}'):
-    initialize.match(depth.trace(run.model, run.spec.image_shape), variables, 'somewhere')
+    initialize.match(run.trace, variables, 'somewhere')
 
 
 def test_a_new_run_starts_from_the_seed_on_the_mesh(tiny, tmp_path):

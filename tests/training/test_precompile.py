@@ -32,7 +32,7 @@ def order(monkeypatch):
   """The names of the programs that are compiled, in order; none really is."""
   names = []
 
-  def note(self, name, stage, state):
+  def note(self, name, phase, state):
     names.append(name)
     return name
 
@@ -73,7 +73,7 @@ def test_on_an_accelerator_nothing_is_compiled_ahead(make, order, monkeypatch):
 
 
 def test_an_error_of_the_background_reaches_the_loop(make, monkeypatch):
-  def fail(self, name, stage, state):
+  def fail(self, name, phase, state):
     raise MemoryError(name)
 
   monkeypatch.setattr(precompile.Programs, '_compile', fail)
@@ -101,7 +101,7 @@ def test_the_first_program_is_asked_for_before_parameters_are_drawn_and_each_is_
 
   spy(precompile.Programs, 'ahead', lambda self, shapes, step: 'ahead')
   spy(compile_lib, 'eagerly', lambda make_state: 'draw')
-  spy(precompile.Programs, '_compile', lambda self, name, stage, state: name)
+  spy(precompile.Programs, '_compile', lambda self, name, phase, state: name)
   tiny.train.steps, tiny.telemetry.every = 4, '2'
   loop.train(tiny, tmp_path, record.Clock(0.0), 'test')
   compiled = (PLAIN, TELEMETRY, EVALUATION)

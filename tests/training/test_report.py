@@ -105,8 +105,8 @@ def _run_and_record(finished=True, scan=False):
     warnings={'dead': {'step': 100, 'text': 'units are dead'}},
     peak_memory={'process': 2**29, 'device': None},
   )
-  stage = types.SimpleNamespace(cut=freeze.ALL)
-  run = types.SimpleNamespace(config=options, spec=spec, table=TABLE, stage_of_state=lambda step: stage)
+  phase = types.SimpleNamespace(cut=freeze.ALL)
+  run = types.SimpleNamespace(config=options, spec=spec, table=TABLE, phase_of_state=lambda step: phase)
   return run, record, state
 
 

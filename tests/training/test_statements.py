@@ -137,8 +137,8 @@ def output_gradients():
     config.model.name, config.model.block, config.model.norm = 'mlp', block, 'none'
     config.model.depth, config.model.width, config.model.init_gain, config.model.scan = 30, 32, 0.1, True
     model = models.make(config.model, 4)
-    variables = models.init(model, 0, (5, 5, 1))
-    table = depth.table(model, (5, 5, 1))
+    variables = models.init(depth.trace(model, (5, 5, 1)), 0)
+    table = depth.trace(model, (5, 5, 1)).table
     x = jax.random.normal(jax.random.key(0), (8, 5, 5, 1))
 
     def loss(sinks):

@@ -14,7 +14,7 @@ from dnt.data import pipeline
 from dnt.models import taps
 from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
-from dnt.reporting import metrics
+from dnt.reporting import metric_names, metrics
 from dnt.training import experiment, record, steps, telemetry
 
 QUICK = {'xla_backend_optimization_level': 0}  # compile in half the time
@@ -22,12 +22,13 @@ QUICK = {'xla_backend_optimization_level': 0}  # compile in half the time
 
 def shown(run, state, batch):
   """Figures by quantity and entry name."""
-  _, metrics = jax.jit(run.stages[0].telemetry_step, compiler_options=QUICK)(state, batch)
+  _, metrics = jax.jit(run.phases[0].telemetry_step, compiler_options=QUICK)(state, batch)
   names = [row.entry.name for row in run.table]
   found = {}
-  for name, value in telemetry.line(jax.device_get(metrics['telemetry']), names).items():
-    entry, _, quantity = name.removeprefix('telemetry/').rpartition('/')
-    found.setdefault(quantity, {})[entry] = float(value)
+  for row in telemetry.rows(jax.device_get(metrics['telemetry']), names):
+    for quantity in metric_names.QUANTITIES:
+      if (value := getattr(row, quantity)) is not None:
+        found.setdefault(quantity, {})[row.entry] = value
   return found
 
 
@@ -228,11 +229,11 @@ def test_an_output_that_no_tap_can_be_on_is_no_vanishing_gradient(users, name, w
   run, state, batch = users(name)
   names = [row.entry.name for row in run.table]
   assert without in names
-  _, found = jax.jit(run.stages[0].telemetry_step, compiler_options=QUICK)(state, batch)
+  _, found = jax.jit(run.phases[0].telemetry_step, compiler_options=QUICK)(state, batch)
   columns = jax.device_get(found['telemetry'])
   tapped = [names[index] for index in columns['output_gradient_norm'].entries]
   assert set(tapped) == set(names) - {without}
-  assert 'vanishing' not in telemetry.warnings(columns, names, 1.0, False)
+  assert 'vanishing' not in telemetry.warnings(telemetry.rows(columns, names), 1.0, False)
 
 
 def test_frozen_entries_have_forward_figures_and_cost_no_backward_pass(tiny, begin):
@@ -391,7 +392,7 @@ def test_a_step_is_the_same_to_the_last_bit_whoever_watches(tiny, changes):
   arrays = feed.arrays(0, 1)
   plain, watched = (
     compile_lib.jit(steps.make_train_steps(step, feed.batch_at, longest))
-    for step, longest in ((run.stages[0].train_step, 10), (run.stages[0].telemetry_step, 1))
+    for step, longest in ((run.phases[0].train_step, 10), (run.phases[0].telemetry_step, 1))
   )
   state = mesh_lib.place(run.make_state(run.init_variables()), mesh_lib.replicated(mesh))
   for _ in range(5):
@@ -404,13 +405,14 @@ def test_a_step_is_the_same_to_the_last_bit_whoever_watches(tiny, changes):
     state = after
 
 
-def columns(**quantities):
+def rows(**quantities):
   healthy = {
     'output_gradient_norm': (1.0, 1.0, 1.0),
     'update_ratio': (1e-3, 1e-3, 1e-3),
     'dead': (0.1, 0.0, 0.0),
   } | quantities
-  return {name: telemetry.Column(np.array(values, np.float32), (0, 1, 2)) for name, values in healthy.items()}
+  columns = {name: telemetry.Column(np.array(values, np.float32), (0, 1, 2)) for name, values in healthy.items()}
+  return telemetry.rows(columns, NAMES)
 
 
 NAMES = ('stem', 'middle', 'head')
@@ -430,16 +432,16 @@ NAMES = ('stem', 'middle', 'head')
   ],
 )
 def test_warnings(quantities, kind, said):
-  found = telemetry.warnings(columns(**quantities), NAMES, 1.0, False)
+  found = telemetry.warnings(rows(**quantities), 1.0, False)
   assert list(found) == [kind]
   assert said in found[kind]
   assert 'config.' in found[kind], 'says what to try'
 
 
 def test_no_warning_of_a_healthy_step_or_a_rate_that_has_fallen():
-  assert telemetry.warnings(columns(), NAMES, 1.0, False) == {}
-  assert telemetry.warnings(columns(update_ratio=(1e-6, 1e-6, 1e-6)), NAMES, 0.1, False) == {}
-  assert list(telemetry.warnings(columns(), NAMES, 1.0, True)) == ['clipping']
+  assert telemetry.warnings(rows(), 1.0, False) == {}
+  assert telemetry.warnings(rows(update_ratio=(1e-6, 1e-6, 1e-6)), 0.1, False) == {}
+  assert list(telemetry.warnings(rows(), 1.0, True)) == ['clipping']
 
 
 @pytest.mark.thorough

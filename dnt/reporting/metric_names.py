@@ -1,0 +1,128 @@
+"""The names of metrics, and what is known about each quantity of the telemetry.
+
+A metric of a split is named `<split>/<quantity>`, such as `test_ema/loss`; one of an entry of the depth list is named
+`telemetry/<entry>/<quantity>`, such as `telemetry/stage1/block001/zero`; one of the run has its quantity's name.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+_TELEMETRY = 'telemetry'
+
+
+class Metric(NamedTuple):
+  """Describes what a metric is of.
+
+  Attributes:
+    quantity: `loss`, `accuracy`, `gradient_norm`, ...
+    split: the split, with the suffix `_ema` for averaged parameters; empty if it is not of a split.
+    entry: name in the depth list, for telemetry; else empty.
+  """
+
+  quantity: str
+  split: str = ''
+  entry: str = ''
+
+
+def parse(name: str) -> Metric:
+  """Returns what a metric is of; the name of an entry may contain '/'."""
+  owner, _, quantity = name.rpartition('/')
+  group, _, entry = owner.partition('/')
+  return Metric(quantity, entry=entry) if group == _TELEMETRY and entry else Metric(quantity, split=owner)
+
+
+class Quantity(NamedTuple):
+  """Says how people read a quantity of an entry.
+
+  Attributes:
+    title: of its plot.
+    scale: of its plot: 'log', 'signed' or 'percent'; a fraction has 'percent'.
+    label: of its column in a table.
+    meaning: what the label stands for.
+  """
+
+  title: str
+  scale: str
+  label: str
+  meaning: str
+
+
+def _quantity(*about: str) -> Any:
+  return dataclasses.field(default=None, metadata={'quantity': Quantity(*about)})
+
+
+@dataclasses.dataclass(frozen=True)
+class EntryRow:
+  """Holds the telemetry of one entry at one step. None: the entry lacks the quantity; NaN or inf: it is not finite.
+
+  Attributes:
+    entry: name in the depth list.
+    output_gradient_norm: norm of the gradient of the loss with respect to its output, over the whole batch; absent
+      below the first entry that trains, where only a tap would require a backward pass.
+    gradient_norm: of its parameters, before clipping.
+    parameter_norm: of its parameters.
+    update_ratio: norm of the update over the norm of the parameters before the update.
+    activation_mean: of its output.
+    activation_rms: of its output.
+    zero: fraction of its activations that are zero.
+    dead: fraction of its units that are zero for the whole batch.
+    saturated: for sigmoid and tanh, instead of `zero` and `dead`: the fraction of its activations that are flat
+      (`taps.SATURATED`).
+    clip_factor: with clipping, the norm of its gradient after clipping over the norm before.
+
+  `zero`, `dead` and `saturated` describe the activations inside the entry, or its output if it captures none.
+  """
+
+  entry: str
+  output_gradient_norm: float | None = _quantity(
+    'gradient norm at the output', 'log', 'backward', "norm of the loss's gradient at the output"
+  )
+  gradient_norm: float | None = _quantity(
+    'gradient norm of the parameters', 'log', 'gradient', "norm of the loss's gradient at the parameters"
+  )
+  parameter_norm: float | None = _quantity('norm of the parameters', 'log', 'parameters', 'norm of the parameters')
+  update_ratio: float | None = _quantity(
+    'update / parameter norm', 'log', 'update', 'norm of the update over that of the parameters'
+  )
+  activation_mean: float | None = _quantity('mean of the output', 'signed', 'mean', 'of the output')
+  activation_rms: float | None = _quantity('RMS of the output', 'log', 'rms', 'root of the mean square of the output')
+  zero: float | None = _quantity('share of zero activations (%)', 'percent', 'zero', 'activations that are zero')
+  dead: float | None = _quantity(
+    'share of dead units (%)', 'percent', 'dead', 'units that are zero for the whole batch'
+  )
+  saturated: float | None = _quantity(
+    'share of saturated activations (%)', 'percent', 'saturated', 'activations where sigmoid or tanh is flat'
+  )
+  clip_factor: float | None = _quantity(
+    'gradient after / before clipping', 'log', 'clipping', 'norm of the gradient after clipping over that before'
+  )
+
+
+QUANTITIES: dict[str, Quantity] = {
+  field.name: field.metadata['quantity'] for field in dataclasses.fields(EntryRow) if field.metadata
+}
+
+
+def to_metrics(rows: Iterable[EntryRow]) -> dict[str, float]:
+  """Returns the rows as metrics by name."""
+  return {
+    f'{_TELEMETRY}/{row.entry}/{quantity}': value
+    for row in rows
+    for quantity in QUANTITIES
+    if (value := getattr(row, quantity)) is not None
+  }
+
+
+def from_metrics(record: Mapping[str, Any]) -> list[EntryRow]:
+  """Inverts `to_metrics` for a line of `metrics.jsonl`, where null stands for a value that is not finite.
+
+  It ignores metrics that are not of an entry, and quantities that this version does not know.
+  """
+  rows: dict[str, dict[str, float]] = {}
+  for name, value in record.items():
+    metric = parse(name)
+    if metric.entry and metric.quantity in QUANTITIES:
+      rows.setdefault(metric.entry, {})[metric.quantity] = math.nan if value is None else value
+  return [EntryRow(entry, **values) for entry, values in rows.items()]
