@@ -13,7 +13,7 @@ import pathlib
 import statistics
 import tempfile
 
-from dnt.parallel import allocator
+from dnt.parallel.cpu import allocator
 
 allocator.tune()
 

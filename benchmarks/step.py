@@ -149,7 +149,7 @@ def torch_step(depth: int, channels_last: bool):
 def serve(contender: str, depth: int) -> None:
   """Answers with the seconds of the steps of a turn."""
   if contender == 'dnt':
-    from dnt.parallel import allocator
+    from dnt.parallel.cpu import allocator
 
     allocator.tune()
   make = {

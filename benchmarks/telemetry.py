@@ -16,7 +16,7 @@ import statistics
 import tempfile
 import time
 
-from dnt.parallel import allocator
+from dnt.parallel.cpu import allocator
 
 allocator.tune()
 

@@ -37,7 +37,7 @@ from typing import Any
 from absl import app, flags, logging
 
 from benchmarks import racing
-from dnt.parallel import allocator
+from dnt.parallel.cpu import allocator
 
 PARTS = flags.DEFINE_list('parts', ['steps', 'epochs', 'host'], 'What to measure.')
 SIZE = flags.DEFINE_integer('size', 224, 'Pixels a side.')

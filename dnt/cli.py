@@ -18,7 +18,7 @@ from ml_collections.config_flags import config_flags
 from dnt import config as schema
 from dnt import errors
 from dnt.config import relations
-from dnt.parallel import allocator
+from dnt.parallel.cpu import allocator
 
 # An installed package contains the config files; in a checkout they are next to it.
 _PACKAGED = pathlib.Path(__file__).parent / 'configs'
@@ -59,12 +59,12 @@ def run(program: Program, argv: Sequence[str] | None = None) -> NoReturn:
   if any(argument in ('-h', '--help', '--helpfull', '--helpshort') for argument in argv[1:]):
     print(help_text(program))
     sys.exit(0)
-  if program.computes:
-    allocator.tune()
   logging.use_absl_handler()
   logging.set_verbosity(logging.ERROR)  # hides the messages of the libraries
   std_logging.getLogger('dnt').setLevel(std_logging.WARNING)
   try:
+    if program.computes:
+      allocator.tune()
     program.main(parse(program, argv))
   except errors.InputError as error:
     print(f'error: {error}', file=sys.stderr)

@@ -70,7 +70,7 @@ def release_programs():
 @pytest.fixture(autouse=True)
 def untuned(monkeypatch):
   """Programs that run in this process leave malloc as it is: it would keep the memory of all later tests."""
-  monkeypatch.setattr('dnt.parallel.allocator.tune', lambda: False)
+  monkeypatch.setattr('dnt.parallel.cpu.allocator.tune', lambda: False)
 
 
 @pytest.fixture

@@ -5,6 +5,8 @@ import pathlib
 import pytest
 
 from dnt import cli, errors
+from dnt.parallel import cpu
+from dnt.parallel.cpu import allocator
 
 CONFIGS = pathlib.Path(__file__).parents[1] / 'configs'
 
@@ -96,6 +98,15 @@ def test_exit_codes(capsys, error, code, said):
     cli.run(program(main), ['program'])
   assert (stopped.value.code or 0) == code
   assert capsys.readouterr().err == said
+
+
+def test_a_trick_that_does_not_exist_is_bad_input(capsys, monkeypatch):
+  monkeypatch.setattr(allocator, 'tune', lambda: cpu.uses('allocator'))
+  monkeypatch.setenv(cpu.VARIABLE, 'alocator')
+  with pytest.raises(SystemExit) as stopped:
+    cli.run(program(lambda values: None), ['program'])
+  assert stopped.value.code == 2
+  assert "'allocator'" in capsys.readouterr().err
 
 
 def test_help_begins_with_the_description(capsys):

@@ -271,7 +271,7 @@ def markdown(found: Any) -> str:
 def main() -> None:
   race, contender = Race(*json.loads(sys.argv[1])), sys.argv[2]
   if os.environ.get('JAX_PLATFORMS') == 'cpu':
-    from dnt.parallel import allocator
+    from dnt.parallel.cpu import allocator
 
     allocator.tune()
   racing.serve(**(dnt_contender(race) if contender == 'dnt' else torch_contender(race, contender)))

@@ -13,7 +13,7 @@ import numpy as np
 
 from dnt.data import examples, order
 from dnt.data.transforms import images
-from dnt.parallel import allocator
+from dnt.parallel.cpu import allocator
 
 # Maps a Pillow image to another one; see `images`.
 Transform = Callable[[Any, np.random.Generator | None], Any]

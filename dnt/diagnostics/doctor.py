@@ -126,7 +126,7 @@ def examine(
   run = experiment.make(experiment.resolve(config, data), data.spec)
   shown = []
   with contextlib.closing(pipeline.make_train_feed(run.config, data.train, mesh)) as feed:
-    step = compile_lib.jit(_make_step(run, feed.batch_at), donate_argnums=0)
+    step = compile_lib.jit(_make_step(run, feed.batch_at), mesh, donate_argnums=0)
     batches: list[Any] = []
     for seed in range(seeds):
       variables = models.init(run.trace, config.seed + seed)

@@ -201,7 +201,7 @@ def sweep(
   shardings = (mesh_lib.parameter_shardings(mesh, state), mesh_lib.replicated(mesh))
   train_steps = steps.make_train_steps(train_step, feed.batch_at, longest)
   state = jax.tree.map(jnp.copy, state)
-  jitted = compile_lib.jit(train_steps, donate_argnums=0, out_shardings=shardings)
+  jitted = compile_lib.jit(train_steps, mesh, donate_argnums=0, out_shardings=shardings)
   program = compile_lib.ahead(jitted, state, feed.shapes(), np.int32(1))
   line = terminal.StatusLine() if multihost.is_lead() else None
   rates, losses, stop, done = [], [], None, 0

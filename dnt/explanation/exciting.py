@@ -95,7 +95,7 @@ def find(
     for name, leaf in jax.eval_shape(shapes, variables, feed.shapes()).items()
   }
   found = mesh_lib.place(found, replicated)
-  program = compile_lib.jit(update, out_shardings=replicated)
+  program = compile_lib.jit(update, mesh, out_shardings=replicated)
   for index in range(feed.steps):
     found = program(variables, feed.arrays(index, 1), np.int32(index), found)
     seen(examples * (index + 1) // feed.steps)
@@ -213,7 +213,7 @@ def tiles(
     chosen = jnp.take_along_axis(output.astype(jnp.float32), channels[:, None, None, None], 3)[..., 0]
     return cam.upsample(jax.nn.relu(chosen), size)
 
-  program = functools.partial(compile_lib.jit(activation), network.variables)
+  program = functools.partial(compile_lib.jit(activation, mesh), network.variables)
   together = mesh_lib.divisible(pictures.BATCH, mesh)
   maps_of = {
     'channels': lambda shown, channels: pictures.in_batches(program, mesh, together, shown, channels),

@@ -115,7 +115,7 @@ class Explainer:
       probabilities = jax.nn.softmax(network.model.apply(variables, images, train=False))
       return jnp.take_along_axis(probabilities, targets[:, None], 1)[:, 0]
 
-    self._explain, self._probability = compile_lib.jit(explain), compile_lib.jit(probability)
+    self._explain, self._probability = compile_lib.jit(explain, mesh), compile_lib.jit(probability, mesh)
 
   def maps(self, pictures: np.ndarray, targets: np.ndarray | None = None) -> Maps:
     """Returns the maps of images.

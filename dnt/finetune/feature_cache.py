@@ -189,7 +189,7 @@ def _pooled(
 
   source = data.train
   with contextlib.closing(pipeline.make_eval_feed(run.config, source, mesh)) as feed:
-    program = compile_lib.jit(lambda variables, arrays: logits(variables, feed.batch_at(arrays, jnp.int32(0))))
+    program = compile_lib.jit(lambda variables, arrays: logits(variables, feed.batch_at(arrays, jnp.int32(0))), mesh)
     arrays = feed.arrays(0, 1)  # outside the try: an unreadable image is not a shape mismatch
     try:
       whole, found = jax.device_get(program(variables, arrays))
@@ -308,7 +308,7 @@ def _compute(
         features = jnp.mean(features, (1, 2), keepdims=True) if prefix.pooled else features
         return features.astype(jnp.float32), batch['label']
 
-      program = compile_lib.jit(program, out_shardings=mesh_lib.replicated(mesh))
+      program = compile_lib.jit(program, mesh, out_shardings=mesh_lib.replicated(mesh))
       first = max(done - view * len(source), 0) // run.config.eval.batch_size
       for step in range(first, feed.steps):
         features, label = jax.device_get(program(prefix.variables, feed.arrays(step, 1), np.int32(step)))

@@ -237,7 +237,7 @@ def predict(network: Network, mesh: Mesh, paths: Sequence[str], batch_size: int,
     probabilities, indexes = (np.asarray(each)[: len(seen.paths)] for each in found)
     return Predictions(seen.paths, indexes, probabilities, seen.unreadable)
 
-  program, pending = compile_lib.jit(best, out_shardings=mesh_lib.replicated(mesh)), None
+  program, pending = compile_lib.jit(best, mesh, out_shardings=mesh_lib.replicated(mesh)), None
   for start in range(0, len(paths), size):
     seen = read(network, paths[start : start + size])
     padded = np.zeros((size, *network.image_shape), np.uint8)

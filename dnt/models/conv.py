@@ -1,8 +1,9 @@
 """The convolution of all models: XLA's own, with backward passes that stay fast on CPU inside loops.
 
 On CPU, XLA calls its fast library only for convolutions in the form NHWC x HWIO -> NHWC. Outside loops XLA rewrites
-other forms; inside `lax.scan`, `fori_loop` and `cond` it does not, and they run 20 to 40 times slower. This module
-therefore writes the two backward passes in that form. Their values equal those of `lax`'s own gradients.
+other forms; inside `lax.scan`, `fori_loop` and `cond` it does not, and they run 20 to 40 times slower. In a program for
+CPU, this module therefore writes the two backward passes in that form. Their values equal those of `lax`'s own
+gradients, which programs for other platforms hold.
 """
 
 import functools
@@ -16,6 +17,8 @@ from jax import lax
 
 from dnt import errors
 from dnt.models import norms
+from dnt.parallel import cpu
+from dnt.parallel.cpu import lowering
 
 Pair = tuple[int, int]
 Padding = str | tuple[Pair, Pair]
@@ -44,10 +47,8 @@ def conv2d(x: jax.Array, kernel: jax.Array, *, strides: Pair = (1, 1), padding: 
       'must be the inputs of the kernel'
     )
   padding = symmetric_padding(kernel.shape[:2]) if padding == 'SAME' else tuple(map(tuple, padding))
-  if jax.default_backend() == 'cpu':
-    # Without the barrier, XLA recomputes the elementwise operations of all earlier blocks in every consumer.
-    x = lax.optimization_barrier(x)
-  return _conv2d(x, kernel, tuple(strides), padding)
+  # Without the barrier, XLA on CPU recomputes the elementwise operations of all earlier blocks in every consumer.
+  return _conv2d(lowering.barrier(x), kernel, tuple(strides), padding)
 
 
 def symmetric_padding(kernel_size: Pair) -> tuple[Pair, Pair]:
@@ -69,18 +70,41 @@ def _forward(x, kernel, strides, padding):
 
 
 def _backward(strides, padding, saved, g):
-  x, kernel = saved
-  sizes = tuple(zip(x.shape[1:3], kernel.shape[:2], g.shape[1:3], strides, padding, strict=True))
+  if not cpu.uses('convolutions'):
+    return tuple(gradient(strides, padding, *saved, g) for gradient in (_own_dx, _own_dkernel))
 
-  # dx convolves g, dilated by the stride, with the flipped kernel with swapped input and output axes.
-  spread = [(o - 1) * s + 1 for _, _, o, s, _ in sizes]
-  pads = tuple((k - 1 - low, n - d + low) for (n, k, _, _, (low, _)), d in zip(sizes, spread, strict=True))
-  dx = _plain(g, kernel[::-1, ::-1].swapaxes(2, 3), (1, 1), pads, lhs_dilation=strides)
+  def choose(on_cpu, elsewhere, like):
+    on_cpu, elsewhere = (functools.partial(gradient, strides, padding) for gradient in (on_cpu, elsewhere))
+    return lowering.choose(*saved, g, on_cpu=on_cpu, elsewhere=elsewhere, like=like)
 
-  # dkernel convolves x with g as the kernel; channels act as the batch, and examples as the channels.
-  pads = tuple((low, k - 1 + d - n - low) for (n, k, _, _, (low, _)), d in zip(sizes, spread, strict=True))
+  return choose(_cpu_dx, _own_dx, 0), choose(_cpu_dkernel, _own_dkernel, 1)
+
+
+def _own_dx(strides, padding, x, kernel, g):
+  return jax.linear_transpose(lambda x: _plain(x, kernel, strides, padding), x)(g)[0]
+
+
+def _own_dkernel(strides, padding, x, kernel, g):
+  return jax.linear_transpose(lambda kernel: _plain(x, kernel, strides, padding), kernel)(g)[0]
+
+
+def _sides(strides, padding, x, kernel, g):
+  """Yields for rows and columns: sizes of x, kernel and g dilated by the stride, and the padding before."""
+  for n, k, o, s, (low, _) in zip(x.shape[1:3], kernel.shape[:2], g.shape[1:3], strides, padding, strict=True):
+    yield n, k, (o - 1) * s + 1, low
+
+
+def _cpu_dx(strides, padding, x, kernel, g):
+  """Convolves g, dilated by the stride, with the flipped kernel with swapped input and output axes."""
+  pads = tuple((k - 1 - low, n - d + low) for n, k, d, low in _sides(strides, padding, x, kernel, g))
+  return _plain(g, kernel[::-1, ::-1].swapaxes(2, 3), (1, 1), pads, lhs_dilation=strides)
+
+
+def _cpu_dkernel(strides, padding, x, kernel, g):
+  """Convolves x with g as the kernel; channels act as the batch, and examples as the channels."""
+  pads = tuple((low, k - 1 + d - n - low) for n, k, d, low in _sides(strides, padding, x, kernel, g))
   dkernel = _plain(x.transpose(3, 1, 2, 0), g.transpose(1, 2, 0, 3), (1, 1), pads, rhs_dilation=strides)
-  return dx, dkernel.transpose(1, 2, 0, 3)
+  return dkernel.transpose(1, 2, 0, 3)
 
 
 _conv2d.defvjp(_forward, _backward)

@@ -4,7 +4,10 @@ Kernels are [..., inputs, outputs] (dense: [inputs, outputs], convolution: [kh, 
 the product of all axes but the last, the fan-out the product of all axes but the second to last.
 
 Values come from NumPy's Philox generator, seeded with the key. XLA would compile a program for each shape, which takes
-half a second each and dominates the start-up of a small network.
+half a second each and dominates the start-up of a small network. Measured on two cores with jax 0.10.2, the cold start
+of the default config to its first step (benchmarks/startup.py): 5.8 s; with the initializers of `jax.random`, 11.6 s if
+each kernel is drawn by itself and 10.5 s if all are drawn in one program. With a warm compilation cache: 2.3, 2.5 and
+2.2 s.
 """
 
 import functools

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 
 from dnt import errors, trees
 from dnt.models import activations, depth
+from dnt.parallel.cpu import lowering
 
 FOUND, SINKS = 'telemetry', 'sinks'  # variable collections: captured values, and inputs that receive the gradients
 SATURATING = ('sigmoid', 'tanh')
@@ -96,10 +97,8 @@ def captures(found: Mapping[str, Any], path: str) -> Captures:
 
 
 def fence(tree: Any) -> Any:
-  """Puts an optimization barrier on each float leaf on CPU, so that its value does not depend on its consumers."""
-  if jax.default_backend() != 'cpu':
-    return tree
-  return jax.tree.map(lambda leaf: jax.lax.optimization_barrier(leaf) if _inexact(leaf) else leaf, tree)
+  """Puts a barrier on each float leaf, so that its value does not depend on its consumers; in programs for CPU only."""
+  return jax.tree.map(lambda leaf: lowering.barrier(leaf) if _inexact(leaf) else leaf, tree)
 
 
 @contextlib.contextmanager

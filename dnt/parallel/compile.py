@@ -1,7 +1,5 @@
-"""Compiles programs: XLA's options for this backend and jax version, and the compilation cache on disk."""
+"""Compiles programs, with the XLA options that suit their devices, and keeps them in a cache on disk."""
 
-import functools
-import logging
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -9,32 +7,28 @@ from typing import Any
 import jax
 import numpy as np
 from jax.extend import core
+from jax.sharding import Mesh
 
 from dnt import errors
-from dnt.parallel import allocator
-
-_log = logging.getLogger('dnt')
-
-# The CPU options for each tested jax version; tests ran with the compilation cache on, benchmarks/step.py measured the
-# speed. XLA's defaults are the fastest on 0.12 (its oneDNN calls are 10 % faster, but crash the cache).
-_CPU_OPTIONS = {
-  '0.10.2': {
-    # Keeps optimization barriers, and uses YNNPACK for sums and single dots but Eigen for convolutions.
-    'xla_disable_hlo_passes': 'cse_barrier_expander',
-    'xla_cpu_experimental_ynn_fusion_type': 'LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE',
-  },
-  '0.12.0.1': {},
-}
+from dnt.parallel import mesh as mesh_lib
+from dnt.parallel.cpu import allocator, options
 
 
-def jit(fn: Callable, **kwargs: Any) -> Any:
-  """Calls `jax.jit` with the compiler options that suit the backend; it initializes the backend.
+def jit(fn: Callable, mesh: Mesh | None = None, **kwargs: Any) -> Any:
+  """Calls `jax.jit` with the compiler options that suit the devices.
 
   Args:
     fn: function to compile.
+    mesh: the devices that the program runs on; None: jax's default device.
     **kwargs: arguments of `jax.jit`, except `compiler_options`.
   """
-  return jax.jit(fn, compiler_options=compiler_options(), **kwargs)
+  return jax.jit(fn, compiler_options=compiler_options(mesh), **kwargs)
+
+
+def compiler_options(mesh: Mesh | None = None) -> dict[str, str] | None:
+  """Returns XLA's options for programs that run on the devices of a mesh, or None for its defaults; see `jit`."""
+  on_cpu = jax.default_backend() == 'cpu' if mesh is None else mesh_lib.on_cpu(mesh)
+  return options.find() if on_cpu else None
 
 
 def ahead(jitted: Any, *args: Any) -> Any:
@@ -49,8 +43,10 @@ def ahead(jitted: Any, *args: Any) -> Any:
 def eagerly(fn: Callable) -> Callable:
   """Wraps `fn`, which makes many small arrays, to run op by op: NumPy fills constants, jax runs every other op.
 
-  jax compiles a single op once for each shape, which takes about 30 ms. For constants this would be most of the time of
-  a start.
+  jax compiles a single op once for each shape, which takes about 30 ms. Measured on two cores with jax 0.10.2, the cold
+  start of the default config to its first step (benchmarks/startup.py), wall and processor time: 5.9 and 8.3 s; 6.4 and
+  9.2 s if jax fills the constants too, 6.2 and 9.3 s if parameters and state are each drawn by one compiled program. As
+  the host draws kernels, the compilation cache does not keep the latter: its warm start takes 2.9 s instead of 2.3 s.
 
   Args:
     fn: pure function; takes and returns pytrees of arrays.
@@ -87,17 +83,6 @@ def _without_dead_code(program: core.ClosedJaxpr, outputs: list[Any]) -> core.Cl
       kept.append(equation)
       needed.update(variable for variable in equation.invars if not isinstance(variable, core.Literal))
   return program.replace(jaxpr=program.jaxpr.replace(eqns=kept[::-1], outvars=outputs))
-
-
-@functools.cache
-def compiler_options() -> dict[str, str] | None:
-  """Returns the options for this backend, or None for XLA's defaults; on CPU, warns if the jax version is untested."""
-  if jax.default_backend() != 'cpu':
-    return None
-  if jax.__version__ not in _CPU_OPTIONS:
-    tested = ', '.join(_CPU_OPTIONS)
-    _log.warning('jax %s is untested (tested: %s): XLA compiles with its default options', jax.__version__, tested)
-  return _CPU_OPTIONS.get(jax.__version__) or None
 
 
 def enable_cache(directory: pathlib.Path | None = None) -> None:

@@ -42,6 +42,11 @@ def make_mesh(config: typed.Mesh) -> Mesh:
   return Mesh(np.array(devices).reshape(count // fsdp, fsdp), (DATA, FSDP), axis_types=(AxisType.Auto,) * 2)
 
 
+def on_cpu(mesh: Mesh) -> bool:
+  """Returns whether the devices of a mesh are CPUs, which may be other devices than jax's default one."""
+  return mesh.devices.flat[0].platform == 'cpu'
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
   """Returns the sharding that splits the leading axis over all devices, in mesh order."""
   return NamedSharding(mesh, PartitionSpec((DATA, FSDP)))

@@ -75,7 +75,7 @@ class Pass:
   def prepare(self, variables: Mapping[str, Any]) -> None:
     """Compiles the program if this has not happened yet. `variables` may be shapes with shardings."""
     if self._program is None:
-      program = compile_lib.jit(self._run, out_shardings=mesh_lib.replicated(self._mesh))
+      program = compile_lib.jit(self._run, self._mesh, out_shardings=mesh_lib.replicated(self._mesh))
       self._program = compile_lib.ahead(program, variables, self._feed.shapes(), np.int32(0), np.int32(1))
 
   def close(self) -> None:

@@ -102,7 +102,8 @@ def advance(
   def begin(state):
     return run.advance(state, phase)
 
-  return compile_lib.jit(begin, out_shardings=mesh_lib.parameter_shardings(mesh, jax.eval_shape(begin, state)))(state)
+  shardings = mesh_lib.parameter_shardings(mesh, jax.eval_shape(begin, state))
+  return compile_lib.jit(begin, mesh, out_shardings=shardings)(state)
 
 
 def load_variables(run: experiment.Experiment, text: str, quiet: bool = False) -> dict[str, Any]:

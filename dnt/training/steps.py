@@ -216,6 +216,7 @@ def make_train_step(
   def train_step(state, batch):
     trainable, frozen = cut.split(state.params)
     found = compute_gradient(state, batch)
+    # Programs for CPU have barriers here, so that the state is the same with and without telemetry to the last bit.
     gradient = taps.fence(found.params)
     updates, opt_state = optimizer.update(gradient, state.opt_state, trainable)
     updates = taps.fence(updates)

@@ -95,12 +95,12 @@ def test_bfloat16_is_computed_and_not_stored():
   """Convolutions run in bfloat16 on a bfloat16 copy of float32 kernels."""
   model = make('resnet', PARTS[5])
   variables = depth.trace(model, SHAPE).variables
-  program = jax.make_jaxpr(functools.partial(step, model))(
-    jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), variables), jnp.zeros((4, *SHAPE), jnp.bfloat16)
-  )
-  convolutions = [line for line in str(program).splitlines() if 'conv_general_dilated' in line]
-  assert convolutions
-  assert all(':bf16[' in line for line in convolutions)
+  traced = jax.jit(functools.partial(step, model)).trace(variables, jax.ShapeDtypeStruct((4, *SHAPE), jnp.bfloat16))
+  for platform in ('cpu', 'cuda'):
+    program = traced.lower(lowering_platforms=(platform,)).as_text()
+    convolutions = [line for line in program.splitlines() if 'stablehlo.convolution' in line]
+    assert convolutions
+    assert all(line.endswith('xbf16>') and 'xf32>' not in line for line in convolutions)
 
 
 def test_each_block_is_an_entry_with_a_call_of_its_own():

@@ -4,6 +4,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import types
 
 import flax.linen as nn
 import jax
@@ -14,13 +15,12 @@ import pytest
 
 from dnt import errors
 from dnt.models import conv, norms
-from dnt.parallel import allocator
 from dnt.parallel import compile as compile_lib
+from dnt.parallel.cpu import allocator, options
 
 ROOT = pathlib.Path(__file__).parents[2]
 CACHE = """
 import pathlib, sys, jax
-from dnt.parallel import allocator
 from dnt.parallel import compile as compile_lib
 compile_lib.enable_cache(pathlib.Path(sys.argv[1]))
 compile_lib.jit(lambda x: x + 1)(1.0)
@@ -44,37 +44,22 @@ print(json.dumps([float(jnp.sum(leaf)) for leaf in found]))
 """
 
 
-@pytest.fixture
-def fresh():
-  """The options are computed once a process; here, once a test."""
-  compile_lib.compiler_options.cache_clear()
-  yield
-  compile_lib.compiler_options.cache_clear()
+def test_programs_get_the_options_of_the_devices_they_run_on(monkeypatch):
+  monkeypatch.setattr(options, 'find', lambda: {'xla_cpu_of': 'cpu'})
 
+  def mesh(platform):
+    return types.SimpleNamespace(devices=np.array([[types.SimpleNamespace(platform=platform)]]))
 
-@pytest.mark.parametrize('version', ['0.10.1', '0.12.1', '1.0'])
-def test_an_untested_version_gets_defaults_and_one_warning(fresh, monkeypatch, caplog, version):
-  monkeypatch.setattr(compile_lib.jax, '__version__', version)
+  assert compile_lib.compiler_options(mesh('cpu')) == {'xla_cpu_of': 'cpu'}
+  assert compile_lib.compiler_options(mesh('tpu')) is None
+  if jax.default_backend() == 'cpu':
+    assert compile_lib.compiler_options() == {'xla_cpu_of': 'cpu'}
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
   assert compile_lib.compiler_options() is None
-  assert compile_lib.compiler_options() is None
-  assert [record.levelname for record in caplog.records] == ['WARNING']
-  assert f'jax {version} is untested' in caplog.text
-  assert compile_lib.jit(lambda x: x + 1)(1) == 2
+  assert compile_lib.compiler_options(mesh('cpu')) == {'xla_cpu_of': 'cpu'}
 
 
-def test_a_tested_version_gets_its_options_without_a_warning(fresh, monkeypatch, caplog):
-  monkeypatch.setattr(compile_lib.jax, '__version__', '0.10.2')
-  assert compile_lib.compiler_options() == compile_lib._CPU_OPTIONS['0.10.2']
-  assert not caplog.records
-
-
-def test_accelerators_keep_their_defaults(fresh, monkeypatch, caplog):
-  monkeypatch.setattr(compile_lib.jax, 'default_backend', lambda: 'gpu')
-  assert compile_lib.compiler_options() is None
-  assert not caplog.records
-
-
-def test_barriers_are_kept_where_the_options_ask_for_it(fresh):
+def test_barriers_are_kept_where_the_options_ask_for_it():
   program = compile_lib.jit(lambda x: jax.lax.optimization_barrier(x * 2) + 1, donate_argnums=0)
   compiled = program.lower(jnp.ones(64)).compile()
   if 'xla_disable_hlo_passes' in (compile_lib.compiler_options() or {}):
@@ -82,7 +67,7 @@ def test_barriers_are_kept_where_the_options_ask_for_it(fresh):
   np.testing.assert_array_equal(compiled(jnp.ones(64)), 3)
 
 
-@pytest.mark.skipif(jax.__version__ not in compile_lib._CPU_OPTIONS, reason='no options for this jax version')
+@pytest.mark.skipif(jax.__version__ not in options.OPTIONS, reason='no options for this jax version')
 def test_programs_compiled_with_the_options_survive_the_cache(tmp_path):
   """XLA has options under which it crashes while it writes a convolution to the cache, so processes try it."""
   environment = {**os.environ, 'JAX_COMPILATION_CACHE_DIR': str(tmp_path)}

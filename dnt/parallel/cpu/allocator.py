@@ -13,6 +13,8 @@ import os
 import platform
 import sys
 
+from dnt.parallel import cpu
+
 # Parameters of mallopt, from glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -3, -4, -8
 _MMAP_MAX, _MMAP_LARGEST = 65536, 2**25  # glibc's default, and its largest valid threshold
@@ -39,7 +41,7 @@ def keep_freed() -> bool:
   Returns:
     Whether any setting was changed.
   """
-  if sys.platform != 'linux' or platform.libc_ver()[0] != 'glibc':
+  if not cpu.uses('allocator') or sys.platform != 'linux' or platform.libc_ver()[0] != 'glibc':
     return False
   return _set(
     (_M_MMAP_MAX, 0),  # takes large blocks from the heap too

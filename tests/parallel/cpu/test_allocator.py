@@ -4,14 +4,15 @@ import sys
 
 import pytest
 
-from dnt.parallel import allocator
+from dnt.parallel import cpu
+from dnt.parallel.cpu import allocator
 
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parents[3]
 tune = allocator.tune  # in the module it is replaced while tests run
 # Page faults of three blocks of 64 MB, written and freed, after a first one.
 COUNT_FAULTS = """
 import ctypes, resource, sys
-from dnt.parallel import allocator
+from dnt.parallel.cpu import allocator
 assert 'jax' not in sys.modules
 if {tune}:
   assert allocator.tune() is True
@@ -84,6 +85,9 @@ def test_other_processes_are_left_alone(monkeypatch):
   monkeypatch.setenv('JAX_PLATFORMS', 'cuda')
   assert tune() is False
   monkeypatch.setenv('JAX_PLATFORMS', 'cpu')
+  monkeypatch.setenv(cpu.VARIABLE, 'allocator')
+  assert tune() is False
+  monkeypatch.delenv(cpu.VARIABLE)
   monkeypatch.setattr(allocator.platform, 'libc_ver', lambda: ('musl', '1.2'))
   assert tune() is False
   monkeypatch.setattr(allocator.sys, 'platform', 'darwin')
