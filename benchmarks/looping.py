@@ -18,14 +18,14 @@ from dnt.training import experiment, precompile, record
 
 def loop_laps(config: ml_collections.ConfigDict) -> dict[str, float]:
   """Seconds by what a run of the whole loop spent them on; nothing is compiled in the background while it trains."""
-  ahead = precompile.Programs.ahead
+  prepare = precompile.Programs.prepare
 
-  def ahead_and_wait(self, shapes, step):
-    ahead(self, shapes, step)
+  def prepare_and_wait(self, state, step):
+    prepare(self, state, step)
     for asked in self._asked.values():
       asked.result()
 
-  with tempfile.TemporaryDirectory() as workdir, mock.patch.object(precompile.Programs, 'ahead', ahead_and_wait):
+  with tempfile.TemporaryDirectory() as workdir, mock.patch.object(precompile.Programs, 'prepare', prepare_and_wait):
     return loop.train(config, pathlib.Path(workdir), record.Clock(time.monotonic()), 'benchmark')['seconds']
 
 

@@ -25,7 +25,6 @@ import time
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
 from dnt import checkpoints, errors, files
 from dnt import config as schema
@@ -82,10 +81,10 @@ def train(
   with (
     contextlib.closing(pipeline.make_train_feed(run.config, data.train, mesh)) as feed,
     evaluate.Evaluator(run, mesh, data.evaluation) as evaluator,
-    precompile.Programs(run, mesh, feed, evaluator, clock) as compiled,
+    precompile.Programs(run, mesh, feed, evaluator, clock) as programs,
   ):
     start = initialize.find(run, mesh, saved)
-    compiled.ahead(start.shapes, start.step)
+    programs.prepare(start.shapes, start.step)
     state = initialize.make_state(run, mesh, start)
     if multihost.is_lead():
       files.write_json(workdir / workdir_lib.CONFIG, run.config.to_dict())
@@ -95,7 +94,7 @@ def train(
       if start.history:
         rec.say(f'going on from step {start.step}')
       try:
-        state = _run(_Session(run, mesh, feed, compiled, evaluator, saved, rec, clock, guard), state)
+        state = _run(_Session(run, mesh, feed, programs, saved, rec, clock, guard), state)
       except errors.RunError as error:
         saved.close()
         kept = 'none was saved' if saved.latest_step is None else f'the checkpoint of step {saved.latest_step} is kept'
@@ -110,8 +109,7 @@ class _Session(NamedTuple):
   run: experiment.Experiment
   mesh: jax.sharding.Mesh
   feed: pipeline.Feed
-  compiled: precompile.Programs
-  evaluator: evaluate.Evaluator
+  programs: precompile.Programs
   saved: checkpoints.Checkpoints
   rec: record.Record
   clock: record.Clock
@@ -138,7 +136,7 @@ class _Pending:
 
 
 def _run(session: _Session, state: steps.TrainState) -> steps.TrainState:
-  run, compiled, rec = session.run, session.compiled, session.rec
+  run, programs, rec = session.run, session.programs, session.rec
   due, pending, counter = calendar.Calendar(run), _Pending(rec), itertools.count()
   rows = layouts.scanned_rows(state.params)
   step, asked = int(state.step), False
@@ -149,8 +147,7 @@ def _run(session: _Session, state: steps.TrainState) -> steps.TrainState:
     if evaluating or due.saves(step) or ending:
       pending.flush()
     if evaluating:
-      compiled.get(precompile.EVALUATION, step, state)
-      rec.evaluated(step, evaluate.evaluate_all(session.evaluator, evaluate.variables_of(state)))
+      rec.evaluated(step, programs.evaluate(state, step))
       ending = ending or rec.out_of_patience
     if step and (due.saves(step) or ending):
       metric = rec.last[rec.best_metric] if rec.evaluated_at == step else None
@@ -162,14 +159,10 @@ def _run(session: _Session, state: steps.TrainState) -> steps.TrainState:
     if run.phase(step).start > phase.start:
       phase = run.phase(step)
       state = initialize.advance(run, session.mesh, state, phase)
-      compiled.ahead(mesh_lib.shapes(state, mesh_lib.parameter_shardings(session.mesh, state)), step)
+      programs.prepare(state, step)
 
     count = due.steps_at_once(step, session.feed.max_steps(step))
-    arrays = session.feed.arrays(step, count)
-    name = precompile.TELEMETRY if due.shows_telemetry(step + 1) else precompile.PLAIN
-    if not compiled.is_ready(name, step):
-      pending.flush()
-    state, metrics = compiled.get(name, step, state)(state, arrays, np.int32(count))
+    state, metrics = programs.train(state, step, count, before_waiting=pending.flush)
     pending.replace(step, count, metrics)
     step += count
     asked = session.guard.requested(next(counter))

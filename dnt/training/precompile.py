@@ -1,4 +1,4 @@
-"""Compiles each program of a training run once: at its first use or, on CPU, ahead of it in the background.
+"""Runs the compiled programs of a training run, each compiled once: at its first use or, on CPU, in the background.
 
 The first step waits for the compilation of one program only. On CPU the other programs compile during training, and
 parameters are drawn while the first program compiles. On accelerators nothing is compiled ahead: XLA times candidates
@@ -7,12 +7,14 @@ on the device during compilation, and the device must be idle for that.
 
 from collections.abc import Callable
 from concurrent import futures
+from typing import Any
 
 import jax
 import numpy as np
 
 from dnt.data import pipeline
 from dnt.parallel import compile as compile_lib
+from dnt.parallel import cpu
 from dnt.parallel import mesh as mesh_lib
 from dnt.training import evaluate, experiment, record, steps
 
@@ -31,6 +33,8 @@ class Programs:
     clock: record.Clock,
   ):
     self._run, self._mesh, self._feed, self._evaluator, self._clock = run, mesh, feed, evaluator, clock
+    self._telemetry = run.every(run.config.telemetry.every)
+    self._ahead = mesh_lib.on_cpu(mesh) and cpu.uses('background')
     self._pool = futures.ThreadPoolExecutor(1, 'compile')  # one at a time, in the order of the requests
     self._asked: dict[tuple[str, int], futures.Future] = {}
 
@@ -40,35 +44,50 @@ class Programs:
   def __exit__(self, *_: object) -> None:
     self._pool.shutdown(cancel_futures=True)
 
-  def ahead(self, shapes: steps.TrainState, step: int) -> None:
-    """On CPU, starts to compile the programs that the phase uses from `step` on, in the order of their first use.
+  def prepare(self, state: steps.TrainState, step: int) -> None:
+    """Prepares for the steps from `step` on, where the run or a phase starts: on CPU, it starts to compile.
 
     Args:
-      shapes: shapes of the state, with its shardings.
-      step: the step at which the run or phase starts.
+      state: the state before these steps, or its shapes.
+      step: steps done.
     """
-    if jax.default_backend() == 'cpu':
+    if self._ahead:
+      shapes = mesh_lib.shapes(state, mesh_lib.parameter_shardings(self._mesh, state))
       for name in _used(self._run, step):
         self._ask(name, step, shapes)
 
-  def is_ready(self, name: str, step: int) -> bool:
-    """Returns whether `get` would return at once."""
-    asked = self._asked.get(self._key(name, step))
-    return asked is not None and asked.done()
-
-  def get(self, name: str, step: int, state: steps.TrainState) -> Callable | None:
-    """Returns a compiled program. It waits for the compilation, and the clock counts this time as compilation.
+  def train(
+    self, state: steps.TrainState, step: int, count: int, before_waiting: Callable[[], None]
+  ) -> tuple[steps.TrainState, dict[str, Any]]:
+    """Dispatches train steps; a compilation that it waits for counts as such on the clock.
 
     Args:
-      name: PLAIN or TELEMETRY, `(state, arrays, count) -> (state, metrics)` as in `steps.make_train_steps`; or
-        EVALUATION, whose programs the evaluator holds.
-      step: steps done before the program runs: each phase of a run has its own train steps.
-      state: the state or its shapes.
+      state: the state after `step` steps; its buffers are donated.
+      step: steps done.
+      count: number of steps; 1 if the next step records telemetry.
+      before_waiting: called before it waits for a compilation.
+
+    Returns:
+      The new state and the metrics of the steps, as from `steps.make_train_steps`.
     """
-    waiting = not self.is_ready(name, step)
+    arrays = self._feed.arrays(step, count)
+    name = TELEMETRY if self._telemetry.due(step + 1) else PLAIN
+    return self._get(name, step, state, before_waiting)(state, arrays, np.int32(count))
+
+  def evaluate(self, state: steps.TrainState, step: int) -> evaluate.Result:
+    """Evaluates the state after `step` steps on every split, with and without averaged parameters."""
+    self._get(EVALUATION, step, state)
+    return evaluate.evaluate_all(self._evaluator, evaluate.variables_of(state))
+
+  def _get(
+    self, name: str, step: int, state: steps.TrainState, before_waiting: Callable[[], None] = lambda: None
+  ) -> Any:
+    asked = self._asked.get(self._key(name, step))
+    if asked is not None and asked.done():
+      return asked.result()
+    before_waiting()
     program = self._ask(name, step, state).result()
-    if waiting:
-      self._clock.lap('compile')
+    self._clock.lap('compile')
     return program
 
   def _key(self, name: str, step: int) -> tuple[str, int]:
@@ -89,7 +108,7 @@ class Programs:
       step, longest = phase.telemetry_step, 1
     program = steps.make_train_steps(step, self._feed.batch_at, longest)
     shardings = (mesh_lib.parameter_shardings(self._mesh, state), mesh_lib.replicated(self._mesh))
-    jitted = compile_lib.jit(program, donate_argnums=0, out_shardings=shardings)
+    jitted = compile_lib.jit(program, self._mesh, donate_argnums=0, out_shardings=shardings)
     return compile_lib.ahead(jitted, state, self._feed.shapes(), np.int32(1))
 
 

@@ -1,11 +1,11 @@
 """When the programs of a run are compiled: at their first use, or before it."""
 
-import jax
 import pytest
 
 from dnt import loop
 from dnt.data import pipeline
 from dnt.parallel import compile as compile_lib
+from dnt.parallel import cpu
 from dnt.parallel import mesh as mesh_lib
 from dnt.training import evaluate, experiment, precompile, record
 
@@ -56,20 +56,47 @@ def test_what_a_run_will_use_is_compiled_ahead_in_that_order(tiny, make, order, 
   tiny.train.steps, tiny.telemetry.every = 10, every
   compiled, shapes = make(tiny)
   with compiled:
-    compiled.ahead(shapes, step)
-    found = [compiled.get(name, step, shapes) for name in expected]
+    compiled.prepare(shapes, step)
+    found = [compiled._get(name, step, shapes) for name in expected]
   assert order == found == expected
 
 
-def test_on_an_accelerator_nothing_is_compiled_ahead(make, order, monkeypatch):
-  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+def elsewhere(monkeypatch):
+  monkeypatch.setattr(mesh_lib, 'on_cpu', lambda mesh: False)
+
+
+def turned_off(monkeypatch):
+  monkeypatch.setenv(cpu.VARIABLE, 'background')
+
+
+@pytest.mark.parametrize('where', [elsewhere, turned_off])
+def test_on_an_accelerator_nothing_is_compiled_ahead(make, order, monkeypatch, where):
+  where(monkeypatch)
   compiled, shapes = make()
   with compiled:
-    compiled.ahead(shapes, 0)
-    assert not compiled.is_ready(PLAIN, 0)
-    assert compiled.get(PLAIN, 0, shapes) == PLAIN
-    assert compiled.is_ready(PLAIN, 0)
+    compiled.prepare(shapes, 0)
+    assert not order
+    assert compiled._get(PLAIN, 0, shapes) == PLAIN
   assert order == [PLAIN]
+
+
+@pytest.mark.parametrize('every', ['0', '1'])
+def test_steps_wait_for_a_compilation_once_and_say_so_before(tiny, make, monkeypatch, every):
+  elsewhere(monkeypatch)
+  events = []
+
+  def compile_program(self, name, stage, state):
+    return lambda state, arrays, count: events.append((name, int(count)))
+
+  monkeypatch.setattr(precompile.Programs, '_compile', compile_program)
+  tiny.telemetry.every = every
+  compiled, shapes = make(tiny)
+  with compiled:
+    for step in (0, 1):
+      compiled.train(shapes, step, 1, lambda: events.append('waits'))
+  name = TELEMETRY if every == '1' else PLAIN
+  assert events == ['waits', (name, 1), (name, 1)]
+  assert compiled._clock.seconds['compile'] > 0
 
 
 def test_an_error_of_the_background_reaches_the_loop(make, monkeypatch):
@@ -79,9 +106,9 @@ def test_an_error_of_the_background_reaches_the_loop(make, monkeypatch):
   monkeypatch.setattr(precompile.Programs, '_compile', fail)
   compiled, shapes = make()
   with compiled:
-    compiled.ahead(shapes, 0)
+    compiled.prepare(shapes, 0)
     with pytest.raises(MemoryError, match=PLAIN):
-      compiled.get(PLAIN, 0, shapes)
+      compiled.train(shapes, 0, 1, lambda: None)
 
 
 @pytest.mark.thorough
@@ -99,11 +126,11 @@ def test_the_first_program_is_asked_for_before_parameters_are_drawn_and_each_is_
 
     monkeypatch.setattr(owner, name, wrapped)
 
-  spy(precompile.Programs, 'ahead', lambda self, shapes, step: 'ahead')
+  spy(precompile.Programs, 'prepare', lambda self, shapes, step: 'prepare')
   spy(compile_lib, 'eagerly', lambda make_state: 'draw')
   spy(precompile.Programs, '_compile', lambda self, name, phase, state: name)
   tiny.train.steps, tiny.telemetry.every = 4, '2'
   loop.train(tiny, tmp_path, record.Clock(0.0), 'test')
   compiled = (PLAIN, TELEMETRY, EVALUATION)
-  assert [event for event in events if event not in compiled] == ['ahead', 'draw']
+  assert [event for event in events if event not in compiled] == ['prepare', 'draw']
   assert sorted(event for event in events if event in compiled) == sorted(compiled)
