@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 from dnt.data.transforms import augment, mixing
 from dnt.parallel import mesh as meshes
@@ -33,6 +34,24 @@ def test_mixups_share_is_beta(alpha):
   assert abs(share.mean() - 0.5) < 0.04
   assert abs(share.var() - 1 / (4 * (2 * alpha + 1))) < 0.01  # of Beta(alpha, alpha)
   assert ((share >= 0) & (share <= 1)).all()
+
+
+@pytest.mark.parametrize('alpha', [0.1, 0.5, 1.0, 8.0])
+def test_mixups_share_has_the_quantiles_of_beta_and_takes_any_value(alpha):
+  label, _, _ = draws(alpha, 0.0)
+
+  inner = label[(label > 0.01) & (label < 0.99)]
+  assert len(np.unique(inner)) > 0.99 * len(inner)
+  for probability in (0.25, 0.4, 0.5, 0.6, 0.75):
+    below = np.mean(label <= stats.beta(alpha, alpha).ppf(probability))
+    assert abs(below - probability) < 4 * np.sqrt(probability * (1 - probability) / len(label))
+
+
+def test_the_ends_of_the_random_bits_give_shares():
+  radius, angle = (each.reshape(-1) for each in np.meshgrid(*[np.uint32([0, 2**30, 2**31, 2**32 - 1])] * 2))
+  for alpha in (1e-3, 0.2, 100.0):
+    share = np.asarray(mixing._beta(alpha, radius, angle))
+    assert ((share >= 0) & (share <= 1)).all()
 
 
 def test_cutmix_boxes_lie_inside_and_the_labels_share_is_what_they_leave():
