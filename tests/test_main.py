@@ -12,9 +12,7 @@ from dnt.reporting import metrics
 
 pytestmark = pytest.mark.usefixtures('unoptimized')
 
-TINY = (
-  '--config.data.source=synthetic',
-  '--config.data.synthetic_examples=64',
+SMALL = (
   '--config.data.image_size=8',
   '--config.data.crop_padding=1',
   '--config.model.depth=8',
@@ -23,6 +21,7 @@ TINY = (
   '--config.train.log_every=2',
   '--config.eval.batch_size=16',
 )
+TINY = ('--config.data.source=synthetic', '--config.data.synthetic_examples=64', *SMALL)
 
 
 def pictures(folder, count, size=(8, 8)):
@@ -187,13 +186,13 @@ def test_impossible_depth(refused, tmp_path):
 
 def test_missing_data_folder(refused, tmp_path):
   source = f'folder:{tmp_path / "absent"}'
-  assert str(tmp_path / 'absent') in refused(f'--workdir={tmp_path}', *TINY, f'--config.data.source={source}')
+  assert str(tmp_path / 'absent') in refused(f'--workdir={tmp_path}', *SMALL, f'--config.data.source={source}')
 
 
 def test_empty_class_folder(refused, tmp_path):
   pictures(tmp_path / 'data' / 'cat', 4)
   (tmp_path / 'data' / 'dog').mkdir()
-  message = refused(f'--workdir={tmp_path}', *TINY, f'--config.data.source=folder:{tmp_path / "data"}')
+  message = refused(f'--workdir={tmp_path}', *SMALL, f'--config.data.source=folder:{tmp_path / "data"}')
   assert str(tmp_path / 'data' / 'dog') in message
 
 
@@ -206,7 +205,7 @@ def test_truncated_jpeg(refused, tmp_path, workers):
   broken.write_bytes(broken.read_bytes()[:200])
   message = refused(
     f'--workdir={tmp_path}',
-    *TINY,
+    *SMALL,
     f'--config.data.source=folder:{tmp_path / "data"}',
     '--config.data.mean=(0.5,0.5,0.5)',
     '--config.data.std=(0.5,0.5,0.5)',
@@ -247,7 +246,7 @@ def test_truncated_binary(refused, tmp_path):
   for name in [f'data_batch_{i}.bin' for i in range(1, 6)] + ['test_batch.bin']:
     (folder / name).write_bytes(b'\0' * 3073)
   (folder / 'batches.meta.txt').write_text('\n'.join(f'c{i}' for i in range(10)))
-  message = refused(f'--workdir={tmp_path}', *TINY, f'--config.data.source=cifar_binary:{tmp_path}')
+  message = refused(f'--workdir={tmp_path}', *SMALL, f'--config.data.source=cifar_binary:{tmp_path}')
   assert 'data_batch_1.bin' in message
   assert 'truncated' in message
 
