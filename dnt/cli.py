@@ -115,7 +115,8 @@ def trained(workdir: str | None, weights: str | None) -> str:
   Raises:
     errors.InputError: both or neither are set, or the workdir is not a folder.
   """
-  if bool(workdir) == bool(weights):
+  source = workdir or weights
+  if not source or (workdir and weights):
     given = 'not both' if workdir else 'one of them'
     raise errors.InputError(
       f'give {given}: --workdir=<folder of a dnt run>, or --weights=<file>.safetensors, .pth, .h5, tfjs:<dir> or '
@@ -123,7 +124,7 @@ def trained(workdir: str | None, weights: str | None) -> str:
     )
   if workdir and not pathlib.Path(workdir).expanduser().is_dir():
     raise errors.InputError(f'--workdir={workdir}: no such folder; pretrained weights are given with --weights')
-  return workdir or weights
+  return source
 
 
 def catalogue(configs: pathlib.Path) -> str:
@@ -209,6 +210,7 @@ def parse(program: Program, argv: Sequence[str]) -> flags.FlagValues:
     if match and match[1] not in known:
       raise errors.unknown('config key', match[1], known)
   if not any(_CONFIG_ARGUMENT.match(argument) for argument in argv[1:]):
+    assert program.default_config is not None  # programs that take configs have one
     argv = [argv[0], f'--config={CONFIGS / program.default_config}', *argv[1:]]
   argv = _with_shipped_config(argv)
   values = _define(program, argv)

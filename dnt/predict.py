@@ -154,7 +154,7 @@ def write(
     ]
     content = {'weights': origin, 'step': step, 'predictions': predictions, 'unreadable': unreadable}
   try:
-    files.write(path, content) if path.suffix == '.csv' else files.write_json(path, content)
+    files.write(path, content) if isinstance(content, str) else files.write_json(path, content)
   except OSError as error:
     raise errors.InputError(f'--output={path} cannot be written ({error.strerror})') from error
 

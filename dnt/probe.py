@@ -43,7 +43,7 @@ def main(values: flags.FlagValues) -> None:
   else:
     from dnt.diagnostics import doctor_report
 
-    doctor_report.run(config, workdir, values.seeds, values['try'].value)
+    doctor_report.run(config, workdir, values.seeds, bool(values['try'].value))
   print(f'written to {workdir}')
 
 

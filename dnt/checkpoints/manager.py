@@ -298,9 +298,10 @@ def _newest_good(
       problem = error
     problem = _agree(problem)
     if problem is None:
+      assert read_back is not None  # all processes have read it: `_agree` returns a problem if one has any
       problem = _agree(format.compare_digests(read_back))
-    if problem is None:
-      return _Found(step, read_back.value, damaged)
+      if problem is None:
+        return _Found(step, read_back.value, damaged)
     if isinstance(problem, errors.InputError):
       raise problem
     damaged[step] = str(problem)

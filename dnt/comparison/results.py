@@ -79,7 +79,7 @@ def read(run: plan.Run) -> Outcome:
   else:
     state = 'failed' if error else 'stopped' if records else 'not run'
   training, evaluations = _split(records)
-  values = _evaluated(run, evaluations[-1]) if evaluations else {}
+  values: dict[str, float | None] = {**_evaluated(run, evaluations[-1])} if evaluations else {}
   if state == 'finished':
     values |= {
       'seconds': summary['seconds']['total'],
@@ -95,9 +95,9 @@ def read(run: plan.Run) -> Outcome:
   about = {
     key: ', '.join(f'{name} {value}' for name, value in summary.get(key, {}).items()) for key in ('devices', 'versions')
   }
-  values = {name: value for name, value in values.items() if value is not None}
+  known = {name: value for name, value in values.items() if value is not None}
   per_class = _per_class(run, evaluations[-1]['step']) if state == 'finished' and evaluations else {}
-  return Outcome(run, state, error, step, values, per_class, summary.get('warnings', {}), curves, about)
+  return Outcome(run, state, error, step, known, per_class, summary.get('warnings', {}), curves, about)
 
 
 def summarize(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
@@ -295,8 +295,8 @@ def _title(name: str) -> str:
 
 def _curve(records: Sequence[Mapping[str, Any]], name: str) -> figure.Curve:
   held = [record for record in records if name in record]
-  columns = ([record[key] for record in held] for key in ('step', 'epoch', name))
-  return figure.Curve(*([math.nan if value is None else value for value in column] for column in columns))
+  values = [math.nan if record[name] is None else record[name] for record in held]
+  return figure.Curve([record['step'] for record in held], [record['epoch'] for record in held], values)
 
 
 def _by_variant(outcomes: Sequence[Outcome]) -> dict[str, list[Outcome]]:

@@ -16,7 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 from dnt import errors, files
@@ -32,7 +32,7 @@ _PR_SET_PDEATHSIG = 1  # from Linux's prctl.h
 
 
 @contextlib.contextmanager
-def lock(workdir: pathlib.Path) -> Iterator[int]:
+def lock(workdir: pathlib.Path) -> Generator[int]:
   """Locks a workdir against other comparisons, as long as this process or a run that it started lives.
 
   Yields:
@@ -238,7 +238,7 @@ class Pace:
     (then, first) = self._first
     if step > first:
       left = (total - step) * (now - then) / (step - first)
-      parts.append(f'ETA {progress.duration(left)}, all runs {progress.duration(left + self._pending(now, left))}')
+      parts.append(f'ETA {progress.duration(left)}, all runs {progress.duration(left + self._pending(run, now, left))}')
     return parts
 
   def _starting(self, run: plan.Run) -> list[str]:
@@ -246,14 +246,14 @@ class Pace:
     lines = _since(run.workdir / workdir_lib.LOG, self._logged) if _size(run.workdir / workdir_lib.LOG) else []
     return ['starting', *(line for line in lines[-1:] if 'ETA' in line)]
 
-  def _pending(self, now: float, left: float) -> float:
+  def _pending(self, run: plan.Run, now: float, left: float) -> float:
     known = {each: took for each, took in self._took.items() if took is not None}
-    known[self._run] = now - self._began + left
+    known[run] = now - self._began + left
     variants: dict[str, list[float]] = {}
     for each, took in known.items():
       variants.setdefault(each.variant, []).append(took)
     mean = statistics.mean(statistics.mean(taken) for taken in variants.values())
-    later = self._runs[self._runs.index(self._run) + 1 :]
+    later = self._runs[self._runs.index(run) + 1 :]
     waiting = [each for each in later if each not in known]
     return sum(statistics.mean(variants[each.variant]) if each.variant in variants else mean for each in waiting)
 

@@ -57,7 +57,13 @@ class Examples:
     """
     if self.images is None:
       return self.pictures[index]
-    return images.from_array(self.pictures[index]), int(self.labels[index])
+    pictures, labels = self.arrays()
+    return images.from_array(pictures[index]), int(labels[index])
+
+  def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the images (or features) and labels of a split that is in memory."""
+    assert self.images is not None and self.labels is not None, f'{self.split} of {self.name} is not in memory'
+    return self.images, self.labels
 
   def part(self, split: str, start: int, stop: int) -> 'Examples':
     """Returns the examples from `start` to `stop` (exclusive) as a split named `split`."""

@@ -59,17 +59,20 @@ def image_shape(config: typed.Data, source: examples.Examples) -> tuple[int, int
   return height, width, channels
 
 
-def _resident_images(config: typed.Data, source: examples.Examples, train: bool) -> np.ndarray | None:
-  """Returns the images, uint8 [N, H, W, C] at `image_shape`'s size, if the split lives on the device, else None."""
+def _resident_images(
+  config: typed.Data, source: examples.Examples, train: bool
+) -> tuple[np.ndarray, np.ndarray] | None:
+  """Returns images, uint8 [N, H, W, C] at `image_shape`'s size, and labels if the split lives on the device."""
   if source.images is None or not placement.on_device(config, len(source), source.shape, train):
     return None
   size = image_shape(config, source)[:2]
   if size == source.images.shape[1:3] and (train or implied.eval_resize(config) == 'squash'):
-    return source.images
+    return source.arrays()
   resize = (_train_resize if train else eval_transform)(config, size)
+  pictures, labels = source.arrays()
   with futures.ThreadPoolExecutor() as pool:
-    resized = pool.map(lambda picture: images.to_array(resize(images.from_array(picture), None)), source.images)
-    return np.stack(list(resized))
+    resized = pool.map(lambda picture: images.to_array(resize(images.from_array(picture), None)), pictures)
+    return np.stack(list(resized)), labels
 
 
 def _train_resize(config: typed.Data, size: tuple[int, int]) -> readers.Transform:
@@ -111,11 +114,11 @@ def make_train_feed(config: typed.Config, source: examples.Examples, mesh: Mesh)
     errors.InputError: placement or size do not suit the images.
   """
   if source.views:
-    return resident.TrainFeed(source.images, source.labels, config.seed, config.train.batch_size, mesh, source.views)
+    return resident.TrainFeed(*source.arrays(), config.seed, config.train.batch_size, mesh, source.views)
   shape = image_shape(config.data, source)
   resident_images = _resident_images(config.data, source, train=True)
   if resident_images is not None:
-    return resident.TrainFeed(resident_images, source.labels, config.seed, config.train.batch_size, mesh)
+    return resident.TrainFeed(*resident_images, config.seed, config.train.batch_size, mesh)
   transform = _train_transform(config.data, shape[:2])
   return stream.TrainFeed(source, transform, shape, config.seed, config.train.batch_size, mesh, config.data.workers)
 
@@ -127,7 +130,7 @@ def make_eval_feed(config: typed.Config, source: examples.Examples, mesh: Mesh) 
     errors.InputError: placement or size do not suit the images.
   """
   if source.views:
-    return resident.EvalFeed(source.images, source.labels, config.eval.batch_size, mesh)
+    return resident.EvalFeed(*source.arrays(), config.eval.batch_size, mesh)
   return _pass(config, source, mesh, None)
 
 
@@ -147,7 +150,7 @@ def _pass(config: typed.Config, source: examples.Examples, mesh: Mesh, view: int
   shape = image_shape(config.data, source)
   resident_images = _resident_images(config.data, source, train=view is not None)
   if resident_images is not None:
-    return resident.EvalFeed(resident_images, source.labels, config.eval.batch_size, mesh)
+    return resident.EvalFeed(*resident_images, config.eval.batch_size, mesh)
   transform = (eval_transform if view is None else _train_transform)(config.data, shape[:2])
   drawn = None if view is None else (config.seed, view)
   return stream.EvalFeed(source, transform, shape, config.eval.batch_size, mesh, config.data.workers, drawn)

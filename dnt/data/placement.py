@@ -33,6 +33,8 @@ def on_device(config: typed.Data, count: int, shape: examples.Shape, train: bool
     raise errors.InputError(f"config.data.placement='device' cannot hold {config.source}: {reason}; use 'auto'")
   if config.placement == 'device' or reason:
     return not reason
-  size = config.image_size
-  height, width = (size, size) if size else shape[:2]
-  return count * height * width * shape[2] <= RESIDENT_BYTES
+  height, width, channels = shape
+  if config.image_size:
+    height = width = config.image_size
+  assert height is not None and width is not None  # images that differ in size have a reason
+  return count * height * width * channels <= RESIDENT_BYTES

@@ -17,6 +17,7 @@ from dnt.parallel.cpu import allocator
 
 # Maps a Pillow image to another one; see `images`.
 Transform = Callable[[Any, np.random.Generator | None], Any]
+Row = dict[str, np.ndarray | np.int32]  # image uint8 [H, W, C] and label
 
 # Workers need the same few epochs again and again; computing ImageNet's order takes 0.1 s, storing it 5 MB.
 _order = functools.lru_cache(maxsize=4)(order.order)
@@ -50,7 +51,7 @@ class TrainReader(_Reader):
 
   seed: int
 
-  def __call__(self, index: int) -> dict[str, np.ndarray]:
+  def __call__(self, index: int) -> Row:
     epoch, position = divmod(self.place(index), len(self.examples))
     image, label = self.examples[_order(self.seed, epoch, len(self.examples))[position]]
     generator = order.generator(self.seed, order.CROP, epoch, position)
@@ -69,7 +70,7 @@ class EvalReader(_Reader):
   shape: tuple[int, int, int]
   drawn: tuple[int, int] | None = None
 
-  def __call__(self, index: int) -> dict[str, np.ndarray]:
+  def __call__(self, index: int) -> Row:
     place = self.place(index)
     if place >= len(self.examples):
       return {'image': np.zeros(self.shape, np.uint8), 'label': np.int32(0)}
@@ -96,6 +97,7 @@ def start_worker(index: int, count: int) -> None:
   signal.signal(signal.SIGINT, signal.SIG_IGN)
   signal.signal(signal.SIGTERM, signal.SIG_IGN)
   parent = multiprocessing.parent_process()
+  assert parent is not None  # this is a worker
 
   def watch():
     multiprocessing.connection.wait([parent.sentinel])

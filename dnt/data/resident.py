@@ -61,7 +61,7 @@ class TrainFeed:
     return batch | {'epoch': epoch, 'position': place % self._count}
 
   def close(self) -> None:
-    self._data = self._order = None
+    self._data, self._order = {}, None
 
 
 class EvalFeed:
@@ -88,4 +88,4 @@ class EvalFeed:
     return batch | {'mask': place < self._count}
 
   def close(self) -> None:
-    self._data = None
+    self._data = {}

@@ -32,7 +32,7 @@ class Slice(NamedTuple):
     def absolute(bound: float | None, open_end: int) -> int:
       if bound is None:
         return open_end
-      bound = round(bound * count / 100) if self.percent else bound
+      bound = round(bound * count / 100) if self.percent else int(bound)
       if abs(bound) > count:
         raise errors.InputError(f'split {self.text!r} reaches beyond the {count} examples of {self.name!r}')
       return bound + count if bound < 0 else bound
@@ -51,11 +51,11 @@ def parse(text: str) -> Slice:
   """
   match = PATTERN.fullmatch(text)
   try:
+    if match is None or match['slice'] == '[:]':
+      raise ValueError
     percent = bool(match['start_unit'] or match['stop_unit'])
     start, stop = ((float if percent else int)(match[key]) if match[key] else None for key in ('start', 'stop'))
-    if match['slice'] == '[:]':
-      raise ValueError
-  except (TypeError, ValueError):  # no match, or a bound that is not a number
+  except ValueError:  # no match, or a bound that is not a number
     form = "'train', 'train[:98%]', 'train[5000:]' or 'train[-10%:]'"
     raise errors.InputError(f'split {text!r} is not of the form {form}') from None
   return Slice(text, match['name'], start, stop, percent)

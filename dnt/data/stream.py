@@ -45,6 +45,7 @@ class Batches:
     if step != self._next:
       self.close()
       self._iterator = self._open(step)
+    assert self._iterator is not None  # `close` also forgets the next step
     try:
       # Copies the arrays: a worker's batch lies in shared memory, which grain frees together with its arrays.
       batch = {name: np.array(value) for name, value in next(self._iterator).items()}
@@ -96,7 +97,7 @@ class Batches:
 def local_rows(batch_size: int, mesh: Mesh) -> range:
   """Returns the range of a batch's rows on this process's devices; the mesh keeps them contiguous."""
   slices = meshes.batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
-  bounds = [index[0].indices(batch_size)[:2] for index in slices]
+  bounds = [index[0].indices(batch_size)[:2] for index in slices if index is not None]
   return range(min(start for start, _ in bounds), max(stop for _, stop in bounds))
 
 

@@ -193,7 +193,7 @@ def _finish(axes: 'Axes', title: str, unit: str, logarithmic: bool) -> None:
     axes.set_yscale('log', nonpositive='mask')
   axes.set_title(title, loc='left')
   axes.set_ylabel(unit)
-  if any(not line.get_label().startswith('_') for line in axes.lines):
+  if any(not str(line.get_label()).startswith('_') for line in axes.lines):
     axes.legend(frameon=False)
   axes.grid(alpha=0.3)
   axes.spines[['top', 'right']].set_visible(False)

@@ -264,14 +264,14 @@ def alone(
     for path, place in rows.places(params, entries).items()
   }
 
-  def update(gradient, state, params=None):
-    updates, after = optimizer.update(gradient, state, params)
+  def update(updates, state, params=None):
+    moved: tuple[trees.Tree, optax.OptState] = optimizer.update(updates, state, params)
 
     def leaf(path, update):
       chosen = rows.along(jnp.asarray(moves[path]), update) if trees.is_scanned(path) else moves[path][0]
       return jnp.where(chosen, update, 0.0)
 
-    return trees.map_with_path(leaf, updates), after
+    return trees.map_with_path(leaf, moved[0]), moved[1]
 
   return optax.GradientTransformation(optimizer.init, update)
 
@@ -336,7 +336,7 @@ def _used(steps: int) -> slice:
   return slice(int(FIRST * steps), -LAST)
 
 
-def valley(losses: Sequence[float]) -> int:
+def valley(losses: Sequence[float] | np.ndarray) -> int:
   """Returns the index half way down the longest valley, a falling subsequence of the losses, like fastai's `valley`."""
   lengths = np.ones(len(losses), int)
   for index in range(1, len(losses)):
@@ -407,7 +407,7 @@ def _ended_of(found: Sweep) -> str:
   return _ended(found.stopped, found.rates, found.smoothed)
 
 
-def _ended(stopped: str, rates: Sequence[float], smoothed: Sequence[float]) -> str:
+def _ended(stopped: str, rates: Sequence[float] | np.ndarray, smoothed: Sequence[float] | np.ndarray) -> str:
   """Describes how a sweep ended, in words."""
   if not len(rates):
     return f'{stopped} at once'

@@ -10,7 +10,7 @@ differs in nothing else. Pixels of equal value follow the order of the random ma
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -21,16 +21,19 @@ BLUR = 10 / 224  # standard deviation of the blur as a fraction of the image's s
 SEED = 0  # seed of the random maps
 
 
-class Areas(NamedTuple):
-  """Areas under the curves, each float64 [B] in [0, 1].
+Values = TypeVar('Values', np.ndarray, float)
+
+
+class Areas(NamedTuple, Generic[Values]):
+  """Areas under the curves in [0, 1]: float64 [B] each, or a number for one image.
 
   Attributes:
     deletion: lower is better.
     insertion: higher is better.
   """
 
-  deletion: np.ndarray
-  insertion: np.ndarray
+  deletion: Values
+  insertion: Values
 
 
 def random_maps(places: Sequence[int], size: tuple[int, int]) -> np.ndarray:
@@ -90,7 +93,7 @@ def area(curve: np.ndarray) -> np.ndarray:
   return (curve.sum(0) - (curve[0] + curve[-1]) / 2) / (len(curve) - 1)
 
 
-def measure(probability: Callable[[jax.Array], jax.Array], images: jax.Array, order: np.ndarray) -> Areas:
+def measure(probability: Callable[[jax.Array], jax.Array], images: jax.Array, order: np.ndarray) -> Areas[np.ndarray]:
   """Computes deletion and insertion of images for one order of their pixels.
 
   Args:

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,9 @@ from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
 
 BATCH = 8  # number of images per batch
+
+
+Array = TypeVar('Array', np.ndarray, jax.Array)  # on the host, or inside a program
 
 
 class Explained(NamedTuple):
@@ -36,8 +39,8 @@ class Explained(NamedTuple):
   map: np.ndarray
   probabilities: np.ndarray
   target: int
-  areas: faithfulness.Areas
-  random_areas: faithfulness.Areas
+  areas: faithfulness.Areas[float]
+  random_areas: faithfulness.Areas[float]
 
 
 def class_index(names: Sequence[str], text: str) -> int:
@@ -74,7 +77,7 @@ def in_batches(program: Callable, mesh: Mesh, size: int, *arrays: np.ndarray) ->
   return jax.tree.map(lambda *leaves: np.concatenate(leaves), *results)
 
 
-class Maps(NamedTuple):
+class Maps(NamedTuple, Generic[Array]):
   """Holds the maps of images.
 
   Attributes:
@@ -83,9 +86,9 @@ class Maps(NamedTuple):
     targets: int32 [N], the class that each map explains.
   """
 
-  values: np.ndarray
-  probabilities: np.ndarray
-  targets: np.ndarray
+  values: Array
+  probabilities: Array
+  targets: Array
 
 
 class Explainer:
@@ -103,7 +106,9 @@ class Explainer:
     """
     self._network, self._mesh = network, mesh
     self._size = mesh_lib.divisible(batch_size, mesh)
-    self._grid = next(row.shape for row in network.table if row.entry == entry)[:2]
+    shape = next(row.shape for row in network.table if row.entry == entry)
+    assert shape is not None  # `cam.choose` returns an entry with a spatial output
+    self._grid = (shape[0], shape[1])
     size = network.image_shape[:2]
 
     def explain(variables, pictures, targets=None):
@@ -117,7 +122,7 @@ class Explainer:
 
     self._explain, self._probability = compile_lib.jit(explain, mesh), compile_lib.jit(probability, mesh)
 
-  def maps(self, pictures: np.ndarray, targets: np.ndarray | None = None) -> Maps:
+  def maps(self, pictures: np.ndarray, targets: np.ndarray | None = None) -> Maps[np.ndarray]:
     """Returns the maps of images.
 
     Args:
@@ -127,7 +132,7 @@ class Explainer:
     given = (pictures,) if targets is None else (pictures, targets)
     return in_batches(functools.partial(self._explain, self._network.variables), self._mesh, self._size, *given)
 
-  def areas(self, pictures: np.ndarray, targets: np.ndarray, order: np.ndarray) -> faithfulness.Areas:
+  def areas(self, pictures: np.ndarray, targets: np.ndarray, order: np.ndarray) -> faithfulness.Areas[np.ndarray]:
     """Computes deletion and insertion, float64 [N] each.
 
     Args:

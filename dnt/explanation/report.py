@@ -75,7 +75,8 @@ def run(asked: str, wanted: Wanted, output: pathlib.Path) -> str:
   together = min(pictures.BATCH, len(paths)) if paths else pictures.BATCH
   explainer = pictures.Explainer(network, mesh, entry, wanted.method, together)
   about = {'network': network.origin, 'step': network.step, 'entry': entry.name, 'method': wanted.method}
-  content, sheets, said = {**about}, {}, []
+  content: dict[str, Any] = {**about}
+  sheets, said = {}, []
   if paths:
     found, sheets['explained'] = _explain(network, explainer, paths, target, output, about)
     content |= found

@@ -215,6 +215,7 @@ def _load(
   key = hashlib.sha256(identity.encode()).hexdigest()[:32]
   path = directory / f'{key}.features'
   last = next(row.shape for row in run.table if row.entry.name == prefix.names[-1])
+  assert last is not None  # the last entry of a prefix runs
   dtype = feature_files.record((1, 1, last[-1]) if prefix.pooled else last)
   whole = max(views, 1) * len(source)
   if whole * dtype.itemsize > LARGEST:
@@ -275,7 +276,7 @@ def _grow(
       print(f'features of {source.split}: going on from {done} of {whole}', flush=True)
     line = progress.Count(f'features of {source.split}', whole, done)
     for new, label in _compute(run, source, views, mesh, prefix, done):
-      if multihost.is_lead():
+      if write is not None:  # on the lead process
         write(done, new, label)
       features[done : done + len(label)], labels[done : done + len(label)] = new, label
       done += len(label)

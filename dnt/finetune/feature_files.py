@@ -6,7 +6,7 @@ The file's length shows how many examples are done, so a run continues where an 
 import contextlib
 import fcntl
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 
 import numpy as np
 
@@ -37,7 +37,7 @@ def read(path: pathlib.Path, dtype: np.dtype, records: int) -> tuple[np.ndarray,
 @contextlib.contextmanager
 def growing(
   path: pathlib.Path, dtype: np.dtype, wait: Callable[[], None]
-) -> Iterator[Callable[[int, np.ndarray, np.ndarray], None]]:
+) -> Generator[Callable[[int, np.ndarray, np.ndarray], None]]:
   """Opens the file to append records, with a lock that admits one process at a time.
 
   Args:

@@ -166,7 +166,8 @@ def _edge(axes: 'Axes', activation: str, right: float, top: float) -> None:
     weight, bias, style = weight[:1], bias[:1], {'marker': 'X', 'markersize': 14, 'linestyle': '', 'clip_on': False}
   else:
     style = {'linestyle': '--', 'linewidth': 2.5}
-  axes.plot(weight, bias, color='black', label=r'edge of chaos, $\chi_1$ = 1', zorder=4, **style)
+  (line,) = axes.plot(weight, bias, color='black', label=r'edge of chaos, $\chi_1$ = 1', zorder=4)
+  line.set(**style)
 
 
 def _chi(activation: str, weight_variance: float, bias_variance: float) -> float:

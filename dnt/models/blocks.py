@@ -191,6 +191,7 @@ class Bottleneck(Residual):
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool, keep: Keep = None) -> jax.Array:
+    assert self.inner is not None  # a bottleneck is made with it
     strides = _strides(self)
     y = _norm_act(self, 1, _conv(self, 1, self.inner, 1, strides[0])(x), train)
     y = _norm_act(self, 2, _conv(self, 2, self.inner, 3, strides[1])(y), train)
@@ -221,6 +222,7 @@ class PreactBottleneck(Residual):
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool, keep: Keep = None) -> jax.Array:
+    assert self.inner is not None  # a bottleneck is made with it
     strides = _strides(self)
     y = _norm_act(self, 1, x, train)
     shortcut = _preact_shortcut(self, x, y, train)
@@ -341,6 +343,7 @@ class DenseUnit(nn.Module):
     if self.kind == 'residual':
       return x + y
     if self.kind == 'highway':
+      assert self.gate_bias is not None  # a highway network is made with it
       bias_init = nn.initializers.constant(self.gate_bias)
       gate = jax.nn.sigmoid(self.parts.dense(self.width, bias_init=bias_init, name='gate')(x))
       return y * gate + x * (1 - gate)

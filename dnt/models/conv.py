@@ -8,7 +8,7 @@ gradients, which programs for other platforms hold.
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -21,7 +21,7 @@ from dnt.parallel import cpu
 from dnt.parallel.cpu import lowering
 
 Pair = tuple[int, int]
-Padding = str | tuple[Pair, Pair]
+Padding = Literal['SAME'] | tuple[Pair, Pair]
 LAYOUT = ('NHWC', 'HWIO', 'NHWC')
 
 
@@ -46,14 +46,16 @@ def conv2d(x: jax.Array, kernel: jax.Array, *, strides: Pair = (1, 1), padding: 
       f'a convolution of {tuple(x.shape)} (NHWC) with a kernel {tuple(kernel.shape)} (HWIO) does not fit; the channels '
       'must be the inputs of the kernel'
     )
-  padding = symmetric_padding(kernel.shape[:2]) if padding == 'SAME' else tuple(map(tuple, padding))
+  sides = symmetric_padding((kernel.shape[0], kernel.shape[1])) if padding == 'SAME' else padding
+  (top, bottom), (left, right) = sides
   # Without the barrier, XLA on CPU recomputes the elementwise operations of all earlier blocks in every consumer.
-  return _conv2d(lowering.barrier(x), kernel, tuple(strides), padding)
+  return _conv2d(lowering.barrier(x), kernel, tuple(strides), ((top, bottom), (left, right)))
 
 
 def symmetric_padding(kernel_size: Pair) -> tuple[Pair, Pair]:
   """Returns a padding of k // 2 on every side."""
-  return tuple((k // 2, k // 2) for k in kernel_size)
+  height, width = kernel_size
+  return (height // 2, height // 2), (width // 2, width // 2)
 
 
 def _plain(x, kernel, strides, padding, **kwargs):

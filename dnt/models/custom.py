@@ -68,7 +68,7 @@ def make(name: str, num_classes: int, given: Mapping[str, Any], options: Mapping
     )
   keywords = {'train'} & {argument.name for argument in arguments}
 
-  class Network(base):
+  class Network(base):  # ty: ignore[unsupported-base]  # known at run time only
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
       logits = super().__call__(x, **dict.fromkeys(keywords, train))
       if getattr(logits, 'shape', None) != (x.shape[0], num_classes):
@@ -87,7 +87,8 @@ def make(name: str, num_classes: int, given: Mapping[str, Any], options: Mapping
 
 def field_names(base: type[nn.Module]) -> list[str]:
   """Returns the fields of a Flax module class, without Flax's own `parent` and `name`."""
-  return [field.name for field in dataclasses.fields(base) if field.init and field.name not in ('parent', 'name')]
+  fields = dataclasses.fields(base)  # ty: ignore[invalid-argument-type]  # flax makes every subclass a dataclass
+  return [field.name for field in fields if field.init and field.name not in ('parent', 'name')]
 
 
 def _is_module(value: Any) -> bool:

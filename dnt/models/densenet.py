@@ -61,6 +61,7 @@ class DenseNet(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    assert self.depth is not None and self.growth_rate is not None  # `__post_init__` fills them in
     counts = layers_per_stage(self.stem, self.bottleneck, self.depth)
     stem = 2 * self.growth_rate if self.bottleneck else 16
     # The ImageNet stem normalizes before its pooling; with the CIFAR stem, the first layer normalizes.

@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -80,7 +80,7 @@ class Trace:
 
 
 @contextlib.contextmanager
-def watching(watch: Callable[[Callable[[], Any], nn.Module], Any]) -> Iterator[dict[tuple[str, ...], stage_lib.Stage]]:
+def watching(watch: Callable[[Callable[[], Any], nn.Module], Any]) -> Generator[dict[tuple[str, ...], stage_lib.Stage]]:
   """Routes every call of an entry through `watch` while the context is active.
 
   Args:

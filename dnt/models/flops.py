@@ -5,7 +5,7 @@ import contextlib
 import math
 import re
 
-import jax
+import jax.core
 from jax.extend import core
 
 _MARK = re.compile(r'dnt_entry_(\d+)_')
@@ -27,16 +27,23 @@ def count(jaxpr: core.Jaxpr) -> collections.Counter:
   return total
 
 
+def _array(variable: core.Var | core.Literal) -> jax.core.ShapedArray:
+  aval = variable.aval
+  assert isinstance(aval, jax.core.ShapedArray)  # what convolutions and products take and return
+  return aval
+
+
 def _equation_flops(equation: core.JaxprEqn) -> collections.Counter:
   kind, params = equation.primitive.name, equation.params
   if kind == 'conv_general_dilated':
-    kernel = equation.invars[1].aval
+    kernel, output = _array(equation.invars[1]), _array(equation.outvars[0])
     features = kernel.shape[params['dimension_numbers'].rhs_spec[0]]
-    return collections.Counter({None: 2 * equation.outvars[0].aval.size * (kernel.size // features)})
+    return collections.Counter({None: 2 * output.size * (kernel.size // features)})
   if kind == 'dot_general':
     (contracted, _), _ = params['dimension_numbers']
-    depth = math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
-    return collections.Counter({None: 2 * equation.outvars[0].aval.size * depth})
+    left, output = _array(equation.invars[0]), _array(equation.outvars[0])
+    depth = math.prod(left.shape[axis] for axis in contracted)
+    return collections.Counter({None: 2 * output.size * depth})
   parts = [count(inner) for inner in core.jaxprs_in_params(params)]
   if kind == 'cond':
     return max(parts, key=lambda part: part.total())

@@ -16,7 +16,7 @@ Frozen entries run as in evaluation: no stochastic depth and no dropout. Their B
 import contextlib
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -54,7 +54,7 @@ class Cut:
     return trees.split(batch_stats, lambda path: self.norm == 'batch' or not is_below(path, self.frozen))
 
   @contextlib.contextmanager
-  def running(self) -> Iterator[None]:
+  def running(self) -> Generator[None]:
     """Makes `model.apply` run frozen and skipped entries as this cut defines, while the context is active."""
     if not self.frozen:
       yield

@@ -28,7 +28,9 @@ def block_name(number: int) -> str:
 
 def block_number(name: str) -> int:
   """Returns the number of a block from its name, the inverse of `block_name`."""
-  return int(_BLOCK.fullmatch(name)[1])
+  match = _BLOCK.fullmatch(name)
+  assert match, name
+  return int(match[1])
 
 
 def scanned_rows(tree: Any) -> Rows:

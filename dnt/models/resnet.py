@@ -81,6 +81,7 @@ class ResNet(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    assert self.block is not None and self.depth is not None  # `__post_init__` fills them in
     preact, bottleneck = self.block.startswith('preact'), self.block.endswith('bottleneck')
     counts = blocks_per_stage(self.stem, self.block, self.depth)
     rates = [self.stochastic_depth * (index + 1) / sum(counts) for index in range(sum(counts))]

@@ -11,7 +11,7 @@ the last bit.
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -102,7 +102,7 @@ def fence(tree: Any) -> Any:
 
 
 @contextlib.contextmanager
-def fencing() -> Iterator[None]:
+def fencing() -> Generator[None]:
   """Makes `model.apply` compute bit for bit the same as under `watching`, but capture nothing."""
   with depth.watching(lambda run, module: fence(run())):
     yield
@@ -135,7 +135,7 @@ def make_sinks(table: Sequence[depth.Row]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def watching() -> Iterator[None]:
+def watching() -> Generator[None]:
   """Makes `model.apply` fill the collection `FOUND` (which must be mutable) and read `SINKS`.
 
   Each entry stores an `Output`, and each `activations.Activation` in it `Zeros`, or for sigmoid and tanh a
@@ -165,7 +165,7 @@ def watching() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def holding(entry: depth.Entry) -> Iterator[None]:
+def holding(entry: depth.Entry) -> Generator[None]:
   """Makes `model.apply` capture the output of one entry, and add the value in `SINKS` to the output.
 
   `FOUND` (which must be mutable) holds the first array that the entry returns under `<path>/output`. For a scanned

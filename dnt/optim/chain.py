@@ -79,7 +79,7 @@ def advance(optimizer: optax.GradientTransformation, state: Any, params: Any) ->
     state: state of the previous chain.
     params: the parameters that train from now on.
   """
-  fresh = optimizer.init(params)
+  fresh: Any = optimizer.init(params)
   return type(fresh)((name, state.get(name, link)) for name, link in fresh.items())
 
 
@@ -89,10 +89,10 @@ def _only(rule: optax.GradientTransformation, paths: frozenset[str]) -> optax.Gr
   def inside(tree):
     return trees.split(tree, paths.__contains__)
 
-  def update(updates, state, params):
+  def update(updates, state, params=None):
     own, others = inside(updates)
-    own, state = rule.update(own, state, inside(params)[0])
-    return trees.merge(own, others), state
+    moved: tuple[trees.Tree, optax.OptState] = rule.update(own, state, inside(params)[0])
+    return trees.merge(moved[0], others), moved[1]
 
   return optax.GradientTransformation(lambda params: rule.init(inside(params)[0]), update)
 
@@ -148,8 +148,8 @@ def _decay(
   links = [('decay', optax.stateless(_pull(of_head, optim.weight_decay)))] if optim.weight_decay else []
   pull = _pull(others, strength)
 
-  def update(updates, start, params):
-    return pull(updates, jax.tree.map(jnp.subtract, params, start)), start
+  def update(updates, state, params=None):  # the state holds the parameters at the start
+    return pull(updates, jax.tree.map(jnp.subtract, params, state)), state
 
   # We copy the parameters because the step donates their buffers.
   return [*links, ('l2_sp', optax.GradientTransformation(lambda params: jax.tree.map(jnp.array, params), update))]
@@ -193,6 +193,7 @@ def _muon(
     return optax.contrib.MuonDimensionNumbers(tuple(range(first, param.ndim - 1)), (param.ndim - 1,))
 
   def scale(update: jax.Array, axes: optax.contrib.MuonDimensionNumbers) -> jax.Array:
+    assert not isinstance(axes.reduction_axis, int)  # `dimensions` makes a tuple
     fan_in = math.prod(update.shape[axis] for axis in axes.reduction_axis)
     return update * math.sqrt(max(1.0, update.shape[-1] / fan_in))
 

@@ -64,4 +64,8 @@ def make(
     mine = jnp.asarray(found[list(places[path])], update.dtype)
     return update * (rows.along(mine, update) if trees.is_scanned(path) else mine[0])
 
-  return [('rates', optax.stateless(lambda updates, _: trees.map_with_path(leaf, updates)))]
+  def update(updates: trees.Tree, params: trees.Tree) -> trees.Tree:
+    del params
+    return trees.map_with_path(leaf, updates)
+
+  return [('rates', optax.stateless(update))]

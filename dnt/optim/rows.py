@@ -70,9 +70,13 @@ def by_row(transformation: optax.GradientTransformation) -> optax.GradientTransf
   """Makes a stateless per-leaf transformation treat each row of a scanned leaf separately."""
 
   def transform(update: jax.Array, param: jax.Array) -> jax.Array:
-    return transformation.update(update, optax.EmptyState(), param)[0]
+    updated: trees.Tree = transformation.update(update, optax.EmptyState(), param)[0]
+    return updated
 
   def leaf(path: str, update: jax.Array, param: jax.Array) -> jax.Array:
     return (jax.vmap(transform) if trees.is_scanned(path) else transform)(update, param)
 
-  return optax.stateless(lambda updates, params: trees.map_with_path(leaf, updates, params))
+  def update(updates: trees.Tree, params: trees.Tree) -> trees.Tree:
+    return trees.map_with_path(leaf, updates, params)
+
+  return optax.stateless(update)

@@ -44,7 +44,7 @@ def from_flags(coordinator: str | None, num_processes: int | None, process_id: i
   missing = [flag for flag, value in given.items() if value is None]
   if len(missing) == 3:
     return detect(os.environ)
-  if missing:
+  if coordinator is None or num_processes is None or process_id is None:
     raise errors.InputError(f'{", ".join(given)} go together; missing: {", ".join(missing)}')
   address(coordinator)
   if num_processes < 1:
@@ -89,6 +89,7 @@ def _slurm(environ: Mapping[str, str]) -> Cluster | None:
   job, nodes, tasks, num_nodes, process = (environ[name] for name in names)
   # Matches the first node of 'node7', 'node7,other1', 'node[007-012,020],other1'.
   first = re.match(r'([^,\[]+)(?:\[([^,\-\]]+))?', nodes)
+  assert first is not None  # a node list begins with a name
   port = 61440 + int(job) % 4096  # as in jax, so that jobs that share a node do not collide
   # A task that is alone on its node uses all GPUs. If tasks share a node, each uses the GPU with its local id, unless
   # Slurm has bound it to one.

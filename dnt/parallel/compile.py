@@ -94,7 +94,7 @@ def enable_cache(directory: pathlib.Path | None = None) -> None:
   Raises:
     errors.InputError: the directory cannot be created.
   """
-  if jax.config.jax_compilation_cache_dir is None:
+  if jax.config.jax_compilation_cache_dir is None:  # ty: ignore[missing-attribute]  # jax adds its options at run time
     directory = directory or pathlib.Path.home() / '.cache' / 'dnt' / 'xla'
     try:
       directory.mkdir(parents=True, exist_ok=True)

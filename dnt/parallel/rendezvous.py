@@ -51,8 +51,9 @@ def _listen(port: int) -> socket.socket:
       ('', port), family=socket.AF_INET6 if dual else socket.AF_INET, dualstack_ipv6=dual, backlog=128
     )
   except OSError as error:
+    reason = os.strerror(error.errno) if error.errno else str(error)
     raise errors.InputError(
-      f'process 0 cannot listen on port {port} ({os.strerror(error.errno)}): another run or another process 0 may '
+      f'process 0 cannot listen on port {port} ({reason}): another run or another process 0 may '
       'hold it; choose another port in --coordinator, the same for all processes'
     ) from error
 
@@ -83,16 +84,18 @@ class _RollCall:
       deadline = time.monotonic() + LINGER
       late = problem is not None and problem['kind'] == 'input'
       while late and len(self.told) < self.cluster.num_processes and time.monotonic() < deadline:
-        peer, report = _hear(listener)
-        if report:
+        heard = _hear(listener)
+        if heard is not None:
+          peer, report = heard
           self.told.add(report['process_id'])
           _tell([peer], problem)
 
   def accept(self, listener: socket.socket) -> dict[str, str] | None:
     """Accepts one report, if there is one; if it is wrong, sends the problem to its sender and returns it."""
-    peer, report = _hear(listener)
-    if not report:
+    heard = _hear(listener)
+    if heard is None:
       return None
+    peer, report = heard
     i, n, host = report['process_id'], report['num_processes'], report['host']
     if n != self.cluster.num_processes:
       text = (
@@ -160,15 +163,16 @@ def _report(cluster: clusters.Cluster, host: str, port: int, timeout: float) -> 
   )
 
 
-def _hear(listener: socket.socket) -> tuple[socket.socket | None, dict[str, Any] | None]:
-  """Returns the next connection and its report; the report is None if nobody connects, or some other program."""
+def _hear(listener: socket.socket) -> tuple[socket.socket, dict[str, Any]] | None:
+  """Returns the next connection and its report; None if nobody connects, or some other program."""
   try:
     peer, _ = listener.accept()
   except TimeoutError:
-    return None, None
+    return None
   report = _line(peer, 2.0)
   if report is None:
     peer.close()
+    return None
   return peer, report
 
 

@@ -103,15 +103,16 @@ class Writer:
 
     # Write one event per line: `add_scalar` makes one per metric, 0.1 ms each, and telemetry has hundreds of metrics.
     held = {name: value for name, value in record.items() if name != 'step' and value is not None}
-    values = [summary_pb2.Summary.Value(tag=name, simple_value=value) for name, value in held.items()]
-    self._board.file_writer.add_summary(summary_pb2.Summary(value=values), record['step'])
+    summary = summary_pb2.Summary  # ty: ignore[missing-attribute]  # protobuf makes the classes at run time
+    values = [summary.Value(tag=name, simple_value=value) for name, value in held.items()]
+    self._board.file_writer.add_summary(summary(value=values), record['step'])
 
 
 def _make_board(workdir: pathlib.Path, start_step: int) -> Any:
   # tensorboardX imports torch if it is installed, which takes seconds and is of no use here.
   hidden = 'torch' not in sys.modules
   if hidden:
-    sys.modules['torch'] = None
+    sys.modules['torch'] = None  # ty: ignore[invalid-assignment]  # typeshed lacks None, which forbids the import
   try:
     import tensorboardX
   finally:

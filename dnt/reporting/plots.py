@@ -118,7 +118,7 @@ def telemetry(records: Sequence[Mapping[str, Any]], entries: Sequence[str]) -> '
     axes.set_yticks(ticks, [entries[index] for index in ticks])
     axes.set_xlabel('step')
     bar = figure.colorbar(image, ax=axes, fraction=0.06, pad=0.02)
-    bar.set_ticks(marks, labels=[f'{mark:.3g}' for mark in marks])
+    bar.set_ticks(marks.tolist(), labels=[f'{mark:.3g}' for mark in marks])
     bar.minorticks_off()
     bar.outline.set_visible(False)
   for axes in list(grid.flat)[len(shown) :]:

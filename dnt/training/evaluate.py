@@ -55,6 +55,7 @@ class Pass:
       The sums over all batches, and the concatenated rows, including the padding rows of the last batch.
     """
     self.prepare(variables)
+    assert self._program is not None  # `prepare` sets it
     step, total, parts, counts = 0, None, [], []
     while step < self._feed.steps:
       count = min(self._feed.max_steps(step), self._feed.steps - step)
@@ -168,7 +169,8 @@ def evaluate_all(evaluator: Evaluator, variables: Mapping[str, Mapping[str, Any]
   """Evaluates all variables of `variables_of`."""
   result = Result({}, {}, {})
   for suffix, each in variables.items():
-    result = Result(*(before | found for before, found in zip(result, evaluator(each, suffix), strict=True)))
+    metrics, confusion, per_class = evaluator(each, suffix)
+    result = Result(result.metrics | metrics, result.confusion | confusion, result.per_class | per_class)
   return result
 
 

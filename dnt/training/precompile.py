@@ -99,10 +99,10 @@ class Programs:
       self._asked[key] = self._pool.submit(self._compile, name, self._run.phase(step), state)
     return self._asked[key]
 
-  def _compile(self, name: str, phase: experiment.Phase, state: steps.TrainState) -> Callable | None:
+  def _compile(self, name: str, phase: experiment.Phase, state: steps.TrainState) -> Callable:
     if name == EVALUATION:
       self._evaluator.prepare(evaluate.variables_of(state)[''])
-      return None
+      return self._evaluator
     step, longest = phase.train_step, min(self._run.config.train.steps_per_dispatch, self._feed.max_steps(0))
     if name == TELEMETRY:
       step, longest = phase.telemetry_step, 1
@@ -122,5 +122,5 @@ def _used(run: experiment.Experiment, step: int) -> list[str]:
   # If four steps in a row record telemetry, every step does.
   if plain := [at for at in range(step + 1, step + 5) if not telemetry.due(at)]:
     first[PLAIN] = plain[0]
-  used = sorted((name for name, at in first.items() if at <= total), key=first.get)
+  used = sorted((name for name, at in first.items() if at <= total), key=lambda name: first[name])
   return [*used, EVALUATION] if used else []

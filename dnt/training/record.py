@@ -3,7 +3,7 @@
 import json
 import pathlib
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,7 +22,7 @@ class Clock:
 
   def __init__(self, start: float):
     """Args: start: `time.monotonic()` when the program began."""
-    self.seconds: Counter[str] = Counter()
+    self.seconds: defaultdict[str, float] = defaultdict(float)
     self._mark = start
 
   def lap(self, name: str) -> float:
@@ -52,7 +52,7 @@ class Record:
     self._writer = metrics.Writer(workdir, step)
     self._progress = progress.Progress(run.config.train.steps)
     # Sums since the last training line. They are saved too, so that the next line is the same after a resume.
-    self._sums: Counter[str] = Counter(history.get('sums', {}))
+    self._sums: defaultdict[str, float] = defaultdict(int, history.get('sums', {}))
     self._lap: float = history.get('lap', 0.0)
     self._log = run.every(run.config.train.log_every)
     self.last: dict[str, float] = dict(history.get('last', {}))
@@ -64,7 +64,8 @@ class Record:
     self._rows: int = history.get('telemetry_rows', 0)
     self.evaluations_without_better: int = history.get('evaluations_without_better', 0)
     self._memory: dict[str, int | None] = dict(history.get('peak_memory', {}))
-    clock.seconds.update(history.get('seconds', {}))
+    for name, seconds in history.get('seconds', {}).items():
+      clock.seconds[name] += seconds
 
   def __enter__(self) -> 'Record':
     return self

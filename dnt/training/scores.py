@@ -90,5 +90,8 @@ def per_class(confusion: np.ndarray, areas: np.ndarray) -> dict[str, list[Any]]:
     'specificity': np.where(others > 0, (others - taken + hits) / np.maximum(others, 1), np.nan),
     'auroc': areas,
   }
-  shares = {name: np.where((examples > 0) & np.isfinite(values), values, None) for name, values in shares.items()}
-  return {'examples': examples.tolist()} | {name: values.tolist() for name, values in shares.items()}
+  found = {'examples': examples.tolist()}
+  for name, values in shares.items():
+    defined = (examples > 0) & np.isfinite(values)
+    found[name] = [value if known else None for value, known in zip(values.tolist(), defined, strict=True)]
+  return found

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import flax
+import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
@@ -209,7 +209,7 @@ def make_train_step(
     # Copy frozen leaves, so that their average is bit-identical to them.
     (params, fixed), (stats, fixed_stats) = cut.split(params), cut.split_statistics(batch_stats)
     before = {'params': cut.split(ema['params'])[0], 'batch_stats': cut.split_statistics(ema['batch_stats'])[0]}
-    moved = optax.incremental_update({'params': params, 'batch_stats': stats}, before, 1 - config.ema.decay)
+    moved: trees.Tree = optax.incremental_update({'params': params, 'batch_stats': stats}, before, 1 - config.ema.decay)
     fixed = {'params': fixed, 'batch_stats': fixed_stats}
     return {name: trees.merge(moved[name], fixed[name]) for name in moved}
 
@@ -220,12 +220,15 @@ def make_train_step(
     gradient = taps.fence(found.params)
     updates, opt_state = optimizer.update(gradient, state.opt_state, trainable)
     updates = taps.fence(updates)
-    params = trees.merge(optax.apply_updates(trainable, updates), frozen)
+    moved: trees.Tree = optax.apply_updates(trainable, updates)
+    params = trees.merge(moved, frozen)
     batch_stats = found.auxiliary.batch_stats
     ema = average(state.ema, params, batch_stats) if config.ema.decay else state.ema
     accuracy = found.auxiliary.correct / batch['label'].shape[0]
     values = (found.loss, accuracy, optax.tree.norm(gradient), schedule(state.step))
-    metrics = {name: jnp.asarray(value, jnp.float32) for name, value in zip(METRICS, values, strict=True)}
+    metrics: dict[str, Any] = {
+      name: jnp.asarray(value, jnp.float32) for name, value in zip(METRICS, values, strict=True)
+    }
     if telemetry:
       shown = (trainable, gradient, updates, found.auxiliary.captures, found.sinks)
       metrics['telemetry'] = telemetry.figures(*taps.fence(shown))

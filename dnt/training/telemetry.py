@@ -5,9 +5,9 @@
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
-import flax
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -100,13 +100,17 @@ def activity(found: Any, called: Sequence[depth.Entry], entries: Sequence[depth.
     shown = {'activation_mean': output.sum / count, 'activation_rms': jnp.sqrt(output.square / count)}
     units = list(inside.values()) or [output.units]
     if zeros := [each for each in units if isinstance(each, taps.Zeros)]:
-      shown['zero'] = sum(each.zero for each in zeros) / sum(each.count for each in zeros)
+      shown['zero'] = _ratio([each.zero for each in zeros], [each.count for each in zeros])
       shown['dead'] = jnp.mean(jnp.concatenate([each.fired for each in zeros], -1) == 0, -1)
     if flat := [each for each in units if isinstance(each, taps.Saturation)]:
-      shown['saturated'] = sum(each.saturated for each in flat) / sum(each.count for each in flat)
+      shown['saturated'] = _ratio([each.saturated for each in flat], [each.count for each in flat])
     for name, value in shown.items():
       columns.setdefault(name, {})[at] = value
   return {name: _column(column) for name, column in columns.items()}
+
+
+def _ratio(hits: Sequence[jax.Array], counts: Sequence[jax.Array]) -> jax.Array:
+  return cast(jax.Array, sum(hits) / sum(counts))  # not a number, which the sum of no arrays would be
 
 
 def output_gradient_norms(

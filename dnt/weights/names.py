@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+import ml_collections
 import numpy as np
 
 from dnt import errors, trees
@@ -275,7 +276,7 @@ def from_variables(variables: Mapping[str, Any], network: Network) -> dict[str, 
   return tensors
 
 
-def differences(network: Mapping[str, Any], model: Mapping[str, Any]) -> str:
+def differences(network: Mapping[str, Any], model: Mapping[str, Any] | ml_collections.ConfigDict) -> str:
   """Returns the `config.model` options to change to get the network, as text; empty if none differ.
 
   Args:

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping
 from typing import Any
 
 from dnt import config as schema
@@ -127,7 +126,7 @@ class TimmConfig:
     return found
 
 
-def to_timm(given: Preprocessing, shape: tuple[int, int, int]) -> Mapping[str, Any]:
+def to_timm(given: Preprocessing, shape: tuple[int, int, int]) -> dict[str, Any]:
   """Returns the preprocessing entries of timm's `pretrained_cfg`.
 
   Args:

@@ -19,7 +19,7 @@ def _read_digits() -> tuple[np.ndarray, np.ndarray]:
   """Returns images uint8 [1797, 8, 8, 1] and labels int64 [1797], in the order of `sklearn.datasets.load_digits`."""
   # This avoids scikit-learn's own loader, whose import takes 2.5 s on two cores, as long as the rest of a warm start.
   package = importlib.util.find_spec('sklearn')
-  if package is None:
+  if package is None or package.origin is None:
     raise errors.InputError("the source 'digits' is inside scikit-learn: pip install scikit-learn")
   with gzip.open(pathlib.Path(package.origin).parent / 'datasets' / 'data' / 'digits.csv.gz', 'rt') as file:
     rows = np.loadtxt(file, delimiter=',', dtype=np.int64)

@@ -107,14 +107,14 @@ def _read(where: str, root: pathlib.Path, split: str, crop_to_box: bool, seed: i
   wanted = SPLITS[split]
   pictures = next((path for path in _nested(root, wanted.pictures) if path.is_dir()), None)
   names_file, annotations_file = _find(root, NAMES), _find(root, wanted.annotations)
-  missing = [
-    f'{name} goes to {root / "devkit" / name}'
-    for name, found in ((NAMES, names_file), (wanted.annotations, annotations_file))
-    if found is None
-  ]
-  if pictures is None:
-    missing.append(f'the pictures 00001.jpg and on go to {root / wanted.pictures}')
-  if missing:
+  if names_file is None or annotations_file is None or pictures is None:
+    missing = [
+      f'{name} goes to {root / "devkit" / name}'
+      for name, found in ((NAMES, names_file), (wanted.annotations, annotations_file))
+      if found is None
+    ]
+    if pictures is None:
+      missing.append(f'the pictures 00001.jpg and on go to {root / wanted.pictures}')
     unlabelled = split == 'test' and annotations_file is None and _find(root, UNLABELLED)
     note = f' ({UNLABELLED}, which is there, holds no labels)' if unlabelled else ''
     raise errors.InputError(f'cars:{where} lacks files of the {split!r} split: {"; ".join(missing)}{note}')

@@ -8,7 +8,7 @@ import functools
 import importlib.util
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent import futures
 from typing import Any
 
@@ -83,7 +83,8 @@ class Records:
   def _decode(self, index: int, record: bytes) -> tuple[Any, int]:
     from tensorflow_datasets.proto import tf_example_pb2
 
-    feature = tf_example_pb2.Example.FromString(record).features.feature
+    example = tf_example_pb2.Example  # ty: ignore[missing-attribute]  # protobuf makes the classes at run time
+    feature = example.FromString(record).features.feature
     label = feature[self.label].int64_list.value[0]
     name = f'{self.start + index} of {self.name}'
     if label < 0:
@@ -175,7 +176,7 @@ def _features(builder: Any) -> tuple[str, str, examples.Shape]:
 
 
 @contextlib.contextmanager
-def _locked(path: pathlib.Path) -> Iterator[None]:
+def _locked(path: pathlib.Path) -> Generator[None]:
   """Locks a file, so that only one process of this machine runs the body at a time."""
   path.parent.mkdir(parents=True, exist_ok=True)
   with path.open('w') as file:

@@ -116,8 +116,8 @@ def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float], dt
     std: standard deviation per channel, in [0, 1].
     dtype: dtype of the result.
   """
-  mean, std = (jnp.asarray(value, jnp.float32).reshape(1, 1, 1, -1) for value in (mean, std))
-  return ((images.astype(jnp.float32) / 255 - mean) / std).astype(dtype)
+  center, scale = (jnp.asarray(value, jnp.float32).reshape(1, 1, 1, -1) for value in (mean, std))
+  return ((images.astype(jnp.float32) / 255 - center) / scale).astype(dtype)
 
 
 def make_preprocess(

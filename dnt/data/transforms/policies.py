@@ -10,6 +10,7 @@ right one.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -86,7 +87,7 @@ def operate(image: Any, operation: str, magnitude: float) -> Any:
     case 'Posterize':
       return ImageOps.posterize(image, 8 - round(magnitude))
     case 'Solarize':
-      return ImageOps.solarize(image, 255 - magnitude)
+      return ImageOps.solarize(image, math.ceil(255 - magnitude))  # pixels are whole numbers: the same as unrounded
     case 'AutoContrast':
       return ImageOps.autocontrast(image)
     case 'Equalize':
@@ -102,7 +103,7 @@ def _operate_at_random(image: Any, generator: np.random.Generator, strongest: di
   return operate(image, operation, -magnitude if negative else magnitude)
 
 
-def rand_augment(image: Any, generator: np.random.Generator, ops: int, magnitude: int) -> Any:
+def rand_augment(image: Any, generator: np.random.Generator | None, ops: int, magnitude: int) -> Any:
   """Applies several operations in sequence, each drawn from all fourteen, all at the same magnitude.
 
   Args:
@@ -111,6 +112,7 @@ def rand_augment(image: Any, generator: np.random.Generator, ops: int, magnitude
     ops: number of operations (N in the paper).
     magnitude: 0 to 30 (M in the paper).
   """
+  assert generator is not None  # training gives every image one
   width, height = image.size
   share = 150 / 331  # fraction of the side: AutoAugment shifts a 331-pixel image by 150
   strongest = _strongest(shear=0.3, translate=(share * width, share * height), rotate=30, enhance=0.9, posterize=4)
@@ -119,19 +121,20 @@ def rand_augment(image: Any, generator: np.random.Generator, ops: int, magnitude
   return image
 
 
-def trivial_augment(image: Any, generator: np.random.Generator) -> Any:
+def trivial_augment(image: Any, generator: np.random.Generator | None) -> Any:
   """Applies one operation drawn from all fourteen, at a magnitude drawn from a wide range.
 
   Args:
     image: image of mode L or RGB.
     generator: source of the random draws.
   """
+  assert generator is not None  # training gives every image one
   level = int(generator.integers(BINS))
   strongest = _strongest(shear=0.99, translate=(32, 32), rotate=135, enhance=0.99, posterize=6)
   return _operate_at_random(image, generator, strongest, level)
 
 
-def make(config: typed.Data) -> Callable[[Any, np.random.Generator], Any] | None:
+def make(config: typed.Data) -> Callable[[Any, np.random.Generator | None], Any] | None:
   """Returns the policy of a `data` section, a picklable `(image, generator) -> image`, or None if it has none."""
   if config.policy == 'rand_augment':
     return functools.partial(rand_augment, ops=config.rand_augment_ops, magnitude=config.rand_augment_magnitude)
