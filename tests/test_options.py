@@ -31,7 +31,12 @@ DENSENET = {'model.name': 'densenet', 'model.depth': 10, 'model.width': None, 'm
 HIGHWAY = {'model.name': 'highway', 'model.depth': 8, 'model.width': 8}
 IMAGENET = {**RESNET, 'model.depth': 50, 'data.image_size': 32}
 NORMALIZED = {'data.mean': (0.5, 0.5, 0.5), 'data.std': (0.2, 0.2, 0.2)}
-PREPARED = {'data.image_size': 8, 'data.eval_crop': 0.875, 'data.interpolation': 'bilinear'}  # left open by no weights
+PREPARED = {  # left open by no weights
+  'data.image_size': 8,
+  'data.eval_resize': 'squash',
+  'data.eval_crop': 0.875,
+  'data.interpolation': 'bilinear',
+}
 CROPS = {'data.augment': 'pad_crop_flip'}
 WARMUP = {'schedule.warmup': '3'}
 ONE_CYCLE = {'schedule.name': 'one_cycle'}

@@ -3,8 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
+import ml_collections
 
-def eval_resize(data: Mapping[str, Any]) -> str:
+
+def eval_resize(data: Mapping[str, Any] | ml_collections.ConfigDict) -> str:
   """Returns how evaluation resizes images: `data.eval_resize`, or what `data.augment` implies if that is open.
 
   Runs that are older than the option always did what `augment` implies.

@@ -206,6 +206,8 @@ def load(config: ml_collections.ConfigDict, workdir: pathlib.Path, mesh: Mesh, s
   config = experiment.keep_eval_resize(config, workdir)
   data = experiment.load_data(config, splits)
   run = experiment.make(experiment.resolve(config, data), data.spec)
+  if data.weights:
+    data.weights.release()  # read, if at all, to know the network
   trace, variables = depth.trace(run.model, data.spec.image_shape), {}
   for suffix, each in variables_of(loaded).items():
     matched = initialize.match(trace, each, str(workdir))
