@@ -32,8 +32,7 @@ DENSENET = {'model.name': 'densenet', 'model.depth': 10, 'model.width': None, 'm
 HIGHWAY = {'model.name': 'highway', 'model.depth': 8, 'model.width': 8}
 IMAGENET = {**RESNET, 'model.depth': 50, 'data.image_size': 32}
 NORMALIZED = {'data.mean': (0.5, 0.5, 0.5), 'data.std': (0.2, 0.2, 0.2)}
-# What weights would fill in.
-PREPARED = {
+PREPARED = {  # left open by no weights
   'data.image_size': 8,
   'data.eval_resize': 'squash',
   'data.eval_crop': 0.875,

@@ -79,6 +79,11 @@ class ResNet(nn.Module):
     blocks_per_stage(self.stem, self.block, self.depth)
     super().__post_init__()
 
+  @property
+  def head_pools(self) -> bool:
+    """Whether the head reads only the mean of its input over all positions: not if norm and activation come first."""
+    return self.block in ('basic', 'bottleneck')
+
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
     assert self.block is not None and self.depth is not None  # `__post_init__` fills them in

@@ -8,10 +8,10 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-import ml_collections
 import numpy as np
 
 from dnt import errors, trees
+from dnt.config import typed
 from dnt.models import densenet, resnet
 
 # Maps each layer kind and dnt leaf to the framework's tensor name.
@@ -276,7 +276,7 @@ def from_variables(variables: Mapping[str, Any], network: Network) -> dict[str, 
   return tensors
 
 
-def differences(network: Mapping[str, Any], model: Mapping[str, Any] | ml_collections.ConfigDict) -> str:
+def differences(network: Mapping[str, Any], model: Mapping[str, Any] | typed.Model) -> str:
   """Returns the `config.model` options to change to get the network, as text; empty if none differ.
 
   Args:
