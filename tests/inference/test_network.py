@@ -93,7 +93,7 @@ def test_weights_in_a_file_are_prepared_for_as_they_say(tiny, saved, scans, tmp_
   np.testing.assert_array_equal(found.pictures[0], squashed)
   described['pretrained_cfg']['crop_mode'] = 'border'
   files.write_json(tmp_path / 'config.json', described)
-  with pytest.raises(errors.InputError, match=r"resized as one of center_crop, squash \(crop_mode 'border'\)"):
+  with pytest.raises(errors.InputError, match=r"center_crop, squash .*'border'"):
     inference.load(str(path))
 
 
@@ -107,7 +107,7 @@ def test_a_checkpoint_older_than_the_record_of_the_shape(tiny, saved, tmp_path, 
   config = json.loads(path.read_text())
   config['data']['image_size'] = None
   path.write_text(json.dumps(config))
-  with pytest.raises(errors.InputError, match=f'set data.image_size in {path} to the pixels a side'):
+  with pytest.raises(errors.InputError, match=f'data.image_size in {path} '):
     inference.load(str(tmp_path / 'run'))
 
 

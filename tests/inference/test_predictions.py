@@ -55,6 +55,6 @@ def test_pictures_by_file_folder_and_glob(scans, tmp_path):
   assert inference.find(every[3]) == every[3:4]
   assert inference.find(str(scans / 'notes.txt')) == (str(scans / 'notes.txt'),), 'what is named is tried'
   (tmp_path / 'empty').mkdir()
-  for text, said in ((tmp_path / 'empty', 'holds no pictures'), (scans / '*.bmp', 'there are no pictures at')):
+  for text, said in ((tmp_path / 'empty', 'empty .*no '), (scans / '*.bmp', r'no .* at .*\*\.bmp')):
     with pytest.raises(errors.InputError, match=said):
       inference.find(str(text))
