@@ -1,17 +1,24 @@
 """CPU devices, strict ranks and one compilation cache for every test and every process a test starts."""
 
+import contextlib
 import ctypes
+import fcntl
 import functools
 import gc
 import importlib.util
+import io
+import json
 import os
 import pathlib
 import platform
 import resource
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 from importlib import metadata
+from typing import NamedTuple
 
 import pytest
 
@@ -106,6 +113,79 @@ def tiny():
   config.eval.every = '3'
   config.checkpoint.every = '3'
   return config
+
+
+class Trained(NamedTuple):
+  """The run that tests share, and how the program that made it ended."""
+
+  workdir: pathlib.Path
+  flags: tuple[str, ...]
+  code: int
+  output: str
+  problems: str
+
+
+TRAINED = (
+  '--config.data.source=synthetic',
+  '--config.data.synthetic_examples=64',
+  '--config.data.image_size=8',
+  '--config.data.crop_padding=1',
+  '--config.model.depth=8',
+  '--config.ema.decay=0.5',
+  '--config.train.batch_size=16',
+  '--config.train.steps=4',
+  '--config.train.log_every=2',
+  '--config.eval.batch_size=16',
+)
+
+
+def _train(workdir):
+  """Runs `python -m dnt.main` in this process, on one device and `unoptimized`."""
+  import jax
+
+  from dnt import cli, main
+
+  devices = jax.devices()[:1]
+  output, problems = io.StringIO(), io.StringIO()
+  with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(output), contextlib.redirect_stderr(problems):
+    patch.setattr(jax, 'devices', lambda: devices)
+    patch.setattr('dnt.parallel.allocator.tune', lambda: False)
+    patch.setattr(sys, 'argv', ['dnt.main', f'--workdir={workdir}', *TRAINED])
+    jax.config.update('jax_disable_most_optimizations', True)
+    with pytest.raises(SystemExit) as stopped:
+      cli.run(main.PROGRAM)
+    jax.config.update('jax_disable_most_optimizations', False)
+  return stopped.value.code or 0, output.getvalue(), problems.getvalue()
+
+
+@pytest.fixture(scope='session')
+def trained(tmp_path_factory):
+  """One run for all tests and workers: a ResNet-8 with an average, after 4 steps on 64 synthetic 8x8 images.
+
+  No test may write into it: `trained_copy` is for those that do.
+  """
+  folder = tmp_path_factory.getbasetemp()
+  if 'PYTEST_XDIST_WORKER' in os.environ:
+    folder = folder.parent  # of all workers
+  workdir, ended = folder / 'trained', folder / 'trained.json'
+  with (folder / 'trained.lock').open('w') as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    if not ended.exists():
+      ended.write_text(json.dumps(_train(workdir)))
+
+  def files():
+    stats = ((path, path.stat()) for path in workdir.rglob('*'))
+    return {path: (stat.st_size, stat.st_mtime_ns) for path, stat in stats}
+
+  before = files()
+  yield Trained(workdir, TRAINED, *json.loads(ended.read_text()))
+  assert files() == before, 'a test has changed the run that all share'
+
+
+@pytest.fixture
+def trained_copy(trained, tmp_path):
+  """The same with a copy of its workdir, which the test may change."""
+  return trained._replace(workdir=pathlib.Path(shutil.copytree(trained.workdir, tmp_path / 'run')))
 
 
 @pytest.fixture
@@ -369,6 +449,18 @@ def start():
   for process in processes:
     with process:
       process.kill()
+
+
+@pytest.fixture
+def coordinator():
+  """`127.0.0.1:<port>`, with a port that the system gives to nobody else while the test runs.
+
+  A socket that does not listen holds it. Servers that set SO_REUSEADDR, as those of Python and gRPC do, can bind it.
+  """
+  with socket.socket() as holder:
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    holder.bind(('127.0.0.1', 0))
+    yield f'127.0.0.1:{holder.getsockname()[1]}'
 
 
 @pytest.fixture

@@ -67,14 +67,14 @@ def test_of_steps_and_epochs_the_one_given_counts(arguments, steps):
 def test_a_boolean_override_is_checked_too():
   config, _ = parse('--noconfig.data.flip')
   assert config.data.flip is False
-  with pytest.raises(errors.InputError, match=r"unknown config key 'data.flipp'; did you mean 'data.flip'"):
+  with pytest.raises(errors.InputError, match=r"config key 'data.flipp'.* 'data.flip'"):
     parse('--noconfig.data.flipp')
 
 
 def test_a_config_file_that_fails_is_named_with_its_reason(tmp_path):
   path = tmp_path / 'broken.py'
   path.write_text("def get_config():\n  raise ValueError('no such machine')\n")
-  with pytest.raises(errors.InputError, match=r'broken\.py.* failed: (ValueError: )?no such machine$'):
+  with pytest.raises(errors.InputError, match=r'broken\.py.* (ValueError: )?no such machine$'):
     parse(f'--config={path}')
 
 
@@ -110,7 +110,7 @@ def test_a_program_without_a_config_takes_none(capsys, argument):
   with pytest.raises(SystemExit) as stopped:
     cli.run(program(config=None), ['program', argument])
   assert stopped.value.code == 2
-  said = "Unknown command line flag 'confg'" if argument == '--confg=x' else 'this program takes no --config'
+  said = "'confg'" if argument == '--confg=x' else 'no --config'
   assert said in capsys.readouterr().err
   with pytest.raises(SystemExit):
     cli.run(program(config=None), ['program', '--help'])
@@ -121,9 +121,9 @@ def test_a_trained_network_is_named_once(tmp_path):
   assert cli.trained(str(tmp_path), None) == str(tmp_path)
   assert cli.trained(None, 'tfjs:there') == 'tfjs:there'
   for given, said in (
-    ((None, None), 'give one of them: --workdir='),
-    ((str(tmp_path), 'tfjs:there'), 'give not both: --workdir='),
-    ((str(tmp_path / 'no'), ''), 'no such folder; pretrained weights are given with --weights'),
+    ((None, None), '--workdir=.* --weights='),
+    ((str(tmp_path), 'tfjs:there'), 'not both.* --workdir='),
+    ((str(tmp_path / 'no'), ''), f'{tmp_path / "no"}.* folder.* --weights'),
   ):
     with pytest.raises(errors.InputError, match=said):
       cli.trained(*given)

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -87,7 +88,7 @@ def test_stopped_killed_and_started_again(tmp_path, compare):
   process.send_signal(signal.SIGINT)
   output, _ = process.communicate(timeout=120)
   assert process.returncode == 0, output
-  assert 'stopped; run `python -m dnt.compare' in output.splitlines()[-1]
+  assert 'run `python -m dnt.compare' in output.splitlines()[-1]
   stopped = json.loads((good / 'summary.json').read_text())
   assert not stopped['finished'] and 0 < stopped['step'] < STEPS
   assert not (workdir / 'diverges').exists()
@@ -108,29 +109,29 @@ def test_stopped_killed_and_started_again(tmp_path, compare):
   process = compare()
   output, _ = process.communicate(timeout=240)
   assert process.returncode == 1, output
-  assert 'error: 1 of 2 runs failed: diverges seed 0' in output
-  assert f'going on from step {cut["step"]}' in (good / 'log.txt').read_text()
+  assert re.search('error: 1 of 2 .*failed.* diverges seed 0', output)
+  assert f'from step {cut["step"]}' in (good / 'log.txt').read_text()
   assert json.loads((good / 'summary.json').read_text())['step'] == STEPS
   rows = [line for line in (workdir / 'results.md').read_text().splitlines() if line.startswith('| ')]
-  assert rows[2].startswith('| good | 1/1 | 0.00 | ') and 'not finite at step' in rows[3]
+  assert rows[2].startswith('| good | 1/1 | 0.00 | ') and 'not finite' in rows[3]
   assert {'results.csv', 'results.json', 'curves.png', 'report.html'} <= {path.name for path in workdir.iterdir()}
 
   before = (good / 'log.txt').read_bytes(), (good / 'summary.json').read_bytes()
   output, _ = (process := compare('--only=good')).communicate(timeout=120)
   assert process.returncode == 0, output
-  assert 'good seed 0  finished before' in output
+  assert re.search('good seed 0  .*finished', output)
   assert ((good / 'log.txt').read_bytes(), (good / 'summary.json').read_bytes()) == before
   assert '| diverges |' in (workdir / 'results.md').read_text(), 'what ran before stays in the table'
 
   output, _ = (process := compare('--config.base.optim.momentum=0.5')).communicate(timeout=120)
   assert process.returncode == 2, output
-  assert 'good/seed0 holds a run of another config: optim.momentum was 0.9 and is now 0.5' in output
+  assert re.search('good/seed0 .*optim.momentum was 0.9 and is now 0.5', output)
 
 
 def test_a_typo_is_refused_before_anything_runs(tmp_path, compare):
   output, _ = (process := compare(more="'typo': {'optim.learning_rte': 1}")).communicate(timeout=120)
   assert process.returncode == 2
-  assert output.count('\n') == 1 and "did you mean 'optim.learning_rate'" in output
+  assert output.count('\n') == 1 and re.search("'optim.learning_rte'.* 'optim.learning_rate'", output)
   assert not (tmp_path / 'runs').exists()
 
 

@@ -2,6 +2,7 @@
 
 import functools
 import pathlib
+import re
 
 import numpy as np
 import pytest
@@ -16,17 +17,16 @@ def program(run_here):
   return functools.partial(run_here, 'explain')
 
 
-def test_a_run_is_explained(program, own_network, saved, tmp_path):
-  saved(own_network)
+def test_a_run_is_explained(program, trained_copy, tmp_path):
   picture = tmp_path / 'picture.png'
   Image.fromarray(np.random.default_rng(0).integers(0, 256, (10, 9, 3), np.uint8)).save(picture)
-  workdir = tmp_path / 'run'
+  workdir = trained_copy.workdir
   given = [f'--workdir={workdir}', f'--images={picture}', '--exciting=test[:9]', '--top=2']
-  code, output = program(*given, '--method=hires_cam', '--entry=body', '--target=4')
+  code, output = program(*given, '--method=hires_cam', '--entry=stem', '--target=4')
   assert code == 0, output
   last = output.splitlines()[-1]
-  assert last.startswith('1 pictures: deletion ')
-  assert last.endswith(f'searched the 9 pictures of test[:9]  {workdir / "explain"}')
+  assert re.match('1 .*deletion ', last)
+  assert re.search(rf'\b9 .* test\[:9\]  {workdir / "explain"}$', last)
   sheets = ['exciting_channels.png', 'exciting_classes.png', 'explained.png', 'overlay_001_picture.png']
   assert sorted(path.name for path in (workdir / 'explain').iterdir()) == sorted(
     [*sheets, 'explain.html', 'explain.json']
@@ -39,17 +39,17 @@ def test_a_run_is_explained(program, own_network, saved, tmp_path):
 def test_bad_flags_are_one_line(program, tmp_path):
   run = f'--workdir={tmp_path}'
   for arguments, said in (
-    (['--images=x'], 'give one of them: --workdir='),
-    ([run], 'give --images=<file, folder or glob>, --exciting=<split of the run>, or both'),
-    (['--weights=tfjs:x', '--exciting=test', '--output=x'], 'it needs --workdir, not --weights'),
-    ([run, '--exciting=test', '--target=cat'], '--target is the class of the maps of pictures: it needs --images'),
-    ([run, '--images=x', '--top=3'], 'it needs --exciting'),
-    (['--weights=tfjs:x', '--images=x'], 'give --output=<folder>'),
+    (['--images=x'], '--workdir=.* --weights='),
+    ([run], '--images=<'),
+    (['--weights=tfjs:x', '--exciting=test', '--output=x'], '--workdir.* --weights'),
+    ([run, '--exciting=test', '--target=cat'], '--target .*--images'),
+    ([run, '--images=x', '--top=3'], '--top.* --exciting'),
+    (['--weights=tfjs:x', '--images=x'], '--output=<folder>'),
     ([run, '--images=x', '--method=gradcam'], 'grad_cam_plus_plus'),
   ):
     code, output = program(*arguments)
     assert code == 2, output
-    assert said in output
+    assert re.search(said, output)
     assert len(output.splitlines()) == 1, output
 
 

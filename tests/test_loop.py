@@ -1,5 +1,7 @@
 """The order of events and of resume sources, as the docstring of dnt.loop states them."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -116,7 +118,7 @@ def test_a_checkpoint_of_one_layout_loads_into_the_other(tiny, tmp_path, scan):
 def test_a_state_that_is_not_finite_is_not_saved(tiny, tmp_path):
   tiny.train.steps, tiny.checkpoint.every, tiny.eval.every = 40, '1', '0'
   tiny.model.norm, tiny.optim.learning_rate = 'none', 1e3
-  with pytest.raises(errors.RunError, match=r'not finite.*step \d+.*kept|none was saved'):
+  with pytest.raises(errors.RunError, match=r'not finite.*step \d+.*(kept|none was saved)'):
     run(tiny, tmp_path)
   saved = checkpoints.load_parameters(tmp_path)
   tiny.optim.learning_rate = 1e-3
@@ -125,8 +127,8 @@ def test_a_state_that_is_not_finite_is_not_saved(tiny, tmp_path):
   assert evaluated['step'] == saved.step
 
 
-def test_init_from_another_network_is_refused(tiny, tmp_path):
-  run(tiny, tmp_path / 'other')
+def test_init_from_another_network_is_refused(tiny, saved, tmp_path):
+  saved(tiny, tmp_path / 'other')
   tiny.model.width, tiny.train.init_from = 24, str(tmp_path / 'other')
   with pytest.raises(errors.InputError, match=r'stem/norm/mean: \(16,\), wanted \(24,\)'):
     run(tiny, tmp_path / 'run')
@@ -139,10 +141,8 @@ def test_a_head_of_other_classes_starts_at_zero(tiny, tmp_path, capsys):
   run(tiny, tmp_path / 'other')
   tiny.data.synthetic_classes, tiny.seed, tiny.train.init_from = 4, 1, str(tmp_path / 'other')
   run(tiny, tmp_path / 'started')
-  assert (
-    f'{tmp_path / "other"} has 10 classes and the data 4: params/head/dense/bias, params/head/dense/kernel start at '
-    'zero\n'
-  ) in capsys.readouterr().out
+  said = f'{tmp_path / "other"} .*10 classes.* 4.* params/head/dense/bias, params/head/dense/kernel .*zero'
+  assert re.search(said, capsys.readouterr().out)
   assert np.array_equal(first_kernel(tmp_path / 'started'), first_kernel(tmp_path / 'other'))
   head = trees.flatten(checkpoints.load_parameters(tmp_path / 'started').params)['head/dense/kernel']
   assert head.shape[-1] == 4 and np.all(np.abs(head) < 1e-20)

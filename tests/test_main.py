@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 
 import numpy as np
 import pytest
@@ -50,9 +51,8 @@ def test_list_shows_configs_models_and_sources(program):
     assert name in out
 
 
-def test_a_run_fills_its_workdir(program, tmp_path):
-  workdir = tmp_path / 'run'
-  code, out, err = program(f'--workdir={workdir}', *TINY)
+def test_a_run_fills_its_workdir(trained):
+  workdir, _, code, out, err = trained
   assert code == 0, err
   assert str(workdir) in out.strip().splitlines()[-1]
   for entry in ('stem', 'stage1/block001', 'head'):
@@ -84,32 +84,36 @@ def test_a_run_fills_its_workdir(program, tmp_path):
   assert summary['best']['metric'] == 'test/accuracy'
   assert {'versions', 'devices', 'command', 'images_per_second'} <= set(summary)
 
-  code, out, _ = program(f'--workdir={workdir}', '--mode=evaluate', *TINY)
-  assert code == 0
-  evaluation = json.loads((workdir / 'evaluation.json').read_text())
+
+def test_a_run_is_evaluated(program, trained_copy):
+  workdir = trained_copy.workdir
+  code, _, err = program(f'--workdir={workdir}', '--mode=evaluate', *trained_copy.flags)
+  assert code == 0, err
+  evaluation, last = json.loads((workdir / 'evaluation.json').read_text()), metrics.read(workdir)[-1]
   assert evaluation['step'] == 4
-  assert evaluation['test/loss'] == pytest.approx(lines[-1]['test/loss'], rel=1e-6)
+  for name in ('test/loss', 'test_ema/loss'):
+    assert evaluation[name] == pytest.approx(last[name], rel=1e-6)
   assert np.sum(evaluation['confusion']['test']) == 64
 
 
 @pytest.mark.thorough
-def test_a_finished_run_is_left_as_it_is(program, tmp_path):
-  program(f'--workdir={tmp_path}', *TINY)
-  before = (tmp_path / 'metrics.jsonl').read_bytes()
-  sha = json.loads((tmp_path / 'summary.json').read_text())['params_sha256']
-  code, out, _ = program(f'--workdir={tmp_path}', *TINY)
+def test_a_finished_run_is_left_as_it_is(program, trained_copy):
+  workdir = trained_copy.workdir
+  before = (workdir / 'metrics.jsonl').read_bytes()
+  sha = json.loads((workdir / 'summary.json').read_text())['params_sha256']
+  code, out, _ = program(f'--workdir={workdir}', *trained_copy.flags)
   assert code == 0
-  assert (tmp_path / 'metrics.jsonl').read_bytes() == before
-  assert json.loads((tmp_path / 'summary.json').read_text())['params_sha256'] == sha
+  assert (workdir / 'metrics.jsonl').read_bytes() == before
+  assert json.loads((workdir / 'summary.json').read_text())['params_sha256'] == sha
 
 
 @pytest.mark.thorough
-def test_more_steps_go_on_from_the_end(program, tmp_path):
-  program(f'--workdir={tmp_path}', *TINY)
-  code, out, _ = program(f'--workdir={tmp_path}', *TINY, '--config.train.steps=6')
+def test_more_steps_go_on_from_the_end(program, trained_copy):
+  workdir = trained_copy.workdir
+  code, out, _ = program(f'--workdir={workdir}', *trained_copy.flags, '--config.train.steps=6')
   assert code == 0
-  assert 'going on from step 4' in out
-  assert [line['step'] for line in metrics.read(tmp_path) if 'train/loss' in line] == [2, 4, 6]
+  assert 'from step 4' in out
+  assert [line['step'] for line in metrics.read(workdir) if 'train/loss' in line] == [2, 4, 6]
 
 
 @pytest.mark.thorough
@@ -138,11 +142,11 @@ def test_a_loss_that_is_not_finite_stops_with_its_step(program, tmp_path):
 
 
 def test_unknown_key(refused):
-  assert "unknown config key 'train.step'; did you mean 'train.steps'?" in refused('--config.train.step=3')
+  assert re.search("config key 'train.step'.* 'train.steps'", refused('--config.train.step=3'))
 
 
 def test_unknown_section(refused):
-  assert "did you mean 'train.steps'?" in refused('--config.trian.steps=3')
+  assert re.search("'trian.steps'.* 'train.steps'", refused('--config.trian.steps=3'))
 
 
 def test_unknown_flag(refused):
@@ -158,11 +162,11 @@ def test_value_out_of_range(refused):
 
 
 def test_unknown_choice(refused):
-  assert "did you mean 'batch_norm'?" in refused('--config.model.norm=batchnorm')
+  assert re.search("'batchnorm'.* 'batch_norm'", refused('--config.model.norm=batchnorm'))
 
 
 def test_missing_config_file(refused):
-  assert "no config file at 'nowhere.py'" in refused('--config=nowhere.py')
+  assert " 'nowhere.py'" in refused('--config=nowhere.py')
 
 
 def test_config_file_with_a_typo(refused, tmp_path):
@@ -220,12 +224,12 @@ def test_head_that_disagrees_with_the_data(refused, tmp_path):
   assert 'has 10 classes' in refused(f'--workdir={tmp_path}', *TINY, '--config.model.num_classes=7')
 
 
-def test_workdir_of_another_model(program, refused, tmp_path):
-  program(f'--workdir={tmp_path}', *TINY)
-  before = {path: path.read_bytes() for path in tmp_path.rglob('*') if path.is_file()}
-  message = refused(f'--workdir={tmp_path}', *TINY, '--config.model.depth=14')
+def test_workdir_of_another_model(refused, trained_copy):
+  workdir = trained_copy.workdir
+  before = {path: path.read_bytes() for path in workdir.rglob('*') if path.is_file()}
+  message = refused(f'--workdir={workdir}', *trained_copy.flags, '--config.model.depth=14')
   assert 'stage1/block002' in message
-  assert {path: path.read_bytes() for path in tmp_path.rglob('*') if path.is_file()} == before
+  assert {path: path.read_bytes() for path in workdir.rglob('*') if path.is_file()} == before
 
 
 @pytest.mark.usefixtures('eight_devices')

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dnt import inference
+from dnt import config, inference
 from dnt.parallel import mesh as mesh_lib
+
+pytestmark = pytest.mark.usefixtures('unoptimized')
 
 
 @pytest.fixture
@@ -44,36 +46,33 @@ def expected(workdir, paths):
 
 
 @pytest.mark.parametrize('size', [2, 32])
-def test_all_pictures_are_predicted_whatever_the_batch(tiny, saved, pictures, tmp_path, size):
-  saved(tiny)
-  mesh = mesh_lib.make_mesh(tiny.mesh)
-  network = inference.load(str(tmp_path / 'run'), mesh)
+def test_all_pictures_are_predicted_whatever_the_batch(trained, pictures, size):
+  mesh = mesh_lib.make_mesh(config.default().mesh)
+  network = inference.load(str(trained.workdir), mesh)
   paths = inference.find(str(pictures))
   found = list(inference.predict(network, mesh, paths, size, 99))
   assert [len(each.paths) + len(each.unreadable) for each in found] == {2: [2, 2, 2, 1], 32: [7]}[size]
   good = [path for each in found for path in each.paths]
   assert good == [str(pictures / f'{index}.png') for index in range(5)]
-  want = expected(tmp_path / 'run', good)
+  want = expected(trained.workdir, good)
   indexes = np.concatenate([each.indexes for each in found])
   np.testing.assert_array_equal(indexes, np.argsort(-want, axis=-1, kind='stable'))
   probabilities = np.concatenate([each.probabilities for each in found])
   np.testing.assert_allclose(probabilities, np.take_along_axis(want, indexes, -1), rtol=1e-5)
 
 
-def test_the_program_prints_and_writes_what_it_found(program, tiny, saved, pictures, tmp_path):
-  tiny.ema.decay = 0.5
-  saved(tiny)
+def test_the_program_prints_and_writes_what_it_found(program, trained, pictures, tmp_path):
   names = tmp_path / 'names.txt'
   names.write_text('\n'.join(f'name {index}' for index in range(10)) + '\n\n')
-  given = [f'--workdir={tmp_path / "run"}', f'--images={pictures}', '--top=2', '--batch_size=4']
+  given = [f'--workdir={trained.workdir}', f'--images={pictures}', '--top=2', '--batch_size=4']
   code, output = program(*given, f'--output={tmp_path / "found.json"}')
   assert code == 0, output
   lines = output.splitlines()
-  assert lines[-1] == f'5 pictures, 2 skipped  {tmp_path / "found.json"}'
+  assert re.fullmatch(f'5 .*2 skipped  {tmp_path / "found.json"}', lines[-1])
   good = [str(pictures / f'{index}.png') for index in range(5)]
-  want = expected(tmp_path / 'run', good)
+  want = expected(trained.workdir, good)
   found = json.loads((tmp_path / 'found.json').read_text())
-  assert (found['weights'], found['step']) == (str(tmp_path / 'run'), 7)
+  assert (found['weights'], found['step']) == (str(trained.workdir), 4)
   for path, shares, entry in zip(good, want, found['predictions'], strict=True):
     best = np.argsort(-shares)[:2]
     assert entry['picture'] == path
@@ -84,7 +83,7 @@ def test_the_program_prints_and_writes_what_it_found(program, tiny, saved, pictu
   assert list(found['unreadable']) == [str(pictures / '1.jpg'), str(pictures / '5.png')]
   said = [line.removeprefix('skipped: ') for line in lines if line.startswith('skipped: ')]
   assert said == list(found['unreadable'].values())
-  assert any(re.fullmatch(r'pictures 4/7  [\d,]+ images/s  ETA \d+ s', line) for line in lines)
+  assert any(re.fullmatch(r'\w+ 4/7  [\d,]+ images/s  ETA \d+ s', line) for line in lines)
 
   code, output = program(*given, f'--class_names={names}', f'--output={tmp_path / "found.csv"}')
   assert code == 0, output
@@ -111,39 +110,37 @@ cli.run(program.PROGRAM)
 """
 
 
-def test_an_interrupt_keeps_what_was_found(start, finish, tiny, saved, pictures, tmp_path):
-  saved(tiny)
+def test_an_interrupt_keeps_what_was_found(start, finish, trained, pictures, tmp_path):
   output = tmp_path / 'found.csv'
-  flags = [f'--workdir={tmp_path / "run"}', f'--images={pictures}', f'--output={output}', '--batch_size=4']
+  flags = [f'--workdir={trained.workdir}', f'--images={pictures}', f'--output={output}', '--batch_size=4']
   said = finish(start([sys.executable, '-c', INTERRUPTED, *flags]))
-  assert said.splitlines()[-1] == f'3 pictures, 1 skipped, stopped before the other 3  {output}'
+  assert re.fullmatch(f'3 .*1 skipped, .*stopped .*3  {output}', said.splitlines()[-1])
   with output.open() as file:
     found = [row['picture'] for row in csv.DictReader(file)]
   assert found == [str(pictures / f'{index}.png') for index in range(3) for _ in range(5)]
 
 
-def test_bad_input_is_one_line(program, tiny, saved, pictures, tmp_path):
-  saved(tiny)
-  run, images = f'--workdir={tmp_path / "run"}', f'--images={pictures}'
+def test_bad_input_is_one_line(program, trained, pictures, tmp_path):
+  run, images = f'--workdir={trained.workdir}', f'--images={pictures}'
   (tmp_path / 'two.txt').write_text('one\ntwo\n')
   for arguments, said in (
-    ([images, run, '--weights=tfjs:somewhere'], 'give not both: --workdir='),
-    ([f'--workdir={pictures}', images], 'is no workdir of a dnt run'),
-    ([run], 'give --images='),
-    ([run, '--image=x'], "Unknown command line flag 'image'"),
+    ([images, run, '--weights=tfjs:somewhere'], 'not both.* --workdir='),
+    ([f'--workdir={pictures}', images], f'{pictures} .*no workdir'),
+    ([run], '--images='),
+    ([run, '--image=x'], "'image'"),
     ([run, images, '--top=0'], '--top'),
-    ([run, images, '--output=found.txt'], 'must end in .csv or .json'),
-    ([run, images, f'--output={tmp_path / "no" / "found.csv"}'], 'there is no folder'),
-    ([run, images, '--class_names=no.txt'], 'cannot be read as text'),
-    ([run, images, f'--class_names={tmp_path / "two.txt"}'], 'holds 2 names, and'),
-    ([run, f'--images={tmp_path / "*.gif"}'], 'there are no pictures at'),
+    ([run, images, '--output=found.txt'], r'found\.txt.* \.csv or \.json'),
+    ([run, images, f'--output={tmp_path / "no" / "found.csv"}'], f'folder.* {tmp_path / "no"}'),
+    ([run, images, '--class_names=no.txt'], r'no\.txt'),
+    ([run, images, f'--class_names={tmp_path / "two.txt"}'], r'two\.txt.* 2 names'),
+    ([run, f'--images={tmp_path / "*.gif"}'], r'no .* at .*\*\.gif'),
   ):
     code, output = program(*arguments)
     assert code == 2, (arguments, output)
-    assert said in output
+    assert re.search(said, output)
     assert len(output.splitlines()) == 1 and output.startswith('error: '), output
   code, output = program(run, f'--images={pictures / "5.png"}')
   assert code == 2
   skipped, error = output.splitlines()
-  assert skipped.startswith('skipped: cannot read the picture') and 'it is empty, 0 bytes' in skipped
-  assert error.startswith('error: none of the 1 pictures at ')
+  assert re.match(f'skipped: cannot read .*{pictures / "5.png"} .*0 bytes', skipped)
+  assert re.match(f'error: none of the 1 .*{pictures / "5.png"}', error)

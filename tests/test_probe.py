@@ -21,7 +21,7 @@ def test_what_it_offers_can_be_given_to_it(probe, config_file, tmp_path):
   assert 'verdict: step too large' in output
   assert output.splitlines()[-1] == f'written to {tmp_path / "probe"}'
   assert {path.name for path in (tmp_path / 'probe').iterdir()} == {'probe.json', 'probe.png'}
-  offered = re.findall(r'^  (--config\..*)$', output.partition('likely to mend it')[2], re.MULTILINE)
+  offered = re.findall(r'^  (--config\..*)$', output.partition('verdict: ')[2], re.MULTILINE)
   assert 2 <= len(offered) <= 3
   code, output = probe(f'--config={config}', '--seeds=1', *offered[0].split())
   assert code == 0, output
@@ -31,14 +31,14 @@ def test_what_it_offers_can_be_given_to_it(probe, config_file, tmp_path):
 @pytest.mark.parametrize(
   ('arguments', 'said'),
   [
-    (['--config=configs/compare_init.py'], 'is a compare config; this program takes: train, signal'),
-    (['--confg=configs/probe_grid.py'], "Unknown command line flag 'confg'"),
-    (['--config=configs/probe_grid.py', '--try'], '--try and --seeds are for training configs'),
-    (['--config=configs/probe_grid.py', '--seeds=2'], '--try and --seeds are for training configs'),
+    (['--config=configs/compare_init.py'], r'compare_init\.py.* compare .*train, signal'),
+    (['--confg=configs/probe_grid.py'], "'confg'"),
+    (['--config=configs/probe_grid.py', '--try'], '--try and --seeds'),
+    (['--config=configs/probe_grid.py', '--seeds=2'], '--try and --seeds'),
   ],
 )
 def test_bad_input_is_one_line(probe, arguments, said):
   code, output = probe(*arguments)
   assert code == 2
-  assert said in output
+  assert re.search(said, output)
   assert len(output.splitlines()) == 1, output

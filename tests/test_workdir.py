@@ -32,7 +32,7 @@ def test_an_old_run_goes_on_to_the_end_of_one_that_was_not_stopped(old, program)
   assert f'opt_state/stage1/{kernel}' in leaves(old / 'run' / 'checkpoints' / '8')
   code, output, problems = program('--config=tiny.py', '--workdir=run')
   assert code == 0, problems
-  assert 'going on from step 8' in output
+  assert 'from step 8' in output
   found, whole = (json.loads((old / name / 'summary.json').read_text()) for name in ('run', 'whole'))
   assert found['step'] == 12
   for name in ('test/loss', 'test_ema/loss'):
@@ -59,7 +59,7 @@ def test_old_features_are_found(old, program):
 def test_an_old_comparison_is_reported_without_running_again(old, call_program):
   code, output, problems = call_program('compare', '--config=pair.py', '--workdir=pair')
   assert code == 0, problems
-  assert 'finished 2 runs' in output
+  assert '2 runs' in output
   results = json.loads((old / 'pair' / 'results.json').read_text())
   assert {run['state'] for run in results['runs']} == {'finished'}
 
@@ -68,14 +68,14 @@ def test_what_newer_code_wrote_is_refused_by_name(old, refused):
   (old / 'run' / 'format.json').write_text('{"format": 99}')
   message = refused('--config=tiny.py', '--workdir=run')
   assert 'run' in message and 'format 99' in message
-  with pytest.raises(errors.InputError, match='checkpoint here .*format 99'):
+  with pytest.raises(errors.InputError, match=r'checkpoint here .*format 99\b'):
     workdir.check_number(99, 'checkpoint here')
 
 
 @pytest.mark.parametrize('content', ['', '[]', '{"format": "x"}', '{}'])
 def test_a_damaged_format_is_named(tmp_path, content):
   (tmp_path / workdir.VERSION).write_text(content)
-  with pytest.raises(errors.InputError, match=r'format\.json, which holds the format'):
+  with pytest.raises(errors.InputError, match=rf'{tmp_path}/format\.json'):
     workdir.check_format(tmp_path)
 
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import sys
 
 import pytest
@@ -27,7 +28,7 @@ def test_every_part_without_data_leaves_its_figures(measure):
   parts = results['parts']
   assert tuple(parts) == PARTS
   assert {name: parts[name]['status'] for name in PARTS[:4]} == dict.fromkeys(PARTS[:4], 'ok'), output
-  assert {parts[name]['reason'] for name in PARTS[4:]} == {'it needs --data'}
+  assert all('--data' in parts[name]['reason'] for name in PARTS[4:])
   assert results['device']['platform'] == 'cpu'
   assert results['versions']['jax']
   assert '--tests=tests/test_errors.py' in results['command']
@@ -62,7 +63,8 @@ def test_a_part_that_fails_leaves_its_error_and_the_others_go_on(measure, tmp_pa
   assert parts['tests']['status'] == 'failed'
   assert 'none_such' in parts['tests']['error'] + ''.join(parts['tests']['log'])
   assert parts['norms']['status'] == 'ok'
-  assert parts['cars'] == {'status': 'skipped', 'reason': f'{tmp_path} holds no cars'}
+  assert parts['cars']['status'] == 'skipped'
+  assert re.search(f'{tmp_path}.* cars', parts['cars']['reason'])
   assert 'failed: ' in output
 
 
@@ -70,7 +72,7 @@ def test_without_time_every_part_is_skipped_and_says_so(measure):
   results, _ = measure('--minutes=0', '--skip=norms')
   assert list(results['parts']) == [name for name in PARTS if name != 'norms']
   assert results['parts']['step']['status'] == 'skipped'
-  assert results['parts']['step']['reason'] == 'it needs 60 s, and 0 s are left for it'
+  assert re.search(r'\b60 s.*\b0 s', results['parts']['step']['reason'])
 
 
 HANGS = """
@@ -91,4 +93,4 @@ def test_a_part_is_ended_when_its_time_is_over(start, finish, tmp_path):
 def test_an_unknown_part_is_refused(run_program, tmp_path):
   code, output = run_program('benchmarks.accelerator', f'--output={tmp_path}', '--parts=steps')
   assert code
-  assert "'steps' is none of tests, step" in output
+  assert re.search("'steps'.* tests, step", output)

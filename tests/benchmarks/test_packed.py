@@ -1,6 +1,7 @@
 """Data sets packed into small files come out as they went in."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -52,7 +53,7 @@ def test_cifar_comes_out_byte_for_byte_in_any_order_of_files(cifar, tmp_path, mo
   assert all(path.stat().st_size <= LIMIT for path in paths)
   out = tmp_path / 'out'
   packed.unpack(paths[1:], out)
-  assert packed.where(out, 'cifar') == f'of cifar, {len(paths) - 1} of {len(paths)} files are unpacked'
+  assert re.search(f'cifar.* {len(paths) - 1} of {len(paths)} files', packed.where(out, 'cifar'))
   packed.unpack(packed.archives([tmp_path / 'packs']), out)
   assert packed.where(out, 'cifar') == out / 'cifar-10-batches-bin'
   assert contents(out / 'cifar-10-batches-bin') == contents(cifar)
@@ -62,9 +63,9 @@ def test_a_set_that_came_out_damaged_is_refused(cifar, tmp_path):
   pieces, about = packed.cifar_pieces(cifar)
   about['sha256']['test_batch.bin'] = '0'
   paths = packed.write('cifar', pieces, about, tmp_path / 'packs', 1e6)
-  with pytest.raises(ValueError, match='test_batch.bin is damaged'):
+  with pytest.raises(ValueError, match='test_batch.bin.* damaged'):
     packed.unpack(paths, tmp_path / 'out')
-  assert packed.where(tmp_path / 'none', 'cifar') == f'{tmp_path / "none"} holds no cifar-10-batches-bin'
+  assert re.search(f'{tmp_path / "none"}.* no cifar-10-batches-bin', packed.where(tmp_path / 'none', 'cifar'))
 
 
 def test_cars_are_as_many_as_fit_of_all_classes(pictures, tmp_path):
@@ -104,7 +105,7 @@ def test_weights_are_exact_but_for_the_rounding_of_kernels(tmp_path):
 
 
 def test_a_piece_that_no_file_can_hold_is_refused(tmp_path):
-  with pytest.raises(ValueError, match='big of cars has'):
+  with pytest.raises(ValueError, match='big of cars'):
     packed.write('cars', [packed.Piece('big', bytes(LIMIT))], {}, tmp_path, LIMIT)
 
 

@@ -1,5 +1,6 @@
 """What the parts of the accelerator benchmark decide by themselves."""
 
+import re
 import sys
 
 import pytest
@@ -75,7 +76,7 @@ def test_races_that_time_is_too_short_for_are_left_out(options, monkeypatch):
   assert list(saved[0]['races']) == ['ResNet-20, tf32']
   assert list(saved[-1]['races']) == ['ResNet-20, tf32', 'ResNet-56, tf32']
   assert saved[-1]['left_out']['ResNet-50, bfloat16'] == 'dnt ended with code 1'
-  assert saved[-1]['left_out']['ResNet-56, float32'].startswith('20 s left')
+  assert '20 s' in saved[-1]['left_out']['ResNet-56, float32']
 
 
 def test_dnt_is_timed_alone_once_torch_has_failed(options, monkeypatch):
@@ -94,7 +95,7 @@ def test_dnt_is_timed_alone_once_torch_has_failed(options, monkeypatch):
   step.run(options(), saved.append)
   assert asked == [('default',), (), ()]
   assert len(saved[-1]['races']) == 2
-  assert saved[-1]['torch'] == 'left out from ResNet-20, tf32 on: torch.compile, default ended with code 1'
+  assert re.search('ResNet-20, tf32.* torch.compile, default ended with code 1$', saved[-1]['torch'])
 
 
 def test_runs_share_the_time_and_one_that_fails_leaves_it_to_the_others(options, monkeypatch):
@@ -132,7 +133,7 @@ def test_a_contender_that_ends_says_why():
   with racing.started({'good': [sys.executable, '-c', serves.format(2)]}) as contenders:
     assert contenders['good'].ask(racing.TURN) == 0.5
   with (
-    pytest.raises(RuntimeError, match=r'(?s)bad ended with code 1: .*ZeroDivisionError'),
+    pytest.raises(RuntimeError, match=r'(?s)bad .*code 1\b.*ZeroDivisionError'),
     racing.started({'bad': [sys.executable, '-c', serves.format(0)]}) as contenders,
   ):
     contenders['bad'].ask(racing.TURN)

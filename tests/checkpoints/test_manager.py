@@ -3,9 +3,9 @@ import gc
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
@@ -201,7 +201,7 @@ def test_state_that_is_not_finite_is_not_saved(run, value):
   state = _state(4)
   state.params['head']['bias'] = state.params['head']['bias'].at[2].set(value)  # the average holds the same dict
   saved = checkpoints.Checkpoints(run, _options())
-  with pytest.raises(errors.RunError, match=r'after step 4 is not finite.*\(params/head/bias, ema/params/head/bias\)'):
+  with pytest.raises(errors.RunError, match=r'step 4 .*not finite.* \(?params/head/bias, ema/params/head/bias\b'):
     saved.save(4, state, {})
   _assert_same(saved.restore_latest(dict.fromkeys(saved.steps(), _abstract(state)))[0], _state(3))
   saved.close()
@@ -232,15 +232,13 @@ def test_missing_and_unexpected_leaves_are_named(run):
 
 def test_another_shape_is_named(run):
   wider = _state(width=6)
-  _refused(
-    run, wider, 'of another shape: params/head/kernel (8, 5), not (6, 5)', 'params/stem/kernel (9, 9, 3, 8), not'
-  )
+  _refused(run, wider, 'shape', 'params/head/kernel (8, 5), not (6, 5)', 'params/stem/kernel (9, 9, 3, 8), not')
 
 
 def test_another_dtype_is_named(run):
   state = _state()
   low = jax.tree.map(lambda x: x.astype(jnp.bfloat16), state.params)
-  _refused(run, state.replace(params=low), 'of another dtype: params/head/bias float32, not bfloat16')
+  _refused(run, state.replace(params=low), 'dtype', 'params/head/bias float32, not bfloat16')
 
 
 def test_another_optimizer_is_named(run):
@@ -250,7 +248,7 @@ def test_another_optimizer_is_named(run):
 def test_long_lists_are_cut(run):
   state = _state()
   many = dict(state.params, **{f'block{i:03d}': jnp.ones(1) for i in range(50)})
-  _refused(run, state.replace(params=many), 'missing: params/block000, ', 'params/block007 and 42 more.')
+  _refused(run, state.replace(params=many), 'missing: params/block000, ', 'params/block007', '42 more')
 
 
 # Topology.
@@ -331,7 +329,7 @@ def test_damaged_checkpoint_is_passed_over(run, kind, capsys):
   assert _names(run) == ['1', '2', '3.damaged'] and saved.latest_step == 2
   lines = capsys.readouterr().out.splitlines()
   assert len(lines) == 1
-  assert lines[0].startswith('checkpoint 3 is damaged (') and lines[0].endswith('going on from step 2')
+  assert re.search('checkpoint 3 .*damaged.* step 2$', lines[0])
   # The steps are taken again, and saved under the same name.
   assert saved.save(3, _state(3), {'again': True})
   saved.close()
@@ -400,7 +398,7 @@ def test_damage_is_one_line_of_output(run):
     [sys.executable, '-c', textwrap.dedent(code)], check=True, capture_output=True, text=True, timeout=60
   )
   said, step = done.stdout.splitlines()
-  assert said.startswith('checkpoint 3 in ') and step == '2'
+  assert 'checkpoint 3 ' in said and step == '2'
   assert 'Traceback' not in done.stderr
 
 
@@ -419,7 +417,7 @@ def test_all_damaged_is_an_error_that_changes_nothing(run):
     _truncate(run / 'checkpoints' / step / 'meta/meta.json')
   for _ in range(2):  # no silent new start at the second try
     saved = checkpoints.Checkpoints(run, _options())
-    with pytest.raises(errors.InputError, match='every checkpoint in .* is damaged') as caught:
+    with pytest.raises(errors.InputError, match=f'every checkpoint in {run}.* damaged') as caught:
       saved.restore_latest(dict.fromkeys(saved.steps(), _abstract(_state())))
     assert '\n' not in str(caught.value) and 'backup' in str(caught.value)
   assert _names(run) == ['1', '2', '3']
@@ -484,14 +482,14 @@ def test_load_parameters(run):
   DAMAGE['flipped data'](run / 'checkpoints/3')
   assert checkpoints.load_parameters(run).step == 2
   assert _names(run) == before, "another run's files stay as they are"
-  with pytest.raises(errors.InputError, match=r"'5'.*Valid: 1, 2, 3"):
+  with pytest.raises(errors.InputError, match=r"'5'.* 1, 2, 3"):
     checkpoints.load_parameters(run, step=5)
   with pytest.raises(errors.InputError, match='damaged'):
     checkpoints.load_parameters(run, step=3)
 
 
 def test_load_parameters_of_nothing(tmp_path):
-  with pytest.raises(errors.InputError, match='no checkpoint in .*nowhere/checkpoints; give the workdir'):
+  with pytest.raises(errors.InputError, match='no checkpoint .*nowhere/checkpoints.* workdir'):
     checkpoints.load_parameters(tmp_path / 'nowhere')
   assert not (tmp_path / 'nowhere').exists()
 
@@ -510,7 +508,7 @@ def test_load_parameters_without_statistics(tmp_path):
 
 def test_workdir_that_cannot_be_written(tmp_path):
   (tmp_path / 'file').write_text('in the way')
-  with pytest.raises(errors.InputError, match=r'file/run cannot be written \(Not a directory\).*--workdir'):
+  with pytest.raises(errors.InputError, match=r'file/run .*Not a directory.*--workdir'):
     checkpoints.Checkpoints(tmp_path / 'file' / 'run', _options())
   if os.geteuid():
     (tmp_path / 'locked').mkdir(mode=0o500)
@@ -523,7 +521,7 @@ def test_directory_that_is_gone(tmp_path):
   saved.save(1, _state(1), {})
   saved.wait()
   shutil.rmtree(tmp_path / 'checkpoints')
-  with pytest.raises(errors.RunError, match=r'checkpoints is gone \(No such file'):
+  with pytest.raises(errors.RunError, match=r'checkpoints .*No such file'):
     saved.save(2, _state(2), {})
 
 
@@ -531,7 +529,7 @@ def test_full_disk(run, monkeypatch):
   usage = collections.namedtuple('usage', 'free')
   saved = checkpoints.Checkpoints(run, _options())
   monkeypatch.setattr(shutil, 'disk_usage', lambda path: usage(100))
-  with pytest.raises(errors.RunError, match=r'needs 0 MB and the disk of .* has 0 MB left; make room'):
+  with pytest.raises(errors.RunError, match=rf'\b0 MB.* disk .*{run}.*\b0 MB'):
     saved.save(4, _state(4), {})
   monkeypatch.undo()
   _assert_same(saved.restore_latest(dict.fromkeys(saved.steps(), _abstract(_state())))[0], _state(3))
@@ -562,7 +560,7 @@ def test_write_that_fails_in_the_background(tmp_path):
     [sys.executable, '-c', textwrap.dedent(code)], check=True, capture_output=True, text=True, timeout=60
   )
   first, second = done.stdout.splitlines()
-  assert first.startswith(f'a checkpoint could not be written to {tmp_path}/checkpoints: ')
+  assert re.search(f'checkpoint .*written to {tmp_path}/checkpoints', first)
   assert second == "{'at': 1}"
   assert 'Traceback' not in done.stderr
 
@@ -623,14 +621,11 @@ print(json.dumps(seen))
 
 
 @pytest.mark.thorough
-def test_two_processes(tmp_path):
-  with socket.socket() as free:
-    free.bind(('localhost', 0))
-    address = f'localhost:{free.getsockname()[1]}'
+def test_two_processes(tmp_path, coordinator):
   env = os.environ | {'XLA_FLAGS': '--xla_force_host_platform_device_count=2'}
   processes = [
     subprocess.Popen(
-      [sys.executable, '-c', TWO_PROCESSES, str(process), str(tmp_path), address],
+      [sys.executable, '-c', TWO_PROCESSES, str(process), str(tmp_path), coordinator],
       stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env,
     )
     for process in range(2)
@@ -639,10 +634,11 @@ def test_two_processes(tmp_path):
   for process, (_, stderr) in zip(processes, outputs, strict=True):
     assert process.returncode == 0, stderr
   seen = [json.loads(stdout.splitlines()[-1]) for stdout, _ in outputs]
-  refused = 'the state after step 4 is not finite and was not saved (params/b)'
+  refused = seen[0][4]
+  assert re.search(r'step 4 .*not finite.* \(?params/b\b', refused)
   assert seen[0] == [None, True, True, True, refused, {'at': 1}, 1, [1], True, True, True]
   assert seen[1] == seen[0]
   lines = [line for line in outputs[0][0].splitlines() if 'damaged' in line]
-  assert len(lines) == 2 and 'checkpoint 3 is damaged (as process 1 found)' in lines[0]
+  assert len(lines) == 2 and re.search('checkpoint 3 .*damaged.* process 1', lines[0])
   assert 'damaged' not in outputs[1][0]
   assert _names(tmp_path) == ['1', '2', '2.damaged', '3', '3.damaged']

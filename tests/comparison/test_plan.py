@@ -54,7 +54,7 @@ def test_a_form_changes_base_and_the_command_line_wins(config, tmp_path):
   assert made('short') == (10, 0.5)
   assert made('short', ['optim.learning_rate']) == (10, 0.1)
   assert made('short', ['train.epochs']) == (100, 0.5), 'epochs that were given are not overruled by steps'
-  with pytest.raises(errors.InputError, match="unknown form 'shrt'; did you mean 'short'"):
+  with pytest.raises(errors.InputError, match="form 'shrt'.* 'short'"):
     plan.make(config, tmp_path, 'shrt')
 
 
@@ -62,28 +62,28 @@ def test_a_form_changes_base_and_the_command_line_wins(config, tmp_path):
   ('variants', 'message'),
   [
     ({}, 'variants is empty'),
-    ({'a': {'model.dpth': 3}}, "unknown config key in variant 'a' 'model.dpth'; did you mean 'model.depth'"),
-    ({'a': {'model.depth': '3'}}, "variant 'a': model.depth must be int, not str"),
-    ({'a': {'model.depth': 0}}, "variant 'a': config.model.depth=0 must be at least 1"),
-    ({'a': {'model.norm': 'batchnorm'}}, "did you mean 'batch_norm'"),
-    ({'a': {'model.block': 'dense'}}, "variant 'a': unknown .*block"),
-    ({'a': {'model.name': 'plain', 'model.depth': 21}}, 'nearest valid depth is 20'),
-    ({'a': {'seed': 1}}, "variant 'a' must not set seed"),
-    ({'a': {'model': {'depth': 3}}}, "unknown config key in variant 'a' 'model'"),
-    ({'a': 3}, "variant 'a' must be"),
-    ({'../a': {}}, 'is a folder too'),
+    ({'a': {'model.dpth': 3}}, "variant 'a' 'model.dpth'.* 'model.depth'"),
+    ({'a': {'model.depth': '3'}}, "variant 'a'.*model.depth .*int, not str"),
+    ({'a': {'model.depth': 0}}, "variant 'a'.*model.depth=0 .*at least 1"),
+    ({'a': {'model.norm': 'batchnorm'}}, "'batchnorm'.* 'batch_norm'"),
+    ({'a': {'model.block': 'dense'}}, "variant 'a'.* block .*'dense'"),
+    ({'a': {'model.name': 'plain', 'model.depth': 21}}, r'depth.* 20\b'),
+    ({'a': {'seed': 1}}, "variant 'a' .*seed"),
+    ({'a': {'model': {'depth': 3}}}, "config key in variant 'a' 'model'"),
+    ({'a': 3}, "variant 'a' .*section.key.* 3$"),
+    ({'../a': {}}, r"'\.\./a' .*folder"),
     (
       {'pretrain': {}, 'a': {'train.init_from': 'variant:pretran'}},
-      "unknown variant in train.init_from of variant 'a' 'pretran'; did you mean 'pretrain'",
+      "train.init_from of variant 'a' 'pretran'.* 'pretrain'",
     ),
-    ({'a': {'train.init_from': 'variant:a'}}, "variant 'a' starts from itself: a from a$"),
+    ({'a': {'train.init_from': 'variant:a'}}, "variant 'a' .*itself.* a from a$"),
     (
       {'a': {'train.init_from': 'variant:b'}, 'b': {'train.init_from': 'variant:a'}},
-      "variant 'a' starts from itself: a from b from a$",
+      "variant 'a' .*itself.* a from b from a$",
     ),
     (
       {'a': {'model.depth': 5}, 'b': {'train.init_from': 'variant:a', 'model.activation': 'tanh'}},
-      r"variant 'b' starts from 'a', which has another network; set config.model.depth=5 \(now 4\)$",
+      r"variant 'b' .*'a'.* config.model.depth=5 \(now 4\)$",
     ),
   ],
 )
@@ -96,7 +96,7 @@ def test_variants_are_checked_before_anything_runs(config, tmp_path, variants, m
 
 def test_every_form_is_checked_whether_it_is_taken_or_not(config, tmp_path):
   config.forms = {'short': {'train.step': 3}}
-  with pytest.raises(errors.InputError, match="in form 'short' 'train.step'; did you mean 'train.steps'"):
+  with pytest.raises(errors.InputError, match="form 'short' 'train.step'.* 'train.steps'"):
     plan.make(config, tmp_path)
 
 
@@ -104,7 +104,7 @@ def test_some_variants_are_chosen(config, tmp_path):
   runs = plan.make(config, tmp_path)
   assert plan.choose(runs, []) == runs
   assert [run.name for run in plan.choose(runs, ['deep'])] == ['deep seed 3', 'deep seed 5']
-  with pytest.raises(errors.InputError, match="unknown variant in --only 'dep'; did you mean 'deep'"):
+  with pytest.raises(errors.InputError, match="--only 'dep'.* 'deep'"):
     plan.choose(runs, ['plain', 'dep'])
 
 
@@ -133,11 +133,11 @@ def test_each_data_set_is_read_once(config, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
   ('changes', 'said'),
   [
-    ({'data.source': 'folder:absent'}, '^deep seed 3: the folder absent does not exist'),
+    ({'data.source': 'folder:absent'}, '^deep seed 3: .*absent .*exist'),
     ({'eval.splits': ('tset',)}, "^deep seed 3: .*'tset'"),
     (
       {'train.init_from': 'absent.pth'},
-      r"^deep seed 3: there is nothing at absent\.pth \(the weights 'absent\.pth'\); valid: ",
+      r'^deep seed 3: .*absent\.pth .*valid: ',
     ),
   ],
 )
@@ -180,8 +180,8 @@ def test_a_run_of_another_config_is_refused_by_name_and_keys(config, tmp_path, f
   with pytest.raises(errors.InputError) as refused:
     plan.is_finished(changed)
   assert 'plain/seed3' in str(refused.value)
-  assert "another config: eval.splits was ['test'] and is now ['test', 'train'], optim.learn" in str(refused.value)
-  assert 'optim.learning_rate was 0.1 and is now 0.3; delete that folder' in str(refused.value)
+  assert "eval.splits was ['test'] and is now ['test', 'train'], optim.learn" in str(refused.value)
+  assert 'optim.learning_rate was 0.1 and is now 0.3' in str(refused.value)
 
 
 @pytest.mark.parametrize('finished', [True, False])
@@ -195,7 +195,7 @@ def test_a_run_that_started_from_other_weights_is_refused(staged, tmp_path, fini
     (source.workdir / 'summary.json').write_text(json.dumps(content))
     assert not plan.is_comparable(run)
     with pytest.raises(
-      errors.InputError, match=f"params_sha256 of pretrain seed 3 was 'pretrain seed 3' and is now {now}; delete"
+      errors.InputError, match=f"params_sha256 of pretrain seed 3 .*'pretrain seed 3' .*{now}.* delete"
     ):
       plan.is_finished(run)
 
@@ -259,8 +259,8 @@ def test_a_workdir_of_another_program_is_refused(config, tmp_path):
   run = plan.make(config, tmp_path)[0]
   leave(run, True)
   (run.workdir / workdir_lib.REQUESTED).unlink()
-  with pytest.raises(errors.InputError, match='that no comparison started'):
+  with pytest.raises(errors.InputError, match=f'{run.workdir}.* comparison'):
     plan.is_finished(run)
   (run.workdir / 'summary.json').write_text('{')
-  with pytest.raises(errors.InputError, match=r'summary.json is not JSON'):
+  with pytest.raises(errors.InputError, match=r'summary\.json .*JSON'):
     plan.is_finished(run)

@@ -1,6 +1,7 @@
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -79,22 +80,22 @@ def test_the_record_of_an_earlier_process_is_no_progress(runs):
     ('step 1\nerror: no such file; do this\n', 2, 'no such file; do this'),
     ('error: earlier\nTraceback\nKeyError: 3\n', 1, 'error: earlier'),
     ('Traceback (most recent call last)\n  File\nKeyError: 3\n\n', 1, 'KeyError: 3'),
-    ('step 1\n', -9, 'ended by SIGKILL, which the system sends when memory runs out'),
-    ('step 1\n', -11, 'ended by SIGSEGV'),
-    ('', 3, 'ended with exit code 3'),
+    ('step 1\n', -9, '.*SIGKILL.* memory.*'),
+    ('step 1\n', -11, '.*SIGSEGV.*'),
+    ('', 3, '.*code 3'),
   ],
 )
 def test_why_a_run_failed(tmp_path, written, code, reason):
   path = tmp_path / 'log.txt'
   path.write_text('error: of another time\n' + written)
   found = runner._reason(path, len('error: of another time\n'), code)
-  assert found == reason.removeprefix('error: ')
+  assert re.fullmatch(reason.removeprefix('error: '), found)
 
 
 def test_two_comparisons_do_not_share_a_workdir(tmp_path):
   with runner.lock(tmp_path / 'new') as held:
     with (
-      pytest.raises(errors.InputError, match=rf'in use by another comparison \(process {os.getpid()}\)'),
+      pytest.raises(errors.InputError, match=rf'{tmp_path / "new"} .*in use.*\bprocess {os.getpid()}\b'),
       runner.lock(tmp_path / 'new'),
     ):
       pass
@@ -109,7 +110,7 @@ def test_two_comparisons_do_not_share_a_workdir(tmp_path):
 
 def test_a_workdir_that_cannot_be_written(tmp_path):
   (tmp_path / 'file').write_text('')
-  with pytest.raises(errors.InputError, match='cannot write to'), runner.lock(tmp_path / 'file'):
+  with pytest.raises(errors.InputError, match=f'write .*{tmp_path / "file"}'), runner.lock(tmp_path / 'file'):
     pass
 
 
@@ -118,7 +119,7 @@ def test_finished_runs_are_not_started(runs, monkeypatch):
   monkeypatch.setattr(runner.subprocess, 'Popen', lambda *args, **kwargs: pytest.fail('started'))
   stream = io.StringIO()
   assert runner.run(runs, terminal.StatusLine(stream), -1)
-  assert stream.getvalue().splitlines()[-1] == 'run 6 of 6  c seed 1  finished before'
+  assert re.search('6 of 6  c seed 1  .*finished', stream.getvalue().splitlines()[-1])
 
 
 def test_the_results_are_written_after_each_run_that_ended(runs, monkeypatch):
@@ -138,8 +139,8 @@ def test_the_results_are_written_after_each_run_that_ended(runs, monkeypatch):
   stream = io.StringIO()
   assert runner.run(runs, terminal.StatusLine(stream), -1, lambda: shown.append(stream.getvalue().splitlines()[-1]))
   assert len(shown) == 5, 'not after the one that was finished before'
-  assert 'run 2 of 6  b seed 0  failed: it failed' in shown[0]
-  assert shown[1] == 'run 3 of 6  c seed 0  test accuracy 50.00 %  1 s'
+  assert re.search('2 of 6  b seed 0  .*it failed', shown[0])
+  assert '3 of 6  c seed 0  test accuracy 50.00 %  1 s' in shown[1]
 
 
 @pytest.fixture
@@ -194,8 +195,9 @@ def test_a_variant_starts_from_the_weights_of_another(tiny, in_process, tmp_path
   assert json.loads((tuned.workdir / 'config.json').read_text())['train']['init_from'] == str(pretrain.workdir)
 
   failed, failure = (json.loads((run.workdir / workdir_lib.FAILURE).read_text())['error'] for run in (diverges, lost))
-  assert 'not finite' in failed and failure == f'it starts from diverges, which failed: {failed}'
-  assert stream.getvalue().splitlines()[-1] == f'run 4 of 4  lost seed 0  failed: {failure}'
+  assert 'not finite' in failed and 'diverges' in failure and failure.endswith(failed)
+  last = stream.getvalue().splitlines()[-1]
+  assert '4 of 4  lost seed 0  ' in last and last.endswith(failure)
 
   in_process.clear()
   assert runner.run(plan.make(config, tmp_path), terminal.StatusLine(stream), -1)
@@ -204,6 +206,6 @@ def test_a_variant_starts_from_the_weights_of_another(tiny, in_process, tmp_path
 
 def test_nothing_is_run_when_data_are_missing(runs, in_process):
   runs[1].config.data.source = 'folder:absent'
-  with pytest.raises(errors.InputError, match='b seed 0: the folder absent does not exist'):
+  with pytest.raises(errors.InputError, match='b seed 0: .*absent .*exist'):
     runner.run(runs, terminal.StatusLine(io.StringIO()), -1)
   assert not in_process

@@ -31,7 +31,7 @@ def refused(key, value):
 def test_the_default_is_valid_locked_and_typed():
   config = schema.default()
   schema.validate(config)
-  with pytest.raises(AttributeError, match='Did you mean "learning_rate"'):
+  with pytest.raises(AttributeError, match='"learning_rate"'):
     config.optim.learning_rte = 0.1
   with pytest.raises(TypeError):
     config.train.batch_size = '128'
@@ -73,19 +73,19 @@ def test_an_unlocked_config_with_an_unknown_key_is_refused_with_the_nearest(key,
   config = schema.default()
   config.unlock()
   config.update_from_flattened_dict({key: 1})
-  with pytest.raises(errors.InputError, match=f"unknown config key '{key}'") as error:
+  with pytest.raises(errors.InputError, match=f"key '{key}'") as error:
     schema.validate(config)
   section = near.split('.')[0]
-  assert re.search(rf"did you mean '{section}\.", str(error.value))
+  assert re.search(rf"'{key}'.* '{section}\.", str(error.value))
   if key != 'modle':
-    assert f"did you mean '{near}'?" in str(error.value)
+    assert f" '{near}'" in str(error.value).partition(' Valid')[0]
 
 
 def test_an_unknown_section_is_refused_even_when_empty():
   config = schema.default()
   config.unlock()
   config.optimizer = ml_collections.ConfigDict()
-  with pytest.raises(errors.InputError, match="unknown config key 'optimizer'"):
+  with pytest.raises(errors.InputError, match="config key 'optimizer'"):
     schema.validate(config)
 
 
@@ -94,7 +94,7 @@ def test_a_missing_key_is_refused(key):
   config = schema.default().unlock()
   *section, name = key.split('.')
   del (config[section[0]] if section else config)[name]
-  with pytest.raises(errors.InputError, match=f"'{key}' is missing; start from dnt.config.default"):
+  with pytest.raises(errors.InputError, match=f"'{key}' .*missing.* dnt.config.default"):
     schema.validate(config)
 
 
@@ -119,13 +119,13 @@ def test_every_option_of_a_network_says_what_it_decides():
 
 def test_an_integer_will_do_for_a_float_but_not_the_reverse():
   assert refused('train.epochs', 3) is None
-  assert refused('train.batch_size', 128.0) == 'config.train.batch_size must be int, not float (128.0)'
+  assert re.search(r'train\.batch_size .*int, not float.*\b128\.0\b', refused('train.batch_size', 128.0))
 
 
 @pytest.mark.parametrize('key', [key for key, option in OPTIONS.items() if option.type is float])
 @pytest.mark.parametrize('value', [float('nan'), float('inf'), -float('inf')])
 def test_numbers_are_finite(key, value):
-  assert 'must be finite' in refused(key, value)
+  assert re.search(f'{key}.* finite', refused(key, value))
 
 
 @pytest.mark.parametrize('key', [key for key, option in OPTIONS.items() if option.choices])
@@ -134,7 +134,7 @@ def test_choices_are_a_closed_set(key):
     assert refused(key, choice) is None
   nearly = OPTIONS[key].choices[0] + 'x'
   message = refused(key, nearly)
-  assert message.startswith(f"unknown value of config.{key} '{nearly}'")
+  assert re.match(f".*config.{key} '{nearly}'", message)
   assert all(choice in message for choice in OPTIONS[key].choices)
 
 
@@ -143,11 +143,11 @@ def test_class_weights_are_given_or_balanced_but_not_both():
   config.loss.balance_classes = True
   schema.validate(config)
   config.loss.class_weights = (1.0, 2.0)
-  with pytest.raises(errors.InputError, match='class_weights and balance_classes=True exclude each other'):
+  with pytest.raises(errors.InputError, match='class_weights and .*balance_classes=True'):
     schema.validate(config)
   comparison = schema.default('compare')
   comparison.base = config
-  with pytest.raises(errors.InputError, match='exclude each other'):
+  with pytest.raises(errors.InputError, match='balance_classes=True'):
     schema.validate(comparison)
 
 
@@ -156,11 +156,11 @@ def test_class_weights_are_given_or_balanced_but_not_both():
   [
     (
       ('accuracy', 'aurok'),
-      r"unknown value of config.columns 'aurok'; did you mean 'auroc'\? Valid: accuracy, auroc, ",
+      r"config.columns 'aurok'.* 'auroc'.* accuracy, auroc, ",
     ),
-    (('loss', 'loss'), r"config.columns=\('loss', 'loss'\) must hold at least one name, none of them twice"),
-    ((), r'config.columns=\(\) must hold at least one name'),
-    ((1,), "unknown value of config.columns '1'"),
+    (('loss', 'loss'), r"config.columns=\('loss', 'loss'\) .*twice"),
+    ((), r'config.columns=\(\) .*at least one'),
+    ((1,), "config.columns '1'"),
   ],
 )
 def test_columns_of_a_comparison_are_figures_that_there_are(columns, message):
@@ -266,7 +266,7 @@ def test_values_are_refused_beyond_the_edge(key):
 
 def test_options_of_a_module_of_the_users_own_are_free_but_a_dict():
   assert refused('model.options', {'hidden': 3, 'inner': {'any': 'thing'}}) is None
-  assert refused('model.options', 3) == 'config.model.options must be a dict, not int (3)'
+  assert re.search(r'config\.model\.options .*dict, not int.*3', refused('model.options', 3))
 
 
 @pytest.mark.parametrize(
@@ -291,5 +291,5 @@ def test_durations(text, steps):
 
 @pytest.mark.parametrize('text', ['', 'epoch', '-5', '5 minutes', '1e3', '5 % epochs', '5,0'])
 def test_what_is_not_a_duration_is_refused(text):
-  with pytest.raises(errors.InputError, match=f"'{text}' must be a duration: '400' or"):
+  with pytest.raises(errors.InputError, match=f"'{text}' .*duration.* '400'"):
     schema.duration(text, 100, 10)

@@ -223,7 +223,7 @@ def test_pictures_of_differing_sizes_need_a_size(config, mesh, class_folders):
   source = load(config)
 
   for make in (pipeline.make_train_feed, pipeline.make_eval_feed):
-    with pytest.raises(errors.InputError, match='differ in size; set config.data.image_size, such as 224'):
+    with pytest.raises(errors.InputError, match=r'size.* config\.data\.image_size\b.* 224'):
       make(config, source, mesh)
 
 
@@ -259,10 +259,10 @@ def test_given_statistics_are_taken(data):
 @pytest.mark.parametrize(
   ('mean', 'std', 'message'),
   [
-    ((0.5,), (), 'must be given together'),
-    ((0.5,), (0.2,) * 3, r'mean=\(0.5,\) must hold 3 numbers, one a channel'),
-    ((0.5,) * 3, (0.2,), r'std=\(0.2,\) must hold 3 numbers, one a channel'),
-    ((), (), 'a channel of test is constant; set config.data.mean'),
+    ((0.5,), (), 'mean .*std .*together'),
+    ((0.5,), (0.2,) * 3, r'mean=\(0\.5,\) .*\b3\b'),
+    ((0.5,) * 3, (0.2,), r'std=\(0\.2,\) .*\b3\b'),
+    ((), (), r'channel of test .*constant.* config\.data\.mean'),
   ],
 )
 def test_statistics_that_do_not_suit_are_refused(data, mean, std, message):
@@ -273,5 +273,5 @@ def test_statistics_that_do_not_suit_are_refused(data, mean, std, message):
 
 def test_streamed_sets_must_give_statistics(config, class_folders):
   config.data.source = f'folder:{class_folders({"ant": 3, "bee": 3})}'
-  with pytest.raises(errors.InputError, match=r"streamed and not measured: set config.data.mean .* ImageNet's \(0.485"):
+  with pytest.raises(errors.InputError, match=r"config\.data\.mean .* ImageNet's \(0\.485"):
     pipeline.statistics(config.data, load(config))

@@ -42,15 +42,15 @@ def test_what_is_trained_on_under_a_policy_streams(data, policy):
   assert placement.on_device(data, 1, SMALL)
   data.placement = 'device'
   for train in (True, False):
-    with pytest.raises(errors.InputError, match=f"hold digits: config.data.policy='{policy}' runs on the host; use"):
+    with pytest.raises(errors.InputError, match=f"digits.* config.data.policy='{policy}' .*host"):
       placement.on_device(data, 1, SMALL, train)
 
 
 @pytest.mark.parametrize(
   ('shape', 'augment', 'reason'),
-  [((None, None, 3), 'none', 'differ in size'), (SMALL, 'resized_crop_flip', 'crops on the host')],
+  [((None, None, 3), 'none', 'size'), (SMALL, 'resized_crop_flip', 'host')],
 )
 def test_device_is_refused_where_it_cannot_be(data, shape, augment, reason):
   data.placement, data.augment = 'device', augment
-  with pytest.raises(errors.InputError, match=f"placement='device' cannot hold digits: .*{reason}; use 'auto'"):
+  with pytest.raises(errors.InputError, match=f"placement='device' .*digits.* {reason}.* 'auto'"):
     placement.on_device(data, 1, shape)

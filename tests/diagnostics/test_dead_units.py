@@ -161,7 +161,7 @@ def test_a_users_entry_without_activations_is_judged_by_its_output(network):
 
 
 def test_the_dead_units_of_a_workdir(network, tmp_path, program):
-  with pytest.raises(errors.InputError, match='no checkpoint'):
+  with pytest.raises(errors.InputError, match=f'no checkpoint .*{tmp_path}'):
     dead_units.run(network, tmp_path)
   source, run = build(network)
   variables = with_dead(run, source)
@@ -179,7 +179,7 @@ def test_the_dead_units_of_a_workdir(network, tmp_path, program):
   table = dead_units.text(result).splitlines()
   assert len(table) == 1 + 5 + 1
   assert table[2].startswith('stage1/block001/Activation_0')
-  assert f'{result["dead"]} of 74 units' in table[-1] and table[-1].endswith('which ones: dead_units.json')
+  assert f'{result["dead"]} of 74 units' in table[-1] and 'dead_units.json' in table[-1]
   (tmp_path / 'dead_units.json').unlink()
   run_config.write(tmp_path / 'config.json', network)
   config = f'--config={run_config.__file__}:{tmp_path / "config.json"}'

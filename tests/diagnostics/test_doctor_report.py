@@ -1,6 +1,7 @@
 """What the doctor prints, writes and draws."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -49,7 +50,7 @@ def test_the_table_of_a_deep_network_leaves_out_entries_but_not_that_of_the_verd
   shown = [line.split()[0] for line in table.splitlines() if line]
   assert (shown[1], shown[doctor_report.LONGEST + 1]) == ('stem', 'head')
   assert 'stage1/block002' in shown
-  assert f'({400 - doctor_report.LONGEST - 1} entries between these are in probe.json)' in table
+  assert f'({400 - doctor_report.LONGEST - 1} entries' in table
 
 
 def test_the_first_steps():
@@ -66,7 +67,7 @@ def test_the_figure_has_units_and_draws_what_was_found():
   panels = {axes.get_title(loc='left'): axes for axes in drawn.axes}
   assert len(panels) == 8
   assert all(axes.get_ylabel() for axes in drawn.axes)
-  assert drawn.get_suptitle() == 'vanishing from stage1/block002 on: the signal shrinks to 1.0e-09 of what it was'
+  assert re.search(f'vanishing .*stage1/block002.* {SICK.reason}$', drawn.get_suptitle())
   signal = panels['signal: the output of each entry']
   assert signal.get_yscale() == 'log'
   assert [text.get_text() for text in signal.get_legend().get_texts()] == ['RMS', 'standard deviation']
@@ -105,9 +106,9 @@ def test_a_sick_network_and_what_mends_it(tiny, tmp_path, capsys, unoptimized):
   assert (tmp_path / 'probe.png').read_bytes()[1:4] == b'PNG'
   out = capsys.readouterr().out
   where = content['verdict']['entry']
-  assert f'verdict: vanishing from {where} on: {content["verdict"]["reason"]}' in out
+  assert re.search(f'vanishing .*{where}.* {re.escape(content["verdict"]["reason"])}\n', out)
   best, *rest = (doctor.flags(each['overrides']) for each in tried)
-  after = out.partition('tried, the best first:')[2]
+  after = out.partition('the best first')[2]
   assert all(-1 < after.index(f'  {best}\n') < after.index(f'  {other}\n') for other in rest)
 
 
@@ -118,7 +119,7 @@ def test_a_healthy_network_is_offered_nothing(tiny, tmp_path, capsys):
   assert content['offered'] == []
   assert 'tried' not in content
   out = capsys.readouterr().out
-  assert 'verdict: trainable: the loss goes from' in out
+  assert 'verdict: trainable' in out
   assert 'likely to mend it' not in out
 
 
@@ -145,10 +146,10 @@ def test_it_says_when_no_option_reaches_what_is_sick(tiny, tmp_path, monkeypatch
   content = doctor_report.run(tiny, tmp_path / 'probe', seeds=1, trying=True)
   assert content['verdict']['kind'] == 'dead'
   assert content['offered'] == []
-  assert 'no option of the config is likely to mend it' in capsys.readouterr().out
+  assert 'no option' in capsys.readouterr().out
 
 
 def test_a_workdir_that_cannot_be_written(tiny, tmp_path):
   (tmp_path / 'file').write_text('')
-  with pytest.raises(errors.InputError, match='workdir .*/file cannot be written'):
+  with pytest.raises(errors.InputError, match=f'{tmp_path / "file"} .*written'):
     doctor_report.run(tiny, tmp_path / 'file', seeds=1, trying=False)

@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import json
 import pathlib
+import re
 import shutil
 
 import jax
@@ -203,7 +204,7 @@ def test_the_program_sweeps_a_group_until_it_diverges(program, tmp_path):
 
 @pytest.mark.parametrize(
   ('option', 'value', 'said'),
-  [('end', 1e-4, 'must be above config.lr_find.start'), ('groups', ('haed',), "'haed' is the name of no entry")],
+  [('end', 1e-4, '0.0001.* config.lr_find.start'), ('groups', ('haed',), "'haed'.* no entry")],
 )
 def test_refused(network, tmp_path, option, value, said):
   network.lr_find[option] = value
@@ -275,10 +276,10 @@ def test_a_loss_that_hardly_falls_is_said_to():
 @pytest.mark.parametrize(
   ('stopped', 'losses', 'said'),
   [
-    ('diverged', [3.0, 2.0, 9.0], 'diverged at rate 1'),
-    ('not finite', [], 'not finite at once'),
-    ('', [3.0, 2.0, 2.5], 'rises from rate 0.1'),
-    ('', [3.0, 2.0, 1.0], 'still falls at rate 1'),
+    ('diverged', [3.0, 2.0, 9.0], 'diverged.* 1'),
+    ('not finite', [], 'not finite.*'),
+    ('', [3.0, 2.0, 2.5], 'rises.* 0.1'),
+    ('', [3.0, 2.0, 1.0], 'falls.* 1'),
   ],
 )
 @pytest.mark.parametrize('learns', [True, False])
@@ -287,9 +288,9 @@ def test_what_a_sweep_is_said_to_show(stopped, losses, said, learns):
   swept = {'group': 'head', 'stopped': stopped, 'suggestions': {}, 'learns': learns}
   swept |= {'learning_rate': rates, 'loss': losses, 'smoothed': losses}
   shown = lr_find.text({'step': 0, 'new': True, 'learning_rate': 0.1, 'sweeps': [swept]}).splitlines()
-  assert shown[1].startswith('head') and shown[1].endswith(said)
+  assert re.fullmatch(f'head\\b.*{said}', shown[1])
   assert len(shown) == (3 if learns else 4)
-  assert learns or 'hardly falls (head)' in shown[2]
+  assert learns or re.search(r'hardly.*\bhead\b', shown[2])
 
 
 def test_the_picture_shows_every_suggestion_and_the_rate_of_the_config():
@@ -298,11 +299,8 @@ def test_the_picture_shows_every_suggestion_and_the_rate_of_the_config():
   suggestions = {'valley': 1e-3, 'steepest': 1e-3, 'minimum/10': 1e-3}
   sweeps = [lr_find.Sweep(group, rates, losses, losses, '', suggestions, True) for group in (None, 'head', 'stem')]
   figure = lr_find.plot(sweeps, 0.05)
-  assert [axes.get_title(loc='left') for axes in figure.axes] == [
-    'all that trains: rises from rate 1',
-    'head: rises from rate 1',
-    'stem: rises from rate 1',
-  ]
+  for axes, group in zip(figure.axes, ('all that trains', 'head', 'stem'), strict=True):
+    assert re.fullmatch(f'{group}: rises .* 1', axes.get_title(loc='left'))
   for axes in figure.axes:
     assert (axes.get_xscale(), axes.get_xlabel(), axes.get_ylabel()) == ('log', 'learning rate', 'training loss')
     shown = [text.get_text() for text in axes.get_legend().get_texts()]
@@ -336,7 +334,7 @@ def test_a_run_at_a_rate_that_it_finds_is_the_run_at_that_rate(finding, tmp_path
   swept = json.loads((tmp_path / 'found' / 'lr_find.json').read_text())
   assert rate == swept['learning_rate'] == swept['sweeps'][0]['suggestions']['valley']
   said = [line for line in capsys.readouterr().out.splitlines() if line.startswith('learning rate ')]
-  assert len(said) == 1 and said[0].startswith(f'learning rate {rate:.3g}, the valley of a range test (the loss ')
+  assert len(said) == 1 and said[0].startswith(f'learning rate {rate:.3g}') and 'range test' in said[0]
 
   finding.optim.learning_rate = rate
   given = run_of(finding, tmp_path / 'given')
@@ -353,7 +351,7 @@ def test_a_run_that_goes_on_keeps_the_rate_that_it_found(finding, tmp_path, monk
   monkeypatch.setattr(lr_find, 'sweep', None)
   capsys.readouterr()
   assert run_of(finding, tmp_path)['params_sha256'] == whole['params_sha256']
-  assert f'learning rate {rate:.3g}, found when this run started' in capsys.readouterr().out
+  assert re.search(f'learning rate {rate:.3g}.* found', capsys.readouterr().out)
   assert json.loads((tmp_path / 'config.json').read_text())['optim']['learning_rate'] == rate
 
 
@@ -374,9 +372,9 @@ def test_the_sweep_of_cached_features_trains_on_them(finding, tmp_path, monkeypa
 
 def test_a_rate_that_cannot_be_told_is_refused(finding, tmp_path):
   finding.lr_find.start, finding.lr_find.end = 1e20, 1e30
-  with pytest.raises(errors.InputError, match='learning_rate=auto asks for a range test, which ended too soon'):
+  with pytest.raises(errors.InputError, match='learning_rate=.* range test.* too soon'):
     run_of(finding, tmp_path)
   finding.lr_find.end = 1e10
-  with pytest.raises(errors.InputError, match='must be above config.lr_find.start'):
+  with pytest.raises(errors.InputError, match='config.lr_find.end.* config.lr_find.start'):
     run_of(finding, tmp_path)
   assert not (tmp_path / 'config.json').exists()

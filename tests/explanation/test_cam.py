@@ -176,7 +176,7 @@ def test_a_users_module(images):
 def test_an_entry_that_is_called_twice_is_refused(images):
   model = Twice()
   given = depth.trace(model, SHAPE).variables
-  with pytest.raises(errors.InputError, match="calls the entry 'body' more than once"):
+  with pytest.raises(errors.InputError, match="entry 'body' .*once"):
     jax.eval_shape(functools.partial(cam.explain, model, depth.Entry('body', 'body'), 'grad_cam'), given, images)
 
 
@@ -194,8 +194,8 @@ def test_maps_of_a_bfloat16_network_are_float32(images):
 @pytest.mark.parametrize(
   ('name', 'said'),
   [
-    ('stage3/block03', "unknown entry 'stage3/block03'; did you mean 'stage3/block003'"),
-    ('head', "'head' returns 5 an example and has no places to map.*nearest that has: stage3/block003"),
+    ('stage3/block03', "entry 'stage3/block03'.* 'stage3/block003'"),
+    ('head', "'head' .*\\b5 .*nearest.*stage3/block003"),
   ],
 )
 def test_an_entry_that_cannot_be_mapped_is_refused(name, said):
@@ -208,7 +208,7 @@ def test_a_network_without_places_is_refused():
   config.update({'name': 'mlp', 'depth': 3, 'width': 4})
   table = depth.trace(models.make(config, CLASSES), SHAPE).table
   for name in (None, 'stem'):
-    with pytest.raises(errors.InputError, match='no entry of this network has an output'):
+    with pytest.raises(errors.InputError, match='no entry .*channels'):
       cam.choose(table, name)
 
 

@@ -75,7 +75,7 @@ def test_a_picture_is_what_the_pieces_say(network, paths):
 def test_a_class_is_named_or_numbered():
   names = ('cat', 'dog', '0')
   assert [pictures.class_index(names, text) for text in ('dog', '1', '0')] == [1, 1, 2]
-  with pytest.raises(errors.InputError, match=r"unknown class 'dgo'; did you mean 'dog'\? Valid: 0, cat, dog"):
+  with pytest.raises(errors.InputError, match=r"class 'dgo'.* 'dog'.* 0, cat, dog"):
     pictures.class_index(names, 'dgo')
-  with pytest.raises(errors.InputError, match='there is no class 3: the network has 3, counted from 0'):
+  with pytest.raises(errors.InputError, match=r'class 3\b.* has 3\b.* from 0'):
     pictures.class_index(names, '3')

@@ -90,14 +90,14 @@ def other_family(save, described, folder):
 @pytest.mark.parametrize(
   ('make', 'said'),
   [
-    (safetensors, r'cannot read .*model\.safetensors .*is damaged or was not downloaded whole: get it again$'),
-    (pickle, r'cannot read .*model\.pth .*is damaged or was not downloaded whole: get it again$'),
-    (h5, r'cannot read .*model\.h5 .*is damaged or was not downloaded whole: get it again$'),
-    (tfjs, r'is damaged: .*\(21,333 bytes from shard1\.bin on, instead of 32,000\); get them again$'),
-    (other_family, r"set config.model.name='densenet' \(now 'resnet'\), config.model.depth=121 \(now 18\)$"),
+    (safetensors, r'model\.safetensors .*damaged.* get it again$'),
+    (pickle, r'model\.pth .*damaged.* get it again$'),
+    (h5, r'model\.h5 .*damaged.* get it again$'),
+    (tfjs, r'damaged.* 21,333 bytes .*shard1\.bin.* 32,000\b.* again$'),
+    (other_family, r"config.model.name='densenet' \(now 'resnet'\), config.model.depth=121 \(now 18\)$"),
     (
       lambda save, described, folder: folder / 'absent.h5',
-      r"there is nothing at .*absent\.h5 \(the weights '.*absent\.h5'\); valid: a dnt workdir, ",
+      r'nothing at .*absent\.h5 .*workdir',
     ),
   ],
 )
@@ -115,7 +115,7 @@ def test_code_in_weights_is_not_executed(refused, save, evil, workdir):
   before, (code, mark) = contents(workdir), evil
   arguments = (*IMAGENET, f'--config.train.init_from={save({"fc.weight": code}, "model.pth")}')
   said = refused(f'--workdir={workdir}', *arguments)
-  assert_matches(said, r'model\.pth is refused, and nothing in it was executed: .*; save the state_dict\(\) alone')
+  assert_matches(said, r'model\.pth .*nothing .*executed.* state_dict\(\)')
   assert not mark.exists()
   assert contents(workdir) == before
 
@@ -123,9 +123,9 @@ def test_code_in_weights_is_not_executed(refused, save, evil, workdir):
 @pytest.mark.parametrize(
   ('chosen', 'said'),
   [
-    ('top:99', r"'top:99' asks for 99 entries below head; this network has 2$"),
-    ('stage9/.*', r"'stage9/\.\*' is neither 'all', 'head' nor 'top:<k>', .* parameters: stem, stage1/block001, head$"),
-    ('(', r"config\.finetune\.trainable='\(' must be a regular expression"),
+    ('top:99', r"'top:99' .*\b2$"),
+    ('stage9/.*', r"'stage9/\.\*' .*'all', 'head' .*'top:<k>'.* stem, stage1/block001, head$"),
+    ('(', r"config\.finetune\.trainable='\(' .*regular expression"),
   ],
 )
 def test_what_trains(refused, workdir, chosen, said):
@@ -148,14 +148,12 @@ def test_a_class_that_train_lacks(refused, workdir, tmp_path):
   root = folders(tmp_path / 'data', ('train/cat', 'train/dog', 'val/cat', 'val/cow'))
   before = contents(workdir)
   said = refused(f'--workdir={workdir}', *MLP, *PICTURES, f'--config.data.source=folder:{root}')
-  assert_matches(said, r"data/val has the class 'cow', which train/ lacks; its classes: cat, dog$")
+  assert_matches(said, r"data/val .*'cow'.* train/ .*cat, dog$")
   assert contents(workdir) == before
 
 
 @pytest.mark.parametrize('where', ['train/dog', 'val/cat'])
-@pytest.mark.parametrize(
-  ('content', 'reason'), [(b'', 'it is empty, 0 bytes'), (b'<html>', 'it has no format that Pillow knows')]
-)
+@pytest.mark.parametrize(('content', 'reason'), [(b'', '0 bytes'), (b'<html>', 'no format')])
 def test_a_picture_that_cannot_be_read(refused, workdir, tmp_path, where, content, reason):
   """Found where frozen features are computed."""
   path = folders(tmp_path / 'data') / where / '2.png'
@@ -163,7 +161,7 @@ def test_a_picture_that_cannot_be_read(refused, workdir, tmp_path, where, conten
   before = contents(workdir)
   arguments = (*MLP, *PICTURES, '--config.finetune.trainable=head', f'--config.finetune.cache_dir={tmp_path}/features')
   said = refused(f'--workdir={workdir}', *arguments, f'--config.data.source=folder:{tmp_path / "data"}')
-  assert said == f'error: cannot read the picture {path} ({reason}); replace or remove it'
+  assert_matches(said, f'cannot read .*{path} .*{reason}.* remove it')
   assert contents(workdir) == before
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 
 import jax
 import numpy as np
@@ -127,7 +128,7 @@ def test_weights_in_a_file_are_prepared_for_as_they_say(tiny, saved, scans, tmp_
   np.testing.assert_array_equal(found.pictures[0], squashed)
   described['pretrained_cfg']['crop_mode'] = 'border'
   files.write_json(tmp_path / 'config.json', described)
-  with pytest.raises(errors.InputError, match=r"resized as one of center_crop, squash \(crop_mode 'border'\)"):
+  with pytest.raises(errors.InputError, match=r"center_crop, squash .*'border'"):
     inference.load(str(path))
 
 
@@ -146,7 +147,7 @@ def test_gray_networks_take_gray_pictures_and_what_cannot_be_read_is_named(tiny,
   np.testing.assert_array_equal(found.pictures[0, ..., 0], gray)
   assert list(found.unreadable) == bad
   for path, reason in found.unreadable.items():
-    assert f'cannot read the picture {path} (' in reason and '\n' not in reason
+    assert re.search(f'cannot read .*{path} ', reason) and '\n' not in reason
   assert inference.read(network, bad).pictures.shape == (0, 8, 8, 1)
 
 
@@ -160,7 +161,7 @@ def test_a_checkpoint_older_than_the_record_of_the_shape(tiny, saved, tmp_path, 
   config = json.loads(path.read_text())
   config['data']['image_size'] = None
   path.write_text(json.dumps(config))
-  with pytest.raises(errors.InputError, match=f'set data.image_size in {path} to the pixels a side'):
+  with pytest.raises(errors.InputError, match=f'data.image_size in {path} '):
     inference.load(str(tmp_path / 'run'))
 
 
@@ -173,7 +174,7 @@ def test_pictures_by_file_folder_and_glob(scans, tmp_path):
   assert inference.find(every[3]) == every[3:4]
   assert inference.find(str(scans / 'notes.txt')) == (str(scans / 'notes.txt'),), 'what is named is tried'
   (tmp_path / 'empty').mkdir()
-  for text, said in ((tmp_path / 'empty', 'holds no pictures'), (scans / '*.bmp', 'there are no pictures at')):
+  for text, said in ((tmp_path / 'empty', 'empty .*no '), (scans / '*.bmp', r'no .* at .*\*\.bmp')):
     with pytest.raises(errors.InputError, match=said):
       inference.find(str(text))
 

@@ -1,4 +1,5 @@
 import pathlib
+import re
 
 import pytest
 import yaml
@@ -45,19 +46,19 @@ def test_dry_run_prints_the_jobset_that_is_applied(launch, fake, tmp_path):
 @pytest.mark.parametrize(
   ('changed', 'message'),
   [
-    ({'name': 'My_run'}, "--name='My_run' must be lower-case letters, digits and hyphens"),
-    ({'image': ''}, '--image, --claim and --accelerator are needed'),
-    ({'topology': '16'}, "--topology='16' must be such as 4x4 or 2x2x4"),
-    ({'hosts': ''}, "--hosts must be a whole number of at least 1, not ''"),
+    ({'name': 'My_run'}, "--name='My_run' .*lower-case"),
+    ({'image': ''}, '--image, --claim and --accelerator'),
+    ({'topology': '16'}, "--topology='16' .*4x4"),
+    ({'hosts': ''}, "--hosts .*at least 1.* ''"),
   ],
 )
 def test_bad_options_are_refused(launch, changed, message):
   result = launch('gke_jobset.sh', *arguments(**changed), '--dry-run', '--', '--workdir=/mnt/dnt/a')
   assert (result.returncode, result.stdout) == (2, '')
-  assert message in result.stderr
+  assert re.search(message, result.stderr)
 
 
 def test_a_workdir_outside_the_claim_is_refused(launch):
   result = launch('gke_jobset.sh', *arguments(), '--dry-run', '--', '--workdir=/tmp/a')
   assert result.returncode == 2
-  assert "--workdir='/tmp/a' must be below /mnt/dnt" in result.stderr
+  assert re.search("--workdir='/tmp/a' .*/mnt/dnt", result.stderr)

@@ -65,7 +65,7 @@ def test_dry_run_prints_the_program_with_its_flags_as_they_are(launch, script):
 def test_a_missing_config_is_refused_with_what_there_is(launch, script):
   result = launch(script, *RUNS[script], '--dry-run', '--', '--config=configs/nothing.py', '--workdir=/mnt/dnt/a')
   assert (result.returncode, result.stdout) == (2, '')
-  assert result.stderr.startswith(f"{script}: no config file 'configs/nothing.py'; there are: configs/cifar_")
+  assert re.match(f"{script}: .*'configs/nothing.py'.* configs/cifar_", result.stderr)
   assert 'configs/digits_resnet20.py' in result.stderr
 
 
@@ -79,7 +79,7 @@ def test_a_config_may_take_an_argument_or_stand_apart(launch):
 def test_flags_that_the_launcher_sets_are_refused(launch, script):
   result = launch(script, *RUNS[script], '--dry-run', '--', '--workdir=/mnt/dnt/a', '--num_processes=3')
   assert result.returncode == 2
-  assert result.stderr == f'{script}: --num_processes=3 is set by the launcher; leave it out\n'
+  assert re.fullmatch(f'{script}: --num_processes=3 .*launcher.*\n', result.stderr)
 
 
 @pytest.mark.parametrize(
@@ -92,11 +92,11 @@ def test_a_missing_tool_is_named(launch, tmp_path, script, program):
     (tools / name).symlink_to(shutil.which(name))
   result = launch(script, *RUNS[script], '--', f'--config={CONFIG}', '--workdir=/mnt/dnt/a', path=str(tools))
   assert (result.returncode, result.stdout) == (2, '')
-  assert f'{script}: {program} is not in PATH' in result.stderr
+  assert re.search(f'{script}: {program} .*PATH', result.stderr)
 
 
 @pytest.mark.parametrize('script', ['local.sh', 'tpu_pod.sh', 'gke_jobset.sh'])
 def test_program_flags_before_the_dashes_are_refused(launch, script):
   result = launch(script, *RUNS[script], '--config=a.py')
   assert result.returncode == 2
-  assert "unknown option '--config=a.py'; the program's own flags stand after --" in result.stderr
+  assert re.search("option '--config=a.py'.* after --", result.stderr)

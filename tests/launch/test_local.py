@@ -1,6 +1,7 @@
 import os
 import pathlib
 import pty
+import re
 import shlex
 import signal
 import subprocess
@@ -101,22 +102,23 @@ def test_dry_run_prints_one_command_a_process(launch, tmp_path):
 @pytest.mark.parametrize(
   ('arguments', 'message'),
   [
-    ((), 'how many processes? -n N; see --help'),
-    (('-n', '0'), "-n must be a whole number of at least 1, not '0'"),
-    (('-n', 'two'), "-n must be a whole number of at least 1, not 'two'"),
-    (('-n',), '-n needs a number'),
-    (('-n', '2', '--devices-per-process=x'), "--devices-per-process must be a whole number of at least 1, not 'x'"),
+    ((), '.*-n N.* --help'),
+    (('-n', '0'), "-n .*at least 1.* '0'"),
+    (('-n', 'two'), "-n .*at least 1.* 'two'"),
+    (('-n',), '-n .*number'),
+    (('-n', '2', '--devices-per-process=x'), "--devices-per-process .*at least 1.* 'x'"),
   ],
 )
 def test_bad_numbers_are_refused(launch, arguments, message):
   result = launch('local.sh', *arguments)
-  assert (result.returncode, result.stdout, result.stderr) == (2, '', f'local.sh: {message}\n')
+  assert (result.returncode, result.stdout) == (2, '')
+  assert re.fullmatch(f'local.sh: {message}\n', result.stderr)
 
 
 def test_a_missing_interpreter_is_named(launch):
   result = launch('local.sh', '-n', '1', PYTHON='no-such-python')
   assert result.returncode == 2
-  assert 'no-such-python is not in PATH' in result.stderr
+  assert re.search('no-such-python .*PATH', result.stderr)
 
 
 def test_every_line_is_marked_also_an_unfinished_last_one(start):
@@ -134,10 +136,7 @@ def test_a_failing_process_takes_the_others_down(start, mode, code, how):
   begin = time.monotonic()
   _, err = process.communicate(timeout=15)
   assert process.returncode == code
-  assert err == (
-    f'local.sh: process 1 ended with exit code {code}{how}; ending the others, '
-    'which may wait for it until its heartbeat is missed (100 s)\n'
-  )
+  assert re.fullmatch(f'local.sh: process 1 .*exit code {code}{re.escape(how)};.*heartbeat.*\n', err)
   assert time.monotonic() - begin < 8
   for pid in pids:
     with pytest.raises(ProcessLookupError):
@@ -164,7 +163,7 @@ def test_a_second_ctrl_c_ends_all(start):
     assert 'SIGINT' in process.stdout.readline() + process.stdout.readline()
   _, err = process.communicate(timeout=15)
   assert process.returncode == 130
-  assert 'ended with exit code 130' in err
+  assert 'exit code 130' in err
 
 
 def test_ctrl_c_at_a_terminal_reaches_each_process_once(start):

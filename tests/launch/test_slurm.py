@@ -50,10 +50,10 @@ def test_a_job_name_of_ones_own_stays(launch):
 @pytest.mark.parametrize(
   ('arguments', 'message'),
   [
-    (('--nodes=0', *PROGRAM), "--nodes must be a whole number of at least 1, not '0'"),
-    (('--ntasks=8', *PROGRAM), '--ntasks=8: there is one task a node'),
-    (('--nodes', '2', *PROGRAM), "sbatch options are written --name=value, .* got '2'"),
-    (('--nodes=2', '--', f'--config={CONFIG}'), '--workdir=DIR is needed, on a file system that all nodes share'),
+    (('--nodes=0', *PROGRAM), "--nodes .*at least 1.* '0'"),
+    (('--ntasks=8', *PROGRAM), '--ntasks=8.* one task a node'),
+    (('--nodes', '2', *PROGRAM), "--name=value.* '2'"),
+    (('--nodes=2', '--', f'--config={CONFIG}'), '--workdir=DIR .*share'),
   ],
 )
 def test_bad_input_is_refused(launch, fake, arguments, message):

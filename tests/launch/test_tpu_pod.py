@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import shlex
 import signal
 import subprocess
@@ -125,7 +126,7 @@ def test_stop_and_status_of_a_run_that_goes_on(pod, worker, fake):
     assert ': running: argument --distributed' in pod('status', *PLACE).stdout
     second = pod('run', *PLACE, '--', '--workdir=/mnt/dnt/run2')
     assert second.returncode == 1
-    assert 'a run is going on; stop it first' in second.stderr
+    assert re.search('a run .*stop', second.stderr)
     assert pod('stop', *PLACE).returncode == 0
     assert following.communicate(timeout=10)[0] == 'saved\n'
     assert following.returncode == 0
@@ -164,21 +165,21 @@ def test_dry_run_does_nothing(pod, worker, action):
 @pytest.mark.parametrize(
   ('arguments', 'message'),
   [
-    (('launch',), "unknown command 'launch'; valid: create, copy, install, run, resume, stop, status, fetch, delete"),
-    (('status', '--zone=us-central2-b'), "--name='' must be lower-case letters"),
-    (('status', '--name=Pod', '--zone=us-central2-b'), "--name='Pod' must be lower-case letters"),
-    (('status', '--name=pod', '--zone=us'), "--zone='us' must be a zone such as us-central2-b"),
-    (('create', *PLACE), '--type=TYPE is needed'),
-    (('create', *PLACE, '--type=v9-8'), 'no runtime is known for --type=v9-8; give --version'),
-    (('run', *PLACE, '--', f'--config={CONFIG}'), "--workdir='' must be an absolute path that all workers share"),
-    (('run', *PLACE, '--', '--workdir=runs/a'), "--workdir='runs/a' must be an absolute path"),
-    (('resume', *PLACE, '--', '--workdir=/a'), 'only run takes flags of the program'),
-    (('status', *PLACE, 'extra'), "unexpected argument 'extra'"),
-    (('fetch', *PLACE), 'fetch REMOTE_DIR [LOCAL_DIR]'),
+    (('launch',), "'launch'.* create, copy, install, run, resume, stop, status, fetch, delete"),
+    (('status', '--zone=us-central2-b'), "--name='' .*lower-case"),
+    (('status', '--name=Pod', '--zone=us-central2-b'), "--name='Pod' .*lower-case"),
+    (('status', '--name=pod', '--zone=us'), "--zone='us' .*us-central2-b"),
+    (('create', *PLACE), '--type=TYPE'),
+    (('create', *PLACE, '--type=v9-8'), 'runtime .*--type=v9-8.* --version'),
+    (('run', *PLACE, '--', f'--config={CONFIG}'), "--workdir='' .*absolute path.* share"),
+    (('run', *PLACE, '--', '--workdir=runs/a'), "--workdir='runs/a' .*absolute path"),
+    (('resume', *PLACE, '--', '--workdir=/a'), 'only run .*flags'),
+    (('status', *PLACE, 'extra'), "argument 'extra'"),
+    (('fetch', *PLACE), r'fetch REMOTE_DIR \[LOCAL_DIR\]'),
   ],
 )
 def test_bad_input_is_refused(pod, worker, arguments, message):
   result = pod(*arguments)
   assert (result.returncode, result.stdout) == (2, '')
-  assert message in result.stderr
+  assert re.search(message, result.stderr)
   assert not (worker / 'gcloud.log').exists()

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import re
 
 import flax.linen as nn
 import jax
@@ -150,7 +151,7 @@ def small():
 
 def test_a_run_writes_its_table_figures_and_json(small, tmp_path, capsys):
   result = grid.run(small, tmp_path / 'new')
-  assert 'gradient per layer within 5 % of theory in' in capsys.readouterr().out
+  assert re.search('within 5 % of theory in [0-9]', capsys.readouterr().out)
   record = json.loads((tmp_path / 'new' / 'signal.json').read_text())
   assert {key: value for key, value in record.items() if key != 'phases'} == {
     key: value for key, value in result.items() if key != 'phases'
@@ -240,7 +241,7 @@ def test_ctrl_c_leaves_what_was_measured(small, tmp_path, monkeypatch, capsys):
   result = grid.run(small, tmp_path)
   assert result['interrupted'] and {network['seeds'] for network in result['networks']} == {2}
   assert 'singular_values' not in result['networks'][0]
-  assert 'before it was stopped' in capsys.readouterr().out
+  assert 'stopped' in capsys.readouterr().out
   assert (tmp_path / 'signal.md').exists() and (tmp_path / 'gradient_norm_relu.png').exists()
   calls[:] = [None, None]
   empty = grid.run(small, tmp_path)
@@ -273,7 +274,7 @@ def test_the_first_layers_count_until_q_settles():
 
 def test_a_workdir_that_cannot_be_written_is_refused(small, tmp_path):
   (tmp_path / 'file').write_text('')
-  with pytest.raises(errors.InputError, match='cannot be written'):
+  with pytest.raises(errors.InputError, match=f'{tmp_path / "file"} .*written'):
     grid.run(small, tmp_path / 'file')
 
 

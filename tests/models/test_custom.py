@@ -142,23 +142,23 @@ def test_a_module_of_dnts_parts_follows_the_config():
 @pytest.mark.parametrize(
   ('name', 'options', 'model', 'message'),
   [
-    ('mynet:Net', None, {}, "cannot import 'mynet' .ModuleNotFoundError.*PYTHONPATH"),
-    ('broken:Net', None, {}, "cannot import 'broken' .*no_such_package_of_anybody"),
-    ('garbled:Net', None, {}, "cannot import 'garbled' .SyntaxError"),
-    ('mynets:Nets', None, {}, "unknown Flax module in mynets 'Nets'; did you mean 'Net'"),
-    ('mynets:', None, {}, "unknown Flax module in mynets ''"),
-    ('mynets:NotANet', None, {}, 'is not a Flax module but NotANet; it must be a subclass of flax.linen.Module'),
-    ('mynets:build', None, {}, 'is not a Flax module but function'),
-    ('mynets:Net', {'widht': 7}, {}, "unknown option of mynets:Net 'widht'; did you mean 'width'"),
+    ('mynet:Net', None, {}, "'mynet' .*ModuleNotFoundError.*PYTHONPATH"),
+    ('broken:Net', None, {}, "'broken' .*no_such_package_of_anybody"),
+    ('garbled:Net', None, {}, "'garbled' .*SyntaxError"),
+    ('mynets:Nets', None, {}, "in mynets 'Nets'.* 'Net'"),
+    ('mynets:', None, {}, "in mynets ''"),
+    ('mynets:NotANet', None, {}, "mynets:NotANet' .*flax.linen.Module"),
+    ('mynets:build', None, {}, "mynets:build' .*Flax .*function"),
+    ('mynets:Net', {'widht': 7}, {}, "option of mynets:Net 'widht'.* 'width'"),
     ('mynets:Net', {'num_classes': 7}, {}, 'num_classes'),
-    ('mynets:TakesMore', None, {}, 'takes mask, train beside x; __call__ must take'),
-    ('mynets:Needs', None, {}, 'cannot be built from config.model.options.*size'),
-    ('mynets:Net', None, {'depth': 20}, 'config.model.depth does not reach your own module'),
-    ('mynets:Net', None, {'norm': 'none'}, 'config.model.norm does not reach your own module'),
-    ('mynets:Net', None, {'scan': True}, 'config.model.scan does not reach'),
-    ('resnets', None, {}, "unknown model .* 'resnets'; did you mean 'resnet'"),
-    ('resnet', {'width': 7}, {}, 'config.model.options is for your own modules'),
-    ('mlp', None, {'growth_rate': 7}, "model 'mlp' has no option config.model.growth_rate; it has depth, width, block"),
+    ('mynets:TakesMore', None, {}, 'mynets:TakesMore .*mask, train .*__call__'),
+    ('mynets:Needs', None, {}, 'mynets:Needs .*config.model.options.*size'),
+    ('mynets:Net', None, {'depth': 20}, 'config.model.depth .*own module'),
+    ('mynets:Net', None, {'norm': 'none'}, 'config.model.norm .*own module'),
+    ('mynets:Net', None, {'scan': True}, 'config.model.scan .*own module'),
+    ('resnets', None, {}, "model .*'resnets'.* 'resnet'"),
+    ('resnet', {'width': 7}, {}, 'config.model.options .*own module'),
+    ('mlp', None, {'growth_rate': 7}, "'mlp' .*config.model.growth_rate.* depth, width, block"),
   ],
 )
 def test_mistakes_get_one_clear_sentence(name, options, model, message):
@@ -169,6 +169,6 @@ def test_mistakes_get_one_clear_sentence(name, options, model, message):
 
 def test_logits_of_another_shape_are_refused():
   model = make('mynets:Wrong')
-  message = r'mynets:Wrong returns \(1, 4, 4, 3\) for 1 examples; it must return logits .* here \(1, 5\)'
+  message = r'mynets:Wrong .*\(1, 4, 4, 3\).* logits .*\(1, 5\)'
   with pytest.raises(errors.InputError, match=message):
     depth.trace(model, SHAPE)

@@ -1,5 +1,4 @@
 import functools
-import re
 
 import jax
 import jax.numpy as jnp
@@ -109,14 +108,14 @@ def test_layers_and_transitions_are_entries():
 @pytest.mark.parametrize(
   ('options', 'message'),
   [
-    ({'scan': True}, 'more input channels than the one before'),
-    ({'depth': 101}, 'densenet with bottlenecks, which has 6n + 4 layers; the nearest valid depth is 100'),
-    ({'depth': 41, 'bottleneck': False}, '3n + 4 layers; the nearest valid depth is 40'),
-    ({'depth': 120, 'stem': 'imagenet'}, 'the nearest valid depth is 121'),
-    ({'compression': 1.5}, 'must be at most 1'),
-    ({'stem': 'imagenet', 'bottleneck': False}, 'not possible with an ImageNet densenet'),
+    ({'scan': True}, 'input channels'),
+    ({'depth': 101}, r'101 .*6n \+ 4 .*depth is 100$'),
+    ({'depth': 41, 'bottleneck': False}, r'41 .*3n \+ 4 .*depth is 40$'),
+    ({'depth': 120, 'stem': 'imagenet'}, '120 .*depth is 121$'),
+    ({'compression': 1.5}, r'compression=1\.5 .*at most 1\b'),
+    ({'stem': 'imagenet', 'bottleneck': False}, 'bottleneck=False .*ImageNet'),
   ],
 )
 def test_options_that_do_not_fit_are_refused(options, message):
-  with pytest.raises(errors.InputError, match=re.escape(message)):
+  with pytest.raises(errors.InputError, match=message):
     make(**options)

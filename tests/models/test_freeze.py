@@ -87,7 +87,7 @@ def test_what_is_chosen(config, begin, chosen, names):
 
 @pytest.mark.parametrize(
   ('chosen', 'said'),
-  [('top:99', 'this network has 4'), ('top:0', 'top:0'), ('stage9/.*', 'stem, stage1/block001'), ('stage1', 'whole')],
+  [('top:99', r'top:99.* 4\b'), ('top:0', 'top:0'), ('stage9/.*', 'stem, stage1/block001'), ('stage1', 'whole')],
 )
 def test_a_choice_of_nothing_is_refused(config, begin, chosen, said):
   config.finetune.trainable = chosen
@@ -241,8 +241,8 @@ def test_phases_come_one_after_the_other(config, begin):
   ('unfreeze', 'said'),
   [
     ((('50%', 'head'),), 'freezes'),
-    ((('6', 'all'), ('4', 'all')), 'must come after'),
-    ((('0', 'all'),), 'must come after'),
+    ((('6', 'all'), ('4', 'all')), "'4'.* after"),
+    ((('0', 'all'),), "'0'.* after"),
   ],
 )
 def test_phases_that_make_no_sense_are_refused(config, begin, unfreeze, said):

@@ -54,5 +54,5 @@ def test_a_negative_gate_bias_carries_the_input_through():
 
 
 def test_depth_is_checked():
-  with pytest.raises(errors.InputError, match='does not fit highway, .* the nearest valid depth is 32'):
+  with pytest.raises(errors.InputError, match='33 .*highway.* depth is 32$'):
     make(depth=33)

@@ -90,7 +90,7 @@ def test_converter_refuses_stages_that_do_not_fit():
   block = {'kernel': np.zeros((2, 2))}
   stage = {layouts.block_name(i + 1): block for i in range(3)}
   assert layouts.to_scanned({'stage1': stage}, rows)['stage1'][trees.SCANNED]['kernel'].shape == (2, 2, 2)
-  with pytest.raises(errors.InputError, match='a stage of 4 blocks cannot become one of 3'):
+  with pytest.raises(errors.InputError, match=r'\b4 blocks.* 3\b'):
     layouts.to_scanned({'stage1': {**stage, 'block004': block}}, rows)
-  with pytest.raises(errors.InputError, match='differ in their parameters'):
+  with pytest.raises(errors.InputError, match='differ'):
     layouts.to_scanned({'stage1': {**stage, 'block003': {'kernel': np.zeros((2, 3))}}}, rows)

@@ -186,7 +186,7 @@ def test_muon_on_dense_layers_is_optax_muon(network):
 
 def test_muon_without_a_hidden_kernel_is_refused(network):
   params = {name: network.tree(0)[name] for name in ('stem', 'head')}
-  with pytest.raises(errors.InputError, match="'muon' is for the kernels between the first and the last entry"):
+  with pytest.raises(errors.InputError, match="'muon' .*kernels"):
     make_chain(make_config('muon'), params, network.unrolled)
 
 
@@ -264,7 +264,7 @@ def test_clipping_comes_before_the_decay(network):
 @pytest.mark.parametrize('name', NAMES)
 def test_a_pattern_that_decays_nothing_is_refused(network, name):
   config = make_config(name, weight_decay_on='kernels$')
-  with pytest.raises(errors.InputError, match=r"='kernels\$' matches no parameter; their paths are like 'dense/bias'"):
+  with pytest.raises(errors.InputError, match=r"='kernels\$' .*no parameter.* 'dense/bias'"):
     make_chain(config, network.tree(0), network.unrolled)
   config.optim.weight_decay = 0.0
   make_chain(config, network.tree(0), network.unrolled)
@@ -313,5 +313,5 @@ def test_each_option_changes_the_updates_where_it_has_an_effect(network, name, o
 
 
 def test_a_name_outside_the_schema_is_refused(network):
-  with pytest.raises(errors.InputError, match="unknown optimizer 'adam'; did you mean 'adamw'"):
+  with pytest.raises(errors.InputError, match="optimizer 'adam'.* 'adamw'"):
     make_chain(make_config('adam'), network.tree(0), network.unrolled)

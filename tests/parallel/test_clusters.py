@@ -18,14 +18,14 @@ SLURM = {
 
 def test_flags_win_and_are_checked():
   assert clusters.from_flags('10.0.0.1:1234', 4, 3) == clusters.Cluster('10.0.0.1:1234', 4, 3)
-  with pytest.raises(errors.InputError, match='go together; missing: --process_id'):
+  with pytest.raises(errors.InputError, match='missing: --process_id'):
     clusters.from_flags('10.0.0.1:1234', 4, None)
-  with pytest.raises(errors.InputError, match=r'--process_id=4 must be from 0 to 3'):
+  with pytest.raises(errors.InputError, match=r'--process_id=4 .*0 to 3'):
     clusters.from_flags('10.0.0.1:1234', 4, 4)
-  with pytest.raises(errors.InputError, match=r'--num_processes=0 must be at least 1'):
+  with pytest.raises(errors.InputError, match=r'--num_processes=0 .*at least 1'):
     clusters.from_flags('10.0.0.1:1234', 0, 0)
   for bad in ('10.0.0.1', ':12', 'host:0', 'host:70000', 'http://host:12'):
-    with pytest.raises(errors.InputError, match='must be host:port of process 0'):
+    with pytest.raises(errors.InputError, match=f'{bad}.* host:port'):
       clusters.from_flags(bad, 2, 0)
 
 
@@ -109,7 +109,7 @@ def test_cloud_tpu_vm_of_several_slices(metadata_server):
   assert cluster == clusters.Cluster('10.0.0.5:8482', 4, 2)
 
 
-def test_no_cluster_says_which_flags_to_give(metadata_server):
-  for environ in ({'GCE_METADATA_HOST': metadata_server['']}, {'GCE_METADATA_HOST': '127.0.0.1:1'}):
-    with pytest.raises(errors.InputError, match='no cluster detected .* --coordinator=host:port --num_processes=N'):
+def test_no_cluster_says_which_flags_to_give(metadata_server, coordinator):
+  for environ in ({'GCE_METADATA_HOST': metadata_server['']}, {'GCE_METADATA_HOST': coordinator}):
+    with pytest.raises(errors.InputError, match='no cluster .*--coordinator=host:port --num_processes=N'):
       clusters.detect(environ)

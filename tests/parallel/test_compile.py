@@ -160,7 +160,7 @@ def test_a_cache_that_cannot_be_made_is_refused(tmp_path, monkeypatch):
   cache = jax.config.jax_compilation_cache_dir
   try:
     jax.config.update('jax_compilation_cache_dir', None)
-    with pytest.raises(errors.InputError, match='cannot make the compilation cache'):
+    with pytest.raises(errors.InputError, match=f'compilation cache .*{tmp_path / "file"}'):
       compile_lib.enable_cache(tmp_path / 'file' / 'cache')
   finally:
     jax.config.update('jax_compilation_cache_dir', cache)

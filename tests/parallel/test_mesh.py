@@ -27,7 +27,7 @@ def test_mesh_splits_all_devices_over_two_axes():
 
 
 def test_fsdp_that_does_not_divide_names_what_does():
-  with pytest.raises(errors.InputError, match=r'config.mesh.fsdp=3 must divide the 8 devices; valid: 1, 2, 4, 8'):
+  with pytest.raises(errors.InputError, match=r'config.mesh.fsdp=3 .*8 devices.* 1, 2, 4, 8'):
     make_mesh(3)
 
 
@@ -85,13 +85,11 @@ def test_check_batch_names_the_nearest_sizes():
   mesh = make_mesh(2)
   meshes.check_batch('config.train.batch_size', 128, mesh)
   meshes.check_batch('config.train.batch_size', 128, mesh, accumulate=4)
-  with pytest.raises(
-    errors.InputError, match=r'config.eval.batch_size=100 must be a multiple of 8 devices; .*96 and 104'
-  ):
+  with pytest.raises(errors.InputError, match=r'config.eval.batch_size=100 .*8 devices.* 96 and 104'):
     meshes.check_batch('config.eval.batch_size', 100, mesh)
-  with pytest.raises(errors.InputError, match=r'multiple of 8 devices x 3 micro-batches = 24; nearest: 120 and 144'):
+  with pytest.raises(errors.InputError, match=r'8 devices x 3 micro-batches = 24.* 120 and 144'):
     meshes.check_batch('config.train.batch_size', 128, mesh, accumulate=3)
-  with pytest.raises(errors.InputError, match=r'batch_size=5 must be a multiple of 8 devices; nearest: 8$'):
+  with pytest.raises(errors.InputError, match=r'batch_size=5 .*8 devices.* 8$'):
     meshes.check_batch('config.train.batch_size', 5, mesh)
 
 

@@ -85,7 +85,7 @@ def test_tensorboard_events(tmp_path, events):
 def test_full_disk_is_a_run_error(tmp_path):
   writer = metrics.Writer(tmp_path, 0)
   writer.close()
-  said = r'metrics\.jsonl could not be written \(No space left on device\)'
+  said = r'metrics\.jsonl .*No space left on device'
   with (
     open('/dev/full', 'wb', buffering=0) as full,
     io.TextIOWrapper(full, write_through=True) as writer._file,

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 
 import flax.linen as nn
 import jax
@@ -422,11 +423,11 @@ NAMES = ('stem', 'middle', 'head')
   ('quantities', 'kind', 'said'),
   [
     ({'output_gradient_norm': (0.9e-4, 1.0, 1.0)}, 'vanishing', '9.0e-05'),
-    ({'output_gradient_norm': (1.1e4, 1.0, 1.0)}, 'exploding', '1.1e+04'),
+    ({'output_gradient_norm': (1.1e4, 1.0, 1.0)}, 'exploding', r'1\.1e\+04'),
     ({'output_gradient_norm': (np.inf, 1.0, 1.0)}, 'exploding', 'stem'),
     ({'output_gradient_norm': (np.nan, np.nan, np.nan)}, 'exploding', 'stem'),
-    ({'dead': (0.0, 0.75, 0.6)}, 'dead', '75 % of the units are dead (zero for the whole batch) in middle'),
-    ({'saturated': (0.0, 0.2, 0.6)}, 'saturated', '60 % of the activations are saturated in head'),
+    ({'dead': (0.0, 0.75, 0.6)}, 'dead', r'75 % .*dead .*middle'),
+    ({'saturated': (0.0, 0.2, 0.6)}, 'saturated', r'60 % .*saturated .*head'),
     ({'update_ratio': (1e-3, 0.5, 0.5)}, 'update_ratio', 'smaller config.optim.learning_rate'),
     ({'update_ratio': (1e-6, 1e-6, 0.5)}, 'update_ratio', 'larger config.optim.learning_rate'),
   ],
@@ -434,7 +435,7 @@ NAMES = ('stem', 'middle', 'head')
 def test_warnings(quantities, kind, said):
   found = telemetry.warnings(rows(**quantities), 1.0, False)
   assert list(found) == [kind]
-  assert said in found[kind]
+  assert re.search(said, found[kind])
   assert 'config.' in found[kind], 'says what to try'
 
 
@@ -452,15 +453,15 @@ def test_a_run_warns_once_and_a_resume_does_not_warn_again(tiny, tmp_path, capsy
   tiny.telemetry.every, tiny.train.steps, tiny.eval.every = '1', 6, '0'
   summary = loop.train(tiny, tmp_path, record.Clock(0.0), 'test')
   out = capsys.readouterr().out
-  assert out.count('the gradient vanishes') == 1
-  assert out.count('has been clipped at every step') == 1
+  assert out.count('vanishes') == 1
+  assert out.count('clipped') == 1
   assert summary['warnings']['vanishing']['step'] == 1
   assert summary['warnings']['clipping']['step'] == telemetry.ALWAYS_CLIPPED
   tiny.train.steps = 8
   again = loop.train(tiny, tmp_path, record.Clock(0.0), 'test')
   assert 'vanishes' not in capsys.readouterr().out
   assert again['warnings'] == summary['warnings']
-  assert 'the gradient vanishes' in (tmp_path / 'report.html').read_text()
+  assert 'vanishes' in (tmp_path / 'report.html').read_text()
 
 
 def test_taps_leave_nothing_where_nobody_watches(tiny, begin):

@@ -1,3 +1,4 @@
+import re
 import sys
 import types
 
@@ -25,14 +26,12 @@ def test_without_a_network_it_says_what_to_fetch(monkeypatch):
   serve(monkeypatch, fail)
   with pytest.raises(errors.InputError) as caught:
     hub.download('timm/resnet18.a1_in1k')
-  assert str(caught.value) == (
-    'cannot fetch hf:timm/resnet18.a1_in1k (no route to host); check the name and the network, or fetch '
-    'model.safetensors and config.json of https://huggingface.co/timm/resnet18.a1_in1k by other means into one folder '
-    'and give <folder>/model.safetensors'
-  )
+  said = r'hf:timm/resnet18\.a1_in1k .*no route to host.* model\.safetensors .*config\.json '
+  assert re.search(said + r'.*https://huggingface\.co/timm/resnet18\.a1_in1k ', str(caught.value))
+  assert '\n' not in str(caught.value)
 
 
 def test_without_huggingface_hub_it_says_what_to_install(monkeypatch):
   monkeypatch.setitem(sys.modules, 'huggingface_hub', None)
-  with pytest.raises(errors.InputError, match='pip install huggingface_hub'):
+  with pytest.raises(errors.InputError, match='huggingface_hub'):
     hub.download('timm/resnet18.a1_in1k')

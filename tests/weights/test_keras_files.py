@@ -53,14 +53,14 @@ def test_tfjs(tfjs):
 @pytest.mark.parametrize(
   ('damage', 'said'),
   [
-    (lambda f: (f / 'group1-shard2.bin').unlink(), r'cannot read .*group1-shard2\.bin .*a part of the weights'),
+    (lambda f: (f / 'group1-shard2.bin').unlink(), r'cannot read .*group1-shard2\.bin '),
     (
       lambda f: (f / 'group2-shard1.bin').write_bytes(b'1234'),
-      r'hold what model\.json says they do \(4 bytes from group2-shard1\.bin on, instead of 24\); get them again',
+      r'model\.json .*4 bytes .*group2-shard1\.bin .*24\b.* again',
     ),
-    (lambda f: (f / 'group1-shard1.bin').write_bytes(bytes(4000)), r'from group1-shard1\.bin on, instead of 104'),
+    (lambda f: (f / 'group1-shard1.bin').write_bytes(bytes(4000)), r'group1-shard1\.bin .*104'),
     (lambda f: (f / 'model.json').write_text('{'), r'cannot read .*model\.json'),
-    (lambda f: (f / 'model.json').write_text('{}'), r'its shards do not hold what model\.json says'),
+    (lambda f: (f / 'model.json').write_text('{}'), r'shards .*model\.json'),
     (lambda f: (f / 'model.json').unlink(), r'cannot read .*model\.json'),
   ],
 )
@@ -76,7 +76,7 @@ def test_quantized_weights_are_refused(tfjs):
   content = json.loads((folder / 'model.json').read_text())
   content['weightsManifest'][0]['weights'][0]['quantization'] = {'dtype': 'uint8', 'scale': 0.1, 'min': 0}
   (folder / 'model.json').write_text(json.dumps(content))
-  with pytest.raises(errors.InputError, match=r'quantized weights \(conv1/kernel\); give the float32 ones'):
+  with pytest.raises(errors.InputError, match=r'quantized .*conv1/kernel.* float32'):
     keras_files.read_tfjs(folder)
 
 
@@ -138,7 +138,7 @@ def test_h5(h5, spelling, whole_model):
 def test_a_damaged_h5_file_is_refused(h5):
   path = h5()
   path.write_bytes(path.read_bytes()[:-2000])
-  with pytest.raises(errors.InputError, match=r'cannot read .*keras2\.h5 .*damaged or was not downloaded whole'):
+  with pytest.raises(errors.InputError, match=r'keras2\.h5 .*damaged'):
     keras_files.read_h5(path)
 
 

@@ -1,5 +1,3 @@
-import re
-
 import numpy as np
 import pytest
 
@@ -96,19 +94,19 @@ def test_a_bias_goes_into_the_mean_and_blue_comes_last():
 @pytest.mark.parametrize(
   ('change', 'said'),
   [
-    (lambda t: t.pop('bn_conv1/gamma'), 'here is not a whole toy; missing: bn_conv1/gamma'),
-    (lambda t: t.update({'conv1/gamma': t['bn_conv1/gamma']}), 'here is not a whole toy; unexpected: conv1/gamma'),
+    (lambda t: t.pop('bn_conv1/gamma'), 'here .*toy.* missing: bn_conv1/gamma$'),
+    (lambda t: t.update({'conv1/gamma': t['bn_conv1/gamma']}), 'here .*toy.* unexpected: conv1/gamma$'),
     (
       lambda t: t.update({'conv1/kernel': np.zeros((3, 4))}),
-      'here is not a whole toy; of another shape: conv1/kernel (3, 4), wanted 4 axes',
+      r'here .*toy.* shape: conv1/kernel \(3, 4\).* 4 axes$',
     ),
     (
       lambda t: t.update({'conv1/bias': np.zeros(5)}),
-      'here cannot be read; of another shape: conv1/bias (5,), wanted (4,) as bn_conv1/moving_mean',
+      r'here .*read.* shape: conv1/bias \(5,\).* \(4,\) .*bn_conv1/moving_mean$',
     ),
     (
       lambda t: (t.pop('conv1/kernel'), t.pop('conv1/bias'), t.update(other=np.zeros(1))),
-      'here is not a whole toy; missing: conv1/kernel, conv1/bias; unexpected: other',
+      'here .*toy.* missing: conv1/kernel, conv1/bias; unexpected: other$',
     ),
   ],
 )
@@ -116,7 +114,7 @@ def test_what_is_not_whole_is_refused_by_name(change, said):
   network = small_network()
   tensors = tensors_of(network)
   change(tensors)
-  with pytest.raises(errors.InputError, match=f'^{re.escape(said)}$'):
+  with pytest.raises(errors.InputError, match=said):
     names.to_variables(tensors, network, 'here')
 
 
@@ -143,9 +141,7 @@ def test_older_names_are_brought_up_to_date():
 
 
 def test_an_unknown_network_is_refused_with_what_is_known():
-  with pytest.raises(
-    errors.InputError, match=r'^here holds no network .*\(6 tensors: t0, t1, t2, t3, \.\.\.\).*resnet-18'
-  ):
+  with pytest.raises(errors.InputError, match=r'^here .*6 tensors: t0, t1, t2, t3, \.\.\..*resnet-18'):
     names.identify([f't{index}' for index in range(6)], 'torch', 'here')
 
 

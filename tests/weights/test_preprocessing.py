@@ -56,9 +56,9 @@ def test_where_timm_says_nothing_it_is_torchvisions(timm, content):
   ('content', 'said'),
   [
     ('{', 'cannot read .*config.json'),
-    ({'pretrained_cfg': {'input_size': 3}}, 'pretrained_cfg is damaged'),
-    ({'pretrained_cfg': {'mean': 'red'}}, 'pretrained_cfg is damaged'),
-    ({'pretrained_cfg': {'interpolation': 'bicubical'}}, "'bicubical'; did you mean 'bicubic'"),
+    ({'pretrained_cfg': {'input_size': 3}}, 'pretrained_cfg .*damaged'),
+    ({'pretrained_cfg': {'mean': 'red'}}, 'pretrained_cfg .*damaged'),
+    ({'pretrained_cfg': {'interpolation': 'bicubical'}}, "'bicubical'.* 'bicubic'"),
   ],
 )
 def test_what_makes_no_sense_is_refused(timm, content, said):

@@ -84,16 +84,15 @@ def test_a_head_of_other_classes_starts_at_zero(resnet18, save, imagenet, build,
   for leaf in found:
     want = np.zeros(shapes[leaf], np.float32) if leaf in shapes else given[leaf]
     np.testing.assert_array_equal(found[leaf], want, err_msg=leaf)
-  assert capsys.readouterr().out == (
-    f'{path} has 1000 classes and the data 10: params/head/dense/bias, params/head/dense/kernel start at zero\n'
-  )
+  said = f'{path} .*1000 classes.* 10.* params/head/dense/bias, params/head/dense/kernel .*zero\n'
+  assert re.fullmatch(said, capsys.readouterr().out)
 
 
 @pytest.mark.parametrize(
   ('change', 'said'),
   [
-    (lambda s: s.pop('layer3.1.bn2.running_var'), 'is not a whole resnet-18 .*missing: layer3.1.bn2.running_var$'),
-    (lambda s: s.update(extra=s['fc.bias']), 'is not a whole resnet-18 .*unexpected: extra$'),
+    (lambda s: s.pop('layer3.1.bn2.running_var'), r'resnet-18 .*missing: layer3\.1\.bn2\.running_var$'),
+    (lambda s: s.update(extra=s['fc.bias']), 'resnet-18 .*unexpected: extra$'),
     (lambda s: s.pop('fc.weight'), 'missing: fc.weight$'),
     (lambda s: s.update({'fc.bias': s['fc.bias'][:7]}), r'params/head/dense/bias: \(7,\), wanted \(10,\)'),
     (
@@ -146,27 +145,25 @@ def test_weights_of_another_network_say_what_to_set(imagenet, network, options, 
   resolved = experiment.resolve(imagenet, experiment.load_data(imagenet, ()))
   with pytest.raises(errors.InputError) as caught:
     pretrained.check_model(given, resolved.model)
-  assert str(caught.value) == f'here holds weights of another network than config.model; set {said}'
+  assert str(caught.value).startswith('here ') and str(caught.value).endswith(f' {said}')
 
 
 def test_weights_of_another_family_are_refused_before_their_leaves_are_compared(resnet18, save, imagenet, build):
   imagenet.model.update({'name': 'densenet', 'depth': 121})
-  with pytest.raises(errors.InputError, match="another network than config.model; set config.model.name='resnet'"):
+  with pytest.raises(errors.InputError, match=" config.model.name='resnet'"):
     initialize.load_variables(build(imagenet), str(save(resnet18)))
 
 
 @pytest.mark.parametrize('text', ['resnet50', 'missing.safetensors', 'tfjs:missing', 'missing.pth', 'tfjs:'])
 def test_nothing_there_says_what_it_takes(text):
   for read in (pretrained.load, pretrained.preprocessing):
-    with pytest.raises(
-      errors.InputError, match=r'there is nothing at .*; valid: a dnt workdir, .*hf:<owner>/<name>'
-    ) as e:
+    with pytest.raises(errors.InputError, match=r'nothing at .*workdir.*hf:<owner>/<name>') as e:
       read(text)
     assert '\n' not in str(e.value)
 
 
 def test_a_folder_that_is_no_workdir(tmp_path):
-  with pytest.raises(errors.InputError, match='is no workdir of a dnt run'):
+  with pytest.raises(errors.InputError, match=f'{tmp_path} .*no workdir'):
     pretrained.load(str(tmp_path))
 
 
@@ -184,7 +181,7 @@ def test_a_run_comes_with_its_preprocessing_and_what_its_leaves_do_not_show(imag
   assert given.class_names == ('tabby', 'lynx')
   pretrained.check_model(given, resolved.model)
   resolved.model.stride_on = '3x3'
-  with pytest.raises(errors.InputError, match=r"set config.model.stride_on='1x1' \(now '3x3'\)$"):
+  with pytest.raises(errors.InputError, match=r" config.model.stride_on='1x1' \(now '3x3'\)$"):
     pretrained.check_model(given, resolved.model)
 
 
@@ -228,7 +225,7 @@ def test_the_network_of_another_run(tiny, saved, build, tmp_path):
   tiny.model.stochastic_depth = 0.0
   assert build(tiny).config.model.stochastic_depth == 0.0
   tiny.model.depth = 20
-  with pytest.raises(errors.InputError, match='holds another network than config.model'):
+  with pytest.raises(errors.InputError, match=f'{tmp_path / "run"} .*config.model'):
     initialize.load_variables(build(tiny), str(tmp_path / 'run'))
 
 
@@ -247,5 +244,5 @@ def test_a_module_of_the_users_own_comes_with_its_options(wide_network, build, t
 
 def test_a_network_of_no_weights_is_refused(tiny):
   tiny.model.name = 'pretrained'
-  with pytest.raises(errors.InputError, match="name='pretrained' takes its network from config.train.init_from, which"):
+  with pytest.raises(errors.InputError, match="name='pretrained' .*config.train.init_from"):
     experiment.load_data(tiny, ())

@@ -64,7 +64,7 @@ def test_code_in_a_pickle_is_refused_and_not_executed(tensors, save, evil, tmp_p
   else:
     path = tmp_path / 'model.pth'
     path.write_bytes(pickle.dumps({'a.weight': code}))
-  with pytest.raises(errors.InputError, match=r'model\.pth is refused, and nothing in it was executed') as caught:
+  with pytest.raises(errors.InputError, match=r'model\.pth .*nothing .*executed') as caught:
     torch_files.read_pickle(path)
   assert '\n' not in str(caught.value)
   assert not mark.exists()
@@ -75,13 +75,11 @@ def test_code_in_a_pickle_is_refused_and_not_executed(tensors, save, evil, tmp_p
 
 @pytest.mark.parametrize('content', [[1, 2], {'a': 3}, {'state_dict': {'a': 'text'}}])
 def test_other_content_is_refused(save, content):
-  with pytest.raises(errors.InputError, match='holds no tensors by name; save what state_dict'):
+  with pytest.raises(errors.InputError, match=r'model\.pth .*tensors.* state_dict'):
     torch_files.read_pickle(save(content, 'model.pth'))
 
 
 def test_pickles_without_torch_are_refused_in_words(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, 'torch', None)
-  with pytest.raises(
-    errors.InputError, match='can only be read with torch: pip install torch, or give .* as .safetensors'
-  ):
+  with pytest.raises(errors.InputError, match=r'model\.pth .*torch.* \.safetensors'):
     torch_files.read_pickle(tmp_path / 'model.pth')

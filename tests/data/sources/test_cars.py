@@ -98,7 +98,7 @@ def test_a_box_outside_of_its_picture_is_named(data, devkit, monkeypatch):
   monkeypatch.setitem(globals(), 'BOXES', [(100, 1, 120, 9)] * 4)
   data.crop_to_box = True
   train = load(data, devkit())
-  with pytest.raises(errors.InputError, match=r'the box of .*.jpg, rows 0 to 9 and columns 99 to 120, lies outside'):
+  with pytest.raises(errors.InputError, match=r'box of .*\.jpg, rows 0 to 9 and columns 99 to 120'):
     train[0]
 
 
@@ -120,28 +120,26 @@ def test_class_folders_are_read(data, class_folders, base):
   assert train.name == f'cars:{root}'
   np.testing.assert_array_equal(np.sort(train.labels), [0, 0, 0, 1, 1])
   np.testing.assert_array_equal(test.labels, [1, 1])
-  with pytest.raises(errors.InputError, match="unknown split of .* 'val'"):
+  with pytest.raises(errors.InputError, match=f"split of .*{root} 'val'"):
     load(data, root, 'val')
 
 
 def test_class_folders_have_no_boxes(data, class_folders):
   root = class_folders({'train/Acura': 1, 'train/BMW': 1, 'test/BMW': 1})
   data.crop_to_box = True
-  with pytest.raises(
-    errors.InputError, match=r'crop_to_box needs the boxes .* holds class folders alone; leave it off'
-  ):
+  with pytest.raises(errors.InputError, match=rf'crop_to_box .*{root} .*class folders'):
     load(data, root)
 
 
 @pytest.mark.parametrize(
   ('split', 'file', 'message'),
   [
-    ('train', 'devkit/cars_meta.mat', "'train' split: cars_meta.mat goes to {root}/devkit/cars_meta.mat$"),
-    ('train', 'devkit/cars_train_annos.mat', 'cars_train_annos.mat goes to {root}/devkit/cars_train_annos.mat$'),
-    ('test', 'devkit/cars_test_annos_withlabels.mat', 'goes to {root}/devkit/cars_test_annos_withlabels.mat$'),
-    ('train', 'cars_train', 'the pictures 00001.jpg and on go to {root}/cars_train$'),
-    ('test', 'cars_test', 'the pictures 00001.jpg and on go to {root}/cars_test$'),
-    ('train', 'cars_train/00002.jpg', '{root}/cars_train lacks 00002.jpg of the 4 pictures that .*; unpack'),
+    ('train', 'devkit/cars_meta.mat', "'train' .*cars_meta.mat .*{root}/devkit/cars_meta.mat$"),
+    ('train', 'devkit/cars_train_annos.mat', 'cars_train_annos.mat .*{root}/devkit/cars_train_annos.mat$'),
+    ('test', 'devkit/cars_test_annos_withlabels.mat', ' {root}/devkit/cars_test_annos_withlabels.mat$'),
+    ('train', 'cars_train', '00001.jpg .*{root}/cars_train$'),
+    ('test', 'cars_test', '00001.jpg .*{root}/cars_test$'),
+    ('train', 'cars_train/00002.jpg', '{root}/cars_train .*00002.jpg .*4 '),
   ],
 )
 def test_what_is_missing_is_named_with_its_place(data, devkit, split, file, message):
@@ -159,12 +157,10 @@ def test_test_annotations_without_labels_are_not_enough(data, devkit):
   labelled.unlink()
   unlabelled = [name for name in FIELDS if name != 'class']
   annotations(root / 'devkit' / 'cars_test_annos.mat', [1, 1], unlabelled)
-  with pytest.raises(
-    errors.InputError, match=rf'goes to {labelled} \(cars_test_annos.mat, which is there, holds no labels\)$'
-  ):
+  with pytest.raises(errors.InputError, match=rf' {labelled} .*cars_test_annos\.mat.* no labels'):
     load(data, root, 'test')
   annotations(labelled, [1, 1], unlabelled)
-  with pytest.raises(errors.InputError, match=f'annotations in {labelled} hold no class; those .* with labels are'):
+  with pytest.raises(errors.InputError, match=f'{labelled} .*no class.* with labels'):
     load(data, root, 'test')
 
 
@@ -173,22 +169,20 @@ def test_a_damaged_mat_file_is_named(data, devkit, content):
   root = devkit()
   path = root / 'devkit' / 'cars_train_annos.mat'
   path.write_bytes(content)
-  with pytest.raises(errors.InputError, match=f'^{path} is not the file of the devkit .*; fetch it again$'):
+  with pytest.raises(errors.InputError, match=f'^{path} .*devkit.* fetch it again'):
     load(data, root)
 
 
 def test_classes_beyond_the_names_are_refused(data, devkit):
   root = devkit()
   annotations(root / 'devkit' / 'cars_train_annos.mat', [2, 1, 4, 2])
-  with pytest.raises(errors.InputError, match='holds classes 1 to 4; cars_meta.mat names 3'):
+  with pytest.raises(errors.InputError, match=r'cars_train_annos\.mat .*1 to 4.*cars_meta\.mat .*3\b'):
     load(data, root)
 
 
 def test_a_folder_of_something_else_says_what_was_expected(data, tmp_path):
-  for root, message in ((tmp_path / 'absent', 'does not exist'), (tmp_path, 'holds no Stanford Cars')):
-    with pytest.raises(
-      errors.InputError, match=f'{root} {message}; expected there: cars_train/, cars_test/ and devkit/'
-    ):
+  for root, message in ((tmp_path / 'absent', 'exist'), (tmp_path, 'Stanford Cars')):
+    with pytest.raises(errors.InputError, match=f'{root} .*{message}.* cars_train/, cars_test/ and devkit/'):
       load(data, root)
 
 

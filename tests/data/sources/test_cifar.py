@@ -55,7 +55,7 @@ def test_a_truncated_file_is_refused_with_its_sizes(data, tmp_path):
   path.write_bytes(path.read_bytes()[:-5])
   data.source = f'cifar_binary:{tmp_path / "c"}'
 
-  with pytest.raises(errors.InputError, match=r'data_batch_3.bin is truncated: 12287 bytes, expected 12292'):
+  with pytest.raises(errors.InputError, match=r'data_batch_3\.bin .*12287 bytes.* 12292'):
     sources.load(data, 'train', 0)
   assert len(sources.load(data, 'test', 0)) == 4
 
@@ -72,23 +72,23 @@ def test_a_label_out_of_range_is_refused(data, tmp_path):
   path.write_bytes(b'\x0a' + path.read_bytes()[1:])
   data.source = f'cifar_binary:{tmp_path / "c"}'
 
-  with pytest.raises(errors.InputError, match='test_batch.bin is damaged: it holds label 10, valid are 0 to 9'):
+  with pytest.raises(errors.InputError, match=r'test_batch\.bin .*label 10\b.* 0 to 9'):
     sources.load(data, 'test', 0)
 
 
 def test_missing_files_are_named(data, tmp_path):
   data.source = f'cifar_binary:{tmp_path / "none"}'
-  with pytest.raises(errors.InputError, match=r'does not exist; expected there: data_batch_1.bin .* or train.bin'):
+  with pytest.raises(errors.InputError, match=r'exist.* data_batch_1\.bin .*train\.bin'):
     sources.load(data, 'train', 0)
 
   data.source = f'cifar_binary:{tmp_path}'
-  with pytest.raises(errors.InputError, match='holds none of data_batch_1.bin'):
+  with pytest.raises(errors.InputError, match=r'none of data_batch_1\.bin'):
     sources.load(data, 'train', 0)
 
   write(tmp_path / TEN.folder, TEN)
   (tmp_path / TEN.folder / 'data_batch_2.bin').unlink()
   (tmp_path / TEN.folder / 'batches.meta.txt').unlink()
-  with pytest.raises(errors.InputError, match='lacks data_batch_2.bin, batches.meta.txt of the official'):
+  with pytest.raises(errors.InputError, match=r'lacks data_batch_2\.bin, batches\.meta\.txt'):
     sources.load(data, 'train', 0)
 
 
@@ -97,7 +97,7 @@ def test_a_folder_with_both_sets_is_ambiguous(data, tmp_path):
   write(tmp_path / HUNDRED.folder, HUNDRED)
   data.source = f'cifar_binary:{tmp_path}'
 
-  with pytest.raises(errors.InputError, match='holds both .* name one of them'):
+  with pytest.raises(errors.InputError, match=f'both .*{TEN.folder}.*{HUNDRED.folder}'):
     sources.load(data, 'train', 0)
 
 

@@ -64,13 +64,13 @@ def test_a_slice_of_a_folder_holds_several_classes(data, class_folders):
 @pytest.mark.parametrize(
   ('counts', 'message'),
   [
-    ({'train/ant': 2, 'train/bee': 0, 'val/ant': 1}, r'the class folder .*train/bee holds no pictures'),
-    ({'train/ant': 2, 'train/bee': 2, 'val/ant': 0, 'val/bee': 1}, r'the class folder .*val/ant holds no pictures'),
-    ({'train/ant': 2, 'train/bee': 2, 'val/cow': 1, 'val/bee': 1}, r"val has the class 'cow', which train/ lacks"),
-    ({'val/ant': 2, 'val/bee': 2}, r'has val/ but no train/'),
-    ({'train/ant': 2, 'val/ant': 2}, r"at least two; found only 'ant'"),
-    ({'ant': 2, 'bee': 1}, r'bee holds one picture; to draw a val split'),
-    ({'.': 3}, 'a folder a class, at least two; found none'),
+    ({'train/ant': 2, 'train/bee': 0, 'val/ant': 1}, r'train/bee .*no '),
+    ({'train/ant': 2, 'train/bee': 2, 'val/ant': 0, 'val/bee': 1}, r'val/ant .*no '),
+    ({'train/ant': 2, 'train/bee': 2, 'val/cow': 1, 'val/bee': 1}, r"val .*'cow'.* train/"),
+    ({'val/ant': 2, 'val/bee': 2}, r'val/ .*no train/'),
+    ({'train/ant': 2, 'val/ant': 2}, r"at least two.* 'ant'"),
+    ({'ant': 2, 'bee': 1}, r'bee .*one .*val split'),
+    ({'.': 3}, 'at least two.* none'),
   ],
 )
 def test_a_layout_that_cannot_be_is_refused(data, class_folders, counts, message):
@@ -81,7 +81,7 @@ def test_a_layout_that_cannot_be_is_refused(data, class_folders, counts, message
 
 
 def test_a_missing_folder_says_what_was_expected(data, tmp_path):
-  with pytest.raises(errors.InputError, match=r'absent does not exist; expected there: train/<class>/<pictures>'):
+  with pytest.raises(errors.InputError, match=r'absent .*exist.* train/<class>/'):
     load(data, tmp_path / 'absent')
 
 
@@ -93,13 +93,13 @@ def test_a_truncated_picture_is_named_when_it_is_read(data, class_folders):
   broken = train.pictures.paths.index(str(path))
 
   assert train[(broken + 1) % 4][0].mode == 'RGB'
-  with pytest.raises(errors.InputError, match=r'cannot read the picture .*train/bee/1.jpg .*replace or remove it'):
+  with pytest.raises(errors.InputError, match=r'cannot read .*train/bee/1\.jpg .*remove it'):
     train[broken]
 
 
 def test_device_placement_is_refused(data, class_folders):
   data.placement = 'device'
-  with pytest.raises(errors.InputError, match="placement='device' cannot hold folder:.*differ in size"):
+  with pytest.raises(errors.InputError, match="placement='device' .*folder:.* size"):
     load(data, class_folders({'ant': 2, 'bee': 2}))
 
 

@@ -38,12 +38,12 @@ def test_files_are_read_gzipped_or_not(data, folder):
 @pytest.mark.parametrize(
   ('name', 'change', 'message'),
   [
-    ('train-images-idx3-ubyte', lambda b: b[:-1], r'holds 183 bytes, its header says 184 \(\(7, 6, 4\)\)'),
-    ('train-images-idx3-ubyte', lambda b: b'\x00\x00\x0d' + b[3:], 'starts with 00000d03, expected 00000803'),
-    ('train-images-idx3-ubyte', lambda b: b'', 'starts with nothing'),
-    ('train-labels.idx1-ubyte', lambda b: b[:7] + b'\x06' + b[8:-1], 'holds 7 pictures, .* 6 labels'),
-    ('t10k-images-idx3-ubyte.gz', lambda b: b[:-20], 'cannot be unpacked'),
-    ('t10k-images-idx3-ubyte.gz', lambda b: b'not gzip', 'cannot be unpacked'),
+    ('train-images-idx3-ubyte', lambda b: b[:-1], r'183 bytes.* 184 .*7, 6, 4'),
+    ('train-images-idx3-ubyte', lambda b: b'\x00\x00\x0d' + b[3:], '00000d03.* 00000803'),
+    ('train-images-idx3-ubyte', lambda b: b'', 'nothing'),
+    ('train-labels.idx1-ubyte', lambda b: b[:7] + b'\x06' + b[8:-1], r'\b7 .*\b6 labels'),
+    ('t10k-images-idx3-ubyte.gz', lambda b: b[:-20], 'unpacked'),
+    ('t10k-images-idx3-ubyte.gz', lambda b: b'not gzip', 'unpacked'),
   ],
 )
 def test_a_damaged_file_is_refused(data, folder, name, change, message):
@@ -59,11 +59,11 @@ def test_a_damaged_file_is_refused(data, folder, name, change, message):
 def test_a_missing_file_is_named(data, folder):
   (folder[0] / 't10k-labels-idx1-ubyte.gz').unlink()
   data.source = f'idx:{folder[0]}'
-  with pytest.raises(errors.InputError, match=r'has no t10k-labels-idx1-ubyte\[.gz\]; an idx folder holds'):
+  with pytest.raises(errors.InputError, match=r'no t10k-labels-idx1-ubyte\[\.gz\]'):
     sources.load(data, 'train', 0)
 
   data.source = f'idx:{folder[0]}/absent'
-  with pytest.raises(errors.InputError, match='does not exist; expected there: train-images-idx3-ubyte'):
+  with pytest.raises(errors.InputError, match='exist.* train-images-idx3-ubyte'):
     sources.load(data, 'train', 0)
 
 
@@ -72,7 +72,7 @@ def test_a_test_label_beyond_the_training_ones_is_refused(data, folder, idx_byte
   (folder[0] / 't10k-labels-idx1-ubyte.gz').write_bytes(gzip.compress(idx_bytes(labels)))
   data.source = f'idx:{folder[0]}'
 
-  with pytest.raises(errors.InputError, match='holds label 3; the training labels end at 2'):
+  with pytest.raises(errors.InputError, match=r'label 3\b.* 2$'):
     sources.load(data, 'test', 0)
 
 

@@ -21,12 +21,12 @@ def test_a_slice_holds_those_examples(data):
 @pytest.mark.parametrize(
   ('source', 'message'),
   [
-    ('digit', "did you mean 'digits'"),
-    ('cifarbinary:/data', "did you mean 'cifar_binary:<dir>'"),
-    ('folder', "names no folder; give one: 'folder:<dir>', or config.data.dir beside 'folder'"),
-    ('cars:', "names no folder; give one: 'cars:<dir>', or config.data.dir beside 'cars'"),
-    ('tfds:', "of the form 'tfds:<name>'"),
-    ('digits:/data', "of the form 'digits'"),
+    ('digit', "'digit'.* 'digits'"),
+    ('cifarbinary:/data', "'cifarbinary.* 'cifar_binary:<dir>'"),
+    ('folder', "no folder.* 'folder:<dir>'.* config.data.dir beside 'folder'"),
+    ('cars:', "no folder.* 'cars:<dir>'.* config.data.dir beside 'cars'"),
+    ('tfds:', "'tfds:'.* 'tfds:<name>'"),
+    ('digits:/data', "'digits:/data'.* 'digits'"),
   ],
 )
 def test_an_unknown_source_is_refused(data, source, message):
@@ -48,12 +48,12 @@ def test_a_folder_beside_the_source_is_the_one_in_it(data, tmp_path):
   assert found[0].name == found[1].name
   for kind in ('folder', 'idx', 'cars', 'cifar_binary'):
     data.source = f'{kind}:{tmp_path}'
-    with pytest.raises(errors.InputError, match=f"='{kind}:.*' and config.data.dir='.*' name two folders; give one:"):
+    with pytest.raises(errors.InputError, match=f"='{kind}:.*' .*config.data.dir='.*' .*two folders"):
       sources.load(data, 'train', 0)
 
 
 def test_an_unknown_split_names_the_nearest(data):
-  with pytest.raises(errors.InputError, match=r"split of digits 'tests'; did you mean 'test'\? Valid: test, train"):
+  with pytest.raises(errors.InputError, match=r"split of digits 'tests'.* 'test'.* test, train"):
     sources.load(data, 'tests[:50%]', 0)
 
 
@@ -66,5 +66,5 @@ def test_names_are_the_forms_of_the_schema():
 
 def test_boxes_are_refused_where_there_are_none(data):
   data.crop_to_box = True
-  with pytest.raises(errors.InputError, match='crop_to_box needs boxes, which digits has not; cars:<dir> has them'):
+  with pytest.raises(errors.InputError, match='crop_to_box .*boxes.* digits .*cars:<dir>'):
     sources.load(data, 'train', 0)

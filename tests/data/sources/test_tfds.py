@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import pickle
+import re
 import sys
 
 import numpy as np
@@ -86,7 +87,7 @@ def test_reading_imports_no_tensorflow(data, prepared, picture):
 
 @pytest.mark.skipif(not WITHOUT_TENSORFLOW, reason='TensorFlow is installed')
 def test_an_unprepared_set_without_tensorflow_says_what_to_install(data, tmp_path):
-  with pytest.raises(errors.InputError, match=r'not prepared in .* pip install -r requirements-tfds.txt'):
+  with pytest.raises(errors.InputError, match=rf'not prepared in {tmp_path}.* requirements-tfds\.txt'):
     load(data, tmp_path, 'mnist')
 
 
@@ -109,36 +110,36 @@ def test_without_a_network_the_archive_and_its_place_are_named(data, tmp_path, m
   with pytest.raises(errors.InputError) as raised:
     load(data, tmp_path, 'cifar10')
   assert 'no route to host' in str(raised.value)
-  wanted = f'by hand in {place}: cifar-10-binary.tar.gz from https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz'
-  assert wanted in str(raised.value)
+  wanted = f'{place}: .*https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz'
+  assert re.search(wanted, str(raised.value))
 
 
 def test_a_set_that_nobody_may_download_says_where_its_archives_go(data, tmp_path, monkeypatch):
   fail_to_prepare(monkeypatch, AssertionError('Manual directory does not exist'))
 
-  with pytest.raises(errors.InputError, match=r'by hand in .*downloads/manual.*ILSVRC2012_img_train.tar'):
+  with pytest.raises(errors.InputError, match=r'downloads/manual.*ILSVRC2012_img_train\.tar'):
     load(data, tmp_path, 'imagenet2012')
 
 
 def test_an_unknown_set_names_the_nearest(data, tmp_path):
-  with pytest.raises(errors.InputError, match=r"TFDS knows no set 'cifar11'.*did you mean 'cifar10"):
+  with pytest.raises(errors.InputError, match=r"'cifar11'.* 'cifar10"):
     load(data, tmp_path, 'cifar11')
 
 
 def test_an_unknown_split_names_the_nearest(data, prepared, picture):
-  with pytest.raises(errors.InputError, match=r"split of tfds:toy 'trian'; did you mean 'train'"):
+  with pytest.raises(errors.InputError, match=r"split of tfds:toy 'trian'.* 'train'"):
     load(data, prepared([picture(6, 5)] * 4, [0, 1, 2, 0]), split='trian[:50%]')
 
 
 def test_pictures_of_more_than_8_bits_are_refused(data, prepared, picture):
   folder = prepared([picture(6, 5)] * 4, [0, 1, 2, 0], dtype='uint16')
-  with pytest.raises(errors.InputError, match='has uint16 pictures of 3 channels; valid are uint8'):
+  with pytest.raises(errors.InputError, match='tfds:toy.* uint16 .*3 channels.* uint8'):
     load(data, folder)
 
 
 def test_a_split_without_labels_is_refused(data, prepared, picture):
   folder = prepared([picture(6, 5)] * 4, [0, 1, -1, 0])
-  with pytest.raises(errors.InputError, match='example 2 of tfds:toy train has no label'):
+  with pytest.raises(errors.InputError, match='example 2 of tfds:toy train .*no label'):
     load(data, folder)
 
 
@@ -146,13 +147,13 @@ def test_a_damaged_file_is_refused(data, prepared, picture):
   folder = prepared([picture(6, 5)] * 4, [0, 1, 2, 0])
   path = folder / 'toy' / '1.0.0' / 'toy-train.array_record-00001-of-00002'
   path.write_bytes(path.read_bytes()[:50])
-  with pytest.raises(errors.InputError, match='tfds:toy train cannot be read'):
+  with pytest.raises(errors.InputError, match='tfds:toy train .*read'):
     load(data, folder)
 
 
 def test_a_set_prepared_as_tfrecord_says_what_to_do(data, prepared, picture):
   folder = prepared([picture(6, 5)] * 4, [0, 1, 2, 0], file_format='tfrecord')
-  with pytest.raises(errors.InputError, match=r'prepared as tfrecord, .* set config.data.dir'):
+  with pytest.raises(errors.InputError, match=r'tfrecord.* config\.data\.dir'):
     load(data, folder)
 
 
@@ -211,7 +212,7 @@ def test_an_archive_with_another_digest_is_refused_by_name(data, tmp_path):
   manual.mkdir(parents=True)
   (manual / 'cifar-10-binary.tar.gz').write_bytes(b'something else')
 
-  with pytest.raises(errors.InputError, match=r'manual/cifar-10-binary.tar.gz, has wrong checksum'):
+  with pytest.raises(errors.InputError, match=r'manual/cifar-10-binary\.tar\.gz.* checksum'):
     load(data, tmp_path, 'cifar10')
 
 
@@ -222,12 +223,12 @@ def test_a_set_without_labels_is_refused(data, prepared, picture):
   del features['featuresDict']['features']['label']
   path.write_text(json.dumps(features))
 
-  with pytest.raises(errors.InputError, match=r"no image classification set: .* one class label, and has \['image'\]"):
+  with pytest.raises(errors.InputError, match=r"no image classification set.* label.* \['image'\]"):
     load(data, folder)
 
 
 def test_a_set_that_cannot_be_asked_without_tensorflow_says_what_to_install(data, tmp_path):
   if not WITHOUT_TENSORFLOW:
     pytest.skip('TensorFlow is installed')
-  with pytest.raises(errors.InputError, match="No module named 'tensorflow'; pip install -r requirements-tfds.txt"):
+  with pytest.raises(errors.InputError, match=r"'tensorflow'.* requirements-tfds\.txt"):
     load(data, tmp_path, 'titanic')

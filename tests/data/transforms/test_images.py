@@ -1,4 +1,5 @@
 import io
+import re
 
 import numpy as np
 import pytest
@@ -40,20 +41,18 @@ def test_gray_stays_gray_with_one_channel(picture):
 )
 @pytest.mark.parametrize('format', ['JPEG', 'PNG'])
 def test_a_damaged_picture_is_named(picture, damage, format):
-  with pytest.raises(errors.InputError, match='cannot read the picture cat.jpg .*; replace or remove it'):
+  with pytest.raises(errors.InputError, match=r'cannot read .* cat\.jpg .*remove it'):
     images.decode(damage(encode(Image.fromarray(picture(40, 40)), format)), 'cat.jpg')
 
 
-@pytest.mark.parametrize(
-  ('content', 'reason'), [(b'', 'it is empty, 0 bytes'), (b'<html>', 'it has no format that Pillow knows')]
-)
+@pytest.mark.parametrize(('content', 'reason'), [(b'', '0 bytes'), (b'<html>', 'no format')])
 def test_a_file_that_is_no_picture_says_so(tmp_path, content, reason):
   path = tmp_path / 'cat.jpg'
   path.write_bytes(content)
   for source in (str(path), content):
     with pytest.raises(errors.InputError) as error:
       images.decode(source, 'cat.jpg')
-    assert str(error.value) == f'cannot read the picture cat.jpg ({reason}); replace or remove it'
+    assert re.search(rf'cannot read .* cat\.jpg .*{reason}.* remove it', str(error.value))
 
 
 @pytest.mark.parametrize('format', ['PNG', 'TIFF', 'PPM'])
@@ -69,17 +68,13 @@ def test_of_16_bits_the_upper_8_are_kept(format, channels):
 
 @pytest.mark.parametrize('values', [np.full((4, 4), 70_000, np.int32), np.full((4, 4), -1, np.int32)])
 def test_more_than_16_bits_are_refused(values):
-  with pytest.raises(
-    errors.InputError, match=r'^the picture scan.tif holds more than 16 bits a channel; convert it to'
-  ):
+  with pytest.raises(errors.InputError, match=r' scan\.tif .*16 bits.* convert it'):
     images.decode(encode(Image.fromarray(values), 'TIFF'), 'scan.tif')
 
 
 def test_floats_are_refused():
   floats = Image.fromarray(np.ones((4, 4), np.float32))
-  with pytest.raises(
-    errors.InputError, match=r'^the picture scan.tif holds floating-point numbers \(mode F\); convert'
-  ):
+  with pytest.raises(errors.InputError, match=r' scan\.tif .*mode F.* convert'):
     images.decode(encode(floats, 'TIFF'), 'scan.tif')
 
 
