@@ -145,7 +145,7 @@ def _train(workdir):
 
   from dnt import cli, main
 
-  devices, before = jax.devices()[:1], jax.config.jax_disable_most_optimizations
+  devices = jax.devices()[:1]
   output, problems = io.StringIO(), io.StringIO()
   with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(output), contextlib.redirect_stderr(problems):
     patch.setattr(jax, 'devices', lambda: devices)
@@ -154,7 +154,7 @@ def _train(workdir):
     jax.config.update('jax_disable_most_optimizations', True)
     with pytest.raises(SystemExit) as stopped:
       cli.run(main.PROGRAM)
-    jax.config.update('jax_disable_most_optimizations', before)
+    jax.config.update('jax_disable_most_optimizations', False)
   return stopped.value.code or 0, output.getvalue(), problems.getvalue()
 
 

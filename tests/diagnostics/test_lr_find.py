@@ -276,10 +276,10 @@ def test_a_loss_that_hardly_falls_is_said_to():
 @pytest.mark.parametrize(
   ('stopped', 'losses', 'said'),
   [
-    ('diverged', [3.0, 2.0, 9.0], ' 1'),
-    ('not finite', [], 'at once'),
-    ('', [3.0, 2.0, 2.5], 'rises from rate 0.1'),
-    ('', [3.0, 2.0, 1.0], 'still falls at rate 1'),
+    ('diverged', [3.0, 2.0, 9.0], 'diverged.* 1'),
+    ('not finite', [], 'not finite.*'),
+    ('', [3.0, 2.0, 2.5], 'rises.* 0.1'),
+    ('', [3.0, 2.0, 1.0], 'falls.* 1'),
   ],
 )
 @pytest.mark.parametrize('learns', [True, False])
@@ -288,9 +288,9 @@ def test_what_a_sweep_is_said_to_show(stopped, losses, said, learns):
   swept = {'group': 'head', 'stopped': stopped, 'suggestions': {}, 'learns': learns}
   swept |= {'learning_rate': rates, 'loss': losses, 'smoothed': losses}
   shown = lr_find.text({'step': 0, 'new': True, 'learning_rate': 0.1, 'sweeps': [swept]}).splitlines()
-  assert shown[1].startswith('head') and shown[1].endswith(said)
+  assert re.fullmatch(f'head\\b.*{said}', shown[1])
   assert len(shown) == (3 if learns else 4)
-  assert learns or 'head' in shown[2]
+  assert learns or re.search(r'hardly.*\bhead\b', shown[2])
 
 
 def test_the_picture_shows_every_suggestion_and_the_rate_of_the_config():
@@ -299,11 +299,8 @@ def test_the_picture_shows_every_suggestion_and_the_rate_of_the_config():
   suggestions = {'valley': 1e-3, 'steepest': 1e-3, 'minimum/10': 1e-3}
   sweeps = [lr_find.Sweep(group, rates, losses, losses, '', suggestions, True) for group in (None, 'head', 'stem')]
   figure = lr_find.plot(sweeps, 0.05)
-  assert [axes.get_title(loc='left') for axes in figure.axes] == [
-    'all that trains: rises from rate 1',
-    'head: rises from rate 1',
-    'stem: rises from rate 1',
-  ]
+  for axes, group in zip(figure.axes, ('all that trains', 'head', 'stem'), strict=True):
+    assert re.fullmatch(f'{group}: rises .* 1', axes.get_title(loc='left'))
   for axes in figure.axes:
     assert (axes.get_xscale(), axes.get_xlabel(), axes.get_ylabel()) == ('log', 'learning rate', 'training loss')
     shown = [text.get_text() for text in axes.get_legend().get_texts()]
@@ -375,7 +372,7 @@ def test_the_sweep_of_cached_features_trains_on_them(finding, tmp_path, monkeypa
 
 def test_a_rate_that_cannot_be_told_is_refused(finding, tmp_path):
   finding.lr_find.start, finding.lr_find.end = 1e20, 1e30
-  with pytest.raises(errors.InputError, match='learning_rate=auto .*range test.* too soon'):
+  with pytest.raises(errors.InputError, match='learning_rate=.* range test.* too soon'):
     run_of(finding, tmp_path)
   finding.lr_find.end = 1e10
   with pytest.raises(errors.InputError, match='config.lr_find.end.* config.lr_find.start'):

@@ -206,7 +206,7 @@ def test_of_a_users_own_network_whole_features_are_kept_unless_it_says_that_its_
     ({'finetune.trainable': 'all'}, 'cached_views=1 .*frozen'),
     ({'finetune.frozen_norm': 'batch'}, 'cached_views=1 .*frozen'),
     ({'finetune.unfreeze': (('50%', 'all'),)}, 'cached_views=1 .*frozen'),
-    ({'finetune.cached_views': 3}, 'cached_views=3 .*equal'),
+    ({'finetune.cached_views': 3}, 'cached_views=3.* equal'),
     ({'data.mixup': 0.2}, 'mixup'),
   ],
 )

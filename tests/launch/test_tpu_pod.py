@@ -126,7 +126,7 @@ def test_stop_and_status_of_a_run_that_goes_on(pod, worker, fake):
     assert ': running: argument --distributed' in pod('status', *PLACE).stdout
     second = pod('run', *PLACE, '--', '--workdir=/mnt/dnt/run2')
     assert second.returncode == 1
-    assert 'stop' in second.stderr
+    assert re.search('a run .*stop', second.stderr)
     assert pod('stop', *PLACE).returncode == 0
     assert following.communicate(timeout=10)[0] == 'saved\n'
     assert following.returncode == 0

@@ -27,5 +27,5 @@ def test_value_and_gradient_equal_torch(torch_reference, name):
 
 def test_the_table_is_the_schema():
   assert tuple(activations.ACTIVATIONS) == config.ACTIVATIONS
-  with pytest.raises(errors.InputError, match=" 'relu'"):
+  with pytest.raises(errors.InputError, match="'rleu'.* 'relu'"):
     activations.make('rleu')

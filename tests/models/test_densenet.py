@@ -112,7 +112,7 @@ def test_layers_and_transitions_are_entries():
     ({'depth': 101}, r'101 .*6n \+ 4 .*depth is 100$'),
     ({'depth': 41, 'bottleneck': False}, r'41 .*3n \+ 4 .*depth is 40$'),
     ({'depth': 120, 'stem': 'imagenet'}, '120 .*depth is 121$'),
-    ({'compression': 1.5}, 'compression=1.5 .*at most 1$'),
+    ({'compression': 1.5}, r'compression=1\.5 .*at most 1\b'),
     ({'stem': 'imagenet', 'bottleneck': False}, 'bottleneck=False .*ImageNet'),
   ],
 )

@@ -52,7 +52,7 @@ def test_first_signal_asks_the_loop_to_stop(tmp_path, number):
   out, err = process.communicate(timeout=10)
   assert process.returncode == 0
   assert out == 'saved\n'
-  assert re.fullmatch('stopping .*checkpoint.* Ctrl-C again .*\n', err)
+  assert re.fullmatch('stopping .*checkpoint.* Ctrl-C again .*', err.strip())
 
 
 def test_second_ctrl_c_exits_at_once_with_its_workers_even_when_the_main_thread_is_stuck(tmp_path):
@@ -64,7 +64,7 @@ def test_second_ctrl_c_exits_at_once_with_its_workers_even_when_the_main_thread_
   out, err = process.communicate(timeout=5)
   assert process.returncode == 130
   assert out == ''
-  assert re.fullmatch('stopped .*checkpoint .*\n', err)
+  assert re.fullmatch('stopped .*checkpoint .*', err.strip())
   deadline = time.monotonic() + 5
   while _alive(child):
     assert time.monotonic() < deadline
