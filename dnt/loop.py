@@ -84,16 +84,18 @@ def train(
     evaluate.Evaluator(run, mesh, data.evaluation) as evaluator,
     precompile.Programs(run, mesh, feed, evaluator, clock) as compiled,
   ):
-    start = initialize.find(run, mesh, saved)
+    start = initialize.find(run, mesh, saved, data.weights)
     compiled.ahead(start.shapes, start.step)
     state = initialize.make_state(run, mesh, start)
+    step, history = start.step, start.history
+    del start  # it would keep a second copy of the state for as long as the run lasts
     if multihost.is_lead():
       files.write_json(workdir / workdir_lib.CONFIG, run.config.to_dict())
       workdir_lib.write_format(workdir)
     clock.lap('setup')
-    with preemption.Guard() as guard, record.Record(run, workdir, start.step, start.history, clock) as rec:
-      if start.history:
-        rec.say(f'going on from step {start.step}')
+    with preemption.Guard() as guard, record.Record(run, workdir, step, history, clock) as rec:
+      if history:
+        rec.say(f'going on from step {step}')
       try:
         state = _run(_Session(run, mesh, feed, compiled, evaluator, saved, rec, clock, guard), state)
       except errors.RunError as error:

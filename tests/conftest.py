@@ -123,7 +123,7 @@ def saved(tmp_path):
     run = experiment.make(experiment.resolve(config, data), data.spec)
     own = checkpoints.Checkpoints(workdir, config.checkpoint)
     mesh = mesh_lib.make_mesh(config.mesh)
-    state = initialize.make_state(run, mesh, initialize.find(run, mesh, own))
+    state = initialize.make_state(run, mesh, initialize.find(run, mesh, own, data.weights))
     state = state.replace(step=state.step + step, ema=jax.tree.map(lambda leaf: 0.5 * leaf, state.ema))
     files.write_json(workdir / 'config.json', run.config.to_dict())
     with record.Record(run, workdir, 0, {}, record.Clock(0.0)) as rec:

@@ -44,7 +44,7 @@ def test_safetensors_are_read_back(program, small, saved, tmp_path):
   code, said = program(f'--workdir={tmp_path / "run"}', '--format=safetensors', f'--output={output}')
   assert code == 0, said
   assert said.splitlines()[-1] == f'step 7: {output / "model.safetensors"} and config.json'
-  found = pretrained.load(str(output / 'model.safetensors')).variables
+  found = pretrained.Source(str(output / 'model.safetensors')).variables
   jax.tree.map(np.testing.assert_array_equal, found, {'params': state.params, 'batch_stats': state.batch_stats})
 
 

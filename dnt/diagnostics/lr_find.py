@@ -86,7 +86,7 @@ def run(config: typed.Config, workdir: pathlib.Path) -> dict[str, Any]:
   mesh_lib.check_batch('config.train.batch_size', config.train.batch_size, mesh, config.train.accumulate)
   data = experiment.load_data(config, ())
   base = experiment.make(experiment.resolve(config, data), data.spec)
-  start = initialize.find(base, mesh, checkpoints.ReadOnly(workdir))
+  start = initialize.find(base, mesh, checkpoints.ReadOnly(workdir), data.weights)
   state = initialize.make_state(base, mesh, start)
   frozen = base.phase(int(state.step)).cut.frozen
   names = [row.entry.name for row in base.table if row.parameters and row.entry.name not in frozen]
@@ -112,7 +112,7 @@ def settle(
 
   Args:
     run: the experiment.
-    data: its images, or their features.
+    data: its images, or their features, and its pretrained weights.
     mesh: the mesh of its devices.
     workdir: the workdir of the run.
 
@@ -125,7 +125,7 @@ def settle(
     rate = pretrained.read_run_config(workdir).optim.learning_rate
     said = f'learning rate {rate:.3g}, found when this run started'
   else:
-    state = initialize.begin(run, mesh, initialize.variables(run, workdir))
+    state = initialize.begin(run, mesh, initialize.variables(run, workdir, data.weights))
     with contextlib.closing(pipeline.make_train_feed(run.config, data.train, mesh)) as feed:
       found = sweep(run, mesh, state, feed)
     if not found.suggestions:

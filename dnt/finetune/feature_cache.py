@@ -56,7 +56,7 @@ def use(
 
   Args:
     run: the experiment.
-    data: its images.
+    data: its images and pretrained weights.
     mesh: the device mesh.
     workdir: workdir of the run, which may hold a checkpoint.
 
@@ -69,7 +69,7 @@ def use(
   names = _prefix(run)
   skipped = frozenset(names)
   cached = experiment.make(run.config, data.spec, skipped, run.trace)
-  variables = initialize.variables(run, workdir)
+  variables = initialize.variables(run, workdir, data.weights)
   placed = mesh_lib.place(variables, mesh_lib.replicated(mesh))
   pooled = _pooled(run, cached, data, mesh, placed, names[-1])
   if pooled is None:
@@ -94,7 +94,7 @@ def use(
   # Without augmentation one view serves both, if evaluation resizes images as training does.
   as_evaluated = not _is_augmented(run) and implied.eval_resize(run.config.data) == 'squash'
   training = features(data.train, 0 if as_evaluated else views)
-  return cached, experiment.Data(data.spec, training, evaluation)
+  return cached, data._replace(train=training, evaluation=evaluation)
 
 
 def _is_augmented(run: experiment.Experiment) -> bool:

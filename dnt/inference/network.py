@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from dnt import checkpoints, errors, models
 from dnt import config as schema
+from dnt import errors, models
 from dnt import workdir as workdir_lib
 from dnt.config import typed
 from dnt.data import pipeline
@@ -78,8 +78,8 @@ def load(text: str, mesh: Mesh | None = None) -> Network:
   Raises:
     errors.InputError: nothing is there, the files are damaged, or dnt does not know the network.
   """
-  workdir = pretrained.workdir(text)
-  found = _of_run(workdir) if workdir else _of_weights(text)
+  source = pretrained.Source(text)
+  found = _of_run(source) if source.workdir else _of_weights(source)
   config, data = found.config, found.config.data
   model = models.make(config.model, config.model.num_classes)
   trace = depth.trace(model, found.image_shape)
@@ -101,42 +101,41 @@ def load(text: str, mesh: Mesh | None = None) -> Network:
   )
 
 
-def _of_run(workdir: pathlib.Path) -> _Found:
-  config, saved = pretrained.read_run_config(workdir), checkpoints.load_parameters(workdir)
+def _of_run(source: pretrained.Source) -> _Found:
+  config, saved = source.run_config, source.checkpoint
   shape, size = saved.meta.get('image_shape'), config.data.image_size
   if shape is None and size:  # older checkpoints do not store the shape
     shape = (size, size, len(config.data.mean))
   if shape is None:
     raise errors.InputError(
-      f'the checkpoint in {workdir} is older than dnt keeping the size of pictures; set data.image_size in '
-      f'{workdir / workdir_lib.CONFIG} to the pixels a side'
+      f'the checkpoint in {source.workdir} is older than dnt keeping the size of pictures; set data.image_size in '
+      f'{source.workdir / workdir_lib.CONFIG} to the pixels a side'
     )
   return _Found(
     config=config,
     variables=saved.ema or {'params': saved.params, 'batch_stats': saved.batch_stats},
     image_shape=tuple(shape),
-    class_names=tuple(saved.meta.get('class_names', ())),
+    class_names=source.class_names,
     step=saved.step,
     averaged=bool(saved.ema),
   )
 
 
-def _of_weights(text: str) -> _Found:
-  given = pretrained.load(text)
-  prepared = given.preprocessing
+def _of_weights(source: pretrained.Source) -> _Found:
+  prepared, variables = source.preprocessing, source.variables
   if prepared.image_size is None or prepared.eval_resize not in preprocessing.RESIZES:
     raise errors.InputError(
-      f'{text} is described as taking pictures that are not square or not resized as one of '
+      f'{source.origin} is described as taking pictures that are not square or not resized as one of '
       f'{", ".join(preprocessing.RESIZES)} (crop_mode {prepared.eval_resize!r}), which dnt does not do'
     )
   config = schema.default()
-  config.train.init_from = text
+  config.train.init_from = source.origin
   preprocessing.fill(config.data, prepared)
-  config.model.update(given.model)
-  config.model.num_classes = given.variables['params']['head']['dense']['kernel'].shape[-1]
+  config.model.update(source.network)
+  config.model.num_classes = variables['params']['head']['dense']['kernel'].shape[-1]
   config.model.update(models.resolved_options(config.model))
   shape = (prepared.image_size, prepared.image_size, len(prepared.mean))
-  return _Found(config, given.variables, shape, given.class_names, None, False)
+  return _Found(config, variables, shape, source.class_names, None, False)
 
 
 def find(text: str) -> tuple[str, ...]:

@@ -205,6 +205,8 @@ def load(config: typed.Config, workdir: pathlib.Path, mesh: Mesh, splits: Sequen
   config = experiment.keep_eval_resize(config, workdir)
   data = experiment.load_data(config, splits)
   run = experiment.make(experiment.resolve(config, data), data.spec)
+  if data.weights:
+    data.weights.release()  # read, if at all, to know the network
   variables = {}
   for suffix, each in variables_of(loaded).items():
     matched = initialize.match(run.trace, each, str(workdir))

@@ -40,11 +40,12 @@ class DataSpec(NamedTuple):
 
 
 class Data(NamedTuple):
-  """Holds the images of a run and their description."""
+  """Holds what a run reads: its images with their description, and its pretrained weights."""
 
   spec: DataSpec
   train: examples.Examples
   evaluation: dict[str, examples.Examples]  # by split
+  weights: pretrained.Source | None = None  # of config.train.init_from
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,7 +180,7 @@ def keep_eval_resize(config: typed.Config, workdir: pathlib.Path) -> typed.Confi
 
 
 def load_data(config: typed.Config, splits: Sequence[str]) -> Data:
-  """Reads the training split and other splits, each once.
+  """Reads the training split and other splits, each once, and the description of the pretrained weights.
 
   Args:
     config: a validated config.
@@ -189,7 +190,8 @@ def load_data(config: typed.Config, splits: Sequence[str]) -> Data:
     errors.InputError: a source, split or file is missing or damaged, splits differ in classes or channels, or
       pretrained weights are missing.
   """
-  config = _prepared(config)
+  weights = pretrained.Source(config.train.init_from) if config.train.init_from else None
+  config = _prepared(config, weights)
   loaded = {
     split: sources.load(config.data, split, config.data.seed)
     for split in dict.fromkeys([config.data.train_split, *splits])
@@ -201,7 +203,7 @@ def load_data(config: typed.Config, splits: Sequence[str]) -> Data:
         f'split {split!r} of {config.data.source} has other classes or channels than {train.split!r}'
       )
   spec = DataSpec(len(train), pipeline.image_shape(config.data, train), train.class_names)
-  return Data(spec, train, {split: loaded[split] for split in splits})
+  return Data(spec, train, {split: loaded[split] for split in splits}, weights)
 
 
 def resolve(config: typed.Config, data: Data) -> typed.Config:
@@ -212,9 +214,9 @@ def resolve(config: typed.Config, data: Data) -> typed.Config:
   Raises:
     errors.InputError: a head, weights or statistics disagree with the data, or the classes cannot be balanced.
   """
-  resolved = _prepared(config)
-  if config.model.name == models.PRETRAINED:
-    pretrained.fill_model(resolved.model, config.train.init_from)
+  resolved = _prepared(config, data.weights)
+  if data.weights and config.model.name == models.PRETRAINED:
+    pretrained.fill_model(resolved.model, data.weights)
   classes = len(data.spec.class_names)
   if config.model.num_classes not in (None, classes):
     raise errors.InputError(
@@ -236,7 +238,7 @@ def resolve(config: typed.Config, data: Data) -> typed.Config:
   return resolved
 
 
-def _prepared(config: typed.Config) -> typed.Config:
+def _prepared(config: typed.Config, weights: pretrained.Source | None) -> typed.Config:
   """Returns a copy whose open preprocessing options come from the run's pretrained weights, if it has any."""
   if config.model.name == models.PRETRAINED and not config.train.init_from:
     raise errors.InputError(
@@ -244,8 +246,8 @@ def _prepared(config: typed.Config) -> typed.Config:
       f'{pretrained.FORMS}'
     )
   prepared = schema.copy_unlocked(config)
-  if config.train.init_from and preprocessing.is_open(config.data):
-    preprocessing.fill(prepared.data, pretrained.preprocessing(config.train.init_from))
+  if weights and preprocessing.is_open(config.data):
+    preprocessing.fill(prepared.data, weights.preprocessing)
   return prepared
 
 

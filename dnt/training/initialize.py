@@ -40,7 +40,12 @@ class Start(NamedTuple):
   history: dict[str, Any]
 
 
-def find(run: experiment.Experiment, mesh: Mesh, saved: checkpoints.Checkpoints | checkpoints.ReadOnly) -> Start:
+def find(
+  run: experiment.Experiment,
+  mesh: Mesh,
+  saved: checkpoints.Checkpoints | checkpoints.ReadOnly,
+  weights: pretrained.Source | None,
+) -> Start:
   """Finds the start of the next step. No check can fail after this, and it draws no parameters.
 
   The first source that exists wins: the newest good checkpoint of the run's own workdir (the whole state); the weights
@@ -50,6 +55,7 @@ def find(run: experiment.Experiment, mesh: Mesh, saved: checkpoints.Checkpoints 
     run: the experiment.
     mesh: the mesh of the state.
     saved: the run's own checkpoints.
+    weights: `data.weights` of the experiment; their arrays are released, as nothing later needs them.
 
   Raises:
     errors.InputError: a checkpoint or weights belong to another network, or a checkpoint to another optimizer.
@@ -65,9 +71,11 @@ def find(run: experiment.Experiment, mesh: Mesh, saved: checkpoints.Checkpoints 
   step = int(restored.state.step) if restored else 0
   abstract = run.abstract_state(step + 1)  # includes what the next step needs
   shapes = mesh_lib.shapes(abstract, mesh_lib.parameter_shardings(mesh, abstract))
+  given = load_variables(run, weights) if weights and not restored else None
+  if weights:
+    weights.release()
   if restored:
     return Start(step, shapes, layouts.to_scanned(restored.state, rows), None, restored.meta)
-  given = load_variables(run, run.config.train.init_from) if run.config.train.init_from else None
   return Start(step, shapes, None, given, {})
 
 
@@ -86,12 +94,11 @@ def begin(run: experiment.Experiment, mesh: Mesh, variables: dict[str, Any]) -> 
   return mesh_lib.place(made, mesh_lib.parameter_shardings(mesh, made))
 
 
-def variables(run: experiment.Experiment, workdir: pathlib.Path) -> dict[str, Any]:
+def variables(run: experiment.Experiment, workdir: pathlib.Path, weights: pretrained.Source | None) -> dict[str, Any]:
   """Returns the parameters and statistics that `find` would start from, on the host, without printing a message."""
   if multihost.broadcast_from_lead(format.steps_in(workdir / workdir_lib.CHECKPOINTS)):
-    return load_variables(run, str(workdir), quiet=True)
-  origin = run.config.train.init_from
-  return load_variables(run, origin, quiet=True) if origin else run.init_variables()
+    return load_variables(run, pretrained.Source(str(workdir)), quiet=True)
+  return load_variables(run, weights, quiet=True) if weights else run.init_variables()
 
 
 def advance(
@@ -105,7 +112,7 @@ def advance(
   return compile_lib.jit(begin, out_shardings=mesh_lib.parameter_shardings(mesh, jax.eval_shape(begin, state)))(state)
 
 
-def load_variables(run: experiment.Experiment, text: str, quiet: bool = False) -> dict[str, Any]:
+def load_variables(run: experiment.Experiment, source: pretrained.Source, quiet: bool = False) -> dict[str, Any]:
   """Loads pretrained parameters and statistics of the same network, in this model's layout.
 
   If the head differs only in its number of classes, it starts at zero, and one line says so. On good features zero is
@@ -114,25 +121,24 @@ def load_variables(run: experiment.Experiment, text: str, quiet: bool = False) -
 
   Args:
     run: the experiment.
-    text: the source, as `pretrained.load` takes it.
+    source: the weights.
     quiet: do not print that line.
 
   Raises:
     errors.InputError: there are no weights, or they belong to another network; the message names the option to set or
       the leaves that differ.
   """
-  given = pretrained.load(text)
-  pretrained.check_model(given, run.config.model)
-  want, have = trees.flatten(run.trace.variables), trees.flatten(given.variables)
+  pretrained.check_model(source, run.config.model)
+  want, have = trees.flatten(run.trace.variables), trees.flatten(source.variables)
   classes = run.config.model.num_classes
   renewed = _leaves_of_classes(want, have, run.trace.entries[-1].name, classes)
   if not renewed:
-    return match(run.trace, given.variables, text)
+    return match(run.trace, source.variables, source.origin)
   zeros = {path: np.zeros(want[path].shape, want[path].dtype) for path in renewed}
-  matched = match(run.trace, trees.unflatten(have | zeros), text)
+  matched = match(run.trace, trees.unflatten(have | zeros), source.origin)
   if multihost.is_lead() and not quiet:
     listed, others = ', '.join(renewed), have[renewed[0]].shape[-1]
-    print(f'{text} has {others} classes and the data {classes}: {listed} start at zero', flush=True)
+    print(f'{source.origin} has {others} classes and the data {classes}: {listed} start at zero', flush=True)
   return matched
 
 

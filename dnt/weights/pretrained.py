@@ -1,6 +1,6 @@
 """Loads pretrained weights and their preprocessing from one string, `config.train.init_from`."""
 
-import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -10,6 +10,7 @@ import numpy as np
 from dnt import checkpoints, errors, models
 from dnt import config as schema
 from dnt import workdir as workdir_lib
+from dnt.checkpoints import format
 from dnt.config import run_config, typed
 from dnt.weights import hub, keras_files, names, torch_files
 from dnt.weights import preprocessing as preprocessing_lib
@@ -17,25 +18,6 @@ from dnt.weights import preprocessing as preprocessing_lib
 FORMS = (
   "a dnt workdir, '<file>.safetensors', '<file>.pth' (.pt, .bin), '<file>.h5', 'tfjs:<dir>' or 'hf:<owner>/<name>'"
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Pretrained:
-  """Weights and the information needed to use them.
-
-  Attributes:
-    variables: `{'params': ..., 'batch_stats': ...}`, float32 numpy arrays, unrolled.
-    preprocessing: the image preprocessing.
-    class_names: class names in the order of the head; empty if the source has none.
-    model: values of `config.model` that the weights need to compute the same function.
-    origin: the string they were loaded from.
-  """
-
-  variables: dict[str, Any]
-  preprocessing: preprocessing_lib.Preprocessing
-  class_names: tuple[str, ...]
-  model: Mapping[str, Any]
-  origin: str
 
 
 class _About(NamedTuple):
@@ -78,89 +60,175 @@ _FILES = {
 _TFJS = _Format('keras', keras_files.read_tfjs, _about_tfjs)
 
 
-def load(text: str) -> Pretrained:
-  """Reads weights; `check_model` and the network check later whether they fit.
+class Source:
+  """Pretrained weights named by one string. Each part is read when it is first asked for, and only once.
 
-  Args:
-    text: one of `FORMS`.
+  A program makes one source and passes it on. A run that resumes from its own checkpoint may ask for no part, and then
+  the weights need not be there.
 
-  Raises:
-    errors.InputError: nothing is there, a file is damaged or refused, or the tensor names match no network of dnt.
+  Attributes:
+    origin: the string.
   """
-  found, path = _locate(text)
-  if found is None:
-    config, saved = read_run_config(path), checkpoints.load_parameters(path)
-    decisive = {key: config.model[key] for key in schema.model_options('function')}
-    return Pretrained(
-      variables={'params': saved.params, 'batch_stats': saved.batch_stats},
-      preprocessing=preprocessing_lib.of_run(config.data),
-      class_names=tuple(saved.meta.get('class_names', ())),
-      model={key: value for key, value in decisive.items() if value is not None},
-      origin=text,
-    )
-  about = found.about(path)
-  tensors, network = _identify(found, path, text)
-  variables = names.to_variables(tensors, network, text)
-  classes = variables['params']['head']['dense']['kernel'].shape[-1]
-  if about.class_names and len(about.class_names) != classes:
-    raise errors.InputError(f'{text}: {len(about.class_names)} class names lie beside weights of {classes} classes')
-  return Pretrained(variables, about.preprocessing, about.class_names, network.model, text)
+
+  def __init__(self, text: str):
+    """Reads nothing yet.
+
+    Args:
+      text: one of `FORMS`.
+    """
+    self.origin = text
+
+  @functools.cached_property
+  def _located(self) -> tuple[_Format | None, pathlib.Path]:
+    return _locate(self.origin)
+
+  @property
+  def workdir(self) -> pathlib.Path | None:
+    """Returns the workdir of the run that the string names; None if it names weights from outside dnt.
+
+    Raises:
+      errors.InputError: nothing is there.
+    """
+    found, path = self._located
+    return path if found is None else None
+
+  @functools.cached_property
+  def run_config(self) -> typed.Config:
+    """Returns the resolved config of the run; only for a workdir.
+
+    Raises:
+      errors.InputError: the folder is not a workdir.
+    """
+    return read_run_config(self._located[1])
+
+  @functools.cached_property
+  def checkpoint(self) -> format.Parameters:
+    """Returns the parameters and statistics of the run's newest good checkpoint; only for a workdir.
+
+    Raises:
+      errors.InputError: the folder is not a workdir, or no checkpoint in it is good.
+    """
+    return checkpoints.load_parameters(_check_workdir(self._located[1]))
+
+  @functools.cached_property
+  def _about(self) -> _About:
+    found, path = self._located
+    if found is None:
+      return _About(preprocessing_lib.of_run(self.run_config.data), ())
+    return found.about(path)
+
+  @property
+  def preprocessing(self) -> preprocessing_lib.Preprocessing:
+    """Returns the image preprocessing; does not read the weights.
+
+    Raises:
+      errors.InputError: nothing is there, or the description next to the weights is damaged.
+    """
+    return self._about.preprocessing
+
+  @property
+  def class_names(self) -> tuple[str, ...]:
+    """Returns the class names in the order of the head; empty if the source has none."""
+    if self.workdir:
+      return tuple(self.checkpoint.meta.get('class_names', ()))
+    return self._about.class_names
+
+  @functools.cached_property
+  def _tensors(self) -> dict[str, np.ndarray]:
+    """Reads the tensors of a file under their current names."""
+    found, path = self._located
+    assert found, 'only files have them'
+    return names.current_names(found.tensors(path), found.framework)
+
+  @functools.cached_property
+  def _network(self) -> names.Network:
+    found, _ = self._located
+    assert found, 'a run knows its own'
+    return names.identify(self._tensors, found.framework, self.origin)
+
+  @property
+  def network(self) -> Mapping[str, Any]:
+    """Returns the values of `config.model` that describe the network of the weights.
+
+    Raises:
+      errors.InputError: nothing is there, a file is damaged or refused, or the tensor names match no network of dnt.
+    """
+    if self.workdir:
+      ran = self.run_config.model.to_dict()
+      return {key: value for key, value in ran.items() if key not in schema.model_options('run')}
+    return self._network.model
+
+  @property
+  def decisive(self) -> Mapping[str, Any]:
+    """Returns the values of `config.model` that a network must have to compute what the weights were trained for.
+
+    Of a run they are those that the shapes of its parameters do not show.
+    """
+    if self.workdir:
+      model = self.run_config.model
+      return {key: model[key] for key in schema.model_options('function') if model[key] is not None}
+    return self._network.model
+
+  @functools.cached_property
+  def variables(self) -> dict[str, Any]:
+    """Returns `{'params': ..., 'batch_stats': ...}`, float32 numpy arrays, unrolled.
+
+    `check_model` and the network check later whether they fit.
+
+    Raises:
+      errors.InputError: as for `network`; or the class names beside the file are not as many as its classes.
+    """
+    if self.workdir:
+      return {'params': self.checkpoint.params, 'batch_stats': self.checkpoint.batch_stats}
+    named, network = len(self.class_names), self._network
+    variables = names.to_variables(self._tensors, network, self.origin)
+    del self._tensors  # most variables are copies of them
+    classes = variables['params']['head']['dense']['kernel'].shape[-1]
+    if named not in (0, classes):
+      raise errors.InputError(f'{self.origin}: {named} class names lie beside weights of {classes} classes')
+    return variables
+
+  def release(self) -> None:
+    """Frees the arrays that were read; to ask for them again reads them again."""
+    for name in ('_tensors', 'variables', 'checkpoint'):
+      self.__dict__.pop(name, None)
 
 
-def preprocessing(text: str) -> preprocessing_lib.Preprocessing:
-  """Returns the preprocessing of weights without reading the weights.
-
-  Args:
-    text: one of `FORMS`.
-
-  Raises:
-    errors.InputError: nothing is there, or the description next to the weights is damaged.
-  """
-  found, path = _locate(text)
-  return preprocessing_lib.of_run(read_run_config(path).data) if found is None else found.about(path).preprocessing
-
-
-def fill_model(model: typed.Model, text: str) -> None:
+def fill_model(model: typed.Model, source: Source) -> None:
   """Sets `config.model` to the network of the weights; keeps the user's options, which `check_model` checks later.
 
   Args:
     model: the `model` section of a config, not locked.
-    text: one of `FORMS`.
+    source: the weights.
 
   Raises:
-    errors.InputError: as in `load`.
+    errors.InputError: as for `Source.network`.
   """
-  found, path = _locate(text)
-  if found is None:
-    ran = read_run_config(path).model.to_dict()
-    network = {key: value for key, value in ran.items() if key not in schema.model_options('run')}
-  else:
-    network = _identify(found, path, text)[1].model
-  for key, value in network.items():
+  for key, value in source.network.items():
     if key == 'name' or models.is_open(model, key):
       model[key] = value
 
 
-def check_model(given: Pretrained, model: typed.Model) -> None:
+def check_model(source: Source, model: typed.Model) -> None:
   """Checks that a network computes what the weights were trained for.
 
   Args:
-    given: from `load`.
+    source: the weights.
     model: resolved `config.model`.
 
   Raises:
     errors.InputError: it does not; the message lists the options to set.
   """
   now = model.to_dict()
-  family = given.model.get('name', model.name)
+  family = source.decisive.get('name', model.name)
   if family != model.name:
     # The defaults of the other family, given only its name, stem and depth.
     other = schema.default().model
-    other.update({'name': family, 'stem': given.model['stem'], 'depth': given.model['depth']})
+    other.update({'name': family, 'stem': source.decisive['stem'], 'depth': source.decisive['depth']})
     now |= {**models.resolved_options(other), 'stem': model.stem, 'depth': model.depth}
-  wanted = names.differences(given.model, now)
+  wanted = names.differences(source.decisive, now)
   if wanted:
-    raise errors.InputError(f'{given.origin} holds weights of another network than config.model; set {wanted}')
+    raise errors.InputError(f'{source.origin} holds weights of another network than config.model; set {wanted}')
 
 
 def _locate(text: str) -> tuple[_Format | None, pathlib.Path]:
@@ -176,30 +244,11 @@ def _locate(text: str) -> tuple[_Format | None, pathlib.Path]:
   return None, _existing(text, text, pathlib.Path.is_dir)
 
 
-def _identify(found: _Format, path: pathlib.Path, text: str) -> tuple[dict[str, np.ndarray], names.Network]:
-  """Returns the tensors of a file under their current names, and the network they belong to."""
-  tensors = names.current_names(found.tensors(path), found.framework)
-  return tensors, names.identify(tensors, found.framework, text)
-
-
 def _existing(where: str, text: str, is_there: Callable[[pathlib.Path], bool]) -> pathlib.Path:
   path = pathlib.Path(where).expanduser()
   if not where or not is_there(path):
     raise errors.InputError(f'there is nothing at {path} (the weights {text!r}); valid: {FORMS}')
   return path
-
-
-def workdir(text: str) -> pathlib.Path | None:
-  """Returns the workdir that the text names; None if it names weights from outside dnt.
-
-  Args:
-    text: one of `FORMS`.
-
-  Raises:
-    errors.InputError: nothing is there.
-  """
-  found, path = _locate(text)
-  return path if found is None else None
 
 
 def read_run_config(workdir: pathlib.Path) -> typed.Config:
@@ -208,7 +257,10 @@ def read_run_config(workdir: pathlib.Path) -> typed.Config:
   Raises:
     errors.InputError: the folder is not a workdir.
   """
-  path = workdir / workdir_lib.CONFIG
-  if not path.is_file():
-    raise errors.InputError(f'{workdir} is no workdir of a dnt run (it has no {workdir_lib.CONFIG}); valid: {FORMS}')
-  return run_config.get_config(str(path))
+  return run_config.get_config(str(_check_workdir(workdir) / workdir_lib.CONFIG))
+
+
+def _check_workdir(folder: pathlib.Path) -> pathlib.Path:
+  if not (folder / workdir_lib.CONFIG).is_file():
+    raise errors.InputError(f'{folder} is no workdir of a dnt run (it has no {workdir_lib.CONFIG}); valid: {FORMS}')
+  return folder

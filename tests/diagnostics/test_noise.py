@@ -68,7 +68,7 @@ def build(config):
   data = experiment.load_data(config, ())
   run = experiment.make(experiment.resolve(config, data), data.spec)
   mesh = mesh_lib.make_mesh(config.mesh)
-  state = initialize.make_state(run, mesh, initialize.find(run, mesh, checkpoints.ReadOnly('nowhere')))
+  state = initialize.make_state(run, mesh, initialize.find(run, mesh, checkpoints.ReadOnly('nowhere'), None))
   return run, mesh, data.train, state
 
 

@@ -65,9 +65,9 @@ def test_torch_loads_the_tensors_and_dnt_loads_them_back(
   got = logits(run, variables, pictures)
   np.testing.assert_allclose(got, want, rtol=0, atol=1e-4 * max(1, np.abs(want).max()))
 
-  back = initialize.load_variables(run, str(path))
+  back = initialize.load_variables(run, pretrained.Source(str(path)))
   jax.tree.map(np.testing.assert_array_equal, back, variables)
-  given = pretrained.load(str(path))
+  given = pretrained.Source(str(path))
   assert given.class_names == run.spec.class_names
   assert given.preprocessing.mean == tuple(run.config.data.mean)
   assert given.preprocessing.image_size == 32
@@ -79,7 +79,7 @@ def test_densenet_goes_there_and_back(described, imagenet, build, tmp_path):
   variables = redrawn(run.init_variables())
   path = write(tmp_path, run, variables)
   assert_loads(path, described('densenet', classes=10))
-  jax.tree.map(np.testing.assert_array_equal, pretrained.load(str(path)).variables, variables)
+  jax.tree.map(np.testing.assert_array_equal, pretrained.Source(str(path)).variables, variables)
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ def test_a_new_run_starts_from_the_seed_on_the_mesh(tiny, tmp_path):
   tiny.mesh.fsdp = 2
   tiny.model.width = 256
   run, mesh = build(tiny), mesh_lib.make_mesh(tiny.mesh)
-  start = initialize.find(run, mesh, checkpoints.Checkpoints(tmp_path, tiny.checkpoint))
+  start = initialize.find(run, mesh, checkpoints.Checkpoints(tmp_path, tiny.checkpoint), None)
   state = initialize.make_state(run, mesh, start)
   assert start.history == {} and start.restored is start.variables is None
   assert int(state.step) == 0
@@ -70,7 +70,7 @@ def test_a_new_run_starts_from_the_seed_on_the_mesh(tiny, tmp_path):
   assert found['stage1/block001/dense/kernel'].sharding.shard_shape((256, 256)) == (256, 128)
   tiny.seed = 1
   run = build(tiny)
-  other = initialize.make_state(run, mesh, initialize.find(run, mesh, checkpoints.ReadOnly(tmp_path / 'other')))
+  other = initialize.make_state(run, mesh, initialize.find(run, mesh, checkpoints.ReadOnly(tmp_path / 'other'), None))
   assert not np.array_equal(trees.flatten(other.params)['stem/dense/kernel'], found['stem/dense/kernel'])
 
 
@@ -78,7 +78,7 @@ def test_what_is_compiled_for_is_known_before_the_state_and_is_what_the_state_is
   tiny.mesh.fsdp = 2
   tiny.model.width = 256
   run, mesh = build(tiny), mesh_lib.make_mesh(tiny.mesh)
-  start = initialize.find(run, mesh, checkpoints.Checkpoints(tmp_path, tiny.checkpoint))
+  start = initialize.find(run, mesh, checkpoints.Checkpoints(tmp_path, tiny.checkpoint), None)
   assert start.step == 0
 
   def what(leaf):
@@ -90,10 +90,10 @@ def test_what_is_compiled_for_is_known_before_the_state_and_is_what_the_state_is
 def test_a_checkpoint_of_another_network_is_refused_before_anything_is_compiled(tiny, tmp_path):
   run, mesh = build(tiny), mesh_lib.make_mesh(tiny.mesh)
   saved = checkpoints.Checkpoints(tmp_path, tiny.checkpoint)
-  state = initialize.make_state(run, mesh, initialize.find(run, mesh, saved))
+  state = initialize.make_state(run, mesh, initialize.find(run, mesh, saved, None))
   saved.save(3, state.replace(step=state.step + 3), {}, None)
   saved.close()
-  assert initialize.find(run, mesh, checkpoints.ReadOnly(tmp_path)).step == 3
+  assert initialize.find(run, mesh, checkpoints.ReadOnly(tmp_path), None).step == 3
   tiny.model.width = 8
   with pytest.raises(errors.InputError, match='stem/dense/kernel'):
-    initialize.find(build(tiny), mesh, checkpoints.ReadOnly(tmp_path))
+    initialize.find(build(tiny), mesh, checkpoints.ReadOnly(tmp_path), None)

@@ -44,7 +44,7 @@ def test_logits_are_those_of_torch(
   config.model.update({'name': name, 'depth': depth, 'scan': scan})
   config.train.init_from = str(save(tensors))
   run = build(config)
-  variables = initialize.load_variables(run, config.train.init_from)
+  variables = initialize.load_variables(run, pretrained.Source(config.train.init_from))
   assert_close(logits(run, variables, pictures), torch_logits(name, options, tensors, normalized(pictures)))
 
 
@@ -123,9 +123,9 @@ def test_logits_are_those_of_keras(keras_resnet50, write_tfjs, imagenet, build, 
   config.train.init_from = f'tfjs:{write_tfjs(keras_tensors(keras_resnet50), labels)}'
   run = build(config)
   assert (tuple(run.config.data.mean), tuple(run.config.data.std)) == KERAS_STATISTICS
-  given = pretrained.load(config.train.init_from)
+  given = pretrained.Source(config.train.init_from)
   assert given.class_names == tuple(labels)
-  variables = initialize.load_variables(run, config.train.init_from)
+  variables = initialize.load_variables(run, pretrained.Source(config.train.init_from))
   want = torch_logits('resnet', KERAS_RESNET50, keras_resnet50, keras_pictures(pictures))
   assert_close(logits(run, variables, pictures), want)
 
@@ -136,10 +136,10 @@ def test_h5_with_newer_names_holds_the_same(keras_resnet50, write_tfjs, tmp_path
     for name, value in keras_tensors(keras_resnet50, new=True).items():
       layer, tensor = name.split('/')
       file.require_group(layer)[f'{layer}/{tensor}:0'] = value
-  found = pretrained.load(str(tmp_path / 'resnet50.h5'))
-  assert_equal(found.variables, pretrained.load(f'tfjs:{write_tfjs(keras_tensors(keras_resnet50))}').variables)
+  found = pretrained.Source(str(tmp_path / 'resnet50.h5'))
+  assert_equal(found.variables, pretrained.Source(f'tfjs:{write_tfjs(keras_tensors(keras_resnet50))}').variables)
   assert found.preprocessing == preprocessing.KERAS
-  assert found.model['norm_epsilon'] == 1.001e-5
+  assert found.decisive['norm_epsilon'] == 1.001e-5
 
 
 def real_keras():
@@ -197,9 +197,9 @@ def test_the_real_keras_resnet50(real_logits, described, imagenet, build, logits
   config = of_keras(of_1000_classes(imagenet))
   config.train.init_from = f'tfjs:{folder}'
   run = build(config)
-  got = logits(run, initialize.load_variables(run, config.train.init_from), pictures)
+  got = logits(run, initialize.load_variables(run, pretrained.Source(config.train.init_from)), pictures)
   want = real_logits('resnet', KERAS_RESNET50, state, keras_pictures(pictures))
   np.testing.assert_allclose(got, want, rtol=0, atol=1e-4)
   if photographs:
-    labels = pretrained.load(config.train.init_from).class_names
+    labels = pretrained.Source(config.train.init_from).class_names
     assert {labels[index] for index in got.argmax(-1)} <= VEHICLES

@@ -1,17 +1,24 @@
 """Weights by one string: what comes with them, and every way in which they can be refused."""
 
+import gc
 import json
+import pathlib
 import re
+import shutil
 import sys
 import types
+import weakref
 
+import jax
 import numpy as np
 import pytest
+from safetensors import numpy as safetensors_numpy
 
-from dnt import errors, files, trees
+from dnt import errors, files, inference, loop, trees
 from dnt.config import run_config
+from dnt.diagnostics import doctor_report, lr_find, noise
 from dnt.models import layouts
-from dnt.training import experiment, initialize
+from dnt.training import evaluate, experiment, initialize, record
 from dnt.weights import names, preprocessing, pretrained
 
 
@@ -23,10 +30,10 @@ def assert_equal(got, want):
 
 
 def test_pickles_hold_the_same_as_safetensors(real_network, resnet18, save):
-  first = pretrained.load(str(save(resnet18)))
+  first = pretrained.Source(str(save(resnet18)))
   network = real_network('resnet', {'depth': 18}, resnet18)
   for name, content in (('a.pth', network), ('b.bin', {'state_dict': network.state_dict()})):
-    assert_equal(pretrained.load(str(save(content, name))).variables, first.variables)
+    assert_equal(pretrained.Source(str(save(content, name))).variables, first.variables)
   assert first.preprocessing == preprocessing.IMAGENET
 
 
@@ -34,7 +41,7 @@ def test_old_torchvision_names_of_densenet(drawn, save):
   state = drawn('densenet', classes=3)
   old = {re.sub(r'(denselayer\d+\.(?:norm|conv))(\d)', r'\1.\2', name): value for name, value in state.items()}
   assert 'features.denseblock2.denselayer12.norm.2.running_var' in old
-  found = [pretrained.load(str(save(each, f'{i}.safetensors'))).variables for i, each in enumerate((state, old))]
+  found = [pretrained.Source(str(save(each, f'{i}.safetensors'))).variables for i, each in enumerate((state, old))]
   assert_equal(*found)
 
 
@@ -52,8 +59,8 @@ def test_the_hub_is_a_folder_with_timms_description(resnet18, save, monkeypatch,
   assert data.eval_resize == 'squash'
   assert (data.image_size, data.interpolation, data.eval_crop) == (64, 'bicubic', 0.95)
   assert (tuple(data.mean), tuple(data.std)) == ((0.5,) * 3, (0.25,) * 3)
-  given = pretrained.load('hf:timm/resnet18.toy')
-  assert_equal(given.variables, pretrained.load(str(path)).variables)
+  given = pretrained.Source('hf:timm/resnet18.toy')
+  assert_equal(given.variables, pretrained.Source(str(path)).variables)
   assert given.class_names == tuple(labels)
 
 
@@ -78,8 +85,8 @@ def test_the_size_comes_with_the_weights(resnet18, save, imagenet, build, init_f
 def test_a_head_of_other_classes_starts_at_zero(resnet18, save, imagenet, build, capsys):
   path = str(save(resnet18))
   run = build(imagenet)
-  found = trees.flatten(initialize.load_variables(run, path))
-  given = trees.flatten(pretrained.load(path).variables)
+  found = trees.flatten(initialize.load_variables(run, pretrained.Source(path)))
+  given = trees.flatten(pretrained.Source(path).variables)
   shapes = {'params/head/dense/kernel': (512, 10), 'params/head/dense/bias': (10,)}
   for leaf in found:
     want = np.zeros(shapes[leaf], np.float32) if leaf in shapes else given[leaf]
@@ -106,7 +113,7 @@ def test_a_file_that_is_not_whole_is_refused_by_name(resnet18, save, imagenet, b
   change(resnet18)
   run = build(imagenet)
   with pytest.raises(errors.InputError, match=said):
-    initialize.load_variables(run, str(save(resnet18)))
+    initialize.load_variables(run, pretrained.Source(str(save(resnet18))))
 
 
 @pytest.mark.parametrize(
@@ -141,7 +148,7 @@ def test_a_file_that_is_not_whole_is_refused_by_name(resnet18, save, imagenet, b
 def test_weights_of_another_network_say_what_to_set(imagenet, network, options, said):
   known = [each for framework in ('torch', 'keras') for each in names.networks(framework)]
   model = next(each.model for each in known if each.title.startswith(network))
-  given = pretrained.Pretrained({}, preprocessing.IMAGENET, (), model, 'here')
+  given = types.SimpleNamespace(decisive=model, origin='here')
   imagenet.model.update(options)
   resolved = experiment.resolve(imagenet, experiment.load_data(imagenet, ()))
   with pytest.raises(errors.InputError) as caught:
@@ -152,22 +159,22 @@ def test_weights_of_another_network_say_what_to_set(imagenet, network, options, 
 def test_weights_of_another_family_are_refused_before_their_leaves_are_compared(resnet18, save, imagenet, build):
   imagenet.model.update({'name': 'densenet', 'depth': 121})
   with pytest.raises(errors.InputError, match="another network than config.model; set config.model.name='resnet'"):
-    initialize.load_variables(build(imagenet), str(save(resnet18)))
+    initialize.load_variables(build(imagenet), pretrained.Source(str(save(resnet18))))
 
 
 @pytest.mark.parametrize('text', ['resnet50', 'missing.safetensors', 'tfjs:missing', 'missing.pth', 'tfjs:'])
 def test_nothing_there_says_what_it_takes(text):
-  for read in (pretrained.load, pretrained.preprocessing):
+  for part in ('variables', 'preprocessing', 'network', 'workdir'):
     with pytest.raises(
       errors.InputError, match=r'there is nothing at .*; valid: a dnt workdir, .*hf:<owner>/<name>'
     ) as e:
-      read(text)
+      getattr(pretrained.Source(text), part)
     assert '\n' not in str(e.value)
 
 
 def test_a_folder_that_is_no_workdir(tmp_path):
   with pytest.raises(errors.InputError, match='is no workdir of a dnt run'):
-    pretrained.load(str(tmp_path))
+    _ = pretrained.Source(str(tmp_path)).variables
 
 
 def test_a_run_comes_with_its_preprocessing_and_what_its_leaves_do_not_show(imagenet, tmp_path, monkeypatch):
@@ -177,15 +184,128 @@ def test_a_run_comes_with_its_preprocessing_and_what_its_leaves_do_not_show(imag
   files.write_json(tmp_path / 'config.json', resolved.to_dict())
   saved = types.SimpleNamespace(params={'a': 1}, batch_stats={}, meta={'class_names': ['tabby', 'lynx']})
   monkeypatch.setattr(pretrained.checkpoints, 'load_parameters', lambda workdir: saved)
-  given = pretrained.load(str(tmp_path))
+  given = pretrained.Source(str(tmp_path))
   assert given.variables == {'params': {'a': 1}, 'batch_stats': {}}
-  assert given.preprocessing == pretrained.preprocessing(str(tmp_path)) == preprocessing.of_run(resolved.data)
-  assert given.model == {'norm_epsilon': 1e-3, 'stride_on': '1x1'}
+  assert given.preprocessing == preprocessing.of_run(resolved.data)
+  assert given.decisive == {'norm_epsilon': 1e-3, 'stride_on': '1x1'}
   assert given.class_names == ('tabby', 'lynx')
   pretrained.check_model(given, resolved.model)
   resolved.model.stride_on = '3x3'
   with pytest.raises(errors.InputError, match=r"set config.model.stride_on='1x1' \(now '3x3'\)$"):
     pretrained.check_model(given, resolved.model)
+
+
+@pytest.fixture
+def read(monkeypatch):
+  """What is read of files, of the hub and of other runs from here on, by name, in turn."""
+  found = []
+
+  def watch(owner, name, what):
+    call = getattr(owner, name)
+
+    def counted(*args, **options):
+      found.append(what(*args))
+      return call(*args, **options)
+
+    monkeypatch.setattr(owner, name, counted)
+
+  watch(safetensors_numpy, 'load_file', lambda path: pathlib.Path(path).name)
+  watch(preprocessing, 'TimmConfig', lambda path: path.name)
+  watch(pretrained.checkpoints, 'load_parameters', lambda workdir: f'{workdir.name}/checkpoints')
+  watch(run_config, 'get_config', lambda path: '/'.join(pathlib.Path(path).parts[-2:]))
+
+  def serve(folder):
+    served = types.SimpleNamespace(hf_hub_download=lambda name, file: found.append(f'hub {file}') or str(folder / file))
+    monkeypatch.setitem(sys.modules, 'huggingface_hub', served)
+    return found
+
+  return serve
+
+
+@pytest.fixture
+def transfer(imagenet, tmp_path):
+  """A config that asks for all that can come from weights: network, preprocessing, features, a range test, a start."""
+  imagenet.model.update({'name': 'pretrained', 'stem': None, 'depth': None})
+  imagenet.train.update({'init_from': 'hf:timm/toy', 'steps': 2, 'batch_size': 32})
+  imagenet.finetune.update({'trainable': 'head', 'cache_dir': str(tmp_path / 'features'), 'l2_sp': 0.1})
+  imagenet.optim.learning_rate, imagenet.lr_find.steps, imagenet.eval.every = 'auto', 20, '0'
+  return imagenet
+
+
+HUB = ['config.json', 'hub config.json', 'hub model.safetensors', 'model.safetensors']
+
+
+@pytest.mark.thorough
+def test_a_run_reads_its_weights_once_and_lets_go_of_them(
+  resnet18, save, transfer, read, tmp_path, unoptimized, undrawn, monkeypatch
+):
+  path = save(resnet18)
+  cfg = {'input_size': [3, 32, 32], 'mean': [0.5] * 3, 'std': [0.25] * 3}
+  path.with_name('config.json').write_text(json.dumps({'pretrained_cfg': cfg}))
+  found, held, to_variables, train = read(tmp_path), [], names.to_variables, loop._run
+
+  def watched(*args):
+    variables = to_variables(*args)
+    held.extend(weakref.ref(leaf) for leaf in trees.flatten(variables).values())
+    return variables
+
+  def check(session, state):
+    gc.collect()
+    in_state = {leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(state)}  # on CPU it may be the same memory
+    left = [leaf() for leaf in held if leaf() is not None]
+    assert not [leaf.shape for leaf in left if leaf.ctypes.data not in in_state]
+    return train(session, state)
+
+  monkeypatch.setattr(names, 'to_variables', watched)
+  monkeypatch.setattr(loop, '_run', check)
+  loop.train(transfer, tmp_path / 'run', record.Clock(0.0), 'test')
+  assert sorted(found) == HUB and held
+  assert json.loads((tmp_path / 'run' / 'lr_find.json').read_text())['new']
+  assert list((tmp_path / 'features').iterdir())
+  found.clear()
+  evaluate.evaluate(transfer, tmp_path / 'run')
+  assert sorted(name for name in found if not name.startswith('run/')) == HUB
+  for tool in (lr_find, noise):
+    found.clear()
+    tool.run(transfer, tmp_path / 'other')
+    assert sorted(found) == HUB
+  found.clear()
+  with pytest.raises(errors.InputError, match='learning_rate'):  # it needs one
+    doctor_report.run(transfer, tmp_path / 'doctor', 1, False)
+  transfer.optim.learning_rate = 0.1
+  found.clear()
+  doctor_report.run(transfer, tmp_path / 'doctor', 1, False)
+  assert sorted(found) == HUB
+  found.clear()
+  inference.load('hf:timm/toy')
+  assert sorted(found) == HUB
+
+
+@pytest.mark.thorough
+def test_a_run_reads_another_run_once(transfer, tiny, saved, read, tmp_path, unoptimized, undrawn):
+  transfer.train.init_from, transfer.finetune.l2_sp = '', 0.0
+  transfer.model.update({'name': 'resnet', 'stem': 'cifar', 'depth': 8})
+  transfer.optim.learning_rate = 0.1
+  saved(transfer, tmp_path / 'other')
+  found = read(tmp_path)
+  inference.load(str(tmp_path / 'other'))
+  assert sorted(found) == ['other/checkpoints', 'other/config.json']
+  found.clear()
+  transfer.train.init_from, transfer.optim.learning_rate = str(tmp_path / 'other'), 'auto'
+  transfer.model.name = 'pretrained'
+  loop.train(transfer, tmp_path / 'run', record.Clock(0.0), 'test')
+  assert sorted(name for name in found if name.startswith('other')) == ['other/checkpoints', 'other/config.json']
+
+
+def test_a_run_that_goes_on_needs_its_weights_no_more(imagenet, saved, tmp_path):
+  imagenet.model.stem, imagenet.model.depth, imagenet.train.steps = 'cifar', 8, 8
+  saved(imagenet, tmp_path / 'other')
+  imagenet.data.update({'interpolation': 'bilinear', 'eval_crop': 0.5, 'mean': (0.5,) * 3, 'std': (0.2,) * 3})
+  imagenet.train.init_from = str(tmp_path / 'other')
+  saved(imagenet)
+  shutil.rmtree(tmp_path / 'other')
+  summary = loop.train(imagenet, tmp_path / 'run', record.Clock(0.0), 'test')
+  assert summary['step'] == 8
 
 
 @pytest.mark.parametrize('framework', ['torch', 'keras'])
@@ -220,7 +340,7 @@ def test_the_network_of_another_run(tiny, saved, build, tmp_path):
   again = build(tiny)
   want = run.config.model.to_dict() | {'num_classes': 4, 'scan': False, 'dtype': 'float32'}
   assert again.config.model.to_dict() == want
-  found = trees.flatten(initialize.load_variables(again, str(tmp_path / 'run'))['params'])
+  found = trees.flatten(initialize.load_variables(again, pretrained.Source(str(tmp_path / 'run')))['params'])
   given = trees.flatten(layouts.to_unrolled(state.params, layouts.scanned_rows(state.params)))
   assert found.keys() == given.keys()
   for leaf in found:
@@ -229,7 +349,7 @@ def test_the_network_of_another_run(tiny, saved, build, tmp_path):
   assert build(tiny).config.model.stochastic_depth == 0.0
   tiny.model.depth = 20
   with pytest.raises(errors.InputError, match='holds another network than config.model'):
-    initialize.load_variables(build(tiny), str(tmp_path / 'run'))
+    initialize.load_variables(build(tiny), pretrained.Source(str(tmp_path / 'run')))
 
 
 def test_a_module_of_the_users_own_comes_with_its_options(wide_network, build, tmp_path):
