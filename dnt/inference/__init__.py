@@ -1,12 +1,7 @@
 """Loads a trained network from one string, without its training data."""
 
-from dnt.inference.network import (
-  Network,
-  find,
-  load,
-  predict,
-  read,
-)
+from dnt.inference.network import Network, load
+from dnt.inference.predictions import find, predict, read
 
 __all__ = [
   'Network',

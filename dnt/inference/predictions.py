@@ -1,0 +1,132 @@
+"""Finds and reads images as a trained network takes them, and predicts their classes."""
+
+import glob
+import pathlib
+from collections.abc import Iterator, Sequence
+from concurrent import futures
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from dnt import errors
+from dnt.data import pipeline
+from dnt.data.sources import folder
+from dnt.data.transforms import images
+from dnt.inference import network as network_lib
+from dnt.parallel import compile as compile_lib
+from dnt.parallel import mesh as mesh_lib
+
+
+def find(text: str) -> tuple[str, ...]:
+  """Returns the sorted paths of images.
+
+  Args:
+    text: a file, a folder (all images in and below it) or a glob ('scans/**/*.png').
+
+  Raises:
+    errors.InputError: there is no image.
+  """
+  path = pathlib.Path(text).expanduser()
+  if path.is_dir():
+    found = folder.pictures(path)
+    if not found:
+      raise errors.InputError(f'the folder {text} holds no pictures ({", ".join(folder.SUFFIXES)})')
+    return tuple(found)
+  if path.is_file():
+    return (str(path),)
+  found = sorted(each for each in glob.glob(str(path), recursive=True) if pathlib.Path(each).is_file())
+  if not found:
+    raise errors.InputError(f'there are no pictures at {text!r}; give a file, a folder or a quoted glob')
+  return tuple(found)
+
+
+class Pictures(NamedTuple):
+  """Images in the size and channels that a network expects.
+
+  Attributes:
+    pictures: the images, uint8 [N, H, W, C].
+    paths: paths of these N images.
+    unreadable: maps the path of each other image to the error message.
+  """
+
+  pictures: np.ndarray
+  paths: tuple[str, ...]
+  unreadable: dict[str, str]
+
+
+def read(network: network_lib.Network, paths: Sequence[str]) -> Pictures:
+  """Reads images exactly as an evaluation of the network does: decodes, resizes, and crops or squashes them.
+
+  Args:
+    network: from `network.load`; its channels decide between gray and RGB images.
+    paths: paths of image files; memory holds all of them at once.
+  """
+  height, width, channels = network.image_shape
+  transform = pipeline.eval_transform(network.config.data, (height, width))
+
+  def one(path):
+    try:
+      return images.to_array(transform(images.decode(path, path, channels), None))
+    except errors.InputError as error:
+      return str(error)
+
+  with futures.ThreadPoolExecutor() as pool:
+    found = list(zip(paths, pool.map(one, paths), strict=True))
+  unreadable = {path: each for path, each in found if isinstance(each, str)}
+  good = [(path, each) for path, each in found if path not in unreadable]
+  pictures = np.array([each for _, each in good], np.uint8).reshape(-1, *network.image_shape)
+  return Pictures(pictures, tuple(path for path, _ in good), unreadable)
+
+
+class Predictions(NamedTuple):
+  """The most likely classes of one batch of images.
+
+  Attributes:
+    paths: paths of the N images.
+    indexes: class indexes, int32 [N, k], the most likely first.
+    probabilities: float32 [N, k].
+    unreadable: maps the path of each other image to the error message.
+  """
+
+  paths: tuple[str, ...]
+  indexes: np.ndarray
+  probabilities: np.ndarray
+  unreadable: dict[str, str]
+
+
+def predict(
+  network: network_lib.Network, mesh: Mesh, paths: Sequence[str], batch_size: int, top: int
+) -> Iterator[Predictions]:
+  """Yields the most likely classes of images batch by batch; it reads the next batch while one is computed.
+
+  Args:
+    network: from `network.load`, on the mesh.
+    mesh: mesh whose devices share each batch.
+    paths: paths of image files.
+    batch_size: a multiple of the number of devices.
+    top: number of classes for each image; the function uses at most as many as the network has.
+  """
+  count = min(top, len(network.class_names))
+  size = min(batch_size, mesh_lib.divisible(len(paths), mesh))  # do not compute a full batch for a few images
+
+  def best(variables, pictures):
+    logits = network.model.apply(variables, network.preprocess(pictures), train=False)
+    return jax.lax.top_k(jax.nn.softmax(logits), count)
+
+  def fetch(seen, found):
+    probabilities, indexes = (np.asarray(each)[: len(seen.paths)] for each in found)
+    return Predictions(seen.paths, indexes, probabilities, seen.unreadable)
+
+  program, pending = compile_lib.jit(best, out_shardings=mesh_lib.replicated(mesh)), None
+  for start in range(0, len(paths), size):
+    seen = read(network, paths[start : start + size])
+    padded = np.zeros((size, *network.image_shape), np.uint8)
+    padded[: len(seen.paths)] = seen.pictures
+    found = program(network.variables, mesh_lib.place(padded, mesh_lib.batch_sharding(mesh)))
+    if pending:
+      yield fetch(*pending)
+    pending = seen, found
+  if pending:
+    yield fetch(*pending)
