@@ -30,7 +30,7 @@ from dnt.reporting import progress
 from dnt.training import experiment, initialize, steps
 
 LARGEST = 2**33  # largest size in bytes of a split's features, which are held on the device
-SHAKEN = 0.1  # standard deviation of the noise added to parameters by `_pooled`
+SHAKEN = 0.1  # standard deviation of the noise added to parameters by `_suffices`
 CLOSE = 1e-4  # logits that differ by at most this fraction of the largest one count as equal
 _FORMAT = 2  # version of the file contents; increase it when they change
 
@@ -71,9 +71,10 @@ def use(
   cached = experiment.make(run.config, data.spec, skipped, run.trace)
   variables = initialize.variables(run, workdir, data.weights)
   placed = mesh_lib.place(variables, mesh_lib.replicated(mesh))
-  pooled = _pooled(run, cached, data, mesh, placed, names[-1])
-  if pooled is None:
-    problem = f'the output of {names[-1]} is not all that the entries behind it read'
+  pooled = _is_pooled(run, names)
+  if not _suffices(run, cached, data, mesh, placed, names[-1], pooled):
+    kept = 'the mean over all positions of the output' if pooled else 'the output'
+    problem = f'{kept} of {names[-1]} is not all that the entries behind it read'
     if run.config.finetune.cached_views is not None:
       raise errors.InputError(f'config.finetune.cached_views={views}: {problem}; set it to 0')
     if multihost.is_lead():
@@ -158,19 +159,29 @@ def _output(run: experiment.Experiment, variables: Any, x: jax.Array, name: str)
   return found[-1], logits
 
 
-def _pooled(
+def _is_pooled(run: experiment.Experiment, names: tuple[str, ...]) -> bool:
+  """Returns whether to keep only the features' mean over all positions, smaller by the number of positions.
+
+  The network must say that this is all its head reads (`head_pools`), and only the head may be left to run. No
+  measurement could tell: a head may read the positions of some images, or for some parameters, only.
+  """
+  *_, last, _ = run.table  # the head comes last
+  maps = last.shape is not None and len(last.shape) == 3
+  return maps and names[-1] == last.entry.name and getattr(run.model, 'head_pools', False)
+
+
+def _suffices(
   run: experiment.Experiment,
   cached: experiment.Experiment,
   data: experiment.Data,
   mesh: Mesh,
   variables: Any,
   name: str,
-) -> bool | None:
-  """Returns whether the features' mean over all positions gives the same logits; None if even all features do not.
+  pooled: bool,
+) -> bool:
+  """Returns whether the network computes the same logits from the features of a batch as from its images.
 
-  A head that begins with global average pooling computes the same logits from both, and the mean is smaller by the
-  number of positions. We perturb the parameters after the prefix, because zero-initialized ones would hide their
-  effect.
+  We perturb the parameters after the prefix, because zero-initialized ones would hide their effect.
   """
   skipped = cached.phases[0].cut.skipped
   behind, before = trees.split(variables['params'], lambda path: not freeze.is_below(path, skipped))
@@ -183,9 +194,9 @@ def _pooled(
 
   def logits(variables, batch):
     features, whole = _output(run, variables, run.preprocess(batch, None), name)
-    forms = [features, jnp.mean(features, (1, 2), keepdims=True)] if features.ndim == 4 else [features]
+    features = jnp.mean(features, (1, 2), keepdims=True) if pooled else features
     with cached.phases[0].cut.running():
-      return whole, [run.model.apply(variables, form, train=False) for form in forms]
+      return whole, run.model.apply(variables, features, train=False)
 
   source = data.train
   with contextlib.closing(pipeline.make_eval_feed(run.config, source, mesh)) as feed:
@@ -194,9 +205,8 @@ def _pooled(
     try:
       whole, found = jax.device_get(program(variables, arrays))
     except (TypeError, ValueError, errors.InputError):  # the shapes do not match
-      return None
-  same = [np.abs(form - whole).max() <= CLOSE * np.abs(whole).max() for form in found]
-  return (len(same) > 1 and bool(same[1])) if same[0] else None
+      return False
+  return bool(np.abs(found - whole).max() <= CLOSE * np.abs(whole).max())
 
 
 def _load(

@@ -35,6 +35,7 @@ class Highway(nn.Module):
   gate_bias: float = -2.0
   scan: bool = False
   remat: bool = False
+  head_pools = True  # the head reads only the mean of its input over all positions
 
   def __post_init__(self):
     plain.blocks_per_stage('highway', self.depth, 6)

@@ -75,6 +75,7 @@ class Plain(nn.Module):
   width: int = 16
   scan: bool = False
   remat: bool = False
+  head_pools = True  # the head reads only the mean of its input over all positions
 
   def __post_init__(self):
     blocks_per_stage('plain', self.depth, 6)

@@ -79,6 +79,11 @@ class ResNet(nn.Module):
     blocks_per_stage(self.stem, self.block, self.depth)
     super().__post_init__()
 
+  @property
+  def head_pools(self) -> bool:
+    """Whether the head reads only the mean of its input over all positions: not if norm and activation come first."""
+    return not self.block.startswith('preact')
+
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
     preact, bottleneck = self.block.startswith('preact'), self.block.endswith('bottleneck')

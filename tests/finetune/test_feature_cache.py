@@ -155,6 +155,51 @@ def test_augmentation_is_not_cached_unasked(config, tmp_path):
   assert not files(config)
 
 
+OWN_NETWORKS = """
+import flax.linen as nn
+
+class Pooling(nn.Module):
+  num_classes: int
+
+  @nn.compact
+  def __call__(self, x):
+    x = nn.Conv(6, (3, 3), (2, 2), name='body')(x)
+    return nn.Dense(self.num_classes, name='answer')(x.mean((1, 2)))
+
+class Stating(Pooling):
+  head_pools = True
+
+class Reading(nn.Module):
+  num_classes: int
+
+  @nn.compact
+  def __call__(self, x):
+    x = nn.Conv(6, (3, 3), (2, 2), name='body')(x)
+    return nn.Dense(self.num_classes, name='answer')(x.max((1, 2)))
+
+class Lying(Reading):
+  head_pools = True
+"""
+
+
+@pytest.mark.parametrize(
+  ('name', 'shape'), [('Pooling', (4, 4, 6)), ('Stating', (1, 1, 6)), ('Reading', (4, 4, 6)), ('Lying', None)]
+)
+def test_of_a_users_own_network_whole_features_are_kept_unless_it_says_that_its_head_pools(
+  config, tmp_path, capsys, monkeypatch, name, shape
+):
+  (tmp_path / 'own_networks.py').write_text(OWN_NETWORKS)
+  monkeypatch.syspath_prepend(tmp_path)
+  with config.model.ignore_type():
+    config.model.update({'name': f'own_networks:{name}', 'depth': None})
+  config.finetune.trainable, config.train.steps = 'answer', 1
+  loop.train(config, tmp_path / 'run', record.Clock(0.0), 'test')
+  if shape is None:
+    assert not files(config) and 'the mean over all positions' in capsys.readouterr().out
+  else:
+    assert {feature_files.count(path, feature_files.record(shape)) for path in files(config)} == {40}
+
+
 @pytest.mark.parametrize(
   ('options', 'said'),
   [

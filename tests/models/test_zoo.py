@@ -41,6 +41,27 @@ def make(name, parts=PARTS[0], **options):
   return models.make(cfg.model, 5)
 
 
+@pytest.mark.parametrize(
+  ('name', 'options'),
+  [('plain', {}), ('resnet', {}), ('resnet', {'block': 'preact_basic'}), ('highway', {}), ('densenet', {})],
+)
+def test_a_head_that_is_said_to_pool_reads_the_mean_alone(name, options):
+  model, inputs = make(name, **options), []
+
+  def watch(call, args, keywords, context):
+    if context.module.path == ('head',) and context.method_name == '__call__':
+      inputs.append(args[0])
+      args = (args[0] if len(inputs) == 1 else args[0].mean((1, 2), keepdims=True), *args[1:])
+    return call(*args, **keywords)
+
+  x = jax.random.normal(jax.random.key(0), (4, *SHAPE))
+  variables = model.init(jax.random.key(1), x, train=False)
+  with nn.intercept_methods(watch):
+    whole, mean = (model.apply(variables, x, train=False) for _ in range(2))
+  assert min(inputs[0].shape[1:3]) > 1
+  assert np.allclose(whole, mean, rtol=1e-5, atol=1e-6) == getattr(model, 'head_pools', False)
+
+
 def step(model, variables, x):
   def loss_fn(params):
     logits, updates = model.apply(
