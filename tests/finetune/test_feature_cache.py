@@ -163,7 +163,7 @@ class Pooling(nn.Module):
 
   @nn.compact
   def __call__(self, x):
-    x = nn.relu(nn.Conv(6, (3, 3), (2, 2), name='body')(x))
+    x = nn.Conv(6, (3, 3), (2, 2), name='body')(x)
     return nn.Dense(self.num_classes, name='answer')(x.mean((1, 2)))
 
 class Stating(Pooling):
@@ -174,7 +174,7 @@ class Reading(nn.Module):
 
   @nn.compact
   def __call__(self, x):
-    x = nn.relu(nn.Conv(6, (3, 3), (2, 2), name='body')(x))
+    x = nn.Conv(6, (3, 3), (2, 2), name='body')(x)
     return nn.Dense(self.num_classes, name='answer')(x.max((1, 2)))
 
 class Lying(Reading):

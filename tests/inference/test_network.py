@@ -3,7 +3,6 @@
 import json
 import os
 import pathlib
-import re
 
 import jax
 import numpy as np

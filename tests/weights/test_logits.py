@@ -139,7 +139,7 @@ def test_h5_with_newer_names_holds_the_same(keras_resnet50, write_tfjs, tmp_path
   found = pretrained.Source(str(tmp_path / 'resnet50.h5'))
   assert_equal(found.variables, pretrained.Source(f'tfjs:{write_tfjs(keras_tensors(keras_resnet50))}').variables)
   assert found.preprocessing == preprocessing.KERAS
-  assert found.model['norm_epsilon'] == 1.001e-5
+  assert found.decisive['norm_epsilon'] == 1.001e-5
 
 
 def real_keras():
