@@ -95,14 +95,15 @@ def load(text: str, mesh: Mesh | None = None) -> Network:
 
 
 def _of_run(source: pretrained.Source) -> _Found:
+  assert source.workdir, 'it names a run'
   config, saved = source.run_config, source.checkpoint
   shape, size = saved.meta.get('image_shape'), config.data.image_size
   if shape is None and size:  # older checkpoints do not store the shape
     shape = (size, size, len(config.data.mean))
   if shape is None:
     raise errors.InputError(
-      f'the checkpoint in {source.workdir} is older than dnt keeping the size of pictures; set data.image_size in its '
-      f'{workdir_lib.CONFIG} to the pixels a side'
+      f'the checkpoint in {source.workdir} is older than dnt keeping the size of pictures; set data.image_size in '
+      f'{source.workdir / workdir_lib.CONFIG} to the pixels a side'
     )
   return _Found(
     config=config,
