@@ -16,8 +16,6 @@ from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
 
 BATCH = 8  # number of images per batch
-
-
 Array = TypeVar('Array', np.ndarray, jax.Array)  # on the host, or inside a program
 
 
