@@ -1,6 +1,7 @@
 """The schema of configs: every option, its default and its check."""
 
 from dnt.config.durations import duration, period
+from dnt.config.overrides import override
 from dnt.config.schema import (
   ACTIVATIONS,
   INITIALIZERS,
@@ -31,6 +32,7 @@ __all__ = [
   'duration',
   'kind',
   'options',
+  'override',
   'period',
   'validate',
 ]

@@ -19,7 +19,7 @@ import ml_collections
 from ml_collections import config_dict
 
 from dnt import errors
-from dnt.config import checks
+from dnt.config import checks, keys
 
 
 class Option(NamedTuple):
@@ -420,11 +420,10 @@ def validate(config: ml_collections.ConfigDict) -> None:
   Raises:
     errors.InputError: an unknown or missing key, an ill-typed value, or one out of range; names the key.
   """
-  given = dict(_leaves(config))
   known = dict(options(KINDS[kind(config)]))
-  free = tuple(f'{key}.' for key, option in known.items() if option.type is dict)
+  given = keys.flatten(config, known)
   for key in given:
-    if key not in known and not key.startswith(free):
+    if key not in known:
       raise errors.unknown('config key', key, known)
   for key, option in known.items():
     if option.type is dict:
@@ -453,12 +452,3 @@ def _check(key: str, option: Option, value: Any) -> None:
   problem = option.check(value)
   if problem:
     raise errors.InputError(f'config.{key}={value!r} {problem}')
-
-
-def _leaves(config: ml_collections.ConfigDict, prefix: str = '') -> Iterator[tuple[str, Any]]:
-  for key in config:
-    value = config.get(key)
-    if isinstance(value, ml_collections.ConfigDict) and len(value):
-      yield from _leaves(value, f'{prefix}{key}.')
-    else:
-      yield prefix + key, value

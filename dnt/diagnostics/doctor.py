@@ -16,6 +16,7 @@ import numpy as np
 
 from dnt import config as schema
 from dnt import errors, models
+from dnt.config import keys
 from dnt.data import pipeline
 from dnt.models import depth, taps
 from dnt.parallel import compile as compile_lib
@@ -395,7 +396,7 @@ def remedies(config: ml_collections.ConfigDict, found: Examination, verdict: Ver
     offered = [init, norm, both, clip if verdict.kind == 'exploding' else adam]
   chosen: list[dict[str, Any]] = []
   for overrides in offered:
-    changed = {key: value for key, value in overrides.items() if _value(config, key) != value}
+    changed = {key: value for key, value in overrides.items() if keys.get(config, key) != value}
     if changed and changed not in chosen and _builds(config, changed):
       chosen.append(changed)
   return chosen[:3]
@@ -422,21 +423,10 @@ def _shortcut(config: ml_collections.ConfigDict, entries: int) -> dict[str, Any]
 
 def _builds(config: ml_collections.ConfigDict, overrides: Mapping[str, Any]) -> bool:
   try:
-    models.check(apply(config, overrides).model)
+    models.check(schema.override(config, overrides, 'a remedy').model)
   except errors.InputError:
     return False
   return True
-
-
-def apply(config: ml_collections.ConfigDict, overrides: Mapping[str, Any]) -> ml_collections.ConfigDict:
-  """Returns a validated copy of the config with the overrides."""
-  changed = ml_collections.ConfigDict(config.to_dict())
-  for key, value in overrides.items():
-    section, _, name = key.rpartition('.')
-    with changed[section].ignore_type():
-      changed[section][name] = value
-  schema.validate(changed)
-  return changed
 
 
 class Trial(NamedTuple):
@@ -474,20 +464,14 @@ def try_out(
   for overrides in offered:
     doing = f'trying {flags(overrides)}'
     try:
-      found = examine(apply(config, overrides), data, seeds=1, say=lambda text, doing=doing: say(f'{doing}: {text}'))
+      changed = schema.override(config, overrides, 'a remedy')
+      found = examine(changed, data, seeds=1, say=lambda text, doing=doing: say(f'{doing}: {text}'))
     except errors.InputError as error:
       tried.append(Trial(overrides, Verdict('cannot be run', None, str(error)), np.inf))
       continue
     loss = float(last_loss(found)[0])
     tried.append(Trial(overrides, judge(found), loss if np.isfinite(loss) else np.inf))
   return sorted(tried, key=lambda each: (each.verdict.kind != 'trainable', each.loss))
-
-
-def _value(config: ml_collections.ConfigDict, key: str) -> Any:
-  value = config
-  for part in key.split('.'):
-    value = value[part]
-  return value
 
 
 def flags(overrides: Mapping[str, Any]) -> str:
