@@ -235,6 +235,15 @@ def undrawn(monkeypatch):
 
 
 @pytest.fixture
+def console(capsys):
+  """Shows what dnt logs on the standard output, as its programs do; returns capsys."""
+  from dnt.reporting import terminal
+
+  with terminal.console():
+    yield capsys
+
+
+@pytest.fixture
 def call_program(monkeypatch, capsys):
   """Runs `python -m dnt.<name> <arguments>` in this process: (exit code, standard output, standard error)."""
   from dnt import cli

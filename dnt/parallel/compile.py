@@ -13,7 +13,7 @@ from jax.extend import core
 from dnt import errors
 from dnt.parallel import allocator
 
-_log = logging.getLogger('dnt')
+_log = logging.getLogger(__name__)
 
 # The CPU options for each tested jax version; tests ran with the compilation cache on, benchmarks/step.py measured the
 # speed. XLA's defaults are the fastest on 0.12 (its oneDNN calls are 10 % faster, but crash the cache).

@@ -322,14 +322,14 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize('kind', DAMAGE)
-def test_damaged_checkpoint_is_passed_over(run, kind, capsys):
+def test_damaged_checkpoint_is_passed_over(run, kind, console):
   DAMAGE[kind](run / 'checkpoints/3')
   saved = checkpoints.Checkpoints(run, _options())
   state, meta = saved.restore_latest(dict.fromkeys(saved.steps(), _abstract(_state())))
   _assert_same(state, _state(2))
   assert meta == {'at': 2}
   assert _names(run) == ['1', '2', '3.damaged'] and saved.latest_step == 2
-  lines = capsys.readouterr().out.splitlines()
+  lines = console.readouterr().out.splitlines()
   assert len(lines) == 1
   assert lines[0].startswith('checkpoint 3 is damaged (') and lines[0].endswith('going on from step 2')
   # The steps are taken again, and saved under the same name.
@@ -339,7 +339,7 @@ def test_damaged_checkpoint_is_passed_over(run, kind, capsys):
   state, meta = again.restore_latest(dict.fromkeys(again.steps(), _abstract(_state())))
   _assert_same(state, _state(3))
   assert meta == {'again': True}
-  assert capsys.readouterr().out == ''
+  assert console.readouterr().out == ''
   again.close()
 
 

@@ -1,5 +1,5 @@
-import io
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -12,7 +12,6 @@ from dnt import errors, trees
 from dnt import workdir as workdir_lib
 from dnt.checkpoints import format
 from dnt.comparison import plan, runner
-from dnt.reporting import terminal
 
 
 @pytest.fixture
@@ -113,15 +112,16 @@ def test_a_workdir_that_cannot_be_written(tmp_path):
     pass
 
 
-def test_finished_runs_are_not_started(runs, monkeypatch):
+def test_finished_runs_are_not_started(runs, monkeypatch, caplog):
+  caplog.set_level(logging.INFO)
   monkeypatch.setattr(runner.plan, 'is_finished', lambda run: True)
   monkeypatch.setattr(runner.subprocess, 'Popen', lambda *args, **kwargs: pytest.fail('started'))
-  stream = io.StringIO()
-  assert runner.run(runs, terminal.StatusLine(stream), -1)
-  assert stream.getvalue().splitlines()[-1] == 'run 6 of 6  c seed 1  finished before'
+  assert runner.run(runs, -1)
+  assert caplog.messages[-1] == 'run 6 of 6  c seed 1  finished before'
 
 
-def test_the_results_are_written_after_each_run_that_ended(runs, monkeypatch):
+def test_the_results_are_written_after_each_run_that_ended(runs, monkeypatch, caplog):
+  caplog.set_level(logging.INFO)
   shown = []
 
   def run_one(run, *_):
@@ -135,8 +135,7 @@ def test_the_results_are_written_after_each_run_that_ended(runs, monkeypatch):
   finished(runs[0], 1.0)
   (runs[0].workdir / 'requested.json').write_text(json.dumps(runs[0].config.to_dict()))
   monkeypatch.setattr(runner, '_run_one', run_one)
-  stream = io.StringIO()
-  assert runner.run(runs, terminal.StatusLine(stream), -1, lambda: shown.append(stream.getvalue().splitlines()[-1]))
+  assert runner.run(runs, -1, lambda: shown.append(caplog.messages[-1]))
   assert len(shown) == 5, 'not after the one that was finished before'
   assert 'run 2 of 6  b seed 0  failed: it failed' in shown[0]
   assert shown[1] == 'run 3 of 6  c seed 0  test accuracy 50.00 %  1 s'
@@ -168,7 +167,8 @@ def in_process(monkeypatch, program):
 
 @pytest.mark.thorough
 @pytest.mark.usefixtures('unoptimized', 'undrawn')
-def test_a_variant_starts_from_the_weights_of_another(tiny, in_process, tmp_path):
+def test_a_variant_starts_from_the_weights_of_another(tiny, in_process, tmp_path, caplog):
+  caplog.set_level(logging.INFO)
   config = schema.default('compare')
   with config.unlocked():
     config.base = tiny
@@ -182,8 +182,7 @@ def test_a_variant_starts_from_the_weights_of_another(tiny, in_process, tmp_path
   }
   runs = plan.make(config, tmp_path)
   pretrain, tuned, diverges, lost = runs
-  stream = io.StringIO()
-  assert runner.run(runs, terminal.StatusLine(stream), -1)
+  assert runner.run(runs, -1)
   assert in_process == [str(run.workdir) for run in (pretrain, tuned, diverges)], 'what cannot start is not started'
 
   before, after = (
@@ -195,15 +194,15 @@ def test_a_variant_starts_from_the_weights_of_another(tiny, in_process, tmp_path
 
   failed, failure = (json.loads((run.workdir / workdir_lib.FAILURE).read_text())['error'] for run in (diverges, lost))
   assert 'not finite' in failed and failure == f'it starts from diverges, which failed: {failed}'
-  assert stream.getvalue().splitlines()[-1] == f'run 4 of 4  lost seed 0  failed: {failure}'
+  assert caplog.messages[-1] == f'run 4 of 4  lost seed 0  failed: {failure}'
 
   in_process.clear()
-  assert runner.run(plan.make(config, tmp_path), terminal.StatusLine(stream), -1)
+  assert runner.run(plan.make(config, tmp_path), -1)
   assert in_process == [str(diverges.workdir)], 'what is finished is not run again'
 
 
 def test_nothing_is_run_when_data_are_missing(runs, in_process):
   runs[1].config.data.source = 'folder:absent'
   with pytest.raises(errors.InputError, match='b seed 0: the folder absent does not exist'):
-    runner.run(runs, terminal.StatusLine(io.StringIO()), -1)
+    runner.run(runs, -1)
   assert not in_process

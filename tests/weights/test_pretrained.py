@@ -75,7 +75,7 @@ def test_the_size_comes_with_the_weights(resnet18, save, imagenet, build, init_f
   assert build(imagenet).spec.image_shape == ((224, 224, 3) if init_from else (32, 32, 3))
 
 
-def test_a_head_of_other_classes_starts_at_zero(resnet18, save, imagenet, build, capsys):
+def test_a_head_of_other_classes_starts_at_zero(resnet18, save, imagenet, build, console):
   path = str(save(resnet18))
   run = build(imagenet)
   found = trees.flatten(initialize.load_variables(run, path))
@@ -84,7 +84,7 @@ def test_a_head_of_other_classes_starts_at_zero(resnet18, save, imagenet, build,
   for leaf in found:
     want = np.zeros(shapes[leaf], np.float32) if leaf in shapes else given[leaf]
     np.testing.assert_array_equal(found[leaf], want, err_msg=leaf)
-  assert capsys.readouterr().out == (
+  assert console.readouterr().out == (
     f'{path} has 1000 classes and the data 10: params/head/dense/bias, params/head/dense/kernel start at zero\n'
   )
 
