@@ -393,7 +393,9 @@ def test_damage_is_one_line_of_output(run):
   code = f"""
   import gc
   from dnt import checkpoints
-  print(checkpoints.load_parameters({str(run)!r}).step)
+  from dnt.reporting import terminal
+  with terminal.console():
+    print(checkpoints.load_parameters({str(run)!r}).step)
   gc.collect()
   """
   done = subprocess.run(
@@ -576,6 +578,7 @@ process, workdir = int(sys.argv[1]), pathlib.Path(sys.argv[2])
 jax.distributed.initialize(sys.argv[3], 2, process)
 from dnt import checkpoints, config, errors
 from dnt.parallel import mesh as mesh_lib
+from dnt.reporting import terminal
 options = config.default()
 options.mesh.fsdp = 4
 mesh = mesh_lib.make_mesh(options.mesh)
@@ -604,7 +607,8 @@ if process == 0:
   meta.write_bytes(meta.read_bytes()[:-40])
 multihost_utils.sync_global_devices('damaged')
 saved = checkpoints.Checkpoints(workdir, options.checkpoint)
-restored, meta = saved.restore_latest(dict.fromkeys(saved.steps(), state))
+with terminal.console():
+  restored, meta = saved.restore_latest(dict.fromkeys(saved.steps(), state))
 seen += [meta, saved.latest_step, saved.steps()]
 for leaf, expected in zip(jax.tree.leaves(restored), jax.tree.leaves(host), strict=True):
   for shard in leaf.addressable_shards:
