@@ -194,7 +194,8 @@ def test_a_variant_starts_from_the_weights_of_another(tiny, in_process, tmp_path
 
   failed, failure = (json.loads((run.workdir / workdir_lib.FAILURE).read_text())['error'] for run in (diverges, lost))
   assert 'not finite' in failed and failure == f'it starts from diverges, which failed: {failed}'
-  assert caplog.messages[-1] == f'run 4 of 4  lost seed 0  failed: {failure}'
+  said = [record.getMessage() for record in caplog.records if record.name == 'dnt.comparison.runner']
+  assert said[-1] == f'run 4 of 4  lost seed 0  failed: {failure}'
 
   in_process.clear()
   assert runner.run(plan.make(config, tmp_path), -1)
