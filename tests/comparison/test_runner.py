@@ -113,7 +113,7 @@ def test_a_workdir_that_cannot_be_written(tmp_path):
 
 
 def test_finished_runs_are_not_started(runs, monkeypatch, caplog):
-  caplog.set_level(logging.INFO)
+  caplog.set_level(logging.INFO, 'dnt')
   monkeypatch.setattr(runner.plan, 'is_finished', lambda run: True)
   monkeypatch.setattr(runner.subprocess, 'Popen', lambda *args, **kwargs: pytest.fail('started'))
   assert runner.run(runs, -1)
@@ -121,7 +121,7 @@ def test_finished_runs_are_not_started(runs, monkeypatch, caplog):
 
 
 def test_the_results_are_written_after_each_run_that_ended(runs, monkeypatch, caplog):
-  caplog.set_level(logging.INFO)
+  caplog.set_level(logging.INFO, 'dnt')
   shown = []
 
   def run_one(run, *_):
@@ -168,7 +168,7 @@ def in_process(monkeypatch, program):
 @pytest.mark.thorough
 @pytest.mark.usefixtures('unoptimized', 'undrawn')
 def test_a_variant_starts_from_the_weights_of_another(tiny, in_process, tmp_path, caplog):
-  caplog.set_level(logging.INFO)
+  caplog.set_level(logging.INFO, 'dnt')
   config = schema.default('compare')
   with config.unlocked():
     config.base = tiny

@@ -117,7 +117,7 @@ def test_as_a_library_lines_go_where_the_user_sends_them(capsys, caplog):
 
   work()
   assert capsys.readouterr() == ('', '') and not caplog.messages
-  caplog.set_level(logging.INFO)
+  caplog.set_level(logging.INFO, 'dnt')
   work()
   assert capsys.readouterr().out == '' and caplog.messages == ['said', 'status']
 
