@@ -4,6 +4,7 @@ import ctypes
 import functools
 import gc
 import importlib.util
+import logging
 import os
 import pathlib
 import platform
@@ -65,6 +66,14 @@ def release_programs():
   gc.collect()
   if platform.libc_ver()[0] == 'glibc':
     ctypes.CDLL(None).malloc_trim(0)  # gives back what is free between blocks that are not
+
+
+@pytest.fixture(autouse=True)
+def own_log_level():
+  """Programs that run in this process set the level of the root logger, through absl: only until a test ends."""
+  level = logging.getLogger().level
+  yield
+  logging.getLogger().setLevel(level)
 
 
 @pytest.fixture(autouse=True)

@@ -40,7 +40,7 @@ def close(a, b, rtol=1e-4):
 def files(config):
   import pathlib
 
-  return sorted(pathlib.Path(config.finetune.cache_dir).glob('*'))
+  return sorted(pathlib.Path(config.finetune.cache_dir).glob('*.features'))
 
 
 @pytest.mark.thorough
