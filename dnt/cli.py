@@ -5,7 +5,6 @@ Exit codes: 0 finished or cleanly stopped, 1 a run that failed, 2 bad input (fla
 
 import ast
 import dataclasses
-import logging as std_logging
 import pathlib
 import re
 import sys
@@ -19,6 +18,7 @@ from dnt import config as schema
 from dnt import errors
 from dnt.config import relations
 from dnt.parallel.cpu import allocator
+from dnt.reporting import terminal
 
 # An installed package contains the config files; in a checkout they are next to it.
 _PACKAGED = pathlib.Path(__file__).parent / 'configs'
@@ -61,11 +61,11 @@ def run(program: Program, argv: Sequence[str] | None = None) -> NoReturn:
     sys.exit(0)
   logging.use_absl_handler()
   logging.set_verbosity(logging.ERROR)  # hides the messages of the libraries
-  std_logging.getLogger('dnt').setLevel(std_logging.WARNING)
   try:
     if program.computes:
       allocator.tune()
-    program.main(parse(program, argv))
+    with terminal.console():
+      program.main(parse(program, argv))
   except errors.InputError as error:
     print(f'error: {error}', file=sys.stderr)
     _leave(2)

@@ -37,7 +37,6 @@ def main(values: flags.FlagValues) -> None:
   command = shlex.join(['python', '-m', 'dnt.compare', *sys.argv[1:]])
 
   from dnt.comparison import plan, results, runner
-  from dnt.reporting import terminal
 
   runs = plan.make(config, workdir, values.form, [key.removeprefix('base.') for key in given])
   chosen = plan.choose(runs, values.only)
@@ -48,7 +47,7 @@ def main(values: flags.FlagValues) -> None:
     return outcomes
 
   with runner.lock(workdir) as held:
-    ended = runner.run(chosen, terminal.StatusLine(), held, write)
+    ended = runner.run(chosen, held, write)
     outcomes = write()
   failed = [outcome for outcome in outcomes if outcome.state == 'failed' and outcome.run in chosen]
   if not ended:

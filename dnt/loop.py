@@ -20,6 +20,7 @@ Order of events when step s is done:
 
 import contextlib
 import itertools
+import logging
 import pathlib
 import time
 from typing import Any, NamedTuple
@@ -37,6 +38,8 @@ from dnt.models import layouts
 from dnt.parallel import mesh as mesh_lib
 from dnt.parallel import multihost, preemption
 from dnt.training import calendar, evaluate, experiment, initialize, precompile, record, report, steps
+
+_log = logging.getLogger(__name__)
 
 
 def train(
@@ -73,8 +76,7 @@ def train(
   config = experiment.keep_eval_resize(config, workdir)
   data = experiment.load_data(config, config.eval.splits)
   run = experiment.make(experiment.resolve(config, data), data.spec)
-  if multihost.is_lead():
-    print(report.block_table(run.table))
+  _log.info(report.block_table(run.table))
   run, data = feature_cache.use(run, data, mesh, workdir)
   run = lr_find.settle(run, data, mesh, workdir)
 
@@ -94,7 +96,7 @@ def train(
     clock.lap('setup')
     with preemption.Guard() as guard, record.Record(run, workdir, step, history, clock) as rec:
       if history:
-        rec.say(f'going on from step {step}')
+        _log.info(f'going on from step {step}')
       try:
         state = _run(_Session(run, mesh, feed, programs, saved, rec, clock, guard), state)
       except errors.RunError as error:

@@ -11,6 +11,7 @@ its classes; the JSON also lists the skipped files.
 
 import csv
 import io
+import logging
 import pathlib
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -62,16 +63,17 @@ def main(values: flags.FlagValues) -> None:
       f'--class_names={values.class_names} holds {len(names)} names, and {asked} has {len(network.class_names)} classes'
     )
 
+  log = logging.getLogger('dnt.predict')  # not __name__, which is that of the main module
   width, line = max(map(len, paths)), progress.Count('pictures', len(paths))
   rows, unreadable, done = [], {}, 0
   try:
     for found in inference.predict(network, mesh, paths, values.batch_size, values.top):
       for reason in found.unreadable.values():
-        line.print(f'skipped: {reason}')
+        log.info(f'skipped: {reason}')
       for path, indexes, shares in zip(found.paths, found.indexes.tolist(), found.probabilities.tolist(), strict=True):
         best = [Guess(names[index], index, share) for index, share in zip(indexes, shares, strict=True)]
         shown = [f'{guess.name} {progress.figure("accuracy", guess.probability)}' for guess in best]
-        line.print('  '.join([f'{path:{width}}', *shown]))
+        log.info('  '.join([f'{path:{width}}', *shown]))
         rows.append(Row(path, best))
       unreadable |= found.unreadable
       done += len(found.paths) + len(found.unreadable)

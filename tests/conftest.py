@@ -8,6 +8,7 @@ import gc
 import importlib.util
 import io
 import json
+import logging
 import os
 import pathlib
 import platform
@@ -72,6 +73,14 @@ def release_programs():
   gc.collect()
   if platform.libc_ver()[0] == 'glibc':
     ctypes.CDLL(None).malloc_trim(0)  # gives back what is free between blocks that are not
+
+
+@pytest.fixture(autouse=True)
+def own_log_level():
+  """Programs that run in this process set the level of the root logger, through absl: only until a test ends."""
+  level = logging.getLogger().level
+  yield
+  logging.getLogger().setLevel(level)
 
 
 @pytest.fixture(autouse=True)
@@ -312,6 +321,15 @@ def undrawn(monkeypatch):
   from dnt.reporting import plots
 
   monkeypatch.setattr(plots, 'png', lambda figure: b'not drawn')
+
+
+@pytest.fixture
+def console(capsys):
+  """Shows what dnt logs on the standard output, as its programs do; returns capsys."""
+  from dnt.reporting import terminal
+
+  with terminal.console():
+    yield capsys
 
 
 @pytest.fixture

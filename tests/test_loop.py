@@ -136,13 +136,13 @@ def test_init_from_another_network_is_refused(tiny, saved, tmp_path):
 
 
 @pytest.mark.thorough
-def test_a_head_of_other_classes_starts_at_zero(tiny, tmp_path, capsys):
+def test_a_head_of_other_classes_starts_at_zero(tiny, tmp_path, console):
   tiny.optim.weight_decay, tiny.optim.learning_rate, tiny.train.steps = 0.0, 1e-30, 1
   run(tiny, tmp_path / 'other')
   tiny.data.synthetic_classes, tiny.seed, tiny.train.init_from = 4, 1, str(tmp_path / 'other')
   run(tiny, tmp_path / 'started')
   said = f'{tmp_path / "other"} .*10 classes.* 4.* params/head/dense/bias, params/head/dense/kernel .*zero'
-  assert re.search(said, capsys.readouterr().out)
+  assert re.search(said, console.readouterr().out)
   assert np.array_equal(first_kernel(tmp_path / 'started'), first_kernel(tmp_path / 'other'))
   head = trees.flatten(checkpoints.load_parameters(tmp_path / 'started').params)['head/dense/kernel']
   assert head.shape[-1] == 4 and np.all(np.abs(head) < 1e-20)

@@ -33,7 +33,7 @@ TINY = {
 
 def degradation_configs(data: pathlib.Path, tiny: bool) -> dict[str, Any]:
   from configs import compare_degradation
-  from dnt.comparison import plan
+  from dnt import config as schema
 
   config = compare_degradation.get_config()
   changes = {'data.source': f'cifar_binary:{data}', 'eval.batch_size': 1000}
@@ -45,13 +45,13 @@ def degradation_configs(data: pathlib.Path, tiny: bool) -> dict[str, Any]:
     variant = dict(config.variants[name])
     if tiny:
       variant['model.depth'] = 8
-    configs[name] = plan.override(config.base, {**variant, **changes}, f'the variant {name}')
+    configs[name] = schema.override(config.base, {**variant, **changes}, f'the variant {name}')
   return configs
 
 
 def cars_configs(data: pathlib.Path, weights: pathlib.Path, tiny: bool) -> dict[str, Any]:
   from configs import transfer_cars_resnet50
-  from dnt.comparison import plan
+  from dnt import config as schema
 
   config = transfer_cars_resnet50.get_config()
   changes = {'data.source': f'cars:{data}', 'train.init_from': f'tfjs:{weights}'}
@@ -59,7 +59,7 @@ def cars_configs(data: pathlib.Path, weights: pathlib.Path, tiny: bool) -> dict[
   if tiny:
     splits = {'data.train_split': 'train[:32]', 'eval.splits': ('test[:16]',)}
     changes |= {**splits, **TINY, 'data.image_size': 32, 'eval.every': '0', 'checkpoint.every': '0'}
-  return {'all': plan.override(config.base, {**dict(config.variants['all']), **changes}, 'the variant all')}
+  return {'all': schema.override(config.base, {**dict(config.variants['all']), **changes}, 'the variant all')}
 
 
 def degradation(options: options_lib.Options, save: Callable[[Any], None]) -> None:

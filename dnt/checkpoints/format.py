@@ -269,7 +269,7 @@ def _paths(tree: Any) -> list[str]:
 
 
 def flatten(tree: Any) -> dict[str, Any]:
-  """Flattens any pytree to `{path: leaf}`, in the order of the tree."""
+  """Flattens any pytree, not nested dicts alone as `trees.flatten`, to `{path: leaf}`, in the order of the tree."""
   return dict(zip(_paths(tree), jax.tree.leaves(tree), strict=True))
 
 

@@ -6,6 +6,7 @@ skip a checkpoint that one of them finds damaged. They must share the file syste
 
 import dataclasses
 import functools
+import logging
 import os
 import pathlib
 import secrets
@@ -23,6 +24,8 @@ from dnt.checkpoints import digests, format
 from dnt.config import typed
 from dnt.parallel import multihost
 from dnt.reporting import metric_names
+
+_log = logging.getLogger(__name__)
 
 
 def better(best_metric: str, value: float | None, than: float | None) -> bool:
@@ -126,7 +129,7 @@ class Checkpoints:
     return True
 
   def restore_latest(self, abstract_states: Mapping[int, Any]) -> format.Restored | None:
-    """Restores the newest undamaged checkpoint; moves newer damaged ones aside and prints one line for each.
+    """Restores the newest undamaged checkpoint; moves newer damaged ones aside and logs one line for each.
 
     Args:
       abstract_states: for each of `steps()` the pytree of its state. The leaves are `jax.ShapeDtypeStruct`s (or arrays)
@@ -144,7 +147,7 @@ class Checkpoints:
     found = _newest_good(self._directory, _reader(abstract_states))
     for step, reason in found.damaged.items():
       aside = self._move_aside(step)
-      _say(f'checkpoint {step} is damaged ({reason}); moved to {aside}, going on from step {found.step}')
+      _log.info(f'checkpoint {step} is damaged ({reason}); moved to {aside}, going on from step {found.step}')
     if found.damaged and '_manager' in self.__dict__:
       self._manager.reload()
     return found.value
@@ -244,7 +247,7 @@ class ReadOnly:
 def load_parameters(workdir: str | os.PathLike, step: int | None = None) -> format.Parameters:
   """Loads the parameters and batch statistics of another run, without its config or the classes that made it.
 
-  It skips a damaged checkpoint for the one before and prints one line about it; nothing on disk changes.
+  It skips a damaged checkpoint for the one before and logs one line about it; nothing on disk changes.
 
   Args:
     workdir: workdir of a dnt run.
@@ -263,10 +266,10 @@ def load_parameters(workdir: str | os.PathLike, step: int | None = None) -> form
 
 
 def _look(directory: pathlib.Path, read: Callable[[pathlib.Path], format.ReadBack], only: int | None = None) -> Any:
-  """Returns the value that `_newest_good` finds; prints one line for each damaged checkpoint and changes no file."""
+  """Returns the value that `_newest_good` finds; logs one line for each damaged checkpoint and changes no file."""
   found = _newest_good(directory, read, only)
   for bad, reason in found.damaged.items():
-    _say(f'checkpoint {bad} in {directory} is damaged ({reason}); taking step {found.step}')
+    _log.info(f'checkpoint {bad} in {directory} is damaged ({reason}); taking step {found.step}')
   return found.value
 
 
@@ -314,11 +317,6 @@ def _newest_good(
 
 def _reader(abstract_states: Mapping[int, Any]) -> Callable[[pathlib.Path], format.ReadBack]:
   return lambda path: format.read_state(path, abstract_states[int(path.name)])
-
-
-def _say(line: str) -> None:
-  if multihost.is_lead():
-    print(line, flush=True)
 
 
 def _check_writable(directory: pathlib.Path) -> None:

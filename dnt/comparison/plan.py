@@ -14,7 +14,7 @@ from typing import Any
 from dnt import config as schema
 from dnt import errors, models
 from dnt import workdir as workdir_lib
-from dnt.config import implied, run_config, typed
+from dnt.config import implied, keys, typed
 from dnt.weights import names, preprocessing
 
 SOURCE = 'source.json'  # in the workdir of a run that starts from another run: digest of the weights it received
@@ -71,7 +71,7 @@ def make(
   for name in config.forms:
     what = f'form {name!r}'
     changes = _changes(config.forms, name, what)
-    bases[name] = override(config.base, {key: value for key, value in changes.items() if key not in kept}, what)
+    bases[name] = schema.override(config.base, {key: value for key, value in changes.items() if key not in kept}, what)
   if form not in bases:
     raise errors.unknown('form', form, config.forms)
   variants = {}
@@ -82,7 +82,7 @@ def make(
     changes = _changes(config.variants, name, what)
     if 'seed' in changes:
       raise errors.InputError(f'{what} must not set seed; config.seeds does')
-    variants[name] = override(bases[form], changes, what)
+    variants[name] = schema.override(bases[form], changes, what)
     _check(variants[name], changes, what)
   for key in given:
     problems = [schema.no_effect(each, key) for each in variants.values()]
@@ -92,7 +92,7 @@ def make(
   runs: dict[tuple[str, int], Run] = {}
   for seed in config.seeds:
     for name in _ordered(sources):
-      seeded = override(variants[name], {'seed': seed}, name)
+      seeded = schema.override(variants[name], {'seed': seed}, name)
       source = runs.get((sources[name], seed))
       runs[name, seed] = Run(name, seed, seeded, workdir / name / f'seed{seed}', source)
   return tuple(runs.values())
@@ -175,36 +175,6 @@ def _before_its_source(run: Run) -> typed.Config:
   return config
 
 
-def override(config: typed.Config, changes: Mapping[str, Any], what: str) -> typed.Config:
-  """Returns a copy of a training config with some values changed. A change of `train.epochs` replaces `train.steps`.
-
-  Args:
-    config: a training config.
-    changes: `'section.key'` to value.
-    what: what makes the changes, for the message.
-
-  Raises:
-    errors.InputError: a key is unknown (the message names the nearest one), or a value is not valid.
-  """
-  changed = copy.deepcopy(config)
-  known = dict(schema.options())
-  if 'train.epochs' in changes:
-    schema.set_value(changed, 'train.steps', None)
-  for key, value in changes.items():
-    if key not in known:
-      raise errors.unknown(f'config key in {what}', key, known)
-    try:
-      schema.set_value(changed, key, value)
-    except (TypeError, ValueError):
-      kind = known[key].type.__name__
-      raise errors.InputError(f'{what}: {key} must be {kind}, not {type(value).__name__} ({value!r})') from None
-  try:
-    schema.validate(changed)
-  except errors.InputError as error:
-    raise errors.InputError(f'{what}: {error}') from None
-  return changed
-
-
 def is_finished(run: Run) -> bool:
   """Returns whether the run needs no more steps.
 
@@ -237,7 +207,7 @@ def _differences(run: Run) -> list[str] | None:
     return None
   known = dict(schema.options())
   default, old, new = (
-    run_config.flatten(config, known) for config in (_as_json(schema.default()), stored, _as_json(run.config))
+    keys.flatten(config, known) for config in (_as_json(schema.default()), stored, _as_json(run.config))
   )
   old = {key: schema.spell(known[key], value) if key in known else value for key, value in old.items()}
   if 'data.eval_resize' not in old and new['data.eval_resize'] is not None:  # older versions did what augment implies

@@ -17,7 +17,7 @@ from dnt import config as schema
 from dnt import files
 from dnt import workdir as workdir_lib
 from dnt.comparison import figure, plan
-from dnt.config import run_config, typed
+from dnt.config import keys, typed
 from dnt.reporting import html, metric_names, metrics, plots, progress, tables
 
 MOST_CLASSES = 20  # largest number of classes whose sensitivity and specificity are shown
@@ -383,8 +383,7 @@ def _page(
     return ', '.join(f'{key} = {value!r}' for key, value in changes.items()) or 'nothing'
 
   config = {
-    key: 'not set' if value is None else str(value)
-    for key, value in run_config.flatten(about.config.base.to_dict()).items()
+    key: 'not set' if value is None else str(value) for key, value in keys.flatten(about.config.base.to_dict()).items()
   }
   form = {f'form {about.form}': listed(about.config.forms[about.form])} if about.form else {}
   parts = [

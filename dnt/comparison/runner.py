@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import fcntl
 import json
+import logging
 import os
 import pathlib
 import re
@@ -29,6 +30,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _POLL = 0.5  # seconds
 _TAIL = 1 << 18  # bytes; enough for the last line of a record with telemetry of hundreds of entries
 _PR_SET_PDEATHSIG = 1  # from Linux's prctl.h
+_log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -47,6 +49,7 @@ def lock(workdir: pathlib.Path) -> Generator[int]:
   except OSError as error:
     raise errors.InputError(f'cannot write to {workdir}: {error.strerror}') from error
   with file:
+    # filelock would release the lock with this process: only an inherited descriptor keeps it for an orphaned run.
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -78,14 +81,11 @@ class Stop:
     self.asked += not self.asked or number == signal.SIGINT
 
 
-def run(
-  runs: Sequence[plan.Run], line: terminal.StatusLine, held: int, ended: Callable[[], None] = lambda: None
-) -> bool:
+def run(runs: Sequence[plan.Run], held: int, ended: Callable[[], None] = lambda: None) -> bool:
   """Runs the runs that are not finished.
 
   Args:
     runs: in their order.
-    line: shows the position in the whole comparison.
     held: file descriptor of the lock.
     ended: called after each run that has finished or failed.
 
@@ -98,17 +98,18 @@ def run(
   """
   finished = {run: plan.is_finished(run) for run in runs}
   plan.check_data([run for run in runs if not finished[run]])
-  pace = Pace(runs)
+  pace, line = Pace(runs), terminal.StatusLine()
   with Stop() as stop:
     for number, each in enumerate(runs, 1):
       if stop.asked:
         return False
       place = f'run {number} of {len(runs)}  {each.name}'
       if finished[each]:
-        line.print(f'{place}  finished before')
+        _log.info(f'{place}  finished before')
         continue
       each.workdir.mkdir(parents=True, exist_ok=True)
       error = _without_source(each) or _run_one(each, place, line, held, pace, stop)
+      line.close()
       if stop.asked > 1:
         raise KeyboardInterrupt
       summary = plan.summary(each) or {}
@@ -117,12 +118,12 @@ def run(
           f'{split} accuracy {progress.figure("accuracy", summary["last"][f"{split}/accuracy"])}'
           for split in each.config.eval.splits
         ]
-        line.print('  '.join([place, *figures, progress.duration(summary['seconds']['total'])]))
+        _log.info('  '.join([place, *figures, progress.duration(summary['seconds']['total'])]))
       elif not stop.asked:
         error = error or f'stopped by a signal at step {summary.get("step", 0)}'
         files.write_json(each.workdir / workdir_lib.FAILURE, {'error': error})
         where = f' (see {log})' if (log := each.workdir / workdir_lib.LOG).exists() else ''
-        line.print(f'{place}  failed: {error}{where}')
+        _log.info(f'{place}  failed: {error}{where}')
       ended()
   return not stop.asked or all(plan.is_finished(run) for run in runs)
 
@@ -147,7 +148,7 @@ def _run_one(run: plan.Run, place: str, line: terminal.StatusLine, held: int, pa
     command.append(f'--config.train.init_from={run.source.workdir}')
   environment = {name: value for name, value in os.environ.items() if name != 'DNT_COMMAND'}
   told = 0
-  line.print(f'{place}  starts')
+  _log.info(f'{place}  starts')
   with (run.workdir / workdir_lib.LOG).open('ab') as log:
     start = log.tell()
     # Use a separate process group: a terminal sends Ctrl-C to its whole group, and a run counts the signals it gets.
@@ -169,7 +170,7 @@ def _run_one(run: plan.Run, place: str, line: terminal.StatusLine, held: int, pa
           pass
         while told < stop.asked:
           if not told:
-            line.print('stopping: the current run saves first; Ctrl-C again stops at once')
+            _log.info('stopping: the current run saves first; Ctrl-C again stops at once')
           told += 1
           child.send_signal(signal.SIGINT)
         line.update('  '.join([place, *pace.look(run)]))

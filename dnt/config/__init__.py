@@ -1,6 +1,7 @@
 """The schema of configs: every option, its default, its check and its relations to others."""
 
 from dnt.config.durations import duration, period
+from dnt.config.overrides import override
 from dnt.config.schema import (
   ACTIVATIONS,
   AUTO,
@@ -20,7 +21,7 @@ from dnt.config.schema import (
   options,
 )
 from dnt.config.typed import Comparison, Config, SignalConfig
-from dnt.config.validation import check_given, get_value, no_effect, set_value, spell, validate
+from dnt.config.validation import check_given, no_effect, spell, validate
 
 __all__ = [
   'ACTIVATIONS',
@@ -41,13 +42,12 @@ __all__ = [
   'copy_unlocked',
   'default',
   'duration',
-  'get_value',
   'kind',
   'model_options',
   'no_effect',
   'options',
+  'override',
   'period',
-  'set_value',
   'spell',
   'validate',
 ]

@@ -5,14 +5,13 @@ python -m dnt.main --config=dnt/config/run_config.py:runs/mine/config.json --wor
 
 import json
 import pathlib
-from collections.abc import Container, Mapping
 from typing import Any
 
 import ml_collections
 
 from dnt import config as schema
 from dnt import errors, files
-from dnt.config import implied, typed
+from dnt.config import implied, keys, typed
 
 
 def get_config(path: str) -> typed.Config:
@@ -29,12 +28,12 @@ def get_config(path: str) -> typed.Config:
     raise errors.InputError(f'{path} is not JSON: {error}') from error
   config = schema.default()
   known = dict(schema.options())
-  given = flatten(content, known)
+  given = keys.flatten(content, known)
   for key, value in given.items():
     if key not in known:
       raise errors.unknown(f'config key of {path}', key, known)
     # Options that an older version lacked keep their defaults.
-    schema.set_value(config, key, schema.spell(known[key], _frozen(value)))
+    keys.put(config, key, schema.spell(known[key], _frozen(value)))
   if 'data.eval_resize' not in given:  # left open, it would now follow the pretrained weights
     config.data.eval_resize = implied.eval_resize(config.data)
   return config
@@ -43,21 +42,6 @@ def get_config(path: str) -> typed.Config:
 def write(path: pathlib.Path, config: ml_collections.ConfigDict) -> None:
   """Writes a training config in the form that `get_config` reads."""
   files.write_json(path, config.to_dict())
-
-
-def flatten(config: Mapping[str, Any], keys: Container[str] = (), prefix: str = '') -> dict[str, Any]:
-  """Flattens nested dicts to values by `'section.key'`.
-
-  Args:
-    config: nested dicts.
-    keys: keys whose dict is a value and stays whole.
-    prefix: prefix of all keys.
-  """
-  flat: dict[str, Any] = {}
-  for name, value in config.items():
-    key = prefix + name
-    flat |= flatten(value, keys, f'{key}.') if isinstance(value, dict) and key not in keys else {key: value}
-  return flat
 
 
 def _frozen(value: Any) -> Any:

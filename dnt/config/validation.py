@@ -1,13 +1,13 @@
 """Checks configs against the schema: keys, types, values, and whether what a user gives has an effect."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import ml_collections
 
 from dnt import errors
-from dnt.config import relations, schema
+from dnt.config import keys, relations, schema
 
 
 def validate(config: ml_collections.ConfigDict) -> None:
@@ -16,11 +16,10 @@ def validate(config: ml_collections.ConfigDict) -> None:
   Raises:
     errors.InputError: an unknown or missing key, an ill-typed value, or one out of range; names the key.
   """
-  given = dict(_leaves(config))
   known = dict(schema.options(schema.KINDS[schema.kind(config)]))
-  free = tuple(f'{key}.' for key, option in known.items() if option.type is dict)
+  given = keys.flatten(config, known)
   for key in given:
-    if key not in known and not key.startswith(free):
+    if key not in known:
       raise errors.unknown('config key', key, known)
   for key, option in known.items():
     if option.type is dict:
@@ -33,7 +32,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
     _check(key, option, value)
     if option.words:
       with config.ignore_type():  # a copy of a config knows only the type of its current value
-        set_value(config, key, value)
+        keys.put(config, key, value)
   training = config.get('base', config)
   if 'loss' in training and training.loss.balance_classes and training.loss.class_weights:
     raise errors.InputError('config.loss.class_weights and balance_classes=True exclude each other; give one of them')
@@ -74,10 +73,10 @@ def no_effect(config: ml_collections.ConfigDict, key: str, program: str = relati
   known = dict(schema.options(schema.KINDS[schema.kind(config)]))
   if key not in known:
     return ''
-  option, value = known[key], get_value(config, key)
+  option, value = known[key], keys.get(config, key)
 
   def get(owner: str) -> Any:
-    return program if owner == relations.PROGRAM else get_value(config, owner)
+    return program if owner == relations.PROGRAM else keys.get(config, owner)
 
   owners = relations.failing(option.only, get)
   if not owners or value is None or value == option.off:
@@ -87,25 +86,6 @@ def no_effect(config: ml_collections.ConfigDict, key: str, program: str = relati
   return (
     f'config.{key}={relations.show(value)} has no effect here: {now}; it has one with {relations.describe(option.only)}'
   )
-
-
-def get_value(config: ml_collections.ConfigDict, key: str) -> Any:
-  """Returns the value at `'section.key'`."""
-  for part in key.split('.'):
-    config = config[part]
-  return config
-
-
-def set_value(config: ml_collections.ConfigDict, key: str, value: Any) -> None:
-  """Sets the value at `'section.key'`.
-
-  Raises:
-    TypeError: the type of `value` differs from that of the current value.
-  """
-  *sections, name = key.split('.')
-  for section in sections:
-    config = config[section]
-  config[name] = value
 
 
 def _check(key: str, option: schema.Option, value: Any) -> None:
@@ -126,12 +106,3 @@ def _check(key: str, option: schema.Option, value: Any) -> None:
   problem = option.check(value)
   if problem:
     raise errors.InputError(f'config.{key}={value!r} {problem}')
-
-
-def _leaves(config: ml_collections.ConfigDict, prefix: str = '') -> Iterator[tuple[str, Any]]:
-  for key in config:
-    value = config.get(key)
-    if isinstance(value, ml_collections.ConfigDict) and len(value):
-      yield from _leaves(value, f'{prefix}{key}.')
-    else:
-      yield prefix + key, value

@@ -15,7 +15,7 @@ import numpy as np
 
 from dnt import config as schema
 from dnt import errors, models
-from dnt.config import typed
+from dnt.config import keys, typed
 from dnt.data import pipeline
 from dnt.models import depth, taps
 from dnt.optim import schedules
@@ -396,7 +396,7 @@ def remedies(config: typed.Config, found: Examination, verdict: Verdict) -> list
     offered = [init, norm, both, clip if verdict.kind == 'exploding' else adam]
   chosen: list[dict[str, Any]] = []
   for overrides in offered:
-    changed = {key: value for key, value in overrides.items() if schema.get_value(config, key) != value}
+    changed = {key: value for key, value in overrides.items() if keys.get(config, key) != value}
     if changed and changed not in chosen and _builds(config, changed):
       chosen.append(changed)
   return chosen[:3]
@@ -423,21 +423,10 @@ def _shortcut(config: typed.Config, entries: int) -> dict[str, Any]:
 
 def _builds(config: typed.Config, overrides: Mapping[str, Any]) -> bool:
   try:
-    models.check(apply(config, overrides).model)
+    models.check(schema.override(config, overrides, 'a remedy').model)
   except errors.InputError:
     return False
   return True
-
-
-def apply(config: typed.Config, overrides: Mapping[str, Any]) -> typed.Config:
-  """Returns a validated copy of the config with the overrides."""
-  changed = schema.copy_unlocked(config)
-  for key, value in overrides.items():
-    section, _, name = key.rpartition('.')
-    with changed[section].ignore_type():
-      changed[section][name] = value
-  schema.validate(changed)
-  return changed
 
 
 class Trial(NamedTuple):
@@ -475,7 +464,8 @@ def try_out(
   for overrides in offered:
     doing = f'trying {flags(overrides)}'
     try:
-      found = examine(apply(config, overrides), data, seeds=1, say=lambda text, doing=doing: say(f'{doing}: {text}'))
+      changed = schema.override(config, overrides, 'a remedy')
+      found = examine(changed, data, seeds=1, say=lambda text, doing=doing: say(f'{doing}: {text}'))
     except errors.InputError as error:
       tried.append(Trial(overrides, Verdict('cannot be run', None, str(error)), np.inf))
       continue

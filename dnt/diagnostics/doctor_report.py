@@ -1,5 +1,6 @@
 """Writes the findings of the doctor: a table, the verdict, possible fixes, `probe.json` and `probe.png`."""
 
+import logging
 import pathlib
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
   from matplotlib.axes import Axes
   from matplotlib.figure import Figure
 
+_log = logging.getLogger(__name__)
 # The columns of the table. Those that telemetry lacks are `doctor.Examination`'s own.
 COLUMNS = (
   'activation_rms',
@@ -39,7 +41,7 @@ LONGEST = 40  # lines of the table; for a deeper network it shows only some of t
 
 
 def run(config: typed.Config, workdir: pathlib.Path, seeds: int, trying: bool) -> dict[str, Any]:
-  """Examines a training config, prints the findings and writes `probe.json` and `probe.png`.
+  """Examines a training config, logs the findings and writes `probe.json` and `probe.png`.
 
   Args:
     config: a validated training config.
@@ -60,7 +62,7 @@ def run(config: typed.Config, workdir: pathlib.Path, seeds: int, trying: bool) -
   verdict = doctor.judge(found)
   offered = doctor.remedies(config, found, verdict)
   status.close()
-  print(f'{table(found, verdict)}\n\n{steps_table(found)}\n\nverdict: {sentence(verdict)}')
+  _log.info(f'{table(found, verdict)}\n\n{steps_table(found)}\n\nverdict: {sentence(verdict)}')
   content: dict[str, Any] = {
     'verdict': verdict._asdict(),
     'offered': offered,
@@ -79,17 +81,19 @@ def run(config: typed.Config, workdir: pathlib.Path, seeds: int, trying: bool) -
   if verdict.kind == 'trainable':
     return content
   if not offered:
-    print("no option of the config is likely to mend it: options of config.model do not reach this network's inside")
+    _log.info(
+      "no option of the config is likely to mend it: options of config.model do not reach this network's inside"
+    )
   elif not trying:
-    print('likely to mend it (--try tries them):')
+    _log.info('likely to mend it (--try tries them):')
     for overrides in offered:
-      print(f'  {doctor.flags(overrides)}')
+      _log.info(f'  {doctor.flags(overrides)}')
   else:
     tried = doctor.try_out(config, data, offered, status.update)
     status.close()
-    print('tried, the best first:')
+    _log.info('tried, the best first:')
     for each in tried:
-      print(f'  {doctor.flags(each.overrides)}\n    {sentence(each.verdict)}')
+      _log.info(f'  {doctor.flags(each.overrides)}\n    {sentence(each.verdict)}')
     content['tried'] = [each._asdict() | {'verdict': each.verdict._asdict()} for each in tried]
     files.write_json(workdir / 'probe.json', content)
   return content

@@ -9,6 +9,7 @@ with a sweep of its own and uses the valley.
 """
 
 import contextlib
+import logging
 import math
 import pathlib
 import re
@@ -39,6 +40,7 @@ from dnt.weights import pretrained
 if TYPE_CHECKING:
   from matplotlib.figure import Figure
 
+_log = logging.getLogger(__name__)
 SMOOTHING = 0.98  # fraction of the old average that each step keeps
 DIVERGED = 4  # a sweep ends if its smoothed loss exceeds the best one by this factor
 FIRST, LAST = 0.1, 5  # fraction of the sweep at its start, and steps at its end, that suggestions ignore
@@ -137,8 +139,7 @@ def settle(
     doubt = '' if found.learns else '; it hardly fell before: see lr_find.png'
     said = f'learning rate {rate:.3g}, the valley of a range test (the loss {_ended_of(found)}{doubt})'
     _record(workdir, [found], 0, True, rate)
-  if multihost.is_lead():
-    print(said, flush=True)
+  _log.info(said)
   config = schema.copy_unlocked(run.config)
   with config.ignore_type():  # it holds a word
     config.optim.learning_rate = rate
@@ -203,7 +204,7 @@ def sweep(
   state = jax.tree.map(jnp.copy, state)
   jitted = compile_lib.jit(train_steps, mesh, donate_argnums=0, out_shardings=shardings)
   program = compile_lib.ahead(jitted, state, feed.shapes(), np.int32(1))
-  line = terminal.StatusLine() if multihost.is_lead() else None
+  line = terminal.StatusLine()
   rates, losses, stop, done = [], [], None, 0
   while done < count and stop is None:
     taken = min(longest, count - done, feed.max_steps(first + done))
@@ -212,10 +213,8 @@ def sweep(
     losses.extend(np.asarray(metrics['loss'][:taken], np.float64))
     done += taken
     stop = ending(losses)
-    if line:
-      line.update(f'range test {done}/{count}  learning rate {rates[-1]:.2g}  loss {losses[-1]:.4f}')
-  if line:
-    line.close()
+    line.update(f'range test {done}/{count}  learning rate {rates[-1]:.2g}  loss {losses[-1]:.4f}')
+  line.close()
   stopped = ''
   if stop is not None:
     finite = math.isfinite(losses[stop])

@@ -1,5 +1,6 @@
 """Explains images, searches a split, and writes the results: overlays, sheets, explain.html and explain.json."""
 
+import logging
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ from dnt.explanation import cam, exciting, faithfulness, pictures, sheet
 from dnt.parallel import mesh as mesh_lib
 from dnt.reporting import html, plots, progress
 
+_log = logging.getLogger(__name__)
 ON_SHEET = 48  # the sheet shows only this many images, the first ones; every image has an overlay file
 SHOWN = ('deletion', 'insertion')
 AREAS = (*SHOWN, 'random_deletion', 'random_insertion')
@@ -113,7 +115,7 @@ def _explain(
 
   def skip(path, reason):
     unreadable[path] = reason
-    line.print(f'skipped: {reason}')
+    _log.info(f'skipped: {reason}')
 
   for each in explainer(paths, target, skip):
     record = _record(network, each, about)

@@ -8,6 +8,7 @@ cache key is a digest of everything the features depend on: the prefix, its weig
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import pathlib
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ from dnt.parallel import multihost
 from dnt.reporting import progress
 from dnt.training import experiment, initialize, steps
 
+_log = logging.getLogger(__name__)
 LARGEST = 2**33  # largest size in bytes of a split's features, which are held on the device
 SHAKEN = 0.1  # standard deviation of the noise added to parameters by `_suffices`
 CLOSE = 1e-4  # logits that differ by at most this fraction of the largest one count as equal
@@ -77,8 +79,7 @@ def use(
     problem = f'{kept} of {names[-1]} is not all that the entries behind it read'
     if run.config.finetune.cached_views is not None:
       raise errors.InputError(f'config.finetune.cached_views={views}: {problem}; set it to 0')
-    if multihost.is_lead():
-      print(f'features are not cached: {problem}')
+    _log.info(f'features are not cached: {problem}')
     return run, data
   prefix = _Prefix(names, placed, pooled)
   weights = {
@@ -243,8 +244,7 @@ def _load(
     raise errors.InputError(
       f'cannot keep features in {path}: {error.strerror}; set config.finetune.cache_dir, or cached_views=0'
     ) from error
-  if multihost.is_lead():
-    print(f'features of {source.split}: {"found in" if found else f"{features.nbytes / 1e6:,.0f} MB kept as"} {path}')
+  _log.info(f'features of {source.split}: {"found in" if found else f"{features.nbytes / 1e6:,.0f} MB kept as"} {path}')
   labels = labels[: len(source)]  # every view has the same labels
   return examples.Examples(
     source.name, source.split, source.class_names, features.shape[1:], features, labels, max(views, 1)
@@ -273,7 +273,7 @@ def _grow(
   """Computes the features that the file does not hold yet, and appends each batch to it."""
 
   def wait():
-    print(f'features of {source.split}: another run computes them; waiting for it', flush=True)
+    _log.info(f'features of {source.split}: another run computes them; waiting for it')
 
   with feature_files.growing(path, dtype, wait) if multihost.is_lead() else contextlib.nullcontext() as write:
     whole, size = max(views, 1) * len(source), run.config.eval.batch_size
@@ -282,16 +282,15 @@ def _grow(
     # We fill the arrays in place: features take most of a run's memory, and joining parts would hold them twice.
     features, labels = np.empty((whole, *dtype['features'].shape), np.float32), np.empty(whole, np.int32)
     features[:done], labels[:done] = feature_files.read(path, dtype, done)
-    if done and multihost.is_lead():
-      print(f'features of {source.split}: going on from {done} of {whole}', flush=True)
+    if done:
+      _log.info(f'features of {source.split}: going on from {done} of {whole}')
     line = progress.Count(f'features of {source.split}', whole, done)
     for new, label in _compute(run, source, views, mesh, prefix, done):
       if write is not None:  # on the lead process
         write(done, new, label)
       features[done : done + len(label)], labels[done : done + len(label)] = new, label
       done += len(label)
-      if multihost.is_lead():
-        line.update(done)
+      line.update(done)
     line.close()
   return features, labels
 

@@ -4,10 +4,10 @@ The file's length shows how many examples are done, so a run continues where an 
 """
 
 import contextlib
-import fcntl
 import pathlib
 from collections.abc import Callable, Generator
 
+import filelock
 import numpy as np
 
 
@@ -52,12 +52,13 @@ def growing(
     OSError: the file cannot be written.
   """
   path.parent.mkdir(parents=True, exist_ok=True)
-  with path.open('ab') as file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      wait()
-      fcntl.flock(file, fcntl.LOCK_EX)
+  lock = filelock.FileLock(path.with_name(f'{path.name}.lock'))
+  try:
+    held = lock.acquire(blocking=False)
+  except filelock.Timeout:
+    wait()
+    held = lock.acquire()
+  with held, path.open('ab') as file:
 
     def write(start, features, labels):
       records = np.empty(len(labels), dtype)

@@ -7,6 +7,7 @@ measures the largest singular values of the Jacobian of one input's output with 
 
 import functools
 import itertools
+import logging
 import os
 import pathlib
 import time
@@ -23,6 +24,7 @@ from dnt.meanfield import random_nets, report
 from dnt.meanfield.theory import batch_norm, layers, plain
 from dnt.reporting import progress, terminal
 
+_log = logging.getLogger(__name__)
 SETTLED = 0.01  # q within this fraction of its last value is at its fixed point
 MEMORY = 2**28  # bytes of weights and signals that the seeds under one vmap may take
 DRAW = 60  # multiply-adds that take as long as drawing one weight
@@ -102,7 +104,7 @@ def run(config: typed.SignalConfig, workdir: str | os.PathLike) -> dict[str, Any
       done += job.work
   except KeyboardInterrupt:
     interrupted = True
-    status.print('stopped; writing what was measured')
+    _log.info('stopped; writing what was measured')
   status.update('mean field theory')
   networks = [row for depth in options.depths for row in _rows(options, variances, depth, found)]
   section = {key: list(value) if isinstance(value, tuple) else value for key, value in options.items()}
@@ -113,7 +115,7 @@ def run(config: typed.SignalConfig, workdir: str | os.PathLike) -> dict[str, Any
   result['summary'] = report.summarize(networks)
   report.write(result, workdir)
   status.close()
-  print(report.summary_text(result))
+  _log.info(report.summary_text(result))
   return result
 
 

@@ -85,5 +85,6 @@ def exit_at_once(code: int) -> None:
 
 
 def _say(text: str) -> None:
+  # This does not log: the main thread, which may never go on, could hold the lock of a handler.
   sys.stderr.write(f'\n{text}\n')
   sys.stderr.flush()

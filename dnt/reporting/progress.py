@@ -4,31 +4,27 @@ import collections
 import math
 import time
 from collections.abc import Callable, Mapping
-from typing import TextIO
 
-from dnt.parallel import multihost
 from dnt.reporting import metric_names, terminal
 
 
 class Progress:
-  """Shows the progress line of a run on the terminal of its first process."""
+  """Shows the progress line of a run."""
 
   def __init__(
     self,
     total_steps: int,
-    stream: TextIO | None = None,
     clock: Callable[[], float] = time.monotonic,
   ):
     """Starts the clock.
 
     Args:
       total_steps: steps of the whole run.
-      stream: where to print; None: the standard output.
       clock: returns increasing seconds.
     """
     self._total = total_steps
     self._clock = clock
-    self._status = terminal.StatusLine(stream, clock) if multihost.is_lead() else None
+    self._status = terminal.StatusLine(clock)
     # (time, step) over the last minute, from which the ETA is computed.
     self._recent: collections.deque[tuple[float, int]] = collections.deque()
 
@@ -40,23 +36,15 @@ class Progress:
       epoch: passes over the training split done.
       values: `loss`, `accuracy` (in [0, 1]) and `images_per_second`, as far as they are known.
     """
-    if self._status is None:
-      return
     now = self._clock()
     self._recent.append((now, step))
     while len(self._recent) > 2 and now - self._recent[0][0] > 60:
       self._recent.popleft()
     self._status.update(self._format(step, epoch, values), at_once=step >= self._total)
 
-  def print(self, text: str) -> None:
-    """Prints lines of their own above the progress line."""
-    if self._status is not None:
-      self._status.print(text)
-
   def close(self) -> None:
     """Closes the progress line and leaves its last state on screen."""
-    if self._status is not None:
-      self._status.close(leave=True)
+    self._status.close(leave=True)
 
   def _format(self, step: int, epoch: float, values: Mapping[str, float]) -> str:
     parts = [f'step {step}/{self._total}', f'epoch {epoch:.1f}']
@@ -83,7 +71,6 @@ class Count:
     what: str,
     total: int,
     done: int = 0,
-    stream: TextIO | None = None,
     clock: Callable[[], float] = time.monotonic,
   ):
     """Starts the clock.
@@ -92,12 +79,11 @@ class Count:
       what: what the images are counted for.
       total: number of all images.
       done: number of images that were done before; they do not count for the rate.
-      stream: where to print; None: the standard output.
       clock: returns increasing seconds.
     """
     self._what, self._total, self._first = what, total, done
     self._clock, self._start = clock, clock()
-    self._status = terminal.StatusLine(stream, clock)
+    self._status = terminal.StatusLine(clock)
 
   def update(self, done: int) -> None:
     """Shows that `done` images are done, if the last update was long enough ago."""
@@ -105,10 +91,6 @@ class Count:
       rate = (done - self._first) / max(self._clock() - self._start, 1e-9)
       pace = f'{figure("images_per_second", rate)} images/s  ETA {duration((self._total - done) / rate)}'
       self._status.update(f'{self._what} {done}/{self._total}  {pace}')
-
-  def print(self, text: str) -> None:
-    """Prints lines of their own above the status line."""
-    self._status.print(text)
 
   def close(self) -> None:
     """Clears the status line."""

@@ -4,6 +4,7 @@ Checkpoints hold the unrolled layout, so they do not depend on `model.scan`.
 """
 
 import functools
+import logging
 import pathlib
 from typing import Any, NamedTuple
 
@@ -20,6 +21,8 @@ from dnt.parallel import mesh as mesh_lib
 from dnt.parallel import multihost
 from dnt.training import experiment, steps
 from dnt.weights import pretrained
+
+_log = logging.getLogger(__name__)
 
 
 class Start(NamedTuple):
@@ -95,7 +98,7 @@ def begin(run: experiment.Experiment, mesh: Mesh, variables: dict[str, Any]) -> 
 
 
 def variables(run: experiment.Experiment, workdir: pathlib.Path, weights: pretrained.Source | None) -> dict[str, Any]:
-  """Returns the parameters and statistics that `find` would start from, on the host, without printing a message."""
+  """Returns the parameters and statistics that `find` would start from, on the host, without logging a message."""
   if multihost.broadcast_from_lead(format.steps_in(workdir / workdir_lib.CHECKPOINTS)):
     return load_variables(run, pretrained.Source(str(workdir)), quiet=True)
   return load_variables(run, weights, quiet=True) if weights else run.init_variables()
@@ -123,7 +126,7 @@ def load_variables(run: experiment.Experiment, source: pretrained.Source, quiet:
   Args:
     run: the experiment.
     source: the weights.
-    quiet: do not print that line.
+    quiet: do not log that line.
 
   Raises:
     errors.InputError: there are no weights, or they belong to another network; the message names the option to set or
@@ -137,9 +140,9 @@ def load_variables(run: experiment.Experiment, source: pretrained.Source, quiet:
     return match(run.trace, source.variables, source.origin)
   zeros = {path: np.zeros(want[path].shape, want[path].dtype) for path in renewed}
   matched = match(run.trace, trees.unflatten(have | zeros), source.origin)
-  if multihost.is_lead() and not quiet:
+  if not quiet:
     listed, others = ', '.join(renewed), have[renewed[0]].shape[-1]
-    print(f'{source.origin} has {others} classes and the data {classes}: {listed} start at zero', flush=True)
+    _log.info(f'{source.origin} has {others} classes and the data {classes}: {listed} start at zero')
   return matched
 
 

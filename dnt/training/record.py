@@ -1,6 +1,7 @@
 """Records a run: training lines, evaluations, the best metric, patience and the seconds spent on each activity."""
 
 import json
+import logging
 import pathlib
 import time
 from collections import defaultdict
@@ -15,6 +16,8 @@ from dnt.optim import schedules
 from dnt.parallel import multihost
 from dnt.reporting import memory, metric_names, metrics, progress
 from dnt.training import evaluate, experiment, steps, telemetry
+
+_log = logging.getLogger(__name__)
 
 
 class Clock:
@@ -153,11 +156,7 @@ class Record:
     else:
       self.evaluations_without_better += 1
     shown = [f'{name} {progress.figure(name, value)}' for name, value in result.metrics.items()]
-    self.say(f'step {step}  ' + '  '.join(shown))
-
-  def say(self, text: str) -> None:
-    """Prints lines above the progress line."""
-    self._progress.print(text)
+    _log.info(f'step {step}  ' + '  '.join(shown))
 
   def history(self) -> dict[str, Any]:
     """Returns what the next process needs to continue the run, as JSON."""
@@ -188,7 +187,7 @@ class Record:
     for kind, text in telemetry.warnings(shown, rate, always_clipped).items():
       if kind not in self.warnings:
         self.warnings[kind] = {'step': step, 'text': text}
-        self.say(f'warning at step {step}: {text}')
+        _log.info(f'warning at step {step}: {text}')
 
   def _write(self, step: int, values: Mapping[str, float]) -> None:
     self.last |= values

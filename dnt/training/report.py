@@ -12,6 +12,7 @@ import numpy as np
 
 from dnt import files, trees
 from dnt import workdir as workdir_lib
+from dnt.config import keys
 from dnt.models import depth, layouts
 from dnt.parallel import mesh as mesh_lib
 from dnt.parallel import multihost
@@ -144,7 +145,7 @@ def page(
     'versions': ', '.join(f'{name} {version}' for name, version in summary['versions'].items()),
     'command': summary['command'],
   }
-  options = {key: 'not set' if value is None else str(value) for key, value in _leaves(config)}
+  options = {key: 'not set' if value is None else str(value) for key, value in keys.flatten(config).items()}
   parts = [html.facts(facts)]
   for name, picture in pictures.items():
     caption = name.removesuffix('.png').replace('_', ' ', 1)
@@ -234,11 +235,3 @@ def _quantity(number: int) -> str:
 def _best(summary: Mapping[str, Any]) -> str:
   best = summary['best']
   return f'{best["metric"]} {progress.figure(best["metric"], best["value"])} at step {best["step"]}' if best else ''
-
-
-def _leaves(config: Mapping[str, Any], prefix: str = '') -> list[tuple[str, Any]]:
-  leaves = []
-  for key, value in config.items():
-    nested = isinstance(value, Mapping)
-    leaves += _leaves(value, f'{prefix}{key}.') if nested else [(prefix + key, value)]
-  return leaves

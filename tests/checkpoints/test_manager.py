@@ -320,14 +320,14 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize('kind', DAMAGE)
-def test_damaged_checkpoint_is_passed_over(run, kind, capsys):
+def test_damaged_checkpoint_is_passed_over(run, kind, console):
   DAMAGE[kind](run / 'checkpoints/3')
   saved = checkpoints.Checkpoints(run, _options())
   state, meta = saved.restore_latest(dict.fromkeys(saved.steps(), _abstract(_state())))
   _assert_same(state, _state(2))
   assert meta == {'at': 2}
   assert _names(run) == ['1', '2', '3.damaged'] and saved.latest_step == 2
-  lines = capsys.readouterr().out.splitlines()
+  lines = console.readouterr().out.splitlines()
   assert len(lines) == 1
   assert re.search('checkpoint 3 .*damaged.* step 2$', lines[0])
   # The steps are taken again, and saved under the same name.
@@ -337,7 +337,7 @@ def test_damaged_checkpoint_is_passed_over(run, kind, capsys):
   state, meta = again.restore_latest(dict.fromkeys(again.steps(), _abstract(_state())))
   _assert_same(state, _state(3))
   assert meta == {'again': True}
-  assert capsys.readouterr().out == ''
+  assert console.readouterr().out == ''
   again.close()
 
 
@@ -391,7 +391,9 @@ def test_damage_is_one_line_of_output(run):
   code = f"""
   import gc
   from dnt import checkpoints
-  print(checkpoints.load_parameters({str(run)!r}).step)
+  from dnt.reporting import terminal
+  with terminal.console():
+    print(checkpoints.load_parameters({str(run)!r}).step)
   gc.collect()
   """
   done = subprocess.run(
@@ -574,6 +576,7 @@ process, workdir = int(sys.argv[1]), pathlib.Path(sys.argv[2])
 jax.distributed.initialize(sys.argv[3], 2, process)
 from dnt import checkpoints, config, errors
 from dnt.parallel import mesh as mesh_lib
+from dnt.reporting import terminal
 options = config.default()
 options.mesh.fsdp = 4
 mesh = mesh_lib.make_mesh(options.mesh)
@@ -602,7 +605,8 @@ if process == 0:
   meta.write_bytes(meta.read_bytes()[:-40])
 multihost_utils.sync_global_devices('damaged')
 saved = checkpoints.Checkpoints(workdir, options.checkpoint)
-restored, meta = saved.restore_latest(dict.fromkeys(saved.steps(), state))
+with terminal.console():
+  restored, meta = saved.restore_latest(dict.fromkeys(saved.steps(), state))
 seen += [meta, saved.latest_step, saved.steps()]
 for leaf, expected in zip(jax.tree.leaves(restored), jax.tree.leaves(host), strict=True):
   for shard in leaf.addressable_shards:

@@ -203,7 +203,7 @@ def test_a_run_that_started_from_other_weights_is_refused(staged, tmp_path, fini
 def test_a_run_that_came_to_nothing_may_change(config, tmp_path):
   run = plan.make(config, tmp_path)[0]
   run.workdir.mkdir(parents=True)
-  other = plan.override(run.config, {'optim.momentum': 0.0}, 'test')
+  other = schema.override(run.config, {'optim.momentum': 0.0}, 'test')
   run_config.write(run.workdir / workdir_lib.REQUESTED, other)
   assert not plan.is_finished(run)
 

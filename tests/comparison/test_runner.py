@@ -1,5 +1,5 @@
-import io
 import json
+import logging
 import os
 import re
 import subprocess
@@ -13,7 +13,6 @@ from dnt import errors, trees
 from dnt import workdir as workdir_lib
 from dnt.checkpoints import format
 from dnt.comparison import plan, runner
-from dnt.reporting import terminal
 
 
 @pytest.fixture
@@ -114,15 +113,16 @@ def test_a_workdir_that_cannot_be_written(tmp_path):
     pass
 
 
-def test_finished_runs_are_not_started(runs, monkeypatch):
+def test_finished_runs_are_not_started(runs, monkeypatch, caplog):
+  caplog.set_level(logging.INFO, 'dnt')
   monkeypatch.setattr(runner.plan, 'is_finished', lambda run: True)
   monkeypatch.setattr(runner.subprocess, 'Popen', lambda *args, **kwargs: pytest.fail('started'))
-  stream = io.StringIO()
-  assert runner.run(runs, terminal.StatusLine(stream), -1)
-  assert re.search('6 of 6  c seed 1  .*finished', stream.getvalue().splitlines()[-1])
+  assert runner.run(runs, -1)
+  assert re.search('6 of 6  c seed 1  .*finished', caplog.messages[-1])
 
 
-def test_the_results_are_written_after_each_run_that_ended(runs, monkeypatch):
+def test_the_results_are_written_after_each_run_that_ended(runs, monkeypatch, caplog):
+  caplog.set_level(logging.INFO, 'dnt')
   shown = []
 
   def run_one(run, *_):
@@ -136,8 +136,7 @@ def test_the_results_are_written_after_each_run_that_ended(runs, monkeypatch):
   finished(runs[0], 1.0)
   (runs[0].workdir / 'requested.json').write_text(json.dumps(runs[0].config.to_dict()))
   monkeypatch.setattr(runner, '_run_one', run_one)
-  stream = io.StringIO()
-  assert runner.run(runs, terminal.StatusLine(stream), -1, lambda: shown.append(stream.getvalue().splitlines()[-1]))
+  assert runner.run(runs, -1, lambda: shown.append(caplog.messages[-1]))
   assert len(shown) == 5, 'not after the one that was finished before'
   assert re.search('2 of 6  b seed 0  .*it failed', shown[0])
   assert '3 of 6  c seed 0  test accuracy 50.00 %  1 s' in shown[1]
@@ -169,7 +168,8 @@ def in_process(monkeypatch, program):
 
 @pytest.mark.thorough
 @pytest.mark.usefixtures('unoptimized', 'undrawn')
-def test_a_variant_starts_from_the_weights_of_another(tiny, in_process, tmp_path):
+def test_a_variant_starts_from_the_weights_of_another(tiny, in_process, tmp_path, caplog):
+  caplog.set_level(logging.INFO, 'dnt')
   config = schema.default('compare')
   with config.unlocked():
     config.base = tiny
@@ -183,8 +183,7 @@ def test_a_variant_starts_from_the_weights_of_another(tiny, in_process, tmp_path
   }
   runs = plan.make(config, tmp_path)
   pretrain, tuned, diverges, lost = runs
-  stream = io.StringIO()
-  assert runner.run(runs, terminal.StatusLine(stream), -1)
+  assert runner.run(runs, -1)
   assert in_process == [str(run.workdir) for run in (pretrain, tuned, diverges)], 'what cannot start is not started'
 
   before, after = (
@@ -196,16 +195,16 @@ def test_a_variant_starts_from_the_weights_of_another(tiny, in_process, tmp_path
 
   failed, failure = (json.loads((run.workdir / workdir_lib.FAILURE).read_text())['error'] for run in (diverges, lost))
   assert 'not finite' in failed and 'diverges' in failure and failure.endswith(failed)
-  last = stream.getvalue().splitlines()[-1]
-  assert '4 of 4  lost seed 0  ' in last and last.endswith(failure)
+  said = [record.getMessage() for record in caplog.records if record.name == 'dnt.comparison.runner']
+  assert '4 of 4  lost seed 0  ' in said[-1] and said[-1].endswith(failure)
 
   in_process.clear()
-  assert runner.run(plan.make(config, tmp_path), terminal.StatusLine(stream), -1)
+  assert runner.run(plan.make(config, tmp_path), -1)
   assert in_process == [str(diverges.workdir)], 'what is finished is not run again'
 
 
 def test_nothing_is_run_when_data_are_missing(runs, in_process):
   runs[1].config.data.source = 'folder:absent'
   with pytest.raises(errors.InputError, match='b seed 0: .*absent .*exist'):
-    runner.run(runs, terminal.StatusLine(io.StringIO()), -1)
+    runner.run(runs, -1)
   assert not in_process

@@ -9,7 +9,7 @@ import pytest
 from dnt import cli, errors, main, probe
 from dnt import config as schema
 from dnt.comparison import plan
-from dnt.config import relations
+from dnt.config import keys, relations
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[2] / 'configs').glob('*.py'))
 RELATED = {
@@ -67,8 +67,8 @@ def make(key, values):
   config = schema.default('signal' if key.startswith('signal.') else 'train')
   for name, value in values.items():
     if name != relations.PROGRAM:
-      schema.set_value(config, name, value)
-  schema.set_value(config, key, GIVEN.get(key, RELATED[key].default))
+      keys.put(config, name, value)
+  keys.put(config, key, GIVEN.get(key, RELATED[key].default))
   schema.validate(config)
   return config, values.get(relations.PROGRAM, '--mode=train')
 
@@ -117,7 +117,7 @@ def test_a_file_may_hold_what_has_no_effect():
 def test_a_value_that_asks_for_nothing_may_always_be_given(key):
   for values in settings(key):
     config, program = make(key, values)
-    schema.set_value(config, key, RELATED[key].off)
+    keys.put(config, key, RELATED[key].off)
     assert schema.no_effect(config, key, program) == ''
 
 

@@ -56,9 +56,3 @@ def test_what_is_no_config_is_refused(tmp_path, content, message):
     (tmp_path / 'config.json').write_text(content)
   with pytest.raises(errors.InputError, match=message):
     run_config.get_config(str(tmp_path / 'config.json'))
-
-
-def test_nested_values_by_key():
-  nested = {'a': {'b': 1, 'c': {'d': 2}}, 'e': (3,), 'f': {}}
-  assert run_config.flatten(nested) == {'a.b': 1, 'a.c.d': 2, 'e': (3,)}
-  assert run_config.flatten(nested, ('a.c', 'f')) == {'a.b': 1, 'a.c': {'d': 2}, 'e': (3,), 'f': {}}

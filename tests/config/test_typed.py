@@ -4,7 +4,7 @@ import types
 import typing
 
 from dnt import config as schema
-from dnt.config import typed
+from dnt.config import keys, typed
 from dnt.training import experiment
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -25,7 +25,7 @@ def test_every_option_of_a_resolved_config_is_of_its_type(tiny):
     for name in key.split('.'):
       of = typing.get_type_hints(of)[name]
     kinds = typing.get_args(of) if isinstance(of, types.UnionType) or typing.get_origin(of) is typing.Union else (of,)
-    value = schema.get_value(config, key)
+    value = keys.get(config, key)
     assert any(is_of(value, kind) for kind in kinds), (key, value, of)
 
 

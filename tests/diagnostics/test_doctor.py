@@ -360,11 +360,11 @@ MODELS = {
 @pytest.mark.parametrize('kind', doctor.VERDICTS)
 @pytest.mark.parametrize('name', MODELS)
 def test_two_or_three_overrides_that_change_the_config_and_can_be_built(name, kind):
-  config = doctor.apply(schema.default(), MODELS[name])
+  config = schema.override(schema.default(), MODELS[name], 'test')
   offered = doctor.remedies(config, examination(), doctor.Verdict(kind, 'block', ''))
   assert offered == [] if kind == 'trainable' else 2 <= len(offered) <= 3
   for each in offered:
-    changed = doctor.apply(config, each)
+    changed = schema.override(config, each, 'test')
     assert changed.to_dict() != config.to_dict()
     models.make(changed.model, 10)
     assert None not in each.values(), 'a command line cannot say None'
@@ -372,7 +372,8 @@ def test_two_or_three_overrides_that_change_the_config_and_can_be_built(name, ki
 
 def test_what_is_offered_fits_the_sickness():
   def offered(kind, found=None, **overrides):
-    config = doctor.apply(schema.default(), {key.replace('__', '.'): value for key, value in overrides.items()})
+    changes = {key.replace('__', '.'): value for key, value in overrides.items()}
+    config = schema.override(schema.default(), changes, 'test')
     return doctor.remedies(config, found or examination(), doctor.Verdict(kind, None, ''))
 
   assert offered('vanishing', model__norm='none', model__init_gain=0.01)[0] == {'model.init_gain': 1.0}

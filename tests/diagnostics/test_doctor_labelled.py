@@ -140,7 +140,7 @@ def configured(tmp_path, monkeypatch):
   def make(name):
     config = schema.default()
     config.train.batch_size, config.train.steps = 64, STEPS
-    return doctor.apply(config, NETWORKS[name][0])
+    return schema.override(config, NETWORKS[name][0], 'test')
 
   return make
 

@@ -91,7 +91,7 @@ def sigmoids(config):
 
 
 @pytest.mark.thorough
-def test_a_sick_network_and_what_mends_it(tiny, tmp_path, capsys, unoptimized):
+def test_a_sick_network_and_what_mends_it(tiny, tmp_path, console, unoptimized):
   content = doctor_report.run(sigmoids(tiny), tmp_path, seeds=2, trying=True)
   assert json.loads((tmp_path / 'probe.json').read_text()) == content
   assert content['verdict']['kind'] == 'vanishing'
@@ -104,7 +104,7 @@ def test_a_sick_network_and_what_mends_it(tiny, tmp_path, capsys, unoptimized):
   assert tried[0]['verdict']['kind'] == 'trainable'
   assert {json.dumps(each['overrides']) for each in tried} == {json.dumps(each) for each in content['offered']}
   assert (tmp_path / 'probe.png').read_bytes()[1:4] == b'PNG'
-  out = capsys.readouterr().out
+  out = console.readouterr().out
   where = content['verdict']['entry']
   assert re.search(f'vanishing .*{where}.* {re.escape(content["verdict"]["reason"])}\n', out)
   best, *rest = (doctor.flags(each['overrides']) for each in tried)
@@ -113,12 +113,12 @@ def test_a_sick_network_and_what_mends_it(tiny, tmp_path, capsys, unoptimized):
 
 
 @pytest.mark.thorough
-def test_a_healthy_network_is_offered_nothing(tiny, tmp_path, capsys):
+def test_a_healthy_network_is_offered_nothing(tiny, tmp_path, console):
   content = doctor_report.run(tiny, tmp_path, seeds=1, trying=True)
   assert content['verdict']['kind'] == 'trainable'
   assert content['offered'] == []
   assert 'tried' not in content
-  out = capsys.readouterr().out
+  out = console.readouterr().out
   assert 'verdict: trainable' in out
   assert 'likely to mend it' not in out
 
@@ -139,14 +139,14 @@ class Dead(nn.Module):
 
 
 @pytest.mark.thorough
-def test_it_says_when_no_option_reaches_what_is_sick(tiny, tmp_path, monkeypatch, capsys):
+def test_it_says_when_no_option_reaches_what_is_sick(tiny, tmp_path, monkeypatch, console):
   (tmp_path / 'reportnets.py').write_text(NETS)
   monkeypatch.syspath_prepend(tmp_path)
   tiny.model.name, tiny.model.depth, tiny.model.width = 'reportnets:Dead', None, None
   content = doctor_report.run(tiny, tmp_path / 'probe', seeds=1, trying=True)
   assert content['verdict']['kind'] == 'dead'
   assert content['offered'] == []
-  assert 'no option' in capsys.readouterr().out
+  assert 'no option' in console.readouterr().out
 
 
 def test_a_workdir_that_cannot_be_written(tiny, tmp_path):

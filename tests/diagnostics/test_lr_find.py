@@ -328,12 +328,12 @@ def run_of(config, workdir):
 
 
 @pytest.mark.thorough
-def test_a_run_at_a_rate_that_it_finds_is_the_run_at_that_rate(finding, tmp_path, capsys):
+def test_a_run_at_a_rate_that_it_finds_is_the_run_at_that_rate(finding, tmp_path, console):
   found = run_of(finding, tmp_path / 'found')
   rate = json.loads((tmp_path / 'found' / 'config.json').read_text())['optim']['learning_rate']
   swept = json.loads((tmp_path / 'found' / 'lr_find.json').read_text())
   assert rate == swept['learning_rate'] == swept['sweeps'][0]['suggestions']['valley']
-  said = [line for line in capsys.readouterr().out.splitlines() if line.startswith('learning rate ')]
+  said = [line for line in console.readouterr().out.splitlines() if line.startswith('learning rate ')]
   assert len(said) == 1 and said[0].startswith(f'learning rate {rate:.3g}') and 'range test' in said[0]
 
   finding.optim.learning_rate = rate
@@ -344,14 +344,14 @@ def test_a_run_at_a_rate_that_it_finds_is_the_run_at_that_rate(finding, tmp_path
   assert whole['loss'] == swept['sweeps'][0]['loss'], 'the head alone, from where the run starts'
 
 
-def test_a_run_that_goes_on_keeps_the_rate_that_it_found(finding, tmp_path, monkeypatch, capsys):
+def test_a_run_that_goes_on_keeps_the_rate_that_it_found(finding, tmp_path, monkeypatch, console):
   whole = run_of(finding, tmp_path)
   rate = json.loads((tmp_path / 'config.json').read_text())['optim']['learning_rate']
   shutil.rmtree(tmp_path / 'checkpoints' / '6')
   monkeypatch.setattr(lr_find, 'sweep', None)
-  capsys.readouterr()
+  console.readouterr()
   assert run_of(finding, tmp_path)['params_sha256'] == whole['params_sha256']
-  assert re.search(f'learning rate {rate:.3g}.* found', capsys.readouterr().out)
+  assert re.search(f'learning rate {rate:.3g}.* found', console.readouterr().out)
   assert json.loads((tmp_path / 'config.json').read_text())['optim']['learning_rate'] == rate
 
 

@@ -35,7 +35,7 @@ def images(tmp_path):
   return folder
 
 
-def test_pictures_and_their_figures_are_written(run, images, tmp_path, capsys):
+def test_pictures_and_their_figures_are_written(run, images, tmp_path, console):
   wanted = WANTED._replace(images=str(images), target='class2')
   said = report.run(str(run), wanted, tmp_path / 'out')
   found = json.loads((tmp_path / 'out' / 'explain.json').read_text())
@@ -47,7 +47,7 @@ def test_pictures_and_their_figures_are_written(run, images, tmp_path, capsys):
   )
   assert [each['path'] for each in found['pictures']] == [str(images / f'{index}.png') for index in range(3)]
   assert list(found['unreadable']) == [str(images / '1.jpg')]
-  assert f'skipped: {found["unreadable"][str(images / "1.jpg")]}' in capsys.readouterr().out
+  assert f'skipped: {found["unreadable"][str(images / "1.jpg")]}' in console.readouterr().out
   network = inference.load(str(run))
   read = inference.read(network, [each['path'] for each in found['pictures']])
   logits = network.model.apply(network.variables, network.preprocess(jnp.asarray(read.pictures)), train=False)

@@ -40,27 +40,27 @@ def close(a, b, rtol=1e-4):
 def files(config):
   import pathlib
 
-  return sorted(pathlib.Path(config.finetune.cache_dir).glob('*'))
+  return sorted(pathlib.Path(config.finetune.cache_dir).glob('*.features'))
 
 
 @pytest.mark.thorough
 @pytest.mark.parametrize(('trainable', 'resize'), [('head', 'squash'), ('top:1', 'squash'), ('head', 'center_crop')])
 def test_cached_and_uncached_runs_end_equal_and_the_second_finds_its_features(
-  config, tmp_path, capsys, trainable, resize
+  config, tmp_path, console, trainable, resize
 ):
   config.finetune.trainable, config.data.eval_resize, config.data.eval_crop = trainable, resize, 0.6
   cached, parameters = run(config, tmp_path / 'cached')
   assert len(files(config)) == 2
   shape = (1, 1, 64) if trainable == 'head' else (4, 4, 32)
   assert {feature_files.count(path, feature_files.record(shape)) for path in files(config)} == {40}
-  output = capsys.readouterr().out
+  output = console.readouterr().out
   assert output.count('kept as') == 2
   again, same = run(config, tmp_path / 'again')
   assert again['params_sha256'] == cached['params_sha256'] and len(files(config)) == 2
-  assert capsys.readouterr().out.count('found in') == 2
+  assert console.readouterr().out.count('found in') == 2
   config.finetune.cached_views = 0
   uncached, expected = run(config, tmp_path / 'uncached')
-  assert 'features' not in capsys.readouterr().out
+  assert 'features' not in console.readouterr().out
   close(parameters.params, expected.params)
   close(parameters.batch_stats, expected.batch_stats)
   assert cached['last'].keys() == uncached['last'].keys()
@@ -186,7 +186,7 @@ class Lying(Reading):
   ('name', 'shape'), [('Pooling', (4, 4, 6)), ('Stating', (1, 1, 6)), ('Reading', (4, 4, 6)), ('Lying', None)]
 )
 def test_of_a_users_own_network_whole_features_are_kept_unless_it_says_that_its_head_pools(
-  config, tmp_path, capsys, monkeypatch, name, shape
+  config, tmp_path, console, monkeypatch, name, shape
 ):
   (tmp_path / 'own_networks.py').write_text(OWN_NETWORKS)
   monkeypatch.syspath_prepend(tmp_path)
@@ -195,7 +195,7 @@ def test_of_a_users_own_network_whole_features_are_kept_unless_it_says_that_its_
   config.finetune.trainable, config.train.steps = 'answer', 1
   loop.train(config, tmp_path / 'run', record.Clock(0.0), 'test')
   if shape is None:
-    assert not files(config) and 'the mean over all positions' in capsys.readouterr().out
+    assert not files(config) and 'the mean over all positions' in console.readouterr().out
   else:
     assert {feature_files.count(path, feature_files.record(shape)) for path in files(config)} == {40}
 
@@ -221,11 +221,11 @@ def test_what_cannot_be_cached_is_refused(config, tmp_path, options, said):
 
 @pytest.mark.thorough
 @pytest.mark.parametrize('views', [0, 2])
-def test_an_interrupted_computation_goes_on(config, tmp_path, capsys, monkeypatch, views):
+def test_an_interrupted_computation_goes_on(config, tmp_path, console, monkeypatch, views):
   config.train.steps, config.eval.batch_size = 1, 8
   if views:
     config.data.augment, config.finetune.cached_views = 'pad_crop_flip', views
-  whole, _ = loop.train(config, tmp_path / 'a', record.Clock(0.0), 'test'), capsys.readouterr()
+  whole, _ = loop.train(config, tmp_path / 'a', record.Clock(0.0), 'test'), console.readouterr()
   held = {path: path.read_bytes() for path in files(config)}
   size = feature_files.record((1, 1, 64)).itemsize
   longest = max(held, key=lambda path: len(held[path]))
@@ -236,7 +236,7 @@ def test_an_interrupted_computation_goes_on(config, tmp_path, capsys, monkeypatc
   monkeypatch.setattr(feature_cache, '_compute', lambda *args: computed.append(args[-1]) or compute(*args))
   again = loop.train(config, tmp_path / 'b', record.Clock(0.0), 'test')
   assert computed == [48 if views else 16]  # the start of a batch
-  assert f'from {computed[0]} of {80 if views else 40}' in capsys.readouterr().out
+  assert f'from {computed[0]} of {80 if views else 40}' in console.readouterr().out
   assert again['params_sha256'] == whole['params_sha256']
   assert {path: path.read_bytes() for path in files(config)} == held
 

@@ -1,6 +1,7 @@
 """The files of features: what they hold, how far they have come, and one writer at a time."""
 
-import fcntl
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -45,14 +46,22 @@ def test_what_was_cut_off_is_written_again(tmp_path):
 
 def test_a_second_writer_waits_for_the_first(tmp_path):
   path, (given, labels) = tmp_path / 'a.features', features(1)
-  other = path.open('ab')
-  fcntl.flock(other, fcntl.LOCK_EX)
+  code = """
+import pathlib, sys
+import numpy as np
+from dnt.finetune import feature_files
+with feature_files.growing(pathlib.Path(sys.argv[1]), feature_files.record((2, 3)), exit):
+  print('holds', flush=True)
+  input()
+"""
+  other = subprocess.Popen([sys.executable, '-c', code, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+  assert other.stdout.readline() == b'holds\n'
   waited = []
 
   def wait():
     waited.append(True)
-    other.close()
+    other.communicate(b'\n')
 
   with feature_files.growing(path, DTYPE, wait) as write:
     write(0, given, labels)
-  assert waited and feature_files.count(path, DTYPE) == 1
+  assert waited and feature_files.count(path, DTYPE) == 1 and other.returncode == 0

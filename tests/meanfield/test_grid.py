@@ -149,9 +149,9 @@ def small():
   return config
 
 
-def test_a_run_writes_its_table_figures_and_json(small, tmp_path, capsys):
+def test_a_run_writes_its_table_figures_and_json(small, tmp_path, console):
   result = grid.run(small, tmp_path / 'new')
-  assert re.search('within 5 % of theory in [0-9]', capsys.readouterr().out)
+  assert re.search('within 5 % of theory in [0-9]', console.readouterr().out)
   record = json.loads((tmp_path / 'new' / 'signal.json').read_text())
   assert {key: value for key, value in record.items() if key != 'phases'} == {
     key: value for key, value in result.items() if key != 'phases'
@@ -225,7 +225,7 @@ def test_signals_too_small_for_float32_are_measured_while_they_last(small, tmp_p
 
 
 @pytest.mark.thorough
-def test_ctrl_c_leaves_what_was_measured(small, tmp_path, monkeypatch, capsys):
+def test_ctrl_c_leaves_what_was_measured(small, tmp_path, monkeypatch, console):
   measure, calls = grid._measure, []
 
   def interrupted(job, *arguments):
@@ -241,7 +241,7 @@ def test_ctrl_c_leaves_what_was_measured(small, tmp_path, monkeypatch, capsys):
   result = grid.run(small, tmp_path)
   assert result['interrupted'] and {network['seeds'] for network in result['networks']} == {2}
   assert 'singular_values' not in result['networks'][0]
-  assert 'stopped' in capsys.readouterr().out
+  assert 'stopped' in console.readouterr().out
   assert (tmp_path / 'signal.md').exists() and (tmp_path / 'gradient_norm_relu.png').exists()
   calls[:] = [None, None]
   empty = grid.run(small, tmp_path)

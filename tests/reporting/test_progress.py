@@ -1,8 +1,9 @@
 import io
+import logging
 
 import pytest
 
-from dnt.reporting import progress
+from dnt.reporting import progress, terminal
 
 
 class _Terminal(io.StringIO):
@@ -18,60 +19,60 @@ class _Clock:
     return self.now
 
 
-def test_progress_in_a_log_file_is_not_a_flood():
-  stream, clock = io.StringIO(), _Clock()
-  shown = progress.Progress(36_000, stream, clock)
+def test_progress_in_a_log_file_is_not_a_flood(console):
+  clock = _Clock()
+  shown = progress.Progress(36_000, clock)
   for step in range(1, 36_001):  # ten hours, one step a second
     clock.now += 1
     shown.update(step, step / 100, {'loss': 2.0, 'accuracy': 0.5, 'images_per_second': 12345.6})
   shown.close()
-  lines = stream.getvalue().splitlines()
+  text = console.readouterr().out
+  lines = text.splitlines()
   assert lines[0] == 'step 1/36000  epoch 0.0  loss 2.0000  accuracy 50.00 %  12,346 images/s'
   assert lines[1] == 'step 11/36000  epoch 0.1  loss 2.0000  accuracy 50.00 %  12,346 images/s  ETA 9 h 59 min'
   assert lines[-1].startswith('step 36000/36000 ') and lines[-1].endswith('ETA 0 s')
   assert 100 < len(lines) < 200
-  assert '\r' not in stream.getvalue() and '\x1b' not in stream.getvalue()
+  assert '\r' not in text and '\x1b' not in text
 
 
 def test_progress_on_a_terminal_is_one_line(monkeypatch):
   monkeypatch.setenv('COLUMNS', '40')
   stream, clock = _Terminal(), _Clock()
-  shown = progress.Progress(10, stream, clock)
-  shown.update(1, 0.1, {'loss': 2.5})
-  clock.now += 0.01
-  shown.update(2, 0.2, {'loss': 2.4})  # too soon to redraw
-  clock.now += 1
-  shown.update(3, 0.3, {'loss': 2.3, 'images_per_second': 1e9})
-  shown.print('saved')
-  shown.close()
+  with terminal.console(stream):
+    shown = progress.Progress(10, clock)
+    shown.update(1, 0.1, {'loss': 2.5})
+    clock.now += 0.01
+    shown.update(2, 0.2, {'loss': 2.4})  # too soon to redraw
+    clock.now += 1
+    shown.update(3, 0.3, {'loss': 2.3, 'images_per_second': 1e9})
+    logging.getLogger('dnt.some.module').info('saved')
+    shown.close()
   third = 'step 3/10  epoch 0.3  loss 2.3000  1,000,000,000'[:39]
   first = 'step 1/10  epoch 0.1  loss 2.5000'
   erase = '\r\x1b[K'
   assert stream.getvalue() == f'{first}{erase}{third}{erase}saved\n{third}\n'
 
 
-def test_eta_follows_the_last_minute():
-  stream, clock = io.StringIO(), _Clock()
-  shown = progress.Progress(1000, stream, clock)
+def test_eta_follows_the_last_minute(console):
+  clock = _Clock()
+  shown = progress.Progress(1000, clock)
   for step in range(0, 200, 10):  # compiled slowly, then 1 step a second
     clock.now += 100 if step == 0 else 10
     shown.update(step, 0.0, {})
-  assert stream.getvalue().splitlines()[-1].endswith('ETA 13 min 30 s')
+  assert console.readouterr().out.splitlines()[-1].endswith('ETA 13 min 30 s')
 
 
-def test_counted_pictures_have_a_pace_of_their_own():
-  stream, clock = io.StringIO(), _Clock()
-  count = progress.Count('features of train', 1000, 200, stream, clock)
+def test_counted_pictures_have_a_pace_of_their_own(console):
+  clock = _Clock()
+  count = progress.Count('features of train', 1000, 200, clock)
   count.update(200)  # what was there before tells nothing
   for done in (300, 600, 1000):
     clock.now += 20
     count.update(done)
-  count.print('kept')
   count.close()
-  first, second, kept = stream.getvalue().splitlines()
+  first, second = console.readouterr().out.splitlines()
   assert first == 'features of train 300/1000  5 images/s  ETA 2 min 20 s'
   assert second == 'features of train 600/1000  10 images/s  ETA 40 s'
-  assert kept == 'kept'
 
 
 @pytest.mark.parametrize(

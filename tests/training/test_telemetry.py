@@ -447,19 +447,19 @@ def test_no_warning_of_a_healthy_step_or_a_rate_that_has_fallen():
 
 @pytest.mark.thorough
 @pytest.mark.usefixtures('unoptimized', 'undrawn')
-def test_a_run_warns_once_and_a_resume_does_not_warn_again(tiny, tmp_path, capsys):
+def test_a_run_warns_once_and_a_resume_does_not_warn_again(tiny, tmp_path, console):
   tiny.model.norm, tiny.model.activation, tiny.model.depth, tiny.model.scan = 'none', 'sigmoid', 20, True
   tiny.clip.name, tiny.clip.threshold = 'global_norm', 1e-6
   tiny.telemetry.every, tiny.train.steps, tiny.eval.every = '1', 6, '0'
   summary = loop.train(tiny, tmp_path, record.Clock(0.0), 'test')
-  out = capsys.readouterr().out
+  out = console.readouterr().out
   assert out.count('vanishes') == 1
   assert out.count('clipped') == 1
   assert summary['warnings']['vanishing']['step'] == 1
   assert summary['warnings']['clipping']['step'] == telemetry.ALWAYS_CLIPPED
   tiny.train.steps = 8
   again = loop.train(tiny, tmp_path, record.Clock(0.0), 'test')
-  assert 'vanishes' not in capsys.readouterr().out
+  assert 'vanishes' not in console.readouterr().out
   assert again['warnings'] == summary['warnings']
   assert 'vanishes' in (tmp_path / 'report.html').read_text()
 

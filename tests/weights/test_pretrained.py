@@ -82,7 +82,7 @@ def test_the_size_comes_with_the_weights(resnet18, save, imagenet, build, init_f
   assert build(imagenet).spec.image_shape == ((224, 224, 3) if init_from else (32, 32, 3))
 
 
-def test_a_head_of_other_classes_starts_at_zero(resnet18, save, imagenet, build, capsys):
+def test_a_head_of_other_classes_starts_at_zero(resnet18, save, imagenet, build, console):
   path = str(save(resnet18))
   run = build(imagenet)
   found = trees.flatten(initialize.load_variables(run, pretrained.Source(path)))
@@ -92,7 +92,7 @@ def test_a_head_of_other_classes_starts_at_zero(resnet18, save, imagenet, build,
     want = np.zeros(shapes[leaf], np.float32) if leaf in shapes else given[leaf]
     np.testing.assert_array_equal(found[leaf], want, err_msg=leaf)
   said = f'{path} .*1000 classes.* 10.* params/head/dense/bias, params/head/dense/kernel .*zero\n'
-  assert re.fullmatch(said, capsys.readouterr().out)
+  assert re.fullmatch(said, console.readouterr().out)
 
 
 @pytest.mark.parametrize(

@@ -1,19 +1,17 @@
 """Reads any image classification set of TensorFlow Datasets from its array_record files, without TensorFlow."""
 
-import contextlib
 import dataclasses
 import difflib
-import fcntl
 import functools
 import importlib.util
+import logging
 import os
 import pathlib
-from collections.abc import Generator
 from concurrent import futures
 from typing import Any
 
+import filelock
 import numpy as np
-from absl import logging
 
 from dnt import errors
 from dnt.config import typed
@@ -23,6 +21,7 @@ from dnt.data.transforms import images
 BLOCK = 512  # records per read when a whole split is decoded
 SHOWN_FILES = 5  # most files to place by hand that a message names
 REQUIREMENTS = 'requirements-tfds.txt'
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,15 +174,6 @@ def _features(builder: Any) -> tuple[str, str, examples.Shape]:
   return chosen[0], chosen[1], (height, width, channels or 3)
 
 
-@contextlib.contextmanager
-def _locked(path: pathlib.Path) -> Generator[None]:
-  """Locks a file, so that only one process of this machine runs the body at a time."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  with path.open('w') as file:
-    fcntl.flock(file, fcntl.LOCK_EX)
-    yield
-
-
 def _prepare(builder: Any, root: pathlib.Path) -> None:
   """Downloads the set and writes it as array_record files, once."""
   name = builder.info.full_name
@@ -195,11 +185,12 @@ def _prepare(builder: Any, root: pathlib.Path) -> None:
   import tensorflow_datasets
 
   download = tensorflow_datasets.download
-  with _locked(root / f'.{name.replace("/", "-")}.lock'):
+  root.mkdir(parents=True, exist_ok=True)
+  with filelock.FileLock(root / f'.{name.replace("/", "-")}.lock'):
     if builder.is_prepared():  # the process that held the lock before has prepared it
       return
     manual = root / 'downloads' / 'manual'
-    logging.warning('Preparing tfds:%s in %s, once. %s', name, root, _line(_by_hand(builder, manual)))
+    _log.info(f'preparing tfds:{name} in {root}, once. {_line(_by_hand(builder, manual))}')
     try:
       builder.download_and_prepare(
         download_dir=root / 'downloads',
