@@ -158,7 +158,7 @@ def _train(workdir):
   output, problems = io.StringIO(), io.StringIO()
   with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(output), contextlib.redirect_stderr(problems):
     patch.setattr(jax, 'devices', lambda: devices)
-    patch.setattr('dnt.parallel.allocator.tune', lambda: False)
+    patch.setattr('dnt.parallel.cpu.allocator.tune', lambda: False)
     patch.setattr(sys, 'argv', ['dnt.main', f'--workdir={workdir}', *TRAINED])
     jax.config.update('jax_disable_most_optimizations', True)
     with pytest.raises(SystemExit) as stopped:
