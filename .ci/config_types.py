@@ -1,12 +1,17 @@
-"""Prints dnt/config/typed.py, the types of configs, from the schema.
+"""Writes dnt/config/typed.py, the types of configs, from the schema.
 
-python .ci/config_types.py > dnt/config/typed.py
+python .ci/config_types.py
 """
 
+import pathlib
+import sys
 from collections.abc import Mapping
 from typing import Any
 
-from dnt import config as schema
+ROOT = pathlib.Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from dnt import config as schema  # noqa: E402
 
 HEAD = '''"""Types of configs, for annotations: each option by name has the type that the schema gives it.
 
@@ -56,4 +61,4 @@ def _type(option: schema.Option, is_set: bool) -> str:
 
 
 if __name__ == '__main__':
-  print(text(), end='')
+  (ROOT / 'dnt' / 'config' / 'typed.py').write_text(text())

@@ -7,7 +7,7 @@ The parts, in their order, each a process with a time limit of its own:
 
 tests: those that hold on one accelerator, in float32 without TF32, two minutes at most.
 step: train steps of ResNet-20, -50 and -56 in turn with torch.compile's; aim: 0.9 of its step rate.
-epoch: the whole loop on 50,000 CIFAR-shaped pictures against the bare step; aim: 98 % of its rate.
+epoch: the whole loop on 50,000 CIFAR-shaped images against the bare step; aim: 98 % of its rate.
 norms: GB/s of the norms beside a copy's.
 degradation: plain-20 and -56, ResNet-20 and -56 on CIFAR-10, as many of the paper's 64k steps as the time allows.
 cars: all of a pretrained ResNet-50 on Stanford Cars, as far as the time allows.
@@ -55,7 +55,7 @@ class Part(NamedTuple):
     most: seconds it gets.
     computes: in its own process, on the accelerator.
     needs: packed sets.
-    weight: its share of what is left, beside those of later parts; 0: it takes what it needs.
+    weight: its fraction of what is left, beside those of later parts; 0: it takes what it needs.
   """
 
   run: Callable[[options_lib.Options, Callable[[Any], None]], None]
@@ -218,8 +218,8 @@ def run_all(chosen: list[str]) -> dict[str, Any]:
   data = unpacked(work) if any(PARTS[name].needs for name in chosen) else None
   for number, name in enumerate(chosen):
     part, later = PARTS[name], chosen[number + 1 :]
-    share = part.weight / sum(PARTS[each].weight for each in (name, *later)) if part.weight else 1.0
-    limit = min(part.most, share * left())
+    fraction = part.weight / sum(PARTS[each].weight for each in (name, *later)) if part.weight else 1.0
+    limit = min(part.most, fraction * left())
     why = missing(part, data)
     if not why and limit < part.least:
       why = f'it needs {part.least:.0f} s, and {max(limit, 0):.0f} s are left for it'

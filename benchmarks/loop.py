@@ -3,7 +3,7 @@
   python -m benchmarks.loop [--json=FILE]
 
 The loop's time is all of a run but for set-up, compilation and evaluation: dispatch, metrics, logging, checkpoints. The
-bare step is the same function, compiled alone and called once a step, on the same resident pictures. Pictures are
+bare step is the same function, compiled alone and called once a step, on the same resident images. Images are
 synthetic, of the real size: the speed does not depend on what they show. What the loop would compile in the background
 while it trains is compiled before, so that compilation, a cost of the start and not of the loop, is not timed.
 """

@@ -40,23 +40,23 @@ def make_bare(config: ml_collections.ConfigDict) -> Callable[[], float]:
   mesh = mesh_lib.make_mesh(config.mesh)
   data = experiment.load_data(config, ())
   run = experiment.make(experiment.resolve(config, data), data.spec)
-  feed = pipeline.make_train_feed(run.config, data.train, mesh)
+  loader = pipeline.make_train_loader(run.config, data.train, mesh)
   step = compile_lib.jit(
-    lambda state, arrays: run.phases[0].train_step(state, feed.batch_at(arrays, state.step)), donate_argnums=0
+    lambda state, arrays: run.phases[0].train_step(state, loader.batch_at(arrays, state.step)), donate_argnums=0
   )
 
   def fresh():
     state = run.make_state(run.init_variables())
     return mesh_lib.place(state, mesh_lib.parameter_shardings(mesh, state))
 
-  arrays = feed.arrays(0, 1)
+  arrays = loader.arrays(0, 1)
   jax.block_until_ready(step(fresh(), arrays))
 
   def seconds() -> float:
     state = jax.block_until_ready(fresh())
     start = time.monotonic()
     for index in range(config.train.steps):
-      state, metrics = step(state, feed.arrays(index, 1))
+      state, metrics = step(state, loader.arrays(index, 1))
     jax.block_until_ready((state, metrics))
     return time.monotonic() - start
 

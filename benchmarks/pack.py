@@ -4,7 +4,7 @@
   python -m benchmarks.pack --unpack=packs --output=data
 
 --cifar: the binary files of CIFAR-10, in lossless WebP (about 100 MB, two files). --cars: Stanford Cars, as many
-pictures as fit in --cars_files files, class by class in turn, a fifth of the bytes for the test split; larger ones are
+images as fit in --cars_files files, class by class in turn, a fifth of the bytes for the test split; larger ones are
 resized to --cars_side. --weights: Keras' ResNet-50 for TensorFlow.js, its kernels rounded to half precision, all else
 exact (one file). Each file is `<set>-<number>-of-<count>.zip`.
 

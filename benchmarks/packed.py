@@ -16,8 +16,8 @@ MANIFEST = 'manifest.json'
 STATE = 'unpacked.json'
 SETS = {'cifar': 'cifar-10-batches-bin', 'cars': 'cars', 'weights': 'resnet50'}  # and their folders, unpacked
 SIDE, RECORD = 32, 3 * 32 * 32 + 1
-COLUMNS, TILES = 25, 1000  # of a mosaic: WebP makes less of single pictures
-TEST_SHARE = 0.2  # of the bytes of the cars
+COLUMNS, TILES = 25, 1000  # of a mosaic: WebP makes less of single images
+TEST_FRACTION = 0.2  # of the bytes of the cars
 OVERHEAD = 4096  # of a file: its manifest, and the end of its list of members
 LEFT_OVER = 50_000  # at the end of a file of cars, where the next one does not fit
 WEIGHTS_FILE = 'group1-shard1of1.bin'
@@ -39,23 +39,23 @@ def sha256(content: bytes) -> str:
   return hashlib.sha256(content).hexdigest()
 
 
-def mosaic(pictures: np.ndarray) -> np.ndarray:
-  """uint8 [N, 32, 32, 3] as one picture, its last row filled up with black."""
-  rows = -(-len(pictures) // COLUMNS)
+def mosaic(images: np.ndarray) -> np.ndarray:
+  """uint8 [N, 32, 32, 3] as one image, its last row filled up with black."""
+  rows = -(-len(images) // COLUMNS)
   tiles = np.zeros((rows * COLUMNS, SIDE, SIDE, 3), np.uint8)
-  tiles[: len(pictures)] = pictures
+  tiles[: len(images)] = images
   return tiles.reshape(rows, COLUMNS, SIDE, SIDE, 3).transpose(0, 2, 1, 3, 4).reshape(rows * SIDE, COLUMNS * SIDE, 3)
 
 
-def tiles(picture: np.ndarray, count: int) -> np.ndarray:
+def tiles(image: np.ndarray, count: int) -> np.ndarray:
   """The inverse of `mosaic`."""
-  rows = len(picture) // SIDE
-  split = picture.reshape(rows, SIDE, COLUMNS, SIDE, 3).transpose(0, 2, 1, 3, 4)
+  rows = len(image) // SIDE
+  split = image.reshape(rows, SIDE, COLUMNS, SIDE, 3).transpose(0, 2, 1, 3, 4)
   return split.reshape(-1, SIDE, SIDE, 3)[:count]
 
 
 def cifar_pieces(folder: pathlib.Path) -> tuple[list[Piece], dict[str, Any]]:
-  """Pieces of a thousand pictures, and the digest of each file."""
+  """Pieces of a thousand images, and the digest of each file."""
   pieces, digests = [], {}
   for path in sorted(folder.glob('*.bin')):
     content = path.read_bytes()
@@ -63,9 +63,9 @@ def cifar_pieces(folder: pathlib.Path) -> tuple[list[Piece], dict[str, Any]]:
     records = np.frombuffer(content, np.uint8).reshape(-1, RECORD)
     for start in range(0, len(records), TILES):
       part = records[start : start + TILES]
-      pictures = part[:, 1:].reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1)
+      images = part[:, 1:].reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1)
       encoded = io.BytesIO()
-      Image.fromarray(mosaic(pictures)).save(encoded, 'webp', lossless=True, quality=100, method=4)
+      Image.fromarray(mosaic(images)).save(encoded, 'webp', lossless=True, quality=100, method=4)
       pieces.append(Piece(f'{path.name}/{start:05d}.webp', encoded.getvalue()))
       pieces.append(Piece(f'{path.name}/{start:05d}.labels', part[:, 0].tobytes()))
   names = folder / 'batches.meta.txt'
@@ -80,9 +80,9 @@ def unpack_cifar(archive: zipfile.ZipFile, folder: pathlib.Path) -> None:
       continue
     file, _, place = name.removesuffix('.webp').partition('/')
     labels = np.frombuffer(archive.read(f'{file}/{place}.labels'), np.uint8)
-    with Image.open(io.BytesIO(archive.read(name))) as picture:
-      pictures = tiles(np.asarray(picture.convert('RGB')), len(labels))
-    records = np.concatenate([labels[:, None], pictures.transpose(0, 3, 1, 2).reshape(len(labels), -1)], axis=1)
+    with Image.open(io.BytesIO(archive.read(name))) as image:
+      images = tiles(np.asarray(image.convert('RGB')), len(labels))
+    records = np.concatenate([labels[:, None], images.transpose(0, 3, 1, 2).reshape(len(labels), -1)], axis=1)
     path = folder / file
     path.touch()
     with path.open('r+b') as out:
@@ -91,16 +91,16 @@ def unpack_cifar(archive: zipfile.ZipFile, folder: pathlib.Path) -> None:
 
 
 def cars_pieces(folder: pathlib.Path, side: int, limit: float) -> tuple[list[Piece], dict[str, Any]]:
-  """As many pictures as fit in `limit` bytes, class by class in turn."""
+  """As many images as fit in `limit` bytes, class by class in turn."""
   from dnt import config as schema
   from dnt.data.sources import cars
 
   splits, pieces, about = cars.cars(str(folder), schema.default().data, 0), [], {}
-  for split, share in (('test', TEST_SHARE), ('train', 1 - TEST_SHARE)):
+  for split, fraction in (('test', TEST_FRACTION), ('train', 1 - TEST_FRACTION)):
     found = splits[split]()
-    room, taken = share * limit, []
+    room, taken = fraction * limit, []
     for index in in_turn(found.labels):
-      path, label = pathlib.Path(found.pictures.paths[index]), int(found.labels[index])
+      path, label = pathlib.Path(found.store.paths[index]), int(found.labels[index])
       # The number keeps classes in their order, which is by name where they are folders.
       name = f'{split}/{label + 1:03d} {found.class_names[label].replace("/", "-")}/{path.stem}.jpg'
       piece = Piece(name, resized(path, side))
@@ -109,7 +109,7 @@ def cars_pieces(folder: pathlib.Path, side: int, limit: float) -> tuple[list[Pie
         break
       taken.append(piece)
     pieces += taken
-    about[split] = f'{len(taken)} of {len(found.labels)} pictures'
+    about[split] = f'{len(taken)} of {len(found.labels)} images'
   return pieces, about
 
 
@@ -122,13 +122,13 @@ def in_turn(labels: np.ndarray) -> Iterator[int]:
 def resized(path: pathlib.Path, side: int) -> bytes:
   """A JPEG whose shorter side has `side` pixels at most; smaller ones stay as they are."""
   content = path.read_bytes()
-  with Image.open(io.BytesIO(content)) as picture:
-    factor = side / min(picture.size)
-    if factor >= 1 and picture.format == 'JPEG':
+  with Image.open(io.BytesIO(content)) as image:
+    factor = side / min(image.size)
+    if factor >= 1 and image.format == 'JPEG':
       return content
-    size = tuple(max(1, round(min(factor, 1) * length)) for length in picture.size)
+    size = tuple(max(1, round(min(factor, 1) * length)) for length in image.size)
     encoded = io.BytesIO()
-    picture.convert('RGB').resize(size, Image.Resampling.LANCZOS).save(encoded, 'jpeg', quality=90)
+    image.convert('RGB').resize(size, Image.Resampling.LANCZOS).save(encoded, 'jpeg', quality=90)
     return encoded.getvalue()
 
 

@@ -1,4 +1,4 @@
-"""The train step of CIFAR ResNets in turn: dnt, PyTorch eager, and plain flax, on the same pictures and threads.
+"""The train step of CIFAR ResNets in turn: dnt, PyTorch eager, and plain flax, on the same images and threads.
 
   python -m benchmarks.step [--depths=20,56] [--json=FILE]
 
@@ -21,7 +21,7 @@ from absl import app, flags
 from benchmarks import racing
 
 DEPTHS = flags.DEFINE_list('depths', ['20', '56'], 'ResNets to time.')
-BATCH = flags.DEFINE_integer('batch', 128, 'Pictures a step.')
+BATCH = flags.DEFINE_integer('batch', 128, 'Images a step.')
 ROUNDS = flags.DEFINE_integer('rounds', 5, 'Times that the contenders take turns.')
 STEPS = flags.DEFINE_integer('steps', 3, 'Steps of a turn.')
 JSON = flags.DEFINE_string('json', None, 'File to write the figures to.')
@@ -29,7 +29,7 @@ CONTENDER = flags.DEFINE_string('contender', None, 'Used by the benchmark itself
 CONTENDERS = ('dnt', 'torch', 'torch_channels_last', 'flax')
 
 
-def pictures():
+def images():
   import numpy as np
 
   rng = np.random.default_rng(0)
@@ -51,7 +51,7 @@ def dnt_step(depth: int):
   config.train.steps = 1000
   config.data.mean, config.data.std = (0.5,) * 3, (0.25,) * 3
   run = experiment.make(config, experiment.DataSpec(50_000, (32, 32, 3), tuple(map(str, range(10)))))
-  image, label = pictures()
+  image, label = images()
   batch = {'image': image, 'label': label, 'epoch': np.zeros_like(label), 'position': np.arange(len(label))}
   state = jax.device_put(run.make_state(run.init_variables()))
   program = compile_lib.jit(run.phases[0].train_step, donate_argnums=0)
@@ -97,7 +97,7 @@ def flax_step(depth: int):
       return nn.Dense(10)(jnp.mean(x, (1, 2)))
 
   model, optimizer = Net(), optax.chain(optax.add_decayed_weights(1e-4), optax.sgd(0.1, 0.9))
-  image, label = pictures()
+  image, label = images()
   variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
 
   @jax.jit
@@ -130,7 +130,7 @@ def torch_step(depth: int, channels_last: bool):
 
   torch.set_num_threads(os.cpu_count())
   model = torch_nets.cifar_resnet(depth)
-  image, label = (torch.from_numpy(array) for array in pictures())
+  image, label = (torch.from_numpy(array) for array in images())
   image, label = image.permute(0, 3, 1, 2).contiguous(), label.long()
   if channels_last:
     model, image = model.to(memory_format=torch.channels_last), image.to(memory_format=torch.channels_last)

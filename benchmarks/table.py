@@ -26,7 +26,7 @@ def row(workdir: pathlib.Path) -> list[str]:
     f'{last["epoch"]:.1f} ({last["step"]})',
     f'{100 * last[f"{split}/accuracy"]:.2f} %',
     f'{last[f"{split}/loss"]:.3f}',
-    progress.duration(seconds['total']),
+    progress.format_duration(seconds['total']),
     f'{summary["images_per_second"]:,.0f}',
   ]
 

@@ -4,8 +4,8 @@
 
 Turns of a few steps, as the loop takes them, with and without in turn: a watched turn has a dispatch more, the watched
 step, its line in metrics.jsonl and TensorBoard, and its warnings. The cost of one watched step is the median of the
-differences of neighbouring turns; its share is that over the time of all steps of a period. Apart from it: what comes
-once a run, the compilation of the watched program (cold) and the picture. Pictures are synthetic, of the real size.
+differences of neighbouring turns, also given as a fraction of the time of all steps of a period. Apart from it: what
+comes once a run, the compilation of the watched program (cold) and the plot. Images are synthetic, of the real size.
 """
 
 import contextlib
@@ -42,15 +42,15 @@ def seconds(fn):
   return found, time.monotonic() - start
 
 
-def make_turn(run, mesh, feed, rec, plain, watched=None):
+def make_turn(run, mesh, loader, rec, plain, watched=None):
   """A function that takes and records the steps of a turn, the last one with the program `watched` if there is one."""
   state, step = mesh_lib.place(run.make_state(run.init_variables()), mesh_lib.replicated(mesh)), 0
 
   def take(program, count):
     nonlocal state, step
     while count:
-      taken = min(count, feed.max_steps(step))
-      state, found = program(state, feed.arrays(step, taken), np.int32(taken))
+      taken = min(count, loader.max_steps(step))
+      state, found = program(state, loader.arrays(step, taken), np.int32(taken))
       rec.trained(step, taken, jax.device_get(found))
       step, count = step + taken, count - taken
 
@@ -73,13 +73,13 @@ def measure(config):
     tempfile.TemporaryDirectory() as workdir,
     contextlib.ExitStack() as records,
     contextlib.redirect_stdout(io.StringIO()),
-    contextlib.closing(pipeline.make_train_feed(run.config, data.train, mesh)) as feed,
+    contextlib.closing(pipeline.make_train_loader(run.config, data.train, mesh)) as loader,
   ):
     state = mesh_lib.place(run.make_state(run.init_variables()), mesh_lib.replicated(mesh))
 
     def compiled(train_step, longest):
-      program = compile_lib.jit(steps.make_train_steps(train_step, feed.batch_at, longest), donate_argnums=0)
-      return compile_lib.ahead(program, state, feed.shapes(), np.int32(1))
+      program = compile_lib.jit(steps.make_train_steps(train_step, loader.batch_at, longest), donate_argnums=0)
+      return compile_lib.ahead(program, state, loader.shapes(), np.int32(1))
 
     plain, plain_compilation = seconds(lambda: compiled(run.phases[0].train_step, config.train.steps_per_dispatch))
     watched, compilation = seconds(lambda: compiled(run.phases[0].telemetry_step, 1))
@@ -87,7 +87,7 @@ def measure(config):
     for place, program in zip(places, (None, watched), strict=True):
       place.mkdir()
       rec = records.enter_context(record.Record(run, place, 0, {}, record.Clock(time.monotonic())))
-      turns.append(make_turn(run, mesh, feed, rec, plain, program))
+      turns.append(make_turn(run, mesh, loader, rec, plain, program))
     for turn in turns * 2:  # warm-up
       turn()
     pairs = []
@@ -96,20 +96,20 @@ def measure(config):
       took = {at: seconds(turns[at])[1] for at in order}
       pairs.append((took[0], took[1]))
     lines, names = metrics.read(places[1]), [row.entry.name for row in run.table]
-    _, picture = seconds(lambda: plots.png(plots.telemetry(lines, names)))
+    _, image = seconds(lambda: plots.png(plots.telemetry(lines, names)))
 
   step = statistics.median(without for without, _ in pairs) / STEPS.value
   period = run.every(config.telemetry.every).period
-  shares = sorted((after - before) / (period * step) for before, after in pairs)
+  fractions = sorted((after - before) / (period * step) for before, after in pairs)
   return {
     'step': step,
     'period': period,
     'watched_step': statistics.median(after - before for before, after in pairs) + step,
-    'share': statistics.median(shares),
-    'share_quartiles': statistics.quantiles(shares)[::2],
+    'share': statistics.median(fractions),
+    'share_quartiles': statistics.quantiles(fractions)[::2],
     'compilation': compilation,
     'plain_compilation': plain_compilation,
-    'picture': picture,
+    'picture': image,
     'pairs': pairs,
   }
 
@@ -118,7 +118,7 @@ def main(_):
   logging.set_verbosity(logging.ERROR)
   rows = [{'config': name, **measure(make_config())} for name, make_config in loop.CONFIGS.items()]
   print(
-    'config           plain step  watched step  period  share of the run (quartiles)  once a run: compilation, picture'
+    'config           plain step  watched step  period  fraction of the run (quartiles)  once a run: compilation, image'
   )
   for row in rows:
     low, high = row['share_quartiles']

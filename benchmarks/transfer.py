@@ -1,13 +1,13 @@
-"""What transfer saves: ResNet-50's step by what trains, epochs on cached features, and the pictures' way on the host.
+"""What transfer saves: ResNet-50's step by what trains, epochs on cached features, and the images' way on the host.
 
-  python -m benchmarks.transfer [--pictures=<folder>] [--parts=steps,epochs,host] [--size=224] [--batch=8] [--json=FILE]
+  python -m benchmarks.transfer [--folder=<folder>] [--parts=steps,epochs,host] [--size=224] [--batch=8] [--json=FILE]
 
 steps: one train step (forward, backward, AdamW; ImageNet stem; frozen BatchNorm on its running statistics) on a batch
 that is on the device, with the head, the last two blocks and all of it training. Aims: the head at least 2.5 x and the
 last two blocks at least 1.8 x faster than all.
 
 epochs: the training steps of one epoch of the same run without and with cached features; the run's workers decode the
-pictures where they are not cached. Compilation and evaluation are not in it. Beside it what comes once a run, with its
+images where they are not cached. Compilation and evaluation are not in it. Beside it what comes once a run, with its
 compilation: computing the features and writing them, or in later runs reading them from disk. Aim: at least 10 x for
 the head.
 
@@ -16,7 +16,7 @@ host: JPEG decoding, random resized crop, mirroring and RandAugment, as uint8 ba
 on the host here; a run of dnt does it on the device. A turn opens its workers anew and times batches once they flow, by
 the wall clock and by the processor time of all its processes, which a busy machine does not disturb.
 
-All take turns, A B A B. Without --pictures they are generated, JPEGs of 500 x 375.
+All take turns, A B A B. Without --folder they are generated, JPEGs of 500 x 375.
 """
 
 import contextlib
@@ -41,12 +41,12 @@ from dnt.parallel.cpu import allocator
 
 PARTS = flags.DEFINE_list('parts', ['steps', 'epochs', 'host'], 'What to measure.')
 SIZE = flags.DEFINE_integer('size', 224, 'Pixels a side.')
-BATCH = flags.DEFINE_integer('batch', 8, 'Pictures a step.')
+BATCH = flags.DEFINE_integer('batch', 8, 'Images a step.')
 ROUNDS = flags.DEFINE_integer('rounds', 3, 'Times that the contenders take turns.')
-EXAMPLES = flags.DEFINE_integer('examples', 64, 'Pictures of an epoch.')
-IMAGES = flags.DEFINE_integer('images', 256, 'Pictures of a turn of the host part.')
+EXAMPLES = flags.DEFINE_integer('examples', 64, 'Images of an epoch.')
+IMAGES = flags.DEFINE_integer('images', 256, 'Images of a turn of the host part.')
 WORKERS = flags.DEFINE_integer('workers', 1, 'Worker processes, and cores, of the host part.', 1)
-PICTURES = flags.DEFINE_string('pictures', None, 'Folder of JPEGs, at any depth; default: generated ones.')
+FOLDER = flags.DEFINE_string('folder', None, 'Folder of JPEGs, at any depth; default: generated ones.')
 JSON = flags.DEFINE_string('json', None, 'File to write the figures to.')
 CONTENDER = flags.DEFINE_string(
   'contender', None, 'Used by the benchmark itself: serve one contender of the host part.'
@@ -55,19 +55,19 @@ TRAINABLE = {'head': 2.5, 'top:2': 1.8, 'all': None}  # what trains, and how man
 CACHED = 10  # times faster than an uncached epoch, of the head
 CACHED_EPOCHS = 9  # of a turn: one is over while the workers of the turn before still read ahead
 HOST_BATCH = 32
-MAGNITUDE = 9  # of RandAugment, of 30, two operations a picture
+MAGNITUDE = 9  # of RandAugment, of 30, two operations an image
 
 
 def paths() -> list[str]:
   """The JPEGs to read, as many as are asked for at most."""
-  found = sorted(path for path in pathlib.Path(PICTURES.value).rglob('*') if path.suffix.lower() in ('.jpg', '.jpeg'))
+  found = sorted(path for path in pathlib.Path(FOLDER.value).rglob('*') if path.suffix.lower() in ('.jpg', '.jpeg'))
   if len(found) < 2:
-    raise app.UsageError(f'--pictures={PICTURES.value} holds {len(found)} JPEGs')
+    raise app.UsageError(f'--folder={FOLDER.value} holds {len(found)} JPEGs')
   return [str(path) for path in found[: max(EXAMPLES.value, 256)]]
 
 
 def generate(folder: pathlib.Path) -> None:
-  """Pictures with the detail of photographs, in two class folders."""
+  """Images with the detail of photographs, in two class folders."""
   import numpy as np
   from PIL import Image
 
@@ -79,7 +79,7 @@ def generate(folder: pathlib.Path) -> None:
 
 
 def examples(count: int | None = None):
-  """The pictures as a split of two classes."""
+  """The images as a split of two classes."""
   import numpy as np
 
   from dnt.data import examples as examples_lib
@@ -89,11 +89,11 @@ def examples(count: int | None = None):
   chosen = [chosen[index % len(chosen)] for index in range(count or len(chosen))]
   labels = np.arange(len(chosen), dtype=np.int32) % 2
   files = folder.Files(tuple(chosen), labels)
-  return examples_lib.Examples('pictures', 'train', ('a', 'b'), (None, None, 3), files, labels)
+  return examples_lib.Examples('images', 'train', ('a', 'b'), (None, None, 3), files, labels)
 
 
 def make(trainable: str, source: Any, **changes: Any):
-  """The experiment of ResNet-50 on the pictures."""
+  """The experiment of ResNet-50 on the images."""
   from configs import transfer_mri_resnet50
   from dnt import config as schema
   from dnt.training import experiment
@@ -162,11 +162,11 @@ def make_epoch(run: Any, data: Any, mesh: Any, stack: contextlib.ExitStack, coun
   from dnt.parallel import mesh as mesh_lib
   from dnt.training import steps
 
-  feed = stack.enter_context(contextlib.closing(pipeline.make_train_feed(run.config, data.train, mesh)))
-  longest = min(run.config.train.steps_per_dispatch, feed.max_steps(0))
-  program = steps.make_train_steps(run.phases[0].train_step, feed.batch_at, longest)
+  loader = stack.enter_context(contextlib.closing(pipeline.make_train_loader(run.config, data.train, mesh)))
+  longest = min(run.config.train.steps_per_dispatch, loader.max_steps(0))
+  program = steps.make_train_steps(run.phases[0].train_step, loader.batch_at, longest)
   state = mesh_lib.place(run.make_state(run.init_variables()), mesh_lib.replicated(mesh))
-  program = compile_lib.ahead(compile_lib.jit(program, donate_argnums=0), state, feed.shapes(), np.int32(1))
+  program = compile_lib.ahead(compile_lib.jit(program, donate_argnums=0), state, loader.shapes(), np.int32(1))
   step, epochs = 0, 0
 
   def epoch():
@@ -174,8 +174,8 @@ def make_epoch(run: Any, data: Any, mesh: Any, stack: contextlib.ExitStack, coun
     epochs += 1
     start = time.perf_counter()
     while step < round(epochs * run.steps_per_epoch):
-      taken = min(longest, feed.max_steps(step), round(epochs * run.steps_per_epoch) - step)
-      state, metrics = program(state, feed.arrays(step, taken), np.int32(taken))
+      taken = min(longest, loader.max_steps(step), round(epochs * run.steps_per_epoch) - step)
+      state, metrics = program(state, loader.arrays(step, taken), np.int32(taken))
       step += taken
     jax.block_until_ready((state, metrics))
     return time.perf_counter() - start
@@ -201,7 +201,7 @@ def measure_epochs() -> dict[str, Any]:
         once[trainable, name] = time.perf_counter() - start
       contenders[trainable, 'cached'] = make_epoch(cached, features, mesh, stack, CACHED_EPOCHS)
     turns = racing.take_turns(contenders, ROUNDS.value)
-  print(f'\nResNet-50, {SIZE.value} px, {EXAMPLES.value} pictures in batches of {BATCH.value}: milliseconds an epoch')
+  print(f'\nResNet-50, {SIZE.value} px, {EXAMPLES.value} images in batches of {BATCH.value}: milliseconds an epoch')
   for trainable in ('head', 'top:2'):
     ratio = racing.ratio(turns[trainable, 'cached'], turns[trainable, 'uncached'])
     for name in ('uncached', 'cached'):
@@ -241,8 +241,8 @@ def dnt_batches():
     batches.close()
 
 
-class PillowPictures:
-  """The same with Pillow alone, as a data set of torch: a picture, uint8 [H, W, 3]."""
+class PillowImages:
+  """The same with Pillow alone, as a data set of torch: an image, uint8 [H, W, 3]."""
 
   def __init__(self, chosen: Sequence[str], size: int, count: int):
     self.paths, self.size, self.count = chosen, size, count
@@ -311,8 +311,8 @@ def torch_batches():
   """Pillow in torch's DataLoader."""
   from torch.utils import data
 
-  pictures = PillowPictures(paths(), SIZE.value, 10**6)
-  loader = data.DataLoader(pictures, HOST_BATCH, shuffle=True, num_workers=WORKERS.value)
+  images = PillowImages(paths(), SIZE.value, 10**6)
+  loader = data.DataLoader(images, HOST_BATCH, shuffle=True, num_workers=WORKERS.value)
   for batch in loader:
     yield batch.numpy()
 
@@ -331,7 +331,7 @@ def processor_seconds() -> float:
 
 
 def serve(contender: str) -> None:
-  """Answers with the seconds, and those of processor time, of a picture of a turn."""
+  """Answers with the seconds, and those of processor time, of an image of a turn."""
   if contender == 'dnt':
     allocator.tune()
   cores = sorted(os.sched_getaffinity(0))[: WORKERS.value]
@@ -351,12 +351,12 @@ def serve(contender: str) -> None:
 
 
 def measure_host() -> dict[str, Any]:
-  given = [f'--{flag.name}={flag.value}' for flag in (SIZE, IMAGES, WORKERS, EXAMPLES, PICTURES)]
+  given = [f'--{flag.name}={flag.value}' for flag in (SIZE, IMAGES, WORKERS, EXAMPLES, FOLDER)]
   commands = {name: [sys.executable, '-m', 'benchmarks.transfer', f'--contender={name}', *given] for name in HOST}
   with racing.started(commands) as contenders:
     asked = {name: functools.partial(contender.ask, racing.TURN) for name, contender in contenders.items()}
     turns = racing.take_turns(asked, ROUNDS.value)
-  print(f'\nJPEG to {SIZE.value} px with RandAugment, {WORKERS.value} worker(s): pictures a second and core')
+  print(f'\nJPEG to {SIZE.value} px with RandAugment, {WORKERS.value} worker(s): images a second and core')
   found = {}
   for index, clock in enumerate(('wall clock', 'processor time')):
     seconds = {name: [each[index] for each in turns[name]] for name in HOST}
@@ -382,9 +382,9 @@ def main(_):
     if part not in MEASURES:
       raise app.UsageError(f'--parts: {part!r} is none of {", ".join(MEASURES)}')
   with tempfile.TemporaryDirectory() as folder:
-    if not PICTURES.value:
+    if not FOLDER.value:
       generate(pathlib.Path(folder))
-      flags.FLAGS.pictures = folder
+      flags.FLAGS.images = folder
     found = {part: MEASURES[part]() for part in PARTS.value}
   import PIL
   import torch

@@ -46,15 +46,15 @@ def serve() -> None:
   data = experiment.load_data(config, ())
   run = experiment.make(experiment.resolve(config, data), data.spec)
   mesh = mesh_lib.make_mesh(config.mesh)
-  feed = pipeline.make_train_feed(run.config, data.train, mesh)
-  program = steps.make_train_steps(run.phases[0].train_step, feed.batch_at, 10)
+  loader = pipeline.make_train_loader(run.config, data.train, mesh)
+  program = steps.make_train_steps(run.phases[0].train_step, loader.batch_at, 10)
   program = compile_lib.jit(program, mesh, donate_argnums=0)
   state = mesh_lib.place(run.make_state(run.init_variables()), mesh_lib.replicated(mesh))
 
   def turn():
     nonlocal state
     start = time.perf_counter()
-    state, metrics = program(state, feed.arrays(0, STEPS.value), np.int32(STEPS.value))
+    state, metrics = program(state, loader.arrays(0, STEPS.value), np.int32(STEPS.value))
     jax.block_until_ready(metrics)
     return (time.perf_counter() - start) / STEPS.value
 

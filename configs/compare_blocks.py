@@ -4,7 +4,7 @@
   ... --config.base.data.source=idx:<dir>    with the four IDX files at hand (Debian: dataset-fashion-mnist)
 
 Parameters: plain-20, ResNet-20 and pre-activation ResNet-20 269,434; highway-20, three quarters as wide, 289,774;
-DenseNet-BC of 40 layers and k = 15 272,440. A tenth of the training pictures, 10 epochs.
+DenseNet-BC of 40 layers and k = 15 272,440. A tenth of the training images, 10 epochs.
 """
 
 from dnt import config as schema

@@ -6,7 +6,7 @@
 
 Expected: plain-56 has more training error than plain-20, ResNet-56 less than ResNet-20; published test errors: ResNet
 8.75, 6.97, 6.43 %, plain 10.08, 15.39 % (a reimplementation). Full: 64k steps each, for an accelerator.
-Short: 2,500 pictures at 16x16 without augmentation, 40 epochs of batches of 32 (3,125 steps), a quarter of the rate: it
+Short: 2,500 images at 16x16 without augmentation, 40 epochs of batches of 32 (3,125 steps), a quarter of the rate: it
 shows which networks can be trained to fit them, and cannot show the paper's errors, nor what depth gains in test.
 """
 

@@ -3,8 +3,8 @@
   python -m dnt.compare --config=configs/compare_depth.py
   ... --config.base.data.source=idx:<dir>    with the four IDX files at hand (Debian: dataset-fashion-mnist)
 
-A fifth of the training pictures, 938 steps each. Residual stacks without norm start with branches of gain depth^-0.5
-(else 100 layers overflow), highway gates at a share of 1 / (1 + depth); the norm is LayerNorm.
+A fifth of the training images, 938 steps each. Residual stacks without norm start with branches of gain depth^-0.5
+(else 100 layers overflow), highway gates at a fraction of 1 / (1 + depth); the norm is LayerNorm.
 """
 
 import math

@@ -3,7 +3,7 @@
   python -m dnt.compare --config=configs/compare_norms.py
   ... --config.base.data.source=idx:<dir>    with the four IDX files at hand (Debian: dataset-fashion-mnist)
 
-A tenth of the training pictures; the learning rate goes with the batch, all see the same number of examples. In an MLP
+A tenth of the training images; the learning rate goes with the batch, all see the same number of examples. In an MLP
 BatchNorm has one value an example and unit, so that with two examples nothing but a sign is left.
 """
 

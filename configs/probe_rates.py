@@ -3,8 +3,8 @@
   python -m dnt.probe --config=configs/probe_rates.py
 
 Expected: within 5 % in 100 of 101 networks, within 1 % in 95; the other is gelu in highways at sigma_w^2 = 4, near
-their own edge. 43 more are within 0.05 of 1 x a layer in theory, too near for a share to mean much. About 4 minutes of
-processor time.
+their own edge. 43 more are within 0.05 of 1 x a layer in theory, too near for a relative error to mean much. About 4
+minutes of processor time.
 """
 
 from dnt import config as schema

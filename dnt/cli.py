@@ -182,8 +182,8 @@ def _define(program: Program, argv: list[str]) -> flags.FlagValues:
   values = flags.FlagValues()
   program.define_flags(values)
   if program.kinds:
-    said = 'Config file; any key follows as --config.section.key=value.'
-    config_flags.DEFINE_config_file('config', None, said, flag_values=values, sys_argv=argv)
+    description = 'Config file; any key follows as --config.section.key=value.'
+    config_flags.DEFINE_config_file('config', None, description, flag_values=values, sys_argv=argv)
   return values
 
 

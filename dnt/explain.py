@@ -1,14 +1,14 @@
 """Shows which parts of an image a prediction depends on, and which images activate a network most.
 
   python -m dnt.explain --workdir=runs/mine --images='scans/*.jpg'
-  python -m dnt.explain --workdir=runs/mine --exciting=val --top=8
+  python -m dnt.explain --workdir=runs/mine --top_activating=val --top=8
   python -m dnt.explain --weights=tfjs:resnet50 --images=photos --method=layer_cam --entry=stage4/block001 --output=out
 
 --images: computes for each image a class activation map (Grad-CAM, Grad-CAM++, HiResCAM or LayerCAM) at an entry of the
 depth list and draws it over the image. It also measures how much the probability of the class depends on the regions
-that the map marks: deletion and insertion, next to those of a random map. --exciting: finds the images of a split that
-activate each channel of the entry, and each class, most. The output is a PNG per image, sheets of them, explain.html
-and explain.json.
+that the map marks: deletion and insertion, next to those of a random map. --top_activating: finds the images of a split
+that activate each channel of the entry, and each class, most. The output is a PNG per image, sheets of them,
+explain.html and explain.json.
 """
 
 import pathlib
@@ -26,7 +26,7 @@ def define_flags(values: flags.FlagValues) -> None:
   flags.DEFINE_string(
     'weights', None, 'In its place pretrained weights, as config.train.init_from takes them.', flag_values=values
   )
-  flags.DEFINE_string('images', None, 'Pictures to explain: a file, a folder or a quoted glob.', flag_values=values)
+  flags.DEFINE_string('images', None, 'Images to explain: a file, a folder or a quoted glob.', flag_values=values)
   flags.DEFINE_string(
     'entry', None, 'Entry of the depth list; default: the last whose output has places.', flag_values=values
   )
@@ -35,23 +35,27 @@ def define_flags(values: flags.FlagValues) -> None:
     'target', None, 'Class that the maps speak for, by name or index; default: the predicted.', flag_values=values
   )
   flags.DEFINE_string(
-    'exciting', None, 'Split of the run to search for the most exciting pictures.', flag_values=values
+    'top_activating',
+    None,
+    'Split of the run to search for the images that activate each channel and class most.',
+    flag_values=values,
   )
-  flags.DEFINE_integer('top', 5, 'With --exciting: pictures of each channel and class.', 1, flag_values=values)
+  flags.DEFINE_alias('exciting', 'top_activating', flag_values=values)
+  flags.DEFINE_integer('top', 5, 'With --top_activating: images of each channel and class.', 1, flag_values=values)
   flags.DEFINE_string('output', None, 'Folder to write to; default: <workdir>/explain.', flag_values=values)
 
 
 def main(values: flags.FlagValues) -> None:
   """Reads the flags and explains; the last line printed is what was written and its folder."""
   text = cli.trained(values.workdir, values.weights)
-  if not values.images and not values.exciting:
-    raise errors.InputError('give --images=<file, folder or glob>, --exciting=<split of the run>, or both')
-  if values.exciting and not values.workdir:
-    raise errors.InputError('--exciting searches the data of a run: it needs --workdir, not --weights')
+  if not values.images and not values.top_activating:
+    raise errors.InputError('give --images=<file, folder or glob>, --top_activating=<split of the run>, or both')
+  if values.top_activating and not values.workdir:
+    raise errors.InputError('--top_activating searches the data of a run: it needs --workdir, not --weights')
   if values.target and not values.images:
-    raise errors.InputError('--target is the class of the maps of pictures: it needs --images')
-  if values['top'].present and not values.exciting:
-    raise errors.InputError('--top is of the pictures that excite most: it needs --exciting')
+    raise errors.InputError('--target is the class of the maps of images: it needs --images')
+  if values['top'].present and not values.top_activating:
+    raise errors.InputError('--top is the number of top-activating images: it needs --top_activating')
   if not values.workdir and not values.output:
     raise errors.InputError('--weights has no folder of a run to write into: give --output=<folder>')
   output = pathlib.Path(values.output or pathlib.Path(values.workdir) / 'explain')
@@ -60,7 +64,7 @@ def main(values: flags.FlagValues) -> None:
   from dnt.parallel import compile as compile_lib
 
   compile_lib.enable_cache()
-  wanted = report.Wanted(values.entry, values.method, values.target, values.images, values.exciting, values.top)
+  wanted = report.Wanted(values.entry, values.method, values.target, values.images, values.top_activating, values.top)
   print(f'{report.run(text, wanted, output)}  {output}')
 
 

@@ -81,9 +81,9 @@ def train(
   run = lr_find.settle(run, data, mesh, workdir)
 
   with (
-    contextlib.closing(pipeline.make_train_feed(run.config, data.train, mesh)) as feed,
+    contextlib.closing(pipeline.make_train_loader(run.config, data.train, mesh)) as loader,
     evaluate.Evaluator(run, mesh, data.evaluation) as evaluator,
-    precompile.Programs(run, mesh, feed, evaluator, clock) as programs,
+    precompile.Programs(run, mesh, loader, evaluator, clock) as programs,
   ):
     start = initialize.find(run, mesh, saved, data.weights)
     programs.prepare(start.shapes, start.step)
@@ -98,7 +98,7 @@ def train(
       if history:
         _log.info(f'going on from step {step}')
       try:
-        state = _run(_Session(run, mesh, feed, programs, saved, rec, clock, guard), state)
+        state = _run(_Session(run, mesh, loader, programs, saved, rec, clock, guard), state)
       except errors.RunError as error:
         saved.close()
         kept = 'none was saved' if saved.latest_step is None else f'the checkpoint of step {saved.latest_step} is kept'
@@ -112,7 +112,7 @@ class _Session(NamedTuple):
 
   run: experiment.Experiment
   mesh: jax.sharding.Mesh
-  feed: pipeline.Feed
+  loader: pipeline.Loader
   programs: precompile.Programs
   saved: checkpoints.Checkpoints
   rec: record.Record
@@ -143,11 +143,11 @@ def _run(session: _Session, state: steps.TrainState) -> steps.TrainState:
   run, programs, rec = session.run, session.programs, session.rec
   due, pending, counter = calendar.Calendar(run), _Pending(rec), itertools.count()
   rows = layouts.scanned_rows(state.params)
-  step, asked = int(state.step), False
+  step, requested = int(state.step), False
   phase = run.phase(step)
   while True:
-    evaluating = due.evaluates(step) and rec.evaluated_at < step and not asked
-    ending = step == due.total or asked or rec.out_of_patience
+    evaluating = due.evaluates(step) and rec.evaluated_at < step and not requested
+    ending = step == due.total or requested or rec.out_of_patience
     if evaluating or due.saves(step) or ending:
       pending.flush()
     if evaluating:
@@ -165,8 +165,8 @@ def _run(session: _Session, state: steps.TrainState) -> steps.TrainState:
       state = initialize.advance(run, session.mesh, state, phase)
       programs.prepare(state, step)
 
-    count = due.steps_at_once(step, session.feed.max_steps(step))
+    count = due.steps_at_once(step, session.loader.max_steps(step))
     state, metrics = programs.train(state, step, count, before_waiting=pending.flush)
     pending.replace(step, count, metrics)
     step += count
-    asked = session.guard.requested(next(counter))
+    requested = session.guard.requested(next(counter))

@@ -25,20 +25,20 @@ def define_flags(values: flags.FlagValues) -> None:
   """Defines the flags of this program."""
   flags.DEFINE_string('workdir', None, 'Of a run.', flag_values=values)
   flags.DEFINE_string('weights', None, 'Pretrained weights: what config.train.init_from takes.', flag_values=values)
-  flags.DEFINE_string('images', None, 'A picture, a folder (all in and below it) or a quoted glob.', flag_values=values)
-  flags.DEFINE_integer('top', 5, 'The most classes to show of each picture.', 1, flag_values=values)
+  flags.DEFINE_string('images', None, 'An image, a folder (all in and below it) or a quoted glob.', flag_values=values)
+  flags.DEFINE_integer('top', 5, 'The most classes to show of each image.', 1, flag_values=values)
   flags.DEFINE_string('output', None, 'File to write, .csv or .json.', flag_values=values)
   flags.DEFINE_string(
     'class_names', None, 'Text file of class names, one a line; default: the own ones.', flag_values=values
   )
-  flags.DEFINE_integer('batch_size', 32, 'Pictures that pass through the network together.', 1, flag_values=values)
+  flags.DEFINE_integer('batch_size', 32, 'Images that pass through the network together.', 1, flag_values=values)
 
 
 def main(values: flags.FlagValues) -> None:
   """Reads the flags and predicts; prints a line per image, and finally their number and the output file."""
-  asked = cli.trained(values.workdir, values.weights)
+  requested = cli.trained(values.workdir, values.weights)
   if not values.images:
-    raise errors.InputError('give --images=<picture, folder or quoted glob>')
+    raise errors.InputError('give --images=<image, folder or quoted glob>')
   output = pathlib.Path(values.output) if values.output else None
   if output and output.suffix not in ('.csv', '.json'):
     raise errors.InputError(f'--output={output} must end in .csv or .json')
@@ -56,39 +56,43 @@ def main(values: flags.FlagValues) -> None:
   compile_lib.enable_cache()
   mesh = mesh_lib.make_mesh(schema.default().mesh)
   mesh_lib.check_batch('--batch_size', values.batch_size, mesh)
-  network = inference.load(asked, mesh)
+  network = inference.load(requested, mesh)
   names = names or network.class_names
   if len(names) != len(network.class_names):
     raise errors.InputError(
-      f'--class_names={values.class_names} holds {len(names)} names, and {asked} has {len(network.class_names)} classes'
+      f'--class_names={values.class_names} holds {len(names)} names, and {requested} has '
+      f'{len(network.class_names)} classes'
     )
 
   log = logging.getLogger('dnt.predict')  # not __name__, which is that of the main module
-  width, line = max(map(len, paths)), progress.Count('pictures', len(paths))
+  width, line = max(map(len, paths)), progress.Count('images', len(paths))
   rows, unreadable, done = [], {}, 0
   try:
-    for found in inference.predict(network, mesh, paths, values.batch_size, values.top):
-      for reason in found.unreadable.values():
+    for result in inference.predict(network, mesh, paths, values.batch_size, values.top):
+      for reason in result.unreadable.values():
         log.info(f'skipped: {reason}')
-      for path, indexes, shares in zip(found.paths, found.indexes.tolist(), found.probabilities.tolist(), strict=True):
-        best = [Guess(names[index], index, share) for index, share in zip(indexes, shares, strict=True)]
-        shown = [f'{guess.name} {progress.figure("accuracy", guess.probability)}' for guess in best]
+      for path, indexes, probabilities in zip(
+        result.paths, result.indexes.tolist(), result.probabilities.tolist(), strict=True
+      ):
+        pairs = zip(indexes, probabilities, strict=True)
+        best = [Guess(names[index], index, probability) for index, probability in pairs]
+        shown = [f'{guess.name} {progress.format_value("accuracy", guess.probability)}' for guess in best]
         log.info('  '.join([f'{path:{width}}', *shown]))
         rows.append(Row(path, best))
-      unreadable |= found.unreadable
-      done += len(found.paths) + len(found.unreadable)
+      unreadable |= result.unreadable
+      done += len(result.paths) + len(result.unreadable)
       line.update(done)
   except KeyboardInterrupt:
     if not rows:
       raise
   line.close()
   if not rows:
-    raise errors.InputError(f'none of the {len(paths)} pictures at {values.images!r} can be read')
+    raise errors.InputError(f'none of the {len(paths)} images at {values.images!r} can be read')
   if output:
-    write(output, asked, network.step, rows, unreadable)
+    write(output, requested, network.step, rows, unreadable)
   skipped = f', {len(unreadable)} skipped' if unreadable else ''
   stopped = f', stopped before the other {len(paths) - done}' if done < len(paths) else ''
-  counted = f'{len(rows)} picture{"s" if len(rows) > 1 else ""}'
+  counted = f'{len(rows)} image{"s" if len(rows) > 1 else ""}'
   print(f'{counted}{skipped}{stopped}' + (f'  {output}' if output else ''))
 
 
@@ -143,16 +147,16 @@ def write(
     text = io.StringIO()
     table = csv.writer(text, lineterminator='\n')
     table.writerow(['picture', 'rank', 'class', 'index', 'probability'])
-    for picture, best in rows:
-      table.writerows([picture, rank, *each] for rank, each in enumerate(best, 1))
+    for image, best in rows:
+      table.writerows([image, rank, *each] for rank, each in enumerate(best, 1))
     content = text.getvalue()
   else:
     predictions = [
       {
-        'picture': picture,
+        'picture': image,
         'classes': [{'class': guess.name, 'index': guess.index, 'probability': guess.probability} for guess in best],
       }
-      for picture, best in rows
+      for image, best in rows
     ]
     content = {'weights': origin, 'step': step, 'predictions': predictions, 'unreadable': unreadable}
   try:

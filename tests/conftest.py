@@ -104,7 +104,7 @@ def load_config():
 
 @pytest.fixture
 def tiny():
-  """A config that trains in about a second: an MLP on 64 synthetic 8x8 pictures; change it as a test needs."""
+  """A config that trains in about a second: an MLP on 64 synthetic 8x8 images; change it as a test needs."""
   from dnt import config as schema
 
   config = schema.default()
@@ -154,7 +154,7 @@ def _train(workdir):
 
   from dnt import cli, main
 
-  devices = jax.devices()[:1]
+  devices, level = jax.devices()[:1], logging.getLogger().level
   output, problems = io.StringIO(), io.StringIO()
   with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(output), contextlib.redirect_stderr(problems):
     patch.setattr(jax, 'devices', lambda: devices)
@@ -164,6 +164,7 @@ def _train(workdir):
     with pytest.raises(SystemExit) as stopped:
       cli.run(main.PROGRAM)
     jax.config.update('jax_disable_most_optimizations', False)
+  logging.getLogger().setLevel(level)
   return stopped.value.code or 0, output.getvalue(), problems.getvalue()
 
 
@@ -270,7 +271,7 @@ def own_network(tiny, tmp_path, monkeypatch):
 
 @pytest.fixture
 def begin():
-  """The experiment of a config, its first state and a batch of its training pictures, by position."""
+  """The experiment of a config, its first state and a batch of its training images, by position."""
   import jax.numpy as jnp
 
   from dnt.parallel import compile as compile_lib

@@ -121,11 +121,11 @@ def make(torch, family, options, tensors):
   return network.eval()
 
 
-def logits_of(torch, family, options, tensors, pictures):
-  """Of float32 pictures, channels last."""
+def logits_of(torch, family, options, tensors, images):
+  """Of float32 images, channels last."""
   network = make(torch, family, options, tensors)
   with torch.no_grad():
-    return network(torch.from_numpy(np.ascontiguousarray(pictures.transpose(0, 3, 1, 2))))
+    return network(torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))))
 
 
 @pytest.fixture
@@ -205,7 +205,7 @@ def evil(tmp_path):
 
 @pytest.fixture
 def imagenet(tiny):
-  """A config of an ImageNet network on 32x32 pictures of 10 classes; change it as a test needs."""
+  """A config of an ImageNet network on 32x32 images of 10 classes; change it as a test needs."""
   tiny.data.image_size = 32
   tiny.model.width = None
   tiny.model.update({'name': 'resnet', 'stem': 'imagenet', 'depth': 18})
@@ -225,34 +225,34 @@ def build():
 
 
 @pytest.fixture(scope='session')
-def pictures():
+def images():
   """uint8 [2, 32, 32, 3]."""
   return np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
 
 
 @pytest.fixture
 def logits():
-  """`logits(run, variables, pictures)`: of uint8 pictures, as an evaluation computes them."""
+  """`logits(run, variables, images)`: of uint8 images, as an evaluation computes them."""
 
-  def compute(run, variables, pictures):
-    def apply(variables, pictures):
-      return run.model.apply(variables, run.preprocess({'image': pictures}, None), train=False)
+  def compute(run, variables, images):
+    def apply(variables, images):
+      return run.model.apply(variables, run.preprocess({'image': images}, None), train=False)
 
-    return np.asarray(jax.jit(apply, compiler_options=QUICK)(variables, pictures))
+    return np.asarray(jax.jit(apply, compiler_options=QUICK)(variables, images))
 
   return compute
 
 
 @pytest.fixture
 def torch_logits(torch_reference):
-  """`torch_logits(family, options, tensors, pictures)`: torch's, of pictures as the network takes them.
+  """`torch_logits(family, options, tensors, images)`: torch's, of images as the network takes them.
 
   The tensors must be those, to the bit, that torch was given when the reference was written.
   """
 
-  def compute(family, options, tensors, pictures):
+  def compute(family, options, tensors, images):
     sums = weights.checksums(tensors)
-    logits, given = torch_reference(lambda torch: (logits_of(torch, family, options, tensors, pictures), sums))
+    logits, given = torch_reference(lambda torch: (logits_of(torch, family, options, tensors, images), sums))
     np.testing.assert_array_equal(sums, given, 'torch was given other tensors')
     return logits
 
@@ -268,10 +268,10 @@ def real_logits():
 
 @pytest.fixture
 def normalized():
-  """`normalized(pictures, mean, std)`: of uint8 pictures, in NumPy."""
+  """`normalized(images, mean, std)`: of uint8 images, in NumPy."""
 
-  def normalize(pictures, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)):
+  def normalize(images, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)):
     mean, std = (np.reshape(value, (1, 1, 1, 3)) for value in (mean, std))
-    return ((pictures / 255 - mean) / std).astype(np.float32)
+    return ((images / 255 - mean) / std).astype(np.float32)
 
   return normalize

@@ -103,14 +103,14 @@ def test_stopped_killed_and_started_again(tmp_path, compare):
   while pathlib.Path(f'/proc/{child}').exists():  # told to stop, it saves
     assert time.monotonic() < deadline
     time.sleep(0.01)
-  cut = json.loads((good / 'summary.json').read_text())
-  assert not cut['finished'] and cut['step'] > stopped['step']
+  partition = json.loads((good / 'summary.json').read_text())
+  assert not partition['finished'] and partition['step'] > stopped['step']
 
   process = compare()
   output, _ = process.communicate(timeout=240)
   assert process.returncode == 1, output
   assert re.search('error: 1 of 2 .*failed.* diverges seed 0', output)
-  assert f'from step {cut["step"]}' in (good / 'log.txt').read_text()
+  assert f'from step {partition["step"]}' in (good / 'log.txt').read_text()
   assert json.loads((good / 'summary.json').read_text())['step'] == STEPS
   rows = [line for line in (workdir / 'results.md').read_text().splitlines() if line.startswith('| ')]
   assert rows[2].startswith('| good | 1/1 | 0.00 | ') and 'not finite' in rows[3]

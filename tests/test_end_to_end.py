@@ -14,7 +14,7 @@ from dnt.reporting import metrics
 from dnt.training import experiment, record
 from dnt.weights import names
 
-# What the configs' sources hold: training examples, picture shape, classes.
+# What the configs' sources hold: training examples, image shape, classes.
 SOURCES = {
   'digits': (1437, (8, 8, 1), 10),
   'tfds:fashion_mnist': (60_000, (28, 28, 1), 10),

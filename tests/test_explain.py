@@ -18,10 +18,10 @@ def program(run_here):
 
 
 def test_a_run_is_explained(program, trained_copy, tmp_path):
-  picture = tmp_path / 'picture.png'
-  Image.fromarray(np.random.default_rng(0).integers(0, 256, (10, 9, 3), np.uint8)).save(picture)
+  original = tmp_path / 'picture.png'
+  Image.fromarray(np.random.default_rng(0).integers(0, 256, (10, 9, 3), np.uint8)).save(original)
   workdir = trained_copy.workdir
-  given = [f'--workdir={workdir}', f'--images={picture}', '--exciting=test[:9]', '--top=2']
+  given = [f'--workdir={workdir}', f'--images={original}', '--exciting=test[:9]', '--top=2']
   code, output = program(*given, '--method=hires_cam', '--entry=stem', '--target=4')
   assert code == 0, output
   last = output.splitlines()[-1]
@@ -41,9 +41,9 @@ def test_bad_flags_are_one_line(program, tmp_path):
   for arguments, said in (
     (['--images=x'], '--workdir=.* --weights='),
     ([run], '--images=<'),
-    (['--weights=tfjs:x', '--exciting=test', '--output=x'], '--workdir.* --weights'),
-    ([run, '--exciting=test', '--target=cat'], '--target .*--images'),
-    ([run, '--images=x', '--top=3'], '--top.* --exciting'),
+    (['--weights=tfjs:x', '--top_activating=test', '--output=x'], '--workdir.* --weights'),
+    ([run, '--top_activating=test', '--target=cat'], '--target .*--images'),
+    ([run, '--images=x', '--top=3'], '--top.* --top_activating'),
     (['--weights=tfjs:x', '--images=x'], '--output=<folder>'),
     ([run, '--images=x', '--method=gradcam'], 'grad_cam_plus_plus'),
   ):

@@ -34,10 +34,10 @@ def test_stablehlo_with_the_averaged_weights(program, trained_copy, build):
   folder = workdir / 'export'
   assert re.match(f'step 4\\b.*averaged.* {folder / "model.stablehlo"} .*model.json', output.splitlines()[-1])
   called = export.deserialize(bytearray((folder / 'model.stablehlo').read_bytes()))
-  pictures = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), np.uint8)
+  images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), np.uint8)
   run, averaged = build(run_config.get_config(str(workdir / 'config.json'))), checkpoints.load_parameters(workdir).ema
-  want = jax.jit(lambda x: run.model.apply(averaged, run.preprocess({'image': x}, None), train=False))(pictures)
-  np.testing.assert_allclose(called.call(pictures), want, rtol=0, atol=1e-5 * np.abs(want).max())
+  want = jax.jit(lambda x: run.model.apply(averaged, run.preprocess({'image': x}, None), train=False))(images)
+  np.testing.assert_allclose(called.call(images), want, rtol=0, atol=1e-5 * np.abs(want).max())
   assert json.loads((folder / 'model.json').read_text())['class_names'] == list(run.spec.class_names)
 
 

@@ -25,7 +25,7 @@ SMALL = (
 TINY = ('--config.data.source=synthetic', '--config.data.synthetic_examples=64', *SMALL)
 
 
-def pictures(folder, count, size=(8, 8)):
+def images(folder, count, size=(8, 8)):
   folder.mkdir(parents=True)
   for index in range(count):
     Image.fromarray(np.full((*size, 3), 10 * index, np.uint8)).save(folder / f'{index}.jpg')
@@ -80,7 +80,7 @@ def test_a_run_fills_its_workdir(trained):
   assert len(summary['params_sha256']) == 64
   assert {'total', 'compile', 'train', 'evaluate'} <= set(summary['seconds'])
   assert summary['last']['test/loss'] == lines[-1]['test/loss']
-  assert summary['best']['metric'] == 'test/accuracy'
+  assert summary['best']['metric'] == 'test_ema/accuracy'
   assert {'versions', 'devices', 'command', 'images_per_second'} <= set(summary)
 
 
@@ -194,7 +194,7 @@ def test_missing_data_folder(refused, tmp_path):
 
 
 def test_empty_class_folder(refused, tmp_path):
-  pictures(tmp_path / 'data' / 'cat', 4)
+  images(tmp_path / 'data' / 'cat', 4)
   (tmp_path / 'data' / 'dog').mkdir()
   message = refused(f'--workdir={tmp_path}', *SMALL, f'--config.data.source=folder:{tmp_path / "data"}')
   assert str(tmp_path / 'data' / 'dog') in message
@@ -204,7 +204,7 @@ def test_empty_class_folder(refused, tmp_path):
 @pytest.mark.parametrize('workers', [0, 1])
 def test_truncated_jpeg(refused, tmp_path, workers):
   for label in ('cat', 'dog'):
-    pictures(tmp_path / 'data' / label, 20, (32, 32))
+    images(tmp_path / 'data' / label, 20, (32, 32))
   broken = tmp_path / 'data' / 'cat' / '3.jpg'
   broken.write_bytes(broken.read_bytes()[:200])
   message = refused(

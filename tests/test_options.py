@@ -273,18 +273,18 @@ def first_batch(config, evaluation=False):
   mesh = mesh_lib.make_mesh(config.mesh)
   source = sources.load(config.data, 'test' if evaluation else 'train', config.seed)
   config = experiment.resolve(config, experiment.load_data(config, ()))
-  make = pipeline.make_eval_feed if evaluation else pipeline.make_train_feed
-  with contextlib.closing(make(config, source, mesh)) as feed:
-    return type(feed), feed.batch_at(feed.arrays(0, 1), jnp.int32(0))
+  make = pipeline.make_eval_loader if evaluation else pipeline.make_train_loader
+  with contextlib.closing(make(config, source, mesh)) as loader:
+    return type(loader), loader.batch_at(loader.arrays(0, 1), jnp.int32(0))
 
 
 def test_data_placement(tiny):
   tiny.data.workers = 0
-  feeds = []
+  loaders = []
   for placement in ('device', 'stream'):
     tiny.data.placement = placement
-    feeds.append(first_batch(tiny)[0])
-  assert feeds[0] != feeds[1]
+    loaders.append(first_batch(tiny)[0])
+  assert loaders[0] != loaders[1]
 
 
 def test_data_workers(tiny):
@@ -295,27 +295,27 @@ def test_data_workers(tiny):
   for workers in (0, 1):
     tiny.data.workers = workers
     source = sources.load(tiny.data, 'train', 0)
-    with contextlib.closing(pipeline.make_train_feed(tiny, source, mesh_lib.make_mesh(tiny.mesh))) as feed:
-      feed.arrays(0, 1)
+    with contextlib.closing(pipeline.make_train_loader(tiny, source, mesh_lib.make_mesh(tiny.mesh))) as loader:
+      loader.arrays(0, 1)
       children.append(len(multiprocessing.active_children()))
   assert children == [0, 1]
 
 
 def test_data_resized_crop_min_area(tiny):
   tiny.data.augment, tiny.data.workers = 'resized_crop_flip', 0
-  pictures = []
+  images = []
   for area in (0.08, 0.9):
     tiny.data.resized_crop_min_area = area
-    pictures.append(np.asarray(first_batch(tiny)[1]['image']))
-  assert not np.array_equal(*pictures)
+    images.append(np.asarray(first_batch(tiny)[1]['image']))
+  assert not np.array_equal(*images)
 
 
 def test_data_policy(tiny):
   tiny.data.workers = 0
-  pictures = []
+  images = []
   for tiny.data.policy in ('none', 'rand_augment', 'trivial_augment'):
-    pictures.append(np.asarray(first_batch(tiny)[1]['image']).tobytes())
-  assert len(set(pictures)) == 3
+    images.append(np.asarray(first_batch(tiny)[1]['image']).tobytes())
+  assert len(set(images)) == 3
 
 
 @pytest.mark.parametrize(('option', 'value'), [('rand_augment_ops', 3), ('rand_augment_magnitude', 20)])
@@ -327,7 +327,7 @@ def test_data_rand_augment_ops_and_rand_augment_magnitude(tiny, option, value):
 
 
 def test_data_crop_to_box(tiny):
-  tiny.data.crop_to_box = True  # its pictures are tested with those of cars
+  tiny.data.crop_to_box = True  # its images are tested with those of cars
   with pytest.raises(errors.InputError, match='crop_to_box .*boxes.* synthetic'):
     sources.load(tiny.data, 'train', 0)
 
@@ -342,10 +342,10 @@ def test_data_eval_resize_and_eval_crop(tiny, augment):
     ('squash', 0.875),
     ('squash', 0.5),
   ):
-    picture = np.asarray(first_batch(tiny, evaluation=True)[1]['image'])
-    seen[tiny.data.eval_resize, tiny.data.eval_crop] = picture.tobytes()
+    image = np.asarray(first_batch(tiny, evaluation=True)[1]['image'])
+    seen[tiny.data.eval_resize, tiny.data.eval_crop] = image.tobytes()
   assert len(set(seen.values())) == 3
-  assert seen['squash', 0.875] == seen['squash', 0.5], 'what is not cropped has no share of the crop'
+  assert seen['squash', 0.875] == seen['squash', 0.5], 'what is not cropped has no fraction of the crop'
 
 
 @pytest.mark.thorough
@@ -357,7 +357,7 @@ def test_every_program_resizes_as_eval_resize_says(
     (tmp_path / 'pictures' / label).mkdir(parents=True)
     for index in range(10):
       Image.new('RGB', (8, 9), (index, 0, 0)).save(tmp_path / 'pictures' / label / f'{index}.png')
-  tiny.data.update({'source': f'folder:{tmp_path}/pictures', 'augment': augment, 'workers': 0, 'eval_resize': resize})
+  tiny.data.update({'source': f'folder:{tmp_path}/images', 'augment': augment, 'workers': 0, 'eval_resize': resize})
   tiny.data.update({'mean': (0.5,) * 3, 'std': (0.2,) * 3})
   tiny.eval.splits, tiny.eval.every, tiny.train.steps = ('val',), '0', 1
   run_config.write(tmp_path / 'tiny.json', tiny)
@@ -375,7 +375,7 @@ def test_every_program_resizes_as_eval_resize_says(
     return set(called)
 
   config = f'--config={run_config.__file__}:{tmp_path}/tiny.json'
-  looking = f'--images={tmp_path}/pictures/cat'
+  looking = f'--images={tmp_path}/images/cat'
   assert kinds('main', config) == {resize, 'squash' if augment == 'none' else 'random'}
   assert kinds('main', config, '--mode=evaluate') == {resize}
   assert kinds('main', config, '--mode=dead_units') == {resize}
@@ -389,16 +389,16 @@ def test_every_program_resizes_as_eval_resize_says(
 
 def test_data_interpolation(tiny):
   tiny.data.image_size, tiny.data.workers = 12, 0
-  tiny.data.source = 'digits'  # synthetic pictures are drawn at their size
+  tiny.data.source = 'digits'  # synthetic images are drawn at their size
   for augment, evaluation in (('none', False), ('resized_crop_flip', False), ('resized_crop_flip', True)):
     tiny.data.augment = augment
-    pictures = []
+    images = []
     for interpolation in ('bilinear', 'bicubic', None):
       with tiny.data.ignore_type():
         tiny.data.interpolation = interpolation
-      pictures.append(np.asarray(first_batch(tiny, evaluation)[1]['image']))
-    assert not np.array_equal(pictures[0], pictures[1])
-    assert np.array_equal(pictures[0], pictures[2])
+      images.append(np.asarray(first_batch(tiny, evaluation)[1]['image']))
+    assert not np.array_equal(images[0], images[1])
+    assert np.array_equal(images[0], images[2])
 
 
 def test_model_num_classes(tiny):
@@ -437,15 +437,15 @@ def test_train_steps_and_epochs(tiny, tmp_path):
 def test_train_steps_per_dispatch(tiny, tmp_path, monkeypatch):
   tiny.train.log_every = tiny.eval.every = tiny.checkpoint.every = '0'
   dispatched = []
-  make = pipeline.make_train_feed
+  make = pipeline.make_train_loader
 
   def spy(*args):
-    feed = make(*args)
-    arrays = feed.arrays
-    monkeypatch.setattr(feed, 'arrays', lambda step, count: dispatched.append(count) or arrays(step, count))
-    return feed
+    loader = make(*args)
+    arrays = loader.arrays
+    monkeypatch.setattr(loader, 'arrays', lambda step, count: dispatched.append(count) or arrays(step, count))
+    return loader
 
-  monkeypatch.setattr(pipeline, 'make_train_feed', spy)
+  monkeypatch.setattr(pipeline, 'make_train_loader', spy)
   for most, expected in ((4, [4, 2]), (1, [1] * 6)):
     dispatched.clear()
     tiny.train.steps_per_dispatch = most
@@ -553,17 +553,17 @@ def test_lr_find_steps_and_groups(tiny, tmp_path):
 
 def test_noise_scale_batches_and_micro_batches(tiny, tmp_path, monkeypatch):
   tiny.model.norm, tiny.model.depth = 'none', 2
-  sizes, make = [], pipeline.make_train_feed
+  sizes, make = [], pipeline.make_train_loader
 
   def spy(config, *args):
-    feed = make(config, *args)
-    arrays = feed.arrays
+    loader = make(config, *args)
+    arrays = loader.arrays
     monkeypatch.setattr(
-      feed, 'arrays', lambda step, count: sizes.append((config.train.batch_size, count)) or arrays(step, count)
+      loader, 'arrays', lambda step, count: sizes.append((config.train.batch_size, count)) or arrays(step, count)
     )
-    return feed
+    return loader
 
-  monkeypatch.setattr(pipeline, 'make_train_feed', spy)
+  monkeypatch.setattr(pipeline, 'make_train_loader', spy)
   for batches, micro_batches in ((2, 4), (3, 2)):
     tiny.noise_scale.batches, tiny.noise_scale.micro_batches = batches, micro_batches
     noise.run(tiny, tmp_path)
@@ -578,7 +578,7 @@ def test_finetune_cached_views_and_cache_dir(tiny, tmp_path):
   mesh, rows = mesh_lib.make_mesh(tiny.mesh), {}
   for views in (0, 1, 3):
     run.config.finetune.cached_views, run.config.finetune.cache_dir = views, str(tmp_path / str(views))
-    rows[views] = len(feature_cache.use(run, data, mesh, tmp_path)[1].train.pictures)
+    rows[views] = len(feature_cache.use(run, data, mesh, tmp_path)[1].train.images)
   assert rows == {0: 64, 1: 64, 3: 192}
   assert not (tmp_path / '0').exists()
   assert len(list((tmp_path / '3').glob('*.features'))) == 2

@@ -1,4 +1,4 @@
-"""The program: what it says of pictures, what it writes, and what it refuses."""
+"""The program: what it says of images, what it writes, and what it refuses."""
 
 import csv
 import functools
@@ -24,14 +24,14 @@ def program(run_here):
 
 
 @pytest.fixture
-def pictures(tmp_path):
-  """A folder of seven pictures, two of which cannot be read."""
+def folder_of_images(tmp_path):
+  """A folder of seven images, two of which cannot be read."""
   draw = np.random.default_rng(0)
   folder = tmp_path / 'pictures'
   folder.mkdir()
   for index in range(5):
     Image.fromarray(draw.integers(0, 256, (9 + index, 8, 3), np.uint8)).save(folder / f'{index}.png')
-  (folder / '1.jpg').write_bytes(b'no picture')
+  (folder / '1.jpg').write_bytes(b'no image')
   (folder / '5.png').write_bytes(b'')
   return folder
 
@@ -39,21 +39,21 @@ def pictures(tmp_path):
 def expected(workdir, paths):
   """Softmax of the logits, in NumPy."""
   network = inference.load(str(workdir))
-  x = network.preprocess(inference.read(network, paths).pictures)
+  x = network.preprocess(inference.read(network, paths).images)
   logits = np.asarray(jax.jit(lambda v, x: network.model.apply(v, x, train=False))(network.variables, x), np.float64)
-  shares = np.exp(logits - logits.max(-1, keepdims=True))
-  return shares / shares.sum(-1, keepdims=True)
+  probabilities = np.exp(logits - logits.max(-1, keepdims=True))
+  return probabilities / probabilities.sum(-1, keepdims=True)
 
 
 @pytest.mark.parametrize('size', [2, 32])
-def test_all_pictures_are_predicted_whatever_the_batch(trained, pictures, size):
+def test_all_images_are_predicted_whatever_the_batch(trained, folder_of_images, size):
   mesh = mesh_lib.make_mesh(config.default().mesh)
   network = inference.load(str(trained.workdir), mesh)
-  paths = inference.find(str(pictures))
+  paths = inference.find(str(folder_of_images))
   found = list(inference.predict(network, mesh, paths, size, 99))
   assert [len(each.paths) + len(each.unreadable) for each in found] == {2: [2, 2, 2, 1], 32: [7]}[size]
   good = [path for each in found for path in each.paths]
-  assert good == [str(pictures / f'{index}.png') for index in range(5)]
+  assert good == [str(folder_of_images / f'{index}.png') for index in range(5)]
   want = expected(trained.workdir, good)
   indexes = np.concatenate([each.indexes for each in found])
   np.testing.assert_array_equal(indexes, np.argsort(-want, axis=-1, kind='stable'))
@@ -61,26 +61,26 @@ def test_all_pictures_are_predicted_whatever_the_batch(trained, pictures, size):
   np.testing.assert_allclose(probabilities, np.take_along_axis(want, indexes, -1), rtol=1e-5)
 
 
-def test_the_program_prints_and_writes_what_it_found(program, trained, pictures, tmp_path):
+def test_the_program_prints_and_writes_what_it_found(program, trained, folder_of_images, tmp_path):
   names = tmp_path / 'names.txt'
   names.write_text('\n'.join(f'name {index}' for index in range(10)) + '\n\n')
-  given = [f'--workdir={trained.workdir}', f'--images={pictures}', '--top=2', '--batch_size=4']
+  given = [f'--workdir={trained.workdir}', f'--images={folder_of_images}', '--top=2', '--batch_size=4']
   code, output = program(*given, f'--output={tmp_path / "found.json"}')
   assert code == 0, output
   lines = output.splitlines()
   assert re.fullmatch(f'5 .*2 skipped  {tmp_path / "found.json"}', lines[-1])
-  good = [str(pictures / f'{index}.png') for index in range(5)]
+  good = [str(folder_of_images / f'{index}.png') for index in range(5)]
   want = expected(trained.workdir, good)
   found = json.loads((tmp_path / 'found.json').read_text())
   assert (found['weights'], found['step']) == (str(trained.workdir), 4)
-  for path, shares, entry in zip(good, want, found['predictions'], strict=True):
-    best = np.argsort(-shares)[:2]
+  for path, probabilities, entry in zip(good, want, found['predictions'], strict=True):
+    best = np.argsort(-probabilities)[:2]
     assert entry['picture'] == path
     assert [(each['class'], each['index']) for each in entry['classes']] == [(f'class{i}', i) for i in best]
-    np.testing.assert_allclose([each['probability'] for each in entry['classes']], shares[best], rtol=1e-5)
-    shown = '  '.join(f'class{index} {100 * shares[index]:.2f} %' for index in best)
+    np.testing.assert_allclose([each['probability'] for each in entry['classes']], probabilities[best], rtol=1e-5)
+    shown = '  '.join(f'class{index} {100 * probabilities[index]:.2f} %' for index in best)
     assert f'{path}  {shown}' in lines
-  assert list(found['unreadable']) == [str(pictures / '1.jpg'), str(pictures / '5.png')]
+  assert list(found['unreadable']) == [str(folder_of_images / '1.jpg'), str(folder_of_images / '5.png')]
   said = [line.removeprefix('skipped: ') for line in lines if line.startswith('skipped: ')]
   assert said == list(found['unreadable'].values())
   assert any(re.fullmatch(r'\w+ 4/7  [\d,]+ images/s  ETA \d+ s', line) for line in lines)
@@ -110,22 +110,22 @@ cli.run(program.PROGRAM)
 """
 
 
-def test_an_interrupt_keeps_what_was_found(start, finish, trained, pictures, tmp_path):
+def test_an_interrupt_keeps_what_was_found(start, finish, trained, folder_of_images, tmp_path):
   output = tmp_path / 'found.csv'
-  flags = [f'--workdir={trained.workdir}', f'--images={pictures}', f'--output={output}', '--batch_size=4']
+  flags = [f'--workdir={trained.workdir}', f'--images={folder_of_images}', f'--output={output}', '--batch_size=4']
   said = finish(start([sys.executable, '-c', INTERRUPTED, *flags]))
   assert re.fullmatch(f'3 .*1 skipped, .*stopped .*3  {output}', said.splitlines()[-1])
   with output.open() as file:
     found = [row['picture'] for row in csv.DictReader(file)]
-  assert found == [str(pictures / f'{index}.png') for index in range(3) for _ in range(5)]
+  assert found == [str(folder_of_images / f'{index}.png') for index in range(3) for _ in range(5)]
 
 
-def test_bad_input_is_one_line(program, trained, pictures, tmp_path):
-  run, images = f'--workdir={trained.workdir}', f'--images={pictures}'
+def test_bad_input_is_one_line(program, trained, folder_of_images, tmp_path):
+  run, images = f'--workdir={trained.workdir}', f'--images={folder_of_images}'
   (tmp_path / 'two.txt').write_text('one\ntwo\n')
   for arguments, said in (
     ([images, run, '--weights=tfjs:somewhere'], 'not both.* --workdir='),
-    ([f'--workdir={pictures}', images], f'{pictures} .*no workdir'),
+    ([f'--workdir={folder_of_images}', images], f'{folder_of_images} .*no workdir'),
     ([run], '--images='),
     ([run, '--image=x'], "'image'"),
     ([run, images, '--top=0'], '--top'),
@@ -139,8 +139,8 @@ def test_bad_input_is_one_line(program, trained, pictures, tmp_path):
     assert code == 2, (arguments, output)
     assert re.search(said, output)
     assert len(output.splitlines()) == 1 and output.startswith('error: '), output
-  code, output = program(run, f'--images={pictures / "5.png"}')
+  code, output = program(run, f'--images={folder_of_images / "5.png"}')
   assert code == 2
   skipped, error = output.splitlines()
-  assert re.match(f'skipped: cannot read .*{pictures / "5.png"} .*0 bytes', skipped)
-  assert re.match(f'error: none of the 1 .*{pictures / "5.png"}', error)
+  assert re.match(f'skipped: cannot read .*{folder_of_images / "5.png"} .*0 bytes', skipped)
+  assert re.match(f'error: none of the 1 .*{folder_of_images / "5.png"}', error)

@@ -1,7 +1,7 @@
-"""dnt's whole loop over CIFAR's number of augmented pictures on the device, in turn with the bare step.
+"""dnt's whole loop over CIFAR's number of augmented images on the device, in turn with the bare step.
 
 The loop's time holds dispatch, metrics, telemetry and logging; with its checkpoint too is the second figure. A run has
-a few epochs and one checkpoint at its end, as often as the configs of CIFAR comparisons save. Pictures are synthetic.
+a few epochs and one checkpoint at its end, as often as the configs of CIFAR comparisons save. Images are synthetic.
 """
 
 import pathlib
@@ -69,7 +69,7 @@ def figures(config: Any, laps: list[dict[str, float]], alone: list[float]) -> di
 def markdown(found: Any) -> str:
   least, most = min(found['ratios']), max(found['ratios'])
   row = {
-    'pictures x epochs': f'{found["examples"]:,} x {found["epochs"]:.1f}',
+    'images x epochs': f'{found["examples"]:,} x {found["epochs"]:.1f}',
     'loop, images/s': f'{found["loop_images_per_second"]:,.0f}',
     'bare step, images/s': f'{found["bare_images_per_second"]:,.0f}',
     'loop / bare': f'{options_lib.verdict(found["ratio"], AIM)}, {least:.2f} to {most:.2f}',

@@ -2,7 +2,7 @@
 
 Forward must read x and write y; forward and backward must read x, write y, and then read x and the gradient of y and
 write that of x: twice and five times the activation. Norms whose statistics need a pass of their own move more, so that
-their share of the copy's rate cannot reach 1.
+their fraction of the copy's rate cannot reach 1.
 """
 
 import functools

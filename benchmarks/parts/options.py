@@ -62,8 +62,8 @@ def table(rows: list[dict[str, str]]) -> str:
   return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
 
 
-def percent(share: float | None, digits: int = 1) -> str:
-  return '-' if share is None else f'{100 * share:.{digits}f} %'
+def percent(fraction: float | None, digits: int = 1) -> str:
+  return '-' if fraction is None else f'{100 * fraction:.{digits}f} %'
 
 
 def gigabytes(count: float | None) -> str:

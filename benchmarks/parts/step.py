@@ -32,7 +32,7 @@ class Race(NamedTuple):
   Attributes:
     depth: of the network; 50 is that of ImageNet.
     precision: of `peaks.PRECISIONS`.
-    batch: pictures a step.
+    batch: images a step.
     size: pixels a side.
     steps: of a turn.
   """
@@ -59,7 +59,7 @@ RACES = (
 TINY = (Race(8, 'float32', 8, 16, 2),)
 
 
-def pictures(race: Race):
+def images(race: Race):
   import numpy as np
 
   rng = np.random.default_rng(0)
@@ -93,7 +93,7 @@ def dnt_contender(race: Race) -> dict[str, Callable[[], Any]]:
 
   if race.precision == 'float32':
     jax.config.update('jax_default_matmul_precision', 'highest')
-  image, label, classes = pictures(race)
+  image, label, classes = images(race)
   config = dnt_config(race)
   spec = experiment.DataSpec(50_000, (race.size, race.size, 3), tuple(map(str, range(classes))))
   run = experiment.make(config, spec)
@@ -136,7 +136,7 @@ def torch_contender(race: Race, mode: str) -> dict[str, Callable[[], Any]]:
   torch.backends.cudnn.benchmark = True
   torch.backends.cudnn.allow_tf32 = race.precision != 'float32'
   torch.set_float32_matmul_precision('highest' if race.precision == 'float32' else 'high')
-  image, label, _ = pictures(race)
+  image, label, _ = images(race)
   channels_last = {'device': device, 'memory_format': torch.channels_last}
   model = torch_nets.resnet50() if race.depth == 50 else torch_nets.cifar_resnet(race.depth)
   model = model.to(**channels_last)

@@ -1,7 +1,7 @@
 """Runs of dnt on packed data, as far as the time goes: each a process of its own that is asked to stop, and can go on.
 
-degradation: plain-20 and -56 and ResNet-20 and -56 of configs/compare_degradation.py on CIFAR-10, each for its share of
-the time. cars: all of a pretrained ResNet-50 of configs/transfer_cars_resnet50.py. Errors are those of the newest
+degradation: plain-20 and -56 and ResNet-20 and -56 of configs/compare_degradation.py on CIFAR-10, each for its share
+of the time. cars: all of a pretrained ResNet-50 of configs/transfer_cars_resnet50.py. Errors are those of the newest
 checkpoint, in evaluation mode.
 """
 
@@ -80,16 +80,16 @@ def needed(options: options_lib.Options, name: str) -> pathlib.Path:
 
 
 def train_all(configs: Mapping[str, Any], options: options_lib.Options, save: Callable[[Any], None]) -> None:
-  """Each in turn for an equal share of what is left, then all evaluations in this process."""
+  """Each in turn for an equal fraction of what is left, then all evaluations in this process."""
   found: dict[str, Any] = {'device': options_lib.device(), 'runs': {}}
   for number, (name, config) in enumerate(configs.items()):
     waiting = len(configs) - number
-    share = (options.left - TO_EVALUATE * len(configs)) / waiting - TO_STOP
-    if share <= 0:
+    fraction = (options.left - TO_EVALUATE * len(configs)) / waiting - TO_STOP
+    if fraction <= 0:
       found['runs'][name] = {'error': f'no time: {options.left:.0f} s left for {waiting} runs'}
       continue
     try:
-      found['runs'][name] = train(name, config, options, share)
+      found['runs'][name] = train(name, config, options, fraction)
     except RuntimeError as error:
       found['runs'][name] = {'error': str(error)}
     save(found)

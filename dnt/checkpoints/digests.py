@@ -32,14 +32,14 @@ def inspect(leaves: Mapping[str, Any]) -> dict[str, Digest]:
   for _, values in itertools.chain.from_iterable(shards.values()):
     if isinstance(values, jax.Array):
       values.copy_to_host_async()
-  found = np.zeros((len(leaves), 2), np.uint32)  # digest, number of shards that are not finite
-  for row, (path, leaf) in zip(found, leaves.items(), strict=True):
+  result = np.zeros((len(leaves), 2), np.uint32)  # digest, number of shards that are not finite
+  for row, (path, leaf) in zip(result, leaves.items(), strict=True):
     for index, values in shards[path]:
       digest, finite = _inspect_shard(leaf.shape, index, np.asarray(values))
       row += np.array([digest, not finite], np.uint32)
   if any(isinstance(leaf, jax.Array) for leaf in leaves.values()) and jax.process_count() > 1:
-    found = multihost_utils.process_allgather(found).sum(0, dtype=np.uint32)
-  return {path: Digest(int(digest), not bad) for path, (digest, bad) in zip(leaves, found, strict=True)}
+    result = multihost_utils.process_allgather(result).sum(0, dtype=np.uint32)
+  return {path: Digest(int(digest), not bad) for path, (digest, bad) in zip(leaves, result, strict=True)}
 
 
 def _shards(leaf: Any) -> list[tuple[tuple[slice, ...], Any]]:

@@ -254,11 +254,11 @@ def _check_strictly(path: pathlib.Path, expected: Mapping[str, Any], saved: Mapp
     'of another shape': shapes,
     'of another dtype': dtypes,
   }
-  found = [f'{what}: {errors.list_names(names)}' for what, names in problems.items() if names]
-  if found:
+  result = [f'{what}: {errors.list_names(names)}' for what, names in problems.items() if names]
+  if result:
     workdir = path.parent.parent
     raise errors.InputError(
-      f'checkpoint {path} is not of this network and optimizer; {"; ".join(found)}. '
+      f'checkpoint {path} is not of this network and optimizer; {"; ".join(result)}. '
       f'Give another --workdir, or the config that made it ({workdir / workdir_lib.CONFIG})'
     )
 

@@ -144,13 +144,13 @@ class Checkpoints:
     """
     if not self.steps():
       return None
-    found = _newest_good(self._directory, _reader(abstract_states))
-    for step, reason in found.damaged.items():
+    result = _newest_good(self._directory, _reader(abstract_states))
+    for step, reason in result.damaged.items():
       aside = self._move_aside(step)
-      _log.info(f'checkpoint {step} is damaged ({reason}); moved to {aside}, going on from step {found.step}')
-    if found.damaged and '_manager' in self.__dict__:
+      _log.info(f'checkpoint {step} is damaged ({reason}); moved to {aside}, going on from step {result.step}')
+    if result.damaged and '_manager' in self.__dict__:
       self._manager.reload()
-    return found.value
+    return result.value
 
   def wait(self) -> None:
     """Waits until all started saves are on disk.
@@ -267,10 +267,10 @@ def load_parameters(workdir: str | os.PathLike, step: int | None = None) -> form
 
 def _look(directory: pathlib.Path, read: Callable[[pathlib.Path], format.ReadBack], only: int | None = None) -> Any:
   """Returns the value that `_newest_good` finds; logs one line for each damaged checkpoint and changes no file."""
-  found = _newest_good(directory, read, only)
-  for bad, reason in found.damaged.items():
-    _log.info(f'checkpoint {bad} in {directory} is damaged ({reason}); taking step {found.step}')
-  return found.value
+  result = _newest_good(directory, read, only)
+  for bad, reason in result.damaged.items():
+    _log.info(f'checkpoint {bad} in {directory} is damaged ({reason}); taking step {result.step}')
+  return result.value
 
 
 @dataclasses.dataclass(frozen=True)

@@ -75,14 +75,14 @@ def _rows(names: Sequence[str]) -> list[dict[str, str]]:
 
 
 def _draw(axes: Any, title: str, name: str, runs: Sequence[Drawn], color: str, epochs: bool) -> None:
-  found = [(run, run.curves[title]) for run in runs if title in run.curves and len(run.curves[title].steps)]
-  for run, curve in found:
+  result = [(run, run.curves[title]) for run in runs if title in run.curves and len(run.curves[title].steps)]
+  for run, curve in result:
     x = curve.epochs if epochs else curve.steps
-    if len(found) > 1:
+    if len(result) > 1:
       axes.plot(x, curve.values, color=color, linewidth=0.8, alpha=0.4)
     if run.failed:
       axes.plot(x[-1:], curve.values[-1:], color=color, marker='x', markersize=10, markeredgewidth=2.5)
-  x, mean = _mean([curve for _, curve in found], epochs)
+  x, mean = _mean([curve for _, curve in result], epochs)
   failed = sum(run.failed for run in runs)
   label = f'{name} ({failed} of {len(runs)} failed)' if failed else name
   axes.plot(x, mean, color=color, marker='o' if len(x) == 1 else None, linewidth=2.2, label=label)

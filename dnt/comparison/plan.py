@@ -221,8 +221,8 @@ def _differences(run: Run) -> list[str] | None:
 
 def source_weights(run: Run) -> str | None:
   """Returns the digest of the weights from which a run starts; None until the run that trains them is finished."""
-  found = summary(run.source) if run.source else None
-  return found['params_sha256'] if found and found.get('finished') else None
+  result = summary(run.source) if run.source else None
+  return result['params_sha256'] if result and result.get('finished') else None
 
 
 def _as_json(config: typed.Config) -> dict[str, Any]:

@@ -39,8 +39,8 @@ class Outcome(NamedTuple):
     state: finished, failed, stopped (can go on) or not run.
     error: why it failed.
     step: the last step in its record.
-    values: by quantity: `<split>_<figure>` of the last evaluation, of `config.SPLIT_FIGURES` (error and accuracies in
-      percent), where the training split is called train; and `config.RUN_FIGURES` (memory: peak bytes).
+    values: by quantity: `<split>_<figure>` of the last evaluation, of `config.SPLIT_METRICS` (error and accuracies in
+      percent), where the training split is called train; and `config.RUN_METRICS` (memory: peak bytes).
     per_class: metrics of each class in the last evaluation, by split and class name: `sensitivity`, `specificity` and
       `auroc`, as far as they are defined.
     warnings: warnings of telemetry, by kind.
@@ -144,14 +144,14 @@ def write(outcomes: Sequence[Outcome], about: About, workdir: pathlib.Path) -> N
   drawn = {
     name: [figure.Drawn(each.curves, each.state == 'failed') for each in group] for name, group in variants.items()
   }
-  picture = plots.png(figure.curves(drawn))
+  image = plots.png(figure.curves(drawn))
   facts = _facts(outcomes, about)
   files.write(workdir / 'results.md', markdown(whole, facts, classes))
   files.write(workdir / 'results.csv', comma_separated(rows))
   content = {'comparison': facts, 'variants': rows, 'runs': [_as_json(outcome, workdir) for outcome in outcomes]}
   files.write_json(workdir / 'results.json', content)
-  files.write(workdir / workdir_lib.CURVES, picture)
-  files.write(workdir / workdir_lib.REPORT, _page(outcomes, about, facts, whole, classes, picture))
+  files.write(workdir / workdir_lib.CURVES, image)
+  files.write(workdir / workdir_lib.REPORT, _page(outcomes, about, facts, whole, classes, image))
 
 
 class Table(NamedTuple):
@@ -190,16 +190,16 @@ def class_tables(rows: Sequence[Mapping[str, Any]]) -> dict[str, Table]:
   """
   tables = {}
   for split in dict.fromkeys(split for row in rows for split in row['per_class']):
-    found = {row['variant']: row['per_class'][split] for row in rows if split in row['per_class']}
-    names = dict.fromkeys(name for classes in found.values() for name in classes)
+    result = {row['variant']: row['per_class'][split] for row in rows if split in row['per_class']}
+    names = dict.fromkeys(name for classes in result.values() for name in classes)
     if len(names) <= MOST_CLASSES:
-      cells = [[name, *(_class_cell(classes.get(name, {})) for classes in found.values())] for name in names]
-      tables[f'sensitivity / specificity (%), {split}'] = Table(['class', *found], cells)
+      cells = [[name, *(_class_cell(classes.get(name, {})) for classes in result.values())] for name in names]
+      tables[f'sensitivity / specificity (%), {split}'] = Table(['class', *result], cells)
   return tables
 
 
-def _class_cell(figures: Mapping[str, float]) -> str:
-  shown = [f'{100 * figures[name]:.1f}' if name in figures else '-' for name in ('sensitivity', 'specificity')]
+def _class_cell(numbers: Mapping[str, float]) -> str:
+  shown = [f'{100 * numbers[name]:.1f}' if name in numbers else '-' for name in ('sensitivity', 'specificity')]
   return ' / '.join(shown)
 
 
@@ -219,10 +219,10 @@ def comma_separated(rows: Sequence[Mapping[str, Any]]) -> str:
   columns = [f'{name}_{kind}' for name in names for kind in ('mean', 'std')]
   writer.writerow(['variant', 'data', 'runs', 'finished', *columns, 'warnings', 'problems'])
   for row in rows:
-    figures = [row[kind].get(name, '') for name in names for kind in ('mean', 'std')]
+    numbers = [row[kind].get(name, '') for name in names for kind in ('mean', 'std')]
     warnings = '; '.join(f'{kind} {count}' for kind, count in row['warnings'].items())
     about = [row[key] for key in ('variant', 'data', 'runs', 'finished')]
-    writer.writerow([*about, *figures, warnings, '; '.join(row['problems'])])
+    writer.writerow([*about, *numbers, warnings, '; '.join(row['problems'])])
   return file.getvalue()
 
 
@@ -235,43 +235,43 @@ def _split(records: Sequence[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]
 
 def _evaluated(run: plan.Run, line: Mapping[str, Any]) -> dict[str, float]:
   """Returns the metrics of an evaluation, those of the training split first."""
-  found = {}
+  result = {}
   for name, value in line.items():
     metric = metric_names.parse(name)
-    if metric.split and metric.quantity in schema.SPLIT_FIGURES:
+    if metric.split and metric.quantity in schema.SPLIT_METRICS:
       value = math.nan if value is None else value
       prefix = _split_name(run, metric.split)
       if metric.quantity == 'accuracy':
-        found[f'{prefix}_error'] = 100 - 100 * value
-      found[f'{prefix}_{metric.quantity}'] = 100 * value if metric.quantity in _PERCENT else value
-  return dict(sorted(found.items(), key=lambda item: not item[0].startswith('train_')))
+        result[f'{prefix}_error'] = 100 - 100 * value
+      result[f'{prefix}_{metric.quantity}'] = 100 * value if metric.quantity in _PERCENT else value
+  return dict(sorted(result.items(), key=lambda item: not item[0].startswith('train_')))
 
 
 def _per_class(run: plan.Run, step: int) -> dict[str, dict[str, dict[str, float]]]:
   """Returns `Outcome.per_class` of the evaluation at that step; older versions did not record it."""
-  found = {}
+  result = {}
   for path in workdir_lib.confusion_paths(run.workdir):
     content = json.loads(path.read_text())
     if content['step'] == step and 'per_class' in content:
-      figures = {name: values for name, values in content['per_class'].items() if name != 'examples'}
-      found[_split_name(run, content['split'])] = {
-        label: {name: values[place] for name, values in figures.items() if values[place] is not None}
+      numbers = {name: values for name, values in content['per_class'].items() if name != 'examples'}
+      result[_split_name(run, content['split'])] = {
+        label: {name: values[place] for name, values in numbers.items() if values[place] is not None}
         for place, label in enumerate(content['class_names'])
       }
-  return found
+  return result
 
 
 def _mean_per_class(outcomes: Sequence[Outcome]) -> dict[str, dict[str, dict[str, float]]]:
-  found: dict[str, dict[str, dict[str, list[float]]]] = {}
+  result: dict[str, dict[str, dict[str, list[float]]]] = {}
   for outcome in outcomes:
     for split, classes in outcome.per_class.items():
-      for label, figures in classes.items():
-        held = found.setdefault(split, {}).setdefault(label, {})
-        for name, value in figures.items():
+      for label, numbers in classes.items():
+        held = result.setdefault(split, {}).setdefault(label, {})
+        for name, value in numbers.items():
           held.setdefault(name, []).append(value)
   return {
     split: {label: {name: statistics.fmean(values) for name, values in held.items()} for label, held in classes.items()}
-    for split, classes in found.items()
+    for split, classes in result.items()
   }
 
 
@@ -281,9 +281,9 @@ def _split_name(run: plan.Run, split: str) -> str:
 
 def _figure(name: str) -> str:
   """Returns the metric, as named in `config.columns`, of a quantity of a run or split (`test_calibration_error`)."""
-  if name in schema.RUN_FIGURES:
+  if name in schema.RUN_METRICS:
     return name
-  return max((figure for figure in schema.SPLIT_FIGURES if name.endswith(f'_{figure}')), key=len)
+  return max((figure for figure in schema.SPLIT_METRICS if name.endswith(f'_{figure}')), key=len)
 
 
 def _title(name: str) -> str:
@@ -324,7 +324,7 @@ def _cell(name: str, mean: float | None, std: float | None) -> str:
     return 'not finite'
   number, unit = (lambda value: f'{value:.{2 if _figure(name) in _PERCENT else 4}f}'), ''
   if name == 'seconds':
-    number = progress.duration
+    number = progress.format_duration
   elif name in ('images_per_second', 'parameters', 'trainable_parameters'):
     number = '{:,.0f}'.format
   elif name.endswith('_memory'):
@@ -377,7 +377,7 @@ def _page(
   facts: Mapping[str, str],
   whole: Table,
   classes: Mapping[str, Table],
-  picture: bytes,
+  image: bytes,
 ) -> str:
   def listed(changes):
     return ', '.join(f'{key} = {value!r}' for key, value in changes.items()) or 'nothing'
@@ -389,7 +389,7 @@ def _page(
   parts = [
     html.table(*whole),
     html.heading('curves'),
-    html.picture('curves', picture),
+    html.image('curves', image),
   ]
   for title, each in classes.items():
     parts += [html.heading(title), html.table(*each)]

@@ -68,7 +68,7 @@ class Stop:
   """Counts Ctrl-C, SIGTERM and SIGHUP (a closed terminal) within its context, so that they can be passed to the run."""
 
   def __enter__(self) -> 'Stop':
-    self.asked = 0
+    self.requested = 0
     ignored = [number for number in _SIGNALS if signal.getsignal(number) == signal.SIG_IGN]  # as under nohup
     self._handlers = {number: signal.signal(number, self._count) for number in _SIGNALS if number not in ignored}
     return self
@@ -78,7 +78,7 @@ class Stop:
       signal.signal(number, handler)
 
   def _count(self, number: int, _: object) -> None:
-    self.asked += not self.asked or number == signal.SIGINT
+    self.requested += not self.requested or number == signal.SIGINT
 
 
 def run(runs: Sequence[plan.Run], held: int, ended: Callable[[], None] = lambda: None) -> bool:
@@ -101,7 +101,7 @@ def run(runs: Sequence[plan.Run], held: int, ended: Callable[[], None] = lambda:
   pace, line = Pace(runs), terminal.StatusLine()
   with Stop() as stop:
     for number, each in enumerate(runs, 1):
-      if stop.asked:
+      if stop.requested:
         return False
       place = f'run {number} of {len(runs)}  {each.name}'
       if finished[each]:
@@ -110,22 +110,22 @@ def run(runs: Sequence[plan.Run], held: int, ended: Callable[[], None] = lambda:
       each.workdir.mkdir(parents=True, exist_ok=True)
       error = _without_source(each) or _run_one(each, place, line, held, pace, stop)
       line.close()
-      if stop.asked > 1:
+      if stop.requested > 1:
         raise KeyboardInterrupt
       summary = plan.summary(each) or {}
       if summary.get('finished'):
-        figures = [
-          f'{split} accuracy {progress.figure("accuracy", summary["last"][f"{split}/accuracy"])}'
+        results = [
+          f'{split} accuracy {progress.format_value("accuracy", summary["last"][f"{split}/accuracy"])}'
           for split in each.config.eval.splits
         ]
-        _log.info('  '.join([place, *figures, progress.duration(summary['seconds']['total'])]))
-      elif not stop.asked:
+        _log.info('  '.join([place, *results, progress.format_duration(summary['seconds']['total'])]))
+      elif not stop.requested:
         error = error or f'stopped by a signal at step {summary.get("step", 0)}'
         files.write_json(each.workdir / workdir_lib.FAILURE, {'error': error})
         where = f' (see {log})' if (log := each.workdir / workdir_lib.LOG).exists() else ''
         _log.info(f'{place}  failed: {error}{where}')
       ended()
-  return not stop.asked or all(plan.is_finished(run) for run in runs)
+  return not stop.requested or all(plan.is_finished(run) for run in runs)
 
 
 def _without_source(run: plan.Run) -> str:
@@ -147,7 +147,7 @@ def _run_one(run: plan.Run, place: str, line: terminal.StatusLine, held: int, pa
     files.write_json(run.workdir / plan.SOURCE, plan.source_weights(run))
     command.append(f'--config.train.init_from={run.source.workdir}')
   environment = {name: value for name, value in os.environ.items() if name != 'DNT_COMMAND'}
-  told = 0
+  signals_passed_on = 0
   _log.info(f'{place}  starts')
   with (run.workdir / workdir_lib.LOG).open('ab') as log:
     start = log.tell()
@@ -168,10 +168,10 @@ def _run_one(run: plan.Run, place: str, line: terminal.StatusLine, held: int, pa
           break
         except subprocess.TimeoutExpired:
           pass
-        while told < stop.asked:
-          if not told:
+        while signals_passed_on < stop.requested:
+          if not signals_passed_on:
             _log.info('stopping: the current run saves first; Ctrl-C again stops at once')
-          told += 1
+          signals_passed_on += 1
           child.send_signal(signal.SIGINT)
         line.update('  '.join([place, *pace.look(run)]))
   return '' if code == 0 else _reason(run.workdir / workdir_lib.LOG, start, code)
@@ -239,7 +239,8 @@ class Pace:
     (then, first) = self._first
     if step > first:
       left = (total - step) * (now - then) / (step - first)
-      parts.append(f'ETA {progress.duration(left)}, all runs {progress.duration(left + self._pending(run, now, left))}')
+      of_all = left + self._pending(run, now, left)
+      parts.append(f'ETA {progress.format_duration(left)}, all runs {progress.format_duration(of_all)}')
     return parts
 
   def _starting(self, run: plan.Run) -> list[str]:

@@ -26,7 +26,7 @@ def between(low: float, high: float) -> Callable[[Any], str | None]:
   return lambda value: None if low <= value <= high else f'must be at least {low} and at most {high}'
 
 
-def share(value: float) -> str | None:
+def fraction(value: float) -> str | None:
   return None if 0 < value <= 1 else 'must be above 0 and at most 1'
 
 

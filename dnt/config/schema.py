@@ -108,18 +108,18 @@ SCHEMA: dict[str, Any] = {
     ),
     'seed': Option(
       0,
-      'seed of splits drawn here (digits, folders) and of synthetic pictures: all runs share them',
+      'seed of splits drawn here (digits, folders) and of synthetic images: all runs share them',
       check=checks.at_least(0),
       only={'data.source': ('digits', 'synthetic', 'folder', 'cars')},
     ),
     'val_fraction': Option(
       0.2,
-      "share of a folder without splits that becomes 'val'",
+      "fraction of a folder without splits that becomes 'val'",
       check=checks.within(0.01, 1),
       only={'data.source': ('folder', 'cars')},
     ),
     'crop_to_box': Option(
-      False, 'keep of each picture the box around the car alone', only={'data.source': ('cars',)}, off=False
+      False, 'keep of each image the box around the car alone', only={'data.source': ('cars',)}, off=False
     ),
     'image_size': Option(
       int, 'pixels a side; none: that of the pretrained weights, or as the source has them', check=checks.at_least(1)
@@ -137,7 +137,7 @@ SCHEMA: dict[str, Any] = {
     ),
     'augment': Option(
       'none',
-      'none; pad_crop_flip (small pictures); resized_crop_flip (large ones)',
+      'none; pad_crop_flip (small images); resized_crop_flip (large ones)',
       choices=AUGMENTATIONS,
     ),
     'crop_padding': Option(
@@ -146,26 +146,25 @@ SCHEMA: dict[str, Any] = {
       check=checks.at_least(0),
       only={'data.augment': ('pad_crop_flip',)},
     ),
-    'flip': Option(
-      True, 'mirror half of the augmented pictures left to right', only={'data.augment': AUGMENTATIONS[1:]}
-    ),
+    'flip': Option(True, 'mirror half of the augmented images left to right', only={'data.augment': AUGMENTATIONS[1:]}),
     'resized_crop_min_area': Option(
       0.08,
-      'smallest share of the area resized_crop keeps',
-      check=checks.share,
+      'smallest fraction of the area resized_crop keeps',
+      check=checks.fraction,
       only={'data.augment': ('resized_crop_flip',)},
     ),
     'eval_resize': Option(
       str,
-      'how evaluation brings a picture to image_size: center_crop (keeps the aspect ratio, cuts the borders off) or '
+      'how evaluation brings an image to image_size: center_crop (keeps the aspect ratio, cuts the borders off) or '
       'squash (keeps all of it); none: that of the pretrained weights, or center_crop with augment=resized_crop_flip, '
       'else squash',
       choices=('center_crop', 'squash'),
     ),
     'eval_crop': Option(
       float,
-      'share of the side that the center crop keeps after the resize; none: that of the pretrained weights, or 0.875',
-      check=checks.share,
+      'fraction of the side that the center crop keeps after the resize; none: that of the pretrained weights, or '
+      '0.875',
+      check=checks.fraction,
       only=(
         {'data.eval_resize': ('center_crop',)},
         {'data.eval_resize': (None,), 'data.augment': ('resized_crop_flip',)},
@@ -193,7 +192,7 @@ SCHEMA: dict[str, Any] = {
       choices=('none', 'rand_augment', 'trivial_augment'),
     ),
     'rand_augment_ops': Option(
-      2, 'operations a picture (N)', check=checks.at_least(1), only={'data.policy': ('rand_augment',)}
+      2, 'operations an image (N)', check=checks.at_least(1), only={'data.policy': ('rand_augment',)}
     ),
     'rand_augment_magnitude': Option(
       9, 'their magnitude (M), 0 to 30', check=checks.between(0, 30), only={'data.policy': ('rand_augment',)}
@@ -204,7 +203,7 @@ SCHEMA: dict[str, Any] = {
       'alpha of CutMix, which pastes a box of another example; 0: off; with mixup too: either',
       check=checks.at_least(0),
     ),
-    'erasing': Option(0.0, 'chance that a random box of a picture is erased', check=checks.between(0, 1)),
+    'erasing': Option(0.0, 'probability that a random box of an image is erased', check=checks.between(0, 1)),
     'synthetic_examples': Option(
       1024, 'examples a split of the synthetic source', check=checks.at_least(1), only={'data.source': ('synthetic',)}
     ),
@@ -236,7 +235,7 @@ SCHEMA: dict[str, Any] = {
     ),
     'norm_momentum': Option(
       0.9,
-      'share of the old running statistics that batch_norm keeps',
+      'fraction of the old running statistics that batch_norm keeps',
       check=checks.within(0, 1),
       only={'model.norm': ('batch_norm',)},
       role='training',
@@ -303,7 +302,7 @@ SCHEMA: dict[str, Any] = {
     ),
     'stochastic_depth': Option(
       float,
-      'chance of dropping the last block, growing from 0',
+      'probability of dropping the last block, growing from 0',
       check=checks.within(0, 1),
       only={'model.name': ('resnet',)},
       role='training',
@@ -323,8 +322,8 @@ SCHEMA: dict[str, Any] = {
     ),
     'compression': Option(
       float,
-      'share of channels a transition keeps (theta)',
-      check=checks.share,
+      'fraction of channels a transition keeps (theta)',
+      check=checks.fraction,
       only={'model.name': ('densenet',)},
       role='weights',
     ),
@@ -339,7 +338,7 @@ SCHEMA: dict[str, Any] = {
     'options': Option(dict, 'keyword arguments of your own module; set in a config file', role='weights'),
   },
   'loss': {
-    'label_smoothing': Option(0.0, 'share of the target spread over all classes', check=checks.within(0, 1)),
+    'label_smoothing': Option(0.0, 'fraction of the target spread over all classes', check=checks.within(0, 1)),
     'class_weights': Option((), 'a weight a class, in class order; empty: equal', check=checks.weights),
     'balance_classes': Option(
       False,
@@ -399,7 +398,7 @@ SCHEMA: dict[str, Any] = {
     ),
     'warmup_start': Option(
       0.0,
-      'learning rate at the start of the warm-up, share of the peak',
+      'learning rate at the start of the warm-up, fraction of the peak',
       check=checks.at_least(0),
       only={'schedule.warmup': any_but('0')},
     ),
@@ -411,7 +410,7 @@ SCHEMA: dict[str, Any] = {
     ),
     'final': Option(
       0.0,
-      'learning rate at the end, share of the peak',
+      'learning rate at the end, fraction of the peak',
       check=checks.at_least(0),
       only={'schedule.name': ('cosine', 'linear', 'one_cycle')},
     ),
@@ -420,7 +419,7 @@ SCHEMA: dict[str, Any] = {
     ),
     'one_cycle_start': Option(
       0.04,
-      'learning rate at the start, share of the peak',
+      'learning rate at the start, fraction of the peak',
       check=checks.above(0),
       only=(
         {'schedule.name': ('one_cycle',), 'schedule.one_cycle_rise': any_but('0')},
@@ -436,7 +435,7 @@ SCHEMA: dict[str, Any] = {
     ),
     'threshold': Option(
       1.0,
-      'norm or value to clip to; adaptive: share of the parameter norm',
+      'norm or value to clip to; adaptive: fraction of the parameter norm',
       check=checks.above(0),
       only={'clip.name': CLIPPINGS[1:]},
     ),
@@ -462,7 +461,7 @@ SCHEMA: dict[str, Any] = {
       only={'finetune.trainable': any_but('all')},
     ),
     'layer_decay': Option(
-      1.0, 'factor on the learning rate for each entry further from the head', check=checks.share, only=BELOW_HEAD
+      1.0, 'factor on the learning rate for each entry further from the head', check=checks.fraction, only=BELOW_HEAD
     ),
     'head_lr_mult': Option(1.0, 'factor on the learning rate of the head', check=checks.above(0)),
     'rates': Option(
@@ -472,7 +471,7 @@ SCHEMA: dict[str, Any] = {
     ),
     'cached_views': Option(
       int,
-      'views of each picture whose frozen features are computed once and kept on disk; 0: none; not set: 1 where '
+      'views of each image whose frozen features are computed once and kept on disk; 0: none; not set: 1 where '
       'nothing is augmented, else none',
       check=checks.at_least(0),
       only=PREFIX,
@@ -571,8 +570,8 @@ SCHEMA: dict[str, Any] = {
 }
 
 # Figures that the table of a comparison can show: of the last evaluation of each split, and of a whole run.
-SPLIT_FIGURES = ('error', 'accuracy', 'top5_accuracy', 'loss', 'auroc', 'calibration_error')
-RUN_FIGURES = (
+SPLIT_METRICS = ('error', 'accuracy', 'top5_accuracy', 'loss', 'auroc', 'calibration_error')
+RUN_METRICS = (
   'seconds',
   'images_per_second',
   'parameters',
@@ -592,10 +591,10 @@ COMPARE: dict[str, Any] = {
   ),
   'forms': Option(dict, "name: {'section.key': value, ...}, changes of base that --form names; set in a config file"),
   'columns': Option(
-    ('error', *RUN_FIGURES),
-    f'figures of the table, in its order, of each evaluated split or (from {RUN_FIGURES[0]} on) of a run; results.csv '
+    ('error', *RUN_METRICS),
+    f'figures of the table, in its order, of each evaluated split or (from {RUN_METRICS[0]} on) of a run; results.csv '
     'has all of them',
-    choices=(*SPLIT_FIGURES, *RUN_FIGURES),
+    choices=(*SPLIT_METRICS, *RUN_METRICS),
     check=checks.different,
   ),
 }

@@ -22,32 +22,32 @@ class Examples:
     split: name of the split as the config writes it, with its slice.
     class_names: one name per class, in label order.
     shape: (H, W, C) of every image; H and W are None if the images differ in size.
-    pictures: uint8 [N, H, W, C] if the images are in memory. Otherwise a picklable object with random access:
-      `pictures[i]` reads and decodes (image, label) number i, `pictures.part(start, stop)` returns a slice, and, if all
-      images have the same size, `pictures.decode_all(shape)` returns all images and labels.
+    images: uint8 [N, H, W, C] if the images are in memory. Otherwise a picklable object with random access:
+      `images[i]` reads and decodes (image, label) number i, `images.part(start, stop)` returns a slice, and, if all
+      images have the same size, `images.decode_all(shape)` returns all images and labels.
     labels: int32 [N]; None if the labels are stored with the images and reading them means reading everything.
-    views: 0 for images. Otherwise `pictures` holds features, float32 [views x N, ...]: view 0 of every image first.
+    views: 0 for images. Otherwise `store` holds features, float32 [views x N, ...]: view 0 of every image first.
   """
 
   name: str
   split: str
   class_names: tuple[str, ...]
   shape: Shape
-  pictures: Any
+  store: Any
   labels: np.ndarray | None
   views: int = 0
 
   @property
   def images(self) -> np.ndarray | None:
     """Returns the images, uint8 [N, H, W, C], if they are in memory, else None."""
-    return self.pictures if isinstance(self.pictures, np.ndarray) else None
+    return self.store if isinstance(self.store, np.ndarray) else None
 
   @property
   def num_classes(self) -> int:
     return len(self.class_names)
 
   def __len__(self) -> int:
-    return len(self.pictures)
+    return len(self.store)
 
   def __getitem__(self, index: int) -> tuple[Any, int]:
     """Returns (image, label).
@@ -56,9 +56,9 @@ class Examples:
       errors.InputError: the file cannot be decoded; the message names it.
     """
     if self.images is None:
-      return self.pictures[index]
-    pictures, labels = self.arrays()
-    return images.from_array(pictures[index]), int(labels[index])
+      return self.store[index]
+    store, labels = self.arrays()
+    return images.from_array(store[index]), int(labels[index])
 
   def arrays(self) -> tuple[np.ndarray, np.ndarray]:
     """Returns the images (or features) and labels of a split that is in memory."""
@@ -67,19 +67,17 @@ class Examples:
 
   def part(self, split: str, start: int, stop: int) -> 'Examples':
     """Returns the examples from `start` to `stop` (exclusive) as a split named `split`."""
-    pictures = self.pictures.part(start, stop) if self.images is None else self.pictures[start:stop]
+    store = self.store.part(start, stop) if self.images is None else self.store[start:stop]
     labels = None if self.labels is None else self.labels[start:stop]
-    return dataclasses.replace(self, split=split, pictures=pictures, labels=labels)
+    return dataclasses.replace(self, split=split, store=store, labels=labels)
 
   def decoded(self) -> 'Examples':
     """Reads all images, which must have the same size, into memory."""
-    pictures, labels = self.pictures.decode_all(self.shape)
-    return in_memory(self.name, self.split, pictures, labels, self.class_names)
+    store, labels = self.store.decode_all(self.shape)
+    return in_memory(self.name, self.split, store, labels, self.class_names)
 
 
-def in_memory(
-  name: str, split: str, pictures: np.ndarray, labels: np.ndarray, class_names: tuple[str, ...]
-) -> Examples:
+def in_memory(name: str, split: str, store: np.ndarray, labels: np.ndarray, class_names: tuple[str, ...]) -> Examples:
   """Makes `Examples` from an array of images, uint8 [N, H, W, C]."""
-  pictures, labels = np.ascontiguousarray(pictures), labels.astype(np.int32)
-  return Examples(name, split, tuple(class_names), pictures.shape[1:], pictures, labels)
+  store, labels = np.ascontiguousarray(store), labels.astype(np.int32)
+  return Examples(name, split, tuple(class_names), store.shape[1:], store, labels)

@@ -3,7 +3,7 @@
 import numpy as np
 
 # Purposes of random streams. Streams with different purposes never overlap.
-ORDER, CROP, SPLIT, PICTURES = range(4)
+ORDER, CROP, SPLIT, IMAGES = range(4)
 
 
 def philox(seed: int, purpose: int, major: int = 0, minor: int = 0) -> np.random.Philox:

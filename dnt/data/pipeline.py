@@ -23,15 +23,15 @@ Batch = dict[str, jax.Array]
 DEFAULTS = {'eval_crop': 0.875, 'interpolation': 'bilinear'}
 
 
-class Feed(Protocol):
+class Loader(Protocol):
   """Serves batches on the mesh by step.
 
   A program calls `arrays(step, count)` for up to `max_steps(step)` steps starting at `step`, passes the arrays to the
   jitted function, and calls the pure function `batch_at(arrays, step)` inside it. A batch holds `image`, uint8
   [B, H, W, C], and `label`, int32 [B]. In training it also holds `epoch` and the `position` within it, int32 [B]. In
-  evaluation it also holds `mask`, bool [B], which is False on the rows that pad the last batch. An evaluation feed has
-  `steps`, the number of batches of one pass. `shapes()` returns the shapes and shardings of `arrays`, so that a program
-  can be compiled before any image is read.
+  evaluation it also holds `mask`, bool [B], which is False on the rows that pad the last batch. An evaluation loader
+  has `steps`, the number of batches of one pass. `shapes()` returns the shapes and shardings of `arrays`, so that a
+  program can be compiled before any image is read.
   """
 
   def shapes(self) -> Any: ...
@@ -55,7 +55,7 @@ def image_shape(config: typed.Data, source: examples.Examples) -> tuple[int, int
   if config.image_size:
     return config.image_size, config.image_size, channels
   if height is None or width is None:
-    raise errors.InputError(f'the pictures of {source.name} differ in size; set config.data.image_size, such as 224')
+    raise errors.InputError(f'the images of {source.name} differ in size; set config.data.image_size, such as 224')
   return height, width, channels
 
 
@@ -69,9 +69,9 @@ def _resident_images(
   if size == source.images.shape[1:3] and (train or implied.eval_resize(config) == 'squash'):
     return source.arrays()
   resize = (_train_resize if train else eval_transform)(config, size)
-  pictures, labels = source.arrays()
+  pixels, labels = source.arrays()
   with futures.ThreadPoolExecutor() as pool:
-    resized = pool.map(lambda picture: images.to_array(resize(images.from_array(picture), None)), pictures)
+    resized = pool.map(lambda image: images.to_array(resize(images.from_array(image), None)), pixels)
     return np.stack(list(resized)), labels
 
 
@@ -92,7 +92,7 @@ def eval_transform(config: typed.Data, size: tuple[int, int]) -> readers.Transfo
   """
   to_size = {'size': size, 'interpolation': config.interpolation}
   if implied.eval_resize(config) == 'center_crop':
-    return functools.partial(images.resize_center_crop, share=config.eval_crop, **to_size)
+    return functools.partial(images.resize_center_crop, fraction=config.eval_crop, **to_size)
   return functools.partial(images.squash, **to_size)
 
 
@@ -102,8 +102,8 @@ def _train_transform(config: typed.Data, size: tuple[int, int]) -> readers.Trans
   return functools.partial(readers.in_turn, transforms=(resize, policy)) if policy else resize
 
 
-def make_train_feed(config: typed.Config, source: examples.Examples, mesh: Mesh) -> Feed:
-  """Makes a feed of endless shuffled batches of `config.train.batch_size`, each a function of (config.seed, step).
+def make_train_loader(config: typed.Config, source: examples.Examples, mesh: Mesh) -> Loader:
+  """Makes a loader of endless shuffled batches of `config.train.batch_size`, each a function of (config.seed, step).
 
   Args:
     config: the whole config, resolved.
@@ -114,28 +114,28 @@ def make_train_feed(config: typed.Config, source: examples.Examples, mesh: Mesh)
     errors.InputError: placement or size do not suit the images.
   """
   if source.views:
-    return resident.TrainFeed(*source.arrays(), config.seed, config.train.batch_size, mesh, source.views)
+    return resident.TrainLoader(*source.arrays(), config.seed, config.train.batch_size, mesh, source.views)
   shape = image_shape(config.data, source)
   resident_images = _resident_images(config.data, source, train=True)
   if resident_images is not None:
-    return resident.TrainFeed(*resident_images, config.seed, config.train.batch_size, mesh)
+    return resident.TrainLoader(*resident_images, config.seed, config.train.batch_size, mesh)
   transform = _train_transform(config.data, shape[:2])
-  return stream.TrainFeed(source, transform, shape, config.seed, config.train.batch_size, mesh, config.data.workers)
+  return stream.TrainLoader(source, transform, shape, config.seed, config.train.batch_size, mesh, config.data.workers)
 
 
-def make_eval_feed(config: typed.Config, source: examples.Examples, mesh: Mesh) -> Any:
-  """Makes a `Feed` of one pass over a split in batches of `config.eval.batch_size`; `steps` is their number.
+def make_eval_loader(config: typed.Config, source: examples.Examples, mesh: Mesh) -> Any:
+  """Makes a `Loader` of one pass over a split in batches of `config.eval.batch_size`; `steps` is their number.
 
   Raises:
     errors.InputError: placement or size do not suit the images.
   """
   if source.views:
-    return resident.EvalFeed(*source.arrays(), config.eval.batch_size, mesh)
+    return resident.EvalLoader(*source.arrays(), config.eval.batch_size, mesh)
   return _pass(config, source, mesh, None)
 
 
-def make_view_feed(config: typed.Config, source: examples.Examples, mesh: Mesh, view: int) -> Any:
-  """Makes a feed of one pass in order, like `make_eval_feed`, but with the host transforms of training.
+def make_view_loader(config: typed.Config, source: examples.Examples, mesh: Mesh, view: int) -> Any:
+  """Makes a loader of one pass in order, like `make_eval_loader`, but with the host transforms of training.
 
   Args:
     config: the whole config.
@@ -150,10 +150,10 @@ def _pass(config: typed.Config, source: examples.Examples, mesh: Mesh, view: int
   shape = image_shape(config.data, source)
   resident_images = _resident_images(config.data, source, train=view is not None)
   if resident_images is not None:
-    return resident.EvalFeed(*resident_images, config.eval.batch_size, mesh)
+    return resident.EvalLoader(*resident_images, config.eval.batch_size, mesh)
   transform = (eval_transform if view is None else _train_transform)(config.data, shape[:2])
   drawn = None if view is None else (config.seed, view)
-  return stream.EvalFeed(source, transform, shape, config.eval.batch_size, mesh, config.data.workers, drawn)
+  return stream.EvalLoader(source, transform, shape, config.eval.batch_size, mesh, config.data.workers, drawn)
 
 
 def statistics(config: typed.Data, source: examples.Examples) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -24,7 +24,7 @@ def on_device(config: typed.Data, count: int, shape: examples.Shape, train: bool
     return False
   reason = None
   if None in shape:
-    reason = 'its pictures differ in size'
+    reason = 'its images differ in size'
   elif config.augment == 'resized_crop_flip' and (train or config.placement == 'device'):
     reason = "config.data.augment='resized_crop_flip' crops on the host"
   elif config.policy != 'none' and (train or config.placement == 'device'):

@@ -1,4 +1,4 @@
-"""Feeds for a split that every device holds whole; the jitted program gathers each batch from it."""
+"""Loaders for a split that every device holds whole; the jitted program gathers each batch from it."""
 
 from typing import Any
 
@@ -17,8 +17,8 @@ def _place(images: np.ndarray, labels: np.ndarray, mesh: Mesh) -> Arrays:
   return meshes.place({'image': images, 'label': labels}, meshes.replicated(mesh))
 
 
-class TrainFeed:
-  """Serves batches of an endless run through shuffled epochs; see `pipeline.make_train_feed`."""
+class TrainLoader:
+  """Serves batches of an endless run through shuffled epochs; see `pipeline.make_train_loader`."""
 
   def __init__(self, images: np.ndarray, labels: np.ndarray, seed: int, batch_size: int, mesh: Mesh, views: int = 1):
     self._views = views  # views of each image; epoch e uses view e % views
@@ -64,8 +64,8 @@ class TrainFeed:
     self._data, self._order = {}, None
 
 
-class EvalFeed:
-  """Serves the batches of one pass in the order of the split; see `pipeline.make_eval_feed`."""
+class EvalLoader:
+  """Serves the batches of one pass in the order of the split; see `pipeline.make_eval_loader`."""
 
   def __init__(self, images: np.ndarray, labels: np.ndarray, batch_size: int, mesh: Mesh):
     self._batch_size, self._mesh, self._count = batch_size, mesh, len(labels)

@@ -1,6 +1,7 @@
-"""Feeds that read and decode images during the run, in grain worker processes; each process reads its rows of a batch.
+"""Loaders that read and decode images during the run, in grain worker processes.
 
-A batch is a function of its step alone, so a run resumes from its step and checkpoints hold no iterator state.
+Each process reads its rows of a batch. A batch is a function of its step alone, so a run resumes from its step and
+checkpoints hold no iterator state.
 """
 
 import sys
@@ -19,7 +20,7 @@ AHEAD = 2  # finished batches that each worker buffers
 
 # Grain reads an endless run as a range, which ends here.
 ENDLESS = 2**62
-UNTOLD = 'ignore:resource_tracker:UserWarning'  # warning option that the resource tracker's process starts with
+IGNORED = 'ignore:resource_tracker:UserWarning'  # warning option that the resource tracker's process starts with
 
 
 class Batches:
@@ -75,8 +76,8 @@ class Batches:
       flags.FLAGS.mark_as_parsed()
     # If workers stop while they pass on a batch, Python's resource tracker frees its shared memory when the program
     # ends, and warns about it. We suppress the warning; it would only follow our own error message.
-    if UNTOLD not in sys.warnoptions:
-      sys.warnoptions.append(UNTOLD)
+    if IGNORED not in sys.warnoptions:
+      sys.warnoptions.append(IGNORED)
     rows = len(self._reader.rows)
     if self._steps is None:
       data = grain.MapDataset.range(step * rows, ENDLESS)
@@ -101,8 +102,8 @@ def local_rows(batch_size: int, mesh: Mesh) -> range:
   return range(min(start for start, _ in bounds), max(stop for _, stop in bounds))
 
 
-class _Feed:
-  """Base of both feeds: puts the arrays of one step at a time on the devices of the mesh."""
+class _Loader:
+  """Base of both loaders: puts the arrays of one step at a time on the devices of the mesh."""
 
   def __init__(self, batches: Batches, rows: range, batch_size: int, shape: tuple[int, int, int], mesh: Mesh):
     self._batches, self._rows, self._batch_size, self._shape = batches, rows, batch_size, shape
@@ -136,8 +137,8 @@ class _Feed:
     self._batches.close()
 
 
-class TrainFeed(_Feed):
-  """Serves batches of an endless run through shuffled epochs; see `pipeline.make_train_feed`."""
+class TrainLoader(_Loader):
+  """Serves batches of an endless run through shuffled epochs; see `pipeline.make_train_loader`."""
 
   def __init__(
     self,
@@ -163,8 +164,8 @@ class TrainFeed(_Feed):
     return self._put(self._batches.at(step) | {'epoch': epoch, 'position': position})
 
 
-class EvalFeed(_Feed):
-  """Serves the batches of one pass in the order of the split; see `pipeline.make_eval_feed`."""
+class EvalLoader(_Loader):
+  """Serves the batches of one pass in the order of the split; see `pipeline.make_eval_loader`."""
 
   def __init__(
     self,

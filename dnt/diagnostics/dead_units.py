@@ -2,7 +2,7 @@
 
 A unit is an index of the last axis of an activation: a channel, or a feature of a dense layer. It is dead if it is
 zero for every image at every position, so that no signal passes through it and no gradient comes back. A sigmoid or
-tanh is never zero: its unit is dead if it is saturated (`taps.SATURATED`) for every image at every position.
+tanh is never zero: its unit is dead if it is saturated (`captures.SATURATED`) for every image at every position.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from dnt import files
 from dnt import workdir as workdir_lib
 from dnt.config import typed
 from dnt.data import examples, pipeline
-from dnt.models import depth, taps
+from dnt.models import captures, depth
 from dnt.parallel import mesh as mesh_lib
 from dnt.parallel import multihost
 from dnt.reporting import tables
@@ -56,8 +56,8 @@ def run(config: typed.Config, workdir: pathlib.Path) -> dict[str, Any]:
   """
   mesh = mesh_lib.make_mesh(config.mesh)
   loaded = evaluate.load(config, workdir, mesh, ())
-  found = find(loaded.run, mesh, loaded.data.train, loaded.variables[''])
-  units, dead = sum(each.count for each in found), sum(len(each.dead) for each in found)
+  measured = find(loaded.run, mesh, loaded.data.train, loaded.variables[''])
+  units, dead = sum(each.count for each in measured), sum(len(each.dead) for each in measured)
   result = {
     'step': loaded.step,
     'split': loaded.data.train.split,
@@ -75,7 +75,7 @@ def run(config: typed.Config, workdir: pathlib.Path) -> dict[str, Any]:
         'share': len(each.dead) / each.count,
         'indices': list(each.dead),
       }
-      for each in found
+      for each in measured
     ],
   }
   if multihost.is_lead():
@@ -97,36 +97,36 @@ def find(run: experiment.Experiment, mesh: Mesh, source: examples.Examples, vari
     # A padded row repeats the first row, which is always an image, so it cannot make a dead unit look active.
     real = batch['mask'].reshape(-1, 1, 1, 1)
     batch = {**batch, 'image': jnp.where(real, batch['image'], batch['image'][:1])}
-    with taps.watching():
-      _, updates = run.model.apply(variables, run.preprocess(batch, None), train=False, mutable=[taps.FOUND])
-    found = updates.get(taps.FOUND, {})
-    return {entry.path: _activations(taps.captures(found, entry.path)) for entry in run.entries}, {}
+    with captures.capturing():
+      _, updates = run.model.apply(variables, run.preprocess(batch, None), train=False, mutable=[captures.CAPTURES])
+    measured = updates.get(captures.CAPTURES, {})
+    return {entry.path: _activations(captures.captures(measured, entry.path)) for entry in run.entries}, {}
 
-  feed = pipeline.make_eval_feed(run.config, source, mesh)
-  with contextlib.closing(evaluate.Pass(step, feed, mesh)) as whole:
+  loader = pipeline.make_eval_loader(run.config, source, mesh)
+  with contextlib.closing(evaluate.Pass(step, loader, mesh)) as whole:
     sums, _ = whole(variables)
   return _units(sums, run.table)
 
 
-def _activations(captures: taps.Captures) -> dict[str, taps.Zeros | taps.Saturation]:
+def _activations(captures: captures.Captures) -> dict[str, captures.Zeros | captures.Saturation]:
   """Returns what was captured of the activations of an entry, or of its output if it captures none."""
   return captures.units or ({'': captures.output.units} if captures.output else {})
 
 
 def _units(
-  sums: Mapping[str, Mapping[str, taps.Zeros | taps.Saturation]], table: Sequence[depth.Row]
+  sums: Mapping[str, Mapping[str, captures.Zeros | captures.Saturation]], table: Sequence[depth.Row]
 ) -> tuple[Units, ...]:
-  found = []
+  measured = []
   for row in table:
     inside = sums.get(row.entry.path, {})
     for name in sorted(inside, key=_natural):
-      zeros = isinstance(inside[name], taps.Zeros)
+      zeros = isinstance(inside[name], captures.Zeros)
       active = inside[name].fired if zeros else inside[name].steep
       active = active if row.entry.row is None else active[row.entry.row]
       dead = tuple(np.flatnonzero(active == 0).tolist())
       full = f'{row.entry.name}/{name}' if name else row.entry.name
-      found.append(Units(row.entry.name, full, 'zero' if zeros else 'saturated', len(active), dead))
-  return tuple(found)
+      measured.append(Units(row.entry.name, full, 'zero' if zeros else 'saturated', len(active), dead))
+  return tuple(measured)
 
 
 def _natural(name: str) -> list[str | int]:
@@ -136,11 +136,11 @@ def _natural(name: str) -> list[str | int]:
 
 def text(result: Mapping[str, Any]) -> str:
   """Formats the result as a table and one summary line."""
-  lines = [('activation', 'units', 'dead', 'share', '')]
+  lines = [('activation', 'units', 'dead', 'fraction', '')]
   for each in result['entries']:
-    figures = (f'{each["units"]:,}', f'{each["dead"]:,}', f'{100 * each["share"]:.1f} %')
-    lines.append((each['name'], *figures, 'saturated' if each['dead'] and each['criterion'] == 'saturated' else ''))
-  seen = f'the {result["examples"]:,} pictures of {result["split"]}, step {result["step"]:,}'
+    cells = (f'{each["units"]:,}', f'{each["dead"]:,}', f'{100 * each["share"]:.1f} %')
+    lines.append((each['name'], *cells, 'saturated' if each['dead'] and each['criterion'] == 'saturated' else ''))
+  seen = f'the {result["examples"]:,} images of {result["split"]}, step {result["step"]:,}'
   total = f'{result["dead"]:,} of {result["units"]:,} units ({100 * result["share"]:.1f} %) are dead on {seen}'
   where = f'; which ones: {workdir_lib.DEAD_UNITS}' if result['dead'] else ''
   return f'{tables.text(lines)}\n{total}{where}'

@@ -17,13 +17,13 @@ from dnt import config as schema
 from dnt import errors, models
 from dnt.config import keys, typed
 from dnt.data import pipeline
-from dnt.models import depth, taps
+from dnt.models import captures, depth
 from dnt.optim import schedules
 from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
 from dnt.training import experiment, telemetry
 
-PICTURES = 8  # images of the batch whose similarity is measured
+IMAGES = 8  # images of the batch whose similarity is measured
 FIRST_STEPS = 10
 VERDICTS = ('trainable', 'vanishing', 'exploding', 'collapsing to one direction', 'dead', 'step too large')
 # A signal or gradient may shrink or grow by this factor from end to end before it counts as lost.
@@ -71,7 +71,7 @@ class Examination(NamedTuple):
     learning_rates: [first steps].
     peak_rate: the largest learning rate of the whole run.
     scale_free: whether the update rule divides each gradient by its size, so that small gradients also move parameters.
-    chance: loss of guessing.
+    guessing_loss: loss of guessing.
   """
 
   entries: tuple[str, ...]
@@ -82,7 +82,7 @@ class Examination(NamedTuple):
   learning_rates: np.ndarray
   peak_rate: float
   scale_free: bool
-  chance: float
+  guessing_loss: float
 
 
 class Verdict(NamedTuple):
@@ -103,7 +103,7 @@ def examine(
   config: typed.Config,
   data: experiment.Data,
   seeds: int = 3,
-  say: Callable[[str], None] = lambda text: None,
+  log: Callable[[str], None] = lambda text: None,
 ) -> Examination:
   """Measures the network of a training config.
 
@@ -111,7 +111,7 @@ def examine(
     config: a validated training config.
     data: its images, from `experiment.load_data`.
     seeds: number of initializations, from `config.seed` on.
-    say: receives a status message for each step.
+    log: receives a status message for each step.
 
   Raises:
     errors.InputError: the config does not fit the data or the model.
@@ -125,8 +125,8 @@ def examine(
     )
   run = experiment.make(experiment.resolve(config, data), data.spec)
   shown = []
-  with contextlib.closing(pipeline.make_train_feed(run.config, data.train, mesh)) as feed:
-    step = compile_lib.jit(_make_step(run, feed.batch_at), mesh, donate_argnums=0)
+  with contextlib.closing(pipeline.make_train_loader(run.config, data.train, mesh)) as loader:
+    step = compile_lib.jit(_make_step(run, loader.batch_at), mesh, donate_argnums=0)
     batches: list[Any] = []
     for seed in range(seeds):
       variables = models.init(run.trace, config.seed + seed)
@@ -134,9 +134,9 @@ def examine(
       rows = []
       for index in range(FIRST_STEPS):
         doing = 'compiling' if not seed and not index else f'step {index + 1} of {FIRST_STEPS}'
-        say(f'seed {seed + 1} of {seeds}: {doing}')
+        log(f'seed {seed + 1} of {seeds}: {doing}')
         if not seed:
-          batches.append(feed.arrays(index, 1))
+          batches.append(loader.arrays(index, 1))
         state, metrics = step(state, batches[index])
         rows.append(jax.device_get(metrics))
       shown.append(rows)
@@ -148,7 +148,7 @@ def _make_step(run: experiment.Experiment, batch_at: Callable) -> Callable:
 
   Args:
     run: the experiment.
-    batch_at: the feed's `batch_at`.
+    batch_at: the loader's `batch_at`.
 
   Returns:
     `(state, arrays) -> (state, metrics)`; metrics: as with telemetry, with an additional column `cosine`, and the
@@ -163,22 +163,22 @@ def _make_step(run: experiment.Experiment, batch_at: Callable) -> Callable:
     leaves = [leaf for leaf in jax.tree.leaves(output) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
     outputs = [leaf for leaf in leaves if leaf.shape[:1] == (examples,)]
     if outputs:
-      module.sow(taps.FOUND, 'cosine', _cosine(outputs[0]), init_fn=lambda: None, reduce_fn=lambda _, new: new)
+      module.sow(captures.CAPTURES, 'cosine', _cosine(outputs[0]), init_fn=lambda: None, reduce_fn=lambda _, new: new)
     return output
 
   phase = run.phases[0]
-  plain = telemetry.make(run.config, phase.cut.split(run.abstract_state().params)[0], run.table)
+  plain = telemetry.make(run.config, phase.partition.split(run.abstract_state().params)[0], run.table)
 
-  def figures(params, gradient, updates, found, sinks):
-    cosine = telemetry.gather(found, 'cosine', called, run.entries, lambda total: total / parts)
-    return plain.figures(params, gradient, updates, found, sinks) | {'cosine': cosine}
+  def measure(params, gradient, updates, examination, gradient_captures):
+    cosine = telemetry.gather(examination, 'cosine', called, run.entries, lambda total: total / parts)
+    return plain.measure(params, gradient, updates, examination, gradient_captures) | {'cosine': cosine}
 
-  watched = telemetry.Telemetry(plain.sinks, figures)
-  train_step = run.make_step(phase.cut, phase.optimizer, telemetry=watched)
+  watched = telemetry.Telemetry(plain.gradient_captures, measure)
+  train_step = run.make_step(phase.partition, phase.optimizer, telemetry=watched)
 
   def step(state, arrays):
     batch = batch_at(arrays, state.step)
-    with depth.watching(likeness):
+    with depth.intercept(likeness):
       state, metrics = train_step(state, batch)
     return state, metrics | {'input_cosine': _cosine(run.preprocess(batch, None))}
 
@@ -187,7 +187,7 @@ def _make_step(run: experiment.Experiment, batch_at: Callable) -> Callable:
 
 def _cosine(x: jax.Array) -> jax.Array:
   """Returns the mean cosine of the angle between two different examples, over the first examples of the batch."""
-  x = jax.lax.stop_gradient(x)[:PICTURES].astype(jnp.float32)
+  x = jax.lax.stop_gradient(x)[:IMAGES].astype(jnp.float32)
   x = x.reshape(x.shape[0], -1)
   # Divide by the largest value first: the squares of a signal that has nearly vanished would underflow.
   x = x / jnp.maximum(jnp.max(jnp.abs(x), axis=1, keepdims=True), jnp.finfo(jnp.float32).tiny)
@@ -223,7 +223,7 @@ def _examination(run: experiment.Experiment, shown: Sequence[Sequence[Mapping[st
     learning_rates=np.array([step['learning_rate'] for step in shown[0]], np.float64),
     peak_rate=schedules.peak_rate(run.config.optim),
     scale_free=run.config.optim.name != 'sgd',
-    chance=float(np.log(len(run.spec.class_names))),
+    guessing_loss=float(np.log(len(run.spec.class_names))),
   )
 
 
@@ -235,20 +235,20 @@ def _initial(steps: Sequence[Mapping[str, telemetry.Column]]) -> Mapping[str, te
 def _ratios(steps: Sequence[Mapping[str, telemetry.Column]]) -> list[float]:
   """Returns for each step the median update ratio over the entries that do not start at zero."""
   moving = np.flatnonzero(steps[0]['parameter_norm'].values)
-  found = [np.asarray(step['update_ratio'].values, np.float64)[moving] for step in steps]
-  return [float(np.median(np.where(np.isfinite(each), each, np.inf))) if each.size else np.inf for each in found]
+  examination = [np.asarray(step['update_ratio'].values, np.float64)[moving] for step in steps]
+  return [float(np.median(np.where(np.isfinite(each), each, np.inf))) if each.size else np.inf for each in examination]
 
 
 def _whole(column: telemetry.Column, count: int) -> np.ndarray:
   values = np.full(count, np.nan)
-  found = np.asarray(column.values, np.float64)
-  values[list(column.entries)] = np.where(np.isfinite(found), found, np.inf)
+  examination = np.asarray(column.values, np.float64)
+  values[list(column.entries)] = np.where(np.isfinite(examination), examination, np.inf)
   return values
 
 
-def judge(found: Examination) -> Verdict:
+def judge(examination: Examination) -> Verdict:
   """Returns the verdict on an examination: the first problem, in an order where earlier problems cause later ones."""
-  typical = {name: np.median(column, axis=0) for name, column in found.columns.items()}
+  typical = {name: np.median(column, axis=0) for name, column in examination.columns.items()}
   rms, gradient = typical['activation_rms'], typical['output_gradient_norm']
   # A branch whose last kernel starts at zero outputs zero but is not dead: its parameters have a gradient.
   waking = (rms == 0) & (typical['gradient_norm'] > 0)
@@ -256,48 +256,48 @@ def judge(found: Examination) -> Verdict:
   hidden = np.array([place for place in measured[:-1] if not waking[place]], int)  # without the logits, the last output
   faded = np.min(rms, where=rms > 0, initial=1.0) < ABRUPT  # if so, a value of zero has shrunk to zero
   return (
-    (None if faded else _dead(found, typical, waking))
-    or _not_finite(found, 'signal', rms, measured)
-    or _not_finite(found, 'gradient', gradient, measured[::-1])
-    or (None if faded else _cut_off(found, gradient, measured))
-    or (_lost(found, typical, hidden) if len(hidden) else None)
-    or (_collapsed(found, typical['cosine'], hidden) if len(hidden) else None)
-    or _stepped(found)
+    (None if faded else _dead(examination, typical, waking))
+    or _not_finite(examination, 'signal', rms, measured)
+    or _not_finite(examination, 'gradient', gradient, measured[::-1])
+    or (None if faded else _cut_off(examination, gradient, measured))
+    or (_lost(examination, typical, hidden) if len(hidden) else None)
+    or (_collapsed(examination, typical['cosine'], hidden) if len(hidden) else None)
+    or _stepped(examination)
   )
 
 
-def _dead(found: Examination, typical: Mapping[str, np.ndarray], waking: np.ndarray) -> Verdict | None:
+def _dead(examination: Examination, typical: Mapping[str, np.ndarray], waking: np.ndarray) -> Verdict | None:
   for name, what in (('dead', 'units are zero for the whole batch'), ('saturated', 'activations are saturated')):
     if name in typical:
       sick = (typical[name] > DEAD) & ~waking
       if sick.any():
         at = int(np.argmax(sick))
-        return Verdict('dead', found.entries[at], f'{100 * typical[name][at]:.0f} % of its {what}')
+        return Verdict('dead', examination.entries[at], f'{100 * typical[name][at]:.0f} % of its {what}')
   return None
 
 
-def _not_finite(found: Examination, name: str, norms: np.ndarray, path: np.ndarray) -> Verdict | None:
+def _not_finite(examination: Examination, name: str, norms: np.ndarray, path: np.ndarray) -> Verdict | None:
   at = next((place for place in path if not np.isfinite(norms[place])), None)
-  return None if at is None else Verdict('exploding', found.entries[at], f'the {name} is not finite')
+  return None if at is None else Verdict('exploding', examination.entries[at], f'the {name} is not finite')
 
 
-def _cut_off(found: Examination, gradient: np.ndarray, measured: np.ndarray) -> Verdict | None:
+def _cut_off(examination: Examination, gradient: np.ndarray, measured: np.ndarray) -> Verdict | None:
   """Detects dead units outside of any entry, in a user's own module, which let no gradient pass."""
   for at, after in zip(measured[-2::-1], measured[:0:-1], strict=True):
     if gradient[measured[0]] == gradient[at] == 0 and gradient[after] > ABRUPT:
-      reason = f'no gradient at all reaches it from {found.entries[after]}: the units between are dead'
-      return Verdict('dead', found.entries[at], reason)
+      reason = f'no gradient at all reaches it from {examination.entries[after]}: the units between are dead'
+      return Verdict('dead', examination.entries[at], reason)
   return None
 
 
-def _lost(found: Examination, typical: Mapping[str, np.ndarray], hidden: np.ndarray) -> Verdict | None:
+def _lost(examination: Examination, typical: Mapping[str, np.ndarray], hidden: np.ndarray) -> Verdict | None:
   """Detects a signal that vanishes or explodes from the first hidden entry to the last, or a gradient on the way back.
 
   The reported entry is the first with half of the excessive change, on a log scale.
   """
   moved = typical['update_ratio'][hidden]
-  rates = np.mean(found.learning_rates) or np.inf
-  moves = found.scale_free and np.nanmin(moved, initial=np.inf) * found.peak_rate / rates > MOVES
+  rates = np.mean(examination.learning_rates) or np.inf
+  moves = examination.scale_free and np.nanmin(moved, initial=np.inf) * examination.peak_rate / rates > MOVES
   ends = {}
   for name, path in (('signal', hidden), ('gradient', hidden[::-1])):
     norms = typical['activation_rms' if name == 'signal' else 'output_gradient_norm']
@@ -306,15 +306,17 @@ def _lost(found: Examination, typical: Mapping[str, np.ndarray], hidden: np.ndar
     ends[name] = path, ratios
     if ratios[-1] < VANISHING and not moves:
       at = path[int(np.argmax(ratios < np.sqrt(VANISHING)))]
-      return Verdict('vanishing', found.entries[at], f'the {name} {_shrinks(ratios[-1])}')
+      return Verdict('vanishing', examination.entries[at], f'the {name} {_shrinks(ratios[-1])}')
     if ratios[-1] > EXPLODING:
       at = path[int(np.argmax(ratios > np.sqrt(EXPLODING)))]
-      return Verdict('exploding', found.entries[at], f'the {name} grows to {ratios[-1]:.1e} times what it was')
+      return Verdict('exploding', examination.entries[at], f'the {name} grows to {ratios[-1]:.1e} times what it was')
   signal, back = (ratios[-1] for _, ratios in ends.values())
   if signal * back < FAINT and not moves:
     path, ratios = ends['signal' if signal < back else 'gradient']
     at = path[int(np.argmax(ratios < FAINT**0.25))]
-    return Verdict('vanishing', found.entries[at], f'the signal {_shrinks(signal)}, the gradient {_shrinks(back)}')
+    return Verdict(
+      'vanishing', examination.entries[at], f'the signal {_shrinks(signal)}, the gradient {_shrinks(back)}'
+    )
   return None
 
 
@@ -322,48 +324,48 @@ def _shrinks(ratio: float) -> str:
   return f'shrinks to {ratio:.1e} of what it was' if ratio > 0 else 'shrinks to less than a float32 can hold'
 
 
-def _collapsed(found: Examination, cosine: np.ndarray, hidden: np.ndarray) -> Verdict | None:
-  before, after = _losses(found)
-  stands = abs(before - found.chance) < GUESSING * found.chance and after >= before
+def _collapsed(examination: Examination, cosine: np.ndarray, hidden: np.ndarray) -> Verdict | None:
+  before, after = _losses(examination)
+  stands = abs(before - examination.guessing_loss) < GUESSING * examination.guessing_loss and after >= before
   limit = ALIKE if stands else COLLAPSED
-  if not cosine[hidden[-1]] > limit > found.input_cosine:
+  if not cosine[hidden[-1]] > limit > examination.input_cosine:
     return None
   at = hidden[int(np.argmax(cosine[hidden] > limit))]
-  reason = f'different pictures, of cosine {found.input_cosine:.2f}, leave it with cosine {cosine[at]:.5f}'
+  reason = f'different images, of cosine {examination.input_cosine:.2f}, leave it with cosine {cosine[at]:.5f}'
   if stands:
     reason += f', and {FIRST_STEPS} steps do not lower the loss ({before:.3g}, then {after:.3g})'
-  return Verdict('collapsing to one direction', found.entries[at], reason)
+  return Verdict('collapsing to one direction', examination.entries[at], reason)
 
 
-def _losses(found: Examination) -> tuple[float, float]:
+def _losses(examination: Examination) -> tuple[float, float]:
   """Returns the loss of the first step and the loss after the first steps, as medians over the seeds."""
-  return float(np.median(found.losses[:, 0])), float(np.median(last_loss(found)))
+  return float(np.median(examination.losses[:, 0])), float(np.median(last_loss(examination)))
 
 
-def last_loss(found: Examination) -> np.ndarray:
+def last_loss(examination: Examination) -> np.ndarray:
   """Returns the mean loss of the last few of the first steps, by seed."""
-  return np.mean(found.losses[:, -LAST:], axis=1)
+  return np.mean(examination.losses[:, -LAST:], axis=1)
 
 
-def _stepped(found: Examination) -> Verdict:
-  before, after = _losses(found)
-  ratio = float(np.median(found.update_ratios))
+def _stepped(examination: Examination) -> Verdict:
+  before, after = _losses(examination)
+  ratio = float(np.median(examination.update_ratios))
   reason = f'the loss goes from {before:.3g} to {after:.3g} in {FIRST_STEPS} steps'
   # Large updates alone do no harm: a linear classifier starts with them.
-  large = not np.isfinite(found.losses).all() or after > GROWN * max(before, found.chance)
-  if large or (ratio > RATIO and after > found.chance):
+  large = not np.isfinite(examination.losses).all() or after > GROWN * max(before, examination.guessing_loss)
+  if large or (ratio > RATIO and after > examination.guessing_loss):
     return Verdict('step too large', None, f'{reason}, which move parameters by {ratio:.1e} of their norm')
   return Verdict('trainable', None, reason)
 
 
-def remedies(config: typed.Config, found: Examination, verdict: Verdict) -> list[dict[str, Any]]:
+def remedies(config: typed.Config, examination: Examination, verdict: Verdict) -> list[dict[str, Any]]:
   """Returns at most three sets of overrides that are likely to fix a network, the likeliest first.
 
   Each set changes the config.
 
   Args:
     config: a validated training config.
-    found: its examination.
+    examination: its examination.
     verdict: the verdict on it.
 
   Returns:
@@ -375,16 +377,16 @@ def remedies(config: typed.Config, found: Examination, verdict: Verdict) -> list
   init = {'model.initializer': FITTING[model.activation], 'model.init_gain': 1.0}
   fits = (model.initializer, model.init_gain) == tuple(init.values())
   relu = {'model.activation': 'relu', 'model.initializer': 'he', 'model.init_gain': 1.0}
-  shortcut = _shortcut(config, len(found.entries))
+  shortcut = _shortcut(config, len(examination.entries))
   both = shortcut | (norm if shortcut and model.norm == 'none' else {})
   adam = {'optim.name': 'adamw', 'optim.learning_rate': 1e-3}
   clip = {'clip.name': 'global_norm', 'optim.learning_rate': rate / 10}
   if verdict.kind == 'trainable':
     offered = []
   elif verdict.kind == 'step too large':
-    ratios = np.median(found.update_ratios, 0)
+    ratios = np.median(examination.update_ratios, 0)
     moved = int(np.argmax(ratios > 0))  # a warm-up may start at a rate of zero
-    sized = float(f'{found.learning_rates[moved] * HEALTHY / ratios[moved]:.0e}') if ratios[moved] > 0 else rate
+    sized = float(f'{examination.learning_rates[moved] * HEALTHY / ratios[moved]:.0e}') if ratios[moved] > 0 else rate
     offered = [{'optim.learning_rate': each} for each in (sized, rate / 10, rate / 100) if each < rate] + [clip]
   elif verdict.kind == 'dead':
     offered = [init, norm, {'model.activation': 'leaky_relu'} if model.activation == 'relu' else relu]
@@ -447,7 +449,7 @@ def try_out(
   config: typed.Config,
   data: experiment.Data,
   offered: Sequence[Mapping[str, Any]],
-  say: Callable[[str], None] = lambda text: None,
+  log: Callable[[str], None] = lambda text: None,
 ) -> list[Trial]:
   """Examines each set of overrides with one seed and ranks them: trainable networks first, then by the loss.
 
@@ -455,7 +457,7 @@ def try_out(
     config: a validated training config.
     data: its images.
     offered: from `remedies`.
-    say: receives a status message for each step.
+    log: receives a status message for each step.
 
   Returns:
     The trials, the best first.
@@ -465,12 +467,12 @@ def try_out(
     doing = f'trying {flags(overrides)}'
     try:
       changed = schema.override(config, overrides, 'a remedy')
-      found = examine(changed, data, seeds=1, say=lambda text, doing=doing: say(f'{doing}: {text}'))
+      examination = examine(changed, data, seeds=1, log=lambda text, doing=doing: log(f'{doing}: {text}'))
     except errors.InputError as error:
       tried.append(Trial(overrides, Verdict('cannot be run', None, str(error)), np.inf))
       continue
-    loss = float(last_loss(found)[0])
-    tried.append(Trial(overrides, judge(found), loss if np.isfinite(loss) else np.inf))
+    loss = float(last_loss(examination)[0])
+    tried.append(Trial(overrides, judge(examination), loss if np.isfinite(loss) else np.inf))
   return sorted(tried, key=lambda each: (each.verdict.kind != 'trainable', each.loss))
 
 

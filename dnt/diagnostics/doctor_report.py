@@ -32,10 +32,10 @@ COLUMNS = (
 # Maps each column to its label and meaning.
 LABELS = {name: (quantity.label, quantity.meaning) for name, quantity in metric_names.QUANTITIES.items()} | {
   'activation_variance': ('variance', 'of the output'),
-  'cosine': ('cosine', 'of the angle between the outputs for two different pictures'),
+  'cosine': ('cosine', 'of the angle between the outputs for two different images'),
   'jacobian_gain': ('gain', "of the entry's Jacobian: backward at the entry before over backward here"),
 }
-SHARES = tuple(name for name, quantity in metric_names.QUANTITIES.items() if quantity.scale == 'percent')
+FRACTIONS = tuple(name for name, quantity in metric_names.QUANTITIES.items() if quantity.scale == 'percent')
 MARK = '#cc0000'
 LONGEST = 40  # lines of the table; for a deeper network it shows only some of the entries
 
@@ -58,25 +58,25 @@ def run(config: typed.Config, workdir: pathlib.Path, seeds: int, trying: bool) -
   files.make_workdir(workdir)
   data = experiment.load_data(config, ())
   status = terminal.StatusLine()
-  found = doctor.examine(config, data, seeds, status.update)
-  verdict = doctor.judge(found)
-  offered = doctor.remedies(config, found, verdict)
+  examination = doctor.examine(config, data, seeds, status.update)
+  verdict = doctor.judge(examination)
+  offered = doctor.remedies(config, examination, verdict)
   status.close()
-  _log.info(f'{table(found, verdict)}\n\n{steps_table(found)}\n\nverdict: {sentence(verdict)}')
+  _log.info(f'{table(examination, verdict)}\n\n{steps_table(examination)}\n\nverdict: {sentence(verdict)}')
   content: dict[str, Any] = {
     'verdict': verdict._asdict(),
     'offered': offered,
     'entries': {
-      name: {column: _number(values[:, index]) for column, values in found.columns.items()}
-      for index, name in enumerate(found.entries)
+      name: {column: _number(values[:, index]) for column, values in examination.columns.items()}
+      for index, name in enumerate(examination.entries)
     },
-    'input_cosine': found.input_cosine,
-    'losses': found.losses.tolist(),
-    'update_ratios': found.update_ratios.tolist(),
-    'learning_rates': found.learning_rates.tolist(),
-    'loss_of_chance': found.chance,
+    'input_cosine': examination.input_cosine,
+    'losses': examination.losses.tolist(),
+    'update_ratios': examination.update_ratios.tolist(),
+    'learning_rates': examination.learning_rates.tolist(),
+    'loss_of_chance': examination.guessing_loss,
   }
-  files.write(workdir / 'probe.png', plots.png(figure(found, verdict)))
+  files.write(workdir / 'probe.png', plots.png(figure(examination, verdict)))
   files.write_json(workdir / 'probe.json', content)
   if verdict.kind == 'trainable':
     return content
@@ -105,74 +105,83 @@ def sentence(verdict: doctor.Verdict) -> str:
   return f'{verdict.kind}{where}: {verdict.reason}'
 
 
-def table(found: doctor.Examination, verdict: doctor.Verdict) -> str:
+def table(examination: doctor.Examination, verdict: doctor.Verdict) -> str:
   """Formats the medians over seeds by entry; for a deep network only some entries, including that of the verdict."""
-  shown = [name for name in COLUMNS if name in found.columns]
-  count = len(found.entries)
+  shown = [name for name in COLUMNS if name in examination.columns]
+  count = len(examination.entries)
   indices = set(np.linspace(0, count - 1, min(count, LONGEST)).round().astype(int).tolist())
-  indices |= {found.entries.index(verdict.entry)} if verdict.entry else set()
+  indices |= {examination.entries.index(verdict.entry)} if verdict.entry else set()
   lines = [('entry', *(LABELS[name][0] for name in shown))]
   for index in sorted(indices):
-    lines.append((found.entries[index], *(_figure(name, np.median(found.columns[name][:, index])) for name in shown)))
+    lines.append(
+      (examination.entries[index], *(_figure(name, np.median(examination.columns[name][:, index])) for name in shown))
+    )
   left = f'\n({count - len(indices)} entries between these are in probe.json)' if count > len(indices) else ''
   meaning = '\n'.join(f'{title}: {what}' for title, what in (LABELS[name] for name in shown))
   return f'{tables.text(lines)}{left}\n\n{meaning}'
 
 
-def steps_table(found: doctor.Examination) -> str:
+def steps_table(examination: doctor.Examination) -> str:
   """Formats the first steps as text, as medians over seeds."""
   rows = {
-    'learning rate': found.learning_rates,
-    'loss': np.median(found.losses, 0),
-    'update ratio': np.median(found.update_ratios, 0),
+    'learning rate': examination.learning_rates,
+    'loss': np.median(examination.losses, 0),
+    'update ratio': np.median(examination.update_ratios, 0),
   }
-  lines = [('step', *(str(index + 1) for index in range(len(found.learning_rates))))]
+  lines = [('step', *(str(index + 1) for index in range(len(examination.learning_rates))))]
   lines += [(name, *(f'{value:.3g}' for value in values)) for name, values in rows.items()]
   what = 'update ratio: norm of the update over that of the parameters, of the median entry'
   return f'{tables.text(lines)}\n\n{what}'
 
 
 @plots.styled
-def figure(found: doctor.Examination, verdict: doctor.Verdict) -> 'Figure':
+def figure(examination: doctor.Examination, verdict: doctor.Verdict) -> 'Figure':
   """Plots the measurements by depth and the first steps, as medians over seeds with their range."""
   drawn = plots.new_figure(22, 11)
   (signal, cosine, gradient, gain), (units, ratio, loss, ratios) = drawn.subplots(2, 4)
-  deviation = np.sqrt(np.maximum(found.columns['activation_variance'], 0))
-  _by_depth(signal, found, {'RMS': found.columns['activation_rms'], 'standard deviation': deviation})
+  deviation = np.sqrt(np.maximum(examination.columns['activation_variance'], 0))
+  _by_depth(signal, examination, {'RMS': examination.columns['activation_rms'], 'standard deviation': deviation})
   _finish(signal, 'signal: the output of each entry', 'RMS, standard deviation', True)
-  _by_depth(cosine, found, {'outputs': found.columns['cosine']})
-  cosine.axhline(found.input_cosine, color='#888888', linestyle='--', label='the pictures themselves')
-  _finish(cosine, 'likeness of different pictures', 'cosine of the angle', False)
-  outputs, parameters = (found.columns[name] for name in ('output_gradient_norm', 'gradient_norm'))
-  _by_depth(gradient, found, {'at the output': outputs, 'at the parameters': parameters})
+  _by_depth(cosine, examination, {'outputs': examination.columns['cosine']})
+  cosine.axhline(examination.input_cosine, color='#888888', linestyle='--', label='the images themselves')
+  _finish(cosine, 'likeness of different images', 'cosine of the angle', False)
+  outputs, parameters = (examination.columns[name] for name in ('output_gradient_norm', 'gradient_norm'))
+  _by_depth(gradient, examination, {'at the output': outputs, 'at the parameters': parameters})
   _finish(gradient, 'gradient of the loss', 'norm', True)
-  _by_depth(gain, found, {'': found.columns['jacobian_gain']})
+  _by_depth(gain, examination, {'': examination.columns['jacobian_gain']})
   gain.axhline(1.0, color='#888888', linestyle='--')
   _finish(gain, "gain of each entry's Jacobian", 'gradient norm before / after the entry', True)
-  _by_depth(units, found, {name: 100 * found.columns[name] for name in SHARES if name in found.columns})
+  _by_depth(
+    units, examination, {name: 100 * examination.columns[name] for name in FRACTIONS if name in examination.columns}
+  )
   units.set_ylim(-4, 104)
-  _finish(units, 'units: zero, dead, saturated', 'share (%)', False)
-  _by_depth(ratio, found, {'': found.columns['update_ratio']})
+  _finish(units, 'units: zero, dead, saturated', 'fraction (%)', False)
+  _by_depth(ratio, examination, {'': examination.columns['update_ratio']})
   _finish(ratio, 'size of the updates', 'update norm / parameter norm', True)
-  _by_step(loss, found.losses)
-  loss.axhline(found.chance, color='#888888', linestyle='--', label='guessing')
-  _finish(loss, 'first steps: loss', 'loss', found.losses[np.isfinite(found.losses)].max(initial=1) > 20 * found.chance)
-  _by_step(ratios, found.update_ratios)
+  _by_step(loss, examination.losses)
+  loss.axhline(examination.guessing_loss, color='#888888', linestyle='--', label='guessing')
+  _finish(
+    loss,
+    'first steps: loss',
+    'loss',
+    examination.losses[np.isfinite(examination.losses)].max(initial=1) > 20 * examination.guessing_loss,
+  )
+  _by_step(ratios, examination.update_ratios)
   _finish(ratios, 'first steps: size of the update', 'update / parameter norm, median entry', True)
   if verdict.entry:
     for axes in (signal, cosine, gradient, gain, units, ratio):
-      axes.axvline(found.entries.index(verdict.entry), color=MARK, linewidth=1.2, linestyle=':')
+      axes.axvline(examination.entries.index(verdict.entry), color=MARK, linewidth=1.2, linestyle=':')
   drawn.suptitle(sentence(verdict), x=0.01, ha='left')
   return drawn
 
 
-def _by_depth(axes: 'Axes', found: doctor.Examination, curves: dict[str, np.ndarray]) -> None:
+def _by_depth(axes: 'Axes', examination: doctor.Examination, curves: dict[str, np.ndarray]) -> None:
   """Draws each curve, [seeds, entries], with its name in the legend."""
-  depth = np.arange(len(found.entries))
+  depth = np.arange(len(examination.entries))
   for number, (label, values) in enumerate(curves.items()):
     _draw(axes, depth, values, plots.COLORS[number], label)
   ticks = np.unique(np.linspace(0, len(depth) - 1, min(len(depth), 5)).round().astype(int))
-  axes.set_xticks(ticks, [found.entries[tick] for tick in ticks], rotation=25, ha='right')
+  axes.set_xticks(ticks, [examination.entries[tick] for tick in ticks], rotation=25, ha='right')
   axes.set_xlim(-0.5, len(depth) - 0.5)
 
 
@@ -206,7 +215,7 @@ def _finish(axes: 'Axes', title: str, unit: str, logarithmic: bool) -> None:
 def _figure(name: str, value: float) -> str:
   if np.isnan(value):
     return '-'
-  if name in SHARES:
+  if name in FRACTIONS:
     return f'{100 * value:.0f} %'
   return f'{value:.4f}' if name == 'cosine' else f'{value:.3g}'
 

@@ -90,7 +90,7 @@ def run(config: typed.Config, workdir: pathlib.Path) -> dict[str, Any]:
   base = experiment.make(experiment.resolve(config, data), data.spec)
   start = initialize.find(base, mesh, checkpoints.ReadOnly(workdir), data.weights)
   state = initialize.make_state(base, mesh, start)
-  frozen = base.phase(int(state.step)).cut.frozen
+  frozen = base.phase(int(state.step)).partition.frozen
   names = [row.entry.name for row in base.table if row.parameters and row.entry.name not in frozen]
   for pattern in config.lr_find.groups:
     if not any(re.fullmatch(pattern, name) for name in names):
@@ -98,9 +98,9 @@ def run(config: typed.Config, workdir: pathlib.Path) -> dict[str, Any]:
         f'config.lr_find.groups: {pattern!r} is the name of no entry that trains: {", ".join(names)}'
       )
   step, sweeps = int(state.step), []
-  with contextlib.closing(pipeline.make_train_feed(base.config, data.train, mesh)) as feed:
+  with contextlib.closing(pipeline.make_train_loader(base.config, data.train, mesh)) as loader:
     for group in config.lr_find.groups or (None,):
-      sweeps.append(sweep(base, mesh, state, feed, group))
+      sweeps.append(sweep(base, mesh, state, loader, group))
   return _record(workdir, sweeps, step, not start.history, schedules.peak_rate(config.optim))
 
 
@@ -125,25 +125,25 @@ def settle(
     return run
   if multihost.broadcast_from_lead(format.steps_in(workdir / workdir_lib.CHECKPOINTS)):
     rate = pretrained.read_run_config(workdir).optim.learning_rate
-    said = f'learning rate {rate:.3g}, found when this run started'
+    message = f'learning rate {rate:.3g}, found when this run started'
   else:
-    state = initialize.begin(run, mesh, initialize.variables(run, workdir, data.weights))
-    with contextlib.closing(pipeline.make_train_feed(run.config, data.train, mesh)) as feed:
-      found = sweep(run, mesh, state, feed)
-    if not found.suggestions:
+    state = initialize.begin(run, mesh, initialize.load_start(run, workdir, data.weights))
+    with contextlib.closing(pipeline.make_train_loader(run.config, data.train, mesh)) as loader:
+      measured = sweep(run, mesh, state, loader)
+    if not measured.suggestions:
       raise errors.InputError(
         'config.optim.learning_rate=auto asks for a range test, which ended too soon to tell a rate (the loss '
-        f'{_ended_of(found)}); give a rate, or begin lower: config.lr_find.start'
+        f'{_ended_of(measured)}); give a rate, or begin lower: config.lr_find.start'
       )
-    rate = found.suggestions['valley']
-    doubt = '' if found.learns else '; it hardly fell before: see lr_find.png'
-    said = f'learning rate {rate:.3g}, the valley of a range test (the loss {_ended_of(found)}{doubt})'
-    _record(workdir, [found], 0, True, rate)
-  _log.info(said)
+    rate = measured.suggestions['valley']
+    doubt = '' if measured.learns else '; it hardly fell before: see lr_find.png'
+    message = f'learning rate {rate:.3g}, the valley of a range test (the loss {_ended_of(measured)}{doubt})'
+    _record(workdir, [measured], 0, True, rate)
+  _log.info(message)
   config = schema.copy_unlocked(run.config)
   with config.ignore_type():  # it holds a word
     config.optim.learning_rate = rate
-  return experiment.make(config, run.spec, run.phases[0].cut.skipped, run.trace)
+  return experiment.make(config, run.spec, run.phases[0].partition.skipped, run.trace)
 
 
 def check(config: typed.Config) -> None:
@@ -185,7 +185,7 @@ def _record(
 
 
 def sweep(
-  run: experiment.Experiment, mesh: Mesh, state: steps.TrainState, feed: pipeline.Feed, group: str | None = None
+  run: experiment.Experiment, mesh: Mesh, state: steps.TrainState, loader: pipeline.Loader, group: str | None = None
 ) -> Sweep:
   """Trains from `state`, which it does not change, while the rate of a group grows.
 
@@ -193,22 +193,22 @@ def sweep(
     run: the experiment; `config.lr_find` describes the sweep.
     mesh: the mesh of its devices.
     state: where to start, also in the data.
-    feed: the feed of the training split.
+    loader: the loader of the training split.
     group: pattern that matches whole names of the entries to train; None: all entries train.
   """
   first, count = int(state.step), run.config.lr_find.steps
   train_step = make_train_step(run, state.params, first, group)
-  longest = min(run.config.train.steps_per_dispatch, feed.max_steps(0))
+  longest = min(run.config.train.steps_per_dispatch, loader.max_steps(0))
   shardings = (mesh_lib.parameter_shardings(mesh, state), mesh_lib.replicated(mesh))
-  train_steps = steps.make_train_steps(train_step, feed.batch_at, longest)
+  train_steps = steps.make_train_steps(train_step, loader.batch_at, longest)
   state = jax.tree.map(jnp.copy, state)
   jitted = compile_lib.jit(train_steps, mesh, donate_argnums=0, out_shardings=shardings)
-  program = compile_lib.ahead(jitted, state, feed.shapes(), np.int32(1))
+  program = compile_lib.ahead(jitted, state, loader.shapes(), np.int32(1))
   line = terminal.StatusLine()
   rates, losses, stop, done = [], [], None, 0
   while done < count and stop is None:
-    taken = min(longest, count - done, feed.max_steps(first + done))
-    state, metrics = program(state, feed.arrays(first + done, taken), np.int32(taken))
+    taken = min(longest, count - done, loader.max_steps(first + done))
+    state, metrics = program(state, loader.arrays(first + done, taken), np.int32(taken))
     rates.extend(np.asarray(metrics['learning_rate'][:taken], np.float64))
     losses.extend(np.asarray(metrics['loss'][:taken], np.float64))
     done += taken
@@ -221,8 +221,8 @@ def sweep(
     stopped = 'diverged' if finite else 'not finite'
     rates, losses = (values[: stop + 1 if finite else stop] for values in (rates, losses))
   rates, losses, smoothed = np.array(rates), np.array(losses), smooth(losses)
-  found = suggest(rates, smoothed, count)
-  return Sweep(group, rates, losses, smoothed, stopped, found, learns(losses, smoothed, count))
+  measured = suggest(rates, smoothed, count)
+  return Sweep(group, rates, losses, smoothed, stopped, measured, learns(losses, smoothed, count))
 
 
 def make_train_step(run: experiment.Experiment, params: Any, first: int, group: str | None = None) -> Callable:
@@ -241,10 +241,10 @@ def make_train_step(run: experiment.Experiment, params: Any, first: int, group: 
     return jnp.asarray(options.start * (options.end / options.start) ** done, jnp.float32)
 
   phase = run.phase(first)
-  optimizer = run.make_optimizer(params, phase.cuts, schedule)
+  optimizer = run.make_optimizer(params, phase.partitions, schedule)
   if group is not None:
     optimizer = alone(optimizer, params, run.entries, group)
-  return run.make_step(phase.cut, optimizer, schedule)
+  return run.make_step(phase.partition, optimizer, schedule)
 
 
 def alone(
@@ -391,8 +391,8 @@ def text(result: Mapping[str, Any]) -> str:
   names = ('valley', 'steepest', 'minimum/10')
   lines = [('entries', *names, '')]
   for each in result['sweeps']:
-    found = [f'{each["suggestions"][name]:.2g}' if each['suggestions'] else '-' for name in names]
-    lines.append((each['group'] or 'all', *found, _ended(each['stopped'], each['learning_rate'], each['smoothed'])))
+    measured = [f'{each["suggestions"][name]:.2g}' if each['suggestions'] else '-' for name in names]
+    lines.append((each['group'] or 'all', *measured, _ended(each['stopped'], each['learning_rate'], each['smoothed'])))
   table = [tables.text(lines)]
   flat = [each['group'] or 'all' for each in result['sweeps'] if not each['learns']]
   if flat:
@@ -402,8 +402,8 @@ def text(result: Mapping[str, Any]) -> str:
   return '\n'.join([*table, f'learning rates of {where}; config.optim.learning_rate is {current}'])
 
 
-def _ended_of(found: Sweep) -> str:
-  return _ended(found.stopped, found.rates, found.smoothed)
+def _ended_of(measured: Sweep) -> str:
+  return _ended(measured.stopped, measured.rates, measured.smoothed)
 
 
 def _ended(stopped: str, rates: Sequence[float] | np.ndarray, smoothed: Sequence[float] | np.ndarray) -> str:

@@ -103,8 +103,8 @@ def run(config: typed.Config, workdir: pathlib.Path) -> dict[str, Any]:
   state = initialize.make_state(whole, mesh, start)
   step = int(state.step)
   measured = measure(whole, mesh, data.train, state)
-  found = estimate(measured.small, measured.big, batch // options.micro_batches, batch)
-  figures = [
+  measurements = estimate(measured.small, measured.big, batch // options.micro_batches, batch)
+  estimates = [
     {
       'squared_gradient': float(squared),
       'trace': float(trace),
@@ -112,7 +112,7 @@ def run(config: typed.Config, workdir: pathlib.Path) -> dict[str, Any]:
       'standard_error': float(error),
       'signal_to_noise': float(batch * squared / trace) if trace else float('nan'),
     }
-    for squared, trace, scale, error in zip(*found, strict=True)
+    for squared, trace, scale, error in zip(*measurements, strict=True)
   ]
   result = {
     'step': step,
@@ -122,9 +122,9 @@ def run(config: typed.Config, workdir: pathlib.Path) -> dict[str, Any]:
     'batch_size': batch,
     'micro_batch_size': batch // options.micro_batches,
     'batch_norm': bool(jax.tree.leaves(state.batch_stats)),
-    'critical_batch_size': figures[-1]['noise_scale'],
-    'total': figures[-1],
-    'entries': [{'name': name, **each} for name, each in zip(measured.entries, figures[:-1], strict=True)],
+    'critical_batch_size': estimates[-1]['noise_scale'],
+    'total': estimates[-1],
+    'entries': [{'name': name, **each} for name, each in zip(measured.entries, estimates[:-1], strict=True)],
   }
   if multihost.is_lead():
     files.write_json(workdir / workdir_lib.NOISE_SCALE, result)
@@ -158,16 +158,16 @@ def measure(run: experiment.Experiment, mesh: Mesh, source: examples.Examples, s
   micro_batches, batches = run.config.noise_scale.micro_batches, run.config.noise_scale.batches
   config = schema.copy_unlocked(run.config)
   config.train.batch_size //= micro_batches
-  cut = run.phase(int(state.step)).cut
-  compute_gradient = run.make_gradient(cut)
-  params, _ = cut.split(state.params)
+  partition = run.phase(int(state.step)).partition
+  compute_gradient = run.make_gradient(partition)
+  params, _ = partition.split(state.params)
   places = rows.places(params, run.entries)
 
   def add(state, sums, arrays, first, count):
     def body(index, sums):
       total, squares = sums
       at = state.replace(step=jnp.int32(first + index))
-      gradient = compute_gradient(at, feed.batch_at(arrays, first + index)).params
+      gradient = compute_gradient(at, loader.batch_at(arrays, first + index)).params
       return jax.tree.map(jnp.add, total, gradient), squares + by_entry(gradient)
 
     return jax.lax.fori_loop(0, count, body, sums)
@@ -185,17 +185,17 @@ def measure(run: experiment.Experiment, mesh: Mesh, source: examples.Examples, s
   start = jax.jit(lambda params: (jax.tree.map(jnp.zeros_like, params), jnp.zeros(len(order))), out_shardings=shardings)
   program = compile_lib.jit(add, mesh, donate_argnums=1, out_shardings=shardings)
   finished = jax.jit(finish, out_shardings=mesh_lib.replicated(mesh))
-  step, found = int(state.step) * micro_batches, []
+  step, measurements = int(state.step) * micro_batches, []
   state = state.replace(opt_state={}, ema={})
-  with contextlib.closing(pipeline.make_train_feed(config, source, mesh)) as feed:
+  with contextlib.closing(pipeline.make_train_loader(config, source, mesh)) as loader:
     for _ in range(batches):
       sums, end = start(params), step + micro_batches
       while step < end:
-        count = min(end - step, feed.max_steps(step))
-        sums = program(state, sums, feed.arrays(step, count), np.int32(step), np.int32(count))
+        count = min(end - step, loader.max_steps(step))
+        sums = program(state, sums, loader.arrays(step, count), np.int32(step), np.int32(count))
         step += count
-      found.append(jax.device_get(finished(sums)))
-  small, big = (np.stack([each[kind] for each in found]).astype(np.float64) for kind in (0, 1))
+      measurements.append(jax.device_get(finished(sums)))
+  small, big = (np.stack([each[kind] for each in measurements]).astype(np.float64) for kind in (0, 1))
   in_depth = np.argsort(order)
   small, big = (np.concatenate([each[:, in_depth], each.sum(1, keepdims=True)], 1) for each in (small, big))
   return Measurement(tuple(run.entries[index].name for index in sorted(order)), small, big)
@@ -219,5 +219,5 @@ def text(result: Mapping[str, Any]) -> str:
   more = f'measure more: --config.noise_scale.batches={4 * result["batches"]}'
   if not np.isfinite(scale):
     return '\n'.join([*table, f'the noise hides the gradient {seen}; {more}'])
-  found = f'critical batch size {scale:,.0f} +- {error:,.0f} examples {seen}; config.train.batch_size is {batch}'
-  return '\n'.join([*table, f'{found}; {more}' if error > scale / 2 else found])
+  measurements = f'critical batch size {scale:,.0f} +- {error:,.0f} examples {seen}; config.train.batch_size is {batch}'
+  return '\n'.join([*table, f'{measurements}; {more}' if error > scale / 2 else measurements])

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from dnt import errors, trees
-from dnt.models import depth, taps
+from dnt.models import captures, depth
 
 
 class Outputs(NamedTuple):
@@ -104,10 +104,10 @@ def choose(table: Sequence[depth.Row], name: str | None) -> depth.Entry:
     raise errors.InputError('no entry of this network has an output [h, w, channels] with places to map')
   if name is not None and name not in spatial:
     shape, order = rows[name].shape, list(rows)
-    said = 'is never called' if shape is None else f'returns {"x".join(map(str, shape)) or "one number"} an example'
+    reason = 'is never called' if shape is None else f'returns {"x".join(map(str, shape)) or "one number"} an example'
     nearest = min(spatial, key=lambda other: abs(order.index(other) - order.index(name)))
     raise errors.InputError(
-      f'the entry {name!r} {said} and has no places to map: height x width x channels; nearest that has: {nearest}'
+      f'the entry {name!r} {reason} and has no places to map: height x width x channels; nearest that has: {nearest}'
     )
   return rows[name or spatial[-1]].entry
 
@@ -127,9 +127,9 @@ def outputs(
     variables: `params` and `batch_stats`, in the model's layout.
     images: [B, H, W, C], preprocessed.
   """
-  with taps.holding(entry):
-    logits, updates = model.apply(variables, images, train=False, mutable=[taps.FOUND])
-  return logits, _of(entry, updates[taps.FOUND])
+  with captures.capturing_output(entry):
+    logits, updates = model.apply(variables, images, train=False, mutable=[captures.CAPTURES])
+  return logits, _of(entry, updates[captures.CAPTURES])
 
 
 def differentiate(
@@ -149,18 +149,22 @@ def differentiate(
     targets: int32 [B], the target classes; None: the predicted classes.
   """
 
-  def run(sinks):
-    with taps.holding(entry):
-      logits, updates = model.apply({**variables, **sinks}, images, train=False, mutable=[taps.FOUND])
-    return logits, updates[taps.FOUND]
+  def run(gradient_captures):
+    with captures.capturing_output(entry):
+      logits, updates = model.apply(
+        {**variables, **gradient_captures}, images, train=False, mutable=[captures.CAPTURES]
+      )
+    return logits, updates[captures.CAPTURES]
 
   _, shapes = jax.eval_shape(run, {})
   zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-  logits, backward, found = jax.vjp(lambda sinks: run({taps.SINKS: sinks}), zeros, has_aux=True)
+  logits, backward, result = jax.vjp(
+    lambda gradient_captures: run({captures.GRADIENTS: gradient_captures}), zeros, has_aux=True
+  )
   targets = jnp.argmax(logits, -1) if targets is None else targets
   # Examples do not interact in evaluation, so the gradient of the sum of their logits contains each one's gradient.
   (gradients,) = backward(jax.nn.one_hot(targets, logits.shape[-1], dtype=logits.dtype))
-  activations, gradients = (_of(entry, tree).astype(jnp.float32) for tree in (found, gradients))
+  activations, gradients = (_of(entry, tree).astype(jnp.float32) for tree in (result, gradients))
   return Outputs(activations, gradients, logits, targets.astype(jnp.int32))
 
 
@@ -184,12 +188,12 @@ def explain(
   targets: jax.Array | None = None,
 ) -> Maps:
   """Computes the maps of a batch, each image independently; pure. See `differentiate` and `weigh` for the arguments."""
-  found = differentiate(model, entry, variables, images, targets)
-  return Maps(weigh(method, found.activations, found.gradients), found.logits, found.targets)
+  result = differentiate(model, entry, variables, images, targets)
+  return Maps(weigh(method, result.activations, result.gradients), result.logits, result.targets)
 
 
-def _of(entry: depth.Entry, found: Any) -> jax.Array:
-  output = trees.flatten(found)[f'{entry.path}/output']
+def _of(entry: depth.Entry, result: Any) -> jax.Array:
+  output = trees.flatten(result)[f'{entry.path}/output']
   return output if entry.row is None else output[entry.row]
 
 

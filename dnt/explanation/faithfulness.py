@@ -55,9 +55,9 @@ def ranks(maps: np.ndarray, ties: np.ndarray) -> np.ndarray:
   """
   flat, second = (values.reshape(len(values), -1) for values in (maps, ties))
   order = np.lexsort((-second, -flat), axis=-1)
-  found = np.empty_like(order, np.int32)
-  np.put_along_axis(found, order, np.arange(order.shape[1], dtype=np.int32)[None], axis=1)
-  return found.reshape(maps.shape)
+  result = np.empty_like(order, np.int32)
+  np.put_along_axis(result, order, np.arange(order.shape[1], dtype=np.int32)[None], axis=1)
+  return result.reshape(maps.shape)
 
 
 def blur(images: jax.Array) -> jax.Array:

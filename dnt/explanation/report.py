@@ -9,7 +9,7 @@ import numpy as np
 
 from dnt import config as schema
 from dnt import errors, files, inference
-from dnt.explanation import cam, exciting, faithfulness, pictures, sheet
+from dnt.explanation import cam, faithfulness, maps, sheet, top_activating
 from dnt.parallel import mesh as mesh_lib
 from dnt.reporting import html, plots, progress
 
@@ -22,12 +22,12 @@ MEANING = {
   'maps': 'float32, ReLU as published, upsampled bilinearly; divided by their own peak for drawing alone',
   'deletion': 'area under the probability of the target as the pixels that the map puts first become the mean colour '
   f'of the data, in {faithfulness.STEPS} equal steps (Petsiuk et al. 2018); low is good',
-  'insertion': 'the same as these pixels come back into the blurred picture (a Gaussian, its standard deviation '
+  'insertion': 'the same as these pixels come back into the blurred image (a Gaussian, its standard deviation '
   f'{faithfulness.BLUR:.1%} of the side); high is good',
   'random': 'both in the order of a random map on the same grid, upsampled as the map is',
 }
-EXCITEMENT = {
-  'channels': 'ordered by the largest activation of the channel at any place of the picture',
+TOP_ACTIVATING = {
+  'channels': 'ordered by the largest activation of the channel at any place of the image',
   'classes': 'ordered by the probability of the class',
 }
 
@@ -40,7 +40,7 @@ class Wanted(NamedTuple):
     method: a key of `cam.METHODS`.
     target: class by name or index; None: the predicted class.
     images: argument for `inference.find`; None: no images.
-    exciting: split to search; None: no search.
+    top_activating: split to search; None: no search.
     top: number of images for each channel and class.
   """
 
@@ -48,15 +48,15 @@ class Wanted(NamedTuple):
   method: str
   target: str | None
   images: str | None
-  exciting: str | None
+  top_activating: str | None
   top: int
 
 
-def run(asked: str, wanted: Wanted, output: pathlib.Path) -> str:
+def run(requested: str, wanted: Wanted, output: pathlib.Path) -> str:
   """Explains and writes into a folder.
 
   Args:
-    asked: the network, as an argument for `inference.load`.
+    requested: the network, as an argument for `inference.load`.
     wanted: the options.
     output: the folder; this function creates it if it is missing.
 
@@ -69,42 +69,42 @@ def run(asked: str, wanted: Wanted, output: pathlib.Path) -> str:
   """
   paths = inference.find(wanted.images) if wanted.images else ()
   mesh = mesh_lib.make_mesh(schema.default().mesh)
-  network = inference.load(asked, mesh)
+  network = inference.load(requested, mesh)
   entry = cam.choose(network.table, wanted.entry)
-  target = None if wanted.target is None else pictures.class_index(network.class_names, wanted.target)
-  source = exciting.load_split(network, wanted.exciting) if wanted.exciting else None
+  target = None if wanted.target is None else maps.class_index(network.class_names, wanted.target)
+  source = top_activating.load_split(network, wanted.top_activating) if wanted.top_activating else None
   files.make_workdir(output, '--output')
-  together = min(pictures.BATCH, len(paths)) if paths else pictures.BATCH
-  explainer = pictures.Explainer(network, mesh, entry, wanted.method, together)
+  together = min(maps.BATCH, len(paths)) if paths else maps.BATCH
+  explainer = maps.Explainer(network, mesh, entry, wanted.method, together)
   about = {'network': network.origin, 'step': network.step, 'entry': entry.name, 'method': wanted.method}
   content: dict[str, Any] = {**about}
-  sheets, said = {}, []
+  sheets, lines = {}, []
   if paths:
-    found, sheets['explained'] = _explain(network, explainer, paths, target, output, about)
-    content |= found
-    figures = [
-      f'{name} {found["means"][name]:.3f} (random map {found["means"][f"random_{name}"]:.3f})' for name in SHOWN
+    result, sheets['explained'] = _explain(network, explainer, paths, target, output, about)
+    content |= result
+    texts = [
+      f'{name} {result["means"][name]:.3f} (random map {result["means"][f"random_{name}"]:.3f})' for name in SHOWN
     ]
-    said.append(f'{len(found["pictures"])} pictures: {", ".join(figures)}')
+    lines.append(f'{len(result["pictures"])} images: {", ".join(texts)}')
   if source:
-    top = exciting.search(network, mesh, entry, source, wanted.top)
-    content['exciting'] = {'meaning': EXCITEMENT, **exciting.record(network, source, top)}
-    rows = exciting.tiles(network, mesh, entry, explainer, source, top)
+    top = top_activating.search(network, mesh, entry, source, wanted.top)
+    content['exciting'] = {'meaning': TOP_ACTIVATING, **top_activating.to_json(network, source, top)}
+    rows = top_activating.make_tiles(network, mesh, entry, explainer, source, top)
     titles = {'channels': f'channels of {entry.name}', 'classes': f'classes, {wanted.method}'}
     for name, title in titles.items():
-      title = f'{source.split}: the pictures that excite most: {title}'
+      title = f'{source.split}: the top-activating images: {title}'
       sheets[f'exciting_{name}'] = plots.png(sheet.grid(title, rows[name]))
-    said.append(f'searched the {len(source):,} pictures of {source.split}')
+    lines.append(f'searched the {len(source):,} images of {source.split}')
   for name, png in sheets.items():
     files.write(output / f'{name}.png', png)
   files.write_json(output / 'explain.json', content)
   files.write(output / 'explain.html', _page(about, content, sheets))
-  return '; '.join(said)
+  return '; '.join(lines)
 
 
 def _explain(
   network: inference.Network,
-  explainer: pictures.Explainer,
+  explainer: maps.Explainer,
   paths: Sequence[str],
   target: int | None,
   output: pathlib.Path,
@@ -124,10 +124,10 @@ def _explain(
     record['overlay'] = f'overlay_{len(records) + 1:03d}_{path.stem}.png'
     records.append(record)
     predicted, mapped = (
-      f'{sheet.short(record[name])} {progress.figure("accuracy", record[share])}'
-      for name, share in (('prediction', 'probability'), ('target', 'target_probability'))
+      f'{sheet.short(record[name])} {progress.format_value("accuracy", record[key])}'
+      for name, key in (('prediction', 'probability'), ('target', 'target_probability'))
     )
-    shown = sheet.Tile(f'predicted: {predicted}', each.picture, each.map)
+    shown = sheet.Tile(f'predicted: {predicted}', each.image, each.map)
     files.write(output / record['overlay'], plots.png(sheet.pair(title, shown, f'map of: {mapped}')))
     if len(tiles) < ON_SHEET:
       lines = [sheet.short(title, 2 * sheet.NAME), predicted, *([f'map of: {mapped}'] if mapped != predicted else [])]
@@ -135,27 +135,28 @@ def _explain(
     line.update(len(records) + len(unreadable))
   line.close()
   if not records:
-    raise errors.InputError(f'none of the {len(paths)} pictures can be read')
+    first = next(iter(unreadable.values()))
+    raise errors.InputError(f'none of the {len(paths)} images can be read: {first}')
   means = {name: float(np.mean([record[name] for record in records])) for name in AREAS}
   content = {'meaning': MEANING, 'means': means, 'pictures': records, 'unreadable': unreadable}
-  first = f', the first {len(tiles)} of {len(records)} pictures' if len(tiles) < len(records) else ''
+  first = f', the first {len(tiles)} of {len(records)} images' if len(tiles) < len(records) else ''
   rows = [tiles[start : start + sheet.COLUMNS] for start in range(0, len(tiles), sheet.COLUMNS)]
   return content, plots.png(sheet.grid(f'{about["method"]} at {about["entry"]}{first}', rows, beside=True))
 
 
-def _record(network: inference.Network, found: pictures.Explained, about: Mapping[str, Any]) -> dict[str, Any]:
+def _record(network: inference.Network, result: maps.Explained, about: Mapping[str, Any]) -> dict[str, Any]:
   """Returns the record of an image for explain.json."""
-  prediction = int(found.probabilities.argmax())
+  prediction = int(result.probabilities.argmax())
   return {
-    'path': found.path,
+    'path': result.path,
     'prediction': network.class_names[prediction],
-    'probability': float(found.probabilities[prediction]),
-    'target': network.class_names[found.target],
-    'target_probability': float(found.probabilities[found.target]),
+    'probability': float(result.probabilities[prediction]),
+    'target': network.class_names[result.target],
+    'target_probability': float(result.probabilities[result.target]),
     'entry': about['entry'],
     'method': about['method'],
-    'peak': float(found.map.max()),
-    **dict(zip(AREAS, (*found.areas, *found.random_areas), strict=True)),
+    'peak': float(result.map.max()),
+    **dict(zip(AREAS, (*result.areas, *result.random_areas), strict=True)),
   }
 
 
@@ -163,17 +164,19 @@ def _page(about: Mapping[str, Any], content: Mapping[str, Any], sheets: Mapping[
   """Builds the whole page: the options, the sheets, the explanations of the metrics, and the metrics."""
   parts = [html.facts({name: str(value) for name, value in about.items() if value is not None})]
   if 'pictures' in content:
-    parts += [html.heading('pictures'), html.picture('pictures and their maps', sheets['explained'])]
+    parts += [html.heading('images'), html.image('images and their maps', sheets['explained'])]
     parts += [html.heading('faithfulness'), html.facts(MEANING), _table(content)]
     if content['unreadable']:
       parts += [html.heading('skipped'), html.facts(content['unreadable'])]
   if 'exciting' in content:
-    found = content['exciting']
-    parts += [html.heading(f'what excites most, of the {found["examples"]:,} pictures of {found["split"]}')]
-    parts += [html.facts(EXCITEMENT)]
-    for name in EXCITEMENT:
-      shown = f'{name}: {min(len(found[name]), exciting.DRAWN)} of {len(found[name]):,}, those with the highest peak'
-      parts += [html.heading(shown), html.picture(shown, sheets[f'exciting_{name}'])]
+    result = content['exciting']
+    parts += [html.heading(f'top-activating, of the {result["examples"]:,} images of {result["split"]}')]
+    parts += [html.facts(TOP_ACTIVATING)]
+    for name in TOP_ACTIVATING:
+      shown = (
+        f'{name}: {min(len(result[name]), top_activating.DRAWN)} of {len(result[name]):,}, those with the highest peak'
+      )
+      parts += [html.heading(shown), html.image(shown, sheets[f'exciting_{name}'])]
   return html.page(f'{about["method"]} at {about["entry"]}', parts)
 
 
@@ -182,11 +185,11 @@ def _table(content: Mapping[str, Any]) -> str:
   rows = [
     [
       record['path'],
-      f'{record["prediction"]} {progress.figure("accuracy", record["probability"])}',
-      f'{record["target"]} {progress.figure("accuracy", record["target_probability"])}',
+      f'{record["prediction"]} {progress.format_value("accuracy", record["probability"])}',
+      f'{record["target"]} {progress.format_value("accuracy", record["target_probability"])}',
       *(f'{record[name]:.3f}' for name in AREAS),
     ]
     for record in content['pictures']
   ]
   rows.append(['mean', '', '', *(f'{content["means"][name]:.3f}' for name in AREAS)])
-  return html.table(['picture', 'predicted', 'map of', *(name.replace('_', ' ') for name in AREAS)], rows)
+  return html.table(['image', 'predicted', 'map of', *(name.replace('_', ' ') for name in AREAS)], rows)

@@ -27,29 +27,29 @@ class Tile(NamedTuple):
 
   Attributes:
     title: one or more lines above the image.
-    picture: the image, uint8 [H, W, C].
+    image: the image, uint8 [H, W, C].
     map: float32 [H, W], nonnegative.
   """
 
   title: str
-  picture: np.ndarray
+  image: np.ndarray
   map: np.ndarray
 
 
-def overlay(picture: np.ndarray, heat: np.ndarray) -> np.ndarray:
+def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
   """Draws the map over the gray image, uint8 [H, W, 3].
 
   Args:
-    picture: the image, uint8 [H, W, 3] or [H, W, 1].
+    image: the image, uint8 [H, W, 3] or [H, W, 1].
     heat: the map, [H, W], nonnegative; its values as fractions of its peak select the colors.
   """
   import matplotlib
 
   heat = heat / heat.max() if heat.max() > 0 else heat
-  gray = picture @ GRAY if picture.shape[-1] == 3 else picture[..., 0]
+  gray = image @ GRAY if image.shape[-1] == 3 else image[..., 0]
   colors = matplotlib.colormaps['turbo'](heat)[..., :3] * 255
-  share = STRONGEST * heat[..., None]
-  return np.rint(share * colors + (1 - share) * gray[..., None]).astype(np.uint8)
+  strength = STRONGEST * heat[..., None]
+  return np.rint(strength * colors + (1 - strength) * gray[..., None]).astype(np.uint8)
 
 
 def short(name: str, length: int = NAME) -> str:
@@ -58,20 +58,20 @@ def short(name: str, length: int = NAME) -> str:
 
 
 @plots.styled
-def pair(title: str, picture: Tile, over: str) -> 'Figure':
+def pair(title: str, image: Tile, over: str) -> 'Figure':
   """Draws an image on the left and its overlay on the right.
 
   Args:
     title: title above both.
-    picture: the tile; its title is above the image on the left.
+    image: the tile; its title is above the image on the left.
     over: title above the overlay.
   """
-  height, width = picture.picture.shape[:2]
+  height, width = image.image.shape[:2]
   figure = plots.new_figure(10, 5 * height / width + 0.9)
   figure.suptitle(title, x=0.01, ha='left')
   left, right = figure.subplots(1, 2)
-  _show(left, picture.title, _colored(picture.picture))
-  _show(right, over, overlay(picture.picture, picture.map))
+  _show(left, image.title, _colored(image.image))
+  _show(right, over, overlay(image.image, image.map))
   return figure
 
 
@@ -85,7 +85,7 @@ def grid(title: str, tiles: Sequence[Sequence[Tile]], beside: bool = False) -> '
     beside: whether to show each image on the left of its overlay.
   """
   columns = max(map(len, tiles))
-  height, width = tiles[0][0].picture.shape[:2]
+  height, width = tiles[0][0].image.shape[:2]
   across, side = (2 * width, 5.0) if beside else (width, 2.6)
   figure = plots.new_figure(max(side * columns, 8), (side * height / across + 0.75) * len(tiles) + 0.6)
   figure.suptitle(title, x=0.01, ha='left')
@@ -94,17 +94,17 @@ def grid(title: str, tiles: Sequence[Sequence[Tile]], beside: bool = False) -> '
     axes.axis('off')
   for row, line in zip(places, tiles, strict=True):
     for axes, tile in zip(row, line, strict=False):
-      shown = overlay(tile.picture, tile.map)
-      _show(axes, tile.title, np.concatenate([_colored(tile.picture), shown], 1) if beside else shown)
+      shown = overlay(tile.image, tile.map)
+      _show(axes, tile.title, np.concatenate([_colored(tile.image), shown], 1) if beside else shown)
   return figure
 
 
-def _colored(picture: np.ndarray) -> np.ndarray:
+def _colored(image: np.ndarray) -> np.ndarray:
   """Broadcasts an image with one or three channels to uint8 [H, W, 3]."""
-  return np.broadcast_to(picture, (*picture.shape[:2], 3))
+  return np.broadcast_to(image, (*image.shape[:2], 3))
 
 
-def _show(axes: 'Axes', title: str, picture: np.ndarray) -> None:
-  axes.imshow(picture)
+def _show(axes: 'Axes', title: str, image: np.ndarray) -> None:
+  axes.imshow(image)
   axes.axis('off')
   axes.set_title(title, loc='left', fontsize=plots.FONT_SIZE - 2)

@@ -71,7 +71,7 @@ def use(
   names = _prefix(run)
   skipped = frozenset(names)
   cached = experiment.make(run.config, data.spec, skipped, run.trace)
-  variables = initialize.variables(run, workdir, data.weights)
+  variables = initialize.load_start(run, workdir, data.weights)
   placed = mesh_lib.place(variables, mesh_lib.replicated(mesh))
   pooled = _is_pooled(run, names)
   if not _suffices(run, cached, data, mesh, placed, names[-1], pooled):
@@ -107,10 +107,10 @@ def _is_augmented(run: experiment.Experiment) -> bool:
 def _prefix(run: experiment.Experiment) -> tuple[str, ...]:
   """Returns the names of the entries before the first that trains; empty if they cannot be skipped."""
   phase, names = run.phases[0], []
-  if len(run.phases) > 1 or not phase.cut.frozen or phase.cut.norm != 'running':
+  if len(run.phases) > 1 or not phase.partition.frozen or phase.partition.norm != 'running':
     return ()
   for row in run.table:
-    if row.parameters and row.entry.name not in phase.cut.frozen:
+    if row.parameters and row.entry.name not in phase.partition.frozen:
       break
     if row.shape is None:  # a parameter that the model itself owns
       return ()
@@ -120,44 +120,44 @@ def _prefix(run: experiment.Experiment) -> tuple[str, ...]:
 
 def _views(run: experiment.Experiment) -> int:
   """Returns the number of views of each image to cache; 0 turns caching off."""
-  asked = run.config.finetune.cached_views
-  if asked == 0:
+  requested = run.config.finetune.cached_views
+  if requested == 0:
     return 0
   possible, augmented = bool(_prefix(run)), _is_augmented(run)
   mixed = run.config.data.mixup > 0 or run.config.data.cutmix > 0
-  if asked is None:
+  if requested is None:
     return int(possible and not augmented and not mixed)
   if mixed:
     raise errors.InputError(
-      f'config.finetune.cached_views={asked}: config.data.mixup and cutmix mix pictures anew at every step, so '
+      f'config.finetune.cached_views={requested}: config.data.mixup and cutmix mix images anew at every step, so '
       'that there are no views to cache; set it to 0'
     )
   if not possible:
     raise errors.InputError(
-      f'config.finetune.cached_views={asked} needs a frozen prefix: entries before the first that trains, in a single '
-      "phase, with config.finetune.frozen_norm='running'; set it to 0"
+      f'config.finetune.cached_views={requested} needs a frozen prefix: entries before the first that trains, in a '
+      "single phase, with config.finetune.frozen_norm='running'; set it to 0"
     )
-  if asked > 1 and not augmented:
+  if requested > 1 and not augmented:
     raise errors.InputError(
-      f"config.finetune.cached_views={asked}: without augmentation (config.data.augment='none') all views are equal; "
-      'set it to 1'
+      f"config.finetune.cached_views={requested}: without augmentation (config.data.augment='none') all views are "
+      'equal; set it to 1'
     )
-  return asked
+  return requested
 
 
 def _output(run: experiment.Experiment, variables: Any, x: jax.Array, name: str) -> tuple[jax.Array, jax.Array]:
   """Returns an entry's output for preprocessed images in evaluation mode, and the logits."""
-  found = []
+  result = []
 
   def watch(call, module):
     output = call()
     if '/'.join(module.path) == name:
-      found.append(output)
+      result.append(output)
     return output
 
-  with depth.watching(watch):
+  with depth.intercept(watch):
     logits = run.model.apply(variables, x, train=False)
-  return found[-1], logits
+  return result[-1], logits
 
 
 def _is_pooled(run: experiment.Experiment, names: tuple[str, ...]) -> bool:
@@ -184,7 +184,7 @@ def _suffices(
 
   We perturb the parameters after the prefix, because zero-initialized ones would hide their effect.
   """
-  skipped = cached.phases[0].cut.skipped
+  skipped = cached.phases[0].partition.skipped
   behind, before = trees.split(variables['params'], lambda path: not freeze.is_below(path, skipped))
   keys = jax.random.split(jax.random.key(0), len(trees.flatten(behind)))
   shaken = {
@@ -196,18 +196,18 @@ def _suffices(
   def logits(variables, batch):
     features, whole = _output(run, variables, run.preprocess(batch, None), name)
     features = jnp.mean(features, (1, 2), keepdims=True) if pooled else features
-    with cached.phases[0].cut.running():
+    with cached.phases[0].partition.running():
       return whole, run.model.apply(variables, features, train=False)
 
   source = data.train
-  with contextlib.closing(pipeline.make_eval_feed(run.config, source, mesh)) as feed:
-    program = compile_lib.jit(lambda variables, arrays: logits(variables, feed.batch_at(arrays, jnp.int32(0))), mesh)
-    arrays = feed.arrays(0, 1)  # outside the try: an unreadable image is not a shape mismatch
+  with contextlib.closing(pipeline.make_eval_loader(run.config, source, mesh)) as loader:
+    program = compile_lib.jit(lambda variables, arrays: logits(variables, loader.batch_at(arrays, jnp.int32(0))), mesh)
+    arrays = loader.arrays(0, 1)  # outside the try: an unreadable image is not a shape mismatch
     try:
-      whole, found = jax.device_get(program(variables, arrays))
+      whole, result = jax.device_get(program(variables, arrays))
     except (TypeError, ValueError, errors.InputError):  # the shapes do not match
       return False
-  return bool(np.abs(found - whole).max() <= CLOSE * np.abs(whole).max())
+  return bool(np.abs(result - whole).max() <= CLOSE * np.abs(whole).max())
 
 
 def _load(
@@ -235,8 +235,8 @@ def _load(
       'config.finetune.cached_views to 0, or to fewer views'
     )
   try:
-    found = multihost.broadcast_from_lead(feature_files.count(path, dtype) >= whole)
-    if found:
+    result = multihost.broadcast_from_lead(feature_files.count(path, dtype) >= whole)
+    if result:
       features, labels = feature_files.read(path, dtype, whole)
     else:
       features, labels = _grow(run, source, views, mesh, prefix, path, dtype)
@@ -244,7 +244,9 @@ def _load(
     raise errors.InputError(
       f'cannot keep features in {path}: {error.strerror}; set config.finetune.cache_dir, or cached_views=0'
     ) from error
-  _log.info(f'features of {source.split}: {"found in" if found else f"{features.nbytes / 1e6:,.0f} MB kept as"} {path}')
+  _log.info(
+    f'features of {source.split}: {"found in" if result else f"{features.nbytes / 1e6:,.0f} MB kept as"} {path}'
+  )
   labels = labels[: len(source)]  # every view has the same labels
   return examples.Examples(
     source.name, source.split, source.class_names, features.shape[1:], features, labels, max(views, 1)
@@ -306,11 +308,11 @@ def _compute(
   """Yields features and labels batch by batch, starting at example `done` counted over all views."""
   key, _ = jax.random.split(jax.random.key(run.config.seed, impl=steps.PRNG))
   for view in range(done // len(source), max(views, 1)):
-    feed = pipeline.make_view_feed(run.config, source, mesh, view) if views else None
-    with contextlib.closing(feed or pipeline.make_eval_feed(run.config, source, mesh)) as feed:
+    loader = pipeline.make_view_loader(run.config, source, mesh, view) if views else None
+    with contextlib.closing(loader or pipeline.make_eval_loader(run.config, source, mesh)) as loader:
 
-      def program(variables, arrays, step, feed=feed, view=view):
-        batch = feed.batch_at(arrays, step)
+      def program(variables, arrays, step, loader=loader, view=view):
+        batch = loader.batch_at(arrays, step)
         count = batch['label'].shape[0]
         place = {'epoch': jnp.full(count, view, jnp.int32), 'position': step * count + jnp.arange(count)}
         x = run.preprocess(batch | place, key if views else None)
@@ -320,8 +322,8 @@ def _compute(
 
       program = compile_lib.jit(program, mesh, out_shardings=mesh_lib.replicated(mesh))
       first = max(done - view * len(source), 0) // run.config.eval.batch_size
-      for step in range(first, feed.steps):
-        features, label = jax.device_get(program(prefix.variables, feed.arrays(step, 1), np.int32(step)))
+      for step in range(first, loader.steps):
+        features, label = jax.device_get(program(prefix.variables, loader.arrays(step, 1), np.int32(step)))
         left = len(source) - step * len(label)
         yield features[:left], label[:left]
 
@@ -330,7 +332,7 @@ def _fingerprint(source: examples.Examples) -> Any:
   """Returns an identity of the images: a hash of their bytes in memory, or their files' names, sizes and times."""
   if source.images is not None:
     return hashlib.sha256(np.ascontiguousarray(source.images).data).hexdigest()
-  paths = getattr(source.pictures, 'paths', None)
+  paths = getattr(source.store, 'paths', None)
   labels = hashlib.sha256(source.labels.tobytes()).hexdigest() if source.labels is not None else None
   if paths is None:
     return [len(source), labels]

@@ -24,23 +24,23 @@ def stablehlo(network: inference.Network) -> bytes:
     network: the network, with its variables on the host.
   """
 
-  def logits(pictures):
-    return network.model.apply(network.variables, network.preprocess(pictures), train=False)
+  def logits(images):
+    return network.model.apply(network.variables, network.preprocess(images), train=False)
 
   (batch,) = export.symbolic_shape('b')
-  pictures = jax.ShapeDtypeStruct((batch, *network.image_shape), jnp.uint8)
-  return bytes(export.export(jax.jit(logits), platforms=PLATFORMS)(pictures).serialize())
+  images = jax.ShapeDtypeStruct((batch, *network.image_shape), jnp.uint8)
+  return bytes(export.export(jax.jit(logits), platforms=PLATFORMS)(images).serialize())
 
 
 def stablehlo_description(network: inference.Network) -> dict[str, Any]:
   """Returns a JSON description for callers of the program: its input, output, preprocessing and classes."""
-  picture = _picture(network)
+  image = _image(network)
   # mean and std are listed for information; the program already applies them.
-  told = {'normalized_inside': True, 'mean': picture.pop('mean'), 'std': picture.pop('std')}
+  normalization = {'normalized_inside': True, 'mean': image.pop('mean'), 'std': image.pop('std')}
   return {
     'input': {'shape': ['b', *network.image_shape], 'dtype': 'uint8', 'channels': 'red first'},
     'output': {'shape': ['b', len(network.class_names)], 'dtype': 'float32', 'values': 'logits'},
-    'preprocessing': picture | told,
+    'preprocessing': image | normalization,
     'platforms': list(PLATFORMS),
     'class_names': list(network.class_names),
   }
@@ -73,7 +73,7 @@ def timm_config(network: inference.Network) -> dict[str, Any]:
     'architecture': architecture,
     'num_classes': classes,
     'label_names': list(network.class_names),
-    'pretrained_cfg': {'architecture': architecture, 'num_classes': classes, **_picture(network), **ends},
+    'pretrained_cfg': {'architecture': architecture, 'num_classes': classes, **_image(network), **ends},
   }
 
 
@@ -95,6 +95,6 @@ def _torch_network(model: typed.Model) -> names.Network:
   return fitting[0]
 
 
-def _picture(network: inference.Network) -> dict[str, Any]:
+def _image(network: inference.Network) -> dict[str, Any]:
   """Returns the evaluation preprocessing of an image as timm's config values."""
   return preprocessing.to_timm(preprocessing.of_run(network.config.data), network.image_shape)

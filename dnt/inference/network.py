@@ -23,7 +23,7 @@ from dnt.weights import preprocessing, pretrained
 
 
 class Network(NamedTuple):
-  """A trained network with its variables: `model.apply(variables, preprocess(pictures), train=False)` gives logits.
+  """A trained network with its variables: `model.apply(variables, preprocess(images), train=False)` gives logits.
 
   Attributes:
     config: resolved. For weights from outside dnt, `model` and `data` match the weights and the rest are defaults.
@@ -72,11 +72,11 @@ def load(text: str, mesh: Mesh | None = None) -> Network:
     errors.InputError: nothing is there, the files are damaged, or dnt does not know the network.
   """
   source = pretrained.Source(text)
-  found = _of_run(source) if source.workdir else _of_weights(source)
-  config, data = found.config, found.config.data
+  result = _of_run(source) if source.workdir else _of_weights(source)
+  config, data = result.config, result.config.data
   model = models.make(config.model, config.model.num_classes)
-  trace = depth.trace(model, found.image_shape)
-  variables = initialize.match(trace, found.variables, text)
+  trace = depth.trace(model, result.image_shape)
+  variables = initialize.match(trace, result.variables, text)
   if mesh is not None:
     variables = mesh_lib.place(variables, mesh_lib.parameter_shardings(mesh, variables))
   prepare = augment.make_preprocess(data, data.mean, data.std, jnp.dtype(config.model.dtype))
@@ -85,12 +85,12 @@ def load(text: str, mesh: Mesh | None = None) -> Network:
     model=model,
     table=trace.table,
     variables=variables,
-    preprocess=lambda pictures: prepare({'image': pictures}, None),
-    image_shape=found.image_shape,
-    class_names=found.class_names or tuple(f'class {index}' for index in range(config.model.num_classes)),
+    preprocess=lambda images: prepare({'image': images}, None),
+    image_shape=result.image_shape,
+    class_names=result.class_names or tuple(f'class {index}' for index in range(config.model.num_classes)),
     origin=text,
-    step=found.step,
-    averaged=found.averaged,
+    step=result.step,
+    averaged=result.averaged,
   )
 
 
@@ -102,7 +102,7 @@ def _of_run(source: pretrained.Source) -> _Found:
     shape = (size, size, len(config.data.mean))
   if shape is None:
     raise errors.InputError(
-      f'the checkpoint in {source.workdir} is older than dnt keeping the size of pictures; set data.image_size in '
+      f'the checkpoint in {source.workdir} is older than dnt keeping the size of images; set data.image_size in '
       f'{source.workdir / workdir_lib.CONFIG} to the pixels a side'
     )
   return _Found(
@@ -119,7 +119,7 @@ def _of_weights(source: pretrained.Source) -> _Found:
   prepared, variables = source.preprocessing, source.variables
   if prepared.image_size is None or prepared.eval_resize not in preprocessing.RESIZES:
     raise errors.InputError(
-      f'{source.origin} is described as taking pictures that are not square or not resized as one of '
+      f'{source.origin} is described as taking images that are not square or not resized as one of '
       f'{", ".join(preprocessing.RESIZES)} (crop_mode {prepared.eval_resize!r}), which dnt does not do'
     )
   config = schema.default()

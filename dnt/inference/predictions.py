@@ -30,33 +30,33 @@ def find(text: str) -> tuple[str, ...]:
   """
   path = pathlib.Path(text).expanduser()
   if path.is_dir():
-    found = folder.pictures(path)
-    if not found:
-      raise errors.InputError(f'the folder {text} holds no pictures ({", ".join(folder.SUFFIXES)})')
-    return tuple(found)
+    result = folder.find_images(path)
+    if not result:
+      raise errors.InputError(f'the folder {text} holds no images ({", ".join(folder.SUFFIXES)})')
+    return tuple(result)
   if path.is_file():
     return (str(path),)
-  found = sorted(each for each in glob.glob(str(path), recursive=True) if pathlib.Path(each).is_file())
-  if not found:
-    raise errors.InputError(f'there are no pictures at {text!r}; give a file, a folder or a quoted glob')
-  return tuple(found)
+  result = sorted(each for each in glob.glob(str(path), recursive=True) if pathlib.Path(each).is_file())
+  if not result:
+    raise errors.InputError(f'there are no images at {text!r}; give a file, a folder or a quoted glob')
+  return tuple(result)
 
 
-class Pictures(NamedTuple):
+class Images(NamedTuple):
   """Images in the size and channels that a network expects.
 
   Attributes:
-    pictures: the images, uint8 [N, H, W, C].
+    images: the images, uint8 [N, H, W, C].
     paths: paths of these N images.
     unreadable: maps the path of each other image to the error message.
   """
 
-  pictures: np.ndarray
+  images: np.ndarray
   paths: tuple[str, ...]
   unreadable: dict[str, str]
 
 
-def read(network: network_lib.Network, paths: Sequence[str]) -> Pictures:
+def read(network: network_lib.Network, paths: Sequence[str]) -> Images:
   """Reads images exactly as an evaluation of the network does: decodes, resizes, and crops or squashes them.
 
   Args:
@@ -73,11 +73,11 @@ def read(network: network_lib.Network, paths: Sequence[str]) -> Pictures:
       return str(error)
 
   with futures.ThreadPoolExecutor() as pool:
-    found = list(zip(paths, pool.map(one, paths), strict=True))
-  unreadable = {path: each for path, each in found if isinstance(each, str)}
-  good = [(path, each) for path, each in found if path not in unreadable]
-  pictures = np.array([each for _, each in good], np.uint8).reshape(-1, *network.image_shape)
-  return Pictures(pictures, tuple(path for path, _ in good), unreadable)
+    result = list(zip(paths, pool.map(one, paths), strict=True))
+  unreadable = {path: each for path, each in result if isinstance(each, str)}
+  good = [(path, each) for path, each in result if path not in unreadable]
+  pixels = np.array([each for _, each in good], np.uint8).reshape(-1, *network.image_shape)
+  return Images(pixels, tuple(path for path, _ in good), unreadable)
 
 
 class Predictions(NamedTuple):
@@ -111,22 +111,22 @@ def predict(
   count = min(top, len(network.class_names))
   size = min(batch_size, mesh_lib.divisible(len(paths), mesh))  # do not compute a full batch for a few images
 
-  def best(variables, pictures):
-    logits = network.model.apply(variables, network.preprocess(pictures), train=False)
+  def best(variables, images):
+    logits = network.model.apply(variables, network.preprocess(images), train=False)
     return jax.lax.top_k(jax.nn.softmax(logits), count)
 
-  def fetch(seen, found):
-    probabilities, indexes = (np.asarray(each)[: len(seen.paths)] for each in found)
+  def fetch(seen, result):
+    probabilities, indexes = (np.asarray(each)[: len(seen.paths)] for each in result)
     return Predictions(seen.paths, indexes, probabilities, seen.unreadable)
 
   program, pending = compile_lib.jit(best, mesh, out_shardings=mesh_lib.replicated(mesh)), None
   for start in range(0, len(paths), size):
     seen = read(network, paths[start : start + size])
     padded = np.zeros((size, *network.image_shape), np.uint8)
-    padded[: len(seen.paths)] = seen.pictures
-    found = program(network.variables, mesh_lib.place(padded, mesh_lib.batch_sharding(mesh)))
+    padded[: len(seen.paths)] = seen.images
+    result = program(network.variables, mesh_lib.place(padded, mesh_lib.batch_sharding(mesh)))
     if pending:
       yield fetch(*pending)
-    pending = seen, found
+    pending = seen, result
   if pending:
     yield fetch(*pending)

@@ -90,23 +90,25 @@ def run(config: typed.SignalConfig, workdir: str | os.PathLike) -> dict[str, Any
   files.make_workdir(workdir)
   variances = np.array(list(itertools.product(options.weight_variances, options.bias_variances)), np.float64)
   jobs = list(_jobs(options))
-  found: dict[tuple[str, Network], list[Any]] = {}
+  measured: dict[tuple[str, Network], list[Any]] = {}
   status = terminal.StatusLine()
   start, done, total = time.monotonic(), 0.0, sum(job.work for job in jobs)
   interrupted = False
   try:
     for job in jobs:
-      left = f'  ETA {progress.duration((time.monotonic() - start) * (total / done - 1))}' if done else '  compiling'
+      left = (
+        f'  ETA {progress.format_duration((time.monotonic() - start) * (total / done - 1))}' if done else '  compiling'
+      )
       last = job.seeds[-1] + 1
       of = f'{job.kind}, depth {job.network.depth}'
       status.update(f'{100 * done / total:.0f} %  {of}, seeds {job.seeds[0] + 1} to {last} of {options.seeds}{left}')
-      found.setdefault((job.kind, job.network), []).append(_measure(job, options, variances))
+      measured.setdefault((job.kind, job.network), []).append(_measure(job, options, variances))
       done += job.work
   except KeyboardInterrupt:
     interrupted = True
     _log.info('stopped; writing what was measured')
   status.update('mean field theory')
-  networks = [row for depth in options.depths for row in _rows(options, variances, depth, found)]
+  networks = [row for depth in options.depths for row in _rows(options, variances, depth, measured)]
   section = {key: list(value) if isinstance(value, tuple) else value for key, value in options.items()}
   result = {'config': section, 'interrupted': interrupted, 'networks': networks}
   is_plain = 'plain' in options.blocks
@@ -170,26 +172,28 @@ def _measure(job: _Job, options: typed.Signal, variances: np.ndarray) -> Any:
   keys = jax.vmap(lambda index: jax.random.fold_in(jax.random.key(options.seed), index))(np.array(job.seeds))
   points = jnp.asarray(variances, jnp.float32)
   if job.kind == 'propagation':
-    found = _propagation(job.network, keys, points, options.batch_size, options.input_correlation)
+    measured = _propagation(job.network, keys, points, options.batch_size, options.input_correlation)
   else:
     inputs, count = _inputs(options, job.network), options.singular_values
-    found = _jacobian(job.network, keys, points, inputs, options.input_correlation, count, options.lanczos_iterations)
-  return jax.tree.map(lambda x: np.asarray(x, np.float64), jax.device_get(found))
+    measured = _jacobian(
+      job.network, keys, points, inputs, options.input_correlation, count, options.lanczos_iterations
+    )
+  return jax.tree.map(lambda x: np.asarray(x, np.float64), jax.device_get(measured))
 
 
 def _rows(
-  options: typed.Signal, variances: np.ndarray, depth: int, found: dict[tuple[str, Network], list[Any]]
+  options: typed.Signal, variances: np.ndarray, depth: int, measured: dict[tuple[str, Network], list[Any]]
 ) -> Iterator[dict[str, Any]]:
   """Yields the rows of the networks of one depth; none if nothing was measured."""
   network = _network(options, depth)
-  chunks = found.get(('propagation', network))
+  chunks = measured.get(('propagation', network))
   if not chunks:
     return
   whole = jax.tree.map(lambda *parts: np.concatenate(parts), *chunks)
   singular = {}
   for part in _jacobian_networks(network):
-    if ('jacobian', part) in found:
-      values = np.concatenate(found['jacobian', part])  # [seeds, G, count]
+    if ('jacobian', part) in measured:
+      values = np.concatenate(measured['jacobian', part])  # [seeds, G, count]
       singular |= {norm: values[:, :, :, at] for at, norm in enumerate(part.norms)}
   names = (options.activations, options.blocks, options.norms, variances)
   for a, k, m, s in itertools.product(*map(range, map(len, names))):

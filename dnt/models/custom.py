@@ -33,13 +33,13 @@ def load(name: str) -> type[nn.Module]:
   modules = [key for key, value in vars(module).items() if _is_module(value)]
   if not hasattr(module, class_name):
     raise errors.unknown(f'Flax module in {module_name}', class_name, modules)
-  found = getattr(module, class_name)
-  if not _is_module(found):
-    kind = found.__name__ if isinstance(found, type) else type(found).__name__
+  result = getattr(module, class_name)
+  if not _is_module(result):
+    kind = result.__name__ if isinstance(result, type) else type(result).__name__
     raise errors.InputError(
       f'config.model.name={name!r} is not a Flax module but {kind}; it must be a subclass of flax.linen.Module'
     )
-  return found
+  return result
 
 
 def make(name: str, num_classes: int, given: Mapping[str, Any], options: Mapping[str, Any]) -> nn.Module:

@@ -80,7 +80,9 @@ class Trace:
 
 
 @contextlib.contextmanager
-def watching(watch: Callable[[Callable[[], Any], nn.Module], Any]) -> Generator[dict[tuple[str, ...], stage_lib.Stage]]:
+def intercept(
+  watch: Callable[[Callable[[], Any], nn.Module], Any],
+) -> Generator[dict[tuple[str, ...], stage_lib.Stage]]:
   """Routes every call of an entry through `watch` while the context is active.
 
   Args:
@@ -137,7 +139,7 @@ def trace(model: nn.Module, input_shape: Shape) -> Trace:
   def run(key):
     return model.init(key, jnp.zeros((1, *input_shape)), train=False)
 
-  with watching(record) as stages:
+  with intercept(record) as stages:
     program, variables = jax.make_jaxpr(run, return_shape=True)(jax.random.key(0))
   foreign = set(variables) - {'params', 'batch_stats'}
   if foreign:

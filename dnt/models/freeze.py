@@ -1,8 +1,8 @@
 """Selects which entries train and which are frozen; no other module reads `config.finetune`'s choice of entries.
 
-A run has phases, each with a first step and a `Cut` through the depth list. The training step differentiates only with
-respect to the trainable leaves, so that XLA drops the backward pass below the lowest of them. Optimizer state, clip
-norm, weight decay and EMA cover only these leaves, because they receive no others.
+A run has phases, each with a first step and a `Partition` of the depth list. The training step differentiates only
+with respect to the trainable leaves, so that XLA drops the backward pass below the lowest of them. Optimizer state,
+clip norm, weight decay and EMA cover only these leaves, because they receive no others.
 
 Frozen entries run as in evaluation: no stochastic depth and no dropout. Their BatchNorm depends on `frozen_norm`:
 
@@ -30,7 +30,7 @@ _TOP = re.compile(r'top:(\d+)')
 
 
 @dataclasses.dataclass(frozen=True)
-class Cut:
+class Partition:
   """The leaves that train, and how frozen entries run.
 
   Attributes:
@@ -55,7 +55,7 @@ class Cut:
 
   @contextlib.contextmanager
   def running(self) -> Generator[None]:
-    """Makes `model.apply` run frozen and skipped entries as this cut defines, while the context is active."""
+    """Makes `model.apply` run frozen and skipped entries as this partition defines, while the context is active."""
     if not self.frozen:
       yield
       return
@@ -93,7 +93,7 @@ def is_below(path: str, names: frozenset[str]) -> bool:
   return not names.isdisjoint('/'.join(parts[:count]) for count in (1, 2))
 
 
-ALL = Cut()
+ALL = Partition()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,16 +102,16 @@ class Phase:
 
   Attributes:
     start: steps done before the phase.
-    cuts: the cut of each phase up to this one, which comes last; a cut says which parameters train.
+    partitions: the partition of each phase up to this one, which comes last; a partition says which parameters train.
   """
 
   start: int
-  cuts: tuple[Cut, ...]
+  partitions: tuple[Partition, ...]
 
   @property
-  def cut(self) -> Cut:
-    """Returns the cut of this phase."""
-    return self.cuts[-1]
+  def partition(self) -> Partition:
+    """Returns the partition of this phase."""
+    return self.partitions[-1]
 
 
 def plan(
@@ -146,11 +146,11 @@ def plan(
       )
     if number and (start < phases[-1].start or not start):
       raise errors.InputError(f'config.finetune.unfreeze: {duration!r} must come after the phase before')
-    if number and not frozen <= phases[-1].cut.frozen:
-      again = min(frozen - phases[-1].cut.frozen)
+    if number and not frozen <= phases[-1].partition.frozen:
+      again = min(frozen - phases[-1].partition.frozen)
       raise errors.InputError(f'config.finetune.unfreeze: {chosen!r} freezes {again}, which trains before; name it too')
-    cut = Cut(frozen, _trainable_paths(config, params, frozen), config.frozen_norm)
-    phases.append(Phase(start, (*(phases[-1].cuts if phases else ()), cut)))
+    partition = Partition(frozen, _trainable_paths(config, params, frozen), config.frozen_norm)
+    phases.append(Phase(start, (*(phases[-1].partitions if phases else ()), partition)))
   return tuple(phase for phase in phases if phase.start == 0 or phase.start < total_steps)
 
 

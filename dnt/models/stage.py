@@ -10,7 +10,7 @@ from dnt import trees
 from dnt.models import layouts
 
 # Collections that blocks may read and write inside a scanned stage; code that sows into another one must add it here.
-COLLECTIONS = ('params', 'batch_stats', 'intermediates', 'perturbations', 'telemetry', 'sinks')
+COLLECTIONS = ('params', 'batch_stats', 'intermediates', 'perturbations', 'telemetry', 'gradient_captures')
 
 
 class Stage(nn.Module):

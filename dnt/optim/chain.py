@@ -14,7 +14,7 @@ from dnt import config as schema
 from dnt import errors, trees
 from dnt.config import typed
 from dnt.models import depth, freeze
-from dnt.optim import clip, rates, rows
+from dnt.optim import clip, lr_multipliers, rows
 
 
 def make(
@@ -22,7 +22,7 @@ def make(
   schedule: optax.Schedule,
   params: Any,
   entries: Sequence[depth.Entry],
-  cuts: Sequence[freeze.Cut] = (freeze.ALL,),
+  partitions: Sequence[freeze.Partition] = (freeze.ALL,),
 ) -> optax.GradientTransformation:
   """Builds the optimizer chain over the trainable parameters; its state is a dict keyed by the name of each link.
 
@@ -44,19 +44,19 @@ def make(
     schedule: learning rate by step, from `schedules.make`; the chain counts its steps as TrainState does.
     params: all parameters, nested dicts of arrays or shapes.
     entries: the depth order, see `depth.Trace.entries`.
-    cuts: cuts of the run's phases up to the current one; each trains more than the one before.
+    partitions: those of the run's phases up to the current one; each trains more than the one before.
 
   Raises:
     errors.InputError: a pattern matches nothing, or the network has no hidden kernels for muon.
   """
-  trainable, _ = cuts[-1].split(params)
+  trainable, _ = partitions[-1].split(params)
   clipping = [] if config.clip.name == 'none' else [('clip', clip.make(config.clip, trainable, entries))]
-  if len(cuts) == 1:
+  if len(partitions) == 1:
     rule = _rule(config, params, trainable, entries)
   else:
     rule, before = [], set()
-    for number, cut in enumerate(cuts):
-      added = {path: leaf for path, leaf in trees.flatten(cut.split(params)[0]).items() if path not in before}
+    for number, partition in enumerate(partitions):
+      added = {path: leaf for path, leaf in trees.flatten(partition.split(params)[0]).items() if path not in before}
       before |= added.keys()
       if added:
         own = _rule(config, params, trees.unflatten(added), entries)
@@ -66,7 +66,7 @@ def make(
   return optax.named_chain(
     *clipping,
     *rule,
-    *rates.make(config.finetune, params, trainable, entries),
+    *lr_multipliers.make(config.finetune, params, trainable, entries),
     ('learning_rate', optax.scale_by_learning_rate(schedule)),
   )
 
@@ -75,7 +75,7 @@ def advance(optimizer: optax.GradientTransformation, state: Any, params: Any) ->
   """Returns the state for the next phase's chain: keeps the existing links' state and initializes the new ones.
 
   Args:
-    optimizer: the chain of the next phase, from `make` with one more cut.
+    optimizer: the chain of the next phase, from `make` with one more partition.
     state: state of the previous chain.
     params: the parameters that train from now on.
   """

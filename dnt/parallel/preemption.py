@@ -28,7 +28,7 @@ class Guard:
 
   def __enter__(self) -> 'Guard':
     self._several = jax.distributed.is_initialized()
-    self._asked = threading.Event()
+    self._requested = threading.Event()
     self._agreed = False
     self._read, write = os.pipe()
     os.set_blocking(write, False)
@@ -59,9 +59,9 @@ class Guard:
       if interrupts > 1:
         _say('stopped at once; the last finished checkpoint stands')
         exit_at_once(130)
-      if not self._asked.is_set():
+      if not self._requested.is_set():
         _say('stopping after this step, with a checkpoint; Ctrl-C again stops at once')
-        self._asked.set()
+        self._requested.set()
         if self._several:
           os.kill(os.getpid(), signal.SIGTERM)
 
@@ -74,7 +74,7 @@ class Guard:
     if self._several:
       self._agreed = self._agreed or multihost_utils.reached_preemption_sync_point(count)
       return self._agreed
-    return self._asked.is_set()
+    return self._requested.is_set()
 
 
 def exit_at_once(code: int) -> None:

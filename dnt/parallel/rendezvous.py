@@ -66,7 +66,7 @@ class _RollCall:
     self.timeout = timeout
     self.deadline = time.monotonic() + timeout
     self.present: dict[int, tuple[socket.socket, str]] = {}
-    self.told: set[int] = set()
+    self.informed: set[int] = set()
 
   def serve(self, listener: socket.socket) -> None:
     """Accepts reports until all have arrived, one is wrong, or the time is up; then sends the verdict to everybody."""
@@ -79,15 +79,15 @@ class _RollCall:
           problem = self.missing()
         for i in [i for i, (peer, _) in self.present.items() if not _open(peer)]:
           self.leave(i)
-      self.told |= self.present.keys()
+      self.informed |= self.present.keys()
       _tell([peer for peer, _ in self.present.values()], problem)
       deadline = time.monotonic() + LINGER
       late = problem is not None and problem['kind'] == 'input'
-      while late and len(self.told) < self.cluster.num_processes and time.monotonic() < deadline:
+      while late and len(self.informed) < self.cluster.num_processes and time.monotonic() < deadline:
         heard = _hear(listener)
         if heard is not None:
           peer, report = heard
-          self.told.add(report['process_id'])
+          self.informed.add(report['process_id'])
           _tell([peer], problem)
 
   def accept(self, listener: socket.socket) -> dict[str, str] | None:
@@ -109,7 +109,7 @@ class _RollCall:
       self.present[i] = (peer, host)
       return None
     problem = {'kind': 'input', 'text': text}
-    self.told.add(i)
+    self.informed.add(i)
     _tell([peer], problem)
     return problem
 

@@ -49,7 +49,7 @@ def text(content: str) -> str:
   return f'<pre>{html.escape(content)}</pre>'
 
 
-def picture(caption: str, png: bytes, narrow: bool = False) -> str:
+def image(caption: str, png: bytes, narrow: bool = False) -> str:
   """Returns an image embedded in the page.
 
   Args:

@@ -17,8 +17,8 @@ def _resident() -> int:
   # Linux passes ru_maxrss on to the programs that a process starts: a large parent would count as the child's.
   status = pathlib.Path('/proc/self/status')
   lines = status.read_text().splitlines() if status.exists() else []
-  found = [int(line.split()[1]) for line in lines if line.startswith('VmHWM:')]
-  if found:
-    return 1024 * found[0]
+  result = [int(line.split()[1]) for line in lines if line.startswith('VmHWM:')]
+  if result:
+    return 1024 * result[0]
   unit = 1 if sys.platform == 'darwin' else 1024
   return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -60,7 +60,7 @@ class EntryRow:
   Attributes:
     entry: name in the depth list.
     output_gradient_norm: norm of the gradient of the loss with respect to its output, over the whole batch; absent
-      below the first entry that trains, where only a tap would require a backward pass.
+      below the first entry that trains, where only a capture would require a backward pass.
     gradient_norm: of its parameters, before clipping.
     parameter_norm: of its parameters.
     update_ratio: norm of the update over the norm of the parameters before the update.
@@ -69,7 +69,7 @@ class EntryRow:
     zero: fraction of its activations that are zero.
     dead: fraction of its units that are zero for the whole batch.
     saturated: for sigmoid and tanh, instead of `zero` and `dead`: the fraction of its activations that are flat
-      (`taps.SATURATED`).
+      (`captures.SATURATED`).
     clip_factor: with clipping, the norm of its gradient after clipping over the norm before.
 
   `zero`, `dead` and `saturated` describe the activations inside the entry, or its output if it captures none.
@@ -88,12 +88,12 @@ class EntryRow:
   )
   activation_mean: float | None = _quantity('mean of the output', 'signed', 'mean', 'of the output')
   activation_rms: float | None = _quantity('RMS of the output', 'log', 'rms', 'root of the mean square of the output')
-  zero: float | None = _quantity('share of zero activations (%)', 'percent', 'zero', 'activations that are zero')
+  zero: float | None = _quantity('fraction of zero activations (%)', 'percent', 'zero', 'activations that are zero')
   dead: float | None = _quantity(
-    'share of dead units (%)', 'percent', 'dead', 'units that are zero for the whole batch'
+    'fraction of dead units (%)', 'percent', 'dead', 'units that are zero for the whole batch'
   )
   saturated: float | None = _quantity(
-    'share of saturated activations (%)', 'percent', 'saturated', 'activations where sigmoid or tanh is flat'
+    'fraction of saturated activations (%)', 'percent', 'saturated', 'activations where sigmoid or tanh is flat'
   )
   clip_factor: float | None = _quantity(
     'gradient after / before clipping', 'log', 'clipping', 'norm of the gradient after clipping over that before'

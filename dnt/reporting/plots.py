@@ -158,11 +158,11 @@ def confusion(matrix: Any, class_names: Sequence[str], title: str) -> 'Figure':
   side = min(max(4 + 0.6 * classes, 7), 18) if classes <= NAMED_CLASSES else 12
   figure = new_figure(side + 1.2, side)
   axes = figure.subplots()
-  shares = 100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+  fractions = 100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
   # Color by the square root of the fraction, so that a confusion of one in a hundred is visible.
-  image = axes.imshow(shares, cmap='Blues', norm=colors.PowerNorm(0.5, vmin=0, vmax=100))
+  image = axes.imshow(fractions, cmap='Blues', norm=colors.PowerNorm(0.5, vmin=0, vmax=100))
   bar = figure.colorbar(image, ax=axes, fraction=0.046, pad=0.02)
-  bar.set_label('share of the true class (%)')
+  bar.set_label('fraction of the true class (%)')
   bar.set_ticks([0, 1, 5, 10, 20, 40, 60, 80, 100])
   bar.outline.set_visible(False)
   axes.set_title(title, loc='left')
@@ -176,7 +176,7 @@ def confusion(matrix: Any, class_names: Sequence[str], title: str) -> 'Figure':
     axes.set_yticks(range(classes), labels)
   if classes <= ANNOTATED_CLASSES:
     for row, column in np.argwhere(matrix):
-      color = 'white' if shares[row, column] > 35 else 'black'
+      color = 'white' if fractions[row, column] > 35 else 'black'
       axes.text(column, row, f'{matrix[row, column]:,}', ha='center', va='center', color=color, fontsize=FONT_SIZE - 2)
   return figure
 
@@ -190,6 +190,6 @@ def new_figure(width: float, height: float) -> 'Figure':
 
 def _series(records: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
   """Returns steps and values of the lines that hold `name`; a null becomes NaN, a gap in the plot."""
-  found = [(record['step'], record[name]) for record in records if name in record]
-  steps = np.array([step for step, _ in found])
-  return steps, np.array([np.nan if value is None else value for _, value in found], float)
+  result = [(record['step'], record[name]) for record in records if name in record]
+  steps = np.array([step for step, _ in result])
+  return steps, np.array([np.nan if value is None else value for _, value in result], float)

@@ -56,7 +56,7 @@ class Progress:
       parts.append(f'{values["images_per_second"]:,.0f} images/s')
     (then, first), (now, last) = self._recent[0], self._recent[-1]
     if last > first:
-      parts.append(f'ETA {duration((self._total - step) * (now - then) / (last - first))}')
+      parts.append(f'ETA {format_duration((self._total - step) * (now - then) / (last - first))}')
     return '  '.join(parts)
 
 
@@ -89,7 +89,7 @@ class Count:
     """Shows that `done` images are done, if the last update was long enough ago."""
     if self._first < done < self._total:
       rate = (done - self._first) / max(self._clock() - self._start, 1e-9)
-      pace = f'{figure("images_per_second", rate)} images/s  ETA {duration((self._total - done) / rate)}'
+      pace = f'{format_value("images_per_second", rate)} images/s  ETA {format_duration((self._total - done) / rate)}'
       self._status.update(f'{self._what} {done}/{self._total}  {pace}')
 
   def close(self) -> None:
@@ -97,7 +97,7 @@ class Count:
     self._status.close()
 
 
-def figure(name: str, value: float | None) -> str:
+def format_value(name: str, value: float | None) -> str:
   """Formats a metric for people: accuracies in percent, learning rates short, all others with four decimals."""
   if value is None or not math.isfinite(value):
     return 'not finite'
@@ -109,7 +109,7 @@ def figure(name: str, value: float | None) -> str:
   return f'{value:,.0f}' if quantity == 'images_per_second' else f'{value:.4f}'
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
   """Formats seconds in words: '8 s', '3 min 05 s', '2 h 04 min', '3 d 02 h'."""
   seconds = max(round(seconds), 0)
   for size, unit, smaller, name in ((86400, 'd', 3600, 'h'), (3600, 'h', 60, 'min'), (60, 'min', 1, 's')):

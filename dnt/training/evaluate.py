@@ -41,9 +41,9 @@ class Pass:
   The program is compiled once, at its first use.
   """
 
-  def __init__(self, step: Callable[[Any, pipeline.Batch], tuple[Any, Any]], feed: Any, mesh: Mesh):
-    """Args: step: `(variables, batch) -> (sums, rows)`, pure; feed: from `pipeline.make_eval_feed`; closed by it."""
-    self._step, self._feed, self._mesh, self._program = step, feed, mesh, None
+  def __init__(self, step: Callable[[Any, pipeline.Batch], tuple[Any, Any]], loader: Any, mesh: Mesh):
+    """Args: step: `(variables, batch) -> (sums, rows)`, pure; loader: from `make_eval_loader`; it closes it."""
+    self._step, self._loader, self._mesh, self._program = step, loader, mesh, None
 
   def __call__(self, variables: Mapping[str, Any]) -> tuple[Any, Any]:
     """Returns the outputs of the step over the whole split, on every host.
@@ -57,9 +57,9 @@ class Pass:
     self.prepare(variables)
     assert self._program is not None  # `prepare` sets it
     step, total, parts, counts = 0, None, [], []
-    while step < self._feed.steps:
-      count = min(self._feed.max_steps(step), self._feed.steps - step)
-      sums, rows = self._program(variables, self._feed.arrays(step, count), np.int32(step), np.int32(count))
+    while step < self._loader.steps:
+      count = min(self._loader.max_steps(step), self._loader.steps - step)
+      sums, rows = self._program(variables, self._loader.arrays(step, count), np.int32(step), np.int32(count))
       total = sums if total is None else jax.tree.map(jnp.add, total, sums)
       parts.append(rows)
       counts.append(count)
@@ -77,24 +77,24 @@ class Pass:
     """Compiles the program if this has not happened yet. `variables` may be shapes with shardings."""
     if self._program is None:
       program = compile_lib.jit(self._run, self._mesh, out_shardings=mesh_lib.replicated(self._mesh))
-      self._program = compile_lib.ahead(program, variables, self._feed.shapes(), np.int32(0), np.int32(1))
+      self._program = compile_lib.ahead(program, variables, self._loader.shapes(), np.int32(0), np.int32(1))
 
   def close(self) -> None:
-    """Closes the feed."""
-    self._feed.close()
+    """Closes the loader."""
+    self._loader.close()
 
   def _run(self, variables, arrays, start, count):
-    def found(index):
-      return self._step(variables, self._feed.batch_at(arrays, start + index))
+    def measured(index):
+      return self._step(variables, self._loader.batch_at(arrays, start + index))
 
     def body(index, carry):
-      (total, kept), (sums, rows) = carry, found(index)
+      (total, kept), (sums, rows) = carry, measured(index)
       kept = jax.tree.map(lambda whole, part: jax.lax.dynamic_update_index_in_dim(whole, part, index, 0), kept, rows)
       return jax.tree.map(jnp.add, total, sums), kept
 
-    sums, rows = jax.eval_shape(found, 0)
+    sums, rows = jax.eval_shape(measured, 0)
     total = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), sums)
-    longest = self._feed.max_steps(0)
+    longest = self._loader.max_steps(0)
     kept = jax.tree.map(lambda leaf: jnp.zeros((longest, *leaf.shape), leaf.dtype), rows)
     return jax.lax.fori_loop(0, count, body, (total, kept))
 
@@ -148,7 +148,7 @@ class Evaluator:
       source, step = self._splits[split], self._run.eval_step
       if len(source) * source.num_classes > LARGEST:
         step = _without_rows(step)
-      self._passes[split] = Pass(step, pipeline.make_eval_feed(self._run.config, source, self._mesh), self._mesh)
+      self._passes[split] = Pass(step, pipeline.make_eval_loader(self._run.config, source, self._mesh), self._mesh)
     return self._passes[split]
 
 
@@ -159,14 +159,14 @@ def _without_rows(step: Callable[[Any, pipeline.Batch], tuple[Any, Any]]) -> Cal
   return sums_alone
 
 
-def variables_of(state: Any) -> dict[str, dict[str, Any]]:
+def get_variables(state: Any) -> dict[str, dict[str, Any]]:
   """Returns the variables to evaluate of a state or of loaded parameters, by the suffix of their metrics."""
   current = {'': {'params': state.params, 'batch_stats': state.batch_stats}}
   return current | ({'_ema': state.ema} if state.ema else {})
 
 
 def evaluate_all(evaluator: Evaluator, variables: Mapping[str, Mapping[str, Any]]) -> Result:
-  """Evaluates all variables of `variables_of`."""
+  """Evaluates all variables of `get_variables`."""
   result = Result({}, {}, {})
   for suffix, each in variables.items():
     metrics, confusion, per_class = evaluator(each, suffix)
@@ -181,7 +181,7 @@ class Loaded(NamedTuple):
     run: the experiment of the config.
     data: its training split and the requested splits.
     step: the step of the newest good checkpoint.
-    variables: `params` and `batch_stats` on the mesh, by the suffixes of `variables_of`.
+    variables: `params` and `batch_stats` on the mesh, by the suffixes of `get_variables`.
   """
 
   run: experiment.Experiment
@@ -210,7 +210,7 @@ def load(config: typed.Config, workdir: pathlib.Path, mesh: Mesh, splits: Sequen
   if data.weights:
     data.weights.release()  # read, if at all, to know the network
   variables = {}
-  for suffix, each in variables_of(loaded).items():
+  for suffix, each in get_variables(loaded).items():
     matched = initialize.match(run.trace, each, str(workdir))
     variables[suffix] = mesh_lib.place(matched, mesh_lib.parameter_shardings(mesh, matched))
   return Loaded(run, data, loaded.step, variables)
@@ -232,6 +232,6 @@ def evaluate(config: typed.Config, workdir: pathlib.Path) -> dict[str, Any]:
   summary = {'step': step, **result.metrics}
   if multihost.is_lead():
     confusion = {split: matrix.tolist() for split, matrix in result.confusion.items()}
-    found = {'class_names': data.spec.class_names, 'confusion': confusion, 'per_class': result.per_class}
-    files.write_json(workdir / 'evaluation.json', summary | found)
+    measured = {'class_names': data.spec.class_names, 'confusion': confusion, 'per_class': result.per_class}
+    files.write_json(workdir / 'evaluation.json', summary | measured)
   return summary

@@ -91,20 +91,20 @@ class Experiment(NamedTuple):
     return self.spec.steps_per_epoch(self.config.train.batch_size)
 
   def make_optimizer(
-    self, params: Any, cuts: tuple[freeze.Cut, ...], schedule: optax.Schedule | None = None
+    self, params: Any, partitions: tuple[freeze.Partition, ...], schedule: optax.Schedule | None = None
   ) -> optax.GradientTransformation:
     """Returns the optimizer chain of a phase.
 
     Args:
       params: all parameters (or shapes) in the model's layout.
-      cuts: the cuts of the phases up to this one.
+      partitions: the partitions of the phases up to this one.
       schedule: learning rate by step; None: the schedule of the run.
     """
-    return chain.make(self.config, schedule or self.schedule, params, self.entries, cuts)
+    return chain.make(self.config, schedule or self.schedule, params, self.entries, partitions)
 
   def make_step(
     self,
-    cut: freeze.Cut,
+    partition: freeze.Partition,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule | None = None,
     telemetry: telemetry_lib.Telemetry | None = None,
@@ -112,19 +112,19 @@ class Experiment(NamedTuple):
     """Returns a train step of the run. All programs make train steps here; see `steps.make_train_step`.
 
     Args:
-      cut: which parameters train.
+      partition: which parameters train.
       optimizer: the chain for those parameters.
       schedule: learning rate by step, for the metrics; None: the schedule of the run.
       telemetry: what to record of each entry.
     """
     schedule = schedule or self.schedule
-    return steps.make_train_step(self.config, self.model, optimizer, schedule, self.preprocess, telemetry, cut)
+    return steps.make_train_step(self.config, self.model, optimizer, schedule, self.preprocess, telemetry, partition)
 
-  def make_gradient(self, cut: freeze.Cut) -> Callable:
+  def make_gradient(self, partition: freeze.Partition) -> Callable:
     """Returns the gradient function of the train step, over a batch as a whole; see `steps.make_gradient`."""
     config = schema.copy_unlocked(self.config)
     config.train.accumulate = 1
-    return steps.make_gradient(config, self.model, self.preprocess, cut=cut)
+    return steps.make_gradient(config, self.model, self.preprocess, partition=partition)
 
   def every(self, text: str) -> periodic.Every:
     """Returns the event that recurs with a period given as text in the config."""
@@ -140,11 +140,11 @@ class Experiment(NamedTuple):
 
   def make_state(self, variables: dict[str, Any]) -> steps.TrainState:
     """Returns the state before the first step."""
-    return steps.make_state(self.config, variables, self.phases[0].optimizer, self.phases[0].cut)
+    return steps.make_state(self.config, variables, self.phases[0].optimizer, self.phases[0].partition)
 
   def advance(self, state: steps.TrainState, phase: Phase) -> steps.TrainState:
     """Returns the state at the start of a phase, from the state at the end of the phase before."""
-    params, _ = phase.cut.split(state.params)
+    params, _ = phase.partition.split(state.params)
     return state.replace(opt_state=chain.advance(phase.optimizer, state.opt_state, params))
 
   def abstract_state(self, step: int = 0) -> steps.TrainState:
@@ -287,7 +287,7 @@ def make(
   if config.finetune.l2_sp and not config.train.init_from:
     raise errors.InputError('config.finetune.l2_sp pulls towards pretrained values: it needs config.train.init_from')
 
-  eval_cut = dataclasses.replace(planned[0].cut, skipped=skipped) if skipped else freeze.ALL
+  eval_partition = dataclasses.replace(planned[0].partition, skipped=skipped) if skipped else freeze.ALL
   run = Experiment(
     config=config,
     spec=spec,
@@ -297,19 +297,19 @@ def make(
     preprocess=preprocess,
     init_variables=init_variables,
     phases=(),
-    eval_step=steps.make_eval_step(model, len(spec.class_names), preprocess, eval_cut),
+    eval_step=steps.make_eval_step(model, len(spec.class_names), preprocess, eval_partition),
   )
 
-  def make_phase(start, cuts):
-    cut = dataclasses.replace(cuts[-1], skipped=skipped)
-    optimizer = run.make_optimizer(params, (*cuts[:-1], cut))
-    watched = telemetry_lib.make(config, cut.split(params)[0], trace.table)
+  def make_phase(start, partitions):
+    partition = dataclasses.replace(partitions[-1], skipped=skipped)
+    optimizer = run.make_optimizer(params, (*partitions[:-1], partition))
+    watched = telemetry_lib.make(config, partition.split(params)[0], trace.table)
     return Phase(
       start=start,
-      cuts=(*cuts[:-1], cut),
+      partitions=(*partitions[:-1], partition),
       optimizer=optimizer,
-      train_step=run.make_step(cut, optimizer),
-      telemetry_step=run.make_step(cut, optimizer, telemetry=watched),
+      train_step=run.make_step(partition, optimizer),
+      telemetry_step=run.make_step(partition, optimizer, telemetry=watched),
     )
 
-  return run._replace(phases=tuple(make_phase(phase.start, phase.cuts) for phase in planned))
+  return run._replace(phases=tuple(make_phase(phase.start, phase.partitions) for phase in planned))

@@ -97,7 +97,7 @@ def begin(run: experiment.Experiment, mesh: Mesh, variables: dict[str, Any]) -> 
   return mesh_lib.place(made, mesh_lib.parameter_shardings(mesh, made))
 
 
-def variables(run: experiment.Experiment, workdir: pathlib.Path, weights: pretrained.Source | None) -> dict[str, Any]:
+def load_start(run: experiment.Experiment, workdir: pathlib.Path, weights: pretrained.Source | None) -> dict[str, Any]:
   """Returns the parameters and statistics that `find` would start from, on the host, without logging a message."""
   if multihost.broadcast_from_lead(format.steps_in(workdir / workdir_lib.CHECKPOINTS)):
     return load_variables(run, pretrained.Source(str(workdir)), quiet=True)

@@ -58,7 +58,7 @@ def cross_entropy(
   def of(label):
     return -weights(class_weights, label) * jnp.take_along_axis(log_probabilities, label[:, None], axis=-1)[:, 0]
 
-  losses = mixing.by_share(of, labels)
+  losses = mixing.average_labels(of, labels)
   if label_smoothing:
     each = jnp.asarray(class_weights or (1.0,) * classes, jnp.float32)
     spread = -jnp.sum(each[None, :] * log_probabilities, axis=-1) / classes
@@ -70,7 +70,7 @@ def weights(class_weights: tuple[float, ...], labels: mixing.Labels) -> jax.Arra
   """Returns the weight of each example by its class, float32 [B]; all 1 without class weights."""
   if not class_weights:
     return jnp.ones(jax.tree.leaves(labels)[0].shape, jnp.float32)
-  return mixing.by_share(lambda label: jnp.asarray(class_weights, jnp.float32)[label], labels)
+  return mixing.average_labels(lambda label: jnp.asarray(class_weights, jnp.float32)[label], labels)
 
 
 def balanced_weights(source: examples.Examples) -> tuple[float, ...]:
@@ -86,7 +86,7 @@ def balanced_weights(source: examples.Examples) -> tuple[float, ...]:
   """
   if source.labels is None:
     raise errors.InputError(
-      f'config.loss.balance_classes: the labels of {source.name} are read with its pictures and cannot be counted '
+      f'config.loss.balance_classes: the labels of {source.name} are read with its images and cannot be counted '
       'before; set config.loss.class_weights'
     )
   counts = np.bincount(source.labels, minlength=source.num_classes)
@@ -105,5 +105,5 @@ def correct(logits: jax.Array, labels: mixing.Labels) -> jax.Array:
   For mixed labels, the label with the larger mixing fraction counts.
   """
   if isinstance(labels, mixing.Mixed):
-    labels = jnp.where(labels.share >= 0.5, labels.first, labels.second)
+    labels = jnp.where(labels.fraction >= 0.5, labels.first, labels.second)
   return (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)

@@ -28,15 +28,15 @@ class Programs:
     self,
     run: experiment.Experiment,
     mesh: jax.sharding.Mesh,
-    feed: pipeline.Feed,
+    loader: pipeline.Loader,
     evaluator: evaluate.Evaluator,
     clock: record.Clock,
   ):
-    self._run, self._mesh, self._feed, self._evaluator, self._clock = run, mesh, feed, evaluator, clock
+    self._run, self._mesh, self._loader, self._evaluator, self._clock = run, mesh, loader, evaluator, clock
     self._telemetry = run.every(run.config.telemetry.every)
     self._ahead = mesh_lib.on_cpu(mesh) and cpu.uses('background')
     self._pool = futures.ThreadPoolExecutor(1, 'compile')  # one at a time, in the order of the requests
-    self._asked: dict[tuple[str, int], futures.Future] = {}
+    self._requested: dict[tuple[str, int], futures.Future] = {}
 
   def __enter__(self) -> 'Programs':
     return self
@@ -70,21 +70,21 @@ class Programs:
     Returns:
       The new state and the metrics of the steps, as from `steps.make_train_steps`.
     """
-    arrays = self._feed.arrays(step, count)
+    arrays = self._loader.arrays(step, count)
     name = TELEMETRY if self._telemetry.due(step + 1) else PLAIN
     return self._get(name, step, state, before_waiting)(state, arrays, np.int32(count))
 
   def evaluate(self, state: steps.TrainState, step: int) -> evaluate.Result:
     """Evaluates the state after `step` steps on every split, with and without averaged parameters."""
     self._get(EVALUATION, step, state)
-    return evaluate.evaluate_all(self._evaluator, evaluate.variables_of(state))
+    return evaluate.evaluate_all(self._evaluator, evaluate.get_variables(state))
 
   def _get(
     self, name: str, step: int, state: steps.TrainState, before_waiting: Callable[[], None] = lambda: None
   ) -> Any:
-    asked = self._asked.get(self._key(name, step))
-    if asked is not None and asked.done():
-      return asked.result()
+    requested = self._requested.get(self._key(name, step))
+    if requested is not None and requested.done():
+      return requested.result()
     before_waiting()
     program = self._ask(name, step, state).result()
     self._clock.lap('compile')
@@ -95,21 +95,21 @@ class Programs:
 
   def _ask(self, name: str, step: int, state: steps.TrainState) -> futures.Future:
     key = self._key(name, step)
-    if key not in self._asked:
-      self._asked[key] = self._pool.submit(self._compile, name, self._run.phase(step), state)
-    return self._asked[key]
+    if key not in self._requested:
+      self._requested[key] = self._pool.submit(self._compile, name, self._run.phase(step), state)
+    return self._requested[key]
 
   def _compile(self, name: str, phase: experiment.Phase, state: steps.TrainState) -> Callable:
     if name == EVALUATION:
-      self._evaluator.prepare(evaluate.variables_of(state)[''])
+      self._evaluator.prepare(evaluate.get_variables(state)[''])
       return self._evaluator
-    step, longest = phase.train_step, min(self._run.config.train.steps_per_dispatch, self._feed.max_steps(0))
+    step, longest = phase.train_step, min(self._run.config.train.steps_per_dispatch, self._loader.max_steps(0))
     if name == TELEMETRY:
       step, longest = phase.telemetry_step, 1
-    program = steps.make_train_steps(step, self._feed.batch_at, longest)
+    program = steps.make_train_steps(step, self._loader.batch_at, longest)
     shardings = (mesh_lib.parameter_shardings(self._mesh, state), mesh_lib.replicated(self._mesh))
     jitted = compile_lib.jit(program, self._mesh, donate_argnums=0, out_shardings=shardings)
-    return compile_lib.ahead(jitted, state, self._feed.shapes(), np.int32(1))
+    return compile_lib.ahead(jitted, state, self._loader.shapes(), np.int32(1))
 
 
 def _used(run: experiment.Experiment, step: int) -> list[str]:

@@ -136,8 +136,8 @@ class Record:
       rate = self._sums['steps'] * self._run.config.train.batch_size / self._lap
       self._show(step, float(values['loss'][count - 1]), float(values['accuracy'][count - 1]), rate)
     if 'telemetry' in values:
-      share = float(values['learning_rate'][count - 1]) / schedules.peak_rate(self._run.config.optim)
-      self._watched(step, values['telemetry'], share)
+      fraction = float(values['learning_rate'][count - 1]) / schedules.peak_rate(self._run.config.optim)
+      self._watched(step, values['telemetry'], fraction)
 
   def evaluated(self, step: int, result: evaluate.Result) -> None:
     """Records an evaluation: its line, its confusion matrices, the best metric and patience."""
@@ -155,7 +155,7 @@ class Record:
       self.evaluations_without_better = 0
     else:
       self.evaluations_without_better += 1
-    shown = [f'{name} {progress.figure(name, value)}' for name, value in result.metrics.items()]
+    shown = [f'{name} {progress.format_value(name, value)}' for name, value in result.metrics.items()]
     _log.info(f'step {step}  ' + '  '.join(shown))
 
   def history(self) -> dict[str, Any]:

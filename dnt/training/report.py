@@ -81,7 +81,7 @@ def write(
     'best': rec.best,
     'warnings': rec.warnings,
     'parameters': trees.count(params),
-    'trainable_parameters': trees.count(run.phase_of_state(step).cut.split(state.params)[0]),
+    'trainable_parameters': trees.count(run.phase_of_state(step).partition.split(state.params)[0]),
     'params_sha256': trees.sha256(params),
     'seconds': {'total': sum(seconds.values()), 'compile': 0.0, 'train': 0.0, 'evaluate': 0.0} | seconds,
     'images_per_second': step * run.config.train.batch_size / trained if trained else None,
@@ -91,22 +91,22 @@ def write(
     'command': command,
   }
   if multihost.is_lead():
-    pictures = {workdir_lib.CURVES: plots.png(plots.curves(records))} if (records := metrics.read(workdir)) else {}
+    images = {workdir_lib.CURVES: plots.png(plots.curves(records))} if (records := metrics.read(workdir)) else {}
     classes = {}
     if any(metric_names.from_metrics(record) for record in records):
-      pictures[workdir_lib.TELEMETRY] = plots.png(plots.telemetry(records, [row.entry.name for row in run.table]))
+      images[workdir_lib.TELEMETRY] = plots.png(plots.telemetry(records, [row.entry.name for row in run.table]))
     for path in workdir_lib.confusion_paths(workdir):
-      found = json.loads(path.read_text())
-      accuracy = np.trace(found['matrix']) / max(np.sum(found['matrix']), 1)
-      title = f'{found["split"]}, step {found["step"]:,}: accuracy {100 * accuracy:.2f} %'
-      pictures[f'{path.stem}.png'] = plots.png(plots.confusion(found['matrix'], found['class_names'], title))
-      if 'per_class' in found:  # a finished run of an older version has none
-        classes[f'{path.stem}.png'] = class_table(found['class_names'], found['per_class'])
-    for name, content in pictures.items():
+      result = json.loads(path.read_text())
+      accuracy = np.trace(result['matrix']) / max(np.sum(result['matrix']), 1)
+      title = f'{result["split"]}, step {result["step"]:,}: accuracy {100 * accuracy:.2f} %'
+      images[f'{path.stem}.png'] = plots.png(plots.confusion(result['matrix'], result['class_names'], title))
+      if 'per_class' in result:  # a finished run of an older version has none
+        classes[f'{path.stem}.png'] = class_table(result['class_names'], result['per_class'])
+    for name, content in images.items():
       files.write(workdir / name, content)
     files.write_json(workdir / workdir_lib.SUMMARY, summary)
     files.write(
-      workdir / workdir_lib.REPORT, page(workdir.name, summary, run.config.to_dict(), run.table, pictures, classes)
+      workdir / workdir_lib.REPORT, page(workdir.name, summary, run.config.to_dict(), run.table, images, classes)
     )
   return summary
 
@@ -116,7 +116,7 @@ def page(
   summary: Mapping[str, Any],
   config: Mapping[str, Any],
   table: Sequence[depth.Row],
-  pictures: Mapping[str, bytes],
+  images: Mapping[str, bytes],
   classes: Mapping[str, Sequence[Sequence[str]]],
 ) -> str:
   """Returns an HTML page that needs no other file and no network access.
@@ -126,15 +126,17 @@ def page(
     summary: the contents of `summary.json`.
     config: nested dicts.
     table: the table of blocks.
-    pictures: PNG files by name, in display order.
+    images: PNG files by name, in display order.
     classes: `class_table` by the name of the image above it.
   """
   state = 'finished' if summary['finished'] else 'stopped, can go on'
   facts = {
     'state': f'{state}: step {summary["step"]:,} of {summary["total_steps"]:,}',
-    **{name: progress.figure(name, value) for name, value in summary['last'].items()},
+    **{name: progress.format_value(name, value) for name, value in summary['last'].items()},
     'best': _best(summary) or 'none yet',
-    **{f'warning: {kind}': f'step {found["step"]:,}: {found["text"]}' for kind, found in summary['warnings'].items()},
+    **{
+      f'warning: {kind}': f'step {result["step"]:,}: {result["text"]}' for kind, result in summary['warnings'].items()
+    },
     'parameters': f'{summary["parameters"]:,}, of which {summary["trainable_parameters"]:,} train',
     'parameters SHA-256': summary['params_sha256'],
     'seconds': ', '.join(f'{name} {seconds:,.1f}' for name, seconds in summary['seconds'].items()),
@@ -147,10 +149,10 @@ def page(
   }
   options = {key: 'not set' if value is None else str(value) for key, value in keys.flatten(config).items()}
   parts = [html.facts(facts)]
-  for name, picture in pictures.items():
+  for name, image in images.items():
     caption = name.removesuffix('.png').replace('_', ' ', 1)
     narrow = name not in (workdir_lib.CURVES, workdir_lib.TELEMETRY)
-    parts += [html.heading(caption), html.picture(caption, picture, narrow)]
+    parts += [html.heading(caption), html.image(caption, image, narrow)]
     if name in classes:
       header, *rows = classes[name]
       parts.append(html.table(header, rows))
@@ -185,19 +187,19 @@ def last_line(summary: Mapping[str, Any], command: str) -> str:
   """Returns the result of a run in one line, or the command that continues it."""
   if not summary['finished']:
     return f'saved at step {summary["step"]} of {summary["total_steps"]}; run `{command}` again to go on'
-  figures = [
-    f'{name} {progress.figure(name, value)}'
+  results = [
+    f'{name} {progress.format_value(name, value)}'
     for name, value in summary['last'].items()
     if (metric := metric_names.parse(name)).quantity in ('accuracy', 'loss') and metric.split != 'train'
   ]
   best = _best(summary)
-  parts = [f'finished step {summary["step"]}', *figures, *([f'best {best}'] if best else [])]
-  return '  '.join([*parts, progress.duration(summary['seconds']['total'])])
+  parts = [f'finished step {summary["step"]}', *results, *([f'best {best}'] if best else [])]
+  return '  '.join([*parts, progress.format_duration(summary['seconds']['total'])])
 
 
 def evaluation_line(result: Mapping[str, Any]) -> str:
   """Formats `step` and the metrics of an evaluation as one line."""
-  shown = [f'{name} {progress.figure(name, value)}' for name, value in result.items() if name != 'step']
+  shown = [f'{name} {progress.format_value(name, value)}' for name, value in result.items() if name != 'step']
   return '  '.join([f'step {result["step"]}', *shown])
 
 
@@ -234,4 +236,6 @@ def _quantity(number: int) -> str:
 
 def _best(summary: Mapping[str, Any]) -> str:
   best = summary['best']
-  return f'{best["metric"]} {progress.figure(best["metric"], best["value"])} at step {best["step"]}' if best else ''
+  return (
+    f'{best["metric"]} {progress.format_value(best["metric"], best["value"])} at step {best["step"]}' if best else ''
+  )

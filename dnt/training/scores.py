@@ -88,13 +88,13 @@ def per_class(confusion: np.ndarray, areas: np.ndarray) -> dict[str, list[Any]]:
   confusion = confusion.astype(np.int64)
   examples, hits, taken = confusion.sum(1), np.diag(confusion), confusion.sum(0)
   others = examples.sum() - examples
-  shares = {
+  fractions = {
     'sensitivity': hits / np.maximum(examples, 1),
     'specificity': np.where(others > 0, (others - taken + hits) / np.maximum(others, 1), np.nan),
     'auroc': areas,
   }
-  found = {'examples': examples.tolist()}
-  for name, values in shares.items():
+  result = {'examples': examples.tolist()}
+  for name, values in fractions.items():
     defined = (examples > 0) & np.isfinite(values)
-    found[name] = [value if known else None for value, known in zip(values.tolist(), defined, strict=True)]
-  return found
+    result[name] = [value if known else None for value, known in zip(values.tolist(), defined, strict=True)]
+  return result

@@ -11,7 +11,7 @@ import optax
 from dnt import trees
 from dnt.config import typed
 from dnt.data.transforms import mixing
-from dnt.models import freeze, taps
+from dnt.models import captures, freeze
 from dnt.training import losses, scores
 from dnt.training import telemetry as telemetry_lib
 
@@ -47,7 +47,7 @@ def make_state(
   config: typed.Config,
   variables: Any,
   optimizer: optax.GradientTransformation,
-  cut: freeze.Cut = freeze.ALL,
+  partition: freeze.Partition = freeze.ALL,
 ) -> TrainState:
   """Returns the state before the first step.
 
@@ -55,7 +55,7 @@ def make_state(
     config: a validated config.
     variables: `{'params': ..., 'batch_stats': ...}` as from `models.init`; the statistics may be absent.
     optimizer: the chain whose state is made.
-    cut: which parameters train at first.
+    partition: which parameters train at first.
   """
   params, batch_stats = variables['params'], variables.get('batch_stats', {})
   averaged = {'params': params, 'batch_stats': batch_stats} if config.ema.decay else {}
@@ -63,7 +63,7 @@ def make_state(
     step=jnp.zeros((), jnp.int32),
     params=params,
     batch_stats=batch_stats,
-    opt_state=optimizer.init(cut.split(params)[0]),
+    opt_state=optimizer.init(partition.split(params)[0]),
     rng=jax.random.key_data(jax.random.key(config.seed, impl=PRNG)),
     ema=jax.tree.map(jnp.array, averaged),  # a copy, since the step donates the state's buffers one by one
   )
@@ -75,7 +75,7 @@ class Auxiliary(NamedTuple):
   Attributes:
     batch_stats: the new running statistics.
     correct: number of right predictions, float32 scalar.
-    captures: the collection `taps.FOUND` of its entries; empty without telemetry.
+    captures: the collection `captures.CAPTURES` of its entries; empty without telemetry.
   """
 
   batch_stats: Any
@@ -89,13 +89,13 @@ class Gradient(NamedTuple):
   Attributes:
     loss: the loss of the batch, float32 scalar.
     params: with respect to the trainable parameters.
-    sinks: with respect to telemetry's sinks: squared gradient norms at the outputs of entries.
+    gradient_captures: with respect to telemetry's gradient captures: squared gradient norms at the outputs of entries.
     auxiliary: of the forward pass; sums over the micro-batches.
   """
 
   loss: jax.Array
   params: Any
-  sinks: Any
+  gradient_captures: Any
   auxiliary: Auxiliary
 
 
@@ -104,7 +104,7 @@ def make_gradient(
   model: Any,
   preprocess: Preprocess,
   telemetry: telemetry_lib.Telemetry | None = None,
-  cut: freeze.Cut = freeze.ALL,
+  partition: freeze.Partition = freeze.ALL,
 ) -> Callable[[TrainState, Batch], Gradient]:
   """Returns the gradient function of a training step, as a pure function.
 
@@ -116,7 +116,7 @@ def make_gradient(
     model: the network, `apply(variables, x, train)`.
     preprocess: `(batch, augmentation key) -> images`, augmented and normalized.
     telemetry: what to capture of each entry.
-    cut: which parameters train.
+    partition: which parameters train.
 
   Returns:
     `(state, batch) -> Gradient`; batch: image [B, H, W, C], label int32 [B] and what preprocess reads.
@@ -124,26 +124,26 @@ def make_gradient(
   accumulate = config.train.accumulate
   cross_entropy = losses.make(config.loss)
   mix = mixing.make(config.data)
-  sinks = telemetry.sinks if telemetry else {}
+  gradient_captures = telemetry.gradient_captures if telemetry else {}
 
-  def compute_loss(trainable, sinks, frozen, batch_stats, batch, keys, total_weight):
-    with cut.running(), taps.watching() if telemetry else taps.fencing():
+  def compute_loss(trainable, gradient_captures, frozen, batch_stats, batch, keys, total_weight):
+    with partition.running(), captures.capturing() if telemetry else captures.barriers():
       logits, updates = model.apply(
-        {'params': trees.merge(trainable, frozen), 'batch_stats': batch_stats, taps.SINKS: sinks},
+        {'params': trees.merge(trainable, frozen), 'batch_stats': batch_stats, captures.GRADIENTS: gradient_captures},
         preprocess(batch, keys['augment']),
         train=True,
         rngs={'stochastic_depth': keys['stochastic_depth'], 'dropout': keys['dropout']},
-        mutable=['batch_stats', taps.FOUND],
+        mutable=['batch_stats', captures.CAPTURES],
       )
     weighted, _ = cross_entropy(logits, batch['label'])
     correct = jnp.sum(losses.correct(logits, batch['label']))
-    auxiliary = Auxiliary(updates.get('batch_stats', {}), correct, updates.get(taps.FOUND, {}))
+    auxiliary = Auxiliary(updates.get('batch_stats', {}), correct, updates.get(captures.CAPTURES, {}))
     return jnp.sum(weighted) / total_weight, auxiliary
 
   differentiate = jax.value_and_grad(compute_loss, argnums=(0, 1), has_aux=True)
 
   def compute_gradient(state, batch):
-    trainable, frozen = cut.split(state.params)
+    trainable, frozen = partition.split(state.params)
     augment, step_key = jax.random.split(jax.random.wrap_key_data(state.rng, impl=PRNG))
     # The augmentation folds epoch and position into its key, so an image is the same for any batch size.
     depth, dropout, mixture = jax.random.split(jax.random.fold_in(step_key, state.step), 3)
@@ -152,7 +152,7 @@ def make_gradient(
     total_weight = jnp.sum(losses.weights(config.loss.class_weights, batch['label']))
     if accumulate == 1:
       (loss, auxiliary), gradient = differentiate(
-        trainable, sinks, frozen, state.batch_stats, batch, keys, total_weight
+        trainable, gradient_captures, frozen, state.batch_stats, batch, keys, total_weight
       )
       return Gradient(loss, *gradient, auxiliary)
     # Strided micro-batches: each device keeps its own rows of the batch.
@@ -163,12 +163,12 @@ def make_gradient(
       part = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, 1, keepdims=False), micro)
       drawn = {name: jax.random.fold_in(keys[name], index) for name in ('stochastic_depth', 'dropout')}
       (value, auxiliary), gradient = differentiate(
-        trainable, sinks, frozen, batch_stats, part, {**keys, **drawn}, total_weight
+        trainable, gradient_captures, frozen, batch_stats, part, {**keys, **drawn}, total_weight
       )
       carry = (loss + value, auxiliary.batch_stats, jax.tree.map(jnp.add, total, gradient))
       return carry, auxiliary._replace(batch_stats={})
 
-    zeros = jax.tree.map(jnp.zeros_like, (trainable, sinks))
+    zeros = jax.tree.map(jnp.zeros_like, (trainable, gradient_captures))
     (loss, batch_stats, total), auxiliary = jax.lax.scan(
       add, (jnp.zeros(()), state.batch_stats, zeros), jnp.arange(accumulate)
     )
@@ -185,7 +185,7 @@ def make_train_step(
   schedule: optax.Schedule,
   preprocess: Preprocess,
   telemetry: telemetry_lib.Telemetry | None = None,
-  cut: freeze.Cut = freeze.ALL,
+  partition: freeze.Partition = freeze.ALL,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]:
   """Returns one optimizer step as a pure function: it computes the gradient of `make_gradient` and applies its update.
 
@@ -196,42 +196,45 @@ def make_train_step(
     schedule: learning rate by step, for the metrics; the optimizer holds the same one.
     preprocess: `(batch, augmentation key) -> images`, augmented and normalized.
     telemetry: what to record of each entry; the state is the same with and without.
-    cut: which parameters train; the optimizer is for those parameters only.
+    partition: which parameters train; the optimizer is for those parameters only.
 
   Returns:
     `(state, batch) -> (state, metrics)`; batch: as for `make_gradient`; metrics: float32 scalars `loss`, `accuracy`
     (for mixed examples, of the label with the larger mixing fraction), `gradient_norm` (before clipping) and
     `learning_rate`, and with telemetry its columns under `telemetry`.
   """
-  compute_gradient = make_gradient(config, model, preprocess, telemetry, cut)
+  compute_gradient = make_gradient(config, model, preprocess, telemetry, partition)
 
   def average(ema, params, batch_stats):
     # Copy frozen leaves, so that their average is bit-identical to them.
-    (params, fixed), (stats, fixed_stats) = cut.split(params), cut.split_statistics(batch_stats)
-    before = {'params': cut.split(ema['params'])[0], 'batch_stats': cut.split_statistics(ema['batch_stats'])[0]}
+    (params, fixed), (stats, fixed_stats) = partition.split(params), partition.split_statistics(batch_stats)
+    before = {
+      'params': partition.split(ema['params'])[0],
+      'batch_stats': partition.split_statistics(ema['batch_stats'])[0],
+    }
     moved: trees.Tree = optax.incremental_update({'params': params, 'batch_stats': stats}, before, 1 - config.ema.decay)
     fixed = {'params': fixed, 'batch_stats': fixed_stats}
     return {name: trees.merge(moved[name], fixed[name]) for name in moved}
 
   def train_step(state, batch):
-    trainable, frozen = cut.split(state.params)
-    found = compute_gradient(state, batch)
+    trainable, frozen = partition.split(state.params)
+    result = compute_gradient(state, batch)
     # Programs for CPU have barriers here, so that the state is the same with and without telemetry to the last bit.
-    gradient = taps.fence(found.params)
+    gradient = captures.barrier(result.params)
     updates, opt_state = optimizer.update(gradient, state.opt_state, trainable)
-    updates = taps.fence(updates)
+    updates = captures.barrier(updates)
     moved: trees.Tree = optax.apply_updates(trainable, updates)
     params = trees.merge(moved, frozen)
-    batch_stats = found.auxiliary.batch_stats
+    batch_stats = result.auxiliary.batch_stats
     ema = average(state.ema, params, batch_stats) if config.ema.decay else state.ema
-    accuracy = found.auxiliary.correct / batch['label'].shape[0]
-    values = (found.loss, accuracy, optax.tree.norm(gradient), schedule(state.step))
+    accuracy = result.auxiliary.correct / batch['label'].shape[0]
+    values = (result.loss, accuracy, optax.tree.norm(gradient), schedule(state.step))
     metrics: dict[str, Any] = {
       name: jnp.asarray(value, jnp.float32) for name, value in zip(METRICS, values, strict=True)
     }
     if telemetry:
-      shown = (trainable, gradient, updates, found.auxiliary.captures, found.sinks)
-      metrics['telemetry'] = telemetry.figures(*taps.fence(shown))
+      shown = (trainable, gradient, updates, result.auxiliary.captures, result.gradient_captures)
+      metrics['telemetry'] = telemetry.measure(*captures.barrier(shown))
     state = state.replace(step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state, ema=ema)
     return state, metrics
 
@@ -266,14 +269,16 @@ def make_train_steps(train_step: Callable, batch_at: Callable, longest: int) -> 
   return train_steps
 
 
-def make_eval_step(model: Any, num_classes: int, preprocess: Preprocess, cut: freeze.Cut = freeze.ALL) -> Callable:
+def make_eval_step(
+  model: Any, num_classes: int, preprocess: Preprocess, partition: freeze.Partition = freeze.ALL
+) -> Callable:
   """Returns one evaluation step as a pure function: exact sums over the real examples of a padded batch.
 
   Args:
     model: the network.
     num_classes: classes of the head.
     preprocess: `(batch, key) -> images`, normalized; the key is None.
-    cut: the cut of the run, for runs that skip entries.
+    partition: the partition of the run, for runs that skip entries.
 
   Returns:
     `(variables, batch) -> (sums, rows)`; batch: image, label and mask (bool [B], False on padding); sums: `loss`
@@ -283,7 +288,7 @@ def make_eval_step(model: Any, num_classes: int, preprocess: Preprocess, cut: fr
   """
 
   def eval_step(variables, batch):
-    with cut.running():
+    with partition.running():
       logits = model.apply(variables, preprocess(batch, None), train=False)
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch['label'])
     probabilities = jax.nn.softmax(logits)

@@ -14,7 +14,7 @@ import numpy as np
 
 from dnt import trees
 from dnt.config import typed
-from dnt.models import depth, taps
+from dnt.models import captures, depth
 from dnt.optim import clip
 from dnt.optim import rows as rows_lib
 from dnt.reporting import metric_names
@@ -41,8 +41,8 @@ class Column(flax.struct.PyTreeNode):
 class Telemetry(NamedTuple):
   """Holds what a train step needs to compute its telemetry; see `make`."""
 
-  sinks: Any
-  figures: Callable[..., dict[str, Column]]
+  gradient_captures: Any
+  measure: Callable[..., dict[str, Column]]
 
 
 def make(config: typed.Config, params: Any, table: Sequence[depth.Row]) -> Telemetry:
@@ -54,9 +54,9 @@ def make(config: typed.Config, params: Any, table: Sequence[depth.Row]) -> Telem
     table: the depth list.
 
   Returns:
-    `sinks`: what to differentiate with respect to; `figures(params, gradient, updates, found, sinks)`: the quantities
-    from the parameters before the step, their gradient, the optimizer's updates, the taps' `FOUND` and the sinks'
-    gradient.
+    `gradient_captures`: what to differentiate with respect to; `measure(params, gradient, updates, captured,
+    gradient_captures)`: the quantities from the parameters before the step, their gradient, the optimizer's updates,
+    the collection `CAPTURES`, and the gradient of the collection `GRADIENTS`.
   """
   entries = [row.entry for row in table]
   places = rows_lib.places(params, entries)
@@ -65,7 +65,7 @@ def make(config: typed.Config, params: Any, table: Sequence[depth.Row]) -> Telem
   clipping = None if config.clip.name == 'none' else clip.make(config.clip, params, entries)
   called = [row.entry for row in table if row.shape is not None]
 
-  def figures(params, gradient, updates, found, sinks):
+  def measure(params, gradient, updates, result, gradient_captures):
     norms = {
       'gradient_norm': _norms(gradient, places),
       'parameter_norm': _norms(params, places),
@@ -77,32 +77,32 @@ def make(config: typed.Config, params: Any, table: Sequence[depth.Row]) -> Telem
       after = _norms(clipped, places)
       norms['clip_factor'] = {at: after[at] / norms['gradient_norm'][at] for at in after}
     columns = {name: _column(column) for name, column in norms.items()}
-    columns['output_gradient_norm'] = output_gradient_norms(sinks, found, called, entries)
-    return columns | activity(found, called, entries)
+    columns['output_gradient_norm'] = output_gradient_norms(gradient_captures, result, called, entries)
+    return columns | activity(result, called, entries)
 
-  return Telemetry(taps.make_sinks(table[lowest if frozen else 0 :]), figures)
+  return Telemetry(captures.make_gradient_captures(table[lowest if frozen else 0 :]), measure)
 
 
-def activity(found: Any, called: Sequence[depth.Entry], entries: Sequence[depth.Entry]) -> dict[str, Column]:
+def activity(result: Any, called: Sequence[depth.Entry], entries: Sequence[depth.Entry]) -> dict[str, Column]:
   """Returns the quantities of the forward pass.
 
   Args:
-    found: the taps' collection `FOUND`.
+    result: the captures' collection `CAPTURES`.
     called: the entries that are called, in depth order.
     entries: the depth list.
   """
   columns: dict[str, dict[tuple[int, ...], jax.Array]] = {}
   for path, at in _groups(called, entries):
-    output, inside = taps.captures(found, path)
+    output, inside = captures.captures(result, path)
     if output is None:
       continue
     count = output.units.count
     shown = {'activation_mean': output.sum / count, 'activation_rms': jnp.sqrt(output.square / count)}
     units = list(inside.values()) or [output.units]
-    if zeros := [each for each in units if isinstance(each, taps.Zeros)]:
+    if zeros := [each for each in units if isinstance(each, captures.Zeros)]:
       shown['zero'] = _ratio([each.zero for each in zeros], [each.count for each in zeros])
       shown['dead'] = jnp.mean(jnp.concatenate([each.fired for each in zeros], -1) == 0, -1)
-    if flat := [each for each in units if isinstance(each, taps.Saturation)]:
+    if flat := [each for each in units if isinstance(each, captures.Saturation)]:
       shown['saturated'] = _ratio([each.saturated for each in flat], [each.count for each in flat])
     for name, value in shown.items():
       columns.setdefault(name, {})[at] = value
@@ -114,18 +114,18 @@ def _ratio(hits: Sequence[jax.Array], counts: Sequence[jax.Array]) -> jax.Array:
 
 
 def output_gradient_norms(
-  squares: Any, found: Any, called: Sequence[depth.Entry], entries: Sequence[depth.Entry]
+  squares: Any, result: Any, called: Sequence[depth.Entry], entries: Sequence[depth.Entry]
 ) -> Column:
-  """Returns the gradient norm at the output of each entry that has a tap and a captured output.
+  """Returns the gradient norm at the output of each entry whose gradient and output were captured.
 
   Args:
-    squares: the gradient of the sinks.
-    found: the taps' collection `FOUND`.
+    squares: the gradient of the gradient captures.
+    result: the captures' collection `CAPTURES`.
     called: the entries that are called, in depth order.
     entries: the depth list.
   """
-  captured = [entry for entry in called if taps.captures(found, entry.path).output is not None]
-  return gather(squares, 'sink', captured, entries, jnp.sqrt)
+  captured = [entry for entry in called if captures.captures(result, entry.path).output is not None]
+  return gather(squares, 'gradient_capture', captured, entries, jnp.sqrt)
 
 
 def gather(
@@ -138,7 +138,7 @@ def gather(
   """Collects the leaf `name` at each entry's path, and applies `fn` to it.
 
   Args:
-    tree: nested dicts in the model's layout, such as the sinks' gradient.
+    tree: nested dicts in the model's layout, such as the gradient captures' gradient.
     name: name of the leaf.
     called: the entries that are called, in depth order; the result leaves out those without the leaf.
     entries: the depth list.
@@ -189,48 +189,48 @@ def warnings(shown: Sequence[metric_names.EntryRow], rate: float, always_clipped
     rate: learning rate of the step over the peak: a rate that still rises or has fallen makes small updates.
     always_clipped: whether the gradient was clipped at every step with telemetry so far (see `is_clipped`).
   """
-  found = {}
+  result = {}
   norms = _of(shown, 'output_gradient_norm')
   if norms:
     (first, before), (last, after) = norms[0], norms[-1]
     ratio = before / after if after > 0 else np.nan
     compared = f'at the output of {first} it is {ratio:.1e} of that at {last}'
     if ratio < VANISHING:
-      found['vanishing'] = (
+      result['vanishing'] = (
         f'the gradient vanishes: {compared}; try a norm (config.model.norm), residual blocks, or the initializer that '
         'fits (config.model.initializer=he for relu)'
       )
     if ratio > EXPLODING or not all(np.isfinite(norm) for _, norm in norms):
-      found['exploding'] = (
+      result['exploding'] = (
         f'the gradient explodes: {compared}; try a smaller config.model.init_gain, config.clip.name=global_norm or '
         'residual blocks'
       )
-  for quantity, said, cure in (
+  for quantity, description, cure in (
     ('dead', 'of the units are dead (zero for the whole batch)', 'config.model.activation=leaky_relu'),
     ('saturated', 'of the activations are saturated', 'config.model.activation=relu'),
   ):
     fractions = [(value, entry) for entry, value in _of(shown, quantity) if np.isfinite(value)]
     worst, where = max(fractions, key=lambda pair: pair[0], default=(0.0, ''))
     if worst > UNITS:
-      found[quantity] = (
-        f'{100 * worst:.0f} % {said} in {where}; try a smaller config.optim.learning_rate or config.model.init_gain, a '
-        f'norm (config.model.norm), or {cure}'
+      result[quantity] = (
+        f'{100 * worst:.0f} % {description} in {where}; try a smaller config.optim.learning_rate or '
+        f'config.model.init_gain, a norm (config.model.norm), or {cure}'
       )
   low, high = UPDATE_RATIOS
   ratios = [value for _, value in _of(shown, 'update_ratio') if np.isfinite(value)]
   median = statistics.median(ratios) if ratios else np.nan
   if median > high or (median < low and rate > 0.5):
     way, unless = ('smaller', '') if median > high else ('larger', ', unless the network has learned all there is')
-    found['update_ratio'] = (
+    result['update_ratio'] = (
       f'a step changes the parameters of the median entry by {median:.1e} of their norm, outside {low:.0e} to '
       f'{high:.0e}; try a {way} config.optim.learning_rate{unless}'
     )
   if always_clipped:
-    found['clipping'] = (
+    result['clipping'] = (
       'the gradient has been clipped at every step that was looked at, so that the threshold sets the step size; try a '
       'larger config.clip.threshold or a smaller config.optim.learning_rate'
     )
-  return found
+  return result
 
 
 def _of(shown: Sequence[metric_names.EntryRow], quantity: str) -> list[tuple[str, float]]:

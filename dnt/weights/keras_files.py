@@ -34,11 +34,11 @@ def read_h5(path: pathlib.Path) -> dict[str, np.ndarray]:
   try:
     with h5py.File(path, 'r') as file:
       root = file.get('model_weights', file)
-      found: dict[str, np.ndarray] = {}
+      result: dict[str, np.ndarray] = {}
 
       def visit(name, item):
         if isinstance(item, h5py.Dataset):
-          found[_tensor_name(name)] = item[()]
+          result[_tensor_name(name)] = item[()]
 
       for layer, group in root.items():
         if isinstance(group, h5py.Group):
@@ -47,7 +47,7 @@ def read_h5(path: pathlib.Path) -> dict[str, np.ndarray]:
     raise errors.InputError(
       f'cannot read {path} ({error}); it is damaged or was not downloaded whole: get it again'
     ) from error
-  return found
+  return result
 
 
 def _tensor_name(name: str) -> str:
@@ -64,7 +64,7 @@ def read_tfjs(folder: pathlib.Path) -> dict[str, np.ndarray]:
     errors.InputError: files are missing, damaged or truncated, or the weights are quantized.
   """
   content = _json(folder / MODEL_FILE)
-  found = {}
+  result = {}
   try:
     for group in content['weightsManifest']:
       packed = b''.join(_shard(folder / name) for name in group['paths'])
@@ -76,14 +76,14 @@ def read_tfjs(folder: pathlib.Path) -> dict[str, np.ndarray]:
       if [len(packed)] != ends[-1:]:
         raise ValueError(f'{len(packed):,} bytes from {group["paths"][0]} on, instead of {ends[-1]:,}')
       for (name, shape), start, end in zip(shapes.items(), [0, *ends], ends, strict=False):
-        found[name] = np.frombuffer(packed[start:end], '<f4').reshape(shape)
+        result[name] = np.frombuffer(packed[start:end], '<f4').reshape(shape)
   except errors.InputError:
     raise
   except (KeyError, TypeError, ValueError, IndexError) as error:
     raise errors.InputError(
       f'{folder} is damaged: its shards do not hold what {MODEL_FILE} says they do ({error}); get them again'
     ) from error
-  return found
+  return result
 
 
 def class_names(folder: pathlib.Path) -> tuple[str, ...]:

@@ -104,12 +104,12 @@ class Network(NamedTuple):
   def tensors(self) -> dict[str, str]:
     """Maps dnt's path of each leaf, including its collection, to the framework's tensor name."""
     separator = SEPARATOR[self.framework]
-    found = {}
+    result = {}
     for path, layer in self.layers.items():
       for leaf, tensor in LEAVES[self.framework][_kind(path)].items():
         collection, name = leaf.split('/')
-        found[f'{collection}/{path}/{name}'] = f'{layer}{separator}{tensor}'
-    return found
+        result[f'{collection}/{path}/{name}'] = f'{layer}{separator}{tensor}'
+    return result
 
 
 def _kind(layer: str) -> str:
@@ -320,9 +320,9 @@ def _fold_biases(flat: Mapping[str, np.ndarray], table: Mapping[str, str], origi
 
 
 def _refuse(problems: Mapping[str, list[str]], what: str) -> None:
-  found = [f'{kind}: {errors.list_names(names)}' for kind, names in problems.items() if names]
-  if found:
-    raise errors.InputError(f'{what}; {"; ".join(found)}')
+  result = [f'{kind}: {errors.list_names(names)}' for kind, names in problems.items() if names]
+  if result:
+    raise errors.InputError(f'{what}; {"; ".join(result)}')
 
 
 def _some(names: list[str], count: int) -> str:

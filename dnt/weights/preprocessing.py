@@ -92,7 +92,7 @@ class TimmConfig:
     except FileNotFoundError:
       content = {}
     except (OSError, ValueError) as error:
-      raise errors.InputError(f'cannot read {path} ({error}), which says how pictures are prepared') from error
+      raise errors.InputError(f'cannot read {path} ({error}), which says how images are prepared') from error
     self._content = content if isinstance(content, dict) and 'pretrained_cfg' in content else {}
 
   @property
@@ -111,7 +111,7 @@ class TimmConfig:
     try:
       size = cfg.get('input_size', (3, 224, 224))
       mode = cfg.get('crop_mode', _TO_TIMM[IMAGENET.eval_resize])
-      found = Preprocessing(
+      result = Preprocessing(
         image_size=int(size[1]) if size[1] == size[2] else None,
         eval_crop=float(cfg.get('crop_pct', IMAGENET.eval_crop)),
         interpolation=cfg.get('interpolation', IMAGENET.interpolation),
@@ -121,9 +121,9 @@ class TimmConfig:
       )
     except (TypeError, ValueError, AttributeError, IndexError) as error:
       raise errors.InputError(f'{self._path}: pretrained_cfg is damaged ({error})') from error
-    if found.interpolation not in INTERPOLATIONS:
-      raise errors.unknown(f'interpolation in {self._path}', str(found.interpolation), INTERPOLATIONS)
-    return found
+    if result.interpolation not in INTERPOLATIONS:
+      raise errors.unknown(f'interpolation in {self._path}', str(result.interpolation), INTERPOLATIONS)
+    return result
 
 
 def to_timm(given: Preprocessing, shape: tuple[int, int, int]) -> dict[str, Any]:

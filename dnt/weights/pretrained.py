@@ -89,8 +89,8 @@ class Source:
     Raises:
       errors.InputError: nothing is there.
     """
-    found, path = self._located
-    return path if found is None else None
+    result, path = self._located
+    return path if result is None else None
 
   @functools.cached_property
   def run_config(self) -> typed.Config:
@@ -112,10 +112,10 @@ class Source:
 
   @functools.cached_property
   def _about(self) -> _About:
-    found, path = self._located
-    if found is None:
+    result, path = self._located
+    if result is None:
       return _About(preprocessing_lib.of_run(self.run_config.data), ())
-    return found.about(path)
+    return result.about(path)
 
   @property
   def preprocessing(self) -> preprocessing_lib.Preprocessing:
@@ -136,15 +136,15 @@ class Source:
   @functools.cached_property
   def _tensors(self) -> dict[str, np.ndarray]:
     """Reads the tensors of a file under their current names."""
-    found, path = self._located
-    assert found, 'only files have them'
-    return names.current_names(found.tensors(path), found.framework)
+    result, path = self._located
+    assert result, 'only files have them'
+    return names.current_names(result.tensors(path), result.framework)
 
   @functools.cached_property
   def _network(self) -> names.Network:
-    found, _ = self._located
-    assert found, 'a run knows its own'
-    return names.identify(self._tensors, found.framework, self.origin)
+    result, _ = self._located
+    assert result, 'a run knows its own'
+    return names.identify(self._tensors, result.framework, self.origin)
 
   @property
   def network(self) -> Mapping[str, Any]:

@@ -66,6 +66,6 @@ def read_pickle(path: pathlib.Path) -> dict[str, np.ndarray]:
 def _reason(error: Exception) -> str:
   """Returns the line of torch's message that names the problem."""
   lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-  said = [line for line in lines if line.startswith('WeightsUnpickler error')]
+  reasons = [line for line in lines if line.startswith('WeightsUnpickler error')]
   # We drop the rest, which advises to trust the file.
-  return (said or lines or [type(error).__name__])[0].removeprefix('WeightsUnpickler error: ').partition('. ')[0]
+  return (reasons or lines or [type(error).__name__])[0].removeprefix('WeightsUnpickler error: ').partition('. ')[0]

@@ -30,7 +30,7 @@ def cifar(tmp_path):
 
 
 @pytest.fixture
-def pictures(tmp_path):
+def images(tmp_path):
   folder = tmp_path / 'car_pictures'
   rng = np.random.default_rng(1)
   for split, count in (('train', 8), ('test', 3)):
@@ -68,8 +68,8 @@ def test_a_set_that_came_out_damaged_is_refused(cifar, tmp_path):
   assert re.search(f'{tmp_path / "none"}.* no cifar-10-batches-bin', packed.where(tmp_path / 'none', 'cifar'))
 
 
-def test_cars_are_as_many_as_fit_of_all_classes(pictures, tmp_path):
-  pieces, about = packed.cars_pieces(pictures, 60, 3 * LIMIT)
+def test_cars_are_as_many_as_fit_of_all_classes(images, tmp_path):
+  pieces, about = packed.cars_pieces(images, 60, 3 * LIMIT)
   paths = packed.write('cars', pieces, about, tmp_path / 'packs', LIMIT)
   assert all(path.stat().st_size <= LIMIT for path in paths)
   packed.unpack(paths, tmp_path / 'out')
@@ -80,9 +80,9 @@ def test_cars_are_as_many_as_fit_of_all_classes(pictures, tmp_path):
     assert 3 <= len(found) < before
     assert np.ptp(np.bincount(found.labels)) <= 1
     assert all(min(found[index][0].size) == 60 for index in range(len(found)))
-    assert about[split] == f'{len(found)} of {before} pictures'
+    assert about[split] == f'{len(found)} of {before} images'
   name = f'{CLASSES[0]}/1.jpg'  # small enough as it was
-  assert (tmp_path / 'out/cars/train' / f'001 {name}').read_bytes() == (pictures / 'train' / name).read_bytes()
+  assert (tmp_path / 'out/cars/train' / f'001 {name}').read_bytes() == (images / 'train' / name).read_bytes()
 
 
 def test_weights_are_exact_but_for_the_rounding_of_kernels(tmp_path):

@@ -99,12 +99,12 @@ def test_dnt_is_timed_alone_once_torch_has_failed(options, monkeypatch):
 
 
 def test_runs_share_the_time_and_one_that_fails_leaves_it_to_the_others(options, monkeypatch):
-  now, shares, evaluated = [0.0], {}, []
+  now, fractions, evaluated = [0.0], {}, []
   given = options(460.0, data='x', started=0.0)
   monkeypatch.setattr(training.time, 'monotonic', lambda: now[0])
 
   def train(name, config, options, seconds):
-    shares[name] = seconds
+    fractions[name] = seconds
     now[0] += 1 if name == 'b' else seconds + training.TO_STOP
     if name == 'b':
       raise RuntimeError('b ended with code 2')
@@ -115,10 +115,10 @@ def test_runs_share_the_time_and_one_that_fails_leaves_it_to_the_others(options,
   saved = []
   training.train_all(dict.fromkeys('abcd'), given, saved.append)
   whole = 460 - 4 * training.TO_EVALUATE
-  assert shares['a'] == pytest.approx(whole / 4 - training.TO_STOP)
-  assert shares['b'] == pytest.approx(shares['a'])
-  assert shares['c'] == pytest.approx((whole * 3 / 4 - 1) / 2 - training.TO_STOP)
-  assert shares['d'] == pytest.approx(shares['c'])
+  assert fractions['a'] == pytest.approx(whole / 4 - training.TO_STOP)
+  assert fractions['b'] == pytest.approx(fractions['a'])
+  assert fractions['c'] == pytest.approx((whole * 3 / 4 - 1) / 2 - training.TO_STOP)
+  assert fractions['d'] == pytest.approx(fractions['c'])
   assert saved[-1]['runs']['b'] == {'error': 'b ended with code 2'}
   assert evaluated == ['a', 'd']
 

@@ -88,7 +88,7 @@ def test_what_explodes_does_not_flatten_the_others():
   assert low < 0.1 and 1 < high < 20
 
 
-def test_the_start_of_a_curve_that_falls_far_stays_in_the_picture():
+def test_the_start_of_a_curve_that_falls_far_stays_in_the_image():
   axes, _ = panel({'a': [drawn([2.0, *[1e-4] * 20], range(10, 220, 10))], 'b': [drawn([1.0, 1e-3, 1e-3])]})
   low, high = axes.get_ylim()
   assert low < 1e-4 and 2 < high < 4

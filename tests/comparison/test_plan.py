@@ -149,7 +149,7 @@ def test_what_is_missing_is_told_with_the_first_run_that_needs_it(config, tmp_pa
   assert not list(tmp_path.iterdir())
 
 
-def test_pictures_are_checked_as_what_is_not_there_yet_will_have_them(staged, tmp_path, monkeypatch):
+def test_images_are_checked_as_what_is_not_there_yet_will_have_them(staged, tmp_path, monkeypatch):
   asked = []
   monkeypatch.setattr(experiment, 'load_data', lambda config, splits: asked.append(config))
   staged.variants['head']['data.eval_crop'] = 0.5

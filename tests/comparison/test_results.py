@@ -35,10 +35,10 @@ def lines(train, test):
     yield {'step': step, 'epoch': step / 50, **training, 'images_per_second': 900.0}
     yield {'step': step, 'epoch': step / 50, 'telemetry/head/zero': 0.5}
     if step % 50 == 0:
-      share = step / 100
-      evaluated = {'test/loss': 0.5, 'test/accuracy': share * test, 'train[:20%]/loss': None if step == 50 else 0.25}
-      evaluated |= {'test/auroc': share * test + 0.1, 'test/calibration_error': 0.125}
-      yield {'step': step, 'epoch': step / 50, **evaluated, 'train[:20%]/accuracy': share * train}
+      fraction = step / 100
+      evaluated = {'test/loss': 0.5, 'test/accuracy': fraction * test, 'train[:20%]/loss': None if step == 50 else 0.25}
+      evaluated |= {'test/auroc': fraction * test + 0.1, 'test/calibration_error': 0.125}
+      yield {'step': step, 'epoch': step / 50, **evaluated, 'train[:20%]/accuracy': fraction * train}
 
 
 def leave(run, train, test):

@@ -17,8 +17,8 @@ def data():
 
 
 @pytest.fixture
-def picture():
-  """`picture(height, width, channels=3, seed=0)`: a smooth random picture, uint8."""
+def make_image():
+  """`make_image(height, width, channels=3, seed=0)`: a smooth random image, uint8."""
 
   def make(height, width, channels=3, seed=0):
     coarse = np.random.default_rng(seed).integers(0, 256, (4, 4, channels), np.uint8)
@@ -30,15 +30,15 @@ def picture():
 
 
 @pytest.fixture
-def class_folders(tmp_path, picture):
-  """`class_folders({'train/cat': 3, ...})`: a folder of JPEGs of differing sizes; picture i of a folder has seed i."""
+def class_folders(tmp_path, make_image):
+  """`class_folders({'train/cat': 3, ...})`: a folder of JPEGs of differing sizes; image i of a folder has seed i."""
 
   def make(counts, root='pictures'):
     for path, count in counts.items():
       folder = tmp_path / root / path
       folder.mkdir(parents=True)
       for i in range(count):
-        Image.fromarray(picture(20 + i % 3, 24 - i % 2, seed=i)).save(folder / f'{i}.jpg')
+        Image.fromarray(make_image(20 + i % 3, 24 - i % 2, seed=i)).save(folder / f'{i}.jpg')
     return tmp_path / root
 
   return make

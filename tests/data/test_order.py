@@ -34,7 +34,7 @@ def test_order_is_uniform():
 def test_streams_of_different_purpose_and_place_differ():
   draws = {
     tuple(order.generator(0, purpose, major, minor).integers(0, 2**32, 4))
-    for purpose in (order.ORDER, order.CROP, order.SPLIT, order.PICTURES)
+    for purpose in (order.ORDER, order.CROP, order.SPLIT, order.IMAGES)
     for major in range(3)
     for minor in range(3)
   }
@@ -42,7 +42,7 @@ def test_streams_of_different_purpose_and_place_differ():
   assert len(draws) == 36
 
 
-def test_stratified_takes_the_same_share_of_each_class():
+def test_stratified_takes_the_same_fraction_of_each_class():
   labels = np.repeat([0, 1, 2], [100, 10, 2])
   first, second = order.stratified(labels, 0.2, seed=0)
 

@@ -18,7 +18,7 @@ STEPS = (0, 1, 2, 40, 41, 0)
 
 @pytest.fixture
 def config(tiny):
-  """Thirteen synthetic 8x8 pictures, cropped and mirrored, in batches of eight; streams are read in this process."""
+  """Thirteen synthetic 8x8 images, cropped and mirrored, in batches of eight; streams are read in this process."""
   tiny.data.synthetic_examples = COUNT
   tiny.data.augment = 'pad_crop_flip'
   tiny.data.workers = 0
@@ -38,13 +38,13 @@ def load(config, split='train'):
   return sources.load(config.data, split, config.seed)
 
 
-def batches(feed, steps, finish=lambda batch: batch):
+def batches(loader, steps, finish=lambda batch: batch):
   """What the program inside jit gets at each step, on the host."""
-  step_fn = jax.jit(lambda arrays, step: finish(feed.batch_at(arrays, step)))
+  step_fn = jax.jit(lambda arrays, step: finish(loader.batch_at(arrays, step)))
   try:
-    return [jax.device_get(step_fn(feed.arrays(step, 1), step)) for step in steps]
+    return [jax.device_get(step_fn(loader.arrays(step, 1), step)) for step in steps]
   finally:
-    feed.close()
+    loader.close()
 
 
 def assert_same(first, second):
@@ -59,7 +59,7 @@ def assert_same(first, second):
 def test_batches_follow_the_order_of_each_epoch_and_drop_nothing(config, mesh, placement):
   config.data.placement = placement
   source = load(config)
-  found = batches(pipeline.make_train_feed(config, source, mesh), range(COUNT))
+  found = batches(pipeline.make_train_loader(config, source, mesh), range(COUNT))
 
   visits = np.concatenate([order.order(config.seed, epoch, COUNT) for epoch in range(BATCH)])
   for name, expected in (
@@ -72,7 +72,7 @@ def test_batches_follow_the_order_of_each_epoch_and_drop_nothing(config, mesh, p
 
 
 @pytest.mark.parametrize('image_size', [8, 12])
-def test_streamed_pictures_are_the_resident_ones_bit_for_bit(config, mesh, image_size):
+def test_streamed_images_are_the_resident_ones_bit_for_bit(config, mesh, image_size):
   """Cropped, mirrored and normalized; also when they are resized on the way."""
   source = load(config)
   config.data.image_size = image_size
@@ -84,7 +84,7 @@ def test_streamed_pictures_are_the_resident_ones_bit_for_bit(config, mesh, image
   found = {}
   for placement in ('device', 'stream'):
     config.data.placement = placement
-    found[placement] = batches(pipeline.make_train_feed(config, source, mesh), STEPS, finish)
+    found[placement] = batches(pipeline.make_train_loader(config, source, mesh), STEPS, finish)
   assert_same(found['device'], found['stream'])
   assert found['device'][0]['image'].shape == (BATCH, image_size, image_size, 3)
 
@@ -95,28 +95,28 @@ def test_the_number_of_devices_changes_nothing(config, mesh, placement):
   source = load(config)
   one = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), mesh.axis_names, axis_types=mesh.axis_types)
 
-  assert_same(*(batches(pipeline.make_train_feed(config, source, m), STEPS) for m in (mesh, one)))
-  assert_same(*(batches(pipeline.make_eval_feed(config, source, m), (0, 1)) for m in (mesh, one)))
+  assert_same(*(batches(pipeline.make_train_loader(config, source, m), STEPS) for m in (mesh, one)))
+  assert_same(*(batches(pipeline.make_eval_loader(config, source, m), (0, 1)) for m in (mesh, one)))
 
 
 @pytest.mark.parametrize('placement', ['device', 'stream'])
 def test_batches_lie_split_over_the_devices(config, mesh, placement):
   config.data.placement = placement
-  feed = pipeline.make_train_feed(config, load(config), mesh)
-  batch = jax.jit(feed.batch_at)(feed.arrays(0, 1), 0)
-  feed.close()
+  loader = pipeline.make_train_loader(config, load(config), mesh)
+  batch = jax.jit(loader.batch_at)(loader.arrays(0, 1), 0)
+  loader.close()
 
   for value in batch.values():
     assert value.sharding.is_equivalent_to(meshes.batch_sharding(mesh), value.ndim)
 
 
 @pytest.mark.parametrize('placement', ['device', 'stream'])
-def test_shapes_are_known_before_any_picture_is_read(config, mesh, placement):
+def test_shapes_are_known_before_any_image_is_read(config, mesh, placement):
   config.data.placement = placement
-  for make in (pipeline.make_train_feed, pipeline.make_eval_feed):
-    feed = make(config, load(config), mesh)
-    known, arrays = feed.shapes(), feed.arrays(0, 1)
-    feed.close()
+  for make in (pipeline.make_train_loader, pipeline.make_eval_loader):
+    loader = make(config, load(config), mesh)
+    known, arrays = loader.shapes(), loader.arrays(0, 1)
+    loader.close()
     assert known.keys() == arrays.keys()
     for name, array in arrays.items():
       assert (known[name].shape, known[name].dtype) == (array.shape, array.dtype), name
@@ -128,9 +128,9 @@ def test_shapes_are_known_before_any_picture_is_read(config, mesh, placement):
 def test_evaluation_visits_each_example_once_in_order(config, mesh, placement, split, steps):
   config.data.placement = placement
   source = load(config, split)
-  feed = pipeline.make_eval_feed(config, source, mesh)
-  assert feed.steps == steps
-  found = batches(feed, [*range(steps), *range(steps)])  # evaluated twice, as between epochs
+  loader = pipeline.make_eval_loader(config, source, mesh)
+  assert loader.steps == steps
+  found = batches(loader, [*range(steps), *range(steps)])  # evaluated twice, as between epochs
 
   for passed in (found[:steps], found[steps:]):
     mask = np.concatenate([batch['mask'] for batch in passed])
@@ -141,16 +141,16 @@ def test_evaluation_visits_each_example_once_in_order(config, mesh, placement, s
       assert not values[~mask].any()
 
 
-def test_large_pictures_are_cropped_at_random_to_train_and_at_the_center_to_evaluate(
-  config, mesh, class_folders, picture
+def test_large_images_are_cropped_at_random_to_train_and_at_the_center_to_evaluate(
+  config, mesh, class_folders, make_image
 ):
   from dnt.data.transforms import images
 
   config.data.source = f'folder:{class_folders({"train/ant": 5, "train/bee": 4, "val/ant": 3})}'
   config.data.augment, config.data.image_size = 'resized_crop_flip', 10
   train, val = load(config), load(config, 'val')
-  trained = batches(pipeline.make_train_feed(config, train, mesh), [1])[0]
-  evaluated = batches(pipeline.make_eval_feed(config, val, mesh), [0])[0]
+  trained = batches(pipeline.make_train_loader(config, train, mesh), [1])[0]
+  evaluated = batches(pipeline.make_eval_loader(config, val, mesh), [0])[0]
 
   for row in range(BATCH):
     epoch, position = divmod(BATCH + row, 9)
@@ -165,7 +165,7 @@ def test_large_pictures_are_cropped_at_random_to_train_and_at_the_center_to_eval
 
 
 def by_hand(image, resize, crop):
-  """Ten pixels a side, with Pillow: all of the picture, or torchvision's Resize and CenterCrop."""
+  """Ten pixels a side, with Pillow: all of the image, or torchvision's Resize and CenterCrop."""
   if resize == 'squash':
     return np.asarray(image.resize((10, 10), Image.Resampling.BILINEAR))
   least = int(10 / crop)
@@ -180,61 +180,61 @@ def test_the_augmentation_resizes_to_train_and_eval_resize_to_evaluate(config, m
   config.data.source = f'folder:{class_folders({"train/ant": 5, "train/bee": 4, "val/ant": 3})}'
   config.data.update({'augment': augment, 'image_size': 10, 'eval_crop': 0.7, 'eval_resize': resize})
   train, val = load(config), load(config, 'val')
-  evaluated = batches(pipeline.make_eval_feed(config, val, mesh), [0])[0]
-  for row, path in enumerate(val.pictures.paths):
+  evaluated = batches(pipeline.make_eval_loader(config, val, mesh), [0])[0]
+  for row, path in enumerate(val.store.paths):
     expected = by_hand(Image.open(path).convert('RGB'), resize, 0.7)
     np.testing.assert_array_equal(evaluated['image'][row], expected)
-  trained = batches(pipeline.make_train_feed(config, train, mesh), [0])[0]
+  trained = batches(pipeline.make_train_loader(config, train, mesh), [0])[0]
   config.data.eval_resize = None
-  assert_same([trained], batches(pipeline.make_train_feed(config, train, mesh), [0]))
-  squashed = [by_hand(Image.open(path).convert('RGB'), 'squash', 1) for path in train.pictures.paths]
+  assert_same([trained], batches(pipeline.make_train_loader(config, train, mesh), [0]))
+  squashed = [by_hand(Image.open(path).convert('RGB'), 'squash', 1) for path in train.store.paths]
   is_squashed = any(np.array_equal(trained['image'][0], each) for each in squashed)
   assert is_squashed == (augment == 'none')
 
 
 @pytest.mark.parametrize('placement', ['device', 'stream'])
 @pytest.mark.parametrize('resize', ['center_crop', 'squash'])
-def test_pictures_in_memory_are_resized_for_evaluation_alone(config, mesh, placement, resize):
+def test_images_in_memory_are_resized_for_evaluation_alone(config, mesh, placement, resize):
   config.data.update({'placement': placement, 'eval_resize': resize, 'eval_crop': 0.8, 'image_size': 8})
   source = load(config)
   config.data.image_size = 10
-  made = pipeline.make_eval_feed(config, source, mesh)
-  assert isinstance(made, {'device': resident.EvalFeed, 'stream': stream.EvalFeed}[placement])
+  made = pipeline.make_eval_loader(config, source, mesh)
+  assert isinstance(made, {'device': resident.EvalLoader, 'stream': stream.EvalLoader}[placement])
   evaluated = batches(made, [0])[0]['image']
   for row in range(BATCH):
     np.testing.assert_array_equal(evaluated[row], by_hand(Image.fromarray(source.images[row]), resize, 0.8))
   config.data.augment = 'none'
-  trained = batches(pipeline.make_train_feed(config, source, mesh), [0])[0]['image']
+  trained = batches(pipeline.make_train_loader(config, source, mesh), [0])[0]['image']
   for row, place in enumerate(order.order(config.seed, 0, COUNT)[:BATCH]):
     np.testing.assert_array_equal(trained[row], by_hand(Image.fromarray(source.images[place]), 'squash', 1))
 
 
-def test_a_center_crop_of_pictures_of_the_right_size_still_cuts_the_border(config, mesh):
+def test_a_center_crop_of_images_of_the_right_size_still_cuts_the_border(config, mesh):
   config.data.update({'eval_resize': 'center_crop', 'eval_crop': 0.5})
   source = load(config)
-  found = batches(pipeline.make_eval_feed(config, source, mesh), [0])[0]['image'][0]
+  found = batches(pipeline.make_eval_loader(config, source, mesh), [0])[0]['image'][0]
   large = Image.fromarray(source.images[0]).resize((16, 16), Image.Resampling.BILINEAR)
   np.testing.assert_array_equal(found, large.crop((4, 4, 12, 12)))
 
 
-def test_pictures_of_differing_sizes_need_a_size(config, mesh, class_folders):
+def test_images_of_differing_sizes_need_a_size(config, mesh, class_folders):
   config.data.source = f'folder:{class_folders({"ant": 3, "bee": 3})}'
   config.data.image_size = None
   source = load(config)
 
-  for make in (pipeline.make_train_feed, pipeline.make_eval_feed):
+  for make in (pipeline.make_train_loader, pipeline.make_eval_loader):
     with pytest.raises(errors.InputError, match=r'size.* config\.data\.image_size\b.* 224'):
       make(config, source, mesh)
 
 
-def test_placement_picks_the_feed(config, mesh):
+def test_placement_picks_the_loader(config, mesh):
   source = load(config)
-  feeds = {}
+  loaders = {}
   for placement in ('auto', 'device', 'stream'):
     config.data.placement = placement
-    feeds[placement] = type(pipeline.make_train_feed(config, source, mesh))
+    loaders[placement] = type(pipeline.make_train_loader(config, source, mesh))
 
-  assert feeds == {'auto': resident.TrainFeed, 'device': resident.TrainFeed, 'stream': stream.TrainFeed}
+  assert loaders == {'auto': resident.TrainLoader, 'device': resident.TrainLoader, 'stream': stream.TrainLoader}
 
 
 def of(images):

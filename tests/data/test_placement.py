@@ -27,7 +27,7 @@ def test_stream_and_device_are_obeyed(data):
   assert placement.on_device(data, 10**6, LARGE)
 
 
-def test_pictures_that_differ_in_size_or_are_cropped_at_random_on_the_host_stream(data):
+def test_images_that_differ_in_size_or_are_cropped_at_random_on_the_host_stream(data):
   assert not placement.on_device(data, 1, (None, None, 3))
   data.augment = 'resized_crop_flip'
   assert not placement.on_device(data, 1, SMALL, train=True)

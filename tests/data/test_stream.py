@@ -71,9 +71,9 @@ def test_a_process_decodes_only_its_own_rows(tiny):
   source = load(tiny, count=8)
   touched = []
 
-  def transform(picture, generator):
-    touched.append(picture)
-    return picture
+  def transform(image, generator):
+    touched.append(image)
+    return image
 
   reader = readers.TrainReader(source, transform, 8, range(2, 4), seed=0)
   assert [len({reader.place(index) for index in range(2)}), reader.place(0), reader.place(2)] == [2, 2, 10]
@@ -110,7 +110,7 @@ def test_workers_of_an_evaluation_live_until_the_next(tiny):
 def test_workers_keep_the_memory_that_they_free(tiny):
   """A large block costs no page faults the second time."""
 
-  def faults(picture, generator):
+  def faults(image, generator):
     import resource
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -121,7 +121,7 @@ def test_workers_keep_the_memory_that_they_free(tiny):
   assert read(batches, [0])[0]['image'][1:].max() < 100
 
 
-def test_a_damaged_picture_is_named_through_workers_and_ends_them(tiny, class_folders):
+def test_a_damaged_image_is_named_through_workers_and_ends_them(tiny, class_folders):
   root = class_folders({'train/ant': 4, 'train/bee': 4, 'val/ant': 1})
   path = root / 'train' / 'ant' / '2.jpg'
   path.write_bytes(path.read_bytes()[:150])
@@ -209,12 +209,12 @@ def test_a_program_that_fails_without_closing_ends_its_workers(tmp_path):
 
 
 @pytest.mark.thorough
-def test_a_damaged_picture_leaves_no_shared_memory_behind(tmp_path, class_folders):
+def test_a_damaged_image_leaves_no_shared_memory_behind(tmp_path, class_folders):
   """Python would say so when the program ends, after the one line on what is wrong."""
   root = class_folders({'train/ant': 8, 'train/bee': 8, 'val/ant': 1})
   data = config.default().data
   data.source = f'folder:{root}'
-  paths = sources.load(data, 'train', 0).pictures.paths
+  paths = sources.load(data, 'train', 0).store.paths
   pathlib.Path(paths[order.order(0, 0, 16)[8]]).write_bytes(b'')  # in the second batch
   program, _ = start(tmp_path, 'batches.at(1)', data.source)
   _, error = program.communicate(timeout=60)
@@ -228,10 +228,10 @@ def test_rows_of_a_mesh_are_all_of_them_in_one_process(tiny):
   assert stream.local_rows(16, meshes.make_mesh(tiny.mesh)) == range(16)
 
 
-def test_feeds_of_a_stream_run_one_step_a_call(tiny):
+def test_loaders_of_a_stream_run_one_step_a_call(tiny):
   from dnt.parallel import mesh as meshes
 
   tiny.data.placement, tiny.data.workers = 'stream', 0
-  feed = pipeline.make_train_feed(tiny, load(tiny), meshes.make_mesh(tiny.mesh))
-  assert feed.max_steps(5) == 1
-  feed.close()
+  loader = pipeline.make_train_loader(tiny, load(tiny), meshes.make_mesh(tiny.mesh))
+  assert loader.max_steps(5) == 1
+  loader.close()

@@ -20,7 +20,7 @@ EXAMPLES = 50  # in batches of 16: the last one is padded
 
 @pytest.fixture
 def network(tiny):
-  """A config of 50 pictures: five dense layers without a norm."""
+  """A config of 50 images: five dense layers without a norm."""
   tiny.data.synthetic_examples = EXAMPLES
   tiny.model.norm, tiny.model.depth = 'none', 5
   return tiny
@@ -31,13 +31,13 @@ def build(config):
   return data.train, experiment.make(experiment.resolve(config, data), data.spec)
 
 
-def pictures(run, source):
+def pixels(run, source):
   mean, std = (np.reshape(value, (1, 1, 1, -1)) for value in (run.config.data.mean, run.config.data.std))
   return ((source.images / 255.0 - mean) / std).astype(np.float32)
 
 
 def brute_force(run, source, variables):
-  """Indices of the units that are zero everywhere, by the module that made them; all pictures in one batch."""
+  """Indices of the units that are zero everywhere, by the module that made them; all images in one batch."""
 
   def is_activation(module, method):
     return isinstance(module, activations.Activation) and method == '__call__'
@@ -47,7 +47,7 @@ def brute_force(run, source, variables):
     capture = {'mutable': ['intermediates'], 'capture_intermediates': is_activation}
     return run.model.apply(variables, images, train=False, **capture)[1]
 
-  found = captured(variables, pictures(run, source))
+  found = captured(variables, pixels(run, source))
   dead = {}
   for path, outputs in trees.flatten(found['intermediates']).items():
     output = np.asarray(outputs[0]).reshape(-1, outputs[0].shape[-1])
@@ -70,12 +70,12 @@ def kill(variables, path, units, bias=-1e3):
 
 
 def with_dead(run, source):
-  """Variables with some units killed, and one that is dead on pictures but would fire on padding."""
+  """Variables with some units killed, and one that is dead on images but would fire on padding."""
   variables = jax.device_get(run.init_variables())
   variables = kill(variables, 'params/stage1/block002/dense/bias', (1, 5))
   variables = kill(variables, 'params/stage1/block003/dense/bias', range(15))
   flat = trees.flatten(variables)
-  sums = pictures(run, source).reshape(len(source), -1).sum(1)
+  sums = pixels(run, source).reshape(len(source), -1).sum(1)
   black = ((0.0 - np.array(run.config.data.mean)) / np.array(run.config.data.std)).sum() * 64
   flat['params/stem/dense/kernel'] = np.array(flat['params/stem/dense/kernel'])
   flat['params/stem/dense/bias'] = np.array(flat['params/stem/dense/bias'])
@@ -93,7 +93,7 @@ def test_dead_units_are_those_that_never_fire(network):
   assert {each.name: each.dead for each in found if each.name != 'head'} == expected
   assert [each.entry for each in found] == ['stem', *(f'stage1/block{i:03d}' for i in (1, 2, 3)), 'head']
   dead = {each.entry: set(each.dead) for each in found}
-  assert 7 in dead['stem']  # fires on a black picture, which no picture is
+  assert 7 in dead['stem']  # fires on a black image, which no image is
   assert {1, 5} <= dead['stage1/block002'] < set(range(16))
   assert dead['stage1/block003'] >= set(range(15))
   assert dead['head'] == set()
@@ -152,7 +152,7 @@ def test_a_users_entry_without_activations_is_judged_by_its_output(network):
   source, run = build(network)
   run = run._replace(model=Net(), trace=depth.trace(Net(), run.spec.image_shape))
   variables = models.init(run.trace, 0)
-  images = pictures(run, source).reshape(EXAMPLES, -1)
+  images = pixels(run, source).reshape(EXAMPLES, -1)
   output = jax.jit(Hidden().apply)({'params': variables['params']['hidden']}, images)
   hidden, head = look(network, run, source, variables)
   assert hidden == ('hidden', 'hidden', 'zero', 6, tuple(np.flatnonzero((np.asarray(output) == 0).all(0))))

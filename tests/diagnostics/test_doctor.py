@@ -45,10 +45,10 @@ def torch_trains(torch, config, seed):
     of = {entry: [t for path, t in tensors.items() if path.startswith(f'{entry}/')] for entry in entries}
     return np.array([np.sqrt(sum(float((t.detach() ** 2).sum()) for t in of[entry])) for entry in entries])
 
-  figures, losses, ratios = {}, [], []
+  measure, losses, ratios = {}, [], []
   for step in range(10):
     index = places[step * size : (step + 1) * size]
-    pictures = x = torch.tensor(images[index])
+    pixels = x = torch.tensor(images[index])
     outputs = []
     for entry in entries:
       x = x @ params[f'{entry}/dense/kernel'] + params[f'{entry}/dense/bias']
@@ -61,25 +61,25 @@ def torch_trains(torch, config, seed):
     if step == 0:
       backward = np.array([float(x.grad.norm()) for x in outputs])
       outputs = [x.detach() for x in outputs]
-      figures = {
+      measure = {
         'activation_rms': [float((x**2).mean().sqrt()) for x in outputs],
         'activation_variance': [float(x.var(unbiased=False)) for x in outputs],
         'cosine': [likeness(torch, x) for x in outputs],
         'output_gradient_norm': backward,
         'jacobian_gain': [np.nan, *backward[:-1] / backward[1:]],
         'gradient_norm': norms({path: p.grad for path, p in params.items()}),
-        'input_cosine': likeness(torch, pictures),
+        'input_cosine': likeness(torch, pixels),
       }
       if config.model.activation == 'relu':
-        figures['zero'] = [float((x == 0).float().mean()) for x in outputs]
-        figures['dead'] = [float((x == 0).all(0).float().mean()) for x in outputs]
+        measure['zero'] = [float((x == 0).float().mean()) for x in outputs]
+        measure['dead'] = [float((x == 0).all(0).float().mean()) for x in outputs]
       else:
-        figures['saturated'] = [*(float((x.abs() > 0.95).float().mean()) for x in outputs[:-1]), np.nan]
+        measure['saturated'] = [*(float((x.abs() > 0.95).float().mean()) for x in outputs[:-1]), np.nan]
     before = {path: p.detach().clone() for path, p in params.items()}
     optimizer.step()
     losses.append(float(loss.detach()))
     ratios.append(norms({path: p.detach() - before[path] for path, p in params.items()}) / norms(before))
-  return figures | {'update_ratio': np.mean(ratios, 0), 'losses': losses, 'ratios': np.median(ratios, 1)}
+  return measure | {'update_ratio': np.mean(ratios, 0), 'losses': losses, 'ratios': np.median(ratios, 1)}
 
 
 @pytest.mark.parametrize('activation', ['relu', 'tanh'])
@@ -91,17 +91,17 @@ def test_every_figure_and_the_first_steps_equal_torch(torch_reference, tiny, act
   assert found.losses.shape == found.update_ratios.shape == (2, 10)
   cosines = []
   for seed in range(2):
-    figures = torch_reference(functools.partial(torch_trains, config=tiny, seed=seed))
-    losses, ratios = figures.pop('losses'), figures.pop('ratios')
-    cosines.append(figures.pop('input_cosine'))
-    for name, expected in figures.items():
+    measure = torch_reference(functools.partial(torch_trains, config=tiny, seed=seed))
+    losses, ratios = measure.pop('losses'), measure.pop('ratios')
+    cosines.append(measure.pop('input_cosine'))
+    for name, expected in measure.items():
       np.testing.assert_allclose(found.columns[name][seed], expected, rtol=1e-3, atol=1e-6, err_msg=name)
     np.testing.assert_allclose(found.losses[seed], losses, rtol=1e-3)
     np.testing.assert_allclose(found.update_ratios[seed], ratios, rtol=1e-3)
-  assert 0.1 < figures['zero' if activation == 'relu' else 'saturated'][0] < 0.9
+  assert 0.1 < measure['zero' if activation == 'relu' else 'saturated'][0] < 0.9
   assert found.input_cosine == pytest.approx(np.mean(cosines), rel=1e-4)
   np.testing.assert_allclose(found.learning_rates, tiny.optim.learning_rate)
-  assert found.chance == pytest.approx(np.log(10))
+  assert found.guessing_loss == pytest.approx(np.log(10))
 
 
 def test_the_gain_of_a_known_jacobian(tiny):
@@ -168,7 +168,7 @@ def test_micro_batches_augmentation_and_a_streamed_set(tiny):
   assert (found.columns['cosine'] > 0).all(), 'within each micro-batch'
   assert (found.columns['cosine'] < 1).all()
   tiny.train.accumulate = 16
-  assert np.isnan(examine(tiny).columns['cosine']).all(), 'a micro-batch of one picture has no other'
+  assert np.isnan(examine(tiny).columns['cosine']).all(), 'a micro-batch of one image has no other'
 
 
 NETS = """
@@ -239,7 +239,7 @@ def test_modules_of_ones_own(own):
   found = examine(own('Odd'))
   assert found.entries == ('masked', 'shared', 'drop', 'answer', 'scale')
   assert (found.columns['cosine'][0, :4] > -1).all()
-  assert np.isnan(found.columns['cosine'][0, 4]), 'a single number, which no picture has to itself'
+  assert np.isnan(found.columns['cosine'][0, 4]), 'a single number, which no image has to itself'
   assert doctor.judge(found).kind == 'trainable'
 
 

@@ -147,7 +147,7 @@ def configured(tmp_path, monkeypatch):
 
 @pytest.fixture(scope='module')
 def digits():
-  """Pictures by their size: 8 pixels or 32."""
+  """Images by their size: 8 pixels or 32."""
   loaded = {}
 
   def load(config):
@@ -190,13 +190,13 @@ def test_the_labels_are_what_training_shows(configured, digits, name):
   data = digits(config)
   run = experiment.make(experiment.resolve(config, data), data.spec)
   mesh = mesh_lib.make_mesh(config.mesh)
-  feed = pipeline.make_train_feed(run.config, data.train, mesh)
-  program = compile_lib.jit(steps.make_train_steps(run.phases[0].train_step, feed.batch_at, 10), donate_argnums=0)
+  loader = pipeline.make_train_loader(run.config, data.train, mesh)
+  program = compile_lib.jit(steps.make_train_steps(run.phases[0].train_step, loader.batch_at, 10), donate_argnums=0)
   state = mesh_lib.place(run.make_state(run.init_variables()), mesh_lib.replicated(mesh))
   accuracies = []
   while len(accuracies) < STEPS:
-    taken = min(10, feed.max_steps(len(accuracies)))
-    state, metrics = program(state, feed.arrays(len(accuracies), taken), np.int32(taken))
+    taken = min(10, loader.max_steps(len(accuracies)))
+    state, metrics = program(state, loader.arrays(len(accuracies), taken), np.int32(taken))
     accuracies += np.asarray(metrics['accuracy'][:taken]).tolist()
   learnt = np.mean(accuracies[-20:])
   assert learnt > 0.3 if NETWORKS[name][1] == WELL else learnt < 0.2, learnt

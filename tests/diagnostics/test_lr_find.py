@@ -77,8 +77,8 @@ def test_the_steps_of_a_sweep_are_those_of_training_at_its_rates(network, monkey
   network.update_from_flattened_dict(changes)
   run, mesh, source, state = build(network)
   before = jax.device_get(state)
-  with contextlib.closing(pipeline.make_train_feed(run.config, source, mesh)) as feed:
-    found = lr_find.sweep(run, mesh, state, feed)
+  with contextlib.closing(pipeline.make_train_loader(run.config, source, mesh)) as loader:
+    found = lr_find.sweep(run, mesh, state, loader)
   assert len(found.losses) > 12
   np.testing.assert_allclose(found.rates, np.geomspace(1e-3, 1.0, 20)[: len(found.losses)], rtol=1e-5)
   np.testing.assert_allclose(found.losses[:12], expected, rtol=1e-3)
@@ -117,8 +117,8 @@ def test_a_group_moves_alone(network, scan):
 @pytest.mark.thorough
 def test_a_sweep_of_a_group_is_one_in_which_only_it_learns(network):
   run, mesh, source, state = build(network)
-  with contextlib.closing(pipeline.make_train_feed(run.config, source, mesh)) as feed:
-    found = {group: lr_find.sweep(run, mesh, state, feed, group) for group in (None, 'head')}
+  with contextlib.closing(pipeline.make_train_loader(run.config, source, mesh)) as loader:
+    found = {group: lr_find.sweep(run, mesh, state, loader, group) for group in (None, 'head')}
   np.testing.assert_allclose(found['head'].losses[0], found[None].losses[0], rtol=1e-6)
   np.testing.assert_allclose(found['head'].rates[:8], found[None].rates[:8])
 
@@ -293,7 +293,7 @@ def test_what_a_sweep_is_said_to_show(stopped, losses, said, learns):
   assert learns or re.search(r'hardly.*\bhead\b', shown[2])
 
 
-def test_the_picture_shows_every_suggestion_and_the_rate_of_the_config():
+def test_the_image_shows_every_suggestion_and_the_rate_of_the_config():
   rates = np.geomspace(1e-6, 10, 50)
   losses = 2 + np.log10(rates) ** 2 / 10
   suggestions = {'valley': 1e-3, 'steepest': 1e-3, 'minimum/10': 1e-3}
@@ -361,13 +361,13 @@ def test_the_sweep_of_cached_features_trains_on_them(finding, tmp_path, monkeypa
   finding.train.steps, finding.schedule.name = 2, 'constant'
   seen, sweep = [], lr_find.sweep
 
-  def spy(run, mesh, state, feed, group=None):
-    seen.append(feed.shapes())
-    return sweep(run, mesh, state, feed, group)
+  def spy(run, mesh, state, loader, group=None):
+    seen.append(loader.shapes())
+    return sweep(run, mesh, state, loader, group)
 
   monkeypatch.setattr(lr_find, 'sweep', spy)
   run_of(finding, tmp_path / 'run')
-  assert 16 in jax.tree.leaves(seen[0])[0].shape, 'the width of the network, not pictures of 8x8x3'
+  assert 16 in jax.tree.leaves(seen[0])[0].shape, 'the width of the network, not images of 8x8x3'
 
 
 def test_a_rate_that_cannot_be_told_is_refused(finding, tmp_path):

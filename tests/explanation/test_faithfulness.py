@@ -15,37 +15,37 @@ def draw():
   return np.random.default_rng(0)
 
 
-def important(share):
-  """A map [H, W] that is one on a share of the pixels, in the middle of the order of rows."""
+def important(fraction):
+  """A map [H, W] that is one on a fraction of the pixels, in the middle of the order of rows."""
   weights = np.zeros(SIZE[0] * SIZE[1], np.float32)
-  count = round(share * weights.size)
+  count = round(fraction * weights.size)
   weights[20 : 20 + count] = 1
   return weights.reshape(SIZE)
 
 
 def mean_over(weights):
-  """A network whose probability is the mean of the picture where `weights` are one."""
+  """A network whose probability is the mean of the image where `weights` are one."""
   return lambda images: jnp.sum(images[..., 0] * weights[None], (1, 2)) / weights.sum()
 
 
-@pytest.mark.parametrize('share', [0.25, 0.5])
-def test_areas_of_a_linear_network_are_triangles(share, draw):
-  """Of the right map the probability moves along a line over the share that matters, and stays; exact by trapezoids."""
-  weights = important(share)
+@pytest.mark.parametrize('fraction', [0.25, 0.5])
+def test_areas_of_a_linear_network_are_triangles(fraction, draw):
+  """The probability falls along a line over the fraction that matters, then stays; exact by trapezoids."""
+  weights = important(fraction)
   images = jnp.ones((1, *SIZE, 1))
   order = faithfulness.ranks(weights[None], draw.random((1, *SIZE)))
   deletion = faithfulness.curve(mean_over(weights), images, 0 * images, order)
   insertion = faithfulness.curve(mean_over(weights), 0 * images, images, order)
   assert deletion.shape == (faithfulness.STEPS + 1, 1)
-  np.testing.assert_allclose(faithfulness.area(deletion), share / 2, rtol=1e-5)
-  np.testing.assert_allclose(faithfulness.area(insertion), 1 - share / 2, rtol=1e-5)
+  np.testing.assert_allclose(faithfulness.area(deletion), fraction / 2, rtol=1e-5)
+  np.testing.assert_allclose(faithfulness.area(insertion), 1 - fraction / 2, rtol=1e-5)
   backwards = faithfulness.ranks(-weights[None], draw.random((1, *SIZE)))
   deletion = faithfulness.curve(mean_over(weights), images, 0 * images, backwards)
-  np.testing.assert_allclose(faithfulness.area(deletion), 1 - share / 2, rtol=1e-5)
+  np.testing.assert_allclose(faithfulness.area(deletion), 1 - fraction / 2, rtol=1e-5)
 
 
 def test_a_map_is_measured_beside_a_random_one(draw):
-  """On pictures whose blur says something too."""
+  """On images whose blur says something too."""
   weights = important(0.25)
   images = jnp.asarray(np.where(weights > 0, 1, draw.random((8, *SIZE)))[..., None], jnp.float32)
   ties = draw.random((8, *SIZE))
@@ -78,7 +78,7 @@ def test_the_blur_is_a_gaussian(draw):
   np.testing.assert_allclose(faithfulness.blur(jnp.asarray(images)), want / weight, atol=1e-4)
 
 
-def test_random_maps_are_of_the_picture_alone():
+def test_random_maps_are_of_the_image_alone():
   whole = faithfulness.random_maps(range(5), (7, 7))
   assert whole.shape == (5, 7, 7) and whole.dtype == np.float32
   np.testing.assert_array_equal(faithfulness.random_maps(range(3, 5), (7, 7)), whole[3:])

@@ -1,4 +1,4 @@
-"""What is written of pictures and of a split, beside brute force; and what is refused."""
+"""What is written of images and of a split, beside brute force; and what is refused."""
 
 import json
 import re
@@ -25,17 +25,17 @@ def run(trained):
 
 @pytest.fixture
 def images(tmp_path):
-  """A folder of three pictures and one file that is none."""
+  """A folder of three images and one file that is none."""
   folder = tmp_path / 'images'
   folder.mkdir()
   draw = np.random.default_rng(0)
   for index in range(3):
     Image.fromarray(draw.integers(0, 256, (10, 9, 3), np.uint8)).save(folder / f'{index}.png')
-  (folder / '1.jpg').write_bytes(b'no picture')
+  (folder / '1.jpg').write_bytes(b'no image')
   return folder
 
 
-def test_pictures_and_their_figures_are_written(run, images, tmp_path, console):
+def test_images_and_their_figures_are_written(run, images, tmp_path, console):
   wanted = WANTED._replace(images=str(images), target='class2')
   said = report.run(str(run), wanted, tmp_path / 'out')
   found = json.loads((tmp_path / 'out' / 'explain.json').read_text())
@@ -50,11 +50,11 @@ def test_pictures_and_their_figures_are_written(run, images, tmp_path, console):
   assert f'skipped: {found["unreadable"][str(images / "1.jpg")]}' in console.readouterr().out
   network = inference.load(str(run))
   read = inference.read(network, [each['path'] for each in found['pictures']])
-  logits = network.model.apply(network.variables, network.preprocess(jnp.asarray(read.pictures)), train=False)
-  for each, shares in zip(found['pictures'], np.asarray(jax.nn.softmax(logits)), strict=True):
-    assert (each['prediction'], each['target']) == (f'class{shares.argmax()}', 'class2')
-    assert each['probability'] == pytest.approx(shares.max(), rel=1e-5)
-    assert each['target_probability'] == pytest.approx(shares[2], rel=1e-5)
+  logits = network.model.apply(network.variables, network.preprocess(jnp.asarray(read.images)), train=False)
+  for each, probabilities in zip(found['pictures'], np.asarray(jax.nn.softmax(logits)), strict=True):
+    assert (each['prediction'], each['target']) == (f'class{probabilities.argmax()}', 'class2')
+    assert each['probability'] == pytest.approx(probabilities.max(), rel=1e-5)
+    assert each['target_probability'] == pytest.approx(probabilities[2], rel=1e-5)
     assert (tmp_path / 'out' / each['overlay']).is_file()
     assert all(0 <= each[name] <= 1 for name in report.AREAS)
   for name, mean in found['means'].items():
@@ -70,7 +70,7 @@ def test_pictures_and_their_figures_are_written(run, images, tmp_path, console):
 def test_a_split_is_searched(run, tmp_path):
   from dnt.training import experiment
 
-  said = report.run(str(run), WANTED._replace(exciting='test[:30]'), tmp_path / 'out')
+  said = report.run(str(run), WANTED._replace(top_activating='test[:30]'), tmp_path / 'out')
   assert re.search(r'\b30 .* test\[:30\]$', said)
   found = json.loads((tmp_path / 'out' / 'explain.json').read_text())['exciting']
   source = experiment.load_data(run_config.get_config(str(run / 'config.json')), ('test[:30]',)).evaluation['test[:30]']
@@ -78,11 +78,14 @@ def test_a_split_is_searched(run, tmp_path):
   images = network.preprocess(jnp.asarray(source.images))
   entry = cam.choose(network.table, None)
   logits, activations = jax.jit(lambda x: cam.outputs(network.model, entry, network.variables, x))(images)
-  peaks, shares = np.asarray(activations).max((1, 2)), np.asarray(jax.nn.softmax(logits))
+  peaks, probabilities = np.asarray(activations).max((1, 2)), np.asarray(jax.nn.softmax(logits))
   assert (found['split'], found['examples']) == ('test[:30]', 30)
   assert [each['channel'] for each in found['channels']] == list(range(CHANNELS))
   assert [each['class'] for each in found['classes']] == [f'class{index}' for index in range(10)]
-  for rows, name, scores in ((found['channels'], 'activations', peaks), (found['classes'], 'probabilities', shares)):
+  for rows, name, scores in (
+    (found['channels'], 'activations', peaks),
+    (found['classes'], 'probabilities', probabilities),
+  ):
     for each, values in zip(rows, scores.T, strict=True):
       np.testing.assert_allclose(each[name], np.sort(values)[::-1][:3], rtol=1e-4)
       np.testing.assert_allclose(values[each['pictures']], each[name], rtol=1e-4)
@@ -98,7 +101,7 @@ def test_a_split_is_searched(run, tmp_path):
     ({'entry': 'head'}, r"'head' .*\b10 "),
     ({'target': 'class33'}, "class 'class33'.* 'class3'"),
     ({'images': 'nowhere/*.png'}, "no .* at 'nowhere/"),
-    ({'images': None, 'exciting': 'tset'}, "split of synthetic 'tset'.* 'test'"),
+    ({'images': None, 'top_activating': 'tset'}, "split of synthetic 'tset'.* 'test'"),
   ],
 )
 def test_what_cannot_be_explained_is_refused_before_anything_is_written(run, images, tmp_path, change, said):
@@ -107,7 +110,7 @@ def test_what_cannot_be_explained_is_refused_before_anything_is_written(run, ima
   assert not (tmp_path / 'out').exists()
 
 
-def test_pictures_none_of_which_can_be_read_are_refused(run, images, tmp_path):
+def test_images_none_of_which_can_be_read_are_refused(run, images, tmp_path):
   with pytest.raises(errors.InputError, match=f'none of the 1 .*{images / "1.jpg"}'):
     report.run(str(run), WANTED._replace(images=str(images / '1.jpg')), tmp_path / 'out')
 
@@ -123,4 +126,4 @@ def test_data_that_has_become_other_is_refused(trained_copy, tmp_path):
   config['data']['synthetic_classes'] = 4
   (run / 'config.json').write_text(json.dumps(config))
   with pytest.raises(errors.InputError, match=f'synthetic .*another data set .*{run}'):
-    report.run(str(run), WANTED._replace(exciting='test'), tmp_path / 'out')
+    report.run(str(run), WANTED._replace(top_activating='test'), tmp_path / 'out')

@@ -11,26 +11,26 @@ from dnt.explanation import sheet
 from dnt.reporting import plots
 
 
-def test_an_overlay_is_the_gray_picture_where_the_map_is_zero_and_red_at_its_peak():
-  picture = np.random.default_rng(0).integers(0, 256, (4, 5, 3), np.uint8)
+def test_an_overlay_is_the_gray_image_where_the_map_is_zero_and_red_at_its_peak():
+  original = np.random.default_rng(0).integers(0, 256, (4, 5, 3), np.uint8)
   heat = np.zeros((4, 5), np.float32)
   heat[1, 2], heat[3, 4] = 20.0, 10.0
-  found = sheet.overlay(picture, heat)
-  gray = np.asarray(Image.fromarray(picture).convert('L')).astype(float)
+  found = sheet.overlay(original, heat)
+  gray = np.asarray(Image.fromarray(original).convert('L')).astype(float)
   rest = heat == 0
   assert np.abs(found[rest] - gray[rest][:, None]).max() <= 1
-  for place, share in (((1, 2), 1.0), ((3, 4), 0.5)):
-    color = 255 * np.array(matplotlib.colormaps['turbo'](share)[:3])
-    strength = sheet.STRONGEST * share
+  for place, fraction in (((1, 2), 1.0), ((3, 4), 0.5)):
+    color = 255 * np.array(matplotlib.colormaps['turbo'](fraction)[:3])
+    strength = sheet.STRONGEST * fraction
     np.testing.assert_allclose(found[place], strength * color + (1 - strength) * gray[place], atol=1.5)
-  nothing = sheet.overlay(picture[..., :1], np.zeros((4, 5), np.float32))
-  np.testing.assert_array_equal(nothing, np.broadcast_to(picture[..., :1], (4, 5, 3)))
+  nothing = sheet.overlay(original[..., :1], np.zeros((4, 5), np.float32))
+  np.testing.assert_array_equal(nothing, np.broadcast_to(original[..., :1], (4, 5, 3)))
 
 
 @pytest.mark.parametrize('channels', [1, 3])
-def test_figures_hold_titles_and_pictures(channels):
-  picture, heat = np.full((6, 8, channels), 90, np.uint8), np.eye(6, 8, dtype=np.float32)
-  tile = sheet.Tile('a title\nof two lines', picture, heat)
+def test_figures_hold_titles_and_images(channels):
+  original, heat = np.full((6, 8, channels), 90, np.uint8), np.eye(6, 8, dtype=np.float32)
+  tile = sheet.Tile('a title\nof two lines', original, heat)
   pair = sheet.pair('file.png', tile, 'map of: cat')
   assert [axes.get_title(loc='left') for axes in pair.axes] == [tile.title, 'map of: cat']
   grid = sheet.grid('all', [[tile, tile], [tile]], beside=True)
@@ -38,7 +38,7 @@ def test_figures_hold_titles_and_pictures(channels):
   shown = grid.axes[0].images[0].get_array()
   assert shown.shape == (6, 16, 3)
   np.testing.assert_array_equal(shown[:, :8], np.full((6, 8, 3), 90))
-  np.testing.assert_array_equal(shown[:, 8:], sheet.overlay(picture, heat))
+  np.testing.assert_array_equal(shown[:, 8:], sheet.overlay(original, heat))
   with Image.open(io.BytesIO(plots.png(sheet.grid('all', [[tile, tile]])))) as image:
     assert image.size[0] >= 800
 

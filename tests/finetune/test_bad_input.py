@@ -1,4 +1,4 @@
-"""Bad weights, pictures and choices of what trains, given to the program: one line, code 2, what was saved stays."""
+"""Bad weights, images and choices of what trains, given to the program: one line, code 2, what was saved stays."""
 
 import json
 import pathlib
@@ -19,8 +19,8 @@ BATCHES = ('--config.train.batch_size=8', '--config.eval.batch_size=8')
 MLP = ('--config.model.name=mlp', '--config.model.depth=3', '--config.model.width=16', *BATCHES)
 SYNTHETIC = ('--config.data.source=synthetic', '--config.data.synthetic_examples=16', '--config.data.image_size=8')
 SYNTHETIC += ('--config.data.augment=none',)
-PICTURES = ('--config.data.image_size=8', '--config.data.mean=(0.5,0.5,0.5)', '--config.data.std=(0.5,0.5,0.5)')
-PICTURES += ("--config.eval.splits=('val',)", '--config.data.augment=none', '--config.data.workers=0')
+IMAGES = ('--config.data.image_size=8', '--config.data.mean=(0.5,0.5,0.5)', '--config.data.std=(0.5,0.5,0.5)')
+IMAGES += ("--config.eval.splits=('val',)", '--config.data.augment=none', '--config.data.workers=0')
 IMAGENET = ('--config.model.stem=imagenet', '--config.model.depth=18', *SYNTHETIC, '--config.data.image_size=32')
 IMAGENET += BATCHES
 
@@ -52,7 +52,7 @@ def workdir(finished, tmp_path):
   return pathlib.Path(shutil.copytree(finished, tmp_path / 'run'))
 
 
-def cut(path):
+def partition(path):
   """A file without its last third."""
   content = path.read_bytes()
   path.write_bytes(content[: 2 * len(content) // 3])
@@ -60,25 +60,25 @@ def cut(path):
 
 
 def safetensors(save, described, folder):
-  return cut(save({'fc.weight': np.zeros((1000, 8), np.float32)}))
+  return partition(save({'fc.weight': np.zeros((1000, 8), np.float32)}))
 
 
 def pickle(save, described, folder):
-  return cut(save({'fc.weight': np.zeros((1000, 8), np.float32)}, 'model.pth'))
+  return partition(save({'fc.weight': np.zeros((1000, 8), np.float32)}, 'model.pth'))
 
 
 def h5(save, described, folder):
   h5py = pytest.importorskip('h5py')
   with h5py.File(folder / 'model.h5', 'w') as file:
     file['conv1/conv1/kernel:0'] = np.zeros((7, 7, 3, 64), np.float32)
-  return cut(folder / 'model.h5')
+  return partition(folder / 'model.h5')
 
 
 def tfjs(save, described, folder):
   weights = [{'name': 'fc1000/kernel', 'shape': [8, 1000], 'dtype': 'float32'}]
   (folder / 'model.json').write_text(json.dumps({'weightsManifest': [{'paths': ['shard1.bin'], 'weights': weights}]}))
   (folder / 'shard1.bin').write_bytes(bytes(32_000))
-  cut(folder / 'shard1.bin')
+  partition(folder / 'shard1.bin')
   return f'tfjs:{folder}'
 
 
@@ -136,7 +136,7 @@ def test_what_trains(refused, workdir, chosen, said):
 
 
 def folders(root, names=('train/cat', 'train/dog', 'val/cat'), count=4):
-  """Class folders of small pictures."""
+  """Class folders of small images."""
   for name in names:
     (root / name).mkdir(parents=True)
     for index in range(count):
@@ -147,25 +147,25 @@ def folders(root, names=('train/cat', 'train/dog', 'val/cat'), count=4):
 def test_a_class_that_train_lacks(refused, workdir, tmp_path):
   root = folders(tmp_path / 'data', ('train/cat', 'train/dog', 'val/cat', 'val/cow'))
   before = contents(workdir)
-  said = refused(f'--workdir={workdir}', *MLP, *PICTURES, f'--config.data.source=folder:{root}')
+  said = refused(f'--workdir={workdir}', *MLP, *IMAGES, f'--config.data.source=folder:{root}')
   assert_matches(said, r"data/val .*'cow'.* train/ .*cat, dog$")
   assert contents(workdir) == before
 
 
 @pytest.mark.parametrize('where', ['train/dog', 'val/cat'])
 @pytest.mark.parametrize(('content', 'reason'), [(b'', '0 bytes'), (b'<html>', 'no format')])
-def test_a_picture_that_cannot_be_read(refused, workdir, tmp_path, where, content, reason):
+def test_an_image_that_cannot_be_read(refused, workdir, tmp_path, where, content, reason):
   """Found where frozen features are computed."""
   path = folders(tmp_path / 'data') / where / '2.png'
   path.write_bytes(content)
   before = contents(workdir)
-  arguments = (*MLP, *PICTURES, '--config.finetune.trainable=head', f'--config.finetune.cache_dir={tmp_path}/features')
+  arguments = (*MLP, *IMAGES, '--config.finetune.trainable=head', f'--config.finetune.cache_dir={tmp_path}/features')
   said = refused(f'--workdir={workdir}', *arguments, f'--config.data.source=folder:{tmp_path / "data"}')
   assert_matches(said, f'cannot read .*{path} .*{reason}.* remove it')
   assert contents(workdir) == before
 
 
-def test_pictures_of_other_kinds_are_converted(program, tmp_path):
+def test_images_of_other_kinds_are_converted(program, tmp_path):
   """16 bits, CMYK and a palette, in a folder that is trained on: the values that the network gets."""
   root = folders(tmp_path / 'data')
   values = np.random.default_rng(0).integers(0, 2**16, (9, 9), np.uint16)
@@ -178,13 +178,13 @@ def test_pictures_of_other_kinds_are_converted(program, tmp_path):
   data = schema.default().data
   data.source = f'folder:{root}'
   source = sources.load(data, 'train', 0)
-  found = {pathlib.Path(path).name: source[index][0] for index, path in enumerate(source.pictures.paths)}
+  found = {pathlib.Path(path).name: source[index][0] for index, path in enumerate(source.store.paths)}
   np.testing.assert_array_equal(found['deep.png'], np.repeat((values >> 8)[..., None], 3, -1))
   inks = np.asarray(cmyk).astype(int)
   np.testing.assert_allclose(found['cmyk.tif'], (255 - inks[..., :3]) * (255 - inks[..., 3:]) / 255, atol=1)
   table = np.reshape(palette.getpalette(), (-1, 3))
   np.testing.assert_array_equal(found['palette.gif'], table[np.asarray(palette)])
 
-  arguments = (*MLP, *PICTURES, f'--config.data.source=folder:{root}', '--config.train.steps=2')
+  arguments = (*MLP, *IMAGES, f'--config.data.source=folder:{root}', '--config.train.steps=2')
   code, _, error = program(f'--workdir={tmp_path / "run"}', *arguments)
   assert code == 0, error

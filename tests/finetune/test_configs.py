@@ -45,7 +45,7 @@ def trained(config, spec):
   batch |= {name: jax.ShapeDtypeStruct(batch['image'].shape[:1], jnp.int32) for name in ('label', 'epoch', 'position')}
   after, _ = jax.eval_shape(made.phases[0].train_step, state, batch)
   assert jax.tree.structure(after) == jax.tree.structure(state)
-  return trees.count(made.phases[0].cut.split(state.params)[0])
+  return trees.count(made.phases[0].partition.split(state.params)[0])
 
 
 @pytest.mark.thorough

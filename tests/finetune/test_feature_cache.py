@@ -1,4 +1,4 @@
-"""Runs on cached features against the same runs on pictures."""
+"""Runs on cached features against the same runs on images."""
 
 import jax
 import numpy as np
@@ -66,7 +66,7 @@ def test_cached_and_uncached_runs_end_equal_and_the_second_finds_its_features(
   assert cached['last'].keys() == uncached['last'].keys()
   for name in ('test/loss', 'test/accuracy', 'test/calibration_error', 'test/auroc'):
     assert cached['last'][name] == pytest.approx(uncached['last'][name], rel=1e-4)
-  # Telemetry of what is left out would be that of other pictures.
+  # Telemetry of what is left out would be that of other images.
   shown = [
     {key for line in metrics.read(tmp_path / name) for key in line if key.endswith('gradient_norm') and '/' in key}
     for name in ('cached', 'uncached')
@@ -91,7 +91,7 @@ def test_features_are_made_anew_when_what_they_depend_on_changes(config, tmp_pat
     assert len(files(config)) == count + 2 * (number + 1), key
 
 
-def test_features_know_how_their_pictures_were_resized_and_older_ones_are_found(config):
+def test_features_know_how_their_images_were_resized_and_older_ones_are_found(config):
   older = feature_cache._seen(config.data)
   assert 'eval_resize' not in older
   for augment, implied, other in (
@@ -120,9 +120,9 @@ def test_augmented_views_take_turns_by_epoch(config, tmp_path):
 
   labels = np.arange(40, dtype=np.int32)
   mesh = mesh_lib.make_mesh(config.mesh)
-  feed = resident.TrainFeed(np.arange(80, dtype=np.float32)[:, None], labels, 3, 8, mesh, views=2)
+  loader = resident.TrainLoader(np.arange(80, dtype=np.float32)[:, None], labels, 3, 8, mesh, views=2)
   for step in (0, 4, 5, 9, 10, 14):  # epochs 0, 1 and 2
-    batch = jax.device_get(feed.batch_at(feed.arrays(step, 1), np.int32(step)))
+    batch = jax.device_get(loader.batch_at(loader.arrays(step, 1), np.int32(step)))
     epoch = step // 5
     expected = order.order(3, epoch, 40)[step * 8 % 40 :][:8]
     np.testing.assert_array_equal(batch['label'], expected)

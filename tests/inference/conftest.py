@@ -1,4 +1,4 @@
-"""Pictures in folders."""
+"""Images in folders."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from PIL import Image
 
 @pytest.fixture
 def scans(tmp_path):
-  """Folders of pictures of different sizes, two classes; gray, coloured and with a palette."""
+  """Folders of images of different sizes, two classes; gray, coloured and with a palette."""
   draw = np.random.default_rng(0)
   for label, name in enumerate(('cat', 'dog')):
     folder = tmp_path / 'scans' / name

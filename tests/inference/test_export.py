@@ -27,8 +27,8 @@ def redrawn(variables):
 
 
 def network_of(run, variables=None):
-  def preprocess(pictures):
-    return run.preprocess({'image': pictures}, None)
+  def preprocess(images):
+    return run.preprocess({'image': images}, None)
 
   shape, names = run.spec.image_shape, run.spec.class_names
   return inference.Network(run.config, run.model, run.table, variables, preprocess, shape, names, 'here', 1, False)
@@ -50,7 +50,7 @@ def assert_loads(path, described):
 
 @pytest.mark.thorough
 def test_torch_loads_the_tensors_and_dnt_loads_them_back(
-  described, imagenet, build, pictures, normalized, logits, torch_logits, tmp_path
+  described, imagenet, build, images, normalized, logits, torch_logits, tmp_path
 ):
   imagenet.model.scan = True
   run = build(imagenet)
@@ -60,9 +60,9 @@ def test_torch_loads_the_tensors_and_dnt_loads_them_back(
   options = {'depth': 18, 'classes': 10}
   assert_loads(path, described('resnet', **options))
   tensors = safetensors_numpy.load_file(path)
-  x = normalized(pictures, run.config.data.mean, run.config.data.std)
+  x = normalized(images, run.config.data.mean, run.config.data.std)
   want = torch_logits('resnet', options, tensors, x)
-  got = logits(run, variables, pictures)
+  got = logits(run, variables, images)
   np.testing.assert_allclose(got, want, rtol=0, atol=1e-4 * max(1, np.abs(want).max()))
 
   back = initialize.load_variables(run, pretrained.Source(str(path)))
@@ -91,7 +91,7 @@ def test_densenet_goes_there_and_back(described, imagenet, build, tmp_path):
     ('resized_crop_flip', 'squash', 'squash', 1.0),
   ],
 )
-def test_timm_is_told_how_pictures_are_prepared(imagenet, build, augment, resize, crop_mode, crop_pct):
+def test_timm_is_told_how_images_are_prepared(imagenet, build, augment, resize, crop_mode, crop_pct):
   with imagenet.data.ignore_type():
     imagenet.data.eval_resize = resize
   imagenet.data.update({'augment': augment, 'eval_crop': 0.9, 'interpolation': 'bicubic'})
@@ -130,7 +130,7 @@ def test_a_network_that_torchvision_lacks_is_refused(imagenet, build, options, s
 
 
 @pytest.mark.thorough
-def test_the_program_gives_the_same_logits_for_any_number_of_pictures(tiny, build, logits):
+def test_the_program_gives_the_same_logits_for_any_number_of_images(tiny, build, logits):
   tiny.model.width = None
   tiny.model.update({'name': 'resnet', 'depth': 14, 'scan': True})
   run = build(tiny)
@@ -138,9 +138,9 @@ def test_the_program_gives_the_same_logits_for_any_number_of_pictures(tiny, buil
   program = jax_export.deserialize(bytearray(export.stablehlo(network_of(run, variables))))
   assert program.platforms == export.PLATFORMS
   for count in (1, 3):
-    pictures = np.random.default_rng(count).integers(0, 256, (count, 8, 8, 3), np.uint8)
-    want = logits(run, variables, pictures)
-    np.testing.assert_allclose(program.call(pictures), want, rtol=0, atol=1e-5 * np.abs(want).max())
+    images = np.random.default_rng(count).integers(0, 256, (count, 8, 8, 3), np.uint8)
+    want = logits(run, variables, images)
+    np.testing.assert_allclose(program.call(images), want, rtol=0, atol=1e-5 * np.abs(want).max())
 
 
 def test_the_program_comes_with_how_to_call_it(tiny, build):

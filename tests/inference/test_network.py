@@ -18,10 +18,10 @@ from dnt.training import evaluate, record
 pytestmark = pytest.mark.usefixtures('unoptimized', 'undrawn')
 
 
-def logits(network, pictures):
+def logits(network, images):
   return np.asarray(
     jax.jit(lambda variables, x: network.model.apply(variables, network.preprocess(x), train=False))(
-      network.variables, pictures
+      network.variables, images
     )
   )
 
@@ -46,8 +46,8 @@ def test_a_killed_run_of_a_folder_is_evaluated_to_the_same_confusion(tiny, scans
   confusion = np.zeros((2, 2), int)
   for label, name in enumerate(('cat', 'dog')):
     found = inference.read(network, inference.find(str(scans / name)))
-    assert len(found.pictures) == 6 and not found.unreadable
-    np.add.at(confusion[label], logits(network, found.pictures).argmax(-1), 1)
+    assert len(found.images) == 6 and not found.unreadable
+    np.add.at(confusion[label], logits(network, found.images).argmax(-1), 1)
   np.testing.assert_array_equal(confusion, wanted['val'] + wanted['train'])
 
 
@@ -80,9 +80,9 @@ def test_weights_in_a_file_are_prepared_for_as_they_say(tiny, saved, scans, tmp_
   assert (given.step, given.averaged, given.image_shape) == (None, False, (32, 32, 3))
   assert given.config.model.to_dict() == own.config.model.to_dict()
   assert given.class_names == own.class_names
-  pictures = [inference.read(network, inference.find(str(scans))).pictures for network in (own, given)]
-  np.testing.assert_array_equal(*pictures)
-  np.testing.assert_array_equal(logits(own, pictures[0]), logits(given, pictures[1]))
+  images = [inference.read(network, inference.find(str(scans))).images for network in (own, given)]
+  np.testing.assert_array_equal(*images)
+  np.testing.assert_array_equal(logits(own, images[0]), logits(given, images[1]))
   del described['label_names']
   described['pretrained_cfg']['crop_mode'] = 'squash'
   files.write_json(tmp_path / 'config.json', described)
@@ -90,7 +90,7 @@ def test_weights_in_a_file_are_prepared_for_as_they_say(tiny, saved, scans, tmp_
   assert given.class_names == tuple(f'class {index}' for index in range(10))
   found = inference.read(given, inference.find(str(scans)))
   squashed = Image.open(found.paths[0]).convert('RGB').resize((32, 32), Image.Resampling.BILINEAR)
-  np.testing.assert_array_equal(found.pictures[0], squashed)
+  np.testing.assert_array_equal(found.images[0], squashed)
   described['pretrained_cfg']['crop_mode'] = 'border'
   files.write_json(tmp_path / 'config.json', described)
   with pytest.raises(errors.InputError, match=r"center_crop, squash .*'border'"):
@@ -117,5 +117,5 @@ def test_keras_resnet50_knows_cars():
     pytest.skip('DNT_RESNET50_KERAS and DNT_CARS_DIR are not set')
   network = inference.load(f'tfjs:{weights}')
   paths = sorted(str(path) for path in pathlib.Path(cars).glob('cars_test/*.jpg'))[:8]
-  best = logits(network, inference.read(network, paths).pictures).argmax(-1)
+  best = logits(network, inference.read(network, paths).images).argmax(-1)
   assert np.isin(best, (511, 656, 717, 817)).mean() >= 0.5, best

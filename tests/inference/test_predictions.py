@@ -1,4 +1,4 @@
-"""Pictures as a network takes them; what is predicted of them is tested with the program."""
+"""Images as a network takes them; what is predicted of them is tested with the program."""
 
 import numpy as np
 import pytest
@@ -10,43 +10,43 @@ pytestmark = pytest.mark.usefixtures('unoptimized', 'undrawn')
 
 
 @pytest.mark.parametrize(('augment', 'resize'), [('resized_crop_flip', None), ('none', 'center_crop')])
-def test_pictures_are_those_of_the_evaluation_bit_by_bit(tiny, scans, saved, augment, resize):
+def test_images_are_those_of_the_evaluation_bit_by_bit(tiny, scans, saved, augment, resize):
   tiny.data.update({'source': f'folder:{scans}', 'augment': augment, 'image_size': 8, 'workers': 0})
   with tiny.data.ignore_type():
     tiny.data.eval_resize = resize
   tiny.data.update({'mean': (0.4, 0.5, 0.6), 'std': (0.2, 0.3, 0.4)})
   tiny.eval.splits = ('val',)
   _, _, data = saved(tiny)
-  found = inference.read(inference.load(str(scans.parent / 'run')), data.evaluation['val'].pictures.paths)
-  assert found.paths == data.evaluation['val'].pictures.paths
-  for path, picture in zip(found.paths, found.pictures, strict=True):
+  found = inference.read(inference.load(str(scans.parent / 'run')), data.evaluation['val'].store.paths)
+  assert found.paths == data.evaluation['val'].store.paths
+  for path, original in zip(found.paths, found.images, strict=True):
     image = Image.open(path).convert('RGB')  # torchvision's Resize(8 / 0.875) and CenterCrop(8)
     short = min(image.size)
     image = image.resize([9 * side // short for side in image.size], Image.Resampling.BILINEAR)
     left, top = (round((side - 8) / 2) for side in image.size)
-    np.testing.assert_array_equal(picture, np.asarray(image.crop((left, top, left + 8, top + 8))))
+    np.testing.assert_array_equal(original, np.asarray(image.crop((left, top, left + 8, top + 8))))
 
 
-def test_gray_networks_take_gray_pictures_and_what_cannot_be_read_is_named(tiny, saved, scans, tmp_path):
+def test_gray_networks_take_gray_images_and_what_cannot_be_read_is_named(tiny, saved, scans, tmp_path):
   tiny.data.source, tiny.data.image_size = 'digits', None
   saved(tiny)
   network = inference.load(str(tmp_path / 'run'))
   assert network.image_shape == (8, 8, 1)
   good = str(scans / 'cat' / '0.png')
-  for name, content in (('empty.png', b''), ('text.jpg', b'not a picture'), ('cut.png', b'\x89PNG\r\n\x1a\n')):
+  for name, content in (('empty.png', b''), ('text.jpg', b'not an image'), ('cut.png', b'\x89PNG\r\n\x1a\n')):
     (tmp_path / name).write_bytes(content)
   bad = [str(tmp_path / name) for name in ('empty.png', 'text.jpg', 'cut.png', 'absent.png')]
   found = inference.read(network, [bad[0], good, *bad[1:], good])
   assert found.paths == (good, good)
   gray = Image.open(good).convert('L').resize((8, 8), Image.Resampling.BILINEAR)
-  np.testing.assert_array_equal(found.pictures[0, ..., 0], gray)
+  np.testing.assert_array_equal(found.images[0, ..., 0], gray)
   assert list(found.unreadable) == bad
   for path, reason in found.unreadable.items():
-    assert f'cannot read the picture {path} (' in reason and '\n' not in reason
-  assert inference.read(network, bad).pictures.shape == (0, 8, 8, 1)
+    assert f'cannot read the image {path} (' in reason and '\n' not in reason
+  assert inference.read(network, bad).images.shape == (0, 8, 8, 1)
 
 
-def test_pictures_by_file_folder_and_glob(scans, tmp_path):
+def test_images_by_file_folder_and_glob(scans, tmp_path):
   (scans / 'notes.txt').write_text('')
   (scans / '.hidden.png').write_text('')
   every = tuple(sorted(str(path) for path in scans.glob('*/*.png')))

@@ -52,7 +52,7 @@ def test_probe_grid_is_the_default_of_blocks_and_norms(load_config):
 
 @pytest.mark.slow
 def test_probe_rates_agree_with_theory_within_five_percent(load_config, tmp_path):
-  """All but one of a highway network near its own edge, whose correction in 1 / width is a large share of its rate."""
+  """All but a highway network near its own edge, whose correction in 1 / width is a large fraction of its rate."""
   config = load_config(CONFIGS / 'probe_rates.py')
   assert config.signal.width >= 1024 and config.signal.seeds >= 20
   networks = grid.run(config, tmp_path)['networks']

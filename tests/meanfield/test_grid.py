@@ -158,8 +158,8 @@ def test_a_run_writes_its_table_figures_and_json(small, tmp_path, console):
   }
   assert len(result['networks']) == 4 and not result['interrupted']
   names = {path.name for path in (tmp_path / 'new').iterdir()}
-  pictures = {f'{name}_relu.png' for name in ('gradient_norm', 'variance', 'correlation', 'phases')}
-  assert names == {'signal.json', 'signal.md', *pictures}
+  images = {f'{name}_relu.png' for name in ('gradient_norm', 'variance', 'correlation', 'phases')}
+  assert names == {'signal.json', 'signal.md', *images}
   table = (tmp_path / 'new' / 'signal.md').read_text()
   assert table.count('\n| ') == 2 * (2 + 4) and '| 8 | relu | plain | none | 3 | 0.1 |' in table
   assert '| relu | 1 | 0.1 | ordered | 0.2 | 1 | 0.5 | 1.443 | 1.443 | 2.885 | none |' in table

@@ -17,7 +17,7 @@ def make_parts(**options):
   return parts.make(cfg.model)
 
 
-def pictures(channels=3, size=5):
+def images(channels=3, size=5):
   return np.random.default_rng(0).normal(size=(2, size, size, channels)).astype(np.float32)
 
 
@@ -32,14 +32,14 @@ def run(block, variables, x, **kwargs):
 
 @pytest.mark.parametrize('stride', [1, 2])
 def test_shortcut_a_takes_every_other_pixel_and_pads_the_channels(stride):
-  x, block = pictures(), blocks.Shortcut(make_parts(), 5, stride, 'A', normalize=True)
+  x, block = images(), blocks.Shortcut(make_parts(), 5, stride, 'A', normalize=True)
   y = run(block, {}, x)
   np.testing.assert_array_equal(y[..., :3], x[:, ::stride, ::stride])
   np.testing.assert_array_equal(y[..., 3:], 0)
 
 
 def test_shortcut_b_projects_where_the_shape_changes_alone():
-  x, same = pictures(), blocks.Shortcut(make_parts(), 3, 1, 'B', normalize=True)
+  x, same = images(), blocks.Shortcut(make_parts(), 3, 1, 'B', normalize=True)
   np.testing.assert_array_equal(run(same, {}, x), x)
   block = blocks.Shortcut(make_parts(), 6, 2, 'B', normalize=False)
   variables = init(block, x)
@@ -56,7 +56,7 @@ def residual(kind, **fields):
 
 @pytest.mark.parametrize('kind', ['Basic', 'Bottleneck', 'PreactBasic', 'PreactBottleneck'])
 def test_keep_and_residual_scalar_scale_the_branch_of_each_example(kind):
-  x = pictures(4)
+  x = images(4)
   block = residual(kind)
   variables = init(block, x)
   branch = run(block, variables, x) - x
@@ -76,7 +76,7 @@ def test_keep_and_residual_scalar_scale_the_branch_of_each_example(kind):
 
 @pytest.mark.parametrize('kind', ['Basic', 'Bottleneck'])
 def test_zero_init_last_norm_starts_a_block_at_its_shortcut(kind):
-  x = pictures(4)
+  x = images(4)
   block = getattr(blocks, kind)(make_parts(norm='batch_norm'), features=4, inner=2, zero_init_last_norm=True)
   variables = init(block, x)
   np.testing.assert_array_equal(run(block, variables, x), x)
@@ -89,7 +89,7 @@ def test_zero_init_last_norm_starts_a_block_at_its_shortcut(kind):
 @pytest.mark.parametrize('stride_on', ['1x1', '3x3'])
 @pytest.mark.parametrize('kind', ['Bottleneck', 'PreactBottleneck'])
 def test_the_stride_is_where_it_was_asked_for(kind, stride_on):
-  x = pictures(4, size=8)
+  x = images(4, size=8)
   block = residual(kind, stride=2, stride_on=stride_on)
   program = str(jax.make_jaxpr(functools.partial(block.apply, train=False))(init(block, x), x))
   # The 3x3 convolution runs on 4x4 pixels if the 1x1 before it has strided.
@@ -98,7 +98,7 @@ def test_the_stride_is_where_it_was_asked_for(kind, stride_on):
 
 
 def test_preactivation_is_shared_with_a_shortcut_that_changes_shape():
-  x = -np.abs(pictures(4))
+  x = -np.abs(images(4))
   for features, want in ((4, x), (5, np.zeros((2, 5, 5, 5)))):
     block = blocks.PreactBasic(make_parts(activation='relu'), features=features)
     np.testing.assert_array_equal(run(block, init(block, x), x, keep=np.zeros(2, np.float32)), want)
@@ -108,7 +108,7 @@ def test_preactivation_is_shared_with_a_shortcut_that_changes_shape():
 def test_highway_mixes_by_its_gate(bias):
   """y = H(x) T(x) + x (1 - T(x)) with T = sigmoid(bias) once the gate's kernel is zero."""
   gate = 1 / (1 + np.exp(-bias))
-  x = pictures(4)
+  x = images(4)
   block, plain = blocks.Highway(make_parts(), bias), make_parts().conv(4, (3, 3))
   params = init(block, x)['params']
   np.testing.assert_array_equal(params['gate']['bias'], bias)
@@ -125,17 +125,17 @@ def test_highway_mixes_by_its_gate(bias):
 
 
 def test_dense_units():
-  x = pictures(4)[:, 0, 0]
-  for kind, share in (('plain', 0), ('residual', 1)):
+  x = images(4)[:, 0, 0]
+  for kind, fraction in (('plain', 0), ('residual', 1)):
     unit = blocks.DenseUnit(make_parts(activation='tanh'), 4, kind)
     variables = init(unit, x)
-    want = share * x + np.tanh(x @ variables['params']['dense']['kernel'])
+    want = fraction * x + np.tanh(x @ variables['params']['dense']['kernel'])
     np.testing.assert_allclose(run(unit, variables, x), want, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize('bottleneck', [False, True])
 def test_a_dense_layer_adds_channels_and_keeps_the_others(bottleneck):
-  x = pictures(6)
+  x = images(6)
   block = blocks.DenseLayer(make_parts(norm='batch_norm', activation='relu'), 3, bottleneck)
   variables = init(block, x)
   y = run(block, variables, x)
@@ -146,7 +146,7 @@ def test_a_dense_layer_adds_channels_and_keeps_the_others(bottleneck):
 
 
 def test_dense_transition_halves_the_pixels():
-  x = pictures(6, size=4)
+  x = images(6, size=4)
   block = blocks.DenseTransition(make_parts(), 3)
   variables = init(block, x)
   want = (x @ variables['params']['conv']['kernel'][0, 0]).reshape(2, 2, 2, 2, 2, 3).mean((2, 4))
@@ -154,7 +154,7 @@ def test_dense_transition_halves_the_pixels():
 
 
 def test_stems_and_heads():
-  x = pictures(size=16)
+  x = images(size=16)
   for kind, shape in (('cifar', (2, 16, 16, 8)), ('imagenet', (2, 4, 4, 8))):
     block = blocks.Stem(make_parts(norm='layer_norm'), 8, kind)
     assert run(block, init(block, x), x).shape == shape
@@ -169,7 +169,7 @@ def test_stems_and_heads():
 
 
 def test_convolutions_have_biases_where_no_norm_undoes_them():
-  x = pictures(4)
+  x = images(4)
   for norm, expected in (('none', {'conv1', 'conv2'}), ('batch_norm', set())):
     params = init(blocks.Basic(make_parts(norm=norm), features=4), x)['params']
     assert {name for name, part in params.items() if name.startswith('conv') and 'bias' in part} == expected

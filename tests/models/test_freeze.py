@@ -232,7 +232,7 @@ def test_phases_come_one_after_the_other(config, begin):
   config.finetune.unfreeze = (('25%', 'top:2'), ('6 steps', 'all'), ('100', 'all'))
   run, _, _ = begin(config)
   assert [phase.start for phase in run.phases] == [0, 2, 6]
-  assert [len(phase.cut.frozen) for phase in run.phases] == [4, 2, 0]
+  assert [len(phase.partition.frozen) for phase in run.phases] == [4, 2, 0]
   assert [run.phase(step).start for step in (0, 1, 2, 5, 6, 99)] == [0, 0, 2, 2, 6, 6]
   assert [run.phase_of_state(step).start for step in (0, 2, 3, 6, 7)] == [0, 0, 2, 2, 6]
 

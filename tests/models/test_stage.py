@@ -162,7 +162,7 @@ def test_stochastic_depth_draws_by_example_with_the_stated_rate_and_scale():
   np.testing.assert_allclose(np.corrcoef(masks[0][:, 1], masks[0][:, 2])[0, 1], 0, atol=0.05)
 
 
-def test_taps_reach_into_a_scanned_stage():
+def test_captures_reach_into_a_scanned_stage():
   """Interceptors can sow and perturb at each block's output, one row a block."""
   model, unrolled = make_net(scan=True), make_net()
   variables = models.init(depth.trace(model, SHAPE), 0)

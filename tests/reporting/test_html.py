@@ -30,7 +30,7 @@ def test_parts_make_a_page_and_text_stays_text():
     html.facts({bad: bad}),
     html.table([bad], [[bad], ['cell']]),
     html.text(bad),
-    html.picture(bad, b'png', narrow=True),
+    html.image(bad, b'png', narrow=True),
   ]
   page = _Page()
   page.feed(html.page(bad, parts))

@@ -42,17 +42,17 @@ def _record(workdir, start_step, steps):
 
 
 def test_resumed_file_equals_the_uninterrupted_one(tmp_path):
-  whole, cut = tmp_path / 'whole', tmp_path / 'cut'
+  whole, part = tmp_path / 'whole', tmp_path / 'cut'
   whole.mkdir()
-  cut.mkdir()
+  part.mkdir()
   _record(whole, 0, range(1, 9))
-  _record(cut, 0, range(1, 7))
-  with (cut / 'metrics.jsonl').open('a') as file:
+  _record(part, 0, range(1, 7))
+  with (part / 'metrics.jsonl').open('a') as file:
     file.write('{"step": 7, "epo')  # killed while writing
-  assert [line['step'] for line in metrics.read(cut)] == [1, 2, 3, 4, 5, 6]
-  _record(cut, 4, range(5, 9))
-  assert (cut / 'metrics.jsonl').read_bytes() == (whole / 'metrics.jsonl').read_bytes()
-  assert not list(cut.glob('*.partial'))
+  assert [line['step'] for line in metrics.read(part)] == [1, 2, 3, 4, 5, 6]
+  _record(part, 4, range(5, 9))
+  assert (part / 'metrics.jsonl').read_bytes() == (whole / 'metrics.jsonl').read_bytes()
+  assert not list(part.glob('*.partial'))
 
 
 def test_run_from_step_zero_starts_an_empty_record(tmp_path):
@@ -79,7 +79,7 @@ def test_tensorboard_events(tmp_path, events):
   writer.close()
   found, starts = events(tmp_path)
   assert found == [(4, 'epoch', 0.5), (4, 'test/accuracy', 0.25), (5, 'epoch', 1.0), (5, 'test/accuracy', 0.5)]
-  assert starts == [4], 'TensorBoard drops what the cut-off run wrote from step 4 on'
+  assert starts == [4], 'TensorBoard drops what the part-off run wrote from step 4 on'
 
 
 def test_full_disk_is_a_run_error(tmp_path):

@@ -67,7 +67,7 @@ def test_telemetry_is_a_heat_map_of_depth_by_step():
   plots.png(figure)
 
 
-def test_telemetry_of_the_logits_alone_is_no_picture():
+def test_telemetry_of_the_logits_alone_is_no_image():
   lines = [watched(1, zero=(None, None, 0.0), saturated=(0.5, 0.5, None), gradient_norm=(None, None, None))]
   del lines[0]['telemetry/stem/zero'], lines[0]['telemetry/block/zero'], lines[0]['telemetry/head/saturated']
   figure = plots.telemetry(lines, ('stem', 'block', 'head'))

@@ -62,7 +62,7 @@ def test_eta_follows_the_last_minute(console):
   assert console.readouterr().out.splitlines()[-1].endswith('ETA 13 min 30 s')
 
 
-def test_counted_pictures_have_a_pace_of_their_own(console):
+def test_counted_images_have_a_pace_of_their_own(console):
   clock = _Clock()
   count = progress.Count('features of train', 1000, 200, clock)
   count.update(200)  # what was there before tells nothing
@@ -81,7 +81,7 @@ def test_counted_pictures_have_a_pace_of_their_own(console):
    (266_400, '3 d 02 h')],
 )  # fmt: skip
 def test_duration(seconds, words):
-  assert progress.duration(seconds) == words
+  assert progress.format_duration(seconds) == words
 
 
 @pytest.mark.parametrize(
@@ -97,4 +97,4 @@ def test_duration(seconds, words):
   ],
 )
 def test_figure(name, value, text):
-  assert progress.figure(name, value) == text
+  assert progress.format_value(name, value) == text

@@ -91,9 +91,9 @@ def test_a_mixture_has_the_mean_of_both_losses_and_weights(torch_reference, smoo
   each = torch_reference(
     lambda torch: [torch_losses(torch, LOGITS, labels, smoothing, weights) for labels in (MIXED.first, MIXED.second)]
   )
-  np.testing.assert_allclose(values, MIXED.share * each[0] + (1 - MIXED.share) * each[1], rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(values, MIXED.fraction * each[0] + (1 - MIXED.fraction) * each[1], rtol=1e-5, atol=1e-6)
   of_class = np.array(weights or (1.0,) * 5, np.float32)
-  expected = MIXED.share * of_class[MIXED.first] + (1 - MIXED.share) * of_class[MIXED.second]
+  expected = MIXED.fraction * of_class[MIXED.first] + (1 - MIXED.fraction) * of_class[MIXED.second]
   np.testing.assert_allclose(weight, expected, rtol=1e-6)
 
 
@@ -101,14 +101,14 @@ def test_a_mixture_has_the_mean_of_both_losses_and_weights(torch_reference, smoo
 def test_a_mixture_is_the_cross_entropy_with_its_probabilities(torch_reference, smoothing):
   values, _ = losses.cross_entropy(jnp.asarray(LOGITS), MIXED, smoothing, ())
   one_hot = np.eye(5, dtype=np.float32)
-  target = MIXED.share[:, None] * one_hot[MIXED.first] + (1 - MIXED.share)[:, None] * one_hot[MIXED.second]
+  target = MIXED.fraction[:, None] * one_hot[MIXED.first] + (1 - MIXED.fraction)[:, None] * one_hot[MIXED.second]
   expected = torch_reference(lambda torch: torch_losses(torch, LOGITS, target, smoothing, ()))
   np.testing.assert_allclose(values, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize('weights', [(), WEIGHTS], ids=['equal', 'weighted'])
-def test_a_share_of_one_is_no_mixture(weights):
-  mixed = MIXED._replace(share=np.ones(16, np.float32))
+def test_a_fraction_of_one_is_no_mixture(weights):
+  mixed = MIXED._replace(fraction=np.ones(16, np.float32))
   found = losses.cross_entropy(jnp.asarray(LOGITS), mixed, 0.1, weights)
   expected = losses.cross_entropy(jnp.asarray(LOGITS), jnp.asarray(LABELS), 0.1, weights)
   for value, other in zip(found, expected, strict=True):

@@ -20,8 +20,8 @@ def make(tiny):
     mesh = mesh_lib.make_mesh(config.mesh)
     data = experiment.load_data(config, config.eval.splits)
     run = experiment.make(experiment.resolve(config, data), data.spec)
-    feed = pipeline.make_train_feed(run.config, data.train, mesh)
-    compiled = precompile.Programs(run, mesh, feed, evaluate.Evaluator(run, mesh, data.evaluation), record.Clock(0.0))
+    loader = pipeline.make_train_loader(run.config, data.train, mesh)
+    compiled = precompile.Programs(run, mesh, loader, evaluate.Evaluator(run, mesh, data.evaluation), record.Clock(0.0))
     return compiled, mesh_lib.shapes(run.abstract_state(), mesh_lib.replicated(mesh))
 
   return build

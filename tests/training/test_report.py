@@ -105,7 +105,7 @@ def _run_and_record(finished=True, scan=False):
     warnings={'dead': {'step': 100, 'text': 'units are dead'}},
     peak_memory={'process': 2**29, 'device': None},
   )
-  phase = types.SimpleNamespace(cut=freeze.ALL)
+  phase = types.SimpleNamespace(partition=freeze.ALL)
   run = types.SimpleNamespace(config=options, spec=spec, table=TABLE, phase_of_state=lambda step: phase)
   return run, record, state
 
@@ -161,7 +161,7 @@ def test_summary(written):
   assert not list(workdir.glob('*.partial'))
 
 
-def test_pictures(written):
+def test_images(written):
   workdir, _, _ = written
   for name in ('confusion_test_50.png', 'curves.png'):
     with Image.open(workdir / name) as figure:
@@ -208,8 +208,8 @@ def test_report_stands_alone(written):
 
 
 def test_of_many_classes_the_least_found_are_shown():
-  names, share = [f'class {place}' for place in range(196)], [place / 196 for place in range(196)]
-  figures = {'examples': [41] * 196, 'sensitivity': share[::-1], 'specificity': share, 'auroc': share}
+  names, fraction = [f'class {place}' for place in range(196)], [place / 196 for place in range(196)]
+  figures = {'examples': [41] * 196, 'sensitivity': fraction[::-1], 'specificity': fraction, 'auroc': fraction}
   for name in ('sensitivity', 'specificity', 'auroc'):
     figures[name][195] = None
   figures['examples'][195] = 0

@@ -9,7 +9,7 @@ import pytest
 
 from dnt import config as schema
 from dnt import models
-from dnt.models import activations, blocks, depth, parts, taps
+from dnt.models import activations, blocks, captures, depth, parts
 from dnt.optim import clip
 from dnt.training import losses
 
@@ -141,14 +141,19 @@ def output_gradients():
     table = depth.trace(model, (5, 5, 1)).table
     x = jax.random.normal(jax.random.key(0), (8, 5, 5, 1))
 
-    def loss(sinks):
-      with taps.watching():
-        logits, _ = model.apply({**variables, taps.SINKS: sinks}, x, train=True, mutable=[taps.FOUND, 'batch_stats'])
+    def loss(gradient_captures):
+      with captures.capturing():
+        logits, _ = model.apply(
+          {**variables, captures.GRADIENTS: gradient_captures},
+          x,
+          train=True,
+          mutable=[captures.CAPTURES, 'batch_stats'],
+        )
       return jnp.mean(losses.cross_entropy(logits, jnp.arange(8) % 4, 0.0, None)[0])
 
-    found = jax.jit(jax.grad(loss))(taps.make_sinks(table))
+    found = jax.jit(jax.grad(loss))(captures.make_gradient_captures(table))
     stage = found['stage1']
-    squares = [stage['block001']['sink'], *stage['scanned']['sink']]
+    squares = [stage['block001']['gradient_capture'], *stage['scanned']['gradient_capture']]
     return np.sqrt(np.array(squares, np.float64))
 
   return measure

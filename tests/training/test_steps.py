@@ -65,7 +65,7 @@ def test_a_mixed_batch_has_the_mean_of_both_losses(torch_reference, tiny, begin,
 
   keys = jax.random.split(jax.random.wrap_key_data(state.rng, impl=steps.PRNG))
   key = jax.random.split(jax.random.fold_in(keys[1], 0), 3)[2]
-  share, own, (top, bottom, left, right) = mixing.draw(tiny.data.mixup, tiny.data.cutmix, key, 8, 8)
+  fraction, own, (top, bottom, left, right) = mixing.draw(tiny.data.mixup, tiny.data.cutmix, key, 8, 8)
   images = np.asarray(run.preprocess(batch, None))
   weight = np.full((8, 8, 1), own)
   weight[top:bottom, left:right] = 0
@@ -81,10 +81,10 @@ def test_a_mixed_batch_has_the_mean_of_both_losses(torch_reference, tiny, begin,
     return found
 
   loss, weights, other_loss, other_weights = map(float, torch_reference(compute))
-  share = float(share)
-  expected = (share * loss + (1 - share) * other_loss) / (share * weights + (1 - share) * other_weights)
+  fraction = float(fraction)
+  expected = (fraction * loss + (1 - fraction) * other_loss) / (fraction * weights + (1 - fraction) * other_weights)
   assert float(found['loss']) == pytest.approx(float(expected), rel=1e-5)
-  larger = batch['label'] if share >= 0.5 else np.roll(batch['label'], 1)
+  larger = batch['label'] if fraction >= 0.5 else np.roll(batch['label'], 1)
   assert float(found['accuracy']) == pytest.approx(np.mean(logits.argmax(-1) == larger))
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from dnt import loop, trees
 from dnt.data import pipeline
-from dnt.models import taps
+from dnt.models import captures
 from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
 from dnt.reporting import metric_names, metrics
@@ -87,8 +87,8 @@ def test_every_figure_of_an_mlp_equals_torch(torch_reference, tiny, begin, activ
   mean, std = (np.reshape(value, (1, 1, 1, -1)) for value in (run.config.data.mean, run.config.data.std))
   x = ((np.asarray(batch['image']) / 255 - mean) / std).reshape(16, -1)
   labels = np.array(batch['label'])
-  figures = torch_reference(lambda torch: torch_figures(torch, params, x, labels, activation))
-  expected = {quantity: dict(zip(MLP, values.tolist(), strict=False)) for quantity, values in figures.items()}
+  measure = torch_reference(lambda torch: torch_figures(torch, params, x, labels, activation))
+  expected = {quantity: dict(zip(MLP, values.tolist(), strict=False)) for quantity, values in measure.items()}
 
   gradient = expected['gradient_norm']
   whole = np.sqrt(sum(value**2 for value in gradient.values()))
@@ -242,29 +242,29 @@ def test_frozen_entries_have_forward_figures_and_cost_no_backward_pass(tiny, beg
   run, state, batch = begin(tiny)
   images, labels = run.preprocess(batch, None), batch['label']
   trained = {'head': state.params['head']}
-  watching = telemetry.make(run.config, trained, run.table)
-  assert trees.flatten(watching.sinks).keys() == {'head/sink'}
+  capturing = telemetry.make(run.config, trained, run.table)
+  assert trees.flatten(capturing.gradient_captures).keys() == {'head/gradient_capture'}
 
-  def loss(trained, sinks, watched):
-    params = {'params': {**state.params, **trained}, taps.SINKS: sinks}
-    with taps.watching() if watched else taps.fencing():
-      logits, updates = run.model.apply(params, images, train=True, mutable=[taps.FOUND])
-    return -jnp.mean(jax.nn.log_softmax(logits)[jnp.arange(16), labels]), updates.get(taps.FOUND, {})
+  def loss(trained, gradient_captures, watched):
+    params = {'params': {**state.params, **trained}, captures.GRADIENTS: gradient_captures}
+    with captures.capturing() if watched else captures.barriers():
+      logits, updates = run.model.apply(params, images, train=True, mutable=[captures.CAPTURES])
+    return -jnp.mean(jax.nn.log_softmax(logits)[jnp.arange(16), labels]), updates.get(captures.CAPTURES, {})
 
   gradient = jax.jit(jax.grad(loss, (0, 1), has_aux=True), static_argnums=2, compiler_options=QUICK)
-  (head, sinks), found = gradient(trained, watching.sinks, True)
-  columns = watching.figures(trained, head, head, found, sinks)
+  (head, gradient_captures), found = gradient(trained, capturing.gradient_captures, True)
+  columns = capturing.measure(trained, head, head, found, gradient_captures)
   names = [row.entry.name for row in run.table]
   entries = {name: [names[index] for index in column.entries] for name, column in columns.items()}
   assert entries['activation_rms'] == names
   assert entries['gradient_norm'] == entries['output_gradient_norm'] == entries['parameter_norm'] == ['head']
 
-  def products(sinks, watched):
-    lowered = gradient.lower(trained, sinks, watched)
+  def products(gradient_captures, watched):
+    lowered = gradient.lower(trained, gradient_captures, watched)
     return lowered.as_text().count('stablehlo.dot_general')
 
-  assert products(watching.sinks, True) == products({}, False)
-  assert products(taps.make_sinks(run.table), True) > products({}, False)
+  assert products(capturing.gradient_captures, True) == products({}, False)
+  assert products(captures.make_gradient_captures(run.table), True) > products({}, False)
 
 
 def resnet(tiny):
@@ -317,7 +317,7 @@ def test_bfloat16_figures_are_float32(tiny, begin):
 
 @pytest.mark.thorough
 def test_gradient_at_the_outputs_equals_flax_perturbations(tiny, begin):
-  """`perturb` holds the whole gradient of an output; the taps only its norm."""
+  """`perturb` holds the whole gradient of an output; the captures only its norm."""
   run, state, batch = begin(resnet(tiny))
   found = shown(run, state, batch)
   model, variables = run.model, {'params': state.params, 'batch_stats': state.batch_stats}
@@ -389,10 +389,10 @@ def test_a_step_is_the_same_to_the_last_bit_whoever_watches(tiny, changes):
   data = experiment.load_data(tiny, ())
   run = experiment.make(experiment.resolve(tiny, data), data.spec)
   mesh = mesh_lib.make_mesh(tiny.mesh)
-  feed = pipeline.make_train_feed(run.config, data.train, mesh)
-  arrays = feed.arrays(0, 1)
+  loader = pipeline.make_train_loader(run.config, data.train, mesh)
+  arrays = loader.arrays(0, 1)
   plain, watched = (
-    compile_lib.jit(steps.make_train_steps(step, feed.batch_at, longest))
+    compile_lib.jit(steps.make_train_steps(step, loader.batch_at, longest))
     for step, longest in ((run.phases[0].train_step, 10), (run.phases[0].telemetry_step, 1))
   )
   state = mesh_lib.place(run.make_state(run.init_variables()), mesh_lib.replicated(mesh))
@@ -464,8 +464,10 @@ def test_a_run_warns_once_and_a_resume_does_not_warn_again(tiny, tmp_path, conso
   assert 'vanishes' in (tmp_path / 'report.html').read_text()
 
 
-def test_taps_leave_nothing_where_nobody_watches(tiny, begin):
+def test_captures_leave_nothing_where_nobody_watches(tiny, begin):
   run, state, batch = begin(tiny)
   variables = {'params': state.params, 'batch_stats': state.batch_stats}
-  _, updates = run.model.apply(variables, run.preprocess(batch, None), train=True, mutable=['batch_stats', taps.FOUND])
-  assert taps.FOUND not in updates
+  _, updates = run.model.apply(
+    variables, run.preprocess(batch, None), train=True, mutable=['batch_stats', captures.CAPTURES]
+  )
+  assert captures.CAPTURES not in updates

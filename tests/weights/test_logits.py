@@ -36,7 +36,7 @@ def assert_equal(got, want):
 @pytest.mark.thorough
 @pytest.mark.parametrize(('name', 'depth', 'scan'), [('resnet', 50, True), ('densenet', 121, False)])
 def test_logits_are_those_of_torch(
-  drawn, save, imagenet, build, pictures, normalized, logits, torch_logits, name, depth, scan
+  drawn, save, imagenet, build, images, normalized, logits, torch_logits, name, depth, scan
 ):
   options = {'depth': depth} if name == 'resnet' else {}
   tensors = drawn(name, **options)
@@ -45,7 +45,7 @@ def test_logits_are_those_of_torch(
   config.train.init_from = str(save(tensors))
   run = build(config)
   variables = initialize.load_variables(run, pretrained.Source(config.train.init_from))
-  assert_close(logits(run, variables, pictures), torch_logits(name, options, tensors, normalized(pictures)))
+  assert_close(logits(run, variables, images), torch_logits(name, options, tensors, normalized(images)))
 
 
 def keras_name(name, new):
@@ -110,13 +110,13 @@ def of_keras(config):
   return config
 
 
-def keras_pictures(pictures):
+def keras_images(images):
   """As keras.applications prepares them: blue, green, red, minus a mean each."""
-  return pictures[..., ::-1].astype(np.float32) - np.array([103.939, 116.779, 123.68], np.float32).reshape(1, 1, 1, 3)
+  return images[..., ::-1].astype(np.float32) - np.array([103.939, 116.779, 123.68], np.float32).reshape(1, 1, 1, 3)
 
 
 @pytest.mark.thorough
-def test_logits_are_those_of_keras(keras_resnet50, write_tfjs, imagenet, build, pictures, logits, torch_logits):
+def test_logits_are_those_of_keras(keras_resnet50, write_tfjs, imagenet, build, images, logits, torch_logits):
   """Biases in the convolutions, stride on the 1x1, blue first: and labels come along."""
   config = of_keras(of_1000_classes(imagenet))
   labels = [f'class {index}' for index in range(1000)]
@@ -126,8 +126,8 @@ def test_logits_are_those_of_keras(keras_resnet50, write_tfjs, imagenet, build, 
   given = pretrained.Source(config.train.init_from)
   assert given.class_names == tuple(labels)
   variables = initialize.load_variables(run, pretrained.Source(config.train.init_from))
-  want = torch_logits('resnet', KERAS_RESNET50, keras_resnet50, keras_pictures(pictures))
-  assert_close(logits(run, variables, pictures), want)
+  want = torch_logits('resnet', KERAS_RESNET50, keras_resnet50, keras_images(images))
+  assert_close(logits(run, variables, images), want)
 
 
 def test_h5_with_newer_names_holds_the_same(keras_resnet50, write_tfjs, tmp_path):
@@ -192,13 +192,13 @@ def test_the_real_keras_resnet50(real_logits, described, imagenet, build, logits
   photographs = sorted(pathlib.Path(os.environ.get('DNT_CARS_DIR', '')).glob('cars_train/*.jpg'))[:4]
   noise = np.random.default_rng(0).integers(0, 256, (4, 224, 224, 3), np.uint8)
   decoded = (images.decode(path, path.name) for path in photographs)
-  pictures = np.stack([images.to_array(images.squash(image, None, (224, 224))) for image in decoded] or noise)
+  images = np.stack([images.to_array(images.squash(image, None, (224, 224))) for image in decoded] or noise)
 
   config = of_keras(of_1000_classes(imagenet))
   config.train.init_from = f'tfjs:{folder}'
   run = build(config)
-  got = logits(run, initialize.load_variables(run, pretrained.Source(config.train.init_from)), pictures)
-  want = real_logits('resnet', KERAS_RESNET50, state, keras_pictures(pictures))
+  got = logits(run, initialize.load_variables(run, pretrained.Source(config.train.init_from)), images)
+  want = real_logits('resnet', KERAS_RESNET50, state, keras_images(images))
   np.testing.assert_allclose(got, want, rtol=0, atol=1e-4)
   if photographs:
     labels = pretrained.Source(config.train.init_from).class_names

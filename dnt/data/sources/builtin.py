@@ -53,7 +53,7 @@ def synthetic(where: str, config: typed.Data, seed: int) -> examples.Splits:
   classes, count = config.synthetic_classes, config.synthetic_examples
 
   def read(split):
-    coarse = order.generator(seed, order.PICTURES).uniform(48, 208, (classes, 4, 4, 3))
+    coarse = order.generator(seed, order.IMAGES).uniform(48, 208, (classes, 4, 4, 3))
     # Bilinear upsampling from 4x4 makes the patterns smooth, so that the class survives a crop or a flip.
     at = np.linspace(0, 3, size)
     weights = np.maximum(0, 1 - np.abs(at[:, None] - np.arange(4)))
@@ -62,7 +62,7 @@ def synthetic(where: str, config: typed.Data, seed: int) -> examples.Splits:
     images = np.empty((count, size, size, 3), np.uint8)
     stream = {'train': 1, 'test': 2}[split]
     for index, label in enumerate(labels):
-      noise = order.generator(seed, order.PICTURES, stream, index).integers(-48, 48, (size, size, 3), np.int16)
+      noise = order.generator(seed, order.IMAGES, stream, index).integers(-48, 48, (size, size, 3), np.int16)
       images[index] = patterns[label] + noise
     names = tuple(f'class{label}' for label in range(classes))
     return examples.in_memory('synthetic', split, images, labels, names)

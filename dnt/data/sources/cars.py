@@ -18,7 +18,7 @@ SHOWN_FILES = 3  # most missing images that a message names
 class _Split(NamedTuple):
   """The folder of a split's images, and the file of its labels and boxes."""
 
-  pictures: str
+  images: str
   annotations: str
 
 
@@ -51,7 +51,7 @@ class Boxed(folder.Files):
     if box[0] >= box[2] or box[1] >= box[3]:
       raise errors.InputError(
         f'the box of {self.paths[index]}, rows {top} to {bottom} and columns {left} to {right}, lies outside of its '
-        f'{height} x {width} pixels; set config.data.crop_to_box=False, or replace picture and annotations'
+        f'{height} x {width} pixels; set config.data.crop_to_box=False, or replace image and annotations'
       )
     return image.crop(box), label
 
@@ -79,7 +79,7 @@ def cars(where: str, config: typed.Data, seed: int) -> examples.Splits:
   root = pathlib.Path(where).expanduser()
   if not root.is_dir():
     raise errors.InputError(f'the folder {root} does not exist; expected there: {LAYOUT}')
-  if not any((root / split.pictures).is_dir() for split in SPLITS.values()):
+  if not any((root / split.images).is_dir() for split in SPLITS.values()):
     for base in (root / each for each in CLASS_FOLDERS):
       if all((base / split).is_dir() for split in SPLITS):
         return _class_folders(where, base, config, seed)
@@ -105,32 +105,32 @@ def _class_folders(where: str, base: pathlib.Path, config: typed.Data, seed: int
 def _read(where: str, root: pathlib.Path, split: str, crop_to_box: bool, seed: int) -> examples.Examples:
   """Reads a split in the layout of the official archives."""
   wanted = SPLITS[split]
-  pictures = next((path for path in _nested(root, wanted.pictures) if path.is_dir()), None)
+  images = next((path for path in _nested(root, wanted.images) if path.is_dir()), None)
   names_file, annotations_file = _find(root, NAMES), _find(root, wanted.annotations)
-  if names_file is None or annotations_file is None or pictures is None:
+  if names_file is None or annotations_file is None or images is None:
     missing = [
       f'{name} goes to {root / "devkit" / name}'
-      for name, found in ((NAMES, names_file), (wanted.annotations, annotations_file))
-      if found is None
+      for name, result in ((NAMES, names_file), (wanted.annotations, annotations_file))
+      if result is None
     ]
-    if pictures is None:
-      missing.append(f'the pictures 00001.jpg and on go to {root / wanted.pictures}')
+    if images is None:
+      missing.append(f'the images 00001.jpg and on go to {root / wanted.images}')
     unlabelled = split == 'test' and annotations_file is None and _find(root, UNLABELLED)
     note = f' ({UNLABELLED}, which is there, holds no labels)' if unlabelled else ''
     raise errors.InputError(f'cars:{where} lacks files of the {split!r} split: {"; ".join(missing)}{note}')
 
   class_names = tuple(str(name) for name in np.atleast_1d(_mat(names_file, 'class_names')))
   files, labels, boxes = _annotations(annotations_file, len(class_names))
-  present = {path.name for path in pictures.iterdir()}
+  present = {path.name for path in images.iterdir()}
   absent = [name for name in files if name not in present]
   if absent:
     more = f' and {len(absent) - SHOWN_FILES} more' if len(absent) > SHOWN_FILES else ''
     raise errors.InputError(
-      f'{pictures} lacks {", ".join(absent[:SHOWN_FILES])}{more} of the {len(files)} pictures that {annotations_file} '
+      f'{images} lacks {", ".join(absent[:SHOWN_FILES])}{more} of the {len(files)} images that {annotations_file} '
       'names; unpack the archive again'
     )
   shuffled = order.permutation(order.philox(seed, order.SPLIT), len(files))
-  paths, labels = tuple(str(pictures / files[index]) for index in shuffled), labels[shuffled]
+  paths, labels = tuple(str(images / files[index]) for index in shuffled), labels[shuffled]
   chosen = Boxed(paths, labels, boxes[shuffled]) if crop_to_box else folder.Files(paths, labels)
   return examples.Examples(f'cars:{where}', split, class_names, (None, None, 3), chosen, labels)
 
@@ -160,7 +160,7 @@ def _annotations(path: pathlib.Path, classes: int) -> tuple[list[str], np.ndarra
   fields = ('fname', 'class', 'bbox_y1', 'bbox_y2', 'bbox_x1', 'bbox_x2')
   absent = [name for name in fields if name not in (table.dtype.names or ())]
   if absent or not len(table):
-    what = f'no {absent[0]}' if absent else 'no pictures'
+    what = f'no {absent[0]}' if absent else 'no images'
     raise errors.InputError(
       f'the annotations in {path} hold {what}; those of the test split with labels are {SPLITS["test"].annotations}'
     )

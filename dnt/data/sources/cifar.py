@@ -74,15 +74,15 @@ def cifar_binary(where: str, config: typed.Data, seed: int) -> examples.Splits:
 
 def _find(where: pathlib.Path) -> tuple[pathlib.Path, _Format]:
   """Finds the folder that holds the files, and their format."""
-  found = []
+  result = []
   for form in FORMATS:
     for folder in (where, where / form.folder):
       if any((folder / name).is_file() for names in form.files.values() for name in names):
-        found.append((folder, form))
-  if len(found) == 1:
-    return found[0]
-  if found:
-    both = ' and '.join(str(folder) for folder, _ in found)
+        result.append((folder, form))
+  if len(result) == 1:
+    return result[0]
+  if result:
+    both = ' and '.join(str(folder) for folder, _ in result)
     raise errors.InputError(f'cifar_binary:{where} holds both {both}; name one of them')
   state = 'holds none of' if where.is_dir() else 'does not exist; expected there:'
   wanted = ' or '.join(f'{form.files["train"][0]} (in it or in {form.folder}/)' for form in FORMATS)

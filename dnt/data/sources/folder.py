@@ -13,7 +13,7 @@ from dnt.data import examples, order
 from dnt.data.transforms import images
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.webp', '.tif', '.tiff', '.ppm', '.pgm')
-LAYOUT = 'train/<class>/<pictures> beside val/ or test/ of the same kind, or <class>/<pictures> alone'
+LAYOUT = 'train/<class>/<images> beside val/ or test/ of the same kind, or <class>/<images> alone'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +75,7 @@ def folder(where: str, config: typed.Data, seed: int) -> examples.Splits:
   return {split: functools.partial(read, split) for split in listed}
 
 
-def pictures(base: pathlib.Path) -> list[str]:
+def find_images(base: pathlib.Path) -> list[str]:
   """Lists the paths of all files in and below a folder that have an image suffix, sorted."""
   return sorted(
     str(path) for path in base.rglob('*') if path.suffix.lower() in SUFFIXES and not path.name.startswith('.')
@@ -89,8 +89,8 @@ def _folders(base: pathlib.Path) -> list[str]:
 def _classes(base: pathlib.Path) -> tuple[str, ...]:
   names = tuple(_folders(base))
   if len(names) < 2:
-    found = f'only {names[0]!r}' if names else 'none'
-    raise errors.InputError(f'{base} must hold a folder a class, at least two; found {found}. Expected: {LAYOUT}')
+    result = f'only {names[0]!r}' if names else 'none'
+    raise errors.InputError(f'{base} must hold a folder a class, at least two; found {result}. Expected: {LAYOUT}')
   return names
 
 
@@ -104,11 +104,11 @@ def _list(base: pathlib.Path, names: tuple[str, ...]) -> tuple[list[str], np.nda
   for label, name in enumerate(names):
     if name not in folders:
       continue
-    found = pictures(base / name)
-    if not found:
-      raise errors.InputError(f'the class folder {base / name} holds no pictures ({", ".join(SUFFIXES)})')
-    paths += found
-    labels += [label] * len(found)
+    result = find_images(base / name)
+    if not result:
+      raise errors.InputError(f'the class folder {base / name} holds no images ({", ".join(SUFFIXES)})')
+    paths += result
+    labels += [label] * len(result)
   if not paths:
     raise errors.InputError(f'{base} holds no class folders; expected: {LAYOUT}')
   return paths, np.array(labels, np.int32)
@@ -117,4 +117,4 @@ def _list(base: pathlib.Path, names: tuple[str, ...]) -> tuple[list[str], np.nda
 def _check_drawable(base: pathlib.Path, names: tuple[str, ...], labels: np.ndarray) -> None:
   lonely = [name for name, count in zip(names, np.bincount(labels), strict=True) if count < 2]
   if lonely:
-    raise errors.InputError(f'{base / lonely[0]} holds one picture; to draw a val split each class needs at least two')
+    raise errors.InputError(f'{base / lonely[0]} holds one image; to draw a val split each class needs at least two')

@@ -37,7 +37,7 @@ def idx(where: str, config: typed.Data, seed: int) -> examples.Splits:
   def read(split):
     images, labels = _read(files[split][0], 3), _read(files[split][1], 1)
     if len(images) != len(labels):
-      raise errors.InputError(f'{files[split][0]} holds {len(images)} pictures, {files[split][1]} {len(labels)} labels')
+      raise errors.InputError(f'{files[split][0]} holds {len(images)} images, {files[split][1]} {len(labels)} labels')
     classes = int(_read(files['train'][1], 1).max()) + 1
     if labels.max() >= classes:
       raise errors.InputError(f'{files[split][1]} holds label {labels.max()}; the training labels end at {classes - 1}')
@@ -51,12 +51,12 @@ def _find(folder: pathlib.Path, prefix: str, what: str, dimensions: int) -> path
   name = f'{prefix}-{what}-idx{dimensions}-ubyte'
   spellings = (name, name.replace('-idx', '.idx'))
   candidates = [folder / (spelling + suffix) for spelling in spellings for suffix in ('', '.gz')]
-  found = next((path for path in candidates if path.is_file()), None)
-  if found is None:
+  result = next((path for path in candidates if path.is_file()), None)
+  if result is None:
     state = 'has no' if folder.is_dir() else 'does not exist; expected there:'
     wanted = ', '.join(f'{p}-{w}' for p in FILES.values() for w in ('images-idx3-ubyte', 'labels-idx1-ubyte'))
     raise errors.InputError(f'{folder} {state} {name}[.gz]; an idx folder holds {wanted}, each with or without .gz')
-  return found
+  return result
 
 
 def _read(path: pathlib.Path, dimensions: int) -> np.ndarray:

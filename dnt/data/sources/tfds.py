@@ -59,17 +59,17 @@ class Records:
 
   def decode_all(self, shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Decodes all images, uint8 [N, *shape], and labels, int32 [N]."""
-    pictures, labels = np.empty((len(self), *shape), np.uint8), np.empty(len(self), np.int32)
+    decoded, labels = np.empty((len(self), *shape), np.uint8), np.empty(len(self), np.int32)
 
     def fill(start):
       indices = range(start, min(start + BLOCK, len(self)))
       for index, record in zip(indices, self._read(indices), strict=True):
         image, labels[index] = self._decode(index, record)
-        pictures[index] = images.to_array(image)
+        decoded[index] = images.to_array(image)
 
     with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
       list(pool.map(fill, range(0, len(self), BLOCK)))
-    return pictures, labels
+    return decoded, labels
 
   def _read(self, indices: Any) -> list[bytes]:
     try:
@@ -161,7 +161,7 @@ def _features(builder: Any) -> tuple[str, str, examples.Shape]:
     keys = [key for key in keys if key in named] or keys
     if len(keys) != 1:
       raise errors.InputError(
-        f'tfds:{builder.info.full_name} is no image classification set: it must have one picture and one class label, '
+        f'tfds:{builder.info.full_name} is no image classification set: it must have one image and one class label, '
         f'and has {list(known)}'
       )
     chosen += keys
@@ -169,7 +169,7 @@ def _features(builder: Any) -> tuple[str, str, examples.Shape]:
   dtype = np.dtype(known[chosen[0]].np_dtype)
   if dtype != np.uint8 or channels not in (None, 1, 3):
     raise errors.InputError(
-      f'tfds:{builder.info.full_name} has {dtype} pictures of {channels} channels; valid are uint8 ones of 1 or 3'
+      f'tfds:{builder.info.full_name} has {dtype} images of {channels} channels; valid are uint8 ones of 1 or 3'
     )
   return chosen[0], chosen[1], (height, width, channels or 3)
 

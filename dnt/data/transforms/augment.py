@@ -80,7 +80,7 @@ def augment(config: typed.Data, images: jax.Array, key: jax.Array, epoch: jax.Ar
   return crop_and_flip(images, top.astype(jnp.int32), left.astype(jnp.int32), flip, config.crop_padding)
 
 
-def erase(images: jax.Array, key: jax.Array, epoch: jax.Array, position: jax.Array, chance: float) -> jax.Array:
+def erase(images: jax.Array, key: jax.Array, epoch: jax.Array, position: jax.Array, probability: float) -> jax.Array:
   """Sets a random box of some images to zero, which is the mean of normalized images (Zhong et al. 2020).
 
   As in torchvision's RandomErasing, the fraction of the area is uniform in `ERASED_AREA` and the ratio is log-uniform
@@ -91,7 +91,7 @@ def erase(images: jax.Array, key: jax.Array, epoch: jax.Array, position: jax.Arr
     key: Threefry key of the run's augmentation.
     epoch: int32 [B].
     position: int32 [B], position in the order of the epoch.
-    chance: probability that an image is erased.
+    probability: probability that an image is erased.
   """
   height, width = images.shape[1:3]
   first, second = _draws(jax.random.fold_in(key, ERASING), epoch, position, TRIES + 2)
@@ -100,7 +100,7 @@ def erase(images: jax.Array, key: jax.Array, epoch: jax.Array, position: jax.Arr
   h, w = (jnp.round(jnp.sqrt(each)).astype(jnp.int32) for each in (area * ratio, area / ratio))
   fits = (h < height) & (w < width)
   h, w = (jnp.take_along_axis(side, jnp.argmax(fits, axis=0)[None], axis=0)[0] for side in (h, w))
-  chosen = jnp.any(fits, axis=0) & (_uniform(first[TRIES + 1], 0.0, 1.0) < chance)
+  chosen = jnp.any(fits, axis=0) & (_uniform(first[TRIES + 1], 0.0, 1.0) < probability)
   top = (first[TRIES] % (height - h + 1).astype(jnp.uint32)).astype(jnp.int32)
   left = (second[TRIES] % (width - w + 1).astype(jnp.uint32)).astype(jnp.int32)
   erased = mixing.in_box(top, top + h, left, left + w, height, width) & chosen[:, None, None]

@@ -42,7 +42,7 @@ def decode(source: Any, name: str, channels: int = 3) -> Any:
       if mode[0] == 'I':
         image = _upper_bits(image, name)
       elif mode == 'F':
-        raise errors.InputError(f'the picture {name} holds floating-point numbers (mode F); convert it to 8 bits')
+        raise errors.InputError(f'the image {name} holds floating-point numbers (mode F); convert it to 8 bits')
       image.info.pop('transparency', None)  # Pillow would warn that the conversion drops it
       wanted = 'L' if channels == 1 else 'RGB'
       return image if image.mode == wanted else image.convert(wanted)
@@ -53,7 +53,7 @@ def decode(source: Any, name: str, channels: int = 3) -> Any:
     if isinstance(error, Image.UnidentifiedImageError):
       size = len(source) if isinstance(source, bytes) else os.path.getsize(source)
       reason = 'it has no format that Pillow knows' if size else 'it is empty, 0 bytes'
-    raise errors.InputError(f'cannot read the picture {name} ({reason}); replace or remove it') from error
+    raise errors.InputError(f'cannot read the image {name} ({reason}); replace or remove it') from error
 
 
 def _upper_bits(image: Any, name: str) -> Any:
@@ -62,15 +62,15 @@ def _upper_bits(image: Any, name: str) -> Any:
 
   values = np.asarray(image)
   if values.size and not 0 <= values.min() <= values.max() < 2**16:
-    raise errors.InputError(f'the picture {name} holds more than 16 bits a channel; convert it to 8 bits')
+    raise errors.InputError(f'the image {name} holds more than 16 bits a channel; convert it to 8 bits')
   return Image.fromarray((values >> 8).astype(np.uint8))
 
 
-def from_array(picture: np.ndarray) -> Any:
+def from_array(image: np.ndarray) -> Any:
   """Converts uint8 [h, w, C], C = 1 or 3, to an image of mode L or RGB."""
   from PIL import Image
 
-  return Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture)
+  return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
 
 
 def to_array(image: Any) -> np.ndarray:
@@ -141,17 +141,17 @@ def resize_center_crop(
   image: Any,
   generator: np.random.Generator | None,
   size: tuple[int, int],
-  share: float,
+  fraction: float,
   interpolation: str = 'bilinear',
 ) -> Any:
   """Returns the center of the image at (height, width); makes no random draw.
 
   It first resizes the image, keeping its aspect ratio, to the smallest size whose height and width are both at least
-  `size / share`. For a square size this equals torchvision's Resize(size / share) and CenterCrop(size).
+  `size / fraction`. For a square size this equals torchvision's Resize(size / fraction) and CenterCrop(size).
   """
   del generator
   width, height = image.size
-  least_h, least_w = (math.floor(side / share) for side in size)
+  least_h, least_w = (math.floor(side / fraction) for side in size)
   if least_h * width >= least_w * height:
     h, w = least_h, least_h * width // height
   else:

@@ -22,33 +22,33 @@ class Mixed(NamedTuple):
   Attributes:
     first: int32 [B], labels of the first example of each pair.
     second: int32 [B], labels of the second.
-    share: float32 [B], weight of the first label; the second has weight 1 - share.
+    fraction: float32 [B], weight of the first label; the second has weight 1 - fraction.
   """
 
   first: jax.Array
   second: jax.Array
-  share: jax.Array
+  fraction: jax.Array
 
 
 Labels = jax.Array | Mixed  # int32 [B], or two labels per example
 
 
-def by_share(of: Callable[[jax.Array], jax.Array], labels: Labels) -> jax.Array:
-  """Returns `of(labels)`, float32 [B]; for mixed labels the mean of `of` over both labels, weighted by `share`."""
+def average_labels(of: Callable[[jax.Array], jax.Array], labels: Labels) -> jax.Array:
+  """Returns `of(labels)`, float32 [B]; for mixed labels the mean of `of` over both labels, weighted by `fraction`."""
   if not isinstance(labels, Mixed):
     return of(labels)
-  return labels.share * of(labels.first) + (1 - labels.share) * of(labels.second)
+  return labels.fraction * of(labels.first) + (1 - labels.fraction) * of(labels.second)
 
 
 class Recipe(NamedTuple):
   """How images are mixed: one row per example, all rows equal, so that it splits into micro-batches with the batch.
 
   Attributes:
-    share: float32 [B], weight of the example's own pixels outside the box.
+    fraction: float32 [B], weight of the example's own pixels outside the box.
     box: int32 [B, 4], (top, bottom, left, right) of the box that is filled with the partner's pixels.
   """
 
-  share: jax.Array
+  fraction: jax.Array
   box: jax.Array
 
 
@@ -78,8 +78,8 @@ def draw(
   low, high = jnp.maximum(center - half, 0), jnp.minimum(center + half, sides)
   box = jnp.where(cut, jnp.stack([low, high], axis=1).reshape(4), 0)
   top, bottom, left, right = box
-  share = jnp.where(cut, 1.0, drawn)
-  return share * (1 - (bottom - top) * (right - left) / (height * width)), share, box
+  fraction = jnp.where(cut, 1.0, drawn)
+  return fraction * (1 - (bottom - top) * (right - left) / (height * width)), fraction, box
 
 
 def _beta(alpha: float, radius: jax.Array, angle: jax.Array) -> jax.Array:
@@ -116,7 +116,7 @@ def mix(images: jax.Array, partners: jax.Array, recipe: Recipe) -> jax.Array:
     recipe: weights and boxes of the mixture.
   """
   inside = in_box(*recipe.box.T, *images.shape[1:3])
-  own = jnp.where(inside, 0.0, recipe.share[:, None, None])[..., None]
+  own = jnp.where(inside, 0.0, recipe.fraction[:, None, None])[..., None]
   return (own * images + (1 - own) * partners).astype(images.dtype)
 
 
@@ -139,10 +139,10 @@ def make(config: typed.Data) -> Callable[[Batch, jax.Array], Batch]:
 
   def pair(batch, key):
     count, height, width, _ = batch['image'].shape
-    share, *recipe = draw(config.mixup, config.cutmix, key, height, width)
-    share, *recipe = (jnp.broadcast_to(value, (count, *value.shape)) for value in (share, *recipe))
+    fraction, *recipe = draw(config.mixup, config.cutmix, key, height, width)
+    fraction, *recipe = (jnp.broadcast_to(value, (count, *value.shape)) for value in (fraction, *recipe))
     partner = {name: jnp.roll(value, 1, axis=0) for name, value in batch.items()}
-    label = Mixed(batch['label'], partner['label'], share)
+    label = Mixed(batch['label'], partner['label'], fraction)
     return batch | {'label': label, 'partner': partner, 'recipe': Recipe(*recipe)}
 
   return pair if config.mixup or config.cutmix else lambda batch, key: batch

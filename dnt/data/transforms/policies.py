@@ -114,8 +114,10 @@ def rand_augment(image: Any, generator: np.random.Generator | None, ops: int, ma
   """
   assert generator is not None  # training gives every image one
   width, height = image.size
-  share = 150 / 331  # fraction of the side: AutoAugment shifts a 331-pixel image by 150
-  strongest = _strongest(shear=0.3, translate=(share * width, share * height), rotate=30, enhance=0.9, posterize=4)
+  fraction = 150 / 331  # fraction of the side: AutoAugment shifts a 331-pixel image by 150
+  strongest = _strongest(
+    shear=0.3, translate=(fraction * width, fraction * height), rotate=30, enhance=0.9, posterize=4
+  )
   for _ in range(ops):
     image = _operate_at_random(image, generator, strongest, magnitude)
   return image

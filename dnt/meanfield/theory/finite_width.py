@@ -1,9 +1,9 @@
 """The gradient of a residual stack without a norm at finite width, to leading order.
 
 Mean field theory takes the width to infinity at fixed depth, where the gradient at a layer's output is independent of
-the layer's weights. At width N it is so but for what the later layers got from this one, a share 1 / N of its power.
-In a residual network of activations with a mean, as ReLU, that share grows faster than the rest, and leads after some
-twenty layers at widths of hundreds. Its growth has a closed form.
+the layer's weights. At width N it is so but for what the later layers got from this one, a fraction 1 / N of its power.
+In a residual network of activations with a mean, as ReLU, that fraction grows faster than the rest, and leads after
+some twenty layers at widths of hundreds. Its growth has a closed form.
 
 With u = W x, h = u + b and y = phi(h), x' = x + y, the weights meet all later signals and gradients through u alone:
 given x and u they are W = u x^T / |x|^2 + W', W' being a fresh draw off x. The backward pass is then
@@ -62,12 +62,12 @@ def _directions(net: plain.Net, depth: int) -> tuple[np.ndarray, np.ndarray, np.
   for _ in range(depth):
     own = net.weight_variance * x_square  # Var[u]
     q = own + net.bias_variance
-    share, rest = own / q, own * net.bias_variance / q  # given h, u is N(share h, rest)
+    fraction, rest = own / q, own * net.bias_variance / q  # given h, u is N(fraction h, rest)
     y_mean, y_square = expect(phi, q), expect(lambda h: phi(h) ** 2, q)
     chi = net.weight_variance * expect(lambda h: slope(h) ** 2, q)
-    v_mean = share * expect(lambda h: slope(h) * h, q)
-    v_square = expect(lambda h, share=share, rest=rest: slope(h) ** 2 * ((share * h) ** 2 + rest), q)
-    vy = share * expect(lambda h: slope(h) * h * phi(h), q)
+    v_mean = fraction * expect(lambda h: slope(h) * h, q)
+    v_square = expect(lambda h, fraction=fraction, rest=rest: slope(h) ** 2 * ((fraction * h) ** 2 + rest), q)
+    vy = fraction * expect(lambda h: slope(h) * h * phi(h), q)
     rows.append((x_mean, x_square, y_mean, v_mean, v_square, vy, chi))
     x_square += y_square + 2 * x_mean * y_mean
     x_mean += y_mean

@@ -5,7 +5,7 @@ from dnt.data import sources
 
 
 def test_digits_are_those_of_scikit_learn(data):
-  """All 1797 pictures with their labels, in both splits together, scaled from 0..16 to 0..255."""
+  """All 1797 images with their labels, in both splits together, scaled from 0..16 to 0..255."""
   datasets = pytest.importorskip('sklearn.datasets')
   digits = datasets.load_digits()
   train, test = sources.load(data, 'train', seed=0), sources.load(data, 'test', seed=0)
@@ -21,9 +21,9 @@ def test_digits_are_those_of_scikit_learn(data):
 
 def test_digits_are_split_class_by_class(data):
   train, test = sources.load(data, 'train', seed=0), sources.load(data, 'test', seed=0)
-  share = np.bincount(test.labels) / (np.bincount(test.labels) + np.bincount(train.labels))
+  fraction = np.bincount(test.labels) / (np.bincount(test.labels) + np.bincount(train.labels))
 
-  np.testing.assert_allclose(share, 0.2, atol=0.003)
+  np.testing.assert_allclose(fraction, 0.2, atol=0.003)
 
 
 def test_digits_split_by_the_seed(data):
@@ -33,8 +33,8 @@ def test_digits_split_by_the_seed(data):
   assert first.shape != other.shape or (first != other).any()
 
 
-def test_synthetic_pictures_tell_their_class(data):
-  """The nearest mean training picture of a class names the class of nearly every test picture."""
+def test_synthetic_images_tell_their_class(data):
+  """The nearest mean training image of a class names the class of nearly every test image."""
   data.source = 'synthetic'
   data.synthetic_classes, data.synthetic_examples, data.image_size = 5, 200, 16
   train, test = sources.load(data, 'train', 0), sources.load(data, 'test', 0)
@@ -47,7 +47,7 @@ def test_synthetic_pictures_tell_their_class(data):
   assert train.class_names == ('class0', 'class1', 'class2', 'class3', 'class4')
 
 
-def test_synthetic_pictures_depend_on_seed_split_and_number_alone(data):
+def test_synthetic_images_depend_on_seed_split_and_number_alone(data):
   data.source = 'synthetic'
   data.synthetic_examples = 20
   train = sources.load(data, 'train', 0).images

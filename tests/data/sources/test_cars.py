@@ -10,7 +10,7 @@ from dnt.data import sources
 
 CARS = os.environ.get('DNT_CARS_DIR')
 NAMES = ('AM General Hummer SUV 2000', 'Acura RL Sedan 2012', 'Ram C/V Cargo Van Minivan 2012')
-# (x1, y1, x2, y2) as MATLAB counts: the first pixel is 1, the last one is in the box; one reaches beyond the picture.
+# (x1, y1, x2, y2) as MATLAB counts: the first pixel is 1, the last one is in the box; one reaches beyond the image.
 BOXES = [(3, 2, 12, 9), (1, 1, 24, 20), (5, 4, 30, 40), (2, 7, 2, 7)]
 FIELDS = ('bbox_x1', 'bbox_y1', 'bbox_x2', 'bbox_y2', 'class', 'fname')
 
@@ -25,15 +25,15 @@ def annotations(path, labels, fields=FIELDS):
 
 
 @pytest.fixture
-def devkit(tmp_path, picture):
-  """`devkit(...)`: four pictures to train on, two to test on, with all files of the archives; returns the folder."""
+def devkit(tmp_path, make_image):
+  """`devkit(...)`: four images to train on, two to test on, with all files of the archives; returns the folder."""
 
   def make(train='cars_train', test='cars_test', mat='devkit', test_mat=None):
     root = tmp_path / 'cars'
     for folder, count in ((train, 4), (test, 2)):
       (root / folder).mkdir(parents=True)
       for index in range(count):
-        Image.fromarray(picture(20, 24, seed=index)).save(root / folder / f'{index + 1:05}.jpg')
+        Image.fromarray(make_image(20, 24, seed=index)).save(root / folder / f'{index + 1:05}.jpg')
     annotations(root / mat / 'cars_train_annos.mat', [2, 1, 3, 2])
     annotations(root / (test_mat or mat) / 'cars_test_annos_withlabels.mat', [3, 1])
     io.savemat(root / mat / 'cars_meta.mat', {'class_names': np.array([NAMES], object)})
@@ -48,7 +48,7 @@ def load(data, root, split='train', seed=0):
 
 
 def by_file(examples):
-  return dict(zip([path.rpartition('/')[2] for path in examples.pictures.paths], examples, strict=True))
+  return dict(zip([path.rpartition('/')[2] for path in examples.store.paths], examples, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -75,8 +75,8 @@ def test_every_layout_of_the_archives_is_read(data, devkit, layout):
     '00004.jpg': 1,
   }
   assert {name: label for name, (_, label) in by_file(test).items()} == {'00001.jpg': 2, '00002.jpg': 0}
-  for path, (picture, label), known in zip(train.pictures.paths, train, train.labels, strict=True):
-    np.testing.assert_array_equal(picture, np.asarray(Image.open(path)))
+  for path, (image, label), known in zip(train.store.paths, train, train.labels, strict=True):
+    np.testing.assert_array_equal(image, np.asarray(Image.open(path)))
     assert label == known
 
 
@@ -86,15 +86,15 @@ def test_boxes_are_cut_out_when_asked_for(data, devkit):
   data.crop_to_box = True
   found = by_file(load(data, root))
 
-  for (name, (picture, label)), (x1, y1, x2, y2) in zip(sorted(found.items()), BOXES, strict=True):
-    np.testing.assert_array_equal(picture, np.asarray(whole[name][0])[y1 - 1 : y2, x1 - 1 : x2])
+  for (name, (image, label)), (x1, y1, x2, y2) in zip(sorted(found.items()), BOXES, strict=True):
+    np.testing.assert_array_equal(image, np.asarray(whole[name][0])[y1 - 1 : y2, x1 - 1 : x2])
     assert label == whole[name][1]
   part = load(data, root, 'train[50%:]')
-  for name, (picture, _) in by_file(part).items():
-    np.testing.assert_array_equal(picture, found[name][0])
+  for name, (image, _) in by_file(part).items():
+    np.testing.assert_array_equal(image, found[name][0])
 
 
-def test_a_box_outside_of_its_picture_is_named(data, devkit, monkeypatch):
+def test_a_box_outside_of_its_image_is_named(data, devkit, monkeypatch):
   monkeypatch.setitem(globals(), 'BOXES', [(100, 1, 120, 9)] * 4)
   data.crop_to_box = True
   train = load(data, devkit())
@@ -104,11 +104,11 @@ def test_a_box_outside_of_its_picture_is_named(data, devkit, monkeypatch):
 
 def test_the_order_is_drawn_once(data, devkit):
   root = devkit()
-  first = load(data, root).pictures.paths
+  first = load(data, root).store.paths
 
-  assert load(data, root).pictures.paths == first
-  assert any(load(data, root, seed=seed).pictures.paths != first for seed in range(1, 5))
-  assert load(data, root, 'train[:50%]').pictures.paths == first[:2]
+  assert load(data, root).store.paths == first
+  assert any(load(data, root, seed=seed).store.paths != first for seed in range(1, 5))
+  assert load(data, root, 'train[:50%]').store.paths == first[:2]
 
 
 @pytest.mark.parametrize('base', ['.', 'car_data', 'car_data/car_data'])

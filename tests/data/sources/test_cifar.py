@@ -36,7 +36,7 @@ def write(folder, form):
 
 @pytest.mark.parametrize('form', [TEN, HUNDRED])
 @pytest.mark.parametrize('above', [False, True])
-def test_records_are_pictures_with_their_labels(data, tmp_path, form, above):
+def test_records_are_images_with_their_labels(data, tmp_path, form, above):
   written = write(tmp_path / form.folder, form)
   data.source = f'cifar_binary:{tmp_path if above else tmp_path / form.folder}'
 

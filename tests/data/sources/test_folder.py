@@ -30,8 +30,8 @@ def test_an_example_is_its_file_decoded(data, class_folders):
   root = class_folders({'train/ant': 3, 'train/bee': 3, 'val/ant': 1})
   train = load(data, root)
 
-  for (picture, label), path in zip(train, train.pictures.paths, strict=True):
-    np.testing.assert_array_equal(picture, np.asarray(Image.open(path)))
+  for (image, label), path in zip(train, train.store.paths, strict=True):
+    np.testing.assert_array_equal(image, np.asarray(Image.open(path)))
     assert train.class_names[label] == pathlib.Path(path).parent.name
   assert train.images is None
   assert train.shape == (None, None, 3)
@@ -44,9 +44,9 @@ def test_without_splits_one_is_drawn_class_by_class(data, class_folders):
 
   np.testing.assert_array_equal(np.bincount(train.labels), [7, 14])
   np.testing.assert_array_equal(np.bincount(val.labels), [3, 6])
-  assert {*train.pictures.paths} | {*val.pictures.paths} == {str(path) for path in root.rglob('*.jpg')}
-  assert val.pictures.paths == load(data, root, 'val').pictures.paths
-  assert {*val.pictures.paths} != {*load(data, root, 'val', seed=1).pictures.paths}
+  assert {*train.store.paths} | {*val.store.paths} == {str(path) for path in root.rglob('*.jpg')}
+  assert val.store.paths == load(data, root, 'val').store.paths
+  assert {*val.store.paths} != {*load(data, root, 'val', seed=1).store.paths}
 
 
 def test_a_train_folder_alone_is_split_too(data, class_folders):
@@ -85,12 +85,12 @@ def test_a_missing_folder_says_what_was_expected(data, tmp_path):
     load(data, tmp_path / 'absent')
 
 
-def test_a_truncated_picture_is_named_when_it_is_read(data, class_folders):
+def test_a_truncated_image_is_named_when_it_is_read(data, class_folders):
   root = class_folders({'train/ant': 2, 'train/bee': 2, 'val/ant': 1})
   path = root / 'train' / 'bee' / '1.jpg'
   path.write_bytes(path.read_bytes()[:200])
   train = load(data, root)
-  broken = train.pictures.paths.index(str(path))
+  broken = train.store.paths.index(str(path))
 
   assert train[(broken + 1) % 4][0].mode == 'RGB'
   with pytest.raises(errors.InputError, match=r'cannot read .*train/bee/1\.jpg .*remove it'):
@@ -109,7 +109,7 @@ def test_the_mri_scans_are_read(data):
 
   assert train.class_names == ('glioma_tumor', 'meningioma_tumor', 'no_tumor', 'pituitary_tumor')
   assert (len(train), len(val)) == (1000, 400)
-  picture, _ = train[0]
-  assert picture.dtype == np.uint8
-  assert max(picture.shape[:2]) <= 256
-  assert (picture[..., 0] == picture[..., 1]).all(), 'gray scans have three equal channels'
+  image, _ = train[0]
+  assert image.dtype == np.uint8
+  assert max(image.shape[:2]) <= 256
+  assert (image[..., 0] == image[..., 1]).all(), 'gray scans have three equal channels'

@@ -12,7 +12,7 @@ FASHION_MNIST = pathlib.Path('/usr/share/datasets/fashion-mnist')
 
 @pytest.fixture
 def folder(tmp_path, idx_bytes):
-  """Seven training and five test pictures, 6 x 4, of 3 classes; one pair of files gzipped, one name in Kaggle's way."""
+  """Seven training and five test images, 6 x 4, of 3 classes; one pair of files gzipped, one name in Kaggle's way."""
   generator = np.random.default_rng(0)
   train, test = (generator.integers(0, 256, (count, 6, 4), np.uint8) for count in (7, 5))
   labels = np.array([0, 1, 2, 0, 1, 2, 0], np.uint8)
@@ -27,10 +27,10 @@ def test_files_are_read_gzipped_or_not(data, folder):
   path, train, test, labels = folder
   data.source = f'idx:{path}'
 
-  for split, pictures in (('train', train), ('test', test)):
+  for split, images in (('train', train), ('test', test)):
     read = sources.load(data, split, 0)
-    np.testing.assert_array_equal(read.images, pictures[..., None])
-    np.testing.assert_array_equal(read.labels, labels[: len(pictures)])
+    np.testing.assert_array_equal(read.images, images[..., None])
+    np.testing.assert_array_equal(read.labels, labels[: len(images)])
     assert read.class_names == ('0', '1', '2')
     assert read.shape == (6, 4, 1)
 

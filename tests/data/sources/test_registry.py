@@ -44,7 +44,7 @@ def test_a_folder_beside_the_source_is_the_one_in_it(data, tmp_path):
   found = []
   for data.source, data.dir in ((f'folder:{tmp_path}', ''), ('folder', str(tmp_path))):
     found.append(sources.load(data, 'train', 0))
-  assert found[0].pictures.paths == found[1].pictures.paths
+  assert found[0].store.paths == found[1].store.paths
   assert found[0].name == found[1].name
   for kind in ('folder', 'idx', 'cars', 'cifar_binary'):
     data.source = f'{kind}:{tmp_path}'

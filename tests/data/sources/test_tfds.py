@@ -23,8 +23,8 @@ def load(data, folder, name='toy', split='train'):
 
 
 @pytest.mark.parametrize('channels', [1, 3])
-def test_a_prepared_set_is_decoded_into_memory(data, prepared, picture, channels):
-  images = [picture(6, 5, channels, seed) for seed in range(7)]
+def test_a_prepared_set_is_decoded_into_memory(data, prepared, make_image, channels):
+  images = [make_image(6, 5, channels, seed) for seed in range(7)]
   read = load(data, prepared(images, [0, 1, 2, 0, 1, 2, 0]))
 
   np.testing.assert_array_equal(read.images, images)
@@ -34,17 +34,17 @@ def test_a_prepared_set_is_decoded_into_memory(data, prepared, picture, channels
   assert read.shape == (6, 5, channels)
 
 
-def test_a_slice_is_that_of_the_split(data, prepared, picture):
-  images = [picture(6, 5, 3, seed) for seed in range(7)]
+def test_a_slice_is_that_of_the_split(data, prepared, make_image):
+  images = [make_image(6, 5, 3, seed) for seed in range(7)]
   read = load(data, prepared(images, range(3, 10), names='0123456789'), split='train[2:-1]')
 
   np.testing.assert_array_equal(read.images, images[2:-1])
   np.testing.assert_array_equal(read.labels, [5, 6, 7, 8])
 
 
-def test_streamed_records_are_read_one_by_one_here_and_in_a_worker(data, prepared, picture):
+def test_streamed_records_are_read_one_by_one_here_and_in_a_worker(data, prepared, make_image):
   """What a worker gets is pickled; it must read the same without what this process has open."""
-  images = [picture(6, 5, 3, seed) for seed in range(7)]
+  images = [make_image(6, 5, 3, seed) for seed in range(7)]
   data.placement = 'stream'
   read = load(data, prepared(images, [0, 1, 2, 0, 1, 2, 0]), split='train[1:-1]')
 
@@ -58,8 +58,8 @@ def test_streamed_records_are_read_one_by_one_here_and_in_a_worker(data, prepare
       assert label == (index + 1) % 3
 
 
-def test_pictures_of_differing_sizes_are_streamed(data, prepared, picture):
-  images = [picture(6 + seed, 5, 3, seed) for seed in range(4)]
+def test_images_of_differing_sizes_are_streamed(data, prepared, make_image):
+  images = [make_image(6 + seed, 5, 3, seed) for seed in range(4)]
   read = load(data, prepared(images, [0, 1, 2, 0], shape=(None, None, 3)))
 
   assert read.images is None
@@ -67,10 +67,10 @@ def test_pictures_of_differing_sizes_are_streamed(data, prepared, picture):
   np.testing.assert_array_equal(read[3][0], images[3])
 
 
-def test_a_set_beyond_the_limit_is_streamed(data, prepared, picture, monkeypatch):
+def test_a_set_beyond_the_limit_is_streamed(data, prepared, make_image, monkeypatch):
   from dnt.data import placement
 
-  folder = prepared([picture(6, 5)] * 4, [0, 1, 2, 0])
+  folder = prepared([make_image(6, 5)] * 4, [0, 1, 2, 0])
   monkeypatch.setattr(placement, 'RESIDENT_BYTES', 4 * 6 * 5 * 3 - 1)
   assert load(data, folder).images is None
 
@@ -79,8 +79,8 @@ def test_a_set_beyond_the_limit_is_streamed(data, prepared, picture, monkeypatch
 
 
 @pytest.mark.skipif(not WITHOUT_TENSORFLOW, reason='TensorFlow is installed')
-def test_reading_imports_no_tensorflow(data, prepared, picture):
-  load(data, prepared([picture(6, 5)] * 4, [0, 1, 2, 0]))
+def test_reading_imports_no_tensorflow(data, prepared, make_image):
+  load(data, prepared([make_image(6, 5)] * 4, [0, 1, 2, 0]))
 
   assert 'tensorflow' not in sys.modules
 
@@ -126,33 +126,33 @@ def test_an_unknown_set_names_the_nearest(data, tmp_path):
     load(data, tmp_path, 'cifar11')
 
 
-def test_an_unknown_split_names_the_nearest(data, prepared, picture):
+def test_an_unknown_split_names_the_nearest(data, prepared, make_image):
   with pytest.raises(errors.InputError, match=r"split of tfds:toy 'trian'.* 'train'"):
-    load(data, prepared([picture(6, 5)] * 4, [0, 1, 2, 0]), split='trian[:50%]')
+    load(data, prepared([make_image(6, 5)] * 4, [0, 1, 2, 0]), split='trian[:50%]')
 
 
-def test_pictures_of_more_than_8_bits_are_refused(data, prepared, picture):
-  folder = prepared([picture(6, 5)] * 4, [0, 1, 2, 0], dtype='uint16')
+def test_images_of_more_than_8_bits_are_refused(data, prepared, make_image):
+  folder = prepared([make_image(6, 5)] * 4, [0, 1, 2, 0], dtype='uint16')
   with pytest.raises(errors.InputError, match='tfds:toy.* uint16 .*3 channels.* uint8'):
     load(data, folder)
 
 
-def test_a_split_without_labels_is_refused(data, prepared, picture):
-  folder = prepared([picture(6, 5)] * 4, [0, 1, -1, 0])
+def test_a_split_without_labels_is_refused(data, prepared, make_image):
+  folder = prepared([make_image(6, 5)] * 4, [0, 1, -1, 0])
   with pytest.raises(errors.InputError, match='example 2 of tfds:toy train .*no label'):
     load(data, folder)
 
 
-def test_a_damaged_file_is_refused(data, prepared, picture):
-  folder = prepared([picture(6, 5)] * 4, [0, 1, 2, 0])
+def test_a_damaged_file_is_refused(data, prepared, make_image):
+  folder = prepared([make_image(6, 5)] * 4, [0, 1, 2, 0])
   path = folder / 'toy' / '1.0.0' / 'toy-train.array_record-00001-of-00002'
   path.write_bytes(path.read_bytes()[:50])
   with pytest.raises(errors.InputError, match='tfds:toy train .*read'):
     load(data, folder)
 
 
-def test_a_set_prepared_as_tfrecord_says_what_to_do(data, prepared, picture):
-  folder = prepared([picture(6, 5)] * 4, [0, 1, 2, 0], file_format='tfrecord')
+def test_a_set_prepared_as_tfrecord_says_what_to_do(data, prepared, make_image):
+  folder = prepared([make_image(6, 5)] * 4, [0, 1, 2, 0], file_format='tfrecord')
   with pytest.raises(errors.InputError, match=r'tfrecord.* config\.data\.dir'):
     load(data, folder)
 
@@ -182,7 +182,7 @@ def place_archive(archive, root):
 
 @pytest.mark.slow
 def test_the_real_builder_prepares_the_real_cifar10(data, tmp_path):
-  """TFDS' own builder on the real archive, through the source, against the binary files: all 60,000 pictures."""
+  """TFDS' own builder on the real archive, through the source, against the binary files: all 60,000 images."""
   pytest.importorskip('tensorflow', reason='TensorFlow (requirements-tfds.txt) is not installed')
   archive, binary = os.environ.get('DNT_CIFAR10_ARCHIVE'), os.environ.get('DNT_CIFAR10_DIR')
   if not archive or not pathlib.Path(archive).is_file():
@@ -201,7 +201,7 @@ def test_the_real_builder_prepares_the_real_cifar10(data, tmp_path):
 
 
 def digests(part):
-  """Sorted digests of picture and label, of every example: TFDS shuffles when it prepares."""
+  """Sorted digests of image and label, of every example: TFDS shuffles when it prepares."""
   return sorted(hashlib.sha256(image.tobytes() + bytes([label])).hexdigest() for image, label in part)
 
 
@@ -216,8 +216,8 @@ def test_an_archive_with_another_digest_is_refused_by_name(data, tmp_path):
     load(data, tmp_path, 'cifar10')
 
 
-def test_a_set_without_labels_is_refused(data, prepared, picture):
-  folder = prepared([picture(6, 5)] * 4, [0, 1, 2, 0])
+def test_a_set_without_labels_is_refused(data, prepared, make_image):
+  folder = prepared([make_image(6, 5)] * 4, [0, 1, 2, 0])
   path = folder / 'toy' / '1.0.0' / 'features.json'
   features = json.loads(path.read_text())
   del features['featuresDict']['features']['label']

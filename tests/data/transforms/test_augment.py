@@ -13,7 +13,7 @@ def batch(size=64, height=6, width=5, channels=3):
   return jnp.asarray(images), jnp.zeros(size, jnp.int32), jnp.arange(size, dtype=jnp.int32)
 
 
-def test_crop_and_flip_are_slices_of_the_padded_picture():
+def test_crop_and_flip_are_slices_of_the_padded_image():
   images, _, _ = batch(8)
   top, left = jnp.array([0, 1, 2, 3, 4, 0, 4, 2]), jnp.array([4, 3, 2, 1, 0, 0, 4, 2])
   flip = jnp.array([0, 0, 0, 1, 1, 1, 1, 0], bool)
@@ -31,7 +31,7 @@ def run(config, *arrays):
 
 
 def offsets(images, augmented, padding):
-  """How each picture was cropped and flipped, found by trying all ways."""
+  """How each image was cropped and flipped, found by trying all ways."""
   found = []
   for image, result in zip(np.asarray(images), np.asarray(augmented), strict=True):
     padded = np.pad(image, ((padding, padding), (padding, padding), (0, 0)))
@@ -79,7 +79,7 @@ def test_resized_crops_are_only_mirrored(data):
   assert 16 < mirrored.sum() < 48
 
 
-def test_none_leaves_pictures_alone(data):
+def test_none_leaves_images_alone(data):
   images, epoch, position = batch()
 
   np.testing.assert_array_equal(run(data, images, KEY, epoch, position), images)
@@ -101,29 +101,29 @@ def test_draws_depend_on_key_epoch_and_position_not_on_the_batch(data):
     assert (other != whole).any((1, 2, 3)).mean() > 0.8
 
 
-def erased(images, epoch, position, chance=1.0, key=KEY):
-  """The boxes (top, bottom, left, right) that erasing sets to zero, int [n, 4]; the share of pictures that have one."""
+def erased(images, epoch, position, probability=1.0, key=KEY):
+  """The boxes (top, bottom, left, right) that erasing sets to zero, int [n, 4]; how many images have one."""
   ones = jnp.ones((len(epoch), *images, 2))
-  found = np.asarray(jax.jit(lambda *a: augment.erase(*a, chance))(ones, key, epoch, position))
+  found = np.asarray(jax.jit(lambda *a: augment.erase(*a, probability))(ones, key, epoch, position))
   boxes = []
-  for picture in found:
-    assert ((picture == 0) | (picture == 1)).all()
-    assert (picture[..., 0] == picture[..., 1]).all()
-    rows, columns = (np.flatnonzero((picture[..., 0] == 0).any(axis)) for axis in (1, 0))
+  for pil_image in found:
+    assert ((pil_image == 0) | (pil_image == 1)).all()
+    assert (pil_image[..., 0] == pil_image[..., 1]).all()
+    rows, columns = (np.flatnonzero((pil_image[..., 0] == 0).any(axis)) for axis in (1, 0))
     if len(rows):
       box = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
-      assert not picture[box[0] : box[1], box[2] : box[3]].any()
+      assert not pil_image[box[0] : box[1], box[2] : box[3]].any()
       boxes.append(box)
   return np.array(boxes), len(boxes) / len(found)
 
 
 def test_erased_boxes_have_area_and_ratio_in_range():
-  """On pictures so large that rounding to whole pixels hardly matters and nearly every first box fits."""
-  boxes, share = erased((100, 120), jnp.zeros(1000, jnp.int32), jnp.arange(1000, dtype=jnp.int32))
+  """On images so large that rounding to whole pixels hardly matters and nearly every first box fits."""
+  boxes, fraction = erased((100, 120), jnp.zeros(1000, jnp.int32), jnp.arange(1000, dtype=jnp.int32))
   top, bottom, left, right = boxes.T
   area, ratio = (bottom - top) * (right - left) / 12_000, (bottom - top) / (right - left)
 
-  assert share == 1.0
+  assert fraction == 1.0
   assert 0.018 < area.min() < 0.025
   assert 0.31 < area.max() < 0.34
   assert abs(area.mean() - 0.175) < 0.01
@@ -137,17 +137,17 @@ def test_erased_boxes_have_area_and_ratio_in_range():
   assert (bottom == 100).any()
 
 
-def test_a_box_is_smaller_than_its_picture_both_ways():
-  boxes, share = erased((30, 8), jnp.zeros(2000, jnp.int32), jnp.arange(2000, dtype=jnp.int32))
-  assert share == 1.0
+def test_a_box_is_smaller_than_its_image_both_ways():
+  boxes, fraction = erased((30, 8), jnp.zeros(2000, jnp.int32), jnp.arange(2000, dtype=jnp.int32))
+  assert fraction == 1.0
   assert (boxes[:, 3] - boxes[:, 2]).max() == 7
   # Where no box fits nothing is erased.
   assert erased((1, 8), jnp.zeros(50, jnp.int32), jnp.arange(50, dtype=jnp.int32))[1] == 0.0
 
 
-def test_erasing_has_its_chance():
-  _, share = erased((16, 16), jnp.zeros(4000, jnp.int32), jnp.arange(4000, dtype=jnp.int32), chance=0.3)
-  assert abs(share - 0.3) < 3.3 * np.sqrt(0.3 * 0.7 / 4000)
+def test_erasing_has_its_probability():
+  _, fraction = erased((16, 16), jnp.zeros(4000, jnp.int32), jnp.arange(4000, dtype=jnp.int32), probability=0.3)
+  assert abs(fraction - 0.3) < 3.3 * np.sqrt(0.3 * 0.7 / 4000)
 
 
 def test_erasing_depends_on_key_epoch_and_position_not_on_the_batch():

@@ -21,32 +21,30 @@ def encode(image, format='PNG'):
 
 
 @pytest.mark.parametrize('mode', ['RGB', 'L', 'RGBA', 'P', 'CMYK', '1', 'LA'])
-def test_every_8_bit_mode_becomes_rgb(picture, mode):
-  image = Image.fromarray(picture(9, 7)).convert(mode)
+def test_every_8_bit_mode_becomes_rgb(make_image, mode):
+  image = Image.fromarray(make_image(9, 7)).convert(mode)
   found = decoded(encode(image, 'TIFF'), 'x')
 
   np.testing.assert_array_equal(found, np.asarray(image.convert('RGB')))
   assert found.dtype == np.uint8
 
 
-def test_gray_stays_gray_with_one_channel(picture):
-  gray = picture(9, 7, 1)
+def test_gray_stays_gray_with_one_channel(make_image):
+  gray = make_image(9, 7, 1)
 
   np.testing.assert_array_equal(decoded(encode(Image.fromarray(gray[..., 0])), 'x', channels=1), gray)
   np.testing.assert_array_equal(decoded(encode(Image.fromarray(gray[..., 0])), 'x'), np.repeat(gray, 3, -1))
 
 
-@pytest.mark.parametrize(
-  'damage', [lambda b: b[: len(b) // 2], lambda b: b'no picture', lambda b: b'', lambda b: b[:30]]
-)
+@pytest.mark.parametrize('damage', [lambda b: b[: len(b) // 2], lambda b: b'no image', lambda b: b'', lambda b: b[:30]])
 @pytest.mark.parametrize('format', ['JPEG', 'PNG'])
-def test_a_damaged_picture_is_named(picture, damage, format):
+def test_a_damaged_image_is_named(make_image, damage, format):
   with pytest.raises(errors.InputError, match=r'cannot read .* cat\.jpg .*remove it'):
-    images.decode(damage(encode(Image.fromarray(picture(40, 40)), format)), 'cat.jpg')
+    images.decode(damage(encode(Image.fromarray(make_image(40, 40)), format)), 'cat.jpg')
 
 
 @pytest.mark.parametrize(('content', 'reason'), [(b'', '0 bytes'), (b'<html>', 'no format')])
-def test_a_file_that_is_no_picture_says_so(tmp_path, content, reason):
+def test_a_file_that_is_no_image_says_so(tmp_path, content, reason):
   path = tmp_path / 'cat.jpg'
   path.write_bytes(content)
   for source in (str(path), content):
@@ -80,34 +78,34 @@ def test_floats_are_refused():
 
 @pytest.mark.filterwarnings('error')
 @pytest.mark.parametrize('transparency', [3, bytes([0, 128, 255])])
-def test_a_transparent_palette_shows_its_colors(picture, transparency):
+def test_a_transparent_palette_shows_its_colors(make_image, transparency):
   """What torchvision's loader shows: Pillow's conversion to RGB, without its warning."""
-  image = Image.fromarray(picture(9, 7)).quantize(8)
+  image = Image.fromarray(make_image(9, 7)).quantize(8)
   buffer = io.BytesIO()
   image.save(buffer, 'PNG', transparency=transparency)
   np.testing.assert_array_equal(decoded(buffer.getvalue(), 'x'), np.asarray(image.convert('RGB')))
 
 
-def test_a_cmyk_jpeg_becomes_rgb(picture):
-  encoded = encode(Image.fromarray(picture(16, 16)).convert('CMYK'), 'JPEG')
+def test_a_cmyk_jpeg_becomes_rgb(make_image):
+  encoded = encode(Image.fromarray(make_image(16, 16)).convert('CMYK'), 'JPEG')
   found = decoded(encoded, 'x')
   np.testing.assert_array_equal(found, np.asarray(Image.open(io.BytesIO(encoded)).convert('RGB')))
-  assert np.abs(found.astype(int) - picture(16, 16)).mean() < 8
+  assert np.abs(found.astype(int) - make_image(16, 16)).mean() < 8
 
 
-def test_the_orientation_in_exif_is_left_alone(picture):
-  image = Image.fromarray(picture(9, 7))
+def test_the_orientation_in_exif_is_left_alone(make_image):
+  image = Image.fromarray(make_image(9, 7))
   exif = Image.Exif()
   exif[0x0112] = 6  # turn by a quarter
   buffer = io.BytesIO()
   image.save(buffer, 'PNG', exif=exif)
-  np.testing.assert_array_equal(decoded(buffer.getvalue(), 'x'), picture(9, 7))
+  np.testing.assert_array_equal(decoded(buffer.getvalue(), 'x'), make_image(9, 7))
 
 
 @pytest.mark.parametrize('channels', [1, 3])
 @pytest.mark.parametrize('interpolation', ['bilinear', 'bicubic'])
-def test_squash_is_pillows_resize(picture, channels, interpolation):
-  image = images.from_array(picture(13, 29, channels))
+def test_squash_is_pillows_resize(make_image, channels, interpolation):
+  image = images.from_array(make_image(13, 29, channels))
   expected = np.asarray(image.resize((8, 10), Image.Resampling[interpolation.upper()])).reshape(10, 8, channels)
 
   found = images.squash(image, None, size=(10, 8), interpolation=interpolation)
@@ -115,8 +113,8 @@ def test_squash_is_pillows_resize(picture, channels, interpolation):
 
 
 @pytest.mark.parametrize(('channels', 'mode'), [(1, 'L'), (3, 'RGB')])
-def test_an_array_and_back(picture, channels, mode):
-  original = picture(5, 7, channels)
+def test_an_array_and_back(make_image, channels, mode):
+  original = make_image(5, 7, channels)
   image = images.from_array(original)
 
   assert (image.mode, image.size) == (mode, (7, 5))
@@ -147,7 +145,7 @@ def test_random_crops_lie_inside_and_have_area_and_ratio_in_range():
 
 
 def test_random_crops_are_uniform_in_area_and_log_ratio():
-  """On a picture so large that each first box fits nearly always: means of area, log ratio and place."""
+  """On an image so large that each first box fits nearly always: means of area, log ratio and place."""
   top, left, h, w = draw(2000, 2000, count=2000, min_area=0.05).T
   small = h * w < 2000**2 * 0.5  # boxes that cannot fail to fit
   ratio = np.log(w / h)[small]
@@ -162,12 +160,12 @@ def test_random_crops_are_uniform_in_area_and_log_ratio():
 @pytest.mark.parametrize(
   ('height', 'width', 'box'), [(10, 1000, (0, 493, 10, 13)), (1000, 10, (493, 0, 13, 10)), (10, 1000, (0, 493, 10, 13))]
 )
-def test_a_picture_too_narrow_for_any_box_gives_its_center(height, width, box):
+def test_an_image_too_narrow_for_any_box_gives_its_center(height, width, box):
   """torchvision's fallback: the largest centered box with ratio 3/4 or 4/3; areas near 1 fit no box here."""
   assert images.crop_box(height, width, order.generator(0, order.CROP), min_area=0.9) == box
 
 
-def test_a_picture_with_a_fitting_ratio_falls_back_to_the_whole():
+def test_an_image_with_a_fitting_ratio_falls_back_to_the_whole():
   class Never:
     """Draws an area that is too large, always."""
 
@@ -177,8 +175,8 @@ def test_a_picture_with_a_fitting_ratio_falls_back_to_the_whole():
   assert images.crop_box(30, 30, Never(), 0.5) == (0, 0, 30, 30)
 
 
-def test_random_resized_crop_resizes_its_box(picture):
-  image, size = Image.fromarray(picture(40, 50)), (16, 16)
+def test_random_resized_crop_resizes_its_box(make_image):
+  image, size = Image.fromarray(make_image(40, 50)), (16, 16)
   top, left, h, w = images.crop_box(40, 50, order.generator(0, order.CROP, 1, 2), 0.2)
   expected = image.crop((left, top, left + w, top + h)).resize(size, Image.Resampling.BILINEAR)
 
@@ -187,9 +185,9 @@ def test_random_resized_crop_resizes_its_box(picture):
 
 
 @pytest.mark.parametrize(('height', 'width'), [(40, 60), (60, 40), (33, 33), (8, 100)])
-def test_center_crop_is_that_of_torchvision(picture, height, width):
+def test_center_crop_is_that_of_torchvision(make_image, height, width):
   """Resize(32): the shorter side to 32, the longer to int(32 * long / short); CenterCrop(28)."""
-  image = Image.fromarray(picture(height, width))
+  image = Image.fromarray(make_image(height, width))
   short, long = min(height, width), max(height, width)
   resized = {short: 32, long: int(32 * long / short)}
   h, w = (32, 32) if height == width else (resized[height], resized[width])
@@ -197,12 +195,12 @@ def test_center_crop_is_that_of_torchvision(picture, height, width):
   shrunk = image.resize((w, h), Image.Resampling.BILINEAR)
   expected = np.asarray(shrunk.crop((left, top, left + 28, top + 28)))
 
-  np.testing.assert_array_equal(images.resize_center_crop(image, None, (28, 28), share=0.875), expected)
+  np.testing.assert_array_equal(images.resize_center_crop(image, None, (28, 28), fraction=0.875), expected)
 
 
-def test_center_crop_of_everything_is_a_resize(picture):
-  image = Image.fromarray(picture(50, 50))
+def test_center_crop_of_everything_is_a_resize(make_image):
+  image = Image.fromarray(make_image(50, 50))
 
   np.testing.assert_array_equal(
-    images.resize_center_crop(image, None, (20, 20), share=1.0), images.squash(image, None, (20, 20))
+    images.resize_center_crop(image, None, (20, 20), fraction=1.0), images.squash(image, None, (20, 20))
   )

@@ -27,13 +27,13 @@ def area(box):
 
 @pytest.mark.parametrize('alpha', [0.2, 1.0])
 def test_mixups_share_is_beta(alpha):
-  label, share, box = draws(alpha, 0.0)
+  label, fraction, box = draws(alpha, 0.0)
 
-  np.testing.assert_array_equal(label, share)
+  np.testing.assert_array_equal(label, fraction)
   assert not box.any()
-  assert abs(share.mean() - 0.5) < 0.04
-  assert abs(share.var() - 1 / (4 * (2 * alpha + 1))) < 0.01  # of Beta(alpha, alpha)
-  assert ((share >= 0) & (share <= 1)).all()
+  assert abs(fraction.mean() - 0.5) < 0.04
+  assert abs(fraction.var() - 1 / (4 * (2 * alpha + 1))) < 0.01  # of Beta(alpha, alpha)
+  assert ((fraction >= 0) & (fraction <= 1)).all()
 
 
 @pytest.mark.parametrize('alpha', [0.1, 0.5, 1.0, 8.0])
@@ -50,19 +50,19 @@ def test_mixups_share_has_the_quantiles_of_beta_and_takes_any_value(alpha):
 def test_the_ends_of_the_random_bits_give_shares():
   radius, angle = (each.reshape(-1) for each in np.meshgrid(*[np.uint32([0, 2**30, 2**31, 2**32 - 1])] * 2))
   for alpha in (1e-3, 0.2, 100.0):
-    share = np.asarray(mixing._beta(alpha, radius, angle))
-    assert ((share >= 0) & (share <= 1)).all()
+    fraction = np.asarray(mixing._beta(alpha, radius, angle))
+    assert ((fraction >= 0) & (fraction <= 1)).all()
 
 
 def test_cutmix_boxes_lie_inside_and_the_labels_share_is_what_they_leave():
-  label, share, box = draws(0.0, 1.0)
+  label, fraction, box = draws(0.0, 1.0)
   top, bottom, left, right = box.T
 
-  np.testing.assert_array_equal(share, 1.0)
+  np.testing.assert_array_equal(fraction, 1.0)
   np.testing.assert_allclose(label, 1 - area(box) / (HEIGHT * WIDTH), atol=1e-6)
   assert ((top >= 0) & (top <= bottom) & (bottom <= HEIGHT)).all()
   assert ((left >= 0) & (left <= right) & (right <= WIDTH)).all()
-  # Boxes that no edge cuts have the sides sqrt(1 - lambda) of the picture, to two pixels.
+  # Boxes that no edge cuts have the sides sqrt(1 - lambda) of the image, to two pixels.
   inside = (top > 0) & (bottom < HEIGHT) & (left > 0) & (right < WIDTH)
   difference = (bottom - top)[inside] / HEIGHT - (right - left)[inside] / WIDTH
   assert (np.abs(difference) <= 2 / WIDTH).all()
@@ -72,13 +72,13 @@ def test_cutmix_boxes_lie_inside_and_the_labels_share_is_what_they_leave():
 
 
 def test_with_both_each_is_taken_half_of_the_time():
-  label, share, box = draws(0.3, 1.0)
-  cut = share == 1.0
+  label, fraction, box = draws(0.3, 1.0)
+  cut = fraction == 1.0
 
   assert abs(cut.mean() - 0.5) < 0.04
   assert not box[~cut].any()
   assert (area(box)[cut] > 0).mean() > 0.7
-  np.testing.assert_array_equal(label[~cut], share[~cut])
+  np.testing.assert_array_equal(label[~cut], fraction[~cut])
 
 
 def batch(size=8, height=4, width=5):
@@ -106,18 +106,18 @@ def test_a_mixed_batch_recomputed(data, kind):
   mixed = pair(original, key)
   found = finish(mixed, KEY)
 
-  label, share, box = (np.asarray(each) for each in draw(key))
+  label, fraction, box = (np.asarray(each) for each in draw(key))
   before = np.roll(np.arange(8), 1)
   plain = np.asarray(finish(original, KEY))
-  own = np.full((4, 5, 1), share)
+  own = np.full((4, 5, 1), fraction)
   own[box[0] : box[1], box[2] : box[3]] = 0
   np.testing.assert_allclose(found, own * plain + (1 - own) * plain[before], rtol=1e-5, atol=1e-6)
   np.testing.assert_array_equal(mixed['label'].first, original['label'])
   np.testing.assert_array_equal(mixed['label'].second, original['label'][before])
-  np.testing.assert_allclose(mixed['label'].share, np.full(8, label))
+  np.testing.assert_allclose(mixed['label'].fraction, np.full(8, label))
 
 
-def test_a_share_of_one_leaves_pictures_as_they_are():
+def test_a_fraction_of_one_leaves_images_as_they_are():
   images = np.random.default_rng(0).normal(size=(4, 3, 3, 2)).astype(np.float32)
   recipe = mixing.Recipe(jnp.ones(4), jnp.zeros((4, 4), jnp.int32))
   np.testing.assert_array_equal(jax.jit(mixing.mix)(images, images[::-1], recipe), images)

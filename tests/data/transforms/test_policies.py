@@ -13,19 +13,19 @@ from dnt.parallel import mesh as meshes
 pytestmark = pytest.mark.usefixtures('eight_devices')
 
 
-def operate(picture, operation, magnitude):
-  return images.to_array(policies.operate(images.from_array(picture), operation, magnitude))
+def operate(pil_image, operation, magnitude):
+  return images.to_array(policies.operate(images.from_array(pil_image), operation, magnitude))
 
 
-def mapped(picture, source):
-  """The picture whose pixel at (x, y) is that at `source(x, y)`, counted from the upper left corner; else black."""
-  height, width = picture.shape[:2]
-  expected = np.zeros_like(picture)
+def mapped(pil_image, source):
+  """The image whose pixel at (x, y) is that at `source(x, y)`, counted from the upper left corner; else black."""
+  height, width = pil_image.shape[:2]
+  expected = np.zeros_like(pil_image)
   for row in range(height):
     for column in range(width):
       x, y = source(column + 0.5, row + 0.5)
       if 0 <= x < width and 0 <= y < height:
-        expected[row, column] = picture[int(y), int(x)]
+        expected[row, column] = pil_image[int(y), int(x)]
   return expected
 
 
@@ -42,8 +42,8 @@ def turned(degrees, height, width):
 
 @pytest.mark.parametrize('channels', [1, 3])
 @pytest.mark.parametrize('sign', [1, -1])
-def test_geometry_takes_the_nearest_pixel_and_black_beyond(picture, channels, sign):
-  original = picture(13, 17, channels)
+def test_geometry_takes_the_nearest_pixel_and_black_beyond(make_image, channels, sign):
+  original = make_image(13, 17, channels)
   shear, angle = 0.273 * sign, 21.7 * sign
   for operation, magnitude, source in (
     ('ShearX', shear, lambda x, y: (x + shear * y, y)),
@@ -55,40 +55,40 @@ def test_geometry_takes_the_nearest_pixel_and_black_beyond(picture, channels, si
     np.testing.assert_array_equal(operate(original, operation, magnitude), mapped(original, source), operation)
 
 
-def test_a_quarter_turn_is_counter_clockwise(picture):
-  original = picture(9, 9)
+def test_a_quarter_turn_is_counter_clockwise(make_image):
+  original = make_image(9, 9)
   np.testing.assert_array_equal(operate(original, 'Rotate', 90.0), np.rot90(original))
 
 
-def luminance(picture):
+def luminance(pil_image):
   """ITU-R 601-2, in the integers that Pillow reckons in."""
-  if picture.shape[-1] == 1:
-    return picture[..., 0].astype(int)
-  return (picture @ np.array([19595, 38470, 7471]) + 0x8000) >> 16
+  if pil_image.shape[-1] == 1:
+    return pil_image[..., 0].astype(int)
+  return (pil_image @ np.array([19595, 38470, 7471]) + 0x8000) >> 16
 
 
-def blended(degenerate, picture, factor):
-  """From a degenerate picture (factor 0) through the picture (1) and beyond, cut to bytes."""
-  degenerate = np.broadcast_to(degenerate, picture.shape).astype(np.float32)
-  return np.clip(degenerate + np.float32(factor) * (picture - degenerate), 0, 255).astype(np.uint8)
+def blended(degenerate, pil_image, factor):
+  """From a degenerate image (factor 0) through the image (1) and beyond, cut to bytes."""
+  degenerate = np.broadcast_to(degenerate, pil_image.shape).astype(np.float32)
+  return np.clip(degenerate + np.float32(factor) * (pil_image - degenerate), 0, 255).astype(np.uint8)
 
 
-def smoothed(picture):
+def smoothed(pil_image):
   """The mean of 3 x 3 pixels, that in the middle five times; the border stays."""
-  height, width = picture.shape[:2]
-  total = 4.0 * picture[1:-1, 1:-1]
+  height, width = pil_image.shape[:2]
+  total = 4.0 * pil_image[1:-1, 1:-1]
   for row in range(3):
     for column in range(3):
-      total += picture[row : height - 2 + row, column : width - 2 + column]
-  result = picture.copy()
+      total += pil_image[row : height - 2 + row, column : width - 2 + column]
+  result = pil_image.copy()
   result[1:-1, 1:-1] = np.floor(total / 13 + 0.5)
   return result
 
 
 @pytest.mark.parametrize('channels', [1, 3])
 @pytest.mark.parametrize('magnitude', [0.27, -0.27, 0.9, -0.9])
-def test_enhancements_blend_with_a_degenerate_picture(picture, channels, magnitude):
-  original, factor = picture(13, 17, channels), 1 + magnitude
+def test_enhancements_blend_with_a_degenerate_image(make_image, channels, magnitude):
+  original, factor = make_image(13, 17, channels), 1 + magnitude
   gray = luminance(original)
   for operation, degenerate in (
     ('Brightness', 0),
@@ -104,8 +104,8 @@ def test_enhancements_blend_with_a_degenerate_picture(picture, channels, magnitu
 
 
 @pytest.mark.parametrize('channels', [1, 3])
-def test_color_operations_map_each_value(picture, channels):
-  original = picture(13, 17, channels) // 2 + 40
+def test_color_operations_map_each_value(make_image, channels):
+  original = make_image(13, 17, channels) // 2 + 40
   np.testing.assert_array_equal(operate(original, 'Identity', 0.0), original)
   np.testing.assert_array_equal(operate(original, 'Posterize', 1.2), original & 0b11111110)
   np.testing.assert_array_equal(operate(original, 'Posterize', 6), original & 0b11000000)
@@ -126,16 +126,16 @@ def test_color_operations_map_each_value(picture, channels):
   np.testing.assert_array_equal(operate(original, 'Equalize', 0.0), equalized)
 
 
-def test_equalize_evens_out_a_larger_picture(picture):
+def test_equalize_evens_out_a_larger_image(make_image):
   """Where a step of the histogram is more than nothing."""
-  original = picture(60, 50)
+  original = make_image(60, 50)
   expected = np.asarray(ImageOps.equalize(Image.fromarray(original)))
   assert (expected != original).any()
   np.testing.assert_array_equal(operate(original, 'Equalize', 0.0), expected)
 
 
-def test_gray_pictures_keep_their_color(picture):
-  original = picture(8, 8, 1)
+def test_gray_images_keep_their_color(make_image):
+  original = make_image(8, 8, 1)
   np.testing.assert_array_equal(operate(original, 'Color', 0.9), original)
 
 
@@ -213,9 +213,9 @@ def test_every_operation_and_sign_comes_up_evenly(chosen):
       assert abs(negative - count / 2) < 3.3 * math.sqrt(count) / 2, operation
 
 
-def test_operations_follow_one_another(picture):
+def test_operations_follow_one_another(make_image):
   """Two of the most visible ones, recomputed with Pillow from the draws."""
-  original = Image.fromarray(picture(16, 16))
+  original = Image.fromarray(make_image(16, 16))
 
   class Drawn:
     """Contrast, then ShearX with a negative sign."""
@@ -236,8 +236,8 @@ def test_operations_follow_one_another(picture):
 @pytest.mark.parametrize(
   'policy', [functools.partial(policies.rand_augment, ops=3, magnitude=30), policies.trivial_augment]
 )
-def test_size_and_mode_stay(picture, policy, channels):
-  original = images.from_array(picture(11, 7, channels))
+def test_size_and_mode_stay(make_image, policy, channels):
+  original = images.from_array(make_image(11, 7, channels))
   for position in range(40):
     found = policy(original, order.generator(0, order.CROP, 0, position))
     assert (found.size, found.mode) == (original.size, original.mode)
@@ -245,27 +245,27 @@ def test_size_and_mode_stay(picture, policy, channels):
 
 def first_batches(config, count, workers=0):
   config.data.workers = workers
-  feed = pipeline.make_train_feed(config, sources.load(config.data, 'train', 0), meshes.make_mesh(config.mesh))
-  assert isinstance(feed, stream.TrainFeed)
+  loader = pipeline.make_train_loader(config, sources.load(config.data, 'train', 0), meshes.make_mesh(config.mesh))
+  assert isinstance(loader, stream.TrainLoader)
   try:
-    return [np.asarray(feed.arrays(step, 1)['image']) for step in range(count)]
+    return [np.asarray(loader.arrays(step, 1)['image']) for step in range(count)]
   finally:
-    feed.close()
+    loader.close()
 
 
 @pytest.mark.parametrize('policy', ['rand_augment', 'trivial_augment'])
-def test_a_small_set_is_streamed_and_each_picture_is_a_function_of_seed_epoch_and_position(tiny, policy):
+def test_a_small_set_is_streamed_and_each_image_is_a_function_of_seed_epoch_and_position(tiny, policy):
   tiny.data.policy, tiny.data.synthetic_examples, tiny.train.batch_size = policy, 24, 16
   source = sources.load(tiny.data, 'train', 0)
   found = np.concatenate(first_batches(tiny, 3))
   transform = functools.partial(policies.rand_augment, ops=2, magnitude=9)
   if policy == 'trivial_augment':
     transform = policies.trivial_augment
-  for place, picture in enumerate(found):
+  for place, pil_image in enumerate(found):
     epoch, position = divmod(place, 24)
     original, _ = source[order.order(tiny.seed, epoch, 24)[position]]
     expected = transform(original, order.generator(tiny.seed, order.CROP, epoch, position))
-    np.testing.assert_array_equal(picture, expected)
+    np.testing.assert_array_equal(pil_image, expected)
   assert (found[:24] != found[24:]).any()
 
 
@@ -278,9 +278,9 @@ def test_the_number_of_workers_changes_nothing(tiny):
 def test_evaluation_knows_no_policy(tiny):
   mesh, split = meshes.make_mesh(tiny.mesh), sources.load(tiny.data, 'test', 0)
   tiny.data.policy, tiny.data.placement, tiny.data.workers = 'rand_augment', 'stream', 0
-  feed = pipeline.make_eval_feed(tiny, split, mesh)
-  found = np.asarray(feed.arrays(0, 1)['image'])
-  feed.close()
+  loader = pipeline.make_eval_loader(tiny, split, mesh)
+  found = np.asarray(loader.arrays(0, 1)['image'])
+  loader.close()
   np.testing.assert_array_equal(found, split.images[:16])
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from dnt import config as schema
 from dnt import errors, trees
-from dnt.optim import chain, rates
+from dnt.optim import chain, lr_multipliers
 
 
 def make_config(**options):
@@ -30,21 +30,21 @@ def test_factors_in_closed_form(network):
   entries = network.unrolled
   config = make_config(finetune__layer_decay=0.5, finetune__head_lr_mult=10.0).finetune
   head = len(entries) - 1
-  found = rates.factors(config, entries, head)
+  found = lr_multipliers.factors(config, entries, head)
   np.testing.assert_allclose(found, [10.0 if i == head else 0.5 ** (head - i) for i in range(len(entries))])
 
 
 def test_of_several_patterns_the_first_counts(network):
   entries = network.unrolled
   config = make_config(finetune__rates=((entries[1].name, 3.0), ('.*', 0.1))).finetune
-  found = rates.factors(config, entries, len(entries) - 1)
+  found = lr_multipliers.factors(config, entries, len(entries) - 1)
   np.testing.assert_allclose(found, [3.0 if i == 1 else 0.1 for i in range(len(entries))])
 
 
 def test_a_pattern_for_nothing_is_refused(network):
   config = make_config(finetune__rates=(('stage9', 3.0),)).finetune
   with pytest.raises(errors.InputError, match='stage9'):
-    rates.factors(config, network.unrolled, 0)
+    lr_multipliers.factors(config, network.unrolled, 0)
 
 
 @pytest.mark.parametrize('layout', ['unrolled', 'scanned'])

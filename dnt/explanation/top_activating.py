@@ -20,7 +20,7 @@ from dnt import errors, inference
 from dnt.data import examples, pipeline, sources
 from dnt.data.sources import folder
 from dnt.data.transforms import images
-from dnt.explanation import cam, pictures, sheet
+from dnt.explanation import cam, maps, sheet
 from dnt.models import depth
 from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
@@ -34,14 +34,16 @@ class Top(NamedTuple):
 
   Attributes:
     scores: float32 [n, count], in decreasing order.
-    pictures: int32 [n, count], indices of the images in the split.
+    images: int32 [n, count], indices of the images in the split.
   """
 
   scores: Any
-  pictures: Any
+  indices: Any
 
 
-def excitement(model: Any, entry: depth.Entry, variables: Mapping[str, Any], images: jax.Array) -> dict[str, jax.Array]:
+def score_images(
+  model: Any, entry: depth.Entry, variables: Mapping[str, Any], images: jax.Array
+) -> dict[str, jax.Array]:
   """Returns each image's scores for channels and classes: float32 `channels` [B, K] and `classes` [B, classes].
 
   Args:
@@ -59,19 +61,19 @@ def excitement(model: Any, entry: depth.Entry, variables: Mapping[str, Any], ima
 
 def find(
   step: Callable[[Any, pipeline.Batch], Mapping[str, jax.Array]],
-  feed: Any,
+  loader: Any,
   mesh: Mesh,
   variables: Any,
   examples: int,
   count: int,
   seen: Callable[[int], None],
 ) -> dict[str, Top]:
-  """Finds the images with the largest scores over one pass of a feed.
+  """Finds the images with the largest scores over one pass of a loader.
 
   Args:
     step: `(variables, batch) -> {name: float32 [B, n]}`, pure; computes the scores of each image.
-    feed: feed from `pipeline.make_eval_feed`; the caller closes it.
-    mesh: mesh of the feed.
+    loader: from `pipeline.make_eval_loader`; the caller closes it.
+    mesh: mesh of the loader.
     variables: first argument of `step`, on the mesh.
     examples: number of examples in the split.
     count: number of images to find; a smaller split yields all its images.
@@ -79,36 +81,36 @@ def find(
   """
   count = min(count, examples)
 
-  def update(variables, arrays, step_index, found):
-    batch = feed.batch_at(arrays, step_index)
+  def update(variables, arrays, step_index, best):
+    batch = loader.batch_at(arrays, step_index)
     size = batch['mask'].shape[0]
     places = step_index * size + jnp.arange(size, dtype=jnp.int32)
     scores = step(variables, batch)
-    return {name: _merge(top, scores[name], places, batch['mask']) for name, top in found.items()}
+    return {name: _merge(top, scores[name], places, batch['mask']) for name, top in best.items()}
 
   def shapes(variables, arrays):
-    return step(variables, feed.batch_at(arrays, np.int32(0)))
+    return step(variables, loader.batch_at(arrays, np.int32(0)))
 
   replicated = mesh_lib.replicated(mesh)
-  found = {
+  best = {
     name: Top(np.full((leaf.shape[1], count), -np.inf, np.float32), np.full((leaf.shape[1], count), -1, np.int32))
-    for name, leaf in jax.eval_shape(shapes, variables, feed.shapes()).items()
+    for name, leaf in jax.eval_shape(shapes, variables, loader.shapes()).items()
   }
-  found = mesh_lib.place(found, replicated)
+  best = mesh_lib.place(best, replicated)
   program = compile_lib.jit(update, mesh, out_shardings=replicated)
-  for index in range(feed.steps):
-    found = program(variables, feed.arrays(index, 1), np.int32(index), found)
-    seen(examples * (index + 1) // feed.steps)
-  return jax.device_get(found)
+  for index in range(loader.steps):
+    best = program(variables, loader.arrays(index, 1), np.int32(index), best)
+    seen(examples * (index + 1) // loader.steps)
+  return jax.device_get(best)
 
 
-def _merge(found: Top, scores: jax.Array, places: jax.Array, mask: jax.Array) -> Top:
+def _merge(best: Top, scores: jax.Array, places: jax.Array, mask: jax.Array) -> Top:
   """Merges the best images so far with a batch; `top_k` prefers the first of equal scores, so earlier images win."""
   new = jnp.where(mask[:, None], scores.astype(jnp.float32), -jnp.inf).T
-  everything = jnp.concatenate([found.scores, new], 1)
-  pictures = jnp.concatenate([found.pictures, jnp.broadcast_to(places[None], new.shape)], 1)
-  values, at = jax.lax.top_k(everything, found.scores.shape[1])
-  return Top(values, jnp.take_along_axis(pictures, at, 1))
+  everything = jnp.concatenate([best.scores, new], 1)
+  indices = jnp.concatenate([best.indices, jnp.broadcast_to(places[None], new.shape)], 1)
+  values, at = jax.lax.top_k(everything, best.scores.shape[1])
+  return Top(values, jnp.take_along_axis(indices, at, 1))
 
 
 def search(
@@ -124,18 +126,18 @@ def search(
     count: number of images to find for each channel and class.
 
   Returns:
-    `channels` and `classes`, see `excitement`.
+    `channels` and `classes`, see `score_images`.
   """
   config = schema.copy_unlocked(network.config)
   # The run may have used another number of devices.
   config.eval.batch_size = mesh_lib.divisible(config.eval.batch_size, mesh)
 
   def step(variables, batch):
-    return excitement(network.model, entry, variables, network.preprocess(batch['image']))
+    return score_images(network.model, entry, variables, network.preprocess(batch['image']))
 
   line = progress.Count('searched', len(source))
-  with contextlib.closing(line), contextlib.closing(pipeline.make_eval_feed(config, source, mesh)) as feed:
-    return find(step, feed, mesh, network.variables, len(source), count, line.update)
+  with contextlib.closing(line), contextlib.closing(pipeline.make_eval_loader(config, source, mesh)) as loader:
+    return find(step, loader, mesh, network.variables, len(source), count, line.update)
 
 
 def load_split(network: inference.Network, split: str) -> examples.Examples:
@@ -153,45 +155,45 @@ def load_split(network: inference.Network, split: str) -> examples.Examples:
   shape = pipeline.image_shape(data, source)
   if shape != network.image_shape or source.class_names != network.class_names:
     raise errors.InputError(
-      f'{data.source} has become another data set than {network.origin} was trained on: its pictures are '
+      f'{data.source} has become another data set than {network.origin} was trained on: its images are '
       f'{"x".join(map(str, shape))} of {source.num_classes} classes, not {"x".join(map(str, network.image_shape))} '
       f'of {len(network.class_names)} or of other names'
     )
   return source
 
 
-def record(network: inference.Network, source: examples.Examples, found: Mapping[str, Top]) -> dict[str, Any]:
-  """Returns the results for all channels and classes as JSON; images are split indices, which `pictures` names once."""
-  places = sorted({int(place) for top in found.values() for place in top.pictures.flat})
-  paths = source.pictures.paths if isinstance(source.pictures, folder.Files) else None
+def to_json(network: inference.Network, source: examples.Examples, best: Mapping[str, Top]) -> dict[str, Any]:
+  """Returns the results for all channels and classes as JSON; images are split indices, which `indices` names once."""
+  places = sorted({int(place) for top in best.values() for place in top.indices.flat})
+  paths = source.store.paths if isinstance(source.store, folder.Files) else None
   named = {}
   for place in places:
     named[place] = {} if paths is None else {'path': paths[place]}
     if source.labels is not None:
       named[place]['class'] = network.class_names[source.labels[place]]
-  channels, classes = found['channels'], found['classes']
+  channels, classes = best['channels'], best['classes']
   return {
     'split': source.split,
     'examples': len(source),
     'channels': [
-      {'channel': index, 'pictures': pictures.tolist(), 'activations': scores.tolist()}
-      for index, (pictures, scores) in enumerate(zip(channels.pictures, channels.scores, strict=True))
+      {'channel': index, 'pictures': indices.tolist(), 'activations': scores.tolist()}
+      for index, (indices, scores) in enumerate(zip(channels.indices, channels.scores, strict=True))
     ],
     'classes': [
-      {'class': name, 'pictures': pictures.tolist(), 'probabilities': np.exp(scores).tolist()}
-      for name, pictures, scores in zip(network.class_names, classes.pictures, classes.scores, strict=True)
+      {'class': name, 'pictures': indices.tolist(), 'probabilities': np.exp(scores).tolist()}
+      for name, indices, scores in zip(network.class_names, classes.indices, classes.scores, strict=True)
     ],
     'pictures': named,
   }
 
 
-def tiles(
+def make_tiles(
   network: inference.Network,
   mesh: Mesh,
   entry: depth.Entry,
-  explainer: pictures.Explainer,
+  explainer: maps.Explainer,
   source: examples.Examples,
-  found: Mapping[str, Top],
+  best: Mapping[str, Top],
 ) -> dict[str, list[list[sheet.Tile]]]:
   """Builds one row of image tiles for each of the `DRAWN` channels, and classes, with the highest peak.
 
@@ -203,7 +205,7 @@ def tiles(
     entry: the searched entry.
     explainer: explainer of the same network, for the maps of classes.
     source: the searched split.
-    found: from `search`.
+    best: from `search`.
   """
   size = network.image_shape[:2]
   transform = pipeline.eval_transform(network.config.data, size)
@@ -214,22 +216,22 @@ def tiles(
     return cam.upsample(jax.nn.relu(chosen), size)
 
   program = functools.partial(compile_lib.jit(activation, mesh), network.variables)
-  together = mesh_lib.divisible(pictures.BATCH, mesh)
+  together = mesh_lib.divisible(maps.BATCH, mesh)
   maps_of = {
-    'channels': lambda shown, channels: pictures.in_batches(program, mesh, together, shown, channels),
+    'channels': lambda shown, channels: maps.in_batches(program, mesh, together, shown, channels),
     'classes': lambda shown, classes: explainer.maps(shown, classes).values,
   }
 
   def title(name, index, score, label):
-    said = f'channel {index}: {score:.3g}'
+    title = f'channel {index}: {score:.3g}'
     if name == 'classes':
-      said = f'{sheet.short(network.class_names[index])}: {progress.figure("accuracy", np.exp(score))}'
-    return f'{said}\ntrue: {sheet.short(network.class_names[label])}'
+      title = f'{sheet.short(network.class_names[index])}: {progress.format_value("accuracy", np.exp(score))}'
+    return f'{title}\ntrue: {sheet.short(network.class_names[label])}'
 
   rows = {}
-  for name, top in found.items():
+  for name, top in best.items():
     chosen = np.argsort(-top.scores[:, 0], kind='stable')[:DRAWN].astype(np.int32)
-    places, scores = top.pictures[chosen], top.scores[chosen]
+    places, scores = top.indices[chosen], top.scores[chosen]
     read = [source[int(place)] for place in places.flat]
     shown = np.stack([images.to_array(transform(image, None)) for image, _ in read])
     wanted = np.repeat(chosen, places.shape[1])

@@ -24,7 +24,7 @@ class Explained(NamedTuple):
 
   Attributes:
     path: path of the file.
-    picture: the network's input image before normalization, uint8 [H, W, C].
+    image: the network's input image before normalization, uint8 [H, W, C].
     map: float32 [H, W], upsampled but not normalized.
     probabilities: float32 [classes].
     target: the class that the map explains.
@@ -33,7 +33,7 @@ class Explained(NamedTuple):
   """
 
   path: str
-  picture: np.ndarray
+  image: np.ndarray
   map: np.ndarray
   probabilities: np.ndarray
   target: int
@@ -70,8 +70,8 @@ def in_batches(program: Callable, mesh: Mesh, size: int, *arrays: np.ndarray) ->
     parts = [array[start : start + size] for array in arrays]
     count = len(parts[0])
     filled = tuple(np.pad(part, [(0, size - count)] + [(0, 0)] * (part.ndim - 1)) for part in parts)
-    found = program(*mesh_lib.place(filled, mesh_lib.batch_sharding(mesh)))
-    results.append(jax.tree.map(lambda leaf, count=count: leaf[:count], jax.device_get(found)))
+    result = program(*mesh_lib.place(filled, mesh_lib.batch_sharding(mesh)))
+    results.append(jax.tree.map(lambda leaf, count=count: leaf[:count], jax.device_get(result)))
   return jax.tree.map(lambda *leaves: np.concatenate(leaves), *results)
 
 
@@ -109,41 +109,41 @@ class Explainer:
     self._grid = (shape[0], shape[1])
     size = network.image_shape[:2]
 
-    def explain(variables, pictures, targets=None):
-      images = network.preprocess(pictures)
-      found = cam.explain(network.model, entry, method, variables, images, targets)
-      return Maps(cam.upsample(found.values, size), jax.nn.softmax(found.logits), found.targets)
+    def explain(variables, images, targets=None):
+      inputs = network.preprocess(images)
+      result = cam.explain(network.model, entry, method, variables, inputs, targets)
+      return Maps(cam.upsample(result.values, size), jax.nn.softmax(result.logits), result.targets)
 
-    def probability(variables, targets, images):
-      probabilities = jax.nn.softmax(network.model.apply(variables, images, train=False))
+    def probability(variables, targets, inputs):
+      probabilities = jax.nn.softmax(network.model.apply(variables, inputs, train=False))
       return jnp.take_along_axis(probabilities, targets[:, None], 1)[:, 0]
 
     self._explain, self._probability = compile_lib.jit(explain, mesh), compile_lib.jit(probability, mesh)
 
-  def maps(self, pictures: np.ndarray, targets: np.ndarray | None = None) -> Maps[np.ndarray]:
+  def maps(self, images: np.ndarray, targets: np.ndarray | None = None) -> Maps[np.ndarray]:
     """Returns the maps of images.
 
     Args:
-      pictures: images in the network's size, uint8 [N, H, W, C].
+      inputs: images in the network's size, uint8 [N, H, W, C].
       targets: int32 [N], the target classes; None: the predicted classes.
     """
-    given = (pictures,) if targets is None else (pictures, targets)
+    given = (images,) if targets is None else (images, targets)
     return in_batches(functools.partial(self._explain, self._network.variables), self._mesh, self._size, *given)
 
-  def areas(self, pictures: np.ndarray, targets: np.ndarray, order: np.ndarray) -> faithfulness.Areas[np.ndarray]:
+  def areas(self, images: np.ndarray, targets: np.ndarray, order: np.ndarray) -> faithfulness.Areas[np.ndarray]:
     """Computes deletion and insertion, float64 [N] each.
 
     Args:
-      pictures: images in the network's size, uint8 [N, H, W, C].
+      inputs: images in the network's size, uint8 [N, H, W, C].
       targets: int32 [N], the target classes.
       order: int32 [N, H, W], from `faithfulness.ranks`.
     """
 
-    def measure(pictures, targets, order):
+    def measure(images, targets, order):
       probability = functools.partial(self._probability, self._network.variables, targets)
-      return faithfulness.measure(probability, self._network.preprocess(pictures), order)
+      return faithfulness.measure(probability, self._network.preprocess(images), order)
 
-    return in_batches(measure, self._mesh, self._size, pictures, targets, order)
+    return in_batches(measure, self._mesh, self._size, images, targets, order)
 
   def __call__(self, paths: Sequence[str], target: int | None, skip: Callable[[str, str], None]) -> Iterator[Explained]:
     """Explains image files in order, and reads at most one batch at a time.
@@ -162,17 +162,17 @@ class Explainer:
       if not read.paths:
         continue
       chosen = None if target is None else np.full(len(read.paths), target, np.int32)
-      maps = self.maps(read.pictures, chosen)
+      maps = self.maps(read.images, chosen)
       # The seed is the index among all paths, so other images read or skipped in the batch do not change the map.
       drawn = faithfulness.random_maps([place for place in places if paths[place] in read.paths], self._grid)
       noise = np.asarray(cam.upsample(jnp.asarray(drawn), size))
       areas, random_areas = (
-        self.areas(read.pictures, maps.targets, faithfulness.ranks(each, noise)) for each in (maps.values, noise)
+        self.areas(read.images, maps.targets, faithfulness.ranks(each, noise)) for each in (maps.values, noise)
       )
       for index, path in enumerate(read.paths):
         yield Explained(
           path=path,
-          picture=read.pictures[index],
+          image=read.images[index],
           map=maps.values[index],
           probabilities=maps.probabilities[index],
           target=int(maps.targets[index]),

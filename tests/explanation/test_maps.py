@@ -1,4 +1,4 @@
-"""Pictures explained one by one and together, beside what the pieces say by themselves."""
+"""Images explained one by one and together, beside what the pieces say by themselves."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from dnt import errors, inference
-from dnt.explanation import cam, faithfulness, pictures
+from dnt.explanation import cam, faithfulness, maps
 from dnt.parallel import mesh as mesh_lib
 
 pytestmark = pytest.mark.usefixtures('unoptimized', 'undrawn')
@@ -23,17 +23,17 @@ def network(own_network, saved, tmp_path):
 
 @pytest.fixture
 def paths(tmp_path):
-  """Eleven picture files, the third of which is none."""
+  """Eleven image files, the third of which is none."""
   draw = np.random.default_rng(0)
   found = [str(tmp_path / f'{index:02d}.png') for index in range(11)]
   for path in found:
     Image.fromarray(draw.integers(0, 256, (10, 9, 3), np.uint8)).save(path)
-  (tmp_path / '02.png').write_bytes(b'no picture')
+  (tmp_path / '02.png').write_bytes(b'no image')
   return found
 
 
 def explain(network, mesh, paths, batch_size, target=None, method='grad_cam'):
-  explainer = pictures.Explainer(network, mesh, cam.choose(network.table, None), method, batch_size)
+  explainer = maps.Explainer(network, mesh, cam.choose(network.table, None), method, batch_size)
   skipped = {}
   return list(explainer(paths, target, skipped.__setitem__)), skipped
 
@@ -46,19 +46,19 @@ def test_the_same_one_by_one_and_in_batches_with_a_filled_up_last_one(network, p
   assert [each.path for each in one_by_one] == [each.path for each in together] == paths[:2] + paths[3:]
   assert any(each.map.max() > 0 for each in together)
   for one, other in zip(one_by_one, together, strict=True):
-    np.testing.assert_array_equal(one.picture, other.picture)
+    np.testing.assert_array_equal(one.image, other.image)
     np.testing.assert_allclose(one.map, other.map, rtol=0, atol=1e-6 * max(one.map.max(), 1e-3))
     np.testing.assert_allclose(one.probabilities, other.probabilities, rtol=1e-5)
     np.testing.assert_allclose((one.areas, one.random_areas), (other.areas, other.random_areas), atol=1e-5)
     assert one.target == other.target == one.probabilities.argmax()
 
 
-def test_a_picture_is_what_the_pieces_say(network, paths):
+def test_an_image_is_what_the_pieces_say(network, paths):
   """On eight devices, which share a batch; the target is given."""
   found, _ = explain(*network, paths[:1], 1, target=3, method='layer_cam')
   given, entry = network[0], cam.choose(network[0].table, None)
-  images = given.preprocess(jnp.asarray(found[0].picture[None]))
-  # Read off the mesh: there the one picture is not divided by eight.
+  images = given.preprocess(jnp.asarray(found[0].image[None]))
+  # Read off the mesh: there the one image is not divided by eight.
   variables = jax.device_get(given.variables)
   target = np.array([3], np.int32)
   wanted = jax.jit(lambda v, x, t: cam.explain(given.model, entry, 'layer_cam', v, x, t))(variables, images, target)
@@ -74,8 +74,8 @@ def test_a_picture_is_what_the_pieces_say(network, paths):
 
 def test_a_class_is_named_or_numbered():
   names = ('cat', 'dog', '0')
-  assert [pictures.class_index(names, text) for text in ('dog', '1', '0')] == [1, 1, 2]
+  assert [maps.class_index(names, text) for text in ('dog', '1', '0')] == [1, 1, 2]
   with pytest.raises(errors.InputError, match=r"class 'dgo'.* 'dog'.* 0, cat, dog"):
-    pictures.class_index(names, 'dgo')
+    maps.class_index(names, 'dgo')
   with pytest.raises(errors.InputError, match=r'class 3\b.* has 3\b.* from 0'):
-    pictures.class_index(names, '3')
+    maps.class_index(names, '3')

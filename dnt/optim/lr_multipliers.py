@@ -32,7 +32,7 @@ def factors(config: typed.Finetune, entries: Sequence[depth.Entry], head: int) -
     errors.InputError: a pattern in `rates` matches no entry's whole name.
   """
   distance = np.maximum(head - np.arange(len(entries)), 0)
-  found = config.layer_decay**distance * np.where(distance == 0, config.head_lr_mult, 1.0)
+  result = config.layer_decay**distance * np.where(distance == 0, config.head_lr_mult, 1.0)
   for pattern, _ in config.rates:
     if not any(re.fullmatch(pattern, entry.name) for entry in entries):
       raise errors.InputError(
@@ -40,8 +40,8 @@ def factors(config: typed.Finetune, entries: Sequence[depth.Entry], head: int) -
       )
   for index, entry in enumerate(entries):
     named = (factor for pattern, factor in config.rates if re.fullmatch(pattern, entry.name))
-    found[index] *= next(named, 1.0)
-  return found
+    result[index] *= next(named, 1.0)
+  return result
 
 
 def make(
@@ -56,12 +56,12 @@ def make(
     entries: the depth list.
   """
   head = max(index for place in rows.places(whole, entries).values() for index in place)
-  places, found = rows.places(params, entries), factors(config, entries, head)
-  if (found == 1).all():
+  places, result = rows.places(params, entries), factors(config, entries, head)
+  if (result == 1).all():
     return []
 
   def leaf(path: str, update: jax.Array) -> jax.Array:
-    mine = jnp.asarray(found[list(places[path])], update.dtype)
+    mine = jnp.asarray(result[list(places[path])], update.dtype)
     return update * (rows.along(mine, update) if trees.is_scanned(path) else mine[0])
 
   def update(updates: trees.Tree, params: trees.Tree) -> trees.Tree:

@@ -1,4 +1,4 @@
-"""The most exciting pictures against sorting all of them, on resident and streamed splits."""
+"""The most exciting images against sorting all of them, on resident and streamed splits."""
 
 import contextlib
 import functools
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dnt.data import pipeline
-from dnt.explanation import exciting
+from dnt.explanation import top_activating
 from dnt.models import depth
 from dnt.parallel import mesh as mesh_lib
 from dnt.training import experiment
@@ -31,7 +31,7 @@ class Small(nn.Module):
 
 @pytest.fixture
 def network(tiny):
-  """A config with 61 pictures."""
+  """A config with 61 images."""
   tiny.data.synthetic_examples = EXAMPLES
   tiny.data.workers = 0
   return tiny
@@ -47,10 +47,10 @@ def search(config, step, variables, count=COUNT):
   mesh = mesh_lib.make_mesh(config.mesh)
   data = experiment.load_data(config, ())
   resolved = experiment.resolve(config, data)
-  with contextlib.closing(pipeline.make_eval_feed(resolved, data.train, mesh)) as feed:
+  with contextlib.closing(pipeline.make_eval_loader(resolved, data.train, mesh)) as loader:
     seen = []
-    found = exciting.find(step, feed, mesh, variables, len(data.train), count, seen.append)
-  assert len(seen) == feed.steps and seen[-1] == EXAMPLES and seen == sorted(seen)
+    found = top_activating.find(step, loader, mesh, variables, len(data.train), count, seen.append)
+  assert len(seen) == loader.steps and seen[-1] == EXAMPLES and seen == sorted(seen)
   return found
 
 
@@ -58,42 +58,42 @@ def search(config, step, variables, count=COUNT):
 def test_the_best_are_those_of_sorting_all(network, placement, batch, unoptimized):
   network.data.placement, network.eval.batch_size = placement, batch
   data = experiment.load_data(network, ())
-  pictures = data.train.images.astype(np.float32) / 255
-  shapes = depth.trace(Small(), pictures.shape[1:]).variables
+  images = data.train.images.astype(np.float32) / 255
+  shapes = depth.trace(Small(), images.shape[1:]).variables
   draw = np.random.default_rng(0)
   variables = jax.tree.map(lambda leaf: draw.normal(size=leaf.shape).astype(np.float32), shapes)
 
   def step(variables, batch):
     images = batch['image'].astype(jnp.float32) / 255
-    return exciting.excitement(Small(), depth.Entry('conv', 'conv'), variables, images)
+    return top_activating.score_images(Small(), depth.Entry('conv', 'conv'), variables, images)
 
   found = search(network, step, variables)
-  activations = jax.jit(nn.Conv(6, (3, 3)).apply)({'params': variables['params']['conv']}, pictures)
-  probabilities = jax.nn.softmax(jax.jit(functools.partial(Small().apply, train=False))(variables, pictures))
+  activations = jax.jit(nn.Conv(6, (3, 3)).apply)({'params': variables['params']['conv']}, images)
+  probabilities = jax.nn.softmax(jax.jit(functools.partial(Small().apply, train=False))(variables, images))
   everything = {'channels': np.asarray(activations).max((1, 2)), 'classes': np.log(probabilities)}
   assert found.keys() == everything.keys()
   for name, scores in everything.items():
     places, values = best(scores, COUNT)
     np.testing.assert_allclose(found[name].scores, values, rtol=1e-4, atol=1e-5)
     # Where two are equal but for rounding, either may come first.
-    chosen = np.take_along_axis(scores, found[name].pictures.T, 0).T
+    chosen = np.take_along_axis(scores, found[name].indices.T, 0).T
     np.testing.assert_allclose(chosen, values, rtol=1e-4, atol=1e-5)
-    assert (found[name].pictures == places).mean() > 0.95
+    assert (found[name].indices == places).mean() > 0.95
 
 
 @pytest.mark.parametrize('batch', [8, 16, 64])
 def test_of_equals_the_earlier_come_first(network, batch, unoptimized):
-  """Scores are the labels, of which there are ten: in any batch size the same pictures."""
+  """Scores are the labels, of which there are ten: in any batch size the same images."""
   network.eval.batch_size = batch
   data = experiment.load_data(network, ())
   found = search(network, lambda _, batch: {'labels': jnp.stack([batch['label'], -batch['label']], 1)}, {}, 20)
   labels = np.asarray(data.train.labels)
   places, values = best(np.stack([labels, -labels], 1), 20)
-  np.testing.assert_array_equal(found['labels'].pictures, places)
+  np.testing.assert_array_equal(found['labels'].indices, places)
   np.testing.assert_array_equal(found['labels'].scores, values)
 
 
-def test_a_small_split_has_no_more_pictures_than_it_holds(network, unoptimized):
+def test_a_small_split_has_no_more_images_than_it_holds(network, unoptimized):
   found = search(network, lambda _, batch: {'one': jnp.ones((batch['label'].shape[0], 2))}, {}, 1000)
-  np.testing.assert_array_equal(found['one'].pictures, np.tile(np.arange(EXAMPLES), (2, 1)))
+  np.testing.assert_array_equal(found['one'].indices, np.tile(np.arange(EXAMPLES), (2, 1)))
   assert np.isfinite(found['one'].scores).all()

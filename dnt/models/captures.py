@@ -1,13 +1,13 @@
 """Captures activation and gradient statistics of each entry in a running network, or one entry's whole output.
 
-Taps intercept calls from outside, so that they work with any unmodified module: unrolled or scanned, with or without
+They intercept calls from outside, so that they work with any unmodified module: unrolled or scanned, with or without
 remat. They record sums over examples, which add up across devices and micro-batches.
 
 The other uses of a value decide how XLA fuses the operations that compute it, and on CPU also how it is rounded. Steps
-with and without taps put the same optimization barriers (fences) around captured values, so their results are equal to
-the last bit.
+with and without captures put the same optimization barriers around captured values, so their results are equal to the
+last bit.
 
-`holding` captures the whole output of one entry and its gradient, example by example.
+`capturing_output` captures the whole output of one entry and its gradient, example by example.
 """
 
 import contextlib
@@ -22,7 +22,10 @@ from dnt import errors, trees
 from dnt.models import activations, depth
 from dnt.parallel.cpu import lowering
 
-FOUND, SINKS = 'telemetry', 'sinks'  # variable collections: captured values, and inputs that receive the gradients
+CAPTURES, GRADIENTS = (
+  'telemetry',
+  'gradient_captures',
+)  # variable collections: captured values, and inputs that receive the gradients
 SATURATING = ('sigmoid', 'tanh')
 # Threshold on |a|, scaled to [-1, 1]: above it the slope of sigmoid and tanh is below a tenth of its maximum.
 SATURATED = 0.95
@@ -71,7 +74,7 @@ class Output(NamedTuple):
 
 
 class Captures(NamedTuple):
-  """Holds what `watching` captured of an entry; in a scanned stage, each array has a leading row axis.
+  """Holds what `capturing` captured of an entry; in a scanned stage, each array has a leading row axis.
 
   Attributes:
     output: None if the entry's output holds no float, or the entry is inside a user's own `nn.scan` or `nn.vmap`, which
@@ -83,44 +86,45 @@ class Captures(NamedTuple):
   units: dict[str, Zeros | Saturation]
 
 
-def captures(found: Mapping[str, Any], path: str) -> Captures:
-  """Returns what `watching` captured of an entry.
+def captures(result: Mapping[str, Any], path: str) -> Captures:
+  """Returns what `capturing` captured of an entry.
 
   Args:
-    found: the collection `FOUND`.
+    result: the collection `CAPTURES`.
     path: path of the entry, see `depth.Entry`.
   """
-  own = trees.subtree(found, path)
+  own = trees.subtree(result, path)
   flat = trees.flatten(own)
   units = {key.rpartition('/')[0]: value for key, value in flat.items() if isinstance(value, Zeros | Saturation)}
   return Captures(own.get('output'), units)
 
 
-def fence(tree: Any) -> Any:
+def barrier(tree: Any) -> Any:
   """Puts a barrier on each float leaf, so that its value does not depend on its consumers; in programs for CPU only."""
   return jax.tree.map(lambda leaf: lowering.barrier(leaf) if _inexact(leaf) else leaf, tree)
 
 
 @contextlib.contextmanager
-def fencing() -> Generator[None]:
-  """Makes `model.apply` compute bit for bit the same as under `watching`, but capture nothing."""
-  with depth.watching(lambda run, module: fence(run())):
+def barriers() -> Generator[None]:
+  """Makes `model.apply` compute bit for bit the same as under `capturing`, but capture nothing."""
+  with depth.intercept(lambda run, module: barrier(run())):
     yield
 
 
 @jax.custom_vjp
-def _tap(x: jax.Array, sink: jax.Array) -> jax.Array:
-  """Returns x; the cotangent of `sink` is the sum of squares of x's cotangent."""
-  del sink
+def _capture_gradient(x: jax.Array, gradient_capture: jax.Array) -> jax.Array:
+  """Returns x; the cotangent of `gradient_capture` is the sum of squares of x's cotangent."""
+  del gradient_capture
   return x
 
 
-_tap.defvjp(
-  lambda x, sink: (x, None), lambda _, gradient: (gradient, jnp.sum(jnp.square(gradient.astype(jnp.float32))))
+_capture_gradient.defvjp(
+  lambda x, gradient_capture: (x, None),
+  lambda _, gradient: (gradient, jnp.sum(jnp.square(gradient.astype(jnp.float32)))),
 )
 
 
-def make_sinks(table: Sequence[depth.Row]) -> dict[str, Any]:
+def make_gradient_captures(table: Sequence[depth.Row]) -> dict[str, Any]:
   """Returns zeros, in the model's layout, whose gradients are the squared gradient norms at the entries' outputs.
 
   Args:
@@ -131,22 +135,22 @@ def make_sinks(table: Sequence[depth.Row]) -> dict[str, Any]:
     if row.shape is not None:
       rows.setdefault(row.entry.path, []).append(row.entry.row)
   shapes = {path: () if places == [None] else (len(places),) for path, places in rows.items()}
-  return trees.unflatten({f'{path}/sink': jnp.zeros(shape) for path, shape in shapes.items()})
+  return trees.unflatten({f'{path}/gradient_capture': jnp.zeros(shape) for path, shape in shapes.items()})
 
 
 @contextlib.contextmanager
-def watching() -> Generator[None]:
-  """Makes `model.apply` fill the collection `FOUND` (which must be mutable) and read `SINKS`.
+def capturing() -> Generator[None]:
+  """Makes `model.apply` fill the collection `CAPTURES` (which must be mutable) and read `GRADIENTS`.
 
   Each entry stores an `Output`, and each `activations.Activation` in it `Zeros`, or for sigmoid and tanh a
   `Saturation`; `captures` returns them. If a module is called more than once, the sums are over all calls.
   """
 
   def entry(run, module):
-    output = fence(run())
-    if module.has_variable(SINKS, 'sink'):
-      sink = module.get_variable(SINKS, 'sink')
-      output = jax.tree.map(lambda leaf: _tap(leaf, sink) if _inexact(leaf) else leaf, output)
+    output = barrier(run())
+    if module.has_variable(GRADIENTS, 'gradient_capture'):
+      gradient_capture = module.get_variable(GRADIENTS, 'gradient_capture')
+      output = jax.tree.map(lambda leaf: _capture_gradient(leaf, gradient_capture) if _inexact(leaf) else leaf, output)
     leaves = [leaf for leaf in jax.tree.leaves(output) if _inexact(leaf) and leaf.ndim]
     if leaves:
       x = jax.lax.stop_gradient(leaves[0]).astype(jnp.float32)
@@ -160,16 +164,16 @@ def watching() -> Generator[None]:
       _leave(context.module, 'units', _flat(x, context.module.kind) if context.module.kind in SATURATING else _zeros(x))
     return output
 
-  with depth.watching(entry), nn.intercept_methods(activation):
+  with depth.intercept(entry), nn.intercept_methods(activation):
     yield
 
 
 @contextlib.contextmanager
-def holding(entry: depth.Entry) -> Generator[None]:
-  """Makes `model.apply` capture the output of one entry, and add the value in `SINKS` to the output.
+def capturing_output(entry: depth.Entry) -> Generator[None]:
+  """Makes `model.apply` capture the output of one entry, and add the value in `GRADIENTS` to the output.
 
-  `FOUND` (which must be mutable) holds the first array that the entry returns under `<path>/output`. For a scanned
-  entry it is [rows, ...], with all rows that share the path. The gradient with respect to zeros in `SINKS`, of the
+  `CAPTURES` (which must be mutable) holds the first array that the entry returns under `<path>/output`. For a scanned
+  entry it is [rows, ...], with all rows that share the path. The gradient with respect to zeros in `GRADIENTS`, of the
   same tree structure, is the gradient at the output.
 
   Args:
@@ -183,15 +187,15 @@ def holding(entry: depth.Entry) -> Generator[None]:
     output = run()
     if '/'.join(module.path) != entry.path:
       return output
-    if module.has_variable(FOUND, 'output'):
+    if module.has_variable(CAPTURES, 'output'):
       raise errors.InputError(f'the network calls the entry {entry.name!r} more than once: it has no one output')
     leaves, structure = jax.tree.flatten(output)
-    module.sow(FOUND, 'output', leaves[0], init_fn=lambda: None, reduce_fn=lambda _, output: output)
-    if module.has_variable(SINKS, 'output'):
-      leaves[0] = leaves[0] + module.get_variable(SINKS, 'output')
+    module.sow(CAPTURES, 'output', leaves[0], init_fn=lambda: None, reduce_fn=lambda _, output: output)
+    if module.has_variable(GRADIENTS, 'output'):
+      leaves[0] = leaves[0] + module.get_variable(GRADIENTS, 'output')
     return jax.tree.unflatten(structure, leaves)
 
-  with depth.watching(keep):
+  with depth.intercept(keep):
     yield
 
 
@@ -214,5 +218,5 @@ def _flat(x: jax.Array, kind: str) -> Saturation:
 def _leave(module: nn.Module, name: str, sums: Output | Zeros | Saturation) -> None:
   """Stores sums for a module; adds them up if the model calls it more than once."""
   module.sow(
-    FOUND, name, sums, init_fn=lambda: None, reduce_fn=lambda a, b: b if a is None else jax.tree.map(jnp.add, a, b)
+    CAPTURES, name, sums, init_fn=lambda: None, reduce_fn=lambda a, b: b if a is None else jax.tree.map(jnp.add, a, b)
   )
