@@ -93,7 +93,7 @@ def other_family(save, described, folder):
     (safetensors, r'model\.safetensors .*damaged.* get it again$'),
     (pickle, r'model\.pth .*damaged.* get it again$'),
     (h5, r'model\.h5 .*damaged.* get it again$'),
-    (tfjs, r'damaged.* 21,333 bytes .*shard1\.bin.* 32,000\b.* again$'),
+    (tfjs, r'damaged.*\b21,333 bytes .*shard1\.bin.* 32,000\b.* again$'),
     (other_family, r"config.model.name='densenet' \(now 'resnet'\), config.model.depth=121 \(now 18\)$"),
     (
       lambda save, described, folder: folder / 'absent.h5',
