@@ -270,7 +270,7 @@ def test_a_run_reads_its_weights_once_and_lets_go_of_them(
   def stop(*args):
     raise StartedError
 
-  monkeypatch.setattr(pipeline, 'make_train_feed', stop)  # all is read by then
+  monkeypatch.setattr(pipeline, 'make_train_loader', stop)  # all is read by then
   for tool in (lr_find, noise):
     found.clear()
     with pytest.raises(StartedError):
