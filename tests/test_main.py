@@ -80,7 +80,7 @@ def test_a_run_fills_its_workdir(trained):
   assert len(summary['params_sha256']) == 64
   assert {'total', 'compile', 'train', 'evaluate'} <= set(summary['seconds'])
   assert summary['last']['test/loss'] == lines[-1]['test/loss']
-  assert summary['best']['metric'] == 'test/accuracy'
+  assert summary['best']['metric'] == 'test_ema/accuracy'
   assert {'versions', 'devices', 'command', 'images_per_second'} <= set(summary)
 
 

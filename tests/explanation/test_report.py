@@ -108,7 +108,7 @@ def test_what_cannot_be_explained_is_refused_before_anything_is_written(run, ima
 
 
 def test_pictures_none_of_which_can_be_read_are_refused(run, images, tmp_path):
-  with pytest.raises(errors.InputError, match=f'none of the 1 .*{images / "1.jpg"}'):
+  with pytest.raises(errors.InputError, match='none of the 1 .*read'):
     report.run(str(run), WANTED._replace(images=str(images / '1.jpg')), tmp_path / 'out')
 
 
