@@ -16,7 +16,7 @@ from dnt.reporting import metrics
 def run(config_file, start):
   """Starts the program on a small run, with everything on that a resume must bring back."""
 
-  def program(workdir, placement='device', steps=60):
+  def program(workdir, placement='device', steps=60, optimized=True):
     options = {
       'data.placement': placement,
       'data.policy': 'rand_augment' if placement == 'stream' else 'none',
@@ -32,7 +32,7 @@ def run(config_file, start):
     }
     config = config_file(f'tiny_{placement}_{steps}', options)
     command = [sys.executable, '-m', 'dnt.main', f'--config={config}', f'--workdir={workdir}']
-    return start(command, optimized=True)
+    return start(command, optimized)
 
   return program
 
@@ -91,7 +91,7 @@ def test_a_signal_saves_and_exits_with_zero(tmp_path, run, finish, number):
 
 
 def test_a_second_interrupt_exits_at_once(tmp_path, run):
-  process = run(tmp_path / 'run', 'device', 5000)
+  process = run(tmp_path / 'run', 'device', 5000, optimized=False)
   # While jax is importing or compiling nothing can be saved: two interrupts end it all the same.
   wait_for_step(process, tmp_path / 'run', 1)
   process.send_signal(signal.SIGSTOP)
