@@ -22,8 +22,8 @@ def loop_laps(config: ml_collections.ConfigDict) -> dict[str, float]:
 
   def prepare_and_wait(self, state, step):
     prepare(self, state, step)
-    for asked in self._asked.values():
-      asked.result()
+    for requested in self._requested.values():
+      requested.result()
 
   with tempfile.TemporaryDirectory() as workdir, mock.patch.object(precompile.Programs, 'prepare', prepare_and_wait):
     return loop.train(config, pathlib.Path(workdir), record.Clock(time.monotonic()), 'benchmark')['seconds']

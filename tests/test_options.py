@@ -354,9 +354,9 @@ def test_every_program_resizes_as_eval_resize_says(
   tiny, tmp_path, call_program, unoptimized, undrawn, monkeypatch, augment, resize
 ):
   for label in ('cat', 'dog'):
-    (tmp_path / 'pictures' / label).mkdir(parents=True)
+    (tmp_path / 'images' / label).mkdir(parents=True)
     for index in range(10):
-      Image.new('RGB', (8, 9), (index, 0, 0)).save(tmp_path / 'pictures' / label / f'{index}.png')
+      Image.new('RGB', (8, 9), (index, 0, 0)).save(tmp_path / 'images' / label / f'{index}.png')
   tiny.data.update({'source': f'folder:{tmp_path}/images', 'augment': augment, 'workers': 0, 'eval_resize': resize})
   tiny.data.update({'mean': (0.5,) * 3, 'std': (0.2,) * 3})
   tiny.eval.splits, tiny.eval.every, tiny.train.steps = ('val',), '0', 1
