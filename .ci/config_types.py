@@ -1,4 +1,4 @@
-"""Writes dnt/config/typed.py, the types of configs, from the schema.
+"""Generates dnt/config/typed.py, the types of configs, from the schema.
 
 python .ci/config_types.py
 """
@@ -36,7 +36,7 @@ def text() -> str:
 
 
 def _add(classes: dict[str, str], name: str, entries: Mapping[str, Any]) -> None:
-  """Adds the class of a schema or section, after those of its own sections."""
+  """Adds the class of a schema or section, after the classes of its own sections."""
   lines = []
   for key, entry in entries.items():
     if isinstance(entry, schema.Option):

@@ -55,7 +55,7 @@ class Part(NamedTuple):
     most: seconds it gets.
     computes: in its own process, on the accelerator.
     needs: packed sets.
-    weight: its fraction of what is left, beside those of later parts; 0: it takes what it needs.
+    weight: its weight, relative to those of later parts, when the time left is divided; 0: it takes what it needs.
   """
 
   run: Callable[[options_lib.Options, Callable[[Any], None]], None]

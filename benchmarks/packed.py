@@ -16,7 +16,7 @@ MANIFEST = 'manifest.json'
 STATE = 'unpacked.json'
 SETS = {'cifar': 'cifar-10-batches-bin', 'cars': 'cars', 'weights': 'resnet50'}  # and their folders, unpacked
 SIDE, RECORD = 32, 3 * 32 * 32 + 1
-COLUMNS, TILES = 25, 1000  # of a mosaic: WebP makes less of single images
+COLUMNS, TILES = 25, 1000  # of a mosaic: WebP compresses single images less well
 TEST_FRACTION = 0.2  # of the bytes of the cars
 OVERHEAD = 4096  # of a file: its manifest, and the end of its list of members
 LEFT_OVER = 50_000  # at the end of a file of cars, where the next one does not fit
@@ -40,7 +40,7 @@ def sha256(content: bytes) -> str:
 
 
 def mosaic(images: np.ndarray) -> np.ndarray:
-  """uint8 [N, 32, 32, 3] as one image, its last row filled up with black."""
+  """Tiles images, uint8 [N, 32, 32, 3], into one image; black tiles fill its last row."""
   rows = -(-len(images) // COLUMNS)
   tiles = np.zeros((rows * COLUMNS, SIDE, SIDE, 3), np.uint8)
   tiles[: len(images)] = images
@@ -55,7 +55,7 @@ def tiles(image: np.ndarray, count: int) -> np.ndarray:
 
 
 def cifar_pieces(folder: pathlib.Path) -> tuple[list[Piece], dict[str, Any]]:
-  """Pieces of a thousand images, and the digest of each file."""
+  """Returns pieces of a thousand images, and the digest of each file."""
   pieces, digests = [], {}
   for path in sorted(folder.glob('*.bin')):
     content = path.read_bytes()
@@ -91,7 +91,7 @@ def unpack_cifar(archive: zipfile.ZipFile, folder: pathlib.Path) -> None:
 
 
 def cars_pieces(folder: pathlib.Path, side: int, limit: float) -> tuple[list[Piece], dict[str, Any]]:
-  """As many images as fit in `limit` bytes, class by class in turn."""
+  """Returns as many images as fit in `limit` bytes, one of each class in turn."""
   from dnt import config as schema
   from dnt.data.sources import cars
 

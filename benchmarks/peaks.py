@@ -1,6 +1,6 @@
-"""What accelerators can compute at most, to say what fraction of it a step uses.
+"""Peak arithmetic of accelerators, from which the utilization of a step is computed.
 
-Dense figures of NVIDIA's data sheets (those with sparsity halved), in TFLOP/s: H100 and H200 (2024), A100 (2021),
+Dense rates from NVIDIA's data sheets (those with sparsity halved), in TFLOP/s: H100 and H200 (2024), A100 (2021),
 L4 and L40S (2023), A10 (2021), T4 (2019), HGX B200 (2024). None: the device has no such arithmetic.
 """
 
@@ -37,6 +37,6 @@ def flops_per_second(device_kind: str, precision: str) -> float | None:
 
 
 def utilization(flops: float, seconds: float, device_kind: str, precision: str) -> float | None:
-  """Fraction of the peak; None where that is not known."""
+  """Returns the fraction of the peak that a step uses; None if the peak is not known."""
   peak = flops_per_second(device_kind, precision)
   return flops / seconds / peak if peak else None

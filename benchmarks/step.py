@@ -21,7 +21,7 @@ from absl import app, flags
 from benchmarks import racing
 
 DEPTHS = flags.DEFINE_list('depths', ['20', '56'], 'ResNets to time.')
-BATCH = flags.DEFINE_integer('batch', 128, 'Images a step.')
+BATCH = flags.DEFINE_integer('batch', 128, 'Images per step.')
 ROUNDS = flags.DEFINE_integer('rounds', 5, 'Times that the contenders take turns.')
 STEPS = flags.DEFINE_integer('steps', 3, 'Steps of a turn.')
 JSON = flags.DEFINE_string('json', None, 'File to write the figures to.')

@@ -118,7 +118,7 @@ def main(_):
   logging.set_verbosity(logging.ERROR)
   rows = [{'config': name, **measure(make_config())} for name, make_config in loop.CONFIGS.items()]
   print(
-    'config           plain step  watched step  period  fraction of the run (quartiles)  once a run: compilation, image'
+    'config           plain step  watched step  period  fraction of the run (quartiles)  once a run: compilation, plot'
   )
   for row in rows:
     low, high = row['share_quartiles']

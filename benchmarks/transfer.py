@@ -16,7 +16,7 @@ host: JPEG decoding, random resized crop, mirroring and RandAugment, as uint8 ba
 on the host here; a run of dnt does it on the device. A turn opens its workers anew and times batches once they flow, by
 the wall clock and by the processor time of all its processes, which a busy machine does not disturb.
 
-All take turns, A B A B. Without --folder they are generated, JPEGs of 500 x 375.
+All take turns, A B A B. Without --folder, the images are generated JPEGs of 500 x 375.
 """
 
 import contextlib
@@ -41,12 +41,12 @@ from dnt.parallel.cpu import allocator
 
 PARTS = flags.DEFINE_list('parts', ['steps', 'epochs', 'host'], 'What to measure.')
 SIZE = flags.DEFINE_integer('size', 224, 'Pixels a side.')
-BATCH = flags.DEFINE_integer('batch', 8, 'Images a step.')
+BATCH = flags.DEFINE_integer('batch', 8, 'Images per step.')
 ROUNDS = flags.DEFINE_integer('rounds', 3, 'Times that the contenders take turns.')
-EXAMPLES = flags.DEFINE_integer('examples', 64, 'Images of an epoch.')
-IMAGES = flags.DEFINE_integer('images', 256, 'Images of a turn of the host part.')
+EXAMPLES = flags.DEFINE_integer('examples', 64, 'Images per epoch.')
+IMAGES = flags.DEFINE_integer('images', 256, 'Images per turn of the host part.')
 WORKERS = flags.DEFINE_integer('workers', 1, 'Worker processes, and cores, of the host part.', 1)
-FOLDER = flags.DEFINE_string('folder', None, 'Folder of JPEGs, at any depth; default: generated ones.')
+FOLDER = flags.DEFINE_string('folder', None, 'Folder of JPEGs, at any depth; default: generated images.')
 JSON = flags.DEFINE_string('json', None, 'File to write the figures to.')
 CONTENDER = flags.DEFINE_string(
   'contender', None, 'Used by the benchmark itself: serve one contender of the host part.'
@@ -55,7 +55,7 @@ TRAINABLE = {'head': 2.5, 'top:2': 1.8, 'all': None}  # what trains, and how man
 CACHED = 10  # times faster than an uncached epoch, of the head
 CACHED_EPOCHS = 9  # of a turn: one is over while the workers of the turn before still read ahead
 HOST_BATCH = 32
-MAGNITUDE = 9  # of RandAugment, of 30, two operations an image
+MAGNITUDE = 9  # of RandAugment, of 30, with two operations per image
 
 
 def paths() -> list[str]:
@@ -67,7 +67,7 @@ def paths() -> list[str]:
 
 
 def generate(folder: pathlib.Path) -> None:
-  """Images with the detail of photographs, in two class folders."""
+  """Writes images with the detail of photographs to two class folders."""
   import numpy as np
   from PIL import Image
 
@@ -79,7 +79,7 @@ def generate(folder: pathlib.Path) -> None:
 
 
 def examples(count: int | None = None):
-  """The images as a split of two classes."""
+  """Returns the images as a split of two classes."""
   import numpy as np
 
   from dnt.data import examples as examples_lib
@@ -93,7 +93,7 @@ def examples(count: int | None = None):
 
 
 def make(trainable: str, source: Any, **changes: Any):
-  """The experiment of ResNet-50 on the images."""
+  """Returns the experiment of ResNet-50 on the images."""
   from configs import transfer_mri_resnet50
   from dnt import config as schema
   from dnt.training import experiment
@@ -242,7 +242,7 @@ def dnt_batches():
 
 
 class PillowImages:
-  """The same with Pillow alone, as a data set of torch: an image, uint8 [H, W, 3]."""
+  """Does the same with Pillow alone, as a data set of torch; an example is an image, uint8 [H, W, 3]."""
 
   def __init__(self, chosen: Sequence[str], size: int, count: int):
     self.paths, self.size, self.count = chosen, size, count
@@ -331,7 +331,7 @@ def processor_seconds() -> float:
 
 
 def serve(contender: str) -> None:
-  """Answers with the seconds, and those of processor time, of an image of a turn."""
+  """Answers each turn with the seconds and the processor seconds per image."""
   if contender == 'dnt':
     allocator.tune()
   cores = sorted(os.sched_getaffinity(0))[: WORKERS.value]

@@ -1,10 +1,10 @@
-"""What each trick of `dnt.parallel.cpu` brings, with and without it in turn.
+"""Measures what each trick of `dnt.parallel.cpu` saves: runs with and without it take turns.
 
   python -m benchmarks.tricks [--tricks=barriers,options]
 
-Measures a step of ResNet-20 (batch 128, 32x32, float32), one of a loop of several as runs take them; of background
-compilation, the whole of the default config with 100 steps and an empty compilation cache. Each contender is a process
-of its own, with the trick off by `DNT_CPU_WITHOUT`.
+It measures a step of ResNet-20 (batch 128, 32x32, float32) inside a loop of several steps, as in a run. For background
+compilation it measures a whole run of the default config with 100 steps and an empty compilation cache. Each contender
+is a separate process; `DNT_CPU_WITHOUT` turns the trick off.
 """
 
 import contextlib
@@ -21,13 +21,13 @@ from benchmarks import racing
 from dnt.parallel import cpu
 
 TRICKS = flags.DEFINE_list('tricks', list(cpu.TRICKS), 'Tricks to measure.')
-ROUNDS = flags.DEFINE_integer('rounds', 5, 'Times that the contenders take turns.')
-STEPS = flags.DEFINE_integer('steps', 2, 'Steps of a turn.')
+ROUNDS = flags.DEFINE_integer('rounds', 5, 'Number of turns of each contender.')
+STEPS = flags.DEFINE_integer('steps', 2, 'Steps per turn.')
 CONTENDER = flags.DEFINE_bool('contender', False, 'Used by the benchmark itself: serve one contender.')
 
 
 def serve() -> None:
-  """Answers with the seconds of a step."""
+  """Answers each turn with the seconds per step."""
   from dnt.parallel.cpu import allocator
 
   allocator.tune()
@@ -63,7 +63,7 @@ def serve() -> None:
 
 
 def step_seconds(trick: str) -> dict[str, list[float]]:
-  """Of each turn, with the trick and without it."""
+  """Returns the seconds per step of each turn, with and without the trick."""
   command = [sys.executable, '-m', 'benchmarks.tricks', '--contender', f'--steps={STEPS.value}']
   with contextlib.ExitStack() as stack:
     contenders = {}
@@ -76,7 +76,7 @@ def step_seconds(trick: str) -> dict[str, list[float]]:
 
 
 def run_seconds(trick: str) -> dict[str, list[float]]:
-  """Of each run, with the trick and without it."""
+  """Returns the seconds of each run, with and without the trick."""
 
   def turn(without):
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""ResNet-1202 on CIFAR-10: He et al. 2015, section 4.2. Stages are scanned, so it compiles like a shallow one.
+"""ResNet-1202 on CIFAR-10: He et al. 2015, section 4.2. Scanned stages keep its compilation short.
 
   python -m dnt.main --config=configs/cifar_resnet1202.py
   ... --config.data.source=cifar_binary:<dir>    with the official binary files at hand

@@ -3,8 +3,8 @@
   python -m dnt.compare --config=configs/compare_blocks.py
   ... --config.base.data.source=idx:<dir>    with the four IDX files at hand (Debian: dataset-fashion-mnist)
 
-Parameters: plain-20, ResNet-20 and pre-activation ResNet-20 269,434; highway-20, three quarters as wide, 289,774;
-DenseNet-BC of 40 layers and k = 15 272,440. A tenth of the training images, 10 epochs.
+Plain-20, ResNet-20 and pre-activation ResNet-20 have 269,434 parameters, highway-20, three quarters as wide, has
+289,774, and DenseNet-BC of 40 layers with k = 15 has 272,440. Each run takes 10 epochs on a tenth of the images.
 """
 
 from dnt import config as schema

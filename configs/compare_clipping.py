@@ -1,4 +1,4 @@
-"""An MLP of 20 layers that starts too large and explodes, and each way of clipping its gradient, on Fashion-MNIST.
+"""Each way of clipping the gradient of an MLP of 20 layers that explodes from too large a start, on Fashion-MNIST.
 
   python -m dnt.compare --config=configs/compare_clipping.py
   ... --config.base.data.source=idx:<dir>    with the four IDX files at hand (Debian: dataset-fashion-mnist)

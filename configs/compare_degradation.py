@@ -4,10 +4,10 @@
   ... --form=short --only=plain20,plain56,resnet20,resnet56    for two CPU cores
   ... --config.base.data.source=cifar_binary:<dir>             with the official binary files at hand
 
-Expected: plain-56 has more training error than plain-20, ResNet-56 less than ResNet-20; published test errors: ResNet
-8.75, 6.97, 6.43 %, plain 10.08, 15.39 % (a reimplementation). Full: 64k steps each, for an accelerator.
-Short: 2,500 images at 16x16 without augmentation, 40 epochs of batches of 32 (3,125 steps), a quarter of the rate: it
-shows which networks can be trained to fit them, and cannot show the paper's errors, nor what depth gains in test.
+Expected: plain-56 has a larger training error than plain-20, and ResNet-56 a smaller one than ResNet-20. Published test
+errors: ResNet 8.75, 6.97, 6.43 %, plain 10.08, 15.39 % (a reimplementation). The full form takes 64k steps per run, for
+an accelerator. The short form takes 2,500 images at 16x16 without augmentation, 40 epochs in batches of 32 (3,125
+steps) and a quarter of the rate. It shows which networks can fit the training images, but not the paper's test errors.
 """
 
 from dnt import config as schema

@@ -3,8 +3,8 @@
   python -m dnt.compare --config=configs/compare_depth.py
   ... --config.base.data.source=idx:<dir>    with the four IDX files at hand (Debian: dataset-fashion-mnist)
 
-A fifth of the training images, 938 steps each. Residual stacks without norm start with branches of gain depth^-0.5
-(else 100 layers overflow), highway gates at a fraction of 1 / (1 + depth); the norm is LayerNorm.
+Each run takes 938 steps on a fifth of the training images. The norm is LayerNorm. Residual stacks without norm start
+with branches of gain depth^-0.5 (otherwise 100 layers overflow), and highway gates start open by 1 / (1 + depth).
 """
 
 import math

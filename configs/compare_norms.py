@@ -3,8 +3,8 @@
   python -m dnt.compare --config=configs/compare_norms.py
   ... --config.base.data.source=idx:<dir>    with the four IDX files at hand (Debian: dataset-fashion-mnist)
 
-A tenth of the training images; the learning rate goes with the batch, all see the same number of examples. In an MLP
-BatchNorm has one value an example and unit, so that with two examples nothing but a sign is left.
+All runs see the same number of examples, from a tenth of the training images; the learning rate is proportional to the
+batch size. In an MLP, BatchNorm has one value per example and unit, so that two examples leave nothing but a sign.
 """
 
 from dnt import config as schema

@@ -3,7 +3,7 @@
   python -m dnt.main --config=configs/fashion_mnist_resnet20.py
   ... --config.data.source=idx:<dir>    with the four IDX files at hand (Debian: dataset-fashion-mnist)
 
-Published beside it: ResNet-18 94.9 % (zalandoresearch/fashion-mnist).
+Published for comparison: ResNet-18 with 94.9 % (zalandoresearch/fashion-mnist).
 """
 
 from dnt import config as schema

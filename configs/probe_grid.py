@@ -2,8 +2,8 @@
 
   python -m dnt.probe --config=configs/probe_grid.py
 
-Expected: lines of theory through the measured rings; the rates of 132 of 137 networks that vanish or explode within
-5 %. Under 60 s on 2 CPU cores.
+Expected: the lines of theory pass through the measured rings, and the rates of 132 of 137 networks that vanish or
+explode are within 5 % of theory. It takes less than 60 s on 2 CPU cores.
 """
 
 from dnt import config as schema

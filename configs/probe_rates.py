@@ -2,9 +2,9 @@
 
   python -m dnt.probe --config=configs/probe_rates.py
 
-Expected: within 5 % in 100 of 101 networks, within 1 % in 95; the other is gelu in highways at sigma_w^2 = 4, near
-their own edge. 43 more are within 0.05 of 1 x a layer in theory, too near for a relative error to mean much. About 4
-minutes of processor time.
+Expected: 100 of 101 networks are within 5 % of theory, and 95 within 1 %; the exception is gelu in highways at
+sigma_w^2 = 4, near their own edge. In 43 more, theory is within 0.05 of 1 x per layer, where a relative error means
+little. The run takes about 4 minutes of processor time.
 """
 
 from dnt import config as schema

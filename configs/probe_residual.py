@@ -1,10 +1,10 @@
-"""x + F(x): with small branches, or with a norm in them, the first layer's gradient stays near the last one's.
+"""Residual networks with small or normalized branches: the first layer's gradient stays near the last one's.
 
   python -m dnt.probe --config=configs/probe_residual.py
 
-Expected: from the last layer to the first the gradient's norm changes by 1.1 to 1.2 with branches of sigma_w^2 = 0.01,
-by 2.2 (ReLU) and 4.5 (tanh) with layer norm at any; by 1e4 and 14 at 1 without a norm. Plain networks at 0.01: by 3e-35
-and 1e-30. About 20 s of processor time.
+Expected: from the last layer to the first, the gradient's norm changes by 1.1 to 1.2 with branches of sigma_w^2 = 0.01,
+by 2.2 (ReLU) and 4.5 (tanh) with layer norm at any sigma_w^2, and by 1e4 and 14 at sigma_w^2 = 1 without a norm. In
+plain networks at 0.01 it changes by 3e-35 and 1e-30. The run takes about 20 s of processor time.
 """
 
 from dnt import config as schema

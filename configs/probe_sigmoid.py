@@ -1,10 +1,10 @@
-"""sigmoid' is at most 1/4: its gradients vanish at every weight variance that anyone would start from.
+"""The slope of the sigmoid is at most 1/4: gradients vanish at every weight variance that anyone would start from.
 
   python -m dnt.probe --config=configs/probe_sigmoid.py
 
-Expected: from the last layer to the first the gradient's norm changes by 8e-16, 9e-13, 5e-10 and 1e-5 as sigma_w^2 is
-1, 2, 4 and 16: 0.24 to 0.63 x a layer, within 0.2 % of theory. The edge of chaos is at 103. About 15 s of
-processor time.
+Expected: from the last layer to the first, the gradient's norm changes by 8e-16, 9e-13, 5e-10 and 1e-5 for sigma_w^2
+of 1, 2, 4 and 16: 0.24 to 0.63 x per layer, within 0.2 % of theory. The edge of chaos is at sigma_w^2 = 103. The run
+takes about 15 s of processor time.
 """
 
 from dnt import config as schema

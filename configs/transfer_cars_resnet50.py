@@ -3,10 +3,9 @@
   python -m dnt.compare --config=configs/transfer_cars_resnet50.py --config.base.data.source=cars:<dir> \
     --config.base.train.init_from=tfjs:<dir>
 
-The first folder holds the images (dnt/data/sources/cars.py names the layouts), the second Keras' ResNet-50 in
-TensorFlow.js layers format; other weights go with their own model.norm_epsilon and model.stride_on (torchvision: 1e-5
-and 3x3).
-`--form=short` is for machines without an accelerator: 112 pixels.
+The first folder holds the images (dnt/data/sources/cars.py describes the layouts), the second Keras' ResNet-50 in
+TensorFlow.js layers format. Other weights need other values of model.norm_epsilon and model.stride_on (torchvision:
+1e-5 and 3x3). `--form=short` takes images of 112 pixels, for machines without an accelerator.
 """
 
 from dnt import config as schema

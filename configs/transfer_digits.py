@@ -1,9 +1,9 @@
-"""100 labelled digits after Fashion-MNIST, all offline: from scratch, head only, last two blocks, all of a ResNet-8.
+"""Transfer from Fashion-MNIST to 100 digits, offline: from scratch, head only, last two blocks, all of a ResNet-8.
 
   python -m dnt.compare --config=configs/transfer_digits.py --config.base.data.dir=<dir>
 
-The folder holds Fashion-MNIST's four IDX files (Debian: dataset-fashion-mnist), which are seen at the digits' 8 pixels.
-Each seed has its own pretraining, from which its other variants start.
+The folder holds Fashion-MNIST's four IDX files (Debian: dataset-fashion-mnist); the images are resized to the digits'
+8 pixels. Each seed has its own pretraining run, from which its other variants start.
 """
 
 from dnt import config as schema

@@ -1,11 +1,12 @@
-"""Any folder of images on any pretrained network: the head for one epoch, then all of it, at a rate that is found.
+"""Fine-tunes any pretrained network on a folder of images: the head for one epoch, then all, at a rate it finds.
 
   python -m dnt.main --config=configs/transfer_folder.py --config.data.dir=<folder> --config.train.init_from=<weights>
 
-The folder holds train/<class>/ and val/<class>/, or <class>/ alone, of which a fifth becomes val. Network, image size
-and normalization are those of the weights: hf:timm/resnet50.a1_in1k, tfjs:<dir>, a .safetensors, .pth or .h5 file, or
-the workdir of another run. The learning rate is the valley of a range test of the head (--config.optim.learning_rate
-sets it); further down it is smaller by a fifth with each entry. Then, for images of your own:
+The folder holds train/<class>/ and val/<class>/, or <class>/ alone, of which a fifth becomes val. The weights determine
+network, image size and normalization; they are hf:timm/resnet50.a1_in1k, tfjs:<dir>, a .safetensors, .pth or .h5 file,
+or the workdir of another run. The learning rate is the valley of a range test of the head, unless
+--config.optim.learning_rate sets it; each entry further from the head has a rate smaller by a fifth. Afterwards,
+classify your own images:
 
   python -m dnt.predict --workdir=runs/transfer_folder --images=<image, folder or quoted glob>
 """

@@ -4,9 +4,9 @@
     --config.base.train.init_from=tfjs:<dir>
 
 The folder holds train/<class>/ and val/<class>/; the weights are Keras' ResNet-50 in TensorFlow.js layers format. Other
-weights go with their own model.norm_epsilon and model.stride_on (torchvision: 1e-5 and 3x3). Features of what is frozen
-are computed once. The classes, of 121 to 294 scans, weigh the same in the loss. PyTorch on the same files and weights,
-where the scans do: head 88.3 +- 0.4 %, last two blocks 91.3 +- 0.4 % (3 seeds). `--form=short`: all for three epochs.
+weights need other values of model.norm_epsilon and model.stride_on (torchvision: 1e-5 and 3x3). The features of frozen
+entries are computed once. The classes have 121 to 294 scans each and equal weight in the loss. PyTorch on the same
+files and weights: head 88.3 +- 0.4 %, last two blocks 91.3 +- 0.4 % (3 seeds). `--form=short` trains for three epochs.
 """
 
 from dnt import config as schema
@@ -46,7 +46,7 @@ def get_config():
   base.eval.batch_size = 64
   base.eval.every = '10%'
   base.checkpoint.every = '0'
-  # Its own small network, at 64 pixels.
+  # A small network of its own, at 64 pixels.
   small = {'model.depth': 20, 'model.stem': 'cifar', 'model.stride_on': None, 'data.image_size': 64}
   normalized = {'data.mean': (0.485, 0.456, 0.406), 'data.std': (0.229, 0.224, 0.225)}
   scratch = {'train.init_from': '', 'data.augment': 'pad_crop_flip', 'optim.learning_rate': 1e-3, 'train.epochs': 30.0}

@@ -80,7 +80,7 @@ def run(program: Program, argv: Sequence[str] | None = None) -> NoReturn:
 def config(values: flags.FlagValues) -> Any:
   """Returns the validated config of the command line, of one of the kinds that the program takes.
 
-  If the command line sets `train.steps` or `train.epochs`, that option counts, whichever of them the file sets.
+  If the command line sets `train.steps` or `train.epochs`, it overrides whichever of them the file sets.
 
   Args:
     values: the parsed flags.
@@ -123,7 +123,7 @@ def trained(workdir: str | None, weights: str | None) -> str:
       'hf:<owner>/<name>'
     )
   if workdir and not pathlib.Path(workdir).expanduser().is_dir():
-    raise errors.InputError(f'--workdir={workdir}: no such folder; pretrained weights are given with --weights')
+    raise errors.InputError(f'--workdir={workdir} is not a folder; use --weights for pretrained weights')
   return source
 
 
@@ -143,7 +143,7 @@ def catalogue(configs: pathlib.Path) -> str:
     lines.append(f'  {name:{width}}  {(model.__doc__ or "").partition(chr(10))[0]}')
   lines += [
     f'  {"mypkg.nets:Net":{width}}  Your own Flax module, by import path.',
-    f'  {models.PRETRAINED:{width}}  The network whose weights are at config.train.init_from.',
+    f'  {models.PRETRAINED:{width}}  The network of the weights at config.train.init_from.',
     '',
   ]
   lines += ['Data sources (config.data.source):', *(f'  {name}' for name in sources.names())]
@@ -182,7 +182,7 @@ def _define(program: Program, argv: list[str]) -> flags.FlagValues:
   values = flags.FlagValues()
   program.define_flags(values)
   if program.kinds:
-    description = 'Config file; any key follows as --config.section.key=value.'
+    description = 'Config file; set any key with --config.section.key=value.'
     config_flags.DEFINE_config_file('config', None, description, flag_values=values, sys_argv=argv)
   return values
 
@@ -223,8 +223,8 @@ def parse(program: Program, argv: Sequence[str]) -> flags.FlagValues:
     raise _refused(error) from error
   except OSError as error:
     raise errors.InputError(
-      f'no config file at {_config_argument(argv)!r}, and none of this name comes with dnt; '
-      'python -m dnt.main --list shows those that do'
+      f'there is no config file at {_config_argument(argv)!r}, and dnt has none of this name; '
+      'python -m dnt.main --list shows the configs of dnt'
     ) from error
   except Exception as error:  # a config file is code: any exception is bad input; its last line is reported
     raise _failed(argv, error) from error
@@ -238,7 +238,7 @@ def parse(program: Program, argv: Sequence[str]) -> flags.FlagValues:
 def _parse_flags(program: Program, argv: list[str]) -> flags.FlagValues:
   """Parses the flags of a program without a config."""
   if any(_CONFIG_ARGUMENT.match(argument) or _OVERRIDE.match(argument) for argument in argv[1:]):
-    raise errors.InputError('this program takes no --config: a run and its weights say themselves what they are')
+    raise errors.InputError('this program takes no --config: it reads the config from the run or the weights')
   values = _define(program, argv)
   try:
     _refuse_rest(values(argv))

@@ -20,12 +20,12 @@ from dnt import cli, errors
 def define_flags(values: flags.FlagValues) -> None:
   """Defines the flags of this program."""
   flags.DEFINE_string(
-    'workdir', None, 'Where all runs are written; default: runs/<name of the config>.', flag_values=values
+    'workdir', None, 'Folder to write all runs to; default: runs/<name of the config>.', flag_values=values
   )
   flags.DEFINE_list(
-    'only', [], 'Run these variants alone; the table shows the others as far as they are.', flag_values=values
+    'only', [], 'Variants to run; default: all. The table also shows what exists of the others.', flag_values=values
   )
-  flags.DEFINE_string('form', '', 'Form of the config to take, such as short; empty: the full one.', flag_values=values)
+  flags.DEFINE_string('form', '', 'Form of the config, such as short; empty: the full form.', flag_values=values)
 
 
 def main(values: flags.FlagValues) -> None:
@@ -54,7 +54,9 @@ def main(values: flags.FlagValues) -> None:
     print(f'stopped; run `{command}` again to go on  {workdir}')
   elif failed:
     listed = ', '.join(outcome.run.name for outcome in failed)
-    raise errors.RunError(f'{len(failed)} of {len(chosen)} runs failed: {listed}; why is in {workdir}/results.md')
+    raise errors.RunError(
+      f'{len(failed)} of {len(chosen)} runs failed: {listed}; see {workdir}/results.md for the reasons'
+    )
   else:
     print(f'finished {len(chosen)} runs  {workdir}')
 

@@ -22,17 +22,20 @@ METHODS = ('grad_cam', 'grad_cam_plus_plus', 'hires_cam', 'layer_cam')
 
 def define_flags(values: flags.FlagValues) -> None:
   """Defines the flags of this program."""
-  flags.DEFINE_string('workdir', None, 'Of a run: its newest checkpoint.', flag_values=values)
+  flags.DEFINE_string('workdir', None, 'Workdir of a run, whose newest checkpoint is used.', flag_values=values)
   flags.DEFINE_string(
-    'weights', None, 'In its place pretrained weights, as config.train.init_from takes them.', flag_values=values
+    'weights',
+    None,
+    'Pretrained weights in place of a run; valid values are those of config.train.init_from.',
+    flag_values=values,
   )
   flags.DEFINE_string('images', None, 'Images to explain: a file, a folder or a quoted glob.', flag_values=values)
   flags.DEFINE_string(
-    'entry', None, 'Entry of the depth list; default: the last whose output has places.', flag_values=values
+    'entry', None, 'Entry of the depth list; default: the last one with a spatial output.', flag_values=values
   )
-  flags.DEFINE_enum('method', 'grad_cam', METHODS, 'What the maps are.', flag_values=values)
+  flags.DEFINE_enum('method', 'grad_cam', METHODS, 'Method that computes the maps.', flag_values=values)
   flags.DEFINE_string(
-    'target', None, 'Class that the maps speak for, by name or index; default: the predicted.', flag_values=values
+    'target', None, 'Class that the maps explain, by name or index; default: the predicted class.', flag_values=values
   )
   flags.DEFINE_string(
     'top_activating',
@@ -41,7 +44,9 @@ def define_flags(values: flags.FlagValues) -> None:
     flag_values=values,
   )
   flags.DEFINE_alias('exciting', 'top_activating', flag_values=values)
-  flags.DEFINE_integer('top', 5, 'With --top_activating: images of each channel and class.', 1, flag_values=values)
+  flags.DEFINE_integer(
+    'top', 5, 'With --top_activating: number of images for each channel and class.', 1, flag_values=values
+  )
   flags.DEFINE_string('output', None, 'Folder to write to; default: <workdir>/explain.', flag_values=values)
 
 
@@ -53,11 +58,11 @@ def main(values: flags.FlagValues) -> None:
   if values.top_activating and not values.workdir:
     raise errors.InputError('--top_activating searches the data of a run: it needs --workdir, not --weights')
   if values.target and not values.images:
-    raise errors.InputError('--target is the class of the maps of images: it needs --images')
+    raise errors.InputError('--target is the class that the maps of images explain: it needs --images')
   if values['top'].present and not values.top_activating:
     raise errors.InputError('--top is the number of top-activating images: it needs --top_activating')
   if not values.workdir and not values.output:
-    raise errors.InputError('--weights has no folder of a run to write into: give --output=<folder>')
+    raise errors.InputError('with --weights there is no workdir to write to: give --output=<folder>')
   output = pathlib.Path(values.output or pathlib.Path(values.workdir) / 'explain')
 
   from dnt.explanation import report

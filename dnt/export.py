@@ -18,8 +18,8 @@ from dnt import cli, errors, files
 
 def define_flags(values: flags.FlagValues) -> None:
   """Defines the flags of this program."""
-  flags.DEFINE_string('workdir', None, 'Of the run.', flag_values=values)
-  flags.DEFINE_enum('format', 'stablehlo', ['stablehlo', 'safetensors'], 'What to write.', flag_values=values)
+  flags.DEFINE_string('workdir', None, 'Workdir of the run.', flag_values=values)
+  flags.DEFINE_enum('format', 'stablehlo', ['stablehlo', 'safetensors'], 'Format of the export.', flag_values=values)
   flags.DEFINE_string('output', None, 'Folder to write to; default: <workdir>/export.', flag_values=values)
 
 
@@ -30,9 +30,7 @@ def main(values: flags.FlagValues) -> None:
   workdir = pathlib.Path(values.workdir)
   output = pathlib.Path(values.output or workdir / 'export')
   if output.resolve() == workdir.resolve():
-    raise errors.InputError(
-      f'--output={output} is the workdir, which has a config.json of its own; give another folder'
-    )
+    raise errors.InputError(f'--output={output} is the workdir, which has another config.json; give another folder')
 
   from dnt import inference
   from dnt.inference import export

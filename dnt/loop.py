@@ -55,7 +55,7 @@ def train(
       except that an old spelling becomes today's.
     workdir: where the run writes everything; the README lists the files.
     clock: started when the program began; None: it starts now.
-    command: the command line, for the record.
+    command: the command line, for the report.
 
   Returns:
     The summary, with the contents of `summary.json`.
@@ -96,7 +96,7 @@ def train(
     clock.lap('setup')
     with preemption.Guard() as guard, record.Record(run, workdir, step, history, clock) as rec:
       if history:
-        _log.info(f'going on from step {step}')
+        _log.info(f'continuing from step {step}')
       try:
         state = _run(_Session(run, mesh, loader, programs, saved, rec, clock, guard), state)
       except errors.RunError as error:

@@ -18,28 +18,30 @@ from dnt import cli, errors
 
 STARTED = time.monotonic()
 MODES = ['train', 'evaluate', 'dead_units', 'noise_scale', 'lr_find']
-MODE_HELP = 'Train; or, from the newest checkpoint: evaluate; name dead_units; measure the noise_scale; lr_find.'
+MODE_HELP = 'train; or, with the newest checkpoint: evaluate; list dead_units; measure the noise_scale; or lr_find.'
 
 
 def define_flags(values: flags.FlagValues) -> None:
   """Defines the flags of this program."""
   flags.DEFINE_enum('mode', 'train', MODES, MODE_HELP, flag_values=values)
   flags.DEFINE_string(
-    'workdir', None, 'Where the run is written; default: runs/<name of the config>.', flag_values=values
+    'workdir', None, 'Folder to write the run to; default: runs/<name of the config>.', flag_values=values
   )
   flags.DEFINE_bool(
     'list', False, 'Print the configs, models and data sources that come with dnt, and exit.', flag_values=values
   )
   flags.DEFINE_bool(
-    'distributed', False, 'Run as one of several processes (found on Cloud TPU and Slurm).', flag_values=values
+    'distributed', False, 'Run as one of several processes, detected on Cloud TPU and Slurm.', flag_values=values
   )
   flags.DEFINE_string('coordinator', None, 'With --distributed elsewhere: host:port of process 0.', flag_values=values)
-  flags.DEFINE_integer('num_processes', None, 'With --distributed elsewhere: processes of the run.', flag_values=values)
+  flags.DEFINE_integer(
+    'num_processes', None, 'With --distributed elsewhere: number of processes of the run.', flag_values=values
+  )
   flags.DEFINE_integer(
     'process_id', None, 'With --distributed elsewhere: number of this process, from 0.', flag_values=values
   )
   flags.DEFINE_integer(
-    'join_timeout', 300, 'With --distributed: seconds to wait for the others.', 1, flag_values=values
+    'join_timeout', 300, 'With --distributed: seconds to wait for the other processes.', 1, flag_values=values
   )
 
 

@@ -23,15 +23,20 @@ from dnt import cli, errors, files
 
 def define_flags(values: flags.FlagValues) -> None:
   """Defines the flags of this program."""
-  flags.DEFINE_string('workdir', None, 'Of a run.', flag_values=values)
-  flags.DEFINE_string('weights', None, 'Pretrained weights: what config.train.init_from takes.', flag_values=values)
-  flags.DEFINE_string('images', None, 'An image, a folder (all in and below it) or a quoted glob.', flag_values=values)
-  flags.DEFINE_integer('top', 5, 'The most classes to show of each image.', 1, flag_values=values)
+  flags.DEFINE_string('workdir', None, 'Workdir of a run.', flag_values=values)
+  flags.DEFINE_string(
+    'weights', None, 'Pretrained weights; valid values are those of config.train.init_from.', flag_values=values
+  )
+  flags.DEFINE_string('images', None, 'An image, a folder (with its subfolders) or a quoted glob.', flag_values=values)
+  flags.DEFINE_integer('top', 5, 'Number of classes to show for each image.', 1, flag_values=values)
   flags.DEFINE_string('output', None, 'File to write, .csv or .json.', flag_values=values)
   flags.DEFINE_string(
-    'class_names', None, 'Text file of class names, one a line; default: the own ones.', flag_values=values
+    'class_names',
+    None,
+    'Text file of class names, one per line; default: the names in the run or weights.',
+    flag_values=values,
   )
-  flags.DEFINE_integer('batch_size', 32, 'Images that pass through the network together.', 1, flag_values=values)
+  flags.DEFINE_integer('batch_size', 32, 'Images per batch.', 1, flag_values=values)
 
 
 def main(values: flags.FlagValues) -> None:
@@ -43,7 +48,7 @@ def main(values: flags.FlagValues) -> None:
   if output and output.suffix not in ('.csv', '.json'):
     raise errors.InputError(f'--output={output} must end in .csv or .json')
   if output and not output.parent.is_dir():
-    raise errors.InputError(f'--output={output}: there is no folder {output.parent}')
+    raise errors.InputError(f'--output={output}: the folder {output.parent} does not exist')
   names = read_names(values.class_names) if values.class_names else None
 
   from dnt import config as schema
@@ -60,11 +65,11 @@ def main(values: flags.FlagValues) -> None:
   names = names or network.class_names
   if len(names) != len(network.class_names):
     raise errors.InputError(
-      f'--class_names={values.class_names} holds {len(names)} names, and {requested} has '
+      f'--class_names={values.class_names} holds {len(names)} names, but {requested} has '
       f'{len(network.class_names)} classes'
     )
 
-  log = logging.getLogger('dnt.predict')  # not __name__, which is that of the main module
+  log = logging.getLogger('dnt.predict')  # not __name__, which is '__main__' in a program
   width, line = max(map(len, paths)), progress.Count('images', len(paths))
   rows, unreadable, done = [], {}, 0
   try:
@@ -135,10 +140,10 @@ def write(
 
   Args:
     path: path of the file.
-    origin: source of the network.
+    origin: the string that the network was loaded from.
     step: step of its checkpoint, if it has one.
     rows: the predictions.
-    unreadable: reasons by path of the unreadable files.
+    unreadable: reasons by path, for files that cannot be read.
 
   Raises:
     errors.InputError: the file cannot be written.

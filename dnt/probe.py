@@ -20,10 +20,10 @@ from dnt import config as schema
 def define_flags(values: flags.FlagValues) -> None:
   """Defines the flags of this program."""
   flags.DEFINE_string(
-    'workdir', None, 'Where the findings are written; default: runs/probe_<name>.', flag_values=values
+    'workdir', None, 'Folder to write the results to; default: runs/probe_<name>.', flag_values=values
   )
-  flags.DEFINE_integer('seeds', 3, 'Initializations of a training config to examine.', 1, flag_values=values)
-  flags.DEFINE_bool('try', False, 'Try the overrides that are offered, and rank them.', flag_values=values)
+  flags.DEFINE_integer('seeds', 3, 'Number of initializations of a training config to examine.', 1, flag_values=values)
+  flags.DEFINE_bool('try', False, 'Try the suggested overrides and rank them.', flag_values=values)
 
 
 def main(values: flags.FlagValues) -> None:
@@ -36,7 +36,7 @@ def main(values: flags.FlagValues) -> None:
   compile_lib.enable_cache()
   if schema.kind(config) == 'signal':
     if values['try'].value or values['seeds'].present:
-      raise errors.InputError('--try and --seeds are for training configs; a grid has config.signal.seeds')
+      raise errors.InputError('--try and --seeds are for training configs; for a grid set config.signal.seeds')
     from dnt.meanfield import grid
 
     grid.run(config, workdir)

@@ -6,8 +6,9 @@ import re
 
 from dnt import errors, files
 
-# Increased if older code can no longer read what is written; older formats are read.
-# 2: the optimizer's state of what began to train in phase 1 is `opt_state/phase1`; it was `opt_state/stage1`.
+# The number grows if older code can no longer read what is written; older formats are still read.
+# 2: the optimizer's state of the parameters that begin to train in phase 1 is `opt_state/phase1`; it was
+#    `opt_state/stage1`.
 FORMAT = 2
 
 # Files of a run.
@@ -68,8 +69,8 @@ def check_number(number: int, what: str) -> None:
   """
   if number > FORMAT:
     raise errors.InputError(
-      f'{what} was written by a newer dnt (format {number}; this one reads up to {FORMAT}): install that version, or '
-      'give another --workdir'
+      f'{what} was written by a newer dnt (format {number}; this version reads up to {FORMAT}): install that version, '
+      'or give another --workdir'
     )
 
 

@@ -1,6 +1,6 @@
 """dnt's whole loop over CIFAR's number of augmented images on the device, in turn with the bare step.
 
-The loop's time holds dispatch, metrics, telemetry and logging; with its checkpoint too is the second figure. A run has
+The loop's time holds dispatch, metrics, telemetry and logging; the second time also holds its checkpoint. A run has
 a few epochs and one checkpoint at its end, as often as the configs of CIFAR comparisons save. Images are synthetic.
 """
 

@@ -1,8 +1,8 @@
-"""dnt's norms on a large activation, beside a copy of it: bytes that must move at least, by the second.
+"""dnt's norms on a large activation, beside a copy of it: the least number of bytes that must move, per second.
 
 Forward must read x and write y; forward and backward must read x, write y, and then read x and the gradient of y and
-write that of x: twice and five times the activation. Norms whose statistics need a pass of their own move more, so that
-their fraction of the copy's rate cannot reach 1.
+write the gradient of x: twice and five times the activation. Norms whose statistics need a pass of their own move more,
+so that their fraction of the copy's rate cannot reach 1.
 """
 
 import functools

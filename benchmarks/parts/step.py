@@ -27,14 +27,14 @@ ROUNDS = 7
 
 
 class Race(NamedTuple):
-  """What is raced.
+  """Describes the networks that are raced.
 
   Attributes:
-    depth: of the network; 50 is that of ImageNet.
+    depth: of the network; 50 is the ImageNet network.
     precision: of `peaks.PRECISIONS`.
-    batch: images a step.
-    size: pixels a side.
-    steps: of a turn.
+    batch: images per step.
+    size: pixels per side.
+    steps: steps per turn.
   """
 
   depth: int

@@ -1,8 +1,8 @@
 """Runs of dnt on packed data, as far as the time goes: each a process of its own that is asked to stop, and can go on.
 
-degradation: plain-20 and -56 and ResNet-20 and -56 of configs/compare_degradation.py on CIFAR-10, each for its share
-of the time. cars: all of a pretrained ResNet-50 of configs/transfer_cars_resnet50.py. Errors are those of the newest
-checkpoint, in evaluation mode.
+degradation: plain-20 and -56 and ResNet-20 and -56 of configs/compare_degradation.py on CIFAR-10, each for an equal
+part of the time. cars: all of a pretrained ResNet-50 of configs/transfer_cars_resnet50.py. Errors are those of the
+newest checkpoint, in evaluation mode.
 """
 
 import json
@@ -80,7 +80,7 @@ def needed(options: options_lib.Options, name: str) -> pathlib.Path:
 
 
 def train_all(configs: Mapping[str, Any], options: options_lib.Options, save: Callable[[Any], None]) -> None:
-  """Each in turn for an equal fraction of what is left, then all evaluations in this process."""
+  """Trains each in turn for an equal part of the time left, then evaluates all of them in this process."""
   found: dict[str, Any] = {'device': options_lib.device(), 'runs': {}}
   for number, (name, config) in enumerate(configs.items()):
     waiting = len(configs) - number

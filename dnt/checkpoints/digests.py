@@ -22,8 +22,8 @@ def inspect(leaves: Mapping[str, Any]) -> dict[str, Digest]:
 
   The digest is the sum modulo 2^32 of the leaf's 32-bit words, each times the odd weight 2 x position + 1. Every order
   of summation, over any shards, gives the same digest, and a change of one word always changes it. The host computes
-  the sum, because the values go there anyway to be written. Compiling a program for each shape would take seconds for a
-  deep network.
+  the sum, because it receives the values anyway to write them. Compiling a program for each shape would take seconds
+  for a deep network.
 
   Args:
     leaves: arrays on the mesh, where each process sums its own shards, or whole numpy arrays.

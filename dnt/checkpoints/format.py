@@ -159,7 +159,7 @@ def _read_envelope(path: pathlib.Path) -> dict[str, Any]:
   except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
     raise DamagedError(f'{file.relative_to(path)} cannot be read') from error
   if not good:
-    raise DamagedError(f'{file.relative_to(path)} is not what was written')
+    raise DamagedError(f'{file.relative_to(path)} differs from what was written')
   workdir_lib.check_number(envelope.get('format', 1), f'checkpoint {path}')
   return envelope
 
@@ -206,7 +206,11 @@ def compare_digests(read: ReadBack) -> DamagedError | None:
   changed = [
     path for path, digest in digests.inspect(read.leaves).items() if digest.value != read.record[path]['digest']
   ]
-  return DamagedError(f'not what was written: {errors.list_names(changed)}') if changed else None
+  return (
+    DamagedError(f'the digests of these leaves differ from what was written: {errors.list_names(changed)}')
+    if changed
+    else None
+  )
 
 
 @functools.cache
@@ -258,8 +262,8 @@ def _check_strictly(path: pathlib.Path, expected: Mapping[str, Any], saved: Mapp
   if result:
     workdir = path.parent.parent
     raise errors.InputError(
-      f'checkpoint {path} is not of this network and optimizer; {"; ".join(result)}. '
-      f'Give another --workdir, or the config that made it ({workdir / workdir_lib.CONFIG})'
+      f'checkpoint {path} belongs to another network or optimizer; {"; ".join(result)}. '
+      f'Give another --workdir, or use the config that made it ({workdir / workdir_lib.CONFIG})'
     )
 
 
@@ -269,7 +273,7 @@ def _paths(tree: Any) -> list[str]:
 
 
 def flatten(tree: Any) -> dict[str, Any]:
-  """Flattens any pytree, not nested dicts alone as `trees.flatten`, to `{path: leaf}`, in the order of the tree."""
+  """Flattens any pytree to `{path: leaf}`, in the order of the tree; `trees.flatten` takes only nested dicts."""
   return dict(zip(_paths(tree), jax.tree.leaves(tree), strict=True))
 
 

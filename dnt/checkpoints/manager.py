@@ -147,7 +147,7 @@ class Checkpoints:
     result = _newest_good(self._directory, _reader(abstract_states))
     for step, reason in result.damaged.items():
       aside = self._move_aside(step)
-      _log.info(f'checkpoint {step} is damaged ({reason}); moved to {aside}, going on from step {result.step}')
+      _log.info(f'checkpoint {step} is damaged ({reason}); moved to {aside}; continuing from step {result.step}')
     if result.damaged and '_manager' in self.__dict__:
       self._manager.reload()
     return result.value
@@ -181,7 +181,9 @@ class Checkpoints:
       try:
         free = shutil.disk_usage(self._directory).free
       except OSError as error:
-        problem = errors.RunError(f'{self._directory} is gone ({error.strerror}); no checkpoint can be written')
+        problem = errors.RunError(
+          f'{self._directory} no longer exists ({error.strerror}), so no checkpoint can be written'
+        )
       else:
         if free < needed:
           problem = errors.RunError(
@@ -269,7 +271,7 @@ def _look(directory: pathlib.Path, read: Callable[[pathlib.Path], format.ReadBac
   """Returns the value that `_newest_good` finds; logs one line for each damaged checkpoint and changes no file."""
   result = _newest_good(directory, read, only)
   for bad, reason in result.damaged.items():
-    _log.info(f'checkpoint {bad} in {directory} is damaged ({reason}); taking step {result.step}')
+    _log.info(f'checkpoint {bad} in {directory} is damaged ({reason}); using step {result.step}')
   return result.value
 
 
@@ -301,7 +303,7 @@ def _newest_good(
       problem = error
     problem = _agree(problem)
     if problem is None:
-      assert read_back is not None  # all processes have read it: `_agree` returns a problem if one has any
+      assert read_back is not None  # all processes have read it, or `_agree` would have returned a problem
       problem = _agree(format.compare_digests(read_back))
       if problem is None:
         return _Found(step, read_back.value, damaged)

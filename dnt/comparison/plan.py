@@ -55,14 +55,14 @@ def make(
 
   Args:
     config: a compare config, validated.
-    workdir: of the comparison; the workdir of a run is `<workdir>/<variant>/seed<k>`.
+    workdir: workdir of the comparison; the workdir of a run is `<workdir>/<variant>/seed<k>`.
     form: a form of `config.forms`; empty: base without changes.
     given: keys (`'section.key'`) of base that the command line set: they take precedence over the form.
 
   Raises:
     errors.InputError: there are no variants, the form is unknown, or a variant or form has an invalid name, key or
-      value; an option that a variant sets has no effect in it, or one of the command line has none in any variant; a
-      variant starts from one that is unknown, has another network, or starts from it in turn.
+      value; an option that a variant sets has no effect in it, or an option of the command line has none in any
+      variant; a variant starts from one that is unknown, has another network, or starts from it in turn.
   """
   if not config.variants:
     raise errors.InputError('config.variants is empty; name at least one variant in the config file')
@@ -78,10 +78,10 @@ def make(
   for name in config.variants:
     what = f'variant {name!r}'
     if not _NAME.fullmatch(name):
-      raise errors.InputError(f'{what} is a folder too: its name must be of letters, digits, _ and -')
+      raise errors.InputError(f'{what} names a folder: the name must consist of letters, digits, _ and -')
     changes = _changes(config.variants, name, what)
     if 'seed' in changes:
-      raise errors.InputError(f'{what} must not set seed; config.seeds does')
+      raise errors.InputError(f'{what} must not set seed; set config.seeds instead')
     variants[name] = schema.override(bases[form], changes, what)
     _check(variants[name], changes, what)
   for key in given:
@@ -186,11 +186,11 @@ def is_finished(run: Run) -> bool:
     return False
   different = _differences(run)
   if different is None:
-    raise errors.InputError(f'{run.workdir} holds a run that no comparison started; name another --workdir')
+    raise errors.InputError(f'{run.workdir} holds a run that no comparison started; give another --workdir')
   if different:
     raise errors.InputError(
-      f'{run.workdir} holds a run of another config: {", ".join(different)}; delete that folder to run it anew, take '
-      'the old values, or name another --workdir'
+      f'{run.workdir} holds a run of another config: {", ".join(different)}; delete that folder to run it again, use '
+      'the old values, or give another --workdir'
     )
   return finished
 
@@ -240,7 +240,7 @@ def _read(path: pathlib.Path) -> dict[str, Any] | None:
   except FileNotFoundError:
     return None
   except ValueError as error:
-    raise errors.InputError(f'{path} is not JSON ({error}); delete its folder to run it anew') from error
+    raise errors.InputError(f'{path} is not JSON ({error}); delete its folder to run it again') from error
 
 
 def _changes(named: Mapping[str, Any], name: str, what: str) -> Mapping[str, Any]:

@@ -36,13 +36,13 @@ class Outcome(NamedTuple):
 
   Attributes:
     run: the run.
-    state: finished, failed, stopped (can go on) or not run.
-    error: why it failed.
-    step: the last step in its record.
-    values: by quantity: `<split>_<figure>` of the last evaluation, of `config.SPLIT_METRICS` (error and accuracies in
-      percent), where the training split is called train; and `config.RUN_METRICS` (memory: peak bytes).
+    state: finished, failed, stopped (it can continue) or not run.
+    error: the reason why it failed.
+    step: the last step in its metrics.
+    values: metrics by name: `<split>_<metric>` for `config.SPLIT_METRICS` of the last evaluation (error and accuracies
+      in percent; the training split is called train), and `config.RUN_METRICS` (memory in peak bytes).
     per_class: metrics of each class in the last evaluation, by split and class name: `sensitivity`, `specificity` and
-      `auroc`, as far as they are defined.
+      `auroc`, if they are defined.
     warnings: warnings of telemetry, by kind.
     curves: (steps, epochs, values) by title.
     about: devices and versions.
@@ -346,13 +346,13 @@ def _facts(outcomes: Sequence[Outcome], about: About) -> dict[str, str]:
     'data': ', '.join(dict.fromkeys(outcome.run.config.data.source for outcome in outcomes)),
     'figures': 'mean ± sample standard deviation over the finished runs',
     'figures of splits': (
-      'of the last evaluation, over the whole split; AUROC: of one class against the rest, mean of the classes; '
-      'calibration error: expected, of 15 bins'
+      'from the last evaluation, over the whole split; AUROC: mean over the classes of one class against the rest; '
+      'calibration error: expected calibration error with 15 bins'
     ),
-    'time': 'a run, with start, compilation and evaluation; images/s: while training',
+    'time': 'the whole run, with start-up, compilation and evaluation; images/s: during training',
     'peak memory': (
-      'resident set of the run, also while it compiles, which runs that find their programs in the cache need not; '
-      'device memory: as the device counts it'
+      'largest resident set of the run, including compilation, which runs with cached programs skip; '
+      'device memory: as the device reports it'
     ),
     **{key: '; '.join(each) for key, each in about_all.items() if each},
   }
@@ -401,7 +401,7 @@ def _page(
   if failures:
     parts += [html.heading('failed runs'), html.table(('run', 'why'), failures)]
   if warnings := _warnings(outcomes):
-    columns = ('variant', 'seeds', 'first at', 'what was said then')
+    columns = ('variant', 'seeds', 'first at', 'warning')
     parts += [html.heading('warnings'), html.table(columns, warnings)]
   parts += [
     html.heading('comparison'),

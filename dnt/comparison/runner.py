@@ -56,7 +56,7 @@ def lock(workdir: pathlib.Path) -> Generator[int]:
       file.seek(0)
       raise errors.InputError(
         f'{workdir} is in use by another comparison (process {file.read().strip() or "unknown"}) or a run that it '
-        'started; wait for its end, or name another --workdir'
+        'started; wait until it ends, or give another --workdir'
       ) from error
     file.truncate(0)
     file.write(f'{os.getpid()}\n')
@@ -105,7 +105,7 @@ def run(runs: Sequence[plan.Run], held: int, ended: Callable[[], None] = lambda:
         return False
       place = f'run {number} of {len(runs)}  {each.name}'
       if finished[each]:
-        _log.info(f'{place}  finished before')
+        _log.info(f'{place}  already finished')
         continue
       each.workdir.mkdir(parents=True, exist_ok=True)
       error = _without_source(each) or _run_one(each, place, line, held, pace, stop)
@@ -170,7 +170,7 @@ def _run_one(run: plan.Run, place: str, line: terminal.StatusLine, held: int, pa
           pass
         while signals_passed_on < stop.requested:
           if not signals_passed_on:
-            _log.info('stopping: the current run saves first; Ctrl-C again stops at once')
+            _log.info('stopping after the current run has saved; press Ctrl-C again to stop at once')
           signals_passed_on += 1
           child.send_signal(signal.SIGINT)
         line.update('  '.join([place, *pace.look(run)]))

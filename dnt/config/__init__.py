@@ -1,4 +1,4 @@
-"""The schema of configs: every option, its default, its check and its relations to others."""
+"""Defines the options of configs: their defaults, checks and relations to one another."""
 
 from dnt.config.durations import duration, period
 from dnt.config.overrides import override

@@ -1,4 +1,4 @@
-"""Checks of config values: each takes a value and returns what is wrong with it, or None."""
+"""Checks for config values. Each takes a value and returns its problem, or None."""
 
 import math
 import re
@@ -17,12 +17,12 @@ def above(low: float) -> Callable[[Any], str | None]:
 
 
 def within(low: float, high: float) -> Callable[[Any], str | None]:
-  """Low included, high excluded."""
+  """Makes a check for low <= value < high."""
   return lambda value: None if low <= value < high else f'must be at least {low} and below {high}'
 
 
 def between(low: float, high: float) -> Callable[[Any], str | None]:
-  """Both included."""
+  """Makes a check for low <= value <= high."""
   return lambda value: None if low <= value <= high else f'must be at least {low} and at most {high}'
 
 
@@ -66,7 +66,7 @@ def counts(values: tuple[int, ...]) -> str | None:
 
 def different(values: tuple[str, ...]) -> str | None:
   good = values and len(set(values)) == len(values)
-  return None if good else 'must hold at least one name, none of them twice'
+  return None if good else 'must hold at least one name, and no name twice'
 
 
 def texts(values: tuple[str, ...]) -> str | None:
@@ -105,7 +105,7 @@ def rates(values: tuple[tuple[str, float], ...]) -> str | None:
 def phases(values: tuple[tuple[str, str], ...]) -> str | None:
   for value in values:
     if not (isinstance(value, tuple) and len(value) == 2 and all(isinstance(part, str) for part in value)):
-      return "must hold pairs (duration, what trains from there), such as (('20%', 'top:2'), ('50%', 'all'))"
+      return "must hold pairs (duration, entries that train from then on), such as (('20%', 'top:2'), ('50%', 'all'))"
     if duration(value[0]) or pattern(value[1]):
       return duration(value[0]) or pattern(value[1])
   return None

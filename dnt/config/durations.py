@@ -1,4 +1,4 @@
-"""Durations: strings such as '400' (steps), '5 epochs', '10%' (of the run) and '0' (never)."""
+"""Parses durations: strings such as '400' (steps), '5 epochs', '10%' (of the run) and '0' (never)."""
 
 import re
 
@@ -9,15 +9,15 @@ VALID = "must be a duration: '400' or '400 steps', '5 epochs', or '10%' of the r
 
 
 def period(text: str, total_steps: int, steps_per_epoch: float) -> float:
-  """A duration in steps, as a fraction.
+  """Returns a duration in steps, not rounded.
 
   Args:
     text: '400', '400 steps', '5 epochs' or '10%'.
-    total_steps: steps of the whole run, which percents refer to.
+    total_steps: steps of the whole run, of which '10%' is a tenth.
     steps_per_epoch: steps in one pass over the training split (need not be whole).
 
   Raises:
-    errors.InputError: when `text` is not a duration.
+    errors.InputError: `text` is not a duration.
   """
   match = DURATION.fullmatch(text)
   if not match:
@@ -27,5 +27,5 @@ def period(text: str, total_steps: int, steps_per_epoch: float) -> float:
 
 
 def duration(text: str, total_steps: int, steps_per_epoch: float) -> int:
-  """A duration in steps, rounded to the nearest; see `period`."""
+  """Returns a duration in steps, rounded to the nearest whole number; see `period`."""
   return int(period(text, total_steps, steps_per_epoch) + 0.5)

@@ -1,4 +1,4 @@
-"""Values of open options that follow from other options of the config."""
+"""Derives the values of options that are not set from other options of the config."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,9 +7,9 @@ import ml_collections
 
 
 def eval_resize(data: Mapping[str, Any] | ml_collections.ConfigDict) -> str:
-  """Returns how evaluation resizes images: `data.eval_resize`, or what `data.augment` implies if that is open.
+  """Returns how evaluation resizes images: `data.eval_resize`, or what `data.augment` implies if that is not set.
 
-  Runs that are older than the option always did what `augment` implies.
+  Runs from before the option existed always did what `augment` implies.
 
   Args:
     data: the `data` section of a config; older ones lack the option.

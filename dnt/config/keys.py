@@ -7,11 +7,11 @@ import ml_collections
 
 
 def flatten(config: Any, whole: Container[str] = (), prefix: str = '') -> dict[str, Any]:
-  """Flattens nested dicts or ConfigDicts to values by key; an empty one is a value.
+  """Flattens nested dicts or ConfigDicts to values by key; an empty dict is a value.
 
   Args:
     config: nested dicts or ConfigDicts.
-    whole: keys whose dict is a value and is not flattened.
+    whole: keys whose dicts are values and are not flattened.
     prefix: prefix of all keys.
   """
   flat: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""Changes options of a training config that a comparison, a tool or a benchmark names by key."""
+"""Changes options of a training config by key, for comparisons, tools and benchmarks."""
 
 import contextlib
 import copy
@@ -14,8 +14,8 @@ def override(config: typed.Config, changes: Mapping[str, Any], what: str) -> typ
 
   Args:
     config: a training config.
-    changes: `'section.key'` to value.
-    what: what makes the changes, for the message.
+    changes: values by `'section.key'`.
+    what: origin of the changes, for error messages.
 
   Raises:
     errors.InputError: a key is unknown (the message names the nearest one), or a value is not valid.

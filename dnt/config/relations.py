@@ -1,8 +1,8 @@
-"""Relations between options: which values of other options (the owners) give an option an effect.
+"""Relations between options: an option has an effect only with certain values of other options, its owners.
 
 `Option.only` declares them: conditions by key, all of which must hold, or several such mappings, one of which must
-hold. A condition is a tuple of values or `any_but(...)`. The owner `PROGRAM` stands for what runs: '--mode=<mode>' of
-dnt.main, or 'dnt.probe'.
+hold. A condition is a tuple of values or `any_but(...)`. The owner `PROGRAM` stands for the running program:
+'--mode=<mode>' of dnt.main, or 'dnt.probe'.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,7 +16,7 @@ PROBE = 'dnt.probe'
 
 
 class Except(tuple):
-  """The condition that holds for all values but these."""
+  """A condition that holds for all values except these."""
 
 
 Condition = tuple[Any, ...]
@@ -24,23 +24,23 @@ Only = Mapping[str, Condition] | tuple[Mapping[str, Condition], ...]
 
 
 def any_but(*values: Any) -> Except:
-  """Returns the condition that holds for all values but these."""
+  """Returns a condition that holds for all values except these."""
   return Except(values)
 
 
 def alternatives(only: Only) -> tuple[Mapping[str, Condition], ...]:
-  """Returns the mappings of which one must hold; empty: the option always has an effect."""
+  """Returns the mappings, one of which must hold; empty if the option always has an effect."""
   if isinstance(only, Mapping):
     return (only,) if only else ()
   return only
 
 
 def failing(only: Only, get: Callable[[str], Any]) -> list[str]:
-  """Returns the owners that keep an option from having an effect; empty if it has one, or may have one.
+  """Returns the owners that prevent an option from having an effect; empty if it has one, or may have one.
 
-  An owner that is not set (None) may still get any value from weights, data or model, so its condition counts as met,
-  unless a condition for this owner names None. The same holds for every option of a network that comes from its
-  weights, and for the fields of a user's own module.
+  An owner that is not set (None) may still get any value from weights, data or model. Its condition therefore counts as
+  met, unless a condition for this owner names None. The same holds for every option of a network that its weights
+  determine, and for the fields of a user's own module.
 
   Args:
     only: the relation.
@@ -78,7 +78,7 @@ def _matches(value: Any, values: tuple[Any, ...]) -> bool:
 
 
 def describe(only: Only) -> str:
-  """Describes a relation, not empty: 'schedule.name=cosine, linear or one_cycle'."""
+  """Describes a relation that is not empty: 'schedule.name=cosine, linear or one_cycle'."""
   sets = alternatives(only)
   shared = {owner: condition for owner, condition in sets[0].items() if all(condition == s.get(owner) for s in sets)}
   parts = [_describe(owner, condition) for owner, condition in shared.items()]

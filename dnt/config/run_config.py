@@ -32,9 +32,9 @@ def get_config(path: str) -> typed.Config:
   for key, value in given.items():
     if key not in known:
       raise errors.unknown(f'config key of {path}', key, known)
-    # Options that an older version lacked keep their defaults.
+    # Options that are missing because the version was older keep their defaults.
     keys.put(config, key, schema.spell(known[key], _frozen(value)))
-  if 'data.eval_resize' not in given:  # left open, it would now follow the pretrained weights
+  if 'data.eval_resize' not in given:  # if not set, it would now follow the pretrained weights
     config.data.eval_resize = implied.eval_resize(config.data)
   return config
 

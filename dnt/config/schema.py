@@ -1,11 +1,11 @@
-"""The config schemas: every option, its default, what it means and what is valid, once.
+"""Defines the config schemas: the default, meaning and valid values of every option, in one place.
 
-A config file holds `get_config()`: it takes `default()`, changes what its experiment changes and returns it. Keys are
-locked and typed, so a typo fails where it is written. `validate` then checks every value against `SCHEMA`, before
-anything is read or compiled.
+A config file defines `get_config()`, which takes `default()`, changes the options of its experiment and returns the
+config. Keys are locked and typed, so a typo raises an error in the line that holds it. `validate` then checks every
+value against `SCHEMA`, before anything is read or compiled.
 
-An option whose default is a type (`depth=Option(int, ...)`) has no value of its own: in `model` it then takes the
-default of the model's field of that name, elsewhere what its help says.
+An option whose default is a type (`depth=Option(int, ...)`) is not set by default. In `model` it then takes the default
+of the model's field of the same name; elsewhere its help names the value that is used.
 
 Durations are strings: '400' (steps), '5 epochs', '10%' (of the run), '0' (never).
 """
@@ -27,14 +27,14 @@ class Option(NamedTuple):
   """Describes one config value.
 
   Attributes:
-    default: its default, or its type if it has none.
-    help: what it means.
-    choices: the valid values (of a tuple: of each member); empty: all that pass `check`.
-    check: returns what is wrong with a value, or None.
-    only: the values of other options with which it has an effect, see `relations`; empty: it always has one.
-    off: a value that asks for nothing, which may be given even if the option has no effect.
-    words: words that it takes besides numbers, each with the number that older configs hold instead.
-    role: what an option of a network decides, one of `ROLES`; '' outside of `model`.
+    default: the default value, or the type if there is no default.
+    help: explains the option in one sentence.
+    choices: the valid values (for a tuple: the valid members); empty: every value that passes `check`.
+    check: returns the problem of a value, or None.
+    only: values of other options with which this one has an effect, see `relations`; empty: it always has one.
+    off: a value that turns the option off; a user may give it even where the option has no effect.
+    words: words that are valid besides numbers, each with the number that older configs hold in its place.
+    role: for options of `model`, what the option decides, one of `ROLES`; else ''.
   """
 
   default: Any
@@ -71,13 +71,13 @@ INITIALIZERS = ('he', 'glorot', 'lecun', 'normal', 'orthogonal', 'delta_orthogon
 # Parameters are drawn: without pretrained weights, and in the probe, which examines the start of training.
 DRAWN = ({'train.init_from': ('',)}, {relations.PROGRAM: (relations.PROBE,)})
 SWEPT = ({relations.PROGRAM: ('--mode=lr_find',)}, {'optim.learning_rate': (AUTO,)})
-# Something below the head trains.
+# Entries below the head train.
 BELOW_HEAD = (
   {'finetune.trainable': any_but('head')},
   {'finetune.unfreeze': any_but(())},
   {'finetune.frozen_norm': ('affine_only',)},
 )
-# Entries before the first that trains stay as they are for the whole run, so that their features can be cached.
+# Entries before the first trainable one stay fixed for the whole run, so that their features can be cached.
 PREFIX = {'finetune.trainable': any_but('all'), 'finetune.unfreeze': ((),), 'finetune.frozen_norm': ('running',)}
 UNMIXED = {'data.mixup': (0,), 'data.cutmix': (0,)}
 CACHED = (
@@ -93,7 +93,9 @@ CACHED = (
 )
 
 SCHEMA: dict[str, Any] = {
-  'seed': Option(0, 'seed of parameters, order, augmentation, stochastic depth and dropout', check=checks.at_least(0)),
+  'seed': Option(
+    0, 'seed of parameters, data order, augmentation, stochastic depth and dropout', check=checks.at_least(0)
+  ),
   'data': {
     'source': Option(
       'digits',
@@ -102,31 +104,33 @@ SCHEMA: dict[str, Any] = {
     'train_split': Option('train', "split to train on, sliced as in TFDS: 'train', 'train[:98%]', 'train[5000:]'"),
     'dir': Option(
       '',
-      'folder of the source, where <dir> is left out of it; tfds: of prepared sets, and empty: its own default',
+      'folder of the source, if data.source names none; tfds: folder of prepared sets, empty: the default of TFDS',
       only={'data.source': any_but('digits', 'synthetic')},
       off='',
     ),
     'seed': Option(
       0,
-      'seed of splits drawn here (digits, folders) and of synthetic images: all runs share them',
+      'seed of random splits (digits, folders) and synthetic images; apart from seed, so that all runs share them',
       check=checks.at_least(0),
       only={'data.source': ('digits', 'synthetic', 'folder', 'cars')},
     ),
     'val_fraction': Option(
       0.2,
-      "fraction of a folder without splits that becomes 'val'",
+      "fraction of the images that becomes 'val' if the folder has no splits",
       check=checks.within(0.01, 1),
       only={'data.source': ('folder', 'cars')},
     ),
     'crop_to_box': Option(
-      False, 'keep of each image the box around the car alone', only={'data.source': ('cars',)}, off=False
+      False, 'crop each image to the box around the car', only={'data.source': ('cars',)}, off=False
     ),
     'image_size': Option(
-      int, 'pixels a side; none: that of the pretrained weights, or as the source has them', check=checks.at_least(1)
+      int,
+      'pixels per side; not set: taken from the pretrained weights, or the size in the source',
+      check=checks.at_least(1),
     ),
     'placement': Option(
       'auto',
-      'device: the whole split in device memory; stream: grain workers; auto: device up to 1 GiB',
+      'device: hold the whole split in device memory; stream: load it with grain workers; auto: device up to 1 GiB',
       choices=('auto', 'device', 'stream'),
     ),
     'workers': Option(
@@ -137,7 +141,7 @@ SCHEMA: dict[str, Any] = {
     ),
     'augment': Option(
       'none',
-      'none; pad_crop_flip (small images); resized_crop_flip (large ones)',
+      'random crop and flip: none; pad_crop_flip (for small images); resized_crop_flip (for large images)',
       choices=AUGMENTATIONS,
     ),
     'crop_padding': Option(
@@ -146,24 +150,26 @@ SCHEMA: dict[str, Any] = {
       check=checks.at_least(0),
       only={'data.augment': ('pad_crop_flip',)},
     ),
-    'flip': Option(True, 'mirror half of the augmented images left to right', only={'data.augment': AUGMENTATIONS[1:]}),
+    'flip': Option(
+      True, 'flip augmented images left to right with probability 0.5', only={'data.augment': AUGMENTATIONS[1:]}
+    ),
     'resized_crop_min_area': Option(
       0.08,
-      'smallest fraction of the area resized_crop keeps',
+      'smallest fraction of the area that the random resized crop keeps',
       check=checks.fraction,
       only={'data.augment': ('resized_crop_flip',)},
     ),
     'eval_resize': Option(
       str,
-      'how evaluation brings an image to image_size: center_crop (keeps the aspect ratio, cuts the borders off) or '
-      'squash (keeps all of it); none: that of the pretrained weights, or center_crop with augment=resized_crop_flip, '
-      'else squash',
+      'how evaluation resizes an image to image_size: center_crop (keeps the aspect ratio, crops borders) or squash '
+      '(keeps the whole image); not set: taken from the pretrained weights, or center_crop with '
+      'augment=resized_crop_flip, else squash',
       choices=('center_crop', 'squash'),
     ),
     'eval_crop': Option(
       float,
-      'fraction of the side that the center crop keeps after the resize; none: that of the pretrained weights, or '
-      '0.875',
+      'fraction of the side that the center crop keeps after the resize; not set: taken from the pretrained weights, '
+      'or 0.875',
       check=checks.fraction,
       only=(
         {'data.eval_resize': ('center_crop',)},
@@ -173,69 +179,79 @@ SCHEMA: dict[str, Any] = {
     ),
     'interpolation': Option(
       str,
-      'filter of every resize; none: that of the pretrained weights, or bilinear',
+      'filter of every resize; not set: taken from the pretrained weights, or bilinear',
       choices=('bilinear', 'bicubic'),
     ),
     'mean': Option(
       (),
-      'per channel, in [0, 1]; empty: that of the pretrained weights, or measured on train_split',
+      'mean of each channel, in [0, 1]; empty: taken from the pretrained weights, or measured on train_split',
       check=checks.numbers,
     ),
     'std': Option(
       (),
-      'per channel, in [0, 1]; empty: that of the pretrained weights, or measured on train_split',
+      'standard deviation of each channel, in [0, 1]; empty: taken from the pretrained weights, or measured on '
+      'train_split',
       check=checks.deviations,
     ),
     'policy': Option(
       'none',
-      'rand_augment or trivial_augment, by the stream workers: a set that would live on the device is streamed',
+      'augmentation policy: none, rand_augment or trivial_augment; it runs on the host, so the images are streamed',
       choices=('none', 'rand_augment', 'trivial_augment'),
     ),
     'rand_augment_ops': Option(
-      2, 'operations an image (N)', check=checks.at_least(1), only={'data.policy': ('rand_augment',)}
+      2, 'operations per image (N)', check=checks.at_least(1), only={'data.policy': ('rand_augment',)}
     ),
     'rand_augment_magnitude': Option(
-      9, 'their magnitude (M), 0 to 30', check=checks.between(0, 30), only={'data.policy': ('rand_augment',)}
+      9,
+      'magnitude of the operations (M), 0 to 30',
+      check=checks.between(0, 30),
+      only={'data.policy': ('rand_augment',)},
     ),
     'mixup': Option(0.0, 'alpha of mixup, which blends each example with another; 0: off', check=checks.at_least(0)),
     'cutmix': Option(
       0.0,
-      'alpha of CutMix, which pastes a box of another example; 0: off; with mixup too: either',
+      'alpha of CutMix, which pastes a box from another example; 0: off; with mixup on too, each batch gets one',
       check=checks.at_least(0),
     ),
-    'erasing': Option(0.0, 'probability that a random box of an image is erased', check=checks.between(0, 1)),
+    'erasing': Option(0.0, 'probability of erasing a random box of an image', check=checks.between(0, 1)),
     'synthetic_examples': Option(
-      1024, 'examples a split of the synthetic source', check=checks.at_least(1), only={'data.source': ('synthetic',)}
+      1024,
+      'examples in each split of the synthetic source',
+      check=checks.at_least(1),
+      only={'data.source': ('synthetic',)},
     ),
     'synthetic_classes': Option(
-      10, 'classes of the synthetic source', check=checks.at_least(2), only={'data.source': ('synthetic',)}
+      10, 'number of classes of the synthetic source', check=checks.at_least(2), only={'data.source': ('synthetic',)}
     ),
   },
   'model': {
     'name': Option(
       'resnet',
-      "mlp, plain, resnet, highway, densenet; your own Flax module: 'mypkg.nets:Net'; pretrained: the network whose "
-      'weights are at train.init_from',
+      "mlp, plain, resnet, highway, densenet; 'mypkg.nets:Net': your own Flax module; pretrained: the network of the "
+      'weights at train.init_from',
       role='weights',
     ),
-    'num_classes': Option(int, "classes of the head; none: the data's", check=checks.at_least(2), role='run'),
+    'num_classes': Option(int, 'number of classes; not set: taken from the data', check=checks.at_least(2), role='run'),
     'dtype': Option(
-      'float32', 'compute dtype; parameters and statistics stay float32', choices=('float32', 'bfloat16'), role='run'
+      'float32',
+      'dtype of the computation; parameters and statistics stay float32',
+      choices=('float32', 'bfloat16'),
+      role='run',
     ),
     'norm': Option('batch_norm', 'normalization of every block', choices=NORMS, role='weights'),
     'norm_epsilon': Option(
-      1e-5, 'added to the variance', check=checks.above(0), only={'model.norm': NORMS[:-1]}, role='function'
+      1e-5, 'epsilon added to the variance', check=checks.above(0), only={'model.norm': NORMS[:-1]}, role='function'
     ),
     'norm_groups': Option(
       32,
-      'groups of group_norm; they must divide the channels',
+      'number of groups of group_norm; it must divide the number of channels',
       check=checks.at_least(1),
       only={'model.norm': ('group_norm',)},
       role='computation',
     ),
     'norm_momentum': Option(
       0.9,
-      'fraction of the old running statistics that batch_norm keeps',
+      'fraction of the running statistics that batch_norm keeps at each step',
       check=checks.within(0, 1),
       only={'model.norm': ('batch_norm',)},
       role='training',
@@ -251,10 +267,10 @@ SCHEMA: dict[str, Any] = {
     'init_gain': Option(
       1.0, 'factor on the standard deviation of the initial kernels', check=checks.above(0), only=DRAWN, role='start'
     ),
-    'depth': Option(int, 'layers, counted as in the papers', check=checks.at_least(1), role='weights'),
+    'depth': Option(int, 'number of layers, counted as in the papers', check=checks.at_least(1), role='weights'),
     'width': Option(
       int,
-      'mlp: units a layer; resnet: widening factor; plain, highway: channels',
+      'mlp: units per layer; resnet: widening factor; plain, highway: channels of the first stage',
       check=checks.at_least(1),
       only={'model.name': ('mlp', 'plain', 'resnet', 'highway')},
       role='weights',
@@ -282,74 +298,80 @@ SCHEMA: dict[str, Any] = {
     ),
     'stride_on': Option(
       str,
-      "convolution of a bottleneck that strides: '3x3' or '1x1'",
+      "which convolution of a bottleneck has the stride: '3x3' or '1x1'",
       choices=('3x3', '1x1'),
       only={'model.name': ('resnet',), 'model.block': ('bottleneck', 'preact_bottleneck')},
       role='function',
     ),
     'zero_init_last_norm': Option(
       bool,
-      "start the scale of each residual branch's last norm at zero",
+      'initialize the scale of the last norm of each residual branch to zero',
       only={'model.name': ('resnet',), 'model.block': ('basic', 'bottleneck'), 'model.norm': NORMS[:-1]},
       off=False,
       role='start',
     ),
     'residual_scalar': Option(
       float,
-      'learned factor on each residual branch, starting here (SkipInit, ReZero: 0)',
+      'initial value of a learned factor on each residual branch (SkipInit, ReZero: 0); not set: no factor',
       only={'model.name': ('resnet',)},
       role='start',
     ),
     'stochastic_depth': Option(
       float,
-      'probability of dropping the last block, growing from 0',
+      'probability of dropping the last block; it grows linearly with depth',
       check=checks.within(0, 1),
       only={'model.name': ('resnet',)},
       role='training',
     ),
     'gate_bias': Option(
       float,
-      'initial bias of the highway gates (negative: carry)',
+      'initial bias of the highway gates; negative: layers pass their input through at first',
       only=({'model.name': ('highway',)}, {'model.name': ('mlp',), 'model.block': ('highway',)}),
       role='start',
     ),
     'growth_rate': Option(
       int,
-      'channels each dense layer adds (k)',
+      'channels that each dense layer adds (k)',
       check=checks.at_least(1),
       only={'model.name': ('densenet',)},
       role='weights',
     ),
     'compression': Option(
       float,
-      'fraction of channels a transition keeps (theta)',
+      'fraction of the channels that a transition keeps (theta)',
       check=checks.fraction,
       only={'model.name': ('densenet',)},
       role='weights',
     ),
     'bottleneck': Option(
       bool,
-      '1x1 convolution to 4k channels before each 3x3 of a dense layer (DenseNet-B)',
+      'put a 1x1 convolution to 4k channels before the 3x3 convolution of each dense layer (DenseNet-B)',
       only={'model.name': ('densenet',)},
       role='weights',
     ),
-    'scan': Option(False, 'scan the equal blocks of a stage: compile time constant in depth', role='run'),
-    'remat': Option(False, 'recompute the inside of each block in the backward pass to save memory', role='run'),
+    'scan': Option(
+      False, 'scan the equal blocks of a stage, so that compile time does not grow with depth', role='run'
+    ),
+    'remat': Option(False, 'recompute activations inside each block in the backward pass to save memory', role='run'),
     'options': Option(dict, 'keyword arguments of your own module; set in a config file', role='weights'),
   },
   'loss': {
-    'label_smoothing': Option(0.0, 'fraction of the target spread over all classes', check=checks.within(0, 1)),
-    'class_weights': Option((), 'a weight a class, in class order; empty: equal', check=checks.weights),
+    'label_smoothing': Option(
+      0.0, 'fraction of the target probability that is spread over all classes', check=checks.within(0, 1)
+    ),
+    'class_weights': Option(
+      (), 'loss weight of each class, in class order; empty: equal weights', check=checks.weights
+    ),
     'balance_classes': Option(
       False,
-      'class_weights inverse to the examples of each class in train_split; config.json then holds the weights instead',
+      'weight each class by the inverse of its number of examples in train_split; config.json records class_weights',
     ),
   },
   'optim': {
     'name': Option('sgd', 'update rule', choices=('sgd', 'adamw', 'lamb', 'muon')),
     'learning_rate': Option(
       0.1,
-      'peak learning rate; auto: the valley of a range test (lr_find) of what trains first, before the first step',
+      'peak learning rate; auto: found before the first step by a range test (lr_find) of the first phase',
       check=checks.above(0),
       words={AUTO: 0},
     ),
@@ -375,10 +397,12 @@ SCHEMA: dict[str, Any] = {
       check=checks.above(0),
       only={'optim.name': ('adamw', 'lamb', 'muon')},
     ),
-    'weight_decay': Option(1e-4, 'sgd: added to the gradient (L2); others: decoupled', check=checks.at_least(0)),
+    'weight_decay': Option(
+      1e-4, 'weight decay; sgd: L2, added to the gradient; others: decoupled', check=checks.at_least(0)
+    ),
     'weight_decay_on': Option(
       'kernel$',
-      'regular expression: parameter paths that decay',
+      'regular expression for the paths of the parameters that decay',
       check=checks.pattern,
       only=({'optim.weight_decay': any_but(0)}, {'finetune.l2_sp': any_but(0)}),
     ),
@@ -389,28 +413,31 @@ SCHEMA: dict[str, Any] = {
       'shape of the learning rate over the run',
       choices=('constant', 'piecewise', 'cosine', 'linear', 'one_cycle'),
     ),
-    'warmup': Option('0', 'duration of the warm-up before the shape (any shape)', check=checks.duration),
+    'warmup': Option('0', 'duration of the warm-up, which comes before any schedule', check=checks.duration),
     'warmup_shape': Option(
       'linear',
-      'linear rise, or constant at warmup_start',
+      'linear: the rate rises linearly to the peak; constant: it stays at warmup_start',
       choices=('linear', 'constant'),
       only={'schedule.warmup': any_but('0')},
     ),
     'warmup_start': Option(
       0.0,
-      'learning rate at the start of the warm-up, fraction of the peak',
+      'learning rate at the start of the warm-up, as a fraction of the peak',
       check=checks.at_least(0),
       only={'schedule.warmup': any_but('0')},
     ),
     'boundaries': Option(
-      (), 'durations from the start of the run', check=checks.durations, only={'schedule.name': ('piecewise',)}
+      (),
+      'durations from the start of the run after which the rate is multiplied by factor',
+      check=checks.durations,
+      only={'schedule.name': ('piecewise',)},
     ),
     'factor': Option(
       0.1, 'factor on the learning rate at each boundary', check=checks.above(0), only={'schedule.name': ('piecewise',)}
     ),
     'final': Option(
       0.0,
-      'learning rate at the end, fraction of the peak',
+      'learning rate at the end of the run, as a fraction of the peak',
       check=checks.at_least(0),
       only={'schedule.name': ('cosine', 'linear', 'one_cycle')},
     ),
@@ -419,7 +446,7 @@ SCHEMA: dict[str, Any] = {
     ),
     'one_cycle_start': Option(
       0.04,
-      'learning rate at the start, fraction of the peak',
+      'learning rate at the start of the rise, as a fraction of the peak',
       check=checks.above(0),
       only=(
         {'schedule.name': ('one_cycle',), 'schedule.one_cycle_rise': any_but('0')},
@@ -430,57 +457,59 @@ SCHEMA: dict[str, Any] = {
   'clip': {
     'name': Option(
       'none',
-      'none; global_norm; value; block_norm (each depth entry by its own norm); adaptive (AGC)',
+      'gradient clipping: none; global_norm; value; block_norm (clips each entry by its own norm); adaptive (AGC)',
       choices=CLIPPINGS,
     ),
     'threshold': Option(
       1.0,
-      'norm or value to clip to; adaptive: fraction of the parameter norm',
+      'largest norm or value of the gradient; adaptive: as a fraction of the parameter norm',
       check=checks.above(0),
       only={'clip.name': CLIPPINGS[1:]},
     ),
-    'epsilon': Option(1e-3, 'smallest parameter norm', check=checks.above(0), only={'clip.name': ('adaptive',)}),
+    'epsilon': Option(
+      1e-3, 'lower bound on the parameter norm', check=checks.above(0), only={'clip.name': ('adaptive',)}
+    ),
   },
   'finetune': {
     'trainable': Option(
       'all',
-      "what trains: all; head; top:2 (the last two blocks and the head); or a pattern of entries: 'stage4/.*|head'",
+      "entries that train: all; head; top:2 (last two blocks and head); or a pattern of names: 'stage4/.*|head'",
       check=checks.pattern,
     ),
     'unfreeze': Option(
       (),
-      "phases, each a time and what trains from then on: (('20%', 'top:2'), ('50%', 'all'))",
+      "later phases: pairs of a time and the entries that train from then on: (('20%', 'top:2'), ('50%', 'all'))",
       check=checks.phases,
       only={'finetune.trainable': any_but('all')},
     ),
     'frozen_norm': Option(
       'running',
-      'BatchNorm of frozen entries: running (nothing of it moves); batch (normalizes by the batch, statistics move); '
-      'affine_only (scale and bias train)',
+      'BatchNorm of frozen entries: running (statistics, scale and bias stay fixed); batch (normalizes by the batch '
+      'and updates the statistics); affine_only (scale and bias train)',
       choices=('running', 'batch', 'affine_only'),
       only={'finetune.trainable': any_but('all')},
     ),
     'layer_decay': Option(
-      1.0, 'factor on the learning rate for each entry further from the head', check=checks.fraction, only=BELOW_HEAD
+      1.0, 'factor on the learning rate per entry, counted from the head down', check=checks.fraction, only=BELOW_HEAD
     ),
     'head_lr_mult': Option(1.0, 'factor on the learning rate of the head', check=checks.above(0)),
     'rates': Option(
       (),
-      "factors on the learning rate of entries, by pattern of whole names: (('stage4/.*', 0.1),)",
+      "factors on the learning rate, by patterns that match whole names of entries: (('stage4/.*', 0.1),)",
       check=checks.rates,
     ),
     'cached_views': Option(
       int,
-      'views of each image whose frozen features are computed once and kept on disk; 0: none; not set: 1 where '
-      'nothing is augmented, else none',
+      'views per image whose frozen features are computed once and kept on disk; 0: none; not set: 1 without '
+      'augmentation, else none',
       check=checks.at_least(0),
       only=PREFIX,
       off=0,
     ),
-    'cache_dir': Option('', 'where frozen features are kept; empty: ~/.cache/dnt/features', only=CACHED),
+    'cache_dir': Option('', 'folder of the cached features; empty: ~/.cache/dnt/features', only=CACHED),
     'l2_sp': Option(
       0.0,
-      'decay towards the values it starts from, of all that decays but the head (L2-SP); 0: off',
+      'decay towards the initial values (L2-SP), for all parameters that decay except the head; 0: off',
       check=checks.at_least(0),
       only=tuple({'train.init_from': any_but(''), **each} for each in BELOW_HEAD),
       off=0.0,
@@ -488,62 +517,64 @@ SCHEMA: dict[str, Any] = {
   },
   'ema': {
     'decay': Option(
-      0.0, 'average of parameters and BatchNorm statistics, evaluated too; 0: off', check=checks.within(0, 1)
+      0.0,
+      'decay of the moving average of parameters and BatchNorm statistics, which is evaluated too; 0: off',
+      check=checks.within(0, 1),
     ),
   },
   'train': {
-    'batch_size': Option(128, 'examples a step, over all devices and processes', check=checks.at_least(1)),
-    'steps': Option(int, 'optimizer steps of the run; set, it wins over epochs', check=checks.at_least(1)),
+    'batch_size': Option(128, 'examples per step, over all devices and processes', check=checks.at_least(1)),
+    'steps': Option(int, 'optimizer steps of the run; if set, it overrides epochs', check=checks.at_least(1)),
     'epochs': Option(10.0, 'passes over the training split', check=checks.above(0)),
-    'accumulate': Option(1, 'micro-batches a step, whose gradients are averaged', check=checks.at_least(1)),
+    'accumulate': Option(1, 'micro-batches per step, whose gradients are averaged', check=checks.at_least(1)),
     'steps_per_dispatch': Option(
       10,
-      'most steps one call of the compiled program runs',
+      'largest number of steps that one call of the compiled program runs',
       check=checks.at_least(1),
       only=(
         {'data.placement': ('auto', 'device'), 'data.augment': AUGMENTATIONS[:2], 'data.policy': ('none',)},
         {**PREFIX, 'finetune.cached_views': any_but(0)},
       ),
     ),
-    'log_every': Option('50', 'duration between training lines in metrics.jsonl', check=checks.duration),
+    'log_every': Option('50', 'duration between training records in metrics.jsonl', check=checks.duration),
     'patience': Option(
       0,
-      'stop after so many evaluations without a better best_metric; 0: off',
+      'stop after this many evaluations without a better best_metric; 0: off',
       check=checks.at_least(0),
       only={'eval.every': any_but('0')},
     ),
     'init_from': Option(
       '',
       'pretrained weights to start from: a workdir, <file>.safetensors, .pth or .h5, tfjs:<dir> or hf:<owner>/<name>; '
-      'a head of other classes starts at zero',
+      'a head with another number of classes starts at zero',
     ),
   },
   'eval': {
-    'splits': Option(('test',), 'splits to evaluate, sliced as train_split', check=checks.texts),
-    'every': Option('1 epochs', "duration between evaluations; '0': at the end alone", check=checks.duration),
-    'batch_size': Option(256, 'examples an evaluation step, over all devices', check=checks.at_least(1)),
+    'splits': Option(('test',), 'splits to evaluate, sliced like train_split', check=checks.texts),
+    'every': Option('1 epochs', "duration between evaluations; '0': only at the end", check=checks.duration),
+    'batch_size': Option(256, 'examples per evaluation step, over all devices', check=checks.at_least(1)),
   },
   'checkpoint': {
-    'every': Option('1 epochs', "duration between checkpoints; '0': at the end alone", check=checks.duration),
-    'keep': Option(3, 'newest checkpoints to keep, beside the best', check=checks.at_least(1)),
+    'every': Option('1 epochs', "duration between checkpoints; '0': only at the end", check=checks.duration),
+    'keep': Option(3, 'number of newest checkpoints to keep, besides the best', check=checks.at_least(1)),
     'best_metric': Option(
       'accuracy',
-      "what the best checkpoint has most or least of, on the first of eval.splits (EMA's when on)",
+      'metric that selects the best checkpoint, on the first of eval.splits (of the moving average if ema is on)',
       choices=('accuracy', 'loss'),
     ),
   },
   'telemetry': {
     'every': Option(
-      '100', "duration between steps that record figures of every entry; '0': never", check=checks.duration
+      '100', "duration between steps that record metrics of every entry; '0': never", check=checks.duration
     ),
   },
   'lr_find': {
     'start': Option(1e-7, 'first learning rate of the sweep', check=checks.above(0), only=SWEPT),
     'end': Option(10.0, 'last learning rate of the sweep', check=checks.above(0), only=SWEPT),
-    'steps': Option(100, 'steps of the sweep, each at a higher rate', check=checks.at_least(20), only=SWEPT),
+    'steps': Option(100, 'number of steps of the sweep, each at a higher rate', check=checks.at_least(20), only=SWEPT),
     'groups': Option(
       (),
-      "sweep entries alone, all others standing still; patterns: ('head', 'stage3/.*')",
+      "patterns of entries, one sweep each, while all other entries stay fixed: ('head', 'stage3/.*')",
       check=checks.patterns,
       only={relations.PROGRAM: ('--mode=lr_find',)},
     ),
@@ -551,25 +582,23 @@ SCHEMA: dict[str, Any] = {
   'noise_scale': {
     'batches': Option(
       50,
-      'batches of train.batch_size to average over',
+      'number of batches of train.batch_size to average over',
       check=checks.at_least(2),
       only={relations.PROGRAM: ('--mode=noise_scale',)},
     ),
     'micro_batches': Option(
       8,
-      'parts of each batch, to compare with the whole',
+      'number of micro-batches that each batch is split into',
       check=checks.at_least(2),
       only={relations.PROGRAM: ('--mode=noise_scale',)},
     ),
   },
   'mesh': {
-    'fsdp': Option(
-      1, 'devices that share each parameter; the rest of the devices split the batch', check=checks.at_least(1)
-    ),
+    'fsdp': Option(1, 'number of devices over which each parameter is sharded', check=checks.at_least(1)),
   },
 }
 
-# Figures that the table of a comparison can show: of the last evaluation of each split, and of a whole run.
+# Metrics that the table of a comparison can show: of the last evaluation of each split, and of a whole run.
 SPLIT_METRICS = ('error', 'accuracy', 'top5_accuracy', 'loss', 'auroc', 'calibration_error')
 RUN_METRICS = (
   'seconds',
@@ -580,34 +609,34 @@ RUN_METRICS = (
   'device_memory',
 )
 
-# A set of runs that dnt.compare puts side by side.
+# A set of runs that dnt.compare compares.
 COMPARE: dict[str, Any] = {
-  'seeds': Option((0,), 'seeds of each variant, one run each', check=checks.seeds),
+  'seeds': Option((0,), 'seeds of each variant; one run per seed', check=checks.seeds),
   'base': SCHEMA,
   'variants': Option(
     dict,
-    "name: {'section.key': value, ...}, what differs from base; train.init_from may be 'variant:<name>', the run of "
+    "name: {'section.key': value, ...}, changes to base; train.init_from='variant:<name>' starts from the run of "
     'another variant with the same seed; set in a config file',
   ),
-  'forms': Option(dict, "name: {'section.key': value, ...}, changes of base that --form names; set in a config file"),
+  'forms': Option(dict, "name: {'section.key': value, ...}, changes to base that --form selects; set in a config file"),
   'columns': Option(
     ('error', *RUN_METRICS),
-    f'figures of the table, in its order, of each evaluated split or (from {RUN_METRICS[0]} on) of a run; results.csv '
-    'has all of them',
+    f'metrics in the table, in order: of each evaluated split, or (from {RUN_METRICS[0]} on) of a run; results.csv has '
+    'all of them',
     choices=(*SPLIT_METRICS, *RUN_METRICS),
     check=checks.different,
   ),
 }
-# Random dense networks of equal layers whose signals and gradients dnt.probe measures, all combinations of the lists.
+# Random dense networks of equal layers whose signals and gradients dnt.probe measures: all combinations of the lists.
 SIGNAL: dict[str, Any] = {
   'signal': {
-    'depths': Option((24,), 'layers; each depth is measured for itself', check=checks.counts),
+    'depths': Option((24,), 'numbers of layers; each depth is measured separately', check=checks.counts),
     'activations': Option(
       ('relu', 'tanh'), 'activations, named as in model.activation', choices=ACTIVATIONS, check=checks.different
     ),
     'blocks': Option(
       ('plain', 'residual', 'highway'),
-      'blocks of mlp',
+      'blocks, named as in model.block of mlp',
       choices=('plain', 'residual', 'highway'),
       check=checks.different,
     ),
@@ -618,41 +647,43 @@ SIGNAL: dict[str, Any] = {
       check=checks.different,
     ),
     'weight_variances': Option(
-      (0.5, 1.0, 2.0, 3.0), 'sigma_w^2: a weight has sigma_w^2 / width (He: 2)', check=checks.deviations
+      (0.5, 1.0, 2.0, 3.0), 'sigma_w^2: a weight has variance sigma_w^2 / width (He: 2)', check=checks.deviations
     ),
-    'bias_variances': Option((0.0, 0.1), 'sigma_b^2', check=checks.spreads),
-    'gate_bias': Option(-2.0, 'bias of highway gates', only={'signal.blocks': ('highway',)}),
-    'width': Option(256, 'units a layer', check=checks.at_least(2)),
-    'batch_size': Option(16, 'inputs that pass through each network together', check=checks.at_least(8)),
+    'bias_variances': Option((0.0, 0.1), 'sigma_b^2: variance of a bias', check=checks.spreads),
+    'gate_bias': Option(-2.0, 'bias of the highway gates', only={'signal.blocks': ('highway',)}),
+    'width': Option(256, 'units per layer', check=checks.at_least(2)),
+    'batch_size': Option(16, 'number of inputs that pass through each network together', check=checks.at_least(8)),
     'input_correlation': Option(0.5, 'correlation of any two inputs', check=checks.within(0, 1)),
-    'seed': Option(0, 'first of the keys of inputs and weights', check=checks.at_least(0)),
-    'seeds': Option(8, 'draws of each network', check=checks.at_least(1)),
-    'singular_values': Option(2, 'largest singular values of the Jacobian to find; 0: none', check=checks.at_least(0)),
+    'seed': Option(0, 'seed of the first draw of inputs and weights', check=checks.at_least(0)),
+    'seeds': Option(8, 'number of random draws of each network', check=checks.at_least(1)),
+    'singular_values': Option(
+      2, 'number of largest singular values of the Jacobian to compute; 0: none', check=checks.at_least(0)
+    ),
     'lanczos_iterations': Option(
       6,
-      'iterations that find them, to about a percent',
+      'Lanczos iterations for the singular values; 6 are accurate to about a percent',
       check=checks.at_least(1),
       only={'signal.singular_values': any_but(0)},
     ),
     'jacobian_seeds': Option(
       1,
-      'draws of each network that they are found for',
+      'number of draws of each network whose singular values are computed',
       check=checks.at_least(1),
       only={'signal.singular_values': any_but(0)},
     ),
   },
 }
-# Kinds of config files, each told by a key that no other has.
+# The kinds of config files. Each has a key that no other kind has.
 KINDS: dict[str, dict[str, Any]] = {'train': SCHEMA, 'compare': COMPARE, 'signal': SIGNAL}
 
 
 def kind(config: ml_collections.ConfigDict) -> str:
-  """Which of `KINDS` a config is."""
+  """Returns the kind of a config, a key of `KINDS`."""
   return next((name for name, key in (('compare', 'variants'), ('signal', 'signal')) if key in config), 'train')
 
 
 def options(schema: Mapping[str, Any] = SCHEMA, prefix: str = '') -> Iterator[tuple[str, Option]]:
-  """Every (`'section.key'`, option) of the schema, in its order."""
+  """Yields (`'section.key'`, option) for every option of the schema, in order."""
   for key, entry in schema.items():
     if isinstance(entry, Option):
       yield prefix + key, entry
@@ -694,5 +725,5 @@ def default(kind: Literal['compare']) -> typed.Comparison: ...
 @overload
 def default(kind: Literal['signal']) -> typed.SignalConfig: ...
 def default(kind: str = 'train') -> Any:
-  """A locked config of that kind with every option at its default."""
+  """Returns a locked config of a kind with every option at its default."""
   return _build(KINDS[kind]).lock()

@@ -1,4 +1,4 @@
-"""Checks configs against the schema: keys, types, values, and whether what a user gives has an effect."""
+"""Checks configs against the schema: keys, types, values, and whether options that a user sets have an effect."""
 
 import math
 from collections.abc import Iterable
@@ -11,10 +11,10 @@ from dnt.config import keys, relations, schema
 
 
 def validate(config: ml_collections.ConfigDict) -> None:
-  """Checks every key and value against the schema of its kind, and spells them as `spell` does.
+  """Checks every key and value against the schema of its kind, and converts old spellings with `spell`.
 
   Raises:
-    errors.InputError: an unknown or missing key, an ill-typed value, or one out of range; names the key.
+    errors.InputError: a key is unknown or missing, or a value has a wrong type or is out of range; names the key.
   """
   known = dict(schema.options(schema.KINDS[schema.kind(config)]))
   given = keys.flatten(config, known)
@@ -35,26 +35,26 @@ def validate(config: ml_collections.ConfigDict) -> None:
         keys.put(config, key, value)
   training = config.get('base', config)
   if 'loss' in training and training.loss.balance_classes and training.loss.class_weights:
-    raise errors.InputError('config.loss.class_weights and balance_classes=True exclude each other; give one of them')
+    raise errors.InputError('config.loss.class_weights and balance_classes=True exclude each other; set one of them')
 
 
 def spell(option: schema.Option, value: Any) -> Any:
-  """Returns a value as it is written today: an option that takes numbers and words holds a float or a word."""
+  """Converts a value to its current spelling: an option that takes numbers and words holds a float or a word."""
   if not option.words or isinstance(value, bool) or not isinstance(value, int | float):
     return value
   return next((word for word, number in option.words.items() if value == number), float(value))
 
 
 def check_given(config: ml_collections.ConfigDict, given: Iterable[str], program: str = relations.TRAINING) -> None:
-  """Checks that options which a user gives in particular have an effect. Others may hold anything.
+  """Checks that the options that a user sets explicitly have an effect; other options may hold any value.
 
   Args:
     config: a validated config, in its final form.
-    given: the keys of the options.
-    program: what runs, see `relations`.
+    given: keys of the options that the user sets.
+    program: the running program, see `relations.PROGRAM`.
 
   Raises:
-    errors.InputError: an option has no effect; the message says which other options keep it from having one.
+    errors.InputError: an option has no effect; the message names the other options that prevent it.
   """
   for key in given:
     problem = no_effect(config, key, program)
@@ -63,12 +63,12 @@ def check_given(config: ml_collections.ConfigDict, given: Iterable[str], program
 
 
 def no_effect(config: ml_collections.ConfigDict, key: str, program: str = relations.TRAINING) -> str:
-  """Returns why an option has no effect on a run; '' if it has one, is not set, or asks for nothing.
+  """Returns the reason why an option has no effect; '' if it has one, is not set, or is turned off.
 
   Args:
     config: a validated config.
     key: `'section.key'`.
-    program: what runs, see `relations`.
+    program: the running program, see `relations.PROGRAM`.
   """
   known = dict(schema.options(schema.KINDS[schema.kind(config)]))
   if key not in known:

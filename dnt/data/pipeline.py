@@ -55,7 +55,9 @@ def image_shape(config: typed.Data, source: examples.Examples) -> tuple[int, int
   if config.image_size:
     return config.image_size, config.image_size, channels
   if height is None or width is None:
-    raise errors.InputError(f'the images of {source.name} differ in size; set config.data.image_size, such as 224')
+    raise errors.InputError(
+      f'the images of {source.name} differ in size; set config.data.image_size, for example to 224'
+    )
   return height, width, channels
 
 
@@ -171,18 +173,18 @@ def statistics(config: typed.Data, source: examples.Examples) -> tuple[tuple[flo
   channels = source.shape[2]
   mean, std = tuple(config.mean), tuple(config.std)
   if bool(mean) != bool(std):
-    raise errors.InputError('config.data.mean and config.data.std must be given together, or neither')
+    raise errors.InputError('config.data.mean and config.data.std must be set together')
   if mean:
     for name, value in (('mean', mean), ('std', std)):
       if len(value) != channels:
-        raise errors.InputError(f'config.data.{name}={value} must hold {channels} numbers, one a channel')
+        raise errors.InputError(f'config.data.{name}={value} must hold {channels} numbers, one per channel')
     if min(std) <= 0:
       raise errors.InputError(f'config.data.std={std} must be above 0')
     return mean, std
   if source.images is None:
     raise errors.InputError(
-      f'{source.name} is streamed and not measured: set config.data.mean and config.data.std, '
-      "such as ImageNet's (0.485, 0.456, 0.406) and (0.229, 0.224, 0.225)"
+      f'{source.name} is streamed, so its mean and std are not measured: set config.data.mean and config.data.std, for '
+      "example to ImageNet's (0.485, 0.456, 0.406) and (0.229, 0.224, 0.225)"
     )
   counts = np.zeros((channels, 256), np.int64)
   for start in range(0, len(source), 4096):

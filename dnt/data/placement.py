@@ -30,11 +30,11 @@ def on_device(config: typed.Data, count: int, shape: examples.Shape, train: bool
   elif config.policy != 'none' and (train or config.placement == 'device'):
     reason = f'config.data.policy={config.policy!r} runs on the host'
   if config.placement == 'device' and reason:
-    raise errors.InputError(f"config.data.placement='device' cannot hold {config.source}: {reason}; use 'auto'")
+    raise errors.InputError(f"config.data.placement='device' is not possible for {config.source}: {reason}; use 'auto'")
   if config.placement == 'device' or reason:
     return not reason
   height, width, channels = shape
   if config.image_size:
     height = width = config.image_size
-  assert height is not None and width is not None  # images that differ in size have a reason
+  assert height is not None and width is not None  # images that differ in size have already raised
   return count * height * width * channels <= RESIDENT_BYTES

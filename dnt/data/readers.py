@@ -17,7 +17,7 @@ from dnt.parallel.cpu import allocator
 
 # Maps a Pillow image to another one; see `images`.
 Transform = Callable[[Any, np.random.Generator | None], Any]
-Row = dict[str, np.ndarray | np.int32]  # image uint8 [H, W, C] and label
+Row = dict[str, np.ndarray | np.int32]  # `image`, uint8 [H, W, C], and `label`
 
 # Workers need the same few epochs again and again; computing ImageNet's order takes 0.1 s, storing it 5 MB.
 _order = functools.lru_cache(maxsize=4)(order.order)
@@ -97,7 +97,7 @@ def start_worker(index: int, count: int) -> None:
   signal.signal(signal.SIGINT, signal.SIG_IGN)
   signal.signal(signal.SIGTERM, signal.SIG_IGN)
   parent = multiprocessing.parent_process()
-  assert parent is not None  # this is a worker
+  assert parent is not None  # this process is a worker
 
   def watch():
     multiprocessing.connection.wait([parent.sentinel])

@@ -57,5 +57,5 @@ def parse(text: str) -> Slice:
     start, stop = ((float if percent else int)(match[key]) if match[key] else None for key in ('start', 'stop'))
   except ValueError:  # no match, or a bound that is not a number
     form = "'train', 'train[:98%]', 'train[5000:]' or 'train[-10%:]'"
-    raise errors.InputError(f'split {text!r} is not of the form {form}') from None
+    raise errors.InputError(f'split {text!r} must have the form {form}') from None
   return Slice(text, match['name'], start, stop, percent)

@@ -20,7 +20,7 @@ AHEAD = 2  # finished batches that each worker buffers
 
 # Grain reads an endless run as a range, which ends here.
 ENDLESS = 2**62
-IGNORED = 'ignore:resource_tracker:UserWarning'  # warning option that the resource tracker's process starts with
+IGNORED = 'ignore:resource_tracker:UserWarning'  # warning option for the process of the resource tracker
 
 
 class Batches:
@@ -55,8 +55,10 @@ class Batches:
       message = str(error).partition('\n')[0]  # grain appends a note about its traceback
       if isinstance(error, errors.InputError):
         raise errors.InputError(message) from error
-      if isinstance(error, RuntimeError) and 'Worker process' in message:  # killed, or out of (shared) memory
-        raise errors.RunError(f'a worker process that reads data ended: {message}') from error
+      if (
+        isinstance(error, RuntimeError) and 'Worker process' in message
+      ):  # it was killed, or ran out of (shared) memory
+        raise errors.RunError(f'a worker process that reads data has died: {message}') from error
       raise
     self._next = step + 1 if self._steps is None else (step + 1) % self._steps
     return batch

@@ -142,5 +142,5 @@ def text(result: Mapping[str, Any]) -> str:
     lines.append((each['name'], *cells, 'saturated' if each['dead'] and each['criterion'] == 'saturated' else ''))
   seen = f'the {result["examples"]:,} images of {result["split"]}, step {result["step"]:,}'
   total = f'{result["dead"]:,} of {result["units"]:,} units ({100 * result["share"]:.1f} %) are dead on {seen}'
-  where = f'; which ones: {workdir_lib.DEAD_UNITS}' if result['dead'] else ''
+  where = f'; {workdir_lib.DEAD_UNITS} lists them' if result['dead'] else ''
   return f'{tables.text(lines)}\n{total}{where}'

@@ -64,7 +64,7 @@ class Examination(NamedTuple):
       - `jacobian_gain`: the gradient's norm at the output of the entry before, over the norm at this entry's output,
       - `update_ratio`: mean over the first steps.
 
-      NaN: the entry does not have the quantity; infinite: the value was not finite.
+      NaN: the entry lacks the quantity; infinite: the value was not finite.
     input_cosine: the cosine of the images themselves, as the network receives them.
     losses: [seeds, first steps].
     update_ratios: [seeds, first steps], median over entries.
@@ -120,7 +120,7 @@ def examine(
   mesh_lib.check_batch('config.train.batch_size', config.train.batch_size, mesh, config.train.accumulate)
   if config.optim.learning_rate == schema.AUTO:
     raise errors.InputError(
-      'config.optim.learning_rate=auto is found when a run starts, and the first steps are taken here; give a rate '
+      'config.optim.learning_rate=auto is not possible here, as it is found when a run starts; set a rate '
       '(python -m dnt.main --mode=lr_find finds one)'
     )
   run = experiment.make(experiment.resolve(config, data), data.spec)
@@ -285,7 +285,7 @@ def _cut_off(examination: Examination, gradient: np.ndarray, measured: np.ndarra
   """Detects dead units outside of any entry, in a user's own module, which let no gradient pass."""
   for at, after in zip(measured[-2::-1], measured[:0:-1], strict=True):
     if gradient[measured[0]] == gradient[at] == 0 and gradient[after] > ABRUPT:
-      reason = f'no gradient at all reaches it from {examination.entries[after]}: the units between are dead'
+      reason = f'no gradient reaches it from {examination.entries[after]}, because the units between are dead'
       return Verdict('dead', examination.entries[at], reason)
   return None
 
@@ -309,7 +309,7 @@ def _lost(examination: Examination, typical: Mapping[str, np.ndarray], hidden: n
       return Verdict('vanishing', examination.entries[at], f'the {name} {_shrinks(ratios[-1])}')
     if ratios[-1] > EXPLODING:
       at = path[int(np.argmax(ratios > np.sqrt(EXPLODING)))]
-      return Verdict('exploding', examination.entries[at], f'the {name} grows to {ratios[-1]:.1e} times what it was')
+      return Verdict('exploding', examination.entries[at], f'the {name} grows to {ratios[-1]:.1e} times its size')
   signal, back = (ratios[-1] for _, ratios in ends.values())
   if signal * back < FAINT and not moves:
     path, ratios = ends['signal' if signal < back else 'gradient']
@@ -321,7 +321,7 @@ def _lost(examination: Examination, typical: Mapping[str, np.ndarray], hidden: n
 
 
 def _shrinks(ratio: float) -> str:
-  return f'shrinks to {ratio:.1e} of what it was' if ratio > 0 else 'shrinks to less than a float32 can hold'
+  return f'shrinks to {ratio:.1e} of its size' if ratio > 0 else 'shrinks to less than a float32 can hold'
 
 
 def _collapsed(examination: Examination, cosine: np.ndarray, hidden: np.ndarray) -> Verdict | None:
@@ -331,7 +331,10 @@ def _collapsed(examination: Examination, cosine: np.ndarray, hidden: np.ndarray)
   if not cosine[hidden[-1]] > limit > examination.input_cosine:
     return None
   at = hidden[int(np.argmax(cosine[hidden] > limit))]
-  reason = f'different images, of cosine {examination.input_cosine:.2f}, leave it with cosine {cosine[at]:.5f}'
+  reason = (
+    f'different images enter the network with cosine {examination.input_cosine:.2f} and leave this entry with '
+    f'cosine {cosine[at]:.5f}'
+  )
   if stands:
     reason += f', and {FIRST_STEPS} steps do not lower the loss ({before:.3g}, then {after:.3g})'
   return Verdict('collapsing to one direction', examination.entries[at], reason)

@@ -31,9 +31,12 @@ COLUMNS = (
 )
 # Maps each column to its label and meaning.
 LABELS = {name: (quantity.label, quantity.meaning) for name, quantity in metric_names.QUANTITIES.items()} | {
-  'activation_variance': ('variance', 'of the output'),
-  'cosine': ('cosine', 'of the angle between the outputs for two different images'),
-  'jacobian_gain': ('gain', "of the entry's Jacobian: backward at the entry before over backward here"),
+  'activation_variance': ('variance', 'variance of the output'),
+  'cosine': ('cosine', 'cosine of the angle between the outputs for two different images'),
+  'jacobian_gain': (
+    'gain',
+    "gain of the entry's Jacobian: gradient norm at the output of the entry before over that at this output",
+  ),
 }
 FRACTIONS = tuple(name for name, quantity in metric_names.QUANTITIES.items() if quantity.scale == 'percent')
 MARK = '#cc0000'
@@ -81,9 +84,7 @@ def run(config: typed.Config, workdir: pathlib.Path, seeds: int, trying: bool) -
   if verdict.kind == 'trainable':
     return content
   if not offered:
-    _log.info(
-      "no option of the config is likely to mend it: options of config.model do not reach this network's inside"
-    )
+    _log.info('no option of the config is likely to mend it: config.model does not control the inside of this network')
   elif not trying:
     _log.info('likely to mend it (--try tries them):')
     for overrides in offered:
@@ -130,7 +131,7 @@ def steps_table(examination: doctor.Examination) -> str:
   }
   lines = [('step', *(str(index + 1) for index in range(len(examination.learning_rates))))]
   lines += [(name, *(f'{value:.3g}' for value in values)) for name, values in rows.items()]
-  what = 'update ratio: norm of the update over that of the parameters, of the median entry'
+  what = 'update ratio: norm of the update over the norm of the parameters, median over entries'
   return f'{tables.text(lines)}\n\n{what}'
 
 
@@ -144,7 +145,7 @@ def figure(examination: doctor.Examination, verdict: doctor.Verdict) -> 'Figure'
   _finish(signal, 'signal: the output of each entry', 'RMS, standard deviation', True)
   _by_depth(cosine, examination, {'outputs': examination.columns['cosine']})
   cosine.axhline(examination.input_cosine, color='#888888', linestyle='--', label='the images themselves')
-  _finish(cosine, 'likeness of different images', 'cosine of the angle', False)
+  _finish(cosine, 'similarity of different images', 'cosine of the angle', False)
   outputs, parameters = (examination.columns[name] for name in ('output_gradient_norm', 'gradient_norm'))
   _by_depth(gradient, examination, {'at the output': outputs, 'at the parameters': parameters})
   _finish(gradient, 'gradient of the loss', 'norm', True)

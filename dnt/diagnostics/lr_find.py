@@ -95,7 +95,7 @@ def run(config: typed.Config, workdir: pathlib.Path) -> dict[str, Any]:
   for pattern in config.lr_find.groups:
     if not any(re.fullmatch(pattern, name) for name in names):
       raise errors.InputError(
-        f'config.lr_find.groups: {pattern!r} is the name of no entry that trains: {", ".join(names)}'
+        f'config.lr_find.groups: {pattern!r} matches the whole name of no entry that trains: {", ".join(names)}'
       )
   step, sweeps = int(state.step), []
   with contextlib.closing(pipeline.make_train_loader(base.config, data.train, mesh)) as loader:
@@ -132,16 +132,16 @@ def settle(
       measured = sweep(run, mesh, state, loader)
     if not measured.suggestions:
       raise errors.InputError(
-        'config.optim.learning_rate=auto asks for a range test, which ended too soon to tell a rate (the loss '
-        f'{_ended_of(measured)}); give a rate, or begin lower: config.lr_find.start'
+        'config.optim.learning_rate=auto runs a range test, which ended too soon to suggest a rate (the loss '
+        f'{_ended_of(measured)}); set a rate, or start lower with config.lr_find.start'
       )
     rate = measured.suggestions['valley']
-    doubt = '' if measured.learns else '; it hardly fell before: see lr_find.png'
+    doubt = '' if measured.learns else ', and hardly fell before; see lr_find.png'
     message = f'learning rate {rate:.3g}, the valley of a range test (the loss {_ended_of(measured)}{doubt})'
     _record(workdir, [measured], 0, True, rate)
   _log.info(message)
   config = schema.copy_unlocked(run.config)
-  with config.ignore_type():  # it holds a word
+  with config.ignore_type():  # its current value is a word
     config.optim.learning_rate = rate
   return experiment.make(config, run.spec, run.phases[0].partition.skipped, run.trace)
 
@@ -352,7 +352,7 @@ def plot(sweeps: Sequence[Sweep], current: float) -> 'Figure':
 
   Args:
     sweeps: at least one.
-    current: `optim.learning_rate` of the config; 0: it is to be found.
+    current: `optim.learning_rate` of the config; 0: a range test has yet to find it.
   """
   columns = min(len(sweeps), 2)
   figure = plots.new_figure(10 if columns == 1 else 8.5 * columns, 6.2 * -(-len(sweeps) // columns))
@@ -396,7 +396,9 @@ def text(result: Mapping[str, Any]) -> str:
   table = [tables.text(lines)]
   flat = [each['group'] or 'all' for each in result['sweeps'] if not each['learns']]
   if flat:
-    table.append(f'the loss hardly falls ({", ".join(flat)}): these suggestions say little; is it trained already?')
+    table.append(
+      f'the loss hardly falls ({", ".join(flat)}): these suggestions mean little; is the network already trained?'
+    )
   current = f'{result["learning_rate"]:.2g}' if result['learning_rate'] else schema.AUTO
   where = 'a new run' if result['new'] else f'step {result["step"]:,}'
   return '\n'.join([*table, f'learning rates of {where}; config.optim.learning_rate is {current}'])

@@ -137,8 +137,8 @@ class Measurement(NamedTuple):
   Attributes:
     entries: names of the entries that train, in depth order.
     small: float64 [batches, entries + 1], the mean of the squared norms over the micro-batches of a batch; the last
-      column is all entries together.
-    big: of the same shape, the squared norm of their mean gradient.
+      column is for all entries together.
+    big: the squared norm of their mean gradient, of the same shape.
   """
 
   entries: tuple[str, ...]
@@ -211,8 +211,8 @@ def text(result: Mapping[str, Any]) -> str:
   table = [tables.text(lines)]
   if result['batch_norm']:
     table.append(
-      f'BatchNorm normalizes each micro-batch of {result["micro_batch_size"]} by itself, and the noise of that counts '
-      'too: compare another --config.noise_scale.micro_batches'
+      f'BatchNorm normalizes each micro-batch of {result["micro_batch_size"]} by itself, which adds noise; '
+      'compare with another --config.noise_scale.micro_batches'
     )
   scale, error = result['critical_batch_size'], result['total']['standard_error']
   seen = f'at step {result["step"]:,}, over {result["batches"]} batches'

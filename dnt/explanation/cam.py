@@ -101,13 +101,14 @@ def choose(table: Sequence[depth.Row], name: str | None) -> depth.Entry:
   if name is not None and name not in rows:
     raise errors.unknown('entry', name, spatial)
   if not spatial:
-    raise errors.InputError('no entry of this network has an output [h, w, channels] with places to map')
+    raise errors.InputError('no entry of this network has a spatial output [h, w, channels] to map')
   if name is not None and name not in spatial:
     shape, order = rows[name].shape, list(rows)
-    reason = 'is never called' if shape is None else f'returns {"x".join(map(str, shape)) or "one number"} an example'
+    reason = 'is never called' if shape is None else f'returns {"x".join(map(str, shape)) or "one number"} per example'
     nearest = min(spatial, key=lambda other: abs(order.index(other) - order.index(name)))
     raise errors.InputError(
-      f'the entry {name!r} {reason} and has no places to map: height x width x channels; nearest that has: {nearest}'
+      f'the entry {name!r} {reason}; a map needs an output of height x width x channels; nearest entry with one: '
+      f'{nearest}'
     )
   return rows[name or spatial[-1]].entry
 

@@ -124,7 +124,7 @@ class Explainer:
     """Returns the maps of images.
 
     Args:
-      inputs: images in the network's size, uint8 [N, H, W, C].
+      images: images in the network's size, uint8 [N, H, W, C].
       targets: int32 [N], the target classes; None: the predicted classes.
     """
     given = (images,) if targets is None else (images, targets)
@@ -134,7 +134,7 @@ class Explainer:
     """Computes deletion and insertion, float64 [N] each.
 
     Args:
-      inputs: images in the network's size, uint8 [N, H, W, C].
+      images: images in the network's size, uint8 [N, H, W, C].
       targets: int32 [N], the target classes.
       order: int32 [N, H, W], from `faithfulness.ranks`.
     """

@@ -19,15 +19,15 @@ SHOWN = ('deletion', 'insertion')
 AREAS = (*SHOWN, 'random_deletion', 'random_insertion')
 # Explanations of the metrics in explain.json and explain.html.
 MEANING = {
-  'maps': 'float32, ReLU as published, upsampled bilinearly; divided by their own peak for drawing alone',
-  'deletion': 'area under the probability of the target as the pixels that the map puts first become the mean colour '
-  f'of the data, in {faithfulness.STEPS} equal steps (Petsiuk et al. 2018); low is good',
-  'insertion': 'the same as these pixels come back into the blurred image (a Gaussian, its standard deviation '
-  f'{faithfulness.BLUR:.1%} of the side); high is good',
-  'random': 'both in the order of a random map on the same grid, upsampled as the map is',
+  'maps': 'float32, ReLU as published, upsampled bilinearly; divided by their own peak only for drawing',
+  'deletion': 'area under the curve of the probability of the target while the pixels, highest map value first, '
+  f'become the mean color of the data, in {faithfulness.STEPS} equal steps (Petsiuk et al. 2018); lower is better',
+  'insertion': 'the same while these pixels replace those of a blurred image (a Gaussian with a standard deviation of '
+  f'{faithfulness.BLUR:.1%} of the side); higher is better',
+  'random': 'both in the order of a random map on the same grid, upsampled like the map',
 }
 TOP_ACTIVATING = {
-  'channels': 'ordered by the largest activation of the channel at any place of the image',
+  'channels': 'ordered by the largest activation of the channel at any position of the image',
   'classes': 'ordered by the probability of the class',
 }
 
@@ -92,7 +92,7 @@ def run(requested: str, wanted: Wanted, output: pathlib.Path) -> str:
     rows = top_activating.make_tiles(network, mesh, entry, explainer, source, top)
     titles = {'channels': f'channels of {entry.name}', 'classes': f'classes, {wanted.method}'}
     for name, title in titles.items():
-      title = f'{source.split}: the top-activating images: {title}'
+      title = f'{source.split}, top-activating images: {title}'
       sheets[f'exciting_{name}'] = plots.png(sheet.grid(title, rows[name]))
     lines.append(f'searched the {len(source):,} images of {source.split}')
   for name, png in sheets.items():
@@ -170,12 +170,10 @@ def _page(about: Mapping[str, Any], content: Mapping[str, Any], sheets: Mapping[
       parts += [html.heading('skipped'), html.facts(content['unreadable'])]
   if 'exciting' in content:
     result = content['exciting']
-    parts += [html.heading(f'top-activating, of the {result["examples"]:,} images of {result["split"]}')]
+    parts += [html.heading(f'top-activating images among the {result["examples"]:,} of {result["split"]}')]
     parts += [html.facts(TOP_ACTIVATING)]
     for name in TOP_ACTIVATING:
-      shown = (
-        f'{name}: {min(len(result[name]), top_activating.DRAWN)} of {len(result[name]):,}, those with the highest peak'
-      )
+      shown = f'{name}: {min(len(result[name]), top_activating.DRAWN)} of {len(result[name]):,}, with the highest peaks'
       parts += [html.heading(shown), html.image(shown, sheets[f'exciting_{name}'])]
   return html.page(f'{about["method"]} at {about["entry"]}', parts)
 

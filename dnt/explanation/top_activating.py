@@ -34,7 +34,7 @@ class Top(NamedTuple):
 
   Attributes:
     scores: float32 [n, count], in decreasing order.
-    images: int32 [n, count], indices of the images in the split.
+    indices: int32 [n, count], indices of the images in the split.
   """
 
   scores: Any
@@ -155,7 +155,7 @@ def load_split(network: inference.Network, split: str) -> examples.Examples:
   shape = pipeline.image_shape(data, source)
   if shape != network.image_shape or source.class_names != network.class_names:
     raise errors.InputError(
-      f'{data.source} has become another data set than {network.origin} was trained on: its images are '
+      f'{data.source} is now another data set than {network.origin} was trained on: its images are '
       f'{"x".join(map(str, shape))} of {source.num_classes} classes, not {"x".join(map(str, network.image_shape))} '
       f'of {len(network.class_names)} or of other names'
     )

@@ -32,7 +32,7 @@ from dnt.training import experiment, initialize, steps
 
 _log = logging.getLogger(__name__)
 LARGEST = 2**33  # largest size in bytes of a split's features, which are held on the device
-SHAKEN = 0.1  # standard deviation of the noise added to parameters by `_suffices`
+SHAKEN = 0.1  # standard deviation of the noise that `_suffices` adds to parameters
 CLOSE = 1e-4  # logits that differ by at most this fraction of the largest one count as equal
 _FORMAT = 2  # version of the file contents; increase it when they change
 
@@ -76,7 +76,7 @@ def use(
   pooled = _is_pooled(run, names)
   if not _suffices(run, cached, data, mesh, placed, names[-1], pooled):
     kept = 'the mean over all positions of the output' if pooled else 'the output'
-    problem = f'{kept} of {names[-1]} is not all that the entries behind it read'
+    problem = f'{kept} of {names[-1]} does not hold all that later entries read'
     if run.config.finetune.cached_views is not None:
       raise errors.InputError(f'config.finetune.cached_views={views}: {problem}; set it to 0')
     _log.info(f'features are not cached: {problem}')
@@ -226,7 +226,7 @@ def _load(
   key = hashlib.sha256(identity.encode()).hexdigest()[:32]
   path = directory / f'{key}.features'
   last = next(row.shape for row in run.table if row.entry.name == prefix.names[-1])
-  assert last is not None  # the last entry of a prefix runs
+  assert last is not None  # the last entry of a prefix is called
   dtype = feature_files.record((1, 1, last[-1]) if prefix.pooled else last)
   whole = max(views, 1) * len(source)
   if whole * dtype.itemsize > LARGEST:
@@ -242,7 +242,7 @@ def _load(
       features, labels = _grow(run, source, views, mesh, prefix, path, dtype)
   except OSError as error:
     raise errors.InputError(
-      f'cannot keep features in {path}: {error.strerror}; set config.finetune.cache_dir, or cached_views=0'
+      f'cannot read or write the features in {path}: {error.strerror}; set config.finetune.cache_dir, or cached_views=0'
     ) from error
   _log.info(
     f'features of {source.split}: {"found in" if result else f"{features.nbytes / 1e6:,.0f} MB kept as"} {path}'
@@ -256,7 +256,8 @@ def _load(
 def _seen(data: typed.Data) -> dict[str, Any]:
   """Returns the options of `config.data` that features depend on.
 
-  `eval_resize` is left out where it is what `augment` implies: older features, which have no such key, are found.
+  It leaves out `eval_resize` if it has the value that `augment` implies, so that older features, without this key,
+  match.
   """
   seen = {key: data[key] for key in data if key not in ('workers', 'placement', 'eval_resize')}
   resize = implied.eval_resize(data)
@@ -285,7 +286,7 @@ def _grow(
     features, labels = np.empty((whole, *dtype['features'].shape), np.float32), np.empty(whole, np.int32)
     features[:done], labels[:done] = feature_files.read(path, dtype, done)
     if done:
-      _log.info(f'features of {source.split}: going on from {done} of {whole}')
+      _log.info(f'features of {source.split}: continuing from {done} of {whole}')
     line = progress.Count(f'features of {source.split}', whole, done)
     for new, label in _compute(run, source, views, mesh, prefix, done):
       if write is not None:  # on the lead process

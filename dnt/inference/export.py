@@ -89,7 +89,7 @@ def _torch_network(model: typed.Model) -> names.Network:
   wanted = names.differences(fitting[0].model, model)
   if wanted:
     raise errors.InputError(
-      f'this network is not {fitting[0].title}, whose names it would be saved under: that has {wanted}; '
+      f'this network differs from {fitting[0].title}, whose names it would get: that one has {wanted}; '
       'use --format=stablehlo'
     )
   return fitting[0]

@@ -95,15 +95,15 @@ def load(text: str, mesh: Mesh | None = None) -> Network:
 
 
 def _of_run(source: pretrained.Source) -> _Found:
-  assert source.workdir, 'it names a run'
+  assert source.workdir, 'the source is a run'
   config, saved = source.run_config, source.checkpoint
   shape, size = saved.meta.get('image_shape'), config.data.image_size
   if shape is None and size:  # older checkpoints do not store the shape
     shape = (size, size, len(config.data.mean))
   if shape is None:
     raise errors.InputError(
-      f'the checkpoint in {source.workdir} is older than dnt keeping the size of images; set data.image_size in '
-      f'{source.workdir / workdir_lib.CONFIG} to the pixels a side'
+      f'the checkpoint in {source.workdir} is too old to hold the size of its images; set data.image_size in '
+      f'{source.workdir / workdir_lib.CONFIG} to the pixels per side'
     )
   return _Found(
     config=config,
@@ -119,8 +119,8 @@ def _of_weights(source: pretrained.Source) -> _Found:
   prepared, variables = source.preprocessing, source.variables
   if prepared.image_size is None or prepared.eval_resize not in preprocessing.RESIZES:
     raise errors.InputError(
-      f'{source.origin} is described as taking images that are not square or not resized as one of '
-      f'{", ".join(preprocessing.RESIZES)} (crop_mode {prepared.eval_resize!r}), which dnt does not do'
+      f'{source.origin} takes images that are not square, or are resized in another way than '
+      f'{" or ".join(preprocessing.RESIZES)} (crop_mode {prepared.eval_resize!r}); dnt does not support this'
     )
   config = schema.default()
   config.train.init_from = source.origin

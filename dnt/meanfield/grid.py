@@ -42,7 +42,7 @@ class _Job(NamedTuple):
 
 
 class _Profile(NamedTuple):
-  """Holds what signals and gradients do by layer, each [seeds, depth, G]; `log_norm` is of the gradient."""
+  """Holds signals and gradients by layer, each [seeds, depth, G]; `log_norm` describes the gradient."""
 
   log_q: Any
   cosine: Any
@@ -106,7 +106,7 @@ def run(config: typed.SignalConfig, workdir: str | os.PathLike) -> dict[str, Any
       done += job.work
   except KeyboardInterrupt:
     interrupted = True
-    _log.info('stopped; writing what was measured')
+    _log.info('stopped; writing the measurements so far')
   status.update('mean field theory')
   networks = [row for depth in options.depths for row in _rows(options, variances, depth, measured)]
   section = {key: list(value) if isinstance(value, tuple) else value for key, value in options.items()}

@@ -137,7 +137,7 @@ def phases(networks: Sequence[Row]) -> 'Figure':
     linewidths=1.5,
     zorder=3,
     clip_on=False,
-    label='measured (ground: theory)',
+    label='measured (background: theory)',
   )
   _edge(axes, activation, right, top)
   axes.legend(loc='upper left', framealpha=0.9)

@@ -108,8 +108,8 @@ class Signals(NamedTuple):
   """Holds the signals of a forward pass by layer.
 
   Attributes:
-    inputs: of the layer, [depth, G, B, N].
-    log_q: logarithm of the mean square of its pre-activations [depth, G]; q may be too small for a float32.
+    inputs: inputs of each layer, [depth, G, B, N].
+    log_q: logarithm of the mean square q of the pre-activations [depth, G]; q may be too small for a float32.
     cosine: mean cosine c of the angle between the pre-activations of two inputs [depth, G]; NaN for one input, or if
       one of them is zero.
   """

@@ -97,8 +97,9 @@ def summary_text(result: Mapping[str, Any]) -> str:
   lines = [f'{summary["networks"]} networks measured' + (' before it was stopped' if result['interrupted'] else '')]
   if summary['compared']:
     lines.append(
-      f'gradient per layer within {100 * AGREES:.0f} % of theory in {summary["within"]} of {summary["compared"]} that '
-      f'vanish or explode; farthest {100 * summary["largest_deviation"]:.1f} %: {summary["largest_deviation_of"]}'
+      f'the gradient per layer is within {100 * AGREES:.0f} % of theory in {summary["within"]} of '
+      f'{summary["compared"]} that vanish or explode; largest deviation {100 * summary["largest_deviation"]:.1f} %: '
+      f'{summary["largest_deviation_of"]}'
     )
   return '\n'.join(lines)
 
@@ -118,8 +119,8 @@ def table(result: Mapping[str, Any]) -> str:
     '',
     summary_text(result),
     '',
-    'Gradient x per layer: by which its norm changes in one layer of the backward pass. Deviation: of its logarithm '
-    f"from theory's, with the standard error over the seeds; none is given where theory has it within {CRITICAL} of 0. "
+    'Gradient x per layer: factor on its norm in one layer of the backward pass. Deviation: of the logarithm of this '
+    f'factor from theory, with the standard error over the seeds; left out if theory is within {CRITICAL} of 0. '
     'First / last: |dL/dx_0| / |dL/dx_L|. q, c: variance of the pre-activations and correlation of two inputs, in the '
     'last layer. Singular values: the largest of the Jacobian of output by input. nan: signals or gradients left the '
     'range of float32.',
@@ -129,8 +130,9 @@ def table(result: Mapping[str, Any]) -> str:
   if result['phases']:
     lines += [
       '',
-      'Plain networks without a norm, in theory: fixed points, chi_1, the layers over which distances from them, and '
-      'the gradient, fall by a factor e (negative: grow), and sigma_w^2 on the edge of chaos at this sigma_b^2.',
+      'Theory of plain networks without a norm: fixed points, chi_1, the numbers of layers over which the distances '
+      'from them and the gradient fall by a factor e (negative: grow), and sigma_w^2 on the edge of chaos at this '
+      'sigma_b^2.',
       '',
       tables.markdown([PHASE_HEADER, *map(_phase_cells, result['phases'])]),
     ]
@@ -138,8 +140,8 @@ def table(result: Mapping[str, Any]) -> str:
     gains = (f'{name} {gain["batch"]:.4f} ({gain["limit"]:.4f})' for name, gain in result['batch_norm_gains'].items())
     lines += [
       '',
-      'Batch norm multiplies the squared norm of the gradient in each plain layer, whatever the variances, in theory '
-      f'(in brackets: a large batch): {", ".join(gains)}.',
+      'In theory, batch norm multiplies the squared norm of the gradient in each plain layer, for all variances, by '
+      f'(in brackets: for a large batch) {", ".join(gains)}.',
     ]
   return '\n'.join(lines) + '\n'
 

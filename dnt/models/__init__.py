@@ -52,7 +52,7 @@ def make(model: typed.Model, num_classes: int) -> nn.Module:
       valid = ', '.join(name for name in known if name in FIELDS)
       raise errors.InputError(f'model {model.name!r} has no option config.model.{key}; it has {valid}')
   if model.options:
-    raise errors.InputError(f'config.model.options is for your own modules, not for {model.name!r}')
+    raise errors.InputError(f'config.model.options is only for your own modules, not for {model.name!r}')
   return MODELS[model.name](num_classes=num_classes, parts=parts.make(model), **fields)
 
 
@@ -117,6 +117,6 @@ def _make_custom(model: typed.Model, num_classes: int, fields: dict[str, Any]) -
     if key not in known or key not in ('scan', 'remat'):
       raise errors.InputError(
         f'config.model.{key} does not reach your own module {model.name!r}; set its fields in config.model.options, '
-        'or give it a field parts (dnt.models.parts.Parts) for norm, activation, initializer and dtype'
+        'or add a field `parts` (dnt.models.parts.Parts) for norm, activation, initializer and dtype'
       )
   return custom.make(model.name, num_classes, given, model.options.to_dict())

@@ -1,7 +1,7 @@
 """Captures activation and gradient statistics of each entry in a running network, or one entry's whole output.
 
-They intercept calls from outside, so that they work with any unmodified module: unrolled or scanned, with or without
-remat. They record sums over examples, which add up across devices and micro-batches.
+The captures intercept calls from outside, so that they work with any unmodified module: unrolled or scanned, with or
+without remat. They record sums over examples, which add up across devices and micro-batches.
 
 The other uses of a value decide how XLA fuses the operations that compute it, and on CPU also how it is rounded. Steps
 with and without captures put the same optimization barriers around captured values, so their results are equal to the
@@ -37,7 +37,7 @@ class Zeros(NamedTuple):
   Attributes:
     count: number of values.
     zero: number of zeros.
-    fired: [units], how often each unit, along the last axis, is not zero.
+    fired: [units], how often each unit of the last axis is not zero.
   """
 
   count: jax.Array
@@ -51,7 +51,7 @@ class Saturation(NamedTuple):
   Attributes:
     count: number of values.
     saturated: number of saturated values, see `SATURATED`.
-    steep: [units], how often each unit, along the last axis, is not saturated.
+    steep: [units], how often each unit of the last axis is not saturated.
   """
 
   count: jax.Array
@@ -63,9 +63,9 @@ class Output(NamedTuple):
   """Holds float32 sums over the output of an entry.
 
   Attributes:
-    sum: of the values.
-    square: of their squares.
-    units: counts of its zeros.
+    sum: sum of the values.
+    square: sum of their squares.
+    units: counts of the zeros.
   """
 
   sum: jax.Array
@@ -74,7 +74,7 @@ class Output(NamedTuple):
 
 
 class Captures(NamedTuple):
-  """Holds what `capturing` captured of an entry; in a scanned stage, each array has a leading row axis.
+  """Holds what `capturing` captured of an entry; in a scanned stage, each array has a leading axis of rows.
 
   Attributes:
     output: None if the entry's output holds no float, or the entry is inside a user's own `nn.scan` or `nn.vmap`, which
@@ -188,7 +188,9 @@ def capturing_output(entry: depth.Entry) -> Generator[None]:
     if '/'.join(module.path) != entry.path:
       return output
     if module.has_variable(CAPTURES, 'output'):
-      raise errors.InputError(f'the network calls the entry {entry.name!r} more than once: it has no one output')
+      raise errors.InputError(
+        f'the network calls the entry {entry.name!r} more than once, so that its output is not unique'
+      )
     leaves, structure = jax.tree.flatten(output)
     module.sow(CAPTURES, 'output', leaves[0], init_fn=lambda: None, reduce_fn=lambda _, output: output)
     if module.has_variable(GRADIENTS, 'output'):

@@ -2,8 +2,8 @@
 
 On CPU, XLA calls its fast library only for convolutions in the form NHWC x HWIO -> NHWC. Outside loops XLA rewrites
 other forms; inside `lax.scan`, `fori_loop` and `cond` it does not, and they run 20 to 40 times slower. In a program for
-CPU, this module therefore writes the two backward passes in that form. Their values equal those of `lax`'s own
-gradients, which programs for other platforms hold.
+CPU, this module therefore writes the two backward passes in that form. Their values equal the gradients of
+`lax`, which programs for other platforms use.
 """
 
 import functools

@@ -28,7 +28,7 @@ def load(name: str) -> type[nn.Module]:
   except Exception as error:  # the user's code may raise anything during the import
     raise errors.InputError(
       f'config.model.name={name!r}: cannot import {module_name!r} ({type(error).__name__}: {error}); it must be an '
-      'importable Python module: run from the folder that holds it, or put that folder on PYTHONPATH'
+      'importable Python module: run from its folder, or add that folder to PYTHONPATH'
     ) from error
   modules = [key for key, value in vars(module).items() if _is_module(value)]
   if not hasattr(module, class_name):
@@ -64,11 +64,11 @@ def make(name: str, num_classes: int, given: Mapping[str, Any], options: Mapping
   required = [a.name for a in arguments if a.default is a.empty and a.kind not in (a.VAR_POSITIONAL, a.VAR_KEYWORD)]
   if set(required) - {'train'}:
     raise errors.InputError(
-      f'{name} takes {", ".join(required)} beside x; __call__ must take (self, x) or (self, x, train)'
+      f'{name} takes {", ".join(required)} besides x; __call__ must take (self, x) or (self, x, train)'
     )
   keywords = {'train'} & {argument.name for argument in arguments}
 
-  class Network(base):  # ty: ignore[unsupported-base]  # known at run time only
+  class Network(base):  # ty: ignore[unsupported-base]  # known only at run time
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
       logits = super().__call__(x, **dict.fromkeys(keywords, train))
       if getattr(logits, 'shape', None) != (x.shape[0], num_classes):

@@ -48,7 +48,7 @@ class DenseNet(nn.Module):
     if self.scan:
       raise errors.InputError(
         'config.model.scan=True is not possible with densenet: each layer of a stage has more input channels than the '
-        'one before, so that no two are equal; leave scan at False'
+        'one before, so that no two are equal; keep scan=False'
       )
     if self.compression > 1:
       raise errors.InputError(f'config.model.compression={self.compression} must be at most 1 (keep all channels)')

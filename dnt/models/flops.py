@@ -29,7 +29,7 @@ def count(jaxpr: core.Jaxpr) -> collections.Counter:
 
 def _array(variable: core.Var | core.Literal) -> jax.core.ShapedArray:
   aval = variable.aval
-  assert isinstance(aval, jax.core.ShapedArray)  # what convolutions and products take and return
+  assert isinstance(aval, jax.core.ShapedArray)  # the operands and results of convolutions and products
   return aval
 
 

@@ -141,14 +141,16 @@ def plan(
     frozen = frozenset(row.entry.name for row in table if row.parameters and row.entry.name not in names)
     if frozen and layouts.scanned_rows(params):
       raise errors.InputError(
-        f'config.finetune keeps {min(frozen)} from training, which a scanned network cannot: nothing is saved inside '
-        'one scan. Set config.model.scan=False; checkpoints are the same for both'
+        f'config.finetune freezes {min(frozen)}, but a scanned network must train as a whole: a scan computes all of '
+        'its gradients. Set config.model.scan=False; checkpoints are the same for both'
       )
     if number and (start < phases[-1].start or not start):
-      raise errors.InputError(f'config.finetune.unfreeze: {duration!r} must come after the phase before')
+      raise errors.InputError(f'config.finetune.unfreeze: {duration!r} must come after the previous phase')
     if number and not frozen <= phases[-1].partition.frozen:
       again = min(frozen - phases[-1].partition.frozen)
-      raise errors.InputError(f'config.finetune.unfreeze: {chosen!r} freezes {again}, which trains before; name it too')
+      raise errors.InputError(
+        f'config.finetune.unfreeze: {chosen!r} freezes {again}, which trained before; name it too'
+      )
     partition = Partition(frozen, _trainable_paths(config, params, frozen), config.frozen_norm)
     phases.append(Phase(start, (*(phases[-1].partitions if phases else ()), partition)))
   return tuple(phase for phase in phases if phase.start == 0 or phase.start < total_steps)
@@ -180,8 +182,8 @@ def trainable_entries(chosen: str, table: Sequence[depth.Row]) -> frozenset[str]
   matching = frozenset(name for name in names if re.fullmatch(chosen, name))
   if not matching:
     raise errors.InputError(
-      f"config.finetune: {chosen!r} is neither 'all', 'head' nor 'top:<k>', and as a pattern it is no whole name of an "
-      f'entry with parameters: {", ".join(names)}'
+      f"config.finetune: {chosen!r} is neither 'all', 'head' nor 'top:<k>', and as a pattern it matches no whole name "
+      f'of an entry with parameters: {", ".join(names)}'
     )
   return matching
 

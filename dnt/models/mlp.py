@@ -13,7 +13,7 @@ BLOCKS = ('plain', 'residual', 'highway')
 
 
 class Mlp(nn.Module):
-  """Dense layers on the pixels in a row: a stem, `depth` - 2 equal blocks and a head.
+  """Dense layers on the flattened image: a stem, `depth` - 2 equal blocks and a head.
 
   Attributes:
     num_classes: number of classes.

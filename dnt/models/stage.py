@@ -1,4 +1,4 @@
-"""A sequence of equal blocks as one part of a network, unrolled or scanned."""
+"""Defines a sequence of equal blocks as one part of a network, unrolled or scanned."""
 
 from collections.abc import Callable
 

@@ -44,7 +44,7 @@ def make(
     schedule: learning rate by step, from `schedules.make`; the chain counts its steps as TrainState does.
     params: all parameters, nested dicts of arrays or shapes.
     entries: the depth order, see `depth.Trace.entries`.
-    partitions: those of the run's phases up to the current one; each trains more than the one before.
+    partitions: the partitions of the run's phases up to the current one; each trains more than the one before.
 
   Raises:
     errors.InputError: a pattern matches nothing, or the network has no hidden kernels for muon.
@@ -136,7 +136,7 @@ def _decay(
     path, place = next(iter(places.items()))
     example = rows.names(path, place, entries)[0]
     raise errors.InputError(
-      f'optim.weight_decay_on={optim.weight_decay_on!r} matches no parameter; their paths are like {example!r} '
+      f'optim.weight_decay_on={optim.weight_decay_on!r} matches no parameter; parameter paths look like {example!r} '
       '(--config.optim.weight_decay=0 turns decay off)'
     )
 
@@ -193,7 +193,7 @@ def _muon(
     return optax.contrib.MuonDimensionNumbers(tuple(range(first, param.ndim - 1)), (param.ndim - 1,))
 
   def scale(update: jax.Array, axes: optax.contrib.MuonDimensionNumbers) -> jax.Array:
-    assert not isinstance(axes.reduction_axis, int)  # `dimensions` makes a tuple
+    assert not isinstance(axes.reduction_axis, int)  # `dimensions` returns a tuple
     fan_in = math.prod(update.shape[axis] for axis in axes.reduction_axis)
     return update * math.sqrt(max(1.0, update.shape[-1] / fan_in))
 

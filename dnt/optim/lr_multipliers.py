@@ -36,7 +36,7 @@ def factors(config: typed.Finetune, entries: Sequence[depth.Entry], head: int) -
   for pattern, _ in config.rates:
     if not any(re.fullmatch(pattern, entry.name) for entry in entries):
       raise errors.InputError(
-        f'config.finetune.rates: {pattern!r} is the whole name of no entry: {", ".join(e.name for e in entries)}'
+        f'config.finetune.rates: {pattern!r} matches the whole name of no entry: {", ".join(e.name for e in entries)}'
       )
   for index, entry in enumerate(entries):
     named = (factor for pattern, factor in config.rates if re.fullmatch(pattern, entry.name))

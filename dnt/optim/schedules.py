@@ -9,7 +9,7 @@ from dnt.config import typed
 
 
 def peak_rate(optim: typed.Optim) -> float:
-  """Returns `optim.learning_rate`; 0 if a range test is still to find it."""
+  """Returns `optim.learning_rate`; 0 if a range test has yet to find it."""
   return 0.0 if optim.learning_rate == schema.AUTO else optim.learning_rate
 
 
@@ -81,7 +81,7 @@ def _piecewise(peak: float, factor: float, boundaries: list[int], warmup: int) -
   if not boundaries:
     raise errors.InputError("schedule.name='piecewise' needs schedule.boundaries, such as ('50%', '75%')")
   if boundaries != sorted(boundaries):
-    raise errors.InputError(f'schedule.boundaries must not fall; in steps they are {boundaries}')
+    raise errors.InputError(f'schedule.boundaries must not decrease; in steps they are {boundaries}')
   if boundaries[0] < warmup:
     raise errors.InputError(
       f'schedule.boundaries has step {boundaries[0]}, inside the warm-up of {warmup} steps; '
@@ -93,7 +93,7 @@ def _piecewise(peak: float, factor: float, boundaries: list[int], warmup: int) -
 def _one_cycle(peak: float, config: typed.Schedule, rise: int, steps: int) -> optax.Schedule:
   if rise >= steps:
     raise errors.InputError(
-      f'schedule.one_cycle_rise={config.one_cycle_rise!r} is {rise} steps, and the run has {steps} after its warm-up; '
+      f'schedule.one_cycle_rise={config.one_cycle_rise!r} is {rise} steps, but the run has {steps} after its warm-up; '
       'shorten the rise'
     )
   fall = optax.cosine_decay_schedule(peak, steps - rise, config.final)

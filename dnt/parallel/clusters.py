@@ -75,8 +75,8 @@ def detect(environ: Mapping[str, str]) -> Cluster:
   cluster = _slurm(environ) or _tpu(environ)
   if cluster is None:
     raise errors.InputError(
-      'no cluster detected (Slurm steps started by srun, Cloud TPU); elsewhere give --coordinator=host:port '
-      '--num_processes=N --process_id=I beside --distributed'
+      'no cluster detected (a Slurm step started by srun, or Cloud TPU); elsewhere give --coordinator=host:port '
+      '--num_processes=N --process_id=I together with --distributed'
     )
   return cluster
 
@@ -89,7 +89,7 @@ def _slurm(environ: Mapping[str, str]) -> Cluster | None:
   job, nodes, tasks, num_nodes, process = (environ[name] for name in names)
   # Matches the first node of 'node7', 'node7,other1', 'node[007-012,020],other1'.
   first = re.match(r'([^,\[]+)(?:\[([^,\-\]]+))?', nodes)
-  assert first is not None  # a node list begins with a name
+  assert first is not None  # a node list starts with a name
   port = 61440 + int(job) % 4096  # as in jax, so that jobs that share a node do not collide
   # A task that is alone on its node uses all GPUs. If tasks share a node, each uses the GPU with its local id, unless
   # Slurm has bound it to one.

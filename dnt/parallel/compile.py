@@ -45,8 +45,8 @@ def eagerly(fn: Callable) -> Callable:
 
   jax compiles a single op once for each shape, which takes about 30 ms. Measured on two cores with jax 0.10.2, the cold
   start of the default config to its first step (benchmarks/startup.py), wall and processor time: 5.9 and 8.3 s; 6.4 and
-  9.2 s if jax fills the constants too, 6.2 and 9.3 s if parameters and state are each drawn by one compiled program. As
-  the host draws kernels, the compilation cache does not keep the latter: its warm start takes 2.9 s instead of 2.3 s.
+  9.2 s if jax fills the constants too, 6.2 and 9.3 s if one compiled program each draws parameters and state. As the
+  host draws kernels, the compilation cache does not keep those programs: a warm start takes 2.9 s instead of 2.3 s.
 
   Args:
     fn: pure function; takes and returns pytrees of arrays.
@@ -99,7 +99,7 @@ def enable_cache(directory: pathlib.Path | None = None) -> None:
     try:
       directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-      raise errors.InputError(f'cannot make the compilation cache {directory}: {error.strerror}') from error
+      raise errors.InputError(f'cannot create the compilation cache {directory}: {error.strerror}') from error
     jax.config.update('jax_compilation_cache_dir', str(directory))
   # By default jax caches only programs that compile for at least a second, which excludes most of those at the start.
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)

@@ -43,7 +43,7 @@ def make_mesh(config: typed.Mesh) -> Mesh:
 
 
 def on_cpu(mesh: Mesh) -> bool:
-  """Returns whether the devices of a mesh are CPUs, which may be other devices than jax's default one."""
+  """Returns whether the devices of a mesh are CPUs; they need not include jax's default device."""
   return mesh.devices.flat[0].platform == 'cpu'
 
 

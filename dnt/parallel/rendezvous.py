@@ -54,7 +54,7 @@ def _listen(port: int) -> socket.socket:
     reason = os.strerror(error.errno) if error.errno else str(error)
     raise errors.InputError(
       f'process 0 cannot listen on port {port} ({reason}): another run or another process 0 may '
-      'hold it; choose another port in --coordinator, the same for all processes'
+      'use it; choose another port in --coordinator, the same for all processes'
     ) from error
 
 
@@ -125,7 +125,7 @@ class _RollCall:
     reported = ', '.join(f'{i} on {host}' for i, (_, host) in sorted(self.present.items()))
     text = (
       f'missing after {self.timeout:g} s: process {names} of {self.cluster.num_processes}, which did not report to '
-      f'{self.cluster.coordinator} (reported: {reported}); see the output of what is missing, and start all again'
+      f'{self.cluster.coordinator} (reported: {reported}); see the output of the missing processes, and start all again'
     )
     return {'kind': 'run', 'text': text}
 
@@ -152,19 +152,21 @@ def _report(cluster: clusters.Cluster, host: str, port: int, timeout: float) -> 
           problem = verdict['problem']
           kinds = {'input': errors.InputError, 'run': errors.RunError}
           return kinds[problem['kind']](problem['text']) if problem else None
-        reason = 'what listens there is no process 0 that waits for others: a run that goes on, or another program'
+        reason = (
+          'what listens there is no process 0 that waits for others, but another program or a run that has started'
+        )
     except OSError as error:
       reason = error.strerror or str(error)
     time.sleep(POLL)
   who = 'this process itself' if cluster.process_id == 0 else 'process 0'
   return errors.RunError(
     f'missing after {timeout:g} s: {who} could not be reached at {cluster.coordinator} ({reason}); '
-    '--coordinator must name the machine of process 0 and a port that the others can reach'
+    '--coordinator must name the machine of process 0 and a port that the other processes can reach'
   )
 
 
 def _hear(listener: socket.socket) -> tuple[socket.socket, dict[str, Any]] | None:
-  """Returns the next connection and its report; None if nobody connects, or some other program."""
+  """Returns the next connection and its report; None if no process connects, or another program does."""
   try:
     peer, _ = listener.accept()
   except TimeoutError:

@@ -1,4 +1,4 @@
-"""The names of metrics, and what is known about each quantity of the telemetry.
+"""Defines the names of metrics, and describes each quantity of the telemetry.
 
 A metric of a split is named `<split>/<quantity>`, such as `test_ema/loss`; one of an entry of the depth list is named
 `telemetry/<entry>/<quantity>`, such as `telemetry/stage1/block001/zero`; one of the run has its quantity's name.
@@ -13,11 +13,11 @@ _TELEMETRY = 'telemetry'
 
 
 class Metric(NamedTuple):
-  """Describes what a metric is of.
+  """Describes what a metric measures.
 
   Attributes:
     quantity: `loss`, `accuracy`, `gradient_norm`, ...
-    split: the split, with the suffix `_ema` for averaged parameters; empty if it is not of a split.
+    split: the split, with the suffix `_ema` for averaged parameters; empty for a metric without a split.
     entry: name in the depth list, for telemetry; else empty.
   """
 
@@ -27,20 +27,20 @@ class Metric(NamedTuple):
 
 
 def parse(name: str) -> Metric:
-  """Returns what a metric is of; the name of an entry may contain '/'."""
+  """Parses the name of a metric; the name of an entry may contain '/'."""
   owner, _, quantity = name.rpartition('/')
   group, _, entry = owner.partition('/')
   return Metric(quantity, entry=entry) if group == _TELEMETRY and entry else Metric(quantity, split=owner)
 
 
 class Quantity(NamedTuple):
-  """Says how people read a quantity of an entry.
+  """Describes how to display a quantity of an entry.
 
   Attributes:
-    title: of its plot.
-    scale: of its plot: 'log', 'signed' or 'percent'; a fraction has 'percent'.
-    label: of its column in a table.
-    meaning: what the label stands for.
+    title: title of its plot.
+    scale: scale of its plot: 'log', 'signed' or 'percent'; a fraction has 'percent'.
+    label: title of its column in a table.
+    meaning: explanation of the label.
   """
 
   title: str
@@ -61,11 +61,11 @@ class EntryRow:
     entry: name in the depth list.
     output_gradient_norm: norm of the gradient of the loss with respect to its output, over the whole batch; absent
       below the first entry that trains, where only a capture would require a backward pass.
-    gradient_norm: of its parameters, before clipping.
-    parameter_norm: of its parameters.
+    gradient_norm: norm of the gradient of its parameters, before clipping.
+    parameter_norm: norm of its parameters.
     update_ratio: norm of the update over the norm of the parameters before the update.
-    activation_mean: of its output.
-    activation_rms: of its output.
+    activation_mean: mean of its output.
+    activation_rms: root mean square of its output.
     zero: fraction of its activations that are zero.
     dead: fraction of its units that are zero for the whole batch.
     saturated: for sigmoid and tanh, instead of `zero` and `dead`: the fraction of its activations that are flat
@@ -84,10 +84,10 @@ class EntryRow:
   )
   parameter_norm: float | None = _quantity('norm of the parameters', 'log', 'parameters', 'norm of the parameters')
   update_ratio: float | None = _quantity(
-    'update / parameter norm', 'log', 'update', 'norm of the update over that of the parameters'
+    'update / parameter norm', 'log', 'update', 'norm of the update over the norm of the parameters'
   )
-  activation_mean: float | None = _quantity('mean of the output', 'signed', 'mean', 'of the output')
-  activation_rms: float | None = _quantity('RMS of the output', 'log', 'rms', 'root of the mean square of the output')
+  activation_mean: float | None = _quantity('mean of the output', 'signed', 'mean', 'mean of the output')
+  activation_rms: float | None = _quantity('RMS of the output', 'log', 'rms', 'root mean square of the output')
   zero: float | None = _quantity('fraction of zero activations (%)', 'percent', 'zero', 'activations that are zero')
   dead: float | None = _quantity(
     'fraction of dead units (%)', 'percent', 'dead', 'units that are zero for the whole batch'
@@ -96,7 +96,7 @@ class EntryRow:
     'fraction of saturated activations (%)', 'percent', 'saturated', 'activations where sigmoid or tanh is flat'
   )
   clip_factor: float | None = _quantity(
-    'gradient after / before clipping', 'log', 'clipping', 'norm of the gradient after clipping over that before'
+    'gradient after / before clipping', 'log', 'clipping', 'norm of the gradient after clipping over the norm before'
   )
 
 
@@ -118,7 +118,7 @@ def to_metrics(rows: Iterable[EntryRow]) -> dict[str, float]:
 def from_metrics(record: Mapping[str, Any]) -> list[EntryRow]:
   """Inverts `to_metrics` for a line of `metrics.jsonl`, where null stands for a value that is not finite.
 
-  It ignores metrics that are not of an entry, and quantities that this version does not know.
+  It ignores other metrics, and quantities that this version does not know.
   """
   rows: dict[str, dict[str, float]] = {}
   for name, value in record.items():

@@ -1,6 +1,6 @@
 """Writes the record of a run, `metrics.jsonl`, and TensorBoard's event files beside it.
 
-The jsonl file is the record; everything else (plots, reports, tables) is made from it.
+Plots, reports and tables are made from the jsonl file.
 """
 
 import json
@@ -86,7 +86,7 @@ class Writer:
       self._file.flush()
       self._to_board(record)
     except OSError as error:
-      raise errors.RunError(f'{self._path} could not be written ({error.strerror})') from error
+      raise errors.RunError(f'{self._path} cannot be written ({error.strerror})') from error
 
   def close(self) -> None:
     """Flushes and closes the files."""

@@ -1,4 +1,4 @@
-"""Shows how far a run or a count of images is, and formats metrics and durations for people."""
+"""Shows the progress of a run or of a count of images, and formats metrics and durations."""
 
 import collections
 import math
@@ -34,7 +34,7 @@ class Progress:
     Args:
       step: optimizer steps done.
       epoch: passes over the training split done.
-      values: `loss`, `accuracy` (in [0, 1]) and `images_per_second`, as far as they are known.
+      values: `loss`, `accuracy` (in [0, 1]) and `images_per_second`, if they are known.
     """
     now = self._clock()
     self._recent.append((now, step))
@@ -76,8 +76,8 @@ class Count:
     """Starts the clock.
 
     Args:
-      what: what the images are counted for.
-      total: number of all images.
+      what: text in front of the count.
+      total: total number of images.
       done: number of images that were done before; they do not count for the rate.
       clock: returns increasing seconds.
     """
@@ -98,7 +98,7 @@ class Count:
 
 
 def format_value(name: str, value: float | None) -> str:
-  """Formats a metric for people: accuracies in percent, learning rates short, all others with four decimals."""
+  """Formats a metric: accuracies in percent, learning rates short, all others with four decimals."""
   if value is None or not math.isfinite(value):
     return 'not finite'
   quantity = metric_names.parse(name).quantity

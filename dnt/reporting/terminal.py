@@ -1,7 +1,7 @@
 """Shows what dnt logs on the standard output of a program, and a status line below it.
 
-Modules log with `logging.getLogger(__name__)`. A program shows this with `console`; where dnt is used as a library, the
-lines go where the user's own configuration of `logging` sends them, and there is no line that is rewritten in place.
+Modules log with `logging.getLogger(__name__)`, and a program shows these lines with `console`. Where dnt is used as a
+library, the user's own configuration of `logging` decides where the lines go, and there is no status line.
 """
 
 import contextlib
@@ -21,10 +21,10 @@ _log = logging.getLogger(__name__)
 def console(stream: TextIO | None = None) -> Generator[None]:
   """Shows what dnt logs while the context is open: lines of the lead process alone, as plain text, flushed.
 
-  Warnings and errors go to the standard error.
+  Warnings and errors go to standard error.
 
   Args:
-    stream: where to print; None: the standard output.
+    stream: stream to print to; None: standard output.
   """
   handler, before = _Console(stream), (_ROOT.level, _ROOT.propagate)
   _ROOT.addHandler(handler)
@@ -42,9 +42,9 @@ def console(stream: TextIO | None = None) -> Generator[None]:
 class _Console(logging.Handler):
   """Prints lines above a status line, which it rewrites in place if the stream is a terminal."""
 
-  # rich and tqdm were tried in place of `draw`. rich's Live prints nothing to a pipe before its end, so the lines of a
-  # log file would remain to be written here, and a process that ends at once, as after a second Ctrl-C, leaves the
-  # cursor hidden; tqdm fills a pipe with carriage returns.
+  # rich and tqdm do not replace `draw`. rich's Live prints nothing to a pipe before its end, so this class would still
+  # have to write the lines of a log file, and a process that ends at once, as after a second Ctrl-C, leaves the cursor
+  # hidden. tqdm fills a pipe with carriage returns.
 
   def __init__(self, stream: TextIO | None):
     super().__init__()
@@ -60,7 +60,7 @@ class _Console(logging.Handler):
     return self._stream.isatty()
 
   def emit(self, record: logging.LogRecord) -> None:
-    """Prints a record; what fails, such as a full disk or a closed pipe, raises as `print` does."""
+    """Prints a record; a failure, such as a full disk or a closed pipe, raises an error as `print` does."""
     if not _is_lead():
       return
     status = self._status
@@ -95,14 +95,14 @@ class _Console(logging.Handler):
 
 
 def _is_lead() -> bool:
-  # A process that joined no others is the lead. Whether it is is asked only of those that did: jax would initialize the
-  # devices, too early or in a program that leaves them to the processes it starts.
+  # A process that has joined no others is the lead. Only those that have ask jax, because that initializes the devices:
+  # too early, or in a program that leaves them to the processes it starts.
   jax = sys.modules.get('jax')
   return jax is None or not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
 class StatusLine:
-  """Shows the status of a piece of work: on a terminal as the last line, elsewhere as a logged line now and then."""
+  """Shows the status of a piece of work: on a terminal as the last line, elsewhere as a log line from time to time."""
 
   def __init__(self, clock: Callable[[], float] = time.monotonic):
     """Starts the clock, which returns increasing seconds."""

@@ -42,7 +42,7 @@ class Pass:
   """
 
   def __init__(self, step: Callable[[Any, pipeline.Batch], tuple[Any, Any]], loader: Any, mesh: Mesh):
-    """Args: step: `(variables, batch) -> (sums, rows)`, pure; loader: from `make_eval_loader`; it closes it."""
+    """Args: step: `(variables, batch) -> (sums, rows)`, pure; loader: from `make_eval_loader`; closed by `close`."""
     self._step, self._loader, self._mesh, self._program = step, loader, mesh, None
 
   def __call__(self, variables: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -208,7 +208,7 @@ def load(config: typed.Config, workdir: pathlib.Path, mesh: Mesh, splits: Sequen
   data = experiment.load_data(config, splits)
   run = experiment.make(experiment.resolve(config, data), data.spec)
   if data.weights:
-    data.weights.release()  # read, if at all, to know the network
+    data.weights.release()  # they were read, if at all, to determine the network
   variables = {}
   for suffix, each in get_variables(loaded).items():
     matched = initialize.match(run.trace, each, str(workdir))

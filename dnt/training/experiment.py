@@ -40,12 +40,12 @@ class DataSpec(NamedTuple):
 
 
 class Data(NamedTuple):
-  """Holds what a run reads: its images with their description, and its pretrained weights."""
+  """Holds the inputs of a run: its images with their description, and its pretrained weights."""
 
   spec: DataSpec
   train: examples.Examples
   evaluation: dict[str, examples.Examples]  # by split
-  weights: pretrained.Source | None = None  # of config.train.init_from
+  weights: pretrained.Source | None = None  # from config.train.init_from
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +115,7 @@ class Experiment(NamedTuple):
       partition: which parameters train.
       optimizer: the chain for those parameters.
       schedule: learning rate by step, for the metrics; None: the schedule of the run.
-      telemetry: what to record of each entry.
+      telemetry: what to record for each entry.
     """
     schedule = schedule or self.schedule
     return steps.make_train_step(self.config, self.model, optimizer, schedule, self.preprocess, telemetry, partition)
@@ -160,10 +160,10 @@ class Experiment(NamedTuple):
 
 
 def keep_eval_resize(config: typed.Config, workdir: pathlib.Path) -> typed.Config:
-  """Returns the config of a run that goes on, which evaluates as before: its metrics stay comparable.
+  """Returns the config of a run that resumes, with evaluation as before, so that its metrics stay comparable.
 
-  Where the config leaves `data.eval_resize` open, a new run takes it from its pretrained weights. A run with a
-  checkpoint takes it from its `config.json`; one that is older than the option keeps what `data.augment` implied.
+  If the config does not set `data.eval_resize`, a new run takes it from its pretrained weights. A run with a checkpoint
+  takes it from its `config.json`; a run from before the option existed keeps what `data.augment` implied.
 
   Args:
     config: a validated config.
@@ -221,7 +221,7 @@ def resolve(config: typed.Config, data: Data) -> typed.Config:
   if config.model.num_classes not in (None, classes):
     raise errors.InputError(
       f'config.model.num_classes={config.model.num_classes}, but {config.data.source} has {classes} classes; '
-      'leave it out to take those of the data'
+      'leave it unset to use the number in the data'
     )
   resolved.model.num_classes = classes
   resolved.data.mean, resolved.data.std = pipeline.statistics(resolved.data, data.train)
@@ -242,7 +242,7 @@ def _prepared(config: typed.Config, weights: pretrained.Source | None) -> typed.
   """Returns a copy whose open preprocessing options come from the run's pretrained weights, if it has any."""
   if config.model.name == models.PRETRAINED and not config.train.init_from:
     raise errors.InputError(
-      f"config.model.name='pretrained' takes its network from config.train.init_from, which is empty; it takes "
+      f"config.model.name='pretrained' takes its network from config.train.init_from, which is empty; valid: "
       f'{pretrained.FORMS}'
     )
   prepared = schema.copy_unlocked(config)
@@ -271,7 +271,7 @@ def make(
   model = models.make(config.model, len(spec.class_names))
   trace = trace or depth.trace(model, spec.image_shape)
   steps_per_epoch = spec.steps_per_epoch(config.train.batch_size)
-  # While the rate is to be found, the schedule is not used; `lr_find.settle` makes the experiment again with the rate.
+  # Until a rate is found, the schedule is not used; `lr_find.settle` then makes the experiment again with the rate.
   peak = schedules.peak_rate(config.optim)
   schedule = schedules.make(config.schedule, peak, config.train.steps, steps_per_epoch)
   dtype = jnp.dtype(config.model.dtype)

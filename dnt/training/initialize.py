@@ -119,14 +119,14 @@ def advance(
 def load_variables(run: experiment.Experiment, source: pretrained.Source, quiet: bool = False) -> dict[str, Any]:
   """Loads pretrained parameters and statistics of the same network, in this model's layout.
 
-  If the head differs only in its number of classes, it starts at zero, and one line says so. On good features zero is
-  better than any random draw (Kolesnikov et al. 2020, "Big Transfer"): training removes what a draw adds to the logits
-  only where there are examples.
+  If the head differs only in its number of classes, it starts at zero, and one line is logged. On good features zero is
+  better than any random draw (Kolesnikov et al. 2020, "Big Transfer"): a draw adds noise to the logits, which training
+  removes only where there are examples.
 
   Args:
     run: the experiment.
     source: the weights.
-    quiet: do not log that line.
+    quiet: whether to log no line.
 
   Raises:
     errors.InputError: there are no weights, or they belong to another network; the message names the option to set or
@@ -142,7 +142,7 @@ def load_variables(run: experiment.Experiment, source: pretrained.Source, quiet:
   matched = match(run.trace, trees.unflatten(have | zeros), source.origin)
   if not quiet:
     listed, others = ', '.join(renewed), have[renewed[0]].shape[-1]
-    _log.info(f'{source.origin} has {others} classes and the data {classes}: {listed} start at zero')
+    _log.info(f'{source.origin} has {others} classes, the data has {classes}: {listed} start at zero')
   return matched
 
 

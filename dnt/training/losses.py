@@ -51,7 +51,7 @@ def cross_entropy(
   classes = logits.shape[-1]
   if class_weights and len(class_weights) != classes:
     raise errors.InputError(
-      f'loss.class_weights has {len(class_weights)} weights and the model {classes} classes; give one a class'
+      f'loss.class_weights has {len(class_weights)} weights, but the model has {classes} classes; give one per class'
     )
   log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32))
 
@@ -86,14 +86,14 @@ def balanced_weights(source: examples.Examples) -> tuple[float, ...]:
   """
   if source.labels is None:
     raise errors.InputError(
-      f'config.loss.balance_classes: the labels of {source.name} are read with its images and cannot be counted '
-      'before; set config.loss.class_weights'
+      f'config.loss.balance_classes: the labels of {source.name} are stored with its images and cannot be counted '
+      'in advance; set config.loss.class_weights'
     )
   counts = np.bincount(source.labels, minlength=source.num_classes)
   if not counts.all():
     missing = source.class_names[int(np.argmin(counts))]
     raise errors.InputError(
-      f'config.loss.balance_classes: {source.split} of {source.name} has no example of {missing!r}; take a larger '
+      f'config.loss.balance_classes: {source.split} of {source.name} has no example of {missing!r}; use a larger '
       'config.data.train_split, or set config.loss.class_weights'
     )
   return tuple((len(source) / (source.num_classes * counts)).tolist())

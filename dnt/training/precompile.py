@@ -45,7 +45,7 @@ class Programs:
     self._pool.shutdown(cancel_futures=True)
 
   def prepare(self, state: steps.TrainState, step: int) -> None:
-    """Prepares for the steps from `step` on, where the run or a phase starts: on CPU, it starts to compile.
+    """Prepares the steps from `step` on, at the start of the run or of a phase: on CPU it starts to compile.
 
     Args:
       state: the state before these steps, or its shapes.
@@ -59,7 +59,7 @@ class Programs:
   def train(
     self, state: steps.TrainState, step: int, count: int, before_waiting: Callable[[], None]
   ) -> tuple[steps.TrainState, dict[str, Any]]:
-    """Dispatches train steps; a compilation that it waits for counts as such on the clock.
+    """Dispatches train steps; the clock counts waiting for a compilation as compilation.
 
     Args:
       state: the state after `step` steps; its buffers are donated.

@@ -100,7 +100,7 @@ def write(
       accuracy = np.trace(result['matrix']) / max(np.sum(result['matrix']), 1)
       title = f'{result["split"]}, step {result["step"]:,}: accuracy {100 * accuracy:.2f} %'
       images[f'{path.stem}.png'] = plots.png(plots.confusion(result['matrix'], result['class_names'], title))
-      if 'per_class' in result:  # a finished run of an older version has none
+      if 'per_class' in result:  # a run that an older version finished has none
         classes[f'{path.stem}.png'] = class_table(result['class_names'], result['per_class'])
     for name, content in images.items():
       files.write(workdir / name, content)
@@ -140,7 +140,7 @@ def page(
     'parameters': f'{summary["parameters"]:,}, of which {summary["trainable_parameters"]:,} train',
     'parameters SHA-256': summary['params_sha256'],
     'seconds': ', '.join(f'{name} {seconds:,.1f}' for name, seconds in summary['seconds'].items()),
-    'images a second, whole run': f'{summary["images_per_second"]:,.0f}'
+    'images per second, whole run': f'{summary["images_per_second"]:,.0f}'
     if summary['images_per_second']
     else 'none yet',
     'devices': ', '.join(f'{name} {value}' for name, value in summary['devices'].items()),
@@ -171,7 +171,7 @@ def class_table(class_names: Sequence[str], per_class: Mapping[str, Sequence[Any
   if len(class_names) > WHOLE_CLASSES:
     tested = [place for place in shown if per_class['examples'][place]]
     shown = sorted(tested, key=lambda place: per_class['sensitivity'][place])[:LEAST_FOUND]
-  title = 'class' if len(shown) == len(class_names) else f'least found of {len(class_names):,} classes'
+  title = 'class' if len(shown) == len(class_names) else f'lowest sensitivity of {len(class_names):,} classes'
 
   forms = {'examples': '{:,}', 'sensitivity': '{:.2%}', 'specificity': '{:.2%}', 'auroc': '{:.4f}'}
 

@@ -54,7 +54,7 @@ def make_state(
   Args:
     config: a validated config.
     variables: `{'params': ..., 'batch_stats': ...}` as from `models.init`; the statistics may be absent.
-    optimizer: the chain whose state is made.
+    optimizer: the chain whose state to make.
     partition: which parameters train at first.
   """
   params, batch_stats = variables['params'], variables.get('batch_stats', {})
@@ -88,9 +88,10 @@ class Gradient(NamedTuple):
 
   Attributes:
     loss: the loss of the batch, float32 scalar.
-    params: with respect to the trainable parameters.
-    gradient_captures: with respect to telemetry's gradient captures: squared gradient norms at the outputs of entries.
-    auxiliary: of the forward pass; sums over the micro-batches.
+    params: gradient with respect to the trainable parameters.
+    gradient_captures: gradient with respect to telemetry's gradient captures, which is the squared gradient norm at the
+      outputs of entries.
+    auxiliary: outputs of the forward pass, summed over the micro-batches.
   """
 
   loss: jax.Array
@@ -108,14 +109,14 @@ def make_gradient(
 ) -> Callable[[TrainState, Batch], Gradient]:
   """Returns the gradient function of a training step, as a pure function.
 
-  It differentiates sum(weighted losses) / sum(weights) over the whole batch, also if it accumulates over micro-batches;
-  BatchNorm then normalizes each micro-batch by itself.
+  It differentiates sum(weighted losses) / sum(weights) over the whole batch, even if it accumulates over micro-batches;
+  BatchNorm then normalizes each micro-batch separately.
 
   Args:
     config: a validated config.
     model: the network, `apply(variables, x, train)`.
     preprocess: `(batch, augmentation key) -> images`, augmented and normalized.
-    telemetry: what to capture of each entry.
+    telemetry: what to capture for each entry.
     partition: which parameters train.
 
   Returns:
@@ -195,7 +196,7 @@ def make_train_step(
     optimizer: from `optim.chain.make`.
     schedule: learning rate by step, for the metrics; the optimizer holds the same one.
     preprocess: `(batch, augmentation key) -> images`, augmented and normalized.
-    telemetry: what to record of each entry; the state is the same with and without.
+    telemetry: what to record for each entry; it does not change the state.
     partition: which parameters train; the optimizer is for those parameters only.
 
   Returns:

@@ -1,4 +1,4 @@
-"""Computes the telemetry of a training step for each entry of the depth list, and warnings in plain words.
+"""Computes the telemetry of a training step for each entry of the depth list, and derives warnings in words.
 
 `metric_names.EntryRow` describes the quantities. On the device, a quantity is one column for all entries that have it.
 """
@@ -50,7 +50,8 @@ def make(config: typed.Config, params: Any, table: Sequence[depth.Row]) -> Telem
 
   Args:
     config: a validated config.
-    params: the trainable parameters (or shapes) in the model's layout; entries without any have no parameter metrics.
+    params: the trainable parameters (or shapes) in the model's layout; entries without parameters have no parameter
+      metrics.
     table: the depth list.
 
   Returns:
@@ -110,7 +111,7 @@ def activity(result: Any, called: Sequence[depth.Entry], entries: Sequence[depth
 
 
 def _ratio(hits: Sequence[jax.Array], counts: Sequence[jax.Array]) -> jax.Array:
-  return cast(jax.Array, sum(hits) / sum(counts))  # not a number, which the sum of no arrays would be
+  return cast(jax.Array, sum(hits) / sum(counts))  # an array, because there is at least one entry
 
 
 def output_gradient_norms(
@@ -138,7 +139,7 @@ def gather(
   """Collects the leaf `name` at each entry's path, and applies `fn` to it.
 
   Args:
-    tree: nested dicts in the model's layout, such as the gradient captures' gradient.
+    tree: nested dicts in the model's layout, such as the gradient of the gradient captures.
     name: name of the leaf.
     called: the entries that are called, in depth order; the result leaves out those without the leaf.
     entries: the depth list.
@@ -168,11 +169,11 @@ def _column(values: Mapping[tuple[int, ...], jax.Array]) -> Column:
 
 
 def rows(columns: Mapping[str, Column], names: Sequence[str]) -> list[metric_names.EntryRow]:
-  """Returns the telemetry by entry, in depth order, of the entries that have any.
+  """Returns the telemetry by entry, in depth order, without the entries that have none.
 
   Args:
-    columns: by quantity, on the host.
-    names: of all entries, in depth order.
+    columns: the columns by quantity, on the host.
+    names: names of all entries, in depth order.
   """
   values: dict[int, dict[str, float]] = {}
   for quantity, column in columns.items():
@@ -194,7 +195,7 @@ def warnings(shown: Sequence[metric_names.EntryRow], rate: float, always_clipped
   if norms:
     (first, before), (last, after) = norms[0], norms[-1]
     ratio = before / after if after > 0 else np.nan
-    compared = f'at the output of {first} it is {ratio:.1e} of that at {last}'
+    compared = f'at the output of {first} it is {ratio:.1e} times that at {last}'
     if ratio < VANISHING:
       result['vanishing'] = (
         f'the gradient vanishes: {compared}; try a norm (config.model.norm), residual blocks, or the initializer that '
@@ -220,21 +221,21 @@ def warnings(shown: Sequence[metric_names.EntryRow], rate: float, always_clipped
   ratios = [value for _, value in _of(shown, 'update_ratio') if np.isfinite(value)]
   median = statistics.median(ratios) if ratios else np.nan
   if median > high or (median < low and rate > 0.5):
-    way, unless = ('smaller', '') if median > high else ('larger', ', unless the network has learned all there is')
+    way, unless = ('smaller', '') if median > high else ('larger', ', unless the network has finished learning')
     result['update_ratio'] = (
       f'a step changes the parameters of the median entry by {median:.1e} of their norm, outside {low:.0e} to '
       f'{high:.0e}; try a {way} config.optim.learning_rate{unless}'
     )
   if always_clipped:
     result['clipping'] = (
-      'the gradient has been clipped at every step that was looked at, so that the threshold sets the step size; try a '
+      'the gradient was clipped at every step with telemetry, so that the threshold sets the step size; try a '
       'larger config.clip.threshold or a smaller config.optim.learning_rate'
     )
   return result
 
 
 def _of(shown: Sequence[metric_names.EntryRow], quantity: str) -> list[tuple[str, float]]:
-  """Returns the entries that have a quantity, with its value."""
+  """Returns (entry, value) for each entry that has the quantity."""
   return [(row.entry, value) for row in shown if (value := getattr(row, quantity)) is not None]
 
 

@@ -20,7 +20,7 @@ def download(name: str) -> pathlib.Path:
     import huggingface_hub
   except ImportError as error:
     raise errors.InputError(
-      f'hf:{name} is fetched with huggingface_hub, which is not installed: pip install huggingface_hub'
+      f'hf:{name} needs huggingface_hub, which is not installed: pip install huggingface_hub'
     ) from error
   try:
     huggingface_hub.hf_hub_download(name, CONFIG)

@@ -30,7 +30,7 @@ def read_h5(path: pathlib.Path) -> dict[str, np.ndarray]:
   try:
     import h5py
   except ImportError as error:
-    raise errors.InputError(f'{path} is read with h5py, which is not installed: pip install h5py') from error
+    raise errors.InputError(f'{path} needs h5py, which is not installed: pip install h5py') from error
   try:
     with h5py.File(path, 'r') as file:
       root = file.get('model_weights', file)
@@ -45,7 +45,7 @@ def read_h5(path: pathlib.Path) -> dict[str, np.ndarray]:
           group.visititems(lambda name, item, layer=layer: visit(f'{layer}/{name}', item))
   except (OSError, RuntimeError, KeyError) as error:
     raise errors.InputError(
-      f'cannot read {path} ({error}); it is damaged or was not downloaded whole: get it again'
+      f'cannot read {path} ({error}); it is damaged or not completely downloaded: get it again'
     ) from error
   return result
 
@@ -81,7 +81,7 @@ def read_tfjs(folder: pathlib.Path) -> dict[str, np.ndarray]:
     raise
   except (KeyError, TypeError, ValueError, IndexError) as error:
     raise errors.InputError(
-      f'{folder} is damaged: its shards do not hold what {MODEL_FILE} says they do ({error}); get them again'
+      f'{folder} is damaged: its shards do not match {MODEL_FILE} ({error}); get them again'
     ) from error
   return result
 
@@ -102,7 +102,7 @@ def class_names(folder: pathlib.Path) -> tuple[str, ...]:
     [each[-1] if isinstance(each, list) and each else each for each in content] if isinstance(content, list) else []
   )
   if not names or not all(isinstance(name, str) for name in names):
-    raise errors.InputError(f'{path} must be a list of class names, or hold one for each class number')
+    raise errors.InputError(f'{path} must be a list of class names, or map each class number to a name')
   return tuple(names)
 
 

@@ -63,7 +63,7 @@ def is_open(data: typed.Data) -> bool:
 def fill(data: typed.Data, given: Preprocessing) -> None:
   """Sets the unset options of a config's `data` section; keeps the options that the user set.
 
-  A way to resize that dnt does not have is not filled in.
+  It leaves `eval_resize` unset if dnt does not have the resize mode of the weights.
   """
   for key in _open(data):
     value = getattr(given, key)
@@ -92,7 +92,7 @@ class TimmConfig:
     except FileNotFoundError:
       content = {}
     except (OSError, ValueError) as error:
-      raise errors.InputError(f'cannot read {path} ({error}), which says how images are prepared') from error
+      raise errors.InputError(f'cannot read {path} ({error}), which describes the preprocessing of images') from error
     self._content = content if isinstance(content, dict) and 'pretrained_cfg' in content else {}
 
   @property

@@ -61,10 +61,10 @@ _TFJS = _Format('keras', keras_files.read_tfjs, _about_tfjs)
 
 
 class Source:
-  """Pretrained weights named by one string. Each part is read when it is first asked for, and only once.
+  """Pretrained weights named by one string. Each part is read at its first use, and only once.
 
-  A program makes one source and passes it on. A run that resumes from its own checkpoint may ask for no part, and then
-  the weights need not be there.
+  A program makes one source and passes it on. A run that resumes from its own checkpoint may use no part; then the
+  weights need not exist.
 
   Attributes:
     origin: the string.
@@ -87,7 +87,7 @@ class Source:
     """Returns the workdir of the run that the string names; None if it names weights from outside dnt.
 
     Raises:
-      errors.InputError: nothing is there.
+      errors.InputError: there is nothing of this name.
     """
     result, path = self._located
     return path if result is None else None
@@ -122,7 +122,7 @@ class Source:
     """Returns the image preprocessing; does not read the weights.
 
     Raises:
-      errors.InputError: nothing is there, or the description next to the weights is damaged.
+      errors.InputError: the weights do not exist, or the description next to the weights is damaged.
     """
     return self._about.preprocessing
 
@@ -137,13 +137,13 @@ class Source:
   def _tensors(self) -> dict[str, np.ndarray]:
     """Reads the tensors of a file under their current names."""
     result, path = self._located
-    assert result, 'only files have them'
+    assert result, 'only files have tensors'
     return names.current_names(result.tensors(path), result.framework)
 
   @functools.cached_property
   def _network(self) -> names.Network:
     result, _ = self._located
-    assert result, 'a run knows its own'
+    assert result, 'only files need this'
     return names.identify(self._tensors, result.framework, self.origin)
 
   @property
@@ -151,7 +151,8 @@ class Source:
     """Returns the values of `config.model` that describe the network of the weights.
 
     Raises:
-      errors.InputError: nothing is there, a file is damaged or refused, or the tensor names match no network of dnt.
+      errors.InputError: the weights do not exist, a file is damaged or refused, or the tensor names match no network of
+        dnt.
     """
     if self.workdir:
       of_the_run = schema.model_options('run')
@@ -162,7 +163,7 @@ class Source:
   def decisive(self) -> Mapping[str, Any]:
     """Returns the values of `config.model` that a network must have to compute what the weights were trained for.
 
-    Of a run they are those that the shapes of its parameters do not show.
+    For a run, these are the values that the shapes of its parameters do not determine.
     """
     if self.workdir:
       model = self.run_config.model
@@ -173,10 +174,11 @@ class Source:
   def variables(self) -> dict[str, Any]:
     """Returns `{'params': ..., 'batch_stats': ...}`, float32 numpy arrays, unrolled.
 
-    `check_model` and the network check later whether they fit.
+    `check_model` and the network later check whether they fit.
 
     Raises:
-      errors.InputError: as for `network`; or the class names beside the file are not as many as its classes.
+      errors.InputError: as for `network`; or the number of class names beside the file differs from the number of
+        classes.
     """
     if self.workdir:
       return {'params': self.checkpoint.params, 'batch_stats': self.checkpoint.batch_stats}
@@ -185,11 +187,11 @@ class Source:
     del self._tensors  # most variables are copies of them
     classes = variables['params']['head']['dense']['kernel'].shape[-1]
     if named not in (0, classes):
-      raise errors.InputError(f'{self.origin}: {named} class names lie beside weights of {classes} classes')
+      raise errors.InputError(f'{self.origin}: there are {named} class names, but the weights have {classes} classes')
     return variables
 
   def release(self) -> None:
-    """Frees the arrays that were read; to ask for them again reads them again."""
+    """Frees the arrays that were read; a later use reads them again."""
     for name in ('_tensors', 'variables', 'checkpoint'):
       self.__dict__.pop(name, None)
 
@@ -217,7 +219,7 @@ def check_model(source: Source, model: typed.Model) -> None:
     model: resolved `config.model`.
 
   Raises:
-    errors.InputError: it does not; the message lists the options to set.
+    errors.InputError: it computes something else; the message lists the options to set.
   """
   now = model.to_dict()
   family = source.decisive.get('name', model.name)

@@ -25,10 +25,10 @@ def read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     return safetensors_numpy.load_file(path)
   except (safetensors.SafetensorError, OSError) as error:
     raise errors.InputError(
-      f'cannot read {path} ({error}); it is damaged or was not downloaded whole: get it again'
+      f'cannot read {path} ({error}); it is damaged or not completely downloaded: get it again'
     ) from error
   except (KeyError, TypeError) as error:  # a dtype that NumPy lacks
-    raise errors.InputError(f'{path} holds numbers that NumPy has no type for ({error}); save it as float32') from error
+    raise errors.InputError(f'{path} has a dtype that NumPy does not support ({error}); save it as float32') from error
 
 
 def read_pickle(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -53,13 +53,13 @@ def read_pickle(path: pathlib.Path) -> dict[str, np.ndarray]:
     ) from error
   except Exception as error:  # torch raises a dozen types for truncated files and other formats
     raise errors.InputError(
-      f'cannot read {path} ({_reason(error)}); it is damaged or was not downloaded whole: get it again'
+      f'cannot read {path} ({_reason(error)}); it is damaged or not completely downloaded: get it again'
     ) from error
   for wrapper in WRAPPERS:
     if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
       content = content[wrapper]
   if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
-    raise errors.InputError(f'{path} holds no tensors by name; save what state_dict() of the network returns')
+    raise errors.InputError(f'{path} holds no named tensors; save the result of state_dict() of the network')
   return {str(name): value.float().numpy() for name, value in content.items()}
 
 

@@ -20,7 +20,7 @@ def _read_digits() -> tuple[np.ndarray, np.ndarray]:
   # This avoids scikit-learn's own loader, whose import takes 2.5 s on two cores, as long as the rest of a warm start.
   package = importlib.util.find_spec('sklearn')
   if package is None or package.origin is None:
-    raise errors.InputError("the source 'digits' is inside scikit-learn: pip install scikit-learn")
+    raise errors.InputError("the source 'digits' comes with scikit-learn: pip install scikit-learn")
   with gzip.open(pathlib.Path(package.origin).parent / 'datasets' / 'data' / 'digits.csv.gz', 'rt') as file:
     rows = np.loadtxt(file, delimiter=',', dtype=np.int64)
   return np.round(rows[:, :-1].reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8), rows[:, -1]

@@ -51,7 +51,7 @@ class Boxed(folder.Files):
     if box[0] >= box[2] or box[1] >= box[3]:
       raise errors.InputError(
         f'the box of {self.paths[index]}, rows {top} to {bottom} and columns {left} to {right}, lies outside of its '
-        f'{height} x {width} pixels; set config.data.crop_to_box=False, or replace image and annotations'
+        f'{height} x {width} pixels; set config.data.crop_to_box=False, or replace the image and the annotations'
       )
     return image.crop(box), label
 
@@ -91,8 +91,8 @@ def cars(where: str, config: typed.Data, seed: int) -> examples.Splits:
 def _class_folders(where: str, base: pathlib.Path, config: typed.Data, seed: int) -> examples.Splits:
   if config.crop_to_box:
     raise errors.InputError(
-      f'config.data.crop_to_box needs the boxes in the .mat files of the devkit, and {base} holds class folders alone; '
-      f'leave it off, or bring to {where}: {LAYOUT.partition(";")[0]}'
+      f'config.data.crop_to_box needs the boxes in the .mat files of the devkit, but {base} holds only class folders; '
+      f'set it to False, or add to {where}: {LAYOUT.partition(";")[0]}'
     )
   splits = folder.folder(str(base), config, seed)
 
@@ -109,14 +109,14 @@ def _read(where: str, root: pathlib.Path, split: str, crop_to_box: bool, seed: i
   names_file, annotations_file = _find(root, NAMES), _find(root, wanted.annotations)
   if names_file is None or annotations_file is None or images is None:
     missing = [
-      f'{name} goes to {root / "devkit" / name}'
+      f'put {name} at {root / "devkit" / name}'
       for name, result in ((NAMES, names_file), (wanted.annotations, annotations_file))
       if result is None
     ]
     if images is None:
-      missing.append(f'the images 00001.jpg and on go to {root / wanted.images}')
+      missing.append(f'put the images 00001.jpg, ... in {root / wanted.images}')
     unlabelled = split == 'test' and annotations_file is None and _find(root, UNLABELLED)
-    note = f' ({UNLABELLED}, which is there, holds no labels)' if unlabelled else ''
+    note = f' ({UNLABELLED} exists, but holds no labels)' if unlabelled else ''
     raise errors.InputError(f'cars:{where} lacks files of the {split!r} split: {"; ".join(missing)}{note}')
 
   class_names = tuple(str(name) for name in np.atleast_1d(_mat(names_file, 'class_names')))
@@ -162,7 +162,7 @@ def _annotations(path: pathlib.Path, classes: int) -> tuple[list[str], np.ndarra
   if absent or not len(table):
     what = f'no {absent[0]}' if absent else 'no images'
     raise errors.InputError(
-      f'the annotations in {path} hold {what}; those of the test split with labels are {SPLITS["test"].annotations}'
+      f'the annotations in {path} hold {what}; the test annotations with labels are {SPLITS["test"].annotations}'
     )
   numbers = np.stack([table[name].astype(np.int64) for name in fields[1:]], axis=1)
   labels = numbers[:, 0] - 1  # MATLAB counts classes, rows and columns from 1

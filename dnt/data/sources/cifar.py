@@ -83,7 +83,7 @@ def _find(where: pathlib.Path) -> tuple[pathlib.Path, _Format]:
     return result[0]
   if result:
     both = ' and '.join(str(folder) for folder, _ in result)
-    raise errors.InputError(f'cifar_binary:{where} holds both {both}; name one of them')
+    raise errors.InputError(f'cifar_binary:{where} holds both {both}; give one of them')
   state = 'holds none of' if where.is_dir() else 'does not exist; expected there:'
   wanted = ' or '.join(f'{form.files["train"][0]} (in it or in {form.folder}/)' for form in FORMATS)
   raise errors.InputError(
@@ -100,5 +100,7 @@ def _read(path: pathlib.Path, form: _Format, records: int) -> tuple[np.ndarray, 
   raw = np.fromfile(path, np.uint8).reshape(records, form.label_bytes + PIXELS)
   labels = raw[:, form.label_bytes - 1]
   if labels.max() >= form.classes:
-    raise errors.InputError(f'{path} is damaged: it holds label {labels.max()}, valid are 0 to {form.classes - 1}')
+    raise errors.InputError(
+      f'{path} is damaged: it holds label {labels.max()}, but valid labels are 0 to {form.classes - 1}'
+    )
   return labels, raw[:, form.label_bytes :].reshape(records, 3, 32, 32).transpose(0, 2, 3, 1)

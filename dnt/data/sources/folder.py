@@ -90,7 +90,7 @@ def _classes(base: pathlib.Path) -> tuple[str, ...]:
   names = tuple(_folders(base))
   if len(names) < 2:
     result = f'only {names[0]!r}' if names else 'none'
-    raise errors.InputError(f'{base} must hold a folder a class, at least two; found {result}. Expected: {LAYOUT}')
+    raise errors.InputError(f'{base} must hold one folder per class, at least two; found {result}. Expected: {LAYOUT}')
   return names
 
 
@@ -117,4 +117,6 @@ def _list(base: pathlib.Path, names: tuple[str, ...]) -> tuple[list[str], np.nda
 def _check_drawable(base: pathlib.Path, names: tuple[str, ...], labels: np.ndarray) -> None:
   lonely = [name for name, count in zip(names, np.bincount(labels), strict=True) if count < 2]
   if lonely:
-    raise errors.InputError(f'{base / lonely[0]} holds one image; to draw a val split each class needs at least two')
+    raise errors.InputError(
+      f'{base / lonely[0]} holds only one image; a random val split needs at least two images per class'
+    )

@@ -37,10 +37,14 @@ def idx(where: str, config: typed.Data, seed: int) -> examples.Splits:
   def read(split):
     images, labels = _read(files[split][0], 3), _read(files[split][1], 1)
     if len(images) != len(labels):
-      raise errors.InputError(f'{files[split][0]} holds {len(images)} images, {files[split][1]} {len(labels)} labels')
+      raise errors.InputError(
+        f'{files[split][0]} holds {len(images)} images, but {files[split][1]} holds {len(labels)} labels'
+      )
     classes = int(_read(files['train'][1], 1).max()) + 1
     if labels.max() >= classes:
-      raise errors.InputError(f'{files[split][1]} holds label {labels.max()}; the training labels end at {classes - 1}')
+      raise errors.InputError(
+        f'{files[split][1]} holds label {labels.max()}; the largest training label is {classes - 1}'
+      )
     names = tuple(str(label) for label in range(classes))
     return examples.in_memory(f'idx:{where}', split, images[..., None], labels, names)
 
@@ -69,13 +73,13 @@ def _read(path: pathlib.Path, dimensions: int) -> np.ndarray:
   magic = bytes((0, 0, UINT8, dimensions))
   if data[:4] != magic or len(data) < header:
     raise errors.InputError(
-      f'{path} is no IDX file of bytes in {dimensions} dimensions: it starts with '
+      f'{path} is not an IDX file of bytes with {dimensions} dimensions: it starts with '
       f'{data[:4].hex() or "nothing"}, expected {magic.hex()}'
     )
   shape = tuple(int(size) for size in np.frombuffer(data, '>u4', dimensions, 4))
   expected = header + math.prod(shape)
   if len(data) != expected:
-    raise errors.InputError(f'{path} holds {len(data)} bytes, its header says {expected} ({shape}); fetch it again')
+    raise errors.InputError(f'{path} holds {len(data)} bytes, but its header says {expected} ({shape}); fetch it again')
   if not shape[0]:
     raise errors.InputError(f'{path} holds no examples')
   return np.frombuffer(data, np.uint8, offset=header).reshape(shape)

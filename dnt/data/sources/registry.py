@@ -47,7 +47,7 @@ def load(config: typed.Data, split: str, seed: int) -> examples.Examples:
   if follows == FOLDER and bool(where) == bool(config.dir):
     problem = 'names no folder' if not where else f'and config.data.dir={config.dir!r} name two folders'
     raise errors.InputError(
-      f"config.data.source={config.source!r} {problem}; give one: '{name}:{FOLDER}', or config.data.dir beside {name!r}"
+      f"config.data.source={config.source!r} {problem}; give one: '{name}:{FOLDER}', or {name!r} with config.data.dir"
     )
   if follows == FOLDER:
     where = where or config.dir
@@ -55,7 +55,7 @@ def load(config: typed.Data, split: str, seed: int) -> examples.Examples:
     form = f'{name}:{follows}' if follows else name
     raise errors.InputError(f"config.data.source={config.source!r} must be of the form '{form}'")
   if config.crop_to_box and name != 'cars':
-    raise errors.InputError(f'config.data.crop_to_box needs boxes, which {config.source} has not; cars:<dir> has them')
+    raise errors.InputError(f'config.data.crop_to_box needs boxes, but {config.source} has none; cars:<dir> has boxes')
   available = splits_of(where, config, seed)
   if part.name not in available:
     raise errors.unknown(f'split of {config.source}', part.name, available)

@@ -120,8 +120,8 @@ def tfds(where: str, config: typed.Data, seed: int) -> examples.Splits:
       source = builder.as_data_source(split, deserialize_method=raw).data_source
     except NotImplementedError as error:
       raise errors.InputError(
-        f'{builder.data_dir} is prepared as {builder.info.file_format.value}, which cannot be read in any order; set '
-        'config.data.dir to another folder to prepare the set there as array_record'
+        f'{builder.data_dir} is prepared as {builder.info.file_format.value}, which has no random access; set '
+        'config.data.dir to another folder, where the set is then prepared as array_record'
       ) from error
     records = Records(source, f'tfds:{where} {split}', image, label, shape[2], 0, len(source))
     return examples.Examples(f'tfds:{where}', split, names, shape, records, None)
@@ -137,7 +137,7 @@ def _builder(where: str, root: pathlib.Path) -> Any:
   except tensorflow_datasets.core.DatasetNotFoundError as error:
     near = difflib.get_close_matches(where, tensorflow_datasets.list_builders(with_community_datasets=False), n=1)
     hint = f'; did you mean {near[0]!r}?' if near else ''
-    raise errors.InputError(f'TFDS knows no set {where!r}, and none is prepared in {root}{hint}') from error
+    raise errors.InputError(f'TFDS has no set {where!r}, and none is prepared in {root}{hint}') from error
   except ImportError as error:
     raise errors.InputError(_line(f'tfds:{where}: {error}; pip install -r {REQUIREMENTS}')) from error
   except (ValueError, RuntimeError) as error:  # no such config or version
@@ -161,15 +161,15 @@ def _features(builder: Any) -> tuple[str, str, examples.Shape]:
     keys = [key for key in keys if key in named] or keys
     if len(keys) != 1:
       raise errors.InputError(
-        f'tfds:{builder.info.full_name} is no image classification set: it must have one image and one class label, '
-        f'and has {list(known)}'
+        f'tfds:{builder.info.full_name} is no image classification set: it must have one image and one class '
+        f'label, but has {list(known)}'
       )
     chosen += keys
   height, width, channels = known[chosen[0]].shape
   dtype = np.dtype(known[chosen[0]].np_dtype)
   if dtype != np.uint8 or channels not in (None, 1, 3):
     raise errors.InputError(
-      f'tfds:{builder.info.full_name} has {dtype} images of {channels} channels; valid are uint8 ones of 1 or 3'
+      f'tfds:{builder.info.full_name} has {dtype} images with {channels} channels; valid are uint8 images with 1 or 3'
     )
   return chosen[0], chosen[1], (height, width, channels or 3)
 
@@ -180,7 +180,7 @@ def _prepare(builder: Any, root: pathlib.Path) -> None:
   if importlib.util.find_spec('tensorflow') is None:
     raise errors.InputError(
       f'tfds:{name} is not prepared in {root}, and preparing needs TensorFlow (reading does not): '
-      f'pip install -r {REQUIREMENTS}, or set config.data.dir to where it is prepared as array_record'
+      f'pip install -r {REQUIREMENTS}, or set config.data.dir to a folder that holds it prepared as array_record'
     )
   import tensorflow_datasets
 
@@ -190,7 +190,7 @@ def _prepare(builder: Any, root: pathlib.Path) -> None:
     if builder.is_prepared():  # the process that held the lock before has prepared it
       return
     manual = root / 'downloads' / 'manual'
-    _log.info(f'preparing tfds:{name} in {root}, once. {_line(_by_hand(builder, manual))}')
+    _log.info(f'preparing tfds:{name} in {root}; this happens once. {_line(_by_hand(builder, manual))}')
     try:
       builder.download_and_prepare(
         download_dir=root / 'downloads',
@@ -208,7 +208,7 @@ def _prepare(builder: Any, root: pathlib.Path) -> None:
 def _by_hand(builder: Any, manual: pathlib.Path) -> str:
   """Returns the part of a message that lists which files to place where if TFDS cannot download them."""
   if builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
-    return f'TFDS cannot fetch it; place by hand in {manual}: {builder.MANUAL_DOWNLOAD_INSTRUCTIONS}'
+    return f'TFDS cannot download it; put it in {manual} by hand: {builder.MANUAL_DOWNLOAD_INSTRUCTIONS}'
   wanted = [f'{info.filename} from {url}' for url, info in (builder.url_infos or {}).items() if info.filename]
   more = f' and {len(wanted) - SHOWN_FILES} more' if len(wanted) > SHOWN_FILES else ''
-  return f'Without a network, place by hand in {manual}: {", ".join(wanted[:SHOWN_FILES])}{more}'
+  return f'Without a network, put these files in {manual} by hand: {", ".join(wanted[:SHOWN_FILES])}{more}'

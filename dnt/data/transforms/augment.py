@@ -26,7 +26,7 @@ def _draws(key: jax.Array, epoch: jax.Array, position: jax.Array, blocks: int = 
 
   Two calls of `fold_in` and one of `bits` would compile three loops. Measured on two cores with jax 0.10.2, they add
   0.2 s to the cold start of the default config with crops and flips (benchmarks/startup.py), and 0.5 s with erasing
-  too. A run that has begun would also go on with other crops.
+  too. Runs that resume would also continue with other crops.
   """
   major = epoch.astype(jnp.uint32)[None] * blocks + jnp.arange(blocks, dtype=jnp.uint32)[:, None]
   minor = jnp.broadcast_to(position.astype(jnp.uint32), major.shape)

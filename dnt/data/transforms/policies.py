@@ -87,7 +87,9 @@ def operate(image: Any, operation: str, magnitude: float) -> Any:
     case 'Posterize':
       return ImageOps.posterize(image, 8 - round(magnitude))
     case 'Solarize':
-      return ImageOps.solarize(image, math.ceil(255 - magnitude))  # pixels are whole numbers: the same as unrounded
+      return ImageOps.solarize(
+        image, math.ceil(255 - magnitude)
+      )  # rounding changes nothing, as pixels are whole numbers
     case 'AutoContrast':
       return ImageOps.autocontrast(image)
     case 'Equalize':

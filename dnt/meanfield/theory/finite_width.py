@@ -1,18 +1,19 @@
 """The gradient of a residual stack without a norm at finite width, to leading order.
 
 Mean field theory takes the width to infinity at fixed depth, where the gradient at a layer's output is independent of
-the layer's weights. At width N it is so but for what the later layers got from this one, a fraction 1 / N of its power.
-In a residual network of activations with a mean, as ReLU, that fraction grows faster than the rest, and leads after
-some twenty layers at widths of hundreds. Its growth has a closed form.
+the layer's weights. At width N, the part that the later layers received from this one is not independent; it starts as
+a fraction 1 / N of the gradient's power. In a residual network whose activation has a nonzero mean, such as ReLU, this
+part grows faster than the rest and dominates after some twenty layers at widths of hundreds. Its growth has a closed
+form.
 
 With u = W x, h = u + b and y = phi(h), x' = x + y, the weights meet all later signals and gradients through u alone:
-given x and u they are W = u x^T / |x|^2 + W', W' being a fresh draw off x. The backward pass is then
+given x and u they are W = u x^T / |x|^2 + W', where W' is a new draw orthogonal to x. The backward pass is then
 
   W^T D g = x (v . g) / |x|^2 + W'^T D g,   D = diag(phi'(h)),  v = D u,
 
-whose last term is noise of the power chi |g|^2 (1 - 1 / N), and equal in all directions but x. So the gradient is noise
-and multiples of the signals x of the layers behind, and all that counts of it is its second moments along v and x of
-every layer. Those directions have known products: the moments of Gaussian u and h.
+whose last term is noise of power chi |g|^2 (1 - 1 / N), equal in all directions except x. The gradient therefore
+consists of noise and multiples of the signals x of the later layers, and its second moments along v and x of every
+layer describe it completely. The products of these directions are known: they are moments of Gaussian u and h.
 """
 
 import itertools

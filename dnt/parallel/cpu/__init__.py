@@ -1,4 +1,4 @@
-"""What dnt does on CPU and nowhere else.
+"""Lists the tricks that dnt applies on CPU only, and turns them off on request.
 
 | trick | what it does | seconds with it | without |
 | --- | --- | --- | --- |
@@ -11,12 +11,12 @@
 Measured on two cores with jax 0.10.2, median (least to most) of three turns, by `python -m benchmarks.tricks`: a step
 of ResNet-20, and for `background` a cold run of 100 steps. `allocator` took eight turns of four steps each; no step
 became faster on this machine, but one with 64 MB of temporary memory spent 8 to 17 ms of system time instead of 40. The
-row of `convolutions` is the gradient of two convolutions in a loop (128 images, 32x32, 16 channels), measured by itself
-once. Barriers also make a step with telemetry equal to one without, to the last bit.
+row `convolutions` is a separate, single measurement of the gradient of two convolutions in a loop (128 images, 32x32,
+16 channels). Barriers also make a step with telemetry bit-identical to one without.
 
 A program holds barriers and these convolutions only if jax lowers it for CPU alone. Options and background compilation
-go by the devices of the mesh. The allocator is tuned before jax is imported, in a process that will find no
-accelerator. `DNT_CPU_WITHOUT=barriers,options` turns tricks off.
+depend on the devices of the mesh. The allocator is tuned before jax is imported, in a process that will not use
+an accelerator. `DNT_CPU_WITHOUT=barriers,options` turns tricks off.
 
 This module does not import jax.
 """

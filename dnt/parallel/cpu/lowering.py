@@ -1,7 +1,7 @@
-"""Lets a traced function carry code for CPU that only a program lowered for CPU holds.
+"""Lets a traced function contain code that only a program lowered for CPU includes.
 
-jax lowers a traced function for a platform: by default for the devices of its arguments, and with `jax.export`, or for
-devices of a topology, for another one. The functions here therefore decide while jax lowers, not while it traces.
+jax lowers a traced function for a platform: by default that of its arguments' devices, with `jax.export` or the devices
+of a topology another one. The functions here therefore decide while jax lowers, not while it traces.
 """
 
 from collections.abc import Callable
@@ -21,21 +21,21 @@ def barrier(x: jax.Array) -> jax.Array:
 
 
 def choose(*args: jax.Array, on_cpu: Callable, elsewhere: Callable, like: int) -> jax.Array:
-  """Returns `on_cpu(*args)` if the program is lowered for CPU alone, else `elsewhere(*args)`; without a gradient.
+  """Returns `on_cpu(*args)` if the program is lowered for CPU alone, else `elsewhere(*args)`; it has no gradient.
 
   jax's own `lax.platform_dependent` wraps each choice in a conditional of one branch, even for a single platform.
 
   Args:
     *args: arrays.
     on_cpu: function of `args`; it returns an array.
-    elsewhere: another one, whose result has the same shape and dtype.
+    elsewhere: function of `args`; its result has the same shape and dtype.
     like: index of the argument that has the shape and dtype of the result.
   """
   return _choice.bind(*args, on_cpu=on_cpu, elsewhere=elsewhere, like=like)
 
 
 def _for_cpu(ctx: mlir.LoweringRuleContext) -> bool:
-  # A program that is exported for several platforms at once is the one for accelerators.
+  # A program exported for several platforms at once gets the code for accelerators.
   return tuple(ctx.platforms or ctx.module_context.platforms) == ('cpu',)
 
 
