@@ -6,6 +6,7 @@ if TYPE_CHECKING:
   from dnt.loop import train as train
 
 __version__ = '0.1.0'
+__all__ = ['__version__', 'train']
 
 
 def __getattr__(name: str) -> Any:
@@ -15,3 +16,7 @@ def __getattr__(name: str) -> Any:
 
     return train
   raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+
+
+def __dir__() -> list[str]:
+  return __all__

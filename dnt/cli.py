@@ -17,6 +17,7 @@ from ml_collections.config_flags import config_flags
 from dnt import config as schema
 from dnt import errors
 from dnt.config import relations
+from dnt.parallel import cpu
 from dnt.parallel.cpu import allocator
 from dnt.reporting import terminal
 
@@ -62,6 +63,7 @@ def run(program: Program, argv: Sequence[str] | None = None) -> NoReturn:
   logging.use_absl_handler()
   logging.set_verbosity(logging.ERROR)  # hides the messages of the libraries
   try:
+    cpu.check()
     if program.computes:
       allocator.tune()
     with terminal.console():

@@ -35,8 +35,8 @@ from dnt.data import pipeline
 from dnt.diagnostics import lr_find
 from dnt.finetune import feature_cache
 from dnt.models import layouts
+from dnt.parallel import cpu, multihost, preemption
 from dnt.parallel import mesh as mesh_lib
-from dnt.parallel import multihost, preemption
 from dnt.training import calendar, evaluate, experiment, initialize, precompile, record, report, steps
 
 _log = logging.getLogger(__name__)
@@ -65,6 +65,7 @@ def train(
     errors.RunError: a loss or state is not finite; the last good checkpoint remains.
   """
   schema.validate(config)
+  cpu.check()
   workdir, clock = pathlib.Path(workdir), clock or record.Clock(time.monotonic())
   workdir_lib.check_format(workdir)
   saved = checkpoints.Checkpoints(workdir, config.checkpoint)

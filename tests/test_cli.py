@@ -6,7 +6,6 @@ import pytest
 
 from dnt import cli, errors
 from dnt.parallel import cpu
-from dnt.parallel.cpu import allocator
 
 CONFIGS = pathlib.Path(__file__).parents[1] / 'configs'
 
@@ -58,12 +57,16 @@ def test_a_config_file_and_overrides(separate):
   [
     (('--config.train.epochs=2',), None),
     (('--config.train.steps=7',), 7),
-    (('--config.train.epochs=2', '--config.train.steps=7'), 7),
   ],
 )
 def test_of_steps_and_epochs_the_one_given_counts(arguments, steps):
   config, _ = parse(f'--config={CONFIGS / "cifar_plain20.py"}', *arguments)
   assert config.train.steps == steps
+
+
+def test_of_steps_and_epochs_one_alone_is_given():
+  with pytest.raises(errors.InputError, match='train.epochs=2.0 .*train.steps is 7'):
+    parse('--config.train.epochs=2', '--config.train.steps=7')
 
 
 def test_a_boolean_override_is_checked_too():
@@ -101,7 +104,6 @@ def test_exit_codes(capsys, error, code, said):
 
 
 def test_a_trick_that_does_not_exist_is_bad_input(capsys, monkeypatch):
-  monkeypatch.setattr(allocator, 'tune', lambda: cpu.uses('allocator'))
   monkeypatch.setenv(cpu.VARIABLE, 'alocator')
   with pytest.raises(SystemExit) as stopped:
     cli.run(program(lambda values: None), ['program'])

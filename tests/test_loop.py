@@ -62,6 +62,7 @@ def test_train_is_a_function_of_the_package(tiny, tmp_path):
   with pytest.raises(errors.InputError, match='config.model.norm'):
     dnt.train(tiny, tmp_path / 'other')
   assert not (tmp_path / 'other').exists()
+  assert 'train' in dir(dnt)
   with pytest.raises(AttributeError, match='no_such'):
     dnt.no_such  # noqa: B018
 

@@ -74,7 +74,7 @@ def make(
     bases[name] = schema.override(config.base, {key: value for key, value in changes.items() if key not in kept}, what)
   if form not in bases:
     raise errors.unknown('form', form, config.forms)
-  variants = {}
+  variants, all_changes = {}, []
   for name in config.variants:
     what = f'variant {name!r}'
     if not _NAME.fullmatch(name):
@@ -84,7 +84,12 @@ def make(
       raise errors.InputError(f'{what} must not set seed; set config.seeds instead')
     variants[name] = schema.override(bases[form], changes, what)
     _check(variants[name], changes, what)
+    all_changes.append({*changes, *(_LENGTH if set(_LENGTH) & set(changes) else ())})
   for key in given:
+    if key == 'seed':
+      raise errors.InputError('config.base.seed has no effect: config.seeds lists the seeds of the runs')
+    if all(key in changes for changes in all_changes):
+      raise errors.InputError(f'config.base.{key} has no effect: every variant sets it')
     problems = [schema.no_effect(each, key) for each in variants.values()]
     if all(problems):
       raise errors.InputError(f'in every variant: {problems[0]}')

@@ -260,6 +260,7 @@ SCHEMA: dict[str, Any] = {
       False,
       'standardize each convolution kernel over its fan-in',
       only={'model.name': any_but('mlp')},
+      off=False,
       role='computation',
     ),
     'activation': Option('relu', 'activation of every block', choices=ACTIVATIONS, role='computation'),
@@ -377,7 +378,10 @@ SCHEMA: dict[str, Any] = {
     ),
     'momentum': Option(0.9, 'decay of the momentum', check=checks.within(0, 1), only={'optim.name': ('sgd', 'muon')}),
     'nesterov': Option(
-      False, "Nesterov's momentum", only={'optim.name': ('sgd', 'muon'), 'optim.momentum': any_but(0)}
+      False,
+      "Nesterov's momentum",
+      only={'optim.name': ('sgd', 'muon'), 'optim.momentum': any_but(0)},
+      off=False,
     ),
     'b1': Option(
       0.9,
@@ -431,6 +435,7 @@ SCHEMA: dict[str, Any] = {
       'durations from the start of the run after which the rate is multiplied by factor',
       check=checks.durations,
       only={'schedule.name': ('piecewise',)},
+      off=(),
     ),
     'factor': Option(
       0.1, 'factor on the learning rate at each boundary', check=checks.above(0), only={'schedule.name': ('piecewise',)}
@@ -481,6 +486,7 @@ SCHEMA: dict[str, Any] = {
       "later phases: pairs of a time and the entries that train from then on: (('20%', 'top:2'), ('50%', 'all'))",
       check=checks.phases,
       only={'finetune.trainable': any_but('all')},
+      off=(),
     ),
     'frozen_norm': Option(
       'running',
@@ -488,9 +494,14 @@ SCHEMA: dict[str, Any] = {
       'and updates the statistics); affine_only (scale and bias train)',
       choices=('running', 'batch', 'affine_only'),
       only={'finetune.trainable': any_but('all')},
+      off='running',
     ),
     'layer_decay': Option(
-      1.0, 'factor on the learning rate per entry, counted from the head down', check=checks.fraction, only=BELOW_HEAD
+      1.0,
+      'factor on the learning rate per entry, counted from the head down',
+      check=checks.fraction,
+      only=BELOW_HEAD,
+      off=1.0,
     ),
     'head_lr_mult': Option(1.0, 'factor on the learning rate of the head', check=checks.above(0)),
     'rates': Option(
@@ -506,7 +517,7 @@ SCHEMA: dict[str, Any] = {
       only=PREFIX,
       off=0,
     ),
-    'cache_dir': Option('', 'folder of the cached features; empty: ~/.cache/dnt/features', only=CACHED),
+    'cache_dir': Option('', 'folder of the cached features; empty: ~/.cache/dnt/features', only=CACHED, off=''),
     'l2_sp': Option(
       0.0,
       'decay towards the initial values (L2-SP), for all parameters that decay except the head; 0: off',
@@ -525,7 +536,7 @@ SCHEMA: dict[str, Any] = {
   'train': {
     'batch_size': Option(128, 'examples per step, over all devices and processes', check=checks.at_least(1)),
     'steps': Option(int, 'optimizer steps of the run; if set, it overrides epochs', check=checks.at_least(1)),
-    'epochs': Option(10.0, 'passes over the training split', check=checks.above(0)),
+    'epochs': Option(10.0, 'passes over the training split', check=checks.above(0), only={'train.steps': (None,)}),
     'accumulate': Option(1, 'micro-batches per step, whose gradients are averaged', check=checks.at_least(1)),
     'steps_per_dispatch': Option(
       10,
@@ -542,6 +553,7 @@ SCHEMA: dict[str, Any] = {
       'stop after this many evaluations without a better best_metric; 0: off',
       check=checks.at_least(0),
       only={'eval.every': any_but('0')},
+      off=0,
     ),
     'init_from': Option(
       '',
@@ -577,6 +589,7 @@ SCHEMA: dict[str, Any] = {
       "patterns of entries, one sweep each, while all other entries stay fixed: ('head', 'stage3/.*')",
       check=checks.patterns,
       only={relations.PROGRAM: ('--mode=lr_find',)},
+      off=(),
     ),
   },
   'noise_scale': {

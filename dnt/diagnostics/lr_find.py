@@ -125,7 +125,7 @@ def settle(
     return run
   if multihost.broadcast_from_lead(format.steps_in(workdir / workdir_lib.CHECKPOINTS)):
     rate = pretrained.read_run_config(workdir).optim.learning_rate
-    message = f'learning rate {rate:.3g}, found when this run started'
+    message = f'learning rate {rate:.3g}, with which this run started'
   else:
     state = initialize.begin(run, mesh, initialize.load_start(run, workdir, data.weights))
     with contextlib.closing(pipeline.make_train_loader(run.config, data.train, mesh)) as loader:

@@ -67,6 +67,7 @@ class _Console(logging.Handler):
     self.draw('')
     if record.levelno < logging.WARNING:
       self._stream.write(f'{self.format(record)}\n')
+      self._stream.flush()
     else:
       sys.stderr.write(f'{record.levelname.lower()}: {self.format(record)}\n')
       sys.stderr.flush()
@@ -78,6 +79,8 @@ class _Console(logging.Handler):
       return
     assert self.lock is not None  # `logging.Handler` made it
     with self.lock:
+      if not self._status and not text:
+        return  # a stream that is full or closed has failed already
       if self._status:
         self._stream.write('\r\x1b[K')
       self._status = text[: shutil.get_terminal_size().columns - 1]

@@ -38,6 +38,7 @@ VALUES = {
   'signal.blocks': (('plain',), ('plain', 'highway')),
   'signal.singular_values': (0, 2),
   'train.init_from': ('', 'runs/other'),
+  'train.steps': (None, 100),
   relations.PROGRAM: ('--mode=train', '--mode=lr_find', '--mode=noise_scale', 'dnt.probe'),
 }
 # A value of each option whose default stands for no value or for what may always be given.
@@ -45,8 +46,17 @@ GIVEN = {
   'data.crop_to_box': True,
   'data.dir': 'x',
   'data.eval_crop': 0.5,
+  'finetune.cache_dir': 'x',
   'finetune.cached_views': 1,
+  'finetune.frozen_norm': 'batch',
   'finetune.l2_sp': 0.1,
+  'finetune.layer_decay': 0.9,
+  'finetune.unfreeze': (('50%', 'all'),),
+  'lr_find.groups': ('head',),
+  'model.weight_standardization': True,
+  'optim.nesterov': True,
+  'schedule.boundaries': ('50%',),
+  'train.patience': 2,
   'model.width': 4,
   'model.block': 'residual',
   'model.stem': 'cifar',
@@ -207,8 +217,19 @@ def test_an_option_of_base_counts_if_it_does_in_one_variant(comparison, tmp_path
   comparison.base.clip.threshold = 0.5
   plan.make(comparison, tmp_path, given=['clip.threshold'])
   with pytest.raises(errors.InputError, match='in every variant.*schedule.name is constant'):
+    comparison.base.schedule.boundaries = ('50%',)
     plan.make(comparison, tmp_path, given=['schedule.boundaries'])
   plan.make(comparison, tmp_path)
+
+
+@pytest.mark.parametrize('key', ['seed', 'model.depth', 'train.epochs'])
+def test_an_option_of_base_that_every_variant_replaces_is_refused(comparison, tmp_path, key):
+  comparison.variants = {name: {'model.depth': 3, 'train.steps': 9} for name in ('a', 'b')}
+  with pytest.raises(errors.InputError, match=f'config.base.{key} .*no effect'):
+    plan.make(comparison, tmp_path, given=[key])
+  comparison.variants['b'] = {}
+  if key != 'seed':
+    plan.make(comparison, tmp_path, given=[key])
 
 
 @pytest.mark.parametrize('path', [path for path in CONFIGS if path.stem.startswith(('compare_', 'transfer_'))])

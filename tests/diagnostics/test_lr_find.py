@@ -351,7 +351,7 @@ def test_a_run_that_goes_on_keeps_the_rate_that_it_found(finding, tmp_path, monk
   monkeypatch.setattr(lr_find, 'sweep', None)
   console.readouterr()
   assert run_of(finding, tmp_path)['params_sha256'] == whole['params_sha256']
-  assert re.search(f'learning rate {rate:.3g}.* found', console.readouterr().out)
+  assert re.search(f'learning rate {rate:.3g}.* started', console.readouterr().out)
   assert json.loads((tmp_path / 'config.json').read_text())['optim']['learning_rate'] == rate
 
 

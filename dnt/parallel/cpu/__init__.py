@@ -34,12 +34,20 @@ def uses(trick: str) -> bool:
 
   Args:
     trick: one of `TRICKS`.
+  """
+  return trick not in _without()
+
+
+def check() -> None:
+  """Checks the environment variable `DNT_CPU_WITHOUT`.
 
   Raises:
     errors.InputError: the variable lists an unknown trick.
   """
-  without = [name for name in os.environ.get(VARIABLE, '').split(',') if name]
-  for name in without:
+  for name in _without():
     if name not in TRICKS:
       raise errors.unknown(f'trick in {VARIABLE}', name, TRICKS)
-  return trick not in without
+
+
+def _without() -> list[str]:
+  return [name for name in os.environ.get(VARIABLE, '').split(',') if name]

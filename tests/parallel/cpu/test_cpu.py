@@ -17,7 +17,7 @@ def test_all_are_on_but_those_that_the_variable_lists(monkeypatch):
 def test_an_unknown_one_is_refused(monkeypatch):
   monkeypatch.setenv(cpu.VARIABLE, 'barrier')
   with pytest.raises(errors.InputError, match="DNT_CPU_WITHOUT.*'barriers'"):
-    cpu.uses('options')
+    cpu.check()
 
 
 def test_the_door_does_not_import_jax():
