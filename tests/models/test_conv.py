@@ -72,6 +72,17 @@ def test_uneven_strides_and_padding_equal_those_of_lax(strides, padding):
   close(with_gradients(ours, x, kernel), with_gradients(plain, x, kernel))
 
 
+def test_gradients_have_the_gradients_of_lax():
+  x, kernel = draw(2, 5, 5, 3), draw(3, 3, 3, 4)
+
+  def penalty(convolve):
+    gradients = jax.grad(lambda x, kernel: jnp.sum(jnp.tanh(convolve(x, kernel))), (0, 1))
+    return jax.jit(jax.grad(lambda *args: sum(jnp.sum(each**2) for each in gradients(*args)), (0, 1)))(x, kernel)
+
+  plain = functools.partial(lax.conv_general_dilated, window_strides=(2, 2), padding='SAME', dimension_numbers=LAYOUT)
+  close(penalty(functools.partial(conv.conv2d, strides=(2, 2), padding=((1, 1), (1, 1)))), penalty(plain))
+
+
 def test_scan_and_fori_loop_have_the_gradients_of_the_unrolled_network():
   x, kernels = draw(2, 6, 6, 4), 0.3 * draw(3, 3, 3, 4, 4)
 

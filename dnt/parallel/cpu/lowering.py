@@ -21,14 +21,14 @@ def barrier(x: jax.Array) -> jax.Array:
 
 
 def choose(*args: jax.Array, on_cpu: Callable, elsewhere: Callable, like: int) -> jax.Array:
-  """Returns `on_cpu(*args)` if the program is lowered for CPU alone, else `elsewhere(*args)`; it has no gradient.
+  """Returns `on_cpu(*args)` if the program is lowered for CPU alone, else `elsewhere(*args)`.
 
   jax's own `lax.platform_dependent` wraps each choice in a conditional of one branch, even for a single platform.
 
   Args:
     *args: arrays.
     on_cpu: function of `args`; it returns an array.
-    elsewhere: function of `args`; its result has the same shape and dtype.
+    elsewhere: function of `args` with the same result; its derivative is that of both.
     like: index of the argument that has the shape and dtype of the result.
   """
   return _choice.bind(*args, on_cpu=on_cpu, elsewhere=elsewhere, like=like)
@@ -63,8 +63,14 @@ def _batch_choice(args: Any, axes: Any, *, on_cpu: Callable, elsewhere: Callable
   return _choice.bind(*args, **each, like=like), 0
 
 
+def _differentiate_choice(primals: Any, tangents: Any, *, elsewhere: Callable, **rest: Any) -> Any:
+  _, tangent = jax.jvp(elsewhere, tuple(primals), tuple(map(ad.instantiate_zeros, tangents)))
+  return _choice.bind(*primals, elsewhere=elsewhere, **rest), tangent
+
+
 _choice = core.Primitive('cpu_choice')
 _choice.def_impl(lambda *args, elsewhere, **_: elsewhere(*args))
 _choice.def_abstract_eval(lambda *args, like, **_: args[like])
 mlir.register_lowering(_choice, _lower_choice)
+ad.primitive_jvps[_choice] = _differentiate_choice
 batching.primitive_batchers[_choice] = _batch_choice
