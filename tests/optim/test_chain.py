@@ -306,7 +306,7 @@ def test_each_option_changes_the_updates_where_it_has_an_effect(network, name, o
     'weight_decay': 0.5,
     'weight_decay_on': 'bias$',
   }[option]
-  reads = not schema.no_effect(make_config(name), f'optim.{option}')
+  reads = not schema.no_effect(make_config(name, **{option: changed}), f'optim.{option}')
   after = run(make_config(name, **{option: changed}), network, steps=2)
   same = jax.tree.map(lambda a, b: bool((a == b).all()), two_steps(name, network), after)
   assert reads != all(jax.tree.leaves(same))

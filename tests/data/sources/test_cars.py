@@ -137,8 +137,8 @@ def test_class_folders_have_no_boxes(data, class_folders):
     ('train', 'devkit/cars_meta.mat', "'train' .*cars_meta.mat .*{root}/devkit/cars_meta.mat$"),
     ('train', 'devkit/cars_train_annos.mat', 'cars_train_annos.mat .*{root}/devkit/cars_train_annos.mat$'),
     ('test', 'devkit/cars_test_annos_withlabels.mat', ' {root}/devkit/cars_test_annos_withlabels.mat$'),
-    ('train', 'cars_train', '00001.jpg .*{root}/cars_train$'),
-    ('test', 'cars_test', '00001.jpg .*{root}/cars_test$'),
+    ('train', 'cars_train', '00001.jpg.* {root}/cars_train$'),
+    ('test', 'cars_test', '00001.jpg.* {root}/cars_test$'),
     ('train', 'cars_train/00002.jpg', '{root}/cars_train .*00002.jpg .*4 '),
   ],
 )

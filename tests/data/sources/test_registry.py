@@ -23,8 +23,8 @@ def test_a_slice_holds_those_examples(data):
   [
     ('digit', "'digit'.* 'digits'"),
     ('cifarbinary:/data', "'cifarbinary.* 'cifar_binary:<dir>'"),
-    ('folder', "no folder.* 'folder:<dir>'.* config.data.dir beside 'folder'"),
-    ('cars:', "no folder.* 'cars:<dir>'.* config.data.dir beside 'cars'"),
+    ('folder', "no folder.* 'folder:<dir>'.* 'folder' with config.data.dir"),
+    ('cars:', "no folder.* 'cars:<dir>'.* 'cars' with config.data.dir"),
     ('tfds:', "'tfds:'.* 'tfds:<name>'"),
     ('digits:/data', "'digits:/data'.* 'digits'"),
   ],
