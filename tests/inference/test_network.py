@@ -93,7 +93,7 @@ def test_weights_in_a_file_are_prepared_for_as_they_say(tiny, saved, scans, tmp_
   np.testing.assert_array_equal(found.images[0], squashed)
   described['pretrained_cfg']['crop_mode'] = 'border'
   files.write_json(tmp_path / 'config.json', described)
-  with pytest.raises(errors.InputError, match=r"center_crop, squash .*'border'"):
+  with pytest.raises(errors.InputError, match=r"center_crop or squash .*'border'"):
     inference.load(str(path))
 
 
