@@ -122,6 +122,11 @@ def _of_weights(source: pretrained.Source) -> _Found:
       f'{source.origin} takes images that are not square, or are resized in another way than '
       f'{" or ".join(preprocessing.RESIZES)} (crop_mode {prepared.eval_resize!r}); dnt does not support this'
     )
+  if source.absent:
+    raise errors.InputError(
+      f'{source.origin} is a backbone without a classifier ({", ".join(source.absent)} are not in it), so it has no '
+      'classes to predict; train one on it (config.train.init_from) and give the workdir of that run'
+    )
   config = schema.default()
   config.train.init_from = source.origin
   preprocessing.fill(config.data, prepared)

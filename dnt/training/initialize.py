@@ -119,9 +119,9 @@ def advance(
 def load_variables(run: experiment.Experiment, source: pretrained.Source, quiet: bool = False) -> dict[str, Any]:
   """Loads pretrained parameters and statistics of the same network, in this model's layout.
 
-  If the head differs only in its number of classes, it starts at zero, and one line is logged. On good features zero is
-  better than any random draw (Kolesnikov et al. 2020, "Big Transfer"): a draw adds noise to the logits, which training
-  removes only where there are examples.
+  If the head differs only in its number of classes, or the weights have none, it starts at zero, and one line is
+  logged. On good features zero is better than any random draw (Kolesnikov et al. 2020, "Big Transfer"): a draw adds
+  noise to the logits, which training removes only where there are examples.
 
   Args:
     run: the experiment.
@@ -135,14 +135,19 @@ def load_variables(run: experiment.Experiment, source: pretrained.Source, quiet:
   pretrained.check_model(source, run.config.model)
   want, have = trees.flatten(run.trace.variables), trees.flatten(source.variables)
   classes = run.config.model.num_classes
-  renewed = _leaves_of_classes(want, have, run.trace.entries[-1].name, classes)
+  head = run.trace.entries[-1].name
+  if source.absent:
+    renewed = [path for path in want if path not in have and path.split('/')[1] == head]
+    reason = f'{source.origin} has no classifier'
+  else:
+    renewed = _leaves_of_classes(want, have, head, classes)
+    reason = f'{source.origin} has {have[renewed[0]].shape[-1]} classes' if renewed else ''
   if not renewed:
     return match(run.trace, source.variables, source.origin)
   zeros = {path: np.zeros(want[path].shape, want[path].dtype) for path in renewed}
   matched = match(run.trace, trees.unflatten(have | zeros), source.origin)
   if not quiet:
-    listed, others = ', '.join(renewed), have[renewed[0]].shape[-1]
-    _log.info(f'{source.origin} has {others} classes, the data has {classes}: {listed} start at zero')
+    _log.info(f'{reason}, the data has {classes} classes: {", ".join(renewed)} start at zero')
   return matched
 
 

@@ -44,6 +44,13 @@ RENAMED = {
   'keras': (r'^probs/', 'predictions/'),  # keras.applications before 2020
 }
 COUNTER = '.num_batches_tracked'  # a counter of torch's BatchNorm, which dnt ignores
+AVERAGED = 'n_averaged'  # a counter of torch's AveragedModel, which dnt ignores too
+# Prefixes of modules around a network, in any order: DataParallel and AveragedModel, torch.compile (which may also
+# stand around an inner module), and the usual name in a LightningModule.
+_PREFIXES = re.compile(r'^(?:(?:module|_orig_mod|model)\.)+|(?<=\.)_orig_mod\.')
+HEAD = 'head/dense'  # the layer without which a network is a backbone
+# What timm and torchvision put around the name of an architecture without changing the network.
+_SAME_ARCHITECTURE = re.compile(r'^(?:.*/)?(?:(?:tv|ssl|swsl|gluon)_)?(?P<name>[^.]*?)(?:_v1b)?(?:\..*)?$')
 
 # Maps dnt's layer paths to the framework's layers. Format fields: `stage` from 1 and `keras_stage` from 2; `block`
 # from 1, `index` from 0 and `letter` from a; `part` from 1 and `part_letter` from a number a block's convolutions.
@@ -197,16 +204,17 @@ def networks(framework: str) -> list[Network]:
   return [old, *new]
 
 
-def identify(tensors: Iterable[str], framework: str, origin: str) -> Network:
+def identify(tensors: Iterable[str], framework: str, origin: str, architectures: Iterable[str] = ()) -> Network:
   """Returns the network whose tensor names match those of a file best.
 
   Args:
     tensors: names in the file.
     framework: 'torch' or 'keras'.
     origin: the file, for messages.
+    architectures: names of its architecture that the file or a description of it gives.
 
   Raises:
-    errors.InputError: the best match has an intersection over union below 0.5.
+    errors.InputError: the best match has an intersection over union below 0.5, or the architecture is another one.
   """
   given = set(tensors)
 
@@ -215,27 +223,75 @@ def identify(tensors: Iterable[str], framework: str, origin: str) -> Network:
     return len(names & given) / len(names | given)
 
   known = networks(framework)
+  titles = ', '.join(network.title for network in known)
   nearest = max(known, key=likeness)
   if likeness(nearest) < 0.5:
-    titles = ', '.join(network.title for network in known)
+    named = ''.join(f' (it is said to be {name!r})' for name in dict.fromkeys(architectures))
+    first = {network.tensors()['params/stem/conv/kernel'] for network in known}
+    prefixes = sorted({name.removesuffix(end) for name in given for end in first if name.endswith(f'.{end}')})
+    under = f'; {" and ".join(map(repr, prefixes))} may be a prefix to take off the names' if prefixes else ''
     raise errors.InputError(
-      f'{origin} holds no network that dnt knows by name ({len(given)} tensors: {_some(sorted(given), 4)}); '
-      f'it knows: {titles}'
+      f'{origin} holds no network that dnt knows by name{named} ({len(given)} tensors: {_some(sorted(given), 4)}'
+      f'{under}); it knows: {titles}'
     )
+  for name in architectures:
+    if not _may_be(name, nearest):
+      raise errors.InputError(
+        f'{origin} is said to be {name!r}, which is not {nearest.title}, though its tensors have the same names; dnt '
+        f'knows: {titles}; if it is one of these all the same, give the result of state_dict() alone'
+      )
   return nearest
 
 
-def current_names(tensors: Mapping[str, Any], framework: str) -> dict[str, Any]:
-  """Renames the tensors to the names in the tables, and drops torch's batch counters."""
+def says_something(architecture: str) -> bool:
+  """Returns whether the name tells one ResNet or DenseNet from another; the name of a class, 'resnet', does not."""
+  name = _plain(architecture)
+  return name not in ('resnet', 'densenet') and bool(re.search(r'res\d*n|densen', name))
+
+
+def _may_be(architecture: str, network: Network) -> bool:
+  wanted = f'{network.model["name"]}{network.model["depth"]}'
+  return not says_something(architecture) or _plain(architecture) == wanted
+
+
+def _plain(architecture: str) -> str:
+  """Returns 'resnet50' for 'hf-hub:timm/resnet50.a1_in1k', 'tv_resnet50', 'ResNet-50' and the like."""
+  match = _SAME_ARCHITECTURE.match(architecture.lower().strip())
+  name = match['name'] if match else architecture
+  return re.sub(r'^(resnet|densenet)[-_ ](?=\d)', r'\1', name)
+
+
+def current_names(tensors: Mapping[str, Any], framework: str, origin: str) -> dict[str, Any]:
+  """Renames the tensors to the names in the tables: without the prefixes of torch's wrappers, and without its counters.
+
+  Args:
+    tensors: by the names in the file.
+    framework: 'torch' or 'keras'.
+    origin: the file, for messages.
+
+  Raises:
+    errors.InputError: two tensors would have the same name.
+  """
   pattern, replacement = RENAMED[framework]
-  return {re.sub(pattern, replacement, name): tensor for name, tensor in tensors.items() if not name.endswith(COUNTER)}
+  result, old_names = {}, {}
+  for old, tensor in tensors.items():
+    name = re.sub(pattern, replacement, _PREFIXES.sub('', old) if framework == 'torch' else old)
+    if framework == 'torch' and (name.endswith(COUNTER) or name == AVERAGED):
+      continue
+    if name in result:
+      raise errors.InputError(
+        f'{origin} holds {name} twice, as {old_names[name]} and as {old}: give the tensors of one network alone'
+      )
+    result[name], old_names[name] = tensor, old
+  return result
 
 
 def to_variables(tensors: Mapping[str, np.ndarray], network: Network, origin: str) -> dict[str, Any]:
   """Converts a framework's tensors to dnt's variables, float32 and unrolled; the model checks their sizes later.
 
   This function folds a convolution's bias into the running mean of the norm that follows it. Keras' networks expect BGR
-  images, so it reverses the input channels of their first kernel: dnt's networks take RGB.
+  images, so it reverses the input channels of their first kernel: dnt's networks take RGB. The variables of a backbone,
+  a network that lacks the whole of its last layer, have no `HEAD`.
 
   Args:
     tensors: tensors renamed by `current_names`.
@@ -243,9 +299,12 @@ def to_variables(tensors: Mapping[str, np.ndarray], network: Network, origin: st
     origin: the file, for messages.
 
   Raises:
-    errors.InputError: tensors are missing, unexpected or have the wrong number of axes; the message names them.
+    errors.InputError: tensors are missing, unexpected, have the wrong number of axes or values that no trained network
+      has; the message names them, or the architecture that has other blocks.
   """
-  table = network.tensors()
+  if network.framework == 'torch':
+    _check_blocks(tensors, network, origin)
+  table = _of_backbone(network.tensors(), tensors)
   paths = {name: path for path, name in table.items()}
   problems = {
     'missing': [name for name in paths if name not in tensors],
@@ -257,12 +316,71 @@ def to_variables(tensors: Mapping[str, np.ndarray], network: Network, origin: st
     ],
   }
   _refuse(problems, f'{origin} is not a whole {network.title}')
-  flat = {path: np.asarray(tensors[name], np.float32) for path, name in table.items()}
+  with np.errstate(over='ignore'):  # what float32 cannot hold becomes infinite and is refused below
+    flat = {path: np.asarray(tensors[name], np.float32) for path, name in table.items()}
+  _check_values(flat, table, origin)
   if network.framework == 'torch':
     return trees.unflatten({path: np.ascontiguousarray(_to_hwio(value)) for path, value in flat.items()})
   first = flat['params/stem/conv/kernel']
   flat['params/stem/conv/kernel'] = np.ascontiguousarray(first[:, :, ::-1])
   return trees.unflatten(_fold_biases(flat, table, origin))
+
+
+def _check_blocks(tensors: Mapping[str, np.ndarray], network: Network, origin: str) -> None:
+  """Refuses a ResNet or DenseNet of another number or width of blocks by the name that torchvision or timm gives it."""
+  name = _by_blocks(tensors, network.model['name'])
+  if name != f'{network.model["name"]}{network.model["depth"]}':
+    titles = ', '.join(each.title for each in networks('torch'))
+    raise errors.InputError(f'{origin} is a {name} by its blocks, which dnt does not read; it reads: {titles}')
+
+
+def _by_blocks(tensors: Mapping[str, np.ndarray], family: str) -> str:
+  """Returns a name such as 'resnet50', 'wide_resnet50_2', 'resnext50_32x4d' or 'densenet121'.
+
+  The number in it counts convolutions and dense layers. A group of a ResNeXt's 3x3 convolution has as many channels as
+  its second axis.
+  """
+  pattern = r'features\.denseblock(\d+)\.denselayer(\d+)\.' if family == 'densenet' else r'layer(\d+)\.(\d+)\.'
+  blocks = len({match.groups() for match in (re.match(pattern, name) for name in tensors) if match})
+  if family == 'densenet':
+    return f'densenet{2 * blocks + 5}'
+  parts = 3 if any(re.fullmatch(r'layer\d+\.\d+\.conv3\.weight', name) for name in tensors) else 2
+  depth = 2 + parts * blocks
+  first, second = (tensors.get(f'layer1.0.conv{part}.weight') for part in (1, 2))
+  if parts == 3 and first is not None and second is not None and first.ndim == second.ndim == 4:
+    width, group = len(first), second.shape[1]
+    if 0 < group < width:
+      return f'resnext{depth}_{width // group}x{group}d'
+    if width > 64:
+      return f'wide_resnet{depth}_{width // 64}'
+  return f'resnet{depth}'
+
+
+def _of_backbone(table: dict[str, str], tensors: Mapping[str, Any]) -> dict[str, str]:
+  """Drops the last layer from a table of tensors if the file has none of it, and nothing in its place."""
+  head = {path for path in table if f'/{HEAD}/' in path}
+  backbone = {path: name for path, name in table.items() if path not in head}
+  in_its_place = tensors.keys() - set(backbone.values())
+  return table if in_its_place else backbone
+
+
+def _check_values(flat: Mapping[str, np.ndarray], table: Mapping[str, str], origin: str) -> None:
+  """Refuses values with which a network computes no numbers.
+
+  Args:
+    flat: float32 by dnt's path.
+    table: the framework's tensor name by path.
+    origin: the file, for messages.
+
+  Raises:
+    errors.InputError: the message names the tensors.
+  """
+  problems = {
+    'NaN': [table[path] for path, value in flat.items() if np.isnan(value).any()],
+    'infinite, or too large for float32': [table[path] for path, value in flat.items() if np.isinf(value).any()],
+    'negative variance': [table[path] for path, value in flat.items() if path.endswith('/var') and (value < 0).any()],
+  }
+  _refuse(problems, f'{origin} is damaged, or comes from training that diverged')
 
 
 def from_variables(variables: Mapping[str, Any], network: Network) -> dict[str, np.ndarray]:

@@ -93,7 +93,15 @@ class TimmConfig:
       content = {}
     except (OSError, ValueError) as error:
       raise errors.InputError(f'cannot read {path} ({error}), which describes the preprocessing of images') from error
-    self._content = content if isinstance(content, dict) and 'pretrained_cfg' in content else {}
+    content = content if isinstance(content, dict) else {}
+    if isinstance(content.get('architecture'), str):  # timm's older files hold the values without a section
+      content = {'pretrained_cfg': content} | content
+    self._content = content if 'pretrained_cfg' in content else {}
+
+  @property
+  def architecture(self) -> str:
+    """Returns timm's name of the architecture; empty if the file has none."""
+    return str(self._content.get('architecture') or '')
 
   @property
   def class_names(self) -> tuple[str, ...]:

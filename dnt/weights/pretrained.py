@@ -1,13 +1,14 @@
 """Loads pretrained weights and their preprocessing from one string, `config.train.init_from`."""
 
 import functools
+import logging
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from dnt import checkpoints, errors, models
+from dnt import checkpoints, errors, models, trees
 from dnt import config as schema
 from dnt import workdir as workdir_lib
 from dnt.checkpoints import format
@@ -15,29 +16,33 @@ from dnt.config import run_config, typed
 from dnt.weights import hub, keras_files, names, torch_files
 from dnt.weights import preprocessing as preprocessing_lib
 
+_log = logging.getLogger(__name__)
+
 FORMS = (
-  "a dnt workdir, '<file>.safetensors', '<file>.pth' (.pt, .bin), '<file>.h5', 'tfjs:<dir>' or 'hf:<owner>/<name>'"
+  "a dnt workdir, '<file>.safetensors' (or .safetensors.index.json), '<file>.pth' (.pt, .bin, .ckpt, .pth.tar), "
+  "'<file>.h5', 'tfjs:<dir>' or 'hf:<owner>/<name>'"
 )
 
 
 class _About(NamedTuple):
-  """The preprocessing and class names stored next to the weights."""
+  """The preprocessing, class names and architecture (empty: not named) stored next to the weights."""
 
   preprocessing: preprocessing_lib.Preprocessing
   class_names: tuple[str, ...]
+  architecture: str = ''
 
 
 class _Format(NamedTuple):
   """The readers for one kind of file or folder."""
 
   framework: str
-  tensors: Callable[[pathlib.Path], dict[str, np.ndarray]]
+  read: Callable[[pathlib.Path], torch_files.Content]
   about: Callable[[pathlib.Path], _About]
 
 
 def _about_torch(path: pathlib.Path) -> _About:
   beside = preprocessing_lib.TimmConfig(path.with_name(hub.CONFIG))
-  return _About(beside.preprocessing, beside.class_names)
+  return _About(beside.preprocessing, beside.class_names, beside.architecture)
 
 
 def _about_h5(path: pathlib.Path) -> _About:
@@ -49,15 +54,24 @@ def _about_tfjs(folder: pathlib.Path) -> _About:
   return _About(preprocessing_lib.KERAS, keras_files.class_names(folder))
 
 
+def _tensors_alone(
+  read: Callable[[pathlib.Path], dict[str, np.ndarray]],
+) -> Callable[[pathlib.Path], torch_files.Content]:
+  return lambda path: torch_files.Content(read(path))
+
+
 _PICKLE = _Format('torch', torch_files.read_pickle, _about_torch)
 _FILES = {
-  '.safetensors': _Format('torch', torch_files.read_safetensors, _about_torch),
+  '.safetensors': _Format('torch', _tensors_alone(torch_files.read_safetensors), _about_torch),
+  '.safetensors.index.json': _Format('torch', _tensors_alone(torch_files.read_index), _about_torch),
   '.pth': _PICKLE,
   '.pt': _PICKLE,
   '.bin': _PICKLE,
-  '.h5': _Format('keras', keras_files.read_h5, _about_h5),
+  '.ckpt': _PICKLE,
+  '.tar': _PICKLE,  # .pth.tar: no archive, only what torch's first examples called it
+  '.h5': _Format('keras', _tensors_alone(keras_files.read_h5), _about_h5),
 }
-_TFJS = _Format('keras', keras_files.read_tfjs, _about_tfjs)
+_TFJS = _Format('keras', _tensors_alone(keras_files.read_tfjs), _about_tfjs)
 
 
 class Source:
@@ -134,17 +148,25 @@ class Source:
     return self._about.class_names
 
   @functools.cached_property
-  def _tensors(self) -> dict[str, np.ndarray]:
-    """Reads the tensors of a file under their current names."""
+  def _content(self) -> torch_files.Content:
+    """Reads the tensors of a file under their current names, and the architectures that it names."""
     result, path = self._located
     assert result, 'only files have tensors'
-    return names.current_names(result.tensors(path), result.framework)
+    content = result.read(path)
+    return content._replace(tensors=names.current_names(content.tensors, result.framework, self.origin))
 
   @functools.cached_property
   def _network(self) -> names.Network:
     result, _ = self._located
     assert result, 'only files need this'
-    return names.identify(self._tensors, result.framework, self.origin)
+    said = [name for name in (self._about.architecture, *self._content.architectures) if name]
+    network = names.identify(self._content.tensors, result.framework, self.origin, said)
+    if result.framework == 'torch' and not any(map(names.says_something, said)):
+      _log.info(
+        f'{self.origin}: nothing says which architecture it is, so {network.title} is taken from its tensors; '
+        "networks of other layers with the same tensors, such as timm's resnetaa50, cannot be told from it"
+      )
+    return network
 
   @property
   def network(self) -> Mapping[str, Any]:
@@ -183,16 +205,34 @@ class Source:
     if self.workdir:
       return {'params': self.checkpoint.params, 'batch_stats': self.checkpoint.batch_stats}
     named, network = len(self.class_names), self._network
-    variables = names.to_variables(self._tensors, network, self.origin)
-    del self._tensors  # most variables are copies of them
-    classes = variables['params']['head']['dense']['kernel'].shape[-1]
-    if named not in (0, classes):
-      raise errors.InputError(f'{self.origin}: there are {named} class names, but the weights have {classes} classes')
+    variables = names.to_variables(self._content.tensors, network, self.origin)
+    del self._content  # most variables are copies of the tensors
+    head = trees.flatten(variables).get(f'params/{names.HEAD}/kernel')
+    if head is not None and named not in (0, head.shape[-1]):
+      raise errors.InputError(
+        f'{self.origin}: there are {named} class names, but the weights have {head.shape[-1]} classes'
+      )
     return variables
+
+  @property
+  def absent(self) -> tuple[str, ...]:
+    """Returns the framework's names of the tensors of a classifier that the weights lack; empty if they have one.
+
+    Raises:
+      errors.InputError: as for `variables`.
+    """
+    if self.workdir:
+      return ()
+    have = trees.flatten(self.variables)
+    return tuple(
+      tensor
+      for path, tensor in self._network.tensors().items()
+      if path.startswith(f'params/{names.HEAD}/') and path not in have
+    )
 
   def release(self) -> None:
     """Frees the arrays that were read; a later use reads them again."""
-    for name in ('_tensors', 'variables', 'checkpoint'):
+    for name in ('_content', 'variables', 'checkpoint'):
       self.__dict__.pop(name, None)
 
 
@@ -240,14 +280,19 @@ def _locate(text: str) -> tuple[_Format | None, pathlib.Path]:
     return _FILES['.safetensors'], hub.download(where)
   if colon and kind == 'tfjs':
     return _TFJS, _existing(where, text, pathlib.Path.is_dir)
-  suffix = pathlib.Path(text).suffix.lower()
-  if suffix in _FILES:
-    return _FILES[suffix], _existing(text, text, pathlib.Path.is_file)
+  kinds = [kind for suffix, kind in _FILES.items() if text.lower().endswith(suffix)]
+  if kinds and not pathlib.Path(text).expanduser().is_dir():
+    return kinds[0], _existing(text, text, pathlib.Path.is_file)
   return None, _existing(text, text, pathlib.Path.is_dir)
 
 
 def _existing(where: str, text: str, is_there: Callable[[pathlib.Path], bool]) -> pathlib.Path:
   path = pathlib.Path(where).expanduser()
+  if where and path.is_file() and not is_there(path):
+    raise errors.InputError(
+      f'{path} is there, but its suffix is none of those that weights have ({", ".join(_FILES)}); give it the suffix '
+      'of its kind'
+    )
   if not where or not is_there(path):
     raise errors.InputError(f'there is nothing at {path} (the weights {text!r}); valid: {FORMS}')
   return path

@@ -1,15 +1,37 @@
 """Reads named tensors from PyTorch's files: safetensors, and pickles through torch's tensors-only unpickler."""
 
+import argparse
+import json
+import logging
 import pathlib
 import pickle
 import warnings
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from dnt import errors
 
-# Keys under which training programs (timm, torchvision's references) save the weights.
-WRAPPERS = ('state_dict', 'model')
+_log = logging.getLogger(__name__)
+
+# Keys under which training programs save the weights, in timm's order: it takes the averaged ones first.
+WRAPPERS = ('state_dict_ema', 'model_ema', 'state_dict', 'model', 'model_state_dict', 'net')
+# Keys under which they save the architecture: in the checkpoint itself, and in its options.
+_OPTIONS = ('args', 'hyper_parameters')  # the second is Lightning's
+_ARCHITECTURE = ('model', 'arch', 'model_name')
+
+
+class Content(NamedTuple):
+  """What a file of weights holds.
+
+  Attributes:
+    tensors: arrays by name.
+    architectures: names of the architecture as the program that wrote the file gave them; empty if it gave none.
+  """
+
+  tensors: dict[str, np.ndarray]
+  architectures: tuple[str, ...] = ()
 
 
 def read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -31,11 +53,40 @@ def read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     raise errors.InputError(f'{path} has a dtype that NumPy does not support ({error}); save it as float32') from error
 
 
-def read_pickle(path: pathlib.Path) -> dict[str, np.ndarray]:
-  """Reads every tensor of a `torch.save` file as float32; refuses files with code and never executes it.
+def read_index(path: pathlib.Path) -> dict[str, np.ndarray]:
+  """Reads every tensor of a `.safetensors.index.json`: a list of tensors and of the files beside it that hold them.
 
   Raises:
-    errors.InputError: torch is not installed, or the file is damaged, truncated, or holds anything but tensors.
+    errors.InputError: the list or a file is missing or damaged, or they do not match.
+  """
+  try:
+    places = json.loads(path.read_text())['weight_map']
+    files = sorted(set(places.values()))
+    outside = [name for name in files if pathlib.PurePath(name).name != name]
+  except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    raise errors.InputError(f'cannot read {path} ({error}), which lists the parts of the weights') from error
+  absent = [name for name in files if name in outside or not path.with_name(name).is_file()]
+  if absent:
+    raise errors.InputError(f'{path} lists files that are not beside it: {errors.list_names(absent)}; get them')
+  result, wrong = {}, []
+  for name in files:
+    part = read_safetensors(path.with_name(name))
+    listed = {tensor for tensor, place in places.items() if place == name}
+    wrong += [f'{tensor} in {name}' for tensor in sorted(listed ^ part.keys())]
+    result |= part
+  if wrong:
+    raise errors.InputError(f'{path} does not match its files: {errors.list_names(wrong)}; get all of them again')
+  return result
+
+
+def read_pickle(path: pathlib.Path) -> Content:
+  """Reads every tensor of a `torch.save` file as float32; refuses files with code and never executes it.
+
+  Besides tensors and plain values the file may hold an `argparse.Namespace`, in which training programs keep their
+  options.
+
+  Raises:
+    errors.InputError: torch is not installed or too old, or the file is damaged, truncated, or holds no tensors.
   """
   try:
     import torch
@@ -43,8 +94,14 @@ def read_pickle(path: pathlib.Path) -> dict[str, np.ndarray]:
     raise errors.InputError(
       f'{path} can only be read with torch: pip install torch, or give the same weights as .safetensors'
     ) from error
+  if torch.__version__ < '2.6':  # compared as versions, not as text; CVE-2025-32434
+    raise errors.InputError(
+      f'{path} needs torch 2.6 or newer ({torch.__version__} is installed), because older ones may execute code in '
+      'it: pip install -U torch, or give the same weights as .safetensors'
+    )
   try:
-    with warnings.catch_warnings(action='ignore'):  # torch warns about pickle formats
+    # torch warns about pickle formats. A Namespace has no code: only its attributes are set.
+    with warnings.catch_warnings(action='ignore'), torch.serialization.safe_globals([argparse.Namespace]):
       content = torch.load(path, map_location='cpu', weights_only=True)
   except pickle.UnpicklingError as error:
     raise errors.InputError(
@@ -52,15 +109,43 @@ def read_pickle(path: pathlib.Path) -> dict[str, np.ndarray]:
       f'({_reason(error)}); save the state_dict() alone, or give the weights as .safetensors'
     ) from error
   except Exception as error:  # torch raises a dozen types for truncated files and other formats
+    if 'TorchScript' in str(error):
+      raise errors.InputError(
+        f'{path} is refused, and nothing in it was executed: it is a TorchScript program; save its state_dict() alone'
+      ) from error
     raise errors.InputError(
       f'cannot read {path} ({_reason(error)}); it is damaged or not completely downloaded: get it again'
     ) from error
-  for wrapper in WRAPPERS:
-    if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-      content = content[wrapper]
-  if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
+  architectures: list[str] = []
+  while isinstance(content, dict):
+    architectures += _architectures(content)
+    wrappers = [key for key in WRAPPERS if isinstance(content.get(key), dict)]
+    if not wrappers:
+      break
+    if len(wrappers) > 1:
+      _log.info(f'{path} holds {" and ".join(wrappers)}: {wrappers[0]} is read')
+    content = content[wrappers[0]]
+  if not isinstance(content, dict) or not content:
     raise errors.InputError(f'{path} holds no named tensors; save the result of state_dict() of the network')
-  return {str(name): value.float().numpy() for name, value in content.items()}
+  others = [str(name) for name, value in content.items() if not isinstance(value, torch.Tensor)]
+  if others:
+    raise errors.InputError(
+      f'{path} holds more than named tensors, under keys that dnt does not know: {errors.list_names(others)}; save the '
+      f'result of state_dict() of the network, alone or under one of {", ".join(WRAPPERS)}'
+    )
+  try:
+    tensors = {str(name): value.detach().float().numpy() for name, value in content.items()}
+  except (RuntimeError, TypeError, NotImplementedError) as error:  # quantized, sparse, without data
+    raise errors.InputError(f'{path} holds tensors that are not dense numbers ({_reason(error)})') from error
+  return Content(tensors, tuple(architectures))
+
+
+def _architectures(content: Mapping[str, Any]) -> list[str]:
+  """Returns the names of the architecture in a checkpoint and in its options."""
+  options = [content.get(key) for key in _OPTIONS]
+  levels = [content, *(vars(each) if isinstance(each, argparse.Namespace) else each for each in options)]
+  found = [level.get(key) for level in levels if isinstance(level, dict) for key in _ARCHITECTURE]
+  return [name for name in found if isinstance(name, str)]
 
 
 def _reason(error: Exception) -> str:

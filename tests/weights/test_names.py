@@ -71,7 +71,8 @@ def small_network():
 def tensors_of(network, seed=0):
   draw = np.random.default_rng(seed)
   shapes = {'kernel': (3, 3, 3, 4)}
-  return {name: draw.normal(size=shapes.get(name.split('/')[1], (4,))) for name in network.tensors().values()}
+  result = {name: draw.normal(size=shapes.get(name.split('/')[1], (4,))) for name in network.tensors().values()}
+  return result | {name: abs(value) for name, value in result.items() if name.endswith('variance')}
 
 
 def test_a_bias_goes_into_the_mean_and_blue_comes_last():
@@ -119,8 +120,8 @@ def test_what_is_not_whole_is_refused_by_name(change, said):
 
 
 def test_torch_tensors_there_and_back_are_the_same(resnet18):
-  network = names.identify(names.current_names(resnet18, 'torch'), 'torch', 'here')
-  variables = names.to_variables(names.current_names(resnet18, 'torch'), network, 'here')
+  network = names.identify(names.current_names(resnet18, 'torch', 'here'), 'torch', 'here')
+  variables = names.to_variables(names.current_names(resnet18, 'torch', 'here'), network, 'here')
   back = names.from_variables(variables, network)
   assert back.keys() == resnet18.keys()
   for name, value in resnet18.items():
@@ -133,11 +134,143 @@ def test_older_names_are_brought_up_to_date():
   new = {'features.denseblock1.denselayer12.norm1.weight': 1, 'features.denseblock1.denselayer12.conv2.weight': 2}
   untouched = {'features.transition1.norm.weight': 3}
   counters = {'bn1.num_batches_tracked': 4}
-  assert names.current_names(old | untouched | counters, 'torch') == new | untouched
-  assert names.current_names({'probs/kernel': 1, 'conv1/bias': 2}, 'keras') == {
+  assert names.current_names(old | untouched | counters, 'torch', 'here') == new | untouched
+  assert names.current_names({'probs/kernel': 1, 'conv1/bias': 2}, 'keras', 'here') == {
     'predictions/kernel': 1,
     'conv1/bias': 2,
   }
+
+
+@pytest.mark.parametrize(
+  'prefix',
+  [
+    'module.',
+    '_orig_mod.',
+    'model.',
+    'module._orig_mod.',
+    '_orig_mod.module.',
+    'model._orig_mod.',
+    'module.model.module.',
+  ],
+)
+def test_what_stands_around_a_network_is_taken_off_its_names(prefix):
+  given = {f'{prefix}conv1.weight': 1, f'{prefix}layer1.0.bn1.bias': 2, f'{prefix}bn1.num_batches_tracked': 3}
+  want = {'conv1.weight': 1, 'layer1.0.bn1.bias': 2}
+  assert names.current_names({**given, 'n_averaged': 4}, 'torch', 'here') == want
+
+
+def test_compiled_inner_modules_and_names_that_only_look_like_prefixes():
+  given = {'model.layer1._orig_mod.0.conv1.weight': 1, 'model_ema.conv1.weight': 2, 'features.model.weight': 3}
+  want = {'layer1.0.conv1.weight': 1, 'model_ema.conv1.weight': 2, 'features.model.weight': 3}
+  assert names.current_names(given, 'torch', 'here') == want
+  assert names.current_names({'model/kernel': 1}, 'keras', 'here') == {'model/kernel': 1}
+
+
+def test_two_networks_of_the_same_names_are_refused():
+  given = {'model.conv1.weight': 1, 'module.conv1.weight': 2}
+  with pytest.raises(errors.InputError, match=r'^here .* model\.conv1\.weight .* module\.conv1\.weight'):
+    names.current_names(given, 'torch', 'here')
+
+
+def test_a_prefix_that_dnt_does_not_know_is_named(resnet18):
+  given = names.current_names({f'encoder_q.{name}': value for name, value in resnet18.items()}, 'torch', 'here')
+  with pytest.raises(errors.InputError, match=r"'encoder_q\.' .*prefix"):
+    names.identify(given, 'torch', 'here')
+
+
+@pytest.mark.parametrize(
+  'said',
+  [
+    'resnet18',
+    'ResNet-18',
+    'tv_resnet18',
+    'gluon_resnet18_v1b',
+    'hf-hub:timm/resnet18.a1_in1k',
+    'resnet',
+    'my baseline',
+    '',
+  ],
+)
+def test_an_architecture_of_the_same_network_or_of_no_meaning_is_taken(resnet18, said):
+  assert names.identify(names.current_names(resnet18, 'torch', 'x'), 'torch', 'x', [said]).model['depth'] == 18
+
+
+@pytest.mark.parametrize(
+  'said',
+  [
+    'resnetblur18',
+    'resnet18d',
+    'resnet18_gn',
+    'resnet34',
+    'wide_resnet50_2',
+    'res2net50_26w_4s',
+  ],
+)
+def test_another_architecture_is_refused_by_its_name(resnet18, said):
+  with pytest.raises(errors.InputError, match=f'^here .*{said}.* resnet-18'):
+    names.identify(names.current_names(resnet18, 'torch', 'here'), 'torch', 'here', [said])
+
+
+def test_an_unknown_network_is_named_if_something_says_it():
+  with pytest.raises(errors.InputError, match="'vit_base_patch16_224'"):
+    names.identify(['cls_token', 'pos_embed'], 'torch', 'here', ['vit_base_patch16_224'])
+
+
+def blocks(counts, parts, width, group):
+  """The tensors by which a ResNet of such blocks is told from others; empty but for their shapes."""
+  shapes = {1: (width, 64, 1, 1), 2: (width, group, 3, 3), 3: (256, width, 1, 1)}
+  return {
+    f'layer{stage}.{block}.conv{part}.weight': np.broadcast_to(np.float32(0), shapes[part])
+    for stage, count in enumerate(counts, start=1)
+    for block in range(count)
+    for part in range(1, parts + 1)
+  }
+
+
+@pytest.mark.parametrize(
+  ('tensors', 'said'),
+  [
+    (blocks((3, 4, 6, 3), 3, 128, 128), 'wide_resnet50_2'),
+    (blocks((3, 4, 23, 3), 3, 128, 128), 'wide_resnet101_2'),
+    (blocks((3, 4, 6, 3), 3, 128, 4), 'resnext50_32x4d'),
+    (blocks((3, 4, 23, 3), 3, 256, 8), 'resnext101_32x8d'),
+    (blocks((3, 4, 23, 3), 3, 256, 4), 'resnext101_64x4d'),
+    (blocks((2, 2, 2, 2), 3, 64, 64), 'resnet26'),
+    (blocks((1, 1, 1, 1), 2, 64, 64), 'resnet10'),
+    (blocks((3, 24, 36, 3), 3, 64, 64), 'resnet200'),
+  ],
+)
+def test_a_resnet_of_other_blocks_is_refused_by_its_name(tensors, said):
+  network = names.networks('torch')[2]
+  with pytest.raises(errors.InputError, match=f'^here is a {said} .*resnet-50'):
+    names.to_variables(tensors, network, 'here')
+
+
+def test_a_densenet_of_other_blocks_is_refused_by_its_name():
+  """Huang et al. 2017, table 1."""
+  network = names.networks('torch')[-1]
+  for layers, counts in ((161, (6, 12, 36, 24)), (169, (6, 12, 32, 32)), (201, (6, 12, 48, 32))):
+    listed = ((stage, layer) for stage, count in enumerate(counts, start=1) for layer in range(1, count + 1))
+    tensors = {f'features.denseblock{stage}.denselayer{layer}.conv1.weight': np.zeros(1) for stage, layer in listed}
+    with pytest.raises(errors.InputError, match=f'^here is a densenet{layers} '):
+      names.to_variables(tensors, network, 'here')
+
+
+@pytest.mark.parametrize(
+  ('tensor', 'value', 'said'),
+  [
+    ('layer3.0.conv1.weight', np.nan, 'NaN: layer3.0.conv1.weight$'),
+    ('fc.bias', -np.inf, 'infinite.*: fc.bias$'),
+    ('fc.weight', 1e300, 'too large for float32: fc.weight$'),
+    ('layer1.0.bn1.running_var', -1e-3, 'negative variance: layer1.0.bn1.running_var$'),
+  ],
+)
+def test_values_of_no_trained_network_are_refused_by_name(resnet18, tensor, value, said):
+  tensors = names.current_names(resnet18, 'torch', 'here')
+  tensors[tensor] = tensors[tensor].astype(np.float64)
+  tensors[tensor].flat[0] = value
+  with pytest.raises(errors.InputError, match=f'^here .*{said}'):
+    names.to_variables(tensors, names.identify(tensors, 'torch', 'here'), 'here')
 
 
 def test_an_unknown_network_is_refused_with_what_is_known():

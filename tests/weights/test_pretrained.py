@@ -1,5 +1,6 @@
 """Weights by one string: what comes with them, and every way in which they can be refused."""
 
+import argparse
 import gc
 import json
 import pathlib
@@ -20,7 +21,7 @@ from dnt.data import pipeline
 from dnt.diagnostics import doctor_report, lr_find, noise
 from dnt.models import layouts
 from dnt.training import evaluate, experiment, initialize, record
-from dnt.weights import names, preprocessing, pretrained
+from dnt.weights import names, preprocessing, pretrained, torch_files
 
 
 def assert_equal(got, want):
@@ -85,6 +86,7 @@ def test_the_size_comes_with_the_weights(resnet18, save, imagenet, build, init_f
 
 def test_a_head_of_other_classes_starts_at_zero(resnet18, save, imagenet, build, console):
   path = str(save(resnet18))
+  pathlib.Path(path).with_name('config.json').write_text('{"architecture": "resnet18", "pretrained_cfg": {}}')
   run = build(imagenet)
   found = trees.flatten(initialize.load_variables(run, pretrained.Source(path)))
   given = trees.flatten(pretrained.Source(path).variables)
@@ -94,6 +96,86 @@ def test_a_head_of_other_classes_starts_at_zero(resnet18, save, imagenet, build,
     np.testing.assert_array_equal(found[leaf], want, err_msg=leaf)
   said = f'{path} .*1000 classes.* 10.* params/head/dense/bias, params/head/dense/kernel .*zero\n'
   assert re.fullmatch(said, console.readouterr().out)
+
+
+def test_a_backbone_gets_a_head_of_zeros(drawn, save, imagenet, build, console):
+  imagenet.model.update({'name': 'densenet', 'depth': 121})
+  tensors = drawn('densenet')
+  backbone = {name: value for name, value in tensors.items() if not name.startswith('classifier.')}
+  source = pretrained.Source(str(save(backbone)))
+  found = trees.flatten(initialize.load_variables(build(imagenet), source))
+  whole = trees.flatten(pretrained.Source(str(save(tensors, 'whole.safetensors'))).variables)
+  assert found.keys() == whole.keys()
+  for leaf, value in found.items():
+    want = np.zeros(value.shape) if leaf.startswith('params/head/dense/') else whole[leaf]
+    np.testing.assert_array_equal(value, want, err_msg=leaf)
+  assert found['params/head/dense/kernel'].shape == (1024, 10)
+  assert source.absent == ('classifier.weight', 'classifier.bias')
+  assert 'no classifier' in console.readouterr().out
+
+
+def test_a_backbone_does_not_predict(resnet18, save):
+  del resnet18['fc.weight'], resnet18['fc.bias']
+  with pytest.raises(errors.InputError, match=r'without a classifier .*fc\.weight'):
+    inference.load(str(save(resnet18)))
+
+
+@pytest.mark.parametrize(
+  'beside', [{'architecture': 'resnetblur18', 'pretrained_cfg': {}}, {'architecture': 'resnetblur18'}]
+)
+def test_the_architecture_beside_the_weights_is_read(resnet18, save, beside):
+  path = save(resnet18)
+  path.with_name('config.json').write_text(json.dumps(beside))
+  with pytest.raises(errors.InputError, match="'resnetblur18'"):
+    _ = pretrained.Source(str(path)).network
+
+
+def test_the_architecture_in_a_checkpoint_is_read(resnet18, save):
+  path = save({'state_dict': resnet18, 'args': argparse.Namespace(model='resnetaa18')}, 'last.pth.tar')
+  with pytest.raises(errors.InputError, match="'resnetaa18'"):
+    _ = pretrained.Source(str(path)).network
+
+
+@pytest.mark.parametrize('said', [None, 'resnet18'])
+def test_where_nothing_says_the_architecture_a_line_does(resnet18, save, console, said):
+  path = save(resnet18)
+  if said:
+    path.with_name('config.json').write_text(json.dumps({'architecture': said, 'pretrained_cfg': {}}))
+  source = pretrained.Source(str(path))
+  assert source.network['depth'] == 18 and source.variables
+  lines = console.readouterr().out.splitlines()
+  assert [line for line in lines if 'architecture' in line and 'resnet-18' in line] == lines
+  assert len(lines) == (0 if said else 1)
+
+
+def test_weights_in_several_files(resnet18, save):
+  whole = pretrained.Source(str(save(resnet18))).variables
+  places = {}
+  for number, start in enumerate((0, 40, 80)):
+    part = dict(list(resnet18.items())[start : start + 40 if start < 80 else None])
+    places |= dict.fromkeys(part, save(part, f'part{number}.safetensors').name)
+  path = save({}, 'empty.safetensors').with_name('model.safetensors.index.json')
+  path.write_text(json.dumps({'weight_map': places}))
+  assert_equal(pretrained.Source(str(path)).variables, whole)
+
+
+@pytest.mark.parametrize('name', ['model_best.pth.tar', 'last.ckpt', 'MODEL.PT', 'checkpoint.tar', 'pytorch_model.bin'])
+def test_suffixes_of_what_torch_saves(resnet18, save, name):
+  given = {'state_dict': {f'module.{key}': value for key, value in resnet18.items()}, 'epoch': 3}
+  assert pretrained.Source(str(save(given, name))).network['depth'] == 18
+
+
+def test_a_file_of_another_suffix_is_there_all_the_same(tmp_path):
+  (tmp_path / 'model.onnx').touch()
+  with pytest.raises(errors.InputError, match=r'model\.onnx is there.*suffix.*\.pth'):
+    _ = pretrained.Source(str(tmp_path / 'model.onnx')).network
+
+
+def test_a_workdir_may_be_called_like_a_file(tmp_path):
+  workdir = tmp_path / 'best.ckpt'
+  workdir.mkdir()
+  (workdir / 'config.json').touch()
+  assert pretrained.Source(str(workdir)).workdir == workdir
 
 
 @pytest.mark.parametrize(
@@ -319,7 +401,7 @@ def test_the_network_comes_with_the_weights(imagenet, build, monkeypatch, tmp_pa
   path = tmp_path / f'model.{"safetensors" if framework == "torch" else "h5"}'
   path.touch()
   read = dict.fromkeys(wanted.tensors().values(), np.zeros(1))
-  kind = pretrained._FILES[path.suffix]._replace(tensors=lambda path: read)
+  kind = pretrained._FILES[path.suffix]._replace(read=lambda path: torch_files.Content(read))
   monkeypatch.setitem(pretrained._FILES, path.suffix, kind)
   imagenet.model.update({'stem': None, 'depth': None, 'name': 'pretrained'})
   imagenet.model.dtype, imagenet.model.remat = 'bfloat16', True
