@@ -22,8 +22,10 @@ LAYOUT = 'train/<class>/<images> beside val/ or test/ of the same kind, or <clas
 ALL_CLASSES = '/*'  # `folder:<dir>/*`: every folder in <dir> is a class, whatever its name
 # The names that fastai, Keras, Kaggle and Ultralytics give to the folders of splits, in lower case.
 _SPLIT = re.compile(
-  r'(?:(?P<train>train|training)|(?P<val>val|valid|validation)|(?P<test>test|testing))(?:[ _-]?(?:set|data|dataset))?'
+  r'(?:(?P<train>train|training)|(?P<val>val|valid|validation)|(?P<test>test|testing))'
+  r'(?:[ _-]?(?:set|data|dataset|images|imgs))?'
 )
+_PREFIX = re.compile(r'(?P<prefix>.*)[ _-](?P<rest>.*)')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +105,20 @@ def split_of(name: str) -> str | None:
   return match.lastgroup if match else None
 
 
+def _prefixed(root: pathlib.Path, names: list[str]) -> dict[str, str]:
+  """Returns the split of each folder such as `seg_train` and `seg_test`: one prefix, and class folders inside.
+
+  A folder of images such as `steam_train` is a class.
+  """
+  groups = {}
+  for name in names:
+    match = _PREFIX.fullmatch(name.lower())
+    split = split_of(match['rest']) if match else None
+    if match and split and _folders(_descend(root / name)):
+      groups.setdefault(match['prefix'], {})[name] = split
+  return next((group for group in groups.values() if {'train'} < set(group.values())), {})
+
+
 def _find_splits(root: pathlib.Path) -> dict[str, pathlib.Path]:
   """Returns the folder of each split, 'train' among them, or nothing if the folders in `root` are the classes.
 
@@ -110,7 +126,7 @@ def _find_splits(root: pathlib.Path) -> dict[str, pathlib.Path]:
     errors.InputError: the folders can be read in two ways, or there is no `train/`.
   """
   names = _folders(root)
-  named = {name: split for name in names if (split := split_of(name))}
+  named = {name: split for name in names if (split := split_of(name))} or _prefixed(root, names)
   others = [name for name in names if name not in named]
   inner = {name: _descend(root / name) for name in named}
   parted = [name for name in named if _folders(inner[name])]  # these hold folders, so that they can be splits

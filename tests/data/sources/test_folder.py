@@ -99,6 +99,9 @@ def names_of(source):
     ('train-set', 'validation-set', 'val'),
     ('training_data', 'testing_data', 'test'),
     ('training_set/training_set', 'test_set/test_set', 'test'),
+    ('train_images', 'test_images', 'test'),
+    ('seg_train/seg_train', 'seg_test/seg_test', 'test'),
+    ('my set-Training', 'my set-Valid', 'val'),
   ],
 )
 def test_splits_have_the_names_that_people_give_them(data, class_folders, train, other, split):
@@ -149,7 +152,10 @@ def test_a_star_makes_every_folder_a_class(data, class_folders, names):
     assert pathlib.Path(path).relative_to(root).parts[0] == train.class_names[label]
 
 
-@pytest.mark.parametrize('names', [('invalid', 'valid'), ('resting', 'training', 'walking')])
+@pytest.mark.parametrize(
+  'names',
+  [('invalid', 'valid'), ('resting', 'training', 'walking'), ('bullet_train', 'steam_train'), ('a_train', 'b_test')],
+)
 def test_classes_may_have_names_of_splits_where_no_split_is(data, class_folders, names):
   assert load(data, class_folders(dict.fromkeys(names, 3))).class_names == names
 
