@@ -5,6 +5,7 @@ Exit codes: 0 finished or cleanly stopped, 1 a run that failed, 2 bad input (fla
 
 import ast
 import dataclasses
+import io
 import pathlib
 import re
 import sys
@@ -60,6 +61,8 @@ def run(program: Program, argv: Sequence[str] | None = None) -> NoReturn:
   if any(argument in ('-h', '--help', '--helpfull', '--helpshort') for argument in argv[1:]):
     print(help_text(program))
     sys.exit(0)
+  if isinstance(sys.stdout, io.TextIOWrapper):
+    sys.stdout.reconfigure(errors='backslashreplace')  # names of files need not be valid text
   logging.use_absl_handler()
   logging.set_verbosity(logging.ERROR)  # hides the messages of the libraries
   try:

@@ -19,9 +19,12 @@ def make_workdir(path: str | os.PathLike, flag: str = '--workdir') -> None:
     flag: command line flag that names the folder, for the message.
 
   Raises:
-    errors.InputError: the folder is not writable.
+    errors.InputError: the folder is not writable, or its path is not UTF-8, as checkpoints need it.
   """
   path = pathlib.Path(path)
+  whole = os.path.abspath(path)
+  if whole != readable(whole):
+    raise errors.InputError(f'{flag.lstrip("-")} {readable(whole)} is not valid UTF-8; give another with {flag}')
   try:
     path.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=path):
@@ -32,12 +35,17 @@ def make_workdir(path: str | os.PathLike, flag: str = '--workdir') -> None:
     ) from error
 
 
+def readable(name: str) -> str:
+  r"""Returns a file name as valid Unicode: bytes of the name that are not UTF-8 become `\xe9` and the like."""
+  return name.encode('utf-8', 'surrogateescape').decode('utf-8', 'backslashreplace')
+
+
 def write(path: str | os.PathLike, content: str | bytes) -> None:
-  """Replaces the file at `path` with `content` (text as UTF-8)."""
+  """Replaces the file at `path` with `content` (text as UTF-8, file names in it as `readable` returns them)."""
   path = pathlib.Path(path)
   partial = path.with_name(f'{path.name}.partial')
   with partial.open('wb') as file:
-    file.write(content.encode() if isinstance(content, str) else content)
+    file.write(readable(content).encode() if isinstance(content, str) else content)
     file.flush()
     os.fsync(file.fileno())
   partial.replace(path)

@@ -70,21 +70,21 @@ def main(values: flags.FlagValues) -> None:
     )
 
   log = logging.getLogger('dnt.predict')  # not __name__, which is '__main__' in a program
-  width, line = max(map(len, paths)), progress.Count('images', len(paths))
+  width, line = max(len(files.readable(path)) for path in paths), progress.Count('images', len(paths))
   rows, unreadable, done = [], {}, 0
   try:
     for result in inference.predict(network, mesh, paths, values.batch_size, values.top):
       for reason in result.unreadable.values():
-        log.info(f'skipped: {reason}')
+        log.info(f'skipped: {files.readable(reason)}')
       for path, indexes, probabilities in zip(
         result.paths, result.indexes.tolist(), result.probabilities.tolist(), strict=True
       ):
         pairs = zip(indexes, probabilities, strict=True)
         best = [Guess(names[index], index, probability) for index, probability in pairs]
         shown = [f'{guess.name} {progress.format_value("accuracy", guess.probability)}' for guess in best]
-        log.info('  '.join([f'{path:{width}}', *shown]))
-        rows.append(Row(path, best))
-      unreadable |= result.unreadable
+        log.info('  '.join([f'{files.readable(path):{width}}', *shown]))
+        rows.append(Row(files.readable(path), best))
+      unreadable |= {files.readable(path): files.readable(reason) for path, reason in result.unreadable.items()}
       done += len(result.paths) + len(result.unreadable)
       line.update(done)
   except KeyboardInterrupt:

@@ -3,6 +3,7 @@
 import csv
 import functools
 import json
+import os
 import re
 import sys
 
@@ -43,6 +44,27 @@ def expected(workdir, paths):
   logits = np.asarray(jax.jit(lambda v, x: network.model.apply(v, x, train=False))(network.variables, x), np.float64)
   probabilities = np.exp(logits - logits.max(-1, keepdims=True))
   return probabilities / probabilities.sum(-1, keepdims=True)
+
+
+@pytest.mark.parametrize('suffix', ['csv', 'json'])
+def test_names_that_are_not_utf8_are_written_escaped(program, trained, folder_of_images, tmp_path, suffix):
+  for old, new in (('0.png', b'\xe9.png'), ('1.jpg', b'\xff.jpg')):
+    (folder_of_images / old).rename(folder_of_images / os.fsdecode(new))
+  (folder_of_images / 'notes.txt').write_text('')
+  output = tmp_path / f'found.{suffix}'
+  code, said = program(f'--workdir={trained.workdir}', f'--images={folder_of_images}', f'--output={output}')
+  assert code == 0, said
+  assert '1 .txt' in said.splitlines()[0]
+  for text in (said, output.read_text(encoding='utf-8')):
+    text.encode()
+  if suffix == 'csv':
+    with output.open(encoding='utf-8') as file:
+      paths = [row['picture'] for row in csv.DictReader(file)]
+  else:
+    content = json.loads(output.read_text(encoding='utf-8'))
+    paths = [each['picture'] for each in content['predictions']]
+    assert str(folder_of_images / '\\xff.jpg') in content['unreadable']
+  assert str(folder_of_images / '\\xe9.png') in paths
 
 
 @pytest.mark.parametrize('size', [2, 32])

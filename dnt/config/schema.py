@@ -99,7 +99,8 @@ SCHEMA: dict[str, Any] = {
   'data': {
     'source': Option(
       'digits',
-      'digits, synthetic, tfds:<name>, cifar_binary:<dir>, idx:<dir>, folder:<dir> or cars:<dir>',
+      'digits, synthetic, tfds:<name>, cifar_binary:<dir>, idx:<dir>, folder:<dir> or cars:<dir>; folder:<dir>/* takes '
+      'every folder in <dir> as a class',
     ),
     'train_split': Option('train', "split to train on, sliced as in TFDS: 'train', 'train[:98%]', 'train[5000:]'"),
     'dir': Option(

@@ -114,12 +114,12 @@ def _explain(
   line, unreadable, records, tiles = progress.Count('explained', len(paths)), {}, [], []
 
   def skip(path, reason):
-    unreadable[path] = reason
-    _log.info(f'skipped: {reason}')
+    unreadable[files.readable(path)] = files.readable(reason)
+    _log.info(f'skipped: {files.readable(reason)}')
 
   for each in explainer(paths, target, skip):
     record = _record(network, each, about)
-    path = pathlib.Path(each.path)
+    path = pathlib.Path(files.readable(each.path))
     title = '/'.join(path.parts[-2:])  # the folder name is often the class
     record['overlay'] = f'overlay_{len(records) + 1:03d}_{path.stem}.png'
     records.append(record)
@@ -148,7 +148,7 @@ def _record(network: inference.Network, result: maps.Explained, about: Mapping[s
   """Returns the record of an image for explain.json."""
   prediction = int(result.probabilities.argmax())
   return {
-    'path': result.path,
+    'path': files.readable(result.path),
     'prediction': network.class_names[prediction],
     'probability': float(result.probabilities[prediction]),
     'target': network.class_names[result.target],

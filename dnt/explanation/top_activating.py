@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dnt import config as schema
-from dnt import errors, inference
+from dnt import errors, files, inference
 from dnt.data import examples, pipeline, sources
 from dnt.data.sources import folder
 from dnt.data.transforms import images
@@ -168,7 +168,7 @@ def to_json(network: inference.Network, source: examples.Examples, best: Mapping
   paths = source.store.paths if isinstance(source.store, folder.Files) else None
   named = {}
   for place in places:
-    named[place] = {} if paths is None else {'path': paths[place]}
+    named[place] = {} if paths is None else {'path': files.readable(paths[place])}
     if source.labels is not None:
       named[place]['class'] = network.class_names[source.labels[place]]
   channels, classes = best['channels'], best['classes']

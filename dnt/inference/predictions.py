@@ -1,6 +1,7 @@
 """Finds and reads images as a trained network takes them, and predicts their classes."""
 
 import glob
+import logging
 import pathlib
 from collections.abc import Iterator, Sequence
 from concurrent import futures
@@ -10,13 +11,15 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from dnt import errors
+from dnt import errors, files
 from dnt.data import pipeline
-from dnt.data.sources import folder
+from dnt.data.sources import image_files
 from dnt.data.transforms import images
 from dnt.inference import network as network_lib
 from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
+
+_log = logging.getLogger(__name__)
 
 
 def find(text: str) -> tuple[str, ...]:
@@ -30,10 +33,13 @@ def find(text: str) -> tuple[str, ...]:
   """
   path = pathlib.Path(text).expanduser()
   if path.is_dir():
-    result = folder.find_images(path)
-    if not result:
-      raise errors.InputError(f'the folder {text} holds no images ({", ".join(folder.SUFFIXES)})')
-    return tuple(result)
+    paths, skipped = image_files.find(path)
+    if not paths:
+      raise errors.InputError(f'the folder {text} holds no images ({", ".join(image_files.SUFFIXES)})')
+    if skipped:
+      reasons = ', '.join(f'{count:,} {reason}' for reason, count in sorted(skipped.items()))
+      _log.info(files.readable(f'{text}: {len(paths):,} images; not read: {reasons}'))
+    return tuple(paths)
   if path.is_file():
     return (str(path),)
   result = sorted(each for each in glob.glob(str(path), recursive=True) if pathlib.Path(each).is_file())

@@ -1,19 +1,31 @@
 """Image folders with one subfolder per class."""
 
+import collections
 import dataclasses
 import functools
+import logging
 import pathlib
-from typing import Any
+import re
+import unicodedata
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from dnt import errors
+from dnt import errors, files
 from dnt.config import typed
 from dnt.data import examples, order
+from dnt.data.sources import image_files
 from dnt.data.transforms import images
 
-SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.webp', '.tif', '.tiff', '.ppm', '.pgm')
+_log = logging.getLogger(__name__)
 LAYOUT = 'train/<class>/<images> beside val/ or test/ of the same kind, or <class>/<images> alone'
+ALL_CLASSES = '/*'  # `folder:<dir>/*`: every folder in <dir> is a class, whatever its name
+# The names that fastai, Keras, Kaggle and Ultralytics give to the folders of splits, in lower case.
+_SPLIT = re.compile(
+  r'(?:(?P<train>train|training)|(?P<val>val|valid|validation)|(?P<test>test|testing))'
+  r'(?:[ _-]?(?:set|data|dataset|images|imgs))?'
+)
+_PREFIX = re.compile(r'(?P<prefix>.*)[ _-](?P<rest>.*)')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,85 +45,211 @@ class Files:
     return Files(self.paths[start:stop], self.labels[start:stop])
 
 
+class _Listed(NamedTuple):
+  """The images in the class folders of a split: paths and labels, int32 [N], and the number of skipped files."""
+
+  paths: list[str]
+  labels: np.ndarray
+  skipped: collections.Counter[str]
+
+
 def folder(where: str, config: typed.Data, seed: int) -> examples.Splits:
   """Returns the splits of a folder of class folders: RGB images of any size, classes sorted by name.
 
-  If the folder has `train/` and also `val/`, `test/` or both, these are the splits. Otherwise it draws `train` and
-  `val` at random, class by class, from the class folders in `train/` or in the folder itself. Each split is in random
-  order, so that a slice holds every class.
+  If the folder has `train/` and also `val/`, `test/` or both, these are the splits; other usual names count too
+  (`Training`, `valid`, `test_set`). Otherwise it draws `train` and `val` at random, class by class, from the class
+  folders in `train/` or in the folder itself. Each split is in random order, so that a slice holds every class. A split
+  that is read logs a line with its classes, its images and what was skipped.
 
   Args:
-    where: the folder.
+    where: the folder; `<dir>/*` if all of its folders are classes, also one named `train`.
     config: the `data` section of the config; reads `val_fraction`.
     seed: seed of the random split and of the order.
 
   Raises:
-    errors.InputError: the folder does not exist or has another layout, a class has no images, or training lacks a class
-      of another split.
+    errors.InputError: the folder does not exist, has another layout or one that can be read in two ways, a class has no
+      images, or training lacks a class of another split.
   """
-  root = pathlib.Path(where).expanduser()
+  root = pathlib.Path(where.removesuffix(ALL_CLASSES[1:])).expanduser()
   if not root.is_dir():
     raise errors.InputError(f'the folder {root} does not exist; expected there: {LAYOUT}')
-  given = [split for split in ('train', 'val', 'test') if (root / split).is_dir()]
-  if 'train' in given and len(given) > 1:
-    names = _classes(root / 'train')
-    listed = {split: _list(root / split, names) for split in given}
-    shuffled = {split: order.permutation(order.philox(seed, order.SPLIT), len(listed[split][1])) for split in given}
-  elif given and given != ['train']:
-    raise errors.InputError(f'{root} has {given[0]}/ but no train/; expected: {LAYOUT}')
+  bases = {} if where.endswith(ALL_CLASSES) else _find_splits(root)
+  base = bases.get('train', root)
+  names = _classes(base)
+  unlabelled = {split for split in bases if split == 'test' and not _folders(bases[split])}
+  if bases.keys() - unlabelled > {'train'}:
+    listed = {split: _list(bases[split], names) for split in bases if split not in unlabelled}
+    shuffled = {split: order.permutation(order.philox(seed, order.SPLIT), len(listed[split].paths)) for split in listed}
   else:
-    base = root / 'train' if given else root
-    names = _classes(base)
     whole = _list(base, names)
-    _check_drawable(base, names, whole[1])
+    _check_drawable(base, names, whole.labels)
     listed = {'train': whole, 'val': whole}
-    shuffled = dict(zip(listed, order.stratified(whole[1], config.val_fraction, seed), strict=True))
+    shuffled = dict(zip(listed, order.stratified(whole.labels, config.val_fraction, seed), strict=True))
 
   def read(split):
-    paths, labels = listed[split]
-    files = Files(tuple(paths[index] for index in shuffled[split]), labels[shuffled[split]])
-    return examples.Examples(f'folder:{where}', split, names, (None, None, 3), files, files.labels)
+    if split in unlabelled:
+      raise errors.InputError(f'{bases[split]} holds no class folders, so that its images have no labels; {LAYOUT}')
+    paths, labels, skipped = listed[split]
+    chosen = shuffled[split]
+    beside = _unread(root, [bases[each] for each in listed if each in bases]) if split == 'train' and bases else []
+    _say_once(_describe(split, bases.get(split, base), names, labels[chosen], skipped, beside))
+    store = Files(tuple(paths[index] for index in chosen), labels[chosen])
+    return examples.Examples(f'folder:{where}', split, names, (None, None, 3), store, store.labels)
 
-  return {split: functools.partial(read, split) for split in listed}
+  return {split: functools.partial(read, split) for split in [*listed, *unlabelled]}
 
 
-def find_images(base: pathlib.Path) -> list[str]:
-  """Lists the paths of all files in and below a folder that have an image suffix, sorted."""
-  return sorted(
-    str(path) for path in base.rglob('*') if path.suffix.lower() in SUFFIXES and not path.name.startswith('.')
-  )
+def split_of(name: str) -> str | None:
+  """Returns the split that a folder of this name usually holds ('train', 'val' or 'test'), or None."""
+  match = _SPLIT.fullmatch(name.lower())
+  return match.lastgroup if match else None
+
+
+def _prefixed(root: pathlib.Path, names: list[str]) -> dict[str, str]:
+  """Returns the split of each folder such as `seg_train` and `seg_test`: one prefix, and class folders inside.
+
+  A folder of images such as `steam_train` is a class.
+  """
+  groups = {}
+  for name in names:
+    match = _PREFIX.fullmatch(name.lower())
+    split = split_of(match['rest']) if match else None
+    if match and split and _folders(_descend(root / name)):
+      groups.setdefault(match['prefix'], {})[name] = split
+  return next((group for group in groups.values() if {'train'} < set(group.values())), {})
+
+
+def _find_splits(root: pathlib.Path) -> dict[str, pathlib.Path]:
+  """Returns the folder of each split, 'train' among them, or nothing if the folders in `root` are the classes.
+
+  Raises:
+    errors.InputError: the folders can be read in two ways, or there is no `train/`.
+  """
+  names = _folders(root)
+  named = {name: split for name in names if (split := split_of(name))} or _prefixed(root, names)
+  others = [name for name in names if name not in named]
+  inner = {name: _descend(root / name) for name in named}
+  parted = [name for name in named if _folders(inner[name])]  # these hold folders, so that they can be splits
+  plain = named.keys() - parted
+  classes = f"if all its folders are classes, give config.data.source='folder:{root}{ALL_CLASSES}'"
+  if not named or (others and not parted and not named.keys() & {'train', 'val', 'test'}):
+    return {}  # such as the classes `valid` and `invalid`
+  for split in ('train', 'val', 'test'):
+    both = [name for name in parted if named[name] == split]
+    if len(both) > 1:
+      raise errors.InputError(
+        f'{root} can be read in two ways: {both[0]}/ or {both[1]}/ is the {split!r} split; rename or move one of them; '
+        f'or, {classes}'
+      )
+  splits = {named[name]: inner[name] for name in [*sorted(plain), *parted]}
+  if not any(named[name] == 'train' for name in parted):
+    _refuse(root, names, named, parted, classes)
+  pictured = [name for name in others if len(parted) == 1 and image_files.holds_images(root / name)]
+  if pictured:
+    raise errors.InputError(
+      f'{root} can be read in two ways: {parted[0]}/ holds the classes {", ".join(_classes(splits["train"]))} '
+      f"(then give config.data.source='folder:{splits['train']}'), or {', '.join([*pictured, parted[0]])} are classes "
+      f'themselves ({classes})'
+    )
+  return {split: splits[split] for split in ('train', 'val', 'test') if split in splits}
+
+
+def _refuse(root: pathlib.Path, names: list[str], named: dict[str, str], parted: list[str], classes: str) -> NoReturn:
+  """Raises the error for a folder with split names of which none is a training split with class folders."""
+  train = next((name for name in names if named.get(name) == 'train'), None)
+  if train is None:
+    problem = f'{root} has {(parted or list(named))[0]}/ but no train/'
+  else:
+    problem = f'{root / train} must hold one folder per class, at least two; found none'
+  raise errors.InputError(f'{problem}; expected: {LAYOUT}; or, {classes}')
+
+
+def _descend(path: pathlib.Path) -> pathlib.Path:
+  """Returns the folder, or the one of the same name that is all it holds, as in some archives of Kaggle."""
+  return path / path.name if _folders(path) == [path.name] and _folders(path / path.name) else path
+
+
+def _unread(root: pathlib.Path, bases: list[pathlib.Path]) -> list[str]:
+  """Returns the names of the folders in `root` that hold none of the splits' folders `bases`."""
+  return [name for name in _folders(root) if not any(base.is_relative_to(root / name) for base in bases)]
+
+
+def _describe(
+  split: str,
+  base: pathlib.Path,
+  names: tuple[str, ...],
+  labels: np.ndarray,
+  skipped: collections.Counter[str],
+  beside: list[str],
+) -> str:
+  """Returns the line on what was read of a split."""
+  counts = np.bincount(labels, minlength=len(names))
+  present = counts[counts > 0]
+  least, most = present.min(), present.max()
+  each = f'{most:,}' if least == most else f'{least:,} to {most:,}'
+  classes = f'{len(present):,}' if len(present) == len(names) else f'{len(present):,} of {len(names):,}'
+  line = f'{split} from {base}: {classes} classes, {len(labels):,} images ({each} per class)'
+  reasons = [f'{count:,} {reason}' for reason, count in sorted(skipped.items())]
+  reasons += [f'the folder {name}/' for name in beside]
+  return files.readable(line + (f'; not read: {", ".join(reasons)}' if reasons else ''))
+
+
+@functools.cache
+def _say_once(line: str) -> None:
+  # Several slices of a split, and several parts of a program, read the same split.
+  _log.info(line)
 
 
 def _folders(base: pathlib.Path) -> list[str]:
-  return sorted(path.name for path in base.iterdir() if path.is_dir() and not path.name.startswith('.'))
+  return sorted(path.name for path in base.iterdir() if path.is_dir() and not image_files.is_skipped(path.name))
+
+
+def _class_folders(base: pathlib.Path) -> dict[str, list[pathlib.Path]]:
+  """Returns the class folders in `base` by class, sorted by the names on disk.
+
+  Names that differ only in their Unicode form (macOS writes an accent as a character of its own) are one class.
+  """
+  result = {}
+  for name in _folders(base):
+    result.setdefault(unicodedata.normalize('NFC', files.readable(name)), []).append(base / name)
+  return result
 
 
 def _classes(base: pathlib.Path) -> tuple[str, ...]:
-  names = tuple(_folders(base))
+  names = tuple(_class_folders(base))
   if len(names) < 2:
     result = f'only {names[0]!r}' if names else 'none'
     raise errors.InputError(f'{base} must hold one folder per class, at least two; found {result}. Expected: {LAYOUT}')
   return names
 
 
-def _list(base: pathlib.Path, names: tuple[str, ...]) -> tuple[list[str], np.ndarray]:
-  """Lists paths and labels of the images in the class folders of `base`, sorted; `base` may lack classes."""
-  folders = _folders(base)
+def _list(base: pathlib.Path, names: tuple[str, ...]) -> _Listed:
+  """Lists the images in the class folders of `base`, sorted; `base` may lack classes."""
+  folders = _class_folders(base)
   extra = [name for name in folders if name not in names]
   if extra:
     raise errors.InputError(f'{base} has the class {extra[0]!r}, which train/ lacks; its classes: {", ".join(names)}')
+  skipped = collections.Counter()
+  outside = sum(image_files.is_image(path.name) and path.is_file() for path in base.iterdir())
+  if outside:
+    skipped['images outside of the class folders'] = outside
   paths, labels = [], []
   for label, name in enumerate(names):
     if name not in folders:
       continue
-    result = find_images(base / name)
+    result = []
+    for each in folders[name]:
+      found = image_files.find(each)
+      result += found.paths
+      skipped += found.skipped
     if not result:
-      raise errors.InputError(f'the class folder {base / name} holds no images ({", ".join(SUFFIXES)})')
-    paths += result
+      suffixes = ', '.join(image_files.SUFFIXES)
+      raise errors.InputError(f'the class folder {folders[name][0]} holds no images ({suffixes})')
+    paths += sorted(result)
     labels += [label] * len(result)
   if not paths:
     raise errors.InputError(f'{base} holds no class folders; expected: {LAYOUT}')
-  return paths, np.array(labels, np.int32)
+  return _Listed(paths, np.array(labels, np.int32), skipped)
 
 
 def _check_drawable(base: pathlib.Path, names: tuple[str, ...], labels: np.ndarray) -> None:

@@ -1,12 +1,15 @@
+import logging
 import os
 import pathlib
+import shutil
+import unicodedata
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from dnt import errors
-from dnt.data import sources
+from dnt.data import order, sources
 
 MRI = os.environ.get('DNT_MRI_DIR')
 
@@ -78,6 +81,191 @@ def test_a_layout_that_cannot_be_is_refused(data, class_folders, counts, message
 
   with pytest.raises(errors.InputError, match=message):
     load(data, root)
+
+
+def names_of(source):
+  """Class and file name of each image, sorted, by the paths that are read."""
+  return sorted('/'.join(pathlib.Path(path).parts[-2:]) for path in source.store.paths)
+
+
+@pytest.mark.parametrize(
+  ('train', 'other', 'split'),
+  [
+    ('Training', 'Testing', 'test'),
+    ('training_set', 'test_set', 'test'),
+    ('TRAIN', 'VAL', 'val'),
+    ('train', 'valid', 'val'),
+    ('Train', 'Validation', 'val'),
+    ('train-set', 'validation-set', 'val'),
+    ('training_data', 'testing_data', 'test'),
+    ('training_set/training_set', 'test_set/test_set', 'test'),
+    ('train_images', 'test_images', 'test'),
+    ('seg_train/seg_train', 'seg_test/seg_test', 'test'),
+    ('my set-Training', 'my set-Valid', 'val'),
+  ],
+)
+def test_splits_have_the_names_that_people_give_them(data, class_folders, train, other, split):
+  root = class_folders({f'{train}/bee': 3, f'{train}/ant': 2, f'{other}/ant': 1, f'{other}/bee': 2})
+  read = {name: load(data, root, name) for name in ('train', split)}
+
+  assert {name: names_of(each) for name, each in read.items()} == {
+    'train': ['ant/0.jpg', 'ant/1.jpg', 'bee/0.jpg', 'bee/1.jpg', 'bee/2.jpg'],
+    split: ['ant/0.jpg', 'bee/0.jpg', 'bee/1.jpg'],
+  }
+  assert read['train'].class_names == read[split].class_names == ('ant', 'bee')
+
+
+def test_three_splits_by_other_names(data, class_folders):
+  root = class_folders({f'{split}/{name}': 2 for split in ('Train', 'valid', 'Test') for name in ('ant', 'bee')})
+  for split, folder in (('train', 'Train'), ('val', 'valid'), ('test', 'Test')):
+    assert {pathlib.Path(path).parts[-3] for path in load(data, root, split).store.paths} == {folder}
+
+
+@pytest.mark.parametrize(
+  ('counts', 'message'),
+  [
+    ({'train/ant': 2, 'train/bee': 2, 'val/ant': 1, 'valid/ant': 1}, "two ways.* val/ or valid/ .*'val'"),
+    (
+      {'train/ant': 2, 'train/bee': 2, 'Training/ant': 2, 'Training/bee': 2},
+      "two ways.* Training/ or train/ .*'train'",
+    ),
+    ({'train/steam': 2, 'train/diesel': 2, 'bus': 2, 'car': 2}, 'two ways.* diesel, steam .*/train.* bus, car, train'),
+    ({'train': 2, 'bus': 2, 'car': 2}, 'train must hold one folder per class'),
+    ({'Training': 2, 'Testing': 2}, 'Training must hold one folder per class'),
+    ({'test': 2, 'control': 2}, 'test/ but no train/'),
+    ({'Testing/ant': 2, 'Testing/bee': 2, 'other': 2}, 'Testing/ but no train/'),
+  ],
+)
+def test_a_folder_of_two_readings_is_refused_with_the_way_out(data, class_folders, counts, message):
+  root = class_folders(counts)
+  with pytest.raises(errors.InputError, match=rf'{message}.*folder:{root}/\*'):
+    load(data, root)
+
+
+@pytest.mark.parametrize('names', [('train', 'bus', 'car'), ('test', 'train'), ('train/steam', 'train/diesel', 'bus')])
+def test_a_star_makes_every_folder_a_class(data, class_folders, names):
+  root = class_folders(dict.fromkeys(names, 4))
+  train = load(data, f'{root}/*')
+
+  assert train.class_names == tuple(sorted({name.partition('/')[0] for name in names}))
+  for path, label in zip(train.store.paths, train.labels, strict=True):
+    assert pathlib.Path(path).relative_to(root).parts[0] == train.class_names[label]
+
+
+@pytest.mark.parametrize(
+  'names',
+  [('invalid', 'valid'), ('resting', 'training', 'walking'), ('bullet_train', 'steam_train'), ('a_train', 'b_test')],
+)
+def test_classes_may_have_names_of_splits_where_no_split_is(data, class_folders, names):
+  assert load(data, class_folders(dict.fromkeys(names, 3))).class_names == names
+
+
+def test_a_test_folder_without_classes_is_refused_only_when_it_is_read(data, class_folders):
+  root = class_folders({'train/ant': 5, 'train/bee': 5, 'test': 3})
+
+  assert (len(load(data, root)), len(load(data, root, 'val'))) == (8, 2)
+  with pytest.raises(errors.InputError, match='test holds no class folders.* no labels'):
+    load(data, root, 'test')
+
+
+def test_the_order_is_that_of_all_versions(data, class_folders):
+  """Runs resume: the images sorted by path, class by class, in the random order of the seed."""
+  root = class_folders({'train/bee': 11, 'train/Ant': 5, 'train/bee/sub.d': 2, 'val/bee': 4})
+  for split in ('train', 'val'):
+    paths = [str(path) for name in ('Ant', 'bee') for path in sorted((root / split / name).rglob('*.jpg'), key=str)]
+    drawn = order.permutation(order.philox(3, order.SPLIT), len(paths))
+    assert load(data, root, split, seed=3).store.paths == tuple(paths[index] for index in drawn)
+  paths = [str(path) for name in ('Ant', 'bee') for path in sorted((root / 'train' / name).rglob('*.jpg'), key=str)]
+  labels = np.repeat([0, 1], [5, 13])
+  for split, drawn in zip(('train', 'val'), order.stratified(labels, data.val_fraction, 3), strict=True):
+    read = load(data, root / 'train', split, seed=3)
+    assert read.store.paths == tuple(paths[index] for index in drawn)
+    np.testing.assert_array_equal(read.labels, labels[drawn])
+
+
+def test_copies_and_previews_of_systems_do_not_count(data, class_folders):
+  root = class_folders({'train/ant': 3, 'train/bee': 3, 'val/ant': 2})
+  for place in ('train/ant/.ipynb_checkpoints', 'train/bee/@eaDir', 'val/ant/__MACOSX', 'val/@eaDir', '__MACOSX/train'):
+    (root / place).mkdir(parents=True)
+    shutil.copy(root / 'train/ant/0.jpg', root / place / 'copy.jpg')
+  shutil.copy(root / 'train/ant/0.jpg', root / 'train/ant/._0.jpg')
+
+  assert names_of(load(data, root)) == [f'{name}/{index}.jpg' for name in ('ant', 'bee') for index in range(3)]
+  assert names_of(load(data, root, 'val')) == ['ant/0.jpg', 'ant/1.jpg']
+
+
+def test_links_are_followed_and_no_image_is_read_twice(data, class_folders):
+  store = class_folders({'old': 4, 'whole': 3}, 'store')
+  root = class_folders({'train/ant/z': 2, 'train/bee': 1, 'val/ant': 1})
+  (root / 'train/ant/linked').symlink_to(store / 'old')
+  (root / 'train/ant/a').symlink_to(root / 'train/ant/z')  # its images are found at z/
+  (root / 'train/ant/z/up').symlink_to(root)
+  (root / 'train/ant/self').symlink_to('self')
+  (root / 'train/bee/one.jpg').symlink_to(store / 'old/0.jpg')
+  (store / 'old/circle').symlink_to(root / 'train/ant')
+  (root / 'val/bee').symlink_to(store / 'whole')
+  train = load(data, root)
+
+  expected = ['bee/0.jpg', 'bee/one.jpg', 'z/0.jpg', 'z/1.jpg', *(f'linked/{index}.jpg' for index in range(4))]
+  assert names_of(train) == sorted(expected)
+  assert names_of(load(data, root, 'val')) == ['ant/0.jpg', 'bee/0.jpg', 'bee/1.jpg', 'bee/2.jpg']
+  assert all(image.mode == 'RGB' for image, _ in train)
+
+
+@pytest.mark.parametrize('suffix', ['.jfif', '.JPE', '.apng', '.pbm', '.pnm', '.tga', '.dib', '.jp2', '.pcx'])
+def test_other_suffixes_that_pillow_reads_are_images(data, class_folders, suffix):
+  root = class_folders({'train/ant': 1, 'train/bee': 1, 'val/ant': 1})
+  Image.open(root / 'train/ant/0.jpg').convert('1' if suffix == '.pbm' else 'RGB').save(root / f'train/ant/1{suffix}')
+  train = load(data, root)
+
+  assert names_of(train) == sorted(['ant/0.jpg', f'ant/1{suffix}', 'bee/0.jpg'])
+  assert all(image.mode == 'RGB' for image, _ in train)
+
+
+def test_a_line_for_each_split_names_what_was_read_and_what_not(data, class_folders, caplog):
+  root = class_folders({'Train/ant': 3, 'Train/bee': 5, 'valid/ant': 2, 'extra/deep': 2})
+  for place in ('Train/ant/notes.txt', 'Train/ant/1.CR2', 'Train/bee/2.cr2', 'Train/bee/.hidden.jpg', 'Train/bee/none'):
+    (root / place).write_bytes(b'')
+  shutil.copy(root / 'Train/ant/0.jpg', root / 'Train/loose.jpg')
+  with caplog.at_level(logging.INFO, 'dnt'):
+    for split in ('train', 'train[:50%]', 'val', 'train'):
+      load(data, root, split)
+
+  train, val = (record.getMessage() for record in caplog.records)
+  for part in (
+    *(str(root / 'Train'), '2 classes', '8 images', '3 to 5 per', '1 .txt', '2 .cr2', '1 hidden', '1 without a suffix'),
+    *('1 images outside', 'the folder extra/'),
+  ):
+    assert part in train
+  for part in ('val', str(root / 'valid'), '1 of 2 classes', '2 images', '2 per'):
+    assert part in val
+  assert 'not read' not in val
+
+
+COMPOSED, DECOMPOSED = (unicodedata.normalize(form, 'café') for form in ('NFC', 'NFD'))
+
+
+def test_two_unicode_forms_of_a_name_are_one_class(data, class_folders):
+  root = class_folders(
+    {f'train/{COMPOSED}': 2, f'train/{DECOMPOSED}': 3, 'train/tea': 1, f'val/{DECOMPOSED}': 2, 'val/tea': 1}
+  )
+  train, val = load(data, root), load(data, root, 'val')
+
+  assert train.class_names == val.class_names == (COMPOSED, 'tea')
+  np.testing.assert_array_equal(np.bincount(train.labels), [5, 1])
+  np.testing.assert_array_equal(np.bincount(val.labels), [2, 1])
+
+
+def test_names_that_are_not_utf8_are_shown_escaped(data, class_folders, caplog):
+  named = os.fsdecode(b'caf\xe9')
+  root = class_folders({f'train/{named}': 2, 'train/tea': 2, f'val/{named}': 1})
+  (root / 'train' / named / '0.jpg').rename(root / 'train' / named / os.fsdecode(b'\xe9.jpg'))
+  with caplog.at_level(logging.INFO, 'dnt'):
+    train, val = load(data, root), load(data, root, 'val')
+
+  assert train.class_names == val.class_names == ('caf\\xe9', 'tea')
+  assert {label for _, label in train} == {0, 1}
+  caplog.text.encode()
 
 
 def test_a_missing_folder_says_what_was_expected(data, tmp_path):

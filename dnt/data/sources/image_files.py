@@ -1,0 +1,89 @@
+"""Finds image files in and below a folder, and counts the files that it skips."""
+
+import collections
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+# Formats of single images that Pillow reads in every build. A fixed list, so that all versions find the same files.
+SUFFIXES = (
+  *('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.webp', '.tif', '.tiff', '.ppm', '.pgm', '.pbm', '.pnm'),
+  *('.jfif', '.jpe', '.apng', '.dib', '.jp2', '.j2k', '.jpf', '.jpx', '.j2c', '.jpc', '.tga', '.pcx', '.qoi'),
+)
+# Folders that systems and unpackers make, beside those whose name begins with a dot. They hold copies and previews.
+_SYSTEM = ('@eadir', '__macosx', '#recycle', '$recycle.bin', 'system volume information', 'lost+found')
+
+
+class Found(NamedTuple):
+  """The sorted paths of image files, and the number of skipped files or folders by reason."""
+
+  paths: list[str]
+  skipped: collections.Counter[str]
+
+
+def is_skipped(name: str) -> bool:
+  """Returns whether a file or folder of this name is hidden or made by a system, so that nothing in it counts."""
+  return name.startswith('.') or name.lower() in _SYSTEM
+
+
+def is_image(name: str) -> bool:
+  """Returns whether the name has a suffix of `SUFFIXES`, in upper or lower case."""
+  return os.path.splitext(name)[1].lower() in SUFFIXES
+
+
+def find(base: pathlib.Path) -> Found:
+  """Finds all image files in and below a folder; follows links to files and to folders.
+
+  It reads no folder twice, whatever links to it, and follows no link to a folder that holds `base`. It skips hidden
+  files and folders and those of systems. A link to a missing image counts as an image, so that reading it names it.
+  """
+  skipped = collections.Counter()
+  paths = []
+  for path in _walk(base, skipped):
+    name = os.path.basename(path)
+    if is_image(name):
+      paths.append(path)
+    else:
+      skipped[os.path.splitext(name)[1].lower() or 'without a suffix'] += 1
+  return Found(sorted(paths), skipped)
+
+
+def holds_images(base: pathlib.Path) -> bool:
+  """Returns whether there is an image in or below a folder; stops at the first."""
+  return any(is_image(path) for path in _walk(base, collections.Counter()))
+
+
+def _walk(base: pathlib.Path, skipped: collections.Counter[str]) -> Iterator[str]:
+  """Yields the paths of the files in and below `base`, and counts what it skips."""
+  top = _identity(str(base))
+  seen = {_identity(str(each)) for each in base.resolve().parents} - {top}
+  # Real folders come before links, so that a folder keeps its own path when a link beside it leads there too.
+  folders, links = [str(base)], collections.deque()
+  while folders or links:
+    folder = folders.pop() if folders else links.popleft()
+    identity = _identity(folder)
+    if identity in seen:
+      skipped['links to a folder that is read already or holds this one'] += 1
+      continue
+    seen.add(identity)
+    try:
+      entries = list(os.scandir(folder))
+    except OSError:
+      skipped['folders that cannot be opened'] += 1
+      continue
+    for entry in sorted(entries, key=lambda each: each.name):
+      linked = entry.is_symlink()
+      if is_skipped(entry.name):
+        skipped['hidden or of a system'] += 1
+      elif os.path.isdir(entry.path) if linked else entry.is_dir():
+        (links if linked else folders).append(entry.path)
+      elif linked and not os.path.exists(entry.path) and not is_image(entry.name):
+        skipped['links that lead nowhere'] += 1
+      elif linked or entry.is_file():
+        yield entry.path
+
+
+def _identity(path: str) -> tuple[int, int]:
+  stat = os.stat(path)
+  return stat.st_dev, stat.st_ino
