@@ -35,7 +35,7 @@ from dnt.data import pipeline
 from dnt.diagnostics import lr_find
 from dnt.finetune import feature_cache
 from dnt.models import layouts
-from dnt.parallel import cpu, multihost, preemption
+from dnt.parallel import cpu, multihost, ownership, preemption
 from dnt.parallel import mesh as mesh_lib
 from dnt.training import calendar, evaluate, experiment, initialize, precompile, record, report, steps
 
@@ -61,13 +61,20 @@ def train(
     The summary, with the contents of `summary.json`.
 
   Raises:
-    errors.InputError: config, data and checkpoint do not fit together; nothing has run and nothing saved is lost.
+    errors.InputError: config, data and checkpoint do not fit together, or another run owns the workdir; nothing has run
+      and nothing saved is lost.
     errors.RunError: a loss or state is not finite; the last good checkpoint remains.
   """
   schema.validate(config)
   cpu.check()
   workdir, clock = pathlib.Path(workdir), clock or record.Clock(time.monotonic())
   workdir_lib.check_format(workdir)
+  with ownership.own(workdir):
+    return _train(config, workdir, clock, command)
+
+
+def _train(config: typed.Config, workdir: pathlib.Path, clock: record.Clock, command: str) -> dict[str, Any]:
+  """Trains as `train` does, in a workdir that this run owns."""
   saved = checkpoints.Checkpoints(workdir, config.checkpoint)
   mesh = mesh_lib.make_mesh(config.mesh)
   mesh_lib.check_batch('config.train.batch_size', config.train.batch_size, mesh, config.train.accumulate)
@@ -78,6 +85,8 @@ def train(
   data = experiment.load_data(config, config.eval.splits)
   run = experiment.make(experiment.resolve(config, data), data.spec)
   _log.info(report.block_table(run.table))
+  if (summary := _already_further(run, workdir, saved, mesh, command)) is not None:
+    return summary
   run, data = feature_cache.use(run, data, mesh, workdir)
   run = lr_find.settle(run, data, mesh, workdir)
 
@@ -106,6 +115,30 @@ def train(
         raise errors.RunError(f'{error}; {kept} in {workdir}') from error
       saved.close()
   return report.write(run, rec, state, workdir, mesh, command)
+
+
+def _already_further(
+  run: experiment.Experiment,
+  workdir: pathlib.Path,
+  saved: checkpoints.Checkpoints,
+  mesh: jax.sharding.Mesh,
+  command: str,
+) -> dict[str, Any] | None:
+  """Returns the summary of a run that has done more steps than its config asks for, else None; changes no file."""
+  total = run.config.train.steps
+  if (saved.latest_step or 0) <= total:
+    return None
+  # Not the whole state: with fewer steps, the last phases may be missing, and with them their optimizer's state.
+  newest = checkpoints.load_parameters(workdir)
+  if newest.step <= total:  # newer ones are damaged
+    return None
+  held = {'params': newest.params, 'batch_stats': newest.batch_stats}
+  params = initialize.match(run.trace, held, f'checkpoint {newest.step} in {workdir}')['params']
+  _log.info(
+    f'this run has already done {newest.step:,} steps, more than the {total:,} of config.train.steps: there is nothing '
+    'to do, and nothing in the workdir changes. For a shorter run, give another --workdir'
+  )
+  return report.summarize(run, newest.meta, newest.step, params, True, mesh, command)
 
 
 class _Session(NamedTuple):

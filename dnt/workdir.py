@@ -13,6 +13,7 @@ FORMAT = 2
 
 # Files of a run.
 VERSION = 'format.json'
+OWNER = 'owner.json'  # the process that writes to the workdir, while it lives
 CONFIG = 'config.json'
 METRICS = 'metrics.jsonl'
 CHECKPOINTS = 'checkpoints'

@@ -9,7 +9,7 @@ import dnt
 from dnt import checkpoints, errors, loop, trees
 from dnt.models import depth
 from dnt.reporting import metrics
-from dnt.training import evaluate, record
+from dnt.training import evaluate, record, report
 
 pytestmark = pytest.mark.usefixtures('unoptimized', 'undrawn')
 
@@ -78,6 +78,52 @@ def test_a_run_traces_its_network_once(tiny, tmp_path, monkeypatch):
   tiny.finetune.cache_dir, tiny.finetune.cached_views = str(tmp_path / 'features'), 1
   run(tiny, tmp_path / 'second')
   assert len(traced) == 2
+
+
+def contents(workdir):
+  return {path: path.read_bytes() for path in workdir.rglob('*') if path.is_file()}
+
+
+@pytest.mark.parametrize('summarized', [True, False])
+def test_a_run_that_is_further_than_its_steps_is_finished(tiny, tmp_path, console, summarized):
+  """Nothing changes, also where a kill left no summary and lines after the checkpoint."""
+  whole = run(tiny, tmp_path)
+  if not summarized:
+    (tmp_path / 'summary.json').unlink()
+    with (tmp_path / 'metrics.jsonl').open('a') as file:
+      file.write('{"step": 7, "epoch": 1.75, "train/loss": 1.0}\n')
+  before = contents(tmp_path)
+  console.readouterr()
+  tiny.train.steps = 4
+  again = run(tiny, tmp_path)
+  assert contents(tmp_path) == before
+  assert again['finished'] and again['step'] == 6
+  for name in ('last', 'best', 'params_sha256', 'parameters', 'trainable_parameters'):
+    assert again[name] == whole[name]
+  assert report.last_line(again, 'command').startswith('finished step 6')
+  assert re.search(r'done 6 steps.*4 of config.train.steps.*--workdir', console.readouterr().out)
+  tiny.train.steps = 8
+  assert run(tiny, tmp_path)['step'] == 8
+
+
+def test_fewer_steps_than_the_start_of_a_phase_that_was_reached(tiny, tmp_path):
+  """The optimizer's state of that phase is in the checkpoint, but the run as it is asked for now has no such phase."""
+  tiny.finetune.trainable, tiny.finetune.unfreeze, tiny.finetune.cached_views = 'head', (('4', 'all'),), 0
+  whole = run(tiny, tmp_path)
+  before = contents(tmp_path)
+  tiny.train.steps = 3
+  again = run(tiny, tmp_path)
+  assert again['finished'] and again['step'] == 6
+  assert again['params_sha256'] == whole['params_sha256']
+  assert contents(tmp_path) == before
+
+
+def test_fewer_steps_than_a_damaged_checkpoint_go_on_from_the_one_before(tiny, tmp_path):
+  """As every run does whose newest checkpoint is damaged."""
+  run(tiny, tmp_path)
+  (tmp_path / 'checkpoints' / '6' / 'meta' / 'meta.json').write_text('{')
+  tiny.train.steps = 5
+  assert run(tiny, tmp_path)['step'] == 5
 
 
 def first_kernel(workdir):

@@ -106,6 +106,15 @@ def test_a_finished_run_is_left_as_it_is(program, trained_copy):
   assert json.loads((workdir / 'summary.json').read_text())['params_sha256'] == sha
 
 
+def test_fewer_steps_than_done_are_finished(program, trained_copy):
+  workdir = trained_copy.workdir
+  before = {path: path.read_bytes() for path in workdir.rglob('*') if path.is_file()}
+  code, out, err = program(f'--workdir={workdir}', *trained_copy.flags, '--config.train.steps=2')
+  assert code == 0, err
+  assert 'finished step 4' in out.strip().splitlines()[-1]
+  assert {path: path.read_bytes() for path in workdir.rglob('*') if path.is_file()} == before
+
+
 @pytest.mark.thorough
 def test_more_steps_go_on_from_the_end(program, trained_copy):
   workdir = trained_copy.workdir

@@ -32,7 +32,7 @@ from dnt.models import depth
 from dnt.optim import rows, schedules
 from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
-from dnt.parallel import multihost
+from dnt.parallel import multihost, ownership
 from dnt.reporting import plots, tables, terminal
 from dnt.training import experiment, initialize, steps
 from dnt.weights import pretrained
@@ -80,10 +80,14 @@ def run(config: typed.Config, workdir: pathlib.Path) -> dict[str, Any]:
 
   Raises:
     errors.InputError: the rate does not grow, a group matches no entry, a checkpoint belongs to another network or
-      optimizer, or the data does not fit.
+      optimizer, the data does not fit, or another run owns the workdir.
   """
   check(config)
-  files.make_workdir(workdir)
+  with ownership.own(workdir):
+    return _run(config, workdir)
+
+
+def _run(config: typed.Config, workdir: pathlib.Path) -> dict[str, Any]:
   mesh = mesh_lib.make_mesh(config.mesh)
   mesh_lib.check_batch('config.train.batch_size', config.train.batch_size, mesh, config.train.accumulate)
   data = experiment.load_data(config, ())

@@ -57,10 +57,10 @@ class Guard:
         continue
       interrupts += number == signal.SIGINT
       if interrupts > 1:
-        _say('stopped at once; the last finished checkpoint remains')
+        say('stopped at once; the last finished checkpoint remains')
         exit_at_once(130)
       if not self._requested.is_set():
-        _say('stopping after this step, with a checkpoint; press Ctrl-C again to stop at once')
+        say('stopping after this step, with a checkpoint; press Ctrl-C again to stop at once')
         self._requested.set()
         if self._several:
           os.kill(os.getpid(), signal.SIGTERM)
@@ -84,7 +84,8 @@ def exit_at_once(code: int) -> None:
   os._exit(code)
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+  """Writes a line to the standard error; any thread may call it."""
   # This does not log: the main thread, which may never continue, could hold the lock of a handler.
   sys.stderr.write(f'\n{text}\n')
   sys.stderr.flush()

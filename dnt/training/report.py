@@ -70,26 +70,10 @@ def write(
   Returns:
     The summary, with the contents of `summary.json`.
   """
-  params = mesh_lib.gather(layouts.to_unrolled(state.params, layouts.scanned_rows(state.params)))
-  step, total, seconds = int(state.step), run.config.train.steps, dict(rec.seconds)
-  trained = seconds.get('train', 0.0)
-  summary = {
-    'step': step,
-    'total_steps': total,
-    'finished': step == total or rec.out_of_patience,
-    'last': rec.last,
-    'best': rec.best,
-    'warnings': rec.warnings,
-    'parameters': trees.count(params),
-    'trainable_parameters': trees.count(run.phase_of_state(step).partition.split(state.params)[0]),
-    'params_sha256': trees.sha256(params),
-    'seconds': {'total': sum(seconds.values()), 'compile': 0.0, 'train': 0.0, 'evaluate': 0.0} | seconds,
-    'images_per_second': step * run.config.train.batch_size / trained if trained else None,
-    'peak_memory': rec.peak_memory,
-    'versions': versions(),
-    'devices': devices(mesh),
-    'command': command,
-  }
+  step = int(state.step)
+  finished = step == run.config.train.steps or rec.out_of_patience
+  history = {name: getattr(rec, name) for name in ('last', 'best', 'warnings', 'seconds', 'peak_memory')}
+  summary = summarize(run, history, step, state.params, finished, mesh, command)
   if multihost.is_lead():
     images = {workdir_lib.CURVES: plots.png(plots.curves(records))} if (records := metrics.read(workdir)) else {}
     classes = {}
@@ -109,6 +93,48 @@ def write(
       workdir / workdir_lib.REPORT, page(workdir.name, summary, run.config.to_dict(), run.table, images, classes)
     )
   return summary
+
+
+def summarize(
+  run: experiment.Experiment,
+  history: Mapping[str, Any],
+  step: int,
+  params: Any,
+  finished: bool,
+  mesh: jax.sharding.Mesh,
+  command: str,
+) -> dict[str, Any]:
+  """Returns the contents of `summary.json`; every process calls it.
+
+  Args:
+    run: the experiment.
+    history: `last`, `best`, `warnings`, `seconds` and `peak_memory` of the record, or of the `meta` of a checkpoint.
+    step: steps done.
+    params: the parameters after them, in the model's layout.
+    finished: whether the run has ended, and not only stopped.
+    mesh: the mesh of its devices.
+    command: the command that continues the run.
+  """
+  whole = mesh_lib.gather(layouts.to_unrolled(params, layouts.scanned_rows(params)))
+  seconds = dict(history.get('seconds', {}))
+  trained = seconds.get('train', 0.0)
+  return {
+    'step': step,
+    'total_steps': run.config.train.steps,
+    'finished': finished,
+    'last': history.get('last', {}),
+    'best': history.get('best', {}),
+    'warnings': history.get('warnings', {}),
+    'parameters': trees.count(whole),
+    'trainable_parameters': trees.count(run.phase_of_state(step).partition.split(params)[0]),
+    'params_sha256': trees.sha256(whole),
+    'seconds': {'total': sum(seconds.values()), 'compile': 0.0, 'train': 0.0, 'evaluate': 0.0} | seconds,
+    'images_per_second': step * run.config.train.batch_size / trained if trained else None,
+    'peak_memory': history.get('peak_memory', {}),
+    'versions': versions(),
+    'devices': devices(mesh),
+    'command': command,
+  }
 
 
 def page(

@@ -1,0 +1,278 @@
+"""Gives a workdir one owner at a time: the lead process of the run that writes there.
+
+The owner's file in the workdir (`owner.json`) names it. A thread of the owner renews the file's time every few seconds.
+A second run is refused while the owner lives. The file of an owner that died remains:
+  - On the machine of the owner, process id and start time show that it has died, and the next run takes over at once.
+  - Elsewhere (another machine or container), the next run takes over when the file has not been renewed for a minute.
+"""
+
+import contextlib
+import datetime
+import fcntl
+import functools
+import json
+import logging
+import os
+import pathlib
+import platform
+import tempfile
+import threading
+import time
+from collections.abc import Generator
+from typing import IO, Any, NamedTuple
+
+from dnt import errors, files
+from dnt import workdir as workdir_lib
+from dnt.parallel import multihost, preemption
+
+RENEW = 5.0  # seconds between two renewals
+STALE = 60.0  # seconds without a renewal after which an owner on another machine counts as dead
+_POLL = 1.0  # seconds between two looks at an owner that may be dead
+_FIRST = 0.5  # seconds until the first renewal, which finds a second owner where the file system has no locks
+_LOCKING = 5.0  # seconds to wait for another process that reads or writes the owner's file, which takes milliseconds
+_log = logging.getLogger(__name__)
+
+
+class _Seen(NamedTuple):
+  """Holds what a look at the owner's file found: its content, and its time in seconds."""
+
+  owner: dict[str, Any]
+  renewed: float
+
+
+class _Busy(Exception):
+  """Raised if the owner may still live, but nothing shows it yet."""
+
+  def __init__(self, seen: _Seen, age: float):
+    self.seen, self.age = seen, age
+
+
+@contextlib.contextmanager
+def own(workdir: pathlib.Path) -> Generator[None]:
+  """Makes this run the owner of a workdir within the context; every process of the run calls it.
+
+  Args:
+    workdir: the workdir, created if missing.
+
+  Raises:
+    errors.InputError: another run owns the workdir, or the folder cannot be written; nothing in it has changed.
+  """
+  lead, mine, seen, since = multihost.is_lead(), None, None, time.monotonic()
+  ended = threading.Event()
+  thread = threading.Thread(target=lambda: _renew(workdir / workdir_lib.OWNER, mine or {}, ended), daemon=True)
+  try:
+    while True:
+      problem, waits = None, False
+      if lead:
+        try:
+          mine = _take(workdir, seen, since)
+        except errors.InputError as error:
+          problem = str(error)
+        except _Busy as busy:
+          if seen is None:
+            _log.info(
+              f'{workdir} belongs to {_describe(busy.seen.owner)}, last seen {max(busy.age, 0):.0f} s ago; waiting for '
+              f'a sign of life (if there is none for {STALE:.0f} s, this run takes over)'
+            )
+          waits, seen = True, busy.seen
+      # Every look has a broadcast of its own, so that the other processes do not wait longer than collectives allow.
+      problem, waits = multihost.broadcast_from_lead([problem, waits])
+      if problem:
+        raise errors.InputError(problem)
+      if not waits:
+        break
+      time.sleep(_POLL)
+    if mine:
+      thread.start()
+    yield
+  finally:
+    ended.set()
+    if thread.is_alive():
+      thread.join()
+    if mine:
+      _release(workdir / workdir_lib.OWNER, mine)
+
+
+def _take(workdir: pathlib.Path, seen: _Seen | None, since: float) -> dict[str, Any]:
+  """Writes the owner's file of this process and returns its content.
+
+  Args:
+    workdir: the workdir.
+    seen: what the look before found; None: this is the first look.
+    since: `time.monotonic()` at the first look.
+
+  Raises:
+    errors.InputError: the owner lives.
+    _Busy: the owner may live.
+  """
+  files.make_workdir(workdir)
+  path = workdir / workdir_lib.OWNER
+  mine = _identity(path)
+  try:
+    with _locked(path, create=True) as file:
+      owner, renewed = _read(file), os.fstat(file.fileno()).st_mtime
+      if owner is not None:
+        lives = _lives(owner, mine, path)
+        if lives is None and seen is not None and (owner, renewed) != seen:
+          lives = True  # it was renewed, or replaced by that of another run
+        if lives:
+          raise errors.InputError(
+            f'{workdir} is in use by {_describe(owner)}. Wait until it ends, stop it there, or give another --workdir'
+          )
+        if lives is None:
+          age = _now(workdir) - renewed
+          if age < STALE and time.monotonic() - since < STALE:
+            raise _Busy(_Seen(owner, renewed), age)
+        _log.info(f'{workdir} belonged to {_describe(owner)}, which has died; taking over')
+      files.write_json(path, mine)
+  except OSError as error:
+    raise errors.InputError(f'{path} cannot be written ({error.strerror}); give another --workdir') from error
+  return mine
+
+
+def _release(path: pathlib.Path, mine: dict[str, Any]) -> None:
+  """Removes the owner's file, unless it has disappeared or names another owner."""
+  with contextlib.suppress(OSError, errors.InputError), _locked(path, create=False) as file:
+    if _read(file) == mine:
+      path.unlink()
+
+
+def _renew(path: pathlib.Path, mine: dict[str, Any], ended: threading.Event) -> None:
+  """Renews the time of the owner's file, until the run ends.
+
+  If the file names another run, that run has taken over: this process was paused (as by SIGSTOP, or with its machine),
+  and may not write any more. It ends at once, because its main thread may be anywhere.
+  """
+  wait = _FIRST
+  while not ended.wait(wait):
+    wait = RENEW
+    try:
+      with path.open() as file:
+        owner = _read(file)
+      if owner and owner != mine:
+        preemption.say(f'error: {_describe(owner)} has taken over {path.parent}; this run ends without saving')
+        preemption.exit_at_once(1)
+      os.utime(path)  # a file server sets its own time, which no clock of another machine can shift
+    except OSError:
+      pass  # removed, or a file server that does not answer at the moment
+
+
+@contextlib.contextmanager
+def _locked(path: pathlib.Path, create: bool) -> Generator[IO[str]]:
+  """Opens the owner's file, locked against other processes; the lock is held only while the file is read or replaced.
+
+  Raises:
+    OSError: it cannot be opened.
+    errors.InputError: another process does not release the lock.
+  """
+  deadline = time.monotonic() + _LOCKING
+  while True:
+    try:
+      file = path.open('a+' if create else 'r+')
+    except PermissionError:  # it belongs to another user
+      file = path.open()
+    with file:
+      try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      except BlockingIOError as error:
+        if time.monotonic() > deadline:
+          raise errors.InputError(
+            f'{path.parent} is in use: another process holds {path.name}. Run the same command again when it has '
+            'ended, or give another --workdir'
+          ) from error
+        time.sleep(0.02)
+        continue
+      except OSError:
+        pass  # this file system has no locks; `_renew` finds a second owner
+      with contextlib.suppress(FileNotFoundError):
+        if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+          file.seek(0)
+          yield file
+          return
+    # The file was replaced or removed before it was locked; open the new one.
+
+
+def _read(file: IO[str]) -> dict[str, Any] | None:
+  """Returns the content of an owner's file; None: it is empty, {}: it is damaged."""
+  try:
+    text = file.read()
+    owner = json.loads(text) if text else None
+  except ValueError:
+    return {}
+  return owner if owner is None or isinstance(owner, dict) else {}
+
+
+def _identity(path: pathlib.Path) -> dict[str, Any]:
+  """Returns the content of this process's owner's file."""
+  return {
+    'host': platform.node(),
+    'pid': os.getpid(),
+    'since': datetime.datetime.now().astimezone().isoformat(' ', 'seconds'),
+    'path': str(path.resolve()),
+    'started': _started(os.getpid()),
+    **_machine(),
+  }
+
+
+@functools.cache
+def _machine() -> dict[str, str | None]:
+  """Returns what tells apart machines and containers of one name: only within both do process ids mean the same."""
+  boot, namespace = None, None
+  with contextlib.suppress(OSError):
+    boot = pathlib.Path('/proc/sys/kernel/random/boot_id').read_text().strip()
+  with contextlib.suppress(OSError):
+    namespace = os.readlink('/proc/self/ns/pid')
+  return {'boot': boot, 'namespace': namespace}
+
+
+def _lives(owner: dict[str, Any], here: dict[str, Any], path: pathlib.Path) -> bool | None:
+  """Returns whether an owner lives; None: this process cannot tell.
+
+  Args:
+    owner: content of the owner's file.
+    here: `_identity` of this process.
+    path: path of the owner's file.
+  """
+  if any(owner.get(name) != here[name] for name in ('host', 'boot', 'namespace')):
+    return None
+  pid, started = owner.get('pid'), owner.get('started')
+  if not isinstance(pid, int) or pid <= 0:
+    return None
+  try:
+    os.kill(pid, 0)
+  except ProcessLookupError:
+    return False
+  except (PermissionError, OverflowError):
+    pass  # a process of another user
+  found = _started(pid)
+  if found is None or started is None:
+    return None
+  # A copy of a workdir includes the file of the owner, which writes to the original only.
+  original = pathlib.Path(str(owner.get('path')))
+  copied = original.exists() and not original.samefile(path)
+  return found == started and not copied
+
+
+def _started(pid: int) -> str | None:
+  """Returns when a process started, in ticks since the machine started; 'ended' if only its exit code remains.
+
+  Returns None if the system does not show it.
+  """
+  try:
+    text = pathlib.Path(f'/proc/{pid}/stat').read_text()
+  except OSError:
+    return None
+  state, *fields = text.rpartition(')')[2].split()  # the name before it may contain anything
+  return 'ended' if state in 'ZX' else fields[18]
+
+
+def _now(folder: pathlib.Path) -> float:
+  """Returns the time of the folder's file system in seconds; a file server may have another than this machine."""
+  with tempfile.TemporaryFile(dir=folder) as file:
+    return os.fstat(file.fileno()).st_mtime
+
+
+def _describe(owner: dict[str, Any]) -> str:
+  if not owner:
+    return f'an unknown run (its {workdir_lib.OWNER} is damaged)'
+  return f'another run (process {owner.get("pid")} on {owner.get("host")}, since {owner.get("since")})'
