@@ -116,6 +116,7 @@ def test_two_processes_train_stop_and_go_on_as_one(tmp_path, config, start, fini
     assert two['last'][f'test/{name}'] == pytest.approx(one['last'][f'test/{name}'], rel=2e-3)
 
 
+@pytest.mark.thorough
 def test_a_missing_process_is_named_within_the_time_limit(tmp_path, config, start, coordinator):
   flags = [f'--config={config("device", 10)}', f'--workdir={tmp_path / "run"}']
   place = ['--distributed', f'--coordinator={coordinator}', '--num_processes=2', '--process_id=0', '--join_timeout=2']

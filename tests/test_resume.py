@@ -90,6 +90,7 @@ def test_a_signal_saves_and_exits_with_zero(tmp_path, run, finish, number):
   assert any('python -m dnt.main' in line and 'go on' in line for line in last), output
 
 
+@pytest.mark.thorough
 def test_a_second_interrupt_exits_at_once(tmp_path, run):
   process = run(tmp_path / 'run', 'device', 5000, optimized=False)
   # While jax is importing or compiling nothing can be saved: two interrupts end it all the same.

@@ -48,6 +48,7 @@ def test_an_old_run_is_evaluated_and_used_as_weights(old, program, call_program)
   assert 'step 12' in output
 
 
+@pytest.mark.thorough
 def test_old_features_are_found(old, program):
   before = sorted(path.name for path in (old / 'cache').iterdir())
   arguments = ['--config.finetune.unfreeze=()', '--config.train.init_from=whole', '--config.ema.decay=0']

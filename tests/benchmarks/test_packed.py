@@ -46,6 +46,7 @@ def contents(folder):
   return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+@pytest.mark.thorough
 def test_cifar_comes_out_byte_for_byte_in_any_order_of_files(cifar, tmp_path, monkeypatch):
   monkeypatch.setattr(packed, 'TILES', 10)
   paths = packed.write('cifar', *packed.cifar_pieces(cifar), tmp_path / 'packs', LIMIT)
@@ -109,6 +110,7 @@ def test_a_piece_that_no_file_can_hold_is_refused(tmp_path):
     packed.write('cars', [packed.Piece('big', bytes(LIMIT))], {}, tmp_path, LIMIT)
 
 
+@pytest.mark.thorough
 def test_the_program_packs_and_unpacks(cifar, tmp_path, run_program):
   code, output = run_program('benchmarks.pack', f'--cifar={cifar}', f'--output={tmp_path / "packs"}', '--limit_mb=0.2')
   assert code == 0, output

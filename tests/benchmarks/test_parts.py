@@ -36,6 +36,7 @@ def test_options_come_through_a_command_line(options):
   assert options_lib.from_json(given.to_json()) == given
 
 
+@pytest.mark.thorough
 def test_tests_that_do_not_end_are_stopped_and_those_before_count(options, tmp_path):
   (tmp_path / 'test_sleeps.py').write_text(SLEEPS)
   found = []

@@ -186,6 +186,7 @@ def ended(pid):
   return False
 
 
+@pytest.mark.thorough
 def test_workers_end_with_a_program_that_is_killed(tmp_path):
   program, worker = start(tmp_path, 'time.sleep(60)')
   # The signals that stop a run go to the whole group; workers leave them to the program.

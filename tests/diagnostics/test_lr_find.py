@@ -344,6 +344,7 @@ def test_a_run_at_a_rate_that_it_finds_is_the_run_at_that_rate(finding, tmp_path
   assert whole['loss'] == swept['sweeps'][0]['loss'], 'the head alone, from where the run starts'
 
 
+@pytest.mark.thorough
 def test_a_run_that_goes_on_keeps_the_rate_that_it_found(finding, tmp_path, monkeypatch, console):
   whole = run_of(finding, tmp_path)
   rate = json.loads((tmp_path / 'config.json').read_text())['optim']['learning_rate']

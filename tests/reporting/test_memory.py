@@ -8,6 +8,7 @@ import pytest
 from dnt.reporting import memory
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(sys.platform != 'linux', reason='other systems do not hand the peak down')
 def test_what_a_process_has_held_is_not_that_of_the_one_that_started_it():
   child = 'from dnt.reporting import memory; print(memory.peak()["process"])'

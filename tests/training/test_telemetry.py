@@ -305,6 +305,7 @@ def test_a_batch_over_eight_devices_shows_the_same(tiny, begin, monkeypatch, fsd
     close(found[quantity], values, 1e-4)
 
 
+@pytest.mark.thorough
 def test_bfloat16_figures_are_float32(tiny, begin):
   run, state, batch = begin(tiny)
   expected = shown(run, state, batch)

@@ -130,6 +130,7 @@ def test_logits_are_those_of_keras(keras_resnet50, write_tfjs, imagenet, build, 
   assert_close(logits(run, variables, images), want)
 
 
+@pytest.mark.thorough
 def test_h5_with_newer_names_holds_the_same(keras_resnet50, write_tfjs, tmp_path):
   h5py = pytest.importorskip('h5py')
   with h5py.File(tmp_path / 'resnet50.h5', 'w') as file:

@@ -384,6 +384,7 @@ def test_a_run_reads_another_run_once(transfer, tiny, saved, read, tmp_path, uno
   assert sorted(name for name in found if name.startswith('other')) == ['other/checkpoints', 'other/config.json']
 
 
+@pytest.mark.thorough
 def test_a_run_that_goes_on_needs_its_weights_no_more(imagenet, saved, tmp_path):
   imagenet.model.stem, imagenet.model.depth, imagenet.train.steps = 'cifar', 8, 8
   saved(imagenet, tmp_path / 'other')
