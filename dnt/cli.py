@@ -1,11 +1,13 @@
 """Provides what the programs share: the config flag, help, and errors as one line with an exit code.
 
-Exit codes: 0 finished or cleanly stopped, 1 a run that failed, 2 bad input (flags, config, data, checkpoint).
+Exit codes: 0 finished or cleanly stopped, 1 a run that failed, 2 bad input (flags, config, data, checkpoint),
+130 Ctrl-C with nothing to save, 141 the reader of the output ended (`| head`); a run then saves before it stops.
 """
 
 import ast
 import dataclasses
 import io
+import os
 import pathlib
 import re
 import sys
@@ -25,6 +27,7 @@ from dnt.reporting import terminal
 # An installed package contains the config files; in a checkout they are next to it.
 _PACKAGED = pathlib.Path(__file__).parent / 'configs'
 CONFIGS = _PACKAGED if _PACKAGED.is_dir() else pathlib.Path(__file__).parents[1] / 'configs'
+CLOSED = 141  # as of a program that SIGPIPE ends
 _CONFIG_ARGUMENT = re.compile(r'--?config(=.*)?$')
 _OVERRIDE = re.compile(r'--?(?:no)?config\.([\w.]+)')
 
@@ -58,9 +61,31 @@ def run(program: Program, argv: Sequence[str] | None = None) -> NoReturn:
     argv: the command line, with the name first; None: the command line of the process.
   """
   argv = list(sys.argv if argv is None else argv)
+  # Python has no object for a stream that was closed before it started (`>&-`).
+  sys.stdout, sys.stderr = (stream or open(os.devnull, 'w') for stream in (sys.stdout, sys.stderr))
+  try:
+    try:
+      code = _run(program, argv)
+      terminal.check_output()
+    except OSError as error:
+      if terminal.is_writable(sys.stdout):
+        raise  # another file failed
+      raise terminal.OutputError(error) from error
+  except terminal.OutputError as error:
+    terminal.discard(sys.stdout)
+    code = CLOSED if error.closed else 1
+    if not error.closed:
+      _print_error(error)
+  if code:
+    _leave(code)
+  sys.exit(0)
+
+
+def _run(program: Program, argv: Sequence[str]) -> int:
+  """Runs a program and returns its exit code."""
   if any(argument in ('-h', '--help', '--helpfull', '--helpshort') for argument in argv[1:]):
     print(help_text(program))
-    sys.exit(0)
+    return 0
   if isinstance(sys.stdout, io.TextIOWrapper):
     sys.stdout.reconfigure(errors='backslashreplace')  # names of files need not be valid text
   logging.use_absl_handler()
@@ -69,17 +94,26 @@ def run(program: Program, argv: Sequence[str] | None = None) -> NoReturn:
     cpu.check()
     if program.computes:
       allocator.tune()
-    with terminal.console():
+    with terminal.console() as shown:
       program.main(parse(program, argv))
+    if shown.lost:  # the work saved and stopped
+      sys.exit(CLOSED if shown.lost.closed else 1)
   except errors.InputError as error:
-    print(f'error: {error}', file=sys.stderr)
-    _leave(2)
+    _print_error(error)
+    return 2
   except errors.RunError as error:
-    print(f'error: {error}', file=sys.stderr)
-    _leave(1)
+    _print_error(error)
+    return 1
   except KeyboardInterrupt:  # before there is anything to save
-    _leave(130)
-  sys.exit(0)
+    return 130
+  return 0
+
+
+def _print_error(error: Exception) -> None:
+  try:
+    print(f'error: {error}', file=sys.stderr, flush=True)
+  except OSError:
+    terminal.discard(sys.stderr)
 
 
 def config(values: flags.FlagValues) -> Any:

@@ -37,6 +37,7 @@ from dnt.finetune import feature_cache
 from dnt.models import layouts
 from dnt.parallel import cpu, multihost, ownership, preemption
 from dnt.parallel import mesh as mesh_lib
+from dnt.reporting import terminal
 from dnt.training import calendar, evaluate, experiment, initialize, precompile, record, report, steps
 
 _log = logging.getLogger(__name__)
@@ -104,7 +105,11 @@ def _train(config: typed.Config, workdir: pathlib.Path, clock: record.Clock, com
       files.write_json(workdir / workdir_lib.CONFIG, run.config.to_dict())
       workdir_lib.write_format(workdir)
     clock.lap('setup')
-    with preemption.Guard() as guard, record.Record(run, workdir, step, history, clock) as rec:
+    with (
+      preemption.Guard() as guard,
+      terminal.outlive(guard.stop_without_output),
+      record.Record(run, workdir, step, history, clock) as rec,
+    ):
       if history:
         _log.info(f'continuing from step {step}')
       try:

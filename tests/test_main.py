@@ -1,8 +1,11 @@
 """The interface: exit codes, one line for an error, what lies in a workdir."""
 
+import errno
+import io
 import json
 import pathlib
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -48,6 +51,27 @@ def test_list_shows_configs_models_and_sources(program):
   assert "scikit-learn's digits" in out
   for name in ('densenet', 'highway', 'mypkg.nets:Net', 'tfds:<name>', 'folder:<dir>'):
     assert name in out
+
+
+def test_a_run_whose_output_closes_saves_first(tmp_path, monkeypatch, capfd):
+  from dnt import cli, main
+
+  class Closing(io.StringIO):
+    def write(self, text):
+      if text.startswith('step '):
+        raise BrokenPipeError(errno.EPIPE, 'Broken pipe')
+      return super().write(text)
+
+  monkeypatch.setattr(sys, 'stdout', Closing())
+  length = ('--config.train.steps=40', '--config.train.log_every=2', '--config.train.steps_per_dispatch=2')
+  ends = ('--config.eval.every=0', '--config.checkpoint.every=0')
+  with pytest.raises(SystemExit) as stopped:
+    cli.run(main.PROGRAM, ['main', *TINY, *length, *ends, f'--workdir={tmp_path}'])
+  assert stopped.value.code == 141
+  (step,) = [int(path.name) for path in (tmp_path / 'checkpoints').iterdir()]
+  assert 0 < step < 40
+  err = capfd.readouterr().err
+  assert 'checkpoint' in err and len(err.strip().splitlines()) == 1
 
 
 def test_a_run_fills_its_workdir(trained):

@@ -77,6 +77,10 @@ class Stop:
     for number, handler in self._handlers.items():
       signal.signal(number, handler)
 
+  def request(self) -> None:
+    """Requests a stop, as the first signal does."""
+    self.requested = max(self.requested, 1)
+
   def _count(self, number: int, _: object) -> None:
     self.requested += not self.requested or number == signal.SIGINT
 
@@ -99,7 +103,7 @@ def run(runs: Sequence[plan.Run], held: int, ended: Callable[[], None] = lambda:
   finished = {run: plan.is_finished(run) for run in runs}
   plan.check_data([run for run in runs if not finished[run]])
   pace, line = Pace(runs), terminal.StatusLine()
-  with Stop() as stop:
+  with Stop() as stop, terminal.outlive(stop.request):
     for number, each in enumerate(runs, 1):
       if stop.requested:
         return False

@@ -8,6 +8,7 @@ all, stops all of them at the same step.
 A second Ctrl-C ends the process at once, with code 130.
 """
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -59,11 +60,18 @@ class Guard:
       if interrupts > 1:
         say('stopped at once; the last finished checkpoint remains')
         exit_at_once(130)
-      if not self._requested.is_set():
-        say('stopping after this step, with a checkpoint; press Ctrl-C again to stop at once')
-        self._requested.set()
-        if self._several:
-          os.kill(os.getpid(), signal.SIGTERM)
+      self._request('press Ctrl-C again to stop at once')
+
+  def stop_without_output(self) -> None:
+    """Requests a stop as a signal does, because nobody reads the output any more; any thread may call it."""
+    self._request('the output cannot be written')
+
+  def _request(self, remark: str) -> None:
+    if not self._requested.is_set():
+      say(f'stopping after this step, with a checkpoint; {remark}')
+      self._requested.set()
+      if self._several:
+        os.kill(os.getpid(), signal.SIGTERM)
 
   def requested(self, count: int) -> bool:
     """Returns whether to stop now; the answer is the same in every process at the same count.
@@ -87,5 +95,6 @@ def exit_at_once(code: int) -> None:
 def say(text: str) -> None:
   """Writes a line to the standard error; any thread may call it."""
   # This does not log: the main thread, which may never continue, could hold the lock of a handler.
-  sys.stderr.write(f'\n{text}\n')
-  sys.stderr.flush()
+  with contextlib.suppress(OSError):  # standard error may be closed
+    sys.stderr.write(f'\n{text}\n')
+    sys.stderr.flush()

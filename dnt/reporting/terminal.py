@@ -5,8 +5,10 @@ library, the user's own configuration of `logging` decides where the lines go, a
 """
 
 import contextlib
+import errno
 import logging
 import math
+import os
 import shutil
 import sys
 import time
@@ -17,26 +19,93 @@ _ROOT = logging.getLogger('dnt')
 _log = logging.getLogger(__name__)
 
 
+class OutputError(Exception):
+  """Standard output or standard error can no longer be written.
+
+  Attributes:
+    closed: whether its reader ended, as `head` does; if not, a write failed, as on a full disk.
+  """
+
+  def __init__(self, error: OSError):
+    super().__init__(f'the output cannot be written ({error.strerror})')
+    self.closed = error.errno == errno.EPIPE
+
+
 @contextlib.contextmanager
-def console(stream: TextIO | None = None) -> Generator[None]:
+def console(stream: TextIO | None = None) -> Generator['_Console']:
   """Shows what dnt logs while the context is open: lines of the lead process alone, as plain text, flushed.
 
   Warnings and errors go to standard error.
 
   Args:
     stream: stream to print to; None: standard output.
+
+  Yields:
+    The handler; its `lost` is set if a line could not be written within `outlive`.
+
+  Raises:
+    OutputError: a line cannot be written.
   """
   handler, before = _Console(stream), (_ROOT.level, _ROOT.propagate)
   _ROOT.addHandler(handler)
   _ROOT.setLevel(logging.INFO)
   _ROOT.propagate = False  # the root's handler would show each line again
   try:
-    yield
+    yield handler
   finally:
     _ROOT.removeHandler(handler)
     _ROOT.setLevel(before[0])
     _ROOT.propagate = before[1]
     handler.draw('')
+
+
+@contextlib.contextmanager
+def outlive(stop: Callable[[], None]) -> Generator[None]:
+  """Lets the work in the context outlive the output of the program.
+
+  The first line that cannot be written calls `stop`, which asks the work to save and end, and no more lines are written.
+
+  Args:
+    stop: asks the work to end; it must not log.
+  """
+  consoles = [each for each in _ROOT.handlers if isinstance(each, _Console)]
+  for each in consoles:
+    each.stop = stop
+  try:
+    yield
+  finally:
+    for each in consoles:
+      each.stop = None
+
+
+def check_output() -> None:
+  """Writes what standard output still holds.
+
+  Raises:
+    OutputError: it cannot be written.
+  """
+  try:
+    sys.stdout.flush()
+  except OSError as error:
+    raise OutputError(error) from error
+
+
+def is_writable(stream: TextIO) -> bool:
+  """Returns whether a stream takes output; to find out, it ends the current line."""
+  try:
+    stream.write('\n')
+    stream.flush()
+  except OSError:
+    return False
+  return True
+
+
+def discard(stream: TextIO) -> None:
+  """Sends what a stream holds and receives from now on to nowhere, so that Python's exit does not report it again."""
+  with contextlib.suppress(OSError, ValueError):  # a stream without a file
+    number = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(number, stream.fileno())
+    os.close(number)
 
 
 class _Console(logging.Handler):
@@ -49,6 +118,8 @@ class _Console(logging.Handler):
   def __init__(self, stream: TextIO | None):
     super().__init__()
     self._own, self._status = stream, ''
+    self.stop: Callable[[], None] | None = None  # called instead of raising an error when a write fails
+    self.lost: OutputError | None = None  # the reason why nothing is written any more
 
   @property
   def _stream(self) -> TextIO:
@@ -60,18 +131,33 @@ class _Console(logging.Handler):
     return self._stream.isatty()
 
   def emit(self, record: logging.LogRecord) -> None:
-    """Prints a record; a failure, such as a full disk or a closed pipe, raises an error as `print` does."""
+    """Prints a record.
+
+    Raises:
+      OutputError: the line cannot be written, because of a full disk or a closed pipe.
+    """
     if not _is_lead():
       return
     status = self._status
     self.draw('')
     if record.levelno < logging.WARNING:
-      self._stream.write(f'{self.format(record)}\n')
-      self._stream.flush()
+      self._write(self._stream, f'{self.format(record)}\n')
     else:
-      sys.stderr.write(f'{record.levelname.lower()}: {self.format(record)}\n')
-      sys.stderr.flush()
+      self._write(sys.stderr, f'{record.levelname.lower()}: {self.format(record)}\n')
     self.draw(status)
+
+  def _write(self, stream: TextIO, text: str) -> None:
+    if self.lost:
+      return
+    try:
+      stream.write(text)
+      stream.flush()
+    except OSError as error:
+      self.lost = OutputError(error)
+      discard(stream)
+      if not self.stop:
+        raise self.lost from error
+      self.stop()
 
   def draw(self, text: str) -> None:
     """Replaces the status line on a terminal by `text`; '' clears it."""
@@ -81,19 +167,16 @@ class _Console(logging.Handler):
     with self.lock:
       if not self._status and not text:
         return  # a stream that is full or closed has failed already
-      if self._status:
-        self._stream.write('\r\x1b[K')
+      clear = '\r\x1b[K' if self._status else ''
       self._status = text[: shutil.get_terminal_size().columns - 1]
-      self._stream.write(self._status)
-      self._stream.flush()
+      self._write(self._stream, clear + self._status)
 
   def leave(self) -> None:
     """Ends the status line and leaves it on screen."""
     assert self.lock is not None  # `logging.Handler` made it
     with self.lock:
       if self._status:
-        self._stream.write('\n')
-        self._stream.flush()
+        self._write(self._stream, '\n')
       self._status = ''
 
 

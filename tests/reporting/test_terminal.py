@@ -1,5 +1,8 @@
+import errno
 import io
 import logging
+import os
+import subprocess
 import sys
 import types
 
@@ -127,3 +130,65 @@ def test_a_console_asks_for_no_device(program, capsys, monkeypatch):
   monkeypatch.setattr(jax, 'process_index', lambda: pytest.fail('this initializes the devices'))
   program(lambda values: LOG.info('said'))
   assert capsys.readouterr().out == 'said\n'
+
+
+TALKATIVE = """
+import logging, sys
+from dnt import cli
+
+def main(values):
+  for number in range(100_000):
+    if sys.argv[1] == 'log':
+      logging.getLogger('dnt.some.module').info(f'line {number}')
+    else:
+      print(f'line {number}')
+
+cli.run(cli.Program('A program. ' * 100_000, lambda values: None, main), ['program', *sys.argv[2:]])
+"""
+
+
+def _talk(*arguments, stdout=subprocess.PIPE):
+  command = [sys.executable, '-c', TALKATIVE, *arguments]
+  return subprocess.Popen(command, stdout=stdout, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize('arguments', [('log',), ('print',), ('help', '--help')])
+def test_a_closed_output_ends_a_program_quietly(arguments):
+  with _talk(*arguments) as process:
+    process.stdout.read(1)
+    process.stdout.close()
+    assert process.stderr.read() == ''
+  assert process.returncode == 141
+
+
+@pytest.mark.skipif(not os.path.exists('/dev/full'), reason='Linux has /dev/full')
+@pytest.mark.parametrize('arguments', [('log',), ('print',), ('help', '--help')])
+def test_a_full_disk_under_the_output_is_one_line(arguments):
+  with open('/dev/full', 'w') as full, _talk(*arguments, stdout=full) as process:
+    said = process.stderr.read()
+  assert process.returncode == 1
+  assert said.startswith('error: ') and said.count('\n') == 1 and 'No space left' in said
+
+
+def test_the_failure_of_another_file_is_not_the_outputs():
+  def main(values):
+    raise BrokenPipeError(errno.EPIPE, 'a worker ended')
+
+  with pytest.raises(BrokenPipeError):
+    cli.run(cli.Program('A program.', lambda values: None, main), ['program'])
+
+
+def test_work_that_outlives_its_output_is_asked_to_stop_once(monkeypatch):
+  class Closed(io.StringIO):
+    def write(self, text):
+      raise BrokenPipeError(errno.EPIPE, 'closed')
+
+  requests = []
+  with terminal.console(Closed()) as shown:
+    with terminal.outlive(lambda: requests.append('stop')):
+      for _ in range(3):
+        LOG.info('said')
+    LOG.info('said')
+  assert requests == ['stop'] and shown.lost.closed
+  with terminal.console(Closed()), pytest.raises(terminal.OutputError):
+    LOG.info('said')
