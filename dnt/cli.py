@@ -12,7 +12,7 @@ import pathlib
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from absl import flags, logging
 from ml_collections.config_flags import config_flags
@@ -29,7 +29,7 @@ _PACKAGED = pathlib.Path(__file__).parent / 'configs'
 CONFIGS = _PACKAGED if _PACKAGED.is_dir() else pathlib.Path(__file__).parents[1] / 'configs'
 CLOSED = 141  # as of a program that SIGPIPE ends
 _CONFIG_ARGUMENT = re.compile(r'--?config(=.*)?$')
-_OVERRIDE = re.compile(r'--?(?:no)?config\.([\w.]+)')
+_OVERRIDE = re.compile(r'--?(?:no)?config\.([^=]+)')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +62,7 @@ def run(program: Program, argv: Sequence[str] | None = None) -> NoReturn:
   """
   argv = list(sys.argv if argv is None else argv)
   # Python has no object for a stream that was closed before it started (`>&-`).
-  sys.stdout, sys.stderr = (stream or open(os.devnull, 'w') for stream in (sys.stdout, sys.stderr))
+  sys.stdout, sys.stderr = sys.stdout or _nowhere(), sys.stderr or _nowhere()
   try:
     try:
       code = _run(program, argv)
@@ -107,6 +107,10 @@ def _run(program: Program, argv: Sequence[str]) -> int:
   except KeyboardInterrupt:  # before there is anything to save
     return 130
   return 0
+
+
+def _nowhere() -> TextIO:
+  return open(os.devnull, 'w')
 
 
 def _print_error(error: Exception) -> None:
@@ -256,6 +260,9 @@ def parse(program: Program, argv: Sequence[str]) -> flags.FlagValues:
   try:
     rest = values(argv)
     kind = schema.kind(values.config)  # a file that failed to load raises here, not before
+  except flags.UnrecognizedFlagError as error:
+    valid = [*(f'--{name}' for name in values), *(f'--config.{key}' for key in known)]
+    raise errors.unknown('flag', f'--{error.flagname}', valid) from error
   except flags.Error as error:
     if 'Traceback' in str(error):  # the message holds the traceback of a ValueError in a config file
       raise _failed(argv, error) from error

@@ -76,6 +76,20 @@ def test_a_boolean_override_is_checked_too():
     parse('--noconfig.data.flipp')
 
 
+@pytest.mark.parametrize(
+  ('argument', 'meant'),
+  [
+    ('--config.optim.learning-rate=0.1', "'optim.learning_rate'"),
+    ('--lr=0.1', "'--config.optim.learning_rate'"),
+    ('--confg=x', "'--config'"),
+    ('--config.optim.name=adam', "'adamw'"),
+  ],
+)
+def test_a_flag_or_key_of_another_name_is_refused_with_the_one_meant(argument, meant):
+  with pytest.raises(errors.InputError, match=f'did you mean {meant}'):
+    parse(argument)
+
+
 def test_a_config_file_that_fails_is_named_with_its_reason(tmp_path):
   path = tmp_path / 'broken.py'
   path.write_text("def get_config():\n  raise ValueError('no such machine')\n")

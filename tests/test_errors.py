@@ -1,6 +1,12 @@
 import re
 
-from dnt import errors
+import pytest
+
+from dnt import config as schema
+from dnt import errors, models
+
+KEYS = [key for key, _ in schema.options()]
+CHOICES = {key: list(map(str, option.choices)) for key, option in schema.options() if option.choices}
 
 
 def test_unknown_names_the_nearest_and_lists_the_valid_ones():
@@ -27,3 +33,42 @@ def test_unknown_with_nothing_to_choose_from():
 
 def test_the_two_errors_are_told_apart():
   assert not issubclass(errors.InputError, errors.RunError) and not issubclass(errors.RunError, errors.InputError)
+
+
+@pytest.mark.parametrize(
+  ('name', 'valid', 'meant'),
+  [
+    ('optim.lr', KEYS, 'optim.learning_rate'),
+    ('lr', KEYS, 'optim.learning_rate'),
+    ('train.lr', KEYS, 'optim.learning_rate'),
+    ('optim.learning-rate', KEYS, 'optim.learning_rate'),
+    ('optim.wd', KEYS, 'optim.weight_decay'),
+    ('batch', KEYS, 'train.batch_size'),
+    ('batch_size', KEYS, 'train.batch_size'),
+    ('eval.bs', KEYS, 'eval.batch_size'),
+    ('epochs', KEYS, 'train.epochs'),
+    ('steps', KEYS, 'train.steps'),
+    ('optim', KEYS, 'optim.name'),
+    ('scheduler', KEYS, 'schedule.name'),
+    ('model.init', KEYS, 'model.initializer'),
+    ('base.optim.lr', [f'base.{key}' for key in KEYS], 'base.optim.learning_rate'),
+    ('--lr', [f'--config.{key}' for key in KEYS], '--config.optim.learning_rate'),
+    ('xavier', CHOICES['model.initializer'], 'glorot'),
+    ('kaiming', CHOICES['model.initializer'], 'he'),
+    ('bn', CHOICES['model.norm'], 'batch_norm'),
+    ('adam', CHOICES['optim.name'], 'adamw'),
+    ('AdamW', CHOICES['optim.name'], 'adamw'),
+    ('swish', CHOICES['model.activation'], 'silu'),
+    ('step', CHOICES['schedule.name'], 'piecewise'),
+    ('None', CHOICES['clip.name'], 'none'),
+    ('resnet50', models.MODELS, 'resnet'),
+    ('vgg16', models.MODELS, 'plain'),
+  ],
+)
+def test_names_that_the_field_uses_are_understood(name, valid, meant):
+  assert f'did you mean {meant!r}?' in str(errors.unknown('name', name, valid))
+
+
+def test_names_that_the_field_uses_stand_for_names_of_dnt():
+  known = {*KEYS, *models.MODELS, *(name for names in CHOICES.values() for name in names)}
+  assert set(errors._OTHER_NAMES) <= known

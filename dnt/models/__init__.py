@@ -1,5 +1,6 @@
 """Builds networks from a config and initializes their parameters from a seed."""
 
+import re
 from typing import Any
 
 import flax.linen as nn
@@ -45,7 +46,9 @@ def make(model: typed.Model, num_classes: int) -> nn.Module:
     return _make_custom(model, num_classes, fields)
   if model.name not in MODELS:
     valid = (*MODELS, PRETRAINED)
-    raise errors.unknown("model (or 'package.module:Class' for your own)", model.name, valid)
+    error = errors.unknown("model (or 'package.module:Class' for your own)", model.name, valid)
+    number = re.search(r'\d+', model.name)
+    raise errors.InputError(f'{error}; config.model.depth={number[0]} sets the depth') if number else error
   known = custom.field_names(MODELS[model.name])
   for key in fields:
     if key not in known:

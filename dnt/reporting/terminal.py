@@ -63,7 +63,7 @@ def console(stream: TextIO | None = None) -> Generator['_Console']:
 def outlive(stop: Callable[[], None]) -> Generator[None]:
   """Lets the work in the context outlive the output of the program.
 
-  The first line that cannot be written calls `stop`, which asks the work to save and end, and no more lines are written.
+  The first line that cannot be written calls `stop`, which asks the work to save and end; no more lines are written.
 
   Args:
     stop: asks the work to end; it must not log.
