@@ -19,7 +19,8 @@ from ml_collections.config_flags import config_flags
 
 from dnt import config as schema
 from dnt import errors
-from dnt.config import relations
+from dnt import workdir as workdir_lib
+from dnt.config import config_files, relations, run_config
 from dnt.parallel import cpu
 from dnt.parallel.cpu import allocator
 from dnt.reporting import terminal
@@ -136,7 +137,10 @@ def config(values: flags.FlagValues) -> Any:
   for prefix, section in (('', parsed), ('base.', parsed.get('base'))):
     if f'{prefix}train.epochs' in given and f'{prefix}train.steps' not in given:
       section.train.steps = None
-  schema.validate(parsed)
+  try:
+    schema.validate(parsed)
+  except errors.InputError as error:
+    raise config_files.locate(error, config_path(values), given) from None
   if schema.kind(parsed) != 'compare':
     schema.check_given(parsed, given, f'--mode={values.mode}' if 'mode' in values else relations.PROBE)
   return parsed
@@ -150,6 +154,18 @@ def overrides(values: flags.FlagValues) -> dict[str, object]:
 def config_path(values: flags.FlagValues) -> pathlib.Path:
   """Returns the path of the config file."""
   return pathlib.Path(config_flags.get_config_filename(values['config']))
+
+
+def config_name(values: flags.FlagValues) -> str:
+  """Returns the name of the config, after which the default workdir is named.
+
+  It is the name of the file; for the config of a run it is the name of its workdir with `_again`.
+  """
+  file, _, recorded = str(config_path(values)).partition(':')
+  path = pathlib.Path(recorded).resolve()
+  if file == run_config.__file__ and path.name == workdir_lib.CONFIG:
+    return f'{path.parent.name}_again'
+  return config_path(values).stem
 
 
 def trained(workdir: str | None, weights: str | None) -> str:
@@ -225,7 +241,9 @@ def _define(program: Program, argv: list[str]) -> flags.FlagValues:
   values = flags.FlagValues()
   program.define_flags(values)
   if program.kinds:
-    description = 'Config file; set any key with --config.section.key=value.'
+    description = (
+      'Config file, or the workdir of a run, to run its config again; set any key with --config.section.key=value.'
+    )
     config_flags.DEFINE_config_file('config', None, description, flag_values=values, sys_argv=argv)
   return values
 
@@ -256,6 +274,9 @@ def parse(program: Program, argv: Sequence[str]) -> flags.FlagValues:
     assert program.default_config is not None  # programs that take configs have one
     argv = [argv[0], f'--config={CONFIGS / program.default_config}', *argv[1:]]
   argv = _with_shipped_config(argv)
+  shown = _config_argument(argv)
+  argv = _with_recorded_config(argv)
+  file = pathlib.Path(_config_argument(argv).partition(':')[0])
   values = _define(program, argv)
   try:
     rest = values(argv)
@@ -265,18 +286,18 @@ def parse(program: Program, argv: Sequence[str]) -> flags.FlagValues:
     raise errors.unknown('flag', f'--{error.flagname}', valid) from error
   except flags.Error as error:
     if 'Traceback' in str(error):  # the message holds the traceback of a ValueError in a config file
-      raise _failed(argv, error) from error
+      raise config_files.explain(error, file, shown) from error
     raise _refused(error) from error
   except OSError as error:
     raise errors.InputError(
-      f'there is no config file at {_config_argument(argv)!r}, and dnt has none of this name; '
+      f'there is no config file at {shown!r}, and dnt has none of this name; '
       'python -m dnt.main --list shows the configs of dnt'
     ) from error
-  except Exception as error:  # a config file is code: any exception is bad input; its last line is reported
-    raise _failed(argv, error) from error
+  except Exception as error:  # a config file is code: any exception is bad input
+    raise config_files.explain(error, file, shown) from error
   if kind not in program.kinds:
     taken = ', '.join(program.kinds)
-    raise errors.InputError(f'{_config_argument(argv)!r} is a {kind} config; this program takes: {taken}')
+    raise errors.InputError(f'{shown!r} is a {kind} config; this program takes: {taken}')
   _refuse_rest(rest)
   return values
 
@@ -302,11 +323,6 @@ def _refused(error: flags.Error) -> errors.InputError:
   return errors.InputError(f'{error} (--help lists the flags)')
 
 
-def _failed(argv: list[str], error: Exception) -> errors.InputError:
-  reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
-  return errors.InputError(f'config file {_config_argument(argv)!r} failed: {reason}')
-
-
 def _with_shipped_config(argv: list[str]) -> list[str]:
   """Replaces the bare name of a config that comes with dnt by the path of its file."""
   given = _config_argument(argv)
@@ -314,8 +330,21 @@ def _with_shipped_config(argv: list[str]) -> list[str]:
   file = CONFIGS / f'{name.removesuffix(".py")}.py'
   if '/' in name or pathlib.Path(name).exists() or not file.is_file():
     return argv
+  return _with_config(argv, f'{file}{colon}{argument}')
+
+
+def _with_recorded_config(argv: list[str]) -> list[str]:
+  """Replaces the workdir of a run, or its config.json, by the config file that reads it."""
+  path = pathlib.Path(_config_argument(argv)).expanduser()
+  if path.is_dir() and (path / workdir_lib.CONFIG).is_file():
+    path /= workdir_lib.CONFIG
+  return _with_config(argv, f'{run_config.__file__}:{path}') if path.suffix == '.json' else argv
+
+
+def _with_config(argv: list[str], new: str) -> list[str]:
+  given = _config_argument(argv)
   forms = (given, f'--config={given}', f'-config={given}')
-  return [part.replace(given, f'{file}{colon}{argument}') if part in forms else part for part in argv]
+  return [part.replace(given, new) if part in forms else part for part in argv]
 
 
 def _config_argument(argv: list[str]) -> str:

@@ -31,7 +31,7 @@ def define_flags(values: flags.FlagValues) -> None:
 def main(values: flags.FlagValues) -> None:
   """Reads the flags, runs the unfinished runs and writes the results; the last line printed is their folder."""
   config = cli.config(values)
-  name = cli.config_path(values).stem + (f'_{values.form}' if values.form else '')
+  name = cli.config_name(values) + (f'_{values.form}' if values.form else '')
   workdir = pathlib.Path(values.workdir or pathlib.Path('runs') / name)
   given = cli.overrides(values)
   command = shlex.join(['python', '-m', 'dnt.compare', *sys.argv[1:]])

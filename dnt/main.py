@@ -51,7 +51,7 @@ def main(values: flags.FlagValues) -> None:
     print(cli.catalogue(cli.CONFIGS))
     return
   config = cli.config(values)
-  workdir = pathlib.Path(values.workdir or pathlib.Path('runs') / cli.config_path(values).stem)
+  workdir = pathlib.Path(values.workdir or pathlib.Path('runs') / cli.config_name(values))
   # A launcher that gives each process its own flags sets this to the command that the user typed.
   command = os.environ.get('DNT_COMMAND') or shlex.join(['python', '-m', 'dnt.main', *sys.argv[1:]])
 

@@ -29,7 +29,7 @@ def define_flags(values: flags.FlagValues) -> None:
 def main(values: flags.FlagValues) -> None:
   """Reads the flags and examines; the last line printed is the folder of the findings."""
   config = cli.config(values)
-  workdir = pathlib.Path(values.workdir or pathlib.Path('runs') / f'probe_{cli.config_path(values).stem}')
+  workdir = pathlib.Path(values.workdir or pathlib.Path('runs') / f'probe_{cli.config_name(values)}')
 
   from dnt.parallel import compile as compile_lib
 

@@ -5,6 +5,8 @@ import pathlib
 import pytest
 
 from dnt import cli, errors
+from dnt import config as schema
+from dnt.config import run_config
 from dnt.parallel import cpu
 
 CONFIGS = pathlib.Path(__file__).parents[1] / 'configs'
@@ -95,6 +97,89 @@ def test_a_config_file_that_fails_is_named_with_its_reason(tmp_path):
   path.write_text("def get_config():\n  raise ValueError('no such machine')\n")
   with pytest.raises(errors.InputError, match=r'broken\.py.* (ValueError: )?no such machine$'):
     parse(f'--config={path}')
+
+
+def config_file(folder, lines, kind='train'):
+  path = folder / 'mine.py'
+  path.write_text(
+    f'import dnt.config\n\ndef get_config():\n  config = dnt.config.default({kind!r})\n  {lines}\n  return config\n'
+  )
+  return path
+
+
+@pytest.mark.parametrize(
+  ('line', 'said'),
+  [
+    ('config.optim.lr = 0.1', "unknown config key 'optim.lr'; did you mean 'optim.learning_rate'"),
+    ("config['optim']['lr'] = 0.1", "unknown config key 'optim.lr'; did you mean 'optim.learning_rate'"),
+    ('config.optim.update(lr=0.1)', "unknown config key 'optim.lr'; did you mean 'optim.learning_rate'"),
+    ("config.update({'optim': {'lr': 0.1}})", "unknown config key 'optim.lr'; did you mean 'optim.learning_rate'"),
+    ("config.update({'optim.lr': 0.1})", "unknown config key 'optim.lr'; did you mean 'optim.learning_rate'"),
+    ("config.update({'optim.momentum': 0.1})", 'config.optim.momentum = '),
+    ('print(config.optim.lr)', "unknown config key 'optim.lr'; did you mean 'optim.learning_rate'"),
+    ('config.optimm.momentum = 0.1', "unknown config key 'optimm'; did you mean 'optim'"),
+    ('config.epochs = 3', "unknown config key 'epochs'; did you mean 'train.epochs'"),
+    ("config.model.depth = 'ten'", r"config.model.depth must be int, not str \('ten'\)"),
+    ('config.train.steps = 2.5', 'config.train.steps must be int, not float'),
+    ('config.model = 3', 'config.model must be a section, not int'),
+    ("config.model.initializer = 'xavier'", "config.model.initializer 'xavier'; did you mean 'glorot'"),
+    ("config['model']['initializer'] = 'xavier'", "config.model.initializer 'xavier'; did you mean 'glorot'"),
+    ("config.model.update(initializer='xavier')", "config.model.initializer 'xavier'; did you mean 'glorot'"),
+    ('config.train.steps = -1', 'config.train.steps=-1 must be at least 1'),
+    ('config.train.steps = 1 / 0', 'division'),
+  ],
+)
+def test_an_error_of_a_config_file_has_its_line_and_what_is_valid(line, said, tmp_path):
+  path = config_file(tmp_path, line)
+  with pytest.raises(errors.InputError, match=f'^{path}:5: .*{said}') as refused:
+    parse(f'--config={path}')
+  assert '\n' not in str(refused.value)
+
+
+def test_an_error_of_a_compare_config_names_the_key_of_its_base(tmp_path):
+  path = config_file(tmp_path, 'config.base.optim.lr = 0.1', 'compare')
+  with pytest.raises(errors.InputError, match=r":5: .*'base.optim.lr'; did you mean 'base.optim.learning_rate'"):
+    parse(f'--config={path}')
+
+
+def test_an_error_of_the_command_line_names_no_line_of_the_file(tmp_path):
+  path = config_file(tmp_path, 'config.train.steps = 4')
+  with pytest.raises(errors.InputError, match='^config.train.steps=-1 '):
+    parse(f'--config={path}', '--config.train.steps=-1')
+
+
+@pytest.mark.parametrize('separate', [False, True])
+@pytest.mark.parametrize('name', ['mine', 'mine/config.json'])
+def test_the_config_of_a_run_is_run_again(name, separate, tmp_path):
+  recorded = schema.default()
+  recorded.model.depth, recorded.optim.learning_rate = 14, 'auto'
+  (tmp_path / 'mine').mkdir()
+  run_config.write(tmp_path / 'mine' / 'config.json', recorded)
+  given = ['--config', f'{tmp_path}/{name}'] if separate else [f'--config={tmp_path}/{name}']
+  values = cli.parse(program(), ['program', *given, '--config.train.steps=7'])
+  config = cli.config(values)
+  assert (config.model.depth, config.optim.learning_rate, config.train.steps) == (14, 'auto', 7)
+  assert cli.config_name(values) == 'mine_again'  # it would go on in the workdir 'mine' without steps to do
+
+
+@pytest.mark.parametrize(
+  ('content', 'said'),
+  [
+    ('{"optim": {"lr": 1}}', "config.json.* 'optim.lr'; did you mean 'optim.learning_rate'"),
+    ('{"optim": ', 'config.json is not JSON'),
+    ('{"train": {"steps": "many"}}', "config.json: .*train.steps must be int, not str .'many'"),
+    ('{"train": {"steps": -1}}', 'config.train.steps=-1 must'),
+    ('[]', 'config.json .*no config'),
+    (None, 'config.json'),
+  ],
+)
+def test_a_recorded_config_that_cannot_be_read_is_named(content, said, tmp_path):
+  path = tmp_path / 'config.json'
+  if content is not None:
+    path.write_text(content)
+  with pytest.raises(errors.InputError, match=said) as refused:
+    parse(f'--config={path}')
+  assert 'run_config.py' not in str(refused.value) and '\n' not in str(refused.value)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """A config file that loads the config saved by a run, to run it again or to examine it.
 
-python -m dnt.main --config=dnt/config/run_config.py:runs/mine/config.json --workdir=runs/again
+python -m dnt.main --config=runs/mine --workdir=runs/again
 """
 
 import json
@@ -26,6 +26,8 @@ def get_config(path: str) -> typed.Config:
     raise errors.InputError(f'cannot read the config {path!r}: {error.strerror}') from error
   except ValueError as error:
     raise errors.InputError(f'{path} is not JSON: {error}') from error
+  if not isinstance(content, dict):
+    raise errors.InputError(f'{path} holds no config, which is an object of sections')
   config = schema.default()
   known = dict(schema.options())
   given = keys.flatten(content, known)
@@ -33,7 +35,11 @@ def get_config(path: str) -> typed.Config:
     if key not in known:
       raise errors.unknown(f'config key of {path}', key, known)
     # Options that are missing because the version was older keep their defaults.
-    keys.put(config, key, schema.spell(known[key], _frozen(value)))
+    try:
+      keys.put(config, key, schema.spell(known[key], _frozen(value)))
+    except TypeError:
+      kind = known[key].type.__name__
+      raise errors.InputError(f'{path}: {key} must be {kind}, not {type(value).__name__} ({value!r})') from None
   if 'data.eval_resize' not in given:  # if not set, it would now follow the pretrained weights
     config.data.eval_resize = implied.eval_resize(config.data)
   return config
