@@ -23,7 +23,10 @@ def define_flags(values: flags.FlagValues) -> None:
     'workdir', None, 'Folder to write all runs to; default: runs/<name of the config>.', flag_values=values
   )
   flags.DEFINE_list(
-    'only', [], 'Variants to run; default: all. The table also shows what exists of the others.', flag_values=values
+    'only',
+    [],
+    'Variants to run; default: all. The table shows all runs in the workdir.',
+    flag_values=values,
   )
   flags.DEFINE_string('form', '', 'Form of the config, such as short; empty: the full form.', flag_values=values)
 
@@ -38,8 +41,9 @@ def main(values: flags.FlagValues) -> None:
 
   from dnt.comparison import plan, results, runner
 
-  runs = plan.make(config, workdir, values.form, [key.removeprefix('base.') for key in given])
-  chosen = plan.choose(runs, values.only)
+  base_keys = [key.removeprefix('base.') for key in given]
+  runs = plan.make(plan.add_seeds(config, workdir), workdir, values.form, base_keys)
+  chosen = plan.choose([run for run in runs if run.seed in config.seeds], values.only)
 
   def write():
     outcomes = [results.read(run) for run in runs if run in chosen or plan.is_comparable(run)]

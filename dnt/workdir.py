@@ -28,8 +28,9 @@ LR_FIND, LR_FIND_PLOT = 'lr_find.json', 'lr_find.png'
 REQUESTED = 'requested.json'  # its config before data and model fill it in
 LOG = 'log.txt'
 FAILURE = 'failure.json'  # why it failed
-# Files of a comparison, besides REPORT and CURVES.
+# Files of a comparison.
 LOCK = 'lock'
+COMPARISON = (LOCK, REPORT, CURVES, 'results.md', 'results.csv', 'results.json')
 
 
 def confusion_path(workdir: pathlib.Path, split: str) -> pathlib.Path:

@@ -19,7 +19,8 @@ from dnt.weights import names, preprocessing
 
 SOURCE = 'source.json'  # in the workdir of a run that starts from another run: digest of the weights it received
 VARIANT = 'variant:'  # before the name of a variant in train.init_from
-_NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9_-]*')
+_NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9_.-]*')
+_SEED = re.compile(r'seed(0|[1-9]\d*)')
 _LENGTH = ('train.steps', 'train.epochs')  # the length of a run; the option that is set counts
 
 
@@ -78,7 +79,9 @@ def make(
   for name in config.variants:
     what = f'variant {name!r}'
     if not _NAME.fullmatch(name):
-      raise errors.InputError(f'{what} names a folder: the name must consist of letters, digits, _ and -')
+      raise errors.InputError(f'{what} names a folder: the name must consist of letters, digits, _, - and .')
+    if name in workdir_lib.COMPARISON:
+      raise errors.InputError(f'{what} has the name of a file of the comparison; give it another name')
     changes = _changes(config.variants, name, what)
     if 'seed' in changes:
       raise errors.InputError(f'{what} must not set seed; set config.seeds instead')
@@ -101,6 +104,15 @@ def make(
       source = runs.get((sources[name], seed))
       runs[name, seed] = Run(name, seed, seeded, workdir / name / f'seed{seed}', source)
   return tuple(runs.values())
+
+
+def add_seeds(config: typed.Comparison, workdir: pathlib.Path) -> typed.Comparison:
+  """Returns a copy of a compare config with the seeds of all runs in the workdir, those of the config first."""
+  folders = [folder.name for name in config.variants for folder in (workdir / name).glob('seed*')]
+  there = {int(match[1]) for match in map(_SEED.fullmatch, folders) if match}
+  result = copy.deepcopy(config)
+  result.seeds = (*config.seeds, *sorted(there - set(config.seeds)))
+  return result
 
 
 def _source(name: str, variants: Mapping[str, typed.Config]) -> str:

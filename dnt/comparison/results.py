@@ -342,7 +342,7 @@ def _facts(outcomes: Sequence[Outcome], about: About) -> dict[str, str]:
     'form': about.form or 'full',
     'command': about.command,
     'runs': ', '.join(f'{count} {state}' for state, count in counts.items()),
-    'seeds': ', '.join(map(str, about.config.seeds)),
+    'seeds': ', '.join(str(seed) for seed in dict.fromkeys(outcome.run.seed for outcome in outcomes)),
     'data': ', '.join(dict.fromkeys(outcome.run.config.data.source for outcome in outcomes)),
     'figures': 'mean ± sample standard deviation over the finished runs',
     'figures of splits': (

@@ -45,6 +45,20 @@ def test_every_variant_with_every_seed_in_a_workdir_of_its_own(config, tmp_path)
   assert config.base.model.depth is None, 'base is left as it is'
 
 
+def test_names_of_variants_may_hold_dots(config, tmp_path):
+  config.variants = {'0.1': {'optim.learning_rate': 0.1}, 'v1.2-b': {'train.init_from': 'variant:0.1'}}
+  runs = plan.make(config, tmp_path)
+  assert [run.workdir.relative_to(tmp_path).as_posix() for run in runs[:2]] == ['0.1/seed3', 'v1.2-b/seed3']
+  assert [run.variant for run in plan.choose(runs, ['0.1'])] == ['0.1', '0.1']
+
+
+def test_seeds_of_runs_in_the_workdir_are_added(config, tmp_path):
+  for name in ('plain/seed4', 'plain/seed5', 'deep/seed0', 'other/seed9', 'plain/seedling', 'plain/seed007'):
+    (tmp_path / name).mkdir(parents=True)
+  assert plan.add_seeds(config, tmp_path).seeds == (3, 5, 0, 4)
+  assert config.seeds == (3, 5)
+
+
 def test_a_form_changes_base_and_the_command_line_wins(config, tmp_path):
   def made(form, given=()):
     first = plan.make(config, tmp_path, form, given)[0].config
@@ -72,6 +86,8 @@ def test_a_form_changes_base_and_the_command_line_wins(config, tmp_path):
     ({'a': {'model': {'depth': 3}}}, "config key in variant 'a' 'model'"),
     ({'a': 3}, "variant 'a' .*section.key.* 3$"),
     ({'../a': {}}, r"'\.\./a' .*folder"),
+    ({'..': {}}, r"'\.\.' .*folder"),
+    ({'results.csv': {}}, "'results.csv' .*file"),
     (
       {'pretrain': {}, 'a': {'train.init_from': 'variant:pretran'}},
       "train.init_from of variant 'a' 'pretran'.* 'pretrain'",

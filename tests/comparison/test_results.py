@@ -254,3 +254,35 @@ def test_nothing_run_yet(tmp_path):
   assert {outcome.state for outcome in outcomes} == {'not run'}
   results.write(outcomes, results.About(config, 'compare_me', '', 'go'), tmp_path)
   assert '| plain | 0/2 | seed 0, 1 not run |' in (tmp_path / 'results.md').read_text()
+
+
+def test_other_runs_in_the_workdir_stay_in_the_results(tmp_path, call_program):
+  (tmp_path / 'compare_me.py').write_text("""
+from dnt import config as schema
+
+def get_config():
+  config = schema.default('compare')
+  config.seeds = (0, 1, 2)
+  config.base.data.train_split = 'train[:20%]'
+  config.base.eval.splits = ('test', 'train[:20%]')
+  config.variants = {'0.1': {}, '0.2': {'optim.learning_rate': 0.2}}
+  return config
+""")
+  config = make_config()
+  config.seeds, config.variants = (0, 1, 2), {'0.1': {}, '0.2': {'optim.learning_rate': 0.2}}
+  runs = {run.name: run for run in plan.make(config, tmp_path / 'runs')}
+  for run in runs.values():
+    leave(run, 0.7, 0.625)
+  other = json.loads((runs['0.2 seed 2'].workdir / workdir_lib.REQUESTED).read_text())
+  other['optim']['learning_rate'] = 0.3
+  (runs['0.2 seed 2'].workdir / workdir_lib.REQUESTED).write_text(json.dumps(other))
+
+  command = (f'--config={tmp_path}/compare_me.py', f'--workdir={tmp_path}/runs')
+  code, out, err = call_program('compare', *command, '--only=0.1', '--config.seeds=(1,)')
+  assert (code, 'finished 1 runs' in out) == (0, True), err
+  content = json.loads((tmp_path / 'runs' / 'results.json').read_text())
+  listed = {f'{run["variant"]} seed {run["seed"]}' for run in content['runs']}
+  assert listed == {*runs} - {'0.2 seed 2'}, 'a run of another config does not belong to the comparison'
+  assert content['comparison']['seeds'] == '1, 0, 2'
+  assert [(row['variant'], row['finished']) for row in content['variants']] == [('0.1', 3), ('0.2', 2)]
+  assert '| 0.1 | 3/3 |' in (tmp_path / 'runs' / 'results.md').read_text()
