@@ -5,8 +5,8 @@
 
 The images are preprocessed as in an evaluation of the network. The program names and skips a file that it cannot read;
 the exit code is 2 if it can read none. Ctrl-C writes the predictions so far. A run is loaded from its newest
-checkpoint, with the averaged weights if the run keeps them (config.ema.decay). A row of the CSV is an image and one of
-its classes; the JSON also lists the skipped files.
+checkpoint, or from the one that --checkpoint names, with the averaged weights if the run keeps them (config.ema.decay).
+A row of the CSV is an image and one of its classes; the JSON also lists the skipped files.
 """
 
 import csv
@@ -36,6 +36,12 @@ def define_flags(values: flags.FlagValues) -> None:
     'Text file of class names, one per line; default: the names in the run or weights.',
     flag_values=values,
   )
+  flags.DEFINE_string(
+    'checkpoint',
+    'newest',
+    'With --workdir: newest, best (by config.checkpoint.best_metric) or a step.',
+    flag_values=values,
+  )
   flags.DEFINE_integer('batch_size', 32, 'Images per batch.', 1, flag_values=values)
 
 
@@ -51,8 +57,8 @@ def main(values: flags.FlagValues) -> None:
     raise errors.InputError(f'--output={output}: the folder {output.parent} does not exist')
   names = read_names(values.class_names) if values.class_names else None
 
+  from dnt import checkpoints, inference
   from dnt import config as schema
-  from dnt import inference
   from dnt.parallel import compile as compile_lib
   from dnt.parallel import mesh as mesh_lib
   from dnt.reporting import progress
@@ -61,7 +67,7 @@ def main(values: flags.FlagValues) -> None:
   compile_lib.enable_cache()
   mesh = mesh_lib.make_mesh(schema.default().mesh)
   mesh_lib.check_batch('--batch_size', values.batch_size, mesh)
-  network = inference.load(requested, mesh)
+  network = inference.load(requested, mesh, values.checkpoint)
   names = names or network.class_names
   if len(names) != len(network.class_names):
     raise errors.InputError(
@@ -98,6 +104,10 @@ def main(values: flags.FlagValues) -> None:
   skipped = f', {len(unreadable)} skipped' if unreadable else ''
   stopped = f', stopped before the other {len(paths) - done}' if done < len(paths) else ''
   counted = f'{len(rows)} image{"s" if len(rows) > 1 else ""}'
+  if network.step is not None:
+    averaged = ', averaged weights' if network.averaged else ''
+    named = {checkpoints.NEWEST, checkpoints.BEST} & {values.checkpoint}
+    counted += f', by the {" ".join([*named, "checkpoint"])} of step {network.step}{averaged}'
   print(f'{counted}{skipped}{stopped}' + (f'  {output}' if output else ''))
 
 

@@ -5,6 +5,7 @@ import functools
 import json
 import os
 import re
+import shutil
 import sys
 
 import jax
@@ -13,6 +14,7 @@ import pytest
 from PIL import Image
 
 from dnt import config, inference
+from dnt.checkpoints import format
 from dnt.parallel import mesh as mesh_lib
 
 pytestmark = pytest.mark.usefixtures('unoptimized')
@@ -115,6 +117,36 @@ def test_the_program_prints_and_writes_what_it_found(program, trained, folder_of
   assert all(row['class'] == f'name {row["index"]}' for row in rows)
 
 
+@pytest.fixture
+def two_checkpoints(trained_copy):
+  """A run whose checkpoint of step 2 is the best."""
+  directory = trained_copy.workdir / 'checkpoints'
+  shutil.copytree(directory / '4', directory / '2')
+  for step, metric in ((2, 0.9), (4, 0.1)):
+    file = directory / str(step) / 'meta' / format.META_FILE
+    envelope = {**json.loads(file.read_text()), 'metric': metric}
+    del envelope['sha256']
+    file.write_text(json.dumps({**envelope, 'sha256': format._sha256(envelope)}))
+  return trained_copy.workdir
+
+
+@pytest.mark.parametrize(
+  ('given', 'step', 'said'),
+  [
+    ([], 4, 'newest checkpoint of step 4, averaged'),
+    (['--checkpoint=newest'], 4, 'newest checkpoint of step 4'),
+    (['--checkpoint=best'], 2, 'best checkpoint of step 2'),
+    (['--checkpoint=2'], 2, 'the checkpoint of step 2'),
+  ],
+)
+def test_the_checkpoint_is_chosen_and_named(program, two_checkpoints, folder_of_images, tmp_path, given, step, said):
+  output = tmp_path / 'found.json'
+  code, out = program(f'--workdir={two_checkpoints}', f'--images={folder_of_images}', f'--output={output}', *given)
+  assert code == 0, out
+  assert said in out.splitlines()[-1]
+  assert json.loads(output.read_text())['step'] == step
+
+
 INTERRUPTED = """
 from dnt import cli, inference
 
@@ -145,6 +177,7 @@ def test_an_interrupt_keeps_what_was_found(start, finish, trained, folder_of_ima
 def test_bad_input_is_one_line(program, trained, folder_of_images, tmp_path):
   run, images = f'--workdir={trained.workdir}', f'--images={folder_of_images}'
   (tmp_path / 'two.txt').write_text('one\ntwo\n')
+  (tmp_path / 'net.safetensors').touch()
   for arguments, said in (
     ([images, run, '--weights=tfjs:somewhere'], 'not both.* --workdir='),
     ([f'--workdir={folder_of_images}', images], f'{folder_of_images} .*no workdir'),
@@ -154,6 +187,9 @@ def test_bad_input_is_one_line(program, trained, folder_of_images, tmp_path):
     ([run, images, '--output=found.txt'], r'found\.txt.* \.csv or \.json'),
     ([run, images, f'--output={tmp_path / "no" / "found.csv"}'], f'folder.* {tmp_path / "no"}'),
     ([run, images, '--class_names=no.txt'], r'no\.txt'),
+    ([run, images, '--checkpoint=bst'], "'bst'; did you mean 'best'.* 4, best, newest"),
+    ([f'--weights={tmp_path}/net.safetensors', images, '--checkpoint=best'], "no workdir.* checkpoint 'best'"),
+    ([run, images, '--checkpoint=3'], "'3'.* 4, best, newest"),
     ([run, images, f'--class_names={tmp_path / "two.txt"}'], r'two\.txt.* 2 names'),
     ([run, f'--images={tmp_path / "*.gif"}'], r'no .* at .*\*\.gif'),
   ):

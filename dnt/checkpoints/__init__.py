@@ -1,15 +1,21 @@
 """Saves checkpoints of whole runs with Orbax, and restores them strictly."""
 
 from dnt.checkpoints.manager import (
+  BEST,
+  NEWEST,
   Checkpoints,
   ReadOnly,
   better,
+  choose_step,
   load_parameters,
 )
 
 __all__ = [
+  'BEST',
+  'NEWEST',
   'Checkpoints',
   'ReadOnly',
   'better',
+  'choose_step',
   'load_parameters',
 ]

@@ -25,6 +25,7 @@ from dnt.config import typed
 from dnt.parallel import multihost
 from dnt.reporting import metric_names
 
+NEWEST, BEST = 'newest', 'best'  # names for a checkpoint of a run
 _log = logging.getLogger(__name__)
 
 
@@ -265,6 +266,34 @@ def load_parameters(workdir: str | os.PathLike, step: int | None = None) -> form
   if step is not None and step not in steps:
     raise errors.unknown(f'checkpoint in {directory}', str(step), map(str, steps))
   return _look(directory, format.read_parameters, only=step)
+
+
+def choose_step(workdir: str | os.PathLike, which: str, best_metric: str) -> int:
+  """Returns the step of a checkpoint of another run.
+
+  Args:
+    workdir: workdir of a dnt run.
+    which: `BEST` or a step.
+    best_metric: as in the run's `config.checkpoint`.
+
+  Raises:
+    errors.InputError: `which` is nothing of these, or no checkpoint has a metric.
+  """
+  directory = pathlib.Path(workdir).absolute() / workdir_lib.CHECKPOINTS
+  steps = multihost.broadcast_from_lead(format.steps_in(directory))
+  if which != BEST:
+    known = {str(step): step for step in steps}
+    if which not in known:
+      raise errors.unknown(f'checkpoint in {directory}', which, [NEWEST, BEST, *known])
+    return known[which]
+  best, highest = None, None
+  for step in steps:
+    metric = format.metric_of(directory / str(step))
+    if better(best_metric, metric, highest):
+      best, highest = step, metric
+  if best is None:
+    raise errors.InputError(f'no checkpoint in {directory} was evaluated, so none is the best; use the {NEWEST} one')
+  return best
 
 
 def _look(directory: pathlib.Path, read: Callable[[pathlib.Path], format.ReadBack], only: int | None = None) -> Any:

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from dnt import checkpoints, errors, models
 from dnt import config as schema
-from dnt import errors, models
 from dnt import workdir as workdir_lib
 from dnt.config import typed
 from dnt.data.transforms import augment
@@ -61,17 +61,21 @@ class _Found(NamedTuple):
   averaged: bool
 
 
-def load(text: str, mesh: Mesh | None = None) -> Network:
+def load(text: str, mesh: Mesh | None = None, checkpoint: str = checkpoints.NEWEST) -> Network:
   """Reads a trained network; it changes nothing on disk.
 
   Args:
     text: a string in one of the forms of `config.train.init_from`.
     mesh: mesh to place the variables on; without one they are numpy arrays.
+    checkpoint: checkpoint of a run: newest, best (by its `checkpoint.best_metric`) or a step.
 
   Raises:
-    errors.InputError: nothing is there, the files are damaged, or dnt does not know the network.
+    errors.InputError: nothing is there, the files are damaged, or dnt does not know the network; or weights from
+      outside dnt, which have no checkpoints, are given with one.
   """
-  source = pretrained.Source(text)
+  source = pretrained.Source(text, checkpoint)
+  if not source.workdir and checkpoint != checkpoints.NEWEST:
+    raise errors.InputError(f'{text} is no workdir of a run and has no checkpoint {checkpoint!r}')
   result = _of_run(source) if source.workdir else _of_weights(source)
   config, data = result.config, result.config.data
   model = models.make(config.model, config.model.num_classes)

@@ -84,13 +84,14 @@ class Source:
     origin: the string.
   """
 
-  def __init__(self, text: str):
+  def __init__(self, text: str, which: str = checkpoints.NEWEST):
     """Reads nothing yet.
 
     Args:
       text: one of `FORMS`.
+      which: checkpoint of a workdir: newest, best or a step.
     """
-    self.origin = text
+    self.origin, self._which = text, which
 
   @functools.cached_property
   def _located(self) -> tuple[_Format | None, pathlib.Path]:
@@ -117,12 +118,16 @@ class Source:
 
   @functools.cached_property
   def checkpoint(self) -> format.Parameters:
-    """Returns the parameters and statistics of the run's newest good checkpoint; only for a workdir.
+    """Returns the parameters and statistics of the run's checkpoint; only for a workdir.
 
     Raises:
-      errors.InputError: the folder is not a workdir, or no checkpoint in it is good.
+      errors.InputError: the folder is not a workdir, or has no such checkpoint that is good.
     """
-    return checkpoints.load_parameters(_check_workdir(self._located[1]))
+    workdir = _check_workdir(self._located[1])
+    if self._which == checkpoints.NEWEST:
+      return checkpoints.load_parameters(workdir)
+    step = checkpoints.choose_step(workdir, self._which, self.run_config.checkpoint.best_metric)
+    return checkpoints.load_parameters(workdir, step)
 
   @functools.cached_property
   def _about(self) -> _About:

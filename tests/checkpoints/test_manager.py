@@ -472,6 +472,20 @@ def test_kill_during_saves(tmp_path):
 # Other runs' parameters.
 
 
+def test_choose_step(tmp_path):
+  _save(tmp_path / 'run', [1, 2, 3], metrics={1: 0.2, 2: 0.8, 3: 0.8})
+  assert checkpoints.choose_step(tmp_path / 'run', 'best', 'test/accuracy') == 2, 'of equals the first'
+  assert checkpoints.choose_step(tmp_path / 'run', 'best', 'test/loss') == 1
+  assert checkpoints.choose_step(tmp_path / 'run', '3', 'test/loss') == 3
+  with pytest.raises(errors.InputError, match="'7'.* 1, 2, 3, best, newest"):
+    checkpoints.choose_step(tmp_path / 'run', '7', 'test/loss')
+
+
+def test_without_metrics_no_checkpoint_is_the_best(run):
+  with pytest.raises(errors.InputError, match='newest'):
+    checkpoints.choose_step(run, 'best', 'test/accuracy')
+
+
 def test_load_parameters(run):
   loaded = checkpoints.load_parameters(run)
   assert loaded.step == 3 and loaded.meta == {'at': 3}
