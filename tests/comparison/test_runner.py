@@ -1,3 +1,5 @@
+import errno
+import io
 import json
 import logging
 import os
@@ -13,6 +15,7 @@ from dnt import errors, trees
 from dnt import workdir as workdir_lib
 from dnt.checkpoints import format
 from dnt.comparison import plan, runner
+from dnt.reporting import terminal
 
 
 @pytest.fixture
@@ -119,6 +122,19 @@ def test_finished_runs_are_not_started(runs, monkeypatch, caplog):
   monkeypatch.setattr(runner.subprocess, 'Popen', lambda *args, **kwargs: pytest.fail('started'))
   assert runner.run(runs, -1)
   assert re.search('6 of 6  c seed 1  .*finished', caplog.messages[-1])
+
+
+def test_a_closed_output_stops_a_comparison_before_its_next_run(runs, monkeypatch):
+  class Closed(io.StringIO):
+    def write(self, text):
+      raise BrokenPipeError(errno.EPIPE, 'closed')
+
+  monkeypatch.setattr(plan, 'check_data', lambda runs: None)
+  monkeypatch.setattr(plan, 'is_finished', lambda run: run is runs[0])
+  monkeypatch.setattr(runner, '_run_one', lambda *_: pytest.fail('the next run started'))
+  with terminal.console(Closed()) as shown:
+    assert runner.run(runs, 0) is False
+  assert shown.lost.closed
 
 
 def test_the_results_are_written_after_each_run_that_ended(runs, monkeypatch, caplog):
