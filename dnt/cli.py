@@ -335,7 +335,10 @@ def _with_shipped_config(argv: list[str]) -> list[str]:
 
 def _with_recorded_config(argv: list[str]) -> list[str]:
   """Replaces the workdir of a run, or its config.json, by the config file that reads it."""
-  path = pathlib.Path(_config_argument(argv)).expanduser()
+  given = _config_argument(argv)
+  if '.py:' in given:  # a config file with an argument
+    return argv
+  path = pathlib.Path(given).expanduser()
   if path.is_dir() and (path / workdir_lib.CONFIG).is_file():
     path /= workdir_lib.CONFIG
   return _with_config(argv, f'{run_config.__file__}:{path}') if path.suffix == '.json' else argv

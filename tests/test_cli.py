@@ -149,13 +149,15 @@ def test_an_error_of_the_command_line_names_no_line_of_the_file(tmp_path):
 
 
 @pytest.mark.parametrize('separate', [False, True])
-@pytest.mark.parametrize('name', ['mine', 'mine/config.json'])
+@pytest.mark.parametrize('name', ['mine', 'mine/config.json', 'run_config.py:mine/config.json'])
 def test_the_config_of_a_run_is_run_again(name, separate, tmp_path):
   recorded = schema.default()
   recorded.model.depth, recorded.optim.learning_rate = 14, 'auto'
   (tmp_path / 'mine').mkdir()
   run_config.write(tmp_path / 'mine' / 'config.json', recorded)
-  given = ['--config', f'{tmp_path}/{name}'] if separate else [f'--config={tmp_path}/{name}']
+  _, colon, rest = name.rpartition(':')
+  path = f'{run_config.__file__ if colon else ""}{colon}{tmp_path}/{rest}'
+  given = ['--config', path] if separate else [f'--config={path}']
   values = cli.parse(program(), ['program', *given, '--config.train.steps=7'])
   config = cli.config(values)
   assert (config.model.depth, config.optim.learning_rate, config.train.steps) == (14, 'auto', 7)
