@@ -283,7 +283,7 @@ def parse(program: Program, argv: Sequence[str]) -> flags.FlagValues:
     kind = schema.kind(values.config)  # a file that failed to load raises here, not before
   except flags.UnrecognizedFlagError as error:
     valid = [*(f'--{name}' for name in values), *(f'--config.{key}' for key in known)]
-    raise errors.unknown('flag', f'--{error.flagname}', valid) from error
+    raise errors.unknown('flag', error.flagname, valid) from error
   except flags.Error as error:
     if 'Traceback' in str(error):  # the message holds the traceback of a ValueError in a config file
       raise config_files.explain(error, file, shown) from error

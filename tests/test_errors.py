@@ -52,7 +52,7 @@ def test_the_two_errors_are_told_apart():
     ('scheduler', KEYS, 'schedule.name'),
     ('model.init', KEYS, 'model.initializer'),
     ('base.optim.lr', [f'base.{key}' for key in KEYS], 'base.optim.learning_rate'),
-    ('--lr', [f'--config.{key}' for key in KEYS], '--config.optim.learning_rate'),
+    ('lr', [f'--config.{key}' for key in KEYS], '--config.optim.learning_rate'),
     ('xavier', CHOICES['model.initializer'], 'glorot'),
     ('kaiming', CHOICES['model.initializer'], 'he'),
     ('bn', CHOICES['model.norm'], 'batch_norm'),
