@@ -105,11 +105,11 @@ def measure(config):
     'step': step,
     'period': period,
     'watched_step': statistics.median(after - before for before, after in pairs) + step,
-    'share': statistics.median(fractions),
-    'share_quartiles': statistics.quantiles(fractions)[::2],
+    'fraction': statistics.median(fractions),
+    'fraction_quartiles': statistics.quantiles(fractions)[::2],
     'compilation': compilation,
     'plain_compilation': plain_compilation,
-    'picture': image,
+    'image': image,
     'pairs': pairs,
   }
 
@@ -121,7 +121,7 @@ def main(_):
     'config           plain step  watched step  period  fraction of the run (quartiles)  once a run: compilation, plot'
   )
   for row in rows:
-    low, high = row['share_quartiles']
+    low, high = row['fraction_quartiles']
     print(
       f'{row["config"]:15}  {1e3 * row["step"]:7.1f} ms  {1e3 * row["watched_step"]:9.1f} ms  {row["period"]:6.0f}  '
       f'{100 * row["share"]:.2f} % ({100 * low:.2f} to {100 * high:.2f} %)  '

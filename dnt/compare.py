@@ -50,8 +50,8 @@ def main(values: flags.FlagValues) -> None:
     results.write(outcomes, results.About(config, name, values.form, command), workdir)
     return outcomes
 
-  with runner.lock(workdir) as held:
-    ended = runner.run(chosen, held, write)
+  with runner.own(workdir, runs):
+    ended = runner.run(chosen, write)
     outcomes = write()
   failed = [outcome for outcome in outcomes if outcome.state == 'failed' and outcome.run in chosen]
   if not ended:

@@ -29,8 +29,7 @@ REQUESTED = 'requested.json'  # its config before data and model fill it in
 LOG = 'log.txt'
 FAILURE = 'failure.json'  # why it failed
 # Files of a comparison.
-LOCK = 'lock'
-COMPARISON = (LOCK, REPORT, CURVES, 'results.md', 'results.csv', 'results.json')
+COMPARISON = (OWNER, REPORT, CURVES, 'results.md', 'results.csv', 'results.json')
 
 
 def confusion_path(workdir: pathlib.Path, split: str) -> pathlib.Path:

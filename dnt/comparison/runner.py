@@ -6,7 +6,6 @@ workdir, and the reason of a failure to `failure.json`.
 
 import contextlib
 import ctypes
-import fcntl
 import json
 import logging
 import os
@@ -20,10 +19,11 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
-from dnt import errors, files
+from dnt import files
 from dnt import workdir as workdir_lib
 from dnt.comparison import plan
 from dnt.config import run_config
+from dnt.parallel import ownership
 from dnt.reporting import progress, terminal
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -34,34 +34,17 @@ _log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def lock(workdir: pathlib.Path) -> Generator[int]:
-  """Locks a workdir against other comparisons, as long as this process or a run that it started lives.
-
-  Yields:
-    The file descriptor that holds the lock, which the runs inherit.
+def own(workdir: pathlib.Path, runs: Sequence[plan.Run]) -> Generator[None]:
+  """Makes this process the owner of a comparison's workdir within the context.
 
   Raises:
-    errors.InputError: another comparison uses the workdir, or the folder cannot be written.
+    errors.InputError: another comparison uses the workdir, or a run that it started and that lives on; or the folder
+      cannot be written.
   """
-  try:
-    workdir.mkdir(parents=True, exist_ok=True)
-    file = (workdir / workdir_lib.LOCK).open('a+')
-  except OSError as error:
-    raise errors.InputError(f'cannot write to {workdir}: {error.strerror}') from error
-  with file:
-    # filelock would release the lock with this process: only an inherited descriptor keeps it for an orphaned run.
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-      file.seek(0)
-      raise errors.InputError(
-        f'{workdir} is in use by another comparison (process {file.read().strip() or "unknown"}) or a run that it '
-        'started; wait until it ends, or give another --workdir'
-      ) from error
-    file.truncate(0)
-    file.write(f'{os.getpid()}\n')
-    file.flush()
-    yield file.fileno()
+  with ownership.own(workdir, alone=True):
+    for run in runs:
+      ownership.check_free(run.workdir)
+    yield
 
 
 class Stop:
@@ -85,12 +68,11 @@ class Stop:
     self.requested += not self.requested or number == signal.SIGINT
 
 
-def run(runs: Sequence[plan.Run], held: int, ended: Callable[[], None] = lambda: None) -> bool:
+def run(runs: Sequence[plan.Run], ended: Callable[[], None] = lambda: None) -> bool:
   """Runs the runs that are not finished.
 
   Args:
     runs: in their order.
-    held: file descriptor of the lock.
     ended: called after each run that has finished or failed.
 
   Returns:
@@ -112,7 +94,7 @@ def run(runs: Sequence[plan.Run], held: int, ended: Callable[[], None] = lambda:
         _log.info(f'{place}  already finished')
         continue
       each.workdir.mkdir(parents=True, exist_ok=True)
-      error = _without_source(each) or _run_one(each, place, line, held, pace, stop)
+      error = _without_source(each) or _run_one(each, place, line, pace, stop)
       line.close()
       if stop.requested > 1:
         raise KeyboardInterrupt
@@ -140,7 +122,7 @@ def _without_source(run: plan.Run) -> str:
   return f'it starts from {run.source.variant}, which failed: {failure["error"]}'
 
 
-def _run_one(run: plan.Run, place: str, line: terminal.StatusLine, held: int, pace: 'Pace', stop: Stop) -> str:
+def _run_one(run: plan.Run, place: str, line: terminal.StatusLine, pace: 'Pace', stop: Stop) -> str:
   """Runs one run to its end and passes signals on to it; returns the error, or '' if there was none."""
   (run.workdir / workdir_lib.FAILURE).unlink(missing_ok=True)
   requested = run.workdir / workdir_lib.REQUESTED
@@ -162,7 +144,6 @@ def _run_one(run: plan.Run, place: str, line: terminal.StatusLine, held: int, pa
       stdout=log,
       stderr=subprocess.STDOUT,
       env=environment,
-      pass_fds=(held,),
       process_group=0,
       preexec_fn=_end_with_parent(),
     ) as child:

@@ -8,7 +8,6 @@ A second run is refused while the owner lives. The file of an owner that died re
 
 import contextlib
 import datetime
-import fcntl
 import functools
 import json
 import logging
@@ -19,7 +18,9 @@ import tempfile
 import threading
 import time
 from collections.abc import Generator
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
+
+import filelock
 
 from dnt import errors, files
 from dnt import workdir as workdir_lib
@@ -34,7 +35,7 @@ _log = logging.getLogger(__name__)
 
 
 class _Seen(NamedTuple):
-  """Holds what a look at the owner's file found: its content, and its time in seconds."""
+  """Holds what a look at the owner's file found: its content ({}: it is damaged), and its time in seconds."""
 
   owner: dict[str, Any]
   renewed: float
@@ -47,17 +48,30 @@ class _Busy(Exception):
     self.seen, self.age = seen, age
 
 
+def check_free(workdir: pathlib.Path) -> None:
+  """Refuses a workdir whose owner lives on this machine; changes nothing.
+
+  Raises:
+    errors.InputError: the owner lives.
+  """
+  path = workdir / workdir_lib.OWNER
+  found = _look(path)
+  if found and _lives(found.owner, _identity(path), path):
+    raise errors.InputError(_refusal(workdir, found.owner))
+
+
 @contextlib.contextmanager
-def own(workdir: pathlib.Path) -> Generator[None]:
+def own(workdir: pathlib.Path, alone: bool = False) -> Generator[None]:
   """Makes this run the owner of a workdir within the context; every process of the run calls it.
 
   Args:
     workdir: the workdir, created if missing.
+    alone: whether this is the only process, which then asks no device (a comparison leaves them to its runs).
 
   Raises:
     errors.InputError: another run owns the workdir, or the folder cannot be written; nothing in it has changed.
   """
-  lead, mine, seen, since = multihost.is_lead(), None, None, time.monotonic()
+  lead, mine, seen, since = alone or multihost.is_lead(), None, None, time.monotonic()
   ended = threading.Event()
   thread = threading.Thread(target=lambda: _renew(workdir / workdir_lib.OWNER, mine or {}, ended), daemon=True)
   try:
@@ -76,7 +90,8 @@ def own(workdir: pathlib.Path) -> Generator[None]:
             )
           waits, seen = True, busy.seen
       # Every look has a broadcast of its own, so that the other processes do not wait longer than collectives allow.
-      problem, waits = multihost.broadcast_from_lead([problem, waits])
+      if not alone:
+        problem, waits = multihost.broadcast_from_lead([problem, waits])
       if problem:
         raise errors.InputError(problem)
       if not waits:
@@ -109,22 +124,25 @@ def _take(workdir: pathlib.Path, seen: _Seen | None, since: float) -> dict[str, 
   path = workdir / workdir_lib.OWNER
   mine = _identity(path)
   try:
-    with _locked(path, create=True) as file:
-      owner, renewed = _read(file), os.fstat(file.fileno()).st_mtime
-      if owner is not None:
-        lives = _lives(owner, mine, path)
-        if lives is None and seen is not None and (owner, renewed) != seen:
+    with filelock.FileLock(f'{path}.lock', _LOCKING):
+      found = _look(path)
+      if found is not None:
+        lives = _lives(found.owner, mine, path)
+        if lives is None and seen is not None and found != seen:
           lives = True  # it was renewed, or replaced by that of another run
         if lives:
-          raise errors.InputError(
-            f'{workdir} is in use by {_describe(owner)}. Wait until it ends, stop it there, or give another --workdir'
-          )
+          raise errors.InputError(_refusal(workdir, found.owner))
         if lives is None:
-          age = _now(workdir) - renewed
+          age = _now(workdir) - found.renewed
           if age < STALE and time.monotonic() - since < STALE:
-            raise _Busy(_Seen(owner, renewed), age)
-        _log.info(f'{workdir} belonged to {_describe(owner)}, which has died; taking over')
+            raise _Busy(found, age)
+        _log.info(f'{workdir} belonged to {_describe(found.owner)}, which has died; taking over')
       files.write_json(path, mine)
+  except filelock.Timeout as error:
+    raise errors.InputError(
+      f'{workdir} is in use: another process holds {path.name}.lock. Run the same command again when it has ended, or '
+      'give another --workdir'
+    ) from error
   except OSError as error:
     raise errors.InputError(f'{path} cannot be written ({error.strerror}); give another --workdir') from error
   return mine
@@ -132,8 +150,9 @@ def _take(workdir: pathlib.Path, seen: _Seen | None, since: float) -> dict[str, 
 
 def _release(path: pathlib.Path, mine: dict[str, Any]) -> None:
   """Removes the owner's file, unless it has disappeared or names another owner."""
-  with contextlib.suppress(OSError, errors.InputError), _locked(path, create=False) as file:
-    if _read(file) == mine:
+  with contextlib.suppress(OSError), filelock.FileLock(f'{path}.lock', _LOCKING):  # a timeout is an OSError
+    found = _look(path)
+    if found and found.owner == mine:
       path.unlink()
 
 
@@ -147,59 +166,26 @@ def _renew(path: pathlib.Path, mine: dict[str, Any], ended: threading.Event) -> 
   while not ended.wait(wait):
     wait = RENEW
     try:
-      with path.open() as file:
-        owner = _read(file)
-      if owner and owner != mine:
-        preemption.say(f'error: {_describe(owner)} has taken over {path.parent}; this run ends without saving')
+      found = _look(path)
+      if found and found.owner and found.owner != mine:
+        preemption.say(f'error: {_describe(found.owner)} has taken over {path.parent}; this run ends without saving')
         preemption.exit_at_once(1)
       os.utime(path)  # a file server sets its own time, which no clock of another machine can shift
     except OSError:
       pass  # removed, or a file server that does not answer at the moment
 
 
-@contextlib.contextmanager
-def _locked(path: pathlib.Path, create: bool) -> Generator[IO[str]]:
-  """Opens the owner's file, locked against other processes; the lock is held only while the file is read or replaced.
-
-  Raises:
-    OSError: it cannot be opened.
-    errors.InputError: another process does not release the lock.
-  """
-  deadline = time.monotonic() + _LOCKING
-  while True:
-    try:
-      file = path.open('a+' if create else 'r+')
-    except PermissionError:  # it belongs to another user
-      file = path.open()
-    with file:
-      try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      except BlockingIOError as error:
-        if time.monotonic() > deadline:
-          raise errors.InputError(
-            f'{path.parent} is in use: another process holds {path.name}. Run the same command again when it has '
-            'ended, or give another --workdir'
-          ) from error
-        time.sleep(0.02)
-        continue
-      except OSError:
-        pass  # this file system has no locks; `_renew` finds a second owner
-      with contextlib.suppress(FileNotFoundError):
-        if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
-          file.seek(0)
-          yield file
-          return
-    # The file was replaced or removed before it was locked; open the new one.
-
-
-def _read(file: IO[str]) -> dict[str, Any] | None:
-  """Returns the content of an owner's file; None: it is empty, {}: it is damaged."""
+def _look(path: pathlib.Path) -> _Seen | None:
+  """Returns what the owner's file holds; None: there is no owner."""
   try:
-    text = file.read()
+    with path.open() as file:
+      text, renewed = file.read(), os.fstat(file.fileno()).st_mtime
     owner = json.loads(text) if text else None
+  except FileNotFoundError:
+    return None
   except ValueError:
-    return {}
-  return owner if owner is None or isinstance(owner, dict) else {}
+    owner = {}
+  return None if text == '' else _Seen(owner if isinstance(owner, dict) else {}, renewed)
 
 
 def _identity(path: pathlib.Path) -> dict[str, Any]:
@@ -270,6 +256,10 @@ def _now(folder: pathlib.Path) -> float:
   """Returns the time of the folder's file system in seconds; a file server may have another than this machine."""
   with tempfile.TemporaryFile(dir=folder) as file:
     return os.fstat(file.fileno()).st_mtime
+
+
+def _refusal(workdir: pathlib.Path, owner: dict[str, Any]) -> str:
+  return f'{workdir} is in use by {_describe(owner)}. Wait until it ends, stop it there, or give another --workdir'
 
 
 def _describe(owner: dict[str, Any]) -> str:

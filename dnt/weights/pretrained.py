@@ -169,7 +169,7 @@ class Source:
     if result.framework == 'torch' and not any(map(names.says_something, said)):
       _log.info(
         f'{self.origin}: nothing says which architecture it is, so {network.title} is taken from its tensors; '
-        "networks of other layers with the same tensors, such as timm's resnetaa50, cannot be told from it"
+        "networks of other layers with the same tensors, such as timm's resnetaa50, look the same in the file"
       )
     return network
 

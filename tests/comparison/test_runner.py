@@ -2,7 +2,6 @@ import errno
 import io
 import json
 import logging
-import os
 import re
 import subprocess
 import sys
@@ -94,25 +93,35 @@ def test_why_a_run_failed(tmp_path, written, code, reason):
   assert re.fullmatch(reason.removeprefix('error: '), found)
 
 
-def test_two_comparisons_do_not_share_a_workdir(tmp_path):
-  with runner.lock(tmp_path / 'new') as held:
-    with (
-      pytest.raises(errors.InputError, match=rf'{tmp_path / "new"} .*in use.*\bprocess {os.getpid()}\b'),
-      runner.lock(tmp_path / 'new'),
-    ):
-      pass
-    child = subprocess.Popen([sys.executable, '-c', 'input()'], stdin=subprocess.PIPE, pass_fds=(held,))
-  # A run that was started keeps the lock, even when what started it is gone.
-  with pytest.raises(errors.InputError, match='in use'), runner.lock(tmp_path / 'new'):
+OWN = """
+import pathlib, sys
+from dnt.parallel import ownership
+with ownership.own(pathlib.Path(sys.argv[1]), alone=True):
+  print('owns', flush=True)
+  input()
+"""
+
+
+@pytest.mark.parametrize('owned', ['', 'b/seed1'])
+def test_two_comparisons_do_not_share_a_workdir(runs, tmp_path, owned):
+  """Nor does a comparison begin while a run lives that another comparison, now gone, has started."""
+  assert tmp_path / owned in (tmp_path, *(run.workdir for run in runs))
+  child = subprocess.Popen([sys.executable, '-c', OWN, tmp_path / owned], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+  assert child.stdout.readline() == b'owns\n'
+  refused = pytest.raises(errors.InputError, match=rf'{tmp_path / owned} .*in use.*\bprocess {child.pid}\b')
+  with refused, runner.own(tmp_path, runs):
     pass
   child.communicate(b'\n')
-  with runner.lock(tmp_path / 'new'):
+  with runner.own(tmp_path, runs):
     pass
 
 
 def test_a_workdir_that_cannot_be_written(tmp_path):
   (tmp_path / 'file').write_text('')
-  with pytest.raises(errors.InputError, match=f'write .*{tmp_path / "file"}'), runner.lock(tmp_path / 'file'):
+  with (
+    pytest.raises(errors.InputError, match=f'{tmp_path / "file"}.*cannot be written'),
+    runner.own(tmp_path / 'file', ()),
+  ):
     pass
 
 
@@ -120,7 +129,7 @@ def test_finished_runs_are_not_started(runs, monkeypatch, caplog):
   caplog.set_level(logging.INFO, 'dnt')
   monkeypatch.setattr(runner.plan, 'is_finished', lambda run: True)
   monkeypatch.setattr(runner.subprocess, 'Popen', lambda *args, **kwargs: pytest.fail('started'))
-  assert runner.run(runs, -1)
+  assert runner.run(runs)
   assert re.search('6 of 6  c seed 1  .*finished', caplog.messages[-1])
 
 
@@ -133,7 +142,7 @@ def test_a_closed_output_stops_a_comparison_before_its_next_run(runs, monkeypatc
   monkeypatch.setattr(plan, 'is_finished', lambda run: run is runs[0])
   monkeypatch.setattr(runner, '_run_one', lambda *_: pytest.fail('the next run started'))
   with terminal.console(Closed()) as shown:
-    assert runner.run(runs, 0) is False
+    assert runner.run(runs) is False
   assert shown.lost.closed
 
 
@@ -152,7 +161,7 @@ def test_the_results_are_written_after_each_run_that_ended(runs, monkeypatch, ca
   finished(runs[0], 1.0)
   (runs[0].workdir / 'requested.json').write_text(json.dumps(runs[0].config.to_dict()))
   monkeypatch.setattr(runner, '_run_one', run_one)
-  assert runner.run(runs, -1, lambda: shown.append(caplog.messages[-1]))
+  assert runner.run(runs, lambda: shown.append(caplog.messages[-1]))
   assert len(shown) == 5, 'not after the one that was finished before'
   assert re.search('2 of 6  b seed 0  .*it failed', shown[0])
   assert '3 of 6  c seed 0  test accuracy 50.00 %  1 s' in shown[1]
@@ -199,7 +208,7 @@ def test_a_variant_starts_from_the_weights_of_another(tiny, in_process, tmp_path
   }
   runs = plan.make(config, tmp_path)
   pretrain, tuned, diverges, lost = runs
-  assert runner.run(runs, -1)
+  assert runner.run(runs)
   assert in_process == [str(run.workdir) for run in (pretrain, tuned, diverges)], 'what cannot start is not started'
 
   before, after = (
@@ -215,12 +224,12 @@ def test_a_variant_starts_from_the_weights_of_another(tiny, in_process, tmp_path
   assert '4 of 4  lost seed 0  ' in said[-1] and said[-1].endswith(failure)
 
   in_process.clear()
-  assert runner.run(plan.make(config, tmp_path), -1)
+  assert runner.run(plan.make(config, tmp_path))
   assert in_process == [str(diverges.workdir)], 'what is finished is not run again'
 
 
 def test_nothing_is_run_when_data_are_missing(runs, in_process):
   runs[1].config.data.source = 'folder:absent'
   with pytest.raises(errors.InputError, match='b seed 0: .*absent .*exist'):
-    runner.run(runs, -1)
+    runner.run(runs)
   assert not in_process

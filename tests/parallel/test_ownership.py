@@ -37,6 +37,11 @@ def take(workdir):
     return json.loads(owner_file(workdir).read_text())
 
 
+def names(workdir):
+  """Returns the names of the files besides that of the lock, which stays."""
+  return [path.name for path in workdir.iterdir() if path.name != 'owner.json.lock']
+
+
 @pytest.fixture
 def sleeper():
   """A process that does nothing: its id, its start and a function that kills it and leaves its exit code unread."""
@@ -56,10 +61,10 @@ def test_the_owner_is_named_while_it_runs_and_gone_after(tmp_path):
   workdir = tmp_path / 'new' / 'run'
   owner = take(workdir)
   assert owner['pid'] == os.getpid() and owner['host'] and owner['since']
-  assert list(workdir.iterdir()) == []
+  assert names(workdir) == []
   with pytest.raises(KeyboardInterrupt), ownership.own(workdir):
     raise KeyboardInterrupt
-  assert list(workdir.iterdir()) == []
+  assert names(workdir) == []
 
 
 def test_a_second_run_is_refused_and_changes_nothing(tmp_path, sleeper):
@@ -70,7 +75,7 @@ def test_a_second_run_is_refused_and_changes_nothing(tmp_path, sleeper):
   for part in (str(tmp_path), str(sleeper.pid), owner['host'], 'noon', '--workdir'):
     assert part in str(refused.value)
   assert owner_file(tmp_path).stat() == before
-  assert list(tmp_path.iterdir()) == [owner_file(tmp_path)]
+  assert names(tmp_path) == ['owner.json']
 
 
 def test_an_owner_that_died_here_is_followed_at_once(tmp_path, sleeper):
