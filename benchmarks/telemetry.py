@@ -124,8 +124,8 @@ def main(_):
     low, high = row['fraction_quartiles']
     print(
       f'{row["config"]:15}  {1e3 * row["step"]:7.1f} ms  {1e3 * row["watched_step"]:9.1f} ms  {row["period"]:6.0f}  '
-      f'{100 * row["share"]:.2f} % ({100 * low:.2f} to {100 * high:.2f} %)  '
-      f'{row["compilation"]:.1f} s (plain step {row["plain_compilation"]:.1f} s), {row["picture"]:.1f} s'
+      f'{100 * row["fraction"]:.2f} % ({100 * low:.2f} to {100 * high:.2f} %)  '
+      f'{row["compilation"]:.1f} s (plain step {row["plain_compilation"]:.1f} s), {row["image"]:.1f} s'
     )
   if loop.JSON.value:
     found = {'rows': rows, 'versions': report.versions(), 'device': jax.devices()[0].device_kind}
