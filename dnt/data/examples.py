@@ -23,10 +23,12 @@ class Examples:
     class_names: one name per class, in label order.
     shape: (H, W, C) of every image; H and W are None if the images differ in size.
     images: uint8 [N, H, W, C] if the images are in memory. Otherwise a picklable object with random access:
-      `images[i]` reads and decodes (image, label) number i, `images.part(start, stop)` returns a slice, and, if all
-      images have the same size, `images.decode_all(shape)` returns all images and labels.
+      `images[i]` reads and decodes (image, label) number i, `images.part(start, stop)` returns a slice,
+      `images.paths` lists the files, and, if all images have the same size, `images.decode_all(shape)` returns all
+      images and labels.
     labels: int32 [N]; None if the labels are stored with the images and reading them means reading everything.
     views: 0 for images. Otherwise `store` holds features, float32 [views x N, ...]: view 0 of every image first.
+    origin: the examples that were decoded into these; None if these were not decoded.
   """
 
   name: str
@@ -36,6 +38,7 @@ class Examples:
   store: Any
   labels: np.ndarray | None
   views: int = 0
+  origin: 'Examples | None' = None
 
   @property
   def images(self) -> np.ndarray | None:
@@ -69,12 +72,13 @@ class Examples:
     """Returns the examples from `start` to `stop` (exclusive) as a split named `split`."""
     store = self.store.part(start, stop) if self.images is None else self.store[start:stop]
     labels = None if self.labels is None else self.labels[start:stop]
-    return dataclasses.replace(self, split=split, store=store, labels=labels)
+    origin = self.origin and self.origin.part(split, start, stop)
+    return dataclasses.replace(self, split=split, store=store, labels=labels, origin=origin)
 
   def decoded(self) -> 'Examples':
     """Reads all images, which must have the same size, into memory."""
     store, labels = self.store.decode_all(self.shape)
-    return in_memory(self.name, self.split, store, labels, self.class_names)
+    return dataclasses.replace(in_memory(self.name, self.split, store, labels, self.class_names), origin=self)
 
 
 def in_memory(name: str, split: str, store: np.ndarray, labels: np.ndarray, class_names: tuple[str, ...]) -> Examples:

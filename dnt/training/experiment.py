@@ -17,7 +17,7 @@ from dnt import errors, models
 from dnt import workdir as workdir_lib
 from dnt.checkpoints import format
 from dnt.config import implied, run_config, typed
-from dnt.data import examples, pipeline, sources
+from dnt.data import examples, fingerprint, pipeline, sources
 from dnt.data.transforms import augment
 from dnt.models import depth, freeze, layouts
 from dnt.optim import chain, schedules
@@ -46,6 +46,10 @@ class Data(NamedTuple):
   train: examples.Examples
   evaluation: dict[str, examples.Examples]  # by split
   weights: pretrained.Source | None = None  # from config.train.init_from
+
+  def fingerprint(self) -> dict[str, dict[str, Any]]:
+    """Returns the fingerprint of each split that was loaded, see `dnt.data.fingerprint`; not for cached features."""
+    return fingerprint.of({self.train.split: self.train} | self.evaluation)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -34,6 +34,7 @@ class Records:
     image: name of the feature with the encoded image.
     label: name of the feature with the label.
     channels: 1 or 3.
+    paths: the array_record files of the whole split.
     start: index of the first record.
     stop: one past the last record.
   """
@@ -43,6 +44,7 @@ class Records:
   image: str
   label: str
   channels: int
+  paths: tuple[str, ...]
   start: int
   stop: int
 
@@ -123,7 +125,8 @@ def tfds(where: str, config: typed.Data, seed: int) -> examples.Splits:
         f'{builder.data_dir} is prepared as {builder.info.file_format.value}, which has no random access; set '
         'config.data.dir to another folder, where the set is then prepared as array_record'
       ) from error
-    records = Records(source, f'tfds:{where} {split}', image, label, shape[2], 0, len(source))
+    paths = tuple(map(os.fspath, builder.info.splits[split].filepaths))
+    records = Records(source, f'tfds:{where} {split}', image, label, shape[2], paths, 0, len(source))
     return examples.Examples(f'tfds:{where}', split, names, shape, records, None)
 
   return {split: functools.partial(read, split) for split in builder.info.splits}
