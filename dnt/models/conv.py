@@ -1,12 +1,5 @@
-"""The convolution of all models: XLA's own, with backward passes that stay fast on CPU inside loops.
+"""The convolution of all models."""
 
-On CPU, XLA calls its fast library only for convolutions in the form NHWC x HWIO -> NHWC. Outside loops XLA rewrites
-other forms; inside `lax.scan`, `fori_loop` and `cond` it does not, and they run 20 to 40 times slower. In a program for
-CPU, this module therefore writes the two backward passes in that form. Their values equal the gradients of
-`lax`, which programs for other platforms use.
-"""
-
-import functools
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -17,7 +10,6 @@ from jax import lax
 
 from dnt import errors
 from dnt.models import norms
-from dnt.parallel import cpu
 from dnt.parallel.cpu import lowering
 
 Pair = tuple[int, int]
@@ -26,7 +18,7 @@ LAYOUT = ('NHWC', 'HWIO', 'NHWC')
 
 
 def conv2d(x: jax.Array, kernel: jax.Array, *, strides: Pair = (1, 1), padding: Padding = 'SAME') -> jax.Array:
-  """Computes a two-dimensional cross-correlation; it supports reverse mode only (no `jvp`).
+  """Computes a two-dimensional cross-correlation.
 
   Args:
     x: [B, H, W, C].
@@ -49,67 +41,14 @@ def conv2d(x: jax.Array, kernel: jax.Array, *, strides: Pair = (1, 1), padding: 
   sides = symmetric_padding((kernel.shape[0], kernel.shape[1])) if padding == 'SAME' else padding
   (top, bottom), (left, right) = sides
   # Without the barrier, XLA on CPU recomputes the elementwise operations of all earlier blocks in every consumer.
-  return _conv2d(lowering.barrier(x), kernel, tuple(strides), ((top, bottom), (left, right)))
+  x = lowering.barrier(x)
+  return lax.conv_general_dilated(x, kernel, strides, ((top, bottom), (left, right)), dimension_numbers=LAYOUT)
 
 
 def symmetric_padding(kernel_size: Pair) -> tuple[Pair, Pair]:
   """Returns a padding of k // 2 on every side."""
   height, width = kernel_size
   return (height // 2, height // 2), (width // 2, width // 2)
-
-
-def _plain(x, kernel, strides, padding, **kwargs):
-  return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=LAYOUT, **kwargs)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _conv2d(x, kernel, strides, padding):
-  return _plain(x, kernel, strides, padding)
-
-
-def _forward(x, kernel, strides, padding):
-  return _plain(x, kernel, strides, padding), (x, kernel)
-
-
-def _backward(strides, padding, saved, g):
-  if not cpu.uses('convolutions'):
-    return tuple(gradient(strides, padding, *saved, g) for gradient in (_own_dx, _own_dkernel))
-
-  def choose(on_cpu, elsewhere, like):
-    on_cpu, elsewhere = (functools.partial(gradient, strides, padding) for gradient in (on_cpu, elsewhere))
-    return lowering.choose(*saved, g, on_cpu=on_cpu, elsewhere=elsewhere, like=like)
-
-  return choose(_cpu_dx, _own_dx, 0), choose(_cpu_dkernel, _own_dkernel, 1)
-
-
-def _own_dx(strides, padding, x, kernel, g):
-  return jax.linear_transpose(lambda x: _plain(x, kernel, strides, padding), x)(g)[0]
-
-
-def _own_dkernel(strides, padding, x, kernel, g):
-  return jax.linear_transpose(lambda kernel: _plain(x, kernel, strides, padding), kernel)(g)[0]
-
-
-def _sides(strides, padding, x, kernel, g):
-  """Yields for rows and columns: sizes of x, kernel and g dilated by the stride, and the padding before."""
-  for n, k, o, s, (low, _) in zip(x.shape[1:3], kernel.shape[:2], g.shape[1:3], strides, padding, strict=True):
-    yield n, k, (o - 1) * s + 1, low
-
-
-def _cpu_dx(strides, padding, x, kernel, g):
-  """Convolves g, dilated by the stride, with the flipped kernel with swapped input and output axes."""
-  pads = tuple((k - 1 - low, n - d + low) for n, k, d, low in _sides(strides, padding, x, kernel, g))
-  return _plain(g, kernel[::-1, ::-1].swapaxes(2, 3), (1, 1), pads, lhs_dilation=strides)
-
-
-def _cpu_dkernel(strides, padding, x, kernel, g):
-  """Convolves x with g as the kernel; channels act as the batch, and examples as the channels."""
-  pads = tuple((low, k - 1 + d - n - low) for n, k, d, low in _sides(strides, padding, x, kernel, g))
-  dkernel = _plain(x.transpose(3, 1, 2, 0), g.transpose(1, 2, 0, 3), (1, 1), pads, rhs_dilation=strides)
-  return dkernel.transpose(1, 2, 0, 3)
-
-
-_conv2d.defvjp(_forward, _backward)
 
 
 class Conv(nn.Module):

@@ -5,7 +5,7 @@
 | allocator | freed memory stays with the process (`allocator`) | 0.350 (0.340 to 0.458) | 0.338 (0.328 to 0.375) |
 | background | programs compile while others run (`precompile`) | 18.8 (16.4 to 21.7) | 19.6 (17.7 to 21.6) |
 | barriers | a convolution's input is computed once (`lowering`) | 0.348 (0.338 to 0.356) | 0.470 (0.448 to 0.488) |
-| convolutions | backward passes are fast in loops (`models.conv`) | 0.10 | 9.4 |
+| convolutions | all of them are fast in loops (`lowering`) | 0.10 | 9.4 |
 | options | barriers stay, convolutions run in Eigen (`options`) | 0.69 (0.39 to 0.71) | 0.77 (0.76 to 1.35) |
 
 Measured on two cores with jax 0.10.2, median (least to most) of three turns, by `python -m benchmarks.tricks`: a step

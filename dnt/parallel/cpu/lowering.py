@@ -1,10 +1,15 @@
-"""Lets a traced function contain code that only a program lowered for CPU includes.
+"""Lets programs that are lowered for CPU differ from those for other platforms: barriers, and fast convolutions.
 
 jax lowers a traced function for a platform: by default that of its arguments' devices, with `jax.export` or the devices
-of a topology another one. The functions here therefore decide while jax lowers, not while it traces.
+of a topology another one. The rules here therefore decide while jax lowers, not while it traces.
+
+Convolutions: on CPU, XLA calls its fast library only for convolutions in the form NHWC x HWIO -> NHWC (and the like in
+one or three dimensions). Outside loops XLA rewrites other forms; inside `lax.scan`, `fori_loop` and `cond` it does not,
+and they run 20 to 40 times slower. Among them are both backward passes of every convolution. The rule here writes all
+of them in that form. It holds for every convolution of the process, so also for those of a user's own module.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -20,23 +25,9 @@ def barrier(x: jax.Array) -> jax.Array:
   return _barrier.bind(x) if cpu.uses('barriers') else x
 
 
-def choose(*args: jax.Array, on_cpu: Callable, elsewhere: Callable, like: int) -> jax.Array:
-  """Returns `on_cpu(*args)` if the program is lowered for CPU alone, else `elsewhere(*args)`.
-
-  jax's own `lax.platform_dependent` wraps each choice in a conditional of one branch, even for a single platform.
-
-  Args:
-    *args: arrays.
-    on_cpu: function of `args`; it returns an array.
-    elsewhere: function of `args` with the same result; its derivative is that of both.
-    like: index of the argument that has the shape and dtype of the result.
-  """
-  return _choice.bind(*args, on_cpu=on_cpu, elsewhere=elsewhere, like=like)
-
-
 def _for_cpu(ctx: mlir.LoweringRuleContext) -> bool:
   # A program exported for several platforms at once gets the code for accelerators.
-  return tuple(ctx.platforms or ctx.module_context.platforms) == ('cpu',)
+  return tuple(ctx.module_context.platforms) == ('cpu',)
 
 
 def _lower_barrier(ctx: mlir.LoweringRuleContext, x: Any) -> Any:
@@ -51,26 +42,31 @@ ad.deflinear2(_barrier, lambda gradient, x: [_barrier.bind(gradient)])
 mlir.register_lowering(_barrier, _lower_barrier)
 
 
-def _lower_choice(ctx: mlir.LoweringRuleContext, *args: Any, on_cpu: Callable, elsewhere: Callable, like: int) -> Any:
-  return mlir.lower_fun(on_cpu if _for_cpu(ctx) else elsewhere, multiple_results=False)(ctx, *args)
+# jax has no public name for the rule that a new one replaces.
+_lower_as_given = mlir._platform_specific_lowerings['cpu'][lax.conv_general_dilated_p].rule
 
 
-def _batch_choice(args: Any, axes: Any, *, on_cpu: Callable, elsewhere: Callable, like: int) -> Any:
-  size = next(arg.shape[axis] for arg, axis in zip(args, axes, strict=True) if axis is not None)
-  args, axes = list(args), list(axes)
-  args[like], axes[like] = batching.bdim_at_front(args[like], axes[like], size), 0
-  each = {'on_cpu': jax.vmap(on_cpu, axes), 'elsewhere': jax.vmap(elsewhere, axes)}
-  return _choice.bind(*args, **each, like=like), 0
+def _lower_convolution(
+  ctx: mlir.LoweringRuleContext, x: Any, kernel: Any, *, dimension_numbers: lax.ConvDimensionNumbers, **params: Any
+) -> Any:
+  *spatial, last = range(1, len(dimension_numbers.lhs_spec))
+  images = (0, last, *spatial)
+  fast = lax.ConvDimensionNumbers(images, (last, last - 1, *range(last - 1)), images)
+  if dimension_numbers == fast or not _for_cpu(ctx) or not cpu.uses('convolutions'):
+    return _lower_as_given(ctx, x, kernel, dimension_numbers=dimension_numbers, **params)
+
+  def convolve(x, kernel):
+    x = lax.transpose(x, _permutation(dimension_numbers.lhs_spec, fast.lhs_spec))
+    kernel = lax.transpose(kernel, _permutation(dimension_numbers.rhs_spec, fast.rhs_spec))
+    y = lax.conv_general_dilated_p.bind(x, kernel, dimension_numbers=fast, **params)
+    return lax.transpose(y, _permutation(fast.out_spec, dimension_numbers.out_spec))
+
+  return mlir.lower_fun(convolve, multiple_results=False)(ctx, x, kernel)
 
 
-def _differentiate_choice(primals: Any, tangents: Any, *, elsewhere: Callable, **rest: Any) -> Any:
-  _, tangent = jax.jvp(elsewhere, tuple(primals), tuple(map(ad.instantiate_zeros, tangents)))
-  return _choice.bind(*primals, elsewhere=elsewhere, **rest), tangent
+def _permutation(before: Sequence[int], after: Sequence[int]) -> list[int]:
+  """Returns the permutation that moves the axes of an array from their places `before` to those `after`."""
+  return [axis for _, axis in sorted(zip(after, before, strict=True))]
 
 
-_choice = core.Primitive('cpu_choice')
-_choice.def_impl(lambda *args, elsewhere, **_: elsewhere(*args))
-_choice.def_abstract_eval(lambda *args, like, **_: args[like])
-mlir.register_lowering(_choice, _lower_choice)
-ad.primitive_jvps[_choice] = _differentiate_choice
-batching.primitive_batchers[_choice] = _batch_choice
+mlir.register_lowering(lax.conv_general_dilated_p, _lower_convolution, platform='cpu')

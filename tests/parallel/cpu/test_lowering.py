@@ -1,6 +1,8 @@
 """What a program holds depends on the platform that it is lowered for, not on the machine."""
 
+import contextlib
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -8,10 +10,12 @@ import numpy as np
 import pytest
 from jax import export, lax
 
+from dnt.data import pipeline
 from dnt.models import conv
 from dnt.parallel import cpu
+from dnt.parallel import mesh as mesh_lib
 from dnt.parallel.cpu import lowering
-from dnt.training import experiment
+from dnt.training import experiment, steps
 
 IMAGE, KERNEL = np.ones((2, 6, 6, 3), np.float32), np.ones((3, 3, 3, 4), np.float32)
 # Dimension numbers of the convolutions that XLA's library for CPU takes.
@@ -91,21 +95,62 @@ def test_a_barrier_is_the_identity_under_all_transformations():
   assert 'optimization_barrier' in text(lambda x: jax.vmap(fn)(x), x)
 
 
-@pytest.mark.parametrize('axes', [(0, None, None), (None, 1, None), (1, None, 2), (None, None, 0)])
-def test_a_choice_is_made_in_batches_too(axes):
+def convolve(x, kernel, layout, **kwargs):
+  ones = (1,) * (x.ndim - 2)
+  return lax.conv_general_dilated(x, kernel, ones, 'SAME', dimension_numbers=layout, **kwargs)
+
+
+# What users' own networks hold: [shape of x, shape of the kernel, function].
+IMAGES = ('NHWC', 'HWIO', 'NHWC')
+OTHERS = {
+  'plain': ((2, 6, 5, 3), (3, 2, 3, 4), functools.partial(convolve, layout=IMAGES)),
+  'grouped': ((2, 6, 5, 4), (3, 3, 2, 6), functools.partial(convolve, layout=IMAGES, feature_group_count=2)),
+  'depthwise': ((2, 6, 5, 4), (3, 3, 1, 4), functools.partial(convolve, layout=IMAGES, feature_group_count=4)),
+  'dilated': ((2, 6, 5, 3), (3, 3, 3, 4), functools.partial(convolve, layout=IMAGES, rhs_dilation=(2, 2))),
+  'channels first': ((2, 3, 6, 5), (4, 3, 3, 3), functools.partial(convolve, layout=('NCHW', 'OIHW', 'NCHW'))),
+  'one-dimensional': ((2, 9, 3), (3, 3, 4), functools.partial(convolve, layout=('NWC', 'WIO', 'NWC'))),
+  'transposed': ((2, 3, 4, 3), (2, 2, 3, 4), lambda x, kernel: lax.conv_transpose(x, kernel, (2, 2), 'SAME')),
+  'in batches': ((5, 2, 6, 5, 3), (5, 3, 3, 3, 4), jax.vmap(functools.partial(convolve, layout=IMAGES))),
+}
+
+
+# A convolution as the library for CPU takes it, with any number of spatial dimensions.
+FAST_FORM = re.compile(r'dim_numbers = \[b, ([\d, ]+), f\]x\[\1, i, o\]->\[b, \1, f\]')
+
+
+@pytest.mark.parametrize('kind', OTHERS)
+def test_every_convolution_in_a_loop_has_the_form_of_the_library_and_the_values_of_jax(kind, monkeypatch):
   rng = np.random.default_rng(0)
-  shapes = [(2, 3), (3, 4), (2, 4)]
-  args = [
-    rng.normal(size=shape if axis is None else (*shape[:axis], 5, *shape[axis:])).astype(np.float32)
-    for shape, axis in zip(shapes, axes, strict=True)
-  ]
+  *shapes, fn = OTHERS[kind]
+  x, kernel = (rng.normal(size=shape).astype(np.float32) for shape in shapes)
 
-  def transposed(x, kernel, g):
-    return g @ kernel.T
+  def outputs(x, kernel):
+    return fn(x, kernel), *jax.grad(lambda x, kernel: jnp.sum(jnp.sin(fn(x, kernel))), (0, 1))(x, kernel)
 
-  def choose(x, kernel, g):
-    return lowering.choose(x, kernel, g, on_cpu=lambda *args: 2 * transposed(*args), elsewhere=transposed, like=0)
+  def compile_loop():
+    def looped(x, kernel, count):
+      total = jax.tree.map(jnp.zeros_like, outputs(x, kernel))
+      return lax.fori_loop(0, count, lambda _, total: jax.tree.map(jnp.add, total, outputs(x, kernel)), total)
 
-  wanted = jax.vmap(transposed, axes)(*args) if axes != (0, None, None) else np.stack([args[2] @ args[1].T] * 5)
-  scale = 2 if jax.default_backend() == 'cpu' else 1
-  np.testing.assert_allclose(jax.jit(jax.vmap(choose, axes))(*args), scale * wanted, rtol=1e-5)
+    program = text(looped, x, kernel, 1)
+    return jax.jit(looped)(x, kernel, 1), program.count('stablehlo.convolution'), len(FAST_FORM.findall(program))
+
+  got, count, fast = compile_loop()
+  assert count == fast >= 3
+  monkeypatch.setenv(cpu.VARIABLE, 'convolutions')
+  wanted, count, fast = compile_loop()
+  assert fast < count
+  for a, b in zip(got, wanted, strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max())
+
+
+def test_a_users_own_convolutions_are_fast_inside_the_loop_of_steps(tiny, own_network):
+  data = experiment.load_data(tiny, ())
+  run = experiment.make(experiment.resolve(tiny, data), data.spec)
+  mesh = mesh_lib.make_mesh(tiny.mesh)
+  with contextlib.closing(pipeline.make_train_loader(run.config, data.train, mesh)) as loader:
+    program = steps.make_train_steps(run.phases[0].train_step, loader.batch_at, 3)
+    lowered = text(program, run.abstract_state(), loader.shapes(), np.int32(1))
+  assert 'stablehlo.while' in lowered
+  count, fast = convolutions(lowered)
+  assert count == fast == 2  # forward, and backward to the kernel
