@@ -149,11 +149,13 @@ def _take(workdir: pathlib.Path, seen: _Seen | None, since: float) -> dict[str, 
 
 
 def _release(path: pathlib.Path, mine: dict[str, Any]) -> None:
-  """Removes the owner's file, unless it has disappeared or names another owner."""
-  with contextlib.suppress(OSError), filelock.FileLock(f'{path}.lock', _LOCKING):  # a timeout is an OSError
+  """Removes the owner's file and that of its lock, unless the file has disappeared or names another owner."""
+  lock = filelock.FileLock(f'{path}.lock', _LOCKING)
+  with contextlib.suppress(OSError), lock:  # a timeout is an OSError
     found = _look(path)
     if found and found.owner == mine:
       path.unlink()
+      os.unlink(lock.lock_file)  # a process that already waits for this lock locks a new file
 
 
 def _renew(path: pathlib.Path, mine: dict[str, Any], ended: threading.Event) -> None:

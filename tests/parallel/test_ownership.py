@@ -37,11 +37,6 @@ def take(workdir):
     return json.loads(owner_file(workdir).read_text())
 
 
-def names(workdir):
-  """Returns the names of the files besides that of the lock, which stays."""
-  return [path.name for path in workdir.iterdir() if path.name != 'owner.json.lock']
-
-
 @pytest.fixture
 def sleeper():
   """A process that does nothing: its id, its start and a function that kills it and leaves its exit code unread."""
@@ -61,10 +56,10 @@ def test_the_owner_is_named_while_it_runs_and_gone_after(tmp_path):
   workdir = tmp_path / 'new' / 'run'
   owner = take(workdir)
   assert owner['pid'] == os.getpid() and owner['host'] and owner['since']
-  assert names(workdir) == []
+  assert list(workdir.iterdir()) == []
   with pytest.raises(KeyboardInterrupt), ownership.own(workdir):
     raise KeyboardInterrupt
-  assert names(workdir) == []
+  assert list(workdir.iterdir()) == []
 
 
 def test_a_second_run_is_refused_and_changes_nothing(tmp_path, sleeper):
@@ -75,7 +70,7 @@ def test_a_second_run_is_refused_and_changes_nothing(tmp_path, sleeper):
   for part in (str(tmp_path), str(sleeper.pid), owner['host'], 'noon', '--workdir'):
     assert part in str(refused.value)
   assert owner_file(tmp_path).stat() == before
-  assert names(tmp_path) == ['owner.json']
+  assert {path.name for path in tmp_path.iterdir()} == {'owner.json', 'owner.json.lock'}
 
 
 def test_an_owner_that_died_here_is_followed_at_once(tmp_path, sleeper):
