@@ -277,6 +277,7 @@ def parse(program: Program, argv: Sequence[str]) -> flags.FlagValues:
   shown = _config_argument(argv)
   argv = _with_recorded_config(argv)
   file = pathlib.Path(_config_argument(argv).partition(':')[0])
+  _search_beside(file)
   values = _define(program, argv)
   try:
     rest = values(argv)
@@ -321,6 +322,13 @@ def _refuse_rest(rest: list[str]) -> None:
 
 def _refused(error: flags.Error) -> errors.InputError:
   return errors.InputError(f'{error} (--help lists the flags)')
+
+
+def _search_beside(file: pathlib.Path) -> None:
+  """Makes Python find the modules beside a user's config file first, as it does for a script."""
+  folder = str(file.expanduser().absolute().parent)
+  if str(file) != run_config.__file__ and folder != str(CONFIGS) and folder not in sys.path[:1]:
+    sys.path.insert(0, folder)
 
 
 def _with_shipped_config(argv: list[str]) -> list[str]:

@@ -417,6 +417,14 @@ def test_model_options(wide_network):
   assert fingerprint(wide_network) != before
 
 
+def test_model_folder(wide_network, tmp_path):
+  wide_network.model.folder = str(tmp_path)
+  assert fingerprint(wide_network)
+  wide_network.model.folder = str(tmp_path / 'elsewhere')
+  with pytest.raises(errors.InputError, match='elsewhere'):
+    fingerprint(wide_network)
+
+
 @pytest.mark.thorough
 def test_train_batch_size(tiny, tmp_path):
   tiny.train.batch_size = 32

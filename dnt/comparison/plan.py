@@ -87,6 +87,8 @@ def make(
       raise errors.InputError(f'{what} must not set seed; set config.seeds instead')
     variants[name] = schema.override(bases[form], changes, what)
     _check(variants[name], changes, what)
+    if ':' in variants[name].model.name:  # the runs are other processes, which must find the module too
+      variants[name].model.update(models.resolved_options(variants[name].model))
     all_changes.append({*changes, *(_LENGTH if set(_LENGTH) & set(changes) else ())})
   for key in given:
     if key == 'seed':
@@ -233,7 +235,8 @@ def _differences(run: Run) -> list[str] | None:
   if run.source:
     key = f'params_sha256 of {run.source.name}'
     old[key], new[key] = _read(run.workdir / SOURCE), source_weights(run)
-  return [f'{key} was {old[key]!r} and is now {new[key]!r}' for key in new if new[key] != old[key]]
+  moved = ('model.folder',)  # says where the network's code is, not what it is
+  return [f'{key} was {old[key]!r} and is now {new[key]!r}' for key in new if new[key] != old[key] and key not in moved]
 
 
 def source_weights(run: Run) -> str | None:

@@ -356,6 +356,12 @@ SCHEMA: dict[str, Any] = {
     ),
     'remat': Option(False, 'recompute activations inside each block in the backward pass to save memory', role='run'),
     'options': Option(dict, 'keyword arguments of your own module; set in a config file', role='weights'),
+    'folder': Option(
+      str,
+      'folder of your own module; not set: that of the config file, or where Python finds it; config.json records it',
+      only={'model.name': any_but('mlp', 'plain', 'resnet', 'highway', 'densenet', 'pretrained')},
+      role='weights',
+    ),
   },
   'loss': {
     'label_smoothing': Option(

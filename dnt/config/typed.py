@@ -66,6 +66,7 @@ class Model(ml_collections.ConfigDict):
   scan: bool
   remat: bool
   options: Any
+  folder: str | None
 
 
 class Loss(ml_collections.ConfigDict):

@@ -85,7 +85,8 @@ def use(
   weights = {
     name: trees.split(tree, lambda path: freeze.is_below(path, skipped))[0] for name, tree in variables.items()
   }
-  about = [_FORMAT, run.config.model.to_dict(), names, pooled, trees.sha256(weights)]
+  network = {key: value for key, value in run.config.model.to_dict().items() if key != 'folder'}
+  about = [_FORMAT, network, names, pooled, trees.sha256(weights)]
   directory = pathlib.Path(run.config.finetune.cache_dir or pathlib.Path.home() / '.cache' / 'dnt' / 'features')
 
   def features(source, views):

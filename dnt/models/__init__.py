@@ -25,7 +25,8 @@ FIELDS = tuple(
   for key in schema.SCHEMA['model']
   if key != 'num_classes' and any(key in custom.field_names(each) for each in MODELS.values())
 )
-PARTS = tuple(key for key in schema.SCHEMA['model'] if key not in ('name', 'num_classes', 'options', *FIELDS))
+_NO_PARTS = ('name', 'num_classes', 'options', 'folder', *FIELDS)
+PARTS = tuple(key for key in schema.SCHEMA['model'] if key not in _NO_PARTS)
 
 
 def make(model: typed.Model, num_classes: int) -> nn.Module:
@@ -72,6 +73,8 @@ def check(model: typed.Model) -> None:
 def resolved_options(model: typed.Model) -> dict[str, Any]:
   """Returns the options of `config.model` that the model class has, with the values the network actually uses.
 
+  Of a user's own module it is the folder where it was found.
+
   Args:
     model: validated `config.model`.
 
@@ -79,7 +82,7 @@ def resolved_options(model: typed.Model) -> dict[str, Any]:
     errors.InputError: as in `make`.
   """
   if ':' in model.name:
-    return {}
+    return {'folder': custom.find_folder(model.name, model.folder)}
   network = make(model, 2)
   return {key: getattr(network, key) for key in custom.field_names(type(network)) if key in FIELDS}
 
@@ -110,7 +113,7 @@ def is_open(model: typed.Model, key: str) -> bool:
 
 
 def _make_custom(model: typed.Model, num_classes: int, fields: dict[str, Any]) -> nn.Module:
-  known = custom.field_names(custom.load(model.name))
+  known = custom.field_names(custom.load(model.name, model.folder))
   changed = {key: model[key] for key in PARTS if not is_open(model, key)}
   given = {'num_classes': num_classes, 'scan': model.scan, 'remat': model.remat}
   if 'parts' in known:
@@ -122,4 +125,4 @@ def _make_custom(model: typed.Model, num_classes: int, fields: dict[str, Any]) -
         f'config.model.{key} does not reach your own module {model.name!r}; set its fields in config.model.options, '
         'or add a field `parts` (dnt.models.parts.Parts) for norm, activation, initializer and dtype'
       )
-  return custom.make(model.name, num_classes, given, model.options.to_dict())
+  return custom.make(model.name, model.folder, num_classes, given, model.options.to_dict())

@@ -1,9 +1,17 @@
-"""Loads a user's own Flax module from its import path."""
+"""Loads a user's own Flax module by its import path, from the folder where a run found it."""
 
 import dataclasses
+import functools
 import importlib
+import importlib.machinery
 import inspect
-from collections.abc import Mapping
+import logging
+import os
+import pathlib
+import sys
+import sysconfig
+import types
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -12,24 +20,21 @@ import jax.numpy as jnp
 
 from dnt import errors
 
+_log = logging.getLogger(__name__)
 
-def load(name: str) -> type[nn.Module]:
+
+def load(name: str, folder: str | None = None) -> type[nn.Module]:
   """Imports a module class.
 
   Args:
     name: 'package.module:Class'.
+    folder: folder that holds the package or module; None: wherever Python finds it.
 
   Raises:
-    errors.InputError: the import fails, or the class is not a Flax Linen module.
+    errors.InputError: the folder does not hold the module, the import fails, or the class is not a Flax Linen module.
   """
   module_name, _, class_name = name.partition(':')
-  try:
-    module = importlib.import_module(module_name)
-  except Exception as error:  # the user's code may raise anything during the import
-    raise errors.InputError(
-      f'config.model.name={name!r}: cannot import {module_name!r} ({type(error).__name__}: {error}); it must be an '
-      'importable Python module: run from its folder, or add that folder to PYTHONPATH'
-    ) from error
+  module = _import(name, folder)
   modules = [key for key, value in vars(module).items() if _is_module(value)]
   if not hasattr(module, class_name):
     raise errors.unknown(f'Flax module in {module_name}', class_name, modules)
@@ -42,11 +47,96 @@ def load(name: str) -> type[nn.Module]:
   return result
 
 
-def make(name: str, num_classes: int, given: Mapping[str, Any], options: Mapping[str, Any]) -> nn.Module:
+def find_folder(name: str, folder: str | None = None) -> str | None:
+  """Returns the absolute path of the folder from which `load` imports a module.
+
+  It is None for a module that any Python process finds again, because it is installed, and for one without a file.
+  """
+  root = _root(_import(name, folder))
+  return None if root in [sysconfig.get_path(kind) for kind in ('purelib', 'platlib', 'stdlib')] else root
+
+
+def _import(name: str, folder: str | None) -> types.ModuleType:
+  module_name = name.partition(':')[0]
+  place = None if folder is None else _locate(name, module_name, os.path.abspath(os.path.expanduser(folder)))
+  if place is not None:
+    _search_first(module_name, place)
+  try:
+    module = importlib.import_module(module_name)
+  except Exception as error:  # the user's code may raise anything during the import
+    raise errors.InputError(
+      f'config.model.name={name!r}: cannot import {module_name!r} ({type(error).__name__}: {error}); it must be an '
+      'importable Python module: put it beside the config file, run from its folder, or add that folder to PYTHONPATH'
+    ) from error
+  if place is not None and _root(module) != place:
+    taken = getattr(module, '__file__', 'a part of Python')
+    raise errors.InputError(
+      f'config.model.name={name!r}: the name {module_name!r} of the module in {place} is that of {taken}; rename your '
+      'module'
+    )
+  return module
+
+
+def _root(module: types.ModuleType) -> str | None:
+  """Returns the folder that Python searched to find a module; None for one that it cannot find again by its name."""
+  path = getattr(module, '__file__', None)
+  if path is None or module.__name__ == '__main__':
+    return None
+  path = pathlib.Path(os.path.abspath(path))
+  return str(path.parents[module.__name__.count('.') + (path.stem == '__init__')])
+
+
+def _locate(name: str, module_name: str, folder: str) -> str:
+  """Returns the folder that holds a module: the one where it was, else one of PYTHONPATH, with a warning."""
+  if module_name in sys.modules and _root(sys.modules[module_name]) == folder:
+    return folder
+  for place in (folder, *filter(None, os.environ.get('PYTHONPATH', '').split(os.pathsep))):
+    if _holds(place, module_name):
+      if place != folder:
+        _warn_of_move(name, folder, place)
+      return os.path.abspath(place)
+  raise errors.InputError(
+    f'config.model.name={name!r}: there is no module {module_name!r} in {folder} (config.model.folder); if it has '
+    'moved, put it back, or add the folder where it is now to PYTHONPATH'
+  )
+
+
+@functools.cache  # warns once
+def _warn_of_move(name: str, folder: str, place: str) -> None:
+  _log.warning('%s is no longer in %s: it is taken from %s', name, folder, place)
+
+
+def _holds(folder: str, module_name: str) -> bool:
+  """Returns whether a folder holds a module, which may be in packages; it imports nothing."""
+  importlib.invalidate_caches()
+  searched: Sequence[str] = [folder]
+  spec, names = None, module_name.split('.')
+  for count in range(1, len(names) + 1):
+    spec = importlib.machinery.PathFinder.find_spec('.'.join(names[:count]), searched)
+    if spec is None:
+      return False
+    searched = list(spec.submodule_search_locations or ())
+  return spec is not None and spec.has_location
+
+
+def _search_first(module_name: str, folder: str) -> None:
+  """Makes Python import a module from a folder, even if it has imported one of the same name from another folder."""
+  if sys.path[:1] != [folder]:
+    sys.path.insert(0, folder)
+  held, top = sys.modules.get(module_name), module_name.partition('.')[0]
+  if held is not None and _root(held) != folder and top not in sys.stdlib_module_names:
+    for each in [each for each in sys.modules if each == top or each.startswith(f'{top}.')]:
+      del sys.modules[each]
+
+
+def make(
+  name: str, folder: str | None, num_classes: int, given: Mapping[str, Any], options: Mapping[str, Any]
+) -> nn.Module:
   """Wraps the user's network in dnt's interface: `model(x, train)` returns float32 logits [B, classes].
 
   Args:
     name: 'package.module:Class', whose `__call__` takes `x`, or `x` and `train`.
+    folder: as for `load`.
     num_classes: number of classes.
     given: fields to set if the class has them.
     options: fields to set from the user's config.
@@ -55,7 +145,7 @@ def make(name: str, num_classes: int, given: Mapping[str, Any], options: Mapping
     errors.InputError: dnt cannot load the class or call it this way, the class lacks an option, or (at tracing) the
       logits have another shape.
   """
-  base = load(name)
+  base = load(name, folder)
   fields = field_names(base)
   for key in options:
     if key not in fields:

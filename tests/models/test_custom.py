@@ -99,7 +99,7 @@ def make(name, options=None, **model):
   return models.make(settings(name, options, **model), 5)
 
 
-def test_a_module_of_ones_own():
+def test_a_module_of_ones_own(tmp_path):
   model = make('mynets:Net', {'width': 7})
   assert [entry.name for entry in depth.trace(model, SHAPE).entries] == ['wide', 'norm', 'answer']
   variables = models.init(depth.trace(model, SHAPE), 0)
@@ -111,7 +111,7 @@ def test_a_module_of_ones_own():
   assert logits.dtype == jnp.float32
   assert not np.array_equal(updates['batch_stats']['norm']['mean'], variables['batch_stats']['norm']['mean'])
   assert jax.eval_shape(functools.partial(model.apply, train=False), variables, x).shape == (6, 5)
-  assert models.resolved_options(settings('mynets:Net')) == {}
+  assert models.resolved_options(settings('mynets:Net')) == {'folder': str(tmp_path)}
   assert type(model).__name__ == 'Net'
 
 
@@ -172,3 +172,81 @@ def test_logits_of_another_shape_are_refused():
   message = r'mynets:Wrong .*\(1, 4, 4, 3\).* logits .*\(1, 5\)'
   with pytest.raises(errors.InputError, match=message):
     depth.trace(model, SHAPE)
+
+
+WIDTH = """
+import flax.linen as nn
+from {beside} import width
+
+class Net(nn.Module):
+  @nn.compact
+  def __call__(self, x):
+    return nn.Dense(5)(nn.Dense(width, name='wide')(x.reshape(x.shape[0], -1)))
+"""
+
+
+@pytest.fixture
+def apart(tmp_path, monkeypatch):
+  """Writes a module `apart`, and one that it imports, into a folder that Python does not search; returns the folder."""
+  monkeypatch.setattr(sys, 'path', list(sys.path))  # the loader adds folders
+
+  def write(folder, width, package=False):
+    place = tmp_path / folder
+    (place / 'package').mkdir(parents=True)
+    (place / f'beside{width}.py').write_text(f'width = {width}\n')
+    (place / ('package/apart.py' if package else 'apart.py')).write_text(WIDTH.format(beside=f'beside{width}'))
+    return str(place)
+
+  yield write
+  for name in ('apart', 'package.apart', 'package'):
+    sys.modules.pop(name, None)
+
+
+def width_of(name='apart:Net', **options):
+  model = make(name, **options)
+  return next(row.shape for row in depth.trace(model, SHAPE).table if row.entry.name == 'wide')
+
+
+def test_a_module_is_found_in_its_folder(apart):
+  folder = apart('here', 7)
+  with pytest.raises(errors.InputError, match='beside the config file'):
+    make('apart:Net')
+  assert width_of(folder=folder) == (7,)
+  assert models.resolved_options(settings('apart:Net', folder=folder)) == {'folder': folder}
+  assert models.resolved_options(settings('apart:Net')) == {'folder': folder}, 'where it has been found'
+
+
+def test_a_module_in_a_package_is_found_in_the_folder_of_the_package(apart):
+  folder = apart('here', 6, package=True)
+  assert width_of('package.apart:Net', folder=folder) == (6,)
+  assert models.resolved_options(settings('package.apart:Net'))['folder'] == folder
+
+
+def test_two_folders_may_hold_modules_of_one_name(apart):
+  folders = [apart('one', 8), apart('two', 9)]
+  assert [width_of(folder=folder) for folder in (*folders, *folders)] == [(8,), (9,), (8,), (9,)]
+
+
+def test_a_module_that_has_moved_is_refused_or_found_by_pythonpath(apart, tmp_path, monkeypatch, caplog):
+  old = apart('old', 4)
+  (tmp_path / 'old').rename(tmp_path / 'new')
+  monkeypatch.chdir(tmp_path / 'new')
+  sys.path.insert(0, str(tmp_path / 'new'))  # as `python -m` does; nobody has said that it is the same module
+  with pytest.raises(errors.InputError, match=f'no module .apart. in {old} .*moved.*PYTHONPATH'):
+    make('apart:Net', folder=old)
+  monkeypatch.setenv('PYTHONPATH', f'{tmp_path}/nothing:{tmp_path}/new')
+  assert width_of(folder=old) == width_of(folder=old) == (4,)
+  assert caplog.text.count(f'no longer in {old}') == 1
+  assert models.resolved_options(settings('apart:Net', folder=old)) == {'folder': f'{tmp_path}/new'}
+
+
+def test_a_module_with_a_name_of_pythons_own_is_refused(apart, tmp_path):
+  (tmp_path / 'apart').mkdir()
+  (tmp_path / 'apart' / 'textwrap.py').write_text('class Net: pass')
+  with pytest.raises(errors.InputError, match='textwrap.*rename'):
+    make('textwrap:Net', folder=str(tmp_path / 'apart'))
+  assert sys.modules['textwrap'] is textwrap
+
+
+def test_the_folder_of_an_installed_module_is_not_recorded():
+  assert models.resolved_options(settings('flax.linen:Dense')) == {'folder': None}
