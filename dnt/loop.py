@@ -10,11 +10,13 @@ Order of events when step s is done:
      not wait for the host (before 2 and 3, before a compilation and at the end, at once); a loss that is not finite
      stops the run; a training line at every `train.log_every`; then a telemetry line, if s is a multiple of
      `telemetry.every`, and its warnings,
-  2. evaluation, if s is a multiple of `eval.every` or the last step; then the best metric and patience,
-  3. a checkpoint, if s is a multiple of `checkpoint.every` or the run ends here; it holds the state of the phase that
+  2. a checkpoint, if s is a multiple of `checkpoint.every` or the run ends here; it holds the state of the phase that
      ends at s, if one does,
-  4. the end, if s is the last step, patience has run out or a signal requested it; after a signal the process that
-     continues from here does 2, so that the checkpoint does not have to wait,
+  3. evaluation, if s is a multiple of `eval.every` or the last step; then the best metric and patience, which the
+     checkpoint of step s gets once it is on disk. A run that is killed in between does 3 when it continues from there;
+     so does one that stopped because an image could not be read, as it saves what it has trained,
+  4. the end, if s is the last step, patience has run out (then with a checkpoint) or a signal requested it; after a
+     signal the process that continues from here does 3, so that the checkpoint does not have to wait,
   5. the next phase, if one starts at s: the optimizer's state for the parameters that begin to train.
 """
 
@@ -114,10 +116,10 @@ def _train(config: typed.Config, workdir: pathlib.Path, clock: record.Clock, com
         _log.info(f'continuing from step {step}')
       try:
         state = _run(_Session(run, mesh, loader, programs, saved, rec, clock, guard), state)
-      except errors.RunError as error:
+      except (errors.InputError, errors.RunError) as error:
         saved.close()
         kept = 'none was saved' if saved.latest_step is None else f'the checkpoint of step {saved.latest_step} is kept'
-        raise errors.RunError(f'{error}; {kept} in {workdir}') from error
+        raise type(error)(f'{error}; {kept} in {workdir}') from error
       saved.close()
   return report.write(run, rec, state, workdir, mesh, command)
 
@@ -184,18 +186,40 @@ def _run(session: _Session, state: steps.TrainState) -> steps.TrainState:
   rows = layouts.scanned_rows(state.params)
   step, requested = int(state.step), False
   phase = run.phase(step)
+
+  def save():
+    session.saved.save(step, layouts.to_unrolled(state, rows), rec.history())
+    session.clock.lap('checkpoint')
+
+  @contextlib.contextmanager
+  def keeping(kind):
+    """Saves what is trained before an error of this kind ends the run."""
+    try:
+      yield
+    except kind:
+      pending.flush()
+      # A checkpoint holds the state of the phase that ends. With several processes, the others do not come here.
+      if step > 0 and phase is run.phase_of_state(step) and jax.process_count() == 1:
+        save()
+      raise
+
   while True:
     evaluating = due.evaluates(step) and rec.evaluated_at < step and not requested
     ending = step == due.total or requested or rec.out_of_patience
-    if evaluating or due.saves(step) or ending:
+    saving = step > 0 and (due.saves(step) or ending)
+    if evaluating or saving:
       pending.flush()
+    if saving:
+      save()
     if evaluating:
-      rec.evaluated(step, programs.evaluate(state, step))
-      ending = ending or rec.out_of_patience
-    if step and (due.saves(step) or ending):
-      metric = rec.last[rec.best_metric] if rec.evaluated_at == step else None
-      session.saved.save(step, layouts.to_unrolled(state, rows), rec.history(), metric)
-      session.clock.lap('checkpoint')
+      with keeping(Exception):
+        rec.evaluated(step, programs.evaluate(state, step))
+      if rec.out_of_patience and not ending:
+        ending = saving = True
+        save()
+      if saving:
+        session.saved.rate(step, rec.history(), rec.last[rec.best_metric])
+        session.clock.lap('checkpoint')
     if ending:
       return state
 
@@ -205,7 +229,8 @@ def _run(session: _Session, state: steps.TrainState) -> steps.TrainState:
       programs.prepare(state, step)
 
     count = due.steps_at_once(step, session.loader.max_steps(step))
-    state, metrics = programs.train(state, step, count, before_waiting=pending.flush)
+    with keeping(errors.InputError):  # it reads the images before it starts the step
+      state, metrics = programs.train(state, step, count, before_waiting=pending.flush)
     pending.replace(step, count, metrics)
     step += count
     requested = session.guard.requested(next(counter))

@@ -1,13 +1,18 @@
 """The order of events and of resume sources, as the docstring of dnt.loop states them."""
 
+import itertools
 import re
+import time
 
 import numpy as np
 import pytest
 
 import dnt
 from dnt import checkpoints, errors, loop, trees
+from dnt.checkpoints import format
+from dnt.data import resident
 from dnt.models import depth
+from dnt.parallel import preemption
 from dnt.reporting import metrics
 from dnt.training import evaluate, record, report
 
@@ -33,6 +38,7 @@ def test_order_of_events(tiny, tmp_path, monkeypatch):
   spy(record.Record, 'trained', lambda start, count, values: ('trained', start + count))
   spy(record.Record, 'evaluated', lambda step, result: ('evaluated', step))
   spy(checkpoints.Checkpoints, 'save', lambda step, *_: ('saved', step))
+  spy(checkpoints.Checkpoints, 'rate', lambda step, *_: ('rated', step))
   tiny.train.steps_per_dispatch = 1
   tiny.train.steps, tiny.train.log_every, tiny.eval.every, tiny.checkpoint.every = 6, '2', '2', '4'
   run(tiny, tmp_path)
@@ -43,15 +49,100 @@ def test_order_of_events(tiny, tmp_path, monkeypatch):
     ('evaluated', 2),
     ('trained', 3),
     ('trained', 4),
-    ('evaluated', 4),
     ('saved', 4),
+    ('evaluated', 4),
+    ('rated', 4),
     ('trained', 5),
     ('trained', 6),
-    ('evaluated', 6),
     ('saved', 6),
+    ('evaluated', 6),
+    ('rated', 6),
   ]
   names = [(line['step'], 'train/loss' in line) for line in metrics.read(tmp_path)]
   assert names == [(2, True), (2, False), (4, True), (4, False), (6, True), (6, False)]
+
+
+class KilledError(BaseException):
+  """Ends a run where nothing handles it, as a kill does."""
+
+
+def lines(workdir):
+  """The record without the speed, which differs from run to run."""
+  return [{name: line[name] for name in line if name != 'images_per_second'} for line in metrics.read(workdir)]
+
+
+def raising(error, at):
+  """Returns a function that raises at its call number `at`, and otherwise calls the original."""
+
+  def wrap(original):
+    calls = itertools.count(1)
+
+    def wrapped(*args, **kwargs):
+      if next(calls) == at:
+        raise error
+      return original(*args, **kwargs)
+
+    return wrapped
+
+  return wrap
+
+
+@pytest.mark.parametrize(
+  ('owner', 'name', 'error', 'at', 'kept'),
+  [
+    (evaluate, 'evaluate_all', errors.InputError('cannot read the image dog.jpg'), 2, 4),  # a checkpoint is due
+    (evaluate, 'evaluate_all', errors.InputError('cannot read the image dog.jpg'), 1, 2),  # none is due
+    (evaluate, 'evaluate_all', errors.RunError('a worker process has died'), 1, 2),
+    (evaluate, 'evaluate_all', errors.InputError('cannot read the image dog.jpg'), 3, 6),  # the last step
+    (resident.TrainLoader, 'arrays', errors.InputError('cannot read the image dog.jpg'), 4, 3),
+    (evaluate, 'evaluate_all', KilledError('killed'), 2, 4),
+    (checkpoints.Checkpoints, 'rate', KilledError('killed'), 1, 4),
+    (format, 'replace_meta', KilledError('killed'), 1, 4),
+    (format, 'replace_meta', OSError('the disk is full'), 1, 4),
+  ],
+)
+def test_what_was_trained_is_kept_and_the_run_goes_on_as_if_nothing_was(
+  tiny, tmp_path, monkeypatch, owner, name, error, at, kept
+):
+  tiny.train.steps, tiny.train.log_every, tiny.eval.every, tiny.checkpoint.every = 6, '2', '2', '4'
+  tiny.train.steps_per_dispatch, tiny.train.patience = 1, 3
+  whole = run(tiny, tmp_path / 'whole')
+  with monkeypatch.context() as patch:
+    patch.setattr(owner, name, raising(error, at)(getattr(owner, name)))
+    with pytest.raises(errors.RunError if isinstance(error, OSError) else type(error), match=str(error)) as caught:
+      run(tiny, tmp_path / 'run')
+  if not isinstance(error, KilledError):
+    assert f'step {kept} is kept in {tmp_path}' in str(caught.value)
+  while not (tmp_path / 'run' / 'checkpoints' / str(kept)).exists():  # a thread of the killed run writes it
+    time.sleep(0.05)
+  assert checkpoints.load_parameters(tmp_path / 'run').step == kept
+  again = run(tiny, tmp_path / 'run')
+
+  assert again['params_sha256'] == whole['params_sha256']
+  assert again['best'] == whole['best']
+  assert sorted(lines(tmp_path / 'run'), key=str) == sorted(lines(tmp_path / 'whole'), key=str)
+  last = checkpoints.load_parameters(tmp_path / 'run').meta
+  expected = checkpoints.load_parameters(tmp_path / 'whole').meta
+  last['last'].pop('images_per_second')
+  expected['last'].pop('images_per_second')
+  for key in ('last', 'best', 'evaluated_at', 'evaluations_without_better'):
+    assert last[key] == expected[key]
+  folder = tmp_path / 'run' / 'checkpoints' / '6'
+  assert format.metric_of(folder) == expected['last'][whole['best']['metric']]
+
+
+def test_a_checkpoint_after_a_signal_is_rated_when_the_run_goes_on(tiny, tmp_path, monkeypatch):
+  """The process that stopped did not wait for the evaluation."""
+  tiny.train.steps_per_dispatch = 1
+  with monkeypatch.context() as patch:
+    patch.setattr(preemption.Guard, 'requested', lambda self, count: count == 2)
+    run(tiny, tmp_path)
+  folder = tmp_path / 'checkpoints' / '3'
+  assert format.metric_of(folder) is None
+  tiny.checkpoint.keep = 3
+  run(tiny, tmp_path)
+  assert format.metric_of(folder) is not None
+  assert checkpoints.load_parameters(tmp_path, 3).meta['evaluated_at'] == 3
 
 
 def test_train_is_a_function_of_the_package(tiny, tmp_path):

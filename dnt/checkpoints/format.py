@@ -24,7 +24,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from dnt import errors, trees
+from dnt import errors, files, trees
 from dnt import workdir as workdir_lib
 from dnt.checkpoints import digests
 
@@ -94,6 +94,17 @@ def make_envelope(
   # A deep copy, because the loop changes `meta` while Orbax writes it in the background.
   envelope = {'format': workdir_lib.FORMAT, 'meta': copy.deepcopy(dict(meta)), 'metric': metric, 'leaves': record}
   return {**envelope, 'sha256': _sha256(envelope)}
+
+
+def replace_meta(path: pathlib.Path, meta: Mapping[str, Any], metric: float | None) -> None:
+  """Replaces the loop's metadata and the metric of a checkpoint; a reader sees the whole old or new envelope.
+
+  Raises:
+    DamagedError: its envelope cannot be read.
+    OSError: it cannot be written.
+  """
+  envelope = _read_envelope(path) | {'meta': dict(meta), 'metric': metric}
+  files.write(path / 'meta' / META_FILE, json.dumps({**envelope, 'sha256': _sha256(envelope)}))
 
 
 def read_state(path: pathlib.Path, abstract_state: Any) -> ReadBack:

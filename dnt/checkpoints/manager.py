@@ -76,7 +76,7 @@ class Checkpoints:
       self._directory,
       options=ocp.CheckpointManagerOptions(
         save_decision_policy=ocp.checkpoint_managers.FixedIntervalPolicy(1),  # the loop decides when to save
-        preservation_policy=_Preserve(self._config.keep, self._best_of),
+        preservation_policy=_Preserve(self._kept),
         cleanup_tmp_directories=True,
         save_root_metadata=False,
       ),
@@ -101,7 +101,7 @@ class Checkpoints:
       step: number of completed optimizer steps.
       state: pytree of arrays; `save` first checks that it is finite.
       meta: JSON values.
-      metric: metric that ranks this checkpoint; None: it cannot be the best.
+      metric: metric that ranks this checkpoint; None: it cannot be the best, unless `rate` ranks it.
 
     Returns:
       Whether this call saves it; False if this step was saved before.
@@ -128,6 +128,34 @@ class Checkpoints:
       args=ocp.args.Composite(state=ocp.args.PyTreeSave(trees.unflatten(leaves)), meta=ocp.args.JsonSave(envelope)),
     )
     return True
+
+  def rate(self, step: int, meta: Mapping[str, Any], metric: float) -> None:
+    """Replaces the meta of a saved checkpoint and ranks it; deletes one that is then neither new nor the best.
+
+    It waits until the checkpoint is on disk. A process that is killed before leaves it as `save` wrote it.
+
+    Args:
+      step: a step that is saved.
+      meta: JSON values.
+      metric: metric that ranks this checkpoint.
+
+    Raises:
+      errors.RunError: the checkpoint could not be written.
+    """
+    self.wait()
+    problem = None
+    if multihost.is_lead():
+      try:
+        self._write(format.replace_meta, self._directory / str(step), meta, metric)
+      except errors.RunError as error:
+        problem = error
+    problem = _agree(problem)
+    if problem is not None:
+      raise problem
+    steps = self._manager.all_steps()  # the manager reads the metrics on disk when it is made
+    self._metrics[step] = metric
+    for each in set(steps) - self._kept(steps):
+      self._write(self._manager.delete, each)
 
   def restore_latest(self, abstract_states: Mapping[int, Any]) -> format.Restored | None:
     """Restores the newest undamaged checkpoint; moves newer damaged ones aside and logs one line for each.
@@ -166,6 +194,9 @@ class Checkpoints:
     """Waits like `wait` and ends the writer threads."""
     if '_manager' in self.__dict__:
       self._write(self._manager.close)
+
+  def _kept(self, steps: Sequence[int]) -> set[int | None]:
+    return {*sorted(steps)[-self._config.keep :], self._best_of(steps)}
 
   def _best_of(self, steps: Sequence[int]) -> int | None:
     best = None
@@ -218,12 +249,11 @@ class Checkpoints:
 class _Preserve:
   """Orbax's preservation policy: keeps the newest `keep` checkpoints and the best one."""
 
-  keep: int
-  best_of: Callable[[Sequence[int]], int | None]
+  kept: Callable[[Sequence[int]], set[int | None]]
 
   def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
     steps = [checkpoint.step for checkpoint in checkpoints]
-    kept = {*sorted(steps)[-self.keep :], self.best_of(steps)}
+    kept = self.kept(steps)
     return [step in kept for step in steps]
 
 

@@ -46,7 +46,7 @@ def read(workdir: str | os.PathLike) -> list[dict[str, Any]]:
 class Writer:
   """Appends to `metrics.jsonl` and to TensorBoard's event files; only the first process writes."""
 
-  def __init__(self, workdir: str | os.PathLike, start_step: int):
+  def __init__(self, workdir: str | os.PathLike, start_step: int, evaluated_at: int | None = None):
     """Opens the record at the step from which the run continues.
 
     Lines after `start_step` come from a run that was cut off after its last checkpoint. The writer drops them, since
@@ -55,6 +55,8 @@ class Writer:
     Args:
       workdir: an existing, writable directory.
       start_step: the step of the restored state; 0 for a new run.
+      evaluated_at: the step of its last evaluation; a later one is dropped too, as it will be done again. None:
+        `start_step`.
     """
     self._path = pathlib.Path(workdir) / workdir_lib.METRICS
     self._writes = multihost.is_lead()
@@ -62,7 +64,8 @@ class Writer:
     self._board = None
     if not self._writes:
       return
-    kept = [record for record in read(workdir) if record['step'] <= start_step] if start_step else []
+    last = {False: start_step, True: start_step if evaluated_at is None else min(evaluated_at, start_step)}
+    kept = [each for each in read(workdir) if each['step'] <= last[_is_evaluation(each)]] if start_step else []
     files.write(self._path, ''.join(_line(record) for record in kept))
     self._file = self._path.open('a', encoding='utf-8')
 
@@ -120,6 +123,10 @@ def _make_board(workdir: pathlib.Path, start_step: int) -> Any:
       del sys.modules['torch']
   # purge_step: TensorBoard hides the events that a cut-off run wrote from this step on.
   return tensorboardX.SummaryWriter(str(workdir), purge_step=start_step + 1 if start_step else None, flush_secs=10)
+
+
+def _is_evaluation(record: Mapping[str, Any]) -> bool:
+  return any(name.endswith('/calibration_error') for name in record)  # training lines have none
 
 
 def _number(value: Any) -> int | float | None:

@@ -52,7 +52,8 @@ class Record:
       clock: the clock of this process; it continues from the saved seconds.
     """
     self._run, self._workdir, self._clock = run, workdir, clock
-    self._writer = metrics.Writer(workdir, step)
+    self.evaluated_at: int = history.get('evaluated_at', 0)
+    self._writer = metrics.Writer(workdir, step, self.evaluated_at)
     self._progress = progress.Progress(run.config.train.steps)
     # Sums since the last training line. They are saved too, so that the next line is the same after a resume.
     self._sums: defaultdict[str, float] = defaultdict(int, history.get('sums', {}))
@@ -60,7 +61,6 @@ class Record:
     self._log = run.every(run.config.train.log_every)
     self.last: dict[str, float] = dict(history.get('last', {}))
     self.best: dict[str, Any] = dict(history.get('best', {}))
-    self.evaluated_at: int = history.get('evaluated_at', 0)
     # Warnings of telemetry, by kind; each kind is reported once per run.
     self.warnings: dict[str, Any] = dict(history.get('warnings', {}))
     self._unclipped: bool = history.get('unclipped', False)

@@ -173,6 +173,34 @@ def test_keeps_the_newest_and_the_best(tmp_path):
   assert _names(tmp_path) == ['7', '8']
 
 
+def test_a_checkpoint_is_rated_after_its_save(tmp_path):
+  saved = checkpoints.Checkpoints(tmp_path, _options(keep=1))
+  for step, metric in ((1, 0.5), (2, 0.9), (3, 0.7)):
+    saved.save(step, _state(step), {'at': step})
+    saved.rate(step, {'at': step, 'rated': True}, metric)
+    assert format.metric_of(tmp_path / 'checkpoints' / str(step)) == metric
+  assert _names(tmp_path) == ['2', '3'], 'what is neither the newest nor the best goes at once'
+  state, meta = _read(tmp_path, 3, _abstract(_state()))
+  _assert_same(state, _state(3))
+  assert meta == {'at': 3, 'rated': True}
+  saved.save(4, _state(4), {'at': 4})
+  saved.close()
+  assert _names(tmp_path) == ['2', '4']
+
+  again = checkpoints.Checkpoints(tmp_path, _options(keep=1))
+  again.rate(4, {'at': 4}, 1.0)  # by the process that goes on
+  again.close()
+  assert _names(tmp_path) == ['4']
+
+
+def test_a_checkpoint_that_is_not_the_best_is_rated_in_vain(tmp_path):
+  _save(tmp_path, [1, 2], keep=1, metrics={1: 0.5})
+  saved = checkpoints.Checkpoints(tmp_path, _options(keep=1))
+  saved.rate(2, {}, 0.1)
+  saved.close()
+  assert _names(tmp_path) == ['1', '2']
+
+
 def test_lowest_loss_is_best(tmp_path):
   _save(tmp_path, range(1, 5), keep=1, metrics={1: 0.7, 2: 0.3, 3: 0.3, 4: 0.9}, best_metric='val/loss')
   assert _names(tmp_path) == ['2', '4']
@@ -602,7 +630,8 @@ state = mesh_lib.place(host, {'params': {'w': split, 'b': whole}, 'step': whole}
 saved = checkpoints.Checkpoints(workdir, options.checkpoint)
 seen = [saved.restore_latest(dict.fromkeys(saved.steps(), state))]
 for step in (1, 2, 3):
-  seen.append(saved.save(step, state, {'at': step}, step / 10))
+  seen.append(saved.save(step, state, {}))
+  saved.rate(step, {'at': step}, step / 10)
 bad = state | {'step': state['step'], 'params': state['params'] | {'b': jnp.full_like(state['params']['b'], jnp.nan)}}
 try:
   saved.save(4, bad, {})
