@@ -1,5 +1,6 @@
 """The order of events and of resume sources, as the docstring of dnt.loop states them."""
 
+import dataclasses
 import re
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 
 import dnt
 from dnt import checkpoints, errors, loop, trees
+from dnt.data import sources
 from dnt.models import depth
 from dnt.reporting import metrics
 from dnt.training import evaluate, record, report
@@ -180,6 +182,22 @@ def test_init_from_another_network_is_refused(tiny, saved, tmp_path):
   with pytest.raises(errors.InputError, match=r'stem/norm/mean: \(16,\), wanted \(24,\)'):
     run(tiny, tmp_path / 'run')
   assert not list((tmp_path / 'run' / 'checkpoints').glob('[0-9]*'))
+
+
+def test_a_run_does_not_go_on_with_other_classes(tiny, saved, tmp_path, monkeypatch):
+  saved(tiny)
+  tiny.train.steps = 9
+  before = {path: path.read_bytes() for path in (tmp_path / 'run').rglob('*') if path.is_file()}
+  load = sources.load
+
+  def renamed(*args):
+    split = load(*args)
+    return dataclasses.replace(split, class_names=('z_class', *split.class_names[1:]))
+
+  monkeypatch.setattr(sources, 'load', renamed)
+  with pytest.raises(errors.InputError, match='z_class; missing: class0'):
+    run(tiny, tmp_path / 'run')
+  assert {path: path.read_bytes() for path in (tmp_path / 'run').rglob('*') if path.is_file()} == before
 
 
 @pytest.mark.thorough
