@@ -85,7 +85,7 @@ def _train(config: typed.Config, workdir: pathlib.Path, clock: record.Clock, com
   if config.optim.learning_rate == schema.AUTO:
     lr_find.check(config)
   config = experiment.keep_eval_resize(config, workdir)
-  data = experiment.load_data(config, config.eval.splits)
+  data = experiment.load_data(config, config.eval.splits, workdir)
   run = experiment.make(experiment.resolve(config, data), data.spec)
   _log.info(report.block_table(run.table))
   if (summary := _already_further(run, workdir, saved, mesh, command)) is not None:

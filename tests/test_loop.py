@@ -1,5 +1,6 @@
 """The order of events and of resume sources, as the docstring of dnt.loop states them."""
 
+import dataclasses
 import itertools
 import re
 import time
@@ -10,7 +11,7 @@ import pytest
 import dnt
 from dnt import checkpoints, errors, loop, trees
 from dnt.checkpoints import format
-from dnt.data import resident
+from dnt.data import resident, sources
 from dnt.models import depth
 from dnt.parallel import preemption
 from dnt.reporting import metrics
@@ -271,6 +272,26 @@ def test_init_from_another_network_is_refused(tiny, saved, tmp_path):
   with pytest.raises(errors.InputError, match=r'stem/norm/mean: \(16,\), wanted \(24,\)'):
     run(tiny, tmp_path / 'run')
   assert not list((tmp_path / 'run' / 'checkpoints').glob('[0-9]*'))
+
+
+def test_a_run_does_not_go_on_with_other_classes(tiny, saved, tmp_path, monkeypatch):
+  saved(tiny)
+  tiny.train.steps = 9
+
+  def written():
+    files = (path for path in (tmp_path / 'run').rglob('*') if path.is_file() and path.suffix != '.lock')
+    return {path: path.read_bytes() for path in files}
+
+  before, load = written(), sources.load
+
+  def renamed(*args):
+    split = load(*args)
+    return dataclasses.replace(split, class_names=('z_class', *split.class_names[1:]))
+
+  monkeypatch.setattr(sources, 'load', renamed)
+  with pytest.raises(errors.InputError, match='z_class; missing: class0'):
+    run(tiny, tmp_path / 'run')
+  assert written() == before
 
 
 @pytest.mark.thorough

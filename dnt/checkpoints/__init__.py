@@ -7,6 +7,7 @@ from dnt.checkpoints.manager import (
   ReadOnly,
   better,
   choose_step,
+  class_names,
   load_parameters,
 )
 
@@ -17,5 +18,6 @@ __all__ = [
   'ReadOnly',
   'better',
   'choose_step',
+  'class_names',
   'load_parameters',
 ]

@@ -158,6 +158,15 @@ def read_parameters(path: pathlib.Path) -> ReadBack:
   return ReadBack(leaves, record, value)
 
 
+def read_meta(path: pathlib.Path) -> dict[str, Any]:
+  """Returns the `meta` that `save` received, without reading any array.
+
+  Raises:
+    DamagedError: it cannot be read.
+  """
+  return _read_envelope(path)['meta']
+
+
 def _read_envelope(path: pathlib.Path) -> dict[str, Any]:
   file = path / 'meta' / META_FILE
   try:

@@ -298,6 +298,20 @@ def load_parameters(workdir: str | os.PathLike, step: int | None = None) -> form
   return _look(directory, format.read_parameters, only=step)
 
 
+def class_names(workdir: str | os.PathLike) -> tuple[str, ...] | None:
+  """Returns the class names in the newest checkpoint of a run, in the order of its head; reads no array.
+
+  The result is empty if an older version wrote the checkpoint, and None if there is none that can be read.
+  """
+  directory = pathlib.Path(workdir).absolute() / workdir_lib.CHECKPOINTS
+  for step in reversed(multihost.broadcast_from_lead(format.steps_in(directory))):
+    try:
+      return tuple(format.read_meta(directory / str(step)).get('class_names', ()))
+    except format.DamagedError:
+      continue  # a restore will report the damage
+  return None
+
+
 def choose_step(workdir: str | os.PathLike, which: str, best_metric: str) -> int:
   """Returns the step of a checkpoint of another run.
 

@@ -18,6 +18,7 @@ from dnt import files
 from dnt import workdir as workdir_lib
 from dnt.comparison import figure, plan
 from dnt.config import keys, typed
+from dnt.data import class_order
 from dnt.reporting import html, metric_names, metrics, plots, progress, tables
 
 MOST_CLASSES = 20  # largest number of classes whose sensitivity and specificity are shown
@@ -256,7 +257,7 @@ def _per_class(run: plan.Run, step: int) -> dict[str, dict[str, dict[str, float]
       numbers = {name: values for name, values in content['per_class'].items() if name != 'examples'}
       result[_split_name(run, content['split'])] = {
         label: {name: values[place] for name, values in numbers.items() if values[place] is not None}
-        for place, label in enumerate(content['class_names'])
+        for place, label in enumerate(class_order.normalized(content['class_names']))
       }
   return result
 

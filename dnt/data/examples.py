@@ -24,8 +24,8 @@ class Examples:
     shape: (H, W, C) of every image; H and W are None if the images differ in size.
     images: uint8 [N, H, W, C] if the images are in memory. Otherwise a picklable object with random access:
       `images[i]` reads and decodes (image, label) number i, `images.part(start, stop)` returns a slice,
-      `images.paths` lists the files, and, if all images have the same size, `images.decode_all(shape)` returns all
-      images and labels.
+      `images.relabelled(places)` returns it with label l as `places[l]`, `images.paths` lists the files, and, if all
+      images have the same size, `images.decode_all(shape)` returns all images and labels.
     labels: int32 [N]; None if the labels are stored with the images and reading them means reading everything.
     views: 0 for images. Otherwise `store` holds features, float32 [views x N, ...]: view 0 of every image first.
     origin: the examples that were decoded into these; None if these were not decoded.
@@ -74,6 +74,20 @@ class Examples:
     labels = None if self.labels is None else self.labels[start:stop]
     origin = self.origin and self.origin.part(split, start, stop)
     return dataclasses.replace(self, split=split, store=store, labels=labels, origin=origin)
+
+  def relabelled(self, places: np.ndarray, class_names: tuple[str, ...]) -> 'Examples':
+    """Returns the examples with other classes.
+
+    Args:
+      places: int32 [classes], the new label of each old one.
+      class_names: one name per class, in the order of the new labels.
+    """
+    if np.array_equal(places, np.arange(len(places))):
+      return dataclasses.replace(self, class_names=class_names)
+    store = self.store.relabelled(places) if self.images is None else self.store
+    labels = None if self.labels is None else places[self.labels]
+    origin = self.origin and self.origin.relabelled(places, class_names)
+    return dataclasses.replace(self, class_names=class_names, store=store, labels=labels, origin=origin)
 
   def decoded(self) -> 'Examples':
     """Reads all images, which must have the same size, into memory."""

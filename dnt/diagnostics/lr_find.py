@@ -90,7 +90,7 @@ def run(config: typed.Config, workdir: pathlib.Path) -> dict[str, Any]:
 def _run(config: typed.Config, workdir: pathlib.Path) -> dict[str, Any]:
   mesh = mesh_lib.make_mesh(config.mesh)
   mesh_lib.check_batch('config.train.batch_size', config.train.batch_size, mesh, config.train.accumulate)
-  data = experiment.load_data(config, ())
+  data = experiment.load_data(config, (), workdir)
   base = experiment.make(experiment.resolve(config, data), data.spec)
   start = initialize.find(base, mesh, checkpoints.ReadOnly(workdir), data.weights)
   state = initialize.make_state(base, mesh, start)

@@ -97,7 +97,7 @@ def run(config: typed.Config, workdir: pathlib.Path) -> dict[str, Any]:
   options, batch = config.noise_scale, config.train.batch_size
   mesh = mesh_lib.make_mesh(config.mesh)
   mesh_lib.check_batch('config.train.batch_size', batch, mesh, options.micro_batches)
-  data = experiment.load_data(config, ())
+  data = experiment.load_data(config, (), workdir)
   whole = experiment.make(experiment.resolve(config, data), data.spec)
   start = initialize.find(whole, mesh, checkpoints.ReadOnly(workdir), data.weights)
   state = initialize.make_state(whole, mesh, start)

@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dnt import errors, inference
+from dnt.data import class_order
 from dnt.explanation import cam, faithfulness
 from dnt.models import depth
 from dnt.parallel import compile as compile_lib
@@ -47,8 +48,9 @@ def class_index(names: Sequence[str], text: str) -> int:
   Raises:
     errors.InputError: no class has that name or index.
   """
-  if text in names:
-    return list(names).index(text)
+  spelt, (wanted,) = class_order.normalized(names), class_order.normalized([text])
+  if wanted in spelt:
+    return spelt.index(wanted)
   if text.isdecimal() and int(text) < len(names):
     return int(text)
   if text.isdecimal():

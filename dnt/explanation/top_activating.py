@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from dnt import config as schema
 from dnt import errors, files, inference
-from dnt.data import examples, pipeline, sources
+from dnt.data import class_order, examples, pipeline, sources
 from dnt.data.sources import folder
 from dnt.data.transforms import images
 from dnt.explanation import cam, maps, sheet
@@ -152,12 +152,13 @@ def load_split(network: inference.Network, split: str) -> examples.Examples:
   """
   data = network.config.data
   source = sources.load(data, split, data.seed)
+  source = class_order.align(source, network.class_names if network.named else (), f'the run in {network.origin}')
   shape = pipeline.image_shape(data, source)
-  if shape != network.image_shape or source.class_names != network.class_names:
+  if shape != network.image_shape or source.num_classes != len(network.class_names):
     raise errors.InputError(
       f'{data.source} is now another data set than {network.origin} was trained on: its images are '
       f'{"x".join(map(str, shape))} of {source.num_classes} classes, not {"x".join(map(str, network.image_shape))} '
-      f'of {len(network.class_names)} or of other names'
+      f'of {len(network.class_names)}'
     )
   return source
 

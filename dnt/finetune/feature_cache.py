@@ -248,7 +248,8 @@ def _load(
   _log.info(
     f'features of {source.split}: {"found in" if result else f"{features.nbytes / 1e6:,.0f} MB kept as"} {path}'
   )
-  labels = labels[: len(source)]  # every view has the same labels
+  # Every view has the same labels. Those of the source count: the features may have been kept under another order.
+  labels = labels[: len(source)] if source.labels is None else source.labels
   return examples.Examples(
     source.name, source.split, source.class_names, features.shape[1:], features, labels, max(views, 1)
   )
@@ -335,7 +336,11 @@ def _fingerprint(source: examples.Examples) -> Any:
   if source.images is not None:
     return hashlib.sha256(np.ascontiguousarray(source.images).data).hexdigest()
   paths = getattr(source.store, 'paths', None)
-  labels = hashlib.sha256(source.labels.tobytes()).hexdigest() if source.labels is not None else None
+  if source.labels is not None:
+    labels = hashlib.sha256(source.labels.tobytes()).hexdigest()
+  else:  # they are stored with the images, and only these change them
+    places = getattr(source.store, 'places', None)
+    labels = None if places is None else places.tolist()
   if paths is None:
     return [len(source), labels]
   stats = [os.stat(path) for path in paths]

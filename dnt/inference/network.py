@@ -36,6 +36,7 @@ class Network(NamedTuple):
     origin: the string it was loaded from.
     step: step of the run's checkpoint; None for weights from outside dnt.
     averaged: whether the weights are the averaged ones (`config.ema`).
+    named: whether the source has class names.
   """
 
   config: typed.Config
@@ -48,6 +49,7 @@ class Network(NamedTuple):
   origin: str
   step: int | None
   averaged: bool
+  named: bool = True
 
 
 class _Found(NamedTuple):
@@ -95,6 +97,7 @@ def load(text: str, mesh: Mesh | None = None, checkpoint: str = checkpoints.NEWE
     origin=text,
     step=result.step,
     averaged=result.averaged,
+    named=bool(result.class_names),
   )
 
 

@@ -205,7 +205,7 @@ def load(config: typed.Config, workdir: pathlib.Path, mesh: Mesh, splits: Sequen
   mesh_lib.check_batch('config.eval.batch_size', config.eval.batch_size, mesh)
   loaded = checkpoints.load_parameters(workdir)
   config = experiment.keep_eval_resize(config, workdir)
-  data = experiment.load_data(config, splits)
+  data = experiment.load_data(config, splits, workdir)
   run = experiment.make(experiment.resolve(config, data), data.spec)
   if data.weights:
     data.weights.release()  # they were read, if at all, to determine the network

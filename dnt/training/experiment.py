@@ -12,12 +12,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from dnt import checkpoints, errors, models
 from dnt import config as schema
-from dnt import errors, models
 from dnt import workdir as workdir_lib
 from dnt.checkpoints import format
 from dnt.config import implied, run_config, typed
-from dnt.data import examples, fingerprint, pipeline, sources
+from dnt.data import class_order, examples, fingerprint, pipeline, sources
 from dnt.data.transforms import augment
 from dnt.models import depth, freeze, layouts
 from dnt.optim import chain, schedules
@@ -183,16 +183,17 @@ def keep_eval_resize(config: typed.Config, workdir: pathlib.Path) -> typed.Confi
   return kept
 
 
-def load_data(config: typed.Config, splits: Sequence[str]) -> Data:
+def load_data(config: typed.Config, splits: Sequence[str], workdir: pathlib.Path | None = None) -> Data:
   """Reads the training split and other splits, each once, and the description of the pretrained weights.
 
   Args:
     config: a validated config.
     splits: the splits to evaluate.
+    workdir: the workdir of the run. If it has a checkpoint, the data gets its classes, see `class_order.align`.
 
   Raises:
-    errors.InputError: a source, split or file is missing or damaged, splits differ in classes or channels, or
-      pretrained weights are missing.
+    errors.InputError: a source, split or file is missing or damaged, splits differ in channels, splits or a checkpoint
+      have other classes, or pretrained weights are missing.
   """
   weights = pretrained.Source(config.train.init_from) if config.train.init_from else None
   config = _prepared(config, weights)
@@ -200,12 +201,16 @@ def load_data(config: typed.Config, splits: Sequence[str]) -> Data:
     split: sources.load(config.data, split, config.data.seed)
     for split in dict.fromkeys([config.data.train_split, *splits])
   }
-  train = loaded[config.data.train_split]
+  first = loaded[config.data.train_split]
   for split, other in loaded.items():
-    if other.class_names != train.class_names or other.shape[-1] != train.shape[-1]:
-      raise errors.InputError(
-        f'split {split!r} of {config.data.source} has other classes or channels than {train.split!r}'
-      )
+    if other.shape[-1] != first.shape[-1]:
+      raise errors.InputError(f'split {split!r} of {config.data.source} has other channels than {first.split!r}')
+  names = checkpoints.class_names(workdir) if workdir else None
+  owner = f'the run in {workdir}'
+  if names is None:
+    names, owner = first.class_names, f'its split {first.split!r}'
+  loaded = {split: class_order.align(other, names, owner) for split, other in loaded.items()}
+  train = loaded[config.data.train_split]
   spec = DataSpec(len(train), pipeline.image_shape(config.data, train), train.class_names)
   return Data(spec, train, {split: loaded[split] for split in splits}, weights)
 

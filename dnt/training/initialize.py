@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from dnt import checkpoints, errors, trees
 from dnt import workdir as workdir_lib
 from dnt.checkpoints import format
+from dnt.data import class_order
 from dnt.models import depth, layouts
 from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
@@ -119,9 +120,10 @@ def advance(
 def load_variables(run: experiment.Experiment, source: pretrained.Source, quiet: bool = False) -> dict[str, Any]:
   """Loads pretrained parameters and statistics of the same network, in this model's layout.
 
-  If the head differs only in its number of classes, or the weights have none, it starts at zero, and one line is
-  logged. On good features zero is better than any random draw (Kolesnikov et al. 2020, "Big Transfer"): a draw adds
-  noise to the logits, which training removes only where there are examples.
+  The head follows the names of its classes: if they are those of the data in another order, so is the head. If they
+  are others, or another number, or the weights have no head, it starts at zero. If the weights have no names, a head of
+  as many classes is kept. One line says so. On good features zero is better than any random draw (Kolesnikov et al.
+  2020, "Big Transfer"): a draw adds noise to the logits, which training removes only where there are examples.
 
   Args:
     run: the experiment.
@@ -134,30 +136,54 @@ def load_variables(run: experiment.Experiment, source: pretrained.Source, quiet:
   """
   pretrained.check_model(source, run.config.model)
   want, have = trees.flatten(run.trace.variables), trees.flatten(source.variables)
-  classes = run.config.model.num_classes
-  head = run.trace.entries[-1].name
+  head = _head(want, run.trace.entries[-1].name, run.config.model.num_classes)
   if source.absent:
-    renewed = [path for path in want if path not in have and path.split('/')[1] == head]
-    reason = f'{source.origin} has no classifier'
+    head = [path for path in want if path not in have and path.split('/')[1] == run.trace.entries[-1].name]
+    reason = f'{source.origin} has no classifier, the data has {run.config.model.num_classes} classes'
+    changed, line = _zeros(want, head), f'{reason}: {", ".join(head)} start at zero'
   else:
-    renewed = _leaves_of_classes(want, have, head, classes)
-    reason = f'{source.origin} has {have[renewed[0]].shape[-1]} classes' if renewed else ''
-  if not renewed:
-    return match(run.trace, source.variables, source.origin)
-  zeros = {path: np.zeros(want[path].shape, want[path].dtype) for path in renewed}
-  matched = match(run.trace, trees.unflatten(have | zeros), source.origin)
-  if not quiet:
-    _log.info(f'{reason}, the data has {classes} classes: {", ".join(renewed)} start at zero')
-  return matched
+    changed, line = _renew(want, have, head, run.spec.class_names, source)
+  if line and not quiet:
+    _log.info(line)
+  return match(run.trace, trees.unflatten(have | changed), source.origin)
 
 
-def _leaves_of_classes(want: dict[str, Any], have: dict[str, Any], head: str, classes: int) -> list[str]:
-  """Returns the leaves of the head whose last axis is the classes, if only this axis differs, by one other length."""
-  paths = [path for path in want if path.split('/')[1] == head and want[path].shape[-1:] == (classes,)]
-  lengths = {
-    have[path].shape[-1:] if path in have and have[path].shape[:-1] == want[path].shape[:-1] else () for path in paths
+def _head(want: dict[str, Any], entry: str, classes: int) -> list[str]:
+  """Returns the leaves of the entry's last layer with the classes on their last axis: its kernel and its bias."""
+  ending = [path for path in want if path.split('/')[1] == entry and want[path].shape[-1:] == (classes,)]
+  layers = [path.rpartition('/')[0] for path in ending if len(want[path].shape) > 1]
+  return [path for path in ending if path.rpartition('/')[0] == layers[-1]] if layers else []
+
+
+def _zeros(want: dict[str, Any], paths: list[str]) -> dict[str, np.ndarray]:
+  return {path: np.zeros(want[path].shape, want[path].dtype) for path in paths}
+
+
+def _renew(
+  want: dict[str, Any], have: dict[str, Any], head: list[str], names: tuple[str, ...], source: pretrained.Source
+) -> tuple[dict[str, np.ndarray], str]:
+  """Returns the leaves of the head that differ from those of the weights, and the line that says why, or ''."""
+  counts = {
+    have[path].shape[-1] if path in have and have[path].shape[:-1] == want[path].shape[:-1] else None for path in head
   }
-  return paths if len(lengths) == 1 and lengths.isdisjoint({(), (classes,)}) else []
+  count = counts.pop() if len(counts) == 1 else None
+  if count is None:  # another network: `match` raises the error
+    return {}, ''
+  zeros = f'{", ".join(head)} start at zero'
+  if count != len(names):
+    return _zeros(want, head), f'{source.origin} has {count} classes, the data has {len(names)}: {zeros}'
+  theirs, ours = class_order.normalized(source.class_names), class_order.normalized(names)
+  if not theirs:
+    return {}, f'{source.origin} has no class names: its head is kept, as it has {count} classes like the data'
+  if theirs == ours:
+    return {}, ''
+  if sorted(theirs) == sorted(ours) and len({*ours}) == count:
+    order = [theirs.index(name) for name in ours]
+    line = f'{source.origin} has the classes of the data in another order: its head is brought into that of the data'
+    return {path: have[path][..., order] for path in head}, line
+  new, missing = ([name for name in each if name not in {*other}] for each, other in ((ours, theirs), (theirs, ours)))
+  listed = f'has {errors.list_names(new) or "none"} in place of {errors.list_names(missing) or "none"}'
+  return _zeros(want, head), f'{source.origin} was trained on other classes; the data {listed}: {zeros}'
 
 
 def match(trace: depth.Trace, variables: dict[str, Any], origin: str) -> dict[str, Any]:

@@ -120,10 +120,14 @@ def test_a_folder_that_cannot_be_written_is_refused(run, images):
     report.run(str(run), WANTED._replace(images=str(images)), images / '1.jpg')
 
 
-def test_data_that_has_become_other_is_refused(trained_copy, tmp_path):
+@pytest.mark.parametrize(
+  ('key', 'value', 'said'),
+  [('synthetic_classes', 12, 'other classes .*class10'), ('image_size', 9, 'another data set')],
+)
+def test_data_that_has_become_other_is_refused(trained_copy, tmp_path, key, value, said):
   run = trained_copy.workdir
   config = json.loads((run / 'config.json').read_text())
-  config['data']['synthetic_classes'] = 4
+  config['data'][key] = value
   (run / 'config.json').write_text(json.dumps(config))
-  with pytest.raises(errors.InputError, match=f'synthetic .*another data set .*{run}'):
+  with pytest.raises(errors.InputError, match=f'synthetic .*{said}'):
     report.run(str(run), WANTED._replace(top_activating='test'), tmp_path / 'out')

@@ -10,7 +10,7 @@ from dnt.data import order, resident
 from dnt.finetune import feature_cache, feature_files
 from dnt.parallel import mesh as mesh_lib
 from dnt.reporting import metrics
-from dnt.training import record
+from dnt.training import experiment, record
 
 pytestmark = pytest.mark.usefixtures('unoptimized', 'undrawn')
 
@@ -246,3 +246,15 @@ def test_a_folder_that_cannot_be_written_is_named(config, tmp_path):
   config.finetune.cache_dir = str(tmp_path / 'file' / 'features')
   with pytest.raises(errors.InputError, match=rf'features .*{tmp_path}.*config\.finetune\.cache_dir'):
     loop.train(config, tmp_path / 'b', record.Clock(0.0), 'test')
+
+
+@pytest.mark.thorough
+def test_features_that_are_found_have_the_labels_of_today(config, tmp_path):
+  data = experiment.load_data(config, ())
+  run, mesh = experiment.make(experiment.resolve(config, data), data.spec), mesh_lib.make_mesh(config.mesh)
+  _, cached = feature_cache.use(run, data, mesh, tmp_path / 'one')
+  np.testing.assert_array_equal(cached.train.labels, data.train.labels)
+  reversed_ = data.train.relabelled(np.arange(10, dtype=np.int32)[::-1], data.train.class_names[::-1])
+  _, found = feature_cache.use(run, data._replace(train=reversed_), mesh, tmp_path / 'two')
+  assert len(files(config)) == 1
+  np.testing.assert_array_equal(found.train.labels, 9 - data.train.labels)

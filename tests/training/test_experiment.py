@@ -32,7 +32,7 @@ def test_splits_of_other_classes_are_refused(tiny, monkeypatch):
 
   def other_test(config, split, seed):
     found = load(config, split, seed)
-    return found if split == 'train' else dataclasses.replace(found, class_names=found.class_names[:-1])
+    return found if split == 'train' else dataclasses.replace(found, class_names=(*found.class_names[:-1], 'other'))
 
   monkeypatch.setattr(experiment.sources, 'load', other_test)
   with pytest.raises(errors.InputError, match="'test' of synthetic .*classes.* 'train'"):

@@ -1,13 +1,19 @@
 """Where a run starts; the order of the sources is tested with the loop."""
 
+import dataclasses
+import logging
+import re
+
 import jax
 import numpy as np
 import pytest
 
 from dnt import checkpoints, errors, trees
+from dnt.data import sources
 from dnt.models import depth, layouts
 from dnt.parallel import mesh as mesh_lib
 from dnt.training import experiment, initialize
+from dnt.weights import pretrained
 
 pytestmark = pytest.mark.usefixtures('eight_devices')
 
@@ -97,3 +103,56 @@ def test_a_checkpoint_of_another_network_is_refused_before_anything_is_compiled(
   tiny.model.width = 8
   with pytest.raises(errors.InputError, match='stem/dense/kernel'):
     initialize.find(build(tiny), mesh, checkpoints.ReadOnly(tmp_path), None)
+
+
+RENAMED = {
+  'the same': (lambda names: names, 'kept', ''),
+  'another order': (lambda names: names[::-1], 'reversed', 'another order'),
+  'one renamed': (lambda names: (*names[:-1], 'z_class'), 'zero', 'z_class.* start at zero'),
+  'numbers': (lambda names: tuple(map(str, range(10))), 'zero', 'start at zero'),
+}
+
+
+@pytest.mark.parametrize('case', RENAMED)
+def test_the_head_of_pretrained_weights_follows_the_names_of_the_classes(
+  resnet, saved, tmp_path, monkeypatch, caplog, case
+):
+  rename, expected, line = RENAMED[case]
+  _, state, _ = saved(resnet, tmp_path / 'other')
+  load = sources.load
+
+  def renamed(*args):
+    split = load(*args)
+    return dataclasses.replace(split, class_names=rename(split.class_names))
+
+  monkeypatch.setattr(sources, 'load', renamed)
+  with caplog.at_level(logging.INFO, 'dnt'):
+    loaded = initialize.load_variables(build(resnet), pretrained.Source(str(tmp_path / 'other')))
+  found, saved_head = (trees.flatten(each)['head/dense/kernel'] for each in (loaded['params'], state.params))
+  wanted = {'kept': saved_head, 'reversed': saved_head[:, ::-1], 'zero': np.zeros_like(saved_head)}
+  np.testing.assert_array_equal(found, wanted[expected])
+  np.testing.assert_array_equal(loaded['params']['stem']['conv']['kernel'], state.params['stem']['conv']['kernel'])
+  said = ' '.join(record.getMessage() for record in caplog.records)
+  assert re.search(line, said) if line else not said
+
+
+def test_the_head_of_weights_without_names_is_kept_by_count_and_this_is_said(
+  resnet, saved, tmp_path, monkeypatch, caplog
+):
+  _, state, _ = saved(resnet, tmp_path / 'other')
+  monkeypatch.setattr(pretrained.Source, 'class_names', ())
+  with caplog.at_level(logging.INFO, 'dnt'):
+    loaded = initialize.load_variables(build(resnet), pretrained.Source(str(tmp_path / 'other')))
+  jax.tree.map(np.testing.assert_array_equal, loaded['params']['head'], state.params['head'])
+  assert 'no class names' in caplog.text and '10 classes' in caplog.text
+
+
+def test_only_the_last_layer_of_a_head_has_classes():
+  shapes = {
+    'a/head/norm/scale': (4,),
+    'a/head/one/kernel': (9, 4),
+    'a/head/two/kernel': (4, 4),
+    'a/head/two/bias': (4,),
+  }
+  want = {path: np.zeros(shape) for path, shape in {**shapes, 'a/stem/kernel': (3, 4)}.items()}
+  assert initialize._head(want, 'head', 4) == ['a/head/two/kernel', 'a/head/two/bias']

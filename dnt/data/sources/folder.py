@@ -44,6 +44,9 @@ class Files:
   def part(self, start: int, stop: int) -> 'Files':
     return Files(self.paths[start:stop], self.labels[start:stop])
 
+  def relabelled(self, places: np.ndarray) -> 'Files':
+    return dataclasses.replace(self, labels=places[self.labels])
+
 
 class _Listed(NamedTuple):
   """The images in the class folders of a split: paths and labels, int32 [N], and the number of skipped files."""

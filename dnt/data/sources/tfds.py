@@ -37,6 +37,7 @@ class Records:
     paths: the array_record files of the whole split.
     start: index of the first record.
     stop: one past the last record.
+    places: int32 [classes], the label of the example with label l in the files; None: l itself.
   """
 
   source: Any
@@ -47,6 +48,7 @@ class Records:
   paths: tuple[str, ...]
   start: int
   stop: int
+  places: np.ndarray | None = None
 
   def __len__(self) -> int:
     return self.stop - self.start
@@ -58,6 +60,9 @@ class Records:
 
   def part(self, start: int, stop: int) -> 'Records':
     return dataclasses.replace(self, start=self.start + start, stop=self.start + stop)
+
+  def relabelled(self, places: np.ndarray) -> 'Records':
+    return dataclasses.replace(self, places=places if self.places is None else places[self.places])
 
   def decode_all(self, shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Decodes all images, uint8 [N, *shape], and labels, int32 [N]."""
@@ -90,6 +95,7 @@ class Records:
     name = f'{self.start + index} of {self.name}'
     if label < 0:
       raise errors.InputError(f'example {name} has no label; use a labelled split')
+    label = label if self.places is None else int(self.places[label])
     return images.decode(feature[self.image].bytes_list.value[0], name, self.channels), label
 
 

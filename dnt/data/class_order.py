@@ -1,0 +1,81 @@
+"""Matches the classes of data with those of a trained head by their names, and never by their place.
+
+Names are compared in Unicode's form NFC: macOS writes an accent as a character of its own.
+"""
+
+import functools
+import logging
+import unicodedata
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from dnt import errors
+from dnt.data import examples
+
+_log = logging.getLogger(__name__)
+
+
+def normalized(names: Iterable[str]) -> tuple[str, ...]:
+  """Returns the names in form NFC, in which they are compared."""
+  return tuple(unicodedata.normalize('NFC', name) for name in names)
+
+
+def align(source: examples.Examples, names: Sequence[str], owner: str) -> examples.Examples:
+  """Returns the examples with the classes of a trained head, in its order; the data may lack some of them.
+
+  A line says so if the order changes, if classes are lacking, or if the names of the head are not known: then the
+  classes keep their place.
+
+  Args:
+    source: a split.
+    names: class names of the head, in its order; empty: not known.
+    owner: what has the head, for messages.
+
+  Raises:
+    errors.InputError: the split has classes that the head lacks.
+  """
+  if not names:
+    _say_once(f'{owner} has no class names: the classes of {source.name} are taken in their order')
+    return source
+  wanted, found = normalized(names), normalized(source.class_names)
+  check(found, wanted, f'split {source.split!r} of {source.name}', owner)
+  if found == wanted:
+    return source.relabelled(np.arange(len(found), dtype=np.int32), wanted)
+  place_of = {name: place for place, name in enumerate(wanted)}
+  places = np.array([place_of[name] for name in found], np.int32)
+  if np.any(np.diff(places) < 0):
+    _say_once(f'{source.name}: by their names, the classes are brought into the order of {owner}')
+  data = {*found}
+  if lacking := [name for name in wanted if name not in data]:
+    _say_once(f'{source.name} has no class {errors.list_names(lacking)}, which {owner} has')
+  return source.relabelled(places, wanted)
+
+
+def check(found: Sequence[str], names: Sequence[str], what: str, owner: str) -> None:
+  """Checks that a trained head has all classes of data.
+
+  Args:
+    found: class names of the data, normalized.
+    names: class names of the head, normalized.
+    what: the data, for the message.
+    owner: what has the head, for the message.
+
+  Raises:
+    errors.InputError: it lacks some; the message lists them, and the classes that the data lacks.
+  """
+  head, data = {*names}, {*found}
+  new = [name for name in found if name not in head]
+  if new:
+    missing = [name for name in names if name not in data]
+    raise errors.InputError(
+      f'{what} has other classes than {owner}. New: {errors.list_names(new)}; missing: '
+      f'{errors.list_names(missing) or "none"}. Give the same classes their names; for other classes, start a new run '
+      '(config.train.init_from can start it from these weights)'
+    )
+
+
+@functools.cache
+def _say_once(line: str) -> None:
+  # Several splits, and several parts of a program, meet the same head.
+  _log.info(line)
