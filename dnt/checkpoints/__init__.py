@@ -8,6 +8,7 @@ from dnt.checkpoints.manager import (
   better,
   choose_step,
   load_parameters,
+  read_meta,
 )
 
 __all__ = [
@@ -18,4 +19,5 @@ __all__ = [
   'better',
   'choose_step',
   'load_parameters',
+  'read_meta',
 ]
