@@ -4,6 +4,7 @@ Order of resume sources (`initialize.find`), the first that exists wins:
   1. the newest good checkpoint of the run's own workdir: the whole state,
   2. `config.train.init_from`: parameters and BatchNorm statistics of another run or of a file,
   3. fresh parameters from `config.seed`.
+With 1, the config and the data are those of the steps so far; `resume` refuses or logs what is different.
 
 Order of events when step s is done:
   1. the host fetches the metrics of the steps up to s after it has dispatched the next steps, so that the device does
@@ -25,6 +26,7 @@ import itertools
 import logging
 import pathlib
 import time
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import jax
@@ -32,15 +34,15 @@ import jax
 from dnt import checkpoints, errors, files
 from dnt import config as schema
 from dnt import workdir as workdir_lib
-from dnt.config import typed
+from dnt.config import changes, typed
 from dnt.data import pipeline
 from dnt.diagnostics import lr_find
 from dnt.finetune import feature_cache
 from dnt.models import layouts
 from dnt.parallel import cpu, multihost, ownership, preemption
 from dnt.parallel import mesh as mesh_lib
-from dnt.reporting import terminal
-from dnt.training import calendar, evaluate, experiment, initialize, precompile, record, report, steps
+from dnt.reporting import metric_names, terminal
+from dnt.training import calendar, evaluate, experiment, initialize, precompile, record, report, resume, steps
 
 _log = logging.getLogger(__name__)
 
@@ -50,6 +52,7 @@ def train(
   workdir: str | pathlib.Path,
   clock: record.Clock | None = None,
   command: str = '',
+  allow: Collection[str] = (),
 ) -> dict[str, Any]:
   """Trains from the current state of the workdir to the end of the config, or until a signal requests a stop.
 
@@ -59,13 +62,14 @@ def train(
     workdir: where the run writes everything; the README lists the files.
     clock: started when the program began; None: it starts now.
     command: the command line, for the report.
+    allow: keys of options that a run which continues may change although this makes it another experiment.
 
   Returns:
     The summary, with the contents of `summary.json`.
 
   Raises:
-    errors.InputError: config, data and checkpoint do not fit together, or another run owns the workdir; nothing has run
-      and nothing saved is lost.
+    errors.InputError: config, data and checkpoint do not fit together, the run was trained with another config, or
+      another run owns the workdir; nothing has run and nothing saved is lost.
     errors.RunError: a loss or state is not finite; the last good checkpoint remains.
   """
   schema.validate(config)
@@ -73,20 +77,24 @@ def train(
   workdir, clock = pathlib.Path(workdir), clock or record.Clock(time.monotonic())
   workdir_lib.check_format(workdir)
   with ownership.own(workdir):
-    return _train(config, workdir, clock, command)
+    return _train(config, workdir, clock, command, allow)
 
 
-def _train(config: typed.Config, workdir: pathlib.Path, clock: record.Clock, command: str) -> dict[str, Any]:
+def _train(
+  config: typed.Config, workdir: pathlib.Path, clock: record.Clock, command: str, allow: Collection[str]
+) -> dict[str, Any]:
   """Trains as `train` does, in a workdir that this run owns."""
-  saved = checkpoints.Checkpoints(workdir, config.checkpoint)
+  saved = checkpoints.Checkpoints(workdir, config.checkpoint, metric_names.ranking(config))
   mesh = mesh_lib.make_mesh(config.mesh)
   mesh_lib.check_batch('config.train.batch_size', config.train.batch_size, mesh, config.train.accumulate)
   mesh_lib.check_batch('config.eval.batch_size', config.eval.batch_size, mesh)
   if config.optim.learning_rate == schema.AUTO:
     lr_find.check(config)
-  config = experiment.keep_eval_resize(config, workdir)
+  trained = resume.read(workdir)
+  config = resume.keep_open(config, trained)
   data = experiment.load_data(config, config.eval.splits, workdir)
-  run = experiment.make(experiment.resolve(config, data), data.spec)
+  run, fingerprint = experiment.make(experiment.resolve(config, data), data.spec), data.fingerprint()
+  changes.check(resume.find_changes(run, fingerprint, trained), allow, workdir)
   _log.info(report.block_table(run.table))
   if (summary := _already_further(run, workdir, saved, mesh, command)) is not None:
     return summary
@@ -103,6 +111,9 @@ def _train(config: typed.Config, workdir: pathlib.Path, clock: record.Clock, com
     state = initialize.make_state(run, mesh, start)
     step, history = start.step, start.history
     del start  # it would keep a second copy of the state for as long as the run lasts
+    trained = resume.of_meta(history, workdir)  # not that of a newer checkpoint, which is damaged
+    changed = resume.find_changes(run, fingerprint, trained)
+    changes.check(changed, allow, workdir)
     if multihost.is_lead():
       files.write_json(workdir / workdir_lib.CONFIG, run.config.to_dict())
       workdir_lib.write_format(workdir)
@@ -110,10 +121,11 @@ def _train(config: typed.Config, workdir: pathlib.Path, clock: record.Clock, com
     with (
       preemption.Guard() as guard,
       terminal.outlive(guard.stop_without_output),
-      record.Record(run, workdir, step, history, clock) as rec,
+      record.Record(run, workdir, step, history, clock, fingerprint) as rec,
     ):
       if history:
         _log.info(f'continuing from step {step}')
+        rec.changed(step, resume.log(changed, run, trained, step))
       try:
         state = _run(_Session(run, mesh, loader, programs, saved, rec, clock, guard), state)
       except (errors.InputError, errors.RunError) as error:
@@ -218,7 +230,7 @@ def _run(session: _Session, state: steps.TrainState) -> steps.TrainState:
         ending = saving = True
         save()
       if saving:
-        session.saved.rate(step, rec.history(), rec.last[rec.best_metric])
+        session.saved.rate(step, rec.history(), rec.metrics)
         session.clock.lap('checkpoint')
     if ending:
       return state

@@ -27,6 +27,13 @@ def define_flags(values: flags.FlagValues) -> None:
   flags.DEFINE_string(
     'workdir', None, 'Folder to write the run to; default: runs/<name of the config>.', flag_values=values
   )
+  flags.DEFINE_list(
+    'allow',
+    [],
+    'Config keys that a run which continues may change although this makes it another experiment, such as '
+    'train.batch_size,seed.',
+    flag_values=values,
+  )
   flags.DEFINE_bool(
     'list', False, 'Print the configs, models and data sources that come with dnt, and exit.', flag_values=values
   )
@@ -51,6 +58,8 @@ def main(values: flags.FlagValues) -> None:
     print(cli.catalogue(cli.CONFIGS))
     return
   config = cli.config(values)
+  if values.allow and values.mode != 'train':
+    raise errors.InputError(f'--allow has no effect with --mode={values.mode}, which does not train')
   workdir = pathlib.Path(values.workdir or pathlib.Path('runs') / cli.config_name(values))
   # A launcher that gives each process its own flags sets this to the command that the user typed.
   command = os.environ.get('DNT_COMMAND') or shlex.join(['python', '-m', 'dnt.main', *sys.argv[1:]])
@@ -69,7 +78,7 @@ def main(values: flags.FlagValues) -> None:
   from dnt.training import evaluate, record, report
 
   if values.mode == 'train':
-    outcome = report.last_line(loop.train(config, workdir, record.Clock(STARTED), command), command)
+    outcome = report.last_line(loop.train(config, workdir, record.Clock(STARTED), command, values.allow), command)
   elif values.mode == 'evaluate':
     outcome = report.evaluation_line(evaluate.evaluate(config, workdir))
   else:

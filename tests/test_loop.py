@@ -129,7 +129,8 @@ def test_what_was_trained_is_kept_and_the_run_goes_on_as_if_nothing_was(
   for key in ('last', 'best', 'evaluated_at', 'evaluations_without_better'):
     assert last[key] == expected[key]
   folder = tmp_path / 'run' / 'checkpoints' / '6'
-  assert format.metric_of(folder) == expected['last'][whole['best']['metric']]
+  name = whole['best']['metric']
+  assert format.metrics_of(folder)[name] == expected['last'][name]
 
 
 def test_a_checkpoint_after_a_signal_is_rated_when_the_run_goes_on(tiny, tmp_path, monkeypatch):
@@ -139,10 +140,10 @@ def test_a_checkpoint_after_a_signal_is_rated_when_the_run_goes_on(tiny, tmp_pat
     patch.setattr(preemption.Guard, 'requested', lambda self, count: count == 2)
     run(tiny, tmp_path)
   folder = tmp_path / 'checkpoints' / '3'
-  assert format.metric_of(folder) is None
+  assert not format.metrics_of(folder)
   tiny.checkpoint.keep = 3
   run(tiny, tmp_path)
-  assert format.metric_of(folder) is not None
+  assert format.metrics_of(folder)
   assert checkpoints.load_parameters(tmp_path, 3).meta['evaluated_at'] == 3
 
 

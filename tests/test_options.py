@@ -5,6 +5,7 @@ test each below, named after them. `test_every_option_is_covered` holds both aga
 """
 
 import contextlib
+import copy
 import hashlib
 import json
 import pathlib
@@ -17,6 +18,7 @@ from PIL import Image
 
 from dnt import config as schema
 from dnt import errors, loop, trees
+from dnt.config import changes as changes_lib
 from dnt.config import run_config
 from dnt.data import pipeline, sources
 from dnt.data.transforms import images
@@ -206,6 +208,79 @@ def test_an_option_of_which_the_schema_knows_no_effect_has_none(option, tiny):
 
 def test_equal_configs_are_equal_programs(tiny):
   assert fingerprint(tiny) == fingerprint(tiny)
+
+
+# The same for the options that change something else.
+STREAMED = {'data.placement': 'stream'}
+HEAD = {'finetune.trainable': 'head'}
+OTHERS = {
+  'data.source': ({}, 'digits'),
+  'data.train_split': ({}, 'train[:50%]'),
+  'data.dir': ({'data.source': 'folder'}, 'images'),
+  'data.seed': ({}, 1),
+  'data.val_fraction': ({'data.source': 'folder:images'}, 0.5),
+  'data.crop_to_box': ({'data.source': 'cars:images'}, True),
+  'data.placement': ({}, 'stream'),
+  'data.workers': (STREAMED, 0),
+  'data.resized_crop_min_area': ({'data.augment': 'resized_crop_flip'}, 0.5),
+  'data.eval_resize': ({}, 'center_crop'),
+  'data.eval_crop': ({'data.eval_resize': 'center_crop'}, 0.5),
+  'data.interpolation': ({}, 'bicubic'),
+  'data.policy': ({}, 'rand_augment'),
+  'data.rand_augment_ops': ({'data.policy': 'rand_augment'}, 3),
+  'data.rand_augment_magnitude': ({'data.policy': 'rand_augment'}, 20),
+  'data.synthetic_examples': ({}, 48),
+  'model.num_classes': ({}, 10),
+  'model.options': ({'model.name': 'own:Net'}, {'width': 4}),
+  'finetune.cached_views': (HEAD, 1),
+  'finetune.cache_dir': ({**HEAD, 'finetune.cached_views': 1}, 'features'),
+  'train.batch_size': ({}, 8),
+  'train.steps': ({}, 8),
+  'train.epochs': ({'train.steps': None}, 2.0),
+  'train.steps_per_dispatch': ({}, 1),
+  'train.log_every': ({}, '1'),
+  'train.patience': ({}, 2),
+  'train.init_from': ({}, 'runs/other'),
+  'eval.splits': ({}, ('train',)),
+  'eval.every': ({}, '1'),
+  'eval.batch_size': ({}, 8),
+  'checkpoint.every': ({}, '1'),
+  'checkpoint.keep': ({}, 1),
+  'checkpoint.best_metric': ({}, 'loss'),
+  'telemetry.every': ({}, '1'),
+  'lr_find.start': ({'optim.learning_rate': 'auto'}, 1e-5),
+  'lr_find.end': ({'optim.learning_rate': 'auto'}, 1.0),
+  'lr_find.steps': ({'optim.learning_rate': 'auto'}, 24),
+  'mesh.fsdp': ({}, 2),
+}
+# These have no effect in training, so that their values are not compared.
+OF_TOOLS = ('lr_find.groups', 'noise_scale.batches', 'noise_scale.micro_batches')
+
+
+@pytest.mark.parametrize('option', [option for option in OPTIONS if option not in OF_TOOLS])
+def test_a_changed_option_means_at_a_resume_what_the_schema_states(option, tiny):
+  base, value = (PROGRAM | OTHERS)[option]
+  old = set_options(tiny, base)
+  new = set_options(copy.deepcopy(old), {option: value})
+  means = {change.key: change.on_resume for change in changes_lib.find(old, new)}
+  assert means == {option: OPTIONS[option].on_resume}
+  assert changes_lib.find(new, copy.deepcopy(new)) == []
+  if means[option] == schema.REFUSE:
+    with pytest.raises(errors.InputError, match=f'{option} was .* is now .*--allow={option}$'):
+      changes_lib.check(changes_lib.find(old, new), (), pathlib.Path('run'))
+    changes_lib.check(changes_lib.find(old, new), (option,), pathlib.Path('run'))
+  else:
+    changes_lib.check(changes_lib.find(old, new), (), pathlib.Path('run'))
+
+
+def test_every_option_states_what_a_change_at_a_resume_means():
+  assert {option.on_resume for option in OPTIONS.values()} == set(schema.ON_RESUME)
+  for section in ('loss', 'ema'):
+    assert {option.on_resume for key, option in OPTIONS.items() if key.startswith(section)} == {schema.REFUSE}
+  for section in ('schedule', 'clip', 'eval', 'checkpoint', 'telemetry'):
+    assert {option.on_resume for key, option in OPTIONS.items() if key.startswith(section)} == {schema.NOTE}
+  free = {key for key, option in OPTIONS.items() if option.on_resume == schema.FREE}
+  assert {'data.workers', 'data.dir', 'mesh.fsdp', *OF_TOOLS} <= free
 
 
 def run_loop(config, workdir):

@@ -9,6 +9,7 @@ from dnt.checkpoints.manager import (
   choose_step,
   class_names,
   load_parameters,
+  read_meta,
 )
 
 __all__ = [
@@ -20,4 +21,5 @@ __all__ = [
   'choose_step',
   'class_names',
   'load_parameters',
+  'read_meta',
 ]

@@ -1,8 +1,8 @@
 """Defines the format of one checkpoint on disk, and reads it back exactly or not at all.
 
 A checkpoint has two parts. `state` holds the leaves of the train state as nested dicts, so that reading needs none of
-the classes that made it. The envelope `meta/meta.json` holds the format number, the loop's metadata, the metric that
-ranks the checkpoint, the shape, dtype and digest of each leaf, and the envelope's own SHA-256.
+the classes that made it. The envelope `meta/meta.json` holds the format number, the loop's metadata, the metrics of
+the state, the shape, dtype and digest of each leaf, and the envelope's own SHA-256.
 
 All functions except `compare_digests` are local to the process.
 """
@@ -27,6 +27,7 @@ from absl import logging
 from dnt import errors, files, trees
 from dnt import workdir as workdir_lib
 from dnt.checkpoints import digests
+from dnt.reporting import metric_names
 
 META_FILE = 'meta.json'
 
@@ -77,13 +78,18 @@ class ReadBack:
 
 
 def make_envelope(
-  meta: Mapping[str, Any], metric: float | None, leaves: Mapping[str, Any], sums: Mapping[str, digests.Digest]
+  meta: Mapping[str, Any],
+  metrics: Mapping[str, float],
+  metric: float | None,
+  leaves: Mapping[str, Any],
+  sums: Mapping[str, digests.Digest],
 ) -> dict[str, Any]:
   """Makes the envelope of a checkpoint.
 
   Args:
     meta: the loop's metadata, JSON values.
-    metric: metric that ranks the checkpoint.
+    metrics: metrics of the state by name.
+    metric: the one of them that ranks the checkpoint, for older versions, which read no other.
     leaves: leaves of the state by path.
     sums: result of `digests.inspect(leaves)`.
   """
@@ -93,17 +99,26 @@ def make_envelope(
   }
   # A deep copy, because the loop changes `meta` while Orbax writes it in the background.
   envelope = {'format': workdir_lib.FORMAT, 'meta': copy.deepcopy(dict(meta)), 'metric': metric, 'leaves': record}
+  envelope['metrics'] = dict(metrics)
   return {**envelope, 'sha256': _sha256(envelope)}
 
 
-def replace_meta(path: pathlib.Path, meta: Mapping[str, Any], metric: float | None) -> None:
-  """Replaces the loop's metadata and the metric of a checkpoint; a reader sees the whole old or new envelope.
+def replace_meta(
+  path: pathlib.Path, meta: Mapping[str, Any], metrics: Mapping[str, float], metric: float | None
+) -> None:
+  """Replaces the loop's metadata and the metrics of a checkpoint; a reader sees the whole old or new envelope.
+
+  Args:
+    path: path of the checkpoint.
+    meta: as for `make_envelope`, like `metrics` and `metric`.
+    metrics: metrics of the state by name.
+    metric: the one of them that ranks the checkpoint.
 
   Raises:
     DamagedError: its envelope cannot be read.
     OSError: it cannot be written.
   """
-  envelope = _read_envelope(path) | {'meta': dict(meta), 'metric': metric}
+  envelope = _read_envelope(path) | {'meta': dict(meta), 'metric': metric, 'metrics': dict(metrics)}
   files.write(path / 'meta' / META_FILE, json.dumps({**envelope, 'sha256': _sha256(envelope)}))
 
 
@@ -302,11 +317,17 @@ def _sha256(envelope: Mapping[str, Any]) -> str:
   return hashlib.sha256(json.dumps(envelope).encode()).hexdigest()
 
 
-def metric_of(path: pathlib.Path) -> float | None:
+def metrics_of(path: pathlib.Path) -> dict[str, float]:
+  """Returns the metrics of a checkpoint by name; {} if it was not evaluated, or is damaged, which a restore reports."""
   try:
-    return _read_envelope(path)['metric']
+    envelope = _read_envelope(path)
   except DamagedError:
-    return None  # a restore will report the damage
+    return {}
+  if 'metrics' in envelope:
+    return envelope['metrics']
+  # Older versions wrote only the metric that ranked the checkpoint when it was measured.
+  config, metric = envelope['meta'].get('config'), envelope['metric']
+  return {metric_names.ranking(config): metric} if config and metric is not None else {}
 
 
 def steps_in(directory: pathlib.Path) -> list[int]:

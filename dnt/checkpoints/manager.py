@@ -4,6 +4,7 @@
 skip a checkpoint that one of them finds damaged. They must share the file system of the workdir.
 """
 
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -39,19 +40,20 @@ def better(best_metric: str, value: float | None, than: float | None) -> bool:
 class Checkpoints:
   """Saves and restores the checkpoints of one run; keeps the newest `config.keep` and the best by `best_metric`."""
 
-  def __init__(self, workdir: str | os.PathLike, config: typed.Checkpoint):
+  def __init__(self, workdir: str | os.PathLike, config: typed.Checkpoint, best_metric: str = ''):
     """Checks that checkpoints can be written.
 
     Args:
       workdir: directory of the run, created if missing.
       config: the `checkpoint` section of the config.
+      best_metric: name of the metric that ranks the checkpoints, see `metric_names.ranking`; empty: none is the best.
 
     Raises:
       errors.InputError: the workdir is not writable, or the processes do not share it.
     """
     self._directory = pathlib.Path(workdir).absolute() / workdir_lib.CHECKPOINTS
-    self._config = config
-    self._metrics: dict[int, float | None] = {}
+    self._config, self._best_metric = config, best_metric
+    self._metrics: dict[int, Mapping[str, float]] = {}  # by step
     _check_writable(self._directory)
 
   @functools.cached_property
@@ -71,7 +73,7 @@ class Checkpoints:
     registry.add('state', ocp.args.PyTreeRestore, state_handler)
     registry.add('meta', ocp.args.JsonSave, meta_handler)
     registry.add('meta', ocp.args.JsonRestore, meta_handler)
-    self._metrics |= {step: format.metric_of(self._directory / str(step)) for step in format.steps_in(self._directory)}
+    self._metrics |= {step: format.metrics_of(self._directory / str(step)) for step in format.steps_in(self._directory)}
     return Manager(
       self._directory,
       options=ocp.CheckpointManagerOptions(
@@ -94,14 +96,15 @@ class Checkpoints:
       return sorted(self._manager.all_steps())
     return multihost.broadcast_from_lead(format.steps_in(self._directory))
 
-  def save(self, step: int, state: Any, meta: Mapping[str, Any], metric: float | None = None) -> bool:
+  def save(self, step: int, state: Any, meta: Mapping[str, Any], metrics: Mapping[str, float] | None = None) -> bool:
     """Starts to write a checkpoint; returns once the state is copied, so that its buffers may be donated.
 
     Args:
       step: number of completed optimizer steps.
       state: pytree of arrays; `save` first checks that it is finite.
       meta: JSON values.
-      metric: metric that ranks this checkpoint; None: it cannot be the best, unless `rate` ranks it.
+      metrics: metrics of this state by name; a checkpoint without `best_metric` cannot be the best, unless `rate` adds
+        it.
 
     Returns:
       Whether this call saves it; False if this step was saved before.
@@ -120,8 +123,9 @@ class Checkpoints:
     bad = [path for path, digest in sums.items() if not digest.finite]
     if bad:
       raise errors.RunError(f'the state after step {step} is not finite and was not saved ({errors.list_names(bad)})')
-    envelope = format.make_envelope(meta, metric, leaves, sums)
-    self._metrics[step] = metric
+    metrics = dict(metrics or {})
+    envelope = format.make_envelope(meta, metrics, metrics.get(self._best_metric), leaves, sums)
+    self._metrics[step] = metrics
     self._write(
       self._manager.save,
       step,
@@ -129,7 +133,7 @@ class Checkpoints:
     )
     return True
 
-  def rate(self, step: int, meta: Mapping[str, Any], metric: float) -> None:
+  def rate(self, step: int, meta: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
     """Replaces the meta of a saved checkpoint and ranks it; deletes one that is then neither new nor the best.
 
     It waits until the checkpoint is on disk. A process that is killed before leaves it as `save` wrote it.
@@ -137,7 +141,7 @@ class Checkpoints:
     Args:
       step: a step that is saved.
       meta: JSON values.
-      metric: metric that ranks this checkpoint.
+      metrics: metrics of the state by name.
 
     Raises:
       errors.RunError: the checkpoint could not be written.
@@ -146,14 +150,15 @@ class Checkpoints:
     problem = None
     if multihost.is_lead():
       try:
-        self._write(format.replace_meta, self._directory / str(step), meta, metric)
+        ranking = metrics.get(self._best_metric)
+        self._write(format.replace_meta, self._directory / str(step), meta, metrics, ranking)
       except errors.RunError as error:
         problem = error
     problem = _agree(problem)
     if problem is not None:
       raise problem
     steps = self._manager.all_steps()  # the manager reads the metrics on disk when it is made
-    self._metrics[step] = metric
+    self._metrics[step] = dict(metrics)
     for each in set(steps) - self._kept(steps):
       self._write(self._manager.delete, each)
 
@@ -199,11 +204,7 @@ class Checkpoints:
     return {*sorted(steps)[-self._config.keep :], self._best_of(steps)}
 
   def _best_of(self, steps: Sequence[int]) -> int | None:
-    best = None
-    for step in sorted(steps):
-      if better(self._config.best_metric, self._metrics.get(step), self._metrics[best] if best is not None else None):
-        best = step
-    return best
+    return _best({step: self._metrics.get(step, {}) for step in steps}, self._best_metric)
 
   def _check_room(self, leaves: Mapping[str, jax.Array]) -> None:
     # If only the writer threads found these two errors, they would cause pages of tracebacks or minutes of waiting.
@@ -303,13 +304,23 @@ def class_names(workdir: str | os.PathLike) -> tuple[str, ...] | None:
 
   The result is empty if an older version wrote the checkpoint, and None if there is none that can be read.
   """
+  meta = read_meta(workdir)
+  return tuple(meta.get('class_names', ())) if meta else None
+
+
+def read_meta(workdir: str | os.PathLike) -> dict[str, Any]:
+  """Returns the `meta` of the newest checkpoint, without its state; {} if there is none.
+
+  It skips checkpoints whose `meta` is damaged; a restore will report them.
+
+  Raises:
+    errors.InputError: a checkpoint has a newer format, or may not be read.
+  """
   directory = pathlib.Path(workdir).absolute() / workdir_lib.CHECKPOINTS
   for step in reversed(multihost.broadcast_from_lead(format.steps_in(directory))):
-    try:
-      return tuple(format.read_meta(directory / str(step)).get('class_names', ()))
-    except format.DamagedError:
-      continue  # a restore will report the damage
-  return None
+    with contextlib.suppress(format.DamagedError):
+      return format.read_meta(directory / str(step))
+  return {}
 
 
 def choose_step(workdir: str | os.PathLike, which: str, best_metric: str) -> int:
@@ -318,10 +329,10 @@ def choose_step(workdir: str | os.PathLike, which: str, best_metric: str) -> int
   Args:
     workdir: workdir of a dnt run.
     which: `BEST` or a step.
-    best_metric: as in the run's `config.checkpoint`.
+    best_metric: name of the metric that ranks the checkpoints, see `metric_names.ranking`.
 
   Raises:
-    errors.InputError: `which` is nothing of these, or no checkpoint has a metric.
+    errors.InputError: `which` is nothing of these, or no checkpoint has the metric.
   """
   directory = pathlib.Path(workdir).absolute() / workdir_lib.CHECKPOINTS
   steps = multihost.broadcast_from_lead(format.steps_in(directory))
@@ -330,13 +341,18 @@ def choose_step(workdir: str | os.PathLike, which: str, best_metric: str) -> int
     if which not in known:
       raise errors.unknown(f'checkpoint in {directory}', which, [NEWEST, BEST, *known])
     return known[which]
-  best, highest = None, None
-  for step in steps:
-    metric = format.metric_of(directory / str(step))
-    if better(best_metric, metric, highest):
-      best, highest = step, metric
+  best = _best({step: format.metrics_of(directory / str(step)) for step in steps}, best_metric)
   if best is None:
-    raise errors.InputError(f'no checkpoint in {directory} was evaluated, so none is the best; use the {NEWEST} one')
+    raise errors.InputError(f'no checkpoint in {directory} has {best_metric}, so none is the best; use the {NEWEST}')
+  return best
+
+
+def _best(metrics: Mapping[int, Mapping[str, float]], best_metric: str) -> int | None:
+  """Returns the first of the best steps by a metric, from the metrics of each step; None if no step has it."""
+  best, value = None, None
+  for step in sorted(metrics):
+    if better(best_metric, metrics[step].get(best_metric), value):
+      best, value = step, metrics[step][best_metric]
   return best
 
 

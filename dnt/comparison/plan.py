@@ -14,7 +14,8 @@ from typing import Any
 from dnt import config as schema
 from dnt import errors, models
 from dnt import workdir as workdir_lib
-from dnt.config import implied, keys, typed
+from dnt.config import changes as changes_lib
+from dnt.config import run_config, typed
 from dnt.weights import names, preprocessing
 
 SOURCE = 'source.json'  # in the workdir of a run that starts from another run: digest of the weights it received
@@ -220,33 +221,34 @@ def is_comparable(run: Run) -> bool:
 
 
 def _differences(run: Run) -> list[str] | None:
-  """Returns the differences between the run's config at its start and its current config; None if it never started."""
+  """Returns the differences between the run's config at its start and its current config; None if it never started.
+
+  Options that change only how a run computes are free, as at a resume.
+  """
   stored = _read(run.workdir / workdir_lib.REQUESTED)
   if stored is None:
     return None
-  known = dict(schema.options())
-  default, old, new = (
-    keys.flatten(config, known) for config in (_as_json(schema.default()), stored, _as_json(run.config))
-  )
-  old = {key: schema.spell(known[key], value) if key in known else value for key, value in old.items()}
-  if 'data.eval_resize' not in old and new['data.eval_resize'] is not None:  # older versions did what augment implies
-    default['data.eval_resize'] = implied.eval_resize({'augment': old.get('data.augment', default['data.augment'])})
-  old = default | old  # older versions ran without newer options, which is the same as with their defaults
+  old, new = run_config.parse(stored, run.workdir / workdir_lib.REQUESTED), run.config
+  if 'eval_resize' not in stored['data'] and new.data.eval_resize is None:
+    old.data.eval_resize = None  # older versions had no such option, and evaluated as they do without it
+  found = [str(change) for change in changes_lib.find(old, new) if change.on_resume != schema.FREE]
+  # At a resume the images are compared, wherever they are; here they are not read.
+  found += [
+    f'data.{key} was {old.data[key]!r} and is now {new.data[key]!r}'
+    for key in ('source', 'dir')
+    if old.data[key] != new.data[key] and not any(each.startswith(f'data.{key} ') for each in found)
+  ]
   if run.source:
-    key = f'params_sha256 of {run.source.name}'
-    old[key], new[key] = _read(run.workdir / SOURCE), source_weights(run)
-  moved = ('model.folder',)  # says where the network's code is, not what it is
-  return [f'{key} was {old[key]!r} and is now {new[key]!r}' for key in new if new[key] != old[key] and key not in moved]
+    given, now = _read(run.workdir / SOURCE), source_weights(run)
+    if given != now:
+      found.append(f'params_sha256 of {run.source.name} was {given!r} and is now {now!r}')
+  return found
 
 
 def source_weights(run: Run) -> str | None:
   """Returns the digest of the weights from which a run starts; None until the run that trains them is finished."""
   result = summary(run.source) if run.source else None
   return result['params_sha256'] if result and result.get('finished') else None
-
-
-def _as_json(config: typed.Config) -> dict[str, Any]:
-  return json.loads(json.dumps(config.to_dict()))
 
 
 def summary(run: Run) -> dict[str, Any] | None:

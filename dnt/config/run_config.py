@@ -4,6 +4,7 @@ python -m dnt.main --config=runs/mine --workdir=runs/again
 """
 
 import json
+import os
 import pathlib
 from typing import Any
 
@@ -26,6 +27,19 @@ def get_config(path: str) -> typed.Config:
     raise errors.InputError(f'cannot read the config {path!r}: {error.strerror}') from error
   except ValueError as error:
     raise errors.InputError(f'{path} is not JSON: {error}') from error
+  return parse(content, path)
+
+
+def parse(content: Any, path: str | os.PathLike) -> typed.Config:
+  """Makes a training config from a JSON value; options that it lacks have the values that older versions ran with.
+
+  Args:
+    content: the JSON value.
+    path: where it was read, for messages.
+
+  Raises:
+    errors.InputError: it is not a config.
+  """
   if not isinstance(content, dict):
     raise errors.InputError(f'{path} holds no config, which is an object of sections')
   config = schema.default()

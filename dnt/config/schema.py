@@ -35,6 +35,7 @@ class Option(NamedTuple):
     off: a value that turns the option off; a user may give it even where the option has no effect.
     words: words that are valid besides numbers, each with the number that older configs hold in its place.
     role: for options of `model`, what the option decides, one of `ROLES`; else ''.
+    on_resume: for options of a run, what another value means for a run that continues, one of `ON_RESUME`; else ''.
   """
 
   default: Any
@@ -45,6 +46,7 @@ class Option(NamedTuple):
   off: Any = None
   words: Mapping[str, float] = {}
   role: str = ''
+  on_resume: str = ''
 
   @property
   def type(self) -> type:
@@ -59,6 +61,12 @@ class Option(NamedTuple):
 # - training: what differs in training only.
 # - run: the classes of the data, and how the network runs.
 ROLES = ('weights', 'function', 'computation', 'start', 'training', 'run')
+
+# What another value of an option means for a run that continues from its checkpoint:
+# - refuse: the steps from then on would belong to another experiment; the run continues only with `--allow=<key>`.
+# - note: a person may change it on purpose; the change is logged, and recorded with its step.
+# - free: it changes only how or where the run computes.
+ON_RESUME = REFUSE, NOTE, FREE = 'refuse', 'note', 'free'
 AUTO = 'auto'
 
 NORMS = ('batch_norm', 'layer_norm', 'group_norm', 'rms_norm', 'none')
@@ -94,71 +102,89 @@ CACHED = (
 
 SCHEMA: dict[str, Any] = {
   'seed': Option(
-    0, 'seed of parameters, data order, augmentation, stochastic depth and dropout', check=checks.at_least(0)
+    0,
+    'seed of parameters, data order, augmentation, stochastic depth and dropout',
+    check=checks.at_least(0),
+    on_resume=REFUSE,
   ),
   'data': {
     'source': Option(
       'digits',
       'digits, synthetic, tfds:<name>, cifar_binary:<dir>, idx:<dir>, folder:<dir> or cars:<dir>; folder:<dir>/* takes '
       'every folder in <dir> as a class',
+      on_resume=REFUSE,
     ),
-    'train_split': Option('train', "split to train on, sliced as in TFDS: 'train', 'train[:98%]', 'train[5000:]'"),
+    'train_split': Option(
+      'train', "split to train on, sliced as in TFDS: 'train', 'train[:98%]', 'train[5000:]'", on_resume=REFUSE
+    ),
     'dir': Option(
       '',
       'folder of the source, if data.source names none; tfds: folder of prepared sets, empty: the default of TFDS',
       only={'data.source': any_but('digits', 'synthetic')},
       off='',
+      on_resume=FREE,
     ),
     'seed': Option(
       0,
       'seed of random splits (digits, folders) and synthetic images; apart from seed, so that all runs share them',
       check=checks.at_least(0),
       only={'data.source': ('digits', 'synthetic', 'folder', 'cars')},
+      on_resume=REFUSE,
     ),
     'val_fraction': Option(
       0.2,
       "fraction of the images that becomes 'val' if the folder has no splits",
       check=checks.within(0.01, 1),
       only={'data.source': ('folder', 'cars')},
+      on_resume=REFUSE,
     ),
     'crop_to_box': Option(
-      False, 'crop each image to the box around the car', only={'data.source': ('cars',)}, off=False
+      False, 'crop each image to the box around the car', only={'data.source': ('cars',)}, off=False, on_resume=REFUSE
     ),
     'image_size': Option(
       int,
       'pixels per side; not set: taken from the pretrained weights, or the size in the source',
       check=checks.at_least(1),
+      on_resume=REFUSE,
     ),
     'placement': Option(
       'auto',
       'device: hold the whole split in device memory; stream: load it with grain workers; auto: device up to 1 GiB',
       choices=('auto', 'device', 'stream'),
+      on_resume=FREE,
     ),
     'workers': Option(
       2,
       'worker processes that decode streamed data; 0: in the main process',
       check=checks.at_least(0),
       only={'data.placement': ('auto', 'stream')},
+      on_resume=FREE,
     ),
     'augment': Option(
       'none',
       'random crop and flip: none; pad_crop_flip (for small images); resized_crop_flip (for large images)',
       choices=AUGMENTATIONS,
+      on_resume=REFUSE,
     ),
     'crop_padding': Option(
       4,
       'pixels of zero padding on each side before the random crop',
       check=checks.at_least(0),
       only={'data.augment': ('pad_crop_flip',)},
+      on_resume=REFUSE,
     ),
     'flip': Option(
-      True, 'flip augmented images left to right with probability 0.5', only={'data.augment': AUGMENTATIONS[1:]}
+      True,
+      'flip augmented images left to right with probability 0.5',
+      only={'data.augment': AUGMENTATIONS[1:]},
+      on_resume=REFUSE,
     ),
     'resized_crop_min_area': Option(
       0.08,
       'smallest fraction of the area that the random resized crop keeps',
       check=checks.fraction,
       only={'data.augment': ('resized_crop_flip',)},
+      on_resume=REFUSE,
     ),
     'eval_resize': Option(
       str,
@@ -166,6 +192,7 @@ SCHEMA: dict[str, Any] = {
       '(keeps the whole image); not set: taken from the pretrained weights, or center_crop with '
       'augment=resized_crop_flip, else squash',
       choices=('center_crop', 'squash'),
+      on_resume=NOTE,
     ),
     'eval_crop': Option(
       float,
@@ -177,52 +204,68 @@ SCHEMA: dict[str, Any] = {
         {'data.eval_resize': (None,), 'data.augment': ('resized_crop_flip',)},
         {'data.eval_resize': (None,), 'train.init_from': any_but('')},
       ),
+      on_resume=NOTE,
     ),
     'interpolation': Option(
       str,
       'filter of every resize; not set: taken from the pretrained weights, or bilinear',
       choices=('bilinear', 'bicubic'),
+      on_resume=REFUSE,
     ),
     'mean': Option(
       (),
       'mean of each channel, in [0, 1]; empty: taken from the pretrained weights, or measured on train_split',
       check=checks.numbers,
+      on_resume=REFUSE,
     ),
     'std': Option(
       (),
       'standard deviation of each channel, in [0, 1]; empty: taken from the pretrained weights, or measured on '
       'train_split',
       check=checks.deviations,
+      on_resume=REFUSE,
     ),
     'policy': Option(
       'none',
       'augmentation policy: none, rand_augment or trivial_augment; it runs on the host, so the images are streamed',
       choices=('none', 'rand_augment', 'trivial_augment'),
+      on_resume=REFUSE,
     ),
     'rand_augment_ops': Option(
-      2, 'operations per image (N)', check=checks.at_least(1), only={'data.policy': ('rand_augment',)}
+      2, 'operations per image (N)', check=checks.at_least(1), only={'data.policy': ('rand_augment',)}, on_resume=REFUSE
     ),
     'rand_augment_magnitude': Option(
       9,
       'magnitude of the operations (M), 0 to 30',
       check=checks.between(0, 30),
       only={'data.policy': ('rand_augment',)},
+      on_resume=REFUSE,
     ),
-    'mixup': Option(0.0, 'alpha of mixup, which blends each example with another; 0: off', check=checks.at_least(0)),
+    'mixup': Option(
+      0.0, 'alpha of mixup, which blends each example with another; 0: off', check=checks.at_least(0), on_resume=REFUSE
+    ),
     'cutmix': Option(
       0.0,
       'alpha of CutMix, which pastes a box from another example; 0: off; with mixup on too, each batch gets one',
       check=checks.at_least(0),
+      on_resume=REFUSE,
     ),
-    'erasing': Option(0.0, 'probability of erasing a random box of an image', check=checks.between(0, 1)),
+    'erasing': Option(
+      0.0, 'probability of erasing a random box of an image', check=checks.between(0, 1), on_resume=REFUSE
+    ),
     'synthetic_examples': Option(
       1024,
       'examples in each split of the synthetic source',
       check=checks.at_least(1),
       only={'data.source': ('synthetic',)},
+      on_resume=REFUSE,
     ),
     'synthetic_classes': Option(
-      10, 'number of classes of the synthetic source', check=checks.at_least(2), only={'data.source': ('synthetic',)}
+      10,
+      'number of classes of the synthetic source',
+      check=checks.at_least(2),
+      only={'data.source': ('synthetic',)},
+      on_resume=REFUSE,
     ),
   },
   'model': {
@@ -231,17 +274,26 @@ SCHEMA: dict[str, Any] = {
       "mlp, plain, resnet, highway, densenet; 'mypkg.nets:Net': your own Flax module; pretrained: the network of the "
       'weights at train.init_from',
       role='weights',
+      on_resume=REFUSE,
     ),
-    'num_classes': Option(int, 'number of classes; not set: taken from the data', check=checks.at_least(2), role='run'),
+    'num_classes': Option(
+      int, 'number of classes; not set: taken from the data', check=checks.at_least(2), role='run', on_resume=REFUSE
+    ),
     'dtype': Option(
       'float32',
       'dtype of the computation; parameters and statistics stay float32',
       choices=('float32', 'bfloat16'),
       role='run',
+      on_resume=REFUSE,
     ),
-    'norm': Option('batch_norm', 'normalization of every block', choices=NORMS, role='weights'),
+    'norm': Option('batch_norm', 'normalization of every block', choices=NORMS, role='weights', on_resume=REFUSE),
     'norm_epsilon': Option(
-      1e-5, 'epsilon added to the variance', check=checks.above(0), only={'model.norm': NORMS[:-1]}, role='function'
+      1e-5,
+      'epsilon added to the variance',
+      check=checks.above(0),
+      only={'model.norm': NORMS[:-1]},
+      role='function',
+      on_resume=REFUSE,
     ),
     'norm_groups': Option(
       32,
@@ -249,6 +301,7 @@ SCHEMA: dict[str, Any] = {
       check=checks.at_least(1),
       only={'model.norm': ('group_norm',)},
       role='computation',
+      on_resume=REFUSE,
     ),
     'norm_momentum': Option(
       0.9,
@@ -256,6 +309,7 @@ SCHEMA: dict[str, Any] = {
       check=checks.within(0, 1),
       only={'model.norm': ('batch_norm',)},
       role='training',
+      on_resume=REFUSE,
     ),
     'weight_standardization': Option(
       False,
@@ -263,19 +317,32 @@ SCHEMA: dict[str, Any] = {
       only={'model.name': any_but('mlp')},
       off=False,
       role='computation',
+      on_resume=REFUSE,
     ),
-    'activation': Option('relu', 'activation of every block', choices=ACTIVATIONS, role='computation'),
-    'initializer': Option('he', 'initializer of every kernel', choices=INITIALIZERS, only=DRAWN, role='start'),
+    'activation': Option(
+      'relu', 'activation of every block', choices=ACTIVATIONS, role='computation', on_resume=REFUSE
+    ),
+    'initializer': Option(
+      'he', 'initializer of every kernel', choices=INITIALIZERS, only=DRAWN, role='start', on_resume=REFUSE
+    ),
     'init_gain': Option(
-      1.0, 'factor on the standard deviation of the initial kernels', check=checks.above(0), only=DRAWN, role='start'
+      1.0,
+      'factor on the standard deviation of the initial kernels',
+      check=checks.above(0),
+      only=DRAWN,
+      role='start',
+      on_resume=REFUSE,
     ),
-    'depth': Option(int, 'number of layers, counted as in the papers', check=checks.at_least(1), role='weights'),
+    'depth': Option(
+      int, 'number of layers, counted as in the papers', check=checks.at_least(1), role='weights', on_resume=REFUSE
+    ),
     'width': Option(
       int,
       'mlp: units per layer; resnet: widening factor; plain, highway: channels of the first stage',
       check=checks.at_least(1),
       only={'model.name': ('mlp', 'plain', 'resnet', 'highway')},
       role='weights',
+      on_resume=REFUSE,
     ),
     'block': Option(
       str,
@@ -283,6 +350,7 @@ SCHEMA: dict[str, Any] = {
       choices=('plain', 'residual', 'highway', 'basic', 'bottleneck', 'preact_basic', 'preact_bottleneck'),
       only={'model.name': ('mlp', 'resnet')},
       role='weights',
+      on_resume=REFUSE,
     ),
     'stem': Option(
       str,
@@ -290,6 +358,7 @@ SCHEMA: dict[str, Any] = {
       choices=('cifar', 'imagenet'),
       only={'model.name': ('resnet', 'densenet')},
       role='weights',
+      on_resume=REFUSE,
     ),
     'shortcut': Option(
       str,
@@ -297,6 +366,7 @@ SCHEMA: dict[str, Any] = {
       choices=('A', 'B'),
       only={'model.name': ('resnet',)},
       role='weights',
+      on_resume=REFUSE,
     ),
     'stride_on': Option(
       str,
@@ -304,6 +374,7 @@ SCHEMA: dict[str, Any] = {
       choices=('3x3', '1x1'),
       only={'model.name': ('resnet',), 'model.block': ('bottleneck', 'preact_bottleneck')},
       role='function',
+      on_resume=REFUSE,
     ),
     'zero_init_last_norm': Option(
       bool,
@@ -311,12 +382,14 @@ SCHEMA: dict[str, Any] = {
       only={'model.name': ('resnet',), 'model.block': ('basic', 'bottleneck'), 'model.norm': NORMS[:-1]},
       off=False,
       role='start',
+      on_resume=REFUSE,
     ),
     'residual_scalar': Option(
       float,
       'initial value of a learned factor on each residual branch (SkipInit, ReZero: 0); not set: no factor',
       only={'model.name': ('resnet',)},
       role='start',
+      on_resume=REFUSE,
     ),
     'stochastic_depth': Option(
       float,
@@ -324,12 +397,14 @@ SCHEMA: dict[str, Any] = {
       check=checks.within(0, 1),
       only={'model.name': ('resnet',)},
       role='training',
+      on_resume=REFUSE,
     ),
     'gate_bias': Option(
       float,
       'initial bias of the highway gates; negative: layers pass their input through at first',
       only=({'model.name': ('highway',)}, {'model.name': ('mlp',), 'model.block': ('highway',)}),
       role='start',
+      on_resume=REFUSE,
     ),
     'growth_rate': Option(
       int,
@@ -337,6 +412,7 @@ SCHEMA: dict[str, Any] = {
       check=checks.at_least(1),
       only={'model.name': ('densenet',)},
       role='weights',
+      on_resume=REFUSE,
     ),
     'compression': Option(
       float,
@@ -344,78 +420,103 @@ SCHEMA: dict[str, Any] = {
       check=checks.fraction,
       only={'model.name': ('densenet',)},
       role='weights',
+      on_resume=REFUSE,
     ),
     'bottleneck': Option(
       bool,
       'put a 1x1 convolution to 4k channels before the 3x3 convolution of each dense layer (DenseNet-B)',
       only={'model.name': ('densenet',)},
       role='weights',
+      on_resume=REFUSE,
     ),
     'scan': Option(
-      False, 'scan the equal blocks of a stage, so that compile time does not grow with depth', role='run'
+      False,
+      'scan the equal blocks of a stage, so that compile time does not grow with depth',
+      role='run',
+      on_resume=FREE,
     ),
-    'remat': Option(False, 'recompute activations inside each block in the backward pass to save memory', role='run'),
-    'options': Option(dict, 'keyword arguments of your own module; set in a config file', role='weights'),
+    'remat': Option(
+      False, 'recompute activations inside each block in the backward pass to save memory', role='run', on_resume=FREE
+    ),
+    'options': Option(
+      dict, 'keyword arguments of your own module; set in a config file', role='weights', on_resume=REFUSE
+    ),
     'folder': Option(
       str,
       'folder of your own module; not set: that of the config file, or where Python finds it; config.json records it',
       only={'model.name': any_but('mlp', 'plain', 'resnet', 'highway', 'densenet', 'pretrained')},
       role='weights',
+      on_resume=FREE,
     ),
   },
   'loss': {
     'label_smoothing': Option(
-      0.0, 'fraction of the target probability that is spread over all classes', check=checks.within(0, 1)
+      0.0,
+      'fraction of the target probability that is spread over all classes',
+      check=checks.within(0, 1),
+      on_resume=REFUSE,
     ),
     'class_weights': Option(
-      (), 'loss weight of each class, in class order; empty: equal weights', check=checks.weights
+      (), 'loss weight of each class, in class order; empty: equal weights', check=checks.weights, on_resume=REFUSE
     ),
     'balance_classes': Option(
       False,
       'weight each class by the inverse of its number of examples in train_split; config.json records class_weights',
+      on_resume=REFUSE,
     ),
   },
   'optim': {
-    'name': Option('sgd', 'update rule', choices=('sgd', 'adamw', 'lamb', 'muon')),
+    'name': Option('sgd', 'update rule', choices=('sgd', 'adamw', 'lamb', 'muon'), on_resume=REFUSE),
     'learning_rate': Option(
       0.1,
       'peak learning rate; auto: found before the first step by a range test (lr_find) of the first phase',
       check=checks.above(0),
       words={AUTO: 0},
+      on_resume=NOTE,
     ),
-    'momentum': Option(0.9, 'decay of the momentum', check=checks.within(0, 1), only={'optim.name': ('sgd', 'muon')}),
+    'momentum': Option(
+      0.9, 'decay of the momentum', check=checks.within(0, 1), only={'optim.name': ('sgd', 'muon')}, on_resume=REFUSE
+    ),
     'nesterov': Option(
       False,
       "Nesterov's momentum",
       only={'optim.name': ('sgd', 'muon'), 'optim.momentum': any_but(0)},
       off=False,
+      on_resume=REFUSE,
     ),
     'b1': Option(
       0.9,
       'decay of the first moment (muon: of its Adam part)',
       check=checks.within(0, 1),
       only={'optim.name': ('adamw', 'lamb', 'muon')},
+      on_resume=REFUSE,
     ),
     'b2': Option(
       0.999,
       'decay of the second moment (muon: of its Adam part)',
       check=checks.within(0, 1),
       only={'optim.name': ('adamw', 'lamb', 'muon')},
+      on_resume=REFUSE,
     ),
     'epsilon': Option(
       1e-8,
       'added to the denominator (muon: of its Adam part)',
       check=checks.above(0),
       only={'optim.name': ('adamw', 'lamb', 'muon')},
+      on_resume=REFUSE,
     ),
     'weight_decay': Option(
-      1e-4, 'weight decay; sgd: L2, added to the gradient; others: decoupled', check=checks.at_least(0)
+      1e-4,
+      'weight decay; sgd: L2, added to the gradient; others: decoupled',
+      check=checks.at_least(0),
+      on_resume=REFUSE,
     ),
     'weight_decay_on': Option(
       'kernel$',
       'regular expression for the paths of the parameters that decay',
       check=checks.pattern,
       only=({'optim.weight_decay': any_but(0)}, {'finetune.l2_sp': any_but(0)}),
+      on_resume=REFUSE,
     ),
   },
   'schedule': {
@@ -423,19 +524,24 @@ SCHEMA: dict[str, Any] = {
       'constant',
       'shape of the learning rate over the run',
       choices=('constant', 'piecewise', 'cosine', 'linear', 'one_cycle'),
+      on_resume=NOTE,
     ),
-    'warmup': Option('0', 'duration of the warm-up, which comes before any schedule', check=checks.duration),
+    'warmup': Option(
+      '0', 'duration of the warm-up, which comes before any schedule', check=checks.duration, on_resume=NOTE
+    ),
     'warmup_shape': Option(
       'linear',
       'linear: the rate rises linearly to the peak; constant: it stays at warmup_start',
       choices=('linear', 'constant'),
       only={'schedule.warmup': any_but('0')},
+      on_resume=NOTE,
     ),
     'warmup_start': Option(
       0.0,
       'learning rate at the start of the warm-up, as a fraction of the peak',
       check=checks.at_least(0),
       only={'schedule.warmup': any_but('0')},
+      on_resume=NOTE,
     ),
     'boundaries': Option(
       (),
@@ -443,18 +549,28 @@ SCHEMA: dict[str, Any] = {
       check=checks.durations,
       only={'schedule.name': ('piecewise',)},
       off=(),
+      on_resume=NOTE,
     ),
     'factor': Option(
-      0.1, 'factor on the learning rate at each boundary', check=checks.above(0), only={'schedule.name': ('piecewise',)}
+      0.1,
+      'factor on the learning rate at each boundary',
+      check=checks.above(0),
+      only={'schedule.name': ('piecewise',)},
+      on_resume=NOTE,
     ),
     'final': Option(
       0.0,
       'learning rate at the end of the run, as a fraction of the peak',
       check=checks.at_least(0),
       only={'schedule.name': ('cosine', 'linear', 'one_cycle')},
+      on_resume=NOTE,
     ),
     'one_cycle_rise': Option(
-      '30%', 'duration of the rise to the peak', check=checks.duration, only={'schedule.name': ('one_cycle',)}
+      '30%',
+      'duration of the rise to the peak',
+      check=checks.duration,
+      only={'schedule.name': ('one_cycle',)},
+      on_resume=NOTE,
     ),
     'one_cycle_start': Option(
       0.04,
@@ -464,6 +580,7 @@ SCHEMA: dict[str, Any] = {
         {'schedule.name': ('one_cycle',), 'schedule.one_cycle_rise': any_but('0')},
         {'schedule.name': ('one_cycle',), 'schedule.warmup': any_but('0'), 'schedule.warmup_shape': ('linear',)},
       ),
+      on_resume=NOTE,
     ),
   },
   'clip': {
@@ -471,15 +588,21 @@ SCHEMA: dict[str, Any] = {
       'none',
       'gradient clipping: none; global_norm; value; block_norm (clips each entry by its own norm); adaptive (AGC)',
       choices=CLIPPINGS,
+      on_resume=NOTE,
     ),
     'threshold': Option(
       1.0,
       'largest norm or value of the gradient; adaptive: as a fraction of the parameter norm',
       check=checks.above(0),
       only={'clip.name': CLIPPINGS[1:]},
+      on_resume=NOTE,
     ),
     'epsilon': Option(
-      1e-3, 'lower bound on the parameter norm', check=checks.above(0), only={'clip.name': ('adaptive',)}
+      1e-3,
+      'lower bound on the parameter norm',
+      check=checks.above(0),
+      only={'clip.name': ('adaptive',)},
+      on_resume=NOTE,
     ),
   },
   'finetune': {
@@ -487,6 +610,7 @@ SCHEMA: dict[str, Any] = {
       'all',
       "entries that train: all; head; top:2 (last two blocks and head); or a pattern of names: 'stage4/.*|head'",
       check=checks.pattern,
+      on_resume=REFUSE,
     ),
     'unfreeze': Option(
       (),
@@ -494,6 +618,7 @@ SCHEMA: dict[str, Any] = {
       check=checks.phases,
       only={'finetune.trainable': any_but('all')},
       off=(),
+      on_resume=REFUSE,
     ),
     'frozen_norm': Option(
       'running',
@@ -502,6 +627,7 @@ SCHEMA: dict[str, Any] = {
       choices=('running', 'batch', 'affine_only'),
       only={'finetune.trainable': any_but('all')},
       off='running',
+      on_resume=REFUSE,
     ),
     'layer_decay': Option(
       1.0,
@@ -509,12 +635,14 @@ SCHEMA: dict[str, Any] = {
       check=checks.fraction,
       only=BELOW_HEAD,
       off=1.0,
+      on_resume=NOTE,
     ),
-    'head_lr_mult': Option(1.0, 'factor on the learning rate of the head', check=checks.above(0)),
+    'head_lr_mult': Option(1.0, 'factor on the learning rate of the head', check=checks.above(0), on_resume=NOTE),
     'rates': Option(
       (),
       "factors on the learning rate, by patterns that match whole names of entries: (('stage4/.*', 0.1),)",
       check=checks.rates,
+      on_resume=NOTE,
     ),
     'cached_views': Option(
       int,
@@ -523,14 +651,18 @@ SCHEMA: dict[str, Any] = {
       check=checks.at_least(0),
       only=PREFIX,
       off=0,
+      on_resume=REFUSE,
     ),
-    'cache_dir': Option('', 'folder of the cached features; empty: ~/.cache/dnt/features', only=CACHED, off=''),
+    'cache_dir': Option(
+      '', 'folder of the cached features; empty: ~/.cache/dnt/features', only=CACHED, off='', on_resume=FREE
+    ),
     'l2_sp': Option(
       0.0,
       'decay towards the initial values (L2-SP), for all parameters that decay except the head; 0: off',
       check=checks.at_least(0),
       only=tuple({'train.init_from': any_but(''), **each} for each in BELOW_HEAD),
       off=0.0,
+      on_resume=REFUSE,
     ),
   },
   'ema': {
@@ -538,13 +670,22 @@ SCHEMA: dict[str, Any] = {
       0.0,
       'decay of the moving average of parameters and BatchNorm statistics, which is evaluated too; 0: off',
       check=checks.within(0, 1),
+      on_resume=REFUSE,
     ),
   },
   'train': {
-    'batch_size': Option(128, 'examples per step, over all devices and processes', check=checks.at_least(1)),
-    'steps': Option(int, 'optimizer steps of the run; if set, it overrides epochs', check=checks.at_least(1)),
-    'epochs': Option(10.0, 'passes over the training split', check=checks.above(0), only={'train.steps': (None,)}),
-    'accumulate': Option(1, 'micro-batches per step, whose gradients are averaged', check=checks.at_least(1)),
+    'batch_size': Option(
+      128, 'examples per step, over all devices and processes', check=checks.at_least(1), on_resume=REFUSE
+    ),
+    'steps': Option(
+      int, 'optimizer steps of the run; if set, it overrides epochs', check=checks.at_least(1), on_resume=NOTE
+    ),
+    'epochs': Option(
+      10.0, 'passes over the training split', check=checks.above(0), only={'train.steps': (None,)}, on_resume=NOTE
+    ),
+    'accumulate': Option(
+      1, 'micro-batches per step, whose gradients are averaged', check=checks.at_least(1), on_resume=REFUSE
+    ),
     'steps_per_dispatch': Option(
       10,
       'largest number of steps that one call of the compiled program runs',
@@ -553,50 +694,70 @@ SCHEMA: dict[str, Any] = {
         {'data.placement': ('auto', 'device'), 'data.augment': AUGMENTATIONS[:2], 'data.policy': ('none',)},
         {**PREFIX, 'finetune.cached_views': any_but(0)},
       ),
+      on_resume=FREE,
     ),
-    'log_every': Option('50', 'duration between training records in metrics.jsonl', check=checks.duration),
+    'log_every': Option(
+      '50', 'duration between training records in metrics.jsonl', check=checks.duration, on_resume=NOTE
+    ),
     'patience': Option(
       0,
       'stop after this many evaluations without a better best_metric; 0: off',
       check=checks.at_least(0),
       only={'eval.every': any_but('0')},
       off=0,
+      on_resume=NOTE,
     ),
     'init_from': Option(
       '',
       'pretrained weights to start from: a workdir, <file>.safetensors, .pth or .h5, tfjs:<dir> or hf:<owner>/<name>; '
       'a head with another number of classes starts at zero',
+      on_resume=NOTE,
     ),
   },
   'eval': {
-    'splits': Option(('test',), 'splits to evaluate, sliced like train_split', check=checks.texts),
-    'every': Option('1 epochs', "duration between evaluations; '0': only at the end", check=checks.duration),
-    'batch_size': Option(256, 'examples per evaluation step, over all devices', check=checks.at_least(1)),
+    'splits': Option(('test',), 'splits to evaluate, sliced like train_split', check=checks.texts, on_resume=NOTE),
+    'every': Option(
+      '1 epochs', "duration between evaluations; '0': only at the end", check=checks.duration, on_resume=NOTE
+    ),
+    'batch_size': Option(
+      256, 'examples per evaluation step, over all devices', check=checks.at_least(1), on_resume=NOTE
+    ),
   },
   'checkpoint': {
-    'every': Option('1 epochs', "duration between checkpoints; '0': only at the end", check=checks.duration),
-    'keep': Option(3, 'number of newest checkpoints to keep, besides the best', check=checks.at_least(1)),
+    'every': Option(
+      '1 epochs', "duration between checkpoints; '0': only at the end", check=checks.duration, on_resume=NOTE
+    ),
+    'keep': Option(
+      3, 'number of newest checkpoints to keep, besides the best', check=checks.at_least(1), on_resume=NOTE
+    ),
     'best_metric': Option(
       'accuracy',
       'metric that selects the best checkpoint, on the first of eval.splits (of the moving average if ema is on)',
       choices=('accuracy', 'loss'),
+      on_resume=NOTE,
     ),
   },
   'telemetry': {
     'every': Option(
-      '100', "duration between steps that record metrics of every entry; '0': never", check=checks.duration
+      '100',
+      "duration between steps that record metrics of every entry; '0': never",
+      check=checks.duration,
+      on_resume=NOTE,
     ),
   },
   'lr_find': {
-    'start': Option(1e-7, 'first learning rate of the sweep', check=checks.above(0), only=SWEPT),
-    'end': Option(10.0, 'last learning rate of the sweep', check=checks.above(0), only=SWEPT),
-    'steps': Option(100, 'number of steps of the sweep, each at a higher rate', check=checks.at_least(20), only=SWEPT),
+    'start': Option(1e-7, 'first learning rate of the sweep', check=checks.above(0), only=SWEPT, on_resume=NOTE),
+    'end': Option(10.0, 'last learning rate of the sweep', check=checks.above(0), only=SWEPT, on_resume=NOTE),
+    'steps': Option(
+      100, 'number of steps of the sweep, each at a higher rate', check=checks.at_least(20), only=SWEPT, on_resume=NOTE
+    ),
     'groups': Option(
       (),
       "patterns of entries, one sweep each, while all other entries stay fixed: ('head', 'stage3/.*')",
       check=checks.patterns,
       only={relations.PROGRAM: ('--mode=lr_find',)},
       off=(),
+      on_resume=FREE,
     ),
   },
   'noise_scale': {
@@ -605,16 +766,20 @@ SCHEMA: dict[str, Any] = {
       'number of batches of train.batch_size to average over',
       check=checks.at_least(2),
       only={relations.PROGRAM: ('--mode=noise_scale',)},
+      on_resume=FREE,
     ),
     'micro_batches': Option(
       8,
       'number of micro-batches that each batch is split into',
       check=checks.at_least(2),
       only={relations.PROGRAM: ('--mode=noise_scale',)},
+      on_resume=FREE,
     ),
   },
   'mesh': {
-    'fsdp': Option(1, 'number of devices over which each parameter is sharded', check=checks.at_least(1)),
+    'fsdp': Option(
+      1, 'number of devices over which each parameter is sharded', check=checks.at_least(1), on_resume=FREE
+    ),
   },
 }
 

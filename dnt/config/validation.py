@@ -1,13 +1,13 @@
 """Checks configs against the schema: keys, types, values, and whether options that a user sets have an effect."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import ml_collections
 
 from dnt import errors
-from dnt.config import keys, relations, schema
+from dnt.config import keys, relations, schema, typed
 
 
 def validate(config: ml_collections.ConfigDict) -> None:
@@ -73,11 +73,7 @@ def no_effect(config: ml_collections.ConfigDict, key: str, program: str = relati
   known = dict(schema.options(schema.KINDS[schema.kind(config)]))
   if key not in known:
     return ''
-  option, value = known[key], keys.get(config, key)
-
-  def get(owner: str) -> Any:
-    return program if owner == relations.PROGRAM else keys.get(config, owner)
-
+  option, value, get = known[key], keys.get(config, key), _getter(config, program)
   owners = relations.failing(option.only, get)
   if not owners or value is None or value == option.off:
     return ''
@@ -86,6 +82,16 @@ def no_effect(config: ml_collections.ConfigDict, key: str, program: str = relati
   return (
     f'config.{key}={relations.show(value)} has no effect here: {now}; it has one with {relations.describe(option.only)}'
   )
+
+
+def has_effect(config: typed.Config, key: str) -> bool:
+  """Returns whether the values of other options let an option of a training run have an effect."""
+  return not relations.failing(dict(schema.options())[key].only, _getter(config, relations.TRAINING))
+
+
+def _getter(config: ml_collections.ConfigDict, program: str) -> Callable[[str], Any]:
+  """Returns a function that returns the value of an owner of options."""
+  return lambda owner: program if owner == relations.PROGRAM else keys.get(config, owner)
 
 
 def _check(key: str, option: schema.Option, value: Any) -> None:

@@ -25,7 +25,6 @@ from jax.sharding import Mesh
 from dnt import checkpoints, errors, files, trees
 from dnt import config as schema
 from dnt import workdir as workdir_lib
-from dnt.checkpoints import format
 from dnt.config import typed
 from dnt.data import pipeline
 from dnt.models import depth
@@ -35,7 +34,6 @@ from dnt.parallel import mesh as mesh_lib
 from dnt.parallel import multihost, ownership
 from dnt.reporting import plots, tables, terminal
 from dnt.training import experiment, initialize, steps
-from dnt.weights import pretrained
 
 if TYPE_CHECKING:
   from matplotlib.figure import Figure
@@ -114,7 +112,7 @@ def settle(
   """Returns the run with a learning rate: the rate of its config if it has one, else the rate that a sweep finds.
 
   The sweep starts where the run does and trains what its first phase trains. It leaves only the rate, `lr_find.json`
-  and `lr_find.png`. If the workdir holds a checkpoint, the sweep is already done, and the rate is in its `config.json`.
+  and `lr_find.png`. A run that continues already has its rate, see `resume.keep_open`.
 
   Args:
     run: the experiment.
@@ -127,23 +125,18 @@ def settle(
   """
   if run.config.optim.learning_rate != schema.AUTO:
     return run
-  if multihost.broadcast_from_lead(format.steps_in(workdir / workdir_lib.CHECKPOINTS)):
-    rate = pretrained.read_run_config(workdir).optim.learning_rate
-    message = f'learning rate {rate:.3g}, with which this run started'
-  else:
-    state = initialize.begin(run, mesh, initialize.load_start(run, workdir, data.weights))
-    with contextlib.closing(pipeline.make_train_loader(run.config, data.train, mesh)) as loader:
-      measured = sweep(run, mesh, state, loader)
-    if not measured.suggestions:
-      raise errors.InputError(
-        'config.optim.learning_rate=auto runs a range test, which ended too soon to suggest a rate (the loss '
-        f'{_ended_of(measured)}); set a rate, or start lower with config.lr_find.start'
-      )
-    rate = measured.suggestions['valley']
-    doubt = '' if measured.learns else ', and hardly fell before; see lr_find.png'
-    message = f'learning rate {rate:.3g}, the valley of a range test (the loss {_ended_of(measured)}{doubt})'
-    _record(workdir, [measured], 0, True, rate)
-  _log.info(message)
+  state = initialize.begin(run, mesh, initialize.load_start(run, workdir, data.weights))
+  with contextlib.closing(pipeline.make_train_loader(run.config, data.train, mesh)) as loader:
+    measured = sweep(run, mesh, state, loader)
+  if not measured.suggestions:
+    raise errors.InputError(
+      'config.optim.learning_rate=auto runs a range test, which ended too soon to suggest a rate (the loss '
+      f'{_ended_of(measured)}); set a rate, or start lower with config.lr_find.start'
+    )
+  rate = measured.suggestions['valley']
+  doubt = '' if measured.learns else ', and hardly fell before; see lr_find.png'
+  _record(workdir, [measured], 0, True, rate)
+  _log.info(f'learning rate {rate:.3g}, the valley of a range test (the loss {_ended_of(measured)}{doubt})')
   config = schema.copy_unlocked(run.config)
   with config.ignore_type():  # its current value is a word
     config.optim.learning_rate = rate

@@ -9,6 +9,8 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+import ml_collections
+
 _TELEMETRY = 'telemetry'
 
 
@@ -31,6 +33,16 @@ def parse(name: str) -> Metric:
   owner, _, quantity = name.rpartition('/')
   group, _, entry = owner.partition('/')
   return Metric(quantity, entry=entry) if group == _TELEMETRY and entry else Metric(quantity, split=owner)
+
+
+def ranking(config: Mapping[str, Any] | ml_collections.ConfigDict) -> str:
+  """Returns the name of the metric that ranks the checkpoints of a run.
+
+  Args:
+    config: the config of the run, also one of an older version, in JSON values.
+  """
+  suffix = '_ema' if config['ema']['decay'] else ''
+  return f'{config["eval"]["splits"][0]}{suffix}/{config["checkpoint"]["best_metric"]}'
 
 
 class Quantity(NamedTuple):

@@ -8,7 +8,7 @@ import math
 import os
 import pathlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,8 @@ import numpy as np
 from dnt import errors, files
 from dnt import workdir as workdir_lib
 from dnt.parallel import multihost
+
+CHANGED = 'changed'  # in the lines of `Writer.note`
 
 
 def read(workdir: str | os.PathLike) -> list[dict[str, Any]]:
@@ -50,7 +52,8 @@ class Writer:
     """Opens the record at the step from which the run continues.
 
     Lines after `start_step` come from a run that was cut off after its last checkpoint. The writer drops them, since
-    the run takes these steps (and writes their lines) again. A run from step 0 starts an empty record.
+    the run takes these steps (and writes their lines) again; also those of `note` at `start_step`, which say how these
+    steps differ. A run from step 0 starts an empty record.
 
     Args:
       workdir: an existing, writable directory.
@@ -64,8 +67,13 @@ class Writer:
     self._board = None
     if not self._writes:
       return
-    last = {False: start_step, True: start_step if evaluated_at is None else min(evaluated_at, start_step)}
-    kept = [each for each in read(workdir) if each['step'] <= last[_is_evaluation(each)]] if start_step else []
+    evaluated = start_step if evaluated_at is None else min(evaluated_at, start_step)
+
+    def remains(record):
+      last = start_step - 1 if CHANGED in record else evaluated if _is_evaluation(record) else start_step
+      return record['step'] <= last
+
+    kept = [record for record in read(workdir) if remains(record)] if start_step else []
     files.write(self._path, ''.join(_line(record) for record in kept))
     self._file = self._path.open('a', encoding='utf-8')
 
@@ -84,12 +92,21 @@ class Writer:
     if not self._writes:
       return
     record = {'step': int(step), 'epoch': _number(epoch)} | {name: _number(value) for name, value in values.items()}
-    try:
-      self._file.write(_line(record))
-      self._file.flush()
-      self._to_board(record)
-    except OSError as error:
-      raise errors.RunError(f'{self._path} cannot be written ({error.strerror})') from error
+    self._append(record, self._to_board)
+
+  def note(self, step: int, epoch: float, changed: Mapping[str, Any]) -> None:
+    """Appends a line of what differs in config and data from `step` on.
+
+    Args:
+      step: optimizer steps done.
+      epoch: passes over the training split done.
+      changed: `was` and `now` by key, in JSON values.
+
+    Raises:
+      errors.RunError: as in `write`.
+    """
+    if self._writes:
+      self._append({'step': step, 'epoch': _number(epoch), CHANGED: changed})
 
   def close(self) -> None:
     """Flushes and closes the files."""
@@ -98,6 +115,14 @@ class Writer:
     self._file.close()
     if self._board is not None:
       self._board.close()
+
+  def _append(self, record: Mapping[str, Any], also: Callable[[Mapping[str, Any]], None] = lambda record: None) -> None:
+    try:
+      self._file.write(_line(record))
+      self._file.flush()
+      also(record)
+    except OSError as error:
+      raise errors.RunError(f'{self._path} cannot be written ({error.strerror})') from error
 
   def _to_board(self, record: Mapping[str, Any]) -> None:
     if self._board is None:

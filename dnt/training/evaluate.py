@@ -15,7 +15,7 @@ from dnt.data import examples, pipeline
 from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
 from dnt.parallel import multihost
-from dnt.training import experiment, initialize, scores
+from dnt.training import experiment, initialize, resume, scores
 
 LARGEST = 2**24  # largest examples x classes of a split whose probabilities are kept for the AUROC: 64 MiB
 
@@ -204,7 +204,7 @@ def load(config: typed.Config, workdir: pathlib.Path, mesh: Mesh, splits: Sequen
   """
   mesh_lib.check_batch('config.eval.batch_size', config.eval.batch_size, mesh)
   loaded = checkpoints.load_parameters(workdir)
-  config = experiment.keep_eval_resize(config, workdir)
+  config = resume.keep_open(config, resume.of_meta(loaded.meta, workdir))
   data = experiment.load_data(config, splits, workdir)
   run = experiment.make(experiment.resolve(config, data), data.spec)
   if data.weights:

@@ -14,14 +14,11 @@ import optax
 
 from dnt import checkpoints, errors, models
 from dnt import config as schema
-from dnt import workdir as workdir_lib
-from dnt.checkpoints import format
-from dnt.config import implied, run_config, typed
+from dnt.config import implied, typed
 from dnt.data import class_order, examples, fingerprint, pipeline, sources
 from dnt.data.transforms import augment
 from dnt.models import depth, freeze, layouts
 from dnt.optim import chain, schedules
-from dnt.parallel import multihost
 from dnt.training import losses, periodic, steps
 from dnt.training import telemetry as telemetry_lib
 from dnt.weights import preprocessing, pretrained
@@ -163,26 +160,6 @@ class Experiment(NamedTuple):
     return jax.eval_shape(make)
 
 
-def keep_eval_resize(config: typed.Config, workdir: pathlib.Path) -> typed.Config:
-  """Returns the config of a run that resumes, with evaluation as before, so that its metrics stay comparable.
-
-  If the config does not set `data.eval_resize`, a new run takes it from its pretrained weights. A run with a checkpoint
-  takes it from its `config.json`; a run from before the option existed keeps what `data.augment` implied.
-
-  Args:
-    config: a validated config.
-    workdir: the workdir of the run.
-  """
-  if config.data.eval_resize is not None or not config.train.init_from:
-    return config
-  path, steps = workdir / workdir_lib.CONFIG, format.steps_in(workdir / workdir_lib.CHECKPOINTS)
-  if not multihost.broadcast_from_lead(bool(steps) and path.is_file()):
-    return config
-  kept = schema.copy_unlocked(config)
-  kept.data.eval_resize = run_config.get_config(str(path)).data.eval_resize
-  return kept
-
-
 def load_data(config: typed.Config, splits: Sequence[str], workdir: pathlib.Path | None = None) -> Data:
   """Reads the training split and other splits, each once, and the description of the pretrained weights.
 
@@ -234,17 +211,26 @@ def resolve(config: typed.Config, data: Data) -> typed.Config:
     )
   resolved.model.num_classes = classes
   resolved.data.mean, resolved.data.std = pipeline.statistics(resolved.data, data.train)
-  resolved.data.eval_resize = implied.eval_resize(resolved.data)
-  for key, value in pipeline.DEFAULTS.items():
-    if resolved.data[key] is None:
-      resolved.data[key] = value
   if config.train.steps is None:
     resolved.train.steps = max(1, round(config.train.epochs * data.spec.steps_per_epoch(config.train.batch_size)))
   if config.loss.balance_classes:
     # Keep only the weights, so that the recorded config can be run again.
     resolved.loss.class_weights, resolved.loss.balance_classes = losses.balanced_weights(data.train), False
-  resolved.model.update(models.resolved_options(resolved.model))
+  fill_defaults(resolved)
   return resolved
+
+
+def fill_defaults(config: typed.Config) -> None:
+  """Sets the options that neither the user nor weights or data determine to the values that a run uses.
+
+  Raises:
+    errors.InputError: as in `models.make`.
+  """
+  config.data.eval_resize = implied.eval_resize(config.data)
+  for key, value in pipeline.DEFAULTS.items():
+    if config.data[key] is None:
+      config.data[key] = value
+  config.model.update(models.resolved_options(config.model))
 
 
 def _prepared(config: typed.Config, weights: pretrained.Source | None) -> typed.Config:

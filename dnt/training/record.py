@@ -40,7 +40,13 @@ class Record:
   """Writes the record of one run as the run proceeds."""
 
   def __init__(
-    self, run: experiment.Experiment, workdir: pathlib.Path, step: int, history: Mapping[str, Any], clock: Clock
+    self,
+    run: experiment.Experiment,
+    workdir: pathlib.Path,
+    step: int,
+    history: Mapping[str, Any],
+    clock: Clock,
+    data: Mapping[str, Any] | None = None,
   ):
     """Opens the record where the run continues.
 
@@ -50,8 +56,9 @@ class Record:
       step: the step of the restored state; 0 for a new run.
       history: the result of `history()` saved with that state; empty for a new run.
       clock: the clock of this process; it continues from the saved seconds.
+      data: the fingerprint of each split, for the processes that continue the run.
     """
-    self._run, self._workdir, self._clock = run, workdir, clock
+    self._run, self._workdir, self._clock, self._data = run, workdir, clock, data or {}
     self.evaluated_at: int = history.get('evaluated_at', 0)
     self._writer = metrics.Writer(workdir, step, self.evaluated_at)
     self._progress = progress.Progress(run.config.train.steps)
@@ -69,6 +76,9 @@ class Record:
     self._memory: dict[str, int | None] = dict(history.get('peak_memory', {}))
     for name, seconds in history.get('seconds', {}).items():
       clock.seconds[name] += seconds
+    self.metrics: dict[str, float] = {}  # of the last evaluation in this process
+    if self.best.get('metric', self.best_metric) != self.best_metric:
+      self._rank_again(step)
 
   def __enter__(self) -> 'Record':
     return self
@@ -80,9 +90,7 @@ class Record:
   @property
   def best_metric(self) -> str:
     """Returns the name of the metric that ranks checkpoints."""
-    config = self._run.config
-    suffix = '_ema' if config.ema.decay else ''
-    return f'{config.eval.splits[0]}{suffix}/{config.checkpoint.best_metric}'
+    return metric_names.ranking(self._run.config)
 
   @property
   def seconds(self) -> dict[str, float]:
@@ -99,6 +107,11 @@ class Record:
   def out_of_patience(self) -> bool:
     patience = self._run.config.train.patience
     return 0 < patience <= self.evaluations_without_better
+
+  def changed(self, step: int, values: Mapping[str, Any]) -> None:
+    """Records what differs in config and data from `step` on, by key; writes no line if nothing does."""
+    if values:
+      self._writer.note(step, step / self._run.steps_per_epoch, values)
 
   def trained(self, start: int, count: int, values: Mapping[str, Any]) -> None:
     """Records the metrics of the steps after `start`.
@@ -148,15 +161,30 @@ class Record:
         content = {'split': split, 'step': step, 'class_names': self._run.spec.class_names, 'matrix': matrix.tolist()}
         content['per_class'] = result.per_class[split]
         files.write(workdir_lib.confusion_path(self._workdir, split), json.dumps(content, allow_nan=False) + '\n')
-    self.evaluated_at = step
-    value = result.metrics[self.best_metric]
+    self.evaluated_at, self.metrics = step, result.metrics
+    self._rank(step, result.metrics[self.best_metric])
+    shown = [f'{name} {progress.format_value(name, value)}' for name, value in result.metrics.items()]
+    _log.info(f'step {step}  ' + '  '.join(shown))
+
+  def _rank(self, step: int, value: float | None) -> None:
     if checkpoints.better(self.best_metric, value, self.best.get('value')):
       self.best = {'metric': self.best_metric, 'value': value, 'step': step}
       self.evaluations_without_better = 0
     else:
       self.evaluations_without_better += 1
-    shown = [f'{name} {progress.format_value(name, value)}' for name, value in result.metrics.items()]
-    _log.info(f'step {step}  ' + '  '.join(shown))
+
+  def _rank_again(self, step: int) -> None:
+    """Ranks the evaluations up to `step` by today's metric, as far as they measured it."""
+    self.best, self.evaluations_without_better = {}, 0
+    name = self.best_metric
+    lines = metrics.read(self._workdir) if multihost.is_lead() else []
+    measured = [
+      (line['step'], line[name])
+      for line in lines
+      if name in line and line['step'] <= step and 'train/learning_rate' not in line  # no line of training
+    ]
+    for measured_at, value in multihost.broadcast_from_lead(measured):
+      self._rank(measured_at, value)
 
   def history(self) -> dict[str, Any]:
     """Returns what the next process needs to continue the run, as JSON."""
@@ -172,7 +200,9 @@ class Record:
       'lap': self._lap,
       'seconds': self.seconds,
       'peak_memory': self.peak_memory,
+      # With these, the next process can tell what has changed.
       'config': self._run.config.to_dict(),
+      'data': self._data,
       # With these, `dnt.inference` can use the checkpoint without the data.
       'class_names': list(self._run.spec.class_names),
       'image_shape': list(self._run.spec.image_shape),

@@ -13,6 +13,7 @@ from dnt import config as schema
 from dnt import workdir as workdir_lib
 from dnt.checkpoints import format
 from dnt.config import run_config, typed
+from dnt.reporting import metric_names
 from dnt.weights import hub, keras_files, names, torch_files
 from dnt.weights import preprocessing as preprocessing_lib
 
@@ -126,7 +127,7 @@ class Source:
     workdir = _check_workdir(self._located[1])
     if self._which == checkpoints.NEWEST:
       return checkpoints.load_parameters(workdir)
-    step = checkpoints.choose_step(workdir, self._which, self.run_config.checkpoint.best_metric)
+    step = checkpoints.choose_step(workdir, self._which, metric_names.ranking(self.run_config))
     return checkpoints.load_parameters(workdir, step)
 
   @functools.cached_property

@@ -49,10 +49,9 @@ def _state(step=0, width=8, optimizer=None):
   return State(jnp.int32(step), params, stats, optimizer.init(params), {'params': params, 'batch_stats': stats})
 
 
-def _options(keep=3, best_metric='test/accuracy'):
+def _options(keep=3):
   options = config.default()
   options.checkpoint.keep = keep
-  options.checkpoint.best_metric = best_metric
   return options.checkpoint
 
 
@@ -73,9 +72,10 @@ def _assert_same(actual, expected):
 
 
 def _save(workdir, steps, keep=3, metrics=None, best_metric='test/accuracy'):
-  saved = checkpoints.Checkpoints(workdir, _options(keep, best_metric))
+  saved = checkpoints.Checkpoints(workdir, _options(keep), best_metric)
   for step in steps:
-    assert saved.save(step, _state(step), {'at': step}, (metrics or {}).get(step))
+    measured = {best_metric: metrics[step]} if metrics and metrics[step] is not None else {}
+    assert saved.save(step, _state(step), {'at': step}, measured)
   saved.close()
 
 
@@ -164,21 +164,21 @@ def test_keeps_the_newest_and_the_best(tmp_path):
   _save(tmp_path, range(1, 7), keep=2, metrics={1: 0.2, 2: 0.9, 3: 0.9, 4: None, 5: 0.3, 6: float('nan')})
   assert _names(tmp_path) == ['2', '5', '6']
   # Another process goes on: the metrics are on disk.
-  saved = checkpoints.Checkpoints(tmp_path, _options(2))
+  saved = checkpoints.Checkpoints(tmp_path, _options(2), 'test/accuracy')
   assert saved.latest_step == 6
-  saved.save(7, _state(7), {}, 0.5)
-  saved.save(8, _state(8), {}, 0.91)
+  saved.save(7, _state(7), {}, {'test/accuracy': 0.5})
+  saved.save(8, _state(8), {}, {'test/accuracy': 0.91})
   assert saved.latest_step == 8
   saved.close()
   assert _names(tmp_path) == ['7', '8']
 
 
 def test_a_checkpoint_is_rated_after_its_save(tmp_path):
-  saved = checkpoints.Checkpoints(tmp_path, _options(keep=1))
+  saved = checkpoints.Checkpoints(tmp_path, _options(keep=1), 'test/accuracy')
   for step, metric in ((1, 0.5), (2, 0.9), (3, 0.7)):
     saved.save(step, _state(step), {'at': step})
-    saved.rate(step, {'at': step, 'rated': True}, metric)
-    assert format.metric_of(tmp_path / 'checkpoints' / str(step)) == metric
+    saved.rate(step, {'at': step, 'rated': True}, {'test/accuracy': metric})
+    assert format.metrics_of(tmp_path / 'checkpoints' / str(step)) == {'test/accuracy': metric}
   assert _names(tmp_path) == ['2', '3'], 'what is neither the newest nor the best goes at once'
   state, meta = _read(tmp_path, 3, _abstract(_state()))
   _assert_same(state, _state(3))
@@ -187,16 +187,16 @@ def test_a_checkpoint_is_rated_after_its_save(tmp_path):
   saved.close()
   assert _names(tmp_path) == ['2', '4']
 
-  again = checkpoints.Checkpoints(tmp_path, _options(keep=1))
-  again.rate(4, {'at': 4}, 1.0)  # by the process that goes on
+  again = checkpoints.Checkpoints(tmp_path, _options(keep=1), 'test/accuracy')
+  again.rate(4, {'at': 4}, {'test/accuracy': 1.0})  # by the process that goes on
   again.close()
   assert _names(tmp_path) == ['4']
 
 
 def test_a_checkpoint_that_is_not_the_best_is_rated_in_vain(tmp_path):
-  _save(tmp_path, [1, 2], keep=1, metrics={1: 0.5})
-  saved = checkpoints.Checkpoints(tmp_path, _options(keep=1))
-  saved.rate(2, {}, 0.1)
+  _save(tmp_path, [1, 2], keep=1, metrics={1: 0.5, 2: None})
+  saved = checkpoints.Checkpoints(tmp_path, _options(keep=1), 'test/accuracy')
+  saved.rate(2, {}, {'test/accuracy': 0.1})
   saved.close()
   assert _names(tmp_path) == ['1', '2']
 
@@ -204,6 +204,36 @@ def test_a_checkpoint_that_is_not_the_best_is_rated_in_vain(tmp_path):
 def test_lowest_loss_is_best(tmp_path):
   _save(tmp_path, range(1, 5), keep=1, metrics={1: 0.7, 2: 0.3, 3: 0.3, 4: 0.9}, best_metric='val/loss')
   assert _names(tmp_path) == ['2', '4']
+
+
+def test_a_value_is_ranked_by_the_name_that_it_was_measured_under(tmp_path):
+  both = {1: {'test/loss': 0.1}, 2: {'test/accuracy': 0.14}, 3: {'test/loss': 0.3, 'test/accuracy': 0.9}}
+  saved = checkpoints.Checkpoints(tmp_path, _options(1), 'test/accuracy')
+  for step, measured in both.items():
+    saved.save(step, _state(step), {}, measured)
+  saved.close()
+  assert _names(tmp_path) == ['3']
+  saved = checkpoints.Checkpoints(tmp_path, _options(1), 'test/loss')
+  for step, measured in {4: {'test/loss': 0.2}, 5: {'test/loss': 0.9}, 6: {'test/accuracy': 0.01}}.items():
+    saved.save(step, _state(step), {}, measured)
+  saved.close()
+  assert _names(tmp_path) == ['4', '6'], 'the loss of 3 counts, the accuracy of 6 does not'
+  assert checkpoints.choose_step(tmp_path, 'best', 'test/loss') == 4
+  assert checkpoints.choose_step(tmp_path, 'best', 'test/accuracy') == 6
+  with pytest.raises(errors.InputError, match='val/loss'):
+    checkpoints.choose_step(tmp_path, 'best', 'val/loss')
+
+
+def test_older_checkpoints_have_the_metric_that_ranked_them(tmp_path):
+  config = {'eval': {'splits': ['val', 'test']}, 'ema': {'decay': 0.9}, 'checkpoint': {'best_metric': 'loss'}}
+  for step, meta in ((1, {'config': config}), (2, {})):
+    path = tmp_path / 'checkpoints' / str(step) / 'meta' / 'meta.json'
+    path.parent.mkdir(parents=True)
+    envelope = {'meta': meta, 'metric': 0.25 * step, 'leaves': {}}
+    path.write_text(json.dumps({**envelope, 'sha256': format._sha256(envelope)}))
+  assert checkpoints.choose_step(tmp_path, 'best', 'val_ema/loss') == 1
+  with pytest.raises(errors.InputError, match='test/loss'):
+    checkpoints.choose_step(tmp_path, 'best', 'test/loss')
 
 
 def test_better():
@@ -503,7 +533,6 @@ def test_kill_during_saves(tmp_path):
 def test_choose_step(tmp_path):
   _save(tmp_path / 'run', [1, 2, 3], metrics={1: 0.2, 2: 0.8, 3: 0.8})
   assert checkpoints.choose_step(tmp_path / 'run', 'best', 'test/accuracy') == 2, 'of equals the first'
-  assert checkpoints.choose_step(tmp_path / 'run', 'best', 'test/loss') == 1
   assert checkpoints.choose_step(tmp_path / 'run', '3', 'test/loss') == 3
   with pytest.raises(errors.InputError, match="'7'.* 1, 2, 3, best, newest"):
     checkpoints.choose_step(tmp_path / 'run', '7', 'test/loss')
@@ -627,11 +656,11 @@ host = {'params': {'w': w, 'b': np.ones(5, np.float32)}, 'step': np.int32(3)}
 whole = mesh_lib.replicated(mesh)
 split = NamedSharding(mesh, PartitionSpec(None, 'fsdp'))
 state = mesh_lib.place(host, {'params': {'w': split, 'b': whole}, 'step': whole})
-saved = checkpoints.Checkpoints(workdir, options.checkpoint)
+saved = checkpoints.Checkpoints(workdir, options.checkpoint, 'accuracy')
 seen = [saved.restore_latest(dict.fromkeys(saved.steps(), state))]
 for step in (1, 2, 3):
   seen.append(saved.save(step, state, {}))
-  saved.rate(step, {'at': step}, step / 10)
+  saved.rate(step, {'at': step}, {'accuracy': step / 10})
 bad = state | {'step': state['step'], 'params': state['params'] | {'b': jnp.full_like(state['params']['b'], jnp.nan)}}
 try:
   saved.save(4, bad, {})

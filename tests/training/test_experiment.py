@@ -1,7 +1,6 @@
 """From a config to what a program computes with."""
 
 import dataclasses
-import json
 
 import jax
 import jax.numpy as jnp
@@ -51,34 +50,6 @@ def test_resolved_config_has_everything_filled_in_and_the_given_one_stays(tiny):
   np.testing.assert_allclose(resolved.data.mean, images.mean((0, 1, 2)), rtol=1e-5)
   np.testing.assert_allclose(resolved.data.std, images.std((0, 1, 2)), rtol=1e-5)
   assert resolved.model.block == 'plain', "the model's own default"
-
-
-@pytest.mark.parametrize(('augment', 'implied'), [('none', 'squash'), ('resized_crop_flip', 'center_crop')])
-def test_a_run_that_goes_on_evaluates_as_before(tiny, saved, tmp_path, augment, implied):
-  saved(tiny, tmp_path / 'weights')
-  weights = tmp_path / 'weights' / 'config.json'
-  other = {'squash': 'center_crop', 'center_crop': 'squash'}[implied]
-
-  def rewrite(path, change):
-    content = json.loads(path.read_text())
-    change(content['data'])
-    path.write_text(json.dumps(content))
-
-  def evaluates():
-    config = experiment.keep_eval_resize(tiny, tmp_path / 'run')
-    return experiment.resolve(config, experiment.load_data(config, ())).data.eval_resize
-
-  rewrite(weights, lambda data: data.update(eval_resize=other))
-  tiny.data.augment, tiny.train.init_from = augment, str(tmp_path / 'weights')
-  assert evaluates() == other, "a new run takes the weights' own"
-  saved(tiny)
-  rewrite(weights, lambda data: data.update(eval_resize=implied))
-  assert evaluates() == other, 'the run has begun'
-  rewrite(weights, lambda data: data.update(eval_resize=other))
-  rewrite(tmp_path / 'run' / 'config.json', lambda data: data.pop('eval_resize'))
-  assert evaluates() == implied, 'the run is older than the option'
-  tiny.data.eval_resize = other
-  assert evaluates() == other, 'what is asked for is done'
 
 
 def test_balanced_classes_are_resolved_into_weights_that_can_be_given_again(tiny):

@@ -1,0 +1,84 @@
+"""Compares the config that a run continues with to the one that its steps so far were trained with."""
+
+import json
+import math
+import pathlib
+from collections.abc import Collection, Sequence
+from typing import Any, NamedTuple
+
+from dnt import errors
+from dnt.config import keys, schema, typed, validation
+
+DATA = 'data.source'  # the key that stands for the images themselves too, see `dnt.training.resume`
+
+
+class Change(NamedTuple):
+  """Describes an option whose value has changed.
+
+  Attributes:
+    key: `'section.key'`.
+    was: the old value, in JSON values.
+    now: the new one.
+    on_resume: what the change means, one of `schema.ON_RESUME`.
+  """
+
+  key: str
+  was: Any
+  now: Any
+  on_resume: str
+
+  def __str__(self) -> str:
+    return f'{self.key} was {self.was!r} and is now {self.now!r}'
+
+
+def find(old: typed.Config, new: typed.Config) -> list[Change]:
+  """Returns the options that have another value and an effect in one of the two configs.
+
+  Data is compared by the kind of its source, not by the path of its folder, which may have been moved.
+
+  Args:
+    old: a validated config.
+    new: the same kind of config: both resolved, or neither.
+  """
+  known = dict(schema.options())
+  before, now = (keys.flatten(json.loads(json.dumps(config.to_dict())), known) for config in (old, new))
+  return [
+    Change(key, before[key], value, known[key].on_resume)
+    for key, value in now.items()
+    if not _is_same(key, before[key], value) and any(validation.has_effect(each, key) for each in (old, new))
+  ]
+
+
+def check(changes: Sequence[Change], allowed: Collection[str], workdir: pathlib.Path) -> None:
+  """Checks that a run may continue with these changes.
+
+  Args:
+    changes: from `find`.
+    allowed: keys that the user allows to change.
+    workdir: the workdir of the run, for the message.
+
+  Raises:
+    errors.InputError: an allowed key is unknown, or an option has changed that makes the run another experiment.
+  """
+  known = dict(schema.options())
+  for key in allowed:
+    if key not in known:
+      raise errors.unknown('config key of --allow', key, known)
+  refused = [change for change in changes if change.on_resume == schema.REFUSE and change.key not in allowed]
+  if refused:
+    names = dict.fromkeys(change.key for change in refused)
+    raise errors.InputError(
+      f'{workdir} holds a run of another config: {"; ".join(map(str, refused))}. Use the old values; give another '
+      f'--workdir (there, --config.train.init_from={workdir} starts from the weights of this run); or continue with '
+      f'the change: --allow={",".join(names)}'
+    )
+
+
+def _is_same(key: str, old: Any, new: Any) -> bool:
+  if key == DATA and not old.startswith('tfds:'):  # the others name a folder, or nothing
+    return old.partition(':')[0] == new.partition(':')[0]
+  if isinstance(old, list) and isinstance(new, list):
+    return len(old) == len(new) and all(_is_same('', *pair) for pair in zip(old, new, strict=True))
+  if isinstance(old, float) and isinstance(new, float):  # other versions may measure the last digits differently
+    return math.isclose(old, new, rel_tol=1e-9)
+  return old == new

@@ -1,0 +1,158 @@
+"""Lets a run continue with the config and data of its steps so far, and says what is different.
+
+What the config leaves open (`optim.learning_rate='auto'`, what pretrained weights determine) stays as it was. Every
+other change is refused, logged or free, as `Option.on_resume` says.
+"""
+
+import logging
+import pathlib
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dnt import checkpoints, models
+from dnt import config as schema
+from dnt import workdir as workdir_lib
+from dnt.config import changes, run_config, typed
+from dnt.optim import schedules
+from dnt.reporting import progress
+from dnt.training import experiment
+from dnt.weights import preprocessing
+
+_log = logging.getLogger(__name__)
+# The options that decide which images a split has.
+_IMAGES = tuple(
+  f'data.{name}'
+  for name in (
+    'source',
+    'train_split',
+    'seed',
+    'val_fraction',
+    'crop_to_box',
+    'image_size',
+    'synthetic_examples',
+    'synthetic_classes',
+  )
+)
+# The options that a run may measure on its images.
+_MEASURED = ('data.mean', 'data.std', 'loss.class_weights')
+
+
+class Trained(NamedTuple):
+  """Describes what the steps of a checkpoint were trained with.
+
+  Attributes:
+    config: the resolved config of the run.
+    data: the fingerprint of each split, see `dnt.data.fingerprint`; empty if the run is older than it.
+  """
+
+  config: typed.Config
+  data: Mapping[str, Any]
+
+
+def read(workdir: pathlib.Path) -> Trained | None:
+  """Returns what the newest checkpoint of a workdir was trained with; None if there is no checkpoint, or no record.
+
+  Raises:
+    errors.InputError: the record is not a config.
+  """
+  return of_meta(checkpoints.read_meta(workdir), workdir)
+
+
+def of_meta(meta: Mapping[str, Any], workdir: pathlib.Path) -> Trained | None:
+  """Returns what the checkpoint with this `meta` (`record.Record.history`) was trained with; None: nothing says it."""
+  if 'config' not in meta:
+    return None
+  config = schema.copy_unlocked(run_config.parse(meta['config'], workdir / workdir_lib.CHECKPOINTS))
+  experiment.fill_defaults(config)
+  return Trained(config, meta.get('data', {}))
+
+
+def keep_open(config: typed.Config, trained: Trained | None) -> typed.Config:
+  """Returns the config of a run with values that were found when it began, for options that the config leaves open.
+
+  They are the learning rate of a range test, and the network and preprocessing of pretrained weights. So the same
+  command continues the same run, even if its weights are gone.
+
+  Args:
+    config: a validated config.
+    trained: what the run was trained with; None: it begins.
+  """
+  if trained is None:
+    return config
+  kept = schema.copy_unlocked(config)
+  if config.train.init_from:
+    preprocessing.fill(kept.data, preprocessing.of_run(trained.config.data))
+  if config.model.name == models.PRETRAINED:
+    for key in config.model:
+      if key == 'name' or (key not in schema.model_options('run') and models.is_open(config.model, key)):
+        kept.model[key] = trained.config.model[key]
+  if config.optim.learning_rate == schema.AUTO:
+    rate = schedules.peak_rate(trained.config.optim)
+    with kept.ignore_type():  # its current value is a word
+      kept.optim.learning_rate = rate
+    _log.info(f'learning rate {rate:.3g}, with which this run started')
+  return kept
+
+
+def find_changes(run: experiment.Experiment, data: Mapping[str, Any], trained: Trained | None) -> list[changes.Change]:
+  """Returns how the config and the data differ from those of the steps so far.
+
+  Other images count as a change of `data.source`, unless the change of another option explains them. What is measured
+  on them may then change too.
+
+  Args:
+    run: the experiment.
+    data: the fingerprint of each of its splits.
+    trained: what the steps so far were trained with; None: there are none, or nothing says it.
+  """
+  if trained is None:
+    return []
+  found = changes.find(trained.config, run.config)
+  different = [split for split in data if trained.data.get(split, data[split]) != data[split]]
+  if different and not any(change.key in _IMAGES for change in found):
+    was, now = (', '.join(_describe(split, each[split]) for split in different) for each in (trained.data, data))
+    found.append(changes.Change(changes.DATA, was, now, schema.REFUSE))
+  if not any(change.key in _IMAGES for change in found):
+    return found
+  return [change._replace(on_resume=schema.NOTE) if change.key in _MEASURED else change for change in found]
+
+
+def log(
+  found: Collection[changes.Change], run: experiment.Experiment, trained: Trained | None, step: int
+) -> dict[str, dict[str, Any]]:
+  """Logs a line for each change, and one if the learning rate is now higher than it stood.
+
+  Args:
+    found: from `find_changes`.
+    run: the experiment.
+    trained: what the steps so far were trained with.
+    step: the number of these steps.
+
+  Returns:
+    The values `was` and `now` by key, to record.
+  """
+  shown = [change for change in found if change.on_resume != schema.FREE]
+  for change in shown:
+    _log.info(f'changed at step {step}: {change.key} was {change.was} and is now {change.now}')
+  if shown and trained and step < run.config.train.steps:
+    rates = schedules.make(
+      trained.config.schedule,
+      schedules.peak_rate(trained.config.optim),
+      trained.config.train.steps,
+      run.spec.steps_per_epoch(trained.config.train.batch_size),
+    )
+    compared = rates(step - 1), rates(step), run.schedule(step)
+    stood, planned, now = (np.asarray(rate, float).item() for rate in compared)
+    if now > max(stood, planned):
+      _log.info(
+        f'the learning rate restarts at {progress.format_value("learning_rate", now)}; it stood at '
+        f'{progress.format_value("learning_rate", stood)}'
+      )
+  return {change.key: {'was': change.was, 'now': change.now} for change in shown}
+
+
+def _describe(split: str, fingerprint: Mapping[str, Any]) -> str:
+  content, labels = fingerprint['content'][:8], (fingerprint['labels'] or '')[:8]
+  return f'{split} of {fingerprint["images"]} images (content {content}, labels {labels or "unknown"})'

@@ -1,0 +1,339 @@
+"""What a run continues with: its open values as they were, changes refused, logged or free, and its own data."""
+
+import copy
+import json
+import pathlib
+import re
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dnt import config as schema
+from dnt import errors, loop
+from dnt.config import run_config
+from dnt.reporting import metrics
+from dnt.training import experiment, record, resume
+
+pytestmark = pytest.mark.usefixtures('unoptimized', 'undrawn')
+RUN = pathlib.Path('run')
+
+
+def run(config, workdir, *allow):
+  schema.validate(config)
+  return loop.train(config, workdir, record.Clock(0.0), 'test', allow)
+
+
+def contents(workdir):
+  return {path: path.read_bytes() for path in workdir.rglob('*') if path.is_file()}
+
+
+def recorded(workdir):
+  return [(line['step'], line['changed']) for line in metrics.read(workdir) if 'changed' in line]
+
+
+def put(config, changes):
+  for key, value in changes.items():
+    section, _, name = key.rpartition('.')
+    owner = config[section] if section else config
+    with owner.ignore_type():
+      owner[name] = value
+
+
+def test_another_experiment_is_refused_with_the_way_out(tiny, tmp_path):
+  run(tiny, tmp_path)
+  before = contents(tmp_path)
+  tiny.train.steps = 8
+  for changes in (
+    {'seed': 3},
+    {'data.synthetic_examples': 48},
+    {'train.batch_size': 8},
+    {'loss.label_smoothing': 0.1, 'model.activation': 'tanh'},
+    {'model.width': 8},
+    {'optim.name': 'adamw'},
+    {'optim.weight_decay': 0.01},
+    {'data.augment': 'pad_crop_flip'},
+    {'finetune.trainable': 'head'},
+  ):
+    config = copy.deepcopy(tiny)
+    put(config, changes)
+    with pytest.raises(errors.InputError) as refused:
+      run(config, tmp_path)
+    message = str(refused.value)
+    for key, value in changes.items():
+      assert re.search(rf'{key} was \S+ and is now {value!r}', message)
+    assert '--workdir' in message and 'init_from' in message
+    assert message.endswith(f'--allow={",".join(changes)}')
+    assert 'train.steps' not in message, 'that may change'
+  assert contents(tmp_path) == before
+
+
+def test_an_allowed_change_stands_with_its_step(tiny, tmp_path, console):
+  run(tiny, tmp_path)
+  tiny.seed, tiny.optim.weight_decay, tiny.train.steps = 3, 0.01, 8
+  with pytest.raises(errors.InputError, match=r'--allow=optim\.weight_decay$'):
+    run(tiny, tmp_path, 'seed')
+  console.readouterr()
+  assert run(tiny, tmp_path, 'seed', 'optim.weight_decay')['step'] == 8
+  lines = [line for line in console.readouterr().out.splitlines() if line.startswith('changed')]
+  assert len(lines) == 3 and any(re.search(r'step 6: seed was 0 and is now 3$', line) for line in lines)
+  was = {'seed': 0, 'optim.weight_decay': 1e-4, 'train.steps': 6}
+  now = {'seed': 3, 'optim.weight_decay': 0.01, 'train.steps': 8}
+  expected = [(6, {key: {'was': was[key], 'now': now[key]} for key in was})]
+  assert recorded(tmp_path) == expected
+  assert json.loads((tmp_path / 'config.json').read_text())['seed'] == 3
+  # The steps since then were trained with it.
+  assert run(tiny, tmp_path)['finished']
+  assert recorded(tmp_path) == expected
+  with pytest.raises(errors.InputError, match="'sede'.* 'seed'"):
+    run(tiny, tmp_path, 'sede')
+
+
+def test_what_a_person_changes_on_purpose_goes_on_and_is_logged(tiny, tmp_path, console):
+  run(tiny, tmp_path)
+  changes = {
+    'train.steps': 8,
+    'optim.learning_rate': 0.01,
+    'clip.name': 'global_norm',
+    'clip.threshold': 0.5,
+    'eval.every': '1',
+    'eval.splits': ('test', 'train'),
+    'train.log_every': '1',
+    'checkpoint.keep': 1,
+    'schedule.name': 'linear',
+  }
+  put(tiny, changes)
+  console.readouterr()
+  assert run(tiny, tmp_path)['step'] == 8
+  output = console.readouterr().out
+  for key in changes:
+    assert len(re.findall(rf'^changed at step 6: {key} was .* and is now .*$', output, re.MULTILINE)) == 1
+  ((step, found),) = recorded(tmp_path)
+  assert step == 6 and found.keys() == changes.keys()
+
+
+def test_where_and_how_a_run_computes_is_free(tiny, tmp_path, console):
+  whole = run(tiny, tmp_path / 'whole')
+  tiny.train.steps = 3
+  run(tiny, tmp_path / 'run')
+  tiny.train.steps = 6
+  put(tiny, {'data.workers': 0, 'train.steps_per_dispatch': 1, 'noise_scale.batches': 9, 'data.dir': '/elsewhere'})
+  console.readouterr()
+  assert run(tiny, tmp_path / 'run')['params_sha256'] == whole['params_sha256']
+  lines = [line for line in console.readouterr().out.splitlines() if line.startswith('changed')]
+  assert lines == ['changed at step 3: train.steps was 3 and is now 6']
+
+
+def test_the_line_of_a_change_is_there_once_however_often_its_steps_are_taken(tiny, tmp_path):
+  run(tiny, tmp_path)
+  tiny.train.steps = 8
+  run(tiny, tmp_path)
+  shutil.rmtree(tmp_path / 'checkpoints' / '8')
+  run(tiny, tmp_path)
+  assert [step for step, _ in recorded(tmp_path)] == [6]
+  shutil.rmtree(tmp_path / 'checkpoints' / '8')
+  tiny.train.steps = 6
+  run(tiny, tmp_path)
+  assert recorded(tmp_path) == [], 'nothing differs from the steps that are kept'
+
+
+def test_an_older_checkpoint_was_trained_with_the_older_config(tiny, tmp_path):
+  """The newest one is damaged, and with it the steps that had the new config."""
+  tiny.checkpoint.every = '2'
+  run(tiny, tmp_path)
+  tiny.train.steps, tiny.seed = 8, 3
+  run(tiny, tmp_path, 'seed')
+  state = next((tmp_path / 'checkpoints' / '8' / 'state').rglob('d/*'))
+  state.write_bytes(b'')
+  with pytest.raises(errors.InputError, match='--allow=seed'):
+    run(tiny, tmp_path)
+  assert run(tiny, tmp_path, 'seed')['step'] == 8
+
+
+def built(config):
+  data = experiment.load_data(config, ())
+  return experiment.make(experiment.resolve(config, data), data.spec)
+
+
+@pytest.mark.parametrize(
+  ('before', 'changes', 'step', 'higher'),
+  [
+    ({'schedule.name': 'cosine'}, {'train.steps': 12}, 6, True),
+    ({'schedule.name': 'cosine'}, {'train.steps': 12, 'optim.learning_rate': 1e-9}, 6, False),
+    ({'schedule.name': 'cosine'}, {'schedule.name': 'constant'}, 4, True),
+    ({'schedule.name': 'cosine'}, {'train.steps': 6, 'clip.name': 'value'}, 4, False),
+    ({'schedule.warmup': '8', 'schedule.warmup_start': 0.1}, {'train.steps': 12}, 4, False),
+    ({'schedule.warmup': '8', 'schedule.warmup_start': 0.1}, {'schedule.warmup': '5'}, 4, True),
+  ],
+)
+def test_a_rate_that_restarts_higher_than_it_stood_is_said(tiny, console, before, changes, step, higher):
+  put(tiny, before)
+  old = built(tiny)
+  trained = resume.of_meta({'config': old.config.to_dict()}, RUN)
+  put(tiny, changes)
+  new = built(tiny)
+  resume.log(resume.find_changes(new, {}, trained), new, trained, step)
+  said = re.search(r'learning rate restarts at (\S+); it stood at (\S+)', console.readouterr().out)
+  assert bool(said) == higher
+  if said:
+    assert float(said[2]) == pytest.approx(float(old.schedule(step - 1)), rel=1e-2)
+    assert float(said[1]) == pytest.approx(float(new.schedule(step)), rel=1e-2)
+
+
+@pytest.fixture
+def folder(tiny, tmp_path):
+  """A config on class folders without splits: its val is drawn from them."""
+  for number, label in enumerate(('cat', 'dog')):
+    (tmp_path / 'images' / label).mkdir(parents=True)
+    for index in range(10):
+      image = np.random.default_rng([number, index]).integers(0, 256, (8, 8, 3), np.uint8)
+      Image.fromarray(image).save(tmp_path / 'images' / label / f'{index}.png')
+  tiny.data.update({'source': f'folder:{tmp_path}/images', 'workers': 0, 'mean': (0.5,) * 3, 'std': (0.2,) * 3})
+  tiny.eval.splits, tiny.train.batch_size, tiny.eval.batch_size = ('val',), 8, 4
+  run(tiny, tmp_path / 'run')
+  tiny.train.steps = 8
+  return tiny
+
+
+def test_a_folder_may_move(folder, tmp_path, console):
+  (tmp_path / 'images').rename(tmp_path / 'moved')
+  folder.data.source, folder.data.dir = 'folder', str(tmp_path / 'moved')
+  console.readouterr()
+  assert run(folder, tmp_path / 'run')['step'] == 8
+  assert 'data.' not in ''.join(re.findall('changed at .*', console.readouterr().out))
+
+
+def test_other_images_are_refused(folder, tmp_path):
+  images = tmp_path / 'images'
+  for changes in ({'data.seed': 1}, {'data.val_fraction': 0.5}, {'data.train_split': 'train[:50%]'}):
+    config = copy.deepcopy(folder)
+    put(config, changes)
+    ((key, _),) = changes.items()
+    with pytest.raises(errors.InputError, match=rf'another config: {key} was \S+ and .*--allow={key}$'):
+      run(config, tmp_path / 'run')
+  original = (images / 'cat' / '0.png').read_bytes()
+  for change, undo in (
+    (
+      lambda: shutil.copy(images / 'cat' / '0.png', images / 'dog' / 'new.png'),
+      lambda: (images / 'dog' / 'new.png').unlink(),
+    ),
+    (
+      lambda: (images / 'cat' / '0.png').write_bytes(original + b'more'),
+      lambda: (images / 'cat' / '0.png').write_bytes(original),
+    ),
+    (lambda: (images / 'cat' / '0.png').rename(images / 'dog' / '00.png'), lambda: None),
+  ):
+    change()
+    with pytest.raises(errors.InputError, match=r"data\.source was '.*(train|val) of \d+ .*--allow=data\.source$"):
+      run(folder, tmp_path / 'run')
+    undo()
+  assert run(folder, tmp_path / 'run', 'data.source')['step'] == 8
+  assert 'data.source' in recorded(tmp_path / 'run')[0][1]
+
+
+def test_what_is_measured_on_other_images_may_change_with_them(tiny, tmp_path):
+  run(tiny, tmp_path)
+  tiny.data.synthetic_examples, tiny.train.steps = 48, 8
+  run(tiny, tmp_path, 'data.synthetic_examples')
+  ((_, found),) = recorded(tmp_path)
+  assert found.keys() == {'data.synthetic_examples', 'data.mean', 'data.std', 'train.steps'}
+
+
+def test_a_checkpoint_of_an_older_version_goes_on(tiny):
+  """It has no fingerprint of the data, and lacks newer options."""
+  data = experiment.load_data(tiny, ())
+  made = experiment.make(experiment.resolve(tiny, data), data.spec)
+  content = json.loads(json.dumps(made.config.to_dict()))
+  del content['data']['eval_resize'], content['data']['eval_crop'], content['telemetry'], content['model']['block']
+  old = resume.of_meta({'config': content}, RUN)
+  assert resume.find_changes(made, data.fingerprint(), old) == []
+  tiny.model.block = 'residual'
+  changed = experiment.make(experiment.resolve(tiny, data), data.spec)
+  assert [change.key for change in resume.find_changes(changed, data.fingerprint(), old)] == ['model.block']
+  assert resume.of_meta({'class_names': []}, RUN) is None
+
+
+@pytest.mark.parametrize(('augment', 'implied'), [('none', 'squash'), ('resized_crop_flip', 'center_crop')])
+def test_a_run_that_goes_on_evaluates_as_before(tiny, saved, tmp_path, augment, implied):
+  saved(tiny, tmp_path / 'weights')
+  weights = tmp_path / 'weights' / 'config.json'
+  other = {'squash': 'center_crop', 'center_crop': 'squash'}[implied]
+
+  def rewrite(value):
+    content = json.loads(weights.read_text())
+    content['data']['eval_resize'] = value
+    weights.write_text(json.dumps(content))
+
+  def evaluates(trained):
+    config = resume.keep_open(tiny, trained)
+    return experiment.resolve(config, experiment.load_data(config, ())).data.eval_resize
+
+  rewrite(other)
+  tiny.data.augment, tiny.train.init_from = augment, str(tmp_path / 'weights')
+  assert evaluates(resume.read(tmp_path / 'run')) == other, "a new run takes the weights' own"
+  saved(tiny)
+  trained = resume.read(tmp_path / 'run')
+  rewrite(implied)
+  assert evaluates(trained) == other, 'the run has begun'
+  rewrite(other)
+  old = trained.config.to_dict()
+  del old['data']['eval_resize']
+  assert evaluates(resume.of_meta({'config': old}, RUN)) == implied, 'the run is older than the option'
+  tiny.data.eval_resize = other
+  assert evaluates(trained) == other, 'what is asked for is done'
+
+
+def test_what_weights_determined_stays_as_it_was(tiny, saved, tmp_path, console):
+  """The same command continues, though the weights now say something else, or are gone."""
+  tiny.model.depth, tiny.data.mean, tiny.data.std = 4, (0.1,) * 3, (0.3,) * 3
+  saved(tiny, tmp_path / 'weights')
+  tiny.model.update({'name': 'pretrained', 'depth': None, 'width': None})
+  tiny.data.update({'mean': (), 'std': (), 'image_size': None})
+  tiny.train.init_from = str(tmp_path / 'weights')
+  run(tiny, tmp_path / 'run')
+  content = run_config.get_config(str(tmp_path / 'weights' / 'config.json'))
+  content.data.mean, content.data.eval_resize, content.model.activation = (0.4,) * 3, 'center_crop', 'tanh'
+  run_config.write(tmp_path / 'weights' / 'config.json', content)
+  tiny.train.steps = 8
+  assert run(tiny, tmp_path / 'run')['step'] == 8
+  shutil.rmtree(tmp_path / 'weights')
+  tiny.train.steps = 10
+  assert run(tiny, tmp_path / 'run')['step'] == 10
+  kept = json.loads((tmp_path / 'run' / 'config.json').read_text())
+  assert kept['data']['mean'] == [0.1] * 3 and kept['data']['eval_resize'] == 'squash'
+  assert kept['model']['depth'] == 4 and kept['model']['activation'] == 'relu'
+  tiny.model.activation = 'tanh'
+  with pytest.raises(errors.InputError, match='--allow=model.activation'):
+    run(tiny, tmp_path / 'run')
+
+
+def test_what_a_resolved_run_measured_is_no_change(tiny, tmp_path):
+  """Weights of classes, statistics of the images and steps of epochs."""
+  tiny.loss.balance_classes, tiny.train.steps, tiny.train.epochs = True, None, 2.0
+  assert run(tiny, tmp_path)['step'] == 8
+  assert run(tiny, tmp_path)['finished']
+  assert recorded(tmp_path) == []
+  tiny.train.epochs = 3.0
+  assert run(tiny, tmp_path)['step'] == 12
+  assert [found.keys() for _, found in recorded(tmp_path)] == [{'train.steps'}]
+
+
+def test_best_of_another_metric_is_ranked_by_what_was_measured(tiny, tmp_path):
+  tiny.checkpoint.every = tiny.eval.every = '1'
+  tiny.checkpoint.keep = 1
+  first = run(tiny, tmp_path)
+  assert first['best']['metric'] == 'test/accuracy'
+  losses = {line['step']: line['test/loss'] for line in metrics.read(tmp_path) if 'test/loss' in line}
+  tiny.checkpoint.best_metric, tiny.train.steps = 'loss', 8
+  tiny.optim.learning_rate = 5.0  # what follows is worse
+  summary = run(tiny, tmp_path)
+  step = min(losses, key=losses.get)
+  assert summary['best'] == {'metric': 'test/loss', 'value': losses[step], 'step': step}
+
+
+def test_a_split_that_was_not_evaluated_before_ranks_from_now_on(tiny, tmp_path):
+  run(tiny, tmp_path)
+  tiny.eval.splits, tiny.train.steps, tiny.train.patience = ('train',), 9, 9
+  summary = run(tiny, tmp_path)
+  assert summary['best']['metric'] == 'train/accuracy' and summary['best']['step'] == 9
