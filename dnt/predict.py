@@ -6,7 +6,9 @@
 The images are preprocessed as in an evaluation of the network. The program names and skips a file that it cannot read;
 the exit code is 2 if it can read none. Ctrl-C writes the predictions so far. A run is loaded from its newest
 checkpoint, or from the one that --checkpoint names, with the averaged weights if the run keeps them (config.ema.decay).
-A row of the CSV is an image and one of its classes; the JSON also lists the skipped files.
+A row of the CSV is an image and one of its classes; the JSON also lists the skipped files. If --images is a folder of
+class folders (<class>/, or test/<class>/), their names are the labels: the program also reports the accuracy and the
+results of each class, and the JSON the confusion matrix.
 """
 
 import csv
@@ -14,11 +16,14 @@ import io
 import logging
 import pathlib
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from absl import flags
 
 from dnt import cli, errors, files
+
+if TYPE_CHECKING:
+  from dnt.inference import labels as labels_lib
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -59,9 +64,11 @@ def main(values: flags.FlagValues) -> None:
 
   from dnt import checkpoints, inference
   from dnt import config as schema
+  from dnt.inference import labels as labels_lib
   from dnt.parallel import compile as compile_lib
   from dnt.parallel import mesh as mesh_lib
-  from dnt.reporting import progress
+  from dnt.reporting import progress, tables
+  from dnt.training import report
 
   paths = inference.find(values.images)
   compile_lib.enable_cache()
@@ -75,9 +82,10 @@ def main(values: flags.FlagValues) -> None:
       f'{len(network.class_names)} classes'
     )
 
+  labels = labels_lib.find(values.images, paths, names if values.class_names else None, network)
   log = logging.getLogger('dnt.predict')  # not __name__, which is '__main__' in a program
   width, line = max(len(files.readable(path)) for path in paths), progress.Count('images', len(paths))
-  rows, unreadable, done = [], {}, 0
+  rows, unreadable, done, predicted = [], {}, 0, {}
   try:
     for result in inference.predict(network, mesh, paths, values.batch_size, values.top):
       for reason in result.unreadable.values():
@@ -89,7 +97,8 @@ def main(values: flags.FlagValues) -> None:
         best = [Guess(names[index], index, probability) for index, probability in pairs]
         shown = [f'{guess.name} {progress.format_value("accuracy", guess.probability)}' for guess in best]
         log.info('  '.join([f'{files.readable(path):{width}}', *shown]))
-        rows.append(Row(files.readable(path), best))
+        rows.append(Row(files.readable(path), best, names[labels[path]] if path in labels else None))
+        predicted[path] = indexes[0]
       unreadable |= {files.readable(path): files.readable(reason) for path, reason in result.unreadable.items()}
       done += len(result.paths) + len(result.unreadable)
       line.update(done)
@@ -99,8 +108,11 @@ def main(values: flags.FlagValues) -> None:
   line.close()
   if not rows:
     raise errors.InputError(f'none of the {len(paths)} images at {values.images!r} can be read')
+  measured = labels_lib.measure(labels, predicted, len(names))
+  if measured:
+    log.info(tables.text(report.class_table(names, measured.per_class)))
   if output:
-    write(output, requested, network.step, rows, unreadable)
+    write(output, requested, network.step, rows, unreadable, names, measured)
   skipped = f', {len(unreadable)} skipped' if unreadable else ''
   stopped = f', stopped before the other {len(paths) - done}' if done < len(paths) else ''
   counted = f'{len(rows)} image{"s" if len(rows) > 1 else ""}'
@@ -108,6 +120,10 @@ def main(values: flags.FlagValues) -> None:
     averaged = ', averaged weights' if network.averaged else ''
     named = {checkpoints.NEWEST, checkpoints.BEST} & {values.checkpoint}
     counted += f', by the {" ".join([*named, "checkpoint"])} of step {network.step}{averaged}'
+  if measured:
+    some = len(rows) - int(measured.confusion.sum())
+    counted += f', accuracy {progress.format_value("accuracy", measured.accuracy)}'
+    counted += f' without the {some} that lie in no class folder' if some else ''
   print(f'{counted}{skipped}{stopped}' + (f'  {output}' if output else ''))
 
 
@@ -133,10 +149,11 @@ class Guess(NamedTuple):
 
 
 class Row(NamedTuple):
-  """Holds the predictions for an image, most likely first."""
+  """Holds the predictions for an image, most likely first, and the class of its folder, if it has one."""
 
   path: str
   best: Sequence[Guess]
+  label: str | None
 
 
 def write(
@@ -145,6 +162,8 @@ def write(
   step: int | None,
   rows: Sequence[Row],
   unreadable: dict[str, str],
+  names: Sequence[str],
+  measured: 'labels_lib.Measured | None',
 ) -> None:
   """Writes predictions as CSV or JSON, by the suffix.
 
@@ -154,6 +173,8 @@ def write(
     step: step of its checkpoint, if it has one.
     rows: the predictions.
     unreadable: reasons by path, for files that cannot be read.
+    names: class names in the order of the network.
+    measured: the predictions beside the labels, if there are labels; only JSON holds it.
 
   Raises:
     errors.InputError: the file cannot be written.
@@ -162,7 +183,7 @@ def write(
     text = io.StringIO()
     table = csv.writer(text, lineterminator='\n')
     table.writerow(['picture', 'rank', 'class', 'index', 'probability'])
-    for image, best in rows:
+    for image, best, _ in rows:
       table.writerows([image, rank, *each] for rank, each in enumerate(best, 1))
     content = text.getvalue()
   else:
@@ -170,10 +191,14 @@ def write(
       {
         'picture': image,
         'classes': [{'class': guess.name, 'index': guess.index, 'probability': guess.probability} for guess in best],
+        **({} if label is None else {'true_class': label}),
       }
-      for image, best in rows
+      for image, best, label in rows
     ]
     content = {'weights': origin, 'step': step, 'predictions': predictions, 'unreadable': unreadable}
+    if measured:
+      content |= {'accuracy': measured.accuracy, 'class_names': list(names)}
+      content |= {'confusion': measured.confusion.tolist(), 'per_class': measured.per_class}
   try:
     files.write(path, content) if isinstance(content, str) else files.write_json(path, content)
   except OSError as error:

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import sys
+import unicodedata
 
 import jax
 import numpy as np
@@ -15,6 +16,7 @@ from PIL import Image
 
 from dnt import config, inference
 from dnt.checkpoints import format
+from dnt.inference import labels
 from dnt.parallel import mesh as mesh_lib
 
 pytestmark = pytest.mark.usefixtures('unoptimized')
@@ -115,6 +117,88 @@ def test_the_program_prints_and_writes_what_it_found(program, trained, folder_of
     rows = list(csv.DictReader(file))
   assert [(row['picture'], row['rank']) for row in rows] == [(path, rank) for path in good for rank in '12']
   assert all(row['class'] == f'name {row["index"]}' for row in rows)
+
+
+@pytest.fixture
+def class_folders(tmp_path):
+  """`class_folders('test/class3', ...)`: a folder with two images in each of these folders."""
+  draw = np.random.default_rng(1)
+
+  def make(*names):
+    for name in names:
+      (tmp_path / 'labelled' / name).mkdir(parents=True)
+      for index in range(2):
+        Image.fromarray(draw.integers(0, 256, (8, 8, 3), np.uint8)).save(tmp_path / 'labelled' / name / f'{index}.png')
+    return tmp_path / 'labelled'
+
+  return make
+
+
+@pytest.mark.parametrize('base', ['', 'test', 'Testing/Testing'])
+def test_class_folders_are_labels(program, trained, class_folders, tmp_path, base):
+  true = [0, 3, 5, 7]
+  root = class_folders(*(os.path.join(base, f'class{index}') for index in true))
+  (root / base / 'class3' / 'deep').mkdir()
+  (root / base / 'class3' / '1.png').rename(root / base / 'class3' / 'deep' / '1.png')
+  (root / base / 'class0' / '2.png').write_bytes(b'')
+  code, said = program(f'--workdir={trained.workdir}', f'--images={root}', f'--output={tmp_path / "found.json"}')
+  assert code == 0, said
+  found = json.loads((tmp_path / 'found.json').read_text())
+  paths = [each['picture'] for each in found['predictions']]
+  assert [each['true_class'] for each in found['predictions']] == [f'class{index}' for index in np.repeat(true, 2)]
+  confusion = np.zeros((10, 10), int)
+  np.add.at(confusion, (np.repeat(true, 2), expected(trained.workdir, paths).argmax(-1)), 1)
+  assert found['confusion'] == confusion.tolist()
+  assert found['accuracy'] == np.trace(confusion) / 8
+  assert found['class_names'] == [f'class{index}' for index in range(10)]
+  assert found['per_class']['examples'] == [2 * (index in true) for index in range(10)]
+  assert f'accuracy {100 * found["accuracy"]:.2f} %' in said.splitlines()[-1]
+  assert re.search(r'(?m)^class3 +2 ', said), 'the results of each class'
+
+
+def test_images_beside_the_class_folders_have_no_label(program, trained, class_folders, tmp_path):
+  root = class_folders('class0', 'class1')
+  shutil.copy(root / 'class0' / '0.png', root / 'loose.png')
+  code, said = program(f'--workdir={trained.workdir}', f'--images={root}')
+  assert code == 0, said
+  assert re.match('5 images.* accuracy .* without the 1 ', said.splitlines()[-1])
+
+
+def test_a_folder_of_another_class_is_refused_and_a_glob_is_the_way_out(program, trained, class_folders):
+  root = class_folders('class0', 'z_class1')
+  code, said = program(f'--workdir={trained.workdir}', f'--images={root}')
+  assert code == 2 and re.search('z_class1; missing: class1.* glob', said)
+  code, said = program(f'--workdir={trained.workdir}', f'--images={root}/*/*.png')
+  assert code == 0 and 'accuracy' not in said.splitlines()[-1]
+
+
+def test_folders_that_are_no_classes_give_predictions_alone(program, trained, class_folders):
+  root = class_folders('monday', 'tuesday')
+  code, said = program(f'--workdir={trained.workdir}', f'--images={root}')
+  assert code == 0, said
+  assert said.splitlines()[-1].startswith('4 images') and 'accuracy' not in said.splitlines()[-1]
+  assert any('monday, tuesday' in line and 'no accuracy' in line for line in said.splitlines())
+
+
+def test_given_class_names_count(program, trained, class_folders, tmp_path):
+  names = ['café', *(f'name {index}' for index in range(1, 10))]
+  (tmp_path / 'names.txt').write_text('\n'.join(unicodedata.normalize('NFC', name) for name in names))
+  root = class_folders(unicodedata.normalize('NFD', 'café'), 'name 3')
+  given = [f'--workdir={trained.workdir}', f'--images={root}', f'--class_names={tmp_path / "names.txt"}']
+  code, said = program(*given)
+  assert code == 0, said
+  assert 'accuracy' in said.splitlines()[-1]
+
+
+def test_a_network_without_class_names_takes_as_many_folders_in_their_order(trained, class_folders, caplog):
+  root = class_folders(*(f'kind {index}' for index in range(10)))
+  network = inference.load(str(trained.workdir))
+  nameless = network._replace(named=False, class_names=tuple(f'class {index}' for index in range(10)))
+  paths = inference.find(str(root))
+  with caplog.at_level('INFO', 'dnt'):
+    assert list(labels.find(str(root), paths, None, nameless).values()) == np.repeat(range(10), 2).tolist()
+  assert 'no class names' in caplog.text
+  assert labels.find(str(root), paths, None, network) == {}
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from dnt.data import examples, pipeline
 from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
 from dnt.parallel import multihost
-from dnt.training import experiment, initialize, resume, scores
+from dnt.training import apart, experiment, initialize, resume, scores
 
 LARGEST = 2**24  # largest examples x classes of a split whose probabilities are kept for the AUROC: 64 MiB
 
@@ -179,7 +179,7 @@ class Loaded(NamedTuple):
 
   Attributes:
     run: the experiment of the config.
-    data: its training split and the requested splits.
+    data: its training split and the requested splits; of data apart from that of the run, only the latter.
     step: the step of the newest good checkpoint.
     variables: `params` and `batch_stats` on the mesh, by the suffixes of `get_variables`.
   """
@@ -193,6 +193,8 @@ class Loaded(NamedTuple):
 def load(config: typed.Config, workdir: pathlib.Path, mesh: Mesh, splits: Sequence[str]) -> Loaded:
   """Reads the newest checkpoint of a run and the images to analyze it with. It changes nothing on disk.
 
+  The images may be of data that the run was not trained on, see `apart`.
+
   Args:
     config: a validated config of the run.
     workdir: the workdir of the run.
@@ -204,8 +206,12 @@ def load(config: typed.Config, workdir: pathlib.Path, mesh: Mesh, splits: Sequen
   """
   mesh_lib.check_batch('config.eval.batch_size', config.eval.batch_size, mesh)
   loaded = checkpoints.load_parameters(workdir)
-  config = resume.keep_open(config, resume.of_meta(loaded.meta, workdir))
-  data = experiment.load_data(config, splits, workdir)
+  trained = resume.of_meta(loaded.meta, workdir)
+  config = resume.keep_open(config, trained)
+  if other := apart.load(config, splits, workdir, trained, loaded.meta) if splits and trained else None:
+    config, data = other
+  else:
+    data = experiment.load_data(config, splits, workdir)
   run = experiment.make(experiment.resolve(config, data), data.spec)
   if data.weights:
     data.weights.release()  # they were read, if at all, to determine the network
@@ -232,6 +238,11 @@ def evaluate(config: typed.Config, workdir: pathlib.Path) -> dict[str, Any]:
   summary = {'step': step, **result.metrics}
   if multihost.is_lead():
     confusion = {split: matrix.tolist() for split, matrix in result.confusion.items()}
-    measured = {'class_names': data.spec.class_names, 'confusion': confusion, 'per_class': result.per_class}
+    measured = {
+      'data': config.data.source,
+      'class_names': data.spec.class_names,
+      'confusion': confusion,
+      'per_class': result.per_class,
+    }
     files.write_json(workdir / 'evaluation.json', summary | measured)
   return summary

@@ -1,11 +1,17 @@
 """Data sources: one module per format, and the registry that finds a source by its name."""
 
 from dnt.data.sources.registry import (
+  choose,
+  find,
   load,
   names,
+  read,
 )
 
 __all__ = [
+  'choose',
+  'find',
   'load',
   'names',
+  'read',
 ]

@@ -19,6 +19,7 @@ from dnt.data.transforms import images
 
 _log = logging.getLogger(__name__)
 LAYOUT = 'train/<class>/<images> beside val/ or test/ of the same kind, or <class>/<images> alone'
+ALL = 'all'  # the split that holds every image of class folders without splits
 ALL_CLASSES = '/*'  # `folder:<dir>/*`: every folder in <dir> is a class, whatever its name
 # The names that fastai, Keras, Kaggle and Ultralytics give to the folders of splits, in lower case.
 _SPLIT = re.compile(
@@ -61,8 +62,9 @@ def folder(where: str, config: typed.Data, seed: int) -> examples.Splits:
 
   If the folder has `train/` and also `val/`, `test/` or both, these are the splits; other usual names count too
   (`Training`, `valid`, `test_set`). Otherwise it draws `train` and `val` at random, class by class, from the class
-  folders in `train/` or in the folder itself. Each split is in random order, so that a slice holds every class. A split
-  that is read logs a line with its classes, its images and what was skipped.
+  folders in `train/` or in the folder itself; `all` is then all of these images. A folder without `train/` has only the
+  splits that are there, to evaluate a run of other data. Each split is in random order, so that a slice holds every
+  class. A split that is read logs a line with its classes, its images and what was skipped.
 
   Args:
     where: the folder; `<dir>/*` if all of its folders are classes, also one named `train`.
@@ -71,35 +73,44 @@ def folder(where: str, config: typed.Data, seed: int) -> examples.Splits:
 
   Raises:
     errors.InputError: the folder does not exist, has another layout or one that can be read in two ways, a class has no
-      images, or training lacks a class of another split.
+      images, or training lacks a class of another split. The split `train` of a folder that has none: when it is read.
   """
   root = pathlib.Path(where.removesuffix(ALL_CLASSES[1:])).expanduser()
   if not root.is_dir():
     raise errors.InputError(f'the folder {root} does not exist; expected there: {LAYOUT}')
   bases = {} if where.endswith(ALL_CLASSES) else _find_splits(root)
   base = bases.get('train', root)
-  names = _classes(base)
   unlabelled = {split for split in bases if split == 'test' and not _folders(bases[split])}
-  if bases.keys() - unlabelled > {'train'}:
-    listed = {split: _list(bases[split], names) for split in bases if split not in unlabelled}
-    shuffled = {split: order.permutation(order.philox(seed, order.SPLIT), len(listed[split].paths)) for split in listed}
+  separate = bases.keys() - unlabelled - {'train'}
+  if separate and 'train' not in bases:
+    names = tuple(sorted({name for split in separate for name in _classes(bases[split], least=1)}))
   else:
-    whole = _list(base, names)
-    _check_drawable(base, names, whole.labels)
-    listed = {'train': whole, 'val': whole}
-    shuffled = dict(zip(listed, order.stratified(whole.labels, config.val_fraction, seed), strict=True))
+    names = _classes(base, least=2 if bases else 1)
+  if separate:
+    listed = {split: _list(bases[split], names) for split in bases if split not in unlabelled}
+  else:
+    listed = dict.fromkeys(('train', 'val', ALL), _list(base, names))
+
+  def draw(split):
+    if separate or split == ALL:
+      return order.permutation(order.philox(seed, order.SPLIT), len(listed[split].paths))
+    _check_drawable(base, names, listed[split].labels)
+    drawn = order.stratified(listed[split].labels, config.val_fraction, seed)
+    return dict(zip(('train', 'val'), drawn, strict=True))[split]
 
   def read(split):
     if split in unlabelled:
       raise errors.InputError(f'{bases[split]} holds no class folders, so that its images have no labels; {LAYOUT}')
+    if split not in listed:
+      _refuse(root, next(iter(bases.values())).name)
     paths, labels, skipped = listed[split]
-    chosen = shuffled[split]
+    chosen = draw(split)
     beside = _unread(root, [bases[each] for each in listed if each in bases]) if split == 'train' and bases else []
     _say_once(_describe(split, bases.get(split, base), names, labels[chosen], skipped, beside))
     store = Files(tuple(paths[index] for index in chosen), labels[chosen])
     return examples.Examples(f'folder:{where}', split, names, (None, None, 3), store, store.labels)
 
-  return {split: functools.partial(read, split) for split in [*listed, *unlabelled]}
+  return {split: functools.partial(read, split) for split in dict.fromkeys(['train', *listed, *unlabelled])}
 
 
 def split_of(name: str) -> str | None:
@@ -123,10 +134,10 @@ def _prefixed(root: pathlib.Path, names: list[str]) -> dict[str, str]:
 
 
 def _find_splits(root: pathlib.Path) -> dict[str, pathlib.Path]:
-  """Returns the folder of each split, 'train' among them, or nothing if the folders in `root` are the classes.
+  """Returns the folder of each split, or nothing if the folders in `root` are the classes.
 
   Raises:
-    errors.InputError: the folders can be read in two ways, or there is no `train/`.
+    errors.InputError: the folders can be read in two ways, or none holds class folders.
   """
   names = _folders(root)
   named = {name: split for name in names if (split := split_of(name))} or _prefixed(root, names)
@@ -134,7 +145,7 @@ def _find_splits(root: pathlib.Path) -> dict[str, pathlib.Path]:
   inner = {name: _descend(root / name) for name in named}
   parted = [name for name in named if _folders(inner[name])]  # these hold folders, so that they can be splits
   plain = named.keys() - parted
-  classes = f"if all its folders are classes, give config.data.source='folder:{root}{ALL_CLASSES}'"
+  classes = _way_out(root)
   if not named or (others and not parted and not named.keys() & {'train', 'val', 'test'}):
     return {}  # such as the classes `valid` and `invalid`
   for split in ('train', 'val', 'test'):
@@ -145,8 +156,13 @@ def _find_splits(root: pathlib.Path) -> dict[str, pathlib.Path]:
         f'or, {classes}'
       )
   splits = {named[name]: inner[name] for name in [*sorted(plain), *parted]}
-  if not any(named[name] == 'train' for name in parted):
-    _refuse(root, names, named, parted, classes)
+  train = next((name for name in names if named.get(name) == 'train'), None)
+  if train in plain:
+    raise errors.InputError(
+      f'{root / train} must hold one folder per class, at least two; found none; expected: {LAYOUT}; or, {classes}'
+    )
+  if train is None and (others or not parted):
+    _refuse(root, (parted or list(named))[0])
   pictured = [name for name in others if len(parted) == 1 and image_files.holds_images(root / name)]
   if pictured:
     raise errors.InputError(
@@ -157,14 +173,13 @@ def _find_splits(root: pathlib.Path) -> dict[str, pathlib.Path]:
   return {split: splits[split] for split in ('train', 'val', 'test') if split in splits}
 
 
-def _refuse(root: pathlib.Path, names: list[str], named: dict[str, str], parted: list[str], classes: str) -> NoReturn:
-  """Raises the error for a folder with split names of which none is a training split with class folders."""
-  train = next((name for name in names if named.get(name) == 'train'), None)
-  if train is None:
-    problem = f'{root} has {(parted or list(named))[0]}/ but no train/'
-  else:
-    problem = f'{root / train} must hold one folder per class, at least two; found none'
-  raise errors.InputError(f'{problem}; expected: {LAYOUT}; or, {classes}')
+def _refuse(root: pathlib.Path, split: str) -> NoReturn:
+  """Raises the error for a folder that has the folder of another split, but no `train/`."""
+  raise errors.InputError(f'{root} has {split}/ but no train/; expected: {LAYOUT}; or, {_way_out(root)}')
+
+
+def _way_out(root: pathlib.Path) -> str:
+  return f"if all its folders are classes, give config.data.source='folder:{root}{ALL_CLASSES}'"
 
 
 def _descend(path: pathlib.Path) -> pathlib.Path:
@@ -218,9 +233,9 @@ def _class_folders(base: pathlib.Path) -> dict[str, list[pathlib.Path]]:
   return result
 
 
-def _classes(base: pathlib.Path) -> tuple[str, ...]:
+def _classes(base: pathlib.Path, least: int = 2) -> tuple[str, ...]:
   names = tuple(_class_folders(base))
-  if len(names) < 2:
+  if len(names) < least:
     result = f'only {names[0]!r}' if names else 'none'
     raise errors.InputError(f'{base} must hold one folder per class, at least two; found {result}. Expected: {LAYOUT}')
   return names
@@ -256,6 +271,7 @@ def _list(base: pathlib.Path, names: tuple[str, ...]) -> _Listed:
 
 
 def _check_drawable(base: pathlib.Path, names: tuple[str, ...], labels: np.ndarray) -> None:
+  _classes(base)
   lonely = [name for name, count in zip(names, np.bincount(labels), strict=True) if count < 2]
   if lonely:
     raise errors.InputError(

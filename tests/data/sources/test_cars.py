@@ -1,4 +1,5 @@
 import os
+import pathlib
 
 import numpy as np
 import pytest
@@ -122,6 +123,23 @@ def test_class_folders_are_read(data, class_folders, base):
   np.testing.assert_array_equal(test.labels, [1, 1])
   with pytest.raises(errors.InputError, match=f"split of .*{root} 'val'"):
     load(data, root, 'val')
+
+
+@pytest.mark.parametrize('kind', ['archives', 'class folders'])
+def test_a_test_set_alone_is_read(data, devkit, class_folders, kind):
+  if kind == 'archives':
+    root = devkit()
+    for name in ('cars_train', 'devkit/cars_train_annos.mat'):
+      (root / name).rename(root.parent / pathlib.Path(name).name)
+  else:
+    root = class_folders({'car_data/test/Acura': 1, 'car_data/test/BMW': 2})
+  data.source = f'cars:{root}'
+  available = sources.find(data, 0)
+
+  assert sources.choose(available, ('val', 'test[:50%]')) == {'test': 'test'}
+  np.testing.assert_array_equal(np.sort(load(data, root, 'test').labels), [0, 2] if kind == 'archives' else [0, 1, 1])
+  with pytest.raises(errors.InputError, match='train'):
+    load(data, root)
 
 
 def test_class_folders_have_no_boxes(data, class_folders):

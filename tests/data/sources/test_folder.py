@@ -142,6 +142,41 @@ def test_a_folder_of_two_readings_is_refused_with_the_way_out(data, class_folder
     load(data, root)
 
 
+@pytest.mark.parametrize('base', ['.', 'train'])
+def test_all_images_of_class_folders_are_a_split_too(data, class_folders, base):
+  root = class_folders({f'{base}/ant': 5, f'{base}/bee': 1})
+  whole = load(data, root, 'all')
+
+  assert names_of(whole) == [*(f'ant/{index}.jpg' for index in range(5)), 'bee/0.jpg']
+  assert whole.class_names == ('ant', 'bee')
+  assert load(data, root, 'all', seed=1).store.paths != whole.store.paths
+
+
+def test_splits_without_training_images_are_read(data, class_folders, caplog):
+  root = class_folders({'Testing/bee': 3, 'valid/ant': 1, 'valid/bee': 1})
+  with caplog.at_level(logging.INFO, 'dnt'):
+    val, test = load(data, root, 'val'), load(data, root, 'test')
+
+  assert val.class_names == test.class_names == ('ant', 'bee')
+  assert (len(val), len(test)) == (2, 3)
+  assert '1 of 2 classes, 3 images' in caplog.text
+  with pytest.raises(errors.InputError, match='/ but no train/'):
+    load(data, root)
+
+
+def test_what_to_evaluate_of_other_data(data, class_folders):
+  def choose(counts, *asked):
+    data.source = f'folder:{class_folders(counts, str(len(counts)))}'
+    return sources.choose(sources.find(data, 0), asked)
+
+  assert choose({'ant': 2, 'bee': 2}, 'val[:10%]', 'test') == {'val[:10%]': 'all[:10%]'}
+  splits = {'train/ant': 2, 'train/bee': 2, 'test/ant': 2}
+  assert choose(splits, 'val') == {'test': 'test'}
+  data.source = f'folder:{class_folders({}, "3")}'
+  available = sources.find(data, 0)
+  assert sources.choose(available, ('train', 'test[:2]')) == {'train': 'train', 'test[:2]': 'test[:2]'}
+
+
 @pytest.mark.parametrize('names', [('train', 'bus', 'car'), ('test', 'train'), ('train/steam', 'train/diesel', 'bus')])
 def test_a_star_makes_every_folder_a_class(data, class_folders, names):
   root = class_folders(dict.fromkeys(names, 4))

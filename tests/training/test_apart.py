@@ -1,0 +1,111 @@
+"""Evaluation of a run on labelled data in a folder of its own, against that of the same images in its own data."""
+
+import json
+import shutil
+import unicodedata
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dnt import errors, loop
+from dnt.training import evaluate, experiment, record
+
+pytestmark = pytest.mark.usefixtures('unoptimized', 'undrawn')
+COMPOSED, DECOMPOSED = (unicodedata.normalize(form, 'café') for form in ('NFC', 'NFD'))
+NAMES = ('ant', 'bee', COMPOSED)
+
+
+@pytest.fixture
+def run(tiny, saved, tmp_path):
+  """A run on a folder of three classes, not trained; returns its config."""
+  draw = np.random.default_rng(0)
+  for split, count in (('train', 4), ('val', 1)):
+    for name in NAMES:
+      folder = tmp_path / 'own' / split / name
+      folder.mkdir(parents=True)
+      for index in range(count):
+        Image.fromarray(draw.integers(0, 256, (8, 8, 3), np.uint8)).save(folder / f'{index}.png')
+  tiny.data.source, tiny.data.workers, tiny.eval.splits = f'folder:{tmp_path / "own"}', 0, ('val',)
+  tiny.data.mean, tiny.data.std = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+  saved(tiny)
+  return tiny
+
+
+def confusion(config, tmp_path, source, *splits):
+  """Evaluates, and returns the confusion by split."""
+  config.data.source, config.eval.splits = f'folder:{source}', splits
+  metrics = evaluate.evaluate(config, tmp_path / 'run')
+  written = json.loads((tmp_path / 'run' / 'evaluation.json').read_text())
+  assert written['class_names'] == list(NAMES) and written['data'] == config.data.source
+  assert {name.partition('/')[0] for name in metrics if '/' in name} == written['per_class'].keys()
+  return {split: np.array(matrix) for split, matrix in written['confusion'].items()}
+
+
+@pytest.mark.parametrize(
+  ('base', 'asked', 'found'),
+  [
+    ('', 'test', 'test'),
+    ('', 'val', 'val'),
+    ('test', 'test', 'test'),
+    ('test', 'val', 'test'),
+    ('Testing', 'test', 'test'),
+    ('test/test', 'test', 'test'),
+    ('val', 'test', 'val'),
+  ],
+)
+def test_a_test_set_without_training_images_is_evaluated(run, tmp_path, base, asked, found, caplog):
+  expected = confusion(run, tmp_path, tmp_path / 'own', 'train')['train']
+  shutil.copytree(tmp_path / 'own' / 'train', tmp_path / 'other' / base)
+  run.data.mean = run.data.std = ()  # those of the run
+  run.data.image_size = None
+  result = confusion(run, tmp_path, tmp_path / 'other', asked)
+
+  assert result.keys() == {found}
+  np.testing.assert_array_equal(result[found], expected)
+
+
+def test_a_slice_of_class_folders_is_a_slice_of_all(run, tmp_path):
+  shutil.copytree(tmp_path / 'own' / 'train', tmp_path / 'other')
+  assert confusion(run, tmp_path, tmp_path / 'other', 'test[:50%]')['test[:50%]'].sum() == 6
+
+
+def test_classes_may_be_lacking_have_one_image_or_another_form_of_their_name(run, tmp_path):
+  expected = confusion(run, tmp_path, tmp_path / 'own', 'val')['val']
+  shutil.copytree(tmp_path / 'own' / 'val' / COMPOSED, tmp_path / 'other' / 'test' / DECOMPOSED)
+  result = confusion(run, tmp_path, tmp_path / 'other', 'test')['test']
+  np.testing.assert_array_equal(result, expected * [[0], [0], [1]])
+  shutil.copytree(tmp_path / 'own' / 'val' / 'ant', tmp_path / 'other' / 'test' / 'ant')
+  result = confusion(run, tmp_path, tmp_path / 'other' / 'test', 'test')['test']
+  np.testing.assert_array_equal(result, expected * [[1], [0], [1]])
+
+
+def test_other_classes_are_refused(run, tmp_path):
+  shutil.copytree(tmp_path / 'own' / 'train', tmp_path / 'other')
+  (tmp_path / 'other' / 'ant').rename(tmp_path / 'other' / 'z_ant')
+  with pytest.raises(errors.InputError, match='z_ant; missing: ant'):
+    confusion(run, tmp_path, tmp_path / 'other', 'test')
+
+
+def test_what_is_only_for_training_does_not_matter(run, tmp_path):
+  for split in ('one', 'two', 'three'):
+    shutil.copytree(tmp_path / 'own' / 'train' / 'ant', tmp_path / 'other' / 'ant' / split)
+  run.train.batch_size, run.loss.balance_classes = 1, True
+  run.schedule.update({'name': 'piecewise', 'warmup': '1 epochs', 'boundaries': ('13 steps',)})  # of 12 images
+  shutil.copytree(tmp_path / 'own' / 'train' / 'bee', tmp_path / 'other' / 'bee')
+  assert confusion(run, tmp_path, tmp_path / 'other', 'test')['test'].sum() == 16
+
+
+def test_the_runs_own_data_in_another_place_keeps_its_splits(run, tmp_path, monkeypatch):
+  (tmp_path / 'own' / 'train').rename(tmp_path / 'classes')
+  run.data.source, run.train.steps = f'folder:{tmp_path / "classes"}', 2
+  history, data = record.Record.history, experiment.load_data(run, ('val',))
+  monkeypatch.setattr(record.Record, 'history', lambda self: {**history(self), 'data': data.fingerprint()})
+  shutil.rmtree(tmp_path / 'run')
+  loop.train(run, tmp_path / 'run')
+  expected = confusion(run, tmp_path, tmp_path / 'classes', 'val')
+  (tmp_path / 'classes').rename(tmp_path / 'moved')
+  np.testing.assert_array_equal(confusion(run, tmp_path, tmp_path / 'moved', 'val')['val'], expected['val'])
+  assert expected['val'].sum() < 12
+  shutil.rmtree(tmp_path / 'moved' / 'bee')
+  assert confusion(run, tmp_path, tmp_path / 'moved', 'val')['val'].sum() == 8
