@@ -68,7 +68,7 @@ def pair(title: str, image: Tile, over: str) -> 'Figure':
   """
   height, width = image.image.shape[:2]
   figure = plots.new_figure(10, 5 * height / width + 0.9)
-  figure.suptitle(title, x=0.01, ha='left')
+  figure.suptitle(title, x=0.01, ha='left', parse_math=False)
   left, right = figure.subplots(1, 2)
   _show(left, image.title, _colored(image.image))
   _show(right, over, overlay(image.image, image.map))
@@ -88,7 +88,7 @@ def grid(title: str, tiles: Sequence[Sequence[Tile]], beside: bool = False) -> '
   height, width = tiles[0][0].image.shape[:2]
   across, side = (2 * width, 5.0) if beside else (width, 2.6)
   figure = plots.new_figure(max(side * columns, 8), (side * height / across + 0.75) * len(tiles) + 0.6)
-  figure.suptitle(title, x=0.01, ha='left')
+  figure.suptitle(title, x=0.01, ha='left', parse_math=False)
   places = figure.subplots(len(tiles), columns, squeeze=False)
   for axes in places.flat:
     axes.axis('off')
@@ -107,4 +107,4 @@ def _colored(image: np.ndarray) -> np.ndarray:
 def _show(axes: 'Axes', title: str, image: np.ndarray) -> None:
   axes.imshow(image)
   axes.axis('off')
-  axes.set_title(title, loc='left', fontsize=plots.FONT_SIZE - 2)
+  axes.set_title(title, loc='left', fontsize=plots.FONT_SIZE - 2, parse_math=False)  # names may hold a $

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dnt.reporting import metric_names
+from dnt.reporting import fonts, metric_names
 
 if TYPE_CHECKING:
   from matplotlib.figure import Figure
@@ -36,8 +36,14 @@ def png(figure: 'Figure') -> bytes:
   """Returns the figure as a PNG file."""
   from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-  buffer = io.BytesIO()
-  FigureCanvasAgg(figure).print_png(buffer)
+  canvas, buffer = FigureCanvasAgg(figure), io.BytesIO()
+
+  def render():
+    buffer.seek(0)
+    buffer.truncate()
+    canvas.print_png(buffer)
+
+  fonts.draw(figure, render)
   return buffer.getvalue()
 
 
@@ -172,8 +178,9 @@ def confusion(matrix: Any, class_names: Sequence[str], title: str) -> 'Figure':
   if classes <= NAMED_CLASSES:
     labels = [name if len(name) <= 20 else f'{name[:19]}…' for name in class_names]
     upright = max(map(len, labels)) <= 3
-    axes.set_xticks(range(classes), labels, rotation=0 if upright else 45, ha='center' if upright else 'right')
-    axes.set_yticks(range(classes), labels)
+    turned = {'rotation': 0 if upright else 45, 'ha': 'center' if upright else 'right'}
+    axes.set_xticks(range(classes), labels, parse_math=False, **turned)  # names may hold a $
+    axes.set_yticks(range(classes), labels, parse_math=False)
   if classes <= ANNOTATED_CLASSES:
     for row, column in np.argwhere(matrix):
       color = 'white' if fractions[row, column] > 35 else 'black'
