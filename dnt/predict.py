@@ -16,7 +16,7 @@ import io
 import logging
 import pathlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from absl import flags
 
@@ -195,7 +195,7 @@ def write(
       }
       for image, best, label in rows
     ]
-    content = {'weights': origin, 'step': step, 'predictions': predictions, 'unreadable': unreadable}
+    content: Any = {'weights': origin, 'step': step, 'predictions': predictions, 'unreadable': unreadable}
     if measured:
       content |= {'accuracy': measured.accuracy, 'class_names': list(names)}
       content |= {'confusion': measured.confusion.tolist(), 'per_class': measured.per_class}

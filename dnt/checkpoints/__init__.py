@@ -7,7 +7,6 @@ from dnt.checkpoints.manager import (
   ReadOnly,
   better,
   choose_step,
-  class_names,
   load_parameters,
   read_meta,
 )
@@ -19,7 +18,6 @@ __all__ = [
   'ReadOnly',
   'better',
   'choose_step',
-  'class_names',
   'load_parameters',
   'read_meta',
 ]

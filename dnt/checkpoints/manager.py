@@ -299,15 +299,6 @@ def load_parameters(workdir: str | os.PathLike, step: int | None = None) -> form
   return _look(directory, format.read_parameters, only=step)
 
 
-def class_names(workdir: str | os.PathLike) -> tuple[str, ...] | None:
-  """Returns the class names in the newest checkpoint of a run, in the order of its head; reads no array.
-
-  The result is empty if an older version wrote the checkpoint, and None if there is none that can be read.
-  """
-  meta = read_meta(workdir)
-  return tuple(meta.get('class_names', ())) if meta else None
-
-
 def read_meta(workdir: str | os.PathLike) -> dict[str, Any]:
   """Returns the `meta` of the newest checkpoint, without its state; {} if there is none.
 

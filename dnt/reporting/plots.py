@@ -178,8 +178,8 @@ def confusion(matrix: Any, class_names: Sequence[str], title: str) -> 'Figure':
   if classes <= NAMED_CLASSES:
     labels = [name if len(name) <= 20 else f'{name[:19]}…' for name in class_names]
     upright = max(map(len, labels)) <= 3
-    turned = {'rotation': 0 if upright else 45, 'ha': 'center' if upright else 'right'}
-    axes.set_xticks(range(classes), labels, parse_math=False, **turned)  # names may hold a $
+    rotation, anchor = (0, 'center') if upright else (45, 'right')
+    axes.set_xticks(range(classes), labels, rotation=rotation, ha=anchor, parse_math=False)  # names may hold a $
     axes.set_yticks(range(classes), labels, parse_math=False)
   if classes <= ANNOTATED_CLASSES:
     for row, column in np.argwhere(matrix):

@@ -182,10 +182,9 @@ def load_data(config: typed.Config, splits: Sequence[str], workdir: pathlib.Path
   for split, other in loaded.items():
     if other.shape[-1] != first.shape[-1]:
       raise errors.InputError(f'split {split!r} of {config.data.source} has other channels than {first.split!r}')
-  names = checkpoints.class_names(workdir) if workdir else None
-  owner = f'the run in {workdir}'
-  if names is None:
-    names, owner = first.class_names, f'its split {first.split!r}'
+  names, owner = first.class_names, f'its split {first.split!r}'
+  if workdir and (meta := checkpoints.read_meta(workdir)):
+    names, owner = meta.get('class_names', ()), f'the run in {workdir}'  # older versions recorded no names
   loaded = {split: class_order.align(other, names, owner) for split, other in loaded.items()}
   train = loaded[config.data.train_split]
   spec = DataSpec(len(train), pipeline.image_shape(config.data, train), train.class_names)
