@@ -61,6 +61,7 @@ def main(values: flags.FlagValues) -> None:
   from dnt import config as schema
   from dnt.parallel import compile as compile_lib
   from dnt.parallel import mesh as mesh_lib
+  from dnt.parallel import signals
   from dnt.reporting import progress
 
   paths = inference.find(values.images)
@@ -77,7 +78,7 @@ def main(values: flags.FlagValues) -> None:
 
   log = logging.getLogger('dnt.predict')  # not __name__, which is '__main__' in a program
   width, line = max(len(files.readable(path)) for path in paths), progress.Count('images', len(paths))
-  rows, unreadable, done = [], {}, 0
+  rows, unreadable, done, interrupt = [], {}, 0, None
   try:
     for result in inference.predict(network, mesh, paths, values.batch_size, values.top):
       for reason in result.unreadable.values():
@@ -93,14 +94,16 @@ def main(values: flags.FlagValues) -> None:
       unreadable |= {files.readable(path): files.readable(reason) for path, reason in result.unreadable.items()}
       done += len(result.paths) + len(result.unreadable)
       line.update(done)
-  except KeyboardInterrupt:
+  except KeyboardInterrupt as error:
     if not rows:
       raise
+    interrupt = error
   line.close()
   if not rows:
     raise errors.InputError(f'none of the {len(paths)} images at {values.images!r} can be read')
   if output:
-    write(output, requested, network.step, rows, unreadable)
+    with signals.hold():
+      write(output, requested, network.step, rows, unreadable)
   skipped = f', {len(unreadable)} skipped' if unreadable else ''
   stopped = f', stopped before the other {len(paths) - done}' if done < len(paths) else ''
   counted = f'{len(rows)} image{"s" if len(rows) > 1 else ""}'
@@ -109,6 +112,8 @@ def main(values: flags.FlagValues) -> None:
     named = {checkpoints.NEWEST, checkpoints.BEST} & {values.checkpoint}
     counted += f', by the {" ".join([*named, "checkpoint"])} of step {network.step}{averaged}'
   print(f'{counted}{skipped}{stopped}' + (f'  {output}' if output else ''))
+  if interrupt:
+    raise interrupt
 
 
 def read_names(path: str) -> tuple[str, ...]:
