@@ -1,7 +1,6 @@
 """Provides what the programs share: the config flag, help, and errors as one line with an exit code.
 
-Exit codes: 0 finished or cleanly stopped, 1 a run that failed, 2 bad input (flags, config, data, checkpoint),
-130 Ctrl-C with nothing to save, 141 the reader of the output ended (`| head`); a run then saves before it stops.
+`EXIT_CODES` lists the codes, which are those of every program.
 """
 
 import ast
@@ -10,6 +9,7 @@ import io
 import os
 import pathlib
 import re
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TextIO
@@ -21,7 +21,7 @@ from dnt import config as schema
 from dnt import errors
 from dnt import workdir as workdir_lib
 from dnt.config import config_files, relations, run_config
-from dnt.parallel import cpu
+from dnt.parallel import cpu, signals
 from dnt.parallel.cpu import allocator
 from dnt.reporting import terminal
 
@@ -29,6 +29,10 @@ from dnt.reporting import terminal
 _PACKAGED = pathlib.Path(__file__).parent / 'configs'
 CONFIGS = _PACKAGED if _PACKAGED.is_dir() else pathlib.Path(__file__).parents[1] / 'configs'
 CLOSED = 141  # as of a program that SIGPIPE ends
+EXIT_CODES = """\
+Exit codes: 0 finished, 1 failed (such as a loss that is not finite), 2 bad input (flags, config, data, checkpoint);
+128 + its number if a signal stopped the program, after it saved: 130 Ctrl-C, 143 SIGTERM, 129 SIGHUP (a closed
+terminal), 141 the reader of the output ended (`| head`). The same command then goes on."""
 _CONFIG_ARGUMENT = re.compile(r'--?config(=.*)?$')
 _OVERRIDE = re.compile(r'--?(?:no)?config\.([^=]+)')
 
@@ -66,7 +70,8 @@ def run(program: Program, argv: Sequence[str] | None = None) -> NoReturn:
   sys.stdout, sys.stderr = sys.stdout or _nowhere(), sys.stderr or _nowhere()
   try:
     try:
-      code = _run(program, argv)
+      with signals.Watch() as watch:
+        code = _run(program, argv, watch)
       terminal.check_output()
     except OSError as error:
       if terminal.is_writable(sys.stdout):
@@ -77,12 +82,14 @@ def run(program: Program, argv: Sequence[str] | None = None) -> NoReturn:
     code = CLOSED if error.closed else 1
     if not error.closed:
       _print_error(error)
+  if code and watch.first:
+    signals.exit_at_once(code)  # Python would wait for threads, such as a compilation
   if code:
     _leave(code)
   sys.exit(0)
 
 
-def _run(program: Program, argv: Sequence[str]) -> int:
+def _run(program: Program, argv: Sequence[str], watch: signals.Watch) -> int:
   """Runs a program and returns its exit code."""
   if any(argument in ('-h', '--help', '--helpfull', '--helpshort') for argument in argv[1:]):
     print(help_text(program))
@@ -99,14 +106,15 @@ def _run(program: Program, argv: Sequence[str]) -> int:
       program.main(parse(program, argv))
     if shown.lost:  # the work saved and stopped
       sys.exit(CLOSED if shown.lost.closed else 1)
-  except errors.InputError as error:
+  except KeyboardInterrupt as error:
+    return 128 + (error.number if isinstance(error, signals.Stopped) else signal.SIGINT)
+  except Exception as error:
+    if watch.raised:
+      return 128 + watch.raised
+    if not isinstance(error, errors.InputError | errors.RunError):
+      raise
     _print_error(error)
-    return 2
-  except errors.RunError as error:
-    _print_error(error)
-    return 1
-  except KeyboardInterrupt:  # before there is anything to save
-    return 130
+    return 2 if isinstance(error, errors.InputError) else 1
   return 0
 
 
@@ -210,7 +218,7 @@ def catalogue(configs: pathlib.Path) -> str:
 
 
 def help_text(program: Program) -> str:
-  """Lists every flag of a program and every config key of its kinds, with defaults, valid values and relations."""
+  """Lists the flags of a program, the config keys of its kinds, with valid values and relations, and its exit codes."""
   lines = [program.description.strip(), '', 'Flags:']
   values = _define(program, [])
   for name in sorted(values):
@@ -221,6 +229,7 @@ def help_text(program: Program) -> str:
     lines += ['', 'Config keys (--config.<key>=<value>):']
   for key, option in _options(program.kinds).items():
     lines.append(f'  {key} {_describe(option)}')
+  lines += ['', EXIT_CODES]
   return '\n'.join(lines)
 
 

@@ -4,8 +4,8 @@
   python -m dnt.compare --config=configs/compare_degradation.py --form=short --only=plain20,plain56 --workdir=runs/mine
 
 The program writes the results again after each run. The same command continues where the last one stopped, and does not
-repeat finished runs. Ctrl-C saves the current run and stops; a second one stops at once. If a run fails, the program
-reports it and continues with the others; the exit code is then 1.
+repeat finished runs. Ctrl-C, SIGTERM or a closed terminal saves the current run and stops; a second Ctrl-C stops at
+once. If a run fails, the program reports it and continues with the others; the exit code is then 1.
 """
 
 import pathlib
@@ -40,6 +40,7 @@ def main(values: flags.FlagValues) -> None:
   command = shlex.join(['python', '-m', 'dnt.compare', *sys.argv[1:]])
 
   from dnt.comparison import plan, results, runner
+  from dnt.parallel import signals
 
   base_keys = [key.removeprefix('base.') for key in given]
   runs = plan.make(plan.add_seeds(config, workdir), workdir, values.form, base_keys)
@@ -56,6 +57,8 @@ def main(values: flags.FlagValues) -> None:
   failed = [outcome for outcome in outcomes if outcome.state == 'failed' and outcome.run in chosen]
   if not ended:
     print(f'stopped; run `{command}` again to go on  {workdir}')
+    if number := signals.received():  # or the output was closed
+      raise signals.Stopped(number)
   elif failed:
     listed = ', '.join(outcome.run.name for outcome in failed)
     raise errors.RunError(

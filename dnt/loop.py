@@ -16,8 +16,8 @@ Order of events when step s is done:
   3. evaluation, if s is a multiple of `eval.every` or the last step; then the best metric and patience, which the
      checkpoint of step s gets once it is on disk. A run that is killed in between does 3 when it continues from there;
      so does one that stopped because an image could not be read, as it saves what it has trained,
-  4. the end, if s is the last step, patience has run out (then with a checkpoint) or a signal requested it; after a
-     signal the process that continues from here does 3, so that the checkpoint does not have to wait,
+  4. the end, if s is the last step, patience has run out (then with a checkpoint) or a signal requested it; a signal
+     also ends 3, and the wait for data or a compilation; the process that continues from here does 3,
   5. the next phase, if one starts at s: the optimizer's state for the parameters that begin to train.
 """
 
@@ -133,7 +133,7 @@ def _train(
         kept = 'none was saved' if saved.latest_step is None else f'the checkpoint of step {saved.latest_step} is kept'
         raise type(error)(f'{error}; {kept} in {workdir}') from error
       saved.close()
-  return report.write(run, rec, state, workdir, mesh, command)
+  return report.write(run, rec, state, workdir, mesh, command, guard.stopped_by)
 
 
 def _already_further(
@@ -197,6 +197,7 @@ def _run(session: _Session, state: steps.TrainState) -> steps.TrainState:
   due, pending, counter = calendar.Calendar(run), _Pending(rec), itertools.count()
   rows = layouts.scanned_rows(state.params)
   step, requested = int(state.step), False
+  start = step
   phase = run.phase(step)
 
   def save():
@@ -225,7 +226,12 @@ def _run(session: _Session, state: steps.TrainState) -> steps.TrainState:
       save()
     if evaluating:
       with keeping(Exception):
-        rec.evaluated(step, programs.evaluate(state, step))
+        result = session.guard.attempt(step == start, programs.evaluate, state, step)
+        if result is not None:
+          rec.evaluated(step, result)
+      if result is None:
+        requested = True
+        continue
       if rec.out_of_patience and not ending:
         ending = saving = True
         save()
@@ -235,14 +241,22 @@ def _run(session: _Session, state: steps.TrainState) -> steps.TrainState:
     if ending:
       return state
 
+    ended = state
     if run.phase(step).start > phase.start:
       phase = run.phase(step)
       state = initialize.advance(run, session.mesh, state, phase)
       programs.prepare(state, step)
 
     count = due.steps_at_once(step, session.loader.max_steps(step))
+    if not programs.is_ready(step):
+      pending.flush()
     with keeping(errors.InputError):  # it reads the images before it starts the step
-      state, metrics = programs.train(state, step, count, before_waiting=pending.flush)
+      dispatch = session.guard.attempt(step == start, programs.next_steps, state, step, count)
+    if dispatch is None:
+      state, requested = ended, True
+      continue
+    del ended  # at the start of a phase it is a second copy
+    state, metrics = dispatch(state)
     pending.replace(step, count, metrics)
     step += count
     requested = session.guard.requested(next(counter))

@@ -3,12 +3,14 @@
   python -m dnt.main --config=configs/digits_resnet20.py
   python -m dnt.main --config=configs/cifar_resnet56.py --workdir=runs/mine --config.train.steps=100
 
-The same command continues where the last one stopped. Ctrl-C saves and stops; a second one stops at once.
+The same command continues where the last one stopped. Ctrl-C, SIGTERM or a closed terminal saves and stops; a second
+Ctrl-C stops at once.
 """
 
 import os
 import pathlib
 import shlex
+import signal
 import sys
 import time
 
@@ -65,7 +67,7 @@ def main(values: flags.FlagValues) -> None:
   command = os.environ.get('DNT_COMMAND') or shlex.join(['python', '-m', 'dnt.main', *sys.argv[1:]])
 
   from dnt.parallel import compile as compile_lib
-  from dnt.parallel import multihost
+  from dnt.parallel import multihost, signals
 
   compile_lib.enable_cache()
   if values.distributed:
@@ -77,8 +79,10 @@ def main(values: flags.FlagValues) -> None:
   from dnt import loop
   from dnt.training import evaluate, record, report
 
+  stopped_by = None
   if values.mode == 'train':
-    outcome = report.last_line(loop.train(config, workdir, record.Clock(STARTED), command, values.allow), command)
+    summary = loop.train(config, workdir, record.Clock(STARTED), command, values.allow)
+    outcome, stopped_by = report.last_line(summary, command), summary['stopped_by']
   elif values.mode == 'evaluate':
     outcome = report.evaluation_line(evaluate.evaluate(config, workdir))
   else:
@@ -88,6 +92,9 @@ def main(values: flags.FlagValues) -> None:
     outcome = tool.text(tool.run(config, workdir))
   if multihost.is_lead():
     print(f'{outcome}  {workdir}')
+  if stopped_by:
+    multihost.part()  # a process that ends before the others have written everything would end them too
+    raise signals.Stopped(signal.Signals[stopped_by])
 
 
 PROGRAM = cli.Program(__doc__, define_flags, main, 'digits_resnet20.py', ('train',))

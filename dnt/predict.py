@@ -67,6 +67,7 @@ def main(values: flags.FlagValues) -> None:
   from dnt.inference import labels as labels_lib
   from dnt.parallel import compile as compile_lib
   from dnt.parallel import mesh as mesh_lib
+  from dnt.parallel import signals
   from dnt.reporting import progress, tables
   from dnt.training import report
 
@@ -85,7 +86,7 @@ def main(values: flags.FlagValues) -> None:
   labels = labels_lib.find(values.images, paths, names if values.class_names else None, network)
   log = logging.getLogger('dnt.predict')  # not __name__, which is '__main__' in a program
   width, line = max(len(files.readable(path)) for path in paths), progress.Count('images', len(paths))
-  rows, unreadable, done, predicted = [], {}, 0, {}
+  rows, unreadable, done, predicted, interrupt = [], {}, 0, {}, None
   try:
     for result in inference.predict(network, mesh, paths, values.batch_size, values.top):
       for reason in result.unreadable.values():
@@ -102,9 +103,10 @@ def main(values: flags.FlagValues) -> None:
       unreadable |= {files.readable(path): files.readable(reason) for path, reason in result.unreadable.items()}
       done += len(result.paths) + len(result.unreadable)
       line.update(done)
-  except KeyboardInterrupt:
+  except KeyboardInterrupt as error:
     if not rows:
       raise
+    interrupt = error
   line.close()
   if not rows:
     raise errors.InputError(f'none of the {len(paths)} images at {values.images!r} can be read')
@@ -112,7 +114,8 @@ def main(values: flags.FlagValues) -> None:
   if measured:
     log.info(tables.text(report.class_table(names, measured.per_class)))
   if output:
-    write(output, requested, network.step, rows, unreadable, names, measured)
+    with signals.hold():
+      write(output, requested, network.step, rows, unreadable, names, measured)
   skipped = f', {len(unreadable)} skipped' if unreadable else ''
   stopped = f', stopped before the other {len(paths) - done}' if done < len(paths) else ''
   counted = f'{len(rows)} image{"s" if len(rows) > 1 else ""}'
@@ -125,6 +128,8 @@ def main(values: flags.FlagValues) -> None:
     counted += f', accuracy {progress.format_value("accuracy", measured.accuracy)}'
     counted += f' without the {some} that lie in no class folder' if some else ''
   print(f'{counted}{skipped}{stopped}' + (f'  {output}' if output else ''))
+  if interrupt:
+    raise interrupt
 
 
 def read_names(path: str) -> tuple[str, ...]:

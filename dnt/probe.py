@@ -10,6 +10,7 @@ too large), the entry where the problem begins, and the overrides most likely to
 """
 
 import pathlib
+import signal
 
 from absl import flags
 
@@ -32,19 +33,23 @@ def main(values: flags.FlagValues) -> None:
   workdir = pathlib.Path(values.workdir or pathlib.Path('runs') / f'probe_{cli.config_name(values)}')
 
   from dnt.parallel import compile as compile_lib
+  from dnt.parallel import signals
 
   compile_lib.enable_cache()
+  interrupted = False
   if schema.kind(config) == 'signal':
     if values['try'].value or values['seeds'].present:
       raise errors.InputError('--try and --seeds are for training configs; for a grid set config.signal.seeds')
     from dnt.meanfield import grid
 
-    grid.run(config, workdir)
+    interrupted = grid.run(config, workdir)['interrupted']
   else:
     from dnt.diagnostics import doctor_report
 
     doctor_report.run(config, workdir, values.seeds, bool(values['try'].value))
   print(f'written to {workdir}')
+  if interrupted:
+    raise signals.Stopped(signals.received() or signal.SIGINT)
 
 
 PROGRAM = cli.Program(__doc__, define_flags, main, 'digits_resnet20.py', ('train', 'signal'))

@@ -10,9 +10,10 @@
 #   --hosts=N, --chips=K  hosts of the slice, and TPU chips of each (default 4)
 #   --dry-run             prints the JobSet
 #
-# A node that is lost without warning restarts the JobSet, up to ten times: the run goes on from its last checkpoint.
-# After a warning (a drain, or kubectl delete jobset NAME) it saves and ends; start it again with the same command, once
-# the ended JobSet is deleted. To follow it: kubectl logs -f -l jobset.sigs.k8s.io/jobset-name=NAME
+# After a warning (a drain) the run saves and ends with exit code 143. That counts as stopped and not as failed: Kubernetes
+# starts its pods again, and the run goes on. A node that is lost without warning restarts the JobSet, up to ten times: the
+# run goes on from its last checkpoint. After kubectl delete jobset NAME it saves and ends; the same command starts it
+# again. To follow it: kubectl logs -f -l jobset.sigs.k8s.io/jobset-name=NAME
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -78,6 +79,14 @@ spec:
         parallelism: $hosts
         completions: $hosts
         backoffLimit: 0
+        podFailurePolicy:
+          rules:
+          # Stopped by a signal (SIGHUP, SIGINT, SIGTERM) after a save: no failure, and a new pod goes on.
+          - action: Ignore
+            onExitCodes:
+              containerName: dnt
+              operator: In
+              values: [129, 130, 143]
         template:
           spec:
             restartPolicy: Never

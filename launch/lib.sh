@@ -48,6 +48,11 @@ value() {
   printf '%s' "${1#*=}"
 }
 
+# Whether an exit code means that a signal (SIGHUP, SIGINT, SIGTERM) has stopped the program, which saved before.
+is_stop() {
+  [[ $1 == 129 || $1 == 130 || $1 == 143 ]]
+}
+
 check_count() {
   [[ $2 =~ ^[1-9][0-9]*$ ]] || die "$1 must be a whole number of at least 1, not '$2'"
 }

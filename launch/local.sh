@@ -9,8 +9,9 @@
 #   --dry-run                 prints what would run
 #
 # PYTHON names the interpreter (default: python). Everything after -- goes to the program as it is. Each line of output
-# is marked with its process. Ctrl-C and SIGTERM are handed on: the processes agree on a step, save and exit 0; a second
-# Ctrl-C ends them at once. When one process fails the others are ended, and its exit code is the launcher's.
+# is marked with its process. Ctrl-C, SIGTERM and SIGHUP are handed on: the processes agree on a step, save and end together
+# with 130, 143 or 129, as does the launcher; a second Ctrl-C ends them at once. When one process fails the others are
+# ended, and its exit code is the launcher's.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -94,8 +95,10 @@ hand_on() {
   local i
   for i in "${alive[@]}"; do kill "-$1" "${pids[i]}" 2> /dev/null || true; done
 }
-trap 'hand_on INT' INT
-trap 'hand_on TERM' TERM HUP
+for signal in INT TERM HUP; do
+  # shellcheck disable=SC2064 # the name of this signal
+  trap "hand_on $signal" "$signal"
+done
 
 # Job control gives each process a group of its own: a Ctrl-C at the terminal then reaches this script alone, which
 # hands it on once. Twice would mean: stop at once.
@@ -112,7 +115,7 @@ done
 set +m
 
 exec 3>&2 2> /dev/null # bash's own line for each job that a signal ended; ours says more
-first_code=0 deadline=''
+first_code=0 deadline='' signal=KILL
 while ((${#alive[@]})); do
   sleep 0.1 &
   wait "$!" || true
@@ -127,12 +130,22 @@ while ((${#alive[@]})); do
     if ((code == 0 || first_code != 0)); then continue; fi
     first_code=$code
     deadline=$((SECONDS + GRACE))
-    how="ended with exit code $code"
+    how="exit code $code"
     if ((code > 128)); then how+=" (SIG$(kill -l $((code - 128)) 2> /dev/null || echo '?'))"; fi
-    printf 'local.sh: process %s %s; ending the others, which may wait for it until its heartbeat is missed (100 s)\n' \
-      "$i" "$how" >&3
+    if is_stop "$code"; then
+      signal=$((code - 128))
+      printf 'local.sh: process %s stopped with %s; all end together, and the same command goes on\n' "$i" "$how" >&3
+    else
+      signal=KILL
+      how+='; ending the others, which may wait for it until its heartbeat is missed (100 s)'
+      printf 'local.sh: process %s ended with %s\n' "$i" "$how" >&3
+    fi
   done
   alive=(${still[@]+"${still[@]}"})
-  if [[ -n $deadline ]] && ((SECONDS > deadline)); then hand_on KILL; fi
+  if [[ -n $deadline ]] && ((SECONDS > deadline)); then
+    hand_on "$signal" # a process that goes on after another has stopped had nothing to save, and has received no signal
+    signal=KILL
+    deadline=$((SECONDS + GRACE + GRACE))
+  fi
 done
 exit "$first_code"

@@ -8,7 +8,8 @@
 # PYTHON names the interpreter (default: python). The workdir must be on a file system that all nodes share.
 #
 # Two minutes before the time limit, and when the job is preempted or cancelled, Slurm sends SIGTERM: the processes
-# agree on a step, save and exit 0. The same command goes on from there; a preempted job is requeued by itself.
+# agree on a step, save and end together with exit code 143, as does the job. The same command goes on from there; a
+# preempted job is requeued by itself.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -49,7 +50,8 @@ script="#!/bin/bash
 export PYTHONPATH=$(quoted "$ROOT")\${PYTHONPATH:+:\$PYTHONPATH} PYTHONUNBUFFERED=1
 # srun does not take this over from sbatch by itself.
 if [[ -n \${SLURM_CPUS_PER_TASK:-} ]]; then export SRUN_CPUS_PER_TASK=\$SLURM_CPUS_PER_TASK; fi
-# A process that fails ends the others, which would wait for it until its heartbeat is missed (100 s).
+# A process that fails ends the others, which would wait for it until its heartbeat is missed (100 s). Processes that a
+# signal has stopped (exit code 129, 130 or 143) have all saved before the first of them ends.
 exec srun --kill-on-bad-exit=1 --label $(quoted "${PYTHON:-python}" -m dnt.main "$@" --distributed)"
 
 if $DRY_RUN; then

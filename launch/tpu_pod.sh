@@ -8,7 +8,7 @@
 #   install                      makes ~/dnt/.venv with Python 3.12, jax[tpu] and the requirements
 #   run [--nfs=HOST:/SHARE] -- --config=... --workdir=/mnt/dnt/...   starts on all workers and follows worker 0
 #   resume                       runs the last command again: it goes on from its last checkpoint
-#   stop                         asks for a checkpoint and a clean end
+#   stop                         asks for a checkpoint and a clean end; the run then exits with 143
 #   status                       the state of the slice, and of the run on each worker
 #   fetch REMOTE_DIR [LOCAL_DIR] copies a workdir from worker 0 (default: to runs/)
 #   delete                       deletes the slice; asks first

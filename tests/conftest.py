@@ -496,11 +496,11 @@ def run_program(start):
 
 @pytest.fixture
 def finish():
-  """Waits for a process that must end well; returns its output."""
+  """Waits for a process that must end with a code, by default well; returns its output."""
 
-  def wait(process):
+  def wait(process, code=0):
     output, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, output
+    assert process.returncode == code, output
     return output
 
   return wait

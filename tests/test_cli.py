@@ -1,13 +1,15 @@
 """What the programs share: where the config comes from, how errors end a program, what --help and --list say."""
 
 import pathlib
+import re
+import signal
 
 import pytest
 
 from dnt import cli, errors
 from dnt import config as schema
 from dnt.config import run_config
-from dnt.parallel import cpu
+from dnt.parallel import cpu, signals
 
 CONFIGS = pathlib.Path(__file__).parents[1] / 'configs'
 
@@ -191,6 +193,9 @@ def test_a_recorded_config_that_cannot_be_read_is_named(content, said, tmp_path)
     (errors.InputError('no data'), 2, 'error: no data\n'),
     (errors.RunError('the loss is not finite'), 1, 'error: the loss is not finite\n'),
     (KeyboardInterrupt(), 130, ''),
+    (signals.Stopped(signal.SIGINT), 130, ''),
+    (signals.Stopped(signal.SIGTERM), 143, ''),
+    (signals.Stopped(signal.SIGHUP), 129, ''),
   ],
 )
 def test_exit_codes(capsys, error, code, said):
@@ -216,7 +221,10 @@ def test_help_begins_with_the_description(capsys):
   with pytest.raises(SystemExit) as stopped:
     cli.run(program(), ['program', '--help'])
   assert stopped.value.code == 0
-  assert capsys.readouterr().out.startswith('A program.\n\nFlags:\n')
+  text = capsys.readouterr().out
+  assert text.startswith('A program.\n\nFlags:\n')
+  for code in (0, 1, 2, *signals.CODES, cli.CLOSED):
+    assert re.search(rf'\b{code} \w', text.partition('Exit codes:')[2])
 
 
 @pytest.mark.parametrize('argument', ['--config=configs/digits_resnet20.py', '--config.train.steps=3', '--confg=x'])

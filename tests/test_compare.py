@@ -85,12 +85,12 @@ def test_stopped_killed_and_started_again(tmp_path, compare):
 
   process = compare()
   wait_for(lambda: done(good, 20), process)
-  process.send_signal(signal.SIGINT)
+  process.send_signal(signal.SIGTERM)
   output, _ = process.communicate(timeout=120)
-  assert process.returncode == 0, output
+  assert process.returncode == 143, output
   assert 'run `python -m dnt.compare' in output.splitlines()[-1]
   stopped = json.loads((good / 'summary.json').read_text())
-  assert not stopped['finished'] and 0 < stopped['step'] < STEPS
+  assert not stopped['finished'] and stopped['stopped_by'] == 'SIGTERM' and 0 < stopped['step'] < STEPS
   assert not (workdir / 'diverges').exists()
   assert f'seed 0 stopped at step {metrics.read(good)[-1]["step"]}' in (workdir / 'results.md').read_text()
 

@@ -83,9 +83,9 @@ def test_two_processes_train_stop_and_go_on_as_one(tmp_path, config, start, fini
     assert time.monotonic() < deadline
     time.sleep(0.05)
   process.send_signal(signal.SIGTERM)
-  output = finish(process)
+  output = finish(process, 143)
   stopped = json.loads((workdir / 'summary.json').read_text())
-  assert not stopped['finished']
+  assert not stopped['finished'] and stopped['stopped_by'] == 'SIGTERM'
   assert stopped['devices']['processes'] == 2
   again = f'launch/local.sh -n 2 --devices-per-process=1 -- --config={config("stream", 400)} --workdir={workdir}'
   assert f'run `{again}` again to go on' in output

@@ -2,7 +2,9 @@
 
 import dataclasses
 import itertools
+import os
 import re
+import signal
 import time
 
 import numpy as np
@@ -11,11 +13,11 @@ import pytest
 import dnt
 from dnt import checkpoints, errors, loop, trees
 from dnt.checkpoints import format
-from dnt.data import resident, sources
+from dnt.data import resident, sources, stream
 from dnt.models import depth
 from dnt.parallel import preemption
 from dnt.reporting import metrics
-from dnt.training import evaluate, record, report
+from dnt.training import evaluate, precompile, record, report
 
 pytestmark = pytest.mark.usefixtures('unoptimized', 'undrawn')
 
@@ -306,3 +308,49 @@ def test_a_head_of_other_classes_starts_at_zero(tiny, tmp_path, console):
   assert np.array_equal(first_kernel(tmp_path / 'started'), first_kernel(tmp_path / 'other'))
   head = trees.flatten(checkpoints.load_parameters(tmp_path / 'started').params)['head/dense/kernel']
   assert head.shape[-1] == 4 and np.all(np.abs(head) < 1e-20)
+
+
+def stop_and_wait(*_):
+  os.kill(os.getpid(), signal.SIGTERM)
+  time.sleep(30)
+
+
+@pytest.mark.parametrize('what', ['evaluation', 'compilation', 'data'])
+def test_a_signal_ends_what_need_not_be_waited_for(tiny, tmp_path, monkeypatch, what):
+  """Nothing trained is lost: the run ends as one that was not stopped."""
+  tiny.finetune.trainable, tiny.finetune.unfreeze, tiny.finetune.cached_views = 'head', (('4', 'all'),), 0
+  tiny.checkpoint.every, tiny.data.placement, tiny.data.workers = '0', 'stream', 0
+  whole = run(tiny, tmp_path / 'whole')
+  stops_at = {'evaluation': 3, 'compilation': 4, 'data': 5}[what]
+  begin = time.monotonic()
+  with monkeypatch.context() as patch:
+    if what == 'evaluation':
+      patch.setattr(evaluate, 'evaluate_all', stop_and_wait)
+    elif what == 'compilation':
+      get = precompile.Programs._get
+      waits = lambda self, name, step, state: (stop_and_wait if step == 4 else get)(self, name, step, state)  # noqa: E731
+      patch.setattr(precompile.Programs, '_get', waits)
+    else:
+      arrays = stream.TrainLoader.arrays
+      waits = lambda self, step, count: (stop_and_wait if step == 5 else arrays)(self, step, count)  # noqa: E731
+      patch.setattr(stream.TrainLoader, 'arrays', waits)
+    stopped = run(tiny, tmp_path / 'stopped')
+  assert time.monotonic() - begin < 20
+  assert (stopped['step'], stopped['finished'], stopped['stopped_by']) == (stops_at, False, 'SIGTERM')
+  again = run(tiny, tmp_path / 'stopped')
+  assert again['finished'] and again['stopped_by'] is None
+  assert again['params_sha256'] == whole['params_sha256']
+  lines = [
+    [{**line, 'images_per_second': 0} for line in metrics.read(tmp_path / name)] for name in ('whole', 'stopped')
+  ]
+  assert lines[0] == lines[1]
+
+
+def test_a_signal_at_the_last_step_leaves_its_evaluation_to_the_next_process(tiny, tmp_path, monkeypatch):
+  tiny.train.steps, tiny.eval.every = 2, '0'
+  with monkeypatch.context() as patch:
+    patch.setattr(evaluate, 'evaluate_all', stop_and_wait)
+    stopped = run(tiny, tmp_path)
+  assert (stopped['step'], stopped['finished']) == (2, False)
+  finished = run(tiny, tmp_path)
+  assert finished['finished'] and 'test/loss' in finished['last']

@@ -251,7 +251,7 @@ cli.run(program.PROGRAM)
 def test_an_interrupt_keeps_what_was_found(start, finish, trained, folder_of_images, tmp_path):
   output = tmp_path / 'found.csv'
   flags = [f'--workdir={trained.workdir}', f'--images={folder_of_images}', f'--output={output}', '--batch_size=4']
-  said = finish(start([sys.executable, '-c', INTERRUPTED, *flags]))
+  said = finish(start([sys.executable, '-c', INTERRUPTED, *flags]), 130)
   assert re.fullmatch(f'3 .*1 skipped, .*stopped .*3  {output}', said.splitlines()[-1])
   with output.open() as file:
     found = [row['picture'] for row in csv.DictReader(file)]

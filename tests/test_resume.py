@@ -77,14 +77,14 @@ def test_killed_runs_end_as_if_they_had_not_been(tmp_path, run, finish, placemen
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_and_exits_with_zero(tmp_path, run, finish, number):
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_saves_and_exits_with_its_code(tmp_path, run, finish, number):
   process = run(tmp_path / 'run', 'device', 5000)
   wait_for_step(process, tmp_path / 'run', 3)
   process.send_signal(number)
-  output = finish(process)
+  output = finish(process, 128 + number)
   stopped = summary(tmp_path / 'run')
-  assert not stopped['finished']
+  assert not stopped['finished'] and stopped['stopped_by'] == number.name
   assert (tmp_path / 'run' / 'checkpoints' / str(stopped['step'])).is_dir()
   last = output.strip().splitlines()[-2:]
   assert any('python -m dnt.main' in line and 'go on' in line for line in last), output
@@ -101,4 +101,4 @@ def test_a_second_interrupt_exits_at_once(tmp_path, run):
   time.sleep(0.05)
   process.send_signal(signal.SIGINT)
   process.communicate(timeout=60)
-  assert process.returncode in (130, 0)  # 0 when the first had already saved and ended it
+  assert process.returncode == 130

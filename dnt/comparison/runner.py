@@ -23,10 +23,9 @@ from dnt import files
 from dnt import workdir as workdir_lib
 from dnt.comparison import plan
 from dnt.config import run_config
-from dnt.parallel import ownership
+from dnt.parallel import ownership, signals
 from dnt.reporting import progress, terminal
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _POLL = 0.5  # seconds
 _TAIL = 1 << 18  # bytes; enough for the last line of a record with telemetry of hundreds of entries
 _PR_SET_PDEATHSIG = 1  # from Linux's prctl.h
@@ -47,27 +46,6 @@ def own(workdir: pathlib.Path, runs: Sequence[plan.Run]) -> Generator[None]:
     yield
 
 
-class Stop:
-  """Counts Ctrl-C, SIGTERM and SIGHUP (a closed terminal) within its context, so that they can be passed to the run."""
-
-  def __enter__(self) -> 'Stop':
-    self.requested = 0
-    ignored = [number for number in _SIGNALS if signal.getsignal(number) == signal.SIG_IGN]  # as under nohup
-    self._handlers = {number: signal.signal(number, self._count) for number in _SIGNALS if number not in ignored}
-    return self
-
-  def __exit__(self, *_: object) -> None:
-    for number, handler in self._handlers.items():
-      signal.signal(number, handler)
-
-  def request(self) -> None:
-    """Requests a stop, as the first signal does."""
-    self.requested = max(self.requested, 1)
-
-  def _count(self, number: int, _: object) -> None:
-    self.requested += not self.requested or number == signal.SIGINT
-
-
 def run(runs: Sequence[plan.Run], ended: Callable[[], None] = lambda: None) -> bool:
   """Runs the runs that are not finished.
 
@@ -80,23 +58,29 @@ def run(runs: Sequence[plan.Run], ended: Callable[[], None] = lambda: None) -> b
 
   Raises:
     errors.InputError: a run was done with another config, or data is missing; nothing runs then.
-    KeyboardInterrupt: there were two requests to stop; the current run has stopped at once.
+    KeyboardInterrupt: Ctrl-C was pressed twice; the current run has stopped at once.
   """
   finished = {run: plan.is_finished(run) for run in runs}
   plan.check_data([run for run in runs if not finished[run]])
   pace, line = Pace(runs), terminal.StatusLine()
-  with Stop() as stop, terminal.outlive(stop.request):
+  received: list[int] = []
+
+  def stop():
+    if not received:
+      received.append(signal.SIGINT)
+
+  with signals.hold(received.append, ends_at_once=False), terminal.outlive(stop):
     for number, each in enumerate(runs, 1):
-      if stop.requested:
+      if received:
         return False
       place = f'run {number} of {len(runs)}  {each.name}'
       if finished[each]:
         _log.info(f'{place}  already finished')
         continue
       each.workdir.mkdir(parents=True, exist_ok=True)
-      error = _without_source(each) or _run_one(each, place, line, pace, stop)
+      error = _without_source(each) or _run_one(each, place, line, pace, received)
       line.close()
-      if stop.requested > 1:
+      if received.count(signal.SIGINT) > 1:
         raise KeyboardInterrupt
       summary = plan.summary(each) or {}
       if summary.get('finished'):
@@ -105,13 +89,13 @@ def run(runs: Sequence[plan.Run], ended: Callable[[], None] = lambda: None) -> b
           for split in each.config.eval.splits
         ]
         _log.info('  '.join([place, *results, progress.format_duration(summary['seconds']['total'])]))
-      elif not stop.requested:
+      elif not received:
         error = error or f'stopped by a signal at step {summary.get("step", 0)}'
         files.write_json(each.workdir / workdir_lib.FAILURE, {'error': error})
         where = f' (see {log})' if (log := each.workdir / workdir_lib.LOG).exists() else ''
         _log.info(f'{place}  failed: {error}{where}')
       ended()
-  return not stop.requested or all(plan.is_finished(run) for run in runs)
+  return not received or all(plan.is_finished(run) for run in runs)
 
 
 def _without_source(run: plan.Run) -> str:
@@ -122,8 +106,8 @@ def _without_source(run: plan.Run) -> str:
   return f'it starts from {run.source.variant}, which failed: {failure["error"]}'
 
 
-def _run_one(run: plan.Run, place: str, line: terminal.StatusLine, pace: 'Pace', stop: Stop) -> str:
-  """Runs one run to its end and passes signals on to it; returns the error, or '' if there was none."""
+def _run_one(run: plan.Run, place: str, line: terminal.StatusLine, pace: 'Pace', received: Sequence[int]) -> str:
+  """Runs one run to its end, and passes on to it each signal that is received; returns the error, '' if none."""
   (run.workdir / workdir_lib.FAILURE).unlink(missing_ok=True)
   requested = run.workdir / workdir_lib.REQUESTED
   run_config.write(requested, run.config)
@@ -133,7 +117,7 @@ def _run_one(run: plan.Run, place: str, line: terminal.StatusLine, pace: 'Pace',
     files.write_json(run.workdir / plan.SOURCE, plan.source_weights(run))
     command.append(f'--config.train.init_from={run.source.workdir}')
   environment = {name: value for name, value in os.environ.items() if name != 'DNT_COMMAND'}
-  signals_passed_on = 0
+  passed_on = 0
   _log.info(f'{place}  starts')
   with (run.workdir / workdir_lib.LOG).open('ab') as log:
     start = log.tell()
@@ -153,13 +137,13 @@ def _run_one(run: plan.Run, place: str, line: terminal.StatusLine, pace: 'Pace',
           break
         except subprocess.TimeoutExpired:
           pass
-        while signals_passed_on < stop.requested:
-          if not signals_passed_on:
+        for number in received[passed_on:]:
+          if not passed_on:
             _log.info('stopping after the current run has saved; press Ctrl-C again to stop at once')
-          signals_passed_on += 1
-          child.send_signal(signal.SIGINT)
+          passed_on += 1
+          child.send_signal(number)
         line.update('  '.join([place, *pace.look(run)]))
-  return '' if code == 0 else _reason(run.workdir / workdir_lib.LOG, start, code)
+  return '' if code == 0 or code in signals.CODES else _reason(run.workdir / workdir_lib.LOG, start, code)
 
 
 def _end_with_parent() -> Any:

@@ -13,6 +13,7 @@ import numpy as np
 
 from dnt.data import examples, order
 from dnt.data.transforms import images
+from dnt.parallel import signals
 from dnt.parallel.cpu import allocator
 
 # Maps a Pillow image to another one; see `images`.
@@ -87,15 +88,15 @@ def in_turn(image: Any, generator: np.random.Generator | None, transforms: tuple
 
 
 def start_worker(index: int, count: int) -> None:
-  """Prepares a worker to ignore Ctrl-C and SIGTERM, which the main process handles, and to exit if that is killed.
+  """Prepares a worker to ignore the signals that the main process handles, and to exit if that is killed.
 
   A decoded photograph is a large block of memory, and a worker allocates one every few milliseconds. Its allocator
   therefore keeps freed memory.
   """
   del index, count
   allocator.keep_freed()
-  signal.signal(signal.SIGINT, signal.SIG_IGN)
-  signal.signal(signal.SIGTERM, signal.SIG_IGN)
+  for number in signals.CODES.values():
+    signal.signal(number, signal.SIG_IGN)
   parent = multiprocessing.parent_process()
   assert parent is not None  # this process is a worker
 

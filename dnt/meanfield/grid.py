@@ -22,6 +22,7 @@ from dnt import errors, files
 from dnt.config import typed
 from dnt.meanfield import random_nets, report
 from dnt.meanfield.theory import batch_norm, layers, plain
+from dnt.parallel import signals
 from dnt.reporting import progress, terminal
 
 _log = logging.getLogger(__name__)
@@ -75,7 +76,8 @@ def _jacobian(network, keys, variances, inputs, correlation, count, iterations):
 def run(config: typed.SignalConfig, workdir: str | os.PathLike) -> dict[str, Any]:
   """Measures the grid of a validated config of kind 'signal' and writes it to `workdir`: see `report.write`.
 
-  Ctrl-C stops it. It then writes and returns the measurements so far, for each depth those of the finished seeds.
+  Ctrl-C or SIGTERM stops it. It then writes and returns the measurements so far, for each depth those of the finished
+  seeds.
 
   Returns:
     `networks`: one dict for each network, see `_row`; in theory, for plain networks without a norm `phases`, see
@@ -107,16 +109,17 @@ def run(config: typed.SignalConfig, workdir: str | os.PathLike) -> dict[str, Any
   except KeyboardInterrupt:
     interrupted = True
     _log.info('stopped; writing the measurements so far')
-  status.update('mean field theory')
-  networks = [row for depth in options.depths for row in _rows(options, variances, depth, measured)]
-  section = {key: list(value) if isinstance(value, tuple) else value for key, value in options.items()}
-  result = {'config': section, 'interrupted': interrupted, 'networks': networks}
-  is_plain = 'plain' in options.blocks
-  result['phases'] = _phases(options, variances) if is_plain and 'none' in options.norms else []
-  result['batch_norm_gains'] = _batch_norm_gains(options) if is_plain and 'batch_norm' in options.norms else {}
-  result['summary'] = report.summarize(networks)
-  report.write(result, workdir)
-  status.close()
+  with signals.hold():  # what was measured is written
+    status.update('mean field theory')
+    networks = [row for depth in options.depths for row in _rows(options, variances, depth, measured)]
+    section = {key: list(value) if isinstance(value, tuple) else value for key, value in options.items()}
+    result = {'config': section, 'interrupted': interrupted, 'networks': networks}
+    is_plain = 'plain' in options.blocks
+    result['phases'] = _phases(options, variances) if is_plain and 'none' in options.norms else []
+    result['batch_norm_gains'] = _batch_norm_gains(options) if is_plain and 'batch_norm' in options.norms else {}
+    result['summary'] = report.summarize(networks)
+    report.write(result, workdir)
+    status.close()
   _log.info(report.summary_text(result))
   return result
 

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from dnt.parallel import clusters, preemption, rendezvous
+from dnt.parallel import clusters, preemption, rendezvous, signals
 
 
 def initialize(
@@ -32,8 +32,7 @@ def initialize(
     num_processes: number of processes of the whole run.
     process_id: id of this process, from 0.
     timeout: seconds to wait for the others.
-    stops_itself: whether the program has a `preemption.Guard`. If so, jax handles SIGTERM and requests a stop; if not,
-      SIGTERM ends the process.
+    stops_itself: whether the program has a `preemption.Guard`, which needs jax's preemption service.
 
   Raises:
     errors.InputError: the flags contradict each other or those of other processes, there is no cluster, or the port is
@@ -51,6 +50,8 @@ def initialize(
     cluster_detection_method='deactivate',  # detection would give only one GPU to a Slurm task with a whole node
     initialization_timeout=timeout,
   )
+  if stops_itself:
+    preemption.take_over()
   sys.excepthook = _leave_on_error
 
 
@@ -67,7 +68,12 @@ def leave(code: int) -> None:
     sys.exit(code)
   sys.stdout.flush()
   sys.stderr.flush()
-  preemption.exit_at_once(code)
+  signals.exit_at_once(code)
+
+
+def part() -> None:
+  """Ends the communication of all processes, after which they can end together; waits until all call it."""
+  jax.distributed.shutdown()
 
 
 def _leave_on_error(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:

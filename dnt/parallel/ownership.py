@@ -24,7 +24,7 @@ import filelock
 
 from dnt import errors, files
 from dnt import workdir as workdir_lib
-from dnt.parallel import multihost, preemption
+from dnt.parallel import multihost, signals
 
 RENEW = 5.0  # seconds between two renewals
 STALE = 60.0  # seconds without a renewal after which an owner on another machine counts as dead
@@ -170,8 +170,8 @@ def _renew(path: pathlib.Path, mine: dict[str, Any], ended: threading.Event) -> 
     try:
       found = _look(path)
       if found and found.owner and found.owner != mine:
-        preemption.say(f'error: {_describe(found.owner)} has taken over {path.parent}; this run ends without saving')
-        preemption.exit_at_once(1)
+        signals.say(f'error: {_describe(found.owner)} has taken over {path.parent}; this run ends without saving')
+        signals.exit_at_once(1)
       os.utime(path)  # a file server sets its own time, which no clock of another machine can shift
     except OSError:
       pass  # removed, or a file server that does not answer at the moment

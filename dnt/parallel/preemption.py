@@ -1,77 +1,67 @@
-"""Stops a run on Ctrl-C or SIGTERM, at the same step in every process, after a checkpoint.
+"""Stops a run on Ctrl-C, SIGTERM or SIGHUP, at the same step in every process, after a checkpoint.
 
-With one process, the first SIGINT or SIGTERM requests a stop from the loop. With several, jax's preemption service
-handles SIGTERM (in C++, so no Python handler may replace it). It informs all processes, which agree on the next count
-that none has passed. This module forwards SIGINT to the service as SIGTERM. So either signal, sent to one process or to
-all, stops all of them at the same step.
+With one process, the first signal requests a stop from the loop. With several, it is passed to jax's preemption
+service, which informs all processes; they agree on the next count that none has passed. So a signal, sent to one
+process or to all, stops all of them at the same step, and all of them know which signal was the first.
 
 A second Ctrl-C ends the process at once, with code 130.
 """
 
 import contextlib
-import multiprocessing
-import os
+import ctypes
+import functools
 import signal
-import sys
 import threading
-from types import TracebackType
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
+
+from dnt.parallel import signals
+
+T = TypeVar('T')
 
 
 class Guard:
   """Context of a loop that signals can stop; enter it in the main thread, after `multihost.initialize`.
 
-  A separate thread reads the signals from Python's wake-up pipe. A Python handler would have to wait for the main
-  thread, which may be busy in a compilation or in a collective that never ends.
+  Attributes:
+    stopped_by: number of the signal that stopped the loop, the same in every process; SIGPIPE if nobody reads the
+      output any more; None before `requested` has returned True or `attempt` None.
   """
 
-  def __enter__(self) -> 'Guard':
+  def __init__(self):
+    self.stopped_by: int | None = None
     self._several = jax.distributed.is_initialized()
+    self._first: tuple[float, int] | None = None  # time and number of the first signal of this process
     self._requested = threading.Event()
-    self._agreed = False
-    self._read, write = os.pipe()
-    os.set_blocking(write, False)
-    self._write = write
-    numbers = (signal.SIGINT,) if self._several else (signal.SIGINT, signal.SIGTERM)
-    # Python writes to the pipe only if a handler exists; the handler itself does nothing.
-    self._handlers = {number: signal.signal(number, lambda *_: None) for number in numbers}
-    self._wakeup = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-    self._thread = threading.Thread(target=self._watch, daemon=True)
-    self._thread.start()
+    self._held = contextlib.ExitStack()
+
+  def __enter__(self) -> 'Guard':
+    self._inform = take_over() if self._several else None
+    self._watch = self._held.enter_context(signals.hold(self._receive))
     return self
 
-  def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-    signal.set_wakeup_fd(self._wakeup)
-    for number, handler in self._handlers.items():
-      signal.signal(number, handler)
-    os.close(self._write)
-    self._thread.join()
-    os.close(self._read)
+  def __exit__(self, *error: object) -> None:
+    self._held.close()
 
-  def _watch(self) -> None:
-    interrupts = 0
-    while received := os.read(self._read, 1):
-      number = received[0]
-      if number not in self._handlers:
-        continue
-      interrupts += number == signal.SIGINT
-      if interrupts > 1:
-        say('stopped at once; the last finished checkpoint remains')
-        exit_at_once(130)
-      self._request('press Ctrl-C again to stop at once')
+  def _receive(self, number: int) -> None:
+    self._request(number, 'press Ctrl-C again to stop at once')
 
   def stop_without_output(self) -> None:
     """Requests a stop as a signal does, because nobody reads the output any more; any thread may call it."""
-    self._request('the output cannot be written')
+    self._request(signal.SIGPIPE, 'the output cannot be written')
 
-  def _request(self, remark: str) -> None:
+  def _request(self, number: int, remark: str) -> None:
     if not self._requested.is_set():
-      say(f'stopping after this step, with a checkpoint; {remark}')
+      signals.say(f'stopping after this step, with a checkpoint; {remark}')
+      self._first = (time.time(), number)
       self._requested.set()
-      if self._several:
-        os.kill(os.getpid(), signal.SIGTERM)
+      if self._inform:
+        self._inform()
 
   def requested(self, count: int) -> bool:
     """Returns whether to stop now; the answer is the same in every process at the same count.
@@ -79,22 +69,68 @@ class Guard:
     Args:
       count: number of this call: 0, 1, 2, ... without gaps, equal in all processes.
     """
+    if self.stopped_by is None:
+      if not self._several:
+        self.stopped_by = self._first and self._first[1]
+      elif multihost_utils.reached_preemption_sync_point(count):
+        self.stopped_by = self._agree()
+        self._watch.first = self._watch.first or self.stopped_by
+    return self.stopped_by is not None
+
+  def _agree(self) -> int:
+    """Returns the first signal that any process has received; every process calls this."""
+    seconds, number = self._first or (0.0, 0)
+    mine = np.array([int(seconds), int(seconds % 1 * 1e6), number], np.int32)
+    everyone = multihost_utils.process_allgather(mine).tolist()
+    return min((each for each in everyone if each[2]), default=(0, 0, signal.SIGTERM))[2]
+
+  def attempt(self, saved: bool, call: Callable[..., T], *args: Any) -> T | None:
+    """Calls a function that a signal may end: one that waits for data or a compilation, and does not change the run.
+
+    With several processes, the others may be elsewhere. A signal then ends only a function that runs before there is
+    anything to save, and this process with it.
+
+    Args:
+      saved: whether there is nothing to save.
+      call: returns anything but None.
+      *args: its arguments.
+
+    Returns:
+      What the function returns, or None if a signal has ended it.
+
+    Raises:
+      signals.Stopped: a signal has ended it, in one of several processes.
+    """
+    if self._several and not saved:
+      return call(*args)
+    self._watch.interrupting = True
+    try:
+      if not self._watch.handled and not self._requested.is_set():
+        return call(*args)
+    except (signals.Stopped, Exception):
+      if not self._watch.raised:
+        raise
+    finally:
+      self._watch.interrupting = False
+    number = self._watch.handled or signal.SIGPIPE
     if self._several:
-      self._agreed = self._agreed or multihost_utils.reached_preemption_sync_point(count)
-      return self._agreed
-    return self._requested.is_set()
+      raise signals.Stopped(number)
+    self._watch.raised, self.stopped_by = None, number
+    return None
 
 
-def exit_at_once(code: int) -> None:
-  """Ends this process and its workers without any cleanup; any thread may call it."""
-  for child in multiprocessing.active_children():
-    child.kill()
-  os._exit(code)
+@functools.cache
+def take_over() -> Callable[[], None]:
+  """Takes SIGTERM over from jax's preemption service, whose handler in C hides the signal from Python.
 
+  Call it once the service runs.
 
-def say(text: str) -> None:
-  """Writes a line to the standard error; any thread may call it."""
-  # This does not log: the main thread, which may never continue, could hold the lock of a handler.
-  with contextlib.suppress(OSError):  # standard error may be closed
-    sys.stderr.write(f'\n{text}\n')
-    sys.stderr.flush()
+  Returns:
+    A function that informs the service, as the signal would.
+  """
+  library = ctypes.CDLL(None)
+  library.signal.argtypes, library.signal.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
+  handler = library.signal(signal.SIGTERM, None)
+  assert handler, 'the service handles SIGTERM'
+  signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))  # Python has not noticed that its own was replaced
+  return functools.partial(ctypes.CFUNCTYPE(None, ctypes.c_int)(handler), signal.SIGTERM)

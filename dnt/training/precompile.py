@@ -14,7 +14,7 @@ import numpy as np
 
 from dnt.data import pipeline
 from dnt.parallel import compile as compile_lib
-from dnt.parallel import cpu
+from dnt.parallel import cpu, signals
 from dnt.parallel import mesh as mesh_lib
 from dnt.training import evaluate, experiment, record, steps
 
@@ -22,7 +22,10 @@ PLAIN, TELEMETRY, EVALUATION = 'plain', 'telemetry', 'evaluation'
 
 
 class Programs:
-  """Holds the programs. On exit, it waits for the running compilation and cancels those that have not begun."""
+  """Holds the programs. On exit, it cancels the compilations that have not begun, and waits for the running one.
+
+  It does not wait if a signal stops the program, which then ends without it.
+  """
 
   def __init__(
     self,
@@ -42,7 +45,7 @@ class Programs:
     return self
 
   def __exit__(self, *_: object) -> None:
-    self._pool.shutdown(cancel_futures=True)
+    self._pool.shutdown(wait=not signals.received(), cancel_futures=True)
 
   def prepare(self, state: steps.TrainState, step: int) -> None:
     """Prepares the steps from `step` on, at the start of the run or of a phase: on CPU it starts to compile.
@@ -56,36 +59,40 @@ class Programs:
       for name in _used(self._run, step):
         self._ask(name, step, shapes)
 
-  def train(
-    self, state: steps.TrainState, step: int, count: int, before_waiting: Callable[[], None]
-  ) -> tuple[steps.TrainState, dict[str, Any]]:
-    """Dispatches train steps; the clock counts waiting for a compilation as compilation.
+  def is_ready(self, step: int) -> bool:
+    """Returns whether the program of the step after `step` steps has been compiled."""
+    requested = self._requested.get(self._key(self._name(step), step))
+    return requested is not None and requested.done()
+
+  def next_steps(
+    self, state: steps.TrainState, step: int, count: int
+  ) -> Callable[[steps.TrainState], tuple[steps.TrainState, dict[str, Any]]]:
+    """Waits for the data and the program of train steps; the clock counts waiting for a compilation as compilation.
 
     Args:
-      state: the state after `step` steps; its buffers are donated.
+      state: the state after `step` steps.
       step: steps done.
       count: number of steps; 1 if the next step records telemetry.
-      before_waiting: called before it waits for a compilation.
 
     Returns:
-      The new state and the metrics of the steps, as from `steps.make_train_steps`.
+      A function that dispatches the steps. It takes the state, whose buffers are donated, and returns the new state and
+      the metrics of the steps, as from `steps.make_train_steps`.
     """
-    arrays = self._loader.arrays(step, count)
-    name = TELEMETRY if self._telemetry.due(step + 1) else PLAIN
-    return self._get(name, step, state, before_waiting)(state, arrays, np.int32(count))
+    arrays, program = self._loader.arrays(step, count), self._get(self._name(step), step, state)
+    return lambda state: program(state, arrays, np.int32(count))
 
   def evaluate(self, state: steps.TrainState, step: int) -> evaluate.Result:
     """Evaluates the state after `step` steps on every split, with and without averaged parameters."""
     self._get(EVALUATION, step, state)
     return evaluate.evaluate_all(self._evaluator, evaluate.get_variables(state))
 
-  def _get(
-    self, name: str, step: int, state: steps.TrainState, before_waiting: Callable[[], None] = lambda: None
-  ) -> Any:
+  def _name(self, step: int) -> str:
+    return TELEMETRY if self._telemetry.due(step + 1) else PLAIN
+
+  def _get(self, name: str, step: int, state: steps.TrainState) -> Any:
     requested = self._requested.get(self._key(name, step))
     if requested is not None and requested.done():
       return requested.result()
-    before_waiting()
     program = self._ask(name, step, state).result()
     self._clock.lap('compile')
     return program

@@ -3,6 +3,7 @@
 import json
 import pathlib
 import platform
+import signal
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
@@ -54,6 +55,7 @@ def write(
   workdir: pathlib.Path,
   mesh: jax.sharding.Mesh,
   command: str,
+  stopped_by: int | None = None,
 ) -> dict[str, Any]:
   """Writes `summary.json`, `curves.png`, `telemetry.png`, `confusion_<split>.png` (from the `.json`), `report.html`.
 
@@ -66,14 +68,17 @@ def write(
     workdir: the workdir of the run.
     mesh: the mesh of its devices.
     command: the command that continues the run.
+    stopped_by: number of the signal that stopped the run before its last evaluation, if one did.
 
   Returns:
     The summary, with the contents of `summary.json`.
   """
   step = int(state.step)
-  finished = step == run.config.train.steps or rec.out_of_patience
+  finished = (step == run.config.train.steps and not stopped_by) or rec.out_of_patience
   history = {name: getattr(rec, name) for name in ('last', 'best', 'warnings', 'seconds', 'peak_memory')}
   summary = summarize(run, history, step, state.params, finished, mesh, command)
+  if stopped_by and not finished:
+    summary['stopped_by'] = signal.Signals(stopped_by).name
   if multihost.is_lead():
     images = {workdir_lib.CURVES: plots.png(plots.curves(records))} if (records := metrics.read(workdir)) else {}
     classes = {}
@@ -122,6 +127,7 @@ def summarize(
     'step': step,
     'total_steps': run.config.train.steps,
     'finished': finished,
+    'stopped_by': None,
     'last': history.get('last', {}),
     'best': history.get('best', {}),
     'warnings': history.get('warnings', {}),
@@ -155,7 +161,8 @@ def page(
     images: PNG files by name, in display order.
     classes: `class_table` by the name of the image above it.
   """
-  state = 'finished' if summary['finished'] else 'stopped, can go on'
+  stopped = f'stopped by {summary["stopped_by"]}' if summary['stopped_by'] else 'stopped'
+  state = 'finished' if summary['finished'] else f'{stopped}, can go on'
   facts = {
     'state': f'{state}: step {summary["step"]:,} of {summary["total_steps"]:,}',
     **{name: progress.format_value(name, value) for name, value in summary['last'].items()},

@@ -4,6 +4,8 @@ import re
 import pytest
 import yaml
 
+from dnt.parallel import signals
+
 CONFIG = str(pathlib.Path(__file__).parents[2] / 'configs' / 'digits_resnet20.py')
 OPTIONS = {
   '--name': 'resnet',
@@ -27,7 +29,11 @@ def test_dry_run_prints_the_jobset_that_is_applied(launch, fake, tmp_path):
   assert (jobset['kind'], jobset['metadata']['name']) == ('JobSet', 'resnet')
   job = jobset['spec']['replicatedJobs'][0]['template']['spec']
   assert job['parallelism'] == job['completions'] == 4
+  assert job['podFailurePolicy']['rules'] == [
+    {'action': 'Ignore', 'onExitCodes': {'containerName': 'dnt', 'operator': 'In', 'values': sorted(signals.CODES)}}
+  ]
   pod = job['template']['spec']
+  assert pod['restartPolicy'] == 'Never', 'or there may be no podFailurePolicy'
   assert pod['nodeSelector'] == {
     'cloud.google.com/gke-tpu-accelerator': 'tpu-v5-lite-podslice',
     'cloud.google.com/gke-tpu-topology': '4x4',

@@ -26,6 +26,7 @@ def receive(number, _):
 
 signal.signal(signal.SIGINT, receive)
 signal.signal(signal.SIGTERM, receive)
+signal.signal(signal.SIGHUP, receive)
 print('started', os.getpid(), flush=True)
 if mode == 'exit' and index == 1:
   sys.exit(3)
@@ -33,9 +34,10 @@ if mode == 'killed' and index == 1:
   os.kill(os.getpid(), signal.SIGKILL)
 if mode in ('exit', 'killed'):
   time.sleep(60)
-while mode in ('stop', 'stubborn') and (mode == 'stubborn' or not received):
+while mode in ('stop', 'stubborn', 'code') and (mode == 'stubborn' or not received):
   time.sleep(0.05)
 print('saved by', index, end='')
+sys.exit(128 + received[0] if mode == 'code' else 0)
 """
 
 
@@ -153,6 +155,26 @@ def test_signals_are_handed_on_and_all_may_end_well(start, number):
   assert sorted(out.splitlines()) == sorted(
     line for i in (0, 1) for line in (f'[{i}] {number.name}', f'[{i}] saved by {i}')
   )
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_processes_that_a_signal_stops_do_not_fail(start, number):
+  process = start('code')
+  wait_for_start(process)
+  process.send_signal(number)
+  out, err = process.communicate(timeout=15)
+  assert process.returncode == 128 + number
+  assert sorted(line for line in out.splitlines() if 'saved' in line) == [f'[{i}] saved by {i}' for i in (0, 1)]
+  assert re.search(f'stopped .*{number.name}', err) and 'heartbeat' not in err
+
+
+def test_a_process_that_is_stopped_alone_takes_the_others_along(start):
+  process = start('code')
+  pids = wait_for_start(process)
+  os.kill(pids[1], signal.SIGTERM)
+  out, _ = process.communicate(timeout=15)
+  assert process.returncode == 143
+  assert out.count('SIGTERM') == 2 and out.count('saved') == 2
 
 
 def test_a_second_ctrl_c_ends_all(start):

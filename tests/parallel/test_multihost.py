@@ -57,7 +57,7 @@ if mode == 'stop':
       if count == 20:
         print('RUNNING', flush=True)
       count += 1
-  say(stopped_at=count)
+  say(stopped_at=count, stopped_by=guard.stopped_by)
 
 if mode == 'unguarded':
   print('RUNNING', flush=True)
@@ -96,7 +96,7 @@ def results(processes):
   for process in processes:
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
-    found.append(json.loads(out.partition('RESULT ')[2]))
+    found.append(json.loads(out.partition('RESULT ')[2].splitlines()[0]))  # gloo prints lines too
   return found
 
 
@@ -115,7 +115,10 @@ def test_two_processes_compute_together(launch):
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize(('number', 'ids'), [(signal.SIGINT, (1,)), (signal.SIGTERM, (0,)), (signal.SIGINT, (0, 1))])
+@pytest.mark.parametrize(
+  ('number', 'ids'),
+  [(signal.SIGINT, (1,)), (signal.SIGTERM, (0,)), (signal.SIGINT, (0, 1)), (signal.SIGHUP, (1,))],
+)
 def test_a_signal_to_any_process_stops_all_at_one_step(launch, number, ids):
   processes = launch('stop', (0, 1), 2)
   for process in processes:
@@ -125,6 +128,7 @@ def test_a_signal_to_any_process_stops_all_at_one_step(launch, number, ids):
     processes[i].send_signal(number)
   first, second = results(processes)
   assert first['stopped_at'] == second['stopped_at'] > 20
+  assert first['stopped_by'] == second['stopped_by'] == number
 
 
 def test_sigterm_ends_a_process_that_has_nothing_to_save(launch):

@@ -265,7 +265,7 @@ def test_two_starts_and_programs_that_read(tmp_path, config_file, start, finish,
   wait_for_step(fourth, workdir, killed_at + 1)
   assert json.loads(owner_file(workdir).read_text())['pid'] == fourth.pid
   fourth.send_signal(signal.SIGINT)
-  finish(fourth)
+  finish(fourth, 130)
   assert not owner_file(workdir).exists()
 
 

@@ -45,7 +45,7 @@ def start(tmp_path, mode):
   return process, int(child)
 
 
-@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_first_signal_asks_the_loop_to_stop(tmp_path, number):
   process, _ = start(tmp_path, 'loop')
   process.send_signal(number)
@@ -106,3 +106,26 @@ def test_guard_puts_the_handlers_back():
       assert time.monotonic() < deadline
   assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
   assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_a_signal_ends_an_attempt_but_not_other_work():
+  def interrupted():
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(30)
+
+  with preemption.Guard() as guard:
+    assert guard.attempt(False, lambda value: value, 3) == 3
+    with pytest.raises(ZeroDivisionError):
+      guard.attempt(False, lambda: 1 / 0)
+    assert guard.attempt(False, interrupted) is None
+    assert guard.stopped_by == signal.SIGTERM
+    assert guard.attempt(False, lambda: pytest.fail('it ran after the signal')) is None
+    os.kill(os.getpid(), signal.SIGTERM)  # while something is saved
+    assert guard.requested(0)
+
+
+def test_without_output_an_attempt_ends_too():
+  with preemption.Guard() as guard:
+    guard.stop_without_output()
+    assert guard.attempt(False, lambda: pytest.fail('it ran')) is None
+    assert guard.stopped_by == signal.SIGPIPE

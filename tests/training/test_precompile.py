@@ -81,7 +81,7 @@ def test_on_an_accelerator_nothing_is_compiled_ahead(make, order, monkeypatch, w
 
 
 @pytest.mark.parametrize('every', ['0', '1'])
-def test_steps_wait_for_a_compilation_once_and_say_so_before(tiny, make, monkeypatch, every):
+def test_steps_wait_for_a_compilation_once_and_it_is_known_before(tiny, make, monkeypatch, every):
   elsewhere(monkeypatch)
   events = []
 
@@ -93,9 +93,10 @@ def test_steps_wait_for_a_compilation_once_and_say_so_before(tiny, make, monkeyp
   compiled, shapes = make(tiny)
   with compiled:
     for step in (0, 1):
-      compiled.train(shapes, step, 1, lambda: events.append('waits'))
+      events.append(compiled.is_ready(step))
+      compiled.next_steps(shapes, step, 1)(shapes)
   name = TELEMETRY if every == '1' else PLAIN
-  assert events == ['waits', (name, 1), (name, 1)]
+  assert events == [False, (name, 1), True, (name, 1)]
   assert compiled._clock.seconds['compile'] > 0
 
 
@@ -108,7 +109,7 @@ def test_an_error_of_the_background_reaches_the_loop(make, monkeypatch):
   with compiled:
     compiled.prepare(shapes, 0)
     with pytest.raises(MemoryError, match=PLAIN):
-      compiled.train(shapes, 0, 1, lambda: None)
+      compiled.next_steps(shapes, 0, 1)
 
 
 @pytest.mark.thorough

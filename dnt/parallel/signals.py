@@ -1,0 +1,166 @@
+"""Ends a program on Ctrl-C, SIGTERM or SIGHUP (a closed terminal), or lets work that must be saved take the signal.
+
+By default a signal raises `Stopped` in the main thread. Python runs its handlers there only, between bytecodes, and a
+compilation or a read from a slow disk may last minutes. So a thread, which reads the signals from Python's wake-up
+pipe, ends the process if that takes longer than `GRACE`. Within `hold`, signals end nothing: the work takes them, saves
+and raises `Stopped` itself. A second Ctrl-C ends the program at once, with code 130.
+
+A program that a signal has stopped exits with 128 + its number.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import select
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Generator
+from typing import Any, NoReturn
+
+GRACE = 3.0  # seconds between a signal and the end of a program that has nothing to save
+CODES = {128 + number: number for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)}  # exit codes of stops
+_POLL = 0.1  # seconds
+
+
+class Stopped(KeyboardInterrupt):
+  """A signal stops the program, and all that was to be saved is saved.
+
+  Attributes:
+    number: the number of the signal.
+  """
+
+  def __init__(self, number: int):
+    super().__init__(signal.Signals(number).name)
+    self.number = number
+
+
+class Watch:
+  """Context of a program, in the main thread; see the module. SIGHUP stays ignored if it is, as under nohup.
+
+  Attributes:
+    first: the first signal that was received, or None.
+    receive: takes the signals in place of the program, in a thread; set by `hold`.
+    ends_at_once: whether a second Ctrl-C ends the program.
+    interrupting: whether a signal raises `Stopped` all the same.
+    handled: the first signal that has reached the main thread.
+    raised: the signal that has raised `Stopped` there. Code in C may have turned that into another error.
+  """
+
+  def __init__(self):
+    self.first: int | None = None
+    self.receive: Callable[[int], object] | None = None
+    self.ends_at_once = True
+    self.interrupting = False
+    self.handled: int | None = None
+    self.raised: int | None = None
+
+  def __enter__(self) -> 'Watch':
+    global _current
+    self._outer, _current = _current, self
+    self._read, self._write = os.pipe()
+    os.set_blocking(self._write, False)
+    numbers = [number for number in CODES.values() if number != signal.SIGHUP or not _is_ignored(number)]
+    # Python writes to the pipe only if a handler exists.
+    self._handlers = {number: signal.signal(number, self._handle) for number in numbers}
+    self._wakeup = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+    self._unraisable, sys.unraisablehook = sys.unraisablehook, self._ignored
+    self._thread = threading.Thread(target=self._watch, daemon=True)
+    self._thread.start()
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    global _current
+    sys.unraisablehook = self._unraisable
+    signal.set_wakeup_fd(self._wakeup)
+    for number, handler in self._handlers.items():
+      signal.signal(number, handler)
+    os.close(self._write)
+    self._thread.join()
+    os.close(self._read)
+    _current = self._outer
+
+  def _handle(self, number: int, _: object) -> None:
+    self.handled = self.handled or number
+    if self.interrupting or not self.receive:
+      self.raised = number
+      raise Stopped(number)
+
+  def _ignored(self, error: Any) -> None:
+    """Shows an error that Python cannot raise where it is, as in a destructor, unless it is `Stopped`."""
+    if not isinstance(error.exc_value, Stopped):
+      self._unraisable(error)
+
+  def _watch(self) -> None:
+    interrupts, deadline = 0, None
+    while True:
+      if select.select([self._read], [], [], _POLL if deadline else None)[0]:
+        received = os.read(self._read, 1)
+        if not received:
+          return
+        number = received[0]
+        if number not in self._handlers:
+          continue
+        self.first = self.first or number
+        interrupts += number == signal.SIGINT
+        if self.receive:
+          self.receive(number)
+        elif not deadline:
+          say(f'stopped by {signal.Signals(number).name}')
+          deadline = time.monotonic() + GRACE
+        if interrupts > 1 and self.ends_at_once:
+          say('stopped at once; the last finished checkpoint remains')
+          exit_at_once(128 + signal.SIGINT)
+      if deadline and self.receive:
+        deadline = time.monotonic() + GRACE
+      if deadline and time.monotonic() > deadline:
+        assert self.first is not None  # it set the deadline
+        exit_at_once(128 + self.first)
+
+
+_current: Watch | None = None
+
+
+@contextlib.contextmanager
+def hold(receive: Callable[[int], object] = lambda number: None, ends_at_once: bool = True) -> Generator[Watch]:
+  """Keeps signals from ending what runs in the context, in the main thread.
+
+  Args:
+    receive: called in a thread with the number of each signal.
+    ends_at_once: whether a second Ctrl-C ends the program all the same.
+
+  Yields:
+    The watch of the program; where there is none, as in a notebook, one for the context.
+  """
+  with contextlib.nullcontext(_current) if _current else Watch() as watch:
+    before = watch.receive, watch.ends_at_once
+    watch.receive, watch.ends_at_once = receive, ends_at_once
+    try:
+      yield watch
+    finally:
+      watch.receive, watch.ends_at_once = before
+
+
+def received() -> int | None:
+  """Returns the first signal that the program has received, if any."""
+  return _current.first if _current else None
+
+
+def exit_at_once(code: int) -> NoReturn:
+  """Ends this process and its workers without any cleanup; any thread may call it."""
+  for child in multiprocessing.active_children():
+    child.kill()
+  os._exit(code)
+
+
+def say(text: str) -> None:
+  """Writes a line to the standard error; any thread may call it."""
+  # This does not log: the main thread, which may never continue, could hold the lock of a handler.
+  with contextlib.suppress(OSError):  # standard error may be closed
+    sys.stderr.write(f'\n{text}\n')
+    sys.stderr.flush()
+
+
+def _is_ignored(number: int) -> bool:
+  return signal.getsignal(number) == signal.SIG_IGN

@@ -1,0 +1,134 @@
+"""Programs that get signals, each in a process of its own."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from dnt.parallel import signals
+
+PROGRAM = """
+import ctypes, signal, sys, time
+from dnt import cli
+from dnt.parallel import signals
+
+def wait():
+  print('ready', flush=True)
+  while True:
+    time.sleep(0.05)
+
+def python():
+  try:
+    wait()
+  finally:
+    print('closed', flush=True)
+
+def stuck():
+  # As in a compilation: the main thread is inside C and takes no signals.
+  print('ready', flush=True)
+  signal.pthread_sigmask(signal.SIG_BLOCK, signals.CODES.values())
+  ctypes.CDLL(None).sleep(60)
+
+def swallows():
+  try:
+    wait()
+  except BaseException:
+    time.sleep(60)
+
+def becomes_another_error():
+  try:
+    wait()
+  except BaseException as error:
+    raise ImportError('no extension') from error
+
+def saves():
+  with signals.hold():
+    print('ready', flush=True)
+    time.sleep(1)
+    print('saved', flush=True)
+  if number := signals.received():
+    raise signals.Stopped(number)
+
+cli.run(cli.Program('A program.', lambda values: None, lambda values: globals()[MODE](), computes=False))
+"""
+
+
+@pytest.fixture
+def start(tmp_path):
+  started = []
+
+  def run(mode, *prefix):
+    command = [*prefix, sys.executable, '-c', PROGRAM.replace('MODE', repr(mode))]
+    pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
+    started.append(subprocess.Popen(command, cwd=tmp_path, env={**os.environ, 'PYTHONPATH': os.getcwd()}, **pipes))
+    assert started[-1].stdout.readline() == 'ready\n'
+    return started[-1]
+
+  yield run
+  for process in started:
+    with process:
+      process.kill()
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_a_program_with_its_code(start, number):
+  process = start('python')
+  process.send_signal(number)
+  out, err = process.communicate(timeout=10)
+  assert (process.returncode, out) == (128 + number, 'closed\n')
+  assert err.strip() == f'stopped by {number.name}'
+
+
+@pytest.mark.parametrize('mode', ['stuck', 'swallows'])
+def test_a_main_thread_that_is_busy_elsewhere_is_not_waited_for(start, mode):
+  process, begin = start(mode), time.monotonic()
+  process.send_signal(signal.SIGTERM)
+  process.communicate(timeout=30)
+  assert process.returncode == 143
+  assert time.monotonic() - begin > signals.GRACE - 0.5
+
+
+def test_an_error_that_a_signal_has_become_is_a_stop(start):
+  process = start('becomes_another_error')
+  process.send_signal(signal.SIGTERM)
+  _, err = process.communicate(timeout=10)
+  assert process.returncode == 143
+  assert 'ImportError' not in err
+
+
+def test_work_that_holds_signals_saves_first(start):
+  process = start('saves')
+  process.send_signal(signal.SIGTERM)
+  process.send_signal(signal.SIGTERM)
+  out, _ = process.communicate(timeout=10)
+  assert (process.returncode, out) == (143, 'saved\n')
+
+
+def test_a_second_ctrl_c_ends_a_program_at_once(start):
+  process = start('stuck')
+  for _ in range(2):
+    process.send_signal(signal.SIGINT)
+    assert 'stopped' in process.stderr.readline() + process.stderr.readline()
+  process.communicate(timeout=10)
+  assert process.returncode == 130
+
+
+def test_a_closed_terminal_is_ignored_under_nohup(start):
+  process = start('saves', 'nohup')
+  process.send_signal(signal.SIGHUP)
+  out, _ = process.communicate(timeout=10)
+  assert (process.returncode, out) == (0, 'saved\n')
+
+
+def test_a_watch_puts_handlers_back():
+  before = [signal.getsignal(number) for number in signals.CODES.values()]
+  with signals.Watch():
+    with pytest.raises(signals.Stopped, match='SIGHUP') as stopped:
+      os.kill(os.getpid(), signal.SIGHUP)
+    assert stopped.value.number == signal.SIGHUP
+  assert [signal.getsignal(number) for number in signals.CODES.values()] == before
+  assert signal.set_wakeup_fd(-1) == -1
+  assert signals.received() is None
