@@ -224,6 +224,20 @@ def saved(tmp_path):
   return save
 
 
+@pytest.fixture
+def change_splits(monkeypatch):
+  """`change_splits(change)`: every split that is read from now on is `change(split)`."""
+  from dnt.data import sources
+  from dnt.data.sources import registry
+
+  def install(change):
+    read = registry.read
+    for module in (sources, registry):
+      monkeypatch.setattr(module, 'read', lambda *args: change(read(*args)))
+
+  return install
+
+
 OWN_NETWORK = """
 import flax.linen as nn
 

@@ -13,7 +13,7 @@ import pytest
 import dnt
 from dnt import checkpoints, errors, loop, trees
 from dnt.checkpoints import format
-from dnt.data import resident, sources, stream
+from dnt.data import resident, stream
 from dnt.models import depth
 from dnt.parallel import preemption
 from dnt.reporting import metrics
@@ -277,7 +277,7 @@ def test_init_from_another_network_is_refused(tiny, saved, tmp_path):
   assert not list((tmp_path / 'run' / 'checkpoints').glob('[0-9]*'))
 
 
-def test_a_run_does_not_go_on_with_other_classes(tiny, saved, tmp_path, monkeypatch):
+def test_a_run_does_not_go_on_with_other_classes(tiny, saved, tmp_path, change_splits):
   saved(tiny)
   tiny.train.steps = 9
 
@@ -285,13 +285,8 @@ def test_a_run_does_not_go_on_with_other_classes(tiny, saved, tmp_path, monkeypa
     files = (path for path in (tmp_path / 'run').rglob('*') if path.is_file() and path.suffix != '.lock')
     return {path: path.read_bytes() for path in files}
 
-  before, load = written(), sources.load
-
-  def renamed(*args):
-    split = load(*args)
-    return dataclasses.replace(split, class_names=('z_class', *split.class_names[1:]))
-
-  monkeypatch.setattr(sources, 'load', renamed)
+  before = written()
+  change_splits(lambda split: dataclasses.replace(split, class_names=('z_class', *split.class_names[1:])))
   with pytest.raises(errors.InputError, match='z_class; missing: class0'):
     run(tiny, tmp_path / 'run')
   assert written() == before

@@ -5,11 +5,13 @@ It decodes no image, and reads no file except for the sizes of image files.
 
 import hashlib
 import os
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from dnt import files
 from dnt.data import examples
 
 MOST_SIZES = 100_000  # above this number of files, only the sizes of every n-th file are read: 0.2 s on a local disk
@@ -53,7 +55,8 @@ def _of_split(split: examples.Examples) -> dict[str, Any]:
 def _of_files(paths: Sequence[str]) -> str:
   shared = os.path.commonprefix([min(paths), max(paths)])  # of all paths, as these two differ first
   start = shared.rfind(os.sep) + 1
-  digest = hashlib.sha256(b'\0'.join(os.fsencode(path[start:]) for path in paths))
+  names = (unicodedata.normalize('NFC', files.readable(path[start:])) for path in paths)  # also on macOS
+  digest = hashlib.sha256('\0'.join(names).encode())
   sample = paths[:: -(-len(paths) // MOST_SIZES)]
   digest.update(np.array([_size(path) for path in sample], '<i8').tobytes())
   return digest.hexdigest()

@@ -3,6 +3,7 @@
 What such data lacks comes from the run: the classes and their order, the preprocessing, the size of the images.
 """
 
+import contextlib
 import logging
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -17,8 +18,8 @@ from dnt.training import experiment, resume
 _log = logging.getLogger(__name__)
 
 
-class Apart(NamedTuple):
-  """Describes data that stands apart: the config to evaluate it with, and its splits. It has no training split."""
+class Loaded(NamedTuple):
+  """Holds what to evaluate and the config to do it with; the first split stands for an absent training split."""
 
   config: typed.Config
   data: experiment.Data
@@ -26,14 +27,15 @@ class Apart(NamedTuple):
 
 def load(
   config: typed.Config, splits: Sequence[str], workdir: pathlib.Path, trained: resume.Trained, meta: Mapping[str, Any]
-) -> Apart | None:
-  """Reads the splits to evaluate if `config.data` names other data than that of the run; returns None if it does not.
+) -> Loaded:
+  """Reads the splits to evaluate, of the data of a run or of other data.
 
-  A run's own data that was moved is recognized by the fingerprint of its training split.
+  A run's own data may have been moved: it is recognized by the fingerprint of its training split. It may have lost its
+  training images, which an evaluation does not need. Of other data, `sources.choose` says what is evaluated.
 
   Args:
     config: from `resume.keep_open`.
-    splits: the splits to evaluate, see `sources.choose`.
+    splits: the splits to evaluate, at least one.
     workdir: the workdir of the run.
     trained: what the run was trained with.
     meta: the `meta` of its checkpoint.
@@ -41,22 +43,25 @@ def load(
   Raises:
     errors.InputError: a source or split is missing or damaged, or has other classes than the run.
   """
-  if _place(config.data) == _place(trained.config.data) or _is_moved(config, splits, workdir, trained):
-    return None
-  config = _complete(config, trained.config, meta)
+  in_place, train = _place(config.data) == _place(trained.config.data), config.data.train_split
+  if in_place or train in trained.data:
+    with contextlib.suppress(errors.InputError):  # raised again below, if it is about more than training images
+      data = experiment.load_data(config, splits, workdir)
+      if in_place or data.fingerprint()[train] == trained.data[train]:
+        return Loaded(config, data)
+  config, owner = _complete(config, trained.config, meta), f'the run in {workdir}'
   available = sources.find(config.data, config.data.seed)
-  chosen = sources.choose(available, splits)
-  if chosen != {split: split for split in splits}:
+  chosen = {split: split for split in splits}
+  if not in_place and (chosen := sources.choose(available, splits)) != {split: split for split in splits}:
     named = ', '.join(name if name == split else f'{split!r} as {name!r}' for name, split in chosen.items())
-    _log.info(f'{config.data.source} is not the data of the run in {workdir}: evaluating its split {named}')
-  owner = f'the run in {workdir}'
+    _log.info(f'{config.data.source} is not the data of {owner}: evaluating its split {named}')
   loaded = {
     name: class_order.align(sources.read(available, config.data, split), meta.get('class_names', ()), owner)
     for name, split in chosen.items()
   }
   first = next(iter(loaded.values()))
   spec = experiment.DataSpec(len(first), pipeline.image_shape(config.data, first), first.class_names)
-  return Apart(config, experiment.Data(spec, first, loaded))
+  return Loaded(config, experiment.Data(spec, first, loaded))
 
 
 def _place(data: typed.Data) -> tuple[str, str]:
@@ -64,16 +69,6 @@ def _place(data: typed.Data) -> tuple[str, str]:
   kind, _, where = data.source.partition(':')
   where = where or data.dir
   return kind, where if kind == 'tfds' or not where else str(pathlib.Path(where).expanduser().resolve())
-
-
-def _is_moved(config: typed.Config, splits: Sequence[str], workdir: pathlib.Path, trained: resume.Trained) -> bool:
-  if config.data.train_split not in trained.data:
-    return False
-  try:
-    found = experiment.load_data(config, splits, workdir).fingerprint()
-  except errors.InputError:
-    return False
-  return found[config.data.train_split] == trained.data[config.data.train_split]
 
 
 def _complete(config: typed.Config, trained: typed.Config, meta: Mapping[str, Any]) -> typed.Config:

@@ -193,7 +193,7 @@ class Loaded(NamedTuple):
 def load(config: typed.Config, workdir: pathlib.Path, mesh: Mesh, splits: Sequence[str]) -> Loaded:
   """Reads the newest checkpoint of a run and the images to analyze it with. It changes nothing on disk.
 
-  The images may be of data that the run was not trained on, see `apart`.
+  The splits may be of data that the run was not trained on, see `apart`.
 
   Args:
     config: a validated config of the run.
@@ -208,8 +208,8 @@ def load(config: typed.Config, workdir: pathlib.Path, mesh: Mesh, splits: Sequen
   loaded = checkpoints.load_parameters(workdir)
   trained = resume.of_meta(loaded.meta, workdir)
   config = resume.keep_open(config, trained)
-  if other := apart.load(config, splits, workdir, trained, loaded.meta) if splits and trained else None:
-    config, data = other
+  if splits and trained:
+    config, data = apart.load(config, splits, workdir, trained, loaded.meta)
   else:
     data = experiment.load_data(config, splits, workdir)
   run = experiment.make(experiment.resolve(config, data), data.spec)

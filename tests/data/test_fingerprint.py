@@ -1,6 +1,7 @@
 import json
 import os
 import shutil
+import unicodedata
 
 import numpy as np
 import pytest
@@ -29,6 +30,14 @@ def test_a_folder_that_is_moved_or_copied_keeps_its_fingerprint(data, folder, tm
   os.utime(folder / 'train' / 'cat' / '0.jpg', (1, 1))
   folder.rename(tmp_path / 'moved')
   assert of(data, source=f'folder:{tmp_path / "moved"}') == before
+
+
+def test_another_unicode_form_of_a_name_is_the_same_name(data, class_folders):
+  composed, decomposed = (unicodedata.normalize(form, 'café') for form in ('NFC', 'NFD'))
+  folder = class_folders({f'train/{composed}': 3, 'train/ant': 2, f'val/{composed}': 1})
+  before = of(data, source=f'folder:{folder}')
+  (folder / 'train' / composed).rename(folder / 'train' / decomposed)
+  assert of(data) == before
 
 
 @pytest.mark.parametrize(

@@ -107,3 +107,12 @@ def test_the_runs_own_data_in_another_place_keeps_its_splits(run, tmp_path):
   assert expected['val'].sum() < 12
   shutil.rmtree(tmp_path / 'moved' / 'bee')
   assert confusion(run, tmp_path, tmp_path / 'moved', 'val')['val'].sum() == 8
+
+
+def test_training_images_that_are_gone_are_not_needed(run, tmp_path):
+  expected = confusion(run, tmp_path, tmp_path / 'own', 'val')['val']
+  run.data.mean = run.data.std = ()
+  (tmp_path / 'own' / 'train').rename(tmp_path / 'elsewhere')
+  np.testing.assert_array_equal(confusion(run, tmp_path, tmp_path / 'own', 'val')['val'], expected)
+  with pytest.raises(errors.InputError, match="'test'"):
+    confusion(run, tmp_path, tmp_path / 'own', 'test')

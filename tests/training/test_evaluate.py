@@ -7,7 +7,6 @@ import pytest
 from sklearn import metrics as sklearn_metrics
 
 from dnt import errors
-from dnt.data import sources
 from dnt.parallel import mesh as mesh_lib
 from dnt.training import evaluate, experiment
 
@@ -77,14 +76,8 @@ def test_a_split_of_too_many_probabilities_has_no_auroc_and_the_same_figures_els
   assert found[1].per_class['test'] == found[0].per_class['test'] | {'auroc': [None] * 10}
 
 
-def change_classes(monkeypatch, change):
-  """Every split that is loaded from now on is `change(split)`."""
-  load = sources.load
-  monkeypatch.setattr(sources, 'load', lambda *args: change(load(*args)))
-
-
 @pytest.mark.usefixtures('unoptimized')
-def test_classes_in_another_order_give_the_same_figures_and_the_order_of_the_run(tiny, saved, tmp_path, monkeypatch):
+def test_classes_in_another_order_give_the_same_figures_and_the_order_of_the_run(tiny, saved, tmp_path, change_splits):
   saved(tiny)
   before = evaluate.evaluate(tiny, tmp_path / 'run')
   written = (tmp_path / 'run' / 'evaluation.json').read_text()
@@ -93,15 +86,15 @@ def test_classes_in_another_order_give_the_same_figures_and_the_order_of_the_run
   def reorder(split):
     return split.relabelled(places, tuple(split.class_names[index] for index in np.argsort(places)))
 
-  change_classes(monkeypatch, reorder)
+  change_splits(reorder)
   assert evaluate.evaluate(tiny, tmp_path / 'run') == before
   assert (tmp_path / 'run' / 'evaluation.json').read_text() == written
   assert json.loads(written)['class_names'] == [f'class{index}' for index in range(10)]
 
 
-def test_a_renamed_class_is_refused(tiny, saved, tmp_path, monkeypatch):
+def test_a_renamed_class_is_refused(tiny, saved, tmp_path, change_splits):
   saved(tiny)
-  change_classes(monkeypatch, lambda split: dataclasses.replace(split, class_names=('z_class', *split.class_names[1:])))
+  change_splits(lambda split: dataclasses.replace(split, class_names=('z_class', *split.class_names[1:])))
   with pytest.raises(errors.InputError, match=f'{tmp_path / "run"}.*z_class; missing: class0'):
     evaluate.evaluate(tiny, tmp_path / 'run')
   assert not (tmp_path / 'run' / 'evaluation.json').exists()

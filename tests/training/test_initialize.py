@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from dnt import checkpoints, errors, trees
-from dnt.data import sources
 from dnt.models import depth, layouts
 from dnt.parallel import mesh as mesh_lib
 from dnt.training import experiment, initialize
@@ -115,17 +114,11 @@ RENAMED = {
 
 @pytest.mark.parametrize('case', RENAMED)
 def test_the_head_of_pretrained_weights_follows_the_names_of_the_classes(
-  resnet, saved, tmp_path, monkeypatch, caplog, case
+  resnet, saved, tmp_path, change_splits, caplog, case
 ):
   rename, expected, line = RENAMED[case]
   _, state, _ = saved(resnet, tmp_path / 'other')
-  load = sources.load
-
-  def renamed(*args):
-    split = load(*args)
-    return dataclasses.replace(split, class_names=rename(split.class_names))
-
-  monkeypatch.setattr(sources, 'load', renamed)
+  change_splits(lambda split: dataclasses.replace(split, class_names=rename(split.class_names)))
   with caplog.at_level(logging.INFO, 'dnt'):
     loaded = initialize.load_variables(build(resnet), pretrained.Source(str(tmp_path / 'other')))
   found, saved_head = (trees.flatten(each)['head/dense/kernel'] for each in (loaded['params'], state.params))
