@@ -27,10 +27,12 @@ def draw(figure: 'Figure', render: Callable[[], Any]) -> None:
     return
   from matplotlib import text
 
-  chosen = _fonts_with(frozenset(missing))
-  for each in figure.findobj(text.Text):  # those of ticks exist since the figure was drawn
-    each.set_fontfamily([*each.get_fontfamily(), *chosen])
-  if left := _render(render):
+  chosen, left = _fonts_with(frozenset(missing))
+  if chosen:
+    for each in figure.findobj(text.Text):  # those of ticks exist since the figure was drawn
+      each.set_fontfamily([*each.get_fontfamily(), *chosen])
+    _render(render)
+  if left:
     _say_once(
       f'no installed font has the characters {"".join(map(chr, sorted(left)))}, so plots show boxes; install one, such '
       'as Noto Sans CJK'
@@ -50,8 +52,8 @@ def _render(render: Callable[[], Any]) -> set[int]:
 
 
 @functools.cache
-def _fonts_with(characters: frozenset[int]) -> tuple[str, ...]:
-  """Returns the names of installed fonts that have characters, as few as necessary; some may be in none."""
+def _fonts_with(characters: frozenset[int]) -> tuple[list[str], set[int]]:
+  """Returns the names of installed fonts that have the characters, as few as necessary, and those that none has."""
   from matplotlib import font_manager
 
   upright = (font for font in font_manager.fontManager.ttflist if font.style == 'normal' and font.weight == 400)
@@ -63,7 +65,7 @@ def _fonts_with(characters: frozenset[int]) -> tuple[str, ...]:
       break
     chosen.append(best)
     left -= has[best]
-  return tuple(chosen)
+  return chosen, left
 
 
 @functools.cache

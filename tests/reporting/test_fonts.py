@@ -29,6 +29,7 @@ def test_characters_are_drawn_with_a_font_that_has_them(caplog):
 def test_characters_that_no_font_has_are_one_line_and_no_warning(caplog):
   fonts._say_once.cache_clear()
   with caplog.at_level(logging.INFO, 'dnt'):
+    draw(f'{NOWHERE}{NOWHERE}', 'bee')
     for _ in range(2):
       draw(f'{NOWHERE}{WATCH}', f'x {NOWHERE}', 'bee')
   (line,) = (record.getMessage() for record in caplog.records)
