@@ -23,7 +23,10 @@ from typing import Any, Literal
 
 import ml_collections
 '''
-RESOLVED = ('train.steps', 'model.num_classes', 'data.eval_resize', 'data.eval_crop', 'data.interpolation')
+RESOLVED = (
+  *('train.steps', 'model.num_classes', 'data.eval_resize', 'data.eval_crop', 'data.interpolation'),
+  'data.image_bits',
+)
 NAMES = {'train': 'Config', 'compare': 'Comparison', 'signal': 'SignalConfig'}
 
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from dnt import config as schema
 from dnt import errors, loop, trees
@@ -220,6 +220,8 @@ OTHERS = {
   'data.seed': ({}, 1),
   'data.val_fraction': ({'data.source': 'folder:images'}, 0.5),
   'data.crop_to_box': ({'data.source': 'cars:images'}, True),
+  'data.image_bits': ({'data.source': 'folder:images'}, 12),
+  'data.exif_rotation': ({'data.source': 'folder:images'}, True),
   'data.placement': ({}, 'stream'),
   'data.workers': (STREAMED, 0),
   'data.resized_crop_min_area': ({'data.augment': 'resized_crop_flip'}, 0.5),
@@ -405,6 +407,72 @@ def test_data_crop_to_box(tiny):
   tiny.data.crop_to_box = True  # its images are tested with those of cars
   with pytest.raises(errors.InputError, match='crop_to_box .*boxes.* synthetic'):
     sources.load(tiny.data, 'train', 0)
+
+
+def test_data_image_bits(tiny, tmp_path):
+  """The images have 16 bits and use 12 of them."""
+  for label in ('cat', 'dog'):
+    (tmp_path / label).mkdir()
+    for index in range(5):
+      Image.fromarray(np.full((8, 8), 4000, np.uint16)).save(tmp_path / label / f'{index}.png')
+  tiny.data.source = f'folder:{tmp_path}'
+  shown = []
+  for bits in (None, 12, 16):
+    with tiny.data.ignore_type():
+      tiny.data.image_bits = bits
+    shown.append(np.asarray(sources.load(tiny.data, 'train', 0)[0][0]).max())
+  assert shown == [15, 250, 15]
+
+
+def test_data_exif_rotation(tiny, tmp_path):
+  exif = Image.Exif()
+  exif[0x0112] = 6
+  for label in ('cat', 'dog'):
+    (tmp_path / label).mkdir()
+    for index in range(5):
+      Image.new('RGB', (9, 7)).save(tmp_path / label / f'{index}.jpg', exif=exif)
+  tiny.data.source = f'folder:{tmp_path}'
+  sizes = [sources.load(tiny.data, 'train', 0)[0][0].size for tiny.data.exif_rotation in (False, True)]
+  assert sizes == [(9, 7), (7, 9)]
+
+
+@pytest.mark.thorough
+def test_every_program_decodes_as_the_run_does(tiny, tmp_path, call_program, unoptimized, undrawn, monkeypatch):
+  """With bits from sBIT chunks, which the training split decides."""
+  info = PngImagePlugin.PngInfo()
+  info.add(b'sBIT', bytes([12]))
+  for place in ('train/cat', 'train/dog', 'val/cat', 'val/dog'):
+    (tmp_path / 'images' / place).mkdir(parents=True)
+    for index in range(8):
+      image = Image.fromarray(np.full((8, 9), 400 * index, np.uint16))
+      image.save(tmp_path / 'images' / place / f'{index}.png', pnginfo=info)
+  tiny.data.update({'source': f'folder:{tmp_path}/images', 'workers': 0, 'exif_rotation': True})
+  tiny.data.update({'mean': (0.5,) * 3, 'std': (0.2,) * 3})
+  tiny.model.name, tiny.model.depth, tiny.model.width = 'plain', 8, 4
+  tiny.eval.splits, tiny.eval.every, tiny.train.steps = ('val',), '0', 1
+  run_config.write(tmp_path / 'tiny.json', tiny)
+  original, seen = images.decode, set()
+
+  def decode(source, name, channels=3, how=images.USUAL):
+    seen.add(how)
+    return original(source, name, channels, how)
+
+  monkeypatch.setattr(images, 'decode', decode)
+  config = f'--config={run_config.__file__}:{tmp_path}/tiny.json'
+  looking = f'--images={tmp_path}/images/val/cat'
+  for program, *arguments in (
+    ('main', config),
+    ('main', config, '--mode=evaluate'),
+    ('predict', looking),
+    ('explain', looking),
+    ('explain', '--top_activating=val', '--top=1'),
+  ):
+    seen.clear()
+    code, _, problems = call_program(program, *arguments, f'--workdir={tmp_path}/run')
+    assert code == 0, problems
+    assert seen == {images.Decoding(12, True)}, program
+  recorded = json.loads((tmp_path / 'run' / 'config.json').read_text())['data']
+  assert (recorded['image_bits'], recorded['exif_rotation']) == (12, True)
 
 
 @pytest.mark.parametrize('augment', ['none', 'resized_crop_flip'])

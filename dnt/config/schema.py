@@ -147,6 +147,21 @@ SCHEMA: dict[str, Any] = {
       check=checks.at_least(1),
       on_resume=REFUSE,
     ),
+    'image_bits': Option(
+      int,
+      'bits that the values of 16-bit images use, 8 to 16, of which the network gets the upper 8; not set: 16, or what '
+      'the sBIT chunks of the training images say if no value is larger',
+      check=checks.between(8, 16),
+      only={'data.source': ('folder', 'cars')},
+      on_resume=REFUSE,
+    ),
+    'exif_rotation': Option(
+      False,
+      'turn and flip images as their EXIF orientation says, in training and everywhere else',
+      only={'data.source': ('folder', 'cars', 'tfds')},
+      off=False,
+      on_resume=REFUSE,
+    ),
     'placement': Option(
       'auto',
       'device: hold the whole split in device memory; stream: load it with grain workers; auto: device up to 1 GiB',

@@ -17,6 +17,8 @@ class Data(ml_collections.ConfigDict):
   val_fraction: float
   crop_to_box: bool
   image_size: int | None
+  image_bits: int
+  exif_rotation: bool
   placement: str
   workers: int
   augment: str

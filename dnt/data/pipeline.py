@@ -19,8 +19,8 @@ from dnt.data import examples, placement, readers, resident, stream
 from dnt.data.transforms import images, policies
 
 Batch = dict[str, jax.Array]
-# Values for options that the config leaves unset, if no pretrained weights define them.
-DEFAULTS = {'eval_crop': 0.875, 'interpolation': 'bilinear'}
+# Values for options that the config leaves unset, if neither pretrained weights nor the data define them.
+DEFAULTS = {'eval_crop': 0.875, 'interpolation': 'bilinear', 'image_bits': images.USUAL.bits}
 
 
 class Loader(Protocol):

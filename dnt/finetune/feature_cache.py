@@ -22,6 +22,7 @@ from jax.sharding import Mesh
 from dnt import errors, trees
 from dnt.config import implied, typed
 from dnt.data import examples, pipeline
+from dnt.data.transforms import images
 from dnt.finetune import feature_files
 from dnt.models import depth, freeze
 from dnt.parallel import compile as compile_lib
@@ -258,10 +259,13 @@ def _load(
 def _seen(data: typed.Data) -> dict[str, Any]:
   """Returns the options of `config.data` that features depend on.
 
-  It leaves out `eval_resize` if it has the value that `augment` implies, so that older features, without this key,
-  match.
+  It leaves out `eval_resize` if it has the value that `augment` implies, and the usual decoding, so that older
+  features, without these keys, match.
   """
-  seen = {key: data[key] for key in data if key not in ('workers', 'placement', 'eval_resize')}
+  left_out = ('workers', 'placement', 'eval_resize', 'image_bits', 'exif_rotation')
+  seen = {key: data[key] for key in data if key not in left_out}
+  if (how := images.decoding(data)) != images.USUAL:
+    seen['decoding'] = how
   resize = implied.eval_resize(data)
   return seen if resize == implied.eval_resize(seen) else {**seen, 'eval_resize': resize}
 

@@ -1,7 +1,7 @@
 """Loads a trained network from one string, without its training data."""
 
 from dnt.inference.network import Network, load
-from dnt.inference.predictions import find, predict, read
+from dnt.inference.predictions import find, predict, read, say_rotation
 
 __all__ = [
   'Network',
@@ -9,4 +9,5 @@ __all__ = [
   'load',
   'predict',
   'read',
+  'say_rotation',
 ]

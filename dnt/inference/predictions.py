@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dnt import errors, files
-from dnt.data import pipeline
+from dnt.data import inspection, pipeline
 from dnt.data.sources import image_files
 from dnt.data.transforms import images
 from dnt.inference import network as network_lib
@@ -48,6 +48,12 @@ def find(text: str) -> tuple[str, ...]:
   return tuple(result)
 
 
+def say_rotation(network: network_lib.Network, paths: Sequence[str]) -> None:
+  """Logs a line if images have an EXIF orientation that the network's run ignores, and so `read` does too."""
+  if not network.config.data.exif_rotation and (seen := inspection.look(paths)).rotated:
+    _log.info(inspection.describe_rotation(seen))
+
+
 class Images(NamedTuple):
   """Images in the size and channels that a network expects.
 
@@ -70,11 +76,11 @@ def read(network: network_lib.Network, paths: Sequence[str]) -> Images:
     paths: paths of image files; memory holds all of them at once.
   """
   height, width, channels = network.image_shape
-  transform = pipeline.eval_transform(network.config.data, (height, width))
+  transform, how = pipeline.eval_transform(network.config.data, (height, width)), images.decoding(network.config.data)
 
   def one(path):
     try:
-      return images.to_array(transform(images.decode(path, path, channels), None))
+      return images.to_array(transform(images.decode(path, path, channels, how), None))
     except errors.InputError as error:
       return str(error)
 
@@ -114,6 +120,7 @@ def predict(
     batch_size: a multiple of the number of devices.
     top: number of classes for each image; the function uses at most as many as the network has.
   """
+  say_rotation(network, paths)
   count = min(top, len(network.class_names))
   size = min(batch_size, mesh_lib.divisible(len(paths), mesh))  # do not compute a full batch for a few images
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from dnt import config as schema
 from dnt import errors
 from dnt.config import typed
-from dnt.data import class_order, pipeline, sources
+from dnt.data import class_order, inspection, pipeline, sources
 from dnt.training import experiment, resume
 
 _log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ def load(
     meta: the `meta` of its checkpoint.
 
   Raises:
-    errors.InputError: a source or split is missing or damaged, or has other classes than the run.
+    errors.InputError: a source, split or image file is missing or damaged, or has other classes than the run.
   """
   in_place, train = _place(config.data) == _place(trained.config.data), config.data.train_split
   if in_place or train in trained.data:
@@ -59,6 +59,7 @@ def load(
     name: class_order.align(sources.read(available, config.data, split), meta.get('class_names', ()), owner)
     for name, split in chosen.items()
   }
+  inspection.check(loaded, loaded, config.data)
   first = next(iter(loaded.values()))
   spec = experiment.DataSpec(len(first), pipeline.image_shape(config.data, first), first.class_names)
   return Loaded(config, experiment.Data(spec, first, loaded))

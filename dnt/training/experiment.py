@@ -15,7 +15,7 @@ import optax
 from dnt import checkpoints, errors, models
 from dnt import config as schema
 from dnt.config import implied, typed
-from dnt.data import class_order, examples, fingerprint, pipeline, sources
+from dnt.data import class_order, examples, fingerprint, inspection, pipeline, sources
 from dnt.data.transforms import augment
 from dnt.models import depth, freeze, layouts
 from dnt.optim import chain, schedules
@@ -43,6 +43,7 @@ class Data(NamedTuple):
   train: examples.Examples
   evaluation: dict[str, examples.Examples]  # by split
   weights: pretrained.Source | None = None  # from config.train.init_from
+  image_bits: int | None = None  # config.data.image_bits, if the config leaves it open and the files name it
 
   def fingerprint(self) -> dict[str, dict[str, Any]]:
     """Returns the fingerprint of each split that was loaded, see `dnt.data.fingerprint`; not for cached features."""
@@ -169,15 +170,22 @@ def load_data(config: typed.Config, splits: Sequence[str], workdir: pathlib.Path
     workdir: the workdir of the run. If it has a checkpoint, the data gets its classes, see `class_order.align`.
 
   Raises:
-    errors.InputError: a source, split or file is missing or damaged, splits differ in channels, splits or a checkpoint
-      have other classes, or pretrained weights are missing.
+    errors.InputError: a source, split or file is missing or damaged (of image files: those in the splits to evaluate,
+      as far as `inspection` looks), splits differ in channels, splits or a checkpoint have other classes, or pretrained
+      weights are missing.
   """
   weights = pretrained.Source(config.train.init_from) if config.train.init_from else None
   config = _prepared(config, weights)
-  loaded = {
-    split: sources.load(config.data, split, config.data.seed)
-    for split in dict.fromkeys([config.data.train_split, *splits])
-  }
+
+  def load():
+    wanted = dict.fromkeys([config.data.train_split, *splits])
+    return {split: sources.load(config.data, split, config.data.seed) for split in wanted}
+
+  loaded = load()
+  image_bits = inspection.check(loaded, splits, config.data)
+  if image_bits:
+    config.data.image_bits = image_bits
+    loaded = load()
   first = loaded[config.data.train_split]
   for split, other in loaded.items():
     if other.shape[-1] != first.shape[-1]:
@@ -188,7 +196,7 @@ def load_data(config: typed.Config, splits: Sequence[str], workdir: pathlib.Path
   loaded = {split: class_order.align(other, names, owner) for split, other in loaded.items()}
   train = loaded[config.data.train_split]
   spec = DataSpec(len(train), pipeline.image_shape(config.data, train), train.class_names)
-  return Data(spec, train, {split: loaded[split] for split in splits}, weights)
+  return Data(spec, train, {split: loaded[split] for split in splits}, weights, image_bits)
 
 
 def resolve(config: typed.Config, data: Data) -> typed.Config:
@@ -210,6 +218,8 @@ def resolve(config: typed.Config, data: Data) -> typed.Config:
     )
   resolved.model.num_classes = classes
   resolved.data.mean, resolved.data.std = pipeline.statistics(resolved.data, data.train)
+  if data.image_bits is not None:
+    resolved.data.image_bits = data.image_bits
   if config.train.steps is None:
     resolved.train.steps = max(1, round(config.train.epochs * data.spec.steps_per_epoch(config.train.batch_size)))
   if config.loss.balance_classes:

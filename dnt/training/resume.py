@@ -72,8 +72,8 @@ def of_meta(meta: Mapping[str, Any], workdir: pathlib.Path) -> Trained | None:
 def keep_open(config: typed.Config, trained: Trained | None) -> typed.Config:
   """Returns the config of a run with values that were found when it began, for options that the config leaves open.
 
-  They are the learning rate of a range test, and the network and preprocessing of pretrained weights. So the same
-  command continues the same run, even if its weights are gone.
+  They are the learning rate of a range test, the bits that image files name, and the network and preprocessing of
+  pretrained weights. So the same command continues the same run, even if its weights are gone.
 
   Args:
     config: a validated config.
@@ -82,6 +82,8 @@ def keep_open(config: typed.Config, trained: Trained | None) -> typed.Config:
   if trained is None:
     return config
   kept = schema.copy_unlocked(config)
+  if config.data.image_bits is None:
+    kept.data.image_bits = trained.config.data.image_bits
   if config.train.init_from:
     preprocessing.fill(kept.data, preprocessing.of_run(trained.config.data))
   if config.model.name == models.PRETRAINED:

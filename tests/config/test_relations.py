@@ -46,6 +46,8 @@ GIVEN = {
   'data.crop_to_box': True,
   'data.dir': 'x',
   'data.eval_crop': 0.5,
+  'data.exif_rotation': True,
+  'data.image_bits': 12,
   'finetune.cache_dir': 'x',
   'finetune.cached_views': 1,
   'finetune.frozen_norm': 'batch',

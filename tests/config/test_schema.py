@@ -183,6 +183,7 @@ EDGES = {
   'data.eval_crop': ([1.0], [0.0, 1.1]),
   'data.rand_augment_ops': ([1], [0]),
   'data.rand_augment_magnitude': ([0, 30], [-1, 31]),
+  'data.image_bits': ([8, 16], [7, 17]),
   'data.mixup': ([0.0, 2.0], [-0.1]),
   'data.cutmix': ([0.0, 2.0], [-0.1]),
   'data.erasing': ([0.0, 1.0], [-0.1, 1.1]),

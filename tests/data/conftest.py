@@ -2,6 +2,7 @@
 
 import json
 import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -40,6 +41,31 @@ def class_folders(tmp_path, make_image):
       for i in range(count):
         Image.fromarray(make_image(20 + i % 3, 24 - i % 2, seed=i)).save(folder / f'{i}.jpg')
     return tmp_path / root
+
+  return make
+
+
+@pytest.fixture
+def deep_png():
+  """`deep_png(values, sbit=None)`: [H, W] or [H, W, C] as the bytes of a 16-bit PNG; Pillow writes gray ones only."""
+
+  def chunk(kind, content):
+    return struct.pack('>I', len(content)) + kind + content + struct.pack('>I', zlib.crc32(kind + content))
+
+  def make(values, sbit=None, exif=b''):
+    height, width, channels = np.atleast_3d(values).shape
+    kind = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    rows = b''.join(b'\0' + row.astype('>u2').tobytes() for row in values)
+    return b''.join(
+      [
+        b'\x89PNG\r\n\x1a\n',
+        chunk(b'IHDR', struct.pack('>IIBBBBB', width, height, 16, kind, 0, 0, 0)),
+        chunk(b'sBIT', bytes([sbit] * channels)) if sbit else b'',
+        chunk(b'eXIf', exif) if exif else b'',
+        chunk(b'IDAT', zlib.compress(rows)),
+        chunk(b'IEND', b''),
+      ]
+    )
 
   return make
 

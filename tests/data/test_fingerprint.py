@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from dnt.data import examples, fingerprint, sources
+from dnt.data.transforms import images
 
 
 def of(data, split='train', **options):
@@ -95,7 +96,7 @@ def test_boxes_count_as_labels():
   def with_box(bottom):
     labels = np.zeros(2, np.int32)
     boxes = np.array([[0, bottom, 0, 9], [0, 9, 0, 9]])
-    store = cars.Boxed(('/here/1.jpg', '/here/2.jpg'), labels, boxes)
+    store = cars.Boxed(('/here/1.jpg', '/here/2.jpg'), labels, images.USUAL, boxes)
     split = examples.Examples('cars', 'train', ('a', 'b'), (None, None, 3), store, labels)
     return fingerprint.of({'train': split})['train']
 
@@ -121,7 +122,7 @@ def test_large_sets_are_sampled(monkeypatch):
   from dnt.data.sources import folder
 
   labels = np.zeros(1001, np.int32)
-  store = folder.Files(tuple(f'/here/{number}.jpg' for number in range(1001)), labels)
+  store = folder.Files(tuple(f'/here/{number}.jpg' for number in range(1001)), labels, images.USUAL)
   split = examples.Examples('folder', 'train', ('a', 'b'), (None, None, 3), store, labels)
   assert fingerprint.of({'train': split})['train']['images'] == 1001
   assert 50 < len(sizes) <= 100

@@ -104,6 +104,17 @@ def test_features_know_how_their_images_were_resized_and_older_ones_are_found(co
     assert feature_cache._seen(config.data) == {**older, 'augment': augment, 'eval_resize': other}
 
 
+def test_features_know_how_their_images_were_decoded_and_older_ones_are_found(config):
+  older = feature_cache._seen(config.data)
+  assert not {'image_bits', 'exif_rotation', 'decoding'} & older.keys()
+  seen = set()
+  for bits, rotated in ((None, False), (16, False), (12, False), (12, True), (16, True)):
+    with config.data.ignore_type():
+      config.data.image_bits, config.data.exif_rotation = bits, rotated
+    seen.add(str(feature_cache._seen(config.data)))
+  assert len(seen) == 4 and str(older) in seen
+
+
 @pytest.mark.thorough
 def test_augmented_views_take_turns_by_epoch(config, tmp_path):
   config.data.augment, config.data.crop_padding = 'pad_crop_flip', 2

@@ -1,10 +1,13 @@
 """Images as a network takes them; what is predicted of them is tested with the program."""
 
+import logging
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from dnt import errors, inference
+from dnt.parallel import mesh as mesh_lib
 
 pytestmark = pytest.mark.usefixtures('unoptimized', 'undrawn')
 
@@ -25,6 +28,25 @@ def test_images_are_those_of_the_evaluation_bit_by_bit(tiny, scans, saved, augme
     image = image.resize([9 * side // short for side in image.size], Image.Resampling.BILINEAR)
     left, top = (round((side - 8) / 2) for side in image.size)
     np.testing.assert_array_equal(original, np.asarray(image.crop((left, top, left + 8, top + 8))))
+
+
+@pytest.mark.parametrize('rotated', [False, True])
+def test_images_are_turned_as_those_of_the_run(tiny, saved, scans, tmp_path, caplog, rotated):
+  exif = Image.Exif()
+  exif[0x0112] = 6
+  pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
+  Image.fromarray(pixels).save(tmp_path / 'turned.png', exif=exif)
+  tiny.data.update({'source': f'folder:{scans}', 'image_size': 8, 'workers': 0, 'exif_rotation': rotated})
+  tiny.data.update({'mean': (0.4, 0.5, 0.6), 'std': (0.2, 0.3, 0.4)})
+  tiny.eval.splits = ('val',)
+  saved(tiny)
+  mesh = mesh_lib.make_mesh(tiny.mesh)
+  network, paths = inference.load(str(tmp_path / 'run'), mesh), [str(tmp_path / 'turned.png')]
+  (image,) = inference.read(network, paths).images
+  np.testing.assert_array_equal(image, np.rot90(pixels, -1) if rotated else pixels)
+  with caplog.at_level(logging.INFO, 'dnt'):
+    list(inference.predict(network, mesh, paths, 1, 1))
+  assert ('1 of 1 images have an EXIF orientation' in caplog.text) != rotated
 
 
 def test_gray_networks_take_gray_images_and_what_cannot_be_read_is_named(tiny, saved, scans, tmp_path):

@@ -10,7 +10,8 @@ import numpy as np
 from dnt import errors
 from dnt.config import typed
 from dnt.data import examples, order
-from dnt.data.sources import folder
+from dnt.data.sources import folder, image_files
+from dnt.data.transforms import images
 
 SHOWN_FILES = 3  # most missing images that a message names
 
@@ -56,7 +57,8 @@ class Boxed(folder.Files):
     return image.crop(box), label
 
   def part(self, start: int, stop: int) -> 'Boxed':
-    return Boxed(self.paths[start:stop], self.labels[start:stop], self.boxes[start:stop])
+    paths, labels, boxes = (each[start:stop] for each in (self.paths, self.labels, self.boxes))
+    return dataclasses.replace(self, paths=paths, labels=labels, boxes=boxes)
 
 
 def cars(where: str, config: typed.Data, seed: int) -> examples.Splits:
@@ -69,7 +71,7 @@ def cars(where: str, config: typed.Data, seed: int) -> examples.Splits:
 
   Args:
     where: the folder.
-    config: the `data` section of the config; reads `crop_to_box`.
+    config: the `data` section of the config; reads `crop_to_box`, `image_bits` and `exif_rotation`.
     seed: seed of the random order.
 
   Raises:
@@ -85,7 +87,7 @@ def cars(where: str, config: typed.Data, seed: int) -> examples.Splits:
         return _class_folders(where, base, config, seed)
     if _find(root, NAMES) is None:
       raise errors.InputError(f'{root} holds no Stanford Cars; expected there: {LAYOUT}')
-  return {split: functools.partial(_read, where, root, split, config.crop_to_box, seed) for split in SPLITS}
+  return {split: functools.partial(_read, where, root, split, config, seed) for split in SPLITS}
 
 
 def _class_folders(where: str, base: pathlib.Path, config: typed.Data, seed: int) -> examples.Splits:
@@ -102,18 +104,18 @@ def _class_folders(where: str, base: pathlib.Path, config: typed.Data, seed: int
   return {split: functools.partial(read, split) for split in SPLITS}
 
 
-def _read(where: str, root: pathlib.Path, split: str, crop_to_box: bool, seed: int) -> examples.Examples:
+def _read(where: str, root: pathlib.Path, split: str, config: typed.Data, seed: int) -> examples.Examples:
   """Reads a split in the layout of the official archives."""
   wanted = SPLITS[split]
-  images = next((path for path in _nested(root, wanted.images) if path.is_dir()), None)
+  base = next((path for path in _nested(root, wanted.images) if path.is_dir()), None)
   names_file, annotations_file = _find(root, NAMES), _find(root, wanted.annotations)
-  if names_file is None or annotations_file is None or images is None:
+  if names_file is None or annotations_file is None or base is None:
     missing = [
       f'put {name} at {root / "devkit" / name}'
       for name, result in ((NAMES, names_file), (wanted.annotations, annotations_file))
       if result is None
     ]
-    if images is None:
+    if base is None:
       missing.append(f'put the images 00001.jpg, ... in {root / wanted.images}')
     unlabelled = split == 'test' and annotations_file is None and _find(root, UNLABELLED)
     note = f' ({UNLABELLED} exists, but holds no labels)' if unlabelled else ''
@@ -121,18 +123,21 @@ def _read(where: str, root: pathlib.Path, split: str, crop_to_box: bool, seed: i
 
   class_names = tuple(str(name) for name in np.atleast_1d(_mat(names_file, 'class_names')))
   files, labels, boxes = _annotations(annotations_file, len(class_names))
-  present = {path.name for path in images.iterdir()}
+  present = {path.name for path in base.iterdir()}
   absent = [name for name in files if name not in present]
   if absent:
     more = f' and {len(absent) - SHOWN_FILES} more' if len(absent) > SHOWN_FILES else ''
     raise errors.InputError(
-      f'{images} lacks {", ".join(absent[:SHOWN_FILES])}{more} of the {len(files)} images that {annotations_file} '
+      f'{base} lacks {", ".join(absent[:SHOWN_FILES])}{more} of the {len(files)} images that {annotations_file} '
       'names; unpack the archive again'
     )
   shuffled = order.permutation(order.philox(seed, order.SPLIT), len(files))
-  paths, labels = tuple(str(images / files[index]) for index in shuffled), labels[shuffled]
-  chosen = Boxed(paths, labels, boxes[shuffled]) if crop_to_box else folder.Files(paths, labels)
-  return examples.Examples(f'cars:{where}', split, class_names, (None, None, 3), chosen, labels)
+  read = tuple(str(base / files[index]) for index in shuffled), labels[shuffled], images.decoding(config)
+  chosen = Boxed(*read, boxes[shuffled]) if config.crop_to_box else folder.Files(*read)
+  others = present.difference(files)
+  unnamed = sum(image_files.is_image(name) and not image_files.is_skipped(name) for name in others)
+  folder.say(split, str(base), class_names, len(labels), labels, [f'{unnamed:,} without a label'] if unnamed else [])
+  return examples.Examples(f'cars:{where}', split, class_names, (None, None, 3), chosen, chosen.labels)
 
 
 def _nested(root: pathlib.Path, name: str) -> tuple[pathlib.Path, ...]:

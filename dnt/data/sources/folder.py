@@ -7,6 +7,7 @@ import logging
 import pathlib
 import re
 import unicodedata
+from collections.abc import Sequence
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
@@ -31,19 +32,20 @@ _PREFIX = re.compile(r'(?P<prefix>.*)[ _-](?P<rest>.*)')
 
 @dataclasses.dataclass(frozen=True)
 class Files:
-  """Image files and their labels; reads one image at a time."""
+  """Image files, their labels and how to decode them; reads one image at a time."""
 
   paths: tuple[str, ...]
   labels: np.ndarray
+  how: images.Decoding
 
   def __len__(self) -> int:
     return len(self.paths)
 
   def __getitem__(self, index: int) -> tuple[Any, int]:
-    return images.decode(self.paths[index], self.paths[index]), int(self.labels[index])
+    return images.decode(self.paths[index], self.paths[index], how=self.how), int(self.labels[index])
 
   def part(self, start: int, stop: int) -> 'Files':
-    return Files(self.paths[start:stop], self.labels[start:stop])
+    return dataclasses.replace(self, paths=self.paths[start:stop], labels=self.labels[start:stop])
 
   def relabelled(self, places: np.ndarray) -> 'Files':
     return dataclasses.replace(self, labels=places[self.labels])
@@ -68,7 +70,7 @@ def folder(where: str, config: typed.Data, seed: int) -> examples.Splits:
 
   Args:
     where: the folder; `<dir>/*` if all of its folders are classes, also one named `train`.
-    config: the `data` section of the config; reads `val_fraction`.
+    config: the `data` section of the config; reads `val_fraction`, `image_bits` and `exif_rotation`.
     seed: seed of the random split and of the order.
 
   Raises:
@@ -105,9 +107,11 @@ def folder(where: str, config: typed.Data, seed: int) -> examples.Splits:
       _refuse(root, next(iter(bases.values())).name)
     paths, labels, skipped = listed[split]
     chosen = draw(split)
-    beside = _unread(root, [bases[each] for each in listed if each in bases]) if split == 'train' and bases else []
-    _say_once(_describe(split, bases.get(split, base), names, labels[chosen], skipped, beside))
-    store = Files(tuple(paths[index] for index in chosen), labels[chosen])
+    reasons = [f'{count:,} {reason}' for reason, count in sorted(skipped.items())]
+    if split == 'train' and bases:
+      reasons += [f'the folder {name}/' for name in _unread(root, [bases[each] for each in listed if each in bases])]
+    say(split, str(bases.get(split, base)), names, len(chosen), labels[chosen], reasons)
+    store = Files(tuple(paths[index] for index in chosen), labels[chosen], images.decoding(config))
     return examples.Examples(f'folder:{where}', split, names, (None, None, 3), store, store.labels)
 
   return {split: functools.partial(read, split) for split in dict.fromkeys(['train', *listed, *unlabelled])}
@@ -192,29 +196,32 @@ def _unread(root: pathlib.Path, bases: list[pathlib.Path]) -> list[str]:
   return [name for name in _folders(root) if not any(base.is_relative_to(root / name) for base in bases)]
 
 
-def _describe(
-  split: str,
-  base: pathlib.Path,
-  names: tuple[str, ...],
-  labels: np.ndarray,
-  skipped: collections.Counter[str],
-  beside: list[str],
-) -> str:
-  """Returns the line on what was read of a split."""
-  counts = np.bincount(labels, minlength=len(names))
-  present = counts[counts > 0]
-  least, most = present.min(), present.max()
-  each = f'{most:,}' if least == most else f'{least:,} to {most:,}'
-  classes = f'{len(present):,}' if len(present) == len(names) else f'{len(present):,} of {len(names):,}'
-  line = f'{split} from {base}: {classes} classes, {len(labels):,} images ({each} per class)'
-  reasons = [f'{count:,} {reason}' for reason, count in sorted(skipped.items())]
-  reasons += [f'the folder {name}/' for name in beside]
-  return files.readable(line + (f'; not read: {", ".join(reasons)}' if reasons else ''))
+def say(
+  split: str, origin: str, names: Sequence[str], count: int, labels: np.ndarray | None, reasons: Sequence[str] = ()
+) -> None:
+  """Logs what was read of a split, once per process: several slices, and several parts of a program, read the same.
+
+  Args:
+    split: its name.
+    origin: where it comes from.
+    names: names of all classes.
+    count: number of images, at least one.
+    labels: their labels, int [count]; None: reading them would mean reading the images.
+    reasons: what was not read, and why.
+  """
+  classes, each = f'{len(names):,}', ''
+  if labels is not None:
+    counts = np.bincount(labels, minlength=len(names))
+    present = counts[counts > 0]
+    least, most = present.min(), present.max()
+    each = f' ({most:,} per class)' if least == most else f' ({least:,} to {most:,} per class)'
+    classes = classes if len(present) == len(names) else f'{len(present):,} of {classes}'
+  line = f'{split} from {origin}: {classes} classes, {count:,} images{each}'
+  _say_once(files.readable(line + (f'; not read: {", ".join(reasons)}' if reasons else '')))
 
 
 @functools.cache
 def _say_once(line: str) -> None:
-  # Several slices of a split, and several parts of a program, read the same split.
   _log.info(line)
 
 

@@ -96,6 +96,8 @@ def read(available: examples.Splits, config: typed.Data, split: str) -> examples
   if part.name not in available:
     raise errors.unknown(f'split of {config.source}', part.name, available)
   whole = available[part.name]()
+  if not isinstance(whole.store, folder.Files):  # sources of files have said what they read
+    folder.say(part.name, whole.name, whole.class_names, len(whole), whole.labels)
   chosen = whole.part(split, *part.bounds(len(whole)))
   if placement.on_device(config, len(chosen), chosen.shape) and chosen.images is None:
     return chosen.decoded()

@@ -34,6 +34,7 @@ class Records:
     image: name of the feature with the encoded image.
     label: name of the feature with the label.
     channels: 1 or 3.
+    how: how to decode the images.
     paths: the array_record files of the whole split.
     start: index of the first record.
     stop: one past the last record.
@@ -45,6 +46,7 @@ class Records:
   image: str
   label: str
   channels: int
+  how: images.Decoding
   paths: tuple[str, ...]
   start: int
   stop: int
@@ -96,7 +98,7 @@ class Records:
     if label < 0:
       raise errors.InputError(f'example {name} has no label; use a labelled split')
     label = label if self.places is None else int(self.places[label])
-    return images.decode(feature[self.image].bytes_list.value[0], name, self.channels), label
+    return images.decode(feature[self.image].bytes_list.value[0], name, self.channels, self.how), label
 
 
 def tfds(where: str, config: typed.Data, seed: int) -> examples.Splits:
@@ -104,7 +106,7 @@ def tfds(where: str, config: typed.Data, seed: int) -> examples.Splits:
 
   Args:
     where: the set's name in TFDS, with config and version if necessary (`'cifar10'`, `'imagenette/160px'`).
-    config: the `data` section of the config; reads `dir`, the folder of prepared sets.
+    config: the `data` section of the config; reads `dir`, the folder of prepared sets, and `exif_rotation`.
 
   Raises:
     errors.InputError: the set does not exist, is not for image classification, or cannot be prepared; the message
@@ -120,6 +122,7 @@ def tfds(where: str, config: typed.Data, seed: int) -> examples.Splits:
     _prepare(builder, root)
     builder = _builder(where, root)  # the first one does not see files that another process prepared
   feature = builder.info.features[label]
+  how = images.decoding(config)
   names = tuple(feature.names or map(str, range(feature.num_classes)))
 
   def read(split):
@@ -132,7 +135,7 @@ def tfds(where: str, config: typed.Data, seed: int) -> examples.Splits:
         'config.data.dir to another folder, where the set is then prepared as array_record'
       ) from error
     paths = tuple(map(os.fspath, builder.info.splits[split].filepaths))
-    records = Records(source, f'tfds:{where} {split}', image, label, shape[2], paths, 0, len(source))
+    records = Records(source, f'tfds:{where} {split}', image, label, shape[2], how, paths, 0, len(source))
     return examples.Examples(f'tfds:{where}', split, names, shape, records, None)
 
   return {split: functools.partial(read, split) for split in builder.info.splits}

@@ -8,62 +8,148 @@ its file to its final size, because copies into arrays and back made reading pho
 import io
 import math
 import os
-from typing import Any
+import sys
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from dnt import errors
+from dnt import errors, files
+from dnt.config import typed
 
+# How Pillow stores 16-bit channels whose upper 8 bits it reads, and what makes it read the lower ones instead. Of gray
+# with alpha it then reads the bytes as four channels, of which the second is the lower one of gray.
+_SWAPPED = ';16B' if sys.byteorder == 'little' else ';16L'
+_LOWER = {'LA;16B': 'RGBA'} | {
+  f'{mode}{order}': f'{mode}{other}'
+  for mode in ('RGB', 'RGBA', 'RGBX')
+  for order, other in ((';16B', ';16L'), (';16L', ';16B'), (';16N', _SWAPPED))
+}
 RATIOS = (3 / 4, 4 / 3)  # range of width / height of a random crop
 TRIES = 10
 
 
-def decode(source: Any, name: str, channels: int = 3) -> Any:
+class Decoding(NamedTuple):
+  """Holds what a run chooses about decoding its images.
+
+  Attributes:
+    bits: bits that the values of 16-bit channels use, 8 to 16.
+    rotate: whether to turn or flip an image as its EXIF orientation says.
+  """
+
+  bits: int = 16
+  rotate: bool = False
+
+
+USUAL = Decoding()
+
+
+def decoding(config: typed.Data) -> Decoding:
+  """Returns what the `data` section of a config chooses."""
+  return Decoding(config.image_bits or USUAL.bits, config.exif_rotation)
+
+
+def decode(source: Any, name: str, channels: int = 3, how: Decoding = USUAL) -> Any:
   """Decodes an image to mode RGB, or to mode L if `channels` is 1.
 
-  It keeps the upper 8 bits of a 16-bit channel. Pillow converts CMYK and palettes. Transparent pixels show the colour
-  stored under them, and the EXIF orientation is ignored, as in the loaders of torchvision and timm.
+  It keeps the upper 8 of the bits that a 16-bit channel uses. Pillow converts CMYK and palettes. Transparent pixels
+  show the colour stored under them. By default, a 16-bit channel uses 16 bits, and the EXIF orientation is ignored
+  (Pillow applies that of a TIFF), as in the loaders of torchvision and timm.
 
   Args:
     source: a path, or the bytes of the file.
     name: name of the image in error messages.
     channels: 3 (a gray image gets three equal channels), or 1 for gray.
+    how: the choices of the run.
 
   Raises:
-    errors.InputError: the file is empty, truncated, damaged or no image, or it holds floats or more than 16 bits per
-      channel.
+    errors.InputError: the file is empty, truncated, damaged or no image, or it holds floats, or more bits per channel
+      than `how` says.
   """
   from PIL import Image
 
+  name = files.readable(name)
   try:
-    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-      image.load()
-      mode = image.mode
-      if mode[0] == 'I':
-        image = _upper_bits(image, name)
-      elif mode == 'F':
+    with _open(source) as image:
+      # Pillow gives 16-bit colours as 8 bits, the upper ones; to get all takes twice as long.
+      values = _values(source, image, how) if how.bits < 16 or image.mode[0] == 'I' else _load(image, how)
+      if values is not None:
+        image = Image.fromarray(_upper_bits(values, how.bits, name))
+      elif image.mode == 'F':
         raise errors.InputError(f'the image {name} holds floating-point numbers (mode F); convert it to 8 bits')
       image.info.pop('transparency', None)  # Pillow would warn that the conversion drops it
       wanted = 'L' if channels == 1 else 'RGB'
       return image if image.mode == wanted else image.convert(wanted)
   except errors.InputError:
     raise
-  except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-    reason = str(error)
+  except Exception as error:  # Pillow's readers raise a dozen types for damaged files
+    reason = str(error) or type(error).__name__
     if isinstance(error, Image.UnidentifiedImageError):
       size = len(source) if isinstance(source, bytes) else os.path.getsize(source)
       reason = 'it has no format that Pillow knows' if size else 'it is empty, 0 bytes'
     raise errors.InputError(f'cannot read the image {name} ({reason}); replace or remove it') from error
 
 
-def _upper_bits(image: Any, name: str) -> Any:
-  """Returns the upper 8 bits of a 16-bit gray image (modes I and I;16), as mode L."""
+def largest_value(path: str) -> int | None:
+  """Returns the largest value of an image whose channels have 16 bits, or None if they have 8.
+
+  Raises:
+    Exception: the image cannot be read; any type.
+  """
+  with _open(path) as image:
+    if image.mode[0] != 'I' and _raw_mode(image) not in _LOWER:
+      return None
+    values = _values(path, image, USUAL)
+    return None if values is None else int(values.max())
+
+
+def _open(source: Any) -> Any:
   from PIL import Image
 
-  values = np.asarray(image)
-  if values.size and not 0 <= values.min() <= values.max() < 2**16:
-    raise errors.InputError(f'the image {name} holds more than 16 bits a channel; convert it to 8 bits')
-  return Image.fromarray((values >> 8).astype(np.uint8))
+  return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+
+
+def _load(image: Any, how: Decoding) -> None:
+  from PIL import ImageOps
+
+  image.load()
+  if how.rotate:
+    ImageOps.exif_transpose(image, in_place=True)
+
+
+def _raw_mode(image: Any) -> str:
+  """Returns how the pixels of an opened image are stored, in Pillow's terms; '' if they are not."""
+  args = image.tile[0].args if image.tile else ''
+  return args if isinstance(args, str) else args[0]
+
+
+def _values(source: Any, image: Any, how: Decoding) -> np.ndarray | None:
+  """Loads an opened image; returns its values, [H, W] or [H, W, 3], if its channels have 16 bits, else None."""
+  raw = _raw_mode(image)
+  _load(image, how)
+  if image.mode[0] == 'I':
+    return np.asarray(image)
+  if raw not in _LOWER:
+    return None
+  with _open(source) as again:
+    again.tile = [
+      tile._replace(args=_LOWER[raw] if isinstance(tile.args, str) else (_LOWER[raw], *tile.args[1:]))
+      for tile in again.tile
+    ]
+    _load(again, how)
+    lower = np.asarray(again)[..., 1:2] if raw == 'LA;16B' else np.asarray(again)[..., :3]
+  return np.asarray(image)[..., :3].astype(np.uint16) << 8 | lower
+
+
+def _upper_bits(values: np.ndarray, bits: int, name: str) -> np.ndarray:
+  """Returns the upper 8 bits of values of `bits` bits, as uint8."""
+  if values.size and not 0 <= values.min() <= values.max() < 2**bits:
+    if values.min() < 0 or values.max() >= 2**16:
+      raise errors.InputError(f'the image {name} holds more than 16 bits a channel; convert it to 8 bits')
+    raise errors.InputError(
+      f'the image {name} holds the value {values.max()}, which is more than the {bits} bits of config.data.image_bits; '
+      'set it to the bits that all images fit in'
+    )
+  return (values >> (bits - 8)).astype(np.uint8)
 
 
 def from_array(image: np.ndarray) -> Any:

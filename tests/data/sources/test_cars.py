@@ -1,3 +1,4 @@
+import logging
 import os
 import pathlib
 
@@ -79,6 +80,19 @@ def test_every_layout_of_the_archives_is_read(data, devkit, layout):
   for path, (image, label), known in zip(train.store.paths, train, train.labels, strict=True):
     np.testing.assert_array_equal(image, np.asarray(Image.open(path)))
     assert label == known
+
+
+def test_a_line_for_each_split_says_what_was_read(data, devkit, caplog, make_image):
+  root = devkit()
+  Image.fromarray(make_image(20, 24)).save(root / 'cars_train' / '00099.jpg')
+  (root / 'cars_train' / 'notes.txt').write_text('')
+  with caplog.at_level(logging.INFO, 'dnt'):
+    for split in ('train', 'test', 'train[:50%]'):
+      load(data, root, split)
+  train, test = (record.getMessage() for record in caplog.records)
+  for part in (str(root / 'cars_train'), '3 classes', '4 images', '1 to 2 per class', 'not read: 1 without a label'):
+    assert part in train
+  assert '2 of 3 classes, 2 images (1 per class)' in test and 'not read' not in test
 
 
 def test_boxes_are_cut_out_when_asked_for(data, devkit):

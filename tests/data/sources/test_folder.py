@@ -301,6 +301,9 @@ def test_names_that_are_not_utf8_are_shown_escaped(data, class_folders, caplog):
   assert train.class_names == val.class_names == ('caf\\xe9', 'tea')
   assert {label for _, label in train} == {0, 1}
   caplog.text.encode()
+  pathlib.Path(val.store.paths[0]).write_bytes(b'')
+  with pytest.raises(errors.InputError, match=r'cannot read .*val/caf\\xe9/0\.jpg'):
+    val[0]
 
 
 def test_a_missing_folder_says_what_was_expected(data, tmp_path):

@@ -1,3 +1,5 @@
+import logging
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -16,6 +18,16 @@ def test_a_slice_holds_those_examples(data):
   image, label = part[0]
   np.testing.assert_array_equal(image, whole.images[start, ..., 0])
   assert label == whole.labels[start]
+
+
+def test_every_source_says_what_it_read(data, caplog):
+  data.source, data.synthetic_classes, data.synthetic_examples = 'synthetic', 3, 10
+  with caplog.at_level(logging.INFO, 'dnt'):
+    for split in ('train', 'train[:50%]', 'test'):
+      sources.load(data, split, 0)
+  train, test = (record.getMessage() for record in caplog.records)
+  assert train == 'train from synthetic: 3 classes, 10 images (3 to 4 per class)'
+  assert test.startswith('test from synthetic')
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 import io
 import re
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -64,6 +66,57 @@ def test_of_16_bits_the_upper_8_are_kept(format, channels):
   np.testing.assert_array_equal(found, np.repeat((values >> 8)[..., None], channels, -1))
 
 
+@pytest.mark.parametrize('shape', [(5, 4), (5, 4, 2), (5, 4, 3), (5, 4, 4)])
+@pytest.mark.parametrize('bits', [8, 12, 16])
+def test_of_16_bit_channels_that_use_fewer_the_upper_8_are_kept(deep_png, tmp_path, shape, bits):
+  values = np.random.default_rng(0).integers(0, 2**bits, shape)
+  values[0, 0] = 2**bits - 1
+  encoded, color = deep_png(values), values[..., :1] if shape[2:] == (2,) else np.atleast_3d(values)[..., :3]
+  found = decoded(encoded, 'scan', how=images.Decoding(bits))
+
+  np.testing.assert_array_equal(found, np.broadcast_to(color >> (bits - 8), (5, 4, 3)))
+  (tmp_path / 'scan.png').write_bytes(encoded)
+  assert images.largest_value(str(tmp_path / 'scan.png')) == 2**bits - 1
+
+
+def tiff(values, order, compressed):
+  """An RGB image as a TIFF of 16 bits, which Pillow does not write."""
+  height, width, channels = values.shape
+  pixels = values.astype(f'{order}u2').tobytes()
+  pixels = zlib.compress(pixels) if compressed else pixels
+  entries = {256: width, 257: height, 258: channels, 259: 8 if compressed else 1, 262: 2, 273: 0, 277: channels}
+  entries |= {278: height, 279: len(pixels)}
+  after = 8 + 2 + 12 * len(entries) + 4
+  entries[273] = after + 2 * channels
+  head = struct.pack(f'{order}2sHIH', b'II' if order == '<' else b'MM', 42, 8, len(entries))
+  for tag, value in entries.items():
+    many = tag == 258
+    head += struct.pack(f'{order}HHII', tag, 3 if many else 4, channels if many else 1, after if many else value)
+  return head + struct.pack(f'{order}I{channels}H', 0, *[16] * channels) + pixels
+
+
+@pytest.mark.parametrize('order', ['<', '>'])
+@pytest.mark.parametrize('compressed', [False, True])
+def test_12_bit_colours_of_a_tiff(order, compressed):
+  values = np.random.default_rng(0).integers(0, 2**12, (5, 4, 3))
+  encoded = tiff(values, order, compressed)
+
+  np.testing.assert_array_equal(decoded(encoded, 'scan', how=images.Decoding(12)), values >> 4)
+  np.testing.assert_array_equal(decoded(encoded, 'scan'), values >> 8)
+
+
+@pytest.mark.parametrize('shape', [(5, 4), (5, 4, 3)])
+def test_a_value_beyond_the_bits_is_named_with_the_option(deep_png, shape):
+  with pytest.raises(errors.InputError, match=r' scan\.png .*value 4096.* 12 bits of config\.data\.image_bits'):
+    images.decode(deep_png(np.full(shape, 4096)), 'scan.png', how=images.Decoding(12))
+
+
+def test_images_of_8_bits_do_not_depend_on_the_bits_of_others(make_image):
+  for mode in ('RGB', 'L', 'RGBA', 'P'):
+    encoded = encode(Image.fromarray(make_image(9, 7)).convert(mode))
+    np.testing.assert_array_equal(decoded(encoded, 'x', how=images.Decoding(12)), decoded(encoded, 'x'))
+
+
 @pytest.mark.parametrize('values', [np.full((4, 4), 70_000, np.int32), np.full((4, 4), -1, np.int32)])
 def test_more_than_16_bits_are_refused(values):
   with pytest.raises(errors.InputError, match=r' scan\.tif .*16 bits.* convert it'):
@@ -95,11 +148,65 @@ def test_a_cmyk_jpeg_becomes_rgb(make_image):
 
 def test_the_orientation_in_exif_is_left_alone(make_image):
   image = Image.fromarray(make_image(9, 7))
-  exif = Image.Exif()
-  exif[0x0112] = 6  # turn by a quarter
   buffer = io.BytesIO()
-  image.save(buffer, 'PNG', exif=exif)
+  image.save(buffer, 'PNG', exif=exif_of(6))
   np.testing.assert_array_equal(decoded(buffer.getvalue(), 'x'), make_image(9, 7))
+
+
+def exif_of(orientation):
+  exif = Image.Exif()
+  exif[0x0112] = orientation
+  return exif
+
+
+# What the image shows, by orientation: the meaning of the tag in the EXIF standard, as operations on its pixels.
+UPRIGHT = {
+  1: lambda x: x,
+  2: lambda x: x[:, ::-1],
+  3: lambda x: x[::-1, ::-1],
+  4: lambda x: x[::-1],
+  5: lambda x: x.swapaxes(0, 1),
+  6: lambda x: x.swapaxes(0, 1)[:, ::-1],
+  7: lambda x: x[::-1, ::-1].swapaxes(0, 1),
+  8: lambda x: x.swapaxes(0, 1)[::-1],
+}
+
+
+@pytest.mark.parametrize('orientation', UPRIGHT)
+@pytest.mark.parametrize('options', [{'format': 'PNG'}, {'format': 'WEBP', 'lossless': True}, {'format': 'TIFF'}])
+def test_the_orientation_in_exif_is_applied_when_asked_for(make_image, orientation, options):
+  pixels = make_image(9, 7)
+  buffer = io.BytesIO()
+  Image.fromarray(pixels).save(buffer, exif=exif_of(orientation), **options)
+  found = decoded(buffer.getvalue(), 'x', how=images.Decoding(rotate=True))
+  np.testing.assert_array_equal(found, UPRIGHT[orientation](pixels))
+
+
+@pytest.mark.parametrize('shape', [(5, 4), (5, 4, 3)])
+@pytest.mark.parametrize('bits', [12, 16])
+def test_16_bit_images_are_turned_too(deep_png, shape, bits):
+  values = np.random.default_rng(0).integers(0, 2**12, shape)
+  encoded = deep_png(values, exif=exif_of(6).tobytes().removeprefix(b'Exif\0\0'))
+  found = decoded(encoded, 'x', how=images.Decoding(bits, rotate=True))
+  np.testing.assert_array_equal(found, np.broadcast_to(UPRIGHT[6](np.atleast_3d(values)) >> (bits - 8), (4, 5, 3)))
+
+
+FORMATS = ('JPEG', 'PNG', 'GIF', 'BMP', 'TIFF', 'WEBP', 'PPM', 'TGA', 'PCX', 'JPEG2000', 'QOI')
+
+
+@pytest.mark.filterwarnings('ignore')  # of Pillow, about what it passes over
+@pytest.mark.parametrize('format', FORMATS)
+def test_whatever_is_damaged_the_file_is_named(make_image, format):
+  encoded, generator = encode(Image.fromarray(make_image(20, 20)), format), np.random.default_rng(0)
+  for _ in range(100):
+    damaged = np.frombuffer(encoded, np.uint8).copy()
+    damaged[generator.integers(0, min(200, len(damaged)), 3)] = generator.integers(0, 256, 3)
+    damaged = damaged[: generator.integers(1, len(damaged) + 1)] if generator.random() < 0.5 else damaged
+    for how in (images.USUAL, images.Decoding(12, True)):
+      try:
+        images.decode(damaged.tobytes(), 'cat.jpg', how=how)
+      except errors.InputError as error:
+        assert ' cat.jpg ' in str(error)
 
 
 @pytest.mark.parametrize('channels', [1, 3])
