@@ -259,8 +259,9 @@ def test_head_that_disagrees_with_the_data(refused, tmp_path):
 def test_workdir_of_another_model(refused, trained_copy):
   workdir = trained_copy.workdir
   before = {path: path.read_bytes() for path in workdir.rglob('*') if path.is_file()}
-  message = refused(f'--workdir={workdir}', *trained_copy.flags, '--config.model.depth=14')
-  assert 'stage1/block002' in message
+  deeper = (f'--workdir={workdir}', *trained_copy.flags, '--config.model.depth=14')
+  assert re.search('model.depth was 8 .*14.*--allow=model.depth', refused(*deeper))
+  assert 'stage1/block002' in refused(*deeper, '--allow=model.depth')
   assert {path: path.read_bytes() for path in workdir.rglob('*') if path.is_file()} == before
 
 

@@ -234,6 +234,7 @@ OTHERS = {
   'data.synthetic_examples': ({}, 48),
   'model.num_classes': ({}, 10),
   'model.options': ({'model.name': 'own:Net'}, {'width': 4}),
+  'model.folder': ({'model.name': 'own:Net'}, 'nets'),
   'finetune.cached_views': (HEAD, 1),
   'finetune.cache_dir': ({**HEAD, 'finetune.cached_views': 1}, 'features'),
   'train.batch_size': ({}, 8),

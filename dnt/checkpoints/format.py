@@ -7,6 +7,7 @@ the state, the shape, dtype and digest of each leaf, and the envelope's own SHA-
 All functions except `compare_digests` are local to the process.
 """
 
+import contextlib
 import copy
 import dataclasses
 import functools
@@ -17,7 +18,7 @@ import pathlib
 import re
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -180,6 +181,14 @@ def read_meta(path: pathlib.Path) -> dict[str, Any]:
     DamagedError: it cannot be read.
   """
   return _read_envelope(path)['meta']
+
+
+def newest_meta(directory: pathlib.Path, steps: Sequence[int]) -> dict[str, Any]:
+  """Returns the `meta` of the newest step whose `meta` is not damaged (a restore reports the damage), else {}."""
+  for step in reversed(steps):
+    with contextlib.suppress(DamagedError):
+      return read_meta(directory / str(step))
+  return {}
 
 
 def _read_envelope(path: pathlib.Path) -> dict[str, Any]:

@@ -4,7 +4,6 @@
 skip a checkpoint that one of them finds damaged. They must share the file system of the workdir.
 """
 
-import contextlib
 import dataclasses
 import functools
 import logging
@@ -300,18 +299,13 @@ def load_parameters(workdir: str | os.PathLike, step: int | None = None) -> form
 
 
 def read_meta(workdir: str | os.PathLike) -> dict[str, Any]:
-  """Returns the `meta` of the newest checkpoint, without its state; {} if there is none.
-
-  It skips checkpoints whose `meta` is damaged; a restore will report them.
+  """Returns the `meta` of the newest checkpoint whose `meta` is not damaged, without its state; {} if there is none.
 
   Raises:
     errors.InputError: a checkpoint has a newer format, or may not be read.
   """
   directory = pathlib.Path(workdir).absolute() / workdir_lib.CHECKPOINTS
-  for step in reversed(multihost.broadcast_from_lead(format.steps_in(directory))):
-    with contextlib.suppress(format.DamagedError):
-      return format.read_meta(directory / str(step))
-  return {}
+  return format.newest_meta(directory, multihost.broadcast_from_lead(format.steps_in(directory)))
 
 
 def choose_step(workdir: str | os.PathLike, which: str, best_metric: str) -> int:

@@ -14,6 +14,7 @@ from typing import Any
 from dnt import config as schema
 from dnt import errors, models
 from dnt import workdir as workdir_lib
+from dnt.checkpoints import format
 from dnt.config import changes as changes_lib
 from dnt.config import run_config, typed
 from dnt.weights import names, preprocessing
@@ -165,24 +166,45 @@ def choose(runs: Sequence[Run], only: Collection[str]) -> tuple[Run, ...]:
   return tuple(run for run in runs if run in chosen)
 
 
-def check_data(runs: Sequence[Run]) -> None:
+def check_data(runs: Sequence[Run], done: Collection[Run] = ()) -> None:
   """Reads the data of all runs, each data set once, so that missing data is reported before the first run trains.
 
+  Args:
+    runs: the runs to come.
+    done: finished runs, which must have been trained on the same images.
+
   Raises:
-    errors.InputError: a source, split or file is missing or damaged; the message names the first run that needs it.
+    errors.InputError: a source, split or file is missing or damaged, or the images have changed; the message names the
+      first run that needs it.
   """
   from dnt.training import experiment
 
-  seen = set()
-  for run in runs:
+  read: dict[str, tuple[Run, Mapping[str, Any]]] = {}
+  for run in (*runs, *done):
     config = _before_its_source(run)
     needs = json.dumps([config.data.to_dict(), config.eval.splits, config.train.init_from])
-    if needs not in seen:
-      seen.add(needs)
+    if run in done:
+      images = _images(run)
+    elif needs not in read:
       try:
-        experiment.load_data(config, config.eval.splits)
+        images = experiment.load_data(config, config.eval.splits).fingerprint()
       except errors.InputError as error:
         raise errors.InputError(f'{run.name}: {error}') from None
+    else:
+      continue
+    other, theirs = read.setdefault(needs, (run, images)) if images else (run, {})
+    for split in images:
+      if theirs.get(split, images[split]) != images[split]:
+        raise errors.InputError(
+          f'{run.name} was trained on other images than {other.name}: {split} of {config.data.source} has changed. Put '
+          f'the old images back, delete {run.workdir} to run it again, or give another --workdir'
+        )
+
+
+def _images(run: Run) -> Mapping[str, Any]:
+  """Returns the fingerprint of each split that a run was trained on; {} if nothing says it."""
+  directory = run.workdir / workdir_lib.CHECKPOINTS
+  return format.newest_meta(directory, format.steps_in(directory)).get('data', {})
 
 
 def _before_its_source(run: Run) -> typed.Config:
@@ -232,12 +254,12 @@ def _differences(run: Run) -> list[str] | None:
   if 'eval_resize' not in stored['data'] and new.data.eval_resize is None:
     old.data.eval_resize = None  # older versions had no such option, and evaluated as they do without it
   found = [str(change) for change in changes_lib.find(old, new) if change.on_resume != schema.FREE]
-  # At a resume the images are compared, wherever they are; here they are not read.
-  found += [
-    f'data.{key} was {old.data[key]!r} and is now {new.data[key]!r}'
-    for key in ('source', 'dir')
-    if old.data[key] != new.data[key] and not any(each.startswith(f'data.{key} ') for each in found)
-  ]
+  if not _images(run):  # else they are compared themselves, wherever they are
+    found += [
+      f'data.{key} was {old.data[key]!r} and is now {new.data[key]!r}'
+      for key in ('source', 'dir')
+      if old.data[key] != new.data[key] and not any(each.startswith(f'data.{key} ') for each in found)
+    ]
   if run.source:
     given, now = _read(run.workdir / SOURCE), source_weights(run)
     if given != now:

@@ -57,11 +57,11 @@ def run(runs: Sequence[plan.Run], ended: Callable[[], None] = lambda: None) -> b
     Whether all runs ended; False after a request to stop, when the current run has saved.
 
   Raises:
-    errors.InputError: a run was done with another config, or data is missing; nothing runs then.
+    errors.InputError: a run was done with another config or other images, or data is missing; nothing runs then.
     KeyboardInterrupt: Ctrl-C was pressed twice; the current run has stopped at once.
   """
   finished = {run: plan.is_finished(run) for run in runs}
-  plan.check_data([run for run in runs if not finished[run]])
+  plan.check_data([run for run in runs if not finished[run]], [run for run in runs if finished[run]])
   pace, line = Pace(runs), terminal.StatusLine()
   received: list[int] = []
 

@@ -225,21 +225,17 @@ def resolve(config: typed.Config, data: Data) -> typed.Config:
   if config.loss.balance_classes:
     # Keep only the weights, so that the recorded config can be run again.
     resolved.loss.class_weights, resolved.loss.balance_classes = losses.balanced_weights(data.train), False
-  fill_defaults(resolved)
+  fill_defaults(resolved.data)
+  resolved.model.update(models.resolved_options(resolved.model))
   return resolved
 
 
-def fill_defaults(config: typed.Config) -> None:
-  """Sets the options that neither the user nor weights or data determine to the values that a run uses.
-
-  Raises:
-    errors.InputError: as in `models.make`.
-  """
-  config.data.eval_resize = implied.eval_resize(config.data)
+def fill_defaults(data: typed.Data) -> None:
+  """Sets the options that neither the user nor weights determine to the values that a run uses."""
+  data.eval_resize = implied.eval_resize(data)
   for key, value in pipeline.DEFAULTS.items():
-    if config.data[key] is None:
-      config.data[key] = value
-  config.model.update(models.resolved_options(config.model))
+    if data[key] is None:
+      data[key] = value
 
 
 def _prepared(config: typed.Config, weights: pretrained.Source | None) -> typed.Config:

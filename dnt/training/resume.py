@@ -65,7 +65,9 @@ def of_meta(meta: Mapping[str, Any], workdir: pathlib.Path) -> Trained | None:
   if 'config' not in meta:
     return None
   config = schema.copy_unlocked(run_config.parse(meta['config'], workdir / workdir_lib.CHECKPOINTS))
-  experiment.fill_defaults(config)
+  experiment.fill_defaults(config.data)
+  if ':' not in config.model.name:  # a user's own module may have moved
+    config.model.update(models.resolved_options(config.model))
   return Trained(config, meta.get('data', {}))
 
 

@@ -5,6 +5,7 @@ import pytest
 from dnt import config as schema
 from dnt import errors
 from dnt import workdir as workdir_lib
+from dnt.checkpoints import format
 from dnt.comparison import plan
 from dnt.config import run_config
 from dnt.training import experiment
@@ -137,9 +138,21 @@ def test_what_a_chosen_variant_starts_from_is_chosen_too(staged, tmp_path):
   assert [run.name for run in chosen if run.seed == 3] == ['pretrain seed 3', 'head seed 3', 'last seed 3']
 
 
+class Images:
+  """Stands for loaded data, with the fingerprint of its only split."""
+
+  def __init__(self, content='old'):
+    self.content = content
+
+  def fingerprint(self):
+    return {'train': {'images': 8, 'content': self.content, 'labels': None}}
+
+
 def test_each_data_set_is_read_once(config, tmp_path, monkeypatch):
   asked = []
-  monkeypatch.setattr(experiment, 'load_data', lambda config, splits: asked.append((config.data.train_split, splits)))
+  monkeypatch.setattr(
+    experiment, 'load_data', lambda config, splits: asked.append((config.data.train_split, splits)) or Images()
+  )
   config.variants['half'] = {'data.train_split': 'train[:50%]'}
   config.variants['both'] = {'eval.splits': ('test', 'train')}
   plan.check_data(plan.make(config, tmp_path))
@@ -167,7 +180,7 @@ def test_what_is_missing_is_told_with_the_first_run_that_needs_it(config, tmp_pa
 
 def test_images_are_checked_as_what_is_not_there_yet_will_have_them(staged, tmp_path, monkeypatch):
   asked = []
-  monkeypatch.setattr(experiment, 'load_data', lambda config, splits: asked.append(config))
+  monkeypatch.setattr(experiment, 'load_data', lambda config, splits: asked.append(config) or Images())
   staged.variants['head']['data.eval_crop'] = 0.5
   runs = plan.make(staged, tmp_path)
   plan.check_data(runs[:4])
@@ -214,6 +227,50 @@ def test_a_run_that_started_from_other_weights_is_refused(staged, tmp_path, fini
       errors.InputError, match=f"params_sha256 of pretrain seed 3 .*'pretrain seed 3' .*{now}.* delete"
     ):
       plan.is_finished(run)
+
+
+def train_on(run, images):
+  """Leaves a finished run, whose checkpoint has the fingerprint of its images."""
+  leave(run, True)
+  meta = run.workdir / 'checkpoints' / '3' / 'meta' / 'meta.json'
+  meta.parent.mkdir(exist_ok=True)
+  envelope = {'meta': {'data': images.fingerprint()}, 'metric': None, 'leaves': {}}
+  meta.write_text(json.dumps({**envelope, 'sha256': format._sha256(envelope)}))
+
+
+def test_finished_runs_were_trained_on_the_images_of_those_to_come(config, tmp_path, monkeypatch):
+  runs = plan.make(config, tmp_path)
+  train_on(runs[0], Images())
+  monkeypatch.setattr(experiment, 'load_data', lambda config, splits: Images())
+  plan.check_data(runs[1:], runs[:1])
+  monkeypatch.setattr(experiment, 'load_data', lambda config, splits: Images('new'))
+  with pytest.raises(errors.InputError, match=r'^plain seed 3 .*images.* deep seed 3: train of digits.* delete'):
+    plan.check_data(runs[1:], runs[:1])
+  train_on(runs[1], Images('new'))
+  with pytest.raises(errors.InputError, match='^deep seed 3 .*images.* plain seed 3'):
+    plan.check_data((), runs[:2])
+  leave(runs[2], True)  # by a version that kept no fingerprint
+  plan.check_data(runs[3:], runs[1:3])
+
+
+def test_the_folder_of_a_finished_run_may_move_if_its_images_are_known(config, tmp_path):
+  config.base.data.source = 'folder:/here'
+  run = plan.make(config, tmp_path)[0]
+  leave(run, True)
+  config.base.data.source, config.base.data.dir = 'folder', '/there'
+  moved = plan.make(config, tmp_path)[0]
+  with pytest.raises(errors.InputError, match="data.source was 'folder:/here' .*data.dir was '' "):
+    plan.is_finished(moved)
+  config.base.data.source, config.base.data.dir = 'folder:/here', ''
+  train_on(plan.make(config, tmp_path)[0], Images())
+  assert plan.is_finished(moved)
+
+
+def test_what_changes_only_how_a_run_computes_is_free(config, tmp_path):
+  run = plan.make(config, tmp_path)[0]
+  leave(run, True)
+  config.base.data.workers, config.base.train.steps_per_dispatch, config.base.mesh.fsdp = 7, 1, 2
+  assert plan.is_finished(plan.make(config, tmp_path)[0])
 
 
 def test_a_run_that_came_to_nothing_may_change(config, tmp_path):

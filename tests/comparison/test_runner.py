@@ -138,7 +138,7 @@ def test_a_closed_output_stops_a_comparison_before_its_next_run(runs, monkeypatc
     def write(self, text):
       raise BrokenPipeError(errno.EPIPE, 'closed')
 
-  monkeypatch.setattr(plan, 'check_data', lambda runs: None)
+  monkeypatch.setattr(plan, 'check_data', lambda *_: None)
   monkeypatch.setattr(plan, 'is_finished', lambda run: run is runs[0])
   monkeypatch.setattr(runner, '_run_one', lambda *_: pytest.fail('the next run started'))
   with terminal.console(Closed()) as shown:

@@ -344,7 +344,7 @@ def test_a_run_reads_its_weights_once_and_lets_go_of_them(
   assert list((tmp_path / 'features').iterdir())
   found.clear()
   evaluate.evaluate(transfer, tmp_path / 'run')
-  assert sorted(name for name in found if not name.startswith('run/')) == HUB
+  assert all(name.startswith('run/') for name in found), 'what they determined is in the checkpoint'
 
   class StartedError(Exception):
     pass
