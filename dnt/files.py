@@ -1,5 +1,7 @@
 """Replaces files atomically: a reader sees either the whole old or the whole new file, even if the writer is killed."""
 
+import errno
+import io
 import json
 import math
 import os
@@ -35,9 +37,27 @@ def make_workdir(path: str | os.PathLike, flag: str = '--workdir') -> None:
     ) from error
 
 
+def cache_folder(name: str) -> pathlib.Path | None:
+  """Returns the folder of one of dnt's caches, `~/.cache/dnt/<name>`; None if there is no home folder."""
+  try:
+    return pathlib.Path.home() / '.cache' / 'dnt' / name
+  except RuntimeError:  # a user id without an account and without HOME, as in a container
+    return None
+
+
 def readable(name: str) -> str:
   r"""Returns a file name as valid Unicode: bytes of the name that are not UTF-8 become `\xe9` and the like."""
   return name.encode('utf-8', 'surrogateescape').decode('utf-8', 'backslashreplace')
+
+
+def append(file: io.RawIOBase, content: bytes) -> None:
+  """Writes all of `content` to an unbuffered file, which keeps nothing that it would write again when it is closed.
+
+  Raises:
+    OSError: it cannot be written, or only a part of it.
+  """
+  if file.write(content) != len(content):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def write(path: str | os.PathLike, content: str | bytes) -> None:
