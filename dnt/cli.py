@@ -105,6 +105,11 @@ def _run(program: Program, argv: Sequence[str]) -> int:
   except errors.RunError as error:
     _print_error(error)
     return 1
+  except OSError as error:
+    if error.filename is None:
+      raise  # perhaps the output
+    _print_error(errors.of_file(error))
+    return 1
   except KeyboardInterrupt:  # before there is anything to save
     return 130
   return 0

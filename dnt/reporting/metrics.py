@@ -43,6 +43,8 @@ def read(workdir: str | os.PathLike) -> list[dict[str, Any]]:
     try:
       record = json.loads(line)
       record['step'] = int(record['step'])
+      if not all(value is None or isinstance(value, int | float) for name, value in record.items() if name != CHANGED):
+        raise ValueError
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
       bad.append(number)
       continue
@@ -127,14 +129,6 @@ class Writer:
     with self._trying():
       if self._board is not None:
         self._board.close()
-
-  def _append(self, record: Mapping[str, Any], also: Callable[[Mapping[str, Any]], None] = lambda record: None) -> None:
-    try:
-      self._file.write(_line(record))
-      self._file.flush()
-      also(record)
-    except OSError as error:
-      raise errors.RunError(f'{self._path} cannot be written ({error.strerror})') from error
 
   def _append(self, record: Mapping[str, Any]) -> None:
     try:

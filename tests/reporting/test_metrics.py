@@ -113,6 +113,7 @@ writer.close()
 def test_events_that_cannot_be_written_are_one_line_and_the_record_goes_on(tmp_path, console, monkeypatch):
   writer = metrics.Writer(tmp_path, 0)
   writer.write(1, 0.5, {'x': 1.0})
+  writer._board._last.result()
   writer._board._file.close()
   with open('/dev/full', 'wb', buffering=0) as full:
     monkeypatch.setattr(writer._board, '_file', full)
@@ -134,6 +135,7 @@ def test_events_that_cannot_be_written_are_one_line_and_the_record_goes_on(tmp_p
     (b'{"step": 3}', 3, False),
     (b'[3]\n', 2, True),
     (b'{"step": 1e999}\n', 2, True),
+    (b'{"step": 3, "train/loss": "x"}\n', 2, True),
   ],
 )
 def test_a_damaged_end_is_left_out(tmp_path, console, end, lines, said):
