@@ -111,6 +111,8 @@ def _run(program: Program, argv: Sequence[str], watch: signals.Watch) -> int:
   except Exception as error:
     if watch.raised:
       return 128 + watch.raised
+    if isinstance(error, OSError) and error.filename is not None:  # without a name, perhaps the output
+      error = errors.of_file(error)
     if not isinstance(error, errors.InputError | errors.RunError):
       raise
     _print_error(error)

@@ -4,6 +4,7 @@ Programs print either error as a single line and exit with 2 for `InputError` (n
 """
 
 import difflib
+import errno
 import re
 from collections.abc import Iterable, Sequence
 
@@ -93,6 +94,12 @@ class InputError(ValueError):
 
 class RunError(RuntimeError):
   """A run that started and failed, such as a loss that is not finite."""
+
+
+def of_file(error: OSError) -> RunError:
+  """Makes the error for a file that cannot be written or read, from an error that names it."""
+  hint = '; make room and run the same command again' if error.errno in (errno.ENOSPC, errno.EDQUOT) else ''
+  return RunError(f'{error.filename}: {error.strerror}{hint}')
 
 
 def unknown(what: str, name: str, valid: Iterable[str]) -> InputError:

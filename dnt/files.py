@@ -1,5 +1,8 @@
 """Replaces files atomically: a reader sees either the whole old or the whole new file, even if the writer is killed."""
 
+import contextlib
+import errno
+import io
 import json
 import math
 import os
@@ -21,18 +24,30 @@ def make_workdir(path: str | os.PathLike, flag: str = '--workdir') -> None:
   Raises:
     errors.InputError: the folder is not writable, or its path is not UTF-8, as checkpoints need it.
   """
-  path = pathlib.Path(path)
   whole = os.path.abspath(path)
   if whole != readable(whole):
     raise errors.InputError(f'{flag.lstrip("-")} {readable(whole)} is not valid UTF-8; give another with {flag}')
+  if problem := why_not_writable(path):
+    raise errors.InputError(f'{flag.lstrip("-")} {path} cannot be written ({problem}); give another with {flag}')
+
+
+def why_not_writable(folder: str | os.PathLike) -> str:
+  """Creates a folder if it is missing; returns why no file can be written there, '' if one can."""
   try:
-    path.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=path):
-      pass
+    pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+      append(file, bytes(4096))  # a full disk may still have room for names
   except OSError as error:
-    raise errors.InputError(
-      f'{flag.lstrip("-")} {path} cannot be written ({error.strerror}); give another with {flag}'
-    ) from error
+    return error.strerror or str(error)
+  return ''
+
+
+def cache_folder(name: str) -> pathlib.Path | None:
+  """Returns the folder of one of dnt's caches, `~/.cache/dnt/<name>`; None if there is no home folder."""
+  try:
+    return pathlib.Path.home() / '.cache' / 'dnt' / name
+  except RuntimeError:  # a user id without an account and without HOME, as in a container
+    return None
 
 
 def readable(name: str) -> str:
@@ -40,20 +55,56 @@ def readable(name: str) -> str:
   return name.encode('utf-8', 'surrogateescape').decode('utf-8', 'backslashreplace')
 
 
+def append(file: io.RawIOBase, content: bytes) -> None:
+  """Writes all of `content` to an unbuffered file, which keeps nothing that it would write again when it is closed.
+
+  Raises:
+    OSError: it cannot be written, or only a part of it.
+  """
+  if file.write(content) != len(content):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 def write(path: str | os.PathLike, content: str | bytes) -> None:
-  """Replaces the file at `path` with `content` (text as UTF-8, file names in it as `readable` returns them)."""
+  """Replaces the file at `path` with `content` (text as UTF-8, file names in it as `readable` returns them).
+
+  Raises:
+    OSError: it cannot be written; `filename` is the path, and the old file is still there.
+  """
   path = pathlib.Path(path)
   partial = path.with_name(f'{path.name}.partial')
-  with partial.open('wb') as file:
-    file.write(readable(content).encode() if isinstance(content, str) else content)
-    file.flush()
-    os.fsync(file.fileno())
-  partial.replace(path)
+  try:
+    with partial.open('wb', buffering=0) as file:
+      append(file, readable(content).encode() if isinstance(content, str) else content)
+      os.fsync(file.fileno())
+    partial.replace(path)
+  except OSError as error:
+    with contextlib.suppress(OSError):
+      partial.unlink()
+    error.filename = str(path)  # a write names no file
+    raise
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
   """Replaces the file at `path` with `value` as indented JSON; NaN and infinities, which JSON lacks, become null."""
   write(path, json.dumps(_finite(value), indent=2, allow_nan=False) + '\n')
+
+
+def read_object(path: str | os.PathLike) -> dict[str, Any]:
+  """Reads a JSON object.
+
+  Raises:
+    errors.InputError: the file cannot be read, or does not hold one.
+  """
+  try:
+    content = json.loads(pathlib.Path(path).read_bytes())
+  except OSError as error:
+    raise errors.InputError(f'{path} cannot be read ({error.strerror})') from error
+  except (ValueError, RecursionError) as error:
+    raise errors.InputError(f'{path} is damaged: it is not JSON ({error})') from error
+  if not isinstance(content, dict):
+    raise errors.InputError(f'{path} is damaged: it holds no JSON object, but {type(content).__name__}')
+  return content
 
 
 def _finite(value: Any) -> Any:

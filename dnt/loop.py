@@ -70,7 +70,7 @@ def train(
   Raises:
     errors.InputError: config, data and checkpoint do not fit together, the run was trained with another config, or
       another run owns the workdir; nothing has run and nothing saved is lost.
-    errors.RunError: a loss or state is not finite; the last good checkpoint remains.
+    errors.RunError: a loss or state is not finite, or a file cannot be written; the last good checkpoint remains.
   """
   schema.validate(config)
   cpu.check()
@@ -128,12 +128,23 @@ def _train(
         rec.changed(step, resume.log(changed, run, trained, step))
       try:
         state = _run(_Session(run, mesh, loader, programs, saved, rec, clock, guard), state)
-      except (errors.InputError, errors.RunError) as error:
         saved.close()
-        kept = 'none was saved' if saved.latest_step is None else f'the checkpoint of step {saved.latest_step} is kept'
-        raise type(error)(f'{error}; {kept} in {workdir}') from error
-      saved.close()
+      except (errors.InputError, errors.RunError, OSError) as error:
+        raise _failed(error, saved, workdir) from error
   return report.write(run, rec, state, workdir, mesh, command, guard.stopped_by)
+
+
+def _failed(error: Exception, saved: checkpoints.Checkpoints, workdir: pathlib.Path) -> Exception:
+  """Returns the error of a run that failed at `error`, with the newest checkpoint that is kept."""
+  with contextlib.suppress(errors.RunError):  # the first error counts
+    saved.close()
+  if isinstance(error, OSError):
+    if error.filename is None:
+      return error
+    error = errors.of_file(error)
+  step = saved.newest_on_disk()
+  kept = 'none was saved' if step is None else f'the checkpoint of step {step} is kept'
+  return type(error)(f'{error}; {kept} in {workdir}')
 
 
 def _already_further(

@@ -1,10 +1,13 @@
 """Names the files of a workdir and the number of their format."""
 
-import json
+import logging
 import pathlib
 import re
+from typing import Any
 
 from dnt import errors, files
+
+_log = logging.getLogger(__name__)
 
 # The number grows if older code can no longer read what is written; older formats are still read.
 # 2: the optimizer's state of the parameters that begin to train in phase 1 is `opt_state/phase1`; it was
@@ -42,6 +45,26 @@ def confusion_paths(workdir: pathlib.Path) -> list[pathlib.Path]:
   return sorted(workdir.glob('confusion_*.json'))
 
 
+def read_confusion(path: pathlib.Path) -> dict[str, Any] | None:
+  """Returns the content of a `confusion_path`; None if it is damaged, with a line that says so."""
+
+  def are(values, kind):
+    return isinstance(values, list) and all(isinstance(value, kind) for value in values)
+
+  try:
+    content = files.read_object(path)
+    names, matrix = content['class_names'], content['matrix']
+    columns = content.get('per_class', {}).values()  # older versions have none
+    good = isinstance(content['split'], str) and isinstance(content['step'], int) and are(names, str)
+    good = good and len(matrix) == len(names) and all(are(row, int) and len(row) == len(names) for row in matrix)
+    good = good and all(are(column, int | float | None) and len(column) == len(names) for column in columns)
+  except (errors.InputError, KeyError, TypeError, AttributeError):
+    good, content = False, None
+  if not good:
+    _log.info(f'{path} is damaged and is left out; an evaluation writes it again')
+  return content if good else None
+
+
 def check_format(workdir: pathlib.Path) -> None:
   """Refuses a workdir that newer code has written; a workdir without a number has format 1.
 
@@ -52,8 +75,8 @@ def check_format(workdir: pathlib.Path) -> None:
   if not path.exists():
     return
   try:
-    number = int(json.loads(path.read_bytes())['format'])
-  except (OSError, ValueError, KeyError, TypeError) as error:
+    number = int(files.read_object(path)['format'])
+  except (ValueError, KeyError, TypeError, OverflowError) as error:
     raise errors.InputError(f'{path}, which holds the format of the workdir, cannot be read ({error})') from error
   check_number(number, str(workdir))
 

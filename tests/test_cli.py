@@ -170,17 +170,18 @@ def test_the_config_of_a_run_is_run_again(name, separate, tmp_path):
   ('content', 'said'),
   [
     ('{"optim": {"lr": 1}}', "config.json.* 'optim.lr'; did you mean 'optim.learning_rate'"),
-    ('{"optim": ', 'config.json is not JSON'),
+    ('{"optim": ', '^[^ ]*config.json is damaged: .*not JSON'),
     ('{"train": {"steps": "many"}}', "config.json: .*train.steps must be int, not str .'many'"),
     ('{"train": {"steps": -1}}', 'config.train.steps=-1 must'),
-    ('[]', 'config.json .*no config'),
+    ('[]', '^[^ ]*config.json is damaged: .*list'),
+    (b'\xff', '^[^ ]*config.json is damaged'),
     (None, 'config.json'),
   ],
 )
 def test_a_recorded_config_that_cannot_be_read_is_named(content, said, tmp_path):
   path = tmp_path / 'config.json'
   if content is not None:
-    path.write_text(content)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
   with pytest.raises(errors.InputError, match=said) as refused:
     parse(f'--config={path}')
   assert 'run_config.py' not in str(refused.value) and '\n' not in str(refused.value)

@@ -1,3 +1,4 @@
+import io
 import json
 import os
 
@@ -22,6 +23,40 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
   with pytest.raises(TypeError):
     files.write_json(path, {'a': object()})
   assert json.loads(path.read_text()) == {'a': 1}
+
+
+def test_a_full_disk_leaves_the_old_file_and_no_other_and_is_named(tmp_path, monkeypatch):
+  path = tmp_path / 'file.json'
+  files.write_json(path, {'a': 1})
+
+  def append(file, content):
+    file.write(content[:3])
+    raise OSError(28, 'No space left on device')
+
+  monkeypatch.setattr(files, 'append', append)
+  with pytest.raises(OSError, match='No space left') as raised:
+    files.write_json(path, {'a': 2})
+  assert raised.value.filename == str(path)
+  assert json.loads(path.read_text()) == {'a': 1} and list(tmp_path.iterdir()) == [path]
+  assert 'No space left' in files.why_not_writable(tmp_path)
+
+
+def test_a_write_of_a_part_is_an_error(tmp_path):
+  class Short(io.RawIOBase):
+    def write(self, content):
+      return len(content) - 1
+
+  with pytest.raises(OSError, match='No space left'):
+    files.append(Short(), b'abc')
+
+
+@pytest.mark.parametrize('content', [b'', b'[]', b'3', b'"x"', b'{"a": ', b'\xff\xfe', b'[' * 100_000, None])
+def test_what_is_no_json_object_is_refused_by_name(tmp_path, content):
+  if content is not None:
+    (tmp_path / 'a.json').write_bytes(content)
+  with pytest.raises(errors.InputError, match=r'a\.json ') as refused:
+    files.read_object(tmp_path / 'a.json')
+  assert '\n' not in str(refused.value)
 
 
 def test_json_is_strict(tmp_path):

@@ -3,8 +3,10 @@
 import errno
 import io
 import json
+import os
 import pathlib
 import re
+import subprocess
 import sys
 
 import numpy as np
@@ -12,7 +14,9 @@ import pytest
 from PIL import Image
 
 from dnt import config as schema
+from dnt import files
 from dnt.reporting import metrics
+from dnt.training import record
 
 pytestmark = pytest.mark.usefixtures('unoptimized')
 
@@ -26,6 +30,7 @@ SMALL = (
   '--config.eval.batch_size=16',
 )
 TINY = ('--config.data.source=synthetic', '--config.data.synthetic_examples=64', *SMALL)
+PLAIN = (*(flag for flag in TINY if 'crop_padding' not in flag), '--config.data.augment=none')
 
 
 def images(folder, count, size=(8, 8)):
@@ -72,6 +77,104 @@ def test_a_run_whose_output_closes_saves_first(tmp_path, monkeypatch, capfd):
   assert 0 < step < 40
   err = capfd.readouterr().err
   assert 'checkpoint' in err and len(err.strip().splitlines()) == 1
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize(
+  'name', ['config.json', 'metrics.jsonl', 'confusion_test.json', 'summary.json', 'curves.png', 'report.html']
+)
+def test_a_file_for_which_the_disk_has_no_room_is_one_line(program, tmp_path, monkeypatch, name):
+  append = files.append
+
+  def fail(file, content):
+    if name in str(file.name):
+      raise OSError(errno.ENOSPC, 'No space left on device')
+    append(file, content)
+
+  monkeypatch.setattr(files, 'append', fail)
+  arguments = (*TINY, f'--workdir={tmp_path}', '--config.checkpoint.every=2', '--config.eval.every=4')
+  code, _, err = program(*arguments)
+  assert code == 1
+  assert err.startswith('error: ') and err.count('\n') == 1 and f'{tmp_path / name}' in err and 'No space left' in err
+  saved = 0 if name in ('config.json', 'metrics.jsonl') else 4
+  assert (tmp_path / 'checkpoints' / str(saved)).is_dir() == bool(saved)
+  if name in ('curves.png', 'report.html'):
+    assert json.loads((tmp_path / 'summary.json').read_text())['finished']
+  assert not list(tmp_path.glob('*.partial'))
+
+  monkeypatch.undo()
+  code, out, err = program(*arguments)
+  assert code == 0, err
+  assert (f'continuing from step {saved}' in out) == bool(saved) and (tmp_path / name).exists()
+
+
+def in_small_folder(folder, size, script):
+  """Runs a shell script with a file system of that size at `folder`; skips the test where only root can."""
+  folder.mkdir()
+  inside = f'mount -t tmpfs -o size={size} tmpfs {folder} || exit 9; {script}'
+  try:
+    result = subprocess.run(['unshare', '-m', 'bash', '-c', inside], capture_output=True, text=True, timeout=500)
+  except FileNotFoundError:
+    pytest.skip('there is no unshare')
+  if 'unshare failed' in result.stderr or result.returncode == 9:
+    pytest.skip('only root can mount')
+  return result
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize('size', ['150k', '400k', '800k'])
+def test_a_disk_that_fills_up_is_one_line_and_with_room_the_run_goes_on(tmp_path, size):
+  """At the first checkpoint, at a later file, at the report; whatever fails in which thread."""
+  network = '--config.model.name=mlp --config.model.depth=3 --config.model.width=16 --config.telemetry.every=2'
+  often = '--config.train.steps=6 --config.train.log_every=1 --config.checkpoint.every=2 --config.eval.every=2'
+  folder = tmp_path / 'small'
+  arguments = f'{" ".join(PLAIN)} {network} --config.model.norm=none {often}'
+  command = f'"{sys.executable}" -m dnt.main {arguments} --workdir={folder}/run'
+  script = f'{command}; echo code $?; echo next >&2; mount -o remount,size=20m {folder}; {command}; echo code $?'
+  result = in_small_folder(folder, size, script)
+  first, second = result.stderr.split('next\n')
+  assert re.findall(r'code (\d+)', result.stdout) == ['1', '0'], result
+  assert first.startswith('error: ') and first.count('\n') == 1 and 'make room' in first
+  assert 'needs 0.0' not in first and not second
+  assert 'finished step 6' in result.stdout
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize('step', [2, 4])
+def test_a_workdir_that_is_moved_away_is_one_line_and_what_it_holds_remains(program, tmp_path, monkeypatch, step):
+  evaluated = record.Record.evaluated
+
+  def move(self, at, result):
+    evaluated(self, at, result)
+    if at == step:
+      (tmp_path / 'run').rename(tmp_path / 'moved')
+
+  monkeypatch.setattr(record.Record, 'evaluated', move)
+  arguments = (*TINY, '--config.checkpoint.every=1', '--config.eval.every=1', '--config.train.log_every=1')
+  code, _, err = program(*arguments, f'--workdir={tmp_path / "run"}')
+  assert code == 1
+  assert err.startswith('error: ') and err.count('\n') == 1 and str(tmp_path / 'run') in err
+  monkeypatch.undo()
+  (tmp_path / 'moved' / 'owner.json').unlink()  # it names this process, which lives on
+  code, out, err = program(*arguments, f'--workdir={tmp_path / "moved"}')
+  assert code == 0, err
+  assert re.search(r'continuing from step (\d+)', out)[1] in (str(step - 1), str(step))
+
+
+@pytest.mark.thorough
+def test_a_home_that_cannot_be_written_costs_lines_and_no_more(tmp_path):
+  (tmp_path / 'file').write_text('')
+  environment = {
+    name: value for name, value in os.environ.items() if name not in ('JAX_COMPILATION_CACHE_DIR', 'DISPLAY')
+  }
+  environment |= dict.fromkeys(('HOME', 'XDG_CACHE_HOME', 'XDG_CONFIG_HOME', 'MPLCONFIGDIR'), str(tmp_path / 'file'))
+  arguments = [*PLAIN, '--config.finetune.trainable=head', f'--workdir={tmp_path / "run"}']
+  command = [sys.executable, '-m', 'dnt.main', *arguments]
+  result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+  assert result.returncode == 0 and not result.stderr, result
+  lines = [line for line in result.stdout.splitlines() if 'not kept' in line]
+  assert len(lines) == 3 and all(str(tmp_path / 'file') in line for line in lines), result.stdout
+  assert (tmp_path / 'run' / 'curves.png').exists()
 
 
 def test_a_run_fills_its_workdir(trained):

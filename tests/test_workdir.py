@@ -49,12 +49,14 @@ def test_an_old_run_is_evaluated_and_used_as_weights(old, program, call_program)
 
 
 @pytest.mark.thorough
-def test_old_features_are_found(old, program):
-  before = sorted(path.name for path in (old / 'cache').iterdir())
+def test_old_features_which_have_no_digests_are_replaced(old, program):
+  before = sorted(path.name for path in (old / 'cache').glob('*.features'))
   arguments = ['--config.finetune.unfreeze=()', '--config.train.init_from=whole', '--config.ema.decay=0']
   code, output, problems = program('--config=tiny.py', '--workdir=new', '--config.finetune.cache_dir=cache', *arguments)
   assert code == 0, problems
-  assert sorted(path.name for path in (old / 'cache').iterdir()) == before
+  after = sorted(path.name for path in (old / 'cache').glob('*.features'))
+  assert len(after) == len(before) > 0 and not {*after} & {*before}
+  assert output.count('older version') == len(before)
 
 
 def test_an_old_comparison_is_reported_without_running_again(old, call_program):
@@ -78,6 +80,80 @@ def test_a_damaged_format_is_named(tmp_path, content):
   (tmp_path / workdir.VERSION).write_text(content)
   with pytest.raises(errors.InputError, match=rf'{tmp_path}/format\.json'):
     workdir.check_format(tmp_path)
+
+
+NOT_UTF8 = b'\xff\xfe\n\x80'
+
+
+def spoil_metrics(workdir):
+  with (workdir / 'metrics.jsonl').open('ab') as file:
+    file.write(NOT_UTF8)
+
+
+def writes(name, content):
+  return lambda workdir: (workdir / name).write_bytes(content)
+
+
+def without_classes(workdir):
+  path = workdir / 'config.json'
+  content = json.loads(path.read_text())
+  del content['model']['num_classes']
+  path.write_text(json.dumps(content))
+
+
+def with_unknown_key(workdir):
+  path = workdir / 'config.json'
+  path.write_text(json.dumps({**json.loads(path.read_text()), 'quux': {'a': 1}}))
+
+
+DAMAGES = {
+  'metrics': spoil_metrics,
+  'confusion': writes('confusion_test.json', b'{"split": "te'),
+  'confusion list': writes('confusion_test.json', b'[]'),
+  'confusion shape': writes(
+    'confusion_test.json', b'{"split": "test", "step": 4, "class_names": ["a"], "matrix": [[1, 2]]}'
+  ),
+  'config list': writes('config.json', b'[]'),
+  'config number': writes('config.json', b'3'),
+  'config text': writes('config.json', b'"x"'),
+  'config bytes': writes('config.json', NOT_UTF8),
+  'config half': writes('config.json', b'{"model": {"na'),
+  'config empty': writes('config.json', b'{}'),
+  'config incomplete': without_classes,
+  'config unknown': with_unknown_key,
+  'checkpoint 077': lambda workdir: (workdir / 'checkpoints' / '077').mkdir(),
+  'checkpoint file': writes('checkpoints/9', b''),
+  'checkpoint digits': lambda workdir: (workdir / 'checkpoints' / '\u0667').mkdir(),
+  'summary': writes('summary.json', b'[]'),
+}
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize('damage', DAMAGES)
+def test_a_damaged_file_is_one_line_at_most_and_the_run_remains(trained_copy, run_here, tmp_path, damage):
+  from PIL import Image
+
+  run = trained_copy
+  DAMAGES[damage](run.workdir)
+  Image.new('RGB', (8, 8)).save(tmp_path / 'a.png')
+  reads_config = damage.startswith('config')
+  programs = [
+    ('predict', [f'--images={tmp_path}/a.png'], reads_config),
+    ('export', ['--format=stablehlo'], reads_config),
+    ('explain', [f'--images={tmp_path}/a.png'], reads_config),
+    ('main', [*run.flags, '--mode=evaluate'], False),
+    ('main', run.flags, False),  # writes config.json and the results again
+    ('predict', [f'--images={tmp_path}/a.png'], False),
+  ]
+  for name, flags, refuses in programs:
+    code, output = run_here(name, f'--workdir={run.workdir}', *flags)
+    assert 'Traceback' not in output
+    assert code == (2 if refuses else 0), (name, output)
+    if refuses:
+      assert output.count('\n') == 1 and str(run.workdir / 'config.json') in output, output
+  assert (run.workdir / 'checkpoints' / '4').is_dir() and json.loads((run.workdir / 'summary.json').read_text())[
+    'finished'
+  ]
 
 
 def test_splits_have_confusion_matrices_of_their_own(tmp_path):

@@ -30,6 +30,7 @@ from dnt import workdir as workdir_lib
 from dnt.checkpoints import digests
 from dnt.reporting import metric_names
 
+_STEP = re.compile(r'0|[1-9][0-9]*')
 META_FILE = 'meta.json'
 
 
@@ -340,9 +341,12 @@ def metrics_of(path: pathlib.Path) -> dict[str, float]:
 
 
 def steps_in(directory: pathlib.Path) -> list[int]:
-  """Lists the committed steps: Orbax writes to another name and renames when it is done."""
+  """Lists the committed steps: Orbax writes to another name and renames when it is done.
+
+  Folders with other names, such as 077, are none of dnt's.
+  """
   try:
-    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit() and path.is_dir())
+    return sorted(int(path.name) for path in directory.iterdir() if _STEP.fullmatch(path.name) and path.is_dir())
   except (FileNotFoundError, NotADirectoryError):
     return []
   except PermissionError as error:

@@ -5,8 +5,10 @@ skip a checkpoint that one of them finds damaged. They must share the file syste
 """
 
 import dataclasses
+import errno
 import functools
 import logging
+import math
 import os
 import pathlib
 import secrets
@@ -26,6 +28,7 @@ from dnt.parallel import multihost
 from dnt.reporting import metric_names
 
 NEWEST, BEST = 'newest', 'best'  # names for a checkpoint of a run
+_BESIDE = 2**17  # bytes of a small checkpoint that are not values
 _log = logging.getLogger(__name__)
 
 
@@ -94,6 +97,10 @@ class Checkpoints:
     if '_manager' in self.__dict__:
       return sorted(self._manager.all_steps())
     return multihost.broadcast_from_lead(format.steps_in(self._directory))
+
+  def newest_on_disk(self) -> int | None:
+    """Returns the newest step that this process sees on disk; not collective, so that it can follow an error."""
+    return max(format.steps_in(self._directory), default=None)
 
   def save(self, step: int, state: Any, meta: Mapping[str, Any], metrics: Mapping[str, float] | None = None) -> bool:
     """Starts to write a checkpoint; returns once the state is copied, so that its buffers may be donated.
@@ -209,7 +216,8 @@ class Checkpoints:
     # If only the writer threads found these two errors, they would cause pages of tracebacks or minutes of waiting.
     problem = None
     if multihost.is_lead():
-      needed = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves.values())
+      # Beside the values: what describes them, in files of whole blocks.
+      needed = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves.values()) + _BESIDE
       try:
         free = shutil.disk_usage(self._directory).free
       except OSError as error:
@@ -219,7 +227,8 @@ class Checkpoints:
       else:
         if free < needed:
           problem = errors.RunError(
-            f'a checkpoint needs {needed / 1e6:.0f} MB and the disk of {self._directory} has {free / 1e6:.0f} MB left; '
+            f'a checkpoint needs {math.ceil(needed / 1e5) / 10} MB and the disk of {self._directory} has '
+            f'{math.floor(free / 1e5) / 10} MB left; '
             'make room and run the same command again'
           )
     problem = _agree(problem)
@@ -241,8 +250,15 @@ class Checkpoints:
     try:
       call(*args, **kwargs)
     except Exception as error:
-      reason = str(error).strip().splitlines() or [type(error).__name__]
-      raise errors.RunError(f'a checkpoint could not be written to {self._directory}: {reason[0]}') from error
+      raise errors.RunError(f'a checkpoint could not be written to {self._directory}: {_reason(error)}') from error
+
+
+def _reason(error: BaseException) -> str:
+  """Returns what is wrong in one line."""
+  full = os.strerror(errno.ENOSPC)
+  if full in str(error):  # TensorStore adds paths and places in its code
+    return f'{full}; make room and run the same command again'
+  return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from dnt import config as schema
-from dnt import errors, models
+from dnt import errors, files, models
 from dnt import workdir as workdir_lib
 from dnt.checkpoints import format
 from dnt.config import changes as changes_lib
@@ -251,7 +251,7 @@ def _differences(run: Run) -> list[str] | None:
   if stored is None:
     return None
   old, new = run_config.parse(stored, run.workdir / workdir_lib.REQUESTED), run.config
-  if 'eval_resize' not in stored['data'] and new.data.eval_resize is None:
+  if 'eval_resize' not in stored.get('data', {}) and new.data.eval_resize is None:
     old.data.eval_resize = None  # older versions had no such option, and evaluated as they do without it
   found = [str(change) for change in changes_lib.find(old, new) if change.on_resume != schema.FREE]
   if not _images(run):  # else they are compared themselves, wherever they are
@@ -275,7 +275,11 @@ def source_weights(run: Run) -> str | None:
 
 def summary(run: Run) -> dict[str, Any] | None:
   """Returns the contents of the run's `summary.json`; None if there is none."""
-  return _read(run.workdir / workdir_lib.SUMMARY)
+  path = run.workdir / workdir_lib.SUMMARY
+  try:
+    return files.read_object(path) if path.exists() else None
+  except errors.InputError as error:
+    raise errors.InputError(f'{error}; delete it, and the run writes it again') from error
 
 
 def _read(path: pathlib.Path) -> dict[str, Any] | None:

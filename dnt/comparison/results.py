@@ -5,7 +5,6 @@ It writes to the comparison's workdir: `results.md`, `results.csv`, `results.jso
 
 import csv
 import io
-import json
 import math
 import pathlib
 import statistics
@@ -73,7 +72,7 @@ def read(run: plan.Run) -> Outcome:
   """Reads the results of a run from its workdir."""
   records, summary = metrics.read(run.workdir), plan.summary(run) or {}
   failure = run.workdir / workdir_lib.FAILURE
-  error = json.loads(failure.read_text())['error'] if failure.exists() else ''
+  error = str(files.read_object(failure).get('error', 'unknown')) if failure.exists() else ''
   step = records[-1]['step'] if records else 0
   if summary.get('finished'):
     state = 'finished'
@@ -252,8 +251,8 @@ def _per_class(run: plan.Run, step: int) -> dict[str, dict[str, dict[str, float]
   """Returns `Outcome.per_class` of the evaluation at that step; older versions did not record it."""
   result = {}
   for path in workdir_lib.confusion_paths(run.workdir):
-    content = json.loads(path.read_text())
-    if content['step'] == step and 'per_class' in content:
+    content = workdir_lib.read_confusion(path)
+    if content and content['step'] == step and 'per_class' in content:
       numbers = {name: values for name, values in content['per_class'].items() if name != 'examples'}
       result[_split_name(run, content['split'])] = {
         label: {name: values[place] for name, values in numbers.items() if values[place] is not None}

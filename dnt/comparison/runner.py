@@ -6,7 +6,6 @@ workdir, and the reason of a failure to `failure.json`.
 
 import contextlib
 import ctypes
-import json
 import logging
 import os
 import pathlib
@@ -19,7 +18,7 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
-from dnt import files
+from dnt import errors, files
 from dnt import workdir as workdir_lib
 from dnt.comparison import plan
 from dnt.config import run_config
@@ -102,7 +101,7 @@ def _without_source(run: plan.Run) -> str:
   """Returns why a run cannot start: the run that trains its initial weights has failed; '' if it can start."""
   if not run.source or plan.source_weights(run):
     return ''
-  failure = json.loads((run.source.workdir / workdir_lib.FAILURE).read_text())
+  failure = files.read_object(run.source.workdir / workdir_lib.FAILURE)
   return f'it starts from {run.source.variant}, which failed: {failure["error"]}'
 
 
@@ -245,7 +244,10 @@ def _modified(run: plan.Run) -> float | None:
 
 def _total_steps(run: plan.Run) -> int | None:
   path = run.workdir / workdir_lib.CONFIG
-  return json.loads(path.read_text())['train']['steps'] if path.exists() else None
+  try:
+    return files.read_object(path)['train']['steps'] if path.exists() else None
+  except (errors.InputError, KeyError, TypeError):  # the run itself reports it
+    return None
 
 
 def _last_step(run: plan.Run) -> int | None:

@@ -73,7 +73,8 @@ def _frames(error: BaseException, path: pathlib.Path) -> list[tuple[types.FrameT
 
 def _reason(error: BaseException) -> str:
   lines = str(error).strip().splitlines()
-  return lines[-1] if lines else type(error).__name__
+  # absl makes errors with the traceback of a ValueError in their text.
+  return lines[-1].removeprefix(f'{errors.__name__}.{errors.InputError.__name__}: ') if lines else type(error).__name__
 
 
 def _problem(access: Mapping[str, Any], error: BaseException, frame: types.FrameType) -> str:

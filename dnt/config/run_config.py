@@ -3,7 +3,6 @@
 python -m dnt.main --config=runs/mine --workdir=runs/again
 """
 
-import json
 import os
 import pathlib
 from typing import Any
@@ -21,13 +20,7 @@ def get_config(path: str) -> typed.Config:
   Raises:
     errors.InputError: the file cannot be read, or does not hold a config.
   """
-  try:
-    content = json.loads(pathlib.Path(path).read_text())
-  except OSError as error:
-    raise errors.InputError(f'cannot read the config {path!r}: {error.strerror}') from error
-  except ValueError as error:
-    raise errors.InputError(f'{path} is not JSON: {error}') from error
-  return parse(content, path)
+  return parse(files.read_object(path), path)
 
 
 def parse(content: Any, path: str | os.PathLike) -> typed.Config:

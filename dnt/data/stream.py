@@ -4,6 +4,10 @@ Each process reads its rows of a batch. A batch is a function of its step alone,
 checkpoints hold no iterator state.
 """
 
+import errno
+import logging
+import shutil
+import signal
 import sys
 from typing import Any
 
@@ -17,6 +21,10 @@ from dnt.parallel import mesh as meshes
 
 THREADS = 4  # threads of the main process that read ahead, if there are no workers
 AHEAD = 2  # finished batches that each worker buffers
+SHARED_MEMORY = '/dev/shm'  # where workers leave their batches on Linux; Docker gives a container 64 MB of it
+SHARE = 0.25  # fraction of the free shared memory that one loader may fill; other loaders and processes need some too
+_SHORT = (errno.ENOSPC, errno.ENOSYS, errno.EROFS)  # what fails without shared memory, as semaphores do
+_log = logging.getLogger(__name__)
 
 # Grain reads an endless run as a range, which ends here.
 ENDLESS = 2**62
@@ -35,6 +43,7 @@ class Batches:
   def __init__(self, reader: readers.TrainReader | readers.EvalReader, steps: int | None, workers: int):
     self._reader, self._steps, self._workers = reader, steps, workers
     self._iterator, self._next = None, None
+    self._shares: bool | None = None  # whether workers leave batches in shared memory; None: not known yet
 
   def at(self, step: int) -> dict[str, np.ndarray]:
     """Returns the batch of a step: image uint8 [b, H, W, C], label int32 [b]; fastest for consecutive steps.
@@ -43,11 +52,11 @@ class Batches:
       errors.InputError: an image cannot be read; the workers are stopped.
       errors.RunError: a worker was killed.
     """
-    if step != self._next:
-      self.close()
-      self._iterator = self._open(step)
-    assert self._iterator is not None  # `close` also forgets the next step
     try:
+      if step != self._next:
+        self.close()
+        self._iterator = self._open(step)
+      assert self._iterator is not None  # `close` also forgets the next step
       # Copies the arrays: a worker's batch lies in shared memory, which grain frees together with its arrays.
       batch = {name: np.array(value) for name, value in next(self._iterator).items()}
     except BaseException as error:
@@ -55,9 +64,11 @@ class Batches:
       message = str(error).partition('\n')[0]  # grain appends a note about its traceback
       if isinstance(error, errors.InputError):
         raise errors.InputError(message) from error
-      if (
-        isinstance(error, RuntimeError) and 'Worker process' in message
-      ):  # it was killed, or ran out of (shared) memory
+      if self._workers and _lacks_shared_memory(error, message):
+        _log.info(f'worker processes found no room in shared memory ({SHARED_MEMORY}); reading goes on without them')
+        self._workers = 0
+        return self.at(step)
+      if isinstance(error, RuntimeError) and 'Worker process' in message:  # it was killed, or ran out of memory
         raise errors.RunError(f'a worker process that reads data has died: {message}') from error
       raise
     self._next = step + 1 if self._steps is None else (step + 1) % self._steps
@@ -86,15 +97,48 @@ class Batches:
     else:  # repeats, so that the workers of one evaluation serve the next one too
       data = grain.MapDataset.range(self._steps * rows).repeat().slice(slice(step * rows, None))
     threads = 0 if self._workers else THREADS
+    if self._workers and self._shares is None:
+      self._shares = _has_room(sum(value.nbytes for value in self._reader(step * rows).values()) * rows, self._workers)
+    data = data.map(self._reader).batch(rows)
+    data = data.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads))
+    if self._workers and not self._shares:
+      # All arrays are smaller than this, and therefore go through pipes.
+      data = grain.experimental.WithOptionsIterDataset(data, grain.experimental.DatasetOptions(min_shm_size=2**62))
     return iter(
-      data.map(self._reader)
-      .batch(rows)
-      .to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads))
-      .mp_prefetch(
+      data.mp_prefetch(
         grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=AHEAD),
         worker_init_fn=readers.start_worker,
       )
     )
+
+
+def _has_room(size: int, workers: int) -> bool:
+  """Returns whether the batches that workers read ahead fit into shared memory; says so if they do not.
+
+  Args:
+    size: bytes of a batch.
+    workers: number of worker processes.
+  """
+  try:
+    free = shutil.disk_usage(SHARED_MEMORY).free
+  except OSError:  # a system that keeps shared memory elsewhere
+    return True
+  # Of each worker: what it and the main process buffer, and the two batches between.
+  needed = size * workers * (2 * AHEAD + 2)
+  if needed <= SHARE * free:
+    return True
+  _log.info(
+    f'{needed / 1e6:,.1f} MB of batches are too much for the {free / 1e6:,.1f} MB left in shared memory '
+    f'({SHARED_MEMORY}), so worker processes pass them through pipes; more (docker run --shm-size) would be faster'
+  )
+  return False
+
+
+def _lacks_shared_memory(error: BaseException, message: str) -> bool:
+  """Returns whether worker processes failed for want of shared memory: it is full, read-only or missing."""
+  if isinstance(error, OSError):
+    return error.errno in _SHORT or (isinstance(error, PermissionError) and not error.filename)
+  return isinstance(error, RuntimeError) and f'exit code {-signal.SIGBUS}.' in message
 
 
 def local_rows(batch_size: int, mesh: Mesh) -> range:

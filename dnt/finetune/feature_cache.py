@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from dnt import errors, trees
+from dnt import errors, files, trees
 from dnt.config import implied, typed
 from dnt.data import examples, pipeline
 from dnt.data.transforms import images
@@ -32,10 +32,11 @@ from dnt.reporting import progress
 from dnt.training import experiment, initialize, steps
 
 _log = logging.getLogger(__name__)
+FOLDER = 'features'  # of the cache folder
 LARGEST = 2**33  # largest size in bytes of a split's features, which are held on the device
 SHAKEN = 0.1  # standard deviation of the noise that `_suffices` adds to parameters
+_WITHOUT_DIGESTS = 2  # the version of feature files before digests
 CLOSE = 1e-4  # logits that differ by at most this fraction of the largest one count as equal
-_FORMAT = 2  # version of the file contents; increase it when they change
 
 
 class _Prefix(NamedTuple):
@@ -87,8 +88,16 @@ def use(
     name: trees.split(tree, lambda path: freeze.is_below(path, skipped))[0] for name, tree in variables.items()
   }
   network = {key: value for key, value in run.config.model.to_dict().items() if key != 'folder'}
-  about = [_FORMAT, network, names, pooled, trees.sha256(weights)]
-  directory = pathlib.Path(run.config.finetune.cache_dir or pathlib.Path.home() / '.cache' / 'dnt' / 'features')
+  about = [network, names, pooled, trees.sha256(weights)]
+  given = run.config.finetune.cache_dir
+  directory = pathlib.Path(given) if given else files.cache_folder(FOLDER)
+  for name in feature_files.LIMITS:
+    feature_files.limit(name)  # on every process, so that all stop if it is not valid
+  if directory is None:
+    _log.info('features are not kept: there is no home folder; set config.finetune.cache_dir')
+  elif multihost.is_lead():
+    with contextlib.suppress(OSError):  # reported where features are read and written
+      feature_files.make_room(directory)
 
   def features(source, views):
     """Returns the features of a split: one evaluation view if `views` is 0, else that many training views."""
@@ -218,42 +227,73 @@ def _load(
   views: int,
   mesh: Mesh,
   prefix: _Prefix,
-  directory: pathlib.Path,
+  directory: pathlib.Path | None,
   about: list[Any],
 ) -> examples.Examples:
-  """Returns the features of a split; reads them from disk or computes them."""
-  seen = _seen(run.config.data)
-  drawn = [views, run.config.seed] if views else [0]
-  identity = json.dumps([*about, drawn, seen, source.name, source.split, _fingerprint(source)], default=str)
-  key = hashlib.sha256(identity.encode()).hexdigest()[:32]
-  path = directory / f'{key}.features'
+  """Returns the features of a split; reads them from disk or computes them. They are not kept without a directory."""
   last = next(row.shape for row in run.table if row.entry.name == prefix.names[-1])
   assert last is not None  # the last entry of a prefix is called
-  dtype = feature_files.record((1, 1, last[-1]) if prefix.pooled else last)
-  whole = max(views, 1) * len(source)
-  if whole * dtype.itemsize > LARGEST:
+  shape: Any = (1, 1, last[-1]) if prefix.pooled else last
+  whole, record = max(views, 1) * len(source), feature_files.record(shape)
+  if whole * record.itemsize > LARGEST:
     raise errors.InputError(
-      f'the features of {source.split} take {whole * dtype.itemsize / 1e9:.1f} GB, of at most {LARGEST / 1e9:.1f}: set '
-      'config.finetune.cached_views to 0, or to fewer views'
+      f'the features of {source.split} take {whole * record.itemsize / 1e9:.1f} GB, of at most {LARGEST / 1e9:.1f}: '
+      'set config.finetune.cached_views to 0, or to fewer views'
     )
-  try:
-    result = multihost.broadcast_from_lead(feature_files.count(path, dtype) >= whole)
-    if result:
-      features, labels = feature_files.read(path, dtype, whole)
-    else:
-      features, labels = _grow(run, source, views, mesh, prefix, path, dtype)
-  except OSError as error:
-    raise errors.InputError(
-      f'cannot read or write the features in {path}: {error.strerror}; set config.finetune.cache_dir, or cached_views=0'
-    ) from error
-  _log.info(
-    f'features of {source.split}: {"found in" if result else f"{features.nbytes / 1e6:,.0f} MB kept as"} {path}'
-  )
+  # We fill the arrays in place: features take most of a run's memory, and joining parts would hold them twice.
+  features, labels = np.empty((whole, *shape), np.float32), np.empty(whole, np.int32)
+  place = _place(run, source, views, directory, about, features.shape) if directory else None
+  held = _read(place, features, labels, source.split)
+  if multihost.least(held.count) < whole:
+    _grow(run, source, views, mesh, prefix, place, features, labels)
+  elif place:
+    _log.info(f'features of {source.split}: found in {place.path}')
   # Every view has the same labels. Those of the source count: the features may have been kept under another order.
   labels = labels[: len(source)] if source.labels is None else source.labels
-  return examples.Examples(
-    source.name, source.split, source.class_names, features.shape[1:], features, labels, max(views, 1)
-  )
+  return examples.Examples(source.name, source.split, source.class_names, shape, features, labels, max(views, 1))
+
+
+class _Place(NamedTuple):
+  """Where the features of a split are kept: the path of the file and the header that it must have."""
+
+  path: pathlib.Path
+  header: bytes
+
+
+def _place(
+  run: experiment.Experiment,
+  source: examples.Examples,
+  views: int,
+  directory: pathlib.Path,
+  about: list[Any],
+  shape: tuple[int, ...],
+) -> _Place:
+  """Returns where the features of a split, of the given shape, are kept; removes the file of an older version."""
+  seen, fingerprint = _seen(run.config.data), _fingerprint(source)
+  drawn = [views, run.config.seed] if views else [0]
+
+  def path(version):
+    identity = json.dumps([version, *about, drawn, seen, source.name, source.split, fingerprint], default=str)
+    return directory / f'{hashlib.sha256(identity.encode()).hexdigest()[:32]}.features'
+
+  if multihost.is_lead() and feature_files.remove(path(_WITHOUT_DIGESTS)):
+    _log.info(
+      f'features of {source.split}: the file of an older version, {path(_WITHOUT_DIGESTS).name}, has no digests and is '
+      'computed anew'
+    )
+  result = path(feature_files.FORMAT)
+  described = {'data': source.name, 'split': source.split, 'records': shape[0], 'shape': shape[1:]}
+  return _Place(result, feature_files.header(key=result.stem, **described))
+
+
+def _read(place: _Place | None, features: np.ndarray, labels: np.ndarray, split: str) -> feature_files.Found:
+  """Reads what is kept of the features into the arrays."""
+  nothing = feature_files.Found(0, 0, False)
+  try:
+    return feature_files.read(*place, features, labels) if place else nothing
+  except OSError as error:
+    _log.info(f'features of {split} cannot be read ({error})')
+    return nothing
 
 
 def _seen(data: typed.Data) -> dict[str, Any]:
@@ -276,32 +316,95 @@ def _grow(
   views: int,
   mesh: Mesh,
   prefix: _Prefix,
-  path: pathlib.Path,
-  dtype: np.dtype,
-) -> tuple[np.ndarray, np.ndarray]:
-  """Computes the features that the file does not hold yet, and appends each batch to it."""
-
-  def wait():
-    _log.info(f'features of {source.split}: another run computes them; waiting for it')
-
-  with feature_files.growing(path, dtype, wait) if multihost.is_lead() else contextlib.nullcontext() as write:
-    whole, size = max(views, 1) * len(source), run.config.eval.batch_size
-    done = multihost.broadcast_from_lead(min(feature_files.count(path, dtype), whole))
-    done -= done % len(source) % size  # round down to the start of a batch
-    # We fill the arrays in place: features take most of a run's memory, and joining parts would hold them twice.
-    features, labels = np.empty((whole, *dtype['features'].shape), np.float32), np.empty(whole, np.int32)
-    features[:done], labels[:done] = feature_files.read(path, dtype, done)
-    if done:
-      _log.info(f'features of {source.split}: continuing from {done} of {whole}')
-    line = progress.Count(f'features of {source.split}', whole, done)
-    for new, label in _compute(run, source, views, mesh, prefix, done):
-      if write is not None:  # on the lead process
-        write(done, new, label)
-      features[done : done + len(label)], labels[done : done + len(label)] = new, label
+  place: _Place | None,
+  features: np.ndarray,
+  labels: np.ndarray,
+) -> None:
+  """Computes the features that the file does not hold yet, fills the arrays, and appends each batch to the file."""
+  split, (whole, size) = source.split, (len(labels), run.config.eval.batch_size)
+  with _Keeper(place, split) as keeper:
+    multihost.barrier('dnt: features have one writer')  # the run before it has ended when the others read
+    held = _read(place, features, labels, split)
+    keeper.start(held, features.nbytes + labels.nbytes)
+    known = multihost.least(held.count)
+    done = known - known % len(source) % size  # the start of a batch
+    if held.damaged:
+      _log.info(
+        f'features of {split}: the file is damaged after example {held.count} of {whole}; computed anew from there'
+      )
+    elif known:
+      _log.info(f'features of {split}: continuing from {done} of {whole}')
+    line = progress.Count(f'features of {split}', whole, done)
+    for new, label in _compute(run, source, views, mesh, prefix, done) if known < whole else ():
+      keeper.write(done, new, label)
+      fresh = max(known - done, 0)  # all processes read the examples before `known`
+      features[done + fresh : done + len(label)], labels[done + fresh : done + len(label)] = new[fresh:], label[fresh:]
       done += len(label)
       line.update(done)
     line.close()
-  return features, labels
+    if keeper.path:
+      feature_files.hold(keeper.path, features)
+  if keeper.path:
+    _log.info(f'features of {split}: {features.nbytes / 1e6:,.0f} MB kept as {keeper.path}')
+
+
+class _Keeper:
+  """Keeps features on disk, on the lead process, as the only writer of their file.
+
+  A disk that is full or cannot be written ends the keeping with a line, and not the run.
+  """
+
+  def __init__(self, place: _Place | None, split: str):
+    self._place, self._split = place if multihost.is_lead() else None, split
+    self._stack, self._writer = contextlib.ExitStack(), None
+
+  def __enter__(self) -> '_Keeper':
+    with self._trying():
+      if self._place:
+        self._stack.enter_context(feature_files.growing(self._place.path, self._wait))
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    with self._trying():
+      if self._writer:
+        self._writer.close()
+    self._stack.close()
+
+  @property
+  def path(self) -> pathlib.Path | None:
+    """Returns the path of the file; None if the features are not kept, or by another process."""
+    return self._place and self._place.path
+
+  def start(self, held: feature_files.Found, whole: int) -> None:
+    """Prepares to append to what the file holds, until it takes `whole` bytes."""
+    with self._trying():
+      if self._place:
+        path = self._place.path
+        if problem := feature_files.make_room(path.parent, max(whole - held.size, 0), path):
+          raise OSError(None, problem)
+        self._writer = feature_files.Writer(*self._place, held)
+
+  def write(self, start: int, features: np.ndarray, labels: np.ndarray) -> None:
+    """Appends the features from example `start` on."""
+    with self._trying():
+      if self._writer:
+        self._writer.write(start, features, labels)
+
+  def _wait(self) -> None:
+    _log.info(f'features of {self._split}: another run computes them; waiting for it')
+
+  @contextlib.contextmanager
+  def _trying(self) -> Generator[None]:
+    try:
+      yield
+    except OSError as error:
+      assert self._place is not None
+      _log.info(f'features of {self._split} are not kept in {self._place.path.parent}: {error.strerror}')
+      path, writer, self._place, self._writer = self._place.path, self._writer, None, None
+      if writer:
+        with contextlib.suppress(OSError):
+          path.unlink()  # leaves the room on the disk to the run
+          writer.close()
 
 
 def _compute(

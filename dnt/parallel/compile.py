@@ -1,6 +1,8 @@
 """Compiles programs, with the XLA options that suit their devices, and keeps them in a cache on disk."""
 
+import logging
 import pathlib
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -9,9 +11,11 @@ import numpy as np
 from jax.extend import core
 from jax.sharding import Mesh
 
-from dnt import errors
+from dnt import files
 from dnt.parallel import mesh as mesh_lib
 from dnt.parallel.cpu import allocator, options
+
+_log = logging.getLogger(__name__)
 
 
 def jit(fn: Callable, mesh: Mesh | None = None, **kwargs: Any) -> Any:
@@ -88,18 +92,25 @@ def _without_dead_code(program: core.ClosedJaxpr, outputs: list[Any]) -> core.Cl
 def enable_cache(directory: pathlib.Path | None = None) -> None:
   """Caches every compiled program on disk for later processes; `JAX_COMPILATION_CACHE_DIR` overrides `directory`.
 
+  A directory that cannot be written costs a line, and time at the next start.
+
   Args:
     directory: directory of the cache, created if missing; default: `~/.cache/dnt/xla`.
-
-  Raises:
-    errors.InputError: the directory cannot be created.
   """
-  if jax.config.jax_compilation_cache_dir is None:  # ty: ignore[missing-attribute]  # jax adds its options at run time
-    directory = directory or pathlib.Path.home() / '.cache' / 'dnt' / 'xla'
-    try:
-      directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-      raise errors.InputError(f'cannot create the compilation cache {directory}: {error.strerror}') from error
+  given = jax.config.jax_compilation_cache_dir  # ty: ignore[missing-attribute]  # jax adds its options at run time
+  directory = pathlib.Path(given) if given else directory or files.cache_folder('xla')
+  if given and '://' in given:  # a bucket
+    problem = ''
+  else:
+    problem = files.why_not_writable(directory) if directory else 'there is no home folder'
+  if problem:
+    where = f' in {directory}' if directory else ''
+    _log.info(f'compiled programs are not kept{where} ({problem}), so the next start compiles them again')
+    jax.config.update('jax_compilation_cache_dir', None)
+    return
+  if not given:
     jax.config.update('jax_compilation_cache_dir', str(directory))
+  # A disk that fills up later would cause a warning for each program.
+  warnings.filterwarnings('ignore', 'Error (reading|writing) persistent compilation cache entry')
   # By default jax caches only programs that compile for at least a second, which excludes most of those at the start.
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)

@@ -100,3 +100,8 @@ def broadcast_from_lead(value: Any) -> Any:
   text = np.frombuffer(json.dumps(value).encode(), np.uint8)
   size = int(multihost_utils.broadcast_one_to_all(np.int32(text.size)))
   return json.loads(multihost_utils.broadcast_one_to_all(np.resize(text, size)).tobytes())
+
+
+def least(value: int) -> int:
+  """Returns the smallest value of all processes."""
+  return int(np.min(multihost_utils.process_allgather(np.int32(value))))

@@ -180,14 +180,14 @@ def _renew(path: pathlib.Path, mine: dict[str, Any], ended: threading.Event) -> 
 def _look(path: pathlib.Path) -> _Seen | None:
   """Returns what the owner's file holds; None: there is no owner."""
   try:
-    with path.open() as file:
+    with path.open('rb') as file:
       text, renewed = file.read(), os.fstat(file.fileno()).st_mtime
     owner = json.loads(text) if text else None
   except FileNotFoundError:
     return None
   except ValueError:
     owner = {}
-  return None if text == '' else _Seen(owner if isinstance(owner, dict) else {}, renewed)
+  return None if text == b'' else _Seen(owner if isinstance(owner, dict) else {}, renewed)
 
 
 def _identity(path: pathlib.Path) -> dict[str, Any]:

@@ -3,12 +3,13 @@
 Plots, reports and tables are made from the jsonl file.
 """
 
+import contextlib
 import json
+import logging
 import math
 import os
 import pathlib
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Generator, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,9 @@ import numpy as np
 from dnt import errors, files
 from dnt import workdir as workdir_lib
 from dnt.parallel import multihost
+from dnt.reporting import tensorboard
+
+_log = logging.getLogger(__name__)
 
 CHANGED = 'changed'  # in the lines of `Writer.note`
 
@@ -23,7 +27,8 @@ CHANGED = 'changed'  # in the lines of `Writer.note`
 def read(workdir: str | os.PathLike) -> list[dict[str, Any]]:
   """Reads the lines of a run's `metrics.jsonl`, oldest first; returns an empty list if there is no file.
 
-  It leaves out a last line that is incomplete because the process was cut off while writing it.
+  It leaves out a last line that is incomplete because the process was cut off while writing it, and with a message what
+  else is damaged at the end.
 
   Raises:
     errors.InputError: a line is not a JSON object with a step.
@@ -31,17 +36,23 @@ def read(workdir: str | os.PathLike) -> list[dict[str, Any]]:
   path = pathlib.Path(workdir) / workdir_lib.METRICS
   if not path.exists():
     return []
-  lines = path.read_text().splitlines()
-  records = []
+  lines, records, bad = path.read_bytes().split(b'\n'), [], []
   for number, line in enumerate(lines, 1):
+    if not line and number == len(lines):
+      break
     try:
       record = json.loads(line)
       record['step'] = int(record['step'])
-    except (ValueError, TypeError, KeyError):
-      if number == len(lines):
-        break
-      raise errors.InputError(f'{path}:{number} is not a JSON object with a step; delete that line') from None
+      if not all(value is None or isinstance(value, int | float) for name, value in record.items() if name != CHANGED):
+        raise ValueError
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+      bad.append(number)
+      continue
+    if bad:
+      raise errors.InputError(f'{path}:{bad[0]} is not a JSON object with a step; delete that line')
     records.append(record)
+  if bad and (len(bad) > 1 or not lines[-1]):
+    _log.info(f'{path} is damaged from line {bad[0]} on; these lines are left out')
   return records
 
 
@@ -64,7 +75,8 @@ class Writer:
     self._path = pathlib.Path(workdir) / workdir_lib.METRICS
     self._writes = multihost.is_lead()
     self._start_step = start_step
-    self._board = None
+    self._board: tensorboard.Board | None = None
+    self._has_board = self._writes
     if not self._writes:
       return
     evaluated = start_step if evaluated_at is None else min(evaluated_at, start_step)
@@ -75,10 +87,10 @@ class Writer:
 
     kept = [record for record in read(workdir) if remains(record)] if start_step else []
     files.write(self._path, ''.join(_line(record) for record in kept))
-    self._file = self._path.open('a', encoding='utf-8')
+    self._file = self._path.open('ab', buffering=0)
 
   def write(self, step: int, epoch: float, values: Mapping[str, Any]) -> None:
-    """Appends one line and flushes it.
+    """Appends one line.
 
     Args:
       step: optimizer steps done.
@@ -92,7 +104,8 @@ class Writer:
     if not self._writes:
       return
     record = {'step': int(step), 'epoch': _number(epoch)} | {name: _number(value) for name, value in values.items()}
-    self._append(record, self._to_board)
+    self._append(record)
+    self._to_board(record)
 
   def note(self, step: int, epoch: float, changed: Mapping[str, Any]) -> None:
     """Appends a line of what differs in config and data from `step` on.
@@ -113,41 +126,35 @@ class Writer:
     if not self._writes or self._file.closed:
       return
     self._file.close()
-    if self._board is not None:
-      self._board.close()
+    with self._trying():
+      if self._board is not None:
+        self._board.close()
 
-  def _append(self, record: Mapping[str, Any], also: Callable[[Mapping[str, Any]], None] = lambda record: None) -> None:
+  def _append(self, record: Mapping[str, Any]) -> None:
     try:
-      self._file.write(_line(record))
-      self._file.flush()
-      also(record)
+      files.append(self._file, _line(record).encode())
     except OSError as error:
       raise errors.RunError(f'{self._path} cannot be written ({error.strerror})') from error
 
   def _to_board(self, record: Mapping[str, Any]) -> None:
-    if self._board is None:
-      self._board = _make_board(self._path.parent, self._start_step)
-    from tensorboardX.proto import summary_pb2
+    with self._trying():
+      if self._has_board:
+        # The first line makes the board, so that the first step does not wait for the import.
+        self._board = self._board or tensorboard.Board(self._path.parent, self._start_step)
+        held = {name: value for name, value in record.items() if name != 'step' and value is not None}
+        self._board.write(record['step'], held)
 
-    # Write one event per line: `add_scalar` makes one per metric, 0.1 ms each, and telemetry has hundreds of metrics.
-    held = {name: value for name, value in record.items() if name != 'step' and value is not None}
-    summary = summary_pb2.Summary  # ty: ignore[missing-attribute]  # protobuf makes the classes at run time
-    values = [summary.Value(tag=name, simple_value=value) for name, value in held.items()]
-    self._board.file_writer.add_summary(summary(value=values), record['step'])
-
-
-def _make_board(workdir: pathlib.Path, start_step: int) -> Any:
-  # tensorboardX imports torch if it is installed, which takes seconds and is of no use here.
-  hidden = 'torch' not in sys.modules
-  if hidden:
-    sys.modules['torch'] = None  # ty: ignore[invalid-assignment]  # typeshed lacks None, which forbids the import
-  try:
-    import tensorboardX
-  finally:
-    if hidden:
-      del sys.modules['torch']
-  # purge_step: TensorBoard hides the events that a cut-off run wrote from this step on.
-  return tensorboardX.SummaryWriter(str(workdir), purge_step=start_step + 1 if start_step else None, flush_secs=10)
+  @contextlib.contextmanager
+  def _trying(self) -> Generator[None]:
+    """Ends the events for TensorBoard with a line if they cannot be written; `metrics.jsonl` has them too."""
+    try:
+      yield
+    except OSError as error:
+      broken, self._board, self._has_board = self._board, None, False
+      with contextlib.suppress(OSError):
+        if broken is not None:
+          broken.close()
+      _log.info(f"TensorBoard's event files in {self._path.parent} end here ({error.strerror})")
 
 
 def _is_evaluation(record: Mapping[str, Any]) -> bool:

@@ -1,6 +1,5 @@
 """Writes the results of a run: the table of blocks, summary.json, curves, confusion matrices and report.html."""
 
-import json
 import pathlib
 import platform
 import signal
@@ -80,12 +79,14 @@ def write(
   if stopped_by and not finished:
     summary['stopped_by'] = signal.Signals(stopped_by).name
   if multihost.is_lead():
+    files.write_json(workdir / workdir_lib.SUMMARY, summary)  # first, because the disk may have room for it alone
     images = {workdir_lib.CURVES: plots.png(plots.curves(records))} if (records := metrics.read(workdir)) else {}
     classes = {}
     if any(metric_names.from_metrics(record) for record in records):
       images[workdir_lib.TELEMETRY] = plots.png(plots.telemetry(records, [row.entry.name for row in run.table]))
     for path in workdir_lib.confusion_paths(workdir):
-      result = json.loads(path.read_text())
+      if (result := workdir_lib.read_confusion(path)) is None:
+        continue
       accuracy = np.trace(result['matrix']) / max(np.sum(result['matrix']), 1)
       title = f'{result["split"]}, step {result["step"]:,}: accuracy {100 * accuracy:.2f} %'
       images[f'{path.stem}.png'] = plots.png(plots.confusion(result['matrix'], result['class_names'], title))
@@ -93,7 +94,6 @@ def write(
         classes[f'{path.stem}.png'] = class_table(result['class_names'], result['per_class'])
     for name, content in images.items():
       files.write(workdir / name, content)
-    files.write_json(workdir / workdir_lib.SUMMARY, summary)
     files.write(
       workdir / workdir_lib.REPORT, page(workdir.name, summary, run.config.to_dict(), run.table, images, classes)
     )

@@ -1,9 +1,14 @@
 """Downloads weights from the Hugging Face hub; later calls find them in the cache without a network."""
 
+import atexit
+import logging
 import pathlib
+import shutil
+import tempfile
 
 from dnt import errors
 
+_log = logging.getLogger(__name__)
 WEIGHTS, CONFIG = 'model.safetensors', 'config.json'
 
 
@@ -22,9 +27,21 @@ def download(name: str) -> pathlib.Path:
     raise errors.InputError(
       f'hf:{name} needs huggingface_hub, which is not installed: pip install huggingface_hub'
     ) from error
+
+  def fetch(**where):
+    huggingface_hub.hf_hub_download(name, CONFIG, **where)
+    return pathlib.Path(huggingface_hub.hf_hub_download(name, WEIGHTS, **where))
+
   try:
-    huggingface_hub.hf_hub_download(name, CONFIG)
-    return pathlib.Path(huggingface_hub.hf_hub_download(name, WEIGHTS))
+    try:
+      return fetch()
+    except OSError as error:
+      if not error.filename:  # of the network
+        raise
+      _log.info(f'hf:{name} is not kept ({error.filename}: {error.strerror}), so the next start fetches it again')
+      folder = tempfile.mkdtemp(prefix='dnt-')
+      atexit.register(shutil.rmtree, folder, ignore_errors=True)
+      return fetch(cache_dir=folder)
   except Exception as error:  # the hub, two HTTP libraries and the disk raise different types
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     raise errors.InputError(

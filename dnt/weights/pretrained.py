@@ -308,9 +308,13 @@ def read_run_config(workdir: pathlib.Path) -> typed.Config:
   """Reads the resolved config of a run from its workdir.
 
   Raises:
-    errors.InputError: the folder is not a workdir.
+    errors.InputError: the folder is not a workdir, or its config is damaged.
   """
-  return run_config.get_config(str(_check_workdir(workdir) / workdir_lib.CONFIG))
+  path = _check_workdir(workdir) / workdir_lib.CONFIG
+  config = run_config.get_config(str(path))
+  if config.model.num_classes is None:  # a run sets it
+    raise errors.InputError(f'{path} is damaged: it lacks model.num_classes')
+  return config
 
 
 def _check_workdir(folder: pathlib.Path) -> pathlib.Path:

@@ -602,7 +602,7 @@ def test_full_disk(run, monkeypatch):
   usage = collections.namedtuple('usage', 'free')
   saved = checkpoints.Checkpoints(run, _options())
   monkeypatch.setattr(shutil, 'disk_usage', lambda path: usage(100))
-  with pytest.raises(errors.RunError, match=rf'\b0 MB.* disk .*{run}.*\b0 MB'):
+  with pytest.raises(errors.RunError, match=rf'needs 0\.2 MB.* disk .*{run}.* 0\.0 MB'):
     saved.save(4, _state(4), {})
   monkeypatch.undo()
   _assert_same(saved.restore_latest(dict.fromkeys(saved.steps(), _abstract(_state())))[0], _state(3))

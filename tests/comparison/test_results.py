@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from dnt import config as schema
+from dnt import errors
 from dnt import workdir as workdir_lib
 from dnt.comparison import plan, results
 from dnt.config import run_config
@@ -60,9 +61,43 @@ def leave(run, train, test):
   for split, step in (('test', 100), ('train[:20%]', 100), ('val', 50)):
     per_class = {'examples': [4, 0], 'sensitivity': [test, None], 'specificity': [0.5, None], 'auroc': [None, None]}
     content = {'split': split, 'step': step, 'class_names': ['cat', 'd|g'], 'per_class': per_class}
+    content['matrix'] = [[4, 0], [0, 0]]
     name = re.sub(r'\W+', '_', split).strip('_')
     (run.workdir / f'confusion_{name}.json').write_text(json.dumps(content))
   run_config.write(run.workdir / workdir_lib.REQUESTED, run.config)
+
+
+@pytest.mark.parametrize(
+  ('name', 'content'),
+  [
+    ('summary.json', '[]'),
+    ('summary.json', '{"finished": tr'),
+    ('requested.json', '[]'),
+    ('requested.json', '3'),
+    ('failure.json', '[]'),
+    ('failure.json', '\0'),
+  ],
+)
+def test_a_damaged_file_of_a_run_is_named(tmp_path, name, content):
+  (run, *_) = plan.make(make_config(), tmp_path)
+  leave(run, 0.7, 0.625)
+  (run.workdir / name).write_text(content)
+  with pytest.raises(errors.InputError, match=rf'{run.workdir / name} ') as refused:
+    plan.is_finished(run)
+    results.read(run)
+  assert '\n' not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+  'content', ['', '[]', '{"split": "test", "step": 100, "class_names": ["cat"], "matrix": [[1, 2]]}']
+)
+def test_a_damaged_confusion_is_left_out(tmp_path, console, content):
+  (run, *_) = plan.make(make_config(), tmp_path)
+  leave(run, 0.7, 0.625)
+  path = run.workdir / 'confusion_test.json'
+  path.write_text(content)
+  assert set(results.read(run).per_class) == {'train'}
+  assert str(path) in console.readouterr().out
 
 
 @pytest.fixture(scope='module')

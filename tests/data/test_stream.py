@@ -223,6 +223,58 @@ def test_a_damaged_image_leaves_no_shared_memory_behind(tmp_path, class_folders)
   assert 'it is empty, 0 bytes' in error.decode().splitlines()[-1], error
 
 
+SHARED = """
+  import functools, logging, sys
+  import numpy as np
+  from dnt import config
+  from dnt.data import readers, sources, stream
+  from dnt.data.transforms import images
+
+  if __name__ == '__main__':
+    if sys.argv[1] == 'believing':  # as when another process takes the room afterwards
+      stream._has_room = lambda *_: True
+    logging.basicConfig(level=logging.INFO, format='%(message)s', stream=sys.stdout)
+    logging.disable(logging.DEBUG)
+    source = sources.load(config.default().data, 'train', 0)
+    transform = functools.partial(images.squash, size=(64, 64))
+    each = [stream.Batches(readers.TrainReader(source, transform, 64, range(64), 0), None, count) for count in (1, 0)]
+    for step in range(6):
+      found, expected = (batches.at(step) for batches in each)
+      assert all(np.array_equal(found[name], expected[name]) for name in expected), step
+    for batches in each:
+      batches.close()
+    print('done')
+"""
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize(
+  ('mount', 'knows', 'said'),
+  [
+    ('size=64m', 'looking', None),
+    ('size=200k', 'looking', 'shared memory (/dev/shm)'),  # a batch takes 260 kB
+    ('size=300k', 'believing', 'shared memory (/dev/shm)'),
+    ('size=4k', 'looking', 'shared memory (/dev/shm)'),  # no room for a semaphore beside the file that fills it
+    ('size=1m,ro', 'looking', 'shared memory (/dev/shm)'),
+  ],
+)
+def test_what_is_read_does_not_depend_on_shared_memory(tmp_path, mount, knows, said):
+  (tmp_path / 'program.py').write_text(textwrap.dedent(SHARED))
+  fill = 'head -c 4096 /dev/zero >/dev/shm/fill;' if mount == 'size=4k' else ''
+  inside = f'mount -t tmpfs -o {mount} tmpfs /dev/shm || exit 9; {fill} exec "$0" "$@"'
+  command = ['unshare', '-m', 'bash', '-c', inside, sys.executable, tmp_path / 'program.py', knows]
+  environment = os.environ | {'PYTHONPATH': os.pathsep.join(sys.path)}
+  try:
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+  except FileNotFoundError:
+    pytest.skip('there is no unshare')
+  if 'unshare failed' in result.stderr or result.returncode == 9:
+    pytest.skip('only root can mount')
+  assert result.returncode == 0 and result.stdout.endswith('done\n') and not result.stderr, result
+  lines = [line for line in result.stdout.splitlines() if 'shared memory' in line]
+  assert bool(lines) == bool(said) and all(said in line for line in lines), result.stdout
+
+
 def test_rows_of_a_mesh_are_all_of_them_in_one_process(tiny):
   from dnt.parallel import mesh as meshes
 

@@ -1,5 +1,10 @@
 """Runs on cached features against the same runs on images."""
 
+import json
+import os
+import pathlib
+import time
+
 import jax
 import numpy as np
 import pytest
@@ -38,9 +43,16 @@ def close(a, b, rtol=1e-4):
 
 
 def files(config):
-  import pathlib
-
   return sorted(pathlib.Path(config.finetune.cache_dir).glob('*.features'))
+
+
+def held(path):
+  """Returns the features of a whole file, float32 [records, ...]."""
+  head = path.read_bytes().partition(b'\n')[0] + b'\n'
+  about = json.loads(head)
+  features, labels = np.empty((about['records'], *about['shape']), np.float32), np.empty(about['records'], np.int32)
+  assert feature_files.read(path, head, features, labels) == (about['records'], path.stat().st_size, False)
+  return features
 
 
 @pytest.mark.thorough
@@ -52,7 +64,7 @@ def test_cached_and_uncached_runs_end_equal_and_the_second_finds_its_features(
   cached, parameters = run(config, tmp_path / 'cached')
   assert len(files(config)) == 2
   shape = (1, 1, 64) if trainable == 'head' else (4, 4, 32)
-  assert {feature_files.count(path, feature_files.record(shape)) for path in files(config)} == {40}
+  assert {held(path).shape for path in files(config)} == {(40, *shape)}
   output = console.readouterr().out
   assert output.count('kept as') == 2
   again, same = run(config, tmp_path / 'again')
@@ -120,11 +132,7 @@ def test_augmented_views_take_turns_by_epoch(config, tmp_path):
   config.data.augment, config.data.crop_padding = 'pad_crop_flip', 2
   config.finetune.cached_views = 2
   run(config, tmp_path / 'run')
-  sizes = {}
-  dtype = feature_files.record((1, 1, 64))
-  for path in files(config):
-    count = feature_files.count(path, dtype)
-    sizes[count], _ = feature_files.read(path, dtype, count)
+  sizes = {len(held(path)): held(path) for path in files(config)}
   assert set(sizes) == {40, 80}, 'evaluation sees no augmentation'
   first, second = np.split(sizes[80], 2)
   assert np.mean(np.any(first != second, axis=(1, 2, 3))) > 0.8
@@ -157,7 +165,7 @@ def test_a_head_that_starts_at_zero_does_not_hide_what_blocks_read(config, saved
   saved(config, tmp_path / 'other')
   config.data.synthetic_classes, config.train.init_from, config.finetune.trainable = 4, str(tmp_path / 'other'), 'top:1'
   loop.train(config, tmp_path / 'run', record.Clock(0.0), 'test')
-  assert {feature_files.count(path, feature_files.record((4, 4, 32))) for path in files(config)} == {40}
+  assert {held(path).shape for path in files(config)} == {(40, 4, 4, 32)}
 
 
 def test_augmentation_is_not_cached_unasked(config, tmp_path):
@@ -208,7 +216,7 @@ def test_of_a_users_own_network_whole_features_are_kept_unless_it_says_that_its_
   if shape is None:
     assert not files(config) and 'the mean over all positions' in console.readouterr().out
   else:
-    assert {feature_files.count(path, feature_files.record(shape)) for path in files(config)} == {40}
+    assert {held(path).shape for path in files(config)} == {(40, *shape)}
 
 
 @pytest.mark.parametrize(
@@ -230,33 +238,45 @@ def test_what_cannot_be_cached_is_refused(config, tmp_path, options, said):
     loop.train(config, tmp_path / 'run', record.Clock(0.0), 'test')
 
 
+def cut_off(content):
+  """In the middle of a block."""
+  return content[: len(content) * 5 // 8]
+
+
+def half_zeroed(content):
+  """As file systems leave it after a power loss."""
+  return content[: len(content) // 2] + bytes(len(content) - len(content) // 2)
+
+
+def flipped(content):
+  place = len(content) * 5 // 8
+  return content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :]
+
+
 @pytest.mark.thorough
 @pytest.mark.parametrize('views', [0, 2])
-def test_an_interrupted_computation_goes_on(config, tmp_path, console, monkeypatch, views):
+@pytest.mark.parametrize('spoil', [cut_off, half_zeroed, flipped])
+def test_features_that_were_cut_off_or_damaged_are_computed_anew_from_there(
+  config, tmp_path, console, monkeypatch, views, spoil
+):
   config.train.steps, config.eval.batch_size = 1, 8
   if views:
     config.data.augment, config.finetune.cached_views = 'pad_crop_flip', views
   whole, _ = loop.train(config, tmp_path / 'a', record.Clock(0.0), 'test'), console.readouterr()
-  held = {path: path.read_bytes() for path in files(config)}
-  size = feature_files.record((1, 1, 64)).itemsize
-  longest = max(held, key=lambda path: len(held[path]))
-  left = (50 if views else 21) * size + size // 2  # in the middle of a batch and of a record
-  longest.write_bytes(held[longest][:left])
+  kept = {path: path.read_bytes() for path in files(config)}
+  longest = max(kept, key=lambda path: len(kept[path]))
+  longest.write_bytes(spoil(kept[longest]))
   computed = []
   compute = feature_cache._compute
   monkeypatch.setattr(feature_cache, '_compute', lambda *args: computed.append(args[-1]) or compute(*args))
   again = loop.train(config, tmp_path / 'b', record.Clock(0.0), 'test')
-  assert computed == [48 if views else 16]  # the start of a batch
-  assert f'from {computed[0]} of {80 if views else 40}' in console.readouterr().out
+  records = 80 if views else 40
+  # The start of the block with the damage, of 5 or 10.
+  assert computed == [(32 if views else 16) if spoil is half_zeroed else (48 if views else 24)]
+  said = 'continuing from' if spoil is cut_off else 'damaged after example'
+  assert f'{said} {computed[0]} of {records}' in console.readouterr().out
   assert again['params_sha256'] == whole['params_sha256']
-  assert {path: path.read_bytes() for path in files(config)} == held
-
-
-def test_a_folder_that_cannot_be_written_is_named(config, tmp_path):
-  (tmp_path / 'file').write_text('')
-  config.finetune.cache_dir = str(tmp_path / 'file' / 'features')
-  with pytest.raises(errors.InputError, match=rf'features .*{tmp_path}.*config\.finetune\.cache_dir'):
-    loop.train(config, tmp_path / 'b', record.Clock(0.0), 'test')
+  assert {path: path.read_bytes() for path in files(config)} == kept
 
 
 @pytest.mark.thorough
@@ -269,3 +289,77 @@ def test_features_that_are_found_have_the_labels_of_today(config, tmp_path):
   _, found = feature_cache.use(run, data._replace(train=reversed_), mesh, tmp_path / 'two')
   assert len(files(config)) == 1
   np.testing.assert_array_equal(found.train.labels, 9 - data.train.labels)
+
+
+@pytest.mark.thorough
+def test_other_batches_go_on_from_the_middle_of_one(config, tmp_path):
+  config.train.steps, config.eval.batch_size = 1, 8
+  loop.train(config, tmp_path / 'a', record.Clock(0.0), 'test')
+  (first, expected), _ = ((path, held(path)) for path in files(config))
+  first.write_bytes(first.read_bytes()[:-1])
+  config.eval.batch_size = 20
+  loop.train(config, tmp_path / 'b', record.Clock(0.0), 'test')
+  np.testing.assert_allclose(held(first), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_file_of_an_older_version_is_replaced(config, tmp_path, console, monkeypatch):
+  config.train.steps = 1
+  monkeypatch.setattr(feature_files, 'FORMAT', feature_cache._WITHOUT_DIGESTS)
+  loop.train(config, tmp_path / 'a', record.Clock(0.0), 'test')
+  old = files(config)
+  monkeypatch.undo()
+  console.readouterr()
+  loop.train(config, tmp_path / 'b', record.Clock(0.0), 'test')
+  assert len(files(config)) == 2 and not {*old} & {*files(config)}
+  assert console.readouterr().out.count('older version') == 2
+
+
+@pytest.mark.parametrize('problem', ['file', 'limit', 'full'])
+def test_features_that_cannot_be_kept_do_not_stop_a_run(config, tmp_path, console, monkeypatch, problem):
+  config.train.steps = 1
+  if problem == 'file':
+    (tmp_path / 'file').write_text('')
+    config.finetune.cache_dir = str(tmp_path / 'file' / 'features')
+    said = str(tmp_path / 'file')
+  elif problem == 'limit':
+    monkeypatch.setenv('DNT_CACHE_GB', '1e-6')
+    said = 'DNT_CACHE_GB'
+  else:
+
+    def write(*_):
+      raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(feature_files.Writer, 'write', write)
+    said = 'No space left'
+  loop.train(config, tmp_path / 'b', record.Clock(0.0), 'test')
+  output = console.readouterr().out
+  lines = [line for line in output.splitlines() if 'not kept' in line]
+  assert len(lines) == 2 and all(said in line for line in lines)
+  assert 'step 1' in output and not files(config)
+
+
+def test_features_that_a_run_uses_remain(config, tmp_path, monkeypatch):
+  config.train.steps = 1
+  removed = []
+  train = feature_cache.use
+
+  def use(*args):
+    result = train(*args)
+    removed.extend(feature_files.remove(path) for path in files(config))
+    return result
+
+  monkeypatch.setattr(feature_cache, 'use', use)
+  loop.train(config, tmp_path / 'a', record.Clock(0.0), 'test')  # computes them
+  loop.train(config, tmp_path / 'b', record.Clock(0.0), 'test')  # reads them
+  assert removed == [False] * 4
+
+
+def test_features_that_nobody_used_for_long_are_removed(config, tmp_path):
+  config.train.steps = 1
+  loop.train(config, tmp_path / 'a', record.Clock(0.0), 'test')
+  old, recent = (pathlib.Path(config.finetune.cache_dir) / f'{digit * 32}.features' for digit in '01')
+  for path, days in ((old, 31), (recent, 29)):
+    path.write_bytes(b'')
+    os.utime(path, 2 * (time.time() - days * 86400,))
+  loop.train(config, tmp_path / 'b', record.Clock(0.0), 'test')
+  assert recent.exists() and not old.exists() and len(files(config)) == 3

@@ -1,67 +1,134 @@
-"""The files of features: what they hold, how far they have come, and one writer at a time."""
+"""The files of features: what they hold, how far they have come, one writer at a time, the limits of their folder."""
 
+import os
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
 
+from dnt import errors
 from dnt.finetune import feature_files
 
-DTYPE = feature_files.record((2, 3))
+HEAD = feature_files.header(key='a', records=5)
 
 
 def features(count):
   return np.arange(count * 6, dtype=np.float32).reshape(count, 2, 3), np.arange(count, dtype=np.int32)
 
 
+def arrays(count):
+  return np.zeros((count, 2, 3), np.float32), np.zeros(count, np.int32)
+
+
+def write(path, head=HEAD, blocks=((0, 3), (3, 5))):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  (given, labels), empty = features(5), arrays(5)
+  writer = feature_files.Writer(path, head, feature_files.read(path, head, *empty))
+  for start, end in blocks:
+    writer.write(start, given[start:end], labels[start:end])
+  writer.close()
+
+
 def test_records_are_read_back_and_counted(tmp_path):
   path, (given, labels) = tmp_path / 'made' / 'a.features', features(5)
-  assert feature_files.count(path, DTYPE) == 0
-  with feature_files.growing(path, DTYPE, pytest.fail) as write:
-    write(0, given[:3], labels[:3])
-    assert feature_files.count(path, DTYPE) == 3, 'what is written is there at once'
-    write(3, given[3:], labels[3:])
-  assert feature_files.count(path, DTYPE) == 5
-  for count in (0, 2, 5):
-    found, of = feature_files.read(path, DTYPE, count)
-    np.testing.assert_array_equal(found, given[:count])
-    np.testing.assert_array_equal(of, labels[:count])
-    assert found.dtype == np.float32 and found.shape == (count, 2, 3) and of.dtype == np.int32
-  with pytest.raises(ValueError, match='mmap length'):
-    feature_files.read(path, DTYPE, 6)
+  held = arrays(5)
+  assert feature_files.read(path, HEAD, *held) == (0, 0, False)
+  write(path, blocks=[(0, 3)])
+  assert feature_files.read(path, HEAD, *held) == (3, path.stat().st_size, False)
+  write(path, blocks=[(2, 5)])  # the third is there already
+  assert feature_files.read(path, HEAD, *held) == (5, path.stat().st_size, False)
+  np.testing.assert_array_equal(held[0], given)
+  np.testing.assert_array_equal(held[1], labels)
+
+
+def test_every_byte_is_checked(tmp_path):
+  path, (given, _) = tmp_path / 'a.features', features(5)
+  write(path)
+  content = path.read_bytes()
+  for place in range(len(content)):
+    path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+    held, labels = arrays(5)
+    found = feature_files.read(path, HEAD, held, labels)
+    assert found.count < 5 and found.size <= place, place
+    np.testing.assert_array_equal(held[: found.count], given[: found.count])
+    path.write_bytes(content[:place])
+    found = feature_files.read(path, HEAD, held, labels)
+    assert found.count < 5 and found.size <= place and not found.damaged, place
+
+
+def test_a_file_under_the_name_of_another_is_not_believed(tmp_path):
+  write(tmp_path / 'a.features', feature_files.header(key='b', records=5))
+  assert feature_files.read(tmp_path / 'a.features', HEAD, *arrays(5)) == (0, 0, True)
 
 
 def test_what_was_cut_off_is_written_again(tmp_path):
-  path, (given, labels) = tmp_path / 'a.features', features(5)
-  with feature_files.growing(path, DTYPE, pytest.fail) as write:
-    write(0, given, labels)
-  path.write_bytes(path.read_bytes()[: 4 * DTYPE.itemsize + 7])
-  assert feature_files.count(path, DTYPE) == 4
-  with feature_files.growing(path, DTYPE, pytest.fail) as write:
-    write(2, given[2:4], labels[2:4])
-    write(4, given[4:], labels[4:])
-  np.testing.assert_array_equal(feature_files.read(path, DTYPE, 5)[0], given)
+  path = tmp_path / 'a.features'
+  write(path)
+  whole = path.read_bytes()
+  for left in (0, 5, len(HEAD), len(whole) // 2, len(whole) - 1):
+    path.write_bytes(whole[:left])
+    write(path)
+    assert path.read_bytes() == whole
 
 
 def test_a_second_writer_waits_for_the_first(tmp_path):
-  path, (given, labels) = tmp_path / 'a.features', features(1)
+  path = tmp_path / 'a.features'
   code = """
 import pathlib, sys
-import numpy as np
 from dnt.finetune import feature_files
-with feature_files.growing(pathlib.Path(sys.argv[1]), feature_files.record((2, 3)), exit):
+with feature_files.growing(pathlib.Path(sys.argv[1]), exit):
   print('holds', flush=True)
   input()
 """
   other = subprocess.Popen([sys.executable, '-c', code, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
   assert other.stdout.readline() == b'holds\n'
+  path.write_bytes(b'')
+  assert not feature_files.remove(path)
   waited = []
 
   def wait():
     waited.append(True)
     other.communicate(b'\n')
 
-  with feature_files.growing(path, DTYPE, wait) as write:
-    write(0, given, labels)
-  assert waited and feature_files.count(path, DTYPE) == 1 and other.returncode == 0
+  with feature_files.growing(path, wait):
+    assert waited and other.returncode == 0
+  assert feature_files.remove(path) and not list(tmp_path.iterdir())
+
+
+def cached(folder, **files):
+  """Makes files of a cache: name to the hours since their last use; each takes 1000 bytes."""
+  for name, hours in files.items():
+    path = folder / f'{name[0] * 32}.features'
+    path.write_bytes(bytes(1000))
+    os.utime(path, 2 * (time.time() - 3600 * hours,))
+
+
+def left(folder):
+  return ''.join(sorted(path.name[0] for path in folder.glob('*.features')))
+
+
+def test_the_least_recently_used_make_room(tmp_path, monkeypatch):
+  monkeypatch.setenv('DNT_CACHE_GB', '4e-6')  # 4000 bytes
+  (tmp_path / 'mine.features').write_bytes(bytes(9000))  # not from the cache
+  cached(tmp_path, a=1, b=4, c=3, d=2)
+  assert feature_files.make_room(tmp_path) == ''
+  assert left(tmp_path) == 'abcdm'
+  assert feature_files.make_room(tmp_path, 1500) == ''
+  assert left(tmp_path) == 'adm'
+  used, _ = arrays(5)
+  feature_files.read(tmp_path / f'{"d" * 32}.features', HEAD, used, arrays(5)[1])
+  assert feature_files.make_room(tmp_path, 2500) == ''
+  assert left(tmp_path) == 'dm', 'the one in use remains'
+  del used
+  assert 'DNT_CACHE_GB' in feature_files.make_room(tmp_path, 3500, keep=tmp_path / f'{"d" * 32}.features')
+  assert feature_files.make_room(tmp_path, 3500) == '' and left(tmp_path) == 'm'
+  assert 'the disk' in feature_files.make_room(tmp_path, 1 << 60)
+  assert feature_files.make_room(tmp_path / 'missing' / 'folder') == ''
+
+
+def test_a_limit_that_is_no_number_is_refused(tmp_path, monkeypatch):
+  monkeypatch.setenv('DNT_CACHE_DAYS', 'week')
+  with pytest.raises(errors.InputError, match='DNT_CACHE_DAYS=week'):
+    feature_files.make_room(tmp_path)

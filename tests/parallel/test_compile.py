@@ -5,6 +5,7 @@ import pathlib
 import subprocess
 import sys
 import types
+import warnings
 
 import flax.linen as nn
 import jax
@@ -13,7 +14,7 @@ import numpy as np
 import optax
 import pytest
 
-from dnt import errors
+from dnt import files
 from dnt.models import conv, norms
 from dnt.parallel import compile as compile_lib
 from dnt.parallel.cpu import allocator, options
@@ -140,15 +141,21 @@ def test_programs_are_kept_in_the_directory_or_where_the_environment_says(tmp_pa
   assert list(kept.iterdir())
 
 
-def test_a_cache_that_cannot_be_made_is_refused(tmp_path, monkeypatch):
+@pytest.mark.parametrize('given', ['own', 'environment', 'no home'])
+def test_a_cache_that_cannot_be_made_is_one_line(tmp_path, monkeypatch, console, given):
   (tmp_path / 'file').write_text('')
-  cache = jax.config.jax_compilation_cache_dir
+  folder, cache = tmp_path / 'file' / 'cache', jax.config.jax_compilation_cache_dir
+  if given == 'no home':
+    monkeypatch.setattr(files, 'cache_folder', lambda name: None)
   try:
-    jax.config.update('jax_compilation_cache_dir', None)
-    with pytest.raises(errors.InputError, match=f'compilation cache .*{tmp_path / "file"}'):
-      compile_lib.enable_cache(tmp_path / 'file' / 'cache')
+    jax.config.update('jax_compilation_cache_dir', str(folder) if given == 'environment' else None)
+    with warnings.catch_warnings():
+      compile_lib.enable_cache(folder if given == 'own' else None)
+    assert jax.config.jax_compilation_cache_dir is None
   finally:
     jax.config.update('jax_compilation_cache_dir', cache)
+  output = console.readouterr().out
+  assert output.count('\n') == 1 and ('home folder' if given == 'no home' else str(folder)) in output
 
 
 def test_a_program_run_eagerly_gives_the_same_and_compiles_no_constants(monkeypatch):

@@ -1,4 +1,3 @@
-import io
 import json
 import subprocess
 import sys
@@ -84,14 +83,65 @@ def test_tensorboard_events(tmp_path, events):
 
 def test_full_disk_is_a_run_error(tmp_path):
   writer = metrics.Writer(tmp_path, 0)
-  writer.close()
+  writer.close()  # of the real file
   said = r'metrics\.jsonl .*No space left on device'
-  with (
-    open('/dev/full', 'wb', buffering=0) as full,
-    io.TextIOWrapper(full, write_through=True) as writer._file,
-    pytest.raises(errors.RunError, match=said),
-  ):
+  with open('/dev/full', 'wb', buffering=0) as writer._file, pytest.raises(errors.RunError, match=said):
     writer.write(1, 0.5, {'x': 1.0})
+
+
+def test_a_disk_that_fills_between_lines_is_one_run_error(tmp_path):
+  """On a file system with a limit, as a part of a line still fits."""
+  code = f"""
+import resource, signal
+from dnt import errors
+from dnt.reporting import metrics
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+writer = metrics.Writer({str(tmp_path)!r}, 0)
+writer.write(1, 0.5, {{'x': 1.0}})
+resource.setrlimit(resource.RLIMIT_FSIZE, (45, -1))
+try:
+  writer.write(2, 0.5, {{'x': 1.0}})
+except errors.RunError as error:
+  print(error)
+writer.close()
+"""
+  result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+  assert result.stdout.count('\n') == 1 and 'metrics.jsonl' in result.stdout and not result.stderr
+  assert [line['step'] for line in metrics.read(tmp_path)] == [1]
+
+
+def test_events_that_cannot_be_written_are_one_line_and_the_record_goes_on(tmp_path, console, monkeypatch):
+  writer = metrics.Writer(tmp_path, 0)
+  writer.write(1, 0.5, {'x': 1.0})
+  writer._board._last.result()
+  writer._board._file.close()
+  with open('/dev/full', 'wb', buffering=0) as full:
+    monkeypatch.setattr(writer._board, '_file', full)
+    for step in range(2, 9):
+      writer.write(step, 0.5, {'x': 1.0})
+    writer.close()
+  assert console.readouterr().out.count('TensorBoard') == 1
+  assert [line['step'] for line in metrics.read(tmp_path)] == [*range(1, 9)]
+
+
+@pytest.mark.parametrize(
+  ('end', 'lines', 'said'),
+  [
+    (b'', 2, False),
+    (b'{"step": 3, "trai', 2, False),
+    (b'\xff\xfe\x80', 2, False),
+    (b'\xff\n\x80\n', 2, True),
+    (bytes(5000), 2, False),
+    (b'{"step": 3}', 3, False),
+    (b'[3]\n', 2, True),
+    (b'{"step": 1e999}\n', 2, True),
+    (b'{"step": 3, "train/loss": "x"}\n', 2, True),
+  ],
+)
+def test_a_damaged_end_is_left_out(tmp_path, console, end, lines, said):
+  (tmp_path / 'metrics.jsonl').write_bytes(b'{"step": 1}\n{"step": 2}\n' + end)
+  assert [line['step'] for line in metrics.read(tmp_path)] == [1, 2, 3][:lines]
+  assert ('line 3' in console.readouterr().out) == said
 
 
 def test_tensorboard_takes_neither_tensorflow_nor_torch(tmp_path):

@@ -31,6 +31,19 @@ def test_without_a_network_it_says_what_to_fetch(monkeypatch):
   assert '\n' not in str(caught.value)
 
 
+def test_a_cache_that_cannot_be_written_is_one_line(monkeypatch, tmp_path, console):
+  def fetch(name, file, cache_dir=None):
+    if cache_dir is None:
+      raise PermissionError(13, 'Permission denied', '/cache/of/the/hub')
+    return f'{cache_dir}/{file}'
+
+  serve(monkeypatch, fetch)
+  path = hub.download('timm/resnet18.a1_in1k')
+  assert path.name == 'model.safetensors' and path.parent.is_dir()
+  output = console.readouterr().out
+  assert output.count('\n') == 1 and '/cache/of/the/hub' in output
+
+
 def test_without_huggingface_hub_it_says_what_to_install(monkeypatch):
   monkeypatch.setitem(sys.modules, 'huggingface_hub', None)
   with pytest.raises(errors.InputError, match='huggingface_hub'):
