@@ -200,8 +200,8 @@ def trained(workdir: str | None, weights: str | None) -> str:
   if not source or (workdir and weights):
     given = 'not both' if workdir else 'one of them'
     raise errors.InputError(
-      f'give {given}: --workdir=<folder of a dnt run>, or --weights=<file>.safetensors, .pth, .h5, tfjs:<dir> or '
-      'hf:<owner>/<name>'
+      f'give {given}: --workdir=<folder of a dnt run>, or --weights=<file>.safetensors, .pth, .h5, .keras, tfjs:<dir> '
+      'or hf:<owner>/<name>'
     )
   if workdir and not pathlib.Path(workdir).expanduser().is_dir():
     raise errors.InputError(f'--workdir={workdir} is not a folder; use --weights for pretrained weights')

@@ -713,8 +713,8 @@ SCHEMA: dict[str, Any] = {
     ),
     'init_from': Option(
       '',
-      'pretrained weights to start from: a workdir, <file>.safetensors, .pth or .h5, tfjs:<dir> or hf:<owner>/<name>; '
-      'a head with another number of classes starts at zero',
+      'pretrained weights to start from: a workdir, <file>.safetensors, .pth, .h5 or .keras, tfjs:<dir> or '
+      'hf:<owner>/<name>; a head with another number of classes starts at zero',
       on_resume=NOTE,
     ),
   },

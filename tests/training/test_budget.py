@@ -1,4 +1,5 @@
 import re
+import types
 
 import pytest
 
@@ -114,7 +115,9 @@ def test_epochs_of_too_many_steps_are_refused(tiny):
 
 
 def test_evaluation_of_a_run_asks(tiny, tmp_path, monkeypatch):
-  monkeypatch.setattr(evaluate.checkpoints, 'load_parameters', lambda workdir: None)
+  monkeypatch.setattr(evaluate.checkpoints, 'load_parameters', lambda workdir: types.SimpleNamespace(meta={}))
+  monkeypatch.setattr(evaluate.resume, 'of_meta', lambda meta, workdir: None)
+  monkeypatch.setattr(evaluate.resume, 'keep_open', lambda config, trained: config)
   tiny.eval.batch_size = 10**6
   with pytest.raises(errors.InputError, match='config.eval.batch_size'):
     evaluate.evaluate(tiny, tmp_path)
