@@ -3,8 +3,8 @@
   python -m dnt.main --config=configs/transfer_folder.py --config.data.dir=<folder> --config.train.init_from=<weights>
 
 The folder holds train/<class>/ and val/<class>/, or <class>/ alone, of which a fifth becomes val. The weights determine
-network, image size and normalization; they are hf:timm/resnet50.a1_in1k, tfjs:<dir>, a .safetensors, .pth or .h5 file,
-or the workdir of another run. The learning rate is the valley of a range test of the head, unless
+network, image size and normalization; they are hf:timm/resnet50.a1_in1k, tfjs:<dir>, a .safetensors, .pth, .h5 or
+.keras file, or the workdir of another run. The learning rate is the valley of a range test of the head, unless
 --config.optim.learning_rate sets it; each entry further from the head has a rate smaller by a fifth. Afterwards,
 classify your own images:
 

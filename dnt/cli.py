@@ -113,11 +113,25 @@ def _run(program: Program, argv: Sequence[str], watch: signals.Watch) -> int:
       return 128 + watch.raised
     if isinstance(error, OSError) and error.filename is not None:  # without a name, perhaps the output
       error = errors.of_file(error)
-    if not isinstance(error, errors.InputError | errors.RunError):
+    known = error if isinstance(error, errors.InputError | errors.RunError) else _out_of_bounds(error)
+    if not known:
       raise
-    _print_error(error)
-    return 2 if isinstance(error, errors.InputError) else 1
+    _print_error(known)
+    return 2 if isinstance(known, errors.InputError) else 1
   return 0
+
+
+def _out_of_bounds(error: Exception) -> errors.RunError | None:
+  """Returns an error of one line if memory ran out or a number is too large for its type, else None."""
+  reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+  if isinstance(error, OverflowError):
+    return errors.RunError(f'a number is too large ({reason}); lower the sizes and numbers of the config or the flags')
+  # jax has an error of its own, a RuntimeError.
+  if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and 'RESOURCE_EXHAUSTED' in reason):
+    return errors.RunError(
+      f'there is not enough memory ({reason}); lower a batch size, config.data.image_size or the size of the network'
+    )
+  return None
 
 
 def _nowhere() -> TextIO:
@@ -188,8 +202,8 @@ def trained(workdir: str | None, weights: str | None) -> str:
   if not source or (workdir and weights):
     given = 'not both' if workdir else 'one of them'
     raise errors.InputError(
-      f'give {given}: --workdir=<folder of a dnt run>, or --weights=<file>.safetensors, .pth, .h5, tfjs:<dir> or '
-      'hf:<owner>/<name>'
+      f'give {given}: --workdir=<folder of a dnt run>, or --weights=<file>.safetensors, .pth, .h5, .keras, tfjs:<dir> '
+      'or hf:<owner>/<name>'
     )
   if workdir and not pathlib.Path(workdir).expanduser().is_dir():
     raise errors.InputError(f'--workdir={workdir} is not a folder; use --weights for pretrained weights')

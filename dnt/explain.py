@@ -45,7 +45,7 @@ def define_flags(values: flags.FlagValues) -> None:
   )
   flags.DEFINE_alias('exciting', 'top_activating', flag_values=values)
   flags.DEFINE_integer(
-    'top', 5, 'With --top_activating: number of images for each channel and class.', 1, flag_values=values
+    'top', 5, 'With --top_activating: number of images for each channel and class.', 1, 100, flag_values=values
   )
   flags.DEFINE_string('output', None, 'Folder to write to; default: <workdir>/explain.', flag_values=values)
 

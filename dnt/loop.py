@@ -42,7 +42,7 @@ from dnt.models import layouts
 from dnt.parallel import cpu, multihost, ownership, preemption
 from dnt.parallel import mesh as mesh_lib
 from dnt.reporting import metric_names, terminal
-from dnt.training import calendar, evaluate, experiment, initialize, precompile, record, report, resume, steps
+from dnt.training import budget, calendar, evaluate, experiment, initialize, precompile, record, report, resume, steps
 
 _log = logging.getLogger(__name__)
 
@@ -94,6 +94,8 @@ def _train(
   config = resume.keep_open(config, trained)
   data = experiment.load_data(config, config.eval.splits, workdir)
   run, fingerprint = experiment.make(experiment.resolve(config, data), data.spec), data.fingerprint()
+  budget.check_training(run, mesh)
+  budget.check_evaluation(run, mesh)
   changes.check(resume.find_changes(run, fingerprint, trained), allow, workdir)
   _log.info(report.block_table(run.table))
   if (summary := _already_further(run, workdir, saved, mesh, command)) is not None:

@@ -23,7 +23,9 @@ def define_flags(values: flags.FlagValues) -> None:
   flags.DEFINE_string(
     'workdir', None, 'Folder to write the results to; default: runs/probe_<name>.', flag_values=values
   )
-  flags.DEFINE_integer('seeds', 3, 'Number of initializations of a training config to examine.', 1, flag_values=values)
+  flags.DEFINE_integer(
+    'seeds', 3, 'Number of initializations of a training config to examine.', 1, 1000, flag_values=values
+  )
   flags.DEFINE_bool('try', False, 'Try the suggested overrides and rank them.', flag_values=values)
 
 

@@ -4,6 +4,7 @@ A path joins the keys of nested dicts by '/', such as `stage1/block001/conv1/ker
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -60,7 +61,7 @@ def subtree(tree: Mapping[str, Any], path: str) -> Any:
 
 def count(tree: Tree) -> int:
   """Returns the total number of array elements in a tree of arrays (or of shapes)."""
-  return sum(int(np.prod(leaf.shape, dtype=np.int64)) for leaf in jax.tree.leaves(tree))
+  return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
 def sha256(tree: Mapping[str, Any]) -> str:

@@ -4,6 +4,7 @@ import pathlib
 import re
 import signal
 
+import jax
 import pytest
 
 from dnt import cli, errors
@@ -197,6 +198,10 @@ def test_a_recorded_config_that_cannot_be_read_is_named(content, said, tmp_path)
     (signals.Stopped(signal.SIGINT), 130, ''),
     (signals.Stopped(signal.SIGTERM), 143, ''),
     (signals.Stopped(signal.SIGHUP), 129, ''),
+    (MemoryError('Unable to allocate 7 TiB'), 1, 'error: there is not enough memory (Unable to allocate 7 TiB); '),
+    (MemoryError(), 1, 'error: there is not enough memory (MemoryError); '),
+    (jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: 9 GB\n  more'), 1, 'error: there is not enough memory '),
+    (OverflowError('int too large'), 1, 'error: a number is too large (int too large); '),
   ],
 )
 def test_exit_codes(capsys, error, code, said):
@@ -207,7 +212,16 @@ def test_exit_codes(capsys, error, code, said):
   with pytest.raises(SystemExit) as stopped:
     cli.run(program(main), ['program'])
   assert (stopped.value.code or 0) == code
-  assert capsys.readouterr().err == said
+  shown = capsys.readouterr().err
+  assert shown.startswith(said) and shown.count('\n') == bool(said)
+
+
+def test_an_error_of_the_program_itself_keeps_its_traceback():
+  def main(values):
+    raise RuntimeError('a fault of dnt')
+
+  with pytest.raises(RuntimeError, match='a fault'):
+    cli.run(program(main), ['program'])
 
 
 def test_a_trick_that_does_not_exist_is_bad_input(capsys, monkeypatch):

@@ -85,7 +85,7 @@ def _draw(axes: Any, title: str, name: str, runs: Sequence[Drawn], color: str, e
   x, mean = _mean([curve for _, curve in result], epochs)
   failed = sum(run.failed for run in runs)
   label = f'{name} ({failed} of {len(runs)} failed)' if failed else name
-  axes.plot(x, mean, color=color, marker='o' if len(x) == 1 else None, linewidth=2.2, label=label)
+  axes.plot(x, mean, color=color, linewidth=2.2, label=label, **plots.marks(len(x)))
 
 
 def _steps_differ(runs: Sequence[Drawn]) -> bool:

@@ -21,6 +21,7 @@ from dnt.weights import names, preprocessing
 
 SOURCE = 'source.json'  # in the workdir of a run that starts from another run: digest of the weights it received
 VARIANT = 'variant:'  # before the name of a variant in train.init_from
+RUNS = 10_000  # most runs of a comparison
 _NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9_.-]*')
 _SEED = re.compile(r'seed(0|[1-9]\d*)')
 _LENGTH = ('train.steps', 'train.epochs')  # the length of a run; the option that is set counts
@@ -100,6 +101,11 @@ def make(
     problems = [schema.no_effect(each, key) for each in variants.values()]
     if all(problems):
       raise errors.InputError(f'in every variant: {problems[0]}')
+  if len(variants) * len(config.seeds) > RUNS:
+    raise errors.InputError(
+      f'{len(variants):,} variants with {len(config.seeds):,} seeds are more than {RUNS:,} runs: lower the number of '
+      'config.seeds or config.variants'
+    )
   sources = {name: _source(name, variants) for name in variants}
   runs: dict[tuple[str, int], Run] = {}
   for seed in config.seeds:

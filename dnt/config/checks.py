@@ -5,11 +5,26 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from dnt.config.durations import DURATION, VALID
+from dnt.config.durations import DURATION, LARGEST, VALID
+
+LARGEST_SEED = 2**63 - 1  # int64, of jax's keys
+LARGEST_FLOAT = float.fromhex('0x1.fffffep+127')  # of float32
+_TOO_LARGE = f'must be at most {LARGEST:,}'
 
 
 def at_least(low: float) -> Callable[[Any], str | None]:
-  return lambda value: None if value >= low else f'must be at least {low}'
+  """Makes a check for low <= value; a whole number must fit into int32 too."""
+
+  def check(value):
+    if value < low:
+      return f'must be at least {low}'
+    return _TOO_LARGE if isinstance(value, int) and value > LARGEST else None
+
+  return check
+
+
+def seed(value: int) -> str | None:
+  return None if 0 <= value <= LARGEST_SEED else f'must be at least 0 and at most {LARGEST_SEED:,}'
 
 
 def above(low: float) -> Callable[[Any], str | None]:
@@ -31,7 +46,10 @@ def fraction(value: float) -> str | None:
 
 
 def duration(value: str) -> str | None:
-  return None if DURATION.fullmatch(value) else VALID
+  match = DURATION.fullmatch(value)
+  if not match:
+    return VALID
+  return None if float(match[1]) <= LARGEST else _TOO_LARGE
 
 
 def durations(values: tuple[str, ...]) -> str | None:
@@ -60,8 +78,8 @@ def spreads(values: tuple[float, ...]) -> str | None:
 
 
 def counts(values: tuple[int, ...]) -> str | None:
-  good = values and all(type(v) is int and v >= 1 for v in values) and len(set(values)) == len(values)
-  return None if good else 'must hold different whole numbers of at least 1'
+  good = values and all(type(v) is int and 1 <= v <= LARGEST for v in values) and len(set(values)) == len(values)
+  return None if good else f'must hold different whole numbers from 1 to {LARGEST:,}'
 
 
 def different(values: tuple[str, ...]) -> str | None:
@@ -74,8 +92,8 @@ def texts(values: tuple[str, ...]) -> str | None:
 
 
 def seeds(values: tuple[int, ...]) -> str | None:
-  good = values and all(type(v) is int and v >= 0 for v in values) and len(set(values)) == len(values)
-  return None if good else 'must hold different whole numbers of at least 0'
+  good = values and all(type(v) is int and not seed(v) for v in values) and len(set(values)) == len(values)
+  return None if good else f'must hold different whole numbers from 0 to {LARGEST_SEED:,}'
 
 
 def pattern(value: str) -> str | None:

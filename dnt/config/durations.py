@@ -5,6 +5,7 @@ import re
 from dnt import errors
 
 DURATION = re.compile(r'\s*(\d+(?:\.\d+)?)\s*(steps?|epochs?|%)?\s*')
+LARGEST = 2**31 - 1  # of the counter of steps, int32
 VALID = "must be a duration: '400' or '400 steps', '5 epochs', or '10%' of the run"
 
 
@@ -27,5 +28,5 @@ def period(text: str, total_steps: int, steps_per_epoch: float) -> float:
 
 
 def duration(text: str, total_steps: int, steps_per_epoch: float) -> int:
-  """Returns a duration in steps, rounded to the nearest whole number; see `period`."""
-  return int(period(text, total_steps, steps_per_epoch) + 0.5)
+  """Returns a duration in steps, rounded to the nearest whole number, at most `LARGEST`; see `period`."""
+  return int(min(period(text, total_steps, steps_per_epoch), LARGEST) + 0.5)

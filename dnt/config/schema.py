@@ -104,7 +104,7 @@ SCHEMA: dict[str, Any] = {
   'seed': Option(
     0,
     'seed of parameters, data order, augmentation, stochastic depth and dropout',
-    check=checks.at_least(0),
+    check=checks.seed,
     on_resume=REFUSE,
   ),
   'data': {
@@ -127,7 +127,7 @@ SCHEMA: dict[str, Any] = {
     'seed': Option(
       0,
       'seed of random splits (digits, folders) and synthetic images; apart from seed, so that all runs share them',
-      check=checks.at_least(0),
+      check=checks.seed,
       only={'data.source': ('digits', 'synthetic', 'folder', 'cars')},
       on_resume=REFUSE,
     ),
@@ -171,7 +171,7 @@ SCHEMA: dict[str, Any] = {
     'workers': Option(
       2,
       'worker processes that decode streamed data; 0: in the main process',
-      check=checks.at_least(0),
+      check=checks.between(0, 256),
       only={'data.placement': ('auto', 'stream')},
       on_resume=FREE,
     ),
@@ -247,7 +247,11 @@ SCHEMA: dict[str, Any] = {
       on_resume=REFUSE,
     ),
     'rand_augment_ops': Option(
-      2, 'operations per image (N)', check=checks.at_least(1), only={'data.policy': ('rand_augment',)}, on_resume=REFUSE
+      2,
+      'operations per image (N)',
+      check=checks.between(1, 100),
+      only={'data.policy': ('rand_augment',)},
+      on_resume=REFUSE,
     ),
     'rand_augment_magnitude': Option(
       9,
@@ -278,7 +282,7 @@ SCHEMA: dict[str, Any] = {
     'synthetic_classes': Option(
       10,
       'number of classes of the synthetic source',
-      check=checks.at_least(2),
+      check=checks.between(2, 10_000),
       only={'data.source': ('synthetic',)},
       on_resume=REFUSE,
     ),
@@ -724,8 +728,8 @@ SCHEMA: dict[str, Any] = {
     ),
     'init_from': Option(
       '',
-      'pretrained weights to start from: a workdir, <file>.safetensors, .pth or .h5, tfjs:<dir> or hf:<owner>/<name>; '
-      'a head with another number of classes starts at zero',
+      'pretrained weights to start from: a workdir, <file>.safetensors, .pth, .h5 or .keras, tfjs:<dir> or '
+      'hf:<owner>/<name>; a head with another number of classes starts at zero',
       on_resume=NOTE,
     ),
   },
@@ -764,7 +768,11 @@ SCHEMA: dict[str, Any] = {
     'start': Option(1e-7, 'first learning rate of the sweep', check=checks.above(0), only=SWEPT, on_resume=NOTE),
     'end': Option(10.0, 'last learning rate of the sweep', check=checks.above(0), only=SWEPT, on_resume=NOTE),
     'steps': Option(
-      100, 'number of steps of the sweep, each at a higher rate', check=checks.at_least(20), only=SWEPT, on_resume=NOTE
+      100,
+      'number of steps of the sweep, each at a higher rate',
+      check=checks.between(20, 100_000),
+      only=SWEPT,
+      on_resume=NOTE,
     ),
     'groups': Option(
       (),
@@ -779,7 +787,7 @@ SCHEMA: dict[str, Any] = {
     'batches': Option(
       50,
       'number of batches of train.batch_size to average over',
-      check=checks.at_least(2),
+      check=checks.between(2, 100_000),
       only={relations.PROGRAM: ('--mode=noise_scale',)},
       on_resume=FREE,
     ),
@@ -854,7 +862,7 @@ SIGNAL: dict[str, Any] = {
     'width': Option(256, 'units per layer', check=checks.at_least(2)),
     'batch_size': Option(16, 'number of inputs that pass through each network together', check=checks.at_least(8)),
     'input_correlation': Option(0.5, 'correlation of any two inputs', check=checks.within(0, 1)),
-    'seed': Option(0, 'seed of the first draw of inputs and weights', check=checks.at_least(0)),
+    'seed': Option(0, 'seed of the first draw of inputs and weights', check=checks.seed),
     'seeds': Option(8, 'number of random draws of each network', check=checks.at_least(1)),
     'singular_values': Option(
       2, 'number of largest singular values of the Jacobian to compute; 0: none', check=checks.at_least(0)
@@ -862,7 +870,7 @@ SIGNAL: dict[str, Any] = {
     'lanczos_iterations': Option(
       6,
       'Lanczos iterations for the singular values; 6 are accurate to about a percent',
-      check=checks.at_least(1),
+      check=checks.between(1, 1000),
       only={'signal.singular_values': any_but(0)},
     ),
     'jacobian_seeds': Option(

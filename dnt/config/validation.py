@@ -7,7 +7,7 @@ from typing import Any
 import ml_collections
 
 from dnt import errors
-from dnt.config import keys, relations, schema, typed
+from dnt.config import checks, keys, relations, schema, typed
 
 
 def validate(config: ml_collections.ConfigDict) -> None:
@@ -106,6 +106,8 @@ def _check(key: str, option: schema.Option, value: Any) -> None:
     raise errors.InputError(f'config.{key} must be {option.type.__name__}, not {type(value).__name__} ({value!r})')
   if option.type is float and not math.isfinite(value):
     raise errors.InputError(f'config.{key}={value!r} must be finite')
+  if option.type is float and abs(value) > checks.LARGEST_FLOAT:
+    raise errors.InputError(f'config.{key}={value!r} must be at most {checks.LARGEST_FLOAT:.3g}, the largest float32')
   for each in value if option.type is tuple else (value,):
     if option.choices and each not in option.choices:
       raise errors.unknown(f'value of config.{key}', str(each), [str(choice) for choice in option.choices])

@@ -21,7 +21,7 @@ from dnt.models import captures, depth
 from dnt.optim import schedules
 from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
-from dnt.training import experiment, telemetry
+from dnt.training import budget, experiment, telemetry
 
 IMAGES = 8  # images of the batch whose similarity is measured
 FIRST_STEPS = 10
@@ -124,6 +124,7 @@ def examine(
       '(python -m dnt.main --mode=lr_find finds one)'
     )
   run = experiment.make(experiment.resolve(config, data), data.spec)
+  budget.check_training(run, mesh)
   shown = []
   with contextlib.closing(pipeline.make_train_loader(run.config, data.train, mesh)) as loader:
     step = compile_lib.jit(_make_step(run, loader.batch_at), mesh, donate_argnums=0)

@@ -33,7 +33,7 @@ from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
 from dnt.parallel import multihost, ownership
 from dnt.reporting import plots, tables, terminal
-from dnt.training import experiment, initialize, steps
+from dnt.training import budget, experiment, initialize, steps
 
 if TYPE_CHECKING:
   from matplotlib.figure import Figure
@@ -90,6 +90,7 @@ def _run(config: typed.Config, workdir: pathlib.Path) -> dict[str, Any]:
   mesh_lib.check_batch('config.train.batch_size', config.train.batch_size, mesh, config.train.accumulate)
   data = experiment.load_data(config, (), workdir)
   base = experiment.make(experiment.resolve(config, data), data.spec)
+  budget.check_training(base, mesh)
   start = initialize.find(base, mesh, checkpoints.ReadOnly(workdir), data.weights)
   state = initialize.make_state(base, mesh, start)
   frozen = base.phase(int(state.step)).partition.frozen

@@ -37,7 +37,7 @@ from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
 from dnt.parallel import multihost
 from dnt.reporting import tables
-from dnt.training import experiment, initialize, steps
+from dnt.training import budget, experiment, initialize, steps
 
 
 class Estimate(NamedTuple):
@@ -99,6 +99,7 @@ def run(config: typed.Config, workdir: pathlib.Path) -> dict[str, Any]:
   mesh_lib.check_batch('config.train.batch_size', batch, mesh, options.micro_batches)
   data = experiment.load_data(config, (), workdir)
   whole = experiment.make(experiment.resolve(config, data), data.spec)
+  budget.check_training(whole, mesh)
   start = initialize.find(whole, mesh, checkpoints.ReadOnly(workdir), data.weights)
   state = initialize.make_state(whole, mesh, start)
   step = int(state.step)

@@ -22,13 +22,16 @@ from dnt import errors, files
 from dnt.config import typed
 from dnt.meanfield import random_nets, report
 from dnt.meanfield.theory import batch_norm, layers, plain
-from dnt.parallel import signals
+from dnt.parallel import capacity, signals
 from dnt.reporting import progress, terminal
 
 _log = logging.getLogger(__name__)
 SETTLED = 0.01  # q within this fraction of its last value is at its fixed point
 MEMORY = 2**28  # bytes of weights and signals that the seeds under one vmap may take
 DRAW = 60  # multiply-adds that take as long as drawing one weight
+LONGEST = 30 * 86_400  # seconds of a grid
+# Multiply-adds in a second, more than any machine does: of a CPU core, and of an accelerator.
+CORE, ACCELERATOR = 1e11, 1e15
 
 Network = random_nets.Network
 
@@ -40,6 +43,41 @@ class _Job(NamedTuple):
   network: Network
   seeds: range
   work: float  # in multiply-adds
+
+
+class _Series(NamedTuple):
+  """Describes one measurement over all of its seeds.
+
+  Attributes:
+    kind: 'propagation' or 'jacobian'.
+    network: the networks of one depth.
+    seeds: number of draws.
+    signals: vectors that pass through one of its networks.
+    passes: number of passes through the network.
+  """
+
+  kind: str
+  network: Network
+  seeds: int
+  signals: int
+  passes: int
+
+  @property
+  def networks(self) -> int:
+    """Returns the number of networks of different kinds, at each variance."""
+    return len(self.network.activations) * len(self.network.blocks) * len(self.network.norms)
+
+  @property
+  def size(self) -> int:
+    """Returns the bytes that one seed takes."""
+    vectors = self.signals * self.networks * (self.network.depth + 4)
+    return 4 * (2 * self.network.width**2 + vectors * self.network.width)
+
+  @property
+  def work(self) -> float:
+    """Returns the multiply-adds that one seed takes."""
+    network = self.network
+    return self.passes * network.depth * network.width**2 * (DRAW + self.signals * self.networks)
 
 
 class _Profile(NamedTuple):
@@ -85,13 +123,14 @@ def run(config: typed.SignalConfig, workdir: str | os.PathLike) -> dict[str, Any
     section; `summary`: how far the rates are from theory, see `report.summarize`.
 
   Raises:
-    errors.InputError: the workdir cannot be written.
+    errors.InputError: the workdir cannot be written, or the grid takes too much memory or time.
   """
   options = config.signal
   workdir = pathlib.Path(workdir)
   files.make_workdir(workdir)
   variances = np.array(list(itertools.product(options.weight_variances, options.bias_variances)), np.float64)
-  jobs = list(_jobs(options))
+  _check(options, len(variances))
+  jobs = [job for series in _series(options) for job in _split(series)]
   measured: dict[tuple[str, Network], list[Any]] = {}
   status = terminal.StatusLine()
   start, done, total = time.monotonic(), 0.0, sum(job.work for job in jobs)
@@ -148,26 +187,49 @@ def _inputs(options: typed.Signal, network: Network) -> int:
   return options.batch_size if 'batch_norm' in network.norms else 1
 
 
-def _jobs(options: typed.Signal) -> Iterator[_Job]:
+def _check(options: typed.Signal, points: int) -> None:
+  """Refuses a grid that cannot fit into memory, or that no machine can compute in `LONGEST` seconds.
+
+  Args:
+    options: the section.
+    points: number of variances.
+  """
+  draws = 'config.signal.seeds, config.signal.jacobian_seeds'
+  lower = 'config.signal.depths, config.signal.width, config.signal.batch_size or config.signal.singular_values'
+  work = 0.0
+  for series in _series(options):
+    what = f'one draw of the networks of depth {series.network.depth} and width {options.width}'
+    capacity.check(series.size, capacity.device(), what, lower)
+    work += series.seeds * series.work
+  networks = points * len(options.activations) * len(options.blocks) * len(options.norms)
+  results = 8 * len(_Profile._fields) * options.seeds * sum(options.depths) * networks
+  results += 8 * options.jacobian_seeds * len(options.depths) * networks * options.singular_values
+  capacity.check(results, capacity.host(), 'the result of this grid', f'{draws} or config.signal.depths')
+  seconds = work / (CORE * (os.cpu_count() or 1) if jax.default_backend() == 'cpu' else ACCELERATOR)
+  if seconds > LONGEST:
+    raise errors.InputError(
+      f'this grid takes at least {seconds / 86_400:,.0f} days: lower {draws}, config.signal.width or '
+      'config.signal.depths'
+    )
+
+
+def _series(options: typed.Signal) -> Iterator[_Series]:
   points = len(options.weight_variances) * len(options.bias_variances)
   for depth in options.depths:
     network = _network(options, depth)
-    yield from _split('propagation', network, options.seeds, options.batch_size * points, 3)
+    yield _Series('propagation', network, options.seeds, options.batch_size * points, 3)
     if options.singular_values:
       for part in _jacobian_networks(network):
         signals = _inputs(options, part) * points * (options.singular_values + random_nets.GUARD)
-        yield from _split('jacobian', part, options.jacobian_seeds, signals, 2 * options.lanczos_iterations + 1)
+        yield _Series('jacobian', part, options.jacobian_seeds, signals, 2 * options.lanczos_iterations + 1)
 
 
-def _split(kind: str, network: Network, seeds: int, signals: int, passes: int) -> Iterator[_Job]:
-  """Yields jobs of as many seeds as fit into `MEMORY`; `signals`: vectors that pass through one of its networks."""
-  signals *= len(network.activations) * len(network.blocks) * len(network.norms)
-  drawn = network.width**2
-  size = 4 * (2 * drawn + signals * network.width * (network.depth + 4))
-  together = max(min(MEMORY // size, seeds), 1)
-  for first in range(0, seeds, together):
-    chunk = range(first, min(first + together, seeds))
-    yield _Job(kind, network, chunk, len(chunk) * passes * network.depth * drawn * (DRAW + signals))
+def _split(series: _Series) -> Iterator[_Job]:
+  """Yields jobs of as many seeds as fit into `MEMORY`."""
+  together = max(min(MEMORY // series.size, series.seeds), 1)
+  for first in range(0, series.seeds, together):
+    chunk = range(first, min(first + together, series.seeds))
+    yield _Job(series.kind, series.network, chunk, len(chunk) * series.work)
 
 
 def _measure(job: _Job, options: typed.Signal, variances: np.ndarray) -> Any:

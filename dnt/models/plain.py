@@ -26,7 +26,8 @@ def blocks_per_stage(what: str, layers: int, each: int, extra: tuple[int, ...] =
   for rest in extra:
     if layers > rest and (layers - rest) % each == 0:
       return (layers - rest) // each
-  valid = (each * n + rest for rest in extra for n in range(1, layers // each + 2))
+  nearest_counts = ((rest, max(1, (layers - rest) // each)) for rest in extra)
+  valid = (each * n + rest for rest, below in nearest_counts for n in (below, below + 1))
   nearest = min(valid, key=lambda candidate: abs(candidate - layers))
   rules = ' or '.join(f'{each}n + {rest}' for rest in extra)
   raise errors.InputError(

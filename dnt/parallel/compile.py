@@ -12,6 +12,7 @@ from jax.extend import core
 from jax.sharding import Mesh
 
 from dnt import files
+from dnt.parallel import capacity
 from dnt.parallel import mesh as mesh_lib
 from dnt.parallel.cpu import allocator, options
 
@@ -36,10 +37,18 @@ def compiler_options(mesh: Mesh | None = None) -> dict[str, str] | None:
 
 
 def ahead(jitted: Any, *args: Any) -> Any:
-  """Compiles ahead of time for arguments or their shapes; on CPU it also tunes the allocator for large programs."""
+  """Compiles ahead of time for arguments or their shapes; on CPU it also tunes the allocator for large programs.
+
+  Raises:
+    errors.InputError: the program needs more memory than the device has.
+  """
   compiled = jitted.lower(*args).compile()
   memory = compiled.memory_analysis()
   if memory is not None:
+    needed = memory.temp_size_in_bytes + memory.argument_size_in_bytes
+    needed += memory.output_size_in_bytes - memory.alias_size_in_bytes
+    remedy = 'config.train.batch_size (or config.eval.batch_size), config.data.image_size or the size of the network'
+    capacity.check(needed, capacity.device(), 'a compiled program of this config', remedy)
     allocator.release_large(memory.temp_size_in_bytes)
   return compiled
 

@@ -2,6 +2,7 @@
 
 import functools
 import io
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,8 @@ FONT_SIZE = 14  # readable when the image is shown at half its size
 COLORS = ('#1f77b4', '#d95f02', '#1b9e77', '#7570b3', '#e7298a', '#66a61e', '#a6761d')
 ANNOTATED_CLASSES = 20  # with more classes, the numbers in the cells cannot be read
 NAMED_CLASSES = 40
+LEGEND = 28  # characters of a line in a legend
+MARKED = 40  # most values of a curve that has a mark at each
 
 
 def styled(draw: Callable) -> Callable:
@@ -48,11 +51,12 @@ def png(figure: 'Figure') -> bytes:
 
 
 @styled
-def curves(records: Sequence[Mapping[str, Any]]) -> 'Figure':
+def curves(records: Sequence[Mapping[str, Any]], extras: Mapping[str, Sequence[str]] | None = None) -> 'Figure':
   """Plots loss, accuracy and learning rate over the steps, for the training split and each evaluated split.
 
   Args:
     records: lines of `metrics.jsonl`, at least one.
+    extras: by metric, what it contains in training and not in an evaluation; the legend says so.
   """
   from matplotlib import ticker
 
@@ -66,12 +70,13 @@ def curves(records: Sequence[Mapping[str, Any]]) -> 'Figure':
       steps, values = _series(records, f'{name}/{metric}')
       if len(steps):
         values = values * 100 if metric == 'accuracy' else values
-        marker = 'o' if len(steps) <= 40 else None
-        axes.plot(steps, values, color=colors[name], marker=marker, markersize=5, linewidth=1.8, label=name)
+        more = (extras or {}).get(metric) if name == 'train' else None
+        label = textwrap.fill(f'{name} (with {", ".join(more)})', LEGEND) if more else name
+        axes.plot(steps, values, color=colors[name], linewidth=1.8, label=label, **marks(len(steps)))
     if axes.lines:
       axes.legend(frameon=False)
   steps, values = _series(records, 'train/learning_rate')
-  rate.plot(steps, values, color=colors.get('train', COLORS[0]), linewidth=1.8)
+  rate.plot(steps, values, color=colors.get('train', COLORS[0]), linewidth=1.8, **marks(len(steps)))
   rate.set_ylim(bottom=0)
   drawn = [line.get_ydata() for line in loss.lines]
   finite = np.concatenate(drawn)[np.isfinite(np.concatenate(drawn))] if drawn else np.ones(1)
@@ -193,6 +198,11 @@ def new_figure(width: float, height: float) -> 'Figure':
   from matplotlib.figure import Figure
 
   return Figure(figsize=(width, height), dpi=100, layout='constrained')
+
+
+def marks(count: int) -> dict[str, Any]:
+  """Returns the arguments that mark each value of a curve with few values; one value alone has no line."""
+  return {'marker': 'o', 'markersize': 5} if count <= MARKED else {}
 
 
 def _series(records: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:

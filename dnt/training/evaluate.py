@@ -15,7 +15,7 @@ from dnt.data import examples, pipeline
 from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
 from dnt.parallel import multihost
-from dnt.training import apart, experiment, initialize, resume, scores
+from dnt.training import apart, budget, experiment, initialize, resume, scores
 
 LARGEST = 2**24  # largest examples x classes of a split whose probabilities are kept for the AUROC: 64 MiB
 
@@ -213,6 +213,7 @@ def load(config: typed.Config, workdir: pathlib.Path, mesh: Mesh, splits: Sequen
   else:
     data = experiment.load_data(config, splits, workdir)
   run = experiment.make(experiment.resolve(config, data), data.spec)
+  budget.check_evaluation(run, mesh)
   if data.weights:
     data.weights.release()  # they were read, if at all, to determine the network
   variables = {}

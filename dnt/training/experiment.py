@@ -14,10 +14,10 @@ import optax
 
 from dnt import checkpoints, errors, models
 from dnt import config as schema
-from dnt.config import implied, typed
+from dnt.config import checks, implied, typed
 from dnt.data import class_order, examples, fingerprint, inspection, pipeline, sources
 from dnt.data.transforms import augment
-from dnt.models import depth, freeze, layouts
+from dnt.models import depth, freeze, layouts, size
 from dnt.optim import chain, schedules
 from dnt.training import losses, periodic, steps
 from dnt.training import telemetry as telemetry_lib
@@ -221,7 +221,12 @@ def resolve(config: typed.Config, data: Data) -> typed.Config:
   if data.image_bits is not None:
     resolved.data.image_bits = data.image_bits
   if config.train.steps is None:
-    resolved.train.steps = max(1, round(config.train.epochs * data.spec.steps_per_epoch(config.train.batch_size)))
+    steps = config.train.epochs * data.spec.steps_per_epoch(config.train.batch_size)
+    if steps > checks.LARGEST:
+      raise errors.InputError(
+        f'config.train.epochs={config.train.epochs} are {steps:.3g} steps; a run has at most {checks.LARGEST:,}'
+      )
+    resolved.train.steps = max(1, round(steps))
   if config.loss.balance_classes:
     # Keep only the weights, so that the recorded config can be run again.
     resolved.loss.class_weights, resolved.loss.balance_classes = losses.balanced_weights(data.train), False
@@ -269,7 +274,7 @@ def make(
     errors.InputError: options do not fit the model, the data or one another.
   """
   model = models.make(config.model, len(spec.class_names))
-  trace = trace or depth.trace(model, spec.image_shape)
+  trace = trace or size.trace(config.model, model, len(spec.class_names), spec.image_shape)
   steps_per_epoch = spec.steps_per_epoch(config.train.batch_size)
   # Until a rate is found, the schedule is not used; `lr_find.settle` then makes the experiment again with the rate.
   peak = schedules.peak_rate(config.optim)

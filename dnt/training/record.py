@@ -66,6 +66,7 @@ class Record:
     self._sums: defaultdict[str, float] = defaultdict(int, history.get('sums', {}))
     self._lap: float = history.get('lap', 0.0)
     self._log = run.every(run.config.train.log_every)
+    self._floors = telemetry.floors(run.config, run.table)
     self.last: dict[str, float] = dict(history.get('last', {}))
     self.best: dict[str, Any] = dict(history.get('best', {}))
     # Warnings of telemetry, by kind; each kind is reported once per run.
@@ -214,7 +215,7 @@ class Record:
     self._rows += 1
     self._unclipped = self._unclipped or not telemetry.is_clipped(shown)
     always_clipped = self._rows >= telemetry.ALWAYS_CLIPPED and not self._unclipped
-    for kind, text in telemetry.warnings(shown, rate, always_clipped).items():
+    for kind, text in telemetry.warnings(shown, rate, always_clipped, self._floors).items():
       if kind not in self.warnings:
         self.warnings[kind] = {'step': step, 'text': text}
         _log.info(f'warning at step {step}: {text}')

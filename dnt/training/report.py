@@ -12,7 +12,7 @@ import numpy as np
 
 from dnt import files, trees
 from dnt import workdir as workdir_lib
-from dnt.config import keys
+from dnt.config import keys, typed
 from dnt.models import depth, layouts
 from dnt.parallel import mesh as mesh_lib
 from dnt.parallel import multihost
@@ -80,7 +80,9 @@ def write(
     summary['stopped_by'] = signal.Signals(stopped_by).name
   if multihost.is_lead():
     files.write_json(workdir / workdir_lib.SUMMARY, summary)  # first, because the disk may have room for it alone
-    images = {workdir_lib.CURVES: plots.png(plots.curves(records))} if (records := metrics.read(workdir)) else {}
+    images = {}
+    if records := metrics.read(workdir):
+      images[workdir_lib.CURVES] = plots.png(plots.curves(records, training_extras(run.config)))
     classes = {}
     if any(metric_names.from_metrics(record) for record in records):
       images[workdir_lib.TELEMETRY] = plots.png(plots.telemetry(records, [row.entry.name for row in run.table]))
@@ -141,6 +143,24 @@ def summarize(
     'devices': devices(mesh),
     'command': command,
   }
+
+
+def training_extras(config: typed.Config) -> dict[str, list[str]]:
+  """Returns by metric what it contains in training and not in an evaluation, so that the two differ without a reason.
+
+  Args:
+    config: the resolved config of the run.
+  """
+  data, loss = config.data, config.loss
+  shared = {
+    'augmentation': data.augment != 'none' or data.policy != 'none' or data.erasing,
+    'mixup': data.mixup,
+    'CutMix': data.cutmix,
+    'stochastic depth': config.model.stochastic_depth,
+  }
+  of_loss = {'label smoothing': loss.label_smoothing, 'class weights': loss.class_weights}
+  named = {'accuracy': shared, 'loss': shared | of_loss}
+  return {metric: [name for name, used in parts.items() if used] for metric, parts in named.items()}
 
 
 def page(

@@ -3,6 +3,7 @@
 `metric_names.EntryRow` describes the quantities. On the device, a quantity is one column for all entries that have it.
 """
 
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
@@ -23,6 +24,7 @@ VANISHING = 1e-4  # output gradient of the first entry over that of the last
 EXPLODING = 1e4
 UNITS = 0.5  # fraction of units dead, or of activations saturated, of one entry
 UPDATE_RATIOS = (1e-4, 1e-2)  # of the median entry
+NEAR_ZERO = 0.1  # norm of an entry's parameters over that of a drawn kernel
 ALWAYS_CLIPPED = 5  # rows of telemetry, all of them clipped
 
 
@@ -182,15 +184,35 @@ def rows(columns: Mapping[str, Column], names: Sequence[str]) -> list[metric_nam
   return [metric_names.EntryRow(names[index], **values[index]) for index in sorted(values)]
 
 
-def warnings(shown: Sequence[metric_names.EntryRow], rate: float, always_clipped: bool) -> dict[str, str]:
+def floors(config: typed.Config, table: Sequence[depth.Row]) -> dict[str, float]:
+  """Returns for each entry the norm of its parameters below which `warnings` does not judge it.
+
+  Parameters that start at zero consist of their updates: after t steps, an update is 1/t of their norm at any learning
+  rate. At first their outputs are zero, and so are the gradients before them. A kernel that keeps the size of a signal
+  has a norm of about one for each output. The head of a fine-tuned network is never judged: it starts at zero unless
+  the weights have the same classes, and good rates then move it by percents for a hundred steps.
+
+  Args:
+    config: a validated config.
+    table: the depth list.
+  """
+  result = {row.entry.name: NEAR_ZERO * math.sqrt(row.shape[-1]) for row in table if row.shape}
+  return result | ({table[-1].entry.name: math.inf} if config.train.init_from else {})
+
+
+def warnings(
+  shown: Sequence[metric_names.EntryRow], rate: float, always_clipped: bool, floors: Mapping[str, float]
+) -> dict[str, str]:
   """Returns the warnings that the telemetry of a step gives, by kind, each with a remedy to try.
 
   Args:
     shown: from `rows`.
     rate: learning rate of the step over the peak: a rate that still rises or has fallen makes small updates.
     always_clipped: whether the gradient was clipped at every step with telemetry so far (see `is_clipped`).
+    floors: from `floors`.
   """
   result = {}
+  shown = [row for row in shown if row.parameter_norm is None or not row.parameter_norm < floors.get(row.entry, 0.0)]
   norms = _of(shown, 'output_gradient_norm')
   if norms:
     (first, before), (last, after) = norms[0], norms[-1]

@@ -1,13 +1,17 @@
-"""Reads named tensors from Keras' files: HDF5, and the layers format of TensorFlow.js.
+"""Reads named tensors from Keras' files: HDF5 of Keras 1, 2 and 3, `.keras`, and the layers format of TensorFlow.js.
 
 Names are `<layer>/<tensor>`, such as `bn_conv1/gamma`.
 """
 
+import collections
+import io
 import itertools
 import json
 import math
 import pathlib
 import re
+import zipfile
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,21 +22,26 @@ MODEL_FILE = 'model.json'
 LABELS_FILE = 'labels.json'
 # Maps tensor names of Keras 1 HDF5 files to current names (running_std held the variance).
 KERAS_1 = {'W': 'kernel', 'b': 'bias', 'running_mean': 'moving_mean', 'running_std': 'moving_variance'}
+# The tensors of a layer in Keras 3's files, which number them, by kind of layer.
+KERAS_3 = {
+  'conv2d': ('kernel', 'bias'),
+  'dense': ('kernel', 'bias'),
+  'batch_normalization': ('gamma', 'beta', 'moving_mean', 'moving_variance'),
+}
 _TENSOR = re.compile(r'(?:^|[/_])(kernel|bias|gamma|beta|moving_mean|moving_variance|W|b|running_mean|running_std)$')
 
 
 def read_h5(path: pathlib.Path) -> dict[str, np.ndarray]:
-  """Reads every tensor of a `.h5` file, which holds weights or a whole model.
+  """Reads every tensor of a `.h5` file, which holds weights or a whole model, of any version of Keras.
 
   Raises:
     errors.InputError: h5py is not installed, or the file is damaged or has another format.
   """
-  try:
-    import h5py
-  except ImportError as error:
-    raise errors.InputError(f'{path} needs h5py, which is not installed: pip install h5py') from error
+  h5py = _h5py(path)
   try:
     with h5py.File(path, 'r') as file:
+      if isinstance(file.get('layers'), h5py.Group) and 'layer_names' not in file.attrs:
+        return _keras_3(file['layers'], {}, path)
       root = file.get('model_weights', file)
       result: dict[str, np.ndarray] = {}
 
@@ -47,6 +56,74 @@ def read_h5(path: pathlib.Path) -> dict[str, np.ndarray]:
     raise errors.InputError(
       f'cannot read {path} ({error}); it is damaged or not completely downloaded: get it again'
     ) from error
+  return result
+
+
+def read_keras(path: pathlib.Path) -> dict[str, np.ndarray]:
+  """Reads every tensor of a `.keras` file, in which Keras 3 saves a model; its other contents are not executed.
+
+  Raises:
+    errors.InputError: as for `read_h5`.
+  """
+  h5py = _h5py(path)
+  try:
+    with zipfile.ZipFile(path) as archive:
+      layers = json.loads(archive.read('config.json'))['config']['layers']
+      weights = io.BytesIO(archive.read('model.weights.h5'))
+    with h5py.File(weights, 'r') as file:
+      return _keras_3(file['layers'], _names_by_key(layers), path)
+  except errors.InputError:
+    raise
+  except (OSError, RuntimeError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
+    raise errors.InputError(
+      f'cannot read {path} ({error}); it is damaged, not completely downloaded, or no model of layers'
+    ) from error
+
+
+def _h5py(path: pathlib.Path) -> Any:
+  try:
+    import h5py
+  except ImportError as error:
+    raise errors.InputError(f'{path} needs h5py, which is not installed: pip install h5py') from error
+  return h5py
+
+
+def _keras_3(layers: Any, names: Mapping[str, str], path: pathlib.Path) -> dict[str, np.ndarray]:
+  """Reads the tensors `<kind of layer>[_<n>]/vars/<i>` of the layers of a model, and of models among them.
+
+  Args:
+    layers: an HDF5 group.
+    names: names of the layers by their key, for files from before Keras 3.6, which lack them.
+    path: the file, for messages.
+  """
+  result: dict[str, np.ndarray] = {}
+  for key, layer in layers.items():
+    if 'layers' in layer:
+      result |= _keras_3(layer['layers'], {}, path)
+    tensors = layer.get('vars', {})
+    if not len(tensors):
+      continue
+    name = tensors.attrs.get('name', names.get(key))
+    if name is None:
+      raise errors.InputError(
+        f'{path} holds no names of layers, as it was written by a Keras before 3.6: save the model as .keras'
+      )
+    known = KERAS_3.get(re.sub(r'_\d+$', '', key), ())
+    for index, tensor in tensors.items():
+      # A norm without scale or offset has other numbers.
+      whole = index.isdigit() and int(index) < len(known) and (len(tensors) == len(known) or known[0] == 'kernel')
+      result[f'{name}/{known[int(index)] if whole else index}'] = tensor[()]
+  return result
+
+
+def _names_by_key(layers: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+  """Returns the names of the layers of a model by their keys in the weights: `conv2d`, `conv2d_1`, ..."""
+  counts, result = collections.Counter(), {}
+  for layer in layers:
+    kind = re.sub('(.)([A-Z][a-z]+)', r'\1_\2', layer['class_name'])
+    kind = re.sub('([a-z])([A-Z])', r'\1_\2', kind).lower()
+    result[f'{kind}_{counts[kind]}' if counts[kind] else kind] = layer['config']['name']
+    counts[kind] += 1
   return result
 
 

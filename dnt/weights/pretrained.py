@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 
 FORMS = (
   "a dnt workdir, '<file>.safetensors' (or .safetensors.index.json), '<file>.pth' (.pt, .bin, .ckpt, .pth.tar), "
-  "'<file>.h5', 'tfjs:<dir>' or 'hf:<owner>/<name>'"
+  "'<file>.h5', '<file>.keras', 'tfjs:<dir>' or 'hf:<owner>/<name>'"
 )
 
 
@@ -71,6 +71,7 @@ _FILES = {
   '.ckpt': _PICKLE,
   '.tar': _PICKLE,  # .pth.tar: no archive, only what torch's first examples called it
   '.h5': _Format('keras', _tensors_alone(keras_files.read_h5), _about_h5),
+  '.keras': _Format('keras', _tensors_alone(keras_files.read_keras), _about_h5),
 }
 _TFJS = _Format('keras', _tensors_alone(keras_files.read_tfjs), _about_tfjs)
 
@@ -283,7 +284,8 @@ def _locate(text: str) -> tuple[_Format | None, pathlib.Path]:
   """Returns the format and the path of the weights; the format is None for a workdir."""
   kind, colon, where = text.partition(':')
   if colon and kind == 'hf':
-    return _FILES['.safetensors'], hub.download(where)
+    path = hub.download(where)
+    return _FILES[hub.INDEX.removeprefix('model') if path.name == hub.INDEX else '.safetensors'], path
   if colon and kind == 'tfjs':
     return _TFJS, _existing(where, text, pathlib.Path.is_dir)
   kinds = [kind for suffix, kind in _FILES.items() if text.lower().endswith(suffix)]

@@ -46,6 +46,12 @@ def test_every_variant_with_every_seed_in_a_workdir_of_its_own(config, tmp_path)
   assert config.base.model.depth is None, 'base is left as it is'
 
 
+def test_too_many_runs_are_refused_by_their_number(config, tmp_path):
+  config.seeds = tuple(range(5001))
+  with pytest.raises(errors.InputError, match='5,001 seeds .*config.seeds'):
+    plan.make(config, tmp_path)
+
+
 def test_names_of_variants_may_hold_dots(config, tmp_path):
   config.variants = {'0.1': {'optim.learning_rate': 0.1}, 'v1.2-b': {'train.init_from': 'variant:0.1'}}
   runs = plan.make(config, tmp_path)

@@ -294,3 +294,37 @@ def test_durations(text, steps):
 def test_what_is_not_a_duration_is_refused(text):
   with pytest.raises(errors.InputError, match=f"'{text}' .*duration.* '400'"):
     schema.duration(text, 100, 10)
+
+
+@pytest.mark.parametrize(
+  ('key', 'value'),
+  [
+    ('model.depth', 10**12),
+    ('model.width', 10**30),
+    ('train.batch_size', 10**12),
+    ('train.steps', 10**15),
+    ('train.epochs', 1e300),
+    ('eval.batch_size', 2**31),
+    ('seed', 10**30),
+    ('data.workers', 10**6),
+    ('data.image_size', 2**31),
+    ('data.rand_augment_ops', 10**9),
+    ('data.synthetic_classes', 10**9),
+    ('optim.learning_rate', 1e39),
+    ('schedule.warmup', '9' * 400),
+    ('schedule.boundaries', ('50%', '99999999999 epochs')),
+    ('lr_find.steps', 10**12),
+    ('noise_scale.batches', 10**12),
+  ],
+)
+def test_numbers_that_nothing_can_hold_are_refused(key, value):
+  assert f'config.{key}=' in refused(key, value) and 'at most' in refused(key, value)
+
+
+def test_large_numbers_that_can_be_held_are_valid():
+  for key, value in (('seed', 2**63 - 1), ('train.steps', 2**31 - 1), ('eval.every', f'{2**31 - 1}')):
+    assert refused(key, value) is None, key
+
+
+def test_a_duration_in_steps_is_at_most_that_of_the_counter():
+  assert schema.duration('2000000000 epochs', 100, 1000.0) == 2**31 - 1

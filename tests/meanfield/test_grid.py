@@ -16,6 +16,7 @@ from dnt import errors
 from dnt.meanfield import grid, grid_plots, random_nets, report
 from dnt.meanfield.theory import batch_norm, layers, plain
 from dnt.models import activations, blocks, norms, parts
+from dnt.parallel import capacity
 from dnt.reporting import plots
 
 NORMS = ('none', 'batch_norm', 'layer_norm', 'rms_norm')
@@ -360,3 +361,25 @@ def test_values_are_refused_beyond_the_edge(key):
     config.signal[key] = value
     with pytest.raises(errors.InputError, match=rf'config\.signal\.{key}[= ]'):
       schema.validate(config)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'named'),
+  [
+    ({'seeds': 2**31 - 1}, 'config.signal.seeds'),
+    ({'jacobian_seeds': 2**31 - 1}, 'config.signal.jacobian_seeds'),
+    ({'width': 2**31 - 1}, 'config.signal.width'),
+    ({'depths': (2**31 - 1,)}, 'config.signal.depths'),
+    ({'batch_size': 2**31 - 1}, 'config.signal.batch_size'),
+    ({'singular_values': 2**31 - 1}, 'config.signal.singular_values'),
+    ({'depths': (10**5,), 'width': 8192, 'seeds': 10**5, 'singular_values': 0}, 'days'),
+  ],
+)
+def test_a_grid_beyond_memory_or_time_is_refused_at_once(changes, named, tmp_path, monkeypatch):
+  monkeypatch.setattr(capacity, 'host', lambda: 10**12)
+  monkeypatch.setattr(grid, '_measure', lambda *_: pytest.fail('it was computed'))
+  config = schema.default('signal')
+  config.signal.update({'activations': ('relu',), 'blocks': ('plain',), 'norms': ('none',)})
+  config.signal.update({'weight_variances': (2.0,), 'bias_variances': (0.0,), **changes})
+  with pytest.raises(errors.InputError, match=named):
+    grid.run(config, tmp_path)

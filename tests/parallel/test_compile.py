@@ -14,8 +14,9 @@ import numpy as np
 import optax
 import pytest
 
-from dnt import files
+from dnt import errors, files
 from dnt.models import conv, norms
+from dnt.parallel import capacity
 from dnt.parallel import compile as compile_lib
 from dnt.parallel.cpu import allocator, options
 
@@ -187,3 +188,14 @@ def test_the_allocator_is_told_of_temporary_buffers(monkeypatch):
   assert told == [4 * 1024**2], 'the product'
   x = np.ones((1024, 8), np.float32)
   np.testing.assert_array_equal(program(x), np.full(1024, 8 * 1024))
+
+
+def test_a_program_beyond_the_memory_of_the_device_is_refused(monkeypatch):
+  jitted = compile_lib.jit(lambda x: jnp.sort(x @ x.T, 1).sum(1))
+  shape = jax.ShapeDtypeStruct((1024, 8), jnp.float32)
+  needed = 4 * (1024**2 + 1024 * 8 + 1024)  # the product, the argument and the result
+  monkeypatch.setattr(capacity, 'device', lambda: needed)
+  compile_lib.ahead(jitted, shape)
+  monkeypatch.setattr(capacity, 'device', lambda: needed - 1)
+  with pytest.raises(errors.InputError, match='config.train.batch_size'):
+    compile_lib.ahead(jitted, shape)

@@ -25,6 +25,21 @@ def test_curves_show_what_the_record_holds(records):
   assert Image.open(io.BytesIO(plots.png(figure))).size == (1600, 500)
 
 
+def test_the_legend_says_what_training_has_and_an_evaluation_has_not(records):
+  figure = plots.curves(records, {'loss': ['augmentation', 'label smoothing'], 'accuracy': ['augmentation']})
+  loss, accuracy = ([text.get_text() for text in axes.get_legend().get_texts()] for axes in figure.axes[:2])
+  assert 'label smoothing' in loss[0].replace('\n', ' ') and 'augmentation' in loss[0]
+  assert accuracy == ['train (with augmentation)', 'test', 'test_ema']
+  assert loss[1:] == ['test', 'test_ema']
+
+
+def test_a_curve_of_few_values_has_a_mark_at_each():
+  line = {'epoch': 0.1, 'train/loss': 1.0, 'train/learning_rate': 0.1, 'test/loss': 2.0}
+  for count, marked in ((1, True), (3, True), (200, False)):
+    loss, _, rate = plots.curves([{'step': step + 1} | line for step in range(count)]).axes
+    assert {drawn.get_marker() != 'None' for drawn in (*loss.lines, *rate.lines)} == {marked}
+
+
 def test_curves_of_hardly_anything():
   plots.png(plots.curves([{'step': 1, 'epoch': 0.1, 'train/loss': None}]))
   plots.png(plots.curves([{'step': 0, 'epoch': 0.0, 'test/loss': 2.0, 'test/accuracy': 0.1}]))

@@ -221,6 +221,20 @@ def test_of_many_classes_the_least_found_are_shown():
   assert len(rows) == 40 and rows[-1] == ('class 195', '0', '-', '-', '-')
 
 
+def test_what_the_loss_of_training_has_and_an_evaluation_has_not():
+  options = config.default()
+  assert report.training_extras(options) == {'loss': [], 'accuracy': []}
+  options.loss.label_smoothing, options.data.augment = 0.1, 'pad_crop_flip'
+  assert report.training_extras(options) == {
+    'loss': ['augmentation', 'label smoothing'],
+    'accuracy': ['augmentation'],
+  }
+  options.data.augment, options.data.mixup, options.loss.class_weights = 'none', 0.2, (1.0, 2.0)
+  assert report.training_extras(options)['loss'] == ['mixup', 'label smoothing', 'class weights']
+  options.model.stochastic_depth, options.data.erasing = 0.1, 0.5
+  assert report.training_extras(options)['accuracy'] == ['augmentation', 'mixup', 'stochastic depth']
+
+
 def test_layouts_have_the_same_digest(written, tmp_path):
   _, summary, _ = written
   run, record, state = _run_and_record(finished=False, scan=True)

@@ -234,7 +234,7 @@ def test_an_output_that_no_tap_can_be_on_is_no_vanishing_gradient(users, name, w
   columns = jax.device_get(found['telemetry'])
   tapped = [names[index] for index in columns['output_gradient_norm'].entries]
   assert set(tapped) == set(names) - {without}
-  assert 'vanishing' not in telemetry.warnings(telemetry.rows(columns, names), 1.0, False)
+  assert 'vanishing' not in telemetry.warnings(telemetry.rows(columns, names), 1.0, False, {})
 
 
 def test_frozen_entries_have_forward_figures_and_cost_no_backward_pass(tiny, begin):
@@ -434,16 +434,35 @@ NAMES = ('stem', 'middle', 'head')
   ],
 )
 def test_warnings(quantities, kind, said):
-  found = telemetry.warnings(rows(**quantities), 1.0, False)
+  found = telemetry.warnings(rows(**quantities), 1.0, False, {})
   assert list(found) == [kind]
   assert re.search(said, found[kind])
   assert 'config.' in found[kind], 'says what to try'
 
 
 def test_no_warning_of_a_healthy_step_or_a_rate_that_has_fallen():
-  assert telemetry.warnings(rows(), 1.0, False) == {}
-  assert telemetry.warnings(rows(update_ratio=(1e-6, 1e-6, 1e-6)), 0.1, False) == {}
-  assert list(telemetry.warnings(rows(), 1.0, True)) == ['clipping']
+  assert telemetry.warnings(rows(), 1.0, False, {}) == {}
+  assert telemetry.warnings(rows(update_ratio=(1e-6, 1e-6, 1e-6)), 0.1, False, {}) == {}
+  assert list(telemetry.warnings(rows(), 1.0, True, {})) == ['clipping']
+
+
+def test_entries_of_parameters_near_zero_are_not_judged():
+  floors = dict.fromkeys(NAMES, 1.0)
+  fresh = {'update_ratio': (None, None, 2.5), 'dead': (None, 0.1, 1.0), 'output_gradient_norm': (1e-6, 1e-6, 1.0)}
+  for norm, kinds in ((0.5, set()), (0.0, set()), (2.0, {'vanishing', 'dead', 'update_ratio'})):
+    shown = [
+      metric_names.EntryRow(name, parameter_norm=size, **{key: values[place] for key, values in fresh.items()})
+      for place, (name, size) in enumerate(zip(NAMES, (5.0, 5.0, norm), strict=True))
+    ]
+    assert set(telemetry.warnings(shown, 1.0, False, floors)) == kinds
+
+
+def test_the_head_of_a_fine_tuned_network_is_not_judged(tiny, begin):
+  run, *_ = begin(tiny)
+  drawn = telemetry.floors(run.config, run.table)
+  assert drawn['head'] == pytest.approx(0.1 * 10**0.5)
+  run.config.train.init_from = 'weights.safetensors'
+  assert telemetry.floors(run.config, run.table) == drawn | {'head': np.inf}
 
 
 @pytest.mark.thorough

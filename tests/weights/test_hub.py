@@ -1,3 +1,4 @@
+import json
 import re
 import sys
 import types
@@ -17,6 +18,29 @@ def test_weights_and_config_come_into_one_folder(monkeypatch, tmp_path):
   serve(monkeypatch, lambda name, file: asked.append((name, file)) or str(tmp_path / file))
   assert hub.download('timm/resnet50.a1_in1k') == tmp_path / 'model.safetensors'
   assert set(asked) == {('timm/resnet50.a1_in1k', 'model.safetensors'), ('timm/resnet50.a1_in1k', 'config.json')}
+
+
+def test_weights_in_several_files_come_with_their_index(monkeypatch, tmp_path):
+  class EntryNotFoundError(Exception):
+    pass
+
+  class RemoteEntryNotFoundError(EntryNotFoundError):
+    pass
+
+  parts = ['model-00001-of-00002.safetensors', 'model-00002-of-00002.safetensors']
+  index = {'weight_map': {'a': parts[0], 'b': parts[1], 'c': parts[0]}}
+  (tmp_path / 'model.safetensors.index.json').write_text(json.dumps(index))
+  asked = []
+
+  def fetch(name, file):
+    asked.append(file)
+    if file == 'model.safetensors':
+      raise RemoteEntryNotFoundError('404')
+    return str(tmp_path / file)
+
+  serve(monkeypatch, fetch)
+  assert hub.download('owner/large') == tmp_path / 'model.safetensors.index.json'
+  assert asked == ['config.json', 'model.safetensors', 'model.safetensors.index.json', *parts]
 
 
 def test_without_a_network_it_says_what_to_fetch(monkeypatch):

@@ -1,5 +1,8 @@
+import io
 import json
+import pathlib
 import sys
+import zipfile
 
 import numpy as np
 import pytest
@@ -142,7 +145,94 @@ def test_a_damaged_h5_file_is_refused(h5):
     keras_files.read_h5(path)
 
 
-def test_h5_without_h5py_is_refused_in_words(tmp_path, monkeypatch):
+@pytest.mark.parametrize('read', [keras_files.read_h5, keras_files.read_keras])
+def test_h5_without_h5py_is_refused_in_words(read, tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, 'h5py', None)
   with pytest.raises(errors.InputError, match='pip install h5py'):
-    keras_files.read_h5(tmp_path / 'model.h5')
+    read(tmp_path / 'model.h5')
+
+
+# A model that Keras 3.15.1 saved, compressed afterwards: a convolution, a norm, a convolution
+# without bias, a norm without scale, and a dense layer. Its tensors count on: 0, 1, 2, ...
+KERAS_3 = pathlib.Path(__file__).with_name('keras3.keras')
+
+
+def counted():
+  shapes = {
+    'conv1_conv/kernel': (2, 2, 3, 2),
+    'conv1_conv/bias': (2,),
+    'conv1_bn/gamma': (2,),
+    'conv1_bn/beta': (2,),
+    'conv1_bn/moving_mean': (2,),
+    'conv1_bn/moving_variance': (2,),
+    'second/kernel': (1, 1, 2, 2),
+    'unscaled/0': (2,),
+    'unscaled/1': (2,),
+    'unscaled/2': (2,),
+    'predictions/kernel': (2, 2),
+    'predictions/bias': (2,),
+  }
+  result, start = {}, 0
+  for name, shape in shapes.items():
+    result[name] = np.arange(start, start + np.prod(shape), dtype=np.float32).reshape(shape)
+    start += result[name].size
+  return result
+
+
+@pytest.fixture
+def keras_3(tmp_path):
+  """Writes a copy of `KERAS_3`, or its weights alone, with or without the names of layers in the weights."""
+  h5py = pytest.importorskip('h5py')
+
+  def write(suffix, named=True, wrapped=False):
+    with zipfile.ZipFile(KERAS_3) as archive:
+      files = {name: archive.read(name) for name in archive.namelist()}
+    weights = io.BytesIO(files['model.weights.h5'])
+    with h5py.File(weights, 'a') as file:
+      for layer in [] if named else file['layers'].values():
+        layer['vars'].attrs.pop('name', None)
+      if wrapped:  # a model inside of one
+        file.move('layers', 'inner')
+        file.create_group('layers/functional')
+        file.move('inner', 'layers/functional/layers')
+      file['optimizer/vars/more'] = np.zeros(3)
+    path = tmp_path / f'model{suffix}'
+    if suffix == '.weights.h5':
+      path.write_bytes(weights.getvalue())
+      return path
+    with zipfile.ZipFile(path, 'w') as archive:
+      for name, content in (files | {'model.weights.h5': weights.getvalue()}).items():
+        archive.writestr(name, content)
+    return path
+
+  return write
+
+
+def test_keras_3(keras_3):
+  pytest.importorskip('h5py')
+  assert_read(keras_files.read_keras(KERAS_3), counted())
+  assert_read(keras_files.read_keras(keras_3('.keras')), counted())
+  assert_read(keras_files.read_h5(keras_3('.weights.h5')), counted())
+  assert_read(keras_files.read_h5(keras_3('.weights.h5', wrapped=True)), counted())
+
+
+def test_keras_3_from_before_weights_had_names(keras_3):
+  assert_read(keras_files.read_keras(keras_3('.keras', named=False)), counted())
+  with pytest.raises(errors.InputError, match=r'no names of layers.*\.keras'):
+    keras_files.read_h5(keras_3('.weights.h5', named=False))
+
+
+@pytest.mark.parametrize(
+  'damage',
+  [
+    lambda content: content[: len(content) // 2],
+    lambda content: b'no archive',
+    lambda content: content.replace(b'config.json', b'konfig.json'),
+  ],
+)
+def test_a_damaged_keras_file_is_refused(tmp_path, damage):
+  pytest.importorskip('h5py')
+  path = tmp_path / 'model.keras'
+  path.write_bytes(damage(KERAS_3.read_bytes()))
+  with pytest.raises(errors.InputError, match=r'model\.keras .*damaged'):
+    keras_files.read_keras(path)

@@ -1,9 +1,11 @@
 """The same logits as where the weights come from: basic blocks are compared in test_exported."""
 
+import io
 import json
 import os
 import pathlib
 import re
+import zipfile
 
 import numpy as np
 import pytest
@@ -141,6 +143,34 @@ def test_h5_with_newer_names_holds_the_same(keras_resnet50, write_tfjs, tmp_path
   assert_equal(found.variables, pretrained.Source(f'tfjs:{write_tfjs(keras_tensors(keras_resnet50))}').variables)
   assert found.preprocessing == preprocessing.KERAS
   assert found.decisive['norm_epsilon'] == 1.001e-5
+
+
+@pytest.mark.thorough
+def test_keras_3_holds_the_same(keras_resnet50, write_tfjs, tmp_path):
+  h5py = pytest.importorskip('h5py')
+  kinds = {'kernel': ('conv2d', 0), 'bias': ('conv2d', 1)}
+  kinds |= {
+    name: ('batch_normalization', i) for i, name in enumerate(('gamma', 'beta', 'moving_mean', 'moving_variance'))
+  }
+  weights, keys = io.BytesIO(), {}
+  with h5py.File(weights, 'w') as file:
+    for name, value in keras_tensors(keras_resnet50, new=True).items():
+      layer, tensor = name.split('/')
+      kind, index = kinds[tensor]
+      kind = 'dense' if layer == 'predictions' else kind
+      count = sum(key.startswith(kind) for key in keys.values())
+      key = keys.setdefault(layer, f'{kind}_{count}' if count else kind)
+      tensors = file.require_group(f'layers/{key}/vars')
+      tensors.attrs['name'], tensors[str(index)] = layer, value
+  (tmp_path / 'model.weights.h5').write_bytes(weights.getvalue())
+  with zipfile.ZipFile(tmp_path / 'model.keras', 'w') as archive:
+    archive.writestr('config.json', json.dumps({'config': {'layers': []}}))
+    archive.writestr('model.weights.h5', weights.getvalue())
+  expected = pretrained.Source(f'tfjs:{write_tfjs(keras_tensors(keras_resnet50))}').variables
+  for name in ('model.weights.h5', 'model.keras'):
+    found = pretrained.Source(str(tmp_path / name))
+    assert_equal(found.variables, expected)
+    assert (found.preprocessing, found.network['depth']) == (preprocessing.KERAS, 50)
 
 
 def real_keras():

@@ -148,7 +148,7 @@ def test_where_nothing_says_the_architecture_a_line_does(resnet18, save, console
   assert len(lines) == (0 if said else 1)
 
 
-def test_weights_in_several_files(resnet18, save):
+def test_weights_in_several_files(resnet18, save, monkeypatch):
   whole = pretrained.Source(str(save(resnet18))).variables
   places = {}
   for number, start in enumerate((0, 40, 80)):
@@ -157,6 +157,17 @@ def test_weights_in_several_files(resnet18, save):
   path = save({}, 'empty.safetensors').with_name('model.safetensors.index.json')
   path.write_text(json.dumps({'weight_map': places}))
   assert_equal(pretrained.Source(str(path)).variables, whole)
+
+  class EntryNotFoundError(Exception):
+    pass
+
+  def fetch(name, file):
+    if file == 'model.safetensors':
+      raise EntryNotFoundError('404')
+    return str(path.with_name(file))
+
+  monkeypatch.setitem(sys.modules, 'huggingface_hub', types.SimpleNamespace(hf_hub_download=fetch))
+  assert_equal(pretrained.Source('hf:owner/large').variables, whole)
 
 
 @pytest.mark.parametrize('name', ['model_best.pth.tar', 'last.ckpt', 'MODEL.PT', 'checkpoint.tar', 'pytorch_model.bin'])

@@ -10,6 +10,7 @@ import numpy as np
 from dnt import errors
 from dnt.config import typed
 from dnt.data import examples, order
+from dnt.parallel import capacity
 
 DIGITS_TEST_FRACTION = 0.2
 SYNTHETIC_SIZE = 32  # pixels per side, unless config.data.image_size is set
@@ -51,6 +52,13 @@ def synthetic(where: str, config: typed.Data, seed: int) -> examples.Splits:
   del where
   size = config.image_size or SYNTHETIC_SIZE
   classes, count = config.synthetic_classes, config.synthetic_examples
+  # int16 and float64 patterns, and the uint8 images of a split.
+  capacity.check(
+    3 * size**2 * (10 * classes + count),
+    capacity.host(),
+    f'a split of {count:,} synthetic images of {size} pixels and {classes:,} classes',
+    'config.data.synthetic_examples, config.data.synthetic_classes or config.data.image_size',
+  )
 
   def read(split):
     coarse = order.generator(seed, order.IMAGES).uniform(48, 208, (classes, 4, 4, 3))

@@ -1,7 +1,9 @@
 import numpy as np
 import pytest
 
+from dnt import errors
 from dnt.data import sources
+from dnt.parallel import capacity
 
 
 def test_digits_are_those_of_scikit_learn(data):
@@ -56,3 +58,14 @@ def test_synthetic_images_depend_on_seed_split_and_number_alone(data):
   np.testing.assert_array_equal(sources.load(data, 'train', 0).images[:20], train)
   assert (sources.load(data, 'test', 0).images[:20] != train).any()
   assert (sources.load(data, 'train', 1).images[:20] != train).any()
+
+
+@pytest.mark.parametrize(
+  'changes', [{'synthetic_examples': 2**31 - 1}, {'image_size': 2**31 - 1}, {'synthetic_classes': 10_000}]
+)
+def test_synthetic_images_beyond_memory_are_refused(data, changes, monkeypatch):
+  monkeypatch.setattr(capacity, 'host', lambda: 10**8)
+  data.source = 'synthetic'
+  data.update(changes)
+  with pytest.raises(errors.InputError, match='synthetic images .*config.data.synthetic_examples'):
+    sources.load(data, 'train', 0)

@@ -1,0 +1,123 @@
+import re
+import types
+
+import pytest
+
+from dnt import errors
+from dnt import loop as loop_lib
+from dnt.diagnostics import doctor, lr_find, noise
+from dnt.parallel import capacity
+from dnt.parallel import mesh as mesh_lib
+from dnt.training import budget, evaluate, experiment
+
+MEGABYTES = 10**7
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+  monkeypatch.setattr(capacity, 'device', lambda: MEGABYTES)
+
+
+def make(config):
+  data = experiment.load_data(config, ())
+  return experiment.make(experiment.resolve(config, data), data.spec), mesh_lib.make_mesh(config.mesh)
+
+
+def test_a_batch_beyond_memory_is_refused_with_one_that_fits(tiny):
+  tiny.train.batch_size = 10**6
+  with pytest.raises(errors.InputError, match=r'config.train.batch_size=1000000 .* GB .* 0.1 GB') as refused:
+    budget.check_training(*make(tiny))
+  assert 'config.data.image_size' in str(refused.value)
+  tiny.train.batch_size = fits = int(re.search(r'it to ([\d,]+)', str(refused.value))[1].replace(',', ''))
+  budget.check_training(*make(tiny))
+  tiny.train.batch_size = fits + 1
+  with pytest.raises(errors.InputError):
+    budget.check_training(*make(tiny))
+
+
+def test_what_makes_a_batch_larger_counts(tiny):
+  tiny.train.batch_size = 4000
+  budget.check_training(*make(tiny))
+  tiny.data.augment, tiny.data.crop_padding = 'pad_crop_flip', 100
+  with pytest.raises(errors.InputError, match='config.data.crop_padding'):
+    budget.check_training(*make(tiny))
+  tiny.data.augment, tiny.model.depth = 'none', 200
+  with pytest.raises(errors.InputError, match='config.train.accumulate'):
+    budget.check_training(*make(tiny))
+  tiny.train.accumulate = 40
+  budget.check_training(*make(tiny))
+  tiny.train.accumulate, tiny.finetune.trainable = 1, 'head'
+  budget.check_training(*make(tiny))
+
+
+@pytest.mark.parametrize('changes', [{'optim.name': 'adamw'}, {'ema.decay': 0.9}])
+def test_the_state_of_the_optimizer_and_averages_count(tiny, changes):
+  tiny.model.width = 700  # 0.63 million parameters: 7.6 MB with gradient and momentum
+  budget.check_training(*make(tiny))
+  for key, value in changes.items():
+    section, name = key.split('.')
+    tiny[section][name] = value
+  with pytest.raises(errors.InputError, match='config.model.depth or config.model.width'):
+    budget.check_training(*make(tiny))
+
+
+def test_an_evaluation_beyond_memory_is_refused(tiny, monkeypatch):
+  tiny.eval.batch_size = 10**5
+  with pytest.raises(errors.InputError, match=r'config.eval.batch_size=100000 .*lower it to'):
+    budget.check_evaluation(*make(tiny))
+  tiny.eval.batch_size, tiny.data.synthetic_classes = 16, 2000
+  with pytest.raises(errors.InputError, match='2,000 classes'):
+    budget.check_evaluation(*make(tiny))
+
+
+@pytest.mark.parametrize(
+  'start',
+  [
+    lambda config, folder: loop_lib.train(config, folder),
+    lambda config, folder: lr_find.run(config, folder),
+    lambda config, folder: noise.run(config, folder),
+    lambda config, folder: doctor.examine(config, experiment.load_data(config, ())),
+  ],
+)
+def test_every_program_that_trains_asks(tiny, tmp_path, start):
+  tiny.train.batch_size = 10**6
+  with pytest.raises(errors.InputError, match='config.train.batch_size=1000000'):
+    start(tiny, tmp_path)
+
+
+def test_a_batch_larger_than_the_split_gets_a_line(tiny, caplog):
+  tiny.train.batch_size = 128
+  with caplog.at_level('INFO'):
+    budget.check_training(*make(tiny))
+  assert 'larger than train with 64 images' in caplog.text and '2.0 times' in caplog.text
+  caplog.clear()
+  tiny.train.batch_size = 64
+  budget.check_training(*make(tiny))
+  assert not caplog.text
+
+
+@pytest.mark.thorough
+@pytest.mark.usefixtures('eight_devices')
+def test_devices_share_a_batch_and_split_parameters(tiny):
+  tiny.train.batch_size = 8 * 4000
+  budget.check_training(*make(tiny))
+  tiny.model.width, tiny.train.batch_size = 1500, 16
+  with pytest.raises(errors.InputError, match='config.mesh.fsdp'):
+    budget.check_training(*make(tiny))
+  tiny.mesh.fsdp = 8
+  budget.check_training(*make(tiny))
+
+
+def test_epochs_of_too_many_steps_are_refused(tiny):
+  tiny.train.steps, tiny.train.epochs = None, 1e30
+  with pytest.raises(errors.InputError, match='config.train.epochs'):
+    make(tiny)
+
+
+def test_evaluation_of_a_run_asks(tiny, tmp_path, monkeypatch):
+  monkeypatch.setattr(evaluate.checkpoints, 'load_parameters', lambda workdir: types.SimpleNamespace(meta={}))
+  monkeypatch.setattr(evaluate.resume, 'of_meta', lambda meta, workdir: None)
+  monkeypatch.setattr(evaluate.resume, 'keep_open', lambda config, trained: config)
+  tiny.eval.batch_size = 10**6
+  with pytest.raises(errors.InputError, match='config.eval.batch_size'):
+    evaluate.evaluate(tiny, tmp_path)
