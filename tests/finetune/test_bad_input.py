@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures('unoptimized', 'undrawn')
 BATCHES = ('--config.train.batch_size=8', '--config.eval.batch_size=8')
 MLP = ('--config.model.name=mlp', '--config.model.depth=3', '--config.model.width=16', *BATCHES)
 SYNTHETIC = ('--config.data.source=synthetic', '--config.data.synthetic_examples=16', '--config.data.image_size=8')
-SYNTHETIC += ('--config.data.augment=none',)
+SYNTHETIC += ('--config.data.augment=none', '--config.data.synthetic_classes=2')
 IMAGES = ('--config.data.image_size=8', '--config.data.mean=(0.5,0.5,0.5)', '--config.data.std=(0.5,0.5,0.5)')
 IMAGES += ("--config.eval.splits=('val',)", '--config.data.augment=none', '--config.data.workers=0')
 IMAGENET = ('--config.model.stem=imagenet', '--config.model.depth=18', *SYNTHETIC, '--config.data.image_size=32')
@@ -156,6 +156,7 @@ def test_a_class_that_train_lacks(refused, workdir, tmp_path):
 @pytest.mark.parametrize(('content', 'reason'), [(b'', '0 bytes'), (b'<html>', 'no format')])
 def test_an_image_that_cannot_be_read(refused, workdir, tmp_path, where, content, reason):
   """Found where frozen features are computed."""
+  shutil.rmtree(workdir / 'checkpoints')  # with one other data is refused first
   path = folders(tmp_path / 'data') / where / '2.png'
   path.write_bytes(content)
   before = contents(workdir)
