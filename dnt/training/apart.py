@@ -44,14 +44,26 @@ def load(
     errors.InputError: a source, split or image file is missing or damaged, or has other classes than the run.
   """
   in_place, train = _place(config.data) == _place(trained.config.data), config.data.train_split
+
+  def read():
+    return _read(_complete(config, trained.config, meta), splits, meta, f'the run in {workdir}', in_place)
+
   if in_place or train in trained.data:
-    with contextlib.suppress(errors.InputError):  # raised again below, if it is about more than training images
+    try:
       data = experiment.load_data(config, splits, workdir)
       if in_place or data.fingerprint()[train] == trained.data[train]:
         return Loaded(config, data)
-  config, owner = _complete(config, trained.config, meta), f'the run in {workdir}'
-  available = sources.find(config.data, config.data.seed)
-  chosen = {split: split for split in splits}
+    except errors.InputError as error:
+      if in_place:
+        with contextlib.suppress(errors.InputError):  # the first error says more
+          return read()
+        raise error
+  return read()
+
+
+def _read(config: typed.Config, splits: Sequence[str], meta: Mapping[str, Any], owner: str, in_place: bool) -> Loaded:
+  """Reads splits without a training split."""
+  available, chosen = sources.find(config.data, config.data.seed), {split: split for split in splits}
   if not in_place and (chosen := sources.choose(available, splits)) != {split: split for split in splits}:
     named = ', '.join(name if name == split else f'{split!r} as {name!r}' for name, split in chosen.items())
     _log.info(f'{config.data.source} is not the data of {owner}: evaluating its split {named}')

@@ -114,5 +114,5 @@ def test_training_images_that_are_gone_are_not_needed(run, tmp_path):
   run.data.mean = run.data.std = ()
   (tmp_path / 'own' / 'train').rename(tmp_path / 'elsewhere')
   np.testing.assert_array_equal(confusion(run, tmp_path, tmp_path / 'own', 'val')['val'], expected)
-  with pytest.raises(errors.InputError, match="'test'"):
+  with pytest.raises(errors.InputError, match='no train/'):
     confusion(run, tmp_path, tmp_path / 'own', 'test')
