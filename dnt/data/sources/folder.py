@@ -4,10 +4,11 @@ import collections
 import dataclasses
 import functools
 import logging
+import os
 import pathlib
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
@@ -25,8 +26,10 @@ ALL_CLASSES = '/*'  # `folder:<dir>/*`: every folder in <dir> is a class, whatev
 # The names that fastai, Keras, Kaggle and Ultralytics give to the folders of splits, in lower case.
 _SPLIT = re.compile(
   r'(?:(?P<train>train|training)|(?P<val>val|valid|validation)|(?P<test>test|testing))'
-  r'(?:[ _-]?(?:set|data|dataset|images|imgs))?'
+  r'(?:[ _-]?(?:set|data|dataset|split|images|imgs|\d+(?:x\d+)?(?:px)?))?'
 )
+# How names of other parts and of copies of a data set begin.
+_PART = re.compile(r'(?:train|val|test|dev|eval|hold|fold|split|part|orig|aug|raw|process|resize|crop).*')
 _PREFIX = re.compile(r'(?P<prefix>.*)[ _-](?P<rest>.*)')
 
 
@@ -82,7 +85,10 @@ def folder(where: str, config: typed.Data, seed: int) -> examples.Splits:
     raise errors.InputError(f'the folder {root} does not exist; expected there: {LAYOUT}')
   bases = {} if where.endswith(ALL_CLASSES) else _find_splits(root)
   base = bases.get('train', root)
-  unlabelled = {split for split in bases if split == 'test' and not _folders(bases[split])}
+  if not bases and not where.endswith(ALL_CLASSES):
+    _check_one_reading(root)
+  known = _class_folders(base).keys() if 'train' in bases else None
+  unlabelled = {split for split in bases if split == 'test' and not _holds_classes(bases[split], known)}
   separate = bases.keys() - unlabelled - {'train'}
   if separate and 'train' not in bases:
     names = tuple(sorted({name for split in separate for name in _classes(bases[split], least=1)}))
@@ -102,7 +108,10 @@ def folder(where: str, config: typed.Data, seed: int) -> examples.Splits:
 
   def read(split):
     if split in unlabelled:
-      raise errors.InputError(f'{bases[split]} holds no class folders, so that its images have no labels; {LAYOUT}')
+      raise errors.InputError(
+        f'{bases[split]} holds no class folders, or none of a class in train/, so that its images have no labels; '
+        f'expected: {LAYOUT}'
+      )
     if split not in listed:
       _refuse(root, next(iter(bases.values())).name)
     paths, labels, skipped = listed[split]
@@ -144,7 +153,10 @@ def _find_splits(root: pathlib.Path) -> dict[str, pathlib.Path]:
     errors.InputError: the folders can be read in two ways, or none holds class folders.
   """
   names = _folders(root)
-  named = {name: split for name in names if (split := split_of(name))} or _prefixed(root, names)
+  named = {name: split for name in names if (split := split_of(name))}
+  # A class may be named `train2`; a split of that name holds class folders.
+  named = {name: split for name, split in named.items() if name[-1].isalpha() or _folders(_descend(root / name))}
+  named = named or _prefixed(root, names)
   others = [name for name in names if name not in named]
   inner = {name: _descend(root / name) for name in named}
   parted = [name for name in named if _folders(inner[name])]  # these hold folders, so that they can be splits
@@ -171,10 +183,56 @@ def _find_splits(root: pathlib.Path) -> dict[str, pathlib.Path]:
   if pictured:
     raise errors.InputError(
       f'{root} can be read in two ways: {parted[0]}/ holds the classes {", ".join(_classes(splits["train"]))} '
-      f"(then give config.data.source='folder:{splits['train']}'), or {', '.join([*pictured, parted[0]])} are classes "
-      f'themselves ({classes})'
+      f"(then give config.data.source='folder:{splits['train']}', or rename {pictured[0]}/ to val or test), or "
+      f'{", ".join([*pictured, parted[0]])} are classes themselves ({classes})'
     )
   return {split: splits[split] for split in ('train', 'val', 'test') if split in splits}
+
+
+def _check_one_reading(root: pathlib.Path) -> None:
+  """Raises an error if the folders in `root` may be copies or parts of a data set, and not classes.
+
+  They may if they hold no images themselves but folders, of which at least two have the same names in all of them, and
+  if their own names are those of parts, or the names of these folders are those of splits.
+  """
+  names = _folders(root)
+  inner = [_folders_alone(root / name) for name in names]
+  shared = sorted(set.intersection(*inner)) if inner else []
+  splits = all(map(split_of, shared))
+  if len(names) < 2 or len(shared) < 2 or not (splits or all(_PART.fullmatch(name.lower()) for name in names)):
+    return
+  listed, within = errors.list_names(names), errors.list_names(shared)
+  if splits:
+    other = f'each of {listed} holds the splits {within} (then move them to {shared[0]}/{names[0]}/ and so on)'
+  else:
+    other = (
+      f"each of {listed} holds the classes {within} (then give config.data.source='folder:{root / names[0]}', or name "
+      'them train, val and test)'
+    )
+  raise errors.InputError(f'{root} can be read in two ways: {other}, or they are classes themselves ({_way_out(root)})')
+
+
+def _folders_alone(path: pathlib.Path) -> set[str]:
+  """Returns the names of the folders in a folder; none if it holds an image, at the first of which it stops."""
+  found = set()
+  try:
+    with os.scandir(path) as entries:
+      for entry in entries:
+        if image_files.is_skipped(entry.name):
+          continue
+        if image_files.is_image(entry.name):
+          return set()
+        if entry.is_dir():
+          found.add(entry.name)
+  except OSError:  # the search for images counts it
+    return set()
+  return found
+
+
+def _holds_classes(base: pathlib.Path, known: Collection[str] | None) -> bool:
+  """Returns whether a folder holds class folders, if `known` is given at least one of these classes."""
+  folders = _class_folders(base)
+  return bool(folders) if known is None else not folders.keys().isdisjoint(known)
 
 
 def _refuse(root: pathlib.Path, split: str) -> NoReturn:
@@ -244,7 +302,11 @@ def _classes(base: pathlib.Path, least: int = 2) -> tuple[str, ...]:
   names = tuple(_class_folders(base))
   if len(names) < least:
     result = f'only {names[0]!r}' if names else 'none'
-    raise errors.InputError(f'{base} must hold one folder per class, at least two; found {result}. Expected: {LAYOUT}')
+    deeper = names and len(_folders(base / names[0])) > 1
+    hint = f"; or give the folder in it: config.data.source='folder:{base / names[0]}'" if deeper else ''
+    raise errors.InputError(
+      f'{base} must hold one folder per class, at least two; found {result}. Expected: {LAYOUT}{hint}'
+    )
   return names
 
 
@@ -262,14 +324,17 @@ def _list(base: pathlib.Path, names: tuple[str, ...]) -> _Listed:
   for label, name in enumerate(names):
     if name not in folders:
       continue
-    result = []
+    result, held = [], collections.Counter()
     for each in folders[name]:
       found = image_files.find(each)
       result += found.paths
-      skipped += found.skipped
+      held += found.skipped
+    skipped += held
     if not result:
-      suffixes = ', '.join(image_files.SUFFIXES)
-      raise errors.InputError(f'the class folder {folders[name][0]} holds no images ({suffixes})')
+      suffixes, others = ', '.join(image_files.SUFFIXES), ', '.join(f'{count} {what}' for what, count in held.items())
+      raise errors.InputError(
+        f'the class folder {folders[name][0]} holds no images ({suffixes}){f", but {others}" if others else ""}'
+      )
     paths += sorted(result)
     labels += [label] * len(result)
   if not paths:

@@ -102,6 +102,9 @@ def names_of(source):
     ('train_images', 'test_images', 'test'),
     ('seg_train/seg_train', 'seg_test/seg_test', 'test'),
     ('my set-Training', 'my set-Valid', 'val'),
+    ('train2017', 'val2017', 'val'),
+    ('train_256x256', 'test_256x256', 'test'),
+    ('train_split', 'val_split', 'val'),
   ],
 )
 def test_splits_have_the_names_that_people_give_them(data, class_folders, train, other, split):
@@ -134,6 +137,19 @@ def test_three_splits_by_other_names(data, class_folders):
     ({'Training': 2, 'Testing': 2}, 'Training must hold one folder per class'),
     ({'test': 2, 'control': 2}, 'test/ but no train/'),
     ({'Testing/ant': 2, 'Testing/bee': 2, 'other': 2}, 'Testing/ but no train/'),
+    ({'train/ant': 2, 'train/bee': 2, 'dev/ant': 2, 'dev/bee': 2}, 'two ways.* rename dev/ to val or test'),
+    (
+      {f'{fold}/{name}': 2 for fold in ('fold1', 'fold2') for name in ('ant', 'bee')},
+      'two ways.* fold1, fold2 holds the classes ant, bee .*/fold1',
+    ),
+    (
+      {'original/ant': 2, 'original/bee': 2, 'augmented/ant': 2, 'augmented/bee': 2, 'augmented/cow': 2},
+      'two ways.* augmented, original holds the classes ant, bee',
+    ),
+    (
+      {f'{name}/{split}': 2 for name in ('ant', 'bee') for split in ('train', 'val')},
+      'two ways.* ant, bee holds the splits train, val .*train/ant/',
+    ),
   ],
 )
 def test_a_folder_of_two_readings_is_refused_with_the_way_out(data, class_folders, counts, message):
@@ -193,6 +209,52 @@ def test_a_star_makes_every_folder_a_class(data, class_folders, names):
 )
 def test_classes_may_have_names_of_splits_where_no_split_is(data, class_folders, names):
   assert load(data, class_folders(dict.fromkeys(names, 3))).class_names == names
+
+
+@pytest.mark.parametrize(
+  'counts',
+  [
+    {f'{name}/{batch}': 2 for name in ('ant', 'bee') for batch in ('new', 'old')},
+    {'original/a': 2, 'original/b': 2, 'fake/a': 2, 'fake/b': 2},
+    {'original/a': 2, 'original/b': 2, 'cropped/b': 2, 'cropped/c': 2},
+  ],
+)
+def test_classes_may_hold_folders(data, class_folders, counts):
+  assert load(data, class_folders(counts)).class_names == tuple(sorted({name.partition('/')[0] for name in counts}))
+
+
+def test_classes_may_hold_folders_of_splits_beside_images(data, class_folders):
+  root = class_folders({f'{name}/{split}': 2 for name in ('ant', 'bee') for split in ('train', 'val')})
+  shutil.copy(root / 'ant/train/0.jpg', root / 'ant/0.jpg')
+  assert load(data, root).class_names == ('ant', 'bee')
+
+
+def test_classes_may_have_numbers_and_names_of_splits(data, class_folders):
+  assert load(data, class_folders({'train1': 3, 'train2': 3})).class_names == ('train1', 'train2')
+
+
+@pytest.mark.parametrize('inside', ['train/ant', 'ant'])
+def test_a_folder_that_holds_the_data_set_is_named(data, class_folders, inside):
+  root = class_folders({f'set/{inside}': 2, f'set/{inside[:-3]}bee': 2, 'set/val/ant': 1})
+  with pytest.raises(errors.InputError, match=f"at least two.*'folder:{root}/set'"):
+    load(data, root)
+
+
+def test_a_class_of_other_files_says_which(data, class_folders):
+  root = class_folders({'train/ant': 2, 'train/bee': 0, 'val/ant': 1})
+  for index in range(3):
+    (root / 'train/bee' / f'{index}.HEIC').write_bytes(b'x')
+  with pytest.raises(errors.InputError, match=r'train/bee .*no images .* 3 \.heic'):
+    load(data, root)
+
+
+def test_a_test_folder_of_no_class_is_refused_only_when_it_is_read(data, class_folders):
+  """Keras' loader wants a folder around images without labels."""
+  root = class_folders({'train/ant': 5, 'train/bee': 5, 'val/ant': 2, 'test/unknown': 3})
+
+  assert (len(load(data, root)), len(load(data, root, 'val'))) == (10, 2)
+  with pytest.raises(errors.InputError, match=r'test holds .* none of a class in train/.* no labels'):
+    load(data, root, 'test')
 
 
 def test_a_test_folder_without_classes_is_refused_only_when_it_is_read(data, class_folders):
