@@ -106,7 +106,11 @@ def test_every_program_finds_the_module_of_a_run(project, start_anew, tmp_path, 
     'main', f'--config={tmp_path}/run', run, '--mode=evaluate', f'--config.model.folder={moved}'
   )
   assert code == 0, output
-  monkeypatch.setenv('PYTHONPATH', moved)
+  code, output = start_anew('main', f'--config={moved}/train.py', run, '--config.train.steps=4')
+  assert code == 0 and 'finished step 4' in output, output
+  assert json.loads((tmp_path / 'run' / 'config.json').read_text())['model']['folder'] == moved
+  shutil.move(moved, tmp_path / 'again_moved')
+  monkeypatch.setenv('PYTHONPATH', moved := f'{tmp_path}/again_moved')
   code, output = start_anew('predict', run, images)
   assert code == 0 and moved in output, output
 

@@ -31,9 +31,11 @@ class Units(NamedTuple):
 
   Attributes:
     entry: name in the depth list.
-    name: `stage1/block001/Activation_0`; the entry's own name if its output stands for the activation.
-    criterion: what a dead unit is on every image: 'zero' or 'saturated'.
-    count: number of units.
+    name: `stage1/block001/Activation_0`, or `Dense_0/activation1()` for a function that a user's own module calls; the
+      entry's own name if its output stands for the activation.
+    criterion: what a dead unit is on every image: 'zero' or 'saturated'; 'unknown' if the activations of the entry
+      cannot be captured.
+    count: number of units; 0 if unknown.
     dead: indices of the dead units, in order.
   """
 
@@ -49,7 +51,7 @@ def run(config: typed.Config, workdir: pathlib.Path) -> dict[str, Any]:
 
   Returns:
     The contents of the file: `step`, `split`, `examples`, and over all entries and by activation `units`, `dead`,
-    `share`, by activation also `indices`.
+    `share`, by activation also `indices`. Of an activation that cannot be captured the first three are None.
 
   Raises:
     errors.InputError: the workdir has no checkpoint or one of another network, or the data does not fit.
@@ -70,9 +72,9 @@ def run(config: typed.Config, workdir: pathlib.Path) -> dict[str, Any]:
         'entry': each.entry,
         'name': each.name,
         'criterion': each.criterion,
-        'units': each.count,
-        'dead': len(each.dead),
-        'share': len(each.dead) / each.count,
+        'units': each.count or None,
+        'dead': len(each.dead) if each.count else None,
+        'share': len(each.dead) / each.count if each.count else None,
         'indices': list(each.dead),
       }
       for each in measured
@@ -97,8 +99,13 @@ def find(run: experiment.Experiment, mesh: Mesh, source: examples.Examples, vari
     # A padded row repeats the first row, which is always an image, so it cannot make a dead unit look active.
     real = batch['mask'].reshape(-1, 1, 1, 1)
     batch = {**batch, 'image': jnp.where(real, batch['image'], batch['image'][:1])}
+
+    def apply(variables, images):
+      return run.model.apply(variables, images, train=False, mutable=[captures.CAPTURES])
+
     with captures.capturing():
-      _, updates = run.model.apply(variables, run.preprocess(batch, None), train=False, mutable=[captures.CAPTURES])
+      watched = captures.with_function_calls(run.model, apply, watch=True)
+      _, updates = watched(variables, run.preprocess(batch, None))
     measured = updates.get(captures.CAPTURES, {})
     return {entry.path: _activations(captures.captures(measured, entry.path)) for entry in run.entries}, {}
 
@@ -108,17 +115,22 @@ def find(run: experiment.Experiment, mesh: Mesh, source: examples.Examples, vari
   return _units(sums, run.table)
 
 
-def _activations(captures: captures.Captures) -> dict[str, captures.Zeros | captures.Saturation]:
-  """Returns what was captured of the activations of an entry, or of its output if it captures none."""
+def _activations(captures: captures.Captures) -> dict[str, captures.Zeros | captures.Saturation] | None:
+  """Returns what was captured of the activations of an entry, or of its output if it has none; None if unknown."""
+  if captures.units is None:
+    return None
   return captures.units or ({'': captures.output.units} if captures.output else {})
 
 
 def _units(
-  sums: Mapping[str, Mapping[str, captures.Zeros | captures.Saturation]], table: Sequence[depth.Row]
+  sums: Mapping[str, Mapping[str, captures.Zeros | captures.Saturation] | None], table: Sequence[depth.Row]
 ) -> tuple[Units, ...]:
   measured = []
   for row in table:
     inside = sums.get(row.entry.path, {})
+    if inside is None:
+      measured.append(Units(row.entry.name, row.entry.name, 'unknown', 0, ()))
+      continue
     for name in sorted(inside, key=_natural):
       zeros = isinstance(inside[name], captures.Zeros)
       active = inside[name].fired if zeros else inside[name].steep
@@ -138,7 +150,8 @@ def text(result: Mapping[str, Any]) -> str:
   """Formats the result as a table and one summary line."""
   lines = [('activation', 'units', 'dead', 'fraction', '')]
   for each in result['entries']:
-    cells = (f'{each["units"]:,}', f'{each["dead"]:,}', f'{100 * each["share"]:.1f} %')
+    known = each['units'] is not None
+    cells = (f'{each["units"]:,}', f'{each["dead"]:,}', f'{100 * each["share"]:.1f} %') if known else ('-', '-', '-')
     lines.append((each['name'], *cells, 'saturated' if each['dead'] and each['criterion'] == 'saturated' else ''))
   seen = f'the {result["examples"]:,} images of {result["split"]}, step {result["step"]:,}'
   total = f'{result["dead"]:,} of {result["units"]:,} units ({100 * result["share"]:.1f} %) are dead on {seen}'

@@ -17,7 +17,7 @@ from dnt import config as schema
 from dnt import errors, models
 from dnt.config import keys, typed
 from dnt.data import pipeline
-from dnt.models import captures, depth
+from dnt.models import captures, depth, function_calls
 from dnt.optim import schedules
 from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
@@ -164,7 +164,9 @@ def _make_step(run: experiment.Experiment, batch_at: Callable) -> Callable:
     leaves = [leaf for leaf in jax.tree.leaves(output) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
     outputs = [leaf for leaf in leaves if leaf.shape[:1] == (examples,)]
     if outputs:
-      module.sow(captures.CAPTURES, 'cosine', _cosine(outputs[0]), init_fn=lambda: None, reduce_fn=lambda _, new: new)
+      with function_calls.ignored():
+        cosine = _cosine(outputs[0])
+      module.sow(captures.CAPTURES, 'cosine', cosine, init_fn=lambda: None, reduce_fn=lambda _, new: new)
     return output
 
   phase = run.phases[0]

@@ -10,7 +10,8 @@ the methods differ only in w:
 - `layer_cam` (Jiang et al. 2021): ReLU(g_k) at each position.
 
 The gradient is with respect to the entry's output, in evaluation mode (running BatchNorm statistics). It does not
-depend on which parameters train or whether a stage is scanned.
+depend on which parameters train or whether a stage is scanned. An activation that a user's own module calls right after
+the entry counts as its output (`captures.apply_capturing_output`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -128,9 +129,8 @@ def outputs(
     variables: `params` and `batch_stats`, in the model's layout.
     images: [B, H, W, C], preprocessed.
   """
-  with captures.capturing_output(entry):
-    logits, updates = model.apply(variables, images, train=False, mutable=[captures.CAPTURES])
-  return logits, _of(entry, updates[captures.CAPTURES])
+  logits, result = captures.apply_capturing_output(model, entry, variables, images)
+  return logits, _of(entry, result)
 
 
 def differentiate(
@@ -150,18 +150,12 @@ def differentiate(
     targets: int32 [B], the target classes; None: the predicted classes.
   """
 
-  def run(gradient_captures):
-    with captures.capturing_output(entry):
-      logits, updates = model.apply(
-        {**variables, **gradient_captures}, images, train=False, mutable=[captures.CAPTURES]
-      )
-    return logits, updates[captures.CAPTURES]
+  def run(added):
+    return captures.apply_capturing_output(model, entry, variables, images, added)
 
-  _, shapes = jax.eval_shape(run, {})
+  _, shapes = jax.eval_shape(run, None)
   zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-  logits, backward, result = jax.vjp(
-    lambda gradient_captures: run({captures.GRADIENTS: gradient_captures}), zeros, has_aux=True
-  )
+  logits, backward, result = jax.vjp(run, zeros, has_aux=True)
   targets = jnp.argmax(logits, -1) if targets is None else targets
   # Examples do not interact in evaluation, so the gradient of the sum of their logits contains each one's gradient.
   (gradients,) = backward(jax.nn.one_hot(targets, logits.shape[-1], dtype=logits.dtype))

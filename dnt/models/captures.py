@@ -7,11 +7,15 @@ The other uses of a value decide how XLA fuses the operations that compute it, a
 with and without captures put the same optimization barriers around captured values, so their results are equal to the
 last bit.
 
-`capturing_output` captures the whole output of one entry and its gradient, example by example.
+`apply_capturing_output` captures the whole output of one entry, example by example.
+
+A user's own module may call its activations as plain functions: `function_calls` finds them in the traced program.
+Where such an activation follows an entry, it stands for the output of the entry.
 """
 
+import collections
 import contextlib
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -19,7 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from dnt import errors, trees
-from dnt.models import activations, depth
+from dnt.models import activations, depth, function_calls
 from dnt.parallel.cpu import lowering
 
 CAPTURES, GRADIENTS = (
@@ -79,11 +83,12 @@ class Captures(NamedTuple):
   Attributes:
     output: None if the entry's output holds no float, or the entry is inside a user's own `nn.scan` or `nn.vmap`, which
       leave out the collections that they do not name.
-    units: of each activation inside, by its path from the entry; empty for an entry that is itself an activation.
+    units: of each activation inside, by its path from the entry; empty for an entry without any, whose output stands
+      for one; None if its activations could not be captured.
   """
 
   output: Output | None
-  units: dict[str, Zeros | Saturation]
+  units: dict[str, Zeros | Saturation] | None
 
 
 def captures(result: Mapping[str, Any], path: str) -> Captures:
@@ -96,7 +101,7 @@ def captures(result: Mapping[str, Any], path: str) -> Captures:
   own = trees.subtree(result, path)
   flat = trees.flatten(own)
   units = {key.rpartition('/')[0]: value for key, value in flat.items() if isinstance(value, Zeros | Saturation)}
-  return Captures(own.get('output'), units)
+  return Captures(own.get('output'), None if 'untold' in own and not units else units)
 
 
 def barrier(tree: Any) -> Any:
@@ -153,35 +158,105 @@ def capturing() -> Generator[None]:
       output = jax.tree.map(lambda leaf: _capture_gradient(leaf, gradient_capture) if _inexact(leaf) else leaf, output)
     leaves = [leaf for leaf in jax.tree.leaves(output) if _inexact(leaf) and leaf.ndim]
     if leaves:
-      x = jax.lax.stop_gradient(leaves[0]).astype(jnp.float32)
-      _leave(module, 'output', Output(jnp.sum(x), jnp.sum(jnp.square(x)), _zeros(x)))
+      with function_calls.ignored():
+        x = jax.lax.stop_gradient(leaves[0]).astype(jnp.float32)
+        _leave(module, 'output', Output(jnp.sum(x), jnp.sum(jnp.square(x)), _zeros(x)))
     return output
 
   def activation(next_fun, args, kwargs, context):
     output = next_fun(*args, **kwargs)
     if isinstance(context.module, activations.Activation) and context.method_name == '__call__':
-      x = jax.lax.stop_gradient(output).astype(jnp.float32)
-      _leave(context.module, 'units', _flat(x, context.module.kind) if context.module.kind in SATURATING else _zeros(x))
+      with function_calls.ignored():
+        _leave(context.module, 'units', _units(output, context.module.kind))
     return output
 
   with depth.intercept(entry), nn.intercept_methods(activation):
     yield
 
 
-@contextlib.contextmanager
-def capturing_output(entry: depth.Entry) -> Generator[None]:
-  """Makes `model.apply` capture the output of one entry, and add the value in `GRADIENTS` to the output.
-
-  `CAPTURES` (which must be mutable) holds the first array that the entry returns under `<path>/output`. For a scanned
-  entry it is [rows, ...], with all rows that share the path. The gradient with respect to zeros in `GRADIENTS`, of the
-  same tree structure, is the gradient at the output.
+def with_function_calls(model: nn.Module, apply: Callable, watch: bool) -> Callable:
+  """Lets `capturing` and `barriers` reach the activations that a user's own module calls as plain functions.
 
   Args:
-    entry: an entry of the depth list.
+    model: the module; for one of dnt's own, whose activations are modules, the result is `apply`.
+    apply: `apply(variables, x, *rest) -> (output, updates)`, which calls `model.apply`.
+    watch: whether to capture the activations, as inside `capturing`, or only to put barriers on them.
+  """
+  if not getattr(model, 'calls_functions', False):
+    return apply
+
+  def run(variables, x, *rest):
+    program = function_calls.trace(apply, variables, x, *rest)
+    sums: dict[str, Any] = {f'{path}/untold': () for path in program.untold}
+    calls = collections.Counter()
+
+    def hook(activation, value):
+      value = barrier(value)
+      if watch:
+        calls[activation.path] += 1
+        name = f'activation{calls[activation.path]}()'  # no name of a module
+        sums[f'{activation.path}/{name}/units'] = _units(value, activation.kind)
+      return value
+
+    output, updates = function_calls.run(program, (variables, x, *rest), hook)
+    if watch:
+      updates = {**updates, CAPTURES: trees.merge(updates.get(CAPTURES, {}), trees.unflatten(sums))}
+    return output, updates
+
+  return run
+
+
+def apply_capturing_output(
+  model: nn.Module, entry: depth.Entry, variables: Mapping[str, Any], x: jax.Array, added: Any = None
+) -> tuple[jax.Array, dict[str, Any]]:
+  """Returns the logits and the output of one entry, in evaluation mode.
+
+  The output is the first array that the entry returns, or the activation of its shape that a user's own module calls
+  after it as a plain function. It is the only leaf of the result, `<path>/output`. For a scanned entry it is
+  [rows, ...], with all rows that share the path.
+
+  Args:
+    model: a module with the call `model(x, train)`.
+    entry: an entry of its depth list.
+    variables: `params` and `batch_stats`, in the model's layout.
+    x: [B, H, W, C], preprocessed.
+    added: added to the output, with the same tree structure: the gradient with respect to zeros here is that at the
+      output. None: nothing.
 
   Raises:
-    errors.InputError: the running model calls the entry more than once, so that its output is not unique.
+    errors.InputError: the model calls the entry more than once, so that its output is not unique.
   """
+
+  def apply(variables, x):
+    with _capturing_output(entry):
+      logits, updates = model.apply(variables, x, train=False, mutable=[CAPTURES])
+    return logits, updates[CAPTURES]
+
+  if getattr(model, 'calls_functions', False):
+    program = function_calls.trace(apply, variables, x)
+    _, outputs = jax.tree.unflatten(program.structure, program.closed.out_avals)
+    (output,) = jax.tree.leaves(outputs)
+    following = [
+      each for each in program.found.values() if each.path == entry.path and each.after and each.shape == output.shape
+    ]
+    if following:
+      outputs = {}
+
+      def hook(activation, value):
+        if activation is following[0]:
+          name = f'{entry.path}/output'
+          value = value if added is None else value + trees.flatten(added)[name]
+          outputs[name] = value
+        return value
+
+      logits, _ = function_calls.run(program, (variables, x), hook)
+      return logits, trees.unflatten(outputs)
+  return apply(variables if added is None else {**variables, GRADIENTS: added}, x)
+
+
+@contextlib.contextmanager
+def _capturing_output(entry: depth.Entry) -> Generator[None]:
+  """Makes `model.apply` capture the output of one entry, and add the value in `GRADIENTS` to the output."""
 
   def keep(run, module):
     output = run()
@@ -203,6 +278,11 @@ def capturing_output(entry: depth.Entry) -> Generator[None]:
 
 def _inexact(leaf: Any) -> bool:
   return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jnp.inexact)
+
+
+def _units(output: jax.Array, kind: str) -> Zeros | Saturation:
+  x = jax.lax.stop_gradient(output).astype(jnp.float32)
+  return _flat(x, kind) if kind in SATURATING else _zeros(x)
 
 
 def _zeros(x: jax.Array) -> Zeros:

@@ -159,6 +159,8 @@ def make(
   keywords = {'train'} & {argument.name for argument in arguments}
 
   class Network(base):  # ty: ignore[unsupported-base]  # known only at run time
+    calls_functions = True  # its activations may be functions, which `captures` then looks for
+
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
       logits = super().__call__(x, **dict.fromkeys(keywords, train))
       if getattr(logits, 'shape', None) != (x.shape[0], num_classes):

@@ -84,7 +84,8 @@ class EntryRow:
       (`captures.SATURATED`).
     clip_factor: with clipping, the norm of its gradient after clipping over the norm before.
 
-  `zero`, `dead` and `saturated` describe the activations inside the entry, or its output if it captures none.
+  `zero`, `dead` and `saturated` describe the activations inside the entry, in a user's own module also those after it;
+  or its output if there are none. They are absent if its activations cannot be captured.
   """
 
   entry: str

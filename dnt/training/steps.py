@@ -128,13 +128,14 @@ def make_gradient(
   gradient_captures = telemetry.gradient_captures if telemetry else {}
 
   def compute_loss(trainable, gradient_captures, frozen, batch_stats, batch, keys, total_weight):
+    def apply(variables, images, rngs):
+      return model.apply(variables, images, train=True, rngs=rngs, mutable=['batch_stats', captures.CAPTURES])
+
     with partition.running(), captures.capturing() if telemetry else captures.barriers():
-      logits, updates = model.apply(
+      logits, updates = captures.with_function_calls(model, apply, watch=telemetry is not None)(
         {'params': trees.merge(trainable, frozen), 'batch_stats': batch_stats, captures.GRADIENTS: gradient_captures},
         preprocess(batch, keys['augment']),
-        train=True,
-        rngs={'stochastic_depth': keys['stochastic_depth'], 'dropout': keys['dropout']},
-        mutable=['batch_stats', captures.CAPTURES],
+        {'stochastic_depth': keys['stochastic_depth'], 'dropout': keys['dropout']},
       )
     weighted, _ = cross_entropy(logits, batch['label'])
     correct = jnp.sum(losses.correct(logits, batch['label']))

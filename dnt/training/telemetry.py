@@ -101,7 +101,7 @@ def activity(result: Any, called: Sequence[depth.Entry], entries: Sequence[depth
       continue
     count = output.units.count
     shown = {'activation_mean': output.sum / count, 'activation_rms': jnp.sqrt(output.square / count)}
-    units = list(inside.values()) or [output.units]
+    units = [] if inside is None else list(inside.values()) or [output.units]
     if zeros := [each for each in units if isinstance(each, captures.Zeros)]:
       shown['zero'] = _ratio([each.zero for each in zeros], [each.count for each in zeros])
       shown['dead'] = jnp.mean(jnp.concatenate([each.fired for each in zeros], -1) == 0, -1)

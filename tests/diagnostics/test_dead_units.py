@@ -160,6 +160,62 @@ def test_a_users_entry_without_activations_is_judged_by_its_output(network):
   assert head.dead == ()
 
 
+FUNCTIONS = """
+import flax.linen as nn
+import jax.numpy as jnp
+
+class Part(nn.Module):
+  @nn.compact
+  def __call__(self, x):
+    return nn.relu(nn.Dense(8)(x))
+
+class Net(nn.Module):
+  num_classes: int
+
+  @nn.compact
+  def __call__(self, x, train):
+    x = nn.relu(nn.Dense(64, name='wide')(x.reshape(x.shape[0], -1)))
+    x = nn.tanh(nn.Dense(6, name='flat')(x))
+    x = jnp.maximum(Part(name='part')(x), 0.5) - 0.5
+    x = nn.remat(Part)(name='again')(x)
+    return nn.Dense(self.num_classes, name='answer')(x)
+"""
+
+
+def test_activations_that_a_users_own_module_calls_as_functions(network, tmp_path, monkeypatch):
+  (tmp_path / 'deadnets.py').write_text(FUNCTIONS)
+  monkeypatch.syspath_prepend(tmp_path)
+  network.model.update({'name': 'deadnets:Net', 'depth': None, 'width': None, 'norm': 'batch_norm'})
+  source, run = build(network)
+  variables = jax.tree.map(np.array, jax.device_get(run.init_variables()))
+  variables['params']['wide']['bias'][::2] = -1e3
+  variables['params']['flat']['bias'][[2, 5]] = (30, -30)
+  variables['params']['part']['Dense_0']['bias'][3] = -1e3
+  found = {each.name: each for each in look(network, run, source, variables)}
+  wide = np.maximum(
+    pixels(run, source).reshape(EXAMPLES, -1) @ variables['params']['wide']['kernel']
+    + variables['params']['wide']['bias'],
+    0,
+  )
+  assert found['wide/activation1()'].dead == tuple(np.flatnonzero((wide == 0).all(0)))
+  assert found['wide/activation1()'].count == 64 and len(found['wide/activation1()'].dead) >= 32
+  assert found['flat/activation1()'] == ('flat', 'flat/activation1()', 'saturated', 6, (2, 5))
+  assert 3 in found['part/activation1()'].dead, 'inside'
+  assert set(found['part/activation2()'].dead) >= set(found['part/activation1()'].dead), 'after it'
+  assert found['again'] == ('again', 'again', 'unknown', 0, ())
+  assert found['answer'].dead == ()
+
+  saved = checkpoints.Checkpoints(tmp_path / 'run', network.checkpoint)
+  saved.save(3, jax.tree.map(jnp.asarray, run.make_state(variables)), {'class_names': []})
+  saved.close()
+  result = dead_units.run(network, tmp_path / 'run')
+  (again,) = (each for each in result['entries'] if each['entry'] == 'again')
+  assert [again[key] for key in ('units', 'dead', 'share')] == [None, None, None]
+  assert result['units'] == 64 + 6 + 8 + 8 + 10
+  (line,) = (line for line in dead_units.text(result).splitlines() if line.startswith('again'))
+  assert line.split() == ['again', '-', '-', '-']
+
+
 def test_the_dead_units_of_a_workdir(network, tmp_path, program):
   with pytest.raises(errors.InputError, match=f'no checkpoint .*{tmp_path}'):
     dead_units.run(network, tmp_path)

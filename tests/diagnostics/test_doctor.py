@@ -204,6 +204,15 @@ class Odd(nn.Module):
     x = nn.Dropout(0.5, deterministic=not train, name='drop')(x)
     return nn.Dense(self.num_classes, name='answer')(x) * (1 + 0.01 * Scale(name='scale')(x))
 
+class Dead(nn.Module):
+  num_classes: int
+
+  @nn.compact
+  def __call__(self, x):
+    x = nn.relu(nn.Dense(16, name='hidden')(x.reshape(x.shape[0], -1)))
+    x = jnp.maximum(nn.Dense(20, bias_init=nn.initializers.constant(-9.0), name='dead')(x), 0)
+    return nn.Dense(self.num_classes, name='answer')(x)
+
 class Sigmoids(nn.Module):
   num_classes: int
 
@@ -241,6 +250,13 @@ def test_modules_of_ones_own(own):
   assert (found.columns['cosine'][0, :4] > -1).all()
   assert np.isnan(found.columns['cosine'][0, 4]), 'a single number, which no image has to itself'
   assert doctor.judge(found).kind == 'trainable'
+
+
+def test_units_of_functions_of_ones_own_are_counted(own):
+  found = examine(own('Dead'))
+  assert found.columns['dead'][0, :2].tolist() == [pytest.approx(0.1, abs=0.1), 1.0]
+  verdict = doctor.judge(found)
+  assert (verdict.kind, verdict.entry) == ('dead', 'dead') and '100 % of its units' in verdict.reason
 
 
 def test_a_head_that_starts_at_zero_hides_nothing(own):

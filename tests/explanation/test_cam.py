@@ -221,3 +221,47 @@ def test_upsampling_is_torchs_bilinear(torch_reference, size):
 
   want = torch_reference(compute)
   np.testing.assert_allclose(cam.upsample(maps, (24, 31)), want, atol=1e-6)
+
+
+FUNCTIONS = """
+import flax.linen as nn
+
+class Net(nn.Module):
+  num_classes: int
+
+  @nn.compact
+  def __call__(self, x, train):
+    x = nn.relu(nn.Conv(6, (3, 3), name='first')(x))
+    x = nn.Conv(4, (3, 3), name='linear')(x)
+    x = nn.BatchNorm(use_running_average=not train, name='last')(x)
+    x = nn.max_pool(nn.silu(x), (2, 2), (2, 2))
+    return nn.Dense(self.num_classes, name='answer')(x.mean((1, 2)))
+"""
+
+
+def test_an_activation_that_a_users_own_module_calls_is_the_output_of_the_entry_before(images, tmp_path, monkeypatch):
+  (tmp_path / 'functionnets.py').write_text(FUNCTIONS)
+  monkeypatch.syspath_prepend(tmp_path)
+  config = schema.default().model
+  config.update({'name': 'functionnets:Net', 'depth': None, 'width': None})
+  model = models.make(config, CLASSES)
+  entries = {entry.name: entry for entry in depth.trace(model, SHAPE).entries}
+  variables = models.init(depth.trace(model, SHAPE), 0)
+  found = {name: jax.jit(functools.partial(cam.differentiate, model, entries[name]))(variables, images) for name in
+           ('first', 'linear', 'last')}  # fmt: skip
+
+  def rest(x):
+    x = nn.max_pool(x, (2, 2), (2, 2)).mean((1, 2))
+    return nn.Dense(CLASSES).apply({'params': variables['params']['answer']}, x)
+
+  plain, kept = model.apply(variables, images, train=False, capture_intermediates=True, mutable=['intermediates'])
+  outputs = {name: kept['intermediates'][name]['__call__'][0] for name in found}
+  wanted = {'first': nn.relu(outputs['first']), 'linear': outputs['linear'], 'last': nn.silu(outputs['last'])}
+  for name, each in found.items():
+    np.testing.assert_allclose(each.activations, wanted[name], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(each.logits, plain, rtol=1e-4, atol=1e-5)
+  score, gradient = jax.value_and_grad(lambda x: rest(x)[jnp.arange(3), found['last'].targets].sum())(wanted['last'])
+  np.testing.assert_allclose(found['last'].gradients, gradient, rtol=1e-4, atol=1e-6)
+  assert score == pytest.approx(float(found['last'].logits.max(-1).sum()), rel=1e-4)
+  _, output = jax.jit(functools.partial(cam.outputs, model, entries['last']))(variables, images)
+  np.testing.assert_allclose(output, wanted['last'], rtol=1e-4, atol=1e-5)

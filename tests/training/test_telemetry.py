@@ -151,6 +151,7 @@ def test_how_much_each_way_of_clipping_takes(tiny, begin, name):
 NETS = """
 import flax.linen as nn
 import jax.numpy as jnp
+from dnt.models import blocks, parts, stage
 
 class Net(nn.Module):
   num_classes: int
@@ -180,6 +181,31 @@ class Whole(nn.Module):
   def __call__(self, x, train):
     x = nn.Embed(16, 8, name='embed')(Bins(name='bins')(x)).mean(1)
     return nn.Dense(self.num_classes, name='answer')(x)
+
+class Part(nn.Module):
+  @nn.compact
+  def __call__(self, x):
+    return nn.relu(nn.Dense(8)(x))
+
+class Hidden(nn.Module):
+  num_classes: int
+
+  @nn.compact
+  def __call__(self, x, train):
+    x = nn.remat(Part)(name='again')(x.reshape(x.shape[0], -1))
+    return nn.Dense(self.num_classes, name='answer')(nn.tanh(nn.Dense(8, name='wide')(x)))
+
+class Staged(nn.Module):
+  num_classes: int
+  parts: parts.Parts
+  scan: bool = False
+
+  @nn.compact
+  def __call__(self, x, train):
+    x = nn.relu(nn.Conv(4, (3, 3), name='first')(x))
+    block = lambda name: blocks.Basic(self.parts, 4, name=name)
+    x = nn.relu(stage.Stage(block, block, 3, scan=self.scan, name='body')(x, train) - 1)
+    return nn.Dense(self.num_classes, name='answer')(x.mean((1, 2)))
 
 class Cell(nn.Module):
   @nn.compact
@@ -214,8 +240,41 @@ def users(tiny, begin, tmp_path, monkeypatch):
 def test_a_users_own_module_is_watched_as_it_is(users):
   found = shown(*users('Net'))
   assert found['output_gradient_norm'].keys() == {'wide', 'answer'}
-  assert found['dead'].keys() == {'wide', 'answer'}, 'the outputs themselves, where no activation can be told'
+  assert found['dead'].keys() == {'wide', 'answer'}, 'the output itself, where there is no activation'
   assert all(value > 0 for value in found['output_gradient_norm'].values())
+
+
+@pytest.mark.parametrize('accumulate', [1, pytest.param(2, marks=pytest.mark.thorough)])
+def test_functions_that_a_users_own_module_calls_are_watched(users, tiny, accumulate):
+  tiny.train.accumulate = accumulate
+  run, state, batch = users('Net')
+  params = jax.tree.map(np.array, state.params)
+  params['wide']['bias'][[1, 4, 7]] = -1e3
+  found = shown(run, state.replace(params=params), batch)
+  x = np.asarray(run.preprocess(batch, None)).reshape(16, -1)
+  wide = np.maximum(x @ params['wide']['kernel'] + params['wide']['bias'], 0)
+  close(found['dead'], {'wide': np.mean((wide == 0).all(0)), 'answer': 0})
+  close(found['zero'], {'wide': np.mean(wide == 0), 'answer': 0}, 1e-2)
+  assert found['dead']['wide'] >= 0.25
+
+
+@pytest.mark.thorough
+def test_functions_beside_dnts_own_blocks_are_watched_scanned_or_not(users, tiny):
+  found = {}
+  for tiny.model.scan in (False, True):
+    found[tiny.model.scan] = shown(*users('Staged'))
+  blocks = [f'body/block{number:03d}' for number in (1, 2, 3)]
+  assert found[True]['zero'].keys() == found[False]['zero'].keys() == {'first', *blocks, 'answer'}
+  for quantity in ('zero', 'dead'):
+    for entry in ('first', *blocks[:2]):
+      assert found[True][quantity][entry] == pytest.approx(found[False][quantity][entry], abs=0.01)
+
+
+def test_functions_that_cannot_be_found_are_no_zero(users):
+  found = shown(*users('Hidden'))
+  assert found['activation_rms'].keys() == {'again', 'wide', 'answer'}
+  assert found['saturated'].keys() == {'wide'}
+  assert found['dead'].keys() == found['zero'].keys() == {'answer'}
 
 
 def test_a_module_without_submodules(users):
@@ -387,6 +446,10 @@ def test_the_trajectory_is_the_same_with_telemetry_and_without(tiny, tmp_path, p
 def test_a_step_is_the_same_to_the_last_bit_whoever_watches(tiny, changes):
   """From each of a few states, with all that could make XLA compile the two programs differently."""
   resnet(tiny).update_from_flattened_dict(changes)
+  check_that_watching_changes_nothing(tiny)
+
+
+def check_that_watching_changes_nothing(tiny):
   data = experiment.load_data(tiny, ())
   run = experiment.make(experiment.resolve(tiny, data), data.spec)
   mesh = mesh_lib.make_mesh(tiny.mesh)
@@ -405,6 +468,31 @@ def test_a_step_is_the_same_to_the_last_bit_whoever_watches(tiny, changes):
       lambda path, a, b: np.testing.assert_array_equal(a, b, jax.tree_util.keystr(path)), *jax.device_get((after, seen))
     )
     state = after
+
+
+@pytest.mark.thorough
+@pytest.mark.skipif(jax.default_backend() != 'cpu', reason='promised on CPU alone')
+def test_a_step_of_a_users_own_network_is_the_same_to_the_last_bit(tiny, tmp_path, monkeypatch):
+  (tmp_path / 'bitnets.py').write_text(CONVOLUTIONS)
+  monkeypatch.syspath_prepend(tmp_path)
+  tiny.model.update({'name': 'bitnets:Net', 'depth': None, 'width': None})
+  check_that_watching_changes_nothing(tiny)
+
+
+CONVOLUTIONS = """
+import flax.linen as nn
+import jax.numpy as jnp
+
+class Net(nn.Module):
+  num_classes: int
+
+  @nn.compact
+  def __call__(self, x, train):
+    for _ in range(3):
+      y = nn.relu(nn.BatchNorm(use_running_average=not train)(nn.Conv(8, (3, 3))(x)))
+      x = jnp.maximum(nn.gelu(nn.Conv(8, (3, 3))(y)) + y, 0)
+    return nn.Dense(self.num_classes)(nn.tanh(nn.Dense(8)(x.mean((1, 2)))))
+"""
 
 
 def rows(**quantities):
