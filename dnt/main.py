@@ -71,8 +71,14 @@ def main(values: flags.FlagValues) -> None:
 
   compile_lib.enable_cache()
   if values.distributed:
+    from dnt.parallel import agreement
+    from dnt.training import report
+
     joining = (values.coordinator, values.num_processes, values.process_id, values.join_timeout)
-    multihost.initialize(*joining, stops_itself=values.mode == 'train')
+    versions = {f'the version of {name}': version for name, version in report.versions().items()}
+    flags_of_all = {f'--{name}': values[name].value for name in ('mode', 'allow')}
+    description = agreement.describe(config, cli.config_path(values), {**versions, **flags_of_all})
+    multihost.initialize(*joining, stops_itself=values.mode == 'train', description=description)
   elif values.coordinator or values.num_processes or values.process_id is not None:
     raise errors.InputError('--coordinator, --num_processes and --process_id need --distributed')
 

@@ -1,5 +1,6 @@
 """One program on any number of devices and processes: the same losses to float error."""
 
+import itertools
 import json
 import re
 import shutil
@@ -10,6 +11,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from dnt import loop
 from dnt.parallel import mesh as mesh_lib
@@ -125,3 +127,45 @@ def test_a_missing_process_is_named_within_the_time_limit(tmp_path, config, star
   assert process.returncode == 1
   assert re.match(r'error: .*missing.* 2 s\b.* process 1 of 2', output.strip().splitlines()[-1])
   assert not (tmp_path / 'run').exists()
+
+
+def outcomes(start, coordinator, *flags):
+  """The output of two processes that must refuse to run: one list of flags for each."""
+  place = ['--distributed', f'--coordinator={coordinator}', '--num_processes=2']
+  command = [sys.executable, '-m', 'dnt.main']
+  processes = [start([*command, *own, *place, f'--process_id={i}']) for i, own in enumerate(flags)]
+  found = [(process.communicate(timeout=240)[0], process.returncode) for process in processes]
+  assert [code for _, code in found] == [2, 2], found
+  return [[line for line in output.splitlines() if line.startswith('error: ')][0] for output, _ in found]
+
+
+@pytest.mark.thorough
+def test_processes_with_other_configs_refuse_to_run(tmp_path, config, start, coordinator):
+  flags = [f'--config={config("stream", 10)}', f'--workdir={tmp_path / "run"}']
+  changed = {'optim.learning_rate': 0.5, 'seed': 1, 'data.seed': 2, 'train.steps': 11, 'train.batch_size': 16}
+  others = [f'--config.{key}={value}' for key, value in changed.items()]
+  for line in outcomes(start, coordinator, flags, [*flags, '--config.data.workers=0', *others]):
+    for key, value in changed.items():
+      assert re.search(rf'config\.{key} is [\d.]+ on process 0 and {value} on process 1', line)
+    assert line.count(' is ') == len(changed)
+  assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.thorough
+def test_processes_with_other_data_refuse_to_run(tmp_path, config, start, coordinator):
+  folders = [tmp_path / 'first', tmp_path / 'second']
+  for folder in folders:
+    for split, name in itertools.product(('train', 'test'), ('cats', 'dogs')):
+      (folder / split / name).mkdir(parents=True)
+      for index in range(8):
+        Image.fromarray(np.full((8, 8, 3), 10 * index, np.uint8)).save(folder / split / name / f'{index}.png')
+  (folders[1] / 'train' / 'dogs' / '7.png').unlink()
+  flags = [f'--config={config("stream", 10)}', f'--workdir={tmp_path / "run"}']
+  own = [[*flags, f'--config.data.source=folder:{folder}'] for folder in folders]
+  for line in outcomes(start, coordinator, *own):
+    assert 'the number of images of train is 16 on process 0 and 15 on process 1' in line
+    assert 'of test' not in line
+  shutil.rmtree(folders[1])
+  first, second = outcomes(start, coordinator, *own)
+  assert 'process 1 has failed' in first
+  assert str(folders[1]) in first and str(folders[1]) in second

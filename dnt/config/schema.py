@@ -36,6 +36,7 @@ class Option(NamedTuple):
     words: words that are valid besides numbers, each with the number that older configs hold in its place.
     role: for options of `model`, what the option decides, one of `ROLES`; else ''.
     on_resume: for options of a run, what another value means for a run that continues, one of `ON_RESUME`; else ''.
+    per_process: whether the value may differ between the processes of a run: a path, or what suits a machine.
   """
 
   default: Any
@@ -47,6 +48,7 @@ class Option(NamedTuple):
   words: Mapping[str, float] = {}
   role: str = ''
   on_resume: str = ''
+  per_process: bool = False
 
   @property
   def type(self) -> type:
@@ -113,6 +115,7 @@ SCHEMA: dict[str, Any] = {
       'digits, synthetic, tfds:<name>, cifar_binary:<dir>, idx:<dir>, folder:<dir> or cars:<dir>; folder:<dir>/* takes '
       'every folder in <dir> as a class',
       on_resume=REFUSE,
+      per_process=True,  # but for what stands before the colon
     ),
     'train_split': Option(
       'train', "split to train on, sliced as in TFDS: 'train', 'train[:98%]', 'train[5000:]'", on_resume=REFUSE
@@ -123,6 +126,7 @@ SCHEMA: dict[str, Any] = {
       only={'data.source': any_but('digits', 'synthetic')},
       off='',
       on_resume=FREE,
+      per_process=True,
     ),
     'seed': Option(
       0,
@@ -174,6 +178,7 @@ SCHEMA: dict[str, Any] = {
       check=checks.between(0, 256),
       only={'data.placement': ('auto', 'stream')},
       on_resume=FREE,
+      per_process=True,
     ),
     'augment': Option(
       'none',
@@ -673,7 +678,12 @@ SCHEMA: dict[str, Any] = {
       on_resume=REFUSE,
     ),
     'cache_dir': Option(
-      '', 'folder of the cached features; empty: ~/.cache/dnt/features', only=CACHED, off='', on_resume=FREE
+      '',
+      'folder of the cached features; empty: ~/.cache/dnt/features',
+      only=CACHED,
+      off='',
+      on_resume=FREE,
+      per_process=True,
     ),
     'l2_sp': Option(
       0.0,
@@ -731,6 +741,7 @@ SCHEMA: dict[str, Any] = {
       'pretrained weights to start from: a workdir, <file>.safetensors, .pth, .h5 or .keras, tfjs:<dir> or '
       'hf:<owner>/<name>; a head with another number of classes starts at zero',
       on_resume=NOTE,
+      per_process=True,
     ),
   },
   'eval': {

@@ -5,14 +5,18 @@ Every function works in a single process too. Every process must call all of the
 
 import json
 import sys
+from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from dnt.parallel import clusters, preemption, rendezvous, signals
+from dnt import errors
+from dnt.parallel import agreement, clusters, preemption, rendezvous, signals
+
+T = TypeVar('T')
 
 
 def initialize(
@@ -21,6 +25,7 @@ def initialize(
   process_id: int | None = None,
   timeout: int = 300,
   stops_itself: bool = True,
+  description: Mapping[str, Any] | None = None,
 ) -> None:
   """Joins the other processes; call it before anything touches a device.
 
@@ -33,14 +38,15 @@ def initialize(
     process_id: id of this process, from 0.
     timeout: seconds to wait for the others.
     stops_itself: whether the program has a `preemption.Guard`, which needs jax's preemption service.
+    description: what must be equal in all processes, as JSON values by name.
 
   Raises:
-    errors.InputError: the flags contradict each other or those of other processes, there is no cluster, or the port is
-      in use.
+    errors.InputError: the flags contradict each other or those of other processes, the processes differ, there is no
+      cluster, or the port is in use.
     errors.RunError: some processes did not report in time; the message lists their ids.
   """
   cluster = clusters.from_flags(coordinator, num_processes, process_id)
-  rendezvous.meet(cluster, timeout)
+  rendezvous.meet(cluster, timeout, description)
   jax.config.update('jax_enable_preemption_service', stops_itself)
   jax.distributed.initialize(
     cluster.coordinator,
@@ -105,3 +111,45 @@ def broadcast_from_lead(value: Any) -> Any:
 def least(value: int) -> int:
   """Returns the smallest value of all processes."""
   return int(np.min(multihost_utils.process_allgather(np.int32(value))))
+
+
+def gather_from_all(value: Any) -> list[Any]:
+  """Returns the values of all processes, in their order, in every process.
+
+  Args:
+    value: any JSON value.
+  """
+  if jax.process_count() == 1:
+    return [value]
+  text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+  sizes = multihost_utils.process_allgather(np.int32(text.size)).tolist()
+  rows = multihost_utils.process_allgather(np.resize(text, max(sizes)))
+  return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
+
+
+def together(call: Callable[[], T]) -> T:
+  """Calls a function in every process; an error of one is an error of all, or the others would wait for it.
+
+  Raises:
+    errors.InputError: the function has raised one in any process.
+  """
+  if not jax.distributed.is_initialized():
+    return call()
+  result, problem = None, ''
+  try:
+    result = call()
+  except errors.InputError as error:
+    problem = str(error)
+  for process, text in enumerate(gather_from_all(problem)):
+    if text:
+      raise errors.InputError(problem or f'process {process} has failed: {text}')
+  return cast(T, result)
+
+
+def check_equal(values: Mapping[str, Any]) -> None:
+  """Checks that all processes have equal JSON values by name; every process calls it.
+
+  Raises:
+    errors.InputError: they do not; in every process.
+  """
+  agreement.check(gather_from_all(values))

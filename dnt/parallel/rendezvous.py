@@ -1,4 +1,4 @@
-"""Checks that all processes are present before jax.distributed starts, which would abort without naming missing ones.
+"""Checks that all processes are present and alike before jax.distributed starts, which would abort without naming any.
 
 Process 0 listens on the coordinator's port, which jax takes over right afterwards. Every process (0 too) connects to
 it, reports its id and waits for a verdict, which is the same for all. Each message is one JSON line.
@@ -10,25 +10,29 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from dnt import errors
-from dnt.parallel import clusters
+from dnt.parallel import agreement, clusters
 
 PROTOCOL = 'dnt-rendezvous-1'
+LONGEST = 2**20  # bytes of a message
 POLL = 0.1  # seconds between checks of the clock and the connections
 LINGER = 5.0  # seconds during which late processes still receive an error about bad flags
 
 
-def meet(cluster: clusters.Cluster, timeout: float) -> None:
+def meet(cluster: clusters.Cluster, timeout: float, description: Mapping[str, Any] | None = None) -> None:
   """Waits until every process of the cluster has reported; returns in all of them.
 
   Args:
     cluster: all processes, and the id of this one.
     timeout: seconds to wait for the others.
+    description: what must be equal in all processes, as JSON values by name.
 
   Raises:
-    errors.InputError: two processes have the same id, processes disagree on their number, or the port is in use.
+    errors.InputError: two processes have the same id, processes disagree on their number or differ in their
+      descriptions, or the port is in use.
     errors.RunError: processes are missing after `timeout` seconds; the message names them.
   """
   host, port = clusters.address(cluster.coordinator)
@@ -37,7 +41,7 @@ def meet(cluster: clusters.Cluster, timeout: float) -> None:
     listener = _listen(port)
     server = threading.Thread(target=_RollCall(cluster, timeout).serve, args=(listener,), daemon=True)
     server.start()
-  error = _report(cluster, host, port, timeout)
+  error = _report(cluster, host, port, timeout, description or {})
   if server:
     server.join()  # waits until it has answered late processes and freed the port
   if error:
@@ -65,7 +69,7 @@ class _RollCall:
     self.cluster = cluster
     self.timeout = timeout
     self.deadline = time.monotonic() + timeout
-    self.present: dict[int, tuple[socket.socket, str]] = {}
+    self.present: dict[int, tuple[socket.socket, str, Mapping[str, Any]]] = {}
     self.informed: set[int] = set()
 
   def serve(self, listener: socket.socket) -> None:
@@ -77,10 +81,13 @@ class _RollCall:
         problem = self.accept(listener)
         if problem is None and time.monotonic() > self.deadline:
           problem = self.missing()
-        for i in [i for i, (peer, _) in self.present.items() if not _open(peer)]:
+        for i in [i for i, (peer, *_) in self.present.items() if not _open(peer)]:
           self.leave(i)
+      if problem is None:
+        text = agreement.differences([description for _, (*_, description) in sorted(self.present.items())])
+        problem = {'kind': 'input', 'text': text} if text else None
       self.informed |= self.present.keys()
-      _tell([peer for peer, _ in self.present.values()], problem)
+      _tell([peer for peer, *_ in self.present.values()], problem)
       deadline = time.monotonic() + LINGER
       late = problem is not None and problem['kind'] == 'input'
       while late and len(self.informed) < self.cluster.num_processes and time.monotonic() < deadline:
@@ -106,7 +113,7 @@ class _RollCall:
       text = f'process id {i} was given twice, on {self.present[i][1]} and on {host}; each --process_id must be unique'
     else:
       self.leave(i)
-      self.present[i] = (peer, host)
+      self.present[i] = (peer, host, report.get('description', {}))  # an older dnt sends none
       return None
     problem = {'kind': 'input', 'text': text}
     self.informed.add(i)
@@ -122,7 +129,7 @@ class _RollCall:
     ids = [i for i in range(self.cluster.num_processes) if i not in self.present]
     hosts = self.cluster.hosts
     names = ', '.join(f'{i} ({hosts[i]})' if hosts else str(i) for i in ids)
-    reported = ', '.join(f'{i} on {host}' for i, (_, host) in sorted(self.present.items()))
+    reported = ', '.join(f'{i} on {host}' for i, (_, host, _) in sorted(self.present.items()))
     text = (
       f'missing after {self.timeout:g} s: process {names} of {self.cluster.num_processes}, which did not report to '
       f'{self.cluster.coordinator} (reported: {reported}); see the output of the missing processes, and start all again'
@@ -130,13 +137,16 @@ class _RollCall:
     return {'kind': 'run', 'text': text}
 
 
-def _report(cluster: clusters.Cluster, host: str, port: int, timeout: float) -> Exception | None:
+def _report(
+  cluster: clusters.Cluster, host: str, port: int, timeout: float, description: Mapping[str, Any]
+) -> Exception | None:
   """Reports this process to process 0 and waits for the verdict; returns the error to raise, if any."""
   report = {
     'protocol': PROTOCOL,
     'process_id': cluster.process_id,
     'num_processes': cluster.num_processes,
     'host': socket.gethostname(),
+    'description': description,
   }
   deadline = time.monotonic() + timeout
   reason = 'nobody listens there'
@@ -183,9 +193,9 @@ def _line(peer: socket.socket, timeout: float) -> dict[str, Any] | None:
   received = b''
   deadline = time.monotonic() + timeout
   try:
-    while not received.endswith(b'\n') and len(received) < 2**16:
+    while not received.endswith(b'\n') and len(received) < LONGEST:
       peer.settimeout(max(deadline - time.monotonic(), 0.01))
-      part = peer.recv(4096)
+      part = peer.recv(2**16)
       if not part:
         return None
       received += part

@@ -5,7 +5,7 @@ All programs build the same experiment, so none can differ from the run that it 
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,9 +19,17 @@ from dnt.data import class_order, examples, fingerprint, inspection, pipeline, s
 from dnt.data.transforms import augment
 from dnt.models import depth, freeze, layouts, size
 from dnt.optim import chain, schedules
+from dnt.parallel import multihost
 from dnt.training import losses, periodic, steps
 from dnt.training import telemetry as telemetry_lib
 from dnt.weights import preprocessing, pretrained
+
+# What `data.fingerprint` holds of a split, in words.
+_FINGERPRINT = {
+  'images': 'the number of images',
+  'content': 'the content (names and sizes of the files, or pixels)',
+  'labels': 'the digest of the labels',
+}
 
 
 class DataSpec(NamedTuple):
@@ -171,21 +179,17 @@ def load_data(config: typed.Config, splits: Sequence[str], workdir: pathlib.Path
 
   Raises:
     errors.InputError: a source, split or file is missing or damaged (of image files: those in the splits to evaluate,
-      as far as `inspection` looks), splits differ in channels, splits or a checkpoint have other classes, or pretrained
-      weights are missing.
+      as far as `inspection` looks), splits differ in channels, splits or a checkpoint have other classes, processes
+      have other data, or pretrained weights are missing.
   """
   weights = pretrained.Source(config.train.init_from) if config.train.init_from else None
   config = _prepared(config, weights)
-
-  def load():
-    wanted = dict.fromkeys([config.data.train_split, *splits])
-    return {split: sources.load(config.data, split, config.data.seed) for split in wanted}
-
-  loaded = load()
+  wanted = dict.fromkeys([config.data.train_split, *splits])
+  loaded = _load(config.data, wanted)
   image_bits = inspection.check(loaded, splits, config.data)
   if image_bits:
     config.data.image_bits = image_bits
-    loaded = load()
+    loaded = _load(config.data, wanted)
   first = loaded[config.data.train_split]
   for split, other in loaded.items():
     if other.shape[-1] != first.shape[-1]:
@@ -197,6 +201,19 @@ def load_data(config: typed.Config, splits: Sequence[str], workdir: pathlib.Path
   train = loaded[config.data.train_split]
   spec = DataSpec(len(train), pipeline.image_shape(config.data, train), train.class_names)
   return Data(spec, train, {split: loaded[split] for split in splits}, weights, image_bits)
+
+
+def _load(config: typed.Data, splits: Iterable[str]) -> dict[str, examples.Examples]:
+  """Reads splits, which must be equal in all processes."""
+  loaded = multihost.together(lambda: {split: sources.load(config, split, config.seed) for split in splits})
+  if jax.distributed.is_initialized():
+    found = {
+      f'{_FINGERPRINT[name]} of {split}': value[:12] if isinstance(value, str) else value
+      for split, values in fingerprint.of(loaded).items()
+      for name, value in values.items()
+    }
+    multihost.check_equal(found)
+  return loaded
 
 
 def resolve(config: typed.Config, data: Data) -> typed.Config:

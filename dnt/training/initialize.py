@@ -132,7 +132,7 @@ def load_variables(run: experiment.Experiment, source: pretrained.Source, quiet:
 
   Raises:
     errors.InputError: there are no weights, or they belong to another network; the message names the option to set or
-      the leaves that differ.
+      the leaves that differ. Or processes have other weights.
   """
   pretrained.check_model(source, run.config.model)
   want, have = trees.flatten(run.trace.variables), trees.flatten(source.variables)
@@ -145,7 +145,10 @@ def load_variables(run: experiment.Experiment, source: pretrained.Source, quiet:
     changed, line = _renew(want, have, head, run.spec.class_names, source)
   if line and not quiet:
     _log.info(line)
-  return match(run.trace, trees.unflatten(have | changed), source.origin)
+  variables = match(run.trace, trees.unflatten(have | changed), source.origin)
+  if jax.process_count() > 1:
+    multihost.check_equal({'the digest of the weights at config.train.init_from': trees.sha256(variables)[:12]})
+  return variables
 
 
 def _head(want: dict[str, Any], entry: str, classes: int) -> list[str]:

@@ -35,6 +35,11 @@ def say(**values):
   print('RESULT ' + json.dumps(values), flush=True)
 
 if mode == 'collectives':
+  try:
+    multihost.check_equal({'a': 1, 'b': process_id})
+  except errors.InputError as error:
+    difference = str(error)
+  multihost.check_equal({'a': 1})
   params = {'kernel': np.arange(2**14, dtype=np.float32).reshape(128, 128), 'bias': np.ones(3, np.float32)}
   placed = meshes.place(params, meshes.parameter_shardings(mesh, params))
   local = [list(shard.data.shape) for shard in placed['kernel'].addressable_shards]
@@ -43,6 +48,8 @@ if mode == 'collectives':
   say(
     total=float(total(batch)),
     lead=multihost.is_lead(),
+    everyone=multihost.gather_from_all('x' * process_id),
+    difference=difference,
     told=multihost.broadcast_from_lead({'from': process_id, 'text': 'x' * (process_id + 1)}),
     local=local,
     whole=all(np.array_equal(whole[name], params[name]) for name in params),
@@ -106,8 +113,10 @@ def test_two_processes_compute_together(launch):
   assert first.pop('lead')
   assert not second.pop('lead')
   assert first == second
+  assert 'b is 0 on process 0 and 1 on process 1' in first.pop('difference')
   assert first == {
     'total': 28.0,
+    'everyone': ['', 'x'],
     'told': {'from': 0, 'text': 'x'},
     'local': [[128, 32], [128, 32]],
     'whole': True,

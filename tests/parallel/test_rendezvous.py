@@ -10,13 +10,13 @@ from dnt import errors
 from dnt.parallel import clusters, rendezvous
 
 
-def meet_all(processes, timeout):
+def meet_all(processes, timeout, descriptions=None):
   """The outcome (None or the error) and the seconds it took, of processes that meet in threads."""
 
   def meet(cluster):
     start = time.monotonic()
     try:
-      rendezvous.meet(cluster, timeout)
+      rendezvous.meet(cluster, timeout, descriptions and descriptions[cluster.process_id])
       error = None
     except Exception as caught:
       error = caught
@@ -167,3 +167,15 @@ def test_strangers_do_not_disturb(coordinator):
   thread.start()
   rendezvous.meet(clusters.Cluster(coordinator, 2, 0), 10)
   thread.join()
+
+
+def test_processes_that_differ_are_told(coordinator):
+  descriptions = [{'config.seed': 0, 'long': 'x' * 2**17}, {'config.seed': 0, 'long': 'x' * 2**17}, {'config.seed': 3}]
+  processes = [clusters.Cluster(coordinator, 3, i) for i in range(3)]
+  found, seconds = meet_all(processes, 10, descriptions)
+  for error in found:
+    assert isinstance(error, errors.InputError)
+    assert 'config.seed is 0 on processes 0, 1 and 3 on process 2' in str(error)
+    assert 'missing on process 2' in str(error)
+  assert max(seconds) < 5
+  assert meet_all(processes, 10, [descriptions[0]] * 3)[0] == [None] * 3

@@ -11,6 +11,7 @@ import pytest
 from dnt import checkpoints, errors, trees
 from dnt.models import depth, layouts
 from dnt.parallel import mesh as mesh_lib
+from dnt.parallel import multihost
 from dnt.training import experiment, initialize
 from dnt.weights import pretrained
 
@@ -138,6 +139,18 @@ def test_the_head_of_weights_without_names_is_kept_by_count_and_this_is_said(
     loaded = initialize.load_variables(build(resnet), pretrained.Source(str(tmp_path / 'other')))
   jax.tree.map(np.testing.assert_array_equal, loaded['params']['head'], state.params['head'])
   assert 'no class names' in caplog.text and '10 classes' in caplog.text
+
+
+def test_processes_with_other_weights_are_refused(tiny, saved, tmp_path, monkeypatch):
+  saved(tiny, tmp_path / 'other')
+  run, source = build(tiny), pretrained.Source(str(tmp_path / 'other'))
+  initialize.load_variables(run, source)  # the source reads its files only once
+  monkeypatch.setattr(jax, 'process_count', lambda: 2)
+  monkeypatch.setattr(multihost, 'gather_from_all', lambda value: [value, value])
+  initialize.load_variables(run, source)
+  monkeypatch.setattr(multihost, 'gather_from_all', lambda value: [value, dict.fromkeys(value, '00')])
+  with pytest.raises(errors.InputError, match='weights .*init_from is .* on process 0 and "00" on process 1'):
+    initialize.load_variables(run, source)
 
 
 def test_only_the_last_layer_of_a_head_has_classes():

@@ -1,0 +1,91 @@
+"""Finds in what the processes of one run differ, each of which reads its own config, code and data."""
+
+import hashlib
+import importlib.util
+import json
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import dnt
+from dnt import config as schema
+from dnt import errors
+from dnt.config import keys, typed
+
+_MOST_FILES = 1000  # of a user's package
+
+
+def describe(config: typed.Config, file: pathlib.Path, others: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns what must be equal in all processes of a run, as JSON values by name.
+
+  It holds the config, without the options that are `per_process`, and digests of the code: of dnt, of the config file
+  and of the package of a user's own network. (The images are compared when they are read.)
+
+  Args:
+    config: a validated config.
+    file: its file.
+    others: what else must be equal, by name.
+  """
+  free = {key for key, option in schema.options(schema.SCHEMA) if option.per_process}
+  values = {f'config.{key}': value for key, value in keys.flatten(config.to_dict()).items() if key not in free}
+  values['config.data.source'] = config.data.source.partition(':')[0]
+  package = pathlib.Path(dnt.__file__).parent
+  code = {f'dnt/{path.relative_to(package)}': path for path in package.rglob('*.py')}
+  code |= _own_code(config.model.name)
+  digests = {f'the file {name}': _digest(path) for name, path in sorted(code.items())}
+  file = pathlib.Path(re.sub(r'(?<=\.py):.*', '', str(file)))  # without the argument of the file
+  if file.is_file() and not file.is_relative_to(package):
+    digests['the config file'] = _digest(file)
+  return json.loads(json.dumps({'the version of dnt': dnt.__version__, **others, **values, **digests}, default=str))
+
+
+def differences(descriptions: Sequence[Mapping[str, Any]]) -> str:
+  """Returns in what the processes differ, with all values and whose they are, as text; '' if in nothing.
+
+  Args:
+    descriptions: JSON values by name, of every process in their order.
+  """
+  found = []
+  for name in dict.fromkeys(name for each in descriptions for name in each):
+    owners: dict[str, list[str]] = {}
+    for process, each in enumerate(descriptions):
+      value = json.dumps(each[name], ensure_ascii=False) if name in each else 'missing'
+      owners.setdefault(value, []).append(str(process))
+    if len(owners) > 1:
+      parts = [
+        f'{value} on process{"es" if len(ids) > 1 else ""} {errors.list_names(ids)}' for value, ids in owners.items()
+      ]
+      found.append(f'{name} is {" and ".join(parts)}')
+  if not found:
+    return ''
+  more = f'; and {len(found) - errors.PATHS} more' if len(found) > errors.PATHS else ''
+  listed = '; '.join(found[: errors.PATHS])
+  return f'the processes of this run differ: {listed}{more}. Start all with the same config, code, data and versions'
+
+
+def check(descriptions: Sequence[Mapping[str, Any]]) -> None:
+  """Raises an `errors.InputError` if the processes differ; see `differences`."""
+  if found := differences(descriptions):
+    raise errors.InputError(found)
+
+
+def _own_code(model: str) -> dict[str, pathlib.Path]:
+  """Returns the files of the package, or the file, of a user's own network; none if it is not found."""
+  module, colon, _ = model.partition(':')
+  top = module.partition('.')[0]
+  try:
+    spec = importlib.util.find_spec(top) if colon else None
+  except (ImportError, ValueError):
+    spec = None
+  if spec is None:
+    return {}
+  if spec.submodule_search_locations is None:
+    return {f'{top}.py': pathlib.Path(spec.origin)} if spec.origin else {}
+  folders = [pathlib.Path(folder) for folder in spec.submodule_search_locations]
+  paths = {f'{top}/{path.relative_to(folder)}': path for folder in folders for path in folder.rglob('*.py')}
+  return dict(sorted(paths.items())[:_MOST_FILES])
+
+
+def _digest(path: pathlib.Path) -> str:
+  return hashlib.sha256(path.read_bytes()).hexdigest()[:12]

@@ -1,0 +1,100 @@
+"""What the processes of one run must have alike; `tests/test_devices.py` runs two real ones."""
+
+import pathlib
+import re
+
+import pytest
+
+import dnt
+from dnt import config as schema
+from dnt.config import keys
+from dnt.parallel import agreement
+
+FILE = pathlib.Path(__file__).parents[2] / 'configs' / 'digits_resnet20.py'
+
+
+@pytest.fixture
+def differences():
+  """Compares two processes, the second of which has a config and code that `change` changes."""
+
+  def compare(change, others=({}, {}), file=FILE):
+    config = schema.default()
+    first = agreement.describe(config, FILE, others[0])
+    change(config)
+    return agreement.differences([first, agreement.describe(config, file, others[1])])
+
+  return compare
+
+
+def test_equal_processes_agree(differences):
+  assert differences(lambda config: None) == ''
+
+
+@pytest.mark.parametrize(
+  ('key', 'value', 'said'),
+  [
+    ('optim.learning_rate', 0.25, r'config.optim.learning_rate is [\d.]+ on process 0 and 0.25 on process 1'),
+    ('seed', 3, 'config.seed is 0 on process 0 and 3 on process 1'),
+    ('data.seed', 3, 'config.data.seed'),
+    ('train.steps', 7, 'config.train.steps is null on process 0 and 7 on process 1'),
+    ('train.batch_size', 64, 'config.train.batch_size'),
+    ('train.log_every', '7', 'config.train.log_every'),
+    ('mesh.fsdp', 2, 'config.mesh.fsdp'),
+    ('eval.splits', ('val',), r'config.eval.splits is .*"val"'),
+    ('data.source', 'synthetic', 'config.data.source is "digits" on process 0 and "synthetic" on process 1'),
+  ],
+)
+def test_a_key_that_differs_is_named_with_both_values(differences, key, value, said):
+  found = differences(lambda config: keys.put(config, key, value))
+  assert found.count(' is ') == 1
+  assert re.search(said, found), found
+
+
+@pytest.mark.parametrize(
+  ('key', 'value'),
+  [('data.dir', '/other'), ('data.workers', 7), ('finetune.cache_dir', '/other'), ('train.init_from', '/other')],
+)
+def test_paths_and_workers_may_differ(differences, key, value):
+  assert differences(lambda config: keys.put(config, key, value)) == ''
+
+
+def test_a_folder_may_stand_elsewhere():
+  config = schema.default()
+  descriptions = []
+  for folder in ('/here', '/there'):
+    config.data.source = f'folder:{folder}'
+    descriptions.append(agreement.describe(config, FILE, {}))
+  assert agreement.differences(descriptions) == ''
+
+
+def test_other_versions_are_named(differences, monkeypatch):
+  assert 'the version of jax is "1" on process 0 and "2"' in differences(
+    lambda config: None, ({'the version of jax': '1'}, {'the version of jax': '2'})
+  )
+  found = differences(lambda config: monkeypatch.setattr(dnt, '__version__', '9.9'))
+  assert re.search('the version of dnt is .* and "9.9" on process 1', found)
+
+
+def test_other_code_is_named(differences, monkeypatch, tmp_path):
+  other = tmp_path / 'mine.py'
+  other.write_text(FILE.read_text() + '# more\n')
+  assert 'the config file is ' in differences(lambda config: None, file=other)
+  assert 'the config file is ' in differences(lambda config: None, file=pathlib.Path(f'{other}:an/argument'))
+  package = tmp_path / 'dnt'
+  package.mkdir()
+  (package / '__init__.py').touch()
+  found = differences(lambda config: monkeypatch.setattr(dnt, '__file__', str(package / '__init__.py')))
+  assert 'the file dnt/__init__.py is ' in found and ' more. ' in found
+
+
+def test_the_code_of_ones_own_network_is_compared(own_network, tmp_path):
+  first = agreement.describe(own_network, FILE, {})
+  path = tmp_path / 'own_network.py'
+  path.write_text(path.read_text() + '# more\n')
+  found = agreement.differences([first, agreement.describe(own_network, FILE, {})])
+  assert 'the file own_network.py is ' in found and found.count(' is ') == 1
+
+
+def test_processes_with_one_value_are_listed_together():
+  found = agreement.differences([{'a': 1}, {'a': 2}, {'a': 1}, {}])
+  assert 'a is 1 on processes 0, 2 and 2 on process 1 and missing on process 3' in found
