@@ -71,11 +71,13 @@ def main(values: flags.FlagValues) -> None:
 
   compile_lib.enable_cache()
   if values.distributed:
+    import dnt
     from dnt.parallel import agreement
     from dnt.training import report
 
     joining = (values.coordinator, values.num_processes, values.process_id, values.join_timeout)
-    versions = {f'the version of {name}': version for name, version in report.versions().items()}
+    versions = {'dnt': dnt.__version__, **report.versions()}
+    versions = {f'the version of {name}': version for name, version in versions.items()}
     flags_of_all = {f'--{name}': values[name].value for name in ('mode', 'allow')}
     description = agreement.describe(config, cli.config_path(values), {**versions, **flags_of_all})
     multihost.initialize(*joining, stops_itself=values.mode == 'train', description=description)

@@ -8,11 +8,11 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import dnt
 from dnt import config as schema
 from dnt import errors
 from dnt.config import keys, typed
 
+PACKAGE = pathlib.Path(__file__).parents[1]  # dnt
 _MOST_FILES = 1000  # of a user's package
 
 
@@ -30,14 +30,13 @@ def describe(config: typed.Config, file: pathlib.Path, others: Mapping[str, Any]
   free = {key for key, option in schema.options(schema.SCHEMA) if option.per_process}
   values = {f'config.{key}': value for key, value in keys.flatten(config.to_dict()).items() if key not in free}
   values['config.data.source'] = config.data.source.partition(':')[0]
-  package = pathlib.Path(dnt.__file__).parent
-  code = {f'dnt/{path.relative_to(package)}': path for path in package.rglob('*.py')}
+  code = {f'dnt/{path.relative_to(PACKAGE)}': path for path in PACKAGE.rglob('*.py')}
   code |= _own_code(config.model.name)
   digests = {f'the file {name}': _digest(path) for name, path in sorted(code.items())}
   file = pathlib.Path(re.sub(r'(?<=\.py):.*', '', str(file)))  # without the argument of the file
-  if file.is_file() and not file.is_relative_to(package):
+  if file.is_file() and not file.is_relative_to(PACKAGE):
     digests['the config file'] = _digest(file)
-  return json.loads(json.dumps({'the version of dnt': dnt.__version__, **others, **values, **digests}, default=str))
+  return json.loads(json.dumps({**others, **values, **digests}, default=str))
 
 
 def differences(descriptions: Sequence[Mapping[str, Any]]) -> str:
