@@ -11,7 +11,7 @@ import pytest
 from dnt.parallel import signals
 
 PROGRAM = """
-import ctypes, signal, sys, time
+import ctypes, signal, sys, threading, time
 from dnt import cli
 from dnt.parallel import signals
 
@@ -28,7 +28,7 @@ def python():
 
 def stuck():
   # As in a compilation: the main thread is inside C and takes no signals.
-  print('ready', flush=True)
+  threading.Timer(0.5, print, ('ready',), {'flush': True}).start()
   signal.pthread_sigmask(signal.SIG_BLOCK, signals.CODES.values())
   ctypes.CDLL(None).sleep(60)
 
