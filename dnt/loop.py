@@ -96,7 +96,7 @@ def _train(
   run, fingerprint = experiment.make(experiment.resolve(config, data), data.spec), data.fingerprint()
   budget.check_training(run, mesh)
   budget.check_evaluation(run, mesh)
-  changes.check(resume.find_changes(run, fingerprint, trained), allow, workdir)
+  changes.check(resume.find_changes(run, fingerprint, trained, saved.latest_step or 0), allow, workdir)
   _log.info(report.block_table(run.table))
   if (summary := _already_further(run, workdir, saved, mesh, command)) is not None:
     return summary
@@ -114,7 +114,7 @@ def _train(
     step, history = start.step, start.history
     del start  # it would keep a second copy of the state for as long as the run lasts
     trained = resume.of_meta(history, workdir)  # not that of a newer checkpoint, which is damaged
-    changed = resume.find_changes(run, fingerprint, trained)
+    changed = resume.find_changes(run, fingerprint, trained, step)
     changes.check(changed, allow, workdir)
     if multihost.is_lead():
       files.write_json(workdir / workdir_lib.CONFIG, run.config.to_dict())

@@ -35,6 +35,7 @@ _IMAGES = tuple(
     'synthetic_classes',
   )
 )
+_PHASES = 'finetune.unfreeze'
 # The options that a run may measure on its images.
 _MEASURED = ('data.mean', 'data.std', 'loss.class_weights')
 
@@ -100,20 +101,32 @@ def keep_open(config: typed.Config, trained: Trained | None) -> typed.Config:
   return kept
 
 
-def find_changes(run: experiment.Experiment, data: Mapping[str, Any], trained: Trained | None) -> list[changes.Change]:
+def find_changes(
+  run: experiment.Experiment, data: Mapping[str, Any], trained: Trained | None, step: int
+) -> list[changes.Change]:
   """Returns how the config and the data differ from those of the steps so far.
 
   Other images count as a change of `data.source`, unless the change of another option explains them. What is measured
-  on them may then change too.
+  on them may then change too. A length that moves the start of a phase across `step` counts as a change of
+  `finetune.unfreeze`.
 
   Args:
     run: the experiment.
     data: the fingerprint of each of its splits.
     trained: what the steps so far were trained with; None: there are none, or nothing says it.
+    step: the number of these steps.
   """
   if trained is None:
     return []
   found = changes.find(trained.config, run.config)
+  before, now = (_phases(config, run.spec) for config in (trained.config, run.config))
+  begun, planned = (sum(start < step for start, _ in phases) for phases in (before, now))
+  moved = begun != planned and step <= run.config.train.steps  # a run that is further does nothing
+  if before == now or moved:
+    found = [change for change in found if change.key != _PHASES]
+  if moved:
+    was, is_now = ([[str(start), name] for start, name in phases] for phases in (before, now))
+    found.append(changes.Change(_PHASES, was, is_now, schema.REFUSE))
   different = [split for split in data if trained.data.get(split, data[split]) != data[split]]
   if different and not any(change.key in _IMAGES for change in found):
     was, now = (', '.join(_describe(split, each[split]) for split in different) for each in (trained.data, data))
@@ -155,6 +168,12 @@ def log(
         f'{progress.format_value("learning_rate", stood)}'
       )
   return {change.key: {'was': change.was, 'now': change.now} for change in shown}
+
+
+def _phases(config: typed.Config, spec: experiment.DataSpec) -> list[tuple[int, str]]:
+  """Returns the later phases of a resolved config: the step at which each starts, and what trains from then on."""
+  per_epoch = spec.steps_per_epoch(config.train.batch_size)
+  return [(schema.duration(at, config.train.steps, per_epoch), name) for at, name in config.finetune.unfreeze]
 
 
 def _describe(split: str, fingerprint: Mapping[str, Any]) -> str:

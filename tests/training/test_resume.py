@@ -174,7 +174,7 @@ def test_a_rate_that_restarts_higher_than_it_stood_is_said(tiny, console, before
   trained = resume.of_meta({'config': old.config.to_dict()}, RUN)
   put(tiny, changes)
   new = built(tiny)
-  resume.log(resume.find_changes(new, {}, trained), new, trained, step)
+  resume.log(resume.find_changes(new, {}, trained, step), new, trained, step)
   said = re.search(r'learning rate restarts at (\S+); it stood at (\S+)', console.readouterr().out)
   assert bool(said) == higher
   if said:
@@ -195,6 +195,29 @@ def folder(tiny, tmp_path):
   run(tiny, tmp_path / 'run')
   tiny.train.steps = 8
   return tiny
+
+
+def test_a_length_that_moves_a_phase_that_has_begun_is_refused_with_the_steps_to_give(tiny, tmp_path):
+  tiny.finetune.trainable, tiny.finetune.unfreeze, tiny.finetune.cached_views = 'head', (('50%', 'all'),), 0
+  run(tiny, tmp_path)
+  tiny.train.steps = 12
+  before = contents(tmp_path)
+  with pytest.raises(errors.InputError, match=r"finetune\.unfreeze was \[\['3', 'all'\]\] .* now \[\['6', 'all'\]\]"):
+    run(tiny, tmp_path)
+  assert contents(tmp_path) == before
+  tiny.finetune.unfreeze = (('3', 'all'),)
+  assert run(tiny, tmp_path)['step'] == 12
+  assert recorded(tmp_path)[0][1].keys() == {'train.steps'}
+
+
+def test_a_phase_that_shorter_runs_reach_earlier_is_no_matter_for_one_that_is_further(tiny):
+  tiny.finetune.trainable, tiny.finetune.unfreeze, tiny.train.steps = 'head', (('50%', 'all'),), 12
+  trained = resume.of_meta({'config': built(tiny).config.to_dict()}, RUN)
+  tiny.train.steps = 4
+  assert [change.key for change in resume.find_changes(built(tiny), {}, trained, 6)] == ['train.steps']
+  tiny.train.steps = 8
+  keys = [change.key for change in resume.find_changes(built(tiny), {}, trained, 6)]
+  assert keys == ['train.steps', 'finetune.unfreeze']
 
 
 def test_a_folder_may_move(folder, tmp_path, console):
@@ -248,10 +271,10 @@ def test_a_checkpoint_of_an_older_version_goes_on(tiny):
   content = json.loads(json.dumps(made.config.to_dict()))
   del content['data']['eval_resize'], content['data']['eval_crop'], content['telemetry'], content['model']['block']
   old = resume.of_meta({'config': content}, RUN)
-  assert resume.find_changes(made, data.fingerprint(), old) == []
+  assert resume.find_changes(made, data.fingerprint(), old, 6) == []
   tiny.model.block = 'residual'
   changed = experiment.make(experiment.resolve(tiny, data), data.spec)
-  assert [change.key for change in resume.find_changes(changed, data.fingerprint(), old)] == ['model.block']
+  assert [change.key for change in resume.find_changes(changed, data.fingerprint(), old, 6)] == ['model.block']
   assert resume.of_meta({'class_names': []}, RUN) is None
 
 
@@ -260,7 +283,7 @@ def test_a_module_of_ones_own_may_move(wide_network, tmp_path):
   content = old.config.to_dict()
   content['model']['folder'] = str(tmp_path / 'gone')
   trained = resume.of_meta({'config': content}, RUN)
-  assert [change.key for change in resume.find_changes(old, {}, trained) if change.on_resume != schema.FREE] == []
+  assert [change.key for change in resume.find_changes(old, {}, trained, 6) if change.on_resume != schema.FREE] == []
 
 
 @pytest.mark.parametrize(('augment', 'implied'), [('none', 'squash'), ('resized_crop_flip', 'center_crop')])
