@@ -194,6 +194,7 @@ def test_a_recorded_config_that_cannot_be_read_is_named(content, said, tmp_path)
     (None, 0, ''),
     (errors.InputError('no data'), 2, 'error: no data\n'),
     (errors.RunError('the loss is not finite'), 1, 'error: the loss is not finite\n'),
+    (PermissionError(13, 'Permission denied', '/a/b'), 1, 'error: /a/b: Permission denied\n'),
     (KeyboardInterrupt(), 130, ''),
     (signals.Stopped(signal.SIGINT), 130, ''),
     (signals.Stopped(signal.SIGTERM), 143, ''),

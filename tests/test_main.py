@@ -140,6 +140,8 @@ def test_a_disk_that_fills_up_is_one_line_and_with_room_the_run_goes_on(tmp_path
 
 
 @pytest.mark.thorough
+# Threads of Orbax end after the error, and pytest sees what `checkpoints` hides in a program.
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
 @pytest.mark.parametrize('step', [2, 4])
 def test_a_workdir_that_is_moved_away_is_one_line_and_what_it_holds_remains(program, tmp_path, monkeypatch, step):
   evaluated = record.Record.evaluated
