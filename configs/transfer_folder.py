@@ -4,8 +4,9 @@
 
 The folder holds train/<class>/ and val/<class>/, or <class>/ alone, of which a fifth becomes val. The weights determine
 network, image size and normalization; they are hf:timm/resnet50.a1_in1k, tfjs:<dir>, a .safetensors, .pth, .h5 or
-.keras file, or the workdir of another run. The learning rate is the valley of a range test of the head, unless
---config.optim.learning_rate sets it; each entry further from the head has a rate smaller by a fifth. Afterwards,
+.keras file, or the workdir of another run. A range test of the head finds the learning rate, unless
+--config.optim.learning_rate sets it. The head has 30 times the rate of the entry before it, and each entry further
+from the head a rate smaller by a fifth. Afterwards,
 classify your own images:
 
   python -m dnt.predict --workdir=runs/transfer_folder --images=<image, folder or quoted glob>
@@ -27,6 +28,7 @@ def get_config():
   config.finetune.trainable = 'head'
   config.finetune.unfreeze = (('1 epochs', 'all'),)
   config.finetune.layer_decay = 0.8
+  config.finetune.head_lr_mult = 30.0
   config.train.batch_size = 32
   config.train.epochs = 10.0
   config.train.log_every = '5%'

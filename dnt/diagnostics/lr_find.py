@@ -5,7 +5,7 @@ network starts to learn and at which rate it diverges. The steps are training st
 newest checkpoint of the workdir, or from where a new run would start. The test does not change the run. The smoothing,
 the end of a sweep and the suggestion `valley` are those of fastai's `lr_find`. While a group of entries is swept, all
 other entries stay fixed, so that only the group affects the loss. A run whose `optim.learning_rate` is 'auto' begins
-with a sweep of its own and uses the valley.
+with a sweep of its own and uses one of its suggestions, see `choose`.
 """
 
 import contextlib
@@ -42,6 +42,7 @@ _log = logging.getLogger(__name__)
 SMOOTHING = 0.98  # fraction of the old average that each step keeps
 DIVERGED = 4  # a sweep ends if its smoothed loss exceeds the best one by this factor
 FIRST, LAST = 0.1, 5  # fraction of the sweep at its start, and steps at its end, that suggestions ignore
+_MEANING = {'steepest': 'where the loss falls most steeply in the course', 'valley': 'the valley'}
 REACH = 0.1  # fraction of the sweep's steps on either side of a step over which its slope is taken
 
 
@@ -134,14 +135,33 @@ def settle(
       'config.optim.learning_rate=auto runs a range test, which ended too soon to suggest a rate (the loss '
       f'{_ended_of(measured)}); set a rate, or start lower with config.lr_find.start'
     )
-  rate = measured.suggestions['valley']
+  method = choose(run)
+  rate = measured.suggestions[method]
   doubt = '' if measured.learns else ', and hardly fell before; see lr_find.png'
   _record(workdir, [measured], 0, True, rate)
-  _log.info(f'learning rate {rate:.3g}, the valley of a range test (the loss {_ended_of(measured)}{doubt})')
+  _log.info(f'learning rate {rate:.3g}, {_MEANING[method]} of a range test (the loss {_ended_of(measured)}{doubt})')
   config = schema.copy_unlocked(run.config)
   with config.ignore_type():  # its current value is a word
     config.optim.learning_rate = rate
   return experiment.make(config, run.spec, run.phases[0].partition.skipped, run.trace)
+
+
+def choose(run: experiment.Experiment) -> str:
+  """Returns the suggestion that a run takes: 'steepest', or 'valley', which is smaller by a factor of 3 to 50.
+
+  Parameters that start at random or at zero learn too little in a short run at the valley; pretrained ones lose what
+  they know where the loss falls most steeply (benchmarks/RESULTS.md). A sweep of the head alone finds a rate for the
+  head; pretrained entries that train later share it, unless `finetune.head_lr_mult` sets them apart.
+
+  Args:
+    run: the experiment.
+  """
+  if not run.config.train.init_from:
+    return 'steepest'
+  below = {row.entry.name for row in run.table[:-1] if row.parameters}
+  first, *later = [bool(below - phase.partition.frozen) if phase.partition.frozen else True for phase in run.phases]
+  apart = run.config.finetune.head_lr_mult > 1
+  return 'valley' if first or (any(later) and not apart) else 'steepest'
 
 
 def check(config: typed.Config) -> None:

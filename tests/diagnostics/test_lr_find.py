@@ -327,12 +327,34 @@ def run_of(config, workdir):
   return loop.train(config, workdir, record.Clock(0.0), 'test')
 
 
+@pytest.mark.parametrize(
+  ('changes', 'method'),
+  [
+    ({}, 'steepest'),
+    ({'trainable': 'head'}, 'steepest'),
+    ({'init_from': 'w', 'trainable': 'head'}, 'steepest'),
+    ({'init_from': 'w'}, 'valley'),
+    ({'init_from': 'w', 'head_lr_mult': 10.0}, 'valley'),
+    ({'init_from': 'w', 'trainable': 'top:1'}, 'valley'),
+    ({'init_from': 'w', 'trainable': 'head', 'unfreeze': (('2', 'all'),)}, 'valley'),
+    ({'init_from': 'w', 'trainable': 'head', 'unfreeze': (('2', 'all'),), 'head_lr_mult': 10.0}, 'steepest'),
+  ],
+)
+def test_pretrained_entries_get_the_smaller_rate(network, changes, method):
+  changes = dict(changes)
+  data = experiment.load_data(network, ())
+  config = experiment.resolve(network, data)
+  config.train.init_from = changes.pop('init_from', '')
+  config.finetune.update(changes)
+  assert lr_find.choose(experiment.make(config, data.spec)) == method
+
+
 @pytest.mark.thorough
 def test_a_run_at_a_rate_that_it_finds_is_the_run_at_that_rate(finding, tmp_path, console):
   found = run_of(finding, tmp_path / 'found')
   rate = json.loads((tmp_path / 'found' / 'config.json').read_text())['optim']['learning_rate']
   swept = json.loads((tmp_path / 'found' / 'lr_find.json').read_text())
-  assert rate == swept['learning_rate'] == swept['sweeps'][0]['suggestions']['valley']
+  assert rate == swept['learning_rate'] == swept['sweeps'][0]['suggestions']['steepest']
   said = [line for line in console.readouterr().out.splitlines() if line.startswith('learning rate ')]
   assert len(said) == 1 and said[0].startswith(f'learning rate {rate:.3g}') and 'range test' in said[0]
 
