@@ -2,11 +2,11 @@
 
   python -m dnt.main --config=configs/transfer_folder.py --config.data.dir=<folder> --config.train.init_from=<weights>
 
-The folder holds train/<class>/ and val/<class>/, or <class>/ alone, of which a fifth becomes val. The weights determine
-network, image size and normalization; they are hf:timm/resnet50.a1_in1k, tfjs:<dir>, a .safetensors, .pth, .h5 or
-.keras file, or the workdir of another run. The learning rate is the valley of a range test of the head, unless
---config.optim.learning_rate sets it; each entry further from the head has a rate smaller by a fifth. Afterwards,
-classify your own images:
+The folder holds train/<class>/, and may hold val/<class>/ and test/<class>/, or it holds <class>/ alone; without val, a
+fifth of the training images becomes val. The weights determine network, image size and normalization; they are
+hf:timm/resnet50.a1_in1k, tfjs:<dir>, a .safetensors, .pth, .h5 or .keras file, or the workdir of another run. The
+learning rate is the valley of a range test of the head, unless --config.optim.learning_rate sets it; each entry further
+from the head has a rate smaller by a fifth. Afterwards, classify your own images:
 
   python -m dnt.predict --workdir=runs/transfer_folder --images=<image, folder or quoted glob>
 """
@@ -31,7 +31,6 @@ def get_config():
   config.train.epochs = 10.0
   config.train.log_every = '5%'
   config.telemetry.every = '10%'
-  config.eval.splits = ('val',)
   config.eval.batch_size = 64
   config.checkpoint.keep = 1
   return config
