@@ -17,7 +17,7 @@ def row(workdir: pathlib.Path) -> list[str]:
   config = json.loads((workdir / 'config.json').read_text())
   summary = json.loads((workdir / 'summary.json').read_text())
   last = [line for line in metrics.read(workdir) if any(name.endswith('/accuracy') for name in line)][-1]
-  split = config['eval']['splits'][0]
+  split = 'test' if 'test/accuracy' in last else config['eval']['splits'][0]
   model, source, seconds = config['model'], config['data']['source'], summary['seconds']
   return [
     workdir.name,

@@ -2,8 +2,9 @@
 
   python -m dnt.main --config=configs/digits_resnet20.py
 
-Expected: 99.2 % test accuracy in less than 45 s on 2 CPU cores. Five splits of the data (config.data.seed 0 to 4) give
-99.2 to 99.4 %, mean 99.3 %. A test split has 359 images.
+Expected: 99 % test accuracy in less than 45 s on 2 CPU cores. A tenth of the training images is held out as val; splits
+0, 1 and 2 of the data (config.data.seed) then give 98.9 to 99.4 %. Trained on all of them, with
+--config.eval.splits="('test',)", splits 0 to 4 give 99.2 to 99.4 %, mean 99.3 %. A test split has 359 images.
 """
 
 from dnt import config as schema
@@ -12,6 +13,7 @@ from dnt import config as schema
 def get_config():
   config = schema.default()
   config.data.source = 'digits'
+  config.data.val_fraction = 0.1
   config.data.augment = 'pad_crop_flip'
   config.data.crop_padding = 1
   config.data.flip = False

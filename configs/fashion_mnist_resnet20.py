@@ -12,6 +12,7 @@ from dnt import config as schema
 def get_config():
   config = schema.default()
   config.data.source = 'tfds:fashion_mnist'
+  config.data.val_fraction = 0.1
   config.data.augment = 'pad_crop_flip'
   config.data.crop_padding = 2
   config.model.name = 'resnet'

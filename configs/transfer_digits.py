@@ -33,6 +33,7 @@ def get_config():
   base.train.epochs = 1.0
   base.train.log_every = '10%'
   base.telemetry.every = '0'
+  base.eval.splits = ('test',)
   base.eval.every = '0'
   base.checkpoint.every = '0'
   digits = {

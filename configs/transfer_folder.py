@@ -2,12 +2,12 @@
 
   python -m dnt.main --config=configs/transfer_folder.py --config.data.dir=<folder> --config.train.init_from=<weights>
 
-The folder holds train/<class>/ and val/<class>/, or <class>/ alone, of which a fifth becomes val. The weights determine
-network, image size and normalization; they are hf:timm/resnet50.a1_in1k, tfjs:<dir>, a .safetensors, .pth, .h5 or
-.keras file, or the workdir of another run. A range test of the head finds the learning rate, unless
---config.optim.learning_rate sets it. The head has 30 times the rate of the entry before it, and each entry further
-from the head a rate smaller by a fifth. Afterwards,
-classify your own images:
+The folder holds train/<class>/, and may hold val/<class>/ and test/<class>/, or it holds <class>/ alone; without val, a
+fifth of the training images becomes val. The weights determine network, image size and normalization; they are
+hf:timm/resnet50.a1_in1k, tfjs:<dir>, a .safetensors, .pth, .h5 or .keras file, or the workdir of another run. A range
+test of the head finds the learning rate, unless --config.optim.learning_rate sets it. The head has 30 times the rate of
+the entry before it, and each entry further from the head a rate smaller by a fifth. Afterwards, classify your own
+images:
 
   python -m dnt.predict --workdir=runs/transfer_folder --images=<image, folder or quoted glob>
 """
@@ -33,7 +33,6 @@ def get_config():
   config.train.epochs = 10.0
   config.train.log_every = '5%'
   config.telemetry.every = '10%'
-  config.eval.splits = ('val',)
   config.eval.batch_size = 64
   config.checkpoint.keep = 1
   return config

@@ -17,7 +17,9 @@ Order of events when step s is done:
      checkpoint of step s gets once it is on disk. A run that is killed in between does 3 when it continues from there;
      so does one that stopped because an image could not be read, as it saves what it has trained,
   4. the end, if s is the last step, patience has run out (then with a checkpoint) or a signal requested it; a signal
-     also ends 3, and the wait for data or a compilation; the process that continues from here does 3,
+     also ends 3, and the wait for data or a compilation; the process that continues from here does 3. Otherwise the
+     split `test`, if it is labelled and not in `eval.splits`, is evaluated with the weights of this step and of the
+     best checkpoint,
   5. the next phase, if one starts at s: the optimizer's state for the parameters that begin to train.
 """
 
@@ -84,7 +86,6 @@ def _train(
   config: typed.Config, workdir: pathlib.Path, clock: record.Clock, command: str, allow: Collection[str]
 ) -> dict[str, Any]:
   """Trains as `train` does, in a workdir that this run owns."""
-  saved = checkpoints.Checkpoints(workdir, config.checkpoint, metric_names.ranking(config))
   mesh = mesh_lib.make_mesh(config.mesh)
   mesh_lib.check_batch('config.train.batch_size', config.train.batch_size, mesh, config.train.accumulate)
   mesh_lib.check_batch('config.eval.batch_size', config.eval.batch_size, mesh)
@@ -92,10 +93,17 @@ def _train(
     lr_find.check(config)
   trained = resume.read(workdir)
   config = resume.keep_open(config, trained)
-  data = experiment.load_data(config, config.eval.splits, workdir)
-  run, fingerprint = experiment.make(experiment.resolve(config, data), data.spec), data.fingerprint()
+  data = experiment.load_data(config, config.eval.splits, workdir, test=True)
+  run = experiment.make(experiment.rank(experiment.resolve(config, data), data), data.spec)
+  fingerprint = data.fingerprint()
   budget.check_training(run, mesh)
   budget.check_evaluation(run, mesh)
+  if data.held_out:
+    _log.info(
+      f'val: {config.data.val_fraction:.0%} of the images of train are held out (config.data.val_fraction); with '
+      'config.data.hold_out=False the run trains on all of them'
+    )
+  saved = checkpoints.Checkpoints(workdir, run.config.checkpoint, metric_names.ranking(run.config))
   changes.check(resume.find_changes(run, fingerprint, trained, saved.latest_step or 0), allow, workdir)
   _log.info(report.block_table(run.table))
   if (summary := _already_further(run, workdir, saved, mesh, command)) is not None:
@@ -130,6 +138,11 @@ def _train(
         rec.changed(step, resume.log(changed, run, trained, step))
       try:
         state = _run(_Session(run, mesh, loader, programs, saved, rec, clock, guard), state)
+        saved.wait()
+        if rec.is_finished(int(state.step)) and not guard.stopped_by:
+          end = guard.attempt(False, _evaluate_end, run, mesh, data, evaluator, state, workdir, rec)
+          if end is not None:
+            rec.ended(int(state.step), *end)
         saved.close()
       except (errors.InputError, errors.RunError, OSError) as error:
         raise _failed(error, saved, workdir) from error
@@ -171,6 +184,34 @@ def _already_further(
     'to do, and nothing in the workdir changes. For a shorter run, give another --workdir'
   )
   return report.summarize(run, newest.meta, newest.step, params, True, mesh, command)
+
+
+def _evaluate_end(
+  run: experiment.Experiment,
+  mesh: jax.sharding.Mesh,
+  data: experiment.Data,
+  evaluator: evaluate.Evaluator,
+  state: steps.TrainState,
+  workdir: pathlib.Path,
+  rec: record.Record,
+) -> tuple[evaluate.Result, dict[str, Any]]:
+  """Evaluates the splits that were not looked at during the run, with its last weights and its best checkpoint.
+
+  Returns:
+    The result of the last weights, and the step and the metrics of the best checkpoint; both empty without such splits,
+    the second also if no checkpoint is the best.
+  """
+  splits = [split for split in data.evaluation if split not in run.config.eval.splits]
+  if not splits:
+    return evaluate.Result({}, {}, {}), {}
+  last = best = evaluate.evaluate_all(evaluator, evaluate.get_variables(state), splits)
+  if not rec.best:
+    return last, {}
+  step = checkpoints.choose_step(workdir, checkpoints.BEST, rec.best_metric)
+  if step != int(state.step):
+    variables = evaluate.place(run, mesh, checkpoints.load_parameters(workdir, step), workdir)
+    best = evaluate.evaluate_all(evaluator, variables, splits)
+  return last, {'step': step, **best.metrics}
 
 
 class _Session(NamedTuple):

@@ -104,7 +104,10 @@ def load_config():
 
 @pytest.fixture
 def tiny():
-  """A config that trains in about a second: an MLP on 64 synthetic 8x8 images; change it as a test needs."""
+  """A config that trains in about a second: an MLP on 64 synthetic 8x8 images; change it as a test needs.
+
+  It trains on all images, and ranks by the test split, which is enough to see that something is ranked.
+  """
   from dnt import config as schema
 
   config = schema.default()
@@ -118,8 +121,10 @@ def tiny():
   config.train.batch_size = 16
   config.train.steps = 6
   config.train.log_every = '2'
+  config.eval.splits = ('test',)
   config.eval.batch_size = 16
   config.eval.every = '3'
+  config.checkpoint.best_metric = 'test/accuracy'
   config.checkpoint.every = '3'
   return config
 
@@ -144,7 +149,9 @@ TRAINED = (
   '--config.train.batch_size=16',
   '--config.train.steps=4',
   '--config.train.log_every=2',
+  "--config.eval.splits=('test',)",
   '--config.eval.batch_size=16',
+  '--config.checkpoint.best_metric=test/accuracy',
 )
 
 
@@ -446,6 +453,7 @@ def get_config():
   config.ema.decay = 0.9
   config.train.batch_size = 32
   config.train.log_every = '1'
+  config.eval.splits = ('test',)
   config.eval.batch_size = 32
 {lines}
   return config

@@ -15,6 +15,7 @@ from dnt import checkpoints, errors, loop, trees
 from dnt.checkpoints import format
 from dnt.data import resident, stream
 from dnt.models import depth
+from dnt.parallel import mesh as mesh_lib
 from dnt.parallel import preemption
 from dnt.reporting import metrics
 from dnt.training import evaluate, precompile, record, report
@@ -349,3 +350,59 @@ def test_a_signal_at_the_last_step_leaves_its_evaluation_to_the_next_process(tin
   assert (stopped['step'], stopped['finished']) == (2, False)
   finished = run(tiny, tmp_path)
   assert finished['finished'] and 'test/loss' in finished['last']
+
+
+def test_the_test_split_is_looked_at_when_the_run_ends(tiny, tmp_path, console):
+  """With the last weights and with the best checkpoint, which a split that is held out of train has chosen."""
+  tiny.eval.splits, tiny.checkpoint.best_metric, tiny.checkpoint.keep = ('val',), 'loss', 1
+  tiny.train.steps, tiny.eval.every, tiny.checkpoint.every, tiny.ema.decay = 12, '3', '3', 0.5
+  tiny.optim.learning_rate, tiny.schedule.name = 1.0, 'constant'  # too large, so that the last step is not the best
+  summary = run(tiny, tmp_path)
+  said = console.readouterr().out
+  assert (summary['best']['metric'], summary['best']['step']) == ('val_ema/loss', summary['best_checkpoint']['step'])
+  best = summary['best_checkpoint']['step']
+  assert best < 12
+  looked = [line['step'] for line in metrics.read(tmp_path) if 'test/loss' in line]
+  assert looked == [12] and 'the end  test/loss' in said
+  values = {}
+  for step in (best, 12):
+    loaded = checkpoints.load_parameters(tmp_path, step)
+    mesh = mesh_lib.make_mesh(tiny.mesh)
+    at = evaluate.load(tiny, tmp_path, mesh, ('test',))
+    with evaluate.Evaluator(at.run, mesh, at.data.evaluation) as evaluator:
+      values[step] = evaluate.evaluate_all(evaluator, evaluate.place(at.run, mesh, loaded, tmp_path)).metrics
+  assert {'step': best, **values[best]} == summary['best_checkpoint']
+  assert {name: summary['last'][name] for name in values[12]} == values[12]
+  assert not summary['warnings']
+
+  before = (tmp_path / 'metrics.jsonl').read_text()
+  assert run(tiny, tmp_path)['best_checkpoint'] == summary['best_checkpoint'], 'a run that has ended, run again'
+  assert (tmp_path / 'metrics.jsonl').read_text() == before
+
+
+def test_a_run_that_stops_does_not_look_at_the_test_split(tiny, tmp_path, monkeypatch):
+  tiny.eval.splits, tiny.checkpoint.best_metric = ('val',), 'accuracy'
+  monkeypatch.setattr('dnt.parallel.preemption.Guard.requested', lambda self, count: count == 0)
+  summary = run(tiny, tmp_path)
+  assert not summary['finished'] and not summary['best_checkpoint']
+  assert not any('test' in name for line in metrics.read(tmp_path) for name in line)
+
+
+def test_patience_ends_by_the_split_that_ranks_and_then_looks_at_test(tiny, tmp_path):
+  tiny.eval.splits, tiny.checkpoint.best_metric, tiny.eval.every = ('val',), 'accuracy', '1'
+  tiny.optim.learning_rate, tiny.train.patience, tiny.train.steps = 1e-9, 2, 50
+  summary = run(tiny, tmp_path)
+  assert summary['finished'] and summary['step'] == 3 and summary['best']['metric'] == 'val/accuracy'
+  assert summary['best_checkpoint']['step'] == 1 or summary['best_checkpoint']['step'] == 3
+  assert [line['step'] for line in metrics.read(tmp_path) if 'test/loss' in line] == [3]
+
+
+def test_a_run_that_ranks_by_test_says_so_in_its_summary_and_report(tiny, tmp_path):
+  tiny.train.steps = 3
+  summary = run(tiny, tmp_path)
+  assert 'test/accuracy' in summary['warnings']['ranked_by_test']['text'] and not summary['best_checkpoint']
+  assert 'ranked_by_test' in (tmp_path / 'report.html').read_text()
+  tiny.checkpoint.best_metric = 'accuracy'
+  summary = run(tiny, tmp_path / 'unranked')
+  assert not summary['warnings'] and not summary['best'] and 'test/accuracy' in summary['last']
+  assert 'no split ranks' in (tmp_path / 'unranked' / 'report.html').read_text()

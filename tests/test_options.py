@@ -219,6 +219,7 @@ OTHERS = {
   'data.dir': ({'data.source': 'folder'}, 'images'),
   'data.seed': ({}, 1),
   'data.val_fraction': ({'data.source': 'folder:images'}, 0.5),
+  'data.hold_out': ({'data.hold_out': False}, True),
   'data.crop_to_box': ({'data.source': 'cars:images'}, True),
   'data.image_bits': ({'data.source': 'folder:images'}, 12),
   'data.exif_rotation': ({'data.source': 'folder:images'}, True),
@@ -345,6 +346,13 @@ def test_data_val_fraction(tiny, tmp_path):
     tiny.data.val_fraction = fraction
     sizes.append(len(sources.load(tiny.data, 'val', 0)))
   assert sizes == [4, 10]
+
+
+def test_data_hold_out(tiny):
+  sizes = {}
+  for tiny.data.hold_out in (True, False):
+    sizes[tiny.data.hold_out] = len(experiment.load_data(tiny, ('test',)).train)
+  assert sizes == {True: 54, False: 64}
 
 
 def first_batch(config, evaluation=False):
@@ -504,6 +512,7 @@ def test_every_program_resizes_as_eval_resize_says(
   tiny.data.update({'source': f'folder:{tmp_path}/images', 'augment': augment, 'workers': 0, 'eval_resize': resize})
   tiny.data.update({'mean': (0.5,) * 3, 'std': (0.2,) * 3})
   tiny.eval.splits, tiny.eval.every, tiny.train.steps = ('val',), '0', 1
+  tiny.checkpoint.best_metric = 'accuracy'
   run_config.write(tmp_path / 'tiny.json', tiny)
   called = []
   for kind, name in (('center_crop', 'resize_center_crop'), ('squash', 'squash'), ('random', 'random_resized_crop')):
@@ -632,7 +641,7 @@ def test_train_init_from(tiny, tmp_path):
 
 
 def test_eval_splits(tiny, tmp_path):
-  tiny.eval.splits = ('train', 'test[:25%]')
+  tiny.eval.splits, tiny.checkpoint.best_metric = ('train', 'test[:25%]'), 'accuracy'
   last = run_loop(tiny, tmp_path)['last']
   assert {'train/loss', 'test[:25%]/loss', 'test[:25%]/accuracy'} <= set(last)
 
@@ -667,9 +676,10 @@ def test_checkpoint_keep(tiny, tmp_path):
 
 
 def test_checkpoint_best_metric(tiny, tmp_path):
-  for kind in ('accuracy', 'loss'):
-    tiny.checkpoint.best_metric = kind
-    assert run_loop(tiny, tmp_path / kind)['best']['metric'] == f'test/{kind}'
+  tiny.eval.splits = ('test', 'val')
+  for metric, ranks in (('accuracy', 'val/accuracy'), ('loss', 'val/loss'), ('test/loss', 'test/loss')):
+    tiny.checkpoint.best_metric = metric
+    assert run_loop(tiny, tmp_path / metric)['best']['metric'] == ranks
 
 
 @pytest.mark.thorough

@@ -52,6 +52,7 @@ def test_an_old_run_is_evaluated_and_used_as_weights(old, program, call_program)
 def test_old_features_which_have_no_digests_are_replaced(old, program):
   before = sorted(path.name for path in (old / 'cache').glob('*.features'))
   arguments = ['--config.finetune.unfreeze=()', '--config.train.init_from=whole', '--config.ema.decay=0']
+  arguments.append("--config.eval.splits=('test',)")  # the default of that version
   code, output, problems = program('--config=tiny.py', '--workdir=new', '--config.finetune.cache_dir=cache', *arguments)
   assert code == 0, problems
   after = sorted(path.name for path in (old / 'cache').glob('*.features'))

@@ -344,7 +344,8 @@ def choose_step(workdir: str | os.PathLike, which: str, best_metric: str) -> int
     return known[which]
   best = _best({step: format.metrics_of(directory / str(step)) for step in steps}, best_metric)
   if best is None:
-    raise errors.InputError(f'no checkpoint in {directory} has {best_metric}, so none is the best; use the {NEWEST}')
+    problem = f'no checkpoint in {directory} has {best_metric}' if best_metric else f'no split of {workdir} ranks'
+    raise errors.InputError(f'{problem}, so that no checkpoint is the best; use the {NEWEST}')
   return best
 
 

@@ -24,6 +24,7 @@ VARIANT = 'variant:'  # before the name of a variant in train.init_from
 RUNS = 10_000  # most runs of a comparison
 _NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9_.-]*')
 _SEED = re.compile(r'seed(0|[1-9]\d*)')
+_OLD_SPLITS = ('test',)  # default of eval.splits before `data.hold_out` existed
 _LENGTH = ('train.steps', 'train.epochs')  # the length of a run; the option that is set counts
 
 
@@ -78,6 +79,7 @@ def make(
     bases[name] = schema.override(config.base, {key: value for key, value in changes.items() if key not in kept}, what)
   if form not in bases:
     raise errors.unknown('form', form, config.forms)
+  old = _is_old(workdir)
   variants, all_changes = {}, []
   for name in config.variants:
     what = f'variant {name!r}'
@@ -89,6 +91,8 @@ def make(
     if 'seed' in changes:
       raise errors.InputError(f'{what} must not set seed; set config.seeds instead')
     variants[name] = schema.override(bases[form], changes, what)
+    if old:
+      _begin_as_before(variants[name])
     _check(variants[name], changes, what)
     if ':' in variants[name].model.name:  # the runs are other processes, which must find the module too
       variants[name].model.update(models.resolved_options(variants[name].model))
@@ -114,6 +118,22 @@ def make(
       source = runs.get((sources[name], seed))
       runs[name, seed] = Run(name, seed, seeded, workdir / name / f'seed{seed}', source)
   return tuple(runs.values())
+
+
+def _begin_as_before(config: typed.Config) -> None:
+  """Fills in what the config leaves open as a version without `data.hold_out` did."""
+  if config.eval.splits == schema.default().eval.splits:
+    config.eval.splits = _OLD_SPLITS
+  if config.data.hold_out is None:
+    config.data.hold_out = False
+  if '/' not in config.checkpoint.best_metric:
+    config.checkpoint.best_metric = f'{config.eval.splits[0]}/{config.checkpoint.best_metric}'
+
+
+def _is_old(workdir: pathlib.Path) -> bool:
+  """Returns whether a version that had no `data.hold_out` began the comparison; its other runs are made alike."""
+  stored = (_read(path) for path in workdir.glob(f'*/seed*/{workdir_lib.REQUESTED}'))
+  return any('hold_out' not in each['data'] for each in stored if each and 'data' in each)
 
 
 def add_seeds(config: typed.Comparison, workdir: pathlib.Path) -> typed.Comparison:
@@ -193,7 +213,7 @@ def check_data(runs: Sequence[Run], done: Collection[Run] = ()) -> None:
       images = _images(run)
     elif needs not in read:
       try:
-        images = experiment.load_data(config, config.eval.splits).fingerprint()
+        images = experiment.load_data(config, config.eval.splits, test=True).fingerprint()
       except errors.InputError as error:
         raise errors.InputError(f'{run.name}: {error}') from None
     else:

@@ -79,7 +79,10 @@ def read(run: plan.Run) -> Outcome:
   else:
     state = 'failed' if error else 'stopped' if records else 'not run'
   training, evaluations = _split(records)
-  values: dict[str, float | None] = {**_evaluated(run, evaluations[-1])} if evaluations else {}
+  values: dict[str, float | None] = {}
+  for line in evaluations:
+    if line['step'] == evaluations[-1]['step']:  # the test split may have a line of its own, when the run ends
+      values |= _evaluated(run, line)
   if state == 'finished':
     values |= {
       'seconds': summary['seconds']['total'],

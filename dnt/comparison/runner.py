@@ -22,6 +22,7 @@ from dnt import errors, files
 from dnt import workdir as workdir_lib
 from dnt.comparison import plan
 from dnt.config import run_config
+from dnt.data import splits
 from dnt.parallel import ownership, signals
 from dnt.reporting import progress, terminal
 
@@ -85,7 +86,8 @@ def run(runs: Sequence[plan.Run], ended: Callable[[], None] = lambda: None) -> b
       if summary.get('finished'):
         results = [
           f'{split} accuracy {progress.format_value("accuracy", summary["last"][f"{split}/accuracy"])}'
-          for split in each.config.eval.splits
+          for split in dict.fromkeys([*each.config.eval.splits, splits.TEST])
+          if f'{split}/accuracy' in summary['last']
         ]
         _log.info('  '.join([place, *results, progress.format_duration(summary['seconds']['total'])]))
       elif not received:

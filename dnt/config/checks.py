@@ -91,6 +91,12 @@ def texts(values: tuple[str, ...]) -> str | None:
   return None if values and all(isinstance(v, str) and v for v in values) else 'must hold at least one name'
 
 
+def ranking(value: str) -> str | None:
+  split, slash, quantity = value.rpartition('/')
+  good = quantity in ('accuracy', 'loss') and bool(split) == bool(slash)
+  return None if good else "must be accuracy or loss, or one of them on a split, such as 'test/accuracy'"
+
+
 def seeds(values: tuple[int, ...]) -> str | None:
   good = values and all(type(v) is int and not seed(v) for v in values) and len(set(values)) == len(values)
   return None if good else f'must hold different whole numbers from 0 to {LARGEST_SEED:,}'

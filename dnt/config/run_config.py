@@ -47,6 +47,10 @@ def parse(content: Any, path: str | os.PathLike) -> typed.Config:
     except TypeError:
       kind = known[key].type.__name__
       raise errors.InputError(f'{path}: {key} must be {kind}, not {type(value).__name__} ({value!r})') from None
+  if 'data.hold_out' not in given and 'eval.splits' in given:  # older runs held nothing out; the first split ranked
+    config.data.hold_out = False
+    if '/' not in config.checkpoint.best_metric:
+      config.checkpoint.best_metric = f'{config.eval.splits[0]}/{config.checkpoint.best_metric}'
   if 'data.eval_resize' not in given:  # if not set, it would now follow the pretrained weights
     config.data.eval_resize = implied.eval_resize(config.data)
   return config

@@ -80,6 +80,8 @@ INITIALIZERS = ('he', 'glorot', 'lecun', 'normal', 'orthogonal', 'delta_orthogon
 # Relations that several options share.
 # Parameters are drawn: without pretrained weights, and in the probe, which examines the start of training.
 DRAWN = ({'train.init_from': ('',)}, {relations.PROGRAM: (relations.PROBE,)})
+# `val` is drawn from `train`, or may be.
+HELD_OUT = ({'data.hold_out': (True,)}, {'data.hold_out': (None,), 'eval.splits': ('val',)})
 SWEPT = ({relations.PROGRAM: ('--mode=lr_find',)}, {'optim.learning_rate': (AUTO,)})
 # Entries below the head train.
 BELOW_HEAD = (
@@ -132,14 +134,20 @@ SCHEMA: dict[str, Any] = {
       0,
       'seed of random splits (digits, folders) and synthetic images; apart from seed, so that all runs share them',
       check=checks.seed,
-      only={'data.source': ('digits', 'synthetic', 'folder', 'cars')},
+      only=({'data.source': ('digits', 'synthetic', 'folder', 'cars')}, *HELD_OUT),
       on_resume=REFUSE,
     ),
     'val_fraction': Option(
       0.2,
-      "fraction of the images that becomes 'val' if the folder has no splits",
+      "fraction of the training images that becomes 'val' if the data has no such split",
       check=checks.within(0.01, 1),
-      only={'data.source': ('folder', 'cars')},
+      only=({'data.source': ('folder', 'cars')}, *HELD_OUT),
+      on_resume=REFUSE,
+    ),
+    'hold_out': Option(
+      bool,
+      "draw 'val' from the split 'train', which is then without these images; not set: if eval.splits names 'val' and "
+      'the data has none',
       on_resume=REFUSE,
     ),
     'crop_to_box': Option(
@@ -730,7 +738,7 @@ SCHEMA: dict[str, Any] = {
     ),
     'patience': Option(
       0,
-      'stop after this many evaluations without a better best_metric; 0: off',
+      'stop after this many evaluations without a better checkpoint.best_metric; 0: off',
       check=checks.at_least(0),
       only={'eval.every': any_but('0')},
       off=0,
@@ -745,7 +753,13 @@ SCHEMA: dict[str, Any] = {
     ),
   },
   'eval': {
-    'splits': Option(('test',), 'splits to evaluate, sliced like train_split', check=checks.texts, on_resume=NOTE),
+    'splits': Option(
+      ('val',),
+      "splits to evaluate during training, sliced like train_split; 'val' is the validation split of the data, or is "
+      "held out (data.hold_out); a labelled split 'test' that is not among them is evaluated when the run ends",
+      check=checks.texts,
+      on_resume=NOTE,
+    ),
     'every': Option(
       '1 epochs', "duration between evaluations; '0': only at the end", check=checks.duration, on_resume=NOTE
     ),
@@ -762,8 +776,9 @@ SCHEMA: dict[str, Any] = {
     ),
     'best_metric': Option(
       'accuracy',
-      'metric that selects the best checkpoint, on the first of eval.splits (of the moving average if ema is on)',
-      choices=('accuracy', 'loss'),
+      'metric that selects the best checkpoint, of the moving average if ema is on: accuracy or loss, on the first of '
+      "eval.splits that is no test split and holds no training images; or of a named split, such as 'test/accuracy'",
+      check=checks.ranking,
       on_resume=NOTE,
     ),
   },

@@ -15,6 +15,7 @@ class Data(ml_collections.ConfigDict):
   dir: str
   seed: int
   val_fraction: float
+  hold_out: bool | None
   crop_to_box: bool
   image_size: int | None
   image_bits: int

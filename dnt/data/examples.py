@@ -6,11 +6,17 @@ from typing import Any
 
 import numpy as np
 
+from dnt import errors
+from dnt.data import splits
 from dnt.data.transforms import images
 
 Shape = tuple[int | None, int | None, int]
 # A source returns this: for each split name a function that reads the whole split.
 Splits = Mapping[str, Callable[[], 'Examples']]
+
+
+class UnlabelledError(errors.InputError):
+  """Raised if a split has no labels, so that it can be neither trained on nor evaluated."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,11 +30,13 @@ class Examples:
     shape: (H, W, C) of every image; H and W are None if the images differ in size.
     images: uint8 [N, H, W, C] if the images are in memory. Otherwise a picklable object with random access:
       `images[i]` reads and decodes (image, label) number i, `images.part(start, stop)` returns a slice,
-      `images.relabelled(places)` returns it with label l as `places[l]`, `images.paths` lists the files, and, if all
+      `images.take(indices)` selects images if the labels are known, `images.relabelled(places)` returns it with label
+      l as `places[l]`, `images.paths` lists the files, and, if all
       images have the same size, `images.decode_all(shape)` returns all images and labels.
     labels: int32 [N]; None if the labels are stored with the images and reading them means reading everything.
     views: 0 for images. Otherwise `store` holds features, float32 [views x N, ...]: view 0 of every image first.
     origin: the examples that were decoded into these; None if these were not decoded.
+    start: place of the first example in the whole split, of which these are a slice.
   """
 
   name: str
@@ -39,6 +47,7 @@ class Examples:
   labels: np.ndarray | None
   views: int = 0
   origin: 'Examples | None' = None
+  start: int = 0
 
   @property
   def images(self) -> np.ndarray | None:
@@ -73,7 +82,19 @@ class Examples:
     store = self.store.part(start, stop) if self.images is None else self.store[start:stop]
     labels = None if self.labels is None else self.labels[start:stop]
     origin = self.origin and self.origin.part(split, start, stop)
-    return dataclasses.replace(self, split=split, store=store, labels=labels, origin=origin)
+    place = self.start + start
+    return dataclasses.replace(self, split=split, store=store, labels=labels, origin=origin, start=place)
+
+  def take(self, split: str, indices: np.ndarray) -> 'Examples':
+    """Returns the examples at `indices` (int [n]) as a whole split named `split`; the labels must be known."""
+    assert self.labels is not None, f'the labels of {self.split} of {self.name} are not known'
+    store = self.store.take(indices) if self.images is None else self.store[indices]
+    return dataclasses.replace(self, split=split, store=store, labels=self.labels[indices], start=0)
+
+  def overlaps(self, other: 'Examples') -> bool:
+    """Returns whether these and `other` are slices of the same split of a source, and share examples."""
+    same = splits.parse(self.split).name == splits.parse(other.split).name
+    return same and self.start < other.start + len(other) and other.start < self.start + len(self)
 
   def relabelled(self, places: np.ndarray, class_names: tuple[str, ...]) -> 'Examples':
     """Returns the examples with other classes.
@@ -92,7 +113,8 @@ class Examples:
   def decoded(self) -> 'Examples':
     """Reads all images, which must have the same size, into memory."""
     store, labels = self.store.decode_all(self.shape)
-    return dataclasses.replace(in_memory(self.name, self.split, store, labels, self.class_names), origin=self)
+    held = in_memory(self.name, self.split, store, labels, self.class_names)
+    return dataclasses.replace(held, origin=self, start=self.start)
 
 
 def in_memory(name: str, split: str, store: np.ndarray, labels: np.ndarray, class_names: tuple[str, ...]) -> Examples:

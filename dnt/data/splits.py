@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from dnt import errors
 
+TRAIN, VAL, TEST = 'train', 'val', 'test'
 BOUND = r'-?[\d.]+'
 PATTERN = re.compile(
   rf'(?P<name>[\w.-]+)(?P<slice>\[((?P<start>{BOUND})(?P<start_unit>%)?)?:((?P<stop>{BOUND})(?P<stop_unit>%)?)?\])?'
@@ -19,6 +20,11 @@ class Slice(NamedTuple):
   start: float | None
   stop: float | None
   percent: bool
+
+  @property
+  def is_test(self) -> bool:
+    """Returns whether the split is by its name a test split, which must not choose anything."""
+    return self.name.lower().startswith('test')
 
   def bounds(self, count: int) -> tuple[int, int]:
     """Returns the index of the first example and one past the last, for a split of `count` examples.

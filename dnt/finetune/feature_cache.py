@@ -299,10 +299,10 @@ def _read(place: _Place | None, features: np.ndarray, labels: np.ndarray, split:
 def _seen(data: typed.Data) -> dict[str, Any]:
   """Returns the options of `config.data` that features depend on.
 
-  It leaves out `eval_resize` if it has the value that `augment` implies, and the usual decoding, so that older
-  features, without these keys, match.
+  It leaves out `eval_resize` if it has the value that `augment` implies, `hold_out`, which decides only which images a
+  split has, and the usual decoding, so that older features, without these keys, match.
   """
-  left_out = ('workers', 'placement', 'eval_resize', 'image_bits', 'exif_rotation')
+  left_out = ('workers', 'placement', 'eval_resize', 'hold_out', 'image_bits', 'exif_rotation')
   seen = {key: data[key] for key in data if key not in left_out}
   if (how := images.decoding(data)) != images.USUAL:
     seen['decoding'] = how

@@ -36,13 +36,17 @@ def parse(name: str) -> Metric:
 
 
 def ranking(config: Mapping[str, Any] | ml_collections.ConfigDict) -> str:
-  """Returns the name of the metric that ranks the checkpoints of a run.
+  """Returns the name of the metric that ranks the checkpoints of a run; empty if none does.
 
   Args:
-    config: the config of the run, also one of an older version, in JSON values.
+    config: the config of the run, which names the split that ranks (see `experiment.rank`); or one of an older version,
+      in JSON values, whose first split ranked.
   """
+  split, _, quantity = config['checkpoint']['best_metric'].rpartition('/')
+  if 'hold_out' not in config.get('data', {}):
+    split = config['eval']['splits'][0]
   suffix = '_ema' if config['ema']['decay'] else ''
-  return f'{config["eval"]["splits"][0]}{suffix}/{config["checkpoint"]["best_metric"]}'
+  return f'{split}{suffix}/{quantity}' if split else ''
 
 
 class Quantity(NamedTuple):

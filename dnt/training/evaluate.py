@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dnt import checkpoints, files
+from dnt.checkpoints import format
 from dnt.config import typed
 from dnt.data import examples, pipeline
 from dnt.parallel import compile as compile_lib
@@ -113,15 +114,16 @@ class Evaluator:
     for each in self._passes.values():
       each.close()
 
-  def __call__(self, variables: Mapping[str, Any], suffix: str = '') -> Result:
-    """Evaluates every split.
+  def __call__(self, variables: Mapping[str, Any], suffix: str = '', splits: Sequence[str] | None = None) -> Result:
+    """Evaluates splits.
 
     Args:
       variables: `params` and `batch_stats`, on the mesh.
       suffix: appended to the names of the splits in the result (`'_ema'`).
+      splits: the splits to evaluate; None: all.
     """
     metrics, confusion, per_class = {}, {}, {}
-    for split in self._splits:
+    for split in self._splits if splits is None else splits:
       sums, rows = self._of(split)(variables)
       name, count = f'{split}{suffix}', int(sums['confusion'].sum())
       metrics[f'{name}/loss'] = float(sums['loss']) / count
@@ -165,11 +167,13 @@ def get_variables(state: Any) -> dict[str, dict[str, Any]]:
   return current | ({'_ema': state.ema} if state.ema else {})
 
 
-def evaluate_all(evaluator: Evaluator, variables: Mapping[str, Mapping[str, Any]]) -> Result:
-  """Evaluates all variables of `get_variables`."""
+def evaluate_all(
+  evaluator: Evaluator, variables: Mapping[str, Mapping[str, Any]], splits: Sequence[str] | None = None
+) -> Result:
+  """Evaluates all variables of `get_variables` on the splits (None: all)."""
   result = Result({}, {}, {})
   for suffix, each in variables.items():
-    metrics, confusion, per_class = evaluator(each, suffix)
+    metrics, confusion, per_class = evaluator(each, suffix, splits)
     result = Result(result.metrics | metrics, result.confusion | confusion, result.per_class | per_class)
   return result
 
@@ -190,7 +194,7 @@ class Loaded(NamedTuple):
   variables: dict[str, dict[str, Any]]
 
 
-def load(config: typed.Config, workdir: pathlib.Path, mesh: Mesh, splits: Sequence[str]) -> Loaded:
+def load(config: typed.Config, workdir: pathlib.Path, mesh: Mesh, splits: Sequence[str] | None = None) -> Loaded:
   """Reads the newest checkpoint of a run and the images to analyze it with. It changes nothing on disk.
 
   The splits may be of data that the run was not trained on, see `apart`.
@@ -199,7 +203,7 @@ def load(config: typed.Config, workdir: pathlib.Path, mesh: Mesh, splits: Sequen
     config: a validated config of the run.
     workdir: the workdir of the run.
     mesh: the mesh on which to place the variables.
-    splits: the splits to read in addition to the training split.
+    splits: the splits to read in addition to the training split; None: `config.eval.splits`.
 
   Raises:
     errors.InputError: the workdir has no checkpoint or one of another network, or the data does not fit.
@@ -208,6 +212,7 @@ def load(config: typed.Config, workdir: pathlib.Path, mesh: Mesh, splits: Sequen
   loaded = checkpoints.load_parameters(workdir)
   trained = resume.of_meta(loaded.meta, workdir)
   config = resume.keep_open(config, trained)
+  splits = config.eval.splits if splits is None else splits
   if splits and trained:
     config, data = apart.load(config, splits, workdir, trained, loaded.meta)
   else:
@@ -216,11 +221,18 @@ def load(config: typed.Config, workdir: pathlib.Path, mesh: Mesh, splits: Sequen
   budget.check_evaluation(run, mesh)
   if data.weights:
     data.weights.release()  # they were read, if at all, to determine the network
+  return Loaded(run, data, loaded.step, place(run, mesh, loaded, workdir))
+
+
+def place(
+  run: experiment.Experiment, mesh: Mesh, loaded: format.Parameters, workdir: pathlib.Path
+) -> dict[str, dict[str, Any]]:
+  """Returns the variables of a loaded checkpoint as `get_variables` does, in the model's layout, on the mesh."""
   variables = {}
   for suffix, each in get_variables(loaded).items():
     matched = initialize.match(run.trace, each, str(workdir))
     variables[suffix] = mesh_lib.place(matched, mesh_lib.parameter_shardings(mesh, matched))
-  return Loaded(run, data, loaded.step, variables)
+  return variables
 
 
 def evaluate(config: typed.Config, workdir: pathlib.Path) -> dict[str, Any]:
@@ -233,7 +245,7 @@ def evaluate(config: typed.Config, workdir: pathlib.Path) -> dict[str, Any]:
     errors.InputError: see `load`.
   """
   mesh = mesh_lib.make_mesh(config.mesh)
-  run, data, step, variables = load(config, workdir, mesh, config.eval.splits)
+  run, data, step, variables = load(config, workdir, mesh)
   with Evaluator(run, mesh, data.evaluation) as evaluator:
     result = evaluate_all(evaluator, variables)
   summary = {'step': step, **result.metrics}

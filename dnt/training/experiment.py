@@ -3,9 +3,10 @@
 All programs build the same experiment, so none can differ from the run that it studies.
 """
 
+import contextlib
 import dataclasses
 import pathlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +17,7 @@ from dnt import checkpoints, errors, models
 from dnt import config as schema
 from dnt.config import checks, implied, typed
 from dnt.data import class_order, examples, fingerprint, inspection, pipeline, sources
+from dnt.data import splits as splits_lib
 from dnt.data.transforms import augment
 from dnt.models import depth, freeze, layouts, size
 from dnt.optim import chain, schedules
@@ -52,6 +54,7 @@ class Data(NamedTuple):
   evaluation: dict[str, examples.Examples]  # by split
   weights: pretrained.Source | None = None  # from config.train.init_from
   image_bits: int | None = None  # config.data.image_bits, if the config leaves it open and the files name it
+  held_out: bool = False  # whether `val` is drawn from `train`, see config.data.hold_out
 
   def fingerprint(self) -> dict[str, dict[str, Any]]:
     """Returns the fingerprint of each split that was loaded, see `dnt.data.fingerprint`; not for cached features."""
@@ -169,13 +172,16 @@ class Experiment(NamedTuple):
     return jax.eval_shape(make)
 
 
-def load_data(config: typed.Config, splits: Sequence[str], workdir: pathlib.Path | None = None) -> Data:
+def load_data(
+  config: typed.Config, splits: Sequence[str], workdir: pathlib.Path | None = None, test: bool = False
+) -> Data:
   """Reads the training split and other splits, each once, and the description of the pretrained weights.
 
   Args:
     config: a validated config.
     splits: the splits to evaluate.
     workdir: the workdir of the run. If it has a checkpoint, the data gets its classes, see `class_order.align`.
+    test: whether to add the split `test` if it is labelled and `splits` holds no part of it.
 
   Raises:
     errors.InputError: a source, split or file is missing or damaged (of image files: those in the splits to evaluate,
@@ -184,12 +190,12 @@ def load_data(config: typed.Config, splits: Sequence[str], workdir: pathlib.Path
   """
   weights = pretrained.Source(config.train.init_from) if config.train.init_from else None
   config = _prepared(config, weights)
-  wanted = dict.fromkeys([config.data.train_split, *splits])
-  loaded = _load(config.data, wanted)
-  image_bits = inspection.check(loaded, splits, config.data)
+  loaded, held_out = _load(config, splits, test)
+  evaluated = [*splits, *(split for split in loaded if split not in (config.data.train_split, *splits))]
+  image_bits = inspection.check(loaded, evaluated, config.data)
   if image_bits:
     config.data.image_bits = image_bits
-    loaded = _load(config.data, wanted)
+    loaded, _ = _load(config, splits, test)
   first = loaded[config.data.train_split]
   for split, other in loaded.items():
     if other.shape[-1] != first.shape[-1]:
@@ -200,12 +206,43 @@ def load_data(config: typed.Config, splits: Sequence[str], workdir: pathlib.Path
   loaded = {split: class_order.align(other, names, owner) for split, other in loaded.items()}
   train = loaded[config.data.train_split]
   spec = DataSpec(len(train), pipeline.image_shape(config.data, train), train.class_names)
-  return Data(spec, train, {split: loaded[split] for split in splits}, weights, image_bits)
+  return Data(spec, train, {split: loaded[split] for split in evaluated}, weights, image_bits, held_out)
 
 
-def _load(config: typed.Data, splits: Iterable[str]) -> dict[str, examples.Examples]:
-  """Reads splits, which must be equal in all processes."""
-  loaded = multihost.together(lambda: {split: sources.load(config, split, config.seed) for split in splits})
+def _holds_out(config: typed.Config, available: examples.Splits) -> bool:
+  if config.data.hold_out is not None:
+    return config.data.hold_out
+  return (
+    splits_lib.VAL not in available and splits_lib.TRAIN in available and _names(config.eval.splits, splits_lib.VAL)
+  )
+
+
+def _names(texts: Sequence[str], name: str) -> bool:
+  return any(splits_lib.parse(text).name == name for text in texts)
+
+
+def _check_labelled(split: examples.Examples) -> examples.Examples:
+  if split.labels is None:
+    _ = split[0]  # raises if it has no label
+  return split
+
+
+def _load(config: typed.Config, splits: Sequence[str], test: bool) -> tuple[dict[str, examples.Examples], bool]:
+  """Reads the splits of `load_data`, equal in all processes; also returns whether `val` is held out of `train`."""
+
+  def read():
+    available = sources.find(config.data, config.data.seed)
+    held_out = _holds_out(config, available)
+    if held_out:
+      available = sources.hold_out(available, config.data, config.data.seed)
+    wanted = dict.fromkeys([config.data.train_split, *splits])
+    found = {split: sources.read(available, config.data, split) for split in wanted}
+    if test and splits_lib.TEST in available and not _names(splits, splits_lib.TEST):
+      with contextlib.suppress(examples.UnlabelledError):
+        found[splits_lib.TEST] = _check_labelled(sources.read(available, config.data, splits_lib.TEST))
+    return found, held_out
+
+  loaded, held_out = multihost.together(read)
   if jax.distributed.is_initialized():
     found = {
       f'{_FINGERPRINT[name]} of {split}': value[:12] if isinstance(value, str) else value
@@ -213,7 +250,7 @@ def _load(config: typed.Data, splits: Iterable[str]) -> dict[str, examples.Examp
       for name, value in values.items()
     }
     multihost.check_equal(found)
-  return loaded
+  return loaded, held_out
 
 
 def resolve(config: typed.Config, data: Data) -> typed.Config:
@@ -234,6 +271,7 @@ def resolve(config: typed.Config, data: Data) -> typed.Config:
       'leave it unset to use the number in the data'
     )
   resolved.model.num_classes = classes
+  resolved.data.hold_out = data.held_out
   resolved.data.mean, resolved.data.std = pipeline.statistics(resolved.data, data.train)
   if data.image_bits is not None:
     resolved.data.image_bits = data.image_bits
@@ -258,6 +296,37 @@ def fill_defaults(data: typed.Data) -> None:
   for key, value in pipeline.DEFAULTS.items():
     if data[key] is None:
       data[key] = value
+
+
+def rank(config: typed.Config, data: Data) -> typed.Config:
+  """Returns a new config whose `checkpoint.best_metric` names the split that ranks, or no split if none does.
+
+  It is the split that the config names, or the first of `eval.splits` that is no test split and shares no images with
+  the training split.
+
+  Args:
+    config: from `resolve`.
+    data: of the run, with all of `eval.splits`.
+
+  Raises:
+    errors.InputError: the named split is not evaluated, or `train.patience` is set and no split ranks.
+  """
+  ranked, metric = schema.copy_unlocked(config), config.checkpoint.best_metric
+  named, _, quantity = metric.rpartition('/')
+  if named and named not in config.eval.splits:
+    raise errors.InputError(
+      f'config.checkpoint.best_metric={metric!r} ranks by {named!r}, which is not in '
+      f'config.eval.splits={config.eval.splits!r}'
+    )
+  fair = (each for each in config.eval.splits if not splits_lib.parse(each).is_test)
+  split = named or next((each for each in fair if not data.evaluation[each].overlaps(data.train)), '')
+  if config.train.patience and not split:
+    raise errors.InputError(
+      f'config.train.patience needs a split that ranks checkpoints, but config.eval.splits={config.eval.splits!r} '
+      "holds only test splits and training images; add 'val', or name a split in config.checkpoint.best_metric"
+    )
+  ranked.checkpoint.best_metric = f'{split}/{quantity}' if split else quantity
+  return ranked
 
 
 def _prepared(config: typed.Config, weights: pretrained.Source | None) -> typed.Config:

@@ -82,9 +82,9 @@ class Programs:
     return lambda state: program(state, arrays, np.int32(count))
 
   def evaluate(self, state: steps.TrainState, step: int) -> evaluate.Result:
-    """Evaluates the state after `step` steps on every split, with and without averaged parameters."""
+    """Evaluates the state after `step` steps on `eval.splits`, with and without averaged parameters."""
     self._get(EVALUATION, step, state)
-    return evaluate.evaluate_all(self._evaluator, evaluate.get_variables(state))
+    return evaluate.evaluate_all(self._evaluator, evaluate.get_variables(state), self._run.config.eval.splits)
 
   def _name(self, step: int) -> str:
     return TELEMETRY if self._telemetry.due(step + 1) else PLAIN

@@ -12,6 +12,7 @@ import numpy as np
 
 from dnt import checkpoints, errors, files
 from dnt import workdir as workdir_lib
+from dnt.data import splits
 from dnt.optim import schedules
 from dnt.parallel import multihost
 from dnt.reporting import memory, metric_names, metrics, progress
@@ -69,7 +70,9 @@ class Record:
     self._floors = telemetry.floors(run.config, run.table)
     self.last: dict[str, float] = dict(history.get('last', {}))
     self.best: dict[str, Any] = dict(history.get('best', {}))
-    # Warnings of telemetry, by kind; each kind is reported once per run.
+    # Metrics of the best checkpoint on the splits that are evaluated when the run ends, and its step.
+    self.best_checkpoint: dict[str, Any] = {}
+    # Warnings by kind; each kind is reported once per run.
     self.warnings: dict[str, Any] = dict(history.get('warnings', {}))
     self._unclipped: bool = history.get('unclipped', False)
     self._rows: int = history.get('telemetry_rows', 0)
@@ -80,6 +83,13 @@ class Record:
     self.metrics: dict[str, float] = {}  # of the last evaluation in this process
     if self.best.get('metric', self.best_metric) != self.best_metric:
       self._rank_again(step)
+    if self.best_metric and splits.parse(run.config.checkpoint.best_metric.rpartition('/')[0]).is_test:
+      self._warn(
+        'ranked_by_test',
+        step,
+        f'{self.best_metric} ranks the checkpoints, so that the test split has chosen what it measures: the figures of '
+        'the best checkpoint on it are too good',
+      )
 
   def __enter__(self) -> 'Record':
     return self
@@ -90,7 +100,7 @@ class Record:
 
   @property
   def best_metric(self) -> str:
-    """Returns the name of the metric that ranks checkpoints."""
+    """Returns the name of the metric that ranks checkpoints; empty if none does, see `experiment.rank`."""
     return metric_names.ranking(self._run.config)
 
   @property
@@ -108,6 +118,10 @@ class Record:
   def out_of_patience(self) -> bool:
     patience = self._run.config.train.patience
     return 0 < patience <= self.evaluations_without_better
+
+  def is_finished(self, step: int) -> bool:
+    """Returns whether a run that ends after `step` steps has ended for good, and was not only stopped."""
+    return step == self._run.config.train.steps or self.out_of_patience
 
   def changed(self, step: int, values: Mapping[str, Any]) -> None:
     """Records what differs in config and data from `step` on, by key; writes no line if nothing does."""
@@ -157,15 +171,34 @@ class Record:
     """Records an evaluation: its line, its confusion matrices, the best metric and patience."""
     self._clock.lap('evaluate')
     self._write(step, result.metrics)
-    if multihost.is_lead():
-      for split, matrix in result.confusion.items():
-        content = {'split': split, 'step': step, 'class_names': self._run.spec.class_names, 'matrix': matrix.tolist()}
-        content['per_class'] = result.per_class[split]
-        files.write(workdir_lib.confusion_path(self._workdir, split), json.dumps(content, allow_nan=False) + '\n')
+    self._write_confusion(step, result)
     self.evaluated_at, self.metrics = step, result.metrics
-    self._rank(step, result.metrics[self.best_metric])
-    shown = [f'{name} {progress.format_value(name, value)}' for name, value in result.metrics.items()]
-    _log.info(f'step {step}  ' + '  '.join(shown))
+    if self.best_metric:
+      self._rank(step, result.metrics[self.best_metric])
+    _log.info(f'step {step}  {_shown(result.metrics)}')
+
+  def ended(self, step: int, result: evaluate.Result, best: Mapping[str, Any]) -> None:
+    """Records the evaluation of the splits that are looked at only when the run ends, once.
+
+    Args:
+      step: the last step.
+      result: of the last weights; empty without such splits.
+      best: `step` and metrics of the best checkpoint; empty if there is none.
+    """
+    self._clock.lap('evaluate')
+    if not result.metrics:
+      return
+    lines = (line for line in metrics.read(self._workdir) if line['step'] == step)
+    if any(result.metrics.keys() <= line.keys() for line in lines):  # a run that had ended is run again
+      self.last |= result.metrics
+    else:
+      self._write(step, result.metrics)
+    self._write_confusion(step, result)
+    _log.info(f'step {step}, the end  {_shown(result.metrics)}')
+    self.best_checkpoint = dict(best)
+    if best and best['step'] != step:
+      values = {name: value for name, value in best.items() if name != 'step'}
+      _log.info(f'step {best["step"]}, the best checkpoint  {_shown(values)}')
 
   def _rank(self, step: int, value: float | None) -> None:
     if checkpoints.better(self.best_metric, value, self.best.get('value')):
@@ -216,9 +249,19 @@ class Record:
     self._unclipped = self._unclipped or not telemetry.is_clipped(shown)
     always_clipped = self._rows >= telemetry.ALWAYS_CLIPPED and not self._unclipped
     for kind, text in telemetry.warnings(shown, rate, always_clipped, self._floors).items():
-      if kind not in self.warnings:
-        self.warnings[kind] = {'step': step, 'text': text}
-        _log.info(f'warning at step {step}: {text}')
+      self._warn(kind, step, text)
+
+  def _warn(self, kind: str, step: int, text: str) -> None:
+    if kind not in self.warnings:
+      self.warnings[kind] = {'step': step, 'text': text}
+      _log.info(f'warning at step {step}: {text}')
+
+  def _write_confusion(self, step: int, result: evaluate.Result) -> None:
+    if multihost.is_lead():
+      for split, matrix in result.confusion.items():
+        content = {'split': split, 'step': step, 'class_names': self._run.spec.class_names, 'matrix': matrix.tolist()}
+        content['per_class'] = result.per_class[split]
+        files.write(workdir_lib.confusion_path(self._workdir, split), json.dumps(content, allow_nan=False) + '\n')
 
   def _write(self, step: int, values: Mapping[str, float]) -> None:
     self.last |= values
@@ -227,3 +270,7 @@ class Record:
   def _show(self, step: int, loss: float, accuracy: float, rate: float) -> None:
     shown = {'loss': loss, 'accuracy': accuracy, 'images_per_second': rate}
     self._progress.update(step, step / self._run.steps_per_epoch, shown)
+
+
+def _shown(values: Mapping[str, float]) -> str:
+  return '  '.join(f'{name} {progress.format_value(name, value)}' for name, value in values.items())

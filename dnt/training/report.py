@@ -73,10 +73,11 @@ def write(
     The summary, with the contents of `summary.json`.
   """
   step = int(state.step)
-  finished = (step == run.config.train.steps and not stopped_by) or rec.out_of_patience
+  finished = rec.is_finished(step) and not stopped_by
   history = {name: getattr(rec, name) for name in ('last', 'best', 'warnings', 'seconds', 'peak_memory')}
+  history['best_checkpoint'] = rec.best_checkpoint
   summary = summarize(run, history, step, state.params, finished, mesh, command)
-  if stopped_by and not finished:
+  if stopped_by:
     summary['stopped_by'] = signal.Signals(stopped_by).name
   if multihost.is_lead():
     files.write_json(workdir / workdir_lib.SUMMARY, summary)  # first, because the disk may have room for it alone
@@ -115,7 +116,8 @@ def summarize(
 
   Args:
     run: the experiment.
-    history: `last`, `best`, `warnings`, `seconds` and `peak_memory` of the record, or of the `meta` of a checkpoint.
+    history: `last`, `best`, `best_checkpoint`, `warnings`, `seconds` and `peak_memory` of the record, or of the `meta`
+      of a checkpoint, which lacks `best_checkpoint`.
     step: steps done.
     params: the parameters after them, in the model's layout.
     finished: whether the run has ended, and not only stopped.
@@ -132,6 +134,7 @@ def summarize(
     'stopped_by': None,
     'last': history.get('last', {}),
     'best': history.get('best', {}),
+    'best_checkpoint': history.get('best_checkpoint', {}),
     'warnings': history.get('warnings', {}),
     'parameters': trees.count(whole),
     'trainable_parameters': trees.count(run.phase_of_state(step).partition.split(params)[0]),
@@ -186,7 +189,8 @@ def page(
   facts = {
     'state': f'{state}: step {summary["step"]:,} of {summary["total_steps"]:,}',
     **{name: progress.format_value(name, value) for name, value in summary['last'].items()},
-    'best': _best(summary) or 'none yet',
+    'best': _best(summary) or ('none yet' if '/' in config['checkpoint']['best_metric'] else 'no split ranks'),
+    **({'the best checkpoint': evaluation_line(summary['best_checkpoint'])} if summary.get('best_checkpoint') else {}),
     **{
       f'warning: {kind}': f'step {result["step"]:,}: {result["text"]}' for kind, result in summary['warnings'].items()
     },
@@ -247,6 +251,9 @@ def last_line(summary: Mapping[str, Any], command: str) -> str:
   ]
   best = _best(summary)
   parts = [f'finished step {summary["step"]}', *results, *([f'best {best}'] if best else [])]
+  if summary['best_checkpoint'].get('step', summary['step']) != summary['step']:
+    shown = {name: value for name, value in summary['best_checkpoint'].items() if name.endswith(('step', '/accuracy'))}
+    parts.append(f'best checkpoint: {evaluation_line(shown)}')
   return '  '.join([*parts, progress.format_duration(summary['seconds']['total'])])
 
 

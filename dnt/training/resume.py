@@ -29,6 +29,7 @@ _IMAGES = tuple(
     'train_split',
     'seed',
     'val_fraction',
+    'hold_out',
     'crop_to_box',
     'image_size',
     'synthetic_examples',
@@ -46,10 +47,12 @@ class Trained(NamedTuple):
   Attributes:
     config: the resolved config of the run.
     data: the fingerprint of each split, see `dnt.data.fingerprint`; empty if the run is older than it.
+    older: whether the run is older than `data.hold_out`.
   """
 
   config: typed.Config
   data: Mapping[str, Any]
+  older: bool = False
 
 
 def read(workdir: pathlib.Path) -> Trained | None:
@@ -69,14 +72,16 @@ def of_meta(meta: Mapping[str, Any], workdir: pathlib.Path) -> Trained | None:
   experiment.fill_defaults(config.data)
   if ':' not in config.model.name:  # a user's own module may have moved
     config.model.update(models.resolved_options(config.model))
-  return Trained(config, meta.get('data', {}))
+  return Trained(config, meta.get('data', {}), 'hold_out' not in meta['config'].get('data', {}))
 
 
 def keep_open(config: typed.Config, trained: Trained | None) -> typed.Config:
   """Returns the config of a run with values that were found when it began, for options that the config leaves open.
 
-  They are the learning rate of a range test, the bits that image files name, and the network and preprocessing of
-  pretrained weights. So the same command continues the same run, even if its weights are gone.
+  They are the learning rate of a range test, the bits that image files name, the network and preprocessing of
+  pretrained weights, and whether `val` is held out of `train`. So the same command continues the same run, even if its
+  weights are gone. A run of a version that held nothing out goes on with the splits that it evaluated by default, the
+  first of which ranks.
 
   Args:
     config: a validated config.
@@ -93,6 +98,10 @@ def keep_open(config: typed.Config, trained: Trained | None) -> typed.Config:
     for key in config.model:
       if key == 'name' or (key not in schema.model_options('run') and models.is_open(config.model, key)):
         kept.model[key] = trained.config.model[key]
+  if config.data.hold_out is None:
+    kept.data.hold_out = trained.config.data.hold_out
+    if trained.older and config.eval.splits == schema.default().eval.splits:
+      kept.eval.splits, kept.checkpoint.best_metric = trained.config.eval.splits, trained.config.checkpoint.best_metric
   if config.optim.learning_rate == schema.AUTO:
     rate = schedules.peak_rate(trained.config.optim)
     with kept.ignore_type():  # its current value is a word

@@ -157,12 +157,12 @@ class Images:
 def test_each_data_set_is_read_once(config, tmp_path, monkeypatch):
   asked = []
   monkeypatch.setattr(
-    experiment, 'load_data', lambda config, splits: asked.append((config.data.train_split, splits)) or Images()
+    experiment, 'load_data', lambda config, splits, test: asked.append((config.data.train_split, splits)) or Images()
   )
   config.variants['half'] = {'data.train_split': 'train[:50%]'}
   config.variants['both'] = {'eval.splits': ('test', 'train')}
   plan.check_data(plan.make(config, tmp_path))
-  assert asked == [('train', ('test',)), ('train[:50%]', ('test',)), ('train', ('test', 'train'))]
+  assert asked == [('train', ('val',)), ('train[:50%]', ('val',)), ('train', ('test', 'train'))]
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def test_what_is_missing_is_told_with_the_first_run_that_needs_it(config, tmp_pa
 
 def test_images_are_checked_as_what_is_not_there_yet_will_have_them(staged, tmp_path, monkeypatch):
   asked = []
-  monkeypatch.setattr(experiment, 'load_data', lambda config, splits: asked.append(config) or Images())
+  monkeypatch.setattr(experiment, 'load_data', lambda config, splits, test: asked.append(config) or Images())
   staged.variants['head']['data.eval_crop'] = 0.5
   runs = plan.make(staged, tmp_path)
   plan.check_data(runs[:4])
@@ -215,8 +215,23 @@ def test_a_run_of_another_config_is_refused_by_name_and_keys(config, tmp_path, f
   with pytest.raises(errors.InputError) as refused:
     plan.is_finished(changed)
   assert 'plain/seed3' in str(refused.value)
-  assert "eval.splits was ['test'] and is now ['test', 'train'], optim.learn" in str(refused.value)
+  assert "eval.splits was ['val'] and is now ['test', 'train'], optim.learn" in str(refused.value)
   assert 'optim.learning_rate was 0.1 and is now 0.3' in str(refused.value)
+
+
+def test_the_other_runs_of_an_old_comparison_are_made_alike(config, tmp_path):
+  """Of one from before validation splits were held out, which evaluated 'test' by default."""
+  config.variants['own'] = {'eval.splits': ('train',)}
+  runs = plan.make(config, tmp_path)
+  assert [run.config.eval.splits for run in runs[:3]] == [('val',), ('val',), ('train',)]
+  old = runs[0].config.copy_and_resolve_references()
+  old.eval.splits = ('test',)
+  with old.unlocked():
+    del old.data.hold_out
+  leave(runs[0], True, old)
+  runs = plan.make(config, tmp_path)
+  assert [run.config.eval.splits for run in runs[:3]] == [('test',), ('test',), ('train',)]
+  assert plan.is_finished(runs[0]) and not plan.is_finished(runs[1])
 
 
 @pytest.mark.parametrize('finished', [True, False])
@@ -247,9 +262,9 @@ def train_on(run, images):
 def test_finished_runs_were_trained_on_the_images_of_those_to_come(config, tmp_path, monkeypatch):
   runs = plan.make(config, tmp_path)
   train_on(runs[0], Images())
-  monkeypatch.setattr(experiment, 'load_data', lambda config, splits: Images())
+  monkeypatch.setattr(experiment, 'load_data', lambda config, splits, test: Images())
   plan.check_data(runs[1:], runs[:1])
-  monkeypatch.setattr(experiment, 'load_data', lambda config, splits: Images('new'))
+  monkeypatch.setattr(experiment, 'load_data', lambda config, splits, test: Images('new'))
   with pytest.raises(errors.InputError, match=r'^plain seed 3 .*images.* deep seed 3: train of digits.* delete'):
     plan.check_data(runs[1:], runs[:1])
   train_on(runs[1], Images('new'))

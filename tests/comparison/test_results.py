@@ -148,6 +148,24 @@ def test_what_a_run_came_to(written):
   assert (failed.step, failed.values, failed.per_class, failed.warnings) == (10, {}, {}, {})
 
 
+def test_the_test_split_counts_that_was_looked_at_when_the_run_ended(tmp_path):
+  config = make_config()
+  config.base.eval.splits = ('val',)
+  run = plan.make(config, tmp_path)[0]
+  leave(run, 0.5, 0.25)
+  held = [line for line in lines(0.5, 0.25) if 'test/loss' not in line]
+  for step in (50, 100):
+    held.append({'step': step, 'epoch': step / 50, 'val/loss': 0.5, 'val/accuracy': step / 200})
+  held.append({'step': 100, 'epoch': 2.0, 'test/loss': 0.75, 'test/accuracy': 0.25})
+  (run.workdir / 'metrics.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in held))
+  outcome = results.read(run)
+  assert (outcome.values['val_error'], outcome.values['test_error'], outcome.values['test_loss']) == (50.0, 75.0, 0.75)
+  assert outcome.curves['val error (%)'].steps == [50, 100] and outcome.curves['test error (%)'].steps == [100]
+  assert 'test' in outcome.per_class
+  table = results.table(results.summarize([outcome]), ('error',))
+  assert table.header[2:4] == ['val error (%)', 'test error (%)']
+
+
 def test_mean_and_sample_deviation_over_the_finished_seeds(written):
   _, outcomes = written
   plain, deep = results.summarize(outcomes)

@@ -18,12 +18,14 @@ RELATED = {
 # Values of the owners, in an order in which neighbours decide differently; of all others the choices are taken.
 VALUES = {
   'data.source': ('digits', 'synthetic', 'folder:x', 'cars:x', 'tfds:x'),
+  'data.hold_out': (None, True, False),
   'data.mixup': (0.0, 0.2),
   'data.cutmix': (0.0, 0.2),
   'data.erasing': (0.0,),
   'data.augment': ('none', 'pad_crop_flip', 'resized_crop_flip'),
   'data.policy': ('none', 'rand_augment'),
   'data.eval_resize': ('squash', 'center_crop', None),
+  'eval.splits': (('val',), ('test', 'train')),
   'eval.every': ('0', '0 epochs', '1 epochs'),
   'finetune.cached_views': (0, None, 2),
   'finetune.l2_sp': (0.0, 0.1),

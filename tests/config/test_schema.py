@@ -239,6 +239,10 @@ EDGES = {
   'eval.batch_size': ([1], [0]),
   'checkpoint.every': (['0'], ['never']),
   'checkpoint.keep': ([1], [0]),
+  'checkpoint.best_metric': (
+    ['accuracy', 'loss', 'test/accuracy', 'val[:5%]/loss'],
+    ['auroc', '/loss', 'test', 'test/', ''],
+  ),
   'telemetry.every': (['0', '1 epochs'], ['never']),
   'lr_find.start': ([1e-12], [0.0]),
   'lr_find.end': ([1e-12], [0.0]),

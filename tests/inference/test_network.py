@@ -31,6 +31,7 @@ def test_a_killed_run_of_a_folder_is_evaluated_to_the_same_confusion(tiny, scans
   tiny.data.update({'source': f'folder:{scans}', 'augment': 'resized_crop_flip', 'image_size': 8, 'workers': 0})
   tiny.data.update({'mean': (0.4, 0.5, 0.6), 'std': (0.2, 0.3, 0.4), 'interpolation': 'bicubic', 'eval_crop': 0.7})
   tiny.eval.splits, tiny.checkpoint.every, tiny.train.batch_size = ('val', 'train'), '2', 8
+  tiny.checkpoint.best_metric = 'accuracy'
   loop.train(tiny, tmp_path / 'run', record.Clock(0.0), 'test')
   for name in ('summary.json', 'metrics.jsonl'):
     (tmp_path / 'run' / name).unlink()

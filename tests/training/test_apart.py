@@ -28,6 +28,7 @@ def run(tiny, saved, tmp_path):
         Image.fromarray(draw.integers(0, 256, (8, 8, 3), np.uint8)).save(folder / f'{index}.png')
   tiny.data.source, tiny.data.workers, tiny.eval.splits = f'folder:{tmp_path / "own"}', 0, ('val',)
   tiny.data.mean, tiny.data.std = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+  tiny.checkpoint.best_metric = 'accuracy'
   saved(tiny)
   return tiny
 

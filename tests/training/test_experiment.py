@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from dnt import config as schema
 from dnt import errors
@@ -27,13 +28,13 @@ def test_splits_are_read_once_and_named(tiny):
 
 
 def test_splits_of_other_classes_are_refused(tiny, monkeypatch):
-  load = experiment.sources.load
+  read = experiment.sources.read
 
-  def other_test(config, split, seed):
-    found = load(config, split, seed)
+  def other_test(available, config, split):
+    found = read(available, config, split)
     return found if split == 'train' else dataclasses.replace(found, class_names=(*found.class_names[:-1], 'other'))
 
-  monkeypatch.setattr(experiment.sources, 'load', other_test)
+  monkeypatch.setattr(experiment.sources, 'read', other_test)
   with pytest.raises(errors.InputError, match="'test' of synthetic .*classes.* 'train'"):
     experiment.load_data(tiny, ('test',))
 
@@ -50,6 +51,69 @@ def test_resolved_config_has_everything_filled_in_and_the_given_one_stays(tiny):
   np.testing.assert_allclose(resolved.data.mean, images.mean((0, 1, 2)), rtol=1e-5)
   np.testing.assert_allclose(resolved.data.std, images.std((0, 1, 2)), rtol=1e-5)
   assert resolved.model.block == 'plain', "the model's own default"
+
+
+def test_val_is_held_out_of_train_where_the_data_has_none(tiny):
+  tiny.eval.splits, tiny.data.val_fraction = ('val',), 0.25
+  data = experiment.load_data(tiny, ('val',), test=True)
+  assert (len(data.train), list(data.evaluation), len(data.evaluation['val'])) == (44, ['val', 'test'], 20)
+  pixels = {image.tobytes() for image in data.train.images}
+  assert not pixels & {image.tobytes() for image in data.evaluation['val'].images}
+  assert experiment.resolve(tiny, data).data.hold_out is True
+  assert len(experiment.load_data(tiny, ()).train) == 44, 'whatever a program evaluates'
+  tiny.eval.splits = ('test',)
+  data = experiment.load_data(tiny, ('test',), test=True)
+  assert (len(data.train), list(data.evaluation)) == (64, ['test'])
+  assert experiment.resolve(tiny, data).data.hold_out is False
+  tiny.data.hold_out = True
+  assert len(experiment.load_data(tiny, ('test',)).train) == 44
+  tiny.data.hold_out, tiny.eval.splits = False, ('val',)
+  with pytest.raises(errors.InputError, match="'val'"):
+    experiment.load_data(tiny, ('val',))
+
+
+def test_a_val_of_its_own_is_taken_and_a_test_split_without_labels_passed_over(tiny, tmp_path):
+  for index, name in enumerate(('train/cat', 'train/dog', 'valid/cat', 'valid/dog', 'test')):
+    for place in range(3):
+      path = tmp_path / name / f'{place}.png'
+      path.parent.mkdir(parents=True, exist_ok=True)
+      Image.new('RGB', (8, 8), (index, place, 0)).save(path)
+  tiny.data.source, tiny.eval.splits = f'folder:{tmp_path}', ('val',)
+  data = experiment.load_data(tiny, ('val',), test=True)
+  assert (len(data.train), list(data.evaluation), data.held_out) == (6, ['val'], False)
+  with pytest.raises(errors.InputError, match='labels'):
+    experiment.load_data(tiny, ('test',))
+
+
+@pytest.mark.parametrize(
+  ('train', 'splits', 'metric', 'ranks'),
+  [
+    ('train', ('val', 'test'), 'accuracy', 'val/accuracy'),
+    ('train', ('test', 'val'), 'loss', 'val/loss'),
+    ('train', ('test',), 'accuracy', 'accuracy'),
+    ('train', ('test[:50%]', 'train[:50%]'), 'loss', 'loss'),
+    ('train[:50%]', ('train[49%:]', 'train[50%:]'), 'accuracy', 'train[50%:]/accuracy'),
+    ('train', ('val', 'test'), 'test/loss', 'test/loss'),
+  ],
+)
+def test_a_split_ranks_that_is_no_test_split_and_no_training_data(tiny, train, splits, metric, ranks):
+  tiny.data.train_split, tiny.eval.splits, tiny.checkpoint.best_metric = train, splits, metric
+  data = experiment.load_data(tiny, splits)
+  resolved = experiment.rank(experiment.resolve(tiny, data), data)
+  assert resolved.checkpoint.best_metric == ranks
+  schema.validate(resolved)
+  assert experiment.rank(resolved, data) == resolved
+  tiny.train.patience = 1
+  if '/' not in ranks:
+    with pytest.raises(errors.InputError, match='patience .*test'):
+      experiment.rank(experiment.resolve(tiny, data), data)
+
+
+def test_a_split_that_is_not_evaluated_cannot_rank(tiny):
+  tiny.checkpoint.best_metric = 'val/loss'
+  data = experiment.load_data(tiny, ('test',))
+  with pytest.raises(errors.InputError, match="'val/loss' .*eval.splits"):
+    experiment.rank(experiment.resolve(tiny, data), data)
 
 
 def test_balanced_classes_are_resolved_into_weights_that_can_be_given_again(tiny):

@@ -15,9 +15,8 @@ def make(tiny, tmp_path):
   """A record of a tiny run (4 steps an epoch, a line every 2 steps), from step 0 or going on from a history."""
   tiny.train.patience = 2
 
-  def open_record(step=0, history=None, **changes):
-    for key, value in changes.items():
-      tiny.checkpoint[key] = value
+  def open_record(step=0, history=None, best_metric='test/accuracy'):
+    tiny.checkpoint.best_metric = best_metric
     data = experiment.load_data(tiny, ())
     run = experiment.make(experiment.resolve(tiny, data), data.spec)
     return record.Record(run, tmp_path, step, history or {}, record.Clock(0.0))
@@ -84,7 +83,7 @@ def test_a_loss_beyond_the_count_does_not_count(make):
   [('accuracy', (0.5, 9.0), (0.6, 9.0), (0.4, 0.1)), ('loss', (0.5, 1.0), (0.1, 0.5), (0.9, 2.0))],
 )
 def test_best_and_patience(make, metric, first, better, worse):
-  with make(best_metric=metric) as rec:
+  with make(best_metric=f'test/{metric}') as rec:
     rec.evaluated(1, evaluation(*first))
     rec.evaluated(2, evaluation(*worse))
     assert (rec.best['step'], rec.out_of_patience) == (1, False)
@@ -92,7 +91,7 @@ def test_best_and_patience(make, metric, first, better, worse):
     assert (rec.best['step'], rec.best['metric']) == (3, f'test/{metric}')
     rec.evaluated(4, evaluation(*worse))
     history = json.loads(json.dumps(rec.history()))
-  with make(4, history) as rec:
+  with make(4, history, f'test/{metric}') as rec:
     assert (rec.evaluated_at, rec.best['step'], rec.out_of_patience) == (4, 3, False)
     rec.evaluated(5, evaluation(*worse))
     assert rec.out_of_patience
@@ -114,11 +113,48 @@ def test_the_average_ranks_when_there_is_one(make, tiny):
   tiny.ema.decay = 0.9
   with make() as rec:
     assert rec.best_metric == 'test_ema/accuracy'
+  with make(best_metric='val[:50%]/loss') as rec:
+    assert rec.best_metric == 'val[:50%]_ema/loss'
+
+
+def test_without_a_split_that_ranks_there_is_no_best_and_no_end_of_patience(make):
+  with make(best_metric='accuracy') as rec:
+    for step in range(1, 5):
+      rec.evaluated(step, evaluation(0.5))
+    assert (rec.best_metric, rec.best, rec.out_of_patience) == ('', {}, False)
+
+
+@pytest.mark.parametrize(
+  ('metric', 'warned'), [('test/accuracy', True), ('test[:50%]/loss', True), ('val/accuracy', False), ('loss', False)]
+)
+def test_a_run_that_ranks_by_test_says_so_once(make, console, metric, warned):
+  with make(best_metric=metric) as rec:
+    history = json.loads(json.dumps(rec.history()))
+    assert set(rec.warnings) == ({'ranked_by_test'} if warned else set())
+  with make(3, history, metric) as rec:
+    assert rec.warnings == history['warnings']
+  assert console.readouterr().out.count('ranks the checkpoints') == warned
+
+
+def test_the_end_is_recorded_once(make, tmp_path):
+  found = evaluation(0.75)
+  with make(best_metric='val/loss') as rec:
+    rec.evaluated(4, evaluation(0.5, split='val'))
+    rec.ended(4, found, {'step': 2, 'test/loss': 0.5})
+    assert rec.best_checkpoint == {'step': 2, 'test/loss': 0.5}
+  with make(4, rec.history(), 'val/loss') as rec:
+    rec.ended(4, found, {})
+  assert [line.keys() - {'step', 'epoch'} for line in metrics.read(tmp_path)] == [
+    {'val/accuracy', 'val/loss'},
+    {'test/accuracy', 'test/loss'},
+  ]
+  assert rec.last['test/accuracy'] == 0.75 and rec.best['metric'] == 'val/loss'
+  assert (tmp_path / 'confusion_test.json').exists()
 
 
 def test_confusion_matrices_are_on_disk_once_they_are_found(make, tiny, tmp_path):
   tiny.eval.splits = ('test[:50%]',)
-  with make() as rec:
+  with make(best_metric='test[:50%]/accuracy') as rec:
     rec.evaluated(2, evaluation(0.5, split='test[:50%]'))
     stored = json.loads((tmp_path / 'confusion_test_50.json').read_text())
     assert stored['matrix'] == [[3, 0], [0, 1]]

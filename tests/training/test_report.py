@@ -99,7 +99,8 @@ def _run_and_record(finished=True, scan=False):
   state = types.SimpleNamespace(step=jnp.int32(1000), params={'stage1': blocks, 'head': {'bias': jnp.ones(2)}})
   record = types.SimpleNamespace(
     seconds={'setup': 1.0, 'compile': 2.0, 'train': 8.0, 'evaluate': 0.5, 'checkpoint': 0.25},
-    out_of_patience=False,
+    is_finished=lambda step: finished,
+    best_checkpoint={},
     last={'train/loss': 0.1, 'test/loss': float('nan'), 'test/accuracy': 0.9625, 'images_per_second': 16123.4},
     best={'metric': 'test/accuracy', 'value': 0.97, 'step': 800},
     warnings={'dead': {'step': 100, 'text': 'units are dead'}},
@@ -255,7 +256,7 @@ def test_run_that_never_trained(tmp_path):
 
 def test_early_stopping_is_finished(tmp_path):
   run, record, state = _run_and_record(finished=False)
-  record.out_of_patience = True
+  record.is_finished = lambda step: True
   assert report.write(run, record, state, tmp_path, mesh_lib.make_mesh(config.default().mesh), 'x')['finished']
 
 
@@ -264,6 +265,12 @@ def test_last_lines(written):
   assert report.last_line(summary, 'run it') == (
     'finished step 1000  test/loss not finite  test/accuracy 96.25 %  best test/accuracy 97.00 % at step 800  12 s'
   )
+  best = {'step': 800, 'test/loss': 0.25, 'test/accuracy': 0.96}
+  assert '  best checkpoint: step 800  test/accuracy 96.00 %  ' in report.last_line(
+    {**summary, 'best_checkpoint': best}, ''
+  )
+  last = {**summary, 'best_checkpoint': {**best, 'step': 1000}}
+  assert report.last_line(last, '') == report.last_line(summary, ''), 'the figures of the last step stand there already'
   stopped = {**summary, 'finished': False, 'total_steps': 5000}
   assert re.search('1000 of 5000.* `run it`', report.last_line(stopped, 'run it'))
   assert report.evaluation_line({'step': 7, 'test/loss': 0.25, 'test/accuracy': 0.5}) == (

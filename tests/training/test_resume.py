@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dnt import checkpoints, errors, loop
 from dnt import config as schema
-from dnt import errors, loop
 from dnt.config import run_config
 from dnt.reporting import metrics
 from dnt.training import experiment, record, resume
@@ -192,6 +192,7 @@ def folder(tiny, tmp_path):
       Image.fromarray(image).save(tmp_path / 'images' / label / f'{index}.png')
   tiny.data.update({'source': f'folder:{tmp_path}/images', 'workers': 0, 'mean': (0.5,) * 3, 'std': (0.2,) * 3})
   tiny.eval.splits, tiny.train.batch_size, tiny.eval.batch_size = ('val',), 8, 4
+  tiny.checkpoint.best_metric = 'accuracy'
   run(tiny, tmp_path / 'run')
   tiny.train.steps = 8
   return tiny
@@ -316,6 +317,36 @@ def test_a_run_that_goes_on_evaluates_as_before(tiny, saved, tmp_path, augment, 
   assert evaluates(trained) == other, 'what is asked for is done'
 
 
+@pytest.mark.parametrize('older', [False, True])
+def test_a_run_that_goes_on_keeps_its_training_images(tiny, saved, tmp_path, older):
+  """Also one from before `val` was held out, and with them the splits that it evaluated by default."""
+  tiny.eval.splits, tiny.checkpoint.best_metric = ('test',), 'accuracy'
+  saved(tiny)
+  meta = checkpoints.load_parameters(tmp_path / 'run').meta
+  if older:
+    del meta['config']['data']['hold_out']
+  trained = resume.of_meta(meta, tmp_path / 'run')
+  tiny.eval.splits = schema.default().eval.splits
+  kept = resume.keep_open(tiny, trained)
+  assert kept.data.hold_out is False
+  wanted = (('test',), 'test/accuracy') if older else (('val',), 'accuracy')
+  assert (kept.eval.splits, kept.checkpoint.best_metric) == wanted
+  tiny.eval.splits = ('train',)
+  assert resume.keep_open(tiny, trained).eval.splits == ('train',), 'what is asked for is done'
+  tiny.data.hold_out = True
+  assert resume.keep_open(tiny, trained).data.hold_out is True
+
+
+def test_other_training_images_are_refused(tiny, tmp_path):
+  tiny.eval.splits, tiny.checkpoint.best_metric = ('val',), 'accuracy'
+  run(tiny, tmp_path)
+  tiny.train.steps, tiny.eval.splits = 8, ('test',)
+  assert run(tiny, tmp_path)['step'] == 8, 'it still trains without the images that were held out'
+  tiny.train.steps, tiny.data.hold_out = 9, False
+  with pytest.raises(errors.InputError, match=r'data\.hold_out was True .*--allow=data\.hold_out'):
+    run(tiny, tmp_path)
+
+
 def test_what_weights_determined_stays_as_it_was(tiny, saved, tmp_path, console):
   """The same command continues, though the weights now say something else, or are gone."""
   tiny.model.depth, tiny.data.mean, tiny.data.std = 4, (0.1,) * 3, (0.3,) * 3
@@ -357,7 +388,7 @@ def test_best_of_another_metric_is_ranked_by_what_was_measured(tiny, tmp_path):
   first = run(tiny, tmp_path)
   assert first['best']['metric'] == 'test/accuracy'
   losses = {line['step']: line['test/loss'] for line in metrics.read(tmp_path) if 'test/loss' in line}
-  tiny.checkpoint.best_metric, tiny.train.steps = 'loss', 8
+  tiny.checkpoint.best_metric, tiny.train.steps = 'test/loss', 8
   tiny.optim.learning_rate = 5.0  # what follows is worse
   summary = run(tiny, tmp_path)
   step = min(losses, key=losses.get)
@@ -366,6 +397,7 @@ def test_best_of_another_metric_is_ranked_by_what_was_measured(tiny, tmp_path):
 
 def test_a_split_that_was_not_evaluated_before_ranks_from_now_on(tiny, tmp_path):
   run(tiny, tmp_path)
-  tiny.eval.splits, tiny.train.steps, tiny.train.patience = ('train',), 9, 9
+  tiny.eval.splits, tiny.checkpoint.best_metric = ('train',), 'train/accuracy'
+  tiny.train.steps, tiny.train.patience = 9, 9
   summary = run(tiny, tmp_path)
   assert summary['best']['metric'] == 'train/accuracy' and summary['best']['step'] == 9

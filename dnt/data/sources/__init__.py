@@ -3,6 +3,7 @@
 from dnt.data.sources.registry import (
   choose,
   find,
+  hold_out,
   load,
   names,
   read,
@@ -11,6 +12,7 @@ from dnt.data.sources.registry import (
 __all__ = [
   'choose',
   'find',
+  'hold_out',
   'load',
   'names',
   'read',

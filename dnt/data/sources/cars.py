@@ -60,6 +60,9 @@ class Boxed(folder.Files):
     paths, labels, boxes = (each[start:stop] for each in (self.paths, self.labels, self.boxes))
     return dataclasses.replace(self, paths=paths, labels=labels, boxes=boxes)
 
+  def take(self, indices: np.ndarray) -> folder.Files:
+    return dataclasses.replace(super().take(indices), boxes=self.boxes[indices])
+
 
 def cars(where: str, config: typed.Data, seed: int) -> examples.Splits:
   """Returns the splits `train` and `test` of Stanford Cars: RGB images of any size.

@@ -50,6 +50,9 @@ class Files:
   def part(self, start: int, stop: int) -> 'Files':
     return dataclasses.replace(self, paths=self.paths[start:stop], labels=self.labels[start:stop])
 
+  def take(self, indices: np.ndarray) -> 'Files':
+    return dataclasses.replace(self, paths=tuple(self.paths[index] for index in indices), labels=self.labels[indices])
+
   def relabelled(self, places: np.ndarray) -> 'Files':
     return dataclasses.replace(self, labels=places[self.labels])
 
@@ -108,7 +111,7 @@ def folder(where: str, config: typed.Data, seed: int) -> examples.Splits:
 
   def read(split):
     if split in unlabelled:
-      raise errors.InputError(
+      raise examples.UnlabelledError(
         f'{bases[split]} holds no class folders, or none of a class in train/, so that its images have no labels; '
         f'expected: {LAYOUT}'
       )

@@ -1,13 +1,16 @@
 """Finds the source that `config.data.source` names and loads a split of it."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 
 from dnt import errors
 from dnt.config import typed
-from dnt.data import examples, placement, splits
+from dnt.data import examples, order, placement, splits
 from dnt.data.sources import builtin, cars, cifar, folder, idx, tfds
+from dnt.data.splits import TRAIN, VAL
 
 FOLDER = '<dir>'
+_ALSO_VAL = ('validation', 'valid')  # what sets of TFDS call it
 # name -> (f(where, config.data, seed) -> splits, placeholder for the text after the colon, which becomes `where`).
 # config.data.dir may name a folder instead.
 SOURCES: Mapping[str, tuple[Callable[..., examples.Splits], str]] = {
@@ -27,12 +30,13 @@ def names() -> list[str]:
 
 
 def load(config: typed.Data, split: str, seed: int) -> examples.Examples:
-  """Finds the source and reads a split of it; see `find` and `read`."""
-  return read(find(config, seed), config, split)
+  """Finds the source and reads a split of it; see `find` and `read`. If `config.hold_out` is not set, it is False."""
+  available = find(config, seed)
+  return read(hold_out(available, config, seed) if config.hold_out else available, config, split)
 
 
 def find(config: typed.Data, seed: int) -> examples.Splits:
-  """Returns the splits of the configured source.
+  """Returns the splits of the configured source; a validation split is also named `VAL`, whatever the source calls it.
 
   Args:
     config: the `data` section of the config.
@@ -59,7 +63,9 @@ def find(config: typed.Data, seed: int) -> examples.Splits:
     raise errors.InputError(f"config.data.source={config.source!r} must be of the form '{form}'")
   if config.crop_to_box and name != 'cars':
     raise errors.InputError(f'config.data.crop_to_box needs boxes, but {config.source} has none; cars:<dir> has boxes')
-  return splits_of(where, config, seed)
+  available = splits_of(where, config, seed)
+  named = [each for each in (VAL, *_ALSO_VAL) if each in available]
+  return {**available, VAL: available[named[0]]} if named else available
 
 
 def choose(available: examples.Splits, asked: Sequence[str]) -> dict[str, str]:
@@ -75,22 +81,51 @@ def choose(available: examples.Splits, asked: Sequence[str]) -> dict[str, str]:
   first = asked[0]
   if folder.ALL in available:
     return {first: folder.ALL + first.removeprefix(splits.parse(first).name)}
-  besides = [name for name in available if name != 'train']
+  besides = list({available[name]: name for name in available if name != TRAIN}.values())  # some have two names
   if len(besides) == 1 and not all(splits.parse(text).name in available for text in asked):
     return {besides[0]: besides[0]}
   return {text: text for text in asked}
+
+
+def hold_out(available: examples.Splits, config: typed.Data, seed: int) -> examples.Splits:
+  """Returns the splits with a `VAL` of `config.val_fraction` of `TRAIN`, which is then without these images.
+
+  The fraction is that of each class; it is that of the whole, from the end, if the labels are not known before the
+  images are read (TFDS, which keeps its examples in random order).
+
+  Args:
+    available: the splits of the source.
+    config: the `data` section of the config.
+    seed: seed of the draw.
+  """
+
+  @functools.cache
+  def drawn():
+    whole = available[TRAIN]()
+    if whole.labels is None:
+      first = len(whole) - max(round(config.val_fraction * len(whole)), 1)
+      return {TRAIN: whole.part(TRAIN, 0, first), VAL: whole.part(VAL, first, len(whole))}
+    parts = order.stratified(whole.labels, config.val_fraction, seed)
+    return {split: whole.take(split, indices) for split, indices in zip((TRAIN, VAL), parts, strict=True)}
+
+  if TRAIN not in available:
+    raise errors.InputError(
+      f"config.data.hold_out=True draws 'val' from 'train', but {config.source} has only {', '.join(available)}"
+    )
+  return {**available, TRAIN: lambda: drawn()[TRAIN], VAL: lambda: drawn()[VAL]}
 
 
 def read(available: examples.Splits, config: typed.Data, split: str) -> examples.Examples:
   """Reads a split, into memory if it will live on the device.
 
   Args:
-    available: from `find`.
+    available: from `find` or `hold_out`.
     config: the `data` section of the config.
     split: the name of a split, with an optional slice as in TFDS (`'train[:98%]'`).
 
   Raises:
     errors.InputError: the split is unknown, or files are missing or damaged.
+    examples.UnlabelledError: the split has no labels.
   """
   part = splits.parse(split)
   if part.name not in available:

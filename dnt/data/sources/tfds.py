@@ -96,7 +96,7 @@ class Records:
     label = feature[self.label].int64_list.value[0]
     name = f'{self.start + index} of {self.name}'
     if label < 0:
-      raise errors.InputError(f'example {name} has no label; use a labelled split')
+      raise examples.UnlabelledError(f'example {name} has no label; use a labelled split')
     label = label if self.places is None else int(self.places[label])
     return images.decode(feature[self.image].bytes_list.value[0], name, self.channels, self.how), label
 

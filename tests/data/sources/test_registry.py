@@ -69,6 +69,62 @@ def test_an_unknown_split_names_the_nearest(data):
     sources.load(data, 'tests[:50%]', 0)
 
 
+def test_what_is_held_out_is_a_fraction_of_each_class_and_all_else_trains(data):
+  whole, test = sources.load(data, 'train', 0), sources.load(data, 'test', 0)
+  data.hold_out, data.val_fraction = True, 0.25
+  train, val = sources.load(data, 'train', 0), sources.load(data, 'val', 0)
+  assert len(train) + len(val) == len(whole)
+  counts, every = (np.bincount(each.labels, minlength=10) for each in (val, whole))
+  np.testing.assert_allclose(counts, every / 4, atol=0.5)
+  rows = sorted([*map(bytes, train.images), *map(bytes, val.images)])
+  assert rows == sorted(map(bytes, whole.images))
+  np.testing.assert_array_equal(sources.load(data, 'test', 0).images, test.images)
+  part = sources.load(data, 'train[:10%]', 0)
+  np.testing.assert_array_equal(part.images, train.images[: len(part)])
+  assert (val.split, sources.load(data, 'val[:50%]', 0).split) == ('val', 'val[:50%]')
+
+
+def test_what_is_held_out_depends_on_the_seed_of_the_data(data):
+  data.source, data.hold_out, data.synthetic_examples = 'synthetic', True, 50
+  data.seed = 1
+  first, again, other = (sources.load(data, 'val', seed).labels for seed in (1, 1, 2))
+  np.testing.assert_array_equal(first, again)
+  assert not np.array_equal(first, other)
+
+
+def test_files_are_held_out_with_their_labels(data, class_folders):
+  folder = class_folders({'train/cat': 8, 'train/dog': 8, 'test/cat': 2, 'test/dog': 2})
+  data.source, data.hold_out, data.val_fraction = f'folder:{folder}', True, 0.25
+  train, val = sources.load(data, 'train', 0), sources.load(data, 'val', 0)
+  assert (len(train), len(val)) == (12, 4) and not {*train.store.paths} & {*val.store.paths}
+  for split in (train, val):
+    for path, label in zip(split.store.paths, split.labels, strict=True):
+      assert f'/{split.class_names[label]}/' in path
+  np.testing.assert_array_equal(val[0][0], Image.open(val.store.paths[0]))
+
+
+def test_a_set_whose_labels_are_not_known_gives_its_end(data, prepared, make_image):
+  pytest.importorskip('tensorflow_datasets')
+  images = [make_image(6, 5, seed=seed) for seed in range(8)]
+  data.source, data.dir = 'tfds:toy', str(prepared(images, [0, 1, 2, 0, 1, 2, 0, 1]))
+  data.hold_out, data.val_fraction = True, 0.25
+  for data.placement in ('device', 'stream'):
+    train, val = sources.load(data, 'train', 0), sources.load(data, 'val', 0)
+    assert (len(train), len(val)) == (6, 2)
+    for index in range(2):
+      np.testing.assert_array_equal(val[index][0], images[6 + index])
+
+
+def test_a_validation_split_is_val_whatever_the_set_calls_it(data, monkeypatch):
+  from dnt.data.sources import registry
+
+  splits = {'train': lambda: 1, 'validation': lambda: 2}
+  monkeypatch.setitem(registry.SOURCES, 'digits', (lambda *_: splits, ''))
+  assert registry.find(data, 0)['val']() == 2
+  splits['val'] = lambda: 3
+  assert registry.find(data, 0)['val']() == 3
+
+
 def test_names_are_the_forms_of_the_schema():
   forms = ['digits', 'synthetic', 'tfds:<name>', 'cifar_binary:<dir>', 'idx:<dir>', 'folder:<dir>', 'cars:<dir>']
   assert sources.names() == forms
