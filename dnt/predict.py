@@ -15,7 +15,7 @@ import csv
 import io
 import logging
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from absl import flags
@@ -24,6 +24,10 @@ from dnt import cli, errors, files
 
 if TYPE_CHECKING:
   from dnt.inference import labels as labels_lib
+  from dnt.inference import network as network_lib
+  from dnt.inference import predictions
+
+_log = logging.getLogger('dnt.predict')  # not __name__, which is '__main__' in a program
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -53,22 +57,16 @@ def define_flags(values: flags.FlagValues) -> None:
 def main(values: flags.FlagValues) -> None:
   """Reads the flags and predicts; prints a line per image, and finally their number and the output file."""
   requested = cli.trained(values.workdir, values.weights)
-  if not values.images:
-    raise errors.InputError('give --images=<image, folder or quoted glob>')
-  output = pathlib.Path(values.output) if values.output else None
-  if output and output.suffix not in ('.csv', '.json'):
-    raise errors.InputError(f'--output={output} must end in .csv or .json')
-  if output and not output.parent.is_dir():
-    raise errors.InputError(f'--output={output}: the folder {output.parent} does not exist')
+  output = _check_flags(values)
   names = read_names(values.class_names) if values.class_names else None
 
-  from dnt import checkpoints, inference
   from dnt import config as schema
+  from dnt import inference
   from dnt.inference import labels as labels_lib
   from dnt.parallel import compile as compile_lib
   from dnt.parallel import mesh as mesh_lib
   from dnt.parallel import signals
-  from dnt.reporting import progress, tables
+  from dnt.reporting import tables
   from dnt.training import report
 
   paths = inference.find(values.images)
@@ -82,54 +80,94 @@ def main(values: flags.FlagValues) -> None:
       f'--class_names={values.class_names} holds {len(names)} names, but {requested} has '
       f'{len(network.class_names)} classes'
     )
-
   labels = labels_lib.find(values.images, paths, names if values.class_names else None, network)
-  log = logging.getLogger('dnt.predict')  # not __name__, which is '__main__' in a program
+  batches = inference.predict(network, mesh, paths, values.batch_size, values.top)
+  rows, unreadable, interrupt = _collect(batches, paths, names, labels)
+  if not rows:
+    raise errors.InputError(f'none of the {len(paths)} images at {values.images!r} can be read')
+  predicted = {path: row.best[0].index for path, row in rows.items()}
+  measured = labels_lib.measure(labels, predicted, len(names))
+  if measured:
+    _log.info(tables.text(report.class_table(names, measured.per_class)))
+  if output:
+    with signals.hold():
+      write(output, requested, network.step, list(rows.values()), unreadable, names, measured)
+  parts = [_describe(len(rows), network, values.checkpoint, measured)]
+  parts += [f'{len(unreadable)} skipped'] if unreadable else []
+  if rest := len(paths) - len(rows) - len(unreadable):
+    parts.append(f'stopped before the other {rest}')
+  print(', '.join(parts) + (f'  {output}' if output else ''))
+  if interrupt:
+    raise interrupt
+
+
+def _check_flags(values: flags.FlagValues) -> pathlib.Path | None:
+  """Returns the file to write, if there is one.
+
+  Raises:
+    errors.InputError: there are no images, or the file cannot be written.
+  """
+  if not values.images:
+    raise errors.InputError('give --images=<image, folder or quoted glob>')
+  output = pathlib.Path(values.output) if values.output else None
+  if output and output.suffix not in ('.csv', '.json'):
+    raise errors.InputError(f'--output={output} must end in .csv or .json')
+  if output and not output.parent.is_dir():
+    raise errors.InputError(f'--output={output}: the folder {output.parent} does not exist')
+  return output
+
+
+def _collect(
+  batches: 'Iterable[predictions.Predictions]', paths: Sequence[str], names: Sequence[str], labels: Mapping[str, int]
+) -> tuple[dict[str, 'Row'], dict[str, str], KeyboardInterrupt | None]:
+  """Shows each prediction as it comes, until the end or a signal.
+
+  Returns:
+    The predictions by path, the reasons by path why files cannot be read, and the signal.
+  """
+  from dnt.reporting import progress
+
+  rows, unreadable, interrupt = {}, {}, None
   width, line = max(len(files.readable(path)) for path in paths), progress.Count('images', len(paths))
-  rows, unreadable, done, predicted, interrupt = [], {}, 0, {}, None
   try:
-    for result in inference.predict(network, mesh, paths, values.batch_size, values.top):
-      for reason in result.unreadable.values():
-        log.info(f'skipped: {files.readable(reason)}')
+    for batch in batches:
+      for reason in batch.unreadable.values():
+        _log.info(f'skipped: {files.readable(reason)}')
       for path, indexes, probabilities in zip(
-        result.paths, result.indexes.tolist(), result.probabilities.tolist(), strict=True
+        batch.paths, batch.indexes.tolist(), batch.probabilities.tolist(), strict=True
       ):
         pairs = zip(indexes, probabilities, strict=True)
         best = [Guess(names[index], index, probability) for index, probability in pairs]
         shown = [f'{guess.name} {progress.format_value("accuracy", guess.probability)}' for guess in best]
-        log.info('  '.join([f'{files.readable(path):{width}}', *shown]))
-        rows.append(Row(files.readable(path), best, names[labels[path]] if path in labels else None))
-        predicted[path] = indexes[0]
-      unreadable |= {files.readable(path): files.readable(reason) for path, reason in result.unreadable.items()}
-      done += len(result.paths) + len(result.unreadable)
-      line.update(done)
+        _log.info('  '.join([f'{files.readable(path):{width}}', *shown]))
+        rows[path] = Row(files.readable(path), best, names[labels[path]] if path in labels else None)
+      unreadable |= {files.readable(path): files.readable(reason) for path, reason in batch.unreadable.items()}
+      line.update(len(rows) + len(unreadable))
   except KeyboardInterrupt as error:
     if not rows:
       raise
     interrupt = error
   line.close()
-  if not rows:
-    raise errors.InputError(f'none of the {len(paths)} images at {values.images!r} can be read')
-  measured = labels_lib.measure(labels, predicted, len(names))
-  if measured:
-    log.info(tables.text(report.class_table(names, measured.per_class)))
-  if output:
-    with signals.hold():
-      write(output, requested, network.step, rows, unreadable, names, measured)
-  skipped = f', {len(unreadable)} skipped' if unreadable else ''
-  stopped = f', stopped before the other {len(paths) - done}' if done < len(paths) else ''
-  counted = f'{len(rows)} image{"s" if len(rows) > 1 else ""}'
+  return rows, unreadable, interrupt
+
+
+def _describe(
+  count: int, network: 'network_lib.Network', checkpoint: str, measured: 'labels_lib.Measured | None'
+) -> str:
+  """Describes in the last line how many images were predicted, by which weights and how well."""
+  from dnt import checkpoints
+  from dnt.reporting import progress
+
+  text = f'{count} image{"s" if count > 1 else ""}'
   if network.step is not None:
     averaged = ', averaged weights' if network.averaged else ''
-    named = {checkpoints.NEWEST, checkpoints.BEST} & {values.checkpoint}
-    counted += f', by the {" ".join([*named, "checkpoint"])} of step {network.step}{averaged}'
+    named = {checkpoints.NEWEST, checkpoints.BEST} & {checkpoint}
+    text += f', by the {" ".join([*named, "checkpoint"])} of step {network.step}{averaged}'
   if measured:
-    some = len(rows) - int(measured.confusion.sum())
-    counted += f', accuracy {progress.format_value("accuracy", measured.accuracy)}'
-    counted += f' without the {some} that lie in no class folder' if some else ''
-  print(f'{counted}{skipped}{stopped}' + (f'  {output}' if output else ''))
-  if interrupt:
-    raise interrupt
+    others = count - int(measured.confusion.sum())
+    text += f', accuracy {progress.format_value("accuracy", measured.accuracy)}'
+    text += f' without the {others} that lie in no class folder' if others else ''
+  return text
 
 
 def read_names(path: str) -> tuple[str, ...]:
