@@ -121,7 +121,7 @@ def keras_images(images):
 def test_logits_are_those_of_keras(keras_resnet50, write_tfjs, imagenet, build, images, logits, torch_logits):
   """Biases in the convolutions, stride on the 1x1, blue first: and labels come along."""
   config = of_keras(of_1000_classes(imagenet))
-  labels = [f'class {index}' for index in range(1000)]
+  labels = [f'class{index}' for index in range(1000)]  # the names of the data, so that the head is kept
   config.train.init_from = f'tfjs:{write_tfjs(keras_tensors(keras_resnet50), labels)}'
   run = build(config)
   assert (tuple(run.config.data.mean), tuple(run.config.data.std)) == KERAS_STATISTICS
