@@ -68,25 +68,34 @@ def run(program: Program, argv: Sequence[str] | None = None) -> NoReturn:
   argv = list(sys.argv if argv is None else argv)
   # Python has no object for a stream that was closed before it started (`>&-`).
   sys.stdout, sys.stderr = sys.stdout or _nowhere(), sys.stderr or _nowhere()
-  try:
+  with signals.Watch() as watch:
     try:
-      with signals.Watch() as watch:
+      try:
         code = _run(program, argv, watch)
-      terminal.check_output()
+      except KeyboardInterrupt as error:
+        code = 128 + (error.number if isinstance(error, signals.Stopped) else signal.SIGINT)
+      with signals.hold():
+        terminal.check_output()
     except OSError as error:
       if terminal.is_writable(sys.stdout):
         raise  # another file failed
-      raise terminal.OutputError(error) from error
-  except terminal.OutputError as error:
-    terminal.discard(sys.stdout)
-    code = CLOSED if error.closed else 1
-    if not error.closed:
-      _print_error(error)
-  if code and watch.first:
-    signals.exit_at_once(code)  # Python would wait for threads, such as a compilation
+      code = _lose(terminal.OutputError(error))
+    except terminal.OutputError as error:
+      code = _lose(error)
+    if code and watch.first:
+      signals.exit_at_once(code)  # Python would wait for threads, such as a compilation
   if code:
     _leave(code)
   sys.exit(0)
+
+
+def _lose(error: terminal.OutputError) -> int:
+  """Reports that the output cannot be written; returns the exit code."""
+  terminal.discard(sys.stdout)
+  if error.closed:
+    return CLOSED
+  _print_error(error)
+  return 1
 
 
 def _run(program: Program, argv: Sequence[str], watch: signals.Watch) -> int:
@@ -106,8 +115,6 @@ def _run(program: Program, argv: Sequence[str], watch: signals.Watch) -> int:
       program.main(parse(program, argv))
     if shown.lost:  # the work saved and stopped
       sys.exit(CLOSED if shown.lost.closed else 1)
-  except KeyboardInterrupt as error:
-    return 128 + (error.number if isinstance(error, signals.Stopped) else signal.SIGINT)
   except Exception as error:
     if watch.raised:
       return 128 + watch.raised

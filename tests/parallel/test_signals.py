@@ -11,7 +11,7 @@ import pytest
 from dnt.parallel import signals
 
 PROGRAM = """
-import ctypes, signal, sys, threading, time
+import ctypes, signal, sys, time
 from dnt import cli
 from dnt.parallel import signals
 
@@ -28,9 +28,13 @@ def python():
 
 def stuck():
   # As in a compilation: the main thread is inside C and takes no signals.
-  threading.Timer(0.5, print, ('ready',), {'flush': True}).start()
   signal.pthread_sigmask(signal.SIG_BLOCK, signals.CODES.values())
+  print('ready', flush=True)
   ctypes.CDLL(None).sleep(60)
+
+def stuck_with_time():
+  signals.GRACE = 60
+  stuck()
 
 def swallows():
   try:
@@ -86,8 +90,8 @@ def test_a_signal_ends_a_program_with_its_code(start, number):
 def test_a_main_thread_that_is_busy_elsewhere_is_not_waited_for(start, mode):
   process, begin = start(mode), time.monotonic()
   process.send_signal(signal.SIGTERM)
-  process.communicate(timeout=30)
-  assert process.returncode == 143
+  _, err = process.communicate(timeout=30)
+  assert process.returncode == 143, err
   assert time.monotonic() - begin > signals.GRACE - 0.5
 
 
@@ -108,12 +112,21 @@ def test_work_that_holds_signals_saves_first(start):
 
 
 def test_a_second_ctrl_c_ends_a_program_at_once(start):
-  process = start('stuck')
+  process = start('stuck_with_time')
   for _ in range(2):
     process.send_signal(signal.SIGINT)
     assert 'stopped' in process.stderr.readline() + process.stderr.readline()
   process.communicate(timeout=10)
   assert process.returncode == 130
+
+
+def test_many_signals_leave_no_traceback(start):
+  process = start('python')
+  while process.poll() is None:
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.001)
+  _, err = process.communicate(timeout=10)
+  assert (process.returncode, err.strip()) == (143, 'stopped by SIGTERM')
 
 
 def test_a_closed_terminal_is_ignored_under_nohup(start):
