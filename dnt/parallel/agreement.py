@@ -1,7 +1,7 @@
 """Finds in what the processes of one run differ, each of which reads its own config, code and data."""
 
 import hashlib
-import importlib.util
+import importlib.machinery
 import json
 import pathlib
 import re
@@ -31,7 +31,7 @@ def describe(config: typed.Config, file: pathlib.Path, others: Mapping[str, Any]
   values = {f'config.{key}': value for key, value in keys.flatten(config.to_dict()).items() if key not in free}
   values['config.data.source'] = config.data.source.partition(':')[0]
   code = {f'dnt/{path.relative_to(PACKAGE)}': path for path in PACKAGE.rglob('*.py')}
-  code |= _own_code(config.model.name)
+  code |= _own_code(config.model.name, config.model.folder)
   digests = {f'the file {name}': _digest(path) for name, path in sorted(code.items())}
   file = pathlib.Path(re.sub(r'(?<=\.py):.*', '', str(file)))  # without the argument of the file
   if file.is_file() and not file.is_relative_to(PACKAGE):
@@ -69,14 +69,11 @@ def check(descriptions: Sequence[Mapping[str, Any]]) -> None:
     raise errors.InputError(found)
 
 
-def _own_code(model: str) -> dict[str, pathlib.Path]:
-  """Returns the files of the package, or the file, of a user's own network; none if it is not found."""
+def _own_code(model: str, folder: str | None) -> dict[str, pathlib.Path]:
+  """Returns the files of the package of a user's own network, or its file; `folder` None: it is on Python's path."""
   module, colon, _ = model.partition(':')
   top = module.partition('.')[0]
-  try:
-    spec = importlib.util.find_spec(top) if colon else None
-  except (ImportError, ValueError):
-    spec = None
+  spec = importlib.machinery.PathFinder.find_spec(top, folder and [folder]) if colon else None
   if spec is None:
     return {}
   if spec.submodule_search_locations is None:

@@ -196,7 +196,7 @@ def test_the_program_sweeps_a_group_until_it_diverges(program, tmp_path):
   assert len(swept['learning_rate']) == len(swept['loss']) == len(swept['smoothed']) < 30
   assert np.isfinite(swept['loss']).all()
   assert lr_find.ending(swept['loss'][:-1]) is None
-  lines = [line for line in out.strip().splitlines() if not line.startswith('range test ')]  # how far it is
+  lines = [line for line in out.strip().splitlines() if not line.startswith(('range test ', 'train '))]
   assert [line.split()[0] for line in lines[:2]] == ['entries', 'head']
   assert f'{swept["stopped"]} at rate' in lines[1]
   assert str(tmp_path) in lines[-1]

@@ -39,7 +39,7 @@ def test_equal_processes_agree(differences):
     ('train.batch_size', 64, 'config.train.batch_size'),
     ('train.log_every', '7', 'config.train.log_every'),
     ('mesh.fsdp', 2, 'config.mesh.fsdp'),
-    ('eval.splits', ('val',), r'config.eval.splits is .*"val"'),
+    ('eval.splits', ('test',), r'config.eval.splits is .*"test"'),
     ('data.source', 'synthetic', 'config.data.source is "digits" on process 0 and "synthetic" on process 1'),
   ],
 )
