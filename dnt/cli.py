@@ -210,7 +210,7 @@ def trained(workdir: str | None, weights: str | None) -> str:
     given = 'not both' if workdir else 'one of them'
     raise errors.InputError(
       f'give {given}: --workdir=<folder of a dnt run>, or --weights=<file>.safetensors, .pth, .h5, .keras, tfjs:<dir> '
-      'or hf:<owner>/<name>'
+      'or hf:<owner>/<name>[@<revision>]'
     )
   if workdir and not pathlib.Path(workdir).expanduser().is_dir():
     raise errors.InputError(f'--workdir={workdir} is not a folder; use --weights for pretrained weights')

@@ -33,10 +33,10 @@ from typing import Any, NamedTuple
 
 import jax
 
-from dnt import checkpoints, errors, files
+from dnt import checkpoints, errors
 from dnt import config as schema
 from dnt import workdir as workdir_lib
-from dnt.config import changes, typed
+from dnt.config import changes, run_config, typed
 from dnt.data import pipeline
 from dnt.diagnostics import lr_find
 from dnt.finetune import feature_cache
@@ -108,6 +108,7 @@ def _train(
   _log.info(report.block_table(run.table))
   if (summary := _already_further(run, workdir, saved, mesh, command)) is not None:
     return summary
+  provenance = {'data': fingerprint}
   run, data = feature_cache.use(run, data, mesh, workdir)
   run = lr_find.settle(run, data, mesh, workdir)
 
@@ -116,22 +117,26 @@ def _train(
     evaluate.Evaluator(run, mesh, data.evaluation) as evaluator,
     precompile.Programs(run, mesh, loader, evaluator, clock) as programs,
   ):
+    if data.weights and saved.latest_step is None:
+      provenance['weights'] = data.weights.describe()
     start = initialize.find(run, mesh, saved, data.weights)
     programs.prepare(start.shapes, start.step)
     state = initialize.make_state(run, mesh, start)
     step, history = start.step, start.history
+    if 'weights' in history:  # the run began with them
+      provenance['weights'] = history['weights']
     del start  # it would keep a second copy of the state for as long as the run lasts
     trained = resume.of_meta(history, workdir)  # not that of a newer checkpoint, which is damaged
     changed = resume.find_changes(run, fingerprint, trained, step)
     changes.check(changed, allow, workdir)
     if multihost.is_lead():
-      files.write_json(workdir / workdir_lib.CONFIG, run.config.to_dict())
+      run_config.write(workdir / workdir_lib.CONFIG, run.config, provenance)
       workdir_lib.write_format(workdir)
     clock.lap('setup')
     with (
       preemption.Guard() as guard,
       terminal.outlive(guard.stop_without_output),
-      record.Record(run, workdir, step, history, clock, fingerprint) as rec,
+      record.Record(run, workdir, step, history, clock, provenance) as rec,
     ):
       if history:
         _log.info(f'continuing from step {step}')

@@ -12,7 +12,9 @@ _log = logging.getLogger(__name__)
 # The number grows if older code can no longer read what is written; older formats are still read.
 # 2: the optimizer's state of the parameters that begin to train in phase 1 is `opt_state/phase1`; it was
 #    `opt_state/stage1`.
-FORMAT = 2
+# 3: `val` may be held out of `train`, as `data.hold_out` in config.json says; config.json and summary.json have
+#    `provenance`.
+FORMAT = 3
 
 # Files of a run.
 VERSION = 'format.json'
@@ -27,6 +29,9 @@ TELEMETRY = 'telemetry.png'
 DEAD_UNITS = 'dead_units.json'
 NOISE_SCALE = 'noise_scale.json'
 LR_FIND, LR_FIND_PLOT = 'lr_find.json', 'lr_find.png'
+# Files of the probe, each with its own number of the format.
+PROBE = 'probe.json'
+SIGNAL = 'signal.json'
 # Files of a run that is part of a comparison.
 REQUESTED = 'requested.json'  # its config before data and model fill it in
 LOG = 'log.txt'
@@ -79,6 +84,20 @@ def check_format(workdir: pathlib.Path) -> None:
   except (ValueError, KeyError, TypeError, OverflowError) as error:
     raise errors.InputError(f'{path}, which holds the format of the workdir, cannot be read ({error})') from error
   check_number(number, str(workdir))
+
+
+def check_file(path: pathlib.Path) -> None:
+  """Refuses to replace a JSON file that newer code has written; one that has no number, or is damaged, is replaced.
+
+  Raises:
+    errors.InputError: its format is unknown to this version.
+  """
+  try:
+    number = files.read_object(path).get('format')
+  except errors.InputError:
+    return
+  if isinstance(number, int):
+    check_number(number, str(path))
 
 
 def check_number(number: int, what: str) -> None:

@@ -387,11 +387,11 @@ def program(call_program):
 
 
 @pytest.fixture
-def refused(program):
-  """Runs the program, which must refuse its input with code 2 and one line; returns that line."""
+def refused(call_program):
+  """Runs `dnt.main` or another program, which must refuse its input with code 2 and one line; returns that line."""
 
-  def run(*arguments):
-    code, _, err = program(*arguments)
+  def run(*arguments, name='main'):
+    code, _, err = call_program(name, *arguments)
     assert code == 2, err
     lines = [line for line in err.strip().splitlines() if line]
     assert len(lines) == 1, err

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 import os
 import re
 import signal
@@ -13,12 +14,14 @@ import pytest
 import dnt
 from dnt import checkpoints, errors, loop, trees
 from dnt.checkpoints import format
+from dnt.config import run_config
 from dnt.data import resident, stream
 from dnt.models import depth
 from dnt.parallel import mesh as mesh_lib
 from dnt.parallel import preemption
 from dnt.reporting import metrics
 from dnt.training import evaluate, precompile, record, report
+from dnt.weights import pretrained
 
 pytestmark = pytest.mark.usefixtures('unoptimized', 'undrawn')
 
@@ -406,3 +409,22 @@ def test_a_run_that_ranks_by_test_says_so_in_its_summary_and_report(tiny, tmp_pa
   summary = run(tiny, tmp_path / 'unranked')
   assert not summary['warnings'] and not summary['best'] and 'test/accuracy' in summary['last']
   assert 'no split ranks' in (tmp_path / 'unranked' / 'report.html').read_text()
+
+
+def test_a_run_records_its_data_and_the_weights_that_it_began_with(tiny, tmp_path, monkeypatch):
+  """A run that goes on does not read the weights again; the config beside the record can be run again."""
+  tiny.train.steps = 3
+  first = run(tiny, tmp_path / 'first')
+  assert first['provenance'].keys() == {'data'} and first['provenance']['data'].keys() == {'train', 'test'}
+  tiny.train.init_from = str(tmp_path / 'first')
+  second = run(tiny, tmp_path / 'second')
+  weights = {'origin': tiny.train.init_from, 'step': 3, 'params_sha256': first['params_sha256']}
+  assert second['provenance'] == first['provenance'] | {'weights': weights}
+  config = tmp_path / 'second' / 'config.json'
+  assert json.loads(config.read_text())['provenance'] == second['provenance']
+  monkeypatch.delattr(pretrained.Source, 'describe')
+  tiny.train.steps = 6
+  assert run(tiny, tmp_path / 'second')['provenance'] == second['provenance']
+  again = run_config.get_config(str(config))
+  again.train.init_from = ''
+  assert run(again, tmp_path / 'again')['provenance']['data'] == first['provenance']['data']

@@ -76,6 +76,23 @@ def test_what_newer_code_wrote_is_refused_by_name(old, refused):
     workdir.check_number(99, 'checkpoint here')
 
 
+@pytest.mark.parametrize('name', [workdir.PROBE, workdir.SIGNAL])
+def test_findings_of_a_newer_version_are_refused_by_name_and_stay(tmp_path, refused, name):
+  path, content = tmp_path / name, json.dumps({'format': 99})
+  path.write_text(content)
+  config = {workdir.PROBE: 'digits_resnet20.py', workdir.SIGNAL: 'probe_grid.py'}[name]
+  message = refused(f'--config={config}', f'--workdir={tmp_path}', name='probe')
+  assert str(path) in message and 'format 99' in message
+  assert path.read_text() == content
+
+
+@pytest.mark.parametrize('content', ['{}', '[]', '', '{"format": 1}', '{"format": "x"}'])
+def test_findings_of_an_older_version_are_replaced(tmp_path, content):
+  (tmp_path / workdir.PROBE).write_text(content)
+  workdir.check_file(tmp_path / workdir.PROBE)
+  workdir.check_file(tmp_path / 'absent.json')
+
+
 @pytest.mark.parametrize('content', ['', '[]', '{"format": "x"}', '{}'])
 def test_a_damaged_format_is_named(tmp_path, content):
   (tmp_path / workdir.VERSION).write_text(content)

@@ -5,6 +5,7 @@ python -m dnt.main --config=runs/mine --workdir=runs/again
 
 import os
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
@@ -12,6 +13,9 @@ import ml_collections
 from dnt import config as schema
 from dnt import errors, files
 from dnt.config import implied, keys, typed
+
+# Beside the sections of the config: digests of the data and of pretrained weights. A run with this config ignores it.
+PROVENANCE = 'provenance'
 
 
 def get_config(path: str) -> typed.Config:
@@ -37,7 +41,7 @@ def parse(content: Any, path: str | os.PathLike) -> typed.Config:
     raise errors.InputError(f'{path} holds no config, which is an object of sections')
   config = schema.default()
   known = dict(schema.options())
-  given = keys.flatten(content, known)
+  given = keys.flatten({name: value for name, value in content.items() if name != PROVENANCE}, known)
   for key, value in given.items():
     if key not in known:
       raise errors.unknown(f'config key of {path}', key, known)
@@ -56,9 +60,15 @@ def parse(content: Any, path: str | os.PathLike) -> typed.Config:
   return config
 
 
-def write(path: pathlib.Path, config: ml_collections.ConfigDict) -> None:
-  """Writes a training config in the form that `get_config` reads."""
-  files.write_json(path, config.to_dict())
+def write(path: pathlib.Path, config: ml_collections.ConfigDict, provenance: Mapping[str, Any] | None = None) -> None:
+  """Writes a training config in the form that `get_config` reads, and beside its sections what a run knows of its data.
+
+  Args:
+    path: path of the file.
+    config: the config.
+    provenance: what `PROVENANCE` holds; None: nothing.
+  """
+  files.write_json(path, config.to_dict() | ({PROVENANCE: provenance} if provenance else {}))
 
 
 def _frozen(value: Any) -> Any:

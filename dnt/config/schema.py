@@ -747,7 +747,7 @@ SCHEMA: dict[str, Any] = {
     'init_from': Option(
       '',
       'pretrained weights to start from: a workdir, <file>.safetensors, .pth, .h5 or .keras, tfjs:<dir> or '
-      'hf:<owner>/<name>; a head with another number of classes starts at zero',
+      'hf:<owner>/<name>[@<revision>]; a head with another number of classes starts at zero',
       on_resume=NOTE,
       per_process=True,
     ),

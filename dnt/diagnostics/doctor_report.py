@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dnt import files
+from dnt import workdir as workdir_lib
 from dnt.config import typed
 from dnt.diagnostics import doctor
 from dnt.reporting import metric_names, plots, tables, terminal
@@ -56,9 +57,10 @@ def run(config: typed.Config, workdir: pathlib.Path, seeds: int, trying: bool) -
     The contents of `probe.json`.
 
   Raises:
-    errors.InputError: see `doctor.examine`; or the workdir cannot be written.
+    errors.InputError: see `doctor.examine`; or the workdir cannot be written, or holds the findings of a newer version.
   """
   files.make_workdir(workdir)
+  workdir_lib.check_file(workdir / workdir_lib.PROBE)
   data = experiment.load_data(config, ())
   status = terminal.StatusLine()
   examination = doctor.examine(config, data, seeds, status.update)
@@ -67,6 +69,7 @@ def run(config: typed.Config, workdir: pathlib.Path, seeds: int, trying: bool) -
   status.close()
   _log.info(f'{table(examination, verdict)}\n\n{steps_table(examination)}\n\nverdict: {sentence(verdict)}')
   content: dict[str, Any] = {
+    'format': workdir_lib.FORMAT,
     'verdict': verdict._asdict(),
     'offered': offered,
     'entries': {
@@ -80,7 +83,7 @@ def run(config: typed.Config, workdir: pathlib.Path, seeds: int, trying: bool) -
     'loss_of_chance': examination.guessing_loss,
   }
   files.write(workdir / 'probe.png', plots.png(figure(examination, verdict)))
-  files.write_json(workdir / 'probe.json', content)
+  files.write_json(workdir / workdir_lib.PROBE, content)
   if verdict.kind == 'trainable':
     return content
   if not offered:
@@ -96,7 +99,7 @@ def run(config: typed.Config, workdir: pathlib.Path, seeds: int, trying: bool) -
     for each in tried:
       _log.info(f'  {doctor.flags(each.overrides)}\n    {sentence(each.verdict)}')
     content['tried'] = [each._asdict() | {'verdict': each.verdict._asdict()} for each in tried]
-    files.write_json(workdir / 'probe.json', content)
+    files.write_json(workdir / workdir_lib.PROBE, content)
   return content
 
 

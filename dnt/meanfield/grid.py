@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dnt import errors, files
+from dnt import workdir as workdir_lib
 from dnt.config import typed
 from dnt.meanfield import random_nets, report
 from dnt.meanfield.theory import batch_norm, layers, plain
@@ -123,11 +124,13 @@ def run(config: typed.SignalConfig, workdir: str | os.PathLike) -> dict[str, Any
     section; `summary`: how far the rates are from theory, see `report.summarize`.
 
   Raises:
-    errors.InputError: the workdir cannot be written, or the grid takes too much memory or time.
+    errors.InputError: the workdir cannot be written, or holds measurements of a newer version; or the grid takes too
+      much memory or time.
   """
   options = config.signal
   workdir = pathlib.Path(workdir)
   files.make_workdir(workdir)
+  workdir_lib.check_file(workdir / workdir_lib.SIGNAL)
   variances = np.array(list(itertools.product(options.weight_variances, options.bias_variances)), np.float64)
   _check(options, len(variances))
   jobs = [job for series in _series(options) for job in _split(series)]

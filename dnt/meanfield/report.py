@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dnt import files
+from dnt import workdir as workdir_lib
 from dnt.meanfield import grid_plots
 from dnt.reporting import plots, tables
 
@@ -56,7 +57,7 @@ def write(result: Mapping[str, Any], workdir: pathlib.Path) -> None:
     result: from `grid.run`.
     workdir: an existing folder.
   """
-  files.write_json(workdir / 'signal.json', result)
+  files.write_json(workdir / workdir_lib.SIGNAL, {'format': workdir_lib.FORMAT, **result})
   files.write(workdir / 'signal.md', table(result))
   networks = result['networks']
   if not networks:

@@ -47,7 +47,7 @@ class Record:
     step: int,
     history: Mapping[str, Any],
     clock: Clock,
-    data: Mapping[str, Any] | None = None,
+    provenance: Mapping[str, Any] | None = None,
   ):
     """Opens the record where the run continues.
 
@@ -57,9 +57,10 @@ class Record:
       step: the step of the restored state; 0 for a new run.
       history: the result of `history()` saved with that state; empty for a new run.
       clock: the clock of this process; it continues from the saved seconds.
-      data: the fingerprint of each split, for the processes that continue the run.
+      provenance: `data`, the fingerprint of each split, and `weights`, which describes the pretrained weights.
     """
-    self._run, self._workdir, self._clock, self._data = run, workdir, clock, data or {}
+    self.provenance: Mapping[str, Any] = provenance or {}
+    self._run, self._workdir, self._clock = run, workdir, clock
     self.evaluated_at: int = history.get('evaluated_at', 0)
     self._writer = metrics.Writer(workdir, step, self.evaluated_at)
     self._progress = progress.Progress(run.config.train.steps)
@@ -236,7 +237,7 @@ class Record:
       'peak_memory': self.peak_memory,
       # With these, the next process can tell what has changed.
       'config': self._run.config.to_dict(),
-      'data': self._data,
+      **self.provenance,
       # With these, `dnt.inference` can use the checkpoint without the data.
       'class_names': list(self._run.spec.class_names),
       'image_shape': list(self._run.spec.image_shape),

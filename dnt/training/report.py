@@ -75,7 +75,7 @@ def write(
   step = int(state.step)
   finished = rec.is_finished(step) and not stopped_by
   history = {name: getattr(rec, name) for name in ('last', 'best', 'warnings', 'seconds', 'peak_memory')}
-  history['best_checkpoint'] = rec.best_checkpoint
+  history |= {'best_checkpoint': rec.best_checkpoint, **rec.provenance}
   summary = summarize(run, history, step, state.params, finished, mesh, command)
   if stopped_by:
     summary['stopped_by'] = signal.Signals(stopped_by).name
@@ -116,8 +116,8 @@ def summarize(
 
   Args:
     run: the experiment.
-    history: `last`, `best`, `best_checkpoint`, `warnings`, `seconds` and `peak_memory` of the record, or of the `meta`
-      of a checkpoint, which lacks `best_checkpoint`.
+    history: `last`, `best`, `best_checkpoint`, `warnings`, `seconds`, `peak_memory`, `data` and `weights` of the
+      record, or of the `meta` of a checkpoint, which lacks `best_checkpoint`.
     step: steps done.
     params: the parameters after them, in the model's layout.
     finished: whether the run has ended, and not only stopped.
@@ -136,6 +136,7 @@ def summarize(
     'best': history.get('best', {}),
     'best_checkpoint': history.get('best_checkpoint', {}),
     'warnings': history.get('warnings', {}),
+    'provenance': {name: history[name] for name in ('data', 'weights') if history.get(name)},
     'parameters': trees.count(whole),
     'trainable_parameters': trees.count(run.phase_of_state(step).partition.split(params)[0]),
     'params_sha256': trees.sha256(whole),
@@ -194,6 +195,7 @@ def page(
     **{
       f'warning: {kind}': f'step {result["step"]:,}: {result["text"]}' for kind, result in summary['warnings'].items()
     },
+    **_provenance(summary['provenance']),
     'parameters': f'{summary["parameters"]:,}, of which {summary["trainable_parameters"]:,} train',
     'parameters SHA-256': summary['params_sha256'],
     'seconds': ', '.join(f'{name} {seconds:,.1f}' for name, seconds in summary['seconds'].items()),
@@ -215,6 +217,19 @@ def page(
       parts.append(html.table(header, rows))
   parts += [html.heading('network'), html.text(block_table(table)), html.heading('config'), html.facts(options)]
   return html.page(title, parts)
+
+
+def _provenance(provenance: Mapping[str, Any]) -> dict[str, str]:
+  shown = {
+    f'data: {split}': f'{each["images"]:,} images; content {each["content"][:16]}, '
+    f'labels {(each["labels"] or "not known")[:16]}'
+    for split, each in provenance.get('data', {}).items()
+  }
+  if weights := provenance.get('weights'):
+    about = {name: value for name, value in weights.items() if name not in ('origin', 'sha256')}
+    parts = [f'{name} {str(value)[:16]}' for name, value in (about | weights.get('sha256', {})).items()]
+    shown['pretrained weights'] = ', '.join([weights['origin'], *parts])
+  return shown
 
 
 def class_table(class_names: Sequence[str], per_class: Mapping[str, Sequence[Any]]) -> list[tuple[str, ...]]:

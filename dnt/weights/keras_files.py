@@ -163,6 +163,19 @@ def read_tfjs(folder: pathlib.Path) -> dict[str, np.ndarray]:
   return result
 
 
+def files_of_tfjs(folder: pathlib.Path) -> list[pathlib.Path]:
+  """Returns `model.json` and the shards that it names.
+
+  Raises:
+    errors.InputError: `model.json` is missing or damaged.
+  """
+  try:
+    groups = _json(folder / MODEL_FILE)['weightsManifest']
+    return [folder / MODEL_FILE, *(folder / name for group in groups for name in group['paths'])]
+  except (KeyError, TypeError) as error:
+    raise errors.InputError(f'{folder / MODEL_FILE} lists no shards of weights ({error}); get it again') from error
+
+
 def class_names(folder: pathlib.Path) -> tuple[str, ...]:
   """Returns the class names in the folder's `labels.json`, in class order; empty if there is no such file.
 

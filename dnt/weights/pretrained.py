@@ -1,6 +1,7 @@
 """Loads pretrained weights and their preprocessing from one string, `config.train.init_from`."""
 
 import functools
+import hashlib
 import logging
 import pathlib
 from collections.abc import Callable, Mapping
@@ -21,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 FORMS = (
   "a dnt workdir, '<file>.safetensors' (or .safetensors.index.json), '<file>.pth' (.pt, .bin, .ckpt, .pth.tar), "
-  "'<file>.h5', '<file>.keras', 'tfjs:<dir>' or 'hf:<owner>/<name>'"
+  "'<file>.h5', '<file>.keras', 'tfjs:<dir>' or 'hf:<owner>/<name>[@<revision>]'"
 )
 
 
@@ -39,6 +40,15 @@ class _Format(NamedTuple):
   framework: str
   read: Callable[[pathlib.Path], torch_files.Content]
   about: Callable[[pathlib.Path], _About]
+  files: Callable[[pathlib.Path], list[pathlib.Path]] = lambda path: [path]  # that hold the weights
+
+
+class _Located(NamedTuple):
+  """The format (None: a workdir) and the path of weights, and for those of a hub the commit, if it is known."""
+
+  format: _Format | None
+  path: pathlib.Path
+  revision: str = ''
 
 
 def _about_torch(path: pathlib.Path) -> _About:
@@ -64,7 +74,9 @@ def _tensors_alone(
 _PICKLE = _Format('torch', torch_files.read_pickle, _about_torch)
 _FILES = {
   '.safetensors': _Format('torch', _tensors_alone(torch_files.read_safetensors), _about_torch),
-  '.safetensors.index.json': _Format('torch', _tensors_alone(torch_files.read_index), _about_torch),
+  '.safetensors.index.json': _Format(
+    'torch', _tensors_alone(torch_files.read_index), _about_torch, torch_files.files_of_index
+  ),
   '.pth': _PICKLE,
   '.pt': _PICKLE,
   '.bin': _PICKLE,
@@ -73,7 +85,7 @@ _FILES = {
   '.h5': _Format('keras', _tensors_alone(keras_files.read_h5), _about_h5),
   '.keras': _Format('keras', _tensors_alone(keras_files.read_keras), _about_h5),
 }
-_TFJS = _Format('keras', _tensors_alone(keras_files.read_tfjs), _about_tfjs)
+_TFJS = _Format('keras', _tensors_alone(keras_files.read_tfjs), _about_tfjs, keras_files.files_of_tfjs)
 
 
 class Source:
@@ -96,7 +108,7 @@ class Source:
     self.origin, self._which = text, which
 
   @functools.cached_property
-  def _located(self) -> tuple[_Format | None, pathlib.Path]:
+  def _located(self) -> _Located:
     return _locate(self.origin)
 
   @property
@@ -106,8 +118,7 @@ class Source:
     Raises:
       errors.InputError: there is nothing of this name.
     """
-    result, path = self._located
-    return path if result is None else None
+    return self._located.path if self._located.format is None else None
 
   @functools.cached_property
   def run_config(self) -> typed.Config:
@@ -116,7 +127,7 @@ class Source:
     Raises:
       errors.InputError: the folder is not a workdir.
     """
-    return read_run_config(self._located[1])
+    return read_run_config(self._located.path)
 
   @functools.cached_property
   def checkpoint(self) -> format.Parameters:
@@ -125,7 +136,7 @@ class Source:
     Raises:
       errors.InputError: the folder is not a workdir, or has no such checkpoint that is good.
     """
-    workdir = _check_workdir(self._located[1])
+    workdir = _check_workdir(self._located.path)
     if self._which == checkpoints.NEWEST:
       return checkpoints.load_parameters(workdir)
     step = checkpoints.choose_step(workdir, self._which, metric_names.ranking(self.run_config))
@@ -133,7 +144,7 @@ class Source:
 
   @functools.cached_property
   def _about(self) -> _About:
-    result, path = self._located
+    result, path, _ = self._located
     if result is None:
       return _About(preprocessing_lib.of_run(self.run_config.data), ())
     return result.about(path)
@@ -157,14 +168,14 @@ class Source:
   @functools.cached_property
   def _content(self) -> torch_files.Content:
     """Reads the tensors of a file under their current names, and the architectures that it names."""
-    result, path = self._located
+    result, path, _ = self._located
     assert result, 'only files have tensors'
     content = result.read(path)
     return content._replace(tensors=names.current_names(content.tensors, result.framework, self.origin))
 
   @functools.cached_property
   def _network(self) -> names.Network:
-    result, _ = self._located
+    result = self._located.format
     assert result, 'only files need this'
     said = [name for name in (self._about.architecture, *self._content.architectures) if name]
     network = names.identify(self._content.tensors, result.framework, self.origin, said)
@@ -237,6 +248,27 @@ class Source:
       if path.startswith(f'params/{names.HEAD}/') and path not in have
     )
 
+  def describe(self) -> dict[str, Any]:
+    """Returns what the weights are, in JSON values; reads the files once more.
+
+    Returns:
+      `origin`, the string; of a run, `step` of its checkpoint and `params_sha256`, as in its summary; else `sha256` of
+      each file by its name, with the file that describes the weights, and from a hub the `revision` (a commit).
+
+    Raises:
+      errors.InputError: as for `variables`.
+    """
+    about: dict[str, Any] = {'origin': self.origin}
+    found, path, revision = self._located
+    if found is None:
+      return about | {'step': self.checkpoint.step, 'params_sha256': trees.sha256(self.checkpoint.params)}
+    files = found.files(path)
+    beside = path.with_name(hub.CONFIG)
+    if found.framework == 'torch' and beside.is_file():
+      files.append(beside)
+    about['sha256'] = {str(file.relative_to(files[0].parent)): _digest(file) for file in files}
+    return about | ({'revision': revision} if revision else {})
+
   def release(self) -> None:
     """Frees the arrays that were read; a later use reads them again."""
     for name in ('_content', 'variables', 'checkpoint'):
@@ -280,18 +312,26 @@ def check_model(source: Source, model: typed.Model) -> None:
     raise errors.InputError(f'{source.origin} holds weights of another network than config.model; set {wanted}')
 
 
-def _locate(text: str) -> tuple[_Format | None, pathlib.Path]:
-  """Returns the format and the path of the weights; the format is None for a workdir."""
+def _digest(path: pathlib.Path) -> str:
+  try:
+    with path.open('rb') as file:
+      return hashlib.file_digest(file, 'sha256').hexdigest()
+  except OSError as error:
+    raise errors.InputError(f'cannot read {path} ({error.strerror}), a file of the weights') from error
+
+
+def _locate(text: str) -> _Located:
   kind, colon, where = text.partition(':')
   if colon and kind == 'hf':
-    path = hub.download(where)
-    return _FILES[hub.INDEX.removeprefix('model') if path.name == hub.INDEX else '.safetensors'], path
+    path, revision = hub.download(where)
+    suffix = hub.INDEX.removeprefix('model') if path.name == hub.INDEX else '.safetensors'
+    return _Located(_FILES[suffix], path, revision)
   if colon and kind == 'tfjs':
-    return _TFJS, _existing(where, text, pathlib.Path.is_dir)
+    return _Located(_TFJS, _existing(where, text, pathlib.Path.is_dir))
   kinds = [kind for suffix, kind in _FILES.items() if text.lower().endswith(suffix)]
   if kinds and not pathlib.Path(text).expanduser().is_dir():
-    return kinds[0], _existing(text, text, pathlib.Path.is_file)
-  return None, _existing(text, text, pathlib.Path.is_dir)
+    return _Located(kinds[0], _existing(text, text, pathlib.Path.is_file))
+  return _Located(None, _existing(text, text, pathlib.Path.is_dir))
 
 
 def _existing(where: str, text: str, is_there: Callable[[pathlib.Path], bool]) -> pathlib.Path:

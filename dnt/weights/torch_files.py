@@ -59,6 +59,24 @@ def read_index(path: pathlib.Path) -> dict[str, np.ndarray]:
   Raises:
     errors.InputError: the list or a file is missing or damaged, or they do not match.
   """
+  places, result, wrong = _listed(path), {}, []
+  for name in sorted(set(places.values())):
+    part = read_safetensors(path.with_name(name))
+    listed = {tensor for tensor, place in places.items() if place == name}
+    wrong += [f'{tensor} in {name}' for tensor in sorted(listed ^ part.keys())]
+    result |= part
+  if wrong:
+    raise errors.InputError(f'{path} does not match its files: {errors.list_names(wrong)}; get all of them again')
+  return result
+
+
+def files_of_index(path: pathlib.Path) -> list[pathlib.Path]:
+  """Returns the list itself and the files that it names; raises as `read_index` does."""
+  return [path, *(path.with_name(name) for name in sorted(set(_listed(path).values())))]
+
+
+def _listed(path: pathlib.Path) -> dict[str, str]:
+  """Returns the name of the file of each tensor in an index."""
   try:
     places = json.loads(path.read_text())['weight_map']
     files = sorted(set(places.values()))
@@ -68,15 +86,7 @@ def read_index(path: pathlib.Path) -> dict[str, np.ndarray]:
   absent = [name for name in files if name in outside or not path.with_name(name).is_file()]
   if absent:
     raise errors.InputError(f'{path} lists files that are not beside it: {errors.list_names(absent)}; get them')
-  result, wrong = {}, []
-  for name in files:
-    part = read_safetensors(path.with_name(name))
-    listed = {tensor for tensor, place in places.items() if place == name}
-    wrong += [f'{tensor} in {name}' for tensor in sorted(listed ^ part.keys())]
-    result |= part
-  if wrong:
-    raise errors.InputError(f'{path} does not match its files: {errors.list_names(wrong)}; get all of them again')
-  return result
+  return places
 
 
 def read_pickle(path: pathlib.Path) -> Content:

@@ -21,6 +21,22 @@ def test_a_config_comes_back_as_it_was(tmp_path):
   assert read.is_locked
 
 
+def test_what_is_beside_the_config_is_no_config(tmp_path):
+  config, path = schema.default(), tmp_path / 'config.json'
+  run_config.write(path, config, {'data': {'train': {'images': 3, 'content': 'ab', 'labels': None}}})
+  assert json.loads(path.read_text())['provenance']['data']['train']['images'] == 3
+  assert run_config.get_config(str(path)).to_dict() == config.to_dict()
+
+
+def test_before_splits_were_held_out_the_first_one_ranked(tmp_path):
+  content = schema.default().to_dict()
+  content['eval']['splits'] = ['test', 'train']
+  del content['data']['hold_out']
+  (tmp_path / 'config.json').write_text(json.dumps(content))
+  read = run_config.get_config(str(tmp_path / 'config.json'))
+  assert (read.data.hold_out, read.checkpoint.best_metric) == (False, 'test/accuracy')
+
+
 def test_what_an_older_version_lacked_keeps_its_default(tmp_path):
   (tmp_path / 'config.json').write_text(json.dumps({'seed': 3, 'optim': {'learning_rate': 0.5}}))
   read = run_config.get_config(str(tmp_path / 'config.json'))

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from dnt import errors
+from dnt import errors, workdir
 from dnt.diagnostics import doctor, doctor_report
 from dnt.reporting import plots
 
@@ -94,6 +94,7 @@ def sigmoids(config):
 def test_a_sick_network_and_what_mends_it(tiny, tmp_path, console, unoptimized):
   content = doctor_report.run(sigmoids(tiny), tmp_path, seeds=2, trying=True)
   assert json.loads((tmp_path / 'probe.json').read_text()) == content
+  assert content['format'] == workdir.FORMAT
   assert content['verdict']['kind'] == 'vanishing'
   assert len(content['losses']) == len(content['update_ratios']) == 2
   stem = content['entries']['stem']

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from dnt import config as schema
-from dnt import errors
+from dnt import errors, workdir
 from dnt.meanfield import grid, grid_plots, random_nets, report
 from dnt.meanfield.theory import batch_norm, layers, plain
 from dnt.models import activations, blocks, norms, parts
@@ -154,6 +154,7 @@ def test_a_run_writes_its_table_figures_and_json(small, tmp_path, console):
   result = grid.run(small, tmp_path / 'new')
   assert re.search('within 5 % of theory in [0-9]', console.readouterr().out)
   record = json.loads((tmp_path / 'new' / 'signal.json').read_text())
+  assert record.pop('format') == workdir.FORMAT
   assert {key: value for key, value in record.items() if key != 'phases'} == {
     key: value for key, value in result.items() if key != 'phases'
   }

@@ -101,6 +101,10 @@ def _run_and_record(finished=True, scan=False):
     seconds={'setup': 1.0, 'compile': 2.0, 'train': 8.0, 'evaluate': 0.5, 'checkpoint': 0.25},
     is_finished=lambda step: finished,
     best_checkpoint={},
+    provenance={
+      'data': {'train': {'images': 1437, 'content': 'c0ffee' * 10, 'labels': None}},
+      'weights': {'origin': 'hf:timm/toy', 'revision': 'd1e' * 13, 'sha256': {'model.safetensors': 'feed' * 16}},
+    },
     last={'train/loss': 0.1, 'test/loss': float('nan'), 'test/accuracy': 0.9625, 'images_per_second': 16123.4},
     best={'metric': 'test/accuracy', 'value': 0.97, 'step': 800},
     warnings={'dead': {'step': 100, 'text': 'units are dead'}},
@@ -158,6 +162,8 @@ def test_summary(written):
   assert stored['versions'].keys() >= {'python', 'jax', 'flax', 'optax', 'orbax-checkpoint'}
   devices = {'platform': 'cpu', 'kind': 'cpu', 'count': 8, 'processes': 1, 'mesh': 'data 8 x fsdp 1'}
   assert stored['devices'] == devices
+  assert stored['provenance']['data']['train']['content'] == 'c0ffee' * 10
+  assert stored['provenance']['weights']['revision'] == 'd1e' * 13
   assert stored['command'] == 'python -m dnt.main --a="b"'
   assert not list(workdir.glob('*.partial'))
 
@@ -203,7 +209,8 @@ def test_report_stands_alone(written):
   assert page.text.count('sensitivity') == 1
   assert 'cat 50 96.00 % 96.67 % 0.9877 <b>dog</b> 30 96.67 % 96.00 % -' in ' '.join(text.split())
   for expected in ('my <run>', 'step 1,000 of 1,000', 'test/accuracy 96.25 %', 'not finite',
-                   'test/accuracy 97.00 % at step 800', 'stage1/block002', 'optim.learning_rate', '0.1',
+                   'test/accuracy 97.00 % at step 800', '1,437 images', 'c0ffeec0ffeec0ff', 'hf:timm/toy', 'd1ed1e',
+                   'stage1/block002', 'optim.learning_rate', '0.1',
                    'folder:<script>alert("&")</script>', 'python -m dnt.main --a="b"'):  # fmt: skip
     assert expected in text, expected
 

@@ -2,6 +2,7 @@
 
 import argparse
 import gc
+import hashlib
 import json
 import pathlib
 import re
@@ -53,7 +54,7 @@ def test_the_hub_is_a_folder_with_timms_description(resnet18, save, monkeypatch,
   cfg = {'input_size': [3, 64, 64], 'interpolation': 'bicubic', 'crop_pct': 0.95, 'mean': [0.5] * 3, 'std': [0.25] * 3}
   cfg['crop_mode'] = 'squash'
   path.with_name('config.json').write_text(json.dumps({'pretrained_cfg': cfg, 'label_names': labels}))
-  served = types.SimpleNamespace(hf_hub_download=lambda name, file: str(path.with_name(file)))
+  served = types.SimpleNamespace(hf_hub_download=lambda name, file, revision=None: str(path.with_name(file)))
   monkeypatch.setitem(sys.modules, 'huggingface_hub', served)
   imagenet.train.init_from = 'hf:timm/resnet18.toy'
   imagenet.data.image_size, imagenet.data.augment = None, 'resized_crop_flip'
@@ -146,6 +147,52 @@ def test_where_nothing_says_the_architecture_a_line_does(resnet18, save, console
   lines = console.readouterr().out.splitlines()
   assert [line for line in lines if 'architecture' in line and 'resnet-18' in line] == lines
   assert len(lines) == (0 if said else 1)
+
+
+def sha256(path):
+  return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_files_are_described_by_their_digests(resnet18, save, monkeypatch, tmp_path):
+  path = save(resnet18, 'a/model.safetensors')
+  assert pretrained.Source(str(path)).describe() == {'origin': str(path), 'sha256': {'model.safetensors': sha256(path)}}
+  path.with_name('config.json').write_text('{}')
+  both = {name: sha256(path.with_name(name)) for name in ('model.safetensors', 'config.json')}
+  assert pretrained.Source(str(path)).describe()['sha256'] == both
+  commit = tmp_path / ('c' * 40)
+  path.parent.rename(commit)
+  served = types.SimpleNamespace(hf_hub_download=lambda name, file, revision=None: str(commit / file))
+  monkeypatch.setitem(sys.modules, 'huggingface_hub', served)
+  found = pretrained.Source('hf:timm/toy@main').describe()
+  assert found == {'origin': 'hf:timm/toy@main', 'sha256': both, 'revision': 'c' * 40}
+
+
+def test_weights_in_several_files_are_described_by_all_of_them(resnet18, save, tmp_path):
+  path = save({}, 'empty.safetensors').with_name('model.safetensors.index.json')
+  parts = {f'{i}.safetensors': {name: resnet18[name]} for i, name in enumerate(('conv1.weight', 'fc.bias'))}
+  for name, part in parts.items():
+    save(part, name)
+  path.write_text(json.dumps({'weight_map': {tensor: name for name, part in parts.items() for tensor in part}}))
+  found = pretrained.Source(str(path)).describe()['sha256']
+  assert found == {name: sha256(path.with_name(name)) for name in (path.name, *parts)}
+  folder = tmp_path / 'tfjs'
+  folder.mkdir()
+  (folder / 'model.json').write_text(
+    json.dumps({'weightsManifest': [{'paths': ['one.bin', 'two.bin'], 'weights': []}]})
+  )
+  for name in ('one.bin', 'two.bin'):
+    (folder / name).write_bytes(name.encode())
+  found = pretrained.Source(f'tfjs:{folder}').describe()['sha256']
+  assert found == {name: sha256(folder / name) for name in ('model.json', 'one.bin', 'two.bin')}
+  (folder / 'two.bin').unlink()
+  with pytest.raises(errors.InputError, match=r'two\.bin'):
+    pretrained.Source(f'tfjs:{folder}').describe()
+
+
+def test_a_run_is_described_by_its_step_and_the_digest_of_its_summary(tiny, saved, tmp_path):
+  _, state, _ = saved(tiny, step=7)
+  found = pretrained.Source(str(tmp_path / 'run')).describe()
+  assert found == {'origin': str(tmp_path / 'run'), 'step': 7, 'params_sha256': trees.sha256(state.params)}
 
 
 def test_weights_in_several_files(resnet18, save, monkeypatch):
@@ -306,7 +353,11 @@ def read(monkeypatch):
   watch(run_config, 'get_config', lambda path: '/'.join(pathlib.Path(path).parts[-2:]))
 
   def serve(folder):
-    served = types.SimpleNamespace(hf_hub_download=lambda name, file: found.append(f'hub {file}') or str(folder / file))
+    def download(name, file, revision=None):
+      found.append(f'hub {file}')
+      return str(folder / file)
+
+    served = types.SimpleNamespace(hf_hub_download=download)
     monkeypatch.setitem(sys.modules, 'huggingface_hub', served)
     return found
 
