@@ -251,9 +251,9 @@ def make_room(folder: pathlib.Path, needed: int = 0, keep: pathlib.Path | None =
       total -= file.size
   free = shutil.disk_usage(where).free
   if needed > free:
-    return f'{needed / 1e6:,.0f} MB do not fit on the disk, which has {free / 1e6:,.0f} MB left'
+    return f'{math.ceil(needed / 1e6):,} MB do not fit on the disk, which has {free / 1e6:,.0f} MB left'
   if total + needed > most:
-    return f'with {needed / 1e6:,.0f} MB more, the cache would take more than DNT_CACHE_GB={most / 1e9:g} allows'
+    return f'with {math.ceil(needed / 1e6):,} MB more, the cache would take more than DNT_CACHE_GB={most / 1e9:g} allows'
   return ''
 
 
