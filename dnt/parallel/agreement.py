@@ -1,8 +1,12 @@
 """Finds in what the processes of one run differ, each of which reads its own config, code and data."""
 
+import ast
+import contextlib
 import hashlib
 import importlib.machinery
+import importlib.util
 import json
+import os
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
@@ -13,14 +17,14 @@ from dnt import errors
 from dnt.config import keys, typed
 
 PACKAGE = pathlib.Path(__file__).parents[1]  # dnt
-_MOST_FILES = 1000  # of a user's package
+_MOST_FILES = 1000  # of a user's own network
 
 
 def describe(config: typed.Config, file: pathlib.Path, others: Mapping[str, Any]) -> dict[str, Any]:
   """Returns what must be equal in all processes of a run, as JSON values by name.
 
   It holds the config, without the options that are `per_process`, and digests of the code: of dnt, of the config file
-  and of the package of a user's own network. (The images are compared when they are read.)
+  and of a user's own network. (The images are compared when they are read.)
 
   Args:
     config: a validated config.
@@ -70,17 +74,43 @@ def check(descriptions: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _own_code(model: str, folder: str | None) -> dict[str, pathlib.Path]:
-  """Returns the files of the package of a user's own network, or its file; `folder` None: it is on Python's path."""
+  """Returns the files of a user's own network by name: its package or file, and what it imports from beside it.
+
+  It runs none of them, and returns nothing if the network's module is not found.
+  """
   module, colon, _ = model.partition(':')
-  top = module.partition('.')[0]
-  spec = importlib.machinery.PathFinder.find_spec(top, folder and [folder]) if colon else None
-  if spec is None:
+  if not colon:
     return {}
-  if spec.submodule_search_locations is None:
-    return {f'{top}.py': pathlib.Path(spec.origin)} if spec.origin else {}
-  folders = [pathlib.Path(folder) for folder in spec.submodule_search_locations]
-  paths = {f'{top}/{path.relative_to(folder)}': path for folder in folders for path in folder.rglob('*.py')}
+  top, spec = module.partition('.')[0], None
+  with contextlib.suppress(ImportError, ValueError):
+    if folder:
+      spec = importlib.machinery.PathFinder.find_spec(top, [os.path.expanduser(folder)])
+    spec = spec or importlib.util.find_spec(top)
+  if spec is None or not (spec.has_location or spec.submodule_search_locations):
+    return {}
+  packages = [pathlib.Path(place) for place in spec.submodule_search_locations or ()]
+  root = packages[0].parent if packages else pathlib.Path(str(spec.origin)).parent
+  installed = any(root.glob('*.dist-info'))  # by pip, with everything else beside it
+  names, paths = [top], {}
+  for name in names:  # grows
+    files, package = [*root.glob(f'{name}.*')], root / name
+    if name == top or any(package.glob('*.py')):  # else it may be a data set with the name of a library
+      files += package.rglob('*.py')
+    paths |= {str(path.relative_to(root)): path for path in files if path.suffix in ('.py', '.so')}
+    if not installed:
+      names += sorted({each for path in files for each in _imports(path)} - {*names})
   return dict(sorted(paths.items())[:_MOST_FILES])
+
+
+def _imports(path: pathlib.Path) -> set[str]:
+  """Returns the first parts of the names of the modules that a file imports; none if it is no Python."""
+  try:
+    nodes = [*ast.walk(ast.parse(path.read_bytes()))]
+  except (OSError, SyntaxError, ValueError):  # the import itself reports it
+    return set()
+  names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+  names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level]
+  return {name.partition('.')[0] for name in names}
 
 
 def _digest(path: pathlib.Path) -> str:

@@ -2,6 +2,7 @@
 
 import pathlib
 import re
+import sys
 
 import pytest
 
@@ -88,6 +89,31 @@ def test_the_code_of_ones_own_network_is_compared(own_network, tmp_path):
   path.write_text(path.read_text() + '# more\n')
   found = agreement.differences([first, agreement.describe(own_network, FILE, {})])
   assert 'the file own_network.py is ' in found and found.count(' is ') == 1
+
+
+def test_what_ones_own_network_imports_from_beside_it_is_compared(own_network, tmp_path, monkeypatch):
+  """Also if only `model.folder` says where, and of a module in a package; files that it does not import are free."""
+  monkeypatch.setattr('sys.path', sys.path[1:])
+  folder = tmp_path / 'networks'
+  (folder / 'package' / 'deeper').mkdir(parents=True)
+  (folder / 'module_beside.py').write_text('import numpy\nfrom helper_beside import width\n')
+  (folder / 'package' / 'deeper' / 'module.py').write_text('def build():\n  import helper_beside\n')
+  (folder / 'helper_beside.py').write_text('from deeper_beside import width\n')
+  for name, own in (('module_beside', 'module_beside.py'), ('package.deeper.module', 'package/deeper/module.py')):
+    own_network.model.update({'name': f'{name}:Net', 'folder': str(folder)})
+    for file, said in ((own, True), ('helper_beside.py', True), ('deeper_beside.py', True), ('stray.py', False)):
+      (folder / file).touch()
+      first = agreement.describe(own_network, FILE, {})
+      with (folder / file).open('a') as stream:
+        stream.write('# more\n')
+      found = agreement.differences([first, agreement.describe(own_network, FILE, {})])
+      assert (f'the file {file} is ' in found) == said and found.count(' is ') == said
+
+
+@pytest.mark.parametrize('name', ['sys', 'absent_module'])
+def test_a_module_without_files_is_left_to_the_import(own_network, name):
+  own_network.model.name = f'{name}:Net'
+  assert not any(key.endswith(f' {name}.py') for key in agreement.describe(own_network, FILE, {}))
 
 
 def test_processes_with_one_value_are_listed_together():
