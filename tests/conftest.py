@@ -505,6 +505,21 @@ def coordinator():
 
 
 @pytest.fixture
+def outcomes(start, coordinator):
+  """Starts two processes of one run, which must refuse to run, with the flags of each; returns the error of each."""
+
+  def run(*flags):
+    place = ['--distributed', f'--coordinator={coordinator}', '--num_processes=2']
+    command = [sys.executable, '-m', 'dnt.main']
+    processes = [start([*command, *own, *place, f'--process_id={i}']) for i, own in enumerate(flags)]
+    found = [(process.communicate(timeout=240)[0], process.returncode) for process in processes]
+    assert [code for _, code in found] == [2, 2], found
+    return [[line for line in output.splitlines() if line.startswith('error: ')][0] for output, _ in found]
+
+  return run
+
+
+@pytest.fixture
 def run_program(start):
   """Runs `python -m <module> <arguments>` to its end: (exit code, output)."""
 

@@ -129,22 +129,12 @@ def test_a_missing_process_is_named_within_the_time_limit(tmp_path, config, star
   assert not (tmp_path / 'run').exists()
 
 
-def outcomes(start, coordinator, *flags):
-  """The output of two processes that must refuse to run: one list of flags for each."""
-  place = ['--distributed', f'--coordinator={coordinator}', '--num_processes=2']
-  command = [sys.executable, '-m', 'dnt.main']
-  processes = [start([*command, *own, *place, f'--process_id={i}']) for i, own in enumerate(flags)]
-  found = [(process.communicate(timeout=240)[0], process.returncode) for process in processes]
-  assert [code for _, code in found] == [2, 2], found
-  return [[line for line in output.splitlines() if line.startswith('error: ')][0] for output, _ in found]
-
-
 @pytest.mark.thorough
-def test_processes_with_other_configs_refuse_to_run(tmp_path, config, start, coordinator):
+def test_processes_with_other_configs_refuse_to_run(tmp_path, config, outcomes):
   flags = [f'--config={config("stream", 10)}', f'--workdir={tmp_path / "run"}']
   changed = {'optim.learning_rate': 0.5, 'seed': 1, 'data.seed': 2, 'train.steps': 11, 'train.batch_size': 16}
   others = [f'--config.{key}={value}' for key, value in changed.items()]
-  for line in outcomes(start, coordinator, flags, [*flags, '--config.data.workers=0', *others]):
+  for line in outcomes(flags, [*flags, '--config.data.workers=0', *others]):
     for key, value in changed.items():
       assert re.search(rf'config\.{key} is [\d.]+ on process 0 and {value} on process 1', line)
     assert line.count(' is ') == len(changed)
@@ -152,7 +142,7 @@ def test_processes_with_other_configs_refuse_to_run(tmp_path, config, start, coo
 
 
 @pytest.mark.thorough
-def test_processes_with_other_data_refuse_to_run(tmp_path, config, start, coordinator):
+def test_processes_with_other_data_refuse_to_run(tmp_path, config, outcomes):
   folders = [tmp_path / 'first', tmp_path / 'second']
   for folder in folders:
     for split, name in itertools.product(('train', 'test'), ('cats', 'dogs')):
@@ -162,10 +152,10 @@ def test_processes_with_other_data_refuse_to_run(tmp_path, config, start, coordi
   (folders[1] / 'train' / 'dogs' / '7.png').unlink()
   flags = [f'--config={config("stream", 10)}', f'--workdir={tmp_path / "run"}']
   own = [[*flags, f'--config.data.source=folder:{folder}'] for folder in folders]
-  for line in outcomes(start, coordinator, *own):
+  for line in outcomes(*own):
     assert 'the number of images of train is 16 on process 0 and 15 on process 1' in line
     assert 'of test' not in line
   shutil.rmtree(folders[1])
-  first, second = outcomes(start, coordinator, *own)
+  first, second = outcomes(*own)
   assert 'process 1 has failed' in first
   assert str(folders[1]) in first and str(folders[1]) in second
