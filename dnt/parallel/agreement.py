@@ -4,7 +4,6 @@ import ast
 import contextlib
 import hashlib
 import importlib.machinery
-import importlib.util
 import json
 import os
 import pathlib
@@ -85,7 +84,7 @@ def _own_code(model: str, folder: str | None) -> dict[str, pathlib.Path]:
   with contextlib.suppress(ImportError, ValueError):
     if folder:
       spec = importlib.machinery.PathFinder.find_spec(top, [os.path.expanduser(folder)])
-    spec = spec or importlib.util.find_spec(top)
+    spec = spec or importlib.machinery.PathFinder.find_spec(top)
   if spec is None or not (spec.has_location or spec.submodule_search_locations):
     return {}
   packages = [pathlib.Path(place) for place in spec.submodule_search_locations or ()]
