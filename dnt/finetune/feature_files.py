@@ -253,7 +253,9 @@ def make_room(folder: pathlib.Path, needed: int = 0, keep: pathlib.Path | None =
   if needed > free:
     return f'{math.ceil(needed / 1e6):,} MB do not fit on the disk, which has {free / 1e6:,.0f} MB left'
   if total + needed > most:
-    return f'with {math.ceil(needed / 1e6):,} MB more, the cache would take more than DNT_CACHE_GB={most / 1e9:g} allows'
+    return (
+      f'with {math.ceil(needed / 1e6):,} MB more, the cache would take more than DNT_CACHE_GB={most / 1e9:g} allows'
+    )
   return ''
 
 
