@@ -100,8 +100,8 @@ def _train(
   budget.check_evaluation(run, mesh)
   if data.held_out:
     _log.info(
-      f'val: {config.data.val_fraction:.0%} of the images of train are held out (config.data.val_fraction); with '
-      'config.data.hold_out=False the run trains on all of them'
+      f'val is {config.data.val_fraction:.0%} of the images of train, held out (config.data.val_fraction); a run '
+      'trains on all of them if config.eval.splits does not name val'
     )
   saved = checkpoints.Checkpoints(workdir, run.config.checkpoint, metric_names.ranking(run.config))
   changes.check(resume.find_changes(run, fingerprint, trained, saved.latest_step or 0), allow, workdir)

@@ -242,14 +242,15 @@ SCHEMA: dict[str, Any] = {
     ),
     'mean': Option(
       (),
-      'mean of each channel, in [0, 1]; empty: taken from the pretrained weights, or measured on train_split',
+      'mean of each channel, in [0, 1]; empty: taken from the pretrained weights, or measured on train_split (on 512 '
+      'of its images if they are streamed)',
       check=checks.numbers,
       on_resume=REFUSE,
     ),
     'std': Option(
       (),
-      'standard deviation of each channel, in [0, 1]; empty: taken from the pretrained weights, or measured on '
-      'train_split',
+      'standard deviation of each channel, in [0, 1]; empty: taken from the pretrained weights, or measured like '
+      'the mean',
       check=checks.deviations,
       on_resume=REFUSE,
     ),
@@ -747,7 +748,7 @@ SCHEMA: dict[str, Any] = {
     'init_from': Option(
       '',
       'pretrained weights to start from: a workdir, <file>.safetensors, .pth, .h5 or .keras, tfjs:<dir> or '
-      'hf:<owner>/<name>[@<revision>]; a head with another number of classes starts at zero',
+      'hf:<owner>/<name>[@<revision>]; a head of other classes starts at zero',
       on_resume=NOTE,
       per_process=True,
     ),

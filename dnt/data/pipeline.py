@@ -6,6 +6,7 @@ and no example is dropped.
 """
 
 import functools
+from collections.abc import Iterator
 from concurrent import futures
 from typing import Any, Protocol
 
@@ -21,6 +22,8 @@ from dnt.data.transforms import images, policies
 Batch = dict[str, jax.Array]
 # Values for options that the config leaves unset, if neither pretrained weights nor the data define them.
 DEFAULTS = {'eval_crop': 0.875, 'interpolation': 'bilinear', 'image_bits': images.USUAL.bits}
+
+MEASURED = 512  # images of a streamed split whose mean and standard deviation are measured: a few seconds
 
 
 class Loader(Protocol):
@@ -158,9 +161,20 @@ def _pass(config: typed.Config, source: examples.Examples, mesh: Mesh, view: int
   return stream.EvalLoader(source, transform, shape, config.eval.batch_size, mesh, config.data.workers, drawn)
 
 
-def statistics(config: typed.Data, source: examples.Examples) -> tuple[tuple[float, ...], tuple[float, ...]]:
-  """Returns mean and standard deviation per channel in [0, 1], from the config or measured on the original images.
+def _measured(config: typed.Data, source: examples.Examples) -> Iterator[np.ndarray]:
+  """Yields the images that `statistics` measures, uint8 [n, H, W, C]."""
+  if source.images is not None:
+    yield from (source.images[start : start + 4096] for start in range(0, len(source), 4096))
+    return
+  transform = eval_transform(config, image_shape(config, source)[:2])
+  chosen = np.linspace(0, len(source) - 1, min(len(source), MEASURED)).astype(int)
+  yield from (images.to_array(transform(source[index][0], None))[None] for index in chosen)
 
+
+def statistics(config: typed.Data, source: examples.Examples) -> tuple[tuple[float, ...], tuple[float, ...]]:
+  """Returns mean and standard deviation per channel in [0, 1], from the config or measured on the images.
+
+  All images in memory are measured, as they are; of a streamed split `MEASURED` images, at the size of an evaluation.
   The measurement is exact: integer sums over all pixels, then float64.
 
   Args:
@@ -168,7 +182,7 @@ def statistics(config: typed.Data, source: examples.Examples) -> tuple[tuple[flo
     source: the training split.
 
   Raises:
-    errors.InputError: the config has no values and the images are not in memory, or the values do not suit the images.
+    errors.InputError: the values do not suit the images, or a channel is constant.
   """
   channels = source.shape[2]
   mean, std = tuple(config.mean), tuple(config.std)
@@ -181,14 +195,8 @@ def statistics(config: typed.Data, source: examples.Examples) -> tuple[tuple[flo
     if min(std) <= 0:
       raise errors.InputError(f'config.data.std={std} must be above 0')
     return mean, std
-  if source.images is None:
-    raise errors.InputError(
-      f'{source.name} is streamed, so its mean and std are not measured: set config.data.mean and config.data.std, for '
-      "example to ImageNet's (0.485, 0.456, 0.406) and (0.229, 0.224, 0.225)"
-    )
   counts = np.zeros((channels, 256), np.int64)
-  for start in range(0, len(source), 4096):
-    part = source.images[start : start + 4096]
+  for part in _measured(config, source):
     for channel in range(channels):
       counts[channel] += np.bincount(part[..., channel].reshape(-1), minlength=256)
   values, total = np.arange(256), counts.sum(1)

@@ -272,9 +272,10 @@ def resolve(config: typed.Config, data: Data) -> typed.Config:
     )
   resolved.model.num_classes = classes
   resolved.data.hold_out = data.held_out
-  resolved.data.mean, resolved.data.std = pipeline.statistics(resolved.data, data.train)
   if data.image_bits is not None:
     resolved.data.image_bits = data.image_bits
+  fill_defaults(resolved.data)
+  resolved.data.mean, resolved.data.std = pipeline.statistics(resolved.data, data.train)
   if config.train.steps is None:
     steps = config.train.epochs * data.spec.steps_per_epoch(config.train.batch_size)
     if steps > checks.LARGEST:
@@ -285,7 +286,6 @@ def resolve(config: typed.Config, data: Data) -> typed.Config:
   if config.loss.balance_classes:
     # Keep only the weights, so that the recorded config can be run again.
     resolved.loss.class_weights, resolved.loss.balance_classes = losses.balanced_weights(data.train), False
-  fill_defaults(resolved.data)
   resolved.model.update(models.resolved_options(resolved.model))
   return resolved
 

@@ -8,6 +8,7 @@ from dnt import errors
 from dnt.data import examples, order, pipeline, resident, sources, stream
 from dnt.data.transforms import augment
 from dnt.parallel import mesh as meshes
+from dnt.training import experiment
 
 pytestmark = pytest.mark.usefixtures('eight_devices')
 
@@ -271,7 +272,18 @@ def test_statistics_that_do_not_suit_are_refused(data, mean, std, message):
     pipeline.statistics(data, of(np.full((2, 2, 2, 3), 7, np.uint8)))
 
 
-def test_streamed_sets_must_give_statistics(config, class_folders):
-  config.data.source = f'folder:{class_folders({"ant": 3, "bee": 3})}'
-  with pytest.raises(errors.InputError, match=r"config\.data\.mean .* ImageNet's \(0\.485"):
-    pipeline.statistics(config.data, load(config))
+@pytest.mark.parametrize('most', [4, 100])
+def test_statistics_of_a_streamed_set_are_those_of_images_across_the_set(config, class_folders, monkeypatch, most):
+  monkeypatch.setattr(pipeline, 'MEASURED', most)
+  config.data.source, config.data.image_size = (
+    f'folder:{class_folders({"train/ant": 8, "train/bee": 4, "val/ant": 1})}',
+    8,
+  )
+  experiment.fill_defaults(config.data)
+  source = load(config)
+  mean, std = pipeline.statistics(config.data, source)
+
+  places = [0, 3, 7, 11] if most == 4 else range(12)
+  images = np.stack([source[place][0].resize((8, 8), Image.Resampling.BILINEAR) for place in places])
+  np.testing.assert_allclose(mean, (images / 255).mean((0, 1, 2)), rtol=1e-12)
+  np.testing.assert_allclose(std, (images / 255).std((0, 1, 2)), rtol=1e-12)
