@@ -459,6 +459,7 @@ def test_every_program_decodes_as_the_run_does(tiny, tmp_path, call_program, uno
   tiny.data.update({'mean': (0.5,) * 3, 'std': (0.2,) * 3})
   tiny.model.name, tiny.model.depth, tiny.model.width = 'plain', 8, 4
   tiny.eval.splits, tiny.eval.every, tiny.train.steps = ('val',), '0', 1
+  tiny.checkpoint.best_metric = 'accuracy'
   run_config.write(tmp_path / 'tiny.json', tiny)
   original, seen = images.decode, set()
 

@@ -96,8 +96,12 @@ def use(
   if directory is None:
     _log.info('features are not kept: there is no home folder; set config.finetune.cache_dir')
   elif multihost.is_lead():
-    with contextlib.suppress(OSError):  # reported where features are read and written
+    try:
+      directory.mkdir(parents=True, exist_ok=True)
       feature_files.make_room(directory)
+    except OSError as error:
+      _log.info(f'features are not kept in {directory}: {error.strerror}')
+      directory = None
 
   def features(source, views):
     """Returns the features of a split: one evaluation view if `views` is 0, else that many training views."""
