@@ -33,7 +33,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from dnt import checkpoints, errors
+from dnt import checkpoints, errors, files
 from dnt import config as schema
 from dnt import workdir as workdir_lib
 from dnt.config import changes, run_config, typed
@@ -47,6 +47,8 @@ from dnt.reporting import metric_names, terminal
 from dnt.training import budget, calendar, evaluate, experiment, initialize, precompile, record, report, resume, steps
 
 _log = logging.getLogger(__name__)
+# The sections of the options that decide how steps train.
+_TRAINED = ('seed', 'data', 'model', 'loss', 'optim', 'schedule', 'clip', 'finetune', 'ema', 'train')
 
 
 def train(
@@ -104,9 +106,10 @@ def _train(
       'trains on all of them if config.eval.splits does not name val'
     )
   saved = checkpoints.Checkpoints(workdir, run.config.checkpoint, metric_names.ranking(run.config))
-  changes.check(resume.find_changes(run, fingerprint, trained, saved.latest_step or 0), allow, workdir)
+  found = resume.find_changes(run, fingerprint, trained, saved.latest_step or 0)
+  changes.check(found, allow, workdir)
   _log.info(report.block_table(run.table))
-  if (summary := _already_further(run, workdir, saved, mesh, command)) is not None:
+  if (summary := _already_done(run, workdir, saved, mesh, command, found)) is not None:
     return summary
   provenance = {'data': fingerprint}
   run, data = feature_cache.use(run, data, mesh, workdir)
@@ -167,28 +170,53 @@ def _failed(error: Exception, saved: checkpoints.Checkpoints, workdir: pathlib.P
   return type(error)(f'{error}; {kept} in {workdir}')
 
 
-def _already_further(
+def _already_done(
   run: experiment.Experiment,
   workdir: pathlib.Path,
   saved: checkpoints.Checkpoints,
   mesh: jax.sharding.Mesh,
   command: str,
+  found: Collection[changes.Change],
 ) -> dict[str, Any] | None:
-  """Returns the summary of a run that has done more steps than its config asks for, else None; changes no file."""
-  total = run.config.train.steps
-  if (saved.latest_step or 0) <= total:
+  """Returns the summary of a run that has nothing to do with this config, else None; changes no file.
+
+  It has done more steps than the config asks for; or as many, and has ended, but was trained with other values, which
+  `config.json` must keep.
+  """
+  total, latest = run.config.train.steps, saved.latest_step or 0
+  # Those of evaluations and checkpoints may rank anew.
+  other = [each.key for each in found if each.on_resume != schema.FREE and each.key.split('.')[0] in _TRAINED]
+  if latest < total or (latest == total and not (other and _has_ended(workdir, total))):
     return None
   # Not the whole state: with fewer steps, the last phases may be missing, and with them their optimizer's state.
   newest = checkpoints.load_parameters(workdir)
-  if newest.step <= total:  # newer ones are damaged
+  if newest.step < total or (newest.step == total and latest > total):  # newer ones are damaged
     return None
   held = {'params': newest.params, 'batch_stats': newest.batch_stats}
   params = initialize.match(run.trace, held, f'checkpoint {newest.step} in {workdir}')['params']
-  _log.info(
-    f'this run has already done {newest.step:,} steps, more than the {total:,} of config.train.steps: there is nothing '
-    'to do, and nothing in the workdir changes. For a shorter run, give another --workdir'
-  )
+  if newest.step == total:
+    _log.info(
+      f'this run has ended after its {total:,} steps, so that another {errors.list_names(other)} has no effect: '
+      'nothing in the workdir changes. With a larger config.train.steps the run goes on; or give another --workdir'
+    )
+  else:
+    _log.info(
+      f'this run has already done {newest.step:,} steps, more than the {total:,} of config.train.steps: there is '
+      'nothing to do, and nothing in the workdir changes. For a shorter run, give another --workdir'
+    )
   return report.summarize(run, newest.meta, newest.step, params, True, mesh, command)
+
+
+def _has_ended(workdir: pathlib.Path, step: int) -> bool:
+  """Returns whether the summary says that the run has ended after this step."""
+
+  def read():
+    with contextlib.suppress(errors.InputError):
+      summary = files.read_object(workdir / workdir_lib.SUMMARY)
+      return summary.get('finished') is True and summary.get('step') == step
+    return False
+
+  return multihost.broadcast_from_lead(read() if multihost.is_lead() else False)
 
 
 def _evaluate_end(

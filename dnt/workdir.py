@@ -82,7 +82,10 @@ def check_format(workdir: pathlib.Path) -> None:
   try:
     number = int(files.read_object(path)['format'])
   except (ValueError, KeyError, TypeError, OverflowError) as error:
-    raise errors.InputError(f'{path}, which holds the format of the workdir, cannot be read ({error})') from error
+    raise errors.InputError(
+      f'{path}, which holds the format of the workdir, cannot be read ({error}). If this version of dnt wrote the '
+      'workdir, delete the file; else give another --workdir'
+    ) from error
   check_number(number, str(workdir))
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import dnt
-from dnt import checkpoints, errors, loop, trees
+from dnt import checkpoints, errors, files, loop, trees
 from dnt.checkpoints import format
 from dnt.config import run_config
 from dnt.data import resident, stream
@@ -203,6 +203,19 @@ def test_a_run_that_is_further_than_its_steps_is_finished(tiny, tmp_path, consol
   assert re.search(r'done 6 steps.*4 of config.train.steps.*--workdir', console.readouterr().out)
   tiny.train.steps = 8
   assert run(tiny, tmp_path)['step'] == 8
+
+
+def test_a_run_that_has_ended_keeps_the_config_that_it_was_trained_with(tiny, tmp_path, console):
+  whole = run(tiny, tmp_path)
+  before = contents(tmp_path)
+  tiny.optim.learning_rate = 3.0
+  again = run(tiny, tmp_path)
+  assert contents(tmp_path) == before
+  assert again['finished'] and again['params_sha256'] == whole['params_sha256']
+  assert re.search(r'ended.*optim.learning_rate.*config.train.steps', console.readouterr().out)
+  (tmp_path / 'summary.json').write_text('{"step": 6, "finished": false}')  # it was stopped before its end
+  run(tiny, tmp_path)
+  assert files.read_object(tmp_path / 'summary.json')['finished']
 
 
 def test_fewer_steps_than_the_start_of_a_phase_that_was_reached(tiny, tmp_path):

@@ -33,7 +33,7 @@ from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
 from dnt.parallel import multihost, ownership
 from dnt.reporting import plots, tables, terminal
-from dnt.training import budget, experiment, initialize, steps
+from dnt.training import budget, experiment, initialize, resume, steps
 
 if TYPE_CHECKING:
   from matplotlib.figure import Figure
@@ -93,6 +93,7 @@ def _run(config: typed.Config, workdir: pathlib.Path) -> dict[str, Any]:
   base = experiment.make(experiment.resolve(config, data), data.spec)
   budget.check_training(base, mesh)
   start = initialize.find(base, mesh, checkpoints.ReadOnly(workdir), data.weights)
+  resume.check_network(base.config, resume.of_meta(start.history, workdir), workdir)
   state = initialize.make_state(base, mesh, start)
   frozen = base.phase(int(state.step)).partition.frozen
   names = [row.entry.name for row in base.table if row.parameters and row.entry.name not in frozen]

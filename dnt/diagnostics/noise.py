@@ -37,7 +37,7 @@ from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
 from dnt.parallel import multihost
 from dnt.reporting import tables
-from dnt.training import budget, experiment, initialize, steps
+from dnt.training import budget, experiment, initialize, resume, steps
 
 
 class Estimate(NamedTuple):
@@ -101,6 +101,7 @@ def run(config: typed.Config, workdir: pathlib.Path) -> dict[str, Any]:
   whole = experiment.make(experiment.resolve(config, data), data.spec)
   budget.check_training(whole, mesh)
   start = initialize.find(whole, mesh, checkpoints.ReadOnly(workdir), data.weights)
+  resume.check_network(whole.config, resume.of_meta(start.history, workdir), workdir)
   state = initialize.make_state(whole, mesh, start)
   step = int(state.step)
   measured = measure(whole, mesh, data.train, state)

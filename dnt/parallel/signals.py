@@ -2,8 +2,9 @@
 
 By default a signal raises `Stopped` in the main thread. Python runs its handlers there only, between bytecodes, and a
 compilation or a read from a slow disk may last minutes. So a thread, which reads the signals from Python's wake-up
-pipe, ends the process if that takes longer than `GRACE`. Within `hold`, signals end nothing: the work takes them, saves
-and raises `Stopped` itself. A second Ctrl-C ends the program at once, with code 130.
+pipe, ends the process if that takes longer than `GRACE`. It does so at once during an import, because extensions in C
+print the traceback of an import that fails in them. Within `hold`, signals end nothing: the work takes them, saves and
+raises `Stopped` itself. A second Ctrl-C ends the program at once, with code 130.
 
 A program that a signal has stopped exits with 128 + its number.
 """
@@ -16,6 +17,7 @@ import signal
 import sys
 import threading
 import time
+import types
 from collections.abc import Callable, Generator
 from typing import Any, NoReturn
 
@@ -55,6 +57,7 @@ class Watch:
     self.interrupting = False
     self.handled: int | None = None
     self.raised: int | None = None
+    self._importing = False  # whether a signal has come during an import
 
   def __enter__(self) -> 'Watch':
     global _current
@@ -81,9 +84,11 @@ class Watch:
     os.close(self._read)
     _current = self._outer
 
-  def _handle(self, number: int, _: object) -> None:
+  def _handle(self, number: int, frame: types.FrameType | None) -> None:
     self.handled = self.handled or number
-    if self.interrupting or not self.receive:
+    if not self.receive and _is_importing(frame):
+      self._importing = True
+    elif self.interrupting or not self.receive:
       self.raised = number
       raise Stopped(number)
 
@@ -114,7 +119,7 @@ class Watch:
           exit_at_once(128 + signal.SIGINT)
       if deadline and self.receive:
         deadline = time.monotonic() + GRACE
-      if deadline and time.monotonic() > deadline:
+      if deadline and (self._importing or time.monotonic() > deadline):
         assert self.first is not None  # it set the deadline
         exit_at_once(128 + self.first)
 
@@ -160,6 +165,12 @@ def say(text: str) -> None:
   with contextlib.suppress(OSError):  # standard error may be closed
     sys.stderr.write(f'\n{text}\n')
     sys.stderr.flush()
+
+
+def _is_importing(frame: types.FrameType | None) -> bool:
+  while frame and not frame.f_code.co_filename.startswith('<frozen importlib'):
+    frame = frame.f_back
+  return frame is not None
 
 
 def _is_ignored(number: int) -> bool:

@@ -51,7 +51,14 @@ def load(
   if in_place or train in trained.data:
     try:
       data = experiment.load_data(config, splits, workdir)
-      if in_place or data.fingerprint()[train] == trained.data[train]:
+      found = data.fingerprint()
+      if in_place or found[train] == trained.data[train]:
+        different = [split for split in found if trained.data.get(split, found[split]) != found[split]]
+        if different:
+          _log.info(
+            f'{config.data.source} has changed since the run in {workdir}: {", ".join(different)} may hold images that '
+            'were in another split'
+          )
         return Loaded(config, data)
     except errors.InputError as error:
       if in_place:

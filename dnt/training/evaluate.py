@@ -17,6 +17,7 @@ from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
 from dnt.parallel import multihost
 from dnt.training import apart, budget, experiment, initialize, resume, scores
+from dnt.weights import preprocessing
 
 LARGEST = 2**24  # largest examples x classes of a split whose probabilities are kept for the AUROC: 64 MiB
 
@@ -212,12 +213,16 @@ def load(config: typed.Config, workdir: pathlib.Path, mesh: Mesh, splits: Sequen
   loaded = checkpoints.load_parameters(workdir)
   trained = resume.of_meta(loaded.meta, workdir)
   config = resume.keep_open(config, trained)
+  if trained:  # its training images may have changed since, and with them what would be measured on them
+    preprocessing.fill(config.data, preprocessing.of_run(trained.config.data))
   splits = config.eval.splits if splits is None else splits
   if splits and trained:
     config, data = apart.load(config, splits, workdir, trained, loaded.meta)
   else:
     data = experiment.load_data(config, splits, workdir)
-  run = experiment.make(experiment.resolve(config, data), data.spec)
+  config = experiment.resolve(config, data)
+  resume.check_network(config, trained, workdir)
+  run = experiment.make(config, data.spec)
   budget.check_evaluation(run, mesh)
   if data.weights:
     data.weights.release()  # they were read, if at all, to determine the network

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dnt import checkpoints, models
+from dnt import checkpoints, errors, models
 from dnt import config as schema
 from dnt import workdir as workdir_lib
 from dnt.config import changes, run_config, typed
@@ -37,6 +37,10 @@ _IMAGES = tuple(
   )
 )
 _PHASES = 'finetune.unfreeze'
+# The options besides them, and besides those of the network, that decide what an evaluation measures.
+_PREPROCESSING = tuple(
+  f'data.{name}' for name in ('mean', 'std', 'eval_resize', 'eval_crop', 'interpolation', 'image_bits', 'exif_rotation')
+)
 # The options that a run may measure on its images.
 _MEASURED = ('data.mean', 'data.std', 'loss.class_weights')
 
@@ -177,6 +181,30 @@ def log(
         f'{progress.format_value("learning_rate", stood)}'
       )
   return {change.key: {'was': change.was, 'now': change.now} for change in shown}
+
+
+def check_network(config: typed.Config, trained: Trained | None, workdir: pathlib.Path) -> None:
+  """Logs a line for each option with which an evaluation measures something else than the run did.
+
+  Args:
+    config: the resolved config of the evaluation.
+    trained: what the run was trained with; None: nothing says it.
+    workdir: the workdir of the run, for messages.
+
+  Raises:
+    errors.InputError: the config describes a network with other weights.
+  """
+  known = dict(schema.options())
+  found = changes.find(trained.config, config) if trained else []
+  found = [change for change in found if change.on_resume != schema.FREE and change.key != changes.DATA]
+  if network := [change for change in found if known[change.key].role == 'weights']:
+    raise errors.InputError(
+      f'{workdir} holds another network than config.model: {"; ".join(map(str, network))}. Leave these options at the '
+      f'values of the run; --config={workdir} gives all of them'
+    )
+  for change in found:
+    if change.key in (*_IMAGES, *_PREPROCESSING) or known[change.key].role in ('function', 'computation', 'run'):
+      _log.info(f'not as the run in {workdir}: {change}')
 
 
 def _phases(config: typed.Config, spec: experiment.DataSpec) -> list[tuple[int, str]]:

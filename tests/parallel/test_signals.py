@@ -48,6 +48,21 @@ def becomes_another_error():
   except BaseException as error:
     raise ImportError('no extension') from error
 
+def imports():
+  # An extension in C prints the traceback of a failed import, and raises an error of its own.
+  import pathlib
+  pathlib.Path('slow.py').write_text('print("ready", flush=True); import time; time.sleep(60)')
+  pathlib.Path('printing.py').write_text('''
+import traceback
+try:
+  import slow
+except BaseException as error:
+  traceback.print_exc()
+  raise ImportError('no extension') from error
+''')
+  sys.path.insert(0, '.')
+  import printing
+
 def saves():
   with signals.hold():
     print('ready', flush=True)
@@ -75,6 +90,13 @@ def start(tmp_path):
   for process in started:
     with process:
       process.kill()
+
+
+def test_a_signal_during_an_import_ends_a_program_without_a_traceback(start):
+  process = start('imports')
+  process.send_signal(signal.SIGTERM)
+  _, err = process.communicate(timeout=30)
+  assert (process.returncode, err.strip()) == (143, 'stopped by SIGTERM')
 
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

@@ -1,6 +1,8 @@
 """Evaluation of a run on labelled data in a folder of its own, against that of the same images in its own data."""
 
 import json
+import logging
+import re
 import shutil
 import unicodedata
 
@@ -41,6 +43,17 @@ def confusion(config, tmp_path, source, *splits):
   assert written['class_names'] == list(NAMES) and written['data'] == config.data.source
   assert {name.partition('/')[0] for name in metrics if '/' in name} == written['per_class'].keys()
   return {split: np.array(matrix) for split, matrix in written['confusion'].items()}
+
+
+def test_a_split_that_has_changed_since_the_run_is_said(run, tmp_path, caplog):
+  run.train.steps, run.train.batch_size, run.eval.every, run.checkpoint.every = 1, 8, '1', '1'
+  loop.train(run, tmp_path / 'whole')
+  caplog.set_level(logging.INFO, 'dnt')
+  evaluate.evaluate(run, tmp_path / 'whole')
+  assert 'has changed' not in caplog.text
+  shutil.copy(tmp_path / 'own' / 'train' / 'ant' / '0.png', tmp_path / 'own' / 'val' / 'ant' / '9.png')
+  evaluate.evaluate(run, tmp_path / 'whole')
+  assert re.search('has changed since the run.*: val may', caplog.text)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import logging
 
 import jax
 import numpy as np
@@ -98,3 +99,31 @@ def test_a_renamed_class_is_refused(tiny, saved, tmp_path, change_splits):
   with pytest.raises(errors.InputError, match=f'{tmp_path / "run"}.*z_class; missing: class0'):
     evaluate.evaluate(tiny, tmp_path / 'run')
   assert not (tmp_path / 'run' / 'evaluation.json').exists()
+
+
+def test_what_is_not_as_in_the_run_is_said(tiny, saved, tmp_path, caplog):
+  saved(tiny)
+  caplog.set_level(logging.INFO, 'dnt')
+  tiny.seed, tiny.optim.learning_rate, tiny.data.augment = 5, 1.0, 'pad_crop_flip'  # for training only
+  evaluate.evaluate(tiny, tmp_path / 'run')
+  assert 'not as' not in caplog.text
+  tiny.model.activation, tiny.data.seed = 'gelu', 3
+  evaluate.evaluate(tiny, tmp_path / 'run')
+  lines = [record.getMessage() for record in caplog.records if 'not as the run' in record.getMessage()]
+  assert [line.partition(': ')[2].split()[0] for line in lines] == ['data.seed', 'model.activation']
+
+
+def test_another_network_is_refused_by_its_options(tiny, saved, tmp_path):
+  saved(tiny)
+  tiny.model.norm = 'layer_norm'
+  with pytest.raises(errors.InputError, match="model.norm was 'batch_norm'.*--config="):
+    evaluate.evaluate(tiny, tmp_path / 'run')
+
+
+def test_statistics_are_those_of_the_run_although_its_training_images_have_changed(
+  tiny, saved, tmp_path, change_splits
+):
+  saved(tiny)
+  before = evaluate.evaluate(tiny, tmp_path / 'run')
+  change_splits(lambda split: split if split.split == 'test' else dataclasses.replace(split, store=split.store // 2))
+  assert evaluate.evaluate(tiny, tmp_path / 'run') == before

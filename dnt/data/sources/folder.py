@@ -25,11 +25,11 @@ ALL = 'all'  # the split that holds every image of class folders without splits
 ALL_CLASSES = '/*'  # `folder:<dir>/*`: every folder in <dir> is a class, whatever its name
 # The names that fastai, Keras, Kaggle and Ultralytics give to the folders of splits, in lower case.
 _SPLIT = re.compile(
-  r'(?:(?P<train>train|training)|(?P<val>val|valid|validation)|(?P<test>test|testing))'
+  r'(?:(?P<train>train|training)|(?P<val>val|valid|validation|validate|dev)|(?P<test>test|testing))'
   r'(?:[ _-]?(?:set|data|dataset|split|images|imgs|\d+(?:x\d+)?(?:px)?))?'
 )
-# How names of other parts and of copies of a data set begin.
-_PART = re.compile(r'(?:train|val|test|dev|eval|hold|fold|split|part|orig|aug|raw|process|resize|crop).*')
+# How a word begins in the names of parts and of copies of a data set, as in `02_test` and `augmented`.
+_PART = re.compile(r'(?:.*[^a-z])?(?:train|val|test|dev|eval|hold|fold|split|part|orig|aug|raw|process|resize|crop).*')
 _PREFIX = re.compile(r'(?P<prefix>.*)[ _-](?P<rest>.*)')
 
 

@@ -128,6 +128,11 @@ def read(available: examples.Splits, config: typed.Data, split: str) -> examples
     examples.UnlabelledError: the split has no labels.
   """
   part = splits.parse(split)
+  if part.name == VAL and VAL not in available and config.hold_out is False:
+    raise errors.InputError(
+      f"{config.source} has no split 'val' (only {', '.join(available)}), and config.data.hold_out=False draws none "
+      "from 'train'. Leave 'val' out of config.eval.splits; or, for a run that begins, leave config.data.hold_out unset"
+    )
   if part.name not in available:
     raise errors.unknown(f'split of {config.source}', part.name, available)
   whole = available[part.name]()

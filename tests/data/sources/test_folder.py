@@ -105,6 +105,8 @@ def names_of(source):
     ('train2017', 'val2017', 'val'),
     ('train_256x256', 'test_256x256', 'test'),
     ('train_split', 'val_split', 'val'),
+    ('train', 'dev', 'val'),
+    ('train', 'validate', 'val'),
   ],
 )
 def test_splits_have_the_names_that_people_give_them(data, class_folders, train, other, split):
@@ -137,7 +139,11 @@ def test_three_splits_by_other_names(data, class_folders):
     ({'Training': 2, 'Testing': 2}, 'Training must hold one folder per class'),
     ({'test': 2, 'control': 2}, 'test/ but no train/'),
     ({'Testing/ant': 2, 'Testing/bee': 2, 'other': 2}, 'Testing/ but no train/'),
-    ({'train/ant': 2, 'train/bee': 2, 'dev/ant': 2, 'dev/bee': 2}, 'two ways.* rename dev/ to val or test'),
+    ({'train/ant': 2, 'train/bee': 2, 'eval/ant': 2, 'eval/bee': 2}, 'two ways.* rename eval/ to val or test'),
+    (
+      {f'{part}/{name}': 2 for part in ('01_train', '02_test') for name in ('ant', 'bee')},
+      'two ways.* 01_train, 02_test holds the classes ant, bee',
+    ),
     (
       {f'{fold}/{name}': 2 for fold in ('fold1', 'fold2') for name in ('ant', 'bee')},
       'two ways.* fold1, fold2 holds the classes ant, bee .*/fold1',

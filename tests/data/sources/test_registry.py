@@ -84,6 +84,12 @@ def test_what_is_held_out_is_a_fraction_of_each_class_and_all_else_trains(data):
   assert (val.split, sources.load(data, 'val[:50%]', 0).split) == ('val', 'val[:50%]')
 
 
+def test_a_val_split_that_is_not_held_out_names_the_option(data):
+  data.source, data.hold_out = 'synthetic', False
+  with pytest.raises(errors.InputError, match="no split 'val'.*data.hold_out=False"):
+    sources.load(data, 'val', 0)
+
+
 def test_what_is_held_out_depends_on_the_seed_of_the_data(data):
   data.source, data.hold_out, data.synthetic_examples = 'synthetic', True, 50
   data.seed = 1
