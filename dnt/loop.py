@@ -167,7 +167,10 @@ def _failed(error: Exception, saved: checkpoints.Checkpoints, workdir: pathlib.P
     error = errors.of_file(error)
   step = saved.newest_on_disk()
   kept = 'none was saved' if step is None else f'the checkpoint of step {step} is kept'
-  return type(error)(f'{error}; {kept} in {workdir}')
+  # Other files change the data of the steps so far, which `changes.check` refuses.
+  mended = isinstance(error, errors.InputError) and step is not None
+  way = f'; if the files of the data change, go on from there with --allow={changes.DATA}' if mended else ''
+  return type(error)(f'{error}; {kept} in {workdir}{way}')
 
 
 def _already_done(

@@ -120,6 +120,7 @@ def test_what_was_trained_is_kept_and_the_run_goes_on_as_if_nothing_was(
       run(tiny, tmp_path / 'run')
   if not isinstance(error, KilledError):
     assert f'step {kept} is kept in {tmp_path}' in str(caught.value)
+    assert ('--allow=data.source' in str(caught.value)) == isinstance(error, errors.InputError)
   while not (tmp_path / 'run' / 'checkpoints' / str(kept)).exists():  # a thread of the killed run writes it
     time.sleep(0.05)
   assert checkpoints.load_parameters(tmp_path / 'run').step == kept
