@@ -18,7 +18,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from dnt import errors, files, trees
 from dnt import workdir as workdir_lib
@@ -427,8 +426,8 @@ def _check_writable(directory: pathlib.Path) -> None:
     raise problem
   if not probe.exists():
     problem = errors.InputError(
-      f'process {jax.process_index()} does not see the files of process 0 in {directory.parent}; '
-      'give a --workdir on a file system that all processes share'
+      f'{directory.parent} does not hold the files of process 0; give all processes the same --workdir, on a file '
+      'system that they share'
     )
   problem = _agree(problem)
   if multihost.is_lead():
@@ -442,7 +441,7 @@ def _agree(problem: Exception | None) -> Exception | None:
   if jax.process_count() == 1:
     return problem
   kinds = (type(None), errors.RunError, errors.InputError, format.DamagedError)
-  mine = kinds.index(type(problem))
-  all_of_them = multihost_utils.process_allgather(np.int32(mine))
-  process = int(np.argmax(all_of_them))
-  return problem if all_of_them[process] == mine else kinds[all_of_them[process]](f'as process {process} found')
+  found = multihost.gather_from_all([kinds.index(type(problem)), str(problem)])
+  process = max(range(len(found)), key=lambda number: found[number][0])
+  kind, text = found[process]
+  return problem if kinds.index(type(problem)) == kind else kinds[kind](f'process {process}: {text}')

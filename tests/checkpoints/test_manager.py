@@ -692,6 +692,10 @@ except errors.InputError as error:
   seen.append('unexpected: params/b, step' in str(error))
 seen += [saved.save(2, restored, {}), saved.save(3, restored, {})]
 saved.close()
+try:
+  checkpoints.Checkpoints(workdir / f'own{process}', options.checkpoint).save(1, state, {})
+except errors.InputError as error:
+  seen.append(str(error))
 print(json.dumps(seen))
 """
 
@@ -710,11 +714,13 @@ def test_two_processes(tmp_path, coordinator):
   for process, (_, stderr) in zip(processes, outputs, strict=True):
     assert process.returncode == 0, stderr
   seen = [json.loads(stdout.splitlines()[-1]) for stdout, _ in outputs]
+  for problem in (each.pop() for each in seen):
+    assert f'{tmp_path / "own1"} does not hold' in problem and '--workdir' in problem
   refused = seen[0][4]
   assert re.search(r'step 4 .*not finite.* \(?params/b\b', refused)
   assert seen[0] == [None, True, True, True, refused, {'at': 1}, 1, [1], True, True, True]
   assert seen[1] == seen[0]
   lines = [line for line in outputs[0][0].splitlines() if 'damaged' in line]
-  assert len(lines) == 2 and re.search('checkpoint 3 .*damaged.* process 1', lines[0])
+  assert len(lines) == 2 and re.search('checkpoint 3 .*damaged .process 1: state', lines[0])
   assert 'damaged' not in outputs[1][0]
   assert _names(tmp_path) == ['1', '2', '2.damaged', '3', '3.damaged']
