@@ -94,6 +94,7 @@ def raising(error, at):
   return wrap
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
   ('owner', 'name', 'error', 'at', 'kept'),
   [
@@ -328,6 +329,7 @@ def stop_and_wait(*_):
   time.sleep(30)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize('what', ['evaluation', 'compilation', 'data'])
 def test_a_signal_ends_what_need_not_be_waited_for(tiny, tmp_path, monkeypatch, what):
   """Nothing trained is lost: the run ends as one that was not stopped."""
@@ -425,6 +427,7 @@ def test_a_run_that_ranks_by_test_says_so_in_its_summary_and_report(tiny, tmp_pa
   assert 'no split ranks' in (tmp_path / 'unranked' / 'report.html').read_text()
 
 
+@pytest.mark.thorough
 def test_a_run_records_its_data_and_the_weights_that_it_began_with(tiny, tmp_path, monkeypatch):
   """A run that goes on does not read the weights again; the config beside the record can be run again."""
   tiny.train.steps = 3

@@ -58,6 +58,7 @@ def test_list_shows_configs_models_and_sources(program):
     assert name in out
 
 
+@pytest.mark.thorough
 def test_a_run_whose_output_closes_saves_first(tmp_path, monkeypatch, capfd):
   from dnt import cli, main
 

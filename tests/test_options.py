@@ -641,6 +641,7 @@ def test_train_init_from(tiny, tmp_path):
   assert second['params_sha256'] == first['params_sha256']
 
 
+@pytest.mark.thorough
 def test_eval_splits(tiny, tmp_path):
   tiny.eval.splits, tiny.checkpoint.best_metric = ('train', 'test[:25%]'), 'accuracy'
   last = run_loop(tiny, tmp_path)['last']
@@ -676,6 +677,7 @@ def test_checkpoint_keep(tiny, tmp_path):
   assert checkpoint_steps(tmp_path) == [5, 6]
 
 
+@pytest.mark.thorough
 def test_checkpoint_best_metric(tiny, tmp_path):
   tiny.eval.splits = ('test', 'val')
   for metric, ranks in (('accuracy', 'val/accuracy'), ('loss', 'val/loss'), ('test/loss', 'test/loss')):

@@ -239,6 +239,7 @@ class Net(nn.Module):
 """
 
 
+@pytest.mark.thorough
 def test_an_activation_that_a_users_own_module_calls_is_the_output_of_the_entry_before(images, tmp_path, monkeypatch):
   (tmp_path / 'functionnets.py').write_text(FUNCTIONS)
   monkeypatch.syspath_prepend(tmp_path)

@@ -302,6 +302,7 @@ def test_other_batches_go_on_from_the_middle_of_one(config, tmp_path):
   np.testing.assert_allclose(held(first), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.thorough
 def test_a_file_of_an_older_version_is_replaced(config, tmp_path, console, monkeypatch):
   config.train.steps = 1
   monkeypatch.setattr(feature_files, 'FORMAT', feature_cache._WITHOUT_DIGESTS)
@@ -334,10 +335,11 @@ def test_features_that_cannot_be_kept_do_not_stop_a_run(config, tmp_path, consol
   loop.train(config, tmp_path / 'b', record.Clock(0.0), 'test')
   output = console.readouterr().out
   lines = [line for line in output.splitlines() if 'not kept' in line]
-  assert len(lines) == 2 and all(said in line for line in lines)
+  assert len(lines) == (1 if problem == 'file' else 2) and all(said in line for line in lines)
   assert 'step 1' in output and not files(config)
 
 
+@pytest.mark.thorough
 def test_features_that_a_run_uses_remain(config, tmp_path, monkeypatch):
   config.train.steps = 1
   removed = []
@@ -354,6 +356,7 @@ def test_features_that_a_run_uses_remain(config, tmp_path, monkeypatch):
   assert removed == [False] * 4
 
 
+@pytest.mark.thorough
 def test_features_that_nobody_used_for_long_are_removed(config, tmp_path):
   config.train.steps = 1
   loop.train(config, tmp_path / 'a', record.Clock(0.0), 'test')

@@ -168,6 +168,7 @@ def test_processes_that_a_signal_stops_do_not_fail(start, number):
   assert re.search(f'stopped .*{number.name}', err) and 'heartbeat' not in err
 
 
+@pytest.mark.thorough
 def test_a_process_that_is_stopped_alone_takes_the_others_along(start):
   process = start('code')
   pids = wait_for_start(process)

@@ -71,6 +71,7 @@ class Block(nn.Module):
     return nn.relu(x + nn.Dropout(0.5, deterministic=not train)(y))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize('train', [True, False])
 def test_each_activation_belongs_to_the_entry_that_it_is_in_or_that_it_follows(train):
   class Net(nn.Module):

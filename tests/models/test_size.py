@@ -65,6 +65,7 @@ def test_absurd_sizes_are_refused_at_once(given, shape, named, monkeypatch):
   assert time.process_time() - start < 5
 
 
+@pytest.mark.thorough
 def test_a_network_that_fits_is_traced(monkeypatch):
   model = options(name='mlp', depth=200, width=4)
   assert len(trace(model).table) == 200

@@ -11,7 +11,7 @@ import pytest
 from dnt.parallel import signals
 
 PROGRAM = """
-import ctypes, signal, sys, time
+import ctypes, signal, sys, threading, time
 from dnt import cli
 from dnt.parallel import signals
 
@@ -28,8 +28,8 @@ def python():
 
 def stuck():
   # As in a compilation: the main thread is inside C and takes no signals.
+  threading.Timer(0.5, print, ('ready',), {'flush': True}).start()
   signal.pthread_sigmask(signal.SIG_BLOCK, signals.CODES.values())
-  print('ready', flush=True)
   ctypes.CDLL(None).sleep(60)
 
 def stuck_with_time():

@@ -35,6 +35,7 @@ def test_a_batch_beyond_memory_is_refused_with_one_that_fits(tiny):
     budget.check_training(*make(tiny))
 
 
+@pytest.mark.thorough
 def test_what_makes_a_batch_larger_counts(tiny):
   tiny.train.batch_size = 4000
   budget.check_training(*make(tiny))

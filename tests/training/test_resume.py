@@ -90,6 +90,7 @@ def test_an_allowed_change_stands_with_its_step(tiny, tmp_path, console):
     run(tiny, tmp_path, 'sede')
 
 
+@pytest.mark.thorough
 def test_what_a_person_changes_on_purpose_goes_on_and_is_logged(tiny, tmp_path, console):
   run(tiny, tmp_path)
   changes = {
@@ -125,6 +126,7 @@ def test_where_and_how_a_run_computes_is_free(tiny, tmp_path, console):
   assert lines == ['changed at step 3: train.steps was 3 and is now 6']
 
 
+@pytest.mark.thorough
 def test_the_line_of_a_change_is_there_once_however_often_its_steps_are_taken(tiny, tmp_path):
   run(tiny, tmp_path)
   tiny.train.steps = 8
@@ -198,6 +200,7 @@ def folder(tiny, tmp_path):
   return tiny
 
 
+@pytest.mark.thorough
 def test_a_length_that_moves_a_phase_that_has_begun_is_refused_with_the_steps_to_give(tiny, tmp_path):
   tiny.finetune.trainable, tiny.finetune.unfreeze, tiny.finetune.cached_views = 'head', (('50%', 'all'),), 0
   run(tiny, tmp_path)
@@ -257,6 +260,7 @@ def test_other_images_are_refused(folder, tmp_path):
   assert 'data.source' in recorded(tmp_path / 'run')[0][1]
 
 
+@pytest.mark.thorough
 def test_what_is_measured_on_other_images_may_change_with_them(tiny, tmp_path):
   run(tiny, tmp_path)
   tiny.data.synthetic_examples, tiny.train.steps = 48, 8
@@ -347,6 +351,7 @@ def test_other_training_images_are_refused(tiny, tmp_path):
     run(tiny, tmp_path)
 
 
+@pytest.mark.thorough
 def test_what_weights_determined_stays_as_it_was(tiny, saved, tmp_path, console):
   """The same command continues, though the weights now say something else, or are gone."""
   tiny.model.depth, tiny.data.mean, tiny.data.std = 4, (0.1,) * 3, (0.3,) * 3
@@ -371,6 +376,7 @@ def test_what_weights_determined_stays_as_it_was(tiny, saved, tmp_path, console)
     run(tiny, tmp_path / 'run')
 
 
+@pytest.mark.thorough
 def test_what_a_resolved_run_measured_is_no_change(tiny, tmp_path):
   """Weights of classes, statistics of the images and steps of epochs."""
   tiny.loss.balance_classes, tiny.train.steps, tiny.train.epochs = True, None, 2.0
@@ -382,6 +388,7 @@ def test_what_a_resolved_run_measured_is_no_change(tiny, tmp_path):
   assert [found.keys() for _, found in recorded(tmp_path)] == [{'train.steps'}]
 
 
+@pytest.mark.thorough
 def test_best_of_another_metric_is_ranked_by_what_was_measured(tiny, tmp_path):
   tiny.checkpoint.every = tiny.eval.every = '1'
   tiny.checkpoint.keep = 1
