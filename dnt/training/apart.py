@@ -56,8 +56,7 @@ def load(
         different = [split for split in found if trained.data.get(split, found[split]) != found[split]]
         if different:
           _log.info(
-            f'{config.data.source} has changed since the run in {workdir}: {", ".join(different)} may hold images that '
-            'were in another split'
+            f'not as the run in {workdir}: the images of {", ".join(different)}; some may have been in another split'
           )
         return Loaded(config, data)
     except errors.InputError as error:

@@ -196,7 +196,8 @@ def check_network(config: typed.Config, trained: Trained | None, workdir: pathli
   """
   known = dict(schema.options())
   found = changes.find(trained.config, config) if trained else []
-  found = [change for change in found if change.on_resume != schema.FREE and change.key != changes.DATA]
+  # Data apart from that of the run, whose evaluation says so, need not have what the run held out.
+  found = [each for each in found if each.on_resume != schema.FREE and each.key not in (changes.DATA, 'data.hold_out')]
   if network := [change for change in found if known[change.key].role == 'weights']:
     raise errors.InputError(
       f'{workdir} holds another network than config.model: {"; ".join(map(str, network))}. Leave these options at the '

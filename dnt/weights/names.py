@@ -229,6 +229,8 @@ def identify(tensors: Iterable[str], framework: str, origin: str, architectures:
     named = ''.join(f' (it is said to be {name!r})' for name in dict.fromkeys(architectures))
     first = {network.tensors()['params/stem/conv/kernel'] for network in known}
     prefixes = sorted({name.removesuffix(end) for name in given for end in first if name.endswith(f'.{end}')})
+    # Blocks of a network end like its stem: `net.layer1.0.conv1.weight`.
+    prefixes = [name for name in prefixes if not any(name != other and name.startswith(other) for other in prefixes)]
     under = f'; {" and ".join(map(repr, prefixes))} may be a prefix to take off the names' if prefixes else ''
     raise errors.InputError(
       f'{origin} holds no network that dnt knows by name{named} ({len(given)} tensors: {_some(sorted(given), 4)}'
