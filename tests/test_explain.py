@@ -25,7 +25,7 @@ def test_a_run_is_explained(program, trained_copy, tmp_path):
   code, output = program(*given, '--method=hires_cam', '--entry=stem', '--target=4')
   assert code == 0, output
   last = output.splitlines()[-1]
-  assert re.match('1 .*deletion ', last)
+  assert re.match('1 image: .*deletion ', last)
   assert re.search(rf'\b9 .* test\[:9\]  {workdir / "explain"}$', last)
   sheets = ['exciting_channels.png', 'exciting_classes.png', 'explained.png', 'overlay_001_picture.png']
   assert sorted(path.name for path in (workdir / 'explain').iterdir()) == sorted(

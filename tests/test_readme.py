@@ -1,24 +1,74 @@
-"""README's table of commands: all are parsed, with the config that each names."""
+"""README's table of commands: those that need no network run as printed, on small data; the others are parsed."""
 
 import importlib
 import importlib.util
 import pathlib
 import re
 import shlex
+import shutil
+import struct
+import sys
 import textwrap
 
+import jax
+import numpy as np
 import pytest
+from PIL import Image
 
 import dnt
-from dnt import cli, config
+from dnt import cli, config, main
 from dnt.training import experiment
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / 'README.md').read_text()
+# What else is given to the commands of a row to be small; those of `files` are small already. A row that is not
+# here needs the network, other files or minutes, or is a comparison, which starts processes: it is parsed.
+RUNS = {
+  'see all configs, models and data sources': (),
+  'see every flag and config key, with defaults': (),
+  'train a config': (),
+  'change it': ('--config.train.epochs=1',),
+  'go on with another batch size': ('--config.train.epochs=3',),
+  'train on all images, with test curves, as papers do': (),
+  'evaluate the newest checkpoint': (),
+  'evaluate it on a labelled test set in a folder of its own': ('--config.data.source=folder:images/test',),
+  'train on MNIST or Fashion-MNIST files': (),
+  'train on a folder of class folders': ('--config.data.image_size=8',),
+  'fine-tune any pretrained network on such a folder': (),
+  'classify images': (),
+  'explain predictions with class activation maps': (),
+  'show the top-activating images of the last convolution': (),
+  'train on Stanford Cars, as unpacked archives or class folders': ('--config.data.image_size=8',),
+  'augment more': (),
+  'give unequal classes the same weight': (),
+  'start from another run': (),
+  'train only the head, the last two blocks, or all in phases': ('--config.train.init_from=runs/other',),
+  'find the learning rate at the start of the run': ('--config.lr_find.steps=20',),
+  'use smaller learning rates further from the head': (),
+  'examine a network before training it': ('--seeds=1',),
+  'measure random networks against mean field theory': (
+    '--config.signal.depths=(2,)',
+    '--config.signal.width=8',
+    '--config.signal.seeds=1',
+    '--config.signal.singular_values=0',
+  ),
+  'find a learning rate, also of single parts': ('--config.lr_find.steps=20',),
+  'list the units that never fire, measure the gradient noise': (),
+  'list or empty the cache of features': (),
+  'scan deep stages (fast compilation)': (),
+  'export the newest checkpoint': (),
+}
+CONTINUES = {
+  'go on with another batch size',
+  'evaluate the newest checkpoint',
+  'evaluate it on a labelled test set in a folder of its own',
+  'list the units that never fire, measure the gradient noise',
+}
 PLACES = {
   '<image, folder or glob>': 'images/test',
   '<Fashion-MNIST>': 'idx',
   '<weights>': 'runs/other',
+  '<folder>': 'maps',
   '<name>': 'mnist',
   '<tfds dir>': 'tfds',
   '--images=photos': '--images=images/test',
@@ -27,6 +77,24 @@ PLACES = {
   'idx:<dir>': 'idx:idx',
   '<dir>': 'images',
 }
+# A config of dnt with few images and steps, and a small network.
+SMALL = """
+import runpy
+from dnt import config as schema
+
+def get_config():
+  config = runpy.run_path({path!r})['get_config']()
+  training = config.get('base', config)
+  if schema.kind(config) == 'signal':
+    return config
+  if training.data.source.partition(':')[0] not in ('folder', 'idx'):
+    training.data.source, training.data.image_size = 'folder:images', 8
+  if training.model.name in ('resnet', 'plain'):
+    training.model.depth = 8
+  training.data.workers = 0
+  training.train.steps, training.train.epochs, training.train.batch_size = None, 2.0, 8
+  return config
+"""
 
 
 def rows():
@@ -64,6 +132,48 @@ def arguments(command):
   return words[2:]
 
 
+def idx(array):
+  return struct.pack(f'>BBBB{array.ndim}I', 0, 0, 8, array.ndim, *array.shape) + array.tobytes()
+
+
+@pytest.fixture(scope='module')
+def files(tmp_path_factory):
+  """A folder with small copies of dnt's configs, images and IDX files, and with runs `mine` and `other`."""
+  folder, draw = tmp_path_factory.mktemp('readme'), np.random.default_rng(0)
+  for name in ('configs', 'idx'):
+    (folder / name).mkdir()
+  for path in cli.CONFIGS.glob('*.py'):
+    (folder / 'configs' / path.name).write_text(SMALL.format(path=str(path)))
+  for split, name, count in (('train', 'train', 12), ('test', 't10k', 4)):
+    for label in ('cat', 'dog'):
+      (folder / 'images' / split / label).mkdir(parents=True)
+      for i in range(count):
+        image = draw.integers(0, 256, (8, 8, 3), np.uint8)
+        Image.fromarray(image).save(folder / 'images' / split / label / f'{i}.png')
+    (folder / 'idx' / f'{name}-images-idx3-ubyte').write_bytes(idx(draw.integers(0, 256, (20, 8, 8), np.uint8)))
+    (folder / 'idx' / f'{name}-labels-idx1-ubyte').write_bytes(idx(np.arange(20, dtype=np.uint8) % 10))
+  devices = jax.devices()[:1]
+  with pytest.MonkeyPatch.context() as patch:
+    patch.chdir(folder)
+    patch.setattr(sys, 'path', [*sys.path])
+    patch.setattr(jax, 'devices', lambda: devices)
+    patch.setattr('dnt.parallel.cpu.allocator.tune', lambda: False)
+    with pytest.raises(SystemExit) as ended:
+      cli.run(main.PROGRAM, arguments(TRAIN))
+  assert not ended.value.code
+  shutil.copytree(folder / 'runs' / 'mine', folder / 'runs' / 'other')
+  return folder
+
+
+@pytest.fixture
+def here(files, tmp_path, monkeypatch):
+  """A copy of `files` as the current folder and home of the user."""
+  shutil.copytree(files, tmp_path, dirs_exist_ok=True)
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setenv('HOME', str(tmp_path))
+  monkeypatch.setattr(sys, 'path', ['', *sys.path])
+
+
 @pytest.mark.parametrize('title', ROWS)
 def test_the_commands_of_a_row_are_parsed(title, monkeypatch):
   monkeypatch.chdir(ROOT)
@@ -78,6 +188,18 @@ def test_the_commands_of_a_row_are_parsed(title, monkeypatch):
       values = cli.parse(program, [name, *(flag for flag in given if flag != '--help')])
       if program.kinds:
         cli.config(values)
+
+
+@pytest.mark.thorough
+@pytest.mark.usefixtures('here', 'unoptimized', 'undrawn')
+@pytest.mark.parametrize('title', RUNS)
+def test_the_commands_of_a_row_run(title, run_here):
+  for number, command in enumerate(ROWS[title]):
+    name, *given = arguments(command)
+    # A command that trains something else than the run at hand has a workdir of its own.
+    apart = () if title in CONTINUES or not command.startswith('...') else (f'--workdir=runs/new{number}',)
+    code, output = run_here(name.removeprefix('dnt.'), *given, *apart, *RUNS[title])
+    assert code == 0, f'{command}: {output}'
 
 
 def test_the_lines_of_python_train(tmp_path, monkeypatch):

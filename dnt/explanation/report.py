@@ -85,7 +85,8 @@ def run(requested: str, wanted: Wanted, output: pathlib.Path) -> str:
     texts = [
       f'{name} {result["means"][name]:.3f} (random map {result["means"][f"random_{name}"]:.3f})' for name in SHOWN
     ]
-    lines.append(f'{len(result["pictures"])} images: {", ".join(texts)}')
+    count = len(result['pictures'])
+    lines.append(f'{count} image{"s" if count > 1 else ""}: {", ".join(texts)}')
   if source:
     top = top_activating.search(network, mesh, entry, source, wanted.top)
     content['exciting'] = {'meaning': TOP_ACTIVATING, **top_activating.to_json(network, source, top)}

@@ -237,7 +237,7 @@ def class_table(class_names: Sequence[str], per_class: Mapping[str, Sequence[Any
 
   Args:
     class_names: in class order.
-    per_class: from `scores.per_class`.
+    per_class: from `scores.per_class`; the table has no AUROC if no class has one.
   """
   shown = range(len(class_names))
   if len(class_names) > WHOLE_CLASSES:
@@ -246,13 +246,15 @@ def class_table(class_names: Sequence[str], per_class: Mapping[str, Sequence[Any
   title = 'class' if len(shown) == len(class_names) else f'lowest sensitivity of {len(class_names):,} classes'
 
   forms = {'examples': '{:,}', 'sensitivity': '{:.2%}', 'specificity': '{:.2%}', 'auroc': '{:.4f}'}
+  if all(value is None for value in per_class['auroc']):  # predictions do not measure it
+    del forms['auroc']
 
   def cell(name, place):
     value = per_class[name][place]
     return '-' if value is None else forms[name].format(value).replace('%', ' %')
 
   rows = [(class_names[place], *(cell(name, place) for name in forms)) for place in shown]
-  return [(title, 'examples', 'sensitivity', 'specificity', 'AUROC'), *rows]
+  return [(title, *(name.replace('auroc', 'AUROC') for name in forms)), *rows]
 
 
 def last_line(summary: Mapping[str, Any], command: str) -> str:

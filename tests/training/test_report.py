@@ -229,6 +229,12 @@ def test_of_many_classes_the_least_found_are_shown():
   assert len(rows) == 40 and rows[-1] == ('class 195', '0', '-', '-', '-')
 
 
+def test_the_table_of_classes_has_no_column_without_a_value():
+  figures = {'examples': [3, 1], 'sensitivity': [1.0, 0.0], 'specificity': [0.0, 1.0], 'auroc': [None, None]}
+  header, *rows = report.class_table(('cat', 'dog'), figures)
+  assert 'AUROC' not in header and {len(row) for row in rows} == {4}
+
+
 def test_what_the_loss_of_training_has_and_an_evaluation_has_not():
   options = config.default()
   assert report.training_extras(options) == {'loss': [], 'accuracy': []}
