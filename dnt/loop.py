@@ -89,25 +89,7 @@ def _train(
 ) -> dict[str, Any]:
   """Trains as `train` does, in a workdir that this run owns."""
   mesh = mesh_lib.make_mesh(config.mesh)
-  mesh_lib.check_batch('config.train.batch_size', config.train.batch_size, mesh, config.train.accumulate)
-  mesh_lib.check_batch('config.eval.batch_size', config.eval.batch_size, mesh)
-  if config.optim.learning_rate == schema.AUTO:
-    lr_find.check(config)
-  trained = resume.read(workdir)
-  config = resume.keep_open(config, trained)
-  data = experiment.load_data(config, config.eval.splits, workdir, test=True)
-  run = experiment.make(experiment.rank(experiment.resolve(config, data), data), data.spec)
-  fingerprint = data.fingerprint()
-  budget.check_training(run, mesh)
-  budget.check_evaluation(run, mesh)
-  if data.held_out:
-    _log.info(
-      f'val is {config.data.val_fraction:.0%} of the images of train, held out (config.data.val_fraction); a run '
-      'trains on all of them if config.eval.splits does not name val'
-    )
-  saved = checkpoints.Checkpoints(workdir, run.config.checkpoint, metric_names.ranking(run.config))
-  found = resume.find_changes(run, fingerprint, trained, saved.latest_step or 0)
-  changes.check(found, allow, workdir)
+  run, data, fingerprint, saved, found = _prepare(config, workdir, mesh, allow)
   _log.info(report.block_table(run.table))
   if (summary := _already_done(run, workdir, saved, mesh, command, found)) is not None:
     return summary
@@ -155,6 +137,48 @@ def _train(
       except (errors.InputError, errors.RunError, OSError) as error:
         raise _failed(error, saved, workdir) from error
   return report.write(run, rec, state, workdir, mesh, command, guard.stopped_by)
+
+
+class _Prepared(NamedTuple):
+  """Holds what a run needs before it computes anything.
+
+  Attributes:
+    run: the experiment.
+    data: its images.
+    fingerprint: the fingerprint of each split.
+    saved: the checkpoints of the workdir.
+    found: how config and data differ from those of the newest checkpoint.
+  """
+
+  run: experiment.Experiment
+  data: experiment.Data
+  fingerprint: dict[str, Any]
+  saved: checkpoints.Checkpoints
+  found: list[changes.Change]
+
+
+def _prepare(config: typed.Config, workdir: pathlib.Path, mesh: jax.sharding.Mesh, allow: Collection[str]) -> _Prepared:
+  """Reads the data, builds the experiment, and refuses what cannot run here or cannot continue the run."""
+  mesh_lib.check_batch('config.train.batch_size', config.train.batch_size, mesh, config.train.accumulate)
+  mesh_lib.check_batch('config.eval.batch_size', config.eval.batch_size, mesh)
+  if config.optim.learning_rate == schema.AUTO:
+    lr_find.check(config)
+  trained = resume.read(workdir)
+  config = resume.keep_open(config, trained)
+  data = experiment.load_data(config, config.eval.splits, workdir, test=True)
+  run = experiment.make(experiment.rank(experiment.resolve(config, data), data), data.spec)
+  fingerprint = data.fingerprint()
+  budget.check_training(run, mesh)
+  budget.check_evaluation(run, mesh)
+  if data.held_out:
+    _log.info(
+      f'val is {config.data.val_fraction:.0%} of the images of train, held out (config.data.val_fraction); a run '
+      'trains on all of them if config.eval.splits does not name val'
+    )
+  saved = checkpoints.Checkpoints(workdir, run.config.checkpoint, metric_names.ranking(run.config))
+  found = resume.find_changes(run, fingerprint, trained, saved.latest_step or 0)
+  changes.check(found, allow, workdir)
+  return _Prepared(run, data, fingerprint, saved, found)
 
 
 def _failed(error: Exception, saved: checkpoints.Checkpoints, workdir: pathlib.Path) -> Exception:
