@@ -82,8 +82,8 @@ def run(program: Program, argv: Sequence[str] | None = None) -> NoReturn:
       code = _lose(terminal.OutputError(error))
     except terminal.OutputError as error:
       code = _lose(error)
-    if code and watch.first:
-      signals.exit_at_once(code)  # Python would wait for threads, such as a compilation
+    if code:
+      watch.leave(code)
   if code:
     _leave(code)
   sys.exit(0)

@@ -58,6 +58,7 @@ class Watch:
     self.handled: int | None = None
     self.raised: int | None = None
     self._importing = False  # whether a signal has come during an import
+    self._received = threading.Event()  # whether the thread has seen the first signal
 
   def __enter__(self) -> 'Watch':
     global _current
@@ -84,11 +85,17 @@ class Watch:
     os.close(self._read)
     _current = self._outer
 
+  def leave(self, code: int) -> None:
+    """Ends the process at once if a signal has come; Python would wait for threads, such as a compilation."""
+    if self.handled or self.first:
+      self._received.wait(GRACE)  # its line is printed
+      exit_at_once(code)
+
   def _handle(self, number: int, frame: types.FrameType | None) -> None:
     self.handled = self.handled or number
     if not self.receive and _is_importing(frame):
       self._importing = True
-    elif self.interrupting or not self.receive:
+    elif (self.interrupting or not self.receive) and not self.raised:  # once, as the program ends then
       self.raised = number
       raise Stopped(number)
 
@@ -114,6 +121,7 @@ class Watch:
         elif not deadline:
           say(f'stopped by {signal.Signals(number).name}')
           deadline = time.monotonic() + GRACE
+        self._received.set()
         if interrupts > 1 and self.ends_at_once:
           say('stopped at once; the last finished checkpoint remains')
           exit_at_once(128 + signal.SIGINT)
