@@ -185,6 +185,7 @@ def contents(workdir):
   return {path: path.read_bytes() for path in workdir.rglob('*') if path.is_file()}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize('summarized', [True, False])
 def test_a_run_that_is_further_than_its_steps_is_finished(tiny, tmp_path, console, summarized):
   """Nothing changes, also where a kill left no summary and lines after the checkpoint."""

@@ -182,6 +182,7 @@ class Net(nn.Module):
 """
 
 
+@pytest.mark.thorough
 def test_activations_that_a_users_own_module_calls_as_functions(network, tmp_path, monkeypatch):
   (tmp_path / 'deadnets.py').write_text(FUNCTIONS)
   monkeypatch.syspath_prepend(tmp_path)

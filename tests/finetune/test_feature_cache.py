@@ -201,6 +201,7 @@ class Lying(Reading):
 """
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
   ('name', 'shape'), [('Pooling', (4, 4, 6)), ('Stating', (1, 1, 6)), ('Reading', (4, 4, 6)), ('Lying', None)]
 )
@@ -315,6 +316,7 @@ def test_a_file_of_an_older_version_is_replaced(config, tmp_path, console, monke
   assert console.readouterr().out.count('older version') == 2
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize('problem', ['file', 'limit', 'full'])
 def test_features_that_cannot_be_kept_do_not_stop_a_run(config, tmp_path, console, monkeypatch, problem):
   config.train.steps = 1

@@ -131,6 +131,7 @@ def test_every_line_is_marked_also_an_unfinished_last_one(start):
   assert err == ''
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(('mode', 'code', 'how'), [('exit', 3, ''), ('killed', 137, ' (SIGKILL)')])
 def test_a_failing_process_takes_the_others_down(start, mode, code, how):
   process = start(mode)

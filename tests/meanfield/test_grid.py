@@ -150,6 +150,7 @@ def small():
   return config
 
 
+@pytest.mark.thorough
 def test_a_run_writes_its_table_figures_and_json(small, tmp_path, console):
   result = grid.run(small, tmp_path / 'new')
   assert re.search('within 5 % of theory in [0-9]', console.readouterr().out)

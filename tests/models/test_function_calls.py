@@ -48,6 +48,7 @@ def look(model, x, train=False):
 X = np.random.default_rng(0).normal(size=(4, 6, 6, 3)).astype(np.float32)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize('name', FUNCTIONS)
 def test_a_function_of_the_output_of_an_entry_is_its_activation(name):
   class Net(nn.Module):

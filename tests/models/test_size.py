@@ -20,6 +20,7 @@ def trace(model, shape=SHAPE, classes=10):
   return size.trace(model, models.make(model, classes), classes, shape)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
   'given',
   [

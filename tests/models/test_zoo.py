@@ -41,6 +41,7 @@ def make(name, parts=PARTS[0], **options):
   return models.make(cfg.model, 5)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
   ('name', 'options'),
   [('plain', {}), ('resnet', {}), ('resnet', {'block': 'preact_basic'}), ('highway', {}), ('densenet', {})],

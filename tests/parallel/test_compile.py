@@ -69,6 +69,7 @@ def test_barriers_are_kept_where_the_options_ask_for_it():
   np.testing.assert_array_equal(compiled(jnp.ones(64)), 3)
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(jax.__version__ not in options.OPTIONS, reason='no options for this jax version')
 def test_programs_compiled_with_the_options_survive_the_cache(tmp_path):
   """XLA has options under which it crashes while it writes a convolution to the cache, so processes try it."""

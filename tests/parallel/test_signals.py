@@ -108,6 +108,7 @@ def test_a_signal_ends_a_program_with_its_code(start, number):
   assert err.strip() == f'stopped by {number.name}'
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize('mode', ['stuck', 'swallows'])
 def test_a_main_thread_that_is_busy_elsewhere_is_not_waited_for(start, mode):
   process, begin = start(mode), time.monotonic()

@@ -114,6 +114,7 @@ def test_what_a_person_changes_on_purpose_goes_on_and_is_logged(tiny, tmp_path, 
   assert step == 6 and found.keys() == changes.keys()
 
 
+@pytest.mark.thorough
 def test_where_and_how_a_run_computes_is_free(tiny, tmp_path, console):
   whole = run(tiny, tmp_path / 'whole')
   tiny.train.steps = 3
@@ -141,6 +142,7 @@ def test_the_line_of_a_change_is_there_once_however_often_its_steps_are_taken(ti
 
 
 # Tasks that a failing read leaves behind in TensorStore are reported when they are collected.
+@pytest.mark.thorough
 @pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
 def test_an_older_checkpoint_was_trained_with_the_older_config(tiny, tmp_path):
   """The newest one is damaged, and with it the steps that had the new config."""
