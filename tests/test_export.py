@@ -41,6 +41,7 @@ def test_stablehlo_with_the_averaged_weights(program, trained_copy, build):
   assert json.loads((folder / 'model.json').read_text())['class_names'] == list(run.spec.class_names)
 
 
+@pytest.mark.thorough
 def test_safetensors_are_read_back(program, small, saved, tmp_path):
   options = {'model.stem': 'imagenet', 'model.depth': 18, 'ema.decay': 0.0, 'data.augment': 'none'}
   _, state, _ = saved(small(**options))

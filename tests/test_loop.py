@@ -221,6 +221,7 @@ def test_a_run_that_has_ended_keeps_the_config_that_it_was_trained_with(tiny, tm
   assert files.read_object(tmp_path / 'summary.json')['finished']
 
 
+@pytest.mark.thorough
 def test_fewer_steps_than_the_start_of_a_phase_that_was_reached(tiny, tmp_path):
   """The optimizer's state of that phase is in the checkpoint, but the run as it is asked for now has no such phase."""
   tiny.finetune.trainable, tiny.finetune.unfreeze, tiny.finetune.cached_views = 'head', (('4', 'all'),), 0

@@ -648,6 +648,7 @@ def test_eval_splits(tiny, tmp_path):
   assert {'train/loss', 'test[:25%]/loss', 'test[:25%]/accuracy'} <= set(last)
 
 
+@pytest.mark.thorough
 def test_eval_every(tiny, tmp_path):
   for every, expected in (('2', [2, 4, 6]), ('0', [6])):
     tiny.eval.every = every

@@ -35,6 +35,7 @@ def images(tmp_path):
   return folder
 
 
+@pytest.mark.thorough
 def test_images_and_their_figures_are_written(run, images, tmp_path, console):
   wanted = WANTED._replace(images=str(images), target='class2')
   said = report.run(str(run), wanted, tmp_path / 'out')

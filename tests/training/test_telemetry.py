@@ -123,6 +123,7 @@ def clipped(name, gradient, params):
   return after
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize('name', ['value', 'block_norm', 'adaptive'])
 def test_how_much_each_way_of_clipping_takes(tiny, begin, name):
   tiny.model.norm, tiny.optim.momentum, tiny.optim.weight_decay = 'none', 0.0, 0.0
