@@ -3,8 +3,9 @@
   python -m dnt.main --config=configs/digits_resnet20.py
 
 Expected: 99 % test accuracy in less than 45 s on 2 CPU cores. A tenth of the training images is held out as val; splits
-0, 1 and 2 of the data (config.data.seed) then give 98.9 to 99.4 %. Trained on all of them, with
---config.eval.splits="('test',)", splits 0 to 4 give 99.2 to 99.4 %, mean 99.3 %. A test split has 359 images.
+0, 1 and 2 of the data (config.data.seed) then give 98.9 to 99.4 %, and split 0 98.6 % with jax 0.12. Trained on all of
+them, with --config.eval.splits="('test',)", splits 0 to 4 give 99.2 to 99.4 %, mean 99.3 %. A test split has 359
+images.
 """
 
 from dnt import config as schema
