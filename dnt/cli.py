@@ -130,7 +130,7 @@ def _run(program: Program, argv: Sequence[str], watch: signals.Watch) -> int:
 
 def _out_of_bounds(error: Exception) -> errors.RunError | None:
   """Returns an error of one line if memory ran out or a number is too large for its type, else None."""
-  reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+  reason = errors.first_line(error)
   if isinstance(error, OverflowError):
     return errors.RunError(f'a number is too large ({reason}); lower the sizes and numbers of the config or the flags')
   # jax has an error of its own, a RuntimeError.

@@ -96,6 +96,11 @@ class RunError(RuntimeError):
   """A run that started and failed, such as a loss that is not finite."""
 
 
+def first_line(error: BaseException) -> str:
+  """Returns the first line of an error's message, or its type if it has none."""
+  return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def of_file(error: OSError) -> RunError:
   """Makes the error for a file that cannot be written or read, from an error that names it."""
   hint = '; make room and run the same command again' if error.errno in (errno.ENOSPC, errno.EDQUOT) else ''

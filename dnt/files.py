@@ -8,6 +8,7 @@ import math
 import os
 import pathlib
 import tempfile
+import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
@@ -53,6 +54,14 @@ def cache_folder(name: str) -> pathlib.Path | None:
 def readable(name: str) -> str:
   r"""Returns a file name as valid Unicode: bytes of the name that are not UTF-8 become `\xe9` and the like."""
   return name.encode('utf-8', 'surrogateescape').decode('utf-8', 'backslashreplace')
+
+
+def normalized(name: str) -> str:
+  """Returns a file name in the form in which names are compared: `readable`, and in Unicode's NFC.
+
+  macOS writes an accent as a character of its own.
+  """
+  return unicodedata.normalize('NFC', readable(name))
 
 
 def append(file: io.RawIOBase, content: bytes) -> None:

@@ -159,9 +159,7 @@ class Checkpoints:
         self._write(format.replace_meta, self._directory / str(step), meta, metrics, ranking)
       except errors.RunError as error:
         problem = error
-    problem = _agree(problem)
-    if problem is not None:
-      raise problem
+    _raise_any(problem)
     steps = self._manager.all_steps()  # the manager reads the metrics on disk when it is made
     self._metrics[step] = dict(metrics)
     for each in set(steps) - self._kept(steps):
@@ -230,9 +228,7 @@ class Checkpoints:
             f'{math.floor(free / 1e5) / 10} MB left; '
             'make room and run the same command again'
           )
-    problem = _agree(problem)
-    if problem is not None:
-      raise problem
+    _raise_any(problem)
 
   def _move_aside(self, step: int) -> pathlib.Path:
     aside = self._directory / f'{step}.damaged'
@@ -257,7 +253,7 @@ def _reason(error: BaseException) -> str:
   full = os.strerror(errno.ENOSPC)
   if full in str(error):  # TensorStore adds paths and places in its code
     return f'{full}; make room and run the same command again'
-  return (str(error).strip().splitlines() or [type(error).__name__])[0]
+  return errors.first_line(error)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -421,9 +417,7 @@ def _check_writable(directory: pathlib.Path) -> None:
       probe.touch()
     except errors.InputError as error:
       problem = error
-  problem = _agree(problem)
-  if problem is not None:
-    raise problem
+  _raise_any(problem)
   if not probe.exists():
     problem = errors.InputError(
       f'{directory.parent} does not hold the files of process 0; give all processes the same --workdir, on a file '
@@ -432,6 +426,13 @@ def _check_writable(directory: pathlib.Path) -> None:
   problem = _agree(problem)
   if multihost.is_lead():
     probe.unlink()
+  if problem is not None:
+    raise problem
+
+
+def _raise_any(problem: Exception | None) -> None:
+  """Raises the most severe problem of any process, on every process, if there is one."""
+  problem = _agree(problem)
   if problem is not None:
     raise problem
 

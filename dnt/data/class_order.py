@@ -5,12 +5,11 @@ Names are compared in Unicode's form NFC: macOS writes an accent as a character 
 
 import functools
 import logging
-import unicodedata
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from dnt import errors
+from dnt import errors, files
 from dnt.data import examples
 
 _log = logging.getLogger(__name__)
@@ -18,7 +17,7 @@ _log = logging.getLogger(__name__)
 
 def normalized(names: Iterable[str]) -> tuple[str, ...]:
   """Returns the names in form NFC, in which they are compared."""
-  return tuple(unicodedata.normalize('NFC', name) for name in names)
+  return tuple(map(files.normalized, names))
 
 
 def align(source: examples.Examples, names: Sequence[str], owner: str) -> examples.Examples:

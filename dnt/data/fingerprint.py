@@ -5,7 +5,6 @@ It decodes no image, and reads no file except for the sizes of image files.
 
 import hashlib
 import os
-import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -55,7 +54,7 @@ def _of_split(split: examples.Examples) -> dict[str, Any]:
 def _of_files(paths: Sequence[str]) -> str:
   shared = os.path.commonprefix([min(paths), max(paths)])  # of all paths, as these two differ first
   start = shared.rfind(os.sep) + 1
-  names = (unicodedata.normalize('NFC', files.readable(path[start:])) for path in paths)  # also on macOS
+  names = (files.normalized(path[start:]) for path in paths)
   digest = hashlib.sha256('\0'.join(names).encode())
   sample = paths[:: -(-len(paths) // MOST_SIZES)]
   digest.update(np.array([_size(path) for path in sample], '<i8').tobytes())

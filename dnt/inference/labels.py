@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dnt import errors, files
+from dnt import errors
 from dnt.data import class_order
 from dnt.data.sources import folder
 from dnt.inference import network as network_lib
@@ -56,7 +56,7 @@ def find(text: str, paths: Sequence[str], names: Sequence[str] | None, network: 
 
 def _class(parts: Sequence[str], known: Sequence[str]) -> str:
   """Returns the class of an image in these nested folders, or ''."""
-  names = class_order.normalized(files.readable(part) for part in parts)
+  names = class_order.normalized(parts)
   while names and names[0] not in known and folder.split_of(names[0]):
     names = names[1:]
   return names[0] if names else ''

@@ -101,7 +101,7 @@ def captures(result: Mapping[str, Any], path: str) -> Captures:
   own = trees.subtree(result, path)
   flat = trees.flatten(own)
   units = {key.rpartition('/')[0]: value for key, value in flat.items() if isinstance(value, Zeros | Saturation)}
-  return Captures(own.get('output'), None if 'untold' in own and not units else units)
+  return Captures(own.get('output'), None if 'unknown' in own and not units else units)
 
 
 def barrier(tree: Any) -> Any:
@@ -187,7 +187,7 @@ def with_function_calls(model: nn.Module, apply: Callable, watch: bool) -> Calla
 
   def run(variables, x, *rest):
     program = function_calls.trace(apply, variables, x, *rest)
-    sums: dict[str, Any] = {f'{path}/untold': () for path in program.untold}
+    sums: dict[str, Any] = {f'{path}/unknown': () for path in program.unknown}
     calls = collections.Counter()
 
     def hook(activation, value):

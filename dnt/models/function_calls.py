@@ -58,13 +58,13 @@ class Program(NamedTuple):
     closed: the traced function.
     structure: tree of its result.
     found: the activations, each with the variable that holds it, in the order of the program.
-    untold: paths of the entries with activations that were not found.
+    unknown: paths of the entries with activations that were not found.
   """
 
   closed: core.ClosedJaxpr
   structure: Any
   found: dict[core.Var, Activation]
-  untold: frozenset[str]
+  unknown: frozenset[str]
 
 
 def ignored() -> contextlib.AbstractContextManager[None]:
@@ -84,12 +84,12 @@ def trace(fn: Callable, variables: Any, x: jax.Array, *rest: Any) -> Program:
     # A function of its own: jax remembers what it traced, but not the contexts.
     closed, shapes = jax.make_jaxpr(lambda *args: fn(*args), return_shape=True)(variables, x, *rest)
   first = len(jax.tree.leaves(variables))
-  found, untold = _search(closed.jaxpr, closed.jaxpr.invars[first])
+  found, unknown = _search(closed.jaxpr, closed.jaxpr.invars[first])
   names = list(paths)
   activations = {at: Activation(names[each.entry], each.kind, each.after, _shape(at)) for at, each in found.items()}
   # The rows of a scanned stage share a path, so that an activation after the last one would be that of all.
   activations = {at: each for at, each in activations.items() if not trees.is_scanned(each.path)}
-  return Program(closed, jax.tree.structure(shapes), activations, frozenset(names[index] for index in untold))
+  return Program(closed, jax.tree.structure(shapes), activations, frozenset(names[index] for index in unknown))
 
 
 @contextlib.contextmanager
@@ -163,7 +163,7 @@ def _search(jaxpr: core.Jaxpr, images: core.Var) -> tuple[dict[core.Var, _Value]
   """Returns the variables that hold activations, and the numbers of the entries with others inside a call."""
   known: dict[core.Var, _Value] = {images: _Value(-1, images)}
   leaving: set[core.Var] = {variable for variable in jaxpr.outvars if not isinstance(variable, core.Literal)}
-  untold = set()
+  unknown = set()
   for equation in jaxpr.eqns:
     inputs = {v: known[v] for v in equation.invars if not isinstance(v, core.Literal) and v in known}
     if not inputs:
@@ -185,13 +185,13 @@ def _search(jaxpr: core.Jaxpr, images: core.Var) -> tuple[dict[core.Var, _Value]
     if not joined:
       leaving.update(inputs)
     if primitives is None and not _is_ignored(equation) and _hides_activation(equation, known):
-      untold.add(entry)
+      unknown.add(entry)
   found = {
     variable: value
     for variable, value in known.items()
     if value.bent and variable in leaving and value.entry >= 0 and _has_units(variable)
   }
-  return found, untold - {-1}
+  return found, unknown - {-1}
 
 
 def _entry_of(equation: core.JaxprEqn) -> int | None:

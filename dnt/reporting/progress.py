@@ -109,6 +109,11 @@ def format_value(name: str, value: float | None) -> str:
   return f'{value:,.0f}' if quantity == 'images_per_second' else f'{value:.4f}'
 
 
+def format_values(values: Mapping[str, float | None]) -> str:
+  """Formats metrics by name as one line."""
+  return '  '.join(f'{name} {format_value(name, value)}' for name, value in values.items())
+
+
 def format_duration(seconds: float) -> str:
   """Formats seconds in words: '8 s', '3 min 05 s', '2 h 04 min', '3 d 02 h'."""
   seconds = max(round(seconds), 0)

@@ -176,7 +176,7 @@ class Record:
     self.evaluated_at, self.metrics = step, result.metrics
     if self.best_metric:
       self._rank(step, result.metrics[self.best_metric])
-    _log.info(f'step {step}  {_shown(result.metrics)}')
+    _log.info(f'step {step}  {progress.format_values(result.metrics)}')
 
   def ended(self, step: int, result: evaluate.Result, best: Mapping[str, Any]) -> None:
     """Records the evaluation of the splits that are looked at only when the run ends, once.
@@ -195,11 +195,11 @@ class Record:
     else:
       self._write(step, result.metrics)
     self._write_confusion(step, result)
-    _log.info(f'step {step}, the end  {_shown(result.metrics)}')
+    _log.info(f'step {step}, the end  {progress.format_values(result.metrics)}')
     self.best_checkpoint = dict(best)
     if best and best['step'] != step:
       values = {name: value for name, value in best.items() if name != 'step'}
-      _log.info(f'step {best["step"]}, the best checkpoint  {_shown(values)}')
+      _log.info(f'step {best["step"]}, the best checkpoint  {progress.format_values(values)}')
 
   def _rank(self, step: int, value: float | None) -> None:
     if checkpoints.better(self.best_metric, value, self.best.get('value')):
@@ -271,7 +271,3 @@ class Record:
   def _show(self, step: int, loss: float, accuracy: float, rate: float) -> None:
     shown = {'loss': loss, 'accuracy': accuracy, 'images_per_second': rate}
     self._progress.update(step, step / self._run.steps_per_epoch, shown)
-
-
-def _shown(values: Mapping[str, float]) -> str:
-  return '  '.join(f'{name} {progress.format_value(name, value)}' for name, value in values.items())

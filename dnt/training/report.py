@@ -276,8 +276,8 @@ def last_line(summary: Mapping[str, Any], command: str) -> str:
 
 def evaluation_line(result: Mapping[str, Any]) -> str:
   """Formats `step` and the metrics of an evaluation as one line."""
-  shown = [f'{name} {progress.format_value(name, value)}' for name, value in result.items() if name != 'step']
-  return '  '.join([f'step {result["step"]}', *shown])
+  shown = {name: value for name, value in result.items() if name != 'step'}
+  return '  '.join([f'step {result["step"]}', progress.format_values(shown)])
 
 
 def versions() -> dict[str, str]:

@@ -57,7 +57,7 @@ def download(name: str) -> Download:
       atexit.register(shutil.rmtree, folder, ignore_errors=True)
       return _fetch(huggingface_hub.hf_hub_download, repository, revision, cache_dir=folder)
   except Exception as error:  # the hub, two HTTP libraries and the disk raise different types
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    reason = errors.first_line(error)
     page = f'https://huggingface.co/{repository}' + (f'/tree/{revision}' if revision else '')
     raise errors.InputError(
       f'cannot fetch hf:{name} ({reason}); check the name, the revision and the network, or fetch {WEIGHTS} and '

@@ -42,7 +42,7 @@ def look(model, x, train=False):
   (got, updates), wanted = function_calls.run(program, (variables, x, key), hook), apply(variables, x, key)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), (got, updates), wanted)
   kept = {name: value[0] for name, value in updates.get('intermediates', {}).items()}
-  return seen, program.untold, kept
+  return seen, program.unknown, kept
 
 
 X = np.random.default_rng(0).normal(size=(4, 6, 6, 3)).astype(np.float32)
@@ -58,10 +58,10 @@ def test_a_function_of_the_output_of_an_entry_is_its_activation(name):
       self.sow('intermediates', 'kept', x)
       return nn.Dense(3, name='answer')(x)
 
-  [(activation, value)], untold, kept = look(Net(), X)
+  [(activation, value)], unknown, kept = look(Net(), X)
   assert activation == ('wide', '', True, (4, 7))
   np.testing.assert_array_equal(value, kept['kept'])
-  assert untold == set()
+  assert unknown == set()
 
 
 class Block(nn.Module):
@@ -88,7 +88,7 @@ def test_each_activation_belongs_to_the_entry_that_it_is_in_or_that_it_follows(t
       x = nn.Dropout(0.5, deterministic=not train, name='dropout')(nn.sigmoid(x))
       return nn.softmax(nn.Dense(3, name='answer')(x))
 
-  seen, untold, _ = look(Net(), X, train)
+  seen, unknown, _ = look(Net(), X, train)
   assert [activation[:3] for activation, _ in seen] == [
     ('conv', '', True),
     ('block', '', False),
@@ -97,7 +97,7 @@ def test_each_activation_belongs_to_the_entry_that_it_is_in_or_that_it_follows(t
     ('sequence', 'tanh', False),
     ('sequence', 'sigmoid', True),
   ]
-  assert untold == set()
+  assert unknown == set()
 
 
 def test_what_is_inside_loops_remat_and_jit_is_not_told():
@@ -120,9 +120,9 @@ def test_what_is_inside_loops_remat_and_jit_is_not_told():
       x = jax.jit(lambda x: nn.relu(x) @ jnp.ones((5, 5)))(nn.Dense(5, name='before')(x))
       return nn.Dense(3, name='answer')(x)
 
-  seen, untold, _ = look(Net(), X)
+  seen, unknown, _ = look(Net(), X)
   assert seen == []
-  assert untold == {'cells', 'again', 'before'}
+  assert unknown == {'cells', 'again', 'before'}
 
 
 def test_masks_and_norms_are_no_activations():
@@ -134,6 +134,6 @@ def test_masks_and_norms_are_no_activations():
       x = jnp.where(jnp.arange(8)[None] < 4, x, 0)
       return nn.Dense(3, name='answer')(x)
 
-  seen, untold, _ = look(Net(), X)
+  seen, unknown, _ = look(Net(), X)
   assert seen == []
-  assert untold == set()
+  assert unknown == set()

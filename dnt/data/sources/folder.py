@@ -7,7 +7,6 @@ import logging
 import os
 import pathlib
 import re
-import unicodedata
 from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple, NoReturn
 
@@ -297,7 +296,7 @@ def _class_folders(base: pathlib.Path) -> dict[str, list[pathlib.Path]]:
   """
   result = {}
   for name in _folders(base):
-    result.setdefault(unicodedata.normalize('NFC', files.readable(name)), []).append(base / name)
+    result.setdefault(files.normalized(name), []).append(base / name)
   return result
 
 
