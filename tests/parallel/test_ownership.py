@@ -248,11 +248,11 @@ def test_two_starts_and_programs_that_read(tmp_path, config_file, start, finish,
   assert steps == list(range(1, 121))
   assert not owner_file(workdir).exists()
 
-  command.append('--config.train.steps=100000')
+  command = [*first.args, '--config.train.steps=100000']  # with the seed of the one that has trained
   third = start(command)
   wait_for_step(third, workdir, 125)
   assert owner_file(workdir).exists()
-  flags = (f'--config={config}', f'--workdir={workdir}')
+  flags = command[3:-1]
   code, output, problems = program(*flags, '--mode=evaluate')
   assert code == 0, problems
   code, _, problems = program(*flags, '--mode=lr_find')
