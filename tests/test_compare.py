@@ -79,7 +79,7 @@ def children(pid):
 
 
 @pytest.mark.thorough
-def test_stopped_killed_and_started_again(tmp_path, compare):
+def test_stopped_killed_and_started_again(tmp_path, compare, run_here):
   workdir = tmp_path / 'runs'
   good = workdir / 'good' / 'seed0'
 
@@ -117,14 +117,15 @@ def test_stopped_killed_and_started_again(tmp_path, compare):
   assert {'results.csv', 'results.json', 'curves.png', 'report.html'} <= {path.name for path in workdir.iterdir()}
 
   before = (good / 'log.txt').read_bytes(), (good / 'summary.json').read_bytes()
-  output, _ = (process := compare('--only=good')).communicate(timeout=120)
-  assert process.returncode == 0, output
+  flags = process.args[3:]
+  code, output = run_here('compare', *flags, '--only=good')
+  assert code == 0, output
   assert re.search('good seed 0  .*finished', output)
   assert ((good / 'log.txt').read_bytes(), (good / 'summary.json').read_bytes()) == before
   assert '| diverges |' in (workdir / 'results.md').read_text(), 'what ran before stays in the table'
 
-  output, _ = (process := compare('--config.base.optim.momentum=0.5')).communicate(timeout=120)
-  assert process.returncode == 2, output
+  code, output = run_here('compare', *flags, '--config.base.optim.momentum=0.5')
+  assert code == 2, output
   assert re.search('good/seed0 .*optim.momentum was 0.9 and is now 0.5', output)
 
 

@@ -32,7 +32,7 @@ def test_any_number_of_devices_gives_the_same_losses(tiny, tmp_path, monkeypatch
   tiny.model.stochastic_depth = 0.2
   tiny.data.augment, tiny.data.crop_padding = 'pad_crop_flip', 1
   tiny.train.accumulate, tiny.train.steps, tiny.train.log_every = 2, 4, '1'
-  tiny.eval.every = '0'
+  tiny.eval.every = tiny.telemetry.every = '0'
   make_mesh, found = mesh_lib.make_mesh, {}
   for count in (1, 2, 4, 8):
     devices = jax.devices()[:count]
@@ -61,6 +61,7 @@ def config(config_file):
       'optim.learning_rate': 0.02,
       'train.steps': steps,
       'eval.every': '6',
+      'telemetry.every': '0',
       'checkpoint.every': '4',
     }
     return config_file(f'tiny_{placement}_{steps}', options)

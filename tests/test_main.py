@@ -30,6 +30,7 @@ SMALL = (
   '--config.eval.batch_size=16',
 )
 TINY = ('--config.data.source=synthetic', '--config.data.synthetic_examples=64', *SMALL)
+MLP = ('--config.model.name=mlp', '--config.model.depth=3', '--config.model.width=16', '--config.model.norm=none')
 PLAIN = (*(flag for flag in TINY if 'crop_padding' not in flag), '--config.data.augment=none')
 
 
@@ -72,7 +73,7 @@ def test_a_run_whose_output_closes_saves_first(tmp_path, monkeypatch, capfd):
   length = ('--config.train.steps=40', '--config.train.log_every=2', '--config.train.steps_per_dispatch=2')
   ends = ('--config.eval.every=0', '--config.checkpoint.every=0')
   with pytest.raises(SystemExit) as stopped:
-    cli.run(main.PROGRAM, ['main', *TINY, *length, *ends, f'--workdir={tmp_path}'])
+    cli.run(main.PROGRAM, ['main', *TINY, *MLP, *length, *ends, f'--workdir={tmp_path}'])
   assert stopped.value.code == 141
   (step,) = [int(path.name) for path in (tmp_path / 'checkpoints').iterdir()]
   assert 0 < step < 40
@@ -93,7 +94,7 @@ def test_a_file_for_which_the_disk_has_no_room_is_one_line(program, tmp_path, mo
     append(file, content)
 
   monkeypatch.setattr(files, 'append', fail)
-  arguments = (*TINY, f'--workdir={tmp_path}', '--config.checkpoint.every=2', '--config.eval.every=4')
+  arguments = (*TINY, *MLP, f'--workdir={tmp_path}', '--config.checkpoint.every=2', '--config.eval.every=4')
   code, _, err = program(*arguments)
   assert code == 1
   assert err.startswith('error: ') and err.count('\n') == 1 and f'{tmp_path / name}' in err and 'No space left' in err
@@ -113,8 +114,10 @@ def in_small_folder(folder, size, script):
   """Runs a shell script with a file system of that size at `folder`; skips the test where only root can."""
   folder.mkdir()
   inside = f'mount -t tmpfs -o size={size} tmpfs {folder} || exit 9; {script}'
+  environment = {**os.environ, 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'}
+  command = ['unshare', '-m', 'bash', '-c', inside]
   try:
-    result = subprocess.run(['unshare', '-m', 'bash', '-c', inside], capture_output=True, text=True, timeout=500)
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=500)
   except FileNotFoundError:
     pytest.skip('there is no unshare')
   if 'unshare failed' in result.stderr or result.returncode == 9:
@@ -126,10 +129,10 @@ def in_small_folder(folder, size, script):
 @pytest.mark.parametrize('size', ['150k', '400k', '800k'])
 def test_a_disk_that_fills_up_is_one_line_and_with_room_the_run_goes_on(tmp_path, size):
   """At the first checkpoint, at a later file, at the report; whatever fails in which thread."""
-  network = '--config.model.name=mlp --config.model.depth=3 --config.model.width=16 --config.telemetry.every=2'
   often = '--config.train.steps=6 --config.train.log_every=1 --config.checkpoint.every=2 --config.eval.every=2'
+  often += ' --config.telemetry.every=2'
   folder = tmp_path / 'small'
-  arguments = f'{" ".join(PLAIN)} {network} --config.model.norm=none {often}'
+  arguments = f'{" ".join((*PLAIN, *MLP))} {often}'
   command = f'"{sys.executable}" -m dnt.main {arguments} --workdir={folder}/run'
   script = f'{command}; echo code $?; echo next >&2; mount -o remount,size=20m {folder}; {command}; echo code $?'
   result = in_small_folder(folder, size, script)
@@ -153,7 +156,7 @@ def test_a_workdir_that_is_moved_away_is_one_line_and_what_it_holds_remains(prog
       (tmp_path / 'run').rename(tmp_path / 'moved')
 
   monkeypatch.setattr(record.Record, 'evaluated', move)
-  arguments = (*TINY, '--config.checkpoint.every=1', '--config.eval.every=1', '--config.train.log_every=1')
+  arguments = (*TINY, *MLP, '--config.checkpoint.every=1', '--config.eval.every=1', '--config.train.log_every=1')
   code, _, err = program(*arguments, f'--workdir={tmp_path / "run"}')
   assert code == 1
   assert err.startswith('error: ') and err.count('\n') == 1 and str(tmp_path / 'run') in err
@@ -170,8 +173,9 @@ def test_a_home_that_cannot_be_written_costs_lines_and_no_more(tmp_path):
   environment = {
     name: value for name, value in os.environ.items() if name not in ('JAX_COMPILATION_CACHE_DIR', 'DISPLAY')
   }
+  environment['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'
   environment |= dict.fromkeys(('HOME', 'XDG_CACHE_HOME', 'XDG_CONFIG_HOME', 'MPLCONFIGDIR'), str(tmp_path / 'file'))
-  arguments = [*PLAIN, '--config.finetune.trainable=head', f'--workdir={tmp_path / "run"}']
+  arguments = [*PLAIN, *MLP, '--config.finetune.trainable=head', f'--workdir={tmp_path / "run"}']
   command = [sys.executable, '-m', 'dnt.main', *arguments]
   result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
   assert result.returncode == 0 and not result.stderr, result
@@ -266,7 +270,7 @@ def test_epochs_on_the_command_line_win_over_steps_in_the_file(program, tmp_path
 @pytest.mark.thorough
 def test_a_loss_that_is_not_finite_stops_with_its_step(program, tmp_path):
   code, _, err = program(
-    f'--workdir={tmp_path}', *TINY, '--config.checkpoint.every=1', '--config.optim.learning_rate=1e30'
+    f'--workdir={tmp_path}', *TINY, *MLP, '--config.checkpoint.every=1', '--config.optim.learning_rate=1e30'
   )
   assert code == 1
   assert 'not finite' in err

@@ -229,8 +229,10 @@ def wait_for_step(process, workdir, step):
 
 @pytest.mark.thorough
 def test_two_starts_and_programs_that_read(tmp_path, config_file, start, finish, program):
-  """Of two that start together one trains to its end; while it does, others read; after a kill the next goes on."""
-  config, workdir = config_file('run', {'train.steps': 120, 'checkpoint.every': '10'}), tmp_path / 'run'
+  """Of two that start together one trains; while it does, others read; after a kill the same command goes on."""
+  network = {'model.name': 'mlp', 'model.depth': 3, 'model.width': 16}
+  options = {'train.steps': 100_000, 'checkpoint.every': '10', 'eval.every': '0'}
+  config, workdir = config_file('run', network | options), tmp_path / 'run'
   command = [sys.executable, '-m', 'dnt.main', f'--config={config}', f'--workdir={workdir}']
   both = [start(command), start([*command, '--config.seed=1'])]
   deadline = time.monotonic() + 240
@@ -243,30 +245,26 @@ def test_two_starts_and_programs_that_read(tmp_path, config_file, start, finish,
   assert second.returncode == 2, output
   assert len(output.strip().splitlines()) == 1
   assert re.search(rf'error: .*in use by .*process {first.pid} on ', output)
-  finish(first)
-  steps = [line['step'] for line in metrics.read(workdir) if 'train/loss' in line]
-  assert steps == list(range(1, 121))
-  assert not owner_file(workdir).exists()
 
-  command = [*first.args, '--config.train.steps=100000']  # with the seed of the one that has trained
-  third = start(command)
-  wait_for_step(third, workdir, 125)
-  assert owner_file(workdir).exists()
-  flags = command[3:-1]
+  wait_for_step(first, workdir, 25)
+  assert json.loads(owner_file(workdir).read_text())['pid'] == first.pid
+  flags = first.args[3:]
   code, output, problems = program(*flags, '--mode=evaluate')
   assert code == 0, problems
   code, _, problems = program(*flags, '--mode=lr_find')
   assert code == 2 and 'in use' in problems
-  assert third.poll() is None
-  third.kill()
-  wait_until_ended(third.pid)  # its exit code is not read
+  assert first.poll() is None
+  first.kill()
+  wait_until_ended(first.pid)  # its exit code is not read
   killed_at = max(line['step'] for line in metrics.read(workdir))
-  fourth = start(command)
-  wait_for_step(fourth, workdir, killed_at + 1)
-  assert json.loads(owner_file(workdir).read_text())['pid'] == fourth.pid
-  fourth.send_signal(signal.SIGINT)
-  finish(fourth, 130)
+  third = start(first.args)
+  wait_for_step(third, workdir, killed_at + 1)
+  assert json.loads(owner_file(workdir).read_text())['pid'] == third.pid
+  third.send_signal(signal.SIGINT)
+  finish(third, 130)
   assert not owner_file(workdir).exists()
+  steps = [line['step'] for line in metrics.read(workdir) if 'train/loss' in line]
+  assert steps == list(range(1, steps[-1] + 1))
 
 
 def test_an_error_frees_the_workdir(tiny, tmp_path, unoptimized):
