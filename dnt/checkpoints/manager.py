@@ -4,6 +4,7 @@
 skip a checkpoint that one of them finds damaged. They must share the file system of the workdir.
 """
 
+import contextlib
 import dataclasses
 import errno
 import functools
@@ -188,6 +189,17 @@ class Checkpoints:
     if result.damaged and '_manager' in self.__dict__:
       self._manager.reload()
     return result.value
+
+  def find_misfit(self, abstract_state: Callable[[int], Any]) -> format.Misfit | None:
+    """Returns how the newest checkpoint differs from the state to restore, or None; it reads no array.
+
+    Args:
+      abstract_state: returns the state of one of `steps()`, as for `restore_latest`; it needs no shardings.
+    """
+    for step in reversed(self.steps()):
+      with contextlib.suppress(format.DamagedError):  # a restore reports it
+        return format.find_misfit(self._directory / str(step), abstract_state(step))
+    return None
 
   def wait(self) -> None:
     """Waits until all started saves are on disk.
