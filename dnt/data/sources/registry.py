@@ -135,6 +135,15 @@ def read(available: examples.Splits, config: typed.Data, split: str) -> examples
     errors.InputError: the split is unknown, or files are missing or damaged.
     examples.UnlabelledError: the split has no labels.
   """
+  chosen = locate(available, config, split)
+  _say_once(chosen.line)
+  if placement.on_device(config, len(chosen), chosen.shape) and chosen.images is None:
+    return chosen.decoded()
+  return chosen
+
+
+def locate(available: examples.Splits, config: typed.Data, split: str) -> examples.Examples:
+  """Finds the examples of a split as `read` does, but leaves them where they are, and logs nothing."""
   part = splits.parse(split)
   if part.name == VAL and VAL not in available and config.hold_out is False:
     raise errors.InputError(
@@ -144,11 +153,8 @@ def read(available: examples.Splits, config: typed.Data, split: str) -> examples
   if part.name not in available:
     raise errors.unknown(f'split of {config.source}', part.name, available)
   whole = available[part.name]()
-  _say_once(_line(part.name, whole))
   chosen = whole.part(split, *part.bounds(len(whole)))
-  if placement.on_device(config, len(chosen), chosen.shape) and chosen.images is None:
-    return chosen.decoded()
-  return chosen
+  return dataclasses.replace(chosen, line=_line(part.name, whole))
 
 
 def _line(split: str, whole: examples.Examples) -> str:

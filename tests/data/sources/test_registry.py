@@ -72,7 +72,7 @@ def test_an_unknown_split_names_the_nearest(data):
 
 def test_what_is_held_out_is_said_and_what_is_left(data, class_folders, caplog):
   folder = class_folders({'train/ant': 4, 'train/bee': 10, 'test/ant': 1})
-  data.hold_out, data.val_fraction = True, 0.5
+  data.hold_out, data.val_fraction = True, 0.47  # no other test reads these splits of digits in this process
   for data.source in (f'folder:{folder}', 'digits'):
     caplog.clear()
     with caplog.at_level(logging.INFO, 'dnt'):
