@@ -323,10 +323,12 @@ def _run(session: _Session, state: steps.TrainState) -> steps.TrainState:
     """Saves what is trained before an error of this kind ends the run."""
     try:
       yield
-    except kind:
+    except kind as error:
       pending.flush()
-      # A checkpoint holds the state of the phase that ends. With several processes, the others do not come here.
-      if step > 0 and phase is run.phase_of_state(step) and jax.process_count() == 1:
+      # Of several processes, the others come here too only if they have agreed on the error.
+      agreed = jax.process_count() == 1 or isinstance(error, evaluate.UnreadableError)
+      # A checkpoint holds the state of the phase that ends.
+      if step > 0 and phase is run.phase_of_state(step) and agreed:
         save()
       raise
 
