@@ -70,11 +70,11 @@ def test_another_experiment_is_refused_with_the_way_out(tiny, tmp_path):
   ('changes', 'names', 'same_network'),
   [
     ({'optim.name': 'adamw', 'seed': 3}, 'opt_state/adam', True),
-    ({'finetune.trainable': 'head'}, 'opt_state/momentum', True),
-    ({'ema.decay': 0.9}, 'ema/', True),
+    pytest.param({'finetune.trainable': 'head'}, 'opt_state/momentum', True, marks=pytest.mark.thorough),
+    pytest.param({'ema.decay': 0.9}, 'ema/', True, marks=pytest.mark.thorough),
     ({'model.width': 8}, 'params/', False),
     ({'model.norm': 'none'}, 'batch_stats/', False),
-    ({'data.image_size': 4}, 'params/', False),
+    pytest.param({'data.image_size': 4}, 'params/', False, marks=pytest.mark.thorough),
   ],
 )
 def test_a_way_out_that_cannot_work_is_not_offered(tiny, tmp_path, changes, names, same_network):
@@ -99,6 +99,7 @@ def test_a_way_out_that_cannot_work_is_not_offered(tiny, tmp_path, changes, name
       run(tiny, tmp_path / 'other')
 
 
+@pytest.mark.thorough
 def test_weights_that_were_trained_to_compute_something_else_start_no_run(tiny, tmp_path):
   """Though the checkpoint fits, so that --allow goes on."""
   tiny.train.steps = 2
@@ -110,6 +111,7 @@ def test_weights_that_were_trained_to_compute_something_else_start_no_run(tiny, 
   assert run(tiny, tmp_path / 'run', 'model.norm_epsilon')['finished']
 
 
+@pytest.mark.thorough
 def test_a_run_that_is_further_is_no_matter_of_the_optimizer(tiny, tmp_path, console):
   tiny.finetune.trainable, tiny.finetune.unfreeze, tiny.finetune.cached_views = 'head', (('4', 'all'),), 0
   run(tiny, tmp_path)
