@@ -113,7 +113,7 @@ def _train(
     del start  # it would keep a second copy of the state for as long as the run lasts
     trained = resume.of_meta(history, workdir)  # not that of a newer checkpoint, which is damaged
     changed = resume.find_changes(run, fingerprint, trained, step)
-    changes.check(changed, allow, workdir)
+    resume.check(run, changed, allow, workdir)
     if multihost.is_lead():
       run_config.write(workdir / workdir_lib.CONFIG, run.config, provenance)
       workdir_lib.write_format(workdir)
@@ -177,7 +177,7 @@ def _prepare(config: typed.Config, workdir: pathlib.Path, mesh: jax.sharding.Mes
     )
   saved = checkpoints.Checkpoints(workdir, run.config.checkpoint, metric_names.ranking(run.config))
   found = resume.find_changes(run, fingerprint, trained, saved.latest_step or 0)
-  changes.check(found, allow, workdir)
+  resume.check(run, found, allow, workdir, saved)
   return _Prepared(run, data, fingerprint, saved, found)
 
 
@@ -191,7 +191,7 @@ def _failed(error: Exception, saved: checkpoints.Checkpoints, workdir: pathlib.P
     error = errors.of_file(error)
   step = saved.newest_on_disk()
   kept = 'none was saved' if step is None else f'the checkpoint of step {step} is kept'
-  # Other files change the data of the steps so far, which `changes.check` refuses.
+  # Other files change the data of the steps so far, which `resume.check` refuses.
   mended = isinstance(error, errors.InputError) and step is not None
   way = f'; if the files of the data change, go on from there with --allow={changes.DATA}' if mended else ''
   return type(error)(f'{error}; {kept} in {workdir}{way}')
@@ -323,10 +323,12 @@ def _run(session: _Session, state: steps.TrainState) -> steps.TrainState:
     """Saves what is trained before an error of this kind ends the run."""
     try:
       yield
-    except kind:
+    except kind as error:
       pending.flush()
-      # A checkpoint holds the state of the phase that ends. With several processes, the others do not come here.
-      if step > 0 and phase is run.phase_of_state(step) and jax.process_count() == 1:
+      # Of several processes, the others come here too only if they have agreed on the error.
+      agreed = jax.process_count() == 1 or isinstance(error, evaluate.UnreadableError)
+      # A checkpoint holds the state of the phase that ends.
+      if step > 0 and phase is run.phase_of_state(step) and agreed:
         save()
       raise
 

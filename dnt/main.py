@@ -88,16 +88,20 @@ def main(values: flags.FlagValues) -> None:
   from dnt.training import evaluate, record, report
 
   stopped_by = None
-  if values.mode == 'train':
-    summary = loop.train(config, workdir, record.Clock(STARTED), command, values.allow)
-    outcome, stopped_by = report.last_line(summary, command), summary['stopped_by']
-  elif values.mode == 'evaluate':
-    outcome = report.evaluation_line(evaluate.evaluate(config, workdir))
-  else:
-    from dnt.diagnostics import dead_units, lr_find, noise
+  try:
+    if values.mode == 'train':
+      summary = loop.train(config, workdir, record.Clock(STARTED), command, values.allow)
+      outcome, stopped_by = report.last_line(summary, command), summary['stopped_by']
+    elif values.mode == 'evaluate':
+      outcome = report.evaluation_line(evaluate.evaluate(config, workdir))
+    else:
+      from dnt.diagnostics import dead_units, lr_find, noise
 
-    tool = {'dead_units': dead_units, 'noise_scale': noise, 'lr_find': lr_find}[values.mode]
-    outcome = tool.text(tool.run(config, workdir))
+      tool = {'dead_units': dead_units, 'noise_scale': noise, 'lr_find': lr_find}[values.mode]
+      outcome = tool.text(tool.run(config, workdir))
+  except evaluate.UnreadableError:  # in all processes
+    multihost.part()
+    raise
   if multihost.is_lead():
     print(f'{outcome}  {workdir}')
   if stopped_by:

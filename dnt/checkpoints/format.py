@@ -60,6 +60,18 @@ class Restored(NamedTuple):
   meta: dict[str, Any]
 
 
+class Misfit(NamedTuple):
+  """Describes how the leaves of a checkpoint differ from those of the state to restore.
+
+  Attributes:
+    text: names the leaves.
+    of_network: whether parameters or BatchNorm statistics of the network are among them.
+  """
+
+  text: str
+  of_network: bool
+
+
 class DamagedError(Exception):
   """Raised if a committed checkpoint does not read back as it was written."""
 
@@ -139,7 +151,12 @@ def read_state(path: pathlib.Path, abstract_state: Any) -> ReadBack:
   envelope = _read_envelope(path)
   expected = flatten(abstract_state)
   on_disk = {_current_name(name, envelope): name for name in envelope['leaves']}
-  _check_strictly(path, expected, {name: envelope['leaves'][old] for name, old in on_disk.items()})
+  if misfit := _compare(expected, envelope):
+    workdir = path.parent.parent
+    raise errors.InputError(
+      f'checkpoint {path} belongs to another network or optimizer; {misfit.text}. '
+      f'Give another --workdir, or use the config that made it ({workdir / workdir_lib.CONFIG})'
+    )
 
   def abstract(leaf):
     sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -149,6 +166,15 @@ def read_state(path: pathlib.Path, abstract_state: Any) -> ReadBack:
   _, structure = jax.tree.flatten(abstract_state)
   state = jax.tree.unflatten(structure, [leaves[on_disk[name]] for name in _paths(abstract_state)])
   return ReadBack(leaves, envelope['leaves'], Restored(state, envelope['meta']))
+
+
+def find_misfit(path: pathlib.Path, abstract_state: Any) -> Misfit | None:
+  """Returns how a checkpoint differs from the state that `read_state` is to read, or None; reads no array.
+
+  Raises:
+    DamagedError: its envelope cannot be read.
+  """
+  return _compare(flatten(abstract_state), _read_envelope(path))
 
 
 def read_parameters(path: pathlib.Path) -> ReadBack:
@@ -285,7 +311,8 @@ def _current_name(name: str, envelope: Mapping[str, Any]) -> str:
   return re.sub(r'^opt_state/stage(\d+)/', r'opt_state/phase\1/', name)
 
 
-def _check_strictly(path: pathlib.Path, expected: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
+def _compare(expected: Mapping[str, Any], envelope: Mapping[str, Any]) -> Misfit | None:
+  saved = {_current_name(name, envelope): leaf for name, leaf in envelope['leaves'].items()}
   both = [name for name in expected if name in saved]
   shapes = [
     f'{name} {tuple(saved[name]["shape"])}, not {expected[name].shape}'
@@ -304,12 +331,8 @@ def _check_strictly(path: pathlib.Path, expected: Mapping[str, Any], saved: Mapp
     'of another dtype': dtypes,
   }
   result = [f'{what}: {errors.list_names(names)}' for what, names in problems.items() if names]
-  if result:
-    workdir = path.parent.parent
-    raise errors.InputError(
-      f'checkpoint {path} belongs to another network or optimizer; {"; ".join(result)}. '
-      f'Give another --workdir, or use the config that made it ({workdir / workdir_lib.CONFIG})'
-    )
+  parts = {name.partition('/')[0] for names in problems.values() for name in names}
+  return Misfit('; '.join(result), bool(parts & {'params', 'batch_stats'})) if result else None
 
 
 def _paths(tree: Any) -> list[str]:

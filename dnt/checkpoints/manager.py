@@ -4,6 +4,7 @@
 skip a checkpoint that one of them finds damaged. They must share the file system of the workdir.
 """
 
+import contextlib
 import dataclasses
 import errno
 import functools
@@ -28,6 +29,7 @@ from dnt.reporting import metric_names
 
 NEWEST, BEST = 'newest', 'best'  # names for a checkpoint of a run
 _BESIDE = 2**17  # bytes of a small checkpoint that are not values
+_DAMAGED = (*multihost.KINDS, format.DamagedError)  # the problems of a read
 _log = logging.getLogger(__name__)
 
 
@@ -159,7 +161,7 @@ class Checkpoints:
         self._write(format.replace_meta, self._directory / str(step), meta, metrics, ranking)
       except errors.RunError as error:
         problem = error
-    _raise_any(problem)
+    multihost.raise_any(problem)
     steps = self._manager.all_steps()  # the manager reads the metrics on disk when it is made
     self._metrics[step] = dict(metrics)
     for each in set(steps) - self._kept(steps):
@@ -188,6 +190,17 @@ class Checkpoints:
     if result.damaged and '_manager' in self.__dict__:
       self._manager.reload()
     return result.value
+
+  def find_misfit(self, abstract_state: Callable[[int], Any]) -> format.Misfit | None:
+    """Returns how the newest checkpoint differs from the state to restore, or None; it reads no array.
+
+    Args:
+      abstract_state: returns the state of one of `steps()`, as for `restore_latest`; it needs no shardings.
+    """
+    for step in reversed(self.steps()):
+      with contextlib.suppress(format.DamagedError):  # a restore reports it
+        return format.find_misfit(self._directory / str(step), abstract_state(step))
+    return None
 
   def wait(self) -> None:
     """Waits until all started saves are on disk.
@@ -228,7 +241,7 @@ class Checkpoints:
             f'{math.floor(free / 1e5) / 10} MB left; '
             'make room and run the same command again'
           )
-    _raise_any(problem)
+    multihost.raise_any(problem)
 
   def _move_aside(self, step: int) -> pathlib.Path:
     aside = self._directory / f'{step}.damaged'
@@ -387,10 +400,10 @@ def _newest_good(
       read_back = read(directory / str(step))
     except (format.DamagedError, errors.InputError) as error:
       problem = error
-    problem = _agree(problem)
+    problem = multihost.agree(problem, _DAMAGED)
     if problem is None:
-      assert read_back is not None  # all processes have read it, or `_agree` would have returned a problem
-      problem = _agree(format.compare_digests(read_back))
+      assert read_back is not None  # all processes have read it, or `agree` would have returned a problem
+      problem = multihost.agree(format.compare_digests(read_back), _DAMAGED)
       if problem is None:
         return _Found(step, read_back.value, damaged)
     if isinstance(problem, errors.InputError):
@@ -417,32 +430,14 @@ def _check_writable(directory: pathlib.Path) -> None:
       probe.touch()
     except errors.InputError as error:
       problem = error
-  _raise_any(problem)
+  multihost.raise_any(problem)
   if not probe.exists():
     problem = errors.InputError(
       f'{directory.parent} does not hold the files of process 0; give all processes the same --workdir, on a file '
       'system that they share'
     )
-  problem = _agree(problem)
+  problem = multihost.agree(problem)
   if multihost.is_lead():
     probe.unlink()
   if problem is not None:
     raise problem
-
-
-def _raise_any(problem: Exception | None) -> None:
-  """Raises the most severe problem of any process, on every process, if there is one."""
-  problem = _agree(problem)
-  if problem is not None:
-    raise problem
-
-
-def _agree(problem: Exception | None) -> Exception | None:
-  """Returns the most severe problem of any process, on every process: damage, then `InputError`, then `RunError`."""
-  if jax.process_count() == 1:
-    return problem
-  kinds = (type(None), errors.RunError, errors.InputError, format.DamagedError)
-  found = multihost.gather_from_all([kinds.index(type(problem)), str(problem)])
-  process = max(range(len(found)), key=lambda number: found[number][0])
-  kind, text = found[process]
-  return problem if kinds.index(type(problem)) == kind else kinds[kind](f'process {process}: {text}')

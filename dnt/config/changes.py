@@ -49,28 +49,43 @@ def find(old: typed.Config, new: typed.Config) -> list[Change]:
   ]
 
 
-def check(changes: Sequence[Change], allowed: Collection[str], workdir: pathlib.Path) -> None:
-  """Checks that a run may continue with these changes.
+def check(
+  changes: Sequence[Change],
+  allowed: Collection[str],
+  workdir: pathlib.Path,
+  misfit: str = '',
+  keeps_weights: bool = True,
+) -> None:
+  """Checks that a run may continue with these changes; the message offers only what is possible.
 
   Args:
     changes: from `find`.
     allowed: keys that the user allows to change.
     workdir: the workdir of the run, for the message.
+    misfit: why the checkpoint of the run cannot be continued with the changes; '' if it can.
+    keeps_weights: whether a run with the changes can start from the weights of this one.
 
   Raises:
-    errors.InputError: an allowed key is unknown, or an option has changed that makes the run another experiment.
+    errors.InputError: an allowed key is unknown, or an option has changed that makes the run another experiment and is
+      not allowed, or cannot be.
   """
   known = dict(schema.options())
   for key in allowed:
     if key not in known:
       raise errors.unknown('config key of --allow', key, known)
-  refused = [change for change in changes if change.on_resume == schema.REFUSE and change.key not in allowed]
+  refused = [
+    change for change in changes if change.on_resume == schema.REFUSE and (misfit or change.key not in allowed)
+  ]
   if refused:
     names = dict.fromkeys(change.key for change in refused)
+    there = f' (there, --config.train.init_from={workdir} starts from the weights of this run)' if keeps_weights else ''
+    ways = ['Use the old values', f'give another --workdir{there}']
+    if not misfit:
+      ways.append(f'continue with the change: --allow={",".join(names)}')
+    why = f'--allow cannot help, as the checkpoint does not fit this network or optimizer: {misfit}. ' if misfit else ''
     raise errors.InputError(
-      f'{workdir} holds a run of another config: {"; ".join(map(str, refused))}. Use the old values; give another '
-      f'--workdir (there, --config.train.init_from={workdir} starts from the weights of this run); or continue with '
-      f'the change: --allow={",".join(names)}'
+      f'{workdir} holds a run of another config: {"; ".join(map(str, refused))}. {why}{"; ".join(ways[:-1])}; or '
+      f'{ways[-1]}'
     )
 
 

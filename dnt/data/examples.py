@@ -37,6 +37,7 @@ class Examples:
     views: 0 for images. Otherwise `store` holds features, float32 [views x N, ...]: view 0 of every image first.
     origin: the examples that were decoded into these; None if these were not decoded.
     start: place of the first example in the whole split, of which these are a slice.
+    line: what was read of the whole split, in one line for the log; empty: the source does not say it.
   """
 
   name: str
@@ -48,6 +49,7 @@ class Examples:
   views: int = 0
   origin: 'Examples | None' = None
   start: int = 0
+  line: str = ''
 
   @property
   def images(self) -> np.ndarray | None:

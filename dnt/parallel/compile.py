@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from dnt import files
 from dnt.parallel import capacity
 from dnt.parallel import mesh as mesh_lib
-from dnt.parallel.cpu import allocator, options
+from dnt.parallel.cpu import allocator, lowering, options
 
 _log = logging.getLogger(__name__)
 
@@ -33,7 +33,10 @@ def jit(fn: Callable, mesh: Mesh | None = None, **kwargs: Any) -> Any:
 def compiler_options(mesh: Mesh | None = None) -> dict[str, str] | None:
   """Returns XLA's options for programs that run on the devices of a mesh, or None for its defaults; see `jit`."""
   on_cpu = jax.default_backend() == 'cpu' if mesh is None else mesh_lib.on_cpu(mesh)
-  return options.find() if on_cpu else None
+  if not on_cpu:
+    return None
+  lowering.check()
+  return options.find()
 
 
 def ahead(jitted: Any, *args: Any) -> Any:

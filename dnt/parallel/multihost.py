@@ -5,7 +5,7 @@ Every function works in a single process too. Every process must call all of the
 
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, TypeVar, cast
 
@@ -17,6 +17,7 @@ from dnt import errors
 from dnt.parallel import agreement, clusters, preemption, rendezvous, signals
 
 T = TypeVar('T')
+KINDS = (errors.RunError, errors.InputError)  # errors that processes share, the most severe last
 
 
 def initialize(
@@ -127,22 +128,41 @@ def gather_from_all(value: Any) -> list[Any]:
   return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
 
 
+def agree(problem: Exception | None, kinds: Sequence[type[Exception]] = KINDS) -> Exception | None:
+  """Returns the most severe problem of any process, in every process; None if no process has one.
+
+  Args:
+    problem: the problem of this process, of one of the kinds.
+    kinds: types of errors, the most severe last.
+  """
+  if jax.process_count() == 1:
+    return problem
+  severity = next((place for place, kind in enumerate(kinds, 1) if isinstance(problem, kind)), 0)
+  found = gather_from_all([severity, str(problem)])
+  process = max(range(len(found)), key=lambda number: found[number][0])
+  most, text = found[process]
+  return problem if severity == most else kinds[most - 1](f'process {process}: {text}')
+
+
+def raise_any(problem: Exception | None) -> None:
+  """Raises the most severe problem of any process, in every process, if there is one; see `agree`."""
+  problem = agree(problem)
+  if problem is not None:
+    raise problem
+
+
 def together(call: Callable[[], T]) -> T:
   """Calls a function in every process; an error of one is an error of all, or the others would wait for it.
 
   Raises:
     errors.InputError: the function has raised one in any process.
   """
-  if not jax.distributed.is_initialized():
-    return call()
-  result, problem = None, ''
+  result, problem = None, None
   try:
     result = call()
   except errors.InputError as error:
-    problem = str(error)
-  for process, text in enumerate(gather_from_all(problem)):
-    if text:
-      raise errors.InputError(problem or f'process {process} has failed: {text}')
+    problem = error
+  raise_any(problem)
   return cast(T, result)
 
 

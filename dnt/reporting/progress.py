@@ -55,7 +55,7 @@ class Progress:
     if 'images_per_second' in values:
       parts.append(f'{values["images_per_second"]:,.0f} images/s')
     (then, first), (now, last) = self._recent[0], self._recent[-1]
-    if last > first:
+    if last > first and step < self._total:
       parts.append(f'ETA {format_duration((self._total - step) * (now - then) / (last - first))}')
     return '  '.join(parts)
 

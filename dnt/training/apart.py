@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 from dnt import config as schema
 from dnt import errors
 from dnt.config import typed
-from dnt.data import class_order, inspection, pipeline, sources
+from dnt.data import class_order, fingerprint, inspection, pipeline, sources
+from dnt.parallel import multihost
 from dnt.training import experiment, resume
 
 _log = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ def load(
   def read():
     return _read(_complete(config, trained.config, meta), splits, meta, f'the run in {workdir}', in_place)
 
-  if in_place or train in trained.data:
+  if in_place or (train in trained.data and _may_be_own(config.data, trained.data[train])):
     try:
       data = experiment.load_data(config, splits, workdir)
       found = data.fingerprint()
@@ -65,6 +66,23 @@ def load(
           return read()
         raise error
   return read()
+
+
+def _may_be_own(data: typed.Data, trained: Mapping[str, Any]) -> bool:
+  """Returns whether data in another place has the training images of a run, by their fingerprint; logs nothing.
+
+  Their labels are compared once the classes are in the order of the run.
+  """
+
+  def look():
+    with contextlib.suppress(errors.InputError):  # reading what is evaluated reports it
+      available = sources.find(data, data.seed)
+      available = sources.hold_out(available, data, data.seed) if data.hold_out else available
+      found = fingerprint.of({'': sources.locate(available, data, data.train_split)})['']
+      return all(found[name] == trained[name] for name in ('images', 'content'))
+    return False
+
+  return multihost.broadcast_from_lead(look() if multihost.is_lead() else False)
 
 
 def _read(config: typed.Config, splits: Sequence[str], meta: Mapping[str, Any], owner: str, in_place: bool) -> Loaded:

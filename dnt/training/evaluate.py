@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from dnt import checkpoints, files
+from dnt import checkpoints, errors, files
 from dnt.checkpoints import format
 from dnt.config import typed
 from dnt.data import examples, pipeline
@@ -20,6 +20,10 @@ from dnt.training import apart, budget, experiment, initialize, resume, scores
 from dnt.weights import preprocessing
 
 LARGEST = 2**24  # largest examples x classes of a split whose probabilities are kept for the AUROC: 64 MiB
+
+
+class UnreadableError(errors.InputError):
+  """Raised in all of several processes if one of them cannot read an image, at the end of the pass over the split."""
 
 
 class Result(NamedTuple):
@@ -55,17 +59,29 @@ class Pass:
 
     Returns:
       The sums over all batches, and the concatenated rows, including the padding rows of the last batch.
+
+    Raises:
+      errors.InputError: an image cannot be read; an `UnreadableError` in each of several processes.
     """
     self.prepare(variables)
     assert self._program is not None  # `prepare` sets it
-    step, total, parts, counts = 0, None, [], []
+    step, total, parts, counts, problem = 0, None, [], [], None
     while step < self._loader.steps:
       count = min(self._loader.max_steps(step), self._loader.steps - step)
-      sums, rows = self._program(variables, self._loader.arrays(step, count), np.int32(step), np.int32(count))
+      try:
+        arrays = self._blank() if problem else self._loader.arrays(step, count)
+      except errors.InputError as error:
+        if jax.process_count() == 1:
+          raise
+        problem, arrays = UnreadableError(str(error)), self._blank()  # the others wait for this process in each step
+      sums, rows = self._program(variables, arrays, np.int32(step), np.int32(count))
       total = sums if total is None else jax.tree.map(jnp.add, total, sums)
       parts.append(rows)
       counts.append(count)
       step += count
+    problem = multihost.agree(problem, (UnreadableError,))
+    if problem is not None:
+      raise problem
     total, parts = jax.device_get((total, parts))
 
     def joined(*leaves):
@@ -74,6 +90,12 @@ class Pass:
       )
 
     return total, jax.tree.map(joined, *parts)
+
+  def _blank(self) -> Any:
+    """Returns arrays of zeros like those of the loader."""
+    shapes = self._loader.shapes()
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    return mesh_lib.place(zeros, jax.tree.map(lambda leaf: leaf.sharding, shapes))
 
   def prepare(self, variables: Mapping[str, Any]) -> None:
     """Compiles the program if this has not happened yet. `variables` may be shapes with shardings."""

@@ -268,9 +268,11 @@ def last_line(summary: Mapping[str, Any], command: str) -> str:
   ]
   best = _best(summary)
   parts = [f'finished step {summary["step"]}', *results, *([f'best {best}'] if best else [])]
-  if summary['best_checkpoint'].get('step', summary['step']) != summary['step']:
-    shown = {name: value for name, value in summary['best_checkpoint'].items() if name.endswith(('step', '/accuracy'))}
-    parts.append(f'best checkpoint: {evaluation_line(shown)}')
+  if (step := summary['best_checkpoint'].get('step', summary['step'])) != summary['step']:
+    shown = {name: value for name, value in summary['best_checkpoint'].items() if name.endswith('/accuracy')}
+    # It is of another step if the checkpoint of the best evaluation was not saved.
+    other = '' if step == summary['best'].get('step') else f'step {step}  '
+    parts.append(f'best checkpoint: {other}{progress.format_values(shown)}')
   return '  '.join([*parts, progress.format_duration(summary['seconds']['total'])])
 
 

@@ -6,7 +6,7 @@ other change is refused, logged or free, as `Option.on_resume` says.
 
 import logging
 import pathlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +15,7 @@ from dnt import checkpoints, errors, models
 from dnt import config as schema
 from dnt import workdir as workdir_lib
 from dnt.config import changes, run_config, typed
+from dnt.models import layouts
 from dnt.optim import schedules
 from dnt.reporting import progress
 from dnt.training import experiment
@@ -147,6 +148,42 @@ def find_changes(
   if not any(change.key in _IMAGES for change in found):
     return found
   return [change._replace(on_resume=schema.NOTE) if change.key in _MEASURED else change for change in found]
+
+
+def check(
+  run: experiment.Experiment,
+  found: Sequence[changes.Change],
+  allow: Collection[str],
+  workdir: pathlib.Path,
+  saved: checkpoints.Checkpoints | None = None,
+) -> None:
+  """Checks that a run may continue with what has changed, as `changes.check` does.
+
+  Args:
+    run: the experiment.
+    found: from `find_changes`.
+    allow: keys that the user allows to change.
+    workdir: the workdir of the run, for the message.
+    saved: its checkpoints, the newest of which must fit the experiment; None: it is known to fit.
+
+  Raises:
+    errors.InputError: it may not.
+  """
+  known, misfit = dict(schema.options()), None
+  if saved and any(change.on_resume == schema.REFUSE for change in found):
+
+    def unrolled(step):
+      return layouts.to_unrolled(run.abstract_state(step), run.trace.scanned)
+
+    misfit = saved.find_misfit(unrolled)
+    # A run that has done more steps does not continue.
+    if misfit and not misfit.of_network and (saved.latest_step or 0) > run.config.train.steps:
+      misfit = None
+  same_network = not any(known[change.key].role == 'function' for change in found)
+  if misfit:
+    changes.check(found, allow, workdir, misfit.text, same_network and not misfit.of_network)
+  else:
+    changes.check(found, allow, workdir, keeps_weights=same_network)
 
 
 def log(

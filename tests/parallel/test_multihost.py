@@ -40,6 +40,14 @@ if mode == 'collectives':
   except errors.InputError as error:
     difference = str(error)
   multihost.check_equal({'a': 1})
+  problems = [errors.RunError('full'), errors.InputError('bad')]
+  agreed = [multihost.agree(each) for each in (problems[process_id], None, None if process_id else problems[0])]
+  def fail():
+    raise problems[1]
+  try:
+    multihost.together(fail if process_id else lambda: 1)
+  except errors.InputError as error:
+    agreed.append(error)
   params = {'kernel': np.arange(2**14, dtype=np.float32).reshape(128, 128), 'bias': np.ones(3, np.float32)}
   placed = meshes.place(params, meshes.parameter_shardings(mesh, params))
   local = [list(shard.data.shape) for shard in placed['kernel'].addressable_shards]
@@ -50,6 +58,7 @@ if mode == 'collectives':
     lead=multihost.is_lead(),
     everyone=multihost.gather_from_all('x' * process_id),
     difference=difference,
+    agreed=[f'{type(each).__name__}: {each}' for each in agreed],
     told=multihost.broadcast_from_lead({'from': process_id, 'text': 'x' * (process_id + 1)}),
     local=local,
     whole=all(np.array_equal(whole[name], params[name]) for name in params),
@@ -112,6 +121,9 @@ def test_two_processes_compute_together(launch):
   first, second = results(launch('collectives', (0, 1), 2))
   assert first.pop('lead')
   assert not second.pop('lead')
+  full, bad = 'RunError: full', 'InputError: bad'
+  assert first.pop('agreed') == ['InputError: process 1: bad', 'NoneType: None', full, 'InputError: process 1: bad']
+  assert second.pop('agreed') == [bad, 'NoneType: None', 'RunError: process 0: full', bad]
   assert first == second
   assert 'b is 0 on process 0 and 1 on process 1' in first.pop('difference')
   assert first == {

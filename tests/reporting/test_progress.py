@@ -30,7 +30,7 @@ def test_progress_in_a_log_file_is_not_a_flood(console):
   lines = text.splitlines()
   assert lines[0] == 'step 1/36000  epoch 0.0  loss 2.0000  accuracy 50.00 %  12,346 images/s'
   assert lines[1] == 'step 11/36000  epoch 0.1  loss 2.0000  accuracy 50.00 %  12,346 images/s  ETA 9 h 59 min'
-  assert lines[-1].startswith('step 36000/36000 ') and lines[-1].endswith('ETA 0 s')
+  assert lines[-1].startswith('step 36000/36000 ') and lines[-1].endswith('images/s'), 'no ETA at the end'
   assert 100 < len(lines) < 200
   assert '\r' not in text and '\x1b' not in text
 

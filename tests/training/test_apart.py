@@ -56,6 +56,21 @@ def test_a_split_that_has_changed_since_the_run_is_said(run, tmp_path, caplog):
   assert re.search('not as the run.*: the images of val; ', caplog.text)
 
 
+def test_only_lines_on_what_is_evaluated_are_logged(run, tmp_path, caplog):
+  run.train.steps, run.train.batch_size, run.eval.every, run.checkpoint.every = 1, 8, '1', '1'
+  loop.train(run, tmp_path / 'whole')
+  shutil.copytree(tmp_path / 'own' / 'train', tmp_path / 'alone')
+  for split in ('train', 'test'):
+    shutil.copytree(tmp_path / 'own' / 'val', tmp_path / 'whole set' / split)
+  for place, split in (('alone', 'all'), ('whole set', 'test')):
+    run.data.source, run.eval.splits = f'folder:{tmp_path / place}', ('test',)
+    caplog.clear()
+    with caplog.at_level(logging.INFO, 'dnt'):
+      evaluate.evaluate(run, tmp_path / 'whole')
+    read = [message for each in caplog.records if 'images (' in (message := each.getMessage())]
+    assert len(read) == 1 and read[0].startswith(f'{split} from {tmp_path / place}')
+
+
 @pytest.mark.parametrize(
   ('base', 'asked', 'found'),
   [

@@ -279,8 +279,10 @@ def test_last_lines(written):
     'finished step 1000  test/loss not finite  test/accuracy 96.25 %  best test/accuracy 97.00 % at step 800  12 s'
   )
   best = {'step': 800, 'test/loss': 0.25, 'test/accuracy': 0.96}
-  assert '  best checkpoint: step 800  test/accuracy 96.00 %  ' in report.last_line(
-    {**summary, 'best_checkpoint': best}, ''
+  line = report.last_line({**summary, 'best_checkpoint': best}, '')
+  assert line.endswith(' at step 800  best checkpoint: test/accuracy 96.00 %  12 s') and line.count('step 800') == 1
+  assert '  best checkpoint: step 600  test/accuracy 96.00 %  ' in report.last_line(
+    {**summary, 'best_checkpoint': {**best, 'step': 600}}, ''
   )
   last = {**summary, 'best_checkpoint': {**best, 'step': 1000}}
   assert report.last_line(last, '') == report.last_line(summary, ''), 'the figures of the last step stand there already'

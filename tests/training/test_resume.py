@@ -50,11 +50,8 @@ def test_another_experiment_is_refused_with_the_way_out(tiny, tmp_path):
     {'data.synthetic_examples': 48},
     {'train.batch_size': 8},
     {'loss.label_smoothing': 0.1, 'model.activation': 'tanh'},
-    {'model.width': 8},
-    {'optim.name': 'adamw'},
     {'optim.weight_decay': 0.01},
     {'data.augment': 'pad_crop_flip'},
-    {'finetune.trainable': 'head'},
   ):
     config = copy.deepcopy(tiny)
     put(config, changes)
@@ -67,6 +64,61 @@ def test_another_experiment_is_refused_with_the_way_out(tiny, tmp_path):
     assert message.endswith(f'--allow={",".join(changes)}')
     assert 'train.steps' not in message, 'that may change'
   assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+  ('changes', 'names', 'same_network'),
+  [
+    ({'optim.name': 'adamw', 'seed': 3}, 'opt_state/adam', True),
+    pytest.param({'finetune.trainable': 'head'}, 'opt_state/momentum', True, marks=pytest.mark.thorough),
+    pytest.param({'ema.decay': 0.9}, 'ema/', True, marks=pytest.mark.thorough),
+    ({'model.width': 8}, 'params/', False),
+    ({'model.norm': 'none'}, 'batch_stats/', False),
+    pytest.param({'data.image_size': 4}, 'params/', False, marks=pytest.mark.thorough),
+  ],
+)
+def test_a_way_out_that_cannot_work_is_not_offered(tiny, tmp_path, changes, names, same_network):
+  """The state of the checkpoint does not fit, so that no --allow goes on; weights of another network start nothing."""
+  tiny.train.steps = 2
+  run(tiny, tmp_path / 'run')
+  before = contents(tmp_path)
+  tiny.train.steps = 4
+  put(tiny, changes)
+  for allow in ((), (*changes,)):
+    with pytest.raises(errors.InputError, match='--allow cannot help') as refused:
+      run(tiny, tmp_path / 'run', *allow)
+    message = str(refused.value)
+    assert all(f'{key} was ' in message for key in changes) and names in message and '--workdir' in message
+    assert '--allow=' not in message and ('init_from' in message) == same_network
+  assert contents(tmp_path) == before
+  tiny.train.steps, tiny.train.init_from = 2, str(tmp_path / 'run')
+  if same_network:
+    assert run(tiny, tmp_path / 'other')['finished']
+  else:
+    with pytest.raises(errors.InputError, match='another network'):
+      run(tiny, tmp_path / 'other')
+
+
+@pytest.mark.thorough
+def test_weights_that_were_trained_to_compute_something_else_start_no_run(tiny, tmp_path):
+  """Though the checkpoint fits, so that --allow goes on."""
+  tiny.train.steps = 2
+  run(tiny, tmp_path / 'run')
+  tiny.train.steps, tiny.model.norm_epsilon = 4, 1e-3
+  with pytest.raises(errors.InputError, match='--allow=model.norm_epsilon$') as refused:
+    run(tiny, tmp_path / 'run')
+  assert 'init_from' not in str(refused.value)
+  assert run(tiny, tmp_path / 'run', 'model.norm_epsilon')['finished']
+
+
+@pytest.mark.thorough
+def test_a_run_that_is_further_is_no_matter_of_the_optimizer(tiny, tmp_path, console):
+  tiny.finetune.trainable, tiny.finetune.unfreeze, tiny.finetune.cached_views = 'head', (('4', 'all'),), 0
+  run(tiny, tmp_path)
+  tiny.train.steps, tiny.seed = 2, 3
+  with pytest.raises(errors.InputError, match='--allow=seed'):
+    run(tiny, tmp_path)
+  assert run(tiny, tmp_path, 'seed')['finished'] and 'already done' in console.readouterr().out
 
 
 def test_an_allowed_change_stands_with_its_step(tiny, tmp_path, console):

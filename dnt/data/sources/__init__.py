@@ -5,6 +5,7 @@ from dnt.data.sources.registry import (
   find,
   hold_out,
   load,
+  locate,
   names,
   read,
 )
@@ -14,6 +15,7 @@ __all__ = [
   'find',
   'hold_out',
   'load',
+  'locate',
   'names',
   'read',
 ]

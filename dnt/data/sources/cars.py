@@ -139,8 +139,9 @@ def _read(where: str, root: pathlib.Path, split: str, config: typed.Data, seed: 
   chosen = Boxed(*read, boxes[shuffled]) if config.crop_to_box else folder.Files(*read)
   others = present.difference(files)
   unnamed = sum(image_files.is_image(name) and not image_files.is_skipped(name) for name in others)
-  folder.say(split, str(base), class_names, len(labels), labels, [f'{unnamed:,} without a label'] if unnamed else [])
-  return examples.Examples(f'cars:{where}', split, class_names, (None, None, 3), chosen, chosen.labels)
+  reasons = [f'{unnamed:,} without a label'] if unnamed else []
+  line = folder.describe(split, str(base), class_names, len(labels), labels, reasons)
+  return examples.Examples(f'cars:{where}', split, class_names, (None, None, 3), chosen, chosen.labels, line=line)
 
 
 def _nested(root: pathlib.Path, name: str) -> tuple[pathlib.Path, ...]:

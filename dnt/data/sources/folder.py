@@ -3,7 +3,6 @@
 import collections
 import dataclasses
 import functools
-import logging
 import os
 import pathlib
 import re
@@ -18,7 +17,6 @@ from dnt.data import examples, order
 from dnt.data.sources import image_files
 from dnt.data.transforms import images
 
-_log = logging.getLogger(__name__)
 LAYOUT = 'train/<class>/<images> beside val/ or test/ of the same kind, or <class>/<images> alone'
 ALL = 'all'  # the split that holds every image of class folders without splits
 ALL_CLASSES = '/*'  # `folder:<dir>/*`: every folder in <dir> is a class, whatever its name
@@ -71,7 +69,7 @@ def folder(where: str, config: typed.Data, seed: int) -> examples.Splits:
   (`Training`, `valid`, `test_set`). Otherwise it draws `train` and `val` at random, class by class, from the class
   folders in `train/` or in the folder itself; `all` is then all of these images. A folder without `train/` has only the
   splits that are there, to evaluate a run of other data. Each split is in random order, so that a slice holds every
-  class. A split that is read logs a line with its classes, its images and what was skipped.
+  class. Its line says what was skipped.
 
   Args:
     where: the folder; `<dir>/*` if all of its folders are classes, also one named `train`.
@@ -121,9 +119,9 @@ def folder(where: str, config: typed.Data, seed: int) -> examples.Splits:
     reasons = [f'{count:,} {reason}' for reason, count in sorted(skipped.items())]
     if split == 'train' and bases:
       reasons += [f'the folder {name}/' for name in _unread(root, [bases[each] for each in listed if each in bases])]
-    say(split, str(bases.get(split, base)), names, len(chosen), labels[chosen], reasons)
+    line = describe(split, str(bases.get(split, base)), names, len(chosen), labels[chosen], reasons)
     store = Files(tuple(paths[index] for index in chosen), labels[chosen], images.decoding(config))
-    return examples.Examples(f'folder:{where}', split, names, (None, None, 3), store, store.labels)
+    return examples.Examples(f'folder:{where}', split, names, (None, None, 3), store, store.labels, line=line)
 
   return {split: functools.partial(read, split) for split in dict.fromkeys(['train', *listed, *unlabelled])}
 
@@ -256,33 +254,33 @@ def _unread(root: pathlib.Path, bases: list[pathlib.Path]) -> list[str]:
   return [name for name in _folders(root) if not any(base.is_relative_to(root / name) for base in bases)]
 
 
-def say(
+def describe(
   split: str, origin: str, names: Sequence[str], count: int, labels: np.ndarray | None, reasons: Sequence[str] = ()
-) -> None:
-  """Logs what was read of a split, once per process: several slices, and several parts of a program, read the same.
+) -> str:
+  """Says in one line what was read of a split.
 
   Args:
     split: its name.
     origin: where it comes from.
     names: names of all classes.
-    count: number of images, at least one.
+    count: number of images.
     labels: their labels, int [count]; None: reading them would mean reading the images.
     reasons: what was not read, and why.
   """
+  line = f'{split} from {origin}: {count_classes(names, count, labels)}'
+  return files.readable(line + (f'; not read: {", ".join(reasons)}' if reasons else ''))
+
+
+def count_classes(names: Sequence[str], count: int, labels: np.ndarray | None) -> str:
+  """Says how many classes and images there are, and the fewest and most images of a class; as for `describe`."""
   classes, each = f'{len(names):,}', ''
-  if labels is not None:
+  if labels is not None and count:
     counts = np.bincount(labels, minlength=len(names))
     present = counts[counts > 0]
     least, most = present.min(), present.max()
     each = f' ({most:,} per class)' if least == most else f' ({least:,} to {most:,} per class)'
     classes = classes if len(present) == len(names) else f'{len(present):,} of {classes}'
-  line = f'{split} from {origin}: {classes} classes, {count:,} images{each}'
-  _say_once(files.readable(line + (f'; not read: {", ".join(reasons)}' if reasons else '')))
-
-
-@functools.cache
-def _say_once(line: str) -> None:
-  _log.info(line)
+  return f'{classes} classes, {count:,} images{each}'
 
 
 def _folders(base: pathlib.Path) -> list[str]:

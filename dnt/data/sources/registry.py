@@ -1,6 +1,8 @@
 """Finds the source that `config.data.source` names and loads a split of it."""
 
+import dataclasses
 import functools
+import logging
 from collections.abc import Callable, Mapping, Sequence
 
 from dnt import errors
@@ -9,6 +11,7 @@ from dnt.data import examples, order, placement, splits
 from dnt.data.sources import builtin, cars, cifar, folder, idx, tfds
 from dnt.data.splits import TRAIN, VAL
 
+_log = logging.getLogger(__name__)
 FOLDER = '<dir>'
 _ALSO_VAL = ('validation', 'valid')  # what sets of TFDS call it
 # name -> (f(where, config.data, seed) -> splits, placeholder for the text after the colon, which becomes `where`).
@@ -104,9 +107,14 @@ def hold_out(available: examples.Splits, config: typed.Data, seed: int) -> examp
     whole = available[TRAIN]()
     if whole.labels is None:
       first = len(whole) - max(round(config.val_fraction * len(whole)), 1)
-      return {TRAIN: whole.part(TRAIN, 0, first), VAL: whole.part(VAL, first, len(whole))}
-    parts = order.stratified(whole.labels, config.val_fraction, seed)
-    return {split: whole.take(split, indices) for split, indices in zip((TRAIN, VAL), parts, strict=True)}
+      train, val = whole.part(TRAIN, 0, first), whole.part(VAL, first, len(whole))
+    else:
+      parts = order.stratified(whole.labels, config.val_fraction, seed)
+      train, val = (whole.take(split, indices) for split, indices in zip((TRAIN, VAL), parts, strict=True))
+    left = folder.count_classes(train.class_names, len(train), train.labels)
+    lines = f'{_line(TRAIN, whole)}; without val: {left}', _describe(VAL, val, f'train of {val.name}')
+    both = zip((train, val), lines, strict=True)
+    return {part.split: dataclasses.replace(part, line=line) for part, line in both}
 
   if TRAIN not in available:
     raise errors.InputError(
@@ -116,7 +124,7 @@ def hold_out(available: examples.Splits, config: typed.Data, seed: int) -> examp
 
 
 def read(available: examples.Splits, config: typed.Data, split: str) -> examples.Examples:
-  """Reads a split, into memory if it will live on the device.
+  """Reads a split, into memory if it will live on the device, and logs a line on the whole split, once per process.
 
   Args:
     available: from `find` or `hold_out`.
@@ -127,6 +135,15 @@ def read(available: examples.Splits, config: typed.Data, split: str) -> examples
     errors.InputError: the split is unknown, or files are missing or damaged.
     examples.UnlabelledError: the split has no labels.
   """
+  chosen = locate(available, config, split)
+  _say_once(chosen.line)
+  if placement.on_device(config, len(chosen), chosen.shape) and chosen.images is None:
+    return chosen.decoded()
+  return chosen
+
+
+def locate(available: examples.Splits, config: typed.Data, split: str) -> examples.Examples:
+  """Finds the examples of a split as `read` does, but leaves them where they are, and logs nothing."""
   part = splits.parse(split)
   if part.name == VAL and VAL not in available and config.hold_out is False:
     raise errors.InputError(
@@ -136,9 +153,19 @@ def read(available: examples.Splits, config: typed.Data, split: str) -> examples
   if part.name not in available:
     raise errors.unknown(f'split of {config.source}', part.name, available)
   whole = available[part.name]()
-  if not isinstance(whole.store, folder.Files):  # sources of files have said what they read
-    folder.say(part.name, whole.name, whole.class_names, len(whole), whole.labels)
   chosen = whole.part(split, *part.bounds(len(whole)))
-  if placement.on_device(config, len(chosen), chosen.shape) and chosen.images is None:
-    return chosen.decoded()
-  return chosen
+  return dataclasses.replace(chosen, line=_line(part.name, whole))
+
+
+def _line(split: str, whole: examples.Examples) -> str:
+  return whole.line or _describe(split, whole, whole.name)
+
+
+def _describe(split: str, whole: examples.Examples, origin: str) -> str:
+  return folder.describe(split, origin, whole.class_names, len(whole), whole.labels)
+
+
+@functools.cache
+def _say_once(line: str) -> None:
+  # Several slices, and several parts of a program, read the same.
+  _log.info(line)

@@ -9,7 +9,9 @@ and they run 20 to 40 times slower. Among them are both backward passes of every
 of them in that form. It holds for every convolution of the process, so also for those of a user's own module.
 """
 
-from collections.abc import Sequence
+import functools
+import logging
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -18,6 +20,8 @@ from jax.extend import core
 from jax.interpreters import ad, batching, mlir
 
 from dnt.parallel import cpu
+
+_log = logging.getLogger('dnt')
 
 
 def barrier(x: jax.Array) -> jax.Array:
@@ -42,8 +46,22 @@ ad.deflinear2(_barrier, lambda gradient, x: [_barrier.bind(gradient)])
 mlir.register_lowering(_barrier, _lower_barrier)
 
 
-# jax has no public name for the rule that a new one replaces.
-_lower_as_given = mlir._platform_specific_lowerings['cpu'][lax.conv_general_dilated_p].rule
+def _find_rule() -> Callable[..., Any] | None:
+  """Returns jax's own rule for convolutions on CPU, which has no public name; None if this version has none here."""
+  try:
+    return mlir._platform_specific_lowerings['cpu'][lax.conv_general_dilated_p].rule
+  except (AttributeError, KeyError, TypeError):
+    return None
+
+
+_lower_as_given = _find_rule()
+
+
+@functools.cache
+def check() -> None:
+  """Warns if this version of jax does not show the rule that fast convolutions replace."""
+  if _lower_as_given is None and cpu.uses('convolutions'):
+    _log.warning('jax %s is untested: convolutions in loops are slow on CPU', jax.__version__)
 
 
 def _lower_convolution(
@@ -53,6 +71,7 @@ def _lower_convolution(
   images = (0, last, *spatial)
   fast = lax.ConvDimensionNumbers(images, (last, last - 1, *range(last - 1)), images)
   if dimension_numbers == fast or not _for_cpu(ctx) or not cpu.uses('convolutions'):
+    assert _lower_as_given is not None  # else this rule is not registered
     return _lower_as_given(ctx, x, kernel, dimension_numbers=dimension_numbers, **params)
 
   def convolve(x, kernel):
@@ -69,4 +88,5 @@ def _permutation(before: Sequence[int], after: Sequence[int]) -> list[int]:
   return [axis for _, axis in sorted(zip(after, before, strict=True))]
 
 
-mlir.register_lowering(lax.conv_general_dilated_p, _lower_convolution, platform='cpu')
+if _lower_as_given is not None:
+  mlir.register_lowering(lax.conv_general_dilated_p, _lower_convolution, platform='cpu')

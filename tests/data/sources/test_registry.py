@@ -1,4 +1,5 @@
 import logging
+import re
 
 import numpy as np
 import pytest
@@ -67,6 +68,27 @@ def test_a_folder_beside_the_source_is_the_one_in_it(data, tmp_path):
 def test_an_unknown_split_names_the_nearest(data):
   with pytest.raises(errors.InputError, match=r"split of digits 'tests'.* 'test'.* test, train"):
     sources.load(data, 'tests[:50%]', 0)
+
+
+def test_what_is_held_out_is_said_and_what_is_left(data, class_folders, caplog):
+  folder = class_folders({'train/ant': 4, 'train/bee': 10, 'test/ant': 1})
+  data.hold_out, data.val_fraction = True, 0.47  # no other test reads these splits of digits in this process
+  for data.source in (f'folder:{folder}', 'digits'):
+    caplog.clear()
+    with caplog.at_level(logging.INFO, 'dnt'):
+      for split in ('train[:50%]', 'val', 'train'):
+        sources.load(data, split, 0)
+    train, val = (record.getMessage() for record in caplog.records)
+    if data.source == 'digits':
+      counts = np.bincount(sources.load(data, 'val', 0).labels)
+      assert (
+        val == f'val from train of digits: 10 classes, {sum(counts)} images ({min(counts)} to {max(counts)} per class)'
+      )
+      assert re.fullmatch(r'train from digits: 10 .*; without val: 10 classes, \d+ images \(.* per class\)', train)
+    else:
+      whole = f'train from {folder}/train: 2 classes, 14 images (4 to 10 per class)'
+      assert train == f'{whole}; without val: 2 classes, 7 images (2 to 5 per class)'
+      assert val == f'val from train of folder:{folder}: 2 classes, 7 images (2 to 5 per class)'
 
 
 def test_what_is_held_out_is_a_fraction_of_each_class_and_all_else_trains(data):

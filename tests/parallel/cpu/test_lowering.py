@@ -3,6 +3,8 @@
 import contextlib
 import functools
 import re
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -154,3 +156,26 @@ def test_a_users_own_convolutions_are_fast_inside_the_loop_of_steps(tiny, own_ne
   assert 'stablehlo.while' in lowered
   count, fast = convolutions(lowered)
   assert count == fast == 2  # forward, and backward to the kernel
+
+
+WITHOUT_THE_RULE = """
+import jax
+from jax.interpreters import mlir
+
+del mlir._platform_specific_lowerings  # as a version of jax may do
+from dnt.models import conv
+from dnt.parallel import compile as compile_lib
+
+x, kernel = jax.numpy.ones((1, 4, 4, 2)), jax.numpy.ones((3, 3, 2, 1))
+for _ in range(2):
+  print(float(compile_lib.jit(jax.grad(lambda x: conv.conv2d(x, kernel).sum()))(x).sum()))
+"""
+
+
+@pytest.mark.thorough
+def test_a_version_of_jax_without_the_rule_keeps_its_own_convolutions_with_one_warning():
+  done = subprocess.run([sys.executable, '-c', WITHOUT_THE_RULE], capture_output=True, text=True, timeout=120)
+  assert done.returncode == 0, done.stderr
+  first, second = map(float, done.stdout.split())
+  assert first == second == 2 * (4 * 3 - 2) ** 2  # windows that hold each place, for both channels
+  assert done.stderr.count('convolutions') == 1 and 'untested' in done.stderr
