@@ -160,6 +160,7 @@ def _train(workdir):
   import jax
 
   from dnt import cli, main
+  from tests import compiling
 
   devices, level = jax.devices()[:1], logging.getLogger().level
   output, problems = io.StringIO(), io.StringIO()
@@ -167,10 +168,8 @@ def _train(workdir):
     patch.setattr(jax, 'devices', lambda: devices)
     patch.setattr('dnt.parallel.cpu.allocator.tune', lambda: False)
     patch.setattr(sys, 'argv', ['dnt.main', f'--workdir={workdir}', *TRAINED])
-    jax.config.update('jax_disable_most_optimizations', True)
-    with pytest.raises(SystemExit) as stopped:
+    with compiling.unoptimized(), pytest.raises(SystemExit) as stopped:
       cli.run(main.PROGRAM)
-    jax.config.update('jax_disable_most_optimizations', False)
   logging.getLogger().setLevel(level)
   return stopped.value.code or 0, output.getvalue(), problems.getvalue()
 
@@ -329,12 +328,11 @@ def one_device(request, monkeypatch):
 
 @pytest.fixture
 def unoptimized():
-  """Compiles in about half the time, without most of XLA's optimizations: for tests of what happens, not of numbers."""
-  import jax
+  """Compiles fast, without most of XLA's optimizations: for tests of what happens, not of numbers."""
+  from tests import compiling
 
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
+  with compiling.unoptimized():
+    yield
 
 
 @pytest.fixture
@@ -480,7 +478,10 @@ def start():
   processes = []
 
   def popen(command, optimized=False):
-    environment = {**os.environ, 'XLA_FLAGS': OWN_XLA_FLAGS, 'PYTHON': sys.executable}
+    from tests import compiling
+
+    flags = OWN_XLA_FLAGS if optimized else f'{OWN_XLA_FLAGS} {compiling.XLA_FLAGS}'.strip()
+    environment = {**os.environ, 'XLA_FLAGS': flags, 'PYTHON': sys.executable}
     environment['JAX_DISABLE_MOST_OPTIMIZATIONS'] = str(int(not optimized))
     pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.STDOUT}
     processes.append(subprocess.Popen(command, cwd=CONFIGS.parent, env=environment, text=True, **pipes))

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from safetensors import numpy as safetensors_numpy
 
+from tests.compiling import QUICK
 from tests.references import weights
 
 NEEDS_TORCH = "reads or runs what is torch's own, and torch is not installed"
-QUICK = {'xla_backend_optimization_level': 0}  # compile in a third of the time
 COUNTS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
 

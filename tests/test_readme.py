@@ -18,6 +18,7 @@ from PIL import Image
 import dnt
 from dnt import cli, config, main
 from dnt.training import experiment
+from tests import compiling
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / 'README.md').read_text()
@@ -158,7 +159,7 @@ def files(tmp_path_factory):
     patch.setattr(sys, 'path', [*sys.path])
     patch.setattr(jax, 'devices', lambda: devices)
     patch.setattr('dnt.parallel.cpu.allocator.tune', lambda: False)
-    with pytest.raises(SystemExit) as ended:
+    with compiling.unoptimized(), pytest.raises(SystemExit) as ended:
       cli.run(main.PROGRAM, arguments(TRAIN))
   assert not ended.value.code
   shutil.copytree(folder / 'runs' / 'mine', folder / 'runs' / 'other')

@@ -12,10 +12,10 @@ from dnt import config as schema
 from dnt import errors, models, trees
 from dnt.explanation import cam
 from dnt.models import depth, layouts
+from tests.compiling import QUICK
 
 SHAPE, CLASSES = (16, 12, 3), 5
 EPSILON = 1e-5
-QUICK = {'xla_backend_optimization_level': 0}  # compile in a third of the time
 
 
 def network(scan):

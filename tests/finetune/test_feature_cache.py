@@ -306,10 +306,10 @@ def test_other_batches_go_on_from_the_middle_of_one(config, tmp_path):
 @pytest.mark.thorough
 def test_a_file_of_an_older_version_is_replaced(config, tmp_path, console, monkeypatch):
   config.train.steps = 1
-  monkeypatch.setattr(feature_files, 'FORMAT', feature_cache._WITHOUT_DIGESTS)
-  loop.train(config, tmp_path / 'a', record.Clock(0.0), 'test')
+  with monkeypatch.context() as patch:
+    patch.setattr(feature_files, 'FORMAT', feature_cache._WITHOUT_DIGESTS)
+    loop.train(config, tmp_path / 'a', record.Clock(0.0), 'test')
   old = files(config)
-  monkeypatch.undo()
   console.readouterr()
   loop.train(config, tmp_path / 'b', record.Clock(0.0), 'test')
   assert len(files(config)) == 2 and not {*old} & {*files(config)}

@@ -7,8 +7,7 @@ import pytest
 
 from dnt import config, errors, models, trees
 from dnt.models import blocks, depth, parts
-
-QUICK = {'xla_backend_optimization_level': 0}  # compile in a third of the time
+from tests.compiling import QUICK
 
 
 def make_parts(**options):

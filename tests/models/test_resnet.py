@@ -10,9 +10,8 @@ import pytest
 from dnt import config, errors, models, trees
 from dnt.models import depth
 from dnt.models import stage as stage_lib
+from tests.compiling import QUICK
 from tests.references import weights
-
-QUICK = {'xla_backend_optimization_level': 0}  # compile in a third of the time
 
 
 def make(num_classes=10, **options):

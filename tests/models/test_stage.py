@@ -10,9 +10,9 @@ import pytest
 from dnt import config, models, trees
 from dnt.models import blocks, depth, layouts, parts
 from dnt.models import stage as stage_lib
+from tests.compiling import QUICK
 
 SHAPE = (8, 8, 3)
-QUICK = {'xla_backend_optimization_level': 0}  # compile in a third of the time
 
 
 def make(**options):

@@ -11,9 +11,9 @@ import pytest
 
 from dnt import config, models, trees
 from dnt.models import depth
+from tests.compiling import QUICK
 
 SHAPE = (8, 8, 3)
-QUICK = {'xla_backend_optimization_level': 0}  # compile in a third of the time
 TINY = {
   'mlp': {'depth': 3, 'width': 8},
   'plain': {'depth': 8, 'width': 4},

@@ -17,8 +17,7 @@ from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
 from dnt.reporting import metric_names, metrics
 from dnt.training import experiment, record, steps, telemetry
-
-QUICK = {'xla_backend_optimization_level': 0}  # compile in half the time
+from tests.compiling import QUICK
 
 
 def shown(run, state, batch):
