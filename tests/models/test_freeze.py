@@ -14,6 +14,7 @@ from dnt import errors, loop, trees
 from dnt.models import freeze
 from dnt.training import record
 
+pytestmark = pytest.mark.usefixtures('unoptimized', 'undrawn')
 MODULE = """
 import flax.linen as nn
 
@@ -96,7 +97,6 @@ def test_a_choice_of_nothing_is_refused(config, begin, chosen, said):
 
 
 @pytest.mark.thorough
-@pytest.mark.usefixtures('unoptimized')
 @pytest.mark.parametrize(
   ('trainable', 'mode'),
   [('head', 'running'), ('top:2', 'running'), ('stage2/.*', 'running'), ('top:2', 'batch'), ('top:2', 'affine_only')],
@@ -273,7 +273,6 @@ def test_what_begins_to_train_starts_anew_and_the_rest_goes_on(config, begin):
 
 
 @pytest.mark.thorough
-@pytest.mark.usefixtures('unoptimized', 'undrawn')
 def test_a_run_goes_on_across_the_start_of_a_phase(tiny, tmp_path):
   config = tiny
   config.train.steps, config.ema.decay, config.model.norm = 8, 0.9, 'batch_norm'
