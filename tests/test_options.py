@@ -24,15 +24,17 @@ from dnt.data import pipeline, sources
 from dnt.data.transforms import images
 from dnt.diagnostics import lr_find, noise
 from dnt.finetune import feature_cache
+from dnt.models import resnet
 from dnt.parallel import mesh as mesh_lib
 from dnt.reporting import metrics
 from dnt.training import experiment, record
 
+pytestmark = pytest.mark.usefixtures('unoptimized', 'undrawn')
 OPTIONS = dict(schema.options())
 RESNET = {'model.name': 'resnet', 'model.depth': 8, 'model.width': None}
 DENSENET = {'model.name': 'densenet', 'model.depth': 10, 'model.width': None, 'model.bottleneck': True}
 HIGHWAY = {'model.name': 'highway', 'model.depth': 8, 'model.width': 8}
-IMAGENET = {**RESNET, 'model.depth': 50, 'data.image_size': 32}
+IMAGENET = {**RESNET, 'model.depth': 14, 'data.image_size': 32}
 NORMALIZED = {'data.mean': (0.5, 0.5, 0.5), 'data.std': (0.2, 0.2, 0.2)}
 PREPARED = {  # left open by no weights
   'data.image_size': 8,
@@ -162,7 +164,8 @@ def fingerprint(config):
 
 @pytest.mark.thorough
 @pytest.mark.parametrize('option', PROGRAM)
-def test_option_changes_the_program(option, tiny):
+def test_option_changes_the_program(option, tiny, monkeypatch):
+  monkeypatch.setitem(resnet.IMAGENET_BOTTLENECK, 14, (1, 1, 1, 1))  # ResNet-50 takes seconds to trace
   base, value = PROGRAM[option]
   set_options(tiny, base)
   if (key := str(base)) not in BEFORE:
@@ -446,7 +449,7 @@ def test_data_exif_rotation(tiny, tmp_path):
 
 
 @pytest.mark.thorough
-def test_every_program_decodes_as_the_run_does(tiny, tmp_path, call_program, unoptimized, undrawn, monkeypatch):
+def test_every_program_decodes_as_the_run_does(tiny, tmp_path, call_program, monkeypatch):
   """With bits from sBIT chunks, which the training split decides."""
   info = PngImagePlugin.PngInfo()
   info.add(b'sBIT', bytes([12]))
@@ -503,9 +506,7 @@ def test_data_eval_resize_and_eval_crop(tiny, augment):
 
 @pytest.mark.thorough
 @pytest.mark.parametrize(('augment', 'resize'), [('none', 'center_crop'), ('resized_crop_flip', 'squash')])
-def test_every_program_resizes_as_eval_resize_says(
-  tiny, tmp_path, call_program, unoptimized, undrawn, monkeypatch, augment, resize
-):
+def test_every_program_resizes_as_eval_resize_says(tiny, tmp_path, call_program, monkeypatch, augment, resize):
   for label in ('cat', 'dog'):
     (tmp_path / 'images' / label).mkdir(parents=True)
     for index in range(10):

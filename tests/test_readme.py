@@ -91,7 +91,7 @@ def get_config():
   if training.data.source.partition(':')[0] not in ('folder', 'idx'):
     training.data.source, training.data.image_size = 'folder:images', 8
   if training.model.name in ('resnet', 'plain'):
-    training.model.depth = 8
+    training.model.name, training.model.depth, training.model.width = 'plain', 8, 4
   training.data.workers = 0
   training.train.steps, training.train.epochs, training.train.batch_size = None, 2.0, 8
   return config

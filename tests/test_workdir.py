@@ -8,6 +8,8 @@ import pytest
 
 from dnt import errors, workdir
 
+pytestmark = pytest.mark.usefixtures('unoptimized', 'undrawn')
+
 # A run stopped at step 8 of 12, a finished one, a comparison and a feature cache, written by commit c7c7fcf: before the
 # modules moved, and before formats had numbers.
 OLD = pathlib.Path(__file__).parent / 'old_runs.zip'
