@@ -8,6 +8,7 @@ import pytest
 
 from dnt.models import function_calls
 
+pytestmark = pytest.mark.usefixtures('unoptimized')
 FUNCTIONS = {
   **{name: getattr(nn, name) for name in ('relu', 'relu6', 'leaky_relu', 'elu', 'celu', 'selu', 'gelu', 'silu')},
   **{name: getattr(nn, name) for name in ('softplus', 'soft_sign', 'hard_tanh', 'hard_sigmoid', 'hard_swish')},
@@ -35,14 +36,21 @@ def look(model, x, train=False):
   program = function_calls.trace(apply, variables, x, key)
   seen = []
 
-  def hook(activation, value):
-    seen.append((activation, value))
-    return value
+  @jax.jit
+  def run_both(*args):
+    values = []
 
-  (got, updates), wanted = function_calls.run(program, (variables, x, key), hook), apply(variables, x, key)
+    def hook(activation, value):
+      seen.append(activation)
+      values.append(value)
+      return value
+
+    return function_calls.run(program, args, hook), apply(*args), values
+
+  (got, updates), wanted, values = run_both(variables, x, key)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), (got, updates), wanted)
   kept = {name: value[0] for name, value in updates.get('intermediates', {}).items()}
-  return seen, program.unknown, kept
+  return list(zip(seen, values, strict=True)), program.unknown, kept
 
 
 X = np.random.default_rng(0).normal(size=(4, 6, 6, 3)).astype(np.float32)

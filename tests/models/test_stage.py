@@ -12,6 +12,7 @@ from dnt.models import blocks, depth, layouts, parts
 from dnt.models import stage as stage_lib
 from tests.compiling import QUICK
 
+pytestmark = pytest.mark.usefixtures('unoptimized')
 SHAPE = (8, 8, 3)
 
 

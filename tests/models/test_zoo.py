@@ -42,6 +42,7 @@ def make(name, parts=PARTS[0], **options):
 
 
 @pytest.mark.thorough
+@pytest.mark.usefixtures('unoptimized')
 @pytest.mark.parametrize(
   ('name', 'options'),
   [('plain', {}), ('resnet', {}), ('resnet', {'block': 'preact_basic'}), ('highway', {}), ('densenet', {})],
@@ -55,10 +56,10 @@ def test_a_head_that_is_said_to_pool_reads_the_mean_alone(name, options):
       args = (args[0] if len(inputs) == 1 else args[0].mean((1, 2), keepdims=True), *args[1:])
     return call(*args, **keywords)
 
-  x = jax.random.normal(jax.random.key(0), (4, *SHAPE))
-  variables = model.init(jax.random.key(1), x, train=False)
+  x = np.random.default_rng(0).normal(size=(4, *SHAPE)).astype(np.float32)
+  variables = models.init(depth.trace(model, SHAPE), 1)
   with nn.intercept_methods(watch):
-    whole, mean = (model.apply(variables, x, train=False) for _ in range(2))
+    whole, mean = jax.jit(lambda *args: [model.apply(*args, train=False) for _ in range(2)])(variables, x)
   assert min(inputs[0].shape[1:3]) > 1
   assert np.allclose(whole, mean, rtol=1e-5, atol=1e-6) == getattr(model, 'head_pools', False)
 
@@ -98,6 +99,7 @@ def test_shapes_and_dtypes_with_all_parts(name):
 
 
 @pytest.mark.thorough
+@pytest.mark.usefixtures('unoptimized')
 @pytest.mark.parametrize(
   ('name', 'parts'),
   list(zip(('resnet', 'mlp', 'mlp', 'densenet', 'plain', 'resnet', 'highway'), PARTS, strict=True)),
@@ -106,9 +108,10 @@ def test_a_training_step_is_finite(name, parts):
   model = make(name, parts)
   variables = models.init(depth.trace(model, SHAPE), 0)
   x = np.random.default_rng(0).normal(size=(4, *SHAPE)).astype(jnp.dtype(parts[3]))
-  gradient, (logits, stats) = jax.jit(functools.partial(step, model), compiler_options=QUICK)(variables, x)
-  assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves((gradient, logits, stats)))
-  assert optax.tree.norm(gradient) > 1e-4
+  found = jax.jit(functools.partial(step, model), compiler_options=QUICK)(variables, x)
+  gradient, (logits, stats) = jax.device_get(found)  # what follows compiles nothing
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((gradient, logits, stats)))
+  assert np.sqrt(sum(np.square(leaf).sum() for leaf in jax.tree.leaves(gradient))) > 1e-4
   unmoved = [path for path, leaf in trees.flatten(gradient).items() if path.endswith('kernel') and not leaf.any()]
   assert unmoved == []
 

@@ -31,14 +31,21 @@ def make_chain(config, params, entries):
   return chain.make(config, schedule, params, entries)
 
 
-def train(optimizer, params, gradients):
-  """Parameters after a step on each gradient, and the optimizer's state."""
+def train(optimizer, params, gradients, compiled=False):
+  """Parameters after a step on each gradient, and the optimizer's state.
 
+  As a rule steps are not compiled, because many chains have few shapes.
+  """
+
+  def step(params, state, gradient):
+    updates, state = optimizer.update(gradient, state, params)
+    return optax.apply_updates(params, updates), state
+
+  step = jax.jit(step) if compiled else step
   params = jax.tree.map(jnp.asarray, params)
   state = optimizer.init(params)
-  for gradient in gradients:  # not compiled: many chains on few shapes
-    updates, state = optimizer.update(jax.tree.map(jnp.asarray, gradient), state, params)
-    params = optax.apply_updates(params, updates)
+  for gradient in gradients:
+    params, state = step(params, state, jax.tree.map(jnp.asarray, gradient))
   return params, state
 
 
@@ -199,24 +206,27 @@ LAYOUT_CASES = [
 
 
 @pytest.mark.thorough
+@pytest.mark.usefixtures('unoptimized')
 @pytest.mark.parametrize('config', [case[0] for case in LAYOUT_CASES], ids=[case[1] for case in LAYOUT_CASES])
 def test_both_layouts_train_alike(network, config):
   params, gradients = network.tree(0), [network.tree(1 + i) for i in range(3)]
   # Blocks far apart in size, so that nothing taken over a whole stack could pass for a row's own.
   for tree in (params, *gradients):
     tree['stage1']['block003'] = jax.tree.map(lambda leaf: 0.01 * leaf, tree['stage1']['block003'])
-  expected, state = train(make_chain(config, params, network.unrolled), params, gradients)
+  expected, state = train(make_chain(config, params, network.unrolled), params, gradients, compiled=True)
   stacked = network.stack(params)
   optimizer = make_chain(config, stacked, network.scanned)
-  actual, scanned_state = train(optimizer, stacked, [network.stack(gradient) for gradient in gradients])
-  check(network.unstack(actual), expected, rtol=1e-6, atol=1e-7)
-  converted = network.unstack(scanned_state)
+  stacked_gradients = [network.stack(gradient) for gradient in gradients]
+  found = train(optimizer, stacked, stacked_gradients, compiled=True)
+  actual, converted = (network.unstack(jax.device_get(each)) for each in found)
+  check(actual, expected, rtol=1e-6, atol=1e-7)
   assert jax.tree.structure(converted) == jax.tree.structure(state)
   for leaf, other in zip(jax.tree.leaves(converted), jax.tree.leaves(state), strict=True):
     np.testing.assert_allclose(leaf, other, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.thorough
+@pytest.mark.usefixtures('unoptimized')
 def test_both_layouts_of_a_real_network_are_updated_alike():
   config = make_config('lamb', 'block_norm', weight_decay_on='block00[23]/.*kernel$')
   config.model.name = 'mlp'
@@ -232,9 +242,9 @@ def test_both_layouts_of_a_real_network_are_updated_alike():
     return (generator.uniform(0.1, 2) * generator.normal(size=leaf.shape)).astype(np.float32)
 
   params, gradient = (trees.map_with_path(draw, trace.variables['params']) for _ in range(2))
-  expected, _ = train(make_chain(config, params, unrolled), params, [gradient])
+  expected, _ = train(make_chain(config, params, unrolled), params, [gradient], compiled=True)
   stacked, stacked_gradient = (layouts.to_scanned(tree, trace.scanned) for tree in (params, gradient))
-  actual, _ = train(make_chain(config, stacked, scanned), stacked, [stacked_gradient])
+  actual, _ = train(make_chain(config, stacked, scanned), stacked, [stacked_gradient], compiled=True)
   assert any(trees.is_scanned(path) for path in trees.flatten(actual))
   check(layouts.to_unrolled(actual), expected, rtol=1e-6)
 
