@@ -337,9 +337,11 @@ def unoptimized():
 
 @pytest.fixture
 def undrawn(monkeypatch):
-  """Figures are made but not drawn, which takes longer than a tiny run itself: for tests that look at none."""
+  """Figures are not drawn, nor are those of a run made, which takes longer than a tiny run: for tests of none."""
   from dnt.reporting import plots
 
+  for name in ('curves', 'telemetry', 'confusion'):
+    monkeypatch.setattr(plots, name, lambda *_: None)
   monkeypatch.setattr(plots, 'png', lambda figure: b'not drawn')
 
 

@@ -22,6 +22,8 @@ from dnt.parallel import mesh as mesh_lib
 from dnt.reporting import plots
 from dnt.training import experiment, initialize, record
 
+pytestmark = pytest.mark.usefixtures('unoptimized')
+
 
 @pytest.fixture
 def network(tiny):
@@ -314,7 +316,7 @@ def test_the_image_shows_every_suggestion_and_the_rate_of_the_config():
 
 
 @pytest.fixture
-def finding(network, undrawn, unoptimized):
+def finding(network, undrawn):
   """A config of a run in two phases that finds its rate."""
   network.finetune.trainable, network.finetune.unfreeze = 'head', (('2', 'all'),)
   network.schedule.name = 'one_cycle'

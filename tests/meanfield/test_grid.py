@@ -1,5 +1,6 @@
 """The measured grid: against the models' own layers, against whole Jacobians, and against theory."""
 
+import functools
 import itertools
 import json
 import math
@@ -19,6 +20,7 @@ from dnt.models import activations, blocks, norms, parts
 from dnt.parallel import capacity
 from dnt.reporting import plots
 
+pytestmark = pytest.mark.usefixtures('unoptimized')
 NORMS = ('none', 'batch_norm', 'layer_norm', 'rms_norm')
 BLOCKS = ('plain', 'residual', 'highway')
 NETWORK = random_nets.Network(('tanh', 'relu'), BLOCKS, NORMS, 2, 12, -1.0)
@@ -33,11 +35,16 @@ def measured():
   return key, jax.jit(random_nets.forward, static_argnums=0)(NETWORK, key, VARIANCES, x)
 
 
+def draw_and_apply(key, x):
+  weights = NETWORK.draw(key, 1)
+  return weights, NETWORK.layer(weights, VARIANCES, x)[0]
+
+
 @pytest.mark.thorough
 def test_a_layer_is_the_models_dense_unit(measured):
   key, (inputs, log_q, c) = measured
-  weights = NETWORK.draw(key, 1)
-  output = NETWORK.layer(weights, VARIANCES, inputs[1])[0]
+  weights, output = jax.device_get(jax.jit(draw_and_apply)(key, inputs[1]))
+  inputs, log_q, c = jax.device_get((inputs, log_q, c))
   for k, m in ((0, 1), (0, 2), (1, 0), (1, 3), (2, 1), (2, 3)):
     a, s = m % 2, (k + m // 2) % 2
     weight, bias = (math.sqrt(value) for value in VARIANCES[s])
@@ -56,10 +63,11 @@ def test_a_layer_is_the_models_dense_unit(measured):
     x = inputs[1, a, k, m, s]
     params = {
       'dense': {'kernel': weight * weights.kernel, 'bias': bias * weights.bias},
-      'norm': {'scale': jnp.ones(12), 'bias': jnp.zeros(12)},
-      'gate': {'kernel': weight * weights.gate, 'bias': jnp.full(12, -1.0)},
+      'norm': {'scale': np.ones(12), 'bias': np.zeros(12)},
+      'gate': {'kernel': weight * weights.gate, 'bias': np.full(12, -1.0)},
     }
-    y, _ = unit.apply({'params': params}, x, train=True, mutable=['batch_stats'])
+    params = jax.tree.map(np.float32, params)
+    y, _ = jax.jit(functools.partial(unit.apply, train=True, mutable=['batch_stats']))({'params': params}, x)
     np.testing.assert_allclose(output[a, k, m, s], y, rtol=2e-4, atol=2e-5)
     h = np.asarray(x) @ np.asarray(params['dense']['kernel']) + np.asarray(params['dense']['bias'])
     assert np.exp(log_q[1, a, k, m, s]) == pytest.approx(np.mean(h**2), rel=1e-4)
@@ -184,7 +192,7 @@ def test_a_run_writes_its_table_figures_and_json(small, tmp_path, console):
 
 
 @pytest.mark.thorough
-def test_theory_of_the_measured_networks_is_in_the_record(small, tmp_path):
+def test_theory_of_the_measured_networks_is_in_the_record(small, tmp_path, undrawn):
   small.signal.activations = ('tanh', 'relu')
   small.signal.blocks = ('plain', 'residual')
   small.signal.norms = ('none', 'batch_norm')
@@ -211,7 +219,7 @@ def test_theory_of_the_measured_networks_is_in_the_record(small, tmp_path):
 
 
 @pytest.mark.thorough
-def test_signals_too_small_for_float32_are_measured_while_they_last(small, tmp_path, recwarn):
+def test_signals_too_small_for_float32_are_measured_while_they_last(small, tmp_path, recwarn, undrawn):
   small.signal.update({'weight_variances': (1e-3,), 'bias_variances': (0.0,), 'depths': (12, 40), 'singular_values': 0})
   short, long = grid.run(small, tmp_path)['networks']
   rate = math.log(5e-4) / 2
@@ -228,7 +236,7 @@ def test_signals_too_small_for_float32_are_measured_while_they_last(small, tmp_p
 
 
 @pytest.mark.thorough
-def test_ctrl_c_leaves_what_was_measured(small, tmp_path, monkeypatch, console):
+def test_ctrl_c_leaves_what_was_measured(small, tmp_path, monkeypatch, console, undrawn):
   measure, calls = grid._measure, []
 
   def interrupted(job, *arguments):

@@ -447,7 +447,7 @@ def test_a_run_reads_another_run_once(transfer, tiny, saved, read, tmp_path, uno
 
 
 @pytest.mark.thorough
-def test_a_run_that_goes_on_needs_its_weights_no_more(imagenet, saved, tmp_path):
+def test_a_run_that_goes_on_needs_its_weights_no_more(imagenet, saved, tmp_path, unoptimized, undrawn):
   imagenet.model.stem, imagenet.model.depth, imagenet.train.steps = 'cifar', 8, 8
   saved(imagenet, tmp_path / 'other')
   imagenet.data.update({'interpolation': 'bilinear', 'eval_crop': 0.5, 'mean': (0.5,) * 3, 'std': (0.2,) * 3})
