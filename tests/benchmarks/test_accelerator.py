@@ -11,9 +11,8 @@ PARTS = ('tests', 'step', 'epoch', 'norms', 'degradation', 'cars')
 
 
 @pytest.fixture
-def measure(run_program, tmp_path, monkeypatch):
-  """Runs it, its parts without most of XLA's optimizations: (results.json, standard output and error)."""
-  monkeypatch.setenv('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
+def measure(run_program, tmp_path):
+  """Runs it: (results.json, standard output and error)."""
 
   def run(*flags):
     code, output = run_program('benchmarks.accelerator', '--tiny', f'--output={tmp_path / "out"}', *flags)
