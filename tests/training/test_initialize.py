@@ -25,7 +25,7 @@ def build(config):
 
 @pytest.fixture
 def resnet(tiny):
-  tiny.model.name, tiny.model.depth, tiny.model.width = 'resnet', 20, None
+  tiny.model.name, tiny.model.depth, tiny.model.width = 'resnet', 14, None
   return tiny
 
 
@@ -114,6 +114,7 @@ RENAMED = {
 
 
 @pytest.mark.thorough
+@pytest.mark.usefixtures('unoptimized')
 @pytest.mark.parametrize('case', RENAMED)
 def test_the_head_of_pretrained_weights_follows_the_names_of_the_classes(
   resnet, saved, tmp_path, change_splits, caplog, case

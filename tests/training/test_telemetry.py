@@ -459,7 +459,7 @@ def check_that_watching_changes_nothing(tiny):
     compile_lib.jit(steps.make_train_steps(step, loader.batch_at, longest))
     for step, longest in ((run.phases[0].train_step, 10), (run.phases[0].telemetry_step, 1))
   )
-  state = mesh_lib.place(run.make_state(run.init_variables()), mesh_lib.replicated(mesh))
+  state = mesh_lib.place(compile_lib.eagerly(run.make_state)(run.init_variables()), mesh_lib.replicated(mesh))
   for _ in range(5):
     (after, found), (seen, shown) = (program(state, arrays, np.int32(1)) for program in (plain, watched))
     for name in steps.METRICS:
