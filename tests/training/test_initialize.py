@@ -25,7 +25,7 @@ def build(config):
 
 @pytest.fixture
 def resnet(tiny):
-  tiny.model.name, tiny.model.depth, tiny.model.width = 'resnet', 14, None
+  tiny.model.name, tiny.model.depth, tiny.model.width = 'resnet', 20, None
   return tiny
 
 
