@@ -336,6 +336,14 @@ def unoptimized():
 
 
 @pytest.fixture
+def usual_emitters(monkeypatch):
+  """`unoptimized` keeps XLA's usual emitters: different programs of the same steps give the same bits only with them."""
+  from tests import compiling
+
+  monkeypatch.setattr(compiling, 'OLDER_EMITTERS', {})
+
+
+@pytest.fixture
 def undrawn(monkeypatch):
   """Figures are not drawn, nor are those of a run made, which takes longer than a tiny run: for tests of none."""
   from dnt.reporting import plots
