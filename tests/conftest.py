@@ -337,7 +337,7 @@ def unoptimized():
 
 @pytest.fixture
 def usual_emitters(monkeypatch):
-  """`unoptimized` keeps XLA's usual emitters: different programs of the same steps give the same bits only with them."""
+  """`unoptimized` keeps XLA's usual emitters: only with them do different programs of one step give the same bits."""
   from tests import compiling
 
   monkeypatch.setattr(compiling, 'OLDER_EMITTERS', {})
