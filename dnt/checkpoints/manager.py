@@ -58,6 +58,7 @@ class Checkpoints:
     self._config, self._best_metric = config, best_metric
     self._metrics: dict[int, Mapping[str, float]] = {}  # by step
     _check_writable(self._directory)
+    self._place = _identify(self._directory)
 
   @functools.cached_property
   def _manager(self):
@@ -259,6 +260,18 @@ class Checkpoints:
       call(*args, **kwargs)
     except Exception as error:
       raise errors.RunError(f'a checkpoint could not be written to {self._directory}: {_reason(error)}') from error
+    # A writer thread may have made the directory anew after the workdir was moved away.
+    if _identify(self._directory) != self._place:
+      raise errors.RunError(f'{self._directory} was moved or removed while the run wrote to it')
+
+
+def _identify(directory: pathlib.Path) -> tuple[int, int] | None:
+  """Returns what stays the same of a directory until it is moved away or removed; None if there is none."""
+  try:
+    stat = directory.stat()
+  except OSError:
+    return None
+  return stat.st_dev, stat.st_ino
 
 
 def _reason(error: BaseException) -> str:

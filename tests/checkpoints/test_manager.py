@@ -724,3 +724,15 @@ def test_two_processes(tmp_path, coordinator):
   assert len(lines) == 2 and re.search('checkpoint 3 .*damaged .process 1: state', lines[0])
   assert 'damaged' not in outputs[1][0]
   assert _names(tmp_path) == ['1', '2', '2.damaged', '3', '3.damaged']
+
+
+def test_a_directory_that_was_made_anew_is_not_the_one_of_the_run(tmp_path):
+  """A thread that is writing makes the directories again that were moved away."""
+  own = checkpoints.Checkpoints(tmp_path / 'run', _options())
+  own.save(1, _state(1), {})
+  own.wait()
+  (tmp_path / 'run').rename(tmp_path / 'moved')
+  (tmp_path / 'run' / 'checkpoints').mkdir(parents=True)
+  with pytest.raises(errors.RunError, match='moved'):
+    own.save(2, _state(2), {})
+  assert (tmp_path / 'moved' / 'checkpoints' / '1').is_dir()
