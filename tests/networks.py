@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from safetensors import numpy as safetensors_numpy
 
-from tests.compiling import QUICK
 from tests.references import weights
 
 NEEDS_TORCH = "reads or runs what is torch's own, and torch is not installed"
@@ -238,7 +237,7 @@ def logits():
     def apply(variables, images):
       return run.model.apply(variables, run.preprocess({'image': images}, None), train=False)
 
-    return np.asarray(jax.jit(apply, compiler_options=QUICK)(variables, images))
+    return np.asarray(jax.jit(apply)(variables, images))
 
   return compute
 

@@ -202,7 +202,7 @@ def test_every_variant_of_a_config_is_a_valid_program(path, load_config, tmp_pat
 
 
 @pytest.mark.thorough
-@pytest.mark.usefixtures('unoptimized', 'undrawn')
+@pytest.mark.usefixtures('undrawn')
 @pytest.mark.parametrize('path', PATHS, ids=lambda path: path.stem)
 def test_shrunk_config_trains_and_has_results(path, load_config, tmp_path):
   config = load_config(path)

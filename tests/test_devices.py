@@ -26,7 +26,7 @@ def losses(workdir):
 
 
 @pytest.mark.thorough
-@pytest.mark.usefixtures('unoptimized', 'undrawn')
+@pytest.mark.usefixtures('undrawn')
 def test_any_number_of_devices_gives_the_same_losses(tiny, tmp_path, monkeypatch):
   tiny.model.name, tiny.model.depth, tiny.model.width = 'resnet', 8, None
   tiny.model.stochastic_depth = 0.2
@@ -70,7 +70,7 @@ def config(config_file):
 
 
 @pytest.mark.thorough
-@pytest.mark.usefixtures('unoptimized', 'undrawn')
+@pytest.mark.usefixtures('undrawn')
 def test_two_processes_train_stop_and_go_on_as_one(tmp_path, config, start, finish, load_config, monkeypatch):
   """Two processes read a stream, are stopped and go on with data on the device; one, on two devices, does as they."""
   workdir = tmp_path / 'two'

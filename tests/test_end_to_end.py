@@ -65,7 +65,7 @@ def path(request):
   return request.param
 
 
-@pytest.mark.usefixtures('unoptimized', 'undrawn')
+@pytest.mark.usefixtures('undrawn')
 def test_shrunk_config_trains_and_evaluates(path, load_config, tmp_path, monkeypatch, saved):
   monkeypatch.setitem(densenet.IMAGENET, 13, (1, 1, 1, 1))  # what is published takes minutes to compile
   monkeypatch.setitem(resnet.IMAGENET_BOTTLENECK, 14, (1, 1, 1, 1))

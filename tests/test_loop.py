@@ -23,7 +23,7 @@ from dnt.reporting import metrics
 from dnt.training import evaluate, precompile, record, report
 from dnt.weights import pretrained
 
-pytestmark = pytest.mark.usefixtures('unoptimized', 'undrawn')
+pytestmark = pytest.mark.usefixtures('undrawn')
 
 
 def run(config, workdir):

@@ -18,8 +18,6 @@ from dnt import files
 from dnt.reporting import metrics
 from dnt.training import record
 
-pytestmark = pytest.mark.usefixtures('unoptimized')
-
 SMALL = (
   '--config.data.image_size=8',
   '--config.data.crop_padding=1',

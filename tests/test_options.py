@@ -29,7 +29,7 @@ from dnt.parallel import mesh as mesh_lib
 from dnt.reporting import metrics
 from dnt.training import experiment, record
 
-pytestmark = pytest.mark.usefixtures('unoptimized', 'undrawn')
+pytestmark = pytest.mark.usefixtures('undrawn')
 OPTIONS = dict(schema.options())
 RESNET = {'model.name': 'resnet', 'model.depth': 8, 'model.width': None}
 DENSENET = {'model.name': 'densenet', 'model.depth': 10, 'model.width': None, 'model.bottleneck': True}

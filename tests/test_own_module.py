@@ -73,7 +73,7 @@ def start_anew(run_here, monkeypatch):
 
 
 @pytest.mark.thorough
-def test_every_program_finds_the_module_of_a_run(project, start_anew, tmp_path, monkeypatch, unoptimized, undrawn):
+def test_every_program_finds_the_module_of_a_run(project, start_anew, tmp_path, monkeypatch, undrawn):
   config, run = f'--config={project}/train.py', f'--workdir={tmp_path}/run'
   code, output = start_anew('main', config, run)
   assert code == 0, output

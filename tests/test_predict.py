@@ -19,8 +19,6 @@ from dnt.checkpoints import format
 from dnt.inference import labels
 from dnt.parallel import mesh as mesh_lib
 
-pytestmark = pytest.mark.usefixtures('unoptimized')
-
 
 @pytest.fixture
 def program(run_here):

@@ -13,7 +13,7 @@ def probe(run_here, tmp_path):
 
 
 @pytest.mark.thorough
-@pytest.mark.usefixtures('unoptimized', 'undrawn')
+@pytest.mark.usefixtures('undrawn')
 def test_what_it_offers_can_be_given_to_it(probe, config_file, tmp_path):
   sick = {'model.name': 'mlp', 'model.depth': 3, 'model.norm': 'none', 'optim.learning_rate': 100.0}
   config = config_file('sick', sick)

@@ -18,7 +18,6 @@ from PIL import Image
 import dnt
 from dnt import cli, config, main
 from dnt.training import experiment
-from tests import compiling
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / 'README.md').read_text()
@@ -159,7 +158,7 @@ def files(tmp_path_factory):
     patch.setattr(sys, 'path', [*sys.path])
     patch.setattr(jax, 'devices', lambda: devices)
     patch.setattr('dnt.parallel.cpu.allocator.tune', lambda: False)
-    with compiling.unoptimized(), pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as ended:
       cli.run(main.PROGRAM, arguments(TRAIN))
   assert not ended.value.code
   shutil.copytree(folder / 'runs' / 'mine', folder / 'runs' / 'other')
@@ -192,7 +191,7 @@ def test_the_commands_of_a_row_are_parsed(title, monkeypatch):
 
 
 @pytest.mark.thorough
-@pytest.mark.usefixtures('here', 'unoptimized', 'undrawn')
+@pytest.mark.usefixtures('here', 'undrawn')
 @pytest.mark.parametrize('title', RUNS)
 def test_the_commands_of_a_row_run(title, run_here):
   for number, command in enumerate(ROWS[title]):

@@ -8,7 +8,7 @@ import pytest
 
 from dnt import errors, workdir
 
-pytestmark = pytest.mark.usefixtures('unoptimized', 'undrawn')
+pytestmark = pytest.mark.usefixtures('undrawn')
 
 # A run stopped at step 8 of 12, a finished one, a comparison and a feature cache, written by commit c7c7fcf: before the
 # modules moved, and before formats had numbers.

@@ -192,7 +192,7 @@ def in_process(monkeypatch, program):
 
 
 @pytest.mark.thorough
-@pytest.mark.usefixtures('unoptimized', 'undrawn')
+@pytest.mark.usefixtures('undrawn')
 def test_a_variant_starts_from_the_weights_of_another(tiny, in_process, tmp_path, caplog):
   caplog.set_level(logging.INFO, 'dnt')
   config = schema.default('compare')

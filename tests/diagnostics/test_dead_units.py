@@ -15,7 +15,6 @@ from dnt.models import activations, depth, layouts
 from dnt.parallel import mesh as mesh_lib
 from dnt.training import experiment
 
-pytestmark = pytest.mark.usefixtures('unoptimized')
 EXAMPLES = 50  # in batches of 16: the last one is padded
 
 

@@ -11,8 +11,6 @@ from dnt.data import order
 from dnt.diagnostics import doctor
 from dnt.training import experiment
 
-pytestmark = pytest.mark.usefixtures('unoptimized')
-
 
 def examine(config, seeds=1):
   return doctor.examine(config, experiment.load_data(config, ()), seeds)

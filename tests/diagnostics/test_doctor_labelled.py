@@ -170,7 +170,6 @@ def check(config, data, name, seeds):
 
 
 @pytest.mark.thorough
-@pytest.mark.usefixtures('unoptimized')
 @pytest.mark.parametrize('name', QUICK)
 def test_labelled_networks(configured, digits, name):
   config = configured(name)

@@ -91,7 +91,7 @@ def sigmoids(config):
 
 
 @pytest.mark.thorough
-def test_a_sick_network_and_what_mends_it(tiny, tmp_path, console, unoptimized):
+def test_a_sick_network_and_what_mends_it(tiny, tmp_path, console):
   content = doctor_report.run(sigmoids(tiny), tmp_path, seeds=2, trying=True)
   assert json.loads((tmp_path / 'probe.json').read_text()) == content
   assert content['format'] == workdir.FORMAT

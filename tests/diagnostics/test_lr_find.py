@@ -22,8 +22,6 @@ from dnt.parallel import mesh as mesh_lib
 from dnt.reporting import plots
 from dnt.training import experiment, initialize, record
 
-pytestmark = pytest.mark.usefixtures('unoptimized')
-
 
 @pytest.fixture
 def network(tiny):

@@ -12,7 +12,6 @@ from dnt import config as schema
 from dnt import errors, models, trees
 from dnt.explanation import cam
 from dnt.models import depth, layouts
-from tests.compiling import QUICK
 
 SHAPE, CLASSES = (16, 12, 3), 5
 EPSILON = 1e-5
@@ -93,7 +92,7 @@ def published(torch, method, a, g):
 
 
 def jit(function, *args):
-  return jax.jit(functools.partial(function, *args), compiler_options=QUICK)
+  return jax.jit(functools.partial(function, *args))
 
 
 @functools.cache

@@ -10,7 +10,7 @@ from dnt import errors, inference
 from dnt.explanation import cam, faithfulness, maps
 from dnt.parallel import mesh as mesh_lib
 
-pytestmark = pytest.mark.usefixtures('unoptimized', 'undrawn')
+pytestmark = pytest.mark.usefixtures('undrawn')
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from dnt import errors, inference
 from dnt.config import run_config
 from dnt.explanation import cam, report
 
-pytestmark = pytest.mark.usefixtures('unoptimized', 'undrawn')
+pytestmark = pytest.mark.usefixtures('undrawn')
 CHANNELS = 64
 WANTED = report.Wanted(None, 'grad_cam', None, None, None, 3)
 

@@ -55,7 +55,7 @@ def search(config, step, variables, count=COUNT):
 
 
 @pytest.mark.parametrize(('placement', 'batch'), [('device', 16), ('device', 64), ('stream', 8)])
-def test_the_best_are_those_of_sorting_all(network, placement, batch, unoptimized):
+def test_the_best_are_those_of_sorting_all(network, placement, batch):
   network.data.placement, network.eval.batch_size = placement, batch
   data = experiment.load_data(network, ())
   images = data.train.images.astype(np.float32) / 255
@@ -82,7 +82,7 @@ def test_the_best_are_those_of_sorting_all(network, placement, batch, unoptimize
 
 
 @pytest.mark.parametrize('batch', [8, 16, 64])
-def test_of_equals_the_earlier_come_first(network, batch, unoptimized):
+def test_of_equals_the_earlier_come_first(network, batch):
   """Scores are the labels, of which there are ten: in any batch size the same images."""
   network.eval.batch_size = batch
   data = experiment.load_data(network, ())
@@ -93,7 +93,7 @@ def test_of_equals_the_earlier_come_first(network, batch, unoptimized):
   np.testing.assert_array_equal(found['labels'].scores, values)
 
 
-def test_a_small_split_has_no_more_images_than_it_holds(network, unoptimized):
+def test_a_small_split_has_no_more_images_than_it_holds(network):
   found = search(network, lambda _, batch: {'one': jnp.ones((batch['label'].shape[0], 2))}, {}, 1000)
   np.testing.assert_array_equal(found['one'].indices, np.tile(np.arange(EXAMPLES), (2, 1)))
   assert np.isfinite(found['one'].scores).all()

@@ -14,7 +14,7 @@ from dnt import loop
 from dnt.data import sources
 from dnt.training import record
 
-pytestmark = pytest.mark.usefixtures('unoptimized', 'undrawn')
+pytestmark = pytest.mark.usefixtures('undrawn')
 BATCHES = ('--config.train.batch_size=8', '--config.eval.batch_size=8')
 MLP = ('--config.model.name=mlp', '--config.model.depth=3', '--config.model.width=16', *BATCHES)
 SYNTHETIC = ('--config.data.source=synthetic', '--config.data.synthetic_examples=16', '--config.data.image_size=8')

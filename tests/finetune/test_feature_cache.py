@@ -17,7 +17,7 @@ from dnt.parallel import mesh as mesh_lib
 from dnt.reporting import metrics
 from dnt.training import experiment, record
 
-pytestmark = pytest.mark.usefixtures('unoptimized', 'undrawn')
+pytestmark = pytest.mark.usefixtures('undrawn')
 
 
 @pytest.fixture

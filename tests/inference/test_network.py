@@ -15,7 +15,7 @@ from dnt.inference import export
 from dnt.parallel import mesh as mesh_lib
 from dnt.training import evaluate, record
 
-pytestmark = pytest.mark.usefixtures('unoptimized', 'undrawn')
+pytestmark = pytest.mark.usefixtures('undrawn')
 
 
 def logits(network, images):

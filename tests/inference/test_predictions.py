@@ -9,7 +9,7 @@ from PIL import Image
 from dnt import errors, inference
 from dnt.parallel import mesh as mesh_lib
 
-pytestmark = pytest.mark.usefixtures('unoptimized', 'undrawn')
+pytestmark = pytest.mark.usefixtures('undrawn')
 
 
 @pytest.mark.parametrize(('augment', 'resize'), [('resized_crop_flip', None), ('none', 'center_crop')])

@@ -13,7 +13,7 @@ from dnt.meanfield.theory import plain
 
 CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
 
-pytestmark = pytest.mark.usefixtures('unoptimized', 'undrawn')
+pytestmark = pytest.mark.usefixtures('undrawn')
 
 
 @pytest.fixture

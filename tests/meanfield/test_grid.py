@@ -20,7 +20,6 @@ from dnt.models import activations, blocks, norms, parts
 from dnt.parallel import capacity
 from dnt.reporting import plots
 
-pytestmark = pytest.mark.usefixtures('unoptimized')
 NORMS = ('none', 'batch_norm', 'layer_norm', 'rms_norm')
 BLOCKS = ('plain', 'residual', 'highway')
 NETWORK = random_nets.Network(('tanh', 'relu'), BLOCKS, NORMS, 2, 12, -1.0)

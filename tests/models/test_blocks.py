@@ -7,7 +7,6 @@ import pytest
 
 from dnt import config, errors, models, trees
 from dnt.models import blocks, depth, parts
-from tests.compiling import QUICK
 
 
 def make_parts(**options):
@@ -25,7 +24,7 @@ def init(block, x):
 
 
 def run(block, variables, x, **kwargs):
-  apply = jax.jit(functools.partial(block.apply, train=False), compiler_options=QUICK)
+  apply = jax.jit(functools.partial(block.apply, train=False))
   return np.asarray(apply(variables, x, **kwargs))
 
 

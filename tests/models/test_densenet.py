@@ -7,7 +7,6 @@ import pytest
 
 from dnt import config, errors, models, trees
 from dnt.models import depth
-from tests.compiling import QUICK
 
 
 def make(num_classes=10, **options):
@@ -60,7 +59,7 @@ def test_densenet121_equals_torch(torch_logits):
   model = make(1000, stem='imagenet')
   abstract = depth.trace(model, (64, 64, 3)).variables
   assert jax.tree.map(jnp.shape, variables) == jax.tree.map(jnp.shape, abstract)
-  apply = jax.jit(functools.partial(model.apply, train=False), compiler_options=QUICK)
+  apply = jax.jit(functools.partial(model.apply, train=False))
   got = apply(variables, x)
   np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * np.abs(want).max())
 

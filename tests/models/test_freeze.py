@@ -13,9 +13,8 @@ import pytest
 from dnt import errors, loop, trees
 from dnt.models import freeze
 from dnt.training import record
-from tests import compiling
 
-pytestmark = pytest.mark.usefixtures('unoptimized', 'undrawn')
+pytestmark = pytest.mark.usefixtures('undrawn')
 MODULE = """
 import flax.linen as nn
 
@@ -106,7 +105,7 @@ def test_what_is_frozen_stays_to_the_last_bit_and_each_mode_moves_what_it_says(c
   config.finetune.trainable, config.finetune.frozen_norm = trainable, mode
   config.optim.weight_decay, config.train.accumulate = 0.1, 2
   run, state, batch = begin(config)
-  step = jax.jit(run.phases[0].train_step, compiler_options=compiling.QUICK)
+  step = jax.jit(run.phases[0].train_step)
   after = state
   for _ in range(2):
     after, _ = step(after, batch)
@@ -141,7 +140,7 @@ def test_the_clip_norm_is_over_what_trains(config, begin):
   config.optim.momentum, config.optim.weight_decay, config.optim.learning_rate = 0.0, 0.0, 1.0
   config.finetune.trainable = 'head'
   run, state, batch = begin(config)
-  after, found = jax.jit(run.phases[0].train_step, compiler_options=compiling.QUICK)(state, batch)
+  after, found = jax.jit(run.phases[0].train_step)(state, batch)
   moved = jax.tree.map(jnp.subtract, after.params['head'], state.params['head'])
   np.testing.assert_allclose(optax.tree.norm(moved), 1e-3, rtol=1e-4)
 
@@ -181,7 +180,7 @@ def test_below_the_cut_there_is_no_backward_pass_and_telemetry_brings_none_back(
 def test_telemetry_shows_forward_figures_alone_of_what_is_frozen(config, begin):
   config.finetune.trainable = 'top:1'
   run, state, batch = begin(config)
-  _, found = jax.jit(run.phases[0].telemetry_step, compiler_options=compiling.QUICK)(state, batch)
+  _, found = jax.jit(run.phases[0].telemetry_step)(state, batch)
   columns = found['telemetry']
   assert columns['gradient_norm'].entries == columns['output_gradient_norm'].entries == (3, 4)
   assert columns['activation_rms'].entries == (0, 1, 2, 3, 4)
@@ -192,7 +191,7 @@ def test_frozen_blocks_are_never_dropped(config, begin):
   config.model.stochastic_depth, config.model.name = 0.9, 'resnet'
   config.finetune.trainable = 'head'
   run, state, batch = begin(config)
-  _, found = jax.jit(run.phases[0].train_step, compiler_options=compiling.QUICK)(state, batch)
+  _, found = jax.jit(run.phases[0].train_step)(state, batch)
   logits = evaluated(run, state, batch)
   loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch['label']).mean()
   np.testing.assert_allclose(found['loss'], loss, rtol=1e-5)
@@ -208,7 +207,7 @@ def test_a_users_own_batch_norm_and_dropout(tiny, begin, tmp_path, monkeypatch, 
     tiny.model.options.in_call = in_call
   tiny.finetune.trainable = 'last'
   run, state, batch = begin(tiny)
-  after, found = jax.jit(run.phases[0].train_step, compiler_options=compiling.QUICK)(state, batch)
+  after, found = jax.jit(run.phases[0].train_step)(state, batch)
   assert changed(state.params, after.params) == {'last'}
   assert changed(state.batch_stats, after.batch_stats) == set()
   logits = evaluated(run, state, batch)
@@ -216,7 +215,7 @@ def test_a_users_own_batch_norm_and_dropout(tiny, begin, tmp_path, monkeypatch, 
   np.testing.assert_allclose(found['loss'], loss, rtol=1e-5)
   tiny.finetune.frozen_norm = 'batch'
   run, state, batch = begin(tiny)
-  after, _ = jax.jit(run.phases[0].train_step, compiler_options=compiling.QUICK)(state, batch)
+  after, _ = jax.jit(run.phases[0].train_step)(state, batch)
   assert changed(state.batch_stats, after.batch_stats) == {'first'}
 
 
@@ -258,7 +257,7 @@ def test_what_begins_to_train_starts_anew_and_the_rest_goes_on(config, begin):
   config.finetune.trainable, config.finetune.unfreeze = 'head', (('3', 'all'),)
   run, state, batch = begin(config)
   first, second = run.phases
-  step = jax.jit(first.train_step, compiler_options=compiling.QUICK)
+  step = jax.jit(first.train_step)
   for _ in range(3):
     state, _ = step(state, batch)
   after = run.advance(state, second)
@@ -269,7 +268,7 @@ def test_what_begins_to_train_starts_anew_and_the_rest_goes_on(config, begin):
   for a, b in zip(jax.tree.leaves(state.opt_state['adam']), jax.tree.leaves(old), strict=True):
     np.testing.assert_array_equal(a, b)
   # The first step of a fresh Adam is that of its sign.
-  moved, _ = jax.jit(second.train_step, compiler_options=compiling.QUICK)(after, batch)
+  moved, _ = jax.jit(second.train_step)(after, batch)
   change = np.abs(np.asarray(moved.params['stem']['conv']['kernel'] - after.params['stem']['conv']['kernel']))
   np.testing.assert_allclose(change[change > 0], config.optim.learning_rate, rtol=1e-2)
 

@@ -8,7 +8,6 @@ import pytest
 
 from dnt.models import function_calls
 
-pytestmark = pytest.mark.usefixtures('unoptimized')
 FUNCTIONS = {
   **{name: getattr(nn, name) for name in ('relu', 'relu6', 'leaky_relu', 'elu', 'celu', 'selu', 'gelu', 'silu')},
   **{name: getattr(nn, name) for name in ('softplus', 'soft_sign', 'hard_tanh', 'hard_sigmoid', 'hard_swish')},

@@ -10,7 +10,6 @@ import pytest
 from dnt import config, errors, models, trees
 from dnt.models import depth
 from dnt.models import stage as stage_lib
-from tests.compiling import QUICK
 from tests.references import weights
 
 
@@ -62,7 +61,7 @@ def test_resnet50_equals_torch(torch_logits, stride_on):
   model = make(1000, stem='imagenet', depth=50, stride_on=stride_on)
   abstract = depth.trace(model, (64, 64, 3)).variables
   assert jax.tree.map(jnp.shape, variables) == jax.tree.map(jnp.shape, abstract)
-  apply = jax.jit(functools.partial(model.apply, train=False), compiler_options=QUICK)
+  apply = jax.jit(functools.partial(model.apply, train=False))
   got = apply(variables, x)
   np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * np.abs(want).max())
 
@@ -122,7 +121,7 @@ def test_resnet20_trains_as_in_torch(torch_reference, torch_network, to_dnt):
     logits, updates = model.apply({**variables, 'params': params}, x, train=True, mutable=['batch_stats'])
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), (logits, updates)
 
-  step = jax.jit(jax.grad(loss_fn, has_aux=True), compiler_options=QUICK)
+  step = jax.jit(jax.grad(loss_fn, has_aux=True))
   got, (logits, updates) = step(variables['params'])
   np.testing.assert_allclose(logits, want, rtol=0, atol=1e-5 * np.abs(want).max())
   updates = trees.flatten(updates)

@@ -10,9 +10,7 @@ import pytest
 from dnt import config, models, trees
 from dnt.models import blocks, depth, layouts, parts
 from dnt.models import stage as stage_lib
-from tests.compiling import QUICK
 
-pytestmark = pytest.mark.usefixtures('unoptimized')
 SHAPE = (8, 8, 3)
 
 
@@ -62,7 +60,7 @@ def train_pass(model, variables, seed=0):
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
     return loss, (logits, updates['batch_stats'])
 
-  step = jax.jit(jax.value_and_grad(loss_fn, has_aux=True), compiler_options=QUICK)
+  step = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))
   (loss, (logits, stats)), gradients = step(variables['params'])
   return loss, logits, layouts.to_unrolled(stats), layouts.to_unrolled(gradients)
 

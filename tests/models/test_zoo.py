@@ -11,7 +11,6 @@ import pytest
 
 from dnt import config, models, trees
 from dnt.models import depth
-from tests.compiling import QUICK
 
 SHAPE = (8, 8, 3)
 TINY = {
@@ -42,7 +41,6 @@ def make(name, parts=PARTS[0], **options):
 
 
 @pytest.mark.thorough
-@pytest.mark.usefixtures('unoptimized')
 @pytest.mark.parametrize(
   ('name', 'options'),
   [('plain', {}), ('resnet', {}), ('resnet', {'block': 'preact_basic'}), ('highway', {}), ('densenet', {})],
@@ -99,7 +97,6 @@ def test_shapes_and_dtypes_with_all_parts(name):
 
 
 @pytest.mark.thorough
-@pytest.mark.usefixtures('unoptimized')
 @pytest.mark.parametrize(
   ('name', 'parts'),
   list(zip(('resnet', 'mlp', 'mlp', 'densenet', 'plain', 'resnet', 'highway'), PARTS, strict=True)),
@@ -108,7 +105,7 @@ def test_a_training_step_is_finite(name, parts):
   model = make(name, parts)
   variables = models.init(depth.trace(model, SHAPE), 0)
   x = np.random.default_rng(0).normal(size=(4, *SHAPE)).astype(jnp.dtype(parts[3]))
-  found = jax.jit(functools.partial(step, model), compiler_options=QUICK)(variables, x)
+  found = jax.jit(functools.partial(step, model))(variables, x)
   gradient, (logits, stats) = jax.device_get(found)  # what follows compiles nothing
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((gradient, logits, stats)))
   assert np.sqrt(sum(np.square(leaf).sum() for leaf in jax.tree.leaves(gradient))) > 1e-4

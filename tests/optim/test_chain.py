@@ -206,7 +206,6 @@ LAYOUT_CASES = [
 
 
 @pytest.mark.thorough
-@pytest.mark.usefixtures('unoptimized')
 @pytest.mark.parametrize('config', [case[0] for case in LAYOUT_CASES], ids=[case[1] for case in LAYOUT_CASES])
 def test_both_layouts_train_alike(network, config):
   params, gradients = network.tree(0), [network.tree(1 + i) for i in range(3)]
@@ -226,7 +225,6 @@ def test_both_layouts_train_alike(network, config):
 
 
 @pytest.mark.thorough
-@pytest.mark.usefixtures('unoptimized')
 def test_both_layouts_of_a_real_network_are_updated_alike():
   config = make_config('lamb', 'block_norm', weight_decay_on='block00[23]/.*kernel$')
   config.model.name = 'mlp'

@@ -69,6 +69,7 @@ def test_barriers_are_kept_where_the_options_ask_for_it():
   np.testing.assert_array_equal(compiled(jnp.ones(64)), 3)
 
 
+@pytest.mark.usefixtures('optimized')
 @pytest.mark.thorough
 @pytest.mark.skipif(jax.__version__ not in options.OPTIONS, reason='no options for this jax version')
 def test_programs_compiled_with_the_options_survive_the_cache(tmp_path):
@@ -99,6 +100,7 @@ class Net(nn.Module):
     return nn.Dense(3)(jnp.mean(x, (1, 2)))
 
 
+@pytest.mark.usefixtures('optimized')
 def test_a_loop_of_train_steps_is_bit_identical_to_single_steps():
   rng = np.random.default_rng(0)
   images, labels = rng.normal(size=(6, 4, 8, 8, 3)).astype(np.float32), rng.integers(0, 3, (6, 4))

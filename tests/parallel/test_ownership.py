@@ -267,7 +267,7 @@ def test_two_starts_and_programs_that_read(tmp_path, config_file, start, finish,
   assert steps == list(range(1, steps[-1] + 1))
 
 
-def test_an_error_frees_the_workdir(tiny, tmp_path, unoptimized):
+def test_an_error_frees_the_workdir(tiny, tmp_path):
   tiny.data.source = f'folder:{tmp_path / "absent"}'
   with pytest.raises(errors.InputError):
     loop.train(tiny, tmp_path / 'run')

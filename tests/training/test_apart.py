@@ -13,7 +13,7 @@ from PIL import Image
 from dnt import errors, loop
 from dnt.training import evaluate
 
-pytestmark = pytest.mark.usefixtures('unoptimized', 'undrawn')
+pytestmark = pytest.mark.usefixtures('undrawn')
 COMPOSED, DECOMPOSED = (unicodedata.normalize(form, 'café') for form in ('NFC', 'NFD'))
 NAMES = ('ant', 'bee', COMPOSED)
 

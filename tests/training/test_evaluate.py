@@ -61,7 +61,6 @@ def test_every_example_counts_once_whatever_the_batch_size(tiny, batch_size, pla
     json.dumps(result.per_class, allow_nan=False)
 
 
-@pytest.mark.usefixtures('unoptimized')
 def test_a_split_of_too_many_probabilities_has_no_auroc_and_the_same_figures_else(tiny, monkeypatch):
   data = experiment.load_data(tiny, ('test',))
   run = experiment.make(experiment.resolve(tiny, data), data.spec)
@@ -77,7 +76,6 @@ def test_a_split_of_too_many_probabilities_has_no_auroc_and_the_same_figures_els
   assert found[1].per_class['test'] == found[0].per_class['test'] | {'auroc': [None] * 10}
 
 
-@pytest.mark.usefixtures('unoptimized')
 def test_classes_in_another_order_give_the_same_figures_and_the_order_of_the_run(tiny, saved, tmp_path, change_splits):
   saved(tiny)
   before = evaluate.evaluate(tiny, tmp_path / 'run')

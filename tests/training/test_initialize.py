@@ -114,7 +114,6 @@ RENAMED = {
 
 
 @pytest.mark.thorough
-@pytest.mark.usefixtures('unoptimized')
 @pytest.mark.parametrize('case', RENAMED)
 def test_the_head_of_pretrained_weights_follows_the_names_of_the_classes(
   resnet, saved, tmp_path, change_splits, caplog, case

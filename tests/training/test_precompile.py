@@ -113,7 +113,7 @@ def test_an_error_of_the_background_reaches_the_loop(make, monkeypatch):
 
 
 @pytest.mark.thorough
-@pytest.mark.usefixtures('unoptimized', 'undrawn')
+@pytest.mark.usefixtures('undrawn')
 def test_the_first_program_is_asked_for_before_parameters_are_drawn_and_each_is_compiled_once(
   tiny, tmp_path, monkeypatch
 ):

@@ -16,7 +16,7 @@ from dnt.config import run_config
 from dnt.reporting import metrics
 from dnt.training import experiment, record, resume
 
-pytestmark = pytest.mark.usefixtures('unoptimized', 'undrawn')
+pytestmark = pytest.mark.usefixtures('undrawn')
 RUN = pathlib.Path('run')
 
 
@@ -167,7 +167,7 @@ def test_what_a_person_changes_on_purpose_goes_on_and_is_logged(tiny, tmp_path, 
 
 
 @pytest.mark.thorough
-@pytest.mark.usefixtures('usual_emitters')
+@pytest.mark.usefixtures('optimized')
 def test_where_and_how_a_run_computes_is_free(tiny, tmp_path, console):
   whole = run(tiny, tmp_path / 'whole')
   tiny.train.steps = 3

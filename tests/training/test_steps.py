@@ -6,7 +6,6 @@ import pytest
 from dnt import trees
 from dnt.data.transforms import mixing
 from dnt.training import steps
-from tests.compiling import QUICK
 
 
 def close(a, b, atol=1e-6):
@@ -29,7 +28,7 @@ def test_a_step_is_gradient_descent_on_the_mean_loss(tiny, begin):
     return -picked.mean(), logits
 
   (value, logits), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
-  after, found = jax.jit(run.phases[0].train_step, compiler_options=QUICK)(state, batch)
+  after, found = jax.jit(run.phases[0].train_step)(state, batch)
   close(after.params, jax.tree.map(lambda p, g: p - 0.5 * g, state.params, gradient))
   assert int(after.step) == 1
   assert found['loss'] == pytest.approx(float(value), rel=1e-5)
@@ -45,24 +44,23 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tiny, begin):
   tiny.loss.class_weights = tuple(range(1, 11))  # micro-batches of unequal weight
   tiny.data.augment, tiny.data.crop_padding = 'pad_crop_flip', 1
   run, state, batch = begin(tiny)
-  whole, whole_metrics = jax.jit(run.phases[0].train_step, compiler_options=QUICK)(state, batch)
+  whole, whole_metrics = jax.jit(run.phases[0].train_step)(state, batch)
   tiny.train.accumulate = 4
   run, state, batch = begin(tiny)
-  parts, parts_metrics = jax.jit(run.phases[0].train_step, compiler_options=QUICK)(state, batch)
+  parts, parts_metrics = jax.jit(run.phases[0].train_step)(state, batch)
   close(parts.params, whole.params)
   for name in whole_metrics:
     assert float(parts_metrics[name]) == pytest.approx(float(whole_metrics[name]), rel=1e-5)
 
 
 @pytest.mark.thorough
-@pytest.mark.usefixtures('unoptimized')
 @pytest.mark.parametrize('kind', ['mixup', 'cutmix'])
 def test_a_mixed_batch_has_the_mean_of_both_losses(torch_reference, tiny, begin, kind):
   tiny.model.norm = 'none'
   tiny.loss.class_weights = tuple(range(1, 11))
   tiny.data[kind] = 1.0
   run, state, batch = begin(tiny)
-  _, found = jax.jit(run.phases[0].train_step, compiler_options=QUICK)(state, batch)
+  _, found = jax.jit(run.phases[0].train_step)(state, batch)
 
   keys = jax.random.split(jax.random.wrap_key_data(state.rng, impl=steps.PRNG))
   key = jax.random.split(jax.random.fold_in(keys[1], 0), 3)[2]
@@ -90,7 +88,6 @@ def test_a_mixed_batch_has_the_mean_of_both_losses(torch_reference, tiny, begin,
 
 
 @pytest.mark.thorough
-@pytest.mark.usefixtures('unoptimized')
 def test_micro_batches_are_of_the_mixed_batch(tiny, begin):
   """Partners are those of the whole batch, and one mixture holds for all of it."""
   tiny.model.norm = 'layer_norm'
@@ -100,7 +97,7 @@ def test_micro_batches_are_of_the_mixed_batch(tiny, begin):
   found = {}
   for tiny.train.accumulate in (1, 4):
     run, state, batch = begin(tiny)
-    found[tiny.train.accumulate] = jax.jit(run.phases[0].train_step, compiler_options=QUICK)(state, batch)
+    found[tiny.train.accumulate] = jax.jit(run.phases[0].train_step)(state, batch)
   close(found[1][0].params, found[4][0].params)
   for name in found[1][1]:
     assert float(found[1][1][name]) == pytest.approx(float(found[4][1][name]), rel=1e-5)
@@ -109,7 +106,7 @@ def test_micro_batches_are_of_the_mixed_batch(tiny, begin):
 def test_each_step_draws_its_own_mixture(tiny, begin):
   tiny.data.mixup, tiny.optim.learning_rate, tiny.model.norm = 1.0, 1e-30, 'none'
   run, state, batch = begin(tiny)
-  step = jax.jit(run.phases[0].train_step, compiler_options=QUICK)
+  step = jax.jit(run.phases[0].train_step)
   losses = [float(step(state.replace(step=jnp.int32(at)), batch)[1]['loss']) for at in (0, 1, 1)]
   assert losses[1] == losses[2] != losses[0]
 
@@ -117,12 +114,13 @@ def test_each_step_draws_its_own_mixture(tiny, begin):
 def test_the_average_follows_parameters_and_statistics(tiny, begin):
   tiny.ema.decay = 0.75
   run, state, batch = begin(tiny)
-  after, _ = jax.jit(run.phases[0].train_step, compiler_options=QUICK)(state, batch)
+  after, _ = jax.jit(run.phases[0].train_step)(state, batch)
   for name in ('params', 'batch_stats'):
     old, new = getattr(state, name), getattr(after, name)
     close(after.ema[name], jax.tree.map(lambda a, b: 0.75 * a + 0.25 * b, old, new))
 
 
+@pytest.mark.usefixtures('optimized')
 @pytest.mark.thorough
 def test_several_steps_are_single_steps_bit_for_bit(tiny, begin):
   tiny.model.name, tiny.model.depth, tiny.model.width = 'resnet', 8, None

@@ -17,12 +17,11 @@ from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
 from dnt.reporting import metric_names, metrics
 from dnt.training import experiment, record, steps, telemetry
-from tests.compiling import QUICK
 
 
 def shown(run, state, batch):
   """Figures by quantity and entry name."""
-  _, metrics = jax.jit(run.phases[0].telemetry_step, compiler_options=QUICK)(state, batch)
+  _, metrics = jax.jit(run.phases[0].telemetry_step)(state, batch)
   names = [row.entry.name for row in run.table]
   found = {}
   for row in telemetry.rows(jax.device_get(metrics['telemetry']), names):
@@ -289,7 +288,7 @@ def test_an_output_that_no_tap_can_be_on_is_no_vanishing_gradient(users, name, w
   run, state, batch = users(name)
   names = [row.entry.name for row in run.table]
   assert without in names
-  _, found = jax.jit(run.phases[0].telemetry_step, compiler_options=QUICK)(state, batch)
+  _, found = jax.jit(run.phases[0].telemetry_step)(state, batch)
   columns = jax.device_get(found['telemetry'])
   tapped = [names[index] for index in columns['output_gradient_norm'].entries]
   assert set(tapped) == set(names) - {without}
@@ -310,7 +309,7 @@ def test_frozen_entries_have_forward_figures_and_cost_no_backward_pass(tiny, beg
       logits, updates = run.model.apply(params, images, train=True, mutable=[captures.CAPTURES])
     return -jnp.mean(jax.nn.log_softmax(logits)[jnp.arange(16), labels]), updates.get(captures.CAPTURES, {})
 
-  gradient = jax.jit(jax.grad(loss, (0, 1), has_aux=True), static_argnums=2, compiler_options=QUICK)
+  gradient = jax.jit(jax.grad(loss, (0, 1), has_aux=True), static_argnums=2)
   (head, gradient_captures), found = gradient(trained, capturing.gradient_captures, True)
   columns = capturing.measure(trained, head, head, found, gradient_captures)
   names = [row.entry.name for row in run.table]
@@ -399,12 +398,13 @@ def test_gradient_at_the_outputs_equals_flax_perturbations(tiny, begin):
       )
       return -jnp.mean(jax.nn.log_softmax(logits)[jnp.arange(16), batch['label']])
 
-    gradient = trees.flatten(jax.jit(jax.grad(loss), compiler_options=QUICK)(zeros))
+    gradient = trees.flatten(jax.jit(jax.grad(loss))(zeros))
   for name in ('stem', 'stage2/block001'):
     norm = np.linalg.norm(gradient[f'{name}/output'])
     assert found['output_gradient_norm'][name] == pytest.approx(norm, rel=1e-4)
 
 
+@pytest.mark.usefixtures('optimized')
 @pytest.mark.thorough
 @pytest.mark.parametrize('placement', ['device', 'stream'])
 def test_the_trajectory_is_the_same_with_telemetry_and_without(tiny, tmp_path, placement, events, undrawn):
@@ -431,6 +431,7 @@ def test_the_trajectory_is_the_same_with_telemetry_and_without(tiny, tmp_path, p
   assert 'telemetry/stem/gradient_norm' not in json.loads((tmp_path / '4' / 'summary.json').read_text())['last']
 
 
+@pytest.mark.usefixtures('optimized')
 @pytest.mark.thorough
 @pytest.mark.skipif(jax.default_backend() != 'cpu', reason='promised on CPU alone')
 @pytest.mark.parametrize(
@@ -470,6 +471,7 @@ def check_that_watching_changes_nothing(tiny):
     state = after
 
 
+@pytest.mark.usefixtures('optimized')
 @pytest.mark.thorough
 @pytest.mark.skipif(jax.default_backend() != 'cpu', reason='promised on CPU alone')
 def test_a_step_of_a_users_own_network_is_the_same_to_the_last_bit(tiny, tmp_path, monkeypatch):
@@ -554,7 +556,7 @@ def test_the_head_of_a_fine_tuned_network_is_not_judged(tiny, begin):
 
 
 @pytest.mark.thorough
-@pytest.mark.usefixtures('unoptimized', 'undrawn')
+@pytest.mark.usefixtures('undrawn')
 def test_a_run_warns_once_and_a_resume_does_not_warn_again(tiny, tmp_path, console):
   tiny.model.norm, tiny.model.activation, tiny.model.depth, tiny.model.scan = 'none', 'sigmoid', 20, True
   tiny.clip.name, tiny.clip.threshold = 'global_norm', 1e-6

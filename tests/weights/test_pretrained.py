@@ -379,7 +379,7 @@ HUB = ['config.json', 'hub config.json', 'hub model.safetensors', 'model.safeten
 
 @pytest.mark.thorough
 def test_a_run_reads_its_weights_once_and_lets_go_of_them(
-  resnet18, save, transfer, read, tmp_path, unoptimized, undrawn, monkeypatch
+  resnet18, save, transfer, read, tmp_path, undrawn, monkeypatch
 ):
   path = save(resnet18)
   cfg = {'input_size': [3, 32, 32], 'mean': [0.5] * 3, 'std': [0.25] * 3}
@@ -431,7 +431,7 @@ def test_a_run_reads_its_weights_once_and_lets_go_of_them(
 
 
 @pytest.mark.thorough
-def test_a_run_reads_another_run_once(transfer, tiny, saved, read, tmp_path, unoptimized, undrawn):
+def test_a_run_reads_another_run_once(transfer, tiny, saved, read, tmp_path, undrawn):
   transfer.train.init_from, transfer.finetune.l2_sp = '', 0.0
   transfer.model.update({'name': 'resnet', 'stem': 'cifar', 'depth': 8})
   transfer.optim.learning_rate = 0.1
@@ -447,7 +447,7 @@ def test_a_run_reads_another_run_once(transfer, tiny, saved, read, tmp_path, uno
 
 
 @pytest.mark.thorough
-def test_a_run_that_goes_on_needs_its_weights_no_more(imagenet, saved, tmp_path, unoptimized, undrawn):
+def test_a_run_that_goes_on_needs_its_weights_no_more(imagenet, saved, tmp_path, undrawn):
   imagenet.model.stem, imagenet.model.depth, imagenet.train.steps = 'cifar', 8, 8
   saved(imagenet, tmp_path / 'other')
   imagenet.data.update({'interpolation': 'bilinear', 'eval_crop': 0.5, 'mean': (0.5,) * 3, 'std': (0.2,) * 3})

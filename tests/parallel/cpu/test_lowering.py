@@ -146,6 +146,7 @@ def test_every_convolution_in_a_loop_has_the_form_of_the_library_and_the_values_
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max())
 
 
+@pytest.mark.usefixtures('optimized')
 def test_a_users_own_convolutions_are_fast_inside_the_loop_of_steps(tiny, own_network):
   data = experiment.load_data(tiny, ())
   run = experiment.make(experiment.resolve(tiny, data), data.spec)
