@@ -344,7 +344,7 @@ def optimized(monkeypatch):
     monkeypatch.setattr(options, 'find', lambda: {'xla_cpu_use_fusion_emitters': True, **(find() or {})})
   monkeypatch.setenv('XLA_FLAGS', f'{OWN_XLA_FLAGS} {_EIGHT}'.strip())  # of processes that the test starts
   monkeypatch.setenv('JAX_DISABLE_MOST_OPTIMIZATIONS', '0')
-  usual = jax.config.jax_disable_most_optimizations
+  usual = jax.config.read('jax_disable_most_optimizations')
   jax.config.update('jax_disable_most_optimizations', False)
   yield
   jax.config.update('jax_disable_most_optimizations', usual)
