@@ -302,7 +302,8 @@ def parse(program: Program, argv: Sequence[str]) -> flags.FlagValues:
     match = _OVERRIDE.match(argument)
     if match and match[1] not in known:
       raise errors.unknown('config key', match[1], known)
-  if not any(_CONFIG_ARGUMENT.match(argument) for argument in argv[1:]):
+  given = any(_CONFIG_ARGUMENT.match(argument) for argument in argv[1:])
+  if not given:
     assert program.default_config is not None  # programs that take configs have one
     argv = [argv[0], f'--config={CONFIGS / program.default_config}', *argv[1:]]
   argv = _with_shipped_config(argv)
@@ -332,6 +333,7 @@ def parse(program: Program, argv: Sequence[str]) -> flags.FlagValues:
     taken = ', '.join(program.kinds)
     raise errors.InputError(f'{shown!r} is a {kind} config; this program takes: {taken}')
   _refuse_rest(rest)
+  values['config'].present *= given  # the default config is not on the command line
   return values
 
 

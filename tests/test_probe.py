@@ -23,7 +23,7 @@ def test_what_it_offers_can_be_given_to_it(probe, config_file, tmp_path):
   assert output.splitlines()[-1] == f'written to {tmp_path / "probe"}'
   assert {path.name for path in (tmp_path / 'probe').iterdir()} == {'probe.json', 'probe.png'}
   offered = re.findall(r'^  (--config\..*)$', output.partition('verdict: ')[2], re.MULTILINE)
-  assert 2 <= len(offered) <= 3
+  assert 2 <= len(offered) <= 4
   code, output = probe(f'--config={config}', '--seeds=1', *offered[0].split())
   assert code == 0, output
   assert 'verdict: trainable' in output
@@ -34,8 +34,9 @@ def test_what_it_offers_can_be_given_to_it(probe, config_file, tmp_path):
   [
     (['--config=configs/compare_init.py'], r'compare_init\.py.* compare .*train, signal'),
     (['--confg=configs/probe_grid.py'], "'confg'"),
-    (['--config=configs/probe_grid.py', '--try'], '--try and --seeds'),
-    (['--config=configs/probe_grid.py', '--seeds=2'], '--try and --seeds'),
+    (['--config=configs/probe_grid.py', '--try'], '--try, --seeds'),
+    (['--config=configs/probe_grid.py', '--seeds=2'], '--try, --seeds'),
+    (['--config=configs/probe_grid.py', '--seconds=2'], '--try, --seeds'),
   ],
 )
 def test_bad_input_is_one_line(probe, arguments, said):

@@ -25,6 +25,7 @@ from dnt.training import budget, experiment, telemetry
 
 IMAGES = 8  # images of the batch whose similarity is measured
 FIRST_STEPS = 10
+CUT_OFF = 'cut off'
 VERDICTS = ('trainable', 'vanishing', 'exploding', 'collapsing to one direction', 'dead', 'step too large')
 # A signal or gradient may shrink or grow by this factor from end to end before it counts as lost.
 VANISHING, EXPLODING = telemetry.VANISHING, 1e3
@@ -72,6 +73,8 @@ class Examination(NamedTuple):
     peak_rate: the largest learning rate of the whole run.
     scale_free: whether the update rule divides each gradient by its size, so that small gradients also move parameters.
     guessing_loss: loss of guessing.
+    input_rms: the RMS of the images, as the network receives them.
+    outputs: logits of a batch before training, float64 [images, classes].
   """
 
   entries: tuple[str, ...]
@@ -83,6 +86,8 @@ class Examination(NamedTuple):
   peak_rate: float
   scale_free: bool
   guessing_loss: float
+  input_rms: float
+  outputs: np.ndarray
 
 
 class Verdict(NamedTuple):
@@ -129,6 +134,7 @@ def examine(
   with contextlib.closing(pipeline.make_train_loader(run.config, data.train, mesh)) as loader:
     step = compile_lib.jit(_make_step(run, loader.batch_at), mesh, donate_argnums=0)
     batches: list[Any] = []
+    outputs = None
     for seed in range(seeds):
       variables = models.init(run.trace, config.seed + seed)
       state = mesh_lib.place(run.make_state(variables), mesh_lib.replicated(mesh))
@@ -138,10 +144,12 @@ def examine(
         log(f'seed {seed + 1} of {seeds}: {doing}')
         if not seed:
           batches.append(loader.arrays(index, 1))
+        if outputs is None:
+          outputs = compile_lib.jit(_make_outputs(run, loader.batch_at), mesh)(variables, batches[0])
         state, metrics = step(state, batches[index])
         rows.append(jax.device_get(metrics))
       shown.append(rows)
-  return _examination(run, shown)
+  return _examination(run, shown, np.asarray(outputs, np.float64))
 
 
 def _make_step(run: experiment.Experiment, batch_at: Callable) -> Callable:
@@ -183,9 +191,21 @@ def _make_step(run: experiment.Experiment, batch_at: Callable) -> Callable:
     batch = batch_at(arrays, state.step)
     with depth.intercept(likeness):
       state, metrics = train_step(state, batch)
-    return state, metrics | {'input_cosine': _cosine(run.preprocess(batch, None))}
+    images = run.preprocess(batch, None)
+    rms = jnp.sqrt(jnp.mean(jnp.square(images.astype(jnp.float32))))
+    return state, metrics | {'input_cosine': _cosine(images), 'input_rms': rms}
 
   return step
+
+
+def _make_outputs(run: experiment.Experiment, batch_at: Callable) -> Callable:
+  """Returns the logits of a batch before training, as a pure function `(variables, arrays) -> float32 [B, classes]`."""
+
+  def outputs(variables, arrays):
+    images = run.preprocess(batch_at(arrays, jnp.zeros((), jnp.int32)), None)
+    return run.model.apply(variables, images, train=False).astype(jnp.float32)
+
+  return outputs
 
 
 def _cosine(x: jax.Array) -> jax.Array:
@@ -199,7 +219,9 @@ def _cosine(x: jax.Array) -> jax.Array:
   return (jnp.sum(x @ x.T) - jnp.sum(jnp.square(x))) / (count * (count - 1) or jnp.nan)
 
 
-def _examination(run: experiment.Experiment, shown: Sequence[Sequence[Mapping[str, Any]]]) -> Examination:
+def _examination(
+  run: experiment.Experiment, shown: Sequence[Sequence[Mapping[str, Any]]], outputs: np.ndarray
+) -> Examination:
   """Builds the examination from the metrics of the steps, by seed and step."""
   names = tuple(row.entry.name for row in run.table)
   rows = [[metrics['telemetry'] for metrics in each] for each in shown]
@@ -221,6 +243,8 @@ def _examination(run: experiment.Experiment, shown: Sequence[Sequence[Mapping[st
     names,
     columns,
     input_cosine=float(np.mean([each[0]['input_cosine'] for each in shown])),
+    input_rms=float(np.mean([each[0]['input_rms'] for each in shown])),
+    outputs=outputs,
     losses=np.array([[step['loss'] for step in each] for each in shown], np.float64),
     update_ratios=np.array([_ratios(each) for each in rows]),
     learning_rates=np.array([step['learning_rate'] for step in shown[0]], np.float64),
@@ -285,9 +309,12 @@ def _not_finite(examination: Examination, name: str, norms: np.ndarray, path: np
 
 
 def _cut_off(examination: Examination, gradient: np.ndarray, measured: np.ndarray) -> Verdict | None:
-  """Detects dead units outside of any entry, in a user's own module, which let no gradient pass."""
+  """Detects what lets no gradient pass in a user's own module: dead units outside of any entry, or `stop_gradient`."""
   for at, after in zip(measured[-2::-1], measured[:0:-1], strict=True):
     if gradient[measured[0]] == gradient[at] == 0 and gradient[after] > ABRUPT:
+      if not np.median(examination.columns['cosine'][:, after]) > COLLAPSED:  # images differ behind it
+        reason = f'no gradient reaches it from {examination.entries[after]}, which its signal reaches (stop_gradient?)'
+        return Verdict(CUT_OFF, examination.entries[at], reason)
       reason = f'no gradient reaches it from {examination.entries[after]}, because the units between are dead'
       return Verdict('dead', examination.entries[at], reason)
   return None
@@ -383,8 +410,8 @@ def remedies(config: typed.Config, examination: Examination, verdict: Verdict) -
   init = {'model.initializer': FITTING[model.activation], 'model.init_gain': 1.0}
   fits = (model.initializer, model.init_gain) == tuple(init.values())
   relu = {'model.activation': 'relu', 'model.initializer': 'he', 'model.init_gain': 1.0}
-  shortcut = _shortcut(config, len(examination.entries))
-  both = shortcut | (norm if shortcut and model.norm == 'none' else {})
+  bypass = shortcut(config, len(examination.entries))
+  both = bypass | (norm if bypass and model.norm == 'none' else {})
   adam = {'optim.name': 'adamw', 'optim.learning_rate': 1e-3}
   clip = {'clip.name': 'global_norm', 'optim.learning_rate': rate / 10}
   if verdict.kind == 'trainable':
@@ -414,7 +441,7 @@ def _micro_batch(config: typed.Config) -> int:
   return config.train.batch_size // config.train.accumulate
 
 
-def _shortcut(config: typed.Config, entries: int) -> dict[str, Any]:
+def shortcut(config: typed.Config, entries: int) -> dict[str, Any]:
   """Returns overrides that let the signal and the gradient bypass the layers."""
   model = config.model
   if model.name == 'mlp' and model.block in (None, 'plain'):
@@ -435,51 +462,6 @@ def _builds(config: typed.Config, overrides: Mapping[str, Any]) -> bool:
   except errors.InputError:
     return False
   return True
-
-
-class Trial(NamedTuple):
-  """Holds the effect of overrides on a network.
-
-  Attributes:
-    overrides: `{'section.key': value}`.
-    verdict: the verdict on the network with them; of kind 'cannot be run' if they do not suit it.
-    loss: from `last_loss`; infinite if it is not finite.
-  """
-
-  overrides: Mapping[str, Any]
-  verdict: Verdict
-  loss: float
-
-
-def try_out(
-  config: typed.Config,
-  data: experiment.Data,
-  offered: Sequence[Mapping[str, Any]],
-  log: Callable[[str], None] = lambda text: None,
-) -> list[Trial]:
-  """Examines each set of overrides with one seed and ranks them: trainable networks first, then by the loss.
-
-  Args:
-    config: a validated training config.
-    data: its images.
-    offered: from `remedies`.
-    log: receives a status message for each step.
-
-  Returns:
-    The trials, the best first.
-  """
-  tried = []
-  for overrides in offered:
-    doing = f'trying {flags(overrides)}'
-    try:
-      changed = schema.override(config, overrides, 'a remedy')
-      examination = examine(changed, data, seeds=1, log=lambda text, doing=doing: log(f'{doing}: {text}'))
-    except errors.InputError as error:
-      tried.append(Trial(overrides, Verdict('cannot be run', None, str(error)), np.inf))
-      continue
-    loss = float(last_loss(examination)[0])
-    tried.append(Trial(overrides, judge(examination), loss if np.isfinite(loss) else np.inf))
-  return sorted(tried, key=lambda each: (each.verdict.kind != 'trainable', each.loss))
 
 
 def flags(overrides: Mapping[str, Any]) -> str:

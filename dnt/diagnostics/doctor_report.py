@@ -2,6 +2,7 @@
 
 import logging
 import pathlib
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from dnt import files
 from dnt import workdir as workdir_lib
 from dnt.config import typed
-from dnt.diagnostics import doctor
+from dnt.diagnostics import cures, diagnosis, doctor, trial
 from dnt.reporting import metric_names, plots, tables, terminal
 from dnt.training import experiment
 
@@ -44,7 +45,7 @@ MARK = '#cc0000'
 LONGEST = 40  # lines of the table; for a deeper network it shows only some of the entries
 
 
-def run(config: typed.Config, workdir: pathlib.Path, seeds: int, trying: bool) -> dict[str, Any]:
+def run(config: typed.Config, workdir: pathlib.Path, seeds: int, trying: bool, seconds: float = 60.0) -> dict[str, Any]:
   """Examines a training config, logs the findings and writes `probe.json` and `probe.png`.
 
   Args:
@@ -52,6 +53,7 @@ def run(config: typed.Config, workdir: pathlib.Path, seeds: int, trying: bool) -
     workdir: folder to write to.
     seeds: number of initializations to examine.
     trying: whether to try the suggested overrides and rank them.
+    seconds: limit for each trial.
 
   Returns:
     The contents of `probe.json`.
@@ -63,14 +65,25 @@ def run(config: typed.Config, workdir: pathlib.Path, seeds: int, trying: bool) -
   workdir_lib.check_file(workdir / workdir_lib.PROBE)
   data = experiment.load_data(config, ())
   status = terminal.StatusLine()
-  examination = doctor.examine(config, data, seeds, status.update)
-  verdict = doctor.judge(examination)
-  offered = doctor.remedies(config, examination, verdict)
+  found = diagnosis.make(config, data, seeds, seconds, status.update)
+  examination, verdict = found.examination, found.verdict
+  offered = cures.offer(config, examination, found.causes)
   status.close()
-  _log.info(f'{table(examination, verdict)}\n\n{steps_table(examination)}\n\nverdict: {sentence(verdict)}')
+  _log.info(f'{table(examination, verdict)}\n\n{steps_table(examination)}\n\n{summary(found)}')
   content: dict[str, Any] = {
     'format': workdir_lib.FORMAT,
     'verdict': verdict._asdict(),
+    'state': found.state,
+    'probability_of_failure': found.probability,
+    'causes': [cause._asdict() for cause in found.causes],
+    'findings': [finding._asdict() for finding in found.findings],
+    'trial': {
+      'losses': found.trial.losses.tolist(),
+      'accuracies': found.trial.accuracies.tolist(),
+      'chance': found.trial.chance,
+      'stopped': found.trial.stopped,
+      'seconds': found.trial.seconds,
+    },
     'offered': offered,
     'entries': {
       name: {column: _number(values[:, index]) for column, values in examination.columns.items()}
@@ -82,9 +95,9 @@ def run(config: typed.Config, workdir: pathlib.Path, seeds: int, trying: bool) -
     'learning_rates': examination.learning_rates.tolist(),
     'loss_of_chance': examination.guessing_loss,
   }
-  files.write(workdir / 'probe.png', plots.png(figure(examination, verdict)))
+  files.write(workdir / 'probe.png', plots.png(figure(found)))
   files.write_json(workdir / workdir_lib.PROBE, content)
-  if verdict.kind == 'trainable':
+  if found.state == trial.HEALTHY:
     return content
   if not offered:
     _log.info('no option of the config is likely to mend it: config.model does not control the inside of this network')
@@ -93,14 +106,42 @@ def run(config: typed.Config, workdir: pathlib.Path, seeds: int, trying: bool) -
     for overrides in offered:
       _log.info(f'  {doctor.flags(overrides)}')
   else:
-    tried = doctor.try_out(config, data, offered, status.update)
-    status.close()
-    _log.info('tried, the best first:')
-    for each in tried:
-      _log.info(f'  {doctor.flags(each.overrides)}\n    {sentence(each.verdict)}')
-    content['tried'] = [each._asdict() | {'verdict': each.verdict._asdict()} for each in tried]
+    content['tried'] = [each._asdict() for each in _try(config, data, offered, seconds, status)]
     files.write_json(workdir / workdir_lib.PROBE, content)
   return content
+
+
+def _try(
+  config: typed.Config,
+  data: experiment.Data,
+  offered: Sequence[Mapping[str, Any]],
+  seconds: float,
+  status: terminal.StatusLine,
+) -> list[cures.Tried]:
+  """Tries cures, logs each as it ends, and returns them with the best first."""
+  tried = []
+  for overrides in offered:
+    tried.append(cures.try_out(config, data, overrides, seconds, status.update))
+    status.close()
+    _log.info(f'tried: {doctor.flags(tried[-1].overrides)}\n    {tried[-1].state}: {tried[-1].reason}')
+  tried = cures.rank(tried)
+  if tried[0].state == trial.HEALTHY:
+    _log.info(f'best: {doctor.flags(tried[0].overrides)}')
+  else:
+    _log.info('none of them mends it')
+  return tried
+
+
+def summary(found: diagnosis.Diagnosis) -> str:
+  """Formats a diagnosis as lines: verdict, state, the other causes, and what is unusual in the data."""
+  likely = f'{100 * found.probability:.0f} % likely to fail within {trial.STEPS} steps'
+  limit = (
+    f'; the trial ended at its time limit ({len(found.trial.losses)} steps)' if found.trial.stopped == 'time' else ''
+  )
+  lines = [f'verdict: {sentence(found.verdict)}', f'{found.state}: {likely}{limit}']
+  lines += [f'also: {sentence(doctor.Verdict(*cause))}' for cause in found.causes[1:]]
+  lines += [f'data: {finding.kind}: {finding.text}' for finding in found.findings]
+  return '\n'.join(lines)
 
 
 def sentence(verdict: doctor.Verdict) -> str:
@@ -139,10 +180,11 @@ def steps_table(examination: doctor.Examination) -> str:
 
 
 @plots.styled
-def figure(examination: doctor.Examination, verdict: doctor.Verdict) -> 'Figure':
-  """Plots the measurements by depth and the first steps, as medians over seeds with their range."""
-  drawn = plots.new_figure(22, 11)
-  (signal, cosine, gradient, gain), (units, ratio, loss, ratios) = drawn.subplots(2, 4)
+def figure(found: diagnosis.Diagnosis) -> 'Figure':
+  """Plots the measurements by depth and the first steps, as medians over seeds with their range, and the trial."""
+  examination, verdict = found.examination, found.verdict
+  drawn = plots.new_figure(27, 11)
+  (signal, cosine, gradient, gain, trial_loss), (units, ratio, loss, ratios, accuracy) = drawn.subplots(2, 5)
   deviation = np.sqrt(np.maximum(examination.columns['activation_variance'], 0))
   _by_depth(signal, examination, {'RMS': examination.columns['activation_rms'], 'standard deviation': deviation})
   _finish(signal, 'signal: the output of each entry', 'RMS, standard deviation', True)
@@ -172,10 +214,16 @@ def figure(examination: doctor.Examination, verdict: doctor.Verdict) -> 'Figure'
   )
   _by_step(ratios, examination.update_ratios)
   _finish(ratios, 'first steps: size of the update', 'update / parameter norm, median entry', True)
+  chance = found.trial.chance
+  _draw_trial(trial_loss, found.trial.losses, examination.guessing_loss, 'guessing')
+  _finish(trial_loss, 'trial: loss', 'loss', found.trial.losses.max(initial=1) > 20 * examination.guessing_loss)
+  _draw_trial(accuracy, 100 * found.trial.accuracies, 100 * chance, 'chance')
+  accuracy.axhline(100 * (chance + trial.LEARNT * (1 - chance)), color=MARK, linestyle=':', label='failed below')
+  _finish(accuracy, 'trial: accuracy on the batches', 'accuracy (%)', False)
   if verdict.entry:
     for axes in (signal, cosine, gradient, gain, units, ratio):
       axes.axvline(examination.entries.index(verdict.entry), color=MARK, linewidth=1.2, linestyle=':')
-  drawn.suptitle(sentence(verdict), x=0.01, ha='left')
+  drawn.suptitle(f'{found.state}; {sentence(verdict)}', x=0.01, ha='left')
   return drawn
 
 
@@ -193,6 +241,12 @@ def _by_step(axes: 'Axes', values: np.ndarray) -> None:
   steps = np.arange(1, values.shape[1] + 1)
   _draw(axes, steps, values, plots.COLORS[0], '')
   axes.set_xticks(steps)
+  axes.set_xlabel('step')
+
+
+def _draw_trial(axes: 'Axes', values: np.ndarray, line: float, label: str) -> None:
+  axes.plot(np.arange(1, len(values) + 1), values, color=plots.COLORS[0], linewidth=1.2)
+  axes.axhline(line, color='#888888', linestyle='--', label=label)
   axes.set_xlabel('step')
 
 

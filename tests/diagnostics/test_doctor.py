@@ -290,7 +290,7 @@ def examination(**changes):
   columns = {name: np.array([values]) for name, values in (columns | changes).items()}
   names = ('stem', 'block', 'more', 'last', 'head')
   return doctor.Examination(
-    names, columns, 0.3, np.array(losses), np.array(ratios), np.full(2, 0.1), 0.1, scale_free, 2.3
+    names, columns, 0.3, np.array(losses), np.array(ratios), np.full(2, 0.1), 0.1, scale_free, 2.3, 1.0, np.eye(3)
   )
 
 
@@ -326,7 +326,8 @@ NAN, INF = np.nan, np.inf
       'vanishing',
       'more',
     ),
-    ({'output_gradient_norm': [0.0, 0.0, 0.0, 0.0, 1.0]}, 'dead', 'last'),
+    ({'output_gradient_norm': [0.0, 0.0, 0.0, 0.0, 1.0]}, 'cut off', 'last'),
+    ({'output_gradient_norm': [0.0, 0.0, 0.0, 0.0, 1.0], 'cosine': [0.5, 0.5, 0.5, 0.5, 1.0]}, 'dead', 'last'),
     ({'output_gradient_norm': [0.0, 0.0, 1e-15, 1.0, 1.0]}, 'vanishing', 'more'),
     ({'output_gradient_norm': [1.0, 0.0, 1.0, 1.0, 1.0]}, 'trainable', None),
     (
@@ -398,28 +399,6 @@ def test_what_is_offered_fits_the_sickness():
   # A first update of 20 % of the parameters, after a step at rate zero: 0.1 / 200 makes it a thousandth.
   rates = offered('step too large', examination(ratios=[0.0, 0.2]))
   assert rates[0] == {'optim.learning_rate': pytest.approx(5e-4)}
-
-
-@pytest.mark.thorough
-def test_trials_are_ranked(tiny):
-  """A rate that trains, one that does not, and overrides that this network cannot take."""
-  tiny.model.norm = 'none'
-  tiny.optim.learning_rate = 50.0
-  data = experiment.load_data(tiny, ())
-  found = doctor.examine(tiny, data, seeds=1)
-  verdict = doctor.judge(found)
-  assert verdict.kind == 'step too large'
-  said = []
-  offered = [{'model.block': 'nonsense'}, {'optim.learning_rate': 40.0}, *doctor.remedies(tiny, found, verdict)]
-  tried = doctor.try_out(tiny, data, offered, said.append)
-  kinds = [each.verdict.kind for each in tried]
-  assert kinds[0] == 'trainable'
-  assert kinds[-1] == 'cannot be run'
-  assert 'nonsense' in tried[-1].verdict.reason
-  assert kinds == sorted(kinds, key=lambda kind: kind != 'trainable')
-  assert {doctor.flags(each.overrides) for each in tried} == {doctor.flags(each) for each in offered}
-  assert tried[0].loss < found.losses[0, 0]
-  assert '--config.optim.learning_rate=40.0: seed 1 of 1: ' in said[0]
 
 
 def test_a_rate_that_a_run_would_find_is_refused(tiny):

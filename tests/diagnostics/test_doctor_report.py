@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dnt import errors, workdir
-from dnt.diagnostics import doctor, doctor_report
+from dnt.diagnostics import causes, cures, diagnosis, doctor, doctor_report, labels, trial
 from dnt.reporting import plots
 
 
@@ -29,7 +29,18 @@ def examination(entries=5):
   columns = {name: np.stack([values, 2 * values]) for name, values in columns.items()}
   names = ('stem', *(f'stage1/block{index:03d}' for index in range(1, entries - 1)), 'head')
   losses, ratios = np.array([[2.0, 1.0], [4.0, np.inf]]), np.array([[1e-3, 1e-2], [3e-3, 3e-2]])
-  return doctor.Examination(names, columns, 0.3, losses, ratios, np.array([0.1, 0.2]), 0.2, False, np.log(10))
+  rates = np.array([0.1, 0.2])
+  return doctor.Examination(names, columns, 0.3, losses, ratios, rates, 0.2, False, np.log(10), 1.0, np.eye(10))
+
+
+def diagnose(verdict):
+  steps = np.linspace(3, 2, 20)
+  tried = trial.Trial(steps, steps / 10, np.full(20, 0.1), steps, 1.0, 0.1, 'time', 60.0)
+  cause = causes.Cause(*verdict)
+  finding = labels.Finding('one class', 'all images are of class 3')
+  return diagnosis.Diagnosis(
+    examination(), tried, verdict, 'sick', 0.9, [cause, cause._replace(kind='dead')], [finding]
+  )
 
 
 SICK = doctor.Verdict('vanishing', 'stage1/block002', 'the signal shrinks to 1.0e-09 of what it was')
@@ -63,9 +74,9 @@ def test_the_first_steps():
 
 def test_the_figure_has_units_and_draws_what_was_found():
   found = examination()
-  drawn = doctor_report.figure(found, SICK)
+  drawn = doctor_report.figure(diagnose(SICK))
   panels = {axes.get_title(loc='left'): axes for axes in drawn.axes}
-  assert len(panels) == 8
+  assert len(panels) == 10
   assert all(axes.get_ylabel() for axes in drawn.axes)
   assert re.search(f'vanishing .*stage1/block002.* {SICK.reason}$', drawn.get_suptitle())
   signal = panels['signal: the output of each entry']
@@ -80,9 +91,20 @@ def test_the_figure_has_units_and_draws_what_was_found():
   loss = panels['first steps: loss']
   np.testing.assert_allclose(loss.lines[0].get_ydata(), [3.0, np.nan])
   assert loss.lines[1].get_ydata()[0] == pytest.approx(np.log(10))
+  accuracy = panels['trial: accuracy on the batches']
+  np.testing.assert_allclose(accuracy.lines[0].get_ydata(), np.linspace(30, 20, 20))
+  assert [line.get_ydata()[0] for line in accuracy.lines[1:]] == pytest.approx([10, 25]), 'chance, and failed below'
   marked = [axes for axes in drawn.axes if any(line.get_color() == doctor_report.MARK for line in axes.lines)]
-  assert len(marked) == 6, 'where it begins, in each panel by depth'
+  assert len(marked) == 7, 'where it begins, in each panel by depth, and where the trial fails'
   assert plots.png(drawn)[1:4] == b'PNG'
+
+
+def test_the_summary_says_how_sure_it_is_and_what_the_data_has():
+  lines = doctor_report.summary(diagnose(SICK)).splitlines()
+  assert lines[0].startswith('verdict: vanishing from stage1/block002 on')
+  assert re.search(r'^sick: 90 % .*300 steps.* time limit.*20 steps', lines[1])
+  assert lines[2].startswith('also: dead')
+  assert lines[3] == 'data: one class: all images are of class 3'
 
 
 def sigmoids(config):
@@ -100,17 +122,19 @@ def test_a_sick_network_and_what_mends_it(tiny, tmp_path, console):
   stem = content['entries']['stem']
   assert stem['jacobian_gain'] is None
   assert stem['activation_rms']['min'] <= stem['activation_rms']['median'] <= stem['activation_rms']['max']
+  assert content['state'] == 'sick' and content['probability_of_failure'] > 0.5
+  assert len(content['trial']['losses']) == trial.STEPS
   tried = content['tried']
-  assert 2 <= len(tried) <= 3
-  assert tried[0]['verdict']['kind'] == 'trainable'
-  assert {json.dumps(each['overrides']) for each in tried} == {json.dumps(each) for each in content['offered']}
+  assert 2 <= len(tried) == len(content['offered']) <= cures.MOST
+  assert tried[0]['state'] == 'healthy'
+  assert tried[0]['steps'] == min(each['steps'] for each in tried if each['state'] == 'healthy')
   assert (tmp_path / 'probe.png').read_bytes()[1:4] == b'PNG'
   out = console.readouterr().out
   where = content['verdict']['entry']
   assert re.search(f'vanishing .*{where}.* {re.escape(content["verdict"]["reason"])}\n', out)
-  best, *rest = (doctor.flags(each['overrides']) for each in tried)
-  after = out.partition('the best first')[2]
-  assert all(-1 < after.index(f'  {best}\n') < after.index(f'  {other}\n') for other in rest)
+  verdict, first, best = (out.index(text) for text in ('verdict: ', 'tried: ', 'best: '))
+  assert verdict < first < best, 'the verdict comes first, then each as it ends'
+  assert out[best:].startswith(f'best: {doctor.flags(tried[0]["overrides"])}\n')
 
 
 @pytest.mark.thorough

@@ -1,0 +1,260 @@
+"""How often the doctor is right: its verdicts on drawn networks, beside what their training shows.
+
+  python -m benchmarks.doctor --train=tuned,held_out
+  python -m benchmarks.doctor --score=held_out
+
+`--train` trains the networks of `benchmarks.doctor_space` for 300 steps each and adds what they do to the file of
+truths; networks that it holds already are left out, so the command goes on where it was stopped. `--score` lets the
+doctor examine them and compares.
+
+A network is sick if its training stops being finite, or if its mean accuracy over the last 50 steps lies less than a
+sixth of the way from chance to 1 (for ten classes below 25 %, 2.5 times chance). It is slow below 60 % of the best
+network on the same data. Chance is the frequency of the most frequent class.
+"""
+
+import contextlib
+import json
+import pathlib
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from absl import app, flags
+
+from benchmarks import doctor_space
+from dnt import files
+from dnt.data import examples, pipeline
+from dnt.diagnostics import causes, cures, diagnosis, doctor, trial
+from dnt.parallel import compile as compile_lib
+from dnt.parallel import mesh as mesh_lib
+from dnt.reporting import tables
+from dnt.training import experiment, steps
+
+TRUTHS = pathlib.Path(__file__).with_name('doctor_truths.json')
+SETS = {'tuned': doctor_space.TUNED, 'held_out': doctor_space.HELD_OUT}
+TRAIN = flags.DEFINE_list('train', [], f'Networks to train: {", ".join(SETS)}.')
+SCORE = flags.DEFINE_list('score', [], 'Sets on which to score the doctor.')
+VERDICTS = flags.DEFINE_string('verdicts', '/tmp/doctor_verdicts.jsonl', 'File that keeps the verdicts of a score.')
+CURES = flags.DEFINE_bool('cures', False, 'Whether to try what is offered to sick networks.')
+# The kinds of cause that name a planted fault.
+NAMES = {
+  'step too large': ('step too large',),
+  'step too small': (causes.SMALL_STEP,),
+  'weight decay': (causes.DECAY,),
+  'clipping': (causes.CLIPPED,),
+  'large images': (causes.SCALE,),
+  'small images': (causes.SCALE,),
+  'small kernels': ('vanishing',),
+  'large kernels': ('exploding',),
+  'deep sigmoid': ('vanishing', 'collapsing to one direction'),
+  'small batch': (causes.SMALL_BATCH,),
+  'dead': ('dead',),
+  'cut': (doctor.CUT_OFF,),
+  'squashed': (causes.SQUASHED,),
+  'rectified': (causes.SQUASHED,),
+}
+FINDINGS = {'constant': 'one class', 'shuffled': 'unexplained labels', 'shifted': 'shifted labels'}
+LAST = 50  # steps over which the accuracy counts
+LEARNT, SLOW = 1 / 6, 0.6
+HEALTHY, SLOWLY, SICK = 'healthy', 'slow', 'sick'
+
+
+def load(overrides: dict[str, Any], labels: str = '') -> tuple[Any, experiment.Data]:
+  """Returns the config of a network and its data, with labels that may be wrong."""
+  config = doctor_space.make_config(overrides)
+  data = experiment.load_data(config, ())
+  return config, data._replace(train=spoil(data.train, labels, config.seed))
+
+
+def spoil(train: examples.Examples, labels: str, seed: int) -> examples.Examples:
+  """Returns the training split with labels that are constant, shuffled, or those of the images before."""
+  if not labels:
+    return train
+  given = train.labels
+  changed = {
+    'constant': np.zeros_like(given),
+    'shuffled': np.random.Generator(np.random.Philox(seed)).permutation(given),
+    'shifted': np.roll(given, 1),
+  }[labels]
+  return examples.in_memory(train.name, train.split, train.images, changed, train.class_names)
+
+
+def train(overrides: dict[str, Any], labels: str = '') -> dict[str, Any]:
+  """Trains a network for `doctor_space.STEPS` steps.
+
+  Returns:
+    `chance`; `accuracy` over the last steps; `losses` and `accuracies`, means over tenths of the run; `not_finite`, the
+    first step whose loss is not finite, or None; `seconds`.
+  """
+  begun = time.monotonic()
+  config, data = load(overrides, labels)
+  run = experiment.make(experiment.resolve(config, data), data.spec)
+  mesh = mesh_lib.make_mesh(config.mesh)
+  losses, accuracies = [], []
+  with contextlib.closing(pipeline.make_train_loader(run.config, data.train, mesh)) as loader:
+    train_steps = steps.make_train_steps(run.phases[0].train_step, loader.batch_at, 10)
+    program = compile_lib.jit(train_steps, donate_argnums=0)
+    state = mesh_lib.place(run.make_state(run.init_variables()), mesh_lib.replicated(mesh))
+    while len(losses) < doctor_space.STEPS:
+      taken = min(10, loader.max_steps(len(losses)), doctor_space.STEPS - len(losses))
+      state, metrics = program(state, loader.arrays(len(losses), taken), np.int32(taken))
+      losses += np.asarray(metrics['loss'][:taken], np.float64).tolist()
+      accuracies += np.asarray(metrics['accuracy'][:taken], np.float64).tolist()
+  counts = np.bincount(data.train.labels)
+  broken = np.flatnonzero(~np.isfinite(losses))
+  return {
+    'chance': round(float(counts.max() / counts.sum()), 4),
+    'accuracy': round(float(np.mean(accuracies[-LAST:])), 4),
+    'losses': [_rounded(np.mean(part)) for part in np.array_split(losses, 10)],
+    'accuracies': [_rounded(np.mean(part)) for part in np.array_split(accuracies, 10)],
+    'not_finite': int(broken[0]) if broken.size else None,
+    'seconds': round(time.monotonic() - begun, 1),
+  }
+
+
+def _rounded(value: float) -> float | None:
+  return float(f'{value:.4g}') if np.isfinite(value) else None
+
+
+def is_sick(outcome: dict[str, Any]) -> bool:
+  """Whether an outcome of `train` is that of a sick network."""
+  limit = outcome['chance'] + LEARNT * (1 - outcome['chance'])
+  # With one class alone everybody is right.
+  return outcome['not_finite'] is not None or outcome['accuracy'] < min(limit, 1)
+
+
+def label(truths: dict[int, Any]) -> dict[int, str]:
+  """Returns what each network is: healthy, slow or sick."""
+  cases = {number: doctor_space.draw(number) for number in truths}
+  best: dict[str, float] = {}
+  for number, truth in truths.items():
+    if not cases[number].labels and not is_sick(truth['outcome']):
+      key = cases[number].data
+      best[key] = max(best.get(key, 0), truth['outcome']['accuracy'])
+  result = {}
+  for number, truth in truths.items():
+    if is_sick(truth['outcome']):
+      result[number] = SICK
+    else:
+      slow = truth['outcome']['accuracy'] < SLOW * best.get(cases[number].data, 0)
+      result[number] = SLOWLY if slow and not cases[number].labels else HEALTHY
+  return result
+
+
+def read() -> dict[int, Any]:
+  """Returns the truths by number: `outcome`, and `base`, the outcome without the planted fault."""
+  return {int(number): truth for number, truth in json.loads(TRUTHS.read_text()).items()} if TRUTHS.exists() else {}
+
+
+def numbers(sets: list[str]) -> Iterator[int]:
+  for name in sets:
+    yield from SETS[name]
+
+
+def train_all(sets: list[str]) -> None:
+  """Trains the networks that have no truth yet and writes each when it is known."""
+  truths = read()
+  for number in numbers(sets):
+    if number in truths:
+      continue
+    case = doctor_space.draw(number)
+    # The doctor examines seeds from `number` on; what it says must hold for others.
+    truth = {'outcome': train({**case.overrides, 'seed': number + 5000}, case.labels)}
+    if case.base is not None:
+      truth['base'] = train({**case.base, 'seed': number + 5000})
+    truths[number] = truth
+    content = ',\n'.join(f'"{each}": {json.dumps(truths[each])}' for each in sorted(truths))
+    files.write(TRUTHS, f'{{\n{content}\n}}\n'.encode())
+    what = case.fault or case.overrides['model.name']
+    print(f'{number}: {what}: accuracy {truth["outcome"]["accuracy"]:.3f}, {truth["outcome"]["seconds"]} s', flush=True)
+
+
+def examine(number: int) -> dict[str, Any]:
+  """Returns what the doctor says of a network, in JSON values."""
+  begun = time.monotonic()
+  case = doctor_space.draw(number)
+  config, data = load(case.overrides, case.labels)
+  found = diagnosis.make(config, data)
+  result = {
+    'number': number,
+    'seconds': round(time.monotonic() - begun, 1),
+    'kind': found.verdict.kind,
+    'entry': found.verdict.entry,
+    'reason': found.verdict.reason,
+    'state': found.state,
+    'probability': found.probability,
+    'causes': [cause.kind for cause in found.causes],
+    'findings': [finding.kind for finding in found.findings],
+    'features': trial.features(found.trial),
+    'stopped': found.trial.stopped,
+    'steps': len(found.trial.losses),
+  }
+  if CURES.value and found.state != trial.HEALTHY:
+    offered = cures.offer(config, found.examination, found.causes)
+    tried = cures.rank([cures.try_out(config, data, each, 60) for each in offered])
+    result['tried'] = [{'overrides': dict(each.overrides), 'state': each.state} for each in tried]
+    if tried:
+      after = train({**case.overrides, **tried[0].overrides, 'seed': case.number + 5000}, case.labels)
+      result['mended'] = not is_sick(after)
+  return result
+
+
+def score(sets: list[str]) -> str:
+  """Lets the doctor examine the networks of sets, and returns a Markdown table of how often it is right."""
+  path = pathlib.Path(VERDICTS.value)
+  lines = path.read_text().splitlines() if path.exists() else []
+  verdicts = {verdict['number']: verdict for verdict in map(json.loads, lines)}
+  truths, chosen = read(), list(numbers(sets))
+  labels = label(truths)
+  for number in chosen:
+    if number not in verdicts:
+      verdicts[number] = examine(number)
+      with path.open('a') as file:
+        file.write(json.dumps(verdicts[number]) + '\n')
+      what = verdicts[number]
+      print(f'{number}: {labels[number]}: {what["state"]} {what["probability"]:.2f}, {what["kind"]}', flush=True)
+  groups = {'all': chosen}
+  for number in chosen:
+    case = doctor_space.draw(number)
+    groups.setdefault(case.fault or case.family, []).append(number)
+  rows = [['networks', 'sick', 'found', 'healthy', 'false alarms', 'cause named', 'mended', 'median s']]
+  for name, members in groups.items():
+    sick = [number for number in members if labels[number] == SICK]
+    healthy = [number for number in members if labels[number] == HEALTHY]
+    alarm = {trial.SICK: 1.0, trial.DOUBTFUL: 0.5, trial.HEALTHY: 0.0}
+    planted = [number for number in sick if _is_planted(number, truths)]
+    named = sum(verdicts[number]['kind'] in NAMES[doctor_space.draw(number).fault] for number in planted)
+    cured = [verdicts[number]['mended'] for number in sick if 'mended' in verdicts[number]]
+    rows.append(
+      [
+        name,
+        str(len(sick)),
+        f'{sum(alarm[verdicts[number]["state"]] for number in sick):g}',
+        str(len(healthy)),
+        f'{sum(alarm[verdicts[number]["state"]] for number in healthy):g}',
+        f'{named}/{len(planted)}',
+        f'{sum(cured)}/{len(cured)}',
+        f'{np.median([verdicts[number]["seconds"] for number in members]):.0f}',
+      ]
+    )
+  return tables.markdown(rows)
+
+
+def _is_planted(number: int, truths: dict[int, Any]) -> bool:
+  """Whether a network is sick by a planted fault: without it, it is not."""
+  case = doctor_space.draw(number)
+  return case.fault in NAMES and not is_sick(truths[number]['base'])
+
+
+def main(arguments):
+  if len(arguments) > 1 or not {*TRAIN.value, *SCORE.value} <= set(SETS):
+    raise app.UsageError(f'valid sets: {", ".join(SETS)}')
+  compile_lib.enable_cache()
+  train_all(TRAIN.value)
+  if SCORE.value:
+    print(score(SCORE.value))
+
+
+if __name__ == '__main__':
+  app.run(main)

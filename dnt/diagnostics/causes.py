@@ -1,0 +1,169 @@
+"""Names why a network does not train, what kills first before the rest, each cause with its evidence in one line.
+
+The causes come from the first ten steps with telemetry (`doctor.Examination`) and from the trial (`trial.Trial`).
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from dnt.config import typed
+from dnt.diagnostics import doctor, trial
+from dnt.optim import schedules
+
+# What `doctor.VERDICTS` lacks: causes outside the network's signal.
+SQUASHED, SCALE, DECAY = 'squashed logits', 'input scale', 'weight decay too strong'
+CLIPPED, SMALL_BATCH, SMALL_STEP, STUCK = 'clipping too tight', 'batch too small', 'step too small', 'stuck'
+KINDS = (*doctor.VERDICTS, doctor.CUT_OFF, SQUASHED, SCALE, DECAY, CLIPPED, SMALL_BATCH, SMALL_STEP, STUCK)
+
+PULLED = 3.0  # e-folds by which weight decay alone would shrink the kernels in a trial
+SHRUNK = 0.3  # norm of the kernels after a trial over that before, from which decay counts as winning
+STILL = 0.03  # fraction of their norm by which updates can move parameters in a trial that is too slow
+TIGHT = 0.1  # fraction of the gradient that clipping leaves
+RISEN = 1.5  # loss over that of guessing, or of the first step if that is more, from which steps count as too large
+FEW = 8  # images of a micro-batch that are too few for the statistics of batch_norm
+FALLEN = 0.1  # how much accuracy, on the way from chance to 1, a network has lost since its best steps
+WINDOW = 20  # steps over which an accuracy on the way is measured
+
+
+class Cause(NamedTuple):
+  """Describes one cause.
+
+  Attributes:
+    kind: one of `KINDS`.
+    entry: the entry where it begins; None if it concerns the whole network.
+    reason: the evidence, in one line.
+  """
+
+  kind: str
+  entry: str | None
+  reason: str
+
+
+def find(config: typed.Config, examination: doctor.Examination, tried: trial.Trial) -> list[Cause]:
+  """Returns the causes that explain why a network does not train, what kills first before the rest; at least one.
+
+  Args:
+    config: a validated training config.
+    examination: its first steps.
+    tried: its trial.
+  """
+  verdict = doctor.judge(examination)
+  seen = None if verdict.kind == 'trainable' else Cause(*verdict)
+  at_once = seen if seen and seen.kind in ('dead', doctor.CUT_OFF) else None
+  signal = seen if seen and seen.kind in ('vanishing', 'exploding', 'collapsing to one direction') else None
+  diverged = _diverged(examination, tried)
+  found = [
+    _squashed(examination),
+    at_once,
+    _scaled(examination),
+    signal if signal and signal.kind == 'exploding' else None,
+    _decayed(config, tried),
+    diverged,
+    _clipped(config, examination),
+    signal,
+    _small_batch(config),
+    _still(config, examination, tried),
+    seen,
+    _fell_back(tried),
+  ]
+  causes = list(dict.fromkeys(cause for cause in found if cause))
+  return causes or [Cause(STUCK, None, f'{trial.course(tried)}, and no cause was found')]
+
+
+def _squashed(examination: doctor.Examination) -> Cause | None:
+  logits = examination.outputs
+  if not np.isfinite(logits).all():
+    return None
+  if (logits >= 0).all():
+    if np.allclose(logits.sum(1), 1, atol=1e-2):
+      return Cause(SQUASHED, None, 'the outputs are probabilities already; the loss takes logits')
+    before = np.median(examination.columns['activation_rms'][:, -1])  # of the last entry, before what follows it
+    if (logits == 0).mean() > 0.2 and before > 0:
+      share = 100 * (logits == 0).mean()
+      return Cause(SQUASHED, None, f'no output is negative, and {share:.0f} % are zero: logits must not pass a relu')
+  elif np.abs(logits).max() <= 1 and (np.abs(logits) > 0.99).mean() > 0.5:
+    return Cause(SQUASHED, None, 'most outputs are 1 or -1: logits must not pass a tanh')
+  return None
+
+
+def _scaled(examination: doctor.Examination) -> Cause | None:
+  low, high = 0.05, 20.0
+  if low <= examination.input_rms <= high:
+    return None
+  return Cause(SCALE, None, f'the images have an RMS of {examination.input_rms:.3g}, where 1 is usual')
+
+
+def _decayed(config: typed.Config, tried: trial.Trial) -> Cause | None:
+  optim = config.optim
+  step = schedules.peak_rate(optim) * optim.weight_decay / (1 - optim.momentum if optim.name == 'sgd' else 1)
+  # How far the decay alone would shrink the kernels; of L2 in a rule that divides by the gradient's size it cannot be
+  # told, but `sgd` is the only one that adds it to the gradient.
+  pulled = step * trial.STEPS
+  if pulled < PULLED or (np.isfinite(tried.shrinkage) and tried.shrinkage > SHRUNK and step < 1):
+    return None
+  reason = f'it takes {100 * min(step, 1):.2g} % of the kernels at each step'
+  if np.isfinite(tried.shrinkage):
+    reason += f', whose norm is {100 * tried.shrinkage:.2g} % of what it was after {len(tried.losses)} steps'
+  return Cause(DECAY, None, reason)
+
+
+def _diverged(examination: doctor.Examination, tried: trial.Trial) -> Cause | None:
+  ratio = float(np.median(examination.update_ratios))
+  moved = f'updates of {ratio:.1e} of the parameters'
+  if tried.stopped == 'not finite':
+    return Cause('step too large', None, f'the loss is not finite after step {len(tried.losses)}, with {moved}')
+  first, last = tried.losses[0], float(np.median(tried.losses[-trial.LAST :]))
+  if last > RISEN * max(examination.guessing_loss, min(first, 2 * examination.guessing_loss)):
+    return Cause('step too large', None, f'{trial.course(tried)}, with {moved}')
+  if ratio > doctor.RATIO and last > 0.9 * examination.guessing_loss:
+    return Cause('step too large', None, f'{trial.course(tried)}, with {moved}')
+  return None
+
+
+def _clipped(config: typed.Config, examination: doctor.Examination) -> Cause | None:
+  if config.clip.name == 'none' or examination.scale_free or 'clip_factor' not in examination.columns:
+    return None
+  factor = float(np.nanmedian(examination.columns['clip_factor']))
+  if factor > TIGHT or reach(examination) > STILL:
+    return None
+  return Cause(CLIPPED, None, f'it leaves {100 * factor:.2g} % of the gradient, so that {_reaches(examination)}')
+
+
+def _small_batch(config: typed.Config) -> Cause | None:
+  size = config.train.batch_size // config.train.accumulate
+  if config.model.norm != 'batch_norm' or ':' in config.model.name or size > FEW:
+    return None
+  return Cause(SMALL_BATCH, None, f'batch_norm takes its statistics from {size} images')
+
+
+def _still(config: typed.Config, examination: doctor.Examination, tried: trial.Trial) -> Cause | None:
+  if reach(examination) > STILL:
+    return None
+  return Cause(SMALL_STEP, None, f'{trial.course(tried)}, as {_reaches(examination)}')
+
+
+def _fell_back(tried: trial.Trial) -> Cause | None:
+  if len(tried.accuracies) < 2 * WINDOW or tried.chance >= 1:
+    return None
+  means = np.convolve(tried.accuracies, np.ones(WINDOW) / WINDOW, 'valid')
+  best, last = ((value - tried.chance) / (1 - tried.chance) for value in (means.max(), means[-1]))
+  if best - last < FALLEN:
+    return None
+  at = int(means.argmax()) + WINDOW
+  reason = f'the accuracy falls from {100 * means.max():.0f} % at step {at} to {100 * means[-1]:.0f} %'
+  return Cause('step too large', None, reason)
+
+
+def reach(examination: doctor.Examination) -> float:
+  """Returns by which fraction of their norm the updates of a trial can move the parameters of the median entry."""
+  rates = examination.learning_rates
+  ratios = np.median(examination.update_ratios, 0)
+  moving = rates > 0
+  if not moving.any():
+    return 0.0
+  return float(np.median(ratios[moving] / rates[moving]) * examination.peak_rate * trial.STEPS)
+
+
+def _reaches(examination: doctor.Examination) -> str:
+  return f'{trial.STEPS} steps move the parameters by {100 * reach(examination):.2g} % of their norm at most'

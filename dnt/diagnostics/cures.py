@@ -1,0 +1,193 @@
+"""Offers changes of a config that should mend its network, tries them, and ranks them by where they lead.
+
+A cure is tried as long as the verdict needed: its network trains in a `trial`. Where the given learning rate does not
+do, a range test of the changed network finds one.
+"""
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dnt import config as schema
+from dnt import errors, models
+from dnt.config import keys, typed
+from dnt.data import pipeline
+from dnt.diagnostics import causes, doctor, lr_find, trial
+from dnt.optim import schedules
+from dnt.parallel import mesh as mesh_lib
+from dnt.training import experiment
+
+SWEEP = 100  # steps of a range test
+USUAL_DECAY = 1e-4
+USUAL_BATCH = 32
+MOST = 4  # offers
+RATE = 'optim.learning_rate'
+# Causes inside a network, which no option reaches if it is a user's own module.
+_INSIDE = ('dead', doctor.CUT_OFF, causes.SQUASHED)
+# Overrides with which most networks train.
+SOUND = {
+  'model.activation': 'relu',
+  'model.initializer': 'he',
+  'model.init_gain': 1.0,
+  'optim.name': 'adamw',
+  'optim.learning_rate': 1e-3,
+  'optim.weight_decay': USUAL_DECAY,
+  'clip.name': 'none',
+}
+
+
+class Tried(NamedTuple):
+  """Holds where a cure leads.
+
+  Attributes:
+    overrides: `{'section.key': value}`, with the learning rate that a range test found, if it took one.
+    state: of the network with them, one of `trial.STATES`; 'cannot be run' if they do not suit it.
+    learnt: how far the accuracy of the last steps is on the way from chance to 1; negative if it cannot be run.
+    steps: number of steps of its trial, which ends early where it clearly learns.
+    reason: the course of its training, or why it cannot be run.
+  """
+
+  overrides: Mapping[str, Any]
+  state: str
+  learnt: float
+  steps: int
+  reason: str
+
+
+def offer(config: typed.Config, examination: doctor.Examination, found: Sequence[causes.Cause]) -> list[dict[str, Any]]:
+  """Returns sets of overrides that may mend a network, the smallest change first.
+
+  They are what answers the first cause, in at most two forms; what answers all causes together; and a form of the
+  network that is known to train.
+
+  Args:
+    config: a validated training config.
+    examination: its first steps.
+    found: its causes, the first before the rest.
+
+  Returns:
+    `{'section.key': value}` each, all of which change the config and can be built; none without a cause.
+  """
+  own = ':' in config.model.name
+  if not found or (own and found[0].kind in _INSIDE):
+    return []
+  answers = [_answers(config, examination, cause) for cause in found]
+  together: dict[str, Any] = {}
+  for answer in reversed(answers):  # what answers an earlier cause wins
+    together |= answer[0] if answer else {}
+  norm = 'layer_norm' if _micro_batch(config) <= causes.FEW else 'batch_norm'
+  sound = SOUND | {'model.norm': norm} | doctor.shortcut(config, len(examination.entries))
+  if own:
+    sound = {key: value for key, value in sound.items() if not key.startswith('model.')}
+  if any(cause.kind == causes.SCALE for cause in found):
+    sound |= {'data.mean': (), 'data.std': ()}
+  offered = [*(answers[0][:2] if answers else []), together, sound]
+  chosen: list[dict[str, Any]] = []
+  for overrides in offered:
+    changed = {key: value for key, value in overrides.items() if keys.get(config, key) != value}
+    if changed and changed not in chosen and _can_be_built(config, changed):
+      chosen.append(changed)
+  return chosen[:MOST]
+
+
+def _answers(config: typed.Config, examination: doctor.Examination, cause: causes.Cause) -> list[dict[str, Any]]:
+  """Returns overrides against one cause, the likeliest first; none if no option of the config can affect it."""
+  rate = schedules.peak_rate(config.optim)
+  if cause.kind == causes.SQUASHED:
+    return []
+  if cause.kind == causes.SCALE:
+    return [{'data.mean': (), 'data.std': ()}]
+  if cause.kind == causes.DECAY:
+    return [{'optim.weight_decay': USUAL_DECAY}]
+  if cause.kind == causes.CLIPPED:
+    return [{'clip.name': 'none'}]
+  if cause.kind == causes.SMALL_BATCH:
+    return [{'model.norm': 'layer_norm'}, {'train.batch_size': USUAL_BATCH, 'train.accumulate': 1}]
+  if cause.kind == causes.SMALL_STEP:
+    reach = causes.reach(examination)
+    return [{RATE: float(f'{rate / max(reach, 1e-9):.0e}')}, {'optim.name': 'adamw', RATE: 1e-3}]
+  if cause.kind == causes.STUCK:
+    return []
+  return doctor.remedies(config, examination, doctor.Verdict(*cause))
+
+
+def _micro_batch(config: typed.Config) -> int:
+  return config.train.batch_size // config.train.accumulate
+
+
+def _can_be_built(config: typed.Config, overrides: Mapping[str, Any]) -> bool:
+  try:
+    changed = schema.override(config, overrides, 'a cure')
+    schema.validate(changed)
+    models.check(changed.model)
+  except errors.InputError:
+    return False
+  return True
+
+
+def try_out(
+  config: typed.Config,
+  data: experiment.Data,
+  overrides: Mapping[str, Any],
+  seconds: float,
+  log: Callable[[str], None] = lambda text: None,
+) -> Tried:
+  """Trains the network with overrides; where it does not learn, it tries the rate that a range test finds.
+
+  Args:
+    config: a validated training config.
+    data: its images.
+    overrides: from `offer`.
+    seconds: limit for each trial.
+    log: receives a status message for each chunk of steps.
+  """
+  doing = f'trying {doctor.flags(overrides)}'
+  try:
+    best = _try(config, data, overrides, seconds, lambda text: log(f'{doing}: {text}'))
+    if best.state != trial.HEALTHY:
+      log(f'{doing}: range test')
+      for rate in _find_rates(schema.override(config, overrides, 'a cure'), data):
+        other = _try(config, data, {**overrides, RATE: rate}, seconds, lambda text: log(f'{doing}: {text}'))
+        best = max(best, other, key=lambda each: each.learnt)
+        if best.state == trial.HEALTHY:
+          break
+  except errors.InputError as error:
+    return Tried(overrides, 'cannot be run', -1.0, 0, str(error))
+  return best
+
+
+def rank(tried: Sequence[Tried]) -> list[Tried]:
+  """Returns cures with the best first: those that mend, the fastest of them first; then by what was learnt."""
+
+  def key(cure):
+    mends = cure.state == trial.HEALTHY
+    return not mends, cure.steps if mends else 0, -cure.learnt
+
+  return sorted(tried, key=key)
+
+
+def _try(
+  config: typed.Config,
+  data: experiment.Data,
+  overrides: Mapping[str, Any],
+  seconds: float,
+  log: Callable[[str], None],
+) -> Tried:
+  result = trial.run(schema.override(config, overrides, 'a cure'), data, seconds, log)
+  learnt = result.learnt if result.stopped != 'not finite' else 0.0
+  return Tried(overrides, trial.state(trial.probability(result)), learnt, len(result.losses), trial.course(result))
+
+
+def _find_rates(config: typed.Config, data: experiment.Data) -> list[float]:
+  """Returns the rates that a range test of a network suggests, the larger first; none if it ends too soon."""
+  config = schema.copy_unlocked(config)
+  config.lr_find.steps = SWEEP
+  mesh = mesh_lib.make_mesh(config.mesh)
+  run = experiment.make(experiment.resolve(config, data), data.spec)
+  state = mesh_lib.place(run.make_state(run.init_variables()), mesh_lib.replicated(mesh))
+  with contextlib.closing(pipeline.make_train_loader(run.config, data.train, mesh)) as loader:
+    suggestions = lr_find.sweep(run, mesh, state, loader).suggestions
+  rates = {float(f'{suggestions[name]:.1g}') for name in ('steepest', 'valley') if name in suggestions}
+  return sorted((rate for rate in rates if np.isfinite(rate) and rate > 0), reverse=True)

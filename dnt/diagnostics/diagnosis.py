@@ -1,0 +1,59 @@
+"""Joins what the first steps, a trial and the data show to a diagnosis of a network."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from dnt.config import typed
+from dnt.diagnostics import causes, doctor, labels, trial
+from dnt.training import experiment
+
+
+class Diagnosis(NamedTuple):
+  """Holds a diagnosis.
+
+  Attributes:
+    examination: the first steps, of several initializations.
+    trial: the trial, of the first of them.
+    verdict: its kind is 'trainable' for a healthy network, else the kind of the first cause.
+    state: healthy, doubtful or sick.
+    probability: that a training of `trial.STEPS` steps fails.
+    causes: why the network does not train, what kills first before the rest; empty for a healthy one.
+    findings: what is unusual in the data.
+  """
+
+  examination: doctor.Examination
+  trial: trial.Trial
+  verdict: doctor.Verdict
+  state: str
+  probability: float
+  causes: list[causes.Cause]
+  findings: list[labels.Finding]
+
+
+def make(
+  config: typed.Config,
+  data: experiment.Data,
+  seeds: int = 3,
+  seconds: float = 60.0,
+  log: Callable[[str], None] = lambda text: None,
+) -> Diagnosis:
+  """Examines the network of a training config.
+
+  Args:
+    config: a validated training config.
+    data: its images, from `experiment.load_data`.
+    seeds: number of initializations whose first steps are examined.
+    seconds: limit for the trial.
+    log: receives a status message for each step.
+
+  Raises:
+    errors.InputError: the config does not fit the data or the model.
+  """
+  examination = doctor.examine(config, data, seeds, log)
+  tried = trial.run(config, data, seconds, log)
+  probability = trial.probability(tried)
+  state = trial.state(probability)
+  found = [] if state == trial.HEALTHY else causes.find(config, examination, tried)
+  verdict = doctor.Verdict(*found[0]) if found else doctor.Verdict('trainable', None, trial.course(tried))
+  findings = labels.find(data.train, examination.input_rms)
+  return Diagnosis(examination, tried, verdict, state, probability, found, findings)

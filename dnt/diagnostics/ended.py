@@ -1,0 +1,174 @@
+"""Says what went wrong in a run that has ended, and when, from its record, telemetry and checkpoints.
+
+It uses the words of the doctor, which examines a network before it trains.
+"""
+
+import math
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dnt import checkpoints, errors, files
+from dnt import workdir as workdir_lib
+from dnt.diagnostics import causes, doctor, trial
+from dnt.reporting import metric_names, metrics
+
+SMOOTHED = 5  # lines of the record over which a loss is averaged
+ABOVE = 1.05  # smoothed loss over its smallest value, from which it has begun to rise
+GAP = 0.1  # accuracy of the training split above that of another, from which it is named
+WORSE = 1.1  # last loss of a split over its smallest one, from which it is named
+
+
+class Ended(NamedTuple):
+  """Describes how a run has ended.
+
+  Attributes:
+    state: healthy, doubtful (it learns, but something is wrong) or sick.
+    kind: 'trainable', or what went wrong first, in the doctor's words.
+    entry: the entry where it begins, if telemetry shows it.
+    step: the step at which it begins; None for a healthy run.
+    lines: what the record shows, one line each.
+  """
+
+  state: str
+  kind: str
+  entry: str | None
+  step: int | None
+  lines: tuple[str, ...]
+
+
+def read(workdir: pathlib.Path) -> Ended:
+  """Reads what a run has left.
+
+  Args:
+    workdir: folder of a run of `dnt.main`.
+
+  Raises:
+    errors.InputError: the folder holds no run, or its record has no step.
+  """
+  if not (workdir / workdir_lib.CONFIG).exists():
+    raise errors.InputError(f'{workdir} holds no run: there is no {workdir_lib.CONFIG}')
+  config = files.read_object(workdir / workdir_lib.CONFIG)
+  lines = metrics.read(workdir)
+  trained = [line for line in lines if 'train/loss' in line]
+  if not trained:
+    raise errors.InputError(f'{workdir / workdir_lib.METRICS} has no line of training, so nothing can be said')
+  return judge(config, lines, checkpoints.ReadOnly(workdir).steps())
+
+
+def judge(config: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], saved: Sequence[int]) -> Ended:
+  """Judges a run by its record.
+
+  Args:
+    config: its config, in JSON values.
+    lines: of its record, see `metrics.read`; some of them of training.
+    saved: the steps of its checkpoints.
+  """
+  trained = [line for line in lines if 'train/loss' in line]
+  steps = [line['step'] for line in trained]
+  losses = np.array([math.nan if line['train/loss'] is None else line['train/loss'] for line in trained], float)
+  accuracies = np.array([line.get('train/accuracy') or 0.0 for line in trained], float)
+  guessing = math.log(config['model']['num_classes'])
+  chance = 1 / config['model']['num_classes']
+  told = [
+    f'{steps[-1]} of {config["train"]["steps"]} steps, loss {losses[0]:.3g} to {losses[-1]:.3g} (guessing: '
+    f'{guessing:.3g}), accuracy of the batches {100 * accuracies[-1]:.0f} %'
+  ]
+  if saved:
+    told.append(f'checkpoints: {", ".join(map(str, saved))}')
+  broken = np.flatnonzero(~np.isfinite(losses))
+  smooth = _smoothed(losses[: broken[0]] if broken.size else losses)
+  recent = accuracies[-SMOOTHED:].mean()
+  learnt = (recent - chance) / (1 - chance)
+  kind, state, at = 'trainable', trial.HEALTHY, None
+  if broken.size:
+    kind, state, at = 'step too large', trial.SICK, _rise(smooth)
+    told.append(f'the loss is not finite from step {steps[broken[0]]} on')
+  elif smooth[-1] > causes.RISEN * max(guessing, smooth.min()):
+    kind, state, at = 'step too large', trial.SICK, _rise(smooth)
+  elif learnt < trial.LEARNT:
+    kind, state, at = causes.STUCK, trial.SICK, 0
+  rows = [(line['step'], metric_names.from_metrics(line)) for line in lines]
+  signal = _signal([(step, found) for step, found in rows if found])
+  if signal and state == trial.SICK and (kind == causes.STUCK or signal.step <= steps[at or 0]):
+    kind, at_step, entry = signal.kind, signal.step, signal.entry
+  else:
+    at_step, entry = None if at is None else steps[at], None
+  if signal:
+    told.append(f'step {signal.step}: {signal.kind} from {signal.entry} on: {signal.reason}')
+  if at is not None and kind == 'step too large':
+    told.append(f'the loss rises from step {steps[at]} on, where it was {smooth[at]:.3g}')
+  worse = _generalization(lines, accuracies[-1])
+  told += worse
+  if state == trial.HEALTHY and (worse or signal):
+    state = trial.DOUBTFUL
+  if state != trial.HEALTHY and at_step is not None and (good := [step for step in saved if step <= at_step]):
+    told.append(f'the checkpoint of step {good[-1]} is from before')
+  return Ended(state, kind, entry, at_step, tuple(told))
+
+
+class _Signal(NamedTuple):
+  """Describes the first step whose telemetry shows a sick signal."""
+
+  step: int
+  kind: str
+  entry: str
+  reason: str
+
+
+def _signal(rows: Sequence[tuple[int, Sequence[metric_names.EntryRow]]]) -> _Signal | None:
+  for step, found in rows:
+    for row in found:
+      for value, what in ((row.dead, 'of its units are dead'), (row.saturated, 'of its activations are saturated')):
+        if value is not None and value > doctor.DEAD:
+          return _Signal(step, 'dead', row.entry, f'{100 * value:.0f} % {what}')
+    norms = [(row.entry, row.output_gradient_norm) for row in found[:-1] if row.output_gradient_norm is not None]
+    if len(norms) < 2:
+      continue
+    lost = next((entry for entry, norm in reversed(norms) if not math.isfinite(norm)), None)
+    if lost:
+      return _Signal(step, 'exploding', lost, 'its gradient is not finite')
+    (first, first_norm), (_, last_norm) = norms[0], norms[-1]
+    ratio = first_norm / last_norm if last_norm else math.inf
+    if ratio < doctor.VANISHING:
+      return _Signal(step, 'vanishing', first, f'the gradient shrinks to {ratio:.1e} of its size on the way there')
+    if ratio > doctor.EXPLODING:
+      return _Signal(step, 'exploding', first, f'the gradient grows to {ratio:.1e} times its size on the way there')
+  return None
+
+
+def _generalization(lines: Sequence[Mapping[str, Any]], trained: float) -> list[str]:
+  """Returns a line for each split on which a run is worse than it was, or than on its training images."""
+  told = []
+  names = {name for line in lines for name in line if name.endswith('/loss') and not name.startswith('train/')}
+  for name in sorted(names):
+    split = name.removesuffix('/loss')
+    found = [(line['step'], line[name]) for line in lines if line.get(name) is not None]
+    if not found:
+      continue
+    best_step, best = min(found, key=lambda each: each[1])
+    if found[-1][1] > WORSE * best:
+      told.append(f'{name} rises from {best:.3g} at step {best_step} to {found[-1][1]:.3g}: it overfits from there on')
+    accuracy = [line[f'{split}/accuracy'] for line in lines if line.get(f'{split}/accuracy') is not None]
+    if accuracy and trained - accuracy[-1] > GAP:
+      told.append(f'{split}/accuracy is {100 * accuracy[-1]:.0f} %, that of the batches {100 * trained:.0f} %')
+  return told
+
+
+def _smoothed(losses: np.ndarray) -> np.ndarray:
+  """Returns the mean of each loss and those before it, at most `SMOOTHED`."""
+  return np.array([losses[max(0, end - SMOOTHED) : end].mean() for end in range(1, len(losses) + 1)] or [math.inf])
+
+
+def _rise(smooth: np.ndarray) -> int:
+  """Returns the last place at which a smoothed loss was about its smallest."""
+  return int(np.flatnonzero(smooth <= ABOVE * smooth.min())[-1])
+
+
+def text(workdir: pathlib.Path, found: Ended) -> str:
+  """Formats what `read` returns as lines."""
+  where = f' from {found.entry} on' if found.entry else ''
+  when = f', at step {found.step}' if found.step is not None else ''
+  return '\n'.join([f'{workdir}: {found.state}; {found.kind}{where}{when}', *(f'  {line}' for line in found.lines)])

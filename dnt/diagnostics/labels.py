@@ -1,0 +1,109 @@
+"""Looks at the data apart from the network: labels that images do not explain, few classes, the scale of the input."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from dnt.data import examples
+
+IMAGES = 600  # of the training split, at most
+PIXELS = 16  # per side of the images that are compared
+NEIGHBOURS = 5
+EXPLAINED = 4.0  # standard deviations above chance from which labels count as explained by the images
+UNEQUAL = 20.0  # images of the largest class over those of the smallest
+USUAL = (0.05, 20.0)  # RMS of the images as the network receives them; about 1 after normalization
+
+
+class Finding(NamedTuple):
+  """Describes something that is unusual in the data.
+
+  Attributes:
+    kind: 'one class', 'unequal classes', 'unexplained labels', 'shifted labels' or 'input scale'.
+    text: the evidence, in one line.
+  """
+
+  kind: str
+  text: str
+
+
+def find(train: examples.Examples, input_rms: float) -> list[Finding]:
+  """Returns what is unusual in a training split; empty if nothing is.
+
+  Args:
+    train: the training split.
+    input_rms: RMS of the images of a batch, as the network receives them.
+  """
+  found = []
+  low, high = USUAL
+  if not low <= input_rms <= high:
+    found.append(
+      Finding(
+        'input scale',
+        f'the network receives images with an RMS of {input_rms:.3g}, where 1 is usual: see config.data.mean and std',
+      )
+    )
+  if train.labels is None:
+    return found
+  counts = np.bincount(train.labels, minlength=len(train.class_names))
+  present = counts[counts > 0]
+  if len(present) == 1:
+    name = train.class_names[int(np.argmax(counts))]
+    return [*found, Finding('one class', f'all {counts.max():,} images are of class {name}')]
+  if present.max() / present.min() > UNEQUAL:
+    text = f'the largest class has {present.max():,} images, the smallest {present.min():,}'
+    found.append(Finding('unequal classes', f'{text}: see config.loss.balance_classes'))
+  return found + _compare(train)
+
+
+def _compare(train: examples.Examples) -> list[Finding]:
+  """Compares labels with those of the nearest images.
+
+  On images that look alike if they are of one class, labels that are shuffled agree with those of the neighbours no
+  more often than by chance. So do those of images which pixels do not tell apart; the text says so.
+  """
+  count = min(len(train), IMAGES)
+  if count < 10 * NEIGHBOURS:
+    return []
+  read = [train[index] for index in range(count)]
+  near = _neighbours(_shrink([image for image, _ in read]))
+  labels = np.array([label for _, label in read])
+  classes = len(train.class_names)
+  agreement = _vote(labels, near, classes)
+  frequencies = np.bincount(labels, minlength=classes) / count
+  chance = float(frequencies.max())
+  margin = EXPLAINED * math.sqrt(chance * (1 - chance) / count)
+  if agreement > chance + margin or chance + margin >= 1:
+    return []
+  shown = f'{100 * agreement:.0f} % of the labels are those of the most similar images, where {100 * chance:.0f} % is'
+  for offset in (-1, 1):
+    shifted = _vote(np.roll(labels, offset), near, classes)
+    if shifted > chance + margin:
+      text = f'{shown} chance, but {100 * shifted:.0f} % are if each image gets the label of its neighbour in the list'
+      return [Finding('shifted labels', f'{text}: labels are off by one')]
+  return [Finding('unexplained labels', f'{shown} chance: labels may be shuffled, or pixels alone do not tell classes')]
+
+
+def _shrink(read: Sequence[Any]) -> np.ndarray:
+  """Returns images as float32 [n, values] of mean 0 and norm 1, each resized to PIXELS x PIXELS."""
+  small = [np.asarray(each.convert('RGB').resize((PIXELS, PIXELS), Image.Resampling.BOX)) for each in read]
+  values = np.stack(small).reshape(len(small), -1).astype(np.float32)
+  values -= values.mean(1, keepdims=True)
+  return values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-6)
+
+
+def _neighbours(vectors: np.ndarray) -> np.ndarray:
+  """Returns the places of the nearest other images, [n, NEIGHBOURS]."""
+  similarity = vectors @ vectors.T
+  np.fill_diagonal(similarity, -np.inf)
+  return np.argsort(-similarity, axis=1)[:, :NEIGHBOURS]
+
+
+def _vote(labels: np.ndarray, near: np.ndarray, classes: int) -> float:
+  """Returns how often the most frequent label of the neighbours is that of the image."""
+  votes = np.zeros((len(labels), classes), np.int32)
+  for column in labels[near].T:
+    np.add.at(votes, (np.arange(len(labels)), column), 1)
+  return float(np.mean(votes.argmax(1) == labels))

@@ -1,0 +1,181 @@
+"""Trains a network for a few hundred steps, and estimates from what they show how likely its training is to fail.
+
+A training fails if a loss is not finite, or if the accuracy after `STEPS` steps stays close to that of guessing:
+less than `LEARNT` of the way from chance to 1. For ten classes that is below 25 %.
+"""
+
+import contextlib
+import math
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from dnt.config import typed
+from dnt.data import pipeline
+from dnt.parallel import compile as compile_lib
+from dnt.parallel import mesh as mesh_lib
+from dnt.training import experiment, steps
+
+STEPS = 300
+LAST = 50  # steps over which the accuracy counts
+LEARNT = 1 / 6
+CHUNK = 10  # steps of one call
+SURE = 100  # steps after which an accuracy may settle the question
+SETTLED = 0.5  # fraction of the way from chance to 1 that settles it
+HEALTHY, DOUBTFUL, SICK = STATES = ('healthy', 'doubtful', 'sick')
+DOUBT = (0.25, 0.75)  # probabilities of failure between which a network is doubtful
+
+
+class Trial(NamedTuple):
+  """Holds what the steps of a trial show.
+
+  Attributes:
+    losses: float64 [steps], up to the first one that is not finite.
+    accuracies: float64 [steps], of the batches that were trained on.
+    learning_rates: float64 [steps].
+    gradient_norms: float64 [steps], before clipping.
+    shrinkage: norm of all kernels after the trial over that before.
+    chance: accuracy of always predicting the most frequent class.
+    stopped: why it has ended: 'complete', 'settled' (it learns), 'not finite' or 'time'.
+    seconds: how long it took, with compilation.
+  """
+
+  losses: np.ndarray
+  accuracies: np.ndarray
+  learning_rates: np.ndarray
+  gradient_norms: np.ndarray
+  shrinkage: float
+  chance: float
+  stopped: str
+  seconds: float
+
+  @property
+  def learnt(self) -> float:
+    """Returns how far the accuracy of the last steps is on the way from chance to 1; 1 if there is one class alone."""
+    return _progress(self.accuracies[-LAST:], self.chance)
+
+
+def run(
+  config: typed.Config,
+  data: experiment.Data,
+  seconds: float = 60.0,
+  log: Callable[[str], None] = lambda text: None,
+) -> Trial:
+  """Trains the network of a training config from its first step on, as far as it takes to see whether it learns.
+
+  Args:
+    config: a validated training config.
+    data: its images, from `experiment.load_data`.
+    seconds: no further steps begin after this time, which counts compilation; two are always taken.
+    log: receives a status message for each chunk.
+
+  Raises:
+    errors.InputError: the config does not fit the data or the model.
+  """
+  begun = time.monotonic()
+  mesh = mesh_lib.make_mesh(config.mesh)
+  run = experiment.make(experiment.resolve(config, data), data.spec)
+  labels = data.train.labels
+  chance = 1 / len(run.spec.class_names) if labels is None else float(np.bincount(labels).max() / len(labels))
+  taken: dict[str, list[float]] = {name: [] for name in steps.METRICS}
+  with contextlib.closing(pipeline.make_train_loader(run.config, data.train, mesh)) as loader:
+    longest = min(CHUNK, loader.max_steps(0))
+    program = compile_lib.jit(
+      steps.make_train_steps(run.phases[0].train_step, loader.batch_at, longest), mesh, donate_argnums=0
+    )
+    state = mesh_lib.place(run.make_state(run.init_variables()), mesh_lib.replicated(mesh))
+    before = _kernel_norm(state.params)
+    stopped, done, count = 'complete', 0, 1  # the second step shows how long one takes
+    log('trial: compiling')
+    while done < STEPS:
+      started = time.monotonic()
+      state, metrics = program(state, loader.arrays(done, count), np.int32(count))
+      for name, values in taken.items():
+        values.extend(np.asarray(metrics[name][:count], np.float64).tolist())
+      done += count
+      each = (time.monotonic() - started) / count
+      affordable = int((seconds - (time.monotonic() - begun)) / each) if done > 1 else 1
+      count = max(1, min(longest, loader.max_steps(done), STEPS - done, affordable))
+      log(f'trial: step {done} of {STEPS}, loss {taken["loss"][-1]:.3g}, accuracy {taken["accuracy"][-1]:.2f}')
+      if not np.isfinite(taken['loss']).all():
+        stopped = 'not finite'
+      elif done < STEPS and is_settled(taken['accuracy'], taken['learning_rate'], chance):
+        stopped = 'settled'
+      elif 1 < done < STEPS and time.monotonic() - begun > seconds:
+        stopped = 'time'
+      if stopped != 'complete':
+        break
+    shrinkage = _kernel_norm(state.params) / before if before else math.nan
+  broken = np.flatnonzero(~np.isfinite(taken['loss']))
+  end = int(broken[0]) if broken.size else done
+  arrays = {name: np.array(values[:end]) for name, values in taken.items()}
+  return Trial(
+    arrays['loss'],
+    arrays['accuracy'],
+    arrays['learning_rate'],
+    arrays['gradient_norm'],
+    shrinkage,
+    chance,
+    stopped,
+    time.monotonic() - begun,
+  )
+
+
+def is_settled(accuracies: list[float], rates: list[float], chance: float) -> bool:
+  """Whether the steps so far settle that the network learns: well, for long, no worse than before, past the warm-up."""
+  if len(accuracies) < SURE or rates[-1] > 1.001 * max(rates[: -LAST // 2]):
+    return False
+  recent, earlier = accuracies[-LAST // 2 :], accuracies[-LAST : -LAST // 2]
+  return _progress(recent, chance) > SETTLED and bool(np.mean(recent) >= np.mean(earlier) - 0.02)
+
+
+def probability(trial: Trial) -> float:
+  """Returns the probability that a training of `STEPS` steps fails, of any seed.
+
+  The coefficients are fitted by logistic regression (benchmarks/doctor.py --fit).
+  """
+  if trial.stopped == 'not finite':
+    return 0.99
+  score = sum(weight * value for weight, value in zip(WEIGHTS, features(trial), strict=True))
+  return 1 / (1 + math.exp(-max(-50.0, min(50.0, score))))
+
+
+WEIGHTS = (4.0, -24.0, 0.0, 0.0)
+
+
+def features(trial: Trial) -> tuple[float, ...]:
+  """Returns what the probability depends on: 1, how much was learnt, how much of the trial is missing, and both."""
+  learnt = min(trial.learnt, 2 * SETTLED)
+  missing = 0.0 if trial.stopped in ('complete', 'settled') else 1 - len(trial.losses) / STEPS
+  return 1.0, learnt, missing, missing * learnt
+
+
+def state(probability: float) -> str:
+  """Returns one of `STATES` for a probability of failure."""
+  low, high = DOUBT
+  return HEALTHY if probability < low else SICK if probability > high else DOUBTFUL
+
+
+def course(trial: Trial) -> str:
+  """Returns the course of a trial in words."""
+  if not len(trial.losses):
+    return 'the first loss is not finite'
+  first, last = trial.losses[0], np.mean(trial.losses[-LAST:])
+  text = f'the loss goes from {first:.3g} to {last:.3g} in {len(trial.losses)} steps'
+  if trial.stopped == 'not finite':
+    return f'{text}, after which it is not finite'
+  return f'{text}, the accuracy to {100 * np.mean(trial.accuracies[-LAST:]):.0f} %'
+
+
+def _progress(accuracies: Any, chance: float) -> float:
+  if chance >= 1:
+    return 1.0
+  return float((np.mean(accuracies) - chance) / (1 - chance)) if len(accuracies) else 0.0
+
+
+def _kernel_norm(params: Any) -> float:
+  kernels = [leaf for leaf in jax.tree.leaves(params) if leaf.ndim > 1]
+  return math.sqrt(sum(float(np.sum(np.square(np.asarray(leaf, np.float64)))) for leaf in kernels))

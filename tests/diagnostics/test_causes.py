@@ -1,0 +1,153 @@
+"""Why a network does not train: each cause by what shows it, and which of several comes first."""
+
+import numpy as np
+import pytest
+
+from dnt import config as schema
+from dnt.diagnostics import causes, cures, doctor, trial
+from dnt.training import experiment
+
+
+def examination(**changes):
+  """Of a network whose first two steps show nothing unusual, but for what is given."""
+  columns = {
+    'activation_rms': [1.0, 1.0, 1.0],
+    'output_gradient_norm': [1.0, 1.0, 1.0],
+    'gradient_norm': [1.0, 1.0, 1.0],
+    'cosine': [0.5, 0.5, 0.5],
+    'update_ratio': [1e-3, 1e-3, 1e-3],
+  }
+  given = {
+    'ratios': [1e-3, 1e-3],
+    'rates': [0.1, 0.1],
+    'peak': 0.1,
+    'scale_free': False,
+    'rms': 1.0,
+    'outputs': np.eye(3) - 0.5,
+    'losses': [2.3, 2.3],
+  } | {name: value for name, value in changes.items() if name not in doctor.telemetry.metric_names.QUANTITIES}
+  columns |= {name: value for name, value in changes.items() if name in (*columns, 'clip_factor', 'dead')}
+  return doctor.Examination(
+    ('stem', 'block', 'head'),
+    {name: np.array([values]) for name, values in columns.items()},
+    0.3,
+    np.array([given['losses']]),
+    np.array([given['ratios']]),
+    np.array(given['rates']),
+    given['peak'],
+    given['scale_free'],
+    np.log(10),
+    given['rms'],
+    given['outputs'],
+  )
+
+
+def tried(losses=(2.3,) * 300, accuracies=None, stopped='complete', shrinkage=1.0):
+  losses = np.array(losses, float)
+  accuracies = np.full(len(losses), 0.1) if accuracies is None else np.array(accuracies, float)
+  return trial.Trial(losses, accuracies, np.full(len(losses), 0.1), losses, shrinkage, 0.1, stopped, 1.0)
+
+
+def find(overrides=(), result=None, **changes):
+  config = schema.override(schema.default(), dict(overrides), 'test')
+  return [cause.kind for cause in causes.find(config, examination(**changes), result or tried())]
+
+
+LOST = {'activation_rms': [1.0, 1e-6, 1.0]}
+PROBABILITIES = np.full((4, 10), 0.1)
+
+
+@pytest.mark.parametrize(
+  ('overrides', 'result', 'changes', 'kind'),
+  [
+    ({}, None, {'dead': [0.0, 1.0, np.nan]}, 'dead'),
+    ({}, None, {'output_gradient_norm': [0.0, 1.0, 1.0]}, 'cut off'),
+    ({}, None, LOST, 'vanishing'),
+    ({}, None, {'output_gradient_norm': [1e6, 1.0, 1.0]}, 'exploding'),
+    ({}, tried([2.3, 12.0, 2.4e9], stopped='not finite'), LOST, 'step too large'),
+    ({}, tried([2.3, 9.0] + [50.0] * 298), {}, 'step too large'),
+    ({}, tried(accuracies=[0.5] * 150 + [0.1] * 150), {}, 'step too large'),
+    ({}, None, {'outputs': PROBABILITIES}, causes.SQUASHED),
+    ({}, None, {'outputs': np.maximum(np.eye(3) - 0.5, 0)}, causes.SQUASHED),
+    ({}, None, {'outputs': np.sign(np.eye(3) - 0.5)}, causes.SQUASHED),
+    ({}, None, {'rms': 130.0}, causes.SCALE),
+    ({}, None, {'rms': 1e-3}, causes.SCALE),
+    ({'optim.weight_decay': 1.0}, tried(shrinkage=1e-3), {}, causes.DECAY),
+    ({'optim.weight_decay': 100.0}, tried([2.3], stopped='not finite'), {}, causes.DECAY),
+    ({'clip.name': 'global_norm'}, None, {'clip_factor': [1e-4] * 3, 'ratios': [1e-8] * 2}, causes.CLIPPED),
+    ({'train.batch_size': 2}, None, {}, causes.SMALL_BATCH),
+    ({}, None, {'ratios': [1e-7, 1e-7]}, causes.SMALL_STEP),
+    ({}, None, {}, causes.STUCK),
+  ],
+)
+def test_what_shows_a_cause(overrides, result, changes, kind):
+  assert find(overrides, result, **changes)[0] == kind
+
+
+def test_what_looks_alike_is_not_a_cause():
+  assert causes.DECAY not in find({'optim.weight_decay': 0.5}), 'the kernels have kept their norm'
+  assert causes.CLIPPED not in find({'clip.name': 'global_norm'}, clip_factor=[1e-4] * 3), (
+    'the updates are large enough'
+  )
+  assert causes.CLIPPED not in find(
+    {'clip.name': 'global_norm'}, clip_factor=[1e-4] * 3, ratios=[1e-8] * 2, scale_free=True
+  ), 'a rule that divides by the size of the gradient undoes it'
+  assert causes.SMALL_BATCH not in find({'train.batch_size': 2, 'model.norm': 'layer_norm'})
+  assert causes.SMALL_BATCH in find({'train.batch_size': 32, 'train.accumulate': 16})
+  assert causes.SMALL_STEP not in find(ratios=[0.0, 1e-3], rates=[0.0, 0.1]), 'a warm-up begins at rate zero'
+
+
+def test_all_causes_are_named_what_kills_first_before_the_rest():
+  found = find({'optim.weight_decay': 100.0, 'train.batch_size': 2}, tried([2.3, 1e9], stopped='not finite'), rms=130.0)
+  assert found[:4] == [causes.SCALE, causes.DECAY, 'step too large', causes.SMALL_BATCH]
+
+
+@pytest.mark.parametrize('kind', [*causes.KINDS[1:]])
+def test_an_offer_changes_the_config_and_can_be_built(kind):
+  config = schema.override(schema.default(), {'model.norm': 'none', 'train.batch_size': 4}, 'test')
+  if kind == causes.CLIPPED:
+    config.clip.name = 'global_norm'
+  found = causes.Cause(kind, 'block', '')
+  offered = cures.offer(config, examination(), [found])
+  assert 1 <= len(offered) <= cures.MOST
+  for overrides in offered:
+    changed = schema.override(config, overrides, 'test')
+    schema.validate(changed)
+    assert changed.to_dict() != config.to_dict()
+  assert cures.offer(config, examination(), []) == []
+
+
+def test_an_offer_answers_the_cause_alone_first_and_all_causes_together_later():
+  decay = {'optim.weight_decay': 10.0}
+  config = schema.override(schema.default(), decay | {'clip.name': 'value', 'clip.threshold': 1e-6}, 'test')
+  found = [causes.Cause(kind, None, '') for kind in (causes.DECAY, causes.CLIPPED)]
+  first, second, *_ = cures.offer(config, examination(), found)
+  assert first == {'optim.weight_decay': cures.USUAL_DECAY}
+  assert second == first | {'clip.name': 'none'}
+
+
+def test_of_ones_own_module_no_option_of_a_network_of_dnt_is_offered(wide_network):
+  offered = cures.offer(wide_network, examination(), [causes.Cause('vanishing', None, '')])
+  assert offered and not any(key.startswith('model.') for each in offered for key in each)
+
+
+@pytest.mark.thorough
+def test_a_cure_is_tried_with_a_rate_that_suits_it(tiny):
+  """Against a rate of 1e-12 no change of the network helps, until a range test finds a rate."""
+  tiny.optim.learning_rate = 1e-12
+  data = experiment.load_data(tiny, ())
+  said = []
+  found = cures.try_out(tiny, data, {'model.norm': 'layer_norm'}, 60, said.append)
+  assert found.state == trial.HEALTHY
+  assert found.overrides.keys() == {'model.norm', cures.RATE} and found.overrides[cures.RATE] > 1e-5
+  assert any('range test' in text for text in said)
+
+
+def test_cures_are_ranked_by_where_they_lead(tiny):
+  data = experiment.load_data(tiny, ())
+  refused = cures.try_out(tiny, data, {'model.block': 'nonsense'}, 60)
+  assert refused.state == 'cannot be run' and 'nonsense' in refused.reason
+  sick = cures.Tried({}, trial.SICK, 0.1, 300, '')
+  slow, fast = cures.Tried({}, trial.HEALTHY, 0.9, 300, ''), cures.Tried({}, trial.HEALTHY, 0.6, 100, '')
+  better = fast._replace(learnt=0.8)
+  assert cures.rank([refused, sick, slow, fast, better]) == [better, fast, slow, sick, refused]

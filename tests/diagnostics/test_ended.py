@@ -1,0 +1,102 @@
+"""What is said of runs that have ended."""
+
+import json
+
+import pytest
+
+from dnt import errors, loop
+from dnt.diagnostics import causes, ended
+from dnt.training import record
+
+CONFIG = {'model': {'num_classes': 10}, 'train': {'steps': 1000}}
+
+
+def lines(losses, accuracies=None, **others):
+  accuracies = accuracies or [0.9] * len(losses)
+  return [
+    {'step': 10 * (index + 1), 'train/loss': loss, 'train/accuracy': accuracy}
+    | {name.replace('__', '/'): values[index] for name, values in others.items()}
+    for index, (loss, accuracy) in enumerate(zip(losses, accuracies, strict=True))
+  ]
+
+
+FALLS = [2.3 * 0.8**index for index in range(20)]
+
+
+def rows(*norms):
+  """Telemetry of three entries, at each line the gradient norms at their outputs."""
+  names = [f'telemetry/{entry}/output_gradient_norm' for entry in ('stem', 'block', 'head')]
+  return [dict(zip(names, each, strict=True)) for each in norms]
+
+
+def test_a_run_that_learns():
+  found = ended.judge(CONFIG, lines(FALLS), [100, 200])
+  assert (found.state, found.kind, found.step) == ('healthy', 'trainable', None)
+  assert any('200 of 1000 steps' in line for line in found.lines)
+
+
+def test_a_loss_that_stops_being_finite():
+  found = ended.judge(CONFIG, lines([*FALLS[:10], 3.0, 50.0, 1e5, None]), [50, 100, 130])
+  assert (found.state, found.kind) == ('sick', 'step too large')
+  assert found.step == 100, 'where the loss was smallest last'
+  assert any('not finite from step 140' in line for line in found.lines)
+  assert any('checkpoint of step 100 is from before' in line for line in found.lines)
+
+
+def test_a_loss_that_rises_and_stays():
+  found = ended.judge(CONFIG, lines([*FALLS[:10], *[60.0] * 10], [0.9] * 10 + [0.1] * 10), [])
+  assert (found.state, found.kind, found.step) == ('sick', 'step too large', 100)
+
+
+def test_a_loss_that_does_not_move():
+  found = ended.judge(CONFIG, lines([2.3] * 20, [0.1] * 20), [])
+  assert (found.state, found.kind) == ('sick', causes.STUCK)
+
+
+@pytest.mark.parametrize(
+  ('norms', 'kind', 'entry'),
+  [
+    (rows(*[(1.0, 1.0, 1.0)] * 4, *[(1e-7, 1e-3, 1.0)] * 16), 'vanishing', 'stem'),
+    (rows(*[(1.0, 1.0, 1.0)] * 4, *[(1e7, 1e3, 1.0)] * 16), 'exploding', 'stem'),
+    (rows(*[(1.0, 1.0, 1.0)] * 4, *[(None, None, 1.0)] * 16), 'exploding', 'block'),
+  ],
+)
+def test_the_telemetry_says_what_and_when(norms, kind, entry):
+  record_ = [line | row for line, row in zip(lines([2.3] * 20, [0.1] * 20), norms, strict=True)]
+  found = ended.judge(CONFIG, record_, [])
+  assert (found.state, found.kind, found.entry, found.step) == ('sick', kind, entry, 50)
+
+
+def test_dead_units():
+  record_ = [line | {'telemetry/block/dead': 0.2 * (line['step'] > 70) + 0.75} for line in lines(FALLS)]
+  found = ended.judge(CONFIG, record_, [])
+  assert found.state == 'doubtful', 'it learns all the same'
+  assert any(line.startswith('step 80: dead from block on') for line in found.lines)
+
+
+def test_overfitting_is_said_with_its_step():
+  val = [1.0, 0.8, 0.5, 0.7, 1.2] + [1.5] * 15
+  found = ended.judge(CONFIG, lines(FALLS, val__loss=val, val__accuracy=[0.5] * 20), [])
+  assert found.state == 'doubtful' and found.kind == 'trainable'
+  assert any('val/loss rises from 0.5 at step 30' in line for line in found.lines)
+  assert any('val/accuracy is 50 %' in line for line in found.lines)
+
+
+@pytest.mark.usefixtures('undrawn')
+def test_the_program_reads_a_run(tiny, tmp_path, run_here):
+  tiny.optim.learning_rate, tiny.model.norm, tiny.train.log_every = 1e10, 'none', '1'
+  with pytest.raises(errors.RunError):
+    loop.train(tiny, tmp_path, record.Clock(0.0), 'test')
+  before = {path: path.read_bytes() for path in tmp_path.rglob('*') if path.is_file()}
+  code, output = run_here('probe', f'--workdir={tmp_path}')
+  assert code == 0, output
+  assert f'{tmp_path}: sick; step too large' in output
+  assert {path: path.read_bytes() for path in tmp_path.rglob('*') if path.is_file()} == before
+
+
+@pytest.mark.parametrize('there', [False, True])
+def test_folders_without_a_run_are_refused(tmp_path, run_here, there):
+  if there:
+    (tmp_path / 'config.json').write_text(json.dumps(CONFIG))
+  code, output = run_here('probe', f'--workdir={tmp_path}')
+  assert code == 2 and len(output.splitlines()) == 1 and str(tmp_path) in output

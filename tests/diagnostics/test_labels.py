@@ -1,0 +1,72 @@
+"""Labels that images do not explain, and other oddities of the data."""
+
+import numpy as np
+import pytest
+
+from dnt import config as schema
+from dnt.data import examples
+from dnt.diagnostics import labels
+from dnt.training import experiment
+
+
+@pytest.fixture(scope='module')
+def digits():
+  return experiment.load_data(schema.default(), ()).train
+
+
+def relabel(train, changed):
+  return examples.in_memory(train.name, train.split, train.images, changed, train.class_names)
+
+
+def kinds(train, rms=1.0):
+  return [finding.kind for finding in labels.find(train, rms)]
+
+
+def test_nothing_is_said_of_usual_data(digits):
+  assert kinds(digits) == []
+
+
+@pytest.mark.parametrize('seed', range(5))
+def test_shuffled_labels(digits, seed):
+  changed = np.random.default_rng(seed).permutation(digits.labels)
+  assert kinds(relabel(digits, changed)) == ['unexplained labels']
+
+
+@pytest.mark.parametrize('offset', [-1, 1])
+def test_labels_that_are_off_by_one(digits, offset):
+  assert kinds(relabel(digits, np.roll(digits.labels, offset))) == ['shifted labels']
+
+
+def test_labels_under_other_names_are_as_good(digits):
+  assert kinds(relabel(digits, (digits.labels + 1) % 10)) == []
+
+
+def test_one_class_alone(digits):
+  (finding,) = labels.find(relabel(digits, np.full_like(digits.labels, 3)), 1.0)
+  assert finding.kind == 'one class' and 'class 3' in finding.text
+
+
+def test_unequal_classes(digits):
+  rare = np.flatnonzero(digits.labels == 0)[2:]
+  few = digits.take('train', np.setdiff1d(np.arange(len(digits)), rare))
+  (finding,) = labels.find(few, 1.0)
+  assert finding.kind == 'unequal classes' and 'balance_classes' in finding.text and ' 2:' in finding.text
+
+
+@pytest.mark.parametrize(('rms', 'found'), [(0.01, True), (0.2, False), (3.0, False), (130.0, True)])
+def test_the_scale_of_the_images(digits, rms, found):
+  assert kinds(digits, rms) == ['input scale'] * found
+
+
+def test_streamed_images_of_several_sizes(digits, tmp_path):
+  from PIL import Image
+
+  for index in range(120):
+    image, label = digits[index]
+    folder = tmp_path / 'train' / str(label % 2)
+    folder.mkdir(parents=True, exist_ok=True)
+    image.resize((8 + index % 3, 8)).save(folder / f'{index}.png')
+  config = schema.default()
+  config.data.update({'source': f'folder:{tmp_path}', 'image_size': 8, 'placement': 'stream', 'workers': 0})
+  Image.init()
+  assert kinds(experiment.load_data(config, ()).train) == []

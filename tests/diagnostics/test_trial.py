@@ -1,0 +1,89 @@
+"""The trial: how long it goes on, and what it says of a training's chances."""
+
+import numpy as np
+import pytest
+
+from dnt.diagnostics import trial
+from dnt.training import experiment
+
+
+def make(accuracies, stopped='complete', chance=0.1, losses=None):
+  values = np.array(accuracies, float)
+  losses = np.ones(len(values)) if losses is None else np.array(losses)
+  return trial.Trial(losses, values, np.full(len(values), 0.1), np.ones(len(values)), 1.0, chance, stopped, 1.0)
+
+
+def run(config, **options):
+  return trial.run(config, experiment.load_data(config, ()), **options)
+
+
+def test_a_network_that_learns_settles_the_question_early(tiny):
+  tiny.train.steps = 1000
+  found = run(tiny)
+  assert found.stopped == 'settled'
+  assert trial.SURE <= len(found.losses) < trial.STEPS
+  assert found.learnt > trial.SETTLED
+  assert trial.state(trial.probability(found)) == trial.HEALTHY
+
+
+def test_a_rate_that_diverges_ends_it_and_is_sick(tiny):
+  tiny.model.norm, tiny.optim.learning_rate = 'none', 1e6
+  found = run(tiny)
+  assert found.stopped == 'not finite'
+  assert np.isfinite(found.losses).all() and len(found.losses) < 50
+  assert trial.state(trial.probability(found)) == trial.SICK
+
+
+def test_a_rate_that_does_nothing_takes_all_steps(tiny):
+  tiny.optim.learning_rate = 1e-12
+  found = run(tiny)
+  assert (found.stopped, len(found.losses)) == ('complete', trial.STEPS)
+  assert found.shrinkage == pytest.approx(1.0, abs=1e-6)
+  assert trial.state(trial.probability(found)) == trial.SICK
+
+
+def test_weight_decay_shrinks_the_kernels(tiny):
+  tiny.optim.learning_rate, tiny.optim.weight_decay, tiny.optim.momentum = 0.01, 2.0, 0.0
+  found = run(tiny)
+  assert found.shrinkage == pytest.approx(np.exp(-0.02 * len(found.losses)), rel=0.2)
+
+
+def test_time_ends_it(tiny):
+  tiny.optim.learning_rate = 1e-12
+  said = []
+  found = run(tiny, seconds=0.0, log=said.append)
+  assert found.stopped == 'time' and len(found.losses) == 2
+  assert 'compiling' in said[0] and 'step 2 of 300' in said[-1]
+
+
+def test_chance_is_the_most_frequent_class(tiny, change_splits):
+  assert run(tiny, seconds=0.0).chance == pytest.approx(0.1, abs=0.02)
+
+
+@pytest.mark.parametrize(
+  ('accuracies', 'rates', 'settled'),
+  [
+    ([0.9] * 99, [0.1] * 99, False),
+    ([0.9] * 100, [0.1] * 100, True),
+    ([0.4] * 100, [0.1] * 100, False),
+    ([0.9] * 75 + [0.7] * 25, [0.1] * 100, False),
+    ([0.9] * 100, np.linspace(0, 1, 100).tolist(), False),
+  ],
+  ids=['short', 'well', 'badly', 'falls', 'warm-up'],
+)
+def test_what_settles_the_question(accuracies, rates, settled):
+  assert trial.is_settled(accuracies, rates, 0.1) == settled
+
+
+def test_the_probability_falls_with_what_was_learnt_and_rises_with_doubt():
+  accuracies = (0.1, 0.2, 0.3, 0.5, 0.9)
+  found = [trial.probability(make([value] * trial.STEPS)) for value in accuracies]
+  assert found == sorted(found, reverse=True)
+  assert found[0] > trial.DOUBT[1] and found[-1] < trial.DOUBT[0]
+  half = make([0.1] * 30 + [0.14] * 30, 'time')
+  assert trial.probability(half) < trial.probability(make([0.12] * trial.STEPS))
+  assert trial.probability(make([0.9] * 20, 'not finite')) > 0.95
+
+
+def test_one_class_alone_is_learnt():
+  assert make([1.0] * 300, chance=1.0).learnt == 1.0
