@@ -17,6 +17,7 @@ CLIPPED, SMALL_BATCH, SMALL_STEP, STUCK = 'clipping too tight', 'batch too small
 KINDS = (*doctor.VERDICTS, doctor.CUT_OFF, SQUASHED, SCALE, DECAY, CLIPPED, SMALL_BATCH, SMALL_STEP, STUCK)
 
 PULLED = 3.0  # e-folds by which weight decay alone would shrink the kernels in a trial
+MOSTLY = 0.3  # part of the weight decay in an update, from which it can be the cause
 SHRUNK = 0.3  # norm of the kernels after a trial over that before, from which decay counts as winning
 STILL = 0.03  # fraction of their norm by which updates can move parameters in a trial that is too slow
 TIGHT = 0.1  # fraction of the gradient that clipping leaves
@@ -58,7 +59,7 @@ def find(config: typed.Config, examination: doctor.Examination, tried: trial.Tri
     at_once,
     _scaled(examination),
     signal if signal and signal.kind == 'exploding' else None,
-    _decayed(config, tried),
+    _decayed(config, examination, tried),
     diverged,
     _clipped(config, examination),
     signal,
@@ -67,8 +68,11 @@ def find(config: typed.Config, examination: doctor.Examination, tried: trial.Tri
     seen,
     _fell_back(tried),
   ]
-  causes = list(dict.fromkeys(cause for cause in found if cause))
-  return causes or [Cause(STUCK, None, f'{trial.course(tried)}, and no cause was found')]
+  causes: dict[str, Cause] = {}
+  for cause in found:
+    if cause:
+      causes.setdefault(cause.kind, cause)
+  return list(causes.values()) or [Cause(STUCK, None, f'{trial.course(tried)}, and no cause was found')]
 
 
 def _squashed(examination: doctor.Examination) -> Cause | None:
@@ -94,18 +98,26 @@ def _scaled(examination: doctor.Examination) -> Cause | None:
   return Cause(SCALE, None, f'the images have an RMS of {examination.input_rms:.3g}, where 1 is usual')
 
 
-def _decayed(config: typed.Config, tried: trial.Trial) -> Cause | None:
+def _decayed(config: typed.Config, examination: doctor.Examination, tried: trial.Trial) -> Cause | None:
   optim = config.optim
   step = schedules.peak_rate(optim) * optim.weight_decay / (1 - optim.momentum if optim.name == 'sgd' else 1)
-  # How far the decay alone would shrink the kernels; of L2 in a rule that divides by the gradient's size it cannot be
-  # told, but `sgd` is the only one that adds it to the gradient.
-  pulled = step * trial.STEPS
-  if pulled < PULLED or (np.isfinite(tried.shrinkage) and tried.shrinkage > SHRUNK and step < 1):
+  if step * trial.STEPS < PULLED or _part_of_decay(optim, examination) < MOSTLY:
+    return None
+  if np.isfinite(tried.shrinkage) and tried.shrinkage > SHRUNK and step < 1:
     return None
   reason = f'it takes {100 * min(step, 1):.2g} % of the kernels at each step'
   if np.isfinite(tried.shrinkage):
     reason += f', whose norm is {100 * tried.shrinkage:.2g} % of what it was after {len(tried.losses)} steps'
   return Cause(DECAY, None, reason)
+
+
+def _part_of_decay(optim: typed.Optim, examination: doctor.Examination) -> float:
+  """Returns the part of the weight decay in the first update, of the median entry."""
+  ratios = np.median(examination.update_ratios, 0)
+  moved = np.flatnonzero(examination.learning_rates > 0)
+  if not moved.size or not ratios[moved[0]] > 0:
+    return 0.0
+  return float(examination.learning_rates[moved[0]] * optim.weight_decay / ratios[moved[0]])
 
 
 def _diverged(examination: doctor.Examination, tried: trial.Trial) -> Cause | None:

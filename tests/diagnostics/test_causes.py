@@ -66,14 +66,15 @@ PROBABILITIES = np.full((4, 10), 0.1)
     ({}, None, {'output_gradient_norm': [1e6, 1.0, 1.0]}, 'exploding'),
     ({}, tried([2.3, 12.0, 2.4e9], stopped='not finite'), LOST, 'step too large'),
     ({}, tried([2.3, 9.0] + [50.0] * 298), {}, 'step too large'),
+    ({'optim.learning_rate': 100.0}, tried([2.3], stopped='not finite'), {'ratios': [39.0, 1e5]}, 'step too large'),
     ({}, tried(accuracies=[0.5] * 150 + [0.1] * 150), {}, 'step too large'),
     ({}, None, {'outputs': PROBABILITIES}, causes.SQUASHED),
     ({}, None, {'outputs': np.maximum(np.eye(3) - 0.5, 0)}, causes.SQUASHED),
     ({}, None, {'outputs': np.sign(np.eye(3) - 0.5)}, causes.SQUASHED),
     ({}, None, {'rms': 130.0}, causes.SCALE),
     ({}, None, {'rms': 1e-3}, causes.SCALE),
-    ({'optim.weight_decay': 1.0}, tried(shrinkage=1e-3), {}, causes.DECAY),
-    ({'optim.weight_decay': 100.0}, tried([2.3], stopped='not finite'), {}, causes.DECAY),
+    ({'optim.weight_decay': 1.0}, tried(shrinkage=1e-3), {'ratios': [0.1, 0.1]}, causes.DECAY),
+    ({'optim.weight_decay': 100.0}, tried([2.3], stopped='not finite'), {'ratios': [10.0, 90.0]}, causes.DECAY),
     ({'clip.name': 'global_norm'}, None, {'clip_factor': [1e-4] * 3, 'ratios': [1e-8] * 2}, causes.CLIPPED),
     ({'train.batch_size': 2}, None, {}, causes.SMALL_BATCH),
     ({}, None, {'ratios': [1e-7, 1e-7]}, causes.SMALL_STEP),
@@ -98,7 +99,8 @@ def test_what_looks_alike_is_not_a_cause():
 
 
 def test_all_causes_are_named_what_kills_first_before_the_rest():
-  found = find({'optim.weight_decay': 100.0, 'train.batch_size': 2}, tried([2.3, 1e9], stopped='not finite'), rms=130.0)
+  broken = tried([2.3, 1e9], stopped='not finite')
+  found = find({'optim.weight_decay': 100.0, 'train.batch_size': 2}, broken, rms=130.0, ratios=[10.0, 90.0])
   assert found[:4] == [causes.SCALE, causes.DECAY, 'step too large', causes.SMALL_BATCH]
 
 
