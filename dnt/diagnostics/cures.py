@@ -43,7 +43,7 @@ class Tried(NamedTuple):
 
   Attributes:
     overrides: `{'section.key': value}`, with the learning rate that a range test found, if it took one.
-    state: of the network with them, one of `trial.STATES`; 'cannot be run' if they do not suit it.
+    state: of the network with them, healthy, doubtful or sick; 'cannot be run' if they do not suit it.
     learnt: how far the accuracy of the last steps is on the way from chance to 1; negative if it cannot be run.
     steps: number of steps of its trial, which ends early where it clearly learns.
     reason: the course of its training, or why it cannot be run.

@@ -25,7 +25,7 @@ LEARNT = 1 / 6
 CHUNK = 10  # steps of one call
 SURE = 100  # steps after which an accuracy may settle the question
 SETTLED = 0.5  # fraction of the way from chance to 1 that settles it
-HEALTHY, DOUBTFUL, SICK = STATES = ('healthy', 'doubtful', 'sick')
+HEALTHY, DOUBTFUL, SICK = ('healthy', 'doubtful', 'sick')
 DOUBT = (0.25, 0.75)  # probabilities of failure between which a network is doubtful
 
 
@@ -36,7 +36,6 @@ class Trial(NamedTuple):
     losses: float64 [steps], up to the first one that is not finite.
     accuracies: float64 [steps], of the batches that were trained on.
     learning_rates: float64 [steps].
-    gradient_norms: float64 [steps], before clipping.
     shrinkage: norm of all kernels after the trial over that before.
     chance: accuracy of always predicting the most frequent class.
     stopped: why it has ended: 'complete', 'settled' (it learns), 'not finite' or 'time'.
@@ -46,7 +45,6 @@ class Trial(NamedTuple):
   losses: np.ndarray
   accuracies: np.ndarray
   learning_rates: np.ndarray
-  gradient_norms: np.ndarray
   shrinkage: float
   chance: float
   stopped: str
@@ -116,7 +114,6 @@ def run(
     arrays['loss'],
     arrays['accuracy'],
     arrays['learning_rate'],
-    arrays['gradient_norm'],
     shrinkage,
     chance,
     stopped,
@@ -154,7 +151,7 @@ def features(trial: Trial) -> tuple[float, ...]:
 
 
 def state(probability: float) -> str:
-  """Returns one of `STATES` for a probability of failure."""
+  """Returns healthy, doubtful or sick for a probability of failure."""
   low, high = DOUBT
   return HEALTHY if probability < low else SICK if probability > high else DOUBTFUL
 

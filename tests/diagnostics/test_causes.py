@@ -45,7 +45,7 @@ def examination(**changes):
 def tried(losses=(2.3,) * 300, accuracies=None, stopped='complete', shrinkage=1.0):
   losses = np.array(losses, float)
   accuracies = np.full(len(losses), 0.1) if accuracies is None else np.array(accuracies, float)
-  return trial.Trial(losses, accuracies, np.full(len(losses), 0.1), losses, shrinkage, 0.1, stopped, 1.0)
+  return trial.Trial(losses, accuracies, np.full(len(losses), 0.1), shrinkage, 0.1, stopped, 1.0)
 
 
 def find(overrides=(), result=None, **changes):

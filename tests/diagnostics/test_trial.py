@@ -10,7 +10,7 @@ from dnt.training import experiment
 def make(accuracies, stopped='complete', chance=0.1, losses=None):
   values = np.array(accuracies, float)
   losses = np.ones(len(values)) if losses is None else np.array(losses)
-  return trial.Trial(losses, values, np.full(len(values), 0.1), np.ones(len(values)), 1.0, chance, stopped, 1.0)
+  return trial.Trial(losses, values, np.full(len(values), 0.1), 1.0, chance, stopped, 1.0)
 
 
 def run(config, **options):
