@@ -45,7 +45,8 @@ RUNS = {
   'train only the head, the last two blocks, or all in phases': ('--config.train.init_from=runs/other',),
   'find the learning rate at the start of the run': ('--config.lr_find.steps=20',),
   'use smaller learning rates further from the head': (),
-  'examine a network before training it': ('--seeds=1',),
+  'examine a network before training it': ('--seeds=1', '--seconds=5'),
+  'say what went wrong in a run, and when': (),
   'measure random networks against mean field theory': (
     '--config.signal.depths=(2,)',
     '--config.signal.width=8',
