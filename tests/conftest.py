@@ -48,6 +48,7 @@ os.environ['JAX_NUMPY_RANK_PROMOTION'] = 'raise'
 pytest_plugins = ['tests.references.plugin', 'tests.networks']
 CONFIGS = pathlib.Path(__file__).parents[1] / 'configs'
 _PEAKS = {}  # MiB that each worker held at most
+_KEPT = {}  # bytes that this worker held when its programs were freed last
 
 
 def pytest_sessionfinish(session):
@@ -68,18 +69,27 @@ def pytest_terminal_summary(terminalreporter):
     terminalreporter.write_line(f'peak memory of the workers in MiB: {peaks}')
 
 
+def _memory():
+  """Bytes of memory that this process holds; 0 where the system does not say."""
+  statistics = pathlib.Path('/proc/self/statm')
+  return int(statistics.read_text().split()[1]) * resource.getpagesize() if statistics.exists() else 0
+
+
 @pytest.fixture(autouse=True)
 def release_programs():
-  """Frees what was compiled once it is near a GB: jax keeps every program for as long as a worker lives."""
+  """Frees what was compiled once it is near a GB: jax keeps every program for as long as a worker lives.
+
+  It takes half a second, so it is not done again before the worker has grown: what it holds besides grows too.
+  """
   yield
-  statistics = pathlib.Path('/proc/self/statm')
-  if not statistics.exists() or int(statistics.read_text().split()[1]) * resource.getpagesize() < 0.75 * 2**30:
+  if _memory() < max(0.75 * 2**30, _KEPT.get('bytes', 0) + 0.2 * 2**30):
     return
   if hasattr(sys.modules.get('jax'), 'clear_caches'):  # a test may have put something else in its place
     sys.modules['jax'].clear_caches()
   gc.collect()
   if platform.libc_ver()[0] == 'glibc':
     ctypes.CDLL(None).malloc_trim(0)  # gives back what is free between blocks that are not
+  _KEPT['bytes'] = _memory()
 
 
 @pytest.fixture(autouse=True)
