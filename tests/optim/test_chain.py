@@ -206,6 +206,7 @@ LAYOUT_CASES = [
 
 
 @pytest.mark.thorough
+@pytest.mark.usefixtures('optimized')
 @pytest.mark.parametrize('config', [case[0] for case in LAYOUT_CASES], ids=[case[1] for case in LAYOUT_CASES])
 def test_both_layouts_train_alike(network, config):
   params, gradients = network.tree(0), [network.tree(1 + i) for i in range(3)]
