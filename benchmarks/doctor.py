@@ -206,6 +206,8 @@ def score(sets: list[str]) -> str:
   lines = path.read_text().splitlines() if path.exists() else []
   verdicts = {verdict['number']: verdict for verdict in map(json.loads, lines)}
   truths, chosen = read(), list(numbers(sets))
+  if missing := [number for number in chosen if number not in truths]:
+    raise app.UsageError(f'{len(missing)} networks have no truth yet: --train={",".join(sets)} trains them')
   labels = label(truths)
   for number in chosen:
     if number not in verdicts:
