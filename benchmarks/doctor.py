@@ -1,11 +1,12 @@
 """How often the doctor is right: its verdicts on drawn networks, beside what their training shows.
 
   python -m benchmarks.doctor --train=tuned,held_out
+  python -m benchmarks.doctor --fit
   python -m benchmarks.doctor --score=held_out
 
 `--train` trains the networks of `benchmarks.doctor_space` for 300 steps each and adds what they do to the file of
-truths; networks that it holds already are left out, so the command goes on where it was stopped. `--score` lets the
-doctor examine them and compares.
+truths; networks that it holds already are left out, so the command goes on where it was stopped. `--fit` prints the
+weights of `trial.probability`. `--score` lets the doctor examine the networks and compares.
 
 A network is sick if its training stops being finite, or if its mean accuracy over the last 50 steps lies less than a
 sixth of the way from chance to 1 (for ten classes below 25 %, 2.5 times chance). It is slow below 60 % of the best
@@ -36,6 +37,7 @@ SETS = {'tuned': doctor_space.TUNED, 'held_out': doctor_space.HELD_OUT}
 TRAIN = flags.DEFINE_list('train', [], f'Networks to train: {", ".join(SETS)}.')
 SCORE = flags.DEFINE_list('score', [], 'Sets on which to score the doctor.')
 VERDICTS = flags.DEFINE_string('verdicts', '/tmp/doctor_verdicts.jsonl', 'File that keeps the verdicts of a score.')
+FIT = flags.DEFINE_bool('fit', False, 'Whether to fit the weights of `trial.probability` to the tuned networks.')
 CURES = flags.DEFINE_bool('cures', False, 'Whether to try what is offered to sick networks.')
 # The kinds of cause that name a planted fault.
 NAMES = {
@@ -56,6 +58,7 @@ NAMES = {
 }
 FINDINGS = {'constant': 'one class', 'shuffled': 'unexplained labels', 'shifted': 'shifted labels'}
 LAST = 50  # steps over which the accuracy counts
+TENTHS = 10  # parts of a run of which the file holds means
 LEARNT, SLOW = 1 / 6, 0.6
 HEALTHY, SLOWLY, SICK = 'healthy', 'slow', 'sick'
 
@@ -106,8 +109,8 @@ def train(overrides: dict[str, Any], labels: str = '') -> dict[str, Any]:
   return {
     'chance': round(float(counts.max() / counts.sum()), 4),
     'accuracy': round(float(np.mean(accuracies[-LAST:])), 4),
-    'losses': [_rounded(np.mean(part)) for part in np.array_split(losses, 10)],
-    'accuracies': [_rounded(np.mean(part)) for part in np.array_split(accuracies, 10)],
+    'losses': [_rounded(np.mean(part)) for part in np.array_split(losses, TENTHS)],
+    'accuracies': [_rounded(np.mean(part)) for part in np.array_split(accuracies, TENTHS)],
     'not_finite': int(broken[0]) if broken.size else None,
     'seconds': round(time.monotonic() - begun, 1),
   }
@@ -168,6 +171,30 @@ def train_all(sets: list[str]) -> None:
     files.write(TRUTHS, f'{{\n{content}\n}}\n'.encode())
     what = case.fault or case.overrides['model.name']
     print(f'{number}: {what}: accuracy {truth["outcome"]["accuracy"]:.3f}, {truth["outcome"]["seconds"]} s', flush=True)
+
+
+def fit() -> tuple[float, ...]:
+  """Returns the weights of `trial.features` with which `trial.probability` fits the tuned networks.
+
+  Each training that stays finite counts once for every tenth at which a trial could have ended.
+  """
+  from sklearn import linear_model
+
+  rows, sick = [], []
+  for number, truth in read().items():
+    outcome = truth['outcome']
+    if number not in doctor_space.TUNED or outcome['chance'] >= 1:
+      continue
+    for end in range(1, len(outcome['accuracies']) + 1):
+      if outcome['not_finite'] is not None and outcome['not_finite'] < end * doctor_space.STEPS / TENTHS:
+        break
+      accuracies = np.repeat(outcome['accuracies'][:end], doctor_space.STEPS // TENTHS)
+      steps_done = len(accuracies)
+      ended = trial.Trial(np.ones(steps_done), accuracies, np.ones(steps_done), 1.0, outcome['chance'], 'complete', 0.0)
+      rows.append(trial.features(ended if end == TENTHS else ended._replace(stopped='time')))
+      sick.append(is_sick(outcome))
+  model = linear_model.LogisticRegression(fit_intercept=False, C=1.0, max_iter=1000).fit(rows, sick)
+  return tuple(round(float(weight), 2) for weight in model.coef_[0])
 
 
 def examine(number: int) -> dict[str, Any]:
@@ -254,6 +281,8 @@ def main(arguments):
     raise app.UsageError(f'valid sets: {", ".join(SETS)}')
   compile_lib.enable_cache()
   train_all(TRAIN.value)
+  if FIT.value:
+    print(f'WEIGHTS = {fit()}')
   if SCORE.value:
     print(score(SCORE.value))
 
