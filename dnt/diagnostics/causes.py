@@ -49,22 +49,18 @@ def find(config: typed.Config, examination: doctor.Examination, tried: trial.Tri
     examination: its first steps.
     tried: its trial.
   """
-  verdict = doctor.judge(examination)
-  seen = None if verdict.kind == 'trainable' else Cause(*verdict)
-  at_once = seen if seen and seen.kind in ('dead', doctor.CUT_OFF) else None
+  seen = _seen(examination)
   signal = seen if seen and seen.kind in ('vanishing', 'exploding', 'collapsing to one direction') else None
-  diverged = _diverged(examination, tried)
   found = [
-    _squashed(examination),
-    at_once,
+    *find_faults(examination),
     _scaled(examination),
     signal if signal and signal.kind == 'exploding' else None,
     _decayed(config, examination, tried),
-    diverged,
+    _diverged(examination, tried),
     _clipped(config, examination),
     signal,
     _small_batch(config),
-    _still(config, examination, tried),
+    _still(examination, tried),
     seen,
     _fell_back(tried),
   ]
@@ -73,6 +69,18 @@ def find(config: typed.Config, examination: doctor.Examination, tried: trial.Tri
     if cause:
       causes.setdefault(cause.kind, cause)
   return list(causes.values()) or [Cause(STUCK, None, f'{trial.course(tried)}, and no cause was found')]
+
+
+def find_faults(examination: doctor.Examination) -> list[Cause]:
+  """Returns faults of the network itself, with which it may still train; empty if there are none."""
+  seen = _seen(examination)
+  found = [_squashed(examination), seen if seen and seen.kind in ('dead', doctor.CUT_OFF) else None]
+  return [cause for cause in found if cause]
+
+
+def _seen(examination: doctor.Examination) -> Cause | None:
+  verdict = doctor.judge(examination)
+  return None if verdict.kind == 'trainable' else Cause(*verdict)
 
 
 def _squashed(examination: doctor.Examination) -> Cause | None:
@@ -149,7 +157,7 @@ def _small_batch(config: typed.Config) -> Cause | None:
   return Cause(SMALL_BATCH, None, f'batch_norm takes its statistics from {size} images')
 
 
-def _still(config: typed.Config, examination: doctor.Examination, tried: trial.Trial) -> Cause | None:
+def _still(examination: doctor.Examination, tried: trial.Trial) -> Cause | None:
   if reach(examination) > STILL:
     return None
   return Cause(SMALL_STEP, None, f'{trial.course(tried)}, as {_reaches(examination)}')

@@ -17,7 +17,8 @@ class Diagnosis(NamedTuple):
     verdict: its kind is 'trainable' for a healthy network, else the kind of the first cause.
     state: healthy, doubtful or sick.
     probability: that a training of `trial.STEPS` steps fails.
-    causes: why the network does not train, what kills first before the rest; empty for a healthy one.
+    causes: why the network does not train, what kills first before the rest; of a healthy one, faults with which it
+      trains all the same.
     findings: what is unusual in the data.
   """
 
@@ -53,7 +54,11 @@ def make(
   tried = trial.run(config, data, seconds, log)
   probability = trial.probability(tried)
   state = trial.state(probability)
-  found = [] if state == trial.HEALTHY else causes.find(config, examination, tried)
-  verdict = doctor.Verdict(*found[0]) if found else doctor.Verdict('trainable', None, trial.course(tried))
+  if state == trial.HEALTHY:
+    found = causes.find_faults(examination)
+    verdict = doctor.Verdict('trainable', None, trial.course(tried))
+  else:
+    found = causes.find(config, examination, tried)
+    verdict = doctor.Verdict(*found[0])
   findings = labels.find(data.train, examination.input_rms)
   return Diagnosis(examination, tried, verdict, state, probability, found, findings)

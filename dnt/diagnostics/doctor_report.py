@@ -67,7 +67,7 @@ def run(config: typed.Config, workdir: pathlib.Path, seeds: int, trying: bool, s
   status = terminal.StatusLine()
   found = diagnosis.make(config, data, seeds, seconds, status.update)
   examination, verdict = found.examination, found.verdict
-  offered = cures.offer(config, examination, found.causes)
+  offered = cures.offer(config, examination, found.causes) if found.state != trial.HEALTHY else []
   status.close()
   _log.info(f'{table(examination, verdict)}\n\n{steps_table(examination)}\n\n{summary(found)}')
   content: dict[str, Any] = {
@@ -139,7 +139,7 @@ def summary(found: diagnosis.Diagnosis) -> str:
     f'; the trial ended at its time limit ({len(found.trial.losses)} steps)' if found.trial.stopped == 'time' else ''
   )
   lines = [f'verdict: {sentence(found.verdict)}', f'{found.state}: {likely}{limit}']
-  lines += [f'also: {sentence(doctor.Verdict(*cause))}' for cause in found.causes[1:]]
+  lines += [f'also: {sentence(doctor.Verdict(*cause))}' for cause in found.causes[found.state != trial.HEALTHY :]]
   lines += [f'data: {finding.kind}: {finding.text}' for finding in found.findings]
   return '\n'.join(lines)
 

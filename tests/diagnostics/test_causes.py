@@ -98,6 +98,12 @@ def test_what_looks_alike_is_not_a_cause():
   assert causes.SMALL_STEP not in find(ratios=[0.0, 1e-3], rates=[0.0, 0.1]), 'a warm-up begins at rate zero'
 
 
+def test_faults_with_which_a_network_may_train():
+  faults = {'dead': [0.0, 1.0, np.nan], 'outputs': PROBABILITIES}
+  assert [cause.kind for cause in causes.find_faults(examination(**faults))] == [causes.SQUASHED, 'dead']
+  assert causes.find_faults(examination(**LOST)) == []
+
+
 def test_all_causes_are_named_what_kills_first_before_the_rest():
   broken = tried([2.3, 1e9], stopped='not finite')
   found = find({'optim.weight_decay': 100.0, 'train.batch_size': 2}, broken, rms=130.0, ratios=[10.0, 90.0])

@@ -105,6 +105,9 @@ def test_the_summary_says_how_sure_it_is_and_what_the_data_has():
   assert re.search(r'^sick: 90 % .*300 steps.* time limit.*20 steps', lines[1])
   assert lines[2].startswith('also: dead')
   assert lines[3] == 'data: one class: all images are of class 3'
+  well = diagnose(SICK)._replace(state='healthy', verdict=doctor.Verdict('trainable', None, 'it learns'))
+  lines = doctor_report.summary(well).splitlines()
+  assert [line.partition(':')[0] for line in lines] == ['verdict', 'healthy', 'also', 'also', 'data'], 'all its faults'
 
 
 def sigmoids(config):
