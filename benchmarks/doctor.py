@@ -193,7 +193,7 @@ def fit() -> tuple[float, ...]:
       ended = trial.Trial(np.ones(steps_done), accuracies, np.ones(steps_done), 1.0, outcome['chance'], 'complete', 0.0)
       rows.append(trial.features(ended if end == TENTHS else ended._replace(stopped='time')))
       sick.append(is_sick(outcome))
-  model = linear_model.LogisticRegression(fit_intercept=False, C=1.0, max_iter=1000).fit(rows, sick)
+  model = linear_model.LogisticRegression(fit_intercept=False, C=100.0, max_iter=5000).fit(rows, sick)
   return tuple(round(float(weight), 2) for weight in model.coef_[0])
 
 

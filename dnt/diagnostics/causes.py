@@ -22,6 +22,9 @@ SHRUNK = 0.3  # norm of the kernels after a trial over that before, from which d
 STILL = 0.03  # fraction of their norm by which updates can move parameters in a trial that is too slow
 TIGHT = 0.1  # fraction of the gradient that clipping leaves
 RISEN = 1.5  # loss over that of guessing, or of the first step if that is more, from which steps count as too large
+STAYS = 0.9  # loss over that of guessing, from which it has not fallen
+LEAP = 2.0  # highest loss over that of guessing or of the first step, from which steps count as too large
+ALIKE = 0.1  # distance (1 - cosine) of two images at the last entries over that of the images themselves
 FEW = 8  # images of a micro-batch that are too few for the statistics of batch_norm
 FALLEN = 0.1  # how much accuracy, on the way from chance to 1, a network has lost since its best steps
 WINDOW = 20  # steps over which an accuracy on the way is measured
@@ -62,6 +65,7 @@ def find(config: typed.Config, examination: doctor.Examination, tried: trial.Tri
     _small_batch(config),
     _still(examination, tried),
     seen,
+    _alike(examination, tried),
     _fell_back(tried),
   ]
   causes: dict[str, Cause] = {}
@@ -136,8 +140,12 @@ def _diverged(examination: doctor.Examination, tried: trial.Trial) -> Cause | No
   first, last = tried.losses[0], float(np.median(tried.losses[-trial.LAST :]))
   if last > RISEN * max(examination.guessing_loss, min(first, 2 * examination.guessing_loss)):
     return Cause('step too large', None, f'{trial.course(tried)}, with {moved}')
-  if ratio > doctor.RATIO and last > 0.9 * examination.guessing_loss:
+  stays = last > STAYS * examination.guessing_loss
+  if ratio > doctor.RATIO and stays:
     return Cause('step too large', None, f'{trial.course(tried)}, with {moved}')
+  highest = float(tried.losses.max())
+  if highest > LEAP * max(examination.guessing_loss, first) and stays:
+    return Cause('step too large', None, f'{trial.course(tried)}, and was {highest:.3g} in between, with {moved}')
   return None
 
 
@@ -161,6 +169,25 @@ def _still(examination: doctor.Examination, tried: trial.Trial) -> Cause | None:
   if reach(examination) > STILL:
     return None
   return Cause(SMALL_STEP, None, f'{trial.course(tried)}, as {_reaches(examination)}')
+
+
+def _alike(examination: doctor.Examination, tried: trial.Trial) -> Cause | None:
+  """Detects images that have become alike at the last entries of a network whose loss stays at that of guessing."""
+  apart = 1 - np.median(examination.columns['cosine'], 0)
+  hidden = np.flatnonzero(~np.isnan(apart))[:-1]  # without the logits
+  limit = ALIKE * (1 - examination.input_cosine)
+  if (
+    not hidden.size
+    or apart[hidden[-1]] > limit
+    or tried.losses[-trial.LAST :].mean() < STAYS * examination.guessing_loss
+  ):
+    return None
+  at = hidden[int(np.argmax(apart[hidden] <= limit))]
+  reason = (
+    f'different images enter the network with cosine {examination.input_cosine:.2f} and leave the last entries with '
+    f'cosine {1 - apart[hidden[-1]]:.3f}; {trial.course(tried)}'
+  )
+  return Cause('collapsing to one direction', examination.entries[at], reason)
 
 
 def _fell_back(tried: trial.Trial) -> Cause | None:

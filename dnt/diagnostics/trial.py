@@ -24,7 +24,7 @@ LAST = 50  # steps over which the accuracy counts
 LEARNT = 1 / 6
 CHUNK = 10  # steps of one call
 SURE = 100  # steps after which an accuracy may settle the question
-SETTLED = 0.5  # fraction of the way from chance to 1 that settles it
+SETTLED = 0.75  # fraction of the way from chance to 1 that settles it
 HEALTHY, DOUBTFUL, SICK = ('healthy', 'doubtful', 'sick')
 DOUBT = (0.25, 0.75)  # probabilities of failure between which a network is doubtful
 
@@ -140,12 +140,12 @@ def probability(trial: Trial) -> float:
   return 1 / (1 + math.exp(-max(-50.0, min(50.0, score))))
 
 
-WEIGHTS = (4.0, -24.0, 0.0, 0.0)
+WEIGHTS = (4.19, -20.89, -3.9, 11.47)
 
 
 def features(trial: Trial) -> tuple[float, ...]:
   """Returns what the probability depends on: 1, how much was learnt, how much of the trial is missing, and both."""
-  learnt = min(trial.learnt, 2 * SETTLED)
+  learnt = min(trial.learnt, 1.0)
   missing = 0.0 if trial.stopped in ('complete', 'settled') else 1 - len(trial.losses) / STEPS
   return 1.0, learnt, missing, missing * learnt
 

@@ -67,6 +67,8 @@ PROBABILITIES = np.full((4, 10), 0.1)
     ({}, tried([2.3, 12.0, 2.4e9], stopped='not finite'), LOST, 'step too large'),
     ({}, tried([2.3, 9.0] + [50.0] * 298), {}, 'step too large'),
     ({'optim.learning_rate': 100.0}, tried([2.3], stopped='not finite'), {'ratios': [39.0, 1e5]}, 'step too large'),
+    ({}, tried([2.3, 9.0] + [2.31] * 298), {}, 'step too large'),
+    ({}, None, {'cosine': [0.5, 0.95, 0.99]}, 'collapsing to one direction'),
     ({}, tried(accuracies=[0.5] * 150 + [0.1] * 150), {}, 'step too large'),
     ({}, None, {'outputs': PROBABILITIES}, causes.SQUASHED),
     ({}, None, {'outputs': np.maximum(np.eye(3) - 0.5, 0)}, causes.SQUASHED),
@@ -95,6 +97,7 @@ def test_what_looks_alike_is_not_a_cause():
   ), 'a rule that divides by the size of the gradient undoes it'
   assert causes.SMALL_BATCH not in find({'train.batch_size': 2, 'model.norm': 'layer_norm'})
   assert causes.SMALL_BATCH in find({'train.batch_size': 32, 'train.accumulate': 16})
+  assert 'collapsing to one direction' not in find((), tried([1.5] * 300), cosine=[0.5, 0.95, 0.99]), 'it learns'
   assert causes.SMALL_STEP not in find(ratios=[0.0, 1e-3], rates=[0.0, 0.1]), 'a warm-up begins at rate zero'
 
 
