@@ -406,6 +406,7 @@ def remedies(config: typed.Config, examination: Examination, verdict: Verdict) -
     inside a user's own module).
   """
   model, rate = config.model, schedules.peak_rate(config.optim)
+  tenth, hundredth = (float(f'{rate / factor:.2g}') for factor in (10, 100))  # no digits of floating point
   norm = {'model.norm': 'layer_norm' if model.norm == 'batch_norm' or _micro_batch(config) < SMALL else 'batch_norm'}
   init = {'model.initializer': FITTING[model.activation], 'model.init_gain': 1.0}
   fits = (model.initializer, model.init_gain) == tuple(init.values())
@@ -413,14 +414,14 @@ def remedies(config: typed.Config, examination: Examination, verdict: Verdict) -
   bypass = shortcut(config, len(examination.entries))
   both = bypass | (norm if bypass and model.norm == 'none' else {})
   adam = {'optim.name': 'adamw', 'optim.learning_rate': 1e-3}
-  clip = {'clip.name': 'global_norm', 'optim.learning_rate': rate / 10}
+  clip = {'clip.name': 'global_norm', 'optim.learning_rate': tenth}
   if verdict.kind == 'trainable':
     offered = []
   elif verdict.kind == 'step too large':
     ratios = np.median(examination.update_ratios, 0)
     moved = int(np.argmax(ratios > 0))  # a warm-up may start at a rate of zero
     sized = float(f'{examination.learning_rates[moved] * HEALTHY / ratios[moved]:.0e}') if ratios[moved] > 0 else rate
-    offered = [{'optim.learning_rate': each} for each in (sized, rate / 10, rate / 100) if each < rate] + [clip]
+    offered = [{'optim.learning_rate': each} for each in (sized, tenth, hundredth) if each < rate] + [clip]
   elif verdict.kind == 'dead':
     offered = [init, norm, {'model.activation': 'leaky_relu'} if model.activation == 'relu' else relu]
   elif model.activation == 'sigmoid' and verdict.kind != 'exploding':
