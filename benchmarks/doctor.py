@@ -36,7 +36,7 @@ TRUTHS = pathlib.Path(__file__).with_name('doctor_truths.json')
 SETS = {'tuned': doctor_space.TUNED, 'held_out': doctor_space.HELD_OUT}
 TRAIN = flags.DEFINE_list('train', [], f'Networks to train: {", ".join(SETS)}.')
 SCORE = flags.DEFINE_list('score', [], 'Sets on which to score the doctor.')
-VERDICTS = flags.DEFINE_string('verdicts', '/tmp/doctor_verdicts.jsonl', 'File that keeps the verdicts of a score.')
+VERDICTS = flags.DEFINE_string('verdicts', None, 'File of the verdicts; with it a score goes on where it was stopped.')
 FIT = flags.DEFINE_bool('fit', False, 'Whether to fit the weights of `trial.probability` to the tuned networks.')
 CURES = flags.DEFINE_bool('cures', False, 'Whether to try what is offered to sick networks.')
 # The kinds of cause that name a planted fault.
@@ -229,8 +229,8 @@ def examine(number: int) -> dict[str, Any]:
 
 def score(sets: list[str]) -> str:
   """Lets the doctor examine the networks of sets, and returns a Markdown table of how often it is right."""
-  path = pathlib.Path(VERDICTS.value)
-  lines = path.read_text().splitlines() if path.exists() else []
+  path = pathlib.Path(VERDICTS.value) if VERDICTS.value else None
+  lines = path.read_text().splitlines() if path and path.exists() else []
   verdicts = {verdict['number']: verdict for verdict in map(json.loads, lines)}
   truths, chosen = read(), list(numbers(sets))
   if missing := [number for number in chosen if number not in truths]:
@@ -239,8 +239,9 @@ def score(sets: list[str]) -> str:
   for number in chosen:
     if number not in verdicts:
       verdicts[number] = examine(number)
-      with path.open('a') as file:
-        file.write(json.dumps(verdicts[number]) + '\n')
+      if path:
+        with path.open('a') as file:
+          file.write(json.dumps(verdicts[number]) + '\n')
       what = verdicts[number]
       print(f'{number}: {labels[number]}: {what["state"]} {what["probability"]:.2f}, {what["kind"]}', flush=True)
   groups = {'all': chosen}

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dnt.config import typed
-from dnt.diagnostics import doctor, trial
+from dnt.diagnostics import doctor, labels, trial
 from dnt.optim import schedules
 
 # What `doctor.VERDICTS` lacks: causes outside the network's signal.
@@ -104,10 +104,8 @@ def _squashed(examination: doctor.Examination) -> Cause | None:
 
 
 def _scaled(examination: doctor.Examination) -> Cause | None:
-  low, high = 0.05, 20.0
-  if low <= examination.input_rms <= high:
-    return None
-  return Cause(SCALE, None, f'the images have an RMS of {examination.input_rms:.3g}, where 1 is usual')
+  finding = labels.find_scale(examination.input_rms)
+  return Cause(SCALE, None, finding.text) if finding else None
 
 
 def _decayed(config: typed.Config, examination: doctor.Examination, tried: trial.Trial) -> Cause | None:

@@ -72,12 +72,12 @@ def judge(config: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], saved: 
   accuracies = np.array([line.get('train/accuracy') or 0.0 for line in trained], float)
   guessing = math.log(config['model']['num_classes'])
   chance = 1 / config['model']['num_classes']
-  told = [
+  messages = [
     f'{steps[-1]} of {config["train"]["steps"]} steps, loss {losses[0]:.3g} to {losses[-1]:.3g} (guessing: '
     f'{guessing:.3g}), accuracy of the batches {100 * accuracies[-1]:.0f} %'
   ]
   if saved:
-    told.append(f'checkpoints: {", ".join(map(str, saved))}')
+    messages.append(f'checkpoints: {", ".join(map(str, saved))}')
   broken = np.flatnonzero(~np.isfinite(losses))
   smooth = _smoothed(losses[: broken[0]] if broken.size else losses)
   recent = accuracies[-SMOOTHED:].mean()
@@ -85,7 +85,7 @@ def judge(config: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], saved: 
   kind, state, at = 'trainable', trial.HEALTHY, None
   if broken.size:
     kind, state, at = 'step too large', trial.SICK, _rise(smooth)
-    told.append(f'the loss is not finite from step {steps[broken[0]]} on')
+    messages.append(f'the loss is not finite from step {steps[broken[0]]} on')
   elif smooth[-1] > causes.RISEN * max(guessing, smooth.min()):
     kind, state, at = 'step too large', trial.SICK, _rise(smooth)
   elif learnt < trial.LEARNT:
@@ -97,16 +97,16 @@ def judge(config: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], saved: 
   else:
     at_step, entry = None if at is None else steps[at], None
   if signal:
-    told.append(f'step {signal.step}: {signal.kind} from {signal.entry} on: {signal.reason}')
+    messages.append(f'step {signal.step}: {signal.kind} from {signal.entry} on: {signal.reason}')
   if at is not None and kind == 'step too large':
-    told.append(f'the loss rises from step {steps[at]} on, where it was {smooth[at]:.3g}')
+    messages.append(f'the loss rises from step {steps[at]} on, where it was {smooth[at]:.3g}')
   worse = _generalization(lines, accuracies[-1])
-  told += worse
+  messages += worse
   if state == trial.HEALTHY and (worse or signal):
     state = trial.DOUBTFUL
   if state != trial.HEALTHY and at_step is not None and (good := [step for step in saved if step <= at_step]):
-    told.append(f'the checkpoint of step {good[-1]} is from before')
-  return Ended(state, kind, entry, at_step, tuple(told))
+    messages.append(f'the checkpoint of step {good[-1]} is from before')
+  return Ended(state, kind, entry, at_step, tuple(messages))
 
 
 class _Signal(NamedTuple):
@@ -141,7 +141,7 @@ def _signal(rows: Sequence[tuple[int, Sequence[metric_names.EntryRow]]]) -> _Sig
 
 def _generalization(lines: Sequence[Mapping[str, Any]], trained: float) -> list[str]:
   """Returns a line for each split on which a run is worse than it was, or than on its training images."""
-  told = []
+  messages = []
   names = {name for line in lines for name in line if name.endswith('/loss') and not name.startswith('train/')}
   for name in sorted(names):
     split = name.removesuffix('/loss')
@@ -150,11 +150,13 @@ def _generalization(lines: Sequence[Mapping[str, Any]], trained: float) -> list[
       continue
     best_step, best = min(found, key=lambda each: each[1])
     if found[-1][1] > WORSE * best:
-      told.append(f'{name} rises from {best:.3g} at step {best_step} to {found[-1][1]:.3g}: it overfits from there on')
+      messages.append(
+        f'{name} rises from {best:.3g} at step {best_step} to {found[-1][1]:.3g}: it overfits from there on'
+      )
     accuracy = [line[f'{split}/accuracy'] for line in lines if line.get(f'{split}/accuracy') is not None]
     if accuracy and trained - accuracy[-1] > GAP:
-      told.append(f'{split}/accuracy is {100 * accuracy[-1]:.0f} %, that of the batches {100 * trained:.0f} %')
-  return told
+      messages.append(f'{split}/accuracy is {100 * accuracy[-1]:.0f} %, that of the batches {100 * trained:.0f} %')
+  return messages
 
 
 def _smoothed(losses: np.ndarray) -> np.ndarray:

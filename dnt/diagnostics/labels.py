@@ -36,15 +36,8 @@ def find(train: examples.Examples, input_rms: float) -> list[Finding]:
     train: the training split.
     input_rms: RMS of the images of a batch, as the network receives them.
   """
-  found = []
-  low, high = USUAL
-  if not low <= input_rms <= high:
-    found.append(
-      Finding(
-        'input scale',
-        f'the network receives images with an RMS of {input_rms:.3g}, where 1 is usual: see config.data.mean and std',
-      )
-    )
+  scale = find_scale(input_rms)
+  found = [scale] if scale else []
   if train.labels is None:
     return found
   counts = np.bincount(train.labels, minlength=len(train.class_names))
@@ -56,6 +49,15 @@ def find(train: examples.Examples, input_rms: float) -> list[Finding]:
     text = f'the largest class has {present.max():,} images, the smallest {present.min():,}'
     found.append(Finding('unequal classes', f'{text}: see config.loss.balance_classes'))
   return found + _compare(train)
+
+
+def find_scale(input_rms: float) -> Finding | None:
+  """Returns the finding on the scale of the images, if their RMS is unusual."""
+  low, high = USUAL
+  if low <= input_rms <= high:
+    return None
+  text = f'the network receives images with an RMS of {input_rms:.3g}, where 1 is usual: see config.data.mean and std'
+  return Finding('input scale', text)
 
 
 def _compare(train: examples.Examples) -> list[Finding]:

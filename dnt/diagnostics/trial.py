@@ -25,8 +25,9 @@ LEARNT = 1 / 6
 CHUNK = 10  # steps of one call
 SURE = 100  # steps after which an accuracy may settle the question
 SETTLED = 0.75  # fraction of the way from chance to 1 that settles it
-HEALTHY, DOUBTFUL, SICK = ('healthy', 'doubtful', 'sick')
+HEALTHY, DOUBTFUL, SICK = 'healthy', 'doubtful', 'sick'
 DOUBT = (0.25, 0.75)  # probabilities of failure between which a network is doubtful
+WEIGHTS = (4.19, -20.89, -3.9, 11.47)  # of `features`, see `probability`
 
 
 class Trial(NamedTuple):
@@ -138,9 +139,6 @@ def probability(trial: Trial) -> float:
     return 0.99
   score = sum(weight * value for weight, value in zip(WEIGHTS, features(trial), strict=True))
   return 1 / (1 + math.exp(-max(-50.0, min(50.0, score))))
-
-
-WEIGHTS = (4.19, -20.89, -3.9, 11.47)
 
 
 def features(trial: Trial) -> tuple[float, ...]:
