@@ -8,9 +8,8 @@
 truths; networks that it holds already are left out, so the command goes on where it was stopped. `--fit` prints the
 weights of `trial.probability`. `--score` lets the doctor examine the networks and compares.
 
-A network is sick if its training stops being finite, or if its mean accuracy over the last 50 steps lies less than a
-sixth of the way from chance to 1 (for ten classes below 25 %, 2.5 times chance). It is slow below 60 % of the best
-network on the same data. Chance is the frequency of the most frequent class.
+A network is sick if its training stops being finite, or if its mean accuracy over the last 50 steps is below
+`trial.limit`: 25 % for ten equal classes. It is slow below 60 % of the best network on the same data.
 """
 
 import contextlib
@@ -23,13 +22,12 @@ from typing import Any
 import numpy as np
 from absl import app, flags
 
-from benchmarks import doctor_space
+from benchmarks import doctor_score, doctor_space
 from dnt import files
 from dnt.data import examples, pipeline
-from dnt.diagnostics import causes, cures, diagnosis, doctor, trial
+from dnt.diagnostics import cures, diagnosis, trial
 from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
-from dnt.reporting import tables
 from dnt.training import experiment, steps
 
 TRUTHS = pathlib.Path(__file__).with_name('doctor_truths.json')
@@ -39,28 +37,8 @@ SCORE = flags.DEFINE_list('score', [], 'Sets on which to score the doctor.')
 VERDICTS = flags.DEFINE_string('verdicts', None, 'File of the verdicts; with it a score goes on where it was stopped.')
 FIT = flags.DEFINE_bool('fit', False, 'Whether to fit the weights of `trial.probability` to the tuned networks.')
 CURES = flags.DEFINE_bool('cures', False, 'Whether to try what is offered to sick networks.')
-# The kinds of cause that name a planted fault.
-NAMES = {
-  'step too large': ('step too large',),
-  'step too small': (causes.SMALL_STEP,),
-  'weight decay': (causes.DECAY,),
-  'clipping': (causes.CLIPPED,),
-  'large images': (causes.SCALE,),
-  'small images': (causes.SCALE,),
-  'small kernels': ('vanishing',),
-  'large kernels': ('exploding',),
-  'deep sigmoid': ('vanishing', 'collapsing to one direction'),
-  'small batch': (causes.SMALL_BATCH,),
-  'dead': ('dead',),
-  'cut': (doctor.CUT_OFF,),
-  'squashed': (causes.SQUASHED,),
-  'rectified': (causes.SQUASHED,),
-}
-FINDINGS = {'constant': 'one class', 'shuffled': 'unexplained labels', 'shifted': 'shifted labels'}
 LAST = 50  # steps over which the accuracy counts
 TENTHS = 10  # parts of a run of which the file holds means
-LEARNT, SLOW = 1 / 6, 0.6
-HEALTHY, SLOWLY, SICK = 'healthy', 'slow', 'sick'
 
 
 def load(overrides: dict[str, Any], labels: str = '') -> tuple[Any, experiment.Data]:
@@ -120,31 +98,6 @@ def _rounded(value: float) -> float | None:
   return float(f'{value:.4g}') if np.isfinite(value) else None
 
 
-def is_sick(outcome: dict[str, Any]) -> bool:
-  """Whether an outcome of `train` is that of a sick network."""
-  limit = outcome['chance'] + LEARNT * (1 - outcome['chance'])
-  # With one class alone everybody is right.
-  return outcome['not_finite'] is not None or outcome['accuracy'] < min(limit, 1)
-
-
-def label(truths: dict[int, Any]) -> dict[int, str]:
-  """Returns what each network is: healthy, slow or sick."""
-  cases = {number: doctor_space.draw(number) for number in truths}
-  best: dict[str, float] = {}
-  for number, truth in truths.items():
-    if not cases[number].labels and not is_sick(truth['outcome']):
-      key = cases[number].data
-      best[key] = max(best.get(key, 0), truth['outcome']['accuracy'])
-  result = {}
-  for number, truth in truths.items():
-    if is_sick(truth['outcome']):
-      result[number] = SICK
-    else:
-      slow = truth['outcome']['accuracy'] < SLOW * best.get(cases[number].data, 0)
-      result[number] = SLOWLY if slow and not cases[number].labels else HEALTHY
-  return result
-
-
 def read() -> dict[int, Any]:
   """Returns the truths by number: `outcome`, and `base`, the outcome without the planted fault."""
   return {int(number): truth for number, truth in json.loads(TRUTHS.read_text()).items()} if TRUTHS.exists() else {}
@@ -190,9 +143,9 @@ def fit() -> tuple[float, ...]:
         break
       accuracies = np.repeat(outcome['accuracies'][:end], doctor_space.STEPS // TENTHS)
       steps_done = len(accuracies)
-      ended = trial.Trial(np.ones(steps_done), accuracies, np.ones(steps_done), 1.0, outcome['chance'], 'complete', 0.0)
+      ended = trial.Trial(np.ones(steps_done), accuracies, np.ones(steps_done), 1.0, 1.0, outcome['chance'], 'complete', 0.0)
       rows.append(trial.features(ended if end == TENTHS else ended._replace(stopped='time')))
-      sick.append(is_sick(outcome))
+      sick.append(doctor_score.is_sick(outcome))
   model = linear_model.LogisticRegression(fit_intercept=False, C=100.0, max_iter=5000).fit(rows, sick)
   return tuple(round(float(weight), 2) for weight in model.coef_[0])
 
@@ -211,7 +164,7 @@ def examine(number: int) -> dict[str, Any]:
     'reason': found.verdict.reason,
     'state': found.state,
     'probability': found.probability,
-    'causes': [cause.kind for cause in found.causes],
+    'causes': [(cause.kind, cause.entry) for cause in found.causes],
     'findings': [finding.kind for finding in found.findings],
     'features': trial.features(found.trial),
     'stopped': found.trial.stopped,
@@ -223,19 +176,19 @@ def examine(number: int) -> dict[str, Any]:
     result['tried'] = [{'overrides': dict(each.overrides), 'state': each.state} for each in tried]
     if tried:
       after = train({**case.overrides, **tried[0].overrides, 'seed': case.number + 5000}, case.labels)
-      result['mended'] = not is_sick(after)
+      result['mended'] = not doctor_score.is_sick(after)
   return result
 
 
 def score(sets: list[str]) -> str:
-  """Lets the doctor examine the networks of sets, and returns a Markdown table of how often it is right."""
+  """Lets the doctor examine the networks of sets, and returns Markdown tables of how often it is right."""
   path = pathlib.Path(VERDICTS.value) if VERDICTS.value else None
   lines = path.read_text().splitlines() if path and path.exists() else []
   verdicts = {verdict['number']: verdict for verdict in map(json.loads, lines)}
   truths, chosen = read(), list(numbers(sets))
   if missing := [number for number in chosen if number not in truths]:
     raise app.UsageError(f'{len(missing)} networks have no truth yet: --train={",".join(sets)} trains them')
-  labels = label(truths)
+  labels = doctor_score.label(truths)
   for number in chosen:
     if number not in verdicts:
       verdicts[number] = examine(number)
@@ -244,37 +197,7 @@ def score(sets: list[str]) -> str:
           file.write(json.dumps(verdicts[number]) + '\n')
       what = verdicts[number]
       print(f'{number}: {labels[number]}: {what["state"]} {what["probability"]:.2f}, {what["kind"]}', flush=True)
-  groups = {'all': chosen}
-  for number in chosen:
-    case = doctor_space.draw(number)
-    groups.setdefault(case.fault or case.family, []).append(number)
-  rows = [['networks', 'sick', 'found', 'healthy', 'false alarms', 'cause named', 'mended', 'median s']]
-  for name, members in groups.items():
-    sick = [number for number in members if labels[number] == SICK]
-    healthy = [number for number in members if labels[number] == HEALTHY]
-    alarm = {trial.SICK: 1.0, trial.DOUBTFUL: 0.5, trial.HEALTHY: 0.0}
-    planted = [number for number in sick if _is_planted(number, truths)]
-    named = sum(verdicts[number]['kind'] in NAMES[doctor_space.draw(number).fault] for number in planted)
-    cured = [verdicts[number]['mended'] for number in sick if 'mended' in verdicts[number]]
-    rows.append(
-      [
-        name,
-        str(len(sick)),
-        f'{sum(alarm[verdicts[number]["state"]] for number in sick):g}',
-        str(len(healthy)),
-        f'{sum(alarm[verdicts[number]["state"]] for number in healthy):g}',
-        f'{named}/{len(planted)}',
-        f'{sum(cured)}/{len(cured)}',
-        f'{np.median([verdicts[number]["seconds"] for number in members]):.0f}',
-      ]
-    )
-  return tables.markdown(rows)
-
-
-def _is_planted(number: int, truths: dict[int, Any]) -> bool:
-  """Whether a network is sick by a planted fault: without it, it is not."""
-  case = doctor_space.draw(number)
-  return case.fault in NAMES and not is_sick(truths[number]['base'])
+  return doctor_score.report([verdicts[number] for number in chosen], truths)
 
 
 def main(arguments):

@@ -27,6 +27,7 @@ LEAP = 2.0  # highest loss over that of guessing or of the first step, from whic
 ALIKE = 0.1  # distance (1 - cosine) of two images at the last entries over that of the images themselves
 FEW = 8  # images of a micro-batch that are too few for the statistics of batch_norm
 FALLEN = 0.1  # how much accuracy, on the way from chance to 1, a network has lost since its best steps
+RISING = 0.5  # fraction of the peak rate, below which a trial shows the warm-up alone
 WINDOW = 20  # steps over which an accuracy on the way is measured
 
 
@@ -72,6 +73,9 @@ def find(config: typed.Config, examination: doctor.Examination, tried: trial.Tri
   for cause in found:
     if cause:
       causes.setdefault(cause.kind, cause)
+  if not causes and tried.reached < RISING:
+    risen = f'the learning rate has risen to {100 * tried.reached:.2g} % of its peak by then'
+    return [Cause(STUCK, None, f'{trial.course(tried)}; {risen}: a shorter config.schedule.warmup would show more')]
   return list(causes.values()) or [Cause(STUCK, None, f'{trial.course(tried)}, and no cause was found')]
 
 

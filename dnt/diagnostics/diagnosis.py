@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
+
 from dnt.config import typed
 from dnt.diagnostics import causes, doctor, labels, trial
 from dnt.training import experiment
@@ -14,9 +16,10 @@ class Diagnosis(NamedTuple):
   Attributes:
     examination: the first steps, of several initializations.
     trial: the trial, of the first of them.
-    verdict: its kind is 'trainable' for a healthy network, else the kind of the first cause.
+    verdict: its kind is 'trainable' for a healthy network, and where the labels alone are wrong; else the kind of the
+      first cause.
     state: healthy, doubtful or sick.
-    probability: that a training of `trial.STEPS` steps fails.
+    probability: that a training of `trial.STEPS` steps fails, at least the fraction of first steps that do.
     causes: why the network does not train, what kills first before the rest; of a healthy one, faults with which it
       trains all the same.
     findings: what is unusual in the data.
@@ -52,13 +55,19 @@ def make(
   """
   examination = doctor.examine(config, data, seeds, log)
   tried = trial.run(config, data, seconds, log)
-  probability = trial.probability(tried)
+  failed = float(np.mean(~np.isfinite(examination.losses).all(1)))  # fraction of the initializations
+  probability = max(trial.probability(tried), failed)
   state = trial.state(probability)
+  findings = labels.find(data.train, examination.input_rms)
+  verdict = doctor.Verdict('trainable', None, trial.course(tried))
   if state == trial.HEALTHY:
     found = causes.find_faults(examination)
-    verdict = doctor.Verdict('trainable', None, trial.course(tried))
   else:
     found = causes.find(config, examination, tried)
-    verdict = doctor.Verdict(*found[0])
-  findings = labels.find(data.train, examination.input_rms)
+    wrong = [finding.kind for finding in findings if finding.kind in labels.UNLEARNABLE]
+    if found[0].kind == causes.STUCK and wrong:
+      verdict = verdict._replace(reason=f'{verdict.reason}, as of any network with {wrong[0]}')
+      found = []
+    else:
+      verdict = doctor.Verdict(*found[0])
   return Diagnosis(examination, tried, verdict, state, probability, found, findings)

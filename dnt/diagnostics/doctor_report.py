@@ -67,7 +67,7 @@ def run(config: typed.Config, workdir: pathlib.Path, seeds: int, trying: bool, s
   status = terminal.StatusLine()
   found = diagnosis.make(config, data, seeds, seconds, status.update)
   examination, verdict = found.examination, found.verdict
-  offered = cures.offer(config, examination, found.causes) if found.state != trial.HEALTHY else []
+  offered = cures.offer(config, examination, found.causes) if verdict.kind != 'trainable' else []
   status.close()
   _log.info(f'{table(examination, verdict)}\n\n{steps_table(examination)}\n\n{summary(found)}')
   content: dict[str, Any] = {
@@ -97,7 +97,7 @@ def run(config: typed.Config, workdir: pathlib.Path, seeds: int, trying: bool, s
   }
   files.write(workdir / 'probe.png', plots.png(figure(found)))
   files.write_json(workdir / workdir_lib.PROBE, content)
-  if found.state == trial.HEALTHY:
+  if verdict.kind == 'trainable':
     return content
   if not offered:
     _log.info('no option of the config is likely to mend it: config.model does not control the inside of this network')
@@ -139,7 +139,7 @@ def summary(found: diagnosis.Diagnosis) -> str:
     f'; the trial ended at its time limit ({len(found.trial.losses)} steps)' if found.trial.stopped == 'time' else ''
   )
   lines = [f'verdict: {sentence(found.verdict)}', f'{found.state}: {likely}{limit}']
-  lines += [f'also: {sentence(doctor.Verdict(*cause))}' for cause in found.causes[found.state != trial.HEALTHY :]]
+  lines += [f'also: {sentence(doctor.Verdict(*cause))}' for cause in found.causes[found.verdict.kind != 'trainable' :]]
   lines += [f'data: {finding.kind}: {finding.text}' for finding in found.findings]
   return '\n'.join(lines)
 
@@ -218,7 +218,7 @@ def figure(found: diagnosis.Diagnosis) -> 'Figure':
   _draw_trial(trial_loss, found.trial.losses, examination.guessing_loss, 'guessing')
   _finish(trial_loss, 'trial: loss', 'loss', found.trial.losses.max(initial=1) > 20 * examination.guessing_loss)
   _draw_trial(accuracy, 100 * found.trial.accuracies, 100 * chance, 'chance')
-  accuracy.axhline(100 * (chance + trial.LEARNT * (1 - chance)), color=MARK, linestyle=':', label='failed below')
+  accuracy.axhline(100 * trial.limit(chance), color=MARK, linestyle=':', label='failed below')
   _finish(accuracy, 'trial: accuracy on the batches', 'accuracy (%)', False)
   if verdict.entry:
     for axes in (signal, cosine, gradient, gain, units, ratio):

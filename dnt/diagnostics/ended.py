@@ -81,14 +81,13 @@ def judge(config: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], saved: 
   broken = np.flatnonzero(~np.isfinite(losses))
   smooth = _smoothed(losses[: broken[0]] if broken.size else losses)
   recent = accuracies[-SMOOTHED:].mean()
-  learnt = (recent - chance) / (1 - chance)
   kind, state, at = 'trainable', trial.HEALTHY, None
   if broken.size:
     kind, state, at = 'step too large', trial.SICK, _rise(smooth)
     messages.append(f'the loss is not finite from step {steps[broken[0]]} on')
   elif smooth[-1] > causes.RISEN * max(guessing, smooth.min()):
     kind, state, at = 'step too large', trial.SICK, _rise(smooth)
-  elif learnt < trial.LEARNT:
+  elif recent < trial.limit(chance):
     kind, state, at = causes.STUCK, trial.SICK, 0
   rows = [(line['step'], metric_names.from_metrics(line)) for line in lines]
   signal = _signal([(step, found) for step, found in rows if found])

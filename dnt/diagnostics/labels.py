@@ -14,6 +14,7 @@ PIXELS = 16  # per side of the images that are compared
 NEIGHBOURS = 5
 EXPLAINED = 4.0  # standard deviations above chance from which labels count as explained by the images
 UNEQUAL = 20.0  # images of the largest class over those of the smallest
+UNLEARNABLE = ('unexplained labels', 'shifted labels')  # findings that keep any network from learning
 USUAL = (0.05, 20.0)  # RMS of the images as the network receives them; about 1 after normalization
 
 

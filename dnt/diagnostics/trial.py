@@ -1,7 +1,7 @@
 """Trains a network for a few hundred steps, and estimates from what they show how likely its training is to fail.
 
-A training fails if a loss is not finite, or if the accuracy after `STEPS` steps stays close to that of guessing:
-less than `LEARNT` of the way from chance to 1. For ten classes that is below 25 %.
+A training fails if a loss is not finite, or if the accuracy after `STEPS` steps stays close to that of guessing, below
+`limit`. For ten classes that is 25 %.
 """
 
 import contextlib
@@ -15,19 +15,21 @@ import numpy as np
 
 from dnt.config import typed
 from dnt.data import pipeline
+from dnt.optim import schedules
 from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
 from dnt.training import experiment, steps
 
 STEPS = 300
 LAST = 50  # steps over which the accuracy counts
-LEARNT = 1 / 6
+LEARNT = 1 / 6  # fraction of the way from chance to 1, below which a training has failed
+TIMES = 2.5  # accuracy over chance from which one has not failed, whatever the number of classes
 CHUNK = 10  # steps of one call
 SURE = 100  # steps after which an accuracy may settle the question
 SETTLED = 0.75  # fraction of the way from chance to 1 that settles it
 HEALTHY, DOUBTFUL, SICK = 'healthy', 'doubtful', 'sick'
 DOUBT = (0.25, 0.75)  # probabilities of failure between which a network is doubtful
-WEIGHTS = (4.19, -20.89, -3.9, 11.47)  # of `features`, see `probability`
+WEIGHTS = (4.96, -4.42, -4.68, 2.66)  # of `features`, see `probability`
 
 
 class Trial(NamedTuple):
@@ -37,6 +39,7 @@ class Trial(NamedTuple):
     losses: float64 [steps], up to the first one that is not finite.
     accuracies: float64 [steps], of the batches that were trained on.
     learning_rates: float64 [steps].
+    reached: the largest learning rate of its steps over that of the whole run; below 1 where a warm-up is longer.
     shrinkage: norm of all kernels after the trial over that before.
     chance: accuracy of always predicting the most frequent class.
     stopped: why it has ended: 'complete', 'settled' (it learns), 'not finite' or 'time'.
@@ -46,6 +49,7 @@ class Trial(NamedTuple):
   losses: np.ndarray
   accuracies: np.ndarray
   learning_rates: np.ndarray
+  reached: float
   shrinkage: float
   chance: float
   stopped: str
@@ -55,6 +59,11 @@ class Trial(NamedTuple):
   def learnt(self) -> float:
     """Returns how far the accuracy of the last steps is on the way from chance to 1; 1 if there is one class alone."""
     return _progress(self.accuracies[-LAST:], self.chance)
+
+
+def limit(chance: float) -> float:
+  """Returns the accuracy below which a training has failed, for that of always predicting the most frequent class."""
+  return min(TIMES * chance, chance + LEARNT * (1 - chance))
 
 
 def run(
@@ -115,6 +124,7 @@ def run(
     arrays['loss'],
     arrays['accuracy'],
     arrays['learning_rate'],
+    min(1.0, max(taken['learning_rate']) / schedules.peak_rate(run.config.optim)),
     shrinkage,
     chance,
     stopped,
@@ -142,9 +152,16 @@ def probability(trial: Trial) -> float:
 
 
 def features(trial: Trial) -> tuple[float, ...]:
-  """Returns what the probability depends on: 1, how much was learnt, how much of the trial is missing, and both."""
-  learnt = min(trial.learnt, 1.0)
-  missing = 0.0 if trial.stopped in ('complete', 'settled') else 1 - len(trial.losses) / STEPS
+  """Returns what the probability depends on: 1, how much was learnt, how much of the trial is missing, and both.
+
+  What was learnt is the accuracy above chance over that of `limit`, at most 6, which is perfect for ten classes. Steps
+  are missing if time has ended the trial, and the rate's way to its peak if the warm-up is longer than the trial.
+  """
+  learnt = 1 / LEARNT
+  if trial.chance < 1:
+    learnt = min(learnt, trial.learnt * (1 - trial.chance) / (limit(trial.chance) - trial.chance))
+  steps = len(trial.losses) / STEPS if trial.stopped == 'time' else 1.0
+  missing = 1 - min(steps, trial.reached)
   return 1.0, learnt, missing, missing * learnt
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dnt import config as schema
-from dnt.diagnostics import causes, cures, doctor, trial
+from dnt.diagnostics import causes, cures, diagnosis, doctor, labels, trial
 from dnt.training import experiment
 
 
@@ -45,7 +45,7 @@ def examination(**changes):
 def tried(losses=(2.3,) * 300, accuracies=None, stopped='complete', shrinkage=1.0):
   losses = np.array(losses, float)
   accuracies = np.full(len(losses), 0.1) if accuracies is None else np.array(accuracies, float)
-  return trial.Trial(losses, accuracies, np.full(len(losses), 0.1), shrinkage, 0.1, stopped, 1.0)
+  return trial.Trial(losses, accuracies, np.full(len(losses), 0.1), 1.0, shrinkage, 0.1, stopped, 1.0)
 
 
 def find(overrides=(), result=None, **changes):
@@ -105,6 +105,35 @@ def test_faults_with_which_a_network_may_train():
   faults = {'dead': [0.0, 1.0, np.nan], 'outputs': PROBABILITIES}
   assert [cause.kind for cause in causes.find_faults(examination(**faults))] == [causes.SQUASHED, 'dead']
   assert causes.find_faults(examination(**LOST)) == []
+
+
+def test_a_long_warm_up_is_said():
+  (cause,) = causes.find(schema.default(), examination(), tried()._replace(reached=0.01))
+  assert cause.kind == causes.STUCK and 'config.schedule.warmup' in cause.reason
+
+
+@pytest.mark.parametrize(
+  ('losses', 'finding', 'kind', 'state'),
+  [
+    ([[2.3, 2.3], [2.3, np.nan], [2.3, 2.3]], None, 'step too large', trial.DOUBTFUL),
+    ([[2.3, 2.3]], None, causes.STUCK, trial.SICK),
+    ([[2.3, 2.3]], 'unexplained labels', 'trainable', trial.SICK),
+    ([[2.3, 2.3]], 'unequal classes', causes.STUCK, trial.SICK),
+  ],
+  ids=['one of three diverges', 'no cause', 'the labels are the cause', 'they are not'],
+)
+def test_what_joins_to_a_diagnosis(monkeypatch, losses, finding, kind, state):
+  learns = tried(np.linspace(2.3, 0.1, 300), np.full(300, 0.9))
+  result = tried() if len(losses) == 1 else learns
+  found = [labels.Finding(finding, '')] if finding else []
+  seen = examination()._replace(losses=np.array(losses))
+  monkeypatch.setattr(doctor, 'examine', lambda *_: seen)
+  monkeypatch.setattr(trial, 'run', lambda *_: result)
+  monkeypatch.setattr(labels, 'find', lambda *_: found)
+  config = schema.default()
+  diagnosed = diagnosis.make(config, experiment.load_data(config, ()))
+  assert (diagnosed.verdict.kind, diagnosed.state) == (kind, state), diagnosed.verdict
+  assert bool(diagnosed.causes) == (kind != 'trainable')
 
 
 def test_all_causes_are_named_what_kills_first_before_the_rest():

@@ -35,7 +35,7 @@ def examination(entries=5):
 
 def diagnose(verdict):
   steps = np.linspace(3, 2, 20)
-  tried = trial.Trial(steps, steps / 10, np.full(20, 0.1), 1.0, 0.1, 'time', 60.0)
+  tried = trial.Trial(steps, steps / 10, np.full(20, 0.1), 1.0, 1.0, 0.1, 'time', 60.0)
   cause = causes.Cause(*verdict)
   finding = labels.Finding('one class', 'all images are of class 3')
   return diagnosis.Diagnosis(

@@ -7,10 +7,10 @@ from dnt.diagnostics import trial
 from dnt.training import experiment
 
 
-def make(accuracies, stopped='complete', chance=0.1, losses=None):
+def make(accuracies, stopped='complete', chance=0.1, losses=None, reached=1.0):
   values = np.array(accuracies, float)
   losses = np.ones(len(values)) if losses is None else np.array(losses)
-  return trial.Trial(losses, values, np.full(len(values), 0.1), 1.0, chance, stopped, 1.0)
+  return trial.Trial(losses, values, np.full(len(values), 0.1), reached, 1.0, chance, stopped, 1.0)
 
 
 def run(config, **options):
@@ -83,6 +83,23 @@ def test_the_probability_falls_with_what_was_learnt_and_rises_with_doubt():
   half = make([0.1] * 30 + [0.14] * 30, 'time')
   assert trial.probability(half) < trial.probability(make([0.12] * trial.STEPS))
   assert trial.probability(make([0.9] * 20, 'not finite')) > 0.95
+
+
+@pytest.mark.parametrize(('chance', 'limit'), [(0.5, 7 / 12), (0.1, 0.25), (0.01, 0.025), (1.0, 1.0)])
+def test_what_counts_as_failed_depends_on_the_number_of_classes(chance, limit):
+  assert trial.limit(chance) == pytest.approx(limit)
+  low, high = (make([chance + part * (limit - chance)] * trial.STEPS, chance=chance) for part in (0.3, 2.5))
+  assert trial.state(trial.probability(high)) == trial.HEALTHY
+  assert chance == 1 or trial.state(trial.probability(low)) == trial.SICK
+
+
+def test_a_warm_up_that_is_longer_than_the_trial_leaves_the_question_open(tiny):
+  tiny.train.steps, tiny.schedule.warmup = 100_000, '50000'
+  tiny.optim.learning_rate = 1e-6
+  found = run(tiny)
+  assert found.reached == pytest.approx(trial.STEPS / 50_000, rel=0.01)
+  assert trial.state(trial.probability(found)) == trial.DOUBTFUL
+  assert trial.state(trial.probability(found._replace(reached=1.0))) == trial.SICK
 
 
 def test_one_class_alone_is_learnt():
