@@ -49,7 +49,7 @@ def find(train: examples.Examples, input_rms: float) -> list[Finding]:
   if present.max() / present.min() > UNEQUAL:
     text = f'the largest class has {present.max():,} images, the smallest {present.min():,}'
     found.append(Finding('unequal classes', f'{text}: see config.loss.balance_classes'))
-  return found + _compare(train)
+  return found + _compare(train, train.labels)
 
 
 def find_scale(input_rms: float) -> Finding | None:
@@ -61,7 +61,7 @@ def find_scale(input_rms: float) -> Finding | None:
   return Finding('input scale', text)
 
 
-def _compare(train: examples.Examples) -> list[Finding]:
+def _compare(train: examples.Examples, given: np.ndarray) -> list[Finding]:
   """Compares labels with those of the nearest images.
 
   On images that look alike if they are of one class, labels that are shuffled agree with those of the neighbours no
@@ -70,9 +70,10 @@ def _compare(train: examples.Examples) -> list[Finding]:
   count = min(len(train), IMAGES)
   if count < 10 * NEIGHBOURS:
     return []
-  read = [train[index] for index in range(count)]
-  near = _neighbours(_shrink([image for image, _ in read]))
-  labels = np.array([label for _, label in read])
+  # Folders list one class after the other.
+  chosen = np.sort(np.random.Generator(np.random.Philox(0)).permutation(len(train))[:count])
+  near = _neighbours(_shrink([train[int(index)][0] for index in chosen]))
+  labels = given[chosen]
   classes = len(train.class_names)
   agreement = _vote(labels, near, classes)
   frequencies = np.bincount(labels, minlength=classes) / count
@@ -82,7 +83,7 @@ def _compare(train: examples.Examples) -> list[Finding]:
     return []
   shown = f'{100 * agreement:.0f} % of the labels are those of the most similar images, where {100 * chance:.0f} % is'
   for offset in (-1, 1):
-    shifted = _vote(np.roll(labels, offset), near, classes)
+    shifted = _vote(given[(chosen + offset) % len(given)], near, classes)
     if shifted > chance + margin:
       text = f'{shown} chance, but {100 * shifted:.0f} % are if each image gets the label of its neighbour in the list'
       return [Finding('shifted labels', f'{text}: labels are off by one')]

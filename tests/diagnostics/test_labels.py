@@ -37,6 +37,14 @@ def test_labels_that_are_off_by_one(digits, offset):
   assert kinds(relabel(digits, np.roll(digits.labels, offset))) == ['shifted labels']
 
 
+@pytest.mark.parametrize('wrong', [False, True])
+def test_images_that_are_listed_class_by_class(digits, wrong):
+  ordered = digits.take('train', np.argsort(digits.labels, kind='stable'))
+  halves = ordered.labels // 5  # the first of them has more images than are compared
+  changed = np.random.default_rng(0).permutation(halves) if wrong else halves
+  assert kinds(relabel(ordered, changed)) == ['unexplained labels'] * wrong
+
+
 def test_labels_under_other_names_are_as_good(digits):
   assert kinds(relabel(digits, (digits.labels + 1) % 10)) == []
 
