@@ -143,7 +143,9 @@ def fit() -> tuple[float, ...]:
         break
       accuracies = np.repeat(outcome['accuracies'][:end], doctor_space.STEPS // TENTHS)
       steps_done = len(accuracies)
-      ended = trial.Trial(np.ones(steps_done), accuracies, np.ones(steps_done), 1.0, 1.0, outcome['chance'], 'complete', 0.0)
+      ended = trial.Trial(
+        np.ones(steps_done), accuracies, np.ones(steps_done), 1.0, 1.0, outcome['chance'], 'complete', 0.0
+      )
       rows.append(trial.features(ended if end == TENTHS else ended._replace(stopped='time')))
       sick.append(doctor_score.is_sick(outcome))
   model = linear_model.LogisticRegression(fit_intercept=False, C=100.0, max_iter=5000).fit(rows, sick)

@@ -28,6 +28,7 @@ ALIKE = 0.1  # distance (1 - cosine) of two images at the last entries over that
 FEW = 8  # images of a micro-batch that are too few for the statistics of batch_norm
 FALLEN = 0.1  # how much accuracy, on the way from chance to 1, a network has lost since its best steps
 RISING = 0.5  # fraction of the peak rate, below which a trial shows the warm-up alone
+FALLS = 0.8  # last losses over the first ones, from which the loss falls
 WINDOW = 20  # steps over which an accuracy on the way is measured
 
 
@@ -63,7 +64,7 @@ def find(config: typed.Config, examination: doctor.Examination, tried: trial.Tri
     _diverged(examination, tried),
     _clipped(config, examination),
     signal,
-    _small_batch(config),
+    _small_batch(config, examination),
     _still(examination, tried),
     seen,
     _alike(examination, tried),
@@ -73,10 +74,17 @@ def find(config: typed.Config, examination: doctor.Examination, tried: trial.Tri
   for cause in found:
     if cause:
       causes.setdefault(cause.kind, cause)
-  if not causes and tried.reached < RISING:
+  return list(causes.values()) or [Cause(STUCK, None, f'{trial.course(tried)}; {_open(tried)}')]
+
+
+def _open(tried: trial.Trial) -> str:
+  """Returns in words what is left to say where no cause was found."""
+  if tried.reached < RISING:
     risen = f'the learning rate has risen to {100 * tried.reached:.2g} % of its peak by then'
-    return [Cause(STUCK, None, f'{trial.course(tried)}; {risen}: a shorter config.schedule.warmup would show more')]
-  return list(causes.values()) or [Cause(STUCK, None, f'{trial.course(tried)}, and no cause was found')]
+    return f'{risen}: a shorter config.schedule.warmup would show more'
+  if tried.losses[-trial.LAST :].mean() < FALLS * tried.losses[: trial.LAST].mean():
+    return 'the loss falls without the accuracy: it asks for something else (config.loss, or what a label stands for)'
+  return 'no cause was found'
 
 
 def find_faults(examination: doctor.Examination) -> list[Cause]:
@@ -99,7 +107,8 @@ def _squashed(examination: doctor.Examination) -> Cause | None:
     if np.allclose(logits.sum(1), 1, atol=1e-2):
       return Cause(SQUASHED, None, 'the outputs are probabilities already; the loss takes logits')
     before = np.median(examination.columns['activation_rms'][:, -1])  # of the last entry, before what follows it
-    if (logits == 0).mean() > 0.2 and before > 0:
+    alike = np.ptp(logits, 1).max() == 0 and logits.any()  # all classes the same: no relu needs to be behind that
+    if (logits == 0).mean() > 0.2 and before > 0 and not alike:
       share = 100 * (logits == 0).mean()
       return Cause(SQUASHED, None, f'no output is negative, and {share:.0f} % are zero: logits must not pass a relu')
   elif np.abs(logits).max() <= 1 and (np.abs(logits) > 0.99).mean() > 0.5:
@@ -119,10 +128,18 @@ def _decayed(config: typed.Config, examination: doctor.Examination, tried: trial
     return None
   if np.isfinite(tried.shrinkage) and tried.shrinkage > SHRUNK and step < 1:
     return None
-  reason = f'it takes {100 * min(step, 1):.2g} % of the kernels at each step'
+  reason = f'it takes {100 * min(step, 1):.3g} % of the kernels at each step'
   if np.isfinite(tried.shrinkage):
     reason += f', whose norm is {100 * tried.shrinkage:.2g} % of what it was after {len(tried.losses)} steps'
   return Cause(DECAY, None, reason)
+
+
+def _usual_update(examination: doctor.Examination) -> float:
+  """Returns the update of the median entry over the norm of its parameters, for a learning rate of 1."""
+  moving = examination.learning_rates > 0
+  if not moving.any():
+    return 0.0
+  return float(np.median(np.median(examination.update_ratios, 0)[moving] / examination.learning_rates[moving]))
 
 
 def _part_of_decay(optim: typed.Optim, examination: doctor.Examination) -> float:
@@ -137,6 +154,11 @@ def _part_of_decay(optim: typed.Optim, examination: doctor.Examination) -> float
 def _diverged(examination: doctor.Examination, tried: trial.Trial) -> Cause | None:
   ratio = float(np.median(examination.update_ratios))
   moved = f'updates of {ratio:.1e} of the parameters'
+  if tried.stopped == 'not finite' and not len(tried.losses):
+    return Cause('exploding', None, 'the first loss is not finite, before any update')
+  if tried.stopped == 'not finite' and _was_well(examination, tried):
+    reason = f'{trial.course(tried)}, with {moved}: a gradient that is not finite, such as of a norm or a root at zero?'
+    return Cause('exploding', None, reason)
   if tried.stopped == 'not finite':
     return Cause('step too large', None, f'the loss is not finite after step {len(tried.losses)}, with {moved}')
   first, last = tried.losses[0], float(np.median(tried.losses[-trial.LAST :]))
@@ -151,6 +173,14 @@ def _diverged(examination: doctor.Examination, tried: trial.Trial) -> Cause | No
   return None
 
 
+def _was_well(examination: doctor.Examination, tried: trial.Trial) -> bool:
+  """Whether the loss of a trial was below that of guessing, without a rise, and updates were small, to the end."""
+  losses, rates = tried.losses, tried.learning_rates
+  if len(losses) < 2 * doctor.LAST or not _usual_update(examination) * rates[-1] < doctor.RATIO:
+    return False
+  return losses[-doctor.LAST :].max() < min(examination.guessing_loss, 1.1 * losses[: -doctor.LAST].min() + 0.1)
+
+
 def _clipped(config: typed.Config, examination: doctor.Examination) -> Cause | None:
   if config.clip.name == 'none' or examination.scale_free or 'clip_factor' not in examination.columns:
     return None
@@ -160,9 +190,9 @@ def _clipped(config: typed.Config, examination: doctor.Examination) -> Cause | N
   return Cause(CLIPPED, None, f'it leaves {100 * factor:.2g} % of the gradient, so that {_reaches(examination)}')
 
 
-def _small_batch(config: typed.Config) -> Cause | None:
+def _small_batch(config: typed.Config, examination: doctor.Examination) -> Cause | None:
   size = config.train.batch_size // config.train.accumulate
-  if config.model.norm != 'batch_norm' or ':' in config.model.name or size > FEW:
+  if not examination.batch_statistics or size > FEW:
     return None
   return Cause(SMALL_BATCH, None, f'batch_norm takes its statistics from {size} images')
 
@@ -206,12 +236,7 @@ def _fell_back(tried: trial.Trial) -> Cause | None:
 
 def reach(examination: doctor.Examination) -> float:
   """Returns by which fraction of their norm the updates of a trial can move the parameters of the median entry."""
-  rates = examination.learning_rates
-  ratios = np.median(examination.update_ratios, 0)
-  moving = rates > 0
-  if not moving.any():
-    return 0.0
-  return float(np.median(ratios[moving] / rates[moving]) * examination.peak_rate * trial.STEPS)
+  return _usual_update(examination) * examination.peak_rate * trial.STEPS
 
 
 def _reaches(examination: doctor.Examination) -> str:

@@ -104,7 +104,8 @@ def _answers(config: typed.Config, examination: doctor.Examination, cause: cause
   if cause.kind == causes.CLIPPED:
     return [{'clip.name': 'none'}]
   if cause.kind == causes.SMALL_BATCH:
-    return [{'model.norm': 'layer_norm'}, {'train.batch_size': USUAL_BATCH, 'train.accumulate': 1}]
+    larger = {'train.batch_size': USUAL_BATCH, 'train.accumulate': 1}
+    return [larger] if ':' in config.model.name else [{'model.norm': 'layer_norm'}, larger]
   if cause.kind == causes.SMALL_STEP:
     reach = causes.reach(examination)
     return [{RATE: float(f'{rate / max(reach, 1e-9):.0e}')}, {'optim.name': 'adamw', RATE: 1e-3}]

@@ -75,6 +75,7 @@ class Examination(NamedTuple):
     guessing_loss: loss of guessing.
     input_rms: the RMS of the images, as the network receives them.
     outputs: logits of a batch before training, float64 [images, classes].
+    batch_statistics: whether the network has running statistics, as of batch_norm.
   """
 
   entries: tuple[str, ...]
@@ -88,6 +89,7 @@ class Examination(NamedTuple):
   guessing_loss: float
   input_rms: float
   outputs: np.ndarray
+  batch_statistics: bool
 
 
 class Verdict(NamedTuple):
@@ -251,6 +253,7 @@ def _examination(
     peak_rate=schedules.peak_rate(run.config.optim),
     scale_free=run.config.optim.name != 'sgd',
     guessing_loss=float(np.log(len(run.spec.class_names))),
+    batch_statistics=bool(jax.tree.leaves(run.abstract_state().batch_stats)),
   )
 
 

@@ -1,6 +1,5 @@
 """Looks at the data apart from the network: labels that images do not explain, few classes, the scale of the input."""
 
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -13,6 +12,7 @@ IMAGES = 600  # of the training split, at most
 PIXELS = 16  # per side of the images that are compared
 NEIGHBOURS = 5
 EXPLAINED = 4.0  # standard deviations above chance from which labels count as explained by the images
+PERMUTATIONS = 100  # of the labels, which show what chance is
 UNEQUAL = 20.0  # images of the largest class over those of the smallest
 UNLEARNABLE = ('unexplained labels', 'shifted labels')  # findings that keep any network from learning
 USUAL = (0.05, 20.0)  # RMS of the images as the network receives them; about 1 after normalization
@@ -73,21 +73,17 @@ def _compare(train: examples.Examples, given: np.ndarray) -> list[Finding]:
   # Folders list one class after the other.
   chosen = np.sort(np.random.Generator(np.random.Philox(0)).permutation(len(train))[:count])
   near = _neighbours(_shrink([train[int(index)][0] for index in chosen]))
-  labels = given[chosen]
   classes = len(train.class_names)
-  agreement = _vote(labels, near, classes)
-  frequencies = np.bincount(labels, minlength=classes) / count
-  chance = float(frequencies.max())
-  margin = EXPLAINED * math.sqrt(chance * (1 - chance) / count)
-  if agreement > chance + margin or chance + margin >= 1:
+  same, usual, spread = _agreement(given[chosen], near, classes)
+  if not spread or same > usual + EXPLAINED * spread:
     return []
-  shown = f'{100 * agreement:.0f} % of the labels are those of the most similar images, where {100 * chance:.0f} % is'
+  text = f'{100 * same:.0f} % of the most similar images are of the same class, where {100 * usual:.0f} % is chance'
   for offset in (-1, 1):
-    shifted = _vote(given[(chosen + offset) % len(given)], near, classes)
-    if shifted > chance + margin:
-      text = f'{shown} chance, but {100 * shifted:.0f} % are if each image gets the label of its neighbour in the list'
+    shifted, usual, spread = _agreement(given[(chosen + offset) % len(given)], near, classes)
+    if shifted > usual + EXPLAINED * spread:
+      text += f', but {100 * shifted:.0f} % if each image gets the label of the one beside it in the list'
       return [Finding('shifted labels', f'{text}: labels are off by one')]
-  return [Finding('unexplained labels', f'{shown} chance: labels may be shuffled, or pixels alone do not tell classes')]
+  return [Finding('unexplained labels', f'{text}: labels may be shuffled, or pixels alone do not tell classes')]
 
 
 def _shrink(read: Sequence[Any]) -> np.ndarray:
@@ -105,9 +101,19 @@ def _neighbours(vectors: np.ndarray) -> np.ndarray:
   return np.argsort(-similarity, axis=1)[:, :NEIGHBOURS]
 
 
-def _vote(labels: np.ndarray, near: np.ndarray, classes: int) -> float:
-  """Returns how often the most frequent label of the neighbours is that of the image."""
-  votes = np.zeros((len(labels), classes), np.int32)
-  for column in labels[near].T:
-    np.add.at(votes, (np.arange(len(labels)), column), 1)
-  return float(np.mean(votes.argmax(1) == labels))
+def _agreement(labels: np.ndarray, near: np.ndarray, classes: int) -> tuple[float, float, float]:
+  """Returns how often neighbours are of the same class, as a mean over the classes that have enough images.
+
+  Also its mean and its standard deviation over random permutations of the labels. All are 0 if no class has enough.
+  """
+  counts = np.bincount(labels, minlength=classes)
+  weights = np.where(counts >= NEIGHBOURS, 1 / np.maximum(counts, 1), 0.0)
+  if not weights.any():
+    return 0.0, 0.0, 0.0
+
+  def measure(labels):
+    return float(np.average((labels[near] == labels[:, None]).mean(1), weights=weights[labels]))
+
+  rng = np.random.Generator(np.random.Philox(0))
+  drawn = [measure(rng.permutation(labels)) for _ in range(PERMUTATIONS)]
+  return measure(labels), float(np.mean(drawn)), float(np.std(drawn))

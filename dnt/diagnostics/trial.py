@@ -89,7 +89,8 @@ def run(
   run = experiment.make(experiment.resolve(config, data), data.spec)
   labels = data.train.labels
   chance = 1 / len(run.spec.class_names) if labels is None else float(np.bincount(labels).max() / len(labels))
-  taken: dict[str, list[float]] = {name: [] for name in steps.METRICS}
+  rates = np.asarray(jax.vmap(run.schedule)(np.arange(STEPS)), np.float64)
+  taken: dict[str, list[float]] = {'loss': [], 'accuracy': []}
   with contextlib.closing(pipeline.make_train_loader(run.config, data.train, mesh)) as loader:
     longest = min(CHUNK, loader.max_steps(0))
     program = compile_lib.jit(
@@ -111,7 +112,7 @@ def run(
       log(f'trial: step {done} of {STEPS}, loss {taken["loss"][-1]:.3g}, accuracy {taken["accuracy"][-1]:.2f}')
       if not np.isfinite(taken['loss']).all():
         stopped = 'not finite'
-      elif done < STEPS and is_settled(taken['accuracy'], taken['learning_rate'], chance):
+      elif done < STEPS and is_settled(taken['accuracy'], rates, chance):
         stopped = 'settled'
       elif 1 < done < STEPS and time.monotonic() - begun > seconds:
         stopped = 'time'
@@ -124,8 +125,8 @@ def run(
   return Trial(
     arrays['loss'],
     arrays['accuracy'],
-    arrays['learning_rate'],
-    min(1.0, max(taken['learning_rate']) / schedules.peak_rate(run.config.optim)),
+    rates[:end],
+    min(1.0, float(rates[:done].max()) / schedules.peak_rate(run.config.optim)),
     shrinkage,
     chance,
     stopped,
@@ -133,9 +134,16 @@ def run(
   )
 
 
-def is_settled(accuracies: list[float], rates: list[float], chance: float) -> bool:
-  """Whether the steps so far settle that the network learns: well, for long, no worse than before, past the warm-up."""
-  if len(accuracies) < SURE or rates[-1] > 1.001 * max(rates[: -LAST // 2]):
+def is_settled(accuracies: list[float], rates: np.ndarray, chance: float) -> bool:
+  """Whether the steps so far settle that the network learns: well, for long, and no worse than before.
+
+  Args:
+    accuracies: of the steps so far.
+    rates: the learning rates of all `STEPS`; nothing is settled before the largest of them has come.
+    chance: accuracy of always predicting the most frequent class.
+  """
+  done = len(accuracies)
+  if done < SURE or rates[done - LAST // 2 :].max() > 1.001 * rates[: done - LAST // 2].max():
     return False
   recent, earlier = accuracies[-LAST // 2 :], accuracies[-LAST : -LAST // 2]
   return _progress(recent, chance) > SETTLED and bool(np.mean(recent) >= np.mean(earlier) - 0.02)

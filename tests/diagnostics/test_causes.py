@@ -25,6 +25,7 @@ def examination(**changes):
     'rms': 1.0,
     'outputs': np.eye(3) - 0.5,
     'losses': [2.3, 2.3],
+    'batch_statistics': True,
   } | {name: value for name, value in changes.items() if name not in doctor.telemetry.metric_names.QUANTITIES}
   columns |= {name: value for name, value in changes.items() if name in (*columns, 'clip_factor', 'dead')}
   return doctor.Examination(
@@ -39,6 +40,7 @@ def examination(**changes):
     np.log(10),
     given['rms'],
     given['outputs'],
+    given['batch_statistics'],
   )
 
 
@@ -66,6 +68,10 @@ PROBABILITIES = np.full((4, 10), 0.1)
     ({}, None, {'output_gradient_norm': [1e6, 1.0, 1.0]}, 'exploding'),
     ({}, tried([2.3, 12.0, 2.4e9], stopped='not finite'), LOST, 'step too large'),
     ({}, tried([2.3, 9.0] + [50.0] * 298), {}, 'step too large'),
+    ({}, tried([], stopped='not finite'), {}, 'exploding'),
+    ({}, tried([2.3, 2.0, 1.5, 1.2, 1.0, 0.9, 0.8], stopped='not finite'), {}, 'exploding'),
+    ({}, tried([2.3, 2.0, 1.5, 1.2, 1.0, 0.9, 4.0], stopped='not finite'), {}, 'step too large'),
+    ({}, tried([2.3, 2.0, 1.5, 1.2, 1.0, 0.9, 0.8], stopped='not finite'), {'ratios': [0.5, 0.5]}, 'step too large'),
     ({'optim.learning_rate': 100.0}, tried([2.3], stopped='not finite'), {'ratios': [39.0, 1e5]}, 'step too large'),
     ({}, tried([2.3, 9.0] + [2.31] * 298), {}, 'step too large'),
     ({}, None, {'cosine': [0.5, 0.95, 0.99]}, 'collapsing to one direction'),
@@ -73,6 +79,7 @@ PROBABILITIES = np.full((4, 10), 0.1)
     ({}, None, {'outputs': PROBABILITIES}, causes.SQUASHED),
     ({}, None, {'outputs': np.maximum(np.eye(3) - 0.5, 0)}, causes.SQUASHED),
     ({}, None, {'outputs': np.sign(np.eye(3) - 0.5)}, causes.SQUASHED),
+    ({}, None, {'outputs': np.repeat([[0.0], [0.3]], 10, 1)}, causes.STUCK),
     ({}, None, {'rms': 130.0}, causes.SCALE),
     ({}, None, {'rms': 1e-3}, causes.SCALE),
     ({'optim.weight_decay': 1.0}, tried(shrinkage=1e-3), {'ratios': [0.1, 0.1]}, causes.DECAY),
@@ -95,7 +102,7 @@ def test_what_looks_alike_is_not_a_cause():
   assert causes.CLIPPED not in find(
     {'clip.name': 'global_norm'}, clip_factor=[1e-4] * 3, ratios=[1e-8] * 2, scale_free=True
   ), 'a rule that divides by the size of the gradient undoes it'
-  assert causes.SMALL_BATCH not in find({'train.batch_size': 2, 'model.norm': 'layer_norm'})
+  assert causes.SMALL_BATCH not in find({'train.batch_size': 2}, batch_statistics=False)
   assert causes.SMALL_BATCH in find({'train.batch_size': 32, 'train.accumulate': 16})
   assert 'collapsing to one direction' not in find((), tried([1.5] * 300), cosine=[0.5, 0.95, 0.99]), 'it learns'
   assert causes.SMALL_STEP not in find(ratios=[0.0, 1e-3], rates=[0.0, 0.1]), 'a warm-up begins at rate zero'
@@ -105,6 +112,11 @@ def test_faults_with_which_a_network_may_train():
   faults = {'dead': [0.0, 1.0, np.nan], 'outputs': PROBABILITIES}
   assert [cause.kind for cause in causes.find_faults(examination(**faults))] == [causes.SQUASHED, 'dead']
   assert causes.find_faults(examination(**LOST)) == []
+
+
+def test_a_loss_that_falls_without_the_accuracy_is_said():
+  (cause,) = causes.find(schema.default(), examination(), tried(np.linspace(5.0, 0.01, 300)))
+  assert cause.kind == causes.STUCK and 'config.loss' in cause.reason
 
 
 def test_a_long_warm_up_is_said():

@@ -290,7 +290,7 @@ def examination(**changes):
   columns = {name: np.array([values]) for name, values in (columns | changes).items()}
   names = ('stem', 'block', 'more', 'last', 'head')
   return doctor.Examination(
-    names, columns, 0.3, np.array(losses), np.array(ratios), np.full(2, 0.1), 0.1, scale_free, 2.3, 1.0, np.eye(3)
+    names, columns, 0.3, np.array(losses), np.array(ratios), np.full(2, 0.1), 0.1, scale_free, 2.3, 1.0, np.eye(3), True
   )
 
 

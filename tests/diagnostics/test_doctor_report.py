@@ -30,7 +30,7 @@ def examination(entries=5):
   names = ('stem', *(f'stage1/block{index:03d}' for index in range(1, entries - 1)), 'head')
   losses, ratios = np.array([[2.0, 1.0], [4.0, np.inf]]), np.array([[1e-3, 1e-2], [3e-3, 3e-2]])
   rates = np.array([0.1, 0.2])
-  return doctor.Examination(names, columns, 0.3, losses, ratios, rates, 0.2, False, np.log(10), 1.0, np.eye(10))
+  return doctor.Examination(names, columns, 0.3, losses, ratios, rates, 0.2, False, np.log(10), 1.0, np.eye(10), True)
 
 
 def diagnose(verdict):

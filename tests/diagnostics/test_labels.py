@@ -46,6 +46,15 @@ def test_a_list_that_begins_with_one_class(digits):
   assert kinds(relabel(listed, np.random.default_rng(0).permutation(halves))) == ['unexplained labels']
 
 
+def test_a_rare_class_is_explained_too(digits):
+  rare = np.flatnonzero(digits.labels == 7)[:60]
+  kept = np.concatenate([np.flatnonzero(digits.labels != 7)[:1140], rare])
+  train = digits.take('train', kept)
+  given = (train.labels == 7).astype(train.labels.dtype)
+  assert kinds(relabel(train, given)) == []
+  assert kinds(relabel(train, np.random.default_rng(0).permutation(given))) == ['unexplained labels']
+
+
 def test_labels_under_other_names_are_as_good(digits):
   assert kinds(relabel(digits, (digits.labels + 1) % 10)) == []
 

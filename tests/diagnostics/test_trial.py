@@ -63,16 +63,18 @@ def test_chance_is_the_most_frequent_class(tiny, change_splits):
 @pytest.mark.parametrize(
   ('accuracies', 'rates', 'settled'),
   [
-    ([0.9] * 99, [0.1] * 99, False),
-    ([0.9] * 100, [0.1] * 100, True),
-    ([0.4] * 100, [0.1] * 100, False),
-    ([0.9] * 75 + [0.7] * 25, [0.1] * 100, False),
-    ([0.9] * 100, np.linspace(0, 1, 100).tolist(), False),
+    ([0.9] * 99, [0.1] * 300, False),
+    ([0.9] * 100, [0.1] * 300, True),
+    ([0.4] * 100, [0.1] * 300, False),
+    ([0.9] * 75 + [0.7] * 25, [0.1] * 300, False),
+    ([0.9] * 100, np.linspace(0, 1, trial.STEPS), False),
+    ([0.9] * 100, [0.1] * 150 + [1e4] * 150, False),
+    ([0.9] * 100, [0.1] * 50 + [0.01] * 250, True),
   ],
-  ids=['short', 'well', 'badly', 'falls', 'warm-up'],
+  ids=['short', 'well', 'badly', 'falls', 'warm-up', 'rises later', 'decays'],
 )
 def test_what_settles_the_question(accuracies, rates, settled):
-  assert trial.is_settled(accuracies, rates, 0.1) == settled
+  assert trial.is_settled(accuracies, np.array(rates), 0.1) == settled
 
 
 def test_the_probability_falls_with_what_was_learnt_and_rises_with_doubt():
