@@ -2,12 +2,13 @@
 # Runs one training on a TPU slice of a GKE cluster, as a JobSet (jobset.sigs.k8s.io must be installed there).
 #
 #   launch/gke_jobset.sh --name=NAME --image=IMAGE --claim=PVC --accelerator=tpu-v5-lite-podslice --topology=4x4
-#     --hosts=4 [--chips=4] [--dry-run] -- --config=... --workdir=/mnt/dnt/... [flags]
+#     [--hosts=4] [--chips=4] [--dry-run] -- --config=... --workdir=/mnt/dnt/... [flags]
 #
 #   --image=IMAGE         holds this checkout as its working directory, with the requirements and jax[tpu]
 #   --claim=PVC           the persistent volume claim (ReadWriteMany) that is mounted at /mnt/dnt on every host
 #   --accelerator=, --topology=   the node pool's labels cloud.google.com/gke-tpu-accelerator and gke-tpu-topology
-#   --hosts=N, --chips=K  hosts of the slice, and TPU chips of each (default 4)
+#   --hosts=N, --chips=K  hosts of the slice, and TPU chips of each: what the topology asks for, with up to 4 chips a host
+#                         (8 only where one host is the slice, 2x4 of v5e and v6e)
 #   --dry-run             prints the JobSet
 #
 # After a warning (a drain) the run saves and ends with exit code 143. That counts as stopped and not as failed: Kubernetes
@@ -17,8 +18,11 @@
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+# shellcheck source-path=SCRIPTDIR source=slices.sh
+source "$(dirname "${BASH_SOURCE[0]}")/slices.sh"
 
-name='' image='' claim='' accelerator='' topology='' hosts='' chips=4 workdir=''
+name='' image='' claim='' accelerator='' topology=''
+unset hosts chips # the topology says how many, if the options do not
 while (($#)); do
   case "$1" in
     -h | --help) usage ;;
@@ -35,31 +39,42 @@ while (($#)); do
   esac
   shift
 done
-[[ $name =~ ^[a-z]([-a-z0-9]{0,40}[a-z0-9])?$ ]] ||
-  die "--name='$name' must be lower-case letters, digits and hyphens, starting with a letter"
+check_name --name "$name" '[a-z]([-a-z0-9]{0,40}[a-z0-9])?' 'lower-case letters, digits and hyphens, starting with a letter'
 [[ -n $image && -n $claim && -n $accelerator ]] || die '--image, --claim and --accelerator are needed; see --help'
-[[ $topology =~ ^[0-9]+x[0-9]+(x[0-9]+)?$ ]] || die "--topology='$topology' must be such as 4x4 or 2x2x4"
-check_count --hosts "$hosts"
+check_name --image "$image" '[A-Za-z0-9][A-Za-z0-9._/:@-]*' 'the name of an image, such as europe-docker.pkg.dev/project/repository/dnt:1'
+check_name --claim "$claim" '[a-z0-9]([-a-z0-9.]*[a-z0-9])?' 'the name of a claim: lower-case letters, digits, hyphens and dots'
+
+# cloud.google.com/kubernetes-engine/docs/concepts/plan-tpus; tpu7x has the topologies of v5p.
+case "$accelerator" in
+  tpu-v4-podslice) generation=v4 ;;
+  tpu-v5-lite-podslice) generation=v5e ;;
+  tpu-v5p-slice | tpu7x) generation=v5p ;;
+  tpu-v6e-slice) generation=v6e ;;
+  *) die "--accelerator='$accelerator' must be tpu-v4-podslice, tpu-v5-lite-podslice, tpu-v5p-slice, tpu-v6e-slice or tpu7x" ;;
+esac
+if ! has_topology "$generation" "$topology"; then
+  case "$generation" in
+    v5e | v6e) die "--topology='$topology' must be one that $accelerator has: ${FLAT// /, }" ;;
+    *) die "--topology='$topology' must be one that $accelerator has: ${BELOW_A_CUBE// /, }, or AxBxC such as 4x4x8, of ascending multiples of 4" ;;
+  esac
+fi
+all="$(chips_of "$topology")"
+usual=$((all < 4 ? all : 4))
+chips="${chips-$usual}"
 check_count --chips "$chips"
+((chips == usual)) || [[ $topology == 2x4 && $chips == 8 ]] ||
+  die "--chips=$chips: a host of $accelerator $topology has $usual$([[ $topology != 2x4 ]] || echo ' or 8')"
+hosts="${hosts-$((all / chips))}"
+check_count --hosts "$hosts"
+((hosts * chips == all)) ||
+  die "--hosts=$hosts and --topology=$topology disagree: $all chips, $chips a host, are on --hosts=$((all / chips))"
+
 check_program_flags "$@"
-for flag in "$@"; do
-  case "$flag" in --workdir=*) workdir="$(value "$flag")" ;; esac
-done
+workdir="$(workdir_of "$@")"
 [[ $workdir == /mnt/dnt/* ]] || die "--workdir='$workdir' must be below /mnt/dnt, where all hosts see the claim"
 need kubectl 'install it, and get credentials: gcloud container clusters get-credentials'
 
-# The words as a JSON list, which YAML reads too.
-json_list() {
-  local word between=''
-  printf '['
-  for word in "$@"; do
-    word="${word//\\/\\\\}"
-    printf '%s"%s"' "$between" "${word//\"/\\\"}"
-    between=', '
-  done
-  printf ']'
-}
-
+# Kubernetes replaces $(NAME) in a command, and reads $$ as $.
 jobset() {
   cat << YAML
 apiVersion: jobset.x-k8s.io/v1alpha2
@@ -98,7 +113,7 @@ spec:
             containers:
             - name: dnt
               image: "$image"
-              command: $(json_list python -m dnt.main "$@" --distributed)
+              command: $(json_list python -m dnt.main "${@//\$/\$\$}" --distributed)
               env:
               - name: PYTHONUNBUFFERED
                 value: "1"

@@ -53,14 +53,20 @@ is_stop() {
   [[ $1 == 129 || $1 == 130 || $1 == 143 ]]
 }
 
+# Refuses what is no name of the given form: a quote or a space would end up in another program's input.
+check_name() { # OPTION VALUE REGEX WHAT
+  [[ $2 =~ ^($3)$ ]] || die "$1='$2' must be $4"
+}
+
 check_count() {
   [[ $2 =~ ^[1-9][0-9]*$ ]] || die "$1 must be a whole number of at least 1, not '$2'"
 }
 
 # The program's flags: the config must be a file, and what the launcher sets must not be set twice.
 check_program_flags() {
-  local flag config='' previous=''
+  local flag config='' previous='' file
   for flag in "$@"; do
+    [[ $flag != *[[:cntrl:]]* ]] || die "$(printf '%q' "$flag") holds a line break or another control character"
     case "$flag" in
       --distributed* | --coordinator* | --num_processes* | --process_id*)
         die "$flag is set by the launcher; leave it out" ;;
@@ -69,8 +75,29 @@ check_program_flags() {
     esac
     previous="$flag"
   done
-  # A config file may take an argument: path/to/config.py:argument.
-  if [[ -n $config && ! -f ${config%.py:*} && ! -f ${config%.py:*}.py ]]; then
+  # A config file may take an argument (path/to/config.py:argument), and one of dnt's own needs no more than its name.
+  file="${config%.py:*}"
+  if [[ -n $config && ! -f $file && ! -f $file.py && ! -f $ROOT/configs/${file%.py}.py ]]; then
     die "no config file '$config'; there are: $(cd "$ROOT" && echo configs/*.py)"
   fi
+}
+
+# The value of --workdir in the program's flags.
+workdir_of() {
+  local flag
+  for flag in "$@"; do
+    case "$flag" in --workdir=*) value "$flag" ;; esac
+  done
+}
+
+# The words as a JSON list, which YAML reads too.
+json_list() {
+  local word between=''
+  printf '['
+  for word in "$@"; do
+    word="${word//\\/\\\\}"
+    printf '%s"%s"' "$between" "${word//\"/\\\"}"
+    between=', '
+  done
+  printf ']'
 }

@@ -82,7 +82,7 @@ pids=() readers=() alive=()
 pipes="$(mktemp -d)"
 
 # Also reached by `exit` and by errors: leaves nothing behind, workers of the processes included.
-# shellcheck disable=SC2317 # the trap calls it
+# shellcheck disable=SC2317,SC2329 # the trap calls it
 clean_up() {
   local pid
   for pid in "${pids[@]}"; do kill -KILL -- "-$pid" 2> /dev/null || true; done

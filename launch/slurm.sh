@@ -8,13 +8,14 @@
 # PYTHON names the interpreter (default: python). The workdir must be on a file system that all nodes share.
 #
 # Two minutes before the time limit, and when the job is preempted or cancelled, Slurm sends SIGTERM: the processes
-# agree on a step, save and end together with exit code 143, as does the job. The same command goes on from there; a
-# preempted job is requeued by itself.
+# agree on a step, save and end together with exit code 143. The job then queues itself again under the same number and goes
+# on from there, until the run has finished or failed; scancel ends it (--no-requeue: so does the time limit, and the same
+# command goes on). Its output is appended to one file, NAME-NUMBER.out.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-options=() name='' config='' workdir=''
+options=() name='' config=''
 while (($#)); do
   case "$1" in
     -h | --help) usage ;;
@@ -24,7 +25,9 @@ while (($#)); do
       check_count "${1%%=*}" "$(value "$1")"; options+=("$1") ;;
     --ntasks* | --gpus-per-task* | -n*)
       die "$1: there is one task a node, which drives all its GPUs; give --nodes and --gpus-per-node" ;;
-    --job-name=*) name=given; options+=("$1") ;;
+    --job-name=*)
+      [[ $1 != */* ]] || die "$1 holds a slash; the output goes to a file of that name"
+      name=given; options+=("$1") ;;
     --[a-z]*) options+=("$1") ;;
     *) die "sbatch options are written --name=value, and the program's own stand after --; got '$1'; see --help" ;;
   esac
@@ -32,11 +35,9 @@ while (($#)); do
 done
 check_program_flags "$@"
 for flag in "$@"; do
-  case "$flag" in
-    --config=*) config="$(value "$flag")" ;;
-    --workdir=*) workdir="$(value "$flag")" ;;
-  esac
+  case "$flag" in --config=*) config="$(value "$flag")" ;; esac
 done
+workdir="$(workdir_of "$@")"
 [[ -n $workdir ]] || die '--workdir=DIR is needed, on a file system that all nodes share'
 if [[ -z $name && -n $config ]]; then options+=("--job-name=dnt-$(basename "${config%.py*}")"); fi
 need sbatch 'run this on a login node of the cluster'
@@ -50,9 +51,17 @@ script="#!/bin/bash
 export PYTHONPATH=$(quoted "$ROOT")\${PYTHONPATH:+:\$PYTHONPATH} PYTHONUNBUFFERED=1
 # srun does not take this over from sbatch by itself.
 if [[ -n \${SLURM_CPUS_PER_TASK:-} ]]; then export SRUN_CPUS_PER_TASK=\$SLURM_CPUS_PER_TASK; fi
+# scancel signals this script too, and the time limit only the processes.
+cancelled=false
+trap 'cancelled=true' TERM
+requeue() {
+  if ((\$1 != 143)) || \$cancelled; then return; fi
+  scontrol requeue \"\$SLURM_JOB_ID\" || echo 'the job cannot queue itself again; the same launch/slurm.sh command goes on' >&2
+}
+trap 'requeue \$?' EXIT
 # A process that fails ends the others, which would wait for it until its heartbeat is missed (100 s). Processes that a
 # signal has stopped (exit code 129, 130 or 143) have all saved before the first of them ends.
-exec srun --kill-on-bad-exit=1 --label $(quoted "${PYTHON:-python}" -m dnt.main "$@" --distributed)"
+srun --kill-on-bad-exit=1 --label $(quoted "${PYTHON:-python}" -m dnt.main "$@" --distributed)"
 
 if $DRY_RUN; then
   run sbatch ${options[@]+"${options[@]}"}

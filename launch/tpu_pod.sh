@@ -3,24 +3,39 @@
 #
 #   launch/tpu_pod.sh COMMAND --name=NAME --zone=ZONE [--project=PROJECT] [options] [--dry-run] [-- program flags]
 #
-#   create --type=v4-32 [--version=RUNTIME] [--spot]   makes the slice; the runtime follows from the type
+#   create --type=v5litepod-16 [--version=RUNTIME] [--spot] [--queued]
+#                                makes the slice; the runtime follows from the type. --queued asks for it as a queued
+#                                resource and waits until it is there; status and delete then need --queued too
 #   copy                         copies this checkout (what git does not ignore) to ~/dnt
 #   install                      makes ~/dnt/.venv with Python 3.12, jax[tpu] and the requirements
 #   run [--nfs=HOST:/SHARE] -- --config=... --workdir=/mnt/dnt/...   starts on all workers and follows worker 0
+#   run --recreate --type=... [--spot] [--queued] [--version=...]    the same, but after a preemption it deletes the slice,
+#                                does all of the above again, and the run goes on from its last checkpoint
 #   resume                       runs the last command again: it goes on from its last checkpoint
 #   stop                         asks for a checkpoint and a clean end; the run then exits with 143
 #   status                       the state of the slice, and of the run on each worker
 #   fetch REMOTE_DIR [LOCAL_DIR] copies a workdir from worker 0 (default: to runs/)
 #   delete                       deletes the slice; asks first
 #
+# --preflight with create or run, which then need both --type and the program's flags, first compiles the run for the slice
+# on this machine (python -m dnt.rehearse; PYTHON names the interpreter), and goes on only if it fits.
+#
 # The workdir must be one that all workers share: --nfs mounts a share (such as Filestore's) at /mnt/dnt. A run goes on
-# when this terminal is closed; Ctrl-C here only stops following it. --dry-run prints the gcloud commands. gcloud reaches
-# several workers only with a key in the agent: ssh-add ~/.ssh/google_compute_engine
+# when this terminal is closed; Ctrl-C here only stops following it. --recreate can only watch while it runs: start it on
+# a machine that stays on. ~/dnt-run/log on each worker is the output of the last start, log.1, log.2, ... of those
+# before it. --dry-run prints the commands. gcloud reaches several workers only with a key in the agent: ssh-add
+# ~/.ssh/google_compute_engine
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+# shellcheck source-path=SCRIPTDIR source=slices.sh
+source "$(dirname "${BASH_SOURCE[0]}")/slices.sh"
 
-name='' zone='' project='' type='' version='' spot=false nfs='' paths=()
+POLL=30  # seconds between two questions for the state of the slice
+NOTICE=60 # seconds after which a slice whose machines were told to stop has another state than READY
+
+name='' zone='' project='' type='' version='' nfs='' paths=()
+spot=false queued=false recreate=false preflight=false
 (($#)) || usage
 action="$1"
 shift
@@ -39,6 +54,9 @@ while (($#)); do
     --type=*) type="$(value "$1")" ;;
     --version=*) version="$(value "$1")" ;;
     --spot) spot=true ;;
+    --queued) queued=true ;;
+    --recreate) recreate=true ;;
+    --preflight) preflight=true ;;
     --nfs=*) nfs="$(value "$1")" ;;
     --) shift; break ;;
     -*) die "unknown option '$1'; the program's own flags stand after --; see --help" ;;
@@ -46,11 +64,27 @@ while (($#)); do
   esac
   shift
 done
-[[ $name =~ ^[a-z]([-a-z0-9]{0,61}[a-z0-9])?$ ]] ||
-  die "--name='$name' must be lower-case letters, digits and hyphens, starting with a letter"
-[[ $zone =~ ^[a-z]+-[a-z]+[0-9]+-[a-z]$ ]] || die "--zone='$zone' must be a zone such as us-central2-b"
+check_name --name "$name" '[a-z]([-a-z0-9]{0,61}[a-z0-9])?' 'lower-case letters, digits and hyphens, starting with a letter'
+check_name --zone "$zone" '[a-z]+-[a-z]+[0-9]+-[a-z]' 'a zone such as us-central2-b'
+check_name --project "$project" '|[a-z0-9:.-]+' "a project's id: lower-case letters, digits and hyphens"
 if [[ $action != fetch ]] && ((${#paths[@]})); then die "unexpected argument '${paths[0]}'; see --help"; fi
-if [[ $action != run ]] && (($#)); then die "only run takes flags of the program; resume repeats the last ones"; fi
+if $recreate && [[ $action != run ]]; then die '--recreate goes with run'; fi
+if $preflight && [[ $action != create && $action != run ]]; then die '--preflight goes with create and run'; fi
+if [[ $action != run ]] && ! $preflight && (($#)); then
+  die 'only run takes flags of the program (and create --preflight); resume repeats the last ones'
+fi
+if [[ $action == create ]] || $recreate || $preflight; then
+  [[ -n $type ]] || die '--type=TYPE is needed, such as v5litepod-16 (gcloud compute tpus accelerator-types list --zone=...)'
+  if [[ -z $version ]]; then
+    version="$(runtime_of "$type")" ||
+      die "no runtime is known for --type=$type; give --version (cloud.google.com/tpu/docs/runtimes)"
+  fi
+  if describe_slice "$type"; then
+    printf '%s: %s, %s chips, %s hosts\n' "$type" "$topology" "$chips" "$hosts" >&2
+  elif $preflight; then
+    die "--preflight knows v4, v5litepod, v5p and v6e, not --type=$type"
+  fi
+fi
 need gcloud 'install the Google Cloud CLI, https://cloud.google.com/sdk'
 
 place=("--zone=$zone" ${project:+"--project=$project"})
@@ -66,94 +100,217 @@ on() {
   tpu ssh "$name" "--worker=$1" "--command=$2"
 }
 
+# For the workers' shells. `going` is whether the run of ~/dnt-run/pid goes on, and sets $pid. ~/dnt-run/began is when that
+# process started (field 22 of /proc/PID/stat): after a restart of the machine its number may be that of another one.
+# shellcheck disable=SC2016
+GOING='began() { sed "s/.*) //" "/proc/$1/stat" | cut -d" " -f20; }; going() { read -r pid < ~/dnt-run/pid && [ -s ~/dnt-run/began ] && [ "$(began "$pid")" = "$(cat ~/dnt-run/began)" ]; } 2> /dev/null; '
+
 # ~/dnt-run/start.sh on the workers; $1 is the quoted program.
 start_script() {
   cat << REMOTE
 set -e
 cd ~/dnt
-if kill -0 "\$(cat ~/dnt-run/pid 2> /dev/null)" 2> /dev/null; then
-  echo "\$(hostname): a run is going on; stop it first" >&2
+${GOING}export -f began
+REMOTE
+  cat << 'REMOTE'
+if going; then
+  echo "$(hostname): a run is going on; stop it first" >&2
   exit 1
 fi
-rm -f ~/dnt-run/code ~/dnt-run/pid
+rm -f ~/dnt-run/code ~/dnt-run/pid ~/dnt-run/began
+if [ -e ~/dnt-run/log ]; then
+  n=1
+  while [ -e ~/dnt-run/log.$n ]; do n=$((n + 1)); done
+  mv ~/dnt-run/log ~/dnt-run/log.$n
+fi
 REMOTE
   if [[ -n $nfs ]]; then
     printf 'sudo mkdir -p /mnt/dnt\nmountpoint -q /mnt/dnt || { sudo mount -t nfs %q /mnt/dnt && sudo chmod a+rwx /mnt/dnt; }\n' "$nfs"
   fi
   cat << REMOTE
-PYTHONUNBUFFERED=1 setsid bash -c '"\$@" & echo "\$!" > ~/dnt-run/pid; wait "\$!"; echo "\$?" > ~/dnt-run/code' \\
+PYTHONUNBUFFERED=1 setsid bash -c '"\$@" & began "\$!" > ~/dnt-run/began; echo "\$!" > ~/dnt-run/pid; wait "\$!"; echo "\$?" > ~/dnt-run/code' \\
   dnt $1 > ~/dnt-run/log 2>&1 < /dev/null &
 REMOTE
 }
 
+start() {
+  local script
+  script="$(start_script "$(quoted .venv/bin/python -m dnt.main "$@" --distributed)")"
+  on all "mkdir -p ~/dnt-run && printf '%s\\n' $(quoted "$script") > ~/dnt-run/start.sh && bash ~/dnt-run/start.sh"
+}
+
+VANISHED=254 # exit code of follow if the run has ended without one
+# Prints the output of worker 0 until the run has ended; returns its exit code, 255 if the connection was lost.
 follow() {
   # shellcheck disable=SC2016 # for the worker's shell
-  on 0 'until [ -s ~/dnt-run/pid ]; do sleep 0.2; done; tail -n +1 -f --pid="$(cat ~/dnt-run/pid)" ~/dnt-run/log; until [ -s ~/dnt-run/code ]; do sleep 0.2; done; exit "$(cat ~/dnt-run/code)"'
+  on 0 "$GOING"'until [ -s ~/dnt-run/pid ]; do sleep 0.2; done; if going; then tail -n +1 -f --pid="$pid" ~/dnt-run/log; else cat ~/dnt-run/log; fi; for _ in $(seq 10); do if [ -s ~/dnt-run/code ]; then exit "$(cat ~/dnt-run/code)"; fi; sleep 0.5; done; echo "the run has ended without an exit code: its machine has restarted, or someone has killed it" >&2; exit '"$VANISHED"
 }
 
-runtime() {
-  case "$type" in
-    v2-* | v3-* | v4-*) printf tpu-ubuntu2204-base ;;
-    v5litepod-*) printf v2-alpha-tpuv5-lite ;;
-    v5p-*) printf v2-alpha-tpuv5 ;;
-    v6e-*) printf v2-alpha-tpuv6e ;;
-    *) die "no runtime is known for --type=$type; give --version (cloud.google.com/tpu/docs/runtimes)" ;;
-  esac
+# What the service says of the slice: READY, PREEMPTED, ...; nothing if there is none, or no answer.
+slice_state() {
+  local state=ACTIVE
+  if $queued; then state="$(queue describe "$name" '--format=value(state.state)' 2> /dev/null)" || true; fi
+  # Of a queued resource that is active, the slice itself says more.
+  if [[ $state == ACTIVE ]]; then state="$(tpu describe "$name" '--format=value(state)' 2> /dev/null)" || true; fi
+  printf '%s' "$state"
 }
 
-case "$action" in
-  create)
-    [[ -n $type ]] || die '--type=TYPE is needed, such as v4-32 (gcloud compute tpus accelerator-types list --zone=...)'
-    if [[ -z $version ]]; then version="$(runtime)" || exit; fi
-    options=("--accelerator-type=$type" "--version=$version")
-    if $spot; then options+=(--spot); fi
+# Waits until the slice is ready, or will not be; sets `state`.
+settle() {
+  local before='' silent=0
+  while :; do
+    state="$(slice_state)"
+    if [[ $state != "$before" ]]; then printf '%s: %s\n' "$name" "${state:-no answer}" >&2; fi
+    before="$state"
+    case "$state" in
+      READY | PREEMPTED | TERMINATED | SUSPENDED | FAILED) break ;;
+      '') silent=$((silent + 1)); ((silent < 10)) || break ;;
+      *) silent=0 ;;
+    esac
+    sleep "$POLL"
+  done
+}
+
+queue() {
+  local verb="$1"
+  shift
+  run gcloud compute tpus queued-resources "$verb" "$@" "${place[@]}"
+}
+
+create() {
+  local options=("--accelerator-type=$type") state
+  if $queued; then
+    options+=("--node-id=$name" "--runtime-version=$version")
+  else
+    options+=("--version=$version")
+  fi
+  if $spot; then options+=(--spot); fi
+  if ! $queued; then
     tpu create "$name" "${options[@]}"
-    ;;
-  copy)
-    git -C "$ROOT" rev-parse --git-dir > /dev/null 2>&1 || die "$ROOT is not a git checkout"
-    archive="$(mktemp -d)"
-    trap 'rm -rf "$archive"' EXIT
-    # The files that git knows or would take, if they are there.
-    git -C "$ROOT" ls-files --cached --others --exclude-standard -z |
-      while IFS= read -r -d '' file; do if [[ -e $ROOT/$file ]]; then printf '%s\0' "$file"; fi; done > "$archive/files"
-    run tar -C "$ROOT" --null "--files-from=$archive/files" -czf "$archive/dnt.tar.gz"
-    tpu scp "$archive/dnt.tar.gz" "$name:dnt.tar.gz" --worker=all
-    on all 'mkdir -p ~/dnt && tar -xzf ~/dnt.tar.gz -C ~/dnt && rm ~/dnt.tar.gz'
-    ;;
-  install)
-    on all 'set -e; sudo apt-get update -q; sudo apt-get install -qy nfs-common python3-pip; python3 -m pip install --user -q uv; cd ~/dnt; ~/.local/bin/uv venv -q --allow-existing --python 3.12 .venv; ~/.local/bin/uv pip install -q --python .venv/bin/python "jax[tpu]" -r requirements.txt; .venv/bin/python -c "import jax; print(jax.__version__)"'
-    ;;
-  run)
-    check_program_flags "$@"
-    workdir=''
-    for flag in "$@"; do
-      case "$flag" in --workdir=*) workdir="$(value "$flag")" ;; esac
-    done
-    [[ $workdir == /* ]] || die "--workdir='$workdir' must be an absolute path that all workers share, such as /mnt/dnt/run1"
-    script="$(start_script "$(quoted .venv/bin/python -m dnt.main "$@" --distributed)")"
-    on all "mkdir -p ~/dnt-run && printf '%s\\n' $(quoted "$script") > ~/dnt-run/start.sh && bash ~/dnt-run/start.sh"
+    return
+  fi
+  queue create "$name" "${options[@]}"
+  if $DRY_RUN; then return; fi
+  settle
+  if [[ $state != READY ]]; then
+    printf 'tpu_pod.sh: the slice was not made (%s); delete --queued removes the request\n' "${state:-no answer}" >&2
+    return 1
+  fi
+}
+
+delete() {
+  if $queued; then queue delete "$name" --force "$@"; else tpu delete "$name" "$@"; fi
+}
+
+copy() {
+  git -C "$ROOT" rev-parse --git-dir > /dev/null 2>&1 || die "$ROOT is not a git checkout"
+  archive="$(mktemp -d)"
+  trap 'rm -rf "$archive"' EXIT
+  # The files that git knows or would take, if they are there.
+  git -C "$ROOT" ls-files --cached --others --exclude-standard -z |
+    while IFS= read -r -d '' file; do if [[ -e $ROOT/$file ]]; then printf '%s\0' "$file"; fi; done > "$archive/files"
+  run tar -C "$ROOT" --null "--files-from=$archive/files" -czf "$archive/dnt.tar.gz"
+  tpu scp "$archive/dnt.tar.gz" "$name:dnt.tar.gz" --worker=all
+  on all 'mkdir -p ~/dnt && tar -xzf ~/dnt.tar.gz -C ~/dnt && rm ~/dnt.tar.gz'
+  rm -rf "$archive"
+}
+
+install() {
+  on all 'set -e; sudo apt-get update -q; sudo apt-get install -qy nfs-common python3-pip; python3 -m pip install --user -q uv; cd ~/dnt; ~/.local/bin/uv venv -q --allow-existing --python 3.12 .venv; ~/.local/bin/uv pip install -q --python .venv/bin/python "jax[tpu]" -r requirements.txt; .venv/bin/python -c "import jax; print(jax.__version__)"'
+}
+
+# Compiles the run for the slice on this machine; ends with the exit code of dnt.rehearse if it does not fit.
+rehearse() {
+  local python="${PYTHON:-python}" flags=() word keep=false code=0
+  for word in "$@"; do # of the program's flags those of the config, and words that are a value of one
+    case "$word" in
+      --config | --config[.=]*) keep=true ;;
+      -*) keep=false ;;
+    esac
+    if $keep; then flags+=("$word"); fi
+  done
+  ((${#flags[@]})) || die '--preflight needs the --config=... of the run, after --'
+  need "$python" 'activate the environment, or set PYTHON'
+  run env "PYTHONPATH=$ROOT${PYTHONPATH:+:$PYTHONPATH}" "$python" -m dnt.rehearse "${flags[@]}" "--on=$generation:$topology" ||
+    code=$?
+  if ((code)); then
+    printf 'tpu_pod.sh: the preflight ended with exit code %s; nothing was done on the cloud\n' "$code" >&2
+    exit "$code"
+  fi
+}
+
+# Starts the run and follows it to its end; makes a slice that was preempted again and goes on there.
+train() {
+  local code=0 state
+  trap 'exit 130' INT
+  start "$@"
+  follow || code=$?
+  if $recreate && $DRY_RUN; then
+    echo '# after a preemption:'
+    make_again
+    start "$@"
     follow
-    ;;
+  fi
+  while $recreate && ((code != 0 && code != 2)); do
+    sleep "$NOTICE"
+    settle
+    case "$state:$code" in
+      READY:255) code=0; follow || code=$? ;;
+      READY:"$VANISHED") code=0; start "$@"; follow || code=$? ;;
+      READY:* | :*) break ;;
+      *)
+        printf 'tpu_pod.sh: %s is %s; it is made again, and the run goes on from its last checkpoint\n' "$name" "$state" >&2
+        make_again
+        code=0
+        start "$@"
+        follow || code=$?
+        ;;
+    esac
+  done
+  finish "$code"
+}
+
+finish() {
+  exit "$(($1 == VANISHED ? 1 : $1))"
+}
+
+make_again() {
+  delete --quiet
+  create
+  copy
+  install
+}
+
+if [[ $action == create || $action == run ]]; then check_program_flags "$@"; fi
+if [[ $action == run ]]; then
+  workdir="$(workdir_of "$@")"
+  [[ $workdir == /* ]] || die "--workdir='$workdir' must be an absolute path that all workers share, such as /mnt/dnt/run1"
+fi
+if $preflight; then rehearse "$@"; fi
+case "$action" in
+  create | copy | install) "$action" ;;
+  run) train "$@" ;;
   resume)
     on all 'bash ~/dnt-run/start.sh'
-    follow
+    follow || finish "$?"
     ;;
   stop)
     # shellcheck disable=SC2016 # for the worker's shell
-    on all 'kill -TERM "$(cat ~/dnt-run/pid)"'
+    on all "$GOING"'if going; then kill -TERM "$pid"; else echo "$(hostname): no run is going on" >&2; exit 1; fi'
     ;;
   status)
+    if $queued; then queue describe "$name" '--format=value(state.state)'; fi
     tpu describe "$name" '--format=value(state,health,acceleratorType)'
     # shellcheck disable=SC2016 # for the worker's shell
-    on all 'echo "$(hostname): $(if kill -0 "$(cat ~/dnt-run/pid)"; then echo running; else echo "ended with exit code $(cat ~/dnt-run/code)"; fi 2> /dev/null): $(tail -n 1 ~/dnt-run/log)"'
+    on all "$GOING"'if going; then how=running; elif [ -s ~/dnt-run/code ]; then how="ended with exit code $(cat ~/dnt-run/code)"; elif [ -s ~/dnt-run/pid ]; then how="ended without an exit code (killed, or the machine has restarted)"; else how="no run was started"; fi; echo "$(hostname): $how: $(tail -n 1 ~/dnt-run/log 2> /dev/null)"'
     ;;
   fetch)
     ((${#paths[@]} == 1 || ${#paths[@]} == 2)) || die 'fetch REMOTE_DIR [LOCAL_DIR]'
     target="${paths[1]:-runs}"
+    there="$target/$(basename "${paths[0]}")"
+    [[ ! -e $there ]] || die "$there is there already, and would be mixed with what is fetched; name another LOCAL_DIR"
     $DRY_RUN || mkdir -p "$target"
     tpu scp "$name:${paths[0]}" "$target" --recurse --worker=0
     ;;
-  delete)
-    tpu delete "$name"
-    ;;
+  delete) delete ;;
 esac

@@ -3,6 +3,7 @@ import re
 
 import pytest
 import yaml
+from kubeflow_trainer_api.models import jobset_v1alpha2_job_set as schema  # as JobSet and Kubernetes publish them
 
 from dnt.parallel import signals
 
@@ -19,7 +20,7 @@ OPTIONS = {
 
 def arguments(**changed):
   options = {**OPTIONS, **{f'--{name}': value for name, value in changed.items()}}
-  return [f'{name}={value}' for name, value in options.items()]
+  return [f'{name}={value}' for name, value in options.items() if value is not None]
 
 
 def test_dry_run_prints_the_jobset_that_is_applied(launch, fake, tmp_path):
@@ -27,6 +28,8 @@ def test_dry_run_prints_the_jobset_that_is_applied(launch, fake, tmp_path):
   printed = launch('gke_jobset.sh', *arguments(), '--dry-run', '--', *flags).stdout
   jobset = yaml.safe_load(printed)
   assert (jobset['kind'], jobset['metadata']['name']) == ('JobSet', 'resnet')
+  model = schema.JobsetV1alpha2JobSet.from_dict(jobset)
+  assert model.to_dict() == jobset, 'the model leaves out what the published schema does not know'
   job = jobset['spec']['replicatedJobs'][0]['template']['spec']
   assert job['parallelism'] == job['completions'] == 4
   assert job['podFailurePolicy']['rules'] == [
@@ -54,7 +57,21 @@ def test_dry_run_prints_the_jobset_that_is_applied(launch, fake, tmp_path):
   [
     ({'name': 'My_run'}, "--name='My_run' .*lower-case"),
     ({'image': ''}, '--image, --claim and --accelerator'),
+    ({'image': 'a" b'}, "--image='a. b' must be"),
+    ({'image': "it's"}, '--image=.* must be'),
+    ({'claim': 'my"claim'}, '--claim=.* must be'),
+    ({'claim': 'a: b'}, '--claim=.* must be'),
+    ({'accelerator': 'tpu-v5e-slice'}, "--accelerator='tpu-v5e-slice' .*tpu-v5-lite-podslice"),
+    ({'accelerator': 'tpu-v6e-slice"'}, '--accelerator=.* must be'),
     ({'topology': '16'}, "--topology='16' .*4x4"),
+    ({'topology': '2x2x4'}, "--topology='2x2x4' .*tpu-v5-lite-podslice has.* 16x16"),
+    ({'accelerator': 'tpu-v5p-slice'}, "--topology='4x4' .*tpu-v5p-slice has.* 4x4x8"),
+    ({'hosts': '16'}, '--hosts=16 and --topology=4x4 disagree: 16 chips.*--hosts=4'),
+    ({'hosts': '2', 'chips': '8'}, '--chips=8: .* 4x4 has 4'),
+    ({'topology': '2x4', 'hosts': '2', 'chips': '8'}, '--hosts=2 and --topology=2x4 disagree.*--hosts=1'),
+    ({'topology': '16x16', 'hosts': '32'}, 'disagree: 256 chips, .*--hosts=64'),
+    ({'accelerator': 'tpu-v5p-slice', 'topology': '2x2x2', 'hosts': '4'}, 'disagree: 8 chips, .*--hosts=2'),
+    ({'chips': '3'}, '--chips=3: .* has 4'),
     ({'hosts': ''}, "--hosts .*at least 1.* ''"),
   ],
 )
@@ -68,3 +85,32 @@ def test_a_workdir_outside_the_claim_is_refused(launch):
   result = launch('gke_jobset.sh', *arguments(), '--dry-run', '--', '--workdir=/tmp/a')
   assert result.returncode == 2
   assert re.search("--workdir='/tmp/a' .*/mnt/dnt", result.stderr)
+
+
+@pytest.mark.parametrize(
+  ('accelerator', 'topology', 'chips', 'hosts', 'each'),
+  [
+    ('tpu-v5-lite-podslice', '16x16', None, 64, 4),
+    ('tpu-v5-lite-podslice', '2x4', None, 2, 4),
+    ('tpu-v5-lite-podslice', '2x4', 8, 1, 8),
+    ('tpu-v6e-slice', '1x1', None, 1, 1),
+    ('tpu-v4-podslice', '2x2x4', None, 4, 4),
+    ('tpu-v5p-slice', '4x4x8', None, 32, 4),
+  ],
+)
+def test_the_topology_says_how_many_hosts(launch, accelerator, topology, chips, hosts, each):
+  options = arguments(accelerator=accelerator, topology=topology, hosts=None, chips=chips)
+  printed = launch('gke_jobset.sh', *options, '--dry-run', '--', '--workdir=/mnt/dnt/a').stdout
+  job = yaml.safe_load(printed)['spec']['replicatedJobs'][0]['template']['spec']
+  assert job['parallelism'] == job['completions'] == hosts
+  assert job['template']['spec']['containers'][0]['resources']['limits'] == {'google.com/tpu': each}
+
+
+def test_kubernetes_changes_no_flag(launch):
+  """Kubernetes reads $$ as $, and replaces $(NAME) by a variable."""
+  workdir = '--workdir=/mnt/dnt/$(HOSTNAME)$$a$b'
+  printed = launch('gke_jobset.sh', *arguments(), '--dry-run', '--', workdir).stdout
+  job = yaml.safe_load(printed)['spec']['replicatedJobs'][0]['template']['spec']
+  word = job['template']['spec']['containers'][0]['command'][3]
+  expanded = re.sub(r'\$\$|\$\((\w+)\)', lambda found: '$' if found[0] == '$$' else 'replaced', word)
+  assert expanded == workdir

@@ -1,10 +1,12 @@
 """What all launchers share."""
 
+import os
 import pathlib
 import re
 import shlex
 import shutil
 import subprocess
+import sys
 
 import pytest
 
@@ -18,18 +20,30 @@ RUNS = {
   'slurm.sh': ('--nodes=2',),
   'tpu_pod.sh': ('run', *POD),
   'gke_jobset.sh': JOBSET,
+  'skypilot.sh': ('--name=a', '--accelerators=H100:8', '--bucket=gs://b'),
 }
 
 
 def test_every_launcher_is_here():
-  assert {path.name for path in LAUNCH.glob('*.sh')} == {*RUNS, 'lib.sh'}
+  assert {path.name for path in LAUNCH.glob('*.sh')} == {*RUNS, 'lib.sh', 'slices.sh'}
+
+
+def shellcheck(*arguments, **options):
+  # pip installs it beside the interpreter, which need not be in PATH.
+  place = f'{pathlib.Path(sys.executable).parent}:{os.environ["PATH"]}'
+  program = shutil.which('shellcheck', path=place)
+  assert program, 'shellcheck is not installed; see requirements-dev.txt'
+  result = subprocess.run([program, *arguments], capture_output=True, text=True, **options)
+  assert result.returncode == 0, result.stdout
 
 
 def test_shellcheck_finds_nothing():
-  if not shutil.which('shellcheck'):
-    pytest.skip('shellcheck is not installed')
-  result = subprocess.run(['shellcheck', *LAUNCH.glob('*.sh')], capture_output=True, text=True)
-  assert result.returncode == 0, result.stdout
+  shellcheck(*LAUNCH.glob('*.sh'))
+
+
+def test_shellcheck_finds_nothing_in_the_script_for_slurm(launch):
+  printed = launch('slurm.sh', '--nodes=2', '--dry-run', '--', "--workdir=/shared/it's a run").stdout
+  shellcheck('-', input=printed.partition('\n')[2])
 
 
 @pytest.mark.parametrize('script', RUNS)
@@ -70,7 +84,8 @@ def test_a_missing_config_is_refused_with_what_there_is(launch, script):
 
 
 def test_a_config_may_take_an_argument_or_stand_apart(launch):
-  for config in ([f'--config={CONFIG}:fast'], ['--config', CONFIG]):
+  named = (['--config=digits_resnet20'], ['--config=digits_resnet20.py:fast'])
+  for config in ([f'--config={CONFIG}:fast'], ['--config', CONFIG], *named):
     assert launch('local.sh', '-n', '1', '--dry-run', '--', *config).returncode == 0
   assert launch('local.sh', '-n', '1', '--dry-run', '--', '--config', 'nothing.py').returncode == 2
 
@@ -82,8 +97,25 @@ def test_flags_that_the_launcher_sets_are_refused(launch, script):
   assert re.fullmatch(f'{script}: --num_processes=3 .*launcher.*\n', result.stderr)
 
 
+@pytest.mark.parametrize('script', RUNS)
+def test_a_flag_with_a_line_break_is_refused(launch, script):
+  result = launch(script, *RUNS[script], '--dry-run', '--', '--workdir=/mnt/dnt/a\nimage: other')
+  assert (result.returncode, result.stdout) == (2, '')
+  assert re.fullmatch(f'{script}: .*workdir.* line break.*\n', result.stderr)
+
+
+@pytest.mark.parametrize('script', ['tpu_pod.sh', 'gke_jobset.sh', 'skypilot.sh'])
+@pytest.mark.parametrize('name', ["it's", 'a"b', 'a b', 'a: b', '$(date)', 'a\nb', 'A', '-a', ''])
+def test_a_name_that_is_none_is_refused(launch, script, name):
+  options = [f'--name={name}' if option.startswith('--name=') else option for option in RUNS[script]]
+  result = launch(script, *options, '--dry-run', '--', '--workdir=/mnt/dnt/a')
+  assert (result.returncode, result.stdout) == (2, '')
+  assert '--name=' in result.stderr and 'lower-case' in result.stderr
+
+
 @pytest.mark.parametrize(
-  ('script', 'program'), [('slurm.sh', 'sbatch'), ('tpu_pod.sh', 'gcloud'), ('gke_jobset.sh', 'kubectl')]
+  ('script', 'program'),
+  [('slurm.sh', 'sbatch'), ('tpu_pod.sh', 'gcloud'), ('gke_jobset.sh', 'kubectl'), ('skypilot.sh', 'sky')],
 )
 def test_a_missing_tool_is_named(launch, tmp_path, script, program):
   tools = tmp_path / 'tools'
@@ -95,7 +127,7 @@ def test_a_missing_tool_is_named(launch, tmp_path, script, program):
   assert re.search(f'{script}: {program} .*PATH', result.stderr)
 
 
-@pytest.mark.parametrize('script', ['local.sh', 'tpu_pod.sh', 'gke_jobset.sh'])
+@pytest.mark.parametrize('script', ['local.sh', 'tpu_pod.sh', 'gke_jobset.sh', 'skypilot.sh'])
 def test_program_flags_before_the_dashes_are_refused(launch, script):
   result = launch(script, *RUNS[script], '--config=a.py')
   assert result.returncode == 2

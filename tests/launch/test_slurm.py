@@ -51,6 +51,7 @@ def test_a_job_name_of_ones_own_stays(launch):
   ('arguments', 'message'),
   [
     (('--nodes=0', *PROGRAM), "--nodes .*at least 1.* '0'"),
+    (('--nodes=2', '--job-name=a/b', *PROGRAM), '--job-name=a/b .*slash'),
     (('--ntasks=8', *PROGRAM), '--ntasks=8.* one task a node'),
     (('--nodes', '2', *PROGRAM), "--name=value.* '2'"),
     (('--nodes=2', '--', f'--config={CONFIG}'), '--workdir=DIR .*share'),
@@ -61,3 +62,29 @@ def test_bad_input_is_refused(launch, fake, arguments, message):
   result = launch('slurm.sh', *arguments)
   assert (result.returncode, result.stdout) == (2, '')
   assert re.search(message, result.stderr)
+
+
+@pytest.mark.parametrize(
+  ('code', 'cancelled', 'requeued'),
+  [(143, False, True), (143, True, False), (0, False, False), (1, False, False), (130, False, False)],
+)
+def test_a_job_that_has_saved_at_its_time_limit_is_requeued(launch, fake, tmp_path, code, cancelled, requeued):
+  script = launch('slurm.sh', '--nodes=2', '--dry-run', *PROGRAM).stdout.partition('\n')[2]
+  assert '#SBATCH --open-mode=append' in script.splitlines(), 'or the second part would overwrite the output'
+  fake('srun', f'{"kill -TERM $PPID" if cancelled else ""}\nexit {code}')
+  fake('scontrol', f'echo "$@" > {tmp_path}/scontrol')
+  result = subprocess.run(['bash'], input=script, env={'PATH': fake.path, 'SLURM_JOB_ID': '7'}, text=True)
+  assert result.returncode == code
+  assert (tmp_path / 'scontrol').exists() == requeued
+  if requeued:
+    assert (tmp_path / 'scontrol').read_text() == 'requeue 7\n'
+
+
+def test_a_job_that_may_not_queue_again_says_what_goes_on(launch, fake):
+  script = launch('slurm.sh', '--nodes=2', '--no-requeue', '--dry-run', *PROGRAM).stdout.partition('\n')[2]
+  fake('srun', 'exit 143')
+  fake('scontrol', 'exit 1')
+  environment = {'PATH': fake.path, 'SLURM_JOB_ID': '7'}
+  result = subprocess.run(['bash'], input=script, env=environment, capture_output=True, text=True)
+  assert result.returncode == 143
+  assert 'same launch/slurm.sh command' in result.stderr

@@ -4,6 +4,7 @@ import os
 import pathlib
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import time
@@ -14,19 +15,34 @@ ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = str(ROOT / 'configs' / 'digits_resnet20.py')
 COPIES = pytest.mark.skipif(not (ROOT / '.git').exists(), reason='what is copied is a git checkout')
 PLACE = ('--name=pod', '--zone=us-central2-b')
+# Of the states in the file of its kind, describe prints the first and drops it, but for the last. What a deleted
+# machine had is gone. A file `cut` cuts the connection to worker 0 once.
 GCLOUD = """
 { printf '%s\\n' "$@"; echo; } >> "$WORKER_HOME/gcloud.log"
+states="$WORKER_HOME/$3.states"
+case "$4" in
+  describe) if [[ -s $states ]]; then head -n 1 "$states"; sed -i '1{$!d}' "$states"; fi ;;
+  delete) rm -rf "$WORKER_HOME/dnt-run" ;;
+esac
 for word in "$@"; do
   case "$word" in
+    --worker=0) if [[ -e $WORKER_HOME/cut ]]; then rm "$WORKER_HOME/cut"; exit 255; fi ;;
     --command=*) HOME="$WORKER_HOME" exec bash -c "${word#--command=}" ;;
     *.tar.gz) if [[ -f $word ]]; then cp "$word" "$WORKER_HOME/dnt.tar.gz"; fi ;;
   esac
 done
 """
+# Each line of the file `ends` is how one run ends: with an exit code, or `vanished` together with what waits for it.
 PYTHON = """
 trap 'echo saved; exit 0' TERM
 printf 'argument %s\\n' "$@"
 if [[ -n $(compgen -G "$HOME/fail") ]]; then exit 3; fi
+if [[ $1 == -m && -s $HOME/ends ]]; then
+  end="$(head -n 1 "$HOME/ends")"
+  sed -i 1d "$HOME/ends"
+  if [[ $end == vanished ]]; then kill -KILL "$PPID"; exit 1; fi
+  exit "$end"
+fi
 while [[ -n $(compgen -G "$HOME/go-on") ]]; do sleep 0.05; done
 """
 
@@ -47,6 +63,17 @@ def worker(tmp_path, fake):
 @pytest.fixture
 def pod(launch, worker):
   return lambda *arguments, **options: launch('tpu_pod.sh', *arguments, WORKER_HOME=str(worker), **options)
+
+
+@pytest.fixture
+def quick(worker, fake):
+  """No one waits, and install makes an environment with the same fake python."""
+  fake('sleep', f'exec {shutil.which("sleep")} 0.01')
+  fake('python3', '')
+  uv = worker / '.local' / 'bin' / 'uv'
+  uv.parent.mkdir(parents=True)
+  uv.write_text('#!/bin/bash\n')
+  uv.chmod(0o755)
 
 
 def calls(worker):
@@ -170,6 +197,16 @@ def test_dry_run_does_nothing(pod, worker, action):
     (('status', '--name=Pod', '--zone=us-central2-b'), "--name='Pod' .*lower-case"),
     (('status', '--name=pod', '--zone=us'), "--zone='us' .*us-central2-b"),
     (('create', *PLACE), '--type=TYPE'),
+    (('create', *PLACE, '--type=v5litepod-24'), '--type=v5litepod-24.*chips: 1, 4, 8, 16'),
+    (('create', *PLACE, '--type=v5p-20'), '--type=v5p-20.*TensorCores'),
+    (('create', *PLACE, "--project=it's", '--type=v4-8'), "--project='it's' .*id"),
+    (('create', *PLACE, '--type=v4-8', '--', f'--config={CONFIG}'), 'only run .*--preflight'),
+    (('create', *PLACE, '--type=v4-8', '--preflight'), '--preflight .*--config='),
+    (('create', *PLACE, '--type=v3-8', '--preflight', '--', f'--config={CONFIG}'), '--preflight .*--type=v3-8'),
+    (('run', *PLACE, '--preflight', '--', f'--config={CONFIG}', '--workdir=/a'), '--type=TYPE'),
+    (('run', *PLACE, '--recreate', '--', f'--config={CONFIG}', '--workdir=/a'), '--type=TYPE'),
+    (('stop', *PLACE, '--recreate'), '--recreate .*run'),
+    (('resume', *PLACE, '--preflight'), '--preflight .*create and run'),
     (('create', *PLACE, '--type=v9-8'), 'runtime .*--type=v9-8.* --version'),
     (('run', *PLACE, '--', f'--config={CONFIG}'), "--workdir='' .*absolute path.* share"),
     (('run', *PLACE, '--', '--workdir=runs/a'), "--workdir='runs/a' .*absolute path"),
@@ -182,4 +219,191 @@ def test_bad_input_is_refused(pod, worker, arguments, message):
   result = pod(*arguments)
   assert (result.returncode, result.stdout) == (2, '')
   assert re.search(message, result.stderr)
+  assert not (worker / 'gcloud.log').exists()
+
+
+def verbs(worker):
+  """What gcloud was asked for: the verb, and for ssh the worker."""
+  found = []
+  for call in calls(worker):
+    workers = [word.removeprefix('--worker=') for word in call if word.startswith('--worker=')]
+    found.append(' '.join(call[2:4] + (workers if call[3] == 'ssh' else [])))
+  return found
+
+
+def test_create_says_what_the_type_is(pod, worker):
+  result = pod('create', *PLACE, '--type=v5p-16')
+  assert (result.returncode, result.stdout) == (0, '')
+  assert re.fullmatch('v5p-16: 2x2x2, 8 chips, 2 hosts\n', result.stderr)
+
+
+@pytest.mark.usefixtures('quick')
+def test_a_queued_slice_is_waited_for(pod, worker):
+  (worker / 'queued-resources.states').write_text('WAITING_FOR_RESOURCES\nPROVISIONING\nACTIVE\n')
+  (worker / 'tpu-vm.states').write_text('CREATING\nREADY\n')
+  result = pod('create', *PLACE, '--type=v5litepod-16', '--queued', '--spot')
+  assert result.returncode == 0, result.stderr
+  first, *questions = calls(worker)
+  assert first == [
+    *('compute', 'tpus', 'queued-resources', 'create', 'pod', '--accelerator-type=v5litepod-16', '--node-id=pod'),
+    *('--runtime-version=v2-alpha-tpuv5-lite', '--spot', '--zone=us-central2-b'),
+  ]
+  assert len(questions) == 6  # the queue four times, and the slice twice
+  assert result.stderr.count('pod: ') == 4 and 'pod: WAITING_FOR_RESOURCES' in result.stderr
+
+
+@pytest.mark.usefixtures('quick')
+@pytest.mark.parametrize('state', ['FAILED', 'SUSPENDED', ''])
+def test_a_request_that_is_not_granted_fails(pod, worker, state):
+  (worker / 'queued-resources.states').write_text(f'{state}\n')
+  result = pod('create', *PLACE, '--type=v5litepod-16', '--queued')
+  assert result.returncode == 1
+  assert re.search(f'not made .{state or "no answer"}.*delete --queued', result.stderr)
+
+
+def test_a_queued_slice_is_deleted_with_its_request(pod):
+  assert pod('delete', *PLACE, '--queued', '--dry-run').stdout == (
+    'gcloud compute tpus queued-resources delete pod --force --zone=us-central2-b\n'
+  )
+
+
+RECREATE = ('run', '--recreate', '--spot', '--type=v5litepod-16', *PLACE)
+RUN = ('--', f'--config={CONFIG}', "--workdir=/mnt/dnt/it's")
+
+
+@COPIES
+@pytest.mark.thorough
+@pytest.mark.usefixtures('quick')
+@pytest.mark.parametrize('queued', [False, True])
+def test_a_preempted_slice_is_made_again_and_the_run_goes_on(pod, worker, queued):
+  (worker / 'ends').write_text('143\n143\n0\n')
+  kind = 'queued-resources' if queued else 'tpu-vm'
+  if queued:
+    (worker / 'queued-resources.states').write_text('SUSPENDING\nSUSPENDED\nACTIVE\nSUSPENDED\nACTIVE\n')
+    (worker / 'tpu-vm.states').write_text('READY\n')
+  else:
+    (worker / 'tpu-vm.states').write_text('STOPPING\nPREEMPTED\nTERMINATED\nREADY\n')
+  result = pod(*RECREATE, *(['--queued'] if queued else []), '--nfs=10.0.0.2:/share', *RUN)
+  assert result.returncode == 0, result.stderr
+  assert result.stdout.count('argument --distributed') == 3
+  done = [verb for verb in verbs(worker) if 'describe' not in verb]
+  start = ['tpu-vm ssh all', 'tpu-vm ssh 0']
+  again = [f'{kind} delete', f'{kind} create', 'tpu-vm scp', 'tpu-vm ssh all', 'tpu-vm ssh all', *start]
+  assert done == [*start, *again, *again]
+  deletions = [call for call in calls(worker) if call[3] == 'delete']
+  assert all('--quiet' in call for call in deletions), 'nobody is there to answer'
+  created = [call for call in calls(worker) if call[3] == 'create']
+  assert all('--spot' in call and '--accelerator-type=v5litepod-16' in call for call in created)
+
+
+@pytest.mark.usefixtures('quick')
+@pytest.mark.parametrize(('code', 'state'), [(143, 'READY'), (1, 'READY'), (2, 'PREEMPTED'), (143, '')])
+def test_a_run_that_ends_by_itself_makes_no_slice(pod, worker, code, state):
+  (worker / 'ends').write_text(f'{code}\n')
+  (worker / 'tpu-vm.states').write_text(f'{state}\n')
+  assert pod(*RECREATE, *RUN).returncode == code
+  assert {verb for verb in verbs(worker) if 'ssh' not in verb} <= {'tpu-vm describe'}
+
+
+@pytest.mark.usefixtures('quick')
+def test_a_slice_that_is_not_granted_again_ends_the_wait(pod, worker):
+  (worker / 'ends').write_text('143\n')
+  (worker / 'queued-resources.states').write_text('SUSPENDED\n')
+  result = pod(*RECREATE, '--queued', *RUN)
+  assert result.returncode == 1
+  assert 'not made (SUSPENDED)' in result.stderr
+  assert 'tpu-vm scp' not in verbs(worker)
+
+
+@pytest.mark.usefixtures('quick')
+def test_a_lost_connection_is_made_again(pod, worker):
+  (worker / 'tpu-vm.states').write_text('READY\n')
+  (worker / 'cut').touch()
+  result = pod(*RECREATE, *RUN)
+  assert result.returncode == 0, result.stderr
+  assert [verb for verb in verbs(worker) if 'ssh' in verb] == ['tpu-vm ssh all', 'tpu-vm ssh 0', 'tpu-vm ssh 0']
+  assert 'argument --distributed' in result.stdout
+
+
+@pytest.mark.thorough
+@pytest.mark.usefixtures('quick')
+def test_a_run_whose_machine_has_restarted_does_not_keep_one_waiting(pod, worker):
+  (worker / 'ends').write_text('vanished\n')
+  result = pod('run', *PLACE, *RUN)
+  assert result.returncode == 1
+  assert re.search('without an exit code.* restarted', result.stderr)
+  assert 'ended without an exit code' in pod('status', *PLACE).stdout
+  (worker / 'ends').write_text('vanished\n')
+  (worker / 'tpu-vm.states').write_text('REPAIRING\nREADY\n')
+  result = pod(*RECREATE, *RUN)
+  assert result.returncode == 0, result.stderr
+  assert (worker / 'dnt-run' / 'log.2').exists(), 'it was not started again'
+
+
+def test_dry_run_prints_what_follows_a_preemption(pod, worker):
+  lines = pod(*RECREATE, '--dry-run', *RUN).stdout.partition('# after a preemption:')[2].splitlines()
+  verbs = [' '.join(shlex.split(line)[3:5]) for line in lines if line.startswith('gcloud') and line.endswith('-b')]
+  assert verbs[:4] == ['tpu-vm delete', 'tpu-vm create', 'tpu-vm scp', 'tpu-vm ssh']
+  assert not (worker / 'gcloud.log').exists()
+
+
+def test_a_preflight_compiles_the_run_for_the_slice(pod, worker, fake, tmp_path):
+  fake('my-python', f'printf "%s\\n" "$@" > {tmp_path}/words; echo "$PYTHONPATH" > {tmp_path}/path; exit "$CODE"')
+  flags = [f'--config={CONFIG}', '--config.model.depth', '20', '--workdir=/mnt/dnt/a', '--config.optim.nesterov']
+  for action in ('create', 'run'):
+    options = (action, '--preflight', '--type=v5litepod-256', *PLACE, '--', *flags)
+    for code in (1, 2):
+      result = pod(*options, PYTHON='my-python', CODE=str(code))
+      assert result.returncode == code
+      assert re.search(f'preflight .*exit code {code}', result.stderr)
+      assert not (worker / 'gcloud.log').exists(), 'something was done on the cloud'
+    assert pod(*options, PYTHON='my-python', CODE='0').returncode == 0
+    assert verbs(worker)[0] == {'create': 'tpu-vm create', 'run': 'tpu-vm ssh all'}[action]
+    (worker / 'gcloud.log').unlink()
+    config = [flag for flag in flags if 'workdir' not in flag]
+    assert (tmp_path / 'words').read_text().splitlines() == ['-m', 'dnt.rehearse', *config, '--on=v5e:16x16']
+    assert (tmp_path / 'path').read_text().split(':')[0].strip() == str(ROOT)
+  printed = pod(*options[:3], *PLACE, '--dry-run', '--', *flags).stdout
+  assert shlex.split(printed.splitlines()[0])[-2:] == ['--config.optim.nesterov', '--on=v5e:16x16']
+
+
+def test_a_stale_pid_file_is_no_run(pod, worker, fake):
+  """After a restart of its machine, the number of an earlier run may be that of any other process."""
+  assert pod('run', *PLACE, *RUN).returncode == 0
+  other = subprocess.Popen(['sleep', '60'])
+  try:
+    for began in (True, False):
+      (worker / 'dnt-run' / 'code').unlink()
+      (worker / 'dnt-run' / 'pid').write_text(f'{other.pid}\n')
+      if not began:
+        (worker / 'dnt-run' / 'began').unlink()
+      assert ': ended without an exit code' in pod('status', *PLACE).stdout
+      stop = pod('stop', *PLACE)
+      assert (stop.returncode, stop.stdout) == (1, '')
+      assert 'no run' in stop.stderr
+      again = pod('resume', *PLACE)
+      assert again.returncode == 0, again.stderr
+    assert other.poll() is None, 'stop has ended another process'
+  finally:
+    other.kill()
+    other.wait()
+
+
+def test_before_the_first_run_there_is_none(pod):
+  assert ': no run was started: \n' in pod('status', *PLACE).stdout
+  assert pod('stop', *PLACE).returncode == 1
+
+
+def test_the_logs_of_earlier_starts_stay(pod, worker):
+  for number in range(3):
+    assert pod('run', *PLACE, '--', '--workdir=/mnt/dnt/a', f'--config.seed={number}').returncode == 0
+  logs = [(worker / 'dnt-run' / name).read_text() for name in ('log.1', 'log.2', 'log')]
+  assert [re.findall(r'seed=(\d)', log) for log in logs] == [['0'], ['1'], ['2']]
+
+
+def test_fetch_overwrites_nothing(pod, worker, tmp_path):
+  (tmp_path / 'runs' / 'a').mkdir(parents=True)
+  result = pod('fetch', '/mnt/dnt/a/', *PLACE)
+  assert (result.returncode, result.stdout) == (2, '')
+  assert re.search('runs/a is there.* LOCAL_DIR', result.stderr)
   assert not (worker / 'gcloud.log').exists()
