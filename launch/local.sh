@@ -4,7 +4,8 @@
 #   launch/local.sh -n 2 [--devices-per-process=4] [--module=dnt.main] [--dry-run] -- --config=... --workdir=... [flags]
 #
 #   -n N                      processes
-#   --devices-per-process=K   forces K CPU devices a process; of GPUs, process i gets the numbers i*K to i*K + K-1
+#   --devices-per-process=K   forces K CPU devices a process; of GPUs, process i gets the numbers i*K to i*K + K-1, or those
+#                             at these places of CUDA_VISIBLE_DEVICES if it is set
 #   --module=NAME             the program (python -m NAME); default dnt.main
 #   --dry-run                 prints what would run
 #
@@ -40,6 +41,18 @@ check_program_flags "$@"
 python="${PYTHON:-python}"
 need "$python" 'activate the environment, or set PYTHON'
 
+# The GPUs to give out; none if it is not known how many there are, or jax does not use them.
+gpus=()
+if [[ -n $devices && ${JAX_PLATFORMS:-} != cpu ]]; then
+  if [[ -n ${CUDA_VISIBLE_DEVICES:-} ]]; then
+    IFS=, read -ra gpus <<< "$CUDA_VISIBLE_DEVICES"
+  elif command -v nvidia-smi > /dev/null; then
+    IFS=$'\n' read -r -d '' -a gpus < <(nvidia-smi --query-gpu=index --format=csv,noheader 2> /dev/null) || true
+  fi
+  ((${#gpus[@]} == 0 || ${#gpus[@]} >= count * devices)) ||
+    die "-n $count and --devices-per-process=$devices need $((count * devices)) GPUs; there are ${#gpus[@]} (${gpus[*]})"
+fi
+
 free_port() {
   local port
   while :; do
@@ -51,12 +64,14 @@ free_port() {
 
 # The command of process $1 in the array `command`.
 make_command() {
-  local index="$1"
+  local index="$1" mine
   shift
   command=(env "PYTHONPATH=$ROOT${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 "DNT_COMMAND=$again")
   if [[ -n $devices ]]; then
     command+=("XLA_FLAGS=${XLA_FLAGS:+$XLA_FLAGS }--xla_force_host_platform_device_count=$devices")
-    command+=("CUDA_VISIBLE_DEVICES=$(seq -s, $((index * devices)) $((index * devices + devices - 1)))")
+    mine="$(seq -s, $((index * devices)) $((index * devices + devices - 1)))"
+    if ((${#gpus[@]})); then mine="$(IFS=,; echo "${gpus[*]:index * devices:devices}")"; fi
+    command+=("CUDA_VISIBLE_DEVICES=$mine")
   fi
   command+=("$python" -m "$module" "$@" --distributed "--coordinator=127.0.0.1:$port")
   command+=("--num_processes=$count" "--process_id=$index")

@@ -84,6 +84,7 @@ def test_dry_run_prints_one_command_a_process(launch, tmp_path):
     '--',
     '--workdir=w',
     XLA_FLAGS='--a=b',
+    JAX_PLATFORMS='cpu',
     PYTHON='py',
   )
   commands = [shlex.split(line) for line in result.stdout.splitlines()]
@@ -99,6 +100,23 @@ def test_dry_run_prints_one_command_a_process(launch, tmp_path):
     assert program[5].startswith('--coordinator=127.0.0.1:')
     assert program[6:] == ['--num_processes=2', f'--process_id={i}']
   assert commands[0][-3] == commands[1][-3]
+
+
+def gpus_of(result):
+  """The GPUs of each process."""
+  return [re.search(r'CUDA_VISIBLE_DEVICES=(\S*)', line)[1] for line in result.stdout.splitlines()]
+
+
+def test_processes_share_out_the_gpus_that_there_are(launch, fake):
+  fake('nvidia-smi', 'seq 0 3')
+  several = ('local.sh', '--devices-per-process=2', '--dry-run', '-n')
+  assert gpus_of(launch(*several, '2', JAX_PLATFORMS='')) == ['0,1', '2,3']
+  assert gpus_of(launch(*several, '2', JAX_PLATFORMS='', CUDA_VISIBLE_DEVICES='7,5,3,1')) == ['7,5', '3,1']
+  for more in ({}, {'CUDA_VISIBLE_DEVICES': '0,1,2'}):
+    result = launch(*several, '3', JAX_PLATFORMS='', **more)
+    assert (result.returncode, result.stdout) == (2, '')
+    assert re.search('-n 3 .*=2 need 6 GPUs; there are [34]', result.stderr)
+  assert gpus_of(launch(*several, '3', JAX_PLATFORMS='cpu')) == ['0,1', '2,3', '4,5']
 
 
 @pytest.mark.parametrize(
