@@ -51,6 +51,7 @@ topology_of() { # GENERATION CHIPS
 # host (the tables of VMs there). Returns 1 if the type is of another generation.
 describe_slice() { # TYPE
   local unit=chips size
+  [[ $1 != v5e-* ]] || die "--type=$1: Cloud TPU calls it v5litepod-${1#v5e-}"
   [[ $1 =~ ^(v4|v5litepod|v5p|v6e)-([1-9][0-9]*)$ ]] || return 1
   generation="${BASH_REMATCH[1]/litepod/e}" size="${BASH_REMATCH[2]}"
   chips="$size" topology=''

@@ -75,14 +75,14 @@ if [[ $action != run ]] && ! $preflight && (($#)); then
 fi
 if [[ $action == create ]] || $recreate || $preflight; then
   [[ -n $type ]] || die '--type=TYPE is needed, such as v5litepod-16 (gcloud compute tpus accelerator-types list --zone=...)'
-  if [[ -z $version ]]; then
-    version="$(runtime_of "$type")" ||
-      die "no runtime is known for --type=$type; give --version (cloud.google.com/tpu/docs/runtimes)"
-  fi
   if describe_slice "$type"; then
     printf '%s: %s, %s chips, %s hosts\n' "$type" "$topology" "$chips" "$hosts" >&2
   elif $preflight; then
     die "--preflight knows v4, v5litepod, v5p and v6e, not --type=$type"
+  fi
+  if [[ -z $version ]]; then
+    version="$(runtime_of "$type")" ||
+      die "no runtime is known for --type=$type; give --version (cloud.google.com/tpu/docs/runtimes)"
   fi
 fi
 need gcloud 'install the Google Cloud CLI, https://cloud.google.com/sdk'

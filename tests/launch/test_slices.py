@@ -61,6 +61,7 @@ def test_a_type_names_its_topology_chips_and_hosts(kind, topology, chips, hosts)
     ('v5p-24', 'TensorCores, two a chip: 8, 16'),
     ('v4-9', 'TensorCores, two a chip: 8, 16'),
     ('v4-200', 'multiple of 128'),
+    ('v5e-16', 'v5litepod-16'),
   ],
 )
 def test_a_size_that_is_none_is_refused_with_what_it_counts(kind, words):
@@ -69,7 +70,7 @@ def test_a_size_that_is_none_is_refused_with_what_it_counts(kind, words):
   assert f'--type={kind}' in result.stderr and words in result.stderr
 
 
-@pytest.mark.parametrize('kind', ['v9-8', 'v5e-16', 'v4', 'v4-', '8', "v4-8'"])
+@pytest.mark.parametrize('kind', ['v9-8', 'v3-8', 'v4', 'v4-', '8', "v4-8'"])
 def test_other_types_are_not_known(kind):
   assert bash(f'describe_slice "{kind}"').returncode == 1
 
