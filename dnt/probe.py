@@ -40,6 +40,8 @@ def main(values: flags.FlagValues) -> None:
   if values.workdir and not values['config'].present:
     from dnt.diagnostics import ended
 
+    if values['try'].value or values['seeds'].present or values['seconds'].present:
+      raise errors.InputError('--try, --seeds and --seconds train a config: give --config too')
     workdir = pathlib.Path(values.workdir)
     print(ended.text(workdir, ended.read(workdir)))
     return

@@ -59,7 +59,8 @@ def image_shape(config: typed.Data, source: examples.Examples) -> tuple[int, int
     return config.image_size, config.image_size, channels
   if height is None or width is None:
     raise errors.InputError(
-      f'the images of {source.name} differ in size; set config.data.image_size, for example to 224'
+      f'the images of {source.name} may differ in size; set config.data.image_size to the size that the network gets, '
+      'such as 224'
     )
   return height, width, channels
 

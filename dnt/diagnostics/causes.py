@@ -14,6 +14,7 @@ from dnt.optim import schedules
 # What `doctor.VERDICTS` lacks: causes outside the network's signal.
 SQUASHED, SCALE, DECAY = 'squashed logits', 'input scale', 'weight decay too strong'
 CLIPPED, SMALL_BATCH, SMALL_STEP, STUCK = 'clipping too tight', 'batch too small', 'step too small', 'stuck'
+FOLLOWS_FROM = {'dead', doctor.CUT_OFF, SQUASHED, SCALE, CLIPPED, 'vanishing'}  # why updates may be small
 KINDS = (*doctor.VERDICTS, doctor.CUT_OFF, SQUASHED, SCALE, DECAY, CLIPPED, SMALL_BATCH, SMALL_STEP, STUCK)
 
 PULLED = 3.0  # e-folds by which weight decay alone would shrink the kernels in a trial
@@ -26,9 +27,12 @@ STAYS = 0.9  # loss over that of guessing, from which it has not fallen
 LEAP = 2.0  # highest loss over that of guessing or of the first step, from which steps count as too large
 ALIKE = 0.1  # distance (1 - cosine) of two images at the last entries over that of the images themselves
 FEW = 8  # images of a micro-batch that are too few for the statistics of batch_norm
+MUCH = 1e-2  # update over parameter norm of the median entry that makes a loss far above guessing its work
+APART = 30.0  # update ratio of an entry over that of the median one, from which it is named
 FALLEN = 0.1  # how much accuracy, on the way from chance to 1, a network has lost since its best steps
 RISING = 0.5  # fraction of the peak rate, below which a trial shows the warm-up alone
-FALLS = 0.8  # last losses over the first ones, from which the loss falls
+FALLS = 0.8  # last losses over the first ones and that of guessing, from which the loss falls
+NOISE = 0.05  # change of an accuracy over a window that may be chance
 WINDOW = 20  # steps over which an accuracy on the way is measured
 
 
@@ -64,6 +68,7 @@ def find(config: typed.Config, examination: doctor.Examination, tried: trial.Tri
     _diverged(examination, tried),
     _clipped(config, examination),
     signal,
+    _lost_inside(examination),
     _small_batch(config, examination),
     _still(examination, tried),
     seen,
@@ -74,15 +79,17 @@ def find(config: typed.Config, examination: doctor.Examination, tried: trial.Tri
   for cause in found:
     if cause:
       causes.setdefault(cause.kind, cause)
-  return list(causes.values()) or [Cause(STUCK, None, f'{trial.course(tried)}; {_open(tried)}')]
+  if FOLLOWS_FROM & causes.keys():
+    causes.pop(SMALL_STEP, None)
+  return list(causes.values()) or [Cause(STUCK, None, f'{trial.course(tried)}; {_open(examination, tried)}')]
 
 
-def _open(tried: trial.Trial) -> str:
+def _open(examination: doctor.Examination, tried: trial.Trial) -> str:
   """Returns in words what is left to say where no cause was found."""
   if tried.reached < RISING:
     risen = f'the learning rate has risen to {100 * tried.reached:.2g} % of its peak by then'
     return f'{risen}: a shorter config.schedule.warmup would show more'
-  if tried.losses[-trial.LAST :].mean() < FALLS * tried.losses[: trial.LAST].mean():
+  if tried.losses[-trial.LAST :].mean() < FALLS * min(examination.guessing_loss, tried.losses[: trial.LAST].mean()):
     return 'the loss falls without the accuracy: it asks for something else (config.loss, or what a label stands for)'
   return 'no cause was found'
 
@@ -154,22 +161,29 @@ def _part_of_decay(optim: typed.Optim, examination: doctor.Examination) -> float
 def _diverged(examination: doctor.Examination, tried: trial.Trial) -> Cause | None:
   ratio = float(np.median(examination.update_ratios))
   moved = f'updates of {ratio:.1e} of the parameters'
+  by_entry = np.nan_to_num(np.median(examination.columns['update_ratio'], 0), posinf=0.0)
+  at = int(np.argmax(by_entry))
+  entry = examination.entries[at] if by_entry[at] > max(doctor.RATIO, APART * ratio) else None
+  if entry:
+    moved += f', {by_entry[at]:.1e} of those of {entry}'
   if tried.stopped == 'not finite' and not len(tried.losses):
     return Cause('exploding', None, 'the first loss is not finite, before any update')
   if tried.stopped == 'not finite' and _was_well(examination, tried):
     reason = f'{trial.course(tried)}, with {moved}: a gradient that is not finite, such as of a norm or a root at zero?'
     return Cause('exploding', None, reason)
   if tried.stopped == 'not finite':
-    return Cause('step too large', None, f'the loss is not finite after step {len(tried.losses)}, with {moved}')
+    return Cause('step too large', entry, f'the loss is not finite after step {len(tried.losses)}, with {moved}')
   first, last = tried.losses[0], float(np.median(tried.losses[-trial.LAST :]))
-  if last > RISEN * max(examination.guessing_loss, min(first, 2 * examination.guessing_loss)):
-    return Cause('step too large', None, f'{trial.course(tried)}, with {moved}')
-  stays = last > STAYS * examination.guessing_loss
+  # Where the first loss is large, the loss stays above that of guessing without large steps too.
+  above = max(examination.guessing_loss, first if ratio < MUCH else min(first, 2 * examination.guessing_loss))
+  if last > RISEN * above:
+    return Cause('step too large', entry, f'{trial.course(tried)}, with {moved}')
+  stays = last > max(STAYS * examination.guessing_loss, first / 2)
   if ratio > doctor.RATIO and stays:
-    return Cause('step too large', None, f'{trial.course(tried)}, with {moved}')
+    return Cause('step too large', entry, f'{trial.course(tried)}, with {moved}')
   highest = float(tried.losses.max())
   if highest > LEAP * max(examination.guessing_loss, first) and stays:
-    return Cause('step too large', None, f'{trial.course(tried)}, and was {highest:.3g} in between, with {moved}')
+    return Cause('step too large', entry, f'{trial.course(tried)}, and was {highest:.3g} in between, with {moved}')
   return None
 
 
@@ -203,6 +217,25 @@ def _still(examination: doctor.Examination, tried: trial.Trial) -> Cause | None:
   return Cause(SMALL_STEP, None, f'{trial.course(tried)}, as {_reaches(examination)}')
 
 
+def _lost_inside(examination: doctor.Examination) -> Cause | None:
+  """Detects a signal that is lost within the first entry or the last: from the images, or to the logits."""
+  rms = np.median(examination.columns['activation_rms'], 0)
+  measured = np.flatnonzero(~np.isnan(rms))
+  if len(measured) < 2:
+    return None
+  logits = float(np.sqrt(np.mean(np.square(examination.outputs))))
+  for at, before, after in (
+    (measured[0], examination.input_rms, rms[measured[0]]),
+    (measured[-1], rms[measured[-2]], logits),
+  ):
+    ratio = after / before if before > 0 else 0.0
+    if 0 < ratio < doctor.VANISHING:
+      return Cause('vanishing', examination.entries[at], f'within it the signal shrinks to {ratio:.1e} of its size')
+    if ratio > doctor.EXPLODING:
+      return Cause('exploding', examination.entries[at], f'within it the signal grows to {ratio:.1e} times its size')
+  return None
+
+
 def _alike(examination: doctor.Examination, tried: trial.Trial) -> Cause | None:
   """Detects images that have become alike at the last entries of a network whose loss stays at that of guessing."""
   apart = 1 - np.median(examination.columns['cosine'], 0)
@@ -227,7 +260,7 @@ def _fell_back(tried: trial.Trial) -> Cause | None:
     return None
   means = np.convolve(tried.accuracies, np.ones(WINDOW) / WINDOW, 'valid')
   best, last = ((value - tried.chance) / (1 - tried.chance) for value in (means.max(), means[-1]))
-  if best - last < FALLEN:
+  if best - last < FALLEN or means.max() - means[-1] < NOISE:
     return None
   at = int(means.argmax()) + WINDOW
   reason = f'the accuracy falls from {100 * means.max():.0f} % at step {at} to {100 * means[-1]:.0f} %'

@@ -36,6 +36,18 @@ SOUND = {
   'optim.weight_decay': USUAL_DECAY,
   'clip.name': 'none',
 }
+# Options that can keep a network from training; what is sound has their defaults.
+USUAL = (
+  'model.norm_epsilon',
+  'loss.label_smoothing',
+  'loss.class_weights',
+  'optim.b1',
+  'optim.b2',
+  'optim.epsilon',
+  'finetune.head_lr_mult',
+  'finetune.layer_decay',
+  'finetune.rates',
+)
 
 
 class Tried(NamedTuple):
@@ -75,10 +87,14 @@ def offer(config: typed.Config, examination: doctor.Examination, found: Sequence
     return []
   answers = [_answers(config, examination, cause) for cause in found]
   together: dict[str, Any] = {}
-  for answer in reversed(answers):  # what answers an earlier cause wins
-    together |= answer[0] if answer else {}
+  for cause, answer in reversed([*zip(found, answers, strict=True)]):  # what answers an earlier cause wins
+    # Where another cause is first, its cure changes the updates too.
+    if answer and (cause is found[0] or cause.kind not in (causes.SMALL_STEP, 'step too large')):
+      together |= answer[0]
   norm = 'layer_norm' if _micro_batch(config) <= causes.FEW else 'batch_norm'
-  sound = SOUND | {'model.norm': norm} | doctor.shortcut(config, len(examination.entries))
+  usual = schema.default()
+  sound = {key: keys.get(usual, key) for key in USUAL} | SOUND | {'model.norm': norm}
+  sound |= doctor.shortcut(config, len(examination.entries))
   if own:
     sound = {key: value for key, value in sound.items() if not key.startswith('model.')}
   if any(cause.kind == causes.SCALE for cause in found):
@@ -178,7 +194,8 @@ def _try(
 ) -> Tried:
   result = trial.run(schema.override(config, overrides, 'a cure'), data, seconds, log)
   learnt = result.learnt if result.stopped != 'not finite' else 0.0
-  return Tried(overrides, trial.state(trial.probability(result)), learnt, len(result.losses), trial.course(result))
+  reason = trial.course(result) + ('; its time limit ended it' if result.stopped == 'time' else '')
+  return Tried(overrides, trial.state(trial.probability(result)), learnt, len(result.losses), reason)
 
 
 def _find_rates(config: typed.Config, data: experiment.Data) -> list[float]:

@@ -66,7 +66,7 @@ def make(
     found = causes.find(config, examination, tried)
     wrong = [finding.kind for finding in findings if finding.kind in labels.UNLEARNABLE]
     if found[0].kind == causes.STUCK and wrong:
-      verdict = verdict._replace(reason=f'{verdict.reason}, as of any network with {wrong[0]}')
+      verdict = verdict._replace(reason=f'but not on this data ({wrong[0]}): {verdict.reason}')
       found = []
     else:
       verdict = doctor.Verdict(*found[0])

@@ -263,10 +263,10 @@ def _initial(steps: Sequence[Mapping[str, telemetry.Column]]) -> Mapping[str, te
 
 
 def _ratios(steps: Sequence[Mapping[str, telemetry.Column]]) -> list[float]:
-  """Returns for each step the median update ratio over the entries that do not start at zero."""
+  """Returns for each step the median update ratio over the entries that do not start at zero; 0 if all do."""
   moving = np.flatnonzero(steps[0]['parameter_norm'].values)
   examination = [np.asarray(step['update_ratio'].values, np.float64)[moving] for step in steps]
-  return [float(np.median(np.where(np.isfinite(each), each, np.inf))) if each.size else np.inf for each in examination]
+  return [float(np.median(np.where(np.isfinite(each), each, np.inf))) if each.size else 0.0 for each in examination]
 
 
 def _whole(column: telemetry.Column, count: int) -> np.ndarray:

@@ -139,7 +139,9 @@ def summary(found: diagnosis.Diagnosis) -> str:
     f'; the trial ended at its time limit ({len(found.trial.losses)} steps)' if found.trial.stopped == 'time' else ''
   )
   lines = [f'verdict: {sentence(found.verdict)}', f'{found.state}: {likely}{limit}']
-  lines += [f'also: {sentence(doctor.Verdict(*cause))}' for cause in found.causes[found.verdict.kind != 'trainable' :]]
+  trains = found.verdict.kind == 'trainable'
+  others, word = (found.causes, 'it trains all the same, but') if trains else (found.causes[1:], 'also')
+  lines += [f'{word}: {sentence(doctor.Verdict(*cause))}' for cause in others]
   lines += [f'data: {finding.kind}: {finding.text}' for finding in found.findings]
   return '\n'.join(lines)
 
@@ -216,14 +218,18 @@ def figure(found: diagnosis.Diagnosis) -> 'Figure':
   _finish(ratios, 'first steps: size of the update', 'update / parameter norm, median entry', True)
   chance = found.trial.chance
   _draw_trial(trial_loss, found.trial.losses, examination.guessing_loss, 'guessing')
-  _finish(trial_loss, 'trial: loss', 'loss', found.trial.losses.max(initial=1) > 20 * examination.guessing_loss)
+  early = {'settled': ' (ends early, as it learns)', 'time': ' (ended by its time limit)'}.get(found.trial.stopped, '')
+  _finish(trial_loss, f'trial: loss{early}', 'loss', found.trial.losses.max(initial=1) > 20 * examination.guessing_loss)
   _draw_trial(accuracy, 100 * found.trial.accuracies, 100 * chance, 'chance')
   accuracy.axhline(100 * trial.limit(chance), color=MARK, linestyle=':', label='failed below')
   _finish(accuracy, 'trial: accuracy on the batches', 'accuracy (%)', False)
   if verdict.entry:
     for axes in (signal, cosine, gradient, gain, units, ratio):
       axes.axvline(examination.entries.index(verdict.entry), color=MARK, linewidth=1.2, linestyle=':')
-  drawn.suptitle(f'{found.state}; {sentence(verdict)}', x=0.01, ha='left')
+  bands = (
+    f'lines: medians over {len(examination.losses)} initializations; bands: from the smallest value to the largest'
+  )
+  drawn.suptitle(f'{found.state}; {sentence(verdict)}\n{bands}', x=0.01, ha='left')
   return drawn
 
 

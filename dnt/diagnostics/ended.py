@@ -95,10 +95,12 @@ def judge(config: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], saved: 
     kind, at_step, entry = signal.kind, signal.step, signal.entry
   else:
     at_step, entry = None if at is None else steps[at], None
-  if signal:
+  # After the loss has begun to rise, units that die are an effect.
+  if signal and (kind != 'step too large' or signal.step <= steps[at or 0]):
     messages.append(f'step {signal.step}: {signal.kind} from {signal.entry} on: {signal.reason}')
   if at is not None and kind == 'step too large':
     messages.append(f'the loss rises from step {steps[at]} on, where it was {smooth[at]:.3g}')
+    messages.append('a smaller config.optim.learning_rate, a warm-up or clipping may help')
   worse = _generalization(lines, accuracies[-1])
   messages += worse
   if state == trial.HEALTHY and (worse or signal):

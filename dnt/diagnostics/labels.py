@@ -72,11 +72,13 @@ def _compare(train: examples.Examples, given: np.ndarray) -> list[Finding]:
     return []
   # Folders list one class after the other.
   chosen = np.sort(np.random.Generator(np.random.Philox(0)).permutation(len(train))[:count])
-  near = _neighbours(_shrink([train[int(index)][0] for index in chosen]))
+  pixels = _shrink([train[int(index)][0] for index in chosen])
   classes = len(train.class_names)
-  same, usual, spread = _agreement(given[chosen], near, classes)
-  if not spread or same > usual + EXPLAINED * spread:
-    return []
+  # Classes may differ in what the images show, or in brightness alone.
+  for near in (_neighbours(pixels, normalize=False), _neighbours(pixels, normalize=True)):
+    same, usual, spread = _agreement(given[chosen], near, classes)
+    if not spread or same > usual + EXPLAINED * spread:
+      return []
   text = f'{100 * same:.0f} % of the most similar images are of the same class, where {100 * usual:.0f} % is chance'
   for offset in (-1, 1):
     shifted, usual, spread = _agreement(given[(chosen + offset) % len(given)], near, classes)
@@ -87,18 +89,20 @@ def _compare(train: examples.Examples, given: np.ndarray) -> list[Finding]:
 
 
 def _shrink(read: Sequence[Any]) -> np.ndarray:
-  """Returns images as float32 [n, values] of mean 0 and norm 1, each resized to PIXELS x PIXELS."""
+  """Returns images as float32 [n, values] from 0 to 1, each resized to PIXELS x PIXELS."""
   small = [np.asarray(each.convert('RGB').resize((PIXELS, PIXELS), Image.Resampling.BOX)) for each in read]
-  values = np.stack(small).reshape(len(small), -1).astype(np.float32)
-  values -= values.mean(1, keepdims=True)
-  return values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-6)
+  return np.stack(small).reshape(len(small), -1).astype(np.float32) / 255
 
 
-def _neighbours(vectors: np.ndarray) -> np.ndarray:
-  """Returns the places of the nearest other images, [n, NEIGHBOURS]."""
-  similarity = vectors @ vectors.T
-  np.fill_diagonal(similarity, -np.inf)
-  return np.argsort(-similarity, axis=1)[:, :NEIGHBOURS]
+def _neighbours(pixels: np.ndarray, normalize: bool) -> np.ndarray:
+  """Returns the places of the nearest other images, [n, NEIGHBOURS]; normalized, each has mean 0 and norm 1."""
+  if normalize:
+    pixels = pixels - pixels.mean(1, keepdims=True)
+    pixels = pixels / np.maximum(np.linalg.norm(pixels, axis=1, keepdims=True), 1e-6)
+  squares = np.square(pixels).sum(1)
+  distances = squares[:, None] + squares - 2 * (pixels @ pixels.T)
+  np.fill_diagonal(distances, np.inf)
+  return np.argsort(distances, axis=1)[:, :NEIGHBOURS]
 
 
 def _agreement(labels: np.ndarray, near: np.ndarray, classes: int) -> tuple[float, float, float]:

@@ -18,7 +18,7 @@ from dnt.data import pipeline
 from dnt.optim import schedules
 from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
-from dnt.training import experiment, steps
+from dnt.training import experiment, initialize, steps
 
 STEPS = 300
 LAST = 50  # steps over which the accuracy counts
@@ -93,14 +93,21 @@ def run(
   taken: dict[str, list[float]] = {'loss': [], 'accuracy': []}
   with contextlib.closing(pipeline.make_train_loader(run.config, data.train, mesh)) as loader:
     longest = min(CHUNK, loader.max_steps(0))
-    program = compile_lib.jit(
-      steps.make_train_steps(run.phases[0].train_step, loader.batch_at, longest), mesh, donate_argnums=0
-    )
+
+    def compiled(phase):
+      return compile_lib.jit(steps.make_train_steps(phase.train_step, loader.batch_at, longest), mesh, donate_argnums=0)
+
+    phase = run.phases[0]
+    program = compiled(phase)
+    starts = [each.start for each in run.phases if 0 < each.start < STEPS]
     state = mesh_lib.place(run.make_state(run.init_variables()), mesh_lib.replicated(mesh))
     before = _kernel_norm(state.params)
     stopped, done, count = 'complete', 0, 1  # the second step shows how long one takes
     log('trial: compiling')
     while done < STEPS:
+      if done in starts:
+        phase = run.phase(done)
+        state, program = initialize.advance(run, mesh, state, phase), compiled(phase)
       started = time.monotonic()
       state, metrics = program(state, loader.arrays(done, count), np.int32(count))
       for name, values in taken.items():
@@ -108,11 +115,14 @@ def run(
       done += count
       each = (time.monotonic() - started) / count
       affordable = int((seconds - (time.monotonic() - begun)) / each) if done > 1 else 1
-      count = max(1, min(longest, loader.max_steps(done), STEPS - done, affordable))
+      until = min((start for start in starts if start > done), default=STEPS)  # a chunk ends where a phase does
+      count = max(1, min(longest, loader.max_steps(done), until - done, affordable))
       log(f'trial: step {done} of {STEPS}, loss {taken["loss"][-1]:.3g}, accuracy {taken["accuracy"][-1]:.2f}')
       if not np.isfinite(taken['loss']).all():
         stopped = 'not finite'
-      elif done < STEPS and is_settled(taken['accuracy'], rates, chance):
+      elif STEPS > done > max(starts, default=0) and is_settled(
+        taken['accuracy'][phase.start :], rates[phase.start :], chance
+      ):
         stopped = 'settled'
       elif 1 < done < STEPS and time.monotonic() - begun > seconds:
         stopped = 'time'
@@ -138,8 +148,8 @@ def is_settled(accuracies: list[float], rates: np.ndarray, chance: float) -> boo
   """Whether the steps so far settle that the network learns: well, for long, and no worse than before.
 
   Args:
-    accuracies: of the steps so far.
-    rates: the learning rates of all `STEPS`; nothing is settled before the largest of them has come.
+    accuracies: of the steps so far, of the last phase.
+    rates: the learning rates of all its steps; nothing is settled before the largest of them has come.
     chance: accuracy of always predicting the most frequent class.
   """
   done = len(accuracies)
@@ -185,7 +195,7 @@ def course(trial: Trial) -> str:
   if not len(trial.losses):
     return 'the first loss is not finite'
   first, last = trial.losses[0], np.mean(trial.losses[-LAST:])
-  text = f'the loss goes from {first:.3g} to {last:.3g} in {len(trial.losses)} steps'
+  text = f'the loss goes from {first:.4g} to {last:.4g} in {len(trial.losses)} steps'
   if trial.stopped == 'not finite':
     return f'{text}, after which it is not finite'
   return f'{text}, the accuracy to {100 * np.mean(trial.accuracies[-LAST:]):.0f} %'

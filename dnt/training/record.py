@@ -143,19 +143,18 @@ class Record:
     self._lap += self._clock.lap('train')
     finite = np.isfinite(values['loss'][:count])
     if not finite.all():
-      step = start + int(np.argmin(finite)) + 1
+      good = int(np.argmin(finite))
+      step = start + good + 1
+      self._write_end(step, good, values)
       raise errors.RunError(
         f'the loss is not finite at step {step}; a smaller config.optim.learning_rate, a warm-up or clipping '
         '(config.clip.name=global_norm) may help'
       )
-    for name in steps.METRICS:
-      self._sums[name] += float(np.sum(values[name][:count], dtype=np.float64))
-    self._sums['steps'] += count
+    self._add(count, values)
     step = start + count
     if self._log.due(step) or step == self._run.config.train.steps:
-      taken = self._sums.pop('steps')
-      line = {f'train/{name}': value / taken for name, value in self._sums.items()}
-      line['train/learning_rate'] = float(values['learning_rate'][count - 1])
+      taken = self._sums['steps']
+      line = self._means(values, count - 1)
       rate = taken * self._run.config.train.batch_size / self._lap
       self._write(step, {**line, 'images_per_second': rate})
       self._show(step, line['train/loss'], line['train/accuracy'], rate)
@@ -167,6 +166,24 @@ class Record:
     if 'telemetry' in values:
       fraction = float(values['learning_rate'][count - 1]) / schedules.peak_rate(self._run.config.optim)
       self._watched(step, values['telemetry'], fraction)
+
+  def _add(self, count: int, values: Mapping[str, Any]) -> None:
+    for name in steps.METRICS:
+      self._sums[name] += float(np.sum(values[name][:count], dtype=np.float64))
+    self._sums['steps'] += count
+
+  def _means(self, values: Mapping[str, Any], at: int) -> dict[str, float]:
+    """Returns the means over the steps since the last line, and the learning rate of a step of these values."""
+    taken = self._sums['steps']
+    line = {f'train/{name}': value / taken for name, value in self._sums.items() if name != 'steps'}
+    return line | {'train/learning_rate': float(values['learning_rate'][at])}
+
+  def _write_end(self, step: int, good: int, values: Mapping[str, Any]) -> None:
+    """Writes the lines with which a run ends whose loss is not finite at a step, after `good` steps of these values."""
+    self._add(good, values)
+    if self._sums['steps']:
+      self._write(step - 1, self._means(values, max(good - 1, 0)))
+    self._write(step, {f'train/{name}': float(values[name][good]) for name in steps.METRICS})
 
   def evaluated(self, step: int, result: evaluate.Result) -> None:
     """Records an evaluation: its line, its confusion matrices, the best metric and patience."""

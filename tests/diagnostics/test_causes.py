@@ -203,3 +203,60 @@ def test_cures_are_ranked_by_where_they_lead(tiny):
   slow, fast = cures.Tried({}, trial.HEALTHY, 0.9, 300, ''), cures.Tried({}, trial.HEALTHY, 0.6, 100, '')
   better = fast._replace(learnt=0.8)
   assert cures.rank([refused, sick, slow, fast, better]) == [better, fast, slow, sick, refused]
+
+
+@pytest.mark.parametrize(
+  ('changes', 'kind', 'entry'),
+  [
+    ({'activation_rms': [1e-6, 1e-6, 1e-6]}, 'vanishing', 'stem'),
+    ({'outputs': 1e-7 * (np.eye(10) - 0.5)}, 'vanishing', 'head'),
+    ({'outputs': 1e6 * (np.eye(10) - 0.5)}, 'exploding', 'head'),
+    ({'outputs': np.zeros((4, 10)), 'activation_rms': [1.0, 1.0, 0.0]}, causes.STUCK, None),
+  ],
+)
+def test_a_signal_that_is_lost_within_one_entry(changes, kind, entry):
+  found = causes.find(schema.default(), examination(**changes), tried())
+  assert (found[0].kind, found[0].entry) == (kind, entry)
+
+
+def test_a_rate_that_is_too_large_for_one_entry_is_said_with_it():
+  broken = tried([2.3, 30.0], stopped='not finite')
+  (cause,) = causes.find(schema.default(), examination(update_ratio=[1e-3, 2.0, 1e-3]), broken)
+  assert (cause.kind, cause.entry) == ('step too large', 'block') and '2.0e+00' in cause.reason
+
+
+def test_a_loss_that_is_large_from_the_first_step_on_is_not_the_work_of_small_steps():
+  large = tried([900.0] * 300)
+  assert find((), large) == [causes.STUCK]
+  assert find((), large, ratios=[0.05, 0.05]) == ['step too large']
+  falls = tried([46.0, 140.0, *np.linspace(40, 3.3, 298)])
+  assert find((), falls) == [causes.STUCK], 'it has fallen far below its first value'
+
+
+def test_a_change_of_accuracy_within_its_noise_is_no_fall():
+  falls = tried(accuracies=[0.96] * 150 + [0.95] * 150)._replace(chance=0.95)
+  assert 'step too large' not in find((), falls)
+
+
+def test_small_steps_that_follow_from_a_cause_are_no_cause():
+  found = find((), None, **LOST, ratios=[1e-8, 1e-8])
+  assert found[0] == 'vanishing' and causes.SMALL_STEP not in found
+
+
+def test_all_causes_together_leave_out_rates_that_follow_from_another():
+  config = schema.override(schema.default(), {'model.init_gain': 0.1, 'model.norm': 'none'}, 'test')
+  found = [causes.Cause(kind, None, '') for kind in ('vanishing', causes.SMALL_STEP)]
+  *others, sound = cures.offer(config, examination(), found)
+  assert not any(cures.RATE in overrides for overrides in others)
+  assert sound['optim.learning_rate'] == 1e-3
+
+
+def test_what_is_sound_has_usual_values_where_others_can_harm():
+  odd = {'model.norm_epsilon': 1e4, 'finetune.rates': (('head', 1e4),), 'loss.label_smoothing': 0.9}
+  config = schema.override(schema.default(), odd, 'test')
+  sound = cures.offer(config, examination(), [causes.Cause('vanishing', None, '')])[-1]
+  assert {key: sound[key] for key in odd} == {
+    'model.norm_epsilon': schema.default().model.norm_epsilon,
+    'finetune.rates': (),
+    'loss.label_smoothing': 0.0,
+  }

@@ -67,6 +67,14 @@ def test_the_telemetry_says_what_and_when(norms, kind, entry):
   assert (found.state, found.kind, found.entry, found.step) == ('sick', kind, entry, 50)
 
 
+def test_units_that_die_after_the_loss_has_risen_are_not_named():
+  losses = [*FALLS[:10], 50.0, 1e5, 1e9, 1e9, 1e9, 1e9, 1e9, 1e9, 1e9, 1e9]
+  record_ = [line | {'telemetry/block/dead': 1.0 * (line['step'] > 120)} for line in lines(losses)]
+  found = ended.judge(CONFIG, record_, [])
+  assert found.kind == 'step too large' and not any('dead' in line for line in found.lines)
+  assert any('config.optim.learning_rate' in line for line in found.lines)
+
+
 def test_dead_units():
   record_ = [line | {'telemetry/block/dead': 0.2 * (line['step'] > 70) + 0.75} for line in lines(FALLS)]
   found = ended.judge(CONFIG, record_, [])
@@ -83,15 +91,23 @@ def test_overfitting_is_said_with_its_step():
 
 
 @pytest.mark.usefixtures('undrawn')
-def test_the_program_reads_a_run(tiny, tmp_path, run_here):
-  tiny.optim.learning_rate, tiny.model.norm, tiny.train.log_every = 1e10, 'none', '1'
+@pytest.mark.parametrize('log_every', ['1', '1000'])
+def test_the_program_reads_a_run(tiny, tmp_path, run_here, log_every):
+  tiny.optim.learning_rate, tiny.model.norm, tiny.train.log_every = 1e10, 'none', log_every
   with pytest.raises(errors.RunError):
     loop.train(tiny, tmp_path, record.Clock(0.0), 'test')
   before = {path: path.read_bytes() for path in tmp_path.rglob('*') if path.is_file()}
   code, output = run_here('probe', f'--workdir={tmp_path}')
   assert code == 0, output
   assert f'{tmp_path}: sick; step too large' in output
+  assert 'the loss is not finite from step' in output
   assert {path: path.read_bytes() for path in tmp_path.rglob('*') if path.is_file()} == before
+
+
+def test_an_ended_run_is_not_trained(tmp_path, run_here):
+  for flag in ('--try', '--seeds=2', '--seconds=5'):
+    code, output = run_here('probe', f'--workdir={tmp_path}', flag)
+    assert code == 2 and '--config' in output
 
 
 @pytest.mark.parametrize('there', [False, True])

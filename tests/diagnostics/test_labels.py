@@ -88,3 +88,11 @@ def test_streamed_images_of_several_sizes(digits, tmp_path):
   config.data.update({'source': f'folder:{tmp_path}', 'image_size': 8, 'placement': 'stream', 'workers': 0})
   Image.init()
   assert kinds(experiment.load_data(config, ()).train) == []
+
+
+def test_classes_that_differ_in_brightness_alone(digits):
+  rng = np.random.default_rng(0)
+  given = np.arange(400) % 10
+  images = np.clip(22 * given[:, None, None, None] + 20 + rng.integers(-5, 6, (400, 8, 8, 1)), 0, 255).astype(np.uint8)
+  train = examples.in_memory('bright', 'train', images, given, digits.class_names)
+  assert kinds(train) == []

@@ -106,3 +106,14 @@ def test_a_warm_up_that_is_longer_than_the_trial_leaves_the_question_open(tiny):
 
 def test_one_class_alone_is_learnt():
   assert make([1.0] * 300, chance=1.0).learnt == 1.0
+
+
+def test_later_phases_are_trained_too(tiny):
+  """The head alone learns at a rate at which the whole network diverges."""
+  tiny.train.steps = 300
+  tiny.model.norm = 'none'
+  tiny.finetune.trainable, tiny.finetune.unfreeze = 'head', (('50%', 'all'),)
+  tiny.finetune.rates = (('head', 1e-6),)
+  tiny.optim.learning_rate = 1e5
+  found = run(tiny)
+  assert found.stopped == 'not finite' and len(found.losses) >= 150
