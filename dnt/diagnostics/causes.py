@@ -59,16 +59,16 @@ def find(config: typed.Config, examination: doctor.Examination, tried: trial.Tri
     tried: its trial.
   """
   seen = _seen(examination)
-  signal = seen if seen and seen.kind in ('vanishing', 'exploding', 'collapsing to one direction') else None
+  lost = ('vanishing', 'exploding', 'collapsing to one direction')
+  signals = [each for each in (seen, _lost_inside(examination)) if each and each.kind in lost]
   found = [
     *find_faults(examination),
     _scaled(examination),
-    signal if signal and signal.kind == 'exploding' else None,
+    *(signal for signal in signals if signal.kind == 'exploding'),
     _decayed(config, examination, tried),
     _diverged(examination, tried),
     _clipped(config, examination),
-    signal,
-    _lost_inside(examination),
+    *signals,
     _small_batch(config, examination),
     _still(examination, tried),
     seen,
@@ -161,7 +161,7 @@ def _part_of_decay(optim: typed.Optim, examination: doctor.Examination) -> float
 def _diverged(examination: doctor.Examination, tried: trial.Trial) -> Cause | None:
   ratio = float(np.median(examination.update_ratios))
   moved = f'updates of {ratio:.1e} of the parameters'
-  by_entry = np.nan_to_num(np.median(examination.columns['update_ratio'], 0), posinf=0.0)
+  by_entry = np.nan_to_num(np.median(examination.columns['first_update_ratio'], 0), posinf=0.0)
   at = int(np.argmax(by_entry))
   entry = examination.entries[at] if by_entry[at] > max(doctor.RATIO, APART * ratio) else None
   if entry:

@@ -63,7 +63,8 @@ class Examination(NamedTuple):
       - `activation_variance`: of the output, over examples, positions and units,
       - `cosine`: mean cosine of the angle between the outputs for two different images,
       - `jacobian_gain`: the gradient's norm at the output of the entry before, over the norm at this entry's output,
-      - `update_ratio`: mean over the first steps.
+      - `update_ratio`: mean over the first steps,
+      - `first_update_ratio`: of the first step that moves parameters.
 
       NaN: the entry lacks the quantity; infinite: the value was not finite.
     input_cosine: the cosine of the images themselves, as the network receives them.
@@ -239,6 +240,8 @@ def _examination(
   columns['update_ratio'] = np.mean(
     [[_whole(step['update_ratio'], len(names)) for step in each] for each in rows], axis=1
   )
+  moving = [next((step for step in each if np.nanmax(step['update_ratio'].values) > 0), each[0]) for each in rows]
+  columns['first_update_ratio'] = np.stack([_whole(step['update_ratio'], len(names)) for step in moving])
   if _micro_batch(run.config) == 1:
     columns['cosine'] = absent  # there is no second image
   return Examination(

@@ -16,6 +16,7 @@ def examination(**changes):
     'gradient_norm': [1.0, 1.0, 1.0],
     'cosine': [0.5, 0.5, 0.5],
     'update_ratio': [1e-3, 1e-3, 1e-3],
+    'first_update_ratio': [1e-3, 1e-3, 1e-3],
   }
   given = {
     'ratios': [1e-3, 1e-3],
@@ -221,7 +222,7 @@ def test_a_signal_that_is_lost_within_one_entry(changes, kind, entry):
 
 def test_a_rate_that_is_too_large_for_one_entry_is_said_with_it():
   broken = tried([2.3, 30.0], stopped='not finite')
-  (cause,) = causes.find(schema.default(), examination(update_ratio=[1e-3, 2.0, 1e-3]), broken)
+  (cause,) = causes.find(schema.default(), examination(first_update_ratio=[1e-3, 2.0, 1e-3]), broken)
   assert (cause.kind, cause.entry) == ('step too large', 'block') and '2.0e+00' in cause.reason
 
 
