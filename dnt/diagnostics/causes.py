@@ -228,11 +228,13 @@ def _lost_inside(examination: doctor.Examination) -> Cause | None:
     (measured[0], examination.input_rms, rms[measured[0]]),
     (measured[-1], rms[measured[-2]], logits),
   ):
-    ratio = after / before if before > 0 else 0.0
-    if 0 < ratio < doctor.VANISHING:
-      return Cause('vanishing', examination.entries[at], f'within it the signal shrinks to {ratio:.1e} of its size')
-    if ratio > doctor.EXPLODING:
-      return Cause('exploding', examination.entries[at], f'within it the signal grows to {ratio:.1e} times its size')
+    # What is lost before it is not its work: biases come after a signal that has vanished.
+    if 0 < after < doctor.VANISHING * min(before, 1.0):
+      return Cause(
+        'vanishing', examination.entries[at], f'within it the signal shrinks from {before:.1e} to {after:.1e}'
+      )
+    if after > doctor.EXPLODING * max(before, 1.0):
+      return Cause('exploding', examination.entries[at], f'within it the signal grows from {before:.1e} to {after:.1e}')
   return None
 
 
