@@ -229,12 +229,11 @@ def _lost_inside(examination: doctor.Examination) -> Cause | None:
     (measured[-1], rms[measured[-2]], logits),
   ):
     # What is lost before it is not its work: biases come after a signal that has vanished.
+    sizes = f'from {before:.1e} to {after:.1e}'
     if 0 < after < doctor.VANISHING * min(before, 1.0):
-      return Cause(
-        'vanishing', examination.entries[at], f'within it the signal shrinks from {before:.1e} to {after:.1e}'
-      )
+      return Cause('vanishing', examination.entries[at], f'within it the signal shrinks {sizes}')
     if after > doctor.EXPLODING * max(before, 1.0):
-      return Cause('exploding', examination.entries[at], f'within it the signal grows from {before:.1e} to {after:.1e}')
+      return Cause('exploding', examination.entries[at], f'within it the signal grows {sizes}')
   return None
 
 
