@@ -32,6 +32,8 @@ LR_FIND, LR_FIND_PLOT = 'lr_find.json', 'lr_find.png'
 # Files of the probe, each with its own number of the format.
 PROBE = 'probe.json'
 SIGNAL = 'signal.json'
+# Files of a rehearsal.
+REHEARSAL, REHEARSAL_TABLES, REHEARSAL_PAGE = 'rehearsal.json', 'rehearsal.md', 'rehearsal.html'
 # Files of a run that is part of a comparison.
 REQUESTED = 'requested.json'  # its config before data and model fill it in
 LOG = 'log.txt'

@@ -19,8 +19,9 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from benchmarks import peaks, racing
+from benchmarks import racing
 from benchmarks.parts import options as options_lib
+from dnt.parallel import chips
 
 AIM = 0.9  # of torch.compile's step rate
 ROUNDS = 7
@@ -31,7 +32,7 @@ class Race(NamedTuple):
 
   Attributes:
     depth: of the network; 50 is the ImageNet network.
-    precision: of `peaks.PRECISIONS`.
+    precision: of `chips.PRECISIONS`.
     batch: images per step.
     size: pixels per side.
     steps: steps per turn.
@@ -197,14 +198,14 @@ def run_race(race: Race, modes: tuple[str, ...], rounds: int) -> dict[str, Any]:
   flops, device = about['dnt'].pop('flops'), about['dnt'].pop('device')
   kind = device['kind']
   found = {**race._asdict(), 'rounds': rounds, 'model_flops': flops, 'flops_are': '3 x forward, by dnt.models.depth'}
-  found['peak_flops_per_second'] = peaks.flops_per_second(kind, race.precision)
+  found['peak_flops_per_second'] = chips.flops_per_second(kind, race.precision)
   found['contenders'] = {}
   for name in names:
     median = statistics.median(turns[name])
     found['contenders'][name] = {
       **racing.spread(turns[name]),
       'images_per_second': race.batch / median,
-      'mfu': peaks.utilization(flops, median, kind, race.precision),
+      'mfu': chips.utilization(flops, median, kind, race.precision),
       'warm_seconds': warm[name],
       **about[name],
     }

@@ -13,8 +13,23 @@ from dnt.parallel import mesh as meshes
 Arrays = dict[str, Any]
 
 
-def _place(images: np.ndarray, labels: np.ndarray, mesh: Mesh) -> Arrays:
-  return meshes.place({'image': images, 'label': labels}, meshes.replicated(mesh))
+class _Placed:
+  """A split on every device of a mesh, which need not exist before the first batch is read."""
+
+  def __init__(self, images: np.ndarray, labels: np.ndarray, mesh: Mesh):
+    self._host, self._sharding = {'image': images, 'label': labels}, meshes.replicated(mesh)
+    self._arrays: Arrays = {}
+
+  def shapes(self) -> Arrays:
+    return meshes.shapes(self._host, self._sharding)
+
+  def arrays(self) -> Arrays:
+    if not self._arrays:
+      self._arrays = meshes.place(self._host, self._sharding)
+    return self._arrays
+
+  def close(self) -> None:
+    self._host, self._arrays = {}, {}
 
 
 class TrainLoader:
@@ -25,7 +40,7 @@ class TrainLoader:
     self._seed, self._batch_size, self._mesh, self._count = seed, batch_size, mesh, len(labels)
     # Enough epochs for one batch that starts at the last example of the first epoch: two, except for tiny data sets.
     self._epochs = max(2, -(-(self._count - 1 + batch_size) // self._count))
-    self._data = _place(images, labels, mesh)
+    self._data = _Placed(images, labels, mesh)
     self._epoch, self._order = -1, None
 
   def max_steps(self, step: int) -> int:
@@ -35,7 +50,7 @@ class TrainLoader:
   def shapes(self) -> Arrays:
     drawn = {'order': jax.ShapeDtypeStruct((self._epochs * self._count,), np.int32)}
     drawn['window'] = jax.ShapeDtypeStruct((3,), np.int32)
-    return meshes.shapes(self._data | drawn, meshes.replicated(self._mesh))
+    return self._data.shapes() | meshes.shapes(drawn, meshes.replicated(self._mesh))
 
   def arrays(self, step: int, count: int) -> Arrays:
     if not 1 <= count <= self.max_steps(step):
@@ -45,7 +60,7 @@ class TrainLoader:
       orders = [order.order(self._seed, e, self._count) for e in range(epoch, epoch + self._epochs)]
       self._epoch, self._order = epoch, meshes.place(np.concatenate(orders), meshes.replicated(self._mesh))
     window = meshes.place(np.array([step, epoch, first], np.int32), meshes.replicated(self._mesh))
-    return self._data | {'order': self._order, 'window': window}
+    return self._data.arrays() | {'order': self._order, 'window': window}
 
   def batch_at(self, arrays: Arrays, step: jax.Array) -> dict[str, jax.Array]:
     start, epoch, first = arrays['window']
@@ -61,7 +76,8 @@ class TrainLoader:
     return batch | {'epoch': epoch, 'position': place % self._count}
 
   def close(self) -> None:
-    self._data, self._order = {}, None
+    self._order = None
+    self._data.close()
 
 
 class EvalLoader:
@@ -69,18 +85,18 @@ class EvalLoader:
 
   def __init__(self, images: np.ndarray, labels: np.ndarray, batch_size: int, mesh: Mesh):
     self._batch_size, self._mesh, self._count = batch_size, mesh, len(labels)
-    self._data = _place(images, labels, mesh)
+    self._data = _Placed(images, labels, mesh)
     self.steps = -(-self._count // batch_size)
 
   def max_steps(self, step: int) -> int:
     return self.steps - step
 
   def shapes(self) -> Arrays:
-    return meshes.shapes(self._data, meshes.replicated(self._mesh))
+    return self._data.shapes()
 
   def arrays(self, step: int, count: int) -> Arrays:
     del step, count
-    return self._data
+    return self._data.arrays()
 
   def batch_at(self, arrays: Arrays, step: jax.Array) -> dict[str, jax.Array]:
     place = meshes.constrain_batch(step * self._batch_size + jnp.arange(self._batch_size), self._mesh)
@@ -88,4 +104,4 @@ class EvalLoader:
     return batch | {'mask': place < self._count}
 
   def close(self) -> None:
-    self._data = {}
+    self._data.close()

@@ -142,10 +142,13 @@ def _lacks_shared_memory(error: BaseException, message: str) -> bool:
 
 
 def local_rows(batch_size: int, mesh: Mesh) -> range:
-  """Returns the range of a batch's rows on this process's devices; the mesh keeps them contiguous."""
+  """Returns the range of a batch's rows on this process's devices, of which a mesh that is not there has none.
+
+  The mesh keeps them contiguous.
+  """
   slices = meshes.batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
   bounds = [index[0].indices(batch_size)[:2] for index in slices if index is not None]
-  return range(min(start for start, _ in bounds), max(stop for _, stop in bounds))
+  return range(min((start for start, _ in bounds), default=0), max((stop for _, stop in bounds), default=0))
 
 
 class _Loader:

@@ -38,7 +38,8 @@ def _equation_flops(equation: core.JaxprEqn) -> collections.Counter:
   if kind == 'conv_general_dilated':
     kernel, output = _array(equation.invars[1]), _array(equation.outvars[0])
     features = kernel.shape[params['dimension_numbers'].rhs_spec[0]]
-    return collections.Counter({None: 2 * output.size * (kernel.size // features)})
+    # A dilated input, as in the backward pass of a strided convolution, has zeros that no chip need multiply.
+    return collections.Counter({None: 2 * output.size * (kernel.size // features) // math.prod(params['lhs_dilation'])})
   if kind == 'dot_general':
     (contracted, _), _ = params['dimension_numbers']
     left, output = _array(equation.invars[0]), _array(equation.outvars[0])

@@ -4,6 +4,7 @@ The axes are `data` and `fsdp`. A batch is split over both. Parameters are repli
 split over `fsdp` along one axis, and XLA gathers it where it is used. The same program runs on any mesh.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -21,7 +22,7 @@ DATA, FSDP = 'data', 'fsdp'
 SMALLEST_SPLIT_LEAF = 2**14
 
 
-def make_mesh(config: typed.Mesh) -> Mesh:
+def make_mesh(config: typed.Mesh, devices: Sequence[jax.Device] | None = None) -> Mesh:
   """Makes the mesh over all devices of all processes; each parameter is split over `fsdp` devices.
 
   Devices are in the order of their processes (jax.make_mesh may reorder them on TPU). So the rows of a batch on one
@@ -29,11 +30,12 @@ def make_mesh(config: typed.Mesh) -> Mesh:
 
   Args:
     config: the `mesh` section of the config.
+    devices: others than all of jax's, such as those of a topology that is not here.
 
   Raises:
     errors.InputError: `fsdp` does not divide the number of devices.
   """
-  devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+  devices = sorted(jax.devices() if devices is None else devices, key=lambda device: (device.process_index, device.id))
   count, fsdp = len(devices), config.fsdp
   if count % fsdp:
     valid = ', '.join(str(size) for size in range(1, count + 1) if count % size == 0)

@@ -100,8 +100,12 @@ class Pass:
   def prepare(self, variables: Mapping[str, Any]) -> None:
     """Compiles the program if this has not happened yet. `variables` may be shapes with shardings."""
     if self._program is None:
-      program = compile_lib.jit(self._run, self._mesh, out_shardings=mesh_lib.replicated(self._mesh))
-      self._program = compile_lib.ahead(program, variables, self._loader.shapes(), np.int32(0), np.int32(1))
+      self._program = compile_lib.ahead(*self.program(variables))
+
+  def program(self, variables: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Returns the jitted program and its arguments or their shapes. `variables` may be shapes with shardings."""
+    jitted = compile_lib.jit(self._run, self._mesh, out_shardings=mesh_lib.replicated(self._mesh))
+    return jitted, variables, self._loader.shapes(), np.int32(0), np.int32(1)
 
   def close(self) -> None:
     """Closes the loader."""
@@ -167,6 +171,10 @@ class Evaluator:
     """Compiles the programs that are not compiled yet. `variables` may be shapes with shardings."""
     for split in self._splits:
       self._of(split).prepare(variables)
+
+  def program(self, variables: Mapping[str, Any], split: str) -> tuple[Any, ...]:
+    """Returns the jitted program of a split and its arguments, as `Pass.program` does."""
+    return self._of(split).program(variables)
 
   def _of(self, split: str) -> Pass:
     if split not in self._passes:

@@ -173,7 +173,11 @@ class Experiment(NamedTuple):
 
 
 def load_data(
-  config: typed.Config, splits: Sequence[str], workdir: pathlib.Path | None = None, test: bool = False
+  config: typed.Config,
+  splits: Sequence[str],
+  workdir: pathlib.Path | None = None,
+  test: bool = False,
+  find: Callable[[typed.Data, int], examples.Splits] = sources.find,
 ) -> Data:
   """Reads the training split and other splits, each once, and the description of the pretrained weights.
 
@@ -182,6 +186,7 @@ def load_data(
     splits: the splits to evaluate.
     workdir: the workdir of the run. If it has a checkpoint, the data gets its classes, see `class_order.align`.
     test: whether to add the split `test` if it is labelled and `splits` holds no part of it.
+    find: finds the splits of the source, as `sources.find` does.
 
   Raises:
     errors.InputError: a source, split or file is missing or damaged (of image files: those in the splits to evaluate,
@@ -190,12 +195,12 @@ def load_data(
   """
   weights = pretrained.Source(config.train.init_from) if config.train.init_from else None
   config = _prepared(config, weights)
-  loaded, held_out = _load(config, splits, test)
+  loaded, held_out = _load(config, splits, test, find)
   evaluated = [*splits, *(split for split in loaded if split not in (config.data.train_split, *splits))]
   image_bits = inspection.check(loaded, evaluated, config.data)
   if image_bits:
     config.data.image_bits = image_bits
-    loaded, _ = _load(config, splits, test)
+    loaded, _ = _load(config, splits, test, find)
   first = loaded[config.data.train_split]
   for split, other in loaded.items():
     if other.shape[-1] != first.shape[-1]:
@@ -227,11 +232,13 @@ def _check_labelled(split: examples.Examples) -> examples.Examples:
   return split
 
 
-def _load(config: typed.Config, splits: Sequence[str], test: bool) -> tuple[dict[str, examples.Examples], bool]:
+def _load(
+  config: typed.Config, splits: Sequence[str], test: bool, find: Callable[[typed.Data, int], examples.Splits]
+) -> tuple[dict[str, examples.Examples], bool]:
   """Reads the splits of `load_data`, equal in all processes; also returns whether `val` is held out of `train`."""
 
   def read():
-    available = sources.find(config.data, config.data.seed)
+    available = find(config.data, config.data.seed)
     held_out = _holds_out(config, available)
     if held_out:
       available = sources.hold_out(available, config.data, config.data.seed)

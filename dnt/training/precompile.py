@@ -56,7 +56,7 @@ class Programs:
     """
     if self._ahead:
       shapes = mesh_lib.shapes(state, mesh_lib.parameter_shardings(self._mesh, state))
-      for name in _used(self._run, step):
+      for name in used(self._run, step):
         self._ask(name, step, shapes)
 
   def is_ready(self, step: int) -> bool:
@@ -110,16 +110,37 @@ class Programs:
     if name == EVALUATION:
       self._evaluator.prepare(evaluate.get_variables(state)[''])
       return self._evaluator
-    step, longest = phase.train_step, min(self._run.config.train.steps_per_dispatch, self._loader.max_steps(0))
-    if name == TELEMETRY:
-      step, longest = phase.telemetry_step, 1
-    program = steps.make_train_steps(step, self._loader.batch_at, longest)
-    shardings = (mesh_lib.parameter_shardings(self._mesh, state), mesh_lib.replicated(self._mesh))
-    jitted = compile_lib.jit(program, self._mesh, donate_argnums=0, out_shardings=shardings)
-    return compile_lib.ahead(jitted, state, self._loader.shapes(), np.int32(1))
+    return compile_lib.ahead(*train_program(self._run, self._mesh, self._loader, name, phase, state))
 
 
-def _used(run: experiment.Experiment, step: int) -> list[str]:
+def train_program(
+  run: experiment.Experiment,
+  mesh: jax.sharding.Mesh,
+  loader: pipeline.Loader,
+  name: str,
+  phase: experiment.Phase,
+  state: steps.TrainState,
+) -> tuple[Any, ...]:
+  """Returns the jitted program of train steps and its arguments or their shapes.
+
+  Args:
+    run: the experiment.
+    mesh: the mesh of the state, whose devices need not be here.
+    loader: of the training split.
+    name: `PLAIN` or `TELEMETRY`.
+    phase: the phase whose steps it takes.
+    state: the state before these steps, or its shapes.
+  """
+  step, longest = phase.train_step, min(run.config.train.steps_per_dispatch, loader.max_steps(0))
+  if name == TELEMETRY:
+    step, longest = phase.telemetry_step, 1
+  program = steps.make_train_steps(step, loader.batch_at, longest)
+  shardings = (mesh_lib.parameter_shardings(mesh, state), mesh_lib.replicated(mesh))
+  jitted = compile_lib.jit(program, mesh, donate_argnums=0, out_shardings=shardings)
+  return jitted, state, loader.shapes(), np.int32(1)
+
+
+def used(run: experiment.Experiment, step: int) -> list[str]:
   """Returns the programs that the phase of a run uses from `step` on, in the order of their first use."""
   telemetry = run.every(run.config.telemetry.every)
   total = min([phase.start for phase in run.phases if phase.start > step], default=run.config.train.steps)

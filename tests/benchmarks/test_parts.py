@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from benchmarks import peaks, racing
+from benchmarks import racing
 from benchmarks.parts import options as options_lib
 from benchmarks.parts import step, suite, training
 
@@ -46,16 +46,6 @@ def test_tests_that_do_not_end_are_stopped_and_those_before_count(options, tmp_p
   (name,) = found[0]['failures']
   assert name.endswith('::test_broken')
   assert 'time was over' in suite.markdown(found[0])
-
-
-def test_peaks_are_those_of_the_device_and_the_arithmetic():
-  assert peaks.flops_per_second('NVIDIA H100 80GB HBM3', 'bfloat16') == 989.4e12
-  assert peaks.flops_per_second('NVIDIA H100 PCIe', 'tf32') == 378e12
-  assert peaks.flops_per_second('NVIDIA L40S', 'float32') == 91.6e12
-  assert peaks.flops_per_second('Tesla T4', 'bfloat16') is None
-  assert peaks.flops_per_second('cpu', 'float32') is None
-  assert peaks.utilization(66.9e12, 2.0, 'NVIDIA H200', 'float32') == pytest.approx(0.5)
-  assert peaks.utilization(1e12, 1.0, 'cpu', 'float32') is None
 
 
 def test_races_that_time_is_too_short_for_are_left_out(options, monkeypatch):

@@ -1,0 +1,146 @@
+"""Rehearses a run on one target: compiles its programs and measures what they need."""
+
+import logging
+import math
+from typing import Any, NamedTuple
+
+import jax
+
+from dnt import errors
+from dnt.config import typed
+from dnt.parallel import capacity
+from dnt.parallel import mesh as mesh_lib
+from dnt.rehearsal import hlo, programs, roofline, targets
+from dnt.training import experiment, precompile
+
+_log = logging.getLogger(__name__)
+
+
+class Step(NamedTuple):
+  """A compiled program with what one step of it, or one batch of evaluation, needs."""
+
+  program: programs.Program
+  costs: hlo.Costs
+  roofline: roofline.Roofline
+
+
+class Rehearsal(NamedTuple):
+  """Holds what a rehearsal found.
+
+  Attributes:
+    target: the hardware.
+    made: the run on it; None: the config does not suit the hardware.
+    steps: its programs, those before the first that does not compile.
+    problem: why a program does not compile; '' if all do.
+  """
+
+  target: targets.Target
+  made: programs.Run | None
+  steps: tuple[Step, ...]
+  problem: str = ''
+
+  @property
+  def config(self) -> typed.Config:
+    assert self.made is not None
+    return self.made.run.config
+
+  @property
+  def train(self) -> Step | None:
+    """Returns the step that the run takes most often at its end: without telemetry, unless every step records it."""
+    found = [each for each in self.steps if each.program.name == precompile.PLAIN]
+    found = found or [each for each in self.steps if each.program.name == precompile.TELEMETRY]
+    return found[-1] if found else None
+
+  @property
+  def evaluation(self) -> Step | None:
+    return next((each for each in self.steps if each.program.name == precompile.EVALUATION), None)
+
+  @property
+  def available(self) -> float:
+    """Returns the bytes of memory of one chip; CPU devices share that of this machine."""
+    chip = self.target.chip
+    return (chip.memory if chip else None) or capacity.host() / self.target.chips
+
+  @property
+  def peak(self) -> int | None:
+    """Returns the most bytes of one chip at once: those of a program, and what other programs hold in the meantime."""
+    if self.made is None or not self.steps:
+      return None
+    train = [each.program for each in self.steps if each.program.name != precompile.EVALUATION]
+    held = max((each.arguments for each in train), default=0)
+    peak = max((each.memory for each in train), default=0)
+    if self.evaluation:
+      program = self.evaluation.program
+      images = max(program.arguments - _variables(self.made), 0)
+      peak = max(peak + images, held + images + program.outputs + program.temporaries)
+    return peak
+
+  @property
+  def fits(self) -> bool:
+    return not self.problem and self.peak is not None and self.peak <= self.available
+
+  @property
+  def step_seconds(self) -> float | None:
+    return self.train.roofline.step if self.train else None
+
+  @property
+  def images_per_second(self) -> float | None:
+    seconds = self.step_seconds
+    return self.config.train.batch_size / seconds if seconds else None
+
+  @property
+  def utilization(self) -> float | None:
+    """Returns the ceiling of the MFU: the share of a step in which the chip computes what the network needs.
+
+    Products that remat computes again do not count.
+    """
+    if self.made is None or self.train is None or not self.step_seconds or not self.train.roofline.compute:
+      return None
+    forward = sum(row.flops for row in self.made.run.table)
+    needed = min(self.train.program.flops, 3 * forward * self.config.train.batch_size)
+    return needed / self.train.program.flops * self.train.roofline.compute / self.step_seconds
+
+  @property
+  def run_seconds(self) -> float | None:
+    """Returns the seconds of the whole run: its steps and its evaluations."""
+    if self.made is None or not self.step_seconds:
+      return None
+    run, batch = self.made.run, self.evaluation.roofline.step if self.evaluation else None
+    every = run.every(run.config.eval.every).period
+    times = math.ceil(run.config.train.steps / every) if every else 1
+    images = sum(len(self.made.data.evaluation[split]) for split in run.config.eval.splits)
+    variants = 2 if run.config.ema.decay else 1
+    batches = times * variants * math.ceil(images / run.config.eval.batch_size)
+    return run.config.train.steps * self.step_seconds + batches * (batch or 0.0)
+
+
+def rehearse(config: typed.Config, data: experiment.Data, target: targets.Target) -> Rehearsal:
+  """Rehearses a run on a target.
+
+  Args:
+    config: from `stand_in.load`.
+    data: its images, or what stands in for them.
+    target: the hardware.
+  """
+  try:
+    made = programs.make(config, data, target)
+  except errors.InputError as error:
+    return Rehearsal(target, None, (), str(error))
+  steps = []
+  try:
+    for program in programs.compile_all(made):
+      costs = hlo.measure(program.text, target.chips)
+      line = roofline.make(target, program.flops, costs, made.run.config.model.dtype)
+      _log.info(f'{target.text}: {program.label} compiled in {program.seconds:.0f} s')
+      steps.append(Step(program._replace(text=''), costs, line))
+  except errors.RunError as error:
+    return Rehearsal(target, made, tuple(steps), str(error))
+  return Rehearsal(target, made, tuple(steps))
+
+
+def _variables(made: programs.Run) -> int:
+  """Returns the bytes of the parameters and statistics on one chip."""
+  state = made.run.abstract_state()
+  variables: Any = {'params': state.params, 'batch_stats': state.batch_stats}
+  shapes = mesh_lib.shapes(variables, mesh_lib.parameter_shardings(made.mesh, variables))
+  return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))

@@ -1,0 +1,201 @@
+"""Parses the hardware to rehearse on, such as `v5e:4x4`, and makes its devices, which need not be here."""
+
+import importlib.util
+import math
+import os
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+from jax.experimental import topologies
+
+from dnt import errors
+from dnt.parallel import chips
+
+CPU = 'cpu'
+FORMS = 'v5e:4x4, v5p:2x2x2, v6e:8x8 (a slice of a TPU), 2*v5e:16x16 (two slices), h100:8, h200:16 (GPUs), cpu:8'
+_LARGEST = {'v5e': (16, 16), 'v6e': (16, 16), 'v5p': (28, 20, 16)}  # slices of TPUs, the longest side first
+_MOST_CPUS = 256
+# The GpuTargetConfigProto of XLA, which stands for the GPU that is not here. The figures are those of XLA's own specs.
+_GPU = """
+gpu_device_info {{
+  threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
+  shared_memory_per_block: 49152 shared_memory_per_core: 233472 shared_memory_per_block_optin: 232448
+  core_count: 132 fpus_per_core: 128 clock_rate_ghz: 1.98
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  memory_bandwidth: {bandwidth:.0f} l2_cache_size: 52428800 device_memory_size: {memory:.0f}
+  cuda_compute_capability {{ major: 9 }}
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536
+}}
+platform_name: "CUDA"
+dnn_version_info {{ major: 9 minor: 10 }}
+runtime_version {{ major: 13 }}
+device_description_str: "{name}"
+"""
+
+
+# libtpu does not ask Google's metadata server where it runs, and does not warn that it runs elsewhere.
+_LIBTPU = {
+  'TPU_SKIP_MDS_QUERY': '1',
+  'TPU_ACCELERATOR_TYPE': 'v5litepod-4',
+  'TPU_WORKER_HOSTNAMES': 'localhost',
+  'TPU_STDERR_LOG_LEVEL': '3',
+  'TPU_MIN_LOG_LEVEL': '3',
+}
+
+
+class Target(NamedTuple):
+  """Describes the hardware of a run.
+
+  Attributes:
+    text: as the user wrote it.
+    chip: of `chips.BY_NAME`; None: CPU devices.
+    shape: chips on each axis of a slice; for GPUs and CPUs their number.
+    slices: number of slices, or of nodes of GPUs, which a network connects.
+  """
+
+  text: str
+  chip: chips.Chip | None
+  shape: tuple[int, ...]
+  slices: int = 1
+
+  @property
+  def chips(self) -> int:
+    return math.prod(self.shape) * self.slices
+
+  @property
+  def hosts(self) -> int:
+    return -(-self.chips // self.chip.host) if self.chip else 1
+
+  @property
+  def links(self) -> float | None:
+    """Returns the bytes per second with which a ring over all chips moves a whole array past each of them.
+
+    It is the bandwidth of "array bytes / seconds" in an all-gather. On a torus every axis adds its two links, if it
+    closes to a ring, and else one; a switch gives all links.
+    """
+    if self.chip is None or self.chip.link_bandwidth is None:
+      return None
+    if not self.chip.ports:
+      return self.chip.link_bandwidth
+    links = sum(2 if self._closes(size) else 1 for size in self.shape if size > 1)
+    return self.chip.link_bandwidth / self.chip.ports * links
+
+  @property
+  def hops(self) -> int:
+    """Returns the steps of an all-gather over a slice; an all-reduce has twice as many."""
+    if self.chip is None or not self.chip.ports:
+      return math.prod(self.shape) - 1
+    return sum(size // 2 if self._closes(size) else size - 1 for size in self.shape)
+
+  def _closes(self, size: int) -> bool:
+    """Returns whether an axis of a torus closes to a ring: on v5p from 4 chips on, else on the longest axis only."""
+    return size % 4 == 0 if len(self.shape) == 3 else size == 16
+
+
+def parse(texts: Sequence[str]) -> list[Target]:
+  """Parses the targets of the command line.
+
+  Raises:
+    errors.InputError: a target is unknown or has a shape that does not exist; the message lists the valid forms.
+  """
+  if not texts:
+    raise errors.InputError(f'--on names the hardware to rehearse on, such as {FORMS}')
+  return [_parse(text.strip()) for text in texts]
+
+
+def _parse(text: str) -> Target:
+  match = re.fullmatch(r'(?:(\d+)\*)?(\w+):(\d+(?:x\d+)*)', text)
+  if match is None:
+    raise errors.InputError(f'--on={text} is not of the form {FORMS}')
+  slices, name = int(match[1] or 1), match[2]
+  shape = tuple(map(int, match[3].split('x')))
+  if name != CPU and name not in chips.BY_NAME:
+    raise errors.unknown('chip in --on', name, [CPU, *chips.BY_NAME])
+  if not slices or not all(shape):
+    raise errors.InputError(f'--on={text} has no chips')
+  if name in _LARGEST:
+    largest = _LARGEST[name]
+    sides = sorted(shape, reverse=True)
+    if len(shape) != len(largest) or any(side > most for side, most in zip(sides, largest, strict=True)):
+      raise errors.InputError(f'--on={text}: {name} has slices of up to {"x".join(map(str, sorted(largest)))} chips')
+    if math.prod(shape) > 1 and (shape[0] % 2 or shape[1] % 2):
+      raise errors.InputError(
+        f'--on={text}: hosts have 2x2 chips, so that the first two sides are even, as in {name}:'
+        f'{"x".join(str(side + side % 2 if axis < 2 else side) for axis, side in enumerate(shape))}'
+      )
+    return Target(text, chips.BY_NAME[name], shape, slices)
+  if len(shape) > 1 or slices > 1:
+    raise errors.InputError(f'--on={text}: give the number of devices, as in {name}:8')
+  (count,) = shape
+  if name == CPU:
+    if count > _MOST_CPUS:
+      raise errors.InputError(f'--on={text}: at most {_MOST_CPUS} CPU devices can be made here')
+    return Target(text, None, shape)
+  chip = chips.BY_NAME[name]
+  if count > chip.host and count % chip.host:
+    below = count // chip.host * chip.host
+    raise errors.InputError(
+      f'--on={text}: a node has {chip.host} GPUs; valid are 1 to {chip.host}, {below} and {below + chip.host}'
+    )
+  return Target(text, chip, (min(count, chip.host),), -(-count // chip.host))
+
+
+def prepare(targets: Sequence[Target]) -> None:
+  """Prepares jax for the targets; call it before anything else uses jax. Nothing is computed on an accelerator.
+
+  Raises:
+    errors.InputError: a package that compiles for a target is missing, or there are too few CPU devices.
+  """
+  for target in targets:
+    _check_package(target)
+  for name, value in _LIBTPU.items():
+    os.environ.setdefault(name, value)
+  wanted = max((target.chips for target in targets if target.chip is None), default=1)
+  try:
+    jax.config.update('jax_platforms', CPU)
+    if 'xla_force_host_platform_device_count' not in os.environ.get('XLA_FLAGS', ''):
+      jax.config.update('jax_num_cpu_devices', wanted)
+  except RuntimeError:  # jax is in use already, with the devices it has
+    pass
+  here = len(jax.local_devices(backend=CPU))
+  if here < wanted:
+    raise errors.InputError(
+      f'--on=cpu:{wanted} needs as many CPU devices, and jax has {here}: unset XLA_FLAGS, or set '
+      f'--xla_force_host_platform_device_count={wanted} there'
+    )
+
+
+def _check_package(target: Target) -> None:
+  if target.chip is None:
+    return
+  packages, extra = (('libtpu',), 'tpu') if target.chip.is_tpu else (('jax_cuda13_plugin', 'jax_cuda12_plugin'), 'gpu')
+  if not any(importlib.util.find_spec(package) for package in packages):
+    raise errors.InputError(
+      f'--on={target.text} needs the compiler for {target.chip.name}, which comes with the package '
+      f'{packages[0].replace("_", "-")}: pip install "dnt[{extra}]", or in a checkout pip install ".[{extra}]"'
+    )
+
+
+def devices(target: Target) -> list[jax.Device]:
+  """Returns the devices of a target, for which programs can be compiled but not run, except on CPU.
+
+  Raises:
+    errors.InputError: the compiler does not know the topology.
+  """
+  if target.chip is None:
+    return jax.local_devices(backend=CPU)[: target.chips]
+  try:
+    if target.chip.is_tpu:
+      bounds = {} if target.chips > 1 else {'chips_per_host_bounds': (1, 1, 1)}
+      slices = {'num_slices': target.slices} if target.slices > 1 else {}
+      name = f'{target.chip.name}:{"x".join(map(str, target.shape))}'
+      described = topologies.get_topology_desc(name, 'tpu', **bounds, **slices)
+    else:
+      figures = {'bandwidth': target.chip.memory_bandwidth, 'memory': target.chip.memory, 'name': target.chip.kind}
+      shape = f'1x{target.slices}x{target.shape[0]}'
+      described = topologies.get_topology_desc(platform='cuda', target_config=_GPU.format(**figures), topology=shape)
+  except (RuntimeError, NotImplementedError) as error:
+    raise errors.InputError(f'--on={target.text}: XLA has no such topology ({errors.first_line(error)})') from error
+  return list(described.devices)

@@ -1,0 +1,36 @@
+"""The table of chips."""
+
+import pytest
+
+from dnt.parallel import chips
+
+
+def test_peaks_are_those_of_the_device_and_the_arithmetic():
+  assert chips.flops_per_second('NVIDIA H100 80GB HBM3', 'bfloat16') == 989.4e12
+  assert chips.flops_per_second('NVIDIA H100 PCIe', 'tf32') == 378e12
+  assert chips.flops_per_second('NVIDIA L40S', 'float32') == 91.6e12
+  assert chips.flops_per_second('Tesla T4', 'bfloat16') is None
+  assert chips.flops_per_second('cpu', 'float32') is None
+  assert chips.utilization(66.9e12, 2.0, 'NVIDIA H200', 'float32') == pytest.approx(0.5)
+  assert chips.utilization(1e12, 1.0, 'cpu', 'float32') is None
+
+
+@pytest.mark.parametrize(
+  ('kind', 'name'),
+  [('TPU v5 lite', 'v5e'), ('TPU v5e', 'v5e'), ('TPU v5', 'v5p'), ('TPU v5p', 'v5p'), ('TPU v6e', 'v6e')],
+)
+def test_a_tpu_is_found_by_every_name_that_jax_has_for_it(kind, name):
+  assert chips.find(kind) == chips.BY_NAME[name]
+
+
+def test_products_of_a_dtype_run_at_the_precision_that_jax_takes_by_default():
+  assert chips.BY_NAME['v5e'].precision('float32') == 'bfloat16'
+  assert chips.BY_NAME['h100'].precision('float32') == 'tf32'
+  assert chips.BY_NAME['h100'].precision('bfloat16') == 'bfloat16'
+
+
+def test_chips_that_can_be_rehearsed_have_every_figure():
+  assert set(chips.BY_NAME) == {'v5e', 'v5p', 'v6e', 'h100', 'h200'}
+  for chip in chips.BY_NAME.values():
+    figures = (chip.memory, chip.memory_bandwidth, chip.link_bandwidth, chip.network_bandwidth, chip.latency)
+    assert all(figures) and chip.peak(chip.precision('float32'))

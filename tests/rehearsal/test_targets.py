@@ -1,0 +1,84 @@
+"""The hardware that a user names."""
+
+import pytest
+
+from dnt import errors
+from dnt.parallel import chips
+from dnt.rehearsal import targets
+
+
+@pytest.mark.parametrize(
+  ('text', 'count', 'hosts', 'slices'),
+  [
+    ('v5e:4x4', 16, 4, 1),
+    ('v5e:1x1', 1, 1, 1),
+    ('v5p:2x2x2', 8, 2, 1),
+    ('v6e:16x16', 256, 64, 1),
+    ('2*v5e:16x16', 512, 128, 2),
+    ('h100:8', 8, 1, 1),
+    ('h200:16', 16, 2, 2),
+    ('cpu:8', 8, 1, 1),
+  ],
+)
+def test_targets_have_their_chips(text, count, hosts, slices):
+  (target,) = targets.parse([text])
+  assert (target.chips, target.hosts, target.slices) == (count, hosts, slices)
+  assert target.chip is chips.BY_NAME.get(text.split('*')[-1].split(':')[0])
+
+
+@pytest.mark.parametrize(
+  ('text', 'word'),
+  [
+    ('v5e', 'v5e:4x4'),
+    ('v5e:4x4x4', '16x16'),
+    ('v5e:32x32', '16x16'),
+    ('v5p:4x4', '16x20x28'),
+    ('v5e:3x4', '4x4'),
+    ('v5e:0x4', 'no chips'),
+    ('h100:12', '8 and 16'),
+    ('h100:4x4', 'h100:8'),
+    ('2*h100:8', 'h100:8'),
+    ('cpu:100000', '256'),
+    ('a100:8', 'h100'),
+    ('v5e:4X4', 'v5e:4x4'),
+    ('', 'v5e:4x4'),
+  ],
+)
+def test_what_does_not_exist_is_refused(text, word):
+  with pytest.raises(errors.InputError, match=word.replace('*', r'\*')):
+    targets.parse([text])
+
+
+def test_no_target_is_refused():
+  with pytest.raises(errors.InputError, match='--on'):
+    targets.parse([])
+
+
+@pytest.mark.parametrize(('text', 'extra'), [('v5e:4x4', 'tpu'), ('h100:8', 'gpu')])
+def test_a_missing_compiler_is_one_line_that_says_what_to_install(text, extra, monkeypatch):
+  monkeypatch.setattr(targets.importlib.util, 'find_spec', lambda name: None)
+  with pytest.raises(errors.InputError, match=rf'pip install.*\[{extra}\]'):
+    targets.prepare(targets.parse([text]))
+
+
+def test_more_cpu_devices_than_there_are_is_refused():
+  with pytest.raises(errors.InputError, match='xla_force_host_platform_device_count=9'):
+    targets.prepare(targets.parse(['cpu:9']))
+
+
+def test_cpu_devices_are_those_of_jax():
+  (target,) = targets.parse(['cpu:3'])
+  assert len(targets.devices(target)) == 3
+
+
+def test_links_are_those_of_the_torus():
+  def links(text):
+    (target,) = targets.parse([text])
+    return target.links, target.hops
+
+  one = chips.BY_NAME['v5e'].link_bandwidth / 4
+  assert links('v5e:4x4') == (2 * one, 6)  # two lines
+  assert links('v5e:16x16') == (4 * one, 16)  # two rings
+  assert links('v5e:2x4') == (2 * one, 4)
+  assert links('v5p:4x4x4') == (chips.BY_NAME['v5p'].link_bandwidth, 6)
+  assert links('h100:8') == (chips.BY_NAME['h100'].link_bandwidth, 7)
