@@ -19,7 +19,7 @@ from dnt import workdir as workdir_lib
 
 def define_flags(values: flags.FlagValues) -> None:
   """Defines the flags of this program."""
-  flags.DEFINE_list(
+  flags.DEFINE_multi_string(
     'on',
     [],
     'Hardware: v5e:4x4, v5p:2x2x2, v6e:8x8 (a slice of a TPU), 2*v5e:16x16 (two slices), h100:8, h200:16, cpu:8.',
@@ -27,6 +27,12 @@ def define_flags(values: flags.FlagValues) -> None:
   )
   flags.DEFINE_string(
     'workdir', None, 'Folder to write the results to; default: runs/rehearse_<name>.', flag_values=values
+  )
+  flags.DEFINE_bool(
+    'fit',
+    False,
+    'Find the largest batch that fits; and if that of the config does not, whether remat or fsdp help.',
+    flag_values=values,
   )
   flags.DEFINE_string(
     'stand_in',
@@ -47,7 +53,7 @@ def main(values: flags.FlagValues) -> None:
   files.make_workdir(workdir)
   workdir_lib.check_file(workdir / workdir_lib.REHEARSAL)
   config, data = stand_in.load(config, stand_in.parse(values.stand_in) if values.stand_in else None)
-  found = [rehearsal.rehearse(config, data, target) for target in chosen]
+  found = [rehearsal.rehearse(config, data, target, bool(values['fit'].value)) for target in chosen]
   report.write(workdir, cli.config_name(values), found)
   print(f'\n{report.text(found)}\nwritten to {workdir}')
   if unfit := [each.target.text for each in found if not each.fits]:

@@ -90,3 +90,20 @@ def test_a_run_compiles_for_gpus(run_program, tmp_path):
   assert code == 0, output
   (found,) = json.loads((tmp_path / 'rehearsal.json').read_text())['targets']
   assert found['fits'] and found['step_seconds'] > 0
+
+
+def test_fit_finds_the_largest_batch(call_program, tmp_path):
+  code, output, problems = call_program('rehearse', '--on=cpu:1', '--fit', f'--workdir={tmp_path}', *TINY)
+  assert code == 0, problems
+  (found,) = json.loads((tmp_path / 'rehearsal.json').read_text())['targets']
+  assert found['fit']['batch'] == 64  # of 64 images
+  assert 'batch_size=64' in output
+
+
+def test_what_fsdp_splits_is_a_table(call_program, tmp_path):
+  wide = (*TINY, '--config.model.width=128', '--config.mesh.fsdp=2')
+  code, output, problems = call_program('rehearse', '--on=cpu:2', f'--workdir={tmp_path}', *wide)
+  assert code == 0, problems
+  (found,) = json.loads((tmp_path / 'rehearsal.json').read_text())['targets']
+  assert {'parameter': 'stem/dense/kernel', 'shape': [192, 128], 'axis': 0} in found['sharding']
+  assert 'stem/dense/kernel' in output

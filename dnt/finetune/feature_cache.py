@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import pathlib
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -107,11 +107,44 @@ def use(
     """Returns the features of a split: one evaluation view if `views` is 0, else that many training views."""
     return _load(run, source, views, mesh, prefix, directory, about)
 
+  return cached, _replace(run, data, views, features)
+
+
+def _replace(
+  run: experiment.Experiment, data: experiment.Data, views: int, features: Callable[[Any, int], examples.Examples]
+) -> experiment.Data:
+  """Returns the data with features in place of the images."""
   evaluation = {split: features(source, 0) for split, source in data.evaluation.items()}
   # Without augmentation one view serves both, if evaluation resizes images as training does.
   as_evaluated = not _is_augmented(run) and implied.eval_resize(run.config.data) == 'squash'
   training = features(data.train, 0 if as_evaluated else views)
-  return cached, data._replace(train=training, evaluation=evaluation)
+  return data._replace(train=training, evaluation=evaluation)
+
+
+def use_blank(run: experiment.Experiment, data: experiment.Data) -> tuple[experiment.Experiment, experiment.Data]:
+  """Returns the run as `use` does, on features that are zeros of the right shape; computes nothing.
+
+  It takes for granted that the features hold all that later entries read.
+  """
+  views = _views(run)
+  if not views:
+    return run, data
+  names = _prefix(run)
+  shape = _shape(run, names, _is_pooled(run, names))
+
+  def blank(source, views):
+    views = max(views, 1)
+    features, labels = np.zeros((views * len(source), *shape), np.float32), np.zeros(len(source), np.int32)
+    return examples.Examples(source.name, source.split, source.class_names, shape, features, labels, views)
+
+  return experiment.make(run.config, data.spec, frozenset(names), run.trace), _replace(run, data, views, blank)
+
+
+def _shape(run: experiment.Experiment, names: tuple[str, ...], pooled: bool) -> Any:
+  """Returns the shape of the features of an image."""
+  last = next(row.shape for row in run.table if row.entry.name == names[-1])
+  assert last is not None  # the last entry of a prefix is called
+  return (1, 1, last[-1]) if pooled else last
 
 
 def _is_augmented(run: experiment.Experiment) -> bool:
@@ -235,9 +268,7 @@ def _load(
   about: list[Any],
 ) -> examples.Examples:
   """Returns the features of a split; reads them from disk or computes them. They are not kept without a directory."""
-  last = next(row.shape for row in run.table if row.entry.name == prefix.names[-1])
-  assert last is not None  # the last entry of a prefix is called
-  shape: Any = (1, 1, last[-1]) if prefix.pooled else last
+  shape = _shape(run, prefix.names, prefix.pooled)
   whole, record = max(views, 1) * len(source), feature_files.record(shape)
   if whole * record.itemsize > LARGEST:
     raise errors.InputError(

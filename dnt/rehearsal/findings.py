@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from dnt.rehearsal import hlo, rehearsal, roofline
+from dnt.rehearsal import fit, hlo, rehearsal, roofline
 
 FEW = 8  # examples of a chip below which its arithmetic units are hardly filled
 LANES = 128  # channels that a TPU's matrix unit takes at once
@@ -16,6 +16,8 @@ def find(found: rehearsal.Rehearsal) -> list[str]:
 def _find(found: rehearsal.Rehearsal) -> Iterator[str]:
   if found.made is None or found.problem or not found.fits:
     yield _unfit(found)
+  if found.fit:
+    yield _largest(found.fit)
   if found.train is None:
     return
   config, line, chips = found.config, found.train.roofline, found.target.chips
@@ -39,6 +41,17 @@ def _find(found: rehearsal.Rehearsal) -> Iterator[str]:
   yield from _input(found)
 
 
+def _largest(found: fit.Fit) -> str:
+  if not found.batch:
+    largest = 'no batch fits'
+  else:
+    largest = f'the largest batch that fits is about config.train.batch_size={found.batch}'
+  if found.changes is None:
+    return f'{largest}; neither remat nor fsdp makes that of the config fit'
+  ways = ' '.join(f'--config.{key}={value}' for key, value in found.changes.items())
+  return f'{largest}; that of the config fits with {ways}' if ways else largest
+
+
 def _unfit(found: rehearsal.Rehearsal) -> str:
   if found.made is None:
     return found.problem
@@ -48,7 +61,8 @@ def _unfit(found: rehearsal.Rehearsal) -> str:
     ways.append('config.model.remat=True')
   if found.config.mesh.fsdp == 1 and found.target.chips > 1:
     ways.append(f'config.mesh.fsdp={found.target.chips}')
-  return f'{what}. What makes it smaller: {", ".join(ways)}; --fit finds the largest batch that fits'
+  more = '' if found.fit else '; --fit finds the largest batch that fits'
+  return f'{what}. What makes it smaller: {", ".join(ways)}{more}'
 
 
 def _collectives(found: rehearsal.Rehearsal) -> Iterator[str]:

@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from dnt import errors
+from dnt import errors, trees
 from dnt.config import typed
 from dnt.data import pipeline
+from dnt.finetune import feature_cache
 from dnt.models import flops
 from dnt.parallel import mesh as mesh_lib
 from dnt.rehearsal import targets
@@ -72,6 +73,20 @@ class Run(NamedTuple):
     """Returns whether the hosts read the training images during the run."""
     return self.data.train.images is None
 
+  @property
+  def sharding(self) -> list[dict[str, Any]]:
+    """Returns the parameters that `fsdp` splits: for each its path, shape and the axis that is split."""
+    params = self.run.abstract_state().params
+    found = []
+    for (path, leaf), sharding in zip(
+      trees.flatten(params).items(),
+      trees.flatten(mesh_lib.parameter_shardings(self.mesh, params)).values(),
+      strict=True,
+    ):
+      axes = [axis for axis, name in enumerate(sharding.spec) if name == mesh_lib.FSDP]
+      found += [{'parameter': path, 'shape': leaf.shape, 'axis': axis} for axis in axes]
+    return found
+
 
 def make(config: typed.Config, data: experiment.Data, target: targets.Target) -> Run:
   """Builds a run for a target as the loop does, without parameters.
@@ -83,7 +98,8 @@ def make(config: typed.Config, data: experiment.Data, target: targets.Target) ->
   mesh_lib.check_batch('config.train.batch_size', config.train.batch_size, mesh, config.train.accumulate)
   mesh_lib.check_batch('config.eval.batch_size', config.eval.batch_size, mesh)
   resolved = experiment.rank(experiment.resolve(config, data), data)
-  return Run(experiment.make(resolved, data.spec), data, mesh)
+  run, data = feature_cache.use_blank(experiment.make(resolved, data.spec), data)
+  return Run(run, data, mesh)
 
 
 def compile_all(made: Run) -> Iterator[Program]:
@@ -92,19 +108,29 @@ def compile_all(made: Run) -> Iterator[Program]:
   Raises:
     errors.RunError: a program does not compile, such as for want of memory.
   """
-  run, mesh = made.run, made.mesh
-  last = max(run.phases, key=lambda phase: phase.start)
-  with contextlib.closing(pipeline.make_train_loader(run.config, made.data.train, mesh)) as loader:
-    for phase in run.phases:
-      abstract = run.abstract_state(phase.start + 1)
-      state = mesh_lib.shapes(abstract, mesh_lib.parameter_shardings(mesh, abstract))
-      for name in precompile.used(run, phase.start):
-        if name != precompile.EVALUATION:
-          yield _compile(name, phase.start, precompile.train_program(run, mesh, loader, name, phase, state))
-  with evaluate.Evaluator(run, mesh, made.data.evaluation) as evaluator:
-    split = max(made.data.evaluation, key=lambda name: len(made.data.evaluation[name]))
-    program = evaluator.program(evaluate.get_variables(state)[''], split)
-    yield _compile(precompile.EVALUATION, last.start, program)
+  for phase in made.run.phases:
+    for name in precompile.used(made.run, phase.start):
+      if name != precompile.EVALUATION:
+        yield compile_train(made, name, phase)
+  run, data = made.run, made.data
+  with evaluate.Evaluator(run, made.mesh, data.evaluation) as evaluator:
+    split = max(data.evaluation, key=lambda name: len(data.evaluation[name]))
+    last = run.phases[-1].start
+    variables = evaluate.get_variables(_state(made, last))['']
+    yield _compile(precompile.EVALUATION, last, evaluator.program(variables, split))
+
+
+def compile_train(made: Run, name: str, phase: experiment.Phase) -> Program:
+  """Compiles the train steps of a phase, `PLAIN` or `TELEMETRY` of `precompile`; raises as `compile_all` does."""
+  with contextlib.closing(pipeline.make_train_loader(made.run.config, made.data.train, made.mesh)) as loader:
+    state = _state(made, phase.start)
+    return _compile(name, phase.start, precompile.train_program(made.run, made.mesh, loader, name, phase, state))
+
+
+def _state(made: Run, step: int) -> Any:
+  """Returns the shapes of the state before the step after `step` steps."""
+  abstract = made.run.abstract_state(step + 1)
+  return mesh_lib.shapes(abstract, mesh_lib.parameter_shardings(made.mesh, abstract))
 
 
 def _compile(name: str, step: int, program: tuple[Any, ...]) -> Program:

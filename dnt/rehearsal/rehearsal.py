@@ -10,6 +10,7 @@ from dnt import errors
 from dnt.config import typed
 from dnt.parallel import capacity
 from dnt.parallel import mesh as mesh_lib
+from dnt.rehearsal import fit as fit_lib
 from dnt.rehearsal import hlo, programs, roofline, targets
 from dnt.training import experiment, precompile
 
@@ -32,12 +33,14 @@ class Rehearsal(NamedTuple):
     made: the run on it; None: the config does not suit the hardware.
     steps: its programs, those before the first that does not compile.
     problem: why a program does not compile; '' if all do.
+    fit: the largest batch that fits; None: nobody asked for it.
   """
 
   target: targets.Target
   made: programs.Run | None
   steps: tuple[Step, ...]
   problem: str = ''
+  fit: fit_lib.Fit | None = None
 
   @property
   def config(self) -> typed.Config:
@@ -57,9 +60,8 @@ class Rehearsal(NamedTuple):
 
   @property
   def available(self) -> float:
-    """Returns the bytes of memory of one chip; CPU devices share that of this machine."""
-    chip = self.target.chip
-    return (chip.memory if chip else None) or capacity.host() / self.target.chips
+    """Returns the bytes of memory of one chip."""
+    return _available(self.target)
 
   @property
   def peak(self) -> int | None:
@@ -114,28 +116,35 @@ class Rehearsal(NamedTuple):
     return run.config.train.steps * self.step_seconds + batches * (batch or 0.0)
 
 
-def rehearse(config: typed.Config, data: experiment.Data, target: targets.Target) -> Rehearsal:
+def rehearse(config: typed.Config, data: experiment.Data, target: targets.Target, fitting: bool = False) -> Rehearsal:
   """Rehearses a run on a target.
 
   Args:
     config: from `stand_in.load`.
     data: its images, or what stands in for them.
     target: the hardware.
+    fitting: whether to search for the largest batch that fits.
   """
   try:
     made = programs.make(config, data, target)
   except errors.InputError as error:
     return Rehearsal(target, None, (), str(error))
-  steps = []
+  steps, problem = [], ''
   try:
     for program in programs.compile_all(made):
+      _log.info(f'{target.text}: {program.label} compiled in {program.seconds:.0f} s')
       costs = hlo.measure(program.text, target.chips)
       line = roofline.make(target, program.flops, costs, made.run.config.model.dtype)
-      _log.info(f'{target.text}: {program.label} compiled in {program.seconds:.0f} s')
       steps.append(Step(program._replace(text=''), costs, line))
   except errors.RunError as error:
-    return Rehearsal(target, made, tuple(steps), str(error))
-  return Rehearsal(target, made, tuple(steps))
+    problem = str(error)
+  found = fit_lib.find(config, data, target, _available(target)) if fitting else None
+  return Rehearsal(target, made, tuple(steps), problem, found)
+
+
+def _available(target: targets.Target) -> float:
+  """Returns the bytes of memory of one chip; CPU devices share that of this machine."""
+  return (target.chip.memory if target.chip else None) or capacity.host() / target.chips
 
 
 def _variables(made: programs.Run) -> int:

@@ -65,8 +65,14 @@ def versions() -> dict[str, str]:
 
 
 def sections(found: Sequence[rehearsal.Rehearsal]) -> dict[str, Table]:
-  """Returns the tables by heading."""
-  return {'Targets': _targets(found), 'Programs': _programs(found), 'Collectives of a train step': _collectives(found)}
+  """Returns the tables by heading, without those that would be empty."""
+  every = {
+    'Targets': _targets(found),
+    'Programs': _programs(found),
+    'Collectives of a train step': _collectives(found),
+    'Parameters that fsdp splits': _sharding(found),
+  }
+  return {heading: rows for heading, rows in every.items() if len(rows) > 1}
 
 
 def _targets(found: Sequence[rehearsal.Rehearsal]) -> Table:
@@ -141,6 +147,15 @@ def _collectives(found: Sequence[rehearsal.Rehearsal]) -> Table:
   return rows
 
 
+def _sharding(found: Sequence[rehearsal.Rehearsal]) -> Table:
+  rows = [['parameter', 'target', 'shape', 'split axis']]
+  for each in found:
+    for line in each.made.sharding if each.made else ():
+      shape = 'x'.join(map(str, line['shape']))
+      rows.append([line['parameter'], each.target.text, shape, str(line['axis'])])
+  return rows
+
+
 def collectives(step: rehearsal.Step) -> list[dict[str, Any]]:
   """Sums the collectives of a step by kind and purpose.
 
@@ -206,6 +221,8 @@ def _to_json(each: rehearsal.Rehearsal, found: Sequence[rehearsal.Rehearsal]) ->
       }
       for step in each.steps
     ],
+    'fit': each.fit._asdict() if each.fit else None,
+    'sharding': each.made.sharding if each.made else [],
     'findings': findings.find(each),
   }
 

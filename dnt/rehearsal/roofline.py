@@ -65,7 +65,7 @@ def make(target: targets.Target, flops: float, costs: hlo.Costs, dtype: str) -> 
 
 def _seconds(target: targets.Target, collectives: Sequence[hlo.Collective]) -> float | None:
   times = [each.times * seconds(target, each) for each in collectives]
-  return sum(times) if target.links else None
+  return sum(times) if target.links is not None else None
 
 
 def seconds(target: targets.Target, collective: hlo.Collective) -> float:
@@ -73,6 +73,8 @@ def seconds(target: targets.Target, collective: hlo.Collective) -> float:
 
   Across slices or nodes, each chip also sends its part of the arrays through the network.
   """
+  if collective.group == 1:
+    return 0.0
   chip, inside = target.chip, target.chips // target.slices
   assert chip is not None and target.links and chip.network_bandwidth
   turns = 2 if collective.kind == 'all-reduce' else 1

@@ -95,14 +95,14 @@ class Target(NamedTuple):
 
 
 def parse(texts: Sequence[str]) -> list[Target]:
-  """Parses the targets of the command line.
+  """Parses the targets of the command line, each text one or several with commas between them.
 
   Raises:
     errors.InputError: a target is unknown or has a shape that does not exist; the message lists the valid forms.
   """
   if not texts:
     raise errors.InputError(f'--on names the hardware to rehearse on, such as {FORMS}')
-  return [_parse(text.strip()) for text in texts]
+  return [_parse(each.strip()) for text in texts for each in text.split(',')]
 
 
 def _parse(text: str) -> Target:

@@ -150,3 +150,39 @@ def test_the_step_of_a_run_is_one_without_telemetry_unless_every_step_records_it
   tiny.telemetry.every = every
   name = {'1': precompile.TELEMETRY, '2': precompile.PLAIN}[every]
   assert rehearse(tiny, 'cpu:1').train.program.name == name
+
+
+def test_a_run_on_cached_features_has_the_programs_that_the_loop_runs(rehearse, tiny, tmp_path, monkeypatch):
+  monkeypatch.setenv('HOME', str(tmp_path))
+  tiny.finetune.trainable, tiny.finetune.cache_dir = 'head', str(tmp_path / 'features')
+  tiny.telemetry.every = '0'
+  compiled, ahead = [], compile_lib.ahead
+
+  def spy(*program):
+    compiled.append(ahead(*program))
+    return compiled[-1]
+
+  monkeypatch.setattr(compile_lib, 'ahead', spy)
+  loop.train(tiny, tmp_path / 'run')
+  found = rehearse(tiny, 'cpu:1')
+  held = {each.memory_analysis().argument_size_in_bytes for each in compiled}
+  assert {each.program.arguments for each in found.steps} <= held
+  assert found.train.program.flops == 2 * 2 * 16 * 16 * 10  # of the head, without the gradient of its input
+
+
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {'optim.learning_rate': 'auto'},
+    {'ema.decay': 0.9},
+    {'train.steps_per_dispatch': 1},
+    {'data.placement': 'stream', 'data.workers': 0},
+    {'finetune.trainable': 'head', 'finetune.unfreeze': (('3', 'all'),)},
+  ],
+)
+def test_other_runs_are_rehearsed_too(rehearse, tiny, changes):
+  from dnt.config import overrides
+
+  found = rehearse(overrides.override(tiny, changes, 'test'), 'cpu:2')
+  assert found.fits, found.problem
+  assert len(found.steps) == 2 if 'finetune.unfreeze' not in changes else 3

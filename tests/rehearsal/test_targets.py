@@ -82,3 +82,7 @@ def test_links_are_those_of_the_torus():
   assert links('v5e:2x4') == (2 * one, 4)
   assert links('v5p:4x4x4') == (chips.BY_NAME['v5p'].link_bandwidth, 6)
   assert links('h100:8') == (chips.BY_NAME['h100'].link_bandwidth, 7)
+
+
+def test_several_targets_stand_in_one_flag_or_in_several():
+  assert [target.text for target in targets.parse(['v5e:4x4, h100:8', 'cpu:2'])] == ['v5e:4x4', 'h100:8', 'cpu:2']

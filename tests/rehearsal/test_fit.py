@@ -1,0 +1,51 @@
+"""The largest batch that fits, and what makes a batch fit."""
+
+import pytest
+
+from dnt.rehearsal import fit, stand_in, targets
+
+
+@pytest.mark.parametrize('start', [8, 64, 4096])
+@pytest.mark.parametrize('limit', [100, 1000, 12_345])
+def test_the_search_ends_at_the_limit_within_an_eighth(start, limit):
+  asked = []
+
+  def measure(batch):
+    asked.append(batch)
+    return 10 * batch + 7
+
+  found = fit.search(measure, 10 * limit + 7, start, 8, 10**6)
+  assert limit / (1 + 1 / fit.CLOSE) - 8 <= found <= limit
+  assert found % 8 == 0
+  assert len(set(asked)) == len(asked) <= 20
+
+
+def test_the_search_ends_where_nothing_fits_and_where_the_images_end():
+  assert fit.search(lambda batch: None, 100, 64, 8, 1000) == 0
+  assert fit.search(lambda batch: 0, 100, 64, 8, 1000) == 512
+
+
+def find(config, text, available):
+  (target,) = targets.parse([text])
+  config, data = stand_in.load(config, None)
+  return fit.find(config, data, target, available)
+
+
+def test_the_largest_batch_fits_and_a_larger_one_does_not(tiny):
+  tiny.data.synthetic_examples = 100_000
+  small = find(tiny, 'cpu:2', 0).tried
+  assert set(small) == {2, 4, 8, 16}  # down from that of the config
+  found = find(tiny, 'cpu:2', 3 * max(small.values()))
+  assert found.batch > 16 and found.changes == {}
+  assert found.memory == found.tried[found.batch] <= 3 * max(small.values())
+  assert any(memory > 3 * max(small.values()) for batch, memory in found.tried.items() if batch > found.batch)
+
+
+@pytest.mark.thorough
+def test_what_makes_a_batch_fit_is_named(plain):
+  plain.train.batch_size = plain.data.synthetic_examples = 16
+  plain.optim.name = 'adamw'
+  whole = find(plain, 'cpu:4', 10**9).tried[16]
+  found = find(plain, 'cpu:4', 0.9 * whole)
+  assert found.batch < 16
+  assert found.changes in ({'mesh.fsdp': 4}, {'model.remat': True, 'mesh.fsdp': 4})
