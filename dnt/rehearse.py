@@ -5,7 +5,7 @@
 
 It needs no accelerator: XLA compiles on this machine. TPUs need the package libtpu (pip install ".[tpu]"), GPUs
 jax-cuda13-plugin (".[gpu]"). For each target it prints and writes the memory, FLOPs, bytes and collectives of a train
-step, the time that they take at least by the published figures of the chip, and what holds the run back. Images need
+step, the time that they take by the published figures of the chip, and what holds the run back. Images need
 not be here: splits of the same size stand in for them. The exit code is 0 if the run fits everywhere, else 1.
 """
 

@@ -1,9 +1,11 @@
 """The program `dnt.rehearse`."""
 
-import importlib.util
 import json
 
 import pytest
+
+from dnt import errors
+from dnt.rehearsal import targets
 
 TINY = (
   '--config.data.source=synthetic',
@@ -62,7 +64,7 @@ FAMILIES = {
   'mlp': ('--config.model.depth=3', '--config.model.width=128'),
   'plain': ('--config.model.depth=8',),
   'resnet': ('--config.model.depth=8', '--config.mesh.fsdp=4'),
-  'highway': ('--config.model.depth=10',),
+  'highway': ('--config.model.depth=8',),
   'densenet': ('--config.model.depth=10', '--config.model.growth_rate=8'),
 }
 
@@ -70,8 +72,10 @@ FAMILIES = {
 @pytest.mark.slow
 @pytest.mark.parametrize('family', FAMILIES)
 def test_a_config_of_each_family_compiles_for_tpus(run_program, tmp_path, family):
-  if importlib.util.find_spec('libtpu') is None:
-    pytest.skip('libtpu, which compiles for TPUs, is not installed')
+  try:
+    targets.prepare(targets.parse(['v5e:2x2']))
+  except errors.InputError as error:
+    pytest.skip(str(error))
   tiny = [flag for flag in TINY if 'config.model.' not in flag]
   flags = (f'--config.model.name={family}', '--config.model.dtype=bfloat16', *FAMILIES[family])
   code, output = run_program('dnt.rehearse', '--on=v5e:2x2', f'--workdir={tmp_path}', *tiny, *flags)
@@ -83,8 +87,10 @@ def test_a_config_of_each_family_compiles_for_tpus(run_program, tmp_path, family
 
 @pytest.mark.slow
 def test_a_run_compiles_for_gpus(run_program, tmp_path):
-  if importlib.util.find_spec('jax_cuda13_plugin') is None:
-    pytest.skip('jax-cuda13-plugin, which compiles for GPUs, is not installed')
+  try:
+    targets.prepare(targets.parse(['h100:8']))
+  except errors.InputError as error:
+    pytest.skip(str(error))
   tiny = [flag for flag in TINY if 'config.model.' not in flag]
   code, output = run_program('dnt.rehearse', '--on=h100:8', f'--workdir={tmp_path}', *tiny, '--config.model.depth=8')
   assert code == 0, output

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
+SEND = 'send'  # to the same chip of the other slices, through the network
 COLLECTIVES = ('all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all', 'collective-permute')
 # What collectives are for. Parameters and activations are gathered, under fsdp, where a product needs them whole.
 STATISTICS, GRADIENTS, PARAMETERS = 'BatchNorm statistics', 'gradients', 'parameters'
@@ -62,16 +63,18 @@ class Collective(NamedTuple):
   """Describes a collective of one step.
 
   Attributes:
-    kind: of `COLLECTIVES`.
+    kind: of `COLLECTIVES`, or `SEND`.
     bytes: of the arrays that it handles, by purpose: the whole arrays, so of a gather its results and of a scatter its
       operands.
     group: number of chips that take part together.
+    span: number of chips from the first to the last of them, in the order of the mesh.
     times: how often it runs in a step.
   """
 
   kind: str
   bytes: dict[str, int]
   group: int
+  span: int
   times: int
 
   @property
@@ -86,6 +89,8 @@ class Collective(NamedTuple):
   @property
   def sent(self) -> float:
     """Returns the bytes that each chip sends, if the chips form a ring."""
+    if self.kind == SEND:
+      return self.total
     turns = {'all-reduce': 2, 'collective-permute': self.group / max(self.group - 1, 1)}.get(self.kind, 1)
     return turns * self.total * (self.group - 1) / self.group
 
@@ -200,7 +205,7 @@ def _turns(loop: Instruction, computations: dict[str, Computation]) -> int:
 def _collective(instruction: Instruction, computations: dict[str, Computation]) -> str | None:
   """Returns the kind of collective that an instruction starts, or None."""
   kind = instruction.opcode.removesuffix('-start')
-  if kind in COLLECTIVES:
+  if kind in COLLECTIVES or (kind == SEND and 'megascale' in instruction.attributes):
     return kind
   if instruction.opcode == 'fusion':  # of a TPU
     inner = [each for name in _called(instruction) for each in computations.get(name, {}).values()]
@@ -231,22 +236,25 @@ def _describe(
   inner = [each for name in _called(instruction) for each in computations.get(name, {}).values()]
   own = instruction if instruction.opcode != 'fusion' else next(each for each in inner if each.opcode in COLLECTIVES)
   home = computation if own is instruction else {each.name: each for each in inner}
-  group = _group(own.attributes, chips)
+  group, span = _group(own.attributes, chips)
   sizes: dict[str, int] = {}
   for name in own.operands:
     operand = home.get(name)
-    if operand is None:
+    if operand is None or operand.opcode == 'after-all':
       continue
     # A gather's result is as many times as large as its operand as chips take part.
     size = operand.bytes * (group if kind == 'all-gather' else 1)
     source = instruction if operand.opcode == 'parameter' else operand
     scope = _scope(source, computation) or own.scope or instruction.scope
     stored = source.operands[0] if source is instruction and source.operands else name
-    purpose = (
-      PARAMETERS if kind == 'all-gather' and _is_stored(stored, computation, computations) else _purpose(kind, scope)
-    )
+    if kind == 'all-gather' and _is_stored(stored, computation, computations):
+      purpose = PARAMETERS
+    elif kind == 'all-gather' and _is_reduced(stored, computation, computations):
+      purpose = GRADIENTS
+    else:
+      purpose = _purpose(kind, scope)
     sizes[purpose] = sizes.get(purpose, 0) + size
-  return Collective(kind, sizes or {OTHERS: 0}, group, times)
+  return Collective(kind, sizes or {OTHERS: 0}, group, span, times)
 
 
 def _scope(instruction: Instruction, computation: Computation, depth: int = 4) -> str:
@@ -274,6 +282,14 @@ def _is_stored(name: str, computation: Computation, computations: dict[str, Comp
   return instruction is not None and instruction.opcode == 'parameter'
 
 
+def _is_reduced(name: str, computation: Computation, computations: dict[str, Computation]) -> bool:
+  """Returns whether an array is a part of a sum over chips: its gather ends the reduction of a gradient."""
+  origin, _ = _moved(computation.get(name), computation)
+  if origin is None:
+    return False
+  return origin.opcode == 'recv-done' or _collective(origin, computations) == 'reduce-scatter'
+
+
 def _moved(instruction: Instruction | None, computation: Computation) -> tuple[Instruction | None, int]:
   """Follows an array back to where it was computed; returns that instruction, and which of its results it is."""
   element = 0
@@ -288,9 +304,9 @@ def _moved(instruction: Instruction | None, computation: Computation) -> tuple[I
 def _purpose(kind: str, scope: str) -> str:
   if kind == 'all-gather' and 'jvp(' in scope:
     return ACTIVATIONS
-  if re.search(r'norm[^/]*/[^/]*reduce', scope, re.IGNORECASE) and 'jvp(' in scope:
+  if re.search(r'norm[^/]*/.*reduce', scope, re.IGNORECASE) and 'jvp(' in scope:
     return STATISTICS if 'transpose(' not in scope else _BACKWARD
-  return GRADIENTS if 'transpose(' in scope or kind == 'reduce-scatter' else OTHERS
+  return GRADIENTS if 'transpose(' in scope or kind in ('reduce-scatter', SEND) else OTHERS
 
 
 def _named(collectives: list[Collective]) -> list[Collective]:
@@ -308,17 +324,23 @@ def _named(collectives: list[Collective]) -> list[Collective]:
   return named
 
 
-def _group(attributes: str, chips: int) -> int:
-  """Returns the number of chips in each group of a collective."""
-  if match := re.search(r'replica_groups=mesh\[(.*?)\].*?\{(.*?)\}', attributes):
-    axes = dict(re.findall(r"'([^']+)'=(\d+)", match[1]))
-    used = re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", match[2])
-    return math.prod(int(part or axes[axis]) for axis, part in used)
-  if match := re.search(r'replica_groups=\[(\d+),(\d+)\]', attributes):
-    return int(match[2])
+def _group(attributes: str, chips: int) -> tuple[int, int]:
+  """Returns the number of chips in each group of a collective, and how many chips lie from its first to its last."""
+  if match := re.search(r'replica_groups=mesh\[(.*?)\](.*?)\{(.*?)\}', attributes):
+    sizes = {axis: int(size) for axis, size in re.findall(r"'([^']+)'=(\d+)", match[1])}
+    used = re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", match[3])
+    group = math.prod(int(part or sizes[axis]) for axis, part in used)
+    real = [axis for axis, size in sizes.items() if size > 1]
+    names = [axis for axis, _ in used if axis in real]
+    # The last axes hold neighbours, unless the devices are in another order.
+    near = 'device_ids' not in match[2] and names == real[len(real) - len(names) :]
+    return group, group if near else chips
+  if match := re.search(r'replica_groups=\[(\d+),(\d+)\]<=\[[\d,]+\](T?)', attributes):
+    return int(match[2]), chips if match[3] else int(match[2])
   if match := re.search(r'replica_groups=\{\{([\d,]+)\}', attributes):
-    return len(match[1].split(','))
-  return chips
+    members = [int(number) for number in match[1].split(',')]
+    return len(members), max(members) - min(members) + 1
+  return chips, chips
 
 
 def _traffic(instruction: Instruction, computation: Computation, computations: dict[str, Computation]) -> int:

@@ -14,8 +14,8 @@ from dnt.reporting import html, progress, tables
 PACKAGES = ('jax', 'jaxlib', 'libtpu', 'jax-cuda13-plugin', 'jax-cuda12-plugin')
 Table = list[list[str]]
 _NOTE = (
-  'No step is faster than its roofline, which knows the published figures of the chip alone; how much slower it is, '
-  'only the hardware shows. Sizes, bytes and FLOPs are those of one chip.'
+  'The roofline knows the published figures of the chip alone: a step is slower where the chip does not reach them, '
+  'and may be faster where a cache spares it memory traffic. Sizes, bytes and FLOPs are those of one chip.'
 )
 
 

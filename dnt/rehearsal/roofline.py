@@ -1,8 +1,8 @@
-"""Computes from a chip's published figures how long a step takes at least, and what bounds it.
+"""Computes from a chip's published figures how long a step takes, and what bounds it.
 
 Three bounds: arithmetic, memory traffic and links. What a chip cannot overlap comes on top: it waits for the sums of
 BatchNorm in the middle of the network, while the reduction of gradients can overlap with the rest of the backward pass.
-No step is faster; how much slower it is, only the hardware shows.
+It is not a forecast: chips reach their peaks only in large products, and a cache may spare memory traffic.
 """
 
 from collections.abc import Sequence
@@ -78,7 +78,10 @@ def seconds(target: targets.Target, collective: hlo.Collective) -> float:
   chip, inside = target.chip, target.chips // target.slices
   assert chip is not None and target.links and chip.network_bandwidth
   turns = 2 if collective.kind == 'all-reduce' else 1
-  near, far = min(collective.group, inside), max(collective.group // inside, 1)
+  if collective.kind == hlo.SEND:
+    return chip.latency + collective.total / chip.network_bandwidth
+  far = min(-(-collective.span // inside), collective.group)  # slices that a group reaches
+  near = collective.group // far
   hops = target.hops * (near - 1) / max(inside - 1, 1)
   result = chip.latency + turns * (hops + far - 1) * chip.hop_latency
   result += turns * collective.total * (near - 1) / near / target.links

@@ -1,8 +1,10 @@
 """Parses the hardware to rehearse on, such as `v5e:4x4`, and makes its devices, which need not be here."""
 
+import importlib.metadata
 import importlib.util
 import math
 import os
+import pathlib
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -17,6 +19,7 @@ CPU = 'cpu'
 FORMS = 'v5e:4x4, v5p:2x2x2, v6e:8x8 (a slice of a TPU), 2*v5e:16x16 (two slices), h100:8, h200:16 (GPUs), cpu:8'
 _LARGEST = {'v5e': (16, 16), 'v6e': (16, 16), 'v5p': (28, 20, 16)}  # slices of TPUs, the longest side first
 _MOST_CPUS = 256
+_TOOLKIT = pathlib.Path('/usr/local/cuda')
 # The GpuTargetConfigProto of XLA, which stands for the GPU that is not here. The figures are those of XLA's own specs.
 _GPU = """
 gpu_device_info {{
@@ -35,9 +38,11 @@ device_description_str: "{name}"
 """
 
 
-# libtpu does not ask Google's metadata server where it runs, and does not warn that it runs elsewhere.
+# libtpu does not ask Google's metadata server where it runs, does not warn that it runs elsewhere, and does not claim
+# the TPU of this machine, which another program may be using.
 _LIBTPU = {
   'TPU_SKIP_MDS_QUERY': '1',
+  'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
   'TPU_ACCELERATOR_TYPE': 'v5litepod-4',
   'TPU_WORKER_HOSTNAMES': 'localhost',
   'TPU_STDERR_LOG_LEVEL': '3',
@@ -168,14 +173,24 @@ def prepare(targets: Sequence[Target]) -> None:
 
 
 def _check_package(target: Target) -> None:
+  """Refuses a target whose compiler is not installed; jax crashes without the library of CUDA that it links."""
   if target.chip is None:
     return
-  packages, extra = (('libtpu',), 'tpu') if target.chip.is_tpu else (('jax_cuda13_plugin', 'jax_cuda12_plugin'), 'gpu')
-  if not any(importlib.util.find_spec(package) for package in packages):
+  if target.chip.is_tpu:
+    needed, found, extra = 'libtpu', importlib.util.find_spec('libtpu'), 'tpu'
+  else:
+    needed, extra = 'jax-cuda13-plugin and nvidia-nvvm', 'gpu'
+    library = _TOOLKIT.is_dir() or any(map(_is_installed, ('nvidia-nvvm', 'nvidia-cuda-nvcc-cu12')))
+    found = library and any(map(importlib.util.find_spec, ('jax_cuda13_plugin', 'jax_cuda12_plugin')))
+  if not found:
     raise errors.InputError(
-      f'--on={target.text} needs the compiler for {target.chip.name}, which comes with the package '
-      f'{packages[0].replace("_", "-")}: pip install "dnt[{extra}]", or in a checkout pip install ".[{extra}]"'
+      f'--on={target.text} needs the compiler for {target.chip.name}, which comes with {needed}: '
+      f'pip install "dnt[{extra}]", or in a checkout pip install ".[{extra}]"'
     )
+
+
+def _is_installed(package: str) -> bool:
+  return any(importlib.metadata.distributions(name=package))
 
 
 def devices(target: Target) -> list[jax.Device]:
@@ -197,5 +212,7 @@ def devices(target: Target) -> list[jax.Device]:
       shape = f'1x{target.slices}x{target.shape[0]}'
       described = topologies.get_topology_desc(platform='cuda', target_config=_GPU.format(**figures), topology=shape)
   except (RuntimeError, NotImplementedError) as error:
-    raise errors.InputError(f'--on={target.text}: XLA has no such topology ({errors.first_line(error)})') from error
+    raise errors.InputError(
+      f'--on={target.text}: XLA cannot describe such devices ({errors.first_line(error)})'
+    ) from error
   return list(described.devices)

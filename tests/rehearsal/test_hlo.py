@@ -67,20 +67,23 @@ def test_a_number_of_turns_that_xla_knows_counts():
 
 
 @pytest.mark.parametrize(
-  ('groups', 'size'),
+  ('groups', 'size', 'span'),
   [
-    ('[2,4]<=[8]', 4),
-    ('{{0,1},{2,3},{4,5},{6,7}}', 2),
-    ("mesh['axis_0'=2,'axis_1'=4] {'axis_1'}", 4),
-    ("mesh['axis_0'=2,'axis_1'=4] {'axis_0','axis_1'}", 8),
-    ("mesh['axis_0'=2,'axis_1'=4], device_ids=([2,4]T(1,0)) {'axis_0'}", 2),
-    ("mesh['axis_0'=8] {'axis_0':(1)4}", 4),
-    ('{}', 8),
+    ('[2,4]<=[8]', 4, 4),
+    ('[4,2]<=[2,4]T(1,0)', 2, 8),
+    ('{{0,1},{2,3},{4,5},{6,7}}', 2, 2),
+    ('{{0,4},{1,5},{2,6},{3,7}}', 2, 5),
+    ("mesh['axis_0'=2,'axis_1'=4,'axis_2'=1] {'axis_1'}", 4, 4),
+    ("mesh['axis_0'=2,'axis_1'=4] {'axis_0'}", 2, 8),
+    ("mesh['axis_0'=2,'axis_1'=4] {'axis_0','axis_1'}", 8, 8),
+    ("mesh['axis_0'=2,'axis_1'=4], device_ids=([2,4]T(1,0)) {'axis_1'}", 4, 8),
+    ("mesh['axis_0'=8] {'axis_0':(1)4}", 4, 4),
+    ('{}', 8, 8),
   ],
 )
-def test_the_chips_of_a_group_are_counted(groups, size):
+def test_the_chips_of_a_group_are_counted(groups, size, span):
   (found,) = loop(groups).collectives
-  assert found.group == size
+  assert (found.group, found.span) == (size, span)
   assert found.sent == pytest.approx(2 * 32 * (size - 1) / size)
 
 
@@ -118,6 +121,28 @@ def test_a_gather_across_fusions_of_a_tpu_counts_once_and_a_fused_scatter_is_one
   assert (gather.kind, gather.bytes, gather.group) == ('all-gather', {hlo.PARAMETERS: 4 * 32 * 2}, 4)
   assert (scatter.kind, scatter.bytes) == ('reduce-scatter', {hlo.GRADIENTS: 4 * 32 * 4})
   assert scatter.sent == pytest.approx(3 / 4 * 4 * 32 * 4)
+
+
+SLICES = """HloModule slices
+
+ENTRY %main (g: f32[4,32]) -> f32[4,32] {
+  %g = f32[4,32]{1,0} parameter(0)
+  %part = f32[4,8]{1,0} reduce-scatter(%g), channel_id=1, replica_groups={{0,1,2,3}}, dimensions={1}, to_apply=%add
+  %token = token[] after-all()
+  %send = (f32[4,8]{1,0}, u32[], token[]) send(%part, %token), channel_id=2, x="xla_megascale_runtime"
+  %recv = (f32[4,8]{1,0}, u32[], token[]) recv(%token), channel_id=3, x="xla_megascale_runtime"
+  %recv-done = (f32[4,8]{1,0}, token[]) recv-done(%recv), channel_id=3
+  %sum = f32[4,8]{1,0} get-tuple-element(%recv-done), index=0
+  ROOT %whole = f32[4,32]{1,0} all-gather(%sum), channel_id=4, replica_groups={{0,1,2,3}}, dimensions={1}
+}
+"""
+
+
+def test_between_slices_a_chip_sends_its_part_of_the_gradient():
+  scatter, send, gather = hlo.measure(SLICES, 8).collectives
+  assert [each.kind for each in (scatter, send, gather)] == ['reduce-scatter', hlo.SEND, 'all-gather']
+  assert [each.bytes for each in (scatter, send, gather)] == [{hlo.GRADIENTS: size} for size in (512, 128, 512)]
+  assert send.sent == 128
 
 
 TRAFFIC = """HloModule traffic

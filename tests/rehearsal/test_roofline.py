@@ -10,8 +10,8 @@ def target(text):
   return targets.parse([text])[0]
 
 
-def collective(kind='all-reduce', size=10**8, group=16, purpose=hlo.GRADIENTS, times=1):
-  return hlo.Collective(kind, {purpose: size}, group, times)
+def collective(kind='all-reduce', size=10**8, group=16, purpose=hlo.GRADIENTS, times=1, span=None):
+  return hlo.Collective(kind, {purpose: size}, group, span or group, times)
 
 
 def test_compute_and_memory_are_what_the_chip_does_at_its_peak():
@@ -41,6 +41,16 @@ def test_between_slices_each_chip_sends_its_part_through_the_network():
   )
   network = chips.BY_NAME['v5e'].network_bandwidth
   assert two - one == pytest.approx(2 * 1e8 / 16 / 2 / network + 2e-6)
+
+
+def test_a_group_of_one_chip_in_each_slice_uses_the_network_alone():
+  seconds = roofline.seconds(target('2*v5e:4x4'), collective(group=2, span=17))
+  assert seconds == pytest.approx(2 * 1e8 / 2 / chips.BY_NAME['v5e'].network_bandwidth + 1e-6 + 2e-6)
+
+
+def test_what_a_chip_sends_to_another_slice_goes_through_the_network():
+  seconds = roofline.seconds(target('2*v5e:4x4'), collective(hlo.SEND, group=32))
+  assert seconds == pytest.approx(1e8 / chips.BY_NAME['v5e'].network_bandwidth + 1e-6)
 
 
 def test_the_step_waits_for_statistics_and_overlaps_the_rest():

@@ -61,6 +61,14 @@ def test_a_missing_compiler_is_one_line_that_says_what_to_install(text, extra, m
     targets.prepare(targets.parse([text]))
 
 
+def test_a_plugin_without_the_library_that_it_links_is_refused(monkeypatch, tmp_path):
+  monkeypatch.setattr(targets.importlib.util, 'find_spec', lambda name: name)
+  monkeypatch.setattr(targets.importlib.metadata, 'distributions', lambda name: iter(()))
+  monkeypatch.setattr(targets, '_TOOLKIT', tmp_path / 'absent')
+  with pytest.raises(errors.InputError, match='nvidia-nvvm'):
+    targets.prepare(targets.parse(['h100:8']))
+
+
 def test_more_cpu_devices_than_there_are_is_refused():
   with pytest.raises(errors.InputError, match='xla_force_host_platform_device_count=9'):
     targets.prepare(targets.parse(['cpu:9']))
