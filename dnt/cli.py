@@ -21,7 +21,7 @@ from dnt import config as schema
 from dnt import errors
 from dnt import workdir as workdir_lib
 from dnt.config import config_files, relations, run_config
-from dnt.parallel import cpu, signals
+from dnt.parallel import cpu, peers, signals
 from dnt.parallel.cpu import allocator
 from dnt.reporting import terminal
 
@@ -146,6 +146,8 @@ def _nowhere() -> TextIO:
 
 
 def _print_error(error: Exception) -> None:
+  if watched := peers.current():
+    watched.explain(str(error))
   try:
     print(f'error: {error}', file=sys.stderr, flush=True)
   except OSError:

@@ -41,7 +41,7 @@ from dnt.data import pipeline
 from dnt.diagnostics import lr_find
 from dnt.finetune import feature_cache
 from dnt.models import layouts
-from dnt.parallel import cpu, multihost, ownership, preemption
+from dnt.parallel import activity, cpu, multihost, ownership, preemption
 from dnt.parallel import mesh as mesh_lib
 from dnt.reporting import metric_names, terminal
 from dnt.training import budget, calendar, evaluate, experiment, initialize, precompile, record, report, resume, steps
@@ -298,6 +298,7 @@ class _Pending:
     if self._waiting:
       start, count, metrics = self._waiting
       self._waiting = None
+      activity.note('waits for the devices', start)
       self._rec.trained(start, count, jax.device_get(metrics))
 
   def replace(self, start: int, count: int, metrics: dict[str, Any]) -> None:
@@ -315,6 +316,7 @@ def _run(session: _Session, state: steps.TrainState) -> steps.TrainState:
   phase = run.phase(step)
 
   def save():
+    activity.note('saves a checkpoint', step)
     session.saved.save(step, layouts.to_unrolled(state, rows), rec.history())
     session.clock.lap('checkpoint')
 

@@ -104,8 +104,8 @@ def main(values: flags.FlagValues) -> None:
     raise
   if multihost.is_lead():
     print(f'{outcome}  {workdir}')
+  multihost.part()  # a process that ends before the others have written everything would end them too
   if stopped_by:
-    multihost.part()  # a process that ends before the others have written everything would end them too
     raise signals.Stopped(signal.Signals[stopped_by])
 
 

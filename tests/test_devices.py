@@ -69,6 +69,15 @@ def config(config_file):
   return write
 
 
+def wait_for_a_step(process, workdir):
+  """Until a run has logged its first step."""
+  deadline = time.monotonic() + 240
+  while not (metrics.read(workdir) if workdir.exists() else []):
+    assert process.poll() is None, process.stdout.read()
+    assert time.monotonic() < deadline
+    time.sleep(0.05)
+
+
 @pytest.mark.thorough
 @pytest.mark.usefixtures('undrawn')
 def test_two_processes_train_stop_and_go_on_as_one(tmp_path, config, start, finish, load_config, monkeypatch):
@@ -80,11 +89,7 @@ def test_two_processes_train_stop_and_go_on_as_one(tmp_path, config, start, fini
     return start(['launch/local.sh', '-n', '2', '--devices-per-process=1', '--', *flags])
 
   process = launch('stream', 400)
-  deadline = time.monotonic() + 240
-  while not (metrics.read(workdir) if workdir.exists() else []):
-    assert process.poll() is None, process.stdout.read()
-    assert time.monotonic() < deadline
-    time.sleep(0.05)
+  wait_for_a_step(process, workdir)
   process.send_signal(signal.SIGTERM)
   output = finish(process, 143)
   stopped = json.loads((workdir / 'summary.json').read_text())
@@ -188,3 +193,21 @@ def test_processes_with_other_data_refuse_to_run(tmp_path, config, outcomes):
   first, second = outcomes(*own)
   assert 'process 1: ' in first
   assert str(folders[1]) in first and str(folders[1]) in second
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize('lost', [0, 1])
+def test_a_killed_process_ends_the_other_with_one_line_that_names_it(tmp_path, config, start, coordinator, lost):
+  flags = [f'--config={config("device", 100_000)}', f'--workdir={tmp_path / "run"}']
+  place = ['--distributed', f'--coordinator={coordinator}', '--num_processes=2']
+  processes = [start([sys.executable, '-m', 'dnt.main', *flags, *place, f'--process_id={i}']) for i in (0, 1)]
+  wait_for_a_step(processes[0], tmp_path / 'run')
+  processes[lost].kill()
+  begin = time.monotonic()
+  output, _ = processes[1 - lost].communicate(timeout=60)
+  assert time.monotonic() - begin < 30
+  assert processes[1 - lost].returncode == 1, output
+  assert 'Traceback' not in output and 'stack trace' not in output
+  found = [line for line in output.splitlines() if line.startswith('error: ')]
+  assert len(found) == 1 and re.match(rf'error: process {lost} \(on .+\) was lost', found[0])
+  assert output.strip().endswith(found[0])

@@ -13,8 +13,8 @@ import jax
 import numpy as np
 
 from dnt.data import pipeline
+from dnt.parallel import activity, cpu, signals
 from dnt.parallel import compile as compile_lib
-from dnt.parallel import cpu, signals
 from dnt.parallel import mesh as mesh_lib
 from dnt.training import evaluate, experiment, record, steps
 
@@ -78,12 +78,14 @@ class Programs:
       A function that dispatches the steps. It takes the state, whose buffers are donated, and returns the new state and
       the metrics of the steps, as from `steps.make_train_steps`.
     """
+    activity.note('reads data', step)
     arrays, program = self._loader.arrays(step, count), self._get(self._name(step), step, state)
     return lambda state: program(state, arrays, np.int32(count))
 
   def evaluate(self, state: steps.TrainState, step: int) -> evaluate.Result:
     """Evaluates the state after `step` steps on `eval.splits`, with and without averaged parameters."""
     self._get(EVALUATION, step, state)
+    activity.note('evaluates', step)
     return evaluate.evaluate_all(self._evaluator, evaluate.get_variables(state), self._run.config.eval.splits)
 
   def _name(self, step: int) -> str:
@@ -93,6 +95,7 @@ class Programs:
     requested = self._requested.get(self._key(name, step))
     if requested is not None and requested.done():
       return requested.result()
+    activity.note('compiles', step)
     program = self._ask(name, step, state).result()
     self._clock.lap('compile')
     return program
