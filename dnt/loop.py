@@ -44,7 +44,19 @@ from dnt.models import layouts
 from dnt.parallel import activity, cpu, multihost, ownership, preemption
 from dnt.parallel import mesh as mesh_lib
 from dnt.reporting import metric_names, terminal
-from dnt.training import budget, calendar, evaluate, experiment, initialize, precompile, record, report, resume, steps
+from dnt.training import (
+  budget,
+  calendar,
+  evaluate,
+  experiment,
+  initialize,
+  precompile,
+  record,
+  report,
+  resume,
+  steps,
+  watchdog,
+)
 
 _log = logging.getLogger(__name__)
 # The sections of the options that decide how steps train.
@@ -120,6 +132,7 @@ def _train(
     clock.lap('setup')
     with (
       preemption.Guard() as guard,
+      watchdog.Watchdog(clock),
       terminal.outlive(guard.stop_without_output),
       record.Record(run, workdir, step, history, clock, provenance) as rec,
     ):
@@ -128,6 +141,7 @@ def _train(
         rec.changed(step, resume.log(changed, run, trained, step))
       try:
         state = _run(_Session(run, mesh, loader, programs, saved, rec, clock, guard), state)
+        activity.note(activity.END, int(state.step))
         saved.wait()
         if rec.is_finished(int(state.step)) and not guard.stopped_by:
           end = guard.attempt(False, _evaluate_end, run, mesh, data, evaluator, state, workdir, rec)
@@ -298,7 +312,7 @@ class _Pending:
     if self._waiting:
       start, count, metrics = self._waiting
       self._waiting = None
-      activity.note('waits for the devices', start)
+      activity.note(activity.WAIT, start)
       self._rec.trained(start, count, jax.device_get(metrics))
 
   def replace(self, start: int, count: int, metrics: dict[str, Any]) -> None:
@@ -316,7 +330,7 @@ def _run(session: _Session, state: steps.TrainState) -> steps.TrainState:
   phase = run.phase(step)
 
   def save():
-    activity.note('saves a checkpoint', step)
+    activity.note(activity.SAVE, step)
     session.saved.save(step, layouts.to_unrolled(state, rows), rec.history())
     session.clock.lap('checkpoint')
 

@@ -197,11 +197,25 @@ def test_processes_with_other_data_refuse_to_run(tmp_path, config, outcomes):
 
 @pytest.mark.thorough
 @pytest.mark.parametrize('lost', [0, 1])
-def test_a_killed_process_ends_the_other_with_one_line_that_names_it(tmp_path, config, start, coordinator, lost):
+def test_a_slow_process_is_named_and_a_killed_one_ends_the_others(tmp_path, config, start, coordinator, lost):
   flags = [f'--config={config("device", 100_000)}', f'--workdir={tmp_path / "run"}']
+  flags += ['--config.train.steps_per_dispatch=1', '--config.eval.every=0']
   place = ['--distributed', f'--coordinator={coordinator}', '--num_processes=2']
   processes = [start([sys.executable, '-m', 'dnt.main', *flags, *place, f'--process_id={i}']) for i in (0, 1)]
   wait_for_a_step(processes[0], tmp_path / 'run')
+
+  def go_on(steps):
+    last, deadline = len(losses(tmp_path / 'run')) + steps, time.monotonic() + 60
+    while len(losses(tmp_path / 'run')) < last:
+      assert [process.poll() for process in processes] == [None, None] and time.monotonic() < deadline
+      time.sleep(0.1)
+
+  if lost:
+    go_on(10)
+    processes[lost].send_signal(signal.SIGSTOP)
+    time.sleep(8)
+    processes[lost].send_signal(signal.SIGCONT)
+    go_on(10)
   processes[lost].kill()
   begin = time.monotonic()
   output, _ = processes[1 - lost].communicate(timeout=60)
@@ -211,3 +225,9 @@ def test_a_killed_process_ends_the_other_with_one_line_that_names_it(tmp_path, c
   found = [line for line in output.splitlines() if line.startswith('error: ')]
   assert len(found) == 1 and re.match(rf'error: process {lost} \(on .+\) was lost', found[0])
   assert output.strip().endswith(found[0])
+  if lost:
+    late = re.search(
+      r'takes .* s.*; waiting for process 1 \(on .+\)\n  process 0 .* waits .*\n  process 1 .*\n', output
+    )
+    assert late and 'not answered for' in late[0], output
+    assert 'the run goes on after' in output[late.end() :]

@@ -4,16 +4,18 @@ import pathlib
 import sys
 import threading
 import time
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypedDict
 
+START, READ, COMPILE, WAIT = 'starts', 'reads data', 'compiles', 'waits for the devices and the other processes'
+EVALUATE, SAVE, END = 'evaluates', 'saves a checkpoint', 'ends'
 _PACKAGE = str(pathlib.Path(__file__).parents[1])  # dnt
 
 
 class Activity(NamedTuple):
-  """Describes what the main thread does.
+  """Holds what the main thread does.
 
   Attributes:
-    phase: in words, such as `starts`, `reads data` or `saves a checkpoint`.
+    phase: one of the constants.
     step: steps done.
     since: `time.monotonic()` when it began.
   """
@@ -23,7 +25,16 @@ class Activity(NamedTuple):
   since: float
 
 
-_current = Activity('starts', 0, time.monotonic())
+class Description(TypedDict):
+  """Describes an activity in JSON values: also its seconds so far, and `at`, where the main thread is."""
+
+  phase: str
+  step: int
+  seconds: float
+  at: str
+
+
+_current = Activity(START, 0, time.monotonic())
 
 
 def note(phase: str, step: int) -> None:
@@ -32,8 +43,8 @@ def note(phase: str, step: int) -> None:
   _current = Activity(phase, step, time.monotonic())
 
 
-def describe() -> dict[str, Any]:
-  """Returns the activity as JSON values: phase, step, its seconds so far, and `at`, where the main thread is."""
+def describe() -> Description:
+  """Returns what the main thread does; any thread may call it."""
   now = _current
   return {'phase': now.phase, 'step': now.step, 'seconds': time.monotonic() - now.since, 'at': _place()}
 

@@ -53,7 +53,7 @@ class Peers:
       hosts: name of each process's machine, in the order of the processes.
       connections: as of `rendezvous.Met`; this object closes them.
     """
-    self.activities: dict[int, dict[str, Any]] = {}  # of the other processes, as far as they are known
+    self._activities: dict[int, activity.Description] = {}  # of process 0: what the others do
     self._process, self._hosts, self._connections = process, hosts, dict(connections)
     self._heard = dict.fromkeys(connections, time.monotonic())  # when each process sent its last message
     self._unfinished = dict.fromkeys(connections, b'')
@@ -67,6 +67,11 @@ class Peers:
   def name(self, process: int) -> str:
     """Returns the name of a process in messages."""
     return f'process {process} (on {self._hosts[process]})'
+
+  def describe(self) -> dict[int, tuple[activity.Description, float]]:
+    """Returns, in process 0, what each other process said last, and how many seconds ago."""
+    now = time.monotonic()
+    return {process: (said, now - self._heard[process]) for process, said in sorted(self._activities.items())}
 
   def explain(self, text: str) -> None:
     """Stores the error with which this process is about to end, for the others.
@@ -90,7 +95,7 @@ class Peers:
       grace: seconds that process 0 waits for the others to end first: jax aborts them as soon as it has ended.
     """
     if self._left_with is None:
-      self._left_with = code
+      self._left_with, self._verdict = code, None
       self._send({'left': code, 'reason': self._reason, 'grace': grace})
       if code and self._process == 0 and threading.current_thread() is not self._thread:
         self._thread.join(grace + _LINGER)
@@ -108,7 +113,7 @@ class Peers:
         peer.settimeout(BEAT)
         selector.register(peer, selectors.EVENT_READ, process)
       beat = 0.0
-      while selector.get_map():
+      while selector.get_map() or self._verdict is not None:
         if time.monotonic() >= beat:
           self._send({'activity': activity.describe()} if self._process else {})
           beat = time.monotonic() + BEAT
@@ -141,7 +146,7 @@ class Peers:
 
   def _take(self, process: int, message: Mapping[str, Any]) -> None:
     if 'activity' in message:
-      self.activities[process] = message['activity']
+      self._activities[process] = message['activity']
     if 'verdict' in message:
       self._decide(*message['verdict'])
     if 'left' not in message:
@@ -171,13 +176,14 @@ class Peers:
           f'error: {self.name(process)} was lost: it has not answered for {SILENCE:.0f} s, as when its machine or the '
           f'network is down; {_HINT}'
         )
-    if self._verdict is None or (time.monotonic() < self._verdict.deadline and not self._blaming.is_set()):
+    verdict = self._verdict
+    if verdict is None or (time.monotonic() < verdict.deadline and not self._blaming.is_set()):
       return
-    signals.say(self._verdict.line)
+    signals.say(verdict.line)
     # Launchers should see the end of the lost process first. Process 0 ends last: jax aborts the others without it.
     if 0 not in self._left:
       time.sleep(_LINGER / 2 if self._process else _LINGER)
-    signals.exit_at_once(self._verdict.code)
+    signals.exit_at_once(verdict.code)
 
 
 _current: Peers | None = None

@@ -78,14 +78,14 @@ class Programs:
       A function that dispatches the steps. It takes the state, whose buffers are donated, and returns the new state and
       the metrics of the steps, as from `steps.make_train_steps`.
     """
-    activity.note('reads data', step)
+    activity.note(activity.READ, step)
     arrays, program = self._loader.arrays(step, count), self._get(self._name(step), step, state)
     return lambda state: program(state, arrays, np.int32(count))
 
   def evaluate(self, state: steps.TrainState, step: int) -> evaluate.Result:
     """Evaluates the state after `step` steps on `eval.splits`, with and without averaged parameters."""
     self._get(EVALUATION, step, state)
-    activity.note('evaluates', step)
+    activity.note(activity.EVALUATE, step)
     return evaluate.evaluate_all(self._evaluator, evaluate.get_variables(state), self._run.config.eval.splits)
 
   def _name(self, step: int) -> str:
@@ -95,7 +95,7 @@ class Programs:
     requested = self._requested.get(self._key(name, step))
     if requested is not None and requested.done():
       return requested.result()
-    activity.note('compiles', step)
+    activity.note(activity.COMPILE, step)
     program = self._ask(name, step, state).result()
     self._clock.lap('compile')
     return program

@@ -4,7 +4,7 @@ import json
 import logging
 import pathlib
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,18 +22,26 @@ _log = logging.getLogger(__name__)
 
 
 class Clock:
-  """Measures the seconds spent on each activity; every moment counts for exactly one of them."""
+  """Measures the seconds spent on each activity; every moment counts for exactly one of them.
+
+  Attributes:
+    seconds: sums by activity.
+    laps: the last laps of each activity, seconds and parts.
+    mark: `time.monotonic()` at the end of the last lap.
+  """
 
   def __init__(self, start: float):
     """Args: start: `time.monotonic()` when the program began."""
     self.seconds: defaultdict[str, float] = defaultdict(float)
-    self._mark = start
+    self.laps: defaultdict[str, deque[tuple[float, int]]] = defaultdict(lambda: deque(maxlen=50))
+    self.mark = start
 
-  def lap(self, name: str) -> float:
-    """Adds the seconds since the last lap to `name`, and returns them."""
+  def lap(self, name: str, parts: int = 1) -> float:
+    """Adds the seconds since the last lap, which had so many parts (steps), to `name`, and returns them."""
     now = time.monotonic()
-    lap, self._mark = now - self._mark, now
+    lap, self.mark = now - self.mark, now
     self.seconds[name] += lap
+    self.laps[name].append((lap, parts))
     return lap
 
 
@@ -140,7 +148,7 @@ class Record:
     Raises:
       errors.RunError: a loss is not finite; the message names the first such step.
     """
-    self._lap += self._clock.lap('train')
+    self._lap += self._clock.lap('train', count)
     finite = np.isfinite(values['loss'][:count])
     if not finite.all():
       good = int(np.argmin(finite))

@@ -46,15 +46,15 @@ with signals.Watch():
 
 @pytest.fixture
 def launch(tmp_path, coordinator):
-  """Starts three processes of one run, and returns once they have met and go on."""
+  """Starts the processes of one run, and returns once they have met and go on."""
   program = tmp_path / 'worker.py'
   program.write_text(WORKER)
   processes = []
 
-  def start(how, who):
+  def start(how, who, count=3):
     pipes = dict.fromkeys(('stdin', 'stdout', 'stderr'), subprocess.PIPE)
-    for process in range(3):
-      command = [sys.executable, program, coordinator, str(process), '3', how, str(who)]
+    for process in range(count):
+      command = [sys.executable, program, coordinator, str(process), str(count), how, str(who)]
       processes.append(subprocess.Popen(command, env={**os.environ, 'PYTHONPATH': os.getcwd()}, text=True, **pipes))
     for process in processes:
       assert process.stdout.readline() == 'met\n'
@@ -107,9 +107,9 @@ def test_a_process_that_does_not_answer_is_lost_and_one_that_goes_on_in_time_is_
     assert re.fullmatch(r'error: process 2 .*lost.*not answered.*\n', err.lstrip())
 
 
-@pytest.mark.parametrize('who', [0, 2])
-def test_a_process_that_fails_is_named_with_its_error(launch, who):
-  found = ends(launch('error', who))
+@pytest.mark.parametrize(('count', 'who'), [(2, 1), (3, 0)])
+def test_a_process_that_fails_is_named_with_its_error(launch, count, who):
+  found = ends(launch('error', who, count))
   assert found.pop(who) == (1, [])
   for code, lines in found:
     (line,) = lines
