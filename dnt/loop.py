@@ -24,7 +24,6 @@ Order of events when step s is done:
 """
 
 import contextlib
-import itertools
 import logging
 import pathlib
 import time
@@ -136,6 +135,7 @@ def _train(
       terminal.outlive(guard.stop_without_output),
       record.Record(run, workdir, step, history, clock, provenance) as rec,
     ):
+      evaluator.between = guard.interrupt
       if history:
         _log.info(f'continuing from step {step}')
         rec.changed(step, resume.log(changed, run, trained, step))
@@ -323,7 +323,7 @@ class _Pending:
 
 def _run(session: _Session, state: steps.TrainState) -> steps.TrainState:
   run, programs, rec = session.run, session.programs, session.rec
-  due, pending, counter = calendar.Calendar(run), _Pending(rec), itertools.count()
+  due, pending = calendar.Calendar(run), _Pending(rec)
   rows = layouts.scanned_rows(state.params)
   step, requested = int(state.step), False
   start = step
@@ -391,4 +391,4 @@ def _run(session: _Session, state: steps.TrainState) -> steps.TrainState:
     state, metrics = dispatch(state)
     pending.replace(step, count, metrics)
     step += count
-    requested = session.guard.requested(next(counter))
+    requested = session.guard.requested(next(session.guard.counter))

@@ -371,6 +371,27 @@ def test_a_signal_ends_what_need_not_be_waited_for(tiny, tmp_path, monkeypatch, 
   assert lines[0] == lines[1]
 
 
+def test_a_signal_ends_an_evaluation_of_several_processes(tiny, tmp_path, monkeypatch):
+  """Between two of its batches, as the processes agree."""
+  tiny.train.steps_per_dispatch, tiny.checkpoint.every, tiny.data.placement, tiny.data.workers = 1, '0', 'stream', 0
+  batches = []
+  arrays = stream.EvalLoader.arrays
+  with monkeypatch.context() as patch:
+    patch.setattr(
+      stream.EvalLoader, 'arrays', lambda self, step, count: batches.append(step) or arrays(self, step, count)
+    )
+    patch.setattr(preemption, 'take_over', lambda: lambda: None)
+    patch.setattr(preemption.jax.distributed, 'is_initialized', lambda: True)
+    patch.setattr(preemption.multihost_utils, 'reached_preemption_sync_point', lambda count: count == 5)
+    patch.setattr(preemption.Guard, '_agree', lambda self: signal.SIGTERM)
+    stopped = run(tiny, tmp_path)
+  assert (stopped['step'], stopped['finished'], stopped['stopped_by']) == (3, False, 'SIGTERM')
+  assert batches == [0, 1]  # after calls 0 to 2, of the steps
+  assert checkpoints.load_parameters(tmp_path).step == 3
+  assert run(tiny, tmp_path)['finished']
+  assert any('test/loss' in line and line['step'] == 3 for line in metrics.read(tmp_path))
+
+
 def test_a_signal_at_the_last_step_leaves_its_evaluation_to_the_next_process(tiny, tmp_path, monkeypatch):
   tiny.train.steps, tiny.eval.every = 2, '0'
   with monkeypatch.context() as patch:
