@@ -50,6 +50,7 @@ from dnt.training import (
   experiment,
   initialize,
   precompile,
+  profiling,
   record,
   report,
   resume,
@@ -68,6 +69,7 @@ def train(
   clock: record.Clock | None = None,
   command: str = '',
   allow: Collection[str] = (),
+  profile: int = 0,
 ) -> dict[str, Any]:
   """Trains from the current state of the workdir to the end of the config, or until a signal requests a stop.
 
@@ -78,6 +80,7 @@ def train(
     clock: started when the program began; None: it starts now.
     command: the command line, for the report.
     allow: keys of options that a run which continues may change although this makes it another experiment.
+    profile: number of steps to profile, see `training.profiling`.
 
   Returns:
     The summary, with the contents of `summary.json`.
@@ -92,11 +95,11 @@ def train(
   workdir, clock = pathlib.Path(workdir), clock or record.Clock(time.monotonic())
   workdir_lib.check_format(workdir)
   with ownership.own(workdir):
-    return _train(config, workdir, clock, command, allow)
+    return _train(config, workdir, clock, command, allow, profile)
 
 
 def _train(
-  config: typed.Config, workdir: pathlib.Path, clock: record.Clock, command: str, allow: Collection[str]
+  config: typed.Config, workdir: pathlib.Path, clock: record.Clock, command: str, allow: Collection[str], profile: int
 ) -> dict[str, Any]:
   """Trains as `train` does, in a workdir that this run owns."""
   mesh = mesh_lib.make_mesh(config.mesh)
@@ -140,7 +143,8 @@ def _train(
         _log.info(f'continuing from step {step}')
         rec.changed(step, resume.log(changed, run, trained, step))
       try:
-        state = _run(_Session(run, mesh, loader, programs, saved, rec, clock, guard), state)
+        with profiling.Profile(workdir, profile, step, run.config.train.steps) as profiled:
+          state = _run(_Session(run, mesh, loader, programs, saved, rec, clock, guard, profiled), state)
         activity.note(activity.END, int(state.step))
         saved.wait()
         if rec.is_finished(int(state.step)) and not guard.stopped_by:
@@ -299,6 +303,7 @@ class _Session(NamedTuple):
   rec: record.Record
   clock: record.Clock
   guard: preemption.Guard
+  profiled: profiling.Profile
 
 
 class _Pending:
@@ -388,7 +393,8 @@ def _run(session: _Session, state: steps.TrainState) -> steps.TrainState:
       state, requested = ended, True
       continue
     del ended  # at the start of a phase it is a second copy
-    state, metrics = dispatch(state)
+    with session.profiled.step(step, pending.flush):
+      state, metrics = dispatch(state)
     pending.replace(step, count, metrics)
     step += count
     requested = session.guard.requested(next(session.guard.counter))

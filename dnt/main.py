@@ -36,6 +36,14 @@ def define_flags(values: flags.FlagValues) -> None:
     'train.batch_size,seed.',
     flag_values=values,
   )
+  flags.DEFINE_integer(
+    'profile',
+    0,
+    'Number of steps to profile while it trains; the trace is in the folder profile of the workdir, for TensorBoard or '
+    'ui.perfetto.dev.',
+    0,
+    flag_values=values,
+  )
   flags.DEFINE_bool(
     'list', False, 'Print the configs, models and data sources that come with dnt, and exit.', flag_values=values
   )
@@ -62,6 +70,8 @@ def main(values: flags.FlagValues) -> None:
   config = cli.config(values)
   if values.allow and values.mode != 'train':
     raise errors.InputError(f'--allow has no effect with --mode={values.mode}, which does not train')
+  if values.profile and values.mode != 'train':
+    raise errors.InputError(f'--profile has no effect with --mode={values.mode}, which does not train')
   workdir = pathlib.Path(values.workdir or pathlib.Path('runs') / cli.config_name(values))
   # A launcher that gives each process its own flags sets this to the command that the user typed.
   command = os.environ.get('DNT_COMMAND') or shlex.join(['python', '-m', 'dnt.main', *sys.argv[1:]])
@@ -90,7 +100,7 @@ def main(values: flags.FlagValues) -> None:
   stopped_by = None
   try:
     if values.mode == 'train':
-      summary = loop.train(config, workdir, record.Clock(STARTED), command, values.allow)
+      summary = loop.train(config, workdir, record.Clock(STARTED), command, values.allow, values.profile)
       outcome, stopped_by = report.last_line(summary, command), summary['stopped_by']
     elif values.mode == 'evaluate':
       outcome = report.evaluation_line(evaluate.evaluate(config, workdir))

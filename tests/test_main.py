@@ -415,5 +415,11 @@ def test_evaluate_without_a_checkpoint(refused, tmp_path):
   assert 'no checkpoint' in refused(f'--workdir={pathlib.Path(tmp_path)}', '--mode=evaluate', *TINY)
 
 
+@pytest.mark.parametrize('flag', ['--profile=3', '--allow=seed'])
+def test_flags_of_training_with_another_mode(refused, tmp_path, flag):
+  name = flag.partition('=')[0]
+  assert name in refused('--mode=evaluate', flag, f'--workdir={tmp_path}')
+
+
 def test_process_flags_without_distributed(refused):
   assert '--distributed' in refused('--num_processes=2')

@@ -76,7 +76,8 @@ class Pass:
         if jax.process_count() == 1:
           raise
         problem, arrays = UnreadableError(str(error)), self._blank()  # the others wait for this process in each step
-      sums, rows = self._program(variables, arrays, np.int32(step), np.int32(count))
+      places = mesh_lib.place((np.int32(step), np.int32(count)), mesh_lib.replicated(self._mesh))
+      sums, rows = self._program(variables, arrays, *places)
       total = sums if total is None else jax.tree.map(jnp.add, total, sums)
       parts.append(rows)
       counts.append(count)

@@ -5,6 +5,7 @@ parameters are drawn while the first program compiles. On accelerators nothing i
 on the device during compilation, and the device must be idle for that.
 """
 
+import time
 from collections.abc import Callable
 from concurrent import futures
 from typing import Any
@@ -40,6 +41,7 @@ class Programs:
     self._ahead = mesh_lib.on_cpu(mesh) and cpu.uses('background')
     self._pool = futures.ThreadPoolExecutor(1, 'compile')  # one at a time, in the order of the requests
     self._requested: dict[tuple[str, int], futures.Future] = {}
+    self._counts: dict[int, jax.Array] = {}  # numbers of steps, on the devices
 
   def __enter__(self) -> 'Programs':
     return self
@@ -79,8 +81,13 @@ class Programs:
       the metrics of the steps, as from `steps.make_train_steps`.
     """
     activity.note(activity.READ, step)
-    arrays, program = self._loader.arrays(step, count), self._get(self._name(step), step, state)
-    return lambda state: program(state, arrays, np.int32(count))
+    begin = time.monotonic()
+    arrays = self._loader.arrays(step, count)
+    self._clock.input_seconds += time.monotonic() - begin
+    program = self._get(self._name(step), step, state)
+    if count not in self._counts:
+      self._counts[count] = mesh_lib.place(np.int32(count), mesh_lib.replicated(self._mesh))
+    return lambda state: program(state, arrays, self._counts[count])
 
   def evaluate(self, state: steps.TrainState, step: int) -> evaluate.Result:
     """Evaluates the state after `step` steps on `eval.splits`, with and without averaged parameters."""

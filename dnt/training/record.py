@@ -28,6 +28,7 @@ class Clock:
     seconds: sums by activity.
     laps: the last laps of each activity, seconds and parts.
     mark: `time.monotonic()` at the end of the last lap.
+    input_seconds: seconds in which the program waited for images, as part of other activities.
   """
 
   def __init__(self, start: float):
@@ -35,6 +36,7 @@ class Clock:
     self.seconds: defaultdict[str, float] = defaultdict(float)
     self.laps: defaultdict[str, deque[tuple[float, int]]] = defaultdict(lambda: deque(maxlen=50))
     self.mark = start
+    self.input_seconds = 0.0
 
   def lap(self, name: str, parts: int = 1) -> float:
     """Adds the seconds since the last lap, which had so many parts (steps), to `name`, and returns them."""
@@ -75,6 +77,7 @@ class Record:
     # Sums since the last training line. They are saved too, so that the next line is the same after a resume.
     self._sums: defaultdict[str, float] = defaultdict(int, history.get('sums', {}))
     self._lap: float = history.get('lap', 0.0)
+    clock.input_seconds += history.get('input_seconds', 0.0)
     self._log = run.every(run.config.train.log_every)
     self._floors = telemetry.floors(run.config, run.table)
     self.last: dict[str, float] = dict(history.get('last', {}))
@@ -161,16 +164,13 @@ class Record:
     self._add(count, values)
     step = start + count
     if self._log.due(step) or step == self._run.config.train.steps:
-      taken = self._sums['steps']
-      line = self._means(values, count - 1)
-      rate = taken * self._run.config.train.batch_size / self._lap
-      self._write(step, {**line, 'images_per_second': rate})
-      self._show(step, line['train/loss'], line['train/accuracy'], rate)
+      line, speed = self._means(values, count - 1), self._speed()
+      self._write(step, line | speed)
+      self._show(step, line['train/loss'], line['train/accuracy'], speed)
       self._sums.clear()
-      self._lap = 0.0
+      self._lap = self._clock.input_seconds = 0.0
     elif self._lap:
-      rate = self._sums['steps'] * self._run.config.train.batch_size / self._lap
-      self._show(step, float(values['loss'][count - 1]), float(values['accuracy'][count - 1]), rate)
+      self._show(step, float(values['loss'][count - 1]), float(values['accuracy'][count - 1]), self._speed())
     if 'telemetry' in values:
       fraction = float(values['learning_rate'][count - 1]) / schedules.peak_rate(self._run.config.optim)
       self._watched(step, values['telemetry'], fraction)
@@ -192,6 +192,12 @@ class Record:
     if self._sums['steps']:
       self._write(step - 1, self._means(values, max(good - 1, 0)))
     self._write(step, {f'train/{name}': float(values[name][good]) for name in steps.METRICS})
+
+  def _speed(self) -> dict[str, float]:
+    """Returns the metrics of `metric_names.SPEED` over the steps since the last training line."""
+    rate = self._sums['steps'] * self._run.config.train.batch_size / self._lap
+    wait = min(self._clock.input_seconds / self._lap, 1.0)
+    return dict(zip(metric_names.SPEED, (rate, wait, self._clock.seconds['compile']), strict=False))
 
   def evaluated(self, step: int, result: evaluate.Result) -> None:
     """Records an evaluation: its line, its confusion matrices, the best metric and patience."""
@@ -258,6 +264,7 @@ class Record:
       'telemetry_rows': self._rows,
       'sums': dict(self._sums),
       'lap': self._lap,
+      'input_seconds': self._clock.input_seconds,
       'seconds': self.seconds,
       'peak_memory': self.peak_memory,
       # With these, the next process can tell what has changed.
@@ -293,6 +300,6 @@ class Record:
     self.last |= values
     self._writer.write(step, step / self._run.steps_per_epoch, values)
 
-  def _show(self, step: int, loss: float, accuracy: float, rate: float) -> None:
-    shown = {'loss': loss, 'accuracy': accuracy, 'images_per_second': rate}
+  def _show(self, step: int, loss: float, accuracy: float, speed: Mapping[str, float]) -> None:
+    shown = {'loss': loss, 'accuracy': accuracy, **speed}
     self._progress.update(step, step / self._run.steps_per_epoch, shown)

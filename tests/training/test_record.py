@@ -59,6 +59,24 @@ def test_a_training_line_is_the_mean_since_the_last_one(make, tmp_path):
   assert lines[1]['images_per_second'] > 0
 
 
+def test_the_wait_for_images_is_a_fraction_of_the_time_of_the_steps_since_the_last_line(make, tmp_path, monkeypatch):
+  now = iter([2.0, 3.0, 5.0, 9.0])
+  monkeypatch.setattr(record.time, 'monotonic', lambda: next(now))
+  with make() as rec:
+    rec._clock.lap('compile')
+    rec._clock.input_seconds += 0.5
+    rec.trained(0, 1, values(1.0))
+    history = json.loads(json.dumps(rec.history()))
+  with make(1, history) as rec:
+    rec._clock.mark = 3.0
+    rec._clock.input_seconds += 1.0
+    rec.trained(1, 1, values(1.0))
+    rec.trained(2, 2, values(1.0, 1.0))
+  first, second = metrics.read(tmp_path)
+  assert (first['input_wait'], first['compile_seconds'], first['images_per_second']) == (0.5, 2.0, 2 * 16 / 3)
+  assert (second['input_wait'], second['images_per_second']) == (0.0, 2 * 16 / 4)
+
+
 def test_a_line_begun_before_a_resume_ends_after_it(make, tmp_path):
   with make() as rec:
     rec.trained(0, 1, values(1.0))
