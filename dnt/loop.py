@@ -92,6 +92,7 @@ def train(
   """
   schema.validate(config)
   cpu.check()
+  files.check_path(workdir)
   workdir, clock = pathlib.Path(workdir), clock or record.Clock(time.monotonic())
   workdir_lib.check_format(workdir)
   with ownership.own(workdir):

@@ -16,7 +16,7 @@ import time
 
 from absl import flags
 
-from dnt import cli, errors
+from dnt import cli, errors, files
 
 STARTED = time.monotonic()
 MODES = ['train', 'evaluate', 'dead_units', 'noise_scale', 'lr_find']
@@ -72,6 +72,7 @@ def main(values: flags.FlagValues) -> None:
     raise errors.InputError(f'--allow has no effect with --mode={values.mode}, which does not train')
   if values.profile and values.mode != 'train':
     raise errors.InputError(f'--profile has no effect with --mode={values.mode}, which does not train')
+  files.check_path(values.workdir or '')
   workdir = pathlib.Path(values.workdir or pathlib.Path('runs') / cli.config_name(values))
   # A launcher that gives each process its own flags sets this to the command that the user typed.
   command = os.environ.get('DNT_COMMAND') or shlex.join(['python', '-m', 'dnt.main', *sys.argv[1:]])

@@ -231,3 +231,27 @@ def test_a_slow_process_is_named_and_a_killed_one_ends_the_others(tmp_path, conf
     )
     assert late and 'not answered for' in late[0], output
     assert 'the run goes on after' in output[late.end() :]
+
+
+@pytest.mark.thorough
+@pytest.mark.usefixtures('undrawn')
+def test_a_run_goes_on_with_any_number_of_devices_and_the_same_batches(tiny, tmp_path, monkeypatch):
+  """Also if parameters are sharded now and not then."""
+  tiny.data.augment, tiny.data.crop_padding, tiny.data.mixup = 'pad_crop_flip', 1, 0.2
+  tiny.train.log_every, tiny.eval.every, tiny.checkpoint.every = '1', '0', '0'
+  make_mesh = mesh_lib.make_mesh
+
+  def train(workdir, count, fsdp, steps):
+    tiny.mesh.fsdp, tiny.train.steps = fsdp, steps
+    devices = jax.devices()[:count]
+    with monkeypatch.context() as patch:
+      patch.setattr(jax, 'devices', lambda: devices)
+      patch.setattr(mesh_lib, 'make_mesh', make_mesh)
+      loop.train(tiny, workdir, record.Clock(0.0), 'test')
+
+  tiny.schedule.name = 'constant'
+  train(tmp_path / 'one', 1, 1, 12)
+  for count, fsdp, steps in ((8, 4, 3), (2, 2, 6), (4, 1, 9), (1, 1, 12)):
+    train(tmp_path / 'many', count, fsdp, steps)
+  np.testing.assert_allclose(losses(tmp_path / 'many'), losses(tmp_path / 'one'), rtol=2e-3)
+  assert len(losses(tmp_path / 'many')) == 12

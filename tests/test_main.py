@@ -380,6 +380,14 @@ def test_batch_that_does_not_divide(refused, tmp_path):
   assert '16' in message
 
 
+@pytest.mark.parametrize('mode', ['train', 'evaluate'])
+@pytest.mark.parametrize('address', ['gs://bucket/run', 's3://bucket/run', 'gs:/bucket/run'])
+def test_a_workdir_in_a_bucket(refused, tmp_path, monkeypatch, mode, address):
+  monkeypatch.chdir(tmp_path)
+  assert re.search(r'(gs|s3)://bucket/run .*mounted', refused(f'--mode={mode}', f'--workdir={address}'))
+  assert not list(tmp_path.iterdir())
+
+
 def test_unwritable_workdir(refused, tmp_path):
   blocker = tmp_path / 'file'
   blocker.write_text('')
