@@ -22,7 +22,7 @@ from dnt.parallel import activity, signals
 
 BEAT = 1.0  # seconds between two messages of a process
 SILENCE = 90.0  # seconds without a message after which a process counts as lost
-GRACE = 3.0  # seconds in which this process may end with an error of its own after another has failed
+GRACE = 5.0  # seconds in which this process may end with an error of its own after another has failed
 PATIENCE = 3.0  # seconds in which an error of this process may turn out to be the consequence of another's end
 _LINGER = 0.5  # seconds by which process 0 outlives the others, which it tells; the others outlive the lost one by half
 _HINT = 'see its output, and start all processes again: the run goes on from its newest checkpoint'
@@ -43,7 +43,7 @@ class _Verdict(NamedTuple):
 
 
 class Peers:
-  """Watches the other processes from a thread until it is closed."""
+  """Watches the other processes from a thread, as long as they are connected."""
 
   def __init__(self, process: int, hosts: Sequence[str], connections: Mapping[int, socket.socket]):
     """Starts the thread.
