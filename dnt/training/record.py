@@ -8,13 +8,14 @@ from collections import defaultdict, deque
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from dnt import checkpoints, errors, files
 from dnt import workdir as workdir_lib
 from dnt.data import splits
 from dnt.optim import schedules
-from dnt.parallel import multihost
+from dnt.parallel import chips, multihost
 from dnt.reporting import memory, metric_names, metrics, progress
 from dnt.training import evaluate, experiment, steps, telemetry
 
@@ -164,13 +165,13 @@ class Record:
     self._add(count, values)
     step = start + count
     if self._log.due(step) or step == self._run.config.train.steps:
-      line, speed = self._means(values, count - 1), self._speed()
+      line, speed = self._means(values, count - 1), self._speed(step)
       self._write(step, line | speed)
       self._show(step, line['train/loss'], line['train/accuracy'], speed)
       self._sums.clear()
       self._lap = self._clock.input_seconds = 0.0
     elif self._lap:
-      self._show(step, float(values['loss'][count - 1]), float(values['accuracy'][count - 1]), self._speed())
+      self._show(step, float(values['loss'][count - 1]), float(values['accuracy'][count - 1]), self._speed(step))
     if 'telemetry' in values:
       fraction = float(values['learning_rate'][count - 1]) / schedules.peak_rate(self._run.config.optim)
       self._watched(step, values['telemetry'], fraction)
@@ -193,11 +194,22 @@ class Record:
       self._write(step - 1, self._means(values, max(good - 1, 0)))
     self._write(step, {f'train/{name}': float(values[name][good]) for name in steps.METRICS})
 
-  def _speed(self) -> dict[str, float]:
-    """Returns the metrics of `metric_names.SPEED` over the steps since the last training line."""
+  def _speed(self, step: int) -> dict[str, float]:
+    """Returns the metrics of `metric_names.SPEED` over the steps since the last training line, up to `step`."""
     rate = self._sums['steps'] * self._run.config.train.batch_size / self._lap
     wait = min(self._clock.input_seconds / self._lap, 1.0)
-    return dict(zip(metric_names.SPEED, (rate, wait, self._clock.seconds['compile']), strict=False))
+    values = (rate, wait, self._clock.seconds['compile'], self._utilization(step - 1, rate))
+    return {name: value for name, value in zip(metric_names.SPEED, values, strict=True) if value is not None}
+
+  def _utilization(self, step: int, rate: float) -> float | None:
+    """Returns the fraction of the devices' peak rate at so many images per second; None if the peak is not known."""
+    devices = jax.devices()
+    kind = devices[0].device_kind
+    chip = chips.find(kind)
+    if chip is None:
+      return None
+    precision = chip.precision(self._run.config.model.dtype)
+    return chips.utilization(self._run.train_flops(step), len(devices) / rate, kind, precision)
 
   def evaluated(self, step: int, result: evaluate.Result) -> None:
     """Records an evaluation: its line, its confusion matrices, the best metric and patience."""
