@@ -18,10 +18,10 @@ from absl import flags, logging
 from ml_collections.config_flags import config_flags
 
 from dnt import config as schema
-from dnt import errors
+from dnt import errors, files
 from dnt import workdir as workdir_lib
 from dnt.config import config_files, relations, run_config
-from dnt.parallel import cpu, signals
+from dnt.parallel import cpu, peers, signals
 from dnt.parallel.cpu import allocator
 from dnt.reporting import terminal
 
@@ -146,6 +146,8 @@ def _nowhere() -> TextIO:
 
 
 def _print_error(error: Exception) -> None:
+  if watched := peers.current():
+    watched.explain(str(error))
   try:
     print(f'error: {error}', file=sys.stderr, flush=True)
   except OSError:
@@ -212,6 +214,7 @@ def trained(workdir: str | None, weights: str | None) -> str:
       f'give {given}: --workdir=<folder of a dnt run>, or --weights=<file>.safetensors, .pth, .h5, .keras, tfjs:<dir> '
       'or hf:<owner>/<name>[@<revision>]'
     )
+  files.check_path(workdir or '')
   if workdir and not pathlib.Path(workdir).expanduser().is_dir():
     raise errors.InputError(f'--workdir={workdir} is not a folder; use --weights for pretrained weights')
   return source
@@ -222,10 +225,10 @@ def catalogue(configs: pathlib.Path) -> str:
   from dnt import models
   from dnt.data import sources
 
-  files = sorted(configs.glob('*.py'))
-  width = max(len(file.name) for file in files)
+  shipped = sorted(configs.glob('*.py'))
+  width = max(len(file.name) for file in shipped)
   lines = ['Configs:']
-  for file in files:
+  for file in shipped:
     docstring = ast.get_docstring(ast.parse(file.read_text())) or ''
     lines.append(f'  {file.name:{width}}  {docstring.partition(chr(10))[0]}')
   lines += ['', 'Models (config.model.name):']

@@ -7,12 +7,31 @@ import json
 import math
 import os
 import pathlib
+import re
 import tempfile
 import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
 from dnt import errors
+
+
+def check_path(path: str | os.PathLike, flag: str = '--workdir') -> None:
+  """Refuses the address of a bucket where a folder is needed; `pathlib` would take it for a folder named `gs:`.
+
+  Args:
+    path: path of the folder.
+    flag: command line flag that names the folder, for the message.
+
+  Raises:
+    errors.InputError: the path is an address such as gs://bucket/run.
+  """
+  if re.match(r'[A-Za-z][A-Za-z0-9+.-]+:/', name := os.fspath(path)):
+    raise errors.InputError(
+      f'{flag}={re.sub(":/+", "://", name, count=1)} is the address of a bucket or server, and dnt writes to folders: '
+      'give the folder in which it is mounted (launch/skypilot.sh mounts one), or one of a disk that all processes '
+      'share, and copy it to the bucket afterwards'
+    )
 
 
 def make_workdir(path: str | os.PathLike, flag: str = '--workdir') -> None:
@@ -23,8 +42,9 @@ def make_workdir(path: str | os.PathLike, flag: str = '--workdir') -> None:
     flag: command line flag that names the folder, for the message.
 
   Raises:
-    errors.InputError: the folder is not writable, or its path is not UTF-8, as checkpoints need it.
+    errors.InputError: the folder is not writable, or its path is not UTF-8, as checkpoints need it, or an address.
   """
+  check_path(path, flag)
   whole = os.path.abspath(path)
   if whole != readable(whole):
     raise errors.InputError(f'{flag.lstrip("-")} {readable(whole)} is not valid UTF-8; give another with {flag}')

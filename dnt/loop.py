@@ -24,7 +24,6 @@ Order of events when step s is done:
 """
 
 import contextlib
-import itertools
 import logging
 import pathlib
 import time
@@ -41,10 +40,23 @@ from dnt.data import pipeline
 from dnt.diagnostics import lr_find
 from dnt.finetune import feature_cache
 from dnt.models import layouts
-from dnt.parallel import cpu, multihost, ownership, preemption
+from dnt.parallel import activity, cpu, multihost, ownership, preemption
 from dnt.parallel import mesh as mesh_lib
 from dnt.reporting import metric_names, terminal
-from dnt.training import budget, calendar, evaluate, experiment, initialize, precompile, record, report, resume, steps
+from dnt.training import (
+  budget,
+  calendar,
+  evaluate,
+  experiment,
+  initialize,
+  precompile,
+  profiling,
+  record,
+  report,
+  resume,
+  steps,
+  watchdog,
+)
 
 _log = logging.getLogger(__name__)
 # The sections of the options that decide how steps train.
@@ -57,6 +69,7 @@ def train(
   clock: record.Clock | None = None,
   command: str = '',
   allow: Collection[str] = (),
+  profile: int = 0,
 ) -> dict[str, Any]:
   """Trains from the current state of the workdir to the end of the config, or until a signal requests a stop.
 
@@ -67,6 +80,7 @@ def train(
     clock: started when the program began; None: it starts now.
     command: the command line, for the report.
     allow: keys of options that a run which continues may change although this makes it another experiment.
+    profile: number of steps to profile, see `training.profiling`.
 
   Returns:
     The summary, with the contents of `summary.json`.
@@ -78,14 +92,15 @@ def train(
   """
   schema.validate(config)
   cpu.check()
+  files.check_path(workdir)
   workdir, clock = pathlib.Path(workdir), clock or record.Clock(time.monotonic())
   workdir_lib.check_format(workdir)
   with ownership.own(workdir):
-    return _train(config, workdir, clock, command, allow)
+    return _train(config, workdir, clock, command, allow, profile)
 
 
 def _train(
-  config: typed.Config, workdir: pathlib.Path, clock: record.Clock, command: str, allow: Collection[str]
+  config: typed.Config, workdir: pathlib.Path, clock: record.Clock, command: str, allow: Collection[str], profile: int
 ) -> dict[str, Any]:
   """Trains as `train` does, in a workdir that this run owns."""
   mesh = mesh_lib.make_mesh(config.mesh)
@@ -120,14 +135,18 @@ def _train(
     clock.lap('setup')
     with (
       preemption.Guard() as guard,
+      watchdog.Watchdog(clock),
       terminal.outlive(guard.stop_without_output),
       record.Record(run, workdir, step, history, clock, provenance) as rec,
     ):
+      evaluator.between = guard.interrupt
       if history:
         _log.info(f'continuing from step {step}')
         rec.changed(step, resume.log(changed, run, trained, step))
       try:
-        state = _run(_Session(run, mesh, loader, programs, saved, rec, clock, guard), state)
+        with profiling.Profile(workdir, profile, step, run.config.train.steps) as profiled:
+          state = _run(_Session(run, mesh, loader, programs, saved, rec, clock, guard, profiled), state)
+        activity.note(activity.END, int(state.step))
         saved.wait()
         if rec.is_finished(int(state.step)) and not guard.stopped_by:
           end = guard.attempt(False, _evaluate_end, run, mesh, data, evaluator, state, workdir, rec)
@@ -285,6 +304,7 @@ class _Session(NamedTuple):
   rec: record.Record
   clock: record.Clock
   guard: preemption.Guard
+  profiled: profiling.Profile
 
 
 class _Pending:
@@ -298,6 +318,7 @@ class _Pending:
     if self._waiting:
       start, count, metrics = self._waiting
       self._waiting = None
+      activity.note(activity.WAIT, start)
       self._rec.trained(start, count, jax.device_get(metrics))
 
   def replace(self, start: int, count: int, metrics: dict[str, Any]) -> None:
@@ -308,13 +329,14 @@ class _Pending:
 
 def _run(session: _Session, state: steps.TrainState) -> steps.TrainState:
   run, programs, rec = session.run, session.programs, session.rec
-  due, pending, counter = calendar.Calendar(run), _Pending(rec), itertools.count()
+  due, pending = calendar.Calendar(run), _Pending(rec)
   rows = layouts.scanned_rows(state.params)
   step, requested = int(state.step), False
   start = step
   phase = run.phase(step)
 
   def save():
+    activity.note(activity.SAVE, step)
     session.saved.save(step, layouts.to_unrolled(state, rows), rec.history())
     session.clock.lap('checkpoint')
 
@@ -372,7 +394,8 @@ def _run(session: _Session, state: steps.TrainState) -> steps.TrainState:
       state, requested = ended, True
       continue
     del ended  # at the start of a phase it is a second copy
-    state, metrics = dispatch(state)
+    with session.profiled.step(step, pending.flush):
+      state, metrics = dispatch(state)
     pending.replace(step, count, metrics)
     step += count
-    requested = session.guard.requested(next(counter))
+    requested = session.guard.requested(next(session.guard.counter))

@@ -16,7 +16,7 @@ import time
 
 from absl import flags
 
-from dnt import cli, errors
+from dnt import cli, errors, files
 
 STARTED = time.monotonic()
 MODES = ['train', 'evaluate', 'dead_units', 'noise_scale', 'lr_find']
@@ -34,6 +34,14 @@ def define_flags(values: flags.FlagValues) -> None:
     [],
     'Config keys that a run which continues may change although this makes it another experiment, such as '
     'train.batch_size,seed.',
+    flag_values=values,
+  )
+  flags.DEFINE_integer(
+    'profile',
+    0,
+    'Number of steps to profile while it trains; the trace is in the folder profile of the workdir, for TensorBoard or '
+    'ui.perfetto.dev.',
+    0,
     flag_values=values,
   )
   flags.DEFINE_bool(
@@ -62,6 +70,9 @@ def main(values: flags.FlagValues) -> None:
   config = cli.config(values)
   if values.allow and values.mode != 'train':
     raise errors.InputError(f'--allow has no effect with --mode={values.mode}, which does not train')
+  if values.profile and values.mode != 'train':
+    raise errors.InputError(f'--profile has no effect with --mode={values.mode}, which does not train')
+  files.check_path(values.workdir or '')
   workdir = pathlib.Path(values.workdir or pathlib.Path('runs') / cli.config_name(values))
   # A launcher that gives each process its own flags sets this to the command that the user typed.
   command = os.environ.get('DNT_COMMAND') or shlex.join(['python', '-m', 'dnt.main', *sys.argv[1:]])
@@ -90,7 +101,7 @@ def main(values: flags.FlagValues) -> None:
   stopped_by = None
   try:
     if values.mode == 'train':
-      summary = loop.train(config, workdir, record.Clock(STARTED), command, values.allow)
+      summary = loop.train(config, workdir, record.Clock(STARTED), command, values.allow, values.profile)
       outcome, stopped_by = report.last_line(summary, command), summary['stopped_by']
     elif values.mode == 'evaluate':
       outcome = report.evaluation_line(evaluate.evaluate(config, workdir))
@@ -104,8 +115,8 @@ def main(values: flags.FlagValues) -> None:
     raise
   if multihost.is_lead():
     print(f'{outcome}  {workdir}')
+  multihost.part()  # a process that ends before the others have written everything would end them too
   if stopped_by:
-    multihost.part()  # a process that ends before the others have written everything would end them too
     raise signals.Stopped(signal.Signals[stopped_by])
 
 

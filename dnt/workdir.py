@@ -28,6 +28,7 @@ CURVES = 'curves.png'
 TELEMETRY = 'telemetry.png'
 DEAD_UNITS = 'dead_units.json'
 NOISE_SCALE = 'noise_scale.json'
+PROFILE = 'profile'  # folder of traces
 LR_FIND, LR_FIND_PLOT = 'lr_find.json', 'lr_find.png'
 # Files of the probe, each with its own number of the format.
 PROBE = 'probe.json'

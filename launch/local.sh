@@ -152,7 +152,7 @@ while ((${#alive[@]})); do
       printf 'local.sh: process %s stopped with %s; all end together, and the same command goes on\n' "$i" "$how" >&3
     else
       signal=KILL
-      how+='; ending the others, which may wait for it until its heartbeat is missed (100 s)'
+      how+='; ending the others'
       printf 'local.sh: process %s ended with %s\n' "$i" "$how" >&3
     fi
   done

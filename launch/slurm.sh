@@ -59,7 +59,7 @@ requeue() {
   scontrol requeue \"\$SLURM_JOB_ID\" || echo 'the job cannot queue itself again; the same launch/slurm.sh command goes on' >&2
 }
 trap 'requeue \$?' EXIT
-# A process that fails ends the others, which would wait for it until its heartbeat is missed (100 s). Processes that a
+# A process that fails ends the others, which name it first (dnt/parallel/peers.py). Processes that a
 # signal has stopped (exit code 129, 130 or 143) have all saved before the first of them ends.
 srun --kill-on-bad-exit=1 --label $(quoted "${PYTHON:-python}" -m dnt.main "$@" --distributed)"
 

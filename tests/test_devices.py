@@ -69,6 +69,15 @@ def config(config_file):
   return write
 
 
+def wait_for_a_step(process, workdir):
+  """Until a run has logged its first step."""
+  deadline = time.monotonic() + 240
+  while not (metrics.read(workdir) if workdir.exists() else []):
+    assert process.poll() is None, process.stdout.read()
+    assert time.monotonic() < deadline
+    time.sleep(0.05)
+
+
 @pytest.mark.thorough
 @pytest.mark.usefixtures('undrawn')
 def test_two_processes_train_stop_and_go_on_as_one(tmp_path, config, start, finish, load_config, monkeypatch):
@@ -80,11 +89,7 @@ def test_two_processes_train_stop_and_go_on_as_one(tmp_path, config, start, fini
     return start(['launch/local.sh', '-n', '2', '--devices-per-process=1', '--', *flags])
 
   process = launch('stream', 400)
-  deadline = time.monotonic() + 240
-  while not (metrics.read(workdir) if workdir.exists() else []):
-    assert process.poll() is None, process.stdout.read()
-    assert time.monotonic() < deadline
-    time.sleep(0.05)
+  wait_for_a_step(process, workdir)
   process.send_signal(signal.SIGTERM)
   output = finish(process, 143)
   stopped = json.loads((workdir / 'summary.json').read_text())
@@ -188,3 +193,66 @@ def test_processes_with_other_data_refuse_to_run(tmp_path, config, outcomes):
   first, second = outcomes(*own)
   assert 'process 1: ' in first
   assert str(folders[1]) in first and str(folders[1]) in second
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize('lost', [0, 1])
+def test_a_slow_process_is_named_and_a_killed_one_ends_the_others(tmp_path, config, start, coordinator, lost):
+  flags = [f'--config={config("device", 100_000)}', f'--workdir={tmp_path / "run"}']
+  flags += ['--config.train.steps_per_dispatch=1', '--config.eval.every=0']
+  place = ['--distributed', f'--coordinator={coordinator}', '--num_processes=2']
+  processes = [start([sys.executable, '-m', 'dnt.main', *flags, *place, f'--process_id={i}']) for i in (0, 1)]
+  wait_for_a_step(processes[0], tmp_path / 'run')
+
+  def go_on(steps):
+    last, deadline = len(losses(tmp_path / 'run')) + steps, time.monotonic() + 60
+    while len(losses(tmp_path / 'run')) < last:
+      assert [process.poll() for process in processes] == [None, None] and time.monotonic() < deadline
+      time.sleep(0.1)
+
+  if lost:
+    begin = time.monotonic()
+    go_on(10)
+    processes[lost].send_signal(signal.SIGSTOP)
+    time.sleep(8 + 1.5 * (time.monotonic() - begin))  # fifteen steps, on a machine that has other work too
+    processes[lost].send_signal(signal.SIGCONT)
+    go_on(10)
+  processes[lost].kill()
+  begin = time.monotonic()
+  output, _ = processes[1 - lost].communicate(timeout=60)
+  assert time.monotonic() - begin < 30
+  assert processes[1 - lost].returncode == 1, output
+  assert 'Traceback' not in output and 'stack trace' not in output
+  found = [line for line in output.splitlines() if line.startswith('error: ')]
+  assert len(found) == 1 and re.match(rf'error: process {lost} \(on .+\) was lost', found[0])
+  assert output.strip().endswith(found[0])
+  if lost:
+    late = re.search(
+      r'takes .* s.*; waiting for process 1 \(on .+\)\n  process 0 .* waits .*\n  process 1 .*\n', output
+    )
+    assert late and 'not answered for' in late[0], output
+    assert 'the run goes on after' in output[late.end() :]
+
+
+@pytest.mark.thorough
+@pytest.mark.usefixtures('undrawn')
+def test_a_run_goes_on_with_any_number_of_devices_and_the_same_batches(tiny, tmp_path, monkeypatch):
+  """Also if parameters are sharded now and not then."""
+  tiny.data.augment, tiny.data.crop_padding, tiny.data.mixup = 'pad_crop_flip', 1, 0.2
+  tiny.train.log_every, tiny.eval.every, tiny.checkpoint.every = '1', '0', '0'
+  make_mesh = mesh_lib.make_mesh
+
+  def train(workdir, count, fsdp, steps):
+    tiny.mesh.fsdp, tiny.train.steps = fsdp, steps
+    devices = jax.devices()[:count]
+    with monkeypatch.context() as patch:
+      patch.setattr(jax, 'devices', lambda: devices)
+      patch.setattr(mesh_lib, 'make_mesh', make_mesh)
+      loop.train(tiny, workdir, record.Clock(0.0), 'test')
+
+  tiny.schedule.name = 'constant'
+  train(tmp_path / 'one', 1, 1, 12)
+  for count, fsdp, steps in ((8, 4, 3), (2, 2, 6), (4, 1, 9), (1, 1, 12)):
+    train(tmp_path / 'many', count, fsdp, steps)
+  np.testing.assert_allclose(losses(tmp_path / 'many'), losses(tmp_path / 'one'), rtol=2e-3)
+  assert len(losses(tmp_path / 'many')) == 12

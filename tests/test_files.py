@@ -1,6 +1,7 @@
 import io
 import json
 import os
+import pathlib
 
 import pytest
 
@@ -78,3 +79,11 @@ def test_a_workdir_whose_name_is_not_utf8_is_refused(tmp_path):
   with pytest.raises(errors.InputError, match=r'caf\\xe9 .*UTF-8.* --workdir'):
     files.make_workdir(path)
   assert not path.exists()
+
+
+def test_an_address_is_no_folder(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(errors.InputError, match='--output=gs://bucket/a '):
+    files.make_workdir(pathlib.Path('gs://bucket/a'), '--output')
+  assert not list(tmp_path.iterdir())
+  files.make_workdir('runs/a:b/c')

@@ -8,6 +8,7 @@ import re
 import signal
 import time
 
+import jax
 import numpy as np
 import pytest
 
@@ -19,7 +20,7 @@ from dnt.data import resident, stream
 from dnt.models import depth
 from dnt.parallel import mesh as mesh_lib
 from dnt.parallel import preemption
-from dnt.reporting import metrics
+from dnt.reporting import metric_names, metrics
 from dnt.training import evaluate, precompile, record, report
 from dnt.weights import pretrained
 
@@ -75,7 +76,7 @@ class KilledError(BaseException):
 
 def lines(workdir):
   """The record without the speed, which differs from run to run."""
-  return [{name: line[name] for name in line if name != 'images_per_second'} for line in metrics.read(workdir)]
+  return [{name: line[name] for name in line if name not in metric_names.SPEED} for line in metrics.read(workdir)]
 
 
 def raising(error, at):
@@ -140,8 +141,9 @@ def test_what_was_trained_is_kept_and_the_run_goes_on_as_if_nothing_was(
   assert sorted(lines(tmp_path / 'run'), key=str) == sorted(lines(undisturbed), key=str)
   last = checkpoints.load_parameters(tmp_path / 'run').meta
   expected = checkpoints.load_parameters(undisturbed).meta
-  last['last'].pop('images_per_second')
-  expected['last'].pop('images_per_second')
+  for name in metric_names.SPEED:
+    last['last'].pop(name, None)
+    expected['last'].pop(name, None)
   for key in ('last', 'best', 'evaluated_at', 'evaluations_without_better'):
     assert last[key] == expected[key]
   folder = tmp_path / 'run' / 'checkpoints' / '6'
@@ -174,6 +176,30 @@ def test_train_is_a_function_of_the_package(tiny, tmp_path):
   assert 'train' in dir(dnt)
   with pytest.raises(AttributeError, match='no_such'):
     dnt.no_such  # noqa: B018
+
+
+@pytest.mark.parametrize(
+  'case', ['device', 'stream', *(pytest.param(each, marks=pytest.mark.thorough) for each in ('phases', 'scan'))]
+)
+def test_the_loop_has_no_transfers_but_those_that_it_allows(tiny, tmp_path, monkeypatch, case):
+  """On CPU, jax guards what goes to the devices."""
+  tiny.data.placement, tiny.data.workers = 'stream' if case == 'stream' else 'device', 0
+  tiny.ema.decay, tiny.telemetry.every = 0.9, '4'
+  if case == 'phases':
+    tiny.finetune.trainable, tiny.finetune.unfreeze, tiny.finetune.cached_views = 'head', (('4', 'all'),), 0
+  if case == 'scan':
+    tiny.model.name, tiny.model.depth, tiny.model.width, tiny.model.scan = 'resnet', 14, None, True
+  inner, guarded = loop._run, []
+
+  def guard(*args):
+    with jax.transfer_guard('disallow'):
+      state = inner(*args)
+    guarded.append(int(state.step))
+    return state
+
+  monkeypatch.setattr(loop, '_run', guard)
+  run(tiny, tmp_path)
+  assert guarded == [6]
 
 
 def test_a_run_traces_its_network_once(tiny, tmp_path, monkeypatch):
@@ -365,10 +391,28 @@ def test_a_signal_ends_what_need_not_be_waited_for(tiny, tmp_path, monkeypatch, 
   again = run(tiny, tmp_path / 'stopped')
   assert again['finished'] and again['stopped_by'] is None
   assert again['params_sha256'] == whole['params_sha256']
-  lines = [
-    [{**line, 'images_per_second': 0} for line in metrics.read(tmp_path / name)] for name in ('whole', 'stopped')
-  ]
-  assert lines[0] == lines[1]
+  assert lines(tmp_path / 'whole') == lines(tmp_path / 'stopped')
+
+
+def test_a_signal_ends_an_evaluation_of_several_processes(tiny, tmp_path, monkeypatch):
+  """Between two of its batches, as the processes agree."""
+  tiny.train.steps_per_dispatch, tiny.checkpoint.every, tiny.data.placement, tiny.data.workers = 1, '0', 'stream', 0
+  batches = []
+  arrays = stream.EvalLoader.arrays
+  with monkeypatch.context() as patch:
+    patch.setattr(
+      stream.EvalLoader, 'arrays', lambda self, step, count: batches.append(step) or arrays(self, step, count)
+    )
+    patch.setattr(preemption, 'take_over', lambda: lambda: None)
+    patch.setattr(preemption.jax.distributed, 'is_initialized', lambda: True)
+    patch.setattr(preemption.multihost_utils, 'reached_preemption_sync_point', lambda count: count == 5)
+    patch.setattr(preemption.Guard, '_agree', lambda self: signal.SIGTERM)
+    stopped = run(tiny, tmp_path)
+  assert (stopped['step'], stopped['finished'], stopped['stopped_by']) == (3, False, 'SIGTERM')
+  assert batches == [0, 1]  # after calls 0 to 2, of the steps
+  assert checkpoints.load_parameters(tmp_path).step == 3
+  assert run(tiny, tmp_path)['finished']
+  assert any('test/loss' in line and line['step'] == 3 for line in metrics.read(tmp_path))
 
 
 def test_a_signal_at_the_last_step_leaves_its_evaluation_to_the_next_process(tiny, tmp_path, monkeypatch):

@@ -380,6 +380,14 @@ def test_batch_that_does_not_divide(refused, tmp_path):
   assert '16' in message
 
 
+@pytest.mark.parametrize('mode', ['train', 'evaluate'])
+@pytest.mark.parametrize('address', ['gs://bucket/run', 's3://bucket/run', 'gs:/bucket/run'])
+def test_a_workdir_in_a_bucket(refused, tmp_path, monkeypatch, mode, address):
+  monkeypatch.chdir(tmp_path)
+  assert re.search(r'(gs|s3)://bucket/run .*mounted', refused(f'--mode={mode}', f'--workdir={address}'))
+  assert not list(tmp_path.iterdir())
+
+
 def test_unwritable_workdir(refused, tmp_path):
   blocker = tmp_path / 'file'
   blocker.write_text('')
@@ -413,6 +421,12 @@ def test_unknown_split(refused, tmp_path):
 
 def test_evaluate_without_a_checkpoint(refused, tmp_path):
   assert 'no checkpoint' in refused(f'--workdir={pathlib.Path(tmp_path)}', '--mode=evaluate', *TINY)
+
+
+@pytest.mark.parametrize('flag', ['--profile=3', '--allow=seed'])
+def test_flags_of_training_with_another_mode(refused, tmp_path, flag):
+  name = flag.partition('=')[0]
+  assert name in refused('--mode=evaluate', flag, f'--workdir={tmp_path}')
 
 
 def test_process_flags_without_distributed(refused):

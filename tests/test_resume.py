@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from dnt.reporting import metrics
+from dnt.reporting import metric_names, metrics
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def summary(workdir):
 
 
 def record(workdir):
-  return [{k: v for k, v in line.items() if k != 'images_per_second'} for line in metrics.read(workdir)]
+  return [{k: v for k, v in line.items() if k not in metric_names.SPEED} for line in metrics.read(workdir)]
 
 
 @pytest.mark.thorough

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dnt.reporting import metrics
+from dnt.reporting import metric_names, metrics
 
 STEPS = 300
 EARLY, TRAINING, ENDING = 8, 16, 6  # kills in the first seconds of a start, while it trains, and in its report
@@ -30,7 +30,8 @@ def last_step(workdir):
 
 
 def record(workdir):
-  return [{key: value for key, value in line.items() if key != 'images_per_second'} for line in metrics.read(workdir)]
+  lines = metrics.read(workdir)
+  return [{key: value for key, value in line.items() if key not in metric_names.SPEED} for line in lines]
 
 
 def summary(workdir):

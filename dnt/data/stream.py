@@ -169,7 +169,8 @@ class _Loader:
     def put(value):
       return jax.make_array_from_process_local_data(self._sharding, value, (self._batch_size, *value.shape[1:]))
 
-    return {name: put(np.asarray(value)) for name, value in batch.items()}
+    with jax.transfer_guard('allow'):
+      return {name: put(np.asarray(value)) for name, value in batch.items()}
 
   def _places(self, step: int) -> np.ndarray:
     return step * self._batch_size + np.arange(self._rows.start, self._rows.stop)

@@ -14,7 +14,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from dnt import errors
-from dnt.parallel import agreement, clusters, preemption, rendezvous, signals
+from dnt.parallel import agreement, clusters, peers, preemption, rendezvous, signals
 
 T = TypeVar('T')
 KINDS = (errors.RunError, errors.InputError)  # errors that processes share, the most severe last
@@ -47,7 +47,7 @@ def initialize(
     errors.RunError: some processes did not report in time; the message lists their ids.
   """
   cluster = clusters.from_flags(coordinator, num_processes, process_id)
-  rendezvous.meet(cluster, timeout, description)
+  peers.watch(cluster.process_id, *rendezvous.meet(cluster, timeout, description))
   jax.config.update('jax_enable_preemption_service', stops_itself)
   jax.distributed.initialize(
     cluster.coordinator,
@@ -56,6 +56,7 @@ def initialize(
     cluster.local_device_ids,
     cluster_detection_method='deactivate',  # detection would give only one GPU to a Slurm task with a whole node
     initialization_timeout=timeout,
+    heartbeat_timeout_seconds=int(2 * peers.SILENCE),  # `peers` is first, and names the process
   )
   if stops_itself:
     preemption.take_over()
@@ -65,14 +66,16 @@ def initialize(
 def leave(code: int) -> None:
   """Ends this process at once after a failure that the others may not share; a single process exits normally.
 
-  At a normal exit jax waits up to five minutes for all processes, while these wait for this one in a collective. An
-  immediate exit breaks their connections, so they fail within seconds, or after this one's missed heartbeat (100 s).
+  At a normal exit jax waits up to five minutes for all processes, while these wait for this one in a collective. After
+  an immediate exit they end within seconds, see `parallel.peers`.
 
   Args:
     code: exit code.
   """
-  if not jax.distributed.is_initialized():
+  watched = peers.current()
+  if watched is None:
     sys.exit(code)
+  watched.leave(code, peers.GRACE)
   sys.stdout.flush()
   sys.stderr.flush()
   signals.exit_at_once(code)
@@ -81,9 +84,14 @@ def leave(code: int) -> None:
 def part() -> None:
   """Ends the communication of all processes, after which they can end together; waits until all call it."""
   jax.distributed.shutdown()
+  if watched := peers.current():
+    watched.leave()
 
 
 def _leave_on_error(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+  if watched := peers.current():
+    watched.blame()
+    watched.explain(f'{kind.__name__}: {errors.first_line(error)}')
   sys.__excepthook__(kind, error, traceback)
   leave(130 if issubclass(kind, KeyboardInterrupt) else 1)
 

@@ -10,6 +10,7 @@ A second Ctrl-C ends the process at once, with code 130.
 import contextlib
 import ctypes
 import functools
+import itertools
 import signal
 import threading
 import time
@@ -25,16 +26,22 @@ from dnt.parallel import signals
 T = TypeVar('T')
 
 
+class _Interrupted(Exception):
+  """Ends an attempt in every process."""
+
+
 class Guard:
   """Context of a loop that signals can stop; enter it in the main thread, after `multihost.initialize`.
 
   Attributes:
+    counter: counts the calls of `requested`, which several processes make equally often.
     stopped_by: number of the signal that stopped the loop, the same in every process; SIGPIPE if nobody reads the
       output any more; None before `requested` has returned True or `attempt` None.
   """
 
   def __init__(self):
     self.stopped_by: int | None = None
+    self.counter = itertools.count()
     self._several = jax.distributed.is_initialized()
     self._first: tuple[float, int] | None = None  # time and number of the first signal of this process
     self._requested = threading.Event()
@@ -84,11 +91,19 @@ class Guard:
     everyone = multihost_utils.process_allgather(mine).tolist()
     return min((each for each in everyone if each[2]), default=(0, 0, signal.SIGTERM))[2]
 
+  def interrupt(self) -> None:
+    """Ends the attempt in which it is called, in each of several processes, if a signal has requested a stop.
+
+    All processes call it equally often. A single process needs no calls: the signal itself ends its attempts.
+    """
+    if self._several and self.requested(next(self.counter)):
+      raise _Interrupted
+
   def attempt(self, saved: bool, call: Callable[..., T], *args: Any) -> T | None:
     """Calls a function that a signal may end: one that waits for data or a compilation, and does not change the run.
 
-    With several processes, the others may be elsewhere. A signal then ends only a function that runs before there is
-    anything to save, and this process with it.
+    With several processes, the others may be elsewhere. A signal then ends only a function that calls `interrupt`,
+    in all of them, or one that runs before there is anything to save, and this process with it.
 
     Args:
       saved: whether there is nothing to save.
@@ -102,11 +117,15 @@ class Guard:
       signals.Stopped: a signal has ended it, in one of several processes.
     """
     if self._several and not saved:
-      return call(*args)
+      with contextlib.suppress(_Interrupted):
+        return call(*args)
+      return None
     self._watch.interrupting = True
     try:
       if not self._watch.handled and not self._requested.is_set():
         return call(*args)
+    except _Interrupted:
+      return None
     except (signals.Stopped, Exception):
       if not self._watch.raised:
         raise

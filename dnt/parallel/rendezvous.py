@@ -1,7 +1,8 @@
 """Checks that all processes are present and alike before jax.distributed starts, which would abort without naming any.
 
 Process 0 listens on the coordinator's port, which jax takes over right afterwards. Every process (0 too) connects to
-it, reports its id and waits for a verdict, which is the same for all. Each message is one JSON line.
+it, reports its id and waits for a verdict, which is the same for all. Each message is one JSON line. The connections
+of a run that starts stay open for `parallel.peers`.
 """
 
 import contextlib
@@ -11,7 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from dnt import errors
 from dnt.parallel import agreement, clusters
@@ -22,7 +23,19 @@ POLL = 0.1  # seconds between checks of the clock and the connections
 LINGER = 5.0  # seconds during which late processes still receive an error about bad flags
 
 
-def meet(cluster: clusters.Cluster, timeout: float, description: Mapping[str, Any] | None = None) -> None:
+class Met(NamedTuple):
+  """Holds the result of a rendezvous.
+
+  Attributes:
+    hosts: name of each process's machine, in the order of the processes.
+    connections: open connections by process: of process 0 to all others, of the others to process 0.
+  """
+
+  hosts: list[str]
+  connections: dict[int, socket.socket]
+
+
+def meet(cluster: clusters.Cluster, timeout: float, description: Mapping[str, Any] | None = None) -> Met:
   """Waits until every process of the cluster has reported; returns in all of them.
 
   Args:
@@ -36,16 +49,17 @@ def meet(cluster: clusters.Cluster, timeout: float, description: Mapping[str, An
     errors.RunError: processes are missing after `timeout` seconds; the message names them.
   """
   host, port = clusters.address(cluster.coordinator)
-  server = None
+  server, roll_call = None, _RollCall(cluster, timeout)
   if cluster.process_id == 0:
     listener = _listen(port)
-    server = threading.Thread(target=_RollCall(cluster, timeout).serve, args=(listener,), daemon=True)
+    server = threading.Thread(target=roll_call.serve, args=(listener,), daemon=True)
     server.start()
-  error = _report(cluster, host, port, timeout, description or {})
+  found = _report(cluster, host, port, timeout, description or {})
   if server:
     server.join()  # waits until it has answered late processes and freed the port
-  if error:
-    raise error
+  if isinstance(found, Exception):
+    raise found
+  return found._replace(connections=roll_call.kept) if server else found
 
 
 def _listen(port: int) -> socket.socket:
@@ -71,6 +85,7 @@ class _RollCall:
     self.deadline = time.monotonic() + timeout
     self.present: dict[int, tuple[socket.socket, str, Mapping[str, Any]]] = {}
     self.informed: set[int] = set()
+    self.kept: dict[int, socket.socket] = {}
 
   def serve(self, listener: socket.socket) -> None:
     """Accepts reports until all have arrived, one is wrong, or the time is up; then sends the verdict to everybody."""
@@ -87,9 +102,12 @@ class _RollCall:
         text = agreement.differences([description for _, (*_, description) in sorted(self.present.items())])
         problem = {'kind': 'input', 'text': text} if text else None
       self.informed |= self.present.keys()
+      if problem is None:
+        self.start()
+        return
       _tell([peer for peer, *_ in self.present.values()], problem)
       deadline = time.monotonic() + LINGER
-      late = problem is not None and problem['kind'] == 'input'
+      late = problem['kind'] == 'input'
       while late and len(self.informed) < self.cluster.num_processes and time.monotonic() < deadline:
         heard = _hear(listener)
         if heard is not None:
@@ -120,6 +138,18 @@ class _RollCall:
     _tell([peer], problem)
     return problem
 
+  def start(self) -> None:
+    """Sends everybody the names of the hosts, and keeps the connections to the other processes."""
+    hosts = [host for _, (_, host, _) in sorted(self.present.items())]
+    for i, (peer, *_) in self.present.items():
+      with contextlib.suppress(OSError):
+        _send(peer, {'problem': None, 'hosts': hosts})
+      if i:
+        self.kept[i] = peer
+      else:
+        with peer, contextlib.suppress(OSError):
+          peer.recv(1)  # as in `_tell`
+
   def leave(self, i: int) -> None:
     """Removes a process that has disconnected, if it had reported."""
     if i in self.present:
@@ -139,8 +169,8 @@ class _RollCall:
 
 def _report(
   cluster: clusters.Cluster, host: str, port: int, timeout: float, description: Mapping[str, Any]
-) -> Exception | None:
-  """Reports this process to process 0 and waits for the verdict; returns the error to raise, if any."""
+) -> Met | Exception:
+  """Reports this process to process 0 and waits for the verdict; returns the error to raise, or its connection."""
   report = {
     'protocol': PROTOCOL,
     'process_id': cluster.process_id,
@@ -152,16 +182,21 @@ def _report(
   reason = 'nobody listens there'
   while time.monotonic() < deadline:
     try:
-      with socket.create_connection((host, port), timeout=max(deadline - time.monotonic(), POLL)) as peer:
+      with contextlib.ExitStack() as opened:
+        peer = socket.create_connection((host, port), timeout=max(deadline - time.monotonic(), POLL))
+        opened.enter_context(peer)
         # If nobody listens yet, the system may choose the port that we connect to as our own source port.
         if peer.getsockname() == peer.getpeername():
           continue
         peer.sendall(json.dumps(report).encode() + b'\n')
         verdict = _line(peer, timeout + LINGER)
-        if verdict:
-          problem = verdict['problem']
+        if verdict and (problem := verdict['problem']):
           kinds = {'input': errors.InputError, 'run': errors.RunError}
-          return kinds[problem['kind']](problem['text']) if problem else None
+          return kinds[problem['kind']](problem['text'])
+        if verdict:
+          if cluster.process_id:
+            opened.pop_all()
+          return Met(verdict['hosts'], {0: peer} if cluster.process_id else {})
         reason = (
           'what listens there is no process 0 that waits for others, but another program or a run that has started'
         )
@@ -195,22 +230,26 @@ def _line(peer: socket.socket, timeout: float) -> dict[str, Any] | None:
   try:
     while not received.endswith(b'\n') and len(received) < LONGEST:
       peer.settimeout(max(deadline - time.monotonic(), 0.01))
-      part = peer.recv(2**16)
+      part = peer.recv(2**16, socket.MSG_PEEK)
       if not part:
         return None
-      received += part
+      received += peer.recv(part.find(b'\n') + 1 or len(part))  # what follows the line is for `parallel.peers`
     message = json.loads(received)
   except (OSError, ValueError):
     return None
   return message if isinstance(message, dict) and message.get('protocol') == PROTOCOL else None
 
 
-def _tell(peers: list[socket.socket], problem: dict[str, str] | None) -> None:
-  """Sends the verdict, then lets each peer disconnect first, because the first to disconnect keeps its port busy."""
+def _send(peer: socket.socket, verdict: Mapping[str, Any]) -> None:
+  peer.settimeout(2.0)
+  peer.sendall(json.dumps({'protocol': PROTOCOL, **verdict}).encode() + b'\n')
+
+
+def _tell(peers: list[socket.socket], problem: dict[str, str]) -> None:
+  """Sends the problem, then lets each peer disconnect first, because the first to disconnect keeps its port busy."""
   for peer in peers:
     with contextlib.suppress(OSError):
-      peer.settimeout(2.0)
-      peer.sendall(json.dumps({'protocol': PROTOCOL, 'problem': problem}).encode() + b'\n')
+      _send(peer, {'problem': problem})
   for peer in peers:
     with peer, contextlib.suppress(OSError):
       peer.recv(1)

@@ -24,6 +24,9 @@ from typing import Any, NoReturn
 GRACE = 3.0  # seconds between a signal and the end of a program that has nothing to save
 CODES = {128 + number: number for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)}  # exit codes of stops
 _POLL = 0.1  # seconds
+before_exit: list[
+  Callable[[int], None]
+] = []  # called with the exit code by `exit_at_once`; they take less than a second
 
 
 class Stopped(KeyboardInterrupt):
@@ -162,6 +165,8 @@ def received() -> int | None:
 
 def exit_at_once(code: int) -> NoReturn:
   """Ends this process and its workers without any cleanup; any thread may call it."""
+  for call in before_exit:
+    call(code)
   for child in multiprocessing.active_children():
     child.kill()
   os._exit(code)

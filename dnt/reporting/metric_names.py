@@ -12,6 +12,10 @@ from typing import Any, NamedTuple
 import ml_collections
 
 _TELEMETRY = 'telemetry'
+# How fast a run trains, which differs from run to run: images per second; the fraction of the time of these steps in
+# which the program waited for images; the seconds in which the run so far waited for compilations; and model FLOPs
+# utilization, the fraction of the chips' peak rate.
+SPEED = ('images_per_second', 'input_wait', 'compile_seconds', 'mfu')
 
 
 class Metric(NamedTuple):

@@ -34,7 +34,7 @@ class Progress:
     Args:
       step: optimizer steps done.
       epoch: passes over the training split done.
-      values: `loss`, `accuracy` (in [0, 1]) and `images_per_second`, if they are known.
+      values: `loss`, `accuracy` (in [0, 1]) and those of `metric_names.SPEED`, if they are known.
     """
     now = self._clock()
     self._recent.append((now, step))
@@ -54,6 +54,11 @@ class Progress:
       parts.append(f'accuracy {100 * values["accuracy"]:.2f} %')
     if 'images_per_second' in values:
       parts.append(f'{values["images_per_second"]:,.0f} images/s')
+    for name, shown in (('input_wait', 'data wait'), ('mfu', 'MFU')):
+      if values.get(name, 0.0) >= 0.005:
+        parts.append(f'{shown} {format_value(name, values[name])}')
+    if values.get('compile_seconds', 0.0) >= 0.5:
+      parts.append(f'compilation {format_duration(values["compile_seconds"])}')
     (then, first), (now, last) = self._recent[0], self._recent[-1]
     if last > first and step < self._total:
       parts.append(f'ETA {format_duration((self._total - step) * (now - then) / (last - first))}')
@@ -98,12 +103,14 @@ class Count:
 
 
 def format_value(name: str, value: float | None) -> str:
-  """Formats a metric: accuracies in percent, learning rates short, all others with four decimals."""
+  """Formats a metric: accuracies and fractions of time in percent, learning rates short, others with four decimals."""
   if value is None or not math.isfinite(value):
     return 'not finite'
   quantity = metric_names.parse(name).quantity
   if quantity in ('accuracy', 'top5_accuracy'):
     return f'{100 * value:.2f} %'
+  if quantity in ('input_wait', 'mfu'):
+    return f'{100 * value:.0f} %'
   if quantity == 'learning_rate':
     return f'{value:.3g}'
   return f'{value:,.0f}' if quantity == 'images_per_second' else f'{value:.4f}'

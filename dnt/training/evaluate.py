@@ -51,11 +51,12 @@ class Pass:
     """Args: step: `(variables, batch) -> (sums, rows)`, pure; loader: from `make_eval_loader`; closed by `close`."""
     self._step, self._loader, self._mesh, self._program = step, loader, mesh, None
 
-  def __call__(self, variables: Mapping[str, Any]) -> tuple[Any, Any]:
+  def __call__(self, variables: Mapping[str, Any], between: Callable[[], None] = lambda: None) -> tuple[Any, Any]:
     """Returns the outputs of the step over the whole split, on every host.
 
     Args:
       variables: `params` and `batch_stats`, on the mesh.
+      between: called before each dispatch; an error that it raises ends the pass.
 
     Returns:
       The sums over all batches, and the concatenated rows, including the padding rows of the last batch.
@@ -67,6 +68,7 @@ class Pass:
     assert self._program is not None  # `prepare` sets it
     step, total, parts, counts, problem = 0, None, [], [], None
     while step < self._loader.steps:
+      between()
       count = min(self._loader.max_steps(step), self._loader.steps - step)
       try:
         arrays = self._blank() if problem else self._loader.arrays(step, count)
@@ -74,7 +76,8 @@ class Pass:
         if jax.process_count() == 1:
           raise
         problem, arrays = UnreadableError(str(error)), self._blank()  # the others wait for this process in each step
-      sums, rows = self._program(variables, arrays, np.int32(step), np.int32(count))
+      places = mesh_lib.place((np.int32(step), np.int32(count)), mesh_lib.replicated(self._mesh))
+      sums, rows = self._program(variables, arrays, *places)
       total = sums if total is None else jax.tree.map(jnp.add, total, sums)
       parts.append(rows)
       counts.append(count)
@@ -133,6 +136,7 @@ class Evaluator:
   def __init__(self, run: experiment.Experiment, mesh: Mesh, splits: Mapping[str, examples.Examples]):
     self._run, self._mesh, self._splits = run, mesh, splits
     self._passes: dict[str, Pass] = {}
+    self.between: Callable[[], None] = lambda: None  # see `Pass`
 
   def __enter__(self) -> 'Evaluator':
     return self
@@ -151,7 +155,7 @@ class Evaluator:
     """
     metrics, confusion, per_class = {}, {}, {}
     for split in self._splits if splits is None else splits:
-      sums, rows = self._of(split)(variables)
+      sums, rows = self._of(split)(variables, self.between)
       name, count = f'{split}{suffix}', int(sums['confusion'].sum())
       metrics[f'{name}/loss'] = float(sums['loss']) / count
       metrics[f'{name}/accuracy'] = int(np.trace(sums['confusion'])) / count

@@ -103,6 +103,17 @@ class Experiment(NamedTuple):
   def steps_per_epoch(self) -> float:
     return self.spec.steps_per_epoch(self.config.train.batch_size)
 
+  def train_flops(self, step: int) -> int:
+    """Returns the FLOPs of one example in the step after `step` steps, as the network needs them.
+
+    They are those of the forward pass, and twice as many for the backward pass through the entries from the first that
+    trains on; what `model.remat` computes again does not count.
+    """
+    partition = self.phase(step).partition
+    flops = [0 if row.entry.name in partition.skipped else row.flops for row in self.table]
+    first = next(place for place, row in enumerate(self.table) if row.entry.name not in partition.frozen)
+    return sum(flops) + 2 * sum(flops[first:])
+
   def make_optimizer(
     self, params: Any, partitions: tuple[freeze.Partition, ...], schedule: optax.Schedule | None = None
   ) -> optax.GradientTransformation:

@@ -5,6 +5,7 @@ parameters are drawn while the first program compiles. On accelerators nothing i
 on the device during compilation, and the device must be idle for that.
 """
 
+import time
 from collections.abc import Callable
 from concurrent import futures
 from typing import Any
@@ -13,8 +14,8 @@ import jax
 import numpy as np
 
 from dnt.data import pipeline
+from dnt.parallel import activity, cpu, signals
 from dnt.parallel import compile as compile_lib
-from dnt.parallel import cpu, signals
 from dnt.parallel import mesh as mesh_lib
 from dnt.training import evaluate, experiment, record, steps
 
@@ -40,6 +41,7 @@ class Programs:
     self._ahead = mesh_lib.on_cpu(mesh) and cpu.uses('background')
     self._pool = futures.ThreadPoolExecutor(1, 'compile')  # one at a time, in the order of the requests
     self._requested: dict[tuple[str, int], futures.Future] = {}
+    self._counts: dict[int, jax.Array] = {}  # numbers of steps, on the devices
 
   def __enter__(self) -> 'Programs':
     return self
@@ -78,12 +80,19 @@ class Programs:
       A function that dispatches the steps. It takes the state, whose buffers are donated, and returns the new state and
       the metrics of the steps, as from `steps.make_train_steps`.
     """
-    arrays, program = self._loader.arrays(step, count), self._get(self._name(step), step, state)
-    return lambda state: program(state, arrays, np.int32(count))
+    activity.note(activity.READ, step)
+    begin = time.monotonic()
+    arrays = self._loader.arrays(step, count)
+    self._clock.input_seconds += time.monotonic() - begin
+    program = self._get(self._name(step), step, state)
+    if count not in self._counts:
+      self._counts[count] = mesh_lib.place(np.int32(count), mesh_lib.replicated(self._mesh))
+    return lambda state: program(state, arrays, self._counts[count])
 
   def evaluate(self, state: steps.TrainState, step: int) -> evaluate.Result:
     """Evaluates the state after `step` steps on `eval.splits`, with and without averaged parameters."""
     self._get(EVALUATION, step, state)
+    activity.note(activity.EVALUATE, step)
     return evaluate.evaluate_all(self._evaluator, evaluate.get_variables(state), self._run.config.eval.splits)
 
   def _name(self, step: int) -> str:
@@ -93,6 +102,7 @@ class Programs:
     requested = self._requested.get(self._key(name, step))
     if requested is not None and requested.done():
       return requested.result()
+    activity.note(activity.COMPILE, step)
     program = self._ask(name, step, state).result()
     self._clock.lap('compile')
     return program

@@ -4,17 +4,18 @@ import json
 import logging
 import pathlib
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from dnt import checkpoints, errors, files
 from dnt import workdir as workdir_lib
 from dnt.data import splits
 from dnt.optim import schedules
-from dnt.parallel import multihost
+from dnt.parallel import chips, multihost
 from dnt.reporting import memory, metric_names, metrics, progress
 from dnt.training import evaluate, experiment, steps, telemetry
 
@@ -22,18 +23,28 @@ _log = logging.getLogger(__name__)
 
 
 class Clock:
-  """Measures the seconds spent on each activity; every moment counts for exactly one of them."""
+  """Measures the seconds spent on each activity; every moment counts for exactly one of them.
+
+  Attributes:
+    seconds: sums by activity.
+    laps: the last laps of each activity, seconds and parts.
+    mark: `time.monotonic()` at the end of the last lap.
+    input_seconds: seconds in which the program waited for images, as part of other activities.
+  """
 
   def __init__(self, start: float):
     """Args: start: `time.monotonic()` when the program began."""
     self.seconds: defaultdict[str, float] = defaultdict(float)
-    self._mark = start
+    self.laps: defaultdict[str, deque[tuple[float, int]]] = defaultdict(lambda: deque(maxlen=50))
+    self.mark = start
+    self.input_seconds = 0.0
 
-  def lap(self, name: str) -> float:
-    """Adds the seconds since the last lap to `name`, and returns them."""
+  def lap(self, name: str, parts: int = 1) -> float:
+    """Adds the seconds since the last lap, which had so many parts (steps), to `name`, and returns them."""
     now = time.monotonic()
-    lap, self._mark = now - self._mark, now
+    lap, self.mark = now - self.mark, now
     self.seconds[name] += lap
+    self.laps[name].append((lap, parts))
     return lap
 
 
@@ -67,6 +78,7 @@ class Record:
     # Sums since the last training line. They are saved too, so that the next line is the same after a resume.
     self._sums: defaultdict[str, float] = defaultdict(int, history.get('sums', {}))
     self._lap: float = history.get('lap', 0.0)
+    clock.input_seconds += history.get('input_seconds', 0.0)
     self._log = run.every(run.config.train.log_every)
     self._floors = telemetry.floors(run.config, run.table)
     self.last: dict[str, float] = dict(history.get('last', {}))
@@ -140,7 +152,7 @@ class Record:
     Raises:
       errors.RunError: a loss is not finite; the message names the first such step.
     """
-    self._lap += self._clock.lap('train')
+    self._lap += self._clock.lap('train', count)
     finite = np.isfinite(values['loss'][:count])
     if not finite.all():
       good = int(np.argmin(finite))
@@ -153,16 +165,13 @@ class Record:
     self._add(count, values)
     step = start + count
     if self._log.due(step) or step == self._run.config.train.steps:
-      taken = self._sums['steps']
-      line = self._means(values, count - 1)
-      rate = taken * self._run.config.train.batch_size / self._lap
-      self._write(step, {**line, 'images_per_second': rate})
-      self._show(step, line['train/loss'], line['train/accuracy'], rate)
+      line, speed = self._means(values, count - 1), self._speed(step)
+      self._write(step, line | speed)
+      self._show(step, line['train/loss'], line['train/accuracy'], speed)
       self._sums.clear()
-      self._lap = 0.0
+      self._lap = self._clock.input_seconds = 0.0
     elif self._lap:
-      rate = self._sums['steps'] * self._run.config.train.batch_size / self._lap
-      self._show(step, float(values['loss'][count - 1]), float(values['accuracy'][count - 1]), rate)
+      self._show(step, float(values['loss'][count - 1]), float(values['accuracy'][count - 1]), self._speed(step))
     if 'telemetry' in values:
       fraction = float(values['learning_rate'][count - 1]) / schedules.peak_rate(self._run.config.optim)
       self._watched(step, values['telemetry'], fraction)
@@ -184,6 +193,23 @@ class Record:
     if self._sums['steps']:
       self._write(step - 1, self._means(values, max(good - 1, 0)))
     self._write(step, {f'train/{name}': float(values[name][good]) for name in steps.METRICS})
+
+  def _speed(self, step: int) -> dict[str, float]:
+    """Returns the metrics of `metric_names.SPEED` over the steps since the last training line, up to `step`."""
+    rate = self._sums['steps'] * self._run.config.train.batch_size / self._lap
+    wait = min(self._clock.input_seconds / self._lap, 1.0)
+    values = (rate, wait, self._clock.seconds['compile'], self._utilization(step - 1, rate))
+    return {name: value for name, value in zip(metric_names.SPEED, values, strict=True) if value is not None}
+
+  def _utilization(self, step: int, rate: float) -> float | None:
+    """Returns the fraction of the devices' peak rate at so many images per second; None if the peak is not known."""
+    devices = jax.devices()
+    kind = devices[0].device_kind
+    chip = chips.find(kind)
+    if chip is None:
+      return None
+    precision = chip.precision(self._run.config.model.dtype)
+    return chips.utilization(self._run.train_flops(step), len(devices) / rate, kind, precision)
 
   def evaluated(self, step: int, result: evaluate.Result) -> None:
     """Records an evaluation: its line, its confusion matrices, the best metric and patience."""
@@ -250,6 +276,7 @@ class Record:
       'telemetry_rows': self._rows,
       'sums': dict(self._sums),
       'lap': self._lap,
+      'input_seconds': self._clock.input_seconds,
       'seconds': self.seconds,
       'peak_memory': self.peak_memory,
       # With these, the next process can tell what has changed.
@@ -285,6 +312,6 @@ class Record:
     self.last |= values
     self._writer.write(step, step / self._run.steps_per_epoch, values)
 
-  def _show(self, step: int, loss: float, accuracy: float, rate: float) -> None:
-    shown = {'loss': loss, 'accuracy': accuracy, 'images_per_second': rate}
+  def _show(self, step: int, loss: float, accuracy: float, speed: Mapping[str, float]) -> None:
+    shown = {'loss': loss, 'accuracy': accuracy, **speed}
     self._progress.update(step, step / self._run.steps_per_epoch, shown)

@@ -157,7 +157,7 @@ def test_a_failing_process_takes_the_others_down(start, mode, code, how):
   begin = time.monotonic()
   _, err = process.communicate(timeout=15)
   assert process.returncode == code
-  assert re.fullmatch(f'local.sh: process 1 .*exit code {code}{re.escape(how)};.*heartbeat.*\n', err)
+  assert re.fullmatch(f'local.sh: process 1 .*exit code {code}{re.escape(how)};.*ending the others\n', err)
   assert time.monotonic() - begin < 8
   for pid in pids:
     with pytest.raises(ProcessLookupError):
@@ -184,7 +184,7 @@ def test_processes_that_a_signal_stops_do_not_fail(start, number):
   out, err = process.communicate(timeout=15)
   assert process.returncode == 128 + number
   assert sorted(line for line in out.splitlines() if 'saved' in line) == [f'[{i}] saved by {i}' for i in (0, 1)]
-  assert re.search(f'stopped .*{number.name}', err) and 'heartbeat' not in err
+  assert re.search(f'stopped .*{number.name}', err) and 'ending the others' not in err
 
 
 @pytest.mark.thorough

@@ -10,13 +10,22 @@ from dnt import errors
 from dnt.parallel import clusters, rendezvous
 
 
+def meet_and_part(cluster, timeout, description=None):
+  """Closes what `parallel.peers` would watch; the hosts of all processes."""
+  met = rendezvous.meet(cluster, timeout, description)
+  assert set(met.connections) == ({*range(1, cluster.num_processes)} if cluster.process_id == 0 else {0})
+  for peer in met.connections.values():
+    peer.close()
+  return met.hosts
+
+
 def meet_all(processes, timeout, descriptions=None):
   """The outcome (None or the error) and the seconds it took, of processes that meet in threads."""
 
   def meet(cluster):
     start = time.monotonic()
     try:
-      rendezvous.meet(cluster, timeout, descriptions and descriptions[cluster.process_id])
+      meet_and_part(cluster, timeout, descriptions and descriptions[cluster.process_id])
       error = None
     except Exception as caught:
       error = caught
@@ -35,9 +44,9 @@ def test_all_meet_and_the_port_is_free_again(coordinator):
 
 
 def test_processes_may_come_in_any_order(coordinator):
-  late = threading.Timer(0.5, rendezvous.meet, (clusters.Cluster(coordinator, 2, 0), 10))
+  late = threading.Timer(0.5, meet_and_part, (clusters.Cluster(coordinator, 2, 0), 10))
   late.start()
-  rendezvous.meet(clusters.Cluster(coordinator, 2, 1), 10)
+  assert meet_and_part(clusters.Cluster(coordinator, 2, 1), 10) == [socket.gethostname()] * 2
   late.join()
 
 
@@ -161,12 +170,25 @@ def test_strangers_do_not_disturb(coordinator):
     with socket.create_connection((host, port)) as peer:
       peer.sendall(b'GET / HTTP/1.1\r\n\r\n')
     time.sleep(0.2)
-    rendezvous.meet(clusters.Cluster(coordinator, 2, 1), 10)
+    meet_and_part(clusters.Cluster(coordinator, 2, 1), 10)
 
   thread = threading.Thread(target=stranger)
   thread.start()
-  rendezvous.meet(clusters.Cluster(coordinator, 2, 0), 10)
+  meet_and_part(clusters.Cluster(coordinator, 2, 0), 10)
   thread.join()
+
+
+def test_what_a_process_sends_after_the_rendezvous_stays_for_the_other(coordinator):
+  def first():
+    met = rendezvous.meet(clusters.Cluster(coordinator, 2, 0), 10)
+    with met.connections[1] as peer:
+      peer.sendall(b'one\ntwo\n')
+
+  with concurrent.futures.ThreadPoolExecutor(1) as pool:
+    pool.submit(first)
+    met = rendezvous.meet(clusters.Cluster(coordinator, 2, 1), 10)
+  with met.connections[0] as peer:
+    assert peer.makefile().read() == 'one\ntwo\n'
 
 
 def test_processes_that_differ_are_told(coordinator):

@@ -53,6 +53,17 @@ def test_progress_on_a_terminal_is_one_line(monkeypatch):
   assert stream.getvalue() == f'{first}{erase}{third}{erase}saved\n{third}\n'
 
 
+def test_waits_are_shown_if_there_are_any(console):
+  clock = _Clock()
+  shown = progress.Progress(10, clock)
+  shown.update(1, 0.1, {'images_per_second': 9.0, 'input_wait': 0.001, 'compile_seconds': 0.1})
+  clock.now += 100
+  shown.update(2, 0.2, {'images_per_second': 9.0, 'input_wait': 0.25, 'mfu': 0.414, 'compile_seconds': 75.0})
+  first, second = console.readouterr().out.splitlines()
+  assert first.endswith('9 images/s')
+  assert '9 images/s  data wait 25 %  MFU 41 %  compilation 1 min 15 s  ETA' in second
+
+
 def test_eta_follows_the_last_minute(console):
   clock = _Clock()
   shown = progress.Progress(1000, clock)

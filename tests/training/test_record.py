@@ -1,6 +1,7 @@
 """The record of a run: averages, the best metric, patience, what a resume brings back."""
 
 import json
+import types
 
 import numpy as np
 import pytest
@@ -57,6 +58,49 @@ def test_a_training_line_is_the_mean_since_the_last_one(make, tmp_path):
   assert lines[1]['train/accuracy'] == pytest.approx(0.4)
   assert lines[1]['train/learning_rate'] == pytest.approx(0.2), 'the last step, not the mean'
   assert lines[1]['images_per_second'] > 0
+
+
+def test_the_wait_for_images_is_a_fraction_of_the_time_of_the_steps_since_the_last_line(make, tmp_path, monkeypatch):
+  now = iter([2.0, 3.0, 5.0, 9.0])
+  monkeypatch.setattr(record.time, 'monotonic', lambda: next(now))
+  with make() as rec:
+    rec._clock.lap('compile')
+    rec._clock.input_seconds += 0.5
+    rec.trained(0, 1, values(1.0))
+    history = json.loads(json.dumps(rec.history()))
+  with make(1, history) as rec:
+    rec._clock.mark = 3.0
+    rec._clock.input_seconds += 1.0
+    rec.trained(1, 1, values(1.0))
+    rec.trained(2, 2, values(1.0, 1.0))
+  first, second = metrics.read(tmp_path)
+  assert (first['input_wait'], first['compile_seconds'], first['images_per_second']) == (0.5, 2.0, 2 * 16 / 3)
+  assert (second['input_wait'], second['images_per_second']) == (0.0, 2 * 16 / 4)
+
+
+def test_the_utilization_is_of_the_peak_of_the_chips_and_unknown_on_others(make, tmp_path, monkeypatch):
+  now = iter([1.0, 2.0, 4.0])
+  monkeypatch.setattr(record.time, 'monotonic', lambda: next(now))
+  with make() as rec:
+    rec.trained(0, 2, values(1.0, 1.0))
+    assert rec._run.train_flops(0) == 3 * sum(row.flops for row in rec._run.table)
+    chip = types.SimpleNamespace(device_kind='NVIDIA H100 80GB HBM3')
+    monkeypatch.setattr(record.jax, 'devices', lambda: [chip] * 4)
+    rec.trained(2, 2, values(1.0, 1.0))
+    flops = rec._run.train_flops(0)
+  cpu, gpu = metrics.read(tmp_path)
+  assert 'mfu' not in cpu
+  assert gpu['images_per_second'] == 2 * 16 / 1
+  assert gpu['mfu'] == pytest.approx(flops * 32 / 4 / 494.7e12)  # TF32, for float32 networks
+
+
+def test_the_flops_of_steps_are_those_of_what_trains(tiny):
+  tiny.finetune.trainable, tiny.finetune.unfreeze, tiny.finetune.cached_views = 'head', (('3', 'all'),), 0
+  data = experiment.load_data(tiny, ())
+  run = experiment.make(experiment.resolve(tiny, data), data.spec)
+  forward = sum(row.flops for row in run.table)
+  assert run.train_flops(2) == forward + 2 * run.table[-1].flops
+  assert run.train_flops(3) == 3 * forward
 
 
 def test_a_line_begun_before_a_resume_ends_after_it(make, tmp_path):
