@@ -217,6 +217,7 @@ def test_equal_configs_are_equal_programs(tiny):
 STREAMED = {'data.placement': 'stream'}
 HEAD = {'finetune.trainable': 'head'}
 OTHERS = {
+  'model.norm_sync': ({}, 'device'),
   'data.source': ({}, 'digits'),
   'data.train_split': ({}, 'train[:50%]'),
   'data.dir': ({'data.source': 'folder'}, 'images'),
@@ -764,6 +765,27 @@ def test_mesh_fsdp(tiny, monkeypatch):
     split[fsdp] = sum(not sharding.is_fully_replicated for sharding in jax.tree.leaves(shardings))
   assert split[1] == 0
   assert split[4] > 0
+
+
+@pytest.mark.usefixtures('eight_devices')
+def test_model_norm_sync(tiny, monkeypatch):
+  monkeypatch.undo()  # it needs all devices
+  mesh, programs = mesh_lib.make_mesh(tiny.mesh), {}
+  data = experiment.load_data(tiny, ())
+  for tiny.model.norm, tiny.model.norm_sync in (
+    ('batch_norm', 'global'),
+    ('batch_norm', 'device'),
+    ('layer_norm', 'global'),
+    ('layer_norm', 'device'),
+  ):
+    run = experiment.make(experiment.resolve(tiny, data), data.spec)
+    images = jax.ShapeDtypeStruct((16, *data.spec.image_shape), jnp.float32)
+    program = mesh_lib.inside(lambda x, run=run: run.model.apply(run.init_variables(), x, True, mutable=True), mesh)
+    programs[tiny.model.norm, tiny.model.norm_sync] = traced(program, images)
+    idle = (tiny.model.norm, tiny.model.norm_sync) == ('layer_norm', 'device')
+    assert bool(schema.no_effect(tiny, 'model.norm_sync')) == idle
+  assert programs['batch_norm', 'global'] != programs['batch_norm', 'device']
+  assert programs['layer_norm', 'global'] == programs['layer_norm', 'device']
 
 
 def test_every_option_is_covered():

@@ -344,6 +344,16 @@ SCHEMA: dict[str, Any] = {
       role='training',
       on_resume=REFUSE,
     ),
+    'norm_sync': Option(
+      'global',
+      "what batch_norm takes its statistics over in training: global (the whole batch); device (each device's own "
+      'examples, as PyTorch does by default: the run then depends on the number of devices)',
+      choices=('global', 'device'),
+      only={'model.norm': ('batch_norm',)},
+      off='global',
+      role='training',
+      on_resume=REFUSE,
+    ),
     'weight_standardization': Option(
       False,
       'standardize each convolution kernel over its fan-in',

@@ -49,6 +49,7 @@ class Model(ml_collections.ConfigDict):
   norm_epsilon: float
   norm_groups: int
   norm_momentum: float
+  norm_sync: str
   weight_standardization: bool
   activation: str
   initializer: str

@@ -24,9 +24,11 @@ def jit(fn: Callable, mesh: Mesh | None = None, **kwargs: Any) -> Any:
 
   Args:
     fn: function to compile.
-    mesh: the devices that the program runs on; None: jax's default device.
+    mesh: the devices that the program runs on, which `mesh.count_devices` counts; None: jax's default device.
     **kwargs: arguments of `jax.jit`, except `compiler_options`.
   """
+  if mesh is not None:
+    fn = mesh_lib.inside(fn, mesh)
   return jax.jit(fn, compiler_options=compiler_options(mesh), **kwargs)
 
 

@@ -4,6 +4,8 @@ The axes are `data` and `fsdp`. A batch is split over both. Parameters are repli
 split over `fsdp` along one axis, and XLA gathers it where it is used. The same program runs on any mesh.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -45,6 +47,23 @@ def make_mesh(config: typed.Mesh) -> Mesh:
 def on_cpu(mesh: Mesh) -> bool:
   """Returns whether the devices of a mesh are CPUs; they need not include jax's default device."""
   return mesh.devices.flat[0].platform == 'cpu'
+
+
+def inside(fn: Callable, mesh: Mesh) -> Callable:
+  """Returns `fn`, which jax then traces with the axes of a mesh in its context, see `count_devices`."""
+
+  @functools.wraps(fn)
+  def traced(*args):
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+      return fn(*args)
+
+  return traced
+
+
+def count_devices() -> int:
+  """Returns the number of devices that share the batches of the program that jax traces; 1 outside of `inside`."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return 1 if mesh.empty else mesh.size
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
