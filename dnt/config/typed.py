@@ -185,6 +185,7 @@ class Config(ml_collections.ConfigDict):
   lr_find: LrFind
   noise_scale: NoiseScale
   mesh: Mesh
+  sharding: tuple[Any, ...]
 
 
 class Comparison(ml_collections.ConfigDict):

@@ -1,17 +1,19 @@
 """Builds the device mesh and the shardings of batches and parameters; no other module makes a NamedSharding.
 
 The axes are `data` and `fsdp`. A batch is split over both. Parameters are replicated over `data`; each large leaf is
-split over `fsdp` along one axis, and XLA gathers it where it is used. The same program runs on any mesh.
+split over `fsdp` along one axis, by size or as `config.sharding` says. A step gathers the parameters to use them, and
+splits their gradients again (`gather_for_use`), so that all it computes is split by examples. The same program runs on
+any mesh.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from dnt import errors, trees
 from dnt.config import typed
@@ -71,37 +73,75 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec((DATA, FSDP)))
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
   """Returns the sharding that puts the whole array on every device."""
   return NamedSharding(mesh, PartitionSpec())
 
 
-def parameter_shardings(mesh: Mesh, tree: Tree) -> Tree:
-  """Returns the sharding of each leaf of a train state. It depends on the shape, so a momentum matches its parameter.
+def parameter_shardings(mesh: Mesh | AbstractMesh, tree: Tree, axes: Mapping[str, int | None] | None = None) -> Tree:
+  """Returns the sharding of each leaf of a train state; a momentum has that of its parameter.
 
-  A leaf of at least `SMALLEST_SPLIT_LEAF` numbers is split over `fsdp` along its largest axis that is divisible by the
-  size of `fsdp`; of equally large axes, the last. Other leaves are replicated. The row axis of scanned leaves is never
-  split, because a scan reads one row at a time.
+  A leaf whose path ends with one of `axes` is split there. Any other leaf of at least `SMALLEST_SPLIT_LEAF` numbers is
+  split over `fsdp` along its largest axis that is divisible by the size of `fsdp`; of equally large axes, the last.
+  Other leaves are replicated. The row axis of scanned leaves is never split, because a scan reads one row at a time.
 
   Args:
     mesh: mesh from `make_mesh`.
     tree: any pytree of arrays or of shapes (`jax.eval_shape`).
+    axes: by the paths of parameters, the axis to split, or None to keep the parameter whole; see `sharding.match`.
 
   Returns:
     A pytree of NamedShardings with the same structure.
   """
+  named = axes or {}
+
+  def divides(leaf, axis):
+    return axis < leaf.ndim and leaf.shape[axis] % mesh.shape[FSDP] == 0
+
+  def choose(path, leaf):
+    for place in range(len(path)):
+      name = jax.tree_util.keystr(path[place:], simple=True, separator='/')
+      if name in named and (named[name] is None or divides(leaf, named[name])):
+        return named[name]
+    if leaf.size < SMALLEST_SPLIT_LEAF:
+      return None
+    scanned = trees.is_scanned(jax.tree_util.keystr(path, simple=True, separator='/'))
+    valid = [axis for axis in range(int(scanned), leaf.ndim) if divides(leaf, axis)]
+    return max(valid, key=lambda axis: (leaf.shape[axis], axis), default=None)
 
   def sharding(path, leaf):
-    if mesh.shape[FSDP] == 1 or leaf.size < SMALLEST_SPLIT_LEAF:
-      return replicated(mesh)
-    scanned = trees.is_scanned(jax.tree_util.keystr(path, simple=True, separator='/'))
-    axes = [axis for axis in range(int(scanned), leaf.ndim) if leaf.shape[axis] % mesh.shape[FSDP] == 0]
-    if not axes:
-      return replicated(mesh)
-    largest = max(axes, key=lambda axis: (leaf.shape[axis], axis))
-    return NamedSharding(mesh, PartitionSpec(*[None] * largest, FSDP))
+    axis = None if mesh.shape[FSDP] == 1 else choose(path, leaf)
+    return replicated(mesh) if axis is None else NamedSharding(mesh, PartitionSpec(*[None] * axis, FSDP))
 
   return jax.tree_util.tree_map_with_path(sharding, tree)
+
+
+def gather_for_use(params: Tree, axes: Mapping[str, int | None] | None = None) -> Tree:
+  """Gathers split parameters where a program uses them, and splits the gradients that come back.
+
+  Without this, XLA would split what it computes by channels too, and exchange activations between the layers. With it,
+  devices exchange parameters and gradients only: XLA makes one reduce-scatter of a gradient's sum and its split (on
+  CPU, an all-reduce and a slice). Outside of `inside`, or if nothing is split, it returns its input.
+
+  Args:
+    params: parameters that lie as `parameter_shardings` says.
+    axes: as there.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.shape[FSDP] == 1:
+    return params
+  return jax.tree.map(_gather, parameter_shardings(mesh, params, axes), params)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _gather(sharding: NamedSharding, leaf: jax.Array) -> jax.Array:
+  return jax.lax.with_sharding_constraint(leaf, NamedSharding(sharding.mesh, PartitionSpec()))
+
+
+_gather.defvjp(
+  lambda sharding, leaf: (_gather(sharding, leaf), None),
+  lambda sharding, _, gradient: (jax.lax.with_sharding_constraint(gradient, sharding),),
+)
 
 
 def check_batch(name: str, batch_size: int, mesh: Mesh, accumulate: int = 1) -> None:

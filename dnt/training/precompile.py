@@ -55,7 +55,7 @@ class Programs:
       step: steps done.
     """
     if self._ahead:
-      shapes = mesh_lib.shapes(state, mesh_lib.parameter_shardings(self._mesh, state))
+      shapes = mesh_lib.shapes(state, self._run.shardings(self._mesh, state))
       for name in _used(self._run, step):
         self._ask(name, step, shapes)
 
@@ -114,7 +114,7 @@ class Programs:
     if name == TELEMETRY:
       step, longest = phase.telemetry_step, 1
     program = steps.make_train_steps(step, self._loader.batch_at, longest)
-    shardings = (mesh_lib.parameter_shardings(self._mesh, state), mesh_lib.replicated(self._mesh))
+    shardings = (self._run.shardings(self._mesh, state), mesh_lib.replicated(self._mesh))
     jitted = compile_lib.jit(program, self._mesh, donate_argnums=0, out_shardings=shardings)
     return compile_lib.ahead(jitted, state, self._loader.shapes(), np.int32(1))
 

@@ -1,4 +1,5 @@
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import pytest
 
 from dnt import config, errors
 from dnt.models import conv, norms
+from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as meshes
 
 pytestmark = pytest.mark.usefixtures('eight_devices')
@@ -79,6 +81,33 @@ def test_optimizer_state_lies_as_its_parameters_do():
   opt_state = spec(optax.adamw(1e-3).init(params))
   for moment in (opt_state[0].mu, opt_state[0].nu):
     assert moment == spec(params) == {'stem': {'kernel': (None, None, None, 'fsdp'), 'bias': ()}}
+
+
+def test_a_gradient_that_comes_back_is_split_as_its_parameter():
+  """What is computed is split by examples alone: no activation is exchanged between the layers."""
+  mesh, random = make_mesh(4), np.random.default_rng(0)
+  params = {name: random.normal(0, 0.1, (128, 128)).astype(np.float32) for name in ('first', 'second')}
+  images = random.normal(size=(32, 128)).astype(np.float32)
+  shardings = meshes.parameter_shardings(mesh, params)
+
+  def gradient(params, images):
+    def loss(params):
+      params = meshes.gather_for_use(params)
+      return jnp.mean(jnp.tanh(images @ params['first']) @ params['second'] ** 2)
+
+    return jax.grad(loss)(params)
+
+  program = compile_lib.jit(gradient, mesh).lower(
+    meshes.shapes(params, shardings), meshes.shapes(images, meshes.batch_sharding(mesh))
+  )
+  program = program.compile()
+  assert program.output_shardings == shardings
+  found = set(re.findall(r'(all-[a-z]+|reduce-scatter|collective-permute)(?:-start)?\(', program.as_text()))
+  assert found == {'all-gather', 'all-reduce'}
+  placed = meshes.place(params, shardings), meshes.place(images, meshes.batch_sharding(mesh))
+  expected = jax.jit(gradient)(params, images)
+  for name, leaf in program(*placed).items():
+    np.testing.assert_allclose(leaf, expected[name], rtol=1e-4, atol=1e-6)
 
 
 def test_check_batch_names_the_nearest_sizes():

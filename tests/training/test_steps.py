@@ -5,11 +5,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import topologies
 
 from dnt import trees
 from dnt.data.transforms import mixing
 from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
+from dnt.parallel import sharding
 from dnt.training import steps
 
 
@@ -238,6 +240,30 @@ def all_reduced(compiled):
 
 @pytest.mark.usefixtures('four_devices', 'optimized')
 @pytest.mark.thorough
+@pytest.mark.parametrize('fsdp', [2, 4])
+def test_a_step_with_split_parameters_exchanges_parameters_and_gradients_only(tiny, begin, fsdp):
+  tiny.model.update({'name': 'resnet', 'depth': 8, 'width': None, 'norm_sync': 'device'})
+  tiny.mesh.fsdp = fsdp
+  run, _, _ = begin(tiny)
+  mesh = mesh_lib.make_mesh(tiny.mesh)
+  compiled, state = compile_step(run, mesh)
+  split = [row for row in sharding.table(mesh, state.params, run.split_axes) if row.axis is not None]
+  assert len(split) == 2
+  gathered = re.findall(r' = f32\[([\d,]*)\].*? all-gather(?:-start)?\(', compiled.as_text())
+  assert sorted(math.prod(map(int, shape.split(','))) for shape in gathered) == sorted(
+    math.prod(row.shape) for row in split
+  )
+  others = re.findall(r' (all-to-all|collective-permute|collective-broadcast)(?:-start)?\(', compiled.as_text())
+  assert others == []
+  # Each gradient is summed over `fsdp`, which accelerators do with its split in a reduce-scatter; then each part over
+  # `data`. There are a few single numbers more, such as the norm of the gradient.
+  sizes = trees.count(state.params) + trees.count(state.batch_stats)
+  sizes += sum(math.prod(row.shape) // fsdp for row in split) if fsdp < 4 else 0
+  assert sizes <= sum(all_reduced(compiled)) <= sizes + 10
+
+
+@pytest.mark.usefixtures('four_devices', 'optimized')
+@pytest.mark.thorough
 def test_statistics_of_each_device_are_not_communicated_before_the_gradients(tiny, begin):
   tiny.model.update({'name': 'resnet', 'depth': 8, 'width': None})
   found = {}
@@ -254,3 +280,19 @@ def test_statistics_of_each_device_are_not_communicated_before_the_gradients(tin
   norms = len(jax.tree.leaves(state.batch_stats)) // 2
   assert sum(found['global']) == sum(found['device'])
   assert len(found['global']) > 2 * norms
+
+
+@pytest.mark.usefixtures('optimized')
+@pytest.mark.slow
+def test_gradients_of_split_parameters_are_scattered_on_a_tpu(tiny, begin, monkeypatch):
+  pytest.importorskip('libtpu', reason='compiling for a TPU that is not here needs libtpu')
+  for name in ('TPU_SKIP_MDS_QUERY', 'ALLOW_MULTIPLE_LIBTPU_LOAD'):
+    monkeypatch.setenv(name, '1')
+  devices = topologies.get_topology_desc(platform='tpu', topology_name='v5e:2x2').devices
+  tiny.model.update({'name': 'resnet', 'depth': 8, 'width': None, 'norm_sync': 'device'})
+  tiny.mesh.fsdp = 4
+  run, _, _ = begin(tiny)
+  monkeypatch.setattr(jax, 'devices', lambda: devices)
+  text = compile_step(run, mesh_lib.make_mesh(tiny.mesh))[0].as_text()
+  assert 'reduce-scatter' in text and 'all-gather' in text
+  assert 'all-to-all' not in text
