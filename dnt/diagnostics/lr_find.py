@@ -222,7 +222,9 @@ def sweep(
   train_steps = steps.make_train_steps(train_step, loader.batch_at, longest)
   state = jax.tree.map(jnp.copy, state)
   jitted = compile_lib.jit(train_steps, mesh, donate_argnums=0, out_shardings=shardings)
-  program = compile_lib.ahead(jitted, state, loader.shapes(), np.int32(1))
+  program = compile_lib.ahead(
+    jitted, state, loader.shapes(), np.int32(1), what='the compiled train step', remedy=budget.remedy(run.config, mesh)
+  )
   line = terminal.StatusLine()
   rates, losses, stop, done = [], [], None, 0
   while done < count and stop is None:

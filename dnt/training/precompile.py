@@ -16,7 +16,7 @@ from dnt.data import pipeline
 from dnt.parallel import compile as compile_lib
 from dnt.parallel import cpu, signals
 from dnt.parallel import mesh as mesh_lib
-from dnt.training import evaluate, experiment, record, steps
+from dnt.training import budget, evaluate, experiment, record, steps
 
 PLAIN, TELEMETRY, EVALUATION = 'plain', 'telemetry', 'evaluation'
 
@@ -116,7 +116,14 @@ class Programs:
     program = steps.make_train_steps(step, self._loader.batch_at, longest)
     shardings = (self._run.shardings(self._mesh, state), mesh_lib.replicated(self._mesh))
     jitted = compile_lib.jit(program, self._mesh, donate_argnums=0, out_shardings=shardings)
-    return compile_lib.ahead(jitted, state, self._loader.shapes(), np.int32(1))
+    return compile_lib.ahead(
+      jitted,
+      state,
+      self._loader.shapes(),
+      np.int32(1),
+      what='the compiled train step' if name == PLAIN else 'the compiled train step with telemetry',
+      remedy=budget.remedy(self._run.config, self._mesh),
+    )
 
 
 def _used(run: experiment.Experiment, step: int) -> list[str]:
