@@ -35,7 +35,14 @@ def jit(fn: Callable, mesh: Mesh | None = None, **kwargs: Any) -> Any:
 
 
 def compiler_options(mesh: Mesh | None = None) -> dict[str, str] | None:
-  """Returns XLA's options for programs that run on the devices of a mesh, or None for its defaults; see `jit`."""
+  """Returns XLA's options for programs that run on the devices of a mesh, or None for its defaults; see `jit`.
+
+  Accelerators get the defaults, which hide the latency of communication. Compiled by jax 0.10.2, the train step of a
+  ResNet-8 has the same schedule with each of these options as without it: for four v5e (libtpu 0.0.42)
+  `xla_tpu_enable_latency_hiding_scheduler`, `xla_tpu_overlap_compute_collective_tc`, `xla_enable_async_all_reduce` and
+  `xla_tpu_enable_data_parallel_all_reduce_opt` (the first one turned off gives another); for four H100
+  `xla_gpu_enable_latency_hiding_scheduler`, on or off.
+  """
   on_cpu = jax.default_backend() == 'cpu' if mesh is None else mesh_lib.on_cpu(mesh)
   if not on_cpu:
     return None

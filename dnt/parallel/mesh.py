@@ -6,7 +6,9 @@ splits their gradients again (`gather_for_use`), so that all it computes is spli
 any mesh.
 """
 
+import collections
 import functools
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,6 +22,7 @@ from dnt.config import typed
 
 Tree = Any
 
+_log = logging.getLogger(__name__)
 DATA, FSDP = 'data', 'fsdp'
 # Leaves with fewer numbers stay whole on every device: the latency of gathering them outweighs the saved memory.
 SMALLEST_SPLIT_LEAF = 2**14
@@ -28,8 +31,9 @@ SMALLEST_SPLIT_LEAF = 2**14
 def make_mesh(config: typed.Mesh) -> Mesh:
   """Makes the mesh over all devices of all processes; each parameter is split over `fsdp` devices.
 
-  Devices are in the order of their processes (jax.make_mesh may reorder them on TPU). So the rows of a batch on one
-  process are contiguous, and those of process i come before those of process i + 1.
+  Devices are in the order of their slices and processes (jax.make_mesh may reorder them on TPU), so that the rows of a
+  batch on one process are contiguous. A slice is what fast links connect: of TPUs, or a node of GPUs. `data` is the
+  outer axis, so only gradients pass through the slower network between slices; a line is logged if `fsdp` spans them.
 
   Args:
     config: the `mesh` section of the config.
@@ -37,13 +41,23 @@ def make_mesh(config: typed.Mesh) -> Mesh:
   Raises:
     errors.InputError: `fsdp` does not divide the number of devices.
   """
-  devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+  slices = collections.Counter(_slice(device) for device in jax.devices())
+  devices = sorted(jax.devices(), key=lambda device: (_slice(device), device.process_index, device.id))
   count, fsdp = len(devices), config.fsdp
   if count % fsdp:
     valid = ', '.join(str(size) for size in range(1, count + 1) if count % size == 0)
     raise errors.InputError(f'config.mesh.fsdp={fsdp} must divide the {count} devices; valid: {valid}')
+  if fsdp > 1 and any(size % fsdp for size in slices.values()):
+    _log.info(
+      f'config.mesh.fsdp={fsdp} spans slices or nodes, which have {min(slices.values())} devices: parameters pass '
+      'through the network between them at every step; a divisor of this number keeps them within'
+    )
   # Uses Auto, because jax's default, Explicit, fails in convolutions with a split kernel.
   return Mesh(np.array(devices).reshape(count // fsdp, fsdp), (DATA, FSDP), axis_types=(AxisType.Auto,) * 2)
+
+
+def _slice(device: jax.Device) -> int:
+  return getattr(device, 'slice_index', None) or 0  # devices of CPUs have none
 
 
 def on_cpu(mesh: Mesh) -> bool:

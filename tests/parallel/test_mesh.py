@@ -1,4 +1,6 @@
+import dataclasses
 import functools
+import itertools
 import re
 
 import jax
@@ -6,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.experimental import mesh_utils
 
 from dnt import config, errors
 from dnt.models import conv, norms
@@ -26,6 +29,35 @@ def test_mesh_splits_all_devices_over_two_axes():
     mesh = make_mesh(fsdp)
     assert dict(mesh.shape) == {'data': 8 // fsdp, 'fsdp': fsdp}
     assert [device.id for device in mesh.devices.flat] == list(range(8))
+
+
+@dataclasses.dataclass(frozen=True)
+class Fake:
+  """A device of a slice."""
+
+  id: int
+  process_index: int
+  slice_index: int
+  platform: str = 'gpu'  # on TPUs, jax also orders the devices of a slice, by their coordinates
+  device_kind: str = 'fake'
+
+
+@pytest.mark.parametrize(('fsdp', 'spans'), [(1, False), (2, False), (4, False), (8, True)])
+def test_slices_split_the_data_axis(monkeypatch, caplog, fsdp, spans):
+  """Two slices of two processes each, whose numbers are not in the order of the slices."""
+  devices = [Fake(i, process, process % 2) for i, process in enumerate((0, 0, 1, 1, 2, 2, 3, 3))]
+  monkeypatch.setattr(jax, 'devices', lambda: devices)
+  monkeypatch.setattr(meshes, 'Mesh', lambda devices, *_, **__: devices)
+  with caplog.at_level('INFO'):
+    found = make_mesh(fsdp)
+  assert found.shape == (8 // fsdp, fsdp)
+  assert [device.slice_index for device in found.flat] == [0] * 4 + [1] * 4
+  processes = [device.process_index for device in found.flat]
+  assert [process for process, _ in itertools.groupby(processes)] == [0, 2, 1, 3], 'its rows are contiguous'
+  assert ('spans slices' in caplog.text) == spans
+  if not spans:
+    theirs = mesh_utils.create_hybrid_device_mesh((4 // fsdp, fsdp), (2, 1), devices)
+    assert (found == theirs).all()
 
 
 def test_fsdp_that_does_not_divide_names_what_does():
