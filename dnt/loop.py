@@ -40,7 +40,7 @@ from dnt.data import pipeline
 from dnt.diagnostics import lr_find
 from dnt.finetune import feature_cache
 from dnt.models import layouts
-from dnt.parallel import activity, cpu, multihost, ownership, preemption
+from dnt.parallel import activity, cpu, multihost, ownership, preemption, sharding
 from dnt.parallel import mesh as mesh_lib
 from dnt.reporting import metric_names, terminal
 from dnt.training import (
@@ -106,6 +106,8 @@ def _train(
   mesh = mesh_lib.make_mesh(config.mesh)
   run, data, fingerprint, saved, found = _prepare(config, workdir, mesh, allow)
   _log.info(report.block_table(run.table))
+  if config.mesh.fsdp > 1:
+    _log.info(sharding.describe(mesh, sharding.table(mesh, run.abstract_state().params, run.split_axes)))
   if (summary := _already_done(run, workdir, saved, mesh, command, found)) is not None:
     return summary
   provenance = {'data': fingerprint}

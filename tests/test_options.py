@@ -217,6 +217,7 @@ def test_equal_configs_are_equal_programs(tiny):
 STREAMED = {'data.placement': 'stream'}
 HEAD = {'finetune.trainable': 'head'}
 OTHERS = {
+  'model.norm_sync': ({}, 'device'),
   'data.source': ({}, 'digits'),
   'data.train_split': ({}, 'train[:50%]'),
   'data.dir': ({'data.source': 'folder'}, 'images'),
@@ -259,6 +260,7 @@ OTHERS = {
   'lr_find.end': ({'optim.learning_rate': 'auto'}, 1.0),
   'lr_find.steps': ({'optim.learning_rate': 'auto'}, 24),
   'mesh.fsdp': ({}, 2),
+  'sharding': ({'mesh.fsdp': 2}, (('head/kernel', 0),)),
 }
 # These have no effect in training, so that their values are not compared.
 OF_TOOLS = ('lr_find.groups', 'noise_scale.batches', 'noise_scale.micro_batches')
@@ -766,10 +768,58 @@ def test_mesh_fsdp(tiny, monkeypatch):
   assert split[4] > 0
 
 
+@pytest.mark.usefixtures('eight_devices')
+def test_model_norm_sync(tiny, monkeypatch):
+  monkeypatch.undo()  # it needs all devices
+  mesh, programs = mesh_lib.make_mesh(tiny.mesh), {}
+  data = experiment.load_data(tiny, ())
+  for tiny.model.norm, tiny.model.norm_sync in (
+    ('batch_norm', 'global'),
+    ('batch_norm', 'device'),
+    ('layer_norm', 'global'),
+    ('layer_norm', 'device'),
+  ):
+    run = experiment.make(experiment.resolve(tiny, data), data.spec)
+    images = jax.ShapeDtypeStruct((16, *data.spec.image_shape), jnp.float32)
+    program = mesh_lib.inside(lambda x, run=run: run.model.apply(run.init_variables(), x, True, mutable=True), mesh)
+    programs[tiny.model.norm, tiny.model.norm_sync] = traced(program, images)
+    idle = (tiny.model.norm, tiny.model.norm_sync) == ('layer_norm', 'device')
+    assert bool(schema.no_effect(tiny, 'model.norm_sync')) == idle
+  assert programs['batch_norm', 'global'] != programs['batch_norm', 'device']
+  assert programs['layer_norm', 'global'] == programs['layer_norm', 'device']
+
+
+@pytest.mark.usefixtures('eight_devices', 'undrawn')
+def test_sharding(tiny, tmp_path, monkeypatch, caplog):
+  """A run follows a rule, and its losses do not depend on it."""
+  devices, found = jax.devices()[:4], {}
+  monkeypatch.setattr(jax, 'devices', lambda: devices)
+  report = loop.report.write
+  placed = []  # the shardings of the parameters at the end of each run
+
+  def write(run, rec, state, *rest):
+    placed.append(jax.tree.map(lambda leaf: leaf.sharding, state.params))
+    return report(run, rec, state, *rest)
+
+  monkeypatch.setattr(loop.report, 'write', write)
+  tiny.mesh.fsdp, tiny.train.steps, tiny.eval.every, tiny.train.log_every = 2, 2, '0', '1'
+  caplog.set_level('INFO')
+  for tiny.sharding in ((), (('stage1/.*kernel', 0),)):
+    workdir = tmp_path / str(len(tiny.sharding))
+    run_loop(tiny, workdir)
+    split = [path for path, leaf in trees.flatten(placed[-1]).items() if not leaf.is_fully_replicated]
+    found[bool(tiny.sharding)] = split, [line['train/loss'] for line in lines(workdir, 'train/loss')]
+  assert found[False][0] == []
+  assert found[True][0] == ['stage1/block001/dense/kernel']
+  assert '0 of 10 parameters' in caplog.text and '1 of 10 parameters' in caplog.text
+  np.testing.assert_allclose(found[True][1], found[False][1], rtol=1e-5)
+
+
 def test_every_option_is_covered():
   covered = {key.replace('.', '_') for key in PROGRAM}
   for name in globals():
     if name.startswith('test_'):
+      covered.add(name.removeprefix('test_'))
       section = next((each for each in schema.SCHEMA if name.startswith(f'test_{each}_')), '')
       options = name.removeprefix(f'test_{section}_').split('_and_')
       covered.update(f'{section}_{option}' for option in options)

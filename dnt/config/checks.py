@@ -9,6 +9,7 @@ from dnt.config.durations import DURATION, LARGEST, VALID
 
 LARGEST_SEED = 2**63 - 1  # int64, of jax's keys
 LARGEST_FLOAT = float.fromhex('0x1.fffffep+127')  # of float32
+WHOLE = 'whole'  # in `config.sharding`: no axis is split
 _TOO_LARGE = f'must be at most {LARGEST:,}'
 
 
@@ -121,6 +122,16 @@ def rates(values: tuple[tuple[str, float], ...]) -> str | None:
     pair = isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str)
     if not pair or numbers(value[1:]) or value[1] < 0:
       return "must hold pairs (pattern, factor of at least 0), such as (('stage4/.*', 0.1),)"
+    if pattern(value[0]):
+      return pattern(value[0])
+  return None
+
+
+def sharding(values: tuple[tuple[str, int | str], ...]) -> str | None:
+  for value in values:
+    pair = isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str)
+    if not pair or not (type(value[1]) is int or value[1] == WHOLE):
+      return f"must hold pairs (pattern, axis or '{WHOLE}'), such as (('head/.*kernel', 0), ('stem/.*', '{WHOLE}'))"
     if pattern(value[0]):
       return pattern(value[0])
   return None

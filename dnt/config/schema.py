@@ -344,6 +344,16 @@ SCHEMA: dict[str, Any] = {
       role='training',
       on_resume=REFUSE,
     ),
+    'norm_sync': Option(
+      'global',
+      "what batch_norm takes its statistics over in training: global (the whole batch); device (each device's own "
+      'examples, as PyTorch does by default: the run then depends on the number of devices)',
+      choices=('global', 'device'),
+      only={'model.norm': ('batch_norm',)},
+      off='global',
+      role='training',
+      on_resume=REFUSE,
+    ),
     'weight_standardization': Option(
       False,
       'standardize each convolution kernel over its fan-in',
@@ -831,6 +841,15 @@ SCHEMA: dict[str, Any] = {
       1, 'number of devices over which each parameter is sharded', check=checks.at_least(1), on_resume=FREE
     ),
   },
+  'sharding': Option(
+    (),
+    "axes along which parameters are sharded, or 'whole', by patterns that match their whole paths, of which the first "
+    "counts: (('head/.*kernel', 0), ('stem/.*', 'whole')); others with 16,384 numbers or more: the largest axis",
+    check=checks.sharding,
+    only={'mesh.fsdp': any_but(1)},
+    off=(),
+    on_resume=FREE,
+  ),
 }
 
 # Metrics that the table of a comparison can show: of the last evaluation of each split, and of a whole run.

@@ -49,6 +49,7 @@ class Model(ml_collections.ConfigDict):
   norm_epsilon: float
   norm_groups: int
   norm_momentum: float
+  norm_sync: str
   weight_standardization: bool
   activation: str
   initializer: str
@@ -184,6 +185,7 @@ class Config(ml_collections.ConfigDict):
   lr_find: LrFind
   noise_scale: NoiseScale
   mesh: Mesh
+  sharding: tuple[Any, ...]
 
 
 class Comparison(ml_collections.ConfigDict):

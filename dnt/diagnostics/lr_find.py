@@ -218,11 +218,13 @@ def sweep(
   first, count = int(state.step), run.config.lr_find.steps
   train_step = make_train_step(run, state.params, first, group)
   longest = min(run.config.train.steps_per_dispatch, loader.max_steps(0))
-  shardings = (mesh_lib.parameter_shardings(mesh, state), mesh_lib.replicated(mesh))
+  shardings = (run.shardings(mesh, state), mesh_lib.replicated(mesh))
   train_steps = steps.make_train_steps(train_step, loader.batch_at, longest)
   state = jax.tree.map(jnp.copy, state)
   jitted = compile_lib.jit(train_steps, mesh, donate_argnums=0, out_shardings=shardings)
-  program = compile_lib.ahead(jitted, state, loader.shapes(), np.int32(1))
+  program = compile_lib.ahead(
+    jitted, state, loader.shapes(), np.int32(1), what='the compiled train step', remedy=budget.remedy(run.config, mesh)
+  )
   line = terminal.StatusLine()
   rates, losses, stop, done = [], [], None, 0
   while done < count and stop is None:

@@ -183,7 +183,7 @@ def measure(run: experiment.Experiment, mesh: Mesh, source: examples.Examples, s
     return squares / micro_batches, by_entry(total) / micro_batches**2
 
   order = [index for place in sorted(set(places.values())) for index in place]
-  shardings = (mesh_lib.parameter_shardings(mesh, params), mesh_lib.replicated(mesh))
+  shardings = (run.shardings(mesh, params), mesh_lib.replicated(mesh))
   start = jax.jit(lambda params: (jax.tree.map(jnp.zeros_like, params), jnp.zeros(len(order))), out_shardings=shardings)
   program = compile_lib.jit(add, mesh, donate_argnums=1, out_shardings=shardings)
   finished = jax.jit(finish, out_shardings=mesh_lib.replicated(mesh))

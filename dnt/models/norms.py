@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from dnt import config, errors
+from dnt.parallel import mesh as mesh_lib
 
 # JAX traces these once per shape instead of once per layer, so that a deep network is ready to compile sooner.
 _traced_once = functools.partial(jax.jit, inline=True)
@@ -58,6 +59,29 @@ def batch_norm(
   center = lax.stop_gradient(mean)
   y = (x.astype(jnp.float32) - _channels(center, x)) * _channels(factor, x)
   return (y + _channels(bias - (mean - center) * factor, x)).astype(x.dtype)
+
+
+@functools.partial(_traced_once, static_argnames=('parts', 'epsilon'))
+def batch_norm_in_parts(
+  x: jax.Array, scale: jax.Array, bias: jax.Array, *, parts: int, epsilon: float = 1e-5
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Normalizes each of several equal parts of a batch by its own statistics; of a sharded batch, nothing is gathered.
+
+  Args:
+    x: [B, ..., C].
+    scale: [C].
+    bias: [C].
+    parts: number of parts, of B / parts consecutive examples; it divides B.
+    epsilon: added to the variance.
+
+  Returns:
+    x's shape and dtype; mean and (biased) variance of each part, float32 [parts, C].
+  """
+  split = x.reshape(parts, -1, *x.shape[1:])
+  mean, var = jax.vmap(batch_statistics)(split)
+  normalize = functools.partial(batch_norm, epsilon=epsilon)
+  y = jax.vmap(normalize, in_axes=(0, None, None, 0, 0))(split, scale, bias, mean, var)
+  return y.reshape(x.shape), mean, var
 
 
 def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, *, epsilon: float = 1e-5) -> jax.Array:
@@ -147,7 +171,8 @@ class Norm(nn.Module):
   """Any norm of `dnt.config.NORMS` with float32 `scale` and `bias` [C]; 'none' returns its input and has no variables.
 
   'batch_norm' keeps running `mean` and (unbiased) `var` [C] in the collection `batch_stats`; with `train` it normalizes
-  by the batch and updates them. 'rms_norm' has no bias.
+  by the batch and updates them. With `sync='device'`, each device of the program (`parallel.compile.jit`) normalizes by
+  its own examples, and the update is the mean over the devices. 'rms_norm' has no bias.
 
   Attributes:
     kind: one of `dnt.config.NORMS`.
@@ -155,10 +180,11 @@ class Norm(nn.Module):
     groups: number of groups of group_norm.
     momentum: fraction of the old running statistics that batch_norm keeps.
     scale_init: flax initializer of the scale.
+    sync: 'global' or 'device': over which examples batch_norm takes its statistics in training.
 
   Raises:
     errors.InputError: `kind` is unknown; the groups of group_norm do not divide the channels; batch_norm trains on a
-      single value per channel.
+      single value per channel (of each device).
   """
 
   kind: str
@@ -166,6 +192,7 @@ class Norm(nn.Module):
   groups: int = 32
   momentum: float = 0.9
   scale_init: Callable[..., jax.Array] = nn.initializers.ones_init()
+  sync: str = 'global'
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -186,12 +213,18 @@ class Norm(nn.Module):
     running_var = self.variable('batch_stats', 'var', jnp.ones, shape, jnp.float32)
     if not train:
       return batch_norm(x, scale, bias, running_mean.value, running_var.value, epsilon=self.epsilon)
-    mean, var = batch_statistics(x)
+    parts = mesh_lib.count_devices() if self.sync == 'device' else 1
+    if parts == 1:
+      mean, var = batch_statistics(x)
+      y = batch_norm(x, scale, bias, mean, var, epsilon=self.epsilon)
+    else:
+      y, *each = batch_norm_in_parts(x, scale, bias, parts=parts, epsilon=self.epsilon)
+      mean, var = jnp.mean(jnp.stack(each), 1)
     if not self.is_initializing():
-      count = x.size // x.shape[-1]
+      count = x.size // x.shape[-1] // parts
       if count < 2:
         raise errors.InputError('batch_norm cannot train on one value a channel; use a larger batch or another norm')
       unbiased = var * (count / (count - 1))
       running_mean.value = self.momentum * running_mean.value + (1 - self.momentum) * mean
       running_var.value = self.momentum * running_var.value + (1 - self.momentum) * unbiased
-    return batch_norm(x, scale, bias, mean, var, epsilon=self.epsilon)
+    return y

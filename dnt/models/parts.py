@@ -56,6 +56,7 @@ def make(model: typed.Model) -> Parts:
       epsilon=model.norm_epsilon,
       groups=model.norm_groups,
       momentum=model.norm_momentum,
+      sync=model.norm_sync,
     ),
     activation=functools.partial(activations.Activation, model.activation),
     dtype=dtype,

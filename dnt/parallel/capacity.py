@@ -4,6 +4,7 @@ import math
 import os
 import pathlib
 import resource
+import sys
 from collections.abc import Iterator
 
 import jax
@@ -22,10 +23,14 @@ def host() -> int:
 
 
 def device() -> int:
-  """Returns the bytes of one device of this process; CPU devices share the memory of the host."""
+  """Returns the bytes of one device of this process; CPU devices share the memory of the host.
+
+  An accelerator whose allocator states no limit (such as `XLA_PYTHON_CLIENT_ALLOCATOR=platform`) counts as unlimited.
+  """
   devices = jax.local_devices()
-  stats = devices[0].memory_stats() or {}
-  return stats.get('bytes_limit') or host() // len(devices)
+  if devices[0].platform == 'cpu':
+    return host() // len(devices)
+  return (devices[0].memory_stats() or {}).get('bytes_limit') or sys.maxsize
 
 
 def check(needed: float, available: int, what: str, remedy: str) -> None:
@@ -42,11 +47,12 @@ def check(needed: float, available: int, what: str, remedy: str) -> None:
   """
   if needed > available:
     raise errors.InputError(
-      f'{what} needs at least {_gigabytes(needed)} of memory, and there are {_gigabytes(available)}: lower {remedy}'
+      f'{what} needs at least {gigabytes(needed)} of memory, and there are {gigabytes(available)}: lower {remedy}'
     )
 
 
-def _gigabytes(count: float) -> str:
+def gigabytes(count: float) -> str:
+  """Formats bytes, rounded up: '1.3 GB'."""
   digits = 1 if count < 1e12 else 0
   return f'{math.ceil(count / 10 ** (9 - digits)) / 10**digits:,.{digits}f} GB'
 

@@ -11,11 +11,13 @@ import numpy as np
 from jax.extend import core
 from jax.sharding import Mesh
 
-from dnt import files
+from dnt import errors, files
 from dnt.parallel import capacity
 from dnt.parallel import mesh as mesh_lib
 from dnt.parallel.cpu import allocator, lowering, options
 
+# What to lower if a program does not fit into memory, unless `ahead` gets something better.
+REMEDY = 'config.train.batch_size (or config.eval.batch_size), config.data.image_size or the size of the network'
 _log = logging.getLogger(__name__)
 
 
@@ -24,14 +26,23 @@ def jit(fn: Callable, mesh: Mesh | None = None, **kwargs: Any) -> Any:
 
   Args:
     fn: function to compile.
-    mesh: the devices that the program runs on; None: jax's default device.
+    mesh: the devices that the program runs on, which `mesh.count_devices` counts; None: jax's default device.
     **kwargs: arguments of `jax.jit`, except `compiler_options`.
   """
+  if mesh is not None:
+    fn = mesh_lib.inside(fn, mesh)
   return jax.jit(fn, compiler_options=compiler_options(mesh), **kwargs)
 
 
 def compiler_options(mesh: Mesh | None = None) -> dict[str, str] | None:
-  """Returns XLA's options for programs that run on the devices of a mesh, or None for its defaults; see `jit`."""
+  """Returns XLA's options for programs that run on the devices of a mesh, or None for its defaults; see `jit`.
+
+  Accelerators get the defaults, which hide the latency of communication. Compiled by jax 0.10.2, the train step of a
+  ResNet-8 has the same schedule with each of these options as without it: for four v5e (libtpu 0.0.42)
+  `xla_tpu_enable_latency_hiding_scheduler`, `xla_tpu_overlap_compute_collective_tc`, `xla_enable_async_all_reduce` and
+  `xla_tpu_enable_data_parallel_all_reduce_opt` (the first one turned off gives another); for four H100
+  `xla_gpu_enable_latency_hiding_scheduler`, on or off.
+  """
   on_cpu = jax.default_backend() == 'cpu' if mesh is None else mesh_lib.on_cpu(mesh)
   if not on_cpu:
     return None
@@ -39,19 +50,32 @@ def compiler_options(mesh: Mesh | None = None) -> dict[str, str] | None:
   return options.find()
 
 
-def ahead(jitted: Any, *args: Any) -> Any:
+def ahead(jitted: Any, *args: Any, what: str = 'a compiled program of this config', remedy: str = REMEDY) -> Any:
   """Compiles ahead of time for arguments or their shapes; on CPU it also tunes the allocator for large programs.
+
+  Args:
+    jitted: from `jit`.
+    *args: its arguments, or their shapes with shardings.
+    what: names the program in a message.
+    remedy: what to do if it does not fit, after 'lower '.
 
   Raises:
     errors.InputError: the program needs more memory than the device has.
   """
-  compiled = jitted.lower(*args).compile()
+  lowered = jitted.lower(*args)
+  try:
+    compiled = lowered.compile()
+  except jax.errors.JaxRuntimeError as error:  # for a TPU, XLA itself refuses what does not fit
+    first, *_ = str(error).splitlines()
+    if 'RESOURCE_EXHAUSTED' not in first:
+      raise
+    raise errors.InputError(f'{what} does not fit into the memory of a device: lower {remedy} ({first})') from error
   memory = compiled.memory_analysis()
   if memory is not None:
-    needed = memory.temp_size_in_bytes + memory.argument_size_in_bytes
-    needed += memory.output_size_in_bytes - memory.alias_size_in_bytes
-    remedy = 'config.train.batch_size (or config.eval.batch_size), config.data.image_size or the size of the network'
-    capacity.check(needed, capacity.device(), 'a compiled program of this config', remedy)
+    temporary, kept = memory.temp_size_in_bytes, memory.argument_size_in_bytes
+    kept += memory.output_size_in_bytes - memory.alias_size_in_bytes
+    parts = f'{capacity.gigabytes(kept)} of arguments and results, {capacity.gigabytes(temporary)} of temporary arrays'
+    capacity.check(temporary + kept, capacity.device(), f'{what} ({parts})', remedy)
     allocator.release_large(memory.temp_size_in_bytes)
   return compiled
 

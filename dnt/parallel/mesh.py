@@ -1,22 +1,28 @@
 """Builds the device mesh and the shardings of batches and parameters; no other module makes a NamedSharding.
 
 The axes are `data` and `fsdp`. A batch is split over both. Parameters are replicated over `data`; each large leaf is
-split over `fsdp` along one axis, and XLA gathers it where it is used. The same program runs on any mesh.
+split over `fsdp` along one axis, by size or as `config.sharding` says. A step gathers the parameters to use them, and
+splits their gradients again (`gather_for_use`), so that all it computes is split by examples. The same program runs on
+any mesh.
 """
 
-from collections.abc import Sequence
+import collections
+import functools
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from dnt import errors, trees
 from dnt.config import typed
 
 Tree = Any
 
+_log = logging.getLogger(__name__)
 DATA, FSDP = 'data', 'fsdp'
 # Leaves with fewer numbers stay whole on every device: the latency of gathering them outweighs the saved memory.
 SMALLEST_SPLIT_LEAF = 2**14
@@ -25,8 +31,9 @@ SMALLEST_SPLIT_LEAF = 2**14
 def make_mesh(config: typed.Mesh, devices: Sequence[jax.Device] | None = None) -> Mesh:
   """Makes the mesh over all devices of all processes; each parameter is split over `fsdp` devices.
 
-  Devices are in the order of their processes (jax.make_mesh may reorder them on TPU). So the rows of a batch on one
-  process are contiguous, and those of process i come before those of process i + 1.
+  Devices are in the order of their slices and processes (jax.make_mesh may reorder them on TPU), so that the rows of a
+  batch on one process are contiguous. A slice is what fast links connect: of TPUs, or a node of GPUs. `data` is the
+  outer axis, so only gradients pass through the slower network between slices; a line is logged if `fsdp` spans them.
 
   Args:
     config: the `mesh` section of the config.
@@ -35,13 +42,24 @@ def make_mesh(config: typed.Mesh, devices: Sequence[jax.Device] | None = None) -
   Raises:
     errors.InputError: `fsdp` does not divide the number of devices.
   """
-  devices = sorted(jax.devices() if devices is None else devices, key=lambda device: (device.process_index, device.id))
+  chosen = jax.devices() if devices is None else devices
+  slices = collections.Counter(_slice(device) for device in chosen)
+  devices = sorted(chosen, key=lambda device: (_slice(device), device.process_index, device.id))
   count, fsdp = len(devices), config.fsdp
   if count % fsdp:
     valid = ', '.join(str(size) for size in range(1, count + 1) if count % size == 0)
     raise errors.InputError(f'config.mesh.fsdp={fsdp} must divide the {count} devices; valid: {valid}')
+  if fsdp > 1 and any(size % fsdp for size in slices.values()):
+    _log.info(
+      f'config.mesh.fsdp={fsdp} spans slices or nodes, which have {min(slices.values())} devices: parameters pass '
+      'through the network between them at every step; a divisor of this number keeps them within'
+    )
   # Uses Auto, because jax's default, Explicit, fails in convolutions with a split kernel.
   return Mesh(np.array(devices).reshape(count // fsdp, fsdp), (DATA, FSDP), axis_types=(AxisType.Auto,) * 2)
+
+
+def _slice(device: jax.Device) -> int:
+  return getattr(device, 'slice_index', None) or 0  # devices of CPUs have none
 
 
 def on_cpu(mesh: Mesh) -> bool:
@@ -49,42 +67,97 @@ def on_cpu(mesh: Mesh) -> bool:
   return mesh.devices.flat[0].platform == 'cpu'
 
 
+def inside(fn: Callable, mesh: Mesh) -> Callable:
+  """Returns `fn`, which jax then traces with the axes of a mesh in its context, see `count_devices`."""
+
+  @functools.wraps(fn)
+  def traced(*args):
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+      return fn(*args)
+
+  return traced
+
+
+def count_devices() -> int:
+  """Returns the number of devices that share the batches of the program that jax traces; 1 outside of `inside`."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return 1 if mesh.empty else mesh.size
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
   """Returns the sharding that splits the leading axis over all devices, in mesh order."""
   return NamedSharding(mesh, PartitionSpec((DATA, FSDP)))
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
   """Returns the sharding that puts the whole array on every device."""
   return NamedSharding(mesh, PartitionSpec())
 
 
-def parameter_shardings(mesh: Mesh, tree: Tree) -> Tree:
-  """Returns the sharding of each leaf of a train state. It depends on the shape, so a momentum matches its parameter.
+def parameter_shardings(mesh: Mesh | AbstractMesh, tree: Tree, axes: Mapping[str, int | None] | None = None) -> Tree:
+  """Returns the sharding of each leaf of a train state; a momentum has that of its parameter.
 
-  A leaf of at least `SMALLEST_SPLIT_LEAF` numbers is split over `fsdp` along its largest axis that is divisible by the
-  size of `fsdp`; of equally large axes, the last. Other leaves are replicated. The row axis of scanned leaves is never
-  split, because a scan reads one row at a time.
+  A leaf whose path ends with one of `axes` is split there. Any other leaf of at least `SMALLEST_SPLIT_LEAF` numbers is
+  split over `fsdp` along its largest axis that is divisible by the size of `fsdp`; of equally large axes, the last.
+  Other leaves are replicated. The row axis of scanned leaves is never split, because a scan reads one row at a time.
 
   Args:
     mesh: mesh from `make_mesh`.
     tree: any pytree of arrays or of shapes (`jax.eval_shape`).
+    axes: by the paths of parameters, the axis to split, or None to keep the parameter whole; see `sharding.match`.
 
   Returns:
     A pytree of NamedShardings with the same structure.
   """
+  named = axes or {}
+
+  def divides(leaf, axis):
+    return axis < leaf.ndim and leaf.shape[axis] % mesh.shape[FSDP] == 0
+
+  def choose(path, leaf):
+    for place in range(len(path)):
+      name = jax.tree_util.keystr(path[place:], simple=True, separator='/')
+      if name in named and (named[name] is None or divides(leaf, named[name])):
+        return named[name]
+    if leaf.size < SMALLEST_SPLIT_LEAF:
+      return None
+    scanned = trees.is_scanned(jax.tree_util.keystr(path, simple=True, separator='/'))
+    valid = [axis for axis in range(int(scanned), leaf.ndim) if divides(leaf, axis)]
+    return max(valid, key=lambda axis: (leaf.shape[axis], axis), default=None)
 
   def sharding(path, leaf):
-    if mesh.shape[FSDP] == 1 or leaf.size < SMALLEST_SPLIT_LEAF:
-      return replicated(mesh)
-    scanned = trees.is_scanned(jax.tree_util.keystr(path, simple=True, separator='/'))
-    axes = [axis for axis in range(int(scanned), leaf.ndim) if leaf.shape[axis] % mesh.shape[FSDP] == 0]
-    if not axes:
-      return replicated(mesh)
-    largest = max(axes, key=lambda axis: (leaf.shape[axis], axis))
-    return NamedSharding(mesh, PartitionSpec(*[None] * largest, FSDP))
+    axis = None if mesh.shape[FSDP] == 1 else choose(path, leaf)
+    return replicated(mesh) if axis is None else NamedSharding(mesh, PartitionSpec(*[None] * axis, FSDP))
 
   return jax.tree_util.tree_map_with_path(sharding, tree)
+
+
+def gather_for_use(params: Tree, axes: Mapping[str, int | None] | None = None) -> Tree:
+  """Gathers split parameters where a program uses them, and splits the gradients that come back.
+
+  Without this, XLA would split what it computes by channels too, and exchange activations between the layers. With it,
+  devices exchange parameters and gradients only: XLA makes one reduce-scatter of a gradient's sum and its split (on
+  CPU, an all-reduce and a slice). Outside of `inside`, or if nothing is split, it returns its input.
+
+  Args:
+    params: parameters that lie as `parameter_shardings` says.
+    axes: as there.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.shape[FSDP] == 1:
+    return params
+  return jax.tree.map(_gather, parameter_shardings(mesh, params, axes), params)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _gather(sharding: NamedSharding, leaf: jax.Array) -> jax.Array:
+  return jax.lax.with_sharding_constraint(leaf, NamedSharding(sharding.mesh, PartitionSpec()))
+
+
+_gather.defvjp(
+  lambda sharding, leaf: (_gather(sharding, leaf), None),
+  lambda sharding, _, gradient: (jax.lax.with_sharding_constraint(gradient, sharding),),
+)
 
 
 def check_batch(name: str, batch_size: int, mesh: Mesh, accumulate: int = 1) -> None:

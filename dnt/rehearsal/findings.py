@@ -79,7 +79,7 @@ def _collectives(found: rehearsal.Rehearsal) -> Iterator[str]:
       wait = f', for which the chips wait {1e6 * line.waiting:,.0f} us of a step of {1e6 * line.step:,.0f} us'
     yield (
       f'{count} of {sum(each.times for each in of_kind)} {kind}s are BatchNorm statistics{wait}: '
-      'config.model.norm=group_norm has none'
+      'config.model.norm_sync=device takes them on each chip by itself, and config.model.norm=group_norm has none'
     )
 
 

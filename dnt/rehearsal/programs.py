@@ -11,12 +11,13 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from dnt import errors, trees
+from dnt import errors
 from dnt.config import typed
 from dnt.data import pipeline
 from dnt.finetune import feature_cache
 from dnt.models import flops
 from dnt.parallel import mesh as mesh_lib
+from dnt.parallel import sharding
 from dnt.rehearsal import targets
 from dnt.training import evaluate, experiment, precompile
 
@@ -76,16 +77,8 @@ class Run(NamedTuple):
   @property
   def sharding(self) -> list[dict[str, Any]]:
     """Returns the parameters that `fsdp` splits: for each its path, shape and the axis that is split."""
-    params = self.run.abstract_state().params
-    found = []
-    for (path, leaf), sharding in zip(
-      trees.flatten(params).items(),
-      trees.flatten(mesh_lib.parameter_shardings(self.mesh, params)).values(),
-      strict=True,
-    ):
-      axes = [axis for axis, name in enumerate(sharding.spec) if name == mesh_lib.FSDP]
-      found += [{'parameter': path, 'shape': leaf.shape, 'axis': axis} for axis in axes]
-    return found
+    rows = sharding.table(self.mesh, self.run.abstract_state().params, self.run.split_axes)
+    return [{'parameter': row.path, 'shape': row.shape, 'axis': row.axis} for row in rows if row.axis is not None]
 
 
 def make(config: typed.Config, data: experiment.Data, target: targets.Target) -> Run:
@@ -130,7 +123,7 @@ def compile_train(made: Run, name: str, phase: experiment.Phase) -> Program:
 def _state(made: Run, step: int) -> Any:
   """Returns the shapes of the state before the step after `step` steps."""
   abstract = made.run.abstract_state(step + 1)
-  return mesh_lib.shapes(abstract, mesh_lib.parameter_shardings(made.mesh, abstract))
+  return mesh_lib.shapes(abstract, made.run.shardings(made.mesh, abstract))
 
 
 def _compile(name: str, step: int, program: tuple[Any, ...]) -> Program:

@@ -151,5 +151,5 @@ def _variables(made: programs.Run) -> int:
   """Returns the bytes of the parameters and statistics on one chip."""
   state = made.run.abstract_state()
   variables: Any = {'params': state.params, 'batch_stats': state.batch_stats}
-  shapes = mesh_lib.shapes(variables, mesh_lib.parameter_shardings(made.mesh, variables))
+  shapes = mesh_lib.shapes(variables, made.run.shardings(made.mesh, variables))
   return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from dnt.config import typed
 from dnt.models import depth
 from dnt.parallel import capacity
 from dnt.parallel import mesh as mesh_lib
@@ -85,6 +86,21 @@ def check_evaluation(run: experiment.Experiment, mesh: Mesh) -> None:
     f'config.eval.batch_size={size}',
     _remedy((available - state) / example, mesh),
   )
+
+
+def remedy(config: typed.Config, mesh: Mesh) -> str:
+  """Returns what makes a train step need less memory, of what this config leaves to do; it follows 'lower '."""
+  lower, other = ['config.data.image_size'], []
+  if config.train.batch_size > mesh.size * config.train.accumulate:  # a device has several examples at a time
+    lower.insert(0, 'config.train.batch_size')
+    other.append('raise config.train.accumulate')
+  if not config.model.remat:
+    other.append('set config.model.remat=True')
+  if config.model.dtype == 'float32':
+    other.append('set config.model.dtype=bfloat16')
+  if mesh.size > mesh.shape[mesh_lib.FSDP]:
+    other.append('raise config.mesh.fsdp')
+  return ', or '.join([' or '.join(lower), *other])
 
 
 def _remedy(fits: float, mesh: Mesh) -> str:

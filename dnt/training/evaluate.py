@@ -270,7 +270,7 @@ def place(
   variables = {}
   for suffix, each in get_variables(loaded).items():
     matched = initialize.match(run.trace, each, str(workdir))
-    variables[suffix] = mesh_lib.place(matched, mesh_lib.parameter_shardings(mesh, matched))
+    variables[suffix] = mesh_lib.place(matched, run.shardings(mesh, matched))
   return variables
 
 

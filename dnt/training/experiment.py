@@ -6,7 +6,7 @@ All programs build the same experiment, so none can differ from the run that it 
 import contextlib
 import dataclasses
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -21,7 +21,8 @@ from dnt.data import splits as splits_lib
 from dnt.data.transforms import augment
 from dnt.models import depth, freeze, layouts, size
 from dnt.optim import chain, schedules
-from dnt.parallel import multihost
+from dnt.parallel import mesh as mesh_lib
+from dnt.parallel import multihost, sharding
 from dnt.training import losses, periodic, steps
 from dnt.training import telemetry as telemetry_lib
 from dnt.weights import preprocessing, pretrained
@@ -88,6 +89,7 @@ class Experiment(NamedTuple):
   init_variables: Callable[[], dict[str, Any]]  # in the model's layout, on the host
   phases: tuple[Phase, ...]
   eval_step: Callable
+  split_axes: Mapping[str, int | None]  # by paths of parameters, see `sharding.match`
 
   @property
   def table(self) -> tuple[depth.Row, ...]:
@@ -165,6 +167,10 @@ class Experiment(NamedTuple):
   def make_state(self, variables: dict[str, Any]) -> steps.TrainState:
     """Returns the state before the first step."""
     return steps.make_state(self.config, variables, self.phases[0].optimizer, self.phases[0].partition)
+
+  def shardings(self, mesh: jax.sharding.Mesh, tree: Any) -> Any:
+    """Returns the sharding of each leaf of a state, or of a part of it; see `mesh.parameter_shardings`."""
+    return mesh_lib.parameter_shardings(mesh, tree, self.split_axes)
 
   def advance(self, state: steps.TrainState, phase: Phase) -> steps.TrainState:
     """Returns the state at the start of a phase, from the state at the end of the phase before."""
@@ -407,6 +413,7 @@ def make(
     init_variables=init_variables,
     phases=(),
     eval_step=steps.make_eval_step(model, len(spec.class_names), preprocess, eval_partition),
+    split_axes=sharding.match(config.sharding, params, config.mesh.fsdp),
   )
 
   def make_phase(start, partitions):

@@ -69,12 +69,12 @@ def find(
   @functools.cache
   def unrolled(start):  # the states of a phase have the same shapes
     state = layouts.to_unrolled(run.abstract_state(start + 1), rows)
-    return mesh_lib.shapes(state, mesh_lib.parameter_shardings(mesh, state))
+    return mesh_lib.shapes(state, run.shardings(mesh, state))
 
   restored = saved.restore_latest({step: unrolled(run.phase_of_state(step).start) for step in saved.steps()})
   step = int(restored.state.step) if restored else 0
   abstract = run.abstract_state(step + 1)  # includes what the next step needs
-  shapes = mesh_lib.shapes(abstract, mesh_lib.parameter_shardings(mesh, abstract))
+  shapes = mesh_lib.shapes(abstract, run.shardings(mesh, abstract))
   given = load_variables(run, weights) if weights and not restored else None
   if weights:
     weights.release()
@@ -89,13 +89,13 @@ def make_state(run: experiment.Experiment, mesh: Mesh, start: Start) -> steps.Tr
     return begin(run, mesh, start.variables or run.init_variables())
   if run.phase(start.step) is not run.phase_of_state(start.step):
     return advance(run, mesh, start.restored, run.phase(start.step))
-  return jax.device_put(start.restored, mesh_lib.parameter_shardings(mesh, start.restored))
+  return jax.device_put(start.restored, run.shardings(mesh, start.restored))
 
 
 def begin(run: experiment.Experiment, mesh: Mesh, variables: dict[str, Any]) -> steps.TrainState:
   """Returns the state before the first step, on the mesh, from variables on the host."""
   made = compile_lib.eagerly(run.make_state)(variables)
-  return mesh_lib.place(made, mesh_lib.parameter_shardings(mesh, made))
+  return mesh_lib.place(made, run.shardings(mesh, made))
 
 
 def load_start(run: experiment.Experiment, workdir: pathlib.Path, weights: pretrained.Source | None) -> dict[str, Any]:
@@ -113,7 +113,7 @@ def advance(
   def begin(state):
     return run.advance(state, phase)
 
-  shardings = mesh_lib.parameter_shardings(mesh, jax.eval_shape(begin, state))
+  shardings = run.shardings(mesh, jax.eval_shape(begin, state))
   return compile_lib.jit(begin, mesh, out_shardings=shardings)(state)
 
 

@@ -17,7 +17,7 @@ from dnt.data import pipeline
 from dnt.parallel import activity, cpu, signals
 from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
-from dnt.training import evaluate, experiment, record, steps
+from dnt.training import budget, evaluate, experiment, record, steps
 
 PLAIN, TELEMETRY, EVALUATION = 'plain', 'telemetry', 'evaluation'
 
@@ -57,7 +57,7 @@ class Programs:
       step: steps done.
     """
     if self._ahead:
-      shapes = mesh_lib.shapes(state, mesh_lib.parameter_shardings(self._mesh, state))
+      shapes = mesh_lib.shapes(state, self._run.shardings(self._mesh, state))
       for name in used(self._run, step):
         self._ask(name, step, shapes)
 
@@ -120,7 +120,11 @@ class Programs:
     if name == EVALUATION:
       self._evaluator.prepare(evaluate.get_variables(state)[''])
       return self._evaluator
-    return compile_lib.ahead(*train_program(self._run, self._mesh, self._loader, name, phase, state))
+    return compile_lib.ahead(
+      *train_program(self._run, self._mesh, self._loader, name, phase, state),
+      what='the compiled train step' if name == PLAIN else 'the compiled train step with telemetry',
+      remedy=budget.remedy(self._run.config, self._mesh),
+    )
 
 
 def train_program(
@@ -145,7 +149,7 @@ def train_program(
   if name == TELEMETRY:
     step, longest = phase.telemetry_step, 1
   program = steps.make_train_steps(step, loader.batch_at, longest)
-  shardings = (mesh_lib.parameter_shardings(mesh, state), mesh_lib.replicated(mesh))
+  shardings = (run.shardings(mesh, state), mesh_lib.replicated(mesh))
   jitted = compile_lib.jit(program, mesh, donate_argnums=0, out_shardings=shardings)
   return jitted, state, loader.shapes(), np.int32(1)
 

@@ -12,6 +12,8 @@ from dnt import trees
 from dnt.config import typed
 from dnt.data.transforms import mixing
 from dnt.models import captures, freeze
+from dnt.parallel import mesh as mesh_lib
+from dnt.parallel import sharding
 from dnt.training import losses, scores
 from dnt.training import telemetry as telemetry_lib
 
@@ -128,12 +130,15 @@ def make_gradient(
   gradient_captures = telemetry.gradient_captures if telemetry else {}
 
   def compute_loss(trainable, gradient_captures, frozen, batch_stats, batch, keys, total_weight):
+    params = trees.merge(trainable, frozen)
+    params = mesh_lib.gather_for_use(params, sharding.match(config.sharding, params, config.mesh.fsdp))
+
     def apply(variables, images, rngs):
       return model.apply(variables, images, train=True, rngs=rngs, mutable=['batch_stats', captures.CAPTURES])
 
     with partition.running(), captures.capturing() if telemetry else captures.barriers():
       logits, updates = captures.with_function_calls(model, apply, watch=telemetry is not None)(
-        {'params': trees.merge(trainable, frozen), 'batch_stats': batch_stats, captures.GRADIENTS: gradient_captures},
+        {'params': params, 'batch_stats': batch_stats, captures.GRADIENTS: gradient_captures},
         preprocess(batch, keys['augment']),
         {'stochastic_depth': keys['stochastic_depth'], 'dropout': keys['dropout']},
       )
@@ -290,6 +295,7 @@ def make_eval_step(
   """
 
   def eval_step(variables, batch):
+    variables = {**variables, 'params': mesh_lib.gather_for_use(variables['params'])}
     with partition.running():
       logits = model.apply(variables, preprocess(batch, None), train=False)
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch['label'])

@@ -31,6 +31,7 @@ VALUES = {
   'finetune.l2_sp': (0.0, 0.1),
   'finetune.trainable': ('all', 'head', 'top:2'),
   'finetune.unfreeze': ((), (('50%', 'all'),)),
+  'mesh.fsdp': (1, 2),
   'model.name': ('mlp', 'resnet', 'plain', 'highway', 'densenet', 'nets:Net'),
   'optim.learning_rate': (0.1, 'auto'),
   'optim.momentum': (0.0, 0.9),
@@ -57,6 +58,7 @@ GIVEN = {
   'finetune.layer_decay': 0.9,
   'finetune.unfreeze': (('50%', 'all'),),
   'lr_find.groups': ('head',),
+  'model.norm_sync': 'device',
   'model.weight_standardization': True,
   'optim.nesterov': True,
   'schedule.boundaries': ('50%',),
@@ -74,6 +76,7 @@ GIVEN = {
   'model.growth_rate': 4,
   'model.compression': 0.5,
   'model.bottleneck': True,
+  'sharding': (('head/.*kernel', 0),),
 }
 
 

@@ -250,6 +250,10 @@ EDGES = {
   'lr_find.groups': ([(), ('head', 'stage3/.*')], [('',), ('(',), (1,)]),
   'noise_scale.batches': ([2], [1]),
   'noise_scale.micro_batches': ([2], [1]),
+  'sharding': (
+    [(), (('stem/.*', 0), ('head/.*', -1), ('.*', 'whole'))],
+    [('stem',), (('stem',),), (('stem', 'fsdp'),), (('stem', 1.0),), (('stem', True),), (('(', 0),), ((0, 0),)],
+  ),
   'mesh.fsdp': ([1], [0]),
 }
 

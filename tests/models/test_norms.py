@@ -8,6 +8,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from dnt import config, errors
 from dnt.models import norms
+from dnt.parallel import compile as compile_lib
+from dnt.parallel import mesh as meshes
 
 CHANNELS = 12
 
@@ -180,6 +182,67 @@ def test_batch_statistics_are_over_the_global_batch(devices):
   assert len(many[0][0].sharding.device_set) == devices
   for a, b in zip(jax.tree.leaves(many), jax.tree.leaves(one), strict=True):
     np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5)
+
+
+def defined_by(x, scale, bias, parts):
+  """batch_norm in float64, over each of so many parts of x: y and the new running statistics after (0, 1)."""
+  split = x.astype(np.float64).reshape(parts, -1, CHANNELS)
+  mean, count = split.mean(1, keepdims=True), split.shape[1]
+  y = (split - mean) / np.sqrt(split.var(1, keepdims=True) + 1e-5) * scale + bias
+  var = split.var(1).mean(0) * count / (count - 1)
+  return y.reshape(x.shape), {'mean': 0.1 * mean.mean((0, 1)), 'var': 0.9 + 0.1 * var}
+
+
+@pytest.mark.usefixtures('eight_devices')
+@pytest.mark.parametrize('sync', ['global', 'device'])
+@pytest.mark.parametrize(('devices', 'fsdp'), [(1, 1), (2, 1), (4, 1), (4, 2), (4, 4)])
+def test_sync_says_whose_examples_give_the_statistics(sync, devices, fsdp, monkeypatch):
+  everything = jax.devices()
+  monkeypatch.setattr(jax, 'devices', lambda: everything[:devices])
+  options = config.default()
+  options.mesh.fsdp = fsdp
+  mesh = meshes.make_mesh(options.mesh)
+  x, scale, bias = example(8, offset=3.0)
+  x += np.arange(8, dtype=np.float32).reshape(8, 1, 1, 1)
+  module = norms.Norm('batch_norm', sync=sync)
+  variables = module.init(jax.random.key(0), x, train=False)
+  variables = {**variables, 'params': {'scale': scale, 'bias': bias}}
+  program = compile_lib.jit(lambda x: module.apply(variables, x, train=True, mutable=['batch_stats']), mesh)
+  y, updates = program(jax.device_put(x, meshes.batch_sharding(mesh)))
+  expected, stats = defined_by(x, scale, bias, devices if sync == 'device' else 1)
+  np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+  for name, value in stats.items():
+    np.testing.assert_allclose(updates['batch_stats'][name], value, rtol=1e-5)
+  if devices > 1:
+    other, _ = defined_by(x, scale, bias, 1 if sync == 'device' else devices)
+    assert np.abs(other - expected).max() > 0.1
+
+
+@pytest.mark.parametrize('parts', [1, 2, 4])
+def test_parts_of_a_batch_are_batches_of_their_own(parts):
+  x, scale, bias = example(8, offset=3.0)
+
+  def together(x, scale, bias):
+    return norms.batch_norm_in_parts(x, scale, bias, parts=parts)[0]
+
+  def apart(x, scale, bias):
+    return jnp.concatenate([batch_norm(each, scale, bias) for each in jnp.split(x, parts)])
+
+  close(ours(together, x, scale, bias), ours(apart, x, scale, bias))
+  y = together(jnp.asarray(x, jnp.bfloat16), scale, bias)
+  assert y.dtype == jnp.bfloat16
+
+
+@pytest.mark.usefixtures('eight_devices')
+def test_one_value_a_channel_on_each_device_is_refused():
+  module, x = norms.Norm('batch_norm', sync='device'), np.ones((8, CHANNELS), np.float32)
+  variables = module.init(jax.random.key(0), x, train=False)
+  program = compile_lib.jit(
+    lambda x: module.apply(variables, x, train=True, mutable=['batch_stats']),
+    meshes.make_mesh(config.default().mesh),
+  )
+  with pytest.raises(errors.InputError, match='one value a channel'):
+    program(x)
 
 
 @pytest.mark.thorough

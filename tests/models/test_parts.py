@@ -19,6 +19,7 @@ def test_every_option_reaches_its_part():
     norm_epsilon=1e-3,
     norm_groups=4,
     norm_momentum=0.5,
+    norm_sync='device',
     weight_standardization=True,
     activation='tanh',
     initializer='orthogonal',
@@ -26,7 +27,7 @@ def test_every_option_reaches_its_part():
     dtype='bfloat16',
   )
   norm, conv, dense = made.norm(), made.conv(8, (3, 3)), made.dense(8)
-  assert (norm.kind, norm.epsilon, norm.groups, norm.momentum) == ('group_norm', 1e-3, 4, 0.5)
+  assert (norm.kind, norm.epsilon, norm.groups, norm.momentum, norm.sync) == ('group_norm', 1e-3, 4, 0.5, 'device')
   assert conv.weight_standardization
   assert conv.dtype == dense.dtype == made.dtype == jnp.bfloat16
   assert made.activation() == activations.Activation('tanh')

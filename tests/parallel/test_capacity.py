@@ -1,3 +1,6 @@
+import sys
+import types
+
 import jax
 import pytest
 
@@ -33,6 +36,13 @@ def test_the_lowest_limit_counts(monkeypatch):
   monkeypatch.setattr(capacity, '_group_limits', lambda *_: iter([2**40 * 2**20, 1000]))
   assert capacity.host() == 1000
   assert capacity.device() == 1000 // len(jax.local_devices())
+
+
+@pytest.mark.parametrize(('stats', 'limit'), [({'bytes_limit': 7}, 7), ({}, sys.maxsize), (None, sys.maxsize)])
+def test_an_accelerator_has_what_its_allocator_states(monkeypatch, stats, limit):
+  accelerator = types.SimpleNamespace(platform='gpu', memory_stats=lambda: stats)
+  monkeypatch.setattr(jax, 'local_devices', lambda: [accelerator])
+  assert capacity.device() == limit
 
 
 def test_what_does_not_fit_is_refused_in_numbers():

@@ -2,6 +2,7 @@ import functools
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import types
@@ -202,3 +203,20 @@ def test_a_program_beyond_the_memory_of_the_device_is_refused(monkeypatch):
   monkeypatch.setattr(capacity, 'device', lambda: needed - 1)
   with pytest.raises(errors.InputError, match='config.train.batch_size'):
     compile_lib.ahead(jitted, shape)
+  with pytest.raises(errors.InputError, match=r'the step \(.* arguments .* temporary .*lower the depth'):
+    compile_lib.ahead(jitted, shape, what='the step', remedy='the depth')
+
+
+@pytest.mark.parametrize(
+  'error', ['RESOURCE_EXHAUSTED: Ran out of memory: 20G of 16G hbm.\nLargest: ...', 'INTERNAL: x']
+)
+def test_a_program_that_xla_refuses_for_its_memory_is_refused_alike(error):
+  def fail():
+    raise jax.errors.JaxRuntimeError(error)
+
+  jitted = types.SimpleNamespace(lower=lambda: types.SimpleNamespace(compile=fail))
+  with pytest.raises((errors.InputError, jax.errors.JaxRuntimeError)) as refused:
+    compile_lib.ahead(jitted, what='the step', remedy='the depth')
+  assert isinstance(refused.value, errors.InputError) == ('hbm' in error)
+  if 'hbm' in error:
+    assert re.match(r'the step .*lower the depth .*20G of 16G hbm\.\)$', str(refused.value))

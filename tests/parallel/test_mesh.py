@@ -1,13 +1,18 @@
+import dataclasses
 import functools
+import itertools
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.experimental import mesh_utils
 
 from dnt import config, errors
 from dnt.models import conv, norms
+from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as meshes
 
 pytestmark = pytest.mark.usefixtures('eight_devices')
@@ -24,6 +29,35 @@ def test_mesh_splits_all_devices_over_two_axes():
     mesh = make_mesh(fsdp)
     assert dict(mesh.shape) == {'data': 8 // fsdp, 'fsdp': fsdp}
     assert [device.id for device in mesh.devices.flat] == list(range(8))
+
+
+@dataclasses.dataclass(frozen=True)
+class Fake:
+  """A device of a slice."""
+
+  id: int
+  process_index: int
+  slice_index: int
+  platform: str = 'gpu'  # on TPUs, jax also orders the devices of a slice, by their coordinates
+  device_kind: str = 'fake'
+
+
+@pytest.mark.parametrize(('fsdp', 'spans'), [(1, False), (2, False), (4, False), (8, True)])
+def test_slices_split_the_data_axis(monkeypatch, caplog, fsdp, spans):
+  """Two slices of two processes each, whose numbers are not in the order of the slices."""
+  devices = [Fake(i, process, process % 2) for i, process in enumerate((0, 0, 1, 1, 2, 2, 3, 3))]
+  monkeypatch.setattr(jax, 'devices', lambda: devices)
+  monkeypatch.setattr(meshes, 'Mesh', lambda devices, *_, **__: devices)
+  with caplog.at_level('INFO'):
+    found = make_mesh(fsdp)
+  assert found.shape == (8 // fsdp, fsdp)
+  assert [device.slice_index for device in found.flat] == [0] * 4 + [1] * 4
+  processes = [device.process_index for device in found.flat]
+  assert [process for process, _ in itertools.groupby(processes)] == [0, 2, 1, 3], 'its rows are contiguous'
+  assert ('spans slices' in caplog.text) == spans
+  if not spans:
+    theirs = mesh_utils.create_hybrid_device_mesh((4 // fsdp, fsdp), (2, 1), devices)
+    assert (found == theirs).all()
 
 
 def test_fsdp_that_does_not_divide_names_what_does():
@@ -79,6 +113,33 @@ def test_optimizer_state_lies_as_its_parameters_do():
   opt_state = spec(optax.adamw(1e-3).init(params))
   for moment in (opt_state[0].mu, opt_state[0].nu):
     assert moment == spec(params) == {'stem': {'kernel': (None, None, None, 'fsdp'), 'bias': ()}}
+
+
+def test_a_gradient_that_comes_back_is_split_as_its_parameter():
+  """What is computed is split by examples alone: no activation is exchanged between the layers."""
+  mesh, random = make_mesh(4), np.random.default_rng(0)
+  params = {name: random.normal(0, 0.1, (128, 128)).astype(np.float32) for name in ('first', 'second')}
+  images = random.normal(size=(32, 128)).astype(np.float32)
+  shardings = meshes.parameter_shardings(mesh, params)
+
+  def gradient(params, images):
+    def loss(params):
+      params = meshes.gather_for_use(params)
+      return jnp.mean(jnp.tanh(images @ params['first']) @ params['second'] ** 2)
+
+    return jax.grad(loss)(params)
+
+  program = compile_lib.jit(gradient, mesh).lower(
+    meshes.shapes(params, shardings), meshes.shapes(images, meshes.batch_sharding(mesh))
+  )
+  program = program.compile()
+  assert program.output_shardings == shardings
+  found = set(re.findall(r'(all-[a-z]+|reduce-scatter|collective-permute)(?:-start)?\(', program.as_text()))
+  assert found == {'all-gather', 'all-reduce'}
+  placed = meshes.place(params, shardings), meshes.place(images, meshes.batch_sharding(mesh))
+  expected = jax.jit(gradient)(params, images)
+  for name, leaf in program(*placed).items():
+    np.testing.assert_allclose(leaf, expected[name], rtol=1e-4, atol=1e-6)
 
 
 def test_check_batch_names_the_nearest_sizes():

@@ -11,6 +11,7 @@ from dnt.parallel import mesh as mesh_lib
 from dnt.training import budget, evaluate, experiment
 
 MEGABYTES = 10**7
+ONE_EACH = {'train.accumulate': 16, 'model.norm': 'layer_norm'}  # an example at a time
 
 
 @pytest.fixture(autouse=True)
@@ -95,6 +96,38 @@ def test_a_batch_larger_than_the_split_gets_a_line(tiny, caplog):
   tiny.train.batch_size = 64
   budget.check_training(*make(tiny))
   assert not caplog.text
+
+
+@pytest.mark.parametrize(
+  ('options', 'offered'),
+  [
+    ({}, {'train.batch_size', 'data.image_size', 'train.accumulate', 'model.remat=True', 'model.dtype=bfloat16'}),
+    ({**ONE_EACH}, {'data.image_size', 'model.remat=True', 'model.dtype=bfloat16'}),
+    ({**ONE_EACH, 'model.remat': True, 'model.dtype': 'bfloat16'}, {'data.image_size'}),
+  ],
+)
+def test_the_compiled_step_is_refused_before_the_first_one_with_what_would_help(
+  tiny, tmp_path, monkeypatch, options, offered
+):
+  for key, value in options.items():
+    section, name = key.split('.')
+    tiny[section][name] = value
+  run, mesh = make(tiny)
+  assert set(re.findall(r'config\.([a-z_.]+(?:=\w+)?)', budget.remedy(run.config, mesh))) == offered
+  for estimate in ('check_training', 'check_evaluation'):
+    monkeypatch.setattr(budget, estimate, lambda *_: None)
+  monkeypatch.setattr(capacity, 'device', lambda: 1000)
+  with pytest.raises(errors.InputError, match='compiled train step.* needs') as refused:
+    loop_lib.train(tiny, tmp_path / 'run')
+  assert budget.remedy(run.config, mesh) in str(refused.value)
+  assert not (tmp_path / 'run' / 'metrics.jsonl').exists() or not (tmp_path / 'run' / 'metrics.jsonl').read_text()
+
+
+@pytest.mark.usefixtures('eight_devices')
+def test_more_fsdp_is_offered_where_there_is_more(tiny):
+  for tiny.mesh.fsdp, offered in ((1, True), (4, True), (8, False)):
+    tiny.train.batch_size = 16
+    assert ('config.mesh.fsdp' in budget.remedy(*(tiny, mesh_lib.make_mesh(tiny.mesh)))) == offered
 
 
 @pytest.mark.thorough

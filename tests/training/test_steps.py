@@ -1,10 +1,17 @@
+import math
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import topologies
 
 from dnt import trees
 from dnt.data.transforms import mixing
+from dnt.parallel import compile as compile_lib
+from dnt.parallel import mesh as mesh_lib
+from dnt.parallel import sharding
 from dnt.training import steps
 
 
@@ -164,3 +171,128 @@ def test_top5_counts_with_many_classes(tiny, begin):
   logits = np.asarray(run.model.apply(variables, (batch['image'] / 255.0 - mean) / std, train=False))
   best = np.argsort(-logits, axis=-1)[:, :5]
   assert int(sums['top5']) == sum(label in row for label, row in zip(np.asarray(batch['label']), best, strict=True))
+
+
+@pytest.fixture
+def four_devices(eight_devices, monkeypatch):
+  devices = jax.devices()[:4]
+  monkeypatch.setattr(jax, 'devices', lambda: devices)
+
+
+OWN_STATISTICS = [
+  (1, {}),
+  (2, {'train.accumulate': 2}),
+  (4, {'model.scan': True, 'model.remat': True}),
+  (1, {'finetune.trainable': 'top:2'}),
+  (1, {'finetune.trainable': 'top:2', 'finetune.frozen_norm': 'batch'}),
+]
+
+
+@pytest.mark.usefixtures('four_devices')
+@pytest.mark.thorough
+@pytest.mark.parametrize(('fsdp', 'options'), OWN_STATISTICS, ids=str)
+def test_with_statistics_of_each_device_a_step_is_the_mean_of_steps_on_each(tiny, begin, fsdp, options):
+  """The definition of PyTorch's DistributedDataParallel."""
+  tiny.model.update({'name': 'resnet', 'depth': 14, 'width': None, 'norm_sync': 'device'})
+  tiny.mesh.fsdp = fsdp
+  for key, value in options.items():
+    section, name = key.split('.')
+    tiny[section][name] = value
+  run, state, batch = begin(tiny)
+  partition = run.phases[0].partition
+  gradient = steps.make_gradient(run.config, run.model, run.preprocess, partition=partition)
+  alone = jax.jit(gradient)
+  each = [alone(state, jax.tree.map(lambda x, i=i: x[4 * i : 4 * i + 4], batch)) for i in range(4)]
+  expected = jax.tree.map(lambda *leaves: np.mean(leaves, 0), *each)
+  mesh = mesh_lib.make_mesh(tiny.mesh)
+  placed = mesh_lib.place(state, mesh_lib.parameter_shardings(mesh, state))
+  found = compile_lib.jit(gradient, mesh)(placed, mesh_lib.place(batch, mesh_lib.batch_sharding(mesh)))
+  assert float(found.loss) == pytest.approx(float(expected.loss), rel=1e-5)
+  close(found.params, expected.params, atol=1e-5)
+  close(found.auxiliary.batch_stats, expected.auxiliary.batch_stats)
+  moved = jax.tree.map(lambda a, b: bool(np.any(np.asarray(a) != b)), found.auxiliary.batch_stats, state.batch_stats)
+  all_move = tiny.finetune.trainable == 'all' or tiny.finetune.frozen_norm == 'batch'
+  assert all(jax.tree.leaves(moved)) == all_move
+  assert any(jax.tree.leaves(moved))
+
+
+def compile_step(run, mesh):
+  """The compiled train step of a run, and the shapes of its state."""
+  state, size = run.abstract_state(), run.config.train.batch_size
+  shardings = mesh_lib.parameter_shardings(mesh, state)
+  state = mesh_lib.shapes(state, shardings)
+  batch = {'image': jax.ShapeDtypeStruct((size, *run.spec.image_shape), jnp.uint8)}
+  batch |= {name: jax.ShapeDtypeStruct((size,), jnp.int32) for name in ('label', 'epoch', 'position')}
+  program = compile_lib.jit(
+    run.phases[0].train_step, mesh, donate_argnums=0, out_shardings=(shardings, mesh_lib.replicated(mesh))
+  )
+  return program.lower(state, mesh_lib.shapes(batch, mesh_lib.batch_sharding(mesh))).compile(), state
+
+
+def all_reduced(compiled):
+  """How many numbers each all-reduce of a program communicates."""
+  found = re.findall(r' = (.*?) all-reduce(?:-start)?\(', compiled.as_text())
+  return [
+    sum(math.prod(map(int, shape.split(',') if shape else ())) for shape in re.findall(r'f32\[([\d,]*)\]', line))
+    for line in found
+  ]
+
+
+@pytest.mark.usefixtures('four_devices', 'optimized')
+@pytest.mark.thorough
+@pytest.mark.parametrize('fsdp', [2, 4])
+def test_a_step_with_split_parameters_exchanges_parameters_and_gradients_only(tiny, begin, fsdp):
+  tiny.model.update({'name': 'resnet', 'depth': 8, 'width': None, 'norm_sync': 'device'})
+  tiny.mesh.fsdp = fsdp
+  run, _, _ = begin(tiny)
+  mesh = mesh_lib.make_mesh(tiny.mesh)
+  compiled, state = compile_step(run, mesh)
+  split = [row for row in sharding.table(mesh, state.params, run.split_axes) if row.axis is not None]
+  assert len(split) == 2
+  gathered = re.findall(r' = f32\[([\d,]*)\].*? all-gather(?:-start)?\(', compiled.as_text())
+  assert sorted(math.prod(map(int, shape.split(','))) for shape in gathered) == sorted(
+    math.prod(row.shape) for row in split
+  )
+  others = re.findall(r' (all-to-all|collective-permute|collective-broadcast)(?:-start)?\(', compiled.as_text())
+  assert others == []
+  # Each gradient is summed over `fsdp`, which accelerators do with its split in a reduce-scatter; then each part over
+  # `data`. There are a few single numbers more, such as the norm of the gradient.
+  sizes = trees.count(state.params) + trees.count(state.batch_stats)
+  sizes += sum(math.prod(row.shape) // fsdp for row in split) if fsdp < 4 else 0
+  assert sizes <= sum(all_reduced(compiled)) <= sizes + 10
+
+
+@pytest.mark.usefixtures('four_devices', 'optimized')
+@pytest.mark.thorough
+def test_statistics_of_each_device_are_not_communicated_before_the_gradients(tiny, begin):
+  tiny.model.update({'name': 'resnet', 'depth': 8, 'width': None})
+  found = {}
+  for tiny.model.norm_sync in ('device', 'global'):
+    run, _, _ = begin(tiny)
+    compiled, state = compile_step(run, mesh_lib.make_mesh(tiny.mesh))
+    found[tiny.model.norm_sync] = all_reduced(compiled)
+  parameters, statistics = (
+    sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (state.params, state.batch_stats)
+  )
+  # Gradients, loss, accuracy and running statistics are communicated together, as none waits for another.
+  assert found['device'] == [parameters + statistics + 2]
+  # Those of the whole batch are as many numbers, but each norm waits for them, on the way forward and back.
+  norms = len(jax.tree.leaves(state.batch_stats)) // 2
+  assert sum(found['global']) == sum(found['device'])
+  assert len(found['global']) > 2 * norms
+
+
+@pytest.mark.usefixtures('optimized')
+@pytest.mark.slow
+def test_gradients_of_split_parameters_are_scattered_on_a_tpu(tiny, begin, monkeypatch):
+  pytest.importorskip('libtpu', reason='compiling for a TPU that is not here needs libtpu')
+  for name in ('TPU_SKIP_MDS_QUERY', 'ALLOW_MULTIPLE_LIBTPU_LOAD'):
+    monkeypatch.setenv(name, '1')
+  devices = topologies.get_topology_desc(platform='tpu', topology_name='v5e:2x2').devices
+  tiny.model.update({'name': 'resnet', 'depth': 8, 'width': None, 'norm_sync': 'device'})
+  tiny.mesh.fsdp = 4
+  run, _, _ = begin(tiny)
+  monkeypatch.setattr(jax, 'devices', lambda: devices)
+  text = compile_step(run, mesh_lib.make_mesh(tiny.mesh))[0].as_text()
+  assert 'reduce-scatter' in text and 'all-gather' in text
+  assert 'all-to-all' not in text
