@@ -45,8 +45,8 @@ def test_flops_that_remat_computes_again_do_not_count_as_utilization(rehearse, c
 def test_memory_is_that_of_the_programs_that_the_loop_runs(rehearse, tiny, tmp_path, monkeypatch):
   compiled, ahead = [], compile_lib.ahead
 
-  def spy(*program):
-    compiled.append(ahead(*program))
+  def spy(*program, **words):
+    compiled.append(ahead(*program, **words))
     return compiled[-1]
 
   monkeypatch.setattr(compile_lib, 'ahead', spy)
@@ -158,8 +158,8 @@ def test_a_run_on_cached_features_has_the_programs_that_the_loop_runs(rehearse, 
   tiny.telemetry.every = '0'
   compiled, ahead = [], compile_lib.ahead
 
-  def spy(*program):
-    compiled.append(ahead(*program))
+  def spy(*program, **words):
+    compiled.append(ahead(*program, **words))
     return compiled[-1]
 
   monkeypatch.setattr(compile_lib, 'ahead', spy)
