@@ -87,7 +87,8 @@ def use(
   weights = {
     name: trees.split(tree, lambda path: freeze.is_below(path, skipped))[0] for name, tree in variables.items()
   }
-  network = {key: value for key, value in run.config.model.to_dict().items() if key != 'folder'}
+  # Neither changes the features, and another identity would leave those of earlier runs unused.
+  network = {key: value for key, value in run.config.model.to_dict().items() if key not in ('folder', 'norm_sync')}
   about = [network, names, pooled, trees.sha256(weights)]
   given = run.config.finetune.cache_dir
   directory = pathlib.Path(given) if given else files.cache_folder(FOLDER)
