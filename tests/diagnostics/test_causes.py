@@ -235,9 +235,9 @@ def test_cures_are_ranked_by_where_they_lead(tiny):
   refused = cures.try_out(tiny, data, {'model.block': 'nonsense'}, 60)
   assert refused.state == 'cannot be run' and 'nonsense' in refused.reason
   sick = cures.Tried({}, trial.SICK, 0.1, 300, '')
-  slow, fast = cures.Tried({}, trial.HEALTHY, 0.9, 300, ''), cures.Tried({}, trial.HEALTHY, 0.6, 100, '')
-  better = fast._replace(learnt=0.8)
-  assert cures.rank([refused, sick, slow, fast, better]) == [better, fast, slow, sick, refused]
+  far, less = (cures.Tried({'a': 1, 'b': 2}, trial.HEALTHY, learnt, 300, '') for learnt in (0.99, 0.6))
+  small = far._replace(overrides={'a': 1}, learnt=0.97)
+  assert cures.rank([refused, sick, less, far, small]) == [small, far, less, sick, refused]
 
 
 @pytest.mark.parametrize(
