@@ -129,7 +129,8 @@ def train_all(sets: list[str]) -> None:
 def fit() -> tuple[float, ...]:
   """Returns the weights of `trial.features` with which `trial.probability` fits the tuned networks.
 
-  Each training that stays finite counts once for every tenth at which a trial could have ended.
+  Each training that stays finite counts once for every tenth at which a trial could have ended. With `--verdicts`, the
+  complete trials of the doctor count too, which are of other initializations than the outcomes.
   """
   from sklearn import linear_model
 
@@ -148,6 +149,10 @@ def fit() -> tuple[float, ...]:
       )
       rows.append(trial.features(ended if end == TENTHS else ended._replace(stopped='time')))
       sick.append(doctor_score.is_sick(outcome))
+  for verdict in _read_verdicts():
+    if verdict['stopped'] == 'complete' and verdict['number'] in doctor_space.TUNED:
+      rows.append(tuple(verdict['features']))
+      sick.append(doctor_score.is_sick(read()[verdict['number']]['outcome']))
   model = linear_model.LogisticRegression(fit_intercept=False, C=100.0, max_iter=5000).fit(rows, sick)
   return tuple(round(float(weight), 2) for weight in model.coef_[0])
 
@@ -182,11 +187,15 @@ def examine(number: int) -> dict[str, Any]:
   return result
 
 
+def _read_verdicts() -> list[dict[str, Any]]:
+  path = pathlib.Path(VERDICTS.value) if VERDICTS.value else None
+  return [json.loads(line) for line in path.read_text().splitlines()] if path and path.exists() else []
+
+
 def score(sets: list[str]) -> str:
   """Lets the doctor examine the networks of sets, and returns Markdown tables of how often it is right."""
   path = pathlib.Path(VERDICTS.value) if VERDICTS.value else None
-  lines = path.read_text().splitlines() if path and path.exists() else []
-  verdicts = {verdict['number']: verdict for verdict in map(json.loads, lines)}
+  verdicts = {verdict['number']: verdict for verdict in _read_verdicts()}
   truths, chosen = read(), list(numbers(sets))
   if missing := [number for number in chosen if number not in truths]:
     raise app.UsageError(f'{len(missing)} networks have no truth yet: --train={",".join(sets)} trains them')

@@ -176,11 +176,10 @@ def try_out(
 
 
 def rank(tried: Sequence[Tried]) -> list[Tried]:
-  """Returns cures with the best first: those that mend, the fastest of them first; then by what was learnt."""
+  """Returns cures with the best first: those that mend, by what was learnt, of those that lead as far the smallest."""
 
   def key(cure):
-    mends = cure.state == trial.HEALTHY
-    return not mends, cure.steps if mends else 0, -cure.learnt
+    return cure.state != trial.HEALTHY, -round(cure.learnt, 1), len(cure.overrides), -cure.learnt
 
   return sorted(tried, key=key)
 

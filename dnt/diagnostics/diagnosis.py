@@ -5,9 +5,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dnt import config as schema
 from dnt.config import typed
 from dnt.diagnostics import causes, doctor, labels, trial
 from dnt.training import experiment
+
+UNCLEAR = (0.05, 0.95)  # probabilities of failure between which another initialization is tried
 
 
 class Diagnosis(NamedTuple):
@@ -15,7 +18,7 @@ class Diagnosis(NamedTuple):
 
   Attributes:
     examination: the first steps, of several initializations.
-    trial: the trial, of the first of them.
+    trial: the trial, of the first of them, or of the second if that was tried and shows less.
     verdict: its kind is 'trainable' for a healthy network, and where the labels alone are wrong; else the kind of the
       first cause.
     state: healthy, doubtful or sick.
@@ -47,16 +50,22 @@ def make(
     config: a validated training config.
     data: its images, from `experiment.load_data`.
     seeds: number of initializations whose first steps are examined.
-    seconds: limit for the trial.
+    seconds: limit for the trial, together with one of another initialization where the first is not clear.
     log: receives a status message for each step.
 
   Raises:
     errors.InputError: the config does not fit the data or the model.
   """
   examination = doctor.examine(config, data, seeds, log)
-  tried = trial.run(config, data, seconds, log)
+  trials = [trial.run(config, data, seconds, log)]
+  left = seconds - trials[0].seconds
+  if UNCLEAR[0] < trial.probability(trials[0]) < UNCLEAR[1] and left > trials[0].seconds:
+    other = schema.override(config, {'seed': config.seed + 1}, 'another initialization')
+    trials.append(trial.run(other, data, left, log))
+  probabilities = [trial.probability(each) for each in trials]
+  tried = trials[int(np.argmax(probabilities))]
   failed = float(np.mean(~np.isfinite(examination.losses).all(1)))  # fraction of the initializations
-  probability = max(trial.probability(tried), failed)
+  probability = max(float(np.mean(probabilities)), failed)
   state = trial.state(probability)
   findings = labels.find(data.train, examination.input_rms)
   verdict = doctor.Verdict('trainable', None, trial.course(tried))

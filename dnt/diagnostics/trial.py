@@ -27,10 +27,11 @@ TIMES = 2.5  # accuracy over chance from which one has not failed, whatever the 
 CHUNK = 10  # steps of one call
 SURE = 100  # steps after which an accuracy may settle the question
 SETTLED = 0.75  # fraction of the way from chance to 1 that settles it
+SHORT = 10.0  # seconds of remaining steps which are taken all the same: a few networks fall back later
 HEALTHY, DOUBTFUL, SICK = 'healthy', 'doubtful', 'sick'
 DOUBT = (0.25, 0.75)  # probabilities of failure between which a network is doubtful
 SURPRISE = 0.01  # probability that another seed behaves otherwise, at least
-WEIGHTS = (4.9, -4.66, -4.71, 2.91)  # of `features`, see `probability`
+WEIGHTS = (5.08, -4.04, -4.99, 2.59)  # of `features`, see `probability`
 
 
 class Trial(NamedTuple):
@@ -120,8 +121,10 @@ def run(
       log(f'trial: step {done} of {STEPS}, loss {taken["loss"][-1]:.3g}, accuracy {taken["accuracy"][-1]:.2f}')
       if not np.isfinite(taken['loss']).all():
         stopped = 'not finite'
-      elif STEPS > done > max(starts, default=0) and is_settled(
-        taken['accuracy'][phase.start :], rates[phase.start :], chance
+      elif (
+        each * (STEPS - done) > SHORT
+        and done > max(starts, default=0)
+        and is_settled(taken['accuracy'][phase.start :], rates[phase.start :], chance)
       ):
         stopped = 'settled'
       elif 1 < done < STEPS and time.monotonic() - begun > seconds:

@@ -149,6 +149,40 @@ def test_what_joins_to_a_diagnosis(monkeypatch, losses, finding, kind, state):
   assert bool(diagnosed.causes) == (kind != 'trainable')
 
 
+@pytest.mark.parametrize(
+  ('accuracies', 'seeds', 'state'),
+  [
+    ([0.29, 0.1], [0, 1], trial.DOUBTFUL),
+    ([0.33, 0.9], [0, 1], trial.HEALTHY),
+    ([0.9, 0.1], [0], trial.HEALTHY),
+    ([0.1, 0.9], [0], trial.SICK),
+  ],
+  ids=['unclear, then bad', 'unclear, then good', 'clearly good', 'clearly bad'],
+)
+def test_another_initialization_is_tried_where_the_first_is_not_clear(monkeypatch, accuracies, seeds, state):
+  asked = []
+
+  def run(config, data, seconds, log):
+    asked.append(config.seed)
+    return tried(accuracies=[accuracies[len(asked) - 1]] * 300)
+
+  monkeypatch.setattr(doctor, 'examine', lambda *_: examination())
+  monkeypatch.setattr(trial, 'run', run)
+  monkeypatch.setattr(labels, 'find', lambda *_: [])
+  config = schema.default()
+  diagnosed = diagnosis.make(config, experiment.load_data(config, ()))
+  assert asked == seeds and diagnosed.state == state
+  assert diagnosed.trial.accuracies[0] == min(accuracies[: len(seeds)])
+
+
+def test_another_initialization_is_not_tried_without_time(monkeypatch):
+  slow = tried(accuracies=[0.29] * 300)._replace(seconds=40.0)
+  monkeypatch.setattr(doctor, 'examine', lambda *_: examination())
+  monkeypatch.setattr(trial, 'run', lambda *_: slow)
+  config = schema.default()
+  assert diagnosis.make(config, experiment.load_data(config, ()), seconds=60.0).trial == slow
+
+
 def test_all_causes_are_named_what_kills_first_before_the_rest():
   broken = tried([2.3, 1e9], stopped='not finite')
   found = find({'optim.weight_decay': 100.0, 'train.batch_size': 2}, broken, rms=130.0, ratios=[10.0, 90.0])
@@ -201,9 +235,9 @@ def test_cures_are_ranked_by_where_they_lead(tiny):
   refused = cures.try_out(tiny, data, {'model.block': 'nonsense'}, 60)
   assert refused.state == 'cannot be run' and 'nonsense' in refused.reason
   sick = cures.Tried({}, trial.SICK, 0.1, 300, '')
-  slow, fast = cures.Tried({}, trial.HEALTHY, 0.9, 300, ''), cures.Tried({}, trial.HEALTHY, 0.6, 100, '')
-  better = fast._replace(learnt=0.8)
-  assert cures.rank([refused, sick, slow, fast, better]) == [better, fast, slow, sick, refused]
+  far, less = (cures.Tried({'a': 1, 'b': 2}, trial.HEALTHY, learnt, 300, '') for learnt in (0.99, 0.6))
+  small = far._replace(overrides={'a': 1}, learnt=0.97)
+  assert cures.rank([refused, sick, less, far, small]) == [small, far, less, sick, refused]
 
 
 @pytest.mark.parametrize(
