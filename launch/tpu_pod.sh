@@ -103,7 +103,7 @@ on() {
 # For the workers' shells. `going` is whether the run of ~/dnt-run/pid goes on, and sets $pid. ~/dnt-run/began is when that
 # process started (field 22 of /proc/PID/stat): after a restart of the machine its number may be that of another one.
 # shellcheck disable=SC2016
-GOING='began() { sed "s/.*) //" "/proc/$1/stat" | cut -d" " -f20; }; going() { read -r pid < ~/dnt-run/pid && [ -s ~/dnt-run/began ] && [ "$(began "$pid")" = "$(cat ~/dnt-run/began)" ]; } 2> /dev/null; '
+GOING='began() { sed "s/.*) //" "/proc/$1/stat" 2> /dev/null | cut -d" " -f20; }; going() { read -r pid < ~/dnt-run/pid && [ -s ~/dnt-run/began ] && [ "$(began "$pid")" = "$(cat ~/dnt-run/began)" ]; } 2> /dev/null; '
 
 # ~/dnt-run/start.sh on the workers; $1 is the quoted program.
 start_script() {
