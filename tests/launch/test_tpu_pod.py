@@ -340,6 +340,7 @@ def test_a_run_whose_machine_has_restarted_does_not_keep_one_waiting(pod, worker
   assert (worker / 'dnt-run' / 'log.2').exists(), 'it was not started again'
 
 
+@COPIES
 def test_dry_run_prints_what_follows_a_preemption(pod, worker):
   lines = pod(*RECREATE, '--dry-run', *RUN).stdout.partition('# after a preemption:')[2].splitlines()
   verbs = [' '.join(shlex.split(line)[3:5]) for line in lines if line.startswith('gcloud') and line.endswith('-b')]
