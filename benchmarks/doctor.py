@@ -134,8 +134,9 @@ def fit() -> tuple[float, ...]:
   """
   from sklearn import linear_model
 
+  truths = read()
   rows, sick = [], []
-  for number, truth in read().items():
+  for number, truth in truths.items():
     outcome = truth['outcome']
     if number not in doctor_space.TUNED or outcome['chance'] >= 1:
       continue
@@ -149,10 +150,10 @@ def fit() -> tuple[float, ...]:
       )
       rows.append(trial.features(ended if end == TENTHS else ended._replace(stopped='time')))
       sick.append(doctor_score.is_sick(outcome))
-  for verdict in _read_verdicts():
+  for verdict in _read_verdicts().values():
     if verdict['stopped'] == 'complete' and verdict['number'] in doctor_space.TUNED:
       rows.append(tuple(verdict['features']))
-      sick.append(doctor_score.is_sick(read()[verdict['number']]['outcome']))
+      sick.append(doctor_score.is_sick(truths[verdict['number']]['outcome']))
   model = linear_model.LogisticRegression(fit_intercept=False, C=100.0, max_iter=5000).fit(rows, sick)
   return tuple(round(float(weight), 2) for weight in model.coef_[0])
 
@@ -187,15 +188,17 @@ def examine(number: int) -> dict[str, Any]:
   return result
 
 
-def _read_verdicts() -> list[dict[str, Any]]:
-  path = pathlib.Path(VERDICTS.value) if VERDICTS.value else None
-  return [json.loads(line) for line in path.read_text().splitlines()] if path and path.exists() else []
+def _read_verdicts() -> dict[int, dict[str, Any]]:
+  """Returns the verdicts of `--verdicts` by number; none without the flag or the file."""
+  if not VERDICTS.value or not pathlib.Path(VERDICTS.value).exists():
+    return {}
+  lines = pathlib.Path(VERDICTS.value).read_text().splitlines()
+  return {verdict['number']: verdict for verdict in map(json.loads, lines)}
 
 
 def score(sets: list[str]) -> str:
   """Lets the doctor examine the networks of sets, and returns Markdown tables of how often it is right."""
-  path = pathlib.Path(VERDICTS.value) if VERDICTS.value else None
-  verdicts = {verdict['number']: verdict for verdict in _read_verdicts()}
+  verdicts = _read_verdicts()
   truths, chosen = read(), list(numbers(sets))
   if missing := [number for number in chosen if number not in truths]:
     raise app.UsageError(f'{len(missing)} networks have no truth yet: --train={",".join(sets)} trains them')
@@ -203,8 +206,8 @@ def score(sets: list[str]) -> str:
   for number in chosen:
     if number not in verdicts:
       verdicts[number] = examine(number)
-      if path:
-        with path.open('a') as file:
+      if VERDICTS.value:
+        with open(VERDICTS.value, 'a') as file:
           file.write(json.dumps(verdicts[number]) + '\n')
       what = verdicts[number]
       print(f'{number}: {labels[number]}: {what["state"]} {what["probability"]:.2f}, {what["kind"]}', flush=True)

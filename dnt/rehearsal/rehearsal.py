@@ -33,7 +33,7 @@ class Rehearsal(NamedTuple):
     made: the run on it; None: the config does not suit the hardware.
     steps: its programs, those before the first that does not compile.
     problem: why a program does not compile; '' if all do.
-    fit: the largest batch that fits; None: nobody asked for it.
+    fit: the largest batch that fits; None: without --fit.
   """
 
   target: targets.Target
@@ -92,7 +92,7 @@ class Rehearsal(NamedTuple):
 
   @property
   def utilization(self) -> float | None:
-    """Returns the ceiling of the MFU: the share of a step in which the chip computes what the network needs.
+    """Returns the ceiling of the MFU: the fraction of a step in which the chip computes what the network needs.
 
     Products that remat computes again do not count.
     """

@@ -223,7 +223,7 @@ def test_bad_input_is_refused(pod, worker, arguments, message):
 
 
 def verbs(worker):
-  """What gcloud was asked for: the verb, and for ssh the worker."""
+  """Returns the requests to gcloud: the verb of each, and for ssh the worker."""
   found = []
   for call in calls(worker):
     workers = [word.removeprefix('--worker=') for word in call if word.startswith('--worker=')]
