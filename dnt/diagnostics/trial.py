@@ -93,45 +93,31 @@ def run(
   rates = np.asarray(jax.vmap(run.schedule)(np.arange(STEPS)), np.float64)
   taken: dict[str, list[float]] = {'loss': [], 'accuracy': []}
   with contextlib.closing(pipeline.make_train_loader(run.config, data.train, mesh)) as loader:
-    longest = min(CHUNK, loader.max_steps(0))
-
-    def compiled(phase):
-      return compile_lib.jit(steps.make_train_steps(phase.train_step, loader.batch_at, longest), mesh, donate_argnums=0)
-
-    phase = run.phases[0]
-    program = compiled(phase)
-    starts = [each.start for each in run.phases if 0 < each.start < STEPS]
-    state = mesh_lib.place(run.make_state(run.init_variables()), mesh_lib.replicated(mesh))
-    before = _kernel_norm(state.params)
-    stopped, done, count = 'complete', 0, 1  # the second step shows how long one takes
     log('trial: compiling')
-    while done < STEPS:
-      if done in starts:
-        phase = run.phase(done)
-        state, program = initialize.advance(run, mesh, state, phase), compiled(phase)
+    training = _Training(run, mesh, loader)
+    before = _kernel_norm(training.state.params)
+    stopped, count = 'complete', 1  # the second step shows how long one takes
+    while training.done < STEPS and stopped == 'complete':
       started = time.monotonic()
-      state, metrics = program(state, loader.arrays(done, count), np.int32(count))
+      metrics = training.take(count)
       for name, values in taken.items():
         values.extend(np.asarray(metrics[name][:count], np.float64).tolist())
-      done += count
-      each = (time.monotonic() - started) / count
-      affordable = int((seconds - (time.monotonic() - begun)) / each) if done > 1 else 1
-      until = min((start for start in starts if start > done), default=STEPS)  # a chunk ends where a phase does
-      count = max(1, min(longest, loader.max_steps(done), until - done, affordable))
+      now, done = time.monotonic(), training.done
+      each = (now - started) / count
+      count = max(1, min(training.most(), int((seconds - (now - begun)) / each) if done > 1 else 1))
       log(f'trial: step {done} of {STEPS}, loss {taken["loss"][-1]:.3g}, accuracy {taken["accuracy"][-1]:.2f}')
       if not np.isfinite(taken['loss']).all():
         stopped = 'not finite'
       elif (
         each * (STEPS - done) > SHORT
-        and done > max(starts, default=0)
-        and is_settled(taken['accuracy'][phase.start :], rates[phase.start :], chance)
+        and done > training.last_start
+        and is_settled(taken['accuracy'][training.phase.start :], rates[training.phase.start :], chance)
       ):
         stopped = 'settled'
-      elif 1 < done < STEPS and time.monotonic() - begun > seconds:
+      elif 1 < done < STEPS and now - begun > seconds:
         stopped = 'time'
-      if stopped != 'complete':
-        break
-    shrinkage = _kernel_norm(state.params) / before if before else math.nan
+    shrinkage = _kernel_norm(training.state.params) / before if before else math.nan
+    done = training.done
   broken = np.flatnonzero(~np.isfinite(taken['loss']))
   end = int(broken[0]) if broken.size else done
   arrays = {name: np.array(values[:end]) for name, values in taken.items()}
@@ -145,6 +131,44 @@ def run(
     stopped,
     time.monotonic() - begun,
   )
+
+
+class _Training:
+  """Trains a network from its first step on, over the starts of later phases.
+
+  Attributes:
+    state: the training state.
+    done: how many steps were taken.
+    phase: the phase of the last step.
+    last_start: the step at which the last phase within a trial begins; 0 if there is one alone.
+  """
+
+  def __init__(self, run: experiment.Experiment, mesh: jax.sharding.Mesh, loader: pipeline.Loader):
+    self._run, self._mesh, self._loader = run, mesh, loader
+    self._longest = min(CHUNK, loader.max_steps(0))
+    self._starts = [each.start for each in run.phases if 0 < each.start < STEPS]
+    self.last_start, self.done = max(self._starts, default=0), 0
+    self.state = mesh_lib.place(run.make_state(run.init_variables()), mesh_lib.replicated(mesh))
+    self._enter(run.phases[0])
+
+  def _enter(self, phase: experiment.Phase) -> None:
+    train_steps = steps.make_train_steps(phase.train_step, self._loader.batch_at, self._longest)
+    self.phase, self._program = phase, compile_lib.jit(train_steps, self._mesh, donate_argnums=0)
+
+  def most(self) -> int:
+    """Returns how many steps one call can take from here; it ends where a phase does."""
+    until = min((start for start in self._starts if start > self.done), default=STEPS)
+    return min(self._longest, self._loader.max_steps(self.done), until - self.done)
+
+  def take(self, count: int) -> dict[str, jax.Array]:
+    """Takes `count` steps, at most `most()`; returns their metrics, of which the first `count` values hold."""
+    if self.done in self._starts:
+      phase = self._run.phase(self.done)
+      self.state = initialize.advance(self._run, self._mesh, self.state, phase)
+      self._enter(phase)
+    self.state, metrics = self._program(self.state, self._loader.arrays(self.done, count), np.int32(count))
+    self.done += count
+    return metrics
 
 
 def is_settled(accuracies: list[float], rates: np.ndarray, chance: float) -> bool:
