@@ -155,7 +155,8 @@ results.write(outcomes, results.About(config, 'name', '', 'go'), workdir)
 
 
 # The configs.
-PATHS = sorted((pathlib.Path(__file__).parents[1] / 'configs').glob('compare_*.py'))
+CONFIGS = pathlib.Path(__file__).parents[1] / 'configs'
+PATHS = sorted(path for path in CONFIGS.glob('compare_*.py') if path.stem != 'compare_transfer_rule')
 SHAPES = {'tfds:fashion_mnist': (28, 28, 1), 'tfds:cifar10': (32, 32, 3)}
 
 

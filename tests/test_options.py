@@ -220,6 +220,7 @@ OTHERS = {
   'model.norm_sync': ({}, 'device'),
   'data.source': ({}, 'digits'),
   'data.train_split': ({}, 'train[:50%]'),
+  'data.images_per_class': ({}, 5),
   'data.dir': ({'data.source': 'folder'}, 'images'),
   'data.seed': ({}, 1),
   'data.val_fraction': ({'data.source': 'folder:images'}, 0.5),
@@ -316,6 +317,11 @@ def test_data_source(tiny):
 def test_data_train_split(tiny):
   tiny.data.train_split = 'train[:50%]'
   assert experiment.load_data(tiny, ()).spec.examples == 32
+
+
+def test_data_images_per_class(tiny):
+  tiny.data.images_per_class = 3
+  assert experiment.load_data(tiny, ()).spec.examples == 30
 
 
 def test_data_synthetic_examples(tiny):

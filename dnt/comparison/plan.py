@@ -5,6 +5,7 @@ A variant with `train.init_from = 'variant:<name>'` starts from the weights of a
 
 import copy
 import dataclasses
+import fnmatch
 import json
 import pathlib
 import re
@@ -178,14 +179,18 @@ def _ordered(sources: Mapping[str, str]) -> list[str]:
 def choose(runs: Sequence[Run], only: Collection[str]) -> tuple[Run, ...]:
   """Returns the runs of the named variants and those from which they start; all runs if none is named.
 
+  Args:
+    runs: from `make`.
+    only: names, or patterns with `*` and `?`.
+
   Raises:
-    errors.InputError: a variant is unknown.
+    errors.InputError: a variant is unknown, or a pattern matches none.
   """
   known = dict.fromkeys(run.variant for run in runs)
   for name in only:
-    if name not in known:
+    if not fnmatch.filter(known, name):
       raise errors.unknown('variant in --only', name, known)
-  chosen = {run for run in runs if not only or run.variant in only}
+  chosen = {run for run in runs if not only or any(fnmatch.fnmatchcase(run.variant, name) for name in only)}
   for run in reversed(runs):  # a run comes after the one from which it starts
     if run in chosen and run.source:
       chosen.add(run.source)

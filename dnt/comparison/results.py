@@ -29,6 +29,7 @@ _TITLES = {
   'device_memory': 'peak device memory',
 }
 _PERCENT = ('error', 'accuracy', 'top5_accuracy')
+_MORE_IS_BETTER = ('accuracy', 'top5_accuracy', 'auroc', 'images_per_second')
 
 
 class Outcome(NamedTuple):
@@ -107,7 +108,7 @@ def summarize(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
   """Returns one row per variant, in the order of the variants.
 
   Returns:
-    `variant`, `data` (source and training split), `runs`, `finished`, and over the finished runs: `mean`, `std`
+    `variant`, `data` (source, training split and, if set, images of each class), `runs`, `finished`, and over the finished runs: `mean`, `std`
     (sample; absent for a single run) by quantity, `per_class` (means, as in `Outcome`) and `warnings` (the number of
     runs with each kind); `problems`: why the other runs are not finished.
   """
@@ -119,7 +120,7 @@ def summarize(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
     rows.append(
       {
         'variant': variant,
-        'data': f'{group[0].run.config.data.source} {group[0].run.config.data.train_split}',
+        'data': _data(group[0].run.config.data),
         'runs': len(group),
         'finished': len(done),
         'mean': {name: statistics.fmean(values) for name, values in columns.items()},
@@ -130,6 +131,65 @@ def summarize(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
       }
     )
   return rows
+
+
+def find_best(rows: Sequence[Mapping[str, Any]], metric: str) -> list[dict[str, Any]]:
+  """Finds the variant with the best mean of a metric, and the next one, among those trained on the same data.
+
+  Args:
+    rows: from `summarize`.
+    metric: of `config.columns`; of several evaluated splits the first counts that is not the training split.
+
+  Returns:
+    For each data of which a variant has a finite mean: `data`, `metric` (the split's, as in `Outcome.values`), `ranked`
+    (one or two variants, the best first: `variant`, `mean`, `std` or None, `finished`), `margin` (of the best to the
+    second, at least 0; None if there is no second), `runs` and `finished` (of all variants).
+  """
+  found = []
+  for data in dict.fromkeys(row['data'] for row in rows):
+    alike = [row for row in rows if row['data'] == data]
+    names = sorted(
+      dict.fromkeys(name for row in alike for name in row['mean'] if _figure(name) == metric),
+      key=lambda name: name.startswith('train_'),
+    )
+    known = [row for row in alike if names and math.isfinite(row['mean'].get(names[0], math.nan))]
+    if known:
+      name = names[0]
+      known.sort(key=lambda row: row['mean'][name], reverse=metric in _MORE_IS_BETTER)
+      means = [row['mean'][name] for row in known[:2]]
+      ranked = [
+        {'variant': row['variant'], 'mean': mean, 'std': row['std'].get(name), 'finished': row['finished']}
+        for row, mean in zip(known, means, strict=False)
+      ]
+      margin = abs(means[0] - means[1]) if len(means) > 1 else None
+      runs, finished = (sum(row[key] for row in alike) for key in ('runs', 'finished'))
+      about = {'data': data, 'metric': name, 'ranked': ranked, 'margin': margin}
+      found.append({**about, 'runs': runs, 'finished': finished})
+  return found
+
+
+def describe_best(found: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+  """Says in words what `find_best` found: what is best, by title; the title names the data if they differ."""
+  lines = {}
+  for each in found:
+    name, margin = each['metric'], each['margin']
+    first, *others = (
+      f'{row["variant"]} {_cell(name, row["mean"], row["std"])} ({row["finished"]} run{"s" if row["finished"] > 1 else ""})'
+      for row in each['ranked']
+    )
+    if margin is None:
+      text = f'{first}; there is no other variant with a result'
+    else:
+      spreads = [row['std'] for row in each['ranked'] if row['std'] is not None]
+      if not spreads:
+        note = ', one run each: no spread'
+      else:
+        note = ', within a standard deviation over the seeds' if margin <= max(spreads) else ''
+      text = f'{first}, {_cell(name, margin, None)} better than {others[0]}{note}'
+    missing = f'; {each["finished"]} of {each["runs"]} runs have finished' if each['finished'] < each['runs'] else ''
+    place = f' on {each["data"]}' if len(found) > 1 else ''
+    lines[f'best {_title(name)}{place}'] = text + missing
+  return lines
 
 
 def write(outcomes: Sequence[Outcome], about: About, workdir: pathlib.Path) -> None:
@@ -148,11 +208,12 @@ def write(outcomes: Sequence[Outcome], about: About, workdir: pathlib.Path) -> N
     name: [figure.Drawn(each.curves, each.state == 'failed') for each in group] for name, group in variants.items()
   }
   image = plots.png(figure.curves(drawn))
-  facts = _facts(outcomes, about)
+  best = find_best(rows, about.config.columns[0])
+  facts = describe_best(best) | _facts(outcomes, about)
   files.write(workdir / 'results.md', markdown(whole, facts, classes))
   files.write(workdir / 'results.csv', comma_separated(rows))
-  content = {'comparison': facts, 'variants': rows, 'runs': [_as_json(outcome, workdir) for outcome in outcomes]}
-  files.write_json(workdir / 'results.json', content)
+  runs = [_as_json(outcome, workdir) for outcome in outcomes]
+  files.write_json(workdir / 'results.json', {'comparison': facts, 'best': best, 'variants': rows, 'runs': runs})
   files.write(workdir / workdir_lib.CURVES, image)
   files.write(workdir / workdir_lib.REPORT, _page(outcomes, about, facts, whole, classes, image))
 
@@ -307,6 +368,12 @@ def _by_variant(outcomes: Sequence[Outcome]) -> dict[str, list[Outcome]]:
   for outcome in outcomes:
     variants.setdefault(outcome.run.variant, []).append(outcome)
   return variants
+
+
+def _data(config: typed.Data) -> str:
+  """Names what a run was trained on."""
+  few = f', {config.images_per_class:,} of each class' if config.images_per_class else ''
+  return f'{config.source} {config.train_split}{few}'
 
 
 def _problems(outcomes: Sequence[Outcome]) -> list[str]:

@@ -122,6 +122,13 @@ SCHEMA: dict[str, Any] = {
     'train_split': Option(
       'train', "split to train on, sliced as in TFDS: 'train', 'train[:98%]', 'train[5000:]'", on_resume=REFUSE
     ),
+    'images_per_class': Option(
+      int,
+      'images of each class to train on (shots), drawn from train_split with data.seed once val is held out: the fewer '
+      'are among the more; not set: all',
+      check=checks.at_least(1),
+      on_resume=REFUSE,
+    ),
     'dir': Option(
       '',
       'folder of the source, if data.source names none; tfds: folder of prepared sets, empty: the default of TFDS',
@@ -132,9 +139,14 @@ SCHEMA: dict[str, Any] = {
     ),
     'seed': Option(
       0,
-      'seed of random splits (digits, folders) and synthetic images; apart from seed, so that all runs share them',
+      'seed of random splits (digits, folders), images_per_class and synthetic images; apart from seed, so that all runs '
+      'share them',
       check=checks.seed,
-      only=({'data.source': ('digits', 'synthetic', 'folder', 'cars')}, *HELD_OUT),
+      only=(
+        {'data.source': ('digits', 'synthetic', 'folder', 'cars')},
+        {'data.images_per_class': any_but(None)},
+        *HELD_OUT,
+      ),
       on_resume=REFUSE,
     ),
     'val_fraction': Option(
@@ -242,8 +254,8 @@ SCHEMA: dict[str, Any] = {
     ),
     'mean': Option(
       (),
-      'mean of each channel, in [0, 1]; empty: taken from the pretrained weights, or measured on train_split (on 512 '
-      'of its images if they are streamed)',
+      'mean of each channel, in [0, 1]; empty: taken from the pretrained weights, or measured on the training images (on '
+      '512 of them if they are streamed); three values turn gray images into RGB',
       check=checks.numbers,
       on_resume=REFUSE,
     ),
@@ -875,8 +887,8 @@ COMPARE: dict[str, Any] = {
   'forms': Option(dict, "name: {'section.key': value, ...}, changes to base that --form selects; set in a config file"),
   'columns': Option(
     ('error', *RUN_METRICS),
-    f'metrics in the table, in order: of each evaluated split, or (from {RUN_METRICS[0]} on) of a run; results.csv has '
-    'all of them',
+    f'metrics in the table, in order: of each evaluated split, or (from {RUN_METRICS[0]} on) of a run; the first ranks '
+    'the variants; results.csv has all of them',
     choices=(*SPLIT_METRICS, *RUN_METRICS),
     check=checks.different,
   ),

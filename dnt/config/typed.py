@@ -12,6 +12,7 @@ import ml_collections
 class Data(ml_collections.ConfigDict):
   source: str
   train_split: str
+  images_per_class: int | None
   dir: str
   seed: int
   val_fraction: float

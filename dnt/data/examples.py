@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from dnt import errors
-from dnt.data import splits
+from dnt.data import order, splits
 from dnt.data.transforms import images
 
 Shape = tuple[int | None, int | None, int]
@@ -30,14 +30,16 @@ class Examples:
     shape: (H, W, C) of every image; H and W are None if the images differ in size.
     images: uint8 [N, H, W, C] if the images are in memory. Otherwise a picklable object with random access:
       `images[i]` reads and decodes (image, label) number i, `images.part(start, stop)` returns a slice,
-      `images.take(indices)` selects images if the labels are known, `images.relabelled(places)` returns it with label
-      l as `places[l]`, `images.paths` lists the files, and, if all
-      images have the same size, `images.decode_all(shape)` returns all images and labels.
+      `images.take(indices)` selects images, `images.relabelled(places)` returns it with label
+      l as `places[l]`, `images.paths` lists the files. If the labels are not known, `images.labels_at(indices)` reads
+      some. If all images have the same size, `images.decode_all(shape)` returns all images and labels. Gray ones have
+      `images.as_rgb()`.
     labels: int32 [N]; None if the labels are stored with the images and reading them means reading everything.
     views: 0 for images. Otherwise `store` holds features, float32 [views x N, ...]: view 0 of every image first.
     origin: the examples that were decoded into these; None if these were not decoded.
     start: place of the first example in the whole split, of which these are a slice.
     line: what was read of the whole split, in one line for the log; empty: the source does not say it.
+    drawn_from: if these were drawn from more examples, which began at `start`, the number of those; else 0.
   """
 
   name: str
@@ -50,6 +52,7 @@ class Examples:
   origin: 'Examples | None' = None
   start: int = 0
   line: str = ''
+  drawn_from: int = 0
 
   @property
   def images(self) -> np.ndarray | None:
@@ -93,10 +96,36 @@ class Examples:
     store = self.store.take(indices) if self.images is None else self.store[indices]
     return dataclasses.replace(self, split=split, store=store, labels=self.labels[indices], start=0)
 
+  def draw(self, each: int, seed: int) -> 'Examples':
+    """Returns `each` examples of every class, drawn at random, see `order.balanced`.
+
+    Raises:
+      errors.InputError: a class has fewer; the message names it.
+      UnlabelledError: an example has no label.
+    """
+    known = self.labels
+    labels_at = self.store.labels_at if known is None else lambda indices: known[indices]
+    indices, labels = order.balanced(labels_at, len(self), self.num_classes, each, seed)
+    counts = np.bincount(labels, minlength=self.num_classes)
+    if counts.min() < each:
+      fewest = int(np.argmin(counts))
+      raise errors.InputError(
+        f'config.data.images_per_class={each}, but {self.split} of {self.name} has only {counts[fewest]} images of '
+        f'{self.class_names[fewest]!r}; give at most this number'
+      )
+    store = self.store.take(indices) if self.images is None else self.store[indices]
+    return dataclasses.replace(self, store=store, labels=labels, drawn_from=len(self))
+
+  def as_rgb(self) -> 'Examples':
+    """Returns gray images with three equal channels."""
+    store = self.store.as_rgb() if self.images is None else np.repeat(self.images, 3, axis=-1)
+    return dataclasses.replace(self, shape=(*self.shape[:2], 3), store=store)
+
   def overlaps(self, other: 'Examples') -> bool:
-    """Returns whether these and `other` are slices of the same split of a source, and share examples."""
+    """Returns whether these and `other` are of the same split of a source, and share examples (if drawn, may share)."""
     same = splits.parse(self.split).name == splits.parse(other.split).name
-    return same and self.start < other.start + len(other) and other.start < self.start + len(self)
+    ends = [each.start + (each.drawn_from or len(each)) for each in (self, other)]
+    return same and self.start < ends[1] and other.start < ends[0]
 
   def relabelled(self, places: np.ndarray, class_names: tuple[str, ...]) -> 'Examples':
     """Returns the examples with other classes.
@@ -116,7 +145,7 @@ class Examples:
     """Reads all images, which must have the same size, into memory."""
     store, labels = self.store.decode_all(self.shape)
     held = in_memory(self.name, self.split, store, labels, self.class_names)
-    return dataclasses.replace(held, origin=self, start=self.start)
+    return dataclasses.replace(held, origin=self, start=self.start, drawn_from=self.drawn_from)
 
 
 def in_memory(name: str, split: str, store: np.ndarray, labels: np.ndarray, class_names: tuple[str, ...]) -> Examples:

@@ -1,9 +1,12 @@
 """Random draws on the host. They are counter-based: each is a pure function of (seed, epoch, position)."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 # Purposes of random streams. Streams with different purposes never overlap.
-ORDER, CROP, SPLIT, IMAGES = range(4)
+ORDER, CROP, SPLIT, IMAGES, SHOTS = range(5)
+BLOCK = 4096  # examples whose labels are looked up together
 
 
 def philox(seed: int, purpose: int, major: int = 0, minor: int = 0) -> np.random.Philox:
@@ -49,3 +52,33 @@ def stratified(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarr
     count = min(max(round(len(members) * fraction), 1), len(members) - 1)
     second[members[:count]] = True
   return shuffled[~second], shuffled[second]
+
+
+def balanced(
+  labels_at: Callable[[np.ndarray], np.ndarray], count: int, classes: int, each: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Draws the same number of examples of every class, in random order: the first ones of a random permutation.
+
+  So the examples of a smaller number are among those of a larger one.
+
+  Args:
+    labels_at: returns the labels of the examples at some indices; called for blocks of them, until all are drawn.
+    count: number of examples to draw from.
+    classes: number of classes.
+    each: number of examples of each class.
+    seed: seed of the draw.
+
+  Returns:
+    Indices, int32 [n], and their labels, int32 [n]; fewer than `each` of a class that has fewer.
+  """
+  shuffled, drawn, left = permutation(philox(seed, SHOTS), count), [], np.full(classes, each)
+  for start in range(0, count, BLOCK):
+    block = shuffled[start : start + BLOCK]
+    for index, label in zip(block, labels_at(block), strict=True):
+      if left[label]:
+        left[label] -= 1
+        drawn.append((index, label))
+    if not left.any():
+      break
+  drawn = np.array(drawn, np.int32)
+  return drawn[:, 0], drawn[:, 1]

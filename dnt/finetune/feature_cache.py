@@ -335,10 +335,10 @@ def _read(place: _Place | None, features: np.ndarray, labels: np.ndarray, split:
 def _seen(data: typed.Data) -> dict[str, Any]:
   """Returns the options of `config.data` that features depend on.
 
-  It leaves out `eval_resize` if it has the value that `augment` implies, `hold_out`, which decides only which images a
-  split has, and the usual decoding, so that older features, without these keys, match.
+  It leaves out `eval_resize` if it has the value that `augment` implies, what decides only which images a split has
+  (`hold_out`, `images_per_class`), and the usual decoding, so that older features, without these keys, match.
   """
-  left_out = ('workers', 'placement', 'eval_resize', 'hold_out', 'image_bits', 'exif_rotation')
+  left_out = ('workers', 'placement', 'eval_resize', 'hold_out', 'images_per_class', 'image_bits', 'exif_rotation')
   seen = {key: data[key] for key in data if key not in left_out}
   if (how := images.decoding(data)) != images.USUAL:
     seen['decoding'] = how
@@ -480,7 +480,8 @@ def _fingerprint(source: examples.Examples) -> Any:
     return hashlib.sha256(np.ascontiguousarray(source.images).data).hexdigest()
   paths = getattr(source.store, 'paths', None)
   if source.labels is not None:
-    labels = hashlib.sha256(source.labels.tobytes()).hexdigest()
+    drawn = getattr(source.store, 'indices', np.empty(0))  # of files that hold more images than these
+    labels = hashlib.sha256(source.labels.tobytes() + np.asarray(drawn).tobytes()).hexdigest()
   else:  # they are stored with the images, and only these change them
     places = getattr(source.store, 'places', None)
     labels = None if places is None else places.tolist()

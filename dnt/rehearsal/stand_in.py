@@ -60,6 +60,15 @@ class _Absent:
   def part(self, start: int, stop: int) -> '_Absent':
     return _Absent(self._classes, stop - start)
 
+  def take(self, indices: np.ndarray) -> '_Absent':
+    return _Absent(self._classes, len(indices))
+
+  def labels_at(self, indices: np.ndarray) -> np.ndarray:
+    return indices % self._classes
+
+  def as_rgb(self) -> '_Absent':
+    return self
+
   def decode_all(self, shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
     # The system gives pages of zeros no memory before they are written.
     return np.zeros((self._count, *shape), np.uint8), np.arange(self._count) % self._classes

@@ -86,18 +86,20 @@ def _may_be_own(data: typed.Data, trained: Mapping[str, Any]) -> bool:
 
 
 def _read(config: typed.Config, splits: Sequence[str], meta: Mapping[str, Any], owner: str, in_place: bool) -> Loaded:
-  """Reads splits without a training split."""
-  available, chosen = sources.find(config.data, config.data.seed), {split: split for split in splits}
+  """Reads splits without a training split, each as a whole."""
+  data = schema.copy_unlocked(config.data)
+  data.images_per_class = None
+  available, chosen = sources.find(data, data.seed), {split: split for split in splits}
   if not in_place and (chosen := sources.choose(available, splits)) != {split: split for split in splits}:
     named = ', '.join(name if name == split else f'{split!r} as {name!r}' for name, split in chosen.items())
-    _log.info(f'{config.data.source} is not the data of {owner}: evaluating its split {named}')
+    _log.info(f'{data.source} is not the data of {owner}: evaluating its split {named}')
   loaded = {
-    name: class_order.align(sources.read(available, config.data, split), meta.get('class_names', ()), owner)
+    name: class_order.align(sources.read(available, data, split), meta.get('class_names', ()), owner)
     for name, split in chosen.items()
   }
-  inspection.check(loaded, loaded, config.data)
+  inspection.check(loaded, loaded, data)
   first = next(iter(loaded.values()))
-  spec = experiment.DataSpec(len(first), pipeline.image_shape(config.data, first), first.class_names)
+  spec = experiment.DataSpec(len(first), pipeline.image_shape(data, first), first.class_names)
   return Loaded(config, experiment.Data(spec, first, loaded))
 
 

@@ -31,6 +31,7 @@ _IMAGES = tuple(
     'seed',
     'val_fraction',
     'hold_out',
+    'images_per_class',
     'crop_to_box',
     'image_size',
     'synthetic_examples',

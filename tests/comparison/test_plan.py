@@ -127,6 +127,7 @@ def test_some_variants_are_chosen(config, tmp_path):
   runs = plan.make(config, tmp_path)
   assert plan.choose(runs, []) == runs
   assert [run.name for run in plan.choose(runs, ['deep'])] == ['deep seed 3', 'deep seed 5']
+  assert plan.choose(runs, ['d*p', 'deep']) == plan.choose(runs, ['deep'])
   with pytest.raises(errors.InputError, match="--only 'dep'.* 'deep'"):
     plan.choose(runs, ['plain', 'dep'])
 

@@ -333,9 +333,95 @@ def get_config():
   command = (f'--config={tmp_path}/compare_me.py', f'--workdir={tmp_path}/runs')
   code, out, err = call_program('compare', *command, '--only=0.1', '--config.seeds=(1,)')
   assert (code, 'finished 1 runs' in out) == (0, True), err
+  assert 'best test error (%): 0.1 37.50 ± 0.00 (3 runs), 0.00 better than 0.2 37.50 ± 0.00 (2 runs)' in out
   content = json.loads((tmp_path / 'runs' / 'results.json').read_text())
   listed = {f'{run["variant"]} seed {run["seed"]}' for run in content['runs']}
   assert listed == {*runs} - {'0.2 seed 2'}, 'a run of another config does not belong to the comparison'
   assert content['comparison']['seeds'] == '1, 0, 2'
   assert [(row['variant'], row['finished']) for row in content['variants']] == [('0.1', 3), ('0.2', 2)]
   assert '| 0.1 | 3/3 |' in (tmp_path / 'runs' / 'results.md').read_text()
+
+
+def row(variant, mean, std=None, data='digits train', runs=3, finished=3, name='test_error'):
+  """A row of `summarize` with one metric."""
+  spread = {} if std is None else {name: std}
+  return {'variant': variant, 'data': data, 'runs': runs, 'finished': finished, 'mean': {name: mean}, 'std': spread}
+
+
+def described(rows, metric='error'):
+  return results.describe_best(results.find_best(rows, metric))
+
+
+def test_the_best_has_the_lowest_error_and_its_margin_stands_beside_the_spread():
+  rows = [row('plain', 10.5, 0.25), row('deep', 9.0, 0.5), row('wide', 12.0, 0.1)]
+  assert results.find_best(rows, 'error') == [
+    {
+      'data': 'digits train',
+      'metric': 'test_error',
+      'ranked': [
+        {'variant': 'deep', 'mean': 9.0, 'std': 0.5, 'finished': 3},
+        {'variant': 'plain', 'mean': 10.5, 'std': 0.25, 'finished': 3},
+      ],
+      'margin': 1.5,
+      'runs': 9,
+      'finished': 9,
+    }
+  ]
+  assert described(rows) == {
+    'best test error (%)': 'deep 9.00 ± 0.50 (3 runs), 1.50 better than plain 10.50 ± 0.25 (3 runs)'
+  }
+  rows[0]['mean']['test_error'] = 9.5
+  assert described(rows)['best test error (%)'].endswith(
+    '0.50 better than plain 9.50 ± 0.25 (3 runs), within a standard deviation over the seeds'
+  )
+
+
+@pytest.mark.parametrize(
+  ('metric', 'best'),
+  [('accuracy', 'b'), ('auroc', 'b'), ('images_per_second', 'b'), ('loss', 'a'), ('seconds', 'a'), ('parameters', 'a')],
+)
+def test_which_way_is_better_depends_on_the_metric(metric, best):
+  name = metric if metric in schema.RUN_METRICS else f'val_{metric}'
+  (found,) = results.find_best([row('a', 1.0, name=name), row('b', 2.0, name=name)], metric)
+  assert (found['ranked'][0]['variant'], found['margin']) == (best, 1.0)
+
+
+def test_one_run_has_no_spread_and_one_variant_no_margin_and_missing_runs_are_counted():
+  one = [row('a', 4.0, runs=1, finished=1), row('b', 3.0, runs=1, finished=1)]
+  assert described(one) == {
+    'best test error (%)': 'b 3.00 (1 run), 1.00 better than a 4.00 (1 run), one run each: no spread'
+  }
+  failed = {**row('c', math.nan, finished=0), 'mean': {}}
+  alone = 'a 4.00 ± 0.10 (2 runs); there is no other variant with a result; 2 of 6 runs have finished'
+  assert described([row('a', 4.0, 0.1, finished=2), failed]) == {'best test error (%)': alone}
+  assert described([row('a', math.nan), row('b', 1.0, 0.5)])['best test error (%)'].startswith('b 1.00 ± 0.50 (3 runs);')
+  assert described([failed]) == {} == described([])
+
+
+def test_only_variants_on_the_same_data_are_compared():
+  rows = [row('a', 4.0, data='x'), row('b', 9.0, data='y', name='val_error'), row('c', 8.0, data='y', name='val_error')]
+  assert described(rows) == {
+    'best test error (%) on x': 'a 4.00 (3 runs); there is no other variant with a result',
+    'best val error (%) on y': 'c 8.00 (3 runs), 1.00 better than b 9.00 (3 runs), one run each: no spread',
+  }
+
+
+def test_the_split_that_counts_is_not_that_of_training_and_the_results_say_what_is_best(written):
+  workdir, outcomes = written
+  (found,) = results.find_best(results.summarize(outcomes), 'error')
+  assert found['metric'] == 'test_error'
+  assert found['margin'] == pytest.approx(43.75 - 25.0)  # of 25 (one seed) and the mean of 37.5 and 50
+  text = 'deep 25.00 (1 run), 18.75 better than plain 43.75 ± 8.84 (2 runs); 3 of 4 runs have finished'
+  assert f'- best test error (%): {text}' in (workdir / 'results.md').read_text()
+  assert text in (workdir / 'report.html').read_text()
+  content = json.loads((workdir / 'results.json').read_text())
+  assert content['best'] == [found] and content['comparison']['best test error (%)'] == text
+  (alone,) = results.find_best([row('a', 1.0, name='train_error')], 'error')
+  assert alone['metric'] == 'train_error'
+
+
+def test_data_that_differ_in_images_of_each_class_are_others(tmp_path):
+  config = make_config()
+  config.variants = {'few': {'data.images_per_class': 5}, 'all': {}}
+  rows = results.summarize([results.read(run) for run in plan.make(config, tmp_path)])
+  assert [each['data'] for each in rows] == ['digits train[:20%], 5 of each class', 'digits train[:20%]']

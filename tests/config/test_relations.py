@@ -19,6 +19,7 @@ RELATED = {
 VALUES = {
   'data.source': ('digits', 'synthetic', 'folder:x', 'cars:x', 'tfds:x'),
   'data.hold_out': (None, True, False),
+  'data.images_per_class': (None, 5),
   'data.mixup': (0.0, 0.2),
   'data.cutmix': (0.0, 0.2),
   'data.erasing': (0.0,),

@@ -176,6 +176,7 @@ EDGES = {
   'seed': ([0], [-1]),
   'data.seed': ([0], [-1]),
   'data.val_fraction': ([0.01, 0.99], [0.0, 1.0]),
+  'data.images_per_class': ([1], [0]),
   'data.image_size': ([1], [0]),
   'data.workers': ([0], [-1]),
   'data.crop_padding': ([0], [-1]),

@@ -34,12 +34,12 @@ def test_order_is_uniform():
 def test_streams_of_different_purpose_and_place_differ():
   draws = {
     tuple(order.generator(0, purpose, major, minor).integers(0, 2**32, 4))
-    for purpose in (order.ORDER, order.CROP, order.SPLIT, order.IMAGES)
+    for purpose in (order.ORDER, order.CROP, order.SPLIT, order.IMAGES, order.SHOTS)
     for major in range(3)
     for minor in range(3)
   }
 
-  assert len(draws) == 36
+  assert len(draws) == 45
 
 
 def test_stratified_takes_the_same_fraction_of_each_class():
@@ -56,3 +56,34 @@ def test_stratified_depends_on_the_seed():
 
   np.testing.assert_array_equal(order.stratified(labels, 0.5, 0)[1], order.stratified(labels, 0.5, 0)[1])
   assert set(order.stratified(labels, 0.5, 0)[1]) != set(order.stratified(labels, 0.5, 1)[1])
+
+
+def test_balanced_draws_as_many_of_each_class_however_unequal_they_are(monkeypatch):
+  labels = np.repeat([0, 1, 2], [500, 30, 7])
+  for block in (1, 10, 1000):
+    monkeypatch.setattr(order, 'BLOCK', block)
+    indices, drawn = order.balanced(lambda places: labels[places], len(labels), 3, 6, seed=0)
+    np.testing.assert_array_equal(labels[indices], drawn)
+    np.testing.assert_array_equal(np.bincount(drawn), [6, 6, 6])
+    assert len(np.unique(indices)) == 18
+    assert len(np.unique(drawn[:9])) > 1, 'in random order'
+  _, all_of_two = order.balanced(lambda places: labels[places], len(labels), 3, 8, seed=0)
+  np.testing.assert_array_equal(np.bincount(all_of_two), [8, 8, 7])
+
+
+def test_balanced_depends_on_the_seed_and_the_fewer_are_among_the_more():
+  labels = np.arange(300) % 3
+
+  def draw(each, seed):
+    return order.balanced(lambda places: labels[places], 300, 3, each, seed)[0].tolist()
+
+  assert draw(5, 0) == draw(5, 0)
+  assert set(draw(5, 0)) != set(draw(5, 1))
+  assert set(draw(5, 0)) < set(draw(10, 0))
+
+
+def test_balanced_looks_up_no_more_labels_than_it_needs(monkeypatch):
+  monkeypatch.setattr(order, 'BLOCK', 10)
+  looked = []
+  order.balanced(lambda places: looked.extend(places) or np.array(places) % 2, 10_000, 2, 3, seed=0)
+  assert 6 <= len(looked) <= 50

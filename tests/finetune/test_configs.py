@@ -76,3 +76,28 @@ def test_digits(planned):
     shape = (run.config.data.image_size,) * 2 + (1,)
     found[name] = trained(run.config, experiment.DataSpec(100, shape, tuple('0123456789')))
   assert found['pretrain'] == found['scratch'] == found['all'] > found.pop('head') > 0
+
+
+@pytest.mark.thorough
+def test_the_rule(planned):
+  runs = planned('compare_transfer_rule.py')
+  assert len(runs) == 180
+  cells = {run.variant: run.config for run in runs}
+  for name, config in cells.items():
+    data, count, cut = name.split('_')
+    budget = config.train.steps, config.data.images_per_class
+    assert budget == (cells[f'{data}_{count}_head'].train.steps, None if count == 'all' else int(count))
+    assert config.train.steps == max(200, -(-10 * images(config) // 32))
+    assert config.optim.learning_rate * config.finetune.head_lr_mult == pytest.approx(1e-3)
+  found = {}
+  for cut in ('head', 'top1', 'top2', 'top4', 'all'):
+    config = cells[f'mri_all_{cut}']
+    found[cut] = trained(config, experiment.DataSpec(1000, (224, 224, 3), tuple('abcd')))
+  assert [found[cut] for cut in ('head', 'top2', 'all')] == [TRAINABLE[cut] for cut in ('head', 'top2', 'all')]
+  assert list(found.values()) == sorted(found.values()) and len(set(found.values())) == 5
+
+
+def images(config):
+  """How many images a cell of the rule trains on."""
+  classes, every = {'cars': (196, 6146), 'folder': (4, 1000), 'idx': (10, 60_000)}[config.data.source.partition(':')[0]]
+  return config.data.images_per_class * classes if config.data.images_per_class else every

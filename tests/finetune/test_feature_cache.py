@@ -103,6 +103,14 @@ def test_features_are_made_anew_when_what_they_depend_on_changes(config, tmp_pat
     assert len(files(config)) == count + 2 * (number + 1), key
 
 
+@pytest.mark.thorough
+def test_features_of_fewer_images_are_others_and_those_of_the_evaluation_are_shared(config, tmp_path):
+  config.train.steps = 1
+  for number, config.data.images_per_class in enumerate((2, 3, 2, None)):
+    loop.train(config, tmp_path / str(number), record.Clock(0.0), 'test')
+  assert sorted(len(held(path)) for path in files(config)) == [20, 30, 40, 40]
+
+
 def test_features_know_how_their_images_were_resized_and_older_ones_are_found(config):
   older = feature_cache._seen(config.data)
   assert 'eval_resize' not in older

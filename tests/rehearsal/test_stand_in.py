@@ -53,3 +53,11 @@ def test_the_size_of_other_data_comes_from_the_command_line(tmp_path):
 def test_a_size_that_is_none_is_refused(text):
   with pytest.raises(errors.InputError, match='1281167:1000'):
     stand_in.parse(text)
+
+
+def test_images_of_each_class_are_as_many_as_in_a_run():
+  config = schema.default()
+  config.data.source, config.data.images_per_class = 'tfds:imagenet2012', 10
+  config.data.image_size, config.data.augment, config.eval.splits = 224, 'resized_crop_flip', ('validation',)
+  _, data = stand_in.load(config, None)
+  assert (len(data.train), len(data.evaluation['validation'])) == (10_000, 50_000)

@@ -99,6 +99,12 @@ def test_a_slice_of_class_folders_is_a_slice_of_all(run, tmp_path):
   assert confusion(run, tmp_path, tmp_path / 'other', 'test[:50%]')['test[:50%]'].sum() == 6
 
 
+def test_other_data_is_evaluated_as_a_whole(run, tmp_path):
+  shutil.copytree(tmp_path / 'own' / 'train', tmp_path / 'other' / 'train')
+  run.data.images_per_class = 9  # more than there are
+  assert confusion(run, tmp_path, tmp_path / 'other', 'train')['train'].sum() == 12
+
+
 def test_classes_may_be_lacking_have_one_image_or_another_form_of_their_name(run, tmp_path):
   expected = confusion(run, tmp_path, tmp_path / 'own', 'val')['val']
   shutil.copytree(tmp_path / 'own' / 'val' / COMPOSED, tmp_path / 'other' / 'test' / DECOMPOSED)

@@ -289,7 +289,12 @@ def test_a_folder_may_move(folder, tmp_path, console):
 
 def test_other_images_are_refused(folder, tmp_path):
   images = tmp_path / 'images'
-  for changes in ({'data.seed': 1}, {'data.val_fraction': 0.5}, {'data.train_split': 'train[:50%]'}):
+  for changes in (
+    {'data.seed': 1},
+    {'data.val_fraction': 0.5},
+    {'data.train_split': 'train[:50%]'},
+    {'data.images_per_class': 2},
+  ):
     config = copy.deepcopy(folder)
     put(config, changes)
     ((key, _),) = changes.items()

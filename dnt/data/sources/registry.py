@@ -143,7 +143,11 @@ def read(available: examples.Splits, config: typed.Data, split: str) -> examples
 
 
 def locate(available: examples.Splits, config: typed.Data, split: str) -> examples.Examples:
-  """Finds the examples of a split as `read` does, but leaves them where they are, and logs nothing."""
+  """Finds the examples of a split as `read` does, but leaves them where they are, and logs nothing.
+
+  Of `config.train_split` these are the ones to train on. Gray images become RGB if `config.mean` has three values, as of
+  networks that were trained on such.
+  """
   part = splits.parse(split)
   if part.name == VAL and VAL not in available and config.hold_out is False:
     raise errors.InputError(
@@ -153,8 +157,13 @@ def locate(available: examples.Splits, config: typed.Data, split: str) -> exampl
   if part.name not in available:
     raise errors.unknown(f'split of {config.source}', part.name, available)
   whole = available[part.name]()
-  chosen = whole.part(split, *part.bounds(len(whole)))
-  return dataclasses.replace(chosen, line=_line(part.name, whole))
+  chosen, line = whole.part(split, *part.bounds(len(whole))), _line(part.name, whole)
+  if config.images_per_class and split == config.train_split:
+    chosen = chosen.draw(config.images_per_class, config.seed)
+    line = f'{line}; trains on {config.images_per_class:,} of each class'
+  if len(config.mean) == 3 and chosen.shape[-1] == 1:
+    chosen = chosen.as_rgb()
+  return dataclasses.replace(chosen, line=line)
 
 
 def _line(split: str, whole: examples.Examples) -> str:

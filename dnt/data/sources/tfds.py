@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Records:
-  """Images and labels in array_record files: the records from `start` to `stop` of a split.
+  """Images and labels in array_record files.
 
   Attributes:
     source: random access to the serialized `tf.train.Example`s; picklable, for worker processes.
@@ -36,8 +36,7 @@ class Records:
     channels: 1 or 3.
     how: how to decode the images.
     paths: the array_record files of the whole split.
-    start: index of the first record.
-    stop: one past the last record.
+    indices: which records of the whole split these are: a range, or int32 [N].
     places: int32 [classes], the label of the example with label l in the files; None: l itself.
   """
 
@@ -48,12 +47,11 @@ class Records:
   channels: int
   how: images.Decoding
   paths: tuple[str, ...]
-  start: int
-  stop: int
+  indices: range | np.ndarray
   places: np.ndarray | None = None
 
   def __len__(self) -> int:
-    return self.stop - self.start
+    return len(self.indices)
 
   def __getitem__(self, index: int) -> tuple[Any, int]:
     if not 0 <= index < len(self):
@@ -61,10 +59,21 @@ class Records:
     return self._decode(index, self._read([index])[0])
 
   def part(self, start: int, stop: int) -> 'Records':
-    return dataclasses.replace(self, start=self.start + start, stop=self.start + stop)
+    return dataclasses.replace(self, indices=self.indices[start:stop])
+
+  def take(self, indices: np.ndarray) -> 'Records':
+    return dataclasses.replace(self, indices=np.asarray(self.indices)[indices])
+
+  def as_rgb(self) -> 'Records':
+    return dataclasses.replace(self, channels=3)
 
   def relabelled(self, places: np.ndarray) -> 'Records':
     return dataclasses.replace(self, places=places if self.places is None else places[self.places])
+
+  def labels_at(self, indices: np.ndarray) -> np.ndarray:
+    """Reads labels, int32 [n], without decoding the images."""
+    features = map(_features_of, self._read(indices))
+    return np.array([self._label(index, each) for index, each in zip(indices, features, strict=True)], np.int32)
 
   def decode_all(self, shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Decodes all images, uint8 [N, *shape], and labels, int32 [N]."""
@@ -82,23 +91,33 @@ class Records:
 
   def _read(self, indices: Any) -> list[bytes]:
     try:
-      return self.source.__getitems__([self.start + index for index in indices])
+      return self.source.__getitems__([int(self.indices[index]) for index in indices])
     except (OSError, RuntimeError, ValueError, IndexError) as error:
       raise errors.InputError(
         f'{self.name} cannot be read ({error}); delete the prepared set and prepare it again'
       ) from error
 
   def _decode(self, index: int, record: bytes) -> tuple[Any, int]:
-    from tensorflow_datasets.proto import tf_example_pb2
+    feature = _features_of(record)
+    label = self._label(index, feature)
+    return images.decode(feature[self.image].bytes_list.value[0], self._name(index), self.channels, self.how), label
 
-    example = tf_example_pb2.Example  # ty: ignore[missing-attribute]  # protobuf makes the classes at run time
-    feature = example.FromString(record).features.feature
+  def _label(self, index: int, feature: Any) -> int:
     label = feature[self.label].int64_list.value[0]
-    name = f'{self.start + index} of {self.name}'
     if label < 0:
-      raise examples.UnlabelledError(f'example {name} has no label; use a labelled split')
-    label = label if self.places is None else int(self.places[label])
-    return images.decode(feature[self.image].bytes_list.value[0], name, self.channels, self.how), label
+      raise examples.UnlabelledError(f'example {self._name(index)} has no label; use a labelled split')
+    return label if self.places is None else int(self.places[label])
+
+  def _name(self, index: int) -> str:
+    return f'{self.indices[index]} of {self.name}'
+
+
+def _features_of(record: bytes) -> Any:
+  """Returns the features of a serialized `tf.train.Example` by name."""
+  from tensorflow_datasets.proto import tf_example_pb2
+
+  example = tf_example_pb2.Example  # ty: ignore[missing-attribute]  # protobuf makes the classes at run time
+  return example.FromString(record).features.feature
 
 
 def tfds(where: str, config: typed.Data, seed: int) -> examples.Splits:
@@ -135,7 +154,7 @@ def tfds(where: str, config: typed.Data, seed: int) -> examples.Splits:
         'config.data.dir to another folder, where the set is then prepared as array_record'
       ) from error
     paths = tuple(map(os.fspath, builder.info.splits[split].filepaths))
-    records = Records(source, f'tfds:{where} {split}', image, label, shape[2], how, paths, 0, len(source))
+    records = Records(source, f'tfds:{where} {split}', image, label, shape[2], how, paths, range(len(source)))
     return examples.Examples(f'tfds:{where}', split, names, shape, records, None)
 
   return {split: functools.partial(read, split) for split in builder.info.splits}

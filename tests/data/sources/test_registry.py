@@ -164,3 +164,58 @@ def test_boxes_are_refused_where_there_are_none(data):
   data.crop_to_box = True
   with pytest.raises(errors.InputError, match='crop_to_box .*boxes.* digits .*cars:<dir>'):
     sources.load(data, 'train', 0)
+
+
+def test_training_takes_as_many_images_of_each_class_as_asked_for(data):
+  whole = sources.load(data, 'train', 0)
+  data.images_per_class = 7
+  few = sources.load(data, 'train', 0)
+  np.testing.assert_array_equal(np.bincount(few.labels), [7] * 10)
+  found = {image.tobytes(): label for image, label in zip(whole.images, whole.labels, strict=True)}
+  assert [found[image.tobytes()] for image in few.images] == few.labels.tolist()
+  np.testing.assert_array_equal(sources.load(data, 'train', 1).images, few.images)
+  data.seed = 1
+  assert not np.array_equal(sources.load(data, 'train', 0).images, few.images)
+  data.seed, data.images_per_class = 0, 3
+  assert {*map(bytes, sources.load(data, 'train', 0).images)} < {*map(bytes, few.images)}
+
+
+def test_images_of_each_class_are_of_the_slice_that_trains_and_not_of_val(data):
+  data.hold_out, data.train_split = True, 'train[:50%]'
+  half, val, test = (sources.load(data, split, 0) for split in ('train[:50%]', 'val', 'test'))
+  data.images_per_class = 5
+  few = sources.load(data, 'train[:50%]', 0)
+  assert (len(few), few.split) == (50, 'train[:50%]')
+  assert {*map(bytes, few.images)} < {*map(bytes, half.images)}
+  for split, before in (('val', val), ('test', test)):
+    np.testing.assert_array_equal(sources.load(data, split, 0).images, before.images)
+  assert len(sources.load(data, 'train[50%:]', 0)) > 500, 'what does not train is whole'
+
+
+def test_fewer_images_of_a_class_than_asked_for_are_refused_by_its_name(data, class_folders, caplog):
+  data.source = f'folder:{class_folders({"train/ant": 4, "train/bee": 2, "train/cat": 9, "test/ant": 1})}'
+  data.images_per_class = 3
+  with pytest.raises(errors.InputError, match=r"images_per_class=3, but train of folder:.* only 2 images of 'bee'"):
+    sources.load(data, 'train', 0)
+  data.images_per_class = 2
+  with caplog.at_level(logging.INFO, 'dnt'):
+    few = sources.load(data, 'train', 0)
+  assert [path.split('/')[-2] for path in few.store.paths] == [few.class_names[label] for label in few.labels]
+  assert len(set(few.store.paths)) == 6
+  assert caplog.records[-1].getMessage().endswith('15 images (2 to 9 per class); trains on 2 of each class')
+
+
+def test_images_that_were_drawn_may_be_those_of_another_slice(data):
+  data.images_per_class = 2
+  few, late = sources.load(data, 'train', 0), sources.load(data, 'train[90%:]', 0)
+  assert few.overlaps(late) and late.overlaps(few)
+  assert not few.overlaps(sources.load(data, 'test', 0))
+
+
+def test_gray_images_become_rgb_for_a_network_of_rgb(data):
+  gray = sources.load(data, 'train[:9]', 0)
+  data.mean, data.std = (0.4, 0.5, 0.6), (0.2, 0.2, 0.2)
+  color = sources.load(data, 'train[:9]', 0)
+  assert (gray.shape, color.shape) == ((8, 8, 1), (8, 8, 3))
+  for channel in range(3):
+    np.testing.assert_array_equal(color.images[..., channel], gray.images[..., 0])

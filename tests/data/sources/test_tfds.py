@@ -232,3 +232,23 @@ def test_a_set_that_cannot_be_asked_without_tensorflow_says_what_to_install(data
     pytest.skip('TensorFlow is installed')
   with pytest.raises(errors.InputError, match=r"'tensorflow'.* requirements-tfds\.txt"):
     load(data, tmp_path, 'titanic')
+
+
+def test_images_of_each_class_are_drawn_by_labels_that_are_stored_with_them(data, prepared, make_image):
+  images, labels = [make_image(6, 5, 1, seed=seed) for seed in range(9)], [0, 1, 2, 0, 1, 2, 0, 0, 2]
+  folder = prepared(images, labels)
+  data.images_per_class = 2
+  for data.placement in ('device', 'stream'):
+    few = load(data, folder)
+    np.testing.assert_array_equal(np.bincount(few.labels), [2, 2, 2])
+    for index, label in enumerate(few.labels):
+      image, read = few[index]
+      same = [place for place in range(9) if np.array_equal(np.asarray(image).reshape(6, 5), images[place][..., 0])]
+      assert [labels[place] for place in same] == [read] == [label]
+  data.images_per_class = 3
+  with pytest.raises(errors.InputError, match=r"train of tfds:toy has only 2 images of 'bee'"):
+    load(data, folder)
+  data.images_per_class, data.mean = None, (0.4, 0.5, 0.6)
+  for data.placement in ('device', 'stream'):
+    color = np.asarray(load(data, folder)[3][0])
+    np.testing.assert_array_equal(color, np.repeat(images[3], 3, axis=-1))

@@ -1,0 +1,50 @@
+"""The figure and the table of the transfer rule, from results that are written by hand."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from benchmarks import transfer_rule
+
+ACCURACIES = {  # cell: mean and deviation by what trains
+  'cars_5': {'head': (40.0, 0.5), 'top1': (42.0, 1.5), 'top4': (30.0, 0.1)},
+  'cars_all': {'head': (66.0, None), 'top1': (70.25, None)},
+  'mri_5': {'head': (50.0, 2.0)},
+}
+
+
+@pytest.fixture
+def workdir(tmp_path):
+  rows = []
+  for cell, cuts in ACCURACIES.items():
+    split = 'test' if cell.startswith('cars') else 'val'
+    for cut, (mean, std) in cuts.items():
+      values = {'mean': {f'{split}_accuracy': mean}, 'std': {} if std is None else {f'{split}_accuracy': std}}
+      runs = 1 if std is None else 3
+      rows.append({'variant': f'{cell}_{cut}', 'data': cell, 'runs': runs, 'finished': runs, **values})
+  rows.append({'variant': 'cars_5_all', 'data': 'cars_5', 'runs': 3, 'finished': 0, 'mean': {}, 'std': {}})
+  rows.append({**rows[0], 'variant': 'cars_5_top2', 'mean': {'test_accuracy': None}})  # not finite
+  (tmp_path / 'results.json').write_text(json.dumps({'variants': rows}))
+  return tmp_path
+
+
+def test_the_best_of_each_cell_and_a_figure(workdir, capsys):
+  transfer_rule.main(['', str(workdir)])
+  assert (workdir / 'transfer_rule.md').read_text() == capsys.readouterr().out
+  _, _, *lines = [line for line in (workdir / 'transfer_rule.md').read_text().splitlines() if line.startswith('|')]
+  assert lines == [
+    '| cars | 5 | top1 | 42.00 ± 1.50 (3) | head | 40.00 ± 0.50 (3) | 2.00 | 1.50 |',
+    '| cars | all | top1 | 70.25 (1) | head | 66.00 (1) | 4.25 | one seed |',
+    '| mri | 5 | head | 50.00 ± 2.00 (3) | - | - | - | 2.00 |',
+  ]
+  with Image.open(workdir / 'transfer_rule.png') as image:
+    assert image.format == 'PNG'
+
+
+def test_a_panel_for_each_data_set_and_a_line_for_each_cut(workdir):
+  cars, mri = transfer_rule.figure(transfer_rule.read([workdir])).axes
+  assert [label.get_text() for label in cars.get_xticklabels()] == ['5', 'all']
+  drawn = {each.get_label(): each.lines[0].get_xydata().tolist() for each in cars.containers}
+  assert drawn['top1'] == [[0, 42.0], [1, 70.25]] and drawn['top4'] == [[0, 30.0]]
+  assert mri.get_title(loc='left') == 'mri: val accuracy (%)'
