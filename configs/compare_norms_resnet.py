@@ -26,12 +26,12 @@ def get_config():
   base.optim.weight_decay = 0.0
   base.schedule.name = 'cosine'
   base.schedule.warmup = '5%'
-  base.train.epochs = 6.0
+  base.train.epochs = 5.0
   base.train.steps_per_dispatch = 100
   base.train.log_every = '2%'
   base.telemetry.every = '0'
   base.eval.splits = ('test', 'train[:5%]')
-  base.eval.every = '1 epochs'
+  base.eval.every = '2 epochs'
   base.eval.batch_size = 500
   base.checkpoint.every = '0'
   config.variants = {

@@ -6,7 +6,7 @@
 The rule: the more data and the closer the task to ImageNet, the fewer layers need to be retrained. The folder data/
 holds, or links to, cars (near), mri (far), fashion_mnist (gray drawings) and resnet50_keras; the network and the rates
 are those of the two transfer configs. The budget of a cell does not depend on what trains: ten epochs, at least 200
-steps, of 32 images. Without --only all layers train too, which is dear; --form=short takes cars and scans of 112 pixels.
+steps, of 32 images. Without --only all layers train too, which is dear; --form=short takes images of 112 pixels.
 """
 
 import math

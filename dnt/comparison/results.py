@@ -108,9 +108,9 @@ def summarize(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
   """Returns one row per variant, in the order of the variants.
 
   Returns:
-    `variant`, `data` (source, training split and, if set, images of each class), `runs`, `finished`, and over the finished runs: `mean`, `std`
-    (sample; absent for a single run) by quantity, `per_class` (means, as in `Outcome`) and `warnings` (the number of
-    runs with each kind); `problems`: why the other runs are not finished.
+    `variant`, `data` (source, training split and, if limited, images of each class), `runs`, `finished`, and over the
+    finished runs: `mean`, `std` (sample; absent for a single run) by quantity, `per_class` (means, as in `Outcome`) and
+    `warnings` (the number of runs with each kind); `problems`: why the other runs are not finished.
   """
   rows = []
   for variant, group in _by_variant(outcomes).items():
@@ -174,8 +174,7 @@ def describe_best(found: Sequence[Mapping[str, Any]]) -> dict[str, str]:
   for each in found:
     name, margin = each['metric'], each['margin']
     first, *others = (
-      f'{row["variant"]} {_cell(name, row["mean"], row["std"])} ({row["finished"]} run{"s" if row["finished"] > 1 else ""})'
-      for row in each['ranked']
+      f'{row["variant"]} {_cell(name, row["mean"], row["std"])} ({_runs(row["finished"])})' for row in each['ranked']
     )
     if margin is None:
       text = f'{first}; there is no other variant with a result'
@@ -368,6 +367,10 @@ def _by_variant(outcomes: Sequence[Outcome]) -> dict[str, list[Outcome]]:
   for outcome in outcomes:
     variants.setdefault(outcome.run.variant, []).append(outcome)
   return variants
+
+
+def _runs(count: int) -> str:
+  return '1 run' if count == 1 else f'{count} runs'
 
 
 def _data(config: typed.Data) -> str:

@@ -139,8 +139,8 @@ SCHEMA: dict[str, Any] = {
     ),
     'seed': Option(
       0,
-      'seed of random splits (digits, folders), images_per_class and synthetic images; apart from seed, so that all runs '
-      'share them',
+      'seed of random splits (digits, folders), images_per_class and synthetic images; apart from seed, so that all '
+      'runs share them',
       check=checks.seed,
       only=(
         {'data.source': ('digits', 'synthetic', 'folder', 'cars')},
@@ -254,8 +254,8 @@ SCHEMA: dict[str, Any] = {
     ),
     'mean': Option(
       (),
-      'mean of each channel, in [0, 1]; empty: taken from the pretrained weights, or measured on the training images (on '
-      '512 of them if they are streamed); three values turn gray images into RGB',
+      'mean of each channel, in [0, 1]; empty: taken from the pretrained weights, or measured on the training images '
+      '(on 512 of them if they are streamed); three values turn gray images into RGB',
       check=checks.numbers,
       on_resume=REFUSE,
     ),

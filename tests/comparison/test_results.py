@@ -394,7 +394,9 @@ def test_one_run_has_no_spread_and_one_variant_no_margin_and_missing_runs_are_co
   failed = {**row('c', math.nan, finished=0), 'mean': {}}
   alone = 'a 4.00 ± 0.10 (2 runs); there is no other variant with a result; 2 of 6 runs have finished'
   assert described([row('a', 4.0, 0.1, finished=2), failed]) == {'best test error (%)': alone}
-  assert described([row('a', math.nan), row('b', 1.0, 0.5)])['best test error (%)'].startswith('b 1.00 ± 0.50 (3 runs);')
+  assert described([row('a', math.nan), row('b', 1.0, 0.5)])['best test error (%)'].startswith(
+    'b 1.00 ± 0.50 (3 runs);'
+  )
   assert described([failed]) == {} == described([])
 
 

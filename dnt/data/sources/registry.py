@@ -145,8 +145,8 @@ def read(available: examples.Splits, config: typed.Data, split: str) -> examples
 def locate(available: examples.Splits, config: typed.Data, split: str) -> examples.Examples:
   """Finds the examples of a split as `read` does, but leaves them where they are, and logs nothing.
 
-  Of `config.train_split` these are the ones to train on. Gray images become RGB if `config.mean` has three values, as of
-  networks that were trained on such.
+  Of `config.train_split` these are the ones to train on. Gray images become RGB if `config.mean` has three values, as
+  that of a network of RGB images has.
   """
   part = splits.parse(split)
   if part.name == VAL and VAL not in available and config.hold_out is False:
