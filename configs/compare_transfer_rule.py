@@ -17,10 +17,11 @@ from dnt import config as schema
 CUTS = {'head': ('head', 1e-3), 'top1': ('top:1', 1e-4), 'top2': ('top:2', 1e-4), 'top4': ('top:4', 1e-4)}
 CUTS['all'] = ('all', 1e-5)
 # Options, classes, all images, and images of each class (None: all).
+FASHION = {'data.source': 'idx:data/fashion_mnist', 'data.image_size': 96, 'eval.splits': ('test[:20%]',)}
 DATA = {
   'cars': ({'data.source': 'cars:data/cars'}, 196, 6146, (5, 10, 20, None)),
   'mri': ({'data.source': 'folder:data/mri', 'eval.splits': ('val',)}, 4, 1000, (5, 10, 20, None)),
-  'fashion': ({'data.source': 'idx:data/fashion_mnist', 'data.image_size': 96}, 10, 60_000, (5, 10, 20, 50)),
+  'fashion': (FASHION, 10, 60_000, (5, 10, 20, 50)),
 }
 
 
@@ -40,9 +41,7 @@ def get_config():
   base.train.batch_size = 32
   base.train.log_every = '5%'
   base.telemetry.every = '0'
-  base.eval.splits = ('test',)
-  base.eval.batch_size = 64
-  base.eval.every = '0'
+  base.eval.update({'splits': ('test',), 'batch_size': 64, 'every': '0'})
   base.checkpoint.every = '0'
   config.variants = {
     f'{data}_{count or "all"}_{cut}': {

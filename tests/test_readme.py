@@ -41,6 +41,7 @@ RUNS = {
   'train on Stanford Cars, as unpacked archives or class folders': ('--config.data.image_size=8',),
   'augment more': (),
   'give unequal classes the same weight': (),
+  'train on 20 images of each class': ('--config.data.images_per_class=5',),
   'start from another run': (),
   'train only the head, the last two blocks, or all in phases': ('--config.train.init_from=runs/other',),
   'find the learning rate at the start of the run': ('--config.lr_find.steps=20',),
