@@ -43,9 +43,10 @@ def figure(rows: Sequence[Mapping[str, Any]]) -> Any:
     here = [row for row in rows if cell(row['variant'])[0] == name]
     counts = list(dict.fromkeys(cell(row['variant'])[1] for row in here))
     metric = metric_of(here)
-    for cut, color in zip(cuts, plots.COLORS, strict=False):
+    for order, (cut, color) in enumerate(zip(cuts, plots.COLORS, strict=False)):
       line = [row for row in here if cell(row['variant'])[2] == cut and metric in row['mean']]
-      places = [counts.index(cell(row['variant'])[1]) for row in line]
+      beside = 0.06 * (order - (len(cuts) - 1) / 2)  # so that no deviation hides another
+      places = [counts.index(cell(row['variant'])[1]) + beside for row in line]
       spread = [row['std'].get(metric, 0.0) for row in line]
       means = [row['mean'][metric] for row in line]
       axes.errorbar(places, means, spread, label=cut, color=color, marker='o', linewidth=1.8, capsize=4)

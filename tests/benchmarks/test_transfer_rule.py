@@ -45,6 +45,6 @@ def test_the_best_of_each_cell_and_a_figure(workdir, capsys):
 def test_a_panel_for_each_data_set_and_a_line_for_each_cut(workdir):
   cars, mri = transfer_rule.figure(transfer_rule.read([workdir])).axes
   assert [label.get_text() for label in cars.get_xticklabels()] == ['5', 'all']
-  drawn = {each.get_label(): each.lines[0].get_xydata().tolist() for each in cars.containers}
-  assert drawn['top1'] == [[0, 42.0], [1, 70.25]] and drawn['top4'] == [[0, 30.0]]
+  drawn = {each.get_label(): each.lines[0].get_xydata().round().tolist() for each in cars.containers}
+  assert drawn['top1'] == [[0, 42], [1, 70]] and drawn['top4'] == [[0, 30]]
   assert mri.get_title(loc='left') == 'mri: val accuracy (%)'
