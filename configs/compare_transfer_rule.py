@@ -17,8 +17,8 @@ from dnt import config as schema
 # What trains: its entries, and the learning rate below the head.
 CUTS = {'head': ('head', 1e-3), 'top1': ('top:1', 1e-4), 'top2': ('top:2', 1e-4), 'top4': ('top:4', 1e-4)}
 CUTS['all'] = ('all', 1e-5)
-# Options, classes, all images, and images of each class (None: all).
 FASHION = {'data.source': 'idx:data/fashion_mnist', 'data.image_size': 96, 'eval.splits': ('test[:20%]',)}
+# Options, classes, all images, and images of each class (None: all).
 DATA = {
   'cars': ({'data.source': 'cars:data/cars'}, 196, 6146, (5, 10, 20, None)),
   'mri': ({'data.source': 'folder:data/mri', 'eval.splits': ('val',)}, 4, 1000, (5, 10, 20, None)),
