@@ -105,7 +105,7 @@ def test_features_are_made_anew_when_what_they_depend_on_changes(config, tmp_pat
 
 @pytest.mark.thorough
 def test_features_of_fewer_images_are_others_and_those_of_the_evaluation_are_shared(config, tmp_path):
-  config.train.steps = 1
+  config.train.steps, config.data.mean, config.data.std = 1, (0.5,) * 3, (0.25,) * 3
   for number, config.data.images_per_class in enumerate((2, 3, 2, None)):
     loop.train(config, tmp_path / str(number), record.Clock(0.0), 'test')
   assert sorted(len(held(path)) for path in files(config)) == [20, 30, 40, 40]
