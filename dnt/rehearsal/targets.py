@@ -16,8 +16,9 @@ from dnt import errors
 from dnt.parallel import chips
 
 CPU = 'cpu'
-FORMS = 'v5e:4x4, v5p:2x2x2, v6e:8x8 (a slice of a TPU), 2*v5e:16x16 (two slices), h100:8, h200:16 (GPUs), cpu:8'
-_LARGEST = {'v5e': (16, 16), 'v6e': (16, 16), 'v5p': (28, 20, 16)}  # slices of TPUs, the longest side first
+FORMS = 'v4:2x2x2, v5e:4x4, v5p:2x2x2, v6e:8x8 (a slice of a TPU), 2*v5e:16x16 (two slices), h100:8 (GPUs), cpu:8'
+# Slices of TPUs, the longest side first.
+_LARGEST = {'v4': (16, 16, 16), 'v5e': (16, 16), 'v5p': (28, 20, 16), 'v6e': (16, 16)}
 _MOST_CPUS = 256
 _TOOLKIT = pathlib.Path('/usr/local/cuda')
 # The GpuTargetConfigProto of XLA, which stands for the GPU that is not here. The figures are those of XLA's own specs.
@@ -95,7 +96,7 @@ class Target(NamedTuple):
     return sum(size // 2 if self._closes(size) else size - 1 for size in self.shape)
 
   def _closes(self, size: int) -> bool:
-    """Returns whether an axis of a torus closes to a ring: on v5p from 4 chips on, else on the longest axis only."""
+    """Returns whether an axis of a torus closes to a ring: of v4 and v5p from 4 chips on, else only the longest."""
     return size % 4 == 0 if len(self.shape) == 3 else size == 16
 
 
@@ -205,8 +206,10 @@ def devices(target: Target) -> list[jax.Device]:
     if target.chip.is_tpu:
       bounds = {} if target.chips > 1 else {'chips_per_host_bounds': (1, 1, 1)}
       slices = {'num_slices': target.slices} if target.slices > 1 else {}
+      # The two TensorCores of a chip are one device, as jax runs on it; libtpu's default for v4 alone is another.
+      cores = {'chip_config_name': 'megacore'} if target.chip.name == 'v4' else {}
       name = f'{target.chip.name}:{"x".join(map(str, target.shape))}'
-      described = topologies.get_topology_desc(name, 'tpu', **bounds, **slices)
+      described = topologies.get_topology_desc(name, 'tpu', **bounds, **slices, **cores)
     else:
       figures = {'bandwidth': target.chip.memory_bandwidth, 'memory': target.chip.memory, 'name': target.chip.kind}
       shape = f'1x{target.slices}x{target.shape[0]}'
