@@ -47,7 +47,7 @@ def figure(rows: Sequence[Mapping[str, Any]]) -> Any:
       line = [row for row in here if cell(row['variant'])[2] == cut and metric in row['mean']]
       beside = 0.06 * (order - (len(cuts) - 1) / 2)  # so that no deviation hides another
       places = [counts.index(cell(row['variant'])[1]) + beside for row in line]
-      spread = [row['std'].get(metric, 0.0) for row in line]
+      spread = [row['std'].get(metric, math.nan) for row in line]
       means = [row['mean'][metric] for row in line]
       axes.errorbar(places, means, spread, label=cut, color=color, marker='o', linewidth=1.8, capsize=4)
     axes.set_xticks(range(len(counts)), counts)
