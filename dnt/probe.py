@@ -16,7 +16,7 @@ import signal
 
 from absl import flags
 
-from dnt import cli, errors
+from dnt import buckets, cli, errors, files
 from dnt import config as schema
 
 
@@ -42,7 +42,8 @@ def main(values: flags.FlagValues) -> None:
 
     if values['try'].value or values['seeds'].present or values['seconds'].present:
       raise errors.InputError('--try, --seeds and --seconds train a config: give --config too')
-    workdir = pathlib.Path(values.workdir)
+    files.check_workdir(values.workdir)
+    workdir = buckets.local(values.workdir)
     print(ended.text(workdir, ended.read(workdir)))
     return
   config = cli.config(values)

@@ -25,13 +25,14 @@ import jax
 import numpy as np
 from absl import logging
 
-from dnt import errors, files, trees
+from dnt import buckets, errors, files, trees
 from dnt import workdir as workdir_lib
 from dnt.checkpoints import digests
 from dnt.reporting import metric_names
 
 _STEP = re.compile(r'0|[1-9][0-9]*')
 META_FILE = 'meta.json'
+_COMMITTED = 'commit_success.txt'  # in a bucket, Orbax writes it last
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +134,11 @@ def replace_meta(
     OSError: it cannot be written.
   """
   envelope = _read_envelope(path) | {'meta': dict(meta), 'metric': metric, 'metrics': dict(metrics)}
-  files.write(path / 'meta' / META_FILE, json.dumps({**envelope, 'sha256': _sha256(envelope)}))
+  file, text = path / 'meta' / META_FILE, json.dumps({**envelope, 'sha256': _sha256(envelope)})
+  if buckets.address(file):
+    file.write_text(text)  # an object is replaced as a whole
+  else:
+    files.write(file, text)
 
 
 def read_state(path: pathlib.Path, abstract_state: Any) -> ReadBack:
@@ -364,10 +369,12 @@ def metrics_of(path: pathlib.Path) -> dict[str, float]:
 
 
 def steps_in(directory: pathlib.Path) -> list[int]:
-  """Lists the committed steps: Orbax writes to another name and renames when it is done.
+  """Lists the committed steps: Orbax writes to another name and renames when it is done, or writes `_COMMITTED`.
 
   Folders with other names, such as 077, are none of dnt's.
   """
+  if where := buckets.address(directory):
+    return sorted(int(name) for name in buckets.Folder(where).folders_with(_COMMITTED) if _STEP.fullmatch(name))
   try:
     return sorted(int(path.name) for path in directory.iterdir() if _STEP.fullmatch(path.name) and path.is_dir())
   except (FileNotFoundError, NotADirectoryError):
