@@ -15,7 +15,6 @@ import threading
 import urllib.parse
 from typing import NamedTuple
 
-import google_crc32c
 
 BUCKET = 'test-bucket'
 _OBJECT = rf'(?:/download|/upload)?(?:/storage/v1)?/b/{BUCKET}/o'
@@ -59,14 +58,30 @@ class Server(http.server.ThreadingHTTPServer):
     self._thread.join()
     super().__exit__(*error)
 
+  def environment(self):
+    """What makes the clients find the server; without the second, TensorStore asks Google for a bucket."""
+    return {
+      'STORAGE_EMULATOR_HOST': self.url,
+      'TENSORSTORE_GCS_HTTP_URL': self.url,
+      'GOOGLE_AUTH_TOKEN_FOR_TESTING': 'of-tests',
+      'GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT': 'false',  # it asks Google of which kind the bucket is
+    }
+
   def put(self, name, content):
     now = datetime.datetime.now(datetime.UTC).isoformat().replace('+00:00', 'Z')
     self.objects[name] = Object(content, next(self._generations), now)
     return self.objects[name]
 
-  def names(self, folder=''):
+  def names(self, folder):
     """The names of the objects in a folder, without it."""
-    return {name.removeprefix(folder) for name in self.objects if name.startswith(folder)}
+    return {name.removeprefix(f'{folder}/') for name in self.objects if name.startswith(f'{folder}/')}
+
+  def copy(self, folder, target):
+    """Writes the objects in a folder to one on disk, and returns that."""
+    for name in self.names(folder):
+      (target / name).parent.mkdir(parents=True, exist_ok=True)
+      (target / name).write_bytes(self.objects[f'{folder}/{name}'].content)
+    return target
 
   def handle_error(self, request, client_address):
     if not isinstance(sys.exc_info()[1], ConnectionError):  # of a client that was killed
@@ -286,4 +301,6 @@ def _describe(name, found):
 
 
 def _crc32c(content):
+  import google_crc32c  # which comes with gcsfs
+
   return base64.b64encode(struct.pack('>I', google_crc32c.value(content))).decode()
