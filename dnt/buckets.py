@@ -66,7 +66,8 @@ class Object(NamedTuple):
 class Folder:
   """The objects below an address. A request that fails is repeated for `PATIENCE` seconds.
 
-  All methods raise an `OSError` that names the address if the bucket does not do what they ask.
+  All methods raise an `OSError` that names the address if the bucket does not do what they ask; a `FileExistsError` if
+  there is another version than they ask for, or none.
   """
 
   def __init__(self, where: str):
@@ -98,11 +99,11 @@ class Folder:
   def read(self, file: str) -> Object | None:
     """Returns an object; None if there is none."""
     with self._trying(file):
-      blob = self._bucket.get_blob(self._prefix + file, retry=_retry())
-      if blob is None:
-        return None
-      content = blob.download_as_bytes(raw_download=True, if_generation_match=blob.generation, retry=_retry())
-      return Object(content, blob.generation, blob.updated.timestamp())
+      while blob := self._bucket.get_blob(self._prefix + file, retry=_retry()):
+        with contextlib.suppress(FileExistsError), self._trying(file):  # it was replaced since
+          content = blob.download_as_bytes(if_generation_match=blob.generation, retry=_retry())
+          return Object(content, blob.generation, blob.updated.timestamp())
+    return None
 
   def write(self, file: str, content: bytes, generation: int | None = None) -> Object:
     """Replaces an object.
@@ -111,9 +112,6 @@ class Folder:
       file: its name.
       content: its new content.
       generation: the version that it must have, 0 for none; None: any.
-
-    Raises:
-      FileExistsError: it has another version.
     """
     with self._trying(file):
       blob = self._bucket.blob(self._prefix + file)
@@ -147,7 +145,7 @@ class Mirror:
     """
     where = address(workdir)
     self._remote = Folder(where) if where else None
-    self._name, self.folder = name(workdir), _make_folder(where) if where else pathlib.Path(workdir)
+    self.folder = _make_folder(where) if where else pathlib.Path(workdir)
     self._there: dict[pathlib.Path, tuple[int, int]] = {}  # the versions of the files that are in the bucket
     self._lock, self._ended, self._failed = threading.Lock(), threading.Event(), False
     self._thread = threading.Thread(target=self._upload_regularly, name='mirror', daemon=True)
@@ -191,7 +189,7 @@ class Mirror:
       except OSError as error:
         self._failed = True
         raise errors.RunError(
-          f'{self._name} cannot be written ({error.strerror}); what it lacks is kept in {self.folder}'
+          f'{error.filename} cannot be uploaded ({error.strerror}); what the bucket lacks is kept in {self.folder}'
         ) from error
       self._failed = False
 
@@ -290,7 +288,7 @@ def _translated(where: str) -> Generator[None]:
 
   try:
     yield
-  except exceptions.PreconditionFailed as error:
-    raise FileExistsError(errno.EEXIST, 'it has changed', where) from error
+  except (exceptions.PreconditionFailed, exceptions.NotFound) as error:
+    raise FileExistsError(errno.EEXIST, errors.first_line(error), where) from error
   except (exceptions.GoogleAPIError, auth.GoogleAuthError, requests.RequestException) as error:
     raise OSError(errno.EIO, errors.first_line(error), where) from error

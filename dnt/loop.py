@@ -214,9 +214,10 @@ def _failed(error: Exception, saved: checkpoints.Checkpoints, workdir: pathlib.P
     if error.filename is None:
       return error
     error = errors.of_file(error)
-  step = None
-  with contextlib.suppress(OSError):  # a bucket that does not answer
+  try:
     step = saved.newest_on_disk()
+  except OSError:  # a bucket that does not answer
+    return type(error)(str(error))
   kept = 'none was saved' if step is None else f'the checkpoint of step {step} is kept'
   # Other files change the data of the steps so far, which `resume.check` refuses.
   mended = isinstance(error, errors.InputError) and step is not None

@@ -44,7 +44,7 @@ def main(values: flags.FlagValues) -> None:
       raise errors.InputError('--try, --seeds and --seconds train a config: give --config too')
     files.check_workdir(values.workdir)
     workdir = buckets.local(values.workdir)
-    print(ended.text(workdir, ended.read(workdir)))
+    print(ended.text(workdir, ended.read(workdir)).replace(str(workdir), buckets.name(workdir)))
     return
   config = cli.config(values)
   workdir = pathlib.Path(values.workdir or pathlib.Path('runs') / f'probe_{cli.config_name(values)}')

@@ -15,7 +15,6 @@ import threading
 import urllib.parse
 from typing import NamedTuple
 
-
 BUCKET = 'test-bucket'
 _OBJECT = rf'(?:/download|/upload)?(?:/storage/v1)?/b/{BUCKET}/o'
 

@@ -176,7 +176,7 @@ def test_a_bucket_that_is_gone_ends_the_run_and_what_it_lacks_is_kept(bucket, ti
 
   monkeypatch.setattr(checkpoints.Checkpoints, 'save', last)
   with pytest.raises(
-    errors.RunError, match=rf'{ADDRESS} cannot be written \(.*503.*\); what it lacks is kept in '
+    errors.RunError, match=rf'^{ADDRESS}/\S+ cannot be uploaded \(.*503.*\); what the bucket lacks is kept in '
   ) as ended:
     loop.train(tiny, ADDRESS)
   assert '\n' not in str(ended.value)

@@ -233,11 +233,21 @@ def _read_envelope(path: pathlib.Path) -> dict[str, Any]:
   except FileNotFoundError as error:
     raise DamagedError(f'{file.relative_to(path)} is missing') from error
   except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+    _check_answer(path)
     raise DamagedError(f'{file.relative_to(path)} cannot be read') from error
   if not good:
     raise DamagedError(f'{file.relative_to(path)} differs from what was written')
   workdir_lib.check_number(envelope.get('format', 1), f'checkpoint {path}')
   return envelope
+
+
+def _check_answer(path: pathlib.Path) -> None:
+  """Raises an `errors.InputError` if the bucket of a checkpoint does not answer; then it need not be damaged."""
+  if where := buckets.address(path):
+    try:
+      buckets.Folder(where).names()
+    except OSError as error:
+      raise errors.InputError(f'{where} cannot be read ({error.strerror})') from error
 
 
 def _read_leaves(path: pathlib.Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
@@ -272,6 +282,7 @@ def _read_leaves(path: pathlib.Path, wanted: Mapping[str, jax.ShapeDtypeStruct])
     raise errors.InputError(f'{path} cannot be read ({error.strerror}); check its owner and mode') from error
   except Exception as error:
     # Orbax and TensorStore raise a dozen types for a file that is truncated, missing or changed.
+    _check_answer(path)
     raise DamagedError('state cannot be read') from error
   finally:
     checkpointer.close()

@@ -370,7 +370,8 @@ def choose_step(workdir: str | os.PathLike, which: str, best_metric: str) -> int
     return known[which]
   best = _best({step: format.metrics_of(directory / str(step)) for step in steps}, best_metric)
   if best is None:
-    problem = f'no checkpoint in {directory} has {best_metric}' if best_metric else f'no split of {workdir} ranks'
+    where = buckets.name(workdir)
+    problem = f'no checkpoint in {directory} has {best_metric}' if best_metric else f'no split of {where} ranks'
     raise errors.InputError(f'{problem}, so that no checkpoint is the best; use the {NEWEST}')
   return best
 
