@@ -150,6 +150,7 @@ def test_a_run_that_continues_elsewhere_is_that_of_one_machine(bucket, tiny, tmp
   assert steps_in(bucket) == [3, 6]
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures('undrawn')
 def test_requests_that_fail_are_repeated(bucket, tiny, monkeypatch):
   save = checkpoints.Checkpoints.save
@@ -186,6 +187,31 @@ def test_a_bucket_that_is_gone_ends_the_run_and_what_it_lacks_is_kept(bucket, ti
   assert steps_in(bucket) == [3]
 
 
+@pytest.mark.thorough
+@pytest.mark.usefixtures('undrawn', 'tried_briefly')
+def test_a_damaged_checkpoint_is_moved_aside_unless_the_bucket_does_not_answer(bucket, tiny, monkeypatch, console):
+  loop.train(tiny, ADDRESS)
+  tiny.train.steps = 9
+  for name in bucket.names(f'{FOLDER}/checkpoints/6/state/d'):
+    bucket.put(f'{FOLDER}/checkpoints/6/state/d/{name}', b'damaged')
+  with monkeypatch.context() as patch:
+
+    def unanswered(*_, **__):
+      bucket.failures = 10**9
+      raise ValueError('UNAVAILABLE')
+
+    patch.setattr('orbax.checkpoint.Checkpointer.restore', unanswered)
+    with pytest.raises(errors.InputError, match=r'checkpoints/6 cannot be read \(.*503'):
+      loop.train(tiny, ADDRESS)
+  bucket.failures = 0
+  del bucket.objects[f'{FOLDER}/owner.json']  # which this process could not remove
+  assert steps_in(bucket) == [3, 6]
+  assert loop.train(tiny, ADDRESS)['finished']
+  assert re.search('checkpoint 6 is damaged .*6.damaged; continuing from step 3', console.readouterr().out)
+  assert steps_in(bucket) == [3, 6, 9]
+  assert bucket.names(f'{FOLDER}/checkpoints/6.damaged')
+
+
 def test_a_bucket_that_cannot_be_used_is_refused(bucket, refused, monkeypatch):
   assert re.search(r'gs://other-bucket cannot be reached \(404 .*credentials', refused('--workdir=gs://other-bucket/a'))
   for mode in ('train', 'evaluate'):
@@ -194,6 +220,7 @@ def test_a_bucket_that_cannot_be_used_is_refused(bucket, refused, monkeypatch):
       buckets._open.cache_clear()
       assert 'pip install gcsfs' in refused(f'--workdir={ADDRESS}', f'--mode={mode}')
   buckets._open.cache_clear()
+  assert re.search('--workdir=gs://.* folder', refused(f'--workdir={ADDRESS}', name='compare'))
   assert 'no checkpoint in gs://test-bucket/runs/mine' in refused(f'--workdir={ADDRESS}', '--mode=evaluate')
   assert not bucket.objects
 
@@ -219,7 +246,7 @@ def put_owner(bucket, **changes):
   return bucket.put(f'{FOLDER}/owner.json', json.dumps(content).encode())
 
 
-def test_a_bucket_has_one_owner(bucket, monkeypatch):
+def test_a_bucket_has_one_owner(bucket):
   with ownership.own(ADDRESS):
     assert owner(bucket)['pid'] == os.getpid()
     with pytest.raises(errors.InputError, match=rf'{ADDRESS} is in use by .*process {os.getpid()} on'):
@@ -229,8 +256,9 @@ def test_a_bucket_has_one_owner(bucket, monkeypatch):
   put_owner(bucket, started='1')  # another process with this id
   with ownership.own(ADDRESS):
     assert owner(bucket)['started'] != '1'
-  put_owner(bucket, path='gs://test-bucket/other/owner.json')  # a copy of a workdir
-  monkeypatch.setattr(ownership, '_POLL', 0.05)
+  put_owner(bucket, path='gs://test-bucket/other/owner.json', since='noon')  # in a copy of a workdir
+  with ownership.own(ADDRESS):
+    assert owner(bucket)['since'] != 'noon'
 
 
 def test_an_owner_elsewhere_lives_while_it_renews_its_object(bucket, monkeypatch):
@@ -302,7 +330,7 @@ def wait_for_a_checkpoint(bucket, process, after=0):
     time.sleep(0.02)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_killed_runs_that_go_on_from_nothing_but_the_bucket(bucket, tmp_path, command, start, finish):
   draw = random.Random(3)
   for kill in range(3):
@@ -335,7 +363,7 @@ def test_a_second_start_is_refused_and_a_signal_saves(bucket, tmp_path, command,
   assert not list((tmp_path / 'mirrors').iterdir())
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_two_processes_write_one_bucket(bucket, tmp_path, command, start, finish, coordinator):
   place = ['--distributed', f'--coordinator={coordinator}', '--num_processes=2']
 
