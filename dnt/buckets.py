@@ -17,6 +17,7 @@ import contextlib
 import errno
 import functools
 import logging
+import mimetypes
 import os
 import pathlib
 import re
@@ -39,7 +40,7 @@ def address(path: str | os.PathLike) -> str:
   """Returns the address of a workdir in a bucket, of an object, or of the file of a mirror; '' for any other path."""
   text = os.fspath(path)
   match = _ADDRESS.fullmatch(text) or _MIRROR.search(text)
-  return f'gs://{match[1].strip("/")}' if match else ''
+  return 'gs://' + '/'.join(filter(None, match[1].split('/'))) if match else ''
 
 
 def name(workdir: str | os.PathLike) -> str:
@@ -115,7 +116,8 @@ class Folder:
     """
     with self._trying(file):
       blob = self._bucket.blob(self._prefix + file)
-      blob.upload_from_string(content, 'application/octet-stream', if_generation_match=generation, retry=_retry())
+      kind = mimetypes.guess_type(file)[0] or 'application/octet-stream'  # a browser shows a page and an image
+      blob.upload_from_string(content, kind, if_generation_match=generation, retry=_retry())
       return Object(content, blob.generation, blob.updated.timestamp())
 
   def remove(self, file: str, generation: int | None = None) -> None:

@@ -43,7 +43,7 @@ def tried_briefly(monkeypatch):
   ('path', 'address'),
   [
     ('gs://bucket/runs/mine', 'gs://bucket/runs/mine'),
-    ('gs://bucket/runs/mine/', 'gs://bucket/runs/mine'),
+    ('gs://bucket/runs//mine/', 'gs://bucket/runs/mine'),
     (pathlib.Path('gs://bucket/mine'), 'gs://bucket/mine'),  # with one slash
     ('/tmp/dnt-mirror-x1_/gs/bucket/mine/config.json', 'gs://bucket/mine/config.json'),
     ('runs/mine', ''),
