@@ -17,8 +17,8 @@ from typing import Any, NoReturn, TextIO
 from absl import flags, logging
 from ml_collections.config_flags import config_flags
 
+from dnt import buckets, errors, files
 from dnt import config as schema
-from dnt import errors, files
 from dnt import workdir as workdir_lib
 from dnt.config import config_files, relations, run_config
 from dnt.parallel import cpu, peers, signals
@@ -214,10 +214,22 @@ def trained(workdir: str | None, weights: str | None) -> str:
       f'give {given}: --workdir=<folder of a dnt run>, or --weights=<file>.safetensors, .pth, .h5, .keras, tfjs:<dir> '
       'or hf:<owner>/<name>[@<revision>]'
     )
-  files.check_path(workdir or '')
-  if workdir and not pathlib.Path(workdir).expanduser().is_dir():
+  files.check_workdir(workdir or '')
+  if workdir and not buckets.address(workdir) and not pathlib.Path(workdir).expanduser().is_dir():
     raise errors.InputError(f'--workdir={workdir} is not a folder; use --weights for pretrained weights')
   return source
+
+
+def output_folder(given: str | None, workdir: str | None, name: str) -> pathlib.Path:
+  """Returns the folder that a program writes to: that of `--output`, by default one in the workdir that it reads.
+
+  Raises:
+    errors.InputError: there is no `--output`, and no workdir that is a folder.
+  """
+  if not given and (not workdir or buckets.address(workdir)):
+    source = '--workdir in a bucket only read it' if workdir else '--weights there is no workdir to write to'
+    raise errors.InputError(f'with {source}: give --output=<folder>')
+  return pathlib.Path(given or pathlib.Path(workdir or '', name))
 
 
 def catalogue(configs: pathlib.Path) -> str:
@@ -383,7 +395,7 @@ def _with_recorded_config(argv: list[str]) -> list[str]:
   given = _config_argument(argv)
   if '.py:' in given:  # a config file with an argument
     return argv
-  path = pathlib.Path(given).expanduser()
+  path = buckets.local(given).expanduser()
   if path.is_dir() and (path / workdir_lib.CONFIG).is_file():
     path /= workdir_lib.CONFIG
   return _with_config(argv, f'{run_config.__file__}:{path}') if path.suffix == '.json' else argv

@@ -16,7 +16,7 @@ import sys
 
 from absl import flags
 
-from dnt import cli, errors
+from dnt import cli, errors, files
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -38,6 +38,7 @@ def main(values: flags.FlagValues) -> None:
   config = cli.config(values)
   name = cli.config_name(values) + (f'_{values.form}' if values.form else '')
   workdir = pathlib.Path(values.workdir or pathlib.Path('runs') / name)
+  files.check_path(workdir)
   given = cli.overrides(values)
   command = shlex.join(['python', '-m', 'dnt.compare', *sys.argv[1:]])
 

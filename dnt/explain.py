@@ -11,8 +11,6 @@ that activate each channel of the entry, and each class, most. The output is a P
 explain.html and explain.json.
 """
 
-import pathlib
-
 from absl import flags
 
 from dnt import cli, errors
@@ -61,9 +59,7 @@ def main(values: flags.FlagValues) -> None:
     raise errors.InputError('--target is the class that the maps of images explain: it needs --images')
   if values['top'].present and not values.top_activating:
     raise errors.InputError('--top is the number of top-activating images: it needs --top_activating')
-  if not values.workdir and not values.output:
-    raise errors.InputError('with --weights there is no workdir to write to: give --output=<folder>')
-  output = pathlib.Path(values.output or pathlib.Path(values.workdir) / 'explain')
+  output = cli.output_folder(values.output, values.workdir, 'explain')
 
   from dnt.explanation import report
   from dnt.parallel import compile as compile_lib

@@ -27,15 +27,15 @@ def main(values: flags.FlagValues) -> None:
   """Reads the flags and exports; the last line printed is the files written."""
   if not values.workdir:
     raise errors.InputError('give --workdir=<folder of a dnt run>')
-  workdir = pathlib.Path(values.workdir)
-  output = pathlib.Path(values.output or workdir / 'export')
-  if output.resolve() == workdir.resolve():
+  files.check_workdir(values.workdir)
+  output = cli.output_folder(values.output, values.workdir, 'export')
+  if output.resolve() == pathlib.Path(values.workdir).resolve():
     raise errors.InputError(f'--output={output} is the workdir, which has another config.json; give another folder')
 
   from dnt import inference
   from dnt.inference import export
 
-  network = inference.load(str(workdir))
+  network = inference.load(values.workdir)
   if values.format == 'stablehlo':
     model, content = 'model.stablehlo', export.stablehlo(network)
     beside, description = 'model.json', export.stablehlo_description(network)

@@ -13,7 +13,7 @@ import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
-from dnt import errors
+from dnt import buckets, errors
 
 
 def check_path(path: str | os.PathLike, flag: str = '--workdir') -> None:
@@ -28,10 +28,20 @@ def check_path(path: str | os.PathLike, flag: str = '--workdir') -> None:
   """
   if re.match(r'[A-Za-z][A-Za-z0-9+.-]+:/', name := os.fspath(path)):
     raise errors.InputError(
-      f'{flag}={re.sub(":/+", "://", name, count=1)} is the address of a bucket or server, and dnt writes to folders: '
-      'give the folder in which it is mounted (launch/skypilot.sh mounts one), or one of a disk that all processes '
-      'share, and copy it to the bucket afterwards'
+      f'{flag}={re.sub(":/+", "://", name, count=1)} is the address of a bucket or server; dnt writes to folders, and '
+      'runs of dnt.main also to gs://<bucket>/<path>: give a folder, such as that in which the bucket is mounted '
+      '(launch/skypilot.sh mounts one)'
     )
+
+
+def check_workdir(path: str | os.PathLike) -> None:
+  """Refuses the address of another server than Google Cloud Storage as the workdir of a run.
+
+  Raises:
+    errors.InputError: the path is an address such as s3://bucket/run.
+  """
+  if not buckets.address(path):
+    check_path(path)
 
 
 def make_workdir(path: str | os.PathLike, flag: str = '--workdir') -> None:

@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from dnt import checkpoints, errors, files
+from dnt import buckets, checkpoints, errors, files
 from dnt import config as schema
 from dnt import workdir as workdir_lib
 from dnt.config import changes, run_config, typed
@@ -40,7 +40,7 @@ from dnt.data import pipeline
 from dnt.diagnostics import lr_find
 from dnt.finetune import feature_cache
 from dnt.models import layouts
-from dnt.parallel import activity, cpu, multihost, ownership, preemption, sharding
+from dnt.parallel import activity, cpu, multihost, ownership, preemption, sharding, signals
 from dnt.parallel import mesh as mesh_lib
 from dnt.reporting import metric_names, terminal
 from dnt.training import (
@@ -76,7 +76,7 @@ def train(
   Args:
     config: a training config, as `dnt.config.default` makes it; it is validated here and not changed,
       except that an old spelling becomes today's.
-    workdir: where the run writes everything; the README lists the files.
+    workdir: where the run writes everything, a folder or gs://<bucket>/<path>; the README lists the files.
     clock: started when the program began; None: it starts now.
     command: the command line, for the report.
     allow: keys of options that a run which continues may change although this makes it another experiment.
@@ -92,17 +92,21 @@ def train(
   """
   schema.validate(config)
   cpu.check()
-  files.check_path(workdir)
-  workdir, clock = pathlib.Path(workdir), clock or record.Clock(time.monotonic())
-  workdir_lib.check_format(workdir)
-  with ownership.own(workdir):
-    return _train(config, workdir, clock, command, allow, profile)
+  files.check_workdir(workdir)
+  clock = clock or record.Clock(time.monotonic())
+  with ownership.own(workdir), buckets.Mirror(workdir) as mirror:
+    workdir_lib.check_format(mirror.folder)
+    summary = _train(config, mirror, clock, command, allow, profile)
+    with signals.hold():
+      mirror.upload()
+    return summary
 
 
 def _train(
-  config: typed.Config, workdir: pathlib.Path, clock: record.Clock, command: str, allow: Collection[str], profile: int
+  config: typed.Config, mirror: buckets.Mirror, clock: record.Clock, command: str, allow: Collection[str], profile: int
 ) -> dict[str, Any]:
   """Trains as `train` does, in a workdir that this run owns."""
+  workdir = mirror.folder
   mesh = mesh_lib.make_mesh(config.mesh)
   run, data, fingerprint, saved, found = _prepare(config, workdir, mesh, allow)
   _log.info(report.block_table(run.table))
@@ -147,7 +151,7 @@ def _train(
         rec.changed(step, resume.log(changed, run, trained, step))
       try:
         with profiling.Profile(workdir, profile, step, run.config.train.steps) as profiled:
-          state = _run(_Session(run, mesh, loader, programs, saved, rec, clock, guard, profiled), state)
+          state = _run(_Session(run, mesh, loader, programs, saved, mirror, rec, clock, guard, profiled), state)
         activity.note(activity.END, int(state.step))
         saved.wait()
         if rec.is_finished(int(state.step)) and not guard.stopped_by:
@@ -210,12 +214,15 @@ def _failed(error: Exception, saved: checkpoints.Checkpoints, workdir: pathlib.P
     if error.filename is None:
       return error
     error = errors.of_file(error)
-  step = saved.newest_on_disk()
+  try:
+    step = saved.newest_on_disk()
+  except OSError:  # a bucket that does not answer
+    return type(error)(str(error))
   kept = 'none was saved' if step is None else f'the checkpoint of step {step} is kept'
   # Other files change the data of the steps so far, which `resume.check` refuses.
   mended = isinstance(error, errors.InputError) and step is not None
   way = f'; if the files of the data change, go on from there with --allow={changes.DATA}' if mended else ''
-  return type(error)(f'{error}; {kept} in {workdir}{way}')
+  return type(error)(f'{error}; {kept} in {buckets.name(workdir)}{way}')
 
 
 def _already_done(
@@ -241,7 +248,7 @@ def _already_done(
   if newest.step < total or (newest.step == total and latest > total):  # newer ones are damaged
     return None
   held = {'params': newest.params, 'batch_stats': newest.batch_stats}
-  params = initialize.match(run.trace, held, f'checkpoint {newest.step} in {workdir}')['params']
+  params = initialize.match(run.trace, held, f'checkpoint {newest.step} in {buckets.name(workdir)}')['params']
   if newest.step == total:
     _log.info(
       f'this run has ended after its {total:,} steps, so that another {errors.list_names(other)} has no effect: '
@@ -303,6 +310,7 @@ class _Session(NamedTuple):
   loader: pipeline.Loader
   programs: precompile.Programs
   saved: checkpoints.Checkpoints
+  mirror: buckets.Mirror
   rec: record.Record
   clock: record.Clock
   guard: preemption.Guard
@@ -339,6 +347,7 @@ def _run(session: _Session, state: steps.TrainState) -> steps.TrainState:
 
   def save():
     activity.note(activity.SAVE, step)
+    session.mirror.upload()  # the lines up to this step, before the checkpoint that goes on after them
     session.saved.save(step, layouts.to_unrolled(state, rows), rec.history())
     session.clock.lap('checkpoint')
 
@@ -376,6 +385,7 @@ def _run(session: _Session, state: steps.TrainState) -> steps.TrainState:
         ending = saving = True
         save()
       if saving:
+        session.mirror.upload()
         session.saved.rate(step, rec.history(), rec.metrics)
         session.clock.lap('checkpoint')
     if ending:

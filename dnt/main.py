@@ -16,7 +16,7 @@ import time
 
 from absl import flags
 
-from dnt import cli, errors, files
+from dnt import buckets, cli, errors, files
 
 STARTED = time.monotonic()
 MODES = ['train', 'evaluate', 'dead_units', 'noise_scale', 'lr_find']
@@ -27,7 +27,10 @@ def define_flags(values: flags.FlagValues) -> None:
   """Defines the flags of this program."""
   flags.DEFINE_enum('mode', 'train', MODES, MODE_HELP, flag_values=values)
   flags.DEFINE_string(
-    'workdir', None, 'Folder to write the run to; default: runs/<name of the config>.', flag_values=values
+    'workdir',
+    None,
+    'Folder to write the run to, or gs://<bucket>/<path>; default: runs/<name of the config>.',
+    flag_values=values,
   )
   flags.DEFINE_list(
     'allow',
@@ -72,8 +75,9 @@ def main(values: flags.FlagValues) -> None:
     raise errors.InputError(f'--allow has no effect with --mode={values.mode}, which does not train')
   if values.profile and values.mode != 'train':
     raise errors.InputError(f'--profile has no effect with --mode={values.mode}, which does not train')
-  files.check_path(values.workdir or '')
-  workdir = pathlib.Path(values.workdir or pathlib.Path('runs') / cli.config_name(values))
+  given = values.workdir or pathlib.Path('runs') / cli.config_name(values)
+  files.check_workdir(given)
+  workdir = buckets.address(given) or pathlib.Path(given)
   # A launcher that gives each process its own flags sets this to the command that the user typed.
   command = os.environ.get('DNT_COMMAND') or shlex.join(['python', '-m', 'dnt.main', *sys.argv[1:]])
 
@@ -103,13 +107,15 @@ def main(values: flags.FlagValues) -> None:
     if values.mode == 'train':
       summary = loop.train(config, workdir, record.Clock(STARTED), command, values.allow, values.profile)
       outcome, stopped_by = report.last_line(summary, command), summary['stopped_by']
-    elif values.mode == 'evaluate':
-      outcome = report.evaluation_line(evaluate.evaluate(config, workdir))
     else:
       from dnt.diagnostics import dead_units, lr_find, noise
 
-      tool = {'dead_units': dead_units, 'noise_scale': noise, 'lr_find': lr_find}[values.mode]
-      outcome = tool.text(tool.run(config, workdir))
+      with buckets.Mirror(workdir) as mirror:
+        if values.mode == 'evaluate':
+          outcome = report.evaluation_line(evaluate.evaluate(config, mirror.folder))
+        else:
+          tool = {'dead_units': dead_units, 'noise_scale': noise, 'lr_find': lr_find}[values.mode]
+          outcome = tool.text(tool.run(config, mirror.folder))
   except evaluate.UnreadableError:  # in all processes
     multihost.part()
     raise

@@ -16,7 +16,7 @@ import signal
 
 from absl import flags
 
-from dnt import cli, errors
+from dnt import buckets, cli, errors, files
 from dnt import config as schema
 
 
@@ -42,8 +42,9 @@ def main(values: flags.FlagValues) -> None:
 
     if values['try'].value or values['seeds'].present or values['seconds'].present:
       raise errors.InputError('--try, --seeds and --seconds train a config: give --config too')
-    workdir = pathlib.Path(values.workdir)
-    print(ended.text(workdir, ended.read(workdir)))
+    files.check_workdir(values.workdir)
+    workdir = buckets.local(values.workdir)
+    print(ended.text(workdir, ended.read(workdir)).replace(str(workdir), buckets.name(workdir)))
     return
   config = cli.config(values)
   workdir = pathlib.Path(values.workdir or pathlib.Path('runs') / f'probe_{cli.config_name(values)}')

@@ -1,11 +1,12 @@
 """Names the files of a workdir and the number of their format."""
 
 import logging
+import os
 import pathlib
 import re
 from typing import Any
 
-from dnt import errors, files
+from dnt import buckets, errors, files
 
 _log = logging.getLogger(__name__)
 
@@ -41,6 +42,13 @@ LOG = 'log.txt'
 FAILURE = 'failure.json'  # why it failed
 # Files of a comparison.
 COMPARISON = (OWNER, REPORT, CURVES, 'results.md', 'results.csv', 'results.json')
+
+
+def checkpoints(workdir: str | os.PathLike) -> pathlib.Path:
+  """Returns the folder of a run's checkpoints, which Orbax writes; for a mirror, that in the bucket."""
+  if where := buckets.address(workdir):
+    return buckets.path(where) / CHECKPOINTS
+  return pathlib.Path(workdir).absolute() / CHECKPOINTS
 
 
 def confusion_path(workdir: pathlib.Path, split: str) -> pathlib.Path:

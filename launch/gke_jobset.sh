@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Runs one training on a TPU slice of a GKE cluster, as a JobSet (jobset.sigs.k8s.io must be installed there).
 #
-#   launch/gke_jobset.sh --name=NAME --image=IMAGE --claim=PVC --accelerator=tpu-v5-lite-podslice --topology=4x4
-#     [--hosts=4] [--chips=4] [--dry-run] -- --config=... --workdir=/mnt/dnt/... [flags]
+#   launch/gke_jobset.sh --name=NAME --image=IMAGE --accelerator=tpu-v5-lite-podslice --topology=4x4
+#     [--claim=PVC] [--hosts=4] [--chips=4] [--dry-run] -- --config=... --workdir=gs://... [flags]
 #
-#   --image=IMAGE         holds this checkout as its working directory, with the requirements and jax[tpu]
-#   --claim=PVC           the persistent volume claim (ReadWriteMany) that is mounted at /mnt/dnt on every host
+#   --image=IMAGE         holds this checkout as its working directory, with the requirements, jax[tpu] and gcsfs
+#   --claim=PVC           the persistent volume claim (ReadWriteMany) that is mounted at /mnt/dnt on every host, for data
+#                         or for --workdir=/mnt/dnt/...
 #   --accelerator=, --topology=   the node pool's labels cloud.google.com/gke-tpu-accelerator and gke-tpu-topology
 #   --hosts=N, --chips=K  hosts of the slice, and TPU chips of each: what the topology asks for, with up to 4 chips a host
 #                         (8 only where one host is the slice, 2x4 of v5e and v6e)
@@ -40,9 +41,9 @@ while (($#)); do
   shift
 done
 check_name --name "$name" '[a-z]([-a-z0-9]{0,40}[a-z0-9])?' 'lower-case letters, digits and hyphens, starting with a letter'
-[[ -n $image && -n $claim && -n $accelerator ]] || die '--image, --claim and --accelerator are needed; see --help'
+[[ -n $image && -n $accelerator ]] || die '--image and --accelerator are needed; see --help'
 check_name --image "$image" '[A-Za-z0-9][A-Za-z0-9._/:@-]*' 'the name of an image, such as europe-docker.pkg.dev/project/repository/dnt:1'
-check_name --claim "$claim" '[a-z0-9]([-a-z0-9.]*[a-z0-9])?' 'the name of a claim: lower-case letters, digits, hyphens and dots'
+check_name --claim "$claim" '|[a-z0-9]([-a-z0-9.]*[a-z0-9])?' 'the name of a claim: lower-case letters, digits, hyphens and dots'
 
 # cloud.google.com/kubernetes-engine/docs/concepts/plan-tpus; tpu7x has the topologies of v5p.
 case "$accelerator" in
@@ -71,7 +72,8 @@ check_count --hosts "$hosts"
 
 check_program_flags "$@"
 workdir="$(workdir_of "$@")"
-[[ $workdir == /mnt/dnt/* ]] || die "--workdir='$workdir' must be below /mnt/dnt, where all hosts see the claim"
+[[ $workdir == gs://?*/?* || (-n $claim && $workdir == /mnt/dnt/*) ]] ||
+  die "--workdir='$workdir' must be gs://BUCKET/PATH, or with --claim below /mnt/dnt, where all hosts see the claim"
 need kubectl 'install it, and get credentials: gcloud container clusters get-credentials'
 
 # Kubernetes replaces $(NAME) in a command, and reads $$ as $.
@@ -120,6 +122,9 @@ spec:
               resources:
                 limits:
                   google.com/tpu: $chips
+YAML
+  if [[ -n $claim ]]; then
+    cat << YAML
               volumeMounts:
               - name: shared
                 mountPath: /mnt/dnt
@@ -128,6 +133,7 @@ spec:
               persistentVolumeClaim:
                 claimName: "$claim"
 YAML
+  fi
 }
 
 if $DRY_RUN; then

@@ -5,7 +5,7 @@
 #
 # Options before -- go to sbatch as they are (--partition=, --account=, --cpus-per-task=, --job-name=, ...); what stands
 # after it goes to dnt.main. --dry-run prints the command and the job script. Run it where `python -m dnt.main` works;
-# PYTHON names the interpreter (default: python). The workdir must be on a file system that all nodes share.
+# PYTHON names the interpreter (default: python). The workdir must be on a file system that all nodes share, or gs://BUCKET/PATH.
 #
 # Two minutes before the time limit, and when the job is preempted or cancelled, Slurm sends SIGTERM: the processes
 # agree on a step, save and end together with exit code 143. The job then queues itself again under the same number and goes
@@ -38,7 +38,7 @@ for flag in "$@"; do
   case "$flag" in --config=*) config="$(value "$flag")" ;; esac
 done
 workdir="$(workdir_of "$@")"
-[[ -n $workdir ]] || die '--workdir=DIR is needed, on a file system that all nodes share'
+[[ -n $workdir ]] || die '--workdir=DIR is needed, on a file system that all nodes share, or gs://BUCKET/PATH'
 if [[ -z $name && -n $config ]]; then options+=("--job-name=dnt-$(basename "${config%.py*}")"); fi
 need sbatch 'run this on a login node of the cluster'
 

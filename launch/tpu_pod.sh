@@ -7,8 +7,8 @@
 #                                makes the slice; the runtime follows from the type. --queued asks for it as a queued
 #                                resource and waits until it is there; status and delete then need --queued too
 #   copy                         copies this checkout (what git does not ignore) to ~/dnt
-#   install                      makes ~/dnt/.venv with Python 3.12, jax[tpu] and the requirements
-#   run [--nfs=HOST:/SHARE] -- --config=... --workdir=/mnt/dnt/...   starts on all workers and follows worker 0
+#   install                      makes ~/dnt/.venv with Python 3.12, jax[tpu], gcsfs and the requirements
+#   run [--nfs=HOST:/SHARE] -- --config=... --workdir=gs://...   starts on all workers and follows worker 0
 #   run --recreate --type=... [--spot] [--queued] [--version=...]    the same, but after a preemption it deletes the slice,
 #                                does all of the above again, and the run goes on from its last checkpoint
 #   resume                       runs the last command again: it goes on from its last checkpoint
@@ -22,8 +22,9 @@
 # here: --stand_in=1281167:1000 says how many images of how many classes the training split has; then the program's flags set
 # --config.data.image_size, if the config does not.
 #
-# The workdir must be one that all workers share: --nfs mounts a share (such as Filestore's) at /mnt/dnt. A run goes on
-# when this terminal is closed; Ctrl-C here only stops following it. --recreate can only watch while it runs: start it on
+# The workdir is usually in a bucket, gs://BUCKET/PATH, which the service account of the slice may write to (gcloud
+# storage cp -r fetches it). Or it is on a disk that all workers share: --nfs mounts a share (such as Filestore's) at
+# /mnt/dnt, for --workdir=/mnt/dnt/...; fetch copies from there. A run goes on when this terminal is closed; Ctrl-C here only stops following it. --recreate can only watch while it runs: start it on
 # a machine that stays on. ~/dnt-run/log on each worker is the output of the last start, log.1, log.2, ... of those
 # before it. --dry-run prints the commands. gcloud reaches several workers only with a key in the agent: ssh-add
 # ~/.ssh/google_compute_engine
@@ -220,7 +221,7 @@ copy() {
 }
 
 install() {
-  on all 'set -e; sudo apt-get update -q; sudo apt-get install -qy nfs-common python3-pip; python3 -m pip install --user -q uv; cd ~/dnt; ~/.local/bin/uv venv -q --allow-existing --python 3.12 .venv; ~/.local/bin/uv pip install -q --python .venv/bin/python "jax[tpu]" -r requirements.txt; .venv/bin/python -c "import jax; print(jax.__version__)"'
+  on all 'set -e; sudo apt-get update -q; sudo apt-get install -qy nfs-common python3-pip; python3 -m pip install --user -q uv; cd ~/dnt; ~/.local/bin/uv venv -q --allow-existing --python 3.12 .venv; ~/.local/bin/uv pip install -q --python .venv/bin/python "jax[tpu]" gcsfs -r requirements.txt; .venv/bin/python -c "import jax; print(jax.__version__)"'
 }
 
 # Compiles the run for the slice on this machine; ends with the exit code of dnt.rehearse if it does not fit.
@@ -288,7 +289,8 @@ make_again() {
 if [[ $action == create || $action == run ]]; then check_program_flags "$@"; fi
 if [[ $action == run ]]; then
   workdir="$(workdir_of "$@")"
-  [[ $workdir == /* ]] || die "--workdir='$workdir' must be an absolute path that all workers share, such as /mnt/dnt/run1"
+  [[ $workdir == /* || $workdir == gs://?*/?* ]] ||
+    die "--workdir='$workdir' must be gs://BUCKET/PATH, or an absolute path that all workers share, such as /mnt/dnt/run1"
 fi
 if $preflight; then rehearse "$@"; fi
 case "$action" in

@@ -567,3 +567,27 @@ def finish():
     return output
 
   return wait
+
+
+@pytest.fixture(scope='session')
+def bucket_server():
+  """A server of buckets for all tests of a worker, which this process finds, and those that it starts."""
+  from tests import gcs
+
+  with gcs.Server() as server, pytest.MonkeyPatch.context() as patch:
+    for name, value in server.environment().items():
+      patch.setenv(name, value)
+    pytest.importorskip('gcsfs')
+    yield server
+
+
+@pytest.fixture
+def bucket(bucket_server, monkeypatch, tmp_path):
+  """The server, whose bucket `gs://test-bucket` is empty; mirrors are in the folder `mirrors`."""
+  bucket_server.objects.clear()
+  bucket_server.failures = 0
+  folder = tmp_path / 'mirrors'
+  folder.mkdir()
+  monkeypatch.setenv('TMPDIR', str(folder))
+  monkeypatch.setattr('tempfile.tempdir', str(folder))
+  return bucket_server

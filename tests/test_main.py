@@ -381,10 +381,10 @@ def test_batch_that_does_not_divide(refused, tmp_path):
 
 
 @pytest.mark.parametrize('mode', ['train', 'evaluate'])
-@pytest.mark.parametrize('address', ['gs://bucket/run', 's3://bucket/run', 'gs:/bucket/run'])
-def test_a_workdir_in_a_bucket(refused, tmp_path, monkeypatch, mode, address):
+@pytest.mark.parametrize('address', ['s3://bucket/run', 's3:/bucket/run'])
+def test_a_workdir_in_a_bucket_of_another_cloud(refused, tmp_path, monkeypatch, mode, address):
   monkeypatch.chdir(tmp_path)
-  assert re.search(r'(gs|s3)://bucket/run .*mounted', refused(f'--mode={mode}', f'--workdir={address}'))
+  assert re.search(r's3://bucket/run .*gs://.*mounted', refused(f'--mode={mode}', f'--workdir={address}'))
   assert not list(tmp_path.iterdir())
 
 

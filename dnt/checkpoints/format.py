@@ -25,13 +25,14 @@ import jax
 import numpy as np
 from absl import logging
 
-from dnt import errors, files, trees
+from dnt import buckets, errors, files, trees
 from dnt import workdir as workdir_lib
 from dnt.checkpoints import digests
 from dnt.reporting import metric_names
 
 _STEP = re.compile(r'0|[1-9][0-9]*')
 META_FILE = 'meta.json'
+_COMMITTED = 'commit_success.txt'  # in a bucket, Orbax writes it last
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +134,11 @@ def replace_meta(
     OSError: it cannot be written.
   """
   envelope = _read_envelope(path) | {'meta': dict(meta), 'metric': metric, 'metrics': dict(metrics)}
-  files.write(path / 'meta' / META_FILE, json.dumps({**envelope, 'sha256': _sha256(envelope)}))
+  file, text = path / 'meta' / META_FILE, json.dumps({**envelope, 'sha256': _sha256(envelope)})
+  if buckets.address(file):
+    file.write_text(text)  # an object is replaced as a whole
+  else:
+    files.write(file, text)
 
 
 def read_state(path: pathlib.Path, abstract_state: Any) -> ReadBack:
@@ -228,11 +233,21 @@ def _read_envelope(path: pathlib.Path) -> dict[str, Any]:
   except FileNotFoundError as error:
     raise DamagedError(f'{file.relative_to(path)} is missing') from error
   except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+    _check_answer(path)
     raise DamagedError(f'{file.relative_to(path)} cannot be read') from error
   if not good:
     raise DamagedError(f'{file.relative_to(path)} differs from what was written')
   workdir_lib.check_number(envelope.get('format', 1), f'checkpoint {path}')
   return envelope
+
+
+def _check_answer(path: pathlib.Path) -> None:
+  """Raises an `errors.InputError` if the bucket of a checkpoint does not answer; then it need not be damaged."""
+  if where := buckets.address(path):
+    try:
+      buckets.Folder(where).names()
+    except OSError as error:
+      raise errors.InputError(f'{where} cannot be read ({error.strerror})') from error
 
 
 def _read_leaves(path: pathlib.Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
@@ -267,6 +282,7 @@ def _read_leaves(path: pathlib.Path, wanted: Mapping[str, jax.ShapeDtypeStruct])
     raise errors.InputError(f'{path} cannot be read ({error.strerror}); check its owner and mode') from error
   except Exception as error:
     # Orbax and TensorStore raise a dozen types for a file that is truncated, missing or changed.
+    _check_answer(path)
     raise DamagedError('state cannot be read') from error
   finally:
     checkpointer.close()
@@ -364,10 +380,12 @@ def metrics_of(path: pathlib.Path) -> dict[str, float]:
 
 
 def steps_in(directory: pathlib.Path) -> list[int]:
-  """Lists the committed steps: Orbax writes to another name and renames when it is done.
+  """Lists the committed steps: Orbax writes to another name and renames when it is done, or writes `_COMMITTED`.
 
   Folders with other names, such as 077, are none of dnt's.
   """
+  if where := buckets.address(directory):
+    return sorted(int(name) for name in buckets.Folder(where).folders_with(_COMMITTED) if _STEP.fullmatch(name))
   try:
     return sorted(int(path.name) for path in directory.iterdir() if _STEP.fullmatch(path.name) and path.is_dir())
   except (FileNotFoundError, NotADirectoryError):

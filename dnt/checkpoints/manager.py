@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from dnt import errors, files, trees
+from dnt import buckets, errors, files, trees
 from dnt import workdir as workdir_lib
 from dnt.checkpoints import digests, format
 from dnt.config import typed
@@ -54,7 +54,7 @@ class Checkpoints:
     Raises:
       errors.InputError: the workdir is not writable, or the processes do not share it.
     """
-    self._directory = pathlib.Path(workdir).absolute() / workdir_lib.CHECKPOINTS
+    self._directory = workdir_lib.checkpoints(workdir)
     self._config, self._best_metric = config, best_metric
     self._metrics: dict[int, Mapping[str, float]] = {}  # by step
     _check_writable(self._directory)
@@ -226,7 +226,7 @@ class Checkpoints:
   def _check_room(self, leaves: Mapping[str, jax.Array]) -> None:
     # If only the writer threads found these two errors, they would cause pages of tracebacks or minutes of waiting.
     problem = None
-    if multihost.is_lead():
+    if multihost.is_lead() and not buckets.address(self._directory):
       # Beside the values: what describes them, in files of whole blocks.
       needed = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves.values()) + _BESIDE
       try:
@@ -266,7 +266,12 @@ class Checkpoints:
 
 
 def _identify(directory: pathlib.Path) -> tuple[int, int] | None:
-  """Returns what stays the same of a directory until it is moved away or removed; None if there is none."""
+  """Returns what stays the same of a directory until it is moved away or removed; None if there is none.
+
+  In a bucket there are no directories.
+  """
+  if buckets.address(directory):
+    return None
   try:
     stat = directory.stat()
   except OSError:
@@ -303,7 +308,7 @@ class ReadOnly:
     Args:
       workdir: directory of the run.
     """
-    self._directory = pathlib.Path(workdir).absolute() / workdir_lib.CHECKPOINTS
+    self._directory = workdir_lib.checkpoints(workdir)
 
   def steps(self) -> list[int]:
     """Lists the steps on disk, in ascending order."""
@@ -326,7 +331,7 @@ def load_parameters(workdir: str | os.PathLike, step: int | None = None) -> form
   Raises:
     errors.InputError: there is no checkpoint or no such step, or all candidates are damaged.
   """
-  directory = pathlib.Path(workdir).absolute() / workdir_lib.CHECKPOINTS
+  directory = workdir_lib.checkpoints(workdir)
   steps = multihost.broadcast_from_lead(format.steps_in(directory))
   if not steps:
     raise errors.InputError(f'there is no checkpoint in {directory}; give the workdir of a dnt run that saved one')
@@ -341,7 +346,7 @@ def read_meta(workdir: str | os.PathLike) -> dict[str, Any]:
   Raises:
     errors.InputError: a checkpoint has a newer format, or may not be read.
   """
-  directory = pathlib.Path(workdir).absolute() / workdir_lib.CHECKPOINTS
+  directory = workdir_lib.checkpoints(workdir)
   return format.newest_meta(directory, multihost.broadcast_from_lead(format.steps_in(directory)))
 
 
@@ -356,7 +361,7 @@ def choose_step(workdir: str | os.PathLike, which: str, best_metric: str) -> int
   Raises:
     errors.InputError: `which` is nothing of these, or no checkpoint has the metric.
   """
-  directory = pathlib.Path(workdir).absolute() / workdir_lib.CHECKPOINTS
+  directory = workdir_lib.checkpoints(workdir)
   steps = multihost.broadcast_from_lead(format.steps_in(directory))
   if which != BEST:
     known = {str(step): step for step in steps}
@@ -365,7 +370,8 @@ def choose_step(workdir: str | os.PathLike, which: str, best_metric: str) -> int
     return known[which]
   best = _best({step: format.metrics_of(directory / str(step)) for step in steps}, best_metric)
   if best is None:
-    problem = f'no checkpoint in {directory} has {best_metric}' if best_metric else f'no split of {workdir} ranks'
+    where = buckets.name(workdir)
+    problem = f'no checkpoint in {directory} has {best_metric}' if best_metric else f'no split of {where} ranks'
     raise errors.InputError(f'{problem}, so that no checkpoint is the best; use the {NEWEST}')
   return best
 
@@ -438,8 +444,9 @@ def _check_writable(directory: pathlib.Path) -> None:
   problem = None
   if multihost.is_lead():
     try:
-      files.make_workdir(directory.parent)
-      directory.mkdir(exist_ok=True)
+      if not buckets.address(directory):
+        files.make_workdir(directory.parent)
+        directory.mkdir(exist_ok=True)
       probe.touch()
     except errors.InputError as error:
       problem = error

@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
-from dnt import errors
+from dnt import buckets, errors
 from dnt.config import keys, schema, typed, validation
 
 DATA = 'data.source'  # the key that stands for the images themselves too, see `dnt.training.resume`
@@ -77,14 +77,14 @@ def check(
     change for change in changes if change.on_resume == schema.REFUSE and (misfit or change.key not in allowed)
   ]
   if refused:
-    names = dict.fromkeys(change.key for change in refused)
-    there = f' (there, --config.train.init_from={workdir} starts from the weights of this run)' if keeps_weights else ''
+    names, where = dict.fromkeys(change.key for change in refused), buckets.name(workdir)
+    there = f' (there, --config.train.init_from={where} starts from the weights of this run)' if keeps_weights else ''
     ways = ['Use the old values', f'give another --workdir{there}']
     if not misfit:
       ways.append(f'continue with the change: --allow={",".join(names)}')
     why = f'--allow cannot help, as the checkpoint does not fit this network or optimizer: {misfit}. ' if misfit else ''
     raise errors.InputError(
-      f'{workdir} holds a run of another config: {"; ".join(map(str, refused))}. {why}{"; ".join(ways[:-1])}; or '
+      f'{where} holds a run of another config: {"; ".join(map(str, refused))}. {why}{"; ".join(ways[:-1])}; or '
       f'{ways[-1]}'
     )
 

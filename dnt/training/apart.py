@@ -9,8 +9,8 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from dnt import buckets, errors
 from dnt import config as schema
-from dnt import errors
 from dnt.config import typed
 from dnt.data import class_order, fingerprint, inspection, pipeline, sources
 from dnt.parallel import multihost
@@ -47,7 +47,7 @@ def load(
   in_place, train = _place(config.data) == _place(trained.config.data), config.data.train_split
 
   def read():
-    return _read(_complete(config, trained.config, meta), splits, meta, f'the run in {workdir}', in_place)
+    return _read(_complete(config, trained.config, meta), splits, meta, f'the run in {buckets.name(workdir)}', in_place)
 
   if in_place or (train in trained.data and _may_be_own(config.data, trained.data[train])):
     try:
@@ -57,7 +57,8 @@ def load(
         different = [split for split in found if trained.data.get(split, found[split]) != found[split]]
         if different:
           _log.info(
-            f'not as the run in {workdir}: the images of {", ".join(different)}; some may have been in another split'
+            f'not as the run in {buckets.name(workdir)}: the images of {", ".join(different)}; some may have been in '
+            'another split'
           )
         return Loaded(config, data)
     except errors.InputError as error:

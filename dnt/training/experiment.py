@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dnt import checkpoints, errors, models
+from dnt import buckets, checkpoints, errors, models
 from dnt import config as schema
 from dnt.config import checks, implied, typed
 from dnt.data import class_order, examples, fingerprint, inspection, pipeline, sources
@@ -224,7 +224,8 @@ def load_data(
       raise errors.InputError(f'split {split!r} of {config.data.source} has other channels than {first.split!r}')
   names, owner = first.class_names, f'its split {first.split!r}'
   if workdir and (meta := checkpoints.read_meta(workdir)):
-    names, owner = meta.get('class_names', ()), f'the run in {workdir}'  # older versions recorded no names
+    names = meta.get('class_names', ())  # older versions recorded no names
+    owner = f'the run in {buckets.name(workdir)}'
   loaded = {split: class_order.align(other, names, owner) for split, other in loaded.items()}
   train = loaded[config.data.train_split]
   spec = DataSpec(len(train), pipeline.image_shape(config.data, train), train.class_names)

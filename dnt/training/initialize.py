@@ -100,7 +100,7 @@ def begin(run: experiment.Experiment, mesh: Mesh, variables: dict[str, Any]) -> 
 
 def load_start(run: experiment.Experiment, workdir: pathlib.Path, weights: pretrained.Source | None) -> dict[str, Any]:
   """Returns the parameters and statistics that `find` would start from, on the host, without logging a message."""
-  if multihost.broadcast_from_lead(format.steps_in(workdir / workdir_lib.CHECKPOINTS)):
+  if multihost.broadcast_from_lead(format.steps_in(workdir_lib.checkpoints(workdir))):
     return load_variables(run, pretrained.Source(str(workdir)), quiet=True)
   return load_variables(run, weights, quiet=True) if weights else run.init_variables()
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import jax
 
+from dnt import buckets
 from dnt import workdir as workdir_lib
 from dnt.parallel import multihost
 
@@ -61,5 +62,5 @@ class Profile:
 
   def _end(self, where: str) -> None:
     jax.profiler.stop_trace()
-    _log.info(f'the profile of the steps from {self._begun} to {where} is in {self._folder}')
+    _log.info(f'the profile of the steps from {self._begun} to {where} is in {buckets.name(self._folder)}')
     self._begun, self._steps = None, 0

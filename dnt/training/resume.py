@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dnt import checkpoints, errors, models
+from dnt import buckets, checkpoints, errors, models
 from dnt import config as schema
 from dnt import workdir as workdir_lib
 from dnt.config import changes, run_config, typed
@@ -232,18 +232,18 @@ def check_network(config: typed.Config, trained: Trained | None, workdir: pathli
   Raises:
     errors.InputError: the config describes a network with other weights.
   """
-  known = dict(schema.options())
+  known, where = dict(schema.options()), buckets.name(workdir)
   found = changes.find(trained.config, config) if trained else []
   # Data apart from that of the run, whose evaluation says so, need not have what the run held out.
   found = [each for each in found if each.on_resume != schema.FREE and each.key not in (changes.DATA, 'data.hold_out')]
   if network := [change for change in found if known[change.key].role == 'weights']:
     raise errors.InputError(
-      f'{workdir} holds another network than config.model: {"; ".join(map(str, network))}. Leave these options at the '
-      f'values of the run; --config={workdir} gives all of them'
+      f'{where} holds another network than config.model: {"; ".join(map(str, network))}. Leave these options at the '
+      f'values of the run; --config={where} gives all of them'
     )
   for change in found:
     if change.key in (*_IMAGES, *_PREPROCESSING) or known[change.key].role in ('function', 'computation', 'run'):
-      _log.info(f'not as the run in {workdir}: {change}')
+      _log.info(f'not as the run in {where}: {change}')
 
 
 def _phases(config: typed.Config, spec: experiment.DataSpec) -> list[tuple[int, str]]:

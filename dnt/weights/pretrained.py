@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dnt import checkpoints, errors, models, trees
+from dnt import buckets, checkpoints, errors, models, trees
 from dnt import config as schema
 from dnt import workdir as workdir_lib
 from dnt.checkpoints import format
@@ -21,8 +21,9 @@ from dnt.weights import preprocessing as preprocessing_lib
 _log = logging.getLogger(__name__)
 
 FORMS = (
-  "a dnt workdir, '<file>.safetensors' (or .safetensors.index.json), '<file>.pth' (.pt, .bin, .ckpt, .pth.tar), "
-  "'<file>.h5', '<file>.keras', 'tfjs:<dir>' or 'hf:<owner>/<name>[@<revision>]'"
+  "a dnt workdir (a folder or gs://<bucket>/<path>), '<file>.safetensors' (or .safetensors.index.json), "
+  "'<file>.pth' (.pt, .bin, .ckpt, .pth.tar), '<file>.h5', '<file>.keras', 'tfjs:<dir>' or "
+  "'hf:<owner>/<name>[@<revision>]'"
 )
 
 
@@ -321,6 +322,8 @@ def _digest(path: pathlib.Path) -> str:
 
 
 def _locate(text: str) -> _Located:
+  if buckets.address(text):
+    return _Located(None, buckets.local(text))
   kind, colon, where = text.partition(':')
   if colon and kind == 'hf':
     path, revision = hub.download(where)
@@ -361,5 +364,7 @@ def read_run_config(workdir: pathlib.Path) -> typed.Config:
 
 def _check_workdir(folder: pathlib.Path) -> pathlib.Path:
   if not (folder / workdir_lib.CONFIG).is_file():
-    raise errors.InputError(f'{folder} is no workdir of a dnt run (it has no {workdir_lib.CONFIG}); valid: {FORMS}')
+    raise errors.InputError(
+      f'{buckets.name(folder)} is no workdir of a dnt run (it has no {workdir_lib.CONFIG}); valid: {FORMS}'
+    )
   return folder

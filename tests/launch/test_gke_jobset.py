@@ -56,7 +56,7 @@ def test_dry_run_prints_the_jobset_that_is_applied(launch, fake, tmp_path):
   ('changed', 'message'),
   [
     ({'name': 'My_run'}, "--name='My_run' .*lower-case"),
-    ({'image': ''}, '--image, --claim and --accelerator'),
+    ({'image': ''}, '--image and --accelerator'),
     ({'image': 'a" b'}, "--image='a. b' must be"),
     ({'image': "it's"}, '--image=.* must be'),
     ({'claim': 'my"claim'}, '--claim=.* must be'),
@@ -79,6 +79,16 @@ def test_bad_options_are_refused(launch, changed, message):
   result = launch('gke_jobset.sh', *arguments(**changed), '--dry-run', '--', '--workdir=/mnt/dnt/a')
   assert (result.returncode, result.stdout) == (2, '')
   assert re.search(message, result.stderr)
+
+
+def test_a_workdir_in_a_bucket_needs_no_claim(launch):
+  result = launch('gke_jobset.sh', *arguments(claim=None), '--dry-run', '--', '--workdir=gs://bucket/run')
+  jobset = yaml.safe_load(result.stdout)
+  assert schema.JobsetV1alpha2JobSet.from_dict(jobset).to_dict() == jobset
+  pod = jobset['spec']['replicatedJobs'][0]['template']['spec']['template']['spec']
+  assert 'volumes' not in pod and 'volumeMounts' not in pod['containers'][0]
+  result = launch('gke_jobset.sh', *arguments(claim=None), '--dry-run', '--', '--workdir=/mnt/dnt/a')
+  assert result.returncode == 2 and '--claim' in result.stderr
 
 
 def test_a_workdir_outside_the_claim_is_refused(launch):

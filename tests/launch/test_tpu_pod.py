@@ -117,8 +117,9 @@ def test_copy_brings_the_checkout_to_every_worker(pod, worker):
 
 
 def test_run_starts_the_program_follows_it_and_gives_its_exit_code(pod, worker):
-  flags = [f'--config={CONFIG}', "--workdir=/mnt/dnt/it's a run", '--config.seed=1']
-  for fails, code in ((False, 0), (True, 3)):
+  for workdir, fails, code in (('gs://bucket/run', False, 0), ("/mnt/dnt/it's a run", True, 3)):
+    (worker / 'gcloud.log').unlink(missing_ok=True)
+    flags = [f'--config={CONFIG}', f'--workdir={workdir}', '--config.seed=1']
     if fails:
       (worker / 'fail').touch()
     result = pod('run', *PLACE, '--', *flags)
@@ -211,6 +212,7 @@ def test_dry_run_does_nothing(pod, worker, action):
     (('create', *PLACE, '--type=v9-8'), 'runtime .*--type=v9-8.* --version'),
     (('run', *PLACE, '--', f'--config={CONFIG}'), "--workdir='' .*absolute path.* share"),
     (('run', *PLACE, '--', '--workdir=runs/a'), "--workdir='runs/a' .*absolute path"),
+    (('run', *PLACE, '--', '--workdir=gs://bucket'), "--workdir='gs://bucket' .*gs://BUCKET/PATH"),
     (('resume', *PLACE, '--', '--workdir=/a'), 'only run .*flags'),
     (('status', *PLACE, 'extra'), "argument 'extra'"),
     (('fetch', *PLACE), r'fetch REMOTE_DIR \[LOCAL_DIR\]'),

@@ -26,7 +26,7 @@ def owner_file(workdir):
 def write_owner(workdir, **changes):
   """Writes the file of an owner like this process, which nobody renews."""
   workdir.mkdir(exist_ok=True)
-  owner = ownership._identity(owner_file(workdir)) | changes
+  owner = ownership._identity(str(owner_file(workdir))) | changes
   owner_file(workdir).write_text(json.dumps(owner))
   return owner
 
