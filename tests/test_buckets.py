@@ -188,6 +188,7 @@ def test_a_bucket_that_is_gone_ends_the_run_and_what_it_lacks_is_kept(bucket, ti
 
 
 @pytest.mark.thorough
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')  # of Orbax's threads, as in test_manager
 @pytest.mark.usefixtures('undrawn', 'tried_briefly')
 def test_a_damaged_checkpoint_is_moved_aside_unless_the_bucket_does_not_answer(bucket, tiny, monkeypatch, console):
   loop.train(tiny, ADDRESS)
