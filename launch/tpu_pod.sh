@@ -18,7 +18,9 @@
 #   delete                       deletes the slice; asks first
 #
 # --preflight with create or run, which then need both --type and the program's flags, first compiles the run for the slice
-# on this machine (python -m dnt.rehearse; PYTHON names the interpreter), and goes on only if it fits.
+# on this machine (python -m dnt.rehearse; PYTHON names the interpreter), and goes on only if it fits. The images need not be
+# here: --stand_in=1281167:1000 says how many images of how many classes the training split has; then the program's flags set
+# --config.data.image_size, if the config does not.
 #
 # The workdir must be one that all workers share: --nfs mounts a share (such as Filestore's) at /mnt/dnt. A run goes on
 # when this terminal is closed; Ctrl-C here only stops following it. --recreate can only watch while it runs: start it on
@@ -34,7 +36,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/slices.sh"
 POLL=30  # seconds between two questions for the state of the slice
 NOTICE=60 # seconds after which a slice whose machines were told to stop has another state than READY
 
-name='' zone='' project='' type='' version='' nfs='' paths=()
+name='' zone='' project='' type='' version='' nfs='' stand_in='' paths=()
 spot=false queued=false recreate=false preflight=false
 (($#)) || usage
 action="$1"
@@ -57,6 +59,7 @@ while (($#)); do
     --queued) queued=true ;;
     --recreate) recreate=true ;;
     --preflight) preflight=true ;;
+    --stand_in=*) stand_in="$(value "$1")" ;;
     --nfs=*) nfs="$(value "$1")" ;;
     --) shift; break ;;
     -*) die "unknown option '$1'; the program's own flags stand after --; see --help" ;;
@@ -70,6 +73,7 @@ check_name --project "$project" '|[a-z0-9:.-]+' "a project's id: lower-case lett
 if [[ $action != fetch ]] && ((${#paths[@]})); then die "unexpected argument '${paths[0]}'; see --help"; fi
 if $recreate && [[ $action != run ]]; then die '--recreate goes with run'; fi
 if $preflight && [[ $action != create && $action != run ]]; then die '--preflight goes with create and run'; fi
+if [[ -n $stand_in ]] && ! $preflight; then die '--stand_in goes with --preflight'; fi
 if [[ $action != run ]] && ! $preflight && (($#)); then
   die 'only run takes flags of the program (and create --preflight); resume repeats the last ones'
 fi
@@ -231,8 +235,8 @@ rehearse() {
   done
   ((${#flags[@]})) || die '--preflight needs the --config=... of the run, after --'
   need "$python" 'activate the environment, or set PYTHON'
-  run env "PYTHONPATH=$ROOT${PYTHONPATH:+:$PYTHONPATH}" "$python" -m dnt.rehearse "${flags[@]}" "--on=$generation:$topology" ||
-    code=$?
+  flags+=("--on=$generation:$topology" ${stand_in:+"--stand_in=$stand_in"})
+  run env "PYTHONPATH=$ROOT${PYTHONPATH:+:$PYTHONPATH}" "$python" -m dnt.rehearse "${flags[@]}" || code=$?
   if ((code)); then
     printf 'tpu_pod.sh: the preflight ended with exit code %s; nothing was done on the cloud\n' "$code" >&2
     exit "$code"

@@ -207,6 +207,7 @@ def test_dry_run_does_nothing(pod, worker, action):
     (('run', *PLACE, '--recreate', '--', f'--config={CONFIG}', '--workdir=/a'), '--type=TYPE'),
     (('stop', *PLACE, '--recreate'), '--recreate .*run'),
     (('resume', *PLACE, '--preflight'), '--preflight .*create and run'),
+    (('run', *PLACE, '--stand_in=9:2', '--', f'--config={CONFIG}', '--workdir=/a'), '--stand_in .*--preflight'),
     (('create', *PLACE, '--type=v9-8'), 'runtime .*--type=v9-8.* --version'),
     (('run', *PLACE, '--', f'--config={CONFIG}'), "--workdir='' .*absolute path.* share"),
     (('run', *PLACE, '--', '--workdir=runs/a'), "--workdir='runs/a' .*absolute path"),
@@ -366,6 +367,18 @@ def test_a_preflight_compiles_the_run_for_the_slice(pod, worker, fake, tmp_path)
     assert (tmp_path / 'path').read_text().split(':')[0].strip() == str(ROOT)
   printed = pod(*options[:3], *PLACE, '--dry-run', '--', *flags).stdout
   assert shlex.split(printed.splitlines()[0])[-2:] == ['--config.optim.nesterov', '--on=v5e:16x16']
+
+
+def test_a_preflight_needs_no_images(pod, worker):
+  options = ('create', '--preflight', '--type=v4-16', '--stand_in=1281167:1000', *PLACE)
+  printed = pod(*options, '--dry-run', '--', f'--config={CONFIG}').stdout.splitlines()
+  assert shlex.split(printed[0])[-5:] == [
+    '-m',
+    'dnt.rehearse',
+    f'--config={CONFIG}',
+    '--on=v4:2x2x2',
+    '--stand_in=1281167:1000',
+  ]
 
 
 def test_a_stale_pid_file_is_no_run(pod, worker, fake):
