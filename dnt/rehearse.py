@@ -22,7 +22,7 @@ def define_flags(values: flags.FlagValues) -> None:
   flags.DEFINE_multi_string(
     'on',
     [],
-    'Hardware: v5e:4x4, v5p:2x2x2, v6e:8x8 (a slice of a TPU), 2*v5e:16x16 (two slices), h100:8, h200:16, cpu:8.',
+    'Hardware: v4:2x2x2, v5e:4x4, v5p:2x2x2, v6e:8x8 (a slice of a TPU), 2*v5e:16x16 (two slices), h100:8, cpu:8.',
     flag_values=values,
   )
   flags.DEFINE_string(

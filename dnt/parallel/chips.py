@@ -6,10 +6,12 @@ Sources, by the letter in the table:
      a node of eight GPUs has one 400 Gbit/s adapter for each (DGX H100 and H200 user guide).
   b. cloud.google.com/tpu/docs/v5e, v5p and v6e: bfloat16 rate, memory bandwidth, interconnect (1600, 4800 and 3200
      Gbit/s a chip, one way) and its ports, network (6.4 Tbit/s for 256 chips of v5e, 25.6 for 256 of v6e, 50 Gbit/s a
-     chip of v5p).
+     chip of v5p). Of v4: cloud.google.com/tpu/docs/v4 for bfloat16 rate and memory bandwidth, "TPU v4: An Optically
+     Reconfigurable Supercomputer" (Jouppi et al. 2023) for six links of 50 GB/s, source d for the network.
   c. The memory that programs may use: for TPUs what libtpu's compiler reports as available; for GPUs 75 % (jax's
      default, XLA_PYTHON_CLIENT_MEM_FRACTION) of the `device_memory_size` in XLA's target configs.
-  d. Latency: a hop of a TPU's interconnect takes about 1 us ("How to Scale Your Model", Austin et al. 2025); NCCL's own
+  d. Latency: a hop of a TPU's interconnect takes about 1 us ("How to Scale Your Model", Austin et al. 2025, which also
+     says what a chip sends to another slice: 6.25 GB/s where no other figure is given); NCCL's own
      constants for a ring within a node (src/graph/tuning.cc, protocol LL): 6.6 us, and 0.6 us for each step.
 """
 
@@ -78,6 +80,7 @@ _HOPPER: dict[str, Any] = {
 
 # The first row whose `kind` is part of the device's name counts.
 CHIPS = (
+  Chip('v4', 'TPU v4', (275e12, None, None), 32 * _GIB, 1200e9, 300e9, 6, 6.25e9, **_TPU),  # b, c, d
   Chip('v5e', 'TPU v5 lite', (197e12, None, None), 15.75 * _GIB, 819e9, 200e9, 4, 3.125e9, **_TPU),  # b, c
   Chip('v5p', 'TPU v5', (459e12, None, None), 95.74 * _GIB, 2765e9, 600e9, 6, 6.25e9, **_TPU),  # b, c
   Chip('v6e', 'TPU v6 lite', (918e12, None, None), 31.25 * _GIB, 1640e9, 400e9, 4, 12.5e9, **_TPU),  # b, c

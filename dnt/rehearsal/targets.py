@@ -16,8 +16,9 @@ from dnt import errors
 from dnt.parallel import chips
 
 CPU = 'cpu'
-FORMS = 'v5e:4x4, v5p:2x2x2, v6e:8x8 (a slice of a TPU), 2*v5e:16x16 (two slices), h100:8, h200:16 (GPUs), cpu:8'
-_LARGEST = {'v5e': (16, 16), 'v6e': (16, 16), 'v5p': (28, 20, 16)}  # slices of TPUs, the longest side first
+FORMS = 'v4:2x2x2, v5e:4x4, v5p:2x2x2, v6e:8x8 (a slice of a TPU), 2*v5e:16x16 (two slices), h100:8 (GPUs), cpu:8'
+# Slices of TPUs, the longest side first.
+_LARGEST = {'v4': (16, 16, 16), 'v5e': (16, 16), 'v5p': (28, 20, 16), 'v6e': (16, 16)}
 _MOST_CPUS = 256
 _TOOLKIT = pathlib.Path('/usr/local/cuda')
 # The GpuTargetConfigProto of XLA, which stands for the GPU that is not here. The figures are those of XLA's own specs.
@@ -95,7 +96,7 @@ class Target(NamedTuple):
     return sum(size // 2 if self._closes(size) else size - 1 for size in self.shape)
 
   def _closes(self, size: int) -> bool:
-    """Returns whether an axis of a torus closes to a ring: on v5p from 4 chips on, else on the longest axis only."""
+    """Returns whether an axis of a torus closes to a ring: of v4 and v5p from 4 chips on, else only the longest."""
     return size % 4 == 0 if len(self.shape) == 3 else size == 16
 
 

@@ -17,7 +17,14 @@ def test_peaks_are_those_of_the_device_and_the_arithmetic():
 
 @pytest.mark.parametrize(
   ('kind', 'name'),
-  [('TPU v5 lite', 'v5e'), ('TPU v5e', 'v5e'), ('TPU v5', 'v5p'), ('TPU v5p', 'v5p'), ('TPU v6e', 'v6e')],
+  [
+    ('TPU v4', 'v4'),
+    ('TPU v5 lite', 'v5e'),
+    ('TPU v5e', 'v5e'),
+    ('TPU v5', 'v5p'),
+    ('TPU v5p', 'v5p'),
+    ('TPU v6e', 'v6e'),
+  ],
 )
 def test_a_tpu_is_found_by_every_name_that_jax_has_for_it(kind, name):
   assert chips.find(kind) == chips.BY_NAME[name]
@@ -30,7 +37,7 @@ def test_products_of_a_dtype_run_at_the_precision_that_jax_takes_by_default():
 
 
 def test_chips_that_can_be_rehearsed_have_every_figure():
-  assert set(chips.BY_NAME) == {'v5e', 'v5p', 'v6e', 'h100', 'h200'}
+  assert set(chips.BY_NAME) == {'v4', 'v5e', 'v5p', 'v6e', 'h100', 'h200'}
   for chip in chips.BY_NAME.values():
     figures = (chip.memory, chip.memory_bandwidth, chip.link_bandwidth, chip.network_bandwidth, chip.latency)
     assert all(figures) and chip.peak(chip.precision('float32'))

@@ -13,6 +13,8 @@ from dnt.rehearsal import targets
     ('v5e:4x4', 16, 4, 1),
     ('v5e:1x1', 1, 1, 1),
     ('v5p:2x2x2', 8, 2, 1),
+    ('v4:2x2x1', 4, 1, 1),
+    ('2*v4:2x2x4', 32, 8, 2),
     ('v6e:16x16', 256, 64, 1),
     ('2*v5e:16x16', 512, 128, 2),
     ('h100:8', 8, 1, 1),
@@ -33,6 +35,8 @@ def test_targets_have_their_chips(text, count, hosts, slices):
     ('v5e:4x4x4', '16x16'),
     ('v5e:32x32', '16x16'),
     ('v5p:4x4', '16x20x28'),
+    ('v4:4x4', '16x16x16'),
+    ('v4:1x2x2', 'v4:2x2x2'),
     ('v5e:3x4', '4x4'),
     ('v5e:0x4', 'no chips'),
     ('h100:12', '8 and 16'),
@@ -88,6 +92,7 @@ def test_links_are_those_of_the_torus():
   assert links('v5e:4x4') == (2 * one, 6)  # two lines
   assert links('v5e:16x16') == (4 * one, 16)  # two rings
   assert links('v5e:2x4') == (2 * one, 4)
+  assert links('v4:2x2x4') == (4 * chips.BY_NAME['v4'].link_bandwidth / 6, 4)  # two lines and a ring
   assert links('v5p:4x4x4') == (chips.BY_NAME['v5p'].link_bandwidth, 6)
   assert links('h100:8') == (chips.BY_NAME['h100'].link_bandwidth, 7)
 
