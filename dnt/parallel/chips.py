@@ -80,7 +80,7 @@ _HOPPER: dict[str, Any] = {
 
 # The first row whose `kind` is part of the device's name counts.
 CHIPS = (
-  Chip('v4', 'TPU v4', (275e12, None, None), 32 * _GIB, 1200e9, 300e9, 6, 6.25e9, **_TPU),  # b, c, d
+  Chip('v4', 'TPU v4', (275e12, None, None), 30.75 * _GIB, 1200e9, 300e9, 6, 6.25e9, **_TPU),  # b, c, d
   Chip('v5e', 'TPU v5 lite', (197e12, None, None), 15.75 * _GIB, 819e9, 200e9, 4, 3.125e9, **_TPU),  # b, c
   Chip('v5p', 'TPU v5', (459e12, None, None), 95.74 * _GIB, 2765e9, 600e9, 6, 6.25e9, **_TPU),  # b, c
   Chip('v6e', 'TPU v6 lite', (918e12, None, None), 31.25 * _GIB, 1640e9, 400e9, 4, 12.5e9, **_TPU),  # b, c

@@ -206,8 +206,10 @@ def devices(target: Target) -> list[jax.Device]:
     if target.chip.is_tpu:
       bounds = {} if target.chips > 1 else {'chips_per_host_bounds': (1, 1, 1)}
       slices = {'num_slices': target.slices} if target.slices > 1 else {}
+      # The two TensorCores of a chip are one device, as jax runs on it; libtpu's default for v4 alone is another.
+      cores = {'chip_config_name': 'megacore'} if target.chip.name == 'v4' else {}
       name = f'{target.chip.name}:{"x".join(map(str, target.shape))}'
-      described = topologies.get_topology_desc(name, 'tpu', **bounds, **slices)
+      described = topologies.get_topology_desc(name, 'tpu', **bounds, **slices, **cores)
     else:
       figures = {'bandwidth': target.chip.memory_bandwidth, 'memory': target.chip.memory, 'name': target.chip.kind}
       shape = f'1x{target.slices}x{target.shape[0]}'

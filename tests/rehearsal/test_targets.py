@@ -83,6 +83,17 @@ def test_cpu_devices_are_those_of_jax():
   assert len(targets.devices(target)) == 3
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize('text', ['v4:1x1x1', 'v4:2x2x2', '2*v4:2x2x1', 'v5e:4x4', 'v5p:2x2x2', 'v6e:2x2'])
+def test_the_compiler_has_a_device_for_each_chip(text):
+  pytest.importorskip('libtpu', reason='the compiler for TPUs')
+  found = targets.parse([text])
+  targets.prepare(found)
+  devices = targets.devices(found[0])
+  assert len(devices) == found[0].chips
+  assert {chips.find(device.device_kind) for device in devices} == {found[0].chip}
+
+
 def test_links_are_those_of_the_torus():
   def links(text):
     (target,) = targets.parse([text])
