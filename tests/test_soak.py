@@ -3,6 +3,7 @@
 `python -m pytest -n 0 -s -m slow tests/test_soak.py` shows the counts and the times.
 """
 
+import collections
 import itertools
 import json
 import random
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dnt import checkpoints, trees
 from dnt.reporting import metric_names, metrics
 
 STEPS = 300
@@ -96,17 +98,17 @@ def files_in(workdir):
   return {path.name for path in workdir.iterdir() if not path.name.startswith('events.')}
 
 
-def wait_until(process, reached):
+def wait_until(process, reached, poll=0.005):
   """Waits until a run has come to a point, or has ended."""
   deadline = time.monotonic() + 300
   while not reached() and process.poll() is None:
     assert time.monotonic() < deadline
-    time.sleep(0.005)
+    time.sleep(poll)
 
 
 def wait_for_steps(process, workdir, count):
   last = last_step(workdir) + count
-  wait_until(process, lambda: last_step(workdir) >= last)
+  wait_until(process, lambda: last_step(workdir) >= last, poll=0.02)
 
 
 @pytest.mark.slow
@@ -142,6 +144,158 @@ def test_ten_double_starts(tmp_path, config_file, start, finish):
   assert steps == list(range(1, summary(workdir)['step'] + 1))
   assert summary(workdir)['params_sha256'] == summary(tmp_path / 'once')['params_sha256']
   show('double starts', len(waits), f'one refused each time, after {spread(waits)}; {len(steps)} steps, each once')
+
+
+LENGTH, EVALUATE = 600, 17  # steps, steps between evaluations
+JOIN, LIMIT = 20, 180  # seconds in which the processes must meet, and after a signal end on a busy machine
+MOMENTS = ('start', 'training', 'evaluation', 'start', 'training', 'checkpoint')
+
+
+@pytest.fixture
+def processes(tmp_path, config_file, start, coordinator):
+  """Starts a run on so many processes of one device."""
+  options = {
+    'data.synthetic_examples': 320,
+    'model.name': 'mlp',
+    'model.depth': 3,
+    'model.width': 16,
+    'optim.learning_rate': 0.02,
+    'train.steps': LENGTH,
+    'eval.every': str(EVALUATE),
+    'checkpoint.every': '5',
+    'telemetry.every': '0',
+    'data.mixup': 0.2,
+  }
+  config = config_file('soak', options)
+
+  def run(workdir, count):
+    command = [sys.executable, '-m', 'dnt.main', f'--config={config}', f'--workdir={workdir}']
+    if count == 1:
+      return [start(command)]
+    command += ['--distributed', f'--coordinator={coordinator}', f'--num_processes={count}', f'--join_timeout={JOIN}']
+    return [start([*command, f'--process_id={number}']) for number in range(count)]
+
+  return run
+
+
+def reach(moment, process, workdir, draw):
+  """Waits until a run that has done a step is between two steps, in an evaluation or in a checkpoint."""
+  wait_for_steps(process, workdir, draw.randint(0, 7))
+  if moment == 'training':
+    time.sleep(draw.uniform(0, 0.1))
+  elif moment == 'evaluation':
+    wait_until(process, lambda: is_evaluating(workdir))
+    time.sleep(draw.uniform(0, 0.05))
+  else:
+    wait_until(process, lambda: any((workdir / 'checkpoints').glob('*tmp*')))
+    time.sleep(draw.uniform(0, 0.02))
+
+
+def is_evaluating(workdir):
+  last = max(metrics.read(workdir), key=lambda line: (line['step'], 'test/loss' in line), default={'step': 1})
+  return last['step'] % EVALUATE == 0 and 'test/loss' not in last
+
+
+def end(group, number, hit):
+  """Waits for the end of all processes after a signal to some, and checks what they say; returns how it ended."""
+  begun = time.monotonic()
+  outputs = [process.communicate(timeout=LIMIT)[0] for process in group]
+  seconds, codes = time.monotonic() - begun, [process.returncode for process in group]
+  assert all('Traceback' not in output and 'stack trace' not in output for output in outputs), outputs
+  said = f'{[*zip(codes, outputs, strict=True)]}'
+  others = [place for place in range(len(group)) if place not in hit]
+  if number == signal.SIGKILL:
+    assert [codes[place] for place in hit] == [-signal.SIGKILL], said
+  else:  # a signal in the first moments of Python meets no handler
+    assert all(codes[place] in (128 + signal.SIGTERM, -signal.SIGTERM) for place in hit), said
+  for place in others:
+    lines = [line for line in outputs[place].splitlines() if line.startswith('error: ')]
+    if number == signal.SIGTERM and codes[place] == 128 + signal.SIGTERM:
+      assert not lines, said
+      continue
+    (line,) = lines
+    lost = rf'process {hit[0]} \(on .+\) was lost'
+    missing = f'missing after .* process {hit[0]} '
+    assert codes[place] == 1 and re.search(rf'error: ({lost}|{missing})', line), said
+  return seconds, 'before they met' if any('missing after' in output for output in outputs) else 'together'
+
+
+def loss_difference(found, expected):
+  """The largest relative difference of a loss of two records."""
+  pairs = [
+    (line[name], other[name])
+    for line, other in zip(found, expected, strict=True)
+    for name in ('train/loss', 'test/loss', 'test_ema/loss')
+    if name in line
+  ]
+  mine, others = np.array(pairs).T
+  return np.max(np.abs(mine - others) / others)
+
+
+def parameter_difference(workdir, whole):
+  """The distance of the parameters of two runs, over their norm."""
+  mine, others = (
+    np.concatenate([leaf.ravel() for leaf in trees.flatten(checkpoints.load_parameters(each).params).values()])
+    for each in (workdir, whole)
+  )
+  return np.linalg.norm(mine - others) / np.linalg.norm(others)
+
+
+def complete(group):
+  """Waits until all processes of a run have finished it; returns the seconds."""
+  begun = time.monotonic()
+  for process in group:
+    output, _ = process.communicate(timeout=1200)
+    assert process.returncode == 0, output
+  return time.monotonic() - begun
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(('sizes', 'ends'), [((2,), 20), ((1, 2, 4), 30)], ids=['two', 'any'])
+def test_kills_and_stops_of_several_processes(tmp_path, processes, sizes, ends):
+  """The run ends as if nothing had happened: bit-identical if it was always on as many processes."""
+  draw, workdir, whole = random.Random(3), tmp_path / 'killed', tmp_path / 'whole'
+  counts, waits, steps = collections.Counter(), collections.defaultdict(list), []
+  complete(processes(whole, sizes[0]))
+  startup = 5.0  # seconds to the first step; later those of the start before
+  for _ in range(ends):
+    moment, group, begun = draw.choice(MOMENTS), processes(workdir, draw.choice(sizes)), time.monotonic()
+    if moment == 'start':
+      time.sleep(draw.uniform(0, startup))
+    else:
+      wait_for_steps(group[0], workdir, 1)
+      startup = time.monotonic() - begun
+      reach(moment, group[0], workdir, draw)
+    number = draw.choice((signal.SIGKILL, signal.SIGTERM))
+    hit = [draw.randrange(len(group))]
+    if number == signal.SIGTERM and draw.random() < 0.5:
+      hit = [*range(len(group))]
+    assert all(process.poll() is None for process in group)
+    for place in hit:
+      group[place].send_signal(number)
+    took, how = end(group, number, hit)
+    steps.append(last_step(workdir))
+    waits[how].append(took)
+    counts[f'{signal.Signals(number).name} to {len(hit)} of {len(group)} in {moment}'] += 1
+    if number == signal.SIGTERM and how == 'together' and moment != 'start':
+      assert summary(workdir)['stopped_by'] == 'SIGTERM' and summary(workdir)['step'] == steps[-1]
+      assert (workdir / 'checkpoints' / str(steps[-1])).is_dir()
+  assert steps[-1] < LENGTH
+  complete(processes(workdir, sizes[-1]))
+  assert summary(workdir)['finished'] and summary(workdir)['step'] == LENGTH
+  assert files_in(workdir) == files_in(whole)
+  found, expected = record(workdir), record(whole)
+  assert [list(line) for line in found] == [list(line) for line in expected]
+  assert [line['step'] for line in found if 'train/loss' in line] == list(range(1, LENGTH + 1))
+  losses, parameters = loss_difference(found, expected), parameter_difference(workdir, whole)
+  listed = ', '.join(f'{count} x {what}' for what, count in sorted(counts.items()))
+  times = '; '.join(f'ended {how} after {spread(seconds)} ({len(seconds)})' for how, seconds in waits.items())
+  differ = f'losses differ by {losses:.1e}, parameters by {parameters:.1e}'
+  show('kills and stops of several processes', sum(counts.values()), f'{listed}; {times}; {differ}; at steps {steps}')
+  if len(sizes) == 1:
+    assert summary(workdir)['params_sha256'] == summary(whole)['params_sha256']
+    assert found == expected
+  assert losses < 1e-2 and parameters < 1e-3
 
 
 def zeroed(content, draw):
