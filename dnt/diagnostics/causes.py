@@ -19,6 +19,7 @@ KINDS = (*doctor.VERDICTS, doctor.CUT_OFF, SQUASHED, SCALE, DECAY, CLIPPED, SMAL
 
 PULLED = 3.0  # e-folds by which weight decay alone would shrink the kernels in a trial
 MOSTLY = 0.3  # part of the weight decay in an update, from which it can be the cause
+WHOLLY = 1.0  # the same, from which it is, even if the gradients keep the kernels from shrinking
 SHRUNK = 0.3  # norm of the kernels after a trial over that before, from which decay counts as winning
 STILL = 0.03  # fraction of their norm by which updates can move parameters in a trial that is too slow
 TIGHT = 0.1  # fraction of the gradient that clipping leaves
@@ -131,9 +132,10 @@ def _scaled(examination: doctor.Examination) -> Cause | None:
 def _decayed(config: typed.Config, examination: doctor.Examination, tried: trial.Trial) -> Cause | None:
   optim = config.optim
   step = schedules.peak_rate(optim) * optim.weight_decay / (1 - optim.momentum if optim.name == 'sgd' else 1)
-  if step * trial.STEPS < PULLED or _part_of_decay(optim, examination) < MOSTLY:
+  part = _part_of_decay(optim, examination)
+  if step * trial.STEPS < PULLED or part < MOSTLY:
     return None
-  if np.isfinite(tried.shrinkage) and tried.shrinkage > SHRUNK and step < 1:
+  if np.isfinite(tried.shrinkage) and tried.shrinkage > SHRUNK and step < 1 and part < WHOLLY:
     return None
   reason = f'it takes {100 * min(step, 1):.3g} % of the kernels at each step'
   if np.isfinite(tried.shrinkage):

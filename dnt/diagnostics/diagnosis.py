@@ -10,7 +10,7 @@ from dnt.config import typed
 from dnt.diagnostics import causes, doctor, labels, trial
 from dnt.training import experiment
 
-UNCLEAR = (0.05, 0.95)  # probabilities of failure between which another initialization is tried
+UNCLEAR = (0.05, 0.95)  # mean probabilities of failure between which another initialization is tried
 
 
 class Diagnosis(NamedTuple):
@@ -18,7 +18,7 @@ class Diagnosis(NamedTuple):
 
   Attributes:
     examination: the first steps, of several initializations.
-    trial: the trial, of the first of them, or of the second if that was tried and shows less.
+    trial: the trial, of the first of them; of that which shows least if several were tried.
     verdict: its kind is 'trainable' for a healthy network, and where the labels alone are wrong; else the kind of the
       first cause.
     state: healthy, doubtful or sick.
@@ -49,8 +49,9 @@ def make(
   Args:
     config: a validated training config.
     data: its images, from `experiment.load_data`.
-    seeds: number of initializations whose first steps are examined.
-    seconds: limit for the trial, together with one of another initialization where the first is not clear.
+    seeds: number of initializations whose first steps are examined, and from which a trial starts at most; more than
+      one does where the outcome is not clear, or fails although the first steps look well.
+    seconds: limit for the trials together.
     log: receives a status message for each step.
 
   Raises:
@@ -58,11 +59,13 @@ def make(
   """
   examination = doctor.examine(config, data, seeds, log)
   trials = [trial.run(config, data, seconds, log)]
+  probabilities = [trial.probability(trials[0])]
   left = seconds - trials[0].seconds
-  if UNCLEAR[0] < trial.probability(trials[0]) < UNCLEAR[1] and left > trials[0].seconds:
-    other = schema.override(config, {'seed': config.seed + 1}, 'another initialization')
+  while len(trials) < seeds and _depends(examination, float(np.mean(probabilities))) and left > trials[-1].seconds:
+    other = schema.override(config, {'seed': config.seed + len(trials)}, 'another initialization')
     trials.append(trial.run(other, data, left, log))
-  probabilities = [trial.probability(each) for each in trials]
+    probabilities.append(trial.probability(trials[-1]))
+    left -= trials[-1].seconds
   tried = trials[int(np.argmax(probabilities))]
   failed = float(np.mean(~np.isfinite(examination.losses).all(1)))  # fraction of the initializations
   probability = max(float(np.mean(probabilities)), failed)
@@ -80,3 +83,14 @@ def make(
     else:
       verdict = doctor.Verdict(*found[0])
   return Diagnosis(examination, tried, verdict, state, probability, found, findings)
+
+
+def _depends(examination: doctor.Examination, probability: float) -> bool:
+  """Whether another initialization may behave otherwise: the trials so far leave it open, or no first steps explain it.
+
+  Args:
+    examination: the first steps.
+    probability: mean of the trials so far.
+  """
+  low, high = UNCLEAR
+  return low < probability < high or (probability >= high and doctor.judge(examination).kind == 'trainable')

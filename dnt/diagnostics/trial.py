@@ -31,7 +31,7 @@ SHORT = 10.0  # seconds of remaining steps which are taken all the same: a few n
 HEALTHY, DOUBTFUL, SICK = 'healthy', 'doubtful', 'sick'
 DOUBT = (0.25, 0.75)  # probabilities of failure between which a network is doubtful
 SURPRISE = 0.01  # probability that another seed behaves otherwise, at least
-WEIGHTS = (5.08, -4.04, -4.99, 2.59)  # of `features`, see `probability`
+WEIGHTS = (5.58, -5.02, -5.55, 3.4)  # of `features`, see `probability`
 
 
 class Trial(NamedTuple):

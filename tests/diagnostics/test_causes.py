@@ -96,7 +96,8 @@ def test_what_shows_a_cause(overrides, result, changes, kind):
 
 
 def test_what_looks_alike_is_not_a_cause():
-  assert causes.DECAY not in find({'optim.weight_decay': 0.5}), 'the kernels have kept their norm'
+  assert causes.DECAY not in find({'optim.weight_decay': 0.5}, ratios=[0.1] * 2), 'the kernels have kept their norm'
+  assert causes.DECAY in find({'optim.weight_decay': 0.5}, ratios=[0.05] * 2), 'gradients hold their norm against it'
   assert causes.CLIPPED not in find({'clip.name': 'global_norm'}, clip_factor=[1e-4] * 3), (
     'the updates are large enough'
   )
@@ -150,29 +151,31 @@ def test_what_joins_to_a_diagnosis(monkeypatch, losses, finding, kind, state):
 
 
 @pytest.mark.parametrize(
-  ('accuracies', 'seeds', 'state'),
+  ('accuracies', 'shown', 'state'),
   [
-    ([0.29, 0.1], [0, 1], trial.DOUBTFUL),
-    ([0.33, 0.9], [0, 1], trial.HEALTHY),
-    ([0.9, 0.1], [0], trial.HEALTHY),
-    ([0.1, 0.9], [0], trial.SICK),
+    ([0.29, 0.1, 0.1], {}, trial.SICK),
+    ([0.33, 0.9, 0.9], {}, trial.HEALTHY),
+    ([0.9], {}, trial.HEALTHY),
+    ([0.1, 0.9, 0.9], {}, trial.DOUBTFUL),
+    ([0.1, 0.1, 0.1], {}, trial.SICK),
+    ([0.1], LOST, trial.SICK),
   ],
-  ids=['unclear, then bad', 'unclear, then good', 'clearly good', 'clearly bad'],
+  ids=['unclear, then bad', 'unclear, then good', 'good', 'bad, then good', 'bad', 'bad as the first steps show'],
 )
-def test_another_initialization_is_tried_where_the_first_is_not_clear(monkeypatch, accuracies, seeds, state):
+def test_other_initializations_are_tried_where_the_first_does_not_decide(monkeypatch, accuracies, shown, state):
   asked = []
 
   def run(config, data, seconds, log):
     asked.append(config.seed)
     return tried(accuracies=[accuracies[len(asked) - 1]] * 300)
 
-  monkeypatch.setattr(doctor, 'examine', lambda *_: examination())
+  monkeypatch.setattr(doctor, 'examine', lambda *_: examination(**shown))
   monkeypatch.setattr(trial, 'run', run)
   monkeypatch.setattr(labels, 'find', lambda *_: [])
   config = schema.default()
   diagnosed = diagnosis.make(config, experiment.load_data(config, ()))
-  assert asked == seeds and diagnosed.state == state
-  assert diagnosed.trial.accuracies[0] == min(accuracies[: len(seeds)])
+  assert asked == [*range(len(accuracies))] and diagnosed.state == state
+  assert diagnosed.trial.accuracies[0] == min(accuracies)
 
 
 def test_another_initialization_is_not_tried_without_time(monkeypatch):
