@@ -185,6 +185,7 @@ OWN_STATISTICS = [
   (4, {'model.scan': True, 'model.remat': True}),
   (1, {'finetune.trainable': 'top:2'}),
   (1, {'finetune.trainable': 'top:2', 'finetune.frozen_norm': 'batch'}),
+  (4, {'finetune.trainable': 'top:2', 'finetune.frozen_norm': 'affine_only'}),
 ]
 
 
