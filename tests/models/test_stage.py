@@ -87,16 +87,17 @@ def test_scanned_equals_unrolled(fields):
   assert_equal(first, layouts.to_unrolled(second))
   loss, logits, stats, gradients = train_pass(unrolled, first)
   other_loss, other_logits, other_stats, other_gradients = train_pass(scanned, second)
-  np.testing.assert_allclose(loss, other_loss, rtol=1e-6)
-  np.testing.assert_allclose(logits, other_logits, rtol=0, atol=1e-6)
-  assert_close(other_stats, stats, 1e-6)
-  assert_close(other_gradients, gradients, 1e-6)
+  # One rounding of float32 in each layer; which one it is depends on the processor.
+  np.testing.assert_allclose(loss, other_loss, rtol=1e-5)
+  np.testing.assert_allclose(logits, other_logits, rtol=0, atol=1e-5)
+  assert_close(other_stats, stats, 1e-5)
+  assert_close(other_gradients, gradients, 1e-5)
 
 
 @pytest.mark.thorough
 def test_remat_keeps_values_and_is_there():
   variables = models.init(depth.trace(make_net(), SHAPE), 3)
-  assert_close(train_pass(make_net(remat=True), variables)[3], train_pass(make_net(), variables)[3], 1e-6)
+  assert_close(train_pass(make_net(remat=True), variables)[3], train_pass(make_net(), variables)[3], 1e-5)
   for scan in (False, True):
     model = make_net(remat=True, scan=scan)
     variables = models.init(depth.trace(model, SHAPE), 3)
