@@ -117,7 +117,6 @@ def run(
       elif 1 < done < STEPS and now - begun > seconds:
         stopped = 'time'
     shrinkage = _kernel_norm(training.state.params) / before if before else math.nan
-    done = training.done
   broken = np.flatnonzero(~np.isfinite(taken['loss']))
   end = int(broken[0]) if broken.size else done
   arrays = {name: np.array(values[:end]) for name, values in taken.items()}

@@ -273,11 +273,13 @@ class _Object:
 
 def _seen(content: bytes, renewed: float) -> _Seen | None:
   """Returns what the content of an owner's file says; None: nothing."""
+  if not content:
+    return None
   try:
-    owner = json.loads(content) if content else None
+    owner = json.loads(content)
   except ValueError:
     owner = {}
-  return None if content == b'' else _Seen(owner if isinstance(owner, dict) else {}, renewed)
+  return _Seen(owner if isinstance(owner, dict) else {}, renewed)
 
 
 def _identity(path: str) -> dict[str, Any]:
