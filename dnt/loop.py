@@ -359,7 +359,7 @@ def _run(session: _Session, state: steps.TrainState) -> steps.TrainState:
     except kind as error:
       pending.flush()
       # Of several processes, the others come here too only if they have agreed on the error.
-      agreed = jax.process_count() == 1 or isinstance(error, evaluate.UnreadableError)
+      agreed = multihost.is_single() or isinstance(error, evaluate.UnreadableError)
       # A checkpoint holds the state of the phase that ends.
       if step > 0 and phase is run.phase_of_state(step) and agreed:
         save()

@@ -1,6 +1,7 @@
 """Joins several processes into one run, and lets them communicate outside the jitted program.
 
-Every function works in a single process too. Every process must call all of them, except `is_lead`, in the same order.
+Every function works in a single process too, without a device: a program that starts others, such as a comparison, must
+leave the accelerator to them. Every process must call all of them, except `is_lead`, in the same order.
 """
 
 import json
@@ -96,14 +97,20 @@ def _leave_on_error(kind: type[BaseException], error: BaseException, traceback: 
   leave(130 if issubclass(kind, KeyboardInterrupt) else 1)
 
 
+def is_single() -> bool:
+  """Returns whether the run has one process."""
+  return not jax.distributed.is_initialized() or jax.process_count() == 1
+
+
 def is_lead() -> bool:
   """Returns whether this is the lead: the process that writes logs and files."""
-  return jax.process_index() == 0
+  return is_single() or jax.process_index() == 0
 
 
 def barrier(name: str) -> None:
   """Waits until every process has reached the barrier of that name."""
-  multihost_utils.sync_global_devices(name)
+  if not is_single():
+    multihost_utils.sync_global_devices(name)
 
 
 def broadcast_from_lead(value: Any) -> Any:
@@ -112,6 +119,8 @@ def broadcast_from_lead(value: Any) -> Any:
   Args:
     value: any JSON value; only the lead's is used.
   """
+  if is_single():
+    return value
   text = np.frombuffer(json.dumps(value).encode(), np.uint8)
   size = int(multihost_utils.broadcast_one_to_all(np.int32(text.size)))
   return json.loads(multihost_utils.broadcast_one_to_all(np.resize(text, size)).tobytes())
@@ -119,7 +128,7 @@ def broadcast_from_lead(value: Any) -> Any:
 
 def least(value: int) -> int:
   """Returns the smallest value of all processes."""
-  return int(np.min(multihost_utils.process_allgather(np.int32(value))))
+  return value if is_single() else int(np.min(multihost_utils.process_allgather(np.int32(value))))
 
 
 def gather_from_all(value: Any) -> list[Any]:
@@ -128,7 +137,7 @@ def gather_from_all(value: Any) -> list[Any]:
   Args:
     value: any JSON value.
   """
-  if jax.process_count() == 1:
+  if is_single():
     return [value]
   text = np.frombuffer(json.dumps(value).encode(), np.uint8)
   sizes = multihost_utils.process_allgather(np.int32(text.size)).tolist()
@@ -143,7 +152,7 @@ def agree(problem: Exception | None, kinds: Sequence[type[Exception]] = KINDS) -
     problem: the problem of this process, of one of the kinds.
     kinds: types of errors, the most severe last.
   """
-  if jax.process_count() == 1:
+  if is_single():
     return problem
   severity = next((place for place, kind in enumerate(kinds, 1) if isinstance(problem, kind)), 0)
   found = gather_from_all([severity, str(problem)])

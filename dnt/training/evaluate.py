@@ -73,7 +73,7 @@ class Pass:
       try:
         arrays = self._blank() if problem else self._loader.arrays(step, count)
       except errors.InputError as error:
-        if jax.process_count() == 1:
+        if multihost.is_single():
           raise
         problem, arrays = UnreadableError(str(error)), self._blank()  # the others wait for this process in each step
       places = mesh_lib.place((np.int32(step), np.int32(count)), mesh_lib.replicated(self._mesh))

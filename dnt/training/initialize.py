@@ -146,7 +146,7 @@ def load_variables(run: experiment.Experiment, source: pretrained.Source, quiet:
   if line and not quiet:
     _log.info(line)
   variables = match(run.trace, trees.unflatten(have | changed), source.origin)
-  if jax.process_count() > 1:
+  if not multihost.is_single():
     multihost.check_equal({'the digest of the weights at config.train.init_from': trees.sha256(variables)[:12]})
   return variables
 

@@ -146,6 +146,28 @@ def test_a_closed_output_stops_a_comparison_before_its_next_run(runs, monkeypatc
   assert shown.lost.closed
 
 
+def test_a_comparison_leaves_the_devices_to_its_runs(tmp_path):
+  # A process that has asked for an accelerator holds it, or most of its memory, until it ends.
+  script = """
+import jax
+from dnt import cli, compare
+from dnt.comparison import runner
+
+jax.config.update('jax_platforms', 'none_such')  # of this process alone; whatever asks for a device fails
+runner._run_one = lambda run, *_: print('starts', run.name) or ''
+cli.run(compare.PROGRAM)
+"""
+  options = ['--config=configs/compare_init.py', '--config.base.data.source=digits', '--only=relu_he,relu_small']
+  ended = subprocess.run(
+    [sys.executable, '-c', script, *options, '--config.seeds=(0,)', f'--workdir={tmp_path}'],
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert re.findall('starts (.*)', ended.stdout) == ['relu_he seed 0', 'relu_small seed 0'], ended.stderr
+  assert '2 of 2 runs failed' in ended.stderr  # as nothing was trained; the results are written
+
+
 def test_the_results_are_written_after_each_run_that_ended(runs, monkeypatch, caplog):
   caplog.set_level(logging.INFO, 'dnt')
   shown = []
