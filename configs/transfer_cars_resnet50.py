@@ -54,7 +54,6 @@ def get_config():
     'all_rand_augment': {
       **every_block,
       'data.augment': 'resized_crop_flip',
-      'data.eval_resize': 'center_crop',
       'data.policy': 'rand_augment',
       'train.epochs': 16.0,
     },
