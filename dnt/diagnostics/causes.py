@@ -71,9 +71,9 @@ def find(config: typed.Config, examination: doctor.Examination, tried: trial.Tri
     _clipped(config, examination),
     *signals,
     _small_batch(config, examination),
-    _still(examination, tried),
     seen,
-    _alike(examination, tried),
+    _alike(examination, tried),  # which leaves little of the gradient, and so of the steps
+    _still(examination, tried),
     _fell_back(tried),
   ]
   causes: dict[str, Cause] = {}

@@ -76,6 +76,7 @@ PROBABILITIES = np.full((4, 10), 0.1)
     ({'optim.learning_rate': 100.0}, tried([2.3], stopped='not finite'), {'ratios': [39.0, 1e5]}, 'step too large'),
     ({}, tried([2.3, 9.0] + [2.31] * 298), {}, 'step too large'),
     ({}, None, {'cosine': [0.5, 0.95, 0.99]}, 'collapsing to one direction'),
+    ({}, None, {'cosine': [0.5, 0.95, 0.99], 'ratios': [1e-7, 1e-7]}, 'collapsing to one direction'),
     ({}, tried(accuracies=[0.5] * 150 + [0.1] * 150), {}, 'step too large'),
     ({}, None, {'outputs': PROBABILITIES}, causes.SQUASHED),
     ({}, None, {'outputs': np.maximum(np.eye(3) - 0.5, 0)}, causes.SQUASHED),

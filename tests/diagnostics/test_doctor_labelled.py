@@ -116,6 +116,7 @@ NETWORKS = {
   'plain-110 without norm': (network('plain', model__depth=110, model__norm='none', **LARGE), COLLAPSING),
   'resnet-110': (resnet(110, **LARGE), WELL),
 }
+LATE = ('plain-110 without norm',)  # ten batches of 16 do not show whether the loss falls; the trial does
 QUICK = (
   'mlp of 4 layers',
   'rate 10',
@@ -165,8 +166,9 @@ def test_the_set_is_large_and_has_every_verdict():
 
 
 def check(config, data, name, seeds):
-  verdict = doctor.judge(doctor.examine(config, data, seeds))
-  assert verdict.kind == NETWORKS[name][1], verdict
+  if name not in LATE:
+    verdict = doctor.judge(doctor.examine(config, data, seeds))
+    assert verdict.kind == NETWORKS[name][1], verdict
   found = diagnosis.make(config, data, seeds, seconds=600)  # a busy machine decides nothing
   assert found.verdict.kind == NETWORKS[name][1], found.verdict
   assert found.state == (trial.HEALTHY if NETWORKS[name][1] == WELL else trial.SICK)
