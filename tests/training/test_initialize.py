@@ -146,7 +146,7 @@ def test_processes_with_other_weights_are_refused(tiny, saved, tmp_path, monkeyp
   saved(tiny, tmp_path / 'other')
   run, source = build(tiny), pretrained.Source(str(tmp_path / 'other'))
   initialize.load_variables(run, source)  # the source reads its files only once
-  monkeypatch.setattr(jax, 'process_count', lambda: 2)
+  monkeypatch.setattr(multihost, 'is_single', lambda: False)
   monkeypatch.setattr(multihost, 'gather_from_all', lambda value: [value, value])
   initialize.load_variables(run, source)
   monkeypatch.setattr(multihost, 'gather_from_all', lambda value: [value, dict.fromkeys(value, '00')])
