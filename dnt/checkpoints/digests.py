@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
+from dnt.parallel import multihost
+
 
 class Digest(NamedTuple):
   """Holds the digest of a leaf, and whether all its numbers are finite."""
@@ -37,7 +39,7 @@ def inspect(leaves: Mapping[str, Any]) -> dict[str, Digest]:
     for index, values in shards[path]:
       digest, finite = _inspect_shard(leaf.shape, index, np.asarray(values))
       row += np.array([digest, not finite], np.uint32)
-  if any(isinstance(leaf, jax.Array) for leaf in leaves.values()) and jax.process_count() > 1:
+  if any(isinstance(leaf, jax.Array) for leaf in leaves.values()) and not multihost.is_single():
     result = multihost_utils.process_allgather(result).sum(0, dtype=np.uint32)
   return {path: Digest(int(digest), not bad) for path, (digest, bad) in zip(leaves, result, strict=True)}
 

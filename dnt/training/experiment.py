@@ -268,7 +268,7 @@ def _load(
     return found, held_out
 
   loaded, held_out = multihost.together(read)
-  if jax.distributed.is_initialized():
+  if not multihost.is_single():
     found = {
       f'{_FINGERPRINT[name]} of {split}': value[:12] if isinstance(value, str) else value
       for split, values in fingerprint.of(loaded).items()

@@ -147,13 +147,13 @@ def test_a_closed_output_stops_a_comparison_before_its_next_run(runs, monkeypatc
 
 
 def test_a_comparison_leaves_the_devices_to_its_runs(tmp_path):
-  # A process that has asked for an accelerator holds it, or most of its memory, until it ends.
+  # A process that has initialized an accelerator holds it, or most of its memory, until it ends.
   script = """
 import jax
 from dnt import cli, compare
 from dnt.comparison import runner
 
-jax.config.update('jax_platforms', 'none_such')  # of this process alone; whatever asks for a device fails
+jax.config.update('jax_platforms', 'none_such')  # of this process alone; initializing a device fails
 runner._run_one = lambda run, *_: print('starts', run.name) or ''
 cli.run(compare.PROGRAM)
 """
