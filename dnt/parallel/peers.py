@@ -55,6 +55,9 @@ class Peers:
     """
     self._activities: dict[int, activity.Description] = {}  # of process 0: what the others do
     self._process, self._hosts, self._connections = process, hosts, dict(connections)
+    for peer in connections.values():
+      # A message that waits for an acknowledgement is lost if this process ends before it has read what the other sent.
+      peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     self._heard = dict.fromkeys(connections, time.monotonic())  # when each process sent its last message
     self._unfinished = dict.fromkeys(connections, b'')
     self._left: set[int] = set()  # processes that have said that they end
