@@ -79,7 +79,7 @@ def test_another_experiment_is_refused_with_the_way_out(tiny, tmp_path):
 )
 def test_a_way_out_that_cannot_work_is_not_offered(tiny, tmp_path, changes, names, same_network):
   """The state of the checkpoint does not fit, so that no --allow goes on; weights of another network start nothing."""
-  tiny.train.steps = 2
+  tiny.train.steps, tiny.finetune.cached_views = 2, 0  # no features in the home folder
   run(tiny, tmp_path / 'run')
   before = contents(tmp_path)
   tiny.train.steps = 4
