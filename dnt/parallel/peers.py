@@ -56,6 +56,7 @@ class Peers:
     self._activities: dict[int, activity.Description] = {}  # of process 0: what the others do
     self._process, self._hosts, self._connections = process, hosts, dict(connections)
     for peer in connections.values():
+      peer.settimeout(BEAT)
       # A message that waits for an acknowledgement is lost if this process ends before it has read what the other sent.
       peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     self._heard = dict.fromkeys(connections, time.monotonic())  # when each process sent its last message
@@ -113,7 +114,6 @@ class Peers:
   def _watch(self) -> None:
     with selectors.DefaultSelector() as selector:
       for process, peer in self._connections.items():
-        peer.settimeout(BEAT)
         selector.register(peer, selectors.EVENT_READ, process)
       beat = 0.0
       while selector.get_map() or self._verdict is not None:
