@@ -10,7 +10,8 @@ from dnt.parallel import cpu
 _log = logging.getLogger('dnt')
 
 # For each tested jax version; tests ran with the compilation cache on, benchmarks/step.py measured the speed. XLA's
-# defaults are the fastest on 0.12 (its oneDNN calls are 10 % faster, but crash the cache).
+# defaults are the fastest on 0.12, without the gradients of 1x1 kernels that `lowering` rewrites (its oneDNN calls are
+# 10 % faster on small networks, but crash the cache).
 OPTIONS = {
   '0.10.2': {
     # Keeps optimization barriers, and uses YNNPACK for sums and single dots but Eigen for convolutions.

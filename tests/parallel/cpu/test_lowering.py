@@ -97,9 +97,9 @@ def test_a_barrier_is_the_identity_under_all_transformations():
   assert 'optimization_barrier' in text(lambda x: jax.vmap(fn)(x), x)
 
 
-def convolve(x, kernel, layout, **kwargs):
-  ones = (1,) * (x.ndim - 2)
-  return lax.conv_general_dilated(x, kernel, ones, 'SAME', dimension_numbers=layout, **kwargs)
+def convolve(x, kernel, layout, stride=1, padding='SAME', **kwargs):
+  strides = (stride,) * (x.ndim - 2)
+  return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=layout, **kwargs)
 
 
 # What users' own networks hold: [shape of x, shape of the kernel, function].
@@ -142,6 +142,45 @@ def test_every_convolution_in_a_loop_has_the_form_of_the_library_and_the_values_
   monkeypatch.setenv(cpu.VARIABLE, 'convolutions')
   wanted, count, fast = compile_loop()
   assert fast < count
+  for a, b in zip(got, wanted, strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max())
+
+
+# One of the three passes of each has its window at one place only.
+PRODUCTS = {
+  '1x1': ((3, 6, 5, 4), (1, 1, 4, 7), functools.partial(convolve, layout=IMAGES)),
+  '1x1, every second place': ((3, 6, 5, 4), (1, 1, 4, 7), functools.partial(convolve, layout=IMAGES, stride=2)),
+  '1x1, every third place': ((3, 6, 7, 4), (1, 1, 4, 7), functools.partial(convolve, layout=IMAGES, stride=3)),
+  '1x1, channels first': ((3, 4, 6, 5), (7, 4, 1, 1), functools.partial(convolve, layout=('NCHW', 'OIHW', 'NCHW'))),
+  'one-dimensional': ((3, 9, 4), (1, 4, 7), functools.partial(convolve, layout=('NWC', 'WIO', 'NWC'))),
+  'the whole image': ((3, 6, 5, 4), (6, 5, 4, 7), functools.partial(convolve, layout=IMAGES, padding='VALID')),
+  'part of the image': (
+    (3, 6, 5, 4),
+    (2, 3, 4, 7),
+    functools.partial(convolve, layout=IMAGES, padding=[(-1, -2), (0, 0)], rhs_dilation=(2, 2)),
+  ),
+}
+
+
+@pytest.mark.parametrize('kind', PRODUCTS)
+def test_a_window_at_one_place_is_a_matrix_product_with_the_values_of_jax(kind, monkeypatch):
+  rng = np.random.default_rng(0)
+  *shapes, fn = PRODUCTS[kind]
+  x, kernel = (rng.normal(size=shape).astype(np.float32) for shape in shapes)
+
+  def run():
+    def passes(x, kernel):
+      y, backward = jax.vjp(fn, x, kernel)
+      return y, *backward(jnp.cos(y))
+
+    program = text(passes, x, kernel)
+    return jax.jit(passes)(x, kernel), program.count('stablehlo.dot_general'), program.count('stablehlo.convolution')
+
+  got, products, others = run()
+  assert (products, others) == (1, 2)
+  monkeypatch.setenv(cpu.VARIABLE, 'convolutions')
+  wanted, products, others = run()
+  assert (products, others) == (0, 3)
   for a, b in zip(got, wanted, strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max())
 
