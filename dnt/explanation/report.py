@@ -19,7 +19,8 @@ SHOWN = ('deletion', 'insertion')
 AREAS = (*SHOWN, 'random_deletion', 'random_insertion')
 # Explanations of the metrics in explain.json and explain.html.
 MEANING = {
-  'maps': 'float32, ReLU as published, upsampled bilinearly; divided by their own peak only for drawing',
+  'maps': 'float32, ReLU as published, upsampled bilinearly; divided by their own peak only for drawing; a map with '
+  'peak 0 is zero everywhere and orders no pixels: its areas are those of the random map',
   'deletion': 'area under the curve of the probability of the target while the pixels, highest map value first, '
   f'become the mean color of the data, in {faithfulness.STEPS} equal steps (Petsiuk et al. 2018); lower is better',
   'insertion': 'the same while these pixels replace those of a blurred image (a Gaussian with a standard deviation of '
@@ -132,13 +133,18 @@ def _explain(
     shown = sheet.Tile(f'predicted: {predicted}', each.image, each.map)
     files.write(output / record['overlay'], plots.png(sheet.pair(title, shown, f'map of: {mapped}')))
     if len(tiles) < ON_SHEET:
-      lines = [sheet.short(title, 2 * sheet.NAME), predicted, *([f'map of: {mapped}'] if mapped != predicted else [])]
+      lines = [sheet.short(title, 2 * sheet.NAME), predicted]
+      lines += [f'map of: {mapped}'] * (mapped != predicted) + ['zero everywhere'] * (record['peak'] == 0)
       tiles.append(shown._replace(title='\n'.join(lines)))
     line.update(len(records) + len(unreadable))
   line.close()
   if not records:
     first = next(iter(unreadable.values()))
     raise errors.InputError(f'none of the {len(paths)} images can be read: {first}')
+  zero = sum(record['peak'] == 0 for record in records)
+  if zero:
+    found = f'the map of {zero} of {len(records)} images is zero everywhere: no position raises the score of its class'
+    _log.warning(f'{found}; try another --method or --entry')
   means = {name: float(np.mean([record[name] for record in records])) for name in AREAS}
   content = {'meaning': MEANING, 'means': means, 'pictures': records, 'unreadable': unreadable}
   first = f', the first {len(tiles)} of {len(records)} images' if len(tiles) < len(records) else ''

@@ -68,6 +68,26 @@ def test_images_and_their_figures_are_written(run, images, tmp_path, console):
   assert (tmp_path / 'out' / 'explained.png').is_file()
 
 
+def test_maps_that_are_zero_everywhere_are_named(run, images, tmp_path, monkeypatch, caplog):
+  load = inference.load
+
+  def change(path, x):
+    return x.at[..., 2].set(-1.0) if 'head' in str(path) else x
+
+  def against_class2(*args):
+    network = load(*args)
+    return network._replace(variables=jax.tree.map_with_path(change, network.variables))
+
+  monkeypatch.setattr(inference, 'load', against_class2)
+  report.run(str(run), WANTED._replace(images=str(images), target='class2'), tmp_path / 'out')
+  assert 'map of 3 of 3 images is zero everywhere' in caplog.text and '--method' in caplog.text
+  for each in json.loads((tmp_path / 'out' / 'explain.json').read_text())['pictures']:
+    assert each['peak'] == 0 and each['deletion'] == each['random_deletion']
+  caplog.clear()
+  report.run(str(run), WANTED._replace(images=str(images), target='class3'), tmp_path / 'out')
+  assert 'zero everywhere' not in caplog.text
+
+
 def test_a_split_is_searched(run, tmp_path):
   from dnt.training import experiment
 
