@@ -148,7 +148,7 @@ VANISHED=254 # exit code of follow if the run has ended without one
 # Prints the output of worker 0 until the run has ended; returns its exit code, 255 if the connection was lost.
 follow() {
   # shellcheck disable=SC2016 # for the worker's shell
-  on 0 "$GOING"'until [ -s ~/dnt-run/pid ]; do sleep 0.2; done; if going; then tail -n +1 -f --pid="$pid" ~/dnt-run/log; else cat ~/dnt-run/log; fi; for _ in $(seq 10); do if [ -s ~/dnt-run/code ]; then exit "$(cat ~/dnt-run/code)"; fi; sleep 0.5; done; echo "the run has ended without an exit code: its machine has restarted, or someone has killed it" >&2; exit '"$VANISHED"
+  on 0 "$GOING"'for _ in $(seq 150); do [ ! -s ~/dnt-run/pid ] || break; sleep 0.2; done; if going; then tail -n +1 -f --pid="$pid" ~/dnt-run/log; else cat ~/dnt-run/log; fi; for _ in $(seq 10); do if [ -s ~/dnt-run/code ]; then exit "$(cat ~/dnt-run/code)"; fi; sleep 0.5; done; echo "the run has ended without an exit code: its machine has restarted, or someone has killed it" >&2; exit '"$VANISHED"
 }
 
 # What the service says of the slice: READY, PREEMPTED, ...; nothing if there is none, or no answer.
@@ -308,7 +308,7 @@ case "$action" in
     if $queued; then queue describe "$name" '--format=value(state.state)'; fi
     tpu describe "$name" '--format=value(state,health,acceleratorType)'
     # shellcheck disable=SC2016 # for the worker's shell
-    on all "$GOING"'if going; then how=running; elif [ -s ~/dnt-run/code ]; then how="ended with exit code $(cat ~/dnt-run/code)"; elif [ -s ~/dnt-run/pid ]; then how="ended without an exit code (killed, or the machine has restarted)"; else how="no run was started"; fi; echo "$(hostname): $how: $(tail -n 1 ~/dnt-run/log 2> /dev/null)"'
+    on all "$GOING"'if going; then how=running; elif [ -s ~/dnt-run/code ]; then how="ended with exit code $(cat ~/dnt-run/code)"; elif [ -e ~/dnt-run/log ]; then how="ended without an exit code (killed, or the machine has restarted)"; else how="no run was started"; fi; echo "$(hostname): $how: $(tail -n 1 ~/dnt-run/log 2> /dev/null)"'
     ;;
   fetch)
     ((${#paths[@]} == 1 || ${#paths[@]} == 2)) || die 'fetch REMOTE_DIR [LOCAL_DIR]'
