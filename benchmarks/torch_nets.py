@@ -1,5 +1,9 @@
 """The networks that dnt is compared with, in PyTorch; the same layers, written as PyTorch's users would."""
 
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -24,13 +28,16 @@ class Basic(nn.Module):
 
 
 class Bottleneck(nn.Module):
-  """The block of ResNet-50, stride on the 3x3, and a shortcut of 1x1 convolutions where the shape changes (B)."""
+  """The block of ResNet-50, and a shortcut of 1x1 convolutions where the shape changes (B).
 
-  def __init__(self, inputs: int, features: int, stride: int):
+  The stride is on the 3x3 convolution as in torchvision, or on the first 1x1 as in He et al. 2015.
+  """
+
+  def __init__(self, inputs: int, features: int, stride: int, stride_on: str):
     super().__init__()
-    outputs = 4 * features
-    self.conv1, self.bn1 = nn.Conv2d(inputs, features, 1, bias=False), nn.BatchNorm2d(features)
-    self.conv2, self.bn2 = nn.Conv2d(features, features, 3, stride, 1, bias=False), nn.BatchNorm2d(features)
+    outputs, (first, second) = 4 * features, {'1x1': (stride, 1), '3x3': (1, stride)}[stride_on]
+    self.conv1, self.bn1 = nn.Conv2d(inputs, features, 1, first, bias=False), nn.BatchNorm2d(features)
+    self.conv2, self.bn2 = nn.Conv2d(features, features, 3, second, 1, bias=False), nn.BatchNorm2d(features)
     self.conv3, self.bn3 = nn.Conv2d(features, outputs, 1, bias=False), nn.BatchNorm2d(outputs)
     self.shortcut = nn.Identity()
     if stride > 1 or inputs != outputs:
@@ -52,12 +59,43 @@ def cifar_resnet(depth: int, classes: int = 10) -> nn.Module:
   return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, classes))
 
 
-def resnet50(classes: int = 1000) -> nn.Module:
+def resnet50(classes: int = 1000, stride_on: str = '3x3') -> nn.Module:
   """ResNet-50 of ImageNet, as in torchvision."""
   layers = [nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
   inputs = 64
   for stage, (features, blocks) in enumerate(((64, 3), (128, 4), (256, 6), (512, 3))):
     for index in range(blocks):
-      layers.append(Bottleneck(inputs, features, 2 if stage and not index else 1))
+      layers.append(Bottleneck(inputs, features, 2 if stage and not index else 1, stride_on))
       inputs = 4 * features
   return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, classes))
+
+
+@torch.no_grad()
+def take_weights(net: nn.Module, params: Mapping[str, Any], batch_stats: Mapping[str, Any], epsilon: float) -> None:
+  """Copies the variables of dnt's ResNet with bottleneck blocks into `resnet50`, all but the last layer.
+
+  Args:
+    net: from `resnet50`.
+    params: parameters by entry and layer, as arrays on the host.
+    batch_stats: running statistics, in the same way.
+    epsilon: what every BatchNorm adds to the variance.
+  """
+  convolutions = [module for module in net.modules() if isinstance(module, nn.Conv2d)]
+  norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
+  places = [('stem', 'conv', 'norm')]
+  for stage, blocks in enumerate((3, 4, 6, 3), 1):
+    for block in range(1, blocks + 1):
+      entry = f'stage{stage}/block{block:03d}'
+      places += [(entry, f'conv{index}', f'norm{index}') for index in (1, 2, 3)]
+      places += [(f'{entry}/shortcut', 'conv', 'norm')] * (block == 1)
+  for convolution, norm, (entry, conv_name, norm_name) in zip(convolutions, norms, places, strict=True):
+    found, statistics = params, batch_stats
+    for part in entry.split('/'):
+      found, statistics = found[part], statistics[part]
+    kernel = torch.tensor(np.array(found[conv_name]['kernel']))
+    convolution.weight.copy_(kernel.permute(3, 2, 0, 1))
+    norm.weight.copy_(torch.tensor(np.array(found[norm_name]['scale'])))
+    norm.bias.copy_(torch.tensor(np.array(found[norm_name]['bias'])))
+    norm.running_mean.copy_(torch.tensor(np.array(statistics[norm_name]['mean'])))
+    norm.running_var.copy_(torch.tensor(np.array(statistics[norm_name]['var'])))
+    norm.eps = epsilon
