@@ -102,8 +102,9 @@ def _is_product(
   """Returns whether the window is at one place only, where it reads no zeros: then `_multiply` gives the output."""
   return (
     all(out[axis] == 1 for axis in numbers.out_spec[2:])
-    and max(map(max, padding)) <= 0
-    and max(lhs_dilation) == feature_group_count == batch_group_count == 1
+    and all(low <= 0 and high <= 0 for low, high in padding)
+    and all(dilation == 1 for dilation in lhs_dilation)
+    and feature_group_count == batch_group_count == 1
   )
 
 

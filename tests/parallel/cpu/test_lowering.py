@@ -185,6 +185,11 @@ def test_a_window_at_one_place_is_a_matrix_product_with_the_values_of_jax(kind, 
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max())
 
 
+def test_a_convolution_without_spatial_dimensions_is_a_matrix_product():
+  x, kernel = np.arange(6.0, dtype=np.float32).reshape(2, 3), np.arange(12.0, dtype=np.float32).reshape(4, 3)
+  np.testing.assert_allclose(jax.jit(lambda x, kernel: lax.conv(x, kernel, (), 'VALID'))(x, kernel), x @ kernel.T)
+
+
 @pytest.mark.usefixtures('optimized')
 def test_a_users_own_convolutions_are_fast_inside_the_loop_of_steps(tiny, own_network):
   data = experiment.load_data(tiny, ())
