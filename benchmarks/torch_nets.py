@@ -1,9 +1,7 @@
 """The networks that dnt is compared with, in PyTorch; the same layers, written as PyTorch's users would."""
 
-from collections.abc import Mapping
-from typing import Any
+import collections
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -39,14 +37,14 @@ class Bottleneck(nn.Module):
     self.conv1, self.bn1 = nn.Conv2d(inputs, features, 1, first, bias=False), nn.BatchNorm2d(features)
     self.conv2, self.bn2 = nn.Conv2d(features, features, 3, second, 1, bias=False), nn.BatchNorm2d(features)
     self.conv3, self.bn3 = nn.Conv2d(features, outputs, 1, bias=False), nn.BatchNorm2d(outputs)
-    self.shortcut = nn.Identity()
+    self.downsample = nn.Identity()
     if stride > 1 or inputs != outputs:
-      self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+      self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
   def forward(self, x: torch.Tensor) -> torch.Tensor:
     y = F.relu(self.bn1(self.conv1(x)))
     y = F.relu(self.bn2(self.conv2(y)))
-    return F.relu(self.shortcut(x) + self.bn3(self.conv3(y)))
+    return F.relu(self.downsample(x) + self.bn3(self.conv3(y)))
 
 
 def cifar_resnet(depth: int, classes: int = 10) -> nn.Module:
@@ -60,42 +58,14 @@ def cifar_resnet(depth: int, classes: int = 10) -> nn.Module:
 
 
 def resnet50(classes: int = 1000, stride_on: str = '3x3') -> nn.Module:
-  """ResNet-50 of ImageNet, as in torchvision."""
-  layers = [nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
-  inputs = 64
-  for stage, (features, blocks) in enumerate(((64, 3), (128, 4), (256, 6), (512, 3))):
+  """ResNet-50 of ImageNet, as in torchvision, whose names of layers it has."""
+  layers = {'conv1': nn.Conv2d(3, 64, 7, 2, 3, bias=False), 'bn1': nn.BatchNorm2d(64), 'relu': nn.ReLU()}
+  layers['maxpool'], inputs = nn.MaxPool2d(3, 2, 1), 64
+  for stage, (features, blocks) in enumerate(((64, 3), (128, 4), (256, 6), (512, 3)), 1):
+    layer = []
     for index in range(blocks):
-      layers.append(Bottleneck(inputs, features, 2 if stage and not index else 1, stride_on))
+      layer.append(Bottleneck(inputs, features, 2 if stage > 1 and not index else 1, stride_on))
       inputs = 4 * features
-  return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, classes))
-
-
-@torch.no_grad()
-def take_weights(net: nn.Module, params: Mapping[str, Any], batch_stats: Mapping[str, Any], epsilon: float) -> None:
-  """Copies the variables of dnt's ResNet with bottleneck blocks into `resnet50`, all but the last layer.
-
-  Args:
-    net: from `resnet50`.
-    params: parameters by entry and layer, as arrays on the host.
-    batch_stats: running statistics, in the same way.
-    epsilon: what every BatchNorm adds to the variance.
-  """
-  convolutions = [module for module in net.modules() if isinstance(module, nn.Conv2d)]
-  norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
-  places = [('stem', 'conv', 'norm')]
-  for stage, blocks in enumerate((3, 4, 6, 3), 1):
-    for block in range(1, blocks + 1):
-      entry = f'stage{stage}/block{block:03d}'
-      places += [(entry, f'conv{index}', f'norm{index}') for index in (1, 2, 3)]
-      places += [(f'{entry}/shortcut', 'conv', 'norm')] * (block == 1)
-  for convolution, norm, (entry, conv_name, norm_name) in zip(convolutions, norms, places, strict=True):
-    found, statistics = params, batch_stats
-    for part in entry.split('/'):
-      found, statistics = found[part], statistics[part]
-    kernel = torch.tensor(np.array(found[conv_name]['kernel']))
-    convolution.weight.copy_(kernel.permute(3, 2, 0, 1))
-    norm.weight.copy_(torch.tensor(np.array(found[norm_name]['scale'])))
-    norm.bias.copy_(torch.tensor(np.array(found[norm_name]['bias'])))
-    norm.running_mean.copy_(torch.tensor(np.array(statistics[norm_name]['mean'])))
-    norm.running_var.copy_(torch.tensor(np.array(statistics[norm_name]['var'])))
-    norm.eps = epsilon
+    layers[f'layer{stage}'] = nn.Sequential(*layer)
+  layers |= {'avgpool': nn.AdaptiveAvgPool2d(1), 'flatten': nn.Flatten(), 'fc': nn.Linear(inputs, classes)}
+  return nn.Sequential(collections.OrderedDict(layers))
