@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
-from dnt import errors, files
+from dnt import files
 from dnt import workdir as workdir_lib
 from dnt.comparison import plan
 from dnt.config import run_config
@@ -27,7 +27,7 @@ from dnt.parallel import ownership, signals
 from dnt.reporting import progress, terminal
 
 _POLL = 0.5  # seconds
-_TAIL = 1 << 18  # bytes; enough for the last line of a record with telemetry of hundreds of entries
+_POSITION = re.compile(r'step (\d+)/(\d+)')  # as `progress.Progress` begins its line
 _PR_SET_PDEATHSIG = 1  # from Linux's prctl.h
 _log = logging.getLogger(__name__)
 
@@ -190,33 +190,33 @@ class Pace:
     self._runs, self._clock = runs, clock
     self._run: plan.Run | None = None
     self._first: tuple[float, int] | None = None  # time and step at the first look that found a step
+    self._last: tuple[float, int] | None = None  # the same at the first look that found the newest step
     self._logged = 0  # bytes of the run's log at the first look
 
   def look(self, run: plan.Run) -> list[str]:
     """Returns the parts of the status line for the current run's step and the remaining time of all runs."""
     now = self._clock()
+    path = run.workdir / workdir_lib.LOG
     if run is not self._run:
-      self._run, self._first, self._began = run, None, now
-      self._old, self._logged = _modified(run), _size(run.workdir / workdir_lib.LOG)
+      self._run, self._first, self._last, self._began = run, None, None, now
+      self._logged = path.stat().st_size if path.exists() else 0
       self._took = {each: _seconds(each) for each in self._runs}
-    if _modified(run) == self._old:
-      return self._starting(run)  # the record is still that of the process before
-    total, step = _total_steps(run), _last_step(run)
-    if not total or step is None:
-      return self._starting(run)
-    self._first = self._first or (now, step)
+    lines = _since(path, self._logged) if path.exists() else []
+    # The log has every step that the run shows; its record has one line every `log_every`, which may be an hour.
+    position = next((found for line in reversed(lines) if (found := _POSITION.match(line))), None)
+    if not position:  # it may compute features, which count too
+      return ['starting', *(line for line in lines[-1:] if 'ETA' in line)]
+    step, total = int(position[1]), int(position[2])
+    if not self._last or step != self._last[1]:
+      self._last = (now, step)
+    self._first = self._first or self._last
     parts = [f'step {step}/{total}']
-    (then, first) = self._first
+    (then, first), (seen, _) = self._first, self._last
     if step > first:
-      left = (total - step) * (now - then) / (step - first)
+      left = max((total - step) * (seen - then) / (step - first) - (now - seen), 0.0)
       of_all = left + self._pending(run, now, left)
       parts.append(f'ETA {progress.format_duration(left)}, all runs {progress.format_duration(of_all)}')
     return parts
-
-  def _starting(self, run: plan.Run) -> list[str]:
-    """Returns the status of a run without a step, as shown at the end of its log (such as computing features)."""
-    lines = _since(run.workdir / workdir_lib.LOG, self._logged) if _size(run.workdir / workdir_lib.LOG) else []
-    return ['starting', *(line for line in lines[-1:] if 'ETA' in line)]
 
   def _pending(self, run: plan.Run, now: float, left: float) -> float:
     known = {each: took for each, took in self._took.items() if took is not None}
@@ -233,29 +233,3 @@ class Pace:
 def _seconds(run: plan.Run) -> float | None:
   summary = plan.summary(run)
   return summary['seconds']['total'] if summary and summary['finished'] else None
-
-
-def _size(path: pathlib.Path) -> int:
-  return path.stat().st_size if path.exists() else 0
-
-
-def _modified(run: plan.Run) -> float | None:
-  path = run.workdir / workdir_lib.METRICS
-  return path.stat().st_mtime if path.exists() else None
-
-
-def _total_steps(run: plan.Run) -> int | None:
-  path = run.workdir / workdir_lib.CONFIG
-  try:
-    return files.read_object(path)['train']['steps'] if path.exists() else None
-  except (errors.InputError, KeyError, TypeError):  # the run itself reports it
-    return None
-
-
-def _last_step(run: plan.Run) -> int | None:
-  """Returns the step of the last whole line of the record, without reading the whole record of a long run each time."""
-  with (run.workdir / workdir_lib.METRICS).open('rb') as file:
-    file.seek(0, os.SEEK_END)
-    file.seek(max(file.tell() - _TAIL, 0))
-    steps = re.findall(rb'^\{"step": (\d+)', file.read(), re.MULTILINE)
-  return int(steps[-1]) if steps else None

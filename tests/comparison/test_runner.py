@@ -14,7 +14,7 @@ from dnt import errors, trees
 from dnt import workdir as workdir_lib
 from dnt.checkpoints import format
 from dnt.comparison import plan, runner
-from dnt.reporting import terminal
+from dnt.reporting import progress, terminal
 
 
 @pytest.fixture
@@ -30,11 +30,10 @@ def finished(run, seconds):
   (run.workdir / 'summary.json').write_text(json.dumps({'finished': True, 'seconds': {'total': seconds}}))
 
 
-def log(run, step, total):
+def log(run, line):
   run.workdir.mkdir(parents=True, exist_ok=True)
-  (run.workdir / 'config.json').write_text(json.dumps({'train': {'steps': total}}))
-  with (run.workdir / 'metrics.jsonl').open('a') as file:
-    file.write(json.dumps({'step': step, 'train/loss': 1.0}) + '\n')
+  with (run.workdir / 'log.txt').open('a') as file:
+    file.write(line + '\n')
 
 
 def test_the_estimate_over_all_runs(runs):
@@ -43,36 +42,42 @@ def test_the_estimate_over_all_runs(runs):
   finished(runs[0], 100.0)  # a, seed 0
   assert pace.look(runs[1]) == ['starting']
   now = 10.0
-  log(runs[1], 10, 110)
+  log(runs[1], 'step 10/110  epoch 0.1  loss 6.8173  4 images/s')
   assert pace.look(runs[1]) == ['step 10/110']
   now = 20.0
-  log(runs[1], 20, 110)
+  log(runs[1], 'step 20/110  epoch 0.2  loss 6.8173  4 images/s  ETA 2 min')
   # b takes 20 s so far and 90 steps of 1 s more, hence 110 s; c is taken for their mean.
   pending = 105 + 100 + 110 + 105
   assert pace.look(runs[1]) == [
     'step 20/110',
     f'ETA 1 min 30 s, all runs {(90 + pending) // 60} min {(90 + pending) % 60:02d} s',
   ]
+  now = 40.0  # the run evaluates, or a step takes longer
+  log(runs[1], 'test/accuracy 50.00 %')
+  position, left = pace.look(runs[1])
+  assert (position, left.split(',')[0]) == ('step 20/110', 'ETA 1 min 10 s')
 
 
 def test_a_run_that_starts_says_what_it_is_at(runs):
   pace = runner.Pace(runs, lambda: 0.0)
-  runs[0].workdir.mkdir(parents=True)
-  path = runs[0].workdir / 'log.txt'
-  path.write_text('step 3/10  ETA 2 s\n')  # of an earlier process
+  log(runs[0], 'step 3/10  ETA 2 s')  # of an earlier process
   assert pace.look(runs[0]) == ['starting']
-  with path.open('a') as file:
-    file.write('head 10\nfeatures of train 64/640  16 images/s  ETA 36 s\n')
+  log(runs[0], 'head 10\nfeatures of train 64/640  16 images/s  ETA 36 s')
   assert pace.look(runs[0]) == ['starting', 'features of train 64/640  16 images/s  ETA 36 s']
-  with path.open('a') as file:
-    file.write('features of train: 3 MB kept\n')
+  log(runs[0], 'features of train: 3 MB kept')
   assert pace.look(runs[0]) == ['starting']
+  log(runs[0], 'step 4/10  epoch 0.0  loss 6.8')
+  assert pace.look(runs[0]) == ['step 4/10']
 
 
-def test_the_record_of_an_earlier_process_is_no_progress(runs):
-  log(runs[0], 50, 100)
+def test_the_line_of_a_real_run_is_understood(runs, caplog):
+  """Long before its first record, which a run of hours writes every twentieth of its steps."""
   pace = runner.Pace(runs, lambda: 0.0)
   assert pace.look(runs[0]) == ['starting']
+  with caplog.at_level(logging.INFO):
+    progress.Progress(1536).update(87, 0.5, {'loss': 4.0})
+  log(runs[0], caplog.messages[-1])
+  assert pace.look(runs[0]) == ['step 87/1536']
 
 
 @pytest.mark.parametrize(
