@@ -25,7 +25,8 @@ class Progress:
     self._total = total_steps
     self._clock = clock
     self._status = terminal.StatusLine(clock)
-    # (time, step) over the last minute, from which the ETA is computed.
+    self._began = math.inf  # time of the first update
+    # (time, step) of the second half of that time, one a second, for the ETA.
     self._recent: collections.deque[tuple[float, int]] = collections.deque()
 
   def update(self, step: int, epoch: float, values: Mapping[str, float]) -> None:
@@ -37,16 +38,20 @@ class Progress:
       values: `loss`, `accuracy` (in [0, 1]) and those of `metric_names.SPEED`, if they are known.
     """
     now = self._clock()
-    self._recent.append((now, step))
-    while len(self._recent) > 2 and now - self._recent[0][0] > 60:
+    self._began = min(self._began, now)
+    if not self._recent or now - self._recent[-1][0] >= 1.0:
+      self._recent.append((now, step))
+    # Long enough that evaluations count with their share: after one, a short window would take it for the usual step.
+    window = min(max((now - self._began) / 2, 60.0), 3600.0)
+    while len(self._recent) > 1 and now - self._recent[1][0] >= window:
       self._recent.popleft()
-    self._status.update(self._format(step, epoch, values), at_once=step >= self._total)
+    self._status.update(self._format(now, step, epoch, values), at_once=step >= self._total)
 
   def close(self) -> None:
     """Closes the progress line and leaves its last state on screen."""
     self._status.close(leave=True)
 
-  def _format(self, step: int, epoch: float, values: Mapping[str, float]) -> str:
+  def _format(self, now: float, step: int, epoch: float, values: Mapping[str, float]) -> str:
     parts = [f'step {step}/{self._total}', f'epoch {epoch:.1f}']
     if 'loss' in values:
       parts.append(f'loss {values["loss"]:.4f}')
@@ -59,9 +64,9 @@ class Progress:
         parts.append(f'{shown} {format_value(name, values[name])}')
     if values.get('compile_seconds', 0.0) >= 0.5:
       parts.append(f'compilation {format_duration(values["compile_seconds"])}')
-    (then, first), (now, last) = self._recent[0], self._recent[-1]
-    if last > first and step < self._total:
-      parts.append(f'ETA {format_duration((self._total - step) * (now - then) / (last - first))}')
+    then, first = self._recent[0]
+    if first < step < self._total:
+      parts.append(f'ETA {format_duration((self._total - step) * (now - then) / (step - first))}')
     return '  '.join(parts)
 
 

@@ -64,13 +64,24 @@ def test_waits_are_shown_if_there_are_any(console):
   assert '9 images/s  data wait 25 %  MFU 41 %  compilation 1 min 15 s  ETA' in second
 
 
-def test_eta_follows_the_last_minute(console):
+def test_eta_follows_the_second_half_of_the_run(console):
   clock = _Clock()
-  shown = progress.Progress(1000, clock)
-  for step in range(0, 200, 10):  # compiled slowly, then 1 step a second
-    clock.now += 100 if step == 0 else 10
+  shown = progress.Progress(2000, clock)
+  for step in range(0, 1000, 10):  # at first 5 s a step, then 1 s
+    clock.now += 50 if step <= 100 else 10
     shown.update(step, 0.0, {})
-  assert console.readouterr().out.splitlines()[-1].endswith('ETA 13 min 30 s')
+  assert console.readouterr().out.splitlines()[-1].endswith('ETA 18 min 30 s')  # 1,110 steps
+
+
+def test_an_evaluation_counts_with_its_share(console):
+  """And not as if every step took as long."""
+  clock = _Clock()
+  shown = progress.Progress(1600, clock)
+  for step in range(1, 202):
+    clock.now += 105 if step == 201 else 5  # an evaluation after every 200 steps
+    shown.update(step, 0.0, {})
+  # The 1,399 steps and 6 evaluations that are left take 2 h 07 min.
+  assert console.readouterr().out.splitlines()[-1] == 'step 201/1600  epoch 0.0  ETA 2 h 22 min'
 
 
 def test_counted_images_have_a_pace_of_their_own(console):
