@@ -14,6 +14,7 @@ from dnt.data import sources
 from dnt.training import experiment
 
 CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
+SMALLEST_CLASS = {'cars': 18, 'mri': 121, 'fashion': 6000}
 TRAINABLE = {'scratch': 269_722 - 6 * 65, 'head': 8196, 'top2': 8196 + 2 * 4_462_592, 'all': 23_508_032 + 8196}
 
 
@@ -87,6 +88,7 @@ def test_the_rule(planned):
     data, count, cut = name.split('_')
     budget = config.train.steps, config.data.images_per_class
     assert budget == (cells[f'{data}_{count}_head'].train.steps, None if count == 'all' else int(count))
+    assert (config.data.images_per_class or 0) <= SMALLEST_CLASS[data]
     assert config.train.steps == max(200, -(-10 * images(config) // 32))
     assert config.optim.learning_rate * config.finetune.head_lr_mult == pytest.approx(1e-3)
   found = {}
