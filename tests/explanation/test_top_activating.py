@@ -1,4 +1,4 @@
-"""The most exciting images against sorting all of them, on resident and streamed splits."""
+"""Top-activating images against sorting all of them, on resident and streamed splits."""
 
 import contextlib
 import functools
