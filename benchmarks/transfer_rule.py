@@ -44,11 +44,14 @@ def figure(rows: Sequence[Mapping[str, Any]]) -> Any:
     counts = list(dict.fromkeys(cell(row['variant'])[1] for row in here))
     metric = metric_of(here)
     for order, (cut, color) in enumerate(zip(cuts, plots.COLORS, strict=False)):
-      line = [row for row in here if cell(row['variant'])[2] == cut and metric in row['mean']]
+      found = {cell(row['variant'])[1]: row for row in here if cell(row['variant'])[2] == cut}
       beside = 0.06 * (order - (len(cuts) - 1) / 2)  # so that no deviation hides another
-      places = [counts.index(cell(row['variant'])[1]) + beside for row in line]
-      spread = [row['std'].get(metric, math.nan) for row in line]
-      means = [row['mean'][metric] for row in line]
+      places = [place + beside for place in range(len(counts))]
+      # A cell without a finished run breaks its line.
+      means, spread = (
+        [found[count][of].get(metric, math.nan) if count in found else math.nan for count in counts]
+        for of in ('mean', 'std')
+      )
       axes.errorbar(places, means, spread, label=cut, color=color, marker='o', linewidth=1.8, capsize=4)
     axes.set_xticks(range(len(counts)), counts)
     axes.set_xlabel('images of each class')
