@@ -47,11 +47,8 @@ def figure(rows: Sequence[Mapping[str, Any]]) -> Any:
       found = {cell(row['variant'])[1]: row for row in here if cell(row['variant'])[2] == cut}
       beside = 0.06 * (order - (len(cuts) - 1) / 2)  # so that no deviation hides another
       places = [place + beside for place in range(len(counts))]
-      # A cell without a finished run breaks its line.
-      means, spread = (
-        [found[count][of].get(metric, math.nan) if count in found else math.nan for count in counts]
-        for of in ('mean', 'std')
-      )
+      line = [found.get(count, {'mean': {}, 'std': {}}) for count in counts]  # a cell without a finished run is a break
+      means, spread = ([row[of].get(metric, math.nan) for row in line] for of in ('mean', 'std'))
       axes.errorbar(places, means, spread, label=cut, color=color, marker='o', linewidth=1.8, capsize=4)
     axes.set_xticks(range(len(counts)), counts)
     axes.set_xlabel('images of each class')
