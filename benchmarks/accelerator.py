@@ -28,14 +28,12 @@ import contextlib
 import json
 import os
 import pathlib
-import platform
 import shlex
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from importlib import metadata
 from typing import Any, NamedTuple
 
 from absl import app, flags, logging
@@ -43,6 +41,7 @@ from absl import app, flags, logging
 from benchmarks import packed
 from benchmarks.parts import epoch, norms, step, suite, training
 from benchmarks.parts import options as options_lib
+from dnt.reporting import versions
 
 
 class Part(NamedTuple):
@@ -173,14 +172,6 @@ def unpacked(work: pathlib.Path) -> pathlib.Path | str | None:
   return work / 'data'
 
 
-def versions() -> dict[str, str]:
-  found = {'python': platform.python_version()}
-  for package in PACKAGES:
-    with contextlib.suppress(metadata.PackageNotFoundError):
-      found[package] = metadata.version(package)
-  return found
-
-
 def gpu() -> str | None:
   """Name, memory and driver, as NVIDIA's own tool says."""
   query = ['nvidia-smi', '--query-gpu=name,memory.total,driver_version', '--format=csv,noheader']
@@ -212,7 +203,7 @@ def run_all(chosen: list[str]) -> dict[str, Any]:
     'device': None,
     'gpu': gpu(),
     'cores': os.cpu_count(),
-    'versions': versions(),
+    'versions': versions.find(PACKAGES),
     'parts': {},
   }
   data = unpacked(work) if any(PARTS[name].needs for name in chosen) else None

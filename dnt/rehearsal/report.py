@@ -1,7 +1,6 @@
 """Writes the findings of rehearsals: tables as text, Markdown and HTML, and everything as JSON."""
 
 import collections
-import importlib.metadata
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 from dnt import files
 from dnt import workdir as workdir_lib
 from dnt.rehearsal import findings, rehearsal
-from dnt.reporting import html, progress, tables
+from dnt.reporting import html, progress, tables, versions
 
 PACKAGES = ('jax', 'jaxlib', 'libtpu', 'jax-cuda13-plugin', 'jax-cuda12-plugin')
 Table = list[list[str]]
@@ -27,9 +26,10 @@ def write(workdir: pathlib.Path, config: str, found: Sequence[rehearsal.Rehearsa
     config: name of the config.
     found: from `rehearsal.rehearse`, one for each target.
   """
-  content = {'format': workdir_lib.FORMAT, 'config': config, 'versions': versions(), 'targets': to_json(found)}
+  compiled_by = versions.find(PACKAGES)
+  content = {'format': workdir_lib.FORMAT, 'config': config, 'versions': compiled_by, 'targets': to_json(found)}
   files.write_json(workdir / workdir_lib.REHEARSAL, content)
-  title, used = f'Rehearsal of {config}', ', '.join(f'{name} {version}' for name, version in versions().items())
+  title, used = f'Rehearsal of {config}', ', '.join(f'{name} {version}' for name, version in compiled_by.items())
   lines, parts = [f'# {title}', '', used, ''], [html.text(used)]
   for heading, rows in sections(found).items():
     lines += [f'## {heading}', '', tables.markdown(rows), '']
@@ -51,17 +51,6 @@ def text(found: Sequence[rehearsal.Rehearsal]) -> str:
     said = '\n'.join(f'  {sentence}' for sentence in findings.find(each))
     parts.append(f'{each.target.text}\n{said}')
   return '\n\n'.join([*parts, _NOTE])
-
-
-def versions() -> dict[str, str]:
-  """Returns the versions of what compiles."""
-  found = {}
-  for name in PACKAGES:
-    try:
-      found[name] = importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-      continue
-  return found
 
 
 def sections(found: Sequence[rehearsal.Rehearsal]) -> dict[str, Table]:

@@ -1,10 +1,8 @@
 """Writes the results of a run: the table of blocks, summary.json, curves, confusion matrices and report.html."""
 
 import pathlib
-import platform
 import signal
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from typing import Any
 
 import jax
@@ -17,6 +15,7 @@ from dnt.models import depth, layouts
 from dnt.parallel import mesh as mesh_lib
 from dnt.parallel import multihost
 from dnt.reporting import html, metric_names, metrics, plots, progress, tables
+from dnt.reporting import versions as versions_lib
 from dnt.training import experiment, record, steps
 
 WHOLE_TABLE = 70  # rows; longer tables show runs of equal blocks as one line
@@ -284,7 +283,7 @@ def evaluation_line(result: Mapping[str, Any]) -> str:
 
 def versions() -> dict[str, str]:
   """Returns the versions of Python and of the packages that affect the results of a run."""
-  return {'python': platform.python_version()} | {name: metadata.version(name) for name in PACKAGES}
+  return versions_lib.find(PACKAGES)
 
 
 def devices(mesh: jax.sharding.Mesh) -> dict[str, Any]:
