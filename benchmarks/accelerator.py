@@ -1,7 +1,7 @@
 """What one accelerator makes of dnt, in a given time: tests, speed beside PyTorch's, and training runs on packed data.
 
   python -m benchmarks.accelerator --output=<folder> [--minutes=8] [--parts=step,epoch] [--skip=tests]
-  python -m benchmarks.accelerator --output=<folder> --data=<folder> --parts=degradation,cars
+  python -m benchmarks.accelerator --output=<folder> --data=<folder> --parts=degradation --steps=16000
 
 The parts, in their order, each a process with a time limit of its own:
 
@@ -9,8 +9,9 @@ tests: those that hold on one accelerator, in float32 without TF32, two minutes 
 step: train steps of ResNet-20, -50 and -56 in turn with torch.compile's; aim: 0.9 of its step rate.
 epoch: the whole loop on 50,000 CIFAR-shaped images against the bare step; aim: 98 % of its rate.
 norms: GB/s of the norms beside a copy's.
-degradation: plain-20 and -56, ResNet-20 and -56 on CIFAR-10, as many of the paper's 64k steps as the time allows.
-cars: all of a pretrained ResNet-50 on Stanford Cars, as far as the time allows.
+degradation: plain-20 and -56, ResNet-20 and -56 on CIFAR-10 side by side, as many of the paper's 64k steps as the time
+allows; --steps shortens their schedule to what it allows, so that the rate has fallen at the end.
+cars: all of a pretrained ResNet-50 on Stanford Cars, likewise.
 
 The last two need --data: files of benchmarks/pack.py, or a folder that they were unpacked to. Their runs are in --work
 (with caches and logs, many files), and go on where they stopped when the same command is given again. `results.json`
@@ -85,6 +86,7 @@ OUTPUT = flags.DEFINE_string('output', None, 'Folder of results.json.', required
 WORK = flags.DEFINE_string('work', None, 'Folder of runs, logs and caches; default: work in --output.')
 TESTS = flags.DEFINE_list('tests', [], 'Test files to run instead of those chosen here.')
 TORCH_MODES = flags.DEFINE_list('torch_modes', ['default'], 'Of torch.compile; with several the fastest counts.')
+STEPS = flags.DEFINE_integer('steps', 0, 'Steps of each training run; 0: those of its config.', 0)
 TINY = flags.DEFINE_bool('tiny', False, 'Sizes for a test on CPU.')
 PART = flags.DEFINE_string('part', None, 'Used by the benchmark itself: run this part here.')
 OPTIONS = flags.DEFINE_string('options', None, 'Used by the benchmark itself.')
@@ -227,6 +229,7 @@ def run_all(chosen: list[str]) -> dict[str, Any]:
         data=str(data or ''),
         tests=tuple(TESTS.value),
         torch_modes=tuple(TORCH_MODES.value),
+        steps=STEPS.value,
       )
       result = results['parts'][name] = run_part(name, options, limit)
       device = result.get('found', {}).pop('device', None)

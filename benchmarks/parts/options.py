@@ -18,6 +18,7 @@ class Options:
     data: folder of unpacked data sets; empty: none.
     tests: files to test instead of those chosen; empty: those.
     torch_modes: of torch.compile.
+    steps: of each training run; 0: those of its config.
   """
 
   seconds: float
@@ -26,6 +27,7 @@ class Options:
   data: str = ''
   tests: tuple[str, ...] = ()
   torch_modes: tuple[str, ...] = ('default',)
+  steps: int = 0
   started: float = dataclasses.field(default_factory=time.monotonic, compare=False)
 
   @property

@@ -1,10 +1,11 @@
 """Runs of dnt on packed data, as far as the time goes: each a process of its own that is asked to stop, and can go on.
 
-degradation: plain-20 and -56 and ResNet-20 and -56 of configs/compare_degradation.py on CIFAR-10, each for an equal
-part of the time. cars: all of a pretrained ResNet-50 of configs/transfer_cars_resnet50.py. Errors are those of the
-newest checkpoint, in evaluation mode.
+degradation: plain-20 and -56 and ResNet-20 and -56 of configs/compare_degradation.py on CIFAR-10, side by side, as one
+of them leaves much of a device idle; their images/s are not those of a run alone. cars: all of a pretrained ResNet-50
+of configs/transfer_cars_resnet50.py. Errors are those of the newest checkpoint, in evaluation mode.
 """
 
+import contextlib
 import json
 import os
 import pathlib
@@ -80,53 +81,64 @@ def needed(options: options_lib.Options, name: str) -> pathlib.Path:
 
 
 def train_all(configs: Mapping[str, Any], options: options_lib.Options, save: Callable[[Any], None]) -> None:
-  """Trains each in turn for an equal part of the time left, then evaluates all of them in this process."""
+  """Trains all side by side until they end or their time is over, then evaluates them in this process."""
+  from dnt import config as schema
+
+  if options.steps:
+    configs = {name: schema.override(config, {'train.steps': options.steps}, name) for name, config in configs.items()}
   found: dict[str, Any] = {'device': options_lib.device(), 'runs': {}}
-  for number, (name, config) in enumerate(configs.items()):
-    waiting = len(configs) - number
-    fraction = (options.left - TO_EVALUATE * len(configs)) / waiting - TO_STOP
-    if fraction <= 0:
-      found['runs'][name] = {'error': f'no time: {options.left:.0f} s left for {waiting} runs'}
-      continue
-    try:
-      found['runs'][name] = train(name, config, options, fraction)
-    except RuntimeError as error:
-      found['runs'][name] = {'error': str(error)}
-    save(found)
-  for name, config in configs.items():
-    each = found['runs'][name]
+  seconds = options.left - TO_EVALUATE * len(configs) - TO_STOP
+  if seconds <= 0:
+    raise RuntimeError(f'no time: {options.left:.0f} s left for {len(configs)} runs')
+  folders = {name: options.folder / 'runs' / name for name in configs}
+  codes = run_together({name: command(configs[name], options, folders[name]) for name in configs}, options, seconds)
+  for name, code in codes.items():
+    found['runs'][name] = outcome(folders[name]) if code == 0 else {'error': failure(options, name, code)}
+  save(found)
+  for name, each in found['runs'].items():
     if 'error' not in each and each['evaluated_at'] != each['step']:
-      evaluate(config, workdir(options, name), each)
-    save(found)
+      evaluate(configs[name], folders[name], each)
+      save(found)
   if all('error' in each for each in found['runs'].values()):
     raise RuntimeError('; '.join(each['error'] for each in found['runs'].values()))
 
 
-def workdir(options: options_lib.Options, name: str) -> pathlib.Path:
-  return options.folder / 'runs' / name
-
-
-def train(name: str, config: Any, options: options_lib.Options, seconds: float) -> dict[str, Any]:
-  """Runs `dnt.main` until it ends or its time is over; what it has come to."""
+def command(config: Any, options: options_lib.Options, folder: pathlib.Path) -> list[str]:
+  """The command of a run; its config is written to a file of its own."""
   from dnt.config import run_config
-  from dnt.reporting import metrics
 
-  folder = workdir(options, name)
   file = options.folder / 'configs' / f'{folder.name}.json'
   file.parent.mkdir(parents=True, exist_ok=True)
   run_config.write(file, config)
-  command = [sys.executable, '-m', 'dnt.main', f'--config=dnt/config/run_config.py:{file}', f'--workdir={folder}']
-  log = options.folder / f'{folder.name}.log'
-  start = time.monotonic()
-  with log.open('a') as out:
-    process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
-    try:
-      process.wait(seconds)
-    except subprocess.TimeoutExpired:
-      process.terminate()
-      process.wait()  # however long: who started this part has an eye on the time
-  if process.returncode:
-    raise RuntimeError(f'{name} ended with code {process.returncode}: {log.read_text()[-500:].strip()}')
+  return [sys.executable, '-m', 'dnt.main', f'--config=dnt/config/run_config.py:{file}', f'--workdir={folder}']
+
+
+def run_together(commands: Mapping[str, list[str]], options: options_lib.Options, seconds: float) -> dict[str, int]:
+  """Runs commands side by side, asks those that have not ended after some seconds to stop; their exit codes."""
+  end = time.monotonic() + seconds
+  with contextlib.ExitStack() as stack:
+    processes = {}
+    for name, arguments in commands.items():
+      log = stack.enter_context((options.folder / f'{name}.log').open('a'))
+      processes[name] = subprocess.Popen(arguments, stdout=log, stderr=subprocess.STDOUT)
+    for process in processes.values():
+      with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(max(0.0, end - time.monotonic()))
+    for process in processes.values():
+      process.terminate()  # nothing to one that has ended
+    # However long: who started this part has an eye on the time.
+    return {name: process.wait() for name, process in processes.items()}
+
+
+def failure(options: options_lib.Options, name: str, code: int) -> str:
+  text = (options.folder / f'{name}.log').read_text(errors='replace')
+  return f'{name} ended with code {code}: {text[-500:].strip()}'
+
+
+def outcome(folder: pathlib.Path) -> dict[str, Any]:
+  """What a run has come to."""
+  from dnt.reporting import metrics
+
   lines = metrics.read(folder)
   evaluations = [line for line in lines if any(re.fullmatch(r'test.*/accuracy', key) for key in line)]
   summary = json.loads((folder / 'summary.json').read_text())
@@ -134,7 +146,6 @@ def train(name: str, config: Any, options: options_lib.Options, seconds: float) 
     'step': summary['step'],
     'total_steps': summary['total_steps'],
     'epochs': lines[-1]['epoch'] if lines else 0.0,
-    'seconds_here': time.monotonic() - start,
     'seconds': summary['seconds'],
     'images_per_second': summary['images_per_second'],
     'peak_bytes': summary['peak_memory']['device'],

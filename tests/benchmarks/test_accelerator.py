@@ -68,6 +68,18 @@ def test_a_part_that_fails_leaves_its_error_and_the_others_go_on(measure, tmp_pa
   assert 'failed: ' in output
 
 
+@pytest.mark.thorough
+def test_the_degradation_trains_four_networks_for_the_steps_asked_for(measure, cifar):
+  cifar.rename(cifar.with_name('cifar-10-batches-bin'))
+  results, output = measure('--parts=degradation', '--steps=3', f'--data={cifar.parent}')
+  runs = results['parts']['degradation']['found']['runs']
+  assert list(runs) == ['plain20', 'plain56', 'resnet20', 'resnet56']
+  for run in runs.values():
+    assert (run['step'], run['total_steps'], run['evaluated_at']) == (3, 3, 3)
+    assert all(0 <= run['errors'][split] <= 1 for split in ('train', 'test'))
+  assert '| resnet56 | 3 of 3 |' in output
+
+
 def test_without_time_every_part_is_skipped_and_says_so(measure):
   results, _ = measure('--minutes=0', '--skip=norms')
   assert list(results['parts']) == [name for name in PARTS if name != 'norms']

@@ -17,19 +17,6 @@ CLASSES = ('AM General Hummer', 'Ram C-V Cargo Van', 'smart fortwo')
 
 
 @pytest.fixture
-def cifar(tmp_path):
-  folder = tmp_path / 'cifar'
-  folder.mkdir()
-  rng = np.random.default_rng(0)
-  for name in (*(f'data_batch_{number}.bin' for number in range(1, 6)), 'test_batch.bin'):
-    records = rng.integers(0, 256, (33, packed.RECORD), np.uint8)
-    records[:, 0] %= 10
-    (folder / name).write_bytes(records.tobytes())
-  (folder / 'batches.meta.txt').write_text('airplane\nautomobile\n')
-  return folder
-
-
-@pytest.fixture
 def images(tmp_path):
   folder = tmp_path / 'car_pictures'
   rng = np.random.default_rng(1)

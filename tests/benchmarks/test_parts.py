@@ -1,6 +1,7 @@
 """What the parts of the accelerator benchmark decide by themselves."""
 
 import re
+import signal
 import sys
 
 import pytest
@@ -89,29 +90,50 @@ def test_dnt_is_timed_alone_once_torch_has_failed(options, monkeypatch):
   assert re.search('ResNet-20, tf32.* torch.compile, default ended with code 1$', saved[-1]['torch'])
 
 
-def test_runs_share_the_time_and_one_that_fails_leaves_it_to_the_others(options, monkeypatch):
-  now, fractions, evaluated = [0.0], {}, []
-  given = options(460.0, data='x', started=0.0)
-  monkeypatch.setattr(training.time, 'monotonic', lambda: now[0])
+def test_runs_go_side_by_side_and_those_that_last_too_long_are_asked_to_stop(options):
+  commands = {'slow': ['sleep', '600'], 'ends': ['true'], 'fails': ['sh', '-c', 'echo so it is; exit 3']}
+  assert training.run_together(commands, options(), 2.0) == {'slow': -signal.SIGTERM, 'ends': 0, 'fails': 3}
+  assert training.failure(options(), 'fails', 3) == 'fails ended with code 3: so it is'
 
-  def train(name, config, options, seconds):
-    fractions[name] = seconds
-    now[0] += 1 if name == 'b' else seconds + training.TO_STOP
-    if name == 'b':
-      raise RuntimeError('b ended with code 2')
-    return {'step': 10, 'evaluated_at': 10 if name == 'c' else 5, 'errors': {}}
 
-  monkeypatch.setattr(training, 'train', train)
+def test_a_run_that_fails_leaves_the_others_and_an_evaluation_is_made_where_one_is_due(options, monkeypatch):
+  evaluated, seconds = [], []
+  steps = {'a': 5, 'c': 10}
+
+  def run(commands, options, limit):
+    seconds.append(limit)
+    return {name: 2 if name == 'b' else 0 for name in commands}
+
+  monkeypatch.setattr(training, 'command', lambda config, options, folder: [])
+  monkeypatch.setattr(training, 'run_together', run)
+  monkeypatch.setattr(
+    training, 'outcome', lambda folder: {'step': 10, 'evaluated_at': steps[folder.name], 'errors': {}}
+  )
   monkeypatch.setattr(training, 'evaluate', lambda config, folder, each: evaluated.append(folder.name))
-  saved = []
-  training.train_all(dict.fromkeys('abcd'), given, saved.append)
-  whole = 460 - 4 * training.TO_EVALUATE
-  assert fractions['a'] == pytest.approx(whole / 4 - training.TO_STOP)
-  assert fractions['b'] == pytest.approx(fractions['a'])
-  assert fractions['c'] == pytest.approx((whole * 3 / 4 - 1) / 2 - training.TO_STOP)
-  assert fractions['d'] == pytest.approx(fractions['c'])
-  assert saved[-1]['runs']['b'] == {'error': 'b ended with code 2'}
-  assert evaluated == ['a', 'd']
+  given, saved = options(200.0), []
+  (given.folder / 'b.log').write_text('no memory')
+  training.train_all(dict.fromkeys('abc'), given, saved.append)
+  assert seconds == [pytest.approx(200 - 3 * training.TO_EVALUATE - training.TO_STOP, abs=5)]
+  assert saved[-1]['runs']['b'] == {'error': 'b ended with code 2: no memory'}
+  assert evaluated == ['a']
+  with pytest.raises(RuntimeError, match=r'no time: 3\d s left for 3 runs'):
+    training.train_all(dict.fromkeys('abc'), options(38.0), saved.append)
+
+
+def test_steps_shorten_the_schedule_of_every_run(options, monkeypatch):
+  configs = training.degradation_configs('x', tiny=False)
+  taken = {}
+
+  def stop(commands, options, seconds):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(training, 'command', lambda config, options, folder: taken.setdefault(folder.name, config))
+  monkeypatch.setattr(training, 'run_together', stop)
+  with pytest.raises(KeyboardInterrupt):
+    training.train_all(configs, options(steps=4000), None)
+  assert list(taken) == ['plain20', 'plain56', 'resnet20', 'resnet56']
+  assert {config.train.steps for config in taken.values()} == {4000}
+  assert {config.train.steps for config in configs.values()} == {64_000}
 
 
 def test_errors_are_by_split():
