@@ -16,5 +16,5 @@ def cifar(tmp_path):
     records = rng.integers(0, 256, (33, packed.RECORD), np.uint8)
     records[:, 0] %= 10
     (folder / name).write_bytes(records.tobytes())
-  (folder / 'batches.meta.txt').write_text('airplane\nautomobile\n')
+  (folder / 'batches.meta.txt').write_text(''.join(f'class {label}\n' for label in range(10)))
   return folder

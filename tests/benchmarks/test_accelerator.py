@@ -75,6 +75,7 @@ def test_the_degradation_trains_four_networks_for_the_steps_asked_for(measure, c
   runs = results['parts']['degradation']['found']['runs']
   assert list(runs) == ['plain20', 'plain56', 'resnet20', 'resnet56']
   for run in runs.values():
+    assert 'error' not in run, output
     assert (run['step'], run['total_steps'], run['evaluated_at']) == (3, 3, 3)
     assert all(0 <= run['errors'][split] <= 1 for split in ('train', 'test'))
   assert '| resnet56 | 3 of 3 |' in output
