@@ -6,6 +6,7 @@
 It reads the results.json of each workdir, and writes transfer_rule.png and transfer_rule.md to the first.
 """
 
+import collections
 import math
 import pathlib
 import sys
@@ -86,6 +87,8 @@ def main(arguments):
   rows = read(workdirs)
   if not rows:
     raise app.UsageError('these workdirs have no finished runs')
+  if several := [name for name, count in collections.Counter(row['variant'] for row in rows).items() if count > 1]:
+    raise app.UsageError(f'{several[0]} has finished runs in several workdirs; all seeds of a variant must be in one')
   files.write(workdirs[0] / 'transfer_rule.png', plots.png(figure(rows)))
   files.write(workdirs[0] / 'transfer_rule.md', markdown(rows))
   print(markdown(rows), end='')

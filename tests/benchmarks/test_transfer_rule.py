@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from absl import app
 from PIL import Image
 
 from benchmarks import transfer_rule
@@ -41,6 +42,12 @@ def test_the_best_of_each_cell_and_a_figure(workdir, capsys):
   ]
   with Image.open(workdir / 'transfer_rule.png') as image:
     assert image.format == 'PNG'
+
+
+def test_seeds_of_a_variant_in_two_workdirs_are_refused(workdir):
+  with pytest.raises(app.UsageError, match='cars_5_head has finished runs in several workdirs'):
+    transfer_rule.main(['', str(workdir), str(workdir)])
+  assert not (workdir / 'transfer_rule.md').exists()
 
 
 def test_a_panel_for_each_data_set_and_a_line_for_each_cut(workdir):
