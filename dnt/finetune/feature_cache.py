@@ -154,12 +154,15 @@ def _is_augmented(run: experiment.Experiment) -> bool:
 
 
 def _prefix(run: experiment.Experiment) -> tuple[str, ...]:
-  """Returns the names of the entries before the first that trains; empty if they cannot be skipped."""
+  """Returns the names of the entries before the first that trains; empty if they cannot be skipped.
+
+  Those without parameters right before it, such as a dropout, belong to what trains.
+  """
   phase, names = run.phases[0], []
   if len(run.phases) > 1 or not phase.partition.frozen or phase.partition.norm != 'running':
     return ()
   for row in run.table:
-    if row.parameters and row.entry.name not in phase.partition.frozen:
+    if row.entry.name not in phase.partition.frozen:
       break
     if row.shape is None:  # a parameter that the model itself owns
       return ()

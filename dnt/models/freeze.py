@@ -4,7 +4,8 @@ A run has phases, each with a first step and a `Partition` of the depth list. Th
 with respect to the trainable leaves, so that XLA drops the backward pass below the lowest of them. Optimizer state,
 clip norm, weight decay and EMA cover only these leaves, because they receive no others.
 
-Frozen entries run as in evaluation: no stochastic depth and no dropout. Their BatchNorm depends on `frozen_norm`:
+Frozen entries run as in evaluation: no stochastic depth, no dropout and no noise of their own, as long as an argument
+`train` (or `training`, `is_training`, `deterministic`) decides on it. Their BatchNorm depends on `frozen_norm`:
 
 | mode | normalizes by | statistics | scale and bias | backward pass |
 | --- | --- | --- | --- | --- |
@@ -15,6 +16,7 @@ Frozen entries run as in evaluation: no stochastic depth and no dropout. Their B
 
 import contextlib
 import dataclasses
+import inspect
 import re
 from collections.abc import Generator, Mapping, Sequence
 from typing import Any
@@ -27,6 +29,9 @@ from dnt.config import typed
 from dnt.models import depth, layouts, norms
 
 _TOP = re.compile(r'top:(\d+)')
+_RANDOM = (nn.Dropout, nn.MultiHeadDotProductAttention)  # they draw random numbers unless they are deterministic
+# How modules name the argument that says whether they train, and its value if they do.
+_TRAIN = {'train': True, 'training': True, 'is_training': True, 'deterministic': False}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +39,8 @@ class Partition:
   """The leaves that train, and how frozen entries run.
 
   Attributes:
-    frozen: names of the frozen entries; if empty, everything trains and the other attributes have no effect.
+    frozen: names of the frozen entries, and of those without parameters between them; if empty, everything trains and
+      the other attributes have no effect.
     trainable: paths of the parameters that train.
     norm: `config.finetune.frozen_norm`.
     skipped: names of entries that return their input, because it already holds the cached features.
@@ -60,6 +66,8 @@ class Partition:
       yield
       return
 
+    inside: list[bool] = []  # the `train` that the frozen entry around a call was given, if it takes one
+
     def intercept(next_fun, args, kwargs, context):
       module, fixed = context.module, self.norm != 'batch'
       path = '/'.join(module.path)
@@ -67,16 +75,20 @@ class Partition:
         return next_fun(*args, **kwargs)
       if path in self.skipped:
         return args[0]
-      if len(module.path) == 2 and path in self.frozen:  # a block of a `stage.Stage`
-        x, train, _ = args
-        return next_fun(x, train, None)
-      if isinstance(module, norms.Norm) and fixed:
-        return next_fun(args[0], train=False)
-      if isinstance(module, nn.BatchNorm) and fixed:
-        return _with(module, 'use_running_average', next_fun, args, kwargs)
-      if isinstance(module, nn.Dropout):
-        return _with(module, 'deterministic', next_fun, args, kwargs)
-      return next_fun(*args, **kwargs)
+      if isinstance(module, norms.Norm) and (fixed or inside):
+        return next_fun(args[0], train=not fixed and inside[-1])
+      if isinstance(module, nn.BatchNorm) and (fixed or inside):
+        return _with(module, 'use_running_average', fixed or not inside[-1], next_fun, args, kwargs)
+      if isinstance(module, _RANDOM):
+        return _with(module, 'deterministic', True, next_fun, args, kwargs)
+      if path not in self.frozen:
+        return next_fun(*args, **kwargs)
+      train, args, kwargs = _as_evaluated(module, args, kwargs)
+      inside.extend(train)
+      try:
+        return next_fun(*args, **kwargs)
+      finally:
+        del inside[len(inside) - len(train) :]
 
     with nn.intercept_methods(intercept):
       yield
@@ -151,7 +163,9 @@ def plan(
       raise errors.InputError(
         f'config.finetune.unfreeze: {chosen!r} freezes {again}, which trained before; name it too'
       )
-    partition = Partition(frozen, _trainable_paths(config, params, frozen), config.frozen_norm)
+    partition = Partition(
+      frozen | _between(frozen, table), _trainable_paths(config, params, frozen), config.frozen_norm
+    )
     phases.append(Phase(start, (*(phases[-1].partitions if phases else ()), partition)))
   return tuple(phase for phase in phases if phase.start == 0 or phase.start < total_steps)
 
@@ -188,6 +202,19 @@ def trainable_entries(chosen: str, table: Sequence[depth.Row]) -> frozenset[str]
   return matching
 
 
+def _between(frozen: frozenset[str], table: Sequence[depth.Row]) -> frozenset[str]:
+  """Returns the names of entries without parameters, such as a dropout, whose neighbors with parameters are frozen."""
+  found, waiting, below = [], [], True
+  for row in table:
+    if not row.parameters:
+      waiting.append(row.entry.name)
+      continue
+    above = row.entry.name in frozen
+    found += waiting if below and above else []
+    waiting, below = [], above
+  return frozenset(found)
+
+
 def _trainable_paths(config: typed.Finetune, params: Mapping[str, Any], frozen: frozenset[str]) -> frozenset[str]:
   paths = frozenset(trees.flatten(params))
 
@@ -203,11 +230,28 @@ def _is_affine(path: str, paths: frozenset[str]) -> bool:
   return name in ('scale', 'bias') and f'{module}/scale' in paths
 
 
-def _with(module: nn.Module, attribute: str, next_fun: Any, args: Any, kwargs: Mapping[str, Any]) -> Any:
-  """Calls a Flax module with a boolean option on, no matter if the caller sets it as a field or as an argument."""
+def _as_evaluated(module: nn.Module, args: Any, kwargs: Any) -> tuple[list[bool], Any, Any]:
+  """Returns the `train` of a call of an entry, in a list that is empty if it takes none, and the call without training.
+
+  An entry of one's own may draw random numbers itself, where `train` is the only way to keep it from that.
+  """
+  if len(module.path) == 2:  # a block of a `stage.Stage`
+    x, train, _ = args
+    return [train], (x, False, None), kwargs
+  bound = inspect.signature(type(module).__call__).bind(module, *args, **kwargs)
+  for name in bound.arguments.keys() & _TRAIN.keys():
+    given, bound.arguments[name] = bound.arguments[name], not _TRAIN[name]
+    return [given == _TRAIN[name]], bound.args[1:], bound.kwargs
+  return [], args, kwargs
+
+
+def _with(module: nn.Module, attribute: str, value: bool, next_fun: Any, args: Any, kwargs: Any) -> Any:
+  """Calls a Flax module with the value of an option, no matter if the caller sets it as a field or as an argument."""
+  bound = inspect.signature(type(module).__call__).bind(module, *args, **kwargs)
+  bound.arguments.pop(attribute, None)
   before = getattr(module, attribute)
-  object.__setattr__(module, attribute, True)  # modules are frozen
+  object.__setattr__(module, attribute, value)  # modules are frozen
   try:
-    return next_fun(*args[:1], **{key: value for key, value in kwargs.items() if key != attribute})
+    return next_fun(*bound.args[1:], **bound.kwargs)
   finally:
     object.__setattr__(module, attribute, before)

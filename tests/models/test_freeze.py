@@ -1,6 +1,8 @@
 """What trains and what stands still, by everything that must agree on it."""
 
+import dataclasses
 import json
+import pathlib
 import shutil
 import sys
 
@@ -12,6 +14,7 @@ import pytest
 
 from dnt import errors, loop, trees
 from dnt.models import freeze
+from dnt.reporting import metrics
 from dnt.training import record
 
 pytestmark = pytest.mark.usefixtures('undrawn')
@@ -38,6 +41,30 @@ class Net(nn.Module):
   def __call__(self, x, train):
     x = Part(self.in_call, name='first')(x.reshape(x.shape[0], -1), train)
     return nn.Dense(self.num_classes, name='last')(x)
+"""
+
+RANDOM = """
+import flax.linen as nn
+import jax
+
+class Noise(nn.Module):
+  @nn.compact
+  def __call__(self, x, *, KEYWORD):
+    x = nn.BatchNorm(use_running_average=not (TRAINS), name='norm')(nn.Dense(8, name='dense')(x))
+    return x + jax.random.normal(self.make_rng('dropout'), x.shape) if TRAINS else x
+
+class Net(nn.Module):
+  num_classes: int
+
+  @nn.compact
+  def __call__(self, x, train):
+    x = nn.Dropout(0.5, deterministic=not train, name='inputs')(x.reshape(x.shape[0], -1, 8))
+    x = Noise(name='noise')(x, KEYWORD=GIVEN)
+    x = nn.Dropout(0.5, name='between')(x, deterministic=not train)
+    attention = nn.MultiHeadDotProductAttention(2, dropout_rate=0.5, name='attention')
+    x = attention(x, x, deterministic=not train)
+    x = nn.Dropout(0.5 if LAST else 0.0, name='before')(x, not train)
+    return nn.Dense(self.num_classes, name='last')(x.mean(1))
 """
 
 
@@ -197,26 +224,69 @@ def test_frozen_blocks_are_never_dropped(config, begin):
   np.testing.assert_allclose(found['loss'], loss, rtol=1e-5)
 
 
+@pytest.fixture
+def own(tiny, tmp_path, monkeypatch):
+  """Makes a user's network from a module's text the one of the config."""
+
+  def write(text, **words):
+    for word, replacement in words.items():
+      text = text.replace(word, replacement)
+    (tmp_path / 'frozen_nets.py').write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, 'frozen_nets', raising=False)
+    tiny.model.name, tiny.model.depth, tiny.model.width = 'frozen_nets:Net', None, None
+    tiny.finetune.trainable = 'last'
+    return tiny
+
+  return write
+
+
 @pytest.mark.parametrize('in_call', [True, False])
-def test_a_users_own_batch_norm_and_dropout(tiny, begin, tmp_path, monkeypatch, in_call):
-  (tmp_path / 'frozen_nets.py').write_text(MODULE)
-  monkeypatch.syspath_prepend(str(tmp_path))
-  monkeypatch.delitem(sys.modules, 'frozen_nets', raising=False)
-  tiny.model.name, tiny.model.depth, tiny.model.width = 'frozen_nets:Net', None, None
-  with tiny.model.options.unlocked():
-    tiny.model.options.in_call = in_call
-  tiny.finetune.trainable = 'last'
-  run, state, batch = begin(tiny)
+def test_a_users_own_batch_norm_and_dropout(own, begin, in_call):
+  config = own(MODULE)
+  with config.model.options.unlocked():
+    config.model.options.in_call = in_call
+  run, state, batch = begin(config)
   after, found = jax.jit(run.phases[0].train_step)(state, batch)
   assert changed(state.params, after.params) == {'last'}
   assert changed(state.batch_stats, after.batch_stats) == set()
   logits = evaluated(run, state, batch)
   loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch['label']).mean()
   np.testing.assert_allclose(found['loss'], loss, rtol=1e-5)
-  tiny.finetune.frozen_norm = 'batch'
-  run, state, batch = begin(tiny)
+  config.finetune.frozen_norm = 'batch'
+  run, state, batch = begin(config)
   after, _ = jax.jit(run.phases[0].train_step)(state, batch)
   assert changed(state.batch_stats, after.batch_stats) == {'first'}
+
+
+NAMES = {'train': 'train', 'training': 'train', 'is_training': 'train', 'deterministic': 'not train'}
+
+
+@pytest.mark.parametrize('keyword', NAMES)
+def test_nothing_frozen_of_a_users_network_is_random(own, begin, keyword):
+  given = {'KEYWORD': keyword, 'GIVEN': NAMES[keyword]}
+  config = own(RANDOM, LAST='False', TRAINS=keyword.replace('deterministic', 'not deterministic'), **given)
+  run, state, batch = begin(config)
+  _, found = jax.jit(run.phases[0].train_step)(state, batch)
+  loss = optax.softmax_cross_entropy_with_integer_labels(evaluated(run, state, batch), batch['label']).mean()
+  np.testing.assert_allclose(found['loss'], loss, rtol=1e-5)
+  config.finetune.frozen_norm = 'batch'
+  run, state, batch = begin(config)
+  after, found = jax.jit(run.phases[0].train_step)(state, batch)
+  assert changed(state.batch_stats, after.batch_stats) == {'noise'}
+  _, again = jax.jit(run.phases[0].train_step)(dataclasses.replace(state, step=state.step + 1), batch)
+  assert found['loss'] == again['loss'] != loss  # the keys are others at another step
+
+
+def test_a_dropout_right_before_what_trains_is_random_with_cached_features_too(own, tmp_path):
+  config, losses = own(RANDOM, LAST='True', KEYWORD='train', GIVEN='train', TRAINS='train'), []
+  config.train.log_every, config.finetune.cache_dir = '1', str(tmp_path / 'features')
+  for views in (0, 1):
+    config.finetune.cached_views = views
+    loop.train(config, tmp_path / f'views{views}', record.Clock(0.0), 'test')
+    losses.append([line['train/loss'] for line in metrics.read(tmp_path / f'views{views}') if 'train/loss' in line])
+  np.testing.assert_allclose(*losses, rtol=1e-5)
+  assert len(list(pathlib.Path(config.finetune.cache_dir).glob('*.features'))) == 2
 
 
 def test_a_scanned_network_cannot_be_frozen(config, begin):
