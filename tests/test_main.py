@@ -277,6 +277,16 @@ def test_a_loss_that_is_not_finite_stops_with_its_step(program, tmp_path):
   assert err.strip().count('\n') == 0
 
 
+@pytest.mark.thorough
+def test_a_run_whose_last_weights_give_no_finite_loss_fails_and_keeps_the_best(program, tmp_path):
+  run = (f'--workdir={tmp_path}', *TINY, *MLP, '--config.checkpoint.every=1', '--config.eval.every=1')
+  assert program(*run, '--config.train.steps=2')[0] == 0
+  code, _, err = program(*run, '--config.train.steps=3', '--config.optim.learning_rate=1e30')
+  assert code == 1
+  assert 'val/loss is not finite at step 3, the end' in err and 'the checkpoint of step 3 is kept' in err
+  assert json.loads((tmp_path / 'summary.json').read_text())['step'] == 2
+
+
 # Bad input, before anything is compiled.
 
 

@@ -1,5 +1,6 @@
 """Evaluates any split exactly: each example counts once, for any batch size and number of devices and processes."""
 
+import math
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -31,7 +32,8 @@ class Result(NamedTuple):
 
   Attributes:
     metrics: `<split>/loss`, `<split>/accuracy`, `<split>/calibration_error`, with many classes `<split>/top5_accuracy`,
-      and `<split>/auroc`, the mean over the classes that have one, unless examples x classes exceed `LARGEST`.
+      and `<split>/auroc`, the mean over the classes that have one, unless examples x classes exceed `LARGEST`. Loss and
+      accuracies are NaN or infinite if a logit is not finite.
     confusion: int [classes, classes], true class by predicted, by split.
     per_class: the result of `scores.per_class`, by split.
   """
@@ -157,10 +159,13 @@ class Evaluator:
     for split in self._splits if splits is None else splits:
       sums, rows = self._of(split)(variables, self.between)
       name, count = f'{split}{suffix}', int(sums['confusion'].sum())
-      metrics[f'{name}/loss'] = float(sums['loss']) / count
-      metrics[f'{name}/accuracy'] = int(np.trace(sums['confusion'])) / count
-      if 'top5' in sums:
-        metrics[f'{name}/top5_accuracy'] = int(sums['top5']) / count
+      loss = float(sums['loss'])
+      hits = {'accuracy': int(np.trace(sums['confusion']))} | (
+        {'top5_accuracy': int(sums['top5'])} if 'top5' in sums else {}
+      )
+      metrics[f'{name}/loss'] = loss / count
+      # Logits that are not finite predict nothing, though the first of them would count as the largest.
+      metrics |= {f'{name}/{kind}': right / count if math.isfinite(loss) else math.nan for kind, right in hits.items()}
       metrics[f'{name}/calibration_error'] = scores.calibration_error(sums['calibration_gaps'], count)
       areas = np.full(len(sums['confusion']), np.nan)
       if rows:  # rows are in the order of the split, and padding rows come last

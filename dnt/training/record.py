@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import pathlib
 import time
 from collections import defaultdict, deque
@@ -20,6 +21,9 @@ from dnt.reporting import memory, metric_names, metrics, progress
 from dnt.training import evaluate, experiment, steps, telemetry
 
 _log = logging.getLogger(__name__)
+_AGAINST_DIVERGENCE = (
+  'a smaller config.optim.learning_rate, a warm-up or clipping (config.clip.name=global_norm) may help'
+)
 
 
 class Clock:
@@ -158,10 +162,7 @@ class Record:
       good = int(np.argmin(finite))
       step = start + good + 1
       self._write_end(step, good, values)
-      raise errors.RunError(
-        f'the loss is not finite at step {step}; a smaller config.optim.learning_rate, a warm-up or clipping '
-        '(config.clip.name=global_norm) may help'
-      )
+      raise errors.RunError(f'the loss is not finite at step {step}; {_AGAINST_DIVERGENCE}')
     self._add(count, values)
     step = start + count
     if self._log.due(step) or step == self._run.config.train.steps:
@@ -217,21 +218,31 @@ class Record:
     self._write(step, result.metrics)
     self._write_confusion(step, result)
     self.evaluated_at, self.metrics = step, result.metrics
+    if bad := _not_finite(result.metrics):
+      text = f'{bad} is not finite, and this evaluation ranks no checkpoint; {_AGAINST_DIVERGENCE}'
+      self._warn('evaluation_not_finite', step, text)
     if self.best_metric:
       self._rank(step, result.metrics[self.best_metric])
     _log.info(f'step {step}  {progress.format_values(result.metrics)}')
 
   def ended(self, step: int, result: evaluate.Result, best: Mapping[str, Any]) -> None:
-    """Records the evaluation of the splits that are looked at only when the run ends, once.
+    """Records the end of a run: the evaluation of the splits that are looked at only then, once.
 
     Args:
       step: the last step.
       result: of the last weights; empty without such splits.
       best: `step` and metrics of the best checkpoint; empty if there is none.
+
+    Raises:
+      errors.RunError: the last evaluation of a split has a loss that is not finite.
     """
     self._clock.lap('evaluate')
-    if not result.metrics:
-      return
+    if result.metrics:
+      self._record_end(step, result, best)
+    if bad := _not_finite(self.last):
+      raise errors.RunError(f'{bad} is not finite at step {step}, the end; {_AGAINST_DIVERGENCE}')
+
+  def _record_end(self, step: int, result: evaluate.Result, best: Mapping[str, Any]) -> None:
     lines = (line for line in metrics.read(self._workdir) if line['step'] == step)
     if any(result.metrics.keys() <= line.keys() for line in lines):  # a run that had ended is run again
       self.last |= result.metrics
@@ -315,3 +326,9 @@ class Record:
   def _show(self, step: int, loss: float, accuracy: float, speed: Mapping[str, float]) -> None:
     shown = {'loss': loss, 'accuracy': accuracy, **speed}
     self._progress.update(step, step / self._run.steps_per_epoch, shown)
+
+
+def _not_finite(values: Mapping[str, float | None]) -> str:
+  """Returns the name of the first loss that is NaN, infinite or, as JSON holds these, None; empty if there is none."""
+  losses = ((name, value) for name, value in values.items() if name.endswith('/loss'))
+  return next((name for name, value in losses if value is None or not math.isfinite(value)), '')

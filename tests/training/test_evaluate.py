@@ -12,6 +12,18 @@ from dnt.parallel import mesh as mesh_lib
 from dnt.training import evaluate, experiment
 
 
+def test_logits_that_are_not_finite_predict_nothing(tiny):
+  data = experiment.load_data(tiny, ('test',))
+  run = experiment.make(experiment.resolve(tiny, data), data.spec)
+  mesh = mesh_lib.make_mesh(tiny.mesh)
+  variables = mesh_lib.place(run.init_variables(), mesh_lib.replicated(mesh))
+  variables['params'] = jax.tree.map(lambda leaf: np.nan * leaf, variables['params'])
+  with evaluate.Evaluator(run, mesh, data.evaluation) as evaluator:
+    metrics = evaluator(variables).metrics
+  assert metrics.keys() == {'test/loss', 'test/accuracy', 'test/calibration_error'}
+  assert np.isnan(list(metrics.values())).all()
+
+
 @pytest.mark.thorough
 @pytest.mark.parametrize('placement', ['device', 'stream'])
 @pytest.mark.parametrize('batch_size', [16, 48, 128])

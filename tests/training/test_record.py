@@ -196,6 +196,20 @@ def test_the_end_is_recorded_once(make, tmp_path):
   assert (tmp_path / 'confusion_test.json').exists()
 
 
+def test_an_evaluation_that_is_not_finite_ranks_nothing_and_at_the_end_fails_the_run(make, console):
+  with make(best_metric='val/accuracy') as rec:
+    rec.evaluated(2, evaluation(0.5, split='val'))
+    rec.evaluated(4, evaluation(np.nan, np.nan, split='val'))
+    rec.evaluated(6, evaluation(np.nan, np.inf, split='val'))
+    assert (rec.best['step'], rec.warnings['evaluation_not_finite']['step']) == (2, 4)
+    assert console.readouterr().out.count('warning at step 4: val/loss is not finite') == 1
+    with pytest.raises(errors.RunError, match=r'val/loss is not finite at step 6, the end; .*learning_rate'):
+      rec.ended(6, evaluate.Result({}, {}, {}), {})
+  history = json.loads(json.dumps(rec.history()).replace('Infinity', 'null'))
+  with make(6, history, 'val/accuracy') as rec, pytest.raises(errors.RunError, match='val/loss is not finite'):
+    rec.ended(6, evaluation(0.5), {})
+
+
 def test_confusion_matrices_are_on_disk_once_they_are_found(make, tiny, tmp_path):
   tiny.eval.splits = ('test[:50%]',)
   with make(best_metric='test[:50%]/accuracy') as rec:
