@@ -249,6 +249,8 @@ def _already_done(
     return None
   held = {'params': newest.params, 'batch_stats': newest.batch_stats}
   params = initialize.match(run.trace, held, f'checkpoint {newest.step} in {buckets.name(workdir)}')['params']
+  if note := resume.epochs_note(found, run.spec, newest.step):
+    _log.info(note)
   if newest.step == total:
     _log.info(
       f'this run has ended after its {total:,} steps, so that another {errors.list_names(other)} has no effect: '

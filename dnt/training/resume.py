@@ -204,6 +204,8 @@ def log(
   shown = [change for change in found if change.on_resume != schema.FREE]
   for change in shown:
     _log.info(f'changed at step {step}: {change.key} was {change.was} and is now {change.now}')
+  if note := epochs_note(found, run.spec, step):
+    _log.info(note)
   if shown and trained and step < run.config.train.steps:
     rates = schedules.make(
       trained.config.schedule,
@@ -219,6 +221,18 @@ def log(
         f'{progress.format_value("learning_rate", stood)}'
       )
   return {change.key: {'was': change.was, 'now': change.now} for change in shown}
+
+
+def epochs_note(found: Collection[changes.Change], spec: experiment.DataSpec, step: int) -> str:
+  """Returns what another batch size makes of the epochs of the steps so far, in words; empty if it has not changed."""
+  sizes = next(((change.was, change.now) for change in found if change.key == 'train.batch_size'), None)
+  if sizes is None:
+    return ''
+  was, now = (step / spec.steps_per_epoch(size) for size in sizes)
+  return (
+    f'all steps count as steps of the new config.train.batch_size: {step:,} were {was:.2f} epochs and are now '
+    f'{now:.2f}, from where epochs, the order of the images and the schedule go on'
+  )
 
 
 def check_network(config: typed.Config, trained: Trained | None, workdir: pathlib.Path) -> None:

@@ -66,6 +66,19 @@ def test_another_experiment_is_refused_with_the_way_out(tiny, tmp_path):
   assert contents(tmp_path) == before
 
 
+def test_another_batch_size_says_what_becomes_of_the_epochs(tiny, tmp_path, console):
+  run(tiny, tmp_path)  # 6 steps of 16 of 64 images
+  console.readouterr()
+  tiny.train.batch_size, tiny.train.steps = 8, 8
+  run(tiny, tmp_path, 'train.batch_size')
+  assert '6 were 1.50 epochs and are now 0.75, from where' in console.readouterr().out
+  assert [line['epoch'] for line in metrics.read(tmp_path) if 'changed' in line] == [0.75]
+  tiny.train.batch_size, tiny.train.steps = 32, 4
+  run(tiny, tmp_path, 'train.batch_size')
+  said = console.readouterr().out
+  assert '8 were 1.00 epochs and are now 4.00' in said and 'already done 8 steps' in said
+
+
 @pytest.mark.parametrize(
   ('changes', 'names', 'same_network'),
   [
