@@ -255,7 +255,7 @@ SCHEMA: dict[str, Any] = {
     'mean': Option(
       (),
       'mean of each channel, in [0, 1]; empty: taken from the pretrained weights, or measured on the training images '
-      '(on 512 of them if they are streamed); three values turn gray images into RGB',
+      '(on 512 of them if they are streamed); one value makes images gray, three make them RGB',
       check=checks.numbers,
       on_resume=REFUSE,
     ),

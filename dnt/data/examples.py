@@ -32,8 +32,8 @@ class Examples:
       `images[i]` reads and decodes (image, label) number i, `images.part(start, stop)` returns a slice,
       `images.take(indices)` selects images, `images.relabelled(places)` returns it with label
       l as `places[l]`, `images.paths` lists the files. If the labels are not known, `images.labels_at(indices)` reads
-      some. If all images have the same size, `images.decode_all(shape)` returns all images and labels. Gray ones have
-      `images.as_rgb()`.
+      some. If all images have the same size, `images.decode_all(shape)` returns all images and labels.
+      `images.in_channels(count)` returns it with gray images (1) or RGB ones (3).
     labels: int32 [N]; None if the labels are stored with the images and reading them means reading everything.
     views: 0 for images. Otherwise `store` holds features, float32 [views x N, ...]: view 0 of every image first.
     origin: the examples that were decoded into these; None if these were not decoded.
@@ -116,10 +116,10 @@ class Examples:
     store = self.store.take(indices) if self.images is None else self.store[indices]
     return dataclasses.replace(self, store=store, labels=labels, drawn_from=len(self))
 
-  def as_rgb(self) -> 'Examples':
-    """Returns gray images with three equal channels."""
-    store = self.store.as_rgb() if self.images is None else np.repeat(self.images, 3, axis=-1)
-    return dataclasses.replace(self, shape=(*self.shape[:2], 3), store=store)
+  def in_channels(self, count: int) -> 'Examples':
+    """Returns gray images with three equal channels (3), or the luma of RGB images (1)."""
+    store = self.store.in_channels(count) if self.images is None else images.in_channels(self.images, count)
+    return dataclasses.replace(self, shape=(*self.shape[:2], count), store=store)
 
   def overlaps(self, other: 'Examples') -> bool:
     """Returns whether these and `other` are of the same split of a source, and share examples (if drawn, may share)."""

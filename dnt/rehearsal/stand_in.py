@@ -66,7 +66,7 @@ class _Absent:
   def labels_at(self, indices: np.ndarray) -> np.ndarray:
     return indices % self._classes
 
-  def as_rgb(self) -> '_Absent':
+  def in_channels(self, count: int) -> '_Absent':
     return self
 
   def decode_all(self, shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:

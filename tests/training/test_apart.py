@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from dnt import errors, loop
+from dnt.data import sources
 from dnt.training import evaluate
 
 pytestmark = pytest.mark.usefixtures('undrawn')
@@ -43,6 +44,22 @@ def confusion(config, tmp_path, source, *splits):
   assert written['class_names'] == list(NAMES) and written['data'] == config.data.source
   assert {name.partition('/')[0] for name in metrics if '/' in name} == written['per_class'].keys()
   return {split: np.array(matrix) for split, matrix in written['confusion'].items()}
+
+
+def test_a_run_on_gray_images_is_evaluated_on_a_folder(tiny, saved, tmp_path):
+  tiny.data.source, tiny.eval.splits = 'digits', ('test[:40]',)
+  saved(tiny)
+  expected = evaluate.evaluate(tiny, tmp_path / 'run')
+  digits = sources.load(tiny.data, 'test[:40]', 0)
+  for name in digits.class_names:
+    (tmp_path / 'scans' / 'test' / name).mkdir(parents=True)
+  for index in range(40):
+    image, label = digits[index]
+    image.convert('RGB').save(tmp_path / 'scans' / 'test' / digits.class_names[label] / f'{index}.png')
+  tiny.data.source, tiny.eval.splits = f'folder:{tmp_path / "scans"}', ('test',)
+  found = evaluate.evaluate(tiny, tmp_path / 'run')
+  assert found['test/loss'] == pytest.approx(expected['test[:40]/loss'], rel=1e-5)
+  assert found['test/accuracy'] == expected['test[:40]/accuracy']
 
 
 def test_a_split_that_has_changed_since_the_run_is_said(run, tmp_path, caplog):

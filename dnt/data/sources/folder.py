@@ -37,12 +37,13 @@ class Files:
   paths: tuple[str, ...]
   labels: np.ndarray
   how: images.Decoding
+  channels: int = dataclasses.field(default=3, kw_only=True)  # 1 or 3
 
   def __len__(self) -> int:
     return len(self.paths)
 
   def __getitem__(self, index: int) -> tuple[Any, int]:
-    return images.decode(self.paths[index], self.paths[index], how=self.how), int(self.labels[index])
+    return images.decode(self.paths[index], self.paths[index], self.channels, self.how), int(self.labels[index])
 
   def part(self, start: int, stop: int) -> 'Files':
     return dataclasses.replace(self, paths=self.paths[start:stop], labels=self.labels[start:stop])
@@ -52,6 +53,9 @@ class Files:
 
   def relabelled(self, places: np.ndarray) -> 'Files':
     return dataclasses.replace(self, labels=places[self.labels])
+
+  def in_channels(self, count: int) -> 'Files':
+    return dataclasses.replace(self, channels=count)
 
 
 class _Listed(NamedTuple):

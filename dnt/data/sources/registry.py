@@ -145,8 +145,8 @@ def read(available: examples.Splits, config: typed.Data, split: str) -> examples
 def locate(available: examples.Splits, config: typed.Data, split: str) -> examples.Examples:
   """Finds the examples of a split as `read` does, but leaves them where they are, and logs nothing.
 
-  Of `config.train_split` these are the ones to train on. Gray images become RGB if `config.mean` has three values, as
-  that of a network of RGB images has.
+  Of `config.train_split` these are the ones to train on. Images become gray or RGB if `config.mean` has one or three
+  values, as that of a network of such images has.
   """
   part = splits.parse(split)
   if part.name == VAL and VAL not in available and config.hold_out is False:
@@ -161,8 +161,8 @@ def locate(available: examples.Splits, config: typed.Data, split: str) -> exampl
   if config.images_per_class and split == config.train_split:
     chosen = chosen.draw(config.images_per_class, config.seed)
     line = f'{line}; trains on {config.images_per_class:,} of each class'
-  if len(config.mean) == 3 and chosen.shape[-1] == 1:
-    chosen = chosen.as_rgb()
+  if len(config.mean) in (1, 3) and chosen.shape[-1] != len(config.mean):
+    chosen = chosen.in_channels(len(config.mean))
   return dataclasses.replace(chosen, line=line)
 
 

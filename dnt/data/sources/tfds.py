@@ -64,8 +64,8 @@ class Records:
   def take(self, indices: np.ndarray) -> 'Records':
     return dataclasses.replace(self, indices=np.asarray(self.indices)[indices])
 
-  def as_rgb(self) -> 'Records':
-    return dataclasses.replace(self, channels=3)
+  def in_channels(self, count: int) -> 'Records':
+    return dataclasses.replace(self, channels=count)
 
   def relabelled(self, places: np.ndarray) -> 'Records':
     return dataclasses.replace(self, places=places if self.places is None else places[self.places])

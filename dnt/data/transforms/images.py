@@ -165,6 +165,13 @@ def to_array(image: Any) -> np.ndarray:
   return array[..., None] if array.ndim == 2 else array
 
 
+def in_channels(array: np.ndarray, count: int) -> np.ndarray:
+  """Converts uint8 [N, h, w, C] as `decode` does: gray images to RGB if `count` is 3, RGB ones to gray if it is 1."""
+  if count == 3:
+    return np.repeat(array, 3, axis=-1)
+  return np.stack([to_array(from_array(image).convert('L')) for image in array])
+
+
 def resize(image: Any, size: tuple[int, int], interpolation: str = 'bilinear') -> Any:
   """Resizes an image to (height, width) without keeping its aspect ratio.
 

@@ -219,3 +219,26 @@ def test_gray_images_become_rgb_for_a_network_of_rgb(data):
   assert (gray.shape, color.shape) == ((8, 8, 1), (8, 8, 3))
   for channel in range(3):
     np.testing.assert_array_equal(color.images[..., channel], gray.images[..., 0])
+
+
+@pytest.mark.parametrize('placement', ['device', 'stream'])
+def test_color_images_become_gray_for_a_network_of_gray_ones(data, class_folders, placement):
+  folders = class_folders(
+    {f'{split}/{name}': 1 for split in ('train', 'val') for name in ('cat', 'dog')}
+  )  # of one size
+  data.source, data.mean, data.std = f'folder:{folders}', (0.4,), (0.2,)
+  read = sources.load(data, 'train', 0)
+  assert read.shape[-1] == 1
+  for index, path in enumerate(read.store.paths):
+    with Image.open(path) as image:
+      np.testing.assert_array_equal(np.asarray(read[index][0]), np.asarray(image.convert('L')))
+
+
+def test_color_images_in_memory_become_gray(data):
+  data.source, data.synthetic_examples, data.image_size = 'synthetic', 4, 8
+  color = sources.load(data, 'train', 0)
+  data.mean, data.std = (0.4,), (0.2,)
+  gray = sources.load(data, 'train', 0)
+  assert (color.shape, gray.shape, gray.images.shape) == ((8, 8, 3), (8, 8, 1), (4, 8, 8, 1))
+  luma = color.images @ np.array([0.299, 0.587, 0.114])  # ITU-R 601-2
+  np.testing.assert_allclose(gray.images[..., 0], luma, atol=1)
