@@ -66,29 +66,32 @@ class Partition:
       yield
       return
 
-    inside: list[bool] = []  # the `train` that the frozen entry around a call was given, if it takes one
+    training: bool | None = None  # as the frozen entry around a call was told; None outside, or if it is not told
 
     def intercept(next_fun, args, kwargs, context):
+      nonlocal training
       module, fixed = context.module, self.norm != 'batch'
       path = '/'.join(module.path)
       if context.method_name != '__call__' or not is_below(path, self.frozen | self.skipped):
         return next_fun(*args, **kwargs)
       if path in self.skipped:
         return args[0]
-      if isinstance(module, norms.Norm) and (fixed or inside):
-        return next_fun(args[0], train=not fixed and inside[-1])
-      if isinstance(module, nn.BatchNorm) and (fixed or inside):
-        return _with(module, 'use_running_average', fixed or not inside[-1], next_fun, args, kwargs)
+      if isinstance(module, (norms.Norm, nn.BatchNorm)):
+        if not fixed and training is None:
+          return next_fun(*args, **kwargs)
+        by_batch = not fixed and bool(training)
+        if isinstance(module, norms.Norm):
+          return next_fun(args[0], train=by_batch)
+        return _with(module, 'use_running_average', not by_batch, next_fun, args, kwargs)
       if isinstance(module, _RANDOM):
         return _with(module, 'deterministic', True, next_fun, args, kwargs)
       if path not in self.frozen:
         return next_fun(*args, **kwargs)
-      train, args, kwargs = _as_evaluated(module, args, kwargs)
-      inside.extend(train)
+      training, args, kwargs = _as_evaluated(module, args, kwargs)
       try:
         return next_fun(*args, **kwargs)
       finally:
-        del inside[len(inside) - len(train) :]
+        training = None
 
     with nn.intercept_methods(intercept):
       yield
@@ -230,19 +233,19 @@ def _is_affine(path: str, paths: frozenset[str]) -> bool:
   return name in ('scale', 'bias') and f'{module}/scale' in paths
 
 
-def _as_evaluated(module: nn.Module, args: Any, kwargs: Any) -> tuple[list[bool], Any, Any]:
-  """Returns the `train` of a call of an entry, in a list that is empty if it takes none, and the call without training.
+def _as_evaluated(module: nn.Module, args: Any, kwargs: Any) -> tuple[bool | None, Any, Any]:
+  """Returns whether the call of an entry is told to train (None: it is not told), and the call as in evaluation.
 
-  An entry of one's own may draw random numbers itself, where `train` is the only way to keep it from that.
+  An entry of a user's own may draw random numbers itself; only this argument keeps it from that.
   """
   if len(module.path) == 2:  # a block of a `stage.Stage`
     x, train, _ = args
-    return [train], (x, False, None), kwargs
+    return train, (x, False, None), kwargs
   bound = inspect.signature(type(module).__call__).bind(module, *args, **kwargs)
   for name in bound.arguments.keys() & _TRAIN.keys():
-    given, bound.arguments[name] = bound.arguments[name], not _TRAIN[name]
-    return [given == _TRAIN[name]], bound.args[1:], bound.kwargs
-  return [], args, kwargs
+    told, bound.arguments[name] = bound.arguments[name], not _TRAIN[name]
+    return told == _TRAIN[name], bound.args[1:], bound.kwargs
+  return None, args, kwargs
 
 
 def _with(module: nn.Module, attribute: str, value: bool, next_fun: Any, args: Any, kwargs: Any) -> Any:

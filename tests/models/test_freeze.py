@@ -278,6 +278,29 @@ def test_nothing_frozen_of_a_users_network_is_random(own, begin, keyword):
   assert found['loss'] == again['loss'] != loss  # the keys are others at another step
 
 
+NORM = """
+import flax.linen as nn
+from dnt.models import norms
+
+class Net(nn.Module):
+  num_classes: int
+
+  @nn.compact
+  def __call__(self, x, train):
+    x = norms.Norm('batch_norm', name='norm')(nn.Dense(8, name='first')(x.reshape(x.shape[0], -1)), train)
+    return nn.Dense(self.num_classes, name='last')(x)
+"""
+
+
+@pytest.mark.parametrize(('mode', 'moving'), [('running', set()), ('batch', {'norm'})])
+def test_a_norm_that_is_an_entry_of_its_own(own, begin, mode, moving):
+  config = own(NORM)
+  config.finetune.frozen_norm = mode
+  run, state, batch = begin(config)
+  after, _ = jax.jit(run.phases[0].train_step)(state, batch)
+  assert changed(state.batch_stats, after.batch_stats) == moving
+
+
 def test_a_dropout_right_before_what_trains_is_random_with_cached_features_too(own, tmp_path):
   config, losses = own(RANDOM, LAST='True', KEYWORD='train', GIVEN='train', TRAINS='train'), []
   config.train.log_every, config.finetune.cache_dir = '1', str(tmp_path / 'features')
