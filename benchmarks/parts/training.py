@@ -10,6 +10,7 @@ import json
 import os
 import pathlib
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -93,7 +94,8 @@ def train_all(configs: Mapping[str, Any], options: options_lib.Options, save: Ca
   folders = {name: options.folder / 'runs' / name for name in configs}
   codes = run_together({name: command(configs[name], options, folders[name]) for name in configs}, options, seconds)
   for name, code in codes.items():
-    found['runs'][name] = outcome(folders[name]) if code == 0 else {'error': failure(options, name, code)}
+    ended = code in (0, 128 + signal.SIGTERM)  # the second: asked to stop, it has saved
+    found['runs'][name] = outcome(folders[name]) if ended else {'error': failure(options, name, code)}
   save(found)
   for name, each in found['runs'].items():
     if 'error' not in each and each['evaluated_at'] != each['step']:

@@ -102,7 +102,7 @@ def test_a_run_that_fails_leaves_the_others_and_an_evaluation_is_made_where_one_
 
   def run(commands, options, limit):
     seconds.append(limit)
-    return {name: 2 if name == 'b' else 0 for name in commands}
+    return {'a': 128 + signal.SIGTERM, 'b': 2, 'c': 0}
 
   monkeypatch.setattr(training, 'command', lambda config, options, folder: [])
   monkeypatch.setattr(training, 'run_together', run)
