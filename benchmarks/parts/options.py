@@ -1,4 +1,4 @@
-"""What a part of the accelerator benchmark is told, and what it has of its time."""
+"""The options of a part of the accelerator benchmark, and what it has of its time."""
 
 import dataclasses
 import json

@@ -66,7 +66,7 @@ class Partition:
       yield
       return
 
-    training: bool | None = None  # as the frozen entry around a call was told; None outside, or if it is not told
+    training: bool | None = None  # the argument of the frozen entry around a call; None: outside, or it has none
 
     def intercept(next_fun, args, kwargs, context):
       nonlocal training
@@ -234,7 +234,7 @@ def _is_affine(path: str, paths: frozenset[str]) -> bool:
 
 
 def _as_evaluated(module: nn.Module, args: Any, kwargs: Any) -> tuple[bool | None, Any, Any]:
-  """Returns whether the call of an entry is told to train (None: it is not told), and the call as in evaluation.
+  """Returns whether the call of an entry asks it to train (None: it cannot), and the call as in evaluation.
 
   An entry of a user's own may draw random numbers itself; only this argument keeps it from that.
   """
@@ -243,8 +243,8 @@ def _as_evaluated(module: nn.Module, args: Any, kwargs: Any) -> tuple[bool | Non
     return train, (x, False, None), kwargs
   bound = inspect.signature(type(module).__call__).bind(module, *args, **kwargs)
   for name in bound.arguments.keys() & _TRAIN.keys():
-    told, bound.arguments[name] = bound.arguments[name], not _TRAIN[name]
-    return told == _TRAIN[name], bound.args[1:], bound.kwargs
+    value, bound.arguments[name] = bound.arguments[name], not _TRAIN[name]
+    return value == _TRAIN[name], bound.args[1:], bound.kwargs
   return None, args, kwargs
 
 

@@ -159,13 +159,12 @@ class Evaluator:
     for split in self._splits if splits is None else splits:
       sums, rows = self._of(split)(variables, self.between)
       name, count = f'{split}{suffix}', int(sums['confusion'].sum())
-      loss = float(sums['loss'])
-      hits = {'accuracy': int(np.trace(sums['confusion']))} | (
-        {'top5_accuracy': int(sums['top5'])} if 'top5' in sums else {}
-      )
-      metrics[f'{name}/loss'] = loss / count
+      metrics[f'{name}/loss'] = loss = float(sums['loss']) / count
       # Logits that are not finite predict nothing, though the first of them would count as the largest.
-      metrics |= {f'{name}/{kind}': right / count if math.isfinite(loss) else math.nan for kind, right in hits.items()}
+      predicted = count if math.isfinite(loss) else math.nan
+      metrics[f'{name}/accuracy'] = int(np.trace(sums['confusion'])) / predicted
+      if 'top5' in sums:
+        metrics[f'{name}/top5_accuracy'] = int(sums['top5']) / predicted
       metrics[f'{name}/calibration_error'] = scores.calibration_error(sums['calibration_gaps'], count)
       areas = np.full(len(sums['confusion']), np.nan)
       if rows:  # rows are in the order of the split, and padding rows come last
