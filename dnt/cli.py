@@ -402,9 +402,12 @@ def _with_recorded_config(argv: list[str]) -> list[str]:
 
 
 def _with_config(argv: list[str], new: str) -> list[str]:
-  given = _config_argument(argv)
-  forms = (given, f'--config={given}', f'-config={given}')
-  return [part.replace(given, new) if part in forms else part for part in argv]
+  """Replaces the value of --config, and no other argument that happens to be the same text."""
+  for index, argument in enumerate(argv):
+    if _CONFIG_ARGUMENT.match(argument):
+      separate = '=' not in argument
+      return [*argv[:index], f'--config={new}', *argv[index + 1 + separate :]]
+  return argv
 
 
 def _config_argument(argv: list[str]) -> str:

@@ -6,6 +6,7 @@ import signal
 
 import jax
 import pytest
+from absl import flags
 
 from dnt import cli, errors
 from dnt import config as schema
@@ -40,6 +41,26 @@ def test_a_config_that_comes_with_dnt_is_found_by_its_name(given, tmp_path, monk
   config, path = parse(*given, '--config.train.steps=7')
   assert path == CONFIGS / 'cifar_plain20.py'
   assert (config.model.name, config.train.steps) == ('plain', 7)
+
+
+@pytest.mark.parametrize('given', [['--config', 'cifar_plain20'], ['--config=cifar_plain20'], ['-config', 'cifar_plain20']])
+def test_another_flag_may_have_the_value_of_the_config(given, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+
+  def define(values):
+    flags.DEFINE_string('workdir', None, 'where', flag_values=values)
+
+  shown = cli.Program('Trains.', define, lambda values: None, 'digits_resnet20.py', ('train',))
+  values = cli.parse(shown, ['program', '--workdir', 'cifar_plain20', *given])
+  assert values.workdir == 'cifar_plain20'
+  assert cli.config_path(values) == CONFIGS / 'cifar_plain20.py'
+
+
+def test_a_workdir_that_is_called_config_is_a_config(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'config').mkdir()
+  run_config.write(tmp_path / 'config' / 'config.json', schema.default())
+  assert parse('--config=config')[0].data.source == schema.default().data.source
 
 
 def test_a_file_of_the_name_of_a_shipped_config_comes_first(tmp_path, monkeypatch):

@@ -58,13 +58,14 @@ def test_list_shows_configs_models_and_sources(program):
 
 
 @pytest.mark.thorough
-def test_a_run_whose_output_closes_saves_first(tmp_path, monkeypatch, capfd):
+@pytest.mark.parametrize(('error', 'code', 'says'), [(errno.EPIPE, 141, []), (errno.ENOSPC, 1, ['No space left'])])
+def test_a_run_whose_output_is_lost_saves_first(error, code, says, tmp_path, monkeypatch, capfd):
   from dnt import cli, main
 
   class Closing(io.StringIO):
     def write(self, text):
       if text.startswith('step '):
-        raise BrokenPipeError(errno.EPIPE, 'Broken pipe')
+        raise OSError(error, os.strerror(error))
       return super().write(text)
 
   monkeypatch.setattr(sys, 'stdout', Closing())
@@ -72,11 +73,11 @@ def test_a_run_whose_output_closes_saves_first(tmp_path, monkeypatch, capfd):
   ends = ('--config.eval.every=0', '--config.checkpoint.every=0')
   with pytest.raises(SystemExit) as stopped:
     cli.run(main.PROGRAM, ['main', *TINY, *MLP, *length, *ends, f'--workdir={tmp_path}'])
-  assert stopped.value.code == 141
+  assert stopped.value.code == code
   (step,) = [int(path.name) for path in (tmp_path / 'checkpoints').iterdir()]
   assert 0 < step < 40
-  err = capfd.readouterr().err
-  assert 'checkpoint' in err and len(err.strip().splitlines()) == 1
+  saves, *lines = capfd.readouterr().err.strip().splitlines()
+  assert 'checkpoint' in saves and len(lines) == len(says) and all(map(str.__contains__, lines, says))
 
 
 @pytest.mark.thorough
