@@ -112,9 +112,13 @@ def _run(program: Program, argv: Sequence[str], watch: signals.Watch) -> int:
     if program.computes:
       allocator.tune()
     with terminal.console() as shown:
-      program.main(parse(program, argv))
+      try:
+        program.main(parse(program, argv))
+      except signals.Stopped as stopped:
+        if not shown.lost or stopped.number != signal.SIGPIPE:
+          raise
     if shown.lost:  # the work saved and stopped
-      sys.exit(CLOSED if shown.lost.closed else 1)
+      raise shown.lost
   except Exception as error:
     if watch.raised:
       return 128 + watch.raised

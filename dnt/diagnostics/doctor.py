@@ -181,7 +181,8 @@ def _make_step(run: experiment.Experiment, batch_at: Callable) -> Callable:
     return output
 
   phase = run.phases[0]
-  plain = telemetry.make(run.config, phase.partition.split(run.abstract_state().params)[0], run.table)
+  params = run.abstract_state().params
+  plain = telemetry.make(run.config, params, phase.partition.split(params)[0], run.table)
 
   def measure(params, gradient, updates, examination, gradient_captures):
     cosine = telemetry.gather(examination, 'cosine', called, run.entries, lambda total: total / parts)

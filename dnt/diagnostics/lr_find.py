@@ -159,7 +159,7 @@ def choose(run: experiment.Experiment) -> str:
   """
   if not run.config.train.init_from:
     return 'steepest'
-  below = {row.entry.name for row in run.table[:-1] if row.parameters}
+  below = {row.entry.name for row in run.table if row.parameters} - {depth.head(run.table).name}
   first, *later = [bool(below - phase.partition.frozen) if phase.partition.frozen else True for phase in run.phases]
   apart = run.config.finetune.head_lr_mult > 1
   return 'valley' if first or (any(later) and not apart) else 'steepest'

@@ -79,6 +79,11 @@ class Trace:
     return tuple(row.entry for row in self.table)
 
 
+def head(table: Sequence[Row]) -> Entry:
+  """Returns the last entry with parameters, which gives the classes; entries without may follow it, as a pooling does."""
+  return [row.entry for row in table if row.parameters][-1]
+
+
 @contextlib.contextmanager
 def intercept(
   watch: Callable[[Callable[[], Any], nn.Module], Any],

@@ -47,10 +47,10 @@ def make(
     partitions: the partitions of the run's phases up to the current one; each trains more than the one before.
 
   Raises:
-    errors.InputError: a pattern matches nothing, or the network has no hidden kernels for muon.
+    errors.InputError: a pattern matches nothing.
   """
   trainable, _ = partitions[-1].split(params)
-  clipping = [] if config.clip.name == 'none' else [('clip', clip.make(config.clip, trainable, entries))]
+  clipping = [] if config.clip.name == 'none' else [('clip', clip.make(config.clip, params, trainable, entries))]
   if len(partitions) == 1:
     rule = _rule(config, params, trainable, entries)
   else:
@@ -69,6 +69,25 @@ def make(
     *lr_multipliers.make(config.finetune, params, trainable, entries),
     ('learning_rate', optax.scale_by_learning_rate(schedule)),
   )
+
+
+def check(optim: typed.Optim, params: Any, entries: Sequence[depth.Entry], partition: freeze.Partition) -> None:
+  """Refuses an optimizer that has nothing to do in a run.
+
+  Args:
+    optim: the section of a validated config.
+    params: all parameters, nested dicts of arrays or shapes.
+    entries: the depth order.
+    partition: that of the last phase, which trains the most.
+
+  Raises:
+    errors.InputError: muon, and no hidden kernel trains.
+  """
+  if optim.name == 'muon' and not _hidden(params, partition.split(params)[0], entries):
+    raise errors.InputError(
+      "optim.name='muon' is for the kernels between the first and the last entry, and none of them trains; "
+      "use 'sgd', 'adamw' or 'lamb'"
+    )
 
 
 def advance(optimizer: optax.GradientTransformation, state: Any, params: Any) -> Any:
@@ -111,7 +130,8 @@ def _rule(
   if optim.name == 'lamb':
     return [('adam', adam), *decay, ('trust_ratio', rows.by_row(optax.scale_by_trust_ratio()))]
   if optim.name == 'muon':
-    return [('muon', _muon(optim, adam, whole, params, entries)), *decay]
+    hidden = _hidden(whole, params, entries)
+    return [('muon', _muon(optim, adam, params, hidden)) if hidden else ('adam', adam), *decay]
   raise errors.unknown('optimizer', optim.name, schema.SCHEMA['optim']['name'].choices)
 
 
@@ -169,28 +189,38 @@ def _pull(matches: Mapping[str, np.ndarray], strength: float) -> Callable[[Any, 
   return lambda updates, params: trees.map_with_path(leaf, updates, params)
 
 
+def _hidden(whole: Any, params: Any, entries: Sequence[depth.Entry]) -> frozenset[str]:
+  """Returns the paths of the hidden kernels in `params`: dense and convolution kernels except those of stem and head.
+
+  This is the choice of Jordan's readme. Stem and head are the first and the last kernel of all parameters, `whole`.
+  """
+  ends = set(rows.kernel_ends(rows.places(whole, entries)))
+  leaves = trees.flatten(params)
+  return frozenset(
+    path
+    for path, place in rows.places(params, entries).items()
+    if rows.is_kernel(path) and not ends.issuperset(place) and leaves[path].ndim - _first(path) in (2, 4)
+  )
+
+
+def _first(path: str) -> int:
+  return 1 if trees.is_scanned(path) else 0  # after the axis of the rows
+
+
 def _muon(
-  optim: typed.Optim,
-  adam: optax.GradientTransformation,
-  whole: Any,
-  params: Any,
-  entries: Sequence[depth.Entry],
+  optim: typed.Optim, adam: optax.GradientTransformation, params: Any, hidden: frozenset[str]
 ) -> optax.GradientTransformation:
   """Applies Muon to hidden kernels and Adam to the rest, both at the same learning rate as in `optax.contrib.muon`.
 
-  As in Jordan's readme, hidden kernels are the dense and convolution kernels except those of stem and head. A kernel
-  HWIO becomes the matrix [H W I, O], and Muon scales its update by sqrt(max(1, O / (H W I))). Only Muon uses Nesterov
-  momentum.
+  A kernel HWIO becomes the matrix [H W I, O], and Muon scales its update by sqrt(max(1, O / (H W I))). Only Muon uses
+  Nesterov momentum.
   """
-  places = rows.places(params, entries)
-  ends = rows.kernel_ends(rows.places(whole, entries))
 
   def dimensions(path: str, param: Any) -> Any:
-    first = 1 if trees.is_scanned(path) else 0  # optax treats the rows' axis, which we do not list, as a batch axis
-    hidden = rows.is_kernel(path) and not set(ends).issuperset(places[path])
-    if not hidden or param.ndim - first not in (2, 4):
+    if path not in hidden:
       return optax.MaskedNode()
-    return optax.contrib.MuonDimensionNumbers(tuple(range(first, param.ndim - 1)), (param.ndim - 1,))
+    # optax treats the rows' axis, which we do not list, as a batch axis.
+    return optax.contrib.MuonDimensionNumbers(tuple(range(_first(path), param.ndim - 1)), (param.ndim - 1,))
 
   def scale(update: jax.Array, axes: optax.contrib.MuonDimensionNumbers) -> jax.Array:
     assert not isinstance(axes.reduction_axis, int)  # `dimensions` returns a tuple
@@ -199,11 +229,6 @@ def _muon(
 
   matrices = trees.map_with_path(dimensions, params)
   labels = trees.map_with_path(lambda _, axes: 'muon' if axes else 'adam', matrices)
-  if 'muon' not in jax.tree.leaves(labels):
-    raise errors.InputError(
-      "optim.name='muon' is for the kernels between the first and the last entry, and this network has none; "
-      "use 'sgd', 'adamw' or 'lamb'"
-    )
   muon = optax.chain(
     optax.contrib.scale_by_muon(beta=optim.momentum, nesterov=optim.nesterov, weight_dimension_numbers=matrices),
     optax.stateless(lambda updates, _: jax.tree.map(scale, updates, matrices)),

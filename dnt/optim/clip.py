@@ -13,12 +13,15 @@ from dnt.models import depth
 from dnt.optim import rows
 
 
-def make(config: typed.Clip, params: Any, entries: Sequence[depth.Entry]) -> optax.GradientTransformation:
+def make(
+  config: typed.Clip, whole: Any, params: Any, entries: Sequence[depth.Entry]
+) -> optax.GradientTransformation:
   """Builds the clipping from the section `clip` of a validated config; it keeps no state.
 
   Args:
     config: the section; its `name` is not 'none'.
-    params: the trainable parameters, nested dicts of arrays or shapes.
+    whole: all parameters, nested dicts of arrays or shapes.
+    params: the trainable parameters.
     entries: the depth order, see `depth.Trace.entries`.
   """
   if config.name == 'global_norm':
@@ -28,7 +31,7 @@ def make(config: typed.Clip, params: Any, entries: Sequence[depth.Entry]) -> opt
   if config.name == 'block_norm':
     return block_norm(config.threshold, params, entries)
   if config.name == 'adaptive':
-    return adaptive(config.threshold, config.epsilon, params, entries)
+    return adaptive(config.threshold, config.epsilon, whole, params, entries)
   raise errors.unknown('clip', config.name, schema.SCHEMA['clip']['name'].choices)
 
 
@@ -46,7 +49,7 @@ def block_norm(threshold: float, params: Any, entries: Sequence[depth.Entry]) ->
 
 
 def adaptive(
-  threshold: float, epsilon: float, params: Any, entries: Sequence[depth.Entry]
+  threshold: float, epsilon: float, whole: Any, params: Any, entries: Sequence[depth.Entry]
 ) -> optax.GradientTransformation:
   """Clips each unit's gradient norm to at most a fraction of its parameter norm (adaptive gradient clipping, AGC).
 
@@ -56,13 +59,14 @@ def adaptive(
   Args:
     threshold: the fraction (lambda).
     epsilon: lower bound on the parameter norm, so that zero parameters can move.
-    params: the trainable parameters, nested dicts of arrays or shapes.
-    entries: the depth order; the last entry with a kernel is the head.
+    whole: all parameters, nested dicts of arrays or shapes; the last entry with a kernel is the head.
+    params: the trainable parameters.
+    entries: the depth order.
 
   Raises:
     errors.InputError: there is no kernel.
   """
+  _, head = rows.kernel_ends(rows.places(whole, entries))
   places = rows.places(params, entries)
-  _, head = rows.kernel_ends(places)
   clipped = {path: not (rows.is_kernel(path) and place == (head,)) for path, place in places.items()}
   return optax.masked(rows.by_row(optax.adaptive_grad_clip(threshold, epsilon)), trees.unflatten(clipped))

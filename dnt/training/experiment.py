@@ -403,6 +403,7 @@ def make(
   if config.finetune.l2_sp and not config.train.init_from:
     raise errors.InputError('config.finetune.l2_sp pulls towards pretrained values: it needs config.train.init_from')
 
+  chain.check(config.optim, params, trace.entries, planned[-1].partition)
   eval_partition = dataclasses.replace(planned[0].partition, skipped=skipped) if skipped else freeze.ALL
   run = Experiment(
     config=config,
@@ -420,7 +421,7 @@ def make(
   def make_phase(start, partitions):
     partition = dataclasses.replace(partitions[-1], skipped=skipped)
     optimizer = run.make_optimizer(params, (*partitions[:-1], partition))
-    watched = telemetry_lib.make(config, partition.split(params)[0], trace.table)
+    watched = telemetry_lib.make(config, params, partition.split(params)[0], trace.table)
     return Phase(
       start=start,
       partitions=(*partitions[:-1], partition),

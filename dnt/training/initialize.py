@@ -136,9 +136,10 @@ def load_variables(run: experiment.Experiment, source: pretrained.Source, quiet:
   """
   pretrained.check_model(source, run.config.model)
   want, have = trees.flatten(run.trace.variables), trees.flatten(source.variables)
-  head = _head(want, run.trace.entries[-1].name, run.config.model.num_classes)
+  entry = depth.head(run.trace.table).name
+  head = _head(want, entry, run.config.model.num_classes)
   if source.absent:
-    head = [path for path in want if path not in have and path.split('/')[1] == run.trace.entries[-1].name]
+    head = [path for path in want if path not in have and path.split('/')[1] == entry]
     reason = f'{source.origin} has no classifier, the data has {run.config.model.num_classes} classes'
     changed, line = _zeros(want, head), f'{reason}: {", ".join(head)} start at zero'
   else:

@@ -47,12 +47,13 @@ class Telemetry(NamedTuple):
   measure: Callable[..., dict[str, Column]]
 
 
-def make(config: typed.Config, params: Any, table: Sequence[depth.Row]) -> Telemetry:
+def make(config: typed.Config, whole: Any, params: Any, table: Sequence[depth.Row]) -> Telemetry:
   """Returns the telemetry of a train step.
 
   Args:
     config: a validated config.
-    params: the trainable parameters (or shapes) in the model's layout; entries without parameters have no parameter
+    whole: all parameters (or shapes) in the model's layout.
+    params: the trainable parameters; entries without parameters have no parameter
       metrics.
     table: the depth list.
 
@@ -65,7 +66,7 @@ def make(config: typed.Config, params: Any, table: Sequence[depth.Row]) -> Telem
   places = rows_lib.places(params, entries)
   lowest = min(index for place in places.values() for index in place)
   frozen = any(row.parameters for row in table[:lowest])
-  clipping = None if config.clip.name == 'none' else clip.make(config.clip, params, entries)
+  clipping = None if config.clip.name == 'none' else clip.make(config.clip, whole, params, entries)
   called = [row.entry for row in table if row.shape is not None]
 
   def measure(params, gradient, updates, result, gradient_captures):
@@ -197,7 +198,7 @@ def floors(config: typed.Config, table: Sequence[depth.Row]) -> dict[str, float]
     table: the depth list.
   """
   result = {row.entry.name: NEAR_ZERO * math.sqrt(row.shape[-1]) for row in table if row.shape}
-  return result | ({table[-1].entry.name: math.inf} if config.train.init_from else {})
+  return result | ({depth.head(table).name: math.inf} if config.train.init_from else {})
 
 
 def warnings(

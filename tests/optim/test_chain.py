@@ -8,7 +8,7 @@ import pytest
 
 from dnt import config as schema
 from dnt import errors, models, trees
-from dnt.models import depth, layouts
+from dnt.models import depth, freeze, layouts
 from dnt.optim import chain, schedules
 
 NAMES = ('sgd', 'adamw', 'lamb', 'muon')
@@ -191,10 +191,32 @@ def test_muon_on_dense_layers_is_optax_muon(network):
   check({'dense': actual['dense']}, expected, rtol=1e-6)
 
 
-def test_muon_without_a_hidden_kernel_is_refused(network):
-  params = {name: network.tree(0)[name] for name in ('stem', 'head')}
-  with pytest.raises(errors.InputError, match="'muon' .*kernels"):
-    make_chain(make_config('muon'), params, network.unrolled)
+def partition(network, *names):
+  """A partition that trains the top-level entries of these names."""
+  paths = trees.flatten(network.tree(0))
+  frozen = frozenset(entry.name for entry in network.unrolled if entry.name.split('/')[0] not in names)
+  return freeze.Partition(frozen, frozenset(path for path in paths if path.split('/')[0] in names))
+
+
+def test_muon_is_refused_where_no_hidden_kernel_trains(network):
+  config, params = make_config('muon'), network.tree(0)
+  with pytest.raises(errors.InputError, match="'muon' .*kernels .*none of them trains"):
+    chain.check(config.optim, params, network.unrolled, partition(network, 'head'))
+  chain.check(config.optim, params, network.unrolled, partition(network, 'stage1', 'head'))
+
+
+def test_muon_trains_with_adam_in_a_phase_that_adds_no_hidden_kernel(network):
+  config, schedule = make_config('muon'), optax.constant_schedule(0.1)
+  parts = ('head',), ('stage1', 'head'), ('stem', 'stage1', 'head')
+  phases = [partition(network, *names) for names in parts]
+  for count in range(1, 4):
+    optimizer = chain.make(config, schedule, network.tree(0), network.unrolled, phases[:count])
+    params, _ = phases[count - 1].split(network.tree(0))
+    state = optimizer.init(params)
+    links = ('adam', 'phase1', 'phase2')[:count]
+    assert set(links) <= set(state) and 'muon' not in state
+    assert all(('muon' in state[link]) == (link == 'phase1') for link in links[1:])
+    optimizer.update(phases[count - 1].split(network.tree(1))[0], state, params)
 
 
 LAYOUT_CASES = [

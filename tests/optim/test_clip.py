@@ -15,7 +15,7 @@ def section(**options):
 
 
 def apply(config, gradients, params, entries):
-  transformation = clip.make(config, params, entries)
+  transformation = clip.make(config, params, params, entries)
   return jax.jit(transformation.update)(gradients, transformation.init(params), params)[0]
 
 
@@ -100,6 +100,17 @@ def test_adaptive_is_optax_but_for_the_kernel_of_the_head(network):
   check(apply(section(name='adaptive', threshold=0.05), gradients, params, network.unrolled), expected)
 
 
+@pytest.mark.parametrize('names', [('stage1',), ('stem', 'stage1'), ('stage1', 'head')])
+def test_adaptive_clips_the_last_entry_that_trains_if_the_head_is_frozen(network, names):
+  whole, gradients = network.tree(1), network.tree(0)
+  config = section(name='adaptive', threshold=0.05)
+  trained = {name: whole[name] for name in names}
+  transformation = clip.make(config, whole, trained, network.unrolled)
+  actual, _ = transformation.update({name: gradients[name] for name in names}, transformation.init(trained), trained)
+  expected = apply(config, gradients, whole, network.unrolled)
+  check(actual, {name: expected[name] for name in names})
+
+
 @pytest.mark.parametrize('name', ['global_norm', 'value', 'block_norm', 'adaptive'])
 def test_rows_of_a_scanned_stage_are_clipped_as_the_blocks_they_are(network, name):
   gradients, params = network.tree(0), network.tree(1)
@@ -120,9 +131,10 @@ def test_a_gradient_that_is_not_finite_stays_so(network, name):
 
 def test_adaptive_needs_a_kernel_to_know_the_head_by(network):
   with pytest.raises(errors.InputError, match="called 'kernel'"):
-    clip.make(section(name='adaptive'), {'head': {'weight': np.ones(3)}}, network.unrolled)
+    params = {'head': {'weight': np.ones(3)}}
+    clip.make(section(name='adaptive'), params, params, network.unrolled)
 
 
 def test_a_name_outside_the_schema_is_refused(network):
   with pytest.raises(errors.InputError, match="clip 'global'.* 'global_norm'"):
-    clip.make(section(name='global'), network.tree(0), network.unrolled)
+    clip.make(section(name='global'), network.tree(0), network.tree(0), network.unrolled)

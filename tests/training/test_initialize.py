@@ -131,6 +131,16 @@ def test_the_head_of_pretrained_weights_follows_the_names_of_the_classes(
   assert re.search(line, said) if line else not said
 
 
+def test_the_head_is_the_last_entry_with_parameters(tiny, saved, tmp_path, change_splits):
+  saved(tiny, tmp_path / 'other')
+  change_splits(lambda split: dataclasses.replace(split, class_names=tuple(map(str, range(10)))))
+  run = build(tiny)
+  pool = depth.Row(depth.Entry('pool', 'pool'), (10,), 0, 0)
+  run = run._replace(trace=dataclasses.replace(run.trace, table=(*run.trace.table, pool)))
+  loaded = initialize.load_variables(run, pretrained.Source(str(tmp_path / 'other')))
+  assert not trees.flatten(loaded['params'])['head/dense/kernel'].any()
+
+
 def test_the_head_of_weights_without_names_is_kept_by_count_and_this_is_said(
   resnet, saved, tmp_path, monkeypatch, caplog
 ):

@@ -12,7 +12,7 @@ import pytest
 
 from dnt import loop, trees
 from dnt.data import pipeline
-from dnt.models import captures
+from dnt.models import captures, depth
 from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
 from dnt.reporting import metric_names, metrics
@@ -300,7 +300,7 @@ def test_frozen_entries_have_forward_figures_and_cost_no_backward_pass(tiny, beg
   run, state, batch = begin(tiny)
   images, labels = run.preprocess(batch, None), batch['label']
   trained = {'head': state.params['head']}
-  capturing = telemetry.make(run.config, trained, run.table)
+  capturing = telemetry.make(run.config, state.params, trained, run.table)
   assert trees.flatten(capturing.gradient_captures).keys() == {'head/gradient_capture'}
 
   def loss(trained, gradient_captures, watched):
@@ -553,6 +553,8 @@ def test_the_head_of_a_fine_tuned_network_is_not_judged(tiny, begin):
   assert drawn['head'] == pytest.approx(0.1 * 10**0.5)
   run.config.train.init_from = 'weights.safetensors'
   assert telemetry.floors(run.config, run.table) == drawn | {'head': np.inf}
+  pool = depth.Row(depth.Entry('pool', 'pool'), (10,), 0, 0)  # below a last entry without parameters too
+  assert telemetry.floors(run.config, (*run.table, pool))['head'] == np.inf
 
 
 @pytest.mark.thorough
