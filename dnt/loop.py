@@ -285,19 +285,24 @@ def _evaluate_end(
   workdir: pathlib.Path,
   rec: record.Record,
 ) -> tuple[evaluate.Result, dict[str, Any]]:
-  """Evaluates the splits that were not looked at during the run, with its last weights and its best checkpoint.
+  """Evaluates the splits that the run has not measured at its end, with its last weights and its best checkpoint.
+
+  These are those that are looked at only now, and those that `eval.splits` of a run that had ended did not name.
 
   Returns:
     The result of the last weights, and the step and the metrics of the best checkpoint; both empty without such splits,
     the second also if no checkpoint is the best.
   """
-  splits = [split for split in data.evaluation if split not in run.config.eval.splits]
+  splits = [split for split in data.evaluation if split not in rec.measured]
   if not splits:
     return evaluate.Result({}, {}, {}), {}
   last = best = evaluate.evaluate_all(evaluator, evaluate.get_variables(state), splits)
   if not rec.best:
     return last, {}
-  step = checkpoints.choose_step(workdir, checkpoints.BEST, rec.best_metric)
+  try:
+    step = checkpoints.choose_step(workdir, checkpoints.BEST, rec.best_metric)
+  except errors.InputError:  # the value is not finite in any checkpoint that was kept
+    return last, {}
   if step != int(state.step):
     variables = evaluate.place(run, mesh, checkpoints.load_parameters(workdir, step), workdir)
     best = evaluate.evaluate_all(evaluator, variables, splits)
@@ -347,24 +352,22 @@ def _run(session: _Session, state: steps.TrainState) -> steps.TrainState:
   start = step
   phase = run.phase(step)
 
-  def save():
+  def save(trained):
     activity.note(activity.SAVE, step)
     session.mirror.upload()  # the lines up to this step, before the checkpoint that goes on after them
-    session.saved.save(step, layouts.to_unrolled(state, rows), rec.history())
+    session.saved.save(step, layouts.to_unrolled(trained, rows), rec.history())
     session.clock.lap('checkpoint')
 
   @contextlib.contextmanager
-  def keeping(kind):
-    """Saves what is trained before an error of this kind ends the run."""
+  def keeping(trained):
+    """Saves a state, that of the phase that ends, before an error ends the run."""
     try:
       yield
-    except kind as error:
+    except Exception as error:
       pending.flush()
       # Of several processes, the others come here too only if they have agreed on the error.
-      agreed = multihost.is_single() or isinstance(error, evaluate.UnreadableError)
-      # A checkpoint holds the state of the phase that ends.
-      if step > 0 and phase is run.phase_of_state(step) and agreed:
-        save()
+      if step > 0 and (multihost.is_single() or isinstance(error, evaluate.UnreadableError)):
+        save(trained)
       raise
 
   while True:
@@ -374,9 +377,9 @@ def _run(session: _Session, state: steps.TrainState) -> steps.TrainState:
     if evaluating or saving:
       pending.flush()
     if saving:
-      save()
+      save(state)
     if evaluating:
-      with keeping(Exception):
+      with keeping(state):
         result = session.guard.attempt(step == start, programs.evaluate, state, step)
         if result is not None:
           rec.evaluated(step, result)
@@ -385,7 +388,7 @@ def _run(session: _Session, state: steps.TrainState) -> steps.TrainState:
         continue
       if rec.out_of_patience and not ending:
         ending = saving = True
-        save()
+        save(state)
       if saving:
         session.mirror.upload()
         session.saved.rate(step, rec.history(), rec.metrics)
@@ -402,7 +405,7 @@ def _run(session: _Session, state: steps.TrainState) -> steps.TrainState:
     count = due.steps_at_once(step, session.loader.max_steps(step))
     if not programs.is_ready(step):
       pending.flush()
-    with keeping(errors.InputError):  # it reads the images before it starts the step
+    with keeping(ended):  # it reads the images before it starts the step
       dispatch = session.guard.attempt(step == start, programs.next_steps, state, step, count)
     if dispatch is None:
       state, requested = ended, True

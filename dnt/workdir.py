@@ -53,7 +53,8 @@ def checkpoints(workdir: str | os.PathLike) -> pathlib.Path:
 
 def confusion_path(workdir: pathlib.Path, split: str) -> pathlib.Path:
   """Returns the file of a split's last evaluation: class names, confusion (true by predicted) and `per_class`."""
-  return workdir / f'confusion_{re.sub(r"[^A-Za-z0-9_.-]+", "_", split).strip("_")}.json'
+  readable = split.replace(':', '-').replace('%', 'pct')  # other slices of a split have other files
+  return workdir / f'confusion_{re.sub(r"[^A-Za-z0-9_.-]+", "_", readable).strip("_")}.json'
 
 
 def confusion_paths(workdir: pathlib.Path) -> list[pathlib.Path]:

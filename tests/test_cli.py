@@ -43,7 +43,9 @@ def test_a_config_that_comes_with_dnt_is_found_by_its_name(given, tmp_path, monk
   assert (config.model.name, config.train.steps) == ('plain', 7)
 
 
-@pytest.mark.parametrize('given', [['--config', 'cifar_plain20'], ['--config=cifar_plain20'], ['-config', 'cifar_plain20']])
+@pytest.mark.parametrize(
+  'given', [['--config', 'cifar_plain20'], ['--config=cifar_plain20'], ['-config', 'cifar_plain20']]
+)
 def test_another_flag_may_have_the_value_of_the_config(given, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
 

@@ -110,6 +110,7 @@ def undisturbed(tmp_path_factory):
     (evaluate, 'evaluate_all', errors.RunError('a worker process has died'), 1, 2),
     (evaluate, 'evaluate_all', errors.InputError('cannot read the image dog.jpg'), 3, 6),  # the last step
     (resident.TrainLoader, 'arrays', errors.InputError('cannot read the image dog.jpg'), 4, 3),
+    (resident.TrainLoader, 'arrays', errors.RunError('a worker process has died'), 4, 3),
     (evaluate, 'evaluate_all', KilledError('killed'), 2, 4),
     (checkpoints.Checkpoints, 'rate', KilledError('killed'), 1, 4),
     (format, 'replace_meta', KilledError('killed'), 1, 4),
@@ -451,6 +452,45 @@ def test_the_test_split_is_looked_at_when_the_run_ends(tiny, tmp_path, console):
   before = (tmp_path / 'metrics.jsonl').read_text()
   assert run(tiny, tmp_path)['best_checkpoint'] == summary['best_checkpoint'], 'a run that has ended, run again'
   assert (tmp_path / 'metrics.jsonl').read_text() == before
+
+
+def test_a_run_that_has_ended_evaluates_splits_that_are_named_later(tiny, tmp_path):
+  tiny.eval.splits, tiny.checkpoint.best_metric = ('val',), 'accuracy'
+  before = run(tiny, tmp_path)
+  for splits in (('val', 'test'), ('val', 'test', 'train')):
+    tiny.eval.splits = splits
+    after = run(tiny, tmp_path)
+    assert {name for name in before['last'] if after['last'][name] != before['last'][name]} <= {
+      'train/loss',  # of the evaluation, no longer of the last steps
+      'train/accuracy',
+    }
+    assert after['best_checkpoint'].items() >= before['best_checkpoint'].items() != {}.items()
+  assert 'train/calibration_error' in after['last'] and 'train/calibration_error' not in before['last']
+  named = {line['step'] for line in metrics.read(tmp_path) if 'train/calibration_error' in line}
+  assert named == {after['step']}
+
+
+def test_an_end_that_is_not_finite_is_an_error_of_the_run_also_if_no_better_checkpoint_was_kept(tiny, tmp_path):
+  tiny.eval.splits, tiny.checkpoint.best_metric, tiny.checkpoint.every = ('val',), 'accuracy', '0'
+  tiny.eval.every, tiny.train.steps = '1', 3
+  # The last update is too large for the logits of float32, the loss before it is finite.
+  tiny.schedule.name, tiny.schedule.boundaries, tiny.schedule.factor = 'piecewise', ('2',), 1e30
+  with pytest.raises(errors.RunError, match='val/loss is not finite at step 3, the end'):
+    run(tiny, tmp_path)
+  assert any('test/accuracy' in line for line in metrics.read(tmp_path))
+
+
+@pytest.mark.parametrize('kind', [errors.InputError, errors.RunError])
+def test_an_error_at_the_first_step_of_a_phase_keeps_the_phase_before(tiny, tmp_path, monkeypatch, kind):
+  tiny.finetune.trainable, tiny.finetune.unfreeze = 'head', (('3', 'all'),)
+  tiny.train.steps, tiny.train.steps_per_dispatch, tiny.checkpoint.every = 6, 1, '0'
+  whole = run(tiny, tmp_path / 'whole')
+  with monkeypatch.context() as patch:
+    fails = raising(kind('cannot read the image dog.jpg'), 4)(resident.TrainLoader.arrays)
+    patch.setattr(resident.TrainLoader, 'arrays', fails)
+    with pytest.raises(kind, match='the checkpoint of step 3 is kept'):
+      run(tiny, tmp_path / 'run')
+  assert run(tiny, tmp_path / 'run')['params_sha256'] == whole['params_sha256']
 
 
 def test_a_run_that_stops_does_not_look_at_the_test_split(tiny, tmp_path, monkeypatch):

@@ -177,8 +177,10 @@ def test_a_damaged_file_is_one_line_at_most_and_the_run_remains(trained_copy, ru
 
 
 def test_splits_have_confusion_matrices_of_their_own(tmp_path):
-  assert workdir.confusion_path(tmp_path, 'train[:50%]').name == 'confusion_train_50.json'
+  slices = ('train[:50%]', 'train[50%:]', 'train[:50]', 'train[50:]', 'train[5:50]', 'train[-50:]', 'train')
+  assert len({workdir.confusion_path(tmp_path, split) for split in slices}) == len(slices)
+  assert workdir.confusion_path(tmp_path, 'train[:50%]').name == 'confusion_train_-50pct.json'
   for split in ('train[:50%]', 'test'):
     workdir.confusion_path(tmp_path, split).write_text('{}')
   names = [path.name for path in workdir.confusion_paths(tmp_path)]
-  assert names == ['confusion_test.json', 'confusion_train_50.json']
+  assert names == ['confusion_test.json', 'confusion_train_-50pct.json']

@@ -80,7 +80,7 @@ class Trace:
 
 
 def head(table: Sequence[Row]) -> Entry:
-  """Returns the last entry with parameters, which gives the classes; entries without may follow it, as a pooling does."""
+  """Returns the last entry with parameters, which gives the classes; a pooling may follow it."""
   return [row.entry for row in table if row.parameters][-1]
 
 

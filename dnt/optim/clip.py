@@ -13,9 +13,7 @@ from dnt.models import depth
 from dnt.optim import rows
 
 
-def make(
-  config: typed.Clip, whole: Any, params: Any, entries: Sequence[depth.Entry]
-) -> optax.GradientTransformation:
+def make(config: typed.Clip, whole: Any, params: Any, entries: Sequence[depth.Entry]) -> optax.GradientTransformation:
   """Builds the clipping from the section `clip` of a validated config; it keeps no state.
 
   Args:

@@ -77,6 +77,9 @@ class Record:
     self.provenance: Mapping[str, Any] = provenance or {}
     self._run, self._workdir, self._clock = run, workdir, clock
     self.evaluated_at: int = history.get('evaluated_at', 0)
+    # The splits that were evaluated at this step, during the run.
+    evaluated_now = self.evaluated_at == step and 'config' in history
+    self.measured: tuple[str, ...] = tuple(history['config']['eval']['splits']) if evaluated_now else ()
     self._writer = metrics.Writer(workdir, step, self.evaluated_at)
     self._progress = progress.Progress(run.config.train.steps)
     # Sums since the last training line. They are saved too, so that the next line is the same after a resume.
@@ -98,7 +101,8 @@ class Record:
     for name, seconds in history.get('seconds', {}).items():
       clock.seconds[name] += seconds
     self.metrics: dict[str, float] = {}  # of the last evaluation in this process
-    if self.best.get('metric', self.best_metric) != self.best_metric:
+    ranked = metric_names.ranking(history['config']) if 'config' in history else self.best_metric
+    if ranked != self.best_metric:
       self._rank_again(step)
     if self.best_metric and splits.parse(run.config.checkpoint.best_metric.rpartition('/')[0]).is_test:
       self._warn(
@@ -217,7 +221,7 @@ class Record:
     self._clock.lap('evaluate')
     self._write(step, result.metrics)
     self._write_confusion(step, result)
-    self.evaluated_at, self.metrics = step, result.metrics
+    self.evaluated_at, self.metrics, self.measured = step, result.metrics, tuple(self._run.config.eval.splits)
     if bad := _not_finite(result.metrics):
       text = f'{bad} is not finite, and this evaluation ranks no checkpoint; {_AGAINST_DIVERGENCE}'
       self._warn('evaluation_not_finite', step, text)

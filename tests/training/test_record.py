@@ -214,7 +214,7 @@ def test_confusion_matrices_are_on_disk_once_they_are_found(make, tiny, tmp_path
   tiny.eval.splits = ('test[:50%]',)
   with make(best_metric='test[:50%]/accuracy') as rec:
     rec.evaluated(2, evaluation(0.5, split='test[:50%]'))
-    stored = json.loads((tmp_path / 'confusion_test_50.json').read_text())
+    stored = json.loads((tmp_path / 'confusion_test_-50pct.json').read_text())
     assert stored['matrix'] == [[3, 0], [0, 1]]
     assert stored['per_class']['sensitivity'] == [1, 1] and stored['per_class']['auroc'] == [0.5, None]
     assert (stored['split'], stored['step'], len(stored['class_names'])) == ('test[:50%]', 2, 10)

@@ -475,6 +475,18 @@ def test_best_of_another_metric_is_ranked_by_what_was_measured(tiny, tmp_path):
   assert summary['best'] == {'metric': 'test/loss', 'value': losses[step], 'step': step}
 
 
+@pytest.mark.thorough
+def test_what_ranks_from_now_on_is_ranked_by_what_was_measured(tiny, tmp_path):
+  tiny.checkpoint.every = tiny.eval.every = '1'
+  tiny.eval.splits, tiny.checkpoint.best_metric = ('test',), 'accuracy'
+  assert not run(tiny, tmp_path)['best']
+  losses = {line['step']: line['test/loss'] for line in metrics.read(tmp_path) if 'test/loss' in line}
+  tiny.checkpoint.best_metric, tiny.train.steps = 'test/loss', 8
+  tiny.optim.learning_rate = 5.0  # what follows is worse
+  step = min(losses, key=losses.get)
+  assert run(tiny, tmp_path)['best'] == {'metric': 'test/loss', 'value': losses[step], 'step': step}
+
+
 def test_a_split_that_was_not_evaluated_before_ranks_from_now_on(tiny, tmp_path):
   run(tiny, tmp_path)
   tiny.eval.splits, tiny.checkpoint.best_metric = ('train',), 'train/accuracy'
