@@ -76,7 +76,7 @@ def train(
   Args:
     config: a training config, as `dnt.config.default` makes it; it is validated here and not changed,
       except that an old spelling becomes today's.
-    workdir: where the run writes everything, a folder or gs://<bucket>/<path>; the README lists the files.
+    workdir: where the run writes everything, a folder or gs://<bucket>/<path>; docs/runs.md lists the files.
     clock: started when the program began; None: it starts now.
     command: the command line, for the report.
     allow: keys of options that a run which continues may change although this makes it another experiment.
