@@ -1,4 +1,4 @@
-"""README's table of commands: those that need no network run as printed, on small data; the others are parsed."""
+"""Commands of README and docs: rows that need no network run as printed, on small data; the others are parsed."""
 
 import importlib
 import importlib.util
@@ -21,6 +21,9 @@ from dnt.training import experiment
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / 'README.md').read_text()
+PAGES = {
+  path.relative_to(ROOT): path.read_text() for path in (ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md')))
+}
 # What else is given to the commands of a row to be small; those of `files` are small already. A row that is not
 # here needs the network, other files or minutes, or is a comparison, which starts processes: it is parsed.
 RUNS = {
@@ -73,6 +76,8 @@ PLACES = {
   '<folder>': 'maps',
   '<name>': 'mnist',
   '<tfds dir>': 'tfds',
+  '<your config>': 'configs/digits_resnet20.py',
+  '<run>': 'runs/mine',
   '--images=photos': '--images=images/test',
   '--images=...': '--images=images/test',
   '--weights=...': '--weights=runs/other',
@@ -176,20 +181,48 @@ def here(files, tmp_path, monkeypatch):
   monkeypatch.setattr(sys, 'path', ['', *sys.path])
 
 
+def parse(command):
+  """Parses a command as its program does; a benchmark or launcher must exist."""
+  if command.startswith(('benchmarks.', 'python -m benchmarks.')):
+    assert importlib.util.find_spec(command.removeprefix('python -m ').split()[0])
+  elif command.startswith('launch/'):
+    assert (ROOT / command.split()[0]).is_file()
+  else:
+    name, *given = arguments(command)
+    program = importlib.import_module(name).PROGRAM
+    values = cli.parse(program, [name, *(flag for flag in given if flag != '--help')])
+    if program.kinds:
+      cli.config(values)
+
+
 @pytest.mark.parametrize('title', ROWS)
 def test_the_commands_of_a_row_are_parsed(title, monkeypatch):
   monkeypatch.chdir(ROOT)
   for command in ROWS[title]:
-    if command.startswith(('benchmarks.', 'python -m benchmarks.')):
-      assert importlib.util.find_spec(command.removeprefix('python -m ').split()[0])
-    elif command.startswith('launch/'):
-      assert (ROOT / command.split()[0]).is_file()
-    else:
-      name, *given = arguments(command)
-      program = importlib.import_module(name).PROGRAM
-      values = cli.parse(program, [name, *(flag for flag in given if flag != '--help')])
-      if program.kinds:
-        cli.config(values)
+    parse(command)
+
+
+def test_the_commands_of_docs_are_parsed(monkeypatch):
+  monkeypatch.chdir(ROOT)
+  found = []
+  for path, text in PAGES.items():
+    if path.parent.name == 'docs':
+      found += re.findall(r'(?m)(?:^    |`)(python -m [^`#\n]+)', re.sub(r' \\\n +', ' ', text))
+  for command in found:
+    parse(command)
+  assert len(found) > 10
+
+
+@pytest.mark.parametrize('page', PAGES, ids=str)
+def test_links_and_options_of_a_page_exist(page):
+  for path, heading in re.findall(r'\]\(([^)#:]*)#?([^)]*)\)', PAGES[page]):
+    target = ROOT / page.parent / path if path else ROOT / page
+    assert target.is_file(), path
+    titles = re.findall(r'(?m)^#+ (.*)', target.read_text())
+    assert not heading or heading in {re.sub('[^a-z0-9 -]', '', title.lower()).replace(' ', '-') for title in titles}
+  named = re.findall(r'`([a-z]+)\.([a-z0-9_]+)(?:=[^`]*)?`', PAGES[page])
+  options = {each for each in named if isinstance(config.SCHEMA.get(each[0]), dict) and each[1] not in ('json', 'png')}
+  assert all(key in config.SCHEMA[section] for section, key in options), options
 
 
 @pytest.mark.thorough
