@@ -62,7 +62,7 @@ check_count() {
   [[ $2 =~ ^[1-9][0-9]*$ ]] || die "$1 must be a whole number of at least 1, not '$2'"
 }
 
-# The program's flags: the config must be a file, and what the launcher sets must not be set twice.
+# The program's flags: there must be such a config, and what the launcher sets must not be set twice.
 check_program_flags() {
   local flag config='' previous='' file
   for flag in "$@"; do
@@ -77,8 +77,10 @@ check_program_flags() {
   done
   # A config file may take an argument (path/to/config.py:argument), and one of dnt's own needs no more than its name.
   file="${config%.py:*}"
-  if [[ -n $config && ! -f $file && ! -f $file.py && ! -f $ROOT/configs/${file%.py}.py ]]; then
-    die "no config file '$config'; there are: $(cd "$ROOT" && echo configs/*.py)"
+  # Of the workdir of a run it is config.json. What is in a bucket or below /mnt/dnt need not be seen from here.
+  case "$config" in '' | gs://* | /mnt/dnt/*) return 0 ;; esac
+  if [[ ! -f $file && ! -f $file.py && ! -f $ROOT/configs/${file%.py}.py && ! -f $config/config.json ]]; then
+    die "no config file and no workdir of a run '$config'; there are: $(cd "$ROOT" && echo configs/*.py)"
   fi
 }
 

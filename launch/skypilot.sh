@@ -2,15 +2,18 @@
 # Runs one training with SkyPilot, on the cloud where it finds the hardware, as a managed job: after a preemption SkyPilot
 # makes the machines again, and the run goes on from its last checkpoint.
 #
-#   launch/skypilot.sh --name=NAME --accelerators=H100:8 [--nodes=2] --bucket=gs://BUCKET [--infra=gcp/us-central1] [--spot]
-#     [--dry-run] -- --config=... --workdir=/mnt/dnt/... [flags]
+#   launch/skypilot.sh --name=NAME --accelerators=H100:8 [--nodes=2] [--bucket=gs://DATA] [--infra=gcp/us-central1] [--spot]
+#     [--dry-run] -- --config=... --workdir=gs://... [flags]
 #
 #   --accelerators=  GPUs of each node, such as H100:8, or a TPU slice, such as tpu-v5litepod-16
 #   --nodes=N        nodes with these GPUs (default 1); a TPU slice has its own number of hosts
-#   --bucket=        the bucket that is mounted at /mnt/dnt on every node: gs://NAME, s3://NAME, ...
+#   --bucket=        a bucket of data that is mounted at /mnt/dnt on every node: gs://NAME, s3://NAME, ...
 #   --infra=         where, as SkyPilot writes it (CLOUD/REGION/ZONE); default: where it is cheapest
 #   --spot           takes machines that may be preempted
 #   --dry-run        prints the task, which `sky jobs launch FILE` takes too
+#
+# The workdir is gs://BUCKET/PATH, which the nodes may write to, on whichever cloud they are. It cannot be below /mnt/dnt: a
+# run appends to its files, and a mounted bucket gets a file only when it is closed, which a preemption does not wait for.
 #
 # sky jobs queue lists the jobs, sky jobs logs follows one, and sky jobs cancel ends it. The same command goes on.
 set -euo pipefail
@@ -39,7 +42,7 @@ while (($#)); do
 done
 check_name --name "$name" '[a-z]([-a-z0-9]{0,40}[a-z0-9])?' 'lower-case letters, digits and hyphens, starting with a letter'
 check_name --accelerators "$accelerators" 'tpu-[a-z0-9]+-[0-9]+|[A-Za-z0-9][A-Za-z0-9-]*:[1-9][0-9]*' 'GPUs such as H100:8, or a TPU slice such as tpu-v5litepod-16'
-check_name --bucket "$bucket" '[a-z0-9]+://[a-z0-9][a-z0-9._/-]*' 'the address of a bucket, such as gs://name'
+check_name --bucket "$bucket" '|[a-z0-9]+://[a-z0-9][a-z0-9._/-]*' 'the address of a bucket, such as gs://name'
 check_name --infra "$infra" '|[a-z0-9*]+(/[a-z0-9*-]+){0,2}' 'such as gcp, gcp/us-central1 or gcp/us-central1/us-central1-a'
 check_count --nodes "$nodes"
 tpu=''
@@ -52,7 +55,8 @@ if [[ $accelerators == tpu-* ]]; then
 fi
 check_program_flags "$@"
 workdir="$(workdir_of "$@")"
-[[ $workdir == /mnt/dnt/* ]] || die "--workdir='$workdir' must be below /mnt/dnt, where all nodes see the bucket"
+[[ $workdir == gs://?*/?* ]] ||
+  die "--workdir='$workdir' must be gs://BUCKET/PATH: a run appends to its files, which a mounted bucket cannot do; --bucket is for data"
 need sky 'install it: pip install "skypilot[gcp]" (or another cloud)'
 
 # The processes find one another by what the slice says of itself, or by what SkyPilot tells each node
@@ -80,15 +84,14 @@ YAML
   job_recovery:
     # Stopped by a signal (SIGHUP, SIGINT, SIGTERM) after a save, as a machine is that will be preempted.
     recover_on_exit_codes: [129, 130, 143]
-file_mounts:
-  /mnt/dnt:
-    source: "$bucket"
-    mode: MOUNT
+YAML
+  if [[ -n $bucket ]]; then printf 'file_mounts:\n  /mnt/dnt:\n    source: "%s"\n    mode: MOUNT\n' "$bucket"; fi
+  cat << YAML
 setup: |
   set -e
   python3 -m pip install --user -q uv
   python3 -m uv venv -q --allow-existing --python 3.12 .venv
-  python3 -m uv pip install -q --python .venv/bin/python "jax[$([[ -n $tpu ]] && echo tpu || echo cuda13)]" -r requirements.txt
+  python3 -m uv pip install -q --python .venv/bin/python "jax[$([[ -n $tpu ]] && echo tpu || echo cuda13)]" gcsfs -r requirements.txt
 run: |
   export PYTHONUNBUFFERED=1
   $command

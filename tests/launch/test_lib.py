@@ -20,7 +20,7 @@ RUNS = {
   'slurm.sh': ('--nodes=2',),
   'tpu_pod.sh': ('run', *POD),
   'gke_jobset.sh': JOBSET,
-  'skypilot.sh': ('--name=a', '--accelerators=H100:8', '--bucket=gs://b'),
+  'skypilot.sh': ('--name=a', '--accelerators=H100:8'),
 }
 
 
@@ -61,7 +61,7 @@ def test_help_names_every_option(launch, script):
 def test_dry_run_prints_the_program_with_its_flags_as_they_are(launch, script):
   flags = [
     f'--config={CONFIG}',
-    '--workdir=/mnt/dnt/a b',
+    '--workdir=gs://bucket/a b',
     "--config.data.source=folder:it's",
     '--config.optim.nesterov',
   ]
@@ -75,12 +75,23 @@ def test_dry_run_prints_the_program_with_its_flags_as_they_are(launch, script):
     assert all(word in result.stdout for word in ('-m', 'dnt.main', '--config.optim.nesterov', '--distributed'))
 
 
+@pytest.mark.parametrize('config', ['configs/nothing.py', 'bin'])
 @pytest.mark.parametrize('script', RUNS)
-def test_a_missing_config_is_refused_with_what_there_is(launch, script):
-  result = launch(script, *RUNS[script], '--dry-run', '--', '--config=configs/nothing.py', '--workdir=/mnt/dnt/a')
+def test_a_missing_config_is_refused_with_what_there_is(launch, script, config):
+  result = launch(script, *RUNS[script], '--dry-run', '--', f'--config={config}', '--workdir=gs://bucket/a')
   assert (result.returncode, result.stdout) == (2, '')
-  assert re.match(f"{script}: .*'configs/nothing.py'.* configs/cifar_", result.stderr)
+  assert re.match(f"{script}: .*'{config}'.* configs/cifar_", result.stderr)
   assert 'configs/digits_resnet20.py' in result.stderr
+
+
+@pytest.mark.parametrize('config', ['runs/mine', 'runs/mine/config.json', 'gs://bucket/mine', '/mnt/dnt/mine'])
+@pytest.mark.parametrize('script', RUNS)
+def test_the_workdir_of_a_run_is_a_config(launch, tmp_path, script, config):
+  (tmp_path / 'runs' / 'mine').mkdir(parents=True)
+  (tmp_path / 'runs' / 'mine' / 'config.json').write_text('{}')
+  result = launch(script, *RUNS[script], '--dry-run', '--', f'--config={config}', '--workdir=gs://bucket/again')
+  assert result.returncode == 0, result.stderr
+  assert f'--config={config}' in result.stdout
 
 
 def test_a_config_may_take_an_argument_or_stand_apart(launch):
@@ -92,14 +103,14 @@ def test_a_config_may_take_an_argument_or_stand_apart(launch):
 
 @pytest.mark.parametrize('script', RUNS)
 def test_flags_that_the_launcher_sets_are_refused(launch, script):
-  result = launch(script, *RUNS[script], '--dry-run', '--', '--workdir=/mnt/dnt/a', '--num_processes=3')
+  result = launch(script, *RUNS[script], '--dry-run', '--', '--workdir=gs://bucket/a', '--num_processes=3')
   assert result.returncode == 2
   assert re.fullmatch(f'{script}: --num_processes=3 .*launcher.*\n', result.stderr)
 
 
 @pytest.mark.parametrize('script', RUNS)
 def test_a_flag_with_a_line_break_is_refused(launch, script):
-  result = launch(script, *RUNS[script], '--dry-run', '--', '--workdir=/mnt/dnt/a\nimage: other')
+  result = launch(script, *RUNS[script], '--dry-run', '--', '--workdir=gs://bucket/a\nimage: other')
   assert (result.returncode, result.stdout) == (2, '')
   assert re.fullmatch(f'{script}: .*workdir.* line break.*\n', result.stderr)
 
@@ -108,7 +119,7 @@ def test_a_flag_with_a_line_break_is_refused(launch, script):
 @pytest.mark.parametrize('name', ["it's", 'a"b', 'a b', 'a: b', '$(date)', 'a\nb', 'A', '-a', ''])
 def test_a_name_that_is_none_is_refused(launch, script, name):
   options = [f'--name={name}' if option.startswith('--name=') else option for option in RUNS[script]]
-  result = launch(script, *options, '--dry-run', '--', '--workdir=/mnt/dnt/a')
+  result = launch(script, *options, '--dry-run', '--', '--workdir=gs://bucket/a')
   assert (result.returncode, result.stdout) == (2, '')
   assert '--name=' in result.stderr and 'lower-case' in result.stderr
 
@@ -122,7 +133,7 @@ def test_a_missing_tool_is_named(launch, tmp_path, script, program):
   tools.mkdir()
   for name in ('bash', 'env', 'dirname', 'basename', 'sed', 'cat'):
     (tools / name).symlink_to(shutil.which(name))
-  result = launch(script, *RUNS[script], '--', f'--config={CONFIG}', '--workdir=/mnt/dnt/a', path=str(tools))
+  result = launch(script, *RUNS[script], '--', f'--config={CONFIG}', '--workdir=gs://bucket/a', path=str(tools))
   assert (result.returncode, result.stdout) == (2, '')
   assert re.search(f'{script}: {program} .*PATH', result.stderr)
 

@@ -12,8 +12,8 @@ from dnt.parallel import signals
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = str(ROOT / 'configs' / 'digits_resnet20.py')
-OPTIONS = {'--name': 'resnet', '--accelerators': 'H100:8', '--nodes': '2', '--bucket': 'gs://mine/runs'}
-FLAGS = [f'--config={CONFIG}', '--workdir=/mnt/dnt/it\'s "a" run', '--config.optim.nesterov']
+OPTIONS = {'--name': 'resnet', '--accelerators': 'H100:8', '--nodes': '2', '--bucket': 's3://mine/images'}
+FLAGS = [f'--config={CONFIG}', '--workdir=gs://mine/it\'s "a" run', '--config.optim.nesterov']
 
 
 def arguments(*more, **changed):
@@ -40,10 +40,11 @@ def test_the_task_has_the_documented_fields(launch):
       'use_spot': True,
       'job_recovery': {'recover_on_exit_codes': sorted(signals.CODES)},
     },
-    'file_mounts': {'/mnt/dnt': {'source': 'gs://mine/runs', 'mode': 'MOUNT'}},
+    'file_mounts': {'/mnt/dnt': {'source': 's3://mine/images', 'mode': 'MOUNT'}},
   }
-  assert 'jax[cuda13]' in setup and '-m dnt.main' in run
+  assert '"jax[cuda13]" gcsfs -r requirements.txt' in setup and '-m dnt.main' in run
   assert task(launch)['resources']['use_spot'] is False
+  assert 'file_mounts' not in task(launch, bucket=None)
 
 
 def run_script(script, folder, **environment):
@@ -109,7 +110,8 @@ def test_bad_options_are_refused(launch, changed, message):
   assert re.search(message, result.stderr)
 
 
-def test_a_workdir_outside_the_bucket_is_refused(launch):
-  result = launch('skypilot.sh', *arguments(), '--dry-run', '--', '--workdir=/tmp/a')
-  assert result.returncode == 2
-  assert re.search("--workdir='/tmp/a' .*/mnt/dnt", result.stderr)
+@pytest.mark.parametrize('workdir', ['/tmp/a', '/mnt/dnt/a', 's3://mine/a', 'gs://mine'])
+def test_a_workdir_that_is_in_no_bucket_of_google_is_refused(launch, workdir):
+  result = launch('skypilot.sh', *arguments(), '--dry-run', '--', f'--workdir={workdir}')
+  assert (result.returncode, result.stdout) == (2, '')
+  assert re.search(f"--workdir='{workdir}' must be gs://BUCKET/PATH.* --bucket .*data", result.stderr)
