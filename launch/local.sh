@@ -5,7 +5,7 @@
 #
 #   -n N                      processes
 #   --devices-per-process=K   forces K CPU devices a process; of GPUs, process i gets the numbers i*K to i*K + K-1, or those
-#                             at these places of CUDA_VISIBLE_DEVICES if it is set
+#                             at these places of CUDA_VISIBLE_DEVICES if it is set; none if that is empty or -1
 #   --module=NAME             the program (python -m NAME); default dnt.main
 #   --dry-run                 prints what would run
 #
@@ -41,13 +41,15 @@ check_program_flags "$@"
 python="${PYTHON:-python}"
 need "$python" 'activate the environment, or set PYTHON'
 
+hidden=false # whether the user hides all GPUs
+case "${CUDA_VISIBLE_DEVICES-unset}" in '' | -1) hidden=true ;; esac
 # The GPUs to give out; none if it is not known how many there are, or jax does not use them.
 gpus=()
-if [[ -n $devices && ${JAX_PLATFORMS:-} != cpu ]]; then
+if [[ -n $devices && ${JAX_PLATFORMS:-} != cpu ]] && ! $hidden; then
   if [[ -n ${CUDA_VISIBLE_DEVICES:-} ]]; then
     IFS=, read -ra gpus <<< "$CUDA_VISIBLE_DEVICES"
-  elif command -v nvidia-smi > /dev/null; then
-    IFS=$'\n' read -r -d '' -a gpus < <(nvidia-smi --query-gpu=index --format=csv,noheader 2> /dev/null) || true
+  elif listed="$(nvidia-smi --query-gpu=index --format=csv,noheader 2> /dev/null)"; then
+    while read -r line; do if [[ $line =~ ^[0-9]+$ ]]; then gpus+=("$line"); fi; done <<< "$listed"
   fi
   ((${#gpus[@]} == 0 || ${#gpus[@]} >= count * devices)) ||
     die "-n $count and --devices-per-process=$devices need $((count * devices)) GPUs; there are ${#gpus[@]} (${gpus[*]})"
@@ -71,7 +73,7 @@ make_command() {
     command+=("XLA_FLAGS=${XLA_FLAGS:+$XLA_FLAGS }--xla_force_host_platform_device_count=$devices")
     mine="$(seq -s, $((index * devices)) $((index * devices + devices - 1)))"
     if ((${#gpus[@]})); then mine="$(IFS=,; echo "${gpus[*]:index * devices:devices}")"; fi
-    command+=("CUDA_VISIBLE_DEVICES=$mine")
+    $hidden || command+=("CUDA_VISIBLE_DEVICES=$mine")
   fi
   command+=("$python" -m "$module" "$@" --distributed "--coordinator=127.0.0.1:$port")
   command+=("--num_processes=$count" "--process_id=$index")

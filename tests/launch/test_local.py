@@ -120,6 +120,27 @@ def test_processes_share_out_the_gpus_that_there_are(launch, fake):
 
 
 @pytest.mark.parametrize(
+  'answer', ['echo "Failed to initialize NVML"; seq 0 9; exit 9', 'echo "No devices were found"']
+)
+def test_what_nvidia_smi_says_in_place_of_numbers_is_no_gpu(launch, fake, answer):
+  fake('nvidia-smi', answer)
+  result = launch('local.sh', '-n', '3', '--devices-per-process=4', '--dry-run', JAX_PLATFORMS='')
+  assert gpus_of(result) == ['0,1,2,3', '4,5,6,7', '8,9,10,11'], 'as where it is not known how many there are'
+
+
+@pytest.mark.parametrize('platforms', ['', 'cpu'])
+@pytest.mark.parametrize('visible', ['', '-1'])
+def test_gpus_that_are_hidden_are_not_shared_out(launch, fake, visible, platforms):
+  fake('nvidia-smi', 'seq 0 3')
+  fake('py', 'printf "gpus:%s\\n" "$CUDA_VISIBLE_DEVICES"')
+  result = launch(
+    'local.sh', '-n', '2', '--devices-per-process=2', PYTHON='py', JAX_PLATFORMS=platforms, CUDA_VISIBLE_DEVICES=visible
+  )
+  assert result.returncode == 0, result.stderr
+  assert sorted(result.stdout.splitlines()) == [f'[0] gpus:{visible}', f'[1] gpus:{visible}']
+
+
+@pytest.mark.parametrize(
   ('arguments', 'message'),
   [
     ((), '.*-n N.* --help'),
