@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Runs one training on a TPU slice of a GKE cluster, as a JobSet (jobset.sigs.k8s.io must be installed there).
+# Runs one training on a TPU slice of a GKE cluster, as a JobSet (jobset.sigs.k8s.io must be installed there, from 0.6 on).
 #
 #   launch/gke_jobset.sh --name=NAME --image=IMAGE --accelerator=tpu-v5-lite-podslice --topology=4x4
 #     [--claim=PVC] [--hosts=4] [--chips=4] [--dry-run] -- --config=... --workdir=gs://... [flags]
 #
 #   --image=IMAGE         holds this checkout as its working directory, with the requirements, jax[tpu] and gcsfs
 #   --claim=PVC           the persistent volume claim (ReadWriteMany) that is mounted at /mnt/dnt on every host, for data
-#                         or for --workdir=/mnt/dnt/...
+#                         or, if it is a file system such as Filestore's and no mounted bucket, for --workdir=/mnt/dnt/...
 #   --accelerator=, --topology=   the node pool's labels cloud.google.com/gke-tpu-accelerator and gke-tpu-topology
 #   --hosts=N, --chips=K  hosts of the slice, and TPU chips of each: what the topology asks for, with up to 4 chips a host
 #                         (8 only where one host is the slice, 2x4 of v5e and v6e)
@@ -14,8 +14,9 @@
 #
 # After a warning (a drain) the run saves and ends with exit code 143. That counts as stopped and not as failed: Kubernetes
 # starts its pods again, and the run goes on. A node that is lost without warning restarts the JobSet, up to ten times: the
-# run goes on from its last checkpoint. After kubectl delete jobset NAME it saves and ends; the same command starts it
-# again. To follow it: kubectl logs -f -l jobset.sigs.k8s.io/jobset-name=NAME
+# run goes on from its last checkpoint. Bad input (exit code 2) fails the JobSet at once. After kubectl delete jobset NAME
+# the run saves and ends; the same command starts it again. To follow it: kubectl logs -f -l
+# jobset.sigs.k8s.io/jobset-name=NAME
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -88,6 +89,11 @@ metadata:
 spec:
   failurePolicy:
     maxRestarts: 10
+    rules:
+    # Only bad input, which a restart would not mend, fails the job for this reason; a lost process (1) does not.
+    - name: badInput
+      action: FailJobSet
+      onJobFailureReasons: [PodFailurePolicy]
   replicatedJobs:
   - name: slice
     replicas: 1
@@ -104,6 +110,11 @@ spec:
               containerName: dnt
               operator: In
               values: [129, 130, 143]
+          - action: FailJob
+            onExitCodes:
+              containerName: dnt
+              operator: In
+              values: [2]
         template:
           spec:
             restartPolicy: Never

@@ -33,8 +33,14 @@ def test_dry_run_prints_the_jobset_that_is_applied(launch, fake, tmp_path):
   job = jobset['spec']['replicatedJobs'][0]['template']['spec']
   assert job['parallelism'] == job['completions'] == 4
   assert job['podFailurePolicy']['rules'] == [
-    {'action': 'Ignore', 'onExitCodes': {'containerName': 'dnt', 'operator': 'In', 'values': sorted(signals.CODES)}}
+    {'action': action, 'onExitCodes': {'containerName': 'dnt', 'operator': 'In', 'values': values}}
+    for action, values in (('Ignore', sorted(signals.CODES)), ('FailJob', [2]))
   ]
+  # A job fails for this reason by a FailJob alone: that of a lost process, 1, starts the JobSet again.
+  assert jobset['spec']['failurePolicy'] == {
+    'maxRestarts': 10,
+    'rules': [{'name': 'badInput', 'action': 'FailJobSet', 'onJobFailureReasons': ['PodFailurePolicy']}],
+  }
   pod = job['template']['spec']
   assert pod['restartPolicy'] == 'Never', 'or there may be no podFailurePolicy'
   assert pod['nodeSelector'] == {
