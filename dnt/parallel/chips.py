@@ -15,6 +15,7 @@ Sources, by the letter in the table:
      constants for a ring within a node (src/graph/tuning.cc, protocol LL): 6.6 us, and 0.6 us for each step.
 """
 
+import re
 from typing import Any, NamedTuple
 
 PRECISIONS = ('bfloat16', 'tf32', 'float32')
@@ -25,7 +26,7 @@ class Chip(NamedTuple):
 
   Attributes:
     name: as dnt's programs name it; None: it cannot be rehearsed.
-    kind: part of the name that jax gives the device.
+    kind: words of the name that jax gives the device.
     flops: FLOP/s of dense products, by the precision of their factors, in the order of `PRECISIONS`.
     memory: bytes that a program may use.
     memory_bandwidth: bytes per second.
@@ -78,7 +79,7 @@ _HOPPER: dict[str, Any] = {
   'host': 8,
 }
 
-# The first row whose `kind` is part of the device's name counts.
+# The first row whose `kind` is among the words of the device's name counts.
 CHIPS = (
   Chip('v4', 'TPU v4', (275e12, None, None), 30.75 * _GIB, 1200e9, 300e9, 6, 6.25e9, **_TPU),  # b, c, d
   Chip('v5e', 'TPU v5 lite', (197e12, None, None), 15.75 * _GIB, 819e9, 200e9, 4, 3.125e9, **_TPU),  # b, c
@@ -102,8 +103,10 @@ BY_NAME = {chip.name: chip for chip in CHIPS if chip.name}
 
 def find(device_kind: str) -> Chip | None:
   """Returns the chip that jax names so, such as 'NVIDIA H100 80GB HBM3'; None if the table does not have it."""
-  named = device_kind.lower().replace('v5e', 'v5 lite').replace('v6e', 'v6 lite')  # jax has both names
-  return next((chip for chip in CHIPS if chip.kind.lower() in named), None)
+  # jax has both names of these.
+  named = device_kind.lower().replace('v5e', 'v5 lite').replace('v5p', 'v5').replace('v6e', 'v6 lite')
+  # Whole words: an L40 is no L4, and a TPU v4 lite no v4.
+  return next((chip for chip in CHIPS if re.search(rf'\b{chip.kind.lower()}\b(?! lite)', named)), None)
 
 
 def flops_per_second(device_kind: str, precision: str) -> float | None:

@@ -19,6 +19,7 @@ def test_peaks_are_those_of_the_device_and_the_arithmetic():
   ('kind', 'name'),
   [
     ('TPU v4', 'v4'),
+    ('TPU v6 lite', 'v6e'),
     ('TPU v5 lite', 'v5e'),
     ('TPU v5e', 'v5e'),
     ('TPU v5', 'v5p'),
@@ -28,6 +29,39 @@ def test_peaks_are_those_of_the_device_and_the_arithmetic():
 )
 def test_a_tpu_is_found_by_every_name_that_jax_has_for_it(kind, name):
   assert chips.find(kind) == chips.BY_NAME[name]
+
+
+@pytest.mark.parametrize(
+  ('kind', 'part'),
+  [
+    ('NVIDIA L4', 'L4'),
+    ('NVIDIA L40S', 'L40S'),
+    ('Tesla T4', 'T4'),
+    ('NVIDIA A10', 'A10'),
+    ('NVIDIA A10G', 'A10G'),
+    ('NVIDIA A100-SXM4-80GB', 'A100'),
+    ('NVIDIA A100 80GB PCIe', 'A100'),
+    ('NVIDIA H100 80GB HBM3', 'H100'),
+    ('NVIDIA H100 PCIe', 'H100 PCIe'),
+    ('NVIDIA H200', 'H200'),
+    ('NVIDIA H200 NVL', 'H200 NVL'),
+    ('NVIDIA B200', 'B200'),
+  ],
+)
+def test_a_gpu_is_found_by_the_words_of_its_name(kind, part):
+  chip = chips.find(kind)
+  assert chip and chip.kind == part
+
+
+@pytest.mark.parametrize(
+  'kind',
+  [
+    *('NVIDIA L40', 'NVIDIA RTX A1000 Laptop GPU', 'NVIDIA T400 4GB', 'NVIDIA T4G', 'NVIDIA A10M', 'NVIDIA A100X'),
+    *('NVIDIA GH200 480GB', 'NVIDIA GB200', 'NVIDIA H20', 'NVIDIA H800', 'TPU v4 lite', 'TPU v2', 'TPU v5x', 'cpu'),
+  ],
+)
+def test_a_chip_with_part_of_the_name_of_another_is_not_that_one(kind):
+  assert chips.find(kind) is None
 
 
 def test_products_of_a_dtype_run_at_the_precision_that_jax_takes_by_default():
