@@ -53,8 +53,9 @@ def duration(value: str) -> str | None:
   return None if float(match[1]) <= LARGEST else _TOO_LARGE
 
 
-def durations(values: tuple[str, ...]) -> str | None:
-  return next((f'each {duration(str(value))}' for value in values if duration(str(value))), None)
+def durations(values: tuple[str | int | float, ...]) -> str | None:
+  problems = (duration(str(value)) if isinstance(value, str | int | float) else VALID for value in values)
+  return next((f'each {problem}' for problem in problems if problem), None)
 
 
 def numbers(values: tuple[float, ...]) -> str | None:
@@ -64,6 +65,10 @@ def numbers(values: tuple[float, ...]) -> str | None:
 
 def deviations(values: tuple[float, ...]) -> str | None:
   return numbers(values) or (None if all(v > 0 for v in values) else 'must hold numbers above 0 only')
+
+
+def variances(values: tuple[float, ...]) -> str | None:
+  return deviations(values) or (None if values else 'must hold at least one number')
 
 
 def weights(values: tuple[float, ...]) -> str | None:

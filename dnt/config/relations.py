@@ -5,6 +5,7 @@ hold. A condition is a tuple of values or `any_but(...)`. The owner `PROGRAM` st
 '--mode=<mode>' of dnt.main, or 'dnt.probe'.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ from dnt.config.durations import DURATION
 PROGRAM = 'program'
 TRAINING = '--mode=train'
 PROBE = 'dnt.probe'
+_SLICE = re.compile(r'([\w.-]+)\[.*:.*\]')  # of a split
 
 
 class Except(tuple):
@@ -66,15 +68,16 @@ def failing(only: Only, get: Callable[[str], Any]) -> list[str]:
 def _matches(value: Any, values: tuple[Any, ...]) -> bool:
   """Returns whether a value is one of `values`.
 
-  'folder' stands for 'folder:<dir>' too, and '0' for a duration of zero in any unit. A tuple matches if one of its
-  members does.
+  'folder' stands for 'folder:<dir>' too, 'val' for its slices ('val[:50%]'), and '0' for a duration of zero in any
+  unit. A tuple matches if one of its members does.
   """
-  if value in values or (isinstance(value, tuple) and not set(value).isdisjoint(values)):
+  if value in values or (isinstance(value, tuple) and any(_matches(each, values) for each in value)):
     return True
   if not isinstance(value, str):
     return False
-  duration = DURATION.fullmatch(value)
-  return value.partition(':')[0] in values or ('0' in values and duration is not None and float(duration[1]) == 0)
+  duration, part = DURATION.fullmatch(value), _SLICE.fullmatch(value)
+  name = part[1] if part else value.partition(':')[0]
+  return name in values or ('0' in values and duration is not None and float(duration[1]) == 0)
 
 
 def describe(only: Only) -> str:
@@ -98,6 +101,8 @@ def _describe(owner: str, condition: Condition) -> str:
   values = f'{", ".join(first)} or {last}' if first else last
   if owner == PROGRAM:
     return values
+  if isinstance(condition, Except) and not values:
+    return f'{owner} set'
   if isinstance(condition, Except):
     return ' '.join([owner, *(['set to'] if None in condition else []), 'other than', values])
   return f'{owner}={values}' if values else f'{owner} not set'

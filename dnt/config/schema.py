@@ -434,7 +434,10 @@ SCHEMA: dict[str, Any] = {
     'zero_init_last_norm': Option(
       bool,
       'initialize the scale of the last norm of each residual branch to zero',
-      only={'model.name': ('resnet',), 'model.block': ('basic', 'bottleneck'), 'model.norm': NORMS[:-1]},
+      only=tuple(
+        {**each, 'model.name': ('resnet',), 'model.block': ('basic', 'bottleneck'), 'model.norm': NORMS[:-1]}
+        for each in DRAWN
+      ),
       off=False,
       role='start',
       on_resume=REFUSE,
@@ -442,7 +445,7 @@ SCHEMA: dict[str, Any] = {
     'residual_scalar': Option(
       float,
       'initial value of a learned factor on each residual branch (SkipInit, ReZero: 0); not set: no factor',
-      only={'model.name': ('resnet',)},
+      only={'model.name': ('resnet',)},  # not DRAWN: whatever its value, it gives the network these factors
       role='start',
       on_resume=REFUSE,
     ),
@@ -457,7 +460,11 @@ SCHEMA: dict[str, Any] = {
     'gate_bias': Option(
       float,
       'initial bias of the highway gates; negative: layers pass their input through at first',
-      only=({'model.name': ('highway',)}, {'model.name': ('mlp',), 'model.block': ('highway',)}),
+      only=tuple(
+        {**each, **gated}
+        for each in DRAWN
+        for gated in ({'model.name': ('highway',)}, {'model.name': ('mlp',), 'model.block': ('highway',)})
+      ),
       role='start',
       on_resume=REFUSE,
     ),
@@ -913,7 +920,7 @@ SIGNAL: dict[str, Any] = {
       check=checks.different,
     ),
     'weight_variances': Option(
-      (0.5, 1.0, 2.0, 3.0), 'sigma_w^2: a weight has variance sigma_w^2 / width (He: 2)', check=checks.deviations
+      (0.5, 1.0, 2.0, 3.0), 'sigma_w^2: a weight has variance sigma_w^2 / width (He: 2)', check=checks.variances
     ),
     'bias_variances': Option((0.0, 0.1), 'sigma_b^2: variance of a bias', check=checks.spreads),
     'gate_bias': Option(-2.0, 'bias of the highway gates', only={'signal.blocks': ('highway',)}),

@@ -23,8 +23,10 @@ def validate(config: ml_collections.ConfigDict) -> None:
       raise errors.unknown('config key', key, known)
   for key, option in known.items():
     if option.type is dict:
-      if key in given and not isinstance(given[key], dict | ml_collections.ConfigDict):
-        raise errors.InputError(f'config.{key} must be a dict, not {type(given[key]).__name__} ({given[key]!r})')
+      if key in given:
+        if not isinstance(given[key], dict | ml_collections.ConfigDict):
+          raise errors.InputError(f'config.{key} must be a dict, not {type(given[key]).__name__} ({given[key]!r})')
+        _check_json(key, given[key])
       continue
     if key not in given:
       raise errors.InputError(f'config key {key!r} is missing; start from dnt.config.default()')
@@ -92,6 +94,23 @@ def has_effect(config: typed.Config, key: str) -> bool:
 def _getter(config: ml_collections.ConfigDict, program: str) -> Callable[[str], Any]:
   """Returns a function that returns the value of an owner of options."""
   return lambda owner: program if owner == relations.PROGRAM else keys.get(config, owner)
+
+
+def _check_json(key: str, value: Any) -> None:
+  """Checks that a value of an option that takes any is one that JSON has, for a run records its config as JSON."""
+  if isinstance(value, dict | ml_collections.ConfigDict):
+    for name, each in value.items():
+      if not isinstance(name, str):
+        raise errors.InputError(f'config.{key} has the key {name!r}; its keys must be texts, as in config.json')
+      _check_json(f'{key}.{name}', each)
+  elif isinstance(value, list | tuple):
+    for index, each in enumerate(value):
+      _check_json(f'{key}[{index}]', each)
+  elif not (value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))):
+    raise errors.InputError(
+      f'config.{key}={value!r} must be what config.json can hold: finite numbers, texts, booleans, None, and lists and '
+      'dicts of these; in place of a function, class or dtype give its name'
+    )
 
 
 def _check(key: str, option: schema.Option, value: Any) -> None:

@@ -26,14 +26,16 @@ VALUES = {
   'data.augment': ('none', 'pad_crop_flip', 'resized_crop_flip'),
   'data.policy': ('none', 'rand_augment'),
   'data.eval_resize': ('squash', 'center_crop', None),
-  'eval.splits': (('val',), ('test', 'train')),
+  'eval.splits': (('val',), ('test', 'train'), ('test', 'val[:50%]')),
   'eval.every': ('0', '0 epochs', '1 epochs'),
   'finetune.cached_views': (0, None, 2),
   'finetune.l2_sp': (0.0, 0.1),
   'finetune.trainable': ('all', 'head', 'top:2'),
   'finetune.unfreeze': ((), (('50%', 'all'),)),
   'mesh.fsdp': (1, 2),
+  'model.block': ('basic', 'bottleneck', 'preact_basic', 'highway'),
   'model.name': ('mlp', 'resnet', 'plain', 'highway', 'densenet', 'nets:Net'),
+  'model.norm': ('batch_norm', 'group_norm', 'none'),
   'optim.learning_rate': (0.1, 'auto'),
   'optim.momentum': (0.0, 0.9),
   'optim.weight_decay': (0.0, 0.1),
@@ -180,6 +182,8 @@ def test_the_command_line_is_refused_whatever_its_order(flags, owner):
     ('--config.lr_find.steps=30', '--mode=lr_find'),
     ('--config.lr_find.steps=30', '--config.optim.learning_rate=0'),
     ('--config.finetune.cached_views=0', '--config.data.mixup=0.2'),
+    ("--config.eval.splits=('test', 'val[:50%]')", '--config.data.val_fraction=0.3'),
+    ('--config.finetune.trainable=head[12]', '--config.finetune.layer_decay=0.5'),
   ],
 )
 def test_the_command_line_is_taken_whatever_its_order(flags):
@@ -196,11 +200,24 @@ def test_the_learning_rate_is_a_number_or_auto():
       parse(main.PROGRAM, f'--config.optim.learning_rate={text}')
 
 
-def test_the_probe_draws_parameters_and_sweeps_nothing():
-  start = ('--config.train.init_from=runs/other', '--config.model.init_gain=2.0')
+@pytest.mark.parametrize(
+  'flags',
+  [
+    ('--config.model.init_gain=2.0',),
+    ('--config.model.zero_init_last_norm=True',),
+    ('--config.model.gate_bias=-3.0', '--config.model.name=highway'),
+    ('--config.model.gate_bias=-3.0', '--config.model.name=mlp', '--config.model.block=highway'),
+  ],
+)
+def test_how_parameters_are_drawn_has_no_effect_on_those_of_weights(flags):
+  parse(main.PROGRAM, *flags)
+  start = ('--config.train.init_from=runs/other', *flags)
   parse(probe.PROGRAM, *start)
   with pytest.raises(errors.InputError, match='train.init_from is runs/other'):
     parse(main.PROGRAM, *start)
+
+
+def test_the_probe_sweeps_nothing():
   with pytest.raises(errors.InputError, match='dnt.probe'):
     parse(probe.PROGRAM, '--config.lr_find.steps=30')
 
@@ -259,3 +276,5 @@ def test_help_shows_choices_and_relations():
     assert not option.only or f'with {relations.describe(option.only)}' in lines[key]
   assert 'with schedule.name=piecewise' in lines['schedule.boundaries']
   assert 'with clip.name=global_norm, value, block_norm or adaptive' in lines['clip.threshold']
+  assert ' or data.images_per_class set or ' in lines['data.seed']
+  assert 'finetune.cached_views set to other than 0' in lines['finetune.cache_dir']

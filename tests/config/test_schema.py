@@ -3,6 +3,7 @@ import pathlib
 import re
 
 import ml_collections
+import numpy as np
 import pytest
 
 from dnt import config as schema
@@ -213,7 +214,7 @@ EDGES = {
   'optim.weight_decay_on': (['', 'conv[12]/kernel$'], ['(', '[a']),
   'schedule.warmup': (['0', '400', '5 epochs', '10%', '1 step'], ['five', '-1', '5 weeks', '']),
   'schedule.warmup_start': ([0.0, 2.0], [-0.1]),
-  'schedule.boundaries': ([('50%', '75%'), (10, 20), ()], [('50%', 'end'), (None,)]),
+  'schedule.boundaries': ([('50%', '75%'), (10, 20), ()], [('50%', 'end'), (None,), (np.int64(10),)]),
   'schedule.factor': ([0.1, 2.0], [0.0]),
   'schedule.final': ([0.0], [-0.1]),
   'schedule.one_cycle_rise': (['30%', '0'], ['30 %%']),
@@ -274,9 +275,47 @@ def test_values_are_refused_beyond_the_edge(key):
     assert message and message.startswith(f'config.{key}={value!r} '), (value, message)
 
 
+@pytest.mark.parametrize('key', [key for key, option in schema.options(schema.SIGNAL) if option.type is tuple])
+def test_a_grid_has_a_member_on_each_of_its_axes(key):
+  config = schema.default('signal')
+  config.signal[key.partition('.')[2]] = ()
+  with pytest.raises(errors.InputError, match=rf'config\.{key}=\(\) must hold'):
+    schema.validate(config)
+
+
 def test_options_of_a_module_of_the_users_own_are_free_but_a_dict():
-  assert refused('model.options', {'hidden': 3, 'inner': {'any': 'thing'}}) is None
+  given = {'hidden': 3, 'rate': 0.5, 'bias': None, 'sizes': [1, (2, True)], 'inner': {'any': 'thing', 'none': {}}}
+  assert refused('model.options', given) is None
   assert re.search(r'config\.model\.options .*dict, not int.*3', refused('model.options', 3))
+
+
+@pytest.mark.parametrize(
+  ('given', 'place'),
+  [
+    ({'act': len}, 'act=<built-in function len>'),
+    ({'net': dict}, "net=<class 'dict'>"),
+    ({'dtype': np.dtype('float32')}, "dtype=dtype('float32')"),
+    ({'inner': {'sizes': [1, {2}]}}, 'inner.sizes[1]={2}'),
+    ({'rate': float('nan')}, 'rate=nan'),
+    ({'inner': {'names': [{3: 'three'}]}}, 'inner.names[0]'),
+  ],
+)
+def test_an_option_of_a_module_that_json_lacks_is_refused(given, place):
+  message = refused('model.options', given)
+  assert message and message.startswith(f'config.model.options.{place} ')
+  assert 'texts' in message and 'config.json' in message
+
+
+def test_what_a_comparison_sets_is_what_json_has():
+  config = schema.default('compare')
+  config.variants = {'deep': {'model.options': {'act': len}}}
+  with pytest.raises(
+    errors.InputError, match=r'config\.variants\.deep\.model\.options\.act=<built-in function len> must'
+  ):
+    schema.validate(config)
+  config.variants = {3: {}}
+  with pytest.raises(errors.InputError, match=r'config\.variants .*3.* texts'):
+    schema.validate(config)
 
 
 @pytest.mark.parametrize(
