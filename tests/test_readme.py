@@ -195,6 +195,13 @@ def parse(command):
       cli.config(values)
 
 
+def test_what_the_first_page_installs_has_the_versions_that_were_tested():
+  section = README.partition('\n## Two commands\n')[2].partition('\n## ')[0]
+  commands = re.findall(r'pip install -?\S+ ?[^`\n]*', section)
+  assert len(commands) == 3 and any('jax[cuda13]' in command for command in commands)
+  assert all('-c constraints-$(python3 -V' in command for command in commands)
+
+
 @pytest.mark.parametrize('title', ROWS)
 def test_the_commands_of_a_row_are_parsed(title, monkeypatch):
   monkeypatch.chdir(ROOT)

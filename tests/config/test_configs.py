@@ -4,6 +4,8 @@ import pytest
 
 from dnt import config as schema
 from dnt.data import splits
+from dnt.models import depth
+from dnt.optim import lr_multipliers
 from tests.conftest import CONFIGS
 
 TRAINING = sorted(path for path in CONFIGS.glob('*.py') if not path.name.startswith('probe_'))
@@ -19,3 +21,11 @@ def test_no_config_chooses_by_the_test_split(path, load_config):
   if not compares:  # comparisons show test curves, and choose nothing
     assert not any(splits.parse(split).is_test for split in config.eval.splits)
   assert config.data.hold_out is None and not (compares and config.train.patience)
+
+
+def test_the_rates_of_transfer_folder_are_those_that_its_docstring_names(load_config):
+  path = CONFIGS / 'transfer_folder.py'
+  entries = [depth.Entry(name, name) for name in ('stem', 'block', 'head')]
+  stem, block, head = lr_multipliers.factors(load_config(path).finetune, entries, 2)
+  assert f'The head has {head / block:g} times the rate of the entry before it' in ' '.join(path.read_text().split())
+  assert stem / block == pytest.approx(1 - 1 / 5)  # smaller by a fifth
