@@ -251,7 +251,7 @@ def load(config: typed.Config, workdir: pathlib.Path, mesh: Mesh, splits: Sequen
   loaded = checkpoints.load_parameters(workdir)
   trained = resume.of_meta(loaded.meta, workdir)
   config = resume.keep_open(config, trained)
-  if trained:  # its training images may have changed since, and with them what would be measured on them
+  if trained:  # an evaluation takes what it leaves open from the run
     preprocessing.fill(config.data, preprocessing.of_run(trained.config.data))
   splits = config.eval.splits if splits is None else splits
   if splits and trained:

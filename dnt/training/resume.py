@@ -43,8 +43,8 @@ _PHASES = 'finetune.unfreeze'
 _PREPROCESSING = tuple(
   f'data.{name}' for name in ('mean', 'std', 'eval_resize', 'eval_crop', 'interpolation', 'image_bits', 'exif_rotation')
 )
-# The options that a run may measure on its images.
-_MEASURED = ('data.mean', 'data.std', 'loss.class_weights')
+# The option that a run measures on its images anew whenever it continues.
+_MEASURED = 'loss.class_weights'
 
 
 class Trained(NamedTuple):
@@ -84,10 +84,10 @@ def of_meta(meta: Mapping[str, Any], workdir: pathlib.Path) -> Trained | None:
 def keep_open(config: typed.Config, trained: Trained | None) -> typed.Config:
   """Returns the config of a run with values that were found when it began, for options that the config leaves open.
 
-  They are the learning rate of a range test, the bits that image files name, the network and preprocessing of
-  pretrained weights, and whether `val` is held out of `train`. So the same command continues the same run, even if its
-  weights are gone. A run of a version that held nothing out goes on with the splits that it evaluated by default, the
-  first of which ranks.
+  They are the learning rate of a range test, the bits that image files name, the mean and standard deviation of the
+  images, the network and preprocessing of pretrained weights, and whether `val` is held out of `train`. So the same
+  command continues the same run, even if its weights are gone. A run of a version that held nothing out goes on with
+  the splits that it evaluated by default, the first of which ranks.
 
   Args:
     config: a validated config.
@@ -98,6 +98,8 @@ def keep_open(config: typed.Config, trained: Trained | None) -> typed.Config:
   kept = schema.copy_unlocked(config)
   if config.data.image_bits is None:
     kept.data.image_bits = trained.config.data.image_bits
+  if not (config.data.mean or config.data.std):  # measured anew, they may differ with how images are read or evaluated
+    kept.data.mean, kept.data.std = trained.config.data.mean, trained.config.data.std
   if config.train.init_from:
     preprocessing.fill(kept.data, preprocessing.of_run(trained.config.data))
   if config.model.name == models.PRETRAINED:
@@ -121,9 +123,9 @@ def find_changes(
 ) -> list[changes.Change]:
   """Returns how the config and the data differ from those of the steps so far.
 
-  Other images count as a change of `data.source`, unless the change of another option explains them. What is measured
-  on them may then change too. A length that moves the start of a phase across `step` counts as a change of
-  `finetune.unfreeze`.
+  Other images count as a change of `data.source`, unless the change of another option explains them. The class weights
+  that are measured on them may then change too. A length that moves the start of a phase across `step` counts as a
+  change of `finetune.unfreeze`.
 
   Args:
     run: the experiment.
@@ -148,7 +150,7 @@ def find_changes(
     found.append(changes.Change(changes.DATA, was, now, schema.REFUSE))
   if not any(change.key in _IMAGES for change in found):
     return found
-  return [change._replace(on_resume=schema.NOTE) if change.key in _MEASURED else change for change in found]
+  return [change._replace(on_resume=schema.NOTE) if change.key == _MEASURED else change for change in found]
 
 
 def check(
