@@ -65,7 +65,7 @@ class Boxed(folder.Files):
 
 
 def cars(where: str, config: typed.Data, seed: int) -> examples.Splits:
-  """Returns the splits `train` and `test` of Stanford Cars: RGB images of any size.
+  """Returns the splits `train` and `test` of Stanford Cars: RGB images of any size; of class folders also all others.
 
   Each split is in random order, so that slices are fair. The files may lie where the official archives and the copies
   on Kaggle have them: images in `cars_train/` and `cars_test/`, or once nested in a folder of the same name, and the
@@ -104,7 +104,7 @@ def _class_folders(where: str, base: pathlib.Path, config: typed.Data, seed: int
   def read(split):
     return dataclasses.replace(splits[split](), name=f'cars:{where}')
 
-  return {split: functools.partial(read, split) for split in SPLITS}
+  return {split: functools.partial(read, split) for split in splits}
 
 
 def _read(where: str, root: pathlib.Path, split: str, config: typed.Data, seed: int) -> examples.Examples:

@@ -139,6 +139,11 @@ def test_class_folders_are_read(data, class_folders, base):
     load(data, root, 'val')
 
 
+def test_other_splits_of_class_folders_are_read_too(data, class_folders):
+  root = class_folders({f'{split}/{name}': 2 for split in ('train', 'valid', 'test') for name in ('Acura', 'BMW')})
+  assert [len(load(data, root, split)) for split in ('train', 'val', 'test')] == [4, 4, 4]
+
+
 @pytest.mark.parametrize('kind', ['archives', 'class folders'])
 def test_a_test_set_alone_is_read(data, devkit, class_folders, kind):
   if kind == 'archives':
