@@ -31,9 +31,10 @@ class Examples:
     images: uint8 [N, H, W, C] if the images are in memory. Otherwise a picklable object with random access:
       `images[i]` reads and decodes (image, label) number i, `images.part(start, stop)` returns a slice,
       `images.take(indices)` selects images, `images.relabelled(places)` returns it with label
-      l as `places[l]`, `images.paths` lists the files. If the labels are not known, `images.labels_at(indices)` reads
-      some. If all images have the same size, `images.decode_all(shape)` returns all images and labels.
-      `images.in_channels(count)` returns it with gray images (1) or RGB ones (3).
+      l as `places[l]`, `images.paths` lists the files, `images.shares(other)` says whether another one of the same
+      source has an image of these. If the labels are not known, `images.labels_at(indices)` reads some. If all images
+      have the same size, `images.decode_all(shape)` returns all images and labels. `images.in_channels(count)` returns
+      it with gray images (1) or RGB ones (3).
     labels: int32 [N]; None if the labels are stored with the images and reading them means reading everything.
     views: 0 for images. Otherwise `store` holds features, float32 [views x N, ...]: view 0 of every image first.
     origin: the examples that were decoded into these; None if these were not decoded.
@@ -122,7 +123,14 @@ class Examples:
     return dataclasses.replace(self, shape=(*self.shape[:2], count), store=store)
 
   def overlaps(self, other: 'Examples') -> bool:
-    """Returns whether these and `other` are of the same split of a source, and share examples (if drawn, may share)."""
+    """Returns whether these and `other`, of the same source, share images, whatever the names of their splits.
+
+    Images that a source holds in memory are those of one split, by its name; of those that were drawn, it is whether
+    they may share images.
+    """
+    mine, others = (each.origin or each for each in (self, other))
+    if mine.images is None:
+      return mine.store.shares(others.store)
     same = splits.parse(self.split).name == splits.parse(other.split).name
     ends = [each.start + (each.drawn_from or len(each)) for each in (self, other)]
     return same and self.start < ends[1] and other.start < ends[0]

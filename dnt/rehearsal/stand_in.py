@@ -46,22 +46,22 @@ def parse(text: str) -> Size:
 
 
 class _Absent:
-  """Images of which only the number is known."""
+  """Images of a split of which only the number is known: the images `indices` of it, a range or int [N]."""
 
-  def __init__(self, classes: int, count: int):
-    self._classes, self._count, self.paths = classes, count, ()
+  def __init__(self, classes: int, split: str, indices: range | np.ndarray):
+    self._classes, self._split, self._indices, self.paths = classes, split, indices, ()
 
   def __len__(self) -> int:
-    return self._count
+    return len(self._indices)
 
   def __getitem__(self, index: int) -> tuple[None, int]:
     return None, index % self._classes
 
   def part(self, start: int, stop: int) -> '_Absent':
-    return _Absent(self._classes, stop - start)
+    return _Absent(self._classes, self._split, self._indices[start:stop])
 
   def take(self, indices: np.ndarray) -> '_Absent':
-    return _Absent(self._classes, len(indices))
+    return _Absent(self._classes, self._split, np.asarray(self._indices)[indices])
 
   def labels_at(self, indices: np.ndarray) -> np.ndarray:
     return indices % self._classes
@@ -69,9 +69,12 @@ class _Absent:
   def in_channels(self, count: int) -> '_Absent':
     return self
 
+  def shares(self, other: '_Absent') -> bool:
+    return self._split == other._split and np.intersect1d(self._indices, other._indices).size > 0
+
   def decode_all(self, shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
     # The system gives pages of zeros no memory before they are written.
-    return np.zeros((self._count, *shape), np.uint8), np.arange(self._count) % self._classes
+    return np.zeros((len(self), *shape), np.uint8), np.arange(len(self)) % self._classes
 
 
 def load(config: typed.Config, size: Size | None) -> tuple[typed.Config, experiment.Data]:
@@ -133,7 +136,7 @@ def _splits(data: typed.Data, shape: examples.Shape, classes: int, counts: dict[
     shape = (side, side, shape[2])  # as the run holds them
 
   def read(split):
-    return examples.Examples(data.source, split, names, shape, _Absent(classes, counts[split]), None)
+    return examples.Examples(data.source, split, names, shape, _Absent(classes, split, range(counts[split])), None)
 
   found = {split: functools.partial(read, split) for split in counts}
   return {**found, splits.VAL: found['validation']} if 'validation' in found else found

@@ -109,6 +109,18 @@ def test_a_split_ranks_that_is_no_test_split_and_no_training_data(tiny, train, s
       experiment.rank(experiment.resolve(tiny, data), data)
 
 
+@pytest.mark.parametrize(('train', 'ranks'), [('all', 'accuracy'), ('train', 'val/accuracy')])
+def test_a_split_that_training_images_contain_does_not_rank(tiny, tmp_path, train, ranks):
+  for label in ('cat', 'dog'):
+    (tmp_path / label).mkdir()
+    for index in range(5):
+      Image.new('RGB', (8, 8), (index, 0, len(label))).save(tmp_path / label / f'{index}.png')
+  tiny.data.update({'source': f'folder:{tmp_path}', 'train_split': train, 'mean': (0.5,) * 3, 'std': (0.2,) * 3})
+  tiny.eval.splits, tiny.checkpoint.best_metric = ('val',), 'accuracy'
+  data = experiment.load_data(tiny, ('val',))
+  assert experiment.rank(experiment.resolve(tiny, data), data).checkpoint.best_metric == ranks
+
+
 def test_a_split_that_is_not_evaluated_cannot_rank(tiny):
   tiny.checkpoint.best_metric = 'val/loss'
   data = experiment.load_data(tiny, ('test',))

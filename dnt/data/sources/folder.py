@@ -57,6 +57,9 @@ class Files:
   def in_channels(self, count: int) -> 'Files':
     return dataclasses.replace(self, channels=count)
 
+  def shares(self, other: 'Files') -> bool:
+    return not {*self.paths}.isdisjoint(other.paths)
+
 
 class _Listed(NamedTuple):
   """The images in the class folders of a split: paths and labels, int32 [N], and the number of skipped files."""

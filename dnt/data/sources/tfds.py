@@ -67,6 +67,9 @@ class Records:
   def in_channels(self, count: int) -> 'Records':
     return dataclasses.replace(self, channels=count)
 
+  def shares(self, other: 'Records') -> bool:
+    return self.paths == other.paths and np.intersect1d(self.indices, other.indices).size > 0
+
   def relabelled(self, places: np.ndarray) -> 'Records':
     return dataclasses.replace(self, places=places if self.places is None else places[self.places])
 
