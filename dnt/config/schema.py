@@ -158,8 +158,8 @@ SCHEMA: dict[str, Any] = {
     ),
     'hold_out': Option(
       bool,
-      "draw 'val' from the split 'train', which is then without these images; not set: if eval.splits names 'val' and "
-      'the data has none',
+      "draw 'val' from the split 'train', which is then without these images, in place of a 'val' that the data has; "
+      "not set: if eval.splits names 'val' and the data has none",
       on_resume=REFUSE,
     ),
     'crop_to_box': Option(

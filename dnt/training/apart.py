@@ -46,8 +46,8 @@ def load(
   """
   in_place, train = _place(config.data) == _place(trained.config.data), config.data.train_split
 
-  def read():
-    return _read(_complete(config, trained.config, meta), splits, meta, f'the run in {buckets.name(workdir)}', in_place)
+  def read(own):
+    return _read(_complete(config, trained.config, meta), splits, meta, f'the run in {buckets.name(workdir)}', own)
 
   if in_place or (train in trained.data and _may_be_own(config.data, trained.data[train])):
     try:
@@ -62,11 +62,10 @@ def load(
           )
         return Loaded(config, data)
     except errors.InputError as error:
-      if in_place:
-        with contextlib.suppress(errors.InputError):  # the first error says more
-          return read()
-        raise error
-  return read()
+      with contextlib.suppress(errors.InputError):  # the first error says more
+        return read(own=True)
+      raise error
+  return read(own=False)
 
 
 def _may_be_own(data: typed.Data, trained: Mapping[str, Any]) -> bool:
@@ -86,12 +85,12 @@ def _may_be_own(data: typed.Data, trained: Mapping[str, Any]) -> bool:
   return multihost.broadcast_from_lead(look() if multihost.is_lead() else False)
 
 
-def _read(config: typed.Config, splits: Sequence[str], meta: Mapping[str, Any], owner: str, in_place: bool) -> Loaded:
-  """Reads splits without a training split, each as a whole."""
+def _read(config: typed.Config, splits: Sequence[str], meta: Mapping[str, Any], owner: str, own: bool) -> Loaded:
+  """Reads splits without a training split, each as a whole; of data that is the run's `own`, by their names."""
   data = schema.copy_unlocked(config.data)
   data.images_per_class = None
   available, chosen = sources.find(data, data.seed), {split: split for split in splits}
-  if not in_place and (chosen := sources.choose(available, splits)) != {split: split for split in splits}:
+  if not own and (chosen := sources.choose(available, splits)) != {split: split for split in splits}:
     named = ', '.join(name if name == split else f'{split!r} as {name!r}' for name, split in chosen.items())
     _log.info(f'{data.source} is not the data of {owner}: evaluating its split {named}')
   loaded = {

@@ -161,6 +161,30 @@ def test_the_runs_own_data_in_another_place_keeps_its_splits(run, tmp_path):
   assert confusion(run, tmp_path, tmp_path / 'moved', 'val')['val'].sum() == 8
 
 
+@pytest.mark.parametrize(('flat', 'said'), [(True, 'have no labels'), (False, "split of .*'test'")])
+def test_training_images_of_a_run_that_were_moved_are_no_test_set(run, tmp_path, flat, said):
+  (tmp_path / 'own' / 'val').rename(tmp_path / 'unused')
+  if flat:
+    (tmp_path / 'own' / 'test').mkdir()
+    shutil.copy(tmp_path / 'own' / 'train' / 'ant' / '0.png', tmp_path / 'own' / 'test')
+  shutil.rmtree(tmp_path / 'run')
+  run.train.steps, run.train.batch_size, run.eval.every, run.checkpoint.every = 1, 8, '1', '1'
+  loop.train(run, tmp_path / 'run')
+  (tmp_path / 'own').rename(tmp_path / 'moved')
+  for splits in (('test',), ('val', 'test')):
+    with pytest.raises(errors.InputError, match=said):
+      confusion(run, tmp_path, tmp_path / 'moved', *splits)
+
+
+def test_an_unlabelled_test_folder_of_other_data_is_no_name_for_its_class_folders(run, tmp_path):
+  shutil.copytree(tmp_path / 'own' / 'val', tmp_path / 'other' / 'train')
+  (tmp_path / 'other' / 'test').mkdir()
+  shutil.copy(tmp_path / 'own' / 'val' / 'ant' / '0.png', tmp_path / 'other' / 'test')
+  with pytest.raises(errors.InputError, match='have no labels'):
+    confusion(run, tmp_path, tmp_path / 'other', 'test')
+  assert confusion(run, tmp_path, tmp_path / 'other', 'val')['val'].sum() == 3
+
+
 def test_training_images_that_are_gone_are_not_needed(run, tmp_path):
   expected = confusion(run, tmp_path, tmp_path / 'own', 'val')['val']
   run.data.mean = run.data.std = ()

@@ -74,16 +74,18 @@ def find(config: typed.Data, seed: int) -> examples.Splits:
 def choose(available: examples.Splits, asked: Sequence[str]) -> dict[str, str]:
   """Returns which splits to read of data that the run was not trained on, by the name that their metrics get.
 
-  Class folders alone are one set: the name that is asked for first then stands for all of their images. If the data
-  lacks what is asked for and has only one split besides `train`, it is this one.
+  Class folders alone are one set: the name that is asked for first then stands for all of their images, unless there is
+  a folder of this split beside them, such as a `test/` without labels. If the data lacks what is asked for and has only
+  one split besides `train`, it is this one.
 
   Args:
     available: the splits of the source.
     asked: `config.eval.splits`.
   """
   first = asked[0]
-  if folder.ALL in available:
-    return {first: folder.ALL + first.removeprefix(splits.parse(first).name)}
+  name = splits.parse(first).name
+  if folder.ALL in available and name not in available.keys() - {TRAIN, VAL, folder.ALL}:
+    return {first: folder.ALL + first.removeprefix(name)}
   besides = list({available[name]: name for name in available if name != TRAIN}.values())  # some have two names
   if len(besides) == 1 and not all(splits.parse(text).name in available for text in asked):
     return {besides[0]: besides[0]}
@@ -94,7 +96,8 @@ def hold_out(available: examples.Splits, config: typed.Data, seed: int) -> examp
   """Returns the splits with a `VAL` of `config.val_fraction` of `TRAIN`, which is then without these images.
 
   The fraction is that of each class; it is that of the whole, from the end, if the labels are not known before the
-  images are read (TFDS, which keeps its examples in random order).
+  images are read (TFDS, which keeps its examples in random order). Class folders alone stay as they are: their `VAL` is
+  drawn from `TRAIN` already. A `VAL` that the source itself has is not read, as the line on `VAL` says.
 
   Args:
     available: the splits of the source.
@@ -112,10 +115,13 @@ def hold_out(available: examples.Splits, config: typed.Data, seed: int) -> examp
       parts = order.stratified(whole.labels, config.val_fraction, seed)
       train, val = (whole.take(split, indices) for split, indices in zip((TRAIN, VAL), parts, strict=True))
     left = folder.count_classes(train.class_names, len(train), train.labels)
-    lines = f'{_line(TRAIN, whole)}; without val: {left}', _describe(VAL, val, f'train of {val.name}')
+    unread = [f'the val that {val.name} has'] if VAL in available else []
+    lines = f'{_line(TRAIN, whole)}; without val: {left}', _describe(VAL, val, f'train of {val.name}', unread)
     both = zip((train, val), lines, strict=True)
     return {part.split: dataclasses.replace(part, line=line) for part, line in both}
 
+  if folder.ALL in available:
+    return available
   if TRAIN not in available:
     raise errors.InputError(
       f"config.data.hold_out=True draws 'val' from 'train', but {config.source} has only {', '.join(available)}"
@@ -170,8 +176,8 @@ def _line(split: str, whole: examples.Examples) -> str:
   return whole.line or _describe(split, whole, whole.name)
 
 
-def _describe(split: str, whole: examples.Examples, origin: str) -> str:
-  return folder.describe(split, origin, whole.class_names, len(whole), whole.labels)
+def _describe(split: str, whole: examples.Examples, origin: str, unread: Sequence[str] = ()) -> str:
+  return folder.describe(split, origin, whole.class_names, len(whole), whole.labels, unread)
 
 
 @functools.cache

@@ -7,6 +7,7 @@ from PIL import Image
 
 from dnt import config, errors
 from dnt.data import sources
+from dnt.data.sources import registry
 
 
 def test_a_slice_holds_those_examples(data):
@@ -131,6 +132,32 @@ def test_files_are_held_out_with_their_labels(data, class_folders):
   np.testing.assert_array_equal(val[0][0], Image.open(val.store.paths[0]))
 
 
+@pytest.mark.parametrize('kind', ['folder', 'cars'])
+def test_class_folders_from_which_val_is_drawn_hold_nothing_more_out(data, class_folders, kind):
+  folder = class_folders({'train/ant': 10, 'train/bee': 20, 'test': 1})
+  data.source, data.val_fraction = f'{kind}:{folder}', 0.3
+  drawn = [sources.load(data, split, 0).store.paths for split in ('train', 'val')]
+  data.hold_out = True
+  assert [sources.load(data, split, 0).store.paths for split in ('train', 'val')] == drawn
+  assert {*drawn[0]} | {*drawn[1]} == {str(path) for path in (folder / 'train').rglob('*.jpg')}
+
+
+def test_a_val_of_the_data_gives_way_to_one_that_is_held_out_and_the_line_says_so(data, class_folders, caplog):
+  folder = class_folders({'train/ant': 4, 'train/bee': 4, 'valid/ant': 1, 'valid/bee': 1})
+  data.source, data.hold_out, data.val_fraction = f'folder:{folder}', True, 0.25
+  with caplog.at_level(logging.INFO, 'dnt'):
+    train, val = sources.load(data, 'train', 0), sources.load(data, 'val', 0)
+  assert (len(train), len(val)) == (6, 2) and all('/train/' in path for path in val.store.paths)
+  assert caplog.records[-1].getMessage().endswith(f'; not read: the val that folder:{folder} has')
+
+
+def test_a_test_folder_without_labels_is_not_all_of_the_class_folders_beside_it(data, class_folders):
+  data.source = f'folder:{class_folders({"train/ant": 2, "train/bee": 2, "test": 1})}'
+  available = sources.find(data, 0)
+  assert sources.choose(available, ('test[:50%]', 'val')) == {'test[:50%]': 'test[:50%]', 'val': 'val'}
+  assert sources.choose(available, ('val[:50%]', 'test')) == {'val[:50%]': 'all[:50%]'}
+
+
 def test_a_set_whose_labels_are_not_known_gives_its_end(data, prepared, make_image):
   pytest.importorskip('tensorflow_datasets')
   images = [make_image(6, 5, seed=seed) for seed in range(8)]
@@ -144,8 +171,6 @@ def test_a_set_whose_labels_are_not_known_gives_its_end(data, prepared, make_ima
 
 
 def test_a_validation_split_is_val_whatever_the_set_calls_it(data, monkeypatch):
-  from dnt.data.sources import registry
-
   splits = {'train': lambda: 1, 'validation': lambda: 2}
   monkeypatch.setitem(registry.SOURCES, 'digits', (lambda *_: splits, ''))
   assert registry.find(data, 0)['val']() == 2
@@ -210,6 +235,24 @@ def test_images_that_were_drawn_may_be_those_of_another_slice(data):
   few, late = sources.load(data, 'train', 0), sources.load(data, 'train[90%:]', 0)
   assert few.overlaps(late) and late.overlaps(few)
   assert not few.overlaps(sources.load(data, 'test', 0))
+
+
+def test_files_are_shared_whatever_the_names_of_the_splits(data, class_folders):
+  data.source = f'folder:{class_folders({"ant": 10, "bee": 10})}'
+  whole, train, val = (sources.load(data, split, 0) for split in ('all', 'train', 'val'))
+  assert all(whole.overlaps(part) and part.overlaps(whole) for part in (train, val))
+  assert not train.overlaps(val) and not val.overlaps(train)
+
+
+@pytest.mark.parametrize('placement', ['stream', 'device'])
+def test_a_split_overlaps_with_itself_under_another_name(data, prepared, make_image, monkeypatch, placement):
+  pytest.importorskip('tensorflow_datasets')
+  folder = prepared([make_image(6, 5, seed=seed) for seed in range(8)], [0, 1, 2, 0, 1, 2, 0, 1])
+  data.source, data.dir, data.placement = 'tfds:toy', str(folder), placement
+  read = sources.find(data, 0)['train']
+  monkeypatch.setitem(registry.SOURCES, 'tfds', (lambda *_: {'validation': read}, '<name>'))
+  trained = sources.load(data, 'validation[:50%]', 0)
+  assert trained.overlaps(sources.load(data, 'val[3:]', 0)) and not trained.overlaps(sources.load(data, 'val[4:]', 0))
 
 
 def test_gray_images_become_rgb_for_a_network_of_rgb(data):
