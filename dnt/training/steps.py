@@ -112,7 +112,7 @@ def make_gradient(
   """Returns the gradient function of a training step, as a pure function.
 
   It differentiates sum(weighted losses) / sum(weights) over the whole batch, even if it accumulates over micro-batches;
-  BatchNorm then normalizes each micro-batch separately.
+  BatchNorm then normalizes each micro-batch separately. A batch of classes of weight 0 has loss and gradient 0.
 
   Args:
     config: a validated config.
@@ -157,6 +157,7 @@ def make_gradient(
     keys = {'augment': augment, 'stochastic_depth': depth, 'dropout': dropout}
     batch = mix(batch, mixture)
     total_weight = jnp.sum(losses.weights(config.loss.class_weights, batch['label']))
+    total_weight = jnp.where(total_weight > 0, total_weight, jnp.inf)  # with label smoothing, the losses are not 0
     if accumulate == 1:
       (loss, auxiliary), gradient = differentiate(
         trainable, gradient_captures, frozen, state.batch_stats, batch, keys, total_weight

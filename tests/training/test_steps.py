@@ -60,6 +60,18 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tiny, begin):
     assert float(parts_metrics[name]) == pytest.approx(float(whole_metrics[name]), rel=1e-5)
 
 
+@pytest.mark.parametrize('accumulate', [1, 2])
+def test_a_batch_of_classes_without_weight_has_no_gradient(tiny, begin, accumulate):
+  tiny.loss.class_weights, tiny.loss.label_smoothing = (0.0,) * 9 + (1.0,), 0.1
+  tiny.model.norm, tiny.train.accumulate = 'none', accumulate
+  run, state, batch = begin(tiny)
+  gradient = jax.jit(steps.make_gradient(run.config, run.model, run.preprocess))
+  found = gradient(state, batch | {'label': jnp.zeros(16, jnp.int32)})
+  assert found.loss == 0 and not any(np.any(leaf) for leaf in jax.tree.leaves(found.params))
+  found = gradient(state, batch | {'label': jnp.zeros(16, jnp.int32).at[3].set(9)})
+  assert found.loss > 0 and all(np.any(leaf) for leaf in jax.tree.leaves(found.params))
+
+
 @pytest.mark.thorough
 @pytest.mark.parametrize('kind', ['mixup', 'cutmix'])
 def test_a_mixed_batch_has_the_mean_of_both_losses(torch_reference, tiny, begin, kind):
