@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dnt import config, inference
+from dnt import config, errors, inference
 from dnt.checkpoints import format
 from dnt.inference import labels
 from dnt.parallel import mesh as mesh_lib
@@ -186,6 +186,16 @@ def test_given_class_names_count(program, trained, class_folders, tmp_path):
   code, said = program(*given)
   assert code == 0, said
   assert 'accuracy' in said.splitlines()[-1]
+
+
+def test_a_folder_whose_name_several_classes_have_is_refused(trained, class_folders):
+  network = inference.load(str(trained.workdir))
+  network = network._replace(class_names=('crane', *network.class_names[1:-1], 'crane'))
+  root = class_folders('class1', 'class2')
+  assert list(labels.find(str(root), inference.find(str(root)), None, network).values()) == [1, 1, 2, 2]
+  root = class_folders('crane')
+  with pytest.raises(errors.InputError, match=r"'crane'.*\(0, 9\).* glob"):
+    labels.find(str(root), inference.find(str(root)), None, network)
 
 
 def test_a_network_without_class_names_takes_as_many_folders_in_their_order(trained, class_folders, caplog):

@@ -3,6 +3,7 @@
 Names are compared in Unicode's form NFC: macOS writes an accent as a character of its own.
 """
 
+import collections
 import functools
 import logging
 from collections.abc import Iterable, Sequence
@@ -32,15 +33,15 @@ def align(source: examples.Examples, names: Sequence[str], owner: str) -> exampl
     owner: what has the head, for messages.
 
   Raises:
-    errors.InputError: the split has classes that the head lacks.
+    errors.InputError: the split has classes that the head lacks, or whose name several classes of the head have.
   """
   if not names:
     _say_once(f'{owner} has no class names: the classes of {source.name} are taken in their order')
     return source
   wanted, found = normalized(names), normalized(source.class_names)
-  check(found, wanted, f'split {source.split!r} of {source.name}', owner)
   if found == wanted:
     return source.relabelled(np.arange(len(found), dtype=np.int32), wanted)
+  check(found, wanted, f'split {source.split!r} of {source.name}', owner)
   place_of = {name: place for place, name in enumerate(wanted)}
   places = np.array([place_of[name] for name in found], np.int32)
   if np.any(np.diff(places) < 0):
@@ -52,7 +53,7 @@ def align(source: examples.Examples, names: Sequence[str], owner: str) -> exampl
 
 
 def check(found: Sequence[str], names: Sequence[str], what: str, owner: str) -> None:
-  """Checks that a trained head has all classes of data.
+  """Checks that a trained head has all classes of data, each once.
 
   Args:
     found: class names of the data, normalized.
@@ -61,9 +62,10 @@ def check(found: Sequence[str], names: Sequence[str], what: str, owner: str) -> 
     owner: what has the head, for the message.
 
   Raises:
-    errors.InputError: it lacks some; the message lists them, and the classes that the data lacks.
+    errors.InputError: it lacks some; the message lists them, and the classes that the data lacks. Or several of its
+      classes have the name of one of the data; the message gives their indexes.
   """
-  head, data = {*names}, {*found}
+  head, data = collections.Counter(names), {*found}
   new = [name for name in found if name not in head]
   if new:
     missing = [name for name in names if name not in data]
@@ -72,6 +74,16 @@ def check(found: Sequence[str], names: Sequence[str], what: str, owner: str) -> 
       f'{errors.list_names(missing) or "none"}. Give the same classes their names; for other classes, start a new run '
       '(config.train.init_from can start it from these weights)'
     )
+  if ambiguous := next((name for name in found if head[name] > 1), None):
+    raise errors.InputError(
+      f'{what} has the class {ambiguous!r}, a name that several classes of {owner} have ({indexes(ambiguous, names)}), '
+      'so that nothing says which it is; leave its images out'
+    )
+
+
+def indexes(name: str, names: Sequence[str]) -> str:
+  """Lists for a message at which indexes of `names` a name is; all are normalized."""
+  return errors.list_names([str(place) for place, each in enumerate(names) if each == name])
 
 
 @functools.cache

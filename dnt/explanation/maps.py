@@ -46,9 +46,12 @@ def class_index(names: Sequence[str], text: str) -> int:
   """Returns the index of the class with that name or, if no class has that name, with that index.
 
   Raises:
-    errors.InputError: no class has that name or index.
+    errors.InputError: no class has that name or index, or several have that name.
   """
   spelt, (wanted,) = class_order.normalized(names), class_order.normalized([text])
+  if spelt.count(wanted) > 1:
+    found = class_order.indexes(wanted, spelt)
+    raise errors.InputError(f'several classes of the network have the name {text!r}; give the index of one: {found}')
   if wanted in spelt:
     return spelt.index(wanted)
   if text.isdecimal() and int(text) < len(names):

@@ -29,7 +29,8 @@ def find(text: str, paths: Sequence[str], names: Sequence[str] | None, network: 
     network: the network that predicts. If its classes have no names, as many folders are taken in their order.
 
   Raises:
-    errors.InputError: only some of the folders are classes of the network; the message lists the others.
+    errors.InputError: only some of the folders are classes of the network, and the message lists the others; or one has
+      a name that several of its classes have.
   """
   base = pathlib.Path(text).expanduser()
   if not base.is_dir():

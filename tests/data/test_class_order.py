@@ -55,6 +55,16 @@ def test_other_names_are_refused_with_both_lists(found):
     class_order.align(split(found), ('ant', 'bee', 'cow'), 'the run')
 
 
+def test_a_name_of_several_classes_of_the_head_is_refused_if_the_data_has_it():
+  head = ('crane', 'ant', 'bee', 'crane')
+  aligned = class_order.align(split(('ant', 'bee'), (0, 1)), head, 'the run')
+  assert aligned.labels.tolist() == [1, 2]
+  same = class_order.align(split(head, (0, 1, 2, 3)), head, 'the run')
+  assert same.labels.tolist() == [0, 1, 2, 3], 'its own data'
+  with pytest.raises(errors.InputError, match=r"'val' of mine .*'crane'.* the run .*\(0, 3\)"):
+    class_order.align(split(('ant', 'crane'), (0, 1)), head, 'the run')
+
+
 def test_a_head_without_names_takes_classes_in_their_order_and_says_so(caplog):
   source = split(('ant', 'bee', 'cow'))
   with caplog.at_level(logging.INFO, 'dnt'):

@@ -79,3 +79,7 @@ def test_a_class_is_named_or_numbered():
     maps.class_index(names, 'dgo')
   with pytest.raises(errors.InputError, match=r'class 3\b.* has 3\b.* from 0'):
     maps.class_index(names, '3')
+  names = ('crane', 'dog', 'crane')
+  assert [maps.class_index(names, text) for text in ('dog', '2')] == [1, 2]
+  with pytest.raises(errors.InputError, match=r"'crane'.* index of one: 0, 2$"):
+    maps.class_index(names, 'crane')
