@@ -14,6 +14,7 @@ from dnt.parallel import mesh as mesh_lib
 from dnt.reporting import html, plots, progress
 
 _log = logging.getLogger(__name__)
+NAME_BYTES = 200  # most of an image's name that the name of its overlay has; a file system takes 255 bytes in all
 ON_SHEET = 48  # the sheet shows only this many images, the first ones; every image has an overlay file
 SHOWN = ('deletion', 'insertion')
 AREAS = (*SHOWN, 'random_deletion', 'random_insertion')
@@ -124,7 +125,7 @@ def _explain(
     record = _record(network, each, about)
     path = pathlib.Path(files.readable(each.path))
     title = '/'.join(path.parts[-2:])  # the folder name is often the class
-    record['overlay'] = f'overlay_{len(records) + 1:03d}_{path.stem}.png'
+    record['overlay'] = overlay_name(len(records) + 1, path.stem)
     records.append(record)
     predicted, mapped = (
       f'{sheet.short(record[name])} {progress.format_value("accuracy", record[key])}'
@@ -150,6 +151,11 @@ def _explain(
   first = f', the first {len(tiles)} of {len(records)} images' if len(tiles) < len(records) else ''
   rows = [tiles[start : start + sheet.COLUMNS] for start in range(0, len(tiles), sheet.COLUMNS)]
   return content, plots.png(sheet.grid(f'{about["method"]} at {about["entry"]}{first}', rows, beside=True))
+
+
+def overlay_name(number: int, name: str) -> str:
+  """Returns the name of the overlay file of an image, with as much of the image's own name as fits."""
+  return f'overlay_{number:03d}_{name.encode()[:NAME_BYTES].decode(errors="ignore")}.png'
 
 
 def _record(network: inference.Network, result: maps.Explained, about: Mapping[str, Any]) -> dict[str, Any]:

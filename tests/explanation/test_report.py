@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dnt import errors, inference
+from dnt import errors, files, inference
 from dnt.config import run_config
 from dnt.explanation import cam, report
 
@@ -129,6 +129,15 @@ def test_what_cannot_be_explained_is_refused_before_anything_is_written(run, ima
   with pytest.raises(errors.InputError, match=said):
     report.run(str(run), WANTED._replace(images=str(images))._replace(**change), tmp_path / 'out')
   assert not (tmp_path / 'out').exists()
+
+
+def test_the_overlay_of_a_long_name_has_as_much_of_it_as_fits(tmp_path):
+  assert report.overlay_name(1, 'scan') == 'overlay_001_scan.png'
+  name = 'x' + 'é' * 125  # 251 bytes, cut within a character
+  (tmp_path / f'{name}.png').touch()
+  shown = report.overlay_name(12_345, name)
+  assert shown == f'overlay_12345_{name[:100]}.png'
+  files.write(tmp_path / shown, b'')
 
 
 def test_images_none_of_which_can_be_read_are_refused(run, images, tmp_path):

@@ -118,7 +118,7 @@ def _load(image: Any, how: Decoding) -> None:
 
 def _raw_mode(image: Any) -> str:
   """Returns how the pixels of an opened image are stored, in Pillow's terms; '' if they are not."""
-  args = image.tile[0].args if image.tile else ''
+  args = (image.tile[0].args if image.tile else None) or ''  # a QOI has a tile without them
   return args if isinstance(args, str) else args[0]
 
 

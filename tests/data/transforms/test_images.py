@@ -117,6 +117,20 @@ def test_images_of_8_bits_do_not_depend_on_the_bits_of_others(make_image):
     np.testing.assert_array_equal(decoded(encoded, 'x', how=images.Decoding(12)), decoded(encoded, 'x'))
 
 
+@pytest.mark.parametrize('format', ['BMP', 'GIF', 'JPEG', 'JPEG2000', 'PCX', 'PPM', 'TGA', 'TIFF', 'WEBP'])
+def test_no_format_of_8_bits_depends_on_the_bits_of_others(make_image, format):
+  encoded = encode(Image.fromarray(make_image(9, 7)), format)
+  np.testing.assert_array_equal(decoded(encoded, 'x', how=images.Decoding(12)), decoded(encoded, 'x'))
+
+
+@pytest.mark.parametrize('bits', [12, 16])
+def test_a_qoi_is_read(make_image, bits):
+  image = make_image(9, 7)
+  pixels = b''.join(b'\xfe' + pixel.tobytes() for pixel in image.reshape(-1, 3))
+  encoded = b'qoif' + struct.pack('>IIBB', 7, 9, 3, 0) + pixels + bytes(7) + b'\1'
+  np.testing.assert_array_equal(decoded(encoded, 'x', how=images.Decoding(bits)), image)
+
+
 @pytest.mark.parametrize('values', [np.full((4, 4), 70_000, np.int32), np.full((4, 4), -1, np.int32)])
 def test_more_than_16_bits_are_refused(values):
   with pytest.raises(errors.InputError, match=r' scan\.tif .*16 bits.* convert it'):
