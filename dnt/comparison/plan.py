@@ -17,7 +17,7 @@ from dnt import errors, files, models
 from dnt import workdir as workdir_lib
 from dnt.checkpoints import format
 from dnt.config import changes as changes_lib
-from dnt.config import run_config, typed
+from dnt.config import checks, run_config, typed
 from dnt.weights import names, preprocessing
 
 SOURCE = 'source.json'  # in the workdir of a run that starts from another run: digest of the weights it received
@@ -138,9 +138,16 @@ def _is_old(workdir: pathlib.Path) -> bool:
 
 
 def add_seeds(config: typed.Comparison, workdir: pathlib.Path) -> typed.Comparison:
-  """Returns a copy of a compare config with the seeds of all runs in the workdir, those of the config first."""
+  """Returns a copy of a compare config with the seeds of all runs in the workdir, those of the config first.
+
+  Raises:
+    errors.InputError: there is a run of a seed that older versions took, and this one does not.
+  """
   folders = [folder.name for name in config.variants for folder in (workdir / name).glob('seed*')]
   there = {int(match[1]) for match in map(_SEED.fullmatch, folders) if match}
+  for seed in sorted(there):
+    if problem := checks.seed(seed):
+      raise errors.InputError(f'{workdir} holds runs of seed {seed}, which {problem}; move their folders seed{seed} away')
   result = copy.deepcopy(config)
   result.seeds = (*config.seeds, *sorted(there - set(config.seeds)))
   return result

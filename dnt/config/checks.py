@@ -7,7 +7,8 @@ from typing import Any
 
 from dnt.config.durations import DURATION, LARGEST, VALID
 
-LARGEST_SEED = 2**63 - 1  # int64, of jax's keys
+LARGEST_SEED = 2**32 - 1  # jax's keys take the lower 32 bits: 2**32 would draw what 0 does
+LARGEST_DATA_SEED = 2**63 - 1  # NumPy's take more
 LARGEST_FLOAT = float.fromhex('0x1.fffffep+127')  # of float32
 WHOLE = 'whole'  # in `config.sharding`: no axis is split
 _TOO_LARGE = f'must be at most {LARGEST:,}'

@@ -141,7 +141,7 @@ SCHEMA: dict[str, Any] = {
       0,
       'seed of random splits (digits, folders), images_per_class and synthetic images; apart from seed, so that all '
       'runs share them',
-      check=checks.seed,
+      check=checks.between(0, checks.LARGEST_DATA_SEED),
       only=(
         {'data.source': ('digits', 'synthetic', 'folder', 'cars')},
         {'data.images_per_class': any_but(None)},

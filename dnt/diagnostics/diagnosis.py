@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dnt import config as schema
-from dnt.config import typed
+from dnt.config import checks, typed
 from dnt.diagnostics import causes, doctor, labels, trial
 from dnt.training import experiment
 
@@ -62,7 +62,8 @@ def make(
   probabilities = [trial.probability(trials[0])]
   left = seconds - trials[0].seconds
   while len(trials) < seeds and _depends(examination, float(np.mean(probabilities))) and left > trials[-1].seconds:
-    other = schema.override(config, {'seed': config.seed + len(trials)}, 'another initialization')
+    seed = (config.seed + len(trials)) % (checks.LARGEST_SEED + 1)
+    other = schema.override(config, {'seed': seed}, 'another initialization')
     trials.append(trial.run(other, data, left, log))
     probabilities.append(trial.probability(trials[-1]))
     left -= trials[-1].seconds

@@ -64,6 +64,9 @@ def test_seeds_of_runs_in_the_workdir_are_added(config, tmp_path):
     (tmp_path / name).mkdir(parents=True)
   assert plan.add_seeds(config, tmp_path).seeds == (3, 5, 0, 4)
   assert config.seeds == (3, 5)
+  (tmp_path / 'deep' / f'seed{2**32}').mkdir()
+  with pytest.raises(errors.InputError, match=f'seed {2**32}, which must be .*at most 4,294,967,295; move'):
+    plan.add_seeds(config, tmp_path)
 
 
 def test_a_form_changes_base_and_the_command_line_wins(config, tmp_path):

@@ -47,6 +47,14 @@ def test_what_an_older_version_lacked_keeps_its_default(tmp_path):
   )
 
 
+def test_a_seed_that_an_older_version_took_is_read_and_not_run_again(tmp_path):
+  (tmp_path / 'config.json').write_text(json.dumps({'seed': 2**32}))
+  read = run_config.get_config(str(tmp_path / 'config.json'))
+  assert read.seed == 2**32
+  with pytest.raises(errors.InputError, match=r'config\.seed=4294967296 must be at least 0 and at most 4,294,967,295'):
+    schema.validate(read)
+
+
 @pytest.mark.parametrize(('augment', 'resize'), [('none', 'squash'), ('resized_crop_flip', 'center_crop')])
 def test_an_older_run_evaluates_as_its_augmentation_implied(tmp_path, augment, resize):
   content = schema.default().to_dict()

@@ -174,8 +174,8 @@ def test_columns_of_a_comparison_are_figures_that_there_are(columns, message):
 
 # key: values at the edge that are valid, values just beyond it
 EDGES = {
-  'seed': ([0], [-1]),
-  'data.seed': ([0], [-1]),
+  'seed': ([0, 2**32 - 1], [-1, 2**32]),
+  'data.seed': ([0, 2**63 - 1], [-1, 2**63]),
   'data.val_fraction': ([0.01, 0.99], [0.0, 1.0]),
   'data.images_per_class': ([1], [0]),
   'data.image_size': ([1], [0]),
@@ -283,6 +283,17 @@ def test_a_grid_has_a_member_on_each_of_its_axes(key):
     schema.validate(config)
 
 
+def test_seeds_of_other_programs_have_the_edge_of_a_run():
+  compare, signal = schema.default('compare'), schema.default('signal')
+  compare.seeds, signal.signal.seed = (0, 2**32 - 1), 2**32 - 1
+  schema.validate(compare)
+  schema.validate(signal)
+  compare.seeds, signal.signal.seed = (0, 2**32), 2**32
+  for config, key in ((compare, 'seeds'), (signal, 'signal.seed')):
+    with pytest.raises(errors.InputError, match=rf'config\.{key}=.*4,294,967,295'):
+      schema.validate(config)
+
+
 def test_options_of_a_module_of_the_users_own_are_free_but_a_dict():
   given = {'hidden': 3, 'rate': 0.5, 'bias': None, 'sizes': [1, (2, True)], 'inner': {'any': 'thing', 'none': {}}}
   assert refused('model.options', given) is None
@@ -370,7 +381,7 @@ def test_numbers_that_nothing_can_hold_are_refused(key, value):
 
 
 def test_large_numbers_that_can_be_held_are_valid():
-  for key, value in (('seed', 2**63 - 1), ('train.steps', 2**31 - 1), ('eval.every', f'{2**31 - 1}')):
+  for key, value in (('seed', 2**32 - 1), ('train.steps', 2**31 - 1), ('eval.every', f'{2**31 - 1}')):
     assert refused(key, value) is None, key
 
 

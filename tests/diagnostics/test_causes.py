@@ -179,6 +179,17 @@ def test_other_initializations_are_tried_where_the_first_does_not_decide(monkeyp
   assert diagnosed.trial.accuracies[0] == min(accuracies)
 
 
+def test_another_initialization_than_that_of_the_largest_seed_is_that_of_0(monkeypatch):
+  asked = []
+  monkeypatch.setattr(doctor, 'examine', lambda *_: examination())
+  monkeypatch.setattr(trial, 'run', lambda config, *_: asked.append(config.seed) or tried(accuracies=[0.1] * 300))
+  monkeypatch.setattr(labels, 'find', lambda *_: [])
+  config = schema.default()
+  config.seed = 2**32 - 1
+  diagnosis.make(config, experiment.load_data(config, ()))
+  assert asked == [2**32 - 1, 0, 1]
+
+
 def test_another_initialization_is_not_tried_without_time(monkeypatch):
   slow = tried(accuracies=[0.29] * 300)._replace(seconds=40.0)
   monkeypatch.setattr(doctor, 'examine', lambda *_: examination())
