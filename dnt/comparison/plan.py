@@ -147,7 +147,7 @@ def add_seeds(config: typed.Comparison, workdir: pathlib.Path) -> typed.Comparis
   there = {int(match[1]) for match in map(_SEED.fullmatch, folders) if match}
   for seed in sorted(there):
     if problem := checks.seed(seed):
-      raise errors.InputError(f'{workdir} holds runs of seed {seed}, which {problem}; move their folders seed{seed} away')
+      raise errors.InputError(f'{workdir} holds runs of seed {seed}, which {problem}; move their folders away')
   result = copy.deepcopy(config)
   result.seeds = (*config.seeds, *sorted(there - set(config.seeds)))
   return result

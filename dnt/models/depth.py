@@ -128,7 +128,8 @@ def trace(model: nn.Module, input_shape: Shape) -> Trace:
     input_shape: shape of one example, (H, W, C).
 
   Raises:
-    errors.InputError: the model has variables in a collection other than `params` and `batch_stats`.
+    errors.InputError: the model has variables in a collection other than `params` and `batch_stats`, or an entry has an
+      empty output, as the images are too small for it.
   """
   calls: dict[str, Shape | None] = {}
 
@@ -139,6 +140,12 @@ def trace(model: nn.Module, input_shape: Shape) -> Trace:
       output = run()
     shapes = [leaf.shape[1:] for leaf in jax.tree.leaves(output) if hasattr(leaf, 'shape')]
     calls[name] = shapes[0] if shapes else None
+    if 0 in (calls[name] or ()):
+      raise errors.InputError(
+        f'of images of {"x".join(map(str, input_shape))} nothing is left after the entry {name!r} of the network, '
+        f'whose output is {"x".join(map(str, shapes[0]))}: set a larger config.data.image_size, or take a network that '
+        "makes them smaller by less (such as one with config.model.stem='cifar')"
+      )
     return output
 
   def run(key):

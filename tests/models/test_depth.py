@@ -155,6 +155,26 @@ class Caching(nn.Module):
     return nn.Dense(5)(x.reshape(x.shape[0], -1))
 
 
+class Pooling(nn.Module):
+  @nn.compact
+  def __call__(self, x, train):
+    x = nn.Conv(4, (3, 3), (4, 4), name='body')(x)
+    x = nn.Conv(4, (3, 3), padding='VALID', name='neck')(x)
+    return nn.Dense(5, name='head')(x.mean((1, 2)))
+
+
+@pytest.mark.parametrize(
+  ('model', 'size', 'said'),
+  [
+    (make(name='densenet', stem='imagenet'), 8, r"8x8x3 .*'transition2' .* 0x0x256: "),
+    (Pooling(), 5, r"5x5x3 .*'neck' .* 0x0x4: "),
+  ],
+)
+def test_a_network_that_leaves_nothing_of_the_images_is_refused(model, size, said):
+  with pytest.raises(errors.InputError, match=f'{said}.*config.data.image_size'):
+    depth.trace(model, (size, size, 3))
+
+
 def test_foreign_collections_are_refused():
   with pytest.raises(errors.InputError, match="collection 'cache'"):
     depth.trace(Caching(), SHAPE)
