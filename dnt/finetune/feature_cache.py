@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import errors as flax_errors
 from jax.sharding import Mesh
 
 from dnt import errors, files, trees
@@ -37,6 +38,18 @@ LARGEST = 2**33  # largest size in bytes of a split's features, which are held o
 SHAKEN = 0.1  # standard deviation of the noise that `_suffices` adds to parameters
 _WITHOUT_DIGESTS = 2  # the version of feature files before digests
 CLOSE = 1e-4  # logits that differ by at most this fraction of the largest one count as equal
+# What the code of a network raises for features in place of the images that it was written for.
+_MISFIT = (
+  ArithmeticError,
+  AssertionError,
+  AttributeError,
+  LookupError,
+  RuntimeError,
+  TypeError,
+  ValueError,
+  errors.InputError,
+  flax_errors.FlaxError,
+)
 
 
 class _Prefix(NamedTuple):
@@ -76,12 +89,9 @@ def use(
   variables = initialize.load_start(run, workdir, data.weights)
   placed = mesh_lib.place(variables, mesh_lib.replicated(mesh))
   pooled = _is_pooled(run, names)
-  if not _suffices(run, cached, data, mesh, placed, names[-1], pooled):
-    kept = 'the mean over all positions of the output' if pooled else 'the output'
-    problem = f'{kept} of {names[-1]} does not hold all that later entries read'
-    if run.config.finetune.cached_views is not None:
-      raise errors.InputError(f'config.finetune.cached_views={views}: {problem}; set it to 0')
-    _log.info(f'features are not cached: {problem}')
+  fits = _fits(run, cached, placed, names[-1], pooled)
+  if not (fits and _suffices(run, cached, data, mesh, placed, names[-1], pooled)):
+    _decline(run, names[-1], pooled)
     return run, data
   prefix = _Prefix(names, placed, pooled)
   weights = {
@@ -111,6 +121,24 @@ def use(
   return cached, _replace(run, data, views, features)
 
 
+def _decline(run: experiment.Experiment, name: str, pooled: bool) -> None:
+  """Logs that the output of an entry cannot take the place of the images.
+
+  Raises:
+    errors.InputError: the config asks for it.
+  """
+  kept = 'the mean over all positions of the output' if pooled else 'the output'
+  problem = (
+    f'{kept} of {name} does not hold all that later entries read. The usual cause is something that the module '
+    'computes between its entries, such as nn.relu or a pooling that is a plain function: move it into an entry'
+  )
+  if run.config.finetune.cached_views is not None:
+    raise errors.InputError(
+      f'config.finetune.cached_views={run.config.finetune.cached_views}: {problem}, or set the option to 0'
+    )
+  _log.info(f'features are not cached: {problem}')
+
+
 def _replace(
   run: experiment.Experiment, data: experiment.Data, views: int, features: Callable[[Any, int], examples.Examples]
 ) -> experiment.Data:
@@ -125,20 +153,24 @@ def _replace(
 def use_blank(run: experiment.Experiment, data: experiment.Data) -> tuple[experiment.Experiment, experiment.Data]:
   """Returns the run as `use` does, on features that are zeros of the right shape; computes nothing.
 
-  It takes for granted that the features hold all that later entries read.
+  Of what later entries read, it looks at the shapes alone.
   """
   views = _views(run)
   if not views:
     return run, data
   names = _prefix(run)
-  shape = _shape(run, names, _is_pooled(run, names))
+  cached, pooled = experiment.make(run.config, data.spec, frozenset(names), run.trace), _is_pooled(run, names)
+  if not _fits(run, cached, jax.eval_shape(run.init_variables), names[-1], pooled):
+    _decline(run, names[-1], pooled)
+    return run, data
+  shape = _shape(run, names, pooled)
 
   def blank(source, views):
     views = max(views, 1)
     features, labels = np.zeros((views * len(source), *shape), np.float32), np.zeros(len(source), np.int32)
     return examples.Examples(source.name, source.split, source.class_names, shape, features, labels, views)
 
-  return experiment.make(run.config, data.spec, frozenset(names), run.trace), _replace(run, data, views, blank)
+  return cached, _replace(run, data, views, blank)
 
 
 def _shape(run: experiment.Experiment, names: tuple[str, ...], pooled: bool) -> Any:
@@ -223,6 +255,40 @@ def _is_pooled(run: experiment.Experiment, names: tuple[str, ...]) -> bool:
   return maps and names[-1] == last.entry.name and getattr(run.model, 'head_pools', False)
 
 
+def _pool(features: jax.Array, pooled: bool) -> jax.Array:
+  """Returns what the cache keeps of an entry's output."""
+  return jnp.mean(features, (1, 2), keepdims=True) if pooled else features
+
+
+def _from_features(
+  run: experiment.Experiment, cached: experiment.Experiment, variables: Any, features: jax.Array
+) -> jax.Array:
+  """Returns the logits that the cached run computes in evaluation mode."""
+  with cached.phases[0].partition.running():
+    return run.model.apply(variables, features, train=False)
+
+
+def _fits(run: experiment.Experiment, cached: experiment.Experiment, variables: Any, name: str, pooled: bool) -> bool:
+  """Returns whether the output of an entry is one array, which the network takes in place of an image; by shapes.
+
+  Args:
+    run: the experiment.
+    cached: the same on features.
+    variables: variables of the whole network, or their shapes.
+    name: the last entry of the prefix.
+    pooled: whether the features are the mean of its output over all positions.
+  """
+  x = jax.ShapeDtypeStruct((run.config.eval.batch_size, *run.spec.image_shape), jnp.dtype(run.config.model.dtype))
+  features, _ = jax.eval_shape(lambda variables, x: _output(run, variables, x, name), variables, x)
+  if not isinstance(features, jax.ShapeDtypeStruct):
+    return False
+  try:
+    jax.eval_shape(lambda variables, x: _from_features(run, cached, variables, _pool(x, pooled)), variables, features)
+  except _MISFIT:
+    return False
+  return True
+
+
 def _suffices(
   run: experiment.Experiment,
   cached: experiment.Experiment,
@@ -232,7 +298,7 @@ def _suffices(
   name: str,
   pooled: bool,
 ) -> bool:
-  """Returns whether the network computes the same logits from the features of a batch as from its images.
+  """Returns whether the network, which fits, computes the same logits from the features of a batch as from its images.
 
   We perturb the parameters after the prefix, because zero-initialized ones would hide their effect.
   """
@@ -245,20 +311,15 @@ def _suffices(
   }
   variables = variables | {'params': trees.merge(before, trees.unflatten(shaken))}
 
-  def logits(variables, batch):
-    features, whole = _output(run, variables, run.preprocess(batch, None), name)
-    features = jnp.mean(features, (1, 2), keepdims=True) if pooled else features
-    with cached.phases[0].partition.running():
-      return whole, run.model.apply(variables, features, train=False)
+  with contextlib.closing(pipeline.make_eval_loader(run.config, data.train, mesh)) as loader:
 
-  source = data.train
-  with contextlib.closing(pipeline.make_eval_loader(run.config, source, mesh)) as loader:
-    program = compile_lib.jit(lambda variables, arrays: logits(variables, loader.batch_at(arrays, jnp.int32(0))), mesh)
-    arrays = loader.arrays(0, 1)  # outside the try: an unreadable image is not a shape mismatch
-    try:
-      whole, result = jax.device_get(program(variables, arrays))
-    except (TypeError, ValueError, errors.InputError):  # the shapes do not match
-      return False
+    def program(variables, arrays):
+      x = run.preprocess(loader.batch_at(arrays, jnp.int32(0)), None)
+      features, whole = _output(run, variables, x, name)
+      return whole, _from_features(run, cached, variables, _pool(features, pooled))
+
+    program = compile_lib.jit(program, mesh, out_shardings=mesh_lib.replicated(mesh))
+    whole, result = jax.device_get(program(variables, loader.arrays(0, 1)))
   return bool(np.abs(result - whole).max() <= CLOSE * np.abs(whole).max())
 
 
@@ -466,8 +527,7 @@ def _compute(
         place = {'epoch': jnp.full(count, view, jnp.int32), 'position': step * count + jnp.arange(count)}
         x = run.preprocess(batch | place, key if views else None)
         features, _ = _output(run, variables, x, prefix.names[-1])
-        features = jnp.mean(features, (1, 2), keepdims=True) if prefix.pooled else features
-        return features.astype(jnp.float32), batch['label']
+        return _pool(features, prefix.pooled).astype(jnp.float32), batch['label']
 
       program = compile_lib.jit(program, mesh, out_shardings=mesh_lib.replicated(mesh))
       first = max(done - view * len(source), 0) // run.config.eval.batch_size

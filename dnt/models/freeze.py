@@ -75,13 +75,13 @@ class Partition:
       if context.method_name != '__call__' or not is_below(path, self.frozen | self.skipped):
         return next_fun(*args, **kwargs)
       if path in self.skipped:
-        return args[0]
+        return _input(module, args, kwargs)
       if isinstance(module, (norms.Norm, nn.BatchNorm)):
         if not fixed and training is None:
           return next_fun(*args, **kwargs)
         by_batch = not fixed and bool(training)
         if isinstance(module, norms.Norm):
-          return next_fun(args[0], train=by_batch)
+          return next_fun(_input(module, args, kwargs), train=by_batch)
         return _with(module, 'use_running_average', not by_batch, next_fun, args, kwargs)
       if isinstance(module, _RANDOM):
         return _with(module, 'deterministic', True, next_fun, args, kwargs)
@@ -231,6 +231,14 @@ def _is_affine(path: str, paths: frozenset[str]) -> bool:
   """Returns whether a leaf is the scale of a norm, or a bias in the same module."""
   module, _, name = path.rpartition('/')
   return name in ('scale', 'bias') and f'{module}/scale' in paths
+
+
+def _input(module: nn.Module, args: Any, kwargs: Any) -> Any:
+  """Returns the first argument of a call, which may be given by its name; None if there is none."""
+  if args:
+    return args[0]
+  _, *named = inspect.signature(type(module).__call__).bind(module, **kwargs).arguments.values()
+  return named[0] if named else None
 
 
 def _as_evaluated(module: nn.Module, args: Any, kwargs: Any) -> tuple[bool | None, Any, Any]:

@@ -1,8 +1,10 @@
 """Runs on cached features against the same runs on images."""
 
+import importlib
 import json
 import os
 import pathlib
+import sys
 import time
 
 import jax
@@ -168,6 +170,19 @@ def test_a_run_on_features_goes_on(config, tmp_path):
 
 
 @pytest.mark.thorough
+def test_two_processes_compute_the_features_that_one_finds(config_file, tmp_path, start, finish, load_config, console):
+  options = {'finetune.trainable': 'head', 'finetune.cache_dir': str(tmp_path / 'features'), 'data.augment': 'none'}
+  path = config_file('cached', options | {'train.steps': 2, 'eval.every': '0', 'telemetry.every': '0'})
+  flags = [f'--config={path}', f'--workdir={tmp_path / "two"}']
+  output = finish(start(['launch/local.sh', '-n', '2', '--devices-per-process=1', '--', *flags]))
+  assert output.count('kept as') == 2, output
+  loop.train(load_config(path), tmp_path / 'one', record.Clock(0.0), 'test')
+  assert console.readouterr().out.count('found in') == 2
+  one, two = (format.read_parameters(tmp_path / name / 'checkpoints' / '2').value for name in ('one', 'two'))
+  close(one.params, two.params)
+
+
+@pytest.mark.thorough
 def test_a_head_that_starts_at_zero_does_not_hide_what_blocks_read(config, saved, tmp_path):
   config.train.steps, config.finetune.trainable = 1, 'all'
   saved(config, tmp_path / 'other')
@@ -190,7 +205,7 @@ class Pooling(nn.Module):
 
   @nn.compact
   def __call__(self, x):
-    x = nn.Conv(6, (3, 3), (2, 2), name='body')(x)
+    x = nn.Conv(6, (3, 3), (2, 2), name='body')(inputs=x)
     return nn.Dense(self.num_classes, name='answer')(x.mean((1, 2)))
 
 class Stating(Pooling):
@@ -201,7 +216,7 @@ class Reading(nn.Module):
 
   @nn.compact
   def __call__(self, x):
-    x = nn.Conv(6, (3, 3), (2, 2), name='body')(x)
+    x = nn.Sequential([nn.Conv(6, (3, 3), (2, 2))], name='body')(x)
     return nn.Dense(self.num_classes, name='answer')(x.max((1, 2)))
 
 class Lying(Reading):
@@ -226,6 +241,90 @@ def test_of_a_users_own_network_whole_features_are_kept_unless_it_says_that_its_
     assert not files(config) and 'the mean over all positions' in console.readouterr().out
   else:
     assert {held(path).shape for path in files(config)} == {(40, *shape)}
+
+
+UNCACHEABLE = """
+import flax.linen as nn
+import jax.numpy as jnp
+
+class Encoder(nn.Module):
+  pair: bool = False
+
+  @nn.compact
+  def __call__(self, x):
+    x = nn.Conv(6, (3, 3), (2, 2), name='conv')(x)
+    return (x, x.mean((1, 2))) if self.pair else x
+
+class Named(nn.Module):
+  num_classes: int
+
+  @nn.compact
+  def __call__(self, x):
+    x = nn.relu(Encoder(name='first')(x=x))
+    return nn.Dense(self.num_classes, name='answer')(Encoder(name='second')(x=x).mean((1, 2)))
+
+class Pair(nn.Module):
+  num_classes: int
+
+  @nn.compact
+  def __call__(self, x):
+    _, pooled = Encoder(pair=True, name='body')(x)
+    return nn.Dense(self.num_classes, name='answer')(pooled)
+
+class Twice(nn.Module):
+  num_classes: int
+
+  @nn.compact
+  def __call__(self, x):
+    y = Encoder(name='body')(x)
+    z = nn.Conv(4, (3, 3), name='answer_images')(x)
+    return nn.Dense(self.num_classes, name='answer')(jnp.concatenate([y.mean((1, 2)), z.mean((1, 2))], -1))
+
+class Fed(nn.Module):
+  num_classes: int
+
+  @nn.compact
+  def __call__(self, x):
+    x = x + Shift(name='body')()
+    return nn.Dense(self.num_classes, name='answer')(x.mean((1, 2)))
+
+class Shift(nn.Module):
+  @nn.compact
+  def __call__(self):
+    return self.param('shift', nn.initializers.ones_init(), (1, 8, 8, 3))
+"""
+
+
+@pytest.fixture
+def own(config, tmp_path, monkeypatch):
+  """Makes a class of a module of the user's own the network of the config."""
+
+  def write(text, name):
+    (tmp_path / 'cached_nets.py').write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, 'cached_nets', raising=False)
+    importlib.invalidate_caches()
+    with config.model.ignore_type():
+      config.model.update({'name': f'cached_nets:{name}', 'depth': None})
+    config.finetune.trainable = 'answer.*'
+    data = experiment.load_data(config, ())
+    return experiment.make(experiment.resolve(config, data), data.spec), data
+
+  return write
+
+
+@pytest.mark.parametrize(('name', 'last'), [('Named', 'second'), ('Pair', 'body'), ('Twice', 'body'), ('Fed', 'body')])
+def test_of_a_network_that_cannot_take_features_the_images_are_used(own, config, tmp_path, console, name, last):
+  run, data = own(UNCACHEABLE, name)
+  assert feature_cache.use(run, data, mesh_lib.make_mesh(config.mesh), tmp_path / 'run') == (run, data)
+  said = f'features are not cached: the output of {last} does not hold all that later entries read. The usual cause is '
+  assert said in console.readouterr().out and not files(config)
+  if name != 'Named':  # of which the shapes fit
+    assert feature_cache.use_blank(run, data) == (run, data)
+  config.finetune.cached_views = 1
+  run, data = own(UNCACHEABLE, name)
+  with pytest.raises(errors.InputError, match=f'cached_views=1: the output of {last} .*nn.relu .*, or set .* to 0'):
+    feature_cache.use(run, data, mesh_lib.make_mesh(config.mesh), tmp_path / 'run')
 
 
 @pytest.mark.parametrize(

@@ -287,14 +287,16 @@ class Net(nn.Module):
 
   @nn.compact
   def __call__(self, x, train):
-    x = norms.Norm('batch_norm', name='norm')(nn.Dense(8, name='first')(x.reshape(x.shape[0], -1)), train)
+    x = nn.Dense(8, name='first')(x.reshape(x.shape[0], -1))
+    x = norms.Norm('batch_norm', name='norm')(GIVEN)
     return nn.Dense(self.num_classes, name='last')(x)
 """
 
 
+@pytest.mark.parametrize('given', ['x, train', 'train=train, x=x'])
 @pytest.mark.parametrize(('mode', 'moving'), [('running', set()), ('batch', {'norm'})])
-def test_a_norm_that_is_an_entry_of_its_own(own, begin, mode, moving):
-  config = own(NORM)
+def test_a_norm_that_is_an_entry_of_its_own(own, begin, mode, moving, given):
+  config = own(NORM, GIVEN=given)
   config.finetune.frozen_norm = mode
   run, state, batch = begin(config)
   after, _ = jax.jit(run.phases[0].train_step)(state, batch)
