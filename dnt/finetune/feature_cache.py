@@ -2,7 +2,8 @@
 
 The prefix is the entries before the first one that trains. A cached run reads the prefix's output instead of images,
 and the prefix entries pass it on unchanged. Step, evaluation and telemetry therefore work as in any other run. The
-cache key is a digest of everything the features depend on: the prefix, its weights, the images and their preprocessing.
+cache key is a digest of everything the features depend on: the prefix, its weights, the code of a user's own network,
+the images and their preprocessing.
 """
 
 import contextlib
@@ -26,9 +27,9 @@ from dnt.data import examples, pipeline
 from dnt.data.transforms import images
 from dnt.finetune import feature_files
 from dnt.models import depth, freeze
+from dnt.parallel import agreement, multihost
 from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
-from dnt.parallel import multihost
 from dnt.reporting import progress
 from dnt.training import experiment, initialize, steps
 
@@ -100,6 +101,8 @@ def use(
   # Neither changes the features, and another identity would leave those of earlier runs unused.
   network = {key: value for key, value in run.config.model.to_dict().items() if key not in ('folder', 'norm_sync')}
   about = [network, names, pooled, trees.sha256(weights)]
+  if code := agreement.own_code(run.config.model.name, run.config.model.folder):
+    about.append(code)
   given = run.config.finetune.cache_dir
   directory = pathlib.Path(given) if given else files.cache_folder(FOLDER)
   for name in feature_files.LIMITS:

@@ -33,9 +33,9 @@ def describe(config: typed.Config, file: pathlib.Path, others: Mapping[str, Any]
   free = {key for key, option in schema.options(schema.SCHEMA) if option.per_process}
   values = {f'config.{key}': value for key, value in keys.flatten(config.to_dict()).items() if key not in free}
   values['config.data.source'] = config.data.source.partition(':')[0]
-  code = {f'dnt/{path.relative_to(PACKAGE)}': path for path in PACKAGE.rglob('*.py')}
-  code |= _own_code(config.model.name, config.model.folder)
-  digests = {f'the file {name}': _digest(path) for name, path in sorted(code.items())}
+  code = {f'dnt/{path.relative_to(PACKAGE)}': _digest(path) for path in PACKAGE.rglob('*.py')}
+  code |= own_code(config.model.name, config.model.folder)
+  digests = {f'the file {name}': digest for name, digest in sorted(code.items())}
   file = pathlib.Path(re.sub(r'(?<=\.py):.*', '', str(file)))  # without the argument of the file
   if file.is_file() and not file.is_relative_to(PACKAGE):
     digests['the config file'] = _digest(file)
@@ -72,10 +72,15 @@ def check(descriptions: Sequence[Mapping[str, Any]]) -> None:
     raise errors.InputError(found)
 
 
-def _own_code(model: str, folder: str | None) -> dict[str, pathlib.Path]:
-  """Returns the files of a user's own network by name: its package or file, and what it imports from beside it.
+def own_code(model: str, folder: str | None) -> dict[str, str]:
+  """Returns digests of the files of a user's own network by name.
 
-  It runs none of them, and returns nothing if the network's module is not found.
+  They are its package or file, and what it imports from beside it. It runs none of them, and returns nothing for a
+  network of dnt, or if the module is not found.
+
+  Args:
+    model: `config.model.name`.
+    folder: `config.model.folder`.
   """
   module, colon, _ = model.partition(':')
   if not colon:
@@ -98,7 +103,7 @@ def _own_code(model: str, folder: str | None) -> dict[str, pathlib.Path]:
     paths |= {str(path.relative_to(root)): path for path in files if path.suffix in ('.py', '.so')}
     if not installed:
       names += sorted({each for path in files for each in _imports(path)} - {*names})
-  return dict(sorted(paths.items())[:_MOST_FILES])
+  return {name: _digest(path) for name, path in sorted(paths.items())[:_MOST_FILES]}
 
 
 def _imports(path: pathlib.Path) -> set[str]:

@@ -327,6 +327,20 @@ def test_of_a_network_that_cannot_take_features_the_images_are_used(own, config,
     feature_cache.use(run, data, mesh_lib.make_mesh(config.mesh), tmp_path / 'run')
 
 
+def test_features_of_a_users_own_network_are_made_anew_when_its_code_changes(own, config, tmp_path):
+  mesh = mesh_lib.make_mesh(config.mesh)
+
+  def features(text):
+    _, data = feature_cache.use(*own(text, 'Pooling'), mesh, tmp_path / 'run')
+    return data.train.images
+
+  first = features(OWN_NETWORKS)
+  np.testing.assert_array_equal(features(OWN_NETWORKS), first)
+  assert len(files(config)) == 1
+  other = features(OWN_NETWORKS.replace("name='body'", "padding='CIRCULAR', name='body'"))
+  assert len(files(config)) == 2 and not np.allclose(other, first)
+
+
 @pytest.mark.parametrize(
   ('options', 'said'),
   [
