@@ -89,8 +89,9 @@ def run(config: typed.Config, workdir: pathlib.Path) -> dict[str, Any]:
 def _run(config: typed.Config, workdir: pathlib.Path) -> dict[str, Any]:
   mesh = mesh_lib.make_mesh(config.mesh)
   mesh_lib.check_batch('config.train.batch_size', config.train.batch_size, mesh, config.train.accumulate)
-  data = experiment.load_data(config, (), workdir)
-  base = experiment.make(experiment.resolve(config, data), data.spec)
+  kept = resume.keep_open(config, resume.read(workdir))
+  data = experiment.load_data(kept, (), workdir)
+  base = experiment.make(experiment.resolve(kept, data), data.spec)
   budget.check_training(base, mesh)
   start = initialize.find(base, mesh, checkpoints.ReadOnly(workdir), data.weights)
   resume.check_network(base.config, resume.of_meta(start.history, workdir), workdir)

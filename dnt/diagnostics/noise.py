@@ -97,6 +97,7 @@ def run(config: typed.Config, workdir: pathlib.Path) -> dict[str, Any]:
   options, batch = config.noise_scale, config.train.batch_size
   mesh = mesh_lib.make_mesh(config.mesh)
   mesh_lib.check_batch('config.train.batch_size', batch, mesh, options.micro_batches)
+  config = resume.keep_open(config, resume.read(workdir))
   data = experiment.load_data(config, (), workdir)
   whole = experiment.make(experiment.resolve(config, data), data.spec)
   budget.check_training(whole, mesh)

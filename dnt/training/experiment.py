@@ -53,7 +53,7 @@ class Data(NamedTuple):
   spec: DataSpec
   train: examples.Examples
   evaluation: dict[str, examples.Examples]  # by split
-  weights: pretrained.Source | None = None  # from config.train.init_from
+  weights: pretrained.Source | None = None  # from config.train.init_from, unless the run has a checkpoint
   image_bits: int | None = None  # config.data.image_bits, if the config leaves it open and the files name it
   held_out: bool = False  # whether `val` is drawn from `train`, see config.data.hold_out
 
@@ -199,9 +199,10 @@ def load_data(
   """Reads the training split and other splits, each once, and the description of the pretrained weights.
 
   Args:
-    config: a validated config.
+    config: a validated config; of a run that has a checkpoint, from `resume.keep_open`.
     splits: the splits to evaluate.
-    workdir: the workdir of the run. If it has a checkpoint, the data gets its classes, see `class_order.align`.
+    workdir: the workdir of the run. If it has a checkpoint, the data gets its classes, see `class_order.align`, and the
+      pretrained weights, which are then not used, need not exist any more.
     test: whether to add the split `test` if it is labelled and `splits` holds no part of it.
     find: finds the splits of the source, as `sources.find` does.
 
@@ -210,7 +211,9 @@ def load_data(
       as far as `inspection` looks), splits differ in channels, splits or a checkpoint have other classes, processes
       have other data, or pretrained weights are missing.
   """
-  weights = pretrained.Source(config.train.init_from) if config.train.init_from else None
+  meta = checkpoints.read_meta(workdir) if workdir else {}
+  begun = 'config' in meta  # older checkpoints do not hold what `resume.keep_open` needs
+  weights = pretrained.Source(config.train.init_from) if config.train.init_from and not begun else None
   config = _prepared(config, weights)
   loaded, held_out = _load(config, splits, test, find)
   evaluated = [*splits, *(split for split in loaded if split not in (config.data.train_split, *splits))]
@@ -223,7 +226,7 @@ def load_data(
     if other.shape[-1] != first.shape[-1]:
       raise errors.InputError(f'split {split!r} of {config.data.source} has other channels than {first.split!r}')
   names, owner = first.class_names, f'its split {first.split!r}'
-  if workdir and (meta := checkpoints.read_meta(workdir)):
+  if workdir and meta:
     names = meta.get('class_names', ())  # older versions recorded no names
     owner = f'the run in {buckets.name(workdir)}'
   loaded = {split: class_order.align(other, names, owner) for split, other in loaded.items()}

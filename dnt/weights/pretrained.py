@@ -92,8 +92,7 @@ _TFJS = _Format('keras', _tensors_alone(keras_files.read_tfjs), _about_tfjs, ker
 class Source:
   """Pretrained weights named by one string. Each part is read at its first use, and only once.
 
-  A program makes one source and passes it on. A run that resumes from its own checkpoint may use no part; then the
-  weights need not exist.
+  A program makes one source and passes it on. The weights need not exist before a part is used.
 
   Attributes:
     origin: the string.

@@ -13,8 +13,9 @@ from PIL import Image
 from dnt import checkpoints, errors, loop
 from dnt import config as schema
 from dnt.config import run_config
+from dnt.diagnostics import lr_find, noise
 from dnt.reporting import metrics
-from dnt.training import experiment, record, resume
+from dnt.training import evaluate, experiment, record, resume
 
 pytestmark = pytest.mark.usefixtures('undrawn')
 RUN = pathlib.Path('run')
@@ -467,6 +468,19 @@ def test_what_weights_determined_stays_as_it_was(tiny, saved, tmp_path, console)
   tiny.model.activation = 'tanh'
   with pytest.raises(errors.InputError, match='--allow=model.activation'):
     run(tiny, tmp_path / 'run')
+
+
+@pytest.mark.parametrize('program', [loop.train, evaluate.evaluate, lr_find.run, noise.run])
+def test_weights_that_are_gone_are_not_needed_where_images_keep_their_size(tiny, saved, tmp_path, program):
+  """Which leaves `data.image_size` open for as long as the run lasts."""
+  tiny.data.update({'source': 'digits', 'image_size': None})
+  tiny.lr_find.steps, tiny.noise_scale.batches = 20, 1
+  saved(tiny, tmp_path / 'weights')
+  tiny.train.init_from = str(tmp_path / 'weights')
+  saved(tiny)
+  shutil.rmtree(tmp_path / 'weights')
+  tiny.train.steps = 8
+  assert program(tiny, tmp_path / 'run')['step'] == (8 if program is loop.train else 7)
 
 
 @pytest.mark.thorough
