@@ -114,7 +114,7 @@ def _of_run(source: pretrained.Source) -> _Found:
     )
   return _Found(
     config=config,
-    variables=saved.ema or {'params': saved.params, 'batch_stats': saved.batch_stats},
+    variables=source.variables,
     image_shape=tuple(shape),
     class_names=source.class_names,
     step=saved.step,

@@ -214,14 +214,16 @@ class Source:
   def variables(self) -> dict[str, Any]:
     """Returns `{'params': ..., 'batch_stats': ...}`, float32 numpy arrays, unrolled.
 
-    `check_model` and the network later check whether they fit.
+    Of a run that keeps an average they are averaged, as for `dnt.predict`. `check_model` and the network later check
+    whether they fit.
 
     Raises:
       errors.InputError: as for `network`; or the number of class names beside the file differs from the number of
         classes.
     """
     if self.workdir:
-      return {'params': self.checkpoint.params, 'batch_stats': self.checkpoint.batch_stats}
+      saved = self.checkpoint
+      return saved.ema or {'params': saved.params, 'batch_stats': saved.batch_stats}
     named, network = len(self.class_names), self._network
     variables = names.to_variables(self._content.tensors, network, self.origin)
     del self._content  # most variables are copies of the tensors
@@ -252,8 +254,9 @@ class Source:
     """Returns what the weights are, in JSON values; reads the files once more.
 
     Returns:
-      `origin`, the string; of a run, `step` of its checkpoint and `params_sha256`, as in its summary; else `sha256` of
-      each file by its name, with the file that describes the weights, and from a hub the `revision` (a commit).
+      `origin`, the string; of a run, `step` of its checkpoint and `params_sha256` of the parameters in `variables` (if
+      they are not averaged, it is that of its summary); else `sha256` of each file by its name, with the file that
+      describes the weights, and from a hub the `revision` (a commit).
 
     Raises:
       errors.InputError: as for `variables`.
@@ -261,7 +264,7 @@ class Source:
     about: dict[str, Any] = {'origin': self.origin}
     found, path, revision = self._located
     if found is None:
-      return about | {'step': self.checkpoint.step, 'params_sha256': trees.sha256(self.checkpoint.params)}
+      return about | {'step': self.checkpoint.step, 'params_sha256': trees.sha256(self.variables['params'])}
     files = found.files(path)
     beside = path.with_name(hub.CONFIG)
     if found.framework == 'torch' and beside.is_file():

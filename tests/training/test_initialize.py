@@ -164,6 +164,18 @@ def test_processes_with_other_weights_are_refused(tiny, saved, tmp_path, monkeyp
     initialize.load_variables(run, source)
 
 
+def test_another_run_starts_from_the_average_and_the_run_itself_from_what_trains(tiny, saved, tmp_path):
+  tiny.ema.decay = 0.9
+  run, state, _ = saved(tiny)
+  source = pretrained.Source(str(tmp_path / 'run'))
+  averaged, raw = jax.device_get((state.ema, {'params': state.params, 'batch_stats': state.batch_stats}))
+  assert trees.sha256(averaged['params']) != trees.sha256(raw['params'])
+  jax.tree.map(np.testing.assert_array_equal, initialize.load_variables(run, source), averaged)
+  jax.tree.map(np.testing.assert_array_equal, initialize.load_start(run, tmp_path / 'other', source), averaged)
+  jax.tree.map(np.testing.assert_array_equal, initialize.load_start(run, tmp_path / 'run', source), raw)
+  assert source.describe()['params_sha256'] == trees.sha256(averaged['params'])
+
+
 def test_only_the_last_layer_of_a_head_has_classes():
   shapes = {
     'a/head/norm/scale': (4,),

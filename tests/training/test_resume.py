@@ -474,7 +474,7 @@ def test_what_weights_determined_stays_as_it_was(tiny, saved, tmp_path, console)
 def test_weights_that_are_gone_are_not_needed_where_images_keep_their_size(tiny, saved, tmp_path, program):
   """Which leaves `data.image_size` open for as long as the run lasts."""
   tiny.data.update({'source': 'digits', 'image_size': None})
-  tiny.lr_find.steps, tiny.noise_scale.batches = 20, 1
+  tiny.lr_find.steps, tiny.noise_scale.batches = 20, 2
   saved(tiny, tmp_path / 'weights')
   tiny.train.init_from = str(tmp_path / 'weights')
   saved(tiny)
