@@ -358,14 +358,18 @@ def _used(steps: int) -> slice:
 
 
 def valley(losses: Sequence[float] | np.ndarray) -> int:
-  """Returns the index half way down the longest valley, a falling subsequence of the losses, like fastai's `valley`."""
+  """Returns the index half way down the longest valley, a falling subsequence of the losses.
+
+  It is that of fastai's `valley`, except for a fall of two losses, before which that would lie, and even before the
+  first loss.
+  """
   lengths = np.ones(len(losses), int)
   for index in range(1, len(losses)):
     lengths[index] = 1 + np.max(lengths[:index], where=np.asarray(losses[:index]) > losses[index], initial=0)
   end = int(np.argmax(lengths))
-  start = end - int(lengths[end]) if end else 0
-  third = (end - start) / 3
-  return start + int(third) + int(third / 2)
+  length = int(lengths[end])
+  first = end - length + 1  # of the fall, if it has no gaps
+  return max(first - 1 + length // 3 + length // 6, first)
 
 
 @plots.styled

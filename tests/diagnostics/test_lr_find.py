@@ -249,8 +249,12 @@ def test_valley_is_half_way_down_the_longest_falling_subsequence(seed):
   assert lr_find.valley(losses) == end - length + int(length / 3) + int(length / 6)
 
 
-def test_valley_of_losses_that_only_rise():
-  assert lr_find.valley([1.0, 2.0, 3.0]) == 0
+@pytest.mark.parametrize(
+  ('losses', 'index'),
+  [([1.0, 2.0, 3.0], 0), ([3.0, 2.0, 5.0, 6.0, 7.0, 8.0], 0), ([1.0, 3.0, 2.0, 4.0], 1), ([3.0, 2.0, 1.0, 4.0], 0)],
+)
+def test_valley_of_losses_that_hardly_fall(losses, index):
+  assert lr_find.valley(losses) == index
 
 
 def test_suggestions():
