@@ -47,7 +47,8 @@ class Estimate(NamedTuple):
     squared_gradient: |G|^2, unbiased; may be negative if the noise hides it.
     trace: tr(Sigma) of one example, unbiased.
     noise_scale: tr(Sigma) / |G|^2 in examples, the ratio of the means; NaN where |G|^2 is not positive.
-    standard_error: of the noise scale, by the jackknife over batches.
+    standard_error: of the noise scale, by the jackknife over batches; NaN where |G|^2 is not positive without one of
+      the batches.
   """
 
   squared_gradient: np.ndarray
@@ -222,5 +223,6 @@ def text(result: Mapping[str, Any]) -> str:
   more = f'measure more: --config.noise_scale.batches={4 * result["batches"]}'
   if not np.isfinite(scale):
     return '\n'.join([*table, f'the noise hides the gradient {seen}; {more}'])
-  measurements = f'critical batch size {scale:,.0f} +- {error:,.0f} examples {seen}; config.train.batch_size is {batch}'
-  return '\n'.join([*table, f'{measurements}; {more}' if error > scale / 2 else measurements])
+  spread = f'{error:,.0f}' if np.isfinite(error) else '?'
+  measurements = f'critical batch size {scale:,.0f} +- {spread} examples {seen}; config.train.batch_size is {batch}'
+  return '\n'.join([*table, measurements if error <= scale / 2 else f'{measurements}; {more}'])

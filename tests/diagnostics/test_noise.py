@@ -188,6 +188,10 @@ def test_what_is_said_of_the_critical_batch_size():
   hidden = noise.text(figures(float('nan'), float('nan'))).splitlines()
   assert hidden[1].split() == ['stem', '0.5', '50', '-', '-', '0.6']
   assert 'noise hides' in hidden[-1] and '--config.noise_scale.batches=200' in hidden[-1]
+  unknown = noise.text(figures(100.0, float('nan'))).splitlines()
+  assert unknown[1].split() == ['stem', '0.5', '50', '100', '-', '0.6']
+  assert re.match(r'critical batch size 100 \+- \? examples', unknown[-1])
+  assert '--config.noise_scale.batches=200' in unknown[-1]
   assert 'BatchNorm' in noise.text(figures(100.0, 10.0) | {'batch_norm': True})
 
 
