@@ -31,7 +31,7 @@ def define_flags(values: flags.FlagValues) -> None:
   flags.DEFINE_bool(
     'fit',
     False,
-    'Find the largest batch that fits; and if that of the config does not, whether remat or fsdp help.',
+    'Find the largest batch whose train step fits; and if that of the config does not, whether remat or fsdp help.',
     flag_values=values,
   )
   flags.DEFINE_string(

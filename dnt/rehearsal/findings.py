@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from dnt.rehearsal import fit, hlo, rehearsal, roofline
+from dnt.training import precompile
 
 FEW = 8  # examples of a chip below which its arithmetic units are hardly filled
 LANES = 128  # channels that a TPU's matrix unit takes at once
@@ -43,9 +44,9 @@ def _find(found: rehearsal.Rehearsal) -> Iterator[str]:
 
 def _largest(found: fit.Fit) -> str:
   if not found.batch:
-    largest = 'no batch fits'
+    largest = 'there is no batch whose train step fits'
   else:
-    largest = f'the largest batch that fits is about config.train.batch_size={found.batch}'
+    largest = f'the largest batch whose train step fits is about config.train.batch_size={found.batch}'
   if found.changes is None:
     return f'{largest}; neither remat nor fsdp makes that of the config fit'
   ways = ' '.join(f'--config.{key}={value}' for key, value in found.changes.items())
@@ -55,13 +56,20 @@ def _largest(found: fit.Fit) -> str:
 def _unfit(found: rehearsal.Rehearsal) -> str:
   if found.made is None:
     return found.problem
-  what = found.problem or f'it needs {found.peak or 0:,} bytes of the {found.available:,.0f} of a chip'
-  ways = ['a smaller config.train.batch_size', 'a larger config.train.accumulate']
-  if not found.config.model.remat:
-    ways.append('config.model.remat=True')
+  if found.problem:
+    what, large = found.problem, ['evaluation' if repr(precompile.EVALUATION) in found.problem else 'training']
+  else:
+    large = [name for name, size in found.peaks.items() if size > found.available]
+    need = f'it needs {found.peak or 0:,} bytes of the {found.available:,.0f} of a chip'
+    what = f'{need}, for {" and ".join(large)}'
+  ways = ['a smaller config.eval.batch_size'] if 'evaluation' in large else []
+  if 'training' in large:
+    ways += ['a smaller config.train.batch_size', 'a larger config.train.accumulate']
+    if not found.config.model.remat:
+      ways.append('config.model.remat=True')
   if found.config.mesh.fsdp == 1 and found.target.chips > 1:
     ways.append(f'config.mesh.fsdp={found.target.chips}')
-  more = '' if found.fit else '; --fit finds the largest batch that fits'
+  more = '; --fit finds the largest batch whose train step fits' if 'training' in large and not found.fit else ''
   return f'{what}. What makes it smaller: {", ".join(ways)}{more}'
 
 

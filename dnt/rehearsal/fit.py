@@ -1,4 +1,7 @@
-"""Finds the largest batch that fits into the memory of a target, and what makes the batch of the config fit."""
+"""Finds the largest batch whose train step fits into the memory of a target, and what makes that of the config fit.
+
+The evaluation does not depend on this batch; `rehearsal.Rehearsal.fits` counts it.
+"""
 
 import logging
 from collections.abc import Callable
@@ -17,10 +20,11 @@ class Fit(NamedTuple):
   """Holds what the search found.
 
   Attributes:
-    batch: the largest batch that fits, over all chips; 0: none does.
-    memory: bytes of one chip with this batch.
+    batch: the largest batch whose train step fits, over all chips; 0: none does.
+    memory: bytes of one chip that the train step takes with this batch.
     tried: every batch that was compiled, with its bytes of one chip; None: it does not compile.
-    changes: options that make the batch of the config fit, by key; {}: it fits as it is; None: nothing tried does.
+    changes: options with which the train step of the config fits, by key; {}: it fits as it is; None: nothing tried
+      does.
   """
 
   batch: int

@@ -33,7 +33,7 @@ class Rehearsal(NamedTuple):
     made: the run on it; None: the config does not suit the hardware.
     steps: its programs, those before the first that does not compile.
     problem: why a program does not compile; '' if all do.
-    fit: the largest batch that fits; None: without --fit.
+    fit: the largest batch whose train step fits; None: without --fit.
   """
 
   target: targets.Target
@@ -64,18 +64,26 @@ class Rehearsal(NamedTuple):
     return _available(self.target)
 
   @property
-  def peak(self) -> int | None:
-    """Returns the most bytes of one chip at once: those of a program, and what other programs hold in the meantime."""
+  def peaks(self) -> dict[str, int]:
+    """Returns the most bytes of one chip at once in `training` and in `evaluation`, of those that compiled.
+
+    They are those of a program, and what the other programs hold in the meantime.
+    """
     if self.made is None or not self.steps:
-      return None
+      return {}
     train = [each.program for each in self.steps if each.program.name != precompile.EVALUATION]
     held = max((each.arguments for each in train), default=0)
     peak = max((each.memory for each in train), default=0)
-    if self.evaluation:
-      program = self.evaluation.program
-      images = max(program.arguments - _variables(self.made), 0)
-      peak = max(peak + images, held + images + program.outputs + program.temporaries)
-    return peak
+    if self.evaluation is None:
+      return {'training': peak}
+    program = self.evaluation.program
+    images = max(program.arguments - _variables(self.made), 0)
+    return {'training': peak + images, 'evaluation': held + images + program.outputs + program.temporaries}
+
+  @property
+  def peak(self) -> int | None:
+    """Returns the most bytes of one chip at once."""
+    return max(self.peaks.values(), default=None)
 
   @property
   def fits(self) -> bool:
@@ -123,7 +131,7 @@ def rehearse(config: typed.Config, data: experiment.Data, target: targets.Target
     config: from `stand_in.load`.
     data: its images, or what stands in for them.
     target: the hardware.
-    fitting: whether to search for the largest batch that fits.
+    fitting: whether to search for the largest batch whose train step fits.
   """
   try:
     made = programs.make(config, data, target)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dnt.rehearsal import findings, hlo, roofline, targets
+from dnt.rehearsal import findings, fit, hlo, roofline, targets
 
 
 @pytest.fixture
@@ -65,3 +65,26 @@ def test_what_does_not_fit_is_told_what_makes_it_smaller(rehearse, tiny, monkeyp
   monkeypatch.setattr('dnt.parallel.capacity.host', lambda: 4000)
   (said, *_) = findings.find(found)
   assert all(word in said for word in ('batch_size', 'accumulate', 'remat', 'fsdp=4', '--fit'))
+
+
+def test_an_evaluation_that_does_not_fit_needs_a_smaller_batch_of_its_own(rehearse, tiny, monkeypatch):
+  tiny.eval.batch_size = 4096
+  found = rehearse(tiny, 'cpu:4')
+  assert found.peaks['training'] < found.peaks['evaluation'] == found.peak
+  monkeypatch.setattr('dnt.parallel.capacity.host', lambda: 4 * found.peaks['training'])
+  assert not found.fits
+  (said, largest, *_) = findings.find(found._replace(fit=fit.Fit(64, 1000, {64: 1000}, {})))
+  assert 'for evaluation' in said and 'config.eval.batch_size' in said and 'fsdp=4' in said
+  assert not any(word in said for word in ('train.batch_size', 'accumulate', 'remat', '--fit'))
+  assert largest == 'the largest batch whose train step fits is about config.train.batch_size=64'
+  monkeypatch.setattr('dnt.parallel.capacity.host', lambda: 4000)
+  (said, *_) = findings.find(found)
+  assert 'for training and evaluation' in said and 'eval.batch_size' in said and 'train.batch_size' in said
+
+
+@pytest.mark.parametrize(('name', 'key', 'other'), [('evaluation', 'eval', 'train'), ('plain', 'train', 'eval')])
+def test_what_makes_a_program_smaller_that_does_not_compile(rehearse, tiny, name, key, other):
+  found = rehearse(tiny, 'cpu:1')
+  kept = tuple(each for each in found.steps if each.program.name != 'evaluation')
+  (said, *_) = findings.find(found._replace(steps=kept, problem=f'the program {name!r} does not compile: too large'))
+  assert f'config.{key}.batch_size' in said and f'config.{other}.batch_size' not in said
