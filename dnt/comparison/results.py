@@ -17,7 +17,7 @@ from dnt import files
 from dnt import workdir as workdir_lib
 from dnt.comparison import figure, plan
 from dnt.config import keys, typed
-from dnt.data import class_order
+from dnt.data import class_order, splits
 from dnt.reporting import html, metric_names, metrics, plots, progress, tables
 
 MOST_CLASSES = 20  # largest number of classes whose sensitivity and specificity are shown
@@ -109,8 +109,9 @@ def summarize(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
 
   Returns:
     `variant`, `data` (source, training split and, if limited, images of each class), `runs`, `finished`, and over the
-    finished runs: `mean`, `std` (sample; absent for a single run) by quantity, `per_class` (means, as in `Outcome`) and
-    `warnings` (the number of runs with each kind); `problems`: why the other runs are not finished.
+    finished runs: `trained_on` (the evaluated splits, as in `Outcome`, that share images with the training split),
+    `mean`, `std` (sample; absent for a single run) by quantity, `per_class` (means, as in `Outcome`) and `warnings`
+    (the number of runs with each kind); `problems`: why the other runs are not finished.
   """
   rows = []
   for variant, group in _by_variant(outcomes).items():
@@ -121,6 +122,7 @@ def summarize(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
       {
         'variant': variant,
         'data': _data(group[0].run.config.data),
+        'trained_on': _trained_on(done[0].run) if done else [],
         'runs': len(group),
         'finished': len(done),
         'mean': {name: statistics.fmean(values) for name, values in columns.items()},
@@ -138,7 +140,8 @@ def find_best(rows: Sequence[Mapping[str, Any]], metric: str) -> list[dict[str, 
 
   Args:
     rows: from `summarize`.
-    metric: of `config.columns`; of several evaluated splits the first counts that is not the training split.
+    metric: of `config.columns`; of several evaluated splits the first counts that shares no images with the training
+      split.
 
   Returns:
     For each data of which a variant has a finite mean: `data`, `metric` (the split's, as in `Outcome.values`), `ranked`
@@ -148,9 +151,10 @@ def find_best(rows: Sequence[Mapping[str, Any]], metric: str) -> list[dict[str, 
   found = []
   for data in dict.fromkeys(row['data'] for row in rows):
     alike = [row for row in rows if row['data'] == data]
+    trained_on = {split for row in alike for split in row['trained_on']}
     names = sorted(
       dict.fromkeys(name for row in alike for name in row['mean'] if _figure(name) == metric),
-      key=lambda name: name.startswith('train_'),
+      key=lambda name: name.removesuffix(f'_{metric}').removesuffix('_ema') in trained_on,
     )
     known = [row for row in alike if names and math.isfinite(row['mean'].get(names[0], math.nan))]
     if known:
@@ -340,6 +344,12 @@ def _mean_per_class(outcomes: Sequence[Outcome]) -> dict[str, dict[str, dict[str
 
 def _split_name(run: plan.Run, split: str) -> str:
   return 'train' if split == run.config.data.train_split else split
+
+
+def _trained_on(run: plan.Run) -> list[str]:
+  """Returns the evaluated splits that share images with the training split, by their names in `Outcome.values`."""
+  trained = splits.parse(run.config.data.train_split)
+  return [_split_name(run, split) for split in run.config.eval.splits if splits.parse(split).overlaps(trained)]
 
 
 def _figure(name: str) -> str:

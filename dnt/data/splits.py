@@ -26,6 +26,27 @@ class Slice(NamedTuple):
     """Returns whether the split is by its name a test split, which must not choose anything."""
     return self.name.lower().startswith('test')
 
+  def overlaps(self, other: 'Slice') -> bool:
+    """Returns whether both share examples of one split, which is large enough for their bounds.
+
+    Percentages beside numbers of examples would need its size: they count as overlapping.
+    """
+    if self.name != other.name or self.percent != other.percent:
+      return self.name == other.name
+    (start, stop), (first, last) = self._places(), other._places()
+    return start < last and first < stop
+
+  def _places(self) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Returns both bounds as percent of the split and examples from there on, which compare as in a large split."""
+
+    def place(bound: float | None, open_end: float) -> tuple[float, float]:
+      if bound is None:
+        return open_end, 0
+      end = 100 if bound < 0 else 0
+      return (end + bound, 0) if self.percent else (end, bound)
+
+    return place(self.start, 0), place(self.stop, 100)
+
   def bounds(self, count: int) -> tuple[int, int]:
     """Returns the index of the first example and one past the last, for a split of `count` examples.
 

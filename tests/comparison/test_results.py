@@ -345,7 +345,8 @@ def get_config():
 def row(variant, mean, std=None, data='digits train', runs=3, finished=3, name='test_error'):
   """A row of `summarize` with one metric."""
   spread = {} if std is None else {name: std}
-  return {'variant': variant, 'data': data, 'runs': runs, 'finished': finished, 'mean': {name: mean}, 'std': spread}
+  about = {'variant': variant, 'data': data, 'trained_on': ['train'], 'runs': runs, 'finished': finished}
+  return {**about, 'mean': {name: mean}, 'std': spread}
 
 
 def described(rows, metric='error'):
@@ -420,6 +421,25 @@ def test_the_split_that_counts_is_not_that_of_training_and_the_results_say_what_
   assert content['best'] == [found] and content['comparison']['best test error (%)'] == text
   (alone,) = results.find_best([row('a', 1.0, name='train_error')], 'error')
   assert alone['metric'] == 'train_error'
+
+
+@pytest.mark.parametrize(('of', 'trained_on'), [('train', ['train[:20%]']), ('train[20%:]', [])])
+@pytest.mark.parametrize('suffix', ['', '_ema'])
+def test_a_slice_of_the_training_split_does_not_say_what_is_best(tmp_path, of, trained_on, suffix):
+  config = make_config()
+  config.base.data.train_split, config.base.eval.splits = of, ('train[:20%]', 'test')
+  runs = [run for run in plan.make(config, tmp_path) if not run.seed]
+  for run in runs:
+    leave(run, *ACCURACIES[run.variant, 0])
+    record = (run.workdir / 'metrics.jsonl').read_text().replace('train[:20%]/', f'train[:20%]{suffix}/')
+    first = [
+      dict(sorted(json.loads(line).items(), key=lambda item: item[0] < 'train[')) for line in record.splitlines()
+    ]
+    (run.workdir / 'metrics.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in first))
+  rows = results.summarize([results.read(run) for run in runs])
+  assert [each['trained_on'] for each in rows] == [trained_on] * 2
+  (found,) = results.find_best(rows, 'error')
+  assert found['metric'] == ('test_error' if trained_on else f'train[:20%]{suffix}_error')
 
 
 def test_data_that_differ_in_images_of_each_class_are_others(tmp_path):

@@ -40,6 +40,28 @@ def test_other_forms_are_refused(text):
     splits.parse(text)
 
 
+@pytest.mark.parametrize(
+  ('first', 'second', 'shared'),
+  [
+    ('train', 'train[:10%]', True),
+    ('train', 'val', False),
+    ('train[:90%]', 'train[90%:]', False),
+    ('train[:90%]', 'train[-10%:]', False),
+    ('train[:93%]', 'train[-7%:]', False),
+    ('train[:90%]', 'train[85%:]', True),
+    ('train[:45000]', 'train[45000:]', False),
+    ('train[:45000]', 'train[-5000:]', False),
+    ('train[:-5000]', 'train[-5000:]', False),
+    ('train[:-5000]', 'train[-6000:]', True),
+    ('train[10:20]', 'train[15:16]', True),
+    ('train[:5000]', 'train[5%:]', True),
+  ],
+)
+def test_slices_that_share_examples(first, second, shared):
+  first, second = splits.parse(first), splits.parse(second)
+  assert first.overlaps(second) is second.overlaps(first) is shared
+
+
 @pytest.mark.parametrize('text', ['train[50:50]', 'train[60%:40%]', 'train[:0]'])
 def test_an_empty_slice_is_refused(text):
   with pytest.raises(errors.InputError, match='holds no examples'):
