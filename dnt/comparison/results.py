@@ -294,9 +294,9 @@ def comma_separated(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _split(records: Sequence[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]:
-  """Separates training lines and evaluations; both hold `train/loss` if the training split is evaluated."""
-  training = [line for line in records if 'train/learning_rate' in line]
-  others = [line for line in records if 'train/learning_rate' not in line]
+  """Separates training lines and evaluations."""
+  training = [line for line in records if metric_names.is_training(line)]
+  others = [line for line in records if not metric_names.is_training(line)]
   return training, [line for line in others if any(metric_names.parse(name).quantity == 'accuracy' for name in line)]
 
 

@@ -3,6 +3,7 @@
 It uses the words of the doctor, which examines a network before it trains.
 """
 
+import itertools
 import math
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ import numpy as np
 
 from dnt import checkpoints, errors, files
 from dnt import workdir as workdir_lib
+from dnt.data import splits
 from dnt.diagnostics import causes, doctor, trial
 from dnt.reporting import metric_names, metrics
 
@@ -52,8 +54,7 @@ def read(workdir: pathlib.Path) -> Ended:
     raise errors.InputError(f'{workdir} holds no run: there is no {workdir_lib.CONFIG}')
   config = files.read_object(workdir / workdir_lib.CONFIG)
   lines = metrics.read(workdir)
-  trained = [line for line in lines if 'train/loss' in line]
-  if not trained:
+  if not any(map(metric_names.is_training, lines)):
     raise errors.InputError(f'{workdir / workdir_lib.METRICS} has no line of training, so nothing can be said')
   return judge(config, lines, checkpoints.ReadOnly(workdir).steps())
 
@@ -66,7 +67,8 @@ def judge(config: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], saved: 
     lines: of its record, see `metrics.read`; some of them of training.
     saved: the steps of its checkpoints.
   """
-  trained = [line for line in lines if 'train/loss' in line]
+  trained = [line for line in lines if metric_names.is_training(line)]
+  evaluated = [line for line in lines if not metric_names.is_training(line)]
   steps = [line['step'] for line in trained]
   losses = np.array([math.nan if line['train/loss'] is None else line['train/loss'] for line in trained], float)
   accuracies = np.array([line.get('train/accuracy') or 0.0 for line in trained], float)
@@ -101,11 +103,17 @@ def judge(config: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], saved: 
   if at is not None and kind == 'step too large':
     messages.append(f'the loss rises from step {steps[at]} on, where it was {smooth[at]:.3g}')
     messages.append('a smaller config.optim.learning_rate, a warm-up or clipping may help')
-  worse = _generalization(lines, accuracies[-1])
+  lost = _not_finite(evaluated)
+  messages += [f'{name} is not finite from the evaluation of step {step} on' for name, step in lost.items()]
+  if lost and state == trial.HEALTHY:
+    kind, state, at_step = 'exploding', trial.SICK, min(lost.values())
+  worse = _generalization(evaluated, config['data']['train_split'], accuracies[-1])
   messages += worse
   if state == trial.HEALTHY and (worse or signal):
     state = trial.DOUBTFUL
-  if state != trial.HEALTHY and at_step is not None and (good := [step for step in saved if step <= at_step]):
+  good = [step for step in saved if at_step is not None and step <= at_step]
+  good = [step for step in good if not lost or step < min(lost.values())]  # an evaluation sees that of its own step
+  if state != trial.HEALTHY and good:
     messages.append(f'the checkpoint of step {good[-1]} is from before')
   return Ended(state, kind, entry, at_step, tuple(messages))
 
@@ -140,21 +148,46 @@ def _signal(rows: Sequence[tuple[int, Sequence[metric_names.EntryRow]]]) -> _Sig
   return None
 
 
-def _generalization(lines: Sequence[Mapping[str, Any]], trained: float) -> list[str]:
-  """Returns a line for each split on which a run is worse than it was, or than on its training images."""
+def _losses(evaluated: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[int, float | None]]]:
+  """Returns the losses of evaluations by name, each with its step; None: it is not finite."""
+  found: dict[str, list[tuple[int, float | None]]] = {}
+  for line in evaluated:
+    for name, value in line.items():
+      if name.endswith('/loss'):
+        found.setdefault(name, []).append((line['step'], value))
+  return found
+
+
+def _not_finite(evaluated: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+  """Returns the losses that are not finite in their last evaluation, each with the step from which on none is."""
+  found = {}
+  for name, losses in _losses(evaluated).items():
+    end = list(itertools.takewhile(lambda each: each[1] is None, reversed(losses)))
+    if end:
+      found[name] = end[-1][0]
+  return found
+
+
+def _generalization(evaluated: Sequence[Mapping[str, Any]], train_split: str, trained: float) -> list[str]:
+  """Returns a line for each split on which a run is worse than it was, or than on its training images.
+
+  Args:
+    evaluated: lines of evaluations.
+    train_split: `config.data.train_split`; splits that share images with it are left out.
+    trained: accuracy of the batches.
+  """
   messages = []
-  names = {name for line in lines for name in line if name.endswith('/loss') and not name.startswith('train/')}
-  for name in sorted(names):
+  for name, losses in sorted(_losses(evaluated).items()):
     split = name.removesuffix('/loss')
-    found = [(line['step'], line[name]) for line in lines if line.get(name) is not None]
-    if not found:
+    found = [(step, loss) for step, loss in losses if loss is not None]
+    if losses[-1][1] is None or splits.parse(split.removesuffix('_ema')).overlaps(splits.parse(train_split)):
       continue
     best_step, best = min(found, key=lambda each: each[1])
     if found[-1][1] > WORSE * best:
       messages.append(
         f'{name} rises from {best:.3g} at step {best_step} to {found[-1][1]:.3g}: it overfits from there on'
       )
-    accuracy = [line[f'{split}/accuracy'] for line in lines if line.get(f'{split}/accuracy') is not None]
+    accuracy = [line[f'{split}/accuracy'] for line in evaluated if line.get(f'{split}/accuracy') is not None]
     if accuracy and trained - accuracy[-1] > GAP:
       messages.append(f'{split}/accuracy is {100 * accuracy[-1]:.0f} %, that of the batches {100 * trained:.0f} %')
   return messages

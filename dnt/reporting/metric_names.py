@@ -39,6 +39,11 @@ def parse(name: str) -> Metric:
   return Metric(quantity, entry=entry) if group == _TELEMETRY and entry else Metric(quantity, split=owner)
 
 
+def is_training(record: Mapping[str, Any]) -> bool:
+  """Returns whether a line of `metrics.jsonl` is of training; evaluations of a split `train` have `train/loss` too."""
+  return 'train/learning_rate' in record
+
+
 def ranking(config: Mapping[str, Any] | ml_collections.ConfigDict) -> str:
   """Returns the name of the metric that ranks the checkpoints of a run; empty if none does.
 

@@ -52,7 +52,7 @@ def png(figure: 'Figure') -> bytes:
 
 @styled
 def curves(records: Sequence[Mapping[str, Any]], extras: Mapping[str, Sequence[str]] | None = None) -> 'Figure':
-  """Plots loss, accuracy and learning rate over the steps, for the training split and each evaluated split.
+  """Plots loss, accuracy and learning rate over the steps, for the training batches and each evaluated split.
 
   Args:
     records: lines of `metrics.jsonl`, at least one.
@@ -65,14 +65,18 @@ def curves(records: Sequence[Mapping[str, Any]], extras: Mapping[str, Sequence[s
   splits = [metric_names.parse(name).split for record in records for name in record]
   names = list(dict.fromkeys(filter(None, splits)))
   colors = {name: COLORS[index % len(COLORS)] for index, name in enumerate(names)}
+  training = [record for record in records if metric_names.is_training(record)]
+  others = [record for record in records if not metric_names.is_training(record)]
   for axes, metric in ((loss, 'loss'), (accuracy, 'accuracy')):
-    for name in names:
-      steps, values = _series(records, f'{name}/{metric}')
+    for name, lines in ((name, lines) for name in names for lines in (training, others)):
+      steps, values = _series(lines, f'{name}/{metric}')
       if len(steps):
         values = values * 100 if metric == 'accuracy' else values
-        more = (extras or {}).get(metric) if name == 'train' else None
-        label = textwrap.fill(f'{name} (with {", ".join(more)})', LEGEND) if more else name
-        axes.plot(steps, values, color=colors[name], linewidth=1.8, label=label, **marks(len(steps)))
+        evaluated = name == 'train' and lines is others
+        more = (extras or {}).get(metric) if name == 'train' and not evaluated else None
+        label = f'{name}, evaluated' if evaluated else f'{name} (with {", ".join(more)})' if more else name
+        look = {'color': colors[name], 'linewidth': 1.8, 'linestyle': '--' if evaluated else '-'}
+        axes.plot(steps, values, label=textwrap.fill(label, LEGEND), **look, **marks(len(steps)))
     if axes.lines:
       axes.legend(frameon=False)
   steps, values = _series(records, 'train/learning_rate')

@@ -274,7 +274,7 @@ class Record:
     measured = [
       (line['step'], line[name])
       for line in lines
-      if name in line and line['step'] <= step and 'train/learning_rate' not in line  # no line of training
+      if name in line and line['step'] <= step and not metric_names.is_training(line)
     ]
     for measured_at, value in multihost.broadcast_from_lead(measured):
       self._rank(measured_at, value)

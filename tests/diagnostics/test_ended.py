@@ -8,16 +8,19 @@ from dnt import errors, loop
 from dnt.diagnostics import causes, ended
 from dnt.training import record
 
-CONFIG = {'model': {'num_classes': 10}, 'train': {'steps': 1000}}
+CONFIG = {'model': {'num_classes': 10}, 'train': {'steps': 1000}, 'data': {'train_split': 'train'}}
 
 
 def lines(losses, accuracies=None, **others):
+  """A record: a line of training every ten steps, and one of an evaluation beside it if there are others."""
   accuracies = accuracies or [0.9] * len(losses)
-  return [
-    {'step': 10 * (index + 1), 'train/loss': loss, 'train/accuracy': accuracy}
-    | {name.replace('__', '/'): values[index] for name, values in others.items()}
-    for index, (loss, accuracy) in enumerate(zip(losses, accuracies, strict=True))
-  ]
+  record_ = []
+  for index, (loss, accuracy) in enumerate(zip(losses, accuracies, strict=True)):
+    step = {'step': 10 * (index + 1)}
+    record_.append(step | {'train/loss': loss, 'train/accuracy': accuracy, 'train/learning_rate': 0.1})
+    if others:
+      record_.append(step | {name.replace('__', '/'): values[index] for name, values in others.items()})
+  return record_
 
 
 FALLS = [2.3 * 0.8**index for index in range(20)]
@@ -88,6 +91,28 @@ def test_overfitting_is_said_with_its_step():
   assert found.state == 'doubtful' and found.kind == 'trainable'
   assert any('val/loss rises from 0.5 at step 30' in line for line in found.lines)
   assert any('val/accuracy is 50 %' in line for line in found.lines)
+
+
+def test_an_evaluation_that_is_not_finite_at_the_end_is_sick():
+  val = [0.5] * 16 + [None] * 4
+  found = ended.judge(CONFIG, lines(FALLS, val__loss=val, val__accuracy=[0.9] * 16 + [None] * 4), [100, 160, 170, 200])
+  assert (found.state, found.kind, found.step) == ('sick', 'exploding', 170)
+  assert any('val/loss is not finite from the evaluation of step 170 on' in line for line in found.lines)
+  assert any('checkpoint of step 160 is from before' in line for line in found.lines)
+  again = ended.judge(CONFIG, lines(FALLS, val__loss=[0.5, None] + [0.5] * 18), [])
+  assert again.state == 'healthy', 'it is finite again'
+
+
+def test_an_evaluation_of_the_training_split_is_no_training():
+  evaluated = {'train__loss': [9.0] * 19 + [None], 'train__accuracy': [0.2] * 20}
+  found = ended.judge(CONFIG, lines(FALLS, **evaluated), [])
+  assert found.state == 'sick' and any('train/loss is not finite from the evaluation' in line for line in found.lines)
+  assert any('accuracy of the batches 90 %' in line for line in found.lines)
+  assert not any('the loss is not finite' in line or 'overfits' in line for line in found.lines)
+  config = CONFIG | {'data': {'train_split': 'train[:90%]'}}
+  for split, said in (('train[:10%]_ema', False), ('train[90%:]_ema', True)):
+    rises = {f'{split}__loss': [0.1] * 10 + [0.2] * 10}
+    assert any('overfits' in line for line in ended.judge(config, lines(FALLS, **rises), []).lines) is said
 
 
 @pytest.mark.usefixtures('undrawn')

@@ -40,6 +40,17 @@ def test_a_curve_of_few_values_has_a_mark_at_each():
     assert {drawn.get_marker() != 'None' for drawn in (*loss.lines, *rate.lines)} == {marked}
 
 
+def test_an_evaluation_of_the_training_split_is_a_curve_of_its_own(records):
+  evaluated = [{'step': step, 'epoch': step / 100, 'train/loss': 0.1, 'train/accuracy': 0.5} for step in (200, 400)]
+  figure = plots.curves([*records, *evaluated])
+  for axes, value in zip(figure.axes, (0.1, 50.0), strict=False):
+    shown = {line.get_label(): line for line in axes.lines}
+    assert list(shown) == ['train', 'train, evaluated', 'test', 'test_ema']
+    assert len(shown['train'].get_xdata()) == 20
+    np.testing.assert_array_equal(shown['train, evaluated'].get_xdata(), [200, 400])
+    np.testing.assert_allclose(shown['train, evaluated'].get_ydata(), value)
+
+
 def test_curves_of_hardly_anything():
   plots.png(plots.curves([{'step': 1, 'epoch': 0.1, 'train/loss': None}]))
   plots.png(plots.curves([{'step': 0, 'epoch': 0.0, 'test/loss': 2.0, 'test/accuracy': 0.1}]))
