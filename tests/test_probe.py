@@ -2,6 +2,7 @@
 
 import functools
 import re
+import shlex
 
 import pytest
 
@@ -24,7 +25,7 @@ def test_what_it_offers_can_be_given_to_it(probe, config_file, tmp_path):
   assert {path.name for path in (tmp_path / 'probe').iterdir()} == {'probe.json', 'probe.png'}
   offered = re.findall(r'^  (--config\..*)$', output.partition('verdict: ')[2], re.MULTILINE)
   assert 2 <= len(offered) <= 4
-  code, output = probe(f'--config={config}', '--seeds=1', *offered[0].split())
+  code, output = probe(f'--config={config}', '--seeds=1', *shlex.split(offered[0]))
   assert code == 0, output
   assert 'verdict: trainable' in output
 

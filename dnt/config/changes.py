@@ -3,6 +3,7 @@
 import json
 import math
 import pathlib
+import shlex
 from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
@@ -78,7 +79,8 @@ def check(
   ]
   if refused:
     names, where = dict.fromkeys(change.key for change in refused), buckets.name(workdir)
-    there = f' (there, --config.train.init_from={where} starts from the weights of this run)' if keeps_weights else ''
+    start = f'--config.train.init_from={shlex.quote(where)}'
+    there = f' (there, {start} starts from the weights of this run)' if keeps_weights else ''
     ways = ['Use the old values', f'give another --workdir{there}']
     if not misfit:
       ways.append(f'continue with the change: --allow={",".join(names)}')

@@ -6,6 +6,7 @@ saturated units, and how similar the outputs for different images have become.
 """
 
 import contextlib
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -220,7 +221,9 @@ def _cosine(x: jax.Array) -> jax.Array:
   x = x / jnp.maximum(jnp.max(jnp.abs(x), axis=1, keepdims=True), jnp.finfo(jnp.float32).tiny)
   x = x / jnp.maximum(jnp.linalg.norm(x, axis=1, keepdims=True), jnp.finfo(jnp.float32).tiny)
   count = x.shape[0]
-  return (jnp.sum(x @ x.T) - jnp.sum(jnp.square(x))) / (count * (count - 1) or jnp.nan)
+  # The default precision of accelerators is coarser than what `COLLAPSED` leaves to 1.
+  products = jnp.matmul(x, x.T, precision='highest')
+  return (jnp.sum(products) - jnp.sum(jnp.square(x))) / (count * (count - 1) or jnp.nan)
 
 
 def _examination(
@@ -473,5 +476,5 @@ def _builds(config: typed.Config, overrides: Mapping[str, Any]) -> bool:
 
 
 def flags(overrides: Mapping[str, Any]) -> str:
-  """Formats overrides as flags of a command line."""
-  return ' '.join(f'--config.{key}={value}' for key, value in overrides.items())
+  """Formats overrides as flags of a command line, for a shell."""
+  return shlex.join(f'--config.{key}={value}' for key, value in overrides.items())

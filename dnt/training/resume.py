@@ -6,6 +6,7 @@ other change is refused, logged or free, as `Option.on_resume` says.
 
 import logging
 import pathlib
+import shlex
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -255,7 +256,7 @@ def check_network(config: typed.Config, trained: Trained | None, workdir: pathli
   if network := [change for change in found if known[change.key].role == 'weights']:
     raise errors.InputError(
       f'{where} holds another network than config.model: {"; ".join(map(str, network))}. Leave these options at the '
-      f'values of the run; --config={where} gives all of them'
+      f'values of the run; --config={shlex.quote(where)} gives all of them'
     )
   for change in found:
     if change.key in (*_IMAGES, *_PREPROCESSING) or known[change.key].role in ('function', 'computation', 'run'):

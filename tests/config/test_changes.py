@@ -1,10 +1,12 @@
 """Which differences between two configs are changes."""
 
 import copy
+import pathlib
 
 import pytest
 
-from dnt.config import changes
+from dnt import errors
+from dnt.config import changes, schema
 
 
 def found(tiny, **other):
@@ -45,3 +47,10 @@ def test_numbers_that_were_measured_may_differ_in_their_last_digits(tiny):
   assert found(tiny, data={'mean': (0.5001, 0.25)}) == ['data.mean']
   assert found(tiny, data={'mean': (0.5,)}) == ['data.mean']
   assert found(tiny, optim={'weight_decay': 1.001e-4}) == ['optim.weight_decay']
+
+
+def test_the_flag_that_is_offered_is_a_word_of_a_shell():
+  refused = changes.Change('optim.momentum', 0.9, 0.8, schema.REFUSE)
+  with pytest.raises(errors.InputError) as raised:
+    changes.check([refused], (), pathlib.Path('runs/my run'))
+  assert "--config.train.init_from='runs/my run' starts from" in str(raised.value)

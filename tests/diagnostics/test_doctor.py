@@ -1,7 +1,9 @@
 """The doctor's figures against torch and against Jacobians that are known; its rules; what it offers."""
 
 import functools
+import shlex
 
+import jax
 import numpy as np
 import pytest
 
@@ -115,6 +117,19 @@ def test_the_gain_of_a_known_jacobian(tiny):
   np.testing.assert_allclose(cosine[blocks], cosine[0], atol=1e-5)
 
 
+def test_similarity_is_computed_at_the_highest_precision():
+  """The default of accelerators cannot tell a cosine of 0.9999 from 1."""
+  program = jax.make_jaxpr(doctor._cosine)(np.ones((4, 3), np.float32))
+  (product,) = (each for each in program.eqns if each.primitive.name == 'dot_general')
+  assert product.params['precision'] == (jax.lax.Precision.HIGHEST,) * 2
+
+
+def test_flags_are_words_of_a_shell():
+  overrides = {'data.mean': (), 'optim.name': 'adamw', 'finetune.rates': (('head', 10.0),)}
+  assert shlex.split(doctor.flags(overrides)) == [f'--config.{key}={value}' for key, value in overrides.items()]
+  assert "'--config.data.mean=()'" in doctor.flags(overrides)
+
+
 def same(found, expected, rtol):
   assert found.entries == expected.entries
   assert found.columns.keys() == expected.columns.keys()
@@ -126,8 +141,6 @@ def same(found, expected, rtol):
 @pytest.mark.thorough
 @pytest.mark.usefixtures('eight_devices')
 def test_a_scanned_network_and_eight_devices_show_the_same(tiny, monkeypatch):
-  import jax
-
   devices = jax.devices()
   monkeypatch.setattr(jax, 'devices', lambda: devices[:1])
   tiny.model.depth = 6

@@ -527,3 +527,10 @@ def test_a_split_that_was_not_evaluated_before_ranks_from_now_on(tiny, tmp_path)
   tiny.train.steps, tiny.train.patience = 9, 9
   summary = run(tiny, tmp_path)
   assert summary['best']['metric'] == 'train/accuracy' and summary['best']['step'] == 9
+
+
+def test_the_flag_that_gives_the_network_of_a_run_is_a_word_of_a_shell(tiny):
+  other = copy.deepcopy(tiny)
+  other.model.width += 1
+  with pytest.raises(errors.InputError, match=r"--config='runs/my run' gives all of them"):
+    resume.check_network(other, resume.Trained(tiny, {}), pathlib.Path('runs/my run'))
