@@ -22,7 +22,7 @@ from dnt.models import captures, depth, function_calls
 from dnt.optim import schedules
 from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
-from dnt.training import budget, experiment, telemetry
+from dnt.training import budget, experiment, steps, telemetry
 
 IMAGES = 8  # images of the batch whose similarity is measured
 FIRST_STEPS = 10
@@ -76,7 +76,8 @@ class Examination(NamedTuple):
     scale_free: whether the update rule divides each gradient by its size, so that small gradients also move parameters.
     guessing_loss: loss of guessing.
     input_rms: the RMS of the images, as the network receives them.
-    outputs: logits of a batch before training, float64 [images, classes].
+    outputs: logits of the batch of the step that the columns describe, as training computes them (batch_norm takes the
+      statistics of the batch), float64 [images, classes].
     batch_statistics: whether the network has running statistics, as of batch_norm.
   """
 
@@ -137,8 +138,9 @@ def examine(
   shown = []
   with contextlib.closing(pipeline.make_train_loader(run.config, data.train, mesh)) as loader:
     step = compile_lib.jit(_make_step(run, loader.batch_at), mesh, donate_argnums=0)
+    outputs = compile_lib.jit(_make_outputs(run, loader.batch_at), mesh)
     batches: list[Any] = []
-    outputs = None
+    logits: list[Any] = []  # of the first seed, up to the step that `_initial` returns
     for seed in range(seeds):
       variables = models.init(run.trace, config.seed + seed)
       state = mesh_lib.place(run.make_state(variables), mesh_lib.replicated(mesh))
@@ -148,12 +150,13 @@ def examine(
         log(f'seed {seed + 1} of {seeds}: {doing}')
         if not seed:
           batches.append(loader.arrays(index, 1))
-        if outputs is None:
-          outputs = compile_lib.jit(_make_outputs(run, loader.batch_at), mesh)(variables, batches[0])
+        if not seed and not any(map(_is_initial, rows)):
+          logits.append(jax.device_get(outputs(state, batches[index])))
         state, metrics = step(state, batches[index])
         rows.append(jax.device_get(metrics))
       shown.append(rows)
-  return _examination(run, shown, np.asarray(outputs, np.float64))
+  drawn = any(map(_is_initial, shown[0]))
+  return _examination(run, shown, np.asarray(logits[-1 if drawn else 0], np.float64))
 
 
 def _make_step(run: experiment.Experiment, batch_at: Callable) -> Callable:
@@ -204,11 +207,19 @@ def _make_step(run: experiment.Experiment, batch_at: Callable) -> Callable:
 
 
 def _make_outputs(run: experiment.Experiment, batch_at: Callable) -> Callable:
-  """Returns the logits of a batch before training, as a pure function `(variables, arrays) -> float32 [B, classes]`."""
+  """Returns the logits of a step's batch in training, as a pure function `(state, arrays) -> float32 [B, classes]`.
 
-  def outputs(variables, arrays):
-    images = run.preprocess(batch_at(arrays, jnp.zeros((), jnp.int32)), None)
-    return run.model.apply(variables, images, train=False).astype(jnp.float32)
+  In evaluation, the running statistics of a network that has not trained would normalize nothing.
+  """
+
+  def outputs(state, arrays):
+    images = run.preprocess(batch_at(arrays, state.step), None)
+    key = jax.random.wrap_key_data(state.rng, impl=steps.PRNG)
+    rngs = {'stochastic_depth': key, 'dropout': key}
+    variables = {'params': state.params, 'batch_stats': state.batch_stats}
+    with run.phases[0].partition.running():
+      logits, _ = run.model.apply(variables, images, train=True, rngs=rngs, mutable=['batch_stats'])
+    return logits.astype(jnp.float32)
 
   return outputs
 
@@ -232,7 +243,7 @@ def _examination(
   """Builds the examination from the metrics of the steps, by seed and step."""
   names = tuple(row.entry.name for row in run.table)
   rows = [[metrics['telemetry'] for metrics in each] for each in shown]
-  first = [_initial(each) for each in rows]
+  first = [_initial(each) for each in shown]
   columns = {name: np.stack([_whole(each[name], len(names)) for each in first]) for name in first[0]}
   absent = np.full((len(rows), len(names)), np.nan)
   mean, rms = (columns.setdefault(f'activation_{name}', absent) for name in ('mean', 'rms'))
@@ -264,9 +275,14 @@ def _examination(
   )
 
 
-def _initial(steps: Sequence[Mapping[str, telemetry.Column]]) -> Mapping[str, telemetry.Column]:
-  """Returns the first step where no entry's parameters are all zero (zero kernels pass no gradient), else the first."""
-  return next((step for step in steps if np.all(step['parameter_norm'].values)), steps[0])
+def _initial(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, telemetry.Column]:
+  """Returns the telemetry of the first step where no entry's parameters are all zero, else of the first step."""
+  return next(filter(_is_initial, rows), rows[0])['telemetry']
+
+
+def _is_initial(metrics: Mapping[str, Any]) -> bool:
+  """Whether no entry's parameters are all zero in a step; zero kernels pass no gradient."""
+  return bool(np.all(metrics['telemetry']['parameter_norm'].values))
 
 
 def _ratios(steps: Sequence[Mapping[str, telemetry.Column]]) -> list[float]:

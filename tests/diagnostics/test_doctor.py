@@ -10,7 +10,7 @@ import pytest
 from dnt import config as schema
 from dnt import errors, models, trees
 from dnt.data import order
-from dnt.diagnostics import doctor
+from dnt.diagnostics import causes, doctor
 from dnt.training import experiment
 
 
@@ -115,6 +115,15 @@ def test_the_gain_of_a_known_jacobian(tiny):
   np.testing.assert_allclose(rms[blocks] / rms[:4], 1.5, rtol=1e-4)
   cosine = found.columns['cosine'][0]
   np.testing.assert_allclose(cosine[blocks], cosine[0], atol=1e-5)
+
+
+def test_the_logits_are_those_of_training(tiny):
+  """By the running statistics of an untrained network, the signal would grow a hundredfold at each layer."""
+  tiny.model.depth, tiny.model.init_gain = 4, 100.0
+  found = examine(tiny)
+  rms = found.columns['activation_rms'][0]
+  assert np.sqrt(np.mean(found.outputs**2)) == pytest.approx(rms[-1], rel=1e-4)
+  assert rms[-1] < 1e3 * rms[-2]
 
 
 def test_similarity_is_computed_at_the_highest_precision():
@@ -277,6 +286,7 @@ def test_a_head_that_starts_at_zero_hides_nothing(own):
   verdict = doctor.judge(found)
   assert verdict.kind == 'vanishing'
   assert found.columns['output_gradient_norm'][0, -2] > 0
+  assert found.outputs.any() and causes.find_faults(found) == []
   assert all(key.startswith(('optim.', 'clip.')) for each in doctor.remedies(config, found, verdict) for key in each)
 
 
