@@ -5,10 +5,11 @@
   python -m dnt.probe --config=configs/probe_grid.py
 
 For a training config, the program examines the network at initialization on one real batch, takes its first ten steps
-over several seeds, and trains it for up to 300 steps. It prints a table by entry, a verdict (trainable, or what keeps
-it from training), how likely it is to fail, the entry where the problem begins, what is unusual in the data, and the
-overrides most likely to fix it, which --try tries. For the workdir of a run, it says what went wrong and when. For a
-grid (configs/probe_*.py), it measures random networks over many seeds.
+over several seeds, and trains it for up to 300 steps. With train.init_from it starts from these weights, as a run does,
+and suggests no other network. It prints a table by entry, a verdict (trainable, or what keeps it from training), how
+likely it is to fail, the entry where the problem begins, what is unusual in the data, and the overrides most likely to
+fix it, which --try tries. For the workdir of a run, it says what went wrong and when. For a grid (configs/probe_*.py),
+it measures random networks over many seeds.
 """
 
 import pathlib

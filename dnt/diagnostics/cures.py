@@ -17,14 +17,14 @@ from dnt.data import pipeline
 from dnt.diagnostics import causes, doctor, lr_find, trial
 from dnt.optim import schedules
 from dnt.parallel import mesh as mesh_lib
-from dnt.training import experiment
+from dnt.training import experiment, initialize
 
 SWEEP = 100  # steps of a range test
 USUAL_DECAY = 1e-4
 USUAL_BATCH = 32
 MOST = 4  # offers
 RATE = 'optim.learning_rate'
-# Causes inside a network, which no option reaches if it is a user's own module.
+# Causes inside a network, which no option reaches if it is given, see `_is_given`.
 _INSIDE = ('dead', doctor.CUT_OFF, causes.SQUASHED)
 # Overrides with which most networks train.
 SOUND = {
@@ -82,8 +82,8 @@ def offer(config: typed.Config, examination: doctor.Examination, found: Sequence
   Returns:
     `{'section.key': value}` each, all of which change the config and can be built; none without a cause.
   """
-  own = ':' in config.model.name
-  if not found or (own and found[0].kind in _INSIDE):
+  given = _is_given(config)
+  if not found or (given and found[0].kind in _INSIDE):
     return []
   answers = [_answers(config, examination, cause) for cause in found]
   together: dict[str, Any] = {}
@@ -95,7 +95,7 @@ def offer(config: typed.Config, examination: doctor.Examination, found: Sequence
   usual = schema.default()
   sound = {key: keys.get(usual, key) for key in USUAL} | SOUND | {'model.norm': norm}
   sound |= doctor.shortcut(config, len(examination.entries))
-  if own:
+  if given:
     sound = {key: value for key, value in sound.items() if not key.startswith('model.')}
   if any(cause.kind == causes.SCALE for cause in found):
     sound |= {'data.mean': (), 'data.std': ()}
@@ -121,13 +121,18 @@ def _answers(config: typed.Config, examination: doctor.Examination, cause: cause
     return [{'clip.name': 'none'}]
   if cause.kind == causes.SMALL_BATCH:
     larger = {'train.batch_size': USUAL_BATCH, 'train.accumulate': 1}
-    return [larger] if ':' in config.model.name else [{'model.norm': 'layer_norm'}, larger]
+    return [larger] if _is_given(config) else [{'model.norm': 'layer_norm'}, larger]
   if cause.kind == causes.SMALL_STEP:
     reach = causes.reach(examination)
     return [{RATE: float(f'{rate / max(reach, 1e-9):.0e}')}, {'optim.name': 'adamw', RATE: 1e-3}]
   if cause.kind == causes.STUCK:
     return []
   return doctor.remedies(config, examination, doctor.Verdict(*cause))
+
+
+def _is_given(config: typed.Config) -> bool:
+  """Whether options of `config.model` cannot mend a network: it is a user's own module, or its weights are given."""
+  return ':' in config.model.name or bool(config.train.init_from)
 
 
 def _micro_batch(config: typed.Config) -> int:
@@ -203,7 +208,7 @@ def _find_rates(config: typed.Config, data: experiment.Data) -> list[float]:
   config.lr_find.steps = SWEEP
   mesh = mesh_lib.make_mesh(config.mesh)
   run = experiment.make(experiment.resolve(config, data), data.spec)
-  state = mesh_lib.place(run.make_state(run.init_variables()), mesh_lib.replicated(mesh))
+  state = mesh_lib.place(run.make_state(initialize.load_new(run, data.weights)), mesh_lib.replicated(mesh))
   with contextlib.closing(pipeline.make_train_loader(run.config, data.train, mesh)) as loader:
     suggestions = lr_find.sweep(run, mesh, state, loader).suggestions
   rates = {float(f'{suggestions[name]:.1g}') for name in ('steepest', 'valley') if name in suggestions}

@@ -22,7 +22,7 @@ from dnt.models import captures, depth, function_calls
 from dnt.optim import schedules
 from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
-from dnt.training import budget, experiment, steps, telemetry
+from dnt.training import budget, experiment, initialize, steps, telemetry
 
 IMAGES = 8  # images of the batch whose similarity is measured
 FIRST_STEPS = 10
@@ -120,11 +120,12 @@ def examine(
   Args:
     config: a validated training config.
     data: its images, from `experiment.load_data`.
-    seeds: number of initializations, from `config.seed` on.
+    seeds: number of initializations, from `config.seed` on; pretrained weights (`config.train.init_from`) leave nothing
+      to draw, so that there is one.
     log: receives a status message for each step.
 
   Raises:
-    errors.InputError: the config does not fit the data or the model.
+    errors.InputError: the config does not fit the data or the model, or pretrained weights do not fit the model.
   """
   mesh = mesh_lib.make_mesh(config.mesh)
   mesh_lib.check_batch('config.train.batch_size', config.train.batch_size, mesh, config.train.accumulate)
@@ -135,6 +136,7 @@ def examine(
     )
   run = experiment.make(experiment.resolve(config, data), data.spec)
   budget.check_training(run, mesh)
+  seeds = 1 if data.weights else seeds
   shown = []
   with contextlib.closing(pipeline.make_train_loader(run.config, data.train, mesh)) as loader:
     step = compile_lib.jit(_make_step(run, loader.batch_at), mesh, donate_argnums=0)
@@ -142,7 +144,7 @@ def examine(
     batches: list[Any] = []
     logits: list[Any] = []  # of the first seed, up to the step that `_initial` returns
     for seed in range(seeds):
-      variables = models.init(run.trace, config.seed + seed)
+      variables = initialize.load_new(run, data.weights) if data.weights else models.init(run.trace, config.seed + seed)
       state = mesh_lib.place(run.make_state(variables), mesh_lib.replicated(mesh))
       rows = []
       for index in range(FIRST_STEPS):
@@ -429,7 +431,7 @@ def remedies(config: typed.Config, examination: Examination, verdict: Verdict) -
 
   Returns:
     `{'section.key': value}` each; empty for a trainable network, and if no option can affect the problem (such as
-    inside a user's own module).
+    inside a user's own module, or inside a network of pretrained weights).
   """
   model, rate = config.model, schedules.peak_rate(config.optim)
   tenth, hundredth = (float(f'{rate / factor:.2g}') for factor in (10, 100))  # no digits of floating point
@@ -484,6 +486,8 @@ def shortcut(config: typed.Config, entries: int) -> dict[str, Any]:
 
 
 def _builds(config: typed.Config, overrides: Mapping[str, Any]) -> bool:
+  if config.train.init_from and any(key.startswith('model.') for key in overrides):
+    return False  # pretrained weights are those of one network
   try:
     models.check(schema.override(config, overrides, 'a remedy').model)
   except errors.InputError:

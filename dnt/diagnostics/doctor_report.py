@@ -100,7 +100,10 @@ def run(config: typed.Config, workdir: pathlib.Path, seeds: int, trying: bool, s
   if verdict.kind == 'trainable':
     return content
   if not offered:
-    _log.info('no option of the config is likely to mend it: config.model does not control the inside of this network')
+    reason = 'config.model does not control the inside of this network'
+    if config.train.init_from:
+      reason = 'config.model must stay that of the weights at config.train.init_from'
+    _log.info(f'no option of the config is likely to mend it: {reason}')
   elif not trying:
     _log.info('likely to mend it (--try tries them):')
     for overrides in offered:

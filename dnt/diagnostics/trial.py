@@ -83,7 +83,7 @@ def run(
     log: receives a status message for each chunk.
 
   Raises:
-    errors.InputError: the config does not fit the data or the model.
+    errors.InputError: the config does not fit the data or the model, or pretrained weights do not fit the model.
   """
   begun = time.monotonic()
   mesh = mesh_lib.make_mesh(config.mesh)
@@ -94,7 +94,7 @@ def run(
   taken: dict[str, list[float]] = {'loss': [], 'accuracy': []}
   with contextlib.closing(pipeline.make_train_loader(run.config, data.train, mesh)) as loader:
     log('trial: compiling')
-    training = _Training(run, mesh, loader)
+    training = _Training(run, mesh, loader, initialize.load_new(run, data.weights))
     before = _kernel_norm(training.state.params)
     stopped, count = 'complete', 1  # the second step shows how long one takes
     while training.done < STEPS and stopped == 'complete':
@@ -142,12 +142,14 @@ class _Training:
     last_start: the step at which the last phase within a trial begins; 0 if there is one alone.
   """
 
-  def __init__(self, run: experiment.Experiment, mesh: jax.sharding.Mesh, loader: pipeline.Loader):
+  def __init__(
+    self, run: experiment.Experiment, mesh: jax.sharding.Mesh, loader: pipeline.Loader, variables: dict[str, Any]
+  ):
     self._run, self._mesh, self._loader = run, mesh, loader
     self._longest = min(CHUNK, loader.max_steps(0))
     self._starts = [each.start for each in run.phases if 0 < each.start < STEPS]
     self.last_start, self.done = max(self._starts, default=0), 0
-    self.state = mesh_lib.place(run.make_state(run.init_variables()), mesh_lib.replicated(mesh))
+    self.state = mesh_lib.place(run.make_state(variables), mesh_lib.replicated(mesh))
     self._enter(run.phases[0])
 
   def _enter(self, phase: experiment.Phase) -> None:

@@ -103,6 +103,11 @@ def load_start(run: experiment.Experiment, workdir: pathlib.Path, weights: pretr
   if multihost.broadcast_from_lead(format.steps_in(workdir_lib.checkpoints(workdir))):
     newest = checkpoints.load_parameters(workdir)  # not the average, which does not train
     return match(run.trace, {'params': newest.params, 'batch_stats': newest.batch_stats}, buckets.name(workdir))
+  return load_new(run, weights)
+
+
+def load_new(run: experiment.Experiment, weights: pretrained.Source | None) -> dict[str, Any]:
+  """Returns the parameters and statistics from which a new run starts, on the host, without logging a message."""
   return load_variables(run, weights, quiet=True) if weights else run.init_variables()
 
 

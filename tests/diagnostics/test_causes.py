@@ -1,10 +1,11 @@
 """Why a network does not train: each cause by what shows it, and which of several comes first."""
 
+import jax
 import numpy as np
 import pytest
 
 from dnt import config as schema
-from dnt.diagnostics import causes, cures, diagnosis, doctor, labels, trial
+from dnt.diagnostics import causes, cures, diagnosis, doctor, labels, lr_find, trial
 from dnt.training import experiment
 
 
@@ -231,6 +232,30 @@ def test_an_offer_answers_the_cause_alone_first_and_all_causes_together_later():
 def test_of_ones_own_module_no_option_of_a_network_of_dnt_is_offered(wide_network):
   offered = cures.offer(wide_network, examination(), [causes.Cause('vanishing', None, '')])
   assert offered and not any(key.startswith('model.') for each in offered for key in each)
+
+
+@pytest.mark.parametrize('kind', [*causes.KINDS[1:]])
+def test_of_pretrained_weights_no_other_network_is_offered(kind):
+  given = {'model.name': 'pretrained', 'train.init_from': 'runs/other', 'train.batch_size': 4}
+  config = schema.override(schema.default(), given, 'test')
+  offered = cures.offer(config, examination(), [causes.Cause(kind, 'block', '')])
+  assert not any(key.startswith('model.') for overrides in offered for key in overrides)
+  inside = ('dead', doctor.CUT_OFF, causes.SQUASHED)
+  assert bool(offered) == (kind not in inside)
+
+
+def test_a_range_test_of_a_cure_starts_from_pretrained_weights(tiny, saved, tmp_path, monkeypatch):
+  _, expected, _ = saved(tiny)
+  tiny.train.init_from, tiny.seed = str(tmp_path / 'run'), 1
+  started = []
+
+  def sweep(run, mesh, state, loader):
+    started.append(state.params)
+    return lr_find.Sweep(None, *[np.ones(1)] * 3, '', {}, True)
+
+  monkeypatch.setattr(lr_find, 'sweep', sweep)
+  assert cures._find_rates(tiny, experiment.load_data(tiny, ())) == []
+  jax.tree.map(np.testing.assert_array_equal, started[0], expected.params)
 
 
 @pytest.mark.thorough

@@ -1,5 +1,6 @@
 """The doctor's figures against torch and against Jacobians that are known; its rules; what it offers."""
 
+import copy
 import functools
 import shlex
 
@@ -10,7 +11,7 @@ import pytest
 from dnt import config as schema
 from dnt import errors, models, trees
 from dnt.data import order
-from dnt.diagnostics import causes, doctor
+from dnt.diagnostics import causes, doctor, trial
 from dnt.training import experiment
 
 
@@ -124,6 +125,20 @@ def test_the_logits_are_those_of_training(tiny):
   rms = found.columns['activation_rms'][0]
   assert np.sqrt(np.mean(found.outputs**2)) == pytest.approx(rms[-1], rel=1e-4)
   assert rms[-1] < 1e3 * rms[-2]
+
+
+def test_pretrained_weights_are_where_it_starts(tiny, saved, tmp_path):
+  tiny.model.norm, tiny.model.depth = 'none', 3
+  expected = examine(tiny, seeds=2)
+  other = copy.deepcopy(tiny)
+  other.seed = 1
+  saved(other)
+  tiny.train.init_from = str(tmp_path / 'run')
+  data = experiment.load_data(tiny, ())
+  found = doctor.examine(tiny, data, 2)
+  np.testing.assert_allclose(found.losses, expected.losses[1:], rtol=1e-5)
+  tried = trial.run(tiny, data, seconds=0.0)
+  np.testing.assert_allclose(tried.losses, found.losses[0, :2], rtol=1e-5)
 
 
 def test_similarity_is_computed_at_the_highest_precision():
