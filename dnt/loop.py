@@ -109,7 +109,7 @@ def _train(
   workdir = mirror.folder
   mesh = mesh_lib.make_mesh(config.mesh)
   run, data, fingerprint, saved, found = _prepare(config, workdir, mesh, allow)
-  _log.info(report.block_table(run.table))
+  _log.info(report.block_table(run.table, run.trace.outside))
   if config.mesh.fsdp > 1:
     _log.info(sharding.describe(mesh, sharding.table(mesh, run.abstract_state().params, run.split_axes)))
   if (summary := _already_done(run, workdir, saved, mesh, command, found)) is not None:

@@ -368,8 +368,8 @@ SCHEMA: dict[str, Any] = {
     ),
     'weight_standardization': Option(
       False,
-      'standardize each convolution kernel over its fan-in',
-      only={'model.name': any_but('mlp')},
+      'standardize each convolution kernel over its fan-in, except those of highway gates, which no norm follows',
+      only={'model.name': any_but('mlp'), 'model.norm': NORMS[:-1]},
       off=False,
       role='computation',
       on_resume=REFUSE,

@@ -7,9 +7,11 @@ a larger batch saves nothing (McCandlish et al. 2018, "An Empirical Model of Lar
 appendix A.1).
 
 The gradients are those of training: of the loss with its label smoothing and class weights, on augmented images, with
-dropout and stochastic depth, before clipping and weight decay. The parameters do not move during the measurement. The
-examples of an epoch are all different, so the estimates describe the distribution from which the split was drawn. With
-mixup or CutMix each micro-batch is mixed by itself, and the noise that mixing adds counts too.
+dropout and stochastic depth, before clipping and weight decay. With class weights they are those of the mean of the
+weighted losses, which is what balanced weights train; other weights scale them, but not the noise scale. The parameters
+do not move during the measurement. The examples of an epoch are all different, so the estimates describe the
+distribution from which the split was drawn. With mixup or CutMix each micro-batch is mixed by itself, and the noise
+that mixing adds counts too.
 
 BatchNorm makes the loss of an example depend on its batch, so there is no gradient of one example. Each micro-batch is
 normalized by itself, as with `train.accumulate`. The estimate then describes batches of micro-batches of this size: it
@@ -37,7 +39,7 @@ from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
 from dnt.parallel import multihost
 from dnt.reporting import tables
-from dnt.training import budget, experiment, initialize, resume, steps
+from dnt.training import budget, experiment, initialize, losses, resume, steps
 
 
 class Estimate(NamedTuple):
@@ -160,6 +162,7 @@ def measure(run: experiment.Experiment, mesh: Mesh, source: examples.Examples, s
     state: on the mesh; the function uses its parameters, statistics, key and step.
   """
   micro_batches, batches = run.config.noise_scale.micro_batches, run.config.noise_scale.batches
+  class_weights = run.config.loss.class_weights
   config = schema.copy_unlocked(run.config)
   config.train.batch_size //= micro_batches
   partition = run.phase(int(state.step)).partition
@@ -170,8 +173,12 @@ def measure(run: experiment.Experiment, mesh: Mesh, source: examples.Examples, s
   def add(state, sums, arrays, first, count):
     def body(index, sums):
       total, squares = sums
-      at = state.replace(step=jnp.int32(first + index))
-      gradient = compute_gradient(at, loader.batch_at(arrays, first + index)).params
+      at, batch = state.replace(step=jnp.int32(first + index)), loader.batch_at(arrays, first + index)
+      gradient = compute_gradient(at, batch).params
+      # Training divides by the weight of its whole batch. A mean over micro-batches of the gradients of examples must
+      # not divide by that of each micro-batch, which may lack a rare class.
+      weight = jnp.mean(losses.weights(class_weights, batch['label']))
+      gradient = jax.tree.map(lambda leaf: weight * leaf, gradient)
       return jax.tree.map(jnp.add, total, gradient), squares + by_entry(gradient)
 
     return jax.lax.fori_loop(0, count, body, sums)

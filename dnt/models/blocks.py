@@ -256,7 +256,9 @@ class Highway(nn.Module):
     y = self.parts.conv(features, (3, 3), name='conv')(x)
     y = self.parts.activation()(self.parts.norm(name='norm')(y, train))
     bias_init = nn.initializers.constant(self.gate_bias)
-    gate = jax.nn.sigmoid(self.parts.conv(features, (3, 3), use_bias=True, bias_init=bias_init, name='gate')(x))
+    # No norm follows the gate, to undo the scale of a standardized kernel.
+    plain = {'weight_standardization': False, 'use_bias': True, 'bias_init': bias_init}
+    gate = jax.nn.sigmoid(self.parts.conv(features, (3, 3), **plain, name='gate')(x))
     return y * gate + x * (1 - gate)
 
 

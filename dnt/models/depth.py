@@ -63,12 +63,14 @@ class Trace:
   Attributes:
     table: the entries in depth order, with their shapes and costs. Parameters that the model owns itself, outside any
       submodule, come first, each as a separate entry.
+    outside: FLOPs of one example's forward pass outside of all entries, as of a user's own module.
     variables: `ShapeDtypeStruct` of each variable by collection, in the unrolled layout.
     scanned: path and number of rows of each scanned stage.
     program: function that draws the leaves of `variables` from a key; it is not compiled.
   """
 
   table: tuple[Row, ...]
+  outside: int
   variables: dict[str, Any]
   scanned: layouts.Rows
   program: Callable[[jax.Array], list[jax.Array]]
@@ -166,7 +168,7 @@ def trace(model: nn.Module, input_shape: Shape) -> Trace:
   for index, (name, shape) in enumerate(calls.items()):
     parameters = trees.count(trees.subtree(variables.get('params', {}), name))
     rows.append(Row(_entry(name, scanned), shape, parameters, cost[index]))
-  return Trace(tuple(rows), variables, scanned, functools.partial(compile_lib.evaluate, program))
+  return Trace(tuple(rows), cost[None], variables, scanned, functools.partial(compile_lib.evaluate, program))
 
 
 def _entry(name: str, scanned: layouts.Rows) -> Entry:

@@ -114,7 +114,7 @@ def group_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, *, groups: int, 
     x's shape and dtype.
 
   Raises:
-    errors.InputError: `groups` does not divide the number of channels.
+    errors.InputError: `groups` does not divide the number of channels, or a group has one value.
   """
   channels = x.shape[-1]
   if channels % groups:
@@ -123,6 +123,11 @@ def group_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, *, groups: int, 
       'of every number of channels in the model'
     )
   grouped = x.astype(jnp.float32).reshape(x.shape[0], -1, groups, channels // groups)
+  if grouped.shape[1] * grouped.shape[3] == 1:
+    raise errors.InputError(
+      f'group_norm cannot normalize groups of one value ({channels} channels at one position): it gives 0 for any; '
+      'set a smaller config.model.norm_groups'
+    )
   y = _standardize(grouped, (1, 3), epsilon).reshape(x.shape) * _channels(scale, x) + _channels(bias, x)
   return y.astype(x.dtype)
 

@@ -48,8 +48,10 @@ def make(config: typed.Schedule, peak: float, total_steps: int, steps_per_epoch:
     return schema.duration(str(duration), total_steps, steps_per_epoch)
 
   warmup = steps(config.warmup)
-  left = max(total_steps - warmup, 1)
-  if config.name == 'constant':
+  left = total_steps - warmup
+  if left <= 0:
+    shape = optax.constant_schedule(peak)  # which the run does not reach
+  elif config.name == 'constant':
     shape = optax.constant_schedule(peak)
   elif config.name == 'piecewise':
     shape = _piecewise(peak, config.factor, [steps(b) for b in config.boundaries], warmup)

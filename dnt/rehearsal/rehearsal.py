@@ -106,8 +106,7 @@ class Rehearsal(NamedTuple):
     """
     if self.made is None or self.train is None or not self.step_seconds or not self.train.roofline.compute:
       return None
-    forward = sum(row.flops for row in self.made.run.table)
-    needed = min(self.train.program.flops, 3 * forward * self.config.train.batch_size)
+    needed = min(self.train.program.flops, self.made.run.train_flops(0) * self.config.train.batch_size)
     return needed / self.train.program.flops * self.train.roofline.compute / self.step_seconds
 
   @property

@@ -5,6 +5,7 @@ All programs build the same experiment, so none can differ from the run that it 
 
 import contextlib
 import dataclasses
+import itertools
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dnt import buckets, checkpoints, errors, models
+from dnt import buckets, checkpoints, errors, models, trees
 from dnt import config as schema
 from dnt.config import checks, implied, typed
 from dnt.data import class_order, examples, fingerprint, inspection, pipeline, sources
@@ -108,13 +109,23 @@ class Experiment(NamedTuple):
   def train_flops(self, step: int) -> int:
     """Returns the FLOPs of one example in the step after `step` steps, as the network needs them.
 
-    They are those of the forward pass, and twice as many for the backward pass through the entries from the first that
-    trains on; what `model.remat` computes again does not count.
+    They are those of the forward pass and, from the first entry on of which a parameter trains, as many for the
+    gradient of the input and as many for that of the kernels, if they train. What `model.remat` computes again does not
+    count.
     """
     partition = self.phase(step).partition
-    flops = [0 if row.entry.name in partition.skipped else row.flops for row in self.table]
-    first = next(place for place, row in enumerate(self.table) if row.entry.name not in partition.frozen)
-    return sum(flops) + 2 * sum(flops[first:])
+    trained, kernels = set(), set()  # names of entries
+    names = {row.entry.name for row in self.table}
+    for path, leaf in trees.flatten(partition.split(self.trace.variables['params'])[0]).items():
+      entry = '/'.join(path.split('/')[:2])
+      entry = entry if entry in names else entry.partition('/')[0]
+      trained.add(entry)
+      if len(leaf.shape) > 1:
+        kernels.add(entry)
+    flops = {row.entry.name: 0 if row.entry.name in partition.skipped else row.flops for row in self.table}
+    above = itertools.dropwhile(lambda name: name not in trained, flops)
+    passes = [*flops, *above, *kernels]
+    return 3 * self.trace.outside + sum(flops[name] for name in passes)
 
   def make_optimizer(
     self, params: Any, partitions: tuple[freeze.Partition, ...], schedule: optax.Schedule | None = None
@@ -407,6 +418,7 @@ def make(
     raise errors.InputError('config.finetune.l2_sp pulls towards pretrained values: it needs config.train.init_from')
 
   chain.check(config.optim, params, trace.entries, planned[-1].partition)
+  losses.check_weights(config.loss.class_weights, len(spec.class_names))
   eval_partition = dataclasses.replace(planned[0].partition, skipped=skipped) if skipped else freeze.ALL
   run = Experiment(
     config=config,

@@ -49,10 +49,7 @@ def cross_entropy(
     errors.InputError: the number of weights differs from the number of classes.
   """
   classes = logits.shape[-1]
-  if class_weights and len(class_weights) != classes:
-    raise errors.InputError(
-      f'loss.class_weights has {len(class_weights)} weights, but the model has {classes} classes; give one per class'
-    )
+  check_weights(class_weights, classes)
   log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32))
 
   def of(label):
@@ -64,6 +61,18 @@ def cross_entropy(
     spread = -jnp.sum(each[None, :] * log_probabilities, axis=-1) / classes
     losses = (1 - label_smoothing) * losses + label_smoothing * spread
   return losses, weights(class_weights, labels)
+
+
+def check_weights(class_weights: tuple[float, ...], classes: int) -> None:
+  """Checks that there is one weight for each class, or none at all.
+
+  Raises:
+    errors.InputError: there are fewer or more.
+  """
+  if class_weights and len(class_weights) != classes:
+    raise errors.InputError(
+      f'loss.class_weights has {len(class_weights)} weights, but the model has {classes} classes; give one per class'
+    )
 
 
 def weights(class_weights: tuple[float, ...], labels: mixing.Labels) -> jax.Array:

@@ -24,10 +24,11 @@ LEAST_FOUND = 20
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy')
 
 
-def block_table(table: Sequence[depth.Row]) -> str:
+def block_table(table: Sequence[depth.Row], outside: int = 0) -> str:
   """Formats the entries in depth order with output shape, parameters and forward FLOPs per example, as text.
 
-  Above 70 rows, a run of equal blocks of a stage becomes one line with their number.
+  FLOPs `outside` of all entries have a line of their own. Above 70 rows, a run of equal blocks of a stage becomes one
+  line with their number.
   """
   runs: list[list[depth.Row]] = []
   for row in table:
@@ -41,7 +42,9 @@ def block_table(table: Sequence[depth.Row]) -> str:
     name = first.entry.name + (f' .. {run[-1].entry.name.rsplit("/", 1)[-1]}' if len(run) > 1 else '')
     shape = 'x'.join(map(str, first.shape)) if first.shape is not None else '-'
     lines.append((name, shape, f'{times}{first.parameters:,}', f'{times}{_quantity(first.flops)}'))
-  parameters, flops = sum(row.parameters for row in table), sum(row.flops for row in table)
+  if outside:
+    lines.append(('outside entries', '-', '-', _quantity(outside)))
+  parameters, flops = sum(row.parameters for row in table), sum(row.flops for row in table) + outside
   lines.append(('total', '', f'{parameters:,}', _quantity(flops)))
   return tables.text(lines)
 
@@ -96,8 +99,9 @@ def write(
         classes[f'{path.stem}.png'] = class_table(result['class_names'], result['per_class'])
     for name, content in images.items():
       files.write(workdir / name, content)
+    network = block_table(run.table, run.trace.outside)
     files.write(
-      workdir / workdir_lib.REPORT, page(workdir.name, summary, run.config.to_dict(), run.table, images, classes)
+      workdir / workdir_lib.REPORT, page(workdir.name, summary, run.config.to_dict(), network, images, classes)
     )
   return summary
 
@@ -170,7 +174,7 @@ def page(
   title: str,
   summary: Mapping[str, Any],
   config: Mapping[str, Any],
-  table: Sequence[depth.Row],
+  network: str,
   images: Mapping[str, bytes],
   classes: Mapping[str, Sequence[Sequence[str]]],
 ) -> str:
@@ -180,7 +184,7 @@ def page(
     title: title of the run.
     summary: the contents of `summary.json`.
     config: nested dicts.
-    table: the table of blocks.
+    network: the text of `block_table`.
     images: PNG files by name, in display order.
     classes: `class_table` by the name of the image above it.
   """
@@ -214,7 +218,7 @@ def page(
     if name in classes:
       header, *rows = classes[name]
       parts.append(html.table(header, rows))
-  parts += [html.heading('network'), html.text(block_table(table)), html.heading('config'), html.facts(options)]
+  parts += [html.heading('network'), html.text(network), html.heading('config'), html.facts(options)]
   return html.page(title, parts)
 
 

@@ -83,7 +83,9 @@ def example_gradients(run, source, count):
 
   def loss(params, image, label):
     logits = run.model.apply({'params': params}, image[None], train=True)
-    return losses.cross_entropy(logits, label[None], run.config.loss.label_smoothing, ())[0][0]
+    return losses.cross_entropy(logits, label[None], run.config.loss.label_smoothing, run.config.loss.class_weights)[0][
+      0
+    ]
 
   gradients = jax.jit(jax.vmap(jax.grad(loss), (None, 0, 0)))(params, images, source.labels[picked])
   flat = {path: np.asarray(leaf, np.float64).reshape(count, -1) for path, leaf in trees.flatten(gradients).items()}
@@ -94,8 +96,10 @@ def example_gradients(run, source, count):
 
 
 @pytest.mark.thorough
-def test_gradients_of_single_examples(network):
+@pytest.mark.parametrize('weights', [(), (0.25, 3.0, *[1.0] * 8)], ids=['alike', 'weighted'])
+def test_gradients_of_single_examples(network, weights):
   """Micro-batches of one example and batches of the whole split: the sample mean and covariance themselves."""
+  network.loss.class_weights = weights
   network.data.synthetic_examples = network.train.batch_size = network.noise_scale.micro_batches = 32
   network.noise_scale.batches = 2
   run, mesh, source, state = build(network)

@@ -166,6 +166,17 @@ def test_stems_and_heads():
   np.testing.assert_allclose(logits, want, atol=0.02)
 
 
+def test_the_kernel_of_a_gate_is_not_standardized():
+  """A standardized kernel gives the same whatever its scale."""
+  x, block = images(4), blocks.Highway(make_parts(norm='layer_norm', weight_standardization=True), -2.0)
+  variables = init(block, x)
+  y = run(block, variables, x)
+  for name, changes in (('conv', False), ('gate', True)):
+    params = dict(variables['params'])
+    params[name] = params[name] | {'kernel': 2 * params[name]['kernel']}
+    assert (np.abs(run(block, {'params': params}, x) - y).max() > 1e-3) == changes, name
+
+
 def test_convolutions_have_biases_where_no_norm_undoes_them():
   x = images(4)
   for norm, expected in (('none', {'conv1', 'conv2'}), ('batch_norm', set())):

@@ -115,6 +115,23 @@ def test_any_module_has_a_depth_list(sizes):
   assert depth.entry_index(entries, 'tower_1/kernel') == (3,)
 
 
+class Tied(nn.Module):
+  """Multiplies outside of its entries, by its own parameter and by that of an entry."""
+
+  @nn.compact
+  def __call__(self, x, train):
+    x = x.reshape(x.shape[0], -1) @ self.param('own', nn.initializers.ones_init(), (192, 8))
+    dense = nn.Dense(4, use_bias=False, name='dense')
+    return dense(x) @ jnp.ones((4, 5))
+
+
+def test_products_outside_of_entries_are_counted():
+  trace = depth.trace(Tied(), SHAPE)
+  assert [row.flops for row in trace.table] == [0, 2 * 8 * 4]
+  assert trace.outside == 2 * 192 * 8 + 2 * 4 * 5
+  assert depth.trace(Branching(), SHAPE).outside == 0
+
+
 class Branching(nn.Module):
   """A direct submodule that calls another method of itself, branches and has a stage inside."""
 

@@ -286,6 +286,8 @@ def test_bad_norms_are_refused():
   x, scale, bias = example(1, spatial=())
   with pytest.raises(errors.InputError, match=r'12 channels .*5 groups.* config.model.norm_groups'):
     norms.group_norm(x, scale, bias, groups=5)
+  with pytest.raises(errors.InputError, match=r'groups of one value .*smaller config.model.norm_groups'):
+    norms.group_norm(x, scale, bias, groups=12)
   with pytest.raises(errors.InputError, match="'batchnorm'.* 'batch_norm'"):
     norms.Norm('batchnorm').init(jax.random.key(0), x, train=True)
   module = norms.Norm('batch_norm')

@@ -135,6 +135,9 @@ def test_refusals_name_the_option(options, words):
     schedules.make(section(**options), PEAK, 100, 10)
 
 
-def test_a_run_shorter_than_its_warmup_ends_in_it():
-  shortened = values(section(name='cosine', warmup='400'), 100)
-  assert np.array_equal(shortened, values(section(name='cosine', warmup='400'), 1000)[: len(shortened)])
+@pytest.mark.parametrize('name', ['constant', 'cosine', 'linear', 'one_cycle', 'piecewise'])
+def test_a_run_shorter_than_its_warmup_ends_in_it(name):
+  options = {'name': name, 'warmup': '400', 'boundaries': ('50%', '75%')}
+  for steps in (100, 400):
+    shortened = values(section(**options), steps)
+    check(shortened, values(section(**options), 1000)[:steps])

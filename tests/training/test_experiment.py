@@ -139,6 +139,13 @@ def test_balanced_classes_are_resolved_into_weights_that_can_be_given_again(tiny
   assert experiment.resolve(resolved, data).loss == resolved.loss
 
 
+def test_a_wrong_number_of_class_weights_is_refused_before_anything_is_computed(tiny):
+  tiny.loss.class_weights = (1.0, 2.0)
+  data = experiment.load_data(tiny, ())
+  with pytest.raises(errors.InputError, match='2 weights, but the model has 10 classes'):
+    experiment.make(experiment.resolve(tiny, data), data.spec)
+
+
 def test_given_statistics_and_steps_are_kept(tiny):
   tiny.data.mean, tiny.data.std = (0.1, 0.2, 0.3), (1.0, 2.0, 3.0)
   resolved = experiment.resolve(tiny, experiment.load_data(tiny, ()))

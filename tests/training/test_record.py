@@ -103,6 +103,21 @@ def test_the_flops_of_steps_are_those_of_what_trains(tiny):
   assert run.train_flops(3) == 3 * forward
 
 
+def test_the_flops_of_steps_leave_out_the_gradients_of_frozen_kernels(tiny):
+  tiny.model.norm, tiny.finetune.cached_views = 'batch_norm', 0
+
+  def flops(**options):
+    tiny.finetune.update({'trainable': 'head', 'frozen_norm': 'running', **options})
+    data = experiment.load_data(tiny, ())
+    run = experiment.make(experiment.resolve(tiny, data), data.spec)
+    return run.train_flops(0), [row.flops for row in run.table]
+
+  found, (*below, head) = flops(frozen_norm='affine_only')
+  assert found == 2 * sum(below) + 3 * head
+  found, (stem, *between, head) = flops(trainable='stem|head')
+  assert found == 3 * stem + 2 * sum(between) + 3 * head
+
+
 def test_a_line_begun_before_a_resume_ends_after_it(make, tmp_path):
   with make() as rec:
     rec.trained(0, 1, values(1.0))

@@ -61,6 +61,8 @@ def test_block_table_of_a_deep_network():
   # ResNet-110, with 56 rows, is shown whole.
   whole = [_row(f'stage1/block{i:03d}') for i in range(1, 57)]
   assert len(report.block_table(whole).splitlines()) == 58
+  *_, outside, total = report.block_table(whole, 10**12).splitlines()
+  assert outside.startswith('outside entries') and outside.endswith(' 1 T') and total.endswith(' 1 T')
 
 
 @pytest.mark.parametrize(
