@@ -291,7 +291,7 @@ def _evaluate_end(
 
   Returns:
     The result of the last weights, and the step and the metrics of the best checkpoint; both empty without such splits,
-    the second also if no checkpoint is the best.
+    the second also if no checkpoint is the best, or if the best is damaged.
   """
   splits = [split for split in data.evaluation if split not in rec.measured]
   if not splits:
@@ -304,8 +304,12 @@ def _evaluate_end(
   except errors.InputError:  # the value is not finite in any checkpoint that was kept
     return last, {}
   if step != int(state.step):
-    variables = evaluate.place(run, mesh, checkpoints.load_parameters(workdir, step), workdir)
-    best = evaluate.evaluate_all(evaluator, variables, splits)
+    try:
+      loaded = checkpoints.load_parameters(workdir, step)
+    except errors.InputError as error:  # the run has trained all its steps, and would fail at its end each time
+      _log.info(f'the run ends without the figures of its best checkpoint: {error}')
+      return last, {}
+    best = evaluate.evaluate_all(evaluator, evaluate.place(run, mesh, loaded, workdir), splits)
   return last, {'step': step, **best.metrics}
 
 

@@ -454,6 +454,20 @@ def test_the_test_split_is_looked_at_when_the_run_ends(tiny, tmp_path, console):
   assert (tmp_path / 'metrics.jsonl').read_text() == before
 
 
+def test_a_run_whose_best_checkpoint_is_damaged_ends_without_its_figures(tiny, tmp_path, monkeypatch, console):
+  tiny.eval.splits, tiny.checkpoint.best_metric = ('val',), 'accuracy'
+
+  def damage(*_):
+    (tmp_path / 'checkpoints' / '3' / 'meta' / 'meta.json').write_text('{')
+    return 3
+
+  monkeypatch.setattr(checkpoints, 'choose_step', damage)
+  summary = run(tiny, tmp_path)
+  assert summary['finished'] and (tmp_path / 'summary.json').exists()
+  assert 'test/loss' in summary['last'] and summary['best_checkpoint'] == {}
+  assert re.search(r'without .* best checkpoint: checkpoint 3 in .* is damaged .*: 6\n', console.readouterr().out)
+
+
 def test_a_run_that_has_ended_evaluates_splits_that_are_named_later(tiny, tmp_path):
   tiny.eval.splits, tiny.checkpoint.best_metric = ('val',), 'accuracy'
   before = run(tiny, tmp_path)

@@ -329,7 +329,7 @@ def load_parameters(workdir: str | os.PathLike, step: int | None = None) -> form
     step: step of the checkpoint; default: the newest.
 
   Raises:
-    errors.InputError: there is no checkpoint or no such step, or all candidates are damaged.
+    errors.InputError: there is no checkpoint or no such step, or it is damaged; without a step, all are.
   """
   directory = workdir_lib.checkpoints(workdir)
   steps = multihost.broadcast_from_lead(format.steps_in(directory))
@@ -411,9 +411,12 @@ def _newest_good(
     directory: directory of the checkpoints; it has at least one.
     read: reader from `format`, local to the process.
     only: if set, the only step to read.
+
+  Raises:
+    errors.InputError: this step is damaged, or all are; or a checkpoint cannot be read although it is not damaged.
   """
-  damaged = {}
-  for step in [only] if only is not None else reversed(multihost.broadcast_from_lead(format.steps_in(directory))):
+  damaged, steps = {}, multihost.broadcast_from_lead(format.steps_in(directory))
+  for step in [only] if only is not None else reversed(steps):
     problem, read_back = None, None
     try:
       read_back = read(directory / str(step))
@@ -428,6 +431,12 @@ def _newest_good(
     if isinstance(problem, errors.InputError):
       raise problem
     damaged[step] = str(problem)
+  if only is not None:
+    others = [str(step) for step in steps if step != only]
+    rest = f'use another: {errors.list_names(others)}' if others else 'give another run, as it has no other checkpoint'
+    raise errors.InputError(
+      f'checkpoint {only} in {directory} is damaged ({damaged[only]}). Restore it from a backup, or {rest}'
+    )
   listed = '; '.join(f'{step}: {reason}' for step, reason in damaged.items())
   raise errors.InputError(
     f'every checkpoint in {directory} is damaged ({listed}). Restore them from a backup, give another --workdir, or '

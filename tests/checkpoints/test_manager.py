@@ -483,11 +483,15 @@ def test_all_damaged_is_an_error_that_changes_nothing(run):
   assert _names(run) == ['1', '2', '3']
 
 
-def test_restoring_one_damaged_step_is_an_error(run):
+def test_restoring_one_damaged_step_is_an_error_that_names_the_others(run):
   _truncate(run / 'checkpoints/2/meta/meta.json')
-  with pytest.raises(errors.InputError, match='damaged'):
+  with pytest.raises(errors.InputError, match=f'^checkpoint 2 in {run}/checkpoints is damaged .*another: 1, 3$'):
     checkpoints.load_parameters(run, 2)
   assert _names(run) == ['1', '2', '3']
+  for step in '13':
+    shutil.rmtree(run / 'checkpoints' / step)
+  with pytest.raises(errors.InputError, match='^checkpoint 2 in .*no other checkpoint$'):
+    checkpoints.load_parameters(run, 2)
 
 
 def test_save_cut_off_by_a_kill_is_skipped_and_cleaned_up(run):
