@@ -11,10 +11,12 @@ class folders (<class>/, or test/<class>/), their names are the labels: the prog
 results of each class, and the JSON the confusion matrix.
 """
 
+import contextlib
 import csv
 import io
 import logging
 import pathlib
+import signal
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -82,23 +84,23 @@ def main(values: flags.FlagValues) -> None:
     )
   labels = labels_lib.find(values.images, paths, names if values.class_names else None, network)
   batches = inference.predict(network, mesh, paths, values.batch_size, values.top)
-  rows, unreadable, interrupt = _collect(batches, paths, names, labels)
-  if not rows:
-    raise errors.InputError(f'none of the {len(paths)} images at {values.images!r} can be read')
-  predicted = {path: row.best[0].index for path, row in rows.items()}
-  measured = labels_lib.measure(labels, predicted, len(names))
-  if measured:
-    _log.info(tables.text(report.class_table(names, measured.per_class)))
-  if output:
-    with signals.hold():
+  with contextlib.ExitStack() as held:
+    rows, unreadable = _collect(batches, paths, names, labels, held)
+    if not rows:
+      raise errors.InputError(f'none of the {len(paths)} images at {values.images!r} can be read')
+    predicted = {path: row.best[0].index for path, row in rows.items()}
+    measured = labels_lib.measure(labels, predicted, len(names))
+    if measured:
+      _log.info(tables.text(report.class_table(names, measured.per_class)))
+    if output:
       write(output, requested, network.step, list(rows.values()), unreadable, names, measured)
   parts = [_describe(len(rows), network, values.checkpoint, measured)]
   parts += [f'{len(unreadable)} skipped'] if unreadable else []
   if rest := len(paths) - len(rows) - len(unreadable):
     parts.append(f'stopped before the other {rest}')
   print(', '.join(parts) + (f'  {output}' if output else ''))
-  if interrupt:
-    raise interrupt
+  if rest:
+    raise signals.Stopped(signals.received() or signal.SIGINT)
 
 
 def _check_flags(values: flags.FlagValues) -> pathlib.Path | None:
@@ -118,37 +120,48 @@ def _check_flags(values: flags.FlagValues) -> pathlib.Path | None:
 
 
 def _collect(
-  batches: 'Iterable[predictions.Predictions]', paths: Sequence[str], names: Sequence[str], labels: Mapping[str, int]
-) -> tuple[dict[str, 'Row'], dict[str, str], KeyboardInterrupt | None]:
-  """Shows each prediction as it comes, until the end or a signal.
+  batches: 'Iterable[predictions.Predictions]',
+  paths: Sequence[str],
+  names: Sequence[str],
+  labels: Mapping[str, int],
+  held: contextlib.ExitStack,
+) -> tuple[dict[str, 'Row'], dict[str, str]]:
+  """Shows each prediction as it comes, until the end, or the end of the batch at which a signal comes.
+
+  Args:
+    batches: the predictions.
+    paths: the paths of all images.
+    names: class names in the order of the network.
+    labels: classes by path, for the images that have one.
+    held: takes the signals from the first prediction on; before, a signal ends the program.
 
   Returns:
-    The predictions by path, the reasons by path why files cannot be read, and the signal.
+    The predictions by path, and the reasons by path why files cannot be read.
   """
+  from dnt.parallel import signals
   from dnt.reporting import progress
 
-  rows, unreadable, interrupt = {}, {}, None
+  rows, unreadable = {}, {}
   width, line = max(len(files.readable(path)) for path in paths), progress.Count('images', len(paths))
-  try:
-    for batch in batches:
-      for reason in batch.unreadable.values():
-        _log.info(f'skipped: {files.readable(reason)}')
-      for path, indexes, probabilities in zip(
-        batch.paths, batch.indexes.tolist(), batch.probabilities.tolist(), strict=True
-      ):
-        pairs = zip(indexes, probabilities, strict=True)
-        best = [Guess(names[index], index, probability) for index, probability in pairs]
-        shown = [f'{guess.name} {progress.format_value("accuracy", guess.probability)}' for guess in best]
-        _log.info('  '.join([f'{files.readable(path):{width}}', *shown]))
-        rows[path] = Row(files.readable(path), best, names[labels[path]] if path in labels else None)
-      unreadable |= {files.readable(path): files.readable(reason) for path, reason in batch.unreadable.items()}
-      line.update(len(rows) + len(unreadable))
-  except KeyboardInterrupt as error:
-    if not rows:
-      raise
-    interrupt = error
+  for batch in batches:
+    if batch.paths and not rows:
+      held.enter_context(signals.hold_by_parts('batch'))
+    for reason in batch.unreadable.values():
+      _log.info(f'skipped: {files.readable(reason)}')
+    for path, indexes, probabilities in zip(
+      batch.paths, batch.indexes.tolist(), batch.probabilities.tolist(), strict=True
+    ):
+      pairs = zip(indexes, probabilities, strict=True)
+      best = [Guess(names[index], index, probability) for index, probability in pairs]
+      shown = [f'{guess.name} {progress.format_value("accuracy", guess.probability)}' for guess in best]
+      _log.info('  '.join([f'{files.readable(path):{width}}', *shown]))
+      rows[path] = Row(files.readable(path), best, names[labels[path]] if path in labels else None)
+    unreadable |= {files.readable(path): files.readable(reason) for path, reason in batch.unreadable.items()}
+    line.update(len(rows) + len(unreadable))
+    if signals.received() is not None:
+      break
   line.close()
-  return rows, unreadable, interrupt
+  return rows, unreadable
 
 
 def _describe(

@@ -240,13 +240,18 @@ def test_the_checkpoint_is_chosen_and_named(program, two_checkpoints, folder_of_
 
 
 INTERRUPTED = """
+import os, signal, time
 from dnt import cli, inference
+from dnt.parallel import signals
 
-whole = inference.predict
+whole, signals.GRACE = inference.predict, 0.2
 
 def predict(*arguments):
-  yield next(whole(*arguments))
-  raise KeyboardInterrupt
+  for number, batch in enumerate(whole(*arguments)):
+    if number == 1:
+      os.kill(os.getpid(), signal.SIGINT)
+      time.sleep(1)  # the batch takes longer than a program gets that has nothing to save
+    yield batch
 
 inference.predict = predict
 
@@ -256,9 +261,9 @@ cli.run(program.PROGRAM)
 """
 
 
-def test_an_interrupt_keeps_what_was_found(start, finish, trained, folder_of_images, tmp_path):
+def test_an_interrupt_ends_the_batch_and_keeps_what_was_found(start, finish, trained, folder_of_images, tmp_path):
   output = tmp_path / 'found.csv'
-  flags = [f'--workdir={trained.workdir}', f'--images={folder_of_images}', f'--output={output}', '--batch_size=4']
+  flags = [f'--workdir={trained.workdir}', f'--images={folder_of_images}', f'--output={output}', '--batch_size=2']
   said = finish(start([sys.executable, '-c', INTERRUPTED, *flags]), 130)
   assert re.fullmatch(f'3 .*1 skipped, .*stopped .*3  {output}', said.splitlines()[-1])
   with output.open() as file:

@@ -5,6 +5,7 @@ measures by layer the variance q and the correlation c of the pre-activations an
 measures the largest singular values of the Jacobian of one input's output with respect to that input.
 """
 
+import contextlib
 import functools
 import itertools
 import logging
@@ -116,7 +117,7 @@ def run(config: typed.SignalConfig, workdir: str | os.PathLike) -> dict[str, Any
   """Measures the grid of a validated config of kind 'signal' and writes it to `workdir`: see `report.write`.
 
   Ctrl-C or SIGTERM stops it. It then writes and returns the measurements so far, for each depth those of the finished
-  seeds.
+  seeds; while there are none, a signal ends it as any other work, and the files of an earlier run stay.
 
   Returns:
     `networks`: one dict for each network, see `_row`; in theory, for plain networks without a norm `phases`, see
@@ -138,20 +139,23 @@ def run(config: typed.SignalConfig, workdir: str | os.PathLike) -> dict[str, Any
   status = terminal.StatusLine()
   start, done, total = time.monotonic(), 0.0, sum(job.work for job in jobs)
   interrupted = False
-  try:
-    for job in jobs:
+  with contextlib.ExitStack() as held:
+    for number, job in enumerate(jobs, 1):
       left = (
         f'  ETA {progress.format_duration((time.monotonic() - start) * (total / done - 1))}' if done else '  compiling'
       )
       last = job.seeds[-1] + 1
       of = f'{job.kind}, depth {job.network.depth}'
       status.update(f'{100 * done / total:.0f} %  {of}, seeds {job.seeds[0] + 1} to {last} of {options.seeds}{left}')
-      measured.setdefault((job.kind, job.network), []).append(_measure(job, options, variances))
+      part = _measure(job, options, variances)
+      if not measured:  # from now on there is something to write
+        held.enter_context(signals.hold_by_parts('measurement'))
+      measured.setdefault((job.kind, job.network), []).append(part)
       done += job.work
-  except KeyboardInterrupt:
-    interrupted = True
-    _log.info('stopped; writing the measurements so far')
-  with signals.hold():  # what was measured is written
+      interrupted = signals.received() is not None and number < len(jobs)
+      if interrupted:
+        _log.info('stopped; writing the measurements so far')
+        break
     status.update('mean field theory')
     networks = [row for depth in options.depths for row in _rows(options, variances, depth, measured)]
     section = {key: list(value) if isinstance(value, tuple) else value for key, value in options.items()}

@@ -158,6 +158,22 @@ def hold(receive: Callable[[int], object] = lambda number: None, ends_at_once: b
       watch.receive, watch.ends_at_once = before
 
 
+def hold_by_parts(part: str) -> contextlib.AbstractContextManager[Watch]:
+  """Holds signals as `hold` does, for work that looks at `received` after each of its parts, and then saves and stops.
+
+  Args:
+    part: what a part is, for the line at the first signal.
+  """
+  numbers: list[int] = []
+
+  def receive(number):
+    if not numbers:
+      say(f'stopping after this {part}; press Ctrl-C again to stop at once')
+    numbers.append(number)
+
+  return hold(receive)
+
+
 def received() -> int | None:
   """Returns the first signal that the program has received, if any."""
   return _current.first if _current else None

@@ -4,7 +4,10 @@ import functools
 import itertools
 import json
 import math
+import os
 import re
+import signal
+import time
 
 import flax.linen as nn
 import jax
@@ -241,7 +244,9 @@ def test_ctrl_c_leaves_what_was_measured(small, tmp_path, monkeypatch, console, 
   def interrupted(job, *arguments):
     calls.append(job)
     if len(calls) == 3:
-      raise KeyboardInterrupt
+      os.kill(os.getpid(), signal.SIGINT)
+      while grid.signals.received() is None:  # by a thread
+        time.sleep(0.01)
     return measure(job, *arguments)
 
   monkeypatch.setattr(grid, '_measure', interrupted)
@@ -249,19 +254,28 @@ def test_ctrl_c_leaves_what_was_measured(small, tmp_path, monkeypatch, console, 
   small.signal.bias_variances = (0.1,)
   small.signal.depths = (3,)
   result = grid.run(small, tmp_path)
-  assert result['interrupted'] and {network['seeds'] for network in result['networks']} == {2}
+  assert result['interrupted'] and {network['seeds'] for network in result['networks']} == {3}
   assert 'singular_values' not in result['networks'][0]
   assert 'stopped' in console.readouterr().out
   assert (tmp_path / 'signal.md').exists() and (tmp_path / 'gradient_norm_relu.png').exists()
-  calls[:] = [None, None]
-  empty = grid.run(small, tmp_path)
-  assert empty['interrupted'] and empty['networks'] == []
   monkeypatch.undo()
-  small.signal.seeds = 2
+  small.signal.seeds = 3
   small.signal.singular_values = 0
   together = grid.run(small, tmp_path)
   for one, other in zip(together['networks'], result['networks'], strict=True):
     np.testing.assert_allclose(one['gradient_norm']['measured'], other['gradient_norm']['measured'], rtol=1e-4)
+
+
+def test_ctrl_c_before_the_first_measurement_leaves_the_files_of_an_earlier_run(small, tmp_path, monkeypatch):
+  def interrupted(*_):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(grid, '_measure', interrupted)
+  (tmp_path / 'signal.json').write_text('{"networks": ["one"]}')
+  with pytest.raises(KeyboardInterrupt):
+    grid.run(small, tmp_path)
+  assert [path.name for path in tmp_path.iterdir()] == ['signal.json']
+  assert json.loads((tmp_path / 'signal.json').read_text()) == {'networks': ['one']}
 
 
 def test_the_first_layers_count_until_q_settles():

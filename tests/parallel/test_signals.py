@@ -76,6 +76,15 @@ def saves():
   if number := signals.received():
     raise signals.Stopped(number)
 
+def parts():
+  signals.GRACE = 0.2
+  with signals.hold_by_parts('part'):
+    print('ready', flush=True)
+    while signals.received() is None:
+      time.sleep(1)
+    print('saved', flush=True)
+  raise signals.Stopped(signals.received())
+
 cli.run(cli.Program('A program.', lambda values: None, lambda values: globals()[MODE](), computes=False))
 """
 
@@ -137,6 +146,15 @@ def test_work_that_holds_signals_saves_first(start):
   process.send_signal(signal.SIGTERM)
   out, _ = process.communicate(timeout=10)
   assert (process.returncode, out) == (143, 'saved\n')
+
+
+def test_work_in_parts_ends_the_part_and_says_so_once(start):
+  process = start('parts')
+  process.send_signal(signal.SIGTERM)
+  process.send_signal(signal.SIGTERM)
+  out, err = process.communicate(timeout=10)
+  assert (process.returncode, out) == (143, 'saved\n')
+  assert err.strip() == 'stopping after this part; press Ctrl-C again to stop at once'
 
 
 def test_a_second_ctrl_c_ends_a_program_at_once(start):
