@@ -1,7 +1,11 @@
 """Compiles programs, with the XLA options that suit their devices, and keeps them in a cache on disk."""
 
+import contextlib
+import glob
 import logging
 import pathlib
+import re
+import time
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +22,9 @@ from dnt.parallel.cpu import allocator, lowering, options
 
 # What to lower if a program does not fit into memory, unless `ahead` gets something better.
 REMEDY = 'config.train.batch_size (or config.eval.batch_size), config.data.image_size or the size of the network'
+# jax's warning of a program in the cache that was cut off, by the error of zlib or Zstandard; it has no API for this.
+_CUT_OFF = "Error reading persistent compilation cache entry for '(.*)': (error|ZstdError): "
+_WRITING = 60.0  # seconds in which another process may still be writing a file of the cache
 _log = logging.getLogger(__name__)
 
 
@@ -128,7 +135,7 @@ def _without_dead_code(program: core.ClosedJaxpr, outputs: list[Any]) -> core.Cl
 def enable_cache(directory: pathlib.Path | None = None) -> None:
   """Caches every compiled program on disk for later processes; `JAX_COMPILATION_CACHE_DIR` overrides `directory`.
 
-  A directory that cannot be written costs a line, and time at the next start.
+  A directory that cannot be written costs a line, and time at the next start; so do programs there that are damaged.
 
   Args:
     directory: directory of the cache, created if missing; default: `~/.cache/dnt/xla`.
@@ -139,14 +146,43 @@ def enable_cache(directory: pathlib.Path | None = None) -> None:
     problem = ''
   else:
     problem = files.why_not_writable(directory) if directory else 'there is no home folder'
-  if problem:
+  if problem or not directory:
     where = f' in {directory}' if directory else ''
     _log.info(f'compiled programs are not kept{where} ({problem}), so the next start compiles them again')
     jax.config.update('jax_compilation_cache_dir', None)
     return
   if not given:
     jax.config.update('jax_compilation_cache_dir', str(directory))
-  # A disk that fills up later would cause a warning for each program.
+  # A disk that fills up later would cause a warning for each program, and it leaves files that are cut off.
   warnings.filterwarnings('ignore', 'Error (reading|writing) persistent compilation cache entry')
+  _remove_cut_off(directory)
   # By default jax caches only programs that compile for at least a second, which excludes most of those at the start.
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
+
+
+def _remove_cut_off(directory: pathlib.Path) -> None:
+  """Removes what was cut off in the cache from now on, when jax warns of it, so that jax writes it anew.
+
+  jax leaves a file that is there as it is, and would compile its program at every start. It names the program alone, so
+  those of the same name in other configs go too. A file that another process is still writing stays, without a line.
+  """
+  show, removed = warnings.showwarning, []
+
+  def remove(program):
+    for path in directory.glob(f'{glob.escape(program)}-*-cache'):
+      with contextlib.suppress(OSError):  # another process has removed it, or this user may not
+        if time.time() - path.stat().st_mtime > _WRITING:
+          path.unlink()
+          removed.append(path)
+
+  def showwarning(message, *where):
+    if cut_off := re.match(_CUT_OFF, str(message)):
+      first = not removed
+      remove(cut_off[1])
+      if first and removed:
+        _log.info(f'compiled programs in {directory} are damaged, as a full disk leaves them; they are compiled anew')
+    else:
+      show(message, *where)
+
+  warnings.filterwarnings('always', _CUT_OFF)
+  warnings.showwarning = showwarning  # ty: ignore[invalid-assignment]  # Python allows it

@@ -5,6 +5,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import time
 import types
 import warnings
 
@@ -161,6 +162,48 @@ def test_a_cache_that_cannot_be_made_is_one_line(tmp_path, monkeypatch, console,
     jax.config.update('jax_compilation_cache_dir', cache)
   output = console.readouterr().out
   assert output.count('\n') == 1 and ('home folder' if given == 'no home' else str(folder)) in output
+
+
+@pytest.mark.thorough
+def test_a_program_that_was_cut_off_in_the_cache_is_written_anew(tmp_path):
+  environment = {name: value for name, value in os.environ.items() if name != 'JAX_COMPILATION_CACHE_DIR'}
+
+  def run():
+    done = subprocess.run(
+      [sys.executable, '-c', CACHE, tmp_path], cwd=ROOT, env=environment, check=True, capture_output=True
+    )
+    assert not done.stderr, done.stderr.decode()
+    return {path: path.read_bytes() for path in tmp_path.glob('*-cache')}
+
+  whole = run()
+  for path, content in whole.items():
+    path.write_bytes(content[: len(content) // 2])
+    os.utime(path, 2 * (time.time() - 3600,))
+  anew = run()
+  assert anew.keys() == whole.keys() != set()
+  assert all(len(content) > len(whole[path]) // 2 for path, content in anew.items())
+
+
+def test_of_programs_that_were_cut_off_in_the_cache_those_being_written_stay(tmp_path, console, recwarn):
+  old, new, other = (tmp_path / f'jit_{name}-cache' for name in ('f-1', 'f-2', 'g-1'))
+  for path, age in ((old, 3600), (new, 0), (other, 3600)):
+    path.write_bytes(b'')
+    os.utime(path, 2 * (time.time() - age,))
+  given = jax.config.jax_compilation_cache_dir
+  try:
+    jax.config.update('jax_compilation_cache_dir', str(tmp_path))
+    with warnings.catch_warnings():
+      compile_lib.enable_cache()
+      for error in ('XlaRuntimeError: INTERNAL', 'error: Error -5', 'ZstdError: ends'):
+        warnings.warn(f"Error reading persistent compilation cache entry for 'jit_f': {error}")
+        assert old.exists() == error.startswith('Xla')
+      warnings.warn('another')
+  finally:
+    jax.config.update('jax_compilation_cache_dir', given)
+  assert new.exists() and other.exists()
+  output = console.readouterr().out
+  assert output.count('\n') == 1 and str(tmp_path) in output
+  assert [str(each.message) for each in recwarn] == ['another']
 
 
 def test_a_program_run_eagerly_gives_the_same_and_compiles_no_constants(monkeypatch):
