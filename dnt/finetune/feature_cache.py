@@ -445,8 +445,7 @@ def _grow(
       done += len(label)
       line.update(done)
     line.close()
-    if keeper.path:
-      feature_files.hold(keeper.path, features)
+    keeper.hold(features)
   if keeper.path:
     _log.info(f'features of {split}: {features.nbytes / 1e6:,.0f} MB kept as {keeper.path}')
 
@@ -493,6 +492,12 @@ class _Keeper:
       if self._writer:
         self._writer.write(start, features, labels)
 
+  def hold(self, features: np.ndarray) -> None:
+    """Keeps other processes from removing the file while `features` lives."""
+    with self._trying():
+      if self._place:
+        feature_files.hold(self._place.path, features)
+
   def _wait(self) -> None:
     _log.info(f'features of {self._split}: another run computes them; waiting for it')
 
@@ -505,9 +510,9 @@ class _Keeper:
       _log.info(f'features of {self._split} are not kept in {self._place.path.parent}: {error.strerror}')
       path, writer, self._place, self._writer = self._place.path, self._writer, None, None
       if writer:
+        writer.abandon()
         with contextlib.suppress(OSError):
           path.unlink()  # leaves the room on the disk to the run
-          writer.close()
 
 
 def _compute(

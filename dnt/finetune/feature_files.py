@@ -182,6 +182,11 @@ class Writer:
     finally:
       self._file.close()
 
+  def abandon(self) -> None:
+    """Closes the file, whatever of it is on disk; it may be closed already."""
+    with contextlib.suppress(OSError):
+      self._file.close()
+
 
 def limit(name: str) -> float:
   """Returns one of `LIMITS`, as the environment sets it.
@@ -229,6 +234,8 @@ def _header_of(path: pathlib.Path) -> dict[str, Any]:
 def make_room(folder: pathlib.Path, needed: int = 0, keep: pathlib.Path | None = None) -> str:
   """Removes files that were not used for too long, and the least recently used ones until `needed` more bytes fit.
 
+  If they cannot fit, however many files go, it removes only those that were not used for too long.
+
   Args:
     folder: the folder of the cache.
     needed: bytes to write.
@@ -245,8 +252,10 @@ def make_room(folder: pathlib.Path, needed: int = 0, keep: pathlib.Path | None =
   held = files_in(folder)
   total = sum(file.size for file in held)
   where = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+  removable = sum(file.size for file in held if file.path != keep)
+  possible = total - removable + needed <= most and needed <= shutil.disk_usage(where).free + removable
   for file in held:
-    fits = total + needed <= most and needed <= shutil.disk_usage(where).free
+    fits = not possible or (total + needed <= most and needed <= shutil.disk_usage(where).free)
     if (not fits or file.used < oldest) and file.path != keep and remove(file.path):
       total -= file.size
   free = shutil.disk_usage(where).free

@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import pathlib
+import shutil
 import sys
 import time
 
@@ -162,8 +163,6 @@ def test_augmented_views_take_turns_by_epoch(config, tmp_path):
 def test_a_run_on_features_goes_on(config, tmp_path):
   config.checkpoint.every = '3'
   whole, _ = run(config, tmp_path / 'run')
-  import shutil
-
   shutil.rmtree(tmp_path / 'run' / 'checkpoints' / '6')
   (tmp_path / 'run' / 'summary.json').unlink()
   assert run(config, tmp_path / 'run')[0]['params_sha256'] == whole['params_sha256']
@@ -460,6 +459,26 @@ def test_features_that_cannot_be_kept_do_not_stop_a_run(config, tmp_path, consol
   lines = [line for line in output.splitlines() if 'not kept' in line]
   assert len(lines) == (1 if problem == 'file' else 2) and all(said in line for line in lines)
   assert 'step 1' in output and not files(config)
+
+
+@pytest.mark.parametrize('problem', ['Disk quota exceeded', 'No such file or directory'])
+def test_keeping_that_fails_at_its_end_is_one_line(tmp_path, console, monkeypatch, problem):
+  path, features, labels = tmp_path / 'cache' / 'a.features', np.ones((4, 6), np.float32), np.zeros(4, np.int32)
+
+  def fsync(_):
+    raise OSError(122, problem)
+
+  with feature_cache._Keeper(feature_cache._Place(path, feature_files.header(key='a')), 'train') as keeper:
+    keeper.start(feature_files.Found(0, 0, False), 1000)
+    keeper.write(0, features, labels)
+    assert keeper.path == path
+    if 'quota' in problem:
+      monkeypatch.setattr(os, 'fsync', fsync)
+    else:
+      shutil.rmtree(path.parent)
+    keeper.hold(features)
+  assert keeper.path is None and not path.exists()
+  assert console.readouterr().out == f'features of train are not kept in {path.parent}: {problem}\n'
 
 
 @pytest.mark.thorough

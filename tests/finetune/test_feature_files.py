@@ -1,5 +1,6 @@
 """The files of features: what they hold, how far they have come, one writer at a time, the limits of their folder."""
 
+import collections
 import os
 import subprocess
 import sys
@@ -126,6 +127,15 @@ def test_the_least_recently_used_make_room(tmp_path, monkeypatch):
   assert feature_files.make_room(tmp_path, 3500) == '' and left(tmp_path) == 'm'
   assert 'the disk' in feature_files.make_room(tmp_path, 1 << 60)
   assert feature_files.make_room(tmp_path / 'missing' / 'folder') == ''
+
+
+@pytest.mark.parametrize(('limit', 'free', 'said'), [('4e-6', 1 << 40, 'DNT_CACHE_GB'), ('20', 1000, 'the disk')])
+def test_what_cannot_fit_removes_only_what_is_too_old(tmp_path, monkeypatch, limit, free, said):
+  monkeypatch.setenv('DNT_CACHE_GB', limit)
+  monkeypatch.setattr(feature_files.shutil, 'disk_usage', lambda path: collections.namedtuple('usage', 'free')(free))
+  cached(tmp_path, a=1, b=24 * 40, c=3)
+  assert said in feature_files.make_room(tmp_path, 3500, keep=tmp_path / f'{"a" * 32}.features')
+  assert left(tmp_path) == 'ac'
 
 
 def test_a_limit_that_is_no_number_is_refused(tmp_path, monkeypatch):
