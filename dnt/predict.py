@@ -116,6 +116,10 @@ def _check_flags(values: flags.FlagValues) -> pathlib.Path | None:
     raise errors.InputError(f'--output={output} must end in .csv or .json')
   if output and not output.parent.is_dir():
     raise errors.InputError(f'--output={output}: the folder {output.parent} does not exist')
+  if output and output.is_dir():
+    raise errors.InputError(f'--output={output} is a folder; give a file, such as {output / "predictions.csv"}')
+  if output and (problem := files.why_not_writable(output.parent)):
+    raise errors.InputError(f'--output={output} cannot be written ({problem}); give a file in another folder')
   return output
 
 

@@ -275,6 +275,7 @@ def test_bad_input_is_one_line(program, trained, folder_of_images, tmp_path):
   run, images = f'--workdir={trained.workdir}', f'--images={folder_of_images}'
   (tmp_path / 'two.txt').write_text('one\ntwo\n')
   (tmp_path / 'net.safetensors').touch()
+  (tmp_path / 'folder.csv').mkdir()
   for arguments, said in (
     ([images, run, '--weights=tfjs:somewhere'], 'not both.* --workdir='),
     ([f'--workdir={folder_of_images}', images], f'{folder_of_images} .*no workdir'),
@@ -283,6 +284,7 @@ def test_bad_input_is_one_line(program, trained, folder_of_images, tmp_path):
     ([run, images, '--top=0'], '--top'),
     ([run, images, '--output=found.txt'], r'found\.txt.* \.csv or \.json'),
     ([run, images, f'--output={tmp_path / "no" / "found.csv"}'], f'folder.* {tmp_path / "no"}'),
+    ([run, images, f'--output={tmp_path / "folder.csv"}'], r'folder\.csv is a folder'),
     ([run, images, '--class_names=no.txt'], r'no\.txt'),
     ([run, images, '--checkpoint=bst'], "'bst'; did you mean 'best'.* 4, best, newest"),
     ([f'--weights={tmp_path}/net.safetensors', images, '--checkpoint=best'], "no workdir.* checkpoint 'best'"),
@@ -299,3 +301,11 @@ def test_bad_input_is_one_line(program, trained, folder_of_images, tmp_path):
   skipped, error = output.splitlines()
   assert re.match(f'skipped: cannot read .*{folder_of_images / "5.png"} .*0 bytes', skipped)
   assert re.match(f'error: none of the 1 .*{folder_of_images / "5.png"}', error)
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_anything_is_read(refused, tmp_path, monkeypatch):
+  monkeypatch.setattr('dnt.files.why_not_writable', lambda folder: 'Read-only file system')
+  monkeypatch.setattr(inference, 'find', lambda text: pytest.fail('read before'))
+  output = tmp_path / 'found.csv'
+  line = refused(f'--workdir={tmp_path}', f'--images={tmp_path}', f'--output={output}', name='predict')
+  assert line.startswith(f'error: --output={output} cannot be written (Read-only file system)')

@@ -54,10 +54,12 @@ def run(config: typed.Config, workdir: pathlib.Path) -> dict[str, Any]:
     `share`, by activation also `indices`. Of an activation that cannot be captured the first three are None.
 
   Raises:
-    errors.InputError: the workdir has no checkpoint or one of another network, or the data does not fit.
+    errors.InputError: the workdir has no checkpoint or one of another network, or cannot be written; or the data does
+      not fit.
   """
   mesh = mesh_lib.make_mesh(config.mesh)
   loaded = evaluate.load(config, workdir, mesh, ())
+  evaluate.check_writable(workdir)
   measured = find(loaded.run, mesh, loaded.data.train, loaded.variables[''])
   units, dead = sum(each.count for each in measured), sum(len(each.dead) for each in measured)
   result = {

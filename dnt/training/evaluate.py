@@ -267,6 +267,21 @@ def load(config: typed.Config, workdir: pathlib.Path, mesh: Mesh, splits: Sequen
   return Loaded(run, data, loaded.step, place(run, mesh, loaded, workdir))
 
 
+def check_writable(workdir: pathlib.Path) -> None:
+  """Refuses a workdir that cannot take the result of an analysis, before that is computed; all processes call it.
+
+  Raises:
+    errors.InputError: the lead cannot write to the folder.
+  """
+  problem = None
+  if multihost.is_lead() and (reason := files.why_not_writable(workdir)):
+    problem = errors.InputError(
+      f'workdir {workdir} cannot be written ({reason}), and the result goes there; copy the run to a folder that can '
+      'be written, and give that with --workdir'
+    )
+  multihost.raise_any(problem)
+
+
 def place(
   run: experiment.Experiment, mesh: Mesh, loaded: format.Parameters, workdir: pathlib.Path
 ) -> dict[str, dict[str, Any]]:
@@ -285,10 +300,11 @@ def evaluate(config: typed.Config, workdir: pathlib.Path) -> dict[str, Any]:
     `step` and the metrics.
 
   Raises:
-    errors.InputError: see `load`.
+    errors.InputError: see `load`; or the workdir cannot be written.
   """
   mesh = mesh_lib.make_mesh(config.mesh)
   run, data, step, variables = load(config, workdir, mesh)
+  check_writable(workdir)
   with Evaluator(run, mesh, data.evaluation) as evaluator:
     result = evaluate_all(evaluator, variables)
   summary = {'step': step, **result.metrics}

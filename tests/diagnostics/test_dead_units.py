@@ -244,3 +244,11 @@ def test_the_dead_units_of_a_workdir(network, tmp_path, program):
   assert code == 0, err
   assert out == f'{dead_units.text(result)}  {tmp_path}\n'
   assert json.loads((tmp_path / 'dead_units.json').read_text()) == result
+
+
+def test_a_workdir_that_cannot_be_written_is_refused_before_the_search(tiny, saved, tmp_path, monkeypatch):
+  saved(tiny)
+  monkeypatch.setattr('dnt.files.why_not_writable', lambda folder: 'Read-only file system')
+  monkeypatch.setattr(dead_units, 'find', lambda *_: pytest.fail('searched before'))
+  with pytest.raises(errors.InputError, match=f'{tmp_path / "run"} cannot be written'):
+    dead_units.run(tiny, tmp_path / 'run')

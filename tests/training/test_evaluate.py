@@ -111,6 +111,17 @@ def test_a_renamed_class_is_refused(tiny, saved, tmp_path, change_splits):
   assert not (tmp_path / 'run' / 'evaluation.json').exists()
 
 
+def test_a_workdir_that_cannot_be_written_is_refused_before_the_evaluation(tiny, saved, tmp_path, monkeypatch):
+  saved(tiny)
+  monkeypatch.setattr(evaluate.files, 'why_not_writable', lambda folder: 'Read-only file system')
+  monkeypatch.setattr(evaluate, 'evaluate_all', lambda *_: pytest.fail('evaluated before'))
+  with pytest.raises(errors.InputError, match=f'{tmp_path / "run"} cannot be written .Read-only.*copy the run'):
+    evaluate.evaluate(tiny, tmp_path / 'run')
+  with pytest.raises(errors.InputError, match='no checkpoint'):
+    evaluate.evaluate(tiny, tmp_path / 'other')
+  assert not (tmp_path / 'other').exists()
+
+
 def test_what_is_not_as_in_the_run_is_said(tiny, saved, tmp_path, caplog):
   saved(tiny)
   caplog.set_level(logging.INFO, 'dnt')
