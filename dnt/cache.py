@@ -28,6 +28,7 @@ def main(values: flags.FlagValues) -> None:
   from dnt.finetune import feature_cache, feature_files
   from dnt.reporting import tables
 
+  files.check_path(values.dir or '', '--dir')
   folder = pathlib.Path(values.dir) if values.dir else files.cache_folder(feature_cache.FOLDER)
   if folder is None:
     raise errors.InputError('there is no home folder; give --dir=<folder of the cache>')

@@ -29,24 +29,24 @@ def main(values: flags.FlagValues) -> None:
     raise errors.InputError('give --workdir=<folder of a dnt run>')
   files.check_workdir(values.workdir)
   output = cli.output_folder(values.output, values.workdir, 'export')
-  if output.resolve() == pathlib.Path(values.workdir).resolve():
+  if output.expanduser().resolve() == pathlib.Path(values.workdir).expanduser().resolve():
     raise errors.InputError(f'--output={output} is the workdir, which has another config.json; give another folder')
 
   from dnt import inference
   from dnt.inference import export
 
   network = inference.load(values.workdir)
+  tensors = export.torch_tensors(network) if values.format == 'safetensors' else {}  # or refuses the network
+  files.make_workdir(output, '--output')
   if values.format == 'stablehlo':
     model, content = 'model.stablehlo', export.stablehlo(network)
     beside, description = 'model.json', export.stablehlo_description(network)
   else:
     from safetensors import numpy as safetensors_numpy
 
-    tensors = export.torch_tensors(network)
     model, content = 'model.safetensors', safetensors_numpy.save(tensors, metadata={'format': 'pt'})
     beside, description = 'config.json', export.timm_config(network)
   try:
-    output.mkdir(parents=True, exist_ok=True)
     files.write(output / model, content)
     files.write_json(output / beside, description)
   except OSError as error:

@@ -21,7 +21,7 @@ def check_path(path: str | os.PathLike, flag: str = '--workdir') -> None:
 
   Args:
     path: path of the folder.
-    flag: command line flag that names the folder, for the message.
+    flag: command line flag or config key that names the folder, for the message.
 
   Raises:
     errors.InputError: the path is an address such as gs://bucket/run.

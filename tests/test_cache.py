@@ -29,6 +29,8 @@ def test_lists_the_files(folder, capsys):
   code, output = run(capsys, f'--dir={folder}')
   assert code == 0 and 'folder:cats' in output and ' 7 ' in output and '1 file, ' in output
   assert run(capsys, f'--dir={folder / "missing"}')[0] == 0
+  code, output = run(capsys, '--dir=gs://bucket/mine')
+  assert code == 2 and '--dir=gs://bucket/mine is the address' in output
 
 
 def test_empties_the_folder_of_what_nobody_uses(folder, capsys):

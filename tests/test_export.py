@@ -53,11 +53,17 @@ def test_safetensors_are_read_back(program, small, saved, tmp_path):
   jax.tree.map(np.testing.assert_array_equal, found, {'params': state.params, 'batch_stats': state.batch_stats})
 
 
-def test_bad_input_is_one_line(program, trained):
+def test_bad_input_is_one_line(program, trained, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setenv('HOME', str(trained.workdir.parent))
+  monkeypatch.setattr('dnt.inference.export.stablehlo', lambda network: pytest.fail('computed before'))
   workdir = f'--workdir={trained.workdir}'
   for arguments, said in (
     ([workdir, '--format=safetensors'], 'error: .*torchvision .*resnet .*depth 8'),
     ([workdir, f'--output={trained.workdir}'], f'{trained.workdir} .*config.json'),
+    (['--workdir=~/trained', '--format=safetensors', f'--output={trained.workdir}'], 'is the workdir'),
+    ([workdir, '--output=gs://bucket/mine'], 'error: --output=gs://bucket/mine is the address'),
+    ([workdir, '--output=/dev/null/mine'], 'error: output /dev/null/mine cannot be written .*--output'),
     ([workdir, '--config=configs/digits_resnet20.py'], 'no --config'),
     ([], '--workdir=<'),
   ):
@@ -65,3 +71,4 @@ def test_bad_input_is_one_line(program, trained):
     assert code == 2, output
     assert re.search(said, output)
     assert len(output.splitlines()) == 1, output
+  assert not list(tmp_path.iterdir())

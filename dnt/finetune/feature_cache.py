@@ -79,11 +79,13 @@ def use(
     workdir: workdir of the run, which may hold a checkpoint.
 
   Raises:
-    errors.InputError: this run cannot satisfy `config.finetune.cached_views`.
+    errors.InputError: this run cannot satisfy `config.finetune.cached_views`, or `cache_dir` is an address.
   """
   views = _views(run)
   if not views:
     return run, data
+  given = run.config.finetune.cache_dir
+  files.check_path(given, 'config.finetune.cache_dir')
   names = _prefix(run)
   skipped = frozenset(names)
   cached = experiment.make(run.config, data.spec, skipped, run.trace)
@@ -103,7 +105,6 @@ def use(
   about = [network, names, pooled, trees.sha256(weights)]
   if code := agreement.own_code(run.config.model.name, run.config.model.folder):
     about.append(code)
-  given = run.config.finetune.cache_dir
   directory = pathlib.Path(given) if given else files.cache_folder(FOLDER)
   for name in feature_files.LIMITS:
     feature_files.limit(name)  # on every process, so that all stop if it is not valid

@@ -348,15 +348,18 @@ def test_features_of_a_users_own_network_are_made_anew_when_its_code_changes(own
     ({'finetune.unfreeze': (('50%', 'all'),)}, 'cached_views=1 .*frozen'),
     ({'finetune.cached_views': 3}, 'cached_views=3.* equal'),
     ({'data.mixup': 0.2}, 'mixup'),
+    ({'finetune.cache_dir': 'gs://bucket/mine'}, 'config.finetune.cache_dir=gs://bucket/mine is the address'),
   ],
 )
-def test_what_cannot_be_cached_is_refused(config, tmp_path, options, said):
+def test_what_cannot_be_cached_is_refused(config, tmp_path, monkeypatch, options, said):
+  monkeypatch.chdir(tmp_path)
   config.finetune.cached_views = 1
   for key, value in options.items():
     section, _, name = key.partition('.')
     config[section][name] = value
   with pytest.raises(errors.InputError, match=said):
     loop.train(config, tmp_path / 'run', record.Clock(0.0), 'test')
+  assert not (tmp_path / 'gs:').exists()
 
 
 def cut_off(content):

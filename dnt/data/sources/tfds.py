@@ -13,7 +13,7 @@ from typing import Any
 import filelock
 import numpy as np
 
-from dnt import errors
+from dnt import errors, files
 from dnt.config import typed
 from dnt.data import examples
 from dnt.data.transforms import images
@@ -137,7 +137,9 @@ def tfds(where: str, config: typed.Data, seed: int) -> examples.Splits:
   del seed
   import tensorflow_datasets
 
-  root = pathlib.Path(config.dir or tensorflow_datasets.core.constants.DATA_DIR).expanduser()
+  given = config.dir or tensorflow_datasets.core.constants.DATA_DIR
+  files.check_path(given, 'config.data.dir')
+  root = pathlib.Path(given).expanduser()
   builder = _builder(where, root)
   image, label, shape = _features(builder)
   if not builder.is_prepared():

@@ -121,6 +121,14 @@ def test_a_set_that_nobody_may_download_says_where_its_archives_go(data, tmp_pat
     load(data, tmp_path, 'imagenet2012')
 
 
+def test_an_address_is_no_folder_of_prepared_sets(data, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  fail_to_prepare(monkeypatch, AssertionError('prepared'))
+  with pytest.raises(errors.InputError, match=r'^config\.data\.dir=gs://bucket/sets is the address'):
+    load(data, 'gs://bucket/sets', 'cifar10')
+  assert not list(tmp_path.iterdir())
+
+
 def test_an_unknown_set_names_the_nearest(data, tmp_path):
   with pytest.raises(errors.InputError, match=r"'cifar11'.* 'cifar10"):
     load(data, tmp_path, 'cifar11')
