@@ -16,7 +16,6 @@ import csv
 import io
 import logging
 import pathlib
-import signal
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -99,8 +98,8 @@ def main(values: flags.FlagValues) -> None:
   if rest := len(paths) - len(rows) - len(unreadable):
     parts.append(f'stopped before the other {rest}')
   print(', '.join(parts) + (f'  {output}' if output else ''))
-  if rest:
-    raise signals.Stopped(signals.received() or signal.SIGINT)
+  if rest and (number := signals.received()):
+    raise signals.Stopped(number)
 
 
 def _check_flags(values: flags.FlagValues) -> pathlib.Path | None:
