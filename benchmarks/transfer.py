@@ -31,7 +31,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 from absl import app, flags, logging
@@ -67,15 +67,25 @@ def paths() -> list[str]:
 
 
 def generate(folder: pathlib.Path) -> None:
-  """Writes images with the detail of photographs to two class folders."""
+  """Writes the images of an epoch, with the detail of photographs."""
   import numpy as np
   from PIL import Image
 
   rng = np.random.default_rng(0)
-  for index in range(64):
+  for index in range(EXAMPLES.value):
     coarse = Image.fromarray(rng.integers(0, 256, (24, 32, 3), np.uint8)).resize((500, 375), Image.Resampling.BICUBIC)
     noisy = np.clip(np.asarray(coarse) + rng.normal(0, 8, (375, 500, 3)), 0, 255).astype(np.uint8)
     Image.fromarray(noisy).save(folder / f'{index}.jpg', quality=90)
+
+
+@contextlib.contextmanager
+def images_given() -> Generator[None]:
+  """Context in which `--folder` names images: generated ones if it names none."""
+  with tempfile.TemporaryDirectory() as folder:
+    if not FOLDER.value:
+      generate(pathlib.Path(folder))
+      flags.FLAGS.folder = folder
+    yield
 
 
 def examples(count: int | None = None):
@@ -84,11 +94,12 @@ def examples(count: int | None = None):
 
   from dnt.data import examples as examples_lib
   from dnt.data.sources import folder
+  from dnt.data.transforms import images
 
   chosen = paths()
   chosen = [chosen[index % len(chosen)] for index in range(count or len(chosen))]
   labels = np.arange(len(chosen), dtype=np.int32) % 2
-  files = folder.Files(tuple(chosen), labels)
+  files = folder.Files(tuple(chosen), labels, images.USUAL)
   return examples_lib.Examples('images', 'train', ('a', 'b'), (None, None, 3), files, labels)
 
 
@@ -381,10 +392,7 @@ def main(_):
   for part in PARTS.value:
     if part not in MEASURES:
       raise app.UsageError(f'--parts: {part!r} is none of {", ".join(MEASURES)}')
-  with tempfile.TemporaryDirectory() as folder:
-    if not FOLDER.value:
-      generate(pathlib.Path(folder))
-      flags.FLAGS.images = folder
+  with images_given():
     found = {part: MEASURES[part]() for part in PARTS.value}
   import PIL
   import torch

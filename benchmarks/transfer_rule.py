@@ -26,6 +26,7 @@ def read(workdirs: Sequence[pathlib.Path]) -> list[dict[str, Any]]:
   """Returns the rows of the variants, as `results.summarize` does, that have finished runs."""
   rows = [row for workdir in workdirs for row in files.read_object(workdir / 'results.json')['variants']]
   for row in rows:
+    row.setdefault('trained_on', [])  # files of older versions lack it
     row['mean'] = {name: math.nan if value is None else value for name, value in row['mean'].items()}
   return [row for row in rows if row['finished']]
 
