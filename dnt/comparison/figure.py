@@ -81,7 +81,9 @@ def _draw(axes: Any, title: str, name: str, runs: Sequence[Drawn], color: str, e
     if len(result) > 1:
       axes.plot(x, curve.values, color=color, linewidth=0.8, alpha=0.4)
     if run.failed:
-      axes.plot(x[-1:], curve.values[-1:], color=color, marker='x', markersize=10, markeredgewidth=2.5)
+      finite = [place for place in zip(x, curve.values, strict=True) if np.isfinite(place[1])]
+      for place in finite[-1:]:  # a run that diverged ends with a value that is not finite
+        axes.plot(*place, color=color, marker='x', markersize=10, markeredgewidth=2.5)
   x, mean = _mean([curve for _, curve in result], epochs)
   failed = sum(run.failed for run in runs)
   label = f'{name} ({failed} of {len(runs)} failed)' if failed else name

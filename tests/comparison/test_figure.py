@@ -24,11 +24,12 @@ def test_the_mean_over_seeds_and_each_seed():
   assert means['a'].get_color() != means['b'].get_color()
 
 
-def test_a_failed_run_ends_with_a_cross():
-  axes, means = panel({'a': [drawn([1, 2, 3]), drawn([2, 4], failed=True)]})
+@pytest.mark.parametrize('values', [[2, 4], [2, 4, np.nan]])
+def test_a_failed_run_ends_with_a_cross_at_its_last_finite_value(values):
+  axes, means = panel({'a': [drawn([1, 2, 3]), drawn(values, failed=True)]})
   (cross,) = (line for line in axes.lines if line.get_marker() == 'x')
   assert (cross.get_xdata()[0], cross.get_ydata()[0]) == (20, 4)
-  np.testing.assert_allclose(means['a (1 of 2 failed)'].get_xdata(), [10, 20])
+  np.testing.assert_allclose(means['a (1 of 2 failed)'].get_xdata(), [10, 20, 30][: len(values)])
 
 
 def test_epochs_where_steps_an_epoch_differ():
