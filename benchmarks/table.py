@@ -9,7 +9,7 @@ import sys
 
 from absl import app
 
-from dnt.reporting import metrics, progress, tables
+from dnt.reporting import metric_names, metrics, progress, tables
 
 
 def row(workdir: pathlib.Path) -> list[str]:
@@ -18,14 +18,15 @@ def row(workdir: pathlib.Path) -> list[str]:
   summary = json.loads((workdir / 'summary.json').read_text())
   last = [line for line in metrics.read(workdir) if any(name.endswith('/accuracy') for name in line)][-1]
   split = 'test' if 'test/accuracy' in last else config['eval']['splits'][0]
+  accuracy, loss = (metric_names.deciding(last, split, quantity) for quantity in ('accuracy', 'loss'))
   model, source, seconds = config['model'], config['data']['source'], summary['seconds']
   return [
     workdir.name,
     f'{model["name"]}-{model["depth"]}',
     source if source.startswith('tfds:') else source.partition(':')[0],  # a folder's place says nothing
     f'{last["epoch"]:.1f} ({last["step"]})',
-    f'{100 * last[f"{split}/accuracy"]:.2f} %',
-    f'{last[f"{split}/loss"]:.3f}',
+    f'{100 * last[accuracy]:.2f} %',
+    f'{last[loss]:.3f}',
     progress.format_duration(seconds['total']),
     f'{summary["images_per_second"]:,.0f}',
   ]

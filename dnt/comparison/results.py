@@ -29,6 +29,7 @@ _TITLES = {
   'device_memory': 'peak device memory',
 }
 _PERCENT = ('error', 'accuracy', 'top5_accuracy')
+_AVERAGED = '_ema'  # suffix of a split, see `metric_names.Metric`
 _MORE_IS_BETTER = ('accuracy', 'top5_accuracy', 'auroc', 'images_per_second')
 
 
@@ -108,10 +109,11 @@ def summarize(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
   """Returns one row per variant, in the order of the variants.
 
   Returns:
-    `variant`, `data` (source, training split and, if limited, images of each class), `runs`, `finished`, and over the
-    finished runs: `trained_on` (the evaluated splits, as in `Outcome`, that share images with the training split),
-    `mean`, `std` (sample; absent for a single run) by quantity, `per_class` (means, as in `Outcome`) and `warnings`
-    (the number of runs with each kind); `problems`: why the other runs are not finished.
+    `variant`, `data` (source, its folder if `data.dir` names one, training split and, if limited, images of each
+    class), `runs`, `finished`, and over the finished runs: `trained_on` (the evaluated splits, as in `Outcome`, that
+    share images with the training split), `mean`, `std` (sample; absent for a single run) by quantity, `per_class`
+    (means, as in `Outcome`) and `warnings` (the number of runs with each kind); `problems`: why the other runs are not
+    finished.
   """
   rows = []
   for variant, group in _by_variant(outcomes).items():
@@ -141,34 +143,44 @@ def find_best(rows: Sequence[Mapping[str, Any]], metric: str) -> list[dict[str, 
   Args:
     rows: from `summarize`.
     metric: of `config.columns`; of several evaluated splits the first counts that shares no images with the training
-      split.
+      split, with the averaged weights of variants that have them, since checkpoints are ranked and predict by these.
 
   Returns:
-    For each data of which a variant has a finite mean: `data`, `metric` (the split's, as in `Outcome.values`), `ranked`
-    (one or two variants, the best first: `variant`, `mean`, `std` or None, `finished`), `margin` (of the best to the
-    second, at least 0; None if there is no second), `runs` and `finished` (of all variants).
+    For each data of which a variant has a finite mean: `data`, `metric` (that of the best), `ranked` (one or two
+    variants, the best first: `variant`, `metric` as in `Outcome.values`, `mean`, `std` or None, `finished`), `margin`
+    (of the best to the second, at least 0; None if there is no second), `runs` and `finished` (of all variants).
   """
   found = []
   for data in dict.fromkeys(row['data'] for row in rows):
     alike = [row for row in rows if row['data'] == data]
     trained_on = {split for row in alike for split in row['trained_on']}
-    names = sorted(
-      dict.fromkeys(name for row in alike for name in row['mean'] if _figure(name) == metric),
-      key=lambda name: name.removesuffix(f'_{metric}').removesuffix('_ema') in trained_on,
-    )
-    known = [row for row in alike if names and math.isfinite(row['mean'].get(names[0], math.nan))]
-    if known:
-      name = names[0]
-      known.sort(key=lambda row: row['mean'][name], reverse=metric in _MORE_IS_BETTER)
-      means = [row['mean'][name] for row in known[:2]]
-      ranked = [
-        {'variant': row['variant'], 'mean': mean, 'std': row['std'].get(name), 'finished': row['finished']}
-        for row, mean in zip(known, means, strict=False)
-      ]
-      margin = abs(means[0] - means[1]) if len(means) > 1 else None
+    named = [(row, _by_split(row['mean'], metric)) for row in alike]
+    evaluated = dict.fromkeys(split for _, names in named for split in names)
+    deciding = sorted(evaluated, key=lambda split: split in trained_on)[:1]
+    known = [(row, names[split]) for split in deciding for row, names in named if split in names]
+    ranked: list[dict[str, Any]] = [
+      {'metric': name, 'mean': row['mean'][name], 'std': row['std'].get(name)}
+      | {key: row[key] for key in ('variant', 'finished')}
+      for row, name in known
+      if math.isfinite(row['mean'][name])
+    ]
+    if ranked:
+      ranked.sort(key=lambda each: each['mean'], reverse=metric in _MORE_IS_BETTER)
+      margin = abs(ranked[0]['mean'] - ranked[1]['mean']) if len(ranked) > 1 else None
       runs, finished = (sum(row[key] for row in alike) for key in ('runs', 'finished'))
-      about = {'data': data, 'metric': name, 'ranked': ranked, 'margin': margin}
+      about = {'data': data, 'metric': ranked[0]['metric'], 'ranked': ranked[:2], 'margin': margin}
       found.append({**about, 'runs': runs, 'finished': finished})
+  return found
+
+
+def _by_split(means: Mapping[str, float], metric: str) -> dict[str, str]:
+  """Returns the names of a metric by evaluated split ('' for one of the run): of averaged weights if they are there."""
+  found: dict[str, str] = {}
+  for name in means:
+    if _figure(name) == metric:
+      split = name.removesuffix(metric).removesuffix('_')
+      if split.endswith(_AVERAGED) or split not in found:
+        found[split.removesuffix(_AVERAGED)] = name
   return found
 
 
@@ -177,9 +189,7 @@ def describe_best(found: Sequence[Mapping[str, Any]]) -> dict[str, str]:
   lines = {}
   for each in found:
     name, margin = each['metric'], each['margin']
-    first, *others = (
-      f'{row["variant"]} {_cell(name, row["mean"], row["std"])} ({_runs(row["finished"])})' for row in each['ranked']
-    )
+    first, *others = (_ranked(row, name) for row in each['ranked'])
     if margin is None:
       text = f'{first}; there is no other variant with a result'
     else:
@@ -193,6 +203,11 @@ def describe_best(found: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     place = f' on {each["data"]}' if len(found) > 1 else ''
     lines[f'best {_title(name)}{place}'] = text + missing
   return lines
+
+
+def _ranked(row: Mapping[str, Any], metric: str) -> str:
+  other = '' if row['metric'] == metric else f', {_title(row["metric"])}'
+  return f'{row["variant"]} {_cell(metric, row["mean"], row["std"])} ({_runs(row["finished"])}{other})'
 
 
 def write(outcomes: Sequence[Outcome], about: About, workdir: pathlib.Path) -> None:
@@ -343,7 +358,9 @@ def _mean_per_class(outcomes: Sequence[Outcome]) -> dict[str, dict[str, dict[str
 
 
 def _split_name(run: plan.Run, split: str) -> str:
-  return 'train' if split == run.config.data.train_split else split
+  """Returns the name of an evaluated split in `Outcome.values`, with the suffix of averaged weights if it has that."""
+  name = split.removesuffix(_AVERAGED)
+  return split.replace(name, 'train', 1) if name == run.config.data.train_split else split
 
 
 def _trained_on(run: plan.Run) -> list[str]:
@@ -386,7 +403,11 @@ def _runs(count: int) -> str:
 def _data(config: typed.Data) -> str:
   """Names what a run was trained on."""
   few = f', {config.images_per_class:,} of each class' if config.images_per_class else ''
-  return f'{config.source} {config.train_split}{few}'
+  return f'{_source(config)} {config.train_split}{few}'
+
+
+def _source(config: typed.Data) -> str:
+  return f'{config.source} in {config.dir}' if config.dir else config.source
 
 
 def _problems(outcomes: Sequence[Outcome]) -> list[str]:
@@ -426,7 +447,7 @@ def _facts(outcomes: Sequence[Outcome], about: About) -> dict[str, str]:
     'command': about.command,
     'runs': ', '.join(f'{count} {state}' for state, count in counts.items()),
     'seeds': ', '.join(str(seed) for seed in dict.fromkeys(outcome.run.seed for outcome in outcomes)),
-    'data': ', '.join(dict.fromkeys(outcome.run.config.data.source for outcome in outcomes)),
+    'data': ', '.join(dict.fromkeys(_source(outcome.run.config.data) for outcome in outcomes)),
     'figures': 'mean ± sample standard deviation over the finished runs',
     'figures of splits': (
       'from the last evaluation, over the whole split; AUROC: mean over the classes of one class against the rest; '

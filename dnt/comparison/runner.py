@@ -24,7 +24,7 @@ from dnt.comparison import plan
 from dnt.config import run_config
 from dnt.data import splits
 from dnt.parallel import ownership, signals
-from dnt.reporting import progress, terminal
+from dnt.reporting import metric_names, progress, terminal
 
 _POLL = 0.5  # seconds
 _POSITION = re.compile(r'step (\d+)/(\d+)')  # as `progress.Progress` begins its line
@@ -84,11 +84,10 @@ def run(runs: Sequence[plan.Run], ended: Callable[[], None] = lambda: None) -> b
         raise KeyboardInterrupt
       summary = plan.summary(each) or {}
       if summary.get('finished'):
-        results = [
-          f'{split} accuracy {progress.format_value("accuracy", summary["last"][f"{split}/accuracy"])}'
-          for split in dict.fromkeys([*each.config.eval.splits, splits.TEST])
-          if f'{split}/accuracy' in summary['last']
-        ]
+        last, evaluated = summary['last'], dict.fromkeys([*each.config.eval.splits, splits.TEST])
+        names = [metric_names.deciding(last, split, 'accuracy') for split in evaluated]
+        shown = {name.replace('/', ' '): progress.format_value(name, last[name]) for name in names if name in last}
+        results = [f'{name} {value}' for name, value in shown.items()]
         _log.info('  '.join([place, *results, progress.format_duration(summary['seconds']['total'])]))
       elif not received:
         error = error or f'stopped by a signal at step {summary.get("step", 0)}'

@@ -39,6 +39,12 @@ def parse(name: str) -> Metric:
   return Metric(quantity, entry=entry) if group == _TELEMETRY and entry else Metric(quantity, split=owner)
 
 
+def deciding(values: Mapping[str, Any], split: str, quantity: str) -> str:
+  """Returns the name of a metric of a split: of the averaged parameters, which rank and predict, if `values` has it."""
+  averaged = f'{split}_ema/{quantity}'
+  return averaged if averaged in values else f'{split}/{quantity}'
+
+
 def is_training(record: Mapping[str, Any]) -> bool:
   """Returns whether a line of `metrics.jsonl` is of training; evaluations of a split `train` have `train/loss` too."""
   return 'train/learning_rate' in record

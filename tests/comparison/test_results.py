@@ -360,8 +360,8 @@ def test_the_best_has_the_lowest_error_and_its_margin_stands_beside_the_spread()
       'data': 'digits train',
       'metric': 'test_error',
       'ranked': [
-        {'variant': 'deep', 'mean': 9.0, 'std': 0.5, 'finished': 3},
-        {'variant': 'plain', 'mean': 10.5, 'std': 0.25, 'finished': 3},
+        {'variant': 'deep', 'metric': 'test_error', 'mean': 9.0, 'std': 0.5, 'finished': 3},
+        {'variant': 'plain', 'metric': 'test_error', 'mean': 10.5, 'std': 0.25, 'finished': 3},
       ],
       'margin': 1.5,
       'runs': 9,
@@ -401,6 +401,21 @@ def test_one_run_has_no_spread_and_one_variant_no_margin_and_missing_runs_are_co
   assert described([failed]) == {} == described([])
 
 
+def test_averaged_weights_say_what_is_best_of_a_variant_that_keeps_them():
+  rows = [row('a', 9.0, name='val_error'), row('b', 8.0, name='val_error'), row('c', 7.0, name='val_error')]
+  for each, error in zip(rows[:2], (4.0, 5.0), strict=True):
+    each['mean']['val_ema_error'] = error
+  assert described(rows[:2]) == {
+    'best val ema error (%)': 'a 4.00 (3 runs), 1.00 better than b 5.00 (3 runs), one run each: no spread'
+  }
+  assert described(rows[1:])['best val ema error (%)'].startswith(
+    'b 5.00 (3 runs), 2.00 better than c 7.00 (3 runs, val error (%))'
+  )
+  rows[1]['mean']['val_ema_error'] = math.nan
+  (found,) = results.find_best(rows[1:], 'error')
+  assert (found['metric'], len(found['ranked'])) == ('val_error', 1)
+
+
 def test_only_variants_on_the_same_data_are_compared():
   rows = [row('a', 4.0, data='x'), row('b', 9.0, data='y', name='val_error'), row('c', 8.0, data='y', name='val_error')]
   assert described(rows) == {
@@ -423,7 +438,9 @@ def test_the_split_that_counts_is_not_that_of_training_and_the_results_say_what_
   assert alone['metric'] == 'train_error'
 
 
-@pytest.mark.parametrize(('of', 'trained_on'), [('train', ['train[:20%]']), ('train[20%:]', [])])
+@pytest.mark.parametrize(
+  ('of', 'trained_on'), [('train', ['train[:20%]']), ('train[:20%]', ['train']), ('train[20%:]', [])]
+)
 @pytest.mark.parametrize('suffix', ['', '_ema'])
 def test_a_slice_of_the_training_split_does_not_say_what_is_best(tmp_path, of, trained_on, suffix):
   config = make_config()
@@ -442,8 +459,16 @@ def test_a_slice_of_the_training_split_does_not_say_what_is_best(tmp_path, of, t
   assert found['metric'] == ('test_error' if trained_on else f'train[:20%]{suffix}_error')
 
 
-def test_data_that_differ_in_images_of_each_class_are_others(tmp_path):
+@pytest.mark.parametrize(
+  ('source', 'change', 'named'),
+  [
+    ('digits', {'data.images_per_class': 5}, 'digits train[:20%], 5 of each class'),
+    ('folder', {'data.dir': 'data/mri'}, 'folder in data/mri train[:20%]'),
+  ],
+)
+def test_data_that_differ_in_images_of_each_class_or_in_their_folder_are_others(tmp_path, source, change, named):
   config = make_config()
-  config.variants = {'few': {'data.images_per_class': 5}, 'all': {}}
+  config.base.data.source = source
+  config.variants = {'changed': change, 'all': {}}
   rows = results.summarize([results.read(run) for run in plan.make(config, tmp_path)])
-  assert [each['data'] for each in rows] == ['digits train[:20%], 5 of each class', 'digits train[:20%]']
+  assert [each['data'] for each in rows] == [named, f'{source} train[:20%]']

@@ -181,7 +181,8 @@ def test_the_results_are_written_after_each_run_that_ended(runs, monkeypatch, ca
     (run.workdir).mkdir(parents=True, exist_ok=True)
     if run.variant == 'b':
       return 'it failed'
-    summary = {'finished': True, 'seconds': {'total': 1.0}, 'last': {'test/accuracy': 0.5}}
+    averaged = {'test_ema/accuracy': 0.75} if run.seed else {}
+    summary = {'finished': True, 'seconds': {'total': 1.0}, 'last': {'test/accuracy': 0.5} | averaged}
     (run.workdir / 'summary.json').write_text(json.dumps(summary))
     return ''
 
@@ -192,6 +193,7 @@ def test_the_results_are_written_after_each_run_that_ended(runs, monkeypatch, ca
   assert len(shown) == 5, 'not after the one that was finished before'
   assert re.search('2 of 6  b seed 0  .*it failed', shown[0])
   assert '3 of 6  c seed 0  test accuracy 50.00 %  1 s' in shown[1]
+  assert '4 of 6  a seed 1  test_ema accuracy 75.00 %  1 s' in shown[2]
 
 
 @pytest.fixture
