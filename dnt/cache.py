@@ -17,9 +17,7 @@ from dnt import cli, errors, files
 
 def define_flags(values: flags.FlagValues) -> None:
   """Defines the flags of this program."""
-  flags.DEFINE_string(
-    'dir', None, 'Folder of the cache (config.finetune.cache_dir); default: ~/.cache/dnt/features.', flag_values=values
-  )
+  cli.define_path('dir', 'Folder of the cache (config.finetune.cache_dir); default: ~/.cache/dnt/features.', values)
   flags.DEFINE_bool('empty', False, 'Remove the files that no run uses.', flag_values=values)
 
 

@@ -200,9 +200,21 @@ def config_name(values: flags.FlagValues) -> str:
   """
   file, _, recorded = str(config_path(values)).partition(':')
   path = pathlib.Path(recorded).resolve()
-  if file == run_config.__file__ and path.name == workdir_lib.CONFIG:
+  if _reads_runs(file) and path.name == workdir_lib.CONFIG:
     return f'{path.parent.name}_again'
   return config_path(values).stem
+
+
+class _PathParser(flags.ArgumentParser[str]):
+  """Parses a path, in which `~` is the home folder; the address of a bucket stays as it is."""
+
+  def parse(self, argument: str) -> str:
+    return os.path.expanduser(argument)
+
+
+def define_path(name: str, meaning: str, values: flags.FlagValues) -> None:
+  """Defines a flag for the path of a file or folder, which is None if it is not given."""
+  flags.DEFINE(_PathParser(), name, None, meaning, values, flags.ArgumentSerializer[str]())
 
 
 def trained(workdir: str | None, weights: str | None) -> str:
@@ -219,7 +231,7 @@ def trained(workdir: str | None, weights: str | None) -> str:
       'or hf:<owner>/<name>[@<revision>]'
     )
   files.check_workdir(workdir or '')
-  if workdir and not buckets.address(workdir) and not pathlib.Path(workdir).expanduser().is_dir():
+  if workdir and not buckets.address(workdir) and not pathlib.Path(workdir).is_dir():
     raise errors.InputError(f'--workdir={workdir} is not a folder; use --weights for pretrained weights')
   return source
 
@@ -325,7 +337,7 @@ def parse(program: Program, argv: Sequence[str]) -> flags.FlagValues:
   if not given:
     assert program.default_config is not None  # programs that take configs have one
     argv = [argv[0], f'--config={CONFIGS / program.default_config}', *argv[1:]]
-  argv = _with_shipped_config(argv)
+  argv = _with_home(_with_shipped_config(argv))
   shown = _config_argument(argv)
   argv = _with_recorded_config(argv)
   file = pathlib.Path(_config_argument(argv).partition(':')[0])
@@ -379,9 +391,14 @@ def _refused(error: flags.Error) -> errors.InputError:
 
 def _search_beside(file: pathlib.Path) -> None:
   """Makes Python find the modules beside a user's config file first, as it does for a script."""
-  folder = str(file.expanduser().absolute().parent)
-  if str(file) != run_config.__file__ and folder != str(CONFIGS) and folder not in sys.path[:1]:
+  folder = str(file.absolute().parent)
+  if not _reads_runs(file) and folder != str(CONFIGS) and folder not in sys.path[:1]:
     sys.path.insert(0, folder)
+
+
+def _reads_runs(file: str | pathlib.Path) -> bool:
+  """Returns whether a config file is that of dnt which reads the configs of runs, by whatever path."""
+  return pathlib.Path(file).resolve() == pathlib.Path(run_config.__file__).resolve()
 
 
 def _with_shipped_config(argv: list[str]) -> list[str]:
@@ -394,12 +411,18 @@ def _with_shipped_config(argv: list[str]) -> list[str]:
   return _with_config(argv, f'{file}{colon}{argument}')
 
 
+def _with_home(argv: list[str]) -> list[str]:
+  """Replaces `~` in the path of the config by the home folder."""
+  given = _config_argument(argv)
+  return _with_config(argv, os.path.expanduser(given)) if given.startswith('~') else argv
+
+
 def _with_recorded_config(argv: list[str]) -> list[str]:
   """Replaces the workdir of a run, or its config.json, by the config file that reads it."""
   given = _config_argument(argv)
   if '.py:' in given:  # a config file with an argument
     return argv
-  path = buckets.local(given).expanduser()
+  path = buckets.local(given)
   if path.is_dir() and (path / workdir_lib.CONFIG).is_file():
     path /= workdir_lib.CONFIG
   return _with_config(argv, f'{run_config.__file__}:{path}') if path.suffix == '.json' else argv

@@ -21,9 +21,7 @@ from dnt import cli, errors, files
 
 def define_flags(values: flags.FlagValues) -> None:
   """Defines the flags of this program."""
-  flags.DEFINE_string(
-    'workdir', None, 'Folder to write all runs to; default: runs/<name of the config>.', flag_values=values
-  )
+  cli.define_path('workdir', 'Folder to write all runs to; default: runs/<name of the config>.', values)
   flags.DEFINE_list(
     'only',
     [],

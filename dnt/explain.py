@@ -20,7 +20,7 @@ METHODS = ('grad_cam', 'grad_cam_plus_plus', 'hires_cam', 'layer_cam')
 
 def define_flags(values: flags.FlagValues) -> None:
   """Defines the flags of this program."""
-  flags.DEFINE_string('workdir', None, 'Workdir of a run, whose newest checkpoint is used.', flag_values=values)
+  cli.define_path('workdir', 'Workdir of a run, whose newest checkpoint is used.', values)
   flags.DEFINE_string(
     'weights',
     None,
@@ -45,7 +45,7 @@ def define_flags(values: flags.FlagValues) -> None:
   flags.DEFINE_integer(
     'top', 5, 'With --top_activating: number of images for each channel and class.', 1, 100, flag_values=values
   )
-  flags.DEFINE_string('output', None, 'Folder to write to; default: <workdir>/explain.', flag_values=values)
+  cli.define_path('output', 'Folder to write to; default: <workdir>/explain.', values)
 
 
 def main(values: flags.FlagValues) -> None:

@@ -18,9 +18,9 @@ from dnt import cli, errors, files
 
 def define_flags(values: flags.FlagValues) -> None:
   """Defines the flags of this program."""
-  flags.DEFINE_string('workdir', None, 'Workdir of the run.', flag_values=values)
+  cli.define_path('workdir', 'Workdir of the run.', values)
   flags.DEFINE_enum('format', 'stablehlo', ['stablehlo', 'safetensors'], 'Format of the export.', flag_values=values)
-  flags.DEFINE_string('output', None, 'Folder to write to; default: <workdir>/export.', flag_values=values)
+  cli.define_path('output', 'Folder to write to; default: <workdir>/export.', values)
 
 
 def main(values: flags.FlagValues) -> None:

@@ -25,6 +25,7 @@ Order of events when step s is done:
 
 import contextlib
 import logging
+import os
 import pathlib
 import time
 from collections.abc import Collection
@@ -76,7 +77,8 @@ def train(
   Args:
     config: a training config, as `dnt.config.default` makes it; it is validated here and not changed,
       except that an old spelling becomes today's.
-    workdir: where the run writes everything, a folder or gs://<bucket>/<path>; docs/runs.md lists the files.
+    workdir: where the run writes everything, a folder (`~` is the home folder) or gs://<bucket>/<path>; docs/runs.md
+      lists the files.
     clock: started when the program began; None: it starts now.
     command: the command line, for the report.
     allow: keys of options that a run which continues may change although this makes it another experiment.
@@ -92,6 +94,7 @@ def train(
   """
   schema.validate(config)
   cpu.check()
+  workdir = os.path.expanduser(workdir)
   files.check_workdir(workdir)
   clock = clock or record.Clock(time.monotonic())
   with ownership.own(workdir), buckets.Mirror(workdir) as mirror:

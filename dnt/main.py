@@ -26,11 +26,8 @@ MODE_HELP = 'train; or, with the newest checkpoint: evaluate; list dead_units; m
 def define_flags(values: flags.FlagValues) -> None:
   """Defines the flags of this program."""
   flags.DEFINE_enum('mode', 'train', MODES, MODE_HELP, flag_values=values)
-  flags.DEFINE_string(
-    'workdir',
-    None,
-    'Folder to write the run to, or gs://<bucket>/<path>; default: runs/<name of the config>.',
-    flag_values=values,
+  cli.define_path(
+    'workdir', 'Folder to write the run to, or gs://<bucket>/<path>; default: runs/<name of the config>.', values
   )
   flags.DEFINE_list(
     'allow',

@@ -33,13 +33,13 @@ _log = logging.getLogger('dnt.predict')  # not __name__, which is '__main__' in 
 
 def define_flags(values: flags.FlagValues) -> None:
   """Defines the flags of this program."""
-  flags.DEFINE_string('workdir', None, 'Workdir of a run.', flag_values=values)
+  cli.define_path('workdir', 'Workdir of a run.', values)
   flags.DEFINE_string(
     'weights', None, 'Pretrained weights; valid values are those of config.train.init_from.', flag_values=values
   )
   flags.DEFINE_string('images', None, 'An image, a folder (with its subfolders) or a quoted glob.', flag_values=values)
   flags.DEFINE_integer('top', 5, 'Number of classes to show for each image.', 1, flag_values=values)
-  flags.DEFINE_string('output', None, 'File to write, .csv or .json.', flag_values=values)
+  cli.define_path('output', 'File to write, .csv or .json.', values)
   flags.DEFINE_string(
     'class_names',
     None,

@@ -23,11 +23,10 @@ from dnt import config as schema
 
 def define_flags(values: flags.FlagValues) -> None:
   """Defines the flags of this program."""
-  flags.DEFINE_string(
+  cli.define_path(
     'workdir',
-    None,
     'Folder to write the results to; default: runs/probe_<name>. Without --config: the run to look at.',
-    flag_values=values,
+    values,
   )
   flags.DEFINE_integer(
     'seeds', 3, 'Number of initializations of a training config to examine.', 1, 1000, flag_values=values

@@ -25,9 +25,7 @@ def define_flags(values: flags.FlagValues) -> None:
     'Hardware: v4:2x2x2, v5e:4x4, v5p:2x2x2, v6e:8x8 (a slice of a TPU), 2*v5e:16x16 (two slices), h100:8, cpu:8.',
     flag_values=values,
   )
-  flags.DEFINE_string(
-    'workdir', None, 'Folder to write the results to; default: runs/rehearse_<name>.', flag_values=values
-  )
+  cli.define_path('workdir', 'Folder to write the results to; default: runs/rehearse_<name>.', values)
   flags.DEFINE_bool(
     'fit',
     False,

@@ -1,8 +1,11 @@
 """What the programs share: where the config comes from, how errors end a program, what --help and --list say."""
 
+import importlib
+import os
 import pathlib
 import re
 import signal
+import sys
 
 import jax
 import pytest
@@ -175,14 +178,15 @@ def test_an_error_of_the_command_line_names_no_line_of_the_file(tmp_path):
 
 
 @pytest.mark.parametrize('separate', [False, True])
+@pytest.mark.parametrize('loader', [run_config.__file__, os.path.relpath(run_config.__file__)])
 @pytest.mark.parametrize('name', ['mine', 'mine/config.json', 'run_config.py:mine/config.json'])
-def test_the_config_of_a_run_is_run_again(name, separate, tmp_path):
+def test_the_config_of_a_run_is_run_again(name, loader, separate, tmp_path):
   recorded = schema.default()
   recorded.model.depth, recorded.optim.learning_rate = 14, 'auto'
   (tmp_path / 'mine').mkdir()
   run_config.write(tmp_path / 'mine' / 'config.json', recorded)
   _, colon, rest = name.rpartition(':')
-  path = f'{run_config.__file__ if colon else ""}{colon}{tmp_path}/{rest}'
+  path = f'{loader if colon else ""}{colon}{tmp_path}/{rest}'
   given = ['--config', path] if separate else [f'--config={path}']
   values = cli.parse(program(), ['program', *given, '--config.train.steps=7'])
   config = cli.config(values)
@@ -288,6 +292,37 @@ def test_a_trained_network_is_named_once(tmp_path):
   ):
     with pytest.raises(errors.InputError, match=said):
       cli.trained(*given)
+
+
+@pytest.mark.parametrize('name', ['cache', 'compare', 'explain', 'export', 'main', 'predict', 'probe', 'rehearse'])
+def test_the_home_folder_is_that_of_the_user_in_every_program(name, tmp_path, monkeypatch):
+  monkeypatch.setenv('HOME', str(tmp_path))
+  shown = importlib.import_module(f'dnt.{name}').PROGRAM
+  paths = {'cache': ['dir'], 'explain': ['workdir', 'output']}
+  paths |= dict.fromkeys(('export', 'predict'), paths['explain'])
+  for flag in paths.get(name, ['workdir']):
+    for given, path in (('~/runs/mine', f'{tmp_path}/runs/mine'), ('gs://mine/~/run', 'gs://mine/~/run')):
+      assert cli.parse(shown, [name, f'--{flag}={given}'])[flag].value == path
+
+
+@pytest.mark.parametrize('separate', [True, False])
+@pytest.mark.parametrize('given', ['~/mine.py', '~/run'])
+def test_a_config_in_the_home_folder(given, separate, tmp_path, monkeypatch):
+  monkeypatch.setenv('HOME', str(tmp_path))
+  (tmp_path / 'mine.py').write_text((CONFIGS / 'cifar_resnet56.py').read_text())
+  recorded = schema.default()
+  recorded.model.depth = 56
+  (tmp_path / 'run').mkdir()
+  run_config.write(tmp_path / 'run' / 'config.json', recorded)
+  assert parse(*(['--config', given] if separate else [f'--config={given}']))[0].model.depth == 56
+
+
+@pytest.mark.parametrize('by', [os.path.relpath, os.path.abspath])
+def test_a_recorded_config_does_not_make_the_modules_beside_its_reader_those_of_the_user(by, tmp_path, monkeypatch):
+  monkeypatch.setattr(sys, 'path', before := list(sys.path))
+  run_config.write(tmp_path / 'requested.json', schema.default())
+  parse(f'--config={by(run_config.__file__)}:{tmp_path}/requested.json')
+  assert sys.path == before and str(pathlib.Path(run_config.__file__).parent) not in before
 
 
 def test_the_catalogue_has_every_config_with_its_first_line(tmp_path):

@@ -70,6 +70,13 @@ def test_order_of_events(tiny, tmp_path, monkeypatch):
   assert names == [(2, True), (2, False), (4, True), (4, False), (6, True), (6, False)]
 
 
+def test_a_workdir_in_the_home_folder(tiny, tmp_path, monkeypatch):
+  monkeypatch.setenv('HOME', str(tmp_path))
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(errors.InputError, match=f'{tmp_path}/file.* cannot be written'):
+    dnt.train(tiny, '~/file/run')
+
+
 class KilledError(BaseException):
   """Ends a run where nothing handles it, as a kill does."""
 

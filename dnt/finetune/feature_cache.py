@@ -105,7 +105,7 @@ def use(
   about = [network, names, pooled, trees.sha256(weights)]
   if code := agreement.own_code(run.config.model.name, run.config.model.folder):
     about.append(code)
-  directory = pathlib.Path(given) if given else files.cache_folder(FOLDER)
+  directory = pathlib.Path(os.path.expanduser(given)) if given else files.cache_folder(FOLDER)
   for name in feature_files.LIMITS:
     feature_files.limit(name)  # on every process, so that all stop if it is not valid
   if directory is None:

@@ -445,7 +445,8 @@ def test_features_that_cannot_be_kept_do_not_stop_a_run(config, tmp_path, consol
   config.train.steps = 1
   if problem == 'file':
     (tmp_path / 'file').write_text('')
-    config.finetune.cache_dir = str(tmp_path / 'file' / 'features')
+    monkeypatch.setenv('HOME', str(tmp_path))
+    config.finetune.cache_dir = '~/file/features'
     said = str(tmp_path / 'file')
   elif problem == 'limit':
     monkeypatch.setenv('DNT_CACHE_GB', '1e-6')
