@@ -74,6 +74,8 @@ def train(
 ) -> dict[str, Any]:
   """Trains from the current state of the workdir to the end of the config, or until a signal requests a stop.
 
+  In another thread than the main one it takes no signals: they stay the business of the main thread.
+
   Args:
     config: a training config, as `dnt.config.default` makes it; it is validated here and not changed,
       except that an old spelling becomes today's.

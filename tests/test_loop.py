@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import time
+from concurrent import futures
 
 import jax
 import numpy as np
@@ -19,7 +20,7 @@ from dnt.config import run_config
 from dnt.data import resident, stream
 from dnt.models import depth
 from dnt.parallel import mesh as mesh_lib
-from dnt.parallel import preemption
+from dnt.parallel import preemption, signals
 from dnt.reporting import metric_names, metrics
 from dnt.training import evaluate, precompile, record, report
 from dnt.weights import pretrained
@@ -68,6 +69,16 @@ def test_order_of_events(tiny, tmp_path, monkeypatch):
   ]
   names = [(line['step'], 'train/loss' in line) for line in metrics.read(tmp_path)]
   assert names == [(2, True), (2, False), (4, True), (4, False), (6, True), (6, False)]
+
+
+def test_a_run_in_another_thread_leaves_signals_to_the_main_one(tiny, tmp_path):
+  tiny.train.steps, tiny.eval.every, tiny.checkpoint.every, tiny.telemetry.every = 2, '0', '0', '0'
+  before = signal.getsignal(signal.SIGTERM)
+  with futures.ThreadPoolExecutor(1) as pool:
+    assert pool.submit(dnt.train, tiny, tmp_path).result()['finished']
+  assert signal.getsignal(signal.SIGTERM) == before
+  with signals.hold() as watch:
+    assert signal.getsignal(signal.SIGTERM) == watch._handle
 
 
 def test_a_workdir_in_the_home_folder(tiny, tmp_path, monkeypatch):

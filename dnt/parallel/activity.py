@@ -1,4 +1,4 @@
-"""Says what this process is doing: the main thread notes it, and any other thread reads it."""
+"""Says what this process is doing: the thread that trains notes it, and any other thread reads it."""
 
 import pathlib
 import sys
@@ -12,21 +12,23 @@ _PACKAGE = str(pathlib.Path(__file__).parents[1])  # dnt
 
 
 class Activity(NamedTuple):
-  """Holds what the main thread does.
+  """Holds what the thread that trains does.
 
   Attributes:
     phase: one of the constants.
     step: steps done.
     since: `time.monotonic()` when it began.
+    thread: identifier of the thread.
   """
 
   phase: str
   step: int
   since: float
+  thread: int
 
 
 class Description(TypedDict):
-  """Describes an activity in JSON values: also its seconds so far, and `at`, where the main thread is."""
+  """Describes an activity in JSON values: also its seconds so far, and `at`, where its thread is."""
 
   phase: str
   step: int
@@ -34,25 +36,24 @@ class Description(TypedDict):
   at: str
 
 
-_current = Activity(START, 0, time.monotonic())
+_current = Activity(START, 0, time.monotonic(), threading.main_thread().ident or 0)
 
 
 def note(phase: str, step: int) -> None:
   """Notes that a phase begins after `step` steps."""
   global _current
-  _current = Activity(phase, step, time.monotonic())
+  _current = Activity(phase, step, time.monotonic(), threading.get_ident())
 
 
 def describe() -> Description:
-  """Returns what the main thread does; any thread may call it."""
+  """Returns what the thread that trains does; any thread may call it."""
   now = _current
-  return {'phase': now.phase, 'step': now.step, 'seconds': time.monotonic() - now.since, 'at': _place()}
+  return {'phase': now.phase, 'step': now.step, 'seconds': time.monotonic() - now.since, 'at': _place(now.thread)}
 
 
-def _place() -> str:
-  """Returns where the main thread is: its innermost call and the calls in dnt around it, `file:line function < ...`."""
-  main = threading.main_thread().ident
-  frame = sys._current_frames().get(main) if main is not None else None
+def _place(thread: int) -> str:
+  """Returns where a thread is: its innermost call and the calls in dnt around it, `file:line function < ...`."""
+  frame = sys._current_frames().get(thread)
   calls = []
   while frame is not None and len(calls) < 4:
     path = frame.f_code.co_filename

@@ -31,7 +31,9 @@ class _Interrupted(Exception):
 
 
 class Guard:
-  """Context of a loop that signals can stop; enter it in the main thread, after `multihost.initialize`.
+  """Context of a loop that signals can stop; enter it after `multihost.initialize`.
+
+  In another thread than the main one, the signals of this process stop it only by way of jax's preemption service.
 
   Attributes:
     counter: counts the calls of `requested`, which several processes make equally often.
@@ -48,7 +50,7 @@ class Guard:
     self._held = contextlib.ExitStack()
 
   def __enter__(self) -> 'Guard':
-    self._inform = take_over() if self._several else None
+    self._inform = take_over() if self._several and signals.in_main_thread() else None
     self._watch = self._held.enter_context(signals.hold(self._receive))
     return self
 

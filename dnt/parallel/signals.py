@@ -44,6 +44,8 @@ class Stopped(KeyboardInterrupt):
 class Watch:
   """Context of a program, in the main thread; see the module. SIGHUP stays ignored if it is, as under nohup.
 
+  In another thread it has no handlers, and receives nothing: signals are the business of the main thread.
+
   Attributes:
     first: the first signal that was received, or None.
     receive: takes the signals in place of the program, in a thread; set by `hold`.
@@ -65,7 +67,8 @@ class Watch:
 
   def __enter__(self) -> 'Watch':
     global _current
-    self._outer, _current = _current, self
+    if not in_main_thread():
+      return self
     self._read, self._write = os.pipe()
     os.set_blocking(self._write, False)
     numbers = [number for number in CODES.values() if number != signal.SIGHUP or not _is_ignored(number)]
@@ -75,10 +78,13 @@ class Watch:
     self._unraisable, sys.unraisablehook = sys.unraisablehook, self._ignored
     self._thread = threading.Thread(target=self._watch, daemon=True)
     self._thread.start()
+    self._outer, _current = _current, self
     return self
 
   def __exit__(self, *_: object) -> None:
     global _current
+    if _current is not self:
+      return
     sys.unraisablehook = self._unraisable
     signal.set_wakeup_fd(self._wakeup)
     for number, handler in self._handlers.items():
@@ -140,16 +146,16 @@ _current: Watch | None = None
 
 @contextlib.contextmanager
 def hold(receive: Callable[[int], object] = lambda number: None, ends_at_once: bool = True) -> Generator[Watch]:
-  """Keeps signals from ending what runs in the context, in the main thread.
+  """Keeps signals from ending what runs in the context, in the main thread; in another one it does nothing.
 
   Args:
     receive: called in a thread with the number of each signal.
     ends_at_once: whether a second Ctrl-C ends the program all the same.
 
   Yields:
-    The watch of the program; where there is none, as in a notebook, one for the context.
+    The watch of the program; where there is none, as in a notebook, or in another thread, one for the context.
   """
-  with contextlib.nullcontext(_current) if _current else Watch() as watch:
+  with contextlib.nullcontext(_current) if _current and in_main_thread() else Watch() as watch:
     before = watch.receive, watch.ends_at_once
     watch.receive, watch.ends_at_once = receive, ends_at_once
     try:
@@ -172,6 +178,11 @@ def hold_by_parts(part: str) -> contextlib.AbstractContextManager[Watch]:
     numbers.append(number)
 
   return hold(receive)
+
+
+def in_main_thread() -> bool:
+  """Returns whether this is the thread in which Python handles signals."""
+  return threading.current_thread() is threading.main_thread()
 
 
 def received() -> int | None:

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent import futures
 
 import pytest
 
@@ -191,3 +192,42 @@ def test_a_watch_puts_handlers_back():
   assert [signal.getsignal(number) for number in signals.CODES.values()] == before
   assert signal.set_wakeup_fd(-1) == -1
   assert signals.received() is None
+
+
+def in_a_thread(work):
+  """What work in another thread than the main one returns."""
+  with futures.ThreadPoolExecutor(1) as pool:
+    return pool.submit(work).result(timeout=30)
+
+
+def test_another_thread_leaves_signals_to_the_main_one():
+  handlers = [signal.getsignal(number) for number in signals.CODES.values()]
+  received = []
+
+  def work():
+    with signals.hold(received.append) as watch:
+      return watch, signals.received(), [signal.getsignal(number) for number in signals.CODES.values()]
+
+  own, first, while_it_worked = in_a_thread(work)
+  assert (own.first, first, while_it_worked) == (None, None, handlers)
+  with signals.hold() as main:
+    assert in_a_thread(work)[0] is not main
+    os.kill(os.getpid(), signal.SIGTERM)
+    deadline = time.monotonic() + 10
+    while signals.received() != signal.SIGTERM:
+      assert time.monotonic() < deadline
+      time.sleep(0.01)
+  assert received == [] and signals.received() is None
+  assert [signal.getsignal(number) for number in signals.CODES.values()] == handlers
+
+
+def test_a_watch_whose_handlers_cannot_be_set_is_not_that_of_the_program(monkeypatch):
+  def refuse(*_):
+    raise ValueError('signal only works in main thread of the main interpreter')
+
+  with monkeypatch.context() as patch:
+    patch.setattr(signal, 'signal', refuse)
+    with pytest.raises(ValueError, match='main interpreter'), signals.hold():
+      pass
+  with signals.hold() as watch:
+    assert signal.getsignal(signal.SIGTERM) == watch._handle
