@@ -3,12 +3,12 @@
   python -m dnt.predict --workdir=runs/mine --images=scans/new
   python -m dnt.predict --weights=hf:timm/resnet50.a1_in1k --images='photos/**/*.jpg' --top=3 --output=found.csv
 
-The images are preprocessed as in an evaluation of the network. The program names and skips a file that it cannot read;
-the exit code is 2 if it can read none. Ctrl-C writes the predictions so far. A run is loaded from its newest
-checkpoint, or from the one that --checkpoint names, with the averaged weights if the run keeps them (config.ema.decay).
-A row of the CSV is an image and one of its classes; the JSON also lists the skipped files. If --images is a folder of
-class folders (<class>/, or test/<class>/), their names are the labels: the program also reports the accuracy and the
-results of each class, and the JSON the confusion matrix.
+The images are preprocessed as in an evaluation of the network. The program names and skips a file that it cannot read,
+or for which the network gives no finite logits; the exit code is 2 if none is left. Ctrl-C writes the predictions so
+far. A run is loaded from its newest checkpoint, or from the one that --checkpoint names, with the averaged weights if
+the run keeps them (config.ema.decay). A row of the CSV is an image and one of its classes; the JSON also lists the
+skipped files. If --images is a folder of class folders (<class>/, or test/<class>/), their names are the labels: the
+program also reports the accuracy and the results of each class, and the JSON the confusion matrix.
 """
 
 import contextlib
@@ -86,7 +86,8 @@ def main(values: flags.FlagValues) -> None:
   with contextlib.ExitStack() as held:
     rows, unreadable = _collect(batches, paths, names, labels, held)
     if not rows:
-      raise errors.InputError(f'none of the {len(paths)} images at {values.images!r} can be read')
+      first = next(iter(unreadable.values()))
+      raise errors.InputError(f'none of the {len(paths)} images at {values.images!r} can be predicted: {first}')
     predicted = {path: row.best[0].index for path, row in rows.items()}
     measured = labels_lib.measure(labels, predicted, len(names))
     if measured:
@@ -139,7 +140,7 @@ def _collect(
     held: takes the signals from the first prediction on; before, a signal ends the program.
 
   Returns:
-    The predictions by path, and the reasons by path why files cannot be read.
+    The predictions by path, and the reasons by path why other files have none.
   """
   from dnt.parallel import signals
   from dnt.reporting import progress
@@ -231,7 +232,7 @@ def write(
     origin: the string that the network was loaded from.
     step: step of its checkpoint, if it has one.
     rows: the predictions.
-    unreadable: reasons by path, for files that cannot be read.
+    unreadable: reasons by path, for files without predictions.
     names: class names in the order of the network.
     measured: the predictions beside the labels, if there are labels; only JSON holds it.
 

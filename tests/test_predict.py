@@ -10,6 +10,7 @@ import sys
 import unicodedata
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -115,6 +116,45 @@ def test_the_program_prints_and_writes_what_it_found(program, trained, folder_of
     rows = list(csv.DictReader(file))
   assert [(row['picture'], row['rank']) for row in rows] == [(path, rank) for path in good for rank in '12']
   assert all(row['class'] == f'name {row["index"]}' for row in rows)
+
+
+@pytest.fixture
+def blind(monkeypatch):
+  """Networks have no finite logits for images whose first value is at least `least`: `blind(least)`."""
+  load = inference.load
+
+  def install(least):
+    def changed(*given):
+      network = load(*given)
+
+      def preprocess(images):
+        return jnp.where(images[:, :1, :1, :1] < least, network.preprocess(images), jnp.nan)
+
+      return network._replace(preprocess=preprocess)
+
+    monkeypatch.setattr(inference, 'load', changed)
+
+  return install
+
+
+def test_an_image_without_finite_logits_is_skipped_as_one_that_cannot_be_read(
+  program, trained, class_folders, tmp_path, blind
+):
+  root = class_folders('class0', 'class1')
+  Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(root / 'class0' / '0.png')
+  Image.fromarray(np.full((8, 8, 3), 255, np.uint8)).save(root / 'class0' / '1.png')
+  given = [f'--workdir={trained.workdir}', f'--images={root}', f'--output={tmp_path / "found.json"}']
+  blind(255)
+  code, said = program(*given)
+  assert code == 0, said
+  lost = f'the network gives no finite logits for the image {root}/class0/1.png'
+  assert f'skipped: {lost}' in said and re.match('3 images, .*, 1 skipped', said.splitlines()[-1])
+  found = json.loads((tmp_path / 'found.json').read_text())
+  assert found['unreadable'] == {f'{root}/class0/1.png': lost}
+  assert len(found['predictions']) == sum(map(sum, found['confusion'])) == 3
+  blind(0)
+  code, said = program(*given)
+  assert code == 2 and 'none of the 4 images' in said and 'no finite logits' in said.splitlines()[-1], said
 
 
 @pytest.fixture

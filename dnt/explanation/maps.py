@@ -1,6 +1,7 @@
 """Explains images one batch at a time: the network's prediction, its map, and the faithfulness of the map."""
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -156,7 +157,7 @@ class Explainer:
     Args:
       paths: paths of image files.
       target: the class that all maps explain; None: each image's predicted class.
-      skip: called with the path of each unreadable image and the error message.
+      skip: called with the path of each image that is unreadable, or has no finite logits, and the reason.
     """
     size = self._network.image_shape[:2]
     for start in range(0, len(paths), self._size):
@@ -168,13 +169,16 @@ class Explainer:
         continue
       chosen = None if target is None else np.full(len(read.paths), target, np.int32)
       maps = self.maps(read.images, chosen)
+      finite = np.all(np.isfinite(maps.probabilities), axis=-1)
+      for path in itertools.compress(read.paths, ~finite):
+        skip(path, inference.why_not_predicted(path))
       # The seed is the index among all paths, so other images read or skipped in the batch do not change the map.
       drawn = faithfulness.random_maps([place for place in places if paths[place] in read.paths], self._grid)
       noise = np.asarray(cam.upsample(jnp.asarray(drawn), size))
       areas, random_areas = (
         self.areas(read.images, maps.targets, faithfulness.ranks(each, noise)) for each in (maps.values, noise)
       )
-      for index, path in enumerate(read.paths):
+      for index, path in itertools.compress(enumerate(read.paths), finite):
         yield Explained(
           path=path,
           image=read.images[index],

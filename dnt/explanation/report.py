@@ -66,8 +66,8 @@ def run(requested: str, wanted: Wanted, output: pathlib.Path) -> str:
     A summary of the results in one line.
 
   Raises:
-    errors.InputError: the network, images, entry, class or split do not exist, no image is readable, or the folder is
-      not writable.
+    errors.InputError: the network, images, entry, class or split do not exist, no image can be explained, or the folder
+      is not writable.
   """
   paths = inference.find(wanted.images) if wanted.images else ()
   mesh = mesh_lib.make_mesh(schema.default().mesh)
@@ -141,7 +141,7 @@ def _explain(
   line.close()
   if not records:
     first = next(iter(unreadable.values()))
-    raise errors.InputError(f'none of the {len(paths)} images can be read: {first}')
+    raise errors.InputError(f'none of the {len(paths)} images can be explained: {first}')
   zero = sum(record['peak'] == 0 for record in records)
   if zero:
     found = f'the map of {zero} of {len(records)} images is zero everywhere: no position raises the score of its class'

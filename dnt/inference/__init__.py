@@ -1,7 +1,7 @@
 """Loads a trained network from one string, without its training data."""
 
 from dnt.inference.network import Network, load
-from dnt.inference.predictions import find, predict, read, say_rotation
+from dnt.inference.predictions import find, predict, read, say_rotation, why_not_predicted
 
 __all__ = [
   'Network',
@@ -10,4 +10,5 @@ __all__ = [
   'predict',
   'read',
   'say_rotation',
+  'why_not_predicted',
 ]

@@ -1,6 +1,7 @@
 """Finds and reads images as a trained network takes them, and predicts their classes."""
 
 import glob
+import itertools
 import logging
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -99,7 +100,7 @@ class Predictions(NamedTuple):
     paths: paths of the N images.
     indexes: class indexes, int32 [N, k], the most likely first.
     probabilities: float32 [N, k].
-    unreadable: maps the path of each other image to the error message.
+    unreadable: maps the path of each other image to the reason why it has no prediction.
   """
 
   paths: tuple[str, ...]
@@ -108,10 +109,17 @@ class Predictions(NamedTuple):
   unreadable: dict[str, str]
 
 
+def why_not_predicted(path: str) -> str:
+  """Returns the reason why an image has no prediction although it can be read."""
+  return f'the network gives no finite logits for the image {path}'
+
+
 def predict(
   network: network_lib.Network, mesh: Mesh, paths: Sequence[str], batch_size: int, top: int
 ) -> Iterator[Predictions]:
   """Yields the most likely classes of images batch by batch; it reads the next batch while one is computed.
+
+  An image whose logits are not finite has no prediction, like one that cannot be read.
 
   Args:
     network: from `network.load`, on the mesh.
@@ -130,7 +138,10 @@ def predict(
 
   def fetch(seen, result):
     probabilities, indexes = (np.asarray(each)[: len(seen.paths)] for each in result)
-    return Predictions(seen.paths, indexes, probabilities, seen.unreadable)
+    good = np.all(np.isfinite(probabilities), axis=-1)
+    paths = tuple(itertools.compress(seen.paths, good))
+    lost = {path: why_not_predicted(path) for path in itertools.compress(seen.paths, ~good)}
+    return Predictions(paths, indexes[good], probabilities[good], seen.unreadable | lost)
 
   program, pending = compile_lib.jit(best, mesh, out_shardings=mesh_lib.replicated(mesh)), None
   for start in range(0, len(paths), size):

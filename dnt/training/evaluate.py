@@ -34,8 +34,9 @@ class Result(NamedTuple):
     metrics: `<split>/loss`, `<split>/accuracy`, `<split>/calibration_error`, with many classes `<split>/top5_accuracy`,
       and `<split>/auroc`, the mean over the classes that have one, unless examples x classes exceed `LARGEST`. Loss and
       accuracies are NaN or infinite if a logit is not finite.
-    confusion: int [classes, classes], true class by predicted, by split.
-    per_class: the result of `scores.per_class`, by split.
+    confusion: int [classes, classes], true class by predicted, by split; without the examples whose probabilities are
+      not finite, which have no prediction.
+    per_class: the result of `scores.per_class`, by split, over the examples in `confusion`.
   """
 
   metrics: dict[str, float]
@@ -158,9 +159,8 @@ class Evaluator:
     metrics, confusion, per_class = {}, {}, {}
     for split in self._splits if splits is None else splits:
       sums, rows = self._of(split)(variables, self.between)
-      name, count = f'{split}{suffix}', int(sums['confusion'].sum())
+      name, count = f'{split}{suffix}', len(self._splits[split])
       metrics[f'{name}/loss'] = loss = float(sums['loss']) / count
-      # Logits that are not finite predict nothing, though the first of them would count as the largest.
       predicted = count if math.isfinite(loss) else math.nan
       metrics[f'{name}/accuracy'] = int(np.trace(sums['confusion'])) / predicted
       if 'top5' in sums:

@@ -92,8 +92,8 @@ def write(
     for path in workdir_lib.confusion_paths(workdir):
       if (result := workdir_lib.read_confusion(path)) is None:
         continue
-      accuracy = np.trace(result['matrix']) / max(np.sum(result['matrix']), 1)
-      title = f'{result["split"]}, step {result["step"]:,}: accuracy {100 * accuracy:.2f} %'
+      accuracy = progress.format_value('accuracy', _accuracy(result, records))
+      title = f'{result["split"]}, step {result["step"]:,}: accuracy {accuracy}'
       images[f'{path.stem}.png'] = plots.png(plots.confusion(result['matrix'], result['class_names'], title))
       if 'per_class' in result:  # a run that an older version finished has none
         classes[f'{path.stem}.png'] = class_table(result['class_names'], result['per_class'])
@@ -300,6 +300,19 @@ def devices(mesh: jax.sharding.Mesh) -> dict[str, Any]:
     'processes': jax.process_count(),
     'mesh': ' x '.join(f'{name} {size}' for name, size in mesh.shape.items()),
   }
+
+
+def _accuracy(evaluated: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> float | None:
+  """Returns the accuracy of an evaluation, None if it is not finite; the matrix alone lacks what has no prediction.
+
+  Args:
+    evaluated: the content of a `confusion_path`; its matrix counts if the record has no line of the evaluation.
+    records: the lines of `metrics.jsonl`.
+  """
+  name, matrix = f'{evaluated["split"]}/accuracy', evaluated['matrix']
+  lines = [line for line in records if line['step'] == evaluated['step'] and not metric_names.is_training(line)]
+  measured = [line[name] for line in lines if name in line]
+  return measured[-1] if measured else float(np.trace(matrix) / max(np.sum(matrix), 1))
 
 
 def _alike(a: depth.Row, b: depth.Row) -> bool:

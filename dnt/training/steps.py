@@ -291,8 +291,9 @@ def make_eval_step(
   Returns:
     `(variables, batch) -> (sums, rows)`; batch: image, label and mask (bool [B], False on padding); sums: `loss`
     float32 (plain cross-entropy, without smoothing or class weights), `confusion` int32 [classes, classes], true by
-    predicted, `calibration_gaps` (see `scores`), and with many classes `top5` int32, how often the label is among the
-    five largest logits; rows: `probabilities` float32 [B, classes] and `label` int32 [B], including padding.
+    predicted, without examples whose probabilities are not finite, `calibration_gaps` (see `scores`), and with many
+    classes `top5` int32, how often the label is among the five largest logits; rows: `probabilities` float32
+    [B, classes] and `label` int32 [B], including padding.
   """
 
   def eval_step(variables, batch):
@@ -303,7 +304,9 @@ def make_eval_step(
     probabilities = jax.nn.softmax(logits)
     correct = losses.correct(logits, batch['label'])
     cell = batch['label'] * num_classes + jnp.argmax(logits, -1)
-    confusion = jnp.zeros((num_classes * num_classes,), jnp.int32).at[cell].add(batch['mask'].astype(jnp.int32))
+    # Logits that are not finite predict nothing, though the first of them would count as the largest.
+    predicted = batch['mask'] & jnp.all(jnp.isfinite(probabilities), -1)
+    confusion = jnp.zeros((num_classes * num_classes,), jnp.int32).at[cell].add(predicted.astype(jnp.int32))
     sums = {
       'loss': jnp.sum(jnp.where(batch['mask'], loss, 0.0)),
       'confusion': confusion.reshape(num_classes, num_classes),

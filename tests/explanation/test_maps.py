@@ -53,6 +53,15 @@ def test_the_same_one_by_one_and_in_batches_with_a_filled_up_last_one(network, p
     assert one.target == other.target == one.probabilities.argmax()
 
 
+def test_an_image_without_finite_logits_is_skipped(network, paths, monkeypatch):
+  made = maps.Maps(np.zeros((2, 8, 8), np.float32), np.array([[0.5, 0.5], [np.nan, np.nan]]), np.zeros(2, np.int32))
+  monkeypatch.setattr(maps.Explainer, 'maps', lambda *_: made)
+  monkeypatch.setattr(maps.Explainer, 'areas', lambda *_: faithfulness.Areas(np.zeros(2), np.zeros(2)))
+  found, skipped = explain(*network, paths[:2], 2)
+  assert [each.path for each in found] == paths[:1]
+  assert skipped == {paths[1]: f'the network gives no finite logits for the image {paths[1]}'}
+
+
 def test_an_image_is_what_the_pieces_say(network, paths):
   """On eight devices, which share a batch; the target is given."""
   found, _ = explain(*network, paths[:1], 1, target=3, method='layer_cam')

@@ -19,7 +19,8 @@ def test_logits_that_are_not_finite_predict_nothing(tiny):
   variables = mesh_lib.place(run.init_variables(), mesh_lib.replicated(mesh))
   variables['params'] = jax.tree.map(lambda leaf: np.nan * leaf, variables['params'])
   with evaluate.Evaluator(run, mesh, data.evaluation) as evaluator:
-    metrics = evaluator(variables).metrics
+    metrics, confusion, per_class = evaluator(variables)
+  assert not confusion['test'].any() and {*per_class['test']['sensitivity']} == {None}
   assert metrics.keys() == {'test/loss', 'test/accuracy', 'test/calibration_error'}
   assert np.isnan(list(metrics.values())).all()
 

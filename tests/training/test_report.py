@@ -293,3 +293,12 @@ def test_last_lines(written):
   assert report.evaluation_line({'step': 7, 'test/loss': 0.25, 'test/accuracy': 0.5}) == (
     'step 7  test/loss 0.2500  test/accuracy 50.00 %'
   )
+
+
+@pytest.mark.parametrize(
+  ('line', 'accuracy'), [({}, 0.75), ({'train/accuracy': None}, None), ({'train/accuracy': 0.5}, 0.5)]
+)
+def test_the_accuracy_beside_a_matrix_is_that_of_the_evaluation(line, accuracy):
+  evaluated = {'split': 'train', 'step': 10, 'matrix': [[2, 0], [1, 1]]}
+  training = {'step': 10, 'train/accuracy': 0.9, 'train/learning_rate': 0.1}
+  assert report._accuracy(evaluated, [{'step': 5, 'train/accuracy': 0.1}, training, {'step': 10} | line]) == accuracy

@@ -174,6 +174,17 @@ def test_evaluation_leaves_padding_out(tiny, begin):
   np.testing.assert_allclose(rows['probabilities'][:5], others['probabilities'][:5], atol=1e-6)
 
 
+def test_an_example_without_finite_logits_is_in_no_confusion_matrix(tiny, begin):
+  run, state, batch = begin(tiny)
+  variables = {'params': state.params, 'batch_stats': state.batch_stats}
+  batch |= {'mask': jnp.arange(16) < 5, 'image': batch['image'].astype(jnp.float32)}
+  whole, _ = jax.jit(run.eval_step)(variables, batch)
+  part, rows = jax.jit(run.eval_step)(variables, batch | {'image': batch['image'].at[2].set(jnp.nan)})
+  (missing,) = np.argwhere(whole['confusion'] - part['confusion'])
+  assert int(part['confusion'].sum()) == 4 and missing[0] == batch['label'][2]
+  assert np.isnan(part['loss']) and np.isnan(rows['probabilities'][2]).all()
+
+
 def test_top5_counts_with_many_classes(tiny, begin):
   tiny.data.synthetic_classes = tiny.data.synthetic_examples = 100
   run, state, batch = begin(tiny)
