@@ -200,7 +200,7 @@ def read_parameters(path: pathlib.Path) -> ReadBack:
     step=int(path.name),
     params=tree['params'],
     batch_stats=tree.get('batch_stats', {}),
-    ema=tree.get('ema', {}),
+    ema={'batch_stats': {}, **tree['ema']} if 'ema' in tree else {},  # an empty dict has no leaves on disk
     meta=envelope['meta'],
   )
   return ReadBack(leaves, record, value)

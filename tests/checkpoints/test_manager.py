@@ -573,9 +573,11 @@ def test_load_parameters_of_nothing(tmp_path):
 
 def test_load_parameters_without_statistics(tmp_path):
   saved = checkpoints.Checkpoints(tmp_path, _options())
-  saved.save(1, {'params': {'w': jnp.ones(3, jnp.bfloat16)}, 'batch_stats': {}, 'ema': {}}, {})
+  params = {'w': jnp.ones(3, jnp.bfloat16)}
+  saved.save(1, {'params': params, 'batch_stats': {}, 'ema': {}}, {})
+  saved.save(2, {'params': params, 'batch_stats': {}, 'ema': {'params': params, 'batch_stats': {}}}, {})
   saved.close()
-  loaded = checkpoints.load_parameters(tmp_path)
+  loaded = checkpoints.load_parameters(tmp_path, 1)
   assert loaded.batch_stats == {} and loaded.ema == {}
   assert loaded.params['w'].dtype == jnp.bfloat16
 
@@ -588,6 +590,8 @@ def test_workdir_that_cannot_be_written(tmp_path):
   with pytest.raises(errors.InputError, match=r'file/run .*Not a directory.*--workdir'):
     checkpoints.Checkpoints(tmp_path / 'file' / 'run', _options())
   if os.geteuid():
+  averaged = checkpoints.load_parameters(tmp_path, 2).ema
+  assert averaged.keys() == {'params', 'batch_stats'} and averaged['batch_stats'] == {}
     (tmp_path / 'locked').mkdir(mode=0o500)
     with pytest.raises(errors.InputError, match='Permission denied'):
       checkpoints.Checkpoints(tmp_path / 'locked' / 'run', _options())

@@ -135,6 +135,13 @@ def test_what_is_not_as_in_the_run_is_said(tiny, saved, tmp_path, caplog):
   assert [line.partition(': ')[2].split()[0] for line in lines] == ['data.seed', 'model.activation']
 
 
+def test_the_average_of_a_network_without_statistics_is_evaluated(tiny, saved, tmp_path):
+  tiny.model.norm, tiny.ema.decay = 'layer_norm', 0.5
+  saved(tiny)
+  found = evaluate.evaluate(tiny, tmp_path / 'run')
+  assert found['test_ema/loss'] != found['test/loss']
+
+
 def test_another_network_is_refused_by_its_options(tiny, saved, tmp_path):
   saved(tiny)
   tiny.model.norm = 'layer_norm'
