@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import time
+import types
 from concurrent import futures
 
 import jax
@@ -259,6 +260,15 @@ def test_a_run_that_is_further_than_its_steps_is_finished(tiny, tmp_path, consol
   assert re.search(r'done 6 steps.*4 of config.train.steps.*--workdir', console.readouterr().out)
   tiny.train.steps = 8
   assert run(tiny, tmp_path)['step'] == 8
+
+
+def test_processes_take_the_changes_of_the_lead_for_those_of_a_run_that_has_ended(tmp_path, monkeypatch):
+  """A process whose weights stand elsewhere would ask alone whether the run has ended."""
+  run = types.SimpleNamespace(config=types.SimpleNamespace(train=types.SimpleNamespace(steps=6)))
+  saved, change = types.SimpleNamespace(latest_step=6), changes.Change('train.init_from', '/here', '/there', 'note')
+  monkeypatch.setattr(loop, '_has_ended', lambda *_: pytest.fail('the lead does not ask'))
+  monkeypatch.setattr(multihost, 'broadcast_from_lead', lambda value: [])
+  assert loop._already_done(run, tmp_path, saved, None, '', [change]) is None
 
 
 def test_a_run_that_has_ended_keeps_the_config_that_it_was_trained_with(tiny, tmp_path, console):

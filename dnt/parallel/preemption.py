@@ -44,7 +44,7 @@ class Guard:
   def __init__(self):
     self.stopped_by: int | None = None
     self.counter = itertools.count()
-    self._several = jax.distributed.is_initialized()
+    self._several = jax.distributed.is_initialized() and jax.process_count() > 1
     self._first: tuple[float, int] | None = None  # time and number of the first signal of this process
     self._requested = threading.Event()
     self._held = contextlib.ExitStack()

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import pytest
 
@@ -108,7 +109,13 @@ def test_guard_puts_the_handlers_back():
   assert signal.set_wakeup_fd(-1) == -1
 
 
-def test_a_signal_ends_an_attempt_but_not_other_work():
+@pytest.mark.parametrize('joined', [False, True])
+def test_a_signal_ends_an_attempt_but_not_other_work(joined, monkeypatch):
+  """Also of a run of one process under --distributed."""
+  joins = types.SimpleNamespace(is_initialized=lambda: joined)
+  monkeypatch.setattr(preemption, 'jax', types.SimpleNamespace(distributed=joins, process_count=lambda: 1))
+  monkeypatch.setattr(preemption, 'take_over', lambda: lambda: None)
+
   def interrupted():
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(30)
