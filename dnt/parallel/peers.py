@@ -160,7 +160,8 @@ class Peers:
       self._decide(f'{self.name(process)} was stopped by {signal.Signals(code - 128).name}', code, grace)
     elif code:
       reason = f': {message["reason"]}' if message['reason'] else f' with exit code {code}'
-      self._decide(f'error: {self.name(process)} failed{reason}; {_HINT}', 1, grace)
+      # Bad input stays bad input: launchers do not start a run again that ends with 2.
+      self._decide(f'error: {self.name(process)} failed{reason}; {_HINT}', 2 if code == 2 else 1, grace)
 
   def _decide(self, line: str, code: int = 1, grace: float = 0.0) -> None:
     """Stores why this process must end, and tells the others; the first reason counts."""

@@ -21,11 +21,11 @@ with signals.Watch():
   watched = peers.watch(process, *rendezvous.meet(clusters.Cluster(coordinator, int(count), process), 30))
   print('met', flush=True)
   sys.stdin.readline()
-  if how == 'error':
+  if how in ('1', '2'):
     if this:
       watched.explain('the disk is full')
-      watched.leave(1, 1.0)
-      signals.exit_at_once(1)
+      watched.leave(int(how), 1.0)
+      signals.exit_at_once(int(how))
     try:
       time.sleep(0.1)  # a collective fails
     finally:
@@ -113,13 +113,13 @@ def test_a_process_that_does_not_answer_is_lost_and_one_that_goes_on_in_time_is_
     assert re.fullmatch(r'error: process 2 .*lost.*not answered.*\n', err.lstrip())
 
 
-@pytest.mark.parametrize(('count', 'who'), [(2, 1), (3, 0)])
-def test_a_process_that_fails_is_named_with_its_error(launch, count, who):
-  found = ends(launch('error', who, count))
-  assert found.pop(who) == (1, [])
-  for code, lines in found:
+@pytest.mark.parametrize(('count', 'who', 'code'), [(2, 1, 1), (3, 0, 1), (3, 1, 2)])
+def test_a_process_that_fails_is_named_with_its_error_and_the_others_end_with_its_code(launch, count, who, code):
+  found = ends(launch(str(code), who, count))
+  assert found.pop(who) == (code, [])
+  for other, lines in found:
     (line,) = lines
-    assert code == 1 and re.match(f'error: process {who} .*failed: the disk is full', line)
+    assert other == code and re.match(f'error: process {who} .*failed: the disk is full', line)
 
 
 def test_processes_that_fail_together_each_say_why_with_their_own_code(launch):
