@@ -12,7 +12,6 @@ import logging
 import math
 import os
 import pathlib
-import secrets
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -98,7 +97,7 @@ class Checkpoints:
     """Lists the steps on disk or being written, in ascending order."""
     if '_manager' in self.__dict__:
       return sorted(self._manager.all_steps())
-    return multihost.broadcast_from_lead(format.steps_in(self._directory))
+    return _list_steps(self._directory)
 
   def newest_on_disk(self) -> int | None:
     """Returns the newest step that this process sees on disk; not collective, so that it can follow an error."""
@@ -312,7 +311,7 @@ class ReadOnly:
 
   def steps(self) -> list[int]:
     """Lists the steps on disk, in ascending order."""
-    return multihost.broadcast_from_lead(format.steps_in(self._directory))
+    return _list_steps(self._directory)
 
   def restore_latest(self, abstract_states: Mapping[int, Any]) -> format.Restored | None:
     """Restores like `Checkpoints.restore_latest`, but skips damaged checkpoints without moving them."""
@@ -332,7 +331,7 @@ def load_parameters(workdir: str | os.PathLike, step: int | None = None) -> form
     errors.InputError: there is no checkpoint or no such step, or it is damaged; without a step, all are.
   """
   directory = workdir_lib.checkpoints(workdir)
-  steps = multihost.broadcast_from_lead(format.steps_in(directory))
+  steps = _list_steps(directory)
   if not steps:
     raise errors.InputError(f'there is no checkpoint in {directory}; give the workdir of a dnt run that saved one')
   if step is not None and step not in steps:
@@ -347,7 +346,7 @@ def read_meta(workdir: str | os.PathLike) -> dict[str, Any]:
     errors.InputError: a checkpoint has a newer format, or may not be read.
   """
   directory = workdir_lib.checkpoints(workdir)
-  return format.newest_meta(directory, multihost.broadcast_from_lead(format.steps_in(directory)))
+  return format.newest_meta(directory, _list_steps(directory))
 
 
 def choose_step(workdir: str | os.PathLike, which: str, best_metric: str) -> int:
@@ -362,7 +361,7 @@ def choose_step(workdir: str | os.PathLike, which: str, best_metric: str) -> int
     errors.InputError: `which` is nothing of these, or no checkpoint has the metric.
   """
   directory = workdir_lib.checkpoints(workdir)
-  steps = multihost.broadcast_from_lead(format.steps_in(directory))
+  steps = _list_steps(directory)
   if which != BEST:
     known = {str(step): step for step in steps}
     if which not in known:
@@ -415,7 +414,7 @@ def _newest_good(
   Raises:
     errors.InputError: this step is damaged, or all are; or a checkpoint cannot be read although it is not damaged.
   """
-  damaged, steps = {}, multihost.broadcast_from_lead(format.steps_in(directory))
+  damaged, steps = {}, _list_steps(directory)
   for step in [only] if only is not None else reversed(steps):
     problem, read_back = None, None
     try:
@@ -448,25 +447,32 @@ def _reader(abstract_states: Mapping[int, Any]) -> Callable[[pathlib.Path], form
   return lambda path: format.read_state(path, abstract_states[int(path.name)])
 
 
+def _list_steps(directory: pathlib.Path) -> list[int]:
+  """Lists the steps that the lead sees on disk, in ascending order; every process calls it.
+
+  Raises:
+    errors.InputError: there are steps, and a process does not see their directory.
+  """
+  steps = multihost.broadcast_from_lead(format.steps_in(directory))
+  if steps:  # in a bucket there are no directories
+    multihost.raise_any(None if buckets.address(directory) or directory.is_dir() else _not_shared(directory))
+  return steps
+
+
 def _check_writable(directory: pathlib.Path) -> None:
-  probe = directory / f'.writable-{multihost.broadcast_from_lead(secrets.token_hex(4))}'
   problem = None
-  if multihost.is_lead():
+  if multihost.is_lead() and not buckets.address(directory):
     try:
-      if not buckets.address(directory):
-        files.make_workdir(directory.parent)
-        directory.mkdir(exist_ok=True)
-      probe.touch()
+      files.make_workdir(directory.parent)
+      directory.mkdir(exist_ok=True)
     except errors.InputError as error:
       problem = error
   multihost.raise_any(problem)
-  if not probe.exists():
-    problem = errors.InputError(
-      f'{directory.parent} does not hold the files of process 0; give all processes the same --workdir, on a file '
-      'system that they share'
-    )
-  problem = multihost.agree(problem)
-  if multihost.is_lead():
-    probe.unlink()
-  if problem is not None:
-    raise problem
+  multihost.raise_any(None if multihost.sees_files_of_lead(directory) else _not_shared(directory))
+
+
+def _not_shared(directory: pathlib.Path) -> errors.InputError:
+  return errors.InputError(
+    f'{directory.parent} does not hold the files of process 0; give all processes the same --workdir, on a file '
+    'system that they share'
+  )

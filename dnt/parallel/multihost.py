@@ -5,6 +5,8 @@ leave the accelerator to them. Every process must call all of them, except `is_l
 """
 
 import json
+import pathlib
+import secrets
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
@@ -129,6 +131,19 @@ def broadcast_from_lead(value: Any) -> Any:
 def least(value: int) -> int:
   """Returns the smallest value of all processes."""
   return value if is_single() else int(np.min(multihost_utils.process_allgather(np.int32(value))))
+
+
+def sees_files_of_lead(folder: pathlib.Path) -> bool:
+  """Returns whether this process sees the files of the lead in a folder, in which the lead can write."""
+  probe = folder / f'.shared-{broadcast_from_lead(secrets.token_hex(4))}'
+  if is_lead():
+    probe.touch()
+  barrier('dnt: the lead has written a probe')
+  seen = probe.exists()
+  barrier('dnt: all have looked for the probe')
+  if is_lead():
+    probe.unlink()
+  return seen
 
 
 def gather_from_all(value: Any) -> list[Any]:

@@ -13,8 +13,6 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dnt import buckets, checkpoints, errors, trees
-from dnt import workdir as workdir_lib
-from dnt.checkpoints import format
 from dnt.data import class_order
 from dnt.models import depth, layouts
 from dnt.parallel import compile as compile_lib
@@ -100,7 +98,7 @@ def begin(run: experiment.Experiment, mesh: Mesh, variables: dict[str, Any]) -> 
 
 def load_start(run: experiment.Experiment, workdir: pathlib.Path, weights: pretrained.Source | None) -> dict[str, Any]:
   """Returns the parameters and statistics that `find` would start from, on the host, without logging a message."""
-  if multihost.broadcast_from_lead(format.steps_in(workdir_lib.checkpoints(workdir))):
+  if checkpoints.ReadOnly(workdir).steps():
     newest = checkpoints.load_parameters(workdir)  # not the average, which does not train
     return match(run.trace, {'params': newest.params, 'batch_stats': newest.batch_stats}, buckets.name(workdir))
   return load_new(run, weights)

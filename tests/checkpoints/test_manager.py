@@ -21,6 +21,7 @@ from jax.sharding import PartitionSpec
 from dnt import checkpoints, config, errors
 from dnt.checkpoints import format
 from dnt.parallel import mesh as mesh_lib
+from dnt.parallel import multihost
 
 # Tasks that a failing read leaves behind in TensorStore are reported when they are collected.
 pytestmark = pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
@@ -571,6 +572,15 @@ def test_load_parameters_of_nothing(tmp_path):
   assert not (tmp_path / 'nowhere').exists()
 
 
+@pytest.mark.parametrize('read', [checkpoints.load_parameters, checkpoints.read_meta])
+def test_a_process_that_does_not_see_the_folder_calls_no_checkpoint_damaged(run, tmp_path, monkeypatch, read):
+  steps = format.steps_in(run / 'checkpoints')
+  monkeypatch.setattr(multihost, 'broadcast_from_lead', lambda value: steps)
+  with pytest.raises(errors.InputError, match=r'elsewhere does not hold the files of process 0.*--workdir'):
+    read(tmp_path / 'elsewhere')
+  assert read(run)
+
+
 def test_load_parameters_without_statistics(tmp_path):
   saved = checkpoints.Checkpoints(tmp_path, _options())
   params = {'w': jnp.ones(3, jnp.bfloat16)}
@@ -580,6 +590,8 @@ def test_load_parameters_without_statistics(tmp_path):
   loaded = checkpoints.load_parameters(tmp_path, 1)
   assert loaded.batch_stats == {} and loaded.ema == {}
   assert loaded.params['w'].dtype == jnp.bfloat16
+  averaged = checkpoints.load_parameters(tmp_path, 2).ema
+  assert averaged.keys() == {'params', 'batch_stats'} and averaged['batch_stats'] == {}
 
 
 # The workdir.
@@ -590,8 +602,6 @@ def test_workdir_that_cannot_be_written(tmp_path):
   with pytest.raises(errors.InputError, match=r'file/run .*Not a directory.*--workdir'):
     checkpoints.Checkpoints(tmp_path / 'file' / 'run', _options())
   if os.geteuid():
-  averaged = checkpoints.load_parameters(tmp_path, 2).ema
-  assert averaged.keys() == {'params', 'batch_stats'} and averaged['batch_stats'] == {}
     (tmp_path / 'locked').mkdir(mode=0o500)
     with pytest.raises(errors.InputError, match='Permission denied'):
       checkpoints.Checkpoints(tmp_path / 'locked' / 'run', _options())
@@ -700,10 +710,14 @@ except errors.InputError as error:
   seen.append('unexpected: params/b, step' in str(error))
 seen += [saved.save(2, restored, {}), saved.save(3, restored, {})]
 saved.close()
-try:
-  checkpoints.Checkpoints(workdir / f'own{process}', options.checkpoint).save(1, state, {})
-except errors.InputError as error:
-  seen.append(str(error))
+for use in (
+  lambda: checkpoints.load_parameters(workdir if process == 0 else workdir / 'own1'),
+  lambda: checkpoints.Checkpoints(workdir / f'own{process}', options.checkpoint),
+):
+  try:
+    use()
+  except errors.InputError as error:
+    seen.append(str(error))
 print(json.dumps(seen))
 """
 
@@ -722,7 +736,7 @@ def test_two_processes(tmp_path, coordinator):
   for process, (_, stderr) in zip(processes, outputs, strict=True):
     assert process.returncode == 0, stderr
   seen = [json.loads(stdout.splitlines()[-1]) for stdout, _ in outputs]
-  for problem in (each.pop() for each in seen):
+  for problem in [each.pop() for each in seen * 2]:
     assert f'{tmp_path / "own1"} does not hold' in problem and '--workdir' in problem
   refused = seen[0][4]
   assert re.search(r'step 4 .*not finite.* \(?params/b\b', refused)
