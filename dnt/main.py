@@ -93,6 +93,7 @@ def main(values: flags.FlagValues) -> None:
     flags_of_all = {f'--{name}': values[name].value for name in ('mode', 'allow')}
     description = agreement.describe(config, cli.config_path(values), {**versions, **flags_of_all})
     multihost.initialize(*joining, stops_itself=values.mode == 'train', description=description)
+    compile_lib.keep_cache_if_shared()
   elif values.coordinator or values.num_processes or values.process_id is not None:
     raise errors.InputError('--coordinator, --num_processes and --process_id need --distributed')
 

@@ -17,11 +17,11 @@ import pytest
 import dnt
 from dnt import checkpoints, errors, files, loop, trees
 from dnt.checkpoints import format
-from dnt.config import run_config
+from dnt.config import changes, run_config
 from dnt.data import resident, stream
 from dnt.models import depth
 from dnt.parallel import mesh as mesh_lib
-from dnt.parallel import preemption, signals
+from dnt.parallel import multihost, preemption, signals
 from dnt.reporting import metric_names, metrics
 from dnt.training import evaluate, precompile, record, report
 from dnt.weights import pretrained

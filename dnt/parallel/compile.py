@@ -16,7 +16,7 @@ from jax.extend import core
 from jax.sharding import Mesh
 
 from dnt import errors, files
-from dnt.parallel import capacity
+from dnt.parallel import capacity, multihost
 from dnt.parallel import mesh as mesh_lib
 from dnt.parallel.cpu import allocator, lowering, options
 
@@ -186,3 +186,27 @@ def _remove_cut_off(directory: pathlib.Path) -> None:
 
   warnings.filterwarnings('always', _CUT_OFF)
   warnings.showwarning = showwarning  # ty: ignore[invalid-assignment]  # Python allows it
+
+
+def keep_cache_if_shared() -> None:
+  """Turns the cache off if processes on GPUs do not share it; every process calls it before it compiles anything.
+
+  jax writes to the cache in process 0 only. A process that does not find a program there compiles it, and XLA then
+  waits for the kernels that the others tune, which do not compile if they have found it.
+  """
+  if multihost.is_single() or jax.default_backend() != 'gpu':
+    return
+  directory = jax.config.jax_compilation_cache_dir  # ty: ignore[missing-attribute]
+  jax.config.update('jax_compilation_cache_dir', None)  # also for the programs of this comparison
+  places = multihost.gather_from_all(directory)
+  if any(place is None or '://' in place for place in places):  # there is none, or it is a bucket
+    shared = len({*places}) == 1
+  else:
+    shared = all(multihost.gather_from_all(multihost.sees_files_of_lead(pathlib.Path(directory))))
+  if shared:
+    jax.config.update('jax_compilation_cache_dir', directory)
+  elif directory:
+    _log.info(
+      f'compiled programs are not kept in {directory} (not all processes share it), so the next start compiles them '
+      'again'
+    )

@@ -18,7 +18,7 @@ import pytest
 
 from dnt import errors, files
 from dnt.models import conv, norms
-from dnt.parallel import capacity
+from dnt.parallel import capacity, multihost
 from dnt.parallel import compile as compile_lib
 from dnt.parallel.cpu import allocator, options
 
@@ -204,6 +204,34 @@ def test_of_programs_that_were_cut_off_in_the_cache_those_being_written_stay(tmp
   output = console.readouterr().out
   assert output.count('\n') == 1 and str(tmp_path) in output
   assert [str(each.message) for each in recwarn] == ['another']
+
+
+@pytest.mark.parametrize(
+  ('others', 'backend', 'kept'),
+  [('shared', 'gpu', True), ('own', 'gpu', False), (None, 'gpu', False), ('own', 'cpu', True)],
+)
+def test_processes_on_gpus_keep_a_cache_that_they_share(tmp_path, monkeypatch, console, others, backend, kept):
+  """Another process sees the files of this one in its cache, or has a cache of its own, or none."""
+  monkeypatch.setattr(multihost, 'is_single', lambda: False)
+  monkeypatch.setattr(multihost, 'barrier', lambda name: None)
+  monkeypatch.setattr(jax, 'default_backend', lambda: backend)
+
+  def gather(value):
+    if isinstance(value, bool):
+      assert value and not list(tmp_path.iterdir())
+      return [value, others == 'shared']
+    assert jax.config.jax_compilation_cache_dir is None, 'it compiles nothing that is kept'
+    return [value, others and str(tmp_path)]
+
+  monkeypatch.setattr(multihost, 'gather_from_all', gather)
+  cache = jax.config.jax_compilation_cache_dir
+  try:
+    jax.config.update('jax_compilation_cache_dir', str(tmp_path))
+    compile_lib.keep_cache_if_shared()
+    assert jax.config.jax_compilation_cache_dir == (str(tmp_path) if kept else None)
+  finally:
+    jax.config.update('jax_compilation_cache_dir', cache)
+  assert console.readouterr().out.count(str(tmp_path)) == (not kept)
 
 
 def test_a_program_run_eagerly_gives_the_same_and_compiles_no_constants(monkeypatch):
