@@ -19,6 +19,10 @@ PACKAGE = pathlib.Path(__file__).parents[1]  # dnt
 _MOST_FILES = 1000  # of a user's own network
 
 
+class DifferenceError(errors.InputError):
+  """Raised in every process of a run if they differ."""
+
+
 def describe(config: typed.Config, file: pathlib.Path, others: Mapping[str, Any]) -> dict[str, Any]:
   """Returns what must be equal in all processes of a run, as JSON values by name.
 
@@ -67,9 +71,9 @@ def differences(descriptions: Sequence[Mapping[str, Any]]) -> str:
 
 
 def check(descriptions: Sequence[Mapping[str, Any]]) -> None:
-  """Raises an `errors.InputError` if the processes differ; see `differences`."""
+  """Raises a `DifferenceError` if the processes differ; see `differences`."""
   if found := differences(descriptions):
-    raise errors.InputError(found)
+    raise DifferenceError(found)
 
 
 def own_code(model: str, folder: str | None) -> dict[str, str]:

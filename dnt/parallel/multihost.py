@@ -202,6 +202,6 @@ def check_equal(values: Mapping[str, Any]) -> None:
   """Checks that all processes have equal JSON values by name; every process calls it.
 
   Raises:
-    errors.InputError: they do not; in every process.
+    agreement.DifferenceError: they do not; in every process.
   """
   agreement.check(gather_from_all(values))

@@ -13,7 +13,7 @@ from dnt import buckets, errors
 from dnt import config as schema
 from dnt.config import typed
 from dnt.data import class_order, fingerprint, inspection, pipeline, sources
-from dnt.parallel import multihost
+from dnt.parallel import agreement, multihost
 from dnt.training import experiment, resume
 
 _log = logging.getLogger(__name__)
@@ -42,9 +42,12 @@ def load(
     meta: the `meta` of its checkpoint.
 
   Raises:
-    errors.InputError: a source, split or image file is missing or damaged, or has other classes than the run.
+    errors.InputError: a source, split or image file is missing or damaged, or has other classes than the run, or
+      processes have other data.
   """
-  in_place, train = _place(config.data) == _place(trained.config.data), config.data.train_split
+  # The lead wrote the config of the run; in another process the folder may stand elsewhere.
+  in_place = multihost.broadcast_from_lead(_place(config.data) == _place(trained.config.data))
+  train = config.data.train_split
 
   def read(own):
     return _read(_complete(config, trained.config, meta), splits, meta, f'the run in {buckets.name(workdir)}', own)
@@ -61,10 +64,15 @@ def load(
             'another split'
           )
         return Loaded(config, data)
+    except agreement.DifferenceError:
+      raise
     except errors.InputError as error:
-      with contextlib.suppress(errors.InputError):  # the first error says more
+      try:
         return read(own=True)
-      raise error
+      except agreement.DifferenceError:
+        raise
+      except errors.InputError:
+        raise error from None  # it says more
   return read(own=False)
 
 
@@ -89,14 +97,19 @@ def _read(config: typed.Config, splits: Sequence[str], meta: Mapping[str, Any], 
   """Reads splits without a training split, each as a whole; of data that is the run's `own`, by their names."""
   data = schema.copy_unlocked(config.data)
   data.images_per_class = None
-  available, chosen = sources.find(data, data.seed), {split: split for split in splits}
-  if not own and (chosen := sources.choose(available, splits)) != {split: split for split in splits}:
-    named = ', '.join(name if name == split else f'{split!r} as {name!r}' for name, split in chosen.items())
-    _log.info(f'{data.source} is not the data of {owner}: evaluating its split {named}')
-  loaded = {
-    name: class_order.align(sources.read(available, data, split), meta.get('class_names', ()), owner)
-    for name, split in chosen.items()
-  }
+
+  def read():
+    available, chosen = sources.find(data, data.seed), {split: split for split in splits}
+    if not own and (chosen := sources.choose(available, splits)) != {split: split for split in splits}:
+      named = ', '.join(name if name == split else f'{split!r} as {name!r}' for name, split in chosen.items())
+      _log.info(f'{data.source} is not the data of {owner}: evaluating its split {named}')
+    return {
+      name: class_order.align(sources.read(available, data, split), meta.get('class_names', ()), owner)
+      for name, split in chosen.items()
+    }
+
+  loaded = multihost.together(read)
+  experiment.check_alike(loaded)
   inspection.check(loaded, loaded, data)
   first = next(iter(loaded.values()))
   spec = experiment.DataSpec(len(first), pipeline.image_shape(data, first), first.class_names)

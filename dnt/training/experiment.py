@@ -282,18 +282,28 @@ def _load(
     return found, held_out
 
   loaded, held_out = multihost.together(read)
-  if not multihost.is_single():
-    found = {
-      f'{_FINGERPRINT[name]} of {split}': value[:12] if isinstance(value, str) else value
-      for split, values in fingerprint.of(loaded).items()
-      for name, value in values.items()
-    }
-    multihost.check_equal(found)
+  check_alike(loaded)
   return loaded, held_out
 
 
 def resolve(config: typed.Config, data: Data) -> typed.Config:
   """Returns a new config whose open options are filled in from pretrained weights, data and model.
+
+def check_alike(splits: Mapping[str, examples.Examples]) -> None:
+  """Checks that all processes have read the same splits; every process calls it.
+
+  Raises:
+    agreement.DifferenceError: they have not; in every process.
+  """
+  if multihost.is_single():
+    return
+  found = {
+    f'{_FINGERPRINT[name]} of {split}': value[:12] if isinstance(value, str) else value
+    for split, values in fingerprint.of(splits).items()
+    for name, value in values.items()
+  }
+  multihost.check_equal(found)
+
 
   A run writes it to `config.json`.
 

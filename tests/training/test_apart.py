@@ -12,7 +12,8 @@ from PIL import Image
 
 from dnt import errors, loop
 from dnt.data import sources
-from dnt.training import evaluate
+from dnt.parallel import multihost
+from dnt.training import apart, evaluate
 
 pytestmark = pytest.mark.usefixtures('undrawn')
 COMPOSED, DECOMPOSED = (unicodedata.normalize(form, 'café') for form in ('NFC', 'NFD'))
@@ -183,6 +184,36 @@ def test_an_unlabelled_test_folder_of_other_data_is_no_name_for_its_class_folder
   with pytest.raises(errors.InputError, match='have no labels'):
     confusion(run, tmp_path, tmp_path / 'other', 'test')
   assert confusion(run, tmp_path, tmp_path / 'other', 'val')['val'].sum() == 3
+
+
+@pytest.mark.parametrize('case', ['other data', 'own data', 'own data without training images'])
+def test_processes_with_other_images_do_not_evaluate(run, tmp_path, monkeypatch, case):
+  source, split = tmp_path / 'own', 'val'
+  if case == 'other data':
+    source, split = shutil.copytree(tmp_path / 'own' / 'val', tmp_path / 'other' / 'test').parent, 'test'
+  elif case != 'own data':
+    (tmp_path / 'own' / 'train').rename(tmp_path / 'elsewhere')
+  monkeypatch.setattr(multihost, 'is_single', lambda: False)
+  more = f'the number of images of {split}'
+
+  def gather(value):
+    return [value, {**value, more: value[more] + 1} if isinstance(value, dict) else value]
+
+  monkeypatch.setattr(multihost, 'gather_from_all', gather)
+  with pytest.raises(errors.InputError, match=f'differ: {more} is 3 on process 0 and 4 on process 1'):
+    confusion(run, tmp_path, source, split)
+  assert not (tmp_path / 'run' / 'evaluation.json').exists()
+
+
+def test_all_processes_take_the_data_for_that_of_the_run_if_it_is_in_place_for_the_lead(run, tmp_path, monkeypatch):
+  expected = confusion(run, tmp_path, tmp_path / 'own', 'val')
+  (tmp_path / 'own').rename(tmp_path / 'moved')
+  ask = multihost.broadcast_from_lead
+  monkeypatch.setattr(multihost, 'broadcast_from_lead', lambda value: True if value is False else ask(value))
+  for name in ('_may_be_own', '_read'):
+    monkeypatch.setattr(apart, name, lambda *_: pytest.fail('the lead does not'))
+  found = confusion(run, tmp_path, tmp_path / 'moved', 'val')
+  np.testing.assert_array_equal(found['val'], expected['val'])
 
 
 def test_training_images_that_are_gone_are_not_needed(run, tmp_path):
