@@ -244,8 +244,10 @@ def _already_done(
   `config.json` must keep.
   """
   total, latest = run.config.train.steps, saved.latest_step or 0
-  # Those of evaluations and checkpoints may rank anew.
-  other = [each.key for each in found if each.on_resume != schema.FREE and each.key.split('.')[0] in _TRAINED]
+  # Those of evaluations and checkpoints may rank anew. The paths in `config.json` are the lead's.
+  other = multihost.broadcast_from_lead(
+    [each.key for each in found if each.on_resume != schema.FREE and each.key.split('.')[0] in _TRAINED]
+  )
   if latest < total or (latest == total and not (other and _has_ended(workdir, total))):
     return None
   # Not the whole state: with fewer steps, the last phases may be missing, and with them their optimizer's state.

@@ -117,7 +117,7 @@ SCHEMA: dict[str, Any] = {
       'digits, synthetic, tfds:<name>, cifar_binary:<dir>, idx:<dir>, folder:<dir> or cars:<dir>; folder:<dir>/* takes '
       'every folder in <dir> as a class',
       on_resume=REFUSE,
-      per_process=True,  # but for what stands before the colon
+      per_process=True,  # but for what stands before the colon, and the name of a set of TFDS
     ),
     'train_split': Option(
       'train', "split to train on, sliced as in TFDS: 'train', 'train[:98%]', 'train[5000:]'", on_resume=REFUSE
@@ -509,6 +509,7 @@ SCHEMA: dict[str, Any] = {
       only={'model.name': any_but('mlp', 'plain', 'resnet', 'highway', 'densenet', 'pretrained')},
       role='weights',
       on_resume=FREE,
+      per_process=True,
     ),
   },
   'loss': {
@@ -779,7 +780,7 @@ SCHEMA: dict[str, Any] = {
       'pretrained weights to start from: a workdir, <file>.safetensors, .pth, .h5 or .keras, tfjs:<dir> or '
       'hf:<owner>/<name>[@<revision>]; a head of other classes starts at zero',
       on_resume=NOTE,
-      per_process=True,
+      per_process=True,  # but for whether it is set
     ),
   },
   'eval': {

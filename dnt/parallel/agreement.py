@@ -27,7 +27,8 @@ def describe(config: typed.Config, file: pathlib.Path, others: Mapping[str, Any]
   """Returns what must be equal in all processes of a run, as JSON values by name.
 
   It holds the config, without the options that are `per_process`, and digests of the code: of dnt, of the config file
-  and of a user's own network. (The images are compared when they are read.)
+  and of a user's own network. Of a source it holds the kind, and the name if that is no folder; of pretrained weights
+  whether there are any. (Images and weights are compared when they are read.)
 
   Args:
     config: a validated config.
@@ -36,7 +37,9 @@ def describe(config: typed.Config, file: pathlib.Path, others: Mapping[str, Any]
   """
   free = {key for key, option in schema.options(schema.SCHEMA) if option.per_process}
   values = {f'config.{key}': value for key, value in keys.flatten(config.to_dict()).items() if key not in free}
-  values['config.data.source'] = config.data.source.partition(':')[0]
+  kind, _, _ = config.data.source.partition(':')
+  values['config.data.source'] = config.data.source if kind == 'tfds' else kind
+  values['config.train.init_from'] = bool(config.train.init_from)
   code = {f'dnt/{path.relative_to(PACKAGE)}': _digest(path) for path in PACKAGE.rglob('*.py')}
   code |= own_code(config.model.name, config.model.folder)
   digests = {f'the file {name}': digest for name, digest in sorted(code.items())}

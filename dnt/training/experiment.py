@@ -225,6 +225,9 @@ def load_data(
   meta = checkpoints.read_meta(workdir) if workdir else {}
   begun = 'config' in meta  # older checkpoints do not hold what `resume.keep_open` needs
   weights = pretrained.Source(config.train.init_from) if config.train.init_from and not begun else None
+  if weights and not multihost.is_single():  # all processes read a checkpoint together
+    of_run = multihost.together(lambda: weights.workdir is not None)
+    multihost.check_equal({'whether config.train.init_from is a workdir': of_run})
   config = _prepared(config, weights)
   loaded, held_out = _load(config, splits, test, find)
   evaluated = [*splits, *(split for split in loaded if split not in (config.data.train_split, *splits))]
@@ -286,9 +289,6 @@ def _load(
   return loaded, held_out
 
 
-def resolve(config: typed.Config, data: Data) -> typed.Config:
-  """Returns a new config whose open options are filled in from pretrained weights, data and model.
-
 def check_alike(splits: Mapping[str, examples.Examples]) -> None:
   """Checks that all processes have read the same splits; every process calls it.
 
@@ -305,14 +305,18 @@ def check_alike(splits: Mapping[str, examples.Examples]) -> None:
   multihost.check_equal(found)
 
 
+def resolve(config: typed.Config, data: Data) -> typed.Config:
+  """Returns a new config whose open options are filled in from pretrained weights, data and model.
+
   A run writes it to `config.json`.
 
   Raises:
     errors.InputError: a head, weights or statistics disagree with the data, or the classes cannot be balanced.
   """
-  resolved = _prepared(config, data.weights)
-  if data.weights and config.model.name == models.PRETRAINED:
-    pretrained.fill_model(resolved.model, data.weights)
+  weights = data.weights
+  resolved = _prepared(config, weights)
+  if weights and config.model.name == models.PRETRAINED:
+    multihost.together(lambda: pretrained.fill_model(resolved.model, weights))
   classes = len(data.spec.class_names)
   if config.model.num_classes not in (None, classes):
     raise errors.InputError(
@@ -387,7 +391,7 @@ def _prepared(config: typed.Config, weights: pretrained.Source | None) -> typed.
     )
   prepared = schema.copy_unlocked(config)
   if weights and preprocessing.is_open(config.data):
-    preprocessing.fill(prepared.data, weights.preprocessing)
+    preprocessing.fill(prepared.data, multihost.together(lambda: weights.preprocessing))
   return prepared
 
 

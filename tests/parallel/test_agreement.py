@@ -42,6 +42,7 @@ def test_equal_processes_agree(differences):
     ('mesh.fsdp', 2, 'config.mesh.fsdp'),
     ('eval.splits', ('test',), r'config.eval.splits is .*"test"'),
     ('data.source', 'synthetic', 'config.data.source is "digits" on process 0 and "synthetic" on process 1'),
+    ('train.init_from', '/weights', 'config.train.init_from is false on process 0 and true on process 1'),
   ],
 )
 def test_a_key_that_differs_is_named_with_both_values(differences, key, value, said):
@@ -52,19 +53,26 @@ def test_a_key_that_differs_is_named_with_both_values(differences, key, value, s
 
 @pytest.mark.parametrize(
   ('key', 'value'),
-  [('data.dir', '/other'), ('data.workers', 7), ('finetune.cache_dir', '/other'), ('train.init_from', '/other')],
+  [('data.dir', '/other'), ('data.workers', 7), ('finetune.cache_dir', '/other'), ('model.folder', '/other')],
 )
 def test_paths_and_workers_may_differ(differences, key, value):
   assert differences(lambda config: keys.put(config, key, value)) == ''
 
 
-def test_a_folder_may_stand_elsewhere():
-  config = schema.default()
-  descriptions = []
-  for folder in ('/here', '/there'):
-    config.data.source = f'folder:{folder}'
+@pytest.mark.parametrize(
+  ('key', 'first', 'second', 'differ'),
+  [
+    ('data.source', 'folder:/here', 'folder:/there', False),
+    ('data.source', 'tfds:mnist', 'tfds:cifar10', True),
+    ('train.init_from', '/here', '/there', False),
+  ],
+)
+def test_a_folder_may_stand_elsewhere_but_a_name_says_what_is_read(key, first, second, differ):
+  config, descriptions = schema.default(), []
+  for value in (first, second):
+    keys.put(config, key, value)
     descriptions.append(agreement.describe(config, FILE, {}))
-  assert agreement.differences(descriptions) == ''
+  assert bool(agreement.differences(descriptions)) == differ
 
 
 def test_other_versions_are_named(differences):

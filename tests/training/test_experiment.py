@@ -10,6 +10,7 @@ from PIL import Image
 
 from dnt import config as schema
 from dnt import errors
+from dnt.parallel import multihost
 from dnt.training import experiment
 
 
@@ -37,6 +38,28 @@ def test_splits_of_other_classes_are_refused(tiny, monkeypatch):
   monkeypatch.setattr(experiment.sources, 'read', other_test)
   with pytest.raises(errors.InputError, match="'test' of synthetic .*classes.* 'train'"):
     experiment.load_data(tiny, ('test',))
+
+
+@pytest.mark.parametrize(
+  ('call', 'answer', 'said'),
+  [
+    (0, [2, 'nothing at /weights'], 'process 1: nothing at /weights'),
+    (1, {'whether config.train.init_from is a workdir': False}, 'a workdir is true on process 0 and false on process'),
+    (2, [2, 'config.json is damaged'], 'process 1: config.json is damaged'),
+  ],
+)
+def test_processes_agree_on_their_weights_before_they_read_data(tiny, saved, tmp_path, monkeypatch, call, answer, said):
+  saved(tiny, tmp_path / 'weights')
+  tiny.train.init_from, calls = str(tmp_path / 'weights'), []
+
+  def gather(value):
+    calls.append(value)
+    return [value, answer if len(calls) == call + 1 else value]
+
+  monkeypatch.setattr(multihost, 'is_single', lambda: False)
+  monkeypatch.setattr(multihost, 'gather_from_all', gather)
+  with pytest.raises(errors.InputError, match=said):
+    experiment.load_data(tiny, (), find=lambda *_: pytest.fail('it reads the data'))
 
 
 def test_resolved_config_has_everything_filled_in_and_the_given_one_stays(tiny):
