@@ -113,7 +113,8 @@ def _run_and_record(finished=True, scan=False):
     peak_memory={'process': 2**29, 'device': None},
   )
   phase = types.SimpleNamespace(partition=freeze.ALL)
-  run = types.SimpleNamespace(config=options, spec=spec, table=TABLE, phase_of_state=lambda step: phase)
+  trace = types.SimpleNamespace(outside=0)
+  run = types.SimpleNamespace(config=options, spec=spec, table=TABLE, trace=trace, phase_of_state=lambda step: phase)
   return run, record, state
 
 

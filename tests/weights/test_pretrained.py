@@ -320,7 +320,7 @@ def test_a_run_comes_with_its_preprocessing_and_what_its_leaves_do_not_show(imag
   imagenet.data.update({'interpolation': 'bicubic', 'eval_crop': 0.9})
   resolved = experiment.resolve(imagenet, experiment.load_data(imagenet, ()))
   files.write_json(tmp_path / 'config.json', resolved.to_dict())
-  saved = types.SimpleNamespace(params={'a': 1}, batch_stats={}, meta={'class_names': ['tabby', 'lynx']})
+  saved = types.SimpleNamespace(params={'a': 1}, batch_stats={}, ema={}, meta={'class_names': ['tabby', 'lynx']})
   monkeypatch.setattr(pretrained.checkpoints, 'load_parameters', lambda workdir: saved)
   given = pretrained.Source(str(tmp_path))
   assert given.variables == {'params': {'a': 1}, 'batch_stats': {}}
