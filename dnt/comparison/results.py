@@ -29,7 +29,6 @@ _TITLES = {
   'device_memory': 'peak device memory',
 }
 _PERCENT = ('error', 'accuracy', 'top5_accuracy')
-_AVERAGED = '_ema'  # suffix of a split, see `metric_names.Metric`
 _MORE_IS_BETTER = ('accuracy', 'top5_accuracy', 'auroc', 'images_per_second')
 
 
@@ -179,8 +178,8 @@ def _by_split(means: Mapping[str, float], metric: str) -> dict[str, str]:
   for name in means:
     if _figure(name) == metric:
       split = name.removesuffix(metric).removesuffix('_')
-      if split.endswith(_AVERAGED) or split not in found:
-        found[split.removesuffix(_AVERAGED)] = name
+      if split.endswith(metric_names.AVERAGED) or split not in found:
+        found[split.removesuffix(metric_names.AVERAGED)] = name
   return found
 
 
@@ -359,7 +358,7 @@ def _mean_per_class(outcomes: Sequence[Outcome]) -> dict[str, dict[str, dict[str
 
 def _split_name(run: plan.Run, split: str) -> str:
   """Returns the name of an evaluated split in `Outcome.values`, with the suffix of averaged weights if it has that."""
-  name = split.removesuffix(_AVERAGED)
+  name = split.removesuffix(metric_names.AVERAGED)
   return split.replace(name, 'train', 1) if name == run.config.data.train_split else split
 
 

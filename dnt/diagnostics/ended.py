@@ -180,7 +180,9 @@ def _generalization(evaluated: Sequence[Mapping[str, Any]], train_split: str, tr
   for name, losses in sorted(_losses(evaluated).items()):
     split = name.removesuffix('/loss')
     found = [(step, loss) for step, loss in losses if loss is not None]
-    if losses[-1][1] is None or splits.parse(split.removesuffix('_ema')).overlaps(splits.parse(train_split)):
+    if losses[-1][1] is None or splits.parse(split.removesuffix(metric_names.AVERAGED)).overlaps(
+      splits.parse(train_split)
+    ):
       continue
     best_step, best = min(found, key=lambda each: each[1])
     if found[-1][1] > WORSE * best:

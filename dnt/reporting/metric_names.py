@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import ml_collections
 
+AVERAGED = '_ema'  # suffix of a split, for averaged parameters
 _TELEMETRY = 'telemetry'
 # How fast a run trains, which differs from run to run: images per second; the fraction of the time of these steps in
 # which the program waited for images; the seconds in which the run so far waited for compilations; and model FLOPs
@@ -23,7 +24,7 @@ class Metric(NamedTuple):
 
   Attributes:
     quantity: `loss`, `accuracy`, `gradient_norm`, ...
-    split: the split, with the suffix `_ema` for averaged parameters; empty for a metric without a split.
+    split: the split, with the suffix `AVERAGED` for averaged parameters; empty for a metric without a split.
     entry: name in the depth list, for telemetry; else empty.
   """
 
@@ -41,7 +42,7 @@ def parse(name: str) -> Metric:
 
 def deciding(values: Mapping[str, Any], split: str, quantity: str) -> str:
   """Returns the name of a metric of a split: of the averaged parameters, which rank and predict, if `values` has it."""
-  averaged = f'{split}_ema/{quantity}'
+  averaged = f'{split}{AVERAGED}/{quantity}'
   return averaged if averaged in values else f'{split}/{quantity}'
 
 
@@ -60,7 +61,7 @@ def ranking(config: Mapping[str, Any] | ml_collections.ConfigDict) -> str:
   split, _, quantity = config['checkpoint']['best_metric'].rpartition('/')
   if 'hold_out' not in config.get('data', {}):
     split = config['eval']['splits'][0]
-  suffix = '_ema' if config['ema']['decay'] else ''
+  suffix = AVERAGED if config['ema']['decay'] else ''
   return f'{split}{suffix}/{quantity}' if split else ''
 
 

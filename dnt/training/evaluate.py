@@ -17,6 +17,7 @@ from dnt.data import examples, pipeline
 from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
 from dnt.parallel import multihost
+from dnt.reporting import metric_names
 from dnt.training import apart, budget, experiment, initialize, resume, scores
 from dnt.weights import preprocessing
 
@@ -203,7 +204,7 @@ def _without_rows(step: Callable[[Any, pipeline.Batch], tuple[Any, Any]]) -> Cal
 def get_variables(state: Any) -> dict[str, dict[str, Any]]:
   """Returns the variables to evaluate of a state or of loaded parameters, by the suffix of their metrics."""
   current = {'': {'params': state.params, 'batch_stats': state.batch_stats}}
-  return current | ({'_ema': state.ema} if state.ema else {})
+  return current | ({metric_names.AVERAGED: state.ema} if state.ema else {})
 
 
 def evaluate_all(

@@ -71,11 +71,13 @@ class Phase(freeze.Phase):
     optimizer: the chain for the trainable parameters.
     train_step: `(state, batch) -> (state, metrics)`.
     telemetry_step: the same step, which also returns telemetry.
+    train_flops: FLOPs of one example in a step, as the network needs them.
   """
 
   optimizer: optax.GradientTransformation
   train_step: Callable
   telemetry_step: Callable
+  train_flops: int
 
 
 class Experiment(NamedTuple):
@@ -107,25 +109,8 @@ class Experiment(NamedTuple):
     return self.spec.steps_per_epoch(self.config.train.batch_size)
 
   def train_flops(self, step: int) -> int:
-    """Returns the FLOPs of one example in the step after `step` steps, as the network needs them.
-
-    They are those of the forward pass and, from the first entry on of which a parameter trains, as many for the
-    gradient of the input and as many for that of the kernels, if they train. What `model.remat` computes again does not
-    count.
-    """
-    partition = self.phase(step).partition
-    trained, kernels = set(), set()  # names of entries
-    names = {row.entry.name for row in self.table}
-    for path, leaf in trees.flatten(partition.split(self.trace.variables['params'])[0]).items():
-      entry = '/'.join(path.split('/')[:2])
-      entry = entry if entry in names else entry.partition('/')[0]
-      trained.add(entry)
-      if len(leaf.shape) > 1:
-        kernels.add(entry)
-    flops = {row.entry.name: 0 if row.entry.name in partition.skipped else row.flops for row in self.table}
-    above = itertools.dropwhile(lambda name: name not in trained, flops)
-    passes = [*flops, *above, *kernels]
-    return 3 * self.trace.outside + sum(flops[name] for name in passes)
+    """Returns the FLOPs of one example in the step after `step` steps, as the network needs them."""
+    return self.phase(step).train_flops
 
   def make_optimizer(
     self, params: Any, partitions: tuple[freeze.Partition, ...], schedule: optax.Schedule | None = None
@@ -457,6 +442,25 @@ def make(
       optimizer=optimizer,
       train_step=run.make_step(partition, optimizer),
       telemetry_step=run.make_step(partition, optimizer, telemetry=watched),
+      train_flops=_train_flops(trace, partition),
     )
 
   return run._replace(phases=tuple(make_phase(phase.start, phase.partitions) for phase in planned))
+
+
+def _train_flops(trace: depth.Trace, partition: freeze.Partition) -> int:
+  """Returns the FLOPs of one example in a step, as the network needs them.
+
+  They are those of the forward pass and, from the first entry on of which a parameter trains, as many for the gradient
+  of the input and as many for that of the kernels, if they train. What `model.remat` computes again does not count.
+  """
+  flops = {row.entry.name: 0 if row.entry.name in partition.skipped else row.flops for row in trace.table}
+  trained, kernels = set(), set()  # names of entries
+  for path, leaf in trees.flatten(partition.split(trace.variables['params'])[0]).items():
+    entry = '/'.join(path.split('/')[:2])
+    entry = entry if entry in flops else entry.partition('/')[0]
+    trained.add(entry)
+    if len(leaf.shape) > 1:
+      kernels.add(entry)
+  above = itertools.dropwhile(lambda name: name not in trained, flops)
+  return 3 * trace.outside + sum(flops[name] for name in (*flops, *above, *kernels))

@@ -74,8 +74,8 @@ def find(config: typed.Data, seed: int) -> examples.Splits:
 def choose(available: examples.Splits, asked: Sequence[str]) -> dict[str, str]:
   """Returns which splits to read of data that the run was not trained on, by the name that their metrics get.
 
-  Class folders alone are one set: the name that is asked for first then stands for all of their images, unless there is
-  a folder of this split beside them, such as a `test/` without labels. If the data lacks what is asked for and has only
+  Class folders alone are one set: the first name in `asked` then stands for all of their images, unless there is a
+  folder of this split beside them, such as a `test/` without labels. If the data lacks a split in `asked` and has only
   one split besides `train`, it is this one.
 
   Args:
