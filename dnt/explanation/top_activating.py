@@ -105,12 +105,19 @@ def find(
 
 
 def _merge(best: Top, scores: jax.Array, places: jax.Array, mask: jax.Array) -> Top:
-  """Merges the best images so far with a batch; `top_k` prefers the first of equal scores, so earlier images win."""
-  new = jnp.where(mask[:, None], scores.astype(jnp.float32), -jnp.inf).T
-  everything = jnp.concatenate([best.scores, new], 1)
-  indices = jnp.concatenate([best.indices, jnp.broadcast_to(places[None], new.shape)], 1)
-  values, at = jax.lax.top_k(everything, best.scores.shape[1])
-  return Top(values, jnp.take_along_axis(indices, at, 1))
+  """Merges the best images so far with a batch; `top_k` prefers the first of equal scores, so earlier images win.
+
+  A score that is not a number comes after the others; to `top_k` it would be the largest.
+  """
+  scores = scores.astype(jnp.float32).T
+  everything = jnp.concatenate([best.scores, scores], 1)
+  new = jnp.broadcast_to(jnp.where(mask, places, -1), scores.shape)
+  indices = jnp.concatenate([best.indices, new], 1)
+  # Only what is no image comes last, also after an image with a score of -inf.
+  lowest = jnp.finfo(jnp.float32).min
+  ranked = jnp.where(indices < 0, -jnp.inf, jnp.nan_to_num(everything, nan=lowest))
+  _, at = jax.lax.top_k(ranked, best.scores.shape[1])
+  return Top(jnp.take_along_axis(everything, at, 1), jnp.take_along_axis(indices, at, 1))
 
 
 def search(

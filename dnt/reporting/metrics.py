@@ -9,6 +9,7 @@ import logging
 import math
 import os
 import pathlib
+import re
 from collections.abc import Generator, Mapping
 from typing import Any
 
@@ -142,6 +143,9 @@ class Writer:
         # The first line makes the board, so that the first step does not wait for the import.
         self._board = self._board or tensorboard.Board(self._path.parent, self._start_step)
         held = {name: value for name, value in record.items() if name != 'step' and value is not None}
+        if _is_evaluation(record):
+          # Lines of training have `train/loss` too; as one tag they would be one curve.
+          held = {re.sub('^train/', 'train_evaluated/', name): value for name, value in held.items()}
         self._board.write(record['step'], held)
 
   @contextlib.contextmanager

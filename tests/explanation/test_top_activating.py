@@ -97,3 +97,20 @@ def test_a_small_split_has_no_more_images_than_it_holds(network):
   found = search(network, lambda _, batch: {'one': jnp.ones((batch['label'].shape[0], 2))}, {}, 1000)
   np.testing.assert_array_equal(found['one'].indices, np.tile(np.arange(EXAMPLES), (2, 1)))
   assert np.isfinite(found['one'].scores).all()
+
+
+@pytest.mark.parametrize(('value', 'count'), [(np.nan, 20), (np.nan, EXAMPLES), (-np.inf, EXAMPLES)])
+def test_scores_that_are_not_finite_come_last_and_keep_their_images(network, value, count):
+  """A network may give NaN for some images, and -inf for a class that it masks."""
+  data = experiment.load_data(network, ())
+  labels = np.asarray(data.train.labels)
+  scores = np.where(labels % 3 == 0, value, labels.astype(np.float32))[:, None]
+
+  def step(_, batch):
+    label = batch['label'].astype(jnp.float32)
+    return {'labels': jnp.where(label % 3 == 0, value, label)[:, None]}
+
+  found = search(network, step, {}, count)
+  places, values = best(np.nan_to_num(scores, nan=-np.inf), count)
+  np.testing.assert_array_equal(found['labels'].indices, places)
+  np.testing.assert_array_equal(found['labels'].scores, np.take_along_axis(scores, places.T, 0).T)

@@ -81,6 +81,17 @@ def test_tensorboard_events(tmp_path, events):
   assert starts == [4], 'TensorBoard drops what the part-off run wrote from step 4 on'
 
 
+def test_training_and_an_evaluation_of_train_are_two_curves_of_tensorboard(tmp_path, events):
+  writer = metrics.Writer(tmp_path, 0)
+  writer.write(1, 0.5, {'train/loss': 2.0, 'train/learning_rate': 0.25})
+  writer.write(1, 0.5, {'train/loss': 1.0, 'train_ema/loss': 0.5, 'train/calibration_error': 0.125})
+  writer.close()
+  trained = [(1, 'epoch', 0.5), (1, 'train/loss', 2.0), (1, 'train/learning_rate', 0.25)]
+  losses = [(1, 'train_evaluated/loss', 1.0), (1, 'train_ema/loss', 0.5)]
+  assert events(tmp_path)[0] == [*trained, (1, 'epoch', 0.5), *losses, (1, 'train_evaluated/calibration_error', 0.125)]
+  assert [line['train/loss'] for line in metrics.read(tmp_path)] == [2.0, 1.0]
+
+
 def test_full_disk_is_a_run_error(tmp_path):
   writer = metrics.Writer(tmp_path, 0)
   writer.close()  # of the real file
