@@ -132,7 +132,7 @@ class Watch:
           deadline = time.monotonic() + GRACE
         self._received.set()
         if interrupts > 1 and self.ends_at_once:
-          say('stopped at once; the last finished checkpoint remains')
+          say('stopped at once; what was saved before remains')
           exit_at_once(128 + signal.SIGINT)
       if deadline and self.receive:
         deadline = time.monotonic() + GRACE
