@@ -102,9 +102,14 @@ BY_NAME = {chip.name: chip for chip in CHIPS if chip.name}
 
 
 def find(device_kind: str) -> Chip | None:
-  """Returns the chip that jax names so, such as 'NVIDIA H100 80GB HBM3'; None if the table does not have it."""
+  """Returns the chip that jax names so, such as 'NVIDIA H100 80GB HBM3'; None if the table does not have it.
+
+  It has no slices of a GPU ('NVIDIA H100 80GB HBM3 MIG 1g.10gb'), which have a part of its units and of its memory.
+  """
   # jax has both names of these.
   named = device_kind.lower().replace('v5e', 'v5 lite').replace('v5p', 'v5').replace('v6e', 'v6 lite')
+  if re.search(r'\bmig\b', named):
+    return None
   # Whole words: an L40 is no L4, and a TPU v4 lite no v4.
   return next((chip for chip in CHIPS if re.search(rf'\b{chip.kind.lower()}\b(?! lite)', named)), None)
 

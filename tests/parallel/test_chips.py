@@ -64,6 +64,14 @@ def test_a_chip_with_part_of_the_name_of_another_is_not_that_one(kind):
   assert chips.find(kind) is None
 
 
+@pytest.mark.parametrize(
+  'kind', ['NVIDIA H200 MIG 1g.18gb', 'NVIDIA H100 80GB HBM3 MIG 3g.40gb', 'NVIDIA A100-SXM4-40GB MIG 1g.5gb']
+)
+def test_a_slice_of_a_gpu_has_not_the_figures_of_the_whole(kind):
+  assert chips.find(kind) is None
+  assert chips.utilization(1e12, 1.0, kind, 'tf32') is None
+
+
 def test_products_of_a_dtype_run_at_the_precision_that_jax_takes_by_default():
   assert chips.BY_NAME['v5e'].precision('float32') == 'bfloat16'
   assert chips.BY_NAME['h100'].precision('float32') == 'tf32'
