@@ -111,9 +111,10 @@ def _find_absent(config: typed.Config, size: Size | None) -> examples.Splits | N
     side = data.image_size
     if side is None:
       raise errors.InputError('--stand_in needs config.data.image_size, the side of the images in pixels')
-    asked = {splits.parse(text).name for text in (data.train_split, *config.eval.splits)} - {splits.VAL}
-    counts = {split: size.images if split == splits.TRAIN else max(size.images // 10, 1) for split in asked}
-    return _splits(data, (None, None, 3), size.classes, {splits.TRAIN: size.images, **counts})
+    trained, *evaluated = (splits.parse(text).name for text in (data.train_split, *config.eval.splits))
+    counts = {split: max(size.images // 10, 1) for split in evaluated if split != splits.VAL}
+    counts |= {splits.TRAIN: size.images, trained: size.images}
+    return _splits(data, (None, None, 3), size.classes, counts)
   if name == 'synthetic':
     side = data.image_size or builtin.SYNTHETIC_SIZE
     count = data.synthetic_examples

@@ -49,6 +49,17 @@ def test_the_size_of_other_data_comes_from_the_command_line(tmp_path):
   assert len(experiment.resolve(config, data).loss.class_weights) == 7
 
 
+@pytest.mark.parametrize(
+  ('train_split', 'count'), [('train', 3000), ('extra', 3000), ('all', 3000), ('extra[:50%]', 1500)]
+)
+def test_the_size_is_that_of_the_training_split_by_any_name(train_split, count):
+  config = schema.default()
+  config.data.source, config.data.image_size, config.data.train_split = 'tfds:svhn_cropped', 32, train_split
+  config.eval.splits = ('train[:10%]', 'test')
+  _, data = stand_in.load(config, stand_in.parse('3000:10'))
+  assert (len(data.train), len(data.evaluation['test']), len(data.evaluation['train[:10%]'])) == (count, 300, 300)
+
+
 @pytest.mark.parametrize('text', ['', '10', '10:1', '0:10', 'a:b', '10:10:10'])
 def test_a_size_that_is_none_is_refused(text):
   with pytest.raises(errors.InputError, match='1281167:1000'):
