@@ -1,6 +1,7 @@
 """Finds the largest batch whose train step fits into the memory of a target, and what makes that of the config fit.
 
-The evaluation does not depend on this batch; `rehearsal.Rehearsal.fits` counts it.
+It counts the train steps of all phases, also those with telemetry. The evaluation does not depend on this batch;
+`rehearsal.Rehearsal.fits` counts it.
 """
 
 import logging
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 from dnt import errors
 from dnt.config import overrides, typed
 from dnt.rehearsal import programs, targets
-from dnt.training import experiment, precompile
+from dnt.training import experiment
 
 _log = logging.getLogger(__name__)
 CLOSE = 8  # the search ends when a batch fits and one that is an eighth larger does not
@@ -21,7 +22,7 @@ class Fit(NamedTuple):
 
   Attributes:
     batch: the largest batch whose train step fits, over all chips; 0: none does.
-    memory: bytes of one chip that the train step takes with this batch.
+    memory: bytes of one chip that the largest train step takes with this batch.
     tried: every batch that was compiled, with its bytes of one chip; None: it does not compile.
     changes: options with which the train step of the config fits, by key; {}: it fits as it is; None: nothing tried
       does.
@@ -90,14 +91,12 @@ def search(measure: Callable[[int], int | None], available: float, start: int, u
 def _memory(
   config: typed.Config, data: experiment.Data, target: targets.Target, batch: int, changes: dict[str, Any]
 ) -> int | None:
-  """Returns the bytes of one chip of the train step, or None if it does not compile."""
+  """Returns the bytes of one chip of the largest train step of the run, or None if one does not compile."""
   changes = {'train.batch_size': batch, **changes}
   listed = ', '.join(f'{key}={value}' for key, value in changes.items())
   try:
     made = programs.make(overrides.override(config, changes, '--fit'), data, target)
-    phase = made.run.phases[-1]
-    name = next(name for name in precompile.used(made.run, phase.start) if name != precompile.EVALUATION)
-    memory = programs.compile_train(made, name, phase).memory
+    memory = max(program.memory for program in programs.compile_steps(made))
   except (errors.InputError, errors.RunError) as error:
     _log.info(f'{target.text}: {listed}: {error}')
     return None

@@ -96,21 +96,26 @@ def make(config: typed.Config, data: experiment.Data, target: targets.Target) ->
 
 
 def compile_all(made: Run) -> Iterator[Program]:
-  """Yields the programs of a run, each as soon as it is compiled: those of every phase, then the evaluation.
+  """Yields the programs of a run, each as soon as it is compiled: the train steps of every phase, then the evaluation.
 
   Raises:
     errors.RunError: a program does not compile, such as for want of memory.
   """
-  for phase in made.run.phases:
-    for name in precompile.used(made.run, phase.start):
-      if name != precompile.EVALUATION:
-        yield compile_train(made, name, phase)
+  yield from compile_steps(made)
   run, data = made.run, made.data
   with evaluate.Evaluator(run, made.mesh, data.evaluation) as evaluator:
     split = max(data.evaluation, key=lambda name: len(data.evaluation[name]))
     last = run.phases[-1].start
     variables = evaluate.get_variables(_state(made, last))['']
     yield _compile(precompile.EVALUATION, last, evaluator.program(variables, split))
+
+
+def compile_steps(made: Run) -> Iterator[Program]:
+  """Yields the train steps of every phase, with and without telemetry as the run takes them; raises as above."""
+  for phase in made.run.phases:
+    for name in precompile.used(made.run, phase.start):
+      if name != precompile.EVALUATION:
+        yield compile_train(made, name, phase)
 
 
 def compile_train(made: Run, name: str, phase: experiment.Phase) -> Program:

@@ -1,5 +1,6 @@
 """Rehearses a run on one target: compiles its programs and measures what they need."""
 
+import itertools
 import logging
 import math
 from typing import Any, NamedTuple
@@ -48,11 +49,17 @@ class Rehearsal(NamedTuple):
     return self.made.run.config
 
   @property
+  def taken(self) -> dict[int, Step]:
+    """Returns, by the first step of each phase, the step taken most often: without telemetry, unless all record it."""
+    found = {}
+    for name in (precompile.TELEMETRY, precompile.PLAIN):
+      found.update({each.program.step: each for each in self.steps if each.program.name == name})
+    return found
+
+  @property
   def train(self) -> Step | None:
-    """Returns the step that the run takes most often at its end: without telemetry, unless every step records it."""
-    found = [each for each in self.steps if each.program.name == precompile.PLAIN]
-    found = found or [each for each in self.steps if each.program.name == precompile.TELEMETRY]
-    return found[-1] if found else None
+    """Returns the step that the run takes most often at its end."""
+    return self.taken[max(self.taken)] if self.taken else None
 
   @property
   def evaluation(self) -> Step | None:
@@ -76,9 +83,15 @@ class Rehearsal(NamedTuple):
     peak = max((each.memory for each in train), default=0)
     if self.evaluation is None:
       return {'training': peak}
-    program = self.evaluation.program
-    images = max(program.arguments - _variables(self.made), 0)
+    program, images = self.evaluation.program, self.images
     return {'training': peak + images, 'evaluation': held + images + program.outputs + program.temporaries}
+
+  @property
+  def images(self) -> int:
+    """Returns the bytes of one chip that the images to evaluate take, also while the run trains."""
+    if self.made is None or self.evaluation is None:
+      return 0
+    return max(self.evaluation.program.arguments - _variables(self.made), 0)
 
   @property
   def peak(self) -> int | None:
@@ -106,21 +119,28 @@ class Rehearsal(NamedTuple):
     """
     if self.made is None or self.train is None or not self.step_seconds or not self.train.roofline.compute:
       return None
-    needed = min(self.train.program.flops, self.made.run.train_flops(0) * self.config.train.batch_size)
-    return needed / self.train.program.flops * self.train.roofline.compute / self.step_seconds
+    program = self.train.program
+    needed = min(program.flops, self.made.run.train_flops(program.step) * self.config.train.batch_size)
+    return needed / program.flops * self.train.roofline.compute / self.step_seconds
 
   @property
   def run_seconds(self) -> float | None:
-    """Returns the seconds of the whole run: its steps and its evaluations."""
-    if self.made is None or not self.step_seconds:
+    """Returns the seconds of the whole run: the steps of its phases and its evaluations."""
+    if self.made is None:
       return None
     run, batch = self.made.run, self.evaluation.roofline.step if self.evaluation else None
+    training, starts = 0.0, [*(phase.start for phase in run.phases), run.config.train.steps]
+    for start, stop in itertools.pairwise(starts):
+      seconds = self.taken[start].roofline.step if start in self.taken else None
+      if not seconds:
+        return None
+      training += (stop - start) * seconds
     every = run.every(run.config.eval.every).period
     times = math.ceil(run.config.train.steps / every) if every else 1
     images = sum(len(self.made.data.evaluation[split]) for split in run.config.eval.splits)
     variants = 2 if run.config.ema.decay else 1
     batches = times * variants * math.ceil(images / run.config.eval.batch_size)
-    return run.config.train.steps * self.step_seconds + batches * (batch or 0.0)
+    return training + batches * (batch or 0.0)
 
 
 def rehearse(config: typed.Config, data: experiment.Data, target: targets.Target, fitting: bool = False) -> Rehearsal:
@@ -145,8 +165,10 @@ def rehearse(config: typed.Config, data: experiment.Data, target: targets.Target
       steps.append(Step(program._replace(text=''), costs, line))
   except errors.RunError as error:
     problem = str(error)
-  found = fit_lib.find(config, data, target, _available(target)) if fitting else None
-  return Rehearsal(target, made, tuple(steps), problem, found)
+  found = Rehearsal(target, made, tuple(steps), problem)
+  if not fitting:
+    return found
+  return found._replace(fit=fit_lib.find(config, data, target, found.available - found.images))
 
 
 def _available(target: targets.Target) -> float:

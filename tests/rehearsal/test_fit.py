@@ -2,7 +2,8 @@
 
 import pytest
 
-from dnt.rehearsal import fit, stand_in, targets
+from dnt.rehearsal import fit, rehearsal, stand_in, targets
+from dnt.training import precompile
 
 
 @pytest.mark.parametrize('start', [8, 64, 4096])
@@ -39,6 +40,23 @@ def test_the_largest_batch_fits_and_a_larger_one_does_not(tiny):
   assert found.batch > 16 and found.changes == {}
   assert found.memory == found.tried[found.batch] <= 3 * max(small.values())
   assert any(memory > 3 * max(small.values()) for batch, memory in found.tried.items() if batch > found.batch)
+
+
+def test_the_search_counts_the_step_with_telemetry_too(rehearse, tiny):
+  tiny.train.batch_size = tiny.mesh.fsdp = 2
+  tiny.model.remat, tiny.telemetry.every = True, '2'
+  memory = {each.program.name: each.program.memory for each in rehearse(tiny, 'cpu:2').steps}
+  assert memory[precompile.PLAIN] < memory[precompile.TELEMETRY]
+  assert find(tiny, 'cpu:2', 0).tried == {2: memory[precompile.TELEMETRY]}
+
+
+def test_the_search_leaves_room_for_the_images_to_evaluate(tiny, monkeypatch):
+  monkeypatch.setattr(fit, 'find', lambda config, data, target, available: available)
+  monkeypatch.setattr('dnt.parallel.capacity.host', lambda: 10**6)
+  tiny.data.synthetic_examples = 1000  # to train on, and as many to evaluate
+  (target,) = targets.parse(['cpu:1'])
+  found = rehearsal.rehearse(*stand_in.load(tiny, None), target, fitting=True)
+  assert 10**6 - found.fit == pytest.approx(1000 * (8 * 8 * 3 + 4), rel=0.01)  # pixels and a label
 
 
 @pytest.mark.thorough

@@ -10,7 +10,7 @@ from dnt import loop
 from dnt.data import pipeline
 from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
-from dnt.rehearsal import hlo, rehearsal, report
+from dnt.rehearsal import hlo, rehearsal, report, roofline
 from dnt.training import experiment, initialize, precompile
 
 MLP = ((192, 128), (128, 128), (128, 10))
@@ -150,6 +150,21 @@ def test_the_step_of_a_run_is_one_without_telemetry_unless_every_step_records_it
   tiny.telemetry.every = every
   name = {'1': precompile.TELEMETRY, '2': precompile.PLAIN}[every]
   assert rehearse(tiny, 'cpu:1').train.program.name == name
+
+
+def test_each_phase_of_a_run_takes_the_time_and_the_flops_of_its_own_step(rehearse, tiny):
+  tiny.telemetry.every = '0'
+  tiny.finetune.trainable, tiny.finetune.unfreeze = 'head', (('4', 'all'),)  # 6 steps
+  found = rehearse(tiny, 'cpu:1')
+  seconds = {(precompile.PLAIN, 0): 1.0, (precompile.PLAIN, 4): 10.0, (precompile.EVALUATION, 4): 0.25}
+  steps = [
+    each._replace(roofline=roofline.Roofline(seconds[each.program.name, each.program.step], 0.0, 0.0, 0.0))
+    for each in found.steps
+  ]
+  found = found._replace(steps=tuple(steps))
+  assert found.run_seconds == 4 * 1 + 2 * 10 + 2 * 4 * 0.25  # two evaluations of 64 images, 16 at a time
+  assert found.step_seconds == 10 and found.utilization == 1
+  assert found._replace(steps=tuple(steps[:1]), problem='of the second phase').run_seconds is None
 
 
 def test_a_run_on_cached_features_has_the_programs_that_the_loop_runs(rehearse, tiny, tmp_path, monkeypatch):
