@@ -17,8 +17,12 @@ from dnt.parallel import chips
 
 CPU = 'cpu'
 FORMS = 'v4:2x2x2, v5e:4x4, v5p:2x2x2, v6e:8x8 (a slice of a TPU), 2*v5e:16x16 (two slices), h100:8 (GPUs), cpu:8'
-# Slices of TPUs, the longest side first.
-_LARGEST = {'v4': (16, 16, 16), 'v5e': (16, 16), 'v5p': (28, 20, 16), 'v6e': (16, 16)}
+# Slices of TPUs that can be had, as in launch/slices.sh, which names the docs: of v5e and v6e the whole list; of v4 and
+# v5p those below a cube of 4x4x4 chips, and then AxBxC with A <= B <= C, each a multiple of 4, up to the largest.
+_FLAT = ('1x1', '2x2', '2x4', '4x4', '4x8', '8x8', '8x16', '16x16')
+_BELOW_A_CUBE = ('2x2x1', '2x2x2', '2x2x4', '2x4x4')
+_LARGEST = {'v4': (16, 16, 16), 'v5p': (16, 20, 28)}
+_ONE_HOST = 8  # chips of a slice of v5e or v6e that are one host; a larger slice has hosts of `Chip.host`
 _MOST_CPUS = 256
 _TOOLKIT = pathlib.Path('/usr/local/cuda')
 # The GpuTargetConfigProto of XLA, which stands for the GPU that is not here. The figures are those of XLA's own specs.
@@ -72,7 +76,12 @@ class Target(NamedTuple):
 
   @property
   def hosts(self) -> int:
-    return -(-self.chips // self.chip.host) if self.chip else 1
+    if self.chip is None:
+      return 1
+    count, host = math.prod(self.shape), self.chip.host
+    if self.chip.is_tpu and len(self.shape) == 2 and count <= _ONE_HOST:
+      host = count
+    return self.slices * -(-count // host)
 
   @property
   def links(self) -> float | None:
@@ -121,16 +130,8 @@ def _parse(text: str) -> Target:
     raise errors.unknown('chip in --on', name, [CPU, *chips.BY_NAME])
   if not slices or not all(shape):
     raise errors.InputError(f'--on={text} has no chips')
-  if name in _LARGEST:
-    largest = _LARGEST[name]
-    sides = sorted(shape, reverse=True)
-    if len(shape) != len(largest) or any(side > most for side, most in zip(sides, largest, strict=True)):
-      raise errors.InputError(f'--on={text}: {name} has slices of up to {"x".join(map(str, sorted(largest)))} chips')
-    if math.prod(shape) > 1 and (shape[0] % 2 or shape[1] % 2):
-      raise errors.InputError(
-        f'--on={text}: hosts have 2x2 chips, so that the first two sides are even, as in {name}:'
-        f'{"x".join(str(side + side % 2 if axis < 2 else side) for axis, side in enumerate(shape))}'
-      )
+  if name != CPU and chips.BY_NAME[name].is_tpu:
+    _check_slice(text, name, shape)
     return Target(text, chips.BY_NAME[name], shape, slices)
   if len(shape) > 1 or slices > 1:
     raise errors.InputError(f'--on={text}: give the number of devices, as in {name}:8')
@@ -146,6 +147,20 @@ def _parse(text: str) -> Target:
       f'--on={text}: a node has {chip.host} GPUs; valid are 1 to {chip.host}, {below} and {below + chip.host}'
     )
   return Target(text, chip, (min(count, chip.host),), -(-count // chip.host))
+
+
+def _check_slice(text: str, name: str, shape: tuple[int, ...]) -> None:
+  topology, largest = 'x'.join(map(str, shape)), _LARGEST.get(name)
+  if largest is None:
+    valid, listed = topology in _FLAT, ', '.join(_FLAT)
+  else:
+    cubes = len(shape) == 3 and list(shape) == sorted(shape) and not any(side % 4 for side in shape)
+    fits = all(side <= most for side, most in zip(shape, largest, strict=False))
+    valid = topology in _BELOW_A_CUBE or (cubes and fits)
+    most = 'x'.join(map(str, largest))
+    listed = f'{", ".join(_BELOW_A_CUBE)}, or AxBxC such as 4x4x8, of ascending multiples of 4, up to {most}'
+  if not valid:
+    raise errors.InputError(f'--on={text}: there is no such slice; {name} has {listed}')
 
 
 def prepare(targets: Sequence[Target]) -> None:

@@ -1,10 +1,17 @@
 """The hardware that a user names."""
 
+import contextlib
+import itertools
+import pathlib
+import subprocess
+
 import pytest
 
 from dnt import errors
 from dnt.parallel import chips
 from dnt.rehearsal import targets
+
+LAUNCH = pathlib.Path(__file__).parents[2] / 'launch'
 
 
 @pytest.mark.parametrize(
@@ -12,6 +19,8 @@ from dnt.rehearsal import targets
   [
     ('v5e:4x4', 16, 4, 1),
     ('v5e:1x1', 1, 1, 1),
+    ('v5e:2x4', 8, 1, 1),
+    ('2*v6e:2x4', 16, 2, 2),
     ('v5p:2x2x2', 8, 2, 1),
     ('v4:2x2x1', 4, 1, 1),
     ('2*v4:2x2x4', 32, 8, 2),
@@ -36,8 +45,14 @@ def test_targets_have_their_chips(text, count, hosts, slices):
     ('v5e:32x32', '16x16'),
     ('v5p:4x4', '16x20x28'),
     ('v4:4x4', '16x16x16'),
-    ('v4:1x2x2', 'v4:2x2x2'),
+    ('v4:1x2x2', '2x2x2'),
     ('v5e:3x4', '4x4'),
+    ('v5e:6x6', '4x8'),
+    ('v5e:4x2', '2x4'),
+    ('v5e:2x16', '4x8'),
+    ('v4:2x2x6', '4x4x8'),
+    ('v4:4x4x20', '16x16x16'),
+    ('v4:1x1x1', '2x2x1'),
     ('v5e:0x4', 'no chips'),
     ('h100:12', '8 and 16'),
     ('h100:4x4', 'h100:8'),
@@ -51,6 +66,30 @@ def test_targets_have_their_chips(text, count, hosts, slices):
 def test_what_does_not_exist_is_refused(text, word):
   with pytest.raises(errors.InputError, match=word.replace('*', r'\*')):
     targets.parse([text])
+
+
+@pytest.mark.parametrize(
+  ('generation', 'kind', 'unit'), [('v5e', 'v5litepod', 1), ('v6e', 'v6e', 1), ('v4', 'v4', 2), ('v5p', 'v5p', 2)]
+)
+def test_slices_and_their_hosts_are_those_of_the_launchers(generation, kind, unit):
+  sides = (1, 2, 3, 4, 6, 8, 10, 12, 16)
+  shapes = [*itertools.product(sides, repeat=2), *itertools.product(sides, repeat=3)]
+  asked = ' '.join('x'.join(map(str, shape)) for shape in shapes)
+  # Of one type several topologies can be asked for; describe_slice knows the usual one, of as many hosts.
+  text = f"""source {LAUNCH}/lib.sh; source {LAUNCH}/slices.sh
+for each in {asked}; do
+  if has_topology {generation} $each; then
+    describe_slice {kind}-$(({unit} * $(chips_of $each)))
+    echo {generation}:$each $hosts
+  fi
+done"""
+  lines = subprocess.run(['bash', '-c', text], capture_output=True, text=True, check=True).stdout.splitlines()
+  found = []
+  for each in asked.split():
+    with contextlib.suppress(errors.InputError):
+      (target,) = targets.parse([f'{generation}:{each}'])
+      found.append(f'{target.text} {target.hosts}')
+  assert found == lines and len(lines) >= 8
 
 
 def test_no_target_is_refused():
@@ -84,7 +123,7 @@ def test_cpu_devices_are_those_of_jax():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('text', ['v4:1x1x1', 'v4:2x2x2', '2*v4:2x2x1', 'v5e:4x4', 'v5p:2x2x2', 'v6e:2x2'])
+@pytest.mark.parametrize('text', ['v5e:1x1', 'v4:2x2x2', '2*v4:2x2x1', 'v5e:4x4', 'v5p:2x2x2', 'v6e:2x2'])
 def test_the_compiler_has_a_device_for_each_chip(text):
   pytest.importorskip('libtpu', reason='the compiler for TPUs')
   found = targets.parse([text])
