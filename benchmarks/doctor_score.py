@@ -29,7 +29,7 @@ NAMES = {
   'rectified': (causes.SQUASHED,),
 }
 FINDINGS = {'constant': 'one class', 'shuffled': 'unexplained labels', 'shifted': 'shifted labels'}
-LOCATED = ('dead', doctor.CUT_OFF)  # planted faults that begin at a known entry
+LOCATED = ('dead', 'cut')  # planted faults that begin at a known entry
 SLOW = 0.6  # accuracy over that of the best network on the same data, below which one is slow
 HEALTHY, SLOWLY, SICK = 'healthy', 'slow', 'sick'
 ALARMS = {trial.SICK: 1.0, trial.DOUBTFUL: 0.5, trial.HEALTHY: 0.0}

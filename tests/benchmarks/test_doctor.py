@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from benchmarks import doctor, doctor_score, doctor_space
+from benchmarks import doctor, doctor_networks, doctor_score, doctor_space
 from dnt.diagnostics import causes, trial
 
 
@@ -79,6 +79,18 @@ def test_a_fault_that_is_named_at_another_entry_or_as_another_is_wrong(judged):
   wrong = [*verdicts[:-1], verdicts[-1] | {'kind': 'vanishing', 'causes': [('dead', 'answer')]}]
   line = next(line for line in doctor_score.report(wrong, truths).splitlines() if line.startswith('| dead |'))
   assert [cell.split(' (')[0].strip() for cell in line.strip('|').split('|')][3:5] == ['0/1', '0/1']
+
+
+def test_a_fault_that_begins_at_an_entry_is_sought_there(judged):
+  assert set(doctor_score.LOCATED) <= set(doctor_networks.FAULTS) & set(doctor_score.NAMES)
+  truths, verdicts = judged
+  cut = next(number for number in range(150) if doctor_space.draw(number).fault == 'cut')
+  at = f'layer{doctor_space.draw(cut).overrides["model.options"]["at"]}'
+  truths[cut] = {'outcome': outcome(0.9), 'base': outcome(0.9)}  # what lies behind the cut learns without the rest
+  for entry, right in ((at, '1/1'), ('answer', '0/1')):
+    found = verdicts[0] | {'number': cut, 'causes': [('cut off', entry)]}
+    line = next(line for line in doctor_score.report([found], truths).splitlines() if line.startswith('| cut |'))
+    assert [cell.split(' (')[0].strip() for cell in line.strip('|').split('|')][4] == right
 
 
 def test_a_report_shows_how_often_probabilities_come_true(judged):
