@@ -97,9 +97,8 @@ def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
 def parameter_shardings(mesh: Mesh | AbstractMesh, tree: Tree, axes: Mapping[str, int | None] | None = None) -> Tree:
   """Returns the sharding of each leaf of a train state; a momentum has that of its parameter.
 
-  A leaf whose path ends with one of `axes` is split there. Any other leaf of at least `SMALLEST_SPLIT_LEAF` numbers is
-  split over `fsdp` along its largest axis that is divisible by the size of `fsdp`; of equally large axes, the last.
-  Other leaves are replicated. The row axis of scanned leaves is never split, because a scan reads one row at a time.
+  A parameter is split as `axes` says of its path, and a leaf that belongs to one, such as a momentum, as of the longest
+  end of its path that is a parameter's. Where `axes` says nothing, `axis_by_size` does.
 
   Args:
     mesh: mesh from `make_mesh`.
@@ -109,27 +108,33 @@ def parameter_shardings(mesh: Mesh | AbstractMesh, tree: Tree, axes: Mapping[str
   Returns:
     A pytree of NamedShardings with the same structure.
   """
-  named = axes or {}
-
-  def divides(leaf, axis):
-    return axis < leaf.ndim and leaf.shape[axis] % mesh.shape[FSDP] == 0
+  named, fsdp = axes or {}, mesh.shape[FSDP]
 
   def choose(path, leaf):
-    for place in range(len(path)):
-      name = jax.tree_util.keystr(path[place:], simple=True, separator='/')
-      if name in named and (named[name] is None or divides(leaf, named[name])):
-        return named[name]
-    if leaf.size < SMALLEST_SPLIT_LEAF:
-      return None
-    scanned = trees.is_scanned(jax.tree_util.keystr(path, simple=True, separator='/'))
-    valid = [axis for axis in range(int(scanned), leaf.ndim) if divides(leaf, axis)]
-    return max(valid, key=lambda axis: (leaf.shape[axis], axis), default=None)
+    ends = [jax.tree_util.keystr(path[place:], simple=True, separator='/') for place in range(len(path))]
+    own = next((end for end in ends if end in named), None)
+    axis = None if own is None else named[own]
+    if own is not None and (axis is None or (axis < leaf.ndim and leaf.shape[axis] % fsdp == 0)):
+      return axis
+    return axis_by_size(jax.tree_util.keystr(path, simple=True, separator='/'), leaf, fsdp)
 
   def sharding(path, leaf):
-    axis = None if mesh.shape[FSDP] == 1 else choose(path, leaf)
+    axis = None if fsdp == 1 else choose(path, leaf)
     return replicated(mesh) if axis is None else NamedSharding(mesh, PartitionSpec(*[None] * axis, FSDP))
 
   return jax.tree_util.tree_map_with_path(sharding, tree)
+
+
+def axis_by_size(path: str, leaf: jax.Array | jax.ShapeDtypeStruct, fsdp: int) -> int | None:
+  """Returns the axis along which a leaf is split over `fsdp` devices if no rule says so; None: it stays whole.
+
+  It is the largest axis that they divide, of equally large ones the last, of a leaf of at least `SMALLEST_SPLIT_LEAF`
+  numbers. The row axis of scanned leaves is never split, because a scan reads one row at a time.
+  """
+  if leaf.size < SMALLEST_SPLIT_LEAF:
+    return None
+  valid = [axis for axis in range(int(trees.is_scanned(path)), leaf.ndim) if leaf.shape[axis] % fsdp == 0]
+  return max(valid, key=lambda axis: (leaf.shape[axis], axis), default=None)
 
 
 def gather_for_use(params: Tree, axes: Mapping[str, int | None] | None = None) -> Tree:

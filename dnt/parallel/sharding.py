@@ -29,9 +29,9 @@ class Placement(NamedTuple):
 
 
 def match(rules: Sequence[tuple[str, int | str]], params: Mapping[str, Any], fsdp: int) -> dict[str, int | None]:
-  """Returns the axis along which to split each parameter that a rule names; None keeps it whole.
+  """Returns the axis along which to split each parameter; None keeps it whole.
 
-  Of several rules for a parameter, the first one counts.
+  Of several rules for a parameter, the first one counts. What no rule names is split by its size.
 
   Args:
     rules: `config.sharding`, pairs of a pattern for whole paths and an axis or `checks.WHOLE`. The axes of a scanned
@@ -55,7 +55,7 @@ def match(rules: Sequence[tuple[str, int | str]], params: Mapping[str, Any], fsd
     for path in paths:
       if path not in axes:
         axes[path] = None if axis == checks.WHOLE else _axis(pattern, int(axis), path, leaves[path].shape, fsdp)
-  return axes
+  return {path: mesh_lib.axis_by_size(path, leaf, fsdp) for path, leaf in leaves.items()} | axes
 
 
 def _axis(pattern: str, axis: int, path: str, shape: tuple[int, ...], fsdp: int) -> int:

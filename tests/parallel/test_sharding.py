@@ -31,15 +31,14 @@ def make_mesh(fsdp):
 @pytest.mark.parametrize(
   ('rules', 'axes'),
   [
-    ((), {}),
-    ((('head/kernel', 0),), {HEAD: 0}),
-    ((('stem/.*', 'whole'), ('.*/kernel', 2)), {STEM: None, SCANNED: 3}),
-    ((('stage1/.*', -1), ('s.*', 2)), {SCANNED: 4, STEM: 2}),
+    ((), {HEAD: None, STEM: 3, SCANNED: 4}),  # by size: the head is small
+    ((('head/kernel', 0),), {HEAD: 0, STEM: 3, SCANNED: 4}),
+    ((('stem/.*', 'whole'), ('s.*/kernel', 2)), {HEAD: None, STEM: None, SCANNED: 3}),
+    ((('stage1/.*', -2), ('s.*', 2)), {HEAD: None, SCANNED: 3, STEM: 2}),
   ],
 )
 def test_the_first_rule_that_matches_a_whole_path_names_its_axis(rules, axes):
-  params = {name: part for name, part in PARAMS.items() if name != 'head' or 'head' in str(rules)}
-  assert sharding.match(rules, params, fsdp=4) == axes
+  assert sharding.match(rules, PARAMS, fsdp=4) == {'head/bias': None, **axes}
 
 
 @pytest.mark.parametrize(
@@ -67,6 +66,19 @@ def test_moments_and_averages_follow_the_rule_of_their_parameter():
     assert tree['head'] == {'kernel': ('fsdp',), 'bias': ()}
     assert tree['stem']['kernel'] == ()
     assert tree['stage1']['scanned']['conv1']['kernel'] == (None, None, None, None, 'fsdp')
+
+
+@pytest.mark.parametrize(
+  ('rule', 'head', 'other'), [((HEAD, 0), ('fsdp',), (None, 'fsdp')), (('aux/' + HEAD, 0), (None, 'fsdp'), ('fsdp',))]
+)
+def test_a_rule_is_for_the_whole_path_of_a_parameter(rule, head, other):
+  kernel = {'head': {'kernel': shape(128, 256)}}
+  params = {**kernel, 'aux': kernel}
+  axes = sharding.match((rule,), params, fsdp=4)
+  state = {'params': params, 'ema': {'params': params}, 'opt_state': jax.eval_shape(optax.adamw(1e-3).init, params)}
+  found = jax.tree.map(lambda each: tuple(each.spec), meshes.parameter_shardings(make_mesh(4), state, axes))
+  for tree in (found['params'], found['ema']['params'], found['opt_state'][0].mu, found['opt_state'][0].nu):
+    assert tree == {'head': {'kernel': head}, 'aux': {'head': {'kernel': other}}}
 
 
 def test_the_table_has_the_bytes_of_each_device():
