@@ -21,7 +21,7 @@ from dnt import cli, errors, files
 
 def define_flags(values: flags.FlagValues) -> None:
   """Defines the flags of this program."""
-  cli.define_path('workdir', 'Folder to write all runs to; default: runs/<name of the config>.', values)
+  cli.define_path('workdir', 'Folder to write all runs to; default: runs/<name of the config>[_<form>].', values)
   flags.DEFINE_list(
     'only',
     [],
@@ -31,11 +31,19 @@ def define_flags(values: flags.FlagValues) -> None:
   flags.DEFINE_string('form', '', 'Form of the config, such as short; empty: the full form.', flag_values=values)
 
 
+def find_workdir(values: flags.FlagValues) -> pathlib.Path:
+  """Returns the folder that the flags name, by default one with the name of the config and its form."""
+  return pathlib.Path(values.workdir or pathlib.Path('runs') / _name(values))
+
+
+def _name(values: flags.FlagValues) -> str:
+  return cli.config_name(values) + (f'_{values.form}' if values.form else '')
+
+
 def main(values: flags.FlagValues) -> None:
   """Reads the flags, runs the unfinished runs and writes the results; the last line printed is their folder."""
   config = cli.config(values)
-  name = cli.config_name(values) + (f'_{values.form}' if values.form else '')
-  workdir = pathlib.Path(values.workdir or pathlib.Path('runs') / name)
+  name, workdir = _name(values), find_workdir(values)
   files.check_path(workdir)
   given = cli.overrides(values)
   command = shlex.join(['python', '-m', 'dnt.compare', *sys.argv[1:]])

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 import dnt
-from dnt import cli, config, main
+from dnt import cli, compare, config, main
 from dnt.training import experiment
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -207,6 +207,16 @@ def test_the_commands_of_a_row_are_parsed(title, monkeypatch):
   monkeypatch.chdir(ROOT)
   for command in ROWS[title]:
     parse(command)
+
+
+def test_what_follows_a_comparison_reads_the_folder_that_it_writes(monkeypatch):
+  monkeypatch.chdir(ROOT)
+  read = []
+  for first, *others in filter(None, ROWS.values()):
+    if others and first.startswith('python -m dnt.compare'):
+      folder = compare.find_workdir(cli.parse(compare.PROGRAM, arguments(first)))
+      read += [(pathlib.Path(word), folder) for each in others for word in each.split() if word.startswith('runs/')]
+  assert read and all(word == folder for word, folder in read)
 
 
 def test_the_commands_of_docs_are_parsed(monkeypatch):
