@@ -33,7 +33,7 @@ EXIT_CODES = """\
 Exit codes: 0 finished, 1 failed (such as a loss that is not finite), 2 bad input (flags, config, data, checkpoint);
 128 + its number if a signal stopped the program, after it saved: 130 Ctrl-C, 143 SIGTERM, 129 SIGHUP (a closed
 terminal), 141 the reader of the output ended (`| head`). The same command then goes on."""
-_CONFIG_ARGUMENT = re.compile(r'--?config(=.*)?$')
+_CONFIG_ARGUMENT = re.compile(r'--?config(?:=(.*))?$', re.DOTALL)
 _OVERRIDE = re.compile(r'--?(?:no)?config\.([^=]+)')
 
 
@@ -333,14 +333,12 @@ def parse(program: Program, argv: Sequence[str]) -> flags.FlagValues:
     match = _OVERRIDE.match(argument)
     if match and match[1] not in known:
       raise errors.unknown('config key', match[1], known)
-  given = any(_CONFIG_ARGUMENT.match(argument) for argument in argv[1:])
-  if not given:
-    assert program.default_config is not None  # programs that take configs have one
-    argv = [argv[0], f'--config={CONFIGS / program.default_config}', *argv[1:]]
-  argv = _with_home(_with_shipped_config(argv))
-  shown = _config_argument(argv)
-  argv = _with_recorded_config(argv)
-  file = pathlib.Path(_config_argument(argv).partition(':')[0])
+  given, argv = _take_config(argv)
+  assert program.default_config is not None  # programs that take configs have one
+  shown = str(CONFIGS / program.default_config) if given is None else _shipped(os.path.expanduser(given))
+  chosen = _recorded(shown)
+  argv = [argv[0], f'--config={chosen}', *argv[1:]]
+  file = pathlib.Path(chosen.partition(':')[0])
   _search_beside(file)
   values = _define(program, argv)
   try:
@@ -364,7 +362,7 @@ def parse(program: Program, argv: Sequence[str]) -> flags.FlagValues:
     taken = ', '.join(program.kinds)
     raise errors.InputError(f'{shown!r} is a {kind} config; this program takes: {taken}')
   _refuse_rest(rest)
-  values['config'].present *= given  # the default config is not on the command line
+  values['config'].present *= given is not None  # the default config is not on the command line
   return values
 
 
@@ -401,47 +399,41 @@ def _reads_runs(file: str | pathlib.Path) -> bool:
   return pathlib.Path(file).resolve() == pathlib.Path(run_config.__file__).resolve()
 
 
-def _with_shipped_config(argv: list[str]) -> list[str]:
-  """Replaces the bare name of a config that comes with dnt by the path of its file."""
-  given = _config_argument(argv)
+def _take_config(argv: list[str]) -> tuple[str | None, list[str]]:
+  """Returns the value of --config, of several the last as of other flags, and the arguments without it.
+
+  Raises:
+    errors.InputError: the value is missing.
+  """
+  value, others, rest = None, [], iter(argv)
+  for argument in rest:
+    match = _CONFIG_ARGUMENT.match(argument)
+    if match is None:
+      others.append(argument)
+      continue
+    value = next(rest, None) if match[1] is None else match[1]
+    if value is None:
+      raise errors.InputError('--config has no value: write --config=<file or workdir of a run>')
+  return value, others
+
+
+def _shipped(given: str) -> str:
+  """Returns the path of a config file that comes with dnt if its bare name is given, else what is given."""
   name, colon, argument = given.partition(':')
   file = CONFIGS / f'{name.removesuffix(".py")}.py'
   if '/' in name or pathlib.Path(name).exists() or not file.is_file():
-    return argv
-  return _with_config(argv, f'{file}{colon}{argument}')
+    return given
+  return f'{file}{colon}{argument}'
 
 
-def _with_home(argv: list[str]) -> list[str]:
-  """Replaces `~` in the path of the config by the home folder."""
-  given = _config_argument(argv)
-  return _with_config(argv, os.path.expanduser(given)) if given.startswith('~') else argv
-
-
-def _with_recorded_config(argv: list[str]) -> list[str]:
-  """Replaces the workdir of a run, or its config.json, by the config file that reads it."""
-  given = _config_argument(argv)
+def _recorded(given: str) -> str:
+  """Returns, for the workdir of a run or its config.json, the config file that reads it, else what is given."""
   if '.py:' in given:  # a config file with an argument
-    return argv
+    return given
   path = buckets.local(given)
   if path.is_dir() and (path / workdir_lib.CONFIG).is_file():
     path /= workdir_lib.CONFIG
-  return _with_config(argv, f'{run_config.__file__}:{path}') if path.suffix == '.json' else argv
-
-
-def _with_config(argv: list[str], new: str) -> list[str]:
-  """Replaces the value of --config, and no other argument that happens to be the same text."""
-  for index, argument in enumerate(argv):
-    if _CONFIG_ARGUMENT.match(argument):
-      separate = '=' not in argument
-      return [*argv[:index], f'--config={new}', *argv[index + 1 + separate :]]
-  return argv
-
-
-def _config_argument(argv: list[str]) -> str:
-  for index, argument in enumerate(argv):
-    if _CONFIG_ARGUMENT.match(argument):
-      return argument.partition('=')[2] or ''.join(argv[index + 1 : index + 2])
-  return ''
+  return f'{run_config.__file__}:{path}' if path.suffix == '.json' else given
 
 
 def _leave(code: int) -> None:

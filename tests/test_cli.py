@@ -61,6 +61,27 @@ def test_another_flag_may_have_the_value_of_the_config(given, tmp_path, monkeypa
   assert cli.config_path(values) == CONFIGS / 'cifar_plain20.py'
 
 
+@pytest.mark.parametrize(
+  'given',
+  [
+    ['--config=digits_resnet20', '--config=cifar_plain20', '--config.model.depth=44'],
+    ['--config=digits_resnet20', '--config.model.depth=44', '--config', 'cifar_plain20'],
+    ['--config', 'absent.py', '-config=cifar_plain20.py', '--config.model.depth', '44'],
+    ['--config.model.depth=44', '--config=cifar_plain20'],
+  ],
+)
+def test_the_last_of_several_configs_counts_as_of_other_flags(given, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  config, path = parse(*given)
+  assert path == CONFIGS / 'cifar_plain20.py'
+  assert (config.model.name, config.model.depth) == ('plain', 44)
+
+
+def test_a_config_without_a_value_is_refused():
+  with pytest.raises(errors.InputError, match='--config has no value'):
+    parse('--config.model.depth=44', '--config')
+
+
 def test_a_workdir_that_is_called_config_is_a_config(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   (tmp_path / 'config').mkdir()
