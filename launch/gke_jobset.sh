@@ -71,10 +71,11 @@ check_count --hosts "$hosts"
 ((hosts * chips == all)) ||
   die "--hosts=$hosts and --topology=$topology disagree: $all chips, $chips a host, are on --hosts=$((all / chips))"
 
-check_program_flags "$@"
-workdir="$(workdir_of "$@")"
+check_program_flags IMAGE "$@"
+workdir="$(flag_of workdir "$@")"
 [[ $workdir == gs://?*/?* || (-n $claim && $workdir == /mnt/dnt/*) ]] ||
   die "--workdir='$workdir' must be gs://BUCKET/PATH, or with --claim below /mnt/dnt, where all hosts see the claim"
+[[ -n $claim || $(flag_of config "$@") != /mnt/dnt/* ]] || die '--config=/mnt/dnt/... needs --claim, which is mounted there'
 need kubectl 'install it, and get credentials: gcloud container clusters get-credentials'
 
 # Kubernetes replaces $(NAME) in a command, and reads $$ as $.

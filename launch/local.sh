@@ -37,7 +37,7 @@ done
 [[ -n $count ]] || die 'how many processes? -n N; see --help'
 check_count -n "$count"
 if [[ -n $devices ]]; then check_count --devices-per-process "$devices"; fi
-check_program_flags "$@"
+check_program_flags HERE "$@"
 python="${PYTHON:-python}"
 need "$python" 'activate the environment, or set PYTHON'
 

@@ -53,10 +53,11 @@ if [[ $accelerators == tpu-* ]]; then
   ((nodes == 1)) ||
     die "--nodes=$nodes and --accelerators=$accelerators disagree: it is one slice ($topology) with $hosts hosts of its own; leave --nodes out"
 fi
-check_program_flags "$@"
-workdir="$(workdir_of "$@")"
+check_program_flags GIT "$@"
+workdir="$(flag_of workdir "$@")"
 [[ $workdir == gs://?*/?* ]] ||
   die "--workdir='$workdir' must be gs://BUCKET/PATH: a run appends to its files, which a mounted bucket cannot do; --bucket is for data"
+[[ -n $bucket || $(flag_of config "$@") != /mnt/dnt/* ]] || die '--config=/mnt/dnt/... needs --bucket, which is mounted there'
 need sky 'install it: pip install "skypilot[gcp]" (or another cloud)'
 
 # The processes find one another by what the slice says of itself, or by what SkyPilot tells each node

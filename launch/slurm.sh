@@ -15,7 +15,7 @@ set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-options=() name='' config=''
+options=() name=''
 while (($#)); do
   case "$1" in
     -h | --help) usage ;;
@@ -33,11 +33,9 @@ while (($#)); do
   esac
   shift
 done
-check_program_flags "$@"
-for flag in "$@"; do
-  case "$flag" in --config=*) config="$(value "$flag")" ;; esac
-done
-workdir="$(workdir_of "$@")"
+check_program_flags HERE "$@"
+config="$(flag_of config "$@")"
+workdir="$(flag_of workdir "$@")"
 [[ -n $workdir ]] || die '--workdir=DIR is needed, on a file system that all nodes share, or gs://BUCKET/PATH'
 if [[ -z $name && -n $config ]]; then options+=("--job-name=dnt-$(basename "${config%.py*}")"); fi
 need sbatch 'run this on a login node of the cluster'

@@ -228,16 +228,15 @@ install() {
 rehearse() {
   local python="${PYTHON:-python}" flags=() word keep=false code=0
   for word in "$@"; do # of the program's flags those of the config, and words that are a value of one
-    case "$word" in
-      --config | --config[.=]*) keep=true ;;
-      -*) keep=false ;;
-    esac
+    if [[ $word =~ ^--?(no)?config([.=]|$) ]]; then keep=true; elif [[ $word == -* ]]; then keep=false; fi
     if $keep; then flags+=("$word"); fi
   done
   ((${#flags[@]})) || die '--preflight needs the --config=... of the run, after --'
   need "$python" 'activate the environment, or set PYTHON'
+  case "$python" in /*) ;; */*) python="$PWD/$python" ;; esac
   flags+=("--on=$generation:$topology" ${stand_in:+"--stand_in=$stand_in"})
-  run env "PYTHONPATH=$ROOT${PYTHONPATH:+:$PYTHONPATH}" "$python" -m dnt.rehearse "${flags[@]}" || code=$?
+  # In the checkout, as the workers run it in their copy.
+  run env -C "$ROOT" "$python" -m dnt.rehearse "${flags[@]}" || code=$?
   if ((code)); then
     printf 'tpu_pod.sh: the preflight ended with exit code %s; nothing was done on the cloud\n' "$code" >&2
     exit "$code"
@@ -286,9 +285,9 @@ make_again() {
   install
 }
 
-if [[ $action == create || $action == run ]]; then check_program_flags "$@"; fi
+if [[ $action == create || $action == run ]]; then check_program_flags GIT "$@"; fi
 if [[ $action == run ]]; then
-  workdir="$(workdir_of "$@")"
+  workdir="$(flag_of workdir "$@")"
   [[ $workdir == /* || $workdir == gs://?*/?* ]] ||
     die "--workdir='$workdir' must be gs://BUCKET/PATH, or an absolute path that all workers share, such as /mnt/dnt/run1"
 fi

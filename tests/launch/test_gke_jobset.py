@@ -1,4 +1,3 @@
-import pathlib
 import re
 
 import pytest
@@ -7,7 +6,7 @@ from kubeflow_trainer_api.models import jobset_v1alpha2_job_set as schema  # as 
 
 from dnt.parallel import signals
 
-CONFIG = str(pathlib.Path(__file__).parents[2] / 'configs' / 'digits_resnet20.py')
+CONFIG = 'configs/digits_resnet20.py'
 OPTIONS = {
   '--name': 'resnet',
   '--image': 'europe-docker.pkg.dev/p/r/dnt:1',

@@ -8,10 +8,11 @@ import shutil
 import subprocess
 import sys
 
+import absl.flags
 import pytest
 
 LAUNCH = pathlib.Path(__file__).parents[2] / 'launch'
-CONFIG = str(LAUNCH.parent / 'configs' / 'digits_resnet20.py')
+CONFIG = 'digits_resnet20'
 POD = ('--name=pod', '--zone=us-central2-b')
 JOBSET = ('--name=a', '--image=i', '--claim=c', '--accelerator=tpu-v5-lite-podslice', '--topology=4x4', '--hosts=4')
 # Each launcher with what it needs to run a training, but for the program's flags.
@@ -20,8 +21,9 @@ RUNS = {
   'slurm.sh': ('--nodes=2',),
   'tpu_pod.sh': ('run', *POD),
   'gke_jobset.sh': JOBSET,
-  'skypilot.sh': ('--name=a', '--accelerators=H100:8'),
+  'skypilot.sh': ('--name=a', '--accelerators=H100:8', '--bucket=s3://data'),
 }
+ELSEWHERE = ('tpu_pod.sh', 'skypilot.sh', 'gke_jobset.sh')  # they run a copy of the checkout, on other machines
 
 
 def test_every_launcher_is_here():
@@ -84,21 +86,99 @@ def test_a_missing_config_is_refused_with_what_there_is(launch, script, config):
   assert 'configs/digits_resnet20.py' in result.stderr
 
 
-@pytest.mark.parametrize('config', ['runs/mine', 'runs/mine/config.json', 'gs://bucket/mine', '/mnt/dnt/mine'])
 @pytest.mark.parametrize('script', RUNS)
-def test_the_workdir_of_a_run_is_a_config(launch, tmp_path, script, config):
+def test_the_workdir_of_a_run_is_a_config(launch, tmp_path, script):
   (tmp_path / 'runs' / 'mine').mkdir(parents=True)
   (tmp_path / 'runs' / 'mine' / 'config.json').write_text('{}')
-  result = launch(script, *RUNS[script], '--dry-run', '--', f'--config={config}', '--workdir=gs://bucket/again')
-  assert result.returncode == 0, result.stderr
-  assert f'--config={config}' in result.stdout
+  here = [] if script in ELSEWHERE else ['runs/mine', 'runs/mine/config.json', '~/runs/mine']
+  for config in (*here, 'gs://bucket/mine', '/mnt/dnt/mine'):
+    flags = (f'--config={config}', '--workdir=gs://bucket/again')
+    result = launch(script, *RUNS[script], '--dry-run', '--', *flags, HOME=str(tmp_path))
+    assert result.returncode == 0, result.stderr
+    assert f'--config={config}' in result.stdout.replace("'", '')
 
 
-def test_a_config_may_take_an_argument_or_stand_apart(launch):
-  named = (['--config=digits_resnet20'], ['--config=digits_resnet20.py:fast'])
-  for config in ([f'--config={CONFIG}:fast'], ['--config', CONFIG], *named):
-    assert launch('local.sh', '-n', '1', '--dry-run', '--', *config).returncode == 0
-  assert launch('local.sh', '-n', '1', '--dry-run', '--', '--config', 'nothing.py').returncode == 2
+@pytest.mark.parametrize('config', ['gs://bucket/mine.py', 'gs://bucket/mine.py:a', 'gs://bucket/mine/config.json'])
+@pytest.mark.parametrize('script', RUNS)
+def test_a_file_in_a_bucket_is_no_config(launch, script, config):
+  result = launch(script, *RUNS[script], '--dry-run', '--', f'--config={config}', '--workdir=gs://bucket/a')
+  assert (result.returncode, result.stdout) == (2, '')
+  assert re.match(f"{script}: --config='{config}': .*the workdir of a run", result.stderr)
+
+
+@pytest.fixture
+def checkout(tmp_path):
+  """A checkout with the launchers, of which git ignores the runs; returns its folder."""
+  folder = tmp_path / 'checkout'
+  shutil.copytree(LAUNCH, folder / 'launch')
+  for file in ('configs/digits_resnet20.py', 'configs/mine.py', 'configs/mine.json', 'kept/config.json'):
+    (folder / file).parent.mkdir(exist_ok=True)
+    (folder / file).touch()
+  (folder / 'runs' / 'mine').mkdir(parents=True)
+  (folder / 'runs' / 'mine' / 'config.json').touch()
+  (folder / '.gitignore').write_text('/runs/\n')
+  subprocess.run(['git', 'init', '-q', folder], check=True)
+  return folder
+
+
+@pytest.mark.parametrize('script', ELSEWHERE)
+def test_a_config_is_in_the_copy_of_the_checkout_that_the_machines_get(launch, tmp_path, checkout, script):
+  (tmp_path / 'own.py').touch()
+  (tmp_path / 'configs').mkdir()
+  (tmp_path / 'configs' / 'own.py').touch()
+  there = ['digits_resnet20', 'digits_resnet20.py:fast', 'configs/digits_resnet20.py', 'configs/mine.py:a']
+  there += ['configs/mine.json', 'kept', 'kept/config.json']
+  here = ['own.py', 'configs/own.py', '../own.py', str(tmp_path / 'own.py'), str(checkout / 'configs' / 'mine.py')]
+  (there if script == 'gke_jobset.sh' else here).extend(['runs/mine', 'runs/mine/config.json'])
+  for config in (*there, *here):
+    flags = (f'--config={config}', '--workdir=gs://bucket/a')
+    result = launch(checkout / 'launch' / script, *RUNS[script], '--dry-run', '--', *flags)
+    if config in there:
+      assert result.returncode == 0, result.stderr
+    else:
+      assert (result.returncode, result.stdout) == (2, ''), config
+      assert re.fullmatch(
+        f"{script}: --config='{config}' is not in the checkout.*configs/mine.json.*gs://.*\n", result.stderr
+      )
+
+
+@pytest.mark.parametrize(('script', 'option'), [('gke_jobset.sh', '--claim=c'), ('skypilot.sh', '--bucket=s3://data')])
+def test_a_config_below_a_mount_needs_what_is_mounted(launch, script, option):
+  options = [each for each in RUNS[script] if each != option]
+  result = launch(script, *options, '--dry-run', '--', '--config=/mnt/dnt/mine', '--workdir=gs://bucket/a')
+  assert (result.returncode, result.stdout) == (2, '')
+  assert re.search(f'--config=/mnt/dnt/.* {option.partition("=")[0]},', result.stderr)
+
+
+@pytest.mark.parametrize(
+  ('flags', 'value'),
+  [
+    (['--workdir=runs/a b'], 'runs/a b'),
+    (['--workdir', 'gs://bucket/a', '--config=c'], 'gs://bucket/a'),
+    (['-workdir=a', '--config', '--workdir=no', '-workdir', 'b'], 'b'),
+    (['--workdir=a=b', '--workdirs=c', '--config.workdir=d'], 'a=b'),
+    (['--workdir=a', '--workdir='], ''),
+    (['--workdir'], ''),
+    ([], ''),
+  ],
+)
+def test_a_flag_has_the_value_that_the_program_takes(flags, value):
+  text = f'source {LAUNCH}/lib.sh; flag_of workdir "$@"'
+  assert subprocess.run(['bash', '-c', text, 'bash', *flags], capture_output=True, text=True).stdout == value
+  if '--config' not in flags and flags != ['--workdir']:
+    parsed = absl.flags.FlagValues()
+    for name in ('workdir', 'workdirs', 'config', 'config.workdir'):
+      absl.flags.DEFINE_string(name, '', name, flag_values=parsed)
+    parsed(['program', *flags])
+    assert parsed.workdir == value
+
+
+@pytest.mark.parametrize('script', RUNS)
+def test_the_workdir_and_the_config_may_stand_apart_and_the_last_counts(launch, script):
+  flags = ('--workdir', 'no', '--config=absent.py', '--workdir', 'gs://bucket/a', '--config', CONFIG)
+  assert launch(script, *RUNS[script], '--dry-run', '--', *flags).returncode == 0
+  flags = ('--workdir=gs://bucket/a', f'--config={CONFIG}', '--config', 'absent.py')
+  assert 'absent.py' in launch(script, *RUNS[script], '--dry-run', '--', *flags).stderr
 
 
 @pytest.mark.parametrize('script', RUNS)

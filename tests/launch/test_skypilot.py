@@ -11,7 +11,7 @@ import yaml
 from dnt.parallel import signals
 
 ROOT = pathlib.Path(__file__).parents[2]
-CONFIG = str(ROOT / 'configs' / 'digits_resnet20.py')
+CONFIG = 'configs/digits_resnet20.py'
 OPTIONS = {'--name': 'resnet', '--accelerators': 'H100:8', '--nodes': '2', '--bucket': 's3://mine/images'}
 FLAGS = [f'--config={CONFIG}', '--workdir=gs://mine/it\'s "a" run', '--config.optim.nesterov']
 

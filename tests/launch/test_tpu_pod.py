@@ -12,7 +12,7 @@ import time
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
-CONFIG = str(ROOT / 'configs' / 'digits_resnet20.py')
+CONFIG = 'configs/digits_resnet20.py'
 COPIES = pytest.mark.skipif(not (ROOT / '.git').exists(), reason='what is copied is a git checkout')
 PLACE = ('--name=pod', '--zone=us-central2-b')
 # Of the states in the file of its kind, describe prints the first and drops it, but for the last. What a deleted
@@ -355,8 +355,8 @@ def test_dry_run_prints_what_follows_a_preemption(pod, worker):
 
 
 def test_a_preflight_compiles_the_run_for_the_slice(pod, worker, fake, tmp_path):
-  fake('my-python', f'printf "%s\\n" "$@" > {tmp_path}/words; echo "$PYTHONPATH" > {tmp_path}/path; exit "$CODE"')
-  flags = [f'--config={CONFIG}', '--config.model.depth', '20', '--workdir=/mnt/dnt/a', '--config.optim.nesterov']
+  fake('my-python', f'printf "%s\\n" "$@" > {tmp_path}/words; pwd > {tmp_path}/folder; exit "$CODE"')
+  flags = [f'--config={CONFIG}', '--config.model.depth', '20', '--workdir=/mnt/dnt/a', '--noconfig.optim.nesterov']
   for action in ('create', 'run'):
     options = (action, '--preflight', '--type=v5litepod-256', *PLACE, '--', *flags)
     for code in (1, 2):
@@ -369,9 +369,18 @@ def test_a_preflight_compiles_the_run_for_the_slice(pod, worker, fake, tmp_path)
     (worker / 'gcloud.log').unlink()
     config = [flag for flag in flags if 'workdir' not in flag]
     assert (tmp_path / 'words').read_text().splitlines() == ['-m', 'dnt.rehearse', *config, '--on=v5e:16x16']
-    assert (tmp_path / 'path').read_text().split(':')[0].strip() == str(ROOT)
+    assert (tmp_path / 'folder').read_text().strip() == str(ROOT)
   printed = pod(*options[:3], *PLACE, '--dry-run', '--', *flags).stdout
-  assert shlex.split(printed.splitlines()[0])[-2:] == ['--config.optim.nesterov', '--on=v5e:16x16']
+  assert shlex.split(printed.splitlines()[0])[-2:] == ['--noconfig.optim.nesterov', '--on=v5e:16x16']
+
+
+def test_a_preflight_takes_an_interpreter_from_where_it_is_started(pod, fake, tmp_path):
+  fake('my-python', f'pwd > {tmp_path}/folder; exit 9')
+  options = ('create', '--preflight', '--type=v4-8', *PLACE, '--', f'--config={CONFIG}')
+  for python in ('bin/my-python', './bin/my-python', f'{tmp_path}/bin/my-python'):
+    assert pod(*options, PYTHON=python).returncode == 9
+    assert (tmp_path / 'folder').read_text().strip() == str(ROOT)
+    (tmp_path / 'folder').unlink()
 
 
 def test_a_preflight_needs_no_images(pod, worker):
