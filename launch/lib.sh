@@ -3,6 +3,9 @@
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 DRY_RUN=false
+# The newest Python that README names as tested, with constraints of its own, for environments that are made elsewhere.
+# shellcheck disable=SC2034 # for those who source this
+PYTHON_VERSION=3.13
 
 # Bad input: one line, exit code 2, nothing was run.
 die() {

@@ -91,8 +91,8 @@ YAML
 setup: |
   set -e
   python3 -m pip install --user -q uv
-  python3 -m uv venv -q --allow-existing --python 3.12 .venv
-  python3 -m uv pip install -q --python .venv/bin/python "jax[$([[ -n $tpu ]] && echo tpu || echo cuda13)]" gcsfs -r requirements.txt
+  python3 -m uv venv -q --allow-existing --python $PYTHON_VERSION .venv
+  python3 -m uv pip install -q --python .venv/bin/python "jax[$([[ -n $tpu ]] && echo tpu || echo cuda13)]" gcsfs -r requirements.txt -c constraints-$PYTHON_VERSION.txt
 run: |
   export PYTHONUNBUFFERED=1
   $command

@@ -7,7 +7,7 @@
 #                                makes the slice; the runtime follows from the type. --queued asks for it as a queued
 #                                resource and waits until it is there; status and delete then need --queued too
 #   copy                         copies this checkout (what git does not ignore) to ~/dnt
-#   install                      makes ~/dnt/.venv with Python 3.12, jax[tpu], gcsfs and the requirements
+#   install                      makes ~/dnt/.venv with Python 3.13, jax[tpu], gcsfs and the requirements, in tested versions
 #   run [--nfs=HOST:/SHARE] -- --config=... --workdir=gs://...   starts on all workers and follows worker 0
 #   run --recreate --type=... [--spot] [--queued] [--version=...]    the same, but after a preemption it deletes the slice,
 #                                does all of the above again, and the run goes on from its last checkpoint
@@ -221,7 +221,8 @@ copy() {
 }
 
 install() {
-  on all 'set -e; sudo apt-get update -q; sudo apt-get install -qy nfs-common python3-pip; python3 -m pip install --user -q uv; cd ~/dnt; ~/.local/bin/uv venv -q --allow-existing --python 3.12 .venv; ~/.local/bin/uv pip install -q --python .venv/bin/python "jax[tpu]" gcsfs -r requirements.txt; .venv/bin/python -c "import jax; print(jax.__version__)"'
+  local version="$PYTHON_VERSION"
+  on all 'set -e; sudo apt-get update -q; sudo apt-get install -qy nfs-common python3-pip; python3 -m pip install --user -q uv; cd ~/dnt; ~/.local/bin/uv venv -q --allow-existing --python '"$version"' .venv; ~/.local/bin/uv pip install -q --python .venv/bin/python "jax[tpu]" gcsfs -r requirements.txt -c constraints-'"$version"'.txt; .venv/bin/python -c "import jax; print(jax.__version__)"'
 }
 
 # Compiles the run for the slice on this machine; ends with the exit code of dnt.rehearse if it does not fit.

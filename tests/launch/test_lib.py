@@ -23,6 +23,7 @@ RUNS = {
   'gke_jobset.sh': JOBSET,
   'skypilot.sh': ('--name=a', '--accelerators=H100:8', '--bucket=s3://data'),
 }
+FLAGS = ('--dry-run', '--', '--workdir=gs://bucket/a')
 ELSEWHERE = ('tpu_pod.sh', 'skypilot.sh', 'gke_jobset.sh')  # they run a copy of the checkout, on other machines
 
 
@@ -179,6 +180,26 @@ def test_the_workdir_and_the_config_may_stand_apart_and_the_last_counts(launch, 
   assert launch(script, *RUNS[script], '--dry-run', '--', *flags).returncode == 0
   flags = ('--workdir=gs://bucket/a', f'--config={CONFIG}', '--config', 'absent.py')
   assert 'absent.py' in launch(script, *RUNS[script], '--dry-run', '--', *flags).stderr
+
+
+@pytest.mark.parametrize(
+  ('command', 'package'),
+  [
+    (('tpu_pod.sh', 'install', '--dry-run', *POD), 'jax[tpu]'),
+    (('skypilot.sh', '--name=a', '--accelerators=H100:8', *FLAGS), 'jax[cuda13]'),
+    (('skypilot.sh', '--name=a', '--accelerators=tpu-v6e-8', *FLAGS), 'jax[tpu]'),
+  ],
+)
+def test_what_is_installed_elsewhere_has_the_newest_versions_that_were_tested(launch, command, package):
+  sentence = (LAUNCH.parent / 'README.md').read_text().partition('dnt runs on Linux with Python')[2].partition(';')[0]
+  version, jax = re.findall(r'(3\.\d+) \(jax ([\d.]+)\)', sentence)[-1]
+  constraints = LAUNCH.parent / f'constraints-{version}.txt'
+  assert re.search(rf'(?m)^jax=={re.escape(jax)}', constraints.read_text())
+  assert re.search('(?m)^gcsfs==', constraints.read_text())
+  printed = launch(*command)
+  assert f' --python {version} .venv' in printed.stdout
+  assert f'"{package}" gcsfs -r requirements.txt -c {constraints.name}' in printed.stdout
+  assert f'Python {version},' in launch('tpu_pod.sh', '--help').stdout
 
 
 @pytest.mark.parametrize('script', RUNS)
