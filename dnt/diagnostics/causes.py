@@ -144,10 +144,10 @@ def _decayed(config: typed.Config, examination: doctor.Examination, tried: trial
 
 
 def _usual_update(examination: doctor.Examination) -> float:
-  """Returns the update of the median entry over the norm of its parameters, for a learning rate of 1."""
+  """Returns the update of the median entry over the norm of its parameters, for a learning rate of 1; NaN: unknown."""
   moving = examination.learning_rates > 0
   if not moving.any():
-    return 0.0
+    return np.nan
   return float(np.median(np.median(examination.update_ratios, 0)[moving] / examination.learning_rates[moving]))
 
 
@@ -162,7 +162,7 @@ def _part_of_decay(optim: typed.Optim, examination: doctor.Examination) -> float
 
 def _diverged(examination: doctor.Examination, tried: trial.Trial) -> Cause | None:
   ratio = float(np.median(examination.update_ratios))
-  moved = f'updates of {ratio:.1e} of the parameters'
+  moved = 'updates of parameters that start at zero' if np.isnan(ratio) else f'updates of {ratio:.1e} of the parameters'
   by_entry = np.nan_to_num(np.median(examination.columns['first_update_ratio'], 0), posinf=0.0)
   at = int(np.argmax(by_entry))
   entry = examination.entries[at] if by_entry[at] > max(doctor.RATIO, APART * ratio) else None
@@ -177,7 +177,7 @@ def _diverged(examination: doctor.Examination, tried: trial.Trial) -> Cause | No
     return Cause('step too large', entry, f'the loss is not finite after step {len(tried.losses)}, with {moved}')
   first, last = tried.losses[0], float(np.median(tried.losses[-trial.LAST :]))
   # Where the first loss is large, the loss stays above that of guessing without large steps too.
-  above = max(examination.guessing_loss, first if ratio < MUCH else min(first, 2 * examination.guessing_loss))
+  above = max(examination.guessing_loss, min(first, 2 * examination.guessing_loss) if ratio >= MUCH else first)
   if last > RISEN * above:
     return Cause('step too large', entry, f'{trial.course(tried)}, with {moved}')
   stays = last > max(STAYS * examination.guessing_loss, first / 2)
@@ -190,9 +190,9 @@ def _diverged(examination: doctor.Examination, tried: trial.Trial) -> Cause | No
 
 
 def _was_well(examination: doctor.Examination, tried: trial.Trial) -> bool:
-  """Whether the loss of a trial was below that of guessing, without a rise, and updates were small, to the end."""
+  """Whether the loss of a trial was below that of guessing, without a rise, and no updates large, to the end."""
   losses, rates = tried.losses, tried.learning_rates
-  if len(losses) < 2 * doctor.LAST or not _usual_update(examination) * rates[-1] < doctor.RATIO:
+  if len(losses) < 2 * doctor.LAST or _usual_update(examination) * rates[-1] >= doctor.RATIO:
     return False
   return losses[-doctor.LAST :].max() < min(examination.guessing_loss, 1.1 * losses[: -doctor.LAST].min() + 0.1)
 
@@ -201,7 +201,7 @@ def _clipped(config: typed.Config, examination: doctor.Examination) -> Cause | N
   if config.clip.name == 'none' or examination.scale_free or 'clip_factor' not in examination.columns:
     return None
   factor = float(np.nanmedian(examination.columns['clip_factor']))
-  if factor > TIGHT or reach(examination) > STILL:
+  if not (factor <= TIGHT and reach(examination) <= STILL):
     return None
   return Cause(CLIPPED, None, f'it leaves {100 * factor:.2g} % of the gradient, so that {_reaches(examination)}')
 
@@ -214,7 +214,7 @@ def _small_batch(config: typed.Config, examination: doctor.Examination) -> Cause
 
 
 def _still(examination: doctor.Examination, tried: trial.Trial) -> Cause | None:
-  if reach(examination) > STILL:
+  if not reach(examination) <= STILL:
     return None
   return Cause(SMALL_STEP, None, f'{trial.course(tried)}, as {_reaches(examination)}')
 
@@ -271,7 +271,10 @@ def _fell_back(tried: trial.Trial) -> Cause | None:
 
 
 def reach(examination: doctor.Examination) -> float:
-  """Returns by which fraction of their norm the updates of a trial can move the parameters of the median entry."""
+  """Returns by which fraction of their norm the updates of a trial can move the parameters of the median entry.
+
+  It is NaN, unknown, where all that trains starts at zero, and where the first steps have no learning rate.
+  """
   return _usual_update(examination) * examination.peak_rate * trial.STEPS
 
 

@@ -124,7 +124,9 @@ def _answers(config: typed.Config, examination: doctor.Examination, cause: cause
     return [larger] if _is_given(config) else [{'model.norm': 'layer_norm'}, larger]
   if cause.kind == causes.SMALL_STEP:
     reach = causes.reach(examination)
-    return [{RATE: float(f'{rate / max(reach, 1e-9):.0e}')}, {'optim.name': 'adamw', RATE: 1e-3}]
+    # Where no update is seen, no rate follows from it.
+    sized = [{RATE: float(f'{rate / max(reach, 1e-9):.0e}')}] if reach > 0 else []
+    return [*sized, {'optim.name': 'adamw', RATE: 1e-3}]
   if cause.kind == causes.STUCK:
     return []
   return doctor.remedies(config, examination, doctor.Verdict(*cause))

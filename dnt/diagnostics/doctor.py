@@ -70,7 +70,7 @@ class Examination(NamedTuple):
       NaN: the entry lacks the quantity; infinite: the value was not finite.
     input_cosine: the cosine of the images themselves, as the network receives them.
     losses: [seeds, first steps].
-    update_ratios: [seeds, first steps], median over entries.
+    update_ratios: [seeds, first steps], median over the entries that do not start at zero; NaN if all do.
     learning_rates: [first steps].
     peak_rate: the largest learning rate of the whole run.
     scale_free: whether the update rule divides each gradient by its size, so that small gradients also move parameters.
@@ -257,7 +257,9 @@ def _examination(
   columns['update_ratio'] = np.mean(
     [[_whole(step['update_ratio'], len(names)) for step in each] for each in rows], axis=1
   )
-  moving = [next((step for step in each if np.nanmax(step['update_ratio'].values) > 0), each[0]) for each in rows]
+  moving = [
+    next((step for step in each if np.nanmax(step['update_ratio'].values, initial=0) > 0), each[0]) for each in rows
+  ]
   columns['first_update_ratio'] = np.stack([_whole(step['update_ratio'], len(names)) for step in moving])
   if _micro_batch(run.config) == 1:
     columns['cosine'] = absent  # there is no second image
@@ -288,10 +290,14 @@ def _is_initial(metrics: Mapping[str, Any]) -> bool:
 
 
 def _ratios(steps: Sequence[Mapping[str, telemetry.Column]]) -> list[float]:
-  """Returns for each step the median update ratio over the entries that do not start at zero; 0 if all do."""
+  """Returns for each step the median update ratio over the entries that do not start at zero; NaN if all do.
+
+  Parameters that start at zero consist of their updates: an update is a fraction of their norm that says nothing of the
+  learning rate, see `telemetry.floors`.
+  """
   moving = np.flatnonzero(steps[0]['parameter_norm'].values)
   examination = [np.asarray(step['update_ratio'].values, np.float64)[moving] for step in steps]
-  return [float(np.median(np.where(np.isfinite(each), each, np.inf))) if each.size else 0.0 for each in examination]
+  return [float(np.median(np.where(np.isfinite(each), each, np.inf))) if each.size else np.nan for each in examination]
 
 
 def _whole(column: telemetry.Column, count: int) -> np.ndarray:
@@ -415,7 +421,8 @@ def _stepped(examination: Examination) -> Verdict:
   # Large updates alone do no harm: a linear classifier starts with them.
   large = not np.isfinite(examination.losses).all() or after > GROWN * max(before, examination.guessing_loss)
   if large or (ratio > RATIO and after > examination.guessing_loss):
-    return Verdict('step too large', None, f'{reason}, which move parameters by {ratio:.1e} of their norm')
+    moves = '' if np.isnan(ratio) else f', which move parameters by {ratio:.1e} of their norm'
+    return Verdict('step too large', None, reason + moves)
   return Verdict('trainable', None, reason)
 
 

@@ -180,7 +180,7 @@ def steps_table(examination: doctor.Examination) -> str:
   }
   lines = [('step', *(str(index + 1) for index in range(len(examination.learning_rates))))]
   lines += [(name, *(f'{value:.3g}' for value in values)) for name, values in rows.items()]
-  what = 'update ratio: norm of the update over the norm of the parameters, median over entries'
+  what = 'update ratio: norm of the update over the norm of the parameters, median over entries (nan: all begin at 0)'
   return f'{tables.text(lines)}\n\n{what}'
 
 

@@ -112,6 +112,30 @@ def test_what_looks_alike_is_not_a_cause():
   assert causes.SMALL_STEP not in find(ratios=[0.0, 1e-3], rates=[0.0, 0.1]), 'a warm-up begins at rate zero'
 
 
+def test_a_head_that_starts_at_zero_does_not_say_that_its_steps_are_small():
+  """Its updates are a fraction of their own sum, at any learning rate."""
+  unknown = {'ratios': [np.nan, np.nan]}
+  assert find(**unknown) == [causes.STUCK]
+  assert find({'clip.name': 'global_norm'}, None, clip_factor=[1e-4] * 3, **unknown) == [causes.STUCK]
+  assert find((), None, ratios=[0.0, 0.0], rates=[0.0, 0.0]) == [causes.STUCK], 'no step has been taken yet'
+  broken = tried([2.3, 90.0], stopped='not finite')
+  (cause,) = causes.find(schema.default(), examination(**unknown), broken)
+  assert cause.kind == 'step too large' and 'nan' not in cause.reason
+  assert 'nan' not in doctor.judge(examination(losses=[2.3, np.inf], **unknown)).reason
+  learns = tried([2.3, 2.0, 1.5, 1.2, 1.0, 0.9, 0.8], stopped='not finite')
+  assert find((), learns, **unknown) == ['exploding']
+
+
+@pytest.mark.parametrize('ratio', [np.nan, 0.0])
+def test_no_rate_follows_from_updates_that_were_not_seen(ratio):
+  found = [causes.Cause(causes.SMALL_STEP, None, '')]
+  offered = cures.offer(schema.default(), examination(ratios=[ratio, ratio]), found)
+  assert {overrides[cures.RATE] for overrides in offered if cures.RATE in overrides} == {1e-3}
+  # 300 steps of 1e-6 move the parameters by 3e-4 of their norm; to one digit.
+  first, *_ = cures.offer(schema.default(), examination(ratios=[1e-6, 1e-6]), found)
+  assert first == {cures.RATE: 300.0}
+
+
 def test_faults_with_which_a_network_may_train():
   faults = {'dead': [0.0, 1.0, np.nan], 'outputs': PROBABILITIES}
   assert [cause.kind for cause in causes.find_faults(examination(**faults))] == [causes.SQUASHED, 'dead']

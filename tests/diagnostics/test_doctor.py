@@ -257,6 +257,13 @@ class Sigmoids(nn.Module):
     for index in range(12):
       x = nn.sigmoid(nn.Dense(16, name=f'layer{index:02d}')(x))
     return nn.Dense(self.num_classes, kernel_init=nn.initializers.zeros, name='answer')(x)
+
+class Zero(nn.Module):
+  num_classes: int
+
+  @nn.compact
+  def __call__(self, x):
+    return nn.Dense(self.num_classes, kernel_init=nn.initializers.zeros, name='answer')(x.reshape(x.shape[0], -1))
 """
 
 
@@ -303,6 +310,14 @@ def test_a_head_that_starts_at_zero_hides_nothing(own):
   assert found.columns['output_gradient_norm'][0, -2] > 0
   assert found.outputs.any() and causes.find_faults(found) == []
   assert all(key.startswith(('optim.', 'clip.')) for each in doctor.remedies(config, found, verdict) for key in each)
+
+
+@pytest.mark.parametrize('warmup', ['0', '5'])
+def test_updates_of_what_starts_at_zero_are_no_fraction_of_it(own, warmup):
+  config = own('Zero')
+  config.schedule.warmup = warmup  # whose first step has the rate 0
+  found = examine(config)
+  assert np.isnan(found.update_ratios).all() and found.losses[0, -1] < found.losses[0, 0]
 
 
 @pytest.mark.usefixtures('eight_devices')

@@ -99,6 +99,12 @@ def test_the_figure_has_units_and_draws_what_was_found():
   assert plots.png(drawn)[1:4] == b'PNG'
 
 
+def test_unknown_updates_are_drawn_and_said():
+  found = examination()._replace(update_ratios=np.full((2, 2), np.nan))
+  assert doctor_report.steps_table(found).splitlines()[3].split() == ['update', 'ratio', 'nan', 'nan']
+  assert plots.png(doctor_report.figure(diagnose(SICK)._replace(examination=found)))
+
+
 def test_the_summary_says_how_sure_it_is_and_what_the_data_has():
   lines = doctor_report.summary(diagnose(SICK)).splitlines()
   assert lines[0].startswith('verdict: vanishing from stage1/block002 on')
