@@ -27,7 +27,7 @@ RISEN = 1.5  # loss over that of guessing, or of the first step if that is more,
 STAYS = 0.9  # loss over that of guessing, from which it has not fallen
 LEAP = 2.0  # highest loss over that of guessing or of the first step, from which steps count as too large
 ALIKE = 0.1  # distance (1 - cosine) of two images at the last entries over that of the images themselves
-FEW = 8  # images of a micro-batch that are too few for the statistics of batch_norm
+FEW = 8  # images that are too few for the statistics of batch_norm
 MUCH = 1e-2  # update over parameter norm of the median entry that makes a loss far above guessing its work
 APART = 30.0  # update ratio of an entry over that of the median one, from which it is named
 FALLEN = 0.1  # how much accuracy, on the way from chance to 1, a network has lost since its best steps
@@ -207,7 +207,7 @@ def _clipped(config: typed.Config, examination: doctor.Examination) -> Cause | N
 
 
 def _small_batch(config: typed.Config, examination: doctor.Examination) -> Cause | None:
-  size = config.train.batch_size // config.train.accumulate
+  size = doctor.norm_batch(config)
   if not examination.batch_statistics or size > FEW:
     return None
   return Cause(SMALL_BATCH, None, f'batch_norm takes its statistics from {size} images')

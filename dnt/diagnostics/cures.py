@@ -91,7 +91,7 @@ def offer(config: typed.Config, examination: doctor.Examination, found: Sequence
     # Where another cause is first, its cure changes the updates too.
     if answer and (cause is found[0] or cause.kind not in (causes.SMALL_STEP, 'step too large')):
       together |= answer[0]
-  norm = 'layer_norm' if _micro_batch(config) <= causes.FEW else 'batch_norm'
+  norm = 'layer_norm' if doctor.norm_batch(config) <= causes.FEW else 'batch_norm'
   usual = schema.default()
   sound = {key: keys.get(usual, key) for key in USUAL} | SOUND | {'model.norm': norm}
   sound |= doctor.shortcut(config, len(examination.entries))
@@ -120,7 +120,7 @@ def _answers(config: typed.Config, examination: doctor.Examination, cause: cause
   if cause.kind == causes.CLIPPED:
     return [{'clip.name': 'none'}]
   if cause.kind == causes.SMALL_BATCH:
-    larger = {'train.batch_size': USUAL_BATCH, 'train.accumulate': 1}
+    larger = _larger(config)
     return [larger] if _is_given(config) else [{'model.norm': 'layer_norm'}, larger]
   if cause.kind == causes.SMALL_STEP:
     reach = causes.reach(examination)
@@ -137,8 +137,14 @@ def _is_given(config: typed.Config) -> bool:
   return ':' in config.model.name or bool(config.train.init_from)
 
 
-def _micro_batch(config: typed.Config) -> int:
-  return config.train.batch_size // config.train.accumulate
+def _larger(config: typed.Config) -> dict[str, int]:
+  """Returns overrides that leave batch_norm `USUAL_BATCH` images or more; the batch stays if it has so many."""
+  size, accumulate = config.train.batch_size, config.train.accumulate
+  enough = USUAL_BATCH * (size // accumulate // doctor.norm_batch(config))  # for each device, with norm_sync=device
+  if size < enough:
+    return {'train.batch_size': enough, 'train.accumulate': 1}
+  # With a divisor of `accumulate`, the devices share a micro-batch evenly, as they do now.
+  return {'train.accumulate': max(n for n in range(1, size // enough + 1) if accumulate % n == 0)}
 
 
 def _can_be_built(config: typed.Config, overrides: Mapping[str, Any]) -> bool:

@@ -78,7 +78,7 @@ class Examination(NamedTuple):
     input_rms: the RMS of the images, as the network receives them.
     outputs: logits of the batch of the step that the columns describe, as training computes them (batch_norm takes the
       statistics of the batch), float64 [images, classes].
-    batch_statistics: whether the network has running statistics, as of batch_norm.
+    batch_statistics: whether the first steps normalize anything by the batch, as batch_norm does; frozen norms may not.
   """
 
   entries: tuple[str, ...]
@@ -275,7 +275,7 @@ def _examination(
     peak_rate=schedules.peak_rate(run.config.optim),
     scale_free=run.config.optim.name != 'sgd',
     guessing_loss=float(np.log(len(run.spec.class_names))),
-    batch_statistics=bool(jax.tree.leaves(run.abstract_state().batch_stats)),
+    batch_statistics=bool(run.phases[0].partition.split_statistics(run.abstract_state().batch_stats)[0]),
   )
 
 
@@ -442,7 +442,7 @@ def remedies(config: typed.Config, examination: Examination, verdict: Verdict) -
   """
   model, rate = config.model, schedules.peak_rate(config.optim)
   tenth, hundredth = (float(f'{rate / factor:.2g}') for factor in (10, 100))  # no digits of floating point
-  norm = {'model.norm': 'layer_norm' if model.norm == 'batch_norm' or _micro_batch(config) < SMALL else 'batch_norm'}
+  norm = {'model.norm': 'layer_norm' if model.norm == 'batch_norm' or norm_batch(config) < SMALL else 'batch_norm'}
   init = {'model.initializer': FITTING[model.activation], 'model.init_gain': 1.0}
   fits = (model.initializer, model.init_gain) == tuple(init.values())
   relu = {'model.activation': 'relu', 'model.initializer': 'he', 'model.init_gain': 1.0}
@@ -475,6 +475,11 @@ def remedies(config: typed.Config, examination: Examination, verdict: Verdict) -
 
 def _micro_batch(config: typed.Config) -> int:
   return config.train.batch_size // config.train.accumulate
+
+
+def norm_batch(config: typed.Config) -> int:
+  """Returns the number of images from which batch_norm takes its statistics."""
+  return _micro_batch(config) // (len(jax.devices()) if config.model.norm_sync == 'device' else 1)
 
 
 def shortcut(config: typed.Config, entries: int) -> dict[str, Any]:

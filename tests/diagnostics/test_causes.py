@@ -112,6 +112,35 @@ def test_what_looks_alike_is_not_a_cause():
   assert causes.SMALL_STEP not in find(ratios=[0.0, 1e-3], rates=[0.0, 0.1]), 'a warm-up begins at rate zero'
 
 
+@pytest.mark.usefixtures('eight_devices')
+def test_each_device_may_take_statistics_of_its_own():
+  assert causes.SMALL_BATCH not in find({'train.batch_size': 32})
+  assert causes.SMALL_BATCH in find({'train.batch_size': 32, 'model.norm_sync': 'device'})
+  assert causes.SMALL_BATCH not in find({'train.batch_size': 128, 'model.norm_sync': 'device'})
+
+
+def larger(**overrides):
+  """What is offered against a small batch beside another norm."""
+  config = schema.override(schema.default(), {f'train.{key}': value for key, value in overrides.items()}, 'test')
+  config.model.norm_sync = 'device' if len(jax.devices()) > 1 else 'global'
+  _, offered, *_ = cures.offer(config, examination(), [causes.Cause(causes.SMALL_BATCH, None, '')])
+  return offered
+
+
+def test_a_batch_that_is_large_enough_is_only_taken_in_larger_parts():
+  assert larger(batch_size=4) == {'train.batch_size': 32}
+  assert larger(batch_size=16, accumulate=4) == {'train.batch_size': 32, 'train.accumulate': 1}
+  assert larger(batch_size=256, accumulate=64) == {'train.accumulate': 8}
+  assert larger(batch_size=100, accumulate=20) == {'train.accumulate': 2}, '3 does not divide it, and 4 leaves 25'
+  assert larger(batch_size=40, accumulate=8) == {'train.accumulate': 1}
+
+
+@pytest.mark.usefixtures('eight_devices')
+def test_each_device_gets_a_large_enough_part():
+  assert larger(batch_size=64) == {'train.batch_size': 256}
+  assert larger(batch_size=512, accumulate=8) == {'train.accumulate': 2}
+
+
 def test_a_head_that_starts_at_zero_does_not_say_that_its_steps_are_small():
   """Its updates are a fraction of their own sum, at any learning rate."""
   unknown = {'ratios': [np.nan, np.nan]}

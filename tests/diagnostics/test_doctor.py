@@ -320,6 +320,14 @@ def test_updates_of_what_starts_at_zero_are_no_fraction_of_it(own, warmup):
   assert np.isnan(found.update_ratios).all() and found.losses[0, -1] < found.losses[0, 0]
 
 
+def test_frozen_norms_need_no_batch(tiny):
+  assert examine(tiny).batch_statistics
+  tiny.finetune.trainable = 'head'
+  assert not examine(tiny).batch_statistics
+  tiny.finetune.frozen_norm = 'batch'
+  assert examine(tiny).batch_statistics
+
+
 @pytest.mark.usefixtures('eight_devices')
 def test_a_batch_that_the_devices_cannot_share(tiny):
   tiny.train.batch_size = 12
