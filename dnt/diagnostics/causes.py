@@ -244,11 +244,9 @@ def _alike(examination: doctor.Examination, tried: trial.Trial) -> Cause | None:
   apart = 1 - np.median(examination.columns['cosine'], 0)
   hidden = np.flatnonzero(~np.isnan(apart))[:-1]  # without the logits
   limit = ALIKE * (1 - examination.input_cosine)
-  if (
-    not hidden.size
-    or apart[hidden[-1]] > limit
-    or tried.losses[-trial.LAST :].mean() < STAYS * examination.guessing_loss
-  ):
+  if not hidden.size or not -np.inf < apart[hidden[-1]] <= limit:
+    return None
+  if not len(tried.losses) or tried.losses[-trial.LAST :].mean() < STAYS * examination.guessing_loss:
     return None
   at = hidden[int(np.argmax(apart[hidden] <= limit))]
   reason = (

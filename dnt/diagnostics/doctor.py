@@ -392,7 +392,7 @@ def _collapsed(examination: Examination, cosine: np.ndarray, hidden: np.ndarray)
   before, after = _losses(examination)
   stands = abs(before - examination.guessing_loss) < GUESSING * examination.guessing_loss and after >= before
   limit = ALIKE if stands else COLLAPSED
-  if not cosine[hidden[-1]] > limit > examination.input_cosine:
+  if not np.inf > cosine[hidden[-1]] > limit > examination.input_cosine:
     return None
   at = hidden[int(np.argmax(cosine[hidden] > limit))]
   reason = (

@@ -109,6 +109,8 @@ def test_what_looks_alike_is_not_a_cause():
   assert causes.SMALL_BATCH not in find({'train.batch_size': 2}, batch_statistics=False)
   assert causes.SMALL_BATCH in find({'train.batch_size': 32, 'train.accumulate': 16})
   assert 'collapsing to one direction' not in find((), tried([1.5] * 300), cosine=[0.5, 0.95, 0.99]), 'it learns'
+  assert find((), tried([], stopped='not finite'), cosine=[0.5, 0.95, 0.99]) == ['exploding'], 'no loss stays'
+  assert find(cosine=[0.5, np.inf, 0.5]) == [causes.STUCK], 'a cosine that is not finite says nothing'
   assert causes.SMALL_STEP not in find(ratios=[0.0, 1e-3], rates=[0.0, 0.1]), 'a warm-up begins at rate zero'
 
 

@@ -407,6 +407,7 @@ NAN, INF = np.nan, np.inf
     ({'cosine': [0.5, 0.97, 0.985, 0.99, 0.5], 'losses': [9.0, 9.1]}, 'trainable', None),
     ({'cosine': [0.5, 0.9, 0.95, 0.97, 0.5], 'losses': [2.3, 2.31]}, 'trainable', None),
     ({'cosine': [NAN, NAN, NAN, NAN, NAN]}, 'trainable', None),
+    ({'cosine': [0.5, 0.5, 0.5, INF, 0.5]}, 'trainable', None),
     ({'losses': [2.3, 90.0]}, 'step too large', None),
     ({'losses': [2.3, NAN]}, 'step too large', None),
     ({'ratios': [0.2, 0.3], 'losses': [2.3, 2.5]}, 'step too large', None),
