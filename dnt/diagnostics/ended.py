@@ -82,14 +82,18 @@ def judge(config: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], saved: 
     messages.append(f'checkpoints: {", ".join(map(str, saved))}')
   broken = np.flatnonzero(~np.isfinite(losses))
   smooth = _smoothed(losses[: broken[0]] if broken.size else losses)
-  recent = accuracies[-SMOOTHED:].mean()
   kind, state, at = 'trainable', trial.HEALTHY, None
+  last = np.array(steps) > steps[-1] - trial.LAST
+  falls = losses[last].mean() < causes.FALLS * np.min(losses[~last][:1], initial=guessing)  # enough for a short run
   if broken.size:
+    # Without a line from before, nothing shows that the steps did it.
+    kind, state, at = 'step too large' if broken[0] else 'exploding', trial.SICK, _rise(smooth)
+    since = steps[broken[0]]
+    later = f'the loss is not finite from step {since} on'
+    messages.append('the first loss is not finite, before any update' if since == 1 else later)
+  elif losses[last].mean() > causes.RISEN * max(guessing, smooth.min()):
     kind, state, at = 'step too large', trial.SICK, _rise(smooth)
-    messages.append(f'the loss is not finite from step {steps[broken[0]]} on')
-  elif smooth[-1] > causes.RISEN * max(guessing, smooth.min()):
-    kind, state, at = 'step too large', trial.SICK, _rise(smooth)
-  elif recent < trial.limit(chance):
+  elif accuracies[last].mean() < trial.limit(chance) and (steps[-1] >= trial.STEPS or not falls):
     kind, state, at = causes.STUCK, trial.SICK, 0
   rows = [(line['step'], metric_names.from_metrics(line)) for line in lines]
   signal = _signal([(step, found) for step, found in rows if found])
@@ -111,7 +115,7 @@ def judge(config: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], saved: 
   messages += worse
   if state == trial.HEALTHY and (worse or signal):
     state = trial.DOUBTFUL
-  good = [step for step in saved if at_step is not None and step <= at_step]
+  good = [step for step in saved if at_step is not None and step <= at_step and math.isfinite(smooth[0])]
   good = [step for step in good if not lost or step < min(lost.values())]  # an evaluation sees that of its own step
   if state != trial.HEALTHY and good:
     messages.append(f'the checkpoint of step {good[-1]} is from before')
@@ -140,7 +144,9 @@ def _signal(rows: Sequence[tuple[int, Sequence[metric_names.EntryRow]]]) -> _Sig
     if lost:
       return _Signal(step, 'exploding', lost, 'its gradient is not finite')
     (first, first_norm), (_, last_norm) = norms[0], norms[-1]
-    ratio = first_norm / last_norm if last_norm else math.inf
+    if not last_norm:  # a head that starts at zero passes none on at first
+      continue
+    ratio = first_norm / last_norm
     if ratio < doctor.VANISHING:
       return _Signal(step, 'vanishing', first, f'the gradient shrinks to {ratio:.1e} of its size on the way there')
     if ratio > doctor.EXPLODING:

@@ -11,12 +11,12 @@ from dnt.training import record
 CONFIG = {'model': {'num_classes': 10}, 'train': {'steps': 1000}, 'data': {'train_split': 'train'}}
 
 
-def lines(losses, accuracies=None, **others):
+def lines(losses, accuracies=None, steps=range(10, 10_000, 10), **others):
   """A record: a line of training every ten steps, and one of an evaluation beside it if there are others."""
   accuracies = accuracies or [0.9] * len(losses)
   record_ = []
   for index, (loss, accuracy) in enumerate(zip(losses, accuracies, strict=True)):
-    step = {'step': 10 * (index + 1)}
+    step = {'step': steps[index]}
     record_.append(step | {'train/loss': loss, 'train/accuracy': accuracy, 'train/learning_rate': 0.1})
     if others:
       record_.append(step | {name.replace('__', '/'): values[index] for name, values in others.items()})
@@ -54,6 +54,52 @@ def test_a_loss_that_rises_and_stays():
 def test_a_loss_that_does_not_move():
   found = ended.judge(CONFIG, lines([2.3] * 20, [0.1] * 20), [])
   assert (found.state, found.kind) == ('sick', causes.STUCK)
+
+
+@pytest.mark.parametrize(
+  ('losses', 'accuracies', 'steps', 'stuck'),
+  [
+    ([2.3, 2.28, 2.1, 1.8, 1.4], [0.10, 0.12, 0.18, 0.32, 0.50], range(50, 300, 50), False),
+    ([2.3, 2.2, 1.9, 1.6], [0.1, 0.12, 0.15, 0.22], range(50, 250, 50), False),
+    ([2.3, 2.3, 2.2, 2.1], [0.1, 0.12, 0.15, 0.22], range(50, 250, 50), True),
+    ([1.6], [0.22], [50], False),
+    ([2.3], [0.1], [50], True),
+    ([9.0, 2.2], [0.1, 0.1], [50, 150], True),
+    ([2.3, 2.2, 1.9, 1.6], [0.1, 0.12, 0.15, 0.22], range(250, 1250, 250), True),
+    ([2.0, 1.0, 0.5, 0.2, 0.1, 2.3], [0.3, 0.6, 0.8, 0.9, 0.95, 0.1], range(100, 700, 100), True),
+  ],
+  ids=[
+    'the last steps are what counts',
+    'the loss falls, so early',
+    'it hardly falls',
+    'one line, which is below guessing',
+    'one line, at guessing',
+    'to guessing is not enough',
+    'it is long enough to have learnt',
+    'it has fallen back',
+  ],
+)
+def test_a_run_is_stuck_by_its_last_steps(losses, accuracies, steps, stuck):
+  found = ended.judge(CONFIG, lines(losses, accuracies, steps), [])
+  assert (found.state, found.kind) == (('sick', causes.STUCK) if stuck else ('healthy', 'trainable'))
+
+
+def test_a_loss_that_has_come_down_again():
+  found = ended.judge(CONFIG, lines([2.3, 1.0, 90.0, 0.9, 0.8, 0.7], steps=range(100, 700, 100)), [])
+  assert (found.state, found.kind) == ('healthy', 'trainable')
+
+
+@pytest.mark.parametrize(('step', 'said'), [(1, 'before any update'), (50, 'is not finite from step 50 on')])
+def test_a_first_loss_that_is_not_finite_is_not_the_work_of_the_rate(step, said):
+  found = ended.judge(CONFIG, lines([None, None], [0.1, 0.1], [step, step + 1]), [step, step + 1])
+  assert (found.state, found.kind, found.entry, found.step) == ('sick', 'exploding', None, step)
+  assert any(said in line for line in found.lines)
+  assert not any(word in line for line in found.lines for word in ('rises', 'learning_rate', 'from before'))
+
+
+def test_a_head_that_starts_at_zero_does_not_explode():
+  record_ = [line | row for line, row in zip(lines(FALLS), rows((0.0, 0.0, 1.0), *[(1.0, 1.0, 1.0)] * 19), strict=True)]
+  assert ended.judge(CONFIG, record_, []).state == 'healthy'
 
 
 @pytest.mark.parametrize(
