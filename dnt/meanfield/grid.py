@@ -362,11 +362,12 @@ def _rate(norms: np.ndarray, predicted: layers.Prediction) -> dict[str, Any]:
 def _phases(options: typed.Signal, variances: np.ndarray) -> list[dict[str, Any]]:
   """Returns fixed points and depth scales (see `plain.Phase`; infinite: null in JSON) and `critical_weight_variance`.
 
-  The latter is sigma_w^2 on the edge of chaos for this sigma_b^2, None if there is none.
+  The fixed points are those that the measured networks are drawn to, whose first layer has q = sigma_w^2 + sigma_b^2.
+  `critical_weight_variance` is sigma_w^2 on the edge of chaos for this sigma_b^2, None if there is none.
   """
   rows = []
   for activation, (weight, bias) in itertools.product(options.activations, variances.tolist()):
-    phase = plain.phase(plain.Net(activation, weight, bias))
+    phase = plain.phase(plain.Net(activation, weight, bias), start=weight + bias)
     try:
       critical = plain.critical_weight_variance(activation, bias)
     except errors.InputError:

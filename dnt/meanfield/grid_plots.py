@@ -157,12 +157,13 @@ def phases(networks: Sequence[Row]) -> 'Figure':
 
 def _edge(axes: 'Axes', activation: str, right: float, top: float) -> None:
   """Draws the edge of chaos, a line or, for ReLU, one point; draws nothing if it is outside the axes."""
-  weight, bias = plain.critical_line(activation, np.geomspace(1e-4, 1e3, 240))
-  possible = bias >= -1e-9
-  weight, bias = weight[possible], np.maximum(bias[possible], 0)
+  q = np.geomspace(1e-4, 1e3, 240)
+  line = np.stack([q, *plain.critical_line(activation, q)], 1)
+  kept = [bias >= -1e-9 and plain.is_stable(plain.Net(activation, weight, bias), q) for q, weight, bias in line]
+  weight, bias = line[kept, 1], np.maximum(line[kept, 2], 0)
   if not np.any((weight <= right) & (bias <= top)):
     return
-  if np.ptp(weight) < 1e-3 * right:
+  if np.ptp(weight) < 1e-3 * right and np.ptp(bias) < 1e-3 * top:
     weight, bias, style = weight[:1], bias[:1], {'marker': 'X', 'markersize': 14, 'linestyle': '', 'clip_on': False}
   else:
     style = {'linestyle': '--', 'linewidth': 2.5}
@@ -172,7 +173,7 @@ def _edge(axes: 'Axes', activation: str, right: float, top: float) -> None:
 
 def _chi(activation: str, weight_variance: float, bias_variance: float) -> float:
   net = plain.Net(activation, float(weight_variance), float(bias_variance))
-  return plain.chi(net, min(plain.fixed_point(net), REACHED))
+  return plain.chi(net, min(plain.fixed_point(net, weight_variance + bias_variance), REACHED))
 
 
 def _distinct(networks: Sequence[Row], key: str) -> list[Any]:

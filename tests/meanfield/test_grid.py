@@ -333,6 +333,29 @@ def test_phases_draw_the_edge_of_chaos():
   plots.png(figure)
 
 
+def test_phases_are_those_where_the_measured_networks_end():
+  """From q = 1 GELU would end at 0.16 here; the first layer has 2.25, from where q grows and GELU becomes a ReLU."""
+  config = schema.default('signal')
+  config.signal.activations = ('gelu',)
+  (found,) = grid._phases(config.signal, np.array([[2.2, 0.05]]))
+  end = layers.predict(plain.Net('gelu', 2.2, 0.05), 200)
+  assert end.q[-1] > 1e6 and found['q'] == math.inf
+  assert found['chi_1'] == pytest.approx(end.gain[-1], rel=1e-4) == pytest.approx(2.2 / 2, rel=1e-4)
+  assert grid_plots._chi('gelu', 2.2, 0.05) == pytest.approx(2.2 / 2, rel=1e-3)
+
+
+def test_the_edge_of_chaos_is_drawn_where_it_is_stable():
+  networks = [
+    {'activation': 'gelu', 'weight_variance': weight, 'bias_variance': bias, 'rate': {'measured': 0.1}}
+    for weight in (1.0, 40.0)
+    for bias in (0.0, 0.5)
+  ]
+  edge = grid_plots.phases(networks).axes[0].lines[0]
+  weight, bias = edge.get_xydata().T
+  assert edge.get_linestyle() == '--', 'a line, however narrow beside the largest sigma_w^2'
+  assert 0.17 < bias.min() < 0.2 and weight.max() <= 2, 'from the fixed point 3.5 on'
+
+
 def test_summaries_name_the_farthest():
   network = {'activation': 'relu', 'block': 'plain', 'norm': 'none', 'depth': 4, 'weight_variance': 1.0}
   network['bias_variance'] = 0.0

@@ -14,6 +14,8 @@ from dnt import errors
 from dnt.meanfield.theory import activations, quadrature
 
 _SMALLEST, _LARGEST = 1e-6, 1e14  # stand for a q* of 0 and of infinity, where a limit is meant
+_STRIDE = 1.25  # ratio of the variances at which a fixed point is looked for; two that are nearer are passed by
+_EXACT = 1e-11  # of a slope: the quadrature's error for ReLU is 4e-12
 
 
 class Net(NamedTuple):
@@ -49,7 +51,7 @@ def fixed_point(net: Net, start: float = 1.0) -> float:
   first = excess(start)
   if abs(first) < 1e-10:
     return start
-  factor = 2.0 if first > 0 else 0.5
+  factor = _STRIDE if first > 0 else 1 / _STRIDE
   low = start
   while 1e-12 < low < 1e9:
     high = low * factor
@@ -57,6 +59,17 @@ def fixed_point(net: Net, start: float = 1.0) -> float:
       return math.exp(_root(lambda x: excess(math.exp(x)), math.log(low), math.log(high)))
     low = high
   return 0.0 if factor < 1 else math.inf
+
+
+def variance_slope(net: Net, q: float) -> float:
+  """V'(q) = sigma_w^2 E[u phi(u) phi'(u)] / q, by parts: the factor of a layer on a distance from a fixed point q."""
+  phi, slope = activations.make(net.activation)
+  return net.weight_variance * quadrature.expectation(lambda u: u * phi(u) * slope(u), q) / q
+
+
+def is_stable(net: Net, q: float) -> bool:
+  """Whether V'(q) <= 1 at the fixed point q, so that signals near it go there; they leave any other."""
+  return variance_slope(net, q) <= 1 + _EXACT
 
 
 def correlation_map(net: Net, c: float, q: float) -> float:
@@ -122,12 +135,9 @@ def phase(net: Net, start: float = 1.0) -> Phase:
   """Fixed points and depth scales (Schoenholz et al. 2017, eq. 9 and 10) of q from `start`, see `fixed_point`."""
   fixed = fixed_point(net, start)
   q, c = _between(fixed), correlation_fixed_point(net, fixed)
-  phi, slope = activations.make(net.activation)
-  # By parts, V'(q) = sigma_w^2 E[u phi(u) phi'(u)] / q.
-  variance_slope = net.weight_variance * quadrature.expectation(lambda u: u * phi(u) * slope(u), q) / q
   correlation_slope = chi(net, q, c) * q / variance_map(net, q)
   chi_1 = chi(net, q)
-  return Phase(fixed, c, chi_1, _scale(variance_slope), _scale(correlation_slope), 2 * _scale(chi_1))
+  return Phase(fixed, c, chi_1, _scale(variance_slope(net, q)), _scale(correlation_slope), 2 * _scale(chi_1))
 
 
 def _between(q: float) -> float:
@@ -142,10 +152,11 @@ def _scale(factor: float) -> float:
 
 
 def critical_line(activation: str | activations.Activation, q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """The edge of chaos, chi_1 = 1, by its fixed point: (sigma_w^2, sigma_b^2), each in the shape of q*.
+  """Where chi_1 = 1, by the fixed point: (sigma_w^2, sigma_b^2), each in the shape of q*.
 
   It is a curve in q*, because both follow from it: sigma_w^2 = 1 / E[phi'^2], sigma_b^2 = q* - sigma_w^2 E[phi^2]. A
-  negative sigma_b^2 means that no network has that fixed point on the edge.
+  negative sigma_b^2 means that no network has that fixed point. The curve is the edge of chaos where the fixed point is
+  stable, see `is_stable`; small ones of GELU and SiLU are not.
   """
   phi, slope = activations.make(activation)
   flat = np.ravel(q)
@@ -155,7 +166,7 @@ def critical_line(activation: str | activations.Activation, q: np.ndarray) -> tu
 
 
 def critical_weight_variance(activation: str | activations.Activation, bias_variance: float) -> float:
-  """sigma_w^2 on the edge of chaos for this sigma_b^2; that of the smallest q*, where there are several.
+  """sigma_w^2 on the edge of chaos for this sigma_b^2; that of the smallest stable q*, where there are several.
 
   Raises:
     errors.InputError: there is none.
@@ -165,14 +176,16 @@ def critical_weight_variance(activation: str | activations.Activation, bias_vari
     return float(critical_line(activation, np.array(math.exp(x)))[1]) - bias_variance
 
   grid = np.linspace(math.log(1e-10), math.log(1e6), 65)
-  weights, biases = critical_line(activation, np.exp(grid))
-  if abs(biases[0] - bias_variance) < 1e-17:  # q* = 0, where the line starts; ReLU's is this point alone
-    return float(weights[0])
+  biases = critical_line(activation, np.exp(grid))[1]
+  # q* = 0, where the line starts; ReLU's is this point alone.
+  points = [grid[0]] if abs(biases[0] - bias_variance) < 1e-17 else []
   crossings = np.flatnonzero(np.diff(np.sign(biases - bias_variance)))
-  if not crossings.size:
-    raise errors.InputError(f'{activation} has no edge of chaos at sigma_b^2 = {bias_variance:g}')
-  q = math.exp(_root(excess, grid[crossings[0]], grid[crossings[0] + 1]))
-  return float(critical_line(activation, np.array(q))[0])
+  points += [_root(excess, grid[at], grid[at + 1]) for at in crossings]
+  for q in np.exp(points):
+    weight = float(critical_line(activation, q)[0])
+    if is_stable(Net(activation, weight, bias_variance), q):
+      return weight
+  raise errors.InputError(f'{activation} has no edge of chaos at sigma_b^2 = {bias_variance:g}')
 
 
 def _root(function: Callable[[float], float], low: float, high: float) -> float:

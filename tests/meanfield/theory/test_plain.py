@@ -114,6 +114,49 @@ def test_the_edge_of_chaos_of_a_saturating_activation_with_a_mean():
   assert plain.chi(net, plain.fixed_point(net, 200.0)) == pytest.approx(1, abs=1e-6)
 
 
+@pytest.mark.parametrize(('name', 'biases'), [('gelu', (0.0, 0.05, 0.1, 0.16)), ('silu', (0.0, 0.1, 0.3, 0.5))])
+def test_a_fixed_point_that_repels_is_no_edge_of_chaos(name, biases):
+  """Small ones of GELU and SiLU: chi_1 is 1 there, but signals end below or above, where it is not."""
+  for bias in biases:
+    with pytest.raises(errors.InputError, match=f'{name} .*edge of chaos'):
+      plain.critical_weight_variance(name, bias)
+  weight, bias = (float(value) for value in plain.critical_line(name, np.array(1.0)))
+  net, ends = Net(name, weight, bias), []
+  assert plain.variance_map(net, 1.0) == pytest.approx(1.0, abs=1e-9) and plain.chi(net, 1.0) == pytest.approx(1.0)
+  for q in (0.99, 1.01):
+    for _ in range(200):
+      q = min(plain.variance_map(net, q), 1e6)
+    ends.append(plain.chi(net, q))
+  assert ends[0] < 0.95 and ends[1] > 1.02
+  assert not plain.is_stable(net, 1.0)
+
+
+@pytest.mark.parametrize(('name', 'bias'), [('gelu', 0.3), ('silu', 1.0), ('tanh', 0.1)])
+def test_signals_stay_on_the_edge_of_chaos(name, bias):
+  net = Net(name, plain.critical_weight_variance(name, bias), bias)
+  q = net.weight_variance + bias
+  for _ in range(1500):
+    q = plain.variance_map(net, q)
+  assert plain.chi(net, q) == pytest.approx(1, abs=1e-5)
+  assert plain.variance_slope(net, q) == pytest.approx(
+    (plain.variance_map(net, 1.001 * q) - plain.variance_map(net, 0.999 * q)) / (0.002 * q), rel=1e-4
+  )
+
+
+@pytest.mark.parametrize(('name', 'weight', 'bias'), [('silu', 2.0, 0.5), ('gelu', 2.1, 0.1), ('silu', 2.1, 0.1)])
+def test_a_start_is_drawn_to_the_fixed_point_of_its_own_basin(name, weight, bias):
+  """SiLU at (2, 0.5) has a second fixed point at 1.8 times the first, which repels."""
+  net = Net(name, weight, bias)
+  for start in (1.0, weight + bias):
+    q = start
+    for _ in range(2000):
+      q = plain.variance_map(net, q)
+      if q > 1e9:
+        q = math.inf
+        break
+    assert plain.fixed_point(net, start) == pytest.approx(q, rel=1e-4)
+
+
 def test_any_activation_will_do():
   """A ReLU of slope 0.2 below 0: chi_1 = sigma_w^2 (1 + 0.2^2) / 2 at any q."""
   leaky = activations.Activation(lambda x: np.where(x > 0, x, 0.2 * x), lambda x: np.where(x > 0, 1.0, 0.2))
