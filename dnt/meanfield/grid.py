@@ -195,12 +195,17 @@ def _inputs(options: typed.Signal, network: Network) -> int:
 
 
 def _check(options: typed.Signal, points: int) -> None:
-  """Refuses a grid that cannot fit into memory, or that no machine can compute in `LONGEST` seconds.
+  """Refuses a grid that no network has, that cannot fit into memory, or that takes any machine over `LONGEST` seconds.
 
   Args:
     options: the section.
     points: number of variances.
   """
+  if options.singular_values > options.width:
+    raise errors.InputError(
+      f'config.signal.singular_values={options.singular_values} must be at most config.signal.width={options.width}: '
+      'a Jacobian has no more'
+    )
   draws = 'config.signal.seeds, config.signal.jacobian_seeds'
   lower = 'config.signal.depths, config.signal.width, config.signal.batch_size or config.signal.singular_values'
   work = 0.0
@@ -226,9 +231,10 @@ def _series(options: typed.Signal) -> Iterator[_Series]:
     network = _network(options, depth)
     yield _Series('propagation', network, options.seeds, options.batch_size * points, 3)
     if options.singular_values:
+      block, iterations = random_nets.lanczos(options.width, options.singular_values, options.lanczos_iterations)
       for part in _jacobian_networks(network):
-        signals = _inputs(options, part) * points * (options.singular_values + random_nets.GUARD)
-        yield _Series('jacobian', part, options.jacobian_seeds, signals, 2 * options.lanczos_iterations + 1)
+        signals = _inputs(options, part) * points * block
+        yield _Series('jacobian', part, options.jacobian_seeds, signals, 2 * iterations + 1)
 
 
 def _split(series: _Series) -> Iterator[_Job]:

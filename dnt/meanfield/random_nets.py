@@ -198,14 +198,27 @@ def _unit(vectors: jax.Array) -> tuple[jax.Array, jax.Array]:
   return vectors / jnp.where(norm > 0, norm, 1.0)[None, ..., None, None], jnp.log(norm)
 
 
+def lanczos(width: int, count: int, iterations: int) -> tuple[int, int]:
+  """Returns the vectors of a Lanczos block and the number of blocks; one block of all units is the whole Jacobian.
+
+  Args:
+    width: number of units.
+    count: number of singular values.
+    iterations: the blocks that are asked for.
+  """
+  block = count + GUARD
+  return (block, iterations) if block * iterations <= width else (width, 1)
+
+
 def singular_values(
   network: Network, key: jax.Array, variances: jax.Array, x: jax.Array, count: int, iterations: int
 ) -> jax.Array:
   """Returns natural logarithms of the largest singular values of the Jacobian of the first input's output, [G, count].
 
   Block Lanczos on J^T J with full reorthogonalization (Golub and Van Loan, Matrix Computations, 10.3), and the
-  Rayleigh-Ritz values at its end: it forms nothing of the size of J. They approach the singular values from below. The
-  other inputs are held fixed; they matter to batch_norm.
+  singular values of J on the space at its end, which approach those of J from below. Where its blocks together would
+  have more vectors than there are units, the space is the whole. The other inputs are held fixed; they matter to
+  batch_norm.
 
   Args:
     network: the networks.
@@ -213,11 +226,10 @@ def singular_values(
     variances: [S, 2].
     x: inputs [G, B, N].
     count: number of singular values.
-    iterations: each passes the depth twice; at most as many as span the inputs' space.
+    iterations: each passes the depth twice.
   """
   inputs = forward(network, key, variances, x).inputs
-  block = min(count + GUARD, network.width)
-  iterations = min(iterations, network.width // block)
+  block, iterations = lanczos(network.width, count, iterations)
 
   def first(product, vectors):
     whole = jnp.zeros((block, *x.shape)).at[..., 0, :].set(vectors)
@@ -244,10 +256,10 @@ def singular_values(
   images, logarithms = lax.scan(iterate, (basis, orthonormal(start, basis)), steps)[1]
   largest = jnp.max(logarithms, 0)  # [G]
   images = images * jnp.exp(logarithms - largest[None])[:, None, ..., None]
-  images = images.reshape(-1, *images.shape[2:])  # J times the basis
-  squares = jnp.linalg.eigvalsh(jnp.einsum('u...n,v...n->...uv', images, images, precision='highest'))
-  squares = jnp.maximum(squares[..., ::-1][..., :count], jnp.finfo(jnp.float32).tiny)
-  return largest[..., None] + jnp.log(squares) / 2
+  images = jnp.moveaxis(images.reshape(-1, *images.shape[2:]), 0, -2)  # J times the basis
+  # Those of the products of images would be wrong below 3e-4 of the largest.
+  values = jnp.linalg.svd(images, compute_uv=False)[..., :count]
+  return largest[..., None] + jnp.log(jnp.maximum(values, jnp.finfo(jnp.float32).tiny))
 
 
 def draw_signals(

@@ -144,6 +144,33 @@ def test_a_few_lanczos_iterations_find_the_largest_singular_values():
     assert (ratio > 0.98).all() and (ratio < 1 + 1e-4).all(), (a, k, m, ratio)
 
 
+def test_many_singular_values_are_those_of_the_whole_jacobian():
+  """Six blocks of ten vectors are more than 16 units have; one of them would miss much of the smaller values."""
+  network = random_nets.Network(('tanh',), ('plain',), ('none',), 12, 16, 0.0)
+  key, variances = jax.random.key(2), VARIANCES[:1]
+  x, _ = random_nets.draw_signals(network, key, variances, 1, 0.0)
+
+  def output(vector):
+    def body(x, index):
+      return network.layer(network.draw(key, index), variances, x)[0], None
+
+    return jax.lax.scan(body, vector.reshape(x.shape), jnp.arange(network.depth))[0].ravel()
+
+  want = np.linalg.svd(np.asarray(jax.jit(jax.jacobian(output))(x.ravel()), np.float64), compute_uv=False)
+  program = jax.jit(random_nets.singular_values, static_argnums=(0, 4, 5))
+  found = np.exp(program(network, key, variances, x, 9, 6)).ravel()
+  np.testing.assert_allclose(found, want[:9], rtol=1e-4, atol=1e-6 * want[0])  # rounding, of the largest
+
+
+def test_a_whole_jacobian_takes_one_pass_of_all_units(small):
+  small.signal.update({'singular_values': 3, 'lanczos_iterations': 6})
+  small.signal.update({'weight_variances': (1.0,), 'bias_variances': (0.0,)})
+  _, few = grid._series(small.signal)
+  small.signal.singular_values = 10  # 6 x 11 of 64
+  _, many = grid._series(small.signal)
+  assert [(each.signals, each.passes) for each in (few, many)] == [(4, 13), (64, 3)]
+
+
 @pytest.fixture
 def small():
   config = schema.default('signal')
