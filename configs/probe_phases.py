@@ -3,7 +3,8 @@
   python -m dnt.probe --config=configs/probe_phases.py
 
 Expected: the measured dots have the color of the background, which shows theory, and are white along the line. At
-sigma_b^2 = 0.1, tanh is critical at sigma_w^2 = 1.986, and ReLU at 2. The run takes about 15 s of processor time.
+sigma_b^2 = 0.1, tanh is critical at sigma_w^2 = 1.986. ReLU's edge is one point: sigma_w^2 = 2 without biases. The run
+takes about 15 s of processor time.
 """
 
 from dnt import config as schema

@@ -1,7 +1,8 @@
 """Batch norm on Gaussian pre-activations: what leaves it, and the gradient through it.
 
 Yang et al. 2019, "A mean field theory of batch normalization": every layer multiplies the squared norm of the gradient
-by more than 1, whatever the variances of weights and biases, unless the activation is linear.
+by more than 1, whatever the variances of weights and biases. Linear layers do so too, by (B - 2) / (B - 3) at a batch
+size of B; for them alone it is 1 in the limit of a large batch.
 
 A unit's batch of B Gaussian values, made of mean zero and unit variance, is a random point z on the sphere of radius
 sqrt(B) among the batches of mean zero, in B - 1 dimensions: two of its values have the correlation -1 / (B - 1), and
@@ -82,7 +83,8 @@ def common_gain(z: Averages, batch: int) -> float:
 def gain(activation: str | activations.Activation, batch: int | None = None) -> float:
   """The factor of each plain layer with batch norm on the squared norm of the gradient, whatever sigma_w and sigma_b.
 
-  It is above 1 for every activation that is not linear: pi / (pi - 1) = 1.467 for ReLU and a large batch.
+  It is above 1, but for a linear activation and a large batch: (B - 2) / (B - 3) for a linear one, and pi / (pi - 1) =
+  1.467 for ReLU and a large batch.
 
   Args:
     activation: one of `activations.ACTIVATIONS` by name, or any other.

@@ -14,8 +14,12 @@ def test_gradients_explode():
   for name in ('relu', 'tanh', 'gelu', 'sigmoid', 'silu'):
     assert batch_norm.gain(name) > 1
     assert batch_norm.gain(name, 4000) == pytest.approx(batch_norm.gain(name), rel=2e-3)
-  # B / (B - 3) from the variance, of B - 1 directions one is projected away (Yang et al. 2019, linear networks).
-  assert batch_norm.gain('identity', 10) == pytest.approx((10 - 2) / (10 - 3), rel=1e-5)
+
+
+@pytest.mark.parametrize('batch', [8, 10, 16, 32, 100])
+def test_gradients_of_linear_networks_explode_too(batch):
+  """B / (B - 3) from the variance, of B - 1 directions one is projected away (Yang et al. 2019, linear networks)."""
+  assert batch_norm.gain('identity', batch) == pytest.approx((batch - 2) / (batch - 3), rel=1e-6)
 
 
 @pytest.fixture(scope='module')
