@@ -22,6 +22,9 @@ from dnt import errors
 
 _log = logging.getLogger(__name__)
 
+# How modules name the argument that says whether they train, and its value if they do.
+TRAINING = {'train': True, 'training': True, 'is_training': True, 'deterministic': False}
+
 
 def load(name: str, folder: str | None = None) -> type[nn.Module]:
   """Imports a module class.
@@ -135,7 +138,7 @@ def make(
   """Wraps the user's network in dnt's interface: `model(x, train)` returns float32 logits [B, classes].
 
   Args:
-    name: 'package.module:Class', whose `__call__` takes `x`, or `x` and `train`.
+    name: 'package.module:Class', whose `__call__` takes `x`, or `x` and arguments of `TRAINING`.
     folder: as for `load`.
     num_classes: number of classes.
     given: fields to set if the class has them.
@@ -152,17 +155,18 @@ def make(
       raise errors.unknown(f'option of {name}', key, fields)
   arguments = list(inspect.signature(base.__call__).parameters.values())[2:]
   required = [a.name for a in arguments if a.default is a.empty and a.kind not in (a.VAR_POSITIONAL, a.VAR_KEYWORD)]
-  if set(required) - {'train'}:
+  if set(required) - TRAINING.keys():
     raise errors.InputError(
-      f'{name} takes {", ".join(required)} besides x; __call__ must take (self, x) or (self, x, train)'
+      f'{name} takes {", ".join(required)} besides x; __call__ must take (self, x) or (self, x, train), where the name '
+      f'may also be {", ".join(list(TRAINING)[1:])}'
     )
-  keywords = {'train'} & {argument.name for argument in arguments}
+  flags = TRAINING.keys() & {argument.name for argument in arguments}
 
   class Network(base):  # ty: ignore[unsupported-base]  # known only at run time
     calls_functions = True  # its activations may be functions, which `captures` then looks for
 
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-      logits = super().__call__(x, **dict.fromkeys(keywords, train))
+      logits = super().__call__(x, **{flag: train == TRAINING[flag] for flag in flags})
       if getattr(logits, 'shape', None) != (x.shape[0], num_classes):
         raise errors.InputError(
           f'{name} returns {getattr(logits, "shape", type(logits).__name__)} for {x.shape[0]} examples; it must '

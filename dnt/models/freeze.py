@@ -5,7 +5,7 @@ with respect to the trainable leaves, so that XLA drops the backward pass below 
 clip norm, weight decay and EMA cover only these leaves, because they receive no others.
 
 Frozen entries run as in evaluation: no stochastic depth, no dropout and no noise of their own, as long as an argument
-`train` (or `training`, `is_training`, `deterministic`) decides on it. Their BatchNorm depends on `frozen_norm`:
+of `custom.TRAINING` decides on it. Their BatchNorm depends on `frozen_norm`:
 
 | mode | normalizes by | statistics | scale and bias | backward pass |
 | --- | --- | --- | --- | --- |
@@ -26,12 +26,10 @@ import flax.linen as nn
 from dnt import config as schema
 from dnt import errors, trees
 from dnt.config import typed
-from dnt.models import depth, layouts, norms
+from dnt.models import custom, depth, layouts, norms
 
 _TOP = re.compile(r'top:(\d+)')
 _RANDOM = (nn.Dropout, nn.MultiHeadDotProductAttention)  # they draw random numbers unless they are deterministic
-# How modules name the argument that says whether they train, and its value if they do.
-_TRAIN = {'train': True, 'training': True, 'is_training': True, 'deterministic': False}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -250,10 +248,12 @@ def _as_evaluated(module: nn.Module, args: Any, kwargs: Any) -> tuple[bool | Non
     x, train, _ = args
     return train, (x, False, None), kwargs
   bound = inspect.signature(type(module).__call__).bind(module, *args, **kwargs)
-  for name in bound.arguments.keys() & _TRAIN.keys():
-    value, bound.arguments[name] = bound.arguments[name], not _TRAIN[name]
-    return value == _TRAIN[name], bound.args[1:], bound.kwargs
-  return None, args, kwargs
+  flags = bound.arguments.keys() & custom.TRAINING.keys()
+  if not flags:
+    return None, args, kwargs
+  trains = any(bound.arguments[flag] == custom.TRAINING[flag] for flag in flags)
+  bound.arguments.update({flag: not custom.TRAINING[flag] for flag in flags})
+  return trains, bound.args[1:], bound.kwargs
 
 
 def _with(module: nn.Module, attribute: str, value: bool, next_fun: Any, args: Any, kwargs: Any) -> Any:

@@ -52,6 +52,12 @@ NETS = """
       x = stage.Stage(block, block, 3, scan=self.scan, name='body')(x, train)
       return blocks.Head(self.parts, self.num_classes, name='head')(x, train)
 
+  class Random(nn.Module):
+    @nn.compact
+    def __call__(self, x, ARGUMENTS):
+      x = nn.BatchNorm(use_running_average=not (TRAINS), name='norm')(x.reshape(x.shape[0], -1))
+      return nn.Dropout(0.5, deterministic=not (TRAINS))(x)[:, :5]
+
   class TakesMore(nn.Module):
     def __call__(self, x, mask, train):
       return x
@@ -123,6 +129,34 @@ def test_a_module_that_does_not_know_of_training():
   x = np.ones((2, *SHAPE), np.float32)
   logits = [jax.jit(functools.partial(model.apply, train=train))(variables, x) for train in (True, False)]
   np.testing.assert_array_equal(*logits)
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'trains'),
+  [
+    ('train', 'train'),
+    ('training=False', 'training'),
+    ('*, is_training=False', 'is_training'),
+    ('deterministic', 'not deterministic'),
+    ('*, deterministic=True', 'not deterministic'),
+    ('train=False, deterministic=True', 'train and not deterministic'),
+  ],
+)
+def test_the_argument_that_says_whether_it_trains_has_the_names_that_modules_use(tmp_path, arguments, trains):
+  text = textwrap.dedent(NETS).replace('ARGUMENTS', arguments).replace('TRAINS', trains)
+  (tmp_path / 'mynets.py').write_text(text)
+  model = make('mynets:Random')
+  variables = models.init(depth.trace(model, SHAPE), 0)
+  x = np.random.default_rng(0).normal(2, size=(6, *SHAPE)).astype(np.float32)
+  evaluated = model.apply(variables, x, train=False)
+  np.testing.assert_allclose(evaluated, x.reshape(6, -1)[:, :5], rtol=1e-4)  # the running mean is 0, the variance 1
+  rngs = {'dropout': jax.random.key(1)}
+  trained, updates = model.apply(variables, x, train=True, rngs=rngs, mutable=['batch_stats'])
+  np.testing.assert_allclose(updates['batch_stats']['norm']['mean'], 0.01 * x.reshape(6, -1).mean(0), rtol=1e-4)
+  kept = np.asarray(trained) != 0
+  assert 0 < kept.sum() < kept.size
+  normalized = (x - x.mean(0)) / x.std(0)
+  np.testing.assert_allclose(trained[kept], 2 * normalized.reshape(6, -1)[:, :5][kept], rtol=1e-2, atol=1e-2)
 
 
 def test_a_module_of_dnts_parts_follows_the_config():

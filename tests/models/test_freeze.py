@@ -49,9 +49,9 @@ import jax
 
 class Noise(nn.Module):
   @nn.compact
-  def __call__(self, x, *, KEYWORD):
+  def __call__(self, x, *, KEYWORDS):
     x = nn.BatchNorm(use_running_average=not (TRAINS), name='norm')(nn.Dense(8, name='dense')(x))
-    return x + jax.random.normal(self.make_rng('dropout'), x.shape) if TRAINS else x
+    return x + jax.random.normal(self.make_rng('dropout'), x.shape) if (TRAINS) else x
 
 class Net(nn.Module):
   num_classes: int
@@ -59,7 +59,7 @@ class Net(nn.Module):
   @nn.compact
   def __call__(self, x, train):
     x = nn.Dropout(0.5, deterministic=not train, name='inputs')(x.reshape(x.shape[0], -1, 8))
-    x = Noise(name='noise')(x, KEYWORD=GIVEN)
+    x = Noise(name='noise')(x, GIVEN)
     x = nn.Dropout(0.5, name='between')(x, deterministic=not train)
     attention = nn.MultiHeadDotProductAttention(2, dropout_rate=0.5, name='attention')
     x = attention(x, x, deterministic=not train)
@@ -262,10 +262,11 @@ def test_a_users_own_batch_norm_and_dropout(own, begin, in_call):
 NAMES = {'train': 'train', 'training': 'train', 'is_training': 'train', 'deterministic': 'not train'}
 
 
-@pytest.mark.parametrize('keyword', NAMES)
-def test_nothing_frozen_of_a_users_network_is_random(own, begin, keyword):
-  given = {'KEYWORD': keyword, 'GIVEN': NAMES[keyword]}
-  config = own(RANDOM, LAST='False', TRAINS=keyword.replace('deterministic', 'not deterministic'), **given)
+@pytest.mark.parametrize('keywords', [*NAMES, 'train, deterministic', 'deterministic, training'])
+def test_nothing_frozen_of_a_users_network_is_random(own, begin, keywords):
+  given = ', '.join(f'{keyword}={NAMES[keyword]}' for keyword in keywords.split(', '))
+  trains = keywords.replace('deterministic', 'not deterministic').replace(',', ' or')
+  config = own(RANDOM, LAST='False', TRAINS=trains, KEYWORDS=keywords, GIVEN=given)
   run, state, batch = begin(config)
   _, found = jax.jit(run.phases[0].train_step)(state, batch)
   loss = optax.softmax_cross_entropy_with_integer_labels(evaluated(run, state, batch), batch['label']).mean()
@@ -304,7 +305,7 @@ def test_a_norm_that_is_an_entry_of_its_own(own, begin, mode, moving, given):
 
 
 def test_a_dropout_right_before_what_trains_is_random_with_cached_features_too(own, tmp_path):
-  config, losses = own(RANDOM, LAST='True', KEYWORD='train', GIVEN='train', TRAINS='train'), []
+  config, losses = own(RANDOM, LAST='True', KEYWORDS='train', GIVEN='train=train', TRAINS='train'), []
   config.train.log_every, config.finetune.cache_dir = '1', str(tmp_path / 'features')
   for views in (0, 1):
     config.finetune.cached_views = views
