@@ -24,6 +24,7 @@ _log = logging.getLogger(__name__)
 
 # How modules name the argument that says whether they train, and its value if they do.
 TRAINING = {'train': True, 'training': True, 'is_training': True, 'deterministic': False}
+GIVEN = ('num_classes', 'parts', 'scan', 'remat')  # fields of a module that dnt sets
 
 
 def load(name: str, folder: str | None = None) -> type[nn.Module]:
@@ -153,6 +154,9 @@ def make(
   for key in options:
     if key not in fields:
       raise errors.unknown(f'option of {name}', key, fields)
+    if key in GIVEN:
+      where = 'config.model' if key == 'parts' else f'config.model.{key}'
+      raise errors.InputError(f'config.model.options cannot set {key!r} of {name}: {where} does')
   arguments = list(inspect.signature(base.__call__).parameters.values())[2:]
   required = [a.name for a in arguments if a.default is a.empty and a.kind not in (a.VAR_POSITIONAL, a.VAR_KEYWORD)]
   if set(required) - TRAINING.keys():

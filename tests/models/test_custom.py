@@ -58,6 +58,14 @@ NETS = """
       x = nn.BatchNorm(use_running_average=not (TRAINS), name='norm')(x.reshape(x.shape[0], -1))
       return nn.Dropout(0.5, deterministic=not (TRAINS))(x)[:, :5]
 
+  class Chooses(nn.Module):
+    remat: bool
+    scan: bool = True
+
+    @nn.compact
+    def __call__(self, x):
+      return nn.Dense(5)(x.reshape(x.shape[0], -1))
+
   class TakesMore(nn.Module):
     def __call__(self, x, mask, train):
       return x
@@ -174,6 +182,14 @@ def test_a_module_of_dnts_parts_follows_the_config():
 
 
 @pytest.mark.parametrize(
+  ('model', 'scan', 'remat'), [({}, True, False), ({'remat': True}, True, True), ({'scan': True}, True, False)]
+)
+def test_scan_and_remat_keep_the_defaults_of_a_module_unless_the_config_sets_them(model, scan, remat):
+  network = make('mynets:Chooses', **model)
+  assert (network.scan, network.remat) == (scan, remat)
+
+
+@pytest.mark.parametrize(
   ('name', 'options', 'model', 'message'),
   [
     ('mynet:Net', None, {}, "'mynet' .*ModuleNotFoundError.*PYTHONPATH"),
@@ -184,7 +200,10 @@ def test_a_module_of_dnts_parts_follows_the_config():
     ('mynets:NotANet', None, {}, "mynets:NotANet' .*flax.linen.Module"),
     ('mynets:build', None, {}, "mynets:build' .*Flax .*function"),
     ('mynets:Net', {'widht': 7}, {}, "option of mynets:Net 'widht'.* 'width'"),
-    ('mynets:Net', {'num_classes': 7}, {}, 'num_classes'),
+    ('mynets:Net', {'num_classes': 7}, {}, "'num_classes' of mynets:Net: config.model.num_classes"),
+    ('mynets:Chooses', {'remat': True}, {}, "'remat' of mynets:Chooses: config.model.remat"),
+    ('mynets:FromParts', {'scan': True}, {}, "'scan' of mynets:FromParts: config.model.scan"),
+    ('mynets:FromParts', {'parts': None}, {}, "'parts' of mynets:FromParts: config.model does"),
     ('mynets:TakesMore', None, {}, 'mynets:TakesMore .*mask, train .*__call__'),
     ('mynets:Needs', None, {}, 'mynets:Needs .*config.model.options.*size'),
     ('mynets:Net', None, {'depth': 20}, 'config.model.depth .*own module'),
