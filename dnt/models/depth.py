@@ -130,8 +130,8 @@ def trace(model: nn.Module, input_shape: Shape) -> Trace:
     input_shape: shape of one example, (H, W, C).
 
   Raises:
-    errors.InputError: the model has variables in a collection other than `params` and `batch_stats`, or an entry has an
-      empty output, as the images are too small for it.
+    errors.InputError: the model has variables in a collection other than `params` and `batch_stats`, variables that no
+      path of dnt names, or an entry with an empty output, as the images are too small for it.
   """
   calls: dict[str, Shape | None] = {}
 
@@ -161,6 +161,7 @@ def trace(model: nn.Module, input_shape: Shape) -> Trace:
       f'the model keeps variables in the collection {sorted(foreign)[0]!r}; only params and batch_stats are trained, '
       'saved and restored'
     )
+  _check_names(variables)
   scanned = {path: stage.count - 1 for path, stage in stages.items() if stage.scan and stage.count > 1}
   cost = flops.count(program.jaxpr)
   owned = [name for name, leaf in variables.get('params', {}).items() if not isinstance(leaf, Mapping)]
@@ -169,6 +170,25 @@ def trace(model: nn.Module, input_shape: Shape) -> Trace:
     parameters = trees.count(trees.subtree(variables.get('params', {}), name))
     rows.append(Row(_entry(name, scanned), shape, parameters, cost[index]))
   return Trace(tuple(rows), cost[None], variables, scanned, functools.partial(compile_lib.evaluate, program))
+
+
+def _check_names(variables: Mapping[str, Any]) -> None:
+  """Raises an `errors.InputError` if the '/'-joined path of a variable would not name it, see `trees`."""
+  for keys, _ in jax.tree_util.tree_flatten_with_path(variables)[0]:
+    names = [key.key if isinstance(key, jax.tree_util.DictKey) else None for key in keys]
+    wrong = ''
+    if not all(isinstance(name, str) for name in names):
+      wrong = 'variables must be arrays or dicts of arrays by name, with nothing else around them'
+    elif any('/' in str(name) for name in names):
+      wrong = (
+        "'/' may not be in a name, because it joins names to paths. nn.SpectralNorm and nn.WeightNorm of flax make "
+        'such names: write the normalization as a module of your own'
+      )
+    elif trees.SCANNED in names:
+      wrong = f'the name {trees.SCANNED!r} is for the blocks of a scanned stage; give another'
+    if wrong:
+      name = jax.tree_util.keystr(keys[1:], simple=True, separator=' > ')
+      raise errors.InputError(f'the network has the variable {name!r}: {wrong}')
 
 
 def _entry(name: str, scanned: layouts.Rows) -> Entry:

@@ -195,3 +195,55 @@ def test_a_network_that_leaves_nothing_of_the_images_is_refused(model, size, sai
 def test_foreign_collections_are_refused():
   with pytest.raises(errors.InputError, match="collection 'cache'"):
     depth.trace(Caching(), SHAPE)
+
+
+class Normalized(nn.Module):
+  """Wraps layers in flax's normalizations of kernels."""
+
+  spectral: bool
+
+  @nn.compact
+  def __call__(self, x, train):
+    x = x.mean((1, 2))
+    if self.spectral:
+      return nn.SpectralNorm(nn.Dense(5), name='body')(x, update_stats=train)
+    return nn.WeightNorm(nn.Dense(5), name='body')(x)
+
+
+class Named(nn.Module):
+  name_of_layer: str
+
+  @nn.compact
+  def __call__(self, x, train):
+    return nn.Dense(5, name=self.name_of_layer)(x.mean((1, 2)))
+
+
+class Boxed(nn.Module):
+  """Has parameters that are more than arrays."""
+
+  kind: str
+
+  @nn.compact
+  def __call__(self, x, train):
+    if self.kind == 'tuple':
+      kernel, _ = self.param('pair', lambda key: (jnp.ones((3, 5)), jnp.zeros(5)))
+      return x.mean((1, 2)) @ kernel
+    kernel = nn.with_partitioning(nn.initializers.lecun_normal(), (None, 'model'))
+    return nn.Dense(5, kernel_init=kernel, name='layer')(x.mean((1, 2)))
+
+
+@pytest.mark.parametrize(
+  ('model', 'said'),
+  [
+    (Normalized(True), "'body > Dense_0/kernel/sigma': '/' .*SpectralNorm"),
+    (Normalized(False), "'body > Dense_0/kernel/scale': '/' .*WeightNorm"),
+    (Named('a/b'), "'a/b > bias': '/'"),
+    (Named('scanned'), "'scanned > bias': .*'scanned' .*another"),
+    (Boxed('tuple'), "'pair > 0': .*arrays"),
+    (Boxed('partitioned'), "'layer > kernel > value': .*arrays"),
+  ],
+)
+def test_variables_that_no_path_names_are_refused(model, said):
+  with pytest.raises(errors.InputError, match=said) as caught:
+    depth.trace(model, SHAPE)
+  assert '\n' not in str(caught.value)
