@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dnt import buckets, checkpoints, errors, trees
+from dnt.config import changes, schema
 from dnt.data import class_order
 from dnt.models import depth, layouts
 from dnt.parallel import compile as compile_lib
@@ -129,6 +130,9 @@ def load_variables(run: experiment.Experiment, source: pretrained.Source, quiet:
   as many classes is kept. One line says so. On good features zero is better than any random draw (Kolesnikov et al.
   2020, "Big Transfer"): a draw adds noise to the logits, which training removes only where there are examples.
 
+  A network that the weights of a run fit, and that computes something else with them, gets a line for each option in
+  which it differs.
+
   Args:
     run: the experiment.
     source: the weights.
@@ -151,6 +155,11 @@ def load_variables(run: experiment.Experiment, source: pretrained.Source, quiet:
   if line and not quiet:
     _log.info(line)
   variables = match(run.trace, trees.unflatten(have | changed), source.origin)
+  if source.workdir and not quiet:
+    tried = [f'model.{key}' for key in schema.model_options('weights', 'computation') if key != 'folder']
+    for change in changes.find(source.run_config, run.config):
+      if change.key in tried:
+        _log.info(f'not as the run in {source.origin}: {change}')
   if not multihost.is_single():
     multihost.check_equal({'the digest of the weights at config.train.init_from': trees.sha256(variables)[:12]})
   return variables

@@ -203,7 +203,7 @@ class Source:
   def decisive(self) -> Mapping[str, Any]:
     """Returns the values of `config.model` that a network must have to compute what the weights were trained for.
 
-    For a run, these are the values that the shapes of its parameters do not determine.
+    For a run, these are options of the role `function`; its weights show most others, and the rest may be tried.
     """
     if self.workdir:
       model = self.run_config.model
@@ -279,7 +279,7 @@ class Source:
 
 
 def fill_model(model: typed.Model, source: Source) -> None:
-  """Sets `config.model` to the network of the weights; keeps the user's options, which `check_model` checks later.
+  """Sets `config.model` to the network of the weights, but keeps the options that the user sets.
 
   Args:
     model: the `model` section of a config, not locked.
@@ -294,7 +294,7 @@ def fill_model(model: typed.Model, source: Source) -> None:
 
 
 def check_model(source: Source, model: typed.Model) -> None:
-  """Checks that a network computes what the weights were trained for.
+  """Checks that a network computes what the weights were trained for, as far as `Source.decisive` says it.
 
   Args:
     source: the weights.

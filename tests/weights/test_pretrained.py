@@ -502,6 +502,27 @@ def test_the_network_of_another_run(tiny, saved, build, tmp_path):
     initialize.load_variables(build(tiny), pretrained.Source(str(tmp_path / 'run')))
 
 
+def test_a_network_that_computes_something_else_on_the_weights_of_a_run(tiny, saved, build, tmp_path, console):
+  tiny.model.update({'depth': 3, 'block': 'plain', 'activation': 'tanh', 'norm': 'layer_norm', 'norm_groups': 8})
+  saved(tiny)
+  source = pretrained.Source(str(tmp_path / 'run'))
+  initialize.load_variables(build(tiny), source)
+  assert 'not as the run' not in console.readouterr().out
+  tiny.seed, tiny.model.initializer, tiny.model.norm_groups = 1, 'lecun', 4  # none has an effect on these weights
+  tiny.model.activation, tiny.model.block = 'relu', 'residual'
+  initialize.load_variables(build(tiny), source)
+  lines = [line for line in console.readouterr().out.splitlines() if 'not as the run' in line]
+  assert {line.partition('/run: ')[2] for line in lines} == {
+    "model.block was 'plain' and is now 'residual'",
+    "model.activation was 'tanh' and is now 'relu'",
+  }
+  tiny.model.norm = 'group_norm'
+  initialize.load_variables(build(tiny), source)
+  output = console.readouterr().out
+  assert "model.norm was 'layer_norm' and is now 'group_norm'" in output
+  assert 'model.norm_groups was 8 and is now 4' in output
+
+
 def test_a_module_of_the_users_own_comes_with_its_options(wide_network, build, tmp_path):
   with wide_network.unlocked():
     wide_network.model.options.width = 7
