@@ -48,6 +48,8 @@ def is_kernel(path: str) -> bool:
 def squares(tree: Any, places: Places) -> dict[tuple[int, ...], jax.Array]:
   """Returns the sum of squares over each entry's leaves by place: float32 [], or [R] for R rows of a scanned stage.
 
+  A scanned stage inside an entry has no places of its own: its rows count together, as part of the entry.
+
   Args:
     tree: nested dicts of arrays with the paths of `places`.
     places: from `places`.
@@ -55,7 +57,7 @@ def squares(tree: Any, places: Places) -> dict[tuple[int, ...], jax.Array]:
   sums: dict[tuple[int, ...], jax.Array] = {}
   for path, leaf in trees.flatten(tree).items():
     place = places[path]
-    first = 1 if trees.is_scanned(path) else 0
+    first = 1 if len(place) > 1 else 0
     square = jnp.sum(jnp.square(leaf), axis=tuple(range(first, leaf.ndim)))
     sums[place] = sums.get(place, 0.0) + square
   return sums

@@ -5,6 +5,7 @@ import pytest
 
 from dnt import config as schema
 from dnt import errors, trees
+from dnt.models import depth
 from dnt.optim import clip
 
 
@@ -119,6 +120,17 @@ def test_rows_of_a_scanned_stage_are_clipped_as_the_blocks_they_are(network, nam
   expected = apply(config, gradients, params, network.unrolled)
   actual = apply(config, network.stack(gradients), network.stack(params), network.scanned)
   check(network.unstack(actual), expected)
+
+
+def test_block_norm_clips_an_entry_with_a_scanned_stage_inside_as_one(network):
+  def inside(tree):
+    return {'tower': {'body': network.stack(tree)['stage1'], 'conv': tree['stem']['conv']}, 'head': tree['head']}
+
+  gradients, entries = inside(network.tree(0)), (depth.Entry('tower', 'tower'), depth.Entry('head', 'head'))
+  actual = apply(section(name='block_norm', threshold=2.0), gradients, inside(network.tree(1)), entries)
+  norms = {name: np.sqrt(sum(np.sum(leaf**2) for leaf in jax.tree.leaves(gradients[name]))) for name in gradients}
+  assert min(norms.values()) > 2
+  check(actual, {name: jax.tree.map(lambda leaf, by=2 / norms[name]: by * leaf, gradients[name]) for name in gradients})
 
 
 @pytest.mark.parametrize('name', ['global_norm', 'block_norm', 'adaptive'])
