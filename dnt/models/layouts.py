@@ -109,9 +109,10 @@ def _convert(tree: Any, rows: Rows, is_stage: Callable, convert: Callable, path:
     return _convert(node, rows, is_stage, convert, path + keys)
 
   if isinstance(tree, Mapping):
-    count = next((count for stage, count in rows.items() if path[-len(stage) :] == stage), 0)
-    if count and is_stage(tree):
-      return convert(tree, count)
+    # A path begins with what is around the parameters. The longest stage counts: `tower/body` ends with `body` too.
+    stage = max((stage for stage in rows if path[-len(stage) :] == stage), key=len, default=None)
+    if stage and is_stage(tree):
+      return convert(tree, rows[stage])
     return type(tree)({key: inside(value, key) for key, value in tree.items()})
   if isinstance(tree, tuple) and hasattr(tree, '_fields'):
     return type(tree)(*map(inside, tree))

@@ -85,6 +85,21 @@ def test_converter_leaves_the_layout_it_makes_alone():
   assert_equal(layouts.to_scanned(unrolled, rows), scanned)
 
 
+@pytest.mark.parametrize('order', [1, -1])
+def test_a_stage_inside_an_entry_may_have_the_name_of_another(order):
+  def stage(first, count):
+    return {layouts.block_name(i + 1): {'kernel': np.full((2, 3), first + i)} for i in range(count)}
+
+  rows = dict([(('body',), 2), (('tower', 'body'), 4)][::order])
+  params = {'body': stage(0, 3), 'tower': {'body': stage(10, 5), 'conv': np.zeros(2)}}
+  scanned = layouts.to_scanned({'params': params, 'mu': params}, rows)
+  for tree in scanned.values():
+    assert tree['body']['scanned']['kernel'][:, 0, 0].tolist() == [1, 2]
+    assert tree['tower']['body']['scanned']['kernel'][:, 0, 0].tolist() == [11, 12, 13, 14]
+  assert layouts.scanned_rows(scanned['params']) == rows
+  assert_equal(layouts.to_unrolled(scanned, rows), {'params': params, 'mu': params})
+
+
 def test_converter_refuses_stages_that_do_not_fit():
   rows = {('stage1',): 2}
   block = {'kernel': np.zeros((2, 2))}
