@@ -18,7 +18,7 @@ from dnt import config as schema
 from dnt import errors, models
 from dnt.config import keys, typed
 from dnt.data import pipeline
-from dnt.models import captures, depth, function_calls
+from dnt.models import captures, depth, function_calls, stage
 from dnt.optim import schedules
 from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
@@ -217,7 +217,7 @@ def _make_outputs(run: experiment.Experiment, batch_at: Callable) -> Callable:
   def outputs(state, arrays):
     images = run.preprocess(batch_at(arrays, state.step), None)
     key = jax.random.wrap_key_data(state.rng, impl=steps.PRNG)
-    rngs = {'stochastic_depth': key, 'dropout': key}
+    rngs = dict.fromkeys(stage.RNGS, key)
     variables = {'params': state.params, 'batch_stats': state.batch_stats}
     with run.phases[0].partition.running():
       logits, _ = run.model.apply(variables, images, train=True, rngs=rngs, mutable=['batch_stats'])

@@ -8,17 +8,20 @@ import inspect
 import logging
 import os
 import pathlib
+import re
 import sys
 import sysconfig
 import types
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import flax.errors
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from dnt import errors
+from dnt.models import stage
 
 _log = logging.getLogger(__name__)
 
@@ -147,7 +150,7 @@ def make(
 
   Raises:
     errors.InputError: dnt cannot load the class or call it this way, the class lacks an option, or (at tracing) the
-      logits have another shape.
+      logits have another shape, or the module draws from an rng that it does not get.
   """
   base = load(name, folder)
   fields = field_names(base)
@@ -170,7 +173,14 @@ def make(
     calls_functions = True  # its activations may be functions, which `captures` then looks for
 
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-      logits = super().__call__(x, **{flag: train == TRAINING[flag] for flag in flags})
+      try:
+        logits = super().__call__(x, **{flag: train == TRAINING[flag] for flag in flags})
+      except flax.errors.InvalidRngError as error:
+        rng = re.search(r'"(\w+)"', str(error))
+        raise errors.InputError(
+          f'{name} draws from the rng {rng[1] if rng else error!r} in {"training" if train else "evaluation"}; it may '
+          f'draw only in training, and from {" and ".join(map(repr, stage.RNGS))}'
+        ) from error
       if getattr(logits, 'shape', None) != (x.shape[0], num_classes):
         raise errors.InputError(
           f'{name} returns {getattr(logits, "shape", type(logits).__name__)} for {x.shape[0]} examples; it must '

@@ -131,7 +131,8 @@ def trace(model: nn.Module, input_shape: Shape) -> Trace:
 
   Raises:
     errors.InputError: the model has variables in a collection other than `params` and `batch_stats`, variables that no
-      path of dnt names, or an entry with an empty output, as the images are too small for it.
+      path of dnt names, or an entry with an empty output, as the images are too small for it; or a user's own module
+      draws random numbers in evaluation.
   """
   calls: dict[str, Shape | None] = {}
 
@@ -163,6 +164,9 @@ def trace(model: nn.Module, input_shape: Shape) -> Trace:
     )
   _check_names(variables)
   scanned = {path: stage.count - 1 for path, stage in stages.items() if stage.scan and stage.count > 1}
+  if getattr(model, 'calls_functions', False):  # `init` lets it draw from any rng, evaluation from none
+    x = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
+    jax.eval_shape(functools.partial(model.apply, train=False), layouts.to_scanned(variables, scanned), x)
   cost = flops.count(program.jaxpr)
   owned = [name for name, leaf in variables.get('params', {}).items() if not isinstance(leaf, Mapping)]
   rows = [Row(_entry(name, {}), None, int(math.prod(variables['params'][name].shape)), 0) for name in owned]

@@ -11,6 +11,7 @@ from dnt.models import layouts
 
 # Collections that blocks may read and write inside a scanned stage; code that sows into another one must add it here.
 COLLECTIONS = ('params', 'batch_stats', 'intermediates', 'perturbations', 'telemetry', 'gradient_captures')
+RNGS = ('stochastic_depth', 'dropout')  # those from which a network may draw, in training only
 
 
 class Stage(nn.Module):
@@ -28,7 +29,7 @@ class Stage(nn.Module):
     rest: `rest(name=...)` makes every other block; if `scan` is set, the block must keep shape and dtype.
     count: number of blocks.
     drop_rates: probability of dropping each block; empty turns stochastic depth off.
-    scan: whether to run all blocks but the first as one scanned block.
+    scan: whether to run all blocks but the first as one scanned block; dropout inside then draws other masks.
     remat: whether to recompute the inside of each block in the backward pass.
   """
 
@@ -64,7 +65,7 @@ class Stage(nn.Module):
       return inside(block, x, keep), None
 
     rows = self.count - 1
-    scan = nn.scan(body, variable_axes=dict.fromkeys(COLLECTIONS, 0), length=rows)
+    scan = nn.scan(body, variable_axes=dict.fromkeys(COLLECTIONS, 0), split_rngs=dict.fromkeys(RNGS, True), length=rows)
     x, _ = scan(self.rest(name=trees.SCANNED), x, row(slice(1, None)))
     return x
 

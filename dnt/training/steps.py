@@ -11,7 +11,7 @@ import optax
 from dnt import trees
 from dnt.config import typed
 from dnt.data.transforms import mixing
-from dnt.models import captures, freeze
+from dnt.models import captures, freeze, stage
 from dnt.parallel import mesh as mesh_lib
 from dnt.parallel import sharding
 from dnt.training import losses, scores
@@ -140,7 +140,7 @@ def make_gradient(
       logits, updates = captures.with_function_calls(model, apply, watch=telemetry is not None)(
         {'params': params, 'batch_stats': batch_stats, captures.GRADIENTS: gradient_captures},
         preprocess(batch, keys['augment']),
-        {'stochastic_depth': keys['stochastic_depth'], 'dropout': keys['dropout']},
+        {name: keys[name] for name in stage.RNGS},
       )
     weighted, _ = cross_entropy(logits, batch['label'])
     correct = jnp.sum(losses.correct(logits, batch['label']))
@@ -169,7 +169,7 @@ def make_gradient(
     def add(carry, index):
       loss, batch_stats, total = carry
       part = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, 1, keepdims=False), micro)
-      drawn = {name: jax.random.fold_in(keys[name], index) for name in ('stochastic_depth', 'dropout')}
+      drawn = {name: jax.random.fold_in(keys[name], index) for name in stage.RNGS}
       (value, auxiliary), gradient = differentiate(
         trainable, gradient_captures, frozen, batch_stats, part, {**keys, **drawn}, total_weight
       )

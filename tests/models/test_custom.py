@@ -14,6 +14,7 @@ SHAPE = (4, 4, 3)
 
 NETS = """
   import flax.linen as nn
+  import jax
   import jax.numpy as jnp
   from dnt.models import blocks, parts, stage
 
@@ -65,6 +66,15 @@ NETS = """
     @nn.compact
     def __call__(self, x):
       return nn.Dense(5)(x.reshape(x.shape[0], -1))
+
+  class Draws(nn.Module):
+    rng: str
+    always: bool = False
+
+    @nn.compact
+    def __call__(self, x, train):
+      x = nn.Dense(5)(x.reshape(x.shape[0], -1))
+      return x + jax.random.normal(self.make_rng(self.rng), x.shape) if train or self.always else x
 
   class TakesMore(nn.Module):
     def __call__(self, x, mask, train):
@@ -225,6 +235,25 @@ def test_logits_of_another_shape_are_refused():
   message = r'mynets:Wrong .*\(1, 4, 4, 3\).* logits .*\(1, 5\)'
   with pytest.raises(errors.InputError, match=message):
     depth.trace(model, SHAPE)
+
+
+def test_a_module_draws_from_the_rngs_of_training():
+  x = jnp.zeros((2, *SHAPE))
+  for rng in ('dropout', 'stochastic_depth', 'noise'):
+    model = make('mynets:Draws', {'rng': rng})
+    variables = models.init(depth.trace(model, SHAPE), 0)
+    rngs = {'dropout': jax.random.key(0), 'stochastic_depth': jax.random.key(1)}
+    if rng != 'noise':
+      assert np.any(model.apply(variables, x, train=True, rngs=rngs))
+      continue
+    with pytest.raises(errors.InputError, match="mynets:Draws .*'noise' in training.*'stochastic_depth' and 'dropout'"):
+      model.apply(variables, x, train=True, rngs=rngs)
+
+
+def test_a_module_that_draws_in_evaluation_is_refused():
+  with pytest.raises(errors.InputError, match="mynets:Draws .*'dropout' in evaluation; .* only in training") as caught:
+    depth.trace(make('mynets:Draws', {'rng': 'dropout', 'always': True}), SHAPE)
+  assert '\n' not in str(caught.value)
 
 
 WIDTH = """

@@ -162,6 +162,24 @@ def test_stochastic_depth_draws_by_example_with_the_stated_rate_and_scale():
   np.testing.assert_allclose(np.corrcoef(masks[0][:, 1], masks[0][:, 2])[0, 1], 0, atol=0.05)
 
 
+class Drops(nn.Module):
+  """Has no parameters, only a dropout."""
+
+  @nn.compact
+  def __call__(self, x, train, keep=None):
+    return nn.Dropout(0.5)(x, deterministic=not train)
+
+
+@pytest.mark.parametrize('scan', [False, True])
+@pytest.mark.parametrize('remat', [False, True])
+def test_blocks_draw_numbers_of_their_own(scan, remat):
+  stage, x = stage_lib.Stage(Drops, Drops, 4, scan=scan, remat=remat), np.ones((4096, 1), np.float32)
+  np.testing.assert_array_equal(stage.apply({}, x, train=False), x)
+  found = stage.apply({}, x, train=True, rngs={'dropout': jax.random.key(0)})
+  np.testing.assert_array_equal(np.unique(found), [0, 16])  # four masks, each of which doubles what it keeps
+  np.testing.assert_allclose(np.mean(found), 1, atol=5 * np.sqrt(15 / 4096))  # equal masks would give 4 or 8
+
+
 def test_captures_reach_into_a_scanned_stage():
   """Interceptors can sow and perturb at each block's output, one row a block."""
   model, unrolled = make_net(scan=True), make_net()
