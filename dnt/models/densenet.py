@@ -29,8 +29,8 @@ class DenseNet(nn.Module):
     remat: see `stage.Stage`.
 
   Raises:
-    errors.InputError: the depth is invalid, the compression is above 1, an ImageNet network has no bottlenecks, or
-      `scan` is set.
+    errors.InputError: the depth is invalid, the compression is above 1 or (at tracing) leaves no channel, an ImageNet
+      network has no bottlenecks, or `scan` is set.
   """
 
   num_classes: int
@@ -71,6 +71,11 @@ class DenseNet(nn.Module):
       x = stage_lib.Stage(layer, layer, count, remat=self.remat, name=f'stage{stage}')(x, train)
       if stage < len(counts):
         features = int(x.shape[-1] * self.compression)
+        if not features:
+          raise errors.InputError(
+            f'config.model.compression={self.compression} leaves none of the {x.shape[-1]} channels after '
+            f'stage{stage}; it must be at least 1/{x.shape[-1]} there'
+          )
         x = blocks.DenseTransition(self.parts, features, name=f'transition{stage}')(x, train)
     return blocks.Head(self.parts, self.num_classes, activate=True, name='head')(x, train)
 

@@ -117,3 +117,11 @@ def test_layers_and_transitions_are_entries():
 def test_options_that_do_not_fit_are_refused(options, message):
   with pytest.raises(errors.InputError, match=message):
     make(**options)
+
+
+def test_a_compression_that_leaves_no_channels_is_refused():
+  # The stem has 2k = 8 channels, each of the two layers of a stage adds k: 16, of which one is left, and then 9.
+  for compression, said in ((0.06, '16 channels after stage1; .* 1/16 '), (0.1, '9 channels after stage2; .* 1/9 ')):
+    with pytest.raises(errors.InputError, match=f'config.model.compression={compression} .*{said}'):
+      depth.trace(make(depth=16, growth_rate=4, compression=compression), (8, 8, 3))
+  assert parameters((8, 8, 3), depth=16, growth_rate=4, compression=0.12)
