@@ -161,6 +161,8 @@ def _source(name: str, variants: Mapping[str, typed.Config]) -> str:
   source = config.train.init_from.removeprefix(VARIANT)
   if source not in variants:
     raise errors.unknown(f'variant in train.init_from of variant {name!r}', source, variants)
+  if models.PRETRAINED in (variants[source].model.name, config.model.name):
+    return source  # the run compares its network with that of the weights
   theirs, ours = (
     {**each.model.to_dict(), **models.resolved_options(each.model)} for each in (variants[source], config)
   )
@@ -246,11 +248,11 @@ def _images(run: Run) -> Mapping[str, Any]:
 
 
 def _before_its_source(run: Run) -> typed.Config:
-  """Returns what is known of a run's config before its source runs exist: it includes their image preprocessing."""
+  """Returns what is known of a run's config before its source runs exist, with their network and preprocessing."""
   if not run.source:
     return run.config
   given, config = _before_its_source(run.source), copy.deepcopy(run.config)
-  config.train.init_from = given.train.init_from
+  config.train.init_from, config.model.name = given.train.init_from, given.model.name
   preprocessing.fill(config.data, preprocessing.of_run(given.data))
   return config
 

@@ -9,6 +9,7 @@ from dnt.checkpoints import format
 from dnt.comparison import plan
 from dnt.config import run_config
 from dnt.training import experiment
+from dnt.weights import preprocessing, pretrained
 
 
 @pytest.fixture
@@ -146,6 +147,23 @@ def test_a_variant_starts_from_the_run_of_another_with_its_seed(staged, tmp_path
 def test_what_a_chosen_variant_starts_from_is_chosen_too(staged, tmp_path):
   chosen = plan.choose(plan.make(staged, tmp_path), ['last'])
   assert [run.name for run in chosen if run.seed == 3] == ['pretrain seed 3', 'head seed 3', 'last seed 3']
+
+
+@pytest.mark.parametrize(
+  ('first', 'later'),
+  [
+    ({'model.name': 'pretrained', 'train.init_from': 'hf:timm/resnet50.a1_in1k'}, {'model.name': 'pretrained'}),
+    ({'model.name': 'pretrained', 'train.init_from': 'hf:timm/resnet50.a1_in1k'}, {'model.name': 'resnet'}),
+    ({'model.depth': 3}, {'model.name': 'pretrained'}),
+  ],
+)
+def test_the_network_of_weights_is_left_to_the_runs(config, tmp_path, monkeypatch, first, later):
+  monkeypatch.setattr(pretrained.Source, 'preprocessing', preprocessing.IMAGENET)
+  config.base.data.image_size = 8
+  config.variants = {'first': first, 'later': {'train.init_from': 'variant:first', **later}}
+  runs = plan.make(config, tmp_path)
+  assert [run.source and run.source.variant for run in runs[:2]] == [None, 'first']
+  plan.check_data(runs)
 
 
 class Images:
