@@ -6,6 +6,8 @@ from typing import NamedTuple
 from dnt import errors
 
 TRAIN, VAL, TEST = 'train', 'val', 'test'
+ALSO_VAL = ('validation', 'valid')  # what sets of TFDS call `VAL`; both names are of one split
+ALL = 'all'  # every image of class folders without splits: those of `TRAIN` and `VAL`
 BOUND = r'-?[\d.]+'
 PATTERN = re.compile(
   rf'(?P<name>[\w.-]+)(?P<slice>\[((?P<start>{BOUND})(?P<start_unit>%)?)?:((?P<stop>{BOUND})(?P<stop_unit>%)?)?\])?'
@@ -27,12 +29,16 @@ class Slice(NamedTuple):
     return self.name.lower().startswith('test')
 
   def overlaps(self, other: 'Slice') -> bool:
-    """Returns whether both share examples of one split, which is large enough for their bounds.
+    """Returns whether both share examples, by their names and bounds; splits are large enough for these.
 
-    Percentages beside numbers of examples would need its size: they count as overlapping.
+    Percentages beside numbers of examples would need the split's size, and slices of `ALL` its order: they count as
+    overlapping.
     """
-    if self.name != other.name or self.percent != other.percent:
-      return self.name == other.name
+    names = {VAL if each.name in ALSO_VAL else each.name for each in (self, other)}
+    if len(names) > 1:
+      return ALL in names and names <= {ALL, TRAIN, VAL}
+    if self.percent != other.percent:
+      return True
     (start, stop), (first, last) = self._places(), other._places()
     return start < last and first < stop
 

@@ -439,7 +439,8 @@ def test_the_split_that_counts_is_not_that_of_training_and_the_results_say_what_
 
 
 @pytest.mark.parametrize(
-  ('of', 'trained_on'), [('train', ['train[:20%]']), ('train[:20%]', ['train']), ('train[20%:]', [])]
+  ('of', 'trained_on'),
+  [('train', ['train[:20%]']), ('train[:20%]', ['train']), ('train[20%:]', []), ('all', ['train[:20%]'])],
 )
 @pytest.mark.parametrize('suffix', ['', '_ema'])
 def test_a_slice_of_the_training_split_does_not_say_what_is_best(tmp_path, of, trained_on, suffix):

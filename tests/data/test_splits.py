@@ -55,6 +55,13 @@ def test_other_forms_are_refused(text):
     ('train[:-5000]', 'train[-6000:]', True),
     ('train[10:20]', 'train[15:16]', True),
     ('train[:5000]', 'train[5%:]', True),
+    ('all', 'train', True),
+    ('val[:10%]', 'all[90%:]', True),
+    ('all', 'test', False),
+    ('all[:90%]', 'all[90%:]', False),
+    ('validation', 'val', True),
+    ('valid[:50%]', 'val[50%:]', False),
+    ('validation', 'train', False),
   ],
 )
 def test_slices_that_share_examples(first, second, shared):

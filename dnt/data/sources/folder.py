@@ -15,10 +15,10 @@ from dnt import errors, files
 from dnt.config import typed
 from dnt.data import examples, order
 from dnt.data.sources import image_files
+from dnt.data.splits import ALL
 from dnt.data.transforms import images
 
 LAYOUT = 'train/<class>/<images> beside val/ or test/ of the same kind, or <class>/<images> alone'
-ALL = 'all'  # the split that holds every image of class folders without splits
 ALL_CLASSES = '/*'  # `folder:<dir>/*`: every folder in <dir> is a class, whatever its name
 # The names that fastai, Keras, Kaggle and Ultralytics give to the folders of splits, in lower case.
 _SPLIT = re.compile(

@@ -9,11 +9,10 @@ from dnt import errors
 from dnt.config import typed
 from dnt.data import examples, order, placement, splits
 from dnt.data.sources import builtin, cars, cifar, folder, idx, tfds
-from dnt.data.splits import TRAIN, VAL
+from dnt.data.splits import ALL, ALSO_VAL, TRAIN, VAL
 
 _log = logging.getLogger(__name__)
 FOLDER = '<dir>'
-_ALSO_VAL = ('validation', 'valid')  # what sets of TFDS call it
 # name -> (f(where, config.data, seed) -> splits, placeholder for the text after the colon, which becomes `where`).
 # config.data.dir may name a folder instead.
 SOURCES: Mapping[str, tuple[Callable[..., examples.Splits], str]] = {
@@ -67,7 +66,7 @@ def find(config: typed.Data, seed: int) -> examples.Splits:
   if config.crop_to_box and name != 'cars':
     raise errors.InputError(f'config.data.crop_to_box needs boxes, but {config.source} has none; cars:<dir> has boxes')
   available = splits_of(where, config, seed)
-  named = [each for each in (VAL, *_ALSO_VAL) if each in available]
+  named = [each for each in (VAL, *ALSO_VAL) if each in available]
   return {**available, VAL: available[named[0]]} if named else available
 
 
@@ -84,8 +83,8 @@ def choose(available: examples.Splits, asked: Sequence[str]) -> dict[str, str]:
   """
   first = asked[0]
   name = splits.parse(first).name
-  if folder.ALL in available and name not in available.keys() - {TRAIN, VAL, folder.ALL}:
-    return {first: folder.ALL + first.removeprefix(name)}
+  if ALL in available and name not in available.keys() - {TRAIN, VAL, ALL}:
+    return {first: ALL + first.removeprefix(name)}
   besides = list({available[name]: name for name in available if name != TRAIN}.values())  # some have two names
   if len(besides) == 1 and not all(splits.parse(text).name in available for text in asked):
     return {besides[0]: besides[0]}
@@ -120,7 +119,7 @@ def hold_out(available: examples.Splits, config: typed.Data, seed: int) -> examp
     both = zip((train, val), lines, strict=True)
     return {part.split: dataclasses.replace(part, line=line) for part, line in both}
 
-  if folder.ALL in available:
+  if ALL in available:
     return available
   if TRAIN not in available:
     raise errors.InputError(
