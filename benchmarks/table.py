@@ -16,7 +16,7 @@ def row(workdir: pathlib.Path) -> list[str]:
   """Name, network, data, steps, epochs, test figures and time of one run."""
   config = json.loads((workdir / 'config.json').read_text())
   summary = json.loads((workdir / 'summary.json').read_text())
-  last = [line for line in metrics.read(workdir) if any(name.endswith('/accuracy') for name in line)][-1]
+  last = metrics.last_evaluation(metrics.read(workdir))
   split = 'test' if 'test/accuracy' in last else config['eval']['splits'][0]
   accuracy, loss = (metric_names.deciding(last, split, quantity) for quantity in ('accuracy', 'loss'))
   model, source, seconds = config['model'], config['data']['source'], summary['seconds']

@@ -41,7 +41,8 @@ class Outcome(NamedTuple):
     error: the reason why it failed.
     step: the last step in its metrics.
     values: metrics by name: `<split>_<metric>` for `config.SPLIT_METRICS` of the last evaluation (error and accuracies
-      in percent; the training split is called train), and `config.RUN_METRICS` (memory in peak bytes).
+      in percent; the training split is called train, unless `train` is evaluated too), and `config.RUN_METRICS` (memory
+      in peak bytes).
     per_class: metrics of each class in the last evaluation, by split and class name: `sensitivity`, `specificity` and
       `auroc`, if they are defined.
     warnings: warnings of telemetry, by kind.
@@ -79,11 +80,8 @@ def read(run: plan.Run) -> Outcome:
     state = 'finished'
   else:
     state = 'failed' if error else 'stopped' if records else 'not run'
-  training, evaluations = _split(records)
-  values: dict[str, float | None] = {}
-  for line in evaluations:
-    if line['step'] == evaluations[-1]['step']:  # the test split may have a line of its own, when the run ends
-      values |= _evaluated(run, line)
+  evaluations, last = metrics.evaluations(records), metrics.last_evaluation(records)
+  values: dict[str, float | None] = {**_evaluated(run, last)}
   if state == 'finished':
     values |= {
       'seconds': summary['seconds']['total'],
@@ -93,14 +91,14 @@ def read(run: plan.Run) -> Outcome:
       'process_memory': summary['peak_memory']['process'],
       'device_memory': summary['peak_memory']['device'],
     }
-  curves = {'training loss': _curve(training, 'train/loss')}
+  curves = {'training loss': _curve([line for line in records if metric_names.is_training(line)], 'train/loss')}
   for name in {name: None for line in evaluations for name in _evaluated(run, line) if _figure(name) == 'error'}:
     curves[_title(name)] = _curve([{**line, **_evaluated(run, line)} for line in evaluations], name)
   about = {
     key: ', '.join(f'{name} {value}' for name, value in summary.get(key, {}).items()) for key in ('devices', 'versions')
   }
   known = {name: value for name, value in values.items() if value is not None}
-  per_class = _per_class(run, evaluations[-1]['step']) if state == 'finished' and evaluations else {}
+  per_class = _per_class(run, last['step']) if state == 'finished' and last else {}
   return Outcome(run, state, error, step, known, per_class, summary.get('warnings', {}), curves, about)
 
 
@@ -307,13 +305,6 @@ def comma_separated(rows: Sequence[Mapping[str, Any]]) -> str:
   return file.getvalue()
 
 
-def _split(records: Sequence[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]:
-  """Separates training lines and evaluations."""
-  training = [line for line in records if metric_names.is_training(line)]
-  others = [line for line in records if not metric_names.is_training(line)]
-  return training, [line for line in others if any(metric_names.parse(name).quantity == 'accuracy' for name in line)]
-
-
 def _evaluated(run: plan.Run, line: Mapping[str, Any]) -> dict[str, float]:
   """Returns the metrics of an evaluation, those of the training split first."""
   result = {}
@@ -359,7 +350,9 @@ def _mean_per_class(outcomes: Sequence[Outcome]) -> dict[str, dict[str, dict[str
 def _split_name(run: plan.Run, split: str) -> str:
   """Returns the name of an evaluated split in `Outcome.values`, with the suffix of averaged weights if it has that."""
   name = split.removesuffix(metric_names.AVERAGED)
-  return split.replace(name, 'train', 1) if name == run.config.data.train_split else split
+  if name != run.config.data.train_split or splits.TRAIN in run.config.eval.splits:
+    return split
+  return split.replace(name, splits.TRAIN, 1)
 
 
 def _trained_on(run: plan.Run) -> list[str]:

@@ -10,7 +10,7 @@ import math
 import os
 import pathlib
 import re
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ import numpy as np
 from dnt import errors, files
 from dnt import workdir as workdir_lib
 from dnt.parallel import multihost
-from dnt.reporting import tensorboard
+from dnt.reporting import metric_names, tensorboard
 
 _log = logging.getLogger(__name__)
 
@@ -55,6 +55,28 @@ def read(workdir: str | os.PathLike) -> list[dict[str, Any]]:
   if bad and (len(bad) > 1 or not lines[-1]):
     _log.info(f'{path} is damaged from line {bad[0]} on; these lines are left out')
   return records
+
+
+def evaluations(records: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+  """Returns the lines of evaluations, of the result of `read`."""
+  others = (record for record in records if not metric_names.is_training(record))
+  return [record for record in others if any(metric_names.parse(name).quantity == 'accuracy' for name in record)]
+
+
+def last_evaluation(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+  """Returns the last evaluation in one line: splits that are evaluated only at the end have a line of their own.
+
+  Args:
+    records: the result of `read`.
+
+  Returns:
+    `step`, `epoch` and the metrics; empty if there was no evaluation.
+  """
+  evaluated, last = evaluations(records), {}
+  for record in evaluated:
+    if record['step'] == evaluated[-1]['step']:
+      last |= record
+  return last
 
 
 class Writer:

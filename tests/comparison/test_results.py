@@ -166,6 +166,22 @@ def test_the_test_split_counts_that_was_looked_at_when_the_run_ended(tmp_path):
   assert table.header[2:4] == ['val error (%)', 'test error (%)']
 
 
+def test_the_training_split_keeps_its_name_beside_the_split_train(tmp_path):
+  config = make_config()
+  config.base.eval.splits = ('train', 'train[:20%]', 'test')
+  run = plan.make(config, tmp_path)[0]
+  leave(run, 0.5, 0.25)
+  line = {'step': 100, 'epoch': 2.0, 'train/loss': 0.75, 'train/accuracy': 0.625}
+  with (run.workdir / 'metrics.jsonl').open('a') as file:
+    file.write(json.dumps(line) + '\n')
+  outcome = results.read(run)
+  assert (outcome.values['train_error'], outcome.values['train[:20%]_error']) == (37.5, 50.0)
+  assert outcome.curves['train error (%)'].values == [37.5]
+  assert set(outcome.per_class) == {'train[:20%]', 'test'}
+  (row,) = results.summarize([outcome])
+  assert row['trained_on'] == ['train', 'train[:20%]']
+
+
 def test_mean_and_sample_deviation_over_the_finished_seeds(written):
   _, outcomes = written
   plain, deep = results.summarize(outcomes)

@@ -70,6 +70,16 @@ def test_read(tmp_path):
     metrics.read(tmp_path)
 
 
+def test_the_last_evaluation_may_have_several_lines():
+  training = {'step': 5, 'epoch': 1.0, 'train/accuracy': 0.5, 'train/learning_rate': 0.1}
+  before = {'step': 4, 'epoch': 0.8, 'val/accuracy': 0.25, 'train/accuracy': 0.5}
+  first, second = {'step': 5, 'epoch': 1.0, 'val/accuracy': 0.75}, {'step': 5, 'epoch': 1.0, 'test_ema/accuracy': 1.0}
+  records = [before, first, training, second, {'step': 6, 'epoch': 1.2, 'telemetry/head/zero': 0.5}]
+  assert metrics.evaluations(records) == [before, first, second]
+  assert metrics.last_evaluation(records) == {'step': 5, 'epoch': 1.0, 'val/accuracy': 0.75, 'test_ema/accuracy': 1.0}
+  assert metrics.last_evaluation([training]) == {}
+
+
 def test_tensorboard_events(tmp_path, events):
   writer = metrics.Writer(tmp_path, 3)
   writer.write(4, 0.5, {'test/accuracy': 0.25, 'test/loss': float('nan')})
