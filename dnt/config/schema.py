@@ -639,10 +639,7 @@ SCHEMA: dict[str, Any] = {
       0.04,
       'learning rate at the start of the rise, as a fraction of the peak',
       check=checks.above(0),
-      only=(
-        {'schedule.name': ('one_cycle',), 'schedule.one_cycle_rise': any_but('0')},
-        {'schedule.name': ('one_cycle',), 'schedule.warmup': any_but('0'), 'schedule.warmup_shape': ('linear',)},
-      ),
+      only={'schedule.name': ('one_cycle',), 'schedule.one_cycle_rise': any_but('0')},
       on_resume=NOTE,
     ),
   },

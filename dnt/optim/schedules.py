@@ -47,7 +47,7 @@ def make(config: typed.Schedule, peak: float, total_steps: int, steps_per_epoch:
   def steps(duration):
     return schema.duration(str(duration), total_steps, steps_per_epoch)
 
-  warmup = steps(config.warmup)
+  warmup, rise = steps(config.warmup), steps(config.one_cycle_rise)
   left = total_steps - warmup
   if left <= 0:
     shape = optax.constant_schedule(peak)  # which the run does not reach
@@ -60,18 +60,18 @@ def make(config: typed.Schedule, peak: float, total_steps: int, steps_per_epoch:
   elif config.name == 'linear':
     shape = optax.linear_schedule(peak, config.final * peak, left)
   elif config.name == 'one_cycle':
-    shape = _one_cycle(peak, config, steps(config.one_cycle_rise), left)
+    shape = _one_cycle(peak, config, rise, left)
   else:
     raise errors.unknown('schedule', config.name, schema.SCHEMA['schedule']['name'].choices)
   if warmup:
-    shape = optax.join_schedules([_warmup(peak, config, warmup), shape], [warmup])
+    first = config.one_cycle_start * peak if config.name == 'one_cycle' and rise else peak
+    shape = optax.join_schedules([_warmup(peak, config, first, warmup), shape], [warmup])
   return lambda step: jnp.asarray(shape(step), jnp.float32)
 
 
-def _warmup(peak: float, config: typed.Schedule, steps: int) -> optax.Schedule:
+def _warmup(peak: float, config: typed.Schedule, first: float, steps: int) -> optax.Schedule:
   if config.warmup_shape == 'linear':
-    start_of_shape = config.one_cycle_start * peak if config.name == 'one_cycle' else peak
-    return optax.linear_schedule(config.warmup_start * peak, start_of_shape, steps)
+    return optax.linear_schedule(config.warmup_start * peak, first, steps)
   if not config.warmup_start:
     raise errors.InputError(
       "schedule.warmup_shape='constant' needs schedule.warmup_start above 0: at 0 the warm-up trains nothing"

@@ -99,6 +99,13 @@ def test_linear_warmup_leads_to_where_one_cycle_starts():
   assert actual.argmax() == 30 and actual[30] == np.float32(PEAK)
 
 
+@pytest.mark.parametrize('rise', ['0', '1%', '0.03 epochs'])
+def test_linear_warmup_leads_to_the_peak_where_one_cycle_has_no_rise(rise):
+  actual = values(section(name='one_cycle', warmup='5', one_cycle_rise=rise), 25)
+  check(actual[:6], np.linspace(0, PEAK, 6))
+  check(actual[5:], values(section(name='cosine'), 20))
+
+
 def test_constant_warmup_is_that_of_resnet_110():
   config = section(name='piecewise', boundaries=('32000', '48000'), warmup='400', warmup_shape='constant')
   config.warmup_start = 0.1
