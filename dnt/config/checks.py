@@ -51,7 +51,10 @@ def duration(value: str) -> str | None:
   match = DURATION.fullmatch(value)
   if not match:
     return VALID
-  return None if float(match[1]) <= LARGEST else _TOO_LARGE
+  number, in_steps = float(match[1]), (match[2] or 'steps').startswith('step')
+  if in_steps and 0 < number < 1:  # as torch's `pct_start` is given
+    return f"must be at least a step, or 0; this fraction of the run is '{100 * number:g}%'"
+  return None if number <= LARGEST else _TOO_LARGE
 
 
 def durations(values: tuple[str | int | float, ...]) -> str | None:

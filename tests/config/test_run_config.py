@@ -47,11 +47,18 @@ def test_what_an_older_version_lacked_keeps_its_default(tmp_path):
   )
 
 
-def test_a_seed_that_an_older_version_took_is_read_and_not_run_again(tmp_path):
-  (tmp_path / 'config.json').write_text(json.dumps({'seed': 2**32}))
+@pytest.mark.parametrize(
+  ('content', 'message'),
+  [
+    ({'seed': 2**32}, r'config\.seed=4294967296 must be at least 0 and at most 4,294,967,295'),
+    ({'schedule': {'warmup': '0.3'}}, r"config\.schedule\.warmup='0\.3' must be at least a step.* '30%'"),
+    ({'schedule': {'boundaries': [0.5, 0.75]}}, r"config\.schedule\.boundaries=.* a step.* '50%'"),
+  ],
+)
+def test_what_an_older_version_took_is_read_and_not_run_again(tmp_path, content, message):
+  (tmp_path / 'config.json').write_text(json.dumps(content))
   read = run_config.get_config(str(tmp_path / 'config.json'))
-  assert read.seed == 2**32
-  with pytest.raises(errors.InputError, match=r'config\.seed=4294967296 must be at least 0 and at most 4,294,967,295'):
+  with pytest.raises(errors.InputError, match=message):
     schema.validate(read)
 
 

@@ -212,17 +212,20 @@ EDGES = {
   'optim.epsilon': ([1e-12], [0.0]),
   'optim.weight_decay': ([0.0], [-1e-4]),
   'optim.weight_decay_on': (['', 'conv[12]/kernel$'], ['(', '[a']),
-  'schedule.warmup': (['0', '400', '5 epochs', '10%', '1 step'], ['five', '-1', '5 weeks', '']),
+  'schedule.warmup': (['0', '400', '0.5 epochs', '0.1%', '1 step'], ['five', '-1', '5 weeks', '', '0.05', '0.5 steps']),
   'schedule.warmup_start': ([0.0, 2.0], [-0.1]),
-  'schedule.boundaries': ([('50%', '75%'), (10, 20), ()], [('50%', 'end'), (None,), (np.int64(10),)]),
+  'schedule.boundaries': ([('50%', '75%'), (10, 20), ()], [('50%', 'end'), (None,), (np.int64(10),), (0.5, 0.75)]),
   'schedule.factor': ([0.1, 2.0], [0.0]),
   'schedule.final': ([0.0], [-0.1]),
-  'schedule.one_cycle_rise': (['30%', '0'], ['30 %%']),
+  'schedule.one_cycle_rise': (['30%', '0', '0.0', '1.5'], ['30 %%', '0.3']),
   'schedule.one_cycle_start': ([0.01], [0.0]),
   'clip.threshold': ([1e-3], [0.0]),
   'clip.epsilon': ([1e-6], [0.0]),
   'finetune.trainable': (['all', 'stage4/.*|head'], ['(']),
-  'finetune.unfreeze': ([(), (('20%', 'top:2'), ('50%', 'all'))], [('all',), (('soon', 'all'),), (('1', '('),)]),
+  'finetune.unfreeze': (
+    [(), (('20%', 'top:2'), ('50%', 'all'))],
+    [('all',), (('soon', 'all'),), (('1', '('),), (('0.2', 'all'),)],
+  ),
   'finetune.layer_decay': ([0.01, 1.0], [0.0, 1.1]),
   'finetune.head_lr_mult': ([0.1], [0.0]),
   'finetune.rates': ([(), (('stage4/.*', 0.0),)], [('head',), (('(', 1.0),), (('head', -1.0),)]),
@@ -234,18 +237,18 @@ EDGES = {
   'train.epochs': ([0.01], [0.0]),
   'train.accumulate': ([1], [0]),
   'train.steps_per_dispatch': ([1], [0]),
-  'train.log_every': (['1'], ['often']),
+  'train.log_every': (['1'], ['often', '0.1']),
   'train.patience': ([0], [-1]),
   'eval.splits': ([('test', 'val')], [(), ('',), (1,)]),
-  'eval.every': (['0'], ['never']),
+  'eval.every': (['0'], ['never', '0.1']),
   'eval.batch_size': ([1], [0]),
-  'checkpoint.every': (['0'], ['never']),
+  'checkpoint.every': (['0'], ['never', '0.1']),
   'checkpoint.keep': ([1], [0]),
   'checkpoint.best_metric': (
     ['accuracy', 'loss', 'test/accuracy', 'val[:5%]/loss'],
     ['auroc', '/loss', 'test', 'test/', ''],
   ),
-  'telemetry.every': (['0', '1 epochs'], ['never']),
+  'telemetry.every': (['0', '1 epochs'], ['never', '0.1']),
   'lr_find.start': ([1e-12], [0.0]),
   'lr_find.end': ([1e-12], [0.0]),
   'lr_find.steps': ([20], [19]),
@@ -273,6 +276,19 @@ def test_values_are_refused_beyond_the_edge(key):
   for value in invalid:
     message = refused(key, value)
     assert message and message.startswith(f'config.{key}={value!r} '), (value, message)
+
+
+@pytest.mark.parametrize(
+  ('key', 'value', 'percent'),
+  [
+    ('schedule.one_cycle_rise', '0.3', '30%'),
+    ('schedule.boundaries', (0.5, 0.75), '50%'),
+    ('schedule.boundaries', ('50%', '0.755'), '75.5%'),
+    ('finetune.unfreeze', (('0.2', 'all'),), '20%'),
+  ],
+)
+def test_a_fraction_of_a_step_is_refused_with_that_of_the_run(key, value, percent):
+  assert refused(key, value).endswith(f"at least a step, or 0; this fraction of the run is '{percent}'")
 
 
 @pytest.mark.parametrize('key', [key for key, option in schema.options(schema.SIGNAL) if option.type is tuple])
