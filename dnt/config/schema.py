@@ -685,7 +685,10 @@ SCHEMA: dict[str, Any] = {
       'BatchNorm of frozen entries: running (statistics, scale and bias stay fixed); batch (normalizes by the batch '
       'and updates the statistics); affine_only (scale and bias train)',
       choices=('running', 'batch', 'affine_only'),
-      only={'finetune.trainable': any_but('all')},
+      only=(
+        {'finetune.trainable': any_but('all'), 'model.norm': ('batch_norm',)},
+        {'finetune.trainable': any_but('all'), 'model.norm': NORMS[:-1], 'finetune.frozen_norm': ('affine_only',)},
+      ),
       off='running',
       on_resume=REFUSE,
     ),

@@ -27,21 +27,33 @@ def factors(config: typed.Finetune, entries: Sequence[depth.Entry], head: int) -
 
   Returns:
     float64 [entries].
-
-  Raises:
-    errors.InputError: a pattern in `rates` matches no entry's whole name.
   """
   distance = np.maximum(head - np.arange(len(entries)), 0)
   result = config.layer_decay**distance * np.where(distance == 0, config.head_lr_mult, 1.0)
-  for pattern, _ in config.rates:
-    if not any(re.fullmatch(pattern, entry.name) for entry in entries):
-      raise errors.InputError(
-        f'config.finetune.rates: {pattern!r} matches the whole name of no entry: {", ".join(e.name for e in entries)}'
-      )
   for index, entry in enumerate(entries):
     named = (factor for pattern, factor in config.rates if re.fullmatch(pattern, entry.name))
     result[index] *= next(named, 1.0)
   return result
+
+
+def check(config: typed.Finetune, params: Any, entries: Sequence[depth.Entry]) -> None:
+  """Refuses factors for entries that never train.
+
+  Args:
+    config: the section `finetune` of a validated config.
+    params: the parameters that train in any phase, see `freeze.trained`.
+    entries: the depth list.
+
+  Raises:
+    errors.InputError: a pattern in `rates` matches the whole name of no entry that trains.
+  """
+  places = {index for place in rows.places(params, entries).values() for index in place}
+  names = [entries[index].name for index in sorted(places)]
+  for pattern, _ in config.rates:
+    if not any(re.fullmatch(pattern, name) for name in names):
+      raise errors.InputError(
+        f'config.finetune.rates: {pattern!r} matches the whole name of no entry that trains: {", ".join(names)}'
+      )
 
 
 def make(

@@ -21,7 +21,7 @@ from dnt.data import class_order, examples, fingerprint, inspection, pipeline, s
 from dnt.data import splits as splits_lib
 from dnt.data.transforms import augment
 from dnt.models import depth, freeze, layouts, size
-from dnt.optim import chain, schedules
+from dnt.optim import chain, lr_multipliers, schedules
 from dnt.parallel import mesh as mesh_lib
 from dnt.parallel import multihost, sharding
 from dnt.training import losses, periodic, steps
@@ -417,6 +417,7 @@ def make(
     raise errors.InputError('config.finetune.l2_sp pulls towards pretrained values: it needs config.train.init_from')
 
   chain.check(config.optim, params, trace.entries, planned[-1].partition)
+  lr_multipliers.check(config.finetune, freeze.trained(config.finetune, trace.table, params), trace.entries)
   losses.check_weights(config.loss.class_weights, len(spec.class_names))
   eval_partition = dataclasses.replace(planned[0].partition, skipped=skipped) if skipped else freeze.ALL
   run = Experiment(

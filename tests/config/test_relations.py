@@ -1,5 +1,6 @@
 """Options that have an effect only with certain values of others are refused where they have none."""
 
+import contextlib
 import importlib.util
 import itertools
 import pathlib
@@ -150,6 +151,25 @@ def test_what_the_weights_or_an_own_module_decide_is_not_refused():
   schema.check_given(config, ['model.norm_groups'])
   config, _ = make('model.stride_on', {'model.name': 'resnet'})
   schema.check_given(config, ['model.stride_on'])  # the block follows from the depth
+  for name in ('pretrained', 'mypkg.nets:Net'):
+    config, _ = make('finetune.frozen_norm', {'model.name': name, 'finetune.trainable': 'head'})
+    schema.check_given(config, ['finetune.frozen_norm'])
+
+
+@pytest.mark.parametrize(
+  ('mode', 'norm', 'taken'),
+  [
+    ('batch', 'batch_norm', True),
+    ('batch', 'layer_norm', False),
+    ('affine_only', 'layer_norm', True),
+    ('affine_only', 'none', False),
+  ],
+)
+def test_frozen_norms_do_what_they_can(mode, norm, taken):
+  flags = ('--config.finetune.trainable=head', f'--config.finetune.frozen_norm={mode}', f'--config.model.norm={norm}')
+  refusal = pytest.raises(errors.InputError, match=f'frozen_norm={mode} has no effect here: model.norm is {norm};')
+  with contextlib.nullcontext() if taken else refusal:
+    parse(main.PROGRAM, *flags)
 
 
 def parse(program, *flags):

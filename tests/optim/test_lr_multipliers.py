@@ -41,10 +41,14 @@ def test_of_several_patterns_the_first_counts(network):
   np.testing.assert_allclose(found, [3.0 if i == 1 else 0.1 for i in range(len(entries))])
 
 
-def test_a_pattern_for_nothing_is_refused(network):
-  config = make_config(finetune__rates=(('stage9', 3.0),)).finetune
-  with pytest.raises(errors.InputError, match='stage9'):
-    lr_multipliers.factors(config, network.unrolled, 0)
+@pytest.mark.parametrize('layout', ['unrolled', 'scanned'])
+def test_a_pattern_for_nothing_is_refused(network, layout):
+  params = network.stack(network.tree(0)) if layout == 'scanned' else network.tree(0)
+  entries = getattr(network, layout)
+  lr_multipliers.check(make_config(finetune__rates=((entries[1].name, 3.0),)).finetune, params, entries)
+  config = make_config(finetune__rates=((entries[1].name, 3.0), ('stage9', 3.0))).finetune
+  with pytest.raises(errors.InputError, match=f"'stage9' .*that trains: {entries[0].name}, {entries[1].name}"):
+    lr_multipliers.check(config, params, entries)
 
 
 @pytest.mark.parametrize('layout', ['unrolled', 'scanned'])

@@ -1,5 +1,6 @@
 """From a config to what a program computes with."""
 
+import contextlib
 import dataclasses
 
 import jax
@@ -167,6 +168,26 @@ def test_a_wrong_number_of_class_weights_is_refused_before_anything_is_computed(
   data = experiment.load_data(tiny, ())
   with pytest.raises(errors.InputError, match='2 weights, but the model has 10 classes'):
     experiment.make(experiment.resolve(tiny, data), data.spec)
+
+
+@pytest.mark.parametrize(
+  ('options', 'trains'),
+  [
+    ({'trainable': 'all'}, True),
+    ({'trainable': 'head'}, False),
+    ({'trainable': 'stage3/.*'}, True),
+    ({'trainable': 'head', 'unfreeze': (('50%', 'top:1'),)}, True),
+    ({'trainable': 'head', 'unfreeze': (('1000', 'all'),)}, True),  # a run that is shortened for a trial
+    ({'trainable': 'head', 'frozen_norm': 'affine_only'}, True),
+    ({'trainable': 'head', 'frozen_norm': 'batch'}, False),
+  ],
+)
+def test_rates_of_entries_that_never_train_are_refused(tiny, options, trains):
+  tiny.model.update({'name': 'resnet', 'depth': 8, 'width': None})
+  tiny.finetune.update({'rates': (('stage3/.*', 0.1),), **options})
+  refusal = pytest.raises(errors.InputError, match=r"rates: 'stage3/\.\*' .* no entry that trains: head$")
+  with contextlib.nullcontext() if trains else refusal:
+    build(tiny)
 
 
 def test_given_statistics_and_steps_are_kept(tiny):
