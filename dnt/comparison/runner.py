@@ -212,14 +212,17 @@ class Pace:
     parts = [f'step {step}/{total}']
     (then, first), (seen, _) = self._first, self._last
     if step > first:
-      left = max((total - step) * (seen - then) / (step - first) - (now - seen), 0.0)
-      of_all = left + self._pending(run, now, left)
+      rate = (seen - then) / (step - first)
+      left = max((total - step) * rate - (now - seen), 0.0)
+      whole = max(now - self._began + left, total * rate)  # a run that goes on did its first steps before
+      of_all = left + self._pending(run, whole)
       parts.append(f'ETA {progress.format_duration(left)}, all runs {progress.format_duration(of_all)}')
     return parts
 
-  def _pending(self, run: plan.Run, now: float, left: float) -> float:
+  def _pending(self, run: plan.Run, whole: float) -> float:
+    """Returns the seconds of the runs after the current one, of which it takes so many from its step 0 on."""
     known = {each: took for each, took in self._took.items() if took is not None}
-    known[run] = now - self._began + left
+    known[run] = whole
     variants: dict[str, list[float]] = {}
     for each, took in known.items():
       variants.setdefault(each.variant, []).append(took)

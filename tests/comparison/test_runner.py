@@ -58,6 +58,24 @@ def test_the_estimate_over_all_runs(runs):
   assert (position, left.split(',')[0]) == ('step 20/110', 'ETA 1 min 10 s')
 
 
+def test_the_estimate_over_all_runs_while_one_goes_on(runs):
+  now = 0.0
+  pace = runner.Pace(runs, lambda: now)
+  finished(runs[0], 100.0)  # a, seed 0
+  pace.look(runs[1])
+  now = 10.0
+  log(runs[1], 'step 900/1000  epoch 9.0')
+  assert pace.look(runs[1]) == ['step 900/1000']
+  now = 20.0
+  log(runs[1], 'step 910/1000  epoch 9.1')
+  # b has 90 steps of 1 s left, and takes 1000 s from its first step on; c is taken for the mean of a and b.
+  pending = 550 + 100 + 1000 + 550
+  assert pace.look(runs[1]) == [
+    'step 910/1000',
+    f'ETA 1 min 30 s, all runs {(90 + pending) // 60} min {(90 + pending) % 60:02d} s',
+  ]
+
+
 def test_a_run_that_starts_says_what_it_is_at(runs):
   pace = runner.Pace(runs, lambda: 0.0)
   log(runs[0], 'step 3/10  ETA 2 s')  # of an earlier process
