@@ -14,6 +14,7 @@ import numpy as np
 
 from dnt import checkpoints, errors, files
 from dnt import workdir as workdir_lib
+from dnt.config import typed
 from dnt.data import splits
 from dnt.optim import schedules
 from dnt.parallel import chips, multihost
@@ -88,7 +89,7 @@ class Record:
     clock.input_seconds += history.get('input_seconds', 0.0)
     self._log = run.every(run.config.train.log_every)
     self._floors = telemetry.floors(run.config, run.table)
-    self.last: dict[str, float] = dict(history.get('last', {}))
+    self.last: dict[str, float] = _still_measured(history.get('last', {}), run.config)
     self.best: dict[str, Any] = dict(history.get('best', {}))
     # Metrics of the best checkpoint on the splits that are evaluated when the run ends, and its step.
     self.best_checkpoint: dict[str, Any] = {}
@@ -330,6 +331,16 @@ class Record:
   def _show(self, step: int, loss: float, accuracy: float, speed: Mapping[str, float]) -> None:
     shown = {'loss': loss, 'accuracy': accuracy, **speed}
     self._progress.update(step, step / self._run.steps_per_epoch, shown)
+
+
+def _still_measured(last: Mapping[str, float], config: typed.Config) -> dict[str, float]:
+  """Returns the last value of each metric without those of splits that the config no longer evaluates."""
+  training = {f'train/{name}' for name in steps.METRICS}
+  suffixes = ('', metric_names.AVERAGED) if config.ema.decay else ('',)
+  evaluated = {'', *(f'{split}{suffix}' for split in config.eval.splits for suffix in suffixes)}
+  return {
+    name: value for name, value in last.items() if name in training or metric_names.parse(name).split in evaluated
+  }
 
 
 def _not_finite(values: Mapping[str, float | None]) -> str:

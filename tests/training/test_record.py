@@ -211,7 +211,28 @@ def test_the_end_is_recorded_once(make, tmp_path):
   assert (tmp_path / 'confusion_test.json').exists()
 
 
-def test_an_evaluation_that_is_not_finite_ranks_nothing_and_at_the_end_fails_the_run(make, console):
+def test_splits_that_are_no_longer_evaluated_have_no_last_figures(make, tiny):
+  tiny.eval.splits, tiny.ema.decay = ('val', 'train'), 0.9
+  with make(best_metric='accuracy') as rec:
+    rec.trained(0, 2, values(2.0, 4.0))
+    before = set(rec.last)
+    for split in ('val', 'val_ema', 'train', 'train_ema'):
+      rec.evaluated(2, evaluation(0.5, split=split))
+    history = json.loads(json.dumps(rec.history()))
+  assert {'train/loss', 'train/gradient_norm', 'images_per_second'} <= before
+  for splits, decay, kept in (
+    (('val', 'train'), 0.9, ('val', 'val_ema', 'train_ema')),
+    (('val',), 0.0, ('val',)),
+    (('test', 'train'), 0.9, ('train_ema',)),
+    (('test',), 0.9, ()),
+  ):
+    tiny.eval.splits, tiny.ema.decay = splits, decay
+    with make(2, history, 'accuracy') as rec:
+      assert set(rec.last) == before | {f'{split}/{quantity}' for split in kept for quantity in ('accuracy', 'loss')}
+
+
+def test_an_evaluation_that_is_not_finite_ranks_nothing_and_at_the_end_fails_the_run(make, tiny, console):
+  tiny.eval.splits = ('val',)
   with make(best_metric='val/accuracy') as rec:
     rec.evaluated(2, evaluation(0.5, split='val'))
     rec.evaluated(4, evaluation(np.nan, np.nan, split='val'))
