@@ -86,6 +86,8 @@ class Record:
     # Sums since the last training line. They are saved too, so that the next line is the same after a resume.
     self._sums: defaultdict[str, float] = defaultdict(int, history.get('sums', {}))
     self._lap: float = history.get('lap', 0.0)
+    # Images of all steps so far, whose batches may have had other sizes; older versions did not count them.
+    self.images: int = history.get('images', step * run.config.train.batch_size)
     clock.input_seconds += history.get('input_seconds', 0.0)
     self._log = run.every(run.config.train.log_every)
     self._floors = telemetry.floors(run.config, run.table)
@@ -186,6 +188,7 @@ class Record:
     for name in steps.METRICS:
       self._sums[name] += float(np.sum(values[name][:count], dtype=np.float64))
     self._sums['steps'] += count
+    self.images += count * self._run.config.train.batch_size
 
   def _means(self, values: Mapping[str, Any], at: int) -> dict[str, float]:
     """Returns the means over the steps since the last line, and the learning rate of a step of these values."""
@@ -292,6 +295,7 @@ class Record:
       'telemetry_rows': self._rows,
       'sums': dict(self._sums),
       'lap': self._lap,
+      'images': self.images,
       'input_seconds': self._clock.input_seconds,
       'seconds': self.seconds,
       'peak_memory': self.peak_memory,

@@ -76,7 +76,7 @@ def write(
   """
   step = int(state.step)
   finished = rec.is_finished(step) and not stopped_by
-  history = {name: getattr(rec, name) for name in ('last', 'best', 'warnings', 'seconds', 'peak_memory')}
+  history = {name: getattr(rec, name) for name in ('last', 'best', 'warnings', 'seconds', 'images', 'peak_memory')}
   history |= {'best_checkpoint': rec.best_checkpoint, **rec.provenance}
   summary = summarize(run, history, step, state.params, finished, mesh, command)
   if stopped_by:
@@ -119,8 +119,8 @@ def summarize(
 
   Args:
     run: the experiment.
-    history: `last`, `best`, `best_checkpoint`, `warnings`, `seconds`, `peak_memory`, `data` and `weights` of the
-      record, or of the `meta` of a checkpoint, which lacks `best_checkpoint`.
+    history: `last`, `best`, `best_checkpoint`, `warnings`, `seconds`, `images`, `peak_memory`, `data` and `weights` of
+      the record, or of the `meta` of a checkpoint, which lacks `best_checkpoint`, and of an older version `images`.
     step: steps done.
     params: the parameters after them, in the model's layout.
     finished: whether the run has ended, and not only stopped.
@@ -129,7 +129,7 @@ def summarize(
   """
   whole = mesh_lib.gather(layouts.to_unrolled(params, layouts.scanned_rows(params)))
   seconds = dict(history.get('seconds', {}))
-  trained = seconds.get('train', 0.0)
+  trained, images = seconds.get('train', 0.0), history.get('images', step * run.config.train.batch_size)
   return {
     'step': step,
     'total_steps': run.config.train.steps,
@@ -144,7 +144,7 @@ def summarize(
     'trainable_parameters': trees.count(run.phase_of_state(step).partition.split(params)[0]),
     'params_sha256': trees.sha256(whole),
     'seconds': {'total': sum(seconds.values()), 'compile': 0.0, 'train': 0.0, 'evaluate': 0.0} | seconds,
-    'images_per_second': step * run.config.train.batch_size / trained if trained else None,
+    'images_per_second': images / trained if trained else None,
     'peak_memory': history.get('peak_memory', {}),
     'versions': versions(),
     'devices': devices(mesh),

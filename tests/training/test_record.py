@@ -127,6 +127,19 @@ def test_a_line_begun_before_a_resume_ends_after_it(make, tmp_path):
   assert [(line['step'], line['train/loss']) for line in metrics.read(tmp_path)] == [(2, 2.5)]
 
 
+def test_images_count_with_the_batch_that_they_were_in(make, tiny):
+  with make() as rec:
+    rec.trained(0, 3, values(1.0, 1.0, 1.0))
+    history = json.loads(json.dumps(rec.history()))
+  tiny.train.batch_size = 64
+  with make(3, history) as rec:
+    rec.trained(3, 2, values(1.0, 1.0))
+    assert rec.images == rec.history()['images'] == 3 * 16 + 2 * 64
+  del history['images']
+  with make(3, history) as rec:
+    assert rec.images == 3 * 64, 'an older version did not count them'
+
+
 def test_the_first_loss_that_is_not_finite_stops_the_run_with_its_step(make):
   with make() as rec, pytest.raises(errors.RunError, match=r'not finite .*step 7\b'):
     rec.trained(4, 3, values(1.0, 2.0, np.nan, np.inf))

@@ -110,6 +110,7 @@ def _run_and_record(finished=True, scan=False):
     last={'train/loss': 0.1, 'test/loss': float('nan'), 'test/accuracy': 0.9625, 'images_per_second': 16123.4},
     best={'metric': 'test/accuracy', 'value': 0.97, 'step': 800},
     warnings={'dead': {'step': 100, 'text': 'units are dead'}},
+    images=900 * 128 + 100 * 256,
     peak_memory={'process': 2**29, 'device': None},
   )
   phase = types.SimpleNamespace(partition=freeze.ALL)
@@ -161,7 +162,7 @@ def test_summary(written):
   )
   assert stored['seconds']['total'] == 11.75
   assert stored['seconds'].keys() >= {'total', 'compile', 'train', 'evaluate'}
-  assert stored['images_per_second'] == 1000 * 128 / 8
+  assert stored['images_per_second'] == (900 * 128 + 100 * 256) / 8
   assert stored['versions'].keys() >= {'python', 'jax', 'flax', 'optax', 'orbax-checkpoint'}
   devices = {'platform': 'cpu', 'kind': 'cpu', 'count': 8, 'processes': 1, 'mesh': 'data 8 x fsdp 1'}
   assert stored['devices'] == devices
