@@ -240,28 +240,34 @@ def _already_done(
 ) -> dict[str, Any] | None:
   """Returns the summary of a run that has nothing to do with this config, else None; changes no file.
 
-  It has done more steps than the config asks for; or as many, and has ended, but was trained with other values, which
-  `config.json` must keep.
+  It has done more steps than the config asks for; or as many, or all that patience gave it, and has ended, but was
+  trained with other values, which `config.json` must keep.
   """
   total, latest = run.config.train.steps, saved.latest_step or 0
+  meta = checkpoints.read_meta(workdir)
+  ranked_alike = 'config' in meta and metric_names.ranking(meta['config']) == metric_names.ranking(run.config)
+  waited = meta.get('evaluations_without_better', 0) if ranked_alike else 0  # another ranking counts anew
+  impatient = latest <= total and record.is_out_of_patience(run.config, waited)
+  last = latest if impatient else total
   # Those of evaluations and checkpoints may rank anew. The paths in `config.json` are the lead's.
   other = multihost.broadcast_from_lead(
     [each.key for each in found if each.on_resume != schema.FREE and each.key.split('.')[0] in _TRAINED]
   )
-  if latest < total or (latest == total and not (other and _has_ended(workdir, total))):
+  if latest < last or (latest == last and not (other and _has_ended(workdir, last))):
     return None
   # Not the whole state: with fewer steps, the last phases may be missing, and with them their optimizer's state.
   newest = checkpoints.load_parameters(workdir)
-  if newest.step < total or (newest.step == total and latest > total):  # newer ones are damaged
+  if newest.step < last or (newest.step == last and latest > last):  # newer ones are damaged
     return None
   held = {'params': newest.params, 'batch_stats': newest.batch_stats}
   params = initialize.match(run.trace, held, f'checkpoint {newest.step} in {buckets.name(workdir)}')['params']
   if note := resume.epochs_note(found, run.spec, newest.step):
     _log.info(note)
-  if newest.step == total:
+  if newest.step == last:
+    why, key = ('as patience ran out', 'train.patience') if impatient else ('with all of its steps', 'train.steps')
     _log.info(
-      f'this run has ended after its {total:,} steps, so that another {errors.list_names(other)} has no effect: '
-      'nothing in the workdir changes. With a larger config.train.steps the run goes on; or give another --workdir'
+      f'this run has ended at step {last:,} {why}, so that another {errors.list_names(other)} has no effect: '
+      f'nothing in the workdir changes. With a larger config.{key} the run goes on; or give another --workdir'
     )
   else:
     _log.info(

@@ -264,7 +264,7 @@ def test_a_run_that_is_further_than_its_steps_is_finished(tiny, tmp_path, consol
 
 def test_processes_take_the_changes_of_the_lead_for_those_of_a_run_that_has_ended(tmp_path, monkeypatch):
   """A process whose weights stand elsewhere would ask alone whether the run has ended."""
-  run = types.SimpleNamespace(config=types.SimpleNamespace(train=types.SimpleNamespace(steps=6)))
+  run = types.SimpleNamespace(config=types.SimpleNamespace(train=types.SimpleNamespace(steps=6, patience=0)))
   saved, change = types.SimpleNamespace(latest_step=6), changes.Change('train.init_from', '/here', '/there', 'note')
   monkeypatch.setattr(loop, '_has_ended', lambda *_: pytest.fail('the lead does not ask'))
   monkeypatch.setattr(multihost, 'broadcast_from_lead', lambda value: [])
@@ -282,6 +282,25 @@ def test_a_run_that_has_ended_keeps_the_config_that_it_was_trained_with(tiny, tm
   (tmp_path / 'summary.json').write_text('{"step": 6, "finished": false}')  # it was stopped before its end
   run(tiny, tmp_path)
   assert files.read_object(tmp_path / 'summary.json')['finished']
+
+
+@pytest.mark.thorough
+def test_a_run_that_patience_ended_keeps_its_config_as_long_as_it_is_out_of_patience(tiny, tmp_path, console):
+  tiny.model.norm, tiny.optim.learning_rate, tiny.eval.every = 'none', 1e-12, '1'  # the first evaluation is the best
+  tiny.train.steps, tiny.train.patience = 50, 2
+  whole = run(tiny, tmp_path)
+  before = contents(tmp_path)
+  for key, value in (('learning_rate', 0.1), ('steps', 60), ('patience', 1)):
+    (tiny.optim if key == 'learning_rate' else tiny.train)[key] = value
+    console.readouterr()
+    again = run(tiny, tmp_path)
+    assert contents(tmp_path) == before
+    assert again['finished'] and again['step'] == 3 and again['params_sha256'] == whole['params_sha256']
+    said = console.readouterr().out
+    assert re.search(rf'ended at step 3 as patience .* another .*{key}.* larger config.train.patience', said)
+  tiny.train.patience = 4
+  assert run(tiny, tmp_path)['step'] > 3
+  assert [line['step'] for line in metrics.read(tmp_path) if 'changed' in line] == [3]
 
 
 @pytest.mark.thorough

@@ -140,8 +140,7 @@ class Record:
 
   @property
   def out_of_patience(self) -> bool:
-    patience = self._run.config.train.patience
-    return 0 < patience <= self.evaluations_without_better
+    return is_out_of_patience(self._run.config, self.evaluations_without_better)
 
   def is_finished(self, step: int) -> bool:
     """Returns whether a run that ends after `step` steps has ended for good, and was not only stopped."""
@@ -335,6 +334,11 @@ class Record:
   def _show(self, step: int, loss: float, accuracy: float, speed: Mapping[str, float]) -> None:
     shown = {'loss': loss, 'accuracy': accuracy, **speed}
     self._progress.update(step, step / self._run.steps_per_epoch, shown)
+
+
+def is_out_of_patience(config: typed.Config, evaluations_without_better: int) -> bool:
+  """Returns whether `train.patience` ends a run after so many evaluations without a better one."""
+  return 0 < config.train.patience <= evaluations_without_better
 
 
 def _still_measured(last: Mapping[str, float], config: typed.Config) -> dict[str, float]:
