@@ -4,9 +4,9 @@
   python -m benchmarks.transfer_rule runs/compare_transfer_rule      plots the cells and tabulates the best
 
 The rule: the more data and the closer the task to ImageNet, the fewer layers need to be retrained. The folder data/
-holds, or links to, cars (near), mri (far), fashion_mnist (gray drawings) and resnet50_keras; the network and the rates
-are those of the two transfer configs. The budget of a cell does not depend on what trains: ten epochs, at least 200
-steps, of 32 images. One seed of --form=short (112 pixels) took 4 h 40 min of a slow core and 7.5 GB of features: more
+holds, or links to, cars (near), mri (far), fashion_mnist (gray drawings) and resnet50_keras; network and rates are
+those of the two transfer configs. A cell's budget does not depend on what trains: ten epochs, at least 200 steps, of 32
+images. One seed of --form=short (112 pixels; drawings 96) took 4 h 40 min of a slow core and 7.5 GB of features: more
 data paid for more layers. 224 pixels take about four times both (DNT_CACHE_GB=40). Without --only all layers train too.
 """
 

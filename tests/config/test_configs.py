@@ -3,6 +3,8 @@
 import pytest
 
 from dnt import config as schema
+from dnt.comparison import plan
+from dnt.config import keys
 from dnt.data import splits
 from dnt.models import depth
 from dnt.optim import lr_multipliers
@@ -21,6 +23,15 @@ def test_no_config_chooses_by_the_test_split(path, load_config):
   if not compares:  # comparisons show test curves, and choose nothing
     assert not any(splits.parse(split).is_test for split in config.eval.splits)
   assert config.data.hold_out is None and not (compares and config.train.patience)
+
+
+@pytest.mark.parametrize('path', TRAINING, ids=lambda path: path.stem)
+def test_a_form_changes_every_variant(path, load_config, tmp_path):
+  config = load_config(path)
+  for form, changes in config.get('forms', {}).items():
+    runs = plan.make(config, tmp_path, form)
+    kept = {run.variant for run in runs if any(keys.get(run.config, key) != value for key, value in changes.items())}
+    assert kept == {name for name in config.variants if name.startswith('fashion_')}, 'drawings have 96 pixels'
 
 
 def test_the_rates_of_transfer_folder_are_those_that_its_docstring_names(load_config):
