@@ -54,6 +54,7 @@ def main(values: flags.FlagValues) -> None:
   base_keys = [key.removeprefix('base.') for key in given]
   runs = plan.make(plan.add_seeds(config, workdir), workdir, values.form, base_keys)
   chosen = plan.choose([run for run in runs if run.seed in config.seeds], values.only)
+  plan.check_given(config, chosen, base_keys)
 
   def write():
     outcomes = [results.read(run) for run in runs if run in chosen or plan.is_comparable(run)]

@@ -67,12 +67,12 @@ def make(
 
   Raises:
     errors.InputError: there are no variants, the form is unknown, or a variant or form has an invalid name, key or
-      value; an option that a variant sets has no effect in it, or an option of the command line has none in any
-      variant; a variant starts from one that is unknown, has another network, or starts from it in turn.
+      value; an option that a variant sets has no effect in it; a variant starts from one that is unknown, has another
+      network, or starts from it in turn.
   """
   if not config.variants:
     raise errors.InputError('config.variants is empty; name at least one variant in the config file')
-  kept = {*given, *(_LENGTH if set(_LENGTH) & set(given) else ())}
+  kept = _with_length(given)
   bases = {'': config.base}
   for name in config.forms:
     what = f'form {name!r}'
@@ -81,7 +81,7 @@ def make(
   if form not in bases:
     raise errors.unknown('form', form, config.forms)
   old = _is_old(workdir)
-  variants, all_changes = {}, []
+  variants = {}
   for name in config.variants:
     what = f'variant {name!r}'
     if not _NAME.fullmatch(name):
@@ -97,15 +97,6 @@ def make(
     _check(variants[name], changes, what)
     if ':' in variants[name].model.name:  # the runs are other processes, which must find the module too
       variants[name].model.update(models.resolved_options(variants[name].model))
-    all_changes.append({*changes, *(_LENGTH if set(_LENGTH) & set(changes) else ())})
-  for key in given:
-    if key == 'seed':
-      raise errors.InputError('config.base.seed has no effect: config.seeds lists the seeds of the runs')
-    if all(key in changes for changes in all_changes):
-      raise errors.InputError(f'config.base.{key} has no effect: every variant sets it')
-    problems = [schema.no_effect(each, key) for each in variants.values()]
-    if all(problems):
-      raise errors.InputError(f'in every variant: {problems[0]}')
   if len(variants) * len(config.seeds) > RUNS:
     raise errors.InputError(
       f'{len(variants):,} variants with {len(config.seeds):,} seeds are more than {RUNS:,} runs: lower the number of '
@@ -119,6 +110,33 @@ def make(
       source = runs.get((sources[name], seed))
       runs[name, seed] = Run(name, seed, seeded, workdir / name / f'seed{seed}', source)
   return tuple(runs.values())
+
+
+def check_given(config: typed.Comparison, chosen: Sequence[Run], given: Collection[str]) -> None:
+  """Checks that each option of base that the command line set has an effect in one of the chosen variants.
+
+  Args:
+    config: the compare config.
+    chosen: the runs of these variants, from `choose`.
+    given: keys (`'section.key'`) of base that the command line set.
+
+  Raises:
+    errors.InputError: an option has none.
+  """
+  configs = {run.variant: run.config for run in chosen}
+  for key in given:
+    if key == 'seed':
+      raise errors.InputError('config.base.seed has no effect: config.seeds lists the seeds of the runs')
+    if all(key in _with_length(config.variants[name]) for name in configs):
+      raise errors.InputError(f'config.base.{key} has no effect: every chosen variant sets it')
+    problems = [schema.no_effect(each, key) for each in configs.values()]
+    if all(problems):
+      raise errors.InputError(f'in every chosen variant: {problems[0]}')
+
+
+def _with_length(given: Collection[str]) -> set[str]:
+  """Returns these keys, of which one for the length of a run stands for the other too."""
+  return {*given, *(_LENGTH if set(_LENGTH) & set(given) else ())}
 
 
 def _begin_as_before(config: typed.Config) -> None:

@@ -261,21 +261,29 @@ def test_a_variant_sets_nothing_without_effect(comparison, tmp_path):
 
 def test_an_option_of_base_counts_if_it_does_in_one_variant(comparison, tmp_path):
   comparison.base.clip.threshold = 0.5
-  plan.make(comparison, tmp_path, given=['clip.threshold'])
-  with pytest.raises(errors.InputError, match='in every variant.*schedule.name is constant'):
-    comparison.base.schedule.boundaries = ('50%',)
-    plan.make(comparison, tmp_path, given=['schedule.boundaries'])
-  plan.make(comparison, tmp_path)
+  runs = plan.make(comparison, tmp_path, given=['clip.threshold'])
+  plan.check_given(comparison, runs, ['clip.threshold'])
+  with pytest.raises(errors.InputError, match='in every chosen variant.*clip.name is none'):
+    plan.check_given(comparison, plan.choose(runs, ['plain']), ['clip.threshold'])
+  comparison.base.schedule.boundaries = ('50%',)
+  runs = plan.make(comparison, tmp_path, given=['schedule.boundaries'])
+  with pytest.raises(errors.InputError, match='in every chosen variant.*schedule.name is constant'):
+    plan.check_given(comparison, runs, ['schedule.boundaries'])
+  plan.check_given(comparison, runs, [])
 
 
 @pytest.mark.parametrize('key', ['seed', 'model.depth', 'train.epochs'])
 def test_an_option_of_base_that_every_variant_replaces_is_refused(comparison, tmp_path, key):
   comparison.variants = {name: {'model.depth': 3, 'train.steps': 9} for name in ('a', 'b')}
+  runs = plan.make(comparison, tmp_path, given=[key])
   with pytest.raises(errors.InputError, match=f'config.base.{key} .*no effect'):
-    plan.make(comparison, tmp_path, given=[key])
+    plan.check_given(comparison, runs, [key])
   comparison.variants['b'] = {}
+  runs = plan.make(comparison, tmp_path, given=[key])
   if key != 'seed':
-    plan.make(comparison, tmp_path, given=[key])
+    plan.check_given(comparison, runs, [key])
+    with pytest.raises(errors.InputError, match=f'config.base.{key} .*every chosen variant sets it'):
+      plan.check_given(comparison, plan.choose(runs, ['a']), [key])
 
 
 @pytest.mark.parametrize('path', [path for path in CONFIGS if path.stem.startswith(('compare_', 'transfer_'))])
