@@ -158,13 +158,14 @@ def _print_error(error: Exception) -> None:
     terminal.discard(sys.stderr)
 
 
-def config(values: flags.FlagValues) -> Any:
+def config(values: flags.FlagValues, program: str = relations.TRAINING) -> Any:
   """Returns the validated config of the command line, of one of the kinds that the program takes.
 
   If the command line sets `train.steps` or `train.epochs`, it overrides whichever of them the file sets.
 
   Args:
     values: the parsed flags.
+    program: the running program, see `relations.PROGRAM`; one with the flag `--mode` is what that says.
 
   Raises:
     errors.InputError: the schema refuses a key or value, or a key of the command line has no effect. (In a comparison,
@@ -179,7 +180,7 @@ def config(values: flags.FlagValues) -> Any:
   except errors.InputError as error:
     raise config_files.locate(error, config_path(values), given) from None
   if schema.kind(parsed) != 'compare':
-    schema.check_given(parsed, given, f'--mode={values.mode}' if 'mode' in values else relations.PROBE)
+    schema.check_given(parsed, given, f'--mode={values.mode}' if 'mode' in values else program)
   return parsed
 
 

@@ -19,6 +19,7 @@ from absl import flags
 
 from dnt import buckets, cli, errors, files
 from dnt import config as schema
+from dnt.config import relations
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -40,13 +41,13 @@ def main(values: flags.FlagValues) -> None:
   if values.workdir and not values['config'].present:
     from dnt.diagnostics import ended
 
-    if values['try'].value or values['seeds'].present or values['seconds'].present:
-      raise errors.InputError('--try, --seeds and --seconds train a config: give --config too')
+    if values['try'].value or values['seeds'].present or values['seconds'].present or cli.overrides(values):
+      raise errors.InputError('--try, --seeds, --seconds and --config.<key> are for a config: give --config too')
     files.check_workdir(values.workdir)
     workdir = buckets.local(values.workdir)
     print(ended.text(workdir, ended.read(workdir)).replace(str(workdir), buckets.name(workdir)))
     return
-  config = cli.config(values)
+  config = cli.config(values, relations.PROBE)
   workdir = pathlib.Path(values.workdir or pathlib.Path('runs') / f'probe_{cli.config_name(values)}')
 
   from dnt.parallel import compile as compile_lib

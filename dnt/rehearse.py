@@ -15,6 +15,7 @@ from absl import flags
 
 from dnt import cli, errors, files
 from dnt import workdir as workdir_lib
+from dnt.config import relations
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -44,7 +45,7 @@ def main(values: flags.FlagValues) -> None:
   """Reads the flags and rehearses; the last line printed is the folder of the results."""
   from dnt.rehearsal import rehearsal, report, stand_in, targets
 
-  config = cli.config(values)
+  config = cli.config(values, relations.REHEARSE)
   chosen = targets.parse(values.on)
   targets.prepare(chosen)
   workdir = pathlib.Path(values.workdir or pathlib.Path('runs') / f'rehearse_{cli.config_name(values)}')

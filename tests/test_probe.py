@@ -38,6 +38,9 @@ def test_what_it_offers_can_be_given_to_it(probe, config_file, tmp_path):
     (['--config=configs/probe_grid.py', '--try'], '--try, --seeds'),
     (['--config=configs/probe_grid.py', '--seeds=2'], '--try, --seeds'),
     (['--config=configs/probe_grid.py', '--seconds=2'], '--try, --seeds'),
+    (['--seeds=2'], r'--seeds.* give --config too'),
+    (['--config.optim.learning_rate=0.01'], r'--config\.<key> .* give --config too'),
+    (['--config=configs/digits_resnet20.py', '--config.lr_find.steps=30'], r'the program is dnt\.probe;'),
   ],
 )
 def test_bad_input_is_one_line(probe, arguments, said):

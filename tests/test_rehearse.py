@@ -53,6 +53,7 @@ def test_a_run_that_does_not_fit_ends_with_1_and_the_others_are_rehearsed(call_p
     (('--on=v5e',), 'v5e:4x4'),
     (('--on=cpu:2', '--stand_in=1'), '--stand_in'),
     (('--off=cpu:2',), 'off'),
+    (('--config.lr_find.steps=50',), 'the program is dnt.rehearse;'),
   ],
 )
 def test_bad_input_is_refused(refused, tmp_path, flags, word):

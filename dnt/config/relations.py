@@ -2,7 +2,7 @@
 
 `Option.only` declares them: conditions by key, all of which must hold, or several such mappings, one of which must
 hold. A condition is a tuple of values or `any_but(...)`. The owner `PROGRAM` stands for the running program:
-'--mode=<mode>' of dnt.main, or 'dnt.probe'.
+'--mode=<mode>' of dnt.main, 'dnt.probe' or 'dnt.rehearse'.
 """
 
 import re
@@ -14,6 +14,7 @@ from dnt.config.durations import DURATION
 PROGRAM = 'program'
 TRAINING = '--mode=train'
 PROBE = 'dnt.probe'
+REHEARSE = 'dnt.rehearse'
 _SLICE = re.compile(r'([\w.-]+)\[.*:.*\]')  # of a split
 
 

@@ -172,8 +172,8 @@ def test_frozen_norms_do_what_they_can(mode, norm, taken):
     parse(main.PROGRAM, *flags)
 
 
-def parse(program, *flags):
-  return cli.config(cli.parse(program, ['program', *flags]))
+def parse(program, *flags, running=relations.TRAINING):
+  return cli.config(cli.parse(program, ['program', *flags]), running)
 
 
 @pytest.mark.parametrize(
@@ -232,14 +232,14 @@ def test_the_learning_rate_is_a_number_or_auto():
 def test_how_parameters_are_drawn_has_no_effect_on_those_of_weights(flags):
   parse(main.PROGRAM, *flags)
   start = ('--config.train.init_from=runs/other', *flags)
-  parse(probe.PROGRAM, *start)
+  parse(probe.PROGRAM, *start, running=relations.PROBE)
   with pytest.raises(errors.InputError, match='train.init_from is runs/other'):
     parse(main.PROGRAM, *start)
 
 
 def test_the_probe_sweeps_nothing():
   with pytest.raises(errors.InputError, match='dnt.probe'):
-    parse(probe.PROGRAM, '--config.lr_find.steps=30')
+    parse(probe.PROGRAM, '--config.lr_find.steps=30', running=relations.PROBE)
 
 
 @pytest.fixture
