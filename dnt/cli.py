@@ -11,7 +11,7 @@ import pathlib
 import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, TextIO
 
 from absl import flags, logging
@@ -20,7 +20,7 @@ from ml_collections.config_flags import config_flags
 from dnt import buckets, errors, files
 from dnt import config as schema
 from dnt import workdir as workdir_lib
-from dnt.config import config_files, relations, run_config
+from dnt.config import config_files, keys, relations, run_config
 from dnt.parallel import cpu, peers, signals
 from dnt.parallel.cpu import allocator
 from dnt.reporting import terminal
@@ -306,7 +306,8 @@ def _define(program: Program, argv: list[str]) -> flags.FlagValues:
   program.define_flags(values)
   if program.kinds:
     description = (
-      'Config file, or the workdir of a run, to run its config again; set any key with --config.section.key=value.'
+      'Config file, or the workdir of a run, to run its config again; set any key with --config.section.key=value '
+      '(None: not set, as far as it has no default).'
     )
     config_flags.DEFINE_config_file('config', None, description, flag_values=values, sys_argv=argv)
   return values
@@ -338,7 +339,7 @@ def parse(program: Program, argv: Sequence[str]) -> flags.FlagValues:
   assert program.default_config is not None  # programs that take configs have one
   shown = str(CONFIGS / program.default_config) if given is None else _shipped(os.path.expanduser(given))
   chosen = _recorded(shown)
-  argv = [argv[0], f'--config={chosen}', *argv[1:]]
+  argv, unset = _without_none([argv[0], f'--config={chosen}', *argv[1:]], known)
   file = pathlib.Path(chosen.partition(':')[0])
   _search_beside(file)
   values = _define(program, argv)
@@ -362,6 +363,11 @@ def parse(program: Program, argv: Sequence[str]) -> flags.FlagValues:
   if kind not in program.kinds:
     taken = ', '.join(program.kinds)
     raise errors.InputError(f'{shown!r} is a {kind} config; this program takes: {taken}')
+  for key in unset:
+    if key not in dict(schema.options(schema.KINDS[kind])):
+      raise errors.InputError(f'{shown!r} is a {kind} config, which has no key {key!r}')
+    keys.put(values.config, key, None)
+    overrides(values)[key] = None
   _refuse_rest(rest)
   values['config'].present *= given is not None  # the default config is not on the command line
   return values
@@ -435,6 +441,28 @@ def _recorded(given: str) -> str:
   if path.is_dir() and (path / workdir_lib.CONFIG).is_file():
     path /= workdir_lib.CONFIG
   return f'{run_config.__file__}:{path}' if path.suffix == '.json' else given
+
+
+def _without_none(argv: list[str], known: Mapping[str, schema.Option]) -> tuple[list[str], list[str]]:
+  """Takes `--config.<key>=None` out of a command line, which ml_collections does not read.
+
+  Args:
+    argv: the command line.
+    known: the options by key.
+
+  Returns:
+    The other arguments, and the keys that are to be left unset: of options without a default, not set again behind.
+  """
+  rest, unset = [], dict[str, None]()
+  for argument in argv:
+    match = _OVERRIDE.match(argument)
+    if match and argument.endswith('=None') and isinstance(known[match[1]].default, type):
+      unset[match[1]] = None
+      continue
+    if match:
+      unset.pop(match[1], None)
+    rest.append(argument)
+  return rest, list(unset)
 
 
 def _leave(code: int) -> None:

@@ -116,6 +116,36 @@ def test_of_steps_and_epochs_the_one_given_counts(arguments, steps):
   assert config.train.steps == steps
 
 
+@pytest.mark.parametrize(
+  ('arguments', 'depth'),
+  [
+    (('--config.model.depth=None',), None),
+    (('--config.model.depth=8', '--config.model.depth=None'), None),
+    (('--config.model.depth=None', '--config.model.depth=8'), 8),
+  ],
+)
+def test_an_option_without_a_default_can_be_left_unset(arguments, depth):
+  values = cli.parse(program(), ['program', '--config=cifar_resnet56', *arguments])
+  assert cli.config(values).model.depth == depth
+  assert cli.overrides(values) == {'model.depth': depth}
+
+
+def test_texts_switches_and_steps_can_be_left_unset_too(tmp_path):
+  recorded = schema.default()
+  recorded.update({'data': {'hold_out': False, 'eval_resize': 'squash'}, 'train': {'steps': 7}})
+  run_config.write(tmp_path / 'config.json', recorded)
+  config, _ = parse(
+    f'--config={tmp_path}', *(f'--config.{key}=None' for key in ('data.hold_out', 'data.eval_resize', 'train.steps'))
+  )
+  assert (config.data.hold_out, config.data.eval_resize, config.train.steps) == (None, None, None)
+
+
+@pytest.mark.parametrize('key', ['train.epochs', 'optim.name', 'data.mean', 'model.options', 'optim.learning_rate'])
+def test_an_option_with_a_default_cannot(key):
+  with pytest.raises(errors.InputError, match=f'config.{key}.*None'):
+    parse(f'--config.{key}=None')
+
+
 def test_of_steps_and_epochs_one_alone_is_given():
   with pytest.raises(errors.InputError, match='train.epochs=2.0 .*train.steps is 7'):
     parse('--config.train.epochs=2', '--config.train.steps=7')

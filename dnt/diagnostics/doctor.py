@@ -488,7 +488,7 @@ def shortcut(config: typed.Config, entries: int) -> dict[str, Any]:
   if model.name == 'mlp' and model.block in (None, 'plain'):
     return {'model.block': 'residual'}
   if model.name == 'plain':
-    # The width counts channels there and is a factor on 16 here; a command line cannot set a width back to None.
+    # The width counts channels there and is a factor on 16 here.
     return {'model.name': 'resnet'} | ({'model.width': max(1, model.width // 16)} if model.width else {})
   if model.name == 'resnet':
     return {'model.residual_scalar': 0.0}
