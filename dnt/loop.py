@@ -16,10 +16,10 @@ Order of events when step s is done:
   3. evaluation, if s is a multiple of `eval.every` or the last step; then the best metric and patience, which the
      checkpoint of step s gets once it is on disk. A run that is killed in between does 3 when it continues from there;
      so does one that stopped because an image could not be read, as it saves what it has trained,
-  4. the end, if s is the last step, patience has run out (then with a checkpoint) or a signal requested it; a signal
-     also ends 3, and the wait for data or a compilation; the process that continues from here does 3. Otherwise the
-     split `test`, if it is labelled and not in `eval.splits`, is evaluated with the weights of this step and of the
-     best checkpoint,
+  4. the end, if s is the last step, patience has run out (then with a training line and a checkpoint) or a signal
+     requested it; a signal also ends 3, and the wait for data or a compilation; the process that continues from here
+     does 3. Otherwise the split `test`, if it is labelled and not in `eval.splits`, is evaluated with the weights of
+     this step and of the best checkpoint,
   5. the next phase, if one starts at s: the optimizer's state for the parameters that begin to train.
 """
 
@@ -371,6 +371,8 @@ def _run(session: _Session, state: steps.TrainState) -> steps.TrainState:
 
   def save(trained):
     activity.note(activity.SAVE, step)
+    if rec.out_of_patience:  # no later step would complete the line
+      rec.write_line(step)
     session.mirror.upload()  # the lines up to this step, before the checkpoint that goes on after them
     session.saved.save(step, layouts.to_unrolled(trained, rows), rec.history())
     session.clock.lap('checkpoint')

@@ -566,10 +566,13 @@ def test_a_run_that_stops_does_not_look_at_the_test_split(tiny, tmp_path, monkey
 def test_patience_ends_by_the_split_that_ranks_and_then_looks_at_test(tiny, tmp_path):
   tiny.eval.splits, tiny.checkpoint.best_metric, tiny.eval.every = ('val',), 'accuracy', '1'
   tiny.optim.learning_rate, tiny.train.patience, tiny.train.steps = 1e-9, 2, 50
+  tiny.train.log_every = '50'
   summary = run(tiny, tmp_path)
   assert summary['finished'] and summary['step'] == 3 and summary['best']['metric'] == 'val/accuracy'
   assert summary['best_checkpoint']['step'] == 1 or summary['best_checkpoint']['step'] == 3
   assert [line['step'] for line in metrics.read(tmp_path) if 'test/loss' in line] == [3]
+  assert [line['step'] for line in metrics.read(tmp_path) if 'train/loss' in line] == [3]
+  assert summary['last']['train/loss'] > 0 and not checkpoints.load_parameters(tmp_path).meta['sums']
 
 
 def test_a_run_that_ranks_by_test_says_so_in_its_summary_and_report(tiny, tmp_path):

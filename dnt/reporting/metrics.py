@@ -82,7 +82,13 @@ def last_evaluation(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 class Writer:
   """Appends to `metrics.jsonl` and to TensorBoard's event files; only the first process writes."""
 
-  def __init__(self, workdir: str | os.PathLike, start_step: int, evaluated_at: int | None = None):
+  def __init__(
+    self,
+    workdir: str | os.PathLike,
+    start_step: int,
+    evaluated_at: int | None = None,
+    trained_at: int | None = None,
+  ):
     """Opens the record at the step from which the run continues.
 
     Lines after `start_step` come from a run that was cut off after its last checkpoint. The writer drops them, since
@@ -94,6 +100,7 @@ class Writer:
       start_step: the step of the restored state; 0 for a new run.
       evaluated_at: the step of its last evaluation; a later one is dropped too, as it will be done again. None:
         `start_step`.
+      trained_at: the step of its last training line, likewise.
     """
     self._path = pathlib.Path(workdir) / workdir_lib.METRICS
     self._writes = multihost.is_lead()
@@ -102,11 +109,14 @@ class Writer:
     self._has_board = self._writes
     if not self._writes:
       return
-    evaluated = start_step if evaluated_at is None else min(evaluated_at, start_step)
+    evaluated, trained = (start_step if at is None else min(at, start_step) for at in (evaluated_at, trained_at))
 
     def remains(record):
-      last = start_step - 1 if CHANGED in record else evaluated if _is_evaluation(record) else start_step
-      return record['step'] <= last
+      if CHANGED in record:
+        return record['step'] < start_step
+      if _is_evaluation(record):
+        return record['step'] <= evaluated
+      return record['step'] <= (trained if metric_names.is_training(record) else start_step)
 
     kept = [record for record in read(workdir) if remains(record)] if start_step else []
     files.write(self._path, ''.join(_line(record) for record in kept))

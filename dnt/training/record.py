@@ -81,10 +81,11 @@ class Record:
     # The splits that were evaluated at this step, during the run.
     evaluated_now = self.evaluated_at == step and 'config' in history
     self.measured: tuple[str, ...] = tuple(history['config']['eval']['splits']) if evaluated_now else ()
-    self._writer = metrics.Writer(workdir, step, self.evaluated_at)
     self._progress = progress.Progress(run.config.train.steps)
-    # Sums since the last training line. They are saved too, so that the next line is the same after a resume.
+    # Sums since the last training line, but of the learning rate the last value. They are saved too, so that the next
+    # line is the same after a resume.
     self._sums: defaultdict[str, float] = defaultdict(int, history.get('sums', {}))
+    self._writer = metrics.Writer(workdir, step, self.evaluated_at, step - int(self._sums.get('steps', 0)))
     self._lap: float = history.get('lap', 0.0)
     # Images of all steps so far, whose batches may have had other sizes; older versions did not count them.
     self.images: int = history.get('images', step * run.config.train.batch_size)
@@ -172,34 +173,43 @@ class Record:
     self._add(count, values)
     step = start + count
     if self._log.due(step) or step == self._run.config.train.steps:
-      line, speed = self._means(values, count - 1), self._speed(step)
-      self._write(step, line | speed)
-      self._show(step, line['train/loss'], line['train/accuracy'], speed)
-      self._sums.clear()
-      self._lap = self._clock.input_seconds = 0.0
+      self.write_line(step)
     elif self._lap:
       self._show(step, float(values['loss'][count - 1]), float(values['accuracy'][count - 1]), self._speed(step))
     if 'telemetry' in values:
       fraction = float(values['learning_rate'][count - 1]) / schedules.peak_rate(self._run.config.optim)
       self._watched(step, values['telemetry'], fraction)
 
+  def write_line(self, step: int) -> None:
+    """Writes the training line of the steps since the last one, up to `step`; none if there are no such steps."""
+    if not self._sums.get('steps'):
+      return
+    line, speed = self._means(), self._speed(step)
+    self._write(step, line | speed)
+    self._show(step, line['train/loss'], line['train/accuracy'], speed)
+    self._sums.clear()
+    self._lap = self._clock.input_seconds = 0.0
+
   def _add(self, count: int, values: Mapping[str, Any]) -> None:
+    if not count:
+      return
     for name in steps.METRICS:
       self._sums[name] += float(np.sum(values[name][:count], dtype=np.float64))
     self._sums['steps'] += count
     self.images += count * self._run.config.train.batch_size
+    self._sums['learning_rate'] = float(values['learning_rate'][count - 1])
 
-  def _means(self, values: Mapping[str, Any], at: int) -> dict[str, float]:
-    """Returns the means over the steps since the last line, and the learning rate of a step of these values."""
+  def _means(self) -> dict[str, float]:
+    """Returns the means over the steps since the last line, and the learning rate of the last of them."""
     taken = self._sums['steps']
     line = {f'train/{name}': value / taken for name, value in self._sums.items() if name != 'steps'}
-    return line | {'train/learning_rate': float(values['learning_rate'][at])}
+    return line | {'train/learning_rate': self._sums['learning_rate']}
 
   def _write_end(self, step: int, good: int, values: Mapping[str, Any]) -> None:
     """Writes the lines with which a run ends whose loss is not finite at a step, after `good` steps of these values."""
     self._add(good, values)
-    if self._sums['steps']:
-      self._write(step - 1, self._means(values, max(good - 1, 0)))
+    if self._sums.get('steps'):
+      self._write(step - 1, self._means())
     self._write(step, {f'train/{name}': float(values[name][good]) for name in steps.METRICS})
 
   def _speed(self, step: int) -> dict[str, float]:

@@ -1,3 +1,5 @@
+import contextlib
+import itertools
 import json
 import subprocess
 import sys
@@ -52,6 +54,17 @@ def test_resumed_file_equals_the_uninterrupted_one(tmp_path):
   _record(part, 4, range(5, 9))
   assert (part / 'metrics.jsonl').read_bytes() == (whole / 'metrics.jsonl').read_bytes()
   assert not list(part.glob('*.partial'))
+
+
+def test_lines_that_will_be_written_again_are_dropped_by_their_kind(tmp_path):
+  training, evaluation, telemetry = kinds = 'train/learning_rate', 'train/calibration_error', 'telemetry/stem/dead'
+  with contextlib.closing(metrics.Writer(tmp_path, 0)) as writer:
+    for step, kind in itertools.product((2, 4, 6), kinds):
+      writer.write(step, 0.0, {'train/loss': 1.0, kind: 0.1})
+    writer.note(4, 0.0, {})
+  metrics.Writer(tmp_path, 4, evaluated_at=2, trained_at=3).close()
+  found = [(line['step'], [*line][-1]) for line in metrics.read(tmp_path)]
+  assert found == [(2, training), (2, evaluation), (2, telemetry), (4, telemetry)]
 
 
 def test_run_from_step_zero_starts_an_empty_record(tmp_path):

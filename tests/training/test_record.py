@@ -140,6 +140,23 @@ def test_images_count_with_the_batch_that_they_were_in(make, tiny):
     assert rec.images == 3 * 64, 'an older version did not count them'
 
 
+def test_a_line_is_written_on_demand_and_again_by_a_run_that_did_not_save_it(make, tmp_path):
+  with make() as rec:
+    rec.trained(0, 3, values(1.0, 2.0, 6.0))  # no line is due
+    history = json.loads(json.dumps(rec.history()))
+    rec.write_line(3)
+    rec.write_line(3)
+    assert not rec.history()['sums'] and rec.last['train/loss'] == 3.0
+  first = metrics.read(tmp_path)
+  with make(3, history) as rec:
+    assert metrics.read(tmp_path) == []
+    rec.write_line(3)
+  for (line,) in (first, metrics.read(tmp_path)):
+    found = [line[f'train/{name}'] for name in ('loss', 'accuracy', 'learning_rate')]
+    np.testing.assert_allclose(found, [3.0, 0.3, 0.2], rtol=1e-6)
+    assert line['step'] == 3 and line['images_per_second'] > 0
+
+
 def test_the_first_loss_that_is_not_finite_stops_the_run_with_its_step(make):
   with make() as rec, pytest.raises(errors.RunError, match=r'not finite .*step 7\b'):
     rec.trained(4, 3, values(1.0, 2.0, np.nan, np.inf))
