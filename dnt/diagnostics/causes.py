@@ -10,6 +10,7 @@ import numpy as np
 from dnt.config import typed
 from dnt.diagnostics import doctor, labels, trial
 from dnt.optim import schedules
+from dnt.training import telemetry
 
 # What `doctor.VERDICTS` lacks: causes outside the network's signal.
 SQUASHED, SCALE, DECAY = 'squashed logits', 'input scale', 'weight decay too strong'
@@ -22,7 +23,6 @@ MOSTLY = 0.3  # part of the weight decay in an update, from which it can be the 
 WHOLLY = 1.0  # the same, from which it is, even if the gradients keep the kernels from shrinking
 SHRUNK = 0.3  # norm of the kernels after a trial over that before, from which decay counts as winning
 STILL = 0.03  # fraction of their norm by which updates can move parameters in a trial that is too slow
-TIGHT = 0.1  # fraction of the gradient that clipping leaves
 RISEN = 1.5  # loss over that of guessing, or of the first step if that is more, from which steps count as too large
 STAYS = 0.9  # loss over that of guessing, from which it has not fallen
 LEAP = 2.0  # highest loss over that of guessing or of the first step, from which steps count as too large
@@ -201,7 +201,7 @@ def _clipped(config: typed.Config, examination: doctor.Examination) -> Cause | N
   if config.clip.name == 'none' or examination.scale_free or 'clip_factor' not in examination.columns:
     return None
   factor = float(np.nanmedian(examination.columns['clip_factor']))
-  if not (factor <= TIGHT and reach(examination) <= STILL):
+  if not (factor <= telemetry.TIGHT and reach(examination) <= STILL):
     return None
   return Cause(CLIPPED, None, f'it leaves {100 * factor:.2g} % of the gradient, so that {_reaches(examination)}')
 

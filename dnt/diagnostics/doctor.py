@@ -19,7 +19,7 @@ from dnt import errors, models
 from dnt.config import keys, typed
 from dnt.data import pipeline
 from dnt.models import captures, depth, function_calls, stage
-from dnt.optim import schedules
+from dnt.optim import chain, schedules
 from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
 from dnt.training import budget, experiment, initialize, steps, telemetry
@@ -73,7 +73,7 @@ class Examination(NamedTuple):
     update_ratios: [seeds, first steps], median over the entries that do not start at zero; NaN if all do.
     learning_rates: [first steps].
     peak_rate: the largest learning rate of the whole run.
-    scale_free: whether the update rule divides each gradient by its size, so that small gradients also move parameters.
+    scale_free: see `chain.is_scale_free`.
     guessing_loss: loss of guessing.
     input_rms: the RMS of the images, as the network receives them.
     outputs: logits of the batch of the step that the columns describe, as training computes them (batch_norm takes the
@@ -273,7 +273,7 @@ def _examination(
     update_ratios=np.array([_ratios(each) for each in rows]),
     learning_rates=np.array([step['learning_rate'] for step in shown[0]], np.float64),
     peak_rate=schedules.peak_rate(run.config.optim),
-    scale_free=run.config.optim.name != 'sgd',
+    scale_free=chain.is_scale_free(run.config.optim),
     guessing_loss=float(np.log(len(run.spec.class_names))),
     batch_statistics=bool(run.phases[0].partition.split_statistics(run.abstract_state().batch_stats)[0]),
   )

@@ -90,6 +90,11 @@ def check(optim: typed.Optim, params: Any, entries: Sequence[depth.Entry], parti
     )
 
 
+def is_scale_free(optim: typed.Optim) -> bool:
+  """Returns whether the update rule divides each gradient by its size, so that small gradients also move parameters."""
+  return optim.name != 'sgd'
+
+
 def advance(optimizer: optax.GradientTransformation, state: Any, params: Any) -> Any:
   """Returns the state for the next phase's chain: keeps the existing links' state and initializes the new ones.
 

@@ -16,7 +16,7 @@ from dnt import checkpoints, errors, files
 from dnt import workdir as workdir_lib
 from dnt.config import typed
 from dnt.data import splits
-from dnt.optim import schedules
+from dnt.optim import chain, schedules
 from dnt.parallel import chips, multihost
 from dnt.reporting import memory, metric_names, metrics, progress
 from dnt.training import evaluate, experiment, steps, telemetry
@@ -322,7 +322,8 @@ class Record:
     self._rows += 1
     self._unclipped = self._unclipped or not telemetry.is_clipped(shown)
     always_clipped = self._rows >= telemetry.ALWAYS_CLIPPED and not self._unclipped
-    for kind, text in telemetry.warnings(shown, rate, always_clipped, self._floors).items():
+    held_back = always_clipped and not chain.is_scale_free(self._run.config.optim)
+    for kind, text in telemetry.warnings(shown, rate, held_back, self._floors).items():
       self._warn(kind, step, text)
 
   def _warn(self, kind: str, step: int, text: str) -> None:

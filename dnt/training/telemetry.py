@@ -25,7 +25,8 @@ EXPLODING = 1e4
 UNITS = 0.5  # fraction of units dead, or of activations saturated, of one entry
 UPDATE_RATIOS = (1e-4, 1e-2)  # of the median entry
 NEAR_ZERO = 0.1  # norm of an entry's parameters over that of a drawn kernel
-ALWAYS_CLIPPED = 5  # rows of telemetry, all of them clipped
+TIGHT = 0.1  # fraction of the gradient that clipping leaves of the median entry
+ALWAYS_CLIPPED = 5  # steps with telemetry, all of them clipped
 
 
 class Column(flax.struct.PyTreeNode):
@@ -202,14 +203,15 @@ def floors(config: typed.Config, table: Sequence[depth.Row]) -> dict[str, float]
 
 
 def warnings(
-  shown: Sequence[metric_names.EntryRow], rate: float, always_clipped: bool, floors: Mapping[str, float]
+  shown: Sequence[metric_names.EntryRow], rate: float, held_back: bool, floors: Mapping[str, float]
 ) -> dict[str, str]:
   """Returns the warnings that the telemetry of a step gives, by kind, each with a remedy to try.
 
   Args:
     shown: from `rows`.
     rate: learning rate of the step over the peak: a rate that still rises or has fallen makes small updates.
-    always_clipped: whether the gradient was clipped at every step with telemetry so far (see `is_clipped`).
+    held_back: whether clipping took most of the gradient at every step with telemetry so far (see `is_clipped`), and
+      the updates are in proportion to what it leaves.
     floors: from `floors`.
   """
   result = {}
@@ -249,10 +251,10 @@ def warnings(
       f'a step changes the parameters of the median entry by {median:.1e} of their norm, outside {low:.0e} to '
       f'{high:.0e}; try a {way} config.optim.learning_rate{unless}'
     )
-  if always_clipped:
+  if held_back:
     result['clipping'] = (
-      'the gradient was clipped at every step with telemetry, so that the threshold sets the step size; try a '
-      'larger config.clip.threshold or a smaller config.optim.learning_rate'
+      f'clipping left less than {100 * TIGHT:.0f} % of the gradient at every step with telemetry, so that the '
+      'threshold sets the step size; try a larger config.clip.threshold or a smaller config.optim.learning_rate'
     )
   return result
 
@@ -263,5 +265,6 @@ def _of(shown: Sequence[metric_names.EntryRow], quantity: str) -> list[tuple[str
 
 
 def is_clipped(shown: Sequence[metric_names.EntryRow]) -> bool:
-  """Returns whether clipping reduced the gradient of any entry."""
-  return any(factor < 0.999 for _, factor in _of(shown, 'clip_factor'))
+  """Returns whether clipping took most of the gradient of the median entry."""
+  factors = [factor for _, factor in _of(shown, 'clip_factor') if np.isfinite(factor)]
+  return bool(factors) and statistics.median(factors) < TIGHT

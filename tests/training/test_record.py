@@ -8,7 +8,7 @@ import pytest
 
 from dnt import errors
 from dnt.reporting import metrics
-from dnt.training import evaluate, experiment, record, scores
+from dnt.training import evaluate, experiment, record, scores, telemetry
 
 
 @pytest.fixture
@@ -274,6 +274,18 @@ def test_an_evaluation_that_is_not_finite_ranks_nothing_and_at_the_end_fails_the
   history = json.loads(json.dumps(rec.history()).replace('Infinity', 'null'))
   with make(6, history, 'val/accuracy') as rec, pytest.raises(errors.RunError, match='val/loss is not finite'):
     rec.ended(6, evaluation(0.5), {})
+
+
+@pytest.mark.parametrize(
+  ('optimizer', 'factors', 'warned'), [('sgd', [0.05], 5), ('sgd', [0.5, 0.05], 0), ('adamw', [0.05], 0)]
+)
+def test_clipping_is_warned_of_where_it_sets_the_size_of_every_step(make, tiny, optimizer, factors, warned):
+  tiny.optim.name, tiny.clip.name = optimizer, 'global_norm'
+  with make() as rec:
+    for step, factor in zip(range(7), factors + 7 * factors[-1:], strict=False):
+      shown = telemetry.Column(np.full(3, factor, np.float32), (0, 1, 2))
+      rec.trained(step, 1, values(1.0) | {'telemetry': {'clip_factor': shown}})
+    assert rec.warnings.get('clipping', {'step': 0})['step'] == warned
 
 
 def test_confusion_matrices_are_on_disk_once_they_are_found(make, tiny, tmp_path):

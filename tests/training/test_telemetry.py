@@ -536,6 +536,21 @@ def test_no_warning_of_a_healthy_step_or_a_rate_that_has_fallen():
   assert list(telemetry.warnings(rows(), 1.0, True, {})) == ['clipping']
 
 
+@pytest.mark.parametrize(
+  ('factors', 'clipped'),
+  [
+    ((0.01, 0.02, 1.0), True),
+    ((0.01, 0.5, 1.0), False),  # adaptive clipping reduces some unit at nearly every step
+    ((0.9, 0.9, 0.9), False),
+    ((np.nan, 0.01, 0.01), True),  # a gradient that is zero
+    ((np.nan, np.nan, np.nan), False),
+    ((), False),
+  ],
+)
+def test_a_step_counts_as_clipped_if_little_is_left_of_the_median_entry(factors, clipped):
+  assert telemetry.is_clipped([metric_names.EntryRow(str(factor), clip_factor=factor) for factor in factors]) == clipped
+
+
 def test_entries_of_parameters_near_zero_are_not_judged():
   floors = dict.fromkeys(NAMES, 1.0)
   fresh = {'update_ratio': (None, None, 2.5), 'dead': (None, 0.1, 1.0), 'output_gradient_norm': (1e-6, 1e-6, 1.0)}
@@ -566,7 +581,7 @@ def test_a_run_warns_once_and_a_resume_does_not_warn_again(tiny, tmp_path, conso
   summary = loop.train(tiny, tmp_path, record.Clock(0.0), 'test')
   out = console.readouterr().out
   assert out.count('vanishes') == 1
-  assert out.count('clipped') == 1
+  assert out.count('clipping left') == 1
   assert summary['warnings']['vanishing']['step'] == 1
   assert summary['warnings']['clipping']['step'] == telemetry.ALWAYS_CLIPPED
   tiny.train.steps = 8
