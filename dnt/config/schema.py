@@ -694,7 +694,7 @@ SCHEMA: dict[str, Any] = {
     ),
     'layer_decay': Option(
       1.0,
-      'factor on the learning rate per entry, counted from the head down',
+      'factor on the learning rate per entry with parameters, counted from the head down',
       check=checks.fraction,
       only=BELOW_HEAD,
       off=1.0,

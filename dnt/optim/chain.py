@@ -150,7 +150,7 @@ def _decay(
   optim, strength = config.optim, config.finetune.l2_sp
   if not optim.weight_decay and not strength:
     return []
-  head = max(index for place in rows.places(whole, entries).values() for index in place)
+  *_, head = rows.owners(whole, entries)
   places = rows.places(params, entries)
   # One bool per row, because a pattern may name one block of a scanned stage.
   matches = {

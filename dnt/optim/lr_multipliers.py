@@ -15,20 +15,21 @@ from dnt.models import depth
 from dnt.optim import rows
 
 
-def factors(config: typed.Finetune, entries: Sequence[depth.Entry], head: int) -> np.ndarray:
+def factors(config: typed.Finetune, entries: Sequence[depth.Entry], owners: Sequence[int]) -> np.ndarray:
   """Returns one factor per entry.
 
   The factor is layer_decay ** (distance to the head) x head_lr_mult (head only) x the first matching factor of `rates`.
+  The distance counts the entries with parameters: a dropout between two layers does not part them.
 
   Args:
     config: the section `finetune` of a validated config.
     entries: the depth list.
-    head: index of the last entry with parameters; later entries are treated like it.
+    owners: indices of the entries with parameters, in order. The last is the head; later entries are treated like it.
 
   Returns:
     float64 [entries].
   """
-  distance = np.maximum(head - np.arange(len(entries)), 0)
+  distance = len(owners) - np.searchsorted(owners, np.arange(len(entries)), side='right')
   result = config.layer_decay**distance * np.where(distance == 0, config.head_lr_mult, 1.0)
   for index, entry in enumerate(entries):
     named = (factor for pattern, factor in config.rates if re.fullmatch(pattern, entry.name))
@@ -67,8 +68,7 @@ def make(
     params: the trainable parameters.
     entries: the depth list.
   """
-  head = max(index for place in rows.places(whole, entries).values() for index in place)
-  places, result = rows.places(params, entries), factors(config, entries, head)
+  places, result = rows.places(params, entries), factors(config, entries, rows.owners(whole, entries))
   if (result == 1).all():
     return []
 

@@ -23,6 +23,11 @@ def places(params: Any, entries: Sequence[depth.Entry]) -> Places:
   return {path: depth.entry_index(entries, path) for path in trees.flatten(params)}
 
 
+def owners(params: Any, entries: Sequence[depth.Entry]) -> tuple[int, ...]:
+  """Returns the depth list indices of the entries that own any of these leaves, in order; arguments as for `places`."""
+  return tuple(sorted({index for place in places(params, entries).values() for index in place}))
+
+
 def names(path: str, place: tuple[int, ...], entries: Sequence[depth.Entry]) -> tuple[str, ...]:
   """Returns the paths that the leaf at `path` has in the unrolled layout: one path, or one per row."""
   return tuple(entries[index].name + path[len(entries[index].path) :] for index in place)

@@ -37,6 +37,6 @@ def test_a_form_changes_every_variant(path, load_config, tmp_path):
 def test_the_rates_of_transfer_folder_are_those_that_its_docstring_names(load_config):
   path = CONFIGS / 'transfer_folder.py'
   entries = [depth.Entry(name, name) for name in ('stem', 'block', 'head')]
-  stem, block, head = lr_multipliers.factors(load_config(path).finetune, entries, 2)
+  stem, block, head = lr_multipliers.factors(load_config(path).finetune, entries, (0, 1, 2))
   assert f'The head has {head / block:g} times the rate of the entry before it' in ' '.join(path.read_text().split())
   assert stem / block == pytest.approx(1 - 1 / 5)  # smaller by a fifth

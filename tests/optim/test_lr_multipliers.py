@@ -1,5 +1,6 @@
 """Factors on the learning rate, and the pull towards where training began."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 from dnt import config as schema
 from dnt import errors, trees
+from dnt.models import depth
 from dnt.optim import chain, lr_multipliers
 
 
@@ -20,7 +22,7 @@ def make_config(**options):
   return config
 
 
-def update(config, network, entries, params, gradient):
+def update(config, entries, params, gradient):
   optimizer = chain.make(config, optax.constant_schedule(config.optim.learning_rate), params, entries)
   found, _ = optimizer.update(gradient, optimizer.init(params), params)
   return trees.flatten(found)
@@ -30,14 +32,14 @@ def test_factors_in_closed_form(network):
   entries = network.unrolled
   config = make_config(finetune__layer_decay=0.5, finetune__head_lr_mult=10.0).finetune
   head = len(entries) - 1
-  found = lr_multipliers.factors(config, entries, head)
+  found = lr_multipliers.factors(config, entries, range(len(entries)))
   np.testing.assert_allclose(found, [10.0 if i == head else 0.5 ** (head - i) for i in range(len(entries))])
 
 
 def test_of_several_patterns_the_first_counts(network):
   entries = network.unrolled
   config = make_config(finetune__rates=((entries[1].name, 3.0), ('.*', 0.1))).finetune
-  found = lr_multipliers.factors(config, entries, len(entries) - 1)
+  found = lr_multipliers.factors(config, entries, range(len(entries)))
   np.testing.assert_allclose(found, [3.0 if i == 1 else 0.1 for i in range(len(entries))])
 
 
@@ -51,6 +53,28 @@ def test_a_pattern_for_nothing_is_refused(network, layout):
     lr_multipliers.check(config, params, entries)
 
 
+class WithDropouts(nn.Module):
+  @nn.compact
+  def __call__(self, x, train):
+    x = nn.Dense(4, name='first')(x)
+    x = nn.Dropout(0.1, deterministic=not train, name='dropout1')(x)
+    x = nn.Dropout(0.1, deterministic=not train, name='dropout2')(nn.Dense(4, name='second')(x))
+    return nn.LayerNorm(use_bias=False, use_scale=False, name='after')(nn.Dense(2, name='head')(x))
+
+
+def test_entries_without_parameters_do_not_count_as_depth():
+  trace = depth.trace(WithDropouts(), (3,))
+  config = make_config(finetune__layer_decay=0.5, finetune__head_lr_mult=3.0, finetune__rates=(('first', 0.1),))
+  assert [entry.name for entry in trace.entries] == ['first', 'dropout1', 'second', 'dropout2', 'head', 'after']
+  params = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), trace.variables['params'])
+  found = update(config, trace.entries, params, params)
+  for name, factor in {'first': 0.1 * 0.25, 'second': 0.5, 'head': 3.0}.items():
+    np.testing.assert_allclose(found[f'{name}/kernel'], -0.5 * factor, rtol=1e-6)
+  config.finetune.rates = (('dropout1', 0.1),)
+  with pytest.raises(errors.InputError, match="'dropout1' .*that trains: first, second, head$"):
+    lr_multipliers.check(config.finetune, params, trace.entries)
+
+
 @pytest.mark.parametrize('layout', ['unrolled', 'scanned'])
 def test_updates_are_scaled_after_clipping_in_both_layouts(network, layout):
   entries = getattr(network, layout)
@@ -58,8 +82,8 @@ def test_updates_are_scaled_after_clipping_in_both_layouts(network, layout):
   given = map(network.stack, given) if layout == 'scanned' else given
   params, gradient = (jax.tree.map(jnp.asarray, tree) for tree in given)
   clip = {'clip__name': 'global_norm', 'clip__threshold': 0.1}
-  plain = update(make_config(**clip), network, entries, params, gradient)
-  scaled = update(make_config(finetune__layer_decay=0.5, **clip), network, entries, params, gradient)
+  plain = update(make_config(**clip), entries, params, gradient)
+  scaled = update(make_config(finetune__layer_decay=0.5, **clip), entries, params, gradient)
   head = len(entries) - 1
   for path, leaf in scaled.items():
     places = [i for i, e in enumerate(entries) if path == e.path or path.startswith(f'{e.path}/')]
