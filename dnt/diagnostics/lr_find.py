@@ -27,7 +27,7 @@ from dnt import config as schema
 from dnt import workdir as workdir_lib
 from dnt.config import typed
 from dnt.data import pipeline
-from dnt.models import depth
+from dnt.models import depth, freeze
 from dnt.optim import rows, schedules
 from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
@@ -96,8 +96,8 @@ def _run(config: typed.Config, workdir: pathlib.Path) -> dict[str, Any]:
   start = initialize.find(base, mesh, checkpoints.ReadOnly(workdir), data.weights)
   resume.check_network(base.config, resume.of_meta(start.history, workdir), workdir)
   state = initialize.make_state(base, mesh, start)
-  frozen = base.phase(int(state.step)).partition.frozen
-  names = [row.entry.name for row in base.table if row.parameters and row.entry.name not in frozen]
+  trained, _ = base.phase(int(state.step)).partition.split(state.params)
+  names = [base.entries[index].name for index in rows.owners(trained, base.entries)]
   for pattern in config.lr_find.groups:
     if not any(re.fullmatch(pattern, name) for name in names):
       raise errors.InputError(
@@ -160,8 +160,10 @@ def choose(run: experiment.Experiment) -> str:
   """
   if not run.config.train.init_from:
     return 'steepest'
-  below = {row.entry.name for row in run.table if row.parameters} - {depth.head(run.table).name}
-  first, *later = [bool(below - phase.partition.frozen) if phase.partition.frozen else True for phase in run.phases]
+  head, params = frozenset({depth.head(run.table).name}), run.trace.variables['params']
+  trained = (trees.flatten(phase.partition.split(params)[0]) for phase in run.phases)
+  # Not whole entries: norms of frozen ones may train.
+  first, *later = [not all(freeze.is_below(path, head) for path in paths) for paths in trained]
   apart = run.config.finetune.head_lr_mult > 1
   return 'valley' if first or (any(later) and not apart) else 'steepest'
 

@@ -213,6 +213,18 @@ def test_refused(network, tmp_path, option, value, said):
   assert not (pathlib.Path(tmp_path) / 'checkpoints').exists()
 
 
+def test_norms_of_frozen_entries_are_a_group_where_they_train(network, tmp_path, monkeypatch):
+  network.model.norm, network.finetune.trainable = 'batch_norm', 'head'
+  network.lr_find.groups, swept = ('stem',), []
+  monkeypatch.setattr(lr_find, 'sweep', lambda *args: swept.append(args[-1]))
+  monkeypatch.setattr(lr_find, '_record', lambda *_: {})
+  with pytest.raises(errors.InputError, match="'stem' .*no entry that trains: head$"):
+    lr_find.run(network, tmp_path)
+  network.finetune.frozen_norm = 'affine_only'
+  lr_find.run(network, tmp_path)
+  assert swept == ['stem']
+
+
 # What a sweep says.
 
 
@@ -340,12 +352,15 @@ def run_of(config, workdir):
     ({'init_from': 'w'}, 'valley'),
     ({'init_from': 'w', 'head_lr_mult': 10.0}, 'valley'),
     ({'init_from': 'w', 'trainable': 'top:1'}, 'valley'),
+    ({'init_from': 'w', 'trainable': 'head', 'frozen_norm': 'batch'}, 'steepest'),
+    ({'init_from': 'w', 'trainable': 'head', 'frozen_norm': 'affine_only'}, 'valley'),
     ({'init_from': 'w', 'trainable': 'head', 'unfreeze': (('2', 'all'),)}, 'valley'),
     ({'init_from': 'w', 'trainable': 'head', 'unfreeze': (('2', 'all'),), 'head_lr_mult': 10.0}, 'steepest'),
   ],
 )
 def test_pretrained_entries_get_the_smaller_rate(network, changes, method):
   changes = dict(changes)
+  network.model.norm = 'batch_norm'
   data = experiment.load_data(network, ())
   config = experiment.resolve(network, data)
   config.train.init_from = changes.pop('init_from', '')
