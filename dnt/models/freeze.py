@@ -149,7 +149,7 @@ def plan(
   """
   phases: list[Phase] = []
   for number, (duration, chosen) in enumerate([('0', config.trainable), *config.unfreeze]):
-    start = schema.duration(duration, total_steps, steps_per_epoch)
+    start = start_of(duration, total_steps, steps_per_epoch)
     names = trainable_entries(chosen, table)
     frozen = frozenset(row.entry.name for row in table if row.parameters and row.entry.name not in names)
     if frozen and layouts.scanned_rows(params):
@@ -170,6 +170,21 @@ def plan(
     )
     phases.append(Phase(start, (*(phases[-1].partitions if phases else ()), partition)))
   return tuple(phase for phase in phases if phase.start == 0 or phase.start < total_steps)
+
+
+def start_of(duration: str, total_steps: int, steps_per_epoch: float) -> int:
+  """Returns the step at which a phase starts: `duration` in steps, but at least one unless it is 0.
+
+  A small split or a short run makes less than half a step of a duration. Several phases may start at one step; the last
+  of them then counts.
+
+  Args:
+    duration: text as in the config.
+    total_steps: number of steps in the run.
+    steps_per_epoch: number of steps in one pass over the training split.
+  """
+  steps = schema.duration(duration, total_steps, steps_per_epoch)
+  return max(steps, 1) if schema.period(duration, total_steps, steps_per_epoch) else steps
 
 
 def trained(config: typed.Finetune, table: Sequence[depth.Row], params: Mapping[str, Any]) -> dict[str, Any]:

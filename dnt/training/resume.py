@@ -16,7 +16,7 @@ from dnt import buckets, checkpoints, errors, models
 from dnt import config as schema
 from dnt import workdir as workdir_lib
 from dnt.config import changes, run_config, typed
-from dnt.models import layouts
+from dnt.models import freeze, layouts
 from dnt.optim import schedules
 from dnt.reporting import progress
 from dnt.training import experiment
@@ -266,7 +266,7 @@ def check_network(config: typed.Config, trained: Trained | None, workdir: pathli
 def _phases(config: typed.Config, spec: experiment.DataSpec) -> list[tuple[int, str]]:
   """Returns the later phases of a resolved config: the step at which each starts, and what trains from then on."""
   per_epoch = spec.steps_per_epoch(config.train.batch_size)
-  return [(schema.duration(at, config.train.steps, per_epoch), name) for at, name in config.finetune.unfreeze]
+  return [(freeze.start_of(at, config.train.steps, per_epoch), name) for at, name in config.finetune.unfreeze]
 
 
 def _describe(split: str, fingerprint: Mapping[str, Any]) -> str:

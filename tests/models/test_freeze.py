@@ -333,6 +333,25 @@ def test_phases_come_one_after_the_other(config, begin):
   assert [run.phase_of_state(step).start for step in (0, 2, 3, 6, 7)] == [0, 0, 2, 2, 6]
 
 
+def test_a_phase_that_rounds_to_no_step_follows_the_first_one(config, begin):
+  config.finetune.trainable = 'head'
+  config.finetune.unfreeze = (('1 epochs', 'top:1'), ('20%', 'top:2'), ('75%', 'all'))
+
+  def starts():
+    return [(phase.start, len(phase.partition.frozen)) for phase in begin(config)[0].phases]
+
+  config.train.steps, config.train.batch_size, config.data.synthetic_examples = 4, 64, 24  # 0.375 and 0.8 steps
+  assert starts() == [(0, 4), (1, 3), (1, 2), (3, 0)]
+  assert begin(config)[0].phase(1).partition.frozen == {'stem', 'stage1/block001'}
+  config.train.steps = 2
+  assert starts() == [(0, 4), (1, 3), (1, 2)], '75% rounds to the end of the run'
+  config.train.steps = 1
+  assert starts() == [(0, 4)]
+  config.finetune.unfreeze = (('0 epochs', 'all'),)
+  with pytest.raises(errors.InputError, match="'0 epochs' must come after"):
+    begin(config)
+
+
 @pytest.mark.parametrize(
   ('unfreeze', 'said'),
   [

@@ -293,6 +293,13 @@ def test_a_phase_that_shorter_runs_reach_earlier_is_no_matter_for_one_that_is_fu
   assert keys == ['train.steps', 'finetune.unfreeze']
 
 
+def test_a_phase_that_rounds_to_no_step_in_a_shorter_run_has_not_moved(tiny):
+  tiny.finetune.trainable, tiny.finetune.unfreeze, tiny.train.steps = 'head', (('10%', 'all'),), 12
+  trained = resume.of_meta({'config': built(tiny).config.to_dict()}, RUN)
+  tiny.train.steps = 4
+  assert [change.key for change in resume.find_changes(built(tiny), {}, trained, 1)] == ['train.steps']
+
+
 def test_a_folder_may_move(folder, tmp_path, console):
   (tmp_path / 'images').rename(tmp_path / 'moved')
   folder.data.source, folder.data.dir = 'folder', str(tmp_path / 'moved')
