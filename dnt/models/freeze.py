@@ -134,7 +134,7 @@ def plan(
   total_steps: int,
   steps_per_epoch: float,
 ) -> tuple[Phase, ...]:
-  """Returns the phases of a run in the order of their steps; drops phases beyond its end.
+  """Returns the phases of a run in the order of their steps, also those that a shortened run does not reach.
 
   Args:
     config: the section `finetune` of a validated config.
@@ -169,7 +169,7 @@ def plan(
       frozen | _between(frozen, table), _trainable_paths(config, params, frozen), config.frozen_norm
     )
     phases.append(Phase(start, (*(phases[-1].partitions if phases else ()), partition)))
-  return tuple(phase for phase in phases if phase.start == 0 or phase.start < total_steps)
+  return tuple(phases)
 
 
 def start_of(duration: str, total_steps: int, steps_per_epoch: float) -> int:

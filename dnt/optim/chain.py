@@ -47,7 +47,7 @@ def make(
     partitions: the partitions of the run's phases up to the current one; each trains more than the one before.
 
   Raises:
-    errors.InputError: a pattern matches nothing.
+    errors.InputError: a pattern of `finetune.rates` matches nothing.
   """
   trainable, _ = partitions[-1].split(params)
   clipping = [] if config.clip.name == 'none' else [('clip', clip.make(config.clip, params, trainable, entries))]
@@ -71,22 +71,42 @@ def make(
   )
 
 
-def check(optim: typed.Optim, params: Any, entries: Sequence[depth.Entry], partition: freeze.Partition) -> None:
-  """Refuses an optimizer that has nothing to do in a run.
+def check(config: typed.Config, params: Any, entries: Sequence[depth.Entry], partition: freeze.Partition) -> None:
+  """Refuses an optimizer of which a part has nothing to do in a run.
 
   Args:
-    optim: the section of a validated config.
+    config: a validated config; this function reads its sections `optim` and `finetune`.
     params: all parameters, nested dicts of arrays or shapes.
     entries: the depth order.
     partition: that of the last phase, which trains the most.
 
   Raises:
-    errors.InputError: muon, and no hidden kernel trains.
+    errors.InputError: muon, and no hidden kernel trains; or `weight_decay_on` matches nothing that trains, or nothing
+      that L2-SP could pull.
   """
-  if optim.name == 'muon' and not _hidden(params, partition.split(params)[0], entries):
+  optim, (trainable, _) = config.optim, partition.split(params)
+  if optim.name == 'muon' and not _hidden(params, trainable, entries):
     raise errors.InputError(
       "optim.name='muon' is for the kernels between the first and the last entry, and none of them trains; "
       "use 'sgd', 'adamw' or 'lamb'"
+    )
+  *_, head = rows.owners(params, entries)
+  trained = [
+    (index, name)
+    for path, place in rows.places(trainable, entries).items()
+    for index, name in zip(place, rows.names(path, place, entries), strict=True)
+  ]
+  below = [name for index, name in trained if index != head]
+  decays = re.compile(optim.weight_decay_on).search
+  if optim.weight_decay and not any(decays(name) for _, name in trained):
+    raise errors.InputError(
+      f'optim.weight_decay_on={optim.weight_decay_on!r} matches no parameter that trains; their paths look like '
+      f'{trained[0][1]!r} (--config.optim.weight_decay=0 turns decay off)'
+    )
+  if config.finetune.l2_sp and below and not any(map(decays, below)):
+    raise errors.InputError(
+      f'finetune.l2_sp={config.finetune.l2_sp} pulls what optim.weight_decay_on={optim.weight_decay_on!r} matches '
+      f'below the head, and none of it trains; what trains there has paths like {below[0]!r}'
     )
 
 
@@ -150,26 +170,18 @@ def _decay(
   optim, strength = config.optim, config.finetune.l2_sp
   if not optim.weight_decay and not strength:
     return []
-  *_, head = rows.owners(whole, entries)
   places = rows.places(params, entries)
   # One bool per row, because a pattern may name one block of a scanned stage.
   matches = {
     path: np.array([re.search(optim.weight_decay_on, name) is not None for name in rows.names(path, place, entries)])
-    for path, place in rows.places(whole, entries).items()
+    for path, place in places.items()
   }
-  if not any(match.any() for match in matches.values()):
-    path, place = next(iter(places.items()))
-    example = rows.names(path, place, entries)[0]
-    raise errors.InputError(
-      f'optim.weight_decay_on={optim.weight_decay_on!r} matches no parameter; parameter paths look like {example!r} '
-      '(--config.optim.weight_decay=0 turns decay off)'
-    )
-
   if not strength:
     return [('decay', optax.stateless(_pull(matches, optim.weight_decay)))]
   # The head has no pretrained values to return to.
-  of_head = {path: match & (np.array(places[path]) == head) for path, match in matches.items() if path in places}
-  others = {path: match & (np.array(places[path]) != head) for path, match in matches.items() if path in places}
+  *_, head = rows.owners(whole, entries)
+  of_head = {path: match & (np.array(places[path]) == head) for path, match in matches.items()}
+  others = {path: match & (np.array(places[path]) != head) for path, match in matches.items()}
   links = [('decay', optax.stateless(_pull(of_head, optim.weight_decay)))] if optim.weight_decay else []
   pull = _pull(others, strength)
 

@@ -416,7 +416,7 @@ def make(
   if config.finetune.l2_sp and not config.train.init_from:
     raise errors.InputError('config.finetune.l2_sp pulls towards pretrained values: it needs config.train.init_from')
 
-  chain.check(config.optim, params, trace.entries, planned[-1].partition)
+  chain.check(config, params, trace.entries, planned[-1].partition)
   lr_multipliers.check(config.finetune, freeze.trained(config.finetune, trace.table, params), trace.entries)
   losses.check_weights(config.loss.class_weights, len(spec.class_names))
   eval_partition = dataclasses.replace(planned[0].partition, skipped=skipped) if skipped else freeze.ALL
@@ -446,7 +446,8 @@ def make(
       train_flops=_train_flops(trace, partition),
     )
 
-  return run._replace(phases=tuple(make_phase(phase.start, phase.partitions) for phase in planned))
+  reached = [phase for phase in planned if not phase.start or phase.start < config.train.steps]
+  return run._replace(phases=tuple(make_phase(phase.start, phase.partitions) for phase in reached))
 
 
 def _train_flops(trace: depth.Trace, partition: freeze.Partition) -> int:

@@ -352,6 +352,13 @@ def test_a_phase_that_rounds_to_no_step_follows_the_first_one(config, begin):
     begin(config)
 
 
+def test_a_run_that_is_too_short_for_its_phases_trains_what_it_reaches(config, begin):
+  config.finetune.trainable, config.finetune.unfreeze = 'head', (('50%', 'all'),)
+  config.optim.name, config.train.steps = 'muon', 1  # which is for hidden kernels, of the second phase
+  run, _, _ = begin(config)
+  assert [phase.start for phase in run.phases] == [0]
+
+
 @pytest.mark.parametrize(
   ('unfreeze', 'said'),
   [

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import jax
@@ -201,8 +202,8 @@ def partition(network, *names):
 def test_muon_is_refused_where_no_hidden_kernel_trains(network):
   config, params = make_config('muon'), network.tree(0)
   with pytest.raises(errors.InputError, match="'muon' .*kernels .*none of them trains"):
-    chain.check(config.optim, params, network.unrolled, partition(network, 'head'))
-  chain.check(config.optim, params, network.unrolled, partition(network, 'stage1', 'head'))
+    chain.check(config, params, network.unrolled, partition(network, 'head'))
+  chain.check(config, params, network.unrolled, partition(network, 'stage1', 'head'))
 
 
 def test_muon_trains_with_adam_in_a_phase_that_adds_no_hidden_kernel(network):
@@ -296,9 +297,37 @@ def test_clipping_comes_before_the_decay(network):
 def test_a_pattern_that_decays_nothing_is_refused(network, name):
   config = make_config(name, weight_decay_on='kernels$')
   with pytest.raises(errors.InputError, match=r"='kernels\$' .*no parameter.* 'dense/bias'"):
-    make_chain(config, network.tree(0), network.unrolled)
+    chain.check(config, network.tree(0), network.unrolled, freeze.ALL)
   config.optim.weight_decay = 0.0
-  make_chain(config, network.tree(0), network.unrolled)
+  chain.check(config, network.tree(0), network.unrolled, freeze.ALL)
+
+
+@pytest.mark.parametrize(('layout', 'pattern'), [('unrolled', 'stem'), ('scanned', 'stage1/block003/.*kernel$')])
+def test_a_pattern_of_parameters_that_do_not_train_is_refused(network, layout, pattern):
+  config, params = make_config('sgd', weight_decay_on=pattern), network.tree(0)
+  params = network.stack(params) if layout == 'scanned' else params
+  chain.check(config, params, getattr(network, layout), freeze.ALL)
+  with pytest.raises(errors.InputError, match="no parameter that trains; .* 'head/bias' .*weight_decay=0"):
+    chain.check(config, params, getattr(network, layout), partition(network, 'head'))
+
+
+def test_l2_sp_that_pulls_nothing_is_refused(network):
+  config, params = make_config('sgd'), network.tree(0)
+  config.finetune.l2_sp = 0.1
+  head = partition(network, 'head')
+  scales = frozenset(path for path in trees.flatten(params) if path.endswith('scale'))
+  norms = dataclasses.replace(head, trainable=head.trainable | scales)
+  with pytest.raises(
+    errors.InputError, match=r"l2_sp=0.1 .*='kernel\$' .*below the head.* 'stage1/block001/norm/scale'"
+  ):
+    chain.check(config, params, network.unrolled, norms)
+  chain.check(config, params, network.unrolled, freeze.ALL)
+  chain.check(config, params, network.unrolled, head)  # where the schema knows that L2-SP has no effect
+  config.optim.weight_decay_on = '(kernel|scale)$'
+  chain.check(config, params, network.unrolled, norms)
+  config.optim.weight_decay, config.optim.weight_decay_on = 0.0, 'head/kernel$'
+  with pytest.raises(errors.InputError, match='below the head'):
+    chain.check(config, params, network.unrolled, freeze.ALL)
 
 
 @pytest.mark.parametrize('name', NAMES)
