@@ -206,26 +206,25 @@ def _pull(matches: Mapping[str, np.ndarray], strength: float) -> Callable[[Any, 
   return lambda updates, params: trees.map_with_path(leaf, updates, params)
 
 
-def _hidden(whole: Any, params: Any, entries: Sequence[depth.Entry]) -> frozenset[str]:
-  """Returns the paths of the hidden kernels in `params`: dense and convolution kernels except those of stem and head.
+def _hidden(whole: Any, params: Any, entries: Sequence[depth.Entry]) -> dict[str, int]:
+  """Returns the hidden kernels in `params` by path: dense and convolution kernels except those of stem and head.
 
   This is the choice of Jordan's readme. Stem and head are the first and the last kernel of all parameters, `whole`.
+
+  Returns:
+    The number of their last axes that are outputs, see `rows.output_axes`.
   """
-  ends = set(rows.kernel_ends(rows.places(whole, entries)))
-  leaves = trees.flatten(params)
-  return frozenset(
-    path
+  ends, leaves = set(rows.kernel_ends(rows.places(whole, entries))), trees.flatten(whole)
+  found = {
+    path: rows.output_axes(path, leaves)
     for path, place in rows.places(params, entries).items()
-    if rows.is_kernel(path) and not ends.issuperset(place) and leaves[path].ndim - _first(path) in (2, 4)
-  )
-
-
-def _first(path: str) -> int:
-  return 1 if trees.is_scanned(path) else 0  # after the axis of the rows
+    if rows.is_kernel(path) and not ends.issuperset(place)
+  }
+  return {path: count for path, count in found.items() if leaves[path].ndim > rows.first_axis(path) + count}
 
 
 def _muon(
-  optim: typed.Optim, adam: optax.GradientTransformation, params: Any, hidden: frozenset[str]
+  optim: typed.Optim, adam: optax.GradientTransformation, params: Any, hidden: Mapping[str, int]
 ) -> optax.GradientTransformation:
   """Applies Muon to hidden kernels and Adam to the rest, both at the same learning rate as in `optax.contrib.muon`.
 
@@ -237,12 +236,17 @@ def _muon(
     if path not in hidden:
       return optax.MaskedNode()
     # optax treats the rows' axis, which we do not list, as a batch axis.
-    return optax.contrib.MuonDimensionNumbers(tuple(range(_first(path), param.ndim - 1)), (param.ndim - 1,))
+    outputs = param.ndim - hidden[path]
+    return optax.contrib.MuonDimensionNumbers(
+      tuple(range(rows.first_axis(path), outputs)), tuple(range(outputs, param.ndim))
+    )
 
   def scale(update: jax.Array, axes: optax.contrib.MuonDimensionNumbers) -> jax.Array:
-    assert not isinstance(axes.reduction_axis, int)  # `dimensions` returns a tuple
-    fan_in = math.prod(update.shape[axis] for axis in axes.reduction_axis)
-    return update * math.sqrt(max(1.0, update.shape[-1] / fan_in))
+    assert not isinstance(axes.reduction_axis, int) and not isinstance(axes.output_axis, int)  # `dimensions`: tuples
+    inputs, outputs = (
+      math.prod(update.shape[axis] for axis in each) for each in (axes.reduction_axis, axes.output_axis)
+    )
+    return update * math.sqrt(max(1.0, outputs / inputs))
 
   matrices = trees.map_with_path(dimensions, params)
   labels = trees.map_with_path(lambda _, axes: 'muon' if axes else 'adam', matrices)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -11,6 +12,8 @@ from dnt import errors, trees
 from dnt.config import typed
 from dnt.models import depth
 from dnt.optim import rows
+
+_TINY = 1e-6  # keeps the branch that is not taken from dividing by zero
 
 
 def make(config: typed.Clip, whole: Any, params: Any, entries: Sequence[depth.Entry]) -> optax.GradientTransformation:
@@ -51,8 +54,10 @@ def adaptive(
 ) -> optax.GradientTransformation:
   """Clips each unit's gradient norm to at most a fraction of its parameter norm (adaptive gradient clipping, AGC).
 
-  It follows Brock et al. 2021, equation 3, the authors' code and `optax.adaptive_grad_clip`: a unit is an output
-  channel of a kernel, or a whole bias or gain. It does not clip the head's kernel (section 4.1), but clips its bias.
+  It follows Brock et al. 2021, equation 3, and the authors' code: a unit is an output of a kernel (see
+  `rows.output_axes`), or any other parameter as a whole, such as a bias or gain. It does not clip the head's kernel
+  (section 4.1), but clips its bias. `optax.adaptive_grad_clip` does the same with kernels of two and four axes, biases
+  and gains.
 
   Args:
     threshold: the fraction (lambda).
@@ -65,6 +70,19 @@ def adaptive(
     errors.InputError: there is no kernel.
   """
   _, head = rows.kernel_ends(rows.places(whole, entries))
-  places = rows.places(params, entries)
-  clipped = {path: not (rows.is_kernel(path) and place == (head,)) for path, place in places.items()}
-  return optax.masked(rows.by_row(optax.adaptive_grad_clip(threshold, epsilon)), trees.unflatten(clipped))
+  places, leaves = rows.places(params, entries), trees.flatten(whole)
+
+  def leaf(path: str, gradient: jax.Array, param: jax.Array) -> jax.Array:
+    is_kernel = rows.is_kernel(path)
+    if is_kernel and places[path] == (head,):
+      return gradient
+    units = rows.output_axes(path, leaves) if is_kernel else 0
+    axes = tuple(range(rows.first_axis(path), param.ndim - units))
+    norm, size = (jnp.sqrt(jnp.sum(jnp.square(each), axes, keepdims=True)) for each in (gradient, param))
+    largest = threshold * jnp.maximum(size, epsilon)
+    return jnp.where(norm < largest, gradient, gradient * (largest / jnp.maximum(norm, _TINY)))
+
+  def clip(gradients: trees.Tree, params: trees.Tree) -> trees.Tree:
+    return trees.map_with_path(leaf, gradients, params)
+
+  return optax.stateless(clip)

@@ -50,6 +50,30 @@ def is_kernel(path: str) -> bool:
   return path.rpartition('/')[2] == 'kernel'
 
 
+def first_axis(path: str) -> int:
+  """Returns the first axis of a leaf after that of its rows, if it has one."""
+  return 1 if trees.is_scanned(path) else 0
+
+
+def output_axes(path: str, leaves: Mapping[str, Any]) -> int:
+  """Returns how many of the last axes of a kernel are its outputs; those before them are its inputs.
+
+  It is one in dense layers and convolutions of any dimension. `nn.DenseGeneral` may have more, as its bias has too.
+  Where there is no bias, names tell the kernels [inputs, heads, features] of `nn.MultiHeadDotProductAttention` from
+  those of a convolution, [width, inputs, outputs].
+
+  Args:
+    path: path of the kernel.
+    leaves: the leaves of the network by path, arrays or shapes.
+  """
+  module, first = path.rpartition('/')[0], first_axis(path)
+  shape = leaves[path].shape[first:]
+  if (bias := leaves.get(f'{module}/bias')) is None:
+    return 2 if len(shape) == 3 and module.rpartition('/')[2] in ('query', 'key', 'value') else 1
+  outputs = bias.shape[first:]
+  return len(outputs) if 1 < len(outputs) < len(shape) and shape[-len(outputs) :] == outputs else 1
+
+
 def squares(tree: Any, places: Places) -> dict[tuple[int, ...], jax.Array]:
   """Returns the sum of squares over each entry's leaves by place: float32 [], or [R] for R rows of a scanned stage.
 

@@ -181,6 +181,30 @@ def test_muon_is_newton_schulz_on_hidden_kernels_and_adam_elsewhere(network, nes
   check(actual, trees.unflatten(expected))
 
 
+def test_muon_takes_convolutions_of_any_dimension_and_the_kernels_of_attention_as_matrices():
+  matrices = {  # shape, and its inputs times its outputs
+    'series/kernel': ((3, 4, 6), (12, 6)),
+    'volume/kernel': ((2, 2, 2, 3, 5), (24, 5)),
+    'attention/query/kernel': ((5, 2, 4), (5, 8)),
+    'attention/out/kernel': ((2, 4, 5), (8, 5)),
+  }
+  shapes = {path: shape for path, (shape, _) in matrices.items()}
+  shapes |= {'attention/query/bias': (2, 4), 'attention/out/bias': (5,), 'stem/kernel': (3, 4), 'head/kernel': (5, 2)}
+  generator = np.random.default_rng(0)
+  params, gradient = (
+    trees.unflatten({path: generator.normal(size=shape).astype(np.float32) for path, shape in shapes.items()})
+    for _ in range(2)
+  )
+  entries = tuple(depth.Entry(name, name) for name in ('stem', 'series', 'volume', 'attention', 'head'))
+  after, _ = train(make_chain(make_config('muon', weight_decay=0.0), params, entries), params, [gradient])
+  before, gradient, after = map(trees.flatten, (params, gradient, after))
+  for path, (shape, matrix) in matrices.items():
+    update = newton_schulz(gradient[path].astype(np.float64).reshape(matrix)) * np.sqrt(max(1, matrix[1] / matrix[0]))
+    np.testing.assert_allclose(after[path], before[path] - 0.05 * update.reshape(shape), rtol=1e-4, atol=1e-5)
+  for path in shapes.keys() - matrices.keys():  # the first step of Adam is the sign
+    np.testing.assert_allclose(after[path], before[path] - 0.05 * np.sign(gradient[path]), rtol=1e-4, atol=1e-5)
+
+
 def test_muon_on_dense_layers_is_optax_muon(network):
   params = {'dense': network.tree(0)['dense']}
   gradients = [{'dense': network.tree(1 + i)['dense']} for i in range(4)]

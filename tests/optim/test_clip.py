@@ -101,6 +101,41 @@ def test_adaptive_is_optax_but_for_the_kernel_of_the_head(network):
   check(apply(section(name='adaptive', threshold=0.05), gradients, params, network.unrolled), expected)
 
 
+@pytest.mark.parametrize(
+  ('path', 'shape', 'bias', 'axes'),
+  [
+    ('body/kernel', (3, 4, 6), (6,), (0, 1)),
+    ('body/kernel', (3, 4, 6), None, (0, 1)),
+    ('body/kernel', (2, 2, 2, 3, 5), (5,), (0, 1, 2, 3)),
+    ('body/kernel', (1, 6), None, (0,)),
+    ('body/query/kernel', (8, 2, 3), (2, 3), (0,)),
+    ('body/query/kernel', (8, 2, 3), None, (0,)),
+    ('body/query/bias', (2, 3), None, (0, 1)),
+    ('body/out/kernel', (2, 3, 8), (8,), (0, 1)),
+    ('body/embedding', (1, 4, 6), None, (0, 1, 2)),
+  ],
+)
+@pytest.mark.parametrize('scanned', [False, True])
+def test_a_unit_is_an_output_of_a_kernel_or_another_parameter_as_a_whole(path, shape, bias, axes, scanned):
+  first, generator = int(scanned), np.random.default_rng(0)
+  path = path.replace('body', 'body/scanned') if scanned else path
+  shapes = {path: shape} | ({path.replace('kernel', 'bias'): bias} if bias else {})
+  shapes = {name: (2, *given) if scanned else given for name, given in shapes.items()} | {'head/kernel': (6, 2)}
+  params, gradients = (
+    trees.unflatten({name: generator.normal(size=given).astype(np.float32) for name, given in shapes.items()})
+    for _ in range(2)
+  )
+  entries = [depth.Entry(f'body/block{row}', 'body/scanned', row) for row in range(2)] if scanned else []
+  entries = (*(entries or [depth.Entry('body', 'body')]), depth.Entry('head', 'head'))
+  found = trees.flatten(apply(section(name='adaptive', threshold=0.1), gradients, params, entries))[path]
+
+  gradient, param = (trees.flatten(tree)[path].astype(np.float64) for tree in (gradients, params))
+  axes = tuple(axis + first for axis in axes)
+  norm, size = (np.sqrt(np.sum(each**2, axis=axes, keepdims=True)) for each in (gradient, param))
+  np.testing.assert_allclose(found, gradient * np.minimum(1, 0.1 * size / norm), rtol=1e-5, atol=1e-7)
+  assert (norm > 0.1 * size).any()
+
+
 @pytest.mark.parametrize('names', [('stage1',), ('stem', 'stage1'), ('stage1', 'head')])
 def test_adaptive_clips_the_last_entry_that_trains_if_the_head_is_frozen(network, names):
   whole, gradients = network.tree(1), network.tree(0)

@@ -1,3 +1,5 @@
+import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -29,6 +31,33 @@ def test_kernel_ends_are_the_first_and_last_entries_that_hold_a_kernel():
 def test_only_a_leaf_of_that_name_is_a_kernel():
   assert rows.is_kernel('kernel') and rows.is_kernel('head/kernel')
   assert not rows.is_kernel('head/kernel_scale') and not rows.is_kernel('kernel/bias')
+
+
+def test_the_outputs_of_a_kernel_are_the_last_axes_that_its_bias_has_too():
+  cases = (
+    (nn.Dense(4), 1),
+    (nn.Conv(4, (3,)), 1),
+    (nn.Conv(4, (3,), use_bias=False), 1),
+    (nn.Conv(4, (3, 3, 3), use_bias=False), 1),
+    (nn.ConvLocal(4, (3, 3)), 1),
+    (nn.DenseGeneral((2, 3)), 2),
+    (nn.DenseGeneral((2, 3), axis=(1, 2, 3)), 2),
+    (nn.DenseGeneral((2, 3), axis=(1, 2, 3), use_bias=False), 1),  # nothing tells
+  )
+  for module, expected in cases:
+    shape = (1, 8, 8, 8, 5) if isinstance(module, nn.Conv) and len(module.kernel_size) == 3 else (1, 8, 8, 5)
+    params = jax.eval_shape(lambda module=module, shape=shape: module.init(jax.random.key(0), jnp.zeros(shape)))
+    assert rows.output_axes('inner/kernel', trees.flatten({'inner': params['params']})) == expected, module
+
+
+@pytest.mark.parametrize('use_bias', [True, False])
+def test_the_outputs_of_attention_are_those_of_every_head(use_bias):
+  module, x = nn.MultiHeadDotProductAttention(2, use_bias=use_bias), jnp.zeros((1, 5, 8))
+  leaves = trees.flatten(jax.eval_shape(lambda: module.init(jax.random.key(0), x))['params'])
+  found = {path: rows.output_axes(path, leaves) for path in leaves if rows.is_kernel(path)}
+  assert found == {'query/kernel': 2, 'key/kernel': 2, 'value/kernel': 2, 'out/kernel': 1}
+  stacked = {f'blocks/scanned/{path}': jnp.zeros((3, *leaf.shape)) for path, leaf in leaves.items()}
+  assert [rows.output_axes(f'blocks/scanned/{path}', stacked) for path in found] == list(found.values())
 
 
 def test_along_multiplies_one_value_or_one_a_row():
