@@ -86,9 +86,12 @@ def make_state(run: experiment.Experiment, mesh: Mesh, start: Start) -> steps.Tr
   """Returns the state from which the next step starts, on the mesh."""
   if start.restored is None:
     return begin(run, mesh, start.variables or run.init_variables())
+  # That of the config's seed, with which the loader draws too: a run may go on with another (`--allow=seed`).
+  rng = compile_lib.eagerly(lambda: steps.make_rng(run.config.seed))()
+  restored = start.restored.replace(rng=mesh_lib.place(rng, mesh_lib.replicated(mesh)))
   if run.phase(start.step) is not run.phase_of_state(start.step):
-    return advance(run, mesh, start.restored, run.phase(start.step))
-  return jax.device_put(start.restored, run.shardings(mesh, start.restored))
+    return advance(run, mesh, restored, run.phase(start.step))
+  return jax.device_put(restored, run.shardings(mesh, restored))
 
 
 def begin(run: experiment.Experiment, mesh: Mesh, variables: dict[str, Any]) -> steps.TrainState:

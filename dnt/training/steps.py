@@ -45,6 +45,11 @@ class TrainState(flax.struct.PyTreeNode):
   ema: Any
 
 
+def make_rng(seed: int) -> jax.Array:
+  """Returns `TrainState.rng` of a seed; no step changes it."""
+  return jax.random.key_data(jax.random.key(seed, impl=PRNG))
+
+
 def make_state(
   config: typed.Config,
   variables: Any,
@@ -66,7 +71,7 @@ def make_state(
     params=params,
     batch_stats=batch_stats,
     opt_state=optimizer.init(partition.split(params)[0]),
-    rng=jax.random.key_data(jax.random.key(config.seed, impl=PRNG)),
+    rng=make_rng(config.seed),
     ema=jax.tree.map(jnp.array, averaged),  # a copy, since the step donates the state's buffers one by one
   )
 

@@ -60,6 +60,24 @@ def test_other_variables_are_refused_leaf_by_leaf(resnet, change, said):
     initialize.match(run.trace, variables, 'somewhere')
 
 
+@pytest.mark.parametrize('step', [5, 6])  # where a phase starts too
+def test_a_run_that_goes_on_draws_with_the_seed_of_its_config(tiny, saved, tmp_path, step):
+  tiny.finetune.trainable, tiny.finetune.unfreeze, tiny.finetune.cached_views = 'head', (('6', 'all'),), 0
+  tiny.train.steps, tiny.seed = 8, 2**32 - 1
+  _, state, _ = saved(tiny, step=step)
+
+  def rng(seed):
+    tiny.seed = seed
+    run, mesh = build(tiny), mesh_lib.make_mesh(tiny.mesh)
+    made = initialize.make_state(run, mesh, initialize.find(run, mesh, checkpoints.ReadOnly(tmp_path / 'run'), None))
+    assert int(made.step) == step
+    assert made.rng.sharding == run.shardings(mesh, made).rng
+    return np.asarray(made.rng)
+
+  np.testing.assert_array_equal(rng(2**32 - 1), state.rng)
+  np.testing.assert_array_equal(rng(1), jax.random.key_data(jax.random.key(1, impl='threefry2x32')))
+
+
 def test_a_new_run_starts_from_the_seed_on_the_mesh(tiny, tmp_path):
   tiny.mesh.fsdp = 2
   tiny.model.width = 256
