@@ -187,14 +187,6 @@ def start_of(duration: str, total_steps: int, steps_per_epoch: float) -> int:
   return max(steps, 1) if schema.period(duration, total_steps, steps_per_epoch) else steps
 
 
-def trained(config: typed.Finetune, table: Sequence[depth.Row], params: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns the parameters that train in any phase, also in one beyond the end of the run; see `plan`."""
-  chosen = (config.trainable, *(names for _, names in config.unfreeze))
-  names = frozenset[str]().union(*(trainable_entries(each, table) for each in chosen))
-  frozen = frozenset(row.entry.name for row in table if row.parameters and row.entry.name not in names)
-  return trees.split(params, _trainable_paths(config, params, frozen).__contains__)[0]
-
-
 def trainable_entries(chosen: str, table: Sequence[depth.Row]) -> frozenset[str]:
   """Returns the names of the entries with parameters that a choice makes trainable.
 

@@ -42,14 +42,13 @@ def check(config: typed.Finetune, params: Any, entries: Sequence[depth.Entry]) -
 
   Args:
     config: the section `finetune` of a validated config.
-    params: the parameters that train in any phase, see `freeze.trained`.
+    params: the parameters that train in any phase.
     entries: the depth list.
 
   Raises:
     errors.InputError: a pattern in `rates` matches the whole name of no entry that trains.
   """
-  places = {index for place in rows.places(params, entries).values() for index in place}
-  names = [entries[index].name for index in sorted(places)]
+  names = [entries[index].name for index in rows.owners(params, entries)]
   for pattern, _ in config.rates:
     if not any(re.fullmatch(pattern, name) for name in names):
       raise errors.InputError(

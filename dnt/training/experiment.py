@@ -416,8 +416,9 @@ def make(
   if config.finetune.l2_sp and not config.train.init_from:
     raise errors.InputError('config.finetune.l2_sp pulls towards pretrained values: it needs config.train.init_from')
 
-  chain.check(config, params, trace.entries, planned[-1].partition)
-  lr_multipliers.check(config.finetune, freeze.trained(config.finetune, trace.table, params), trace.entries)
+  last = planned[-1].partition  # it trains the most
+  chain.check(config, params, trace.entries, last)
+  lr_multipliers.check(config.finetune, last.split(params)[0], trace.entries)
   losses.check_weights(config.loss.class_weights, len(spec.class_names))
   eval_partition = dataclasses.replace(planned[0].partition, skipped=skipped) if skipped else freeze.ALL
   run = Experiment(
