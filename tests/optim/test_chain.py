@@ -122,21 +122,40 @@ def test_adamw_follows_the_schedule_as_torch_does(network, torch_run):
   check(actual, torch_run(scheduled, 0.1), atol=3e-6)
 
 
+def adam(network, path, b1=0.8, b2=0.99, epsilon=1e-6):
+  """Adam's direction for a leaf on each of four gradients, in float64 (Kingma and Ba 2015, algorithm 1)."""
+  m = v = 0.0
+  for t in range(1, 5):
+    g = trees.flatten(network.tree(t))[path].astype(np.float64)
+    m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
+    yield m / (1 - b1**t) / (np.sqrt(v / (1 - b2**t)) + epsilon)
+
+
 def test_lamb_is_algorithm_2_of_you_et_al(network):
-  b1, b2, epsilon, decay, rate = 0.8, 0.99, 1e-6, 0.1, 0.05
-  actual = run(make_config('lamb', b1=b1, b2=b2, epsilon=epsilon), network)
+  actual = run(make_config('lamb', b1=0.8, b2=0.99, epsilon=1e-6), network)
   expected = {}
   for path, leaf in trees.flatten(network.tree(0)).items():
     x = leaf.astype(np.float64)
-    m = v = np.zeros_like(x)
-    for t in range(1, 5):
-      g = trees.flatten(network.tree(t))[path].astype(np.float64)
-      m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
-      r = m / (1 - b1**t) / (np.sqrt(v / (1 - b2**t)) + epsilon)
-      u = r + (decay * x if path.endswith('kernel') else 0)
-      x = x - rate * np.linalg.norm(x) / np.linalg.norm(u) * u
+    for r in adam(network, path):
+      u = r + (0.1 * x if path.endswith('kernel') else 0)
+      x = x - 0.05 * np.linalg.norm(x) / np.linalg.norm(u) * u
     expected[path] = x
   check(actual, trees.unflatten(expected))
+
+
+def test_entries_have_rates_as_groups_of_parameters_do(network):
+  """AdamW (Loshchilov and Hutter 2019, algorithm 2): a factor scales its step and its decay."""
+  config = make_config('adamw', b1=0.8, b2=0.99, epsilon=1e-6)
+  config.finetune.update({'layer_decay': 0.5, 'head_lr_mult': 10.0, 'rates': (('dense', 3.0),)})
+  factors = {'stem': 1 / 32, 'block001': 1 / 16, 'block002': 1 / 8, 'block003': 1 / 4, 'dense': 3 / 2, 'head': 10.0}
+  expected = {}
+  for path, leaf in trees.flatten(network.tree(0)).items():
+    rate = 0.05 * next(factor for name, factor in factors.items() if name in path.split('/'))
+    x = leaf.astype(np.float64)
+    for r in adam(network, path):
+      x = x - rate * (r + (0.1 * x if path.endswith('kernel') else 0))
+    expected[path] = x
+  check(run(config, network), trees.unflatten(expected))
 
 
 def test_lamb_moves_parameters_that_are_zero(network):

@@ -86,17 +86,18 @@ def test_one_cycle_without_a_rise_falls_from_the_peak():
 
 @pytest.mark.parametrize('name', ['constant', 'piecewise', 'cosine', 'linear'])
 def test_linear_warmup_equals_torch_and_the_shape_has_what_is_left(torch_values, name):
-  warm = section(name=name, warmup='2 epochs', warmup_start=0.2, boundaries=('45', '60'))
+  warm = section(name=name, warmup='2 epochs', warmup_start=0.2, boundaries=('45', '75%'))  # of all 80 steps
   alone = section(name=name, boundaries=('25', '40'))
   actual = values(warm, 80)
   check(actual[:21], torch_values(lambda s, o: s.LinearLR(o, 0.2, 1.0, 20), 21))
   check(actual[20:], values(alone, 60))
 
 
-def test_linear_warmup_leads_to_where_one_cycle_starts():
-  actual = values(section(name='one_cycle', warmup='10', one_cycle_start=0.5, one_cycle_rise='20'), 60)
+@pytest.mark.parametrize('rise', ['24', '40%'])
+def test_linear_warmup_leads_to_where_one_cycle_starts(rise):
+  actual = values(section(name='one_cycle', warmup='10', one_cycle_start=0.5, one_cycle_rise=rise), 60)
   check(actual[:11], np.linspace(0, 0.5 * PEAK, 11))
-  assert actual.argmax() == 30 and actual[30] == np.float32(PEAK)
+  assert actual.argmax() == 34 and actual[34] == np.float32(PEAK)
 
 
 @pytest.mark.parametrize('rise', ['0', '1%', '0.03 epochs'])
