@@ -47,6 +47,65 @@ def test_shortcut_b_projects_where_the_shape_changes_alone():
   assert set(trees.flatten(init(normed, x)['params'])) == {'conv/kernel', 'norm/bias', 'norm/scale'}
 
 
+def drawn(block, x):
+  """Variables like those of a trained network, all drawn; of each kernel the centre alone, so that it is a matrix."""
+  draw = np.random.default_rng(1)
+
+  def leaf(path, like):
+    if path.endswith('kernel'):
+      kernel = np.zeros_like(like)
+      kernel[tuple(size // 2 for size in like.shape[:2])] = draw.normal(size=like.shape[2:])
+      return kernel
+    low, high = (0.5, 2) if path.endswith('var') else (-1, 1)
+    return draw.uniform(low, high, like.shape).astype(np.float32)
+
+  return trees.map_with_path(leaf, init(block, x))
+
+
+def layers(variables):
+  """In NumPy, `conv(name, x)` and `act(name, x)`, a batch_norm and its ReLU."""
+  flat = trees.flatten(variables)
+
+  def conv(name, x):
+    kernel = flat[f'params/{name}/kernel']
+    return x @ kernel[kernel.shape[0] // 2, kernel.shape[1] // 2] + flat.get(f'params/{name}/bias', 0)
+
+  def act(name, x):
+    mean, var = (flat[f'batch_stats/{name}/{leaf}'] for leaf in ('mean', 'var'))
+    return np.maximum((x - mean) / np.sqrt(var + 1e-5) * flat[f'params/{name}/scale'] + flat[f'params/{name}/bias'], 0)
+
+  return conv, act
+
+
+def bottleneck(x, conv, act):
+  return x + conv('conv3', act('norm3', conv('conv2', act('norm2', conv('conv1', act('norm1', x))))))
+
+
+def highway(x, conv, act):
+  gate = 1 / (1 + np.exp(-conv('gate', x)))
+  return act('norm', conv('conv', x)) * gate + x * (1 - gate)
+
+
+FORMULAS = {
+  'Plain': ({'features': 4}, lambda x, conv, act: act('norm2', conv('conv2', act('norm1', conv('conv1', x))))),
+  'PreactBasic': (  # He et al. 2016, figure 1b
+    {'features': 4},
+    lambda x, conv, act: x + conv('conv2', act('norm2', conv('conv1', act('norm1', x)))),
+  ),
+  'PreactBottleneck': ({'features': 4, 'inner': 3}, bottleneck),  # its section 4.1
+  'Highway': ({'gate_bias': -1.0}, highway),  # Srivastava et al. 2015, eq. 3
+  'Transition': ({'features': 4, 'stride': 1}, lambda x, conv, act: act('norm', conv('conv', x))),
+}
+
+
+@pytest.mark.parametrize('kind', FORMULAS)
+def test_a_block_with_norm_and_activation_is_its_formula(kind):
+  fields, formula = FORMULAS[kind]
+  block, x = getattr(blocks, kind)(make_parts(norm='batch_norm', activation='relu'), **fields), images(4)
+  variables = drawn(block, x)
+  np.testing.assert_allclose(run(block, variables, x), formula(x, *layers(variables)), rtol=1e-4, atol=1e-4)
+
+
 def residual(kind, **fields):
   bottleneck = 'Bottleneck' in kind
   return getattr(blocks, kind)(make_parts(), features=4, inner=2 if bottleneck else None, **fields)
@@ -104,22 +163,17 @@ def test_preactivation_is_shared_with_a_shortcut_that_changes_shape():
 
 @pytest.mark.parametrize('bias', [-3.0, 0.0, 2.0])
 def test_highway_mixes_by_its_gate(bias):
-  """y = H(x) T(x) + x (1 - T(x)) with T = sigmoid(bias) once the gate's kernel is zero."""
-  gate = 1 / (1 + np.exp(-bias))
-  x = images(4)
-  block, plain = blocks.Highway(make_parts(), bias), make_parts().conv(4, (3, 3))
-  params = init(block, x)['params']
-  np.testing.assert_array_equal(params['gate']['bias'], bias)
-  params['gate']['kernel'] = np.zeros_like(params['gate']['kernel'])
-  want = gate * np.asarray(plain.apply({'params': params['conv']}, x)) + (1 - gate) * x
-  np.testing.assert_allclose(run(block, {'params': params}, x), want, rtol=1e-5, atol=1e-5)
-
-  x = x[:, 0, 0]
-  unit = blocks.DenseUnit(make_parts(), 4, 'highway', bias)
-  params = init(unit, x)['params']
-  params['gate']['kernel'] = np.zeros((4, 4), np.float32)
-  want = gate * (x @ params['dense']['kernel']) + (1 - gate) * x
-  np.testing.assert_allclose(run(unit, {'params': params}, x), want, rtol=1e-5, atol=1e-5)
+  """y = H(x) T(x) + x (1 - T(x)), where the gate T = sigmoid(W x + b) starts with b = bias."""
+  parts, x = make_parts(), images(4)
+  for block, x, name, layer in (
+    (blocks.Highway(parts, bias), x, 'conv', lambda own, x: parts.conv(4, (3, 3)).apply({'params': own}, x)),
+    (blocks.DenseUnit(parts, 4, 'highway', bias), x[:, 0, 0], 'dense', lambda own, x: x @ own['kernel'] + own['bias']),
+  ):
+    params = init(block, x)['params']
+    np.testing.assert_array_equal(params['gate']['bias'], bias)
+    h, t = (np.asarray(layer(params[part], x)) for part in (name, 'gate'))
+    t = 1 / (1 + np.exp(-t))
+    np.testing.assert_allclose(run(block, {'params': params}, x), h * t + x * (1 - t), rtol=1e-5, atol=1e-5)
 
 
 def test_dense_units():

@@ -45,6 +45,13 @@ def test_orthogonal(shape, gain):
   np.testing.assert_allclose(gram, gain**2 * np.eye(len(gram)), atol=1e-6)
 
 
+def test_orthogonal_matrices_are_uniform():
+  """By Haar's measure each value has mean 0 and variance 1 / 4 here; the corner of LAPACK's Q has the mean -0.42."""
+  init = initializers.make('orthogonal')
+  corners = [np.asarray(init(key, (4, 4)))[0, 0] for key in jax.random.split(jax.random.key(0), 200)]
+  assert abs(np.mean(corners)) < 4 * np.sqrt(1 / 4 / len(corners))
+
+
 @pytest.mark.parametrize('gain', [1.0, 2.0])
 @pytest.mark.parametrize('shape', [(3, 3, 6, 6), (5, 3, 4, 8), (1, 1, 4, 4)])
 def test_delta_orthogonal_keeps_the_norm_through_a_circular_convolution(shape, gain):

@@ -184,11 +184,11 @@ def test_batch_statistics_are_over_the_global_batch(devices):
     np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5)
 
 
-def defined_by(x, scale, bias, parts):
+def defined_by(x, scale, bias, parts, epsilon):
   """batch_norm in float64, over each of so many parts of x: y and the new running statistics after (0, 1)."""
   split = x.astype(np.float64).reshape(parts, -1, CHANNELS)
   mean, count = split.mean(1, keepdims=True), split.shape[1]
-  y = (split - mean) / np.sqrt(split.var(1, keepdims=True) + 1e-5) * scale + bias
+  y = (split - mean) / np.sqrt(split.var(1, keepdims=True) + epsilon) * scale + bias
   var = split.var(1).mean(0) * count / (count - 1)
   return y.reshape(x.shape), {'mean': 0.1 * mean.mean((0, 1)), 'var': 0.9 + 0.1 * var}
 
@@ -204,17 +204,17 @@ def test_sync_says_whose_examples_give_the_statistics(sync, devices, fsdp, monke
   mesh = meshes.make_mesh(options.mesh)
   x, scale, bias = example(8, offset=3.0)
   x += np.arange(8, dtype=np.float32).reshape(8, 1, 1, 1)
-  module = norms.Norm('batch_norm', sync=sync)
+  module = norms.Norm('batch_norm', epsilon=0.5, sync=sync)
   variables = module.init(jax.random.key(0), x, train=False)
   variables = {**variables, 'params': {'scale': scale, 'bias': bias}}
   program = compile_lib.jit(lambda x: module.apply(variables, x, train=True, mutable=['batch_stats']), mesh)
   y, updates = program(jax.device_put(x, meshes.batch_sharding(mesh)))
-  expected, stats = defined_by(x, scale, bias, devices if sync == 'device' else 1)
+  expected, stats = defined_by(x, scale, bias, devices if sync == 'device' else 1, 0.5)
   np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
   for name, value in stats.items():
     np.testing.assert_allclose(updates['batch_stats'][name], value, rtol=1e-5)
   if devices > 1:
-    other, _ = defined_by(x, scale, bias, 1 if sync == 'device' else devices)
+    other, _ = defined_by(x, scale, bias, 1 if sync == 'device' else devices, 0.5)
     assert np.abs(other - expected).max() > 0.1
 
 
@@ -266,6 +266,22 @@ def test_weight_standardization_is_the_formula(shape):
   assert norms.weight_standardize(jnp.asarray(kernel, jnp.bfloat16)).dtype == jnp.bfloat16
   constant = jnp.full(shape, 3.0)
   np.testing.assert_array_equal(norms.weight_standardize(constant), 0)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_the_epsilon_of_a_module_is_in_its_formula(kind):
+  """On values whose variance, or mean square, is about this epsilon; batch_norm of an evaluation with that of 1."""
+  x = 0.5 * example(8)[0]
+  module = norms.Norm(kind, epsilon=0.25, groups=3)
+  y = module.apply(module.init(jax.random.key(0), x, train=False), x, train=False)
+  if kind == 'batch_norm':
+    want = x / np.sqrt(1 + 0.25)
+  else:
+    grouped = x.reshape(8, 20, 3, 4) if kind == 'group_norm' else x
+    axes = (1, 3) if kind == 'group_norm' else -1
+    centered = grouped - (0 if kind == 'rms_norm' else grouped.mean(axes, keepdims=True))
+    want = (centered / np.sqrt(np.mean(centered**2, axes, keepdims=True) + 0.25)).reshape(x.shape)
+  np.testing.assert_allclose(y, want, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize('kind', config.NORMS)

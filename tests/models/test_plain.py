@@ -33,10 +33,13 @@ def test_width_is_the_channels_of_the_first_stage():
   assert shapes == [(8, 8, 6), (8, 8, 6), (4, 4, 12), (2, 2, 24), (10,)]
 
 
-@pytest.mark.parametrize(('layers', 'nearest'), [(2, 8), (19, 20), (50, 50), (57, 56), (111, 110)])
+@pytest.mark.parametrize('layers', [8, 50])
+def test_the_depth_is_the_number_of_kernels(layers):
+  leaves = trees.flatten(depth.trace(make(depth=layers), SHAPE).variables)
+  assert sum(path.endswith('/kernel') for path in leaves) == layers
+
+
+@pytest.mark.parametrize(('layers', 'nearest'), [(2, 8), (19, 20), (57, 56), (111, 110)])
 def test_the_nearest_valid_depth_is_named(layers, nearest):
-  if layers == nearest:
-    make(depth=layers)
-    return
   with pytest.raises(errors.InputError, match=f'6n \\+ 2 .*depth is {nearest}$'):
     make(depth=layers)

@@ -180,6 +180,19 @@ def test_resolved_options_make_the_same_model(name):
   assert fields == []
 
 
+@pytest.mark.parametrize('name', TINY)
+def test_every_network_recomputes_each_block_and_scans_its_stages(name):
+  """All blocks but the first of a stage are rows of a scan; those of a densenet differ in shape."""
+  deeper = {'mlp': 5, 'densenet': 10}.get(name, 14)
+  trace = depth.trace(make(name, depth=deeper, remat=True), SHAPE)
+  program = jax.make_jaxpr(functools.partial(make(name, depth=deeper, remat=True).apply, train=False))
+  inside = sum(entry.name.startswith('stage') for entry in trace.entries)
+  assert str(program(trace.variables, np.zeros((2, *SHAPE), np.float32))).count('remat') >= inside > 2
+  if name != 'densenet':
+    rows = depth.trace(make(name, depth=deeper, scan=True), SHAPE).scanned
+    assert sum(rows.values()) + len(rows) == inside
+
+
 def test_residual_options_reach_the_model():
   leaves = trees.flatten(models.init(depth.trace(make('resnet', residual_scalar=0.0), SHAPE), 0)['params'])
   scalars = [leaf for path, leaf in leaves.items() if path.endswith('residual_scalar')]
