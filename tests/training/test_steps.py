@@ -1,6 +1,7 @@
 import math
 import re
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -120,6 +121,28 @@ def test_micro_batches_are_of_the_mixed_batch(tiny, begin):
   close(found[1][0].params, found[4][0].params)
   for name in found[1][1]:
     assert float(found[1][1][name]) == pytest.approx(float(found[4][1][name]), rel=1e-5)
+
+
+class Draws(nn.Module):
+  """A dense layer that keeps the last four values drawn for each part that drops something."""
+
+  @nn.compact
+  def __call__(self, x, train):
+    for name in ('dropout', 'stochastic_depth'):
+      drawn = self.variable('batch_stats', name, jnp.zeros, 4)
+      if train:
+        drawn.value = jnp.roll(drawn.value, 1).at[0].set(jax.random.uniform(self.make_rng(name)))
+    return nn.Dense(10)(x.reshape(x.shape[0], -1))
+
+
+def test_each_micro_batch_draws_its_own_dropout_and_stochastic_depth(tiny, begin):
+  tiny.train.accumulate = 4
+  run, state, batch = begin(tiny)
+  variables = Draws().init(jax.random.key(0), run.preprocess(batch, None), train=False)
+  gradient = jax.jit(steps.make_gradient(run.config, Draws(), run.preprocess))
+  drawn = gradient(state.replace(**variables), batch).auxiliary.batch_stats
+  assert drawn.keys() == {'dropout', 'stochastic_depth'}
+  assert len(np.unique(np.concatenate(list(drawn.values())))) == 8
 
 
 def test_each_step_draws_its_own_mixture(tiny, begin):

@@ -66,6 +66,8 @@ def test_without_flip_nothing_is_mirrored(data):
 
   assert not ways[:, 2].any()
   assert len(np.unique(ways, axis=0)) == 9
+  data.augment = 'resized_crop_flip'  # the host has made the crop
+  np.testing.assert_array_equal(run(data, images, KEY, epoch, position), images)
 
 
 def test_resized_crops_are_only_mirrored(data):

@@ -319,6 +319,17 @@ def test_center_crop_is_that_of_torchvision(make_image, height, width):
   np.testing.assert_array_equal(images.resize_center_crop(image, None, (28, 28), fraction=0.875), expected)
 
 
+@pytest.mark.parametrize(('size', 'fraction', 'resized'), [(28, 0.85, 32), (224, 0.9, 248), (224, 0.95, 235)])
+def test_the_size_before_the_center_crop_is_that_of_timm(make_image, size, fraction, resized):
+  """`math.floor(img_size / crop_pct)` in its transforms_factory, also where the quotient is nearer to the next one."""
+  image = Image.fromarray(make_image(300, 300))
+  margin = round((resized - size) / 2)
+  large = image.resize((resized, resized), Image.Resampling.BILINEAR)
+  expected = np.asarray(large.crop((margin, margin, margin + size, margin + size)))
+
+  np.testing.assert_array_equal(images.resize_center_crop(image, None, (size, size), fraction), expected)
+
+
 def test_center_crop_of_everything_is_a_resize(make_image):
   image = Image.fromarray(make_image(50, 50))
 

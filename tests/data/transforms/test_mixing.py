@@ -71,6 +71,22 @@ def test_cutmix_boxes_lie_inside_and_the_labels_share_is_what_they_leave():
   assert abs((left == 0).mean() - (right == WIDTH).mean() - 1 / WIDTH) < 0.04
 
 
+@pytest.mark.parametrize('alpha', [0.2, 1.0, 5.0])
+def test_cutmix_shares_are_those_of_yun_et_al(alpha):
+  """The label's share in their algorithm 1, and torchvision's: the sides are sqrt(1 - lambda), lambda is Beta."""
+  label, _, _ = draws(0.0, alpha)
+
+  draw = np.random.default_rng(0)
+  half = 0.5 * np.sqrt(1 - draw.beta(alpha, alpha, 100_000))
+  sides = []
+  for side in (HEIGHT, WIDTH):
+    center, reach = draw.integers(0, side, len(half)), (half * side).astype(int)
+    sides.append(np.minimum(center + reach, side) - np.maximum(center - reach, 0))
+  expected = 1 - sides[0] * sides[1] / (HEIGHT * WIDTH)
+  # Rounded, since shares are few values and the test would tell them apart by the last bit.
+  assert stats.ks_2samp(label.astype(np.float64).round(6), expected.round(6)).pvalue > 1e-3
+
+
 def test_with_both_each_is_taken_half_of_the_time():
   label, fraction, box = draws(0.3, 1.0)
   cut = fraction == 1.0

@@ -269,6 +269,18 @@ def test_a_small_set_is_streamed_and_each_image_is_a_function_of_seed_epoch_and_
   assert (found[:24] != found[24:]).any()
 
 
+def test_a_policy_acts_on_the_resized_image(tiny, class_folders):
+  folder = class_folders({'train/ant': 4, 'train/bee': 4, 'val/ant': 1})
+  tiny.data.update({'source': f'folder:{folder}', 'image_size': 10, 'interpolation': 'bilinear'})
+  tiny.data.update({'policy': 'rand_augment', 'rand_augment_ops': 4})
+  tiny.train.batch_size = 8
+  source, (found,) = sources.load(tiny.data, 'train', 0), first_batches(tiny, 1)
+  for position, index in enumerate(order.order(tiny.seed, 0, 8)):
+    small = source[index][0].resize((10, 10), Image.Resampling.BILINEAR)
+    expected = policies.rand_augment(small, order.generator(tiny.seed, order.CROP, 0, position), ops=4, magnitude=9)
+    np.testing.assert_array_equal(found[position], expected)
+
+
 @pytest.mark.thorough
 def test_the_number_of_workers_changes_nothing(tiny):
   tiny.data.policy, tiny.data.augment, tiny.data.interpolation = 'rand_augment', 'resized_crop_flip', 'bilinear'
