@@ -320,7 +320,51 @@ def test_the_first_layers_count_until_q_settles():
   moving = rate([1.0, 2.0, 4.0], [3.0, 2.0, 2.0], norms)
   assert moving['first_layer'] == 1
   assert moving['measured'] == pytest.approx((math.log(3) + 2 * math.log(2)) / 6)  # the mean of 2 and 4 is 3
+  # The rates of the seeds are ln 2 times 3 / 6 and 4 / 6, their standard deviation ln 2 / 6 / sqrt(2), over sqrt(2).
+  assert moving['error'] == pytest.approx(math.log(2) / 12)
   assert rate([1.0, 1.0, 1.0], [1.0, 1.0, 1.0], norms)['deviation'] is None
+
+
+def test_a_row_is_of_all_seeds_and_its_theory_of_the_options():
+  options = schema.default('signal').signal
+  options.update({'input_correlation': 0.2, 'batch_size': 10})
+  kind = {'activation': 'identity', 'block': 'plain', 'norm': 'none', 'weight_variance': 1.5, 'bias_variance': 0.1}
+  two = np.array([[1.0], [3.0]])
+  row = grid._row(options, {'depth': 1, **kind}, two, 0.1 * two, np.log(two), 2 * np.log(two))
+  assert (row['q']['measured'], row['q']['spread'], row['c']['measured']) == ([2.0], [1.0], [0.2])
+  assert row['gradient_norm']['measured'] == pytest.approx([math.sqrt(5), 1])  # of the mean of 1 and 9
+  assert row['gradient_norm']['spread'] == [1, 0] and row['singular_values'] == pytest.approx([3])
+  assert row['q']['theory'] == pytest.approx([1.6])
+  assert row['c']['theory'] == pytest.approx([(0.2 * 1.5 + 0.1) / 1.6])
+  flat = np.zeros((2, 6))
+  row = grid._row(options, {'depth': 6, **kind, 'norm': 'batch_norm'}, flat + 1, flat, flat, None)
+  norms = row['gradient_norm']['theory']  # Yang et al. 2019: linear layers multiply its square by (B - 2) / (B - 3)
+  assert (norms[2] / norms[3]) ** 2 == pytest.approx((10 - 2) / (10 - 3), rel=1e-3)
+
+
+def test_a_line_of_the_table_is_in_the_order_of_its_header():
+  network = {'depth': 7, 'activation': 'tanh', 'block': 'plain', 'norm': 'none', 'weight_variance': 1.5}
+  network |= {'bias_variance': 0.25, 'singular_values': [9.0, 8.0], 'gradient_norm': {'measured': [5.0, 1.0]}}
+  network |= {'q': {'measured': [1.0, 2.0], 'theory': [1.0, 3.0]}, 'c': {'measured': [1.0, 0.4], 'theory': [1.0, 0.6]}}
+  rates = {'measured': math.log(1.1), 'theory': math.log(1.2), 'error': math.log(1.2) / 10}
+  cells = report._cells(network | {'rate': rates | {'deviation': -0.5}})
+  assert list(zip(report.HEADER, cells, strict=True)) == [
+    ('depth', '7'),
+    ('activation', 'tanh'),
+    ('block', 'plain'),
+    ('norm', 'none'),
+    ('sigma_w^2', '1.5'),
+    ('sigma_b^2', '0.25'),
+    ('gradient x per layer', '1.1000'),
+    ('theory', '1.2000'),
+    ('deviation %', '-50.0 ± 10.0'),
+    ('gradient first / last', '5'),
+    ('q last', '2'),
+    ('theory', '3'),
+    ('c last', '0.400'),
+    ('theory', '0.600'),
+    ('singular values', '9, 8'),
+  ]
 
 
 def test_a_workdir_that_cannot_be_written_is_refused(small, tmp_path):
@@ -412,9 +456,71 @@ EDGES = {
 }
 
 
+ALL = {'propagation', 'jacobian', 'theory'}
+HIGHWAY, BATCH_NORM = {'blocks': ('highway',)}, {'norms': ('batch_norm',)}
+# option: (what to set first, another value, what this changes)
+CHANGED = {
+  'depths': ({}, (3,), ALL),
+  'activations': ({}, ('relu',), ALL),
+  'blocks': ({}, ('residual',), ALL),
+  'norms': ({}, ('rms_norm',), ALL),
+  'weight_variances': ({}, (2.0,), ALL),
+  'bias_variances': ({}, (0.3,), ALL),
+  'gate_bias': (HIGHWAY, -1.0, ALL),
+  'width': ({}, 12, {'propagation', 'jacobian'}),
+  'batch_size': (BATCH_NORM, 10, ALL),
+  'input_correlation': (BATCH_NORM, 0.2, ALL),
+  'seed': ({}, 1, {'propagation', 'jacobian'}),
+  'seeds': ({}, 3, {'propagation'}),
+  'singular_values': ({}, 2, {'jacobian'}),
+  'lanczos_iterations': ({}, 2, {'jacobian'}),
+  'jacobian_seeds': ({}, 2, {'jacobian'}),
+}
+PROGRAMS = {'propagation': (grid._propagation, (0, 3, 4)), 'jacobian': (grid._jacobian, (0, 3, 4, 5, 6))}
+
+
+@pytest.fixture
+def found(tmp_path, monkeypatch):
+  """`found(options)`: the programs that measure one small network, with the values that they take, and its theory.
+
+  They are traced, and not compiled, which takes seconds: what they would measure is 0.
+  """
+  seen = {}
+
+  def traced(kind, *args):
+    program, static = PROGRAMS[kind]
+    jaxpr, shapes = jax.make_jaxpr(program, static, return_shape=True)(*args)
+    given = [np.asarray(jax.random.key_data(args[1])), np.asarray(args[2])]
+    seen[kind] = f'{jaxpr} {jax.tree.map(np.ndarray.tolist, given)}'
+    return jax.tree.map(lambda leaf: np.zeros(leaf.shape), shapes)
+
+  for kind in PROGRAMS:
+    monkeypatch.setattr(grid, f'_{kind}', functools.partial(traced, kind))
+  monkeypatch.setattr(report, 'write', lambda *_: None)
+
+  def run(options):
+    config = schema.default('signal')
+    config.signal.update({'depths': (2,), 'activations': ('tanh',), 'blocks': ('plain',), 'norms': ('none',)})
+    config.signal.update({'weight_variances': (1.5,), 'bias_variances': (0.1,), 'width': 16, 'seeds': 2})
+    config.signal.update({'singular_values': 1, 'lanczos_iterations': 1, 'jacobian_seeds': 1, **options})
+    schema.validate(config)
+    (network,) = grid.run(config, tmp_path)['networks']
+    return seen | {'theory': [network[name]['theory'] for name in ('q', 'c', 'gradient_norm')]}
+
+  return run
+
+
+@pytest.mark.parametrize('option', CHANGED)
+def test_an_option_changes_what_is_measured_or_its_theory(option, found):
+  base, value, changed = CHANGED[option]
+  before, after = found(base), found(base | {option: value})
+  assert {name for name in before if before[name] != after[name]} == changed
+
+
 def test_the_schema_of_its_own():
   config = schema.default('signal')
   schema.validate(config)
+  assert {f'signal.{key}' for key in CHANGED} == {key for key, _ in schema.options(schema.SIGNAL)}
   assert schema.kind(config) == 'signal' and schema.kind(schema.default()) == 'train'
   assert schema.kind(schema.default('compare')) == 'compare'
   options = dict(schema.options(schema.SIGNAL))
