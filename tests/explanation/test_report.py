@@ -11,7 +11,7 @@ from PIL import Image
 
 from dnt import errors, files, inference
 from dnt.config import run_config
-from dnt.explanation import cam, report
+from dnt.explanation import cam, report, sheet, top_activating
 
 pytestmark = pytest.mark.usefixtures('undrawn')
 CHANNELS = 64
@@ -88,9 +88,11 @@ def test_maps_that_are_zero_everywhere_are_named(run, images, tmp_path, monkeypa
   assert 'zero everywhere' not in caplog.text
 
 
-def test_a_split_is_searched(run, tmp_path):
+def test_a_split_is_searched(run, tmp_path, monkeypatch):
   from dnt.training import experiment
 
+  sheets = []
+  monkeypatch.setattr(sheet, 'grid', lambda title, rows: sheets.append(rows))
   said = report.run(str(run), WANTED._replace(top_activating='test[:30]'), tmp_path / 'out')
   assert re.search(r'\b30 .* test\[:30\]$', said)
   found = json.loads((tmp_path / 'out' / 'explain.json').read_text())['exciting']
@@ -113,6 +115,20 @@ def test_a_split_is_searched(run, tmp_path):
   for place, each in found['pictures'].items():
     assert each == {'class': f'class{source.labels[int(place)]}'}
   assert all((tmp_path / 'out' / f'exciting_{name}.png').is_file() for name in ('channels', 'classes'))
+  # The sheets show those with the highest peaks, and where a channel is positive.
+  for rows, name, scores, title in (
+    (sheets[0], 'channels', peaks, lambda each: f'channel {each["channel"]}: {each["activations"][0]:.3g}'),
+    (sheets[1], 'classes', probabilities, lambda each: f'{each["class"]}: {100 * each["probabilities"][0]:.2f} %'),
+  ):
+    highest = np.argsort(-scores.max(0), kind='stable')[: top_activating.DRAWN]
+    places = [found[name][index]['pictures'][0] for index in highest]
+    for row, index, place in zip(rows, highest, places, strict=True):
+      assert row[0].title == f'{title(found[name][index])}\ntrue: class{source.labels[place]}'
+      np.testing.assert_array_equal(row[0].image, source.images[place])
+    if name == 'channels':
+      heats = cam.upsample(np.maximum(np.asarray(activations)[places, ..., highest], 0), (8, 8))
+      shown = np.stack([row[0].map for row in rows])
+      np.testing.assert_allclose(shown, heats, rtol=1e-3, atol=1e-4 * float(heats.max()))
 
 
 @pytest.mark.parametrize(
