@@ -6,7 +6,7 @@ import zipfile
 
 import pytest
 
-from dnt import errors, workdir
+from dnt import errors, files, workdir
 from dnt.weights import pretrained
 
 pytestmark = pytest.mark.usefixtures('undrawn')
@@ -95,9 +95,15 @@ def test_findings_of_a_newer_version_are_refused_by_name_and_stay(tmp_path, refu
 
 @pytest.mark.parametrize('content', ['{}', '[]', '', '{"format": 1}', '{"format": "x"}'])
 def test_findings_of_an_older_version_are_replaced(tmp_path, content):
-  (tmp_path / workdir.PROBE).write_text(content)
-  workdir.check_file(tmp_path / workdir.PROBE)
+  path = tmp_path / workdir.PROBE
+  path.write_text(content)
+  workdir.check_file(path)
+  assert path.read_text() == content, 'until there is something to replace it with'
+  files.write_json(path, {'format': workdir.FORMAT, 'networks': []})
+  workdir.check_file(path)
+  assert json.loads(path.read_text()) == {'format': workdir.FORMAT, 'networks': []}
   workdir.check_file(tmp_path / 'absent.json')
+  assert [each.name for each in tmp_path.iterdir()] == [workdir.PROBE]
 
 
 @pytest.mark.parametrize('content', ['', '[]', '{"format": "x"}', '{}'])

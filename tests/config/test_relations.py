@@ -133,6 +133,8 @@ def test_a_file_may_hold_what_has_no_effect():
   config, _ = make('clip.threshold', {'clip.name': 'none'})
   schema.check_given(config, [])
   schema.check_given(config, ['seed', 'optim.momentum'])
+  with pytest.raises(errors.InputError, match='clip.threshold.* no effect'):
+    schema.check_given(config, ['clip.threshold'])
 
 
 @pytest.mark.parametrize('key', [key for key, option in RELATED.items() if option.off is not None])
@@ -144,16 +146,18 @@ def test_a_value_that_asks_for_nothing_may_always_be_given(key):
 
 
 def test_what_the_weights_or_an_own_module_decide_is_not_refused():
-  for name in ('pretrained', 'mypkg.nets:Net'):
-    config, _ = make('model.width', {'model.name': name})
-    schema.check_given(config, ['model.width'])
-  config, _ = make('model.norm_groups', {'model.name': 'pretrained', 'model.norm': 'batch_norm'})
-  schema.check_given(config, ['model.norm_groups'])
-  config, _ = make('model.stride_on', {'model.name': 'resnet'})
-  schema.check_given(config, ['model.stride_on'])  # the block follows from the depth
-  for name in ('pretrained', 'mypkg.nets:Net'):
-    config, _ = make('finetune.frozen_norm', {'model.name': name, 'finetune.trainable': 'head'})
-    schema.check_given(config, ['finetune.frozen_norm'])
+  named = ('pretrained', 'mypkg.nets:Net')
+  taken = [('model.width', {'model.name': name}) for name in named]
+  taken += [('finetune.frozen_norm', {'model.name': name, 'finetune.trainable': 'head'}) for name in named]
+  taken.append(('model.norm_groups', {'model.name': 'pretrained', 'model.norm': 'batch_norm'}))
+  taken.append(('model.stride_on', {'model.name': 'resnet'}))  # the block follows from the depth
+  refused = [('model.width', {'model.name': 'densenet'}), ('model.norm_groups', {'model.norm': 'batch_norm'})]
+  refused.append(('model.stride_on', {'model.name': 'resnet', 'model.block': 'basic'}))
+  for key, values in taken:
+    schema.check_given(make(key, values)[0], [key])
+  for key, values in refused:
+    with pytest.raises(errors.InputError, match=f'{key}.* no effect'):
+      schema.check_given(make(key, values)[0], [key])
 
 
 @pytest.mark.parametrize(
@@ -195,20 +199,39 @@ def test_the_command_line_is_refused_whatever_its_order(flags, owner):
 
 
 @pytest.mark.parametrize(
-  'flags',
+  ('flags', 'values'),
   [
-    ('--config.clip.threshold=1', '--config.clip.name=global_norm'),
-    ("--config.schedule.boundaries=('50%',)", '--config.schedule.name=piecewise'),
-    ('--config.lr_find.steps=30', '--mode=lr_find'),
-    ('--config.lr_find.steps=30', '--config.optim.learning_rate=0'),
-    ('--config.finetune.cached_views=0', '--config.data.mixup=0.2'),
-    ("--config.eval.splits=('test', 'val[:50%]')", '--config.data.val_fraction=0.3'),
-    ('--config.finetune.trainable=head[12]', '--config.finetune.layer_decay=0.5'),
+    (
+      ('--config.clip.threshold=1', '--config.clip.name=global_norm'),
+      {'clip.threshold': 1.0, 'clip.name': 'global_norm'},
+    ),
+    (
+      ("--config.schedule.boundaries=('50%',)", '--config.schedule.name=piecewise'),
+      {'schedule.boundaries': ('50%',), 'schedule.name': 'piecewise'},
+    ),
+    (('--config.lr_find.steps=30', '--mode=lr_find'), {'lr_find.steps': 30}),
+    (
+      ('--config.lr_find.steps=30', '--config.optim.learning_rate=0'),
+      {'lr_find.steps': 30, 'optim.learning_rate': 'auto'},
+    ),
+    (
+      ('--config.finetune.cached_views=0', '--config.data.mixup=0.2'),
+      {'finetune.cached_views': 0, 'data.mixup': 0.2},
+    ),
+    (
+      ("--config.eval.splits=('test', 'val[:50%]')", '--config.data.val_fraction=0.3'),
+      {'eval.splits': ('test', 'val[:50%]'), 'data.val_fraction': 0.3},
+    ),
+    (
+      ('--config.finetune.trainable=head[12]', '--config.finetune.layer_decay=0.5'),
+      {'finetune.trainable': 'head[12]', 'finetune.layer_decay': 0.5},
+    ),
   ],
 )
-def test_the_command_line_is_taken_whatever_its_order(flags):
+def test_the_command_line_is_taken_whatever_its_order(flags, values):
   for order in (flags, flags[::-1]):
-    parse(main.PROGRAM, *order)
+    config = parse(main.PROGRAM, *order)
+    assert {key: keys.get(config, key) for key in values} == values
 
 
 def test_the_learning_rate_is_a_number_or_auto():

@@ -52,8 +52,18 @@ def test_an_evaluation_of_the_training_split_is_a_curve_of_its_own(records):
 
 
 def test_curves_of_hardly_anything():
-  plots.png(plots.curves([{'step': 1, 'epoch': 0.1, 'train/loss': None}]))
-  plots.png(plots.curves([{'step': 0, 'epoch': 0.0, 'test/loss': 2.0, 'test/accuracy': 0.1}]))
+  """Of a first loss that is not finite, and of an evaluation before the first step."""
+  lost = plots.curves([{'step': 1, 'epoch': 0.1, 'train/loss': None, 'train/learning_rate': 0.1}])
+  before = plots.curves([{'step': 0, 'epoch': 0.0, 'test/loss': 2.0, 'test/accuracy': 0.1}])
+  for figure, shown, label in (
+    (lost, ([(1, np.nan)], [], [(1, 0.1)]), 'step (10 = 1 epoch)'),
+    (before, ([(0, 2.0)], [(0, 10.0)], []), 'step'),
+  ):
+    for axes, points in zip(figure.axes, shown, strict=True):
+      drawn = np.reshape([line.get_xydata() for line in axes.lines], (-1, 2))
+      np.testing.assert_allclose(drawn, np.reshape(points, (-1, 2)))
+      assert (axes.get_xlabel(), axes.get_yscale()) == (label, 'linear')
+    assert Image.open(io.BytesIO(plots.png(figure))).size == (1600, 500)
 
 
 def watched(step, **quantities):

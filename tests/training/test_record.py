@@ -162,9 +162,11 @@ def test_the_first_loss_that_is_not_finite_stops_the_run_with_its_step(make):
     rec.trained(4, 3, values(1.0, 2.0, np.nan, np.inf))
 
 
-def test_a_loss_beyond_the_count_does_not_count(make):
+def test_a_loss_beyond_the_count_does_not_count(make, tmp_path):
   with make() as rec:
     rec.trained(0, 1, values(1.0, np.nan))
+    rec.trained(1, 1, values(1.0, np.inf))
+  assert [line['train/loss'] for line in metrics.read(tmp_path)] == [1.0]
 
 
 @pytest.mark.parametrize(
