@@ -82,6 +82,8 @@ INITIALIZERS = ('he', 'glorot', 'lecun', 'normal', 'orthogonal', 'delta_orthogon
 DRAWN = ({'train.init_from': ('',)}, {relations.PROGRAM: (relations.PROBE,)})
 # `val` is drawn from `train`, or may be.
 HELD_OUT = ({'data.hold_out': (True,)}, {'data.hold_out': (None,), 'eval.splits': ('val',)})
+# The seed decides which images these are, but for TFDS, whose labels are not known before the images are read.
+DRAWN_BY_SEED = tuple({**each, 'data.source': any_but('tfds')} for each in HELD_OUT)
 SWEPT = ({relations.PROGRAM: ('--mode=lr_find',)}, {'optim.learning_rate': (AUTO,)})
 # Entries below the head train.
 BELOW_HEAD = (
@@ -145,7 +147,7 @@ SCHEMA: dict[str, Any] = {
       only=(
         {'data.source': ('digits', 'synthetic', 'folder', 'cars')},
         {'data.images_per_class': any_but(None)},
-        *HELD_OUT,
+        *DRAWN_BY_SEED,
       ),
       on_resume=REFUSE,
     ),

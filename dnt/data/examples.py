@@ -41,6 +41,7 @@ class Examples:
     start: place of the first example in the whole split, of which these are a slice.
     line: what was read of the whole split, in one line for the log; empty: the source does not say it.
     drawn_from: if these were drawn from more examples, which began at `start`, the number of those; else 0.
+    ordered: whether the source may keep its examples in an order that follows the labels, which are not known.
   """
 
   name: str
@@ -54,6 +55,7 @@ class Examples:
   start: int = 0
   line: str = ''
   drawn_from: int = 0
+  ordered: bool = False
 
   @property
   def images(self) -> np.ndarray | None:

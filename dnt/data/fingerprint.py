@@ -33,8 +33,8 @@ def of(splits: Mapping[str, examples.Examples]) -> dict[str, dict[str, Any]]:
         the order of the split, and of their sizes (-1 for a file that is missing; above `MOST_SIZES` files, of a
         sample); or of images that come from no such files, the SHA-256 of their shape and pixels (above `MOST_BYTES`,
         of a sample).
-      `labels`: the SHA-256 of the labels, and of the boxes that the images are cropped to; None if reading the labels
-        would mean reading all images.
+      `labels`: the SHA-256 of the labels, and of the boxes that the images are cropped to. If reading the labels would
+        mean reading all images: None, or of images that were shuffled the SHA-256 of their places.
   """
   return {name: _of_split(split.origin or split) for name, split in splits.items()}
 
@@ -43,7 +43,9 @@ def _of_split(split: examples.Examples) -> dict[str, Any]:
   assert not split.views, f'{split.split} of {split.name} holds features, which do not identify the images'
   content = _of_files(split.store.paths) if split.images is None else _of_array(split.images)
   boxes = getattr(split.store, 'boxes', None)
-  arrays = [np.ascontiguousarray(array) for array in (split.labels, boxes) if array is not None]
+  places = getattr(split.store, 'indices', None)
+  shuffled = places if split.labels is None and isinstance(places, np.ndarray) else None
+  arrays = [np.ascontiguousarray(array) for array in (split.labels, boxes, shuffled) if array is not None]
   return {
     'images': len(split),
     'content': content,

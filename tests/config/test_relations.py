@@ -18,7 +18,7 @@ RELATED = {
 }
 # Values of the owners, in an order in which neighbours decide differently; of all others the choices are taken.
 VALUES = {
-  'data.source': ('digits', 'synthetic', 'folder:x', 'cars:x', 'tfds:x'),
+  'data.source': ('digits', 'synthetic', 'folder:x', 'cars:x', 'idx:x', 'tfds:x'),
   'data.hold_out': (None, True, False),
   'data.images_per_class': (None, 5),
   'data.mixup': (0.0, 0.2),
@@ -258,6 +258,14 @@ def test_how_parameters_are_drawn_has_no_effect_on_those_of_weights(flags):
   parse(probe.PROGRAM, *start, running=relations.PROBE)
   with pytest.raises(errors.InputError, match='train.init_from is runs/other'):
     parse(main.PROGRAM, *start)
+
+
+def test_the_seed_of_the_data_has_no_say_in_what_is_held_out_of_a_set_of_tfds():
+  given = ('--config.data.source=tfds:cifar10', '--config.data.seed=1')
+  with pytest.raises(errors.InputError, match=r'data\.seed=1 has no effect here: data\.source is tfds:cifar10'):
+    parse(main.PROGRAM, *given)
+  parse(main.PROGRAM, *given, '--config.data.images_per_class=5')
+  parse(main.PROGRAM, '--config.data.source=idx:here', *given[1:])
 
 
 def test_the_probe_sweeps_nothing():

@@ -115,6 +115,19 @@ def test_a_prepared_set_has_one_fingerprint_streamed_or_in_memory(data, prepared
   assert fingerprint.of({'a': sources.load(data, 'train[2:]', 0)})['a'] != streamed
 
 
+def test_a_set_that_was_shuffled_is_other_data_than_in_its_order(data, prepared, make_image):
+  pytest.importorskip('tensorflow_datasets')
+  folder = prepared([make_image(6, 5, seed=seed) for seed in range(8)], [0, 0, 0, 1, 1, 1, 2, 2])
+  options = {'source': 'tfds:toy', 'dir': str(folder), 'hold_out': True, 'placement': 'stream'}
+  before = of(data, 'val', **options)
+  assert before['labels'] is None
+  about = folder / 'toy' / '1.0.0' / 'dataset_info.json'
+  about.write_text(json.dumps(json.loads(about.read_text()) | {'disableShuffling': True}))
+  after = of(data, 'val')
+  assert None not in {after['labels'], of(data, 'train')['labels']} and after != before
+  assert of(data, 'val', placement='device') == after
+
+
 def test_large_sets_are_sampled(monkeypatch):
   sizes = []
   monkeypatch.setattr(fingerprint, 'MOST_SIZES', 100)

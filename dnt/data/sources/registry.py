@@ -95,8 +95,9 @@ def hold_out(available: examples.Splits, config: typed.Data, seed: int) -> examp
   """Returns the splits with a `VAL` of `config.val_fraction` of `TRAIN`, which is then without these images.
 
   The fraction is that of each class; it is that of the whole, from the end, if the labels are not known before the
-  images are read (TFDS, which keeps its examples in random order). Class folders alone stay as they are: their `VAL` is
-  drawn from `TRAIN` already. A `VAL` that the source itself has is not read, as the line on `VAL` says.
+  images are read (TFDS). The seed then has no say: TFDS keeps its examples in random order, and the few sets that it
+  does not shuffle get one that is always the same. Class folders alone stay as they are: their `VAL` is drawn from
+  `TRAIN` already. A `VAL` that the source itself has is not read, as the line on `VAL` says.
 
   Args:
     available: the splits of the source.
@@ -109,7 +110,8 @@ def hold_out(available: examples.Splits, config: typed.Data, seed: int) -> examp
     whole = available[TRAIN]()
     if whole.labels is None:
       first = len(whole) - max(round(config.val_fraction * len(whole)), 1)
-      train, val = whole.part(TRAIN, 0, first), whole.part(VAL, first, len(whole))
+      mixed = _shuffled(whole) if whole.ordered else whole
+      train, val = mixed.part(TRAIN, 0, first), mixed.part(VAL, first, len(whole))
     else:
       parts = order.stratified(whole.labels, config.val_fraction, seed)
       train, val = (whole.take(split, indices) for split, indices in zip((TRAIN, VAL), parts, strict=True))
@@ -126,6 +128,12 @@ def hold_out(available: examples.Splits, config: typed.Data, seed: int) -> examp
       f"config.data.hold_out=True draws 'val' from 'train', but {config.source} has only {', '.join(available)}"
     )
   return {**available, TRAIN: lambda: drawn()[TRAIN], VAL: lambda: drawn()[VAL]}
+
+
+def _shuffled(whole: examples.Examples) -> examples.Examples:
+  """Returns examples whose labels are not known in random order, the same for every seed."""
+  indices = order.permutation(order.philox(0, order.SPLIT), len(whole))
+  return dataclasses.replace(whole, store=whole.store.take(indices))
 
 
 def read(available: examples.Splits, config: typed.Data, split: str) -> examples.Examples:

@@ -160,7 +160,8 @@ def tfds(where: str, config: typed.Data, seed: int) -> examples.Splits:
       ) from error
     paths = tuple(map(os.fspath, builder.info.splits[split].filepaths))
     records = Records(source, f'tfds:{where} {split}', image, label, shape[2], how, paths, range(len(source)))
-    return examples.Examples(f'tfds:{where}', split, names, shape, records, None)
+    ordered = builder.info.disable_shuffling
+    return examples.Examples(f'tfds:{where}', split, names, shape, records, None, ordered=ordered)
 
   return {split: functools.partial(read, split) for split in builder.info.splits}
 

@@ -1,3 +1,4 @@
+import json
 import logging
 import re
 
@@ -168,6 +169,32 @@ def test_a_set_whose_labels_are_not_known_gives_its_end(data, prepared, make_ima
     assert (len(train), len(val)) == (6, 2)
     for index in range(2):
       np.testing.assert_array_equal(val[index][0], images[6 + index])
+
+
+def test_a_set_that_was_prepared_in_order_gives_images_of_all_classes_the_same_for_every_seed(
+  data, prepared, make_image
+):
+  pytest.importorskip('tensorflow_datasets')
+  images = [make_image(6, 5, seed=seed) for seed in range(30)]
+  folder = prepared(images, np.repeat([0, 1, 2], 10))
+  about = folder / 'toy' / '1.0.0' / 'dataset_info.json'
+  about.write_text(json.dumps(json.loads(about.read_text()) | {'disableShuffling': True}))
+  data.source, data.dir, data.hold_out, data.val_fraction = 'tfds:toy', str(folder), True, 0.4
+  found = {}
+  for data.placement in ('device', 'stream'):
+    for data.seed in (0, 1):
+      parts = [sources.load(data, split, data.seed) for split in ('train', 'val')]
+      found[data.placement, data.seed] = [
+        [(np.asarray(image).tobytes(), label) for image, label in part] for part in parts
+      ]
+  train, val = found['stream', 0]
+  assert all(each == [train, val] for each in found.values())
+  assert (len(train), len(val)) == (18, 12)
+  whole = [(image.tobytes(), label) for image, label in zip(images, np.repeat([0, 1, 2], 10), strict=True)]
+  assert sorted(train + val) == sorted(whole)
+  assert {label for _, label in train} == {label for _, label in val} == {0, 1, 2}
+  data.hold_out = False
+  assert [(np.asarray(image).tobytes(), label) for image, label in sources.load(data, 'train', 0)] == whole
 
 
 def test_a_validation_split_is_val_whatever_the_set_calls_it(data, monkeypatch):
