@@ -551,12 +551,14 @@ def _fingerprint(source: examples.Examples) -> Any:
   if source.images is not None:
     return hashlib.sha256(np.ascontiguousarray(source.images).data).hexdigest()
   paths = getattr(source.store, 'paths', None)
+  drawn = np.asarray(getattr(source.store, 'indices', ()))  # of files that hold more images than these
   if source.labels is not None:
-    drawn = getattr(source.store, 'indices', np.empty(0))  # of files that hold more images than these
-    labels = hashlib.sha256(source.labels.tobytes() + np.asarray(drawn).tobytes()).hexdigest()
+    labels = hashlib.sha256(source.labels.tobytes() + drawn.tobytes()).hexdigest()
   else:  # they are stored with the images, and only these change them
     places = getattr(source.store, 'places', None)
     labels = None if places is None else places.tolist()
+    if not np.array_equal(drawn, np.arange(len(source.store.source))):  # that of a whole split is without them
+      labels = [labels, hashlib.sha256(drawn.astype(np.int64).tobytes()).hexdigest()]
   if paths is None:
     return [len(source), labels]
   stats = [os.stat(path) for path in paths]

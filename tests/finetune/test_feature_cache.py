@@ -14,7 +14,9 @@ import pytest
 
 from dnt import errors, loop, trees
 from dnt.checkpoints import format
-from dnt.data import order, resident
+from dnt.data import examples, order, resident
+from dnt.data.sources import tfds
+from dnt.data.transforms import images
 from dnt.finetune import feature_cache, feature_files
 from dnt.parallel import mesh as mesh_lib
 from dnt.reporting import metrics
@@ -136,6 +138,23 @@ def test_features_know_how_their_images_were_decoded_and_older_ones_are_found(co
       config.data.image_bits, config.data.exif_rotation = bits, rotated
     seen.add(str(feature_cache._seen(config.data)))
   assert len(seen) == 4 and str(older) in seen
+
+
+def test_parts_of_a_split_whose_labels_are_not_known_have_features_of_their_own_and_those_of_the_whole_are_found(
+  tmp_path,
+):
+  path = tmp_path / 'records'
+  path.write_bytes(b'12345')
+  records = tfds.Records([b''] * 10, 'toy', 'image', 'label', 3, images.USUAL, (str(path),), range(10))
+
+  def of(store):
+    split = examples.Examples('tfds:toy', 'train[-3:]', ('a', 'b'), (8, 8, 3), store, None)
+    return json.dumps(feature_cache._fingerprint(split))
+
+  assert of(records) == json.dumps([None, [[str(path), 5, path.stat().st_mtime_ns]]]), 'as of older versions'
+  parts = records.part(7, 10), records.part(3, 6), records.part(0, 3), records.take(np.array([9, 8, 7]))
+  assert len({of(each) for each in (records, *parts)}) == 5
+  assert of(records.take(np.array([7, 8, 9]))) == of(parts[0])
 
 
 @pytest.mark.thorough
