@@ -161,7 +161,8 @@ def _print_error(error: Exception) -> None:
 def config(values: flags.FlagValues, program: str = relations.TRAINING) -> Any:
   """Returns the validated config of the command line, of one of the kinds that the program takes.
 
-  If the command line sets `train.steps` or `train.epochs`, it overrides whichever of them the file sets.
+  If the command line sets `train.steps` or `train.epochs`, it overrides whichever of them the file sets. What a run has
+  determined itself is open again in its config, see `run_config.reopen`.
 
   Args:
     values: the parsed flags.
@@ -172,6 +173,9 @@ def config(values: flags.FlagValues, program: str = relations.TRAINING) -> Any:
       that depends on the variants, so `comparison.plan` checks it.)
   """
   parsed, given = values.config, overrides(values)
+  file, _, recorded = str(config_path(values)).partition(':')
+  if _reads_runs(file):
+    run_config.reopen(parsed, recorded, given)
   for prefix, section in (('', parsed), ('base.', parsed.get('base'))):
     if f'{prefix}train.epochs' in given and f'{prefix}train.steps' not in given:
       section.train.steps = None

@@ -141,7 +141,8 @@ def _train(
     changed = resume.find_changes(run, fingerprint, trained, step)
     resume.check(run, changed, allow, workdir)
     if multihost.is_lead():
-      run_config.write(workdir / workdir_lib.CONFIG, run.config, provenance)
+      left_open = {run_config.OPEN: run_config.left_open(config, run.config)}
+      run_config.write(workdir / workdir_lib.CONFIG, run.config, provenance | left_open)
       workdir_lib.write_format(workdir)
     clock.lap('setup')
     with (
@@ -202,8 +203,8 @@ def _prepare(config: typed.Config, workdir: pathlib.Path, mesh: jax.sharding.Mes
   budget.check_evaluation(run, mesh)
   if data.held_out:
     _log.info(
-      f'val is {config.data.val_fraction:.0%} of the images of train, held out (config.data.val_fraction); a run '
-      'trains on all of them if config.eval.splits does not name val'
+      f'val is {config.data.val_fraction:.0%} of the images of train, held out (config.data.val_fraction); a run that '
+      'begins trains on all of them if config.eval.splits does not name val and config.data.hold_out is not set'
     )
   saved = checkpoints.Checkpoints(workdir, run.config.checkpoint, metric_names.ranking(run.config))
   found = resume.find_changes(run, fingerprint, trained, saved.latest_step or 0)

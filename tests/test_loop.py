@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import dnt
-from dnt import checkpoints, errors, files, loop, trees
+from dnt import checkpoints, cli, errors, files, loop, main, trees
 from dnt.checkpoints import format
 from dnt.config import changes, run_config
 from dnt.data import resident, stream
@@ -23,7 +23,7 @@ from dnt.models import depth
 from dnt.parallel import mesh as mesh_lib
 from dnt.parallel import multihost, preemption, signals
 from dnt.reporting import metric_names, metrics
-from dnt.training import evaluate, precompile, record, report
+from dnt.training import evaluate, experiment, precompile, record, report
 from dnt.weights import pretrained
 
 pytestmark = pytest.mark.usefixtures('undrawn')
@@ -597,10 +597,46 @@ def test_a_run_records_its_data_and_the_weights_that_it_began_with(tiny, tmp_pat
   weights = {'origin': tiny.train.init_from, 'step': 3, 'params_sha256': first['params_sha256']}
   assert second['provenance'] == first['provenance'] | {'weights': weights}
   config = tmp_path / 'second' / 'config.json'
-  assert json.loads(config.read_text())['provenance'] == second['provenance']
+  recorded = json.loads(config.read_text())['provenance']
+  assert recorded.pop('open').items() >= {('data.hold_out', None), ('model.num_classes', None)}
+  assert recorded == second['provenance']
   monkeypatch.delattr(pretrained.Source, 'describe')
   tiny.train.steps = 6
   assert run(tiny, tmp_path / 'second')['provenance'] == second['provenance']
   again = run_config.get_config(str(config))
   again.train.init_from = ''
   assert run(again, tmp_path / 'again')['provenance']['data'] == first['provenance']['data']
+
+
+def test_a_run_with_the_config_of_another_and_other_splits_holds_out_what_these_need(tiny, tmp_path, console):
+  """README's way to train on all images, with the config of a run in place of its file."""
+  tiny.eval.splits, tiny.checkpoint.best_metric, tiny.loss.balance_classes = ('val',), 'accuracy', True
+  tiny.train.steps, tiny.train.epochs = None, 0.5
+  run(tiny, tmp_path / 'first')
+  assert 'does not name val and config.data.hold_out is not set' in console.readouterr().out
+  first = run_config.get_config(str(tmp_path / 'first' / 'config.json'))
+  assert (first.data.hold_out, first.checkpoint.best_metric, first.train.steps) == (True, 'val/accuracy', 2)
+
+  def again(*flags):
+    config = cli.config(cli.parse(main.PROGRAM, ['main', f'--config={tmp_path}/first', *flags]))
+    data = experiment.load_data(config, config.eval.splits, test=True)
+    return experiment.rank(experiment.resolve(config, data), data), data
+
+  config, data = again()
+  assert config == first.unlock(), 'the same config gives the same run'
+  config, data = again("--config.eval.splits=('test',)", '--config.train.batch_size=8')
+  assert (len(data.train), data.held_out, config.data.hold_out) == (64, False, False)
+  assert (config.checkpoint.best_metric, config.train.steps) == ('accuracy', 4)
+  counts = np.bincount(data.train.labels)
+  np.testing.assert_allclose(config.loss.class_weights, 64 / (10 * counts))
+  config, data = again("--config.eval.splits=('test',)", '--config.data.hold_out=True')
+  assert len(data.train) == 54
+
+
+def test_a_run_that_goes_on_with_its_own_config_keeps_what_it_holds_out(tiny, tmp_path):
+  tiny.eval.splits, tiny.checkpoint.best_metric = ('val',), 'accuracy'
+  run(tiny, tmp_path)
+  flags = ["--config.eval.splits=('test',)", '--config.train.steps=8']
+  config = cli.config(cli.parse(main.PROGRAM, ['main', f'--config={tmp_path}', *flags]))
+  assert run(config, tmp_path)['step'] == 8
+  assert run_config.get_config(str(tmp_path / 'config.json')).data.hold_out is True

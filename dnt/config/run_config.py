@@ -5,17 +5,24 @@ python -m dnt.main --config=runs/mine --workdir=runs/again
 
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 import ml_collections
 
 from dnt import config as schema
 from dnt import errors, files
-from dnt.config import implied, keys, typed
+from dnt.config import implied, keys, relations, typed
 
-# Beside the sections of the config: digests of the data and of pretrained weights. A run with this config ignores it.
+# Beside the sections of the config: digests of the data and of pretrained weights, and what the config left open.
 PROVENANCE = 'provenance'
+OPEN = 'open'
+# What a run with the config of another takes as that one found it: the rate of a range test, and the place of a module.
+_FOUND = ('optim.learning_rate', 'model.folder')
+# What pretrained weights determine of the data.
+_OF_WEIGHTS = tuple(
+  f'data.{name}' for name in ('image_size', 'eval_resize', 'eval_crop', 'interpolation', 'mean', 'std')
+)
 
 
 def get_config(path: str) -> typed.Config:
@@ -46,11 +53,7 @@ def parse(content: Any, path: str | os.PathLike) -> typed.Config:
     if key not in known:
       raise errors.unknown(f'config key of {path}', key, known)
     # Options that are missing because the version was older keep their defaults.
-    try:
-      keys.put(config, key, schema.spell(known[key], _frozen(value)))
-    except TypeError:
-      kind = known[key].type.__name__
-      raise errors.InputError(f'{path}: {key} must be {kind}, not {type(value).__name__} ({value!r})') from None
+    _put(config, key, known[key], value, path)
   if 'data.hold_out' not in given and 'eval.splits' in given:  # older runs held nothing out; the first split ranked
     config.data.hold_out = False
     if '/' not in config.checkpoint.best_metric:
@@ -58,6 +61,62 @@ def parse(content: Any, path: str | os.PathLike) -> typed.Config:
   if 'data.eval_resize' not in given:  # if not set, it would now follow the pretrained weights
     config.data.eval_resize = implied.eval_resize(config.data)
   return config
+
+
+def left_open(given: typed.Config, resolved: typed.Config) -> dict[str, Any]:
+  """Returns the options that a run has determined from other options, data or weights, with the values given to it.
+
+  Args:
+    given: the validated config that the run was given.
+    resolved: the config that it runs with.
+  """
+  known = dict(schema.options())
+  before, now = (keys.flatten(each.to_dict(), known) for each in (given, resolved))
+  return {key: value for key, value in before.items() if value != now[key] and key not in _FOUND}
+
+
+def reopen(config: typed.Config, path: str, given: Container[str]) -> None:
+  """Gives a config that was read from a run the values that the run was given for what it then determined.
+
+  So these options follow the others, some of which the command line may have changed: `val` is held out only if
+  `eval.splits` names it. What pretrained weights determined stays, unless there are other weights.
+
+  Args:
+    config: from `get_config`, with the options of the command line.
+    path: where it was read.
+    given: keys of the options of the command line, which keep their values.
+
+  Raises:
+    errors.InputError: the file is damaged.
+  """
+  content, known = files.read_object(path), dict(schema.options())
+  provenance = content.get(PROVENANCE)
+  found = provenance.get(OPEN) if isinstance(provenance, dict) else None
+  if not isinstance(found, dict):
+    found = _likely_open(config, given)
+  kept = set()
+  if not (config.train.init_from and 'train.init_from' in given):
+    kept.update(_OF_WEIGHTS if content.get('train', {}).get('init_from') else ())
+    kept.update(key for key in known if 'model.name' in found and known[key].role not in ('', 'run'))
+  for key, value in found.items():
+    if key in known and key not in given and key not in kept:
+      _put(config, key, known[key], value, path)
+
+
+def _likely_open(config: typed.Config, given: Container[str]) -> dict[str, Any]:
+  """Returns what a run has probably determined, for one of a version that did not record it.
+
+  It is what contradicts the splits of the command line.
+  """
+  if 'eval.splits' not in given:
+    return {}
+  found, (split, _, quantity) = {}, config.checkpoint.best_metric.rpartition('/')
+  names_val = not relations.failing({'eval.splits': ('val',)}, lambda key: keys.get(config, key))
+  if config.data.hold_out not in (None, names_val):
+    found['data.hold_out'] = None
+  if split and split not in config.eval.splits:
+    found['checkpoint.best_metric'] = quantity
+  return found
 
 
 def write(path: pathlib.Path, config: ml_collections.ConfigDict, provenance: Mapping[str, Any] | None = None) -> None:
@@ -69,6 +128,15 @@ def write(path: pathlib.Path, config: ml_collections.ConfigDict, provenance: Map
     provenance: what `PROVENANCE` holds; None: nothing.
   """
   files.write_json(path, config.to_dict() | ({PROVENANCE: provenance} if provenance else {}))
+
+
+def _put(config: typed.Config, key: str, option: schema.Option, value: Any, path: str | os.PathLike) -> None:
+  """Sets an option to a value of JSON that was read at `path`."""
+  try:
+    keys.put(config, key, schema.spell(option, _frozen(value)))
+  except TypeError:
+    kind = option.type.__name__
+    raise errors.InputError(f'{path}: {key} must be {kind}, not {type(value).__name__} ({value!r})') from None
 
 
 def _frozen(value: Any) -> Any:

@@ -4,7 +4,7 @@ import pytest
 
 from dnt import config as schema
 from dnt import errors
-from dnt.config import run_config
+from dnt.config import keys, run_config
 
 
 def test_a_config_comes_back_as_it_was(tmp_path):
@@ -87,3 +87,79 @@ def test_what_is_no_config_is_refused(tmp_path, content, message):
     (tmp_path / 'config.json').write_text(content)
   with pytest.raises(errors.InputError, match=message):
     run_config.get_config(str(tmp_path / 'config.json'))
+
+
+@pytest.fixture
+def recorded(tmp_path):
+  """`recorded(given, determined, overrides)`: the config of a run that determined some options, run again."""
+
+  def read(given, determined, overrides=None, open_is_known=True):
+    config, resolved = schema.override(schema.default(), given, 'test'), schema.default()
+    for key, value in (given | determined).items():
+      keys.put(resolved, key, value)
+    path = tmp_path / 'config.json'
+    found = {run_config.OPEN: run_config.left_open(config, resolved)} if open_is_known else {'data': {}}
+    run_config.write(path, resolved, found)
+    read = run_config.get_config(str(path))
+    for key, value in (overrides or {}).items():
+      keys.put(read, key, value)
+    run_config.reopen(read, str(path), overrides or {})
+    schema.validate(read)
+    return read
+
+  return read
+
+
+def test_what_a_run_determined_follows_the_options_of_the_next(recorded):
+  given = {'loss.balance_classes': True, 'data.image_bits': 12}
+  determined = {
+    'loss.balance_classes': False,
+    'loss.class_weights': (0.5, 1.5),
+    'data.hold_out': True,
+    'data.mean': (0.4,),
+    'data.std': (0.2,),
+    'data.eval_resize': 'squash',
+    'model.num_classes': 2,
+    'model.depth': 20,
+    'train.steps': 70,
+    'checkpoint.best_metric': 'val/accuracy',
+  }
+  asked = schema.override(schema.default(), given, 'test').to_dict()
+  assert recorded(given, determined).to_dict() == asked
+  read = recorded(given, determined, {'data.hold_out': False, 'eval.splits': ('test',)})
+  assert read.data.hold_out is False and read.checkpoint.best_metric == 'accuracy'
+
+
+def test_the_rate_that_a_run_found_and_the_place_of_its_module_stay(recorded):
+  with_rate = recorded({}, {'optim.learning_rate': 0.25, 'model.folder': '/here', 'model.num_classes': 2})
+  assert (with_rate.optim.learning_rate, with_rate.model.folder, with_rate.model.num_classes) == (0.25, '/here', None)
+
+
+def test_what_weights_determined_stays_unless_there_are_others(recorded):
+  given = {'train.init_from': 'weights.pth', 'model.name': 'pretrained', 'data.interpolation': 'bilinear'}
+  determined = {'data.mean': (0.4,), 'data.std': (0.2,), 'data.image_size': 224, 'data.eval_crop': 0.9}
+  determined |= {'model.name': 'resnet', 'model.depth': 50, 'model.num_classes': 3, 'data.hold_out': True}
+  for overrides in ({}, {'train.init_from': ''}, {'train.batch_size': 4}):
+    read = recorded(given, determined, overrides)
+    assert (read.data.image_size, read.data.mean, read.model.name, read.model.depth) == (224, (0.4,), 'resnet', 50)
+    assert (read.model.num_classes, read.data.hold_out) == (None, None), 'they are of the data'
+  read = recorded(given, determined, {'train.init_from': 'other.pth'})
+  assert (read.data.image_size, read.data.mean, read.model.name, read.model.depth) == (None, (), 'pretrained', None)
+  assert read.data.interpolation == 'bilinear', 'the run was given it'
+
+
+@pytest.mark.parametrize(
+  ('recorded_splits', 'held_out', 'metric', 'asked', 'read'),
+  [
+    (('val',), True, 'val/accuracy', ('test',), (None, 'accuracy')),
+    (('test',), False, 'accuracy', ('val[:50%]',), (None, 'accuracy')),
+    (('val', 'test'), True, 'test/loss', ('test', 'val'), (True, 'test/loss')),
+    (('test',), True, 'accuracy', None, (True, 'accuracy')),
+  ],
+)
+def test_of_a_run_that_did_not_record_it_what_contradicts_the_new_splits_is_open(
+  recorded, recorded_splits, held_out, metric, asked, read
+):
+  determined = {'eval.splits': recorded_splits, 'data.hold_out': held_out, 'checkpoint.best_metric': metric}
+  config = recorded({}, determined, asked and {'eval.splits': asked}, open_is_known=False)
+  assert (config.data.hold_out, config.checkpoint.best_metric) == read
