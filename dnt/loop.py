@@ -206,6 +206,12 @@ def _prepare(config: typed.Config, workdir: pathlib.Path, mesh: jax.sharding.Mes
       f'val is {config.data.val_fraction:.0%} of the images of train, held out (config.data.val_fraction); a run that '
       'begins trains on all of them if config.eval.splits does not name val and config.data.hold_out is not set'
     )
+  if pipeline.resizes_apart(run.config.data, data.train.shape):
+    _log.info(
+      f'training squashes whole images (config.data.augment={config.data.augment}), and evaluation crops their borders '
+      '(config.data.eval_resize=center_crop): to make them agree, set config.data.eval_resize=squash or '
+      'config.data.augment=resized_crop_flip'
+    )
   saved = checkpoints.Checkpoints(workdir, run.config.checkpoint, metric_names.ranking(run.config))
   found = resume.find_changes(run, fingerprint, trained, saved.latest_step or 0)
   resume.check(run, found, allow, workdir, saved)

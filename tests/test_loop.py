@@ -611,9 +611,11 @@ def test_a_run_records_its_data_and_the_weights_that_it_began_with(tiny, tmp_pat
 def test_a_run_with_the_config_of_another_and_other_splits_holds_out_what_these_need(tiny, tmp_path, console):
   """README's way to train on all images, with the config of a run in place of its file."""
   tiny.eval.splits, tiny.checkpoint.best_metric, tiny.loss.balance_classes = ('val',), 'accuracy', True
-  tiny.train.steps, tiny.train.epochs = None, 0.5
+  tiny.train.steps, tiny.train.epochs, tiny.data.eval_resize = None, 0.5, 'center_crop'
   run(tiny, tmp_path / 'first')
-  assert 'does not name val and config.data.hold_out is not set' in console.readouterr().out
+  output = console.readouterr().out
+  assert output.count('does not name val and config.data.hold_out is not set') == 1
+  assert output.count('training squashes whole images (config.data.augment=none), and evaluation crops') == 1
   first = run_config.get_config(str(tmp_path / 'first' / 'config.json'))
   assert (first.data.hold_out, first.checkpoint.best_metric, first.train.steps) == (True, 'val/accuracy', 2)
 

@@ -204,7 +204,8 @@ SCHEMA: dict[str, Any] = {
     ),
     'augment': Option(
       'none',
-      'random crop and flip: none; pad_crop_flip (for small images); resized_crop_flip (for large images)',
+      'random crop and flip: none; pad_crop_flip (for small images); resized_crop_flip (for large images); none and '
+      'pad_crop_flip squash images of another size than image_size',
       choices=AUGMENTATIONS,
       on_resume=REFUSE,
     ),

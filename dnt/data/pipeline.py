@@ -102,6 +102,18 @@ def eval_transform(config: typed.Data, size: tuple[int, int]) -> readers.Transfo
   return functools.partial(images.squash, **to_size)
 
 
+def resizes_apart(config: typed.Data, shape: examples.Shape) -> bool:
+  """Returns whether training squashes images whose borders evaluation crops.
+
+  Args:
+    config: the `data` section of the config, resolved.
+    shape: (H, W, C) of the images in the source.
+  """
+  if config.augment == 'resized_crop_flip' or implied.eval_resize(config) == 'squash':
+    return False
+  return config.eval_crop < 1 or shape[0] is None or shape[0] != shape[1]
+
+
 def _train_transform(config: typed.Data, size: tuple[int, int]) -> readers.Transform:
   """Returns the host transform for training."""
   resize, policy = _train_resize(config, size), policies.make(config)

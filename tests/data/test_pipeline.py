@@ -218,6 +218,24 @@ def test_a_center_crop_of_images_of_the_right_size_still_cuts_the_border(config,
   np.testing.assert_array_equal(found, large.crop((4, 4, 12, 12)))
 
 
+@pytest.mark.parametrize(
+  ('augment', 'resize', 'crop', 'shape', 'apart'),
+  [
+    ('none', 'center_crop', 0.875, (None, None, 3), True),
+    ('pad_crop_flip', 'center_crop', 0.875, (32, 32, 3), True),
+    ('none', 'center_crop', 1.0, (None, None, 3), True),
+    ('none', 'center_crop', 1.0, (32, 40, 3), True),
+    ('none', 'center_crop', 1.0, (32, 32, 3), False),
+    ('none', 'squash', 0.875, (None, None, 3), False),
+    ('none', None, 0.875, (None, None, 3), False),
+    ('resized_crop_flip', 'center_crop', 0.875, (None, None, 3), False),
+  ],
+)
+def test_training_may_squash_what_evaluation_crops(data, augment, resize, crop, shape, apart):
+  data.update({'augment': augment, 'eval_resize': resize, 'eval_crop': crop})
+  assert pipeline.resizes_apart(data, shape) == apart
+
+
 def test_images_of_differing_sizes_need_a_size(config, mesh, class_folders):
   config.data.source = f'folder:{class_folders({"ant": 3, "bee": 3})}'
   config.data.image_size = None
