@@ -4,7 +4,8 @@ from dnt import errors
 from dnt.config import typed
 from dnt.data import examples
 
-# A split lives on the device if its images, decoded and at their final size, take at most this many bytes.
+# A split lives on the device if its images take at most this many bytes there, at their final size, and at most as many
+# in the memory of the host, where a source decodes them at the size that they have.
 RESIDENT_BYTES = 2**30
 
 
@@ -34,7 +35,6 @@ def on_device(config: typed.Data, count: int, shape: examples.Shape, train: bool
   if config.placement == 'device' or reason:
     return not reason
   height, width, channels = shape
-  if config.image_size:
-    height = width = config.image_size
   assert height is not None and width is not None  # images that differ in size have already raised
-  return count * height * width * channels <= RESIDENT_BYTES
+  pixels = max(height * width, (config.image_size or 0) ** 2)
+  return count * pixels * channels <= RESIDENT_BYTES

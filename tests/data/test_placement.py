@@ -16,6 +16,16 @@ def test_auto_decides_by_the_bytes_at_the_final_size(data):
   assert placement.on_device(data, count // 4, SMALL)
 
 
+def test_auto_decides_by_the_bytes_that_the_host_decodes_too(data):
+  data.image_size = 64
+  count = placement.RESIDENT_BYTES // (256 * 256 * 3)
+  assert placement.on_device(data, count, (256, 256, 3))
+  assert not placement.on_device(data, count + 1, (256, 256, 3))
+  assert not placement.on_device(data, 31_500, (256, 256, 3)), '6.2 GB, of which 0.4 GB would remain'
+  data.placement = 'device'
+  assert placement.on_device(data, 31_500, (256, 256, 3))
+
+
 def test_the_limit_is_one_gibibyte():
   assert placement.RESIDENT_BYTES == 1 << 30
 

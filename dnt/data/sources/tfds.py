@@ -5,6 +5,7 @@ import difflib
 import functools
 import importlib.util
 import logging
+import math
 import os
 import pathlib
 from concurrent import futures
@@ -17,6 +18,7 @@ from dnt import errors, files
 from dnt.config import typed
 from dnt.data import examples
 from dnt.data.transforms import images
+from dnt.parallel import capacity
 
 BLOCK = 512  # records per read when a whole split is decoded
 SHOWN_FILES = 5  # most files to place by hand that a message names
@@ -79,7 +81,17 @@ class Records:
     return np.array([self._label(index, each) for index, each in zip(indices, features, strict=True)], np.int32)
 
   def decode_all(self, shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Decodes all images, uint8 [N, *shape], and labels, int32 [N]."""
+    """Decodes all images, uint8 [N, *shape], and labels, int32 [N].
+
+    Raises:
+      errors.InputError: there is not enough memory, or an image cannot be read.
+    """
+    capacity.check(
+      len(self) * math.prod(shape),
+      capacity.host(),
+      f'{self.name}, {len(self):,} images of {shape[0]} x {shape[1]} pixels that are decoded at once,',
+      'the number of images, or set config.data.placement=stream',
+    )
     decoded, labels = np.empty((len(self), *shape), np.uint8), np.empty(len(self), np.int32)
 
     def fill(start):

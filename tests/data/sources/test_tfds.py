@@ -78,6 +78,20 @@ def test_a_set_beyond_the_limit_is_streamed(data, prepared, make_image, monkeypa
   assert load(data, folder).images is not None
 
 
+def test_a_set_that_the_host_cannot_hold_is_refused_before_it_is_decoded(data, prepared, make_image, monkeypatch):
+  from dnt.parallel import capacity
+
+  folder = prepared([make_image(6, 5)] * 4, [0, 1, 2, 0])
+  monkeypatch.setattr(capacity, 'host', lambda: 4 * 6 * 5 * 3)
+  load(data, folder)
+  monkeypatch.setattr(capacity, 'host', lambda: 4 * 6 * 5 * 3 - 1)
+  for data.placement in ('auto', 'device'):
+    with pytest.raises(errors.InputError, match='train, 4 images of 6 x 5 .*memory.* config.data.placement=stream'):
+      load(data, folder)
+  data.placement = 'stream'
+  load(data, folder)
+
+
 @pytest.mark.skipif(not WITHOUT_TENSORFLOW, reason='TensorFlow is installed')
 def test_reading_imports_no_tensorflow(data, prepared, make_image):
   load(data, prepared([make_image(6, 5)] * 4, [0, 1, 2, 0]))
