@@ -284,7 +284,7 @@ SCHEMA: dict[str, Any] = {
     ),
     'rand_augment_magnitude': Option(
       9,
-      'magnitude of the operations (M), 0 to 30',
+      "magnitude of the operations, 0 to 30 as in torchvision; 30 is the paper's and timm's M=10, so that M=9 is 27",
       check=checks.between(0, 30),
       only={'data.policy': ('rand_augment',)},
       on_resume=REFUSE,

@@ -112,7 +112,8 @@ def rand_augment(image: Any, generator: np.random.Generator | None, ops: int, ma
     image: image of mode L or RGB.
     generator: source of the random draws.
     ops: number of operations (N in the paper).
-    magnitude: 0 to 30 (M in the paper).
+    magnitude: 0 to 30 as in torchvision. The levels of the paper and of timm reach the same strengths with M = 10, so
+      that their M = 9 is 27 here.
   """
   assert generator is not None  # training gives every image one
   width, height = image.size

@@ -184,6 +184,14 @@ def test_rand_augments_magnitudes_are_torchvisions(torch_reference, chosen, size
   assert seen == set(table)
 
 
+def test_level_27_has_the_strengths_of_m_9_of_the_paper(chosen):
+  """In the paper's code, M = 10 shears by 0.3, rotates by 30 degrees and changes a factor of 1 by 0.9."""
+  policies.rand_augment(Image.new('L', (8, 8)), np.random.default_rng(0), ops=200, magnitude=27)
+  found = {operation: abs(magnitude) for operation, magnitude in chosen}
+  for operation, strength in {'ShearX': 0.27, 'ShearY': 0.27, 'Rotate': 27, 'Brightness': 0.81, 'Color': 0.81}.items():
+    assert found[operation] == pytest.approx(strength)
+
+
 def test_trivial_augments_magnitudes_are_torchvisions(torch_reference, chosen):
   table = torch_reference(lambda torch: published(torch, WIDE, (32.0, 32.0), 6))
   image, generator = Image.new('RGB', (8, 8)), np.random.default_rng(0)
