@@ -26,7 +26,7 @@ class Preprocessing:
     interpolation: a value of `config.data.interpolation`; None if the run is older than the option.
     mean: per channel, in [0, 1].
     std: per channel, in [0, 1].
-    eval_resize: one of `RESIZES`, or a `crop_mode` of timm that dnt does not have.
+    eval_resize: one of `RESIZES`, or a `crop_mode` of timm that dnt does not have, in words.
   """
 
   image_size: int | None
@@ -37,8 +37,9 @@ class Preprocessing:
   eval_resize: str
 
 
-# The preprocessing of torchvision, and timm's default.
+# The preprocessing of torchvision, and what timm takes for the values that its file lacks (`resolve_data_config`).
 IMAGENET = Preprocessing(224, 0.875, 'bilinear', (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 'center_crop')
+TIMM = dataclasses.replace(IMAGENET, interpolation='bicubic')
 # keras.applications subtracts (103.939, 116.779, 123.68) from blue, green and red, and does not divide.
 KERAS = Preprocessing(
   224, 0.875, 'bilinear', (123.68 / 255, 116.779 / 255, 103.939 / 255), (1 / 255,) * 3, 'center_crop'
@@ -110,21 +111,25 @@ class TimmConfig:
 
   @property
   def preprocessing(self) -> Preprocessing:
-    """Returns the preprocessing in the file; missing values default to torchvision's.
+    """Returns the preprocessing in the file, with timm's defaults for what it lacks; without a file torchvision's.
 
     Raises:
       errors.InputError: the values are invalid.
     """
-    cfg = self._content.get('pretrained_cfg', {})
+    if not self._content:
+      return IMAGENET
     try:
+      cfg = {key: value for key, value in self._content['pretrained_cfg'].items() if value}  # null: as if it lacks it
       size = cfg.get('input_size', (3, 224, 224))
-      mode = cfg.get('crop_mode', _TO_TIMM[IMAGENET.eval_resize])
+      mode, crop = cfg.get('crop_mode', _TO_TIMM[TIMM.eval_resize]), float(cfg.get('crop_pct', TIMM.eval_crop))
+      if mode == 'squash' and crop != 1:
+        mode = f'squash with crop_pct {crop:g}'  # to the size divided by crop_pct, of which it takes the center
       result = Preprocessing(
         image_size=int(size[1]) if size[1] == size[2] else None,
-        eval_crop=float(cfg.get('crop_pct', IMAGENET.eval_crop)),
-        interpolation=cfg.get('interpolation', IMAGENET.interpolation),
-        mean=tuple(map(float, cfg.get('mean', IMAGENET.mean))),
-        std=tuple(map(float, cfg.get('std', IMAGENET.std))),
+        eval_crop=crop,
+        interpolation=cfg.get('interpolation', TIMM.interpolation),
+        mean=tuple(map(float, cfg.get('mean', TIMM.mean))),
+        std=tuple(map(float, cfg.get('std', TIMM.std))),
         eval_resize=_FROM_TIMM.get(mode, mode),
       )
     except (TypeError, ValueError, AttributeError, IndexError) as error:

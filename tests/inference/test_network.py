@@ -85,17 +85,18 @@ def test_weights_in_a_file_are_prepared_for_as_they_say(tiny, saved, scans, tmp_
   np.testing.assert_array_equal(*images)
   np.testing.assert_array_equal(logits(own, images[0]), logits(given, images[1]))
   del described['label_names']
-  described['pretrained_cfg']['crop_mode'] = 'squash'
+  described['pretrained_cfg'] |= {'crop_mode': 'squash', 'crop_pct': 1.0}
   files.write_json(tmp_path / 'config.json', described)
   given = inference.load(str(path))
   assert given.class_names == tuple(f'class {index}' for index in range(10))
   found = inference.read(given, inference.find(str(scans)))
   squashed = Image.open(found.paths[0]).convert('RGB').resize((32, 32), Image.Resampling.BILINEAR)
   np.testing.assert_array_equal(found.images[0], squashed)
-  described['pretrained_cfg']['crop_mode'] = 'border'
-  files.write_json(tmp_path / 'config.json', described)
-  with pytest.raises(errors.InputError, match=r"center_crop or squash .*'border'"):
-    inference.load(str(path))
+  for other, said in (({'crop_mode': 'border'}, 'border'), ({'crop_pct': 0.9}, 'squash with crop_pct 0.9')):
+    changed = {**described, 'pretrained_cfg': {**described['pretrained_cfg'], **other}}
+    files.write_json(tmp_path / 'config.json', changed)
+    with pytest.raises(errors.InputError, match=rf"center_crop or squash .*'{said}'"):
+      inference.load(str(path))
 
 
 def test_a_checkpoint_older_than_the_record_of_the_shape(tiny, saved, tmp_path, monkeypatch):

@@ -43,13 +43,17 @@ def test_what_timm_says(timm):
   assert timm({**A1, 'label_names': ['a', 'b']}).class_names == ('a', 'b')
 
 
-@pytest.mark.parametrize(
-  'content', [None, {'architectures': ['ResNetForImageClassification']}, [1], {'pretrained_cfg': {}}]
-)
-def test_where_timm_says_nothing_it_is_torchvisions(timm, content):
+@pytest.mark.parametrize('content', [None, {'architectures': ['ResNetForImageClassification']}, [1]])
+def test_without_timms_file_it_is_torchvisions(timm, content):
   found = timm(content)
   assert found.preprocessing == preprocessing.IMAGENET
   assert found.class_names == ()
+
+
+@pytest.mark.parametrize('cfg', [{}, {'interpolation': None, 'mean': None, 'std': None, 'crop_pct': None}])
+def test_what_timms_file_lacks_has_timms_default(timm, cfg):
+  expected = (224, 0.875, 'bicubic', (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 'center_crop')
+  assert timm({'pretrained_cfg': cfg}).preprocessing == preprocessing.Preprocessing(*expected)
 
 
 @pytest.mark.parametrize(
@@ -81,12 +85,24 @@ def test_what_is_open_is_filled_in_and_what_is_set_stays():
   assert data.to_dict() == before
 
 
-@pytest.mark.parametrize(('mode', 'resize'), [('squash', 'squash'), ('center', 'center_crop'), ('border', None)])
-def test_how_evaluation_resizes_comes_from_timm_where_dnt_has_it(timm, mode, resize):
+@pytest.mark.parametrize(
+  ('mode', 'crop', 'resize'),
+  [
+    ('squash', {'crop_pct': 1.0}, 'squash'),
+    ('squash', {'crop_pct': 0.9}, None),
+    ('squash', {}, None),  # of 0.875
+    ('center', {}, 'center_crop'),
+    ('center', {'crop_pct': 1.0}, 'center_crop'),
+    ('border', {'crop_pct': 1.0}, None),
+  ],
+)
+def test_how_evaluation_resizes_comes_from_timm_where_dnt_has_it(timm, mode, crop, resize):
   data = schema.default().data
   data.augment = 'resized_crop_flip'  # has no say in it
-  preprocessing.fill(data, timm({'pretrained_cfg': {'crop_mode': mode}}).preprocessing)
+  given = timm({'pretrained_cfg': {'crop_mode': mode, **crop}}).preprocessing
+  preprocessing.fill(data, given)
   assert data.eval_resize == resize
+  assert resize or given.eval_resize.startswith(mode), 'for the message that names it'
 
 
 def test_what_a_run_does_is_told_to_timm_and_read_back(timm):

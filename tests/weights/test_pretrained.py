@@ -51,7 +51,7 @@ def test_old_torchvision_names_of_densenet(drawn, save):
 def test_the_hub_is_a_folder_with_timms_description(resnet18, save, monkeypatch, imagenet, build):
   path = save(resnet18, 'snapshot/model.safetensors')
   labels = [f'class {index}' for index in range(1000)]
-  cfg = {'input_size': [3, 64, 64], 'interpolation': 'bicubic', 'crop_pct': 0.95, 'mean': [0.5] * 3, 'std': [0.25] * 3}
+  cfg = {'input_size': [3, 64, 64], 'interpolation': 'bicubic', 'crop_pct': 1.0, 'mean': [0.5] * 3, 'std': [0.25] * 3}
   cfg['crop_mode'] = 'squash'
   path.with_name('config.json').write_text(json.dumps({'pretrained_cfg': cfg, 'label_names': labels}))
   served = types.SimpleNamespace(hf_hub_download=lambda name, file, revision=None: str(path.with_name(file)))
@@ -60,7 +60,7 @@ def test_the_hub_is_a_folder_with_timms_description(resnet18, save, monkeypatch,
   imagenet.data.image_size, imagenet.data.augment = None, 'resized_crop_flip'
   data = build(imagenet).config.data
   assert data.eval_resize == 'squash'
-  assert (data.image_size, data.interpolation, data.eval_crop) == (64, 'bicubic', 0.95)
+  assert (data.image_size, data.interpolation, data.eval_crop) == (64, 'bicubic', 1.0)
   assert (tuple(data.mean), tuple(data.std)) == ((0.5,) * 3, (0.25,) * 3)
   given = pretrained.Source('hf:timm/resnet18.toy')
   assert_equal(given.variables, pretrained.Source(str(path)).variables)
