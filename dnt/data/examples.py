@@ -100,7 +100,7 @@ class Examples:
     return dataclasses.replace(self, split=split, store=store, labels=self.labels[indices], start=0)
 
   def draw(self, each: int, seed: int) -> 'Examples':
-    """Returns `each` examples of every class, drawn at random, see `order.balanced`.
+    """Returns `each` examples of every class that has one, drawn at random, see `order.balanced`.
 
     Raises:
       errors.InputError: a class has fewer; the message names it.
@@ -110,14 +110,33 @@ class Examples:
     labels_at = self.store.labels_at if known is None else lambda indices: known[indices]
     indices, labels = order.balanced(labels_at, len(self), self.num_classes, each, seed)
     counts = np.bincount(labels, minlength=self.num_classes)
-    if counts.min() < each:
-      fewest = int(np.argmin(counts))
+    fewest = int(np.argmin(np.where(counts, counts, each)))
+    if 0 < counts[fewest] < each:
       raise errors.InputError(
         f'config.data.images_per_class={each}, but {self.split} of {self.name} has only {counts[fewest]} images of '
         f'{self.class_names[fewest]!r}; give at most this number'
       )
     store = self.store.take(indices) if self.images is None else self.store[indices]
     return dataclasses.replace(self, store=store, labels=labels, drawn_from=len(self))
+
+  def absent(self, option: str) -> str:
+    """Returns the names of the classes without an example, in one text; empty if all have one. The labels are known.
+
+    Args:
+      option: what needs examples of all classes, for the message.
+
+    Raises:
+      errors.InputError: these are a slice of a split, so that the rest of it may have examples of these classes.
+    """
+    assert self.labels is not None, f'the labels of {self.split} of {self.name} are not known'
+    present = set(self.labels.tolist())
+    names = errors.list_names([repr(name) for label, name in enumerate(self.class_names) if label not in present])
+    if names and not splits.parse(self.split).is_whole:
+      raise errors.InputError(
+        f'{option}: {self.split} of {self.name} has no image of {names}; use a larger '
+        'config.data.train_split (a whole split may lack classes)'
+      )
+    return names
 
   def in_channels(self, count: int) -> 'Examples':
     """Returns gray images with three equal channels (3), or the luma of RGB images (1)."""

@@ -28,6 +28,10 @@ class Slice(NamedTuple):
     """Returns whether the split is by its name a test split, which must not choose anything."""
     return self.name.lower().startswith('test')
 
+  @property
+  def is_whole(self) -> bool:
+    return self.start is None and self.stop is None
+
   def overlaps(self, other: 'Slice') -> bool:
     """Returns whether both share examples, by their names and bounds; splits are large enough for these.
 

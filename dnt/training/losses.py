@@ -4,6 +4,7 @@ For a mixture of two examples, each value that depends on a label is the mean ov
 mixing fractions.
 """
 
+import logging
 from collections.abc import Callable
 
 import jax
@@ -14,6 +15,8 @@ from dnt import errors
 from dnt.config import typed
 from dnt.data import examples
 from dnt.data.transforms import mixing
+
+_log = logging.getLogger(__name__)
 
 
 def make(
@@ -85,27 +88,25 @@ def weights(class_weights: tuple[float, ...], labels: mixing.Labels) -> jax.Arra
 def balanced_weights(source: examples.Examples) -> tuple[float, ...]:
   """Returns one weight per class, inverse to its count in a split: examples / (classes x examples of the class).
 
-  All classes then have the same total weight, and the mean weight of an example is 1 (scikit-learn's `balanced`).
+  All classes then have the same total weight, and the mean weight of an example is 1 (scikit-learn's `balanced`). A
+  class without examples does not count, and weighs 0; a line names it.
 
   Args:
     source: the training split.
 
   Raises:
-    errors.InputError: a class has no examples, or the labels are stored with streamed images.
+    errors.InputError: a class has no examples in a slice of a split, or the labels are stored with streamed images.
   """
   if source.labels is None:
     raise errors.InputError(
       f'config.loss.balance_classes: the labels of {source.name} are stored with its images and cannot be counted '
       'in advance; set config.loss.class_weights'
     )
+  if absent := source.absent('config.loss.balance_classes'):
+    _log.info(f'config.loss.balance_classes: {source.split} of {source.name} has no image of {absent}: the weight is 0')
   counts = np.bincount(source.labels, minlength=source.num_classes)
-  if not counts.all():
-    missing = source.class_names[int(np.argmin(counts))]
-    raise errors.InputError(
-      f'config.loss.balance_classes: {source.split} of {source.name} has no example of {missing!r}; use a larger '
-      'config.data.train_split, or set config.loss.class_weights'
-    )
-  return tuple((len(source) / (source.num_classes * counts)).tolist())
+  present = counts > 0
+  return tuple((present * len(source) / (present.sum() * np.maximum(counts, 1))).tolist())
 
 
 def correct(logits: jax.Array, labels: mixing.Labels) -> jax.Array:

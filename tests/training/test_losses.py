@@ -1,4 +1,5 @@
 import dataclasses
+import logging
 
 import jax
 import jax.numpy as jnp
@@ -136,7 +137,7 @@ def test_weights_that_are_not_one_a_class_are_refused_before_anything_runs():
     jax.eval_shape(lambda x, y: losses.cross_entropy(x, y, 0.0, (1.0, 2.0)), LOGITS, LABELS)
 
 
-def test_balanced_weights_are_those_of_scikit_learn():
+def test_balanced_weights_are_those_of_scikit_learn(caplog):
   labels = np.repeat(np.arange(3, dtype=np.int32), (1, 6, 293))
   names = ('rare', 'some', 'many')
   source = examples.Examples('set', 'train', names, (1, 1, 1), np.zeros((300, 1, 1, 1), np.uint8), labels)
@@ -145,9 +146,12 @@ def test_balanced_weights_are_those_of_scikit_learn():
   np.testing.assert_allclose(found, expected)
   assert all(type(value) is float for value in found), 'as JSON holds them'
   assert np.mean(np.asarray(found)[labels]) == pytest.approx(1)
-  missing = dataclasses.replace(source, class_names=(*names, 'none'))
-  with pytest.raises(errors.InputError, match="train of set .*'none'"):
-    losses.balanced_weights(missing)
+  empty = dataclasses.replace(source, class_names=(*names, 'none', 'nor this'))
+  with caplog.at_level(logging.INFO, 'dnt'):
+    assert losses.balanced_weights(empty) == (*found, 0, 0), 'as scikit-learn, which does not know of the others'
+  assert "train of set has no image of 'none', 'nor this': the weight is 0" in caplog.text
+  with pytest.raises(errors.InputError, match=r"train\[:9\] of set has no image of 'none', .* larger .*train_split"):
+    losses.balanced_weights(dataclasses.replace(empty, split='train[:9]'))
   with pytest.raises(errors.InputError, match='labels of set'):
     losses.balanced_weights(dataclasses.replace(source, labels=None))
 

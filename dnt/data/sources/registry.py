@@ -173,7 +173,10 @@ def locate(available: examples.Splits, config: typed.Data, split: str) -> exampl
   chosen, line = whole.part(split, *part.bounds(len(whole))), _line(part.name, whole)
   if config.images_per_class and split == config.train_split:
     chosen = chosen.draw(config.images_per_class, config.seed)
-    line = f'{line}; trains on {config.images_per_class:,} of each class'
+    absent = chosen.absent('config.data.images_per_class')
+    line = (
+      f'{line}; trains on {config.images_per_class:,} of each class{f" but {absent}: there is none" if absent else ""}'
+    )
   if len(config.mean) in (1, 3) and chosen.shape[-1] != len(config.mean):
     chosen = chosen.in_channels(len(config.mean))
   return dataclasses.replace(chosen, line=line)

@@ -257,6 +257,28 @@ def test_fewer_images_of_a_class_than_asked_for_are_refused_by_its_name(data, cl
   assert caplog.records[-1].getMessage().endswith('15 images (2 to 9 per class); trains on 2 of each class')
 
 
+@pytest.mark.parametrize('placement', ['device', 'stream'])
+def test_a_class_of_which_the_data_has_no_image_is_left_out_by_name(data, prepared, make_image, caplog, placement):
+  """As the letters of EMNIST in TFDS, which has 37 classes, of which 26 have images."""
+  pytest.importorskip('tensorflow_datasets')
+  images = [make_image(6, 5, seed=seed) for seed in range(10)]
+  folder = prepared(images, [1, 3] * 4 + [4, 4], names=('N/A', 'a', 'none', 'b', 'c'))
+  data.update({'source': 'tfds:toy', 'dir': str(folder), 'placement': placement, 'images_per_class': 2})
+  with caplog.at_level(logging.INFO, 'dnt'):
+    few = sources.load(data, 'train', 0)
+  np.testing.assert_array_equal(np.bincount(few.labels), [0, 2, 0, 2, 2])
+  if placement == 'device':  # the line is said once
+    assert caplog.records[-1].getMessage().endswith("trains on 2 of each class but 'N/A', 'none': there is none")
+  data.train_split = 'train[:-2]'
+  with pytest.raises(
+    errors.InputError, match=r"train\[:-2\] of tfds:toy has no image of 'N/A', 'none', 'c'; use a larger"
+  ):
+    sources.load(data, 'train[:-2]', 0)
+  data.train_split, data.images_per_class = 'train', 3
+  with pytest.raises(errors.InputError, match="only 2 images of 'c'; give at most this number"):
+    sources.load(data, 'train', 0)
+
+
 def test_images_that_were_drawn_may_be_those_of_another_slice(data):
   data.images_per_class = 2
   few, late = sources.load(data, 'train', 0), sources.load(data, 'train[90%:]', 0)
