@@ -67,6 +67,11 @@ def numbers(values: tuple[float, ...]) -> str | None:
   return None if good else 'must hold finite numbers only'
 
 
+def means(values: tuple[float, ...]) -> str | None:
+  problem = 'must hold numbers from 0 to 1, as a pixel of 255 is 1: divide mean and std on the scale of 0 to 255 by 255'
+  return numbers(values) or (None if all(0 <= v <= 1 for v in values) else problem)
+
+
 def deviations(values: tuple[float, ...]) -> str | None:
   return numbers(values) or (None if all(v > 0 for v in values) else 'must hold numbers above 0 only')
 

@@ -259,7 +259,7 @@ SCHEMA: dict[str, Any] = {
       (),
       'mean of each channel, in [0, 1]; empty: taken from the pretrained weights, or measured on the training images '
       '(on 512 of them if they are streamed); one value makes images gray, three make them RGB',
-      check=checks.numbers,
+      check=checks.means,
       on_resume=REFUSE,
     ),
     'std': Option(

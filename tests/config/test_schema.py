@@ -8,6 +8,7 @@ import pytest
 
 from dnt import config as schema
 from dnt import errors
+from dnt.weights import preprocessing
 
 OPTIONS = dict(schema.options())
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / 'configs').glob('*.py'))
@@ -172,6 +173,16 @@ def test_columns_of_a_comparison_are_figures_that_there_are(columns, message):
     schema.validate(config)
 
 
+def test_means_on_the_scale_of_bytes_are_refused_with_what_to_do():
+  config = schema.default()
+  config.data.mean, config.data.std = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+  with pytest.raises(errors.InputError, match=r'data\.mean=\(123\.675, .* divide mean and std .* by 255'):
+    schema.validate(config)
+  for given in (preprocessing.IMAGENET, preprocessing.KERAS):
+    config.data.mean, config.data.std = given.mean, given.std
+    schema.validate(config)
+
+
 # key: values at the edge that are valid, values just beyond it
 EDGES = {
   'seed': ([0, 2**32 - 1], [-1, 2**32]),
@@ -189,8 +200,8 @@ EDGES = {
   'data.mixup': ([0.0, 2.0], [-0.1]),
   'data.cutmix': ([0.0, 2.0], [-0.1]),
   'data.erasing': ([0.0, 1.0], [-0.1, 1.1]),
-  'data.mean': ([(0.0,), (0, 0.5)], [('0.5',), (True,), (float('nan'),)]),
-  'data.std': ([(0.1,)], [(0.0,), (-0.5,), ('1',), (float('inf'),)]),
+  'data.mean': ([(0.0,), (0, 0.5, 1)], [('0.5',), (True,), (float('nan'),), (-0.1,), (0.5, 1.1)]),
+  'data.std': ([(0.1,), (1 / 255,)], [(0.0,), (-0.5,), ('1',), (float('inf'),)]),
   'data.synthetic_examples': ([1], [0]),
   'data.synthetic_classes': ([2], [1]),
   'model.num_classes': ([2], [1]),
