@@ -24,6 +24,7 @@ _LOWER = {'LA;16B': 'RGBA'} | {
   for mode in ('RGB', 'RGBA', 'RGBX')
   for order, other in ((';16B', ';16L'), (';16L', ';16B'), (';16N', _SWAPPED))
 }
+_PHOTOMETRIC = 262  # number of the TIFF tag that says what the values mean
 RATIOS = (3 / 4, 4 / 3)  # range of width / height of a random crop
 TRIES = 10
 
@@ -73,7 +74,8 @@ def decode(source: Any, name: str, channels: int = 3, how: Decoding = USUAL) -> 
       # Pillow gives 16-bit colours as 8 bits, the upper ones; to get all takes twice as long.
       values = _values(source, image, how) if how.bits < 16 or image.mode[0] == 'I' else _load(image, how)
       if values is not None:
-        image = Image.fromarray(_upper_bits(values, how.bits, name))
+        upper = _upper_bits(values, how.bits, name)
+        image = Image.fromarray(255 - upper if _is_negative(image) else upper)
       elif image.mode == 'F':
         raise errors.InputError(f'the image {name} holds floating-point numbers (mode F); convert it to 8 bits')
       image.info.pop('transparency', None)  # Pillow would warn that the conversion drops it
@@ -120,6 +122,11 @@ def _raw_mode(image: Any) -> str:
   """Returns how the pixels of an opened image are stored, in Pillow's terms; '' if they are not."""
   args = (image.tile[0].args if image.tile else None) or ''  # a QOI has a tile without them
   return args if isinstance(args, str) else args[0]
+
+
+def _is_negative(image: Any) -> bool:
+  """Returns whether 0 is white in an opened image of 16-bit gray, a TIFF; Pillow inverts those of 8 bits alone."""
+  return getattr(image, 'tag_v2', {}).get(_PHOTOMETRIC) == 0
 
 
 def _values(source: Any, image: Any, how: Decoding) -> np.ndarray | None:

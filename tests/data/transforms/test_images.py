@@ -105,6 +105,22 @@ def test_12_bit_colours_of_a_tiff(order, compressed):
   np.testing.assert_array_equal(decoded(encoded, 'scan'), values >> 8)
 
 
+@pytest.mark.parametrize('channels', [1, 3])
+@pytest.mark.parametrize('bits', [8, 12, 16])
+def test_a_gray_tiff_in_which_0_is_white_is_no_negative(tmp_path, bits, channels):
+  values = np.random.default_rng(0).integers(0, 2**bits, (5, 4))
+  values[0, :2] = 0, 2**bits - 1
+  black, white = (struct.pack('<HHII', 262, 3, 1, photometric) for photometric in (1, 0))
+  for dtype in (np.uint16, *([np.uint8] if bits == 8 else [])):  # Pillow inverts 8 bits itself
+    encoded = encode(Image.fromarray(values.astype(dtype)), 'TIFF')
+    assert encoded.count(black) == 1
+    (tmp_path / 'scan.tif').write_bytes(encoded.replace(black, white))
+    found = decoded(str(tmp_path / 'scan.tif'), 'scan', channels, images.Decoding(bits))
+    np.testing.assert_array_equal(found, np.repeat(255 - (values >> (bits - 8))[..., None], channels, -1))
+  (tmp_path / 'scan.tif').write_bytes(encode(Image.fromarray(values.astype(np.uint16)), 'TIFF').replace(black, white))
+  assert images.largest_value(str(tmp_path / 'scan.tif')) == 2**bits - 1, 'as it is stored'
+
+
 @pytest.mark.parametrize('shape', [(5, 4), (5, 4, 3)])
 def test_a_value_beyond_the_bits_is_named_with_the_option(deep_png, shape):
   with pytest.raises(errors.InputError, match=r' scan\.png .*value 4096.* 12 bits of config\.data\.image_bits'):
