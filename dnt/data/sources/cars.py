@@ -40,21 +40,28 @@ LAYOUT = (
 
 @dataclasses.dataclass(frozen=True)
 class Boxed(folder.Files):
-  """Image files cropped to a box: int [N, 4], (top, bottom, left, right), `bottom` and `right` exclusive."""
+  """Image files cropped to a box: int [N, 4], (top, bottom, left, right), `bottom` and `right` exclusive.
+
+  The boxes are those of the pixels as the file stores them, before an image is turned by its EXIF orientation.
+  """
 
   boxes: np.ndarray
 
   def __getitem__(self, index: int) -> tuple[Any, int]:
-    image, label = super().__getitem__(index)
+    path = self.paths[index]
+    image = images.decode(path, path, self.channels, self.how._replace(rotate=False))
     top, bottom, left, right = self.boxes[index]
     width, height = image.size
     box = left, top, min(right, width), min(bottom, height)
     if box[0] >= box[2] or box[1] >= box[3]:
       raise errors.InputError(
-        f'the box of {self.paths[index]}, rows {top} to {bottom} and columns {left} to {right}, lies outside of its '
+        f'the box of {path}, rows {top} to {bottom} and columns {left} to {right}, lies outside of its '
         f'{height} x {width} pixels; set config.data.crop_to_box=False, or replace the image and the annotations'
       )
-    return image.crop(box), label
+    cropped = image.crop(box)
+    if self.how.rotate:
+      images.turn(cropped)
+    return cropped, int(self.labels[index])
 
   def part(self, start: int, stop: int) -> 'Boxed':
     paths, labels, boxes = (each[start:stop] for each in (self.paths, self.labels, self.boxes))

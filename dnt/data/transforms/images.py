@@ -74,8 +74,9 @@ def decode(source: Any, name: str, channels: int = 3, how: Decoding = USUAL) -> 
       # Pillow gives 16-bit colours as 8 bits, the upper ones; to get all takes twice as long.
       values = _values(source, image, how) if how.bits < 16 or image.mode[0] == 'I' else _load(image, how)
       if values is not None:
-        upper = _upper_bits(values, how.bits, name)
+        upper, info = _upper_bits(values, how.bits, name), image.info
         image = Image.fromarray(255 - upper if _is_negative(image) else upper)
+        image.info = info  # in which `turn` finds the orientation
       elif image.mode == 'F':
         raise errors.InputError(f'the image {name} holds floating-point numbers (mode F); convert it to 8 bits')
       image.info.pop('transparency', None)  # Pillow would warn that the conversion drops it
@@ -110,12 +111,17 @@ def _open(source: Any) -> Any:
   return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
 
 
-def _load(image: Any, how: Decoding) -> None:
+def turn(image: Any) -> None:
+  """Turns or flips a loaded image, or a part of it, in place, as its EXIF orientation says."""
   from PIL import ImageOps
 
+  ImageOps.exif_transpose(image, in_place=True)
+
+
+def _load(image: Any, how: Decoding) -> None:
   image.load()
   if how.rotate:
-    ImageOps.exif_transpose(image, in_place=True)
+    turn(image)
 
 
 def _raw_mode(image: Any) -> str:

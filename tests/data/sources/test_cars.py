@@ -9,6 +9,8 @@ from scipy import io
 
 from dnt import errors
 from dnt.data import sources
+from dnt.data.sources import cars
+from dnt.data.transforms import images
 
 CARS = os.environ.get('DNT_CARS_DIR')
 NAMES = ('AM General Hummer SUV 2000', 'Acura RL Sedan 2012', 'Ram C/V Cargo Van Minivan 2012')
@@ -107,6 +109,27 @@ def test_boxes_are_cut_out_when_asked_for(data, devkit):
   part = load(data, root, 'train[50%:]')
   for name, (image, _) in by_file(part).items():
     np.testing.assert_array_equal(image, found[name][0])
+
+
+@pytest.mark.parametrize('depth', [8, 16])
+@pytest.mark.parametrize(('orientation', 'upright'), [(1, lambda x: x), (6, lambda x: np.rot90(x, -1)), (4, np.flipud)])
+def test_a_box_is_cut_out_before_the_image_is_turned(tmp_path, deep_png, make_image, depth, orientation, upright):
+  path, pixels, exif = tmp_path / 'car.png', make_image(20, 40), Image.Exif()
+  exif[0x0112] = orientation
+  if depth == 16:
+    path.write_bytes(deep_png(pixels.astype(int) << 8, exif=exif.tobytes().removeprefix(b'Exif\0\0')))
+  else:
+    Image.fromarray(pixels).save(path, exif=exif)
+  cropped = np.ascontiguousarray(pixels[2:8, 30:38])
+  for rotate, expected in ((False, cropped), (True, upright(cropped))):
+    how = images.Decoding(16, rotate)
+    boxed = cars.Boxed((str(path),), np.array([5]), how, np.array([[2, 8, 30, 38]]))
+    image, label = boxed[0]
+    np.testing.assert_array_equal(image, expected)
+    assert label == 5
+    np.testing.assert_array_equal(
+      boxed.in_channels(1)[0][0], Image.fromarray(np.ascontiguousarray(expected)).convert('L')
+    )
 
 
 def test_a_box_outside_of_its_image_is_named(data, devkit, monkeypatch):
