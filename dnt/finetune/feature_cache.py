@@ -410,6 +410,8 @@ def _seen(data: typed.Data) -> dict[str, Any]:
   seen = {key: data[key] for key in data if key not in left_out}
   if (how := images.decoding(data)) != images.USUAL:
     seen['decoding'] = how
+  if data.crop_to_box and data.exif_rotation:  # older versions turned the image first
+    seen['cropped'] = 'before it is turned'
   resize = implied.eval_resize(data)
   return seen if resize == implied.eval_resize(seen) else {**seen, 'eval_resize': resize}
 
@@ -562,4 +564,7 @@ def _fingerprint(source: examples.Examples) -> Any:
   if paths is None:
     return [len(source), labels]
   stats = [os.stat(path) for path in paths]
-  return [labels, [[path, stat.st_size, stat.st_mtime_ns] for path, stat in zip(paths, stats, strict=True)]]
+  files = [[path, stat.st_size, stat.st_mtime_ns] for path, stat in zip(paths, stats, strict=True)]
+  # Older versions read gray ones of 16 bits in which 0 is white as negatives.
+  tiff = any(path.lower().endswith(('.tif', '.tiff')) for path in paths)
+  return [labels, files, 'no negatives'] if tiff else [labels, files]

@@ -1,5 +1,6 @@
 """Runs on cached features against the same runs on images."""
 
+import hashlib
 import importlib
 import json
 import os
@@ -15,7 +16,7 @@ import pytest
 from dnt import errors, loop, trees
 from dnt.checkpoints import format
 from dnt.data import examples, order, resident
-from dnt.data.sources import tfds
+from dnt.data.sources import folder, tfds
 from dnt.data.transforms import images
 from dnt.finetune import feature_cache, feature_files
 from dnt.parallel import mesh as mesh_lib
@@ -138,6 +139,28 @@ def test_features_know_how_their_images_were_decoded_and_older_ones_are_found(co
       config.data.image_bits, config.data.exif_rotation = bits, rotated
     seen.add(str(feature_cache._seen(config.data)))
   assert len(seen) == 4 and str(older) in seen
+
+
+def test_features_of_cars_that_older_versions_turned_before_they_cut_them_out_are_others(config):
+  for rotated in (False, True):
+    config.data.crop_to_box, config.data.exif_rotation = False, rotated
+    older = feature_cache._seen(config.data) | {'crop_to_box': True}
+    config.data.crop_to_box = True
+    assert (feature_cache._seen(config.data) == older) == (not rotated)
+
+
+@pytest.mark.parametrize('name', ['a.tif', 'b.TIFF', 'c.png'])
+def test_features_of_tiffs_that_older_versions_read_as_negatives_are_others(tmp_path, name):
+  (tmp_path / 'first.png').write_bytes(b'1234')
+  (tmp_path / name).write_bytes(b'12345')
+  paths, labels = tuple(str(tmp_path / each) for each in ('first.png', name)), np.zeros(2, np.int32)
+  store = folder.Files(paths, labels, images.USUAL)
+  found = feature_cache._fingerprint(examples.Examples('folder:x', 'train', ('a',), (8, 8, 3), store, labels))
+  older = [
+    hashlib.sha256(bytes(8)).hexdigest(),
+    [[path, os.stat(path).st_size, os.stat(path).st_mtime_ns] for path in paths],
+  ]
+  assert (found == older) == (name == 'c.png')
 
 
 def test_parts_of_a_split_whose_labels_are_not_known_have_features_of_their_own_and_those_of_the_whole_are_found(
