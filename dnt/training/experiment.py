@@ -306,7 +306,7 @@ def resolve(config: typed.Config, data: Data) -> typed.Config:
   if config.model.num_classes not in (None, classes):
     raise errors.InputError(
       f'config.model.num_classes={config.model.num_classes}, but {config.data.source} has {classes} classes; '
-      '--config.model.num_classes=None takes the number in the data'
+      'leave config.model.num_classes unset (None) to take the number in the data'
     )
   resolved.model.num_classes = classes
   resolved.data.hold_out = data.held_out

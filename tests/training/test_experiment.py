@@ -205,7 +205,7 @@ def test_too_few_epochs_for_one_step_are_one_step(tiny):
 def test_head_of_other_classes_is_refused(tiny):
   tiny.model.num_classes = 7
   with pytest.raises(
-    errors.InputError, match=r'num_classes=7.* synthetic .*10 classes; --config\.model\.num_classes=None takes'
+    errors.InputError, match=r'num_classes=7.* synthetic .*10 classes; leave config\.model\.num_classes unset'
   ):
     experiment.resolve(tiny, experiment.load_data(tiny, ()))
 
