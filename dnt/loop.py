@@ -28,7 +28,7 @@ import logging
 import os
 import pathlib
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -141,8 +141,7 @@ def _train(
     changed = resume.find_changes(run, fingerprint, trained, step)
     resume.check(run, changed, allow, workdir)
     if multihost.is_lead():
-      left_open = {run_config.OPEN: run_config.left_open(config, run.config)}
-      run_config.write(workdir / workdir_lib.CONFIG, run.config, provenance | left_open)
+      run_config.write(workdir / workdir_lib.CONFIG, run.config, provenance | _left_open(config, run, workdir, history))
       workdir_lib.write_format(workdir)
     clock.lap('setup')
     with (
@@ -168,6 +167,22 @@ def _train(
       except (errors.InputError, errors.RunError, OSError) as error:
         raise _failed(error, saved, workdir) from error
   return report.write(run, rec, state, workdir, mesh, command, guard.stopped_by)
+
+
+def _left_open(
+  config: typed.Config, run: experiment.Experiment, workdir: pathlib.Path, history: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Returns what `config.json` records of the options that the config left open; nothing if the run began without it.
+
+  The config of such a run, of an older version, has all of them determined.
+  """
+  found = run_config.left_open(config, run.config)
+  if not history:
+    return {run_config.OPEN: found}
+  with contextlib.suppress(errors.InputError):  # a damaged file is written anew
+    recorded = run_config.recorded_open(files.read_object(workdir / workdir_lib.CONFIG))
+    return {} if recorded is None else {run_config.OPEN: recorded | found}
+  return {}
 
 
 class _Prepared(NamedTuple):

@@ -598,7 +598,8 @@ def test_a_run_records_its_data_and_the_weights_that_it_began_with(tiny, tmp_pat
   assert second['provenance'] == first['provenance'] | {'weights': weights}
   config = tmp_path / 'second' / 'config.json'
   recorded = json.loads(config.read_text())['provenance']
-  assert recorded.pop('open').items() >= {('data.hold_out', None), ('model.num_classes', None)}
+  left_open = recorded.pop('open')
+  assert (left_open['data.hold_out'], left_open['model.num_classes']) == ([None, False], [None, 10])
   assert recorded == second['provenance']
   monkeypatch.delattr(pretrained.Source, 'describe')
   tiny.train.steps = 6
@@ -642,3 +643,30 @@ def test_a_run_that_goes_on_with_its_own_config_keeps_what_it_holds_out(tiny, tm
   config = cli.config(cli.parse(main.PROGRAM, ['main', f'--config={tmp_path}', *flags]))
   assert run(config, tmp_path)['step'] == 8
   assert run_config.get_config(str(tmp_path / 'config.json')).data.hold_out is True
+
+
+def test_a_run_that_goes_on_records_what_it_had_left_open_when_it_began(tiny, tmp_path):
+  tiny.train.steps, tiny.train.epochs = None, 0.5
+  run(tiny, tmp_path)
+  path = tmp_path / 'config.json'
+  began = json.loads(path.read_text())['provenance']['open']
+  assert began['train.steps'] == [None, 2]
+  config = run_config.get_config(str(path))  # as a program in Python reads it, with everything determined
+  config.train.steps = 3
+  run(config, tmp_path)
+  assert json.loads(path.read_text())['provenance']['open'] == began
+  tiny.train.epochs = 1.0
+  run(tiny, tmp_path)
+  assert json.loads(path.read_text())['provenance']['open'] == began | {'train.steps': [None, 4]}
+
+
+def test_a_run_of_an_older_version_that_goes_on_does_not_claim_that_it_left_nothing_open(tiny, tmp_path):
+  run(tiny, tmp_path)
+  path = tmp_path / 'config.json'
+  content = json.loads(path.read_text())
+  del content['provenance']['open']
+  path.write_text(json.dumps(content))
+  config = cli.config(cli.parse(main.PROGRAM, ['main', f'--config={tmp_path}', '--config.train.steps=8']))
+  assert run(config, tmp_path)['step'] == 8
+  content = json.loads(path.read_text())
+  assert content['train']['steps'] == 8 and 'open' not in content['provenance']

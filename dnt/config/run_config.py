@@ -23,6 +23,8 @@ _FOUND = ('optim.learning_rate', 'model.folder')
 _OF_WEIGHTS = tuple(
   f'data.{name}' for name in ('image_size', 'eval_resize', 'eval_crop', 'interpolation', 'mean', 'std')
 )
+# What stays as a run determined it where the other option has a value of its own.
+_WITH = {'data.mean': 'data.std', 'data.std': 'data.mean', 'loss.balance_classes': 'loss.class_weights'}
 
 
 def get_config(path: str) -> typed.Config:
@@ -63,8 +65,8 @@ def parse(content: Any, path: str | os.PathLike) -> typed.Config:
   return config
 
 
-def left_open(given: typed.Config, resolved: typed.Config) -> dict[str, Any]:
-  """Returns the options that a run has determined from other options, data or weights, with the values given to it.
+def left_open(given: typed.Config, resolved: typed.Config) -> dict[str, list[Any]]:
+  """Returns the options that a run has determined from other options, data or weights: [given to it, found by it].
 
   Args:
     given: the validated config that the run was given.
@@ -72,14 +74,24 @@ def left_open(given: typed.Config, resolved: typed.Config) -> dict[str, Any]:
   """
   known = dict(schema.options())
   before, now = (keys.flatten(each.to_dict(), known) for each in (given, resolved))
-  return {key: value for key, value in before.items() if value != now[key] and key not in _FOUND}
+  return {key: [value, now[key]] for key, value in before.items() if value != now[key] and key not in _FOUND}
+
+
+def recorded_open(content: Mapping[str, Any]) -> dict[str, list[Any]] | None:
+  """Returns what `left_open` returned for the run that wrote a config; None: it is of an older version."""
+  provenance = content.get(PROVENANCE)
+  found = provenance.get(OPEN) if isinstance(provenance, dict) else None
+  if not isinstance(found, dict) or not all(isinstance(each, list) and len(each) == 2 for each in found.values()):
+    return None
+  return found
 
 
 def reopen(config: typed.Config, path: str, given: Container[str]) -> None:
   """Gives a config that was read from a run the values that the run was given for what it then determined.
 
   So these options follow the others, some of which the command line may have changed: `val` is held out only if
-  `eval.splits` names it. What pretrained weights determined stays, unless there are other weights.
+  `eval.splits` names it. What pretrained weights determined stays, unless there are other weights, and so does what
+  somebody has changed in the file.
 
   Args:
     config: from `get_config`, with the options of the command line.
@@ -90,11 +102,12 @@ def reopen(config: typed.Config, path: str, given: Container[str]) -> None:
     errors.InputError: the file is damaged.
   """
   content, known = files.read_object(path), dict(schema.options())
-  provenance = content.get(PROVENANCE)
-  found = provenance.get(OPEN) if isinstance(provenance, dict) else None
-  if not isinstance(found, dict):
+  recorded, holds = recorded_open(content), keys.flatten(content, known)
+  if recorded is None:
     found = _likely_open(config, given)
-  kept = set()
+  else:
+    found = {key: value for key, (value, determined) in recorded.items() if holds.get(key) == determined}
+  kept = {key for key, other in _WITH.items() if other in given or other in (recorded or {}).keys() - found.keys()}
   if not (config.train.init_from and 'train.init_from' in given):
     kept.update(_OF_WEIGHTS if content.get('train', {}).get('init_from') else ())
     kept.update(key for key in known if 'model.name' in found and known[key].role not in ('', 'run'))

@@ -93,13 +93,18 @@ def test_what_is_no_config_is_refused(tmp_path, content, message):
 def recorded(tmp_path):
   """`recorded(given, determined, overrides)`: the config of a run that determined some options, run again."""
 
-  def read(given, determined, overrides=None, open_is_known=True):
+  def read(given, determined, overrides=None, open_is_known=True, edited=None):
     config, resolved = schema.override(schema.default(), given, 'test'), schema.default()
     for key, value in (given | determined).items():
       keys.put(resolved, key, value)
     path = tmp_path / 'config.json'
     found = {run_config.OPEN: run_config.left_open(config, resolved)} if open_is_known else {'data': {}}
     run_config.write(path, resolved, found)
+    content = json.loads(path.read_text())
+    for key, value in (edited or {}).items():
+      section, name = key.split('.')
+      content[section][name] = value
+    path.write_text(json.dumps(content))
     read = run_config.get_config(str(path))
     for key, value in (overrides or {}).items():
       keys.put(read, key, value)
@@ -128,6 +133,36 @@ def test_what_a_run_determined_follows_the_options_of_the_next(recorded):
   assert recorded(given, determined).to_dict() == asked
   read = recorded(given, determined, {'data.hold_out': False, 'eval.splits': ('test',)})
   assert read.data.hold_out is False and read.checkpoint.best_metric == 'accuracy'
+
+
+@pytest.mark.parametrize(
+  ('edited', 'read'),
+  [
+    ({}, ((), (), None, 'accuracy', True, ())),
+    ({'data.mean': [0.5]}, ((0.5,), (0.2,), None, 'accuracy', True, ())),
+    ({'data.std': [0.5]}, ((0.4,), (0.5,), None, 'accuracy', True, ())),
+    ({'data.hold_out': False}, ((), (), False, 'accuracy', True, ())),
+    ({'checkpoint.best_metric': 'test/loss'}, ((), (), None, 'test/loss', True, ())),
+    ({'loss.class_weights': [2.0, 1.0]}, ((), (), None, 'accuracy', False, (2.0, 1.0))),
+    ({'loss.balance_classes': True}, ((), (), None, 'accuracy', True, ())),
+  ],
+)
+@pytest.mark.parametrize('by', ['hand', 'command line'])
+def test_what_somebody_changed_is_not_open_again(recorded, edited, read, by):
+  determined = {
+    'data.mean': (0.4,),
+    'data.std': (0.2,),
+    'data.hold_out': True,
+    'checkpoint.best_metric': 'val/accuracy',
+  }
+  determined |= {'loss.balance_classes': False, 'loss.class_weights': (0.5, 1.5)}
+  if by == 'hand':
+    config = recorded({'loss.balance_classes': True}, determined, edited=edited)
+  else:
+    overrides = {key: tuple(value) if isinstance(value, list) else value for key, value in edited.items()}
+    config = recorded({'loss.balance_classes': True}, determined, overrides)
+  found = (config.data.mean, config.data.std, config.data.hold_out, config.checkpoint.best_metric)
+  assert (*found, config.loss.balance_classes, config.loss.class_weights) == read
 
 
 def test_the_rate_that_a_run_found_and_the_place_of_its_module_stay(recorded):
