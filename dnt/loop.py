@@ -286,10 +286,13 @@ def _already_done(
   if note := resume.epochs_note(found, run.spec, newest.step):
     _log.info(note)
   if newest.step == last:
-    why, key = ('as patience ran out', 'train.patience') if impatient else ('with all of its steps', 'train.steps')
+    why = 'with all of its steps' if last == total else 'as patience ran out'
+    ways = ['more config.train.steps'] if last == total else []
+    if impatient:
+      ways.append(f'a config.train.patience above {waited}')
     _log.info(
       f'this run has ended at step {last:,} {why}, so that another {errors.list_names(other)} has no effect: '
-      f'nothing in the workdir changes. With a larger config.{key} the run goes on; or give another --workdir'
+      f'nothing in the workdir changes. With {" and ".join(ways)} the run goes on; or give another --workdir'
     )
   else:
     _log.info(

@@ -278,7 +278,9 @@ def test_a_run_that_has_ended_keeps_the_config_that_it_was_trained_with(tiny, tm
   again = run(tiny, tmp_path)
   assert contents(tmp_path) == before
   assert again['finished'] and again['params_sha256'] == whole['params_sha256']
-  assert re.search(r'ended.*optim.learning_rate.*config.train.steps', console.readouterr().out)
+  assert re.search(
+    r'ended.*with all.*optim.learning_rate.*With more config.train.steps the run', console.readouterr().out
+  )
   (tmp_path / 'summary.json').write_text('{"step": 6, "finished": false}')  # it was stopped before its end
   run(tiny, tmp_path)
   assert files.read_object(tmp_path / 'summary.json')['finished']
@@ -297,10 +299,28 @@ def test_a_run_that_patience_ended_keeps_its_config_as_long_as_it_is_out_of_pati
     assert contents(tmp_path) == before
     assert again['finished'] and again['step'] == 3 and again['params_sha256'] == whole['params_sha256']
     said = console.readouterr().out
-    assert re.search(rf'ended at step 3 as patience .* another .*{key}.* larger config.train.patience', said)
+    assert re.search(rf'ended at step 3 as patience .* another .*{key}.* config.train.patience above 2 ', said)
   tiny.train.patience = 4
   assert run(tiny, tmp_path)['step'] > 3
   assert [line['step'] for line in metrics.read(tmp_path) if 'changed' in line] == [3]
+
+
+def test_a_run_whose_patience_ended_with_its_steps_names_both_options_in_the_way(tiny, tmp_path, console):
+  tiny.model.norm, tiny.optim.learning_rate, tiny.eval.every = 'none', 1e-12, '1'  # the first evaluation is the best
+  tiny.train.steps, tiny.train.patience = 3, 2
+  run(tiny, tmp_path)
+  tiny.optim.learning_rate = 1e-11
+  for steps, patience, said in (
+    (3, 2, r'at step 3 with all of its steps.* With more config\.train\.steps and a config\.train\.patience above 2 '),
+    (4, 2, r'at step 3 as patience ran out.* With a config\.train\.patience above 2 '),
+    (3, 3, r'at step 3 with all of its steps.* With more config\.train\.steps the run'),
+  ):
+    tiny.train.steps, tiny.train.patience = steps, patience
+    console.readouterr()
+    assert run(tiny, tmp_path)['step'] == 3
+    assert re.search(said, console.readouterr().out)
+  tiny.train.steps = 4
+  assert run(tiny, tmp_path)['step'] == 4
 
 
 @pytest.mark.thorough
