@@ -68,7 +68,10 @@ def numbers(values: tuple[float, ...]) -> str | None:
 
 
 def means(values: tuple[float, ...]) -> str | None:
-  problem = 'must hold numbers from 0 to 1, as a pixel of 255 is 1: divide mean and std on the scale of 0 to 255 by 255'
+  problem = (
+    'must hold numbers from 0 to 1, as a pixel of 255 is 1: divide mean and std on the scale of 0 to 255 by 255 '
+    '(a run that an older version trained with others is evaluated with that version)'
+  )
   return numbers(values) or (None if all(0 <= v <= 1 for v in values) else problem)
 
 

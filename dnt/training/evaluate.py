@@ -261,7 +261,7 @@ def load(config: typed.Config, workdir: pathlib.Path, mesh: Mesh, splits: Sequen
     data = experiment.load_data(config, splits, workdir)
   config = experiment.resolve(config, data)
   resume.check_network(config, trained, workdir)
-  run = experiment.make(config, data.spec)
+  run = experiment.make(config, data.spec, trains=False)
   budget.check_evaluation(run, mesh)
   if data.weights:
     data.weights.release()  # they were read, if at all, to determine the network

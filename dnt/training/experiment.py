@@ -385,6 +385,7 @@ def make(
   spec: DataSpec,
   skipped: frozenset[str] = frozenset(),
   trace: depth.Trace | None = None,
+  trains: bool = True,
 ) -> Experiment:
   """Builds the experiment of a resolved config.
 
@@ -393,6 +394,7 @@ def make(
     spec: describes the data.
     skipped: names of the first entries, if the batches hold the output of these entries instead of images.
     trace: the trace of the model, if another experiment has it; None: the function makes it.
+    trains: whether to refuse options of training that have no effect; an evaluation of a run does not judge them.
 
   Raises:
     errors.InputError: options do not fit the model, the data or one another.
@@ -413,12 +415,8 @@ def make(
 
   params = layouts.to_scanned(trace.variables['params'], trace.scanned)
   planned = freeze.plan(config.finetune, trace.table, params, config.train.steps, steps_per_epoch)
-  if config.finetune.l2_sp and not config.train.init_from:
-    raise errors.InputError('config.finetune.l2_sp pulls towards pretrained values: it needs config.train.init_from')
-
-  last = planned[-1].partition  # it trains the most
-  chain.check(config, params, trace.entries, last)
-  lr_multipliers.check(config.finetune, last.split(params)[0], trace.entries)
+  if trains:
+    _check_training(config, params, trace.entries, planned[-1].partition)
   losses.check_weights(config.loss.class_weights, len(spec.class_names))
   eval_partition = dataclasses.replace(planned[0].partition, skipped=skipped) if skipped else freeze.ALL
   run = Experiment(
@@ -449,6 +447,16 @@ def make(
 
   reached = [phase for phase in planned if not phase.start or phase.start < config.train.steps]
   return run._replace(phases=tuple(make_phase(phase.start, phase.partitions) for phase in reached))
+
+
+def _check_training(
+  config: typed.Config, params: trees.Tree, entries: Sequence[depth.Entry], last: freeze.Partition
+) -> None:
+  """Refuses options of training that have no effect on the parameters of the last phase, which trains the most."""
+  if config.finetune.l2_sp and not config.train.init_from:
+    raise errors.InputError('config.finetune.l2_sp pulls towards pretrained values: it needs config.train.init_from')
+  chain.check(config, params, entries, last)
+  lr_multipliers.check(config.finetune, last.split(params)[0], entries)
 
 
 def _train_flops(trace: depth.Trace, partition: freeze.Partition) -> int:

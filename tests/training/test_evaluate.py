@@ -8,6 +8,7 @@ import pytest
 from sklearn import metrics as sklearn_metrics
 
 from dnt import errors
+from dnt.config import keys
 from dnt.parallel import mesh as mesh_lib
 from dnt.training import evaluate, experiment
 
@@ -156,3 +157,25 @@ def test_statistics_are_those_of_the_run_although_its_training_images_have_chang
   before = evaluate.evaluate(tiny, tmp_path / 'run')
   change_splits(lambda split: split if split.split == 'test' else dataclasses.replace(split, store=split.store // 2))
   assert evaluate.evaluate(tiny, tmp_path / 'run') == before
+
+
+@pytest.mark.parametrize(
+  'options',
+  [
+    {'finetune.rates': (('stem', 0.1),)},
+    {'optim.weight_decay_on': 'nothing'},
+    {'finetune.l2_sp': 0.1},
+    {'optim.name': 'muon'},
+  ],
+)
+def test_an_evaluation_judges_no_options_of_training(tiny, saved, tmp_path, options):
+  """Older versions trained with options without effect."""
+  tiny.finetune.trainable = 'head'
+  saved(tiny)
+  for key, value in options.items():
+    keys.put(tiny, key, value)
+  mesh = mesh_lib.make_mesh(tiny.mesh)
+  assert evaluate.load(tiny, tmp_path / 'run', mesh).step == 7
+  data = experiment.load_data(tiny, ())
+  with pytest.raises(errors.InputError, match='rates|weight_decay_on|l2_sp|muon'):
+    experiment.make(experiment.resolve(tiny, data), data.spec)
