@@ -4,7 +4,6 @@ Names are compared in Unicode's form NFC: macOS writes an accent as a character 
 """
 
 import collections
-import functools
 import logging
 from collections.abc import Iterable, Sequence
 
@@ -12,6 +11,7 @@ import numpy as np
 
 from dnt import errors, files
 from dnt.data import examples
+from dnt.reporting import terminal
 
 _log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ def align(source: examples.Examples, names: Sequence[str], owner: str) -> exampl
     errors.InputError: the split has classes that the head lacks, or whose name several classes of the head have.
   """
   if not names:
-    _say_once(f'{owner} has no class names: the classes of {source.name} are taken in their order')
+    terminal.say_once(_log, f'{owner} has no class names: the classes of {source.name} are taken in their order')
     return source
   wanted, found = normalized(names), normalized(source.class_names)
   if found == wanted:
@@ -45,10 +45,10 @@ def align(source: examples.Examples, names: Sequence[str], owner: str) -> exampl
   place_of = {name: place for place, name in enumerate(wanted)}
   places = np.array([place_of[name] for name in found], np.int32)
   if np.any(np.diff(places) < 0):
-    _say_once(f'{source.name}: by their names, the classes are brought into the order of {owner}')
+    terminal.say_once(_log, f'{source.name}: by their names, the classes are brought into the order of {owner}')
   data = {*found}
   if lacking := [name for name in wanted if name not in data]:
-    _say_once(f'{source.name} has no class {errors.list_names(lacking)}, which {owner} has')
+    terminal.say_once(_log, f'{source.name} has no class {errors.list_names(lacking)}, which {owner} has')
   return source.relabelled(places, wanted)
 
 
@@ -84,9 +84,3 @@ def check(found: Sequence[str], names: Sequence[str], what: str, owner: str) -> 
 def indexes(name: str, names: Sequence[str]) -> str:
   """Lists for a message at which indexes of `names` a name is; all are normalized."""
   return errors.list_names([str(place) for place, each in enumerate(names) if each == name])
-
-
-@functools.cache
-def _say_once(line: str) -> None:
-  # Several splits, and several parts of a program, meet the same head.
-  _log.info(line)

@@ -7,6 +7,8 @@ import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from dnt.reporting import terminal
+
 if TYPE_CHECKING:
   from matplotlib.figure import Figure
 
@@ -33,9 +35,10 @@ def draw(figure: 'Figure', render: Callable[[], Any]) -> None:
       each.set_fontfamily([*each.get_fontfamily(), *chosen])
     _render(render)
   if left:
-    _say_once(
+    terminal.say_once(
+      _log,
       f'no installed font has the characters {"".join(map(chr, sorted(left)))}, so plots show boxes; install one, such '
-      'as Noto Sans CJK'
+      'as Noto Sans CJK',
     )
 
 
@@ -66,9 +69,3 @@ def _fonts_with(characters: frozenset[int]) -> tuple[list[str], set[int]]:
     chosen.append(best)
     left -= has[best]
   return chosen, left
-
-
-@functools.cache
-def _say_once(line: str) -> None:
-  # Every plot of a run has the same class names.
-  _log.info(line)

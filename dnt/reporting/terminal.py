@@ -6,6 +6,7 @@ library, the user's own configuration of `logging` decides where the lines go, a
 
 import contextlib
 import errno
+import functools
 import logging
 import math
 import os
@@ -106,6 +107,12 @@ def discard(stream: TextIO) -> None:
     number = os.open(os.devnull, os.O_WRONLY)
     os.dup2(number, stream.fileno())
     os.close(number)
+
+
+@functools.cache
+def say_once(log: logging.Logger, line: str) -> None:
+  """Logs a line that several parts of a program come to, such as its splits, its plots or its trials, only once."""
+  log.info(line)
 
 
 class _Console(logging.Handler):

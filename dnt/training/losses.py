@@ -15,6 +15,7 @@ from dnt import errors
 from dnt.config import typed
 from dnt.data import examples
 from dnt.data.transforms import mixing
+from dnt.reporting import terminal
 
 _log = logging.getLogger(__name__)
 
@@ -103,7 +104,8 @@ def balanced_weights(source: examples.Examples) -> tuple[float, ...]:
       'in advance; set config.loss.class_weights'
     )
   if absent := source.absent('config.loss.balance_classes'):
-    _log.info(f'config.loss.balance_classes: {source.split} of {source.name} has no image of {absent}: the weight is 0')
+    what = f'{source.split} of {source.name}'
+    terminal.say_once(_log, f'config.loss.balance_classes: {what} has no image of {absent}: the weight is 0')
   counts = np.bincount(source.labels, minlength=source.num_classes)
   present = counts > 0
   return tuple((present * len(source) / (present.sum() * np.maximum(counts, 1))).tolist())

@@ -6,7 +6,7 @@ import pytest
 from matplotlib import text
 from PIL import Image
 
-from dnt.reporting import fonts, plots
+from dnt.reporting import fonts, plots, terminal
 
 WATCH = '\u231a'  # in STIX, which comes with matplotlib, and not in its default font
 NOWHERE = '\U000f1234'  # for private use
@@ -27,7 +27,7 @@ def test_characters_are_drawn_with_a_font_that_has_them(caplog):
 
 
 def test_characters_that_no_font_has_are_one_line_and_no_warning(caplog):
-  fonts._say_once.cache_clear()
+  terminal.say_once.cache_clear()
   with caplog.at_level(logging.INFO, 'dnt'):
     draw(f'{NOWHERE}{NOWHERE}', 'bee')
     for _ in range(2):

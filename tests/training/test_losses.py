@@ -148,8 +148,9 @@ def test_balanced_weights_are_those_of_scikit_learn(caplog):
   assert np.mean(np.asarray(found)[labels]) == pytest.approx(1)
   empty = dataclasses.replace(source, class_names=(*names, 'none', 'nor this'))
   with caplog.at_level(logging.INFO, 'dnt'):
-    assert losses.balanced_weights(empty) == (*found, 0, 0), 'as scikit-learn, which does not know of the others'
-  assert "train of set has no image of 'none', 'nor this': the weight is 0" in caplog.text
+    for _ in range(2):  # as the trials of a program
+      assert losses.balanced_weights(empty) == (*found, 0, 0), 'as scikit-learn, which does not know of the others'
+  assert caplog.text.count("train of set has no image of 'none', 'nor this': the weight is 0") == 1
   with pytest.raises(errors.InputError, match=r"train\[:9\] of set has no image of 'none', .* larger .*train_split"):
     losses.balanced_weights(dataclasses.replace(empty, split='train[:9]'))
   with pytest.raises(errors.InputError, match='labels of set'):

@@ -10,6 +10,7 @@ from dnt.config import typed
 from dnt.data import examples, order, placement, splits
 from dnt.data.sources import builtin, cars, cifar, folder, idx, tfds
 from dnt.data.splits import ALL, ALSO_VAL, TRAIN, VAL
+from dnt.reporting import terminal
 
 _log = logging.getLogger(__name__)
 FOLDER = '<dir>'
@@ -149,7 +150,7 @@ def read(available: examples.Splits, config: typed.Data, split: str) -> examples
     examples.UnlabelledError: the split has no labels.
   """
   chosen = locate(available, config, split)
-  _say_once(chosen.line)
+  terminal.say_once(_log, chosen.line)
   if placement.on_device(config, len(chosen), chosen.shape) and chosen.images is None:
     return chosen.decoded()
   return chosen
@@ -188,9 +189,3 @@ def _line(split: str, whole: examples.Examples) -> str:
 
 def _describe(split: str, whole: examples.Examples, origin: str, unread: Sequence[str] = ()) -> str:
   return folder.describe(split, origin, whole.class_names, len(whole), whole.labels, unread)
-
-
-@functools.cache
-def _say_once(line: str) -> None:
-  # Several slices, and several parts of a program, read the same.
-  _log.info(line)
