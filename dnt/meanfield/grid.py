@@ -54,7 +54,8 @@ class _Series(NamedTuple):
     kind: 'propagation' or 'jacobian'.
     network: the networks of one depth.
     seeds: number of draws.
-    signals: vectors that pass through one of its networks.
+    signals: vectors that pass through one of its networks, at all variances.
+    held: vectors in memory then.
     passes: number of passes through the network.
   """
 
@@ -62,6 +63,7 @@ class _Series(NamedTuple):
   network: Network
   seeds: int
   signals: int
+  held: int
   passes: int
 
   @property
@@ -72,8 +74,7 @@ class _Series(NamedTuple):
   @property
   def size(self) -> int:
     """Returns the bytes that one seed takes."""
-    vectors = self.signals * self.networks * (self.network.depth + 4)
-    return 4 * (2 * self.network.width**2 + vectors * self.network.width)
+    return 4 * (2 * self.network.width**2 + self.held * self.networks * self.network.width)
 
   @property
   def work(self) -> float:
@@ -207,7 +208,10 @@ def _check(options: typed.Signal, points: int) -> None:
       'a Jacobian has no more'
     )
   draws = 'config.signal.seeds, config.signal.jacobian_seeds'
-  lower = 'config.signal.depths, config.signal.width, config.signal.batch_size or config.signal.singular_values'
+  lower = (
+    'config.signal.depths, config.signal.width, config.signal.batch_size, config.signal.singular_values or '
+    'config.signal.lanczos_iterations'
+  )
   work = 0.0
   for series in _series(options):
     what = f'one draw of the networks of depth {series.network.depth} and width {options.width}'
@@ -229,12 +233,15 @@ def _series(options: typed.Signal) -> Iterator[_Series]:
   points = len(options.weight_variances) * len(options.bias_variances)
   for depth in options.depths:
     network = _network(options, depth)
-    yield _Series('propagation', network, options.seeds, options.batch_size * points, 3)
+    signals = options.batch_size * points
+    yield _Series('propagation', network, options.seeds, signals, signals * (depth + 4), 3)
     if options.singular_values:
       block, iterations = random_nets.lanczos(options.width, options.singular_values, options.lanczos_iterations)
       for part in _jacobian_networks(network):
-        signals = _inputs(options, part) * points * block
-        yield _Series('jacobian', part, options.jacobian_seeds, signals, 2 * iterations + 1)
+        inputs = _inputs(options, part) * points
+        # The inputs of each layer, a block on its way, and the space with its images.
+        held = inputs * (depth + 3 * block) + points * 3 * block * iterations
+        yield _Series('jacobian', part, options.jacobian_seeds, inputs * block, held, 2 * iterations + 1)
 
 
 def _split(series: _Series) -> Iterator[_Job]:

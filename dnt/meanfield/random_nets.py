@@ -17,6 +17,7 @@ from jax import lax
 from dnt.models import activations, norms
 
 GUARD = 1  # vectors of a Lanczos block beyond the requested ones
+ENOUGH = 6  # Lanczos iterations that find singular values to about a percent
 
 
 class Weights(NamedTuple):
@@ -199,7 +200,10 @@ def _unit(vectors: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def lanczos(width: int, count: int, iterations: int) -> tuple[int, int]:
-  """Returns the vectors of a Lanczos block and the number of blocks; one block of all units is the whole Jacobian.
+  """Returns the vectors of a Lanczos block and the number of blocks.
+
+  There are no more blocks than the units allow. Where these would be too few for the values, one block of all units is
+  the whole Jacobian.
 
   Args:
     width: number of units.
@@ -207,7 +211,8 @@ def lanczos(width: int, count: int, iterations: int) -> tuple[int, int]:
     iterations: the blocks that are asked for.
   """
   block = count + GUARD
-  return (block, iterations) if block * iterations <= width else (width, 1)
+  most = width // block
+  return (block, min(iterations, most)) if min(iterations, ENOUGH) <= most else (width, 1)
 
 
 def singular_values(
@@ -216,9 +221,8 @@ def singular_values(
   """Returns natural logarithms of the largest singular values of the Jacobian of the first input's output, [G, count].
 
   Block Lanczos on J^T J with full reorthogonalization (Golub and Van Loan, Matrix Computations, 10.3), and the
-  singular values of J on the space at its end, which approach those of J from below. Where its blocks together would
-  have more vectors than there are units, the space is the whole. The other inputs are held fixed; they matter to
-  batch_norm.
+  singular values of J on the space at its end, which approach those of J from below. See `lanczos` for its size.
+  The other inputs are held fixed; they matter to batch_norm.
 
   Args:
     network: the networks.
@@ -226,7 +230,7 @@ def singular_values(
     variances: [S, 2].
     x: inputs [G, B, N].
     count: number of singular values.
-    iterations: each passes the depth twice.
+    iterations: the most of them; each passes the depth twice.
   """
   inputs = forward(network, key, variances, x).inputs
   block, iterations = lanczos(network.width, count, iterations)
@@ -237,7 +241,7 @@ def singular_values(
     return vectors[..., 0, :], logarithm
 
   def orthonormal(vectors, basis):
-    for _ in range(2):  # twice is enough
+    for _ in range(3):  # twice is enough, unless the space holds all images: then it starts from what rounding leaves
       parts = jnp.einsum('u...n,v...n->uv...', basis, vectors, precision='highest')
       vectors = vectors - jnp.einsum('uv...,u...n->v...n', parts, basis, precision='highest')
       vectors = jnp.moveaxis(jnp.linalg.qr(jnp.moveaxis(vectors, 0, -1))[0], -1, 0)

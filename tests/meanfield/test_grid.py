@@ -144,9 +144,15 @@ def test_a_few_lanczos_iterations_find_the_largest_singular_values():
     assert (ratio > 0.98).all() and (ratio < 1 + 1e-4).all(), (a, k, m, ratio)
 
 
-def test_many_singular_values_are_those_of_the_whole_jacobian():
-  """Six blocks of ten vectors are more than 16 units have; one of them would miss much of the smaller values."""
-  network = random_nets.Network(('tanh',), ('plain',), ('none',), 12, 16, 0.0)
+@pytest.mark.parametrize(
+  ('activation', 'depth', 'width', 'count', 'iterations'), [('tanh', 12, 16, 9, 6), ('relu', 6, 48, 2, 16)]
+)
+def test_many_singular_values_or_iterations_are_accurate(activation, depth, width, count, iterations):
+  """Six blocks of ten vectors are more than 16 units have; one of them would miss much of the smaller values.
+
+  Units of relu that are off leave few dimensions to the images, all of which the space has long before its end.
+  """
+  network = random_nets.Network((activation,), ('plain',), ('none',), depth, width, 0.0)
   key, variances = jax.random.key(2), VARIANCES[:1]
   x, _ = random_nets.draw_signals(network, key, variances, 1, 0.0)
 
@@ -158,8 +164,8 @@ def test_many_singular_values_are_those_of_the_whole_jacobian():
 
   want = np.linalg.svd(np.asarray(jax.jit(jax.jacobian(output))(x.ravel()), np.float64), compute_uv=False)
   program = jax.jit(random_nets.singular_values, static_argnums=(0, 4, 5))
-  found = np.exp(program(network, key, variances, x, 9, 6)).ravel()
-  np.testing.assert_allclose(found, want[:9], rtol=1e-4, atol=1e-6 * want[0])  # rounding, of the largest
+  found = np.exp(program(network, key, variances, x, count, iterations)).ravel()
+  np.testing.assert_allclose(found, want[:count], rtol=1e-4, atol=1e-6 * want[0])  # rounding, of the largest
 
 
 def test_a_whole_jacobian_takes_one_pass_of_all_units(small):
@@ -169,6 +175,23 @@ def test_a_whole_jacobian_takes_one_pass_of_all_units(small):
   small.signal.singular_values = 10  # 6 x 11 of 64
   _, many = grid._series(small.signal)
   assert [(each.signals, each.passes) for each in (few, many)] == [(4, 13), (64, 3)]
+
+
+def test_more_iterations_than_the_units_allow_take_no_more_than_those():
+  assert [random_nets.lanczos(256, 2, iterations) for iterations in (84, 86, 1000)] == [(3, 84), (3, 85), (3, 85)]
+  assert random_nets.lanczos(60, 9, 7) == (10, 6)
+  assert [random_nets.lanczos(59, 9, iterations) for iterations in (5, 6, 7)] == [(10, 5), (59, 1), (59, 1)]
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize(('norm', 'values'), [('none', 2), ('none', 40), ('batch_norm', 2), ('batch_norm', 40)])
+def test_the_memory_of_a_jacobian_is_about_that_of_its_program(small, norm, values):
+  small.signal.update({'norms': (norm,), 'singular_values': values, 'lanczos_iterations': 20})
+  _, series = grid._series(small.signal)
+  keys, points = jax.random.split(jax.random.key(0), 1), np.ones((4, 2), np.float32)
+  inputs = grid._inputs(small.signal, series.network)
+  program = grid._jacobian.lower(series.network, keys, points, inputs, 0.5, values, 20).compile()
+  assert 0.25 < series.size / program.memory_analysis().temp_size_in_bytes < 2
 
 
 @pytest.fixture
