@@ -33,8 +33,8 @@ def make(model: typed.Model, num_classes: int) -> nn.Module:
   """Builds the network of `config.model`: `apply(variables, x, train)` returns float32 logits [B, classes].
 
   Options left at None use the model class's default. A user's own module ('mypkg.nets:Net') receives `num_classes`,
-  `parts` (see `parts.Parts`), `scan` and `remat` if it has these fields, and its `config.model.options`; if the config
-  does not set `scan` and `remat`, they keep the module's defaults.
+  `parts` (see `parts.Parts`), `scan` and `remat` if it has these fields, and its `config.model.options`. Unless the
+  config sets `scan` and `remat`, here or in these options, they keep the module's defaults.
 
   Args:
     model: validated `config.model`.
@@ -118,7 +118,9 @@ def _make_custom(model: typed.Model, num_classes: int, fields: dict[str, Any]) -
   known = custom.field_names(base)
   changed = {key: model[key] for key in PARTS if not is_open(model, key)}
   given: dict[str, Any] = {'num_classes': num_classes}
-  given |= {key: model[key] for key in ('scan', 'remat') if model[key] or not hasattr(base, key)}
+  for key in ('scan', 'remat'):
+    if model[key] or not (hasattr(base, key) or key in model.options):
+      given[key] = model[key]
   if 'parts' in known:
     given['parts'] = parts.make(model)
     changed = {}

@@ -27,7 +27,6 @@ _log = logging.getLogger(__name__)
 
 # How modules name the argument that says whether they train, and its value if they do.
 TRAINING = {'train': True, 'training': True, 'is_training': True, 'deterministic': False}
-GIVEN = ('num_classes', 'parts', 'scan', 'remat')  # fields of a module that dnt sets
 
 
 def load(name: str, folder: str | None = None) -> type[nn.Module]:
@@ -146,7 +145,7 @@ def make(
     folder: as for `load`.
     num_classes: number of classes.
     given: fields to set if the class has them.
-    options: fields to set from the user's config.
+    options: fields to set from the user's config, none of `given`.
 
   Raises:
     errors.InputError: dnt cannot load the class or call it this way, the class lacks an option, or (at tracing) the
@@ -157,7 +156,7 @@ def make(
   for key in options:
     if key not in fields:
       raise errors.unknown(f'option of {name}', key, fields)
-    if key in GIVEN:
+    if key in given:
       where = 'config.model' if key == 'parts' else f'config.model.{key}'
       raise errors.InputError(f'config.model.options cannot set {key!r} of {name}: {where} does')
   arguments = list(inspect.signature(base.__call__).parameters.values())[2:]

@@ -155,8 +155,8 @@ def plan(
     if frozen and layouts.scanned_rows(params):
       raise errors.InputError(
         f'config.finetune freezes {min(frozen)}, but a scanned network must train as a whole: a scan computes all of '
-        'its gradients. Set config.model.scan=False (in your own module, the default of its field scan); checkpoints '
-        'are the same for both'
+        "its gradients. Set config.model.scan=False (for your own module, config.model.options={'scan': False}); "
+        'checkpoints are the same for both'
       )
     if number and (start < phases[-1].start or not start):
       raise errors.InputError(f'config.finetune.unfreeze: {duration!r} must come after the previous phase')

@@ -192,10 +192,19 @@ def test_a_module_of_dnts_parts_follows_the_config():
 
 
 @pytest.mark.parametrize(
-  ('model', 'scan', 'remat'), [({}, True, False), ({'remat': True}, True, True), ({'scan': True}, True, False)]
+  ('options', 'model', 'scan', 'remat'),
+  [
+    ({}, {}, True, False),
+    ({}, {'remat': True}, True, True),
+    ({}, {'scan': True}, True, False),
+    ({'scan': False}, {}, False, False),
+    ({'remat': True}, {}, True, True),
+    ({'remat': False, 'scan': False}, {}, False, False),
+    ({'scan': False}, {'remat': True}, False, True),
+  ],
 )
-def test_scan_and_remat_keep_the_defaults_of_a_module_unless_the_config_sets_them(model, scan, remat):
-  network = make('mynets:Chooses', **model)
+def test_scan_and_remat_keep_the_defaults_of_a_module_unless_the_config_sets_them(options, model, scan, remat):
+  network = make('mynets:Chooses', options, **model)
   assert (network.scan, network.remat) == (scan, remat)
 
 
@@ -211,8 +220,8 @@ def test_scan_and_remat_keep_the_defaults_of_a_module_unless_the_config_sets_the
     ('mynets:build', None, {}, "mynets:build' .*Flax .*function"),
     ('mynets:Net', {'widht': 7}, {}, "option of mynets:Net 'widht'.* 'width'"),
     ('mynets:Net', {'num_classes': 7}, {}, "'num_classes' of mynets:Net: config.model.num_classes"),
-    ('mynets:Chooses', {'remat': True}, {}, "'remat' of mynets:Chooses: config.model.remat"),
-    ('mynets:FromParts', {'scan': True}, {}, "'scan' of mynets:FromParts: config.model.scan"),
+    ('mynets:Chooses', {'remat': False}, {'remat': True}, "'remat' of mynets:Chooses: config.model.remat"),
+    ('mynets:FromParts', {'scan': True}, {'scan': True}, "'scan' of mynets:FromParts: config.model.scan"),
     ('mynets:FromParts', {'parts': None}, {}, "'parts' of mynets:FromParts: config.model does"),
     ('mynets:TakesMore', None, {}, 'mynets:TakesMore .*mask, train .*__call__'),
     ('mynets:Needs', None, {}, 'mynets:Needs .*config.model.options.*size'),

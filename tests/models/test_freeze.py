@@ -319,7 +319,7 @@ def test_a_scanned_network_cannot_be_frozen(config, begin):
   config.model.scan, config.model.depth = True, 14
   begin(config)
   config.finetune.trainable = 'head'
-  with pytest.raises(errors.InputError, match=r'config.model.scan=False'):
+  with pytest.raises(errors.InputError, match=r"config.model.scan=False .*config.model.options={'scan': False}"):
     begin(config)
 
 
