@@ -47,7 +47,7 @@ def make(
     partitions: the partitions of the run's phases up to the current one; each trains more than the one before.
 
   Raises:
-    errors.InputError: a pattern of `finetune.rates` matches nothing.
+    errors.InputError: the rule is muon, or clipping adaptive, and there is no kernel.
   """
   trainable, _ = partitions[-1].split(params)
   clipping = [] if config.clip.name == 'none' else [('clip', clip.make(config.clip, params, trainable, entries))]
@@ -87,8 +87,8 @@ def check(config: typed.Config, params: Any, entries: Sequence[depth.Entry], par
   optim, (trainable, _) = config.optim, partition.split(params)
   if optim.name == 'muon' and not _hidden(params, trainable, entries):
     raise errors.InputError(
-      "optim.name='muon' is for the kernels between the first and the last entry, and none of them trains; "
-      "use 'sgd', 'adamw' or 'lamb'"
+      "optim.name='muon' is for the kernels between the first and the last entry, and none of them trains (those of "
+      "layers that a module scans or maps itself do not count); use 'sgd', 'adamw' or 'lamb'"
     )
   *_, head = rows.owners(params, entries)
   trained = [
@@ -210,17 +210,19 @@ def _hidden(whole: Any, params: Any, entries: Sequence[depth.Entry]) -> dict[str
   """Returns the hidden kernels in `params` by path: dense and convolution kernels except those of stem and head.
 
   This is the choice of Jordan's readme. Stem and head are the first and the last kernel of all parameters, `whole`.
+  Kernels that hold, or may hold, several layers are not among them.
 
   Returns:
-    The number of their last axes that are outputs, see `rows.output_axes`.
+    The number of their last axes that are outputs, see `rows.kernel_axes`.
   """
   ends, leaves = set(rows.kernel_ends(rows.places(whole, entries))), trees.flatten(whole)
   found = {
-    path: rows.output_axes(path, leaves)
+    path: rows.kernel_axes(path, leaves)
     for path, place in rows.places(params, entries).items()
     if rows.is_kernel(path) and not ends.issuperset(place)
   }
-  return {path: count for path, count in found.items() if leaves[path].ndim > rows.first_axis(path) + count}
+  counts = {path: axes[0][1] for path, axes in found.items() if len(axes) == 1 and not axes[0][0]}
+  return {path: count for path, count in counts.items() if leaves[path].ndim > rows.first_axis(path) + count}
 
 
 def _muon(

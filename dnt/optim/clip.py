@@ -55,7 +55,7 @@ def adaptive(
   """Clips each unit's gradient norm to at most a fraction of its parameter norm (adaptive gradient clipping, AGC).
 
   It follows Brock et al. 2021, equation 3, and the authors' code: a unit is an output of a kernel (see
-  `rows.output_axes`), or any other parameter as a whole, such as a bias or gain. It does not clip the head's kernel
+  `rows.kernel_axes`), or any other parameter as a whole, such as a bias or gain. It does not clip the head's kernel
   (section 4.1), but clips its bias. `optax.adaptive_grad_clip` does the same with kernels of two and four axes, biases
   and gains.
 
@@ -76,8 +76,8 @@ def adaptive(
     is_kernel = rows.is_kernel(path)
     if is_kernel and places[path] == (head,):
       return gradient
-    units = rows.output_axes(path, leaves) if is_kernel else 0
-    axes = tuple(range(rows.first_axis(path), param.ndim - units))
+    layers, units = (rows.kernel_axes(path, leaves) or [(0, 1)])[0] if is_kernel else (0, 0)
+    axes = tuple(range(rows.first_axis(path) + layers, param.ndim - units))
     norm, size = (jnp.sqrt(jnp.sum(jnp.square(each), axes, keepdims=True)) for each in (gradient, param))
     largest = threshold * jnp.maximum(size, epsilon)
     return jnp.where(norm < largest, gradient, gradient * (largest / jnp.maximum(norm, _TINY)))

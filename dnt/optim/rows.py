@@ -55,12 +55,14 @@ def first_axis(path: str) -> int:
   return 1 if trees.is_scanned(path) else 0
 
 
-def output_axes(path: str, leaves: Mapping[str, Any]) -> int:
-  """Returns how many of the last axes of a kernel are its outputs; those before them are its inputs.
+def kernel_axes(path: str, leaves: Mapping[str, Any]) -> list[tuple[int, int]]:
+  """Returns how a kernel may be read: numbers of its first axes, of layers, and of its last axes, its outputs.
 
-  It is one in dense layers and convolutions of any dimension. `nn.DenseGeneral` may have more, as its bias has too.
-  Where there is no bias, names tell the kernels [inputs, heads, features] of `nn.MultiHeadDotProductAttention` from
-  those of a convolution, [width, inputs, outputs].
+  Those between them are its inputs. There is one axis of outputs in dense layers and convolutions of any dimension.
+  `nn.DenseGeneral` may have more, as its bias has too. Layers that a module scans or maps itself (`nn.scan`, `nn.vmap`)
+  have a first axis, as their bias has too; a bias may fit several of these, or none. Where there is no bias, names
+  tell the kernels [inputs, heads, features] of `nn.MultiHeadDotProductAttention` from those of a convolution, [width,
+  inputs, outputs].
 
   Args:
     path: path of the kernel.
@@ -69,9 +71,16 @@ def output_axes(path: str, leaves: Mapping[str, Any]) -> int:
   module, first = path.rpartition('/')[0], first_axis(path)
   shape = leaves[path].shape[first:]
   if (bias := leaves.get(f'{module}/bias')) is None:
-    return 2 if len(shape) == 3 and module.rpartition('/')[2] in ('query', 'key', 'value') else 1
+    return [(0, 2 if len(shape) == 3 and module.rpartition('/')[2] in ('query', 'key', 'value') else 1)]
   outputs = bias.shape[first:]
-  return len(outputs) if 1 < len(outputs) < len(shape) and shape[-len(outputs) :] == outputs else 1
+  if len(outputs) < 2:
+    return [(0, 1)]
+  return [
+    (layers, len(outputs) - layers)
+    for layers in range(len(outputs))
+    if len(outputs) < len(shape)
+    and shape == (*outputs[:layers], *shape[layers : layers - len(outputs)], *outputs[layers:])
+  ]
 
 
 def squares(tree: Any, places: Places) -> dict[tuple[int, ...], jax.Array]:

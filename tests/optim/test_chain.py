@@ -209,12 +209,13 @@ def test_muon_takes_convolutions_of_any_dimension_and_the_kernels_of_attention_a
   }
   shapes = {path: shape for path, (shape, _) in matrices.items()}
   shapes |= {'attention/query/bias': (2, 4), 'attention/out/bias': (5,), 'stem/kernel': (3, 4), 'head/kernel': (5, 2)}
+  shapes |= {'layers/kernel': (3, 4, 6), 'layers/bias': (3, 6)}  # of a module that scans them itself
   generator = np.random.default_rng(0)
   params, gradient = (
     trees.unflatten({path: generator.normal(size=shape).astype(np.float32) for path, shape in shapes.items()})
     for _ in range(2)
   )
-  entries = tuple(depth.Entry(name, name) for name in ('stem', 'series', 'volume', 'attention', 'head'))
+  entries = tuple(depth.Entry(name, name) for name in ('stem', 'series', 'volume', 'attention', 'layers', 'head'))
   after, _ = train(make_chain(make_config('muon', weight_decay=0.0), params, entries), params, [gradient])
   before, gradient, after = map(trees.flatten, (params, gradient, after))
   for path, (shape, matrix) in matrices.items():

@@ -113,6 +113,8 @@ def test_adaptive_is_optax_but_for_the_kernel_of_the_head(network):
     ('body/query/bias', (2, 3), None, (0, 1)),
     ('body/out/kernel', (2, 3, 8), (8,), (0, 1)),
     ('body/embedding', (1, 4, 6), None, (0, 1, 2)),
+    ('body/kernel', (3, 4, 6), (3, 6), (1,)),  # three layers that a module scans itself
+    ('body/kernel', (3, 3, 6), (3, 6), (0,)),  # nothing tells
   ],
 )
 @pytest.mark.parametrize('scanned', [False, True])

@@ -35,29 +35,49 @@ def test_only_a_leaf_of_that_name_is_a_kernel():
 
 def test_the_outputs_of_a_kernel_are_the_last_axes_that_its_bias_has_too():
   cases = (
-    (nn.Dense(4), 1),
-    (nn.Conv(4, (3,)), 1),
-    (nn.Conv(4, (3,), use_bias=False), 1),
-    (nn.Conv(4, (3, 3, 3), use_bias=False), 1),
-    (nn.ConvLocal(4, (3, 3)), 1),
-    (nn.DenseGeneral((2, 3)), 2),
-    (nn.DenseGeneral((2, 3), axis=(1, 2, 3)), 2),
-    (nn.DenseGeneral((2, 3), axis=(1, 2, 3), use_bias=False), 1),  # nothing tells
+    (nn.Dense(4), (0, 1)),
+    (nn.Conv(4, (3,)), (0, 1)),
+    (nn.Conv(4, (3,), use_bias=False), (0, 1)),
+    (nn.Conv(4, (3, 3, 3), use_bias=False), (0, 1)),
+    (nn.ConvLocal(4, (3, 3)), (2, 1)),  # a kernel for each position
+    (nn.DenseGeneral((2, 3)), (0, 2)),
+    (nn.DenseGeneral((2, 3), axis=(1, 2, 3)), (0, 2)),
+    (nn.DenseGeneral((2, 3), axis=(1, 2, 3), use_bias=False), (0, 1)),  # nothing tells
   )
   for module, expected in cases:
     shape = (1, 8, 8, 8, 5) if isinstance(module, nn.Conv) and len(module.kernel_size) == 3 else (1, 8, 8, 5)
     params = jax.eval_shape(lambda module=module, shape=shape: module.init(jax.random.key(0), jnp.zeros(shape)))
-    assert rows.output_axes('inner/kernel', trees.flatten({'inner': params['params']})) == expected, module
+    assert rows.kernel_axes('inner/kernel', trees.flatten({'inner': params['params']})) == [expected], module
+
+
+def test_layers_that_a_module_maps_itself_are_told_by_their_bias():
+  fields = {nn.Dense: (6,), nn.Conv: (6, (3, 3)), nn.DenseGeneral: ((2, 3),)}
+
+  def stacked(layer, shape, axis=0):
+    mapped = nn.vmap(layer, in_axes=None, axis_size=4, variable_axes={'params': axis}, split_rngs={'params': True})
+    params = jax.eval_shape(lambda: mapped(*fields[layer]).init(jax.random.key(0), jnp.zeros(shape)))['params']
+    return rows.kernel_axes('inner/kernel', trees.flatten({'inner': params}))
+
+  assert stacked(nn.Dense, (1, 5)) == [(1, 1)]
+  assert stacked(nn.Conv, (1, 8, 8, 5)) == [(1, 1)]
+  assert stacked(nn.DenseGeneral, (1, 5)) == [(1, 2)]
+  assert stacked(nn.Dense, (1, 4)) == [(0, 2), (1, 1)], 'four layers, or one whose outputs have two axes'
+  assert stacked(nn.Dense, (1, 5), axis=1) == []
 
 
 @pytest.mark.parametrize('use_bias', [True, False])
 def test_the_outputs_of_attention_are_those_of_every_head(use_bias):
   module, x = nn.MultiHeadDotProductAttention(2, use_bias=use_bias), jnp.zeros((1, 5, 8))
   leaves = trees.flatten(jax.eval_shape(lambda: module.init(jax.random.key(0), x))['params'])
-  found = {path: rows.output_axes(path, leaves) for path in leaves if rows.is_kernel(path)}
-  assert found == {'query/kernel': 2, 'key/kernel': 2, 'value/kernel': 2, 'out/kernel': 1}
+  found = {path: rows.kernel_axes(path, leaves) for path in leaves if rows.is_kernel(path)}
+  assert {path: axes for path, ((_, axes),) in found.items()} == {
+    'query/kernel': 2,
+    'key/kernel': 2,
+    'value/kernel': 2,
+    'out/kernel': 1,
+  }
   stacked = {f'blocks/scanned/{path}': jnp.zeros((3, *leaf.shape)) for path, leaf in leaves.items()}
-  assert [rows.output_axes(f'blocks/scanned/{path}', stacked) for path in found] == list(found.values())
+  assert [rows.kernel_axes(f'blocks/scanned/{path}', stacked) for path in found] == list(found.values())
 
 
 def test_along_multiplies_one_value_or_one_a_row():
