@@ -85,6 +85,8 @@ class Record:
     # Sums since the last training line, but of the learning rate the last value. They are saved too, so that the next
     # line is the same after a resume.
     self._sums: defaultdict[str, float] = defaultdict(int, history.get('sums', {}))
+    if 'images' not in history and self._sums.get('steps'):  # older versions summed the learning rate too
+      self._sums['learning_rate'] /= self._sums['steps']
     self._writer = metrics.Writer(workdir, step, self.evaluated_at, step - int(self._sums.get('steps', 0)))
     self._lap: float = history.get('lap', 0.0)
     # Images of all steps so far, whose batches may have had other sizes; older versions did not count them.

@@ -157,6 +157,17 @@ def test_a_line_is_written_on_demand_and_again_by_a_run_that_did_not_save_it(mak
     assert line['step'] == 3 and line['images_per_second'] > 0
 
 
+def test_the_rate_of_an_open_line_of_an_older_version_is_their_mean(make):
+  with make() as rec:
+    rec.trained(0, 3, values(1.0, 2.0, 6.0))
+    history = json.loads(json.dumps(rec.history()))
+  del history['images']
+  history['sums']['learning_rate'] = 0.1 + 0.15 + 0.2  # they summed it
+  with make(3, history) as rec:
+    rec.write_line(3)
+  assert rec.last['train/learning_rate'] == pytest.approx(0.15)
+
+
 def test_the_first_loss_that_is_not_finite_stops_the_run_with_its_step(make):
   with make() as rec, pytest.raises(errors.RunError, match=r'not finite .*step 7\b'):
     rec.trained(4, 3, values(1.0, 2.0, np.nan, np.inf))
