@@ -445,8 +445,9 @@ def make(
       train_flops=_train_flops(trace, partition),
     )
 
-  reached = [phase for phase in planned if not phase.start or phase.start < config.train.steps]
-  return run._replace(phases=tuple(make_phase(phase.start, phase.partitions) for phase in reached))
+  reached = (phase for phase in planned if not phase.start or phase.start < config.train.steps)
+  last_at = {phase.start: phase.partitions for phase in reached}  # of several that start at one step, see `start_of`
+  return run._replace(phases=tuple(make_phase(start, partitions) for start, partitions in last_at.items()))
 
 
 def _check_training(

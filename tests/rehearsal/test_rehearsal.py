@@ -185,6 +185,15 @@ def test_a_run_on_cached_features_has_the_programs_that_the_loop_runs(rehearse, 
   assert found.train.program.flops == 2 * 2 * 16 * 16 * 10  # of the head, without the gradient of its input
 
 
+def test_of_phases_that_start_at_one_step_the_last_is_rehearsed(rehearse, tiny):
+  tiny.telemetry.every, tiny.finetune.trainable = '0', 'head'
+  tiny.finetune.unfreeze = (('1', 'top:1'), ('1', 'all'))
+  found = rehearse(tiny, 'cpu:1')
+  assert [each.program.step for each in found.steps] == [0, 1, 1]  # two of training, the evaluation
+  tiny.finetune.unfreeze = (('1', 'all'),)
+  assert rehearse(tiny, 'cpu:1').steps[1].program.arguments == found.steps[1].program.arguments
+
+
 @pytest.mark.parametrize(
   'changes',
   [
