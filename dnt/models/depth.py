@@ -65,7 +65,7 @@ class Trace:
       submodule, come first, each as a separate entry.
     outside: FLOPs of one example's forward pass outside of all entries, as of a user's own module.
     variables: `ShapeDtypeStruct` of each variable by collection, in the unrolled layout.
-    scanned: path and number of rows of each scanned stage.
+    scanned: number of rows of each stage by path, 0 where it is not scanned.
     program: function that draws the leaves of `variables` from a key; it is not compiled.
   """
 
@@ -163,7 +163,7 @@ def trace(model: nn.Module, input_shape: Shape) -> Trace:
       'saved and restored'
     )
   _check_names(variables)
-  scanned = {path: stage.count - 1 for path, stage in stages.items() if stage.scan and stage.count > 1}
+  scanned = {path: stage.count - 1 if stage.scan else 0 for path, stage in stages.items()}
   if getattr(model, 'calls_functions', False):  # `init` lets it draw from any rng, evaluation from none
     x = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
     jax.eval_shape(functools.partial(model.apply, train=False), layouts.to_scanned(variables, scanned), x)
@@ -197,7 +197,7 @@ def _check_names(variables: Mapping[str, Any]) -> None:
 
 def _entry(name: str, scanned: layouts.Rows) -> Entry:
   stage, _, block = name.partition('/')
-  number = layouts.block_number(block) if (stage,) in scanned else 1
+  number = layouts.block_number(block) if scanned.get((stage,)) else 1
   if number == 1:
     return Entry(name, name)
   return Entry(name, f'{stage}/{trees.SCANNED}', number - 2)

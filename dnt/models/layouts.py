@@ -18,7 +18,7 @@ import numpy as np
 from dnt import errors, trees
 
 _BLOCK = re.compile(r'block(\d{3,})')
-Rows = Mapping[tuple[str, ...], int]  # number of rows of each scanned stage, by path
+Rows = Mapping[tuple[str, ...], int]  # number of rows of each scanned stage by path; 0: a stage that is not scanned
 
 
 def block_name(number: int) -> str:
@@ -81,7 +81,8 @@ def to_scanned(tree: Any, rows: Rows) -> Any:
 
   Args:
     tree: as in `to_unrolled`.
-    rows: rows of the stages to scan, from `scanned_rows` of parameters (or shapes) in the scanned layout.
+    rows: rows of the stages to scan, from `depth.Trace.scanned`, or from `scanned_rows` of parameters (or shapes)
+      in the scanned layout.
 
   Returns:
     The tree in the scanned layout.
@@ -111,7 +112,7 @@ def _convert(tree: Any, rows: Rows, is_stage: Callable, convert: Callable, path:
   if isinstance(tree, Mapping):
     # A path begins with what is around the parameters. The longest stage counts: `tower/body` ends with `body` too.
     stage = max((stage for stage in rows if path[-len(stage) :] == stage), key=len, default=None)
-    if stage and is_stage(tree):
+    if stage and rows[stage] and is_stage(tree):
       return convert(tree, rows[stage])
     return type(tree)({key: inside(value, key) for key, value in tree.items()})
   if isinstance(tree, tuple) and hasattr(tree, '_fields'):

@@ -1,6 +1,8 @@
+import functools
 from typing import Any
 
 import flax
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ import optax
 import pytest
 
 from dnt import config, errors, models, trees
-from dnt.models import depth, layouts
+from dnt.models import blocks, depth, layouts, parts, stage
 
 SHAPE = (8, 8, 3)
 
@@ -98,6 +100,31 @@ def test_a_stage_inside_an_entry_may_have_the_name_of_another(order):
     assert tree['tower']['body']['scanned']['kernel'][:, 0, 0].tolist() == [11, 12, 13, 14]
   assert layouts.scanned_rows(scanned['params']) == rows
   assert_equal(layouts.to_unrolled(scanned, rows), {'params': params, 'mu': params})
+
+
+class Staged(nn.Module):
+  """Has a stage `body`; with two flags, inside an entry `tower` another one of this name."""
+
+  scans: tuple[bool, ...]
+
+  @nn.compact
+  def __call__(self, x, train=False):
+    scan, *inner = self.scans
+    if inner:
+      x = Staged(tuple(inner), name='tower')(x, train)
+    block = functools.partial(blocks.Basic, parts.make(config.default().model), 3)
+    return stage.Stage(block, block, 3, scan=scan, name='body')(x, train)
+
+
+@pytest.mark.parametrize('scans', [(True, False), (False, True)])
+def test_a_scanned_stage_leaves_one_alone_whose_path_ends_with_its_name(scans):
+  model = Staged(scans)
+  trace = depth.trace(model, SHAPE)
+  variables = models.init(trace, 0)
+  assert model.apply(variables, jnp.zeros((1, *SHAPE))).shape == (1, *SHAPE)  # it finds its parameters
+  bodies = [variables['params'][name] for name in ('body', 'tower')]
+  assert (trees.SCANNED in bodies[0], trees.SCANNED in bodies[1]['body']) == scans
+  assert_equal(layouts.to_scanned(layouts.to_unrolled(variables, trace.scanned), trace.scanned), variables)
 
 
 def test_converter_refuses_stages_that_do_not_fit():
