@@ -113,11 +113,11 @@ def _train(
   """Trains as `train` does, in a workdir that this run owns."""
   workdir = mirror.folder
   mesh = mesh_lib.make_mesh(config.mesh)
-  run, data, fingerprint, saved, found = _prepare(config, workdir, mesh, allow)
+  run, data, fingerprint, saved, meta, found = _prepare(config, workdir, mesh, allow)
   _log.info(report.block_table(run.table, run.trace.outside))
   if config.mesh.fsdp > 1:
     _log.info(sharding.describe(mesh, sharding.table(mesh, run.abstract_state().params, run.split_axes)))
-  if (summary := _already_done(run, workdir, saved, mesh, command, found)) is not None:
+  if (summary := _already_done(run, workdir, saved, mesh, command, meta, found)) is not None:
     return summary
   provenance = {'data': fingerprint}
   run, data = feature_cache.use(run, data, mesh, workdir)
@@ -193,6 +193,7 @@ class _Prepared(NamedTuple):
     data: its images.
     fingerprint: the fingerprint of each split.
     saved: the checkpoints of the workdir.
+    meta: the `meta` of the newest one, see `checkpoints.read_meta`.
     found: how config and data differ from those of the newest checkpoint.
   """
 
@@ -200,6 +201,7 @@ class _Prepared(NamedTuple):
   data: experiment.Data
   fingerprint: dict[str, Any]
   saved: checkpoints.Checkpoints
+  meta: dict[str, Any]
   found: list[changes.Change]
 
 
@@ -209,7 +211,8 @@ def _prepare(config: typed.Config, workdir: pathlib.Path, mesh: jax.sharding.Mes
   mesh_lib.check_batch('config.eval.batch_size', config.eval.batch_size, mesh)
   if config.optim.learning_rate == schema.AUTO:
     lr_find.check(config)
-  trained = resume.read(workdir)
+  meta = checkpoints.read_meta(workdir)
+  trained = resume.of_meta(meta, workdir)
   config = resume.keep_open(config, trained)
   data = experiment.load_data(config, config.eval.splits, workdir, test=True)
   run = experiment.make(experiment.rank(experiment.resolve(config, data), data), data.spec)
@@ -230,7 +233,7 @@ def _prepare(config: typed.Config, workdir: pathlib.Path, mesh: jax.sharding.Mes
   saved = checkpoints.Checkpoints(workdir, run.config.checkpoint, metric_names.ranking(run.config))
   found = resume.find_changes(run, fingerprint, trained, saved.latest_step or 0)
   resume.check(run, found, allow, workdir, saved)
-  return _Prepared(run, data, fingerprint, saved, found)
+  return _Prepared(run, data, fingerprint, saved, meta, found)
 
 
 def _failed(error: Exception, saved: checkpoints.Checkpoints, workdir: pathlib.Path) -> Exception:
@@ -258,6 +261,7 @@ def _already_done(
   saved: checkpoints.Checkpoints,
   mesh: jax.sharding.Mesh,
   command: str,
+  meta: Mapping[str, Any],
   found: Collection[changes.Change],
 ) -> dict[str, Any] | None:
   """Returns the summary of a run that has nothing to do with this config, else None; changes no file.
@@ -266,9 +270,8 @@ def _already_done(
   trained with other values, which `config.json` must keep.
   """
   total, latest = run.config.train.steps, saved.latest_step or 0
-  meta = checkpoints.read_meta(workdir)
-  ranked_alike = 'config' in meta and metric_names.ranking(meta['config']) == metric_names.ranking(run.config)
-  waited = meta.get('evaluations_without_better', 0) if ranked_alike else 0  # another ranking counts anew
+  # Another ranking counts anew.
+  waited = meta.get('evaluations_without_better', 0) if record.is_ranked_alike(run.config, meta) else 0
   impatient = latest <= total and record.is_out_of_patience(run.config, waited)
   last = latest if impatient else total
   # Those of evaluations and checkpoints may rank anew. The paths in `config.json` are the lead's.

@@ -268,7 +268,7 @@ def test_processes_take_the_changes_of_the_lead_for_those_of_a_run_that_has_ende
   saved, change = types.SimpleNamespace(latest_step=6), changes.Change('train.init_from', '/here', '/there', 'note')
   monkeypatch.setattr(loop, '_has_ended', lambda *_: pytest.fail('the lead does not ask'))
   monkeypatch.setattr(multihost, 'broadcast_from_lead', lambda value: [])
-  assert loop._already_done(run, tmp_path, saved, None, '', [change]) is None
+  assert loop._already_done(run, tmp_path, saved, None, '', {}, [change]) is None
 
 
 def test_a_run_that_has_ended_keeps_the_config_that_it_was_trained_with(tiny, tmp_path, console):

@@ -59,8 +59,7 @@ def read(workdir: str | os.PathLike) -> list[dict[str, Any]]:
 
 def evaluations(records: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
   """Returns the lines of evaluations, of the result of `read`."""
-  others = (record for record in records if not metric_names.is_training(record))
-  return [record for record in others if any(metric_names.parse(name).quantity == 'accuracy' for name in record)]
+  return [record for record in records if _is_evaluation(record)]
 
 
 def last_evaluation(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
@@ -194,7 +193,8 @@ class Writer:
 
 
 def _is_evaluation(record: Mapping[str, Any]) -> bool:
-  return any(name.endswith('/calibration_error') for name in record)  # training lines have none
+  has_accuracy = any(metric_names.parse(name).quantity == 'accuracy' for name in record)
+  return has_accuracy and not metric_names.is_training(record)
 
 
 def _number(value: Any) -> int | float | None:

@@ -107,8 +107,7 @@ class Record:
     for name, seconds in history.get('seconds', {}).items():
       clock.seconds[name] += seconds
     self.metrics: dict[str, float] = {}  # of the last evaluation in this process
-    ranked = metric_names.ranking(history['config']) if 'config' in history else self.best_metric
-    if ranked != self.best_metric:
+    if not is_ranked_alike(run.config, history):
       self._rank_again(step)
     if self.best_metric and splits.parse(run.config.checkpoint.best_metric.rpartition('/')[0]).is_test:
       self._warn(
@@ -347,6 +346,11 @@ class Record:
   def _show(self, step: int, loss: float, accuracy: float, speed: Mapping[str, float]) -> None:
     shown = {'loss': loss, 'accuracy': accuracy, **speed}
     self._progress.update(step, step / self._run.steps_per_epoch, shown)
+
+
+def is_ranked_alike(config: typed.Config, history: Mapping[str, Any]) -> bool:
+  """Returns whether the metric that ranks checkpoints is that of the run so far, as far as its history says it."""
+  return 'config' not in history or metric_names.ranking(history['config']) == metric_names.ranking(config)
 
 
 def is_out_of_patience(config: typed.Config, evaluations_without_better: int) -> bool:

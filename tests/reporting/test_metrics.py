@@ -57,7 +57,7 @@ def test_resumed_file_equals_the_uninterrupted_one(tmp_path):
 
 
 def test_lines_that_will_be_written_again_are_dropped_by_their_kind(tmp_path):
-  training, evaluation, telemetry = kinds = 'train/learning_rate', 'train/calibration_error', 'telemetry/stem/dead'
+  training, evaluation, telemetry = kinds = 'train/learning_rate', 'train/accuracy', 'telemetry/stem/dead'
   with contextlib.closing(metrics.Writer(tmp_path, 0)) as writer:
     for step, kind in itertools.product((2, 4, 6), kinds):
       writer.write(step, 0.0, {'train/loss': 1.0, kind: 0.1})
@@ -107,11 +107,11 @@ def test_tensorboard_events(tmp_path, events):
 def test_training_and_an_evaluation_of_train_are_two_curves_of_tensorboard(tmp_path, events):
   writer = metrics.Writer(tmp_path, 0)
   writer.write(1, 0.5, {'train/loss': 2.0, 'train/learning_rate': 0.25})
-  writer.write(1, 0.5, {'train/loss': 1.0, 'train_ema/loss': 0.5, 'train/calibration_error': 0.125})
+  writer.write(1, 0.5, {'train/loss': 1.0, 'train_ema/loss': 0.5, 'train/accuracy': 0.125})
   writer.close()
   trained = [(1, 'epoch', 0.5), (1, 'train/loss', 2.0), (1, 'train/learning_rate', 0.25)]
   losses = [(1, 'train_evaluated/loss', 1.0), (1, 'train_ema/loss', 0.5)]
-  assert events(tmp_path)[0] == [*trained, (1, 'epoch', 0.5), *losses, (1, 'train_evaluated/calibration_error', 0.125)]
+  assert events(tmp_path)[0] == [*trained, (1, 'epoch', 0.5), *losses, (1, 'train_evaluated/accuracy', 0.125)]
   assert [line['train/loss'] for line in metrics.read(tmp_path)] == [2.0, 1.0]
 
 

@@ -48,14 +48,13 @@ class Boxed(folder.Files):
   boxes: np.ndarray
 
   def __getitem__(self, index: int) -> tuple[Any, int]:
-    path = self.paths[index]
-    image = images.decode(path, path, self.channels, self.how._replace(rotate=False))
+    image = self.decode(index, self.how._replace(rotate=False))
     top, bottom, left, right = self.boxes[index]
     width, height = image.size
     box = left, top, min(right, width), min(bottom, height)
     if box[0] >= box[2] or box[1] >= box[3]:
       raise errors.InputError(
-        f'the box of {path}, rows {top} to {bottom} and columns {left} to {right}, lies outside of its '
+        f'the box of {self.paths[index]}, rows {top} to {bottom} and columns {left} to {right}, lies outside of its '
         f'{height} x {width} pixels; set config.data.crop_to_box=False, or replace the image and the annotations'
       )
     cropped = image.crop(box)

@@ -43,7 +43,11 @@ class Files:
     return len(self.paths)
 
   def __getitem__(self, index: int) -> tuple[Any, int]:
-    return images.decode(self.paths[index], self.paths[index], self.channels, self.how), int(self.labels[index])
+    return self.decode(index, self.how), int(self.labels[index])
+
+  def decode(self, index: int, how: images.Decoding) -> Any:
+    """Returns the image of a file."""
+    return images.decode(self.paths[index], self.paths[index], self.channels, how)
 
   def part(self, start: int, stop: int) -> 'Files':
     return dataclasses.replace(self, paths=self.paths[start:stop], labels=self.labels[start:stop])
