@@ -208,7 +208,7 @@ def lanczos(width: int, count: int, iterations: int) -> tuple[int, int]:
   Args:
     width: number of units.
     count: number of singular values.
-    iterations: the blocks that are asked for.
+    iterations: the most blocks to take.
   """
   block = count + GUARD
   most = width // block

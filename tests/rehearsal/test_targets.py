@@ -75,7 +75,7 @@ def test_slices_and_their_hosts_are_those_of_the_launchers(generation, kind, uni
   sides = (1, 2, 3, 4, 6, 8, 10, 12, 16)
   shapes = [*itertools.product(sides, repeat=2), *itertools.product(sides, repeat=3)]
   asked = ' '.join('x'.join(map(str, shape)) for shape in shapes)
-  # Of one type several topologies can be asked for; describe_slice knows the usual one, of as many hosts.
+  # Of one type several topologies can be rented; describe_slice knows the usual one, of as many hosts.
   text = f"""source {LAUNCH}/lib.sh; source {LAUNCH}/slices.sh
 for each in {asked}; do
   if has_topology {generation} $each; then
