@@ -194,7 +194,7 @@ def read_names(path: str) -> tuple[str, ...]:
     errors.InputError: the file cannot be read.
   """
   try:
-    lines = pathlib.Path(path).expanduser().read_text().splitlines()
+    lines = pathlib.Path(path).expanduser().read_text('utf-8-sig').splitlines()
   except (OSError, UnicodeDecodeError) as error:
     raise errors.InputError(f'--class_names={path} cannot be read as text ({error})') from error
   return tuple(line.strip() for line in lines if line.strip())

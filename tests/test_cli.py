@@ -216,6 +216,14 @@ def test_an_error_of_a_config_file_has_its_line_and_what_is_valid(line, said, tm
   assert '\n' not in str(refused.value)
 
 
+@pytest.mark.parametrize(('encoding', 'first'), [('utf-8-sig', ''), ('latin-1', '# coding: latin-1, café')])
+def test_an_error_of_a_config_file_of_any_encoding_has_its_line(encoding, first, tmp_path):
+  path = config_file(tmp_path, 'config.train.steps = -1')
+  path.write_text(f'{first}\n{path.read_text()}', encoding)
+  with pytest.raises(errors.InputError, match=f'^{path}:6: config.train.steps=-1 must be at least 1'):
+    parse(f'--config={path}')
+
+
 def test_an_error_of_a_compare_config_names_the_key_of_its_base(tmp_path):
   path = config_file(tmp_path, 'config.base.optim.lr = 0.1', 'compare')
   with pytest.raises(errors.InputError, match=r":5: .*'base.optim.lr'; did you mean 'base.optim.learning_rate'"):

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dnt import config, errors, inference
+from dnt import config, errors, inference, predict
 from dnt.checkpoints import format
 from dnt.inference import labels
 from dnt.parallel import mesh as mesh_lib
@@ -216,6 +216,11 @@ def test_folders_that_are_no_classes_give_predictions_alone(program, trained, cl
   assert code == 0, said
   assert said.splitlines()[-1].startswith('4 images') and 'accuracy' not in said.splitlines()[-1]
   assert any('monday, tuesday' in line and 'no accuracy' in line for line in said.splitlines())
+
+
+def test_class_names_of_windows_programs(tmp_path):
+  (tmp_path / 'names.txt').write_bytes(b'\xef\xbb\xbfcaf\xc3\xa9\r\nbee\r\n')
+  assert predict.read_names(str(tmp_path / 'names.txt')) == ('café', 'bee')
 
 
 def test_given_class_names_count(program, trained, class_folders, tmp_path):

@@ -58,7 +58,7 @@ def locate(error: errors.InputError, path: pathlib.Path, given: Collection[str])
   if not match or match[1] in given or path.samefile(run_config.__file__):
     return error
   names = match[1].split('.')
-  line = _line(ast.parse(path.read_text()), names)
+  line = _line(ast.parse(path.read_bytes()), names)
   return errors.InputError(f'{path}:{line}: {error}') if line else error
 
 

@@ -79,6 +79,6 @@ def _fetch(download_file: Callable[..., str], repository: str, revision: str, **
     if not any('EntryNotFound' in each.__name__ for each in type(error).__mro__):
       raise
   index = get(INDEX, revision)
-  for part in sorted(set(json.loads(index.read_text())['weight_map'].values())):
+  for part in sorted(set(json.loads(index.read_bytes())['weight_map'].values())):
     get(part, revision)
   return Download(index, commit)

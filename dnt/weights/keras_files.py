@@ -198,7 +198,7 @@ def class_names(folder: pathlib.Path) -> tuple[str, ...]:
 
 def _json(path: pathlib.Path) -> Any:
   try:
-    return json.loads(path.read_text())
+    return json.loads(path.read_bytes())
   except (OSError, ValueError) as error:
     raise errors.InputError(f'cannot read {path} ({error})') from error
 

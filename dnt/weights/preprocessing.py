@@ -89,7 +89,7 @@ class TimmConfig:
     """
     self._path = path
     try:
-      content = json.loads(path.read_text())
+      content = json.loads(path.read_bytes())
     except FileNotFoundError:
       content = {}
     except (OSError, ValueError) as error:

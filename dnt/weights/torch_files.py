@@ -78,7 +78,7 @@ def files_of_index(path: pathlib.Path) -> list[pathlib.Path]:
 def _listed(path: pathlib.Path) -> dict[str, str]:
   """Returns the name of the file of each tensor in an index."""
   try:
-    places = json.loads(path.read_text())['weight_map']
+    places = json.loads(path.read_bytes())['weight_map']
     files = sorted(set(places.values()))
     outside = [name for name in files if pathlib.PurePath(name).name != name]
   except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -98,6 +98,11 @@ def test_class_names(tmp_path, content, names):
   assert keras_files.class_names(tmp_path) == names
 
 
+def test_class_names_with_a_byte_order_mark(tmp_path):
+  (tmp_path / 'labels.json').write_text('["café", "tea"]', 'utf-8-sig')
+  assert keras_files.class_names(tmp_path) == ('café', 'tea')
+
+
 @pytest.mark.parametrize('content', ['3', '[1, 2]', '{"a": "tench"}', '[', '{"0": []}'])
 def test_class_names_that_are_none_are_refused(tmp_path, content):
   (tmp_path / 'labels.json').write_text(content)

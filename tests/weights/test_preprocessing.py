@@ -26,10 +26,10 @@ A1 = {
 
 @pytest.fixture
 def timm(tmp_path):
-  def read(content):
+  def read(content, encoding='utf-8'):
     path = tmp_path / 'config.json'
     if content is not None:
-      path.write_text(content if isinstance(content, str) else json.dumps(content))
+      path.write_text(content if isinstance(content, str) else json.dumps(content), encoding)
     return preprocessing.TimmConfig(path)
 
   return read
@@ -41,6 +41,7 @@ def test_what_timm_says(timm):
     224, 0.95, 'bicubic', (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 'center_crop'
   )
   assert timm({**A1, 'label_names': ['a', 'b']}).class_names == ('a', 'b')
+  assert timm(A1, 'utf-8-sig').preprocessing == found
 
 
 @pytest.mark.parametrize('content', [None, {'architectures': ['ResNetForImageClassification']}, [1]])

@@ -112,6 +112,8 @@ def sharded(tensors, save):
 
 def test_the_parts_of_weights_in_several_files_are_put_together(sharded, tensors):
   assert_read(torch_files.read_index(sharded), tensors)
+  sharded.write_text(sharded.read_text(), 'utf-8-sig')
+  assert_read(torch_files.read_index(sharded), tensors)
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ def cifar_binary(where: str, config: typed.Data, seed: int) -> examples.Splits:
   missing += [name for name in (form.names,) if not (folder / name).is_file()]
   if missing:
     raise errors.InputError(f'{folder} lacks {", ".join(missing)} of the official {form.folder} archive')
-  class_names = tuple(line for line in (folder / form.names).read_text().split('\n') if line.strip())
+  class_names = tuple(line for line in (folder / form.names).read_text('utf-8-sig').split('\n') if line.strip())
   if len(class_names) != form.classes:
     raise errors.InputError(f'{folder / form.names} must hold {form.classes} class names, not {len(class_names)}')
 
