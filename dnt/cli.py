@@ -311,7 +311,7 @@ def _define(program: Program, argv: list[str]) -> flags.FlagValues:
   if program.kinds:
     description = (
       'Config file, or the workdir of a run, to run its config again; set any key with --config.section.key=value '
-      '(None: not set, as far as it has no default).'
+      '(None: not set, as far as it has no default or an empty one).'
     )
     config_flags.DEFINE_config_file('config', None, description, flag_values=values, sys_argv=argv)
   return values
@@ -370,8 +370,11 @@ def parse(program: Program, argv: Sequence[str]) -> flags.FlagValues:
   for key in unset:
     if key not in dict(schema.options(schema.KINDS[kind])):
       raise errors.InputError(f'{shown!r} is a {kind} config, which has no key {key!r}')
-    keys.put(values.config, key, None)
-    overrides(values)[key] = None
+  # A text that is empty by default, such as a folder, is not set either.
+  empty = [key for key, value in overrides(values).items() if value == 'None' and known[key].default == '']
+  for key, value in (dict.fromkeys(unset) | dict.fromkeys(empty, '')).items():
+    keys.put(values.config, key, value)
+    overrides(values)[key] = value
   _refuse_rest(rest)
   values['config'].present *= given is not None  # the default config is not on the command line
   return values

@@ -140,7 +140,23 @@ def test_texts_switches_and_steps_can_be_left_unset_too(tmp_path):
   assert (config.data.hold_out, config.data.eval_resize, config.train.steps) == (None, None, None)
 
 
-@pytest.mark.parametrize('key', ['train.epochs', 'optim.name', 'data.mean', 'model.options', 'optim.learning_rate'])
+@pytest.mark.parametrize('given', ['--config.{}=None', '--config.{} None'])
+def test_a_text_that_is_empty_by_default_can_be_left_unset_too(given, tmp_path):
+  recorded, texts = schema.default(), ('data.dir', 'finetune.cache_dir', 'train.init_from')
+  recorded.update({'data': {'dir': '/data'}, 'finetune': {'cache_dir': '/kept'}, 'train': {'init_from': 'old'}})
+  run_config.write(tmp_path / 'config.json', recorded)
+  arguments = [argument for key in texts for argument in given.format(key).split()]
+  values = cli.parse(program(), ['program', f'--config={tmp_path}', *arguments])
+  config = cli.config(values)
+  assert (config.data.dir, config.finetune.cache_dir, config.train.init_from) == ('', '', '')
+  assert cli.overrides(values) == dict.fromkeys(texts, '')
+  config, _ = parse('--config.data.source=idx', '--config.data.dir=None', '--config.data.dir=./None')
+  assert config.data.dir == './None'
+
+
+@pytest.mark.parametrize(
+  'key', ['train.epochs', 'optim.name', 'data.mean', 'model.options', 'optim.learning_rate', 'eval.splits', 'data.flip']
+)
 def test_an_option_with_a_default_cannot(key):
   with pytest.raises(errors.InputError, match=f'config.{key}.*None'):
     parse(f'--config.{key}=None')
