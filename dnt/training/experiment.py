@@ -296,13 +296,18 @@ def resolve(config: typed.Config, data: Data) -> typed.Config:
   A run writes it to `config.json`.
 
   Raises:
-    errors.InputError: a head, weights or statistics disagree with the data, or the classes cannot be balanced.
+    errors.InputError: a head, weights or statistics disagree with the data, the data has one class alone, or the
+      classes cannot be balanced.
   """
   weights = data.weights
   resolved = _prepared(config, weights)
   if weights and config.model.name == models.PRETRAINED:
     multihost.together(lambda: pretrained.fill_model(resolved.model, weights))
   classes = len(data.spec.class_names)
+  if classes < 2:
+    raise errors.InputError(
+      f'{config.data.source} has only one class, {data.spec.class_names[0]!r}: there is nothing to learn'
+    )
   if config.model.num_classes not in (None, classes):
     raise errors.InputError(
       f'config.model.num_classes={config.model.num_classes}, but {config.data.source} has {classes} classes; '

@@ -77,6 +77,13 @@ def test_resolved_config_has_everything_filled_in_and_the_given_one_stays(tiny):
   assert resolved.model.block == 'plain', "the model's own default"
 
 
+def test_data_of_one_class_is_refused(tiny):
+  data = experiment.load_data(tiny, ())
+  alone = data._replace(spec=data.spec._replace(class_names=('cat',)))
+  with pytest.raises(errors.InputError, match="^synthetic has only one class, 'cat': there is nothing to learn"):
+    experiment.resolve(tiny, alone)
+
+
 def test_val_is_held_out_of_train_where_the_data_has_none(tiny):
   tiny.eval.splits, tiny.data.val_fraction = ('val',), 0.25
   data = experiment.load_data(tiny, ('val',), test=True)
