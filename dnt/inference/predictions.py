@@ -38,7 +38,7 @@ def find(text: str) -> tuple[str, ...]:
     if not paths:
       raise errors.InputError(f'the folder {text} holds no images ({", ".join(image_files.SUFFIXES)})')
     if skipped:
-      reasons = ', '.join(f'{count:,} {reason}' for reason, count in sorted(skipped.items()))
+      reasons = errors.list_names(image_files.reasons(skipped))
       _log.info(files.readable(f'{text}: {len(paths):,} images; not read: {reasons}'))
     return tuple(paths)
   if path.is_file():

@@ -127,7 +127,7 @@ def folder(where: str, config: typed.Data, seed: int) -> examples.Splits:
       _refuse(root, next(iter(bases.values())).name)
     paths, labels, skipped = listed[split]
     chosen = draw(split)
-    reasons = [f'{count:,} {reason}' for reason, count in sorted(skipped.items())]
+    reasons = image_files.reasons(skipped)
     if split == 'train' and bases:
       reasons += [f'the folder {name}/' for name in _unread(root, [bases[each] for each in listed if each in bases])]
     line = describe(split, str(bases.get(split, base)), names, len(chosen), labels[chosen], reasons)
@@ -193,9 +193,9 @@ def _find_splits(root: pathlib.Path) -> dict[str, pathlib.Path]:
   pictured = [name for name in others if len(parted) == 1 and image_files.holds_images(root / name)]
   if pictured:
     raise errors.InputError(
-      f'{root} can be read in two ways: {parted[0]}/ holds the classes {", ".join(_classes(splits["train"]))} '
+      f'{root} can be read in two ways: {parted[0]}/ holds the classes {errors.list_names(_classes(splits["train"]))} '
       f"(then give config.data.source='folder:{splits['train']}', or rename {pictured[0]}/ to val or test), or "
-      f'{", ".join([*pictured, parted[0]])} are classes themselves ({classes})'
+      f'{errors.list_names([*pictured, parted[0]])} are classes themselves ({classes})'
     )
   return {split: splits[split] for split in ('train', 'val', 'test') if split in splits}
 
@@ -279,7 +279,7 @@ def describe(
     reasons: what was not read, and why.
   """
   line = f'{split} from {origin}: {count_classes(names, count, labels)}'
-  return files.readable(line + (f'; not read: {", ".join(reasons)}' if reasons else ''))
+  return files.readable(line + (f'; not read: {errors.list_names(reasons)}' if reasons else ''))
 
 
 def count_classes(names: Sequence[str], count: int, labels: np.ndarray | None) -> str:
@@ -326,7 +326,8 @@ def _list(base: pathlib.Path, names: tuple[str, ...]) -> _Listed:
   folders = _class_folders(base)
   extra = [name for name in folders if name not in names]
   if extra:
-    raise errors.InputError(f'{base} has the class {extra[0]!r}, which train/ lacks; its classes: {", ".join(names)}')
+    its = errors.list_names(names, errors.LISTED)
+    raise errors.InputError(f'{base} has the class {extra[0]!r}, which train/ lacks; its classes: {its}')
   skipped = collections.Counter()
   outside = sum(image_files.is_image(path.name) and path.is_file() for path in base.iterdir())
   if outside:
@@ -342,7 +343,7 @@ def _list(base: pathlib.Path, names: tuple[str, ...]) -> _Listed:
       held += found.skipped
     skipped += held
     if not result:
-      suffixes, others = ', '.join(image_files.SUFFIXES), ', '.join(f'{count} {what}' for what, count in held.items())
+      suffixes, others = ', '.join(image_files.SUFFIXES), errors.list_names(image_files.reasons(held))
       raise errors.InputError(
         f'the class folder {folders[name][0]} holds no images ({suffixes}){f", but {others}" if others else ""}'
       )

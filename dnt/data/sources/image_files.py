@@ -3,6 +3,7 @@
 import collections
 import os
 import pathlib
+import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ SUFFIXES = (
   *('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.webp', '.tif', '.tiff', '.ppm', '.pgm', '.pbm', '.pnm'),
   *('.jfif', '.jpe', '.apng', '.dib', '.jp2', '.j2k', '.jpf', '.jpx', '.j2c', '.jpc', '.tga', '.pcx', '.qoi'),
 )
+_SUFFIX = re.compile(r'\.(?!\d+$)\w{1,7}')  # no number, such as the end of `1.2.840.78`, the name of a DICOM file
 # Folders that systems and unpackers make, beside those whose name begins with a dot. They hold copies and previews.
 _SYSTEM = ('@eadir', '__macosx', '#recycle', '$recycle.bin', 'system volume information', 'lost+found')
 
@@ -45,8 +47,14 @@ def find(base: pathlib.Path) -> Found:
     if is_image(name):
       paths.append(path)
     else:
-      skipped[os.path.splitext(name)[1].lower() or 'without a suffix'] += 1
+      suffix = os.path.splitext(name)[1].lower()
+      skipped[suffix if _SUFFIX.fullmatch(suffix) else 'without a known suffix'] += 1
   return Found(sorted(paths), skipped)
+
+
+def reasons(skipped: collections.Counter[str]) -> list[str]:
+  """Says how many files or folders were skipped for each reason, the most first."""
+  return [f'{count:,} {reason}' for reason, count in sorted(skipped.items(), key=lambda item: (-item[1], item[0]))]
 
 
 def holds_images(base: pathlib.Path) -> bool:

@@ -254,6 +254,26 @@ def test_a_class_of_other_files_says_which(data, class_folders):
     load(data, root)
 
 
+def test_names_that_end_in_a_number_make_no_list_of_suffixes(data, class_folders):
+  root = class_folders({'train/ant': 0, 'train/bee': 1, 'val/ant': 1})
+  for index in range(20):
+    (root / 'train/ant' / f'1.2.840.{index}').write_bytes(b'DICM')
+    (root / 'train/ant' / f'1.{index}. dr. smith').write_bytes(b'DICM')
+  with pytest.raises(errors.InputError, match=r'train/ant holds no images .*, but 40 without a known suffix$'):
+    load(data, root)
+
+
+def test_of_many_suffixes_the_most_frequent_are_named(data, class_folders, caplog):
+  root = class_folders({'train/ant': 1, 'train/bee': 1, 'val/ant': 1})
+  for index in range(20):
+    (root / 'train/ant' / f'a.x{index}').write_bytes(b'')
+    (root / 'train/ant' / f'{index}.txt').write_bytes(b'')
+  with caplog.at_level(logging.INFO, 'dnt'):
+    load(data, root)
+  assert 'not read: 20 .txt, 1 .x0, 1 .x1, ' in caplog.text
+  assert caplog.text.rstrip().endswith('1 .x14 and 13 more')
+
+
 def test_a_test_folder_of_no_class_is_refused_only_when_it_is_read(data, class_folders):
   """Keras' loader wants a folder around images without labels."""
   root = class_folders({'train/ant': 5, 'train/bee': 5, 'val/ant': 2, 'test/unknown': 3})
@@ -336,8 +356,8 @@ def test_a_line_for_each_split_names_what_was_read_and_what_not(data, class_fold
 
   train, val = (record.getMessage() for record in caplog.records)
   for part in (
-    *(str(root / 'Train'), '2 classes', '8 images', '3 to 5 per', '1 .txt', '2 .cr2', '1 hidden', '1 without a suffix'),
-    *('1 images outside', 'the folder extra/'),
+    *(str(root / 'Train'), '2 classes', '8 images', '3 to 5 per', '1 .txt', '2 .cr2', '1 hidden', '1 images outside'),
+    *('1 without a known suffix', 'the folder extra/'),
   ):
     assert part in train
   for part in ('val', str(root / 'valid'), '1 of 2 classes', '2 images', '2 per'):
