@@ -25,8 +25,11 @@ _SPLIT = re.compile(
   r'(?:(?P<train>train|training)|(?P<val>val|valid|validation|validate|dev)|(?P<test>test|testing))'
   r'(?:[ _-]?(?:set|data|dataset|split|images|imgs|\d+(?:x\d+)?(?:px)?))?'
 )
-# How a word begins in the names of parts and of copies of a data set, as in `02_test` and `augmented`.
-_PART = re.compile(r'(?:.*[^a-z])?(?:train|val|test|dev|eval|hold|fold|split|part|orig|aug|raw|process|resize|crop).*')
+# Words in the names of parts and of copies of a data set, by how they begin, as in `02_test` and `augmented`, or whole.
+_PART = re.compile(
+  r'(?:.*[^a-z])?(?:(?:train|val|test|dev|eval|hold|fold|split|part|orig|aug|raw|process|resize|crop).*'
+  r'|(?:colou?r|gr[ae]y(?:[ _-]?scale)?|rgb|segmented|masks?)(?:[ _-]?(?:images|imgs))?)'  # `gray_wolf` is a class
+)
 _PREFIX = re.compile(r'(?P<prefix>.*)[ _-](?P<rest>.*)')
 
 
@@ -96,10 +99,11 @@ def folder(where: str, config: typed.Data, seed: int) -> examples.Splits:
     raise errors.InputError(f'the folder {root} does not exist; expected there: {LAYOUT}')
   bases = {} if where.endswith(ALL_CLASSES) else _find_splits(root)
   base = bases.get('train', root)
-  if not bases and not where.endswith(ALL_CLASSES):
-    _check_one_reading(root)
   known = _class_folders(base).keys() if 'train' in bases else None
   unlabelled = {split for split in bases if split == 'test' and not _holds_classes(bases[split], known)}
+  if not where.endswith(ALL_CLASSES):
+    for each in [bases[split] for split in bases if split not in unlabelled] or [root]:
+      _check_one_reading(each)
   separate = bases.keys() - unlabelled - {'train'}
   if separate and 'train' not in bases:
     names = tuple(sorted({name for split in separate for name in _classes(bases[split], least=1)}))
@@ -203,12 +207,19 @@ def _find_splits(root: pathlib.Path) -> dict[str, pathlib.Path]:
 def _check_one_reading(root: pathlib.Path) -> None:
   """Raises an error if the folders in `root` may be copies or parts of a data set, and not classes.
 
-  They may if they hold no images themselves but folders, of which at least two have the same names in all of them, and
-  if their own names are those of parts, or the names of these folders are those of splits.
+  One may if it holds others of them again, while not all hold folders of the same names, such as 1 and 2. All may if
+  they hold no images themselves but folders, of which at least two have the same names in all of them, and if their own
+  names are those of parts, or the names of these folders are those of splits.
   """
   names = _folders(root)
-  inner = [_folders_alone(root / name) for name in names]
-  shared = sorted(set.intersection(*inner)) if inner else []
+  inner = {name: _folders_alone(root / name) for name in names}
+  shared = sorted(set.intersection(*inner.values())) if inner else []
+  copy = next((name for name in names if inner[name] and _repeats(root / name, {*names} - {name})), None)
+  if copy and not shared:
+    raise errors.InputError(
+      f'{root} can be read in two ways: {copy}/ is no class but holds others again (then move it out of {root}), or it '
+      f'is a class itself ({_way_out(root)})'
+    )
   splits = all(map(split_of, shared))
   if len(names) < 2 or len(shared) < 2 or not (splits or all(_PART.fullmatch(name.lower()) for name in names)):
     return
@@ -221,6 +232,12 @@ def _check_one_reading(root: pathlib.Path) -> None:
       'them train, val and test)'
     )
   raise errors.InputError(f'{root} can be read in two ways: {other}, or they are classes themselves ({_way_out(root)})')
+
+
+def _repeats(path: pathlib.Path, names: Collection[str]) -> bool:
+  """Returns whether a folder holds no images itself but folders of these names, or folders that hold them."""
+  inner = _folders_alone(path)
+  return bool(inner) and all(each in names or _repeats(path / each, names) for each in inner)
 
 
 def _folders_alone(path: pathlib.Path) -> set[str]:

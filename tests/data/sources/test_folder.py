@@ -153,6 +153,22 @@ def test_three_splits_by_other_names(data, class_folders):
       'two ways.* augmented, original holds the classes ant, bee',
     ),
     (
+      {f'{kind}/{name}': 2 for kind in ('color', 'grayscale', 'segmented') for name in ('ant', 'bee')},
+      'two ways.* color, grayscale, segmented holds the classes ant, bee',
+    ),
+    (
+      {f'{kind}/{name}': 2 for kind in ('RGB_images', 'Gray scale', 'masks') for name in ('ant', 'bee')},
+      'two ways.* Gray scale, RGB_images, masks holds the classes ant, bee',
+    ),
+    ({'ant': 2, 'bee': 2, 'insects/ant': 2, 'insects/bee': 2}, 'two ways.* insects/ is no class but holds others'),
+    ({'ant': 2, 'bee': 2, 'insects/ant': 2}, 'two ways.* insects/ is no class'),
+    (
+      {f'{base}/{name}': 2 for base in ('insects', 'data/insects') for name in ('ant', 'bee')},
+      'two ways.* data/ is no class',
+    ),
+    ({'ant': 2, 'bee': 2, 'archive/set/ant': 2, 'archive/set/bee': 2}, 'two ways.* archive/ is no class'),
+    ({'ant': 2, 'bee': 2, 'set/train/ant': 2, 'set/train/bee': 2, 'set/val/ant': 1}, 'two ways.* set/ is no class'),
+    (
       {f'{name}/{split}': 2 for name in ('ant', 'bee') for split in ('train', 'val')},
       'two ways.* ant, bee holds the splits train, val .*train/ant/',
     ),
@@ -161,6 +177,20 @@ def test_three_splits_by_other_names(data, class_folders):
 def test_a_folder_of_two_readings_is_refused_with_the_way_out(data, class_folders, counts, message):
   root = class_folders(counts)
   with pytest.raises(errors.InputError, match=rf'{message}.*folder:{root}/\*'):
+    load(data, root)
+
+
+@pytest.mark.parametrize('base', ['train', 'val'])
+@pytest.mark.parametrize(
+  ('inside', 'said'), [(('train/ant', 'train/bee'), 'train/ is no class'), (('copy/bee',), 'copy/ is no class')]
+)
+def test_a_copy_inside_of_a_split_is_refused_too(data, class_folders, base, inside, said):
+  root = class_folders(
+    {f'{split}/{name}': 2 for split in ('train', 'val') for name in ('ant', 'bee')}
+    | {f'{base}/{name}': 2 for name in inside}
+  )
+  base = root / base
+  with pytest.raises(errors.InputError, match=rf'^{base} can be read in two ways: {said}.*folder:{base}/\*'):
     load(data, root)
 
 
@@ -223,6 +253,12 @@ def test_classes_may_have_names_of_splits_where_no_split_is(data, class_folders,
     {f'{name}/{batch}': 2 for name in ('ant', 'bee') for batch in ('new', 'old')},
     {'original/a': 2, 'original/b': 2, 'fake/a': 2, 'fake/b': 2},
     {'original/a': 2, 'original/b': 2, 'cropped/b': 2, 'cropped/c': 2},
+    {f'{name}/{kind}': 2 for name in ('color', 'red', 'gray') for kind in ('new', 'old')},
+    {f'{name}/{kind}': 2 for name in ('gray_wolf', 'color guard') for kind in ('new', 'old')},
+    {'color': 2, 'gray': 2, 'segmented': 2},
+    {f'{number}/{batch}': 2 for number in range(4) for batch in (1, 2)},
+    {'ant/ant': 2, 'bee/bee': 2},
+    {'ant': 2, 'bee': 2, 'cow/ant': 2, 'cow/calf': 2},
   ],
 )
 def test_classes_may_hold_folders(data, class_folders, counts):
