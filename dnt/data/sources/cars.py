@@ -58,9 +58,7 @@ class Boxed(folder.Files):
         f'{height} x {width} pixels; set config.data.crop_to_box=False, or replace the image and the annotations'
       )
     cropped = image.crop(box)
-    if self.how.rotate:
-      images.turn(cropped)
-    return cropped, int(self.labels[index])
+    return images.turn(cropped) if self.how.rotate else cropped, int(self.labels[index])
 
   def part(self, start: int, stop: int) -> 'Boxed':
     paths, labels, boxes = (each[start:stop] for each in (self.paths, self.labels, self.boxes))

@@ -25,6 +25,17 @@ _LOWER = {'LA;16B': 'RGBA'} | {
   for order, other in ((';16B', ';16L'), (';16L', ';16B'), (';16N', _SWAPPED))
 }
 _PHOTOMETRIC = 262  # number of the TIFF tag that says what the values mean
+_ORIENTATION = 0x0112  # number of the EXIF tag
+# What brings each of its values to 1, by Pillow's names.
+_TURNS = {
+  2: 'FLIP_LEFT_RIGHT',
+  3: 'ROTATE_180',
+  4: 'FLIP_TOP_BOTTOM',
+  5: 'TRANSPOSE',
+  6: 'ROTATE_270',
+  7: 'TRANSVERSE',
+  8: 'ROTATE_90',
+}
 RATIOS = (3 / 4, 4 / 3)  # range of width / height of a random crop
 TRIES = 10
 
@@ -72,7 +83,8 @@ def decode(source: Any, name: str, channels: int = 3, how: Decoding = USUAL) -> 
   try:
     with _open(source) as image:
       # Pillow gives 16-bit colours as 8 bits, the upper ones; to get all takes twice as long.
-      values = _values(source, image, how) if how.bits < 16 or image.mode[0] == 'I' else _load(image, how)
+      values = _values(source, image) if how.bits < 16 or image.mode[0] == 'I' else None
+      image.load()
       if values is not None:
         upper, info = _upper_bits(values, how.bits, name), image.info
         image = Image.fromarray(255 - upper if _is_negative(image) else upper)
@@ -81,7 +93,8 @@ def decode(source: Any, name: str, channels: int = 3, how: Decoding = USUAL) -> 
         raise errors.InputError(f'the image {name} holds floating-point numbers (mode F); convert it to 8 bits')
       image.info.pop('transparency', None)  # Pillow would warn that the conversion drops it
       wanted = 'L' if channels == 1 else 'RGB'
-      return image if image.mode == wanted else image.convert(wanted)
+      image = image if image.mode == wanted else image.convert(wanted)
+      return turn(image) if how.rotate else image
   except errors.InputError:
     raise
   except Exception as error:  # Pillow's readers raise a dozen types for damaged files
@@ -101,7 +114,7 @@ def largest_value(path: str) -> int | None:
   with _open(path) as image:
     if image.mode[0] != 'I' and _raw_mode(image) not in _LOWER:
       return None
-    values = _values(path, image, USUAL)
+    values = _values(path, image)
     return None if values is None else int(values.max())
 
 
@@ -111,17 +124,18 @@ def _open(source: Any) -> Any:
   return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
 
 
-def turn(image: Any) -> None:
-  """Turns or flips a loaded image, or a part of it, in place, as its EXIF orientation says."""
-  from PIL import ImageOps
+def turn(image: Any) -> Any:
+  """Returns a loaded image, or a part of it, turned or flipped as its EXIF orientation says.
 
-  ImageOps.exif_transpose(image, in_place=True)
+  It reads nothing else of the EXIF data, and writes none: damaged tags, which cameras and editors leave, do not matter.
+  """
+  from PIL import Image
 
-
-def _load(image: Any, how: Decoding) -> None:
-  image.load()
-  if how.rotate:
-    turn(image)
+  try:
+    turned = _TURNS.get(image.getexif().get(_ORIENTATION))
+  except Exception:  # Pillow's readers of EXIF raise many types too
+    return image
+  return image.transpose(Image.Transpose[turned]) if turned else image
 
 
 def _raw_mode(image: Any) -> str:
@@ -135,10 +149,10 @@ def _is_negative(image: Any) -> bool:
   return getattr(image, 'tag_v2', {}).get(_PHOTOMETRIC) == 0
 
 
-def _values(source: Any, image: Any, how: Decoding) -> np.ndarray | None:
+def _values(source: Any, image: Any) -> np.ndarray | None:
   """Loads an opened image; returns its values, [H, W] or [H, W, 3], if its channels have 16 bits, else None."""
   raw = _raw_mode(image)
-  _load(image, how)
+  image.load()
   if image.mode[0] == 'I':
     return np.asarray(image)
   if raw not in _LOWER:
@@ -148,7 +162,6 @@ def _values(source: Any, image: Any, how: Decoding) -> np.ndarray | None:
       tile._replace(args=_LOWER[raw] if isinstance(tile.args, str) else (_LOWER[raw], *tile.args[1:]))
       for tile in again.tile
     ]
-    _load(again, how)
     lower = np.asarray(again)[..., 1:2] if raw == 'LA;16B' else np.asarray(again)[..., :3]
   return np.asarray(image)[..., :3].astype(np.uint16) << 8 | lower
 

@@ -212,6 +212,35 @@ def test_the_orientation_in_exif_is_applied_when_asked_for(make_image, orientati
   np.testing.assert_array_equal(found, UPRIGHT[orientation](pixels))
 
 
+def exif_with(tag, kind, value):
+  """EXIF data of the orientation 6 and another tag; `value` are its 4 bytes."""
+  tags = sorted([(0x0112, 3, struct.pack('<HH', 6, 0)), (tag, kind, value)])
+  entries = b''.join(struct.pack('<HHI', tag, kind, 1) + value for tag, kind, value in tags)
+  return b'Exif\0\0II*\0' + struct.pack('<IH', 8, 2) + entries + bytes(4)
+
+
+@pytest.mark.parametrize(
+  'exif',
+  [
+    exif_with(0x0100, 9, struct.pack('<i', -1)),  # a negative width
+    exif_with(0x0102, 11, struct.pack('<f', 8)),  # bits as a floating-point number
+    exif_with(0x0115, 4, struct.pack('<I', 70_000)),
+    exif_with(0x011A, 2, b'72\0\0'),  # a resolution as text
+  ],
+)
+@pytest.mark.parametrize('options', [{'format': 'PNG'}, {'format': 'WEBP', 'lossless': True}])
+def test_malformed_tags_beside_the_orientation_do_not_matter(make_image, exif, options):
+  pixels, buffer = make_image(9, 7), io.BytesIO()
+  Image.fromarray(pixels).save(buffer, exif=exif, **options)
+  np.testing.assert_array_equal(decoded(buffer.getvalue(), 'x', how=images.Decoding(rotate=True)), UPRIGHT[6](pixels))
+
+
+def test_exif_data_that_are_none_turn_nothing(make_image):
+  pixels, buffer = make_image(9, 7), io.BytesIO()
+  Image.fromarray(pixels).save(buffer, 'PNG', exif=b'Exif\0\0XXXX*\0\0\0')
+  np.testing.assert_array_equal(decoded(buffer.getvalue(), 'x', how=images.Decoding(rotate=True)), pixels)
+
+
 @pytest.mark.parametrize('shape', [(5, 4), (5, 4, 3)])
 @pytest.mark.parametrize('bits', [12, 16])
 def test_16_bit_images_are_turned_too(deep_png, shape, bits):
