@@ -24,7 +24,8 @@ _LOWER = {'LA;16B': 'RGBA'} | {
   for mode in ('RGB', 'RGBA', 'RGBX')
   for order, other in ((';16B', ';16L'), (';16L', ';16B'), (';16N', _SWAPPED))
 }
-_PHOTOMETRIC = 262  # number of the TIFF tag that says what the values mean
+# Numbers of the TIFF tags that say how many bits the values have, what they mean, and whether channels lie apart.
+_BITS, _PHOTOMETRIC, _CHANNELS, _PLANAR = 258, 262, 277, 284
 _ORIENTATION = 0x0112  # number of the EXIF tag
 # What brings each of its values to 1, by Pillow's names.
 _TURNS = {
@@ -74,14 +75,15 @@ def decode(source: Any, name: str, channels: int = 3, how: Decoding = USUAL) -> 
     how: the choices of the run.
 
   Raises:
-    errors.InputError: the file is empty, truncated, damaged or no image, or it holds floats, or more bits per channel
-      than `how` says.
+    errors.InputError: the file is empty, truncated, damaged or no image, or it holds floats, planes of 16 bits, or more
+      bits per channel than `how` says.
   """
   from PIL import Image
 
   name = files.readable(name)
   try:
     with _open(source) as image:
+      _check_planes(image, name)
       # Pillow gives 16-bit colours as 8 bits, the upper ones; to get all takes twice as long.
       values = _values(source, image) if how.bits < 16 or image.mode[0] == 'I' else None
       image.load()
@@ -112,6 +114,7 @@ def largest_value(path: str) -> int | None:
     Exception: the image cannot be read; any type.
   """
   with _open(path) as image:
+    _check_planes(image, path)
     if image.mode[0] != 'I' and _raw_mode(image) not in _LOWER:
       return None
     values = _values(path, image)
@@ -147,6 +150,15 @@ def _raw_mode(image: Any) -> str:
 def _is_negative(image: Any) -> bool:
   """Returns whether 0 is white in an opened image of 16-bit gray, a TIFF; Pillow inverts those of 8 bits alone."""
   return getattr(image, 'tag_v2', {}).get(_PHOTOMETRIC) == 0
+
+
+def _check_planes(image: Any, name: str) -> None:
+  """Refuses colours of more than 8 bits that lie in planes, which a TIFF may hold and Pillow reads as noise."""
+  tags = getattr(image, 'tag_v2', {})
+  if tags.get(_PLANAR) == 2 and tags.get(_CHANNELS, 1) > 1 and max(tags.get(_BITS, (1,))) > 8:
+    raise errors.InputError(
+      f'the image {name} stores its colours in separate planes of {max(tags[_BITS])} bits; save it interleaved'
+    )
 
 
 def _values(source: Any, image: Any) -> np.ndarray | None:

@@ -79,13 +79,13 @@ def test_of_16_bit_channels_that_use_fewer_the_upper_8_are_kept(deep_png, tmp_pa
   assert images.largest_value(str(tmp_path / 'scan.png')) == 2**bits - 1
 
 
-def tiff(values, order, compressed):
+def tiff(values, order, compressed, planar=1):
   """An RGB image as a TIFF of 16 bits, which Pillow does not write."""
   height, width, channels = values.shape
   pixels = values.astype(f'{order}u2').tobytes()
   pixels = zlib.compress(pixels) if compressed else pixels
   entries = {256: width, 257: height, 258: channels, 259: 8 if compressed else 1, 262: 2, 273: 0, 277: channels}
-  entries |= {278: height, 279: len(pixels)}
+  entries |= {278: height, 279: len(pixels), 284: planar}
   after = 8 + 2 + 12 * len(entries) + 4
   entries[273] = after + 2 * channels
   head = struct.pack(f'{order}2sHIH', b'II' if order == '<' else b'MM', 42, 8, len(entries))
@@ -103,6 +103,25 @@ def test_12_bit_colours_of_a_tiff(order, compressed):
 
   np.testing.assert_array_equal(decoded(encoded, 'scan', how=images.Decoding(12)), values >> 4)
   np.testing.assert_array_equal(decoded(encoded, 'scan'), values >> 8)
+
+
+@pytest.mark.parametrize('compressed', [False, True])
+@pytest.mark.parametrize('bits', [12, 16])
+def test_planes_of_16_bits_are_refused(tmp_path, bits, compressed):
+  """Pillow gives noise, or of both bytes the upper one."""
+  path = tmp_path / 'scan.tif'
+  path.write_bytes(tiff(np.zeros((5, 4, 3)), '<', compressed, planar=2))
+  with pytest.raises(errors.InputError, match=r' scan\.tif .*separate planes of 16 bits; save it interleaved'):
+    images.decode(path.read_bytes(), 'scan.tif', how=images.Decoding(bits))
+  with pytest.raises(errors.InputError, match='separate planes'):
+    images.largest_value(str(path))
+
+
+def test_a_single_plane_is_read():
+  values, buffer = np.random.default_rng(0).integers(0, 2**16, (5, 4), np.uint16), io.BytesIO()
+  Image.fromarray(values).save(buffer, 'TIFF', compression='tiff_deflate', tiffinfo={284: 2})
+  assert Image.open(buffer).tag_v2[284] == 2
+  np.testing.assert_array_equal(decoded(buffer.getvalue(), 'scan', 1)[..., 0], values >> 8)
 
 
 @pytest.mark.parametrize('channels', [1, 3])
