@@ -37,6 +37,7 @@ _TURNS = {
   7: 'TRANSVERSE',
   8: 'ROTATE_90',
 }
+THIN = 20  # length / width of an image from which on only its center is computed
 RATIOS = (3 / 4, 4 / 3)  # range of width / height of a random crop
 TRIES = 10
 
@@ -210,19 +211,25 @@ def in_channels(array: np.ndarray, count: int) -> np.ndarray:
   return np.stack([to_array(from_array(image).convert('L')) for image in array])
 
 
-def resize(image: Any, size: tuple[int, int], interpolation: str = 'bilinear') -> Any:
+def resize(
+  image: Any,
+  size: tuple[int, int],
+  interpolation: str = 'bilinear',
+  box: tuple[float, float, float, float] | None = None,
+) -> Any:
   """Resizes an image to (height, width) without keeping its aspect ratio.
 
   Args:
     image: image of mode L or RGB.
     size: (height, width).
     interpolation: 'bilinear' or 'bicubic'.
+    box: the (left, top, right, bottom) of the part to resize; None: the whole.
   """
   from PIL import Image
 
-  if image.size == size[::-1]:
+  if image.size == size[::-1] and box is None:
     return image
-  return image.resize(size[::-1], Image.Resampling[interpolation.upper()])
+  return image.resize(size[::-1], Image.Resampling[interpolation.upper()], box)
 
 
 def _crop(image: Any, top: int, left: int, height: int, width: int) -> Any:
@@ -278,7 +285,8 @@ def resize_center_crop(
   """Returns the center of the image at (height, width); makes no random draw.
 
   It first resizes the image, keeping its aspect ratio, to the smallest size whose height and width are both at least
-  `size / fraction`. For a square size this equals torchvision's Resize(size / fraction) and CenterCrop(size).
+  `size / fraction`. For a square size this equals torchvision's Resize(size / fraction) and CenterCrop(size). Of a thin
+  image, which would be `THIN` times as large as a square one, it computes the center alone, from the same pixels.
   """
   del generator
   width, height = image.size
@@ -288,4 +296,27 @@ def resize_center_crop(
   else:
     h, w = least_w * height // width, least_w
   top, left = round((h - size[0]) / 2), round((w - size[1]) / 2)
-  return _crop(resize(image, (h, w), interpolation), top, left, *size)
+  if h * w < THIN * least_h * least_w:
+    return _crop(resize(image, (h, w), interpolation), top, left, *size)
+  (x, right, *columns), (y, bottom, *rows) = _span(left, size[1], w, width), _span(top, size[0], h, height)
+  box = columns[0], rows[0], columns[1], rows[1]
+  return resize(image.crop((x, y, right, bottom)), size, interpolation, box)
+
+
+def _span(start: int, length: int, resized: int, side: int) -> tuple[int, int, float, float]:
+  """Returns where a part of a resized side lies in the image.
+
+  Args:
+    start: first pixel of the part.
+    length: its pixels.
+    resized: pixels of the resized side.
+    side: pixels of the side in the image.
+
+  Returns:
+    The first and last (exclusive) pixel that filters see there, and the ends of the part, counted from the first.
+    Pillow holds the ends as float32, which has no digits left for a place in a long image.
+  """
+  first, last = start * side / resized, (start + length) * side / resized
+  reach = 2 * max(1, math.ceil(side / resized)) + 1  # of a bicubic filter
+  low, high = max(0, math.floor(first) - reach), min(side, math.ceil(last) + reach)
+  return low, high, first - low, last - low

@@ -383,6 +383,34 @@ def test_center_crop_is_that_of_torchvision(make_image, height, width):
   np.testing.assert_array_equal(images.resize_center_crop(image, None, (28, 28), fraction=0.875), expected)
 
 
+@pytest.mark.parametrize('interpolation', ['bilinear', 'bicubic'])
+@pytest.mark.parametrize(
+  ('height', 'width', 'resized'),
+  [(3, 301, (3210, 32)), (301, 3, (32, 3210)), (1, 700, (22_400, 32)), (90, 3, (32, 960))],
+)
+def test_the_center_of_a_thin_image_is_that_of_the_whole(
+  make_image, monkeypatch, height, width, resized, interpolation
+):
+  image, used, resize = Image.fromarray(make_image(height, width)), [], Image.Image.resize
+  left, top = ((side - 28) // 2 for side in resized)
+  whole = image.resize(resized, Image.Resampling[interpolation.upper()])
+  expected = np.asarray(whole.crop((left, top, left + 28, top + 28)), np.int32)
+
+  monkeypatch.setattr(Image.Image, 'resize', lambda self, size, *args: used.append(size) or resize(self, size, *args))
+  found = images.resize_center_crop(image, None, (28, 28), 0.875, interpolation)
+  assert used == [(28, 28)], 'a PNG of 254 bytes, 60,000 pixels wide, would take 12 GB'
+  np.testing.assert_allclose(np.asarray(found), expected, atol=1)  # Pillow holds the box in float32
+
+
+def test_the_center_of_the_longest_image():
+  pixels = np.zeros((1, 2**25), np.uint8)
+  pixels[0, 2**24 - 1 :] = 200  # from the left one of both central pixels on
+  pixels[0, 2**24 :] = 100
+  found = np.asarray(images.resize_center_crop(Image.fromarray(pixels), None, (28, 28), 0.875))
+  x = (np.arange(28) + 0.5 - 14) / 32  # in pixels, from the center of the image
+  np.testing.assert_allclose(found, np.broadcast_to(150 - 100 * np.clip(x, -0.5, 0.5), (28, 28)), atol=1)
+
+
 @pytest.mark.parametrize(('size', 'fraction', 'resized'), [(28, 0.85, 32), (224, 0.9, 248), (224, 0.95, 235)])
 def test_the_size_before_the_center_crop_is_that_of_timm(make_image, size, fraction, resized):
   """`math.floor(img_size / crop_pct)` in its transforms_factory, also where the quotient is nearer to the next one."""
