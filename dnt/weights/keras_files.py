@@ -42,16 +42,16 @@ def read_h5(path: pathlib.Path) -> dict[str, np.ndarray]:
     with h5py.File(path, 'r') as file:
       if isinstance(file.get('layers'), h5py.Group) and 'layer_names' not in file.attrs:
         return _keras_3(file['layers'], {}, path)
-      root = file.get('model_weights', file)
       result: dict[str, np.ndarray] = {}
-
-      def visit(name, item):
-        if isinstance(item, h5py.Dataset):
-          result[_tensor_name(name)] = item[()]
-
-      for layer, group in root.items():
-        if isinstance(group, h5py.Group):
-          group.visititems(lambda name, item, layer=layer: visit(f'{layer}/{name}', item))
+      for layer, group in file.get('model_weights', file).items():
+        if not isinstance(group, h5py.Group):
+          continue
+        inner: list[str] = []
+        group.visititems(lambda name, item, inner=inner: inner.append(name) if isinstance(item, h5py.Dataset) else None)
+        for each, name in zip(inner, _tensor_names(layer, inner), strict=True):
+          _put(result, name, group[each][()], path)
+  except errors.InputError:
+    raise
   except (OSError, RuntimeError, KeyError) as error:
     raise errors.InputError(
       f'cannot read {path} ({error}); it is damaged or not completely downloaded: get it again'
@@ -99,7 +99,8 @@ def _keras_3(layers: Any, names: Mapping[str, str], path: pathlib.Path) -> dict[
   result: dict[str, np.ndarray] = {}
   for key, layer in layers.items():
     if 'layers' in layer:
-      result |= _keras_3(layer['layers'], {}, path)
+      for name, value in _keras_3(layer['layers'], {}, path).items():
+        _put(result, name, value, path)
     tensors = layer.get('vars', {})
     if not len(tensors):
       continue
@@ -112,7 +113,7 @@ def _keras_3(layers: Any, names: Mapping[str, str], path: pathlib.Path) -> dict[
     for index, tensor in tensors.items():
       # A norm without scale or offset has other numbers.
       whole = index.isdigit() and int(index) < len(known) and (len(tensors) == len(known) or known[0] == 'kernel')
-      result[f'{name}/{known[int(index)] if whole else index}'] = tensor[()]
+      _put(result, f'{name}/{known[int(index)] if whole else index}', tensor[()], path)
   return result
 
 
@@ -127,11 +128,28 @@ def _names_by_key(layers: Sequence[Mapping[str, Any]]) -> dict[str, str]:
   return result
 
 
-def _tensor_name(name: str) -> str:
-  """Maps 'conv1/conv1_1/kernel:0' and 'conv1/conv1_W_1:0' to 'conv1/kernel'; keeps unknown names for error messages."""
-  layer, _, inner = name.partition('/')
-  tensor = _TENSOR.search(re.sub(r'(_\d+)?(:0)?$', '', inner))
-  return f'{layer}/{KERAS_1.get(tensor[1], tensor[1])}' if tensor else name
+def _tensor_names(layer: str, inner: Sequence[str]) -> list[str]:
+  """Returns the names of the tensors in a group of a file, such as 'conv1/kernel'; keeps unknown ones for messages.
+
+  Args:
+    layer: name of the group.
+    inner: the names in it. Those of one layer begin alike, with its name or another: 'conv1_1/kernel:0', 'conv1_W_1:0'.
+      If they do not, the group is a model among the layers, and its names begin with those of its layers.
+  """
+  found = [_TENSOR.search(re.sub(r'(_\d+)?(:0)?$', '', name)) for name in inner]
+  starts = [match.string[: match.start()].rpartition('/')[2] if match else '' for match in found]
+  nested = len({*starts} - {''}) > 1
+  return [
+    f'{(nested and start) or layer}/{KERAS_1.get(match[1], match[1])}' if match else f'{layer}/{name}'
+    for name, match, start in zip(inner, found, starts, strict=True)
+  ]
+
+
+def _put(tensors: dict[str, np.ndarray], name: str, value: np.ndarray, path: pathlib.Path) -> None:
+  """Adds a tensor, unless the models of a file hold others of its name."""
+  if name in tensors and not np.array_equal(tensors[name], value):
+    raise errors.InputError(f'{path} holds several tensors {name!r}, so it is no single network: save one alone')
+  tensors[name] = value
 
 
 def read_tfjs(folder: pathlib.Path) -> dict[str, np.ndarray]:

@@ -143,6 +143,30 @@ def test_h5(h5, spelling, whole_model):
   assert_read(keras_files.read_h5(h5(spelling, whole_model)))
 
 
+@pytest.mark.parametrize('spelling', ['keras2', 'keras1'])
+def test_a_model_among_the_layers_of_h5(h5, spelling):
+  h5py, path = pytest.importorskip('h5py'), h5(spelling, whole_model=True)
+  with h5py.File(path, 'a') as file:
+    inner = file.create_group('model_weights/resnet50')
+    for layer in ('conv1', 'bn_conv1'):  # whose datasets, not groups, are in that of the model
+      for name in list(file[f'model_weights/{layer}']):
+        file.move(f'model_weights/{layer}/{name}', f'model_weights/resnet50/{name}')
+      del file[f'model_weights/{layer}']
+    assert ('conv1' if spelling == 'keras2' else 'conv1_W_1:0') in inner
+    file['model_weights/predictions/predictions/kernel:0'] = np.ones((2, 2), np.float32)
+  assert_read(keras_files.read_h5(path), TENSORS | {'predictions/kernel': np.ones((2, 2), np.float32)})
+
+
+def test_two_models_with_layers_of_one_name_are_refused(h5):
+  h5py, path = pytest.importorskip('h5py'), h5()
+  with h5py.File(path, 'a') as file:
+    for tensor in ('kernel', 'bias'):
+      for layer in ('conv1', 'conv2'):
+        file[f'other/{layer}/{tensor}:0'] = np.zeros(2, np.float32)
+  with pytest.raises(errors.InputError, match=r"keras2\.h5 holds several tensors 'conv1/\w+', .*save one alone"):
+    keras_files.read_h5(path)
+
+
 def test_a_damaged_h5_file_is_refused(h5):
   path = h5()
   path.write_bytes(path.read_bytes()[:-2000])
