@@ -5,7 +5,8 @@ A path joins the keys of nested dicts by '/', such as `stage1/block001/conv1/ker
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -36,6 +37,13 @@ def map_with_path(fn: Callable[..., Any], tree: Mapping[str, Any], *rest: Mappin
 def is_scanned(path: str) -> bool:
   """Returns whether the leaf at this '/'-joined path has a leading row axis."""
   return SCANNED in path.split('/')
+
+
+def is_named(path: str, patterns: Sequence[str]) -> bool:
+  """Returns whether a pattern matches the whole of a '/'-joined path, or of the name of something that holds it."""
+  parts = path.split('/')
+  names = ['/'.join(parts[:count]) for count in range(1, len(parts) + 1)]
+  return any(re.fullmatch(pattern, name) for pattern in patterns for name in names)
 
 
 def split(tree: Mapping[str, Any], chosen: Callable[[str], bool]) -> tuple[dict[str, Any], dict[str, Any]]:

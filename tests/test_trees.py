@@ -43,6 +43,23 @@ def test_map_with_path_refuses_trees_of_other_paths():
     trees.map_with_path(lambda path, leaf, other: leaf, TREE, {'stem': TREE['stem']})
 
 
+@pytest.mark.parametrize(
+  ('patterns', 'named'),
+  [
+    ((), False),
+    (('stage1',), True),
+    (('stage1/block001',), True),
+    (('stage1/block00',), False),
+    (('block001',), False),
+    (('.*/kernel',), True),
+    (('kernel', 'stage1/.*/conv'), True),
+    (('.*/bias',), False),
+  ],
+)
+def test_a_path_is_named_as_a_whole_or_by_what_holds_it(patterns, named):
+  assert trees.is_named('stage1/block001/conv/kernel', patterns) == named
+
+
 def test_subtree_is_empty_where_there_is_none():
   assert trees.subtree(TREE, 'head/bias') is TREE['head']['bias']
   assert trees.subtree(TREE, 'stage1/block001') == {}

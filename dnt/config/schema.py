@@ -78,8 +78,13 @@ CLIPPINGS = ('none', 'global_norm', 'value', 'block_norm', 'adaptive')
 INITIALIZERS = ('he', 'glorot', 'lecun', 'normal', 'orthogonal', 'delta_orthogonal')
 
 # Relations that several options share.
-# Parameters are drawn: without pretrained weights, and in the probe, which examines the start of training.
-DRAWN = ({'train.init_from': ('',)}, {relations.PROGRAM: (relations.PROBE,)})
+# Parameters are drawn: without pretrained weights, in place of some of them, and in the probe, which examines the start
+# of training.
+DRAWN = (
+  {'train.init_from': ('',)},
+  {'finetune.reinit': any_but(())},
+  {relations.PROGRAM: (relations.PROBE,)},
+)
 # `val` is drawn from `train`, or may be.
 HELD_OUT = ({'data.hold_out': (True,)}, {'data.hold_out': (None,), 'eval.splits': ('val',)})
 # The seed decides which images these are, but for TFDS, whose labels are not known before the images are read.
@@ -708,6 +713,15 @@ SCHEMA: dict[str, Any] = {
       (),
       "factors on the learning rate, by patterns that match whole names of entries: (('stage4/.*', 0.1),)",
       check=checks.rates,
+      on_resume=NOTE,
+    ),
+    'reinit': Option(
+      (),
+      'what is drawn anew, in place of the weights at train.init_from: patterns that match whole names of entries, '
+      "modules or parameters: ('stage4/.*', '.*/residual_scalar')",
+      check=checks.patterns,
+      only={'train.init_from': any_but('')},
+      off=(),
       on_resume=NOTE,
     ),
     'cached_views': Option(

@@ -162,8 +162,12 @@ def choose(run: experiment.Experiment) -> str:
     return 'steepest'
   head, params = frozenset({depth.head(run.table).name}), run.trace.variables['params']
   trained = (trees.flatten(phase.partition.split(params)[0]) for phase in run.phases)
+
+  def is_pretrained(path):
+    return not (freeze.is_below(path, head) or trees.is_named(path, run.config.finetune.reinit))
+
   # Not whole entries: norms of frozen ones may train.
-  first, *later = [not all(freeze.is_below(path, head) for path in paths) for paths in trained]
+  first, *later = [any(map(is_pretrained, paths)) for paths in trained]
   apart = run.config.finetune.head_lr_mult > 1
   return 'valley' if first or (any(later) and not apart) else 'steepest'
 

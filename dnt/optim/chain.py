@@ -96,7 +96,7 @@ def check(config: typed.Config, params: Any, entries: Sequence[depth.Entry], par
     for path, place in rows.places(trainable, entries).items()
     for index, name in zip(place, rows.names(path, place, entries), strict=True)
   ]
-  below = [name for index, name in trained if index != head]
+  below = [name for index, name in trained if index != head and not trees.is_named(name, config.finetune.reinit)]
   decays = re.compile(optim.weight_decay_on).search
   if optim.weight_decay and not any(decays(name) for _, name in trained):
     raise errors.InputError(
@@ -165,7 +165,8 @@ def _decay(
 ) -> list[tuple[str, optax.GradientTransformation]]:
   """Builds the weight decay of the matching paths, named as in the unrolled layout.
 
-  With L2-SP (Li et al. 2018, eq. 4) it pulls all but the head to their starting values, with a separate strength.
+  With L2-SP (Li et al. 2018, eq. 4) it pulls all but the head and what `finetune.reinit` names to their starting
+  values, with a separate strength.
   """
   optim, strength = config.optim, config.finetune.l2_sp
   if not optim.weight_decay and not strength:
@@ -178,11 +179,14 @@ def _decay(
   }
   if not strength:
     return [('decay', optax.stateless(_pull(matches, optim.weight_decay)))]
-  # The head has no pretrained values to return to.
   *_, head = rows.owners(whole, entries)
-  of_head = {path: match & (np.array(places[path]) == head) for path, match in matches.items()}
-  others = {path: match & (np.array(places[path]) != head) for path, match in matches.items()}
-  links = [('decay', optax.stateless(_pull(of_head, optim.weight_decay)))] if optim.weight_decay else []
+  new = {}  # one bool per row: there are no pretrained values to return to
+  for path, place in places.items():
+    named = [trees.is_named(name, config.finetune.reinit) for name in rows.names(path, place, entries)]
+    new[path] = np.array(named) | (np.array(place) == head)
+  of_new = {path: match & new[path] for path, match in matches.items()}
+  others = {path: match & ~new[path] for path, match in matches.items()}
+  links = [('decay', optax.stateless(_pull(of_new, optim.weight_decay)))] if optim.weight_decay else []
   pull = _pull(others, strength)
 
   def update(updates, state, params=None):  # the state holds the parameters at the start

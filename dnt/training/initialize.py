@@ -6,6 +6,7 @@ Checkpoints hold the unrolled layout, so they do not depend on `model.scan`.
 import functools
 import logging
 import pathlib
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -49,10 +50,11 @@ def find(
   saved: checkpoints.Checkpoints | checkpoints.ReadOnly,
   weights: pretrained.Source | None,
 ) -> Start:
-  """Finds the start of the next step. No check can fail after this, and it draws no parameters.
+  """Finds the start of the next step. No check can fail after this, and it draws no parameters but for `reinit`.
 
   The first source that exists wins: the newest good checkpoint of the run's own workdir (the whole state); the weights
-  at `config.train.init_from` (parameters and BatchNorm statistics of another run or of a file); `config.seed`.
+  at `config.train.init_from` (parameters and BatchNorm statistics of another run or of a file), but for what
+  `config.finetune.reinit` names; `config.seed`.
 
   Args:
     run: the experiment.
@@ -133,6 +135,8 @@ def load_variables(run: experiment.Experiment, source: pretrained.Source, quiet:
   as many classes is kept. One line says so. On good features zero is better than any random draw (Kolesnikov et al.
   2020, "Big Transfer"): a draw adds noise to the logits, which training removes only where there are examples.
 
+  What `config.finetune.reinit` names is drawn with the seed of the config, whether the weights have it or not.
+
   A network that the weights of a run fit, and that computes something else with them, gets a line for each option in
   which it differs.
 
@@ -147,17 +151,23 @@ def load_variables(run: experiment.Experiment, source: pretrained.Source, quiet:
   """
   pretrained.check_model(source, run.config.model)
   want, have = trees.flatten(run.trace.variables), trees.flatten(source.variables)
+  drawn = _draw(run, want, have, source.origin)
+  have = {path: leaf for path, leaf in have.items() if not _is_named(path, run.config.finetune.reinit)}
   entry = depth.head(run.trace.table).name
   head = _head(want, entry, run.config.model.num_classes)
   if source.absent:
-    head = [path for path in want if path not in have and path.split('/')[1] == entry]
+    head = [path for path in want if path not in have | drawn and path.split('/')[1] == entry]
     reason = f'{source.origin} has no classifier, the data has {run.config.model.num_classes} classes'
-    changed, line = _zeros(want, head), f'{reason}: {", ".join(head)} start at zero'
+    changed, line = _zeros(want, head), f'{reason}: {", ".join(head)} start at zero' if head else ''
   else:
     changed, line = _renew(want, have, head, run.spec.class_names, source)
   if line and not quiet:
     _log.info(line)
-  variables = match(run.trace, trees.unflatten(have | changed), source.origin)
+  if drawn and not quiet:
+    listed = errors.list_names(sorted(drawn, reverse=True))  # parameters before statistics
+    _log.info(f'{len(drawn)} leaves are drawn anew, not from {source.origin}: {listed}')
+  advice = '; what finetune.reinit names is drawn anew, in place of that of the weights'
+  variables = match(run.trace, trees.unflatten(have | changed | drawn), source.origin, advice)
   if source.workdir and not quiet:
     tried = [f'model.{key}' for key in schema.model_options('weights', 'computation') if key != 'folder']
     for change in changes.find(source.run_config, run.config):
@@ -166,6 +176,26 @@ def load_variables(run: experiment.Experiment, source: pretrained.Source, quiet:
   if not multihost.is_single():
     multihost.check_equal({'the digest of the weights at config.train.init_from': trees.sha256(variables)[:12]})
   return variables
+
+
+def _draw(run: experiment.Experiment, want: dict[str, Any], have: dict[str, Any], origin: str) -> dict[str, np.ndarray]:
+  """Draws the leaves that `finetune.reinit` names, by path in the unrolled layout."""
+  patterns = run.config.finetune.reinit
+  example = max((path.removeprefix('params/') for path in want if path.startswith('params/')), key=len)
+  for pattern in patterns:
+    if not any(_is_named(path, (pattern,)) for path in (*want, *have)):
+      raise errors.InputError(
+        f'config.finetune.reinit: {pattern!r} matches the whole name of no entry, module or parameter, neither of the '
+        f'network nor of {origin}; they have names such as {example}'
+      )
+  if not patterns:
+    return {}
+  initial = trees.flatten(layouts.to_unrolled(run.init_variables(), run.trace.scanned))
+  return {path: initial[path] for path in want if _is_named(path, patterns)}
+
+
+def _is_named(path: str, patterns: Sequence[str]) -> bool:
+  return trees.is_named(path.partition('/')[2], patterns)  # without `params` or `batch_stats`
 
 
 def _head(want: dict[str, Any], entry: str, classes: int) -> list[str]:
@@ -206,13 +236,14 @@ def _renew(
   return _zeros(want, head), f'{source.origin} was trained on other classes; the data {listed}: {zeros}'
 
 
-def match(trace: depth.Trace, variables: dict[str, Any], origin: str) -> dict[str, Any]:
+def match(trace: depth.Trace, variables: dict[str, Any], origin: str, advice: str = '') -> dict[str, Any]:
   """Checks unrolled variables against the model, leaf by leaf, and converts them to the model's layout.
 
   Args:
     trace: the trace of the model.
     variables: `params` and `batch_stats`.
     origin: where the variables come from, for messages.
+    advice: what to do about other leaves, at the end of the message.
 
   Raises:
     errors.InputError: leaves are missing, unexpected or of another shape; the message names their paths.
@@ -223,5 +254,5 @@ def match(trace: depth.Trace, variables: dict[str, Any], origin: str) -> dict[st
   if different:
     listed = '; '.join(f'{path}: {have.get(path, "absent")}, wanted {want.get(path, "none")}' for path in different[:8])
     more = f' and {len(different) - 8} more' if len(different) > 8 else ''
-    raise errors.InputError(f'{origin} holds another network than config.model: {listed}{more}')
+    raise errors.InputError(f'{origin} holds another network than config.model: {listed}{more}{advice}')
   return layouts.to_scanned(variables, trace.scanned)

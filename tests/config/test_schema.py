@@ -240,6 +240,7 @@ EDGES = {
   'finetune.layer_decay': ([0.01, 1.0], [0.0, 1.1]),
   'finetune.head_lr_mult': ([0.1], [0.0]),
   'finetune.rates': ([(), (('stage4/.*', 0.0),)], [('head',), (('(', 1.0),), (('head', -1.0),)]),
+  'finetune.reinit': ([(), ('head', '.*/bias')], [('',), ('(',), (1,)]),
   'finetune.cached_views': ([0], [-1]),
   'finetune.l2_sp': ([0.0], [-0.1]),
   'ema.decay': ([0.0, 0.9999], [1.0]),

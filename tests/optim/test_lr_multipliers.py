@@ -92,16 +92,18 @@ def test_updates_are_scaled_after_clipping_in_both_layouts(network, layout):
     np.testing.assert_allclose(leaf, plain[path] * factor, rtol=1e-6)
 
 
-def test_l2_sp_pulls_towards_the_start_and_the_head_towards_zero(network):
+@pytest.mark.parametrize('reinit', [(), ('stem',)])
+def test_l2_sp_pulls_towards_the_start_and_what_is_new_towards_zero(network, reinit):
   entries = network.unrolled
   start, now, gradient = (jax.tree.map(jnp.asarray, network.tree(seed)) for seed in (0, 1, 2))
-  config = make_config(finetune__l2_sp=0.3, optim__weight_decay=0.1)
+  config = make_config(finetune__l2_sp=0.3, optim__weight_decay=0.1, finetune__reinit=reinit)
+  new = (*reinit, entries[-1].name)
   optimizer = chain.make(config, optax.constant_schedule(0.5), start, entries)
   found, _ = optimizer.update(gradient, optimizer.init(start), now)
   start, now, gradient, found = map(trees.flatten, (start, now, gradient, found))
   for path in found:
     expected = gradient[path]
     if path.endswith('kernel'):
-      pull = 0.1 * now[path] if path.startswith(entries[-1].name) else 0.3 * (now[path] - start[path])
+      pull = 0.1 * now[path] if path.startswith(new) else 0.3 * (now[path] - start[path])
       expected = expected + pull
     np.testing.assert_allclose(found[path], -0.5 * expected, rtol=1e-5, atol=1e-6)

@@ -170,6 +170,59 @@ def test_the_head_of_weights_without_names_is_kept_by_count_and_this_is_said(
   assert 'no class names' in caplog.text and '10 classes' in caplog.text
 
 
+@pytest.mark.parametrize('scan', [False, True])
+@pytest.mark.parametrize(
+  ('depths', 'reinit', 'drawn'),
+  [
+    ((5, 5), ('stage1/block00[23]',), {'stage1/block002', 'stage1/block003'}),
+    ((4, 5), ('.*/block003/.*', 'head'), {'stage1/block003', 'head'}),
+    ((5, 4), ('stage1/block003',), set()),
+  ],
+)
+def test_what_reinit_names_is_drawn_and_the_rest_comes_from_the_weights(
+  tiny, saved, tmp_path, caplog, depths, reinit, drawn, scan
+):
+  tiny.seed, tiny.model.depth = 1, depths[0]
+  _, state, _ = saved(tiny, tmp_path / 'other')
+  tiny.seed, tiny.model.depth, tiny.model.scan, tiny.finetune.reinit = 2, depths[1], scan, reinit
+  run = build(tiny)
+  with caplog.at_level(logging.INFO, 'dnt'):
+    loaded = initialize.load_variables(run, pretrained.Source(str(tmp_path / 'other')))
+  theirs = trees.flatten(layouts.to_unrolled(state.params, layouts.scanned_rows(state.params)))
+  found, new = (
+    trees.flatten(layouts.to_unrolled(each, run.trace.scanned)['params']) for each in (loaded, run.init_variables())
+  )
+  assert found.keys() == new.keys()
+  for path, leaf in found.items():
+    entry = path.rsplit('/', 2)[0]
+    np.testing.assert_array_equal(leaf, (new if entry in drawn else theirs)[path], err_msg=path)
+  other = {path.rsplit('/', 2)[0] for path in found if path in theirs and (found[path] != theirs[path]).any()}
+  assert other == drawn & {path.rsplit('/', 2)[0] for path in theirs}
+  assert ('leaves are drawn anew, not from' in caplog.text) == bool(drawn)
+  assert not drawn or f'params/{max(drawn)}/dense/kernel' in caplog.text
+
+
+def test_what_differs_can_be_named_for_reinit_and_a_name_that_does_not_exist_is_refused(tiny, saved, tmp_path):
+  saved(tiny, tmp_path / 'other')
+  tiny.model.depth = 4
+  with pytest.raises(errors.InputError, match=r'block002/dense/kernel: absent.*; what finetune\.reinit names is drawn'):
+    initialize.load_variables(build(tiny), pretrained.Source(str(tmp_path / 'other')))
+  tiny.finetune.reinit = ('stage1/block002', 'block002')
+  with pytest.raises(errors.InputError, match=r"reinit: 'block002' matches .* such as stage1/block00\d/dense/"):
+    initialize.load_variables(build(tiny), pretrained.Source(str(tmp_path / 'other')))
+
+
+def test_a_head_that_reinit_names_is_drawn_for_other_classes_too(tiny, saved, tmp_path, change_splits):
+  saved(tiny, tmp_path / 'other')
+  change_splits(lambda split: dataclasses.replace(split, class_names=tuple(map(str, range(10)))))
+  tiny.seed, tiny.finetune.reinit = 3, ('head',)
+  run = build(tiny)
+  loaded = initialize.load_variables(run, pretrained.Source(str(tmp_path / 'other')))
+  np.testing.assert_array_equal(
+    loaded['params']['head']['dense']['kernel'], run.init_variables()['params']['head']['dense']['kernel']
+  )
+
+
 def test_processes_with_other_weights_are_refused(tiny, saved, tmp_path, monkeypatch):
   saved(tiny, tmp_path / 'other')
   run, source = build(tiny), pretrained.Source(str(tmp_path / 'other'))
