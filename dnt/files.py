@@ -16,21 +16,20 @@ from typing import Any
 from dnt import buckets, errors
 
 
-def check_path(path: str | os.PathLike, flag: str = '--workdir') -> None:
+def check_path(path: str | os.PathLike, flag: str = '--workdir', valid: str = 'a folder on a disk') -> None:
   """Refuses the address of a bucket where a folder is needed; `pathlib` would take it for a folder named `gs:`.
 
   Args:
     path: path of the folder.
     flag: command line flag or config key that names the folder, for the message.
+    valid: what to give in its place, for the message. A mounted bucket is for data only: it may lose what is appended.
 
   Raises:
     errors.InputError: the path is an address such as gs://bucket/run.
   """
   if re.match(r'[A-Za-z][A-Za-z0-9+.-]+:/', name := os.fspath(path)):
     raise errors.InputError(
-      f'{flag}={re.sub(":/+", "://", name, count=1)} is the address of a bucket or server; dnt writes to folders, and '
-      'runs of dnt.main also to gs://<bucket>/<path>: give a folder, such as that in which the bucket is mounted '
-      '(launch/skypilot.sh mounts one)'
+      f'{flag}={re.sub(":/+", "://", name, count=1)} is the address of a bucket or server; give {valid}'
     )
 
 
@@ -41,7 +40,7 @@ def check_workdir(path: str | os.PathLike) -> None:
     errors.InputError: the path is an address such as s3://bucket/run.
   """
   if not buckets.address(path):
-    check_path(path)
+    check_path(path, valid='gs://<bucket>/<path>, or a folder on a disk')
 
 
 def make_workdir(path: str | os.PathLike, flag: str = '--workdir') -> None:

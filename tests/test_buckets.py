@@ -221,7 +221,7 @@ def test_a_bucket_that_cannot_be_used_is_refused(bucket, refused, monkeypatch):
       buckets._open.cache_clear()
       assert 'pip install gcsfs' in refused(f'--workdir={ADDRESS}', f'--mode={mode}')
   buckets._open.cache_clear()
-  assert re.search('--workdir=gs://.* folder', refused(f'--workdir={ADDRESS}', name='compare'))
+  assert re.search('--workdir=gs://.* give a folder on a disk$', refused(f'--workdir={ADDRESS}', name='compare'))
   assert 'no checkpoint in gs://test-bucket/runs/mine' in refused(f'--workdir={ADDRESS}', '--mode=evaluate')
   assert not bucket.objects
 

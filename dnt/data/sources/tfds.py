@@ -150,7 +150,8 @@ def tfds(where: str, config: typed.Data, seed: int) -> examples.Splits:
   import tensorflow_datasets
 
   given = config.dir or tensorflow_datasets.core.constants.DATA_DIR
-  files.check_path(given, 'config.data.dir')
+  mounted = 'a folder, such as that in which the bucket is mounted (launch/skypilot.sh mounts one)'
+  files.check_path(given, 'config.data.dir', mounted)
   root = pathlib.Path(given).expanduser()
   builder = _builder(where, root)
   image, label, shape = _features(builder)

@@ -138,7 +138,7 @@ def test_a_set_that_nobody_may_download_says_where_its_archives_go(data, tmp_pat
 def test_an_address_is_no_folder_of_prepared_sets(data, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   fail_to_prepare(monkeypatch, AssertionError('prepared'))
-  with pytest.raises(errors.InputError, match=r'^config\.data\.dir=gs://bucket/sets is the address'):
+  with pytest.raises(errors.InputError, match=r'^config\.data\.dir=gs://bucket/sets is the address.* mounted'):
     load(data, 'gs://bucket/sets', 'cifar10')
   assert not list(tmp_path.iterdir())
 
