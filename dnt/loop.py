@@ -41,6 +41,7 @@ from dnt.data import pipeline
 from dnt.diagnostics import lr_find
 from dnt.finetune import feature_cache
 from dnt.models import layouts
+from dnt.optim import chain
 from dnt.parallel import activity, cpu, multihost, ownership, preemption, sharding, signals
 from dnt.parallel import mesh as mesh_lib
 from dnt.reporting import metric_names, terminal
@@ -224,6 +225,8 @@ def _prepare(config: typed.Config, workdir: pathlib.Path, mesh: jax.sharding.Mes
       f'val is {config.data.val_fraction:.0%} of the images of train, held out (config.data.val_fraction); a run that '
       'begins trains on all of them if config.eval.splits does not name val and config.data.hold_out is not set'
     )
+  if problem := chain.undecayed(run.config, run.abstract_state().params, run.entries, run.phases[-1].partition):
+    _log.info(problem)
   if pipeline.resizes_apart(run.config.data, data.train.shape):
     _log.info(
       f'training squashes whole images (config.data.augment={config.data.augment}), and evaluation crops their borders '

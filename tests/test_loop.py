@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import sys
 import time
 import types
 from concurrent import futures
@@ -16,6 +17,7 @@ import pytest
 
 import dnt
 from dnt import checkpoints, cli, errors, files, loop, main, trees
+from dnt import config as schema
 from dnt.checkpoints import format
 from dnt.config import changes, run_config
 from dnt.data import resident, stream
@@ -31,6 +33,32 @@ pytestmark = pytest.mark.usefixtures('undrawn')
 
 def run(config, workdir):
   return loop.train(config, workdir, record.Clock(0.0), 'test')
+
+
+KERNELLESS = """
+import flax.linen as nn
+
+class Net(nn.Module):
+  num_classes: int
+
+  @nn.compact
+  def __call__(self, x):
+    x = x.reshape(x.shape[0], -1)
+    return x @ self.param('weight', nn.initializers.lecun_normal(), (x.shape[1], self.num_classes))
+"""
+
+
+def test_a_module_without_kernels_trains_with_the_defaults_and_a_line_says_that_nothing_decays(
+  tiny, tmp_path, monkeypatch, console
+):
+  (tmp_path / 'kernelless.py').write_text(KERNELLESS)
+  monkeypatch.syspath_prepend(tmp_path)
+  tiny.model = schema.default().model
+  tiny.model.name = 'kernelless:Net'
+  assert run(tiny, tmp_path / 'run')['finished']
+  said = console.readouterr().out
+  assert said.count("weight_decay_on='kernel$' matches no parameter that trains; their paths look like 'weight'") == 1
+  sys.modules.pop('kernelless')
 
 
 def test_order_of_events(tiny, tmp_path, monkeypatch):

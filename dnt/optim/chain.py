@@ -81,8 +81,8 @@ def check(config: typed.Config, params: Any, entries: Sequence[depth.Entry], par
     partition: that of the last phase, which trains the most.
 
   Raises:
-    errors.InputError: muon, and no hidden kernel trains; or `weight_decay_on` matches nothing that trains, or nothing
-      that L2-SP could pull.
+    errors.InputError: muon, and no hidden kernel trains; or `weight_decay_on` matches nothing that L2-SP could pull or,
+      where weight decay is not that of the defaults, nothing that trains.
   """
   optim, (trainable, _) = config.optim, partition.split(params)
   if optim.name == 'muon' and not _hidden(params, trainable, entries):
@@ -91,23 +91,39 @@ def check(config: typed.Config, params: Any, entries: Sequence[depth.Entry], par
       "layers that a module scans or maps itself do not count); use 'sgd', 'adamw' or 'lamb'"
     )
   *_, head = rows.owners(params, entries)
-  trained = [
-    (index, name)
-    for path, place in rows.places(trainable, entries).items()
-    for index, name in zip(place, rows.names(path, place, entries), strict=True)
-  ]
+  trained = _trained(trainable, entries)
   below = [name for index, name in trained if index != head and not trees.is_named(name, config.finetune.reinit)]
   decays = re.compile(optim.weight_decay_on).search
-  if optim.weight_decay and not any(decays(name) for _, name in trained):
-    raise errors.InputError(
-      f'optim.weight_decay_on={optim.weight_decay_on!r} matches no parameter that trains; their paths look like '
-      f'{trained[0][1]!r} (--config.optim.weight_decay=0 turns decay off)'
-    )
+  defaults = schema.SCHEMA['optim']
+  asked = any(optim[key] != defaults[key].default for key in ('weight_decay', 'weight_decay_on'))
+  if asked and (problem := undecayed(config, params, entries, partition)):
+    raise errors.InputError(problem)
   if config.finetune.l2_sp and below and not any(map(decays, below)):
     raise errors.InputError(
       f'finetune.l2_sp={config.finetune.l2_sp} pulls what optim.weight_decay_on={optim.weight_decay_on!r} matches '
       f'below the head, and none of it trains; what trains there has paths like {below[0]!r}'
     )
+
+
+def undecayed(config: typed.Config, params: Any, entries: Sequence[depth.Entry], partition: freeze.Partition) -> str:
+  """Says that the weight decay of a run has nothing to do; empty if it has, or is off. Arguments as for `check`."""
+  optim, (trainable, _) = config.optim, partition.split(params)
+  names = [name for _, name in _trained(trainable, entries)]
+  if not optim.weight_decay or any(map(re.compile(optim.weight_decay_on).search, names)):
+    return ''
+  return (
+    f'weight decay has no effect: config.optim.weight_decay_on={optim.weight_decay_on!r} matches no parameter that '
+    f'trains; their paths look like {names[0]!r} (--config.optim.weight_decay=0 turns decay off)'
+  )
+
+
+def _trained(trainable: Any, entries: Sequence[depth.Entry]) -> list[tuple[int, str]]:
+  """Returns the entry and the path, as in the unrolled layout, of each parameter that trains."""
+  return [
+    (index, name)
+    for path, place in rows.places(trainable, entries).items()
+    for index, name in zip(place, rows.names(path, place, entries), strict=True)
+  ]
 
 
 def is_scale_free(optim: typed.Optim) -> bool:
@@ -219,7 +235,7 @@ def _hidden(whole: Any, params: Any, entries: Sequence[depth.Entry]) -> dict[str
   Returns:
     The number of their last axes that are outputs, see `rows.kernel_axes`.
   """
-  ends, leaves = set(rows.kernel_ends(rows.places(whole, entries))), trees.flatten(whole)
+  ends, leaves = set(rows.kernel_ends(rows.places(whole, entries), 'optim.name=muon')), trees.flatten(whole)
   found = {
     path: rows.kernel_axes(path, leaves)
     for path, place in rows.places(params, entries).items()

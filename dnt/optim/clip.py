@@ -69,7 +69,7 @@ def adaptive(
   Raises:
     errors.InputError: there is no kernel.
   """
-  _, head = rows.kernel_ends(rows.places(whole, entries))
+  _, head = rows.kernel_ends(rows.places(whole, entries), 'clip.name=adaptive')
   places, leaves = rows.places(params, entries), trees.flatten(whole)
 
   def leaf(path: str, gradient: jax.Array, param: jax.Array) -> jax.Array:

@@ -33,15 +33,22 @@ def names(path: str, place: tuple[int, ...], entries: Sequence[depth.Entry]) -> 
   return tuple(entries[index].name + path[len(entries[index].path) :] for index in place)
 
 
-def kernel_ends(places: Places) -> tuple[int, int]:
+def kernel_ends(places: Places, option: str) -> tuple[int, int]:
   """Returns the depth list indices of the first and the last kernel, which belong to stem and head.
+
+  Args:
+    places: those of all parameters.
+    option: what needs them, 'key=value', for the message.
 
   Raises:
     errors.InputError: there is no kernel.
   """
   indices = [index for path, place in places.items() if is_kernel(path) for index in place]
   if not indices:
-    raise errors.InputError("no parameter of the model is called 'kernel', as in flax's dense and convolution layers")
+    raise errors.InputError(
+      f'config.{option} tells kernels from other parameters by their name, and no parameter of the model is called '
+      f"'kernel', as in flax's dense and convolution layers: rename them, or set another config.{option.split('=')[0]}"
+    )
   return min(indices), max(indices)
 
 

@@ -346,6 +346,22 @@ def test_a_pattern_that_decays_nothing_is_refused(network, name):
   chain.check(config, network.tree(0), network.unrolled, freeze.ALL)
 
 
+def test_a_network_without_kernels_trains_with_the_defaults_and_nothing_decays(network):
+  config, scales = schema.default(), partition(network, 'stem', 'stage1')
+  scales = dataclasses.replace(scales, trainable=frozenset(p for p in scales.trainable if p.endswith('scale')))
+  arguments = (config, network.tree(0), network.unrolled)
+  chain.check(*arguments, scales)
+  assert "='kernel$' matches no parameter that trains" in chain.undecayed(*arguments, scales)
+  assert not chain.undecayed(*arguments, freeze.ALL)
+  for key, value in (('weight_decay', 2e-4), ('weight_decay_on', 'kernel')):
+    other = schema.copy_unlocked(config)
+    other.optim[key] = value
+    with pytest.raises(errors.InputError, match='no parameter that trains'):
+      chain.check(other, *arguments[1:], scales)
+  config.optim.weight_decay = 0.0
+  assert not chain.undecayed(*arguments, scales)
+
+
 @pytest.mark.parametrize(('layout', 'pattern'), [('unrolled', 'stem'), ('scanned', 'stage1/block003/.*kernel$')])
 def test_a_pattern_of_parameters_that_do_not_train_is_refused(network, layout, pattern):
   config, params = make_config('sgd', weight_decay_on=pattern), network.tree(0)

@@ -179,7 +179,7 @@ def test_a_gradient_that_is_not_finite_stays_so(network, name):
 
 
 def test_adaptive_needs_a_kernel_to_know_the_head_by(network):
-  with pytest.raises(errors.InputError, match="called 'kernel'"):
+  with pytest.raises(errors.InputError, match="^config.clip.name=adaptive .* called 'kernel', .* config.clip.name$"):
     params = {'head': {'weight': np.ones(3)}}
     clip.make(section(name='adaptive'), params, params, network.unrolled)
 

@@ -23,9 +23,10 @@ def test_kernel_ends_are_the_first_and_last_entries_that_hold_a_kernel():
   entries = tuple(depth.Entry(name, name) for name in names)
   layer = {'kernel': 0, 'bias': 0}
   params = {'scalar': 0, 'temperature': 0, 'stem': layer, 'body': {'conv1': layer}, 'head': layer}
-  assert rows.kernel_ends(rows.places(params, entries)) == (1, 3)
-  with pytest.raises(errors.InputError, match="called 'kernel'"):
-    rows.kernel_ends(rows.places({'scalar': 0, 'head': {'bias': 0}}, entries))
+  assert rows.kernel_ends(rows.places(params, entries), 'optim.name=muon') == (1, 3)
+  message = "^config.optim.name=muon .* called 'kernel', .*rename them, or set another config.optim.name$"
+  with pytest.raises(errors.InputError, match=message):
+    rows.kernel_ends(rows.places({'scalar': 0, 'head': {'bias': 0}}, entries), 'optim.name=muon')
 
 
 def test_only_a_leaf_of_that_name_is_a_kernel():
