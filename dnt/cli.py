@@ -226,7 +226,7 @@ def trained(workdir: str | None, weights: str | None) -> str:
   """Returns the model source given by exactly one of `--workdir` and `--weights`.
 
   Raises:
-    errors.InputError: both or neither are set, or the workdir is not a folder.
+    errors.InputError: both or neither are set, or the workdir is not that of a run.
   """
   source = workdir or weights
   if not source or (workdir and weights):
@@ -235,10 +235,24 @@ def trained(workdir: str | None, weights: str | None) -> str:
       f'give {given}: --workdir=<folder of a dnt run>, or --weights=<file>.safetensors, .pth, .h5, .keras, tfjs:<dir> '
       'or hf:<owner>/<name>[@<revision>]'
     )
-  files.check_workdir(workdir or '')
-  if workdir and not buckets.address(workdir) and not pathlib.Path(workdir).is_dir():
-    raise errors.InputError(f'--workdir={workdir} is not a folder; use --weights for pretrained weights')
+  if workdir:
+    check_run(workdir, '; --weights takes pretrained weights')
   return source
+
+
+def check_run(workdir: str, hint: str = '') -> None:
+  """Refuses a `--workdir` to read that is not that of a run, such as a file of weights or the address of a hub.
+
+  Args:
+    workdir: the value of the flag.
+    hint: what to do, for the end of the message.
+
+  Raises:
+    errors.InputError: no run has written there.
+  """
+  files.check_workdir(workdir)
+  if not (buckets.local(workdir) / workdir_lib.CONFIG).is_file():
+    raise errors.InputError(f'--workdir={workdir} is no workdir of a dnt run (it has no {workdir_lib.CONFIG}){hint}')
 
 
 def output_folder(given: str | None, workdir: str | None, name: str) -> pathlib.Path:

@@ -119,9 +119,11 @@ def unknown(what: str, name: str, valid: Iterable[str]) -> InputError:
     An `InputError` to raise.
   """
   valid = sorted(valid)
+  if not valid:
+    return InputError(f'unknown {what} {name!r}: there is none')
   near = _meant(name, valid)
   hint = f'; did you mean {near!r}?' if near else '.'
-  listed = ', '.join(valid) if valid else 'none'
+  listed = ', '.join(valid)
   if len(valid) > LISTED:
     shown = difflib.get_close_matches(name, valid, n=NEAREST, cutoff=0.0)
     shown = list(dict.fromkeys([*([near] if near else []), *shown]))[:NEAREST]

@@ -27,7 +27,7 @@ def main(values: flags.FlagValues) -> None:
   """Reads the flags and exports; the last line printed is the files written."""
   if not values.workdir:
     raise errors.InputError('give --workdir=<folder of a dnt run>')
-  files.check_workdir(values.workdir)
+  cli.check_run(values.workdir)
   output = cli.output_folder(values.output, values.workdir, 'export')
   if output.expanduser().resolve() == pathlib.Path(values.workdir).expanduser().resolve():
     raise errors.InputError(f'--output={output} is the workdir, which has another config.json; give another folder')

@@ -37,6 +37,7 @@ def test_a_run_is_explained(program, trained_copy, tmp_path):
 
 
 def test_bad_flags_are_one_line(program, tmp_path):
+  (tmp_path / 'config.json').write_text('{}')
   run = f'--workdir={tmp_path}'
   for arguments, said in (
     (['--images=x'], '--workdir=.* --weights='),

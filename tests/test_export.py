@@ -66,6 +66,7 @@ def test_bad_input_is_one_line(program, trained, tmp_path, monkeypatch):
     ([workdir, '--output=/dev/null/mine'], 'error: output /dev/null/mine cannot be written .*--output'),
     ([workdir, '--config=configs/digits_resnet20.py'], 'no --config'),
     ([], '--workdir=<'),
+    (['--workdir=hf:timm/resnet18.a1_in1k'], 'error: --workdir=hf:timm/.* is no workdir of a dnt run'),
   ):
     code, output = program(*arguments)
     assert code == 2, output

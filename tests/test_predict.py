@@ -351,6 +351,7 @@ def test_bad_input_is_one_line(program, trained, folder_of_images, tmp_path):
 def test_an_output_that_cannot_be_written_is_refused_before_anything_is_read(refused, tmp_path, monkeypatch):
   monkeypatch.setattr('dnt.files.why_not_writable', lambda folder: 'Read-only file system')
   monkeypatch.setattr(inference, 'find', lambda text: pytest.fail('read before'))
+  (tmp_path / 'config.json').write_text('{}')
   output = tmp_path / 'found.csv'
   line = refused(f'--workdir={tmp_path}', f'--images={tmp_path}', f'--output={output}', name='predict')
   assert line.startswith(f'error: --output={output} cannot be written (Read-only file system)')

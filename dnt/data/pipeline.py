@@ -202,9 +202,10 @@ def statistics(config: typed.Data, source: examples.Examples) -> tuple[tuple[flo
   if bool(mean) != bool(std):
     raise errors.InputError('config.data.mean and config.data.std must be set together')
   if mean:
-    for name, value in (('mean', mean), ('std', std)):
-      if len(value) != channels:
-        raise errors.InputError(f'config.data.{name}={value} must hold {channels} numbers, one per channel')
+    if len(mean) != channels:  # images are read in as many channels, 1 or 3
+      raise errors.InputError(f'config.data.mean={mean} must hold 1 or 3 numbers, one per channel')
+    if len(std) != channels:
+      raise errors.InputError(f'config.data.std={std} must hold {channels} numbers, as config.data.mean does')
     if min(std) <= 0:
       raise errors.InputError(f'config.data.std={std} must be above 0')
     return mean, std

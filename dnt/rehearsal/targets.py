@@ -142,9 +142,8 @@ def _parse(text: str) -> Target:
     return Target(text, None, shape)
   chip = chips.BY_NAME[name]
   if count > chip.host and count % chip.host:
-    below = count // chip.host * chip.host
     raise errors.InputError(
-      f'--on={text}: a node has {chip.host} GPUs; valid are 1 to {chip.host}, {below} and {below + chip.host}'
+      f'--on={text}: a node has {chip.host} GPUs; valid are 1 to {chip.host} and multiples of {chip.host}'
     )
   return Target(text, chip, (min(count, chip.host),), -(-count // chip.host))
 

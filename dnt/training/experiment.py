@@ -359,7 +359,8 @@ def rank(config: typed.Config, data: Data) -> typed.Config:
   if named and named not in config.eval.splits:
     raise errors.InputError(
       f'config.checkpoint.best_metric={metric!r} ranks by {named!r}, which is not in '
-      f'config.eval.splits={config.eval.splits!r}'
+      f'config.eval.splits={config.eval.splits!r}; set '
+      f'config.eval.splits={(*config.eval.splits, named)!r}'
     )
   fair = (each for each in config.eval.splits if not splits_lib.parse(each).is_test)
   split = named or next((each for each in fair if not data.evaluation[each].overlaps(data.train)), '')

@@ -279,8 +279,8 @@ def test_given_statistics_are_taken(data):
   ('mean', 'std', 'message'),
   [
     ((0.5,), (), 'mean .*std .*together'),
-    ((0.5,), (0.2,) * 3, r'mean=\(0\.5,\) .*\b3\b'),
-    ((0.5,) * 3, (0.2,), r'std=\(0\.2,\) .*\b3\b'),
+    ((0.5,) * 2, (0.2,) * 2, r'mean=\(0\.5, 0\.5\) must hold 1 or 3 numbers'),
+    ((0.5,) * 3, (0.2,), r'std=\(0\.2,\) must hold 3 numbers, as config\.data\.mean'),
     ((), (), r'channel of test .*constant.* config\.data\.mean'),
   ],
 )

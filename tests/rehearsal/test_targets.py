@@ -54,7 +54,7 @@ def test_targets_have_their_chips(text, count, hosts, slices):
     ('v4:4x4x20', '16x16x16'),
     ('v4:1x1x1', '2x2x1'),
     ('v5e:0x4', 'no chips'),
-    ('h100:12', '8 and 16'),
+    ('h100:9', 'valid are 1 to 8 and multiples of 8'),
     ('h100:4x4', 'h100:8'),
     ('2*h100:8', 'h100:8'),
     ('cpu:100000', '256'),

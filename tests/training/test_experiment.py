@@ -155,7 +155,7 @@ def test_a_split_that_training_images_contain_does_not_rank(tiny, tmp_path, trai
 def test_a_split_that_is_not_evaluated_cannot_rank(tiny):
   tiny.checkpoint.best_metric = 'val/loss'
   data = experiment.load_data(tiny, ('test',))
-  with pytest.raises(errors.InputError, match="'val/loss' .*eval.splits"):
+  with pytest.raises(errors.InputError, match=r"'val/loss' .*set config\.eval\.splits=\('test', 'val'\)$"):
     experiment.rank(experiment.resolve(tiny, data), data)
 
 
