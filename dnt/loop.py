@@ -120,7 +120,7 @@ def _train(
     _log.info(sharding.describe(mesh, sharding.table(mesh, run.abstract_state().params, run.split_axes)))
   if (summary := _already_done(run, workdir, saved, mesh, command, meta, found)) is not None:
     return summary
-  provenance = {'data': fingerprint}
+  provenance = {'data': fingerprint, 'versions': report.versions(), 'devices': report.devices(mesh)}
   run, data = feature_cache.use(run, data, mesh, workdir)
   run = lr_find.settle(run, data, mesh, workdir)
 
@@ -154,7 +154,8 @@ def _train(
       evaluator.between = guard.interrupt
       if history:
         _log.info(f'continuing from step {step}')
-        rec.changed(step, resume.log(changed, run, trained, step))
+        noted = resume.log(changed, run, trained, step) | resume.log_versions(trained, provenance['versions'], step)
+        rec.changed(step, noted)
       try:
         with profiling.Profile(workdir, profile, step, run.config.train.steps) as profiled:
           state = _run(_Session(run, mesh, loader, programs, saved, mirror, rec, clock, guard, profiled), state)

@@ -14,7 +14,8 @@ from dnt import config as schema
 from dnt import errors, files
 from dnt.config import implied, keys, relations, typed
 
-# Beside the sections of the config: digests of the data and of pretrained weights, and what the config left open.
+# Beside the sections of the config: digests of the data and of pretrained weights, versions and devices, and what the
+# config left open.
 PROVENANCE = 'provenance'
 OPEN = 'open'
 # What a run with the config of another takes as that one found it: the rate of a range test, and the place of a module.

@@ -73,7 +73,8 @@ class Record:
       step: the step of the restored state; 0 for a new run.
       history: the result of `history()` saved with that state; empty for a new run.
       clock: the clock of this process; it continues from the saved seconds.
-      provenance: `data`, the fingerprint of each split, and `weights`, which describes the pretrained weights.
+      provenance: `data`, the fingerprint of each split, `weights`, which describes the pretrained weights, and
+        `versions` and `devices` of this process.
     """
     self.provenance: Mapping[str, Any] = provenance or {}
     self._run, self._workdir, self._clock = run, workdir, clock

@@ -55,11 +55,13 @@ class Trained(NamedTuple):
     config: the resolved config of the run.
     data: the fingerprint of each split, see `dnt.data.fingerprint`; empty if the run is older than it.
     older: whether the run is older than `data.hold_out`.
+    versions: those of Python and of packages, by name; empty if the run is older than their record.
   """
 
   config: typed.Config
   data: Mapping[str, Any]
   older: bool = False
+  versions: Mapping[str, str] = {}
 
 
 def read(workdir: pathlib.Path) -> Trained | None:
@@ -79,7 +81,8 @@ def of_meta(meta: Mapping[str, Any], workdir: pathlib.Path) -> Trained | None:
   experiment.fill_defaults(config.data)
   if ':' not in config.model.name:  # a user's own module may have moved
     config.model.update(models.resolved_options(config.model))
-  return Trained(config, meta.get('data', {}), 'hold_out' not in meta['config'].get('data', {}))
+  older = 'hold_out' not in meta['config'].get('data', {})
+  return Trained(config, meta.get('data', {}), older, meta.get('versions', {}))
 
 
 def keep_open(config: typed.Config, trained: Trained | None) -> typed.Config:
@@ -228,6 +231,31 @@ def log(
 
 def epochs_note(found: Collection[changes.Change], spec: experiment.DataSpec, step: int) -> str:
   """Returns what another batch size makes of the epochs of the steps so far, in words; empty if it has not changed."""
+def log_versions(trained: Trained | None, versions: Mapping[str, str], step: int) -> dict[str, dict[str, Any]]:
+  """Logs a line if packages have other versions than for the steps so far, as it may change the last bits of a run.
+
+  Args:
+    trained: what the steps so far were trained with.
+    versions: the versions of this process.
+    step: the number of these steps.
+
+  Returns:
+    The versions `was` and `now` by `versions.<name>`, to record; None for a package that is not installed.
+  """
+  if not trained or not trained.versions:
+    return {}
+  before = trained.versions
+  names = [name for name in {**before, **versions} if before.get(name) != versions.get(name)]
+  found = {name: {'was': before.get(name), 'now': versions.get(name)} for name in names}
+  if found:
+    listed = ', '.join(f'{name} was {each["was"]} and is now {each["now"]}' for name, each in found.items())
+    _log.info(
+      f'other versions from step {step}: {listed}; the run goes on, but need not end bit-identical to one without the '
+      'change'
+    )
+  return {f'versions.{name}': each for name, each in found.items()}
+
+
   sizes = next(((change.was, change.now) for change in found if change.key == 'train.batch_size'), None)
   if sizes is None:
     return ''

@@ -6,6 +6,7 @@ import pathlib
 import re
 import shutil
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -15,7 +16,7 @@ from dnt import config as schema
 from dnt.config import run_config
 from dnt.diagnostics import lr_find, noise
 from dnt.reporting import metrics
-from dnt.training import evaluate, experiment, record, resume
+from dnt.training import evaluate, experiment, record, report, resume
 
 pytestmark = pytest.mark.usefixtures('undrawn')
 RUN = pathlib.Path('run')
@@ -206,6 +207,33 @@ def test_the_line_of_a_change_is_there_once_however_often_its_steps_are_taken(ti
   tiny.train.steps = 6
   run(tiny, tmp_path)
   assert recorded(tmp_path) == [], 'nothing differs from the steps that are kept'
+
+
+def test_other_versions_are_logged_and_recorded_and_are_no_other_experiment(tiny, tmp_path, console, monkeypatch):
+  now = report.versions()
+  monkeypatch.setattr(report, 'versions', lambda: {**now, 'jax': '0.0.1', 'gone': '1'})
+  run(tiny, tmp_path)
+  assert checkpoints.read_meta(tmp_path)['versions']['jax'] == '0.0.1'
+  assert checkpoints.read_meta(tmp_path)['devices']['platform'] == jax.default_backend()
+  tiny.train.steps = 8
+  run(tiny, tmp_path)
+  assert 'other versions' not in console.readouterr().out
+  monkeypatch.setattr(report, 'versions', lambda: now)
+  tiny.train.steps = 10
+  run(tiny, tmp_path)
+  said = (
+    f'other versions from step 8: jax was 0.0.1 and is now {now["jax"]}, gone was 1 and is now None; the run goes on'
+  )
+  assert console.readouterr().out.count(said) == 1
+  changes = {'versions.jax': {'was': '0.0.1', 'now': now['jax']}, 'versions.gone': {'was': '1', 'now': None}}
+  (_, first), (step, second) = recorded(tmp_path)
+  assert (list(first), step, second) == (['train.steps'], 8, {'train.steps': {'was': 8, 'now': 10}} | changes)
+  assert json.loads((tmp_path / 'config.json').read_text())['provenance']['versions'] == now
+
+
+def test_a_run_that_is_older_than_the_record_of_versions_goes_on_without_a_line(tiny):
+  older = resume.Trained(tiny, {})
+  assert resume.log_versions(older, {'jax': '1'}, 3) == resume.log_versions(None, {'jax': '1'}, 3) == {}
 
 
 # Tasks that a failing read leaves behind in TensorStore are reported when they are collected.
