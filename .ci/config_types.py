@@ -25,7 +25,7 @@ import ml_collections
 '''
 RESOLVED = (
   *('train.steps', 'model.num_classes', 'data.eval_resize', 'data.eval_crop', 'data.interpolation'),
-  'data.image_bits',
+  *('data.image_bits', 'clip.threshold'),
 )
 NAMES = {'train': 'Config', 'compare': 'Comparison', 'signal': 'SignalConfig'}
 

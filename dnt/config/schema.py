@@ -659,8 +659,9 @@ SCHEMA: dict[str, Any] = {
       on_resume=NOTE,
     ),
     'threshold': Option(
-      1.0,
-      'largest norm or value of the gradient; adaptive: as a fraction of the parameter norm',
+      float,
+      'largest norm or value of the gradient; adaptive: as a fraction of the parameter norm (Brock et al. 2021: 0.01 '
+      'to 0.16); not set: 0.01 with adaptive, else 1.0',
       check=checks.above(0),
       only={'clip.name': CLIPPINGS[1:]},
       on_resume=NOTE,

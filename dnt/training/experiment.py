@@ -319,6 +319,7 @@ def resolve(config: typed.Config, data: Data) -> typed.Config:
     resolved.data.image_bits = data.image_bits
   fill_defaults(resolved.data)
   resolved.data.mean, resolved.data.std = pipeline.statistics(resolved.data, data.train)
+  resolved.clip.threshold = implied.clip_threshold(config.clip)
   if config.train.steps is None:
     steps = config.train.epochs * data.spec.steps_per_epoch(config.train.batch_size)
     if steps > checks.LARGEST:

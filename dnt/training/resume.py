@@ -89,9 +89,9 @@ def keep_open(config: typed.Config, trained: Trained | None) -> typed.Config:
   """Returns the config of a run with values that were found when it began, for options that the config leaves open.
 
   They are the learning rate of a range test, the bits that image files name, the mean and standard deviation of the
-  images, the network and preprocessing of pretrained weights, and whether `val` is held out of `train`. So the same
-  command continues the same run, even if its weights are gone. A run of a version that held nothing out goes on with
-  the splits that it evaluated by default, the first of which ranks.
+  images, the threshold of clipping, the network and preprocessing of pretrained weights, and whether `val` is held out
+  of `train`. So the same command continues the same run, even if its weights are gone. A run of a version that held
+  nothing out goes on with the splits that it evaluated by default, the first of which ranks.
 
   Args:
     config: a validated config.
@@ -110,6 +110,8 @@ def keep_open(config: typed.Config, trained: Trained | None) -> typed.Config:
     for key in config.model:
       if key == 'name' or (key not in schema.model_options('run') and models.is_open(config.model, key)):
         kept.model[key] = trained.config.model[key]
+  if config.clip.threshold is None and config.clip.name == trained.config.clip.name:
+    kept.clip.threshold = trained.config.clip.threshold  # older versions clipped adaptively at 1 by default
   if config.data.hold_out is None:
     kept.data.hold_out = trained.config.data.hold_out
     if trained.older and config.eval.splits == schema.default().eval.splits:
@@ -229,8 +231,6 @@ def log(
   return {change.key: {'was': change.was, 'now': change.now} for change in shown}
 
 
-def epochs_note(found: Collection[changes.Change], spec: experiment.DataSpec, step: int) -> str:
-  """Returns what another batch size makes of the epochs of the steps so far, in words; empty if it has not changed."""
 def log_versions(trained: Trained | None, versions: Mapping[str, str], step: int) -> dict[str, dict[str, Any]]:
   """Logs a line if packages have other versions than for the steps so far, as it may change the last bits of a run.
 
@@ -256,6 +256,8 @@ def log_versions(trained: Trained | None, versions: Mapping[str, str], step: int
   return {f'versions.{name}': each for name, each in found.items()}
 
 
+def epochs_note(found: Collection[changes.Change], spec: experiment.DataSpec, step: int) -> str:
+  """Returns what another batch size makes of the epochs of the steps so far, in words; empty if it has not changed."""
   sizes = next(((change.was, change.now) for change in found if change.key == 'train.batch_size'), None)
   if sizes is None:
     return ''

@@ -371,6 +371,21 @@ def test_a_run_of_an_older_version_evaluated_as_its_augmentation_implied(config,
       plan.is_finished(run)
 
 
+@pytest.mark.parametrize(('name', 'same'), [('global_norm', True), ('adaptive', False)])
+def test_a_run_of_an_older_version_clipped_at_1_by_default(config, tmp_path, name, same):
+  config.base.clip.name = name
+  run = plan.make(config, tmp_path)[0]
+  leave(run, True)
+  assert plan.is_comparable(run)
+  stored = json.loads((run.workdir / workdir_lib.REQUESTED).read_text())
+  stored['clip']['threshold'] = 1.0
+  (run.workdir / workdir_lib.REQUESTED).write_text(json.dumps(stored))
+  assert plan.is_comparable(run) == same
+  if not same:
+    with pytest.raises(errors.InputError, match='clip.threshold was 1.0 and is now 0.01'):
+      plan.is_finished(run)
+
+
 def test_a_workdir_of_another_program_is_refused(config, tmp_path):
   run = plan.make(config, tmp_path)[0]
   leave(run, True)

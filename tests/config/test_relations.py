@@ -51,6 +51,7 @@ VALUES = {
 }
 # A value of each option whose default stands for no value or for what may always be given.
 GIVEN = {
+  'clip.threshold': 0.5,
   'data.crop_to_box': True,
   'data.dir': 'x',
   'data.eval_crop': 0.5,

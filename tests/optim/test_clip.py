@@ -174,14 +174,14 @@ def test_block_norm_clips_an_entry_with_a_scanned_stage_inside_as_one(network):
 def test_a_gradient_that_is_not_finite_stays_so(network, name):
   gradients = network.tree(0)
   gradients['dense']['kernel'][0, 0] = np.nan
-  actual = apply(section(name=name), gradients, network.tree(1), network.unrolled)
+  actual = apply(section(name=name, threshold=1.0), gradients, network.tree(1), network.unrolled)
   assert np.isnan(actual['dense']['kernel'][0, 0])
 
 
 def test_adaptive_needs_a_kernel_to_know_the_head_by(network):
   with pytest.raises(errors.InputError, match="^config.clip.name=adaptive .* called 'kernel', .* config.clip.name$"):
     params = {'head': {'weight': np.ones(3)}}
-    clip.make(section(name='adaptive'), params, params, network.unrolled)
+    clip.make(section(name='adaptive', threshold=0.01), params, params, network.unrolled)
 
 
 def test_a_name_outside_the_schema_is_refused(network):

@@ -450,6 +450,17 @@ def test_a_run_that_goes_on_evaluates_as_before(tiny, saved, tmp_path, augment, 
   assert evaluates(trained) == other, 'what is asked for is done'
 
 
+def test_a_threshold_that_is_left_open_is_that_of_the_steps_so_far_as_long_as_the_clipping_is(tiny):
+  tiny.clip.name = 'adaptive'
+  now = built(tiny).config
+  assert now.clip.threshold == 0.01
+  older = resume.Trained(schema.override(now, {'clip.threshold': 1.0}, 'the default of older versions'), {})
+  assert built(resume.keep_open(tiny, older)).config.clip.threshold == 1.0
+  assert built(resume.keep_open(schema.override(tiny, {'clip.name': 'value'}, ''), older)).config.clip.threshold == 1.0
+  tiny.clip.threshold = 0.04
+  assert built(resume.keep_open(tiny, older)).config.clip.threshold == 0.04
+
+
 @pytest.mark.parametrize('older', [False, True])
 def test_a_run_that_goes_on_keeps_its_training_images(tiny, saved, tmp_path, older):
   """Also one from before `val` was held out, and with them the splits that it evaluated by default."""
