@@ -1,7 +1,9 @@
 """Names of files, and formats: what older code wrote is read, what newer code wrote is refused by name."""
 
+import fnmatch
 import json
 import pathlib
+import re
 import zipfile
 
 import pytest
@@ -23,6 +25,23 @@ def old(tmp_path, monkeypatch):
     file.extractall(tmp_path)
   monkeypatch.chdir(tmp_path)
   return tmp_path
+
+
+def test_every_file_of_a_run_is_in_the_table_of_the_docs(trained):
+  text = (pathlib.Path(__file__).parents[1] / 'docs' / 'runs.md').read_text()
+  rows = [line.split(' | ')[0] for line in text.partition('## The workdir')[2].partition('\n\nTrain')[0].splitlines()]
+  cells = [re.findall('`([^`]+)`', row) for row in rows]
+  cells += [[cell[0].replace('.json', suffix) for suffix in cell[1:] if suffix.startswith('.')] for cell in cells]
+  listed = [re.sub('<.*>', '*', name).rstrip('/') for cell in cells for name in cell]
+  by_name = {'OWNER', 'DEAD_UNITS', 'NOISE_SCALE', 'PROFILE', 'LR_FIND', 'LR_FIND_PLOT', 'REQUESTED', 'LOG', 'FAILURE'}
+  left = {path.name for path in trained.workdir.iterdir()}
+  assert workdir.VERSION in left
+  missing = {
+    name
+    for name in left | {getattr(workdir, name) for name in by_name}
+    if not any(fnmatch.fnmatchcase(name, pattern) for pattern in listed)
+  }
+  assert not missing
 
 
 def leaves(checkpoint):
