@@ -5,6 +5,8 @@
 
 Each run takes 938 steps on a fifth of the training images. The norm is LayerNorm. Residual stacks without norm start
 with branches of gain depth^-0.5 (otherwise 100 layers overflow), and highway gates start open by 1 / (1 + depth).
+Expected, each run on one CPU core: training error at 10 and 100 layers 9.23 and 82.96 % plain, 7.79 and 23.65 %
+residual, 7.83 and 10.08 % highway; with the norm, 100 layers have 89.72, 13.76 and 12.34 %.
 """
 
 import math

@@ -5,6 +5,8 @@
 
 All runs see the same number of examples, from a tenth of the training images; the learning rate is proportional to the
 batch size. In an MLP, BatchNorm has one value per example and unit, so that two examples leave nothing but a sign.
+Expected, each run on one CPU core: training error at 128, 8 and 2 examples 2.70, 10.76 and 71.21 % with BatchNorm,
+7.32, 4.63 and 4.69 % with LayerNorm.
 """
 
 from dnt import config as schema

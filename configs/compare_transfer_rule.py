@@ -6,8 +6,9 @@
 The rule: the more data and the closer the task to ImageNet, the fewer layers need to be retrained. The folder data/
 holds, or links to, cars (near), mri (far), fashion_mnist (gray drawings) and resnet50_keras; network and rates are
 those of the two transfer configs. A cell's budget does not depend on what trains: ten epochs, at least 200 steps, of 32
-images. One seed of --form=short (112 pixels; drawings 96) took 4 h 40 min of a slow core and 7.5 GB of features: more
-data paid for more layers. 224 pixels take about four times both (DNT_CACHE_GB=40). Without --only all layers train too.
+images. A seed of --form=short (112 pixels; drawings 96) takes 4 h 40 min of a slow core and 7.5 GB of features, 224
+pixels four times both (DNT_CACHE_GB=40); without --only all layers train too. Expected of the short form: more data pay
+for more layers: head and four blocks have 17.42 and 18.17 % with 5 cars of each class, 40.79 and 57.56 % with all.
 """
 
 import math
@@ -36,8 +37,7 @@ def get_config():
   base.model.update({'depth': 50, 'stem': 'imagenet', 'stride_on': '1x1', 'norm_epsilon': 1e-3})
   base.train.init_from = 'tfjs:data/resnet50_keras'
   base.loss.balance_classes = True
-  base.optim.name = 'adamw'
-  base.optim.weight_decay = 0.01
+  base.optim.update({'name': 'adamw', 'weight_decay': 0.01})
   base.schedule.name = 'cosine'
   base.train.batch_size = 32
   base.train.log_every = '5%'

@@ -5,7 +5,8 @@
 
 The first folder holds the images (dnt/data/sources/cars.py describes the layouts), the second Keras' ResNet-50 in
 TensorFlow.js layers format. Other weights need other values of model.norm_epsilon and model.stride_on (torchvision:
-1e-5 and 3x3). `--form=short` takes images of 112 pixels, for machines without an accelerator.
+1e-5 and 3x3). `--form=short` takes images of 112 pixels, for machines without an accelerator. Expected, on 2 CPU cores
+with 6,146 images to train on: head 66.83 % and last two blocks 77.95 % (3 seeds), all 74.27 % (1 seed).
 """
 
 from dnt import config as schema
@@ -38,12 +39,7 @@ def get_config():
   base.checkpoint.every = '12.5%'
   every_block = {'optim.learning_rate': 1e-5, 'finetune.head_lr_mult': 100.0}
   config.variants = {
-    'head': {
-      'finetune.trainable': 'head',
-      'optim.learning_rate': 1e-3,
-      'train.batch_size': 64,
-      'train.epochs': 40.0,
-    },
+    'head': {'finetune.trainable': 'head', 'optim.learning_rate': 1e-3, 'train.batch_size': 64, 'train.epochs': 40.0},
     'top2': {
       'finetune.trainable': 'top:2',
       'optim.learning_rate': 1e-4,

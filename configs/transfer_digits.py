@@ -3,7 +3,8 @@
   python -m dnt.compare --config=configs/transfer_digits.py --config.base.data.dir=<dir>
 
 The folder holds Fashion-MNIST's four IDX files (Debian: dataset-fashion-mnist); the images are resized to the digits'
-8 pixels. Each seed has its own pretraining run, from which its other variants start.
+8 pixels. Each seed has its own pretraining run, from which its other variants start. Expected, in 1 min 54 s on 2 CPU
+cores: test accuracy 87.00 % from scratch, 74.74 head, 87.28 last two blocks and 87.37 all.
 """
 
 from dnt import config as schema

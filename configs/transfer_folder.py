@@ -6,8 +6,8 @@ The folder holds train/<class>/, and may hold val/<class>/ and test/<class>/, or
 fifth of the training images becomes val. The weights determine network, image size and normalization; they are
 hf:timm/resnet50.a1_in1k, tfjs:<dir>, a .safetensors, .pth, .h5 or .keras file, or the workdir of another run. A range
 test of the head finds the learning rate, unless --config.optim.learning_rate sets it. The head has 37.5 times the rate
-of the entry before it, and each entry further from the head a rate smaller by a fifth. Afterwards, classify your own
-images:
+of the entry before it, and each entry further from the head a rate smaller by a fifth. No figure was measured: it
+depends on the images. Afterwards, classify your own images:
 
   python -m dnt.predict --workdir=runs/transfer_folder --images=<image, folder or quoted glob>
 """

@@ -1,5 +1,8 @@
 """The configs that come with dnt."""
 
+import ast
+import re
+
 import pytest
 
 from dnt import config as schema
@@ -10,7 +13,16 @@ from dnt.models import depth
 from dnt.optim import lr_multipliers
 from tests.conftest import CONFIGS
 
-TRAINING = sorted(path for path in CONFIGS.glob('*.py') if not path.name.startswith('probe_'))
+ALL = sorted(CONFIGS.glob('*.py'))
+TRAINING = [path for path in ALL if not path.name.startswith('probe_')]
+
+
+@pytest.mark.parametrize('path', ALL, ids=lambda path: path.stem)
+def test_a_config_is_short_and_its_docstring_says_what_to_expect(path):
+  text = path.read_text()
+  assert len(text.splitlines()) <= 60
+  said = ' '.join((ast.get_docstring(ast.parse(text)) or '').split())
+  assert re.search(r'\b(Expected|Published)\b.*\d', said) or 'No figure was measured' in said
 
 
 @pytest.mark.parametrize('path', TRAINING, ids=lambda path: path.stem)
