@@ -117,7 +117,7 @@ class Finetune(ml_collections.ConfigDict):
   layer_decay: float
   head_lr_mult: float
   rates: tuple[Any, ...]
-  reinit: tuple[str, ...]
+  reinit: tuple[Any, ...]
   cached_views: int | None
   cache_dir: str
   l2_sp: float
