@@ -11,7 +11,7 @@ the methods differ only in w:
 
 The gradient is with respect to the entry's output, in evaluation mode (running BatchNorm statistics). It does not
 depend on which parameters train or whether a stage is scanned. An activation that a user's own module calls right after
-the entry counts as its output (`captures.apply_capturing_output`).
+the entry counts as its output, unless a skip path reads that output too (`captures.apply_capturing_output`).
 """
 
 from collections.abc import Callable, Mapping, Sequence

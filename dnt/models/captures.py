@@ -10,7 +10,8 @@ last bit.
 `apply_capturing_output` captures the whole output of one entry, example by example.
 
 A user's own module may call its activations as plain functions: `function_calls` finds them in the traced program.
-Where such an activation follows an entry, it stands for the output of the entry.
+Where such an activation follows an entry, it stands for the output of the entry, unless something reads that output
+besides it, such as a skip path.
 """
 
 import collections
@@ -211,9 +212,9 @@ def apply_capturing_output(
 ) -> tuple[jax.Array, dict[str, Any]]:
   """Returns the logits and the output of one entry, in evaluation mode.
 
-  The output is the first array that the entry returns, or the activation of its shape that a user's own module calls
-  after it as a plain function. It is the only leaf of the result, `<path>/output`. For a scanned entry it is
-  [rows, ...], with all rows that share the path.
+  The output is the first array that the entry returns, or the activation that a user's own module calls after it as a
+  plain function, see `function_calls.following`. It is the only leaf of the result, `<path>/output`. For a scanned
+  entry it is [rows, ...], with all rows that share the path.
 
   Args:
     model: a module with the call `model(x, train)`.
@@ -234,16 +235,14 @@ def apply_capturing_output(
 
   if getattr(model, 'calls_functions', False):
     program = function_calls.trace(apply, variables, x)
-    _, outputs = jax.tree.unflatten(program.structure, program.closed.out_avals)
+    logits, outputs = jax.tree.unflatten(program.structure, program.closed.jaxpr.outvars)
     (output,) = jax.tree.leaves(outputs)
-    following = [
-      each for each in program.found.values() if each.path == entry.path and each.after and each.shape == output.shape
-    ]
+    following = function_calls.following(program, entry.path, output, logits)
     if following:
       outputs = {}
 
       def hook(activation, value):
-        if activation is following[0]:
+        if activation is following:
           name = f'{entry.path}/output'
           value = value if added is None else value + trees.flatten(added)[name]
           outputs[name] = value

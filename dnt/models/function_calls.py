@@ -141,6 +141,32 @@ def run(program: Program, args: Sequence[Any], hook: Callable[[Activation, jax.A
   return jax.tree.unflatten(program.structure, outputs)
 
 
+def following(program: Program, path: str, output: core.Var, logits: core.Var) -> Activation | None:
+  """Returns the activation after an entry that stands for its output: of its shape, and on every way to the logits.
+
+  Where a skip path passes an activation by, the gradient there is only a part of that at the entry.
+
+  Args:
+    program: from `trace`.
+    path: path of the entry.
+    output: holds the output of the entry.
+    logits: holds the logits.
+  """
+
+  def passed_by(activation):
+    reached = {output}
+    for equation in program.closed.jaxpr.eqns:
+      inputs = [v for v in equation.invars if not isinstance(v, core.Literal)]
+      # A call, as of remat, returns the output twice: what the entry returns, and what was captured.
+      if output in equation.outvars or (activation not in equation.outvars and not reached.isdisjoint(inputs)):
+        reached.update(equation.outvars)
+    return logits in reached
+
+  after = {at: each for at, each in program.found.items() if each.path == path and each.after}
+  fitting = (each for at, each in after.items() if each.shape == _shape(output) and not passed_by(at))
+  return next(fitting, None)
+
+
 class _Value(NamedTuple):
   """Describes a variable that depends on the images.
 

@@ -265,3 +265,55 @@ def test_an_activation_that_a_users_own_module_calls_is_the_output_of_the_entry_
   assert score == pytest.approx(float(found['last'].logits.max(-1).sum()), rel=1e-4)
   _, output = jax.jit(functools.partial(cam.outputs, model, entries['last']))(variables, images)
   np.testing.assert_allclose(output, wanted['last'], rtol=1e-4, atol=1e-5)
+
+
+def pre_activation(layer, x):
+  x = x + layer('conv1')(nn.relu(x))
+  return x + layer('conv2')(nn.relu(x))
+
+
+BODIES = {
+  'pre-activation': pre_activation,
+  'concatenation': lambda layer, x: jnp.concatenate([x, layer('conv1')(nn.relu(x))], -1),
+  'both signs': lambda layer, x: jnp.concatenate([nn.relu(x), nn.relu(-x)], -1),
+  'past a part of the activation': lambda layer, x: layer('conv1')(2 * x) + nn.relu(2 * x),
+  'weighted by its mean': lambda layer, x: nn.relu(x) * x.mean((1, 2), keepdims=True),
+}
+
+
+class Own(nn.Module):
+  """A stem, and what a user's own module does after it."""
+
+  body: str
+  stem: type[nn.Module]
+
+  calls_functions = True
+
+  @nn.compact
+  def __call__(self, x, train):
+    x = BODIES[self.body](lambda name: nn.Conv(4, (3, 3), name=name), self.stem(4, (3, 3), name='stem')(x))
+    return nn.Dense(CLASSES, name='answer')(x.mean((1, 2)))
+
+
+@pytest.mark.parametrize(
+  ('body', 'stem'), [*((body, nn.Conv) for body in BODIES), ('pre-activation', nn.remat(nn.Conv))]
+)
+def test_an_output_that_is_read_besides_the_activation_is_the_output_of_the_entry(images, body, stem):
+  model = Own(body, stem)
+  trace = depth.trace(model, SHAPE)
+  variables = models.init(trace, 0)
+  params, targets = variables['params'], jnp.array([3, 0, 2])
+  found = jit(cam.differentiate, model, cam.choose(trace.table, 'stem'))(variables, images, targets)
+
+  def rest(x):
+    x = BODIES[body](lambda name: functools.partial(nn.Conv(4, (3, 3)).apply, {'params': params[name]}), x)
+    return nn.Dense(CLASSES).apply({'params': params['answer']}, x.mean((1, 2)))
+
+  @jax.jit
+  def expected(images):
+    output = nn.Conv(4, (3, 3)).apply({'params': params['stem']}, images)
+    return output, jax.grad(lambda x: rest(x)[jnp.arange(3), targets].sum())(output)
+
+  output, gradients = expected(images)
+  assert_close(found.activations, output)
+  assert_close(found.gradients, gradients)
