@@ -18,6 +18,10 @@ import numpy as np
 
 STEPS = 20  # 5 % of the pixels each; a step in the paper is a single row
 BLUR = 10 / 224  # standard deviation of the blur as a fraction of the image's side
+# The least standard deviation, in pixels. BLUR alone leaves small images as they are: a ResNet-20 gives the predicted
+# class of the 8x8 digits a mean probability of 0.89 without blur and at 0.36 pixels, of 0.28 at 1, 0.13 at 1.5 and 0.11
+# at 2, where the classes are as likely as by chance, as for images of the mean color (0.10).
+LEAST_BLUR = 2.0
 SEED = 0  # seed of the random maps
 
 
@@ -61,11 +65,14 @@ def ranks(maps: np.ndarray, ties: np.ndarray) -> np.ndarray:
 
 
 def blur(images: jax.Array) -> jax.Array:
-  """Blurs images [B, H, W, C] by a Gaussian of std `BLUR` x side; pixels beyond an edge have no weight."""
+  """Blurs images [B, H, W, C] by a Gaussian of std `BLUR` x side, at least `LEAST_BLUR`.
+
+  Pixels beyond an edge have no weight.
+  """
 
   def weights(side):
-    place = np.arange(side)
-    weight = np.exp(-((place[:, None] - place[None]) ** 2) / (2 * (BLUR * side) ** 2))
+    place, deviation = np.arange(side), max(BLUR * side, LEAST_BLUR)
+    weight = np.exp(-((place[:, None] - place[None]) ** 2) / (2 * deviation**2))
     return jnp.asarray(weight / weight.sum(1, keepdims=True), images.dtype)
 
   _, height, width, _ = images.shape

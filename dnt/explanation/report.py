@@ -25,7 +25,7 @@ MEANING = {
   'deletion': 'area under the curve of the probability of the target while the pixels, highest map value first, '
   f'become the mean color of the data, in {faithfulness.STEPS} equal steps (Petsiuk et al. 2018); lower is better',
   'insertion': 'the same while these pixels replace those of a blurred image (a Gaussian with a standard deviation of '
-  f'{faithfulness.BLUR:.1%} of the side); higher is better',
+  f'{faithfulness.BLUR:.1%} of the side, at least {faithfulness.LEAST_BLUR:g} pixels); higher is better',
   'random': 'both in the order of a random map on the same grid, upsampled like the map',
 }
 TOP_ACTIVATING = {

@@ -70,9 +70,9 @@ def test_ranks_count_down_the_map(draw):
   np.testing.assert_array_equal(found.reshape(2, -1), want)
 
 
-def test_the_blur_is_a_gaussian(draw):
-  images = draw.random((2, 64, 64, 3)).astype(np.float32)
-  sigma = 64 * faithfulness.BLUR
+@pytest.mark.parametrize(('side', 'sigma'), [(224, 10), (64, 640 / 224), (32, 2), (8, 2)])
+def test_the_blur_is_a_gaussian(draw, side, sigma):
+  images = draw.random((2, side, side, 3)).astype(np.float32)
   want = ndimage.gaussian_filter(images, (0, sigma, sigma, 0), mode='constant', truncate=20)
   weight = ndimage.gaussian_filter(np.ones_like(images), (0, sigma, sigma, 0), mode='constant', truncate=20)
   np.testing.assert_allclose(faithfulness.blur(jnp.asarray(images)), want / weight, atol=1e-4)
