@@ -1,7 +1,7 @@
 """Finds the images of a split that activate each channel of an entry, and each class, most: exactly, in one pass.
 
-A channel's score for an image is its largest activation at any position. A class's score is the log probability, which
-gives the same order as the probability but does not round to one for many images.
+A channel's score for an image is its largest activation at any position. A class's score is the log odds of its
+probability, which give the same order but do not round to one value for many images.
 Images with equal scores keep their order in the split, for any batch size.
 """
 
@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from scipy import special
 
 from dnt import config as schema
 from dnt import errors, files, inference
@@ -25,6 +26,7 @@ from dnt.models import depth
 from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
 from dnt.reporting import progress
+from dnt.training import scores as scores_lib
 
 DRAWN = 10  # number of channels, and of classes, in the plots
 
@@ -55,7 +57,7 @@ def score_images(
   logits, activations = cam.outputs(model, entry, variables, images)
   return {
     'channels': jnp.max(activations.astype(jnp.float32), (1, 2)),
-    'classes': jax.nn.log_softmax(logits.astype(jnp.float32)),
+    'classes': scores_lib.log_odds(logits),
   }
 
 
@@ -188,7 +190,7 @@ def to_json(network: inference.Network, source: examples.Examples, best: Mapping
       for index, (indices, scores) in enumerate(zip(channels.indices, channels.scores, strict=True))
     ],
     'classes': [
-      {'class': name, 'pictures': indices.tolist(), 'probabilities': np.exp(scores).tolist()}
+      {'class': name, 'pictures': indices.tolist(), 'probabilities': special.expit(scores).tolist()}
       for name, indices, scores in zip(network.class_names, classes.indices, classes.scores, strict=True)
     ],
     'pictures': named,
@@ -233,7 +235,7 @@ def make_tiles(
   def title(name, index, score, label):
     title = f'channel {index}: {score:.3g}'
     if name == 'classes':
-      title = f'{sheet.short(network.class_names[index])}: {progress.format_value("accuracy", np.exp(score))}'
+      title = f'{sheet.short(network.class_names[index])}: {progress.format_value("accuracy", special.expit(score))}'
     return f'{title}\ntrue: {sheet.short(network.class_names[label])}'
 
   rows = {}

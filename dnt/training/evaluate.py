@@ -21,7 +21,7 @@ from dnt.reporting import metric_names
 from dnt.training import apart, budget, experiment, initialize, resume, scores
 from dnt.weights import preprocessing
 
-LARGEST = 2**24  # largest examples x classes of a split whose probabilities are kept for the AUROC: 64 MiB
+LARGEST = 2**24  # largest examples x classes of a split whose log odds are kept for the AUROC: 64 MiB
 
 
 class UnreadableError(errors.InputError):
@@ -169,7 +169,7 @@ class Evaluator:
       metrics[f'{name}/calibration_error'] = scores.calibration_error(sums['calibration_gaps'], count)
       areas = np.full(len(sums['confusion']), np.nan)
       if rows:  # rows are in the order of the split, and padding rows come last
-        areas = scores.auroc(rows['probabilities'][:count], rows['label'][:count])
+        areas = scores.auroc(rows['log_odds'][:count], rows['label'][:count])
       if not np.all(np.isnan(areas)):
         metrics[f'{name}/auroc'] = float(np.nanmean(areas))
       confusion[name] = sums['confusion']

@@ -16,6 +16,28 @@ BINS = 15  # of the confidence, of equal width (Guo et al. 2017)
 _EDGES = np.linspace(0, 1, BINS + 1, dtype=np.float32)
 
 
+def log_odds(logits: jax.Array) -> jax.Array:
+  """Returns log(p / (1 - p)) of the probability p of each class, by which examples are ranked: pure, for a step.
+
+  Float32 rounds p, and log p, of all confident predictions to one value: from a lead of 18 on, p is 1.
+
+  Args:
+    logits: [B, classes].
+
+  Returns:
+    float32 [B, classes]; infinite where p is 0 or 1 exactly, NaN for an example whose probabilities are.
+  """
+  logits = logits.astype(jnp.float32)
+  largest = jnp.max(logits, 1, keepdims=True)
+  is_largest = jnp.arange(logits.shape[1])[None] == jnp.argmax(logits, 1)[:, None]
+  # Without the class itself, the others sum to at least the largest, except for the largest.
+  rest = jnp.where(is_largest, -jnp.inf, logits)
+  relative = jnp.exp(rest - largest)
+  others = largest + jnp.log1p(jnp.sum(relative, 1, keepdims=True) - relative)
+  others = jnp.where(is_largest, jax.nn.logsumexp(rest, 1, keepdims=True), others)
+  return jnp.where(jnp.isfinite(largest), logits - others, jnp.nan)
+
+
 def calibration_gaps(confidence: jax.Array, correct: jax.Array, mask: jax.Array) -> jax.Array:
   """Returns for each bin of confidence the sum over its examples of `correct` minus the confidence; pure, for a step.
 
@@ -48,21 +70,21 @@ def calibration_error(gaps: np.ndarray, count: int) -> float:
   return float(np.sum(np.abs(gaps), dtype=np.float64)) / count
 
 
-def auroc(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def auroc(ranking: np.ndarray, labels: np.ndarray) -> np.ndarray:
   """Computes the area under the ROC curve of each class against the rest.
 
   It is the probability that an example of the class has a higher probability for this class than an example of another
   class. Ties count half. It is the rank statistic of Mann and Whitney, computed exactly.
 
   Args:
-    probabilities: float [N, classes]; any score that increases with the probability works.
+    ranking: float [N, classes]; any score that increases with the probability, such as `log_odds`.
     labels: int [N].
 
   Returns:
-    float64 [classes]; NaN for a class that none or all of the examples belong to, or with a probability that is NaN.
+    float64 [classes]; NaN for a class that none or all of the examples belong to, or with a score that is NaN.
   """
-  areas = np.full(probabilities.shape[1], np.nan)
-  for label, column in enumerate(probabilities.T):
+  areas = np.full(ranking.shape[1], np.nan)
+  for label, column in enumerate(ranking.T):
     inside = column[labels == label]
     count, rest = len(inside), len(column) - len(inside)
     ordered = np.sort(column)  # NaN last

@@ -297,8 +297,8 @@ def make_eval_step(
     `(variables, batch) -> (sums, rows)`; batch: image, label and mask (bool [B], False on padding); sums: `loss`
     float32 (plain cross-entropy, without smoothing or class weights), `confusion` int32 [classes, classes], true by
     predicted, without examples whose probabilities are not finite, `calibration_gaps` (see `scores`), and with many
-    classes `top5` int32, how often the label is among the five largest logits; rows: `probabilities` float32
-    [B, classes] and `label` int32 [B], including padding.
+    classes `top5` int32, how often the label is among the five largest logits; rows: `log_odds` float32
+    [B, classes] (see `scores`) and `label` int32 [B], including padding.
   """
 
   def eval_step(variables, batch):
@@ -320,6 +320,6 @@ def make_eval_step(
     if num_classes >= TOP5_FROM:
       hit = jnp.any(jax.lax.top_k(logits, 5)[1] == batch['label'][:, None], axis=-1)
       sums['top5'] = jnp.sum(hit & batch['mask'], dtype=jnp.int32)
-    return sums, {'probabilities': probabilities, 'label': batch['label']}
+    return sums, {'log_odds': scores.log_odds(logits), 'label': batch['label']}
 
   return eval_step

@@ -34,6 +34,33 @@ def test_auroc_of_a_few_by_hand():
   np.testing.assert_array_equal(scores.auroc(probabilities, np.array([0, 0, 1, 1])), [3.5 / 4, 3.5 / 4])
 
 
+def test_log_odds_are_those_of_float64():
+  logits = np.random.default_rng(0).normal(0, 20, (200, 7)).astype(np.float32)
+  logits[:50] *= 30
+  logits[50:60, 2], logits[60:70, :6] = -np.inf, -np.inf
+  wide = logits.astype(np.float64)
+  expected = [wide[:, label] - np.logaddexp.reduce(np.delete(wide, label, 1), 1) for label in range(7)]
+  np.testing.assert_allclose(jax.jit(scores.log_odds)(logits), np.stack(expected, 1), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('logits', [(np.nan, 0, 1), (np.inf, 0, 1), (-np.inf,) * 3])
+def test_log_odds_are_not_finite_where_the_probabilities_are_not(logits):
+  assert np.isnan(jax.nn.softmax(np.array([logits]))).all() and np.isnan(scores.log_odds(np.array([logits]))).all()
+
+
+def test_confident_predictions_do_not_tie():
+  """Of two classes each has the area of the other, which float32 probabilities near 1 do not give."""
+  few = scores.log_odds(np.array([[25, 0], [20, 0], [-5, 0]], np.float32))
+  np.testing.assert_array_equal(scores.auroc(np.asarray(few), np.array([0, 1, 1])), [1, 1])
+  rng = np.random.default_rng(0)
+  labels = rng.integers(0, 2, 400)
+  logits = (25 * rng.normal(size=(400, 2)) + 30 * np.eye(2)[labels]).astype(np.float32)
+  areas = scores.auroc(np.asarray(jax.jit(scores.log_odds)(logits)), labels)
+  assert areas[0] == areas[1]
+  assert areas[1] == pytest.approx(sklearn_metrics.roc_auc_score(labels, logits[:, 1] - logits[:, 0]), rel=1e-12)
+  assert 0.5 < areas[1] < 0.99
+
+
 def test_auroc_needs_the_class_others_and_numbers():
   probabilities, _ = drawn(6, 3)
   assert np.isnan(scores.auroc(probabilities, np.zeros(6, int))).all()

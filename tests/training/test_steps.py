@@ -193,8 +193,21 @@ def test_evaluation_leaves_padding_out(tiny, begin):
   assert np.array_equal(part['confusion'], same['confusion'])
   assert float(part['loss']) == pytest.approx(float(same['loss']), rel=1e-6)
   np.testing.assert_allclose(part['calibration_gaps'], same['calibration_gaps'], atol=1e-6)
-  assert rows['probabilities'].shape == (16, 10), 'padding is left to whoever joins the rows'
-  np.testing.assert_allclose(rows['probabilities'][:5], others['probabilities'][:5], atol=1e-6)
+  assert rows['log_odds'].shape == (16, 10), 'padding is left to whoever joins the rows'
+  np.testing.assert_allclose(rows['log_odds'][:5], others['log_odds'][:5], atol=1e-5)
+
+
+def test_an_evaluation_tells_apart_how_sure_confident_predictions_are(tiny, begin):
+  """Logits with leads of hundreds, whose probabilities are all 0 or 1 in float32."""
+  run, state, batch = begin(tiny)
+  params = jax.tree.map(lambda leaf: 1e4 * leaf, state.params['head'])
+  variables = {'params': {**state.params, 'head': params}, 'batch_stats': state.batch_stats}
+  _, rows = jax.jit(run.eval_step)(variables, batch | {'mask': jnp.ones(16, bool)})
+  logits = run.model.apply(variables, run.preprocess({'image': batch['image']}, None), train=False)
+  logits = np.asarray(logits, np.float64)
+  expected = [logits[:, label] - np.logaddexp.reduce(np.delete(logits, label, 1), 1) for label in range(10)]
+  assert np.abs(expected).min() > 20
+  np.testing.assert_allclose(rows['log_odds'], np.stack(expected, 1), rtol=1e-3)
 
 
 def test_an_example_without_finite_logits_is_in_no_confusion_matrix(tiny, begin):
@@ -205,7 +218,7 @@ def test_an_example_without_finite_logits_is_in_no_confusion_matrix(tiny, begin)
   part, rows = jax.jit(run.eval_step)(variables, batch | {'image': batch['image'].at[2].set(jnp.nan)})
   (missing,) = np.argwhere(whole['confusion'] - part['confusion'])
   assert int(part['confusion'].sum()) == 4 and missing[0] == batch['label'][2]
-  assert np.isnan(part['loss']) and np.isnan(rows['probabilities'][2]).all()
+  assert np.isnan(part['loss']) and np.isnan(rows['log_odds'][2]).all()
 
 
 def test_top5_counts_with_many_classes(tiny, begin):
