@@ -27,7 +27,8 @@ def read(workdirs: Sequence[pathlib.Path]) -> list[dict[str, Any]]:
   rows = [row for workdir in workdirs for row in files.read_object(workdir / 'results.json')['variants']]
   for row in rows:
     row.setdefault('trained_on', [])  # files of older versions lack it
-    row['mean'] = {name: math.nan if value is None else value for name, value in row['mean'].items()}
+    for of in ('mean', 'std'):
+      row[of] = {name: math.nan if value is None else value for name, value in row[of].items()}
   return [row for row in rows if row['finished']]
 
 

@@ -108,9 +108,9 @@ def summarize(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
   Returns:
     `variant`, `data` (source, its folder if `data.dir` names one, training split and, if limited, images of each
     class), `runs`, `finished`, and over the finished runs: `trained_on` (the evaluated splits, as in `Outcome`, that
-    share images with the training split), `mean`, `std` (sample; absent for a single run) by quantity, `per_class`
-    (means, as in `Outcome`) and `warnings` (the number of runs with each kind); `problems`: why the other runs are not
-    finished.
+    share images with the training split), `mean`, `std` (sample; absent for a single run) by quantity, both NaN if it
+    is not finite in a run, `per_class` (means, as in `Outcome`) and `warnings` (the number of runs with each kind);
+    `problems`: why the other runs are not finished.
   """
   rows = []
   for variant, group in _by_variant(outcomes).items():
@@ -125,13 +125,17 @@ def summarize(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
         'runs': len(group),
         'finished': len(done),
         'mean': {name: statistics.fmean(values) for name, values in columns.items()},
-        'std': {name: statistics.stdev(values) for name, values in columns.items() if len(values) > 1},
+        'std': {name: _deviation(values) for name, values in columns.items() if len(values) > 1},
         'per_class': _mean_per_class(done),
         'warnings': dict(Counter(kind for outcome in done for kind in outcome.warnings)),
         'problems': _problems(group),
       }
     )
   return rows
+
+
+def _deviation(values: Sequence[float]) -> float:
+  return statistics.stdev(values) if all(map(math.isfinite, values)) else math.nan  # stdev raises for NaN
 
 
 def find_best(rows: Sequence[Mapping[str, Any]], metric: str) -> list[dict[str, Any]]:

@@ -26,7 +26,8 @@ def workdir(tmp_path):
       runs = 1 if std is None else 3
       rows.append({'variant': f'{cell}_{cut}', 'data': cell, 'runs': runs, 'finished': runs, **values})
   rows.append({'variant': 'cars_5_all', 'data': 'cars_5', 'runs': 3, 'finished': 0, 'mean': {}, 'std': {}})
-  rows.append({**rows[0], 'variant': 'cars_5_top2', 'mean': {'test_accuracy': None}})  # not finite
+  unknown = {'test_accuracy': None}  # not finite
+  rows.append({**rows[0], 'variant': 'cars_5_top2', 'mean': unknown, 'std': unknown})
   (tmp_path / 'results.json').write_text(json.dumps({'variants': rows}))
   return tmp_path
 

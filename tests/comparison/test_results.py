@@ -201,6 +201,25 @@ def test_mean_and_sample_deviation_over_the_finished_seeds(written):
   assert 'seed 1' in deep['problems'][0]
 
 
+def test_a_metric_that_is_not_finite_for_one_of_the_seeds(written):
+  """Such as the loss of a network that gives NaN for an image of the test split."""
+  _, outcomes = written
+  changed = outcomes[0]
+  assert changed.run.variant == 'plain'
+  rows = plain, _ = results.summarize(
+    [changed._replace(values=changed.values | {'test_loss': math.nan}), *outcomes[1:]]
+  )
+  assert math.isnan(plain['mean']['test_loss']) and math.isnan(plain['std']['test_loss'])
+  assert plain['std']['test_error'] == pytest.approx(12.5 / math.sqrt(2))
+  table = results.table(rows, ('loss',))
+  place = table.header.index('test loss')
+  assert [cells[place] for cells in table.cells] == ['not finite', '0.5000']
+  (line,) = described(rows, 'loss').values()
+  assert line.startswith('deep 0.5000 (1 run); there is no other variant')
+  csv_row, _ = csv.DictReader(results.comma_separated(rows).splitlines())
+  assert csv_row['test_loss_std'] == 'nan'
+
+
 def test_the_tables(written):
   workdir, _ = written
   text = (workdir / 'results.md').read_text()
