@@ -9,7 +9,7 @@ from jax import export
 
 from dnt import errors, inference
 from dnt.config import typed
-from dnt.models import layouts
+from dnt.models import custom, layouts
 from dnt.weights import names, preprocessing
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')  # we lower the program for all of them, on any machine
@@ -22,6 +22,9 @@ def stablehlo(network: inference.Network) -> bytes:
 
   Args:
     network: the network, with its variables on the host.
+
+  Raises:
+    errors.InputError: a user's own module that does not work for any number of images, or for one of `PLATFORMS`.
   """
 
   def logits(images):
@@ -29,7 +32,16 @@ def stablehlo(network: inference.Network) -> bytes:
 
   (batch,) = export.symbolic_shape('b')
   images = jax.ShapeDtypeStruct((batch, *network.image_shape), jnp.uint8)
-  return bytes(export.export(jax.jit(logits), platforms=PLATFORMS)(images).serialize())
+  try:
+    return bytes(export.export(jax.jit(logits), platforms=PLATFORMS)(images).serialize())
+  except Exception as error:  # what meets a symbol in place of a number may raise anything
+    name = network.config.model.name
+    if ':' not in name or isinstance(error, errors.InputError):
+      raise
+    raise errors.InputError(
+      f'{name} cannot be exported: it must work for any number of images, so that x.shape[0] is no number in Python, '
+      f'and on {", ".join(PLATFORMS)}; {custom.place_of(error, network.model)}{errors.first_line(error)}'
+    ) from error
 
 
 def stablehlo_description(network: inference.Network) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import pathlib
 import re
 import sys
 import sysconfig
+import traceback
 import types
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -192,6 +193,19 @@ def make(
     return Network(**{key: value for key, value in given.items() if key in fields}, **options)
   except TypeError as error:
     raise errors.InputError(f'{name} cannot be built from config.model.options: {error}') from error
+
+
+def place_of(error: BaseException, model: nn.Module) -> str:
+  """Returns 'file:line: ', the last place in the file of a user's own module that an error came by, or ''.
+
+  Args:
+    error: an error that was raised.
+    model: from `make`.
+  """
+  base = type(model).__mro__[1]
+  file = getattr(sys.modules.get(base.__module__), '__file__', None)
+  lines = [line for frame, line in traceback.walk_tb(error.__traceback__) if frame.f_code.co_filename == file]
+  return f'{file}:{lines[-1]}: ' if lines else ''
 
 
 def field_names(base: type[nn.Module]) -> list[str]:

@@ -1,5 +1,7 @@
 """What other programs get: the same logits, and back again the same leaves."""
 
+import re
+
 import jax
 import numpy as np
 import pytest
@@ -141,6 +143,43 @@ def test_the_program_gives_the_same_logits_for_any_number_of_images(tiny, build,
     images = np.random.default_rng(count).integers(0, 256, (count, 8, 8, 3), np.uint8)
     want = logits(run, variables, images)
     np.testing.assert_allclose(program.call(images), want, rtol=0, atol=1e-5 * np.abs(want).max())
+
+
+OWN = """
+import flax.linen as nn
+import jax
+
+class Net(nn.Module):
+  num_classes: int
+
+  @nn.compact
+  def __call__(self, x, train):
+    x = x.mean((1, 2))
+    x = {}
+    return nn.Dense(self.num_classes, name='head')(x)
+"""
+
+
+@pytest.mark.parametrize(
+  ('line', 'place', 'said'),
+  [
+    ('x[: min(4, x.shape[0])]', r':11: ', "'b' < '4'"),
+    ('sum(x[i : i + 1] for i in range(x.shape[0])) + x', r':11: ', 'integer'),
+    ('jax.pure_callback(lambda y: y, x, x)', '', 'callback'),
+  ],
+)
+def test_an_own_module_that_needs_to_know_the_number_of_images_is_refused(
+  tiny, build, tmp_path, monkeypatch, line, place, said
+):
+  name = f'counting{len(line)}'
+  (tmp_path / f'{name}.py').write_text(OWN.format(line))
+  monkeypatch.syspath_prepend(tmp_path)
+  tiny.model.update({'name': f'{name}:Net', 'depth': None, 'width': None})
+  run = build(tiny)
+  where = re.escape(str(tmp_path / f'{name}.py')) + place if place else ''
+  with pytest.raises(errors.InputError, match=f'^{name}:Net cannot .*x.shape.0.*tpu; {where}.*{said}') as found:
+    export.stablehlo(network_of(run, run.init_variables()))
+  assert '\n' not in str(found.value)
 
 
 def test_the_program_comes_with_how_to_call_it(tiny, build):
