@@ -46,6 +46,7 @@ def main(values: flags.FlagValues) -> None:
 
     model, content = 'model.safetensors', safetensors_numpy.save(tensors, metadata={'format': 'pt'})
     beside, description = 'config.json', export.timm_config(network)
+    export.say_decoding(network)
   try:
     files.write(output / model, content)
     files.write_json(output / beside, description)

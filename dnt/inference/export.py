@@ -1,5 +1,6 @@
 """Exports a trained network for other programs: as StableHLO, or as PyTorch tensors with torchvision's names."""
 
+import logging
 from typing import Any
 
 import jax
@@ -9,9 +10,11 @@ from jax import export
 
 from dnt import errors, inference
 from dnt.config import typed
+from dnt.data.transforms import images
 from dnt.models import custom, layouts
 from dnt.weights import names, preprocessing
 
+_log = logging.getLogger(__name__)
 PLATFORMS = ('cpu', 'cuda', 'tpu')  # we lower the program for all of them, on any machine
 
 
@@ -46,13 +49,17 @@ def stablehlo(network: inference.Network) -> bytes:
 
 def stablehlo_description(network: inference.Network) -> dict[str, Any]:
   """Returns a JSON description for callers of the program: its input, output, preprocessing and classes."""
-  image = _image(network)
+  image, how = _image(network), images.decoding(network.config.data)
   # mean and std are listed for information; the program already applies them.
   normalization = {'normalized_inside': True, 'mean': image.pop('mean'), 'std': image.pop('std')}
   return {
-    'input': {'shape': ['b', *network.image_shape], 'dtype': 'uint8', 'channels': 'red first'},
+    'input': {
+      'shape': ['b', *network.image_shape],
+      'dtype': 'uint8',
+      'channels': 'gray' if network.image_shape[-1] == 1 else 'red first',
+    },
     'output': {'shape': ['b', len(network.class_names)], 'dtype': 'float32', 'values': 'logits'},
-    'preprocessing': image | normalization,
+    'preprocessing': {'exif_rotation': how.rotate, 'image_bits': how.bits} | image | normalization,
     'platforms': list(PLATFORMS),
     'class_names': list(network.class_names),
   }
@@ -87,6 +94,15 @@ def timm_config(network: inference.Network) -> dict[str, Any]:
     'label_names': list(network.class_names),
     'pretrained_cfg': {'architecture': architecture, 'num_classes': classes, **_image(network), **ends},
   }
+
+
+def say_decoding(network: inference.Network) -> None:
+  """Logs a line if the run decodes images in another way than timm, for which `timm_config` has no words."""
+  how = images.decoding(network.config.data)
+  ways = ['turned as their EXIF orientation says (config.data.exif_rotation)'] if how.rotate else []
+  ways += [f'16-bit values as {how.bits} bits (config.data.image_bits)'] if how.bits != images.USUAL.bits else []
+  if ways:
+    _log.info(f'config.json has no words for how the run reads images: {", ".join(ways)}; read them so')
 
 
 def _torch_network(model: typed.Model) -> names.Network:

@@ -1,5 +1,6 @@
 """What other programs get: the same logits, and back again the same leaves."""
 
+import logging
 import re
 
 import jax
@@ -8,6 +9,7 @@ import pytest
 from jax import export as jax_export
 from safetensors import numpy as safetensors_numpy
 
+from dnt import config as schema
 from dnt import errors, files, inference, trees
 from dnt.inference import export
 from dnt.training import initialize
@@ -190,6 +192,8 @@ def test_the_program_comes_with_how_to_call_it(tiny, build):
   assert found['class_names'] == list(run.spec.class_names)
   data = run.config.data
   assert found['preprocessing'] == {
+    'exif_rotation': False,
+    'image_bits': 16,
     'input_size': [3, 8, 8],
     'interpolation': 'bilinear',
     'crop_pct': 1.0,
@@ -199,3 +203,19 @@ def test_the_program_comes_with_how_to_call_it(tiny, build):
     'std': list(data.std),
   }
   assert preprocessing.of_run(data).image_size == 8
+
+
+def test_other_ways_to_read_images_are_told(tiny, build, caplog):
+  network = network_of(build(tiny))
+  with caplog.at_level(logging.INFO, 'dnt'):
+    export.say_decoding(network)
+    assert not caplog.text
+    config = schema.copy_unlocked(network.config)
+    config.data.update({'exif_rotation': True, 'image_bits': 12})
+    network = network._replace(config=config, image_shape=(8, 8, 1))
+    export.say_decoding(network)
+  found = export.stablehlo_description(network)
+  assert (found['preprocessing']['exif_rotation'], found['preprocessing']['image_bits']) == (True, 12)
+  assert found['input']['channels'] == 'gray'
+  (line,) = caplog.messages
+  assert re.search(r'EXIF .*data.exif_rotation.* 12 bits .*data.image_bits', line)
