@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 
 
 def find(text: str) -> tuple[str, ...]:
-  """Returns the sorted paths of images.
+  """Returns the sorted paths of images, each once.
 
   Args:
     text: a file, a folder (all images in and below it) or a glob ('scans/**/*.png').
@@ -43,7 +43,8 @@ def find(text: str) -> tuple[str, ...]:
     return tuple(paths)
   if path.is_file():
     return (str(path),)
-  result = sorted(each for each in glob.glob(str(path), recursive=True) if pathlib.Path(each).is_file())
+  # A glob with two '**' finds a file once for each way to share the folders out between them.
+  result = sorted({each for each in glob.glob(str(path), recursive=True) if pathlib.Path(each).is_file()})
   if not result:
     raise errors.InputError(f'there are no images at {text!r}; give a file, a folder or a quoted glob')
   return tuple(result)

@@ -73,6 +73,7 @@ def test_images_by_file_folder_and_glob(scans, tmp_path):
   (scans / '.hidden.png').write_text('')
   every = tuple(sorted(str(path) for path in scans.glob('*/*.png')))
   assert inference.find(str(scans)) == inference.find(str(scans / '**' / '*.png')) == every
+  assert inference.find(str(scans / '**' / '**' / '*.png')) == every, 'each once'
   assert inference.find(str(scans / 'cat')) == every[:6]
   assert inference.find(every[3]) == every[3:4]
   assert inference.find(str(scans / 'notes.txt')) == (str(scans / 'notes.txt'),), 'what is named is tried'
