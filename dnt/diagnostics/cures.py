@@ -216,7 +216,7 @@ def _find_rates(config: typed.Config, data: experiment.Data) -> list[float]:
   config.lr_find.steps = SWEEP
   mesh = mesh_lib.make_mesh(config.mesh)
   run = experiment.make(experiment.resolve(config, data), data.spec)
-  state = mesh_lib.place(run.make_state(initialize.load_new(run, data.weights)), mesh_lib.replicated(mesh))
+  state = initialize.begin(run, mesh, initialize.load_new(run, data.weights))
   with contextlib.closing(pipeline.make_train_loader(run.config, data.train, mesh)) as loader:
     suggestions = lr_find.sweep(run, mesh, state, loader).suggestions
   rates = {float(f'{suggestions[name]:.1g}') for name in ('steepest', 'valley') if name in suggestions}

@@ -139,13 +139,14 @@ def examine(
   seeds = 1 if data.weights else seeds
   shown = []
   with contextlib.closing(pipeline.make_train_loader(run.config, data.train, mesh)) as loader:
-    step = compile_lib.jit(_make_step(run, loader.batch_at), mesh, donate_argnums=0)
+    shardings = (run.shardings(mesh, run.abstract_state()), mesh_lib.replicated(mesh))
+    step = compile_lib.jit(_make_step(run, loader.batch_at), mesh, donate_argnums=0, out_shardings=shardings)
     outputs = compile_lib.jit(_make_outputs(run, loader.batch_at), mesh)
     batches: list[Any] = []
     logits: list[Any] = []  # of the first seed, up to the step that `_initial` returns
     for seed in range(seeds):
       variables = initialize.load_new(run, data.weights) if data.weights else models.init(run.trace, config.seed + seed)
-      state = mesh_lib.place(run.make_state(variables), mesh_lib.replicated(mesh))
+      state = initialize.begin(run, mesh, variables)
       rows = []
       for index in range(FIRST_STEPS):
         doing = 'compiling' if not seed and not index else f'step {index + 1} of {FIRST_STEPS}'
@@ -218,7 +219,7 @@ def _make_outputs(run: experiment.Experiment, batch_at: Callable) -> Callable:
     images = run.preprocess(batch_at(arrays, state.step), None)
     key = jax.random.wrap_key_data(state.rng, impl=steps.PRNG)
     rngs = dict.fromkeys(stage.RNGS, key)
-    variables = {'params': state.params, 'batch_stats': state.batch_stats}
+    variables = {'params': mesh_lib.gather_for_use(state.params), 'batch_stats': state.batch_stats}
     with run.phases[0].partition.running():
       logits, _ = run.model.apply(variables, images, train=True, rngs=rngs, mutable=['batch_stats'])
     return logits.astype(jnp.float32)

@@ -149,12 +149,14 @@ class _Training:
     self._longest = min(CHUNK, loader.max_steps(0))
     self._starts = [each.start for each in run.phases if 0 < each.start < STEPS]
     self.last_start, self.done = max(self._starts, default=0), 0
-    self.state = mesh_lib.place(run.make_state(variables), mesh_lib.replicated(mesh))
+    self.state = initialize.begin(run, mesh, variables)
     self._enter(run.phases[0])
 
   def _enter(self, phase: experiment.Phase) -> None:
     train_steps = steps.make_train_steps(phase.train_step, self._loader.batch_at, self._longest)
-    self.phase, self._program = phase, compile_lib.jit(train_steps, self._mesh, donate_argnums=0)
+    shardings = (self._run.shardings(self._mesh, self.state), mesh_lib.replicated(self._mesh))
+    self.phase = phase
+    self._program = compile_lib.jit(train_steps, self._mesh, donate_argnums=0, out_shardings=shardings)
 
   def most(self) -> int:
     """Returns how many steps one call can take from here; it ends where a phase does."""

@@ -10,8 +10,9 @@ import pytest
 
 from dnt import config as schema
 from dnt import errors, models, trees
-from dnt.data import order
-from dnt.diagnostics import causes, doctor, trial
+from dnt.data import order, resident
+from dnt.diagnostics import causes, cures, doctor, trial
+from dnt.parallel import mesh as mesh_lib
 from dnt.training import experiment
 
 
@@ -173,6 +174,29 @@ def test_a_scanned_network_and_eight_devices_show_the_same(tiny, monkeypatch):
   same(examine(tiny), expected, 1e-2)
   monkeypatch.setattr(jax, 'devices', lambda: devices)
   same(examine(tiny), expected, 1e-2)
+  monkeypatch.setattr(mesh_lib, 'SMALLEST_SPLIT_LEAF', 64)
+  tiny.mesh.fsdp = 4
+  same(examine(tiny), expected, 1e-2)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize('tool', [doctor.examine, trial.run, cures._find_rates])
+@pytest.mark.usefixtures('eight_devices')
+def test_devices_split_the_state_as_the_check_of_its_memory_assumes(tiny, monkeypatch, tool):
+  monkeypatch.setattr(mesh_lib, 'SMALLEST_SPLIT_LEAF', 64)
+  monkeypatch.setattr(trial, 'STEPS', 20)
+  tiny.mesh.fsdp, tiny.model.width = 8, 24
+  seen, arrays = set(), resident.TrainLoader.arrays
+
+  def watched(loader, *args):
+    for leaf in jax.live_arrays():
+      if leaf.shape == (192, 24) and len(leaf.sharding.device_set) == 8:  # the kernel of the stem and its momentum
+        seen.add(leaf.sharding.shard_shape(leaf.shape))
+    return arrays(loader, *args)
+
+  monkeypatch.setattr(resident.TrainLoader, 'arrays', watched)
+  tool(tiny, experiment.load_data(tiny, ()))
+  assert seen == {(24, 24)}
 
 
 @pytest.mark.thorough
