@@ -2,7 +2,6 @@
 
 reached_preemption, should_preserve  # Orbax calls them
 Axes  # named in annotations alone, which are strings
-VERDICTS  # the words of `Verdict.kind`, for readers and tests
 __getattr__, __dir__  # makes `dnt.train` available without importing jax
 __qualname__  # how Flax names a module in messages
 # Fields of results that are read by place or by name in a loop.

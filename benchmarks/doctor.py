@@ -37,7 +37,7 @@ SCORE = flags.DEFINE_list('score', [], 'Sets on which to score the doctor.')
 VERDICTS = flags.DEFINE_string('verdicts', None, 'File of the verdicts; with it a score goes on where it was stopped.')
 FIT = flags.DEFINE_bool('fit', False, 'Whether to fit the weights of `trial.probability` to the tuned networks.')
 CURES = flags.DEFINE_bool('cures', False, 'Whether to try what is offered to sick networks.')
-LAST = 50  # steps over which the accuracy counts
+LAST_TRAINED = 50  # steps over which the accuracy counts
 TENTHS = 10  # parts of a run of which the file holds means
 
 
@@ -86,7 +86,7 @@ def train(overrides: dict[str, Any], labels: str = '') -> dict[str, Any]:
   broken = np.flatnonzero(~np.isfinite(losses))
   return {
     'chance': round(float(counts.max() / counts.sum()), 4),
-    'accuracy': round(float(np.mean(accuracies[-LAST:])), 4),
+    'accuracy': round(float(np.mean(accuracies[-LAST_TRAINED:])), 4),
     'losses': [_rounded(np.mean(part)) for part in np.array_split(losses, TENTHS)],
     'accuracies': [_rounded(np.mean(part)) for part in np.array_split(accuracies, TENTHS)],
     'not_finite': int(broken[0]) if broken.size else None,

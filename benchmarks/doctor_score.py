@@ -8,25 +8,26 @@ import numpy as np
 from scipy import stats
 
 from benchmarks import doctor_space
-from dnt.diagnostics import causes, doctor, trial
+from dnt.diagnostics import trial
+from dnt.diagnostics.verdicts import Kind
 from dnt.reporting import tables
 
 # The kinds of cause that name a planted fault.
 NAMES = {
-  'step too large': ('step too large',),
-  'step too small': (causes.SMALL_STEP,),
-  'weight decay': (causes.DECAY,),
-  'clipping': (causes.CLIPPED,),
-  'large images': (causes.SCALE,),
-  'small images': (causes.SCALE,),
-  'small kernels': ('vanishing',),
-  'large kernels': ('exploding',),
-  'deep sigmoid': ('vanishing', 'collapsing to one direction'),
-  'small batch': (causes.SMALL_BATCH,),
-  'dead': ('dead',),
-  'cut': (doctor.CUT_OFF,),
-  'squashed': (causes.SQUASHED,),
-  'rectified': (causes.SQUASHED,),
+  'step too large': (Kind.LARGE_STEP,),
+  'step too small': (Kind.SMALL_STEP,),
+  'weight decay': (Kind.DECAY,),
+  'clipping': (Kind.CLIPPED,),
+  'large images': (Kind.SCALE,),
+  'small images': (Kind.SCALE,),
+  'small kernels': (Kind.VANISHING,),
+  'large kernels': (Kind.EXPLODING,),
+  'deep sigmoid': (Kind.VANISHING, Kind.COLLAPSING),
+  'small batch': (Kind.SMALL_BATCH,),
+  'dead': (Kind.DEAD,),
+  'cut': (Kind.CUT_OFF,),
+  'squashed': (Kind.SQUASHED,),
+  'rectified': (Kind.SQUASHED,),
 }
 FINDINGS = {'constant': 'one class', 'shuffled': 'unexplained labels', 'shifted': 'shifted labels'}
 LOCATED = ('dead', 'cut')  # planted faults that begin at a known entry

@@ -3,21 +3,16 @@
 The causes come from the first ten steps with telemetry (`doctor.Examination`) and from the trial (`trial.Trial`).
 """
 
-from typing import NamedTuple
-
 import numpy as np
 
 from dnt.config import typed
 from dnt.diagnostics import doctor, labels, trial
+from dnt.diagnostics.verdicts import Kind, Verdict
 from dnt.optim import schedules
 from dnt.training import telemetry
 
-# What `doctor.VERDICTS` lacks: causes outside the network's signal.
-SQUASHED, SCALE, DECAY = 'squashed logits', 'input scale', 'weight decay too strong'
-CLIPPED, SMALL_BATCH, SMALL_STEP, STUCK = 'clipping too tight', 'batch too small', 'step too small', 'stuck'
-FOLLOWS_FROM = {'dead', doctor.CUT_OFF, SQUASHED, SCALE, CLIPPED, 'vanishing'}  # why updates may be small
-KINDS = (*doctor.VERDICTS, doctor.CUT_OFF, SQUASHED, SCALE, DECAY, CLIPPED, SMALL_BATCH, SMALL_STEP, STUCK)
-
+# Why updates may be small.
+FOLLOWS_FROM = {Kind.DEAD, Kind.CUT_OFF, Kind.SQUASHED, Kind.SCALE, Kind.CLIPPED, Kind.VANISHING}
 PULLED = 3.0  # e-folds by which weight decay alone would shrink the kernels in a trial
 MOSTLY = 0.3  # part of the weight decay in an update, from which it can be the cause
 WHOLLY = 1.0  # the same, from which it is, even if the gradients keep the kernels from shrinking
@@ -26,8 +21,8 @@ STILL = 0.03  # fraction of their norm by which updates can move parameters in a
 RISEN = 1.5  # loss over that of guessing, or of the first step if that is more, from which steps count as too large
 STAYS = 0.9  # loss over that of guessing, from which it has not fallen
 LEAP = 2.0  # highest loss over that of guessing or of the first step, from which steps count as too large
-ALIKE = 0.1  # distance (1 - cosine) of two images at the last entries over that of the images themselves
-FEW = 8  # images that are too few for the statistics of batch_norm
+ALIKE_DISTANCE = 0.1  # distance (1 - cosine) of two images at the last entries over that of the images themselves
+BATCH_NORM_BLAMED_TO = 8  # most images of its statistics with which batch_norm is blamed
 MUCH = 1e-2  # update over parameter norm of the median entry that makes a loss far above guessing its work
 APART = 30.0  # update ratio of an entry over that of the median one, from which it is named
 FALLEN = 0.1  # how much accuracy, on the way from chance to 1, a network has lost since its best steps
@@ -37,21 +32,7 @@ NOISE = 0.05  # change of an accuracy over a window that may be chance
 WINDOW = 20  # steps over which an accuracy on the way is measured
 
 
-class Cause(NamedTuple):
-  """Describes one cause.
-
-  Attributes:
-    kind: one of `KINDS`.
-    entry: the entry where it begins; None if it concerns the whole network.
-    reason: the evidence, in one line.
-  """
-
-  kind: str
-  entry: str | None
-  reason: str
-
-
-def find(config: typed.Config, examination: doctor.Examination, tried: trial.Trial) -> list[Cause]:
+def find(config: typed.Config, examination: doctor.Examination, tried: trial.Trial) -> list[Verdict]:
   """Returns the causes that explain why a network does not train, what kills first before the rest; at least one.
 
   Args:
@@ -60,12 +41,12 @@ def find(config: typed.Config, examination: doctor.Examination, tried: trial.Tri
     tried: its trial.
   """
   seen = _seen(examination)
-  lost = ('vanishing', 'exploding', 'collapsing to one direction')
+  lost = (Kind.VANISHING, Kind.EXPLODING, Kind.COLLAPSING)
   signals = [each for each in (seen, _lost_inside(examination)) if each and each.kind in lost]
   found = [
     *find_faults(examination),
     _scaled(examination),
-    *(signal for signal in signals if signal.kind == 'exploding'),
+    *(signal for signal in signals if signal.kind == Kind.EXPLODING),
     _decayed(config, examination, tried),
     _diverged(examination, tried),
     _clipped(config, examination),
@@ -76,13 +57,13 @@ def find(config: typed.Config, examination: doctor.Examination, tried: trial.Tri
     _still(examination, tried),
     _fell_back(tried),
   ]
-  causes: dict[str, Cause] = {}
+  causes: dict[Kind, Verdict] = {}
   for cause in found:
     if cause:
       causes.setdefault(cause.kind, cause)
   if FOLLOWS_FROM & causes.keys():
-    causes.pop(SMALL_STEP, None)
-  return list(causes.values()) or [Cause(STUCK, None, f'{trial.course(tried)}; {_open(examination, tried)}')]
+    causes.pop(Kind.SMALL_STEP, None)
+  return list(causes.values()) or [Verdict(Kind.STUCK, None, f'{trial.course(tried)}; {_open(examination, tried)}')]
 
 
 def _open(examination: doctor.Examination, tried: trial.Trial) -> str:
@@ -90,46 +71,49 @@ def _open(examination: doctor.Examination, tried: trial.Trial) -> str:
   if tried.reached < RISING:
     risen = f'the learning rate has risen to {100 * tried.reached:.2g} % of its peak by then'
     return f'{risen}: a shorter config.schedule.warmup would show more'
-  if tried.losses[-trial.LAST :].mean() < FALLS * min(examination.guessing_loss, tried.losses[: trial.LAST].mean()):
+  first, last = tried.losses[: trial.LAST_TRIED].mean(), tried.losses[-trial.LAST_TRIED :].mean()
+  if last < FALLS * min(examination.guessing_loss, first):
     return 'the loss falls without the accuracy: it asks for something else (config.loss, or what a label stands for)'
   return 'no cause was found'
 
 
-def find_faults(examination: doctor.Examination) -> list[Cause]:
+def find_faults(examination: doctor.Examination) -> list[Verdict]:
   """Returns faults of the network itself, with which it may still train; empty if there are none."""
   seen = _seen(examination)
-  found = [_squashed(examination), seen if seen and seen.kind in ('dead', doctor.CUT_OFF) else None]
+  found = [_squashed(examination), seen if seen and seen.kind in (Kind.DEAD, Kind.CUT_OFF) else None]
   return [cause for cause in found if cause]
 
 
-def _seen(examination: doctor.Examination) -> Cause | None:
+def _seen(examination: doctor.Examination) -> Verdict | None:
   verdict = doctor.judge(examination)
-  return None if verdict.kind == 'trainable' else Cause(*verdict)
+  return None if verdict.kind == Kind.TRAINABLE else verdict
 
 
-def _squashed(examination: doctor.Examination) -> Cause | None:
+def _squashed(examination: doctor.Examination) -> Verdict | None:
   logits = examination.outputs
   if not np.isfinite(logits).all():
     return None
   if (logits >= 0).all():
     if np.allclose(logits.sum(1), 1, atol=1e-2):
-      return Cause(SQUASHED, None, 'the outputs are probabilities already; the loss takes logits')
+      return Verdict(Kind.SQUASHED, None, 'the outputs are probabilities already; the loss takes logits')
     before = np.median(examination.columns['activation_rms'][:, -1])  # of the last entry, before what follows it
     alike = np.ptp(logits, 1).max() == 0 and logits.any()  # all classes the same: no relu needs to be behind that
     if (logits == 0).mean() > 0.2 and before > 0 and not alike:
       share = 100 * (logits == 0).mean()
-      return Cause(SQUASHED, None, f'no output is negative, and {share:.0f} % are zero: logits must not pass a relu')
+      return Verdict(
+        Kind.SQUASHED, None, f'no output is negative, and {share:.0f} % are zero: logits must not pass a relu'
+      )
   elif np.abs(logits).max() <= 1 and (np.abs(logits) > 0.99).mean() > 0.5:
-    return Cause(SQUASHED, None, 'most outputs are 1 or -1: logits must not pass a tanh')
+    return Verdict(Kind.SQUASHED, None, 'most outputs are 1 or -1: logits must not pass a tanh')
   return None
 
 
-def _scaled(examination: doctor.Examination) -> Cause | None:
+def _scaled(examination: doctor.Examination) -> Verdict | None:
   finding = labels.find_scale(examination.input_rms)
-  return Cause(SCALE, None, finding.text) if finding else None
+  return Verdict(Kind.SCALE, None, finding.text) if finding else None
 
 
-def _decayed(config: typed.Config, examination: doctor.Examination, tried: trial.Trial) -> Cause | None:
+def _decayed(config: typed.Config, examination: doctor.Examination, tried: trial.Trial) -> Verdict | None:
   optim = config.optim
   step = schedules.peak_rate(optim) * optim.weight_decay / (1 - optim.momentum if optim.name == 'sgd' else 1)
   part = _part_of_decay(optim, examination)
@@ -140,7 +124,7 @@ def _decayed(config: typed.Config, examination: doctor.Examination, tried: trial
   reason = f'it takes {100 * min(step, 1):.3g} % of the kernels at each step'
   if np.isfinite(tried.shrinkage):
     reason += f', whose norm is {100 * tried.shrinkage:.2g} % of what it was after {len(tried.losses)} steps'
-  return Cause(DECAY, None, reason)
+  return Verdict(Kind.DECAY, None, reason)
 
 
 def _usual_update(examination: doctor.Examination) -> float:
@@ -160,7 +144,7 @@ def _part_of_decay(optim: typed.Optim, examination: doctor.Examination) -> float
   return float(examination.learning_rates[moved[0]] * optim.weight_decay / ratios[moved[0]])
 
 
-def _diverged(examination: doctor.Examination, tried: trial.Trial) -> Cause | None:
+def _diverged(examination: doctor.Examination, tried: trial.Trial) -> Verdict | None:
   ratio = float(np.median(examination.update_ratios))
   moved = 'updates of parameters that start at zero' if np.isnan(ratio) else f'updates of {ratio:.1e} of the parameters'
   by_entry = np.nan_to_num(np.median(examination.columns['first_update_ratio'], 0), posinf=0.0)
@@ -169,57 +153,58 @@ def _diverged(examination: doctor.Examination, tried: trial.Trial) -> Cause | No
   if entry:
     moved += f', {by_entry[at]:.1e} of those of {entry}'
   if tried.stopped == 'not finite' and not len(tried.losses):
-    return Cause('exploding', None, 'the first loss is not finite, before any update')
+    return Verdict(Kind.EXPLODING, None, 'the first loss is not finite, before any update')
   if tried.stopped == 'not finite' and _was_well(examination, tried):
     reason = f'{trial.course(tried)}, with {moved}: a gradient that is not finite, such as of a norm or a root at zero?'
-    return Cause('exploding', None, reason)
+    return Verdict(Kind.EXPLODING, None, reason)
   if tried.stopped == 'not finite':
-    return Cause('step too large', entry, f'the loss is not finite after step {len(tried.losses)}, with {moved}')
-  first, last = tried.losses[0], float(np.median(tried.losses[-trial.LAST :]))
+    return Verdict(Kind.LARGE_STEP, entry, f'the loss is not finite after step {len(tried.losses)}, with {moved}')
+  first, last = tried.losses[0], float(np.median(tried.losses[-trial.LAST_TRIED :]))
   # Where the first loss is large, the loss stays above that of guessing without large steps too.
   above = max(examination.guessing_loss, min(first, 2 * examination.guessing_loss) if ratio >= MUCH else first)
   if last > RISEN * above:
-    return Cause('step too large', entry, f'{trial.course(tried)}, with {moved}')
+    return Verdict(Kind.LARGE_STEP, entry, f'{trial.course(tried)}, with {moved}')
   stays = last > max(STAYS * examination.guessing_loss, first / 2)
   if ratio > doctor.RATIO and stays:
-    return Cause('step too large', entry, f'{trial.course(tried)}, with {moved}')
+    return Verdict(Kind.LARGE_STEP, entry, f'{trial.course(tried)}, with {moved}')
   highest = float(tried.losses.max())
   if highest > LEAP * max(examination.guessing_loss, first) and stays:
-    return Cause('step too large', entry, f'{trial.course(tried)}, and was {highest:.3g} in between, with {moved}')
+    return Verdict(Kind.LARGE_STEP, entry, f'{trial.course(tried)}, and was {highest:.3g} in between, with {moved}')
   return None
 
 
 def _was_well(examination: doctor.Examination, tried: trial.Trial) -> bool:
   """Whether the loss of a trial was below that of guessing, without a rise, and no updates large, to the end."""
   losses, rates = tried.losses, tried.learning_rates
-  if len(losses) < 2 * doctor.LAST or _usual_update(examination) * rates[-1] >= doctor.RATIO:
+  if len(losses) < 2 * doctor.LAST_EXAMINED or _usual_update(examination) * rates[-1] >= doctor.RATIO:
     return False
-  return losses[-doctor.LAST :].max() < min(examination.guessing_loss, 1.1 * losses[: -doctor.LAST].min() + 0.1)
+  before, after = losses[: -doctor.LAST_EXAMINED], losses[-doctor.LAST_EXAMINED :]
+  return after.max() < min(examination.guessing_loss, 1.1 * before.min() + 0.1)
 
 
-def _clipped(config: typed.Config, examination: doctor.Examination) -> Cause | None:
+def _clipped(config: typed.Config, examination: doctor.Examination) -> Verdict | None:
   if config.clip.name == 'none' or examination.scale_free or 'clip_factor' not in examination.columns:
     return None
   factor = float(np.nanmedian(examination.columns['clip_factor']))
   if not (factor <= telemetry.TIGHT and reach(examination) <= STILL):
     return None
-  return Cause(CLIPPED, None, f'it leaves {100 * factor:.2g} % of the gradient, so that {_reaches(examination)}')
+  return Verdict(Kind.CLIPPED, None, f'it leaves {100 * factor:.2g} % of the gradient, so that {_reaches(examination)}')
 
 
-def _small_batch(config: typed.Config, examination: doctor.Examination) -> Cause | None:
+def _small_batch(config: typed.Config, examination: doctor.Examination) -> Verdict | None:
   size = doctor.norm_batch(config)
-  if not examination.batch_statistics or size > FEW:
+  if not examination.batch_statistics or size > BATCH_NORM_BLAMED_TO:
     return None
-  return Cause(SMALL_BATCH, None, f'batch_norm takes its statistics from {size} images')
+  return Verdict(Kind.SMALL_BATCH, None, f'batch_norm takes its statistics from {size} images')
 
 
-def _still(examination: doctor.Examination, tried: trial.Trial) -> Cause | None:
+def _still(examination: doctor.Examination, tried: trial.Trial) -> Verdict | None:
   if not reach(examination) <= STILL:
     return None
-  return Cause(SMALL_STEP, None, f'{trial.course(tried)}, as {_reaches(examination)}')
+  return Verdict(Kind.SMALL_STEP, None, f'{trial.course(tried)}, as {_reaches(examination)}')
 
 
-def _lost_inside(examination: doctor.Examination) -> Cause | None:
+def _lost_inside(examination: doctor.Examination) -> Verdict | None:
   """Detects a signal that is lost within the first entry or the last: from the images, or to the logits."""
   rms = np.median(examination.columns['activation_rms'], 0)
   measured = np.flatnonzero(~np.isnan(rms))
@@ -233,30 +218,30 @@ def _lost_inside(examination: doctor.Examination) -> Cause | None:
     # What is lost before it is not its work: biases come after a signal that has vanished.
     sizes = f'from {before:.1e} to {after:.1e}'
     if 0 < after < doctor.VANISHING * min(before, 1.0):
-      return Cause('vanishing', examination.entries[at], f'within it the signal shrinks {sizes}')
+      return Verdict(Kind.VANISHING, examination.entries[at], f'within it the signal shrinks {sizes}')
     if after > doctor.EXPLODING * max(before, 1.0):
-      return Cause('exploding', examination.entries[at], f'within it the signal grows {sizes}')
+      return Verdict(Kind.EXPLODING, examination.entries[at], f'within it the signal grows {sizes}')
   return None
 
 
-def _alike(examination: doctor.Examination, tried: trial.Trial) -> Cause | None:
+def _alike(examination: doctor.Examination, tried: trial.Trial) -> Verdict | None:
   """Detects images that have become alike at the last entries of a network whose loss stays at that of guessing."""
   apart = 1 - np.median(examination.columns['cosine'], 0)
   hidden = np.flatnonzero(~np.isnan(apart))[:-1]  # without the logits
-  limit = ALIKE * (1 - examination.input_cosine)
+  limit = ALIKE_DISTANCE * (1 - examination.input_cosine)
   if not hidden.size or not -np.inf < apart[hidden[-1]] <= limit:
     return None
-  if not len(tried.losses) or tried.losses[-trial.LAST :].mean() < STAYS * examination.guessing_loss:
+  if not len(tried.losses) or tried.losses[-trial.LAST_TRIED :].mean() < STAYS * examination.guessing_loss:
     return None
   at = hidden[int(np.argmax(apart[hidden] <= limit))]
   reason = (
     f'different images enter the network with cosine {examination.input_cosine:.2f} and leave the last entries with '
     f'cosine {1 - apart[hidden[-1]]:.3f}; {trial.course(tried)}'
   )
-  return Cause('collapsing to one direction', examination.entries[at], reason)
+  return Verdict(Kind.COLLAPSING, examination.entries[at], reason)
 
 
-def _fell_back(tried: trial.Trial) -> Cause | None:
+def _fell_back(tried: trial.Trial) -> Verdict | None:
   if len(tried.accuracies) < 2 * WINDOW or tried.chance >= 1:
     return None
   means = np.convolve(tried.accuracies, np.ones(WINDOW) / WINDOW, 'valid')
@@ -265,7 +250,7 @@ def _fell_back(tried: trial.Trial) -> Cause | None:
     return None
   at = int(means.argmax()) + WINDOW
   reason = f'the accuracy falls from {100 * means.max():.0f} % at step {at} to {100 * means[-1]:.0f} %'
-  return Cause('step too large', None, reason)
+  return Verdict(Kind.LARGE_STEP, None, reason)
 
 
 def reach(examination: doctor.Examination) -> float:

@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dnt import config as schema
-from dnt import errors, models
+from dnt import errors
 from dnt.config import keys, typed
 from dnt.data import pipeline
 from dnt.diagnostics import causes, doctor, lr_find, trial
+from dnt.diagnostics.verdicts import Kind, Verdict
 from dnt.optim import schedules
 from dnt.parallel import mesh as mesh_lib
 from dnt.training import experiment, initialize
@@ -25,7 +26,7 @@ USUAL_BATCH = 32
 MOST = 4  # offers
 RATE = 'optim.learning_rate'
 # Causes inside a network, which no option reaches if it is given, see `_is_given`.
-_INSIDE = ('dead', doctor.CUT_OFF, causes.SQUASHED)
+_INSIDE = (Kind.DEAD, Kind.CUT_OFF, Kind.SQUASHED)
 # Overrides with which most networks train.
 SOUND = {
   'model.activation': 'relu',
@@ -68,7 +69,7 @@ class Tried(NamedTuple):
   reason: str
 
 
-def offer(config: typed.Config, examination: doctor.Examination, found: Sequence[causes.Cause]) -> list[dict[str, Any]]:
+def offer(config: typed.Config, examination: doctor.Examination, found: Sequence[Verdict]) -> list[dict[str, Any]]:
   """Returns sets of overrides that may mend a network, the smallest change first.
 
   They are what answers the first cause, in at most two forms; what answers all causes together; and a form of the
@@ -89,47 +90,41 @@ def offer(config: typed.Config, examination: doctor.Examination, found: Sequence
   together: dict[str, Any] = {}
   for cause, answer in reversed([*zip(found, answers, strict=True)]):  # what answers an earlier cause wins
     # Where another cause is first, its cure changes the updates too.
-    if answer and (cause is found[0] or cause.kind not in (causes.SMALL_STEP, 'step too large')):
+    if answer and (cause is found[0] or cause.kind not in (Kind.SMALL_STEP, Kind.LARGE_STEP)):
       together |= answer[0]
-  norm = 'layer_norm' if doctor.norm_batch(config) <= causes.FEW else 'batch_norm'
+  norm = 'layer_norm' if doctor.norm_batch(config) <= causes.BATCH_NORM_BLAMED_TO else 'batch_norm'
   usual = schema.default()
   sound = {key: keys.get(usual, key) for key in USUAL} | SOUND | {'model.norm': norm}
   sound |= doctor.shortcut(config, len(examination.entries))
   if given:
     sound = {key: value for key, value in sound.items() if not key.startswith('model.')}
-  if any(cause.kind == causes.SCALE for cause in found):
+  if any(cause.kind == Kind.SCALE for cause in found):
     sound |= {'data.mean': (), 'data.std': ()}
-  offered = [*(answers[0][:2] if answers else []), together, sound]
-  chosen: list[dict[str, Any]] = []
-  for overrides in offered:
-    changed = {key: value for key, value in overrides.items() if keys.get(config, key) != value}
-    if changed and changed not in chosen and _can_be_built(config, changed):
-      chosen.append(changed)
-  return chosen[:MOST]
+  return doctor.keep_buildable(config, [*(answers[0][:2] if answers else []), together, sound])[:MOST]
 
 
-def _answers(config: typed.Config, examination: doctor.Examination, cause: causes.Cause) -> list[dict[str, Any]]:
+def _answers(config: typed.Config, examination: doctor.Examination, cause: Verdict) -> list[dict[str, Any]]:
   """Returns overrides against one cause, the likeliest first; none if no option of the config can affect it."""
   rate = schedules.peak_rate(config.optim)
-  if cause.kind == causes.SQUASHED:
+  if cause.kind == Kind.SQUASHED:
     return []
-  if cause.kind == causes.SCALE:
+  if cause.kind == Kind.SCALE:
     return [{'data.mean': (), 'data.std': ()}]
-  if cause.kind == causes.DECAY:
+  if cause.kind == Kind.DECAY:
     return [{'optim.weight_decay': USUAL_DECAY}]
-  if cause.kind == causes.CLIPPED:
+  if cause.kind == Kind.CLIPPED:
     return [{'clip.name': 'none'}]
-  if cause.kind == causes.SMALL_BATCH:
+  if cause.kind == Kind.SMALL_BATCH:
     larger = _larger(config)
     return [larger] if _is_given(config) else [{'model.norm': 'layer_norm'}, larger]
-  if cause.kind == causes.SMALL_STEP:
+  if cause.kind == Kind.SMALL_STEP:
     reach = causes.reach(examination)
     # Where no update is seen, no rate follows from it.
     sized = [{RATE: float(f'{rate / max(reach, 1e-9):.0e}')}] if reach > 0 else []
     return [*sized, {'optim.name': 'adamw', RATE: 1e-3}]
-  if cause.kind == causes.STUCK:
+  if cause.kind == Kind.STUCK:
     return []
-  return doctor.remedies(config, examination, doctor.Verdict(*cause))
+  return doctor.remedies(config, examination, cause)
 
 
 def _is_given(config: typed.Config) -> bool:
@@ -145,16 +140,6 @@ def _larger(config: typed.Config) -> dict[str, int]:
     return {'train.batch_size': enough, 'train.accumulate': 1}
   # With a divisor of `accumulate`, the devices share a micro-batch evenly, as they do now.
   return {'train.accumulate': max(n for n in range(1, size // enough + 1) if accumulate % n == 0)}
-
-
-def _can_be_built(config: typed.Config, overrides: Mapping[str, Any]) -> bool:
-  try:
-    changed = schema.override(config, overrides, 'a cure')
-    schema.validate(changed)
-    models.check(changed.model)
-  except errors.InputError:
-    return False
-  return True
 
 
 def try_out(

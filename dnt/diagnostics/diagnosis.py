@@ -8,6 +8,7 @@ import numpy as np
 from dnt import config as schema
 from dnt.config import checks, typed
 from dnt.diagnostics import causes, doctor, labels, trial
+from dnt.diagnostics.verdicts import Kind, Verdict
 from dnt.training import experiment
 
 UNCLEAR = (0.05, 0.95)  # mean probabilities of failure between which another initialization is tried
@@ -30,10 +31,10 @@ class Diagnosis(NamedTuple):
 
   examination: doctor.Examination
   trial: trial.Trial
-  verdict: doctor.Verdict
+  verdict: Verdict
   state: str
   probability: float
-  causes: list[causes.Cause]
+  causes: list[Verdict]
   findings: list[labels.Finding]
 
 
@@ -72,17 +73,17 @@ def make(
   probability = max(float(np.mean(probabilities)), failed)
   state = trial.state(probability)
   findings = labels.find(data.train, examination.input_rms)
-  verdict = doctor.Verdict('trainable', None, trial.course(tried))
+  verdict = Verdict(Kind.TRAINABLE, None, trial.course(tried))
   if state == trial.HEALTHY:
     found = causes.find_faults(examination)
   else:
     found = causes.find(config, examination, tried)
     wrong = [finding.kind for finding in findings if finding.kind in labels.UNLEARNABLE]
-    if found[0].kind == causes.STUCK and wrong:
+    if found[0].kind == Kind.STUCK and wrong:
       verdict = verdict._replace(reason=f'but not on this data ({wrong[0]}): {verdict.reason}')
       found = []
     else:
-      verdict = doctor.Verdict(*found[0])
+      verdict = found[0]
   return Diagnosis(examination, tried, verdict, state, probability, found, findings)
 
 
@@ -94,4 +95,4 @@ def _depends(examination: doctor.Examination, probability: float) -> bool:
     probability: mean of the trials so far.
   """
   low, high = UNCLEAR
-  return low < probability < high or (probability >= high and doctor.judge(examination).kind == 'trainable')
+  return low < probability < high or (probability >= high and doctor.judge(examination).kind == Kind.TRAINABLE)

@@ -18,6 +18,7 @@ from dnt import config as schema
 from dnt import errors, models
 from dnt.config import keys, typed
 from dnt.data import pipeline
+from dnt.diagnostics.verdicts import Kind, Verdict
 from dnt.models import captures, depth, function_calls, stage
 from dnt.optim import chain, schedules
 from dnt.parallel import compile as compile_lib
@@ -26,22 +27,20 @@ from dnt.training import budget, experiment, initialize, steps, telemetry
 
 IMAGES = 8  # images of the batch whose similarity is measured
 FIRST_STEPS = 10
-CUT_OFF = 'cut off'
-VERDICTS = ('trainable', 'vanishing', 'exploding', 'collapsing to one direction', 'dead', 'step too large')
 # A signal or gradient may shrink or grow by this factor from end to end before it counts as lost.
 VANISHING, EXPLODING = telemetry.VANISHING, 1e3
 FAINT = 1e-5  # limit for the product of both factors, which sets the size of the gradients at the kernels
 MOVES = telemetry.UPDATE_RATIOS[0]  # update over parameter norm of an entry that trains although the signal vanishes
 ABRUPT = 1e-12  # a signal or gradient of this size does not become zero in one entry by shrinking
 COLLAPSED = 0.9999  # cosine of two different images
-ALIKE = 0.98  # the same, if the first steps do not lower a loss that is that of guessing
+ALIKE_AT_GUESSING = 0.98  # the same, if the first steps do not lower a loss that is that of guessing
 GUESSING = 0.02  # largest distance from the loss of guessing, as a fraction of it, that counts as guessing
 DEAD = 0.9  # fraction of an entry's units that are dead, or of its activations that are saturated
 GROWN = 10.0  # loss after the first steps over the loss before
 RATIO = 0.1  # update over parameter norm, of the median entry, if the loss stays above that of guessing
-LAST = 3  # number of last steps whose mean loss measures the result of the first steps
-HEALTHY = 1e-3  # update over parameter norm of a first step, for the suggested rate
-SMALL = 16  # too few examples for the statistics of batch_norm
+LAST_EXAMINED = 3  # number of the last of the first steps whose mean loss measures the result of the first steps
+HEALTHY_UPDATE = 1e-3  # update over parameter norm of a first step, for the suggested rate
+BATCH_NORM_OFFERED_FROM = 16  # fewest images of its statistics with which batch_norm is offered
 # The initializer with which each activation keeps the norm of a signal.
 FITTING = {
   'relu': 'he',
@@ -93,20 +92,6 @@ class Examination(NamedTuple):
   input_rms: float
   outputs: np.ndarray
   batch_statistics: bool
-
-
-class Verdict(NamedTuple):
-  """Holds the verdict on a network.
-
-  Attributes:
-    kind: one of `VERDICTS`.
-    entry: the entry where the problem begins; None if it concerns the whole network.
-    reason: the measurements behind the verdict, in words.
-  """
-
-  kind: str
-  entry: str | None
-  reason: str
 
 
 def examine(
@@ -334,13 +319,13 @@ def _dead(examination: Examination, typical: Mapping[str, np.ndarray], waking: n
       sick = (typical[name] > DEAD) & ~waking
       if sick.any():
         at = int(np.argmax(sick))
-        return Verdict('dead', examination.entries[at], f'{100 * typical[name][at]:.0f} % of its {what}')
+        return Verdict(Kind.DEAD, examination.entries[at], f'{100 * typical[name][at]:.0f} % of its {what}')
   return None
 
 
 def _not_finite(examination: Examination, name: str, norms: np.ndarray, path: np.ndarray) -> Verdict | None:
   at = next((place for place in path if not np.isfinite(norms[place])), None)
-  return None if at is None else Verdict('exploding', examination.entries[at], f'the {name} is not finite')
+  return None if at is None else Verdict(Kind.EXPLODING, examination.entries[at], f'the {name} is not finite')
 
 
 def _cut_off(examination: Examination, gradient: np.ndarray, measured: np.ndarray) -> Verdict | None:
@@ -349,9 +334,9 @@ def _cut_off(examination: Examination, gradient: np.ndarray, measured: np.ndarra
     if gradient[measured[0]] == gradient[at] == 0 and gradient[after] > ABRUPT:
       if not np.median(examination.columns['cosine'][:, after]) > COLLAPSED:  # images differ behind it
         reason = f'no gradient reaches it from {examination.entries[after]}, which its signal reaches (stop_gradient?)'
-        return Verdict(CUT_OFF, examination.entries[at], reason)
+        return Verdict(Kind.CUT_OFF, examination.entries[at], reason)
       reason = f'no gradient reaches it from {examination.entries[after]}, because the units between are dead'
-      return Verdict('dead', examination.entries[at], reason)
+      return Verdict(Kind.DEAD, examination.entries[at], reason)
   return None
 
 
@@ -371,16 +356,16 @@ def _lost(examination: Examination, typical: Mapping[str, np.ndarray], hidden: n
     ends[name] = path, ratios
     if ratios[-1] < VANISHING and not moves:
       at = path[int(np.argmax(ratios < np.sqrt(VANISHING)))]
-      return Verdict('vanishing', examination.entries[at], f'the {name} {_shrinks(ratios[-1])}')
+      return Verdict(Kind.VANISHING, examination.entries[at], f'the {name} {_shrinks(ratios[-1])}')
     if ratios[-1] > EXPLODING:
       at = path[int(np.argmax(ratios > np.sqrt(EXPLODING)))]
-      return Verdict('exploding', examination.entries[at], f'the {name} grows to {ratios[-1]:.1e} times its size')
+      return Verdict(Kind.EXPLODING, examination.entries[at], f'the {name} grows to {ratios[-1]:.1e} times its size')
   signal, back = (ratios[-1] for _, ratios in ends.values())
   if signal * back < FAINT and not moves:
     path, ratios = ends['signal' if signal < back else 'gradient']
     at = path[int(np.argmax(ratios < FAINT**0.25))]
     return Verdict(
-      'vanishing', examination.entries[at], f'the signal {_shrinks(signal)}, the gradient {_shrinks(back)}'
+      Kind.VANISHING, examination.entries[at], f'the signal {_shrinks(signal)}, the gradient {_shrinks(back)}'
     )
   return None
 
@@ -392,7 +377,7 @@ def _shrinks(ratio: float) -> str:
 def _collapsed(examination: Examination, cosine: np.ndarray, hidden: np.ndarray) -> Verdict | None:
   before, after = _losses(examination)
   stands = abs(before - examination.guessing_loss) < GUESSING * examination.guessing_loss and after >= before
-  limit = ALIKE if stands else COLLAPSED
+  limit = ALIKE_AT_GUESSING if stands else COLLAPSED
   if not np.inf > cosine[hidden[-1]] > limit > examination.input_cosine:
     return None
   at = hidden[int(np.argmax(cosine[hidden] > limit))]
@@ -402,7 +387,7 @@ def _collapsed(examination: Examination, cosine: np.ndarray, hidden: np.ndarray)
   )
   if stands:
     reason += f', and {FIRST_STEPS} steps do not lower the loss ({before:.3g}, then {after:.3g})'
-  return Verdict('collapsing to one direction', examination.entries[at], reason)
+  return Verdict(Kind.COLLAPSING, examination.entries[at], reason)
 
 
 def _losses(examination: Examination) -> tuple[float, float]:
@@ -412,7 +397,7 @@ def _losses(examination: Examination) -> tuple[float, float]:
 
 def last_loss(examination: Examination) -> np.ndarray:
   """Returns the mean loss of the last few of the first steps, by seed."""
-  return np.mean(examination.losses[:, -LAST:], axis=1)
+  return np.mean(examination.losses[:, -LAST_EXAMINED:], axis=1)
 
 
 def _stepped(examination: Examination) -> Verdict:
@@ -423,8 +408,8 @@ def _stepped(examination: Examination) -> Verdict:
   large = not np.isfinite(examination.losses).all() or after > GROWN * max(before, examination.guessing_loss)
   if large or (ratio > RATIO and after > examination.guessing_loss):
     moves = '' if np.isnan(ratio) else f', which move parameters by {ratio:.1e} of their norm'
-    return Verdict('step too large', None, reason + moves)
-  return Verdict('trainable', None, reason)
+    return Verdict(Kind.LARGE_STEP, None, reason + moves)
+  return Verdict(Kind.TRAINABLE, None, reason)
 
 
 def remedies(config: typed.Config, examination: Examination, verdict: Verdict) -> list[dict[str, Any]]:
@@ -443,7 +428,8 @@ def remedies(config: typed.Config, examination: Examination, verdict: Verdict) -
   """
   model, rate = config.model, schedules.peak_rate(config.optim)
   tenth, hundredth = (float(f'{rate / factor:.2g}') for factor in (10, 100))  # no digits of floating point
-  norm = {'model.norm': 'layer_norm' if model.norm == 'batch_norm' or norm_batch(config) < SMALL else 'batch_norm'}
+  few = norm_batch(config) < BATCH_NORM_OFFERED_FROM
+  norm = {'model.norm': 'layer_norm' if model.norm == 'batch_norm' or few else 'batch_norm'}
   init = {'model.initializer': FITTING[model.activation], 'model.init_gain': 1.0}
   fits = (model.initializer, model.init_gain) == tuple(init.values())
   relu = {'model.activation': 'relu', 'model.initializer': 'he', 'model.init_gain': 1.0}
@@ -451,27 +437,38 @@ def remedies(config: typed.Config, examination: Examination, verdict: Verdict) -
   both = bypass | (norm if bypass and model.norm == 'none' else {})
   adam = {'optim.name': 'adamw', 'optim.learning_rate': 1e-3}
   clip = {'clip.name': 'global_norm', 'optim.learning_rate': tenth}
-  if verdict.kind == 'trainable':
+  if verdict.kind == Kind.TRAINABLE:
     offered = []
-  elif verdict.kind == 'step too large':
+  elif verdict.kind == Kind.LARGE_STEP:
     ratios = np.median(examination.update_ratios, 0)
     moved = int(np.argmax(ratios > 0))  # a warm-up may start at a rate of zero
-    sized = float(f'{examination.learning_rates[moved] * HEALTHY / ratios[moved]:.0e}') if ratios[moved] > 0 else rate
+    healthy = examination.learning_rates[moved] * HEALTHY_UPDATE
+    sized = float(f'{healthy / ratios[moved]:.0e}') if ratios[moved] > 0 else rate
     offered = [{'optim.learning_rate': each} for each in (sized, tenth, hundredth) if each < rate] + [clip]
-  elif verdict.kind == 'dead':
+  elif verdict.kind == Kind.DEAD:
     offered = [init, norm, {'model.activation': 'leaky_relu'} if model.activation == 'relu' else relu]
-  elif model.activation == 'sigmoid' and verdict.kind != 'exploding':
+  elif model.activation == 'sigmoid' and verdict.kind != Kind.EXPLODING:
     offered = [relu | norm, norm, both, adam]
   elif fits:
-    offered = [both, norm, clip if verdict.kind == 'exploding' else adam, init]
+    offered = [both, norm, clip if verdict.kind == Kind.EXPLODING else adam, init]
   else:
-    offered = [init, norm, both, clip if verdict.kind == 'exploding' else adam]
+    offered = [init, norm, both, clip if verdict.kind == Kind.EXPLODING else adam]
+  return keep_buildable(config, offered)[:3]
+
+
+def keep_buildable(config: typed.Config, offered: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+  """Returns what of each set of overrides changes the config, without repetitions and without what cannot be built.
+
+  Args:
+    config: a validated training config.
+    offered: `{'section.key': value}` each.
+  """
   chosen: list[dict[str, Any]] = []
   for overrides in offered:
     changed = {key: value for key, value in overrides.items() if keys.get(config, key) != value}
-    if changed and changed not in chosen and _builds(config, changed):
+    if changed and changed not in chosen and _can_be_built(config, changed):
       chosen.append(changed)
-  return chosen[:3]
+  return chosen
 
 
 def _micro_batch(config: typed.Config) -> int:
@@ -498,7 +495,7 @@ def shortcut(config: typed.Config, entries: int) -> dict[str, Any]:
   return {}
 
 
-def _builds(config: typed.Config, overrides: Mapping[str, Any]) -> bool:
+def _can_be_built(config: typed.Config, overrides: Mapping[str, Any]) -> bool:
   if config.train.init_from and any(key.startswith('model.') for key in overrides):
     return False  # pretrained weights are those of one network
   try:

@@ -11,6 +11,7 @@ from dnt import files
 from dnt import workdir as workdir_lib
 from dnt.config import typed
 from dnt.diagnostics import cures, diagnosis, doctor, trial
+from dnt.diagnostics.verdicts import Kind, Verdict
 from dnt.reporting import metric_names, plots, tables, terminal
 from dnt.training import experiment
 
@@ -67,7 +68,7 @@ def run(config: typed.Config, workdir: pathlib.Path, seeds: int, trying: bool, s
   status = terminal.StatusLine()
   found = diagnosis.make(config, data, seeds, seconds, status.update)
   examination, verdict = found.examination, found.verdict
-  offered = cures.offer(config, examination, found.causes) if verdict.kind != 'trainable' else []
+  offered = cures.offer(config, examination, found.causes) if verdict.kind != Kind.TRAINABLE else []
   status.close()
   _log.info(f'{table(examination, verdict)}\n\n{steps_table(examination)}\n\n{summary(found)}')
   content: dict[str, Any] = {
@@ -97,7 +98,7 @@ def run(config: typed.Config, workdir: pathlib.Path, seeds: int, trying: bool, s
   }
   files.write(workdir / 'probe.png', plots.png(figure(found)))
   files.write_json(workdir / workdir_lib.PROBE, content)
-  if verdict.kind == 'trainable':
+  if verdict.kind == Kind.TRAINABLE:
     return content
   if not offered:
     reason = 'config.model does not control the inside of this network'
@@ -142,20 +143,20 @@ def summary(found: diagnosis.Diagnosis) -> str:
     f'; the trial ended at its time limit ({len(found.trial.losses)} steps)' if found.trial.stopped == 'time' else ''
   )
   lines = [f'verdict: {sentence(found.verdict)}', f'{found.state}: {likely}{limit}']
-  trains = found.verdict.kind == 'trainable'
+  trains = found.verdict.kind == Kind.TRAINABLE
   others, word = (found.causes, 'it trains all the same, but') if trains else (found.causes[1:], 'also')
-  lines += [f'{word}: {sentence(doctor.Verdict(*cause))}' for cause in others]
+  lines += [f'{word}: {sentence(cause)}' for cause in others]
   lines += [f'data: {finding.kind}: {finding.text}' for finding in found.findings]
   return '\n'.join(lines)
 
 
-def sentence(verdict: doctor.Verdict) -> str:
+def sentence(verdict: Verdict) -> str:
   """Formats the verdict as one line."""
   where = f' from {verdict.entry} on' if verdict.entry else ''
   return f'{verdict.kind}{where}: {verdict.reason}'
 
 
-def table(examination: doctor.Examination, verdict: doctor.Verdict) -> str:
+def table(examination: doctor.Examination, verdict: Verdict) -> str:
   """Formats the medians over seeds by entry; for a deep network only some entries, including that of the verdict."""
   shown = [name for name in COLUMNS if name in examination.columns]
   count = len(examination.entries)

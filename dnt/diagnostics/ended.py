@@ -15,6 +15,7 @@ from dnt import checkpoints, errors, files
 from dnt import workdir as workdir_lib
 from dnt.data import splits
 from dnt.diagnostics import causes, doctor, trial
+from dnt.diagnostics.verdicts import Kind
 from dnt.reporting import metric_names, metrics
 
 SMOOTHED = 5  # lines of the record over which a loss is averaged
@@ -28,14 +29,14 @@ class Ended(NamedTuple):
 
   Attributes:
     state: healthy, doubtful (it learns, but something is wrong) or sick.
-    kind: 'trainable', or what went wrong first, in the doctor's words.
+    kind: what went wrong first; trainable if nothing did.
     entry: the entry where it begins, if telemetry shows it.
     step: the step at which it begins; None for a healthy run.
     lines: what the record shows, one line each.
   """
 
   state: str
-  kind: str
+  kind: Kind
   entry: str | None
   step: int | None
   lines: tuple[str, ...]
@@ -82,35 +83,35 @@ def judge(config: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], saved: 
     messages.append(f'checkpoints: {", ".join(map(str, saved))}')
   broken = np.flatnonzero(~np.isfinite(losses))
   smooth = _smoothed(losses[: broken[0]] if broken.size else losses)
-  kind, state, at = 'trainable', trial.HEALTHY, None
-  last = np.array(steps) > steps[-1] - trial.LAST
+  kind, state, at = Kind.TRAINABLE, trial.HEALTHY, None
+  last = np.array(steps) > steps[-1] - trial.LAST_TRIED
   falls = losses[last].mean() < causes.FALLS * np.min(losses[~last][:1], initial=guessing)  # enough for a short run
   if broken.size:
     # Without a line from before, nothing shows that the steps did it.
-    kind, state, at = 'step too large' if broken[0] else 'exploding', trial.SICK, _rise(smooth)
+    kind, state, at = Kind.LARGE_STEP if broken[0] else Kind.EXPLODING, trial.SICK, _rise(smooth)
     since = steps[broken[0]]
     later = f'the loss is not finite from step {since} on'
     messages.append('the first loss is not finite, before any update' if since == 1 else later)
   elif losses[last].mean() > causes.RISEN * max(guessing, smooth.min()):
-    kind, state, at = 'step too large', trial.SICK, _rise(smooth)
+    kind, state, at = Kind.LARGE_STEP, trial.SICK, _rise(smooth)
   elif accuracies[last].mean() < trial.limit(chance) and (steps[-1] >= trial.STEPS or not falls):
-    kind, state, at = causes.STUCK, trial.SICK, 0
+    kind, state, at = Kind.STUCK, trial.SICK, 0
   rows = [(line['step'], metric_names.from_metrics(line)) for line in lines]
   signal = _signal([(step, found) for step, found in rows if found])
-  if signal and state == trial.SICK and (kind == causes.STUCK or signal.step <= steps[at or 0]):
+  if signal and state == trial.SICK and (kind == Kind.STUCK or signal.step <= steps[at or 0]):
     kind, at_step, entry = signal.kind, signal.step, signal.entry
   else:
     at_step, entry = None if at is None else steps[at], None
   # After the loss has begun to rise, units that die are an effect.
-  if signal and (kind != 'step too large' or signal.step <= steps[at or 0]):
+  if signal and (kind != Kind.LARGE_STEP or signal.step <= steps[at or 0]):
     messages.append(f'step {signal.step}: {signal.kind} from {signal.entry} on: {signal.reason}')
-  if at is not None and kind == 'step too large':
+  if at is not None and kind == Kind.LARGE_STEP:
     messages.append(f'the loss rises from step {steps[at]} on, where it was {smooth[at]:.3g}')
     messages.append('a smaller config.optim.learning_rate, a warm-up or clipping may help')
   lost = _not_finite(evaluated)
   messages += [f'{name} is not finite from the evaluation of step {step} on' for name, step in lost.items()]
   if lost and state == trial.HEALTHY:
-    kind, state, at_step = 'exploding', trial.SICK, min(lost.values())
+    kind, state, at_step = Kind.EXPLODING, trial.SICK, min(lost.values())
   worse = _generalization(evaluated, config['data']['train_split'], accuracies[-1])
   messages += worse
   if state == trial.HEALTHY and (worse or signal):
@@ -126,7 +127,7 @@ class _Signal(NamedTuple):
   """Describes the first step whose telemetry shows a sick signal."""
 
   step: int
-  kind: str
+  kind: Kind
   entry: str
   reason: str
 
@@ -136,21 +137,21 @@ def _signal(rows: Sequence[tuple[int, Sequence[metric_names.EntryRow]]]) -> _Sig
     for row in found:
       for value, what in ((row.dead, 'of its units are dead'), (row.saturated, 'of its activations are saturated')):
         if value is not None and value > doctor.DEAD:
-          return _Signal(step, 'dead', row.entry, f'{100 * value:.0f} % {what}')
+          return _Signal(step, Kind.DEAD, row.entry, f'{100 * value:.0f} % {what}')
     norms = [(row.entry, row.output_gradient_norm) for row in found[:-1] if row.output_gradient_norm is not None]
     if len(norms) < 2:
       continue
     lost = next((entry for entry, norm in reversed(norms) if not math.isfinite(norm)), None)
     if lost:
-      return _Signal(step, 'exploding', lost, 'its gradient is not finite')
+      return _Signal(step, Kind.EXPLODING, lost, 'its gradient is not finite')
     (first, first_norm), (_, last_norm) = norms[0], norms[-1]
     if not last_norm:  # a head that starts at zero passes none on at first
       continue
     ratio = first_norm / last_norm
     if ratio < doctor.VANISHING:
-      return _Signal(step, 'vanishing', first, f'the gradient shrinks to {ratio:.1e} of its size on the way there')
+      return _Signal(step, Kind.VANISHING, first, f'the gradient shrinks to {ratio:.1e} of its size on the way there')
     if ratio > doctor.EXPLODING:
-      return _Signal(step, 'exploding', first, f'the gradient grows to {ratio:.1e} times its size on the way there')
+      return _Signal(step, Kind.EXPLODING, first, f'the gradient grows to {ratio:.1e} times its size on the way there')
   return None
 
 

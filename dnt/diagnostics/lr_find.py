@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 SMOOTHING = 0.98  # fraction of the old average that each step keeps
 DIVERGED = 4  # a sweep ends if its smoothed loss exceeds the best one by this factor
-FIRST, LAST = 0.1, 5  # fraction of the sweep at its start, and steps at its end, that suggestions ignore
+IGNORED_START, IGNORED_END = 0.1, 5  # fraction of the sweep at its start, and steps at its end, that suggestions ignore
 _MEANING = {'steepest': 'where the loss falls most steeply in the course', 'valley': 'the valley'}
 REACH = 0.1  # fraction of the sweep's steps on either side of a step over which its slope is taken
 
@@ -360,7 +360,7 @@ def learns(losses: np.ndarray, smoothed: np.ndarray, steps: int) -> bool:
 
 
 def _used(steps: int) -> slice:
-  return slice(int(FIRST * steps), -LAST)
+  return slice(int(IGNORED_START * steps), -IGNORED_END)
 
 
 def valley(losses: Sequence[float] | np.ndarray) -> int:

@@ -21,7 +21,7 @@ from dnt.parallel import mesh as mesh_lib
 from dnt.training import experiment, initialize, steps
 
 STEPS = 300
-LAST = 50  # steps over which the accuracy counts
+LAST_TRIED = 50  # steps over which the accuracy counts
 LEARNT = 1 / 6  # fraction of the way from chance to 1, below which a training has failed
 TIMES = 2.5  # accuracy over chance from which one has not failed, whatever the number of classes
 CHUNK = 10  # steps of one call
@@ -60,7 +60,7 @@ class Trial(NamedTuple):
   @property
   def learnt(self) -> float:
     """Returns how far the accuracy of the last steps is on the way from chance to 1; 1 if there is one class alone."""
-    return _progress(self.accuracies[-LAST:], self.chance)
+    return _progress(self.accuracies[-LAST_TRIED:], self.chance)
 
 
 def limit(chance: float) -> float:
@@ -183,9 +183,9 @@ def is_settled(accuracies: list[float], rates: np.ndarray, chance: float) -> boo
     chance: accuracy of always predicting the most frequent class.
   """
   done = len(accuracies)
-  if done < SURE or rates[done - LAST // 2 :].max() > 1.001 * rates[: done - LAST // 2].max():
+  if done < SURE or rates[done - LAST_TRIED // 2 :].max() > 1.001 * rates[: done - LAST_TRIED // 2].max():
     return False
-  recent, earlier = accuracies[-LAST // 2 :], accuracies[-LAST : -LAST // 2]
+  recent, earlier = accuracies[-LAST_TRIED // 2 :], accuracies[-LAST_TRIED : -LAST_TRIED // 2]
   return _progress(recent, chance) > SETTLED and bool(np.mean(recent) >= np.mean(earlier) - 0.02)
 
 
@@ -224,11 +224,11 @@ def course(trial: Trial) -> str:
   """Returns the course of a trial in words."""
   if not len(trial.losses):
     return 'the first loss is not finite'
-  first, last = trial.losses[0], np.mean(trial.losses[-LAST:])
+  first, last = trial.losses[0], np.mean(trial.losses[-LAST_TRIED:])
   text = f'the loss goes from {first:.4g} to {last:.4g} in {len(trial.losses)} steps'
   if trial.stopped == 'not finite':
     return f'{text}, after which it is not finite'
-  return f'{text}, the accuracy to {100 * np.mean(trial.accuracies[-LAST:]):.0f} %'
+  return f'{text}, the accuracy to {100 * np.mean(trial.accuracies[-LAST_TRIED:]):.0f} %'
 
 
 def _progress(accuracies: Any, chance: float) -> float:

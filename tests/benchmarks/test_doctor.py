@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from benchmarks import doctor, doctor_networks, doctor_score, doctor_space
-from dnt.diagnostics import causes, trial
+from dnt.diagnostics import trial
+from dnt.diagnostics.verdicts import Kind
 
 
 def outcome(accuracy, not_finite=None):
@@ -61,8 +62,8 @@ def judged():
 
   return truths, [
     verdict(numbers[0], trial.HEALTHY, 0.05, 'trainable'),
-    verdict(numbers[1], trial.DOUBTFUL, 0.6, causes.STUCK),
-    verdict(numbers[2], trial.SICK, 0.95, causes.STUCK, mended=False),
+    verdict(numbers[1], trial.DOUBTFUL, 0.6, Kind.STUCK),
+    verdict(numbers[2], trial.SICK, 0.95, Kind.STUCK, mended=False),
     verdict(planted, trial.SICK, 0.95, 'dead', causes=[('dead', at)], mended=True),
   ]
 

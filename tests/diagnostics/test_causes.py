@@ -6,6 +6,7 @@ import pytest
 
 from dnt import config as schema
 from dnt.diagnostics import causes, cures, diagnosis, doctor, labels, lr_find, trial
+from dnt.diagnostics.verdicts import Kind, Verdict
 from dnt.training import experiment
 
 
@@ -79,18 +80,18 @@ PROBABILITIES = np.full((4, 10), 0.1)
     ({}, None, {'cosine': [0.5, 0.95, 0.99]}, 'collapsing to one direction'),
     ({}, None, {'cosine': [0.5, 0.95, 0.99], 'ratios': [1e-7, 1e-7]}, 'collapsing to one direction'),
     ({}, tried(accuracies=[0.5] * 150 + [0.1] * 150), {}, 'step too large'),
-    ({}, None, {'outputs': PROBABILITIES}, causes.SQUASHED),
-    ({}, None, {'outputs': np.maximum(np.eye(3) - 0.5, 0)}, causes.SQUASHED),
-    ({}, None, {'outputs': np.sign(np.eye(3) - 0.5)}, causes.SQUASHED),
-    ({}, None, {'outputs': np.repeat([[0.0], [0.3]], 10, 1)}, causes.STUCK),
-    ({}, None, {'rms': 130.0}, causes.SCALE),
-    ({}, None, {'rms': 1e-3}, causes.SCALE),
-    ({'optim.weight_decay': 1.0}, tried(shrinkage=1e-3), {'ratios': [0.1, 0.1]}, causes.DECAY),
-    ({'optim.weight_decay': 100.0}, tried([2.3], stopped='not finite'), {'ratios': [10.0, 90.0]}, causes.DECAY),
-    ({'clip.name': 'global_norm'}, None, {'clip_factor': [1e-4] * 3, 'ratios': [1e-8] * 2}, causes.CLIPPED),
-    ({'train.batch_size': 2}, None, {}, causes.SMALL_BATCH),
-    ({}, None, {'ratios': [1e-7, 1e-7]}, causes.SMALL_STEP),
-    ({}, None, {}, causes.STUCK),
+    ({}, None, {'outputs': PROBABILITIES}, Kind.SQUASHED),
+    ({}, None, {'outputs': np.maximum(np.eye(3) - 0.5, 0)}, Kind.SQUASHED),
+    ({}, None, {'outputs': np.sign(np.eye(3) - 0.5)}, Kind.SQUASHED),
+    ({}, None, {'outputs': np.repeat([[0.0], [0.3]], 10, 1)}, Kind.STUCK),
+    ({}, None, {'rms': 130.0}, Kind.SCALE),
+    ({}, None, {'rms': 1e-3}, Kind.SCALE),
+    ({'optim.weight_decay': 1.0}, tried(shrinkage=1e-3), {'ratios': [0.1, 0.1]}, Kind.DECAY),
+    ({'optim.weight_decay': 100.0}, tried([2.3], stopped='not finite'), {'ratios': [10.0, 90.0]}, Kind.DECAY),
+    ({'clip.name': 'global_norm'}, None, {'clip_factor': [1e-4] * 3, 'ratios': [1e-8] * 2}, Kind.CLIPPED),
+    ({'train.batch_size': 2}, None, {}, Kind.SMALL_BATCH),
+    ({}, None, {'ratios': [1e-7, 1e-7]}, Kind.SMALL_STEP),
+    ({}, None, {}, Kind.STUCK),
   ],
 )
 def test_what_shows_a_cause(overrides, result, changes, kind):
@@ -98,34 +99,32 @@ def test_what_shows_a_cause(overrides, result, changes, kind):
 
 
 def test_what_looks_alike_is_not_a_cause():
-  assert causes.DECAY not in find({'optim.weight_decay': 0.5}, ratios=[0.1] * 2), 'the kernels have kept their norm'
-  assert causes.DECAY in find({'optim.weight_decay': 0.5}, ratios=[0.05] * 2), 'gradients hold their norm against it'
-  assert causes.CLIPPED not in find({'clip.name': 'global_norm'}, clip_factor=[1e-4] * 3), (
-    'the updates are large enough'
-  )
-  assert causes.CLIPPED not in find(
+  assert Kind.DECAY not in find({'optim.weight_decay': 0.5}, ratios=[0.1] * 2), 'the kernels have kept their norm'
+  assert Kind.DECAY in find({'optim.weight_decay': 0.5}, ratios=[0.05] * 2), 'gradients hold their norm against it'
+  assert Kind.CLIPPED not in find({'clip.name': 'global_norm'}, clip_factor=[1e-4] * 3), 'the updates are large enough'
+  assert Kind.CLIPPED not in find(
     {'clip.name': 'global_norm'}, clip_factor=[1e-4] * 3, ratios=[1e-8] * 2, scale_free=True
   ), 'a rule that divides by the size of the gradient undoes it'
-  assert causes.SMALL_BATCH not in find({'train.batch_size': 2}, batch_statistics=False)
-  assert causes.SMALL_BATCH in find({'train.batch_size': 32, 'train.accumulate': 16})
+  assert Kind.SMALL_BATCH not in find({'train.batch_size': 2}, batch_statistics=False)
+  assert Kind.SMALL_BATCH in find({'train.batch_size': 32, 'train.accumulate': 16})
   assert 'collapsing to one direction' not in find((), tried([1.5] * 300), cosine=[0.5, 0.95, 0.99]), 'it learns'
   assert find((), tried([], stopped='not finite'), cosine=[0.5, 0.95, 0.99]) == ['exploding'], 'no loss stays'
-  assert find(cosine=[0.5, np.inf, 0.5]) == [causes.STUCK], 'a cosine that is not finite says nothing'
-  assert causes.SMALL_STEP not in find(ratios=[0.0, 1e-3], rates=[0.0, 0.1]), 'a warm-up begins at rate zero'
+  assert find(cosine=[0.5, np.inf, 0.5]) == [Kind.STUCK], 'a cosine that is not finite says nothing'
+  assert Kind.SMALL_STEP not in find(ratios=[0.0, 1e-3], rates=[0.0, 0.1]), 'a warm-up begins at rate zero'
 
 
 @pytest.mark.usefixtures('eight_devices')
 def test_each_device_may_take_statistics_of_its_own():
-  assert causes.SMALL_BATCH not in find({'train.batch_size': 32})
-  assert causes.SMALL_BATCH in find({'train.batch_size': 32, 'model.norm_sync': 'device'})
-  assert causes.SMALL_BATCH not in find({'train.batch_size': 128, 'model.norm_sync': 'device'})
+  assert Kind.SMALL_BATCH not in find({'train.batch_size': 32})
+  assert Kind.SMALL_BATCH in find({'train.batch_size': 32, 'model.norm_sync': 'device'})
+  assert Kind.SMALL_BATCH not in find({'train.batch_size': 128, 'model.norm_sync': 'device'})
 
 
 def larger(**overrides):
   """What is offered against a small batch beside another norm."""
   config = schema.override(schema.default(), {f'train.{key}': value for key, value in overrides.items()}, 'test')
   config.model.norm_sync = 'device' if len(jax.devices()) > 1 else 'global'
-  _, offered, *_ = cures.offer(config, examination(), [causes.Cause(causes.SMALL_BATCH, None, '')])
+  _, offered, *_ = cures.offer(config, examination(), [Verdict(Kind.SMALL_BATCH, None, '')])
   return offered
 
 
@@ -146,12 +145,12 @@ def test_each_device_gets_a_large_enough_part():
 def test_a_head_that_starts_at_zero_does_not_say_that_its_steps_are_small():
   """Its updates are a fraction of their own sum, at any learning rate."""
   unknown = {'ratios': [np.nan, np.nan]}
-  assert find(**unknown) == [causes.STUCK]
-  assert find({'clip.name': 'global_norm'}, None, clip_factor=[1e-4] * 3, **unknown) == [causes.STUCK]
-  assert find((), None, ratios=[0.0, 0.0], rates=[0.0, 0.0]) == [causes.STUCK], 'no step has been taken yet'
+  assert find(**unknown) == [Kind.STUCK]
+  assert find({'clip.name': 'global_norm'}, None, clip_factor=[1e-4] * 3, **unknown) == [Kind.STUCK]
+  assert find((), None, ratios=[0.0, 0.0], rates=[0.0, 0.0]) == [Kind.STUCK], 'no step has been taken yet'
   broken = tried([2.3, 90.0], stopped='not finite')
   (cause,) = causes.find(schema.default(), examination(**unknown), broken)
-  assert cause.kind == 'step too large' and 'nan' not in cause.reason
+  assert cause.kind == Kind.LARGE_STEP and 'nan' not in cause.reason
   assert 'nan' not in doctor.judge(examination(losses=[2.3, np.inf], **unknown)).reason
   learns = tried([2.3, 2.0, 1.5, 1.2, 1.0, 0.9, 0.8], stopped='not finite')
   assert find((), learns, **unknown) == ['exploding']
@@ -159,7 +158,7 @@ def test_a_head_that_starts_at_zero_does_not_say_that_its_steps_are_small():
 
 @pytest.mark.parametrize('ratio', [np.nan, 0.0])
 def test_no_rate_follows_from_updates_that_were_not_seen(ratio):
-  found = [causes.Cause(causes.SMALL_STEP, None, '')]
+  found = [Verdict(Kind.SMALL_STEP, None, '')]
   offered = cures.offer(schema.default(), examination(ratios=[ratio, ratio]), found)
   assert {overrides[cures.RATE] for overrides in offered if cures.RATE in overrides} == {1e-3}
   # 300 steps of 1e-6 move the parameters by 3e-4 of their norm; to one digit.
@@ -169,27 +168,27 @@ def test_no_rate_follows_from_updates_that_were_not_seen(ratio):
 
 def test_faults_with_which_a_network_may_train():
   faults = {'dead': [0.0, 1.0, np.nan], 'outputs': PROBABILITIES}
-  assert [cause.kind for cause in causes.find_faults(examination(**faults))] == [causes.SQUASHED, 'dead']
+  assert [cause.kind for cause in causes.find_faults(examination(**faults))] == [Kind.SQUASHED, 'dead']
   assert causes.find_faults(examination(**LOST)) == []
 
 
 def test_a_loss_that_falls_without_the_accuracy_is_said():
   (cause,) = causes.find(schema.default(), examination(), tried(np.linspace(5.0, 0.01, 300)))
-  assert cause.kind == causes.STUCK and 'config.loss' in cause.reason
+  assert cause.kind == Kind.STUCK and 'config.loss' in cause.reason
 
 
 def test_a_long_warm_up_is_said():
   (cause,) = causes.find(schema.default(), examination(), tried()._replace(reached=0.01))
-  assert cause.kind == causes.STUCK and 'config.schedule.warmup' in cause.reason
+  assert cause.kind == Kind.STUCK and 'config.schedule.warmup' in cause.reason
 
 
 @pytest.mark.parametrize(
   ('losses', 'finding', 'kind', 'state'),
   [
     ([[2.3, 2.3], [2.3, np.nan], [2.3, 2.3]], None, 'step too large', trial.DOUBTFUL),
-    ([[2.3, 2.3]], None, causes.STUCK, trial.SICK),
+    ([[2.3, 2.3]], None, Kind.STUCK, trial.SICK),
     ([[2.3, 2.3]], 'unexplained labels', 'trainable', trial.SICK),
-    ([[2.3, 2.3]], 'unequal classes', causes.STUCK, trial.SICK),
+    ([[2.3, 2.3]], 'unequal classes', Kind.STUCK, trial.SICK),
   ],
   ids=['one of three diverges', 'no cause', 'the labels are the cause', 'they are not'],
 )
@@ -204,7 +203,7 @@ def test_what_joins_to_a_diagnosis(monkeypatch, losses, finding, kind, state):
   config = schema.default()
   diagnosed = diagnosis.make(config, experiment.load_data(config, ()))
   assert (diagnosed.verdict.kind, diagnosed.state) == (kind, state), diagnosed.verdict
-  assert bool(diagnosed.causes) == (kind != 'trainable')
+  assert bool(diagnosed.causes) == (kind != Kind.TRAINABLE)
 
 
 @pytest.mark.parametrize(
@@ -257,15 +256,15 @@ def test_another_initialization_is_not_tried_without_time(monkeypatch):
 def test_all_causes_are_named_what_kills_first_before_the_rest():
   broken = tried([2.3, 1e9], stopped='not finite')
   found = find({'optim.weight_decay': 100.0, 'train.batch_size': 2}, broken, rms=130.0, ratios=[10.0, 90.0])
-  assert found[:4] == [causes.SCALE, causes.DECAY, 'step too large', causes.SMALL_BATCH]
+  assert found[:4] == [Kind.SCALE, Kind.DECAY, 'step too large', Kind.SMALL_BATCH]
 
 
-@pytest.mark.parametrize('kind', [*causes.KINDS[1:]])
+@pytest.mark.parametrize('kind', [*Kind][1:])
 def test_an_offer_changes_the_config_and_can_be_built(kind):
   config = schema.override(schema.default(), {'model.norm': 'none', 'train.batch_size': 4}, 'test')
-  if kind == causes.CLIPPED:
+  if kind == Kind.CLIPPED:
     config.clip.name = 'global_norm'
-  found = causes.Cause(kind, 'block', '')
+  found = Verdict(kind, 'block', '')
   offered = cures.offer(config, examination(), [found])
   assert 1 <= len(offered) <= cures.MOST
   for overrides in offered:
@@ -278,24 +277,24 @@ def test_an_offer_changes_the_config_and_can_be_built(kind):
 def test_an_offer_answers_the_cause_alone_first_and_all_causes_together_later():
   decay = {'optim.weight_decay': 10.0}
   config = schema.override(schema.default(), decay | {'clip.name': 'value', 'clip.threshold': 1e-6}, 'test')
-  found = [causes.Cause(kind, None, '') for kind in (causes.DECAY, causes.CLIPPED)]
+  found = [Verdict(kind, None, '') for kind in (Kind.DECAY, Kind.CLIPPED)]
   first, second, *_ = cures.offer(config, examination(), found)
   assert first == {'optim.weight_decay': cures.USUAL_DECAY}
   assert second == first | {'clip.name': 'none'}
 
 
 def test_of_ones_own_module_no_option_of_a_network_of_dnt_is_offered(wide_network):
-  offered = cures.offer(wide_network, examination(), [causes.Cause('vanishing', None, '')])
+  offered = cures.offer(wide_network, examination(), [Verdict(Kind.VANISHING, None, '')])
   assert offered and not any(key.startswith('model.') for each in offered for key in each)
 
 
-@pytest.mark.parametrize('kind', [*causes.KINDS[1:]])
+@pytest.mark.parametrize('kind', [*Kind][1:])
 def test_of_pretrained_weights_no_other_network_is_offered(kind):
   given = {'model.name': 'pretrained', 'train.init_from': 'runs/other', 'train.batch_size': 4}
   config = schema.override(schema.default(), given, 'test')
-  offered = cures.offer(config, examination(), [causes.Cause(kind, 'block', '')])
+  offered = cures.offer(config, examination(), [Verdict(kind, 'block', '')])
   assert not any(key.startswith('model.') for overrides in offered for key in overrides)
-  inside = ('dead', doctor.CUT_OFF, causes.SQUASHED)
+  inside = ('dead', Kind.CUT_OFF, Kind.SQUASHED)
   assert bool(offered) == (kind not in inside)
 
 
@@ -341,7 +340,7 @@ def test_cures_are_ranked_by_where_they_lead(tiny):
     ({'activation_rms': [1e-6, 1e-6, 1e-6]}, 'vanishing', 'stem'),
     ({'outputs': 1e-7 * (np.eye(10) - 0.5)}, 'vanishing', 'head'),
     ({'outputs': 1e6 * (np.eye(10) - 0.5)}, 'exploding', 'head'),
-    ({'outputs': np.zeros((4, 10)), 'activation_rms': [1.0, 1.0, 0.0]}, causes.STUCK, None),
+    ({'outputs': np.zeros((4, 10)), 'activation_rms': [1.0, 1.0, 0.0]}, Kind.STUCK, None),
   ],
 )
 def test_a_signal_that_is_lost_within_one_entry(changes, kind, entry):
@@ -357,10 +356,10 @@ def test_a_rate_that_is_too_large_for_one_entry_is_said_with_it():
 
 def test_a_loss_that_is_large_from_the_first_step_on_is_not_the_work_of_small_steps():
   large = tried([900.0] * 300)
-  assert find((), large) == [causes.STUCK]
+  assert find((), large) == [Kind.STUCK]
   assert find((), large, ratios=[0.05, 0.05]) == ['step too large']
   falls = tried([46.0, 140.0, *np.linspace(40, 3.3, 298)])
-  assert find((), falls) == [causes.STUCK], 'it has fallen far below its first value'
+  assert find((), falls) == [Kind.STUCK], 'it has fallen far below its first value'
 
 
 def test_a_change_of_accuracy_within_its_noise_is_no_fall():
@@ -370,12 +369,12 @@ def test_a_change_of_accuracy_within_its_noise_is_no_fall():
 
 def test_small_steps_that_follow_from_a_cause_are_no_cause():
   found = find((), None, **LOST, ratios=[1e-8, 1e-8])
-  assert found[0] == 'vanishing' and causes.SMALL_STEP not in found
+  assert found[0] == 'vanishing' and Kind.SMALL_STEP not in found
 
 
 def test_all_causes_together_leave_out_rates_that_follow_from_another():
   config = schema.override(schema.default(), {'model.init_gain': 0.1, 'model.norm': 'none'}, 'test')
-  found = [causes.Cause(kind, None, '') for kind in ('vanishing', causes.SMALL_STEP)]
+  found = [Verdict(kind, None, '') for kind in ('vanishing', Kind.SMALL_STEP)]
   *others, sound = cures.offer(config, examination(), found)
   assert not any(cures.RATE in overrides for overrides in others)
   assert sound['optim.learning_rate'] == 1e-3
@@ -384,7 +383,7 @@ def test_all_causes_together_leave_out_rates_that_follow_from_another():
 def test_what_is_sound_has_usual_values_where_others_can_harm():
   odd = {'model.norm_epsilon': 1e4, 'finetune.rates': (('head', 1e4),), 'loss.label_smoothing': 0.9}
   config = schema.override(schema.default(), odd, 'test')
-  sound = cures.offer(config, examination(), [causes.Cause('vanishing', None, '')])[-1]
+  sound = cures.offer(config, examination(), [Verdict(Kind.VANISHING, None, '')])[-1]
   assert {key: sound[key] for key in odd} == {
     'model.norm_epsilon': schema.default().model.norm_epsilon,
     'finetune.rates': (),

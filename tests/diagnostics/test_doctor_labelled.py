@@ -6,6 +6,7 @@ import pytest
 from dnt import config as schema
 from dnt.data import pipeline
 from dnt.diagnostics import cures, diagnosis, doctor, trial
+from dnt.diagnostics.verdicts import Kind
 from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
 from dnt.training import experiment, steps
@@ -38,7 +39,7 @@ class ZeroBranches(nn.Module):
     return nn.Dense(self.num_classes, kernel_init=zeros, name='answer')(x)
 """
 STEPS = 300  # of training, after which a network that trains has learnt something
-WELL, VANISHING, EXPLODING, COLLAPSING, DEAD, TOO_LARGE = doctor.VERDICTS
+KINDS = WELL, VANISHING, EXPLODING, COLLAPSING, DEAD, TOO_LARGE = [*Kind][:6]
 
 
 def network(name, rate=0.05, **options):
@@ -161,7 +162,7 @@ def digits():
 def test_the_set_is_large_and_has_every_verdict():
   labels = [label for _, label in NETWORKS.values()]
   assert len(labels) >= 30
-  assert set(labels) == set(doctor.VERDICTS) == {NETWORKS[name][1] for name in QUICK}
+  assert set(labels) == set(KINDS) == {NETWORKS[name][1] for name in QUICK}
   assert labels.count(WELL) >= 15 <= len(SICK)
 
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from dnt import errors, workdir
-from dnt.diagnostics import causes, cures, diagnosis, doctor, doctor_report, labels, trial
+from dnt.diagnostics import cures, diagnosis, doctor, doctor_report, labels, trial
+from dnt.diagnostics.verdicts import Kind, Verdict
 from dnt.reporting import plots
 
 
@@ -36,14 +37,14 @@ def examination(entries=5):
 def diagnose(verdict):
   steps = np.linspace(3, 2, 20)
   tried = trial.Trial(steps, steps / 10, np.full(20, 0.1), 1.0, 1.0, 0.1, 'time', 60.0)
-  cause = causes.Cause(*verdict)
+  cause = Verdict(*verdict)
   finding = labels.Finding('one class', 'all images are of class 3')
   return diagnosis.Diagnosis(
     examination(), tried, verdict, 'sick', 0.9, [cause, cause._replace(kind='dead')], [finding]
   )
 
 
-SICK = doctor.Verdict('vanishing', 'stage1/block002', 'the signal shrinks to 1.0e-09 of what it was')
+SICK = Verdict(Kind.VANISHING, 'stage1/block002', 'the signal shrinks to 1.0e-09 of what it was')
 
 
 def test_the_table_holds_medians_and_says_what_they_are():
@@ -111,7 +112,7 @@ def test_the_summary_says_how_sure_it_is_and_what_the_data_has():
   assert re.search(r'^sick: 90 % .*300 steps.* time limit.*20 steps', lines[1])
   assert lines[2].startswith('also: dead')
   assert lines[3] == 'data: one class: all images are of class 3'
-  well = diagnose(SICK)._replace(state='healthy', verdict=doctor.Verdict('trainable', None, 'it learns'))
+  well = diagnose(SICK)._replace(state='healthy', verdict=Verdict(Kind.TRAINABLE, None, 'it learns'))
   lines = doctor_report.summary(well).splitlines()
   assert [line.partition(':')[0] for line in lines] == [
     'verdict',

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from dnt import errors, loop
-from dnt.diagnostics import causes, ended
+from dnt.diagnostics import ended
+from dnt.diagnostics.verdicts import Kind
 from dnt.training import record
 
 CONFIG = {'model': {'num_classes': 10}, 'train': {'steps': 1000}, 'data': {'train_split': 'train'}}
@@ -53,7 +54,7 @@ def test_a_loss_that_rises_and_stays():
 
 def test_a_loss_that_does_not_move():
   found = ended.judge(CONFIG, lines([2.3] * 20, [0.1] * 20), [])
-  assert (found.state, found.kind) == ('sick', causes.STUCK)
+  assert (found.state, found.kind) == ('sick', Kind.STUCK)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +82,7 @@ def test_a_loss_that_does_not_move():
 )
 def test_a_run_is_stuck_by_its_last_steps(losses, accuracies, steps, stuck):
   found = ended.judge(CONFIG, lines(losses, accuracies, steps), [])
-  assert (found.state, found.kind) == (('sick', causes.STUCK) if stuck else ('healthy', 'trainable'))
+  assert (found.state, found.kind) == (('sick', Kind.STUCK) if stuck else ('healthy', 'trainable'))
 
 
 def test_a_loss_that_has_come_down_again():
@@ -120,7 +121,7 @@ def test_units_that_die_after_the_loss_has_risen_are_not_named():
   losses = [*FALLS[:10], 50.0, 1e5, 1e9, 1e9, 1e9, 1e9, 1e9, 1e9, 1e9, 1e9]
   record_ = [line | {'telemetry/block/dead': 1.0 * (line['step'] > 120)} for line in lines(losses)]
   found = ended.judge(CONFIG, record_, [])
-  assert found.kind == 'step too large' and not any('dead' in line for line in found.lines)
+  assert found.kind == Kind.LARGE_STEP and not any('dead' in line for line in found.lines)
   assert any('config.optim.learning_rate' in line for line in found.lines)
 
 
@@ -134,7 +135,7 @@ def test_dead_units():
 def test_overfitting_is_said_with_its_step():
   val = [1.0, 0.8, 0.5, 0.7, 1.2] + [1.5] * 15
   found = ended.judge(CONFIG, lines(FALLS, val__loss=val, val__accuracy=[0.5] * 20), [])
-  assert found.state == 'doubtful' and found.kind == 'trainable'
+  assert found.state == 'doubtful' and found.kind == Kind.TRAINABLE
   assert any('val/loss rises from 0.5 at step 30' in line for line in found.lines)
   assert any('val/accuracy is 50 %' in line for line in found.lines)
 
