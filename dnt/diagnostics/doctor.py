@@ -176,9 +176,9 @@ def _make_step(run: experiment.Experiment, batch_at: Callable) -> Callable:
   params = run.abstract_state().params
   plain = telemetry.make(run.config, params, phase.partition.split(params)[0], run.table)
 
-  def measure(params, gradient, updates, examination, gradient_captures):
-    cosine = telemetry.gather(examination, 'cosine', called, run.entries, lambda total: total / parts)
-    return plain.measure(params, gradient, updates, examination, gradient_captures) | {'cosine': cosine}
+  def measure(params, gradient, updates, captured, gradient_captures):
+    cosine = telemetry.gather(captured, 'cosine', called, run.entries, lambda total: total / parts)
+    return plain.measure(params, gradient, updates, captured, gradient_captures) | {'cosine': cosine}
 
   watched = telemetry.Telemetry(plain.gradient_captures, measure)
   train_step = run.make_step(phase.partition, phase.optimizer, telemetry=watched)
@@ -282,15 +282,14 @@ def _ratios(steps: Sequence[Mapping[str, telemetry.Column]]) -> list[float]:
   learning rate, see `telemetry.floors`.
   """
   moving = np.flatnonzero(steps[0]['parameter_norm'].values)
-  examination = [np.asarray(step['update_ratio'].values, np.float64)[moving] for step in steps]
-  return [float(np.median(np.where(np.isfinite(each), each, np.inf))) if each.size else np.nan for each in examination]
+  ratios = [np.asarray(step['update_ratio'].values, np.float64)[moving] for step in steps]
+  return [float(np.median(np.where(np.isfinite(each), each, np.inf))) if each.size else np.nan for each in ratios]
 
 
 def _whole(column: telemetry.Column, count: int) -> np.ndarray:
-  values = np.full(count, np.nan)
-  examination = np.asarray(column.values, np.float64)
-  values[list(column.entries)] = np.where(np.isfinite(examination), examination, np.inf)
-  return values
+  values, whole = np.asarray(column.values, np.float64), np.full(count, np.nan)
+  whole[list(column.entries)] = np.where(np.isfinite(values), values, np.inf)
+  return whole
 
 
 def judge(examination: Examination) -> Verdict:

@@ -131,17 +131,17 @@ def settle(
     return run
   state = initialize.begin(run, mesh, initialize.load_start(run, workdir, data.weights))
   with contextlib.closing(pipeline.make_train_loader(run.config, data.train, mesh)) as loader:
-    measured = sweep(run, mesh, state, loader)
-  if not measured.suggestions:
+    swept = sweep(run, mesh, state, loader)
+  if not swept.suggestions:
     raise errors.InputError(
       'config.optim.learning_rate=auto runs a range test, which ended too soon to suggest a rate (the loss '
-      f'{_ended_of(measured)}); set a rate, or start lower with config.lr_find.start'
+      f'{_ended_of(swept)}); set a rate, or start lower with config.lr_find.start'
     )
   method = choose(run)
-  rate = measured.suggestions[method]
-  doubt = '' if measured.learns else ', and hardly fell before; see lr_find.png'
-  _record(workdir, [measured], 0, True, rate)
-  _log.info(f'learning rate {rate:.3g}, {_MEANING[method]} of a range test (the loss {_ended_of(measured)}{doubt})')
+  rate = swept.suggestions[method]
+  doubt = '' if swept.learns else ', and hardly fell before; see lr_find.png'
+  _record(workdir, [swept], 0, True, rate)
+  _log.info(f'learning rate {rate:.3g}, {_MEANING[method]} of a range test (the loss {_ended_of(swept)}{doubt})')
   config = schema.copy_unlocked(run.config)
   with config.ignore_type():  # its current value is a word
     config.optim.learning_rate = rate
@@ -240,7 +240,7 @@ def sweep(
     rates.extend(np.asarray(metrics['learning_rate'][:taken], np.float64))
     losses.extend(np.asarray(metrics['loss'][:taken], np.float64))
     done += taken
-    stop = ending(losses)
+    stop = find_end(losses)
     line.update(f'range test {done}/{count}  learning rate {rates[-1]:.2g}  loss {losses[-1]:.4f}')
   line.close()
   stopped = ''
@@ -249,8 +249,8 @@ def sweep(
     stopped = 'diverged' if finite else 'not finite'
     rates, losses = (values[: stop + 1 if finite else stop] for values in (rates, losses))
   rates, losses, smoothed = np.array(rates), np.array(losses), smooth(losses)
-  measured = suggest(rates, smoothed, count)
-  return Sweep(group, rates, losses, smoothed, stopped, measured, learns(losses, smoothed, count))
+  suggestions = suggest(rates, smoothed, count)
+  return Sweep(group, rates, losses, smoothed, stopped, suggestions, is_learning(losses, smoothed, count))
 
 
 def make_train_step(run: experiment.Experiment, params: Any, first: int, group: str | None = None) -> Callable:
@@ -271,11 +271,11 @@ def make_train_step(run: experiment.Experiment, params: Any, first: int, group: 
   phase = run.phase(first)
   optimizer = run.make_optimizer(params, phase.partitions, schedule)
   if group is not None:
-    optimizer = alone(optimizer, params, run.entries, group)
+    optimizer = train_only_group(optimizer, params, run.entries, group)
   return run.make_step(phase.partition, optimizer, schedule)
 
 
-def alone(
+def train_only_group(
   optimizer: optax.GradientTransformation, params: Any, entries: Sequence[depth.Entry], group: str
 ) -> optax.GradientTransformation:
   """Returns a chain with the same state that updates only the entries of a group.
@@ -312,7 +312,7 @@ def smooth(losses: Sequence[float]) -> np.ndarray:
   return np.array(smoothed)
 
 
-def ending(losses: Sequence[float]) -> int | None:
+def find_end(losses: Sequence[float]) -> int | None:
   """Returns the first step with a loss that is not finite, or a smoothed loss above `DIVERGED` times the best one."""
   best = math.inf
   for index, (loss, smoothed) in enumerate(zip(losses, smooth(losses), strict=True)):
@@ -347,7 +347,7 @@ def suggest(rates: np.ndarray, smoothed: np.ndarray, steps: int) -> dict[str, fl
   }
 
 
-def learns(losses: np.ndarray, smoothed: np.ndarray, steps: int) -> bool:
+def is_learning(losses: np.ndarray, smoothed: np.ndarray, steps: int) -> bool:
   """Returns whether the smoothed loss fell by more than the losses of two neighbouring batches differ (the median).
 
   Args:
@@ -421,23 +421,23 @@ def plot(sweeps: Sequence[Sweep], current: float) -> 'Figure':
 def text(result: Mapping[str, Any]) -> str:
   """Formats the result as a table and one summary line."""
   names = ('valley', 'steepest', 'minimum/10')
-  lines = [('entries', *names, '')]
+  table = [('entries', *names, '')]
   for each in result['sweeps']:
-    measured = [f'{each["suggestions"][name]:.2g}' if each['suggestions'] else '-' for name in names]
-    lines.append((each['group'] or 'all', *measured, _ended(each['stopped'], each['learning_rate'], each['smoothed'])))
-  table = [tables.text(lines)]
+    cells = [f'{each["suggestions"][name]:.2g}' if each['suggestions'] else '-' for name in names]
+    table.append((each['group'] or 'all', *cells, _ended(each['stopped'], each['learning_rate'], each['smoothed'])))
+  lines = [tables.text(table)]
   flat = [each['group'] or 'all' for each in result['sweeps'] if not each['learns']]
   if flat:
-    table.append(
+    lines.append(
       f'the loss hardly falls ({", ".join(flat)}): these suggestions mean little; is the network already trained?'
     )
   current = f'{result["learning_rate"]:.2g}' if result['learning_rate'] else schema.AUTO
   where = 'a new run' if result['new'] else f'step {result["step"]:,}'
-  return '\n'.join([*table, f'learning rates of {where}; config.optim.learning_rate is {current}'])
+  return '\n'.join([*lines, f'learning rates of {where}; config.optim.learning_rate is {current}'])
 
 
-def _ended_of(measured: Sweep) -> str:
-  return _ended(measured.stopped, measured.rates, measured.smoothed)
+def _ended_of(swept: Sweep) -> str:
+  return _ended(swept.stopped, swept.rates, swept.smoothed)
 
 
 def _ended(stopped: str, rates: Sequence[float] | np.ndarray, smoothed: Sequence[float] | np.ndarray) -> str:

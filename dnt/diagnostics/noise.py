@@ -109,7 +109,7 @@ def run(config: typed.Config, workdir: pathlib.Path) -> dict[str, Any]:
   state = initialize.make_state(whole, mesh, start)
   step = int(state.step)
   measured = measure(whole, mesh, data.train, state)
-  measurements = estimate(measured.small, measured.big, batch // options.micro_batches, batch)
+  estimated = estimate(measured.small, measured.big, batch // options.micro_batches, batch)
   estimates = [
     {
       'squared_gradient': float(squared),
@@ -118,7 +118,7 @@ def run(config: typed.Config, workdir: pathlib.Path) -> dict[str, Any]:
       'standard_error': float(error),
       'signal_to_noise': float(batch * squared / trace) if trace else float('nan'),
     }
-    for squared, trace, scale, error in zip(*measurements, strict=True)
+    for squared, trace, scale, error in zip(*estimated, strict=True)
   ]
   result = {
     'step': step,
@@ -215,13 +215,13 @@ def measure(run: experiment.Experiment, mesh: Mesh, source: examples.Examples, s
 def text(result: Mapping[str, Any]) -> str:
   """Formats the result as a table and one summary line."""
   batch = result['batch_size']
-  lines = [('entry', '|G|^2', 'tr(Sigma)', 'noise scale', '+-', f'signal/noise at {batch}')]
+  table = [('entry', '|G|^2', 'tr(Sigma)', 'noise scale', '+-', f'signal/noise at {batch}')]
   for each in [*result['entries'], {'name': 'all', **result['total']}]:
     names = ('squared_gradient', 'trace', 'noise_scale', 'standard_error', 'signal_to_noise')
-    lines.append((each['name'], *(f'{each[name]:.3g}' if np.isfinite(each[name]) else '-' for name in names)))
-  table = [tables.text(lines)]
+    table.append((each['name'], *(f'{each[name]:.3g}' if np.isfinite(each[name]) else '-' for name in names)))
+  lines = [tables.text(table)]
   if result['batch_norm']:
-    table.append(
+    lines.append(
       f'BatchNorm normalizes each micro-batch of {result["micro_batch_size"]} by itself, which adds noise; '
       'compare with another --config.noise_scale.micro_batches'
     )
@@ -229,7 +229,7 @@ def text(result: Mapping[str, Any]) -> str:
   seen = f'at step {result["step"]:,}, over {result["batches"]} batches'
   more = f'measure more: --config.noise_scale.batches={4 * result["batches"]}'
   if not np.isfinite(scale):
-    return '\n'.join([*table, f'the noise hides the gradient {seen}; {more}'])
+    return '\n'.join([*lines, f'the noise hides the gradient {seen}; {more}'])
   spread = f'{error:,.0f}' if np.isfinite(error) else '?'
-  measurements = f'critical batch size {scale:,.0f} +- {spread} examples {seen}; config.train.batch_size is {batch}'
-  return '\n'.join([*table, measurements if error <= scale / 2 else f'{measurements}; {more}'])
+  summary_line = f'critical batch size {scale:,.0f} +- {spread} examples {seen}; config.train.batch_size is {batch}'
+  return '\n'.join([*lines, summary_line if error <= scale / 2 else f'{summary_line}; {more}'])

@@ -70,7 +70,7 @@ def make(config: typed.Config, whole: Any, params: Any, table: Sequence[depth.Ro
   clipping = None if config.clip.name == 'none' else clip.make(config.clip, whole, params, entries)
   called = [row.entry for row in table if row.shape is not None]
 
-  def measure(params, gradient, updates, result, gradient_captures):
+  def measure(params, gradient, updates, captured, gradient_captures):
     norms = {
       'gradient_norm': _norms(gradient, places),
       'parameter_norm': _norms(params, places),
@@ -82,23 +82,23 @@ def make(config: typed.Config, whole: Any, params: Any, table: Sequence[depth.Ro
       after = _norms(clipped, places)
       norms['clip_factor'] = {at: after[at] / norms['gradient_norm'][at] for at in after}
     columns = {name: _column(column) for name, column in norms.items()}
-    columns['output_gradient_norm'] = output_gradient_norms(gradient_captures, result, called, entries)
-    return columns | activity(result, called, entries)
+    columns['output_gradient_norm'] = output_gradient_norms(gradient_captures, captured, called, entries)
+    return columns | activity(captured, called, entries)
 
   return Telemetry(captures.make_gradient_captures(table[lowest if frozen else 0 :]), measure)
 
 
-def activity(result: Any, called: Sequence[depth.Entry], entries: Sequence[depth.Entry]) -> dict[str, Column]:
+def activity(captured: Any, called: Sequence[depth.Entry], entries: Sequence[depth.Entry]) -> dict[str, Column]:
   """Returns the quantities of the forward pass.
 
   Args:
-    result: the captures' collection `CAPTURES`.
+    captured: the captures' collection `CAPTURES`.
     called: the entries that are called, in depth order.
     entries: the depth list.
   """
   columns: dict[str, dict[tuple[int, ...], jax.Array]] = {}
   for path, at in _groups(called, entries):
-    output, inside = captures.captures(result, path)
+    output, inside = captures.captures(captured, path)
     if output is None:
       continue
     count = output.units.count
@@ -119,18 +119,18 @@ def _ratio(hits: Sequence[jax.Array], counts: Sequence[jax.Array]) -> jax.Array:
 
 
 def output_gradient_norms(
-  squares: Any, result: Any, called: Sequence[depth.Entry], entries: Sequence[depth.Entry]
+  squares: Any, captured: Any, called: Sequence[depth.Entry], entries: Sequence[depth.Entry]
 ) -> Column:
   """Returns the gradient norm at the output of each entry whose gradient and output were captured.
 
   Args:
     squares: the gradient of the gradient captures.
-    result: the captures' collection `CAPTURES`.
+    captured: the captures' collection `CAPTURES`.
     called: the entries that are called, in depth order.
     entries: the depth list.
   """
-  captured = [entry for entry in called if captures.captures(result, entry.path).output is not None]
-  return gather(squares, 'gradient_capture', captured, entries, jnp.sqrt)
+  shown = [entry for entry in called if captures.captures(captured, entry.path).output is not None]
+  return gather(squares, 'gradient_capture', shown, entries, jnp.sqrt)
 
 
 def gather(

@@ -93,7 +93,7 @@ def test_a_group_moves_alone(network, scan):
   run, _, _, state = build(network)
   entries = [row.entry for row in run.table]
   whole = chain.make(run.config, lambda step: jnp.float32(1e-2), state.params, entries)
-  alone = lr_find.alone(whole, state.params, entries, 'head|.*[13]')
+  alone = lr_find.train_only_group(whole, state.params, entries, 'head|.*[13]')
   gradient = jax.tree.map(
     lambda leaf: np.cos(np.arange(leaf.size)).reshape(leaf.shape).astype(np.float32), state.params
   )
@@ -195,7 +195,7 @@ def test_the_program_sweeps_a_group_until_it_diverges(program, tmp_path):
   assert swept['stopped'] in ('diverged', 'not finite')
   assert len(swept['learning_rate']) == len(swept['loss']) == len(swept['smoothed']) < 30
   assert np.isfinite(swept['loss']).all()
-  assert lr_find.ending(swept['loss'][:-1]) is None
+  assert lr_find.find_end(swept['loss'][:-1]) is None
   lines = [line for line in out.strip().splitlines() if not line.startswith(('range test ', 'train '))]
   assert [line.split()[0] for line in lines[:2]] == ['entries', 'head']
   assert f'{swept["stopped"]} at rate' in lines[1]
@@ -236,11 +236,11 @@ def test_smoothing_weighs_each_step_by_its_age():
 
 
 def test_ending():
-  assert lr_find.ending([2.0, 1.5, 1.0, 3.0, 5.0]) is None
-  assert lr_find.ending([2.0, 1.5, np.nan, 1.0]) == 2
-  assert lr_find.ending([1.0, np.inf]) == 1
-  assert lr_find.ending([1.0, 1.0, 9.0, 9.0]) == 3  # the mean of the first three is below 4, of all four above
-  assert lr_find.ending([]) is None
+  assert lr_find.find_end([2.0, 1.5, 1.0, 3.0, 5.0]) is None
+  assert lr_find.find_end([2.0, 1.5, np.nan, 1.0]) == 2
+  assert lr_find.find_end([1.0, np.inf]) == 1
+  assert lr_find.find_end([1.0, 1.0, 9.0, 9.0]) == 3  # the mean of the first three is below 4, of all four above
+  assert lr_find.find_end([]) is None
 
 
 def longest_falling(losses):
@@ -285,8 +285,8 @@ def test_a_loss_that_hardly_falls_is_said_to():
   batches = np.random.default_rng(0).normal(0, 0.1, 100)
   fallen = 2 - np.clip(np.arange(100) / 50 - 0.5, 0, 1)
   for losses, learns in ((2 + batches, False), (fallen + batches, True)):
-    assert lr_find.learns(losses, lr_find.smooth(losses), 100) is learns
-  assert not lr_find.learns(np.array([]), np.array([]), 100)
+    assert lr_find.is_learning(losses, lr_find.smooth(losses), 100) is learns
+  assert not lr_find.is_learning(np.array([]), np.array([]), 100)
 
 
 @pytest.mark.parametrize(
