@@ -51,7 +51,7 @@ def make_turn(run, mesh, loader, rec, plain, watched=None):
     while count:
       taken = min(count, loader.max_steps(step))
       state, found = program(state, loader.arrays(step, taken), np.int32(taken))
-      rec.trained(step, taken, jax.device_get(found))
+      rec.add_training(step, taken, jax.device_get(found))
       step, count = step + taken, count - taken
 
   def turn():

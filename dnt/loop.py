@@ -155,16 +155,16 @@ def _train(
       if history:
         _log.info(f'continuing from step {step}')
         noted = resume.log(changed, run, trained, step) | resume.log_versions(trained, provenance['versions'], step)
-        rec.changed(step, noted)
+        rec.add_change(step, noted)
       try:
         with profiling.Profile(workdir, profile, step, run.config.train.steps) as profiled:
           state = _run(_Session(run, mesh, loader, programs, saved, mirror, rec, clock, guard, profiled), state)
         activity.note(activity.END, int(state.step))
         saved.wait()
         if rec.is_finished(int(state.step)) and not guard.stopped_by:
-          end = guard.attempt(False, _evaluate_end, run, mesh, data, evaluator, state, workdir, rec)
+          end = guard.attempt(_evaluate_end, run, mesh, data, evaluator, state, workdir, rec, ends_alone=False)
           if end is not None:
-            rec.ended(int(state.step), *end)
+            rec.add_end(int(state.step), *end)
         saved.close()
       except (errors.InputError, errors.RunError, OSError) as error:
         raise _failed(error, saved, workdir) from error
@@ -385,7 +385,7 @@ class _Pending:
       start, count, metrics = self._waiting
       self._waiting = None
       activity.note(activity.WAIT, start)
-      self._rec.trained(start, count, jax.device_get(metrics))
+      self._rec.add_training(start, count, jax.device_get(metrics))
 
   def replace(self, start: int, count: int, metrics: dict[str, Any]) -> None:
     """Flushes the metrics of the older steps, then stores those of newer, dispatched steps."""
@@ -431,9 +431,9 @@ def _run(session: _Session, state: steps.TrainState) -> steps.TrainState:
       save(state)
     if evaluating:
       with keeping(state):
-        result = session.guard.attempt(step == start, programs.evaluate, state, step)
+        result = session.guard.attempt(programs.evaluate, state, step, ends_alone=step == start)
         if result is not None:
-          rec.evaluated(step, result)
+          rec.add_evaluation(step, result)
       if result is None:
         requested = True
         continue
@@ -457,7 +457,7 @@ def _run(session: _Session, state: steps.TrainState) -> steps.TrainState:
     if not programs.is_ready(step):
       pending.flush()
     with keeping(ended):  # it reads the images before it starts the step
-      dispatch = session.guard.attempt(step == start, programs.next_steps, state, step, count)
+      dispatch = session.guard.attempt(programs.next_steps, state, step, count, ends_alone=step == start)
     if dispatch is None:
       state, requested = ended, True
       continue

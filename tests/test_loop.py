@@ -73,8 +73,8 @@ def test_order_of_events(tiny, tmp_path, monkeypatch):
 
     monkeypatch.setattr(owner, name, wrapped)
 
-  spy(record.Record, 'trained', lambda start, count, values: ('trained', start + count))
-  spy(record.Record, 'evaluated', lambda step, result: ('evaluated', step))
+  spy(record.Record, 'add_training', lambda start, count, values: ('trained', start + count))
+  spy(record.Record, 'add_evaluation', lambda step, result: ('evaluated', step))
   spy(checkpoints.Checkpoints, 'save', lambda step, *_: ('saved', step))
   spy(checkpoints.Checkpoints, 'rate', lambda step, *_: ('rated', step))
   tiny.train.steps_per_dispatch = 1

@@ -147,14 +147,14 @@ def test_a_disk_that_fills_up_is_one_line_and_with_room_the_run_goes_on(tmp_path
 @pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
 @pytest.mark.parametrize('step', [2, 4])
 def test_a_workdir_that_is_moved_away_is_one_line_and_what_it_holds_remains(program, tmp_path, monkeypatch, step):
-  evaluated = record.Record.evaluated
+  evaluated = record.Record.add_evaluation
 
   def move(self, at, result):
     evaluated(self, at, result)
     if at == step:
       (tmp_path / 'run').rename(tmp_path / 'moved')
 
-  monkeypatch.setattr(record.Record, 'evaluated', move)
+  monkeypatch.setattr(record.Record, 'add_evaluation', move)
   arguments = (*TINY, *MLP, '--config.checkpoint.every=1', '--config.eval.every=1', '--config.train.log_every=1')
   code, _, err = program(*arguments, f'--workdir={tmp_path / "run"}')
   assert code == 1

@@ -101,16 +101,16 @@ class Guard:
     if self._several and self.requested(next(self.counter)):
       raise _Interrupted
 
-  def attempt(self, saved: bool, call: Callable[..., T], *args: Any) -> T | None:
+  def attempt(self, call: Callable[..., T], *args: Any, ends_alone: bool) -> T | None:
     """Calls a function that a signal may end: one that waits for data or a compilation, and does not change the run.
 
     With several processes, the others may be elsewhere. A signal then ends only a function that calls `interrupt`,
-    in all of them, or one that runs before there is anything to save, and this process with it.
+    in all of them, or one that ends alone, and this process with it.
 
     Args:
-      saved: whether there is nothing to save.
       call: returns anything but None.
       *args: its arguments.
+      ends_alone: whether a signal may end the function in this process alone, because there is nothing to save.
 
     Returns:
       What the function returns, or None if a signal has ended it.
@@ -118,7 +118,7 @@ class Guard:
     Raises:
       signals.Stopped: a signal has ended it, in one of several processes.
     """
-    if self._several and not saved:
+    if self._several and not ends_alone:
       with contextlib.suppress(_Interrupted):
         return call(*args)
       return None

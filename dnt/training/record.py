@@ -149,12 +149,12 @@ class Record:
     """Returns whether a run that ends after `step` steps has ended for good, and was not only stopped."""
     return step == self._run.config.train.steps or self.out_of_patience
 
-  def changed(self, step: int, values: Mapping[str, Any]) -> None:
+  def add_change(self, step: int, values: Mapping[str, Any]) -> None:
     """Records what differs in config and data from `step` on, by key; writes no line if nothing does."""
     if values:
       self._writer.note(step, step / self._run.steps_per_epoch, values)
 
-  def trained(self, start: int, count: int, values: Mapping[str, Any]) -> None:
+  def add_training(self, start: int, count: int, values: Mapping[str, Any]) -> None:
     """Records the metrics of the steps after `start`.
 
     Args:
@@ -231,7 +231,7 @@ class Record:
     precision = chip.precision(self._run.config.model.dtype)
     return chips.utilization(self._run.train_flops(step), len(devices) / rate, kind, precision)
 
-  def evaluated(self, step: int, result: evaluate.Result) -> None:
+  def add_evaluation(self, step: int, result: evaluate.Result) -> None:
     """Records an evaluation: its line, its confusion matrices, the best metric and patience."""
     self._clock.lap('evaluate')
     self._write(step, result.metrics)
@@ -244,7 +244,7 @@ class Record:
       self._rank(step, result.metrics[self.best_metric])
     _log.info(f'step {step}  {progress.format_values(result.metrics)}')
 
-  def ended(self, step: int, result: evaluate.Result, best: Mapping[str, Any]) -> None:
+  def add_end(self, step: int, result: evaluate.Result, best: Mapping[str, Any]) -> None:
     """Records the end of a run: the evaluation of the splits that are looked at only then, once.
 
     Args:

@@ -121,12 +121,12 @@ def test_a_signal_ends_an_attempt_but_not_other_work(joined, monkeypatch):
     time.sleep(30)
 
   with preemption.Guard() as guard:
-    assert guard.attempt(False, lambda value: value, 3) == 3
+    assert guard.attempt(lambda value: value, 3, ends_alone=False) == 3
     with pytest.raises(ZeroDivisionError):
-      guard.attempt(False, lambda: 1 / 0)
-    assert guard.attempt(False, interrupted) is None
+      guard.attempt(lambda: 1 / 0, ends_alone=False)
+    assert guard.attempt(interrupted, ends_alone=False) is None
     assert guard.stopped_by == signal.SIGTERM
-    assert guard.attempt(False, lambda: pytest.fail('it ran after the signal')) is None
+    assert guard.attempt(lambda: pytest.fail('it ran after the signal'), ends_alone=False) is None
     os.kill(os.getpid(), signal.SIGTERM)  # while something is saved
     assert guard.requested(0)
 
@@ -134,5 +134,5 @@ def test_a_signal_ends_an_attempt_but_not_other_work(joined, monkeypatch):
 def test_without_output_an_attempt_ends_too():
   with preemption.Guard() as guard:
     guard.stop_without_output()
-    assert guard.attempt(False, lambda: pytest.fail('it ran')) is None
+    assert guard.attempt(lambda: pytest.fail('it ran'), ends_alone=False) is None
     assert guard.stopped_by == signal.SIGPIPE

@@ -50,9 +50,9 @@ def test_a_clock_gives_every_moment_to_one_lap(monkeypatch):
 
 def test_a_training_line_is_the_mean_since_the_last_one(make, tmp_path):
   with make() as rec:
-    rec.trained(0, 1, values(1.0, 99.0))  # the second is beyond the count
-    rec.trained(1, 1, values(2.0))
-    rec.trained(2, 2, values(3.0, 5.0))
+    rec.add_training(0, 1, values(1.0, 99.0))  # the second is beyond the count
+    rec.add_training(1, 1, values(2.0))
+    rec.add_training(2, 2, values(3.0, 5.0))
   lines = metrics.read(tmp_path)
   assert [(line['step'], line['epoch'], line['train/loss']) for line in lines] == [(2, 0.5, 1.5), (4, 1.0, 4.0)]
   assert lines[1]['train/accuracy'] == pytest.approx(0.4)
@@ -66,13 +66,13 @@ def test_the_wait_for_images_is_a_fraction_of_the_time_of_the_steps_since_the_la
   with make() as rec:
     rec._clock.lap('compile')
     rec._clock.input_seconds += 0.5
-    rec.trained(0, 1, values(1.0))
+    rec.add_training(0, 1, values(1.0))
     history = json.loads(json.dumps(rec.history()))
   with make(1, history) as rec:
     rec._clock.mark = 3.0
     rec._clock.input_seconds += 1.0
-    rec.trained(1, 1, values(1.0))
-    rec.trained(2, 2, values(1.0, 1.0))
+    rec.add_training(1, 1, values(1.0))
+    rec.add_training(2, 2, values(1.0, 1.0))
   first, second = metrics.read(tmp_path)
   assert (first['input_wait'], first['compile_seconds'], first['images_per_second']) == (0.5, 2.0, 2 * 16 / 3)
   assert (second['input_wait'], second['images_per_second']) == (0.0, 2 * 16 / 4)
@@ -82,11 +82,11 @@ def test_the_utilization_is_of_the_peak_of_the_chips_and_unknown_on_others(make,
   now = iter([1.0, 2.0, 4.0])
   monkeypatch.setattr(record.time, 'monotonic', lambda: next(now))
   with make() as rec:
-    rec.trained(0, 2, values(1.0, 1.0))
+    rec.add_training(0, 2, values(1.0, 1.0))
     assert rec._run.train_flops(0) == 3 * sum(row.flops for row in rec._run.table)
     chip = types.SimpleNamespace(device_kind='NVIDIA H100 80GB HBM3')
     monkeypatch.setattr(record.jax, 'devices', lambda: [chip] * 4)
-    rec.trained(2, 2, values(1.0, 1.0))
+    rec.add_training(2, 2, values(1.0, 1.0))
     flops = rec._run.train_flops(0)
   cpu, gpu = metrics.read(tmp_path)
   assert 'mfu' not in cpu
@@ -120,20 +120,20 @@ def test_the_flops_of_steps_leave_out_the_gradients_of_frozen_kernels(tiny):
 
 def test_a_line_begun_before_a_resume_ends_after_it(make, tmp_path):
   with make() as rec:
-    rec.trained(0, 1, values(1.0))
+    rec.add_training(0, 1, values(1.0))
     history = json.loads(json.dumps(rec.history()))
   with make(1, history) as rec:
-    rec.trained(1, 1, values(4.0))
+    rec.add_training(1, 1, values(4.0))
   assert [(line['step'], line['train/loss']) for line in metrics.read(tmp_path)] == [(2, 2.5)]
 
 
 def test_images_count_with_the_batch_that_they_were_in(make, tiny):
   with make() as rec:
-    rec.trained(0, 3, values(1.0, 1.0, 1.0))
+    rec.add_training(0, 3, values(1.0, 1.0, 1.0))
     history = json.loads(json.dumps(rec.history()))
   tiny.train.batch_size = 64
   with make(3, history) as rec:
-    rec.trained(3, 2, values(1.0, 1.0))
+    rec.add_training(3, 2, values(1.0, 1.0))
     assert rec.images == rec.history()['images'] == 3 * 16 + 2 * 64
   del history['images']
   with make(3, history) as rec:
@@ -142,7 +142,7 @@ def test_images_count_with_the_batch_that_they_were_in(make, tiny):
 
 def test_a_line_is_written_on_demand_and_again_by_a_run_that_did_not_save_it(make, tmp_path):
   with make() as rec:
-    rec.trained(0, 3, values(1.0, 2.0, 6.0))  # no line is due
+    rec.add_training(0, 3, values(1.0, 2.0, 6.0))  # no line is due
     history = json.loads(json.dumps(rec.history()))
     rec.write_line(3)
     rec.write_line(3)
@@ -159,7 +159,7 @@ def test_a_line_is_written_on_demand_and_again_by_a_run_that_did_not_save_it(mak
 
 def test_the_rate_of_an_open_line_of_an_older_version_is_their_mean(make):
   with make() as rec:
-    rec.trained(0, 3, values(1.0, 2.0, 6.0))
+    rec.add_training(0, 3, values(1.0, 2.0, 6.0))
     history = json.loads(json.dumps(rec.history()))
   del history['images']
   history['sums']['learning_rate'] = 0.1 + 0.15 + 0.2  # they summed it
@@ -170,13 +170,13 @@ def test_the_rate_of_an_open_line_of_an_older_version_is_their_mean(make):
 
 def test_the_first_loss_that_is_not_finite_stops_the_run_with_its_step(make):
   with make() as rec, pytest.raises(errors.RunError, match=r'not finite .*step 7\b'):
-    rec.trained(4, 3, values(1.0, 2.0, np.nan, np.inf))
+    rec.add_training(4, 3, values(1.0, 2.0, np.nan, np.inf))
 
 
 def test_a_loss_beyond_the_count_does_not_count(make, tmp_path):
   with make() as rec:
-    rec.trained(0, 1, values(1.0, np.nan))
-    rec.trained(1, 1, values(1.0, np.inf))
+    rec.add_training(0, 1, values(1.0, np.nan))
+    rec.add_training(1, 1, values(1.0, np.inf))
   assert [line['train/loss'] for line in metrics.read(tmp_path)] == [1.0]
 
 
@@ -186,16 +186,16 @@ def test_a_loss_beyond_the_count_does_not_count(make, tmp_path):
 )
 def test_best_and_patience(make, metric, first, better, worse):
   with make(best_metric=f'test/{metric}') as rec:
-    rec.evaluated(1, evaluation(*first))
-    rec.evaluated(2, evaluation(*worse))
+    rec.add_evaluation(1, evaluation(*first))
+    rec.add_evaluation(2, evaluation(*worse))
     assert (rec.best['step'], rec.out_of_patience) == (1, False)
-    rec.evaluated(3, evaluation(*better))
+    rec.add_evaluation(3, evaluation(*better))
     assert (rec.best['step'], rec.best['metric']) == (3, f'test/{metric}')
-    rec.evaluated(4, evaluation(*worse))
+    rec.add_evaluation(4, evaluation(*worse))
     history = json.loads(json.dumps(rec.history()))
   with make(4, history, f'test/{metric}') as rec:
     assert (rec.evaluated_at, rec.best['step'], rec.out_of_patience) == (4, 3, False)
-    rec.evaluated(5, evaluation(*worse))
+    rec.add_evaluation(5, evaluation(*worse))
     assert rec.out_of_patience
 
 
@@ -222,7 +222,7 @@ def test_the_average_ranks_when_there_is_one(make, tiny):
 def test_without_a_split_that_ranks_there_is_no_best_and_no_end_of_patience(make):
   with make(best_metric='accuracy') as rec:
     for step in range(1, 5):
-      rec.evaluated(step, evaluation(0.5))
+      rec.add_evaluation(step, evaluation(0.5))
     assert (rec.best_metric, rec.best, rec.out_of_patience) == ('', {}, False)
 
 
@@ -241,11 +241,11 @@ def test_a_run_that_ranks_by_test_says_so_once(make, console, metric, warned):
 def test_the_end_is_recorded_once(make, tmp_path):
   found = evaluation(0.75)
   with make(best_metric='val/loss') as rec:
-    rec.evaluated(4, evaluation(0.5, split='val'))
-    rec.ended(4, found, {'step': 2, 'test/loss': 0.5})
+    rec.add_evaluation(4, evaluation(0.5, split='val'))
+    rec.add_end(4, found, {'step': 2, 'test/loss': 0.5})
     assert rec.best_checkpoint == {'step': 2, 'test/loss': 0.5}
   with make(4, rec.history(), 'val/loss') as rec:
-    rec.ended(4, found, {})
+    rec.add_end(4, found, {})
   assert [line.keys() - {'step', 'epoch'} for line in metrics.read(tmp_path)] == [
     {'val/accuracy', 'val/loss'},
     {'test/accuracy', 'test/loss'},
@@ -257,10 +257,10 @@ def test_the_end_is_recorded_once(make, tmp_path):
 def test_splits_that_are_no_longer_evaluated_have_no_last_figures(make, tiny):
   tiny.eval.splits, tiny.ema.decay = ('val', 'train'), 0.9
   with make(best_metric='accuracy') as rec:
-    rec.trained(0, 2, values(2.0, 4.0))
+    rec.add_training(0, 2, values(2.0, 4.0))
     before = set(rec.last)
     for split in ('val', 'val_ema', 'train', 'train_ema'):
-      rec.evaluated(2, evaluation(0.5, split=split))
+      rec.add_evaluation(2, evaluation(0.5, split=split))
     history = json.loads(json.dumps(rec.history()))
   assert {'train/loss', 'train/gradient_norm', 'images_per_second'} <= before
   for splits, decay, kept in (
@@ -277,16 +277,16 @@ def test_splits_that_are_no_longer_evaluated_have_no_last_figures(make, tiny):
 def test_an_evaluation_that_is_not_finite_ranks_nothing_and_at_the_end_fails_the_run(make, tiny, console):
   tiny.eval.splits = ('val',)
   with make(best_metric='val/accuracy') as rec:
-    rec.evaluated(2, evaluation(0.5, split='val'))
-    rec.evaluated(4, evaluation(np.nan, np.nan, split='val'))
-    rec.evaluated(6, evaluation(np.nan, np.inf, split='val'))
+    rec.add_evaluation(2, evaluation(0.5, split='val'))
+    rec.add_evaluation(4, evaluation(np.nan, np.nan, split='val'))
+    rec.add_evaluation(6, evaluation(np.nan, np.inf, split='val'))
     assert (rec.best['step'], rec.warnings['evaluation_not_finite']['step']) == (2, 4)
     assert console.readouterr().out.count('warning at step 4: val/loss is not finite') == 1
     with pytest.raises(errors.RunError, match=r'val/loss is not finite at step 6, the end; .*learning_rate'):
-      rec.ended(6, evaluate.Result({}, {}, {}), {})
+      rec.add_end(6, evaluate.Result({}, {}, {}), {})
   history = json.loads(json.dumps(rec.history()).replace('Infinity', 'null'))
   with make(6, history, 'val/accuracy') as rec, pytest.raises(errors.RunError, match='val/loss is not finite'):
-    rec.ended(6, evaluation(0.5), {})
+    rec.add_end(6, evaluation(0.5), {})
 
 
 @pytest.mark.parametrize(
@@ -297,14 +297,14 @@ def test_clipping_is_warned_of_where_it_sets_the_size_of_every_step(make, tiny, 
   with make() as rec:
     for step, factor in zip(range(7), factors + 7 * factors[-1:], strict=False):
       shown = telemetry.Column(np.full(3, factor, np.float32), (0, 1, 2))
-      rec.trained(step, 1, values(1.0) | {'telemetry': {'clip_factor': shown}})
+      rec.add_training(step, 1, values(1.0) | {'telemetry': {'clip_factor': shown}})
     assert rec.warnings.get('clipping', {'step': 0})['step'] == warned
 
 
 def test_confusion_matrices_are_on_disk_once_they_are_found(make, tiny, tmp_path):
   tiny.eval.splits = ('test[:50%]',)
   with make(best_metric='test[:50%]/accuracy') as rec:
-    rec.evaluated(2, evaluation(0.5, split='test[:50%]'))
+    rec.add_evaluation(2, evaluation(0.5, split='test[:50%]'))
     stored = json.loads((tmp_path / 'confusion_test_-50pct.json').read_text())
     assert stored['matrix'] == [[3, 0], [0, 1]]
     assert stored['per_class']['sensitivity'] == [1, 1] and stored['per_class']['auroc'] == [0.5, None]
