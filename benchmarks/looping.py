@@ -17,7 +17,7 @@ from dnt.training import experiment, precompile, record
 
 
 def loop_laps(config: ml_collections.ConfigDict) -> dict[str, float]:
-  """Seconds by what a run of the whole loop spent them on; nothing is compiled in the background while it trains."""
+  """Returns seconds by what a run of the whole loop spent them on; nothing compiles while it trains."""
   prepare = precompile.Programs.prepare
 
   def prepare_and_wait(self, state, step):
@@ -30,13 +30,13 @@ def loop_laps(config: ml_collections.ConfigDict) -> dict[str, float]:
 
 
 def loop_seconds(config: ml_collections.ConfigDict) -> float:
-  """Of one run of the whole loop, without set-up, compilation and evaluation."""
+  """Returns the seconds of one run of the whole loop, without set-up, compilation and evaluation."""
   laps = loop_laps(config)
   return laps['train'] + laps['checkpoint']
 
 
 def make_bare(config: ml_collections.ConfigDict) -> Callable[[], float]:
-  """A function that times as many bare steps as a run has."""
+  """Returns a function that times as many bare steps as a run has."""
   mesh = mesh_lib.make_mesh(config.mesh)
   data = experiment.load_data(config, ())
   run = experiment.make(experiment.resolve(config, data), data.spec)

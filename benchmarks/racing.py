@@ -35,11 +35,11 @@ class Contender:
     self._process = subprocess.Popen(command, env={**os.environ, **(environment or {})}, text=True, **pipes)
 
   def wait(self) -> None:
-    """Until it is ready."""
+    """Waits until it is ready."""
     self._answer()
 
   def ask(self, what: str) -> Any:
-    """Its answer."""
+    """Returns its answer."""
     try:
       self._process.stdin.write(f'{what}\n')
       self._process.stdin.flush()
@@ -65,7 +65,7 @@ class Contender:
 
 @contextlib.contextmanager
 def started(commands: Mapping[str, Sequence[str]], environment: Mapping[str, str] | None = None) -> Iterator[dict]:
-  """Processes that are ready, by name; they end with the context."""
+  """Starts processes and yields them by name when all are ready; they end with the context."""
   contenders: dict[str, Contender] = {}
   try:
     for name, command in commands.items():
@@ -79,7 +79,7 @@ def started(commands: Mapping[str, Sequence[str]], environment: Mapping[str, str
 
 
 def take_turns(contenders: Mapping[Any, Callable[[], Any]], rounds: int) -> dict[Any, list[Any]]:
-  """What each says in each round."""
+  """Calls each in turn, round after round; returns what each has returned, by name."""
   turns: dict[Any, list[Any]] = {name: [] for name in contenders}
   for _ in range(rounds):
     for name, contender in contenders.items():
@@ -88,7 +88,7 @@ def take_turns(contenders: Mapping[Any, Callable[[], Any]], rounds: int) -> dict
 
 
 def ratio(seconds: Sequence[float], others: Sequence[float]) -> float:
-  """How many times as long the other one takes: the median of neighbouring turns."""
+  """Returns how many times as long the others take: the median of the ratios of neighbouring turns."""
   return statistics.median(other / own for own, other in zip(seconds, others, strict=True))
 
 

@@ -9,16 +9,16 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-  """Of one part.
+  """Holds the options of one part.
 
   Attributes:
-    seconds: it should take at most; it is stopped soon after.
+    seconds: that it should take at most; it is stopped soon after.
     tiny: sizes for a test on CPU.
     work: folder for what may be used again, such as runs and caches.
     data: folder of unpacked data sets; empty: none.
     tests: files to test instead of those chosen; empty: those.
-    torch_modes: of torch.compile.
-    steps: of each training run; 0: those of its config.
+    torch_modes: modes of torch.compile.
+    steps: number of steps of each training run; 0: that of its config.
   """
 
   seconds: float
@@ -32,7 +32,7 @@ class Options:
 
   @property
   def left(self) -> float:
-    """Seconds."""
+    """Returns the seconds that are left of its time."""
     return self.started + self.seconds - time.monotonic()
 
   @property

@@ -28,15 +28,15 @@ class Examples:
     split: name of the split as the config writes it, with its slice.
     class_names: one name per class, in label order.
     shape: (H, W, C) of every image; H and W are None if the images differ in size.
-    images: uint8 [N, H, W, C] if the images are in memory. Otherwise a picklable object with random access:
-      `images[i]` reads and decodes (image, label) number i, `images.part(start, stop)` returns a slice,
-      `images.take(indices)` selects images, `images.relabelled(places)` returns it with label
-      l as `places[l]`, `images.paths` lists the files, `images.shares(other)` says whether another one of the same
-      source has an image of these. If the labels are not known, `images.labels_at(indices)` reads some. If all images
-      have the same size, `images.decode_all(shape)` returns all images and labels. `images.in_channels(count)` returns
-      it with gray images (1) or RGB ones (3).
+    store: the images, uint8 [N, H, W, C], if they are in memory; features, see `views`; or a picklable object with
+      random access: `store[i]` reads and decodes (image, label) number i, `store.part(start, stop)` returns a slice,
+      `store.take(indices)` selects images, `store.relabelled(places)` returns it with label l as `places[l]`,
+      `store.paths` lists the files, `store.shares(other)` says whether another one of the same source has an image of
+      these. If the labels are not known, `store.labels_at(indices)` reads some. If all images have the same size,
+      `store.decode_all(shape)` returns all images and labels. `store.in_channels(count)` returns it with gray images
+      (1) or RGB ones (3).
     labels: int32 [N]; None if the labels are stored with the images and reading them means reading everything.
-    views: 0 for images. Otherwise `store` holds features, float32 [views x N, ...]: view 0 of every image first.
+    views: 0 for images. Otherwise `store` is features, float32 [views x N, ...]: view 0 of every image first.
     origin: the examples that were decoded into these; None if these were not decoded.
     start: place of the first example in the whole split, of which these are a slice.
     line: what was read of the whole split, in one line for the log; empty: the source does not say it.

@@ -33,10 +33,10 @@ class Slice(NamedTuple):
     return self.start is None and self.stop is None
 
   def overlaps(self, other: 'Slice') -> bool:
-    """Returns whether both share examples, by their names and bounds; splits are large enough for these.
+    """Returns whether two slices share examples, as far as their names and bounds say, in a large split.
 
-    Percentages beside numbers of examples would need the split's size, and slices of `ALL` its order: they count as
-    overlapping.
+    What only the split itself could say counts as overlapping: a bound in percent against one in examples, for which
+    its size is needed, and a slice of `ALL` against one of its parts, for which its order is.
     """
     names = {VAL if each.name in ALSO_VAL else each.name for each in (self, other)}
     if len(names) > 1:

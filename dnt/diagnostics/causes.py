@@ -1,4 +1,4 @@
-"""Names why a network does not train, what kills first before the rest, each cause with its evidence in one line.
+"""Names why a network does not train, ordered by which problem stops training first, each with its evidence in a line.
 
 The causes come from the first ten steps with telemetry (`doctor.Examination`) and from the trial (`trial.Trial`).
 """
@@ -33,7 +33,7 @@ WINDOW = 20  # steps over which an accuracy on the way is measured
 
 
 def find(config: typed.Config, examination: doctor.Examination, tried: trial.Trial) -> list[Verdict]:
-  """Returns the causes that explain why a network does not train, what kills first before the rest; at least one.
+  """Returns why a network does not train, at least one cause, ordered by which problem stops training first.
 
   Args:
     config: a validated training config.

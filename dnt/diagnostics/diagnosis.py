@@ -24,8 +24,8 @@ class Diagnosis(NamedTuple):
       first cause.
     state: healthy, doubtful or sick.
     probability: that a training of `trial.STEPS` steps fails, at least the fraction of first steps that do.
-    causes: why the network does not train, what kills first before the rest; of a healthy one, faults with which it
-      trains all the same.
+    causes: why the network does not train, ordered by which problem stops training first; of a healthy one, faults
+      with which it trains all the same.
     findings: what is unusual in the data.
   """
 
@@ -88,7 +88,9 @@ def make(
 
 
 def _depends(examination: doctor.Examination, probability: float) -> bool:
-  """Whether another initialization may behave otherwise: the trials so far leave it open, or no first steps explain it.
+  """Whether another initialization may behave otherwise.
+
+  It may where the trials so far leave the outcome open, or fail although the first steps look well.
 
   Args:
     examination: the first steps.

@@ -253,7 +253,7 @@ def test_another_initialization_is_not_tried_without_time(monkeypatch):
   assert diagnosis.make(config, experiment.load_data(config, ()), seconds=60.0).trial == slow
 
 
-def test_all_causes_are_named_what_kills_first_before_the_rest():
+def test_all_causes_are_named_by_which_stops_training_first():
   broken = tried([2.3, 1e9], stopped='not finite')
   found = find({'optim.weight_decay': 100.0, 'train.batch_size': 2}, broken, rms=130.0, ratios=[10.0, 90.0])
   assert found[:4] == [Kind.SCALE, Kind.DECAY, 'step too large', Kind.SMALL_BATCH]

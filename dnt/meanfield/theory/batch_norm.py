@@ -18,16 +18,18 @@ from dnt.meanfield.theory import activations, quadrature
 
 
 class Averages(NamedTuple):
-  """Over z [B] and two different inputs in it; z' is another input's value, and phi and phi' are at scale * z.
+  """Holds expectations over normalized batches z [B], of the values z1 and z2 of two different inputs.
+
+  phi' is the derivative of phi; both are taken at scale * z.
 
   Attributes:
-    mean: E[phi(z)].
-    square: E[phi(z)^2].
-    product: E[phi(z) phi(z')].
-    slope: E[phi'(z)^2].
-    slopes: E[phi'(z) phi'(z')].
-    tilt: E[(z phi'(z))^2].
-    tilts: E[z phi'(z) z' phi'(z')].
+    mean: E[phi(z1)].
+    square: E[phi(z1)^2].
+    product: E[phi(z1) phi(z2)].
+    slope: E[phi'(z1)^2].
+    slopes: E[phi'(z1) phi'(z2)].
+    tilt: E[(z1 phi'(z1))^2].
+    tilts: E[z1 phi'(z1) z2 phi'(z2)].
   """
 
   mean: float
@@ -41,7 +43,7 @@ class Averages(NamedTuple):
 
 @functools.lru_cache(1024)
 def averages(activation: str | activations.Activation, batch: int, scale: float = 1.0) -> Averages:
-  """Averages over normalized batches.
+  """Returns the averages over normalized batches.
 
   Args:
     activation: one of `activations.ACTIVATIONS` by name, or any other.
@@ -66,7 +68,7 @@ def averages(activation: str | activations.Activation, batch: int, scale: float 
 
 
 def different_gain(z: Averages, batch: int) -> float:
-  """Of a gradient g of mean zero over the batch, through phi' and back through batch norm: the factor on |g|^2.
+  """Returns the factor on |g|^2 of a gradient g of mean zero over the batch, back through phi and batch norm.
 
   tr(P D G D P) / (B - 1) with D = diag(phi'(z)), G = I - 1 1^T / B and P = G - z z^T / B; the factor 1 / variance of
   batch norm is left out.
@@ -76,12 +78,14 @@ def different_gain(z: Averages, batch: int) -> float:
 
 
 def common_gain(z: Averages, batch: int) -> float:
-  """Likewise for a gradient that is the same for all inputs: |P D 1|^2 / B."""
+  """Returns the same factor for a gradient that is the same for all inputs: |P D 1|^2 / B."""
   return (1 - 1 / batch) * (z.slope - z.slopes) - (z.tilt + (batch - 1) * z.tilts) / batch
 
 
 def gain(activation: str | activations.Activation, batch: int | None = None) -> float:
-  """The factor of each plain layer with batch norm on the squared norm of the gradient, whatever sigma_w and sigma_b.
+  """Returns by which factor each plain layer with batch norm multiplies the squared norm of the gradient.
+
+  It does not depend on sigma_w and sigma_b.
 
   It is above 1, but for a linear activation and a large batch: (B - 2) / (B - 3) for a linear one, and pi / (pi - 1) =
   1.467 for ReLU and a large batch.

@@ -32,20 +32,20 @@ class Prediction(NamedTuple):
 
 
 class _Moments(NamedTuple):
-  """Over units: the mean, the mean square, and the mean product for two inputs."""
+  """Holds averages of a quantity over units: its mean, its mean square, and its mean product for two inputs."""
 
   mean: float
   square: float
   product: float
 
   def plus(self, other: '_Moments') -> '_Moments':
-    """Of the sum of two independent quantities."""
+    """Returns the moments of the sum of this and an independent quantity."""
     cross = 2 * self.mean * other.mean
     return _Moments(self.mean + other.mean, self.square + other.square + cross, self.product + other.product + cross)
 
 
 class _Gradient(NamedTuple):
-  """Over units: mean square, and mean product for two inputs of a batch."""
+  """Holds averages of a gradient over units: its mean square, and its mean product for two inputs of a batch."""
 
   square: float
   product: float
@@ -128,13 +128,13 @@ def _branch(net: plain.Net, q: float, correlation: float, factor: float) -> tupl
 
 
 def _add(branch: _Back, gradient: _Gradient) -> _Gradient:
-  """Back through x + F(x)."""
+  """Returns the gradient at the input x of a sum x + F(x), from that at the sum; `branch` takes it back through F."""
   through = branch(gradient)
   return _Gradient(gradient.square + through.square, gradient.product + through.product)
 
 
 def _batch_normalized(net: plain.Net, own: float, batch: int, epsilon: float) -> tuple[_Moments, _Back]:
-  """y = phi(batch_norm(h)) and the way back, where h has the variance `own` around what the batch shares."""
+  """Returns the moments of phi(batch_norm(h)) and the way back; h varies by `own` around what the batch shares."""
   spread = own * (batch - 1) / batch
   scale = float(f'{math.sqrt(spread / (spread + epsilon)):.6g}')  # few values, so that the averages are not redone
   z = batch_norm.averages(net.activation, batch, scale)
