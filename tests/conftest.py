@@ -103,7 +103,7 @@ def own_log_level():
 @pytest.fixture(autouse=True)
 def untuned(monkeypatch):
   """Programs that run in this process leave malloc as it is: it would keep the memory of all later tests."""
-  monkeypatch.setattr('dnt.parallel.cpu.allocator.tune', lambda: False)
+  monkeypatch.setattr('dnt.parallel.cpu.allocator.tune', lambda: None)
 
 
 @pytest.fixture
@@ -182,7 +182,7 @@ def _train(workdir):
   output, problems = io.StringIO(), io.StringIO()
   with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(output), contextlib.redirect_stderr(problems):
     patch.setattr(jax, 'devices', lambda: devices)
-    patch.setattr('dnt.parallel.cpu.allocator.tune', lambda: False)
+    patch.setattr('dnt.parallel.cpu.allocator.tune', lambda: None)
     patch.setattr(sys, 'argv', ['dnt.main', f'--workdir={workdir}', *TRAINED])
     with pytest.raises(SystemExit) as stopped:
       cli.run(main.PROGRAM)
@@ -239,7 +239,7 @@ def saved(tmp_path):
     state = state.replace(step=state.step + step, ema=jax.tree.map(lambda leaf: 0.5 * leaf, state.ema))
     files.write_json(workdir / 'config.json', run.config.to_dict())
     with record.Record(run, workdir, 0, {}, record.Clock(0.0)) as rec:
-      own.save(step, layouts.to_unrolled(state, layouts.scanned_rows(state.params)), rec.history(), None)
+      own.save(step, layouts.to_unrolled(state, layouts.scanned_rows(state.params)), rec.history())
     own.close()
     return run, state, data
 

@@ -164,7 +164,7 @@ def files(tmp_path_factory):
     patch.chdir(folder)
     patch.setattr(sys, 'path', [*sys.path])
     patch.setattr(jax, 'devices', lambda: devices)
-    patch.setattr('dnt.parallel.cpu.allocator.tune', lambda: False)
+    patch.setattr('dnt.parallel.cpu.allocator.tune', lambda: None)
     with pytest.raises(SystemExit) as ended:
       cli.run(main.PROGRAM, arguments(TRAIN))
   assert not ended.value.code

@@ -93,18 +93,12 @@ class ReadBack:
 
 
 def make_envelope(
-  meta: Mapping[str, Any],
-  metrics: Mapping[str, float],
-  metric: float | None,
-  leaves: Mapping[str, Any],
-  sums: Mapping[str, digests.Digest],
+  meta: Mapping[str, Any], leaves: Mapping[str, Any], sums: Mapping[str, digests.Digest]
 ) -> dict[str, Any]:
-  """Makes the envelope of a checkpoint.
+  """Makes the envelope of a checkpoint, which has no metrics yet.
 
   Args:
     meta: the loop's metadata, JSON values.
-    metrics: metrics of the state by name.
-    metric: the one of them that ranks the checkpoint, for older versions, which read no other.
     leaves: leaves of the state by path.
     sums: result of `digests.inspect(leaves)`.
   """
@@ -113,8 +107,13 @@ def make_envelope(
     for path, leaf in leaves.items()
   }
   # A deep copy, because the loop changes `meta` while Orbax writes it in the background.
-  envelope = {'format': workdir_lib.FORMAT, 'meta': copy.deepcopy(dict(meta)), 'metric': metric, 'leaves': record}
-  envelope['metrics'] = dict(metrics)
+  envelope = {
+    'format': workdir_lib.FORMAT,
+    'meta': copy.deepcopy(dict(meta)),
+    'metric': None,
+    'leaves': record,
+    'metrics': {},
+  }
   return {**envelope, 'sha256': _sha256(envelope)}
 
 
@@ -125,9 +124,9 @@ def replace_meta(
 
   Args:
     path: path of the checkpoint.
-    meta: as for `make_envelope`, like `metrics` and `metric`.
+    meta: as for `make_envelope`.
     metrics: metrics of the state by name.
-    metric: the one of them that ranks the checkpoint.
+    metric: the one of them that ranks the checkpoint, for older versions, which read no other.
 
   Raises:
     DamagedError: its envelope cannot be read.

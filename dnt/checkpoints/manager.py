@@ -103,18 +103,15 @@ class Checkpoints:
     """Returns the newest step that this process sees on disk; not collective, so that it can follow an error."""
     return max(format.steps_in(self._directory), default=None)
 
-  def save(self, step: int, state: Any, meta: Mapping[str, Any], metrics: Mapping[str, float] | None = None) -> bool:
+  def save(self, step: int, state: Any, meta: Mapping[str, Any]) -> None:
     """Starts to write a checkpoint; returns once the state is copied, so that its buffers may be donated.
+
+    A step that was saved before stays as it is. A checkpoint cannot be the best before `rate` adds its metrics.
 
     Args:
       step: number of completed optimizer steps.
       state: pytree of arrays; `save` first checks that it is finite.
       meta: JSON values.
-      metrics: metrics of this state by name; a checkpoint without `best_metric` cannot be the best, unless `rate` adds
-        it.
-
-    Returns:
-      Whether this call saves it; False if this step was saved before.
 
     Raises:
       errors.RunError: the state is not finite (nothing is written, earlier checkpoints stay), or an earlier checkpoint
@@ -123,22 +120,20 @@ class Checkpoints:
     import orbax.checkpoint as ocp
 
     if step in self.steps():
-      return False
+      return
     leaves = format.flatten(state)
     self._check_room(leaves)
     sums = digests.inspect(leaves)
     bad = [path for path, digest in sums.items() if not digest.finite]
     if bad:
       raise errors.RunError(f'the state after step {step} is not finite and was not saved ({errors.list_names(bad)})')
-    metrics = dict(metrics or {})
-    envelope = format.make_envelope(meta, metrics, metrics.get(self._best_metric), leaves, sums)
-    self._metrics[step] = metrics
+    envelope = format.make_envelope(meta, leaves, sums)
+    self._metrics[step] = {}
     self._write(
       self._manager.save,
       step,
       args=ocp.args.Composite(state=ocp.args.PyTreeSave(trees.unflatten(leaves)), meta=ocp.args.JsonSave(envelope)),
     )
-    return True
 
   def rate(self, step: int, meta: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
     """Replaces the meta of a saved checkpoint and ranks it; deletes one that is then neither new nor the best.

@@ -137,22 +137,21 @@ def _search_first(module_name: str, folder: str) -> None:
 
 
 def make(
-  name: str, folder: str | None, num_classes: int, given: Mapping[str, Any], options: Mapping[str, Any]
+  base: type[nn.Module], name: str, num_classes: int, given: Mapping[str, Any], options: Mapping[str, Any]
 ) -> nn.Module:
   """Wraps the user's network in dnt's interface: `model(x, train)` returns float32 logits [B, classes].
 
   Args:
-    name: 'package.module:Class', whose `__call__` takes `x`, or `x` and arguments of `TRAINING`.
-    folder: as for `load`.
+    base: from `load`; its `__call__` takes `x`, or `x` and arguments of `TRAINING`.
+    name: 'package.module:Class', for messages.
     num_classes: number of classes.
     given: fields to set if the class has them.
     options: fields to set from the user's config, none of `given`.
 
   Raises:
-    errors.InputError: dnt cannot load the class or call it this way, the class lacks an option, or (at tracing) the
-      logits have another shape, or the module draws from an rng that it does not get.
+    errors.InputError: dnt cannot call the class this way, the class lacks an option, or (at tracing) the logits have
+      another shape, or the module draws from an rng that it does not get.
   """
-  base = load(name, folder)
   fields = field_names(base)
   for key in options:
     if key not in fields:

@@ -193,8 +193,8 @@ class Peers:
 _current: Peers | None = None
 
 
-def watch(process: int, hosts: Sequence[str], connections: Mapping[int, socket.socket]) -> Peers:
-  """Watches the other processes until this one ends; see `Peers`."""
+def watch(process: int, hosts: Sequence[str], connections: Mapping[int, socket.socket]) -> None:
+  """Watches the other processes until this one ends; see `Peers`, which `current` returns."""
   global _current
   _current = Peers(process, hosts, connections)
   # jax aborts the process at once when process 0 is lost. The handler is `sleep` itself, with the number of the signal
@@ -204,7 +204,6 @@ def watch(process: int, hosts: Sequence[str], connections: Mapping[int, socket.s
   library.signal(signal.SIGABRT, ctypes.cast(library.sleep, ctypes.c_void_p))
   signals.before_exit.append(_current.leave)
   atexit.register(_current.leave)
-  return _current
 
 
 def current() -> Peers | None:

@@ -189,10 +189,8 @@ def check(
     if misfit and not misfit.of_network and (saved.latest_step or 0) > run.config.train.steps:
       misfit = None
   same_network = not any(known[change.key].role == 'function' for change in found)
-  if misfit:
-    changes.check(found, allow, workdir, misfit.text, same_network and not misfit.of_network)
-  else:
-    changes.check(found, allow, workdir, keeps_weights=same_network)
+  keeps_weights = same_network and not (misfit and misfit.of_network)
+  changes.check(found, allow, workdir, misfit.text if misfit else '', keeps_weights)
 
 
 def log(

@@ -75,8 +75,9 @@ def _assert_same(actual, expected):
 def _save(workdir, steps, keep=3, metrics=None, best_metric='test/accuracy'):
   saved = checkpoints.Checkpoints(workdir, _options(keep), best_metric)
   for step in steps:
-    measured = {best_metric: metrics[step]} if metrics and metrics[step] is not None else {}
-    assert saved.save(step, _state(step), {'at': step}, measured)
+    saved.save(step, _state(step), {'at': step})
+    if metrics and metrics[step] is not None:
+      saved.rate(step, {'at': step}, {best_metric: metrics[step]})
   saved.close()
 
 
@@ -167,8 +168,9 @@ def test_keeps_the_newest_and_the_best(tmp_path):
   # Another process goes on: the metrics are on disk.
   saved = checkpoints.Checkpoints(tmp_path, _options(2), 'test/accuracy')
   assert saved.latest_step == 6
-  saved.save(7, _state(7), {}, {'test/accuracy': 0.5})
-  saved.save(8, _state(8), {}, {'test/accuracy': 0.91})
+  for step, metric in ((7, 0.5), (8, 0.91)):
+    saved.save(step, _state(step), {})
+    saved.rate(step, {}, {'test/accuracy': metric})
   assert saved.latest_step == 8
   saved.close()
   assert _names(tmp_path) == ['7', '8']
@@ -211,12 +213,14 @@ def test_a_value_is_ranked_by_the_name_that_it_was_measured_under(tmp_path):
   both = {1: {'test/loss': 0.1}, 2: {'test/accuracy': 0.14}, 3: {'test/loss': 0.3, 'test/accuracy': 0.9}}
   saved = checkpoints.Checkpoints(tmp_path, _options(1), 'test/accuracy')
   for step, measured in both.items():
-    saved.save(step, _state(step), {}, measured)
+    saved.save(step, _state(step), {})
+    saved.rate(step, {}, measured)
   saved.close()
   assert _names(tmp_path) == ['3']
   saved = checkpoints.Checkpoints(tmp_path, _options(1), 'test/loss')
   for step, measured in {4: {'test/loss': 0.2}, 5: {'test/loss': 0.9}, 6: {'test/accuracy': 0.01}}.items():
-    saved.save(step, _state(step), {}, measured)
+    saved.save(step, _state(step), {})
+    saved.rate(step, {}, measured)
   saved.close()
   assert _names(tmp_path) == ['4', '6'], 'the loss of 3 counts, the accuracy of 6 does not'
   assert checkpoints.choose_step(tmp_path, 'best', 'test/loss') == 4
@@ -247,12 +251,12 @@ def test_better():
 def test_saving_a_step_twice_changes_nothing(run):
   before = (run / 'checkpoints/3/meta/meta.json').read_bytes()
   saved = checkpoints.Checkpoints(run, _options())
-  assert not saved.save(3, _state(9), {})
-  assert saved.save(4, _state(4), {})
-  assert not saved.save(4, _state(4), {})
+  for step, content in ((3, 9), (4, 4), (4, 9)):
+    saved.save(step, _state(content), {})
   saved.close()
   assert (run / 'checkpoints/3/meta/meta.json').read_bytes() == before
   assert _names(run) == ['2', '3', '4']
+  _assert_same(_read(run, 4, _abstract(_state()))[0], _state(4))
 
 
 @pytest.mark.parametrize('value', [np.nan, np.inf, -np.inf])
@@ -390,7 +394,7 @@ def test_damaged_checkpoint_is_passed_over(run, kind, console):
   assert len(lines) == 1
   assert re.search('checkpoint 3 .*damaged.* step 2$', lines[0])
   # The steps are taken again, and saved under the same name.
-  assert saved.save(3, _state(3), {'again': True})
+  saved.save(3, _state(3), {'again': True})
   saved.close()
   again = checkpoints.Checkpoints(run, _options())
   state, meta = again.restore_latest(dict.fromkeys(again.steps(), _abstract(_state())))
@@ -527,8 +531,9 @@ def test_kill_during_saves(tmp_path):
   state, meta = saved.restore_latest(dict.fromkeys(saved.steps(), abstract))
   assert meta['at'] in (3, 4, 5) and not [name for name in _names(tmp_path) if 'damaged' in name]
   np.testing.assert_array_equal(state['params']['w'], np.full((64, 64), meta['at'], np.float32))
-  assert saved.save(50, state, {})
+  saved.save(50, state, {})
   saved.close()
+  assert '50' in _names(tmp_path)
   assert not [name for name in _names(tmp_path) if 'tmp' in name]
 
 
@@ -677,7 +682,8 @@ state = mesh_lib.place(host, {'params': {'w': split, 'b': whole}, 'step': whole}
 saved = checkpoints.Checkpoints(workdir, options.checkpoint, 'accuracy')
 seen = [saved.restore_latest(dict.fromkeys(saved.steps(), state))]
 for step in (1, 2, 3):
-  seen.append(saved.save(step, state, {}))
+  saved.save(step, state, {})
+  seen.append(step in saved.steps())
   saved.rate(step, {'at': step}, {'accuracy': step / 10})
 bad = state | {'step': state['step'], 'params': state['params'] | {'b': jnp.full_like(state['params']['b'], jnp.nan)}}
 try:
@@ -708,7 +714,9 @@ try:
   saved.restore_latest(dict.fromkeys(saved.steps(), other))
 except errors.InputError as error:
   seen.append('unexpected: params/b, step' in str(error))
-seen += [saved.save(2, restored, {}), saved.save(3, restored, {})]
+for step in (2, 3):
+  saved.save(step, restored, {})
+  seen.append(step in saved.steps())
 saved.close()
 for use in (
   lambda: checkpoints.load_parameters(workdir if process == 0 else workdir / 'own1'),

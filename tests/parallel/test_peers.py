@@ -18,7 +18,8 @@ coordinator, process, count, how, who = sys.argv[1:]
 process, this = int(process), process == who
 peers.SILENCE = 2.5
 with signals.Watch():
-  watched = peers.watch(process, *rendezvous.meet(clusters.Cluster(coordinator, int(count), process), 30))
+  peers.watch(process, *rendezvous.meet(clusters.Cluster(coordinator, int(count), process), 30))
+  watched = peers.current()
   print('met', flush=True)
   sys.stdin.readline()
   if how in ('1', '2'):

@@ -115,7 +115,7 @@ def test_a_checkpoint_of_another_network_is_refused_before_anything_is_compiled(
   run, mesh = build(tiny), mesh_lib.make_mesh(tiny.mesh)
   saved = checkpoints.Checkpoints(tmp_path, tiny.checkpoint)
   state = initialize.make_state(run, mesh, initialize.find(run, mesh, saved, None))
-  saved.save(3, state.replace(step=state.step + 3), {}, None)
+  saved.save(3, state.replace(step=state.step + 3), {})
   saved.close()
   assert initialize.find(run, mesh, checkpoints.ReadOnly(tmp_path), None).step == 3
   tiny.model.width = 8

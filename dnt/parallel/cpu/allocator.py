@@ -22,15 +22,10 @@ _tuned = False  # whether this process has tuned malloc, whose settings cannot b
 _ACCELERATORS = ('/dev/nvidia[0-9]*', '/dev/accel*', '/dev/vfio/[0-9]*', '/dev/kfd')
 
 
-def tune() -> bool:
-  """Calls `keep_freed` if this process computes on CPU only; libraries must not call this.
-
-  Returns:
-    Whether any setting was changed.
-  """
+def tune() -> None:
+  """Calls `keep_freed` if this process computes on CPU only; libraries must not call this."""
   global _tuned
   _tuned = cpu_only() and keep_freed()
-  return _tuned
 
 
 def keep_freed() -> bool:
@@ -58,16 +53,14 @@ def large() -> int:
   return min(2**31, os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') // 8)
 
 
-def release_large(temporary: int) -> bool:
+def release_large(temporary: int) -> None:
   """Lets malloc return freed blocks of 32 MB and more to the system, if `tune` keeps them and `temporary` is too large.
 
   Args:
     temporary: bytes of the program's temporary buffer, compared with `large`.
-
-  Returns:
-    Whether any setting was changed.
   """
-  return _tuned and temporary > large() and _set((_M_MMAP_THRESHOLD, _MMAP_LARGEST), (_M_MMAP_MAX, _MMAP_MAX))
+  if _tuned and temporary > large():
+    _set((_M_MMAP_THRESHOLD, _MMAP_LARGEST), (_M_MMAP_MAX, _MMAP_MAX))
 
 
 def _set(*settings: tuple[int, int]) -> bool:

@@ -15,8 +15,8 @@ import ctypes, resource, sys
 from dnt.parallel.cpu import allocator
 assert 'jax' not in sys.modules
 if {tune}:
-  assert allocator.tune() is True
-assert allocator.release_large({temporary}) is {released}
+  allocator.tune()
+allocator.release_large({temporary})
 libc = ctypes.CDLL(None)
 libc.malloc.restype = ctypes.c_void_p
 libc.malloc.argtypes = [ctypes.c_size_t]
@@ -33,8 +33,8 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-def faults(tune, temporary=0, released=False):
-  command = [sys.executable, '-c', COUNT_FAULTS.format(tune=tune, temporary=temporary, released=released)]
+def faults(tune, temporary=0):
+  command = [sys.executable, '-c', COUNT_FAULTS.format(tune=tune, temporary=temporary)]
   return int(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
 
 
@@ -46,7 +46,7 @@ def test_a_tuned_process_does_not_fault_its_memory_in_again():
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='mallopt is glibc on Linux')
 def test_what_is_too_large_to_keep_goes_back_to_the_system():
-  assert faults(tune=True, temporary=allocator.large() + 1, released=True) > 10_000
+  assert faults(tune=True, temporary=allocator.large() + 1) > 10_000
   assert faults(tune=True, temporary=allocator.large()) < 100
   assert faults(tune=False, temporary=allocator.large() + 1) > 10_000
 
@@ -83,12 +83,12 @@ def test_cpu_only_is_read_off_the_environment_and_the_device_files(monkeypatch, 
 def test_other_processes_are_left_alone(monkeypatch):
   monkeypatch.setattr(allocator.ctypes, 'CDLL', lambda name: pytest.fail('the allocator was changed'))
   monkeypatch.setenv('JAX_PLATFORMS', 'cuda')
-  assert tune() is False
+  tune()
   monkeypatch.setenv('JAX_PLATFORMS', 'cpu')
   monkeypatch.setenv(cpu.VARIABLE, 'allocator')
-  assert tune() is False
+  tune()
   monkeypatch.delenv(cpu.VARIABLE)
   monkeypatch.setattr(allocator.platform, 'libc_ver', lambda: ('musl', '1.2'))
-  assert tune() is False
+  tune()
   monkeypatch.setattr(allocator.sys, 'platform', 'darwin')
-  assert tune() is False
+  tune()
