@@ -242,14 +242,14 @@ def write(
   if path.suffix == '.csv':
     text = io.StringIO()
     table = csv.writer(text, lineterminator='\n')
-    table.writerow(['picture', 'rank', 'class', 'index', 'probability'])
+    table.writerow(['image', 'rank', 'class', 'index', 'probability'])
     for image, best, _ in rows:
       table.writerows([image, rank, *each] for rank, each in enumerate(best, 1))
     content = text.getvalue()
   else:
     predictions = [
       {
-        'picture': image,
+        'image': image,
         'classes': [{'class': guess.name, 'index': guess.index, 'probability': guess.probability} for guess in best],
         **({} if label is None else {'true_class': label}),
       }

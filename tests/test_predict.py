@@ -62,10 +62,10 @@ def test_names_that_are_not_utf8_are_written_escaped(program, trained, folder_of
     text.encode()
   if suffix == 'csv':
     with output.open(encoding='utf-8') as file:
-      paths = [row['picture'] for row in csv.DictReader(file)]
+      paths = [row['image'] for row in csv.DictReader(file)]
   else:
     content = json.loads(output.read_text(encoding='utf-8'))
-    paths = [each['picture'] for each in content['predictions']]
+    paths = [each['image'] for each in content['predictions']]
     assert str(folder_of_images / '\\xff.jpg') in content['unreadable']
   assert str(folder_of_images / '\\xe9.png') in paths
 
@@ -100,7 +100,7 @@ def test_the_program_prints_and_writes_what_it_found(program, trained, folder_of
   assert (found['weights'], found['step']) == (str(trained.workdir), 4)
   for path, probabilities, entry in zip(good, want, found['predictions'], strict=True):
     best = np.argsort(-probabilities)[:2]
-    assert entry['picture'] == path
+    assert entry['image'] == path
     assert [(each['class'], each['index']) for each in entry['classes']] == [(f'class{i}', i) for i in best]
     np.testing.assert_allclose([each['probability'] for each in entry['classes']], probabilities[best], rtol=1e-5)
     shown = '  '.join(f'class{index} {100 * probabilities[index]:.2f} %' for index in best)
@@ -114,7 +114,7 @@ def test_the_program_prints_and_writes_what_it_found(program, trained, folder_of
   assert code == 0, output
   with (tmp_path / 'found.csv').open() as file:
     rows = list(csv.DictReader(file))
-  assert [(row['picture'], row['rank']) for row in rows] == [(path, rank) for path in good for rank in '12']
+  assert [(row['image'], row['rank']) for row in rows] == [(path, rank) for path in good for rank in '12']
   assert all(row['class'] == f'name {row["index"]}' for row in rows)
 
 
@@ -182,7 +182,7 @@ def test_class_folders_are_labels(program, trained, class_folders, tmp_path, bas
   code, said = program(f'--workdir={trained.workdir}', f'--images={root}', f'--output={tmp_path / "found.json"}')
   assert code == 0, said
   found = json.loads((tmp_path / 'found.json').read_text())
-  paths = [each['picture'] for each in found['predictions']]
+  paths = [each['image'] for each in found['predictions']]
   assert [each['true_class'] for each in found['predictions']] == [f'class{index}' for index in np.repeat(true, 2)]
   confusion = np.zeros((10, 10), int)
   np.add.at(confusion, (np.repeat(true, 2), expected(trained.workdir, paths).argmax(-1)), 1)
@@ -312,7 +312,7 @@ def test_an_interrupt_ends_the_batch_and_keeps_what_was_found(start, finish, tra
   said = finish(start([sys.executable, '-c', INTERRUPTED, *flags]), 130)
   assert re.fullmatch(f'3 .*1 skipped, .*stopped .*3  {output}', said.splitlines()[-1])
   with output.open() as file:
-    found = [row['picture'] for row in csv.DictReader(file)]
+    found = [row['image'] for row in csv.DictReader(file)]
   assert found == [str(folder_of_images / f'{index}.png') for index in range(3) for _ in range(5)]
 
 

@@ -94,7 +94,7 @@ def run(config: typed.Config, workdir: pathlib.Path, seeds: int, trying: bool, s
     'losses': examination.losses.tolist(),
     'update_ratios': examination.update_ratios.tolist(),
     'learning_rates': examination.learning_rates.tolist(),
-    'loss_of_chance': examination.guessing_loss,
+    'guessing_loss': examination.guessing_loss,
   }
   files.write(workdir / 'probe.png', plots.png(figure(found)))
   files.write_json(workdir / workdir_lib.PROBE, content)

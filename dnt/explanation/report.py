@@ -87,16 +87,16 @@ def run(requested: str, wanted: Wanted, output: pathlib.Path) -> str:
     texts = [
       f'{name} {result["means"][name]:.3f} (random map {result["means"][f"random_{name}"]:.3f})' for name in SHOWN
     ]
-    count = len(result['pictures'])
+    count = len(result['images'])
     lines.append(f'{count} image{"s" if count > 1 else ""}: {", ".join(texts)}')
   if source:
     top = top_activating.search(network, mesh, entry, source, wanted.top)
-    content['exciting'] = {'meaning': TOP_ACTIVATING, **top_activating.to_json(network, source, top)}
+    content['top_activating'] = {'meaning': TOP_ACTIVATING, **top_activating.to_json(network, source, top)}
     rows = top_activating.make_tiles(network, mesh, entry, explainer, source, top)
     titles = {'channels': f'channels of {entry.name}', 'classes': f'classes, {wanted.method}'}
     for name, title in titles.items():
       title = f'{source.split}, top-activating images: {title}'
-      sheets[f'exciting_{name}'] = plots.png(sheet.grid(title, rows[name]))
+      sheets[f'top_activating_{name}'] = plots.png(sheet.grid(title, rows[name]))
     lines.append(f'searched the {len(source):,} images of {source.split}')
   for name, png in sheets.items():
     files.write(output / f'{name}.png', png)
@@ -147,7 +147,7 @@ def _explain(
     found = f'the map of {zero} of {len(records)} images is zero everywhere: no position raises the score of its class'
     _log.warning(f'{found}; try another --method or --entry')
   means = {name: float(np.mean([record[name] for record in records])) for name in AREAS}
-  content = {'meaning': MEANING, 'means': means, 'pictures': records, 'unreadable': unreadable}
+  content = {'meaning': MEANING, 'means': means, 'images': records, 'unreadable': unreadable}
   first = f', the first {len(tiles)} of {len(records)} images' if len(tiles) < len(records) else ''
   rows = [tiles[start : start + sheet.COLUMNS] for start in range(0, len(tiles), sheet.COLUMNS)]
   return content, plots.png(sheet.grid(f'{about["method"]} at {about["entry"]}{first}', rows, beside=True))
@@ -177,18 +177,18 @@ def _record(network: inference.Network, result: maps.Explained, about: Mapping[s
 def _page(about: Mapping[str, Any], content: Mapping[str, Any], sheets: Mapping[str, bytes]) -> str:
   """Builds the whole page: the options, the sheets, the explanations of the metrics, and the metrics."""
   parts = [html.facts({name: str(value) for name, value in about.items() if value is not None})]
-  if 'pictures' in content:
+  if 'images' in content:
     parts += [html.heading('images'), html.image('images and their maps', sheets['explained'])]
     parts += [html.heading('faithfulness'), html.facts(MEANING), _table(content)]
     if content['unreadable']:
       parts += [html.heading('skipped'), html.facts(content['unreadable'])]
-  if 'exciting' in content:
-    result = content['exciting']
+  if 'top_activating' in content:
+    result = content['top_activating']
     parts += [html.heading(f'top-activating images among the {result["examples"]:,} of {result["split"]}')]
     parts += [html.facts(TOP_ACTIVATING)]
     for name in TOP_ACTIVATING:
       shown = f'{name}: {min(len(result[name]), top_activating.DRAWN)} of {len(result[name]):,}, with the highest peaks'
-      parts += [html.heading(shown), html.image(shown, sheets[f'exciting_{name}'])]
+      parts += [html.heading(shown), html.image(shown, sheets[f'top_activating_{name}'])]
   return html.page(f'{about["method"]} at {about["entry"]}', parts)
 
 
@@ -201,7 +201,7 @@ def _table(content: Mapping[str, Any]) -> str:
       f'{record["target"]} {progress.format_value("accuracy", record["target_probability"])}',
       *(f'{record[name]:.3f}' for name in AREAS),
     ]
-    for record in content['pictures']
+    for record in content['images']
   ]
   rows.append(['mean', '', '', *(f'{content["means"][name]:.3f}' for name in AREAS)])
   return html.table(['image', 'predicted', 'map of', *(name.replace('_', ' ') for name in AREAS)], rows)

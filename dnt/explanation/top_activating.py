@@ -173,7 +173,7 @@ def load_split(network: inference.Network, split: str) -> examples.Examples:
 
 
 def to_json(network: inference.Network, source: examples.Examples, best: Mapping[str, Top]) -> dict[str, Any]:
-  """Returns the results for all channels and classes as JSON; images are split indices, which `indices` names once."""
+  """Returns the results for all channels and classes as JSON; their images are places in the split, described once."""
   places = sorted({int(place) for top in best.values() for place in top.indices.flat})
   paths = source.store.paths if isinstance(source.store, folder.Files) else None
   named = {}
@@ -186,14 +186,14 @@ def to_json(network: inference.Network, source: examples.Examples, best: Mapping
     'split': source.split,
     'examples': len(source),
     'channels': [
-      {'channel': index, 'pictures': indices.tolist(), 'activations': scores.tolist()}
+      {'channel': index, 'images': indices.tolist(), 'activations': scores.tolist()}
       for index, (indices, scores) in enumerate(zip(channels.indices, channels.scores, strict=True))
     ],
     'classes': [
-      {'class': name, 'pictures': indices.tolist(), 'probabilities': special.expit(scores).tolist()}
+      {'class': name, 'images': indices.tolist(), 'probabilities': special.expit(scores).tolist()}
       for name, indices, scores in zip(network.class_names, classes.indices, classes.scores, strict=True)
     ],
-    'pictures': named,
+    'images': named,
   }
 
 

@@ -46,20 +46,20 @@ def test_images_and_their_figures_are_written(run, images, tmp_path, console):
     'stage3/block001',
     'grad_cam',
   )
-  assert [each['path'] for each in found['pictures']] == [str(images / f'{index}.png') for index in range(3)]
+  assert [each['path'] for each in found['images']] == [str(images / f'{index}.png') for index in range(3)]
   assert list(found['unreadable']) == [str(images / '1.jpg')]
   assert f'skipped: {found["unreadable"][str(images / "1.jpg")]}' in console.readouterr().out
   network = inference.load(str(run))
-  read = inference.read(network, [each['path'] for each in found['pictures']])
+  read = inference.read(network, [each['path'] for each in found['images']])
   logits = network.model.apply(network.variables, network.preprocess(jnp.asarray(read.images)), train=False)
-  for each, probabilities in zip(found['pictures'], np.asarray(jax.nn.softmax(logits)), strict=True):
+  for each, probabilities in zip(found['images'], np.asarray(jax.nn.softmax(logits)), strict=True):
     assert (each['prediction'], each['target']) == (f'class{probabilities.argmax()}', 'class2')
     assert each['probability'] == pytest.approx(probabilities.max(), rel=1e-5)
     assert each['target_probability'] == pytest.approx(probabilities[2], rel=1e-5)
     assert (tmp_path / 'out' / each['overlay']).is_file()
     assert all(0 <= each[name] <= 1 for name in report.AREAS)
   for name, mean in found['means'].items():
-    assert mean == pytest.approx(np.mean([each[name] for each in found['pictures']]))
+    assert mean == pytest.approx(np.mean([each[name] for each in found['images']]))
   means = found['means']
   assert re.match(rf'3 .*deletion {means["deletion"]:.3f} .*{means["random_deletion"]:.3f}\b', said)
   page = (tmp_path / 'out' / 'explain.html').read_text()
@@ -81,7 +81,7 @@ def test_maps_that_are_zero_everywhere_are_named(run, images, tmp_path, monkeypa
   monkeypatch.setattr(inference, 'load', against_class2)
   report.run(str(run), WANTED._replace(images=str(images), target='class2'), tmp_path / 'out')
   assert 'map of 3 of 3 images is zero everywhere' in caplog.text and '--method' in caplog.text
-  for each in json.loads((tmp_path / 'out' / 'explain.json').read_text())['pictures']:
+  for each in json.loads((tmp_path / 'out' / 'explain.json').read_text())['images']:
     assert each['peak'] == 0 and each['deletion'] == each['random_deletion']
   caplog.clear()
   report.run(str(run), WANTED._replace(images=str(images), target='class3'), tmp_path / 'out')
@@ -95,7 +95,7 @@ def test_a_split_is_searched(run, tmp_path, monkeypatch):
   monkeypatch.setattr(sheet, 'grid', lambda title, rows: sheets.append(rows))
   said = report.run(str(run), WANTED._replace(top_activating='test[:30]'), tmp_path / 'out')
   assert re.search(r'\b30 .* test\[:30\]$', said)
-  found = json.loads((tmp_path / 'out' / 'explain.json').read_text())['exciting']
+  found = json.loads((tmp_path / 'out' / 'explain.json').read_text())['top_activating']
   source = experiment.load_data(run_config.get_config(str(run / 'config.json')), ('test[:30]',)).evaluation['test[:30]']
   network = inference.load(str(run))
   images = network.preprocess(jnp.asarray(source.images))
@@ -111,17 +111,17 @@ def test_a_split_is_searched(run, tmp_path, monkeypatch):
   ):
     for each, values in zip(rows, scores.T, strict=True):
       np.testing.assert_allclose(each[name], np.sort(values)[::-1][:3], rtol=1e-4)
-      np.testing.assert_allclose(values[each['pictures']], each[name], rtol=1e-4)
-  for place, each in found['pictures'].items():
+      np.testing.assert_allclose(values[each['images']], each[name], rtol=1e-4)
+  for place, each in found['images'].items():
     assert each == {'class': f'class{source.labels[int(place)]}'}
-  assert all((tmp_path / 'out' / f'exciting_{name}.png').is_file() for name in ('channels', 'classes'))
+  assert all((tmp_path / 'out' / f'top_activating_{name}.png').is_file() for name in ('channels', 'classes'))
   # The sheets show those with the highest peaks, and where a channel is positive.
   for rows, name, scores, title in (
     (sheets[0], 'channels', peaks, lambda each: f'channel {each["channel"]}: {each["activations"][0]:.3g}'),
     (sheets[1], 'classes', probabilities, lambda each: f'{each["class"]}: {100 * each["probabilities"][0]:.2f} %'),
   ):
     highest = np.argsort(-scores.max(0), kind='stable')[: top_activating.DRAWN]
-    places = [found[name][index]['pictures'][0] for index in highest]
+    places = [found[name][index]['images'][0] for index in highest]
     for row, index, place in zip(rows, highest, places, strict=True):
       assert row[0].title == f'{title(found[name][index])}\ntrue: class{source.labels[place]}'
       np.testing.assert_array_equal(row[0].image, source.images[place])
