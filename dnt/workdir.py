@@ -29,19 +29,24 @@ CURVES = 'curves.png'
 TELEMETRY = 'telemetry.png'
 DEAD_UNITS = 'dead_units.json'
 NOISE_SCALE = 'noise_scale.json'
+EVALUATION = 'evaluation.json'  # of `--mode=evaluate`
 PROFILE = 'profile'  # folder of traces
 LR_FIND, LR_FIND_PLOT = 'lr_find.json', 'lr_find.png'
-# Files of the probe, each with its own number of the format.
-PROBE = 'probe.json'
-SIGNAL = 'signal.json'
+# Files of the probe, whose JSON holds the number of the format itself: their folder need not be that of a run.
+PROBE, PROBE_PLOT = 'probe.json', 'probe.png'
+SIGNAL, SIGNAL_TABLES = 'signal.json', 'signal.md'
+# Files of an explanation.
+EXPLANATION, EXPLANATION_PAGE = 'explain.json', 'explain.html'
 # Files of a rehearsal.
 REHEARSAL, REHEARSAL_TABLES, REHEARSAL_PAGE = 'rehearsal.json', 'rehearsal.md', 'rehearsal.html'
 # Files of a run that is part of a comparison.
 REQUESTED = 'requested.json'  # its config before data and model fill it in
+SOURCE = 'source.json'  # digest of the weights that it received, if it starts from another run
 LOG = 'log.txt'
 FAILURE = 'failure.json'  # why it failed
 # Files of a comparison.
-COMPARISON = (OWNER, REPORT, CURVES, 'results.md', 'results.csv', 'results.json')
+RESULTS, RESULTS_CSV, RESULTS_TABLES = 'results.json', 'results.csv', 'results.md'
+COMPARISON = (OWNER, REPORT, CURVES, RESULTS, RESULTS_CSV, RESULTS_TABLES)
 
 
 def checkpoints(workdir: str | os.PathLike) -> pathlib.Path:

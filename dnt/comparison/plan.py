@@ -20,7 +20,6 @@ from dnt.config import changes as changes_lib
 from dnt.config import checks, implied, run_config, typed
 from dnt.weights import names, preprocessing
 
-SOURCE = 'source.json'  # in the workdir of a run that starts from another run: digest of the weights it received
 VARIANT = 'variant:'  # before the name of a variant in train.init_from
 RUNS = 10_000  # most runs of a comparison
 _NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9_.-]*')
@@ -282,7 +281,7 @@ def is_finished(run: Run) -> bool:
     errors.InputError: the run finished or saved a checkpoint with another config; the message names the differences.
   """
   finished = bool((summary(run) or {}).get('finished'))
-  if not finished and not any((run.workdir / 'checkpoints').glob('[0-9]*')):
+  if not finished and not any((run.workdir / workdir_lib.CHECKPOINTS).glob('[0-9]*')):
     return False
   different = _differences(run)
   if different is None:
@@ -322,7 +321,7 @@ def _differences(run: Run) -> list[str] | None:
       if old.data[key] != new.data[key] and not any(each.startswith(f'data.{key} ') for each in found)
     ]
   if run.source:
-    given, now = _read(run.workdir / SOURCE), source_weights(run)
+    given, now = _read(run.workdir / workdir_lib.SOURCE), source_weights(run)
     if given != now:
       found.append(f'params_sha256 of {run.source.name} was {given!r} and is now {now!r}')
   return found

@@ -229,10 +229,10 @@ def write(outcomes: Sequence[Outcome], about: About, workdir: pathlib.Path) -> N
   image = plots.png(figure.curves(drawn))
   best = find_best(rows, about.config.columns[0])
   facts = describe_best(best) | _facts(outcomes, about)
-  files.write(workdir / 'results.md', markdown(whole, facts, classes))
-  files.write(workdir / 'results.csv', comma_separated(rows))
+  files.write(workdir / workdir_lib.RESULTS_TABLES, markdown(whole, facts, classes))
+  files.write(workdir / workdir_lib.RESULTS_CSV, comma_separated(rows))
   runs = [_as_json(outcome, workdir) for outcome in outcomes]
-  files.write_json(workdir / 'results.json', {'comparison': facts, 'best': best, 'variants': rows, 'runs': runs})
+  files.write_json(workdir / workdir_lib.RESULTS, {'comparison': facts, 'best': best, 'variants': rows, 'runs': runs})
   files.write(workdir / workdir_lib.CURVES, image)
   files.write(workdir / workdir_lib.REPORT, _page(outcomes, about, facts, whole, classes, image))
 

@@ -114,7 +114,7 @@ def _run_one(run: plan.Run, place: str, line: terminal.StatusLine, pace: 'Pace',
   loader = os.path.relpath(run_config.__file__)
   command = [sys.executable, '-m', 'dnt.main', f'--config={loader}:{requested}', f'--workdir={run.workdir}']
   if run.source:
-    files.write_json(run.workdir / plan.SOURCE, plan.source_weights(run))
+    files.write_json(run.workdir / workdir_lib.SOURCE, plan.source_weights(run))
     command.append(f'--config.train.init_from={run.source.workdir}')
   environment = {name: value for name, value in os.environ.items() if name != 'DNT_COMMAND'}
   passed_on = 0

@@ -96,7 +96,7 @@ def run(config: typed.Config, workdir: pathlib.Path, seeds: int, trying: bool, s
     'learning_rates': examination.learning_rates.tolist(),
     'guessing_loss': examination.guessing_loss,
   }
-  files.write(workdir / 'probe.png', plots.png(figure(found)))
+  files.write(workdir / workdir_lib.PROBE_PLOT, plots.png(figure(found)))
   files.write_json(workdir / workdir_lib.PROBE, content)
   if verdict.kind == Kind.TRAINABLE:
     return content

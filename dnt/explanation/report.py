@@ -9,6 +9,7 @@ import numpy as np
 
 from dnt import config as schema
 from dnt import errors, files, inference
+from dnt import workdir as workdir_lib
 from dnt.explanation import cam, faithfulness, maps, sheet, top_activating
 from dnt.parallel import mesh as mesh_lib
 from dnt.reporting import html, plots, progress
@@ -100,8 +101,8 @@ def run(requested: str, wanted: Wanted, output: pathlib.Path) -> str:
     lines.append(f'searched the {len(source):,} images of {source.split}')
   for name, png in sheets.items():
     files.write(output / f'{name}.png', png)
-  files.write_json(output / 'explain.json', content)
-  files.write(output / 'explain.html', _page(about, content, sheets))
+  files.write_json(output / workdir_lib.EXPLANATION, content)
+  files.write(output / workdir_lib.EXPLANATION_PAGE, _page(about, content, sheets))
   return '; '.join(lines)
 
 

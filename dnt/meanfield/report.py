@@ -58,7 +58,7 @@ def write(result: Mapping[str, Any], workdir: pathlib.Path) -> None:
     workdir: an existing folder.
   """
   files.write_json(workdir / workdir_lib.SIGNAL, {'format': workdir_lib.FORMAT, **result})
-  files.write(workdir / 'signal.md', table(result))
+  files.write(workdir / workdir_lib.SIGNAL_TABLES, table(result))
   networks = result['networks']
   if not networks:
     return

@@ -24,13 +24,11 @@ import jax
 import jax.numpy as jnp
 
 from dnt import errors, trees
-from dnt.models import activations, depth, function_calls
+from dnt.models import activations, depth, function_calls, stage
 from dnt.parallel.cpu import lowering
 
-CAPTURES, GRADIENTS = (
-  'telemetry',
-  'gradient_captures',
-)  # variable collections: captured values, and inputs that receive the gradients
+# Variable collections: captured values, and inputs that receive the gradients.
+CAPTURES, GRADIENTS = stage.CAPTURES, stage.GRADIENTS
 SATURATING = ('sigmoid', 'tanh')
 # Threshold on |a|, scaled to [-1, 1]: above it the slope of sigmoid and tanh is below a tenth of its maximum.
 SATURATED = 0.95

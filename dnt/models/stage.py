@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from dnt import trees
 from dnt.models import layouts
 
+CAPTURES, GRADIENTS = 'telemetry', 'gradient_captures'  # see `captures`
 # Collections that blocks may read and write inside a scanned stage; code that sows into another one must add it here.
-COLLECTIONS = ('params', 'batch_stats', 'intermediates', 'perturbations', 'telemetry', 'gradient_captures')
+COLLECTIONS = ('params', 'batch_stats', 'intermediates', 'perturbations', CAPTURES, GRADIENTS)
 RNGS = ('stochastic_depth', 'dropout')  # those from which a network may draw, in training only
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dnt import checkpoints, errors, files
+from dnt import workdir as workdir_lib
 from dnt.checkpoints import format
 from dnt.config import typed
 from dnt.data import examples, pipeline
@@ -317,5 +318,5 @@ def evaluate(config: typed.Config, workdir: pathlib.Path) -> dict[str, Any]:
       'confusion': confusion,
       'per_class': result.per_class,
     }
-    files.write_json(workdir / 'evaluation.json', summary | measured)
+    files.write_json(workdir / workdir_lib.EVALUATION, summary | measured)
   return summary

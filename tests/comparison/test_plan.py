@@ -261,7 +261,7 @@ def test_a_run_that_started_from_other_weights_is_refused(staged, tmp_path, fini
   source, run, *_ = plan.make(staged, tmp_path)
   leave(source, True)
   leave(run, finished)
-  (run.workdir / plan.SOURCE).write_text('"pretrain seed 3"')
+  (run.workdir / workdir_lib.SOURCE).write_text('"pretrain seed 3"')
   assert plan.is_finished(run) is finished and plan.is_comparable(run)
   for content, now in (({'finished': True, 'params_sha256': 'other'}, "'other'"), ({'finished': False}, 'None')):
     (source.workdir / 'summary.json').write_text(json.dumps(content))
