@@ -318,7 +318,7 @@ def _has_ended(workdir: pathlib.Path, step: int) -> bool:
       return summary.get('finished') is True and summary.get('step') == step
     return False
 
-  return multihost.broadcast_from_lead(read() if multihost.is_lead() else False)
+  return multihost.on_lead(read)
 
 
 def _evaluate_end(

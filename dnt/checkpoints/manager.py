@@ -149,14 +149,9 @@ class Checkpoints:
       errors.RunError: the checkpoint could not be written.
     """
     self.wait()
-    problem = None
-    if multihost.is_lead():
-      try:
-        ranking = metrics.get(self._best_metric)
-        self._write(format.replace_meta, self._directory / str(step), meta, metrics, ranking)
-      except errors.RunError as error:
-        problem = error
-    multihost.raise_any(problem)
+    ranking = metrics.get(self._best_metric)
+    replace = functools.partial(format.replace_meta, self._directory / str(step), meta, metrics, ranking)
+    multihost.on_lead(lambda: self._write(replace))
     steps = self._manager.all_steps()  # the manager reads the metrics on disk when it is made
     self._metrics[step] = dict(metrics)
     for each in set(steps) - self._kept(steps):
@@ -219,24 +214,24 @@ class Checkpoints:
 
   def _check_room(self, leaves: Mapping[str, jax.Array]) -> None:
     # If only the writer threads found these two errors, they would cause pages of tracebacks or minutes of waiting.
-    problem = None
-    if multihost.is_lead() and not buckets.address(self._directory):
+    def check():
+      if buckets.address(self._directory):
+        return
       # Beside the values: what describes them, in files of whole blocks.
       needed = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves.values()) + _BESIDE
       try:
         free = shutil.disk_usage(self._directory).free
       except OSError as error:
-        problem = errors.RunError(
-          f'{self._directory} no longer exists ({error.strerror}), so no checkpoint can be written'
+        gone = f'{self._directory} no longer exists ({error.strerror}), so no checkpoint can be written'
+        raise errors.RunError(gone) from error
+      if free < needed:
+        raise errors.RunError(
+          f'a checkpoint needs {math.ceil(needed / 1e5) / 10} MB and the disk of {self._directory} has '
+          f'{math.floor(free / 1e5) / 10} MB left; '
+          'make room and run the same command again'
         )
-      else:
-        if free < needed:
-          problem = errors.RunError(
-            f'a checkpoint needs {math.ceil(needed / 1e5) / 10} MB and the disk of {self._directory} has '
-            f'{math.floor(free / 1e5) / 10} MB left; '
-            'make room and run the same command again'
-          )
-    multihost.raise_any(problem)
+
+    multihost.on_lead(check)
 
   def _move_aside(self, step: int) -> pathlib.Path:
     aside = self._directory / f'{step}.damaged'
@@ -455,14 +450,12 @@ def _list_steps(directory: pathlib.Path) -> list[int]:
 
 
 def _check_writable(directory: pathlib.Path) -> None:
-  problem = None
-  if multihost.is_lead() and not buckets.address(directory):
-    try:
+  def make():
+    if not buckets.address(directory):
       files.make_workdir(directory.parent)
       directory.mkdir(exist_ok=True)
-    except errors.InputError as error:
-      problem = error
-  multihost.raise_any(problem)
+
+  multihost.on_lead(make)
   multihost.raise_any(None if multihost.sees_files_of_lead(directory) else _not_shared(directory))
 
 

@@ -48,8 +48,21 @@ def check(splits: Mapping[str, examples.Examples], evaluated: Collection[str], c
   Raises:
     errors.InputError: an evaluated split has damaged files; the message names them.
   """
+  bits, lines, problems = multihost.on_lead(lambda: _inspect(splits, evaluated, config))
+  for line in lines:
+    _log.info(line)
+  if problems:
+    more = f'; {len(problems) - SHOWN} more cannot be read either' if len(problems) > SHOWN else ''
+    raise errors.InputError('; '.join(problems[:SHOWN]) + more)
+  return bits
+
+
+def _inspect(
+  splits: Mapping[str, examples.Examples], evaluated: Collection[str], config: typed.Data
+) -> tuple[int | None, list[str], list[str]]:
+  """Returns the value of `image_bits` as in `check`, lines for the log, and what is wrong with each damaged file."""
   bits, lines, problems = None, [], []
-  for name, split in splits.items() if multihost.is_lead() else ():
+  for name, split in splits.items():
     if not isinstance(split.store, folder.Files):
       continue
     seen = look(split.store.paths)
@@ -66,13 +79,7 @@ def check(splits: Mapping[str, examples.Examples], evaluated: Collection[str], c
       )
     if name in evaluated:
       problems += damaged(seen.suspects)
-  bits, lines, problems = multihost.broadcast_from_lead([bits, lines, problems])
-  for line in lines:
-    _log.info(line)
-  if problems:
-    more = f'; {len(problems) - SHOWN} more cannot be read either' if len(problems) > SHOWN else ''
-    raise errors.InputError('; '.join(problems[:SHOWN]) + more)
-  return bits
+  return bits, lines, problems
 
 
 def describe_rotation(seen: 'Seen') -> str:

@@ -198,6 +198,30 @@ def together(call: Callable[[], T]) -> T:
   return cast(T, result)
 
 
+def on_lead(call: Callable[[], T]) -> T:
+  """Calls a function in the lead alone; its result, or its error, is that of every process.
+
+  Args:
+    call: returns a JSON value.
+
+  Raises:
+    errors.InputError: the function has raised one; or an errors.RunError likewise.
+  """
+  if is_single():
+    return call()
+  result, problem = None, None
+  if is_lead():
+    try:
+      result = call()
+    except KINDS as error:
+      problem = error
+  severity = next((place for place, kind in enumerate(KINDS, 1) if isinstance(problem, kind)), 0)
+  result, severity, text = broadcast_from_lead([result, severity, str(problem)])
+  if severity:
+    raise problem or KINDS[severity - 1](f'process 0: {text}')
+  return result
+
+
 def check_equal(values: Mapping[str, Any]) -> None:
   """Checks that all processes have equal JSON values by name; every process calls it.
 

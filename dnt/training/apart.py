@@ -90,7 +90,7 @@ def _may_be_own(data: typed.Data, trained: Mapping[str, Any]) -> bool:
       return all(found[name] == trained[name] for name in ('images', 'content'))
     return False
 
-  return multihost.broadcast_from_lead(look() if multihost.is_lead() else False)
+  return multihost.on_lead(look)
 
 
 def _read(config: typed.Config, splits: Sequence[str], meta: Mapping[str, Any], owner: str, own: bool) -> Loaded:

@@ -275,13 +275,15 @@ def check_writable(workdir: pathlib.Path) -> None:
   Raises:
     errors.InputError: the lead cannot write to the folder.
   """
-  problem = None
-  if multihost.is_lead() and (reason := files.why_not_writable(workdir)):
-    problem = errors.InputError(
-      f'workdir {workdir} cannot be written ({reason}), and the result goes there; copy the run to a folder that can '
-      'be written, and give that with --workdir'
-    )
-  multihost.raise_any(problem)
+
+  def check():
+    if reason := files.why_not_writable(workdir):
+      raise errors.InputError(
+        f'workdir {workdir} cannot be written ({reason}), and the result goes there; copy the run to a folder that can '
+        'be written, and give that with --workdir'
+      )
+
+  multihost.on_lead(check)
 
 
 def place(

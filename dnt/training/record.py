@@ -285,13 +285,15 @@ class Record:
     """Ranks the evaluations up to `step` by today's metric, as far as they measured it."""
     self.best, self.evaluations_without_better = {}, 0
     name = self.best_metric
-    lines = metrics.read(self._workdir) if multihost.is_lead() else []
-    measured = [
-      (line['step'], line[name])
-      for line in lines
-      if name in line and line['step'] <= step and not metric_names.is_training(line)
-    ]
-    for measured_at, value in multihost.broadcast_from_lead(measured):
+
+    def read():
+      return [
+        (line['step'], line[name])
+        for line in metrics.read(self._workdir)
+        if name in line and line['step'] <= step and not metric_names.is_training(line)
+      ]
+
+    for measured_at, value in multihost.on_lead(read):
       self._rank(measured_at, value)
 
   def history(self) -> dict[str, Any]:

@@ -48,6 +48,17 @@ if mode == 'collectives':
     multihost.together(fail if process_id else lambda: 1)
   except errors.InputError as error:
     agreed.append(error)
+  def ask(process, problem=None):
+    assert process == 0, 'the lead alone is asked'
+    if problem:
+      raise problem
+    return {'steps': [1, 2]}
+  asked = [multihost.on_lead(lambda: ask(process_id))]
+  for problem in problems:
+    try:
+      multihost.on_lead(lambda: ask(process_id, problem))
+    except (errors.RunError, errors.InputError) as error:
+      asked.append(f'{type(error).__name__}: {error}')
   params = {'kernel': np.arange(2**14, dtype=np.float32).reshape(128, 128), 'bias': np.ones(3, np.float32)}
   placed = meshes.place(params, meshes.parameter_shardings(mesh, params))
   local = [list(shard.data.shape) for shard in placed['kernel'].addressable_shards]
@@ -58,6 +69,7 @@ if mode == 'collectives':
     lead=multihost.is_lead(),
     everyone=multihost.gather_from_all('x' * process_id),
     difference=difference,
+    asked=asked,
     agreed=[f'{type(each).__name__}: {each}' for each in agreed],
     told=multihost.broadcast_from_lead({'from': process_id, 'text': 'x' * (process_id + 1)}),
     local=local,
@@ -124,6 +136,8 @@ def test_two_processes_compute_together(launch):
   full, bad = 'RunError: full', 'InputError: bad'
   assert first.pop('agreed') == ['InputError: process 1: bad', 'NoneType: None', full, 'InputError: process 1: bad']
   assert second.pop('agreed') == [bad, 'NoneType: None', 'RunError: process 0: full', bad]
+  assert first.pop('asked') == [{'steps': [1, 2]}, full, bad]
+  assert second.pop('asked') == [{'steps': [1, 2]}, 'RunError: process 0: full', 'InputError: process 0: bad']
   assert first == second
   assert 'b is 0 on process 0 and 1 on process 1' in first.pop('difference')
   assert first == {
