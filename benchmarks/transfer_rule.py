@@ -56,8 +56,7 @@ def figure(rows: Sequence[Mapping[str, Any]]) -> Any:
     axes.set_xticks(range(len(counts)), counts)
     axes.set_xlabel('images of each class')
     axes.set_title(f'{name}: {metric.replace("_", " ")} (%)', loc='left')
-    axes.grid(alpha=0.3)
-    axes.spines[['top', 'right']].set_visible(False)
+    plots.tidy(axes)
   axes.legend(title='trains', loc='center left', bbox_to_anchor=(1.02, 0.5), frameon=False)
   return result
 

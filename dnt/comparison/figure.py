@@ -47,8 +47,7 @@ def curves(variants: Mapping[str, Sequence[Drawn]]) -> 'Figure':
     for title, axes in zip(titles, row, strict=True):
       for name, color in looks.items():
         _draw(axes, title, name, variants[name], color, epochs)
-      axes.grid(alpha=0.3)
-      axes.spines[['top', 'right']].set_visible(False)
+      plots.tidy(axes)
     row[-1].legend(loc='center left', bbox_to_anchor=(1.02, 0.5), frameon=False)
   for title, column in zip(titles, grid.T, strict=True):
     _scale(column)

@@ -276,8 +276,7 @@ def _finish(axes: 'Axes', title: str, unit: str, logarithmic: bool) -> None:
   axes.set_ylabel(unit)
   if any(not str(line.get_label()).startswith('_') for line in axes.lines):
     axes.legend(frameon=False)
-  axes.grid(alpha=0.3)
-  axes.spines[['top', 'right']].set_visible(False)
+  plots.tidy(axes)
 
 
 def _figure(name: str, value: float) -> str:

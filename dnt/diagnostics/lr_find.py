@@ -410,8 +410,7 @@ def plot(sweeps: Sequence[Sweep], current: float) -> 'Figure':
     axes.set_title(f'{each.group or "all that trains"}: {_ended_of(each)}', loc='left')
     axes.set_xlabel('learning rate')
     axes.set_ylabel('training loss')
-    axes.grid(alpha=0.3)
-    axes.spines[['top', 'right']].set_visible(False)
+    plots.tidy(axes)
     axes.legend(frameon=False)
   for axes in grid[len(sweeps) :]:
     axes.remove()

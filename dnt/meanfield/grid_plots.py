@@ -47,8 +47,7 @@ def by_depth(networks: Sequence[Row], quantity: str) -> 'Figure':
         place = values.index(network['weight_variance'])
         _line(axes, network, quantity, colors[place], sizes[place])
     axes.set_title(f'{block}, {norm.replace("_", " ") if norm != "none" else "no norm"}', loc='left')
-    axes.grid(alpha=0.3)
-    axes.spines[['top', 'right']].set_visible(False)
+    plots.tidy(axes)
     if quantity == 'c':
       axes.set_ylim(-0.1, 1.05)
     else:

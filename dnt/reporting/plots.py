@@ -11,6 +11,7 @@ import numpy as np
 from dnt.reporting import fonts, metric_names
 
 if TYPE_CHECKING:
+  from matplotlib.axes import Axes
   from matplotlib.figure import Figure
 
 FONT_SIZE = 14  # readable when the image is shown at half its size
@@ -91,8 +92,7 @@ def curves(records: Sequence[Mapping[str, Any]], extras: Mapping[str, Sequence[s
   for axes, title in ((loss, 'loss'), (accuracy, 'accuracy (%)'), (rate, 'learning rate')):
     axes.set_title(title, loc='left')
     axes.set_xlabel('step' + (f' ({per_epoch:,.0f} = 1 epoch)' if per_epoch else ''))
-    axes.grid(alpha=0.3)
-    axes.spines[['top', 'right']].set_visible(False)
+    tidy(axes)
     axes.set_xlim(0, last['step'] * 1.02 or 1)
     axes.xaxis.set_major_locator(ticker.MaxNLocator(nbins=5, integer=True))
     axes.xaxis.set_major_formatter('{x:,.0f}')
@@ -202,6 +202,12 @@ def new_figure(width: float, height: float) -> 'Figure':
   from matplotlib.figure import Figure
 
   return Figure(figsize=(width, height), dpi=100, layout='constrained')
+
+
+def tidy(axes: 'Axes') -> None:
+  """Gives a plot a faint grid, and no line at its top and right."""
+  axes.grid(alpha=0.3)
+  axes.spines[['top', 'right']].set_visible(False)
 
 
 def marks(count: int) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """Downloads weights from the Hugging Face hub; later calls find them in the cache without a network."""
 
 import atexit
-import json
 import logging
 import pathlib
 import re
@@ -11,6 +10,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from dnt import errors
+from dnt.weights import torch_files
 
 _log = logging.getLogger(__name__)
 WEIGHTS, CONFIG = 'model.safetensors', 'config.json'
@@ -79,6 +79,6 @@ def _fetch(download_file: Callable[..., str], repository: str, revision: str, **
     if not any('EntryNotFound' in each.__name__ for each in type(error).__mro__):
       raise
   index = get(INDEX, revision)
-  for part in sorted(set(json.loads(index.read_bytes())['weight_map'].values())):
+  for part in sorted(set(torch_files.places_of_index(index).values())):
     get(part, revision)
   return Download(index, commit)

@@ -3,6 +3,7 @@
 import argparse
 import json
 import logging
+import os
 import pathlib
 import pickle
 import warnings
@@ -75,14 +76,24 @@ def files_of_index(path: pathlib.Path) -> list[pathlib.Path]:
   return [path, *(path.with_name(name) for name in sorted(set(_listed(path).values())))]
 
 
-def _listed(path: pathlib.Path) -> dict[str, str]:
-  """Returns the name of the file of each tensor in an index."""
+def places_of_index(path: pathlib.Path) -> dict[str, str]:
+  """Returns the name of the file of each tensor in an index; the files need not be there.
+
+  Raises:
+    errors.InputError: it is no index.
+  """
   try:
     places = json.loads(path.read_bytes())['weight_map']
-    files = sorted(set(places.values()))
-    outside = [name for name in files if pathlib.PurePath(name).name != name]
+    return {tensor: os.fspath(name) for tensor, name in places.items()}
   except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
     raise errors.InputError(f'cannot read {path} ({error}), which lists the parts of the weights') from error
+
+
+def _listed(path: pathlib.Path) -> dict[str, str]:
+  """Returns the name of the file of each tensor in an index, all of which are beside it."""
+  places = places_of_index(path)
+  files = sorted(set(places.values()))
+  outside = [name for name in files if pathlib.PurePath(name).name != name]
   absent = [name for name in files if name in outside or not path.with_name(name).is_file()]
   if absent:
     raise errors.InputError(f'{path} lists files that are not beside it: {errors.list_names(absent)}; get them')

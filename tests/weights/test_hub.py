@@ -43,13 +43,15 @@ def test_an_empty_revision_is_refused(monkeypatch):
     hub.download('timm/resnet50.a1_in1k@')
 
 
+class EntryNotFoundError(Exception):
+  pass
+
+
+class RemoteEntryNotFoundError(EntryNotFoundError):
+  pass
+
+
 def test_weights_in_several_files_come_with_their_index(monkeypatch, tmp_path):
-  class EntryNotFoundError(Exception):
-    pass
-
-  class RemoteEntryNotFoundError(EntryNotFoundError):
-    pass
-
   parts = ['model-00001-of-00002.safetensors', 'model-00002-of-00002.safetensors']
   index = {'weight_map': {'a': parts[0], 'b': parts[1], 'c': parts[0]}}
   (tmp_path / 'model.safetensors.index.json').write_text(json.dumps(index))
@@ -64,6 +66,19 @@ def test_weights_in_several_files_come_with_their_index(monkeypatch, tmp_path):
   serve(monkeypatch, fetch)
   assert hub.download('owner/large').path == tmp_path / 'model.safetensors.index.json'
   assert asked == ['config.json', 'model.safetensors', 'model.safetensors.index.json', *parts]
+
+
+def test_an_index_that_cannot_be_read_is_named(monkeypatch, tmp_path):
+  (tmp_path / 'model.safetensors.index.json').write_text('{"weights": {}}')
+
+  def fetch(name, file):
+    if file == 'model.safetensors':
+      raise RemoteEntryNotFoundError('404')
+    return str(tmp_path / file)
+
+  serve(monkeypatch, fetch)
+  with pytest.raises(errors.InputError, match=r'hf:owner/large .*index\.json .*lists the parts of the weights'):
+    hub.download('owner/large')
 
 
 def test_without_a_network_it_says_what_to_fetch(monkeypatch):

@@ -133,9 +133,8 @@ def _read(where: str, root: pathlib.Path, split: str, config: typed.Data, seed: 
   present = {path.name for path in base.iterdir()}
   absent = [name for name in files if name not in present]
   if absent:
-    more = f' and {len(absent) - SHOWN_FILES} more' if len(absent) > SHOWN_FILES else ''
     raise errors.InputError(
-      f'{base} lacks {", ".join(absent[:SHOWN_FILES])}{more} of the {len(files)} images that {annotations_file} '
+      f'{base} lacks {errors.list_names(absent, SHOWN_FILES)} of the {len(files)} images that {annotations_file} '
       'names; unpack the archive again'
     )
   shuffled = order.permutation(order.philox(seed, order.SPLIT), len(files))

@@ -260,5 +260,4 @@ def _by_hand(builder: Any, manual: pathlib.Path) -> str:
   if builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
     return f'TFDS cannot download it; put it in {manual} by hand: {builder.MANUAL_DOWNLOAD_INSTRUCTIONS}'
   wanted = [f'{info.filename} from {url}' for url, info in (builder.url_infos or {}).items() if info.filename]
-  more = f' and {len(wanted) - SHOWN_FILES} more' if len(wanted) > SHOWN_FILES else ''
-  return f'Without a network, put these files in {manual} by hand: {", ".join(wanted[:SHOWN_FILES])}{more}'
+  return f'Without a network, put these files in {manual} by hand: {errors.list_names(wanted, SHOWN_FILES)}'

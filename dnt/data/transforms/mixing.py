@@ -96,13 +96,13 @@ def _beta(alpha: float, radius: jax.Array, angle: jax.Array) -> jax.Array:
   """
   if not alpha:
     return jnp.float32(1)
-  logarithm = jnp.log(_uniform(radius)) / alpha
-  cosine = jnp.cos(2 * jnp.pi * _uniform(angle))
+  logarithm = jnp.log(_open_uniform(radius)) / alpha
+  cosine = jnp.cos(2 * jnp.pi * _open_uniform(angle))
   scaled = cosine / jnp.sqrt(jnp.exp(logarithm) / -jnp.expm1(logarithm) + cosine**2)  # t / sqrt(2 alpha + t^2)
   return 0.5 + 0.5 * jnp.clip(scaled, -1, 1)
 
 
-def _uniform(bits: jax.Array) -> jax.Array:
+def _open_uniform(bits: jax.Array) -> jax.Array:
   """Maps random uint32 bits to float32 in (0, 1), both ends excluded."""
   return ((bits >> 9).astype(jnp.float32) + 0.5) / 2**23
 
