@@ -214,6 +214,15 @@ def read_meta(path: pathlib.Path) -> dict[str, Any]:
   return _read_envelope(path)['meta']
 
 
+def identify(path: pathlib.Path) -> str | None:
+  """Returns what is equal for all who see the same values at a path: '' if there are none; None: it cannot be read."""
+  try:
+    record = _read_envelope(path)['leaves']
+  except (DamagedError, errors.InputError) as error:
+    return '' if isinstance(error.__cause__, FileNotFoundError) else None
+  return _sha256(record)
+
+
 def newest_meta(directory: pathlib.Path, steps: Sequence[int]) -> dict[str, Any]:
   """Returns the `meta` of the newest step whose `meta` is not damaged (a restore reports the damage), else {}."""
   for step in reversed(steps):

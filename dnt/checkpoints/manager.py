@@ -402,10 +402,12 @@ def _newest_good(
     only: if set, the only step to read.
 
   Raises:
-    errors.InputError: this step is damaged, or all are; or a checkpoint cannot be read although it is not damaged.
+    errors.InputError: this step is damaged, or all are; or a checkpoint cannot be read although it is not damaged; or
+      the processes see different ones.
   """
   damaged, steps = {}, _list_steps(directory)
   for step in [only] if only is not None else reversed(steps):
+    _check_shared(directory, step)
     problem, read_back = None, None
     try:
       read_back = read(directory / str(step))
@@ -447,6 +449,18 @@ def _list_steps(directory: pathlib.Path) -> list[int]:
   if steps:  # in a bucket there are no directories
     multihost.raise_any(None if buckets.address(directory) or directory.is_dir() else _not_shared(directory))
   return steps
+
+
+def _check_shared(directory: pathlib.Path, step: int) -> None:
+  """Checks that all processes see the same checkpoint, or each would go on with values of its own.
+
+  Raises:
+    errors.InputError: one sees another than the lead, or none.
+  """
+  mine = format.identify(directory / str(step))
+  lead = multihost.broadcast_from_lead(mine)
+  differs = mine != lead and None not in (mine, lead)  # that one cannot be read is reported by who reads it
+  multihost.raise_any(_not_shared(directory) if differs else None)
 
 
 def _check_writable(directory: pathlib.Path) -> None:

@@ -580,10 +580,27 @@ def test_load_parameters_of_nothing(tmp_path):
 @pytest.mark.parametrize('read', [checkpoints.load_parameters, checkpoints.read_meta])
 def test_a_process_that_does_not_see_the_folder_calls_no_checkpoint_damaged(run, tmp_path, monkeypatch, read):
   steps = format.steps_in(run / 'checkpoints')
-  monkeypatch.setattr(multihost, 'broadcast_from_lead', lambda value: steps)
+  monkeypatch.setattr(multihost, 'broadcast_from_lead', lambda value: steps if isinstance(value, list) else value)
   with pytest.raises(errors.InputError, match=r'elsewhere does not hold the files of process 0.*--workdir'):
     read(tmp_path / 'elsewhere')
   assert read(run)
+
+
+@pytest.mark.parametrize('step', [3, 2])
+def test_a_process_that_sees_another_checkpoint_does_not_go_on_with_it(run, tmp_path, monkeypatch, step):
+  """Of its own workdir at the same place, of which no value may be mixed with those of the other processes."""
+  lead = format.identify(run / 'checkpoints/3')
+  own = checkpoints.Checkpoints(tmp_path / 'own', _options())
+  own.save(step, _state(7), {})
+  own.close()
+  monkeypatch.setattr(multihost, 'broadcast_from_lead', lambda value: [1, 2, 3] if isinstance(value, list) else lead)
+  with pytest.raises(errors.InputError, match=r'own does not hold the files of process 0.*--workdir'):
+    checkpoints.load_parameters(tmp_path / 'own')
+  shutil.copytree(run, tmp_path / 'copy')
+  assert checkpoints.load_parameters(tmp_path / 'copy').step == 3
+  DAMAGE['flipped data'](tmp_path / 'copy/checkpoints/3')
+  with pytest.raises(errors.InputError, match='damaged'):
+    checkpoints.load_parameters(tmp_path / 'copy', step=3)
 
 
 def test_load_parameters_without_statistics(tmp_path):
