@@ -244,46 +244,65 @@ rehearse() {
   fi
 }
 
+AGAIN='remove create copy install start follow'
 # Starts the run and follows it to its end; makes a slice that was preempted again and goes on there.
 train() {
-  local code=0 state
+  local code=0 state='' step='' steps='start follow'
   trap 'exit 130' INT
-  start "$@"
-  follow || code=$?
-  if $recreate && $DRY_RUN; then
-    echo '# after a preemption:'
-    make_again
-    start "$@"
-    follow
+  if $recreate && ! $DRY_RUN; then
+    state="$(slice_state)"
+    case "$state" in PREEMPTED | TERMINATED | SUSPENDED) say_again; steps="$AGAIN" ;; esac
   fi
-  while $recreate && ((code != 0 && code != 2)); do
+  while [[ -n $steps ]]; do
+    step="${steps%% *}" state=''
+    attempt "$step" "$@"
+    if ((code == 0)); then
+      steps="${steps#"$step"}"
+      steps="${steps# }"
+      continue
+    fi
+    if ! $recreate; then break; fi
+    case "$step:$code" in remove:* | create:* | follow:2) break ;; esac
     sleep "$NOTICE"
     settle
-    case "$state:$code" in
-      READY:255) code=0; follow || code=$? ;;
-      READY:"$VANISHED") code=0; start "$@"; follow || code=$? ;;
+    case "$state:$step:$code" in
+      READY:follow:255) ;; # the connection was lost
+      READY:follow:"$VANISHED") steps='start follow' ;;
       READY:* | :*) break ;;
-      *)
-        printf 'tpu_pod.sh: %s is %s; it is made again, and the run goes on from its last checkpoint\n' "$name" "$state" >&2
-        make_again
-        code=0
-        start "$@"
-        follow || code=$?
-        ;;
+      *) say_again; steps="$AGAIN" ;;
     esac
   done
+  if $recreate && $DRY_RUN; then
+    echo '# after a preemption:'
+    for step in $AGAIN; do "$step" "$@"; done
+  fi
+  if ((code)) && [[ $step != follow ]]; then
+    printf 'tpu_pod.sh: %s failed with exit code %s%s; the run does not go on\n' "$step" "$code" "${state:+, and $name is $state}" >&2
+  elif $recreate && ((code != 0 && code != 2)) && [[ -z $state ]]; then
+    printf 'tpu_pod.sh: nothing says what state %s is in; the run does not go on\n' "$name" >&2
+  fi
   finish "$code"
+}
+
+# Calls a function and sets `code` to its exit code. The subshell ends at the first command that fails; in a condition, such
+# as before ||, bash would go on.
+attempt() {
+  set +e
+  (set -e; "$@")
+  code=$?
+  set -e
+}
+
+say_again() {
+  printf 'tpu_pod.sh: %s is %s; it is made again, and the run goes on from its last checkpoint\n' "$name" "$state" >&2
 }
 
 finish() {
   exit "$(($1 == VANISHED ? 1 : $1))"
 }
 
-make_again() {
-  delete --quiet
-  create
-  copy
-  install
+remove() {
+  delete --quiet # nobody is there to answer
 }
 
 if [[ $action == create || $action == run ]]; then check_program_flags GIT "$@"; fi

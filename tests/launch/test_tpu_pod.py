@@ -16,7 +16,8 @@ CONFIG = 'configs/digits_resnet20.py'
 COPIES = pytest.mark.skipif(not (ROOT / '.git').exists(), reason='what is copied is a git checkout')
 PLACE = ('--name=pod', '--zone=us-central2-b')
 # Of the states in the file of its kind, describe prints the first and drops it, but for the last. What a deleted
-# machine had is gone. A file `cut` cuts the connection to worker 0 once.
+# machine had is gone. A file `cut` cuts the connection to worker 0 once, and a file `refuses` that to all workers for
+# a command that holds its text.
 GCLOUD = """
 { printf '%s\\n' "$@"; echo; } >> "$WORKER_HOME/gcloud.log"
 states="$WORKER_HOME/$3.states"
@@ -26,6 +27,10 @@ case "$4" in
 esac
 for word in "$@"; do
   case "$word" in
+    --worker=all)
+      text="$(cat "$WORKER_HOME/refuses" 2> /dev/null)"
+      if [[ -n $text && $* == *"$text"* ]]; then rm "$WORKER_HOME/refuses"; exit 255; fi
+      ;;
     --worker=0) if [[ -e $WORKER_HOME/cut ]]; then rm "$WORKER_HOME/cut"; exit 255; fi ;;
     --command=*) HOME="$WORKER_HOME" exec bash -c "${word#--command=}" ;;
     *.tar.gz) if [[ -f $word ]]; then cp "$word" "$WORKER_HOME/dnt.tar.gz"; fi ;;
@@ -282,10 +287,10 @@ def test_a_preempted_slice_is_made_again_and_the_run_goes_on(pod, worker, queued
   (worker / 'ends').write_text('143\n143\n0\n')
   kind = 'queued-resources' if queued else 'tpu-vm'
   if queued:
-    (worker / 'queued-resources.states').write_text('SUSPENDING\nSUSPENDED\nACTIVE\nSUSPENDED\nACTIVE\n')
+    (worker / 'queued-resources.states').write_text('ACTIVE\nSUSPENDING\nSUSPENDED\nACTIVE\nSUSPENDED\nACTIVE\n')
     (worker / 'tpu-vm.states').write_text('READY\n')
   else:
-    (worker / 'tpu-vm.states').write_text('STOPPING\nPREEMPTED\nTERMINATED\nREADY\n')
+    (worker / 'tpu-vm.states').write_text('READY\nSTOPPING\nPREEMPTED\nTERMINATED\nREADY\n')
   result = pod(*RECREATE, *(['--queued'] if queued else []), '--nfs=10.0.0.2:/share', *RUN)
   assert result.returncode == 0, result.stderr
   assert result.stdout.count('argument --distributed') == 3
@@ -300,22 +305,49 @@ def test_a_preempted_slice_is_made_again_and_the_run_goes_on(pod, worker, queued
 
 
 @pytest.mark.usefixtures('quick')
-@pytest.mark.parametrize(('code', 'state'), [(143, 'READY'), (1, 'READY'), (2, 'PREEMPTED'), (143, '')])
+@pytest.mark.parametrize(('code', 'state'), [(143, 'READY'), (1, 'READY'), (2, 'READY\nPREEMPTED'), (143, '')])
 def test_a_run_that_ends_by_itself_makes_no_slice(pod, worker, code, state):
   (worker / 'ends').write_text(f'{code}\n')
   (worker / 'tpu-vm.states').write_text(f'{state}\n')
-  assert pod(*RECREATE, *RUN).returncode == code
+  result = pod(*RECREATE, *RUN)
+  assert result.returncode == code
+  assert ('nothing says what state pod is in' in result.stderr) == (not state)
   assert {verb for verb in verbs(worker) if 'ssh' not in verb} <= {'tpu-vm describe'}
 
 
 @pytest.mark.usefixtures('quick')
 def test_a_slice_that_is_not_granted_again_ends_the_wait(pod, worker):
   (worker / 'ends').write_text('143\n')
-  (worker / 'queued-resources.states').write_text('SUSPENDED\n')
+  (worker / 'queued-resources.states').write_text('ACTIVE\nSUSPENDED\n')
   result = pod(*RECREATE, '--queued', *RUN)
   assert result.returncode == 1
-  assert 'not made (SUSPENDED)' in result.stderr
+  assert 'not made (SUSPENDED)' in result.stderr and 'create failed with exit code 1; ' in result.stderr
   assert 'tpu-vm scp' not in verbs(worker)
+
+
+@COPIES
+@pytest.mark.usefixtures('quick')
+def test_a_slice_that_is_preempted_before_the_run_or_while_it_is_made_is_made_again(pod, worker):
+  (worker / 'tpu-vm.states').write_text('PREEMPTED\nPREEMPTED\nREADY\n')
+  (worker / 'refuses').write_text('apt-get')
+  result = pod(*RECREATE, *RUN)
+  assert result.returncode == 0, result.stderr
+  assert result.stderr.count('pod is PREEMPTED; it is made again') == 2
+  assert result.stdout.count('argument --distributed') == 1
+  made = ['tpu-vm delete', 'tpu-vm create', 'tpu-vm scp', 'tpu-vm ssh all', 'tpu-vm ssh all']
+  done = [verb for verb in verbs(worker) if 'describe' not in verb]
+  assert done == [*made, *made, 'tpu-vm ssh all', 'tpu-vm ssh 0'], 'the first install failed, and nothing followed it'
+
+
+@pytest.mark.usefixtures('quick')
+def test_a_start_that_fails_on_a_slice_that_is_there_ends_with_a_line(pod, worker):
+  for options, where in ((RECREATE, ', and pod is READY'), (('run', *PLACE), '')):
+    (worker / 'tpu-vm.states').write_text('READY\n')
+    (worker / 'refuses').write_text('start.sh')
+    result = pod(*options, *RUN)
+    assert (result.returncode, result.stdout) == (255, '')
+    assert f'start failed with exit code 255{where}; the run does not go on' in result.stderr
+  assert not {'tpu-vm delete', 'tpu-vm ssh 0'} & {*verbs(worker)}
 
 
 @pytest.mark.usefixtures('quick')
