@@ -6,6 +6,7 @@ and no example is dropped.
 """
 
 import functools
+import math
 from collections.abc import Iterator
 from concurrent import futures
 from typing import Any, Protocol
@@ -65,11 +66,24 @@ def image_shape(config: typed.Data, source: examples.Examples) -> tuple[int, int
   return height, width, channels
 
 
+def _is_resident(config: typed.Data, source: examples.Examples, train: bool) -> bool:
+  return source.images is not None and placement.on_device(config, len(source), source.shape, train)
+
+
+def resident_bytes(config: typed.Data, source: examples.Examples) -> int:
+  """Returns the bytes of a device that a split to evaluate takes, images (or features) and labels; 0: it streams."""
+  if source.views:
+    return sum(array.nbytes for array in source.arrays())
+  if not _is_resident(config, source, train=False):
+    return 0
+  return len(source) * (math.prod(image_shape(config, source)) + np.dtype(np.int32).itemsize)
+
+
 def _resident_images(
   config: typed.Data, source: examples.Examples, train: bool
 ) -> tuple[np.ndarray, np.ndarray] | None:
   """Returns images, uint8 [N, H, W, C] at `image_shape`'s size, and labels if the split lives on the device."""
-  if source.images is None or not placement.on_device(config, len(source), source.shape, train):
+  if not _is_resident(config, source, train):
     return None
   size = image_shape(config, source)[:2]
   if size == source.images.shape[1:3] and (train or implied.eval_resize(config) == 'squash'):

@@ -80,8 +80,9 @@ def search(measure: Callable[[int], int | None], available: float, start: int, u
 
   first = max(start // unit, 1)
   low, high = (first, None) if fits(first) else (0, first)
-  while high is None and 2 * low * unit <= most:
-    low, high = (2 * low, None) if fits(2 * low) else (low, 2 * low)
+  while high is None and low < most // unit:
+    more = min(2 * low, most // unit)
+    low, high = (more, None) if fits(more) else (low, more)
   while high is not None and high - low > max(low // CLOSE, 1):
     middle = (low + high) // 2
     low, high = (middle, high) if fits(middle) else (low, middle)

@@ -75,6 +75,15 @@ class Run(NamedTuple):
     return self.data.train.images is None
 
   @property
+  def largest(self) -> str:
+    """Returns the split whose evaluation is compiled: the one with the most images."""
+    return max(self.data.evaluation, key=lambda name: len(self.data.evaluation[name]))
+
+  def held(self, split: str) -> int:
+    """Returns the bytes of one chip that the images of a split to evaluate take during the whole run."""
+    return pipeline.resident_bytes(self.run.config.data, self.data.evaluation[split])
+
+  @property
   def sharding(self) -> list[dict[str, Any]]:
     """Returns the parameters that `fsdp` splits: for each its path, shape and the axis that is split."""
     rows = sharding.table(self.mesh, self.run.abstract_state().params, self.run.split_axes)
@@ -104,10 +113,9 @@ def compile_all(made: Run) -> Iterator[Program]:
   yield from compile_steps(made)
   run, data = made.run, made.data
   with evaluate.Evaluator(run, made.mesh, data.evaluation) as evaluator:
-    split = max(data.evaluation, key=lambda name: len(data.evaluation[name]))
     last = run.phases[-1].start
     variables = evaluate.get_variables(_state(made, last))['']
-    yield _compile(precompile.EVALUATION, last, evaluator.program(variables, split))
+    yield _compile(precompile.EVALUATION, last, evaluator.program(variables, made.largest))
 
 
 def compile_steps(made: Run) -> Iterator[Program]:

@@ -83,15 +83,20 @@ class Rehearsal(NamedTuple):
     peak = max((each.memory for each in train), default=0)
     if self.evaluation is None:
       return {'training': peak}
-    program, images = self.evaluation.program, self.images
-    return {'training': peak + images, 'evaluation': held + images + program.outputs + program.temporaries}
+    program, images, variables = self.evaluation.program, self.images, _variables(self.made)
+    batch = max(program.arguments - variables - self.made.held(self.made.largest), 0)  # of a split that streams
+    peak_of_evaluation = held + images + batch + program.outputs + program.temporaries
+    if {*self.made.data.evaluation} - {*self.config.eval.splits} and '/' in self.config.checkpoint.best_metric:
+      # What only the end evaluates is evaluated with the best checkpoint too, beside the last state.
+      peak_of_evaluation += variables * (2 if self.config.ema.decay else 1)
+    return {'training': peak + images, 'evaluation': peak_of_evaluation}
 
   @property
   def images(self) -> int:
-    """Returns the bytes of one chip that the images to evaluate take, also while the run trains."""
-    if self.made is None or self.evaluation is None:
+    """Returns the bytes of one chip that the images of all splits to evaluate take, also while the run trains."""
+    if self.made is None:
       return 0
-    return max(self.evaluation.program.arguments - _variables(self.made), 0)
+    return sum(map(self.made.held, self.made.data.evaluation))
 
   @property
   def peak(self) -> int | None:

@@ -23,7 +23,16 @@ def test_the_search_ends_at_the_limit_within_an_eighth(start, limit):
 
 def test_the_search_ends_where_nothing_fits_and_where_the_images_end():
   assert fit.search(lambda batch: None, 100, 64, 8, 1000) == 0
-  assert fit.search(lambda batch: 0, 100, 64, 8, 1000) == 512
+  assert fit.search(lambda batch: 0, 100, 64, 8, 1003) == 1000
+  assert fit.search(lambda batch: 0, 100, 2000, 8, 1000) == 2000, 'the batch of the config, which may be larger'
+
+
+@pytest.mark.parametrize('limit', [33_000, 40_000, 49_999])
+def test_a_limit_between_the_last_doubling_and_the_images_is_found_too(limit):
+  asked = []
+  found = fit.search(lambda batch: asked.append(batch) or batch, limit, 128, 8, 50_000)
+  assert limit / (1 + 1 / fit.CLOSE) - 8 <= found <= limit
+  assert max(asked) == 50_000 and len(set(asked)) == len(asked)
 
 
 def find(config, text, available):

@@ -62,6 +62,36 @@ def test_memory_is_that_of_the_programs_that_the_loop_runs(rehearse, tiny, tmp_p
     assert each.program.outputs == memory.output_size_in_bytes - memory.alias_size_in_bytes
 
 
+def test_the_images_of_every_split_to_evaluate_are_held(rehearse, tiny):
+  tiny.data.synthetic_examples, tiny.eval.splits = 1000, ('test', 'train')
+  tiny.checkpoint.best_metric = 'accuracy'
+  both = rehearse(tiny, 'cpu:1')
+  one = both._replace(made=both.made._replace(data=both.made.data._replace(evaluation={'test': both.made.data.train})))
+  split = 1000 * (8 * 8 * 3 + 4)  # pixels and a label
+  assert (one.images, both.images) == (split, 2 * split)
+  assert {name: both.peaks[name] - one.peaks[name] for name in both.peaks} == {'training': split, 'evaluation': split}
+
+
+def test_images_that_stream_are_held_one_batch_at_a_time(rehearse, tiny):
+  tiny.data.synthetic_examples, tiny.data.placement, tiny.data.workers = 1000, 'stream', 0
+  found = rehearse(tiny, 'cpu:1')
+  program, train = found.evaluation.program, max(each.program.arguments for each in found.steps[:-1])
+  assert found.images == 0
+  batch = found.peaks['evaluation'] - train - program.outputs - program.temporaries
+  assert batch == pytest.approx(16 * (8 * 8 * 3 + 4 + 1), abs=16)  # pixels, a label and a mask; the numbers of steps
+
+
+def test_the_best_checkpoint_is_beside_the_last_state_where_only_the_end_evaluates(rehearse, tiny):
+  tiny.eval.splits, tiny.checkpoint.best_metric, tiny.ema.decay = ('val',), 'accuracy', 0.9
+  found = rehearse(tiny, 'cpu:1')
+  assert set(found.made.data.evaluation) == {'val', 'test'}
+  assert found.made.run.config.checkpoint.best_metric == 'val/accuracy'
+  program, train = found.evaluation.program, max(each.program.arguments for each in found.steps[:-1])
+  beside = found.peaks['evaluation'] - train - found.images - program.outputs - program.temporaries
+  parameters = 4 * sum(row.parameters for row in found.made.run.table)
+  assert beside == pytest.approx(2 * parameters, rel=0.2)  # the average too; and statistics of BatchNorm
+
+
 def test_arguments_are_the_arrays_that_a_run_holds(rehearse, tiny):
   data = experiment.load_data(tiny, tiny.eval.splits)
   run = experiment.make(experiment.resolve(tiny, data), data.spec)
