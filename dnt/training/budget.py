@@ -1,7 +1,8 @@
 """Estimates the memory that training and evaluation take, and refuses a run that cannot have it before it allocates.
 
-The estimates are lower bounds: parameters, gradients, the optimizer's state, a batch of images, and the activations
-that the backward pass keeps. `parallel.compile.ahead` checks the exact memory of each program when it is compiled.
+The estimates are lower bounds: parameters, gradients, the optimizer's state, a batch of images, and the output of each
+entry, which the backward pass needs. `parallel.compile.ahead` checks the exact memory of each program when it is
+compiled.
 """
 
 import logging
@@ -18,9 +19,6 @@ from dnt.parallel import mesh as mesh_lib
 from dnt.training import experiment
 
 _log = logging.getLogger(__name__)
-# Arrays of the size of an entry's output that training keeps for each entry, and with `model.remat`. XLA on CPU, with
-# jax 0.10.2, takes 3.4 (no norm) to 7.5 (bottlenecks), and 2.1.
-KEPT, KEPT_REMAT = 3, 2
 MOMENTS = {'sgd': 0, 'adamw': 2, 'lamb': 2, 'muon': 1}  # least arrays of the size of the parameters that it keeps
 
 
@@ -50,7 +48,8 @@ def check_training(run: experiment.Experiment, mesh: Mesh) -> None:
   # Features may take the place of images in front of the first entry that trains, and nothing is kept there.
   first, padded = _first_trained(run), config.data.augment == 'pad_crop_flip'
   padding = ' or config.data.crop_padding' if padded else ''
-  example = (KEPT_REMAT if config.model.remat else KEPT) * _outputs(run.table[first:]) * _itemsize(run)
+  # XLA on CPU, with jax 0.10.2, takes 1.3 (tanh without a norm, `model.remat`) to 7.5 (bottlenecks) times the outputs.
+  example = _outputs(run.table[first:]) * _itemsize(run)
   example = example / config.train.accumulate + (0 if first else _image(run, config.data.crop_padding if padded else 0))
   capacity.check(
     state + example * size / mesh.size,
@@ -79,7 +78,7 @@ def check_evaluation(run: experiment.Experiment, mesh: Mesh) -> None:
   capacity.check(4 * classes**2, available, f'the confusion matrix of {classes:,} classes', 'the number of classes')
   state = 4 * _parameters(run) / mesh.shape[mesh_lib.FSDP]
   largest = max(_outputs([row]) for row in run.table)
-  example = _image(run) + 2 * largest * _itemsize(run)
+  example = _image(run) + largest * _itemsize(run)
   capacity.check(
     state + example * size / mesh.size,
     available,

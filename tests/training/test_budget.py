@@ -8,6 +8,7 @@ from dnt import loop as loop_lib
 from dnt.diagnostics import doctor, lr_find, noise
 from dnt.parallel import capacity
 from dnt.parallel import mesh as mesh_lib
+from dnt.rehearsal import programs, stand_in, targets
 from dnt.training import budget, evaluate, experiment
 
 MEGABYTES = 10**7
@@ -50,6 +51,35 @@ def test_what_makes_a_batch_larger_counts(tiny):
   budget.check_training(*make(tiny))
   tiny.train.accumulate, tiny.finetune.trainable = 1, 'head'
   budget.check_training(*make(tiny))
+
+
+@pytest.mark.usefixtures('optimized')
+@pytest.mark.parametrize('changes', [{'model.activation': 'tanh'}, {'model.remat': True}])
+def test_a_network_that_fits_is_not_refused(tiny, monkeypatch, changes):
+  """That of few arrays for each entry, on a device of the memory that its programs take."""
+  tiny.model.norm, tiny.model.depth, tiny.model.width, tiny.telemetry.every = 'none', 8, 64, '0'
+  tiny.train.batch_size = 8192
+  for key, value in changes.items():
+    section, name = key.split('.')
+    tiny[section][name] = value
+  (target,) = targets.parse(['cpu:1'])
+  made = programs.make(*stand_in.load(tiny, None), target)
+  memory = max(program.memory for program in programs.compile_steps(made))
+  monkeypatch.setattr(capacity, 'device', lambda: memory)
+  budget.check_training(made.run, made.mesh)
+  monkeypatch.setattr(capacity, 'device', lambda: memory // 2)
+  with pytest.raises(errors.InputError, match='config.train.batch_size=8192'):
+    budget.check_training(made.run, made.mesh)
+
+
+def test_an_evaluation_that_fits_is_not_refused(tiny, monkeypatch):
+  """A hidden layer much larger than what goes into it: its output alone is large."""
+  tiny.model.norm, tiny.model.depth, tiny.model.width, tiny.eval.batch_size = 'none', 2, 2048, 1000
+  monkeypatch.setattr(capacity, 'device', lambda: 4 * 1000 * 2048 + 1000 * 192 * 5 + 2 * 10**6)
+  budget.check_evaluation(*make(tiny))
+  monkeypatch.setattr(capacity, 'device', lambda: 4 * 1000 * 2048)
+  with pytest.raises(errors.InputError, match='config.eval.batch_size=1000'):
+    budget.check_evaluation(*make(tiny))
 
 
 @pytest.mark.parametrize('changes', [{'optim.name': 'adamw'}, {'ema.decay': 0.9}])
