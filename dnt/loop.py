@@ -440,7 +440,7 @@ def _run(session: _Session, state: steps.TrainState) -> steps.TrainState:
       if rec.out_of_patience and not ending:
         ending = saving = True
         save(state)
-      if saving:
+      if saving or step == start > 0:  # an earlier process may have saved it without its evaluation, as on a signal
         session.mirror.upload()
         session.saved.rate(step, rec.history(), rec.metrics)
         session.clock.lap('checkpoint')

@@ -490,15 +490,16 @@ def test_a_signal_ends_what_need_not_be_waited_for(tiny, tmp_path, monkeypatch, 
   assert lines(tmp_path / 'whole') == lines(tmp_path / 'stopped')
 
 
-def test_a_signal_ends_an_evaluation_of_several_processes(tiny, tmp_path, monkeypatch):
-  """Between two of its batches, as the processes agree."""
-  tiny.train.steps_per_dispatch, tiny.checkpoint.every, tiny.data.placement, tiny.data.workers = 1, '0', 'stream', 0
+@pytest.mark.parametrize(('placement', 'dispatched'), [('stream', [0, 1]), ('device', [0, 4])])
+def test_a_signal_ends_an_evaluation_of_several_processes(tiny, tmp_path, monkeypatch, placement, dispatched):
+  """Between two dispatches of its batches, as the processes agree."""
+  tiny.train.steps_per_dispatch, tiny.checkpoint.every, tiny.data.placement, tiny.data.workers = 1, '0', placement, 0
+  tiny.eval.batch_size = 4  # 16 batches
   batches = []
-  arrays = stream.EvalLoader.arrays
+  kind = {'stream': stream, 'device': resident}[placement].EvalLoader
+  arrays = kind.arrays
   with monkeypatch.context() as patch:
-    patch.setattr(
-      stream.EvalLoader, 'arrays', lambda self, step, count: batches.append(step) or arrays(self, step, count)
-    )
+    patch.setattr(kind, 'arrays', lambda self, step, count: batches.append(step) or arrays(self, step, count))
     patch.setattr(preemption, 'take_over', lambda: lambda: None)
     joined = types.SimpleNamespace(is_initialized=lambda: True)
     patch.setattr(preemption, 'jax', types.SimpleNamespace(distributed=joined, process_count=lambda: 2))
@@ -506,10 +507,22 @@ def test_a_signal_ends_an_evaluation_of_several_processes(tiny, tmp_path, monkey
     patch.setattr(preemption.Guard, '_agree', lambda self: signal.SIGTERM)
     stopped = run(tiny, tmp_path)
   assert (stopped['step'], stopped['finished'], stopped['stopped_by']) == (3, False, 'SIGTERM')
-  assert batches == [0, 1]  # after calls 0 to 2, of the steps
+  assert batches == dispatched  # after calls 0 to 2, of the steps
   assert checkpoints.load_parameters(tmp_path).step == 3
   assert run(tiny, tmp_path)['finished']
   assert any('test/loss' in line and line['step'] == 3 for line in metrics.read(tmp_path))
+
+
+def test_what_a_signal_has_saved_is_ranked_when_it_is_evaluated(tiny, tmp_path, monkeypatch):
+  """Where no checkpoint was due."""
+  tiny.train.steps_per_dispatch, tiny.checkpoint.every, tiny.checkpoint.keep = 1, '6', 5
+  with monkeypatch.context() as patch:
+    patch.setattr(preemption.Guard, 'requested', lambda self, count: count == 2)
+    assert run(tiny, tmp_path)['step'] == 3
+  assert not format.metrics_of(tmp_path / 'checkpoints/3')
+  assert run(tiny, tmp_path)['finished']
+  (line,) = [line for line in metrics.read(tmp_path) if line['step'] == 3 and 'test/accuracy' in line]
+  assert format.metrics_of(tmp_path / 'checkpoints/3')['test/accuracy'] == line['test/accuracy']
 
 
 def test_a_signal_at_the_last_step_leaves_its_evaluation_to_the_next_process(tiny, tmp_path, monkeypatch):

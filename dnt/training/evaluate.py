@@ -23,6 +23,7 @@ from dnt.training import apart, budget, experiment, initialize, resume, scores
 from dnt.weights import preprocessing
 
 LARGEST = 2**24  # largest examples x classes of a split whose log odds are kept for the AUROC: 64 MiB
+TOGETHER = 4  # batches of one dispatch; a signal ends an evaluation between two dispatches
 
 
 class UnreadableError(errors.InputError):
@@ -61,7 +62,8 @@ class Pass:
 
     Args:
       variables: `params` and `batch_stats`, on the mesh.
-      between: called before each dispatch; an error that it raises ends the pass.
+      between: called before each dispatch, when the one before the last is done; an error that it raises ends the
+        pass.
 
     Returns:
       The sums over all batches, and the concatenated rows, including the padding rows of the last batch.
@@ -71,10 +73,11 @@ class Pass:
     """
     self.prepare(variables)
     assert self._program is not None  # `prepare` sets it
-    step, total, parts, counts, problem = 0, None, [], [], None
+    step, total, earlier, parts, counts, problem = 0, None, None, [], [], None
     while step < self._loader.steps:
+      jax.block_until_ready(earlier)  # what is dispatched cannot be ended
       between()
-      count = min(self._loader.max_steps(step), self._loader.steps - step)
+      count = min(self._most(step), self._loader.steps - step)
       try:
         arrays = self._blank() if problem else self._loader.arrays(step, count)
       except errors.InputError as error:
@@ -83,7 +86,7 @@ class Pass:
         problem, arrays = UnreadableError(str(error)), self._blank()  # the others wait for this process in each step
       places = mesh_lib.place((np.int32(step), np.int32(count)), mesh_lib.replicated(self._mesh))
       sums, rows = self._program(variables, arrays, *places)
-      total = sums if total is None else jax.tree.map(jnp.add, total, sums)
+      earlier, total = total, sums if total is None else jax.tree.map(jnp.add, total, sums)
       parts.append(rows)
       counts.append(count)
       step += count
@@ -119,6 +122,9 @@ class Pass:
     """Closes the loader."""
     self._loader.close()
 
+  def _most(self, step: int) -> int:
+    return min(self._loader.max_steps(step), TOGETHER)
+
   def _run(self, variables, arrays, start, count):
     def measured(index):
       return self._step(variables, self._loader.batch_at(arrays, start + index))
@@ -130,7 +136,7 @@ class Pass:
 
     sums, rows = jax.eval_shape(measured, 0)
     total = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), sums)
-    longest = self._loader.max_steps(0)
+    longest = self._most(0)
     kept = jax.tree.map(lambda leaf: jnp.zeros((longest, *leaf.shape), leaf.dtype), rows)
     return jax.lax.fori_loop(0, count, body, (total, kept))
 
