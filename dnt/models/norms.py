@@ -31,9 +31,11 @@ def batch_statistics(x: jax.Array) -> tuple[jax.Array, jax.Array]:
   x = x.astype(jnp.float32)
   axes = tuple(range(x.ndim - 1))
   mean = jnp.mean(x, axes)
-  # We use two passes, because the mean of squares minus the squared mean loses all digits if the mean is large. The
-  # variance's derivative with respect to its center is zero at the mean, so we stop the gradient there.
-  return mean, jnp.mean(jnp.square(x - _channels(lax.stop_gradient(mean), x)), axes)
+  # We use two passes, because the mean of squares minus the squared mean loses all digits if the mean is large. We stop
+  # the gradient at the center of the second one. The last term is exactly zero, and has the derivatives with respect to
+  # the center, of which the second is not zero, on [C] alone.
+  center = lax.stop_gradient(mean)
+  return mean, jnp.mean(jnp.square(x - _channels(center, x)), axes) - jnp.square(mean - center)
 
 
 @functools.partial(_traced_once, static_argnames='epsilon')

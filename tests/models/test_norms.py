@@ -256,6 +256,30 @@ def test_forward_mode_equals_reverse_mode():
     np.testing.assert_allclose(np.vdot(weights, dy), np.vdot(dx, tangent), rtol=1e-4)
 
 
+@pytest.mark.parametrize('parts', [1, 2])
+def test_second_derivatives_of_batch_norm_are_those_of_its_formula(parts):
+  """Training that takes a gradient of a gradient needs them, and so does everything that measures curvature."""
+  rng = np.random.default_rng(0)
+  x, weights = (rng.normal(size=(2 * parts, 2, 2)).astype(np.float32) for _ in range(2))
+  scale, bias = np.array([0.5, 1.5], np.float32), np.array([0.1, -0.2], np.float32)
+
+  def formula(x, scale, bias):
+    split = x.reshape(parts, -1, 2)
+    mean = jnp.mean(split, 1, keepdims=True)
+    var = jnp.mean((split - mean) ** 2, 1, keepdims=True)
+    return ((split - mean) / jnp.sqrt(var + 1e-5) * scale[None, None] + bias[None, None]).reshape(x.shape)
+
+  def in_parts(x, scale, bias):
+    return norms.batch_norm_in_parts(x, scale, bias, parts=parts)[0]
+
+  def second(norm):
+    hessian = jax.hessian(lambda *inputs: jnp.sum(jnp.sin(norm(*inputs) * weights)), argnums=(0, 1))
+    return jax.tree.leaves(jax.jit(hessian)(x, scale, bias))
+
+  for got, want in zip(second(batch_norm if parts == 1 else in_parts), second(formula), strict=True):
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4 * np.abs(want).max())
+
+
 @pytest.mark.parametrize('shape', [(3, 3, 4, 6), (1, 1, 8, 2), (10, 3)])
 def test_weight_standardization_is_the_formula(shape):
   kernel = (2 + 0.1 * np.random.default_rng(0).normal(size=shape)).astype(np.float32)
