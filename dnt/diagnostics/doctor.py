@@ -19,11 +19,11 @@ from dnt import errors, models
 from dnt.config import keys, typed
 from dnt.data import pipeline
 from dnt.diagnostics.verdicts import Kind, Verdict
-from dnt.models import captures, depth, function_calls, stage
+from dnt.models import captures, depth, function_calls, initializers, stage
 from dnt.optim import chain, schedules
 from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
-from dnt.training import budget, experiment, initialize, steps, telemetry
+from dnt.training import budget, experiment, initialize, telemetry
 
 IMAGES = 8  # images of the batch whose similarity is measured
 FIRST_STEPS = 10
@@ -202,7 +202,7 @@ def _make_outputs(run: experiment.Experiment, batch_at: Callable) -> Callable:
 
   def outputs(state, arrays):
     images = run.preprocess(batch_at(arrays, state.step), None)
-    key = jax.random.wrap_key_data(state.rng, impl=steps.PRNG)
+    key = jax.random.wrap_key_data(state.rng, impl=initializers.PRNG)
     rngs = dict.fromkeys(stage.RNGS, key)
     variables = {'params': mesh_lib.gather_for_use(state.params), 'batch_stats': state.batch_stats}
     with run.phases[0].partition.running():

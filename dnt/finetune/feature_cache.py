@@ -26,12 +26,12 @@ from dnt.config import implied, typed
 from dnt.data import examples, pipeline
 from dnt.data.transforms import images
 from dnt.finetune import feature_files
-from dnt.models import depth, freeze
+from dnt.models import depth, freeze, initializers
 from dnt.parallel import agreement, multihost
 from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
 from dnt.reporting import progress
-from dnt.training import experiment, initialize, steps
+from dnt.training import experiment, initialize
 
 _log = logging.getLogger(__name__)
 FOLDER = 'features'  # of the cache folder
@@ -308,7 +308,7 @@ def _suffices(
   """
   skipped = cached.phases[0].partition.skipped
   behind, before = trees.split(variables['params'], lambda path: not freeze.is_below(path, skipped))
-  keys = jax.random.split(jax.random.key(0), len(trees.flatten(behind)))
+  keys = jax.random.split(jax.random.key(0, impl=initializers.PRNG), len(trees.flatten(behind)))
   shaken = {
     path: leaf + SHAKEN * jax.random.normal(key, leaf.shape, leaf.dtype)
     for key, (path, leaf) in zip(keys, trees.flatten(behind).items(), strict=True)
@@ -527,7 +527,7 @@ def _compute(
   done: int,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
   """Yields features and labels batch by batch, starting at example `done` counted over all views."""
-  key, _ = jax.random.split(jax.random.key(run.config.seed, impl=steps.PRNG))
+  key, _ = jax.random.split(jax.random.key(run.config.seed, impl=initializers.PRNG))
   for view in range(done // len(source), max(views, 1)):
     loader = pipeline.make_view_loader(run.config, source, mesh, view) if views else None
     with contextlib.closing(loader or pipeline.make_eval_loader(run.config, source, mesh)) as loader:

@@ -24,6 +24,7 @@ from dnt import workdir as workdir_lib
 from dnt.config import typed
 from dnt.meanfield import random_nets, report
 from dnt.meanfield.theory import batch_norm, layers, plain
+from dnt.models import initializers
 from dnt.parallel import capacity, signals
 from dnt.reporting import progress, terminal
 
@@ -254,7 +255,8 @@ def _split(series: _Series) -> Iterator[_Job]:
 
 def _measure(job: _Job, options: typed.Signal, variances: np.ndarray) -> Any:
   """Runs the program of the job and returns its outputs on the host."""
-  keys = jax.vmap(lambda index: jax.random.fold_in(jax.random.key(options.seed), index))(np.array(job.seeds))
+  key = jax.random.key(options.seed, impl=initializers.PRNG)
+  keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(np.array(job.seeds))
   points = jnp.asarray(variances, jnp.float32)
   if job.kind == 'propagation':
     measured = _propagation(job.network, keys, points, options.batch_size, options.input_correlation)

@@ -9,7 +9,7 @@ import jax
 from dnt import config as schema
 from dnt import errors
 from dnt.config import typed
-from dnt.models import custom, densenet, depth, highway, layouts, mlp, parts, plain, resnet
+from dnt.models import custom, densenet, depth, highway, initializers, layouts, mlp, parts, plain, resnet
 
 MODELS: dict[str, type[nn.Module]] = {
   'mlp': mlp.Mlp,
@@ -101,7 +101,7 @@ def init(trace: depth.Trace, seed: int) -> dict[str, Any]:
     `{'params': ..., 'batch_stats': ...}`, float32; `batch_stats` may be empty.
   """
   structure = jax.tree.structure(trace.variables)
-  variables = jax.tree.unflatten(structure, trace.program(jax.random.key(seed)))
+  variables = jax.tree.unflatten(structure, trace.program(jax.random.key(seed, impl=initializers.PRNG)))
   return layouts.to_scanned({'params': {}, 'batch_stats': {}, **variables}, trace.scanned)
 
 

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from dnt import errors, trees
-from dnt.models import flops, layouts
+from dnt.models import flops, initializers, layouts
 from dnt.models import stage as stage_lib
 from dnt.parallel import compile as compile_lib
 
@@ -155,7 +155,7 @@ def trace(model: nn.Module, input_shape: Shape) -> Trace:
     return model.init(key, jnp.zeros((1, *input_shape)), train=False)
 
   with intercept(record) as stages:
-    program, variables = jax.make_jaxpr(run, return_shape=True)(jax.random.key(0))
+    program, variables = jax.make_jaxpr(run, return_shape=True)(jax.random.key(0, impl=initializers.PRNG))
   foreign = set(variables) - {'params', 'batch_stats'}
   if foreign:
     raise errors.InputError(

@@ -21,6 +21,7 @@ import numpy as np
 
 from dnt import errors
 
+PRNG = 'threefry2x32'  # of every key from a seed, whatever jax's default is, so that runs stay the same
 Initializer = Callable[..., jax.Array]
 Shape = tuple[int, ...]
 Draw = Callable[[np.random.Generator, Shape], np.ndarray]

@@ -11,14 +11,13 @@ import optax
 from dnt import trees
 from dnt.config import typed
 from dnt.data.transforms import mixing
-from dnt.models import captures, freeze, stage
+from dnt.models import captures, freeze, initializers, stage
 from dnt.parallel import mesh as mesh_lib
 from dnt.parallel import sharding
 from dnt.training import losses, scores
 from dnt.training import telemetry as telemetry_lib
 
 METRICS = ('loss', 'accuracy', 'gradient_norm', 'learning_rate')  # of a train step, float32 scalars
-PRNG = 'threefry2x32'  # for every draw of a step, whatever jax's default is, so that runs stay the same
 TOP5_FROM = 100  # number of classes from which the top-5 accuracy is informative
 
 Batch = dict[str, Any]  # of arrays
@@ -47,7 +46,7 @@ class TrainState(flax.struct.PyTreeNode):
 
 def make_rng(seed: int) -> jax.Array:
   """Returns `TrainState.rng` of a seed; no step changes it."""
-  return jax.random.key_data(jax.random.key(seed, impl=PRNG))
+  return jax.random.key_data(jax.random.key(seed, impl=initializers.PRNG))
 
 
 def make_state(
@@ -156,7 +155,7 @@ def make_gradient(
 
   def compute_gradient(state, batch):
     trainable, frozen = partition.split(state.params)
-    augment, step_key = jax.random.split(jax.random.wrap_key_data(state.rng, impl=PRNG))
+    augment, step_key = jax.random.split(jax.random.wrap_key_data(state.rng, impl=initializers.PRNG))
     # The augmentation folds epoch and position into its key, so an image is the same for any batch size.
     depth, dropout, mixture = jax.random.split(jax.random.fold_in(step_key, state.step), 3)
     keys = {'augment': augment, 'stochastic_depth': depth, 'dropout': dropout}

@@ -3,8 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dnt import config, errors
-from dnt.models import conv, initializers
+from dnt import config, errors, models
+from dnt.models import conv, depth, initializers
 
 DENSE, CONV = (400, 100), (3, 3, 40, 80)
 VARIANCES = {
@@ -91,3 +91,16 @@ def test_the_table_is_the_schema():
   assert tuple(initializers.INITIALIZERS) == config.INITIALIZERS
   with pytest.raises(errors.InputError, match="'gloro'.* 'glorot'"):
     initializers.make('gloro')
+
+
+def test_parameters_do_not_depend_on_the_default_generator_of_jax():
+  cfg = config.default()
+  cfg.model.update({'name': 'mlp', 'depth': 1})
+
+  def draw():
+    variables = models.init(depth.trace(models.make(cfg.model, 5), (4, 4, 1)), 3)
+    return np.asarray(variables['params']['head']['dense']['kernel'])
+
+  expected = draw()
+  with jax.default_prng_impl('rbg'):
+    np.testing.assert_array_equal(draw(), expected)

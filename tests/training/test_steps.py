@@ -10,6 +10,7 @@ from jax.experimental import topologies
 
 from dnt import trees
 from dnt.data.transforms import mixing
+from dnt.models import initializers
 from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
 from dnt.parallel import sharding
@@ -82,7 +83,7 @@ def test_a_mixed_batch_has_the_mean_of_both_losses(torch_reference, tiny, begin,
   run, state, batch = begin(tiny)
   _, found = jax.jit(run.phases[0].train_step)(state, batch)
 
-  keys = jax.random.split(jax.random.wrap_key_data(state.rng, impl=steps.PRNG))
+  keys = jax.random.split(jax.random.wrap_key_data(state.rng, impl=initializers.PRNG))
   key = jax.random.split(jax.random.fold_in(keys[1], 0), 3)[2]
   fraction, own, (top, bottom, left, right) = mixing.draw(tiny.data.mixup, tiny.data.cutmix, key, 8, 8)
   images = np.asarray(run.preprocess(batch, None))
