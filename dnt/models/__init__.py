@@ -32,6 +32,9 @@ PARTS = tuple(key for key in schema.SCHEMA['model'] if key not in _NO_PARTS)
 def make(model: typed.Model, num_classes: int) -> nn.Module:
   """Builds the network of `config.model`: `apply(variables, x, train)` returns float32 logits [B, classes].
 
+  `init` below draws the variables. Flax's own `model.init` gives them in the unrolled layout, which a model with `scan`
+  does not apply.
+
   Options left at None use the model class's default. A user's own module ('mypkg.nets:Net') receives `num_classes`,
   `parts` (see `parts.Parts`), `scan` and `remat` if it has these fields, and its `config.model.options`. Unless the
   config sets `scan` and `remat`, here or in these options, they keep the module's defaults.

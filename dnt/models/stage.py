@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dnt import trees
+from dnt import errors, trees
 from dnt.models import layouts
 
 CAPTURES, GRADIENTS = 'telemetry', 'gradient_captures'  # see `captures`
@@ -32,6 +32,9 @@ class Stage(nn.Module):
     drop_rates: probability of dropping each block; empty turns stochastic depth off.
     scan: whether to run all blocks but the first as one scanned block; dropout inside then draws other masks.
     remat: whether to recompute the inside of each block in the backward pass.
+
+  Raises:
+    errors.InputError: the stage is scanned and its parameters are in the unrolled layout.
   """
 
   first: Callable[..., nn.Module]
@@ -45,6 +48,12 @@ class Stage(nn.Module):
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
     keep = self._keep(x.shape[0]) if train and self.drop_rates else None
     scanned = self.scan and self.count > 1 and not self.is_initializing()
+    second, rest = (self.has_variable('params', name) for name in (layouts.block_name(2), trees.SCANNED))
+    if scanned and second and not rest:
+      raise errors.InputError(
+        f'the parameters of the scanned {self.name} are in the unrolled layout, in which model.init draws them; '
+        'dnt.models.init(dnt.models.depth.trace(model, image_shape), seed) gives those that the model applies'
+      )
 
     def run(block, x, keep):
       return block(x, train, keep)

@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from dnt import config, models, trees
+from dnt import config, errors, models, trees
 from dnt.models import blocks, depth, layouts, parts
 from dnt.models import stage as stage_lib
 
@@ -214,3 +214,10 @@ def test_a_stage_of_one_block_has_nothing_scanned():
   variables = models.init(depth.trace(model, SHAPE), 0)
   assert_equal(variables, models.init(depth.trace(make(depth=8), SHAPE), 0))
   assert all(entry.row is None for entry in depth.trace(model, SHAPE).entries)
+
+
+def test_parameters_of_flax_init_are_refused_by_a_scanned_stage_in_one_line():
+  model, x = make_net(scan=True), jnp.zeros((1, *SHAPE))
+  variables = jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), x)
+  with pytest.raises(errors.InputError, match=r'scanned stage1 .*unrolled layout.*dnt\.models\.init'):
+    jax.eval_shape(functools.partial(model.apply, train=False), variables, x)
