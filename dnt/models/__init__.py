@@ -88,7 +88,8 @@ def resolved_options(model: typed.Model) -> dict[str, Any]:
   if ':' in model.name:
     return {'folder': custom.find_folder(model.name, model.folder)}
   network = make(model, 2)
-  return {key: getattr(network, key) for key in custom.field_names(type(network)) if key in FIELDS}
+  fields = {key: getattr(network, key) for key in custom.field_names(type(network)) if key in FIELDS}
+  return fields | (network.resolved()._asdict() if hasattr(network, 'resolved') else {})
 
 
 def init(trace: depth.Trace, seed: int) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """DenseNet and DenseNet-BC (Huang et al. 2017), CIFAR and ImageNet."""
 
 import functools
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -11,6 +12,13 @@ from dnt.models import stage as stage_lib
 
 # Numbers of dense layers in each stage by depth (table 1); all use bottlenecks.
 IMAGENET = {121: (6, 12, 24, 16), 169: (6, 12, 32, 32), 201: (6, 12, 48, 32), 161: (6, 12, 36, 24)}
+
+
+class Resolved(NamedTuple):
+  """The options of a `DenseNet` that may be left open, with the values that the network uses."""
+
+  depth: int
+  growth_rate: int
 
 
 class DenseNet(nn.Module):
@@ -29,8 +37,8 @@ class DenseNet(nn.Module):
     remat: see `stage.Stage`.
 
   Raises:
-    errors.InputError: the depth is invalid, the compression is above 1 or (at tracing) leaves no channel, an ImageNet
-      network has no bottlenecks, or `scan` is set.
+    errors.InputError: the stem is unknown, the depth is invalid, the compression is above 1 or (at tracing) leaves no
+      channel, an ImageNet network has no bottlenecks, or `scan` is set.
   """
 
   num_classes: int
@@ -44,7 +52,8 @@ class DenseNet(nn.Module):
   remat: bool = False
 
   def __post_init__(self):
-    imagenet = self.stem == 'imagenet'
+    if self.stem not in blocks.STEMS:
+      raise errors.unknown('stem of densenet', self.stem, blocks.STEMS)
     if self.scan:
       raise errors.InputError(
         'config.model.scan=True is not possible with densenet: each layer of a stage has more input channels than the '
@@ -52,22 +61,27 @@ class DenseNet(nn.Module):
       )
     if self.compression > 1:
       raise errors.InputError(f'config.model.compression={self.compression} must be at most 1 (keep all channels)')
-    if imagenet and not self.bottleneck:
+    if self.stem == 'imagenet' and not self.bottleneck:
       raise errors.InputError('config.model.bottleneck=False is not possible with an ImageNet densenet')
-    self.depth = self.depth or (121 if imagenet else 100)
-    self.growth_rate = self.growth_rate or ((48 if self.depth == 161 else 32) if imagenet else 12)
-    layers_per_stage(self.stem, self.bottleneck, self.depth)
+    layers_per_stage(self.stem, self.bottleneck, self.resolved().depth)
     super().__post_init__()
+
+  @nn.nowrap
+  def resolved(self) -> Resolved:
+    """Returns the options that may be left open, as the network uses them; the fields keep what is open for `clone`."""
+    imagenet = self.stem == 'imagenet'
+    depth = self.depth or (121 if imagenet else 100)
+    return Resolved(depth, self.growth_rate or ((48 if depth == 161 else 32) if imagenet else 12))
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-    assert self.depth is not None and self.growth_rate is not None  # `__post_init__` fills them in
-    counts = layers_per_stage(self.stem, self.bottleneck, self.depth)
-    stem = 2 * self.growth_rate if self.bottleneck else 16
+    depth, growth_rate = self.resolved()
+    counts = layers_per_stage(self.stem, self.bottleneck, depth)
+    stem = 2 * growth_rate if self.bottleneck else 16
     # The ImageNet stem normalizes before its pooling; with the CIFAR stem, the first layer normalizes.
     x = blocks.Stem(self.parts, stem, self.stem, activate=self.stem == 'imagenet', name='stem')(x, train)
     for stage, count in enumerate(counts, start=1):
-      layer = functools.partial(blocks.DenseLayer, self.parts, self.growth_rate, self.bottleneck)
+      layer = functools.partial(blocks.DenseLayer, self.parts, growth_rate, self.bottleneck)
       x = stage_lib.Stage(layer, layer, count, remat=self.remat, name=f'stage{stage}')(x, train)
       if stage < len(counts):
         features = int(x.shape[-1] * self.compression)

@@ -1,6 +1,7 @@
 """Multilayer perceptrons of any depth and width, for experiments on gradients and signals."""
 
 import functools
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -10,6 +11,12 @@ from dnt.models import blocks
 from dnt.models import stage as stage_lib
 
 BLOCKS = ('plain', 'residual', 'highway')
+
+
+class Resolved(NamedTuple):
+  """The options of an `Mlp` that may be left open, with the values that the network uses."""
+
+  gate_bias: float | None
 
 
 class Mlp(nn.Module):
@@ -41,11 +48,14 @@ class Mlp(nn.Module):
   def __post_init__(self):
     if self.block not in BLOCKS:
       raise errors.unknown('block of mlp', self.block, BLOCKS)
-    if self.block == 'highway':
-      self.gate_bias = -2.0 if self.gate_bias is None else self.gate_bias
-    elif self.gate_bias is not None:
+    if self.block != 'highway' and self.gate_bias is not None:
       raise errors.InputError(f"config.model.gate_bias needs block='highway'; block={self.block!r} has no gates")
     super().__post_init__()
+
+  @nn.nowrap
+  def resolved(self) -> Resolved:
+    """Returns the option that may be left open, as the network uses it; the field keeps what is open for `clone`."""
+    return Resolved(-2.0 if self.block == 'highway' and self.gate_bias is None else self.gate_bias)
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -53,6 +63,6 @@ class Mlp(nn.Module):
     if self.depth > 1:
       x = blocks.DenseUnit(self.parts, self.width, name='stem')(x, train)
     if self.depth > 2:
-      unit = functools.partial(blocks.DenseUnit, self.parts, self.width, self.block, self.gate_bias)
+      unit = functools.partial(blocks.DenseUnit, self.parts, self.width, self.block, self.resolved().gate_bias)
       x = stage_lib.Stage(unit, unit, self.depth - 2, scan=self.scan, remat=self.remat, name='stage1')(x, train)
     return blocks.Head(self.parts, self.num_classes, name='head')(x, train)

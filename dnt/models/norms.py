@@ -14,6 +14,7 @@ from jax import lax
 from dnt import config, errors
 from dnt.parallel import mesh as mesh_lib
 
+SYNCS = ('global', 'device')  # over whose examples batch_norm takes its statistics
 # JAX traces these once per shape instead of once per layer, so that a deep network is ready to compile sooner.
 _traced_once = functools.partial(jax.jit, inline=True)
 
@@ -190,8 +191,8 @@ class Norm(nn.Module):
     sync: 'global' or 'device': over which examples batch_norm takes its statistics in training.
 
   Raises:
-    errors.InputError: `kind` is unknown; the groups of group_norm do not divide the channels; batch_norm trains on a
-      single value per channel (of each device).
+    errors.InputError: `kind` or `sync` is unknown; the groups of group_norm do not divide the channels; batch_norm
+      trains on a single value per channel (of each device).
   """
 
   kind: str
@@ -203,8 +204,9 @@ class Norm(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-    if self.kind not in config.NORMS:
-      raise errors.unknown('norm', self.kind, config.NORMS)
+    for what, value, valid in (('norm', self.kind, config.NORMS), ('sync of a norm', self.sync, SYNCS)):
+      if value not in valid:
+        raise errors.unknown(what, value, valid)
     if self.kind == 'none':
       return x
     shape = x.shape[-1:]

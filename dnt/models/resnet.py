@@ -1,6 +1,7 @@
 """Residual networks: CIFAR and ImageNet, post- and pre-activation, wide, with stochastic depth."""
 
 import functools
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -18,6 +19,15 @@ BLOCKS: dict[str, type[blocks.Residual]] = {
 # Numbers of blocks in each stage by depth (He et al. 2015, table 1).
 IMAGENET_BASIC = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 IMAGENET_BOTTLENECK = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+
+
+class Resolved(NamedTuple):
+  """The options of a `ResNet` that may be left open, with the values that the network uses."""
+
+  depth: int
+  block: str
+  shortcut: str
+  stride_on: str | None
 
 
 class ResNet(nn.Module):
@@ -43,7 +53,8 @@ class ResNet(nn.Module):
     remat: see `stage.Stage`.
 
   Raises:
-    errors.InputError: the block is unknown, the depth does not fit it, or it does not have an option that is set.
+    errors.InputError: the block, stem, shortcut or `stride_on` is unknown, the depth does not fit, or the block does
+      not have an option that is set.
   """
 
   num_classes: int
@@ -61,46 +72,56 @@ class ResNet(nn.Module):
   remat: bool = False
 
   def __post_init__(self):
-    imagenet = self.stem == 'imagenet'
-    self.depth = self.depth or (50 if imagenet else 20)
-    self.block = self.block or ('bottleneck' if imagenet and self.depth in IMAGENET_BOTTLENECK else 'basic')
-    if self.block not in BLOCKS:
-      raise errors.unknown('block of resnet', self.block, BLOCKS)
-    self.shortcut = self.shortcut or ('A' if self.block == 'basic' and not imagenet else 'B')
-    if self.block.endswith('bottleneck'):
-      self.stride_on = self.stride_on or '3x3'
-    elif self.stride_on:
-      raise errors.InputError(f'config.model.stride_on needs bottlenecks; block={self.block!r} has none')
-    if self.zero_init_last_norm and self.block.startswith('preact'):
+    depth, block, shortcut, stride_on = self.resolved()
+    for option, value, valid in (
+      ('stem', self.stem, blocks.STEMS),
+      ('block', block, BLOCKS),
+      ('shortcut', shortcut, blocks.SHORTCUTS),
+      ('stride_on', stride_on or '3x3', blocks.STRIDES),
+    ):
+      if value not in valid:
+        raise errors.unknown(f'{option} of resnet', value, valid)
+    if stride_on and not block.endswith('bottleneck'):
+      raise errors.InputError(f'config.model.stride_on needs bottlenecks; block={block!r} has none')
+    if self.zero_init_last_norm and block.startswith('preact'):
       raise errors.InputError(
-        f'config.model.zero_init_last_norm needs a branch that ends with a norm, which block={self.block!r} has not; '
+        f'config.model.zero_init_last_norm needs a branch that ends with a norm, which block={block!r} has not; '
         'residual_scalar=0 starts its branches at zero'
       )
-    blocks_per_stage(self.stem, self.block, self.depth)
+    blocks_per_stage(self.stem, block, depth)
     super().__post_init__()
+
+  @nn.nowrap
+  def resolved(self) -> Resolved:
+    """Returns the options that may be left open, as the network uses them; the fields keep what is open for `clone`."""
+    imagenet = self.stem == 'imagenet'
+    depth = self.depth or (50 if imagenet else 20)
+    block = self.block or ('bottleneck' if imagenet and depth in IMAGENET_BOTTLENECK else 'basic')
+    shortcut = self.shortcut or ('A' if block == 'basic' and not imagenet else 'B')
+    return Resolved(depth, block, shortcut, self.stride_on or ('3x3' if block.endswith('bottleneck') else None))
 
   @property
   def head_pools(self) -> bool:
     """Whether the head reads only the mean of its input over all positions: not if norm and activation come first."""
-    return self.block in ('basic', 'bottleneck')
+    return self.resolved().block in ('basic', 'bottleneck')
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-    assert self.block is not None and self.depth is not None  # `__post_init__` fills them in
-    preact, bottleneck = self.block.startswith('preact'), self.block.endswith('bottleneck')
-    counts = blocks_per_stage(self.stem, self.block, self.depth)
+    options = self.resolved()
+    preact, bottleneck = options.block.startswith('preact'), options.block.endswith('bottleneck')
+    counts = blocks_per_stage(self.stem, options.block, options.depth)
     rates = [self.stochastic_depth * (index + 1) / sum(counts) for index in range(sum(counts))]
     base = 16 if self.stem == 'cifar' else 64
     x = blocks.Stem(self.parts, base, self.stem, activate=not preact, name='stem')(x, train)
     for stage, count in enumerate(counts):
       channels = base * 2**stage
       block = functools.partial(
-        BLOCKS[self.block],
+        BLOCKS[options.block],
         self.parts,
         features=channels * (4 if bottleneck else self.width),
         inner=channels * self.width if bottleneck else None,
-        shortcut=self.shortcut,
-        stride_on=self.stride_on,
+        shortcut=options.shortcut,
+        stride_on=options.stride_on,
         zero_init_last_norm=self.zero_init_last_norm,
         residual_scalar=self.residual_scalar,
       )

@@ -119,6 +119,14 @@ def test_options_that_do_not_fit_are_refused(options, message):
     make(**options)
 
 
+def test_modules_built_by_hand_are_what_they_say():
+  clone = make(stem='imagenet').clone(depth=161)
+  assert clone == make(stem='imagenet', depth=161).clone(parts=clone.parts)
+  assert clone.resolved() == (161, 48)
+  with pytest.raises(errors.InputError, match="stem of densenet 'imagent'.* 'imagenet'"):
+    clone.clone(stem='imagent')
+
+
 def test_a_compression_that_leaves_no_channels_is_refused():
   # The stem has 2k = 8 channels, each of the two layers of a stage adds k: 16, of which one is left, and then 9.
   for compression, said in ((0.06, '16 channels after stage1; .* 1/16 '), (0.1, '9 channels after stage2; .* 1/9 ')):

@@ -57,3 +57,9 @@ def test_options_that_do_not_fit_are_refused():
     make(block='residul')
   with pytest.raises(errors.InputError, match="gate_bias .*block='highway'.* block='residual'"):
     make(block='residual', gate_bias=-1.0)
+
+
+def test_a_clone_with_another_block_has_no_gates():
+  clone = make(block='highway').clone(block='residual')
+  assert clone == make(block='residual').clone(parts=clone.parts)
+  assert clone.resolved() == (None,)

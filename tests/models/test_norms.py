@@ -330,6 +330,8 @@ def test_bad_norms_are_refused():
     norms.group_norm(x, scale, bias, groups=12)
   with pytest.raises(errors.InputError, match="'batchnorm'.* 'batch_norm'"):
     norms.Norm('batchnorm').init(jax.random.key(0), x, train=True)
+  with pytest.raises(errors.InputError, match="sync of a norm 'devices'.* 'device'"):
+    norms.Norm('batch_norm', sync='devices').init(jax.random.key(0), x, train=True)
   module = norms.Norm('batch_norm')
   variables = module.init(jax.random.key(0), x, train=True)
   with pytest.raises(errors.InputError, match='batch_norm .*one value'):

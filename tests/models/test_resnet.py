@@ -186,6 +186,25 @@ def test_defaults_are_the_papers():
   assert chosen(stem='imagenet', depth=101, stride_on='1x1') == (101, 'bottleneck', 'B', '1x1')
 
 
+def test_a_clone_with_another_block_has_the_defaults_of_that_block():
+  clone = make().clone(block='bottleneck', depth=29)
+  assert clone == make(block='bottleneck', depth=29).clone(parts=clone.parts)
+  assert clone.resolved() == (29, 'bottleneck', 'B', '3x3')
+
+
+@pytest.mark.parametrize(
+  ('options', 'message'),
+  [
+    ({'stem': 'imagent'}, "stem of resnet 'imagent'.* 'imagenet'"),
+    ({'shortcut': 'C'}, "shortcut of resnet 'C'.*Valid: A, B"),
+    ({'block': 'bottleneck', 'depth': 29, 'stride_on': '2x2'}, "stride_on of resnet '2x2'.*Valid: 1x1, 3x3"),
+  ],
+)
+def test_words_that_are_unknown_are_refused_in_modules_built_by_hand(options, message):
+  with pytest.raises(errors.InputError, match=message):
+    make().clone(**options)
+
+
 @pytest.mark.parametrize(
   ('options', 'message'),
   [
