@@ -4,6 +4,7 @@ A run's workdir holds everything this needs: the resolved config, and in each ch
 and the image shape.
 """
 
+import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -63,11 +64,11 @@ class _Found(NamedTuple):
   averaged: bool
 
 
-def load(text: str, mesh: Mesh | None = None, checkpoint: str = checkpoints.NEWEST) -> Network:
+def load(text: str | os.PathLike[str], mesh: Mesh | None = None, checkpoint: str | int = checkpoints.NEWEST) -> Network:
   """Reads a trained network; it changes nothing on disk.
 
   Args:
-    text: a string in one of the forms of `config.train.init_from`.
+    text: a string in one of the forms of `config.train.init_from`, or a path.
     mesh: mesh to place the variables on; without one they are numpy arrays.
     checkpoint: checkpoint of a run: newest, best (by its `checkpoint.best_metric`) or a step.
 
@@ -75,6 +76,7 @@ def load(text: str, mesh: Mesh | None = None, checkpoint: str = checkpoints.NEWE
     errors.InputError: nothing is there, the files are damaged, or dnt does not know the network; or weights from
       outside dnt, which have no checkpoints, are given with one.
   """
+  text, checkpoint = os.fspath(text), str(checkpoint)
   source = pretrained.Source(text, checkpoint)
   if not source.workdir and checkpoint != checkpoints.NEWEST:
     raise errors.InputError(f'{text} is no workdir of a run and has no checkpoint {checkpoint!r}')

@@ -3,6 +3,7 @@
 import glob
 import itertools
 import logging
+import os
 import pathlib
 from collections.abc import Iterator, Sequence
 from concurrent import futures
@@ -23,7 +24,7 @@ from dnt.parallel import mesh as mesh_lib
 _log = logging.getLogger(__name__)
 
 
-def find(text: str) -> tuple[str, ...]:
+def find(text: str | os.PathLike[str]) -> tuple[str, ...]:
   """Returns the sorted paths of images, each once.
 
   Args:
@@ -32,6 +33,7 @@ def find(text: str) -> tuple[str, ...]:
   Raises:
     errors.InputError: there is no image.
   """
+  text = os.fspath(text)
   path = pathlib.Path(text).expanduser()
   if path.is_dir():
     paths, skipped = image_files.find(path)
@@ -70,13 +72,14 @@ class Images(NamedTuple):
   unreadable: dict[str, str]
 
 
-def read(network: network_lib.Network, paths: Sequence[str]) -> Images:
+def read(network: network_lib.Network, paths: Sequence[str | os.PathLike[str]]) -> Images:
   """Reads images exactly as an evaluation of the network does: decodes, resizes, and crops or squashes them.
 
   Args:
     network: from `network.load`; its channels decide between gray and RGB images.
     paths: paths of image files; memory holds all of them at once.
   """
+  paths = [os.fspath(path) for path in paths]
   height, width, channels = network.image_shape
   transform, how = pipeline.eval_transform(network.config.data, (height, width)), images.decoding(network.config.data)
 
@@ -116,7 +119,7 @@ def why_not_predicted(path: str) -> str:
 
 
 def predict(
-  network: network_lib.Network, mesh: Mesh, paths: Sequence[str], batch_size: int, top: int
+  network: network_lib.Network, mesh: Mesh, paths: Sequence[str | os.PathLike[str]], batch_size: int, top: int
 ) -> Iterator[Predictions]:
   """Yields the most likely classes of images batch by batch; it reads the next batch while one is computed.
 
@@ -129,6 +132,9 @@ def predict(
     batch_size: a multiple of the number of devices.
     top: number of classes for each image; the function uses at most as many as the network has.
   """
+  paths = [os.fspath(path) for path in paths]
+  if not paths:
+    return
   say_rotation(network, paths)
   count = min(top, len(network.class_names))
   size = min(batch_size, mesh_lib.divisible(len(paths), mesh))  # do not compute a full batch for a few images

@@ -41,11 +41,13 @@ def test_images_are_turned_as_those_of_the_run(tiny, saved, scans, tmp_path, cap
   tiny.eval.splits = ('val',)
   saved(tiny)
   mesh = mesh_lib.make_mesh(tiny.mesh)
-  network, paths = inference.load(str(tmp_path / 'run'), mesh), [str(tmp_path / 'turned.png')]
+  network, paths = inference.load(tmp_path / 'run', mesh, checkpoint=7), [tmp_path / 'turned.png']
   (image,) = inference.read(network, paths).images
   np.testing.assert_array_equal(image, np.rot90(pixels, -1) if rotated else pixels)
   with caplog.at_level(logging.INFO, 'dnt'):
-    list(inference.predict(network, mesh, paths, 1, 1))
+    (found,) = inference.predict(network, mesh, paths, 1, 1)
+  assert found.paths == (str(paths[0]),) == inference.find(paths[0])
+  assert not list(inference.predict(network, mesh, [], 1, 1))
   assert ('1 of 1 images have an EXIF orientation' in caplog.text) != rotated
 
 
