@@ -5,10 +5,12 @@ checkpoints hold no iterator state.
 """
 
 import errno
+import functools
 import logging
 import shutil
 import signal
 import sys
+from multiprocessing import spawn
 from typing import Any
 
 import jax
@@ -28,6 +30,7 @@ _log = logging.getLogger(__name__)
 
 # Grain reads an endless run as a range, which ends here.
 ENDLESS = 2**62
+_WORKER = 'grain-process-prefetch'  # beginning of the name of each of grain's worker processes
 IGNORED = 'ignore:resource_tracker:UserWarning'  # warning option for the process of the resource tracker
 
 
@@ -84,6 +87,7 @@ class Batches:
     import grain
     from absl import flags
 
+    _keep_main_out_of_workers()
     # Grain's workers read absl flags, which programs without absl never parse.
     if not flags.FLAGS.is_parsed():
       flags.FLAGS.mark_as_parsed()
@@ -110,6 +114,24 @@ class Batches:
         worker_init_fn=readers.start_worker,
       )
     )
+
+
+@functools.cache
+def _keep_main_out_of_workers() -> None:
+  """Keeps grain's workers from running the user's script, as every process does that Python spawns.
+
+  A script that trains without looking at `__name__` would train in each worker too, and wait for ever for a worker that
+  fails at that. Workers need nothing of it: what `__main__` defines is pickled by value.
+  """
+  prepare = spawn.get_preparation_data
+
+  def without_main(name: str) -> dict[str, Any]:
+    data = prepare(name)
+    for key in ('init_main_from_name', 'init_main_from_path') if name.startswith(_WORKER) else ():
+      data.pop(key, None)
+    return data
+
+  spawn.get_preparation_data = without_main  # ty: ignore[invalid-assignment]  # Python allows it
 
 
 def _has_room(size: int, workers: int) -> bool:

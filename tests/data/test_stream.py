@@ -202,6 +202,19 @@ def test_workers_end_with_a_program_that_is_killed(tmp_path):
 
 
 @pytest.mark.thorough
+def test_a_script_that_does_not_look_at_its_name_runs_once(tmp_path):
+  """Each worker ran it too, and the first wait for a worker that failed at that lasted for ever."""
+  path = tmp_path / 'program.py'
+  body = textwrap.dedent(PROGRAM).replace("__name__ == '__main__'", 'True')
+  path.write_text(body.format(then="print('closed' if batches.close() is None else '')", source='digits'))
+  environment = os.environ | {'PYTHONPATH': os.pathsep.join(sys.path)}
+  result = subprocess.run([sys.executable, path], capture_output=True, text=True, env=environment, timeout=60)
+  assert result.returncode == 0 and not result.stderr, result
+  pid, *rest = result.stdout.splitlines()
+  assert pid.isdigit() and rest == ['closed']
+
+
+@pytest.mark.thorough
 def test_a_program_that_fails_without_closing_ends_its_workers(tmp_path):
   program, worker = start(tmp_path, 'raise SystemExit(3)')
   program.communicate(timeout=60)
