@@ -4,7 +4,7 @@ With one process, the first signal requests a stop from the loop. With several, 
 service, which informs all processes; they agree on the next count that none has passed. So a signal, sent to one
 process or to all, stops all of them at the same step, and all of them know which signal was the first.
 
-A second Ctrl-C ends the process at once, with code 130.
+A second Ctrl-C ends the program at once, see `signals`.
 """
 
 import contextlib

@@ -4,7 +4,8 @@ By default a signal raises `Stopped` in the main thread. Python runs its handler
 compilation or a read from a slow disk may last minutes. So a thread, which reads the signals from Python's wake-up
 pipe, ends the process if that takes longer than `GRACE`. It does so at once during an import, because extensions in C
 print the traceback of an import that fails in them. Within `hold`, signals end nothing: the work takes them, saves and
-raises `Stopped` itself. A second Ctrl-C ends the program at once, with code 130.
+raises `Stopped` itself. A second Ctrl-C ends the program at once, with code 130; where there is no program, as in a
+notebook, it raises `KeyboardInterrupt`.
 
 A program that a signal has stopped exits with 128 + its number.
 """
@@ -46,22 +47,27 @@ class Watch:
 
   In another thread it has no handlers, and receives nothing: signals are the business of the main thread.
 
+  Args:
+    program: whether it is that of a program; otherwise of work in a process that is not dnt's to end.
+
   Attributes:
     first: the first signal that was received, or None.
     receive: takes the signals in place of the program, in a thread; set by `hold`.
-    ends_at_once: whether a second Ctrl-C ends the program.
+    ends_at_once: whether a second Ctrl-C ends the program, or raises `KeyboardInterrupt`.
     interrupting: whether a signal raises `Stopped` all the same.
     handled: the first signal that has reached the main thread.
     raised: the signal that has raised `Stopped` there. Code in C may have turned that into another error.
   """
 
-  def __init__(self):
+  def __init__(self, program: bool = True):
     self.first: int | None = None
     self.receive: Callable[[int], object] | None = None
     self.ends_at_once = True
     self.interrupting = False
     self.handled: int | None = None
     self.raised: int | None = None
+    self._program = program
+    self._interrupts = 0  # Ctrl-C's that have reached the main thread
     self._importing = False  # whether a signal has come during an import
     self._received = threading.Event()  # whether the thread has seen the first signal
 
@@ -102,6 +108,9 @@ class Watch:
 
   def _handle(self, number: int, frame: types.FrameType | None) -> None:
     self.handled = self.handled or number
+    self._interrupts += number == signal.SIGINT
+    if self._interrupts > 1 and self.ends_at_once and not self._program:
+      raise KeyboardInterrupt
     if not self.receive and _is_importing(frame):
       self._importing = True
     elif (self.interrupting or not self.receive) and not self.raised:  # once, as the program ends then
@@ -131,7 +140,7 @@ class Watch:
           say(f'stopped by {signal.Signals(number).name}')
           deadline = time.monotonic() + GRACE
         self._received.set()
-        if interrupts > 1 and self.ends_at_once:
+        if interrupts > 1 and self.ends_at_once and self._program:
           say('stopped at once; what was saved before remains')
           exit_at_once(128 + signal.SIGINT)
       if deadline and self.receive:
@@ -150,12 +159,12 @@ def hold(receive: Callable[[int], object] = lambda number: None, ends_at_once: b
 
   Args:
     receive: called in a thread with the number of each signal.
-    ends_at_once: whether a second Ctrl-C ends the program all the same.
+    ends_at_once: whether a second Ctrl-C ends the program all the same, or raises `KeyboardInterrupt`.
 
   Yields:
     The watch of the program; where there is none, as in a notebook, or in another thread, one for the context.
   """
-  with contextlib.nullcontext(_current) if _current and in_main_thread() else Watch() as watch:
+  with contextlib.nullcontext(_current) if _current and in_main_thread() else Watch(program=False) as watch:
     before = watch.receive, watch.ends_at_once
     watch.receive, watch.ends_at_once = receive, ends_at_once
     try:

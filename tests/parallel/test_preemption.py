@@ -12,12 +12,12 @@ from dnt.parallel import preemption
 
 WORKER = """
 import ctypes, multiprocessing, signal, sys, time
-from dnt.parallel import preemption
+from dnt.parallel import preemption, signals
 
 if __name__ == '__main__':
   child = multiprocessing.get_context('spawn').Process(target=time.sleep, args=(60,), daemon=True)
   child.start()
-  with preemption.Guard() as guard:
+  with signals.Watch(), preemption.Guard() as guard:
     print('ready', child.pid, flush=True)
     if sys.argv[1] == 'stuck':
       # As in a compilation: the main thread is inside C and takes no signals.

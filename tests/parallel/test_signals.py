@@ -194,6 +194,22 @@ def test_a_watch_puts_handlers_back():
   assert signals.received() is None
 
 
+def test_a_second_ctrl_c_where_there_is_no_program_raises():
+  """It may end neither a notebook nor the program of others."""
+  with pytest.raises(KeyboardInterrupt) as raised, signals.hold() as watch:
+    os.kill(os.getpid(), signal.SIGINT)
+    while not watch.handled:
+      time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(10)
+  assert not isinstance(raised.value, signals.Stopped)  # which says that all is saved
+  with signals.hold(ends_at_once=False) as watch:
+    for _ in range(3):
+      os.kill(os.getpid(), signal.SIGINT)
+      time.sleep(0.01)
+  assert watch.first == signal.SIGINT
+
+
 def in_a_thread(work):
   """What work in another thread than the main one returns."""
   with futures.ThreadPoolExecutor(1) as pool:
