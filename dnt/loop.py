@@ -27,6 +27,7 @@ import contextlib
 import logging
 import os
 import pathlib
+import threading
 import time
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
@@ -43,6 +44,7 @@ from dnt.finetune import feature_cache
 from dnt.models import layouts
 from dnt.optim import chain
 from dnt.parallel import activity, cpu, multihost, ownership, preemption, sharding, signals
+from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
 from dnt.reporting import metric_names, terminal
 from dnt.training import (
@@ -61,6 +63,7 @@ from dnt.training import (
 )
 
 _log = logging.getLogger(__name__)
+_alone = threading.Lock()  # held by the run of this process
 # The sections of the options that decide how steps train.
 _TRAINED = ('seed', 'data', 'model', 'loss', 'optim', 'schedule', 'clip', 'finetune', 'ema', 'train')
 
@@ -75,7 +78,8 @@ def train(
 ) -> dict[str, Any]:
   """Trains from the current state of the workdir to the end of the config, or until a signal requests a stop.
 
-  In another thread than the main one it takes no signals: they stay the business of the main thread.
+  In another thread than the main one it takes no signals: they stay the business of the main thread. A process trains
+  one run at a time, as Orbax numbers the checkpoints that a process writes, whatever their workdirs.
 
   Args:
     config: a training config, as `dnt.config.default` makes it; it is validated here and not changed,
@@ -88,15 +92,38 @@ def train(
     profile: number of steps to profile, see `training.profiling`.
 
   Returns:
-    The summary, with the contents of `summary.json`.
+    The summary, with the contents of `summary.json`. A run that a signal has stopped, such as Ctrl-C, returns it too:
+    `stopped_by` is the signal, and `finished` is False.
 
   Raises:
-    errors.InputError: config, data and checkpoint do not fit together, the run was trained with another config, or
-      another run owns the workdir; nothing has run and nothing saved is lost.
+    errors.InputError: config, data and checkpoint do not fit together, the run was trained with another config,
+      another run owns the workdir, or this process trains another run; nothing has run and nothing saved is lost.
     errors.RunError: a loss or state is not finite, or a file cannot be written; the last good checkpoint remains.
+    KeyboardInterrupt: a second Ctrl-C, where no program of dnt runs; what was saved before remains.
   """
+  if not _alone.acquire(blocking=False):
+    raise errors.InputError(
+      f'{workdir} cannot be trained now: another thread of this process trains a run. Wait until it ends, or train in '
+      'another process'
+    )
+  try:
+    return _train_alone(config, workdir, clock, command, allow, profile)
+  finally:
+    _alone.release()
+
+
+def _train_alone(
+  config: typed.Config,
+  workdir: str | pathlib.Path,
+  clock: record.Clock | None,
+  command: str,
+  allow: Collection[str],
+  profile: int,
+) -> dict[str, Any]:
+  """Trains as `train` does, as the only run of this process."""
   schema.validate(config)
   cpu.check()
+  compile_lib.check()
   workdir = os.path.expanduser(workdir)
   files.check_workdir(workdir)
   clock = clock or record.Clock(time.monotonic())

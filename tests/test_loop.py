@@ -226,6 +226,26 @@ def test_train_is_a_function_of_the_package(tiny, tmp_path):
     dnt.no_such  # noqa: B018
 
 
+def test_a_jax_that_does_not_compile_is_refused_before_anything_is_written(tiny, tmp_path):
+  with jax.disable_jit(), pytest.raises(errors.InputError, match='jax_disable_jit is set'):
+    dnt.train(tiny, tmp_path / 'run')
+  assert not (tmp_path / 'run').exists()
+
+
+def test_a_second_run_at_the_same_time_in_one_process_is_refused(tiny, tmp_path, monkeypatch):
+  def train_another(*_):
+    with futures.ThreadPoolExecutor(1) as pool:
+      return pool.submit(dnt.train, tiny, tmp_path / 'other').result()
+
+  with monkeypatch.context() as patch:
+    patch.setattr(loop, '_train', train_another)
+    with pytest.raises(errors.InputError, match=f'{tmp_path}/other .*another thread of this process trains'):
+      dnt.train(tiny, tmp_path / 'run')
+  assert not (tmp_path / 'other').exists()
+  monkeypatch.setattr(loop, '_train', lambda *_: {'step': 1})
+  assert dnt.train(tiny, tmp_path / 'run') == {'step': 1}
+
+
 @pytest.mark.parametrize(
   'case', ['device', 'stream', *(pytest.param(each, marks=pytest.mark.thorough) for each in ('phases', 'scan'))]
 )

@@ -57,6 +57,19 @@ def compiler_options(mesh: Mesh | None = None) -> dict[str, str] | None:
   return options.find()
 
 
+def check() -> None:
+  """Checks that jax compiles at all, as programs are compiled before they run.
+
+  Raises:
+    errors.InputError: `jax_disable_jit` is set.
+  """
+  if jax.config.jax_disable_jit:  # ty: ignore[missing-attribute]  # jax adds its options at run time
+    raise errors.InputError(
+      'jax_disable_jit is set (JAX_DISABLE_JIT=1 or jax.disable_jit()), but dnt compiles its programs before they run: '
+      'unset it; to look into a network, call model.apply under it yourself'
+    )
+
+
 def ahead(jitted: Any, *args: Any, what: str = 'a compiled program of this config', remedy: str = REMEDY) -> Any:
   """Compiles ahead of time for arguments or their shapes; on CPU it also tunes the allocator for large programs.
 
@@ -67,8 +80,9 @@ def ahead(jitted: Any, *args: Any, what: str = 'a compiled program of this confi
     remedy: what to do if it does not fit, after 'lower '.
 
   Raises:
-    errors.InputError: the program needs more memory than the device has.
+    errors.InputError: the program needs more memory than the device has, or `jax_disable_jit` is set.
   """
+  check()
   lowered = jitted.lower(*args)
   try:
     compiled = lowered.compile()

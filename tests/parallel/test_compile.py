@@ -265,6 +265,12 @@ def test_the_allocator_is_told_of_temporary_buffers(monkeypatch):
   np.testing.assert_array_equal(program(x), np.full(1024, 8 * 1024))
 
 
+def test_a_jax_that_does_not_compile_is_refused():
+  program = compile_lib.jit(jnp.sin)
+  with jax.disable_jit(), pytest.raises(errors.InputError, match='jax_disable_jit is set .*unset it'):
+    compile_lib.ahead(program, 1.0)
+
+
 def test_a_program_beyond_the_memory_of_the_device_is_refused(monkeypatch):
   jitted = compile_lib.jit(lambda x: jnp.sort(x @ x.T, 1).sum(1))
   shape = jax.ShapeDtypeStruct((1024, 8), jnp.float32)
