@@ -85,11 +85,10 @@ def _resident_images(
   """Returns images, uint8 [N, H, W, C] at `image_shape`'s size, and labels if the split lives on the device."""
   if not _is_resident(config, source, train):
     return None
-  size = image_shape(config, source)[:2]
-  if size == source.images.shape[1:3] and (train or implied.eval_resize(config) == 'squash'):
-    return source.arrays()
+  (pixels, labels), size = source.arrays(), image_shape(config, source)[:2]
+  if size == pixels.shape[1:3] and (train or implied.eval_resize(config) == 'squash'):
+    return pixels, labels
   resize = (_train_resize if train else eval_transform)(config, size)
-  pixels, labels = source.arrays()
   with futures.ThreadPoolExecutor() as pool:
     resized = pool.map(lambda image: images.to_array(resize(images.from_array(image), None)), pixels)
     return np.stack(list(resized)), labels
