@@ -18,7 +18,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from dnt import config as schema
-from dnt import errors, loop, trees
+from dnt import checkpoints, errors, loop, trees
 from dnt.config import changes as changes_lib
 from dnt.config import run_config
 from dnt.data import pipeline, sources
@@ -258,6 +258,7 @@ OTHERS = {
   'model.num_classes': ({}, 10),
   'model.options': ({'model.name': 'own:Net'}, {'width': 4}),
   'model.folder': ({'model.name': 'own:Net'}, 'nets'),
+  'finetune.reinit': ({'train.init_from': 'runs/other'}, ('head',)),
   'finetune.cached_views': (HEAD, 1),
   'finetune.cache_dir': ({**HEAD, 'finetune.cached_views': 1}, 'features'),
   'train.batch_size': ({}, 8),
@@ -674,6 +675,16 @@ def test_train_init_from(tiny, tmp_path):
   tiny.optim.learning_rate, tiny.optim.weight_decay = 1e-30, 0.0
   second = run_loop(tiny, tmp_path / 'second')
   assert second['params_sha256'] == first['params_sha256']
+
+
+def test_finetune_reinit(tiny, tmp_path):
+  run_loop(tiny, tmp_path / 'first')
+  tiny.train.init_from, tiny.finetune.reinit, tiny.seed = str(tmp_path / 'first'), ('head',), 1
+  tiny.optim.learning_rate, tiny.optim.weight_decay = 1e-30, 0.0
+  run_loop(tiny, tmp_path / 'second')
+  first, second = (trees.flatten(checkpoints.load_parameters(tmp_path / name).params) for name in ('first', 'second'))
+  changed = {path for path in first if not np.array_equal(first[path], second[path])}
+  assert changed == {'head/dense/kernel', 'head/dense/bias'}
 
 
 @pytest.mark.thorough
