@@ -40,7 +40,7 @@ RUNS = {
   'fine-tune any pretrained network on such a folder': (),
   'classify images': (),
   'explain predictions with class activation maps': (),
-  'show the top-activating images of the last convolution': (),
+  'show the top-activating images of the last block': (),
   'train on Stanford Cars, as unpacked archives or class folders': ('--config.data.image_size=8',),
   'augment more': (),
   'give unequal classes the same weight': (),

@@ -33,7 +33,8 @@ def test_every_file_of_a_run_is_in_the_table_of_the_docs(trained):
   cells = [re.findall('`([^`]+)`', row) for row in rows]
   cells += [[cell[0].replace('.json', suffix) for suffix in cell[1:] if suffix.startswith('.')] for cell in cells]
   listed = [re.sub('<.*>', '*', name).rstrip('/') for cell in cells for name in cell]
-  by_name = {'OWNER', 'DEAD_UNITS', 'NOISE_SCALE', 'PROFILE', 'LR_FIND', 'LR_FIND_PLOT', 'REQUESTED', 'LOG', 'FAILURE'}
+  by_name = {'OWNER', 'EVALUATION', 'DEAD_UNITS', 'NOISE_SCALE', 'PROFILE', 'LR_FIND', 'LR_FIND_PLOT'}
+  by_name |= {'REQUESTED', 'SOURCE', 'LOG', 'FAILURE'}
   left = {path.name for path in trained.workdir.iterdir()}
   assert workdir.VERSION in left
   missing = {
