@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from dnt import config as schema
 from dnt import checkpoints, errors, loop, trees
+from dnt import config as schema
 from dnt.config import changes as changes_lib
 from dnt.config import run_config
 from dnt.data import pipeline, sources

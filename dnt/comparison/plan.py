@@ -17,7 +17,7 @@ from dnt import errors, files, models
 from dnt import workdir as workdir_lib
 from dnt.checkpoints import format
 from dnt.config import changes as changes_lib
-from dnt.config import checks, implied, run_config, typed
+from dnt.config import checks, run_config, typed
 from dnt.weights import names, preprocessing
 
 VARIANT = 'variant:'  # before the name of a variant in train.init_from
@@ -310,9 +310,8 @@ def _differences(run: Run) -> list[str] | None:
   old, new = run_config.parse(stored, run.workdir / workdir_lib.REQUESTED), run.config
   if 'eval_resize' not in stored.get('data', {}) and new.data.eval_resize is None:
     old.data.eval_resize = None  # older versions had no such option, and evaluated as they do without it
-  new = copy.deepcopy(new)
-  for each in (old, new):  # older versions had a default
-    each.clip.threshold = implied.clip_threshold(each.clip)
+  if new.clip.threshold is None and new.clip.name == old.clip.name and old.clip.threshold == 1.0:
+    old.clip.threshold = None  # the default of older versions, which a run that goes on keeps
   found = [str(change) for change in changes_lib.find(old, new) if change.on_resume != schema.FREE]
   if not _images(run):  # else they are compared themselves, wherever they are
     found += [

@@ -75,6 +75,10 @@ NORMS = ('batch_norm', 'layer_norm', 'group_norm', 'rms_norm', 'none')
 ACTIVATIONS = ('relu', 'leaky_relu', 'sigmoid', 'tanh', 'gelu', 'silu', 'identity')
 AUGMENTATIONS = ('none', 'pad_crop_flip', 'resized_crop_flip')
 CLIPPINGS = ('none', 'global_norm', 'value', 'block_norm', 'adaptive')
+NORM_SYNCS = ('global', 'device')
+STEMS = ('cifar', 'imagenet')
+SHORTCUTS = ('A', 'B')
+STRIDES_ON = ('3x3', '1x1')
 INITIALIZERS = ('he', 'glorot', 'lecun', 'normal', 'orthogonal', 'delta_orthogonal')
 
 # Relations that several options share.
@@ -368,7 +372,7 @@ SCHEMA: dict[str, Any] = {
       'global',
       "what batch_norm takes its statistics over in training: global (the whole batch); device (each device's own "
       'examples, as PyTorch does by default: the run then depends on the number of devices)',
-      choices=('global', 'device'),
+      choices=NORM_SYNCS,
       only={'model.norm': ('batch_norm',)},
       off='global',
       role='training',
@@ -418,7 +422,7 @@ SCHEMA: dict[str, Any] = {
     'stem': Option(
       str,
       'cifar (3x3 convolution) or imagenet (7x7 stride 2, max-pool)',
-      choices=('cifar', 'imagenet'),
+      choices=STEMS,
       only={'model.name': ('resnet', 'densenet')},
       role='weights',
       on_resume=REFUSE,
@@ -426,7 +430,7 @@ SCHEMA: dict[str, Any] = {
     'shortcut': Option(
       str,
       'A: identity, zero-padded channels; B: 1x1 projection',
-      choices=('A', 'B'),
+      choices=SHORTCUTS,
       only={'model.name': ('resnet',)},
       role='weights',
       on_resume=REFUSE,
@@ -434,7 +438,7 @@ SCHEMA: dict[str, Any] = {
     'stride_on': Option(
       str,
       "which convolution of a bottleneck has the stride: '3x3' or '1x1'",
-      choices=('3x3', '1x1'),
+      choices=STRIDES_ON,
       only={'model.name': ('resnet',), 'model.block': ('bottleneck', 'preact_bottleneck')},
       role='function',
       on_resume=REFUSE,

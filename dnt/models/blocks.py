@@ -13,9 +13,6 @@ from dnt.models import parts as parts_lib
 
 Keep = jax.Array | None
 Parts = parts_lib.Parts
-STEMS = ('cifar', 'imagenet')
-SHORTCUTS = ('A', 'B')
-STRIDES = ('3x3', '1x1')  # convolutions of a bottleneck that may have its stride
 
 
 class Stem(nn.Module):

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 
-from dnt import errors
+from dnt import config, errors
 from dnt.models import blocks, plain
 from dnt.models import stage as stage_lib
 
@@ -52,8 +52,8 @@ class DenseNet(nn.Module):
   remat: bool = False
 
   def __post_init__(self):
-    if self.stem not in blocks.STEMS:
-      raise errors.unknown('stem of densenet', self.stem, blocks.STEMS)
+    if self.stem not in config.STEMS:
+      raise errors.unknown('stem of densenet', self.stem, config.STEMS)
     if self.scan:
       raise errors.InputError(
         'config.model.scan=True is not possible with densenet: each layer of a stage has more input channels than the '

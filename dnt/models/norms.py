@@ -14,7 +14,6 @@ from jax import lax
 from dnt import config, errors
 from dnt.parallel import mesh as mesh_lib
 
-SYNCS = ('global', 'device')  # over whose examples batch_norm takes its statistics
 # JAX traces these once per shape instead of once per layer, so that a deep network is ready to compile sooner.
 _traced_once = functools.partial(jax.jit, inline=True)
 
@@ -204,7 +203,7 @@ class Norm(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-    for what, value, valid in (('norm', self.kind, config.NORMS), ('sync of a norm', self.sync, SYNCS)):
+    for what, value, valid in (('norm', self.kind, config.NORMS), ('sync of a norm', self.sync, config.NORM_SYNCS)):
       if value not in valid:
         raise errors.unknown(what, value, valid)
     if self.kind == 'none':

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 
-from dnt import errors
+from dnt import config, errors
 from dnt.models import blocks, plain
 from dnt.models import stage as stage_lib
 
@@ -74,10 +74,10 @@ class ResNet(nn.Module):
   def __post_init__(self):
     depth, block, shortcut, stride_on = self.resolved()
     for option, value, valid in (
-      ('stem', self.stem, blocks.STEMS),
+      ('stem', self.stem, config.STEMS),
       ('block', block, BLOCKS),
-      ('shortcut', shortcut, blocks.SHORTCUTS),
-      ('stride_on', stride_on or '3x3', blocks.STRIDES),
+      ('shortcut', shortcut, config.SHORTCUTS),
+      ('stride_on', stride_on or '3x3', config.STRIDES_ON),
     ):
       if value not in valid:
         raise errors.unknown(f'{option} of resnet', value, valid)

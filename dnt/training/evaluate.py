@@ -76,6 +76,8 @@ class Pass:
     step, total, earlier, parts, counts, problem = 0, None, None, [], [], None
     while step < self._loader.steps:
       jax.block_until_ready(earlier)  # what is dispatched cannot be ended
+      if len(parts) > 1:
+        parts[-2] = jax.device_get(parts[-2])  # rows of a whole split do not stay on the device
       between()
       count = min(self._most(step), self._loader.steps - step)
       try:

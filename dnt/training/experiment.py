@@ -21,7 +21,7 @@ from dnt.data import class_order, examples, fingerprint, inspection, pipeline, s
 from dnt.data import splits as splits_lib
 from dnt.data.transforms import augment
 from dnt.models import depth, freeze, layouts, size
-from dnt.optim import chain, lr_multipliers, schedules
+from dnt.optim import chain, lr_multipliers, rows, schedules
 from dnt.parallel import mesh as mesh_lib
 from dnt.parallel import multihost, sharding
 from dnt.training import losses, periodic, steps
@@ -465,6 +465,14 @@ def _check_training(
     raise errors.InputError('config.finetune.l2_sp pulls towards pretrained values: it needs config.train.init_from')
   chain.check(config, params, entries, last)
   lr_multipliers.check(config.finetune, last.split(params)[0], entries)
+  trained = rows.owners(last.split(params)[0], entries)
+  for path, place in rows.places(params, entries).items():
+    for index, name in zip(place, rows.names(path, place, entries), strict=True):
+      if index not in trained and trees.is_named(name, config.finetune.reinit):
+        raise errors.InputError(
+          f'config.finetune.reinit={config.finetune.reinit} draws {name} anew, and {entries[index].name} never trains; '
+          'name less, or let it train (finetune.trainable, finetune.unfreeze)'
+        )
 
 
 def _train_flops(trace: depth.Trace, partition: freeze.Partition) -> int:

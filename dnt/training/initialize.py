@@ -152,15 +152,15 @@ def load_variables(run: experiment.Experiment, source: pretrained.Source, quiet:
   pretrained.check_model(source, run.config.model)
   want, have = trees.flatten(run.trace.variables), trees.flatten(source.variables)
   drawn = _draw(run, want, have, source.origin)
-  have = {path: leaf for path, leaf in have.items() if not _is_named(path, run.config.finetune.reinit)}
   entry = depth.head(run.trace.table).name
-  head = _head(want, entry, run.config.model.num_classes)
+  head = [path for path in _head(want, entry, run.config.model.num_classes) if path not in drawn]
   if source.absent:
     head = [path for path in want if path not in have | drawn and path.split('/')[1] == entry]
     reason = f'{source.origin} has no classifier, the data has {run.config.model.num_classes} classes'
     changed, line = _zeros(want, head), f'{reason}: {", ".join(head)} start at zero' if head else ''
   else:
-    changed, line = _renew(want, have, head, run.spec.class_names, source)
+    changed, line = _renew(want, have, head, run.spec.class_names, source) if head else ({}, '')
+  have = {path: leaf for path, leaf in have.items() if not _is_named(path, run.config.finetune.reinit)}
   if line and not quiet:
     _log.info(line)
   if drawn and not quiet:

@@ -28,7 +28,10 @@ KERAS_3 = {
   'dense': ('kernel', 'bias'),
   'batch_normalization': ('gamma', 'beta', 'moving_mean', 'moving_variance'),
 }
-_TENSOR = re.compile(r'(?:^|[/_])(kernel|bias|gamma|beta|moving_mean|moving_variance|W|b|running_mean|running_std)$')
+_TENSOR = re.compile(
+  r'(?:^|[/_])((?:depthwise_|pointwise_|recurrent_)?kernel|bias|gamma|beta|moving_mean|moving_variance|W|b|running_mean|'
+  r'running_std)$'
+)
 
 
 def read_h5(path: pathlib.Path) -> dict[str, np.ndarray]:

@@ -371,18 +371,21 @@ def test_a_run_of_an_older_version_evaluated_as_its_augmentation_implied(config,
       plan.is_finished(run)
 
 
-@pytest.mark.parametrize(('name', 'same'), [('global_norm', True), ('adaptive', False)])
-def test_a_run_of_an_older_version_clipped_at_1_by_default(config, tmp_path, name, same):
+@pytest.mark.parametrize(
+  ('name', 'threshold', 'same'),
+  [('global_norm', 1.0, True), ('adaptive', 1.0, True), ('adaptive', 0.5, False), ('value', 0.5, False)],
+)
+def test_a_run_of_an_older_version_clipped_at_1_by_default(config, tmp_path, name, threshold, same):
   config.base.clip.name = name
   run = plan.make(config, tmp_path)[0]
   leave(run, True)
   assert plan.is_comparable(run)
   stored = json.loads((run.workdir / workdir_lib.REQUESTED).read_text())
-  stored['clip']['threshold'] = 1.0
+  stored['clip']['threshold'] = threshold
   (run.workdir / workdir_lib.REQUESTED).write_text(json.dumps(stored))
   assert plan.is_comparable(run) == same
   if not same:
-    with pytest.raises(errors.InputError, match='clip.threshold was 1.0 and is now 0.01'):
+    with pytest.raises(errors.InputError, match='clip.threshold was 0.5 and is now None'):
       plan.is_finished(run)
 
 

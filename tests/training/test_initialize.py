@@ -223,6 +223,36 @@ def test_a_head_that_reinit_names_is_drawn_for_other_classes_too(tiny, saved, tm
   )
 
 
+def test_a_head_that_reinit_names_in_part_follows_the_names_of_the_classes(
+  tiny, saved, tmp_path, change_splits, caplog
+):
+  _, state, _ = saved(tiny, tmp_path / 'other')
+  change_splits(lambda split: dataclasses.replace(split, class_names=split.class_names[::-1]))
+  tiny.finetune.reinit = ('head/.*/bias',)
+  with caplog.at_level(logging.INFO, 'dnt'):
+    loaded = initialize.load_variables(build(tiny), pretrained.Source(str(tmp_path / 'other')))
+  found, theirs = (each['head']['dense']['kernel'] for each in (loaded['params'], state.params))
+  np.testing.assert_array_equal(found, theirs[:, ::-1])
+  assert 'another order' in caplog.text
+  change_splits(lambda split: dataclasses.replace(split, class_names=tuple(f'other{n}' for n in range(10))))
+  loaded = initialize.load_variables(build(tiny), pretrained.Source(str(tmp_path / 'other')))
+  assert not loaded['params']['head']['dense']['kernel'].any()
+
+
+def test_what_never_trains_is_not_drawn_anew(tiny):
+  tiny.model.depth, tiny.finetune.trainable = 5, 'top:1'
+  data = experiment.load_data(tiny, ())
+  config = experiment.resolve(tiny, data)
+  config.train.init_from = 'runs/other'
+  config.finetune.reinit = ('stage1/block003', 'head')
+  experiment.make(config, data.spec)
+  config.finetune.reinit = ('stage1/.*', 'head')
+  with pytest.raises(
+    errors.InputError, match=r'draws stage1/block00[12]/\S+ anew, and stage1/block00[12] never trains'
+  ):
+    experiment.make(config, data.spec)
+
+
 def test_processes_with_other_weights_are_refused(tiny, saved, tmp_path, monkeypatch):
   saved(tiny, tmp_path / 'other')
   run, source = build(tiny), pretrained.Source(str(tmp_path / 'other'))

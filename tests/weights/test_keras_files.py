@@ -157,6 +157,20 @@ def test_a_model_among_the_layers_of_h5(h5, spelling):
   assert_read(keras_files.read_h5(path), TENSORS | {'predictions/kernel': np.ones((2, 2), np.float32)})
 
 
+def test_layers_with_several_kernels_are_no_models(tmp_path):
+  h5py = pytest.importorskip('h5py')
+  names = [f'block{n}_sepconv/block{n}_sepconv/{kind}_kernel:0' for n in (1, 2) for kind in ('depthwise', 'pointwise')]
+  with h5py.File(tmp_path / 'xception.h5', 'w') as file:
+    for number, name in enumerate(names):
+      file[f'model_weights/{name}'] = np.full(3, number, np.float32)
+  found = keras_files.read_h5(tmp_path / 'xception.h5')
+  assert {name: value[0] for name, value in found.items()} == {
+    f'block{n}_sepconv/{kind}_kernel': 2 * (n - 1) + (kind == 'pointwise')
+    for n in (1, 2)
+    for kind in ('depthwise', 'pointwise')
+  }
+
+
 def test_two_models_with_layers_of_one_name_are_refused(h5):
   h5py, path = pytest.importorskip('h5py'), h5()
   with h5py.File(path, 'a') as file:

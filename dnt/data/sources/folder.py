@@ -218,7 +218,7 @@ def _check_one_reading(root: pathlib.Path) -> None:
   if copy and not shared:
     raise errors.InputError(
       f'{root} can be read in two ways: {copy}/ is no class but holds others again (then move it out of {root}), or it '
-      f'is a class itself ({_way_out(root)})'
+      f'is a class itself (then rename the folders in it; or, {_way_out(root)})'
     )
   splits = all(map(split_of, shared))
   if len(names) < 2 or len(shared) < 2 or not (splits or all(_PART.fullmatch(name.lower()) for name in names)):
@@ -269,7 +269,7 @@ def _refuse(root: pathlib.Path, split: str) -> NoReturn:
 
 
 def _way_out(root: pathlib.Path) -> str:
-  return f"if all its folders are classes, give config.data.source='folder:{root}{ALL_CLASSES}'"
+  return f"if all its folders are classes, give config.data.source='folder:{root}{ALL_CLASSES}', which reads it alone"
 
 
 def _descend(path: pathlib.Path) -> pathlib.Path:
