@@ -222,7 +222,7 @@ def define_path(name: str, meaning: str, values: flags.FlagValues) -> None:
   flags.DEFINE(_PathParser(), name, None, meaning, values, flags.ArgumentSerializer[str]())
 
 
-def trained(workdir: str | None, weights: str | None) -> str:
+def model_source(workdir: str | None, weights: str | None) -> str:
   """Returns the model source given by exactly one of `--workdir` and `--weights`.
 
   Raises:

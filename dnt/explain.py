@@ -50,7 +50,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def main(values: flags.FlagValues) -> None:
   """Reads the flags and explains; the last line printed is what was written and its folder."""
-  text = cli.trained(values.workdir, values.weights)
+  text = cli.model_source(values.workdir, values.weights)
   if not values.images and not values.top_activating:
     raise errors.InputError('give --images=<file, folder or glob>, --top_activating=<split of the run>, or both')
   if values.top_activating and not values.workdir:

@@ -57,7 +57,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def main(values: flags.FlagValues) -> None:
   """Reads the flags and predicts; prints a line per image, and finally their number and the output file."""
-  requested = cli.trained(values.workdir, values.weights)
+  requested = cli.model_source(values.workdir, values.weights)
   output = _check_flags(values)
   names = read_names(values.class_names) if values.class_names else None
 

@@ -359,15 +359,15 @@ def test_a_program_without_a_config_takes_none(capsys, argument):
 
 def test_a_trained_network_is_named_once(tmp_path):
   (tmp_path / 'config.json').write_text('{}')
-  assert cli.trained(str(tmp_path), None) == str(tmp_path)
-  assert cli.trained(None, 'tfjs:there') == 'tfjs:there'
+  assert cli.model_source(str(tmp_path), None) == str(tmp_path)
+  assert cli.model_source(None, 'tfjs:there') == 'tfjs:there'
   for given, said in (
     ((None, None), '--workdir=.* --weights='),
     ((str(tmp_path), 'tfjs:there'), 'not both.* --workdir='),
     ((str(tmp_path / 'no'), ''), f'{tmp_path / "no"} is no workdir of a dnt run.* --weights'),
   ):
     with pytest.raises(errors.InputError, match=said):
-      cli.trained(*given)
+      cli.model_source(*given)
 
 
 @pytest.mark.parametrize('kind', ['folder', 'image.png', 'net.safetensors', 'missing', 'hf:timm/resnet18.a1_in1k'])
@@ -379,7 +379,7 @@ def test_a_workdir_to_read_is_that_of_a_run(tmp_path, monkeypatch, kind):
   with pytest.raises(errors.InputError, match=rf'^--workdir={kind} is no workdir of a dnt run \(.*config\.json\)$'):
     cli.check_run(kind)
   with pytest.raises(errors.InputError, match=rf'^--workdir={kind} is no .*; --weights'):
-    cli.trained(kind, None)
+    cli.model_source(kind, None)
 
 
 @pytest.mark.parametrize('name', ['cache', 'compare', 'explain', 'export', 'main', 'predict', 'probe', 'rehearse'])
