@@ -205,7 +205,7 @@ def test_the_program_comes_with_how_to_call_it(tiny, build):
   assert preprocessing.of_run(data).image_size == 8
 
 
-def test_other_ways_to_read_images_are_told(tiny, build, caplog):
+def test_other_ways_to_read_images_are_said(tiny, build, caplog):
   network = network_of(build(tiny))
   with caplog.at_level(logging.INFO, 'dnt'):
     export.say_decoding(network)
