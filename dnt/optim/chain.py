@@ -91,7 +91,7 @@ def check(config: typed.Config, params: Any, entries: Sequence[depth.Entry], par
       "layers that a module scans or maps itself do not count); use 'sgd', 'adamw' or 'lamb'"
     )
   *_, head = rows.owners(params, entries)
-  trained = _trained(trainable, entries)
+  trained = rows.named(trainable, entries)
   below = [name for index, name in trained if index != head and not trees.is_named(name, config.finetune.reinit)]
   decays = re.compile(optim.weight_decay_on).search
   defaults = schema.SCHEMA['optim']
@@ -108,22 +108,13 @@ def check(config: typed.Config, params: Any, entries: Sequence[depth.Entry], par
 def undecayed(config: typed.Config, params: Any, entries: Sequence[depth.Entry], partition: freeze.Partition) -> str:
   """Says that the weight decay of a run has nothing to do; empty if it has, or is off. Arguments as for `check`."""
   optim, (trainable, _) = config.optim, partition.split(params)
-  names = [name for _, name in _trained(trainable, entries)]
+  names = [name for _, name in rows.named(trainable, entries)]
   if not optim.weight_decay or any(map(re.compile(optim.weight_decay_on).search, names)):
     return ''
   return (
     f'weight decay has no effect: config.optim.weight_decay_on={optim.weight_decay_on!r} matches no parameter that '
     f'trains; their paths look like {names[0]!r} (--config.optim.weight_decay=0 turns decay off)'
   )
-
-
-def _trained(trainable: Any, entries: Sequence[depth.Entry]) -> list[tuple[int, str]]:
-  """Returns the entry and the path, as in the unrolled layout, of each parameter that trains."""
-  return [
-    (index, name)
-    for path, place in rows.places(trainable, entries).items()
-    for index, name in zip(place, rows.names(path, place, entries), strict=True)
-  ]
 
 
 def is_scale_free(optim: typed.Optim) -> bool:

@@ -33,6 +33,15 @@ def names(path: str, place: tuple[int, ...], entries: Sequence[depth.Entry]) -> 
   return tuple(entries[index].name + path[len(entries[index].path) :] for index in place)
 
 
+def named(params: Any, entries: Sequence[depth.Entry]) -> list[tuple[int, str]]:
+  """Returns the depth list index and the path in the unrolled layout of each leaf, of scanned ones row by row."""
+  return [
+    (index, name)
+    for path, place in places(params, entries).items()
+    for index, name in zip(place, names(path, place, entries), strict=True)
+  ]
+
+
 def kernel_ends(places: Places, option: str) -> tuple[int, int]:
   """Returns the depth list indices of the first and the last kernel, which belong to stem and head.
 

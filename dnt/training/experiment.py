@@ -466,13 +466,12 @@ def _check_training(
   chain.check(config, params, entries, last)
   lr_multipliers.check(config.finetune, last.split(params)[0], entries)
   trained = rows.owners(last.split(params)[0], entries)
-  for path, place in rows.places(params, entries).items():
-    for index, name in zip(place, rows.names(path, place, entries), strict=True):
-      if index not in trained and trees.is_named(name, config.finetune.reinit):
-        raise errors.InputError(
-          f'config.finetune.reinit={config.finetune.reinit} draws {name} anew, and {entries[index].name} never trains; '
-          'name less, or let it train (finetune.trainable, finetune.unfreeze)'
-        )
+  for index, name in rows.named(params, entries):
+    if index not in trained and trees.is_named(name, config.finetune.reinit):
+      raise errors.InputError(
+        f'config.finetune.reinit={config.finetune.reinit} draws {name} anew, and {entries[index].name} never trains; '
+        'name less, or let it train (finetune.trainable, finetune.unfreeze)'
+      )
 
 
 def _train_flops(trace: depth.Trace, partition: freeze.Partition) -> int:
