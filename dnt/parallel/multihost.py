@@ -13,8 +13,10 @@ from types import TracebackType
 from typing import Any, TypeVar, cast
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dnt import errors
 from dnt.parallel import agreement, clusters, peers, preemption, rendezvous, signals
@@ -86,9 +88,25 @@ def leave(code: int) -> None:
 
 def part() -> None:
   """Ends the communication of all processes, after which they can end together; waits until all call it."""
+  if not is_single():
+    _wait_for_devices()
   jax.distributed.shutdown()
   if watched := peers.current():
     watched.leave()
+
+
+def _wait_for_devices() -> None:
+  """Waits until every device of every process has finished what it was given.
+
+  The functions here return with the result of the first local device. The others may still be connecting to those of
+  other processes, by way of the service that a shutdown ends, and would then wait for ever.
+  """
+  mesh = Mesh(jax.devices(), ('all',))
+  ones = jax.make_array_from_callback(
+    (mesh.size,), NamedSharding(mesh, PartitionSpec('all')), lambda index: np.ones(1, np.int32)
+  )
+  total = jax.jit(jnp.sum, out_shardings=NamedSharding(mesh, PartitionSpec()))(ones)
+  jax.block_until_ready(total)  # on every local device
 
 
 def _leave_on_error(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:

@@ -75,6 +75,7 @@ if mode == 'collectives':
     local=local,
     whole=all(np.array_equal(whole[name], params[name]) for name in params),
   )
+  multihost.part()
 
 if mode == 'stop':
   with preemption.Guard() as guard:
@@ -85,7 +86,24 @@ if mode == 'stop':
       if count == 20:
         print('RUNNING', flush=True)
       count += 1
+  multihost.part()
   say(stopped_at=count, stopped_by=guard.stopped_by)
+
+if mode == 'behind':
+  pairs = jax.make_mesh((2, 2), ('processes', 'local'), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+  spec = jax.P('processes', 'local')
+
+  def sum_late(values):  # the second pair of devices sums a second after the first
+    steps = jnp.where(jax.lax.axis_index('local') == 1, 10**7, 1)
+    late = jax.lax.fori_loop(0, steps, lambda _, value: jnp.sin(value) + 1, values[0, 0])
+    return jax.lax.psum(values + jnp.maximum(late, 0) * 0, 'processes')
+
+  values = jax.make_array_from_callback((2, 2), jax.sharding.NamedSharding(pairs, spec), lambda index: np.ones((1, 1)))
+  sums = jax.jit(jax.shard_map(sum_late, mesh=pairs, in_specs=spec, out_specs=spec))(values)
+  first, second = (shard.data for shard in sums.addressable_shards)
+  found = {'first': float(first[0, 0]), 'behind': not second.is_ready()}
+  multihost.part()
+  say(**found, second=float(second[0, 0]))
 
 if mode == 'unguarded':
   print('RUNNING', flush=True)
@@ -164,6 +182,12 @@ def test_a_signal_to_any_process_stops_all_at_one_step(launch, number, ids):
   first, second = results(processes)
   assert first['stopped_at'] == second['stopped_at'] > 20
   assert first['stopped_by'] == second['stopped_by'] == number
+
+
+@pytest.mark.thorough
+def test_processes_part_only_once_all_their_devices_have_finished(launch):
+  found = results(launch('behind', (0, 1), 2))
+  assert found == [{'first': 2.0, 'behind': True, 'second': 2.0}] * 2
 
 
 def test_sigterm_ends_a_process_that_has_nothing_to_save(launch):
