@@ -54,6 +54,11 @@ def record(shape: tuple[int, ...]) -> np.dtype:
   return np.dtype([('label', '<i4'), ('features', '<f4', shape)])
 
 
+def path_of(folder: pathlib.Path, key: str) -> pathlib.Path:
+  """Returns the path of the file with a key, of 32 hexadecimal digits."""
+  return folder / f'{key}.features'
+
+
 def header(**about: Any) -> bytes:
   """Returns the first line of a file, which says what the file holds."""
   return json.dumps({'format': FORMAT, **about}).encode() + b'\n'
