@@ -111,7 +111,8 @@ def reopen(config: typed.Config, path: str, given: Container[str]) -> None:
   kept = {key for key, other in _WITH.items() if other in given or other in (recorded or {}).keys() - found.keys()}
   if not (config.train.init_from and 'train.init_from' in given):
     kept.update(_OF_WEIGHTS if content.get('train', {}).get('init_from') else ())
-    kept.update(key for key in known if 'model.name' in found and known[key].role not in ('', 'run'))
+    if 'model.name' in found:
+      kept.update(key for key in known if key.startswith('model.') and known[key].role != 'run')
   for key, value in found.items():
     if key in known and key not in given and key not in kept:
       _put(config, key, known[key], value, path)

@@ -34,7 +34,7 @@ class Option(NamedTuple):
     only: values of other options with which this one has an effect, see `relations`; empty: it always has one.
     off: a value that turns the option off; a user may give it even where the option has no effect.
     words: words that are valid besides numbers, each with the number that older configs hold in its place.
-    role: for options of `model`, what the option decides, one of `ROLES`; else ''.
+    role: for options of `model` and `data`, what the option decides, one of `ROLES`; else ''.
     on_resume: for options of a run, what another value means for a run that continues, one of `ON_RESUME`; else ''.
     per_process: whether the value may differ between the processes of a run: a path, or what suits a machine.
   """
@@ -62,7 +62,15 @@ class Option(NamedTuple):
 # - start: how the weights are drawn.
 # - training: what differs in training only.
 # - run: the classes of the data, and how the network runs.
-ROLES = ('weights', 'function', 'computation', 'start', 'training', 'run')
+# What an option of `data` decides:
+# - images: which images a split has.
+# - preprocessing: what an evaluation makes of an image.
+# - augmentation: what training makes of it.
+# - loading: where images are, and how they are loaded.
+ROLES = {
+  'model': ('weights', 'function', 'computation', 'start', 'training', 'run'),
+  'data': ('images', 'preprocessing', 'augmentation', 'loading'),
+}
 
 # What another value of an option means for a run that continues from its checkpoint:
 # - refuse: the steps from then on would belong to another experiment; the run continues only with `--allow=<key>`.
@@ -127,17 +135,22 @@ SCHEMA: dict[str, Any] = {
       'digits',
       'digits, synthetic, tfds:<name>, cifar_binary:<dir>, idx:<dir>, folder:<dir> or cars:<dir>; folder:<dir>/* takes '
       'every folder in <dir> as a class',
+      role='images',
       on_resume=REFUSE,
       per_process=True,  # but for what stands before the colon, and the name of a set of TFDS
     ),
     'train_split': Option(
-      'train', "split to train on, sliced as in TFDS: 'train', 'train[:98%]', 'train[5000:]'", on_resume=REFUSE
+      'train',
+      "split to train on, sliced as in TFDS: 'train', 'train[:98%]', 'train[5000:]'",
+      role='images',
+      on_resume=REFUSE,
     ),
     'images_per_class': Option(
       int,
       'images of each class to train on (shots), drawn from train_split with data.seed once val is held out: the fewer '
       'are among the more; not set: all',
       check=checks.at_least(1),
+      role='images',
       on_resume=REFUSE,
     ),
     'dir': Option(
@@ -145,6 +158,7 @@ SCHEMA: dict[str, Any] = {
       'folder of the source, if data.source names none; tfds: folder of prepared sets, empty: the default of TFDS',
       only={'data.source': any_but('digits', 'synthetic')},
       off='',
+      role='loading',
       on_resume=FREE,
       per_process=True,
     ),
@@ -158,6 +172,7 @@ SCHEMA: dict[str, Any] = {
         {'data.images_per_class': any_but(None)},
         *DRAWN_BY_SEED,
       ),
+      role='images',
       on_resume=REFUSE,
     ),
     'val_fraction': Option(
@@ -165,21 +180,29 @@ SCHEMA: dict[str, Any] = {
       "fraction of the training images that becomes 'val' if the data has no such split",
       check=checks.within(0.01, 1),
       only=({'data.source': ('folder', 'cars')}, *HELD_OUT),
+      role='images',
       on_resume=REFUSE,
     ),
     'hold_out': Option(
       bool,
       "draw 'val' from the split 'train', which is then without these images, in place of a 'val' that the data has; "
       "not set: if eval.splits names 'val' and the data has none",
+      role='images',
       on_resume=REFUSE,
     ),
     'crop_to_box': Option(
-      False, 'crop each image to the box around the car', only={'data.source': ('cars',)}, off=False, on_resume=REFUSE
+      False,
+      'crop each image to the box around the car',
+      only={'data.source': ('cars',)},
+      off=False,
+      role='images',
+      on_resume=REFUSE,
     ),
     'image_size': Option(
       int,
       'pixels per side; not set: taken from the pretrained weights, or the size in the source',
       check=checks.at_least(1),
+      role='images',
       on_resume=REFUSE,
     ),
     'image_bits': Option(
@@ -188,6 +211,7 @@ SCHEMA: dict[str, Any] = {
       'the sBIT chunks of the training images say if no value is larger',
       check=checks.between(8, 16),
       only={'data.source': ('folder', 'cars')},
+      role='preprocessing',
       on_resume=REFUSE,
     ),
     'exif_rotation': Option(
@@ -195,12 +219,14 @@ SCHEMA: dict[str, Any] = {
       'turn and flip images as their EXIF orientation says, in training and everywhere else',
       only={'data.source': ('folder', 'cars', 'tfds')},
       off=False,
+      role='preprocessing',
       on_resume=REFUSE,
     ),
     'placement': Option(
       'auto',
       'device: hold the whole split in device memory; stream: load it with grain workers; auto: device up to 1 GiB',
       choices=('auto', 'device', 'stream'),
+      role='loading',
       on_resume=FREE,
     ),
     'workers': Option(
@@ -208,6 +234,7 @@ SCHEMA: dict[str, Any] = {
       'worker processes that decode streamed data; 0: in the main process',
       check=checks.between(0, 256),
       only={'data.placement': ('auto', 'stream')},
+      role='loading',
       on_resume=FREE,
       per_process=True,
     ),
@@ -216,6 +243,7 @@ SCHEMA: dict[str, Any] = {
       'random crop and flip: none; pad_crop_flip (for small images); resized_crop_flip (for large images); none and '
       'pad_crop_flip squash images of another size than image_size',
       choices=AUGMENTATIONS,
+      role='augmentation',
       on_resume=REFUSE,
     ),
     'crop_padding': Option(
@@ -223,12 +251,14 @@ SCHEMA: dict[str, Any] = {
       'pixels of zero padding on each side before the random crop',
       check=checks.at_least(0),
       only={'data.augment': ('pad_crop_flip',)},
+      role='augmentation',
       on_resume=REFUSE,
     ),
     'flip': Option(
       True,
       'flip augmented images left to right with probability 0.5',
       only={'data.augment': AUGMENTATIONS[1:]},
+      role='augmentation',
       on_resume=REFUSE,
     ),
     'resized_crop_min_area': Option(
@@ -236,6 +266,7 @@ SCHEMA: dict[str, Any] = {
       'smallest fraction of the area that the random resized crop keeps',
       check=checks.fraction,
       only={'data.augment': ('resized_crop_flip',)},
+      role='augmentation',
       on_resume=REFUSE,
     ),
     'eval_resize': Option(
@@ -244,6 +275,7 @@ SCHEMA: dict[str, Any] = {
       '(keeps the whole image); not set: taken from the pretrained weights, or center_crop with '
       'augment=resized_crop_flip, else squash',
       choices=('center_crop', 'squash'),
+      role='preprocessing',
       on_resume=NOTE,
     ),
     'eval_crop': Option(
@@ -256,12 +288,14 @@ SCHEMA: dict[str, Any] = {
         {'data.eval_resize': (None,), 'data.augment': ('resized_crop_flip',)},
         {'data.eval_resize': (None,), 'train.init_from': any_but('')},
       ),
+      role='preprocessing',
       on_resume=NOTE,
     ),
     'interpolation': Option(
       str,
       'filter of every resize; not set: taken from the pretrained weights, or bilinear',
       choices=('bilinear', 'bicubic'),
+      role='preprocessing',
       on_resume=REFUSE,
     ),
     'mean': Option(
@@ -269,6 +303,7 @@ SCHEMA: dict[str, Any] = {
       'mean of each channel, in [0, 1]; empty: taken from the pretrained weights, or measured on the training images '
       '(on 512 of them if they are streamed); one value makes images gray, three make them RGB',
       check=checks.means,
+      role='preprocessing',
       on_resume=REFUSE,
     ),
     'std': Option(
@@ -276,12 +311,14 @@ SCHEMA: dict[str, Any] = {
       'standard deviation of each channel, in [0, 1]; empty: taken from the pretrained weights, or measured like '
       'the mean',
       check=checks.deviations,
+      role='preprocessing',
       on_resume=REFUSE,
     ),
     'policy': Option(
       'none',
       'augmentation policy: none, rand_augment or trivial_augment; it runs on the host, so the images are streamed',
       choices=('none', 'rand_augment', 'trivial_augment'),
+      role='augmentation',
       on_resume=REFUSE,
     ),
     'rand_augment_ops': Option(
@@ -289,6 +326,7 @@ SCHEMA: dict[str, Any] = {
       'operations per image (N)',
       check=checks.between(1, 100),
       only={'data.policy': ('rand_augment',)},
+      role='augmentation',
       on_resume=REFUSE,
     ),
     'rand_augment_magnitude': Option(
@@ -296,25 +334,36 @@ SCHEMA: dict[str, Any] = {
       "magnitude of the operations, 0 to 30 as in torchvision; 30 is the paper's and timm's M=10, so that M=9 is 27",
       check=checks.between(0, 30),
       only={'data.policy': ('rand_augment',)},
+      role='augmentation',
       on_resume=REFUSE,
     ),
     'mixup': Option(
-      0.0, 'alpha of mixup, which blends each example with another; 0: off', check=checks.at_least(0), on_resume=REFUSE
+      0.0,
+      'alpha of mixup, which blends each example with another; 0: off',
+      check=checks.at_least(0),
+      role='augmentation',
+      on_resume=REFUSE,
     ),
     'cutmix': Option(
       0.0,
       'alpha of CutMix, which pastes a box from another example; 0: off; with mixup on too, each batch gets one',
       check=checks.at_least(0),
+      role='augmentation',
       on_resume=REFUSE,
     ),
     'erasing': Option(
-      0.0, 'probability of erasing a random box of an image', check=checks.between(0, 1), on_resume=REFUSE
+      0.0,
+      'probability of erasing a random box of an image',
+      check=checks.between(0, 1),
+      role='augmentation',
+      on_resume=REFUSE,
     ),
     'synthetic_examples': Option(
       1024,
       'examples in each split of the synthetic source',
       check=checks.at_least(1),
       only={'data.source': ('synthetic',)},
+      role='images',
       on_resume=REFUSE,
     ),
     'synthetic_classes': Option(
@@ -322,6 +371,7 @@ SCHEMA: dict[str, Any] = {
       'number of classes of the synthetic source',
       check=checks.between(2, 10_000),
       only={'data.source': ('synthetic',)},
+      role='images',
       on_resume=REFUSE,
     ),
   },

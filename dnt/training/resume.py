@@ -23,27 +23,7 @@ from dnt.training import experiment
 from dnt.weights import preprocessing
 
 _log = logging.getLogger(__name__)
-# The options that decide which images a split has.
-_IMAGES = tuple(
-  f'data.{name}'
-  for name in (
-    'source',
-    'train_split',
-    'seed',
-    'val_fraction',
-    'hold_out',
-    'images_per_class',
-    'crop_to_box',
-    'image_size',
-    'synthetic_examples',
-    'synthetic_classes',
-  )
-)
 _PHASES = 'finetune.unfreeze'
-# The options besides them, and besides those of the network, that decide what an evaluation measures.
-_PREPROCESSING = tuple(
-  f'data.{name}' for name in ('mean', 'std', 'eval_resize', 'eval_crop', 'interpolation', 'image_bits', 'exif_rotation')
-)
 # The option that a run measures on its images anew whenever it continues.
 _MEASURED = 'loss.class_weights'
 
@@ -151,10 +131,10 @@ def find_changes(
     was, is_now = ([[str(start), name] for start, name in phases] for phases in (before, now))
     found.append(changes.Change(_PHASES, was, is_now, schema.REFUSE))
   different = [split for split in data if trained.data.get(split, data[split]) != data[split]]
-  if different and not any(change.key in _IMAGES for change in found):
+  if different and not _of_images(found):
     was, now = (', '.join(_describe(split, each[split]) for split in different) for each in (trained.data, data))
     found.append(changes.Change(changes.DATA, was, now, schema.REFUSE))
-  if not any(change.key in _IMAGES for change in found):
+  if not _of_images(found):
     return found
   return [change._replace(on_resume=schema.NOTE) if change.key == _MEASURED else change for change in found]
 
@@ -287,7 +267,7 @@ def check_network(config: typed.Config, trained: Trained | None, workdir: pathli
       f'values of the run; --config={shlex.quote(where)} gives all of them'
     )
   for change in found:
-    if change.key in (*_IMAGES, *_PREPROCESSING) or known[change.key].role in ('function', 'computation', 'run'):
+    if known[change.key].role in ('images', 'preprocessing', 'function', 'computation', 'run'):
       _log.info(f'not as the run in {where}: {change}')
 
 
@@ -295,6 +275,12 @@ def _phases(config: typed.Config, spec: experiment.DataSpec) -> list[tuple[int, 
   """Returns the later phases of a resolved config: the step at which each starts, and what trains from then on."""
   per_epoch = spec.steps_per_epoch(config.train.batch_size)
   return [(freeze.start_of(at, config.train.steps, per_epoch), name) for at, name in config.finetune.unfreeze]
+
+
+def _of_images(found: Sequence[changes.Change]) -> bool:
+  """Returns whether a change is of an option that decides which images a split has."""
+  known = dict(schema.options())
+  return any(known[change.key].role == 'images' for change in found)
 
 
 def _describe(split: str, fingerprint: Mapping[str, Any]) -> str:
