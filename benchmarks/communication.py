@@ -29,7 +29,7 @@ from dnt.parallel import mesh as mesh_lib
 from dnt.parallel import multihost
 from dnt.rehearsal import hlo, programs, targets
 from dnt.reporting import tables
-from dnt.training import experiment, initialize, precompile
+from dnt.training import datasets, experiment, initialize, open_options, precompile
 
 STEPS = 50  # over which the interface is read; those before them open the connections
 SETTINGS = tuple(itertools.product(('data parallel', 'fsdp'), ('global', 'device')))
@@ -65,8 +65,8 @@ def summed(costs: hlo.Costs) -> dict[str, float]:
 def train(setting: tuple[str, str]) -> dict[str, Any]:
   """Trains on all devices of all processes; returns what the step's program and the interface say."""
   config = make_config(setting, jax.device_count())
-  data = experiment.load_data(config, config.eval.splits)
-  run = experiment.make(experiment.resolve(config, data), data.spec)
+  data = datasets.load(config, config.eval.splits)
+  run = experiment.make(open_options.resolve(config, data), data.spec)
   mesh, phase = mesh_lib.make_mesh(config.mesh), run.phases[0]
   state = initialize.begin(run, mesh, run.init_variables())
   sizes = [leaf.size for leaf in trees.flatten(state.params).values()]
@@ -124,7 +124,7 @@ def rehearse(setting: tuple[str, str], devices: int) -> dict[str, float]:
   """What a rehearsal says of the train step."""
   (target,) = targets.parse([f'cpu:{devices}'])
   config = make_config(setting, devices)
-  made = programs.make(config, experiment.load_data(config, config.eval.splits), target)
+  made = programs.make(config, datasets.load(config, config.eval.splits), target)
   program = programs.compile_train(made, precompile.PLAIN, made.run.phases[0])
   return summed(hlo.measure(program.text, devices))
 

@@ -28,7 +28,7 @@ from dnt.data import examples, pipeline
 from dnt.diagnostics import cures, diagnosis, trial
 from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
-from dnt.training import experiment, steps
+from dnt.training import datasets, experiment, open_options, steps
 
 TRUTHS = pathlib.Path(__file__).with_name('doctor_truths.json')
 SETS = {'tuned': doctor_space.TUNED, 'held_out': doctor_space.HELD_OUT}
@@ -41,10 +41,10 @@ LAST_TRAINED = 50  # steps over which the accuracy counts
 TENTHS = 10  # parts of a run of which the file holds means
 
 
-def load(overrides: dict[str, Any], labels: str = '') -> tuple[Any, experiment.Data]:
+def load(overrides: dict[str, Any], labels: str = '') -> tuple[Any, datasets.Data]:
   """Returns the config of a network and its data, with labels that may be wrong."""
   config = doctor_space.make_config(overrides)
-  data = experiment.load_data(config, ())
+  data = datasets.load(config, ())
   return config, data._replace(train=spoil(data.train, labels, config.seed))
 
 
@@ -70,7 +70,7 @@ def train(overrides: dict[str, Any], labels: str = '') -> dict[str, Any]:
   """
   begun = time.monotonic()
   config, data = load(overrides, labels)
-  run = experiment.make(experiment.resolve(config, data), data.spec)
+  run = experiment.make(open_options.resolve(config, data), data.spec)
   mesh = mesh_lib.make_mesh(config.mesh)
   losses, accuracies = [], []
   with contextlib.closing(pipeline.make_train_loader(run.config, data.train, mesh)) as loader:

@@ -26,7 +26,7 @@ from dnt.finetune import feature_cache
 from dnt.optim import schedules
 from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
-from dnt.training import evaluate, experiment, initialize, report, steps
+from dnt.training import datasets, evaluate, experiment, initialize, open_options, report, steps
 
 MRI = flags.DEFINE_string('mri', None, 'Folder with train/<class>/ and val/<class>/.')
 CARS = flags.DEFINE_string('cars', None, 'Folder of Stanford Cars.')
@@ -81,8 +81,8 @@ def measure(config, seed):
   """Returns the suggestions of a range test, and the accuracy after a run at each of them and of the grid, by rate."""
   config.seed = seed
   mesh = mesh_lib.make_mesh(config.mesh)
-  data = experiment.load_data(config, config.eval.splits)
-  run = experiment.make(experiment.resolve(config, data), data.spec)
+  data = datasets.load(config, config.eval.splits)
+  run = experiment.make(open_options.resolve(config, data), data.spec)
   with tempfile.TemporaryDirectory() as workdir:
     run, data = feature_cache.use(run, data, mesh, pathlib.Path(workdir))
     start = initialize.load_start(run, pathlib.Path(workdir), data.weights)

@@ -13,7 +13,7 @@ from dnt import loop
 from dnt.data import pipeline
 from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
-from dnt.training import experiment, precompile, record
+from dnt.training import datasets, experiment, open_options, precompile, record
 
 
 def loop_laps(config: ml_collections.ConfigDict) -> dict[str, float]:
@@ -38,8 +38,8 @@ def loop_seconds(config: ml_collections.ConfigDict) -> float:
 def make_bare(config: ml_collections.ConfigDict) -> Callable[[], float]:
   """Returns a function that times as many bare steps as a run has."""
   mesh = mesh_lib.make_mesh(config.mesh)
-  data = experiment.load_data(config, ())
-  run = experiment.make(experiment.resolve(config, data), data.spec)
+  data = datasets.load(config, ())
+  run = experiment.make(open_options.resolve(config, data), data.spec)
   loader = pipeline.make_train_loader(run.config, data.train, mesh)
   step = compile_lib.jit(
     lambda state, arrays: run.phases[0].train_step(state, loader.batch_at(arrays, state.step)), donate_argnums=0

@@ -44,13 +44,13 @@ def dnt_step(depth: int):
 
   from dnt import config as schema
   from dnt.parallel import compile as compile_lib
-  from dnt.training import experiment
+  from dnt.training import datasets, experiment
 
   config = schema.default()
   config.model.depth = depth
   config.train.steps = 1000
   config.data.mean, config.data.std = (0.5,) * 3, (0.25,) * 3
-  run = experiment.make(config, experiment.DataSpec(50_000, (32, 32, 3), tuple(map(str, range(10)))))
+  run = experiment.make(config, datasets.Spec(50_000, (32, 32, 3), tuple(map(str, range(10)))))
   image, label = images()
   batch = {'image': image, 'label': label, 'epoch': np.zeros_like(label), 'position': np.arange(len(label))}
   state = jax.device_put(run.make_state(run.init_variables()))

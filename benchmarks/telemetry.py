@@ -29,7 +29,7 @@ from dnt.data import pipeline  # noqa: E402
 from dnt.parallel import compile as compile_lib  # noqa: E402
 from dnt.parallel import mesh as mesh_lib  # noqa: E402
 from dnt.reporting import metrics, plots  # noqa: E402
-from dnt.training import experiment, record, report, steps  # noqa: E402
+from dnt.training import datasets, experiment, open_options, record, report, steps  # noqa: E402
 
 PAIRS = flags.DEFINE_integer('pairs', 40, 'Pairs of turns, with and without.', 4)
 STEPS = flags.DEFINE_integer('steps', 4, 'Steps of a turn.', 2)
@@ -66,8 +66,8 @@ def measure(config):
   """Figures of one config, in seconds."""
   config.train.steps = 100_000  # more than are taken
   mesh = mesh_lib.make_mesh(config.mesh)
-  data = experiment.load_data(config, ())
-  run = experiment.make(experiment.resolve(config, data), data.spec)
+  data = datasets.load(config, ())
+  run = experiment.make(open_options.resolve(config, data), data.spec)
 
   with (
     tempfile.TemporaryDirectory() as workdir,

@@ -31,7 +31,7 @@ from dnt.config import typed
 from dnt.data import examples, order, pipeline
 from dnt.data.transforms import images
 from dnt.reporting import metrics, progress
-from dnt.training import experiment
+from dnt.training import datasets, open_options
 from dnt.weights import names
 
 CARS = flags.DEFINE_string('cars', None, 'Folder of Stanford Cars.', required=True)
@@ -96,7 +96,7 @@ def evaluate(net: nn.Module, prepare: Prepare, pixels: torch.Tensor, labels: tor
   return {'test/accuracy': found[:, 0].mean().item(), 'test/top5_accuracy': found.sum(1).mean().item()}
 
 
-def finetune(config: typed.Config, data: experiment.Data, variables: Mapping[str, Any], workdir: pathlib.Path) -> None:
+def finetune(config: typed.Config, data: datasets.Data, variables: Mapping[str, Any], workdir: pathlib.Path) -> None:
   """Trains, evaluates and saves after each epoch; goes on from what `workdir` holds.
 
   Args:
@@ -149,10 +149,10 @@ def main(_):
   comparison = transfer_cars_resnet50.get_config()
   changes = {'data.source': f'cars:{CARS.value}', 'train.init_from': WEIGHTS.value, 'seed': SEED.value}
   config = schema.override(comparison.base, {**comparison.variants['all'], **changes}, 'the benchmark')
-  data = experiment.load_data(config, config.eval.splits)
+  data = datasets.load(config, config.eval.splits)
   files.make_workdir(WORKDIR.value)
   variables = inference.load(WEIGHTS.value).variables
-  finetune(experiment.resolve(config, data), data, variables, pathlib.Path(WORKDIR.value))
+  finetune(open_options.resolve(config, data), data, variables, pathlib.Path(WORKDIR.value))
 
 
 if __name__ == '__main__':

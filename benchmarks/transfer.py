@@ -107,15 +107,15 @@ def make(trainable: str, source: Any, **changes: Any):
   """Returns the experiment of ResNet-50 on the images."""
   from configs import transfer_mri_resnet50
   from dnt import config as schema
-  from dnt.training import experiment
+  from dnt.training import datasets, experiment, open_options
 
   base = transfer_mri_resnet50.get_config().base
   changes |= {'train.init_from': '', 'data.image_size': SIZE.value, 'data.mean': (0.5,) * 3, 'data.std': (0.25,) * 3}
   changes |= {'train.batch_size': BATCH.value, 'train.steps': 10**6, 'eval.batch_size': BATCH.value}
   config = schema.override(base, {**changes, 'finetune.trainable': trainable}, 'the benchmark')
-  spec = experiment.DataSpec(len(source), (SIZE.value, SIZE.value, 3), source.class_names)
-  data = experiment.Data(spec, source, {})
-  return experiment.make(experiment.resolve(config, data), spec), data
+  spec = datasets.Spec(len(source), (SIZE.value, SIZE.value, 3), source.class_names)
+  data = datasets.Data(spec, source, {})
+  return experiment.make(open_options.resolve(config, data), spec), data
 
 
 def spread(seconds: Sequence[float]) -> str:

@@ -38,13 +38,13 @@ def serve() -> None:
   from dnt.data import pipeline
   from dnt.parallel import compile as compile_lib
   from dnt.parallel import mesh as mesh_lib
-  from dnt.training import experiment, steps
+  from dnt.training import datasets, experiment, open_options, steps
 
   config = schema.default()
   config.data.source, config.data.synthetic_examples, config.data.image_size = 'synthetic', 1000, 32
   config.train.batch_size, config.train.steps = 128, 1000
-  data = experiment.load_data(config, ())
-  run = experiment.make(experiment.resolve(config, data), data.spec)
+  data = datasets.load(config, ())
+  run = experiment.make(open_options.resolve(config, data), data.spec)
   mesh = mesh_lib.make_mesh(config.mesh)
   loader = pipeline.make_train_loader(run.config, data.train, mesh)
   program = steps.make_train_steps(run.phases[0].train_step, loader.batch_at, 10)

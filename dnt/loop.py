@@ -50,9 +50,11 @@ from dnt.reporting import metric_names, terminal
 from dnt.training import (
   budget,
   calendar,
+  datasets,
   evaluate,
   experiment,
   initialize,
+  open_options,
   precompile,
   profiling,
   record,
@@ -227,7 +229,7 @@ class _Prepared(NamedTuple):
   """
 
   run: experiment.Experiment
-  data: experiment.Data
+  data: datasets.Data
   fingerprint: dict[str, Any]
   saved: checkpoints.Checkpoints
   meta: dict[str, Any]
@@ -243,8 +245,8 @@ def _prepare(config: typed.Config, workdir: pathlib.Path, mesh: jax.sharding.Mes
   meta = checkpoints.read_meta(workdir)
   trained = resume.of_meta(meta, workdir)
   config = resume.keep_open(config, trained)
-  data = experiment.load_data(config, config.eval.splits, workdir, test=True)
-  run = experiment.make(experiment.rank(experiment.resolve(config, data), data), data.spec)
+  data = datasets.load(config, config.eval.splits, workdir, test=True)
+  run = experiment.make(open_options.rank(open_options.resolve(config, data), data), data.spec)
   fingerprint = data.fingerprint()
   budget.check_training(run, mesh)
   budget.check_evaluation(run, mesh)
@@ -351,7 +353,7 @@ def _has_ended(workdir: pathlib.Path, step: int) -> bool:
 def _evaluate_end(
   run: experiment.Experiment,
   mesh: jax.sharding.Mesh,
-  data: experiment.Data,
+  data: datasets.Data,
   evaluator: evaluate.Evaluator,
   state: steps.TrainState,
   workdir: pathlib.Path,

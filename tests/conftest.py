@@ -228,11 +228,11 @@ def saved(tmp_path):
   from dnt import checkpoints, files
   from dnt.models import layouts
   from dnt.parallel import mesh as mesh_lib
-  from dnt.training import experiment, initialize, record
+  from dnt.training import datasets, experiment, initialize, open_options, record
 
   def save(config, workdir=tmp_path / 'run', step=7):
-    data = experiment.load_data(config, config.eval.splits)
-    run = experiment.make(experiment.resolve(config, data), data.spec)
+    data = datasets.load(config, config.eval.splits)
+    run = experiment.make(open_options.resolve(config, data), data.spec)
     own = checkpoints.Checkpoints(workdir, config.checkpoint)
     mesh = mesh_lib.make_mesh(config.mesh)
     state = initialize.make_state(run, mesh, initialize.find(run, mesh, own, data.weights))
@@ -311,11 +311,11 @@ def begin():
   import jax.numpy as jnp
 
   from dnt.parallel import compile as compile_lib
-  from dnt.training import experiment
+  from dnt.training import datasets, experiment, open_options
 
   def make(config):
-    data = experiment.load_data(config, ())
-    run = experiment.make(experiment.resolve(config, data), data.spec)
+    data = datasets.load(config, ())
+    run = experiment.make(open_options.resolve(config, data), data.spec)
     size = config.train.batch_size
     batch = {
       'image': jnp.asarray(data.train.images[:size]),

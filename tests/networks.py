@@ -214,11 +214,11 @@ def imagenet(tiny):
 @pytest.fixture
 def build():
   """The experiment of a config."""
-  from dnt.training import experiment
+  from dnt.training import datasets, experiment, open_options
 
   def make(config):
-    data = experiment.load_data(config, ())
-    return experiment.make(experiment.resolve(config, data), data.spec)
+    data = datasets.load(config, ())
+    return experiment.make(open_options.resolve(config, data), data.spec)
 
   return make
 

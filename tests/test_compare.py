@@ -17,7 +17,7 @@ from dnt import config as schema
 from dnt import loop
 from dnt.comparison import plan, results
 from dnt.reporting import metrics
-from dnt.training import experiment, record
+from dnt.training import datasets, experiment, record
 
 CONFIG_FILE = """
 from dnt import config as schema
@@ -167,7 +167,7 @@ def build(config):
     shape = (config.data.image_size, config.data.image_size, shape[-1])
   config.data.mean = config.data.std = (0.5,) * shape[-1]
   config.train.steps = config.train.steps or 100
-  return experiment.make(config, experiment.DataSpec(1000, shape, tuple(map(str, range(10)))))
+  return experiment.make(config, datasets.Spec(1000, shape, tuple(map(str, range(10)))))
 
 
 def program(config):

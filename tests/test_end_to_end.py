@@ -11,7 +11,7 @@ from dnt import config as schema
 from dnt import loop, models, trees
 from dnt.models import densenet, resnet
 from dnt.reporting import metrics
-from dnt.training import experiment, record
+from dnt.training import datasets, experiment, record
 from dnt.weights import names
 
 # What the configs' sources hold: training examples, image shape, classes.
@@ -108,7 +108,7 @@ def test_full_size_config_is_a_valid_program(path, load_config):
     config.data.mean = config.data.std = (0.5,) * shape[-1]
   if config.train.steps is None:
     config.train.steps = round(config.train.epochs * examples / config.train.batch_size)
-  run = experiment.make(config, experiment.DataSpec(examples, shape, tuple(map(str, range(classes)))))
+  run = experiment.make(config, datasets.Spec(examples, shape, tuple(map(str, range(classes)))))
   state = run.abstract_state()
   size = config.train.batch_size
   batch = {'image': jax.ShapeDtypeStruct((size, *shape), jnp.uint8)}

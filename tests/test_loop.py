@@ -25,7 +25,7 @@ from dnt.models import depth
 from dnt.parallel import mesh as mesh_lib
 from dnt.parallel import multihost, preemption, signals
 from dnt.reporting import metric_names, metrics
-from dnt.training import evaluate, experiment, precompile, record, report
+from dnt.training import datasets, evaluate, open_options, precompile, record, report
 from dnt.weights import pretrained
 
 pytestmark = pytest.mark.usefixtures('undrawn')
@@ -703,8 +703,8 @@ def test_a_run_with_the_config_of_another_and_other_splits_holds_out_what_these_
 
   def again(*flags):
     config = cli.config(cli.parse(main.PROGRAM, ['main', f'--config={tmp_path}/first', *flags]))
-    data = experiment.load_data(config, config.eval.splits, test=True)
-    return experiment.rank(experiment.resolve(config, data), data), data
+    data = datasets.load(config, config.eval.splits, test=True)
+    return open_options.rank(open_options.resolve(config, data), data), data
 
   config, data = again()
   assert config == first.unlock(), 'the same config gives the same run'

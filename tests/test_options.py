@@ -28,7 +28,7 @@ from dnt.finetune import feature_cache
 from dnt.models import resnet
 from dnt.parallel import mesh as mesh_lib
 from dnt.reporting import metrics
-from dnt.training import experiment, record
+from dnt.training import datasets, experiment, open_options, record
 
 pytestmark = pytest.mark.usefixtures('undrawn')
 OPTIONS = dict(schema.options())
@@ -157,8 +157,8 @@ def traced(fn, *args):
 
 def fingerprint(config):
   """A digest of the initial parameters, the schedule and the traced steps, constants included."""
-  data = experiment.load_data(config, config.eval.splits)
-  run = experiment.make(experiment.resolve(config, data), data.spec)
+  data = datasets.load(config, config.eval.splits)
+  run = experiment.make(open_options.resolve(config, data), data.spec)
   variables = run.init_variables()
   state = run.abstract_state()
   size = config.train.batch_size
@@ -326,34 +326,34 @@ def checkpoint_steps(workdir):
 
 
 def test_data_source(tiny):
-  synthetic = experiment.load_data(tiny, ()).spec
+  synthetic = datasets.load(tiny, ()).spec
   tiny.data.source = 'digits'
   assert synthetic.image_shape == (8, 8, 3)
-  assert experiment.load_data(tiny, ()).spec.image_shape == (8, 8, 1)
+  assert datasets.load(tiny, ()).spec.image_shape == (8, 8, 1)
 
 
 def test_data_train_split(tiny):
   tiny.data.train_split = 'train[:50%]'
-  assert experiment.load_data(tiny, ()).spec.examples == 32
+  assert datasets.load(tiny, ()).spec.examples == 32
 
 
 def test_data_images_per_class(tiny):
   tiny.data.images_per_class = 3
-  assert experiment.load_data(tiny, ()).spec.examples == 30
+  assert datasets.load(tiny, ()).spec.examples == 30
 
 
 def test_data_synthetic_examples(tiny):
   tiny.data.synthetic_examples = 48
-  assert experiment.load_data(tiny, ()).spec.examples == 48
+  assert datasets.load(tiny, ()).spec.examples == 48
 
 
 def test_data_seed(tiny):
   labels = {}
   for seed in (0, 1):
     tiny.data.source, tiny.data.seed = 'digits', seed
-    labels[seed] = experiment.load_data(tiny, ('test',)).evaluation['test'].labels
+    labels[seed] = datasets.load(tiny, ('test',)).evaluation['test'].labels
     tiny.seed = 1 - seed  # has no say in it
-    assert np.array_equal(experiment.load_data(tiny, ('test',)).evaluation['test'].labels, labels[seed])
+    assert np.array_equal(datasets.load(tiny, ('test',)).evaluation['test'].labels, labels[seed])
   assert not np.array_equal(labels[0], labels[1])
 
 
@@ -380,14 +380,14 @@ def test_data_val_fraction(tiny, tmp_path):
 def test_data_hold_out(tiny):
   sizes = {}
   for tiny.data.hold_out in (True, False):
-    sizes[tiny.data.hold_out] = len(experiment.load_data(tiny, ('test',)).train)
+    sizes[tiny.data.hold_out] = len(datasets.load(tiny, ('test',)).train)
   assert sizes == {True: 54, False: 64}
 
 
 def first_batch(config, evaluation=False):
   mesh = mesh_lib.make_mesh(config.mesh)
   source = sources.load(config.data, 'test' if evaluation else 'train', config.seed)
-  config = experiment.resolve(config, experiment.load_data(config, ()))
+  config = open_options.resolve(config, datasets.load(config, ()))
   make = pipeline.make_eval_loader if evaluation else pipeline.make_train_loader
   with contextlib.closing(make(config, source, mesh)) as loader:
     return type(loader), loader.batch_at(loader.arrays(0, 1), jnp.int32(0))
@@ -583,12 +583,12 @@ def test_data_interpolation(tiny):
 
 
 def test_model_num_classes(tiny):
-  data = experiment.load_data(tiny, ())
+  data = datasets.load(tiny, ())
   tiny.model.num_classes = 10
-  assert experiment.resolve(tiny, data).model.num_classes == 10
+  assert open_options.resolve(tiny, data).model.num_classes == 10
   tiny.model.num_classes = 7
   with pytest.raises(errors.InputError, match='num_classes=7.* 10 classes'):
-    experiment.resolve(tiny, data)
+    open_options.resolve(tiny, data)
 
 
 def test_model_options(wide_network):
@@ -744,8 +744,8 @@ def test_lr_find_start_and_end(tiny, option, value):
   programs = []
   for changes in ({}, {option: value}):
     tiny.lr_find.update(changes)
-    data = experiment.load_data(tiny, ())
-    run = experiment.make(experiment.resolve(tiny, data), data.spec)
+    data = datasets.load(tiny, ())
+    run = experiment.make(open_options.resolve(tiny, data), data.spec)
     state = run.abstract_state()
     step = lr_find.make_train_step(run, state.params, 0)
     programs.append(traced(step, state, first_batch(tiny)[1]))
@@ -785,8 +785,8 @@ def test_noise_scale_batches_and_micro_batches(tiny, tmp_path, monkeypatch):
 @pytest.mark.thorough
 def test_finetune_cached_views_and_cache_dir(tiny, tmp_path):
   tiny.finetune.trainable, tiny.data.augment, tiny.data.crop_padding = 'head', 'pad_crop_flip', 1
-  data = experiment.load_data(tiny, ('test',))
-  run = experiment.make(experiment.resolve(tiny, data), data.spec)
+  data = datasets.load(tiny, ('test',))
+  run = experiment.make(open_options.resolve(tiny, data), data.spec)
   mesh, rows = mesh_lib.make_mesh(tiny.mesh), {}
   for views in (0, 1, 3):
     run.config.finetune.cached_views, run.config.finetune.cache_dir = views, str(tmp_path / str(views))
@@ -800,8 +800,8 @@ def test_finetune_cached_views_and_cache_dir(tiny, tmp_path):
 def test_mesh_fsdp(tiny, monkeypatch):
   monkeypatch.undo()  # it needs all devices
   tiny.model.width = 256
-  data = experiment.load_data(tiny, ())
-  run = experiment.make(experiment.resolve(tiny, data), data.spec)
+  data = datasets.load(tiny, ())
+  run = experiment.make(open_options.resolve(tiny, data), data.spec)
   split = {}
   for fsdp in (1, 4):
     tiny.mesh.fsdp = fsdp
@@ -815,14 +815,14 @@ def test_mesh_fsdp(tiny, monkeypatch):
 def test_model_norm_sync(tiny, monkeypatch):
   monkeypatch.undo()  # it needs all devices
   mesh, programs = mesh_lib.make_mesh(tiny.mesh), {}
-  data = experiment.load_data(tiny, ())
+  data = datasets.load(tiny, ())
   for tiny.model.norm, tiny.model.norm_sync in (
     ('batch_norm', 'global'),
     ('batch_norm', 'device'),
     ('layer_norm', 'global'),
     ('layer_norm', 'device'),
   ):
-    run = experiment.make(experiment.resolve(tiny, data), data.spec)
+    run = experiment.make(open_options.resolve(tiny, data), data.spec)
     images = jax.ShapeDtypeStruct((16, *data.spec.image_shape), jnp.float32)
     program = mesh_lib.inside(lambda x, run=run: run.model.apply(run.init_variables(), x, True, mutable=True), mesh)
     programs[tiny.model.norm, tiny.model.norm_sync] = traced(program, images)

@@ -17,7 +17,7 @@ from PIL import Image
 
 import dnt
 from dnt import cli, compare, config, main
-from dnt.training import experiment
+from dnt.training import datasets, experiment, open_options
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / 'README.md').read_text()
@@ -261,6 +261,6 @@ def test_the_lines_of_python_train(tmp_path, monkeypatch):
   exec(lines, {})
   ((run, workdir),) = given
   config.validate(run)
-  data = experiment.load_data(run, run.eval.splits)
-  assert experiment.make(experiment.resolve(run, data), data.spec).config.data.source == 'digits'
+  data = datasets.load(run, run.eval.splits)
+  assert experiment.make(open_options.resolve(run, data), data.spec).config.data.source == 'digits'
   assert workdir == 'runs/mine'

@@ -90,13 +90,13 @@ def dnt_contender(race: Race) -> dict[str, Callable[[], Any]]:
 
   from dnt.parallel import compile as compile_lib
   from dnt.reporting import memory
-  from dnt.training import experiment
+  from dnt.training import datasets, experiment
 
   if race.precision == 'float32':
     jax.config.update('jax_default_matmul_precision', 'highest')
   image, label, classes = images(race)
   config = dnt_config(race)
-  spec = experiment.DataSpec(50_000, (race.size, race.size, 3), tuple(map(str, range(classes))))
+  spec = datasets.Spec(50_000, (race.size, race.size, 3), tuple(map(str, range(classes))))
   run = experiment.make(config, spec)
   batch = {'image': image, 'label': label, 'epoch': np.zeros_like(label), 'position': np.arange(len(label))}
   state, batch = jax.device_put((run.make_state(run.init_variables()), batch))

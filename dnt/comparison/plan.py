@@ -234,7 +234,7 @@ def check_data(runs: Sequence[Run], done: Collection[Run] = ()) -> None:
     errors.InputError: a source, split or file is missing or damaged, or the images have changed; the message names the
       first run that needs it.
   """
-  from dnt.training import experiment
+  from dnt.training import datasets
 
   read: dict[str, tuple[Run, Mapping[str, Any]]] = {}
   for run in (*runs, *done):
@@ -244,7 +244,7 @@ def check_data(runs: Sequence[Run], done: Collection[Run] = ()) -> None:
       images = _images(run)
     elif needs not in read:
       try:
-        images = experiment.load_data(config, config.eval.splits, test=True).fingerprint()
+        images = datasets.load(config, config.eval.splits, test=True).fingerprint()
       except errors.InputError as error:
         raise errors.InputError(f'{run.name}: {error}') from None
     else:

@@ -18,7 +18,7 @@ from dnt.diagnostics import causes, doctor, lr_find, trial
 from dnt.diagnostics.verdicts import Kind, Verdict
 from dnt.optim import schedules
 from dnt.parallel import mesh as mesh_lib
-from dnt.training import experiment, initialize
+from dnt.training import datasets, experiment, initialize, open_options
 
 SWEEP = 100  # steps of a range test
 USUAL_DECAY = 1e-4
@@ -144,7 +144,7 @@ def _larger(config: typed.Config) -> dict[str, int]:
 
 def try_out(
   config: typed.Config,
-  data: experiment.Data,
+  data: datasets.Data,
   overrides: Mapping[str, Any],
   seconds: float,
   log: Callable[[str], None] = lambda text: None,
@@ -184,7 +184,7 @@ def rank(tried: Sequence[Tried]) -> list[Tried]:
 
 def _try(
   config: typed.Config,
-  data: experiment.Data,
+  data: datasets.Data,
   overrides: Mapping[str, Any],
   seconds: float,
   log: Callable[[str], None],
@@ -195,12 +195,12 @@ def _try(
   return Tried(overrides, trial.state(trial.probability(result)), learnt, len(result.losses), reason)
 
 
-def _find_rates(config: typed.Config, data: experiment.Data) -> list[float]:
+def _find_rates(config: typed.Config, data: datasets.Data) -> list[float]:
   """Returns the rates that a range test of a network suggests, the larger first; none if it ends too soon."""
   config = schema.copy_unlocked(config)
   config.lr_find.steps = SWEEP
   mesh = mesh_lib.make_mesh(config.mesh)
-  run = experiment.make(experiment.resolve(config, data), data.spec)
+  run = experiment.make(open_options.resolve(config, data), data.spec)
   state = initialize.begin(run, mesh, initialize.load_new(run, data.weights))
   with contextlib.closing(pipeline.make_train_loader(run.config, data.train, mesh)) as loader:
     suggestions = lr_find.sweep(run, mesh, state, loader).suggestions

@@ -9,7 +9,7 @@ from dnt import config as schema
 from dnt.config import checks, typed
 from dnt.diagnostics import causes, doctor, labels, trial
 from dnt.diagnostics.verdicts import Kind, Verdict
-from dnt.training import experiment
+from dnt.training import datasets
 
 UNCLEAR = (0.05, 0.95)  # mean probabilities of failure between which another initialization is tried
 
@@ -40,7 +40,7 @@ class Diagnosis(NamedTuple):
 
 def make(
   config: typed.Config,
-  data: experiment.Data,
+  data: datasets.Data,
   seeds: int = 3,
   seconds: float = 60.0,
   log: Callable[[str], None] = lambda text: None,
@@ -49,7 +49,7 @@ def make(
 
   Args:
     config: a validated training config.
-    data: its images, from `experiment.load_data`.
+    data: its images, from `datasets.load`.
     seeds: number of initializations whose first steps are examined, and from which a trial starts at most; more than
       one does where the outcome is not clear, or fails although the first steps look well.
     seconds: limit for the trials together.

@@ -23,7 +23,7 @@ from dnt.models import captures, depth, function_calls, initializers, stage
 from dnt.optim import chain, schedules
 from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
-from dnt.training import budget, experiment, initialize, telemetry
+from dnt.training import budget, datasets, experiment, initialize, open_options, telemetry
 
 IMAGES = 8  # images of the batch whose similarity is measured
 FIRST_STEPS = 10
@@ -96,7 +96,7 @@ class Examination(NamedTuple):
 
 def examine(
   config: typed.Config,
-  data: experiment.Data,
+  data: datasets.Data,
   seeds: int = 3,
   log: Callable[[str], None] = lambda text: None,
 ) -> Examination:
@@ -104,7 +104,7 @@ def examine(
 
   Args:
     config: a validated training config.
-    data: its images, from `experiment.load_data`.
+    data: its images, from `datasets.load`.
     seeds: number of initializations, from `config.seed` on; pretrained weights (`config.train.init_from`) leave nothing
       to draw, so that there is one.
     log: receives a status message for each step.
@@ -119,7 +119,7 @@ def examine(
       'config.optim.learning_rate=auto is not possible here, as it is found when a run starts; set a rate '
       '(python -m dnt.main --mode=lr_find finds one)'
     )
-  run = experiment.make(experiment.resolve(config, data), data.spec)
+  run = experiment.make(open_options.resolve(config, data), data.spec)
   budget.check_training(run, mesh)
   seeds = 1 if data.weights else seeds
   shown = []

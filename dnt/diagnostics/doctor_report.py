@@ -13,7 +13,7 @@ from dnt.config import typed
 from dnt.diagnostics import cures, diagnosis, doctor, trial
 from dnt.diagnostics.verdicts import Kind, Verdict
 from dnt.reporting import metric_names, plots, tables, terminal
-from dnt.training import experiment
+from dnt.training import datasets
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes
@@ -64,7 +64,7 @@ def run(config: typed.Config, workdir: pathlib.Path, seeds: int, trying: bool, s
   """
   files.make_workdir(workdir)
   workdir_lib.check_file(workdir / workdir_lib.PROBE)
-  data = experiment.load_data(config, ())
+  data = datasets.load(config, ())
   status = terminal.StatusLine()
   found = diagnosis.make(config, data, seeds, seconds, status.update)
   examination, verdict = found.examination, found.verdict
@@ -117,7 +117,7 @@ def run(config: typed.Config, workdir: pathlib.Path, seeds: int, trying: bool, s
 
 def _try(
   config: typed.Config,
-  data: experiment.Data,
+  data: datasets.Data,
   offered: Sequence[Mapping[str, Any]],
   seconds: float,
   status: terminal.StatusLine,

@@ -33,7 +33,7 @@ from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
 from dnt.parallel import multihost, ownership
 from dnt.reporting import plots, tables, terminal
-from dnt.training import budget, experiment, initialize, resume, steps
+from dnt.training import budget, datasets, experiment, initialize, open_options, resume, steps
 
 if TYPE_CHECKING:
   from matplotlib.figure import Figure
@@ -90,8 +90,8 @@ def _run(config: typed.Config, workdir: pathlib.Path) -> dict[str, Any]:
   mesh = mesh_lib.make_mesh(config.mesh)
   mesh_lib.check_batch('config.train.batch_size', config.train.batch_size, mesh, config.train.accumulate)
   kept = resume.keep_open(config, resume.read(workdir))
-  data = experiment.load_data(kept, (), workdir)
-  base = experiment.make(experiment.resolve(kept, data), data.spec)
+  data = datasets.load(kept, (), workdir)
+  base = experiment.make(open_options.resolve(kept, data), data.spec)
   budget.check_training(base, mesh)
   start = initialize.find(base, mesh, checkpoints.ReadOnly(workdir), data.weights)
   resume.check_network(base.config, resume.of_meta(start.history, workdir), workdir)
@@ -110,9 +110,7 @@ def _run(config: typed.Config, workdir: pathlib.Path) -> dict[str, Any]:
   return _record(workdir, sweeps, step, not start.history, schedules.peak_rate(config.optim))
 
 
-def settle(
-  run: experiment.Experiment, data: experiment.Data, mesh: Mesh, workdir: pathlib.Path
-) -> experiment.Experiment:
+def settle(run: experiment.Experiment, data: datasets.Data, mesh: Mesh, workdir: pathlib.Path) -> experiment.Experiment:
   """Returns the run with a learning rate: the rate of its config if it has one, else the rate that a sweep finds.
 
   The sweep starts where the run does and trains what its first phase trains. It leaves only the rate, `lr_find.json`

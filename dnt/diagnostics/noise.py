@@ -39,7 +39,7 @@ from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
 from dnt.parallel import multihost
 from dnt.reporting import tables
-from dnt.training import budget, experiment, initialize, losses, resume, steps
+from dnt.training import budget, datasets, experiment, initialize, losses, open_options, resume, steps
 
 
 class Estimate(NamedTuple):
@@ -101,8 +101,8 @@ def run(config: typed.Config, workdir: pathlib.Path) -> dict[str, Any]:
   mesh = mesh_lib.make_mesh(config.mesh)
   mesh_lib.check_batch('config.train.batch_size', batch, mesh, options.micro_batches)
   config = resume.keep_open(config, resume.read(workdir))
-  data = experiment.load_data(config, (), workdir)
-  whole = experiment.make(experiment.resolve(config, data), data.spec)
+  data = datasets.load(config, (), workdir)
+  whole = experiment.make(open_options.resolve(config, data), data.spec)
   budget.check_training(whole, mesh)
   start = initialize.find(whole, mesh, checkpoints.ReadOnly(workdir), data.weights)
   resume.check_network(whole.config, resume.of_meta(start.history, workdir), workdir)

@@ -18,7 +18,7 @@ from dnt.data import pipeline
 from dnt.optim import schedules
 from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
-from dnt.training import experiment, initialize, steps
+from dnt.training import datasets, experiment, initialize, open_options, steps
 
 STEPS = 300
 LAST_TRIED = 50  # steps over which the accuracy counts
@@ -70,7 +70,7 @@ def limit(chance: float) -> float:
 
 def run(
   config: typed.Config,
-  data: experiment.Data,
+  data: datasets.Data,
   seconds: float = 60.0,
   log: Callable[[str], None] = lambda text: None,
 ) -> Trial:
@@ -78,7 +78,7 @@ def run(
 
   Args:
     config: a validated training config.
-    data: its images, from `experiment.load_data`.
+    data: its images, from `datasets.load`.
     seconds: no further steps begin after this time, which counts compilation; two are always taken.
     log: receives a status message for each chunk.
 
@@ -87,7 +87,7 @@ def run(
   """
   begun = time.monotonic()
   mesh = mesh_lib.make_mesh(config.mesh)
-  run = experiment.make(experiment.resolve(config, data), data.spec)
+  run = experiment.make(open_options.resolve(config, data), data.spec)
   labels = data.train.labels
   chance = 1 / len(run.spec.class_names) if labels is None else float(np.bincount(labels).max() / len(labels))
   rates = np.asarray(jax.vmap(run.schedule)(np.arange(STEPS)), np.float64)

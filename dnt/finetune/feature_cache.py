@@ -21,7 +21,7 @@ from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
 from dnt.parallel import multihost
 from dnt.reporting import progress
-from dnt.training import experiment, initialize
+from dnt.training import datasets, experiment, initialize
 
 _log = logging.getLogger(__name__)
 FOLDER = 'features'  # of the cache folder
@@ -48,8 +48,8 @@ class _Cache(NamedTuple):
 
 
 def use(
-  run: experiment.Experiment, data: experiment.Data, mesh: Mesh, workdir: pathlib.Path
-) -> tuple[experiment.Experiment, experiment.Data]:
+  run: experiment.Experiment, data: datasets.Data, mesh: Mesh, workdir: pathlib.Path
+) -> tuple[experiment.Experiment, datasets.Data]:
   """Returns the run on cached features, which are computed if missing, or unchanged if it has no prefix to cache.
 
   Args:
@@ -75,7 +75,7 @@ def use(
   return prefix.cached, _replace(run, data, views, lambda source, views: _load(cache, source, views))
 
 
-def use_blank(run: experiment.Experiment, data: experiment.Data) -> tuple[experiment.Experiment, experiment.Data]:
+def use_blank(run: experiment.Experiment, data: datasets.Data) -> tuple[experiment.Experiment, datasets.Data]:
   """Returns the run as `use` does, on features that are zeros of the right shape; computes nothing.
 
   Of what later entries read, it looks at the shapes alone.
@@ -97,8 +97,8 @@ def use_blank(run: experiment.Experiment, data: experiment.Data) -> tuple[experi
 
 
 def _replace(
-  run: experiment.Experiment, data: experiment.Data, views: int, features: Callable[[Any, int], examples.Examples]
-) -> experiment.Data:
+  run: experiment.Experiment, data: datasets.Data, views: int, features: Callable[[Any, int], examples.Examples]
+) -> datasets.Data:
   """Returns the data with features in place of the images."""
   evaluation = {split: features(source, 0) for split, source in data.evaluation.items()}
   # Without augmentation one view serves both, if evaluation resizes images as training does.

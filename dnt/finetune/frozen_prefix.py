@@ -19,7 +19,7 @@ from dnt.data import pipeline
 from dnt.models import depth, freeze, initializers
 from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
-from dnt.training import experiment
+from dnt.training import datasets, experiment
 
 _log = logging.getLogger(__name__)
 SHAKEN = 0.1  # standard deviation of the noise that `suffices` adds to parameters
@@ -140,7 +140,7 @@ def fits(prefix: Prefix, variables: Any) -> bool:
   return True
 
 
-def suffices(prefix: Prefix, variables: Any, data: experiment.Data, mesh: Mesh) -> bool:
+def suffices(prefix: Prefix, variables: Any, data: datasets.Data, mesh: Mesh) -> bool:
   """Returns whether the network, which fits, computes the same logits from the features of a batch as from its images.
 
   We perturb the parameters after the prefix, because zero-initialized ones would hide their effect.

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from dnt import errors
 from dnt.config import overrides, typed
 from dnt.rehearsal import programs, targets
-from dnt.training import experiment
+from dnt.training import datasets
 
 _log = logging.getLogger(__name__)
 CLOSE = 8  # the search ends when a batch fits and one that is an eighth larger does not
@@ -34,7 +34,7 @@ class Fit(NamedTuple):
   changes: dict[str, Any] | None
 
 
-def find(config: typed.Config, data: experiment.Data, target: targets.Target, available: float) -> Fit:
+def find(config: typed.Config, data: datasets.Data, target: targets.Target, available: float) -> Fit:
   """Compiles the train step with other batches, and with remat and fsdp where the batch of the config does not fit.
 
   Args:
@@ -90,7 +90,7 @@ def search(measure: Callable[[int], int | None], available: float, start: int, u
 
 
 def _memory(
-  config: typed.Config, data: experiment.Data, target: targets.Target, batch: int, changes: dict[str, Any]
+  config: typed.Config, data: datasets.Data, target: targets.Target, batch: int, changes: dict[str, Any]
 ) -> int | None:
   """Returns the bytes of one chip of the largest train step of the run, or None if one does not compile."""
   changes = {'train.batch_size': batch, **changes}

@@ -19,7 +19,7 @@ from dnt.models import flops
 from dnt.parallel import mesh as mesh_lib
 from dnt.parallel import sharding
 from dnt.rehearsal import targets
-from dnt.training import evaluate, experiment, precompile
+from dnt.training import datasets, evaluate, experiment, open_options, precompile
 
 
 class Program(NamedTuple):
@@ -66,7 +66,7 @@ class Run(NamedTuple):
   """
 
   run: experiment.Experiment
-  data: experiment.Data
+  data: datasets.Data
   mesh: Mesh
 
   @property
@@ -90,7 +90,7 @@ class Run(NamedTuple):
     return [{'parameter': row.path, 'shape': row.shape, 'axis': row.axis} for row in rows if row.axis is not None]
 
 
-def make(config: typed.Config, data: experiment.Data, target: targets.Target) -> Run:
+def make(config: typed.Config, data: datasets.Data, target: targets.Target) -> Run:
   """Builds a run for a target as the loop does, without parameters.
 
   Raises:
@@ -99,7 +99,7 @@ def make(config: typed.Config, data: experiment.Data, target: targets.Target) ->
   mesh = mesh_lib.make_mesh(config.mesh, targets.devices(target))
   mesh_lib.check_batch('config.train.batch_size', config.train.batch_size, mesh, config.train.accumulate)
   mesh_lib.check_batch('config.eval.batch_size', config.eval.batch_size, mesh)
-  resolved = experiment.rank(experiment.resolve(config, data), data)
+  resolved = open_options.rank(open_options.resolve(config, data), data)
   run, data = feature_cache.use_blank(experiment.make(resolved, data.spec), data)
   return Run(run, data, mesh)
 

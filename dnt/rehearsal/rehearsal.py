@@ -13,7 +13,7 @@ from dnt.parallel import capacity
 from dnt.parallel import mesh as mesh_lib
 from dnt.rehearsal import fit as fit_lib
 from dnt.rehearsal import hlo, programs, roofline, targets
-from dnt.training import experiment, precompile
+from dnt.training import datasets, precompile
 
 _log = logging.getLogger(__name__)
 
@@ -148,7 +148,7 @@ class Rehearsal(NamedTuple):
     return training + batches * (batch or 0.0)
 
 
-def rehearse(config: typed.Config, data: experiment.Data, target: targets.Target, fitting: bool = False) -> Rehearsal:
+def rehearse(config: typed.Config, data: datasets.Data, target: targets.Target, fitting: bool = False) -> Rehearsal:
   """Rehearses a run on a target.
 
   Args:

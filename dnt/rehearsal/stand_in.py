@@ -12,7 +12,7 @@ from dnt import errors
 from dnt.config import typed
 from dnt.data import examples, splits
 from dnt.data.sources import builtin
-from dnt.training import experiment
+from dnt.training import datasets
 
 # Sets that a rehearsal knows without their files: (H, W, C), classes, images by split. Sizes from the TFDS catalog.
 _CIFAR, _MNIST = ((32, 32, 3), {'train': 50_000, 'test': 10_000}), ((28, 28, 1), {'train': 60_000, 'test': 10_000})
@@ -77,7 +77,7 @@ class _Absent:
     return np.zeros((len(self), *shape), np.uint8), np.arange(len(self)) % self._classes
 
 
-def load(config: typed.Config, size: Size | None) -> tuple[typed.Config, experiment.Data]:
+def load(config: typed.Config, size: Size | None) -> tuple[typed.Config, datasets.Data]:
   """Returns the data of a run: its files if they are here and small, else splits of the same size.
 
   Args:
@@ -93,14 +93,14 @@ def load(config: typed.Config, size: Size | None) -> tuple[typed.Config, experim
   config = schema.copy_unlocked(config)
   absent = _find_absent(config, size)
   if absent is None:
-    return config, experiment.load_data(config, config.eval.splits, test=True)
+    return config, datasets.load(config, config.eval.splits, test=True)
   first = next(iter(absent.values()))()
   if config.loss.balance_classes:
     config.loss.balance_classes, config.loss.class_weights = False, (1.0,) * first.num_classes
   if not config.data.mean:
     channels = first.shape[2]
     config.data.mean, config.data.std = (0.5,) * channels, (0.25,) * channels
-  return config, experiment.load_data(config, config.eval.splits, test=True, find=lambda *_: absent)
+  return config, datasets.load(config, config.eval.splits, test=True, find=lambda *_: absent)
 
 
 def _find_absent(config: typed.Config, size: Size | None) -> examples.Splits | None:

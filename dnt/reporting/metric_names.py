@@ -55,8 +55,8 @@ def ranking(config: Mapping[str, Any] | ml_collections.ConfigDict) -> str:
   """Returns the name of the metric that ranks the checkpoints of a run; empty if none does.
 
   Args:
-    config: the config of the run, which names the split that ranks (see `experiment.rank`); or one of an older version,
-      in JSON values, whose first split ranked.
+    config: the config of the run, which names the split that ranks (see `open_options.rank`); or one of an older
+      version, in JSON values, whose first split ranked.
   """
   split, _, quantity = config['checkpoint']['best_metric'].rpartition('/')
   if 'hold_out' not in config.get('data', {}):

@@ -14,7 +14,7 @@ from dnt import config as schema
 from dnt.config import typed
 from dnt.data import class_order, fingerprint, inspection, pipeline, sources
 from dnt.parallel import agreement, multihost
-from dnt.training import experiment, resume
+from dnt.training import datasets, resume
 
 _log = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ class Loaded(NamedTuple):
   """Holds what to evaluate and the config to do it with; the first split stands for an absent training split."""
 
   config: typed.Config
-  data: experiment.Data
+  data: datasets.Data
 
 
 def load(
@@ -54,7 +54,7 @@ def load(
 
   if in_place or (train in trained.data and _may_be_own(config.data, trained.data[train])):
     try:
-      data = experiment.load_data(config, splits, workdir)
+      data = datasets.load(config, splits, workdir)
       found = data.fingerprint()
       if in_place or found[train] == trained.data[train]:
         different = [split for split in found if trained.data.get(split, found[split]) != found[split]]
@@ -109,11 +109,11 @@ def _read(config: typed.Config, splits: Sequence[str], meta: Mapping[str, Any], 
     }
 
   loaded = multihost.together(read)
-  experiment.check_alike(loaded)
+  datasets.check_alike(loaded)
   inspection.check(loaded, loaded, data)
   first = next(iter(loaded.values()))
-  spec = experiment.DataSpec(len(first), pipeline.image_shape(data, first), first.class_names)
-  return Loaded(config, experiment.Data(spec, first, loaded))
+  spec = datasets.Spec(len(first), pipeline.image_shape(data, first), first.class_names)
+  return Loaded(config, datasets.Data(spec, first, loaded))
 
 
 def _place(data: typed.Data) -> tuple[str, str]:

@@ -19,7 +19,7 @@ from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
 from dnt.parallel import multihost
 from dnt.reporting import metric_names
-from dnt.training import apart, budget, experiment, initialize, resume, scores
+from dnt.training import apart, budget, datasets, experiment, initialize, open_options, resume, scores
 from dnt.weights import preprocessing
 
 LARGEST = 2**24  # largest examples x classes of a split whose log odds are kept for the AUROC: 64 MiB
@@ -238,7 +238,7 @@ class Loaded(NamedTuple):
   """
 
   run: experiment.Experiment
-  data: experiment.Data
+  data: datasets.Data
   step: int
   variables: dict[str, dict[str, Any]]
 
@@ -267,8 +267,8 @@ def load(config: typed.Config, workdir: pathlib.Path, mesh: Mesh, splits: Sequen
   if splits and trained:
     config, data = apart.load(config, splits, workdir, trained, loaded.meta)
   else:
-    data = experiment.load_data(config, splits, workdir)
-  config = experiment.resolve(config, data)
+    data = datasets.load(config, splits, workdir)
+  config = open_options.resolve(config, data)
   resume.check_network(config, trained, workdir)
   run = experiment.make(config, data.spec, trains=False)
   budget.check_evaluation(run, mesh)

@@ -127,7 +127,7 @@ class Record:
 
   @property
   def best_metric(self) -> str:
-    """Returns the name of the metric that ranks checkpoints; empty if none does, see `experiment.rank`."""
+    """Returns the name of the metric that ranks checkpoints; empty if none does, see `open_options.rank`."""
     return metric_names.ranking(self._run.config)
 
   @property

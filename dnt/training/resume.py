@@ -19,7 +19,7 @@ from dnt.config import changes, run_config, typed
 from dnt.models import freeze, layouts
 from dnt.optim import schedules
 from dnt.reporting import progress
-from dnt.training import experiment
+from dnt.training import datasets, experiment, open_options
 from dnt.weights import preprocessing
 
 _log = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ def of_meta(meta: Mapping[str, Any], workdir: pathlib.Path) -> Trained | None:
   if 'config' not in meta:
     return None
   config = schema.copy_unlocked(run_config.parse(meta['config'], workdir / workdir_lib.CHECKPOINTS))
-  experiment.fill_defaults(config.data)
+  open_options.fill_defaults(config.data)
   if ':' not in config.model.name:  # a user's own module may have moved
     config.model.update(models.resolved_options(config.model))
   older = 'hold_out' not in meta['config'].get('data', {})
@@ -234,7 +234,7 @@ def log_versions(trained: Trained | None, versions: Mapping[str, str], step: int
   return {f'versions.{name}': each for name, each in found.items()}
 
 
-def epochs_note(found: Collection[changes.Change], spec: experiment.DataSpec, step: int) -> str:
+def epochs_note(found: Collection[changes.Change], spec: datasets.Spec, step: int) -> str:
   """Returns what another batch size makes of the epochs of the steps so far, in words; empty if it has not changed."""
   sizes = next(((change.was, change.now) for change in found if change.key == 'train.batch_size'), None)
   if sizes is None:
@@ -271,7 +271,7 @@ def check_network(config: typed.Config, trained: Trained | None, workdir: pathli
       _log.info(f'not as the run in {where}: {change}')
 
 
-def _phases(config: typed.Config, spec: experiment.DataSpec) -> list[tuple[int, str]]:
+def _phases(config: typed.Config, spec: datasets.Spec) -> list[tuple[int, str]]:
   """Returns the later phases of a resolved config: the step at which each starts, and what trains from then on."""
   per_epoch = spec.steps_per_epoch(config.train.batch_size)
   return [(freeze.start_of(at, config.train.steps, per_epoch), name) for at, name in config.finetune.unfreeze]

@@ -11,7 +11,7 @@ from dnt import config as schema
 from dnt import models
 from dnt.models import depth
 from dnt.reporting import metrics
-from dnt.training import experiment
+from dnt.training import datasets, open_options
 
 torch = pytest.importorskip('torch')
 torch_finetune = pytest.importorskip('benchmarks.torch_finetune')
@@ -34,8 +34,8 @@ def loaded(tmp_path_factory):
   changes = {'data.source': f'cars:{folder}', 'train.init_from': '', 'data.image_size': SIZE, 'train.epochs': 2.0}
   changes |= {'data.mean': (0.5, 0.4, 0.3), 'data.std': (0.2, 0.25, 0.3), 'train.batch_size': 4}
   config = schema.override(comparison.base, {**comparison.variants['all'], **changes}, 'the test')
-  data = experiment.load_data(config, config.eval.splits)
-  return experiment.resolve(config, data), data
+  data = datasets.load(config, config.eval.splits)
+  return open_options.resolve(config, data), data
 
 
 @pytest.fixture(scope='module')

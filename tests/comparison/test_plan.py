@@ -8,7 +8,7 @@ from dnt import workdir as workdir_lib
 from dnt.checkpoints import format
 from dnt.comparison import plan
 from dnt.config import run_config
-from dnt.training import experiment
+from dnt.training import datasets
 from dnt.weights import preprocessing, pretrained
 
 
@@ -179,7 +179,7 @@ class Images:
 def test_each_data_set_is_read_once(config, tmp_path, monkeypatch):
   asked = []
   monkeypatch.setattr(
-    experiment, 'load_data', lambda config, splits, test: asked.append((config.data.train_split, splits)) or Images()
+    datasets, 'load', lambda config, splits, test: asked.append((config.data.train_split, splits)) or Images()
   )
   config.variants['half'] = {'data.train_split': 'train[:50%]'}
   config.variants['both'] = {'eval.splits': ('test', 'train')}
@@ -208,7 +208,7 @@ def test_what_is_missing_is_told_with_the_first_run_that_needs_it(config, tmp_pa
 
 def test_images_are_checked_as_what_is_not_there_yet_will_have_them(staged, tmp_path, monkeypatch):
   asked = []
-  monkeypatch.setattr(experiment, 'load_data', lambda config, splits, test: asked.append(config) or Images())
+  monkeypatch.setattr(datasets, 'load', lambda config, splits, test: asked.append(config) or Images())
   staged.variants['head']['data.eval_crop'] = 0.5
   runs = plan.make(staged, tmp_path)
   plan.check_data(runs[:4])
@@ -284,9 +284,9 @@ def train_on(run, images):
 def test_finished_runs_were_trained_on_the_images_of_those_to_come(config, tmp_path, monkeypatch):
   runs = plan.make(config, tmp_path)
   train_on(runs[0], Images())
-  monkeypatch.setattr(experiment, 'load_data', lambda config, splits, test: Images())
+  monkeypatch.setattr(datasets, 'load', lambda config, splits, test: Images())
   plan.check_data(runs[1:], runs[:1])
-  monkeypatch.setattr(experiment, 'load_data', lambda config, splits, test: Images('new'))
+  monkeypatch.setattr(datasets, 'load', lambda config, splits, test: Images('new'))
   with pytest.raises(errors.InputError, match=r'^plain seed 3 .*images.* deep seed 3: train of digits.* delete'):
     plan.check_data(runs[1:], runs[:1])
   train_on(runs[1], Images('new'))

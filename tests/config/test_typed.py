@@ -5,7 +5,7 @@ import typing
 
 from dnt import config as schema
 from dnt.config import keys, typed
-from dnt.training import experiment
+from dnt.training import datasets, open_options
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -19,7 +19,7 @@ def test_the_types_are_those_of_the_schema():
 
 
 def test_every_option_of_a_resolved_config_is_of_its_type(tiny):
-  config = experiment.resolve(tiny, experiment.load_data(tiny, ()))
+  config = open_options.resolve(tiny, datasets.load(tiny, ()))
   for key in dict(schema.options()):
     of = typed.Config
     for name in key.split('.'):

@@ -8,7 +8,7 @@ from dnt import errors
 from dnt.data import examples, order, pipeline, resident, sources, stream
 from dnt.data.transforms import augment
 from dnt.parallel import mesh as meshes
-from dnt.training import experiment
+from dnt.training import open_options
 
 pytestmark = pytest.mark.usefixtures('eight_devices')
 
@@ -297,7 +297,7 @@ def test_statistics_of_a_streamed_set_are_those_of_images_across_the_set(config,
     f'folder:{class_folders({"train/ant": 8, "train/bee": 4, "val/ant": 1})}',
     8,
   )
-  experiment.fill_defaults(config.data)
+  open_options.fill_defaults(config.data)
   source = load(config)
   mean, std = pipeline.statistics(config.data, source)
 

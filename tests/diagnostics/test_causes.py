@@ -7,7 +7,7 @@ import pytest
 from dnt import config as schema
 from dnt.diagnostics import causes, cures, diagnosis, doctor, labels, lr_find, trial
 from dnt.diagnostics.verdicts import Kind, Verdict
-from dnt.training import experiment
+from dnt.training import datasets
 
 
 def examination(**changes):
@@ -201,7 +201,7 @@ def test_what_joins_to_a_diagnosis(monkeypatch, losses, finding, kind, state):
   monkeypatch.setattr(trial, 'run', lambda *_: result)
   monkeypatch.setattr(labels, 'find', lambda *_: found)
   config = schema.default()
-  diagnosed = diagnosis.make(config, experiment.load_data(config, ()))
+  diagnosed = diagnosis.make(config, datasets.load(config, ()))
   assert (diagnosed.verdict.kind, diagnosed.state) == (kind, state), diagnosed.verdict
   assert bool(diagnosed.causes) == (kind != Kind.TRAINABLE)
 
@@ -229,7 +229,7 @@ def test_other_initializations_are_tried_where_the_first_does_not_decide(monkeyp
   monkeypatch.setattr(trial, 'run', run)
   monkeypatch.setattr(labels, 'find', lambda *_: [])
   config = schema.default()
-  diagnosed = diagnosis.make(config, experiment.load_data(config, ()))
+  diagnosed = diagnosis.make(config, datasets.load(config, ()))
   assert asked == [*range(len(accuracies))] and diagnosed.state == state
   assert diagnosed.trial.accuracies[0] == min(accuracies)
 
@@ -241,7 +241,7 @@ def test_another_initialization_than_that_of_the_largest_seed_is_that_of_0(monke
   monkeypatch.setattr(labels, 'find', lambda *_: [])
   config = schema.default()
   config.seed = 2**32 - 1
-  diagnosis.make(config, experiment.load_data(config, ()))
+  diagnosis.make(config, datasets.load(config, ()))
   assert asked == [2**32 - 1, 0, 1]
 
 
@@ -250,7 +250,7 @@ def test_another_initialization_is_not_tried_without_time(monkeypatch):
   monkeypatch.setattr(doctor, 'examine', lambda *_: examination())
   monkeypatch.setattr(trial, 'run', lambda *_: slow)
   config = schema.default()
-  assert diagnosis.make(config, experiment.load_data(config, ()), seconds=60.0).trial == slow
+  assert diagnosis.make(config, datasets.load(config, ()), seconds=60.0).trial == slow
 
 
 def test_all_causes_are_named_by_which_stops_training_first():
@@ -308,7 +308,7 @@ def test_a_range_test_of_a_cure_starts_from_pretrained_weights(tiny, saved, tmp_
     return lr_find.Sweep(None, *[np.ones(1)] * 3, '', {}, True)
 
   monkeypatch.setattr(lr_find, 'sweep', sweep)
-  assert cures._find_rates(tiny, experiment.load_data(tiny, ())) == []
+  assert cures._find_rates(tiny, datasets.load(tiny, ())) == []
   jax.tree.map(np.testing.assert_array_equal, started[0], expected.params)
 
 
@@ -316,7 +316,7 @@ def test_a_range_test_of_a_cure_starts_from_pretrained_weights(tiny, saved, tmp_
 def test_a_cure_is_tried_with_a_rate_that_suits_it(tiny):
   """Against a rate of 1e-12 no change of the network helps, until a range test finds a rate."""
   tiny.optim.learning_rate = 1e-12
-  data = experiment.load_data(tiny, ())
+  data = datasets.load(tiny, ())
   said = []
   found = cures.try_out(tiny, data, {'model.norm': 'layer_norm'}, 60, said.append)
   assert found.state == trial.HEALTHY
@@ -325,7 +325,7 @@ def test_a_cure_is_tried_with_a_rate_that_suits_it(tiny):
 
 
 def test_cures_are_ranked_by_where_they_lead(tiny):
-  data = experiment.load_data(tiny, ())
+  data = datasets.load(tiny, ())
   refused = cures.try_out(tiny, data, {'model.block': 'nonsense'}, 60)
   assert refused.state == 'cannot be run' and 'nonsense' in refused.reason
   sick = cures.Tried({}, trial.SICK, 0.1, 300, '')

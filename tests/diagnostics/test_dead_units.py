@@ -13,7 +13,7 @@ from dnt.config import run_config
 from dnt.diagnostics import dead_units
 from dnt.models import activations, depth, layouts
 from dnt.parallel import mesh as mesh_lib
-from dnt.training import experiment
+from dnt.training import datasets, experiment, open_options
 
 EXAMPLES = 50  # in batches of 16: the last one is padded
 
@@ -27,8 +27,8 @@ def network(tiny):
 
 
 def build(config):
-  data = experiment.load_data(config, ())
-  return data.train, experiment.make(experiment.resolve(config, data), data.spec)
+  data = datasets.load(config, ())
+  return data.train, experiment.make(open_options.resolve(config, data), data.spec)
 
 
 def pixels(run, source):

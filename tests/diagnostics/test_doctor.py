@@ -14,11 +14,11 @@ from dnt.data import order, resident
 from dnt.diagnostics import causes, cures, doctor, trial
 from dnt.diagnostics.verdicts import Kind, Verdict
 from dnt.parallel import mesh as mesh_lib
-from dnt.training import experiment
+from dnt.training import datasets, experiment, open_options
 
 
 def examine(config, seeds=1):
-  return doctor.examine(config, experiment.load_data(config, ()), seeds)
+  return doctor.examine(config, datasets.load(config, ()), seeds)
 
 
 def likeness(torch, x):
@@ -29,8 +29,8 @@ def likeness(torch, x):
 
 def torch_trains(torch, config, seed):
   """Figures of the first step by name, [entries] each; 'losses' and 'ratios', the median updates, of ten steps."""
-  data = experiment.load_data(config, ())
-  run = experiment.make(experiment.resolve(config, data), data.spec)
+  data = datasets.load(config, ())
+  run = experiment.make(open_options.resolve(config, data), data.spec)
   entries = [row.entry.name for row in run.table]
   drawn = trees.flatten(models.init(run.trace, seed)['params'])
   params = {path: torch.tensor(np.array(leaf), requires_grad=True) for path, leaf in drawn.items()}
@@ -136,7 +136,7 @@ def test_pretrained_weights_are_where_it_starts(tiny, saved, tmp_path):
   other.seed = 1
   saved(other)
   tiny.train.init_from = str(tmp_path / 'run')
-  data = experiment.load_data(tiny, ())
+  data = datasets.load(tiny, ())
   found = doctor.examine(tiny, data, 2)
   np.testing.assert_allclose(found.losses, expected.losses[1:], rtol=1e-5)
   tried = trial.run(tiny, data, seconds=0.0)
@@ -196,7 +196,7 @@ def test_devices_split_the_state_as_the_check_of_its_memory_assumes(tiny, monkey
     return arrays(loader, *args)
 
   monkeypatch.setattr(resident.TrainLoader, 'arrays', watched)
-  tool(tiny, experiment.load_data(tiny, ()))
+  tool(tiny, datasets.load(tiny, ()))
   assert seen == {(24, 24)}
 
 

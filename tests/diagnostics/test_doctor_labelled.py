@@ -9,7 +9,7 @@ from dnt.diagnostics import cures, diagnosis, doctor, trial
 from dnt.diagnostics.verdicts import Kind
 from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
-from dnt.training import experiment, steps
+from dnt.training import datasets, experiment, open_options, steps
 
 NETS = """
 import flax.linen as nn
@@ -154,7 +154,7 @@ def digits():
 
   def load(config):
     size = config.data.image_size
-    return loaded.setdefault(size, experiment.load_data(config, ()))
+    return loaded.setdefault(size, datasets.load(config, ()))
 
   return load
 
@@ -194,7 +194,7 @@ def test_the_other_labelled_networks(configured, digits, name):
 def test_the_labels_are_what_training_shows(configured, digits, name):
   config = configured(name)
   data = digits(config)
-  run = experiment.make(experiment.resolve(config, data), data.spec)
+  run = experiment.make(open_options.resolve(config, data), data.spec)
   mesh = mesh_lib.make_mesh(config.mesh)
   loader = pipeline.make_train_loader(run.config, data.train, mesh)
   program = compile_lib.jit(steps.make_train_steps(run.phases[0].train_step, loader.batch_at, 10), donate_argnums=0)

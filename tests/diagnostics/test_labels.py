@@ -6,12 +6,12 @@ import pytest
 from dnt import config as schema
 from dnt.data import examples
 from dnt.diagnostics import labels
-from dnt.training import experiment
+from dnt.training import datasets
 
 
 @pytest.fixture(scope='module')
 def digits():
-  return experiment.load_data(schema.default(), ()).train
+  return datasets.load(schema.default(), ()).train
 
 
 def relabel(train, changed):
@@ -87,7 +87,7 @@ def test_streamed_images_of_several_sizes(digits, tmp_path):
   config = schema.default()
   config.data.update({'source': f'folder:{tmp_path}', 'image_size': 8, 'placement': 'stream', 'workers': 0})
   Image.init()
-  assert kinds(experiment.load_data(config, ()).train) == []
+  assert kinds(datasets.load(config, ()).train) == []
 
 
 def test_classes_that_differ_in_brightness_alone(digits):

@@ -20,7 +20,7 @@ from dnt.models import layouts
 from dnt.optim import chain
 from dnt.parallel import mesh as mesh_lib
 from dnt.reporting import plots
-from dnt.training import experiment, initialize, record
+from dnt.training import datasets, experiment, initialize, open_options, record
 
 
 @pytest.fixture
@@ -33,8 +33,8 @@ def network(tiny):
 
 
 def build(config):
-  data = experiment.load_data(config, ())
-  run = experiment.make(experiment.resolve(config, data), data.spec)
+  data = datasets.load(config, ())
+  run = experiment.make(open_options.resolve(config, data), data.spec)
   mesh = mesh_lib.make_mesh(config.mesh)
   return run, mesh, data.train, initialize.begin(run, mesh, run.init_variables())
 
@@ -363,8 +363,8 @@ def run_of(config, workdir):
 def test_pretrained_entries_get_the_smaller_rate(network, changes, method):
   changes = dict(changes)
   network.model.norm = 'batch_norm'
-  data = experiment.load_data(network, ())
-  config = experiment.resolve(network, data)
+  data = datasets.load(network, ())
+  config = open_options.resolve(network, data)
   config.train.init_from = changes.pop('init_from', '')
   config.finetune.update(changes)
   assert lr_find.choose(experiment.make(config, data.spec)) == method

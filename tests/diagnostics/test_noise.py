@@ -14,7 +14,7 @@ from dnt.config import run_config
 from dnt.data import order
 from dnt.diagnostics import noise
 from dnt.parallel import mesh as mesh_lib
-from dnt.training import experiment, initialize, losses
+from dnt.training import datasets, experiment, initialize, losses, open_options
 
 
 @pytest.fixture
@@ -66,8 +66,8 @@ def test_a_gradient_lost_in_noise_has_no_scale():
 
 
 def build(config):
-  data = experiment.load_data(config, ())
-  run = experiment.make(experiment.resolve(config, data), data.spec)
+  data = datasets.load(config, ())
+  run = experiment.make(open_options.resolve(config, data), data.spec)
   mesh = mesh_lib.make_mesh(config.mesh)
   state = initialize.make_state(run, mesh, initialize.find(run, mesh, checkpoints.ReadOnly('nowhere'), None))
   return run, mesh, data.train, state

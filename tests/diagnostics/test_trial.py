@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dnt.diagnostics import trial
-from dnt.training import experiment
+from dnt.training import datasets
 
 
 def make(accuracies, stopped='complete', chance=0.1, losses=None, reached=1.0):
@@ -16,7 +16,7 @@ def make(accuracies, stopped='complete', chance=0.1, losses=None, reached=1.0):
 
 
 def run(config, **options):
-  return trial.run(config, experiment.load_data(config, ()), **options)
+  return trial.run(config, datasets.load(config, ()), **options)
 
 
 def test_a_network_that_learns_settles_the_question_early_where_steps_are_long(tiny, monkeypatch):

@@ -89,14 +89,14 @@ def test_maps_that_are_zero_everywhere_are_named(run, images, tmp_path, monkeypa
 
 
 def test_a_split_is_searched(run, tmp_path, monkeypatch):
-  from dnt.training import experiment
+  from dnt.training import datasets
 
   sheets = []
   monkeypatch.setattr(sheet, 'grid', lambda title, rows: sheets.append(rows))
   said = report.run(str(run), WANTED._replace(top_activating='test[:30]'), tmp_path / 'out')
   assert re.search(r'\b30 .* test\[:30\]$', said)
   found = json.loads((tmp_path / 'out' / 'explain.json').read_text())['top_activating']
-  source = experiment.load_data(run_config.get_config(str(run / 'config.json')), ('test[:30]',)).evaluation['test[:30]']
+  source = datasets.load(run_config.get_config(str(run / 'config.json')), ('test[:30]',)).evaluation['test[:30]']
   network = inference.load(str(run))
   images = network.preprocess(jnp.asarray(source.images))
   entry = cam.choose(network.table, None)

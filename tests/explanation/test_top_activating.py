@@ -13,7 +13,7 @@ from dnt.data import pipeline
 from dnt.explanation import top_activating
 from dnt.models import depth
 from dnt.parallel import mesh as mesh_lib
-from dnt.training import experiment
+from dnt.training import datasets, open_options
 
 pytestmark = pytest.mark.usefixtures('eight_devices')
 
@@ -45,8 +45,8 @@ def best(scores, count):
 
 def search(config, step, variables, count=COUNT):
   mesh = mesh_lib.make_mesh(config.mesh)
-  data = experiment.load_data(config, ())
-  resolved = experiment.resolve(config, data)
+  data = datasets.load(config, ())
+  resolved = open_options.resolve(config, data)
   with contextlib.closing(pipeline.make_eval_loader(resolved, data.train, mesh)) as loader:
     seen = []
     found = top_activating.find(step, loader, mesh, variables, len(data.train), count, seen.append)
@@ -59,7 +59,7 @@ def search(config, step, variables, count=COUNT):
 )
 def test_the_best_are_those_of_sorting_all(network, placement, batch, sure):
   network.data.placement, network.eval.batch_size = placement, batch
-  data = experiment.load_data(network, ())
+  data = datasets.load(network, ())
   images = data.train.images.astype(np.float32) / 255
   shapes = depth.trace(Small(), images.shape[1:]).variables
   draw = np.random.default_rng(0)
@@ -89,7 +89,7 @@ def test_the_best_are_those_of_sorting_all(network, placement, batch, sure):
 def test_of_equals_the_earlier_come_first(network, batch):
   """Scores are the labels, of which there are ten: in any batch size the same images."""
   network.eval.batch_size = batch
-  data = experiment.load_data(network, ())
+  data = datasets.load(network, ())
   found = search(network, lambda _, batch: {'labels': jnp.stack([batch['label'], -batch['label']], 1)}, {}, 20)
   labels = np.asarray(data.train.labels)
   places, values = best(np.stack([labels, -labels], 1), 20)
@@ -106,7 +106,7 @@ def test_a_small_split_has_no_more_images_than_it_holds(network):
 @pytest.mark.parametrize(('value', 'count'), [(np.nan, 20), (np.nan, EXAMPLES), (-np.inf, EXAMPLES)])
 def test_scores_that_are_not_finite_come_last_and_keep_their_images(network, value, count):
   """A network may give NaN for some images, and -inf for a class that it masks."""
-  data = experiment.load_data(network, ())
+  data = datasets.load(network, ())
   labels = np.asarray(data.train.labels)
   scores = np.where(labels % 3 == 0, value, labels.astype(np.float32))[:, None]
 

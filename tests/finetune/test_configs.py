@@ -11,7 +11,7 @@ from dnt import config as schema
 from dnt import trees
 from dnt.comparison import plan
 from dnt.data import sources
-from dnt.training import experiment
+from dnt.training import datasets, experiment
 
 CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
 SMALLEST_CLASS = {'cars': 18, 'mri': 121, 'fashion': 6000}
@@ -57,7 +57,7 @@ def test_mri(planned):
   found = {}
   for run in runs[:4]:
     shape = (run.config.data.image_size,) * 2 + (3,)
-    found[run.variant] = trained(run.config, experiment.DataSpec(1000, shape, tuple('abcd')))
+    found[run.variant] = trained(run.config, datasets.Spec(1000, shape, tuple('abcd')))
   assert found == TRAINABLE
 
 
@@ -75,7 +75,7 @@ def test_digits(planned):
   found = {}
   for name, run in runs.items():
     shape = (run.config.data.image_size,) * 2 + (1,)
-    found[name] = trained(run.config, experiment.DataSpec(100, shape, tuple('0123456789')))
+    found[name] = trained(run.config, datasets.Spec(100, shape, tuple('0123456789')))
   assert found['pretrain'] == found['scratch'] == found['all'] > found.pop('head') > 0
 
 
@@ -94,7 +94,7 @@ def test_the_rule(planned):
   found = {}
   for cut in ('head', 'top1', 'top2', 'top4', 'all'):
     config = cells[f'mri_all_{cut}']
-    found[cut] = trained(config, experiment.DataSpec(1000, (224, 224, 3), tuple('abcd')))
+    found[cut] = trained(config, datasets.Spec(1000, (224, 224, 3), tuple('abcd')))
   assert [found[cut] for cut in ('head', 'top2', 'all')] == [TRAINABLE[cut] for cut in ('head', 'top2', 'all')]
   assert list(found.values()) == sorted(found.values()) and len(set(found.values())) == 5
 

@@ -18,7 +18,7 @@ from dnt.data import order, resident
 from dnt.finetune import feature_cache, feature_files
 from dnt.parallel import mesh as mesh_lib
 from dnt.reporting import metrics
-from dnt.training import experiment, record
+from dnt.training import datasets, experiment, open_options, record
 
 pytestmark = pytest.mark.usefixtures('undrawn')
 
@@ -282,8 +282,8 @@ def own(config, tmp_path, monkeypatch):
     with config.model.ignore_type():
       config.model.update({'name': f'cached_nets:{name}', 'depth': None})
     config.finetune.trainable = 'answer.*'
-    data = experiment.load_data(config, ())
-    return experiment.make(experiment.resolve(config, data), data.spec), data
+    data = datasets.load(config, ())
+    return experiment.make(open_options.resolve(config, data), data.spec), data
 
   return write
 
@@ -381,8 +381,8 @@ def test_features_that_were_cut_off_or_damaged_are_computed_anew_from_there(
 
 @pytest.mark.thorough
 def test_features_that_are_found_have_the_labels_of_today(config, tmp_path):
-  data = experiment.load_data(config, ())
-  run, mesh = experiment.make(experiment.resolve(config, data), data.spec), mesh_lib.make_mesh(config.mesh)
+  data = datasets.load(config, ())
+  run, mesh = experiment.make(open_options.resolve(config, data), data.spec), mesh_lib.make_mesh(config.mesh)
   _, cached = feature_cache.use(run, data, mesh, tmp_path / 'one')
   np.testing.assert_array_equal(cached.train.labels, data.train.labels)
   reversed_ = data.train.relabelled(np.arange(10, dtype=np.int32)[::-1], data.train.class_names[::-1])

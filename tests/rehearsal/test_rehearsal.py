@@ -11,7 +11,7 @@ from dnt.data import pipeline
 from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
 from dnt.rehearsal import hlo, rehearsal, report, roofline
-from dnt.training import experiment, initialize, precompile
+from dnt.training import datasets, experiment, initialize, open_options, precompile
 
 MLP = ((192, 128), (128, 128), (128, 10))
 PARAMETERS = sum(inputs * outputs + outputs for inputs, outputs in MLP)
@@ -93,8 +93,8 @@ def test_the_best_checkpoint_is_beside_the_last_state_where_only_the_end_evaluat
 
 
 def test_arguments_are_the_arrays_that_a_run_holds(rehearse, tiny):
-  data = experiment.load_data(tiny, tiny.eval.splits)
-  run = experiment.make(experiment.resolve(tiny, data), data.spec)
+  data = datasets.load(tiny, tiny.eval.splits)
+  run = experiment.make(open_options.resolve(tiny, data), data.spec)
   mesh = mesh_lib.make_mesh(tiny.mesh)
   state = initialize.begin(run, mesh, run.init_variables())
   with contextlib.closing(pipeline.make_train_loader(run.config, data.train, mesh)) as loader:

@@ -5,7 +5,7 @@ import pytest
 from dnt import config as schema
 from dnt import errors
 from dnt.rehearsal import stand_in
-from dnt.training import experiment
+from dnt.training import datasets, open_options
 
 
 def test_imagenet_needs_no_files():
@@ -17,7 +17,7 @@ def test_imagenet_needs_no_files():
   assert data.spec.image_shape == (224, 224, 3)
   assert len(data.spec.class_names) == 1000
   assert data.train.images is None  # as in a run, it is streamed
-  resolved = experiment.resolve(config, data)
+  resolved = open_options.resolve(config, data)
   assert resolved.train.steps == round(resolved.train.epochs * 1_281_167 / resolved.train.batch_size)
 
 
@@ -30,7 +30,7 @@ def test_val_is_held_out_of_cifar_as_in_a_run_and_lives_on_the_device():
 
 
 def test_a_synthetic_split_is_that_of_the_config(tiny):
-  real = experiment.load_data(tiny, tiny.eval.splits, test=True)
+  real = datasets.load(tiny, tiny.eval.splits, test=True)
   _, data = stand_in.load(tiny, None)
   assert data.spec.image_shape == real.spec.image_shape
   assert [len(data.train), len(data.evaluation['test'])] == [len(real.train), len(real.evaluation['test'])]
@@ -46,7 +46,7 @@ def test_the_size_of_other_data_comes_from_the_command_line(tmp_path):
   config.data.image_size, config.loss.balance_classes = 64, True
   config, data = stand_in.load(config, stand_in.parse('3000:7'))
   assert len(data.train) + len(data.evaluation['val']) == 3000
-  assert len(experiment.resolve(config, data).loss.class_weights) == 7
+  assert len(open_options.resolve(config, data).loss.class_weights) == 7
 
 
 @pytest.mark.parametrize(

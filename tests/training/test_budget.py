@@ -9,7 +9,7 @@ from dnt.diagnostics import doctor, lr_find, noise
 from dnt.parallel import capacity
 from dnt.parallel import mesh as mesh_lib
 from dnt.rehearsal import programs, stand_in, targets
-from dnt.training import budget, evaluate, experiment
+from dnt.training import budget, datasets, evaluate, experiment, open_options
 
 MEGABYTES = 10**7
 ONE_EACH = {'train.accumulate': 16, 'model.norm': 'layer_norm'}  # an example at a time
@@ -21,8 +21,8 @@ def small(monkeypatch):
 
 
 def make(config):
-  data = experiment.load_data(config, ())
-  return experiment.make(experiment.resolve(config, data), data.spec), mesh_lib.make_mesh(config.mesh)
+  data = datasets.load(config, ())
+  return experiment.make(open_options.resolve(config, data), data.spec), mesh_lib.make_mesh(config.mesh)
 
 
 def test_a_batch_beyond_memory_is_refused_with_one_that_fits(tiny):
@@ -108,7 +108,7 @@ def test_an_evaluation_beyond_memory_is_refused(tiny, monkeypatch):
     lambda config, folder: loop_lib.train(config, folder),
     lambda config, folder: lr_find.run(config, folder),
     lambda config, folder: noise.run(config, folder),
-    lambda config, folder: doctor.examine(config, experiment.load_data(config, ())),
+    lambda config, folder: doctor.examine(config, datasets.load(config, ())),
   ],
 )
 def test_every_program_that_trains_asks(tiny, tmp_path, start):

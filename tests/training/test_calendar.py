@@ -1,6 +1,6 @@
 import pytest
 
-from dnt.training import calendar, experiment
+from dnt.training import calendar, datasets, experiment, open_options
 
 
 @pytest.fixture
@@ -8,8 +8,8 @@ def make(tiny):
   def build(**options):
     tiny.update_from_flattened_dict({'train.steps': 20, 'train.log_every': '0', 'train.steps_per_dispatch': 100})
     tiny.update_from_flattened_dict({'eval.every': '0', 'checkpoint.every': '0', 'telemetry.every': '0', **options})
-    data = experiment.load_data(tiny, ())
-    return calendar.Calendar(experiment.make(experiment.resolve(tiny, data), data.spec))
+    data = datasets.load(tiny, ())
+    return calendar.Calendar(experiment.make(open_options.resolve(tiny, data), data.spec))
 
   return build
 

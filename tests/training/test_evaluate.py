@@ -10,12 +10,12 @@ from sklearn import metrics as sklearn_metrics
 from dnt import errors
 from dnt.config import keys
 from dnt.parallel import mesh as mesh_lib
-from dnt.training import evaluate, experiment
+from dnt.training import datasets, evaluate, experiment, open_options
 
 
 def test_logits_that_are_not_finite_predict_nothing(tiny):
-  data = experiment.load_data(tiny, ('test',))
-  run = experiment.make(experiment.resolve(tiny, data), data.spec)
+  data = datasets.load(tiny, ('test',))
+  run = experiment.make(open_options.resolve(tiny, data), data.spec)
   mesh = mesh_lib.make_mesh(tiny.mesh)
   variables = mesh_lib.place(run.init_variables(), mesh_lib.replicated(mesh))
   variables['params'] = jax.tree.map(lambda leaf: np.nan * leaf, variables['params'])
@@ -33,8 +33,8 @@ def test_every_example_counts_once_whatever_the_batch_size(tiny, batch_size, pla
   tiny.data.synthetic_examples = 50
   tiny.data.placement, tiny.data.workers = placement, 0
   tiny.eval.batch_size = batch_size
-  data = experiment.load_data(tiny, ('test', 'train[:30%]'))
-  run = experiment.make(experiment.resolve(tiny, data), data.spec)
+  data = datasets.load(tiny, ('test', 'train[:30%]'))
+  run = experiment.make(open_options.resolve(tiny, data), data.spec)
   mesh = mesh_lib.make_mesh(tiny.mesh)
   variables = mesh_lib.place(run.init_variables(), mesh_lib.replicated(mesh))
   with evaluate.Evaluator(run, mesh, data.evaluation) as evaluator:
@@ -76,8 +76,8 @@ def test_every_example_counts_once_whatever_the_batch_size(tiny, batch_size, pla
 
 
 def test_a_split_of_too_many_probabilities_has_no_auroc_and_the_same_figures_else(tiny, monkeypatch):
-  data = experiment.load_data(tiny, ('test',))
-  run = experiment.make(experiment.resolve(tiny, data), data.spec)
+  data = datasets.load(tiny, ('test',))
+  run = experiment.make(open_options.resolve(tiny, data), data.spec)
   mesh = mesh_lib.make_mesh(tiny.mesh)
   variables = mesh_lib.place(run.init_variables(), mesh_lib.replicated(mesh))
   found = []
@@ -176,6 +176,6 @@ def test_an_evaluation_judges_no_options_of_training(tiny, saved, tmp_path, opti
     keys.put(tiny, key, value)
   mesh = mesh_lib.make_mesh(tiny.mesh)
   assert evaluate.load(tiny, tmp_path / 'run', mesh).step == 7
-  data = experiment.load_data(tiny, ())
+  data = datasets.load(tiny, ())
   with pytest.raises(errors.InputError, match='rates|weight_decay_on|l2_sp|muon'):
-    experiment.make(experiment.resolve(tiny, data), data.spec)
+    experiment.make(open_options.resolve(tiny, data), data.spec)

@@ -12,15 +12,15 @@ from dnt import checkpoints, errors, trees
 from dnt.models import depth, layouts
 from dnt.parallel import mesh as mesh_lib
 from dnt.parallel import multihost
-from dnt.training import experiment, initialize
+from dnt.training import datasets, experiment, initialize, open_options
 from dnt.weights import pretrained
 
 pytestmark = pytest.mark.usefixtures('eight_devices')
 
 
 def build(config):
-  data = experiment.load_data(config, ())
-  return experiment.make(experiment.resolve(config, data), data.spec)
+  data = datasets.load(config, ())
+  return experiment.make(open_options.resolve(config, data), data.spec)
 
 
 @pytest.fixture
@@ -241,8 +241,8 @@ def test_a_head_that_reinit_names_in_part_follows_the_names_of_the_classes(
 
 def test_what_never_trains_is_not_drawn_anew(tiny):
   tiny.model.depth, tiny.finetune.trainable = 5, 'top:1'
-  data = experiment.load_data(tiny, ())
-  config = experiment.resolve(tiny, data)
+  data = datasets.load(tiny, ())
+  config = open_options.resolve(tiny, data)
   config.train.init_from = 'runs/other'
   config.finetune.reinit = ('stage1/block003', 'head')
   experiment.make(config, data.spec)

@@ -7,7 +7,7 @@ from dnt.data import pipeline
 from dnt.parallel import compile as compile_lib
 from dnt.parallel import cpu
 from dnt.parallel import mesh as mesh_lib
-from dnt.training import evaluate, experiment, precompile, record
+from dnt.training import datasets, evaluate, experiment, open_options, precompile, record
 
 PLAIN, TELEMETRY, EVALUATION = precompile.PLAIN, precompile.TELEMETRY, precompile.EVALUATION
 
@@ -18,8 +18,8 @@ def make(tiny):
 
   def build(config=tiny):
     mesh = mesh_lib.make_mesh(config.mesh)
-    data = experiment.load_data(config, config.eval.splits)
-    run = experiment.make(experiment.resolve(config, data), data.spec)
+    data = datasets.load(config, config.eval.splits)
+    run = experiment.make(open_options.resolve(config, data), data.spec)
     loader = pipeline.make_train_loader(run.config, data.train, mesh)
     compiled = precompile.Programs(run, mesh, loader, evaluate.Evaluator(run, mesh, data.evaluation), record.Clock(0.0))
     return compiled, mesh_lib.shapes(run.abstract_state(), mesh_lib.replicated(mesh))

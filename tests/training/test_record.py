@@ -8,7 +8,7 @@ import pytest
 
 from dnt import errors
 from dnt.reporting import metrics
-from dnt.training import evaluate, experiment, record, scores, telemetry
+from dnt.training import datasets, evaluate, experiment, open_options, record, scores, telemetry
 
 
 @pytest.fixture
@@ -18,8 +18,8 @@ def make(tiny, tmp_path):
 
   def open_record(step=0, history=None, best_metric='test/accuracy'):
     tiny.checkpoint.best_metric = best_metric
-    data = experiment.load_data(tiny, ())
-    run = experiment.make(experiment.resolve(tiny, data), data.spec)
+    data = datasets.load(tiny, ())
+    run = experiment.make(open_options.resolve(tiny, data), data.spec)
     return record.Record(run, tmp_path, step, history or {}, record.Clock(0.0))
 
   return open_record
@@ -96,8 +96,8 @@ def test_the_utilization_is_of_the_peak_of_the_chips_and_unknown_on_others(make,
 
 def test_the_flops_of_steps_are_those_of_what_trains(tiny):
   tiny.finetune.trainable, tiny.finetune.unfreeze, tiny.finetune.cached_views = 'head', (('3', 'all'),), 0
-  data = experiment.load_data(tiny, ())
-  run = experiment.make(experiment.resolve(tiny, data), data.spec)
+  data = datasets.load(tiny, ())
+  run = experiment.make(open_options.resolve(tiny, data), data.spec)
   forward = sum(row.flops for row in run.table)
   assert run.train_flops(2) == forward + 2 * run.table[-1].flops
   assert run.train_flops(3) == 3 * forward
@@ -108,8 +108,8 @@ def test_the_flops_of_steps_leave_out_the_gradients_of_frozen_kernels(tiny):
 
   def flops(**options):
     tiny.finetune.update({'trainable': 'head', 'frozen_norm': 'running', **options})
-    data = experiment.load_data(tiny, ())
-    run = experiment.make(experiment.resolve(tiny, data), data.spec)
+    data = datasets.load(tiny, ())
+    run = experiment.make(open_options.resolve(tiny, data), data.spec)
     return run.train_flops(0), [row.flops for row in run.table]
 
   found, (*below, head) = flops(frozen_norm='affine_only')

@@ -16,7 +16,7 @@ from dnt import config as schema
 from dnt.config import run_config
 from dnt.diagnostics import lr_find, noise
 from dnt.reporting import metrics
-from dnt.training import evaluate, experiment, record, report, resume
+from dnt.training import datasets, evaluate, experiment, open_options, record, report, resume
 
 pytestmark = pytest.mark.usefixtures('undrawn')
 RUN = pathlib.Path('run')
@@ -252,8 +252,8 @@ def test_an_older_checkpoint_was_trained_with_the_older_config(tiny, tmp_path):
 
 
 def built(config):
-  data = experiment.load_data(config, ())
-  return experiment.make(experiment.resolve(config, data), data.spec)
+  data = datasets.load(config, ())
+  return experiment.make(open_options.resolve(config, data), data.spec)
 
 
 @pytest.mark.parametrize(
@@ -400,14 +400,14 @@ def test_what_is_measured_on_other_images_may_change_with_them(tiny, tmp_path):
 
 def test_a_checkpoint_of_an_older_version_goes_on(tiny):
   """It has no fingerprint of the data, and lacks newer options."""
-  data = experiment.load_data(tiny, ())
-  made = experiment.make(experiment.resolve(tiny, data), data.spec)
+  data = datasets.load(tiny, ())
+  made = experiment.make(open_options.resolve(tiny, data), data.spec)
   content = json.loads(json.dumps(made.config.to_dict()))
   del content['data']['eval_resize'], content['data']['eval_crop'], content['telemetry'], content['model']['block']
   old = resume.of_meta({'config': content}, RUN)
   assert resume.find_changes(made, data.fingerprint(), old, 6) == []
   tiny.model.block = 'residual'
-  changed = experiment.make(experiment.resolve(tiny, data), data.spec)
+  changed = experiment.make(open_options.resolve(tiny, data), data.spec)
   assert [change.key for change in resume.find_changes(changed, data.fingerprint(), old, 6)] == ['model.block']
   assert resume.of_meta({'class_names': []}, RUN) is None
 
@@ -433,7 +433,7 @@ def test_a_run_that_goes_on_evaluates_as_before(tiny, saved, tmp_path, augment, 
 
   def evaluates(trained):
     config = resume.keep_open(tiny, trained)
-    return experiment.resolve(config, experiment.load_data(config, ())).data.eval_resize
+    return open_options.resolve(config, datasets.load(config, ())).data.eval_resize
 
   rewrite(other)
   tiny.data.augment, tiny.train.init_from = augment, str(tmp_path / 'weights')

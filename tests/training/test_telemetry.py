@@ -16,7 +16,7 @@ from dnt.models import captures, depth
 from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
 from dnt.reporting import metric_names, metrics
-from dnt.training import experiment, record, steps, telemetry
+from dnt.training import datasets, experiment, open_options, record, steps, telemetry
 
 
 def shown(run, state, batch):
@@ -451,8 +451,8 @@ def test_a_step_is_the_same_to_the_last_bit_whoever_watches(tiny, changes):
 
 
 def check_that_watching_changes_nothing(tiny):
-  data = experiment.load_data(tiny, ())
-  run = experiment.make(experiment.resolve(tiny, data), data.spec)
+  data = datasets.load(tiny, ())
+  run = experiment.make(open_options.resolve(tiny, data), data.spec)
   mesh = mesh_lib.make_mesh(tiny.mesh)
   loader = pipeline.make_train_loader(run.config, data.train, mesh)
   arrays = loader.arrays(0, 1)

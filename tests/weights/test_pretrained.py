@@ -21,7 +21,7 @@ from dnt.config import run_config
 from dnt.data import pipeline
 from dnt.diagnostics import doctor_report, lr_find, noise
 from dnt.models import layouts
-from dnt.training import evaluate, experiment, initialize, record
+from dnt.training import datasets, evaluate, initialize, open_options, record
 from dnt.weights import names, preprocessing, pretrained, torch_files
 
 
@@ -290,7 +290,7 @@ def test_weights_of_another_network_say_what_to_set(imagenet, network, options, 
   model = next(each.model for each in known if each.title.startswith(network))
   given = types.SimpleNamespace(decisive=model, origin='here')
   imagenet.model.update(options)
-  resolved = experiment.resolve(imagenet, experiment.load_data(imagenet, ()))
+  resolved = open_options.resolve(imagenet, datasets.load(imagenet, ()))
   with pytest.raises(errors.InputError) as caught:
     pretrained.check_model(given, resolved.model)
   assert str(caught.value).startswith('here ') and str(caught.value).endswith(f' {said}')
@@ -318,7 +318,7 @@ def test_a_folder_that_is_no_workdir(tmp_path):
 def test_a_run_comes_with_its_preprocessing_and_what_its_leaves_do_not_show(imagenet, tmp_path, monkeypatch):
   imagenet.model.update({'depth': 50, 'stride_on': '1x1', 'norm_epsilon': 1e-3})
   imagenet.data.update({'interpolation': 'bicubic', 'eval_crop': 0.9})
-  resolved = experiment.resolve(imagenet, experiment.load_data(imagenet, ()))
+  resolved = open_options.resolve(imagenet, datasets.load(imagenet, ()))
   files.write_json(tmp_path / 'config.json', resolved.to_dict())
   saved = types.SimpleNamespace(params={'a': 1}, batch_stats={}, ema={}, meta={'class_names': ['tabby', 'lynx']})
   monkeypatch.setattr(pretrained.checkpoints, 'load_parameters', lambda workdir: saved)
@@ -539,4 +539,4 @@ def test_a_module_of_the_users_own_comes_with_its_options(wide_network, build, t
 def test_a_network_of_no_weights_is_refused(tiny):
   tiny.model.name = 'pretrained'
   with pytest.raises(errors.InputError, match="name='pretrained' .*config.train.init_from"):
-    experiment.load_data(tiny, ())
+    datasets.load(tiny, ())

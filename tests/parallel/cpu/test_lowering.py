@@ -17,7 +17,7 @@ from dnt.models import conv
 from dnt.parallel import cpu
 from dnt.parallel import mesh as mesh_lib
 from dnt.parallel.cpu import lowering
-from dnt.training import experiment, steps
+from dnt.training import datasets, experiment, open_options, steps
 
 IMAGE, KERNEL = np.ones((2, 6, 6, 3), np.float32), np.ones((3, 3, 3, 4), np.float32)
 # Dimension numbers of the convolutions that XLA's library for CPU takes.
@@ -38,8 +38,8 @@ def convolutions(program):
 def test_a_train_step_lowered_for_another_platform_carries_nothing_for_cpu(tiny, step):
   tiny.model.update({'name': 'resnet', 'depth': 8, 'width': None})
   tiny.train.accumulate = 2  # a loop around the gradient
-  data = experiment.load_data(tiny, ())
-  run = experiment.make(experiment.resolve(tiny, data), data.spec)
+  data = datasets.load(tiny, ())
+  run = experiment.make(open_options.resolve(tiny, data), data.spec)
   size = tiny.train.batch_size
   batch = {name: jax.ShapeDtypeStruct((size,), jnp.int32) for name in ('label', 'epoch', 'position')}
   batch['image'] = jax.ShapeDtypeStruct((size, *data.spec.image_shape), jnp.uint8)
@@ -192,8 +192,8 @@ def test_a_convolution_without_spatial_dimensions_is_a_matrix_product():
 
 @pytest.mark.usefixtures('optimized')
 def test_a_users_own_convolutions_are_fast_inside_the_loop_of_steps(tiny, own_network):
-  data = experiment.load_data(tiny, ())
-  run = experiment.make(experiment.resolve(tiny, data), data.spec)
+  data = datasets.load(tiny, ())
+  run = experiment.make(open_options.resolve(tiny, data), data.spec)
   mesh = mesh_lib.make_mesh(tiny.mesh)
   with contextlib.closing(pipeline.make_train_loader(run.config, data.train, mesh)) as loader:
     program = steps.make_train_steps(run.phases[0].train_step, loader.batch_at, 3)

@@ -1,0 +1,102 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from dnt import config as schema
+from dnt import errors
+from dnt.training import datasets, open_options
+
+
+def test_resolved_config_has_everything_filled_in_and_the_given_one_stays(tiny):
+  tiny.train.steps, tiny.train.epochs = None, 2.5
+  before = tiny.to_dict()
+  data = datasets.load(tiny, ('test',))
+  resolved = open_options.resolve(tiny, data)
+  assert tiny.to_dict() == before
+  assert resolved.train.steps == 10
+  assert resolved.model.num_classes == 10
+  images = np.stack([data.train[index][0] for index in range(64)]) / 255
+  np.testing.assert_allclose(resolved.data.mean, images.mean((0, 1, 2)), rtol=1e-5)
+  np.testing.assert_allclose(resolved.data.std, images.std((0, 1, 2)), rtol=1e-5)
+  assert resolved.model.block == 'plain', "the model's own default"
+
+
+def test_data_of_one_class_is_refused(tiny):
+  data = datasets.load(tiny, ())
+  alone = data._replace(spec=data.spec._replace(class_names=('cat',)))
+  with pytest.raises(errors.InputError, match="^synthetic has only one class, 'cat': there is nothing to learn"):
+    open_options.resolve(tiny, alone)
+
+
+@pytest.mark.parametrize(
+  ('train', 'splits', 'metric', 'ranks'),
+  [
+    ('train', ('val', 'test'), 'accuracy', 'val/accuracy'),
+    ('train', ('test', 'val'), 'loss', 'val/loss'),
+    ('train', ('test',), 'accuracy', 'accuracy'),
+    ('train', ('test[:50%]', 'train[:50%]'), 'loss', 'loss'),
+    ('train[:50%]', ('train[49%:]', 'train[50%:]'), 'accuracy', 'train[50%:]/accuracy'),
+    ('train', ('val', 'test'), 'test/loss', 'test/loss'),
+  ],
+)
+def test_a_split_ranks_that_is_no_test_split_and_no_training_data(tiny, train, splits, metric, ranks):
+  tiny.data.train_split, tiny.eval.splits, tiny.checkpoint.best_metric = train, splits, metric
+  data = datasets.load(tiny, splits)
+  resolved = open_options.rank(open_options.resolve(tiny, data), data)
+  assert resolved.checkpoint.best_metric == ranks
+  schema.validate(resolved)
+  assert open_options.rank(resolved, data) == resolved
+  tiny.train.patience = 1
+  if '/' not in ranks:
+    with pytest.raises(errors.InputError, match='patience .*test'):
+      open_options.rank(open_options.resolve(tiny, data), data)
+
+
+@pytest.mark.parametrize(('train', 'ranks'), [('all', 'accuracy'), ('train', 'val/accuracy')])
+def test_a_split_that_training_images_contain_does_not_rank(tiny, tmp_path, train, ranks):
+  for label in ('cat', 'dog'):
+    (tmp_path / label).mkdir()
+    for index in range(5):
+      Image.new('RGB', (8, 8), (index, 0, len(label))).save(tmp_path / label / f'{index}.png')
+  tiny.data.update({'source': f'folder:{tmp_path}', 'train_split': train, 'mean': (0.5,) * 3, 'std': (0.2,) * 3})
+  tiny.eval.splits, tiny.checkpoint.best_metric = ('val',), 'accuracy'
+  data = datasets.load(tiny, ('val',))
+  assert open_options.rank(open_options.resolve(tiny, data), data).checkpoint.best_metric == ranks
+
+
+def test_a_split_that_is_not_evaluated_cannot_rank(tiny):
+  tiny.checkpoint.best_metric = 'val/loss'
+  data = datasets.load(tiny, ('test',))
+  with pytest.raises(errors.InputError, match=r"'val/loss' .*set config\.eval\.splits=\('test', 'val'\)$"):
+    open_options.rank(open_options.resolve(tiny, data), data)
+
+
+def test_balanced_classes_are_resolved_into_weights_that_can_be_given_again(tiny):
+  tiny.loss.balance_classes = True
+  data = datasets.load(tiny, ())
+  resolved = open_options.resolve(tiny, data)
+  counts = np.bincount(data.train.labels, minlength=10)
+  assert len(set(counts)) > 1
+  np.testing.assert_allclose(np.asarray(resolved.loss.class_weights) * counts, 6.4)
+  schema.validate(resolved)
+  assert open_options.resolve(resolved, data).loss == resolved.loss
+
+
+def test_given_statistics_and_steps_are_kept(tiny):
+  tiny.data.mean, tiny.data.std = (0.1, 0.2, 0.3), (1.0, 2.0, 3.0)
+  resolved = open_options.resolve(tiny, datasets.load(tiny, ()))
+  assert (tuple(resolved.data.mean), tuple(resolved.data.std)) == ((0.1, 0.2, 0.3), (1.0, 2.0, 3.0))
+  assert resolved.train.steps == 6
+
+
+def test_too_few_epochs_for_one_step_are_one_step(tiny):
+  tiny.train.steps, tiny.train.epochs = None, 0.01
+  assert open_options.resolve(tiny, datasets.load(tiny, ())).train.steps == 1
+
+
+def test_head_of_other_classes_is_refused(tiny):
+  tiny.model.num_classes = 7
+  with pytest.raises(
+    errors.InputError, match=r'num_classes=7.* synthetic .*10 classes; leave config\.model\.num_classes unset'
+  ):
+    open_options.resolve(tiny, datasets.load(tiny, ()))
