@@ -157,12 +157,12 @@ class Checkpoints:
     for each in set(steps) - self._kept(steps):
       self._write(self._manager.delete, each)
 
-  def restore_latest(self, abstract_states: Mapping[int, Any]) -> format.Restored | None:
+  def restore_latest(self, abstract_state: Callable[[int], Any]) -> format.Restored | None:
     """Restores the newest undamaged checkpoint; moves newer damaged ones aside and logs one line for each.
 
     Args:
-      abstract_states: for each of `steps()` the pytree of its state. The leaves are `jax.ShapeDtypeStruct`s (or arrays)
-        with the shardings to restore onto, which may differ from those at the save.
+      abstract_state: returns the pytree of the state of a step. Its leaves are `jax.ShapeDtypeStruct`s (or arrays) with
+        the shardings to restore onto, which may differ from those at the save.
 
     Returns:
       The state and its meta, or None if nothing was ever saved.
@@ -173,7 +173,7 @@ class Checkpoints:
     """
     if not self.steps():
       return None
-    result = _newest_good(self._directory, _reader(abstract_states))
+    result = _newest_good(self._directory, _reader(abstract_state))
     for step, reason in result.damaged.items():
       aside = self._move_aside(step)
       _log.info(f'checkpoint {step} is damaged ({reason}); moved to {aside}; continuing from step {result.step}')
@@ -185,7 +185,7 @@ class Checkpoints:
     """Returns how the newest checkpoint differs from the state to restore, or None; it reads no array.
 
     Args:
-      abstract_state: returns the state of one of `steps()`, as for `restore_latest`; it needs no shardings.
+      abstract_state: as for `restore_latest`; it needs no shardings.
     """
     for step in reversed(self.steps()):
       with contextlib.suppress(format.DamagedError):  # a restore reports it
@@ -303,9 +303,9 @@ class ReadOnly:
     """Lists the steps on disk, in ascending order."""
     return _list_steps(self._directory)
 
-  def restore_latest(self, abstract_states: Mapping[int, Any]) -> format.Restored | None:
+  def restore_latest(self, abstract_state: Callable[[int], Any]) -> format.Restored | None:
     """Restores like `Checkpoints.restore_latest`, but skips damaged checkpoints without moving them."""
-    return _look(self._directory, _reader(abstract_states)) if self.steps() else None
+    return _look(self._directory, _reader(abstract_state)) if self.steps() else None
 
 
 def load_parameters(workdir: str | os.PathLike, step: int | None = None) -> format.Parameters:
@@ -421,6 +421,11 @@ def _newest_good(
         return _Found(step, read_back.value, damaged)
     if isinstance(problem, errors.InputError):
       raise problem
+    now = _list_steps(directory)
+    if only is None and now and (now[-1] > steps[-1] or step not in now):
+      return _newest_good(directory, read)  # a run goes on there, and removes older checkpoints while we read them
+    if only is not None and step not in now:
+      raise errors.InputError(f'checkpoint {only} in {directory} was removed by the run that goes on there')
     damaged[step] = str(problem)
   if only is not None:
     others = [str(step) for step in steps if step != only]
@@ -435,8 +440,8 @@ def _newest_good(
   )
 
 
-def _reader(abstract_states: Mapping[int, Any]) -> Callable[[pathlib.Path], format.ReadBack]:
-  return lambda path: format.read_state(path, abstract_states[int(path.name)])
+def _reader(abstract_state: Callable[[int], Any]) -> Callable[[pathlib.Path], format.ReadBack]:
+  return lambda path: format.read_state(path, abstract_state(int(path.name)))
 
 
 def _list_steps(directory: pathlib.Path) -> list[int]:

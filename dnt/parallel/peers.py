@@ -120,7 +120,7 @@ class Peers:
         if time.monotonic() >= beat:
           self._send({'activity': activity.describe()} if self._process else {})
           beat = time.monotonic() + BEAT
-        ready = selector.select(BEAT if self._verdict is None else BEAT / 20)
+        ready = selector.select(max(0.0, beat - time.monotonic()) if self._verdict is None else BEAT / 20)
         for process in [key.data for key, _ in ready]:
           if not self._receive(process):
             selector.unregister(self._connections[process])

@@ -72,7 +72,7 @@ def find(
     state = layouts.to_unrolled(run.abstract_state(start + 1), rows)
     return mesh_lib.shapes(state, run.shardings(mesh, state))
 
-  restored = saved.restore_latest({step: unrolled(run.phase_of_state(step).start) for step in saved.steps()})
+  restored = saved.restore_latest(lambda step: unrolled(run.phase_of_state(step).start))
   step = int(restored.state.step) if restored else 0
   abstract = run.abstract_state(step + 1)  # includes what the next step needs
   shapes = mesh_lib.shapes(abstract, run.shardings(mesh, abstract))

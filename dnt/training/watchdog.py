@@ -43,6 +43,7 @@ class Watchdog:
     self._ended.set()
     if self._thread.is_alive():
       self._thread.join()
+      self._note_progress()
 
   def _watch(self) -> None:
     while not self._ended.wait(_POLL):
@@ -50,11 +51,8 @@ class Watchdog:
 
   def _look(self) -> None:
     """Logs what the processes do if the present part of the run is late, and again whenever its time has doubled."""
-    mark, own = self._clock.mark, activity.describe()
-    if mark != self._mark:
-      if self._again:
-        _log.info(f'the run goes on after {mark - self._mark:.1f} s')
-      self._mark, self._again = mark, 0.0
+    self._note_progress()
+    mark, own = self._mark, activity.describe()
     name, part = _LAPS.get(own['phase'], ('', ''))
     laps, seconds = [*self._clock.laps[name]] if name else [], time.monotonic() - mark
     if len(laps) < SAMPLES:
@@ -64,6 +62,14 @@ class Watchdog:
       return
     self._again = 2 * seconds
     _log.info('\n'.join(_describe(f'{part} step {own["step"]} takes {seconds:.1f} s, {usual:.2g} s is usual', own)))
+
+  def _note_progress(self) -> None:
+    """Logs that the run goes on if the part that was late has ended."""
+    mark = self._clock.mark
+    if mark != self._mark:
+      if self._again:
+        _log.info(f'the run goes on after {mark - self._mark:.1f} s')
+      self._mark, self._again = mark, 0.0
 
 
 def _describe(late: str, own: activity.Description) -> list[str]:

@@ -100,7 +100,7 @@ def run(pristine, tmp_path):
 
 def test_restores_what_was_saved(run):
   saved = checkpoints.Checkpoints(run, _options())
-  state, meta = saved.restore_latest(dict.fromkeys(saved.steps(), _abstract(_state())))
+  state, meta = saved.restore_latest(lambda step: _abstract(_state()))
   _assert_same(state, _state(3))
   assert isinstance(state, State) and meta == {'at': 3} and saved.latest_step == 3
   state, meta = _read(run, 1, _abstract(_state()))
@@ -114,7 +114,7 @@ def test_nothing_saved_and_no_import(tmp_path):
   import sys
   from dnt import checkpoints, config
   saved = checkpoints.Checkpoints({str(tmp_path / 'new' / 'run')!r}, config.default().checkpoint)
-  assert saved.restore_latest({{}}) is None and saved.latest_step is None and saved.steps() == []
+  assert saved.restore_latest(lambda step: {{}}) is None and saved.latest_step is None and saved.steps() == []
   saved.wait()
   saved.close()
   assert not any(name.startswith('orbax') for name in sys.modules)
@@ -128,7 +128,7 @@ def test_meta_reads_back_as_json(tmp_path):
   meta = {'pairs': (1, 2), 'by step': {2: 'b', 10: 'a'}, 'nothing': None, 'figure': 0.1, 'text': 'é'}
   saved.save(1, _state(1), meta)
   saved.wait()
-  _, back = saved.restore_latest(dict.fromkeys(saved.steps(), _abstract(_state())))
+  _, back = saved.restore_latest(lambda step: _abstract(_state()))
   assert back == {**meta, 'pairs': [1, 2], 'by step': {'2': 'b', '10': 'a'}}
   saved.close()
 
@@ -158,7 +158,7 @@ def test_buffers_may_be_donated_after_save(tmp_path):
   for _ in range(3):
     state = bump(state)
   saved.wait()
-  _assert_same(saved.restore_latest(dict.fromkeys(saved.steps(), _abstract(state)))[0], expected)
+  _assert_same(saved.restore_latest(lambda step: _abstract(state))[0], expected)
   saved.close()
 
 
@@ -266,7 +266,7 @@ def test_state_that_is_not_finite_is_not_saved(run, value):
   saved = checkpoints.Checkpoints(run, _options())
   with pytest.raises(errors.RunError, match=r'step 4 .*not finite.* \(?params/head/bias, ema/params/head/bias\b'):
     saved.save(4, state, {})
-  _assert_same(saved.restore_latest(dict.fromkeys(saved.steps(), _abstract(state)))[0], _state(3))
+  _assert_same(saved.restore_latest(lambda step: _abstract(state))[0], _state(3))
   saved.close()
   assert _names(run) == ['1', '2', '3']
 
@@ -277,7 +277,7 @@ def test_state_that_is_not_finite_is_not_saved(run, value):
 def _refused(run, state, *patterns):
   saved = checkpoints.Checkpoints(run, _options())
   with pytest.raises(errors.InputError) as caught:
-    saved.restore_latest(dict.fromkeys(saved.steps(), _abstract(state)))
+    saved.restore_latest(lambda step: _abstract(state))
   message = str(caught.value)
   assert '\n' not in message and 'another --workdir' in message and 'config.json' in message
   for pattern in patterns:
@@ -330,9 +330,7 @@ def test_restores_onto_other_meshes(tmp_path):
   saved.save(1, one, {})
   saved.wait()
   sharded, _ = saved.restore_latest(
-    dict.fromkeys(
-      saved.steps(), jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), one, split)
-    )
+    lambda step: jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), one, split)
   )
   _assert_same(sharded, one)
   assert sharded['params']['w'].sharding == split['params']['w']
@@ -340,9 +338,7 @@ def test_restores_onto_other_meshes(tmp_path):
   # And back: saved from eight devices, onto one; the digest is the same.
   saved.save(2, sharded, {})
   saved.wait()
-  back, _ = saved.restore_latest(
-    dict.fromkeys(saved.steps(), _abstract(one, jax.sharding.SingleDeviceSharding(jax.devices()[5])))
-  )
+  back, _ = saved.restore_latest(lambda step: _abstract(one, jax.sharding.SingleDeviceSharding(jax.devices()[5])))
   _assert_same(back, one)
   assert back['params']['w'].devices() == {jax.devices()[5]}
   saved.close()
@@ -386,7 +382,7 @@ DAMAGE = {
 def test_damaged_checkpoint_is_passed_over(run, kind, console):
   DAMAGE[kind](run / 'checkpoints/3')
   saved = checkpoints.Checkpoints(run, _options())
-  state, meta = saved.restore_latest(dict.fromkeys(saved.steps(), _abstract(_state())))
+  state, meta = saved.restore_latest(lambda step: _abstract(_state()))
   _assert_same(state, _state(2))
   assert meta == {'at': 2}
   assert _names(run) == ['1', '2', '3.damaged'] and saved.latest_step == 2
@@ -397,7 +393,7 @@ def test_damaged_checkpoint_is_passed_over(run, kind, console):
   saved.save(3, _state(3), {'again': True})
   saved.close()
   again = checkpoints.Checkpoints(run, _options())
-  state, meta = again.restore_latest(dict.fromkeys(again.steps(), _abstract(_state())))
+  state, meta = again.restore_latest(lambda step: _abstract(_state()))
   _assert_same(state, _state(3))
   assert meta == {'again': True}
   assert console.readouterr().out == ''
@@ -441,7 +437,7 @@ def test_damage_in_the_values_alone_is_caught_by_the_digest(run):
   shutil.rmtree(run / 'checkpoints/3/state')
   shutil.copytree(other / 'checkpoints/3/state', run / 'checkpoints/3/state')
   saved = checkpoints.Checkpoints(run, _options())
-  _assert_same(saved.restore_latest(dict.fromkeys(saved.steps(), _abstract(state)))[0], _state(2))
+  _assert_same(saved.restore_latest(lambda step: _abstract(state))[0], _state(2))
   assert saved.steps() == [1, 2]
 
 
@@ -471,7 +467,7 @@ def test_damaged_twice_keeps_both(run):
   for _ in range(2):
     _truncate(run / 'checkpoints/3/meta/meta.json')
     saved = checkpoints.Checkpoints(run, _options())
-    saved.restore_latest(dict.fromkeys(saved.steps(), _abstract(_state())))
+    saved.restore_latest(lambda step: _abstract(_state()))
     saved.save(3, _state(3), {})
     saved.close()
   assert _names(run) == ['1', '2', '3', '3.damaged', '3.damaged-2']
@@ -483,7 +479,7 @@ def test_all_damaged_is_an_error_that_changes_nothing(run):
   for _ in range(2):  # no silent new start at the second try
     saved = checkpoints.Checkpoints(run, _options())
     with pytest.raises(errors.InputError, match=f'every checkpoint in {run}.* damaged') as caught:
-      saved.restore_latest(dict.fromkeys(saved.steps(), _abstract(_state())))
+      saved.restore_latest(lambda step: _abstract(_state()))
     assert '\n' not in str(caught.value) and 'backup' in str(caught.value)
   assert _names(run) == ['1', '2', '3']
 
@@ -503,11 +499,33 @@ def test_save_cut_off_by_a_kill_is_skipped_and_cleaned_up(run):
   left = run / 'checkpoints/4.orbax-checkpoint-tmp'
   shutil.copytree(run / 'checkpoints/3', left)
   saved = checkpoints.Checkpoints(run, _options())
-  _assert_same(saved.restore_latest(dict.fromkeys(saved.steps(), _abstract(_state())))[0], _state(3))
+  _assert_same(saved.restore_latest(lambda step: _abstract(_state()))[0], _state(3))
   saved.save(4, _state(4), {})
   saved.close()
   assert _names(run) == ['2', '3', '4']
   _assert_same(_read(run, 4, _abstract(_state()))[0], _state(4))
+
+
+@pytest.mark.parametrize('only', [None, 2])
+def test_a_run_that_removes_a_checkpoint_while_it_is_read_is_no_damage(run, monkeypatch, console, only):
+  """As a living run does, which saves the next one before."""
+  read, reads = format.read_parameters, []
+
+  def go_on_and_read(path):
+    if not reads:
+      _save(run, [4, 5, 6])
+    reads.append(path.name)
+    return read(path)
+
+  monkeypatch.setattr(format, 'read_parameters', go_on_and_read)
+  if only:
+    with pytest.raises(errors.InputError, match=f'^checkpoint 2 in {run}/checkpoints was removed'):
+      checkpoints.load_parameters(run, only)
+  else:
+    _assert_same(checkpoints.load_parameters(run).params, _state(6).params)
+    assert reads == ['3', '6']
+  assert 'damaged' not in console.readouterr().out
+  assert _names(run) == ['4', '5', '6']
 
 
 def test_kill_during_saves(tmp_path):
@@ -528,7 +546,7 @@ def test_kill_during_saves(tmp_path):
   process.wait()
   saved = checkpoints.Checkpoints(tmp_path, _options())
   abstract = {'params': {'w': jax.ShapeDtypeStruct((64, 64), jnp.float32)}}
-  state, meta = saved.restore_latest(dict.fromkeys(saved.steps(), abstract))
+  state, meta = saved.restore_latest(lambda step: abstract)
   assert meta['at'] in (3, 4, 5) and not [name for name in _names(tmp_path) if 'damaged' in name]
   np.testing.assert_array_equal(state['params']['w'], np.full((64, 64), meta['at'], np.float32))
   saved.save(50, state, {})
@@ -645,7 +663,7 @@ def test_full_disk(run, monkeypatch):
   with pytest.raises(errors.RunError, match=rf'needs 0\.2 MB.* disk .*{run}.* 0\.0 MB'):
     saved.save(4, _state(4), {})
   monkeypatch.undo()
-  _assert_same(saved.restore_latest(dict.fromkeys(saved.steps(), _abstract(_state())))[0], _state(3))
+  _assert_same(saved.restore_latest(lambda step: _abstract(_state()))[0], _state(3))
 
 
 def test_write_that_fails_in_the_background(tmp_path):
@@ -667,7 +685,7 @@ def test_write_that_fails_in_the_background(tmp_path):
     print(error)
   saved.close()  # said once
   saved = checkpoints.Checkpoints({str(tmp_path)!r}, config.default().checkpoint)
-  print(saved.restore_latest(dict.fromkeys(saved.steps(), state))[1])
+  print(saved.restore_latest(lambda step: state)[1])
   """
   done = subprocess.run(
     [sys.executable, '-c', textwrap.dedent(code)], check=True, capture_output=True, text=True, timeout=60
@@ -697,7 +715,7 @@ whole = mesh_lib.replicated(mesh)
 split = NamedSharding(mesh, PartitionSpec(None, 'fsdp'))
 state = mesh_lib.place(host, {'params': {'w': split, 'b': whole}, 'step': whole})
 saved = checkpoints.Checkpoints(workdir, options.checkpoint, 'accuracy')
-seen = [saved.restore_latest(dict.fromkeys(saved.steps(), state))]
+seen = [saved.restore_latest(lambda step: state)]
 for step in (1, 2, 3):
   saved.save(step, state, {})
   seen.append(step in saved.steps())
@@ -719,7 +737,7 @@ if process == 0:
 multihost_utils.sync_global_devices('damaged')
 saved = checkpoints.Checkpoints(workdir, options.checkpoint)
 with terminal.console():
-  restored, meta = saved.restore_latest(dict.fromkeys(saved.steps(), state))
+  restored, meta = saved.restore_latest(lambda step: state)
 seen += [meta, saved.latest_step, saved.steps()]
 for leaf, expected in zip(jax.tree.leaves(restored), jax.tree.leaves(host), strict=True):
   for shard in leaf.addressable_shards:
@@ -728,7 +746,7 @@ loaded = checkpoints.load_parameters(workdir)
 np.testing.assert_array_equal(loaded.params['w'], w)
 other = {'params': {'w': jax.ShapeDtypeStruct((3,), jnp.float32, sharding=whole)}}
 try:
-  saved.restore_latest(dict.fromkeys(saved.steps(), other))
+  saved.restore_latest(lambda step: other)
 except errors.InputError as error:
   seen.append('unexpected: params/b, step' in str(error))
 for step in (2, 3):

@@ -16,7 +16,7 @@ from dnt.parallel import clusters, peers, rendezvous, signals
 
 coordinator, process, count, how, who = sys.argv[1:]
 process, this = int(process), process == who
-peers.SILENCE = 2.5
+peers.SILENCE = 2.5 if how == 'silent' else peers.SILENCE
 with signals.Watch():
   peers.watch(process, *rendezvous.meet(clusters.Cluster(coordinator, int(count), process), 30))
   watched = peers.current()
@@ -25,7 +25,7 @@ with signals.Watch():
   if how in ('1', '2'):
     if this:
       watched.explain('the disk is full')
-      watched.leave(int(how), 1.0)
+      watched.leave(int(how), peers.GRACE)
       signals.exit_at_once(int(how))
     try:
       time.sleep(0.1)  # a collective fails
@@ -35,7 +35,7 @@ with signals.Watch():
     time.sleep(0.2 * process)
     watched.explain(f'bad input, says process {process}')
     print(f'error: bad input, says process {process}', file=sys.stderr)
-    watched.leave(2, 1.0)
+    watched.leave(2, peers.GRACE)
     signals.exit_at_once(2)
   if how == 'well' and this:
     sys.exit(0)
@@ -101,7 +101,7 @@ def test_a_killed_process_is_named_by_each_of_the_others_in_one_line(launch, who
 
 @pytest.mark.thorough
 def test_a_process_that_does_not_answer_is_lost_and_one_that_goes_on_in_time_is_not(launch):
-  processes = launch('wait', 1)
+  processes = launch('silent', 1)
   processes[1].send_signal(signal.SIGSTOP)
   time.sleep(1)
   processes[1].send_signal(signal.SIGCONT)

@@ -55,6 +55,18 @@ def test_a_step_is_late_after_ten_times_its_usual_time_and_again_when_its_time_h
   assert not console.readouterr().out
 
 
+def test_a_late_part_that_ends_with_the_run_is_said_to_have_ended(clock, console, monkeypatch):
+  monkeypatch.setattr(watchdog, '_POLL', 0.01)
+  with watchdog.Watchdog(clock) as watching:
+    clock.now = 25.0
+    while not watching._again:
+      time.sleep(0.001)
+    monkeypatch.setattr(watchdog, '_POLL', 60.0)
+    watching._ended.wait(0.05)  # the last look with the short poll
+    clock.now = clock.mark = 26.0
+  assert 'the run goes on after 26.0 s' in console.readouterr().out
+
+
 def test_what_has_no_usual_time_yet_is_not_late(clock, console):
   clock.laps.clear()
   clock.now = 1000.0
