@@ -48,7 +48,7 @@ def main(values: flags.FlagValues) -> None:
   given = cli.overrides(values)
   command = shlex.join(['python', '-m', 'dnt.compare', *sys.argv[1:]])
 
-  from dnt.comparison import plan, results, runner
+  from dnt.comparison import output, plan, reading, results, runner
   from dnt.parallel import signals
 
   base_keys = [key.removeprefix('base.') for key in given]
@@ -57,8 +57,8 @@ def main(values: flags.FlagValues) -> None:
   plan.check_given(config, chosen, base_keys)
 
   def write():
-    outcomes = [results.read(run) for run in runs if run in chosen or plan.is_comparable(run)]
-    results.write(outcomes, results.About(config, name, values.form, command), workdir)
+    outcomes = [reading.read(run) for run in runs if run in chosen or plan.is_comparable(run)]
+    output.write(outcomes, output.About(config, name, values.form, command), workdir)
     return outcomes
 
   with runner.own(workdir, runs):
@@ -66,7 +66,7 @@ def main(values: flags.FlagValues) -> None:
     outcomes = write()
   if ended:
     best = results.find_best(results.summarize(outcomes), config.columns[0])
-    for title, text in results.describe_best(best).items():
+    for title, text in output.describe_best(best).items():
       print(f'{title}: {text}')
   failed = [outcome for outcome in outcomes if outcome.state == 'failed' and outcome.run in chosen]
   if not ended:

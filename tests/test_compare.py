@@ -15,7 +15,7 @@ import pytest
 
 from dnt import config as schema
 from dnt import loop
-from dnt.comparison import plan, results
+from dnt.comparison import output, plan, reading
 from dnt.reporting import metrics
 from dnt.training import datasets, experiment, record
 
@@ -142,13 +142,13 @@ def test_the_parent_leaves_the_device_to_its_runs(tmp_path):
   code = """
 import pathlib, sys
 from dnt import config as schema
-from dnt.comparison import plan, results, runner
+from dnt.comparison import output, plan, reading, results, runner
 sys.path.insert(0, sys.argv[1])
 import compare_me
 config = compare_me.get_config()
 workdir = pathlib.Path(sys.argv[1])
-outcomes = [results.read(run) for run in plan.make(config, workdir)]
-results.write(outcomes, results.About(config, 'name', '', 'go'), workdir)
+outcomes = [reading.read(run) for run in plan.make(config, workdir)]
+output.write(outcomes, output.About(config, 'name', '', 'go'), workdir)
 """
   environment = {**os.environ, 'JAX_PLATFORMS': 'no_such_device'}
   subprocess.run([sys.executable, '-c', code, str(tmp_path)], env=environment, check=True)
@@ -222,8 +222,8 @@ def test_shrunk_config_trains_and_has_results(path, load_config, tmp_path):
   first.config.train.batch_size = 8
   first.config.model.depth = 8
   loop.train(first.config, first.workdir, record.Clock(0.0), 'test')
-  outcomes = [results.read(run) for run in runs]
-  results.write(outcomes, results.About(config, path.stem, '', 'test'), tmp_path)
+  outcomes = [reading.read(run) for run in runs]
+  output.write(outcomes, output.About(config, path.stem, '', 'test'), tmp_path)
   whole, _, _ = (tmp_path / 'results.md').read_text().partition('\n\n')  # tables of classes come behind
   table = [line for line in whole.splitlines() if line.startswith('| ')]
   assert len(table) == 2 + len(config.variants)

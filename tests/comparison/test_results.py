@@ -11,7 +11,7 @@ from PIL import Image
 from dnt import config as schema
 from dnt import errors
 from dnt import workdir as workdir_lib
-from dnt.comparison import plan, results
+from dnt.comparison import output, plan, reading, results
 from dnt.config import run_config
 
 CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
@@ -84,7 +84,7 @@ def test_a_damaged_file_of_a_run_is_named(tmp_path, name, content):
   (run.workdir / name).write_text(content)
   with pytest.raises(errors.InputError, match=rf'{run.workdir / name} ') as refused:
     plan.is_finished(run)
-    results.read(run)
+    reading.read(run)
   assert '\n' not in str(refused.value)
 
 
@@ -96,7 +96,7 @@ def test_a_damaged_confusion_is_left_out(tmp_path, console, content):
   leave(run, 0.7, 0.625)
   path = run.workdir / 'confusion_test.json'
   path.write_text(content)
-  assert set(results.read(run).per_class) == {'train'}
+  assert set(reading.read(run).per_class) == {'train'}
   assert str(path) in console.readouterr().out
 
 
@@ -112,8 +112,8 @@ def written(tmp_path_factory):
       run.workdir.mkdir(parents=True)
       (run.workdir / 'metrics.jsonl').write_text(json.dumps(next(lines(0, 0))) + '\n')
       (run.workdir / workdir_lib.FAILURE).write_text('{"error": "the loss is | not finite at step 12; try <this>"}')
-  outcomes = [results.read(run) for run in runs]
-  results.write(outcomes, results.About(config, 'compare_me', 'short', 'python -m dnt.compare'), tmp_path)
+  outcomes = [reading.read(run) for run in runs]
+  output.write(outcomes, output.About(config, 'compare_me', 'short', 'python -m dnt.compare'), tmp_path)
   return tmp_path, outcomes
 
 
@@ -158,11 +158,11 @@ def test_the_test_split_counts_that_was_looked_at_when_the_run_ended(tmp_path):
     held.append({'step': step, 'epoch': step / 50, 'val/loss': 0.5, 'val/accuracy': step / 200})
   held.append({'step': 100, 'epoch': 2.0, 'test/loss': 0.75, 'test/accuracy': 0.25})
   (run.workdir / 'metrics.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in held))
-  outcome = results.read(run)
+  outcome = reading.read(run)
   assert (outcome.values['val_error'], outcome.values['test_error'], outcome.values['test_loss']) == (50.0, 75.0, 0.75)
   assert outcome.curves['val error (%)'].steps == [50, 100] and outcome.curves['test error (%)'].steps == [100]
   assert 'test' in outcome.per_class
-  table = results.table(results.summarize([outcome]), ('error',))
+  table = output.table(results.summarize([outcome]), ('error',))
   assert table.header[2:4] == ['val error (%)', 'test error (%)']
 
 
@@ -174,7 +174,7 @@ def test_the_training_split_keeps_its_name_beside_the_split_train(tmp_path):
   line = {'step': 100, 'epoch': 2.0, 'train/loss': 0.75, 'train/accuracy': 0.625}
   with (run.workdir / 'metrics.jsonl').open('a') as file:
     file.write(json.dumps(line) + '\n')
-  outcome = results.read(run)
+  outcome = reading.read(run)
   assert (outcome.values['train_error'], outcome.values['train[:20%]_error']) == (37.5, 50.0)
   assert outcome.curves['train error (%)'].values == [37.5]
   assert set(outcome.per_class) == {'train[:20%]', 'test'}
@@ -211,12 +211,12 @@ def test_a_metric_that_is_not_finite_for_one_of_the_seeds(written):
   )
   assert math.isnan(plain['mean']['test_loss']) and math.isnan(plain['std']['test_loss'])
   assert plain['std']['test_error'] == pytest.approx(12.5 / math.sqrt(2))
-  table = results.table(rows, ('loss',))
+  table = output.table(rows, ('loss',))
   place = table.header.index('test loss')
   assert [cells[place] for cells in table.cells] == ['not finite', '0.5000']
   (line,) = described(rows, 'loss').values()
   assert line.startswith('deep 0.5000 (1 run); there is no other variant')
-  csv_row, _ = csv.DictReader(results.comma_separated(rows).splitlines())
+  csv_row, _ = csv.DictReader(output.comma_separated(rows).splitlines())
   assert csv_row['test_loss_std'] == 'nan'
 
 
@@ -279,7 +279,7 @@ def test_warnings_of_a_variant_stand_together(written):
   warned = [outcomes[0]._replace(warnings=vanishing | {'dead': {'step': 30, 'text': 'at 30'}}), *outcomes[1:]]
   seeds = {outcome.run.name: str(outcome.run.seed) for outcome in warned}
   assert list(seeds) == ['plain seed 0', 'deep seed 0', 'plain seed 1', 'deep seed 1']
-  assert results._warnings(warned) == [
+  assert output._warnings(warned) == [
     ('plain', '0', 'step 40', 'at 40'),
     ('plain', '0, 1', 'step 10', 'units are <dead>'),
   ]
@@ -288,7 +288,7 @@ def test_warnings_of_a_variant_stand_together(written):
 def test_columns_are_those_asked_for_in_their_order(written):
   _, outcomes = written
   rows = results.summarize(outcomes)
-  header, cells = results.table(rows, ('calibration_error', 'auroc', 'seconds', 'accuracy', 'loss', 'device_memory'))
+  header, cells = output.table(rows, ('calibration_error', 'auroc', 'seconds', 'accuracy', 'loss', 'device_memory'))
   assert header[2:-1] == [
     'test calibration error',
     'test AUROC',
@@ -308,7 +308,7 @@ def test_what_the_transfer_config_shows(written, load_config):
   values = {'val_error': 9.0, 'val_accuracy': 91.0, 'val_loss': 0.3, 'val_auroc': 0.98, 'val_calibration_error': 0.04}
   values |= {'seconds': 60.0, 'images_per_second': 9.0, 'parameters': 20, 'trainable_parameters': 10}
   outcome = outcomes[0]._replace(values=values | {'process_memory': 2**30})
-  header, (row,) = results.table(results.summarize([outcome]), config.columns)
+  header, (row,) = output.table(results.summarize([outcome]), config.columns)
   assert dict(zip(header[:-1], row[:-1], strict=True)) == {
     'variant': 'plain',
     'runs': '1/1',
@@ -325,22 +325,22 @@ def test_of_many_classes_there_is_no_table(written):
   _, outcomes = written
   for classes in (20, 21):
     per_class = {'test': {f'class {place}': {'sensitivity': 0.5} for place in range(classes)}}
-    tables = results.class_tables(results.summarize([outcomes[0]._replace(per_class=per_class)]))
+    tables = output.class_tables(results.summarize([outcomes[0]._replace(per_class=per_class)]))
     assert len(tables) == (classes == 20)
 
 
 def test_what_devices_count_has_a_column(written):
   _, outcomes = written
   values = {**outcomes[0].values, 'device_memory': 3 * 2**30}
-  header, (row,) = results.table(results.summarize([outcomes[0]._replace(values=values)]), ('device_memory',))
+  header, (row,) = output.table(results.summarize([outcomes[0]._replace(values=values)]), ('device_memory',))
   assert row[header.index('peak device memory')] == '3,072 MiB'
 
 
 def test_nothing_run_yet(tmp_path):
   config = make_config()
-  outcomes = [results.read(run) for run in plan.make(config, tmp_path)]
+  outcomes = [reading.read(run) for run in plan.make(config, tmp_path)]
   assert {outcome.state for outcome in outcomes} == {'not run'}
-  results.write(outcomes, results.About(config, 'compare_me', '', 'go'), tmp_path)
+  output.write(outcomes, output.About(config, 'compare_me', '', 'go'), tmp_path)
   assert '| plain | 0/2 | seed 0, 1 not run |' in (tmp_path / 'results.md').read_text()
 
 
@@ -385,7 +385,7 @@ def row(variant, mean, std=None, data='digits train', runs=3, finished=3, name='
 
 
 def described(rows, metric='error'):
-  return results.describe_best(results.find_best(rows, metric))
+  return output.describe_best(results.find_best(rows, metric))
 
 
 def test_the_best_has_the_lowest_error_and_its_margin_stands_beside_the_spread():
@@ -489,7 +489,7 @@ def test_a_slice_of_the_training_split_does_not_say_what_is_best(tmp_path, of, t
       dict(sorted(json.loads(line).items(), key=lambda item: item[0] < 'train[')) for line in record.splitlines()
     ]
     (run.workdir / 'metrics.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in first))
-  rows = results.summarize([results.read(run) for run in runs])
+  rows = results.summarize([reading.read(run) for run in runs])
   assert [each['trained_on'] for each in rows] == [trained_on] * 2
   (found,) = results.find_best(rows, 'error')
   assert found['metric'] == ('test_error' if trained_on else f'train[:20%]{suffix}_error')
@@ -506,5 +506,5 @@ def test_data_that_differ_in_images_of_each_class_or_in_their_folder_are_others(
   config = make_config()
   config.base.data.source = source
   config.variants = {'changed': change, 'all': {}}
-  rows = results.summarize([results.read(run) for run in plan.make(config, tmp_path)])
+  rows = results.summarize([reading.read(run) for run in plan.make(config, tmp_path)])
   assert [each['data'] for each in rows] == [named, f'{source} train[:20%]']
