@@ -1,12 +1,12 @@
 """Names why a network does not train, ordered by which problem stops training first, each with its evidence in a line.
 
-The causes come from the first ten steps with telemetry (`doctor.Examination`) and from the trial (`trial.Trial`).
+The causes come from the first ten steps with telemetry (`first_steps.Examination`) and from the trial (`trial.Trial`).
 """
 
 import numpy as np
 
 from dnt.config import typed
-from dnt.diagnostics import doctor, labels, trial
+from dnt.diagnostics import doctor, first_steps, labels, remedies, trial
 from dnt.diagnostics.verdicts import Kind, Verdict
 from dnt.optim import schedules
 from dnt.training import telemetry
@@ -32,7 +32,7 @@ NOISE = 0.05  # change of an accuracy over a window that may be chance
 WINDOW = 20  # steps over which an accuracy on the way is measured
 
 
-def find(config: typed.Config, examination: doctor.Examination, tried: trial.Trial) -> list[Verdict]:
+def find(config: typed.Config, examination: first_steps.Examination, tried: trial.Trial) -> list[Verdict]:
   """Returns why a network does not train, at least one cause, ordered by which problem stops training first.
 
   Args:
@@ -66,7 +66,7 @@ def find(config: typed.Config, examination: doctor.Examination, tried: trial.Tri
   return list(causes.values()) or [Verdict(Kind.STUCK, None, f'{trial.course(tried)}; {_open(examination, tried)}')]
 
 
-def _open(examination: doctor.Examination, tried: trial.Trial) -> str:
+def _open(examination: first_steps.Examination, tried: trial.Trial) -> str:
   """Returns in words what is left to say where no cause was found."""
   if tried.reached < RISING:
     risen = f'the learning rate has risen to {100 * tried.reached:.2g} % of its peak by then'
@@ -77,19 +77,19 @@ def _open(examination: doctor.Examination, tried: trial.Trial) -> str:
   return 'no cause was found'
 
 
-def find_faults(examination: doctor.Examination) -> list[Verdict]:
+def find_faults(examination: first_steps.Examination) -> list[Verdict]:
   """Returns faults of the network itself, with which it may still train; empty if there are none."""
   seen = _seen(examination)
   found = [_squashed(examination), seen if seen and seen.kind in (Kind.DEAD, Kind.CUT_OFF) else None]
   return [cause for cause in found if cause]
 
 
-def _seen(examination: doctor.Examination) -> Verdict | None:
+def _seen(examination: first_steps.Examination) -> Verdict | None:
   verdict = doctor.judge(examination)
   return None if verdict.kind == Kind.TRAINABLE else verdict
 
 
-def _squashed(examination: doctor.Examination) -> Verdict | None:
+def _squashed(examination: first_steps.Examination) -> Verdict | None:
   logits = examination.outputs
   if not np.isfinite(logits).all():
     return None
@@ -108,12 +108,12 @@ def _squashed(examination: doctor.Examination) -> Verdict | None:
   return None
 
 
-def _scaled(examination: doctor.Examination) -> Verdict | None:
+def _scaled(examination: first_steps.Examination) -> Verdict | None:
   finding = labels.find_scale(examination.input_rms)
   return Verdict(Kind.SCALE, None, finding.text) if finding else None
 
 
-def _decayed(config: typed.Config, examination: doctor.Examination, tried: trial.Trial) -> Verdict | None:
+def _decayed(config: typed.Config, examination: first_steps.Examination, tried: trial.Trial) -> Verdict | None:
   optim = config.optim
   step = schedules.peak_rate(optim) * optim.weight_decay / (1 - optim.momentum if optim.name == 'sgd' else 1)
   part = _part_of_decay(optim, examination)
@@ -127,7 +127,7 @@ def _decayed(config: typed.Config, examination: doctor.Examination, tried: trial
   return Verdict(Kind.DECAY, None, reason)
 
 
-def _usual_update(examination: doctor.Examination) -> float:
+def _usual_update(examination: first_steps.Examination) -> float:
   """Returns the update of the median entry over the norm of its parameters, for a learning rate of 1; NaN: unknown."""
   moving = examination.learning_rates > 0
   if not moving.any():
@@ -135,7 +135,7 @@ def _usual_update(examination: doctor.Examination) -> float:
   return float(np.median(np.median(examination.update_ratios, 0)[moving] / examination.learning_rates[moving]))
 
 
-def _part_of_decay(optim: typed.Optim, examination: doctor.Examination) -> float:
+def _part_of_decay(optim: typed.Optim, examination: first_steps.Examination) -> float:
   """Returns the part of the weight decay in the first update, of the median entry."""
   ratios = np.median(examination.update_ratios, 0)
   moved = np.flatnonzero(examination.learning_rates > 0)
@@ -144,7 +144,7 @@ def _part_of_decay(optim: typed.Optim, examination: doctor.Examination) -> float
   return float(examination.learning_rates[moved[0]] * optim.weight_decay / ratios[moved[0]])
 
 
-def _diverged(examination: doctor.Examination, tried: trial.Trial) -> Verdict | None:
+def _diverged(examination: first_steps.Examination, tried: trial.Trial) -> Verdict | None:
   ratio = float(np.median(examination.update_ratios))
   moved = 'updates of parameters that start at zero' if np.isnan(ratio) else f'updates of {ratio:.1e} of the parameters'
   by_entry = np.nan_to_num(np.median(examination.columns['first_update_ratio'], 0), posinf=0.0)
@@ -173,7 +173,7 @@ def _diverged(examination: doctor.Examination, tried: trial.Trial) -> Verdict | 
   return None
 
 
-def _was_well(examination: doctor.Examination, tried: trial.Trial) -> bool:
+def _was_well(examination: first_steps.Examination, tried: trial.Trial) -> bool:
   """Whether the loss of a trial was below that of guessing, without a rise, and no updates large, to the end."""
   losses, rates = tried.losses, tried.learning_rates
   if len(losses) < 2 * doctor.LAST_EXAMINED or _usual_update(examination) * rates[-1] >= doctor.RATIO:
@@ -182,7 +182,7 @@ def _was_well(examination: doctor.Examination, tried: trial.Trial) -> bool:
   return after.max() < min(examination.guessing_loss, 1.1 * before.min() + 0.1)
 
 
-def _clipped(config: typed.Config, examination: doctor.Examination) -> Verdict | None:
+def _clipped(config: typed.Config, examination: first_steps.Examination) -> Verdict | None:
   if config.clip.name == 'none' or examination.scale_free or 'clip_factor' not in examination.columns:
     return None
   factor = float(np.nanmedian(examination.columns['clip_factor']))
@@ -191,20 +191,20 @@ def _clipped(config: typed.Config, examination: doctor.Examination) -> Verdict |
   return Verdict(Kind.CLIPPED, None, f'it leaves {100 * factor:.2g} % of the gradient, so that {_reaches(examination)}')
 
 
-def _small_batch(config: typed.Config, examination: doctor.Examination) -> Verdict | None:
-  size = doctor.norm_batch(config)
+def _small_batch(config: typed.Config, examination: first_steps.Examination) -> Verdict | None:
+  size = remedies.norm_batch(config)
   if not examination.batch_statistics or size > BATCH_NORM_BLAMED_TO:
     return None
   return Verdict(Kind.SMALL_BATCH, None, f'batch_norm takes its statistics from {size} images')
 
 
-def _still(examination: doctor.Examination, tried: trial.Trial) -> Verdict | None:
+def _still(examination: first_steps.Examination, tried: trial.Trial) -> Verdict | None:
   if not reach(examination) <= STILL:
     return None
   return Verdict(Kind.SMALL_STEP, None, f'{trial.course(tried)}, as {_reaches(examination)}')
 
 
-def _lost_inside(examination: doctor.Examination) -> Verdict | None:
+def _lost_inside(examination: first_steps.Examination) -> Verdict | None:
   """Detects a signal that is lost within the first entry or the last: from the images, or to the logits."""
   rms = np.median(examination.columns['activation_rms'], 0)
   measured = np.flatnonzero(~np.isnan(rms))
@@ -224,7 +224,7 @@ def _lost_inside(examination: doctor.Examination) -> Verdict | None:
   return None
 
 
-def _alike(examination: doctor.Examination, tried: trial.Trial) -> Verdict | None:
+def _alike(examination: first_steps.Examination, tried: trial.Trial) -> Verdict | None:
   """Detects images that have become alike at the last entries of a network whose loss stays at that of guessing."""
   apart = 1 - np.median(examination.columns['cosine'], 0)
   hidden = np.flatnonzero(~np.isnan(apart))[:-1]  # without the logits
@@ -253,7 +253,7 @@ def _fell_back(tried: trial.Trial) -> Verdict | None:
   return Verdict(Kind.LARGE_STEP, None, reason)
 
 
-def reach(examination: doctor.Examination) -> float:
+def reach(examination: first_steps.Examination) -> float:
   """Returns by which fraction of their norm the updates of a trial can move the parameters of the median entry.
 
   It is NaN, unknown, where all that trains starts at zero, and where the first steps have no learning rate.
@@ -261,5 +261,5 @@ def reach(examination: doctor.Examination) -> float:
   return _usual_update(examination) * examination.peak_rate * trial.STEPS
 
 
-def _reaches(examination: doctor.Examination) -> str:
+def _reaches(examination: first_steps.Examination) -> str:
   return f'{trial.STEPS} steps move the parameters by {100 * reach(examination):.2g} % of their norm at most'

@@ -14,7 +14,7 @@ from dnt import config as schema
 from dnt import errors
 from dnt.config import keys, typed
 from dnt.data import pipeline
-from dnt.diagnostics import causes, doctor, lr_find, trial
+from dnt.diagnostics import causes, first_steps, lr_find, remedies, trial
 from dnt.diagnostics.verdicts import Kind, Verdict
 from dnt.optim import schedules
 from dnt.parallel import mesh as mesh_lib
@@ -69,7 +69,7 @@ class Tried(NamedTuple):
   reason: str
 
 
-def offer(config: typed.Config, examination: doctor.Examination, found: Sequence[Verdict]) -> list[dict[str, Any]]:
+def offer(config: typed.Config, examination: first_steps.Examination, found: Sequence[Verdict]) -> list[dict[str, Any]]:
   """Returns sets of overrides that may mend a network, the smallest change first.
 
   They are what answers the first cause, in at most two forms; what answers all causes together; and a form of the
@@ -92,18 +92,18 @@ def offer(config: typed.Config, examination: doctor.Examination, found: Sequence
     # Where another cause is first, its cure changes the updates too.
     if answer and (cause is found[0] or cause.kind not in (Kind.SMALL_STEP, Kind.LARGE_STEP)):
       together |= answer[0]
-  norm = 'layer_norm' if doctor.norm_batch(config) <= causes.BATCH_NORM_BLAMED_TO else 'batch_norm'
+  norm = 'layer_norm' if remedies.norm_batch(config) <= causes.BATCH_NORM_BLAMED_TO else 'batch_norm'
   usual = schema.default()
   sound = {key: keys.get(usual, key) for key in USUAL} | SOUND | {'model.norm': norm}
-  sound |= doctor.shortcut(config, len(examination.entries))
+  sound |= remedies.shortcut(config, len(examination.entries))
   if given:
     sound = {key: value for key, value in sound.items() if not key.startswith('model.')}
   if any(cause.kind == Kind.SCALE for cause in found):
     sound |= {'data.mean': (), 'data.std': ()}
-  return doctor.keep_buildable(config, [*(answers[0][:2] if answers else []), together, sound])[:MOST]
+  return remedies.keep_buildable(config, [*(answers[0][:2] if answers else []), together, sound])[:MOST]
 
 
-def _answers(config: typed.Config, examination: doctor.Examination, cause: Verdict) -> list[dict[str, Any]]:
+def _answers(config: typed.Config, examination: first_steps.Examination, cause: Verdict) -> list[dict[str, Any]]:
   """Returns overrides against one cause, the likeliest first; none if no option of the config can affect it."""
   rate = schedules.peak_rate(config.optim)
   if cause.kind == Kind.SQUASHED:
@@ -124,7 +124,7 @@ def _answers(config: typed.Config, examination: doctor.Examination, cause: Verdi
     return [*sized, {'optim.name': 'adamw', RATE: 1e-3}]
   if cause.kind == Kind.STUCK:
     return []
-  return doctor.remedies(config, examination, cause)
+  return remedies.choose(config, examination, cause)
 
 
 def _is_given(config: typed.Config) -> bool:
@@ -135,7 +135,7 @@ def _is_given(config: typed.Config) -> bool:
 def _larger(config: typed.Config) -> dict[str, int]:
   """Returns overrides that leave batch_norm `USUAL_BATCH` images or more; the batch stays if it has so many."""
   size, accumulate = config.train.batch_size, config.train.accumulate
-  enough = USUAL_BATCH * (size // accumulate // doctor.norm_batch(config))  # for each device, with norm_sync=device
+  enough = USUAL_BATCH * (size // accumulate // remedies.norm_batch(config))  # for each device, with norm_sync=device
   if size < enough:
     return {'train.batch_size': enough, 'train.accumulate': 1}
   # With a divisor of `accumulate`, the devices share a micro-batch evenly, as they do now.
@@ -158,7 +158,7 @@ def try_out(
     seconds: limit for each trial.
     log: receives a status message for each chunk of steps.
   """
-  doing = f'trying {doctor.flags(overrides)}'
+  doing = f'trying {remedies.flags(overrides)}'
   try:
     best = _try(config, data, overrides, seconds, lambda text: log(f'{doing}: {text}'))
     if best.state != trial.HEALTHY:

@@ -7,7 +7,7 @@ import numpy as np
 
 from dnt import config as schema
 from dnt.config import checks, typed
-from dnt.diagnostics import causes, doctor, labels, trial
+from dnt.diagnostics import causes, doctor, first_steps, labels, trial
 from dnt.diagnostics.verdicts import Kind, Verdict
 from dnt.training import datasets
 
@@ -29,7 +29,7 @@ class Diagnosis(NamedTuple):
     findings: what is unusual in the data.
   """
 
-  examination: doctor.Examination
+  examination: first_steps.Examination
   trial: trial.Trial
   verdict: Verdict
   state: str
@@ -58,7 +58,7 @@ def make(
   Raises:
     errors.InputError: the config does not fit the data or the model.
   """
-  examination = doctor.examine(config, data, seeds, log)
+  examination = first_steps.examine(config, data, seeds, log)
   trials = [trial.run(config, data, seconds, log)]
   probabilities = [trial.probability(trials[0])]
   left = seconds - trials[0].seconds
@@ -87,7 +87,7 @@ def make(
   return Diagnosis(examination, tried, verdict, state, probability, found, findings)
 
 
-def _depends(examination: doctor.Examination, probability: float) -> bool:
+def _depends(examination: first_steps.Examination, probability: float) -> bool:
   """Whether another initialization may behave otherwise.
 
   It may where the trials so far leave the outcome open, or fail although the first steps look well.

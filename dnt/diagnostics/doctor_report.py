@@ -10,7 +10,7 @@ import numpy as np
 from dnt import files
 from dnt import workdir as workdir_lib
 from dnt.config import typed
-from dnt.diagnostics import cures, diagnosis, doctor, trial
+from dnt.diagnostics import cures, diagnosis, first_steps, remedies, trial
 from dnt.diagnostics.verdicts import Kind, Verdict
 from dnt.reporting import metric_names, plots, tables, terminal
 from dnt.training import datasets
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
   from matplotlib.figure import Figure
 
 _log = logging.getLogger(__name__)
-# The columns of the table. Those that telemetry lacks are `doctor.Examination`'s own.
+# The columns of the table. Those that telemetry lacks are `first_steps.Examination`'s own.
 COLUMNS = (
   'activation_rms',
   'activation_variance',
@@ -60,7 +60,7 @@ def run(config: typed.Config, workdir: pathlib.Path, seeds: int, trying: bool, s
     The contents of `probe.json`.
 
   Raises:
-    errors.InputError: see `doctor.examine`; or the workdir cannot be written, or holds the findings of a newer version.
+    errors.InputError: see `first_steps.examine`; or the workdir cannot be written or holds newer findings.
   """
   files.make_workdir(workdir)
   workdir_lib.check_file(workdir / workdir_lib.PROBE)
@@ -108,7 +108,7 @@ def run(config: typed.Config, workdir: pathlib.Path, seeds: int, trying: bool, s
   elif not trying:
     _log.info('likely to mend it (--try tries them):')
     for overrides in offered:
-      _log.info(f'  {doctor.flags(overrides)}')
+      _log.info(f'  {remedies.flags(overrides)}')
   else:
     content['tried'] = [each._asdict() for each in _try(config, data, offered, seconds, status)]
     files.write_json(workdir / workdir_lib.PROBE, content)
@@ -127,10 +127,10 @@ def _try(
   for overrides in offered:
     tried.append(cures.try_out(config, data, overrides, seconds, status.update))
     status.close()
-    _log.info(f'tried: {doctor.flags(tried[-1].overrides)}\n    {tried[-1].state}: {tried[-1].reason}')
+    _log.info(f'tried: {remedies.flags(tried[-1].overrides)}\n    {tried[-1].state}: {tried[-1].reason}')
   tried = cures.rank(tried)
   if tried[0].state == trial.HEALTHY:
-    _log.info(f'best: {doctor.flags(tried[0].overrides)}')
+    _log.info(f'best: {remedies.flags(tried[0].overrides)}')
   else:
     _log.info('none of them mends it')
   return tried
@@ -156,7 +156,7 @@ def sentence(verdict: Verdict) -> str:
   return f'{verdict.kind}{where}: {verdict.reason}'
 
 
-def table(examination: doctor.Examination, verdict: Verdict) -> str:
+def table(examination: first_steps.Examination, verdict: Verdict) -> str:
   """Formats the medians over seeds by entry; for a deep network only some entries, including that of the verdict."""
   shown = [name for name in COLUMNS if name in examination.columns]
   count = len(examination.entries)
@@ -172,7 +172,7 @@ def table(examination: doctor.Examination, verdict: Verdict) -> str:
   return f'{tables.text(lines)}{left}\n\n{meaning}'
 
 
-def steps_table(examination: doctor.Examination) -> str:
+def steps_table(examination: first_steps.Examination) -> str:
   """Formats the first steps as text, as medians over seeds."""
   rows = {
     'learning rate': examination.learning_rates,
@@ -237,7 +237,7 @@ def figure(found: diagnosis.Diagnosis) -> 'Figure':
   return drawn
 
 
-def _by_depth(axes: 'Axes', examination: doctor.Examination, curves: dict[str, np.ndarray]) -> None:
+def _by_depth(axes: 'Axes', examination: first_steps.Examination, curves: dict[str, np.ndarray]) -> None:
   """Draws each curve, [seeds, entries], with its name in the legend."""
   depth = np.arange(len(examination.entries))
   for number, (label, values) in enumerate(curves.items()):

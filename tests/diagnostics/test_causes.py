@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from dnt import config as schema
-from dnt.diagnostics import causes, cures, diagnosis, doctor, labels, lr_find, trial
+from dnt.diagnostics import causes, cures, diagnosis, doctor, first_steps, labels, lr_find, trial
 from dnt.diagnostics.verdicts import Kind, Verdict
 from dnt.training import datasets
 
@@ -31,7 +31,7 @@ def examination(**changes):
     'batch_statistics': True,
   } | {name: value for name, value in changes.items() if name not in doctor.telemetry.metric_names.QUANTITIES}
   columns |= {name: value for name, value in changes.items() if name in (*columns, 'clip_factor', 'dead')}
-  return doctor.Examination(
+  return first_steps.Examination(
     ('stem', 'block', 'head'),
     {name: np.array([values]) for name, values in columns.items()},
     0.3,
@@ -197,7 +197,7 @@ def test_what_joins_to_a_diagnosis(monkeypatch, losses, finding, kind, state):
   result = tried() if len(losses) == 1 else learns
   found = [labels.Finding(finding, '')] if finding else []
   seen = examination()._replace(losses=np.array(losses))
-  monkeypatch.setattr(doctor, 'examine', lambda *_: seen)
+  monkeypatch.setattr(first_steps, 'examine', lambda *_: seen)
   monkeypatch.setattr(trial, 'run', lambda *_: result)
   monkeypatch.setattr(labels, 'find', lambda *_: found)
   config = schema.default()
@@ -225,7 +225,7 @@ def test_other_initializations_are_tried_where_the_first_does_not_decide(monkeyp
     asked.append(config.seed)
     return tried(accuracies=[accuracies[len(asked) - 1]] * 300)
 
-  monkeypatch.setattr(doctor, 'examine', lambda *_: examination(**shown))
+  monkeypatch.setattr(first_steps, 'examine', lambda *_: examination(**shown))
   monkeypatch.setattr(trial, 'run', run)
   monkeypatch.setattr(labels, 'find', lambda *_: [])
   config = schema.default()
@@ -236,7 +236,7 @@ def test_other_initializations_are_tried_where_the_first_does_not_decide(monkeyp
 
 def test_another_initialization_than_that_of_the_largest_seed_is_that_of_0(monkeypatch):
   asked = []
-  monkeypatch.setattr(doctor, 'examine', lambda *_: examination())
+  monkeypatch.setattr(first_steps, 'examine', lambda *_: examination())
   monkeypatch.setattr(trial, 'run', lambda config, *_: asked.append(config.seed) or tried(accuracies=[0.1] * 300))
   monkeypatch.setattr(labels, 'find', lambda *_: [])
   config = schema.default()
@@ -247,7 +247,7 @@ def test_another_initialization_than_that_of_the_largest_seed_is_that_of_0(monke
 
 def test_another_initialization_is_not_tried_without_time(monkeypatch):
   slow = tried(accuracies=[0.29] * 300)._replace(seconds=40.0)
-  monkeypatch.setattr(doctor, 'examine', lambda *_: examination())
+  monkeypatch.setattr(first_steps, 'examine', lambda *_: examination())
   monkeypatch.setattr(trial, 'run', lambda *_: slow)
   config = schema.default()
   assert diagnosis.make(config, datasets.load(config, ()), seconds=60.0).trial == slow

@@ -11,14 +11,14 @@ import pytest
 from dnt import config as schema
 from dnt import errors, models, trees
 from dnt.data import order, resident
-from dnt.diagnostics import causes, cures, doctor, trial
+from dnt.diagnostics import causes, cures, doctor, first_steps, remedies, trial
 from dnt.diagnostics.verdicts import Kind, Verdict
 from dnt.parallel import mesh as mesh_lib
 from dnt.training import datasets, experiment, open_options
 
 
 def examine(config, seeds=1):
-  return doctor.examine(config, datasets.load(config, ()), seeds)
+  return first_steps.examine(config, datasets.load(config, ()), seeds)
 
 
 def likeness(torch, x):
@@ -137,7 +137,7 @@ def test_pretrained_weights_are_where_it_starts(tiny, saved, tmp_path):
   saved(other)
   tiny.train.init_from = str(tmp_path / 'run')
   data = datasets.load(tiny, ())
-  found = doctor.examine(tiny, data, 2)
+  found = first_steps.examine(tiny, data, 2)
   np.testing.assert_allclose(found.losses, expected.losses[1:], rtol=1e-5)
   tried = trial.run(tiny, data, seconds=0.0)
   np.testing.assert_allclose(tried.losses, found.losses[0, :2], rtol=1e-5)
@@ -145,15 +145,15 @@ def test_pretrained_weights_are_where_it_starts(tiny, saved, tmp_path):
 
 def test_similarity_is_computed_at_the_highest_precision():
   """The default of accelerators cannot tell a cosine of 0.9999 from 1."""
-  program = jax.make_jaxpr(doctor._cosine)(np.ones((4, 3), np.float32))
+  program = jax.make_jaxpr(first_steps._cosine)(np.ones((4, 3), np.float32))
   (product,) = (each for each in program.eqns if each.primitive.name == 'dot_general')
   assert product.params['precision'] == (jax.lax.Precision.HIGHEST,) * 2
 
 
 def test_flags_are_words_of_a_shell():
   overrides = {'data.mean': (), 'optim.name': 'adamw', 'finetune.rates': (('head', 10.0),)}
-  assert shlex.split(doctor.flags(overrides)) == [f'--config.{key}={value}' for key, value in overrides.items()]
-  assert "'--config.data.mean=()'" in doctor.flags(overrides)
+  assert shlex.split(remedies.flags(overrides)) == [f'--config.{key}={value}' for key, value in overrides.items()]
+  assert "'--config.data.mean=()'" in remedies.flags(overrides)
 
 
 def same(found, expected, rtol):
@@ -181,7 +181,7 @@ def test_a_scanned_network_and_eight_devices_show_the_same(tiny, monkeypatch):
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize('tool', [doctor.examine, trial.run, cures._find_rates])
+@pytest.mark.parametrize('tool', [first_steps.examine, trial.run, cures._find_rates])
 @pytest.mark.usefixtures('eight_devices')
 def test_devices_split_the_state_as_the_check_of_its_memory_assumes(tiny, monkeypatch, tool):
   monkeypatch.setattr(mesh_lib, 'SMALLEST_SPLIT_LEAF', 64)
@@ -334,7 +334,7 @@ def test_a_head_that_starts_at_zero_hides_nothing(own):
   assert verdict.kind == Kind.VANISHING
   assert found.columns['output_gradient_norm'][0, -2] > 0
   assert found.outputs.any() and causes.find_faults(found) == []
-  assert all(key.startswith(('optim.', 'clip.')) for each in doctor.remedies(config, found, verdict) for key in each)
+  assert all(key.startswith(('optim.', 'clip.')) for each in remedies.choose(config, found, verdict) for key in each)
 
 
 @pytest.mark.parametrize('warmup', ['0', '5'])
@@ -375,7 +375,7 @@ def examination(**changes):
   scale_free = changes.pop('scale_free', False)
   columns = {name: np.array([values]) for name, values in (columns | changes).items()}
   names = ('stem', 'block', 'more', 'last', 'head')
-  return doctor.Examination(
+  return first_steps.Examination(
     names, columns, 0.3, np.array(losses), np.array(ratios), np.full(2, 0.1), 0.1, scale_free, 2.3, 1.0, np.eye(3), True
   )
 
@@ -463,7 +463,7 @@ MODELS = {
 @pytest.mark.parametrize('name', MODELS)
 def test_two_or_three_overrides_that_change_the_config_and_can_be_built(name, kind):
   config = schema.override(schema.default(), MODELS[name], 'test')
-  offered = doctor.remedies(config, examination(), Verdict(kind, 'block', ''))
+  offered = remedies.choose(config, examination(), Verdict(kind, 'block', ''))
   assert offered == [] if kind == Kind.TRAINABLE else 2 <= len(offered) <= 3
   for each in offered:
     changed = schema.override(config, each, 'test')
@@ -476,7 +476,7 @@ def test_what_is_offered_fits_the_sickness():
   def offered(kind, found=None, **overrides):
     changes = {key.replace('__', '.'): value for key, value in overrides.items()}
     config = schema.override(schema.default(), changes, 'test')
-    return doctor.remedies(config, found or examination(), Verdict(kind, None, ''))
+    return remedies.choose(config, found or examination(), Verdict(kind, None, ''))
 
   assert offered('vanishing', model__norm='none', model__init_gain=0.01)[0] == {'model.init_gain': 1.0}
   assert offered('exploding', model__name='plain')[0] == {'model.name': 'resnet'}

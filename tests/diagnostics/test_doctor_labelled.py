@@ -5,7 +5,7 @@ import pytest
 
 from dnt import config as schema
 from dnt.data import pipeline
-from dnt.diagnostics import cures, diagnosis, doctor, trial
+from dnt.diagnostics import cures, diagnosis, doctor, first_steps, trial
 from dnt.diagnostics.verdicts import Kind
 from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
@@ -168,7 +168,7 @@ def test_the_set_is_large_and_has_every_verdict():
 
 def check(config, data, name, seeds):
   if name not in LATE:
-    verdict = doctor.judge(doctor.examine(config, data, seeds))
+    verdict = doctor.judge(first_steps.examine(config, data, seeds))
     assert verdict.kind == NETWORKS[name][1], verdict
   found = diagnosis.make(config, data, seeds, seconds=600)  # a busy machine decides nothing
   assert found.verdict.kind == NETWORKS[name][1], found.verdict

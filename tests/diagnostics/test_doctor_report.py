@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dnt import errors, workdir
-from dnt.diagnostics import cures, diagnosis, doctor, doctor_report, labels, trial
+from dnt.diagnostics import cures, diagnosis, doctor_report, first_steps, labels, remedies, trial
 from dnt.diagnostics.verdicts import Kind, Verdict
 from dnt.reporting import plots
 
@@ -31,7 +31,9 @@ def examination(entries=5):
   names = ('stem', *(f'stage1/block{index:03d}' for index in range(1, entries - 1)), 'head')
   losses, ratios = np.array([[2.0, 1.0], [4.0, np.inf]]), np.array([[1e-3, 1e-2], [3e-3, 3e-2]])
   rates = np.array([0.1, 0.2])
-  return doctor.Examination(names, columns, 0.3, losses, ratios, rates, 0.2, False, np.log(10), 1.0, np.eye(10), True)
+  return first_steps.Examination(
+    names, columns, 0.3, losses, ratios, rates, 0.2, False, np.log(10), 1.0, np.eye(10), True
+  )
 
 
 def diagnose(verdict):
@@ -149,7 +151,7 @@ def test_a_sick_network_and_what_mends_it(tiny, tmp_path, console):
   assert re.search(f'vanishing .*{where}.* {re.escape(content["verdict"]["reason"])}\n', out)
   verdict, first, best = (out.index(text) for text in ('verdict: ', 'tried: ', 'best: '))
   assert verdict < first < best, 'the verdict comes first, then each as it ends'
-  assert out[best:].startswith(f'best: {doctor.flags(tried[0]["overrides"])}\n')
+  assert out[best:].startswith(f'best: {remedies.flags(tried[0]["overrides"])}\n')
 
 
 @pytest.mark.thorough

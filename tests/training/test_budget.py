@@ -5,7 +5,7 @@ import pytest
 
 from dnt import errors
 from dnt import loop as loop_lib
-from dnt.diagnostics import doctor, lr_find, noise
+from dnt.diagnostics import first_steps, lr_find, noise
 from dnt.parallel import capacity
 from dnt.parallel import mesh as mesh_lib
 from dnt.rehearsal import programs, stand_in, targets
@@ -108,7 +108,7 @@ def test_an_evaluation_beyond_memory_is_refused(tiny, monkeypatch):
     lambda config, folder: loop_lib.train(config, folder),
     lambda config, folder: lr_find.run(config, folder),
     lambda config, folder: noise.run(config, folder),
-    lambda config, folder: doctor.examine(config, datasets.load(config, ())),
+    lambda config, folder: first_steps.examine(config, datasets.load(config, ())),
   ],
 )
 def test_every_program_that_trains_asks(tiny, tmp_path, start):
