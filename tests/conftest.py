@@ -23,8 +23,11 @@ from typing import NamedTuple
 
 import pytest
 
-# Under nohup and behind '&' in a script Ctrl-C is ignored, and all processes started from there would ignore it too.
+# Under nohup and behind '&' in a script signals are ignored, and all processes started from there would ignore them.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN or 'PYTEST_XDIST_WORKER' in os.environ:
+  # Tests still go on without their terminal (workers end with their controller); no process inherits a handler.
+  signal.signal(signal.SIGHUP, lambda *_: None)
 _EIGHT = '--xla_force_host_platform_device_count=8'
 # Tests compile quickly, but for those with the fixture `optimized`: without most of XLA's optimizations, and by XLA's
 # older emitters, which take a third of the processor time (0.6 instead of 1.9 s for the train step of a ResNet-8).
