@@ -212,7 +212,7 @@ def run_all(chosen: list[str]) -> dict[str, Any]:
   for number, name in enumerate(chosen):
     part, later = PARTS[name], chosen[number + 1 :]
     fraction = part.weight / sum(PARTS[each].weight for each in (name, *later)) if part.weight else 1.0
-    limit = min(part.most, fraction * left())
+    limit = fraction * left() if TINY.value else min(part.most, fraction * left())  # a test's machine may be busy
     why = missing(part, data)
     if not why and limit < part.least:
       why = f'it needs {part.least:.0f} s, and {max(limit, 0):.0f} s are left for it'

@@ -552,9 +552,9 @@ def outcomes(start, coordinator):
 def run_program(start):
   """Runs `python -m <module> <arguments>` to its end: (exit code, output)."""
 
-  def run(module, *arguments):
+  def run(module, *arguments, timeout=240):
     process = start([sys.executable, '-m', module, *map(str, arguments)])
-    output, _ = process.communicate(timeout=240)
+    output, _ = process.communicate(timeout=timeout)
     return process.returncode, output
 
   return run

@@ -18,7 +18,8 @@ def measure(run_program, tmp_path):
   """Runs it: (results.json, standard output and error)."""
 
   def run(*flags):
-    code, output = run_program('benchmarks.accelerator', '--tiny', f'--output={tmp_path / "out"}', *flags)
+    arguments = ('--tiny', f'--output={tmp_path / "out"}', '--minutes=25', *flags)
+    code, output = run_program('benchmarks.accelerator', *arguments, timeout=1600)
     assert code == 0, output
     return json.loads((tmp_path / 'out' / 'results.json').read_text()), output
 
