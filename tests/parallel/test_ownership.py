@@ -1,5 +1,6 @@
 """A workdir has one owner: a second run is refused while it lives, and takes over when it has died."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -23,12 +24,36 @@ def owner_file(workdir):
   return workdir / workdir_lib.OWNER
 
 
+def written(path):
+  """What tells whether a file was written or renewed; its time of access changes when it is read."""
+  stat = path.stat()
+  return stat.st_ino, stat.st_mtime_ns, stat.st_size
+
+
 def write_owner(workdir, **changes):
   """Writes the file of an owner like this process, which nobody renews."""
   workdir.mkdir(exist_ok=True)
   owner = ownership._identity(str(owner_file(workdir))) | changes
   owner_file(workdir).write_text(json.dumps(owner))
   return owner
+
+
+@contextlib.contextmanager
+def renewed(workdir):
+  """The owner's file is renewed again and again, as by a run elsewhere."""
+  ended = threading.Event()
+
+  def renew():
+    while not ended.wait(0.1):
+      os.utime(owner_file(workdir))
+
+  thread = threading.Thread(target=renew, daemon=True)
+  thread.start()
+  try:
+    yield
+  finally:
+    ended.set()
+    thread.join()
 
 
 def take(workdir):
@@ -64,12 +89,12 @@ def test_the_owner_is_named_while_it_runs_and_gone_after(tmp_path):
 
 def test_a_second_run_is_refused_and_changes_nothing(tmp_path, sleeper):
   owner = write_owner(tmp_path, pid=sleeper.pid, started=ownership._started(sleeper.pid), since='noon')
-  before = owner_file(tmp_path).stat()
+  before = written(owner_file(tmp_path))
   with pytest.raises(errors.InputError) as refused:
     take(tmp_path)
   for part in (str(tmp_path), str(sleeper.pid), owner['host'], 'noon', '--workdir'):
     assert part in str(refused.value)
-  assert owner_file(tmp_path).stat() == before
+  assert written(owner_file(tmp_path)) == before
   assert {path.name for path in tmp_path.iterdir()} == {'owner.json', 'owner.json.lock'}
 
 
@@ -92,11 +117,8 @@ def test_an_owner_elsewhere_lives_while_it_renews_its_file(tmp_path, monkeypatch
   monkeypatch.setattr(ownership, '_POLL', 0.05)
   for pid in (os.getpid(), 2**22 + 1):
     write_owner(tmp_path, pid=pid, **elsewhere)
-    renewing = threading.Timer(0.3, lambda: os.utime(owner_file(tmp_path)))
-    renewing.start()
-    with pytest.raises(errors.InputError, match=rf'in use by .*process {pid}\b'):
+    with renewed(tmp_path), pytest.raises(errors.InputError, match=rf'in use by .*process {pid}\b'):
       take(tmp_path)
-    renewing.join()
     hour_ago = time.time() - 3600
     os.utime(owner_file(tmp_path), (hour_ago, hour_ago))
     assert take(tmp_path)['pid'] == os.getpid()
