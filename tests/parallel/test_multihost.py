@@ -6,10 +6,10 @@ import re
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
+LIMIT = 120  # seconds for a process, jax's imports included; jax itself would wait five minutes for the others
 WORKER = """
 import json, sys, time
 import jax, jax.numpy as jnp, numpy as np
@@ -140,7 +140,7 @@ def launch(tmp_path, coordinator):
 def results(processes):
   found = []
   for process in processes:
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=LIMIT)
     assert process.returncode == 0, err
     found.append(json.loads(out.partition('RESULT ')[2].splitlines()[0]))  # gloo prints lines too
   return found
@@ -196,22 +196,20 @@ def test_sigterm_ends_a_process_that_has_nothing_to_save(launch):
     assert process.stdout.readline() == 'RUNNING\n'
   for process in processes:  # only once both run: the end of the first would end the other while it starts
     process.terminate()
-  assert [process.wait(10) for process in processes] == [-signal.SIGTERM] * 2
+  assert [process.wait(LIMIT) for process in processes] == [-signal.SIGTERM] * 2
 
 
 @pytest.mark.thorough
 def test_a_missing_process_is_named_and_the_others_exit(launch):
-  start = time.monotonic()
-  for process in launch('stop', (0, 2), 3, timeout=4):
-    _, err = process.communicate(timeout=30)
+  for process in launch('stop', (0, 2), 3, timeout=10):
+    _, err = process.communicate(timeout=LIMIT)
     assert process.returncode == 1
-    assert re.search(r'error: .*missing.* 4 s\b.* process 1 of 3', err)
-  assert time.monotonic() - start < 15
+    assert re.search(r'error: .*missing.* 10 s\b.* process 1 of 3', err)
 
 
 def test_a_failing_process_does_not_wait_for_the_others(launch):
   # Of process 0 nothing is asked: with two devices it may notice by its heartbeat alone; launchers end it.
   _, failing = launch('fail', (0, 1), 2)
-  _, err = failing.communicate(timeout=30)
+  _, err = failing.communicate(timeout=LIMIT)
   assert failing.returncode == 1
   assert err.strip().endswith('ValueError: the disk of process 1 is full')

@@ -19,6 +19,15 @@ def meet_and_part(cluster, timeout, description=None):
   return met.hosts
 
 
+def reach(coordinator):
+  """A connection to process 0, once it listens."""
+  while True:
+    try:
+      return socket.create_connection(clusters.address(coordinator))
+    except ConnectionRefusedError:
+      time.sleep(0.05)
+
+
 def meet_all(processes, timeout, descriptions=None):
   """The outcome (None or the error) and the seconds it took, of processes that meet in threads."""
 
@@ -75,28 +84,25 @@ def test_a_missing_process_0_is_named_by_the_others(coordinator):
   assert max(seconds) < 3
 
 
+@pytest.mark.thorough
 def test_a_process_that_went_away_while_waiting_is_missing(coordinator):
-  host, port = clusters.address(coordinator)
+  gone = threading.Event()
 
   def come_and_go():
-    while True:
-      try:
-        with socket.create_connection((host, port)) as peer:
-          peer.sendall(
-            b'{"protocol": "%s", "process_id": 1, "num_processes": 3, "host": "gone"}\n' % rendezvous.PROTOCOL.encode()
-          )
-          return
-      except ConnectionRefusedError:
-        time.sleep(0.05)
+    with reach(coordinator) as peer:
+      peer.sendall(
+        b'{"protocol": "%s", "process_id": 1, "num_processes": 3, "host": "gone"}\n' % rendezvous.PROTOCOL.encode()
+      )
+    gone.set()
 
   def late():
-    time.sleep(0.5)
-    return meet_all([clusters.Cluster(coordinator, 3, 2)], timeout=1)
+    assert gone.wait(10)
+    return meet_all([clusters.Cluster(coordinator, 3, 2)], timeout=3)
 
-  threading.Thread(target=come_and_go).start()
+  threading.Thread(target=come_and_go, daemon=True).start()
   with concurrent.futures.ThreadPoolExecutor(1) as pool:
     second = pool.submit(late)
-    (error,), _ = meet_all([clusters.Cluster(coordinator, 3, 0)], timeout=1)
+    (error,), _ = meet_all([clusters.Cluster(coordinator, 3, 0)], timeout=3)
     assert 'process 1 of 3' in str(error)
     assert str(second.result()[0][0]) == str(error)
 
@@ -163,16 +169,13 @@ def test_a_coordinator_that_is_another_program_is_told_apart(coordinator):
 
 
 def test_strangers_do_not_disturb(coordinator):
-  host, port = clusters.address(coordinator)
-
   def stranger():
-    time.sleep(0.3)
-    with socket.create_connection((host, port)) as peer:
+    with reach(coordinator) as peer:
       peer.sendall(b'GET / HTTP/1.1\r\n\r\n')
     time.sleep(0.2)
     meet_and_part(clusters.Cluster(coordinator, 2, 1), 10)
 
-  thread = threading.Thread(target=stranger)
+  thread = threading.Thread(target=stranger, daemon=True)
   thread.start()
   meet_and_part(clusters.Cluster(coordinator, 2, 0), 10)
   thread.join()
