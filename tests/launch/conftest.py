@@ -26,7 +26,7 @@ def fake(tmp_path):
 def launch(tmp_path, fake):
   """Runs a launcher in an empty folder."""
 
-  def run(script, *arguments, path=fake.path, timeout=30, **environment):
+  def run(script, *arguments, path=fake.path, timeout=60, **environment):
     return subprocess.run(
       [LAUNCH / script, *arguments],
       cwd=tmp_path,

@@ -72,8 +72,8 @@ def pod(launch, worker):
 
 @pytest.fixture
 def quick(worker, fake):
-  """No one waits, and install makes an environment with the same fake python."""
-  fake('sleep', f'exec {shutil.which("sleep")} 0.01')
+  """No one waits, but a second for an exit code; install makes an environment with the same fake python."""
+  fake('sleep', f'if [[ $1 == 0.5 ]]; then set -- 0.1; else set -- 0.01; fi; exec {shutil.which("sleep")} "$1"')
   fake('python3', '')
   uv = worker / '.local' / 'bin' / 'uv'
   uv.parent.mkdir(parents=True)
@@ -161,7 +161,7 @@ def test_stop_and_status_of_a_run_that_goes_on(pod, worker, fake):
     assert second.returncode == 1
     assert re.search('a run .*stop', second.stderr)
     assert pod('stop', *PLACE).returncode == 0
-    assert following.communicate(timeout=10)[0] == 'saved\n'
+    assert following.communicate(timeout=60)[0] == 'saved\n'
     assert following.returncode == 0
     assert ': ended with exit code 0: saved' in pod('status', *PLACE).stdout
   finally:
