@@ -16,6 +16,7 @@ import pytest
 from dnt import config as schema
 from dnt import loop
 from dnt.comparison import output, plan, reading
+from dnt.parallel import ownership
 from dnt.reporting import metrics
 from dnt.training import datasets, experiment, record
 
@@ -33,7 +34,7 @@ def get_config():
   base.train.batch_size = 16
   base.train.steps = {steps}
   base.train.log_every = '20'
-  base.train.steps_per_dispatch = 10
+  base.train.steps_per_dispatch = 2
   base.telemetry.every = '0'
   base.eval.batch_size = 16
   base.eval.splits = ('test', 'train')
@@ -100,7 +101,7 @@ def test_stopped_killed_and_started_again(tmp_path, compare, run_here):
   process.kill()
   process.communicate()
   deadline = time.monotonic() + 60
-  while pathlib.Path(f'/proc/{child}').exists():  # told to stop, it saves
+  while ownership._started(child) not in (None, 'ended'):  # told to stop, it saves
     assert time.monotonic() < deadline
     time.sleep(0.01)
   partition = json.loads((good / 'summary.json').read_text())

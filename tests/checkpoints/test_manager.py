@@ -547,11 +547,11 @@ def test_kill_during_saves(tmp_path):
   saved = checkpoints.Checkpoints(tmp_path, _options())
   abstract = {'params': {'w': jax.ShapeDtypeStruct((64, 64), jnp.float32)}}
   state, meta = saved.restore_latest(lambda step: abstract)
-  assert meta['at'] in (3, 4, 5) and not [name for name in _names(tmp_path) if 'damaged' in name]
+  assert meta['at'] >= 3 and not [name for name in _names(tmp_path) if 'damaged' in name]
   np.testing.assert_array_equal(state['params']['w'], np.full((64, 64), meta['at'], np.float32))
-  saved.save(50, state, {})
+  saved.save(1000, state, {})
   saved.close()
-  assert '50' in _names(tmp_path)
+  assert '1000' in _names(tmp_path)
   assert not [name for name in _names(tmp_path) if 'tmp' in name]
 
 
