@@ -203,7 +203,8 @@ def test_of_programs_that_were_cut_off_in_the_cache_those_being_written_stay(tmp
   assert new.exists() and other.exists()
   output = console.readouterr().out
   assert output.count('\n') == 1 and str(tmp_path) in output
-  assert [str(each.message) for each in recwarn] == ['another']
+  said = [str(each.message) for each in recwarn]  # also what earlier tests have left behind
+  assert 'another' in said and not any('persistent compilation' in text for text in said)
 
 
 @pytest.mark.parametrize(
