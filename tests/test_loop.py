@@ -179,7 +179,9 @@ def test_what_was_trained_is_kept_and_the_run_goes_on_as_if_nothing_was(
   if not isinstance(error, KilledError):
     assert f'step {kept} is kept in {tmp_path}' in str(caught.value)
     assert ('--allow=data.source' in str(caught.value)) == isinstance(error, errors.InputError)
+  deadline = time.monotonic() + 60
   while not (tmp_path / 'run' / 'checkpoints' / str(kept)).exists():  # a thread of the killed run writes it
+    assert time.monotonic() < deadline
     time.sleep(0.05)
   assert checkpoints.load_parameters(tmp_path / 'run').step == kept
   again = run(tiny, tmp_path / 'run')
@@ -502,7 +504,7 @@ def test_a_signal_ends_what_need_not_be_waited_for(tiny, tmp_path, monkeypatch, 
       waits = lambda self, step, count: (stop_and_wait if step == 5 else arrays)(self, step, count)  # noqa: E731
       patch.setattr(stream.TrainLoader, 'arrays', waits)
     stopped = run(tiny, tmp_path / 'stopped')
-  assert time.monotonic() - begin < 20
+  assert time.monotonic() - begin < 29
   assert (stopped['step'], stopped['finished'], stopped['stopped_by']) == (stops_at, False, 'SIGTERM')
   again = run(tiny, tmp_path / 'stopped')
   assert again['finished'] and again['stopped_by'] is None

@@ -41,7 +41,7 @@ def test_options_come_through_a_command_line(options):
 def test_tests_that_do_not_end_are_stopped_and_those_before_count(options, tmp_path):
   (tmp_path / 'test_sleeps.py').write_text(SLEEPS)
   found = []
-  suite.run(options(6.0, tests=(str(tmp_path / 'test_sleeps.py'),)), found.append)
+  suite.run(options(15.0, tests=(str(tmp_path / 'test_sleeps.py'),)), found.append)
   assert found[0]['out_of_time']
   assert (found[0]['passed'], found[0]['failed']) == (1, 1)
   (name,) = found[0]['failures']
