@@ -101,7 +101,8 @@ def train(
     errors.InputError: config, data and checkpoint do not fit together, the run was trained with another config,
       another run owns the workdir, or this process trains another run; nothing has run and nothing saved is lost.
     errors.RunError: a loss or state is not finite, or a file cannot be written; the last good checkpoint remains.
-    KeyboardInterrupt: a second Ctrl-C, where no program of dnt runs; what was saved before remains.
+    KeyboardInterrupt: a second Ctrl-C, where no program of dnt runs; what was saved before remains, with the checkpoint
+      that was being written.
   """
   if not _alone.acquire(blocking=False):
     raise errors.InputError(
@@ -110,6 +111,10 @@ def train(
     )
   try:
     return _train_alone(config, workdir, clock, command, allow, profile)
+  except OSError as error:
+    if error.filename is None:
+      raise
+    raise errors.of_file(error) from error
   finally:
     _alone.release()
 
@@ -197,6 +202,8 @@ def _train(
         saved.close()
       except (errors.InputError, errors.RunError, OSError) as error:
         raise _failed(error, saved, workdir) from error
+      finally:
+        _end_writing(saved)
   return report.write(run, rec, state, workdir, mesh, command, guard.stopped_by)
 
 
@@ -286,6 +293,20 @@ def _failed(error: Exception, saved: checkpoints.Checkpoints, workdir: pathlib.P
   mended = isinstance(error, errors.InputError) and step is not None
   way = f'; if the files of the data change, go on from there with --allow={changes.DATA}' if mended else ''
   return type(error)(f'{error}; {kept} in {buckets.name(workdir)}{way}')
+
+
+def _end_writing(saved: checkpoints.Checkpoints) -> None:
+  """Waits until no thread writes a checkpoint, whatever ends the run: the next one removes what is not complete.
+
+  Another Ctrl-C does not end it, except in a program, which ends with its threads. So do several processes, of which
+  one that fails alone would wait for the others.
+  """
+  waiting = multihost.is_single()
+  while waiting:
+    with contextlib.suppress(KeyboardInterrupt):
+      with contextlib.suppress(errors.RunError):  # the first error counts
+        saved.close()
+      waiting = False
 
 
 def _already_done(
