@@ -133,12 +133,15 @@ def _run(program: Program, argv: Sequence[str], watch: signals.Watch) -> int:
 
 
 def _out_of_bounds(error: Exception) -> errors.RunError | None:
-  """Returns an error of one line if memory ran out or a number is too large for its type, else None."""
+  """Returns an error of one line if memory or a disk ran out or a number is too large for its type, else None."""
   reason = errors.first_line(error)
   if isinstance(error, OverflowError):
     return errors.RunError(f'a number is too large ({reason}); lower the sizes and numbers of the config or the flags')
-  # jax has an error of its own, a RuntimeError.
-  if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and 'RESOURCE_EXHAUSTED' in reason):
+  # jax has an error of its own, a RuntimeError, and one code for everything that runs out.
+  exhausted = isinstance(error, RuntimeError) and 'RESOURCE_EXHAUSTED' in reason
+  if exhausted and any(os.strerror(number) in reason for number in errors.FULL):
+    return errors.RunError(f'a disk is full ({reason}); make room and run the same command again')
+  if isinstance(error, MemoryError) or exhausted:
     return errors.RunError(
       f'there is not enough memory ({reason}); lower a batch size, config.data.image_size or the size of the network'
     )

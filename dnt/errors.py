@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 LISTED = 24  # most valid names that a message lists in full; if there are more, it lists the nearest
 NEAREST = 5
 PATHS = 8  # most paths of each kind that a message lists
+FULL = (errno.ENOSPC, errno.EDQUOT)  # of a disk
 
 # Config keys and values of dnt, each with names that other programs have for it. A name may stand in several lines:
 # the first that is valid is meant.
@@ -103,7 +104,7 @@ def first_line(error: BaseException) -> str:
 
 def of_file(error: OSError) -> RunError:
   """Makes the error for a file that cannot be written or read, from an error that names it."""
-  hint = '; make room and run the same command again' if error.errno in (errno.ENOSPC, errno.EDQUOT) else ''
+  hint = '; make room and run the same command again' if error.errno in FULL else ''
   return RunError(f'{error.filename}: {error.strerror}{hint}')
 
 

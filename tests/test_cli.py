@@ -304,6 +304,7 @@ def test_a_recorded_config_that_cannot_be_read_is_named(content, said, tmp_path)
     (MemoryError('Unable to allocate 7 TiB'), 1, 'error: there is not enough memory (Unable to allocate 7 TiB); '),
     (MemoryError(), 1, 'error: there is not enough memory (MemoryError); '),
     (jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: 9 GB\n  more'), 1, 'error: there is not enough memory '),
+    (jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: /a/b; No space left on device'), 1, 'error: a disk is full (RES'),
     (OverflowError('int too large'), 1, 'error: a number is too large (int too large); '),
   ],
 )

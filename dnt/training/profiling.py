@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import jax
 
-from dnt import buckets
+from dnt import buckets, errors
 from dnt import workdir as workdir_lib
 from dnt.parallel import multihost
 
@@ -52,15 +52,28 @@ class Profile:
     """
     if self._begun is None and self._steps and step >= self._first:
       finish()
-      self._folder.mkdir(exist_ok=True)
-      jax.profiler.start_trace(self._folder)
-      self._begun = step
+      if self._try(self._start):
+        self._begun = step
     elif self._begun is not None and step >= self._begun + self._steps:
       finish()
       self._end(f'step {step}')
     return jax.profiler.StepTraceAnnotation('train', step_num=step)
 
+  def _start(self) -> None:
+    self._folder.mkdir(exist_ok=True)
+    jax.profiler.start_trace(self._folder)
+
   def _end(self, where: str) -> None:
-    jax.profiler.stop_trace()
-    _log.info(f'the profile of the steps from {self._begun} to {where} is in {buckets.name(self._folder)}')
-    self._begun, self._steps = None, 0
+    begun, self._begun, self._steps = self._begun, None, 0
+    if self._try(jax.profiler.stop_trace):
+      _log.info(f'the profile of the steps from {begun} to {where} is in {buckets.name(self._folder)}')
+
+  def _try(self, call: Callable[[], None]) -> bool:
+    """Calls a function; if it fails, a line says so, and the run goes on without a profile."""
+    try:
+      call()
+    except (OSError, RuntimeError) as error:  # jax has an error of its own, a RuntimeError
+      self._steps = 0
+      _log.info(f'no profile was written ({errors.first_line(error)})')
+      return False
+    return True

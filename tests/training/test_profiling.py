@@ -3,6 +3,7 @@
 import gzip
 import json
 
+import jax
 import pytest
 
 from dnt import loop
@@ -40,3 +41,21 @@ def test_a_short_run_is_profiled_and_one_of_a_single_step_is_not(tiny, tmp_path,
   tiny.train.steps = 3
   loop.train(tiny, tmp_path / 'three', record.Clock(0.0), 'test', profile=5)
   assert sum(event.get('name') == 'train' for event in trace(tmp_path / 'three')) == 2
+
+
+@pytest.mark.parametrize('case', ['the end', 'the start'])
+def test_a_profile_that_cannot_be_written_is_a_line_and_the_run_goes_on(tiny, tmp_path, console, case):
+  tiny.train.steps_per_dispatch, tiny.eval.every, tiny.train.steps = 1, '0', 4
+  folder = tmp_path / 'profile'
+  if case == 'the end':
+    folder.mkdir()
+    (folder / 'plugins').touch()  # a file where the profiler makes a folder
+  else:
+    folder.touch()
+  assert loop.train(tiny, tmp_path, record.Clock(0.0), 'test', profile=2)['finished']
+  said = console.readouterr().out
+  assert said.count('no profile was written (') == 1
+  assert 'is in' not in said and 'no steps were profiled' not in said
+  if case == 'the end':
+    (folder / 'plugins').unlink()
+    jax.profiler.stop_trace()  # jax keeps what it could not write
