@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
-from dnt import files
+from dnt import errors, files
 from dnt import workdir as workdir_lib
 from dnt.comparison import plan
 from dnt.config import run_config
@@ -131,18 +131,22 @@ def _run_one(run: plan.Run, place: str, line: terminal.StatusLine, pace: 'Pace',
       process_group=0,
       preexec_fn=_end_with_parent(),
     ) as child:
-      while True:
-        try:
-          code = child.wait(_POLL)
-          break
-        except subprocess.TimeoutExpired:
-          pass
-        for number in received[passed_on:]:
-          if not passed_on:
-            _log.info('stopping after the current run has saved; press Ctrl-C again to stop at once')
-          passed_on += 1
-          child.send_signal(number)
-        line.update('  '.join([place, *pace.look(run)]))
+      try:
+        while True:
+          try:
+            code = child.wait(_POLL)
+            break
+          except subprocess.TimeoutExpired:
+            pass
+          for number in received[passed_on:]:
+            if not passed_on:
+              _log.info('stopping after the current run has saved; press Ctrl-C again to stop at once')
+            passed_on += 1
+            child.send_signal(number)
+          line.update('  '.join([place, *pace.look(run)]))
+      except BaseException:
+        child.terminate()  # it saves; the end of the context waits for it, and passes on no signals
+        raise
   return '' if code == 0 or code in signals.CODES else _reason(run.workdir / workdir_lib.LOG, start, code)
 
 
@@ -193,14 +197,20 @@ class Pace:
     self._logged = 0  # bytes of the run's log at the first look
 
   def look(self, run: plan.Run) -> list[str]:
-    """Returns the parts of the status line for the current run's step and the remaining time of all runs."""
+    """Returns the parts of the status line for the current run's step and the remaining time of all runs.
+
+    A log that cannot be read at the moment, as on a file server, counts as empty.
+    """
     now = self._clock()
     path = run.workdir / workdir_lib.LOG
     if run is not self._run:
-      self._run, self._first, self._last, self._began = run, None, None, now
-      self._logged = path.stat().st_size if path.exists() else 0
+      self._run, self._first, self._last, self._began, self._logged = run, None, None, now, 0
+      with contextlib.suppress(OSError):
+        self._logged = path.stat().st_size
       self._took = {each: _seconds(each) for each in self._runs}
-    lines = _since(path, self._logged) if path.exists() else []
+    lines = []
+    with contextlib.suppress(OSError):
+      lines = _since(path, self._logged)
     # The log has every step that the run shows; its record has one line every `log_every`, which may be an hour.
     position = next((found for line in reversed(lines) if (found := _POSITION.match(line))), None)
     if not position:  # it may compute features, which count too
@@ -233,5 +243,8 @@ class Pace:
 
 
 def _seconds(run: plan.Run) -> float | None:
-  summary = plan.summary(run)
-  return summary['seconds']['total'] if summary and summary['finished'] else None
+  """Returns how long a finished run took; None for any other, and if its summary is damaged, which others report."""
+  with contextlib.suppress(errors.InputError):
+    summary = plan.summary(run)
+    return summary['seconds']['total'] if summary and summary['finished'] else None
+  return None

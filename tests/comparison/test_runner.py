@@ -2,9 +2,11 @@ import errno
 import io
 import json
 import logging
+import os
 import re
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -88,6 +90,23 @@ def test_a_run_that_starts_says_what_it_is_at(runs):
   assert pace.look(runs[0]) == ['step 4/10']
 
 
+def test_files_that_cannot_be_read_leave_the_estimate_to_the_others(runs, monkeypatch):
+  now = 0.0
+  pace = runner.Pace(runs[:3], lambda: now)
+  finished(runs[0], 100.0)
+  (runs[0].workdir / 'summary.json').write_text('{')
+  assert pace.look(runs[1]) == ['starting']
+  log(runs[1], 'step 10/110')
+  assert pace.look(runs[1]) == ['step 10/110']
+  with monkeypatch.context() as patch:
+    patch.setattr(runner, '_since', lambda *_: os.stat(runs[1].workdir / 'gone'))
+    assert pace.look(runs[1]) == ['starting']
+  now = 20.0
+  log(runs[1], 'step 20/110')
+  # 90 steps of 2 s are left; the run after it is taken for this one, of 110 steps.
+  assert pace.look(runs[1]) == ['step 20/110', 'ETA 3 min 00 s, all runs 6 min 40 s']
+
+
 def test_the_line_of_a_real_run_is_understood(runs, caplog):
   """Long before its first record, which a run of hours writes every twentieth of its steps."""
   pace = runner.Pace(runs, lambda: 0.0)
@@ -167,6 +186,27 @@ def test_a_closed_output_stops_a_comparison_before_its_next_run(runs, monkeypatc
   with terminal.console(Closed()) as shown:
     assert runner.run(runs) is False
   assert shown.lost.closed
+
+
+def test_an_error_while_a_run_trains_stops_it(runs, tmp_path, monkeypatch):
+  program = tmp_path / 'program'  # in place of Python, with a run that saves on SIGTERM
+  program.write_text("#!/bin/sh\ntrap 'echo saved; kill $!; exit' TERM\nsleep 60 &\necho ready\nwait\n")
+  program.chmod(0o755)
+  monkeypatch.setattr(runner.sys, 'executable', str(program))
+  monkeypatch.setattr(runner, '_end_with_parent', lambda: None)  # jax, which is here, warns of a fork
+  runs[0].workdir.mkdir(parents=True)
+  log = runs[0].workdir / 'log.txt'
+
+  class Line:
+    def update(self, text):
+      if log.read_text():
+        raise ValueError('a fault of dnt')
+
+  begin = time.monotonic()
+  with pytest.raises(ValueError, match='a fault'):
+    runner._run_one(runs[0], 'run 1 of 1', Line(), runner.Pace(runs), [])
+  assert log.read_text() == 'ready\nsaved\n'
+  assert time.monotonic() - begin < 30
 
 
 def test_a_comparison_leaves_the_devices_to_its_runs(tmp_path):
