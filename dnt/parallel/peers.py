@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from dnt.parallel import activity, signals
 
 BEAT = 1.0  # seconds between two messages of a process
-SILENCE = 90.0  # seconds without a message after which a process counts as lost
+SILENCE = 90.0  # seconds without a message, in which this process has run, after which another counts as lost
 GRACE = 5.0  # seconds in which this process may end with an error of its own after another has failed
 PATIENCE = 3.0  # seconds in which an error of this process may turn out to be the consequence of another's end
 _LINGER = 0.5  # seconds by which process 0 outlives the others, which it tells; the others outlive the lost one by half
@@ -120,11 +120,14 @@ class Peers:
         if time.monotonic() >= beat:
           self._send({'activity': activity.describe()} if self._process else {})
           beat = time.monotonic() + BEAT
-        ready = selector.select(max(0.0, beat - time.monotonic()) if self._verdict is None else BEAT / 20)
+        now = time.monotonic()
+        due = max(now, beat) if self._verdict is None else now + BEAT / 20
+        ready = selector.select(due - now)
         for process in [key.data for key, _ in ready]:
           if not self._receive(process):
             selector.unregister(self._connections[process])
             self._connections[process].close()
+        self._excuse(time.monotonic() - due)
         self._judge()
 
   def _receive(self, process: int) -> bool:
@@ -146,6 +149,11 @@ class Peers:
         f'machine goes down; {_HINT}'
       )
     return False
+
+  def _excuse(self, late: float) -> None:
+    """Does not count as silence the seconds for which this process itself stood still, perhaps as all others did."""
+    for process, heard in self._heard.items():
+      self._heard[process] = min(heard + max(late, 0.0), time.monotonic())
 
   def _take(self, process: int, message: Mapping[str, Any]) -> None:
     if 'activity' in message:

@@ -114,6 +114,16 @@ def test_a_process_that_does_not_answer_is_lost_and_one_that_goes_on_in_time_is_
     assert re.fullmatch(r'error: process 2 .*lost.*not answered.*\n', err.lstrip())
 
 
+@pytest.mark.thorough
+def test_processes_that_are_paused_together_go_on_together(launch):
+  processes = launch('silent', 0)
+  for number, seconds in ((signal.SIGSTOP, 4), (signal.SIGCONT, 1.5)):  # 2.5 s of silence are too many
+    for process in processes:
+      process.send_signal(number)
+    time.sleep(seconds)
+  assert [process.poll() for process in processes] == [None] * 3
+
+
 @pytest.mark.parametrize(('count', 'who', 'code'), [(2, 1, 1), (3, 0, 1), (3, 1, 2)])
 def test_a_process_that_fails_is_named_with_its_error_and_the_others_end_with_its_code(launch, count, who, code):
   found = ends(launch(str(code), who, count))
