@@ -53,6 +53,7 @@ def initialize(
   """
   cluster = clusters.from_flags(coordinator, num_processes, process_id)
   peers.watch(cluster.process_id, *rendezvous.meet(cluster, timeout, description))
+  sys.excepthook = _leave_on_error  # at once: jax's own part may fail too
   jax.config.update('jax_enable_preemption_service', stops_itself)
   jax.distributed.initialize(
     cluster.coordinator,
@@ -65,7 +66,6 @@ def initialize(
   )
   if stops_itself:
     preemption.take_over()
-  sys.excepthook = _leave_on_error
 
 
 def leave(code: int) -> None:

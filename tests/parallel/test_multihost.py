@@ -18,6 +18,10 @@ from dnt.parallel import mesh as meshes, multihost, preemption
 
 mode, coordinator, process_id, num_processes, timeout = sys.argv[1:]
 process_id = int(process_id)
+if mode == 'unjoined' and process_id == 1:
+  def fail(*_, **__):
+    raise RuntimeError('no room for the agent')
+  jax.distributed.initialize = fail
 try:
   multihost.initialize(coordinator, int(num_processes), process_id, int(timeout), mode != 'unguarded')
 except errors.RunError as error:
@@ -213,3 +217,13 @@ def test_a_failing_process_does_not_wait_for_the_others(launch):
   _, err = failing.communicate(timeout=LIMIT)
   assert failing.returncode == 1
   assert err.strip().endswith('ValueError: the disk of process 1 is full')
+
+
+@pytest.mark.thorough
+def test_a_process_that_jax_does_not_join_to_the_others_ends_them_with_its_error(launch):
+  first, failing = launch('unjoined', (0, 1), 2)
+  _, err = failing.communicate(timeout=30)
+  assert failing.returncode == 1 and err.strip().endswith('RuntimeError: no room for the agent')
+  _, err = first.communicate(timeout=30)
+  assert first.returncode == 1
+  assert re.search('error: process 1 .*failed: RuntimeError: no room for the agent; ', err) and 'Traceback' not in err
