@@ -12,7 +12,6 @@ before the checkpoint (`Mirror.upload` waits). In between, a thread uploads for 
 Nothing here is needed, or imported, for a workdir in a folder.
 """
 
-import atexit
 import contextlib
 import errno
 import functools
@@ -27,12 +26,13 @@ import threading
 from collections.abc import Generator
 from typing import Any, NamedTuple, cast
 
-from dnt import errors
+from dnt import errors, temporary
 
 EVERY = 30.0  # seconds between two uploads of what has changed
 PATIENCE = 120.0  # seconds for which a request that fails is repeated
 _ADDRESS = re.compile(r'gs:/+(.*)')  # pathlib makes one slash of two
-_MIRROR = re.compile(r'/dnt-mirror-[^/]+/gs/(.*)')
+_PREFIX = 'dnt-mirror-'
+_MIRROR = re.compile(rf'/{_PREFIX}[^/]+/gs/(.*)')
 _log = logging.getLogger(__name__)
 
 
@@ -85,11 +85,11 @@ class Folder:
     bucket, inside = _split(where)
     self._bucket, self._prefix = _open(bucket), f'{inside}/' if inside else ''
 
-  def names(self) -> list[str]:
-    """Lists the objects in the folder itself."""
+  def versions(self) -> dict[str, int]:
+    """Lists the objects in the folder itself, with the numbers of their versions."""
     with self._trying():
       found = self._bucket.list_blobs(prefix=self._prefix, delimiter='/', retry=_retry())
-      return [name for blob in found if (name := blob.name.removeprefix(self._prefix))]
+      return {name: blob.generation for blob in found if (name := blob.name.removeprefix(self._prefix))}
 
   def folders_with(self, file: str) -> list[str]:
     """Lists the folders in this one that hold an object of this name."""
@@ -147,14 +147,14 @@ class Mirror:
     """
     where = address(workdir)
     self._remote = Folder(where) if where else None
-    self.folder = _make_folder(where) if where else pathlib.Path(workdir)
+    self.folder = _make_folder(tempfile.mkdtemp(prefix=_PREFIX), where) if where else pathlib.Path(workdir)
     self._there: dict[pathlib.Path, tuple[int, int]] = {}  # the versions of the files that are in the bucket
     self._lock, self._ended, self._failed = threading.Lock(), threading.Event(), False
     self._thread = threading.Thread(target=self._upload_regularly, name='mirror', daemon=True)
 
   def __enter__(self) -> 'Mirror':
     if self._remote:
-      _download(self._remote, self.folder)
+      _download(self._remote, self.folder, {})
       self._there = {file: _version(file) for file in self.folder.iterdir()}
       self._thread.start()
     return self
@@ -204,38 +204,60 @@ class Mirror:
 def local(workdir: str | os.PathLike) -> pathlib.Path:
   """Returns the folder from which to read a workdir: for an address, a mirror that is removed when the program ends.
 
+  Each call downloads what has changed since the one before, as the run may go on.
+
   Raises:
     errors.InputError: as for `Folder`.
   """
-  return _read_only(address(workdir)) if _ADDRESS.fullmatch(os.fspath(workdir)) else pathlib.Path(workdir)
+  if not _ADDRESS.fullmatch(os.fspath(workdir)):
+    return pathlib.Path(workdir)
+  copy = _read_only(address(workdir))
+  _download(*copy)
+  return copy.folder
+
+
+class _Copy(NamedTuple):
+  """Holds a mirror that is only read, with the versions of its files."""
+
+  remote: Folder
+  folder: pathlib.Path
+  versions: dict[str, int]
 
 
 @functools.cache
-def _read_only(where: str) -> pathlib.Path:
-  remote, folder = Folder(where), _make_folder(where)
-  atexit.register(_remove, folder)
-  _download(remote, folder)
-  return folder
+def _read_only(where: str) -> _Copy:
+  return _Copy(Folder(where), _make_folder(temporary.make_folder(_PREFIX), where), {})
 
 
-def _make_folder(where: str) -> pathlib.Path:
-  folder = pathlib.Path(tempfile.mkdtemp(prefix='dnt-mirror-'), 'gs', where.removeprefix('gs://'))
+def _make_folder(root: str | os.PathLike, where: str) -> pathlib.Path:
+  folder = pathlib.Path(root, 'gs', where.removeprefix('gs://'))
   folder.mkdir(parents=True)
   return folder
 
 
 def _remove(folder: pathlib.Path) -> None:
   """Removes the folder of a mirror with those in which it is."""
-  root = next(each for each in folder.parents if each.name.startswith('dnt-mirror-'))
+  root = next(each for each in folder.parents if each.name.startswith(_PREFIX))
   shutil.rmtree(root, ignore_errors=True)
 
 
-def _download(remote: Folder, folder: pathlib.Path) -> None:
-  """Writes the small files of a workdir to a folder: those in the workdir itself."""
+def _download(remote: Folder, folder: pathlib.Path, versions: dict[str, int]) -> None:
+  """Makes the files of a folder the small ones of a workdir: those in the workdir itself.
+
+  Args:
+    remote: the workdir.
+    folder: the folder.
+    versions: of the files that are there already; changed to those that are there now.
+  """
   try:
-    for file in remote.names():
-      if found := remote.read(file):
+    newest = remote.versions()
+    for file in versions.keys() - newest.keys():
+      (folder / file).unlink(missing_ok=True)
+      del versions[file]
+    for file, version in newest.items():
+      if versions.get(file) != version and (found := remote.read(file)):
         (folder / file).write_bytes(found.content)
+        versions[file] = found.generation
   except OSError as error:
     raise errors.InputError(f'{error.filename} cannot be read ({error.strerror})') from error
 

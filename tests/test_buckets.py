@@ -58,7 +58,7 @@ def test_addresses(path, address):
 
 def test_a_folder_of_a_bucket(bucket):
   folder = buckets.Folder('gs://test-bucket/a')
-  assert folder.names() == [] and folder.read('x') is None
+  assert folder.versions() == {} and folder.read('x') is None
   first = folder.write('x', b'1', 0)
   with pytest.raises(FileExistsError):
     folder.write('x', b'2', 0)
@@ -70,7 +70,7 @@ def test_a_folder_of_a_bucket(bucket):
   folder.write('inner/done', b'')
   folder.write('inner/deeper/done', b'')
   buckets.Folder('gs://test-bucket/ab').write('y', b'')
-  assert folder.names() == ['x'] and folder.folders_with('done') == ['inner']
+  assert folder.versions() == {'x': second.generation} and folder.folders_with('done') == ['inner']
   with pytest.raises(FileExistsError):
     folder.remove('x', first.generation)
   folder.remove('x')
@@ -98,6 +98,22 @@ def test_only_what_has_changed_is_uploaded(bucket):
   assert bucket.objects[f'{FOLDER}/b.jsonl'].content == b'one\ntwo\n'
   assert len(bucket.objects[f'{FOLDER}/deep/c'].content) == 9 * 2**20
   assert not kept.exists()
+
+
+def test_a_run_that_is_read_again_is_the_newest_and_nothing_is_downloaded_twice(bucket):
+  where = 'gs://test-bucket/runs/watched'
+  assert not list(buckets.local(where).iterdir())  # it has not begun
+  bucket.put('runs/watched/config.json', b'1')
+  bucket.put('runs/watched/metrics.jsonl', b'one')
+  folder = buckets.local(where)
+  assert {path.name: path.read_bytes() for path in folder.iterdir()} == {'config.json': b'1', 'metrics.jsonl': b'one'}
+  bucket.put('runs/watched/metrics.jsonl', b'one two')
+  del bucket.requests[:]
+  assert buckets.local(where) == folder
+  assert (folder / 'metrics.jsonl').read_bytes() == b'one two'
+  assert not any('config.json' in path for _, path in bucket.requests)
+  del bucket.objects['runs/watched/config.json']
+  assert [path.name for path in buckets.local(where).iterdir()] == ['metrics.jsonl']
 
 
 def test_a_thread_uploads_for_those_who_watch(bucket, monkeypatch):

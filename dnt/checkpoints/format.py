@@ -253,7 +253,7 @@ def _check_answer(path: pathlib.Path) -> None:
   """Raises an `errors.InputError` if the bucket of a checkpoint does not answer; then it need not be damaged."""
   if where := buckets.address(path):
     try:
-      buckets.Folder(where).names()
+      buckets.Folder(where).versions()
     except OSError as error:
       raise errors.InputError(f'{where} cannot be read ({error.strerror})') from error
 

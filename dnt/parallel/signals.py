@@ -22,6 +22,8 @@ import types
 from collections.abc import Callable, Generator
 from typing import Any, NoReturn
 
+from dnt import temporary
+
 GRACE = 3.0  # seconds between a signal and the end of a program that has nothing to save
 CODES = {128 + number: number for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)}  # exit codes of stops
 _POLL = 0.1  # seconds
@@ -200,11 +202,12 @@ def received() -> int | None:
 
 
 def exit_at_once(code: int) -> NoReturn:
-  """Ends this process and its workers without any cleanup; any thread may call it."""
+  """Ends this process and its workers, with no cleanup but that of temporary folders; any thread may call it."""
   for call in before_exit:
     call(code)
   for child in multiprocessing.active_children():
     child.kill()
+  temporary.remove_folders()
   os._exit(code)
 
 

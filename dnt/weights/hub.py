@@ -1,15 +1,12 @@
 """Downloads weights from the Hugging Face hub; later calls find them in the cache without a network."""
 
-import atexit
 import logging
 import pathlib
 import re
-import shutil
-import tempfile
 from collections.abc import Callable
 from typing import NamedTuple
 
-from dnt import errors
+from dnt import errors, temporary
 from dnt.weights import torch_files
 
 _log = logging.getLogger(__name__)
@@ -53,9 +50,8 @@ def download(name: str) -> Download:
       if not error.filename:  # of the network
         raise
       _log.info(f'hf:{name} is not kept ({error.filename}: {error.strerror}), so the next start fetches it again')
-      folder = tempfile.mkdtemp(prefix='dnt-')
-      atexit.register(shutil.rmtree, folder, ignore_errors=True)
-      return _fetch(huggingface_hub.hf_hub_download, repository, revision, cache_dir=folder)
+      folder = temporary.make_folder('dnt-')
+      return _fetch(huggingface_hub.hf_hub_download, repository, revision, cache_dir=str(folder))
   except Exception as error:  # the hub, two HTTP libraries and the disk raise different types
     reason = errors.first_line(error)
     page = f'https://huggingface.co/{repository}' + (f'/tree/{revision}' if revision else '')

@@ -13,8 +13,8 @@ from dnt.parallel import signals
 
 LIMIT = 60  # seconds in which what a test waits for must happen
 PROGRAM = """
-import ctypes, signal, sys, threading, time
-from dnt import cli
+import ctypes, signal, sys, tempfile, threading, time
+from dnt import cli, temporary
 from dnt.parallel import signals
 
 def wait():
@@ -87,6 +87,11 @@ def parts():
     print('saved', flush=True)
   raise signals.Stopped(signals.received())
 
+def downloads():
+  tempfile.tempdir = '.'
+  (temporary.make_folder('dnt-') / 'weights').touch()
+  stuck()
+
 cli.run(cli.Program('A program.', lambda values: None, lambda values: globals()[MODE](), computes=False))
 """
 
@@ -132,6 +137,14 @@ def test_a_main_thread_that_is_busy_elsewhere_is_not_waited_for(start, mode):
   _, err = process.communicate(timeout=30)
   assert process.returncode == 143, err
   assert time.monotonic() - begin > 0.5  # half of the time that the program has set
+
+
+def test_temporary_folders_are_removed_where_a_signal_ends_a_program_without_cleanup(start, tmp_path):
+  process = start('downloads')
+  assert [path.name for path in tmp_path.glob('dnt-*/*')] == ['weights']
+  process.terminate()
+  assert process.wait(30) == 143
+  assert not list(tmp_path.glob('dnt-*'))
 
 
 def test_an_error_that_a_signal_has_become_is_a_stop(start):
