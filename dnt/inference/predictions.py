@@ -10,6 +10,7 @@ from concurrent import futures
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -141,7 +142,8 @@ def predict(
 
   def best(variables, images):
     logits = network.model.apply(variables, network.preprocess(images), train=False)
-    return jax.lax.top_k(jax.nn.softmax(logits), count)
+    _, indexes = jax.lax.top_k(logits, count)  # small probabilities are equal in float32: zero
+    return jnp.take_along_axis(jax.nn.softmax(logits), indexes, axis=-1), indexes
 
   def fetch(seen, result):
     probabilities, indexes = (np.asarray(each)[: len(seen.paths)] for each in result)

@@ -163,12 +163,13 @@ def _shortcut(block: Residual, x: jax.Array, train: bool, normalize: bool) -> ja
 
 
 def _add(block: Residual, shortcut: jax.Array, branch: jax.Array, keep: Keep) -> jax.Array:
+  dtype = branch.dtype
   if block.residual_scalar is not None:
     scalar = block.param('residual_scalar', nn.initializers.constant(block.residual_scalar), (), jnp.float32)
-    branch = branch * scalar.astype(branch.dtype)
+    branch = branch * scalar  # in float32, as its gradient sums over the whole batch
   if keep is not None:
-    branch = branch * keep.astype(branch.dtype).reshape(-1, 1, 1, 1)
-  return shortcut + branch
+    branch = branch * keep.reshape(-1, 1, 1, 1)
+  return shortcut + branch.astype(dtype)
 
 
 def _strides(block: Residual) -> tuple[int, int]:

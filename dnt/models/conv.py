@@ -86,5 +86,6 @@ class Conv(nn.Module):
     y = conv2d(x, kernel, strides=self.strides, padding=self.padding)
     if self.use_bias:
       bias = self.param('bias', self.bias_init, (self.features,), jnp.float32)
-      y = y + bias.astype(self.dtype).reshape(1, 1, 1, -1)
+      # In float32, as the gradient of the bias sums over all positions, which bfloat16 cannot count.
+      y = (y + bias.reshape(1, 1, 1, -1)).astype(self.dtype)
     return y

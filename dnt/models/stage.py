@@ -82,6 +82,6 @@ class Stage(nn.Module):
   def _keep(self, batch: int) -> jax.Array:
     """Draws float32 [count, batch] for all blocks at once, so that both layouts drop the same blocks."""
     key = self.make_rng('stochastic_depth')
-    uniform = jax.vmap(lambda index: jax.random.uniform(jax.random.fold_in(key, index), (batch,)))
+    uniform = jax.vmap(lambda index: jax.random.uniform(jax.random.fold_in(key, index), (batch,), jnp.float32))
     survival = 1 - jnp.array(self.drop_rates, jnp.float32).reshape(-1, 1)
     return jnp.where(uniform(jnp.arange(self.count)) < survival, 1 / survival, 0.0)

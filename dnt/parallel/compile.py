@@ -58,15 +58,20 @@ def compiler_options(mesh: Mesh | None = None) -> dict[str, str] | None:
 
 
 def check() -> None:
-  """Checks that jax compiles at all, as programs are compiled before they run.
+  """Checks that jax compiles at all, as programs are compiled before they run, and with the types of dnt.
 
   Raises:
-    errors.InputError: `jax_disable_jit` is set.
+    errors.InputError: `jax_disable_jit` or `jax_enable_x64` is set.
   """
   if jax.config.jax_disable_jit:  # ty: ignore[missing-attribute]  # jax adds its options at run time
     raise errors.InputError(
       'jax_disable_jit is set (JAX_DISABLE_JIT=1 or jax.disable_jit()), but dnt compiles its programs before they run: '
       'unset it; to look into a network, call model.apply under it yourself'
+    )
+  if jax.config.jax_enable_x64:  # ty: ignore[missing-attribute]
+    raise errors.InputError(
+      'jax_enable_x64 is set (JAX_ENABLE_X64=1 or jax.enable_x64()), with which random draws and sums are others: dnt '
+      'trains with the types that config.model.dtype names; unset it'
     )
 
 

@@ -224,7 +224,10 @@ def make_train_step(
       'params': partition.split(ema['params'])[0],
       'batch_stats': partition.split_statistics(ema['batch_stats'])[0],
     }
-    moved: trees.Tree = optax.incremental_update({'params': params, 'batch_stats': stats}, before, 1 - config.ema.decay)
+    # Not decay * old + (1 - decay) * new, whose factors, rounded to float32, do not add up to 1.
+    moved: trees.Tree = jax.tree.map(
+      lambda new, old: old + (1 - config.ema.decay) * (new - old), {'params': params, 'batch_stats': stats}, before
+    )
     fixed = {'params': fixed, 'batch_stats': fixed_stats}
     return {name: trees.merge(moved[name], fixed[name]) for name in moved}
 

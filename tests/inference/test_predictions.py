@@ -1,7 +1,9 @@
 """Images as a network takes them; what is predicted of them is tested with the program."""
 
 import logging
+from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -10,6 +12,15 @@ from dnt import errors, inference
 from dnt.parallel import mesh as mesh_lib
 
 pytestmark = pytest.mark.usefixtures('undrawn')
+
+
+class Constant(NamedTuple):
+  """A network with the same logits for each image."""
+
+  logits: np.ndarray
+
+  def apply(self, variables, images, train):
+    return jnp.broadcast_to(self.logits, (len(images), len(self.logits)))
 
 
 @pytest.mark.parametrize(('augment', 'resize'), [('resized_crop_flip', None), ('none', 'center_crop')])
@@ -49,6 +60,18 @@ def test_images_are_turned_as_those_of_the_run(tiny, saved, scans, tmp_path, cap
   assert found.paths == (str(paths[0]),) == inference.find(paths[0])
   assert not list(inference.predict(network, mesh, [], 1, 1))
   assert ('1 of 1 images have an EXIF orientation' in caplog.text) != rotated
+
+
+def test_classes_whose_probabilities_vanish_are_ranked_by_their_logits(tiny, saved, scans, tmp_path):
+  tiny.data.source, tiny.data.image_size = 'digits', None
+  saved(tiny)
+  mesh = mesh_lib.make_mesh(tiny.mesh)
+  network = inference.load(str(tmp_path / 'run'), mesh)
+  logits = np.array([200.0, 50, 60, 70, 10, 0, -10, -20, -30, -40], np.float32)
+  network = network._replace(model=Constant(logits))
+  (found,) = inference.predict(network, mesh, [str(scans / 'cat' / '0.png')], 1, 4)
+  assert found.indexes.tolist() == [[0, 3, 2, 1]]
+  np.testing.assert_array_equal(found.probabilities, [[1, 0, 0, 0]])
 
 
 def test_gray_networks_take_gray_images_and_what_cannot_be_read_is_named(tiny, saved, scans, tmp_path):

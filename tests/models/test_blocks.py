@@ -131,6 +131,23 @@ def test_keep_and_residual_scalar_scale_the_branch_of_each_example(kind):
     np.testing.assert_allclose(run(scaled, {'params': params}, x), x + value * branch, rtol=1e-5, atol=1e-5)
 
 
+def test_the_gradient_of_a_residual_scalar_in_bfloat16_is_its_sum_over_the_batch():
+  x = np.random.default_rng(0).normal(size=(32, 8, 8, 4)).astype(jnp.bfloat16)
+  block = blocks.Basic(make_parts(dtype='bfloat16'), features=4, residual_scalar=0.5)
+  variables = init(block, x)
+  whole = {'params': {**variables['params'], 'residual_scalar': np.float32(1.0)}}
+  branch = np.asarray(run(block, whole, x), np.float64) - np.asarray(x, np.float64)
+  weights = np.where(branch > 0, 1, 0.5).astype(jnp.bfloat16)  # a sum without cancellation
+
+  def total(scalar):
+    output = block.apply({'params': {**variables['params'], 'residual_scalar': scalar}}, x, train=False)
+    return jnp.sum(output * jnp.sign(branch.astype(jnp.bfloat16)) * weights, dtype=jnp.float32)
+
+  gradient = jax.jit(jax.grad(total))(jnp.float32(0.5))
+  expected = (np.abs(branch) * np.asarray(weights, np.float64)).sum()
+  np.testing.assert_allclose(gradient, expected, rtol=0.02)
+
+
 @pytest.mark.parametrize('kind', ['Basic', 'Bottleneck'])
 def test_zero_init_last_norm_starts_a_block_at_its_shortcut(kind):
   x = images(4)

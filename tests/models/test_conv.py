@@ -145,3 +145,16 @@ def test_conv_module_owns_its_leaves_and_standardizes_its_kernel():
     'params': {'kernel': ((3, 3, 4, 6), jnp.dtype('float32'))}
   }
   assert jax.eval_shape(half.apply, variables, x).dtype == jnp.bfloat16
+
+
+def test_the_gradient_of_a_bias_in_bfloat16_is_its_sum_over_all_positions():
+  x, weights = draw(16, 16, 16, 3), np.random.default_rng(0).uniform(0.5, 1.5, (16, 16, 16, 4)).astype(np.float32)
+  module = conv.Conv(4, (3, 3), dtype=jnp.bfloat16)
+  variables = jax.jit(module.init)(jax.random.key(0), x)
+  weights = jnp.asarray(weights, jnp.bfloat16)
+
+  def total(variables, x, weights):
+    return jnp.sum(module.apply(variables, x) * weights, dtype=jnp.float32)
+
+  gradient = jax.jit(jax.grad(total))(variables, x, weights)['params']['bias']
+  np.testing.assert_allclose(gradient, np.asarray(weights, np.float64).sum((0, 1, 2)), rtol=1e-5)

@@ -272,6 +272,11 @@ def test_a_jax_that_does_not_compile_is_refused():
     compile_lib.ahead(program, 1.0)
 
 
+def test_types_of_64_bits_are_refused():
+  with jax.enable_x64(True), pytest.raises(errors.InputError, match='jax_enable_x64 is set .*unset it'):
+    compile_lib.ahead(compile_lib.jit(jnp.sin), 1.0)
+
+
 def test_a_program_beyond_the_memory_of_the_device_is_refused(monkeypatch):
   jitted = compile_lib.jit(lambda x: jnp.sort(x @ x.T, 1).sum(1))
   shape = jax.ShapeDtypeStruct((1024, 8), jnp.float32)

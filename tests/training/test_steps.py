@@ -163,6 +163,18 @@ def test_the_average_follows_parameters_and_statistics(tiny, begin):
     close(after.ema[name], jax.tree.map(lambda a, b: 0.75 * a + 0.25 * b, old, new))
 
 
+@pytest.mark.parametrize('decay', [0.9, 0.999, 0.99999])
+def test_the_average_of_parameters_that_stay_is_these_parameters(tiny, begin, decay):
+  """The factors decay and 1 - decay, rounded to float32, do not add up to 1: over many steps such an average drifts."""
+  tiny.ema.decay, tiny.optim.learning_rate = decay, 1e-30
+  run, state, batch = begin(tiny)
+  after, _ = jax.jit(run.phases[0].train_step)(state, batch)
+  for path, kernel in trees.flatten(state.params).items():
+    if path.endswith('kernel'):
+      np.testing.assert_array_equal(trees.flatten(after.params)[path], kernel)
+      np.testing.assert_array_equal(trees.flatten(after.ema['params'])[path], kernel)
+
+
 @pytest.mark.usefixtures('optimized')
 @pytest.mark.thorough
 def test_several_steps_are_single_steps_bit_for_bit(tiny, begin):
