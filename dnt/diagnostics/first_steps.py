@@ -33,7 +33,7 @@ class Examination(NamedTuple):
     entries: names in depth order.
     columns: float64 [seeds, entries] by quantity: those of `metric_names.EntryRow`, and
 
-      - `activation_variance`: of the output, over examples, positions and units,
+      - `activation_variance`: of the output, over examples, positions and units; the mean of micro-batches,
       - `cosine`: mean cosine of the angle between the outputs for two different images,
       - `jacobian_gain`: the gradient's norm at the output of the entry before, over the norm at this entry's output,
       - `update_ratio`: mean over the first steps,
@@ -133,8 +133,8 @@ def _make_step(run: experiment.Experiment, batch_at: Callable) -> Callable:
     batch_at: the loader's `batch_at`.
 
   Returns:
-    `(state, arrays) -> (state, metrics)`; metrics: as with telemetry, with an additional column `cosine`, and the
-    float32 scalar `input_cosine`. Both are NaN for micro-batches of one image.
+    `(state, arrays) -> (state, metrics)`; metrics: as with telemetry, with the additional columns `cosine` and
+    `activation_variance`, and the float32 scalar `input_cosine`. Both cosines are NaN for micro-batches of one image.
   """
   called = [row.entry for row in run.table if row.shape is not None]
   parts = run.config.train.accumulate
@@ -146,8 +146,10 @@ def _make_step(run: experiment.Experiment, batch_at: Callable) -> Callable:
     outputs = [leaf for leaf in leaves if leaf.shape[:1] == (examples,)]
     if outputs:
       with function_calls.ignored():
-        cosine = _cosine(outputs[0])
-      module.sow(captures.CAPTURES, 'cosine', cosine, init_fn=lambda: None, reduce_fn=lambda _, new: new)
+        # The variance of its own: from the mean and the RMS, that of outputs that are nearly equal would be lost.
+        shown = {'cosine': _cosine(outputs[0]), 'activation_variance': jnp.var(outputs[0].astype(jnp.float32))}
+      for name, value in shown.items():
+        module.sow(captures.CAPTURES, name, value, init_fn=lambda: None, reduce_fn=lambda _, new: new)
     return output
 
   phase = run.phases[0]
@@ -155,8 +157,11 @@ def _make_step(run: experiment.Experiment, batch_at: Callable) -> Callable:
   plain = telemetry.make(run.config, params, phase.partition.split(params)[0], run.table)
 
   def measure(params, gradient, updates, captured, gradient_captures):
-    cosine = telemetry.gather(captured, 'cosine', called, run.entries, lambda total: total / parts)
-    return plain.measure(params, gradient, updates, captured, gradient_captures) | {'cosine': cosine}
+    shown = {
+      name: telemetry.gather(captured, name, called, run.entries, lambda total: total / parts)
+      for name in ('cosine', 'activation_variance')
+    }
+    return plain.measure(params, gradient, updates, captured, gradient_captures) | shown
 
   watched = telemetry.Telemetry(plain.gradient_captures, measure)
   train_step = run.make_step(phase.partition, phase.optimizer, telemetry=watched)
@@ -212,11 +217,11 @@ def _examination(
   first = [_initial(each) for each in shown]
   columns = {name: np.stack([_whole(each[name], len(names)) for each in first]) for name in first[0]}
   absent = np.full((len(rows), len(names)), np.nan)
-  mean, rms = (columns.setdefault(f'activation_{name}', absent) for name in ('mean', 'rms'))
+  for name in ('mean', 'rms', 'variance'):
+    columns.setdefault(f'activation_{name}', absent)
   gradient, called = columns['output_gradient_norm'], list(first[0]['output_gradient_norm'].entries)
   columns['jacobian_gain'] = absent.copy()
   with np.errstate(divide='ignore', invalid='ignore'):  # for values that are zero or not finite
-    columns['activation_variance'] = rms**2 - mean**2
     columns['jacobian_gain'][:, called[1:]] = gradient[:, called[:-1]] / gradient[:, called[1:]]
   columns['update_ratio'] = np.mean(
     [[_whole(step['update_ratio'], len(names)) for step in each] for each in rows], axis=1

@@ -143,6 +143,20 @@ def test_pretrained_weights_are_where_it_starts(tiny, saved, tmp_path):
   np.testing.assert_allclose(tried.losses, found.losses[0, :2], rtol=1e-5)
 
 
+def test_the_variance_of_outputs_that_are_nearly_equal(tiny):
+  tiny.model.activation, tiny.model.norm, tiny.model.init_gain = 'sigmoid', 'none', 1e-4
+  tiny.train.batch_size = tiny.data.synthetic_examples
+  data = datasets.load(tiny, ())
+  run = experiment.make(open_options.resolve(tiny, data), data.spec)
+  kernel = np.asarray(trees.flatten(models.init(run.trace, tiny.seed)['params'])['stem/dense/kernel'], np.float64)
+  pixels = data.train.images / 255.0
+  inputs = (pixels - np.array(run.config.data.mean)) / np.array(run.config.data.std)
+  expected = np.var(1 / (1 + np.exp(-inputs.reshape(len(inputs), -1) @ kernel)))
+  assert expected < 1e-7  # of a mean of 0.5, whose square float32 knows to 3e-8
+  found = examine(tiny).columns['activation_variance'][0, 0]
+  np.testing.assert_allclose(found, expected, rtol=0.01)
+
+
 def test_similarity_is_computed_at_the_highest_precision():
   """The default of accelerators cannot tell a cosine of 0.9999 from 1."""
   program = jax.make_jaxpr(first_steps._cosine)(np.ones((4, 3), np.float32))
