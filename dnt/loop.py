@@ -188,7 +188,8 @@ def _train(
       evaluator.between = guard.interrupt
       if history:
         _log.info(f'continuing from step {step}')
-        noted = resume.log(changed, run, trained, step) | resume.log_versions(trained, provenance['versions'], step)
+        noted = resume.log(changed, run, trained, step)
+        noted |= resume.log_circumstances(trained, provenance['versions'], provenance['devices'], step)
         rec.add_change(step, noted)
       try:
         with profiling.Profile(workdir, profile, step, run.config.train.steps) as profiled:

@@ -1,7 +1,8 @@
 """Looks at the first and last bytes of image files, for what a user should know before a run starts.
 
 A look takes at most `SECONDS` for a split; then it covers only the files that were read by then. Splits are in random
-order, so that these are a random sample.
+order, so that these are a random sample. What decides the values of images, the bits that they use, is looked up in the
+first files of a split, and does not depend on the time that it takes.
 """
 
 import logging
@@ -21,10 +22,9 @@ from dnt.parallel import multihost
 
 SECONDS = 0.5  # longest look at a split; longest time to decode the files that it suspects
 SHOWN = 3  # most damaged files that a message names
-DEEP = 100  # most 16-bit images whose values are read
 COMMON_BITS = (8, 10, 12)  # what cameras and scanners store in 16 bits
 _THREADS = 8
-_BLOCK = 64  # files that a thread reads at once
+_BLOCK = 64  # files that a thread reads at once; those that are looked at in any case
 _HEAD, _TAIL = 2**14, 64  # bytes; metadata comes first, and programs may append a few bytes to the end
 _ORIENTATION = 0x0112  # number of the EXIF tag
 
@@ -96,7 +96,8 @@ class Seen(NamedTuple):
   Attributes:
     looked: number of files that were looked at, the first ones.
     rotated: number of those with an EXIF orientation other than 1, which Pillow does not apply by itself.
-    deep: paths of those that may have 16-bit channels, each with the bits that its sBIT chunk says are used, or None.
+    deep: paths of those among the first `_BLOCK` that may have 16-bit channels, each with the bits that its sBIT chunk
+      says are used, or None.
     suspects: paths of those that may be cut off or damaged.
   """
 
@@ -122,7 +123,7 @@ def look(paths: Sequence[str]) -> Seen:
   return Seen(
     looked=len(found),
     rotated=sum(file.rotated for file in found),
-    deep=tuple((path, file.bits) for path, file in both if file.deep),
+    deep=tuple((path, file.bits) for path, file in both[:_BLOCK] if file.deep),
     suspects=tuple(path for path, file in both if file.suspect),
   )
 
@@ -157,7 +158,7 @@ class Depth(NamedTuple):
 
 
 def measure_depth(deep: Sequence[tuple[str, int | None]]) -> Depth | None:
-  """Reads values of 16-bit images until one needs more bits than `COMMON_BITS` and sBIT chunks name.
+  """Reads the values of 16-bit images until one needs more bits than `COMMON_BITS` and sBIT chunks name.
 
   By the PNG standard, values of fewer bits are scaled to the 16 bits of the file. Programs that do not scale them make
   images that look black. One image cannot show which of both it is, so that this looks at a sample of a split.
@@ -168,23 +169,28 @@ def measure_depth(deep: Sequence[tuple[str, int | None]]) -> Depth | None:
   Returns:
     None if there are no 16-bit images.
   """
-  deadline, largest, count = time.monotonic() + SECONDS, 0, 0
+  largest, count = 0, 0
   named = [bits for _, bits in deep if bits]
   declared = max(named) if named and len(named) == len(deep) else None
   most = max(declared or 0, *COMMON_BITS)
-  for path, _ in deep[:DEEP]:
-    try:
-      value = images.largest_value(path)
-    except Exception:  # reading the image for the run reports it
-      continue
-    if value is not None:
-      largest, count = max(largest, value), count + 1
-    if largest >= 2**most or time.monotonic() > deadline:
-      break
+  with futures.ThreadPoolExecutor(_THREADS, 'depth') as pool:
+    for value in pool.map(_largest_value, [path for path, _ in deep]):
+      if value is not None:
+        largest, count = max(largest, value), count + 1
+      if largest >= 2**most:
+        pool.shutdown(cancel_futures=True)
+        break
   if not count:
     return None
   fits = [bits for bits in (declared, *COMMON_BITS) if bits and largest < 2**bits]
   return Depth(declared if declared in fits else None, min(fits, default=None), largest, count)
+
+
+def _largest_value(path: str) -> int | None:
+  try:
+    return images.largest_value(path)
+  except Exception:  # reading the image for the run reports it
+    return None
 
 
 def _in_time(function: Callable[[str], Any], paths: Sequence[str], least: int) -> list[Any]:

@@ -1,7 +1,7 @@
 """Computes the keys of the feature cache: digests of everything that features depend on.
 
-That is the prefix, its weights, the code of a user's own network, the images and their preprocessing. What an older
-version did not know is left out where it has the usual value, so that older features are found.
+That is the prefix, its weights, the code of a user's own network, the precision, the images and their preprocessing.
+What an older version did not know is left out where it has the usual value, so that older features are found.
 """
 
 import hashlib
@@ -10,6 +10,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from dnt import trees
@@ -32,8 +33,13 @@ def network(prefix: frozen_prefix.Prefix, variables: Any) -> list[Any]:
   weights = {name: trees.split(tree, lambda path: freeze.is_below(path, below))[0] for name, tree in variables.items()}
   # Neither changes the features, and another identity would leave those of earlier runs unused.
   options = {key: value for key, value in model.to_dict().items() if key not in ('folder', 'norm_sync')}
-  code = agreement.own_code(model.name, model.folder)
-  return [options, prefix.names, prefix.pooled, trees.sha256(weights), *([code] if code else [])]
+  identity = [options, prefix.names, prefix.pooled, trees.sha256(weights)]
+  if code := agreement.own_code(model.name, model.folder):
+    identity.append(code)
+  precision = jax.config.jax_default_matmul_precision  # ty: ignore[missing-attribute]  # jax adds its options later
+  if (computed := [jax.default_backend(), precision]) != ['cpu', None]:
+    identity.append(computed)  # accelerators round products of float32 by default
+  return identity
 
 
 def split(about: Sequence[Any], config: typed.Config, source: examples.Examples, views: int) -> list[Any]:

@@ -1,5 +1,6 @@
 """Writes the results of a run: the table of blocks, summary.json, curves, confusion matrices and report.html."""
 
+import os
 import pathlib
 import signal
 from collections.abc import Mapping, Sequence
@@ -291,14 +292,16 @@ def versions() -> dict[str, str]:
 
 
 def devices(mesh: jax.sharding.Mesh) -> dict[str, Any]:
-  """Describes the devices that a run uses."""
+  """Describes the devices that a run uses; of CPUs also the number of cores, which may change the last bits of sums."""
   device = mesh.devices.flat[0]
+  cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()  # not on macOS
   return {
     'platform': device.platform,
     'kind': device.device_kind,
     'count': mesh.size,
     'processes': jax.process_count(),
     'mesh': ' x '.join(f'{name} {size}' for name, size in mesh.shape.items()),
+    **({'cores': cores} if device.platform == 'cpu' else {}),
   }
 
 

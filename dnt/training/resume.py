@@ -36,12 +36,14 @@ class Trained(NamedTuple):
     data: the fingerprint of each split, see `dnt.data.fingerprint`; empty if the run is older than it.
     older: whether the run is older than `data.hold_out`.
     versions: those of Python and of packages, by name; empty if the run is older than their record.
+    devices: what they ran on, see `report.devices`; empty likewise.
   """
 
   config: typed.Config
   data: Mapping[str, Any]
   older: bool = False
   versions: Mapping[str, str] = {}
+  devices: Mapping[str, Any] = {}
 
 
 def read(workdir: pathlib.Path) -> Trained | None:
@@ -62,7 +64,7 @@ def of_meta(meta: Mapping[str, Any], workdir: pathlib.Path) -> Trained | None:
   if ':' not in config.model.name:  # a user's own module may have moved
     config.model.update(models.resolved_options(config.model))
   older = 'hold_out' not in meta['config'].get('data', {})
-  return Trained(config, meta.get('data', {}), older, meta.get('versions', {}))
+  return Trained(config, meta.get('data', {}), older, meta.get('versions', {}), meta.get('devices', {}))
 
 
 def keep_open(config: typed.Config, trained: Trained | None) -> typed.Config:
@@ -209,29 +211,34 @@ def log(
   return {change.key: {'was': change.was, 'now': change.now} for change in shown}
 
 
-def log_versions(trained: Trained | None, versions: Mapping[str, str], step: int) -> dict[str, dict[str, Any]]:
-  """Logs a line if packages have other versions than for the steps so far, as it may change the last bits of a run.
+def log_circumstances(
+  trained: Trained | None, versions: Mapping[str, str], devices: Mapping[str, Any], step: int
+) -> dict[str, dict[str, Any]]:
+  """Logs a line if versions or devices are others than for the steps so far, as that may change the last bits of a run.
 
   Args:
     trained: what the steps so far were trained with.
     versions: the versions of this process.
+    devices: the devices of the run.
     step: the number of these steps.
 
   Returns:
-    The versions `was` and `now` by `versions.<name>`, to record; None for a package that is not installed.
+    What was and what is `now`, by `versions.<name>` and `devices.<name>`, to record; None for what is not there.
   """
-  if not trained or not trained.versions:
-    return {}
-  before = trained.versions
-  names = [name for name in {**before, **versions} if before.get(name) != versions.get(name)]
-  found = {name: {'was': before.get(name), 'now': versions.get(name)} for name in names}
-  if found:
-    listed = ', '.join(f'{name} was {each["was"]} and is now {each["now"]}' for name, each in found.items())
-    _log.info(
-      f'other versions from step {step}: {listed}; the run goes on, but need not end bit-identical to one without the '
-      'change'
-    )
-  return {f'versions.{name}': each for name, each in found.items()}
+  found = {}
+  if trained:
+    known = {name: value for name, value in devices.items() if name in trained.devices}  # older versions knew fewer
+    for kind, before, now in (('versions', trained.versions, versions), ('devices', trained.devices, known)):
+      names = [name for name in {**before, **now} if before.get(name) != now.get(name)] if before else []
+      others = {name: {'was': before.get(name), 'now': now.get(name)} for name in names}
+      if others:
+        listed = ', '.join(f'{name} was {each["was"]} and is now {each["now"]}' for name, each in others.items())
+        _log.info(
+          f'other {kind} from step {step}: {listed}; the run goes on, but need not end bit-identical to one without '
+          'the change'
+        )
+      found |= {f'{kind}.{name}': each for name, each in others.items()}
+  return found
 
 
 def epochs_note(found: Collection[changes.Change], spec: datasets.Spec, step: int) -> str:

@@ -158,6 +158,17 @@ def test_a_line_names_the_option_of_rotation(splits, data, caplog):
   assert check(splits, data, caplog)[1] == []
 
 
+def test_the_bits_do_not_depend_on_the_time_that_a_look_takes(deep_png, tmp_path, monkeypatch):
+  paths = [tmp_path / f'{index}.png' for index in range(120)]
+  for index, path in enumerate(paths):
+    path.write_bytes(deep_png(np.full((4, 4), index, np.uint16), sbit=None if index == 100 else 12))
+  found = []
+  for seconds in (-1.0, 60.0):
+    monkeypatch.setattr(inspection, 'SECONDS', seconds)
+    found.append(inspection.measure_depth(look(*paths).deep))
+  assert found == [inspection.Depth(12, 8, 63, 64)] * 2
+
+
 @pytest.mark.parametrize('sbit', [None, 12])
 def test_a_line_names_the_option_of_the_bits(splits, data, caplog, deep_png, sbit):
   for index, folder in enumerate(('train/ant', 'train/bee', 'val/ant', 'val/bee')):

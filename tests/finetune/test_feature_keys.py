@@ -2,13 +2,15 @@ import hashlib
 import json
 import os
 
+import jax
 import numpy as np
 import pytest
 
 from dnt.data import examples
 from dnt.data.sources import folder, tfds
 from dnt.data.transforms import images
-from dnt.finetune import feature_keys
+from dnt.finetune import feature_keys, frozen_prefix
+from dnt.training import datasets, experiment, open_options
 
 
 def test_features_know_how_their_images_were_resized_and_older_ones_are_found(tiny):
@@ -72,3 +74,15 @@ def test_parts_of_a_split_whose_labels_are_not_known_have_features_of_their_own_
   parts = records.part(7, 10), records.part(3, 6), records.part(0, 3), records.take(np.array([9, 8, 7]))
   assert len({of(each) for each in (records, *parts)}) == 5
   assert of(records.take(np.array([7, 8, 9]))) == of(parts[0])
+
+
+def test_features_of_another_precision_are_others(tiny):
+  tiny.finetune.trainable = 'head'
+  data = datasets.load(tiny, ())
+  run = experiment.make(open_options.resolve(tiny, data), data.spec)
+  prefix, variables = frozen_prefix.find(run), run.init_variables()
+  usual = feature_keys.network(prefix, variables)
+  assert len(usual) == 4, 'as of older versions'
+  with jax.default_matmul_precision('bfloat16'):
+    assert feature_keys.network(prefix, variables) == [*usual, ['cpu', 'bfloat16']]
+  assert feature_keys.network(prefix, variables) == usual

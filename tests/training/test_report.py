@@ -1,5 +1,6 @@
 import html.parser
 import json
+import os
 import re
 import subprocess
 import sys
@@ -165,7 +166,7 @@ def test_summary(written):
   assert stored['images_per_second'] == (900 * 128 + 100 * 256) / 8
   assert stored['versions'].keys() >= {'python', 'jax', 'flax', 'optax', 'orbax-checkpoint'}
   devices = {'platform': 'cpu', 'kind': 'cpu', 'count': 8, 'processes': 1, 'mesh': 'data 8 x fsdp 1'}
-  assert stored['devices'] == devices
+  assert stored['devices'] == {**devices, 'cores': len(os.sched_getaffinity(0))}
   assert stored['provenance']['data']['train']['content'] == 'c0ffee' * 10
   assert stored['provenance']['weights']['revision'] == 'd1e' * 13
   assert stored['command'] == 'python -m dnt.main --a="b"'

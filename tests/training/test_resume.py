@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import pathlib
 import re
 import shutil
@@ -231,9 +232,23 @@ def test_other_versions_are_logged_and_recorded_and_are_no_other_experiment(tiny
   assert json.loads((tmp_path / 'config.json').read_text())['provenance']['versions'] == now
 
 
+def test_another_number_of_cores_is_logged_and_recorded(tiny, tmp_path, console, monkeypatch):
+  run(tiny, tmp_path)
+  cores = checkpoints.read_meta(tmp_path)['devices']['cores']
+  assert cores == len(os.sched_getaffinity(0))
+  monkeypatch.setattr(os, 'sched_getaffinity', lambda pid: range(cores + 1))
+  tiny.train.steps = 8
+  run(tiny, tmp_path)
+  said = f'other devices from step 6: cores was {cores} and is now {cores + 1}; the run goes on'
+  assert console.readouterr().out.count(said) == 1
+  ((_, changes),) = recorded(tmp_path)
+  assert changes['devices.cores'] == {'was': cores, 'now': cores + 1}
+
+
 def test_a_run_that_is_older_than_the_record_of_versions_goes_on_without_a_line(tiny):
   older = resume.Trained(tiny, {})
-  assert resume.log_versions(older, {'jax': '1'}, 3) == resume.log_versions(None, {'jax': '1'}, 3) == {}
+  assert resume.log_circumstances(older, {'jax': '1'}, {'cores': 2}, 3) == {}
+  assert resume.log_circumstances(None, {'jax': '1'}, {'cores': 2}, 3) == {}
 
 
 # Tasks that a failing read leaves behind in TensorStore are reported when they are collected.
