@@ -283,7 +283,8 @@ def _read_leaves(path: pathlib.Path, wanted: Mapping[str, jax.ShapeDtypeStruct])
       path / 'state',
       args=ocp.args.PyTreeRestore(item=item, restore_args=jax.tree.map(restore_args, item), partial_restore=True),
     )
-    return {name: trees.flatten(restored)[name] for name in wanted}
+    leaves = trees.flatten(restored)
+    return {name: leaves[name] for name in wanted}
   except (MemoryError, jax.errors.JaxRuntimeError):
     raise
   except PermissionError as error:

@@ -18,7 +18,7 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec
 
-from dnt import checkpoints, config, errors
+from dnt import checkpoints, config, errors, trees
 from dnt.checkpoints import format
 from dnt.parallel import mesh as mesh_lib
 from dnt.parallel import multihost
@@ -587,6 +587,14 @@ def test_load_parameters(run):
     checkpoints.load_parameters(run, step=5)
   with pytest.raises(errors.InputError, match='damaged'):
     checkpoints.load_parameters(run, step=3)
+
+
+def test_reads_take_time_in_proportion_to_the_leaves(run, monkeypatch):
+  flattened, flatten = [], trees.flatten
+  monkeypatch.setattr(trees, 'flatten', lambda tree: flattened.append(tree) or flatten(tree))
+  checkpoints.load_parameters(run)
+  _read(run, 3, _abstract(_state()))
+  assert len(flattened) == 2, 'the whole tree once for each read, not for each leaf'
 
 
 def test_load_parameters_of_nothing(tmp_path):
