@@ -39,11 +39,15 @@ def is_scanned(path: str) -> bool:
   return SCANNED in path.split('/')
 
 
+def prefixes(path: str) -> list[str]:
+  """Returns the names of what holds a '/'-joined path, from the outermost on, and at the end the path itself."""
+  parts = path.split('/')
+  return ['/'.join(parts[:count]) for count in range(1, len(parts) + 1)]
+
+
 def is_named(path: str, patterns: Sequence[str]) -> bool:
   """Returns whether a pattern matches the whole of a '/'-joined path, or of the name of something that holds it."""
-  parts = path.split('/')
-  names = ['/'.join(parts[:count]) for count in range(1, len(parts) + 1)]
-  return any(re.fullmatch(pattern, name) for pattern in patterns for name in names)
+  return any(re.fullmatch(pattern, name) for pattern in patterns for name in prefixes(path))
 
 
 def split(tree: Mapping[str, Any], chosen: Callable[[str], bool]) -> tuple[dict[str, Any], dict[str, Any]]:

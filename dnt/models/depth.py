@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -203,17 +203,24 @@ def _entry(name: str, scanned: layouts.Rows) -> Entry:
   return Entry(name, f'{stage}/{trees.SCANNED}', number - 2)
 
 
-def entry_index(entries: Sequence[Entry], path: str) -> tuple[int, ...]:
-  """Returns the depth list indices that a leaf belongs to: one, or one per row for a leaf of a scanned stage.
+def find_owners(entries: Sequence[Entry], paths: Iterable[str]) -> dict[str, tuple[int, ...]]:
+  """Returns the depth list indices that each leaf belongs to: one, or one per row for a leaf of a scanned stage.
 
   Args:
     entries: the depth list.
-    path: path of the leaf in the model's own layout, joined by '/'.
+    paths: paths of the leaves in the model's own layout, joined by '/'.
 
   Raises:
-    errors.InputError: no entry owns the leaf.
+    errors.InputError: no entry owns a leaf.
   """
-  owners = tuple(i for i, entry in enumerate(entries) if path == entry.path or path.startswith(f'{entry.path}/'))
-  if not owners:
-    raise errors.InputError(f'{path!r} belongs to no entry of this model: {", ".join(e.name for e in entries)}')
-  return owners
+  below: dict[str, list[int]] = {}
+  for i, entry in enumerate(entries):
+    below.setdefault(entry.path, []).append(i)
+  result = {}
+  for path in paths:
+    # An entry owns the leaf of its own path and all leaves below it.
+    owners = [i for above in trees.prefixes(path) for i in below.get(above, ())]
+    if not owners:
+      raise errors.InputError(f'{path!r} belongs to no entry of this model: {", ".join(e.name for e in entries)}')
+    result[path] = tuple(sorted(owners))
+  return result

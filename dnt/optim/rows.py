@@ -20,7 +20,7 @@ def places(params: Any, entries: Sequence[depth.Entry]) -> Places:
     params: nested dicts of arrays or shapes.
     entries: the depth list.
   """
-  return {path: depth.entry_index(entries, path) for path in trees.flatten(params)}
+  return depth.find_owners(entries, trees.flatten(params))
 
 
 def owners(params: Any, entries: Sequence[depth.Entry]) -> tuple[int, ...]:

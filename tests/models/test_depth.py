@@ -40,8 +40,9 @@ def test_every_leaf_belongs_to_its_entry(scan):
   entries = depth.trace(model, SHAPE).entries
   variables = models.init(depth.trace(model, SHAPE), 0)
   for collection in ('params', 'batch_stats'):
-    for path, leaf in trees.flatten(variables[collection]).items():
-      owners = depth.entry_index(entries, path)
+    leaves = trees.flatten(variables[collection])
+    for path, owners in depth.find_owners(entries, leaves).items():
+      leaf = leaves[path]
       if trees.is_scanned(path):
         assert len(owners) == leaf.shape[0] == 2
         assert [entries[i].row for i in owners] == [0, 1]
@@ -49,7 +50,17 @@ def test_every_leaf_belongs_to_its_entry(scan):
         assert len(owners) == 1
       assert all(path.startswith(entries[i].path) for i in owners)
   with pytest.raises(errors.InputError, match="'stage4/block001/conv1/kernel'.* no entry"):
-    depth.entry_index(entries, 'stage4/block001/conv1/kernel')
+    depth.find_owners(entries, ['head/kernel', 'stage4/block001/conv1/kernel'])
+
+
+def test_owners_are_found_by_whole_names():
+  names = ('shift', 'stem', 'stage1/scanned', 'stage1/scanned', 'stem1', 'head')
+  entries = [depth.Entry(str(i), path) for i, path in enumerate(names)]
+  places = {'shift': (0,), 'stem/kernel': (1,), 'stage1/scanned/conv/kernel': (2, 3), 'stem1/conv/bias': (4,)}
+  assert depth.find_owners(entries, places) == places
+  for stranger in ('ste', 'stage1/kernel', 'shift1'):
+    with pytest.raises(errors.InputError, match=f"^'{stranger}' belongs to no entry"):
+      depth.find_owners(entries, [stranger])
 
 
 def test_table_of_resnet20():
@@ -111,8 +122,8 @@ def test_any_module_has_a_depth_list(sizes):
   assert [row.parameters for row in rows] == [4, 192 * 4 + 4, 20, 20, 25]
   assert [row.flops for row in rows] == [0, 2 * 192 * 4, 2 * 2 * 16, 2 * 16, 2 * 20]
   entries = tuple(row.entry for row in rows)
-  assert depth.entry_index(entries, 'shift') == (0,)
-  assert depth.entry_index(entries, 'tower_1/kernel') == (3,)
+  places = {'shift': (0,), 'tower_1/kernel': (3,)}
+  assert depth.find_owners(entries, places) == places
 
 
 class Tied(nn.Module):
@@ -161,7 +172,8 @@ def test_a_stage_deep_inside_belongs_to_its_direct_submodule():
   assert row.flops == 2 * (4 * 192**2 + 192 * 5)
   variables = models.init(depth.trace(model, SHAPE), 0)
   assert variables['params']['inner']['stage']['scanned']['dense']['kernel'].shape == (2, 192, 192)
-  assert depth.entry_index([row.entry], 'inner/stage/scanned/dense/kernel') == (0,)
+  path = 'inner/stage/scanned/dense/kernel'
+  assert depth.find_owners([row.entry], [path]) == {path: (0,)}
   assert model.apply(variables, np.ones((2, *SHAPE), np.float32), train=False).shape == (2, 5)
 
 

@@ -18,6 +18,20 @@ def test_names_are_those_of_the_unrolled_layout(network):
   assert {name for row in names.values() for name in row} == trees.flatten(network.tree(0)).keys()
 
 
+def test_places_take_time_in_proportion_to_the_entries():
+  iterated = []
+
+  class Entries(list):
+    def __iter__(self):
+      iterated.append(self)
+      return super().__iter__()
+
+  names = [f'block{i}' for i in range(50)]
+  places = rows.places({name: {'kernel': 0} for name in names}, Entries(depth.Entry(name, name) for name in names))
+  assert places == {f'block{i}/kernel': (i,) for i in range(50)}
+  assert len(iterated) == 1, 'the depth list is read once, not for each leaf'
+
+
 def test_kernel_ends_are_the_first_and_last_entries_that_hold_a_kernel():
   names = ('scalar', 'stem', 'body', 'head', 'temperature')  # the scalars are parameters of the model itself
   entries = tuple(depth.Entry(name, name) for name in names)
