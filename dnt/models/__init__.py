@@ -10,6 +10,7 @@ from dnt import config as schema
 from dnt import errors
 from dnt.config import typed
 from dnt.models import custom, densenet, depth, highway, initializers, layouts, mlp, parts, plain, resnet
+from dnt.parallel import compile as compile_lib
 
 MODELS: dict[str, type[nn.Module]] = {
   'mlp': mlp.Mlp,
@@ -95,7 +96,8 @@ def resolved_options(model: typed.Model) -> dict[str, Any]:
 def init(trace: depth.Trace, seed: int) -> dict[str, Any]:
   """Returns initial parameters and statistics in the model's layout; they depend only on the seed and leaf paths.
 
-  The function draws them leaf by leaf in the unrolled layout, without compiling a program, and then stacks them.
+  The function draws them on the host, leaf by leaf in the unrolled layout, without compiling a program, and then stacks
+  them.
 
   Args:
     trace: the trace of the model.
@@ -105,8 +107,9 @@ def init(trace: depth.Trace, seed: int) -> dict[str, Any]:
     `{'params': ..., 'batch_stats': ...}`, float32; `batch_stats` may be empty.
   """
   structure = jax.tree.structure(trace.variables)
-  variables = jax.tree.unflatten(structure, trace.program(jax.random.key(seed, impl=initializers.PRNG)))
-  return layouts.to_scanned({'params': {}, 'batch_stats': {}, **variables}, trace.scanned)
+  with compile_lib.on_host():
+    variables = jax.tree.unflatten(structure, trace.program(jax.random.key(seed, impl=initializers.PRNG)))
+    return layouts.to_scanned({'params': {}, 'batch_stats': {}, **variables}, trace.scanned)
 
 
 def is_open(model: typed.Model, key: str) -> bool:

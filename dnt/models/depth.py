@@ -154,8 +154,9 @@ def trace(model: nn.Module, input_shape: Shape) -> Trace:
   def run(key):
     return model.init(key, jnp.zeros((1, *input_shape)), train=False)
 
+  key = jax.eval_shape(lambda: jax.random.key(0, impl=initializers.PRNG))
   with intercept(record) as stages:
-    program, variables = jax.make_jaxpr(run, return_shape=True)(jax.random.key(0, impl=initializers.PRNG))
+    program, variables = jax.make_jaxpr(run, return_shape=True)(key)
   foreign = set(variables) - {'params', 'batch_stats'}
   if foreign:
     raise errors.InputError(

@@ -106,8 +106,19 @@ def ahead(jitted: Any, *args: Any, what: str = 'a compiled program of this confi
   return compiled
 
 
+def on_host() -> contextlib.AbstractContextManager[Any]:
+  """Makes jax keep new arrays in the memory of the host: split over many devices, a state need not fit on one.
+
+  Where jax has no CPU devices (`JAX_PLATFORMS=cuda`), the arrays lie on the first accelerator, as usual.
+  """
+  try:
+    return jax.default_device(jax.local_devices(backend='cpu')[0])
+  except RuntimeError:
+    return contextlib.nullcontext()
+
+
 def eagerly(fn: Callable) -> Callable:
-  """Wraps `fn`, which makes many small arrays, to run op by op: NumPy fills constants, jax runs every other op.
+  """Wraps `fn`, which makes many arrays, to run op by op on the host: NumPy fills constants, jax runs every other op.
 
   jax compiles a single op once for each shape, which takes about 30 ms. Measured on two cores with jax 0.10.2, the cold
   start of the default config to its first step (benchmarks/startup.py), wall and processor time: 5.9 and 8.3 s; 6.4 and
@@ -119,8 +130,9 @@ def eagerly(fn: Callable) -> Callable:
   """
 
   def run(*args):
-    program, shapes = jax.make_jaxpr(fn, return_shape=True)(*args)
-    return jax.tree.unflatten(jax.tree.structure(shapes), evaluate(program, *jax.tree.leaves(args)))
+    with on_host():
+      program, shapes = jax.make_jaxpr(fn, return_shape=True)(*args)
+      return jax.tree.unflatten(jax.tree.structure(shapes), evaluate(program, *jax.tree.leaves(args)))
 
   return run
 

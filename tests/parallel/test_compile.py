@@ -256,6 +256,14 @@ def test_a_program_run_eagerly_gives_the_same_and_compiles_no_constants(monkeypa
   assert isinstance(found['zeros'], np.ndarray), 'filled on the host'
 
 
+def test_without_devices_of_the_host_jax_keeps_its_default(monkeypatch):
+  def local_devices(backend):
+    raise RuntimeError(f"Backend '{backend}' is not in the list of known backends")
+
+  monkeypatch.setattr(jax, 'local_devices', local_devices)
+  assert compile_lib.eagerly(lambda x: 2 * x)(jnp.float32(3.0)) == 6
+
+
 def test_the_allocator_is_told_of_temporary_buffers(monkeypatch):
   told = []
   monkeypatch.setattr(allocator, 'release_large', told.append)

@@ -98,6 +98,22 @@ def test_a_new_run_starts_from_the_seed_on_the_mesh(tiny, tmp_path):
   assert not np.array_equal(trees.flatten(other.params)['stem/dense/kernel'], found['stem/dense/kernel'])
 
 
+@pytest.mark.parametrize('scan', [False, True])
+def test_a_new_state_is_made_on_the_host(tiny, monkeypatch, scan):
+  """Split over its devices, it need not fit on one."""
+  tiny.model.scan, tiny.ema.decay, tiny.mesh.fsdp = scan, 0.5, 2
+  run, mesh, placed = build(tiny), mesh_lib.make_mesh(tiny.mesh), []
+  place = mesh_lib.place
+  monkeypatch.setattr(mesh_lib, 'place', lambda tree, shardings: placed.append(tree) or place(tree, shardings))
+  host, accelerator = jax.devices()[0], jax.devices()[3]
+  with jax.default_device(accelerator):
+    state = initialize.make_state(run, mesh, initialize.Start(0, None, None, None, {}))
+  (made,) = placed
+  arrays = [leaf for leaf in jax.tree.leaves(made) if isinstance(leaf, jax.Array)]  # NumPy filled the others
+  assert {device for array in arrays for device in array.devices()} == {host}
+  assert trees.flatten(state.ema['params']).keys() == trees.flatten(state.params).keys()
+
+
 def test_what_is_compiled_for_is_known_before_the_state_and_is_what_the_state_is(tiny, tmp_path):
   tiny.mesh.fsdp = 2
   tiny.model.width = 256
