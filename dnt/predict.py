@@ -247,6 +247,8 @@ def write(
       table.writerows([image, rank, *each] for rank, each in enumerate(best, 1))
     content = text.getvalue()
   else:
+    from dnt.reporting import confusion as confusion_lib
+
     predictions = [
       {
         'image': image,
@@ -258,7 +260,7 @@ def write(
     content: Any = {'weights': origin, 'step': step, 'predictions': predictions, 'unreadable': unreadable}
     if measured:
       content |= {'accuracy': measured.accuracy, 'class_names': list(names)}
-      content |= {'confusion': measured.confusion.tolist(), 'per_class': measured.per_class}
+      content |= {'confusion': confusion_lib.to_json(measured.confusion), 'per_class': measured.per_class}
   try:
     files.write(path, content) if isinstance(content, str) else files.write_json(path, content)
   except OSError as error:

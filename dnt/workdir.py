@@ -47,6 +47,7 @@ FAILURE = 'failure.json'  # why it failed
 # Files of a comparison.
 RESULTS, RESULTS_CSV, RESULTS_TABLES = 'results.json', 'results.csv', 'results.md'
 COMPARISON = (OWNER, REPORT, CURVES, RESULTS, RESULTS_CSV, RESULTS_TABLES)
+CELLS = ('true', 'predicted', 'count')  # of a confusion matrix, see `dnt.reporting.confusion`
 
 
 def checkpoints(workdir: str | os.PathLike) -> pathlib.Path:
@@ -73,12 +74,19 @@ def read_confusion(path: pathlib.Path) -> dict[str, Any] | None:
   def are(values, kind):
     return isinstance(values, list) and all(isinstance(value, kind) for value in values)
 
+  def is_matrix(matrix, classes):
+    if not isinstance(matrix, dict):
+      return len(matrix) == classes and all(are(row, int) and len(row) == classes for row in matrix)
+    columns = [matrix[name] for name in CELLS]
+    good = all(are(column, int) and len(column) == len(columns[0]) for column in columns)
+    return good and all(0 <= place < classes for places in columns[:2] for place in places)
+
   try:
     content = files.read_object(path)
     names, matrix = content['class_names'], content['matrix']
     columns = content.get('per_class', {}).values()  # older versions have none
     good = isinstance(content['split'], str) and isinstance(content['step'], int) and are(names, str)
-    good = good and len(matrix) == len(names) and all(are(row, int) and len(row) == len(names) for row in matrix)
+    good = good and is_matrix(matrix, len(names))
     good = good and all(are(column, int | float | None) and len(column) == len(names) for column in columns)
   except (errors.InputError, KeyError, TypeError, AttributeError):
     good, content = False, None

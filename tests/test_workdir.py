@@ -207,6 +207,19 @@ def test_a_damaged_file_is_one_line_at_most_and_the_run_remains(trained_copy, ru
   ]
 
 
+@pytest.mark.parametrize(
+  'change',
+  [{}, {'true': [3, 0]}, {'count': [1]}, {'predicted': [1, -1]}, {'count': [1, 0.5]}, {'count': None}, {'matrix': 0}],
+)
+def test_a_confusion_matrix_may_be_its_cells(tmp_path, change, console):
+  cells = {'true': [2, 0], 'predicted': [1, 1], 'count': [4, 2]}
+  content = {'split': 'test', 'step': 4, 'class_names': ['a', 'b', 'c'], 'matrix': cells | change}
+  path = tmp_path / 'confusion_test.json'
+  path.write_text(json.dumps(content if change != {'matrix': 0} else content | change))
+  assert workdir.read_confusion(path) == (None if change else content)
+  assert ('damaged' in console.readouterr().out) == bool(change)
+
+
 def test_splits_have_confusion_matrices_of_their_own(tmp_path):
   slices = ('train[:50%]', 'train[50%:]', 'train[:50]', 'train[50:]', 'train[5:50]', 'train[-50:]', 'train')
   assert len({workdir.confusion_path(tmp_path, split) for split in slices}) == len(slices)

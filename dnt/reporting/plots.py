@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dnt.reporting import confusion as confusion_lib
 from dnt.reporting import fonts, metric_names
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ FONT_SIZE = 14  # readable when the image is shown at half its size
 COLORS = ('#1f77b4', '#d95f02', '#1b9e77', '#7570b3', '#e7298a', '#66a61e', '#a6761d')
 ANNOTATED_CLASSES = 20  # with more classes, the numbers in the cells cannot be read
 NAMED_CLASSES = 40
+PLOTTED_CLASSES = 1000  # cells per side of the confusion matrix of many classes
 LEGEND = 28  # characters of a line in a legend
 MARKED = 40  # most values of a curve that has a mark at each
 
@@ -161,23 +163,28 @@ def _color_scale(values: np.ndarray, scale: str) -> tuple[Any, str, np.ndarray]:
 def confusion(matrix: Any, class_names: Sequence[str], title: str) -> 'Figure':
   """Plots the fraction of each true class by predicted class, with the counts if they can be read.
 
+  Of more than `confusion.LISTED_CLASSES`, each cell is that of several neighboring classes.
+
   Args:
-    matrix: int [classes, classes], true class by predicted.
+    matrix: int [classes, classes], true class by predicted; or as `confusion.to_json` returns it.
     class_names: in class order.
     title: above the plot.
   """
   from matplotlib import colors
 
-  matrix = np.asarray(matrix)
   classes = len(class_names)
+  together = -(-classes // PLOTTED_CLASSES) if classes > confusion_lib.LISTED_CLASSES else 1
+  matrix = confusion_lib.blocks(matrix, classes, together) if together > 1 else np.asarray(matrix)
   side = min(max(4 + 0.6 * classes, 7), 18) if classes <= NAMED_CLASSES else 12
   figure = new_figure(side + 1.2, side)
   axes = figure.subplots()
   fractions = 100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
   # Color by the square root of the fraction, so that a confusion of one in a hundred is visible.
-  image = axes.imshow(fractions, cmap='Blues', norm=colors.PowerNorm(0.5, vmin=0, vmax=100))
+  edges = (-0.5, len(matrix) * together - 0.5)
+  norm = colors.PowerNorm(0.5, vmin=0, vmax=100)
+  image = axes.imshow(fractions, cmap='Blues', norm=norm, extent=(*edges, *edges[::-1]))
   bar = figure.colorbar(image, ax=axes, fraction=0.046, pad=0.02)
-  bar.set_label('fraction of the true class (%)')
+  bar.set_label('fraction of the true class (%)' if together == 1 else f'fraction of {together} true classes (%)')
   bar.set_ticks([0, 1, 5, 10, 20, 40, 60, 80, 100])
   bar.outline.set_visible(False)
   axes.set_title(title, loc='left')

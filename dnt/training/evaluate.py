@@ -18,6 +18,7 @@ from dnt.data import examples, pipeline
 from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
 from dnt.parallel import multihost
+from dnt.reporting import confusion as confusion_lib
 from dnt.reporting import metric_names
 from dnt.training import apart, budget, datasets, experiment, initialize, open_options, resume, scores
 from dnt.weights import preprocessing
@@ -321,7 +322,7 @@ def evaluate(config: typed.Config, workdir: pathlib.Path) -> dict[str, Any]:
     result = evaluate_all(evaluator, variables)
   summary = {'step': step, **result.metrics}
   if multihost.is_lead():
-    confusion = {split: matrix.tolist() for split, matrix in result.confusion.items()}
+    confusion = {split: confusion_lib.to_json(matrix) for split, matrix in result.confusion.items()}
     measured = {
       'data': config.data.source,
       'class_names': data.spec.class_names,

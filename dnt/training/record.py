@@ -18,6 +18,7 @@ from dnt.config import typed
 from dnt.data import splits
 from dnt.optim import chain, schedules
 from dnt.parallel import chips, multihost
+from dnt.reporting import confusion as confusion_lib
 from dnt.reporting import memory, metric_names, metrics, progress
 from dnt.training import evaluate, experiment, steps, telemetry
 
@@ -338,8 +339,8 @@ class Record:
   def _write_confusion(self, step: int, result: evaluate.Result) -> None:
     if multihost.is_lead():
       for split, matrix in result.confusion.items():
-        content = {'split': split, 'step': step, 'class_names': self._run.spec.class_names, 'matrix': matrix.tolist()}
-        content['per_class'] = result.per_class[split]
+        content: dict[str, Any] = {'split': split, 'step': step, 'class_names': self._run.spec.class_names}
+        content |= {'matrix': confusion_lib.to_json(matrix), 'per_class': result.per_class[split]}
         files.write(workdir_lib.confusion_path(self._workdir, split), json.dumps(content, allow_nan=False) + '\n')
 
   def _write(self, step: int, values: Mapping[str, float]) -> None:

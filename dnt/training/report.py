@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 
 from dnt import files, trees
 from dnt import workdir as workdir_lib
@@ -15,6 +14,7 @@ from dnt.config import keys, typed
 from dnt.models import depth, layouts
 from dnt.parallel import mesh as mesh_lib
 from dnt.parallel import multihost
+from dnt.reporting import confusion as confusion_lib
 from dnt.reporting import html, metric_names, metrics, plots, progress, tables
 from dnt.reporting import versions as versions_lib
 from dnt.training import experiment, record, steps
@@ -312,10 +312,13 @@ def _accuracy(evaluated: Mapping[str, Any], records: Sequence[Mapping[str, Any]]
     evaluated: the content of a `confusion_path`; its matrix counts if the record has no line of the evaluation.
     records: the lines of `metrics.jsonl`.
   """
-  name, matrix = f'{evaluated["split"]}/accuracy', evaluated['matrix']
+  name = f'{evaluated["split"]}/accuracy'
   lines = [line for line in records if line['step'] == evaluated['step'] and not metric_names.is_training(line)]
   measured = [line[name] for line in lines if name in line]
-  return measured[-1] if measured else float(np.trace(matrix) / max(np.sum(matrix), 1))
+  if measured:
+    return measured[-1]
+  true, predicted, count = confusion_lib.cells(evaluated['matrix'])
+  return float(count[true == predicted].sum() / max(count.sum(), 1))
 
 
 def _alike(a: depth.Row, b: depth.Row) -> bool:

@@ -107,8 +107,8 @@ def per_class(confusion: np.ndarray, areas: np.ndarray) -> dict[str, list[Any]]:
     class; `specificity`, the fraction of all other examples that are not predicted as it; `auroc`. None where a metric
     is not defined: all three for a class without examples.
   """
-  confusion = confusion.astype(np.int64)
-  examples, hits, taken = confusion.sum(1), np.diag(confusion), confusion.sum(0)
+  hits = np.diag(confusion)
+  taken, examples = (confusion.sum(axis, dtype=np.int64) for axis in (0, 1))
   others = examples.sum() - examples
   fractions = {
     'sensitivity': hits / np.maximum(examples, 1),

@@ -127,6 +127,20 @@ def test_confusion_matrix():
   plots.png(many)
 
 
+def test_the_confusion_matrix_of_many_classes_adds_neighbors():
+  names = [str(i) for i in range(2500)]
+  matrix = {'true': [0, 2, 3, 2499], 'predicted': [1, 2, 2497, 2499], 'count': [1, 1, 3, 5]}
+  axes = plots.confusion(matrix, names, 'test').axes[0]
+  shown = axes.images[0].get_array()
+  assert shown.shape == (834, 834)  # of three classes each
+  assert [(*place, shown[*place]) for place in np.argwhere(shown).tolist()] == [
+    (0, 0, 100.0),
+    (1, 832, 100.0),
+    (833, 833, 100.0),
+  ]
+  assert axes.images[0].get_extent() == [-0.5, 2501.5, 2501.5, -0.5]
+
+
 def test_drawing_leaves_no_global_state():
   code = (
     'import sys; from dnt.reporting import plots; import matplotlib; before = matplotlib.rcParams["font.size"];'

@@ -310,3 +310,9 @@ def test_confusion_matrices_are_on_disk_once_they_are_found(make, tiny, tmp_path
     assert stored['per_class']['sensitivity'] == [1, 1] and stored['per_class']['auroc'] == [0.5, None]
     assert (stored['split'], stored['step'], len(stored['class_names'])) == ('test[:50%]', 2, 10)
     assert 'confusion' not in rec.history()
+    many = np.zeros((2001, 2001), np.int32)
+    many[1, 2000] = 3
+    result = evaluation(0.5, split='test[:50%]')
+    rec.add_evaluation(4, result._replace(confusion={'test[:50%]': many}))
+  stored = json.loads((tmp_path / 'confusion_test_-50pct.json').read_text())
+  assert stored['matrix'] == {'true': [1], 'predicted': [2000], 'count': [3]}
