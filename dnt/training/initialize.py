@@ -228,10 +228,12 @@ def _renew(
   if theirs == ours:
     return {}, ''
   if sorted(theirs) == sorted(ours) and len({*ours}) == count:
-    order = [theirs.index(name) for name in ours]
+    places = {name: place for place, name in enumerate(theirs)}
+    order = [places[name] for name in ours]
     line = f'{source.origin} has the classes of the data in another order: its head is brought into that of the data'
     return {path: have[path][..., order] for path in head}, line
-  new, missing = ([name for name in each if name not in {*other}] for each, other in ((ours, theirs), (theirs, ours)))
+  known, wanted = {*theirs}, {*ours}
+  new, missing = [name for name in ours if name not in known], [name for name in theirs if name not in wanted]
   listed = f'has {errors.list_names(new) or "none"} in place of {errors.list_names(missing) or "none"}'
   return _zeros(want, head), f'{source.origin} was trained on other classes; the data {listed}: {zeros}'
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from dnt import checkpoints, errors, trees
+from dnt.data import class_order
 from dnt.models import depth, layouts
 from dnt.parallel import mesh as mesh_lib
 from dnt.parallel import multihost
@@ -253,6 +254,29 @@ def test_a_head_that_reinit_names_in_part_follows_the_names_of_the_classes(
   change_splits(lambda split: dataclasses.replace(split, class_names=tuple(f'other{n}' for n in range(10))))
   loaded = initialize.load_variables(build(tiny), pretrained.Source(str(tmp_path / 'other')))
   assert not loaded['params']['head']['dense']['kernel'].any()
+
+
+@pytest.mark.parametrize('case', ['another order', 'one renamed'])
+def test_names_of_classes_are_compared_in_time_in_proportion_to_their_number(
+  tiny, saved, tmp_path, change_splits, monkeypatch, case
+):
+  read, normalized = [], class_order.normalized
+
+  class Names(tuple):
+    def __iter__(self):
+      read.append(self)
+      return super().__iter__()
+
+    def index(self, *args):
+      read.append(self)
+      return super().index(*args)
+
+  saved(tiny, tmp_path / 'other')
+  change_splits(lambda split: dataclasses.replace(split, class_names=RENAMED[case][0](split.class_names)))
+  run = build(tiny)
+  monkeypatch.setattr(class_order, 'normalized', lambda names: Names(normalized(names)))
+  initialize.load_variables(run, pretrained.Source(str(tmp_path / 'other')))
+  assert 0 < len(read) < 10, 'the names are not read once for each of the 10 classes'
 
 
 def test_what_never_trains_is_not_drawn_anew(tiny):
