@@ -12,6 +12,7 @@ LISTED = 24  # most valid names that a message lists in full; if there are more,
 NEAREST = 5
 PATHS = 8  # most paths of each kind that a message lists
 FULL = (errno.ENOSPC, errno.EDQUOT)  # of a disk
+MORE_FILES = 'raise the number of files that a process may open (`ulimit -n`, or of a container --ulimit nofile)'
 
 # Config keys and values of dnt, each with names that other programs have for it. A name may stand in several lines:
 # the first that is valid is meant.
@@ -105,6 +106,7 @@ def first_line(error: BaseException) -> str:
 def of_file(error: OSError) -> RunError:
   """Makes the error for a file that cannot be written or read, from an error that names it."""
   hint = '; make room and run the same command again' if error.errno in FULL else ''
+  hint = f'; {MORE_FILES}' if error.errno == errno.EMFILE else hint
   return RunError(f'{error.filename}: {error.strerror}{hint}')
 
 

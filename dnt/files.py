@@ -8,6 +8,7 @@ import math
 import os
 import pathlib
 import re
+import resource
 import tempfile
 import unicodedata
 from collections.abc import Mapping
@@ -91,6 +92,16 @@ def normalized(name: str) -> str:
   macOS writes an accent as a character of its own.
   """
   return unicodedata.normalize('NFC', readable(name))
+
+
+def raise_open_limit() -> None:
+  """Raises the number of files and connections that this process may have open, usually 1024, as far as it may.
+
+  Processes that it starts inherit the limit.
+  """
+  _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+  with contextlib.suppress(OSError, ValueError):  # macOS allows less than it says
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def append(file: io.RawIOBase, content: bytes) -> None:

@@ -1,3 +1,5 @@
+import errno
+import os
 import re
 
 import pytest
@@ -73,3 +75,8 @@ def test_names_that_the_field_uses_are_understood(name, valid, meant):
 def test_names_that_the_field_uses_stand_for_names_of_dnt():
   known = {*KEYS, *models.MODELS, *(name for names in CHOICES.values() for name in names)}
   assert set(errors._OTHER_NAMES) <= known
+
+
+def test_a_file_that_cannot_be_opened_for_want_of_open_files_says_what_to_raise():
+  error = errors.of_file(OSError(errno.EMFILE, os.strerror(errno.EMFILE), 'a.json'))
+  assert re.fullmatch('a.json: Too many open files; .*`ulimit -n`.*', str(error))

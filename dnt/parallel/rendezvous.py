@@ -6,6 +6,7 @@ of a run that starts stay open for `parallel.peers`.
 """
 
 import contextlib
+import errno
 import json
 import os
 import socket
@@ -14,7 +15,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from dnt import errors
+from dnt import errors, files
 from dnt.parallel import agreement, clusters
 
 PROTOCOL = 'dnt-rendezvous-1'
@@ -45,10 +46,11 @@ def meet(cluster: clusters.Cluster, timeout: float, description: Mapping[str, An
 
   Raises:
     errors.InputError: two processes have the same id, processes disagree on their number or differ in their
-      descriptions, or the port is in use.
+      descriptions, the port is in use, or process 0 cannot take more connections.
     errors.RunError: processes are missing after `timeout` seconds; the message names them.
   """
   host, port = clusters.address(cluster.coordinator)
+  files.raise_open_limit()  # process 0 keeps a connection to every other one
   server, roll_call = None, _RollCall(cluster, timeout)
   if cluster.process_id == 0:
     listener = _listen(port)
@@ -109,7 +111,11 @@ class _RollCall:
       deadline = time.monotonic() + LINGER
       late = problem['kind'] == 'input'
       while late and len(self.informed) < self.cluster.num_processes and time.monotonic() < deadline:
-        heard = _hear(listener)
+        try:
+          heard = _hear(listener)
+        except OSError:  # as in `accept`; those that were told close their connections
+          time.sleep(POLL)
+          continue
         if heard is not None:
           peer, report = heard
           self.informed.add(report['process_id'])
@@ -117,7 +123,15 @@ class _RollCall:
 
   def accept(self, listener: socket.socket) -> dict[str, str] | None:
     """Accepts one report, if there is one; if it is wrong, sends the problem to its sender and returns it."""
-    heard = _hear(listener)
+    try:
+      heard = _hear(listener)
+    except OSError as error:
+      hint = f'; {errors.MORE_FILES}' if error.errno == errno.EMFILE else ''
+      text = (
+        f'process 0 cannot take {self.cluster.num_processes} connections ({error.strerror or error}): '
+        f'{len(self.present)} have reported{hint}'
+      )
+      return {'kind': 'input', 'text': text}
     if heard is None:
       return None
     peer, report = heard
@@ -211,10 +225,14 @@ def _report(
 
 
 def _hear(listener: socket.socket) -> tuple[socket.socket, dict[str, Any]] | None:
-  """Returns the next connection and its report; None if no process connects, or another program does."""
+  """Returns the next connection and its report; None if no process connects, or another program does.
+
+  Raises:
+    OSError: this process can take no connection, such as for want of open files.
+  """
   try:
     peer, _ = listener.accept()
-  except TimeoutError:
+  except (TimeoutError, ConnectionError):
     return None
   report = _line(peer, 2.0)
   if report is None:

@@ -1,5 +1,8 @@
 import concurrent.futures
+import errno
+import os
 import re
+import resource
 import socket
 import threading
 import time
@@ -120,6 +123,37 @@ def test_a_connection_to_oneself_is_nobody(coordinator, monkeypatch):
   monkeypatch.setattr(socket, 'create_connection', connect)
   with pytest.raises(errors.RunError, match=f'process 0 .*{coordinator} .*nobody'):
     rendezvous.meet(clusters.Cluster(coordinator, 2, 1), 0.3)
+
+
+def test_more_processes_meet_than_files_may_be_open_at_first(coordinator):
+  soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+  number = os.open(os.devnull, os.O_RDONLY)
+  os.close(number)
+  resource.setrlimit(resource.RLIMIT_NOFILE, (number + 8, hard))  # they need 19
+  try:
+    found, _ = meet_all([clusters.Cluster(coordinator, 9, i) for i in range(9)], timeout=3)
+  finally:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+  assert found == [None] * 9
+
+
+def test_a_process_0_that_can_open_no_more_says_so_to_all(coordinator, monkeypatch):
+  accept, count = socket.socket.accept, []
+
+  def full(listener):
+    result = accept(listener)
+    count.append(result)
+    if len(count) == 3:
+      result[0].close()
+      raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+    return result
+
+  monkeypatch.setattr(socket.socket, 'accept', full)
+  found, seconds = meet_all([clusters.Cluster(coordinator, 4, i) for i in range(4)], timeout=10)
+  for error in found:
+    assert isinstance(error, errors.InputError)
+    assert re.search('process 0 .* 4 connections .Too many open files.: 2 have reported; .*ulimit -n', str(error))
+  assert max(seconds) < 5
 
 
 def test_an_id_given_twice_is_told_to_all(coordinator, monkeypatch):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import errno
 import functools
 import importlib.util
 import logging
@@ -108,6 +109,11 @@ class Records:
     try:
       return self.source.__getitems__([int(self.indices[index]) for index in indices])
     except (OSError, RuntimeError, ValueError, IndexError) as error:
+      if os.strerror(errno.EMFILE) in str(error):
+        raise errors.InputError(
+          f'{self.name} cannot be read ({os.strerror(errno.EMFILE)}): each process keeps its {len(self.paths):,} files '
+          f'open; {errors.MORE_FILES}'
+        ) from error
       raise errors.InputError(
         f'{self.name} cannot be read ({error}); delete the prepared set and prepare it again'
       ) from error
@@ -149,6 +155,7 @@ def tfds(where: str, config: typed.Data, seed: int) -> examples.Splits:
   del seed
   import tensorflow_datasets
 
+  files.raise_open_limit()  # random access keeps every file of a split open, 1,024 of ImageNet
   given = config.dir or tensorflow_datasets.core.constants.DATA_DIR
   mounted = 'a folder, such as that in which the bucket is mounted (launch/skypilot.sh mounts one)'
   files.check_path(given, 'config.data.dir', mounted)

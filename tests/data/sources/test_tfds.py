@@ -5,6 +5,7 @@ import os
 import pathlib
 import pickle
 import re
+import resource
 import sys
 
 import numpy as np
@@ -171,6 +172,30 @@ def test_a_damaged_file_is_refused(data, prepared, make_image):
   path.write_bytes(path.read_bytes()[:50])
   with pytest.raises(errors.InputError, match='tfds:toy train .*read'):
     load(data, folder)
+
+
+def test_more_files_are_read_than_may_be_open_at_first(data, prepared, make_image):
+  images = [make_image(6, 5, 3, seed) for seed in range(4)]
+  folder, limits = prepared(images, [0, 1, 2, 0]), resource.getrlimit(resource.RLIMIT_NOFILE)
+  resource.setrlimit(resource.RLIMIT_NOFILE, (limits[1] - 1, limits[1]))
+  try:
+    load(data, folder)
+    assert resource.getrlimit(resource.RLIMIT_NOFILE) == (limits[1], limits[1])
+  finally:
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_too_many_open_files_are_no_damage(data, prepared, make_image):
+  data.placement = 'stream'
+  read = load(data, prepared([make_image(6, 5)] * 4, [0, 1, 2, 0]))
+  limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+  resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+  try:
+    with pytest.raises(errors.InputError, match=r'Too many open files.* 2 files open; .*ulimit -n') as raised:
+      read[0]
+  finally:
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+  assert 'prepare' not in str(raised.value)
 
 
 def test_a_set_prepared_as_tfrecord_says_what_to_do(data, prepared, make_image):
