@@ -46,9 +46,10 @@ def stratified(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarr
     Two int32 arrays of example indices.
   """
   shuffled = permutation(philox(seed, SPLIT), len(labels))
-  second = np.zeros(len(labels), bool)
-  for label in np.unique(labels):
-    members = np.flatnonzero(labels[shuffled] == label)
+  mixed, second = labels[shuffled], np.zeros(len(labels), bool)
+  by_class = np.argsort(mixed, kind='stable')  # one sort, because there may be thousands of classes
+  starts = np.unique(mixed[by_class], return_index=True)[1]
+  for members in np.split(by_class, starts[1:]):
     count = min(max(round(len(members) * fraction), 1), len(members) - 1)
     second[members[:count]] = True
   return shuffled[~second], shuffled[second]

@@ -2,7 +2,7 @@
 
 import logging
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,7 +36,8 @@ def find(text: str, paths: Sequence[str], names: Sequence[str] | None, network: 
   if not base.is_dir():
     return {}
   known = class_order.normalized(names or network.class_names)
-  folders = {path: name for path in paths if (name := _class(pathlib.Path(path).relative_to(base).parts[:-1], known))}
+  classes = {*known}
+  folders = {path: name for path in paths if (name := _class(pathlib.Path(path).relative_to(base).parts[:-1], classes))}
   found = tuple(sorted({*folders.values()}))
   owner = f'the network of {network.origin}'
   if not (names or network.named) and len(found) == len(known):
@@ -55,7 +56,7 @@ def find(text: str, paths: Sequence[str], names: Sequence[str] | None, network: 
   return {path: place[name] for path, name in folders.items()}
 
 
-def _class(parts: Sequence[str], known: Sequence[str]) -> str:
+def _class(parts: Sequence[str], known: Collection[str]) -> str:
   """Returns the class of an image in these nested folders, or ''."""
   names = class_order.normalized(parts)
   while names and names[0] not in known and folder.split_of(names[0]):

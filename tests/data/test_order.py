@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 
 from dnt.data import order
 
@@ -49,6 +50,32 @@ def test_stratified_takes_the_same_fraction_of_each_class():
   np.testing.assert_array_equal(np.bincount(labels[second]), [20, 2, 1])
   np.testing.assert_array_equal(np.sort(np.concatenate([first, second])), np.arange(112))
   assert len(np.unique(labels[first[:20]])) > 1, 'a slice must hold several classes'
+
+
+@pytest.mark.parametrize('labels', [np.arange(60) % 7 * 3, np.repeat([5, 1, 3], [2, 3, 90]), np.zeros(5, np.int32)])
+def test_stratified_draws_what_it_always_drew(labels):
+  """A run that continues must find the same images held out, of each class the first ones of the random order."""
+  shuffled = order.permutation(order.philox(4, order.SPLIT), len(labels)).tolist()
+  expected = set[int]()
+  for label in {*labels.tolist()}:
+    members = [index for index in shuffled if labels[index] == label]
+    expected |= {*members[: min(max(round(len(members) * 0.3), 1), len(members) - 1)]}
+  first, second = order.stratified(labels, 0.3, seed=4)
+
+  assert second.tolist() == [index for index in shuffled if index in expected]
+  assert first.tolist() == [index for index in shuffled if index not in expected]
+
+
+def test_stratified_looks_at_the_labels_once_for_all_classes():
+  reads = []
+
+  class Labels(np.ndarray):
+    def __getitem__(self, index):
+      reads.append(index)
+      return np.asarray(super().__getitem__(index))
+
+  order.stratified((np.arange(600) % 300).view(Labels), 0.5, seed=0)
+  assert len(reads) == 1
 
 
 def test_stratified_depends_on_the_seed():

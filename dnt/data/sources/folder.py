@@ -114,12 +114,15 @@ def folder(where: str, config: typed.Data, seed: int) -> examples.Splits:
   else:
     listed = dict.fromkeys(('train', 'val', ALL), _list(base, names))
 
+  @functools.cache
+  def drawn():
+    _check_drawable(base, names, listed['train'].labels)
+    return dict(zip(('train', 'val'), order.stratified(listed['train'].labels, config.val_fraction, seed), strict=True))
+
   def draw(split):
     if separate or split == ALL:
       return order.permutation(order.philox(seed, order.SPLIT), len(listed[split].paths))
-    _check_drawable(base, names, listed[split].labels)
-    drawn = order.stratified(listed[split].labels, config.val_fraction, seed)
-    return dict(zip(('train', 'val'), drawn, strict=True))[split]
+    return drawn()[split]
 
   def read(split):
     if split in unlabelled:
@@ -341,7 +344,8 @@ def _classes(base: pathlib.Path, least: int = 2) -> tuple[str, ...]:
 def _list(base: pathlib.Path, names: tuple[str, ...]) -> _Listed:
   """Lists the images in the class folders of `base`, sorted; `base` may lack classes."""
   folders = _class_folders(base)
-  extra = [name for name in folders if name not in names]
+  known = {*names}
+  extra = [name for name in folders if name not in known]
   if extra:
     its = errors.list_names(names, errors.LISTED)
     raise errors.InputError(f'{base} has the class {extra[0]!r}, which train/ lacks; its classes: {its}')

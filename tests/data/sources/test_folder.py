@@ -10,6 +10,7 @@ from PIL import Image
 
 from dnt import errors
 from dnt.data import order, sources
+from dnt.data.sources import folder as folder_lib
 
 MRI = os.environ.get('DNT_MRI_DIR')
 
@@ -340,6 +341,13 @@ def test_the_order_is_that_of_all_versions(data, class_folders):
     read = load(data, root / 'train', split, seed=3)
     assert read.store.paths == tuple(paths[index] for index in drawn)
     np.testing.assert_array_equal(read.labels, labels[drawn])
+
+
+def test_train_and_val_are_one_draw(data, class_folders, monkeypatch):
+  draws, stratified = [], order.stratified
+  monkeypatch.setattr(order, 'stratified', lambda *given: draws.append(given) or stratified(*given))
+  splits = folder_lib.folder(str(class_folders({'ant': 5, 'bee': 5})), data, 0)
+  assert (len(splits['train']()), len(splits['val']()), len(draws)) == (8, 2, 1)
 
 
 def test_copies_and_previews_of_systems_do_not_count(data, class_folders):
