@@ -262,10 +262,8 @@ def _is_rotated(exif: bytes) -> bool:
 
 
 def _is_rotated_webp(path: str) -> bool:
-  from PIL import Image
-
   try:  # its EXIF data come after the pixels
-    with Image.open(path) as image:
+    with images.opened(path) as image:
       return 2 <= image.getexif().get(_ORIENTATION, 1) <= 8
   except Exception:  # reading the image for the run reports it
     return False

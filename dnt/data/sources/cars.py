@@ -57,7 +57,7 @@ class Boxed(folder.Files):
         f'the box of {self.paths[index]}, rows {top} to {bottom} and columns {left} to {right}, lies outside of its '
         f'{height} x {width} pixels; set config.data.crop_to_box=False, or replace the image and the annotations'
       )
-    cropped = image.crop(box)
+    cropped = images.crop(image, box)
     return images.turn(cropped) if self.how.rotate else cropped, int(self.labels[index])
 
   def part(self, start: int, stop: int) -> 'Boxed':

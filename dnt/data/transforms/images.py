@@ -5,10 +5,13 @@ Pillow's filters resize the images, as in torchvision: they average when they sh
 its file to its final size, because copies into arrays and back made reading photographs a fifth slower.
 """
 
+import contextlib
 import io
 import math
 import os
 import sys
+import threading
+from collections.abc import Generator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,6 +43,9 @@ _TURNS = {
 THIN = 20  # length / width of an image from which on only its center is computed
 RATIOS = (3 / 4, 4 / 3)  # range of width / height of a random crop
 TRIES = 10
+LARGEST = 2**30  # pixels of an image; a damaged header may name so many that no memory holds them
+_lifting, _lifted = threading.Lock(), 0  # how many threads lift Pillow's limit on pixels
+_limit: int | None = None  # what it was before them
 
 
 class Decoding(NamedTuple):
@@ -83,7 +89,7 @@ def decode(source: Any, name: str, channels: int = 3, how: Decoding = USUAL) -> 
 
   name = files.readable(name)
   try:
-    with _open(source) as image:
+    with opened(source) as image:
       _check_planes(image, name)
       # Pillow gives 16-bit colours as 8 bits, the upper ones; to get all takes twice as long.
       values = _values(source, image) if how.bits < 16 or image.mode[0] == 'I' else None
@@ -114,7 +120,7 @@ def largest_value(path: str) -> int | None:
   Raises:
     Exception: the image cannot be read; any type.
   """
-  with _open(path) as image:
+  with opened(path) as image:
     _check_planes(image, path)
     if image.mode[0] != 'I' and _raw_mode(image) not in _LOWER:
       return None
@@ -122,10 +128,37 @@ def largest_value(path: str) -> int | None:
     return None if values is None else int(values.max())
 
 
-def _open(source: Any) -> Any:
+@contextlib.contextmanager
+def opened(source: Any) -> Generator[Any]:
+  """Opens an image of up to `LARGEST` pixels as `Image.open` does, a path or the bytes of the file."""
   from PIL import Image
 
-  return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+  with _of_large_size(), Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+    if math.prod(image.size) > LARGEST:
+      raise ValueError(f'it has {image.width:,} x {image.height:,} pixels, more than {LARGEST:,}')
+    yield image
+
+
+@contextlib.contextmanager
+def _of_large_size() -> Generator[None]:
+  """Lifts Pillow's limit on pixels, which scans exceed and which guards programs that read the files of strangers.
+
+  It is one for the whole process, and comes back when no thread needs it lifted any more.
+  """
+  from PIL import Image
+
+  global _lifted, _limit
+  with _lifting:
+    if not _lifted:
+      _limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, LARGEST
+    _lifted += 1
+  try:
+    yield
+  finally:
+    with _lifting:
+      _lifted -= 1
+      if not _lifted:
+        Image.MAX_IMAGE_PIXELS = _limit
 
 
 def turn(image: Any) -> Any:
@@ -170,7 +203,7 @@ def _values(source: Any, image: Any) -> np.ndarray | None:
     return np.asarray(image)
   if raw not in _LOWER:
     return None
-  with _open(source) as again:
+  with opened(source) as again:
     again.tile = [
       tile._replace(args=_LOWER[raw] if isinstance(tile.args, str) else (_LOWER[raw], *tile.args[1:]))
       for tile in again.tile
@@ -232,8 +265,14 @@ def resize(
   return image.resize(size[::-1], Image.Resampling[interpolation.upper()], box)
 
 
+def crop(image: Any, box: tuple[int, int, int, int]) -> Any:
+  """Returns the part of an image in a box (left, top, right, bottom)."""
+  with _of_large_size():
+    return image.crop(box)
+
+
 def _crop(image: Any, top: int, left: int, height: int, width: int) -> Any:
-  return image.crop((left, top, left + width, top + height))
+  return crop(image, (left, top, left + width, top + height))
 
 
 def squash(
@@ -300,7 +339,7 @@ def resize_center_crop(
     return _crop(resize(image, (h, w), interpolation), top, left, *size)
   (x, right, *columns), (y, bottom, *rows) = _span(left, size[1], w, width), _span(top, size[0], h, height)
   box = columns[0], rows[0], columns[1], rows[1]
-  return resize(image.crop((x, y, right, bottom)), size, interpolation, box)
+  return resize(crop(image, (x, y, right, bottom)), size, interpolation, box)
 
 
 def _span(start: int, length: int, resized: int, side: int) -> tuple[int, int, float, float]:

@@ -2,6 +2,7 @@ import io
 import re
 import struct
 import zlib
+from concurrent import futures
 
 import numpy as np
 import pytest
@@ -77,6 +78,36 @@ def test_of_16_bit_channels_that_use_fewer_the_upper_8_are_kept(deep_png, tmp_pa
   np.testing.assert_array_equal(found, np.broadcast_to(color >> (bits - 8), (5, 4, 3)))
   (tmp_path / 'scan.png').write_bytes(encoded)
   assert images.largest_value(str(tmp_path / 'scan.png')) == 2**bits - 1
+
+
+@pytest.mark.parametrize('format', ['PNG', 'JPEG', 'WEBP', 'TIFF'])
+def test_large_images_are_read_and_pillows_limit_stays(make_image, tmp_path, monkeypatch, format):
+  monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 1200)  # Pillow warns above it, and refuses twice as many
+  array = make_image(50, 60)
+  Image.fromarray(array).save(tmp_path / 'scan', format)
+  encoded = (tmp_path / 'scan').read_bytes()
+  with futures.ThreadPoolExecutor(8) as pool:
+    for image in pool.map(lambda _: images.decode(encoded, 'scan'), range(100)):
+      assert image.size == (60, 50)
+      if format in ('PNG', 'TIFF'):
+        np.testing.assert_array_equal(image, array)
+  assert images.largest_value(str(tmp_path / 'scan')) is None
+  image, generator = images.decode(encoded, 'scan'), np.random.default_rng(0)
+  assert images.random_resized_crop(image, generator, (8, 8), 0.9).size == (8, 8)
+  assert images.resize_center_crop(image, None, (48, 58), 1).size == (58, 48)
+  with pytest.raises(errors.InputError):
+    images.decode(encoded[:30], 'scan')
+  assert Image.MAX_IMAGE_PIXELS == 1200
+
+
+@pytest.mark.filterwarnings('ignore')  # of Pillow, before dnt refuses
+def test_more_pixels_than_memory_holds_are_refused_before_they_are_decoded(make_image, monkeypatch):
+  encoded = encode(Image.fromarray(make_image(50, 60)))
+  monkeypatch.setattr(images, 'LARGEST', 3000)
+  images.decode(encoded, 'scan')
+  monkeypatch.setattr(images, 'LARGEST', 2999)
+  with pytest.raises(errors.InputError, match='read the image scan .* 60 x 50 pixels, more than 2,999.*; replace'):
+    images.decode(encoded, 'scan')
 
 
 def tiff(values, order, compressed, planar=1):
@@ -274,7 +305,8 @@ FORMATS = ('JPEG', 'PNG', 'GIF', 'BMP', 'TIFF', 'WEBP', 'PPM', 'TGA', 'PCX', 'JP
 
 @pytest.mark.filterwarnings('ignore')  # of Pillow, about what it passes over
 @pytest.mark.parametrize('format', FORMATS)
-def test_whatever_is_damaged_the_file_is_named(make_image, format):
+def test_whatever_is_damaged_the_file_is_named(make_image, monkeypatch, format):
+  monkeypatch.setattr(images, 'LARGEST', 2**24)  # decoding as many as a damaged header may name takes seconds
   encoded, generator = encode(Image.fromarray(make_image(20, 20)), format), np.random.default_rng(0)
   for _ in range(100):
     damaged = np.frombuffer(encoded, np.uint8).copy()
