@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from dnt import errors, files
+from dnt import files
 from dnt.config import implied
 from dnt.data import examples, pipeline
 from dnt.finetune import feature_files, feature_keys, frozen_prefix
@@ -66,9 +66,12 @@ def use(
     return run, data
   files.check_path(run.config.finetune.cache_dir, 'config.finetune.cache_dir')
   prefix = frozen_prefix.find(run)
+  if problem := _excess(prefix, data, views):
+    frozen_prefix.decline(prefix, problem)
+    return run, data
   variables = mesh_lib.place(initialize.load_start(run, workdir, data.weights), mesh_lib.replicated(mesh))
   if not (frozen_prefix.fits(prefix, variables) and frozen_prefix.suffices(prefix, variables, data, mesh)):
-    frozen_prefix.decline(prefix)
+    frozen_prefix.decline(prefix, frozen_prefix.lack(prefix))
     return run, data
   about = feature_keys.network(prefix, variables)
   cache = _Cache(prefix, variables, mesh, about, _folder(run.config.finetune.cache_dir))
@@ -84,8 +87,11 @@ def use_blank(run: experiment.Experiment, data: datasets.Data) -> tuple[experime
   if not views:
     return run, data
   prefix = frozen_prefix.find(run)
-  if not frozen_prefix.fits(prefix, jax.eval_shape(run.init_variables)):
-    frozen_prefix.decline(prefix)
+  problem = _excess(prefix, data, views)
+  if not problem and not frozen_prefix.fits(prefix, jax.eval_shape(run.init_variables)):
+    problem = frozen_prefix.lack(prefix)
+  if problem:
+    frozen_prefix.decline(prefix, problem)
     return run, data
 
   def blank(source, views):
@@ -96,14 +102,31 @@ def use_blank(run: experiment.Experiment, data: datasets.Data) -> tuple[experime
   return prefix.cached, _replace(run, data, views, blank)
 
 
+def _excess(prefix: frozen_prefix.Prefix, data: datasets.Data, views: int) -> str:
+  """Says that the features of a split take more than `LARGEST`, for `frozen_prefix.decline`; '' if they do not."""
+  size = feature_files.record(prefix.shape).itemsize
+  counts = [(source.split, len(source)) for source in data.evaluation.values()]
+  counts.append((data.train.split, max(_training_views(prefix.run, views), 1) * len(data.train)))
+  split, most = max(counts, key=lambda each: each[1])
+  if most * size <= LARGEST:
+    return ''
+  remedy = 'use fewer images or views' if views > 1 else 'use fewer images'
+  return f'the features of {split} take {most * size / 1e9:.1f} GB, of at most {LARGEST / 1e9:.1f} GB: {remedy}'
+
+
+def _training_views(run: experiment.Experiment, views: int) -> int:
+  """Returns the number of views of the training images; 0: the one view that an evaluation sees."""
+  # Without augmentation one view serves both, if evaluation resizes images as training does.
+  as_evaluated = not frozen_prefix.is_augmented(run) and implied.eval_resize(run.config.data) == 'squash'
+  return 0 if as_evaluated else views
+
+
 def _replace(
   run: experiment.Experiment, data: datasets.Data, views: int, features: Callable[[Any, int], examples.Examples]
 ) -> datasets.Data:
   """Returns the data with features in place of the images."""
   evaluation = {split: features(source, 0) for split, source in data.evaluation.items()}
-  # Without augmentation one view serves both, if evaluation resizes images as training does.
-  as_evaluated = not frozen_prefix.is_augmented(run) and implied.eval_resize(run.config.data) == 'squash'
-  training = features(data.train, 0 if as_evaluated else views)
+  training = features(data.train, _training_views(run, views))
   return data._replace(train=training, evaluation=evaluation)
 
 
@@ -132,13 +155,7 @@ def _load(cache: _Cache, source: examples.Examples, views: int) -> examples.Exam
     source: the images.
     views: number of training views; 0 for one evaluation view.
   """
-  shape = cache.prefix.shape
-  whole, record = max(views, 1) * len(source), feature_files.record(shape)
-  if whole * record.itemsize > LARGEST:
-    raise errors.InputError(
-      f'the features of {source.split} take {whole * record.itemsize / 1e9:.1f} GB, of at most {LARGEST / 1e9:.1f}: '
-      'set config.finetune.cached_views to 0, or to fewer views'
-    )
+  shape, whole = cache.prefix.shape, max(views, 1) * len(source)
   # We fill the arrays in place: features take most of a run's memory, and joining parts would hold them twice.
   features, labels = np.empty((whole, *shape), np.float32), np.empty(whole, np.int32)
   place = _place(cache, cache.folder, source, views) if cache.folder else None

@@ -104,18 +104,22 @@ def is_augmented(run: experiment.Experiment) -> bool:
   return data.augment != 'none' or data.policy != 'none' or data.erasing > 0
 
 
-def decline(prefix: Prefix) -> None:
-  """Logs that the features cannot take the place of the images.
-
-  Raises:
-    errors.InputError: the config demands it.
-  """
+def lack(prefix: Prefix) -> str:
+  """Says that the features cannot take the place of the images, for `decline`."""
   kept = 'the mean over all positions of the output' if prefix.pooled else 'the output'
-  requested = prefix.run.config.finetune.cached_views
-  problem = (
+  return (
     f'{kept} of {prefix.names[-1]} does not hold all that later entries read. The usual cause is something that the '
     'module computes between its entries, such as nn.relu or a pooling that is a plain function: move it into an entry'
   )
+
+
+def decline(prefix: Prefix, problem: str) -> None:
+  """Logs that the run uses images because of a problem with their features.
+
+  Raises:
+    errors.InputError: the config demands features.
+  """
+  requested = prefix.run.config.finetune.cached_views
   if requested is not None:
     raise errors.InputError(f'config.finetune.cached_views={requested}: {problem}, or set the option to 0')
   _log.info(f'features are not cached: {problem}')

@@ -302,6 +302,31 @@ def test_of_a_network_that_cannot_take_features_the_images_are_used(own, config,
     feature_cache.use(run, data, mesh_lib.make_mesh(config.mesh), tmp_path / 'run')
 
 
+@pytest.mark.parametrize('large', ['train', 'test'])
+def test_images_are_used_where_the_features_of_a_split_are_too_large(
+  own, config, tmp_path, console, monkeypatch, large
+):
+  def given():
+    run, data = own(OWN_NETWORKS, 'Pooling')
+    parts = {split: data.train.part(split, 0, 40 if split == large else 39) for split in ('train', 'test')}
+    return run, data._replace(train=parts['train'], evaluation={'test': parts['test']})
+
+  monkeypatch.setattr(feature_cache, 'LARGEST', 40 * 4 * (4 * 4 * 6 + 1) - 1)  # bytes of float32 features and labels
+  monkeypatch.setattr(feature_cache, '_compute', None)  # no split is begun before all are looked at
+  (run, data), mesh = given(), mesh_lib.make_mesh(config.mesh)
+  assert feature_cache.use(run, data, mesh, tmp_path / 'run') == (run, data)
+  assert feature_cache.use_blank(run, data) == (run, data)
+  assert console.readouterr().out.count(f'features are not cached: the features of {large} take ') == 2
+  config.finetune.cached_views = 1
+  with pytest.raises(errors.InputError, match=f'cached_views=1: the features of {large} .* images, or set .* to 0'):
+    feature_cache.use(*given(), mesh, tmp_path / 'run')
+  with pytest.raises(errors.InputError, match=f'cached_views=1: the features of {large} '):
+    feature_cache.use_blank(*given())
+  monkeypatch.setattr(feature_cache, 'LARGEST', feature_cache.LARGEST + 1)
+  _, blank = feature_cache.use_blank(*given())
+  assert blank.train.shape == (4, 4, 6)
+
+
 def test_features_of_a_users_own_network_are_made_anew_when_its_code_changes(own, config, tmp_path):
   mesh = mesh_lib.make_mesh(config.mesh)
 
