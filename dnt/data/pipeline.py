@@ -7,6 +7,7 @@ and no example is dropped.
 
 import functools
 import math
+import time
 from collections.abc import Iterator
 from concurrent import futures
 from typing import Any, Protocol
@@ -19,12 +20,14 @@ from dnt import errors
 from dnt.config import implied, typed
 from dnt.data import examples, placement, readers, resident, stream
 from dnt.data.transforms import images, policies
+from dnt.reporting import progress
 
 Batch = dict[str, jax.Array]
 # Values for options that the config leaves unset, if neither pretrained weights nor the data define them.
 DEFAULTS = {'eval_crop': 0.875, 'interpolation': 'bilinear', 'image_bits': images.USUAL.bits}
 
 MEASURED = 512  # images of a streamed split whose mean and standard deviation are measured: a few seconds
+QUIET = 2.0  # seconds of it before a line says so
 
 
 class Loader(Protocol):
@@ -187,14 +190,26 @@ def _pass(config: typed.Config, source: examples.Examples, mesh: Mesh, view: int
   return stream.EvalLoader(source, transform, shape, config.eval.batch_size, mesh, config.data.workers, drawn)
 
 
-def _measured(config: typed.Data, source: examples.Examples) -> Iterator[np.ndarray]:
-  """Yields the images that `statistics` measures, uint8 [n, H, W, C]."""
+def _histograms(config: typed.Data, source: examples.Examples) -> Iterator[np.ndarray]:
+  """Yields how often each value occurs in parts of the images that `statistics` measures, int64 [C, 256]."""
+
+  def count(pixels):
+    channels = pixels.reshape(-1, pixels.shape[-1]).T
+    return np.stack([np.bincount(channel, minlength=256) for channel in channels])
+
   if source.images is not None:
-    yield from (source.images[start : start + 4096] for start in range(0, len(source), 4096))
+    yield from (count(source.images[start : start + 4096]) for start in range(0, len(source), 4096))
     return
   transform = eval_transform(config, image_shape(config, source)[:2])
   chosen = np.linspace(0, len(source) - 1, min(len(source), MEASURED)).astype(int)
-  yield from (images.to_array(transform(source[index][0], None))[None] for index in chosen)
+  line, began = progress.Count('mean and standard deviation', len(chosen)), time.monotonic()
+  with futures.ThreadPoolExecutor() as pool:
+    found = pool.map(lambda index: count(images.to_array(transform(source[index][0], None))), chosen)
+    for done, each in enumerate(found):
+      if time.monotonic() - began > QUIET:
+        line.update(done)
+      yield each
+  line.close()
 
 
 def statistics(config: typed.Data, source: examples.Examples) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -222,11 +237,8 @@ def statistics(config: typed.Data, source: examples.Examples) -> tuple[tuple[flo
     if min(std) <= 0:
       raise errors.InputError(f'config.data.std={std} must be above 0')
     return mean, std
-  counts = np.zeros((channels, 256), np.int64)
-  for part in _measured(config, source):
-    for channel in range(channels):
-      counts[channel] += np.bincount(part[..., channel].reshape(-1), minlength=256)
-  values, total = np.arange(256), counts.sum(1)
+  counts, values = sum(_histograms(config, source), np.zeros((channels, 256), np.int64)), np.arange(256)
+  total = counts.sum(1)
   first, second = counts @ values, counts @ values**2
   mean = first / total
   # Computes total * second - first^2 in Python integers, because it overflows int64 and loses digits in float64.
