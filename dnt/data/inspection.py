@@ -5,6 +5,8 @@ order, so that these are a random sample. What decides the values of images, the
 first files of a split, and does not depend on the time that it takes.
 """
 
+import collections
+import itertools
 import logging
 import os
 import struct
@@ -25,6 +27,7 @@ SHOWN = 3  # most damaged files that a message names
 COMMON_BITS = (8, 10, 12)  # what cameras and scanners store in 16 bits
 _THREADS = 8
 _BLOCK = 64  # files that a thread reads at once; those that are looked at in any case
+_AHEAD = 4  # blocks that wait or are read, for each thread
 _HEAD, _TAIL = 2**14, 64  # bytes; metadata comes first, and programs may append a few bytes to the end
 _ORIENTATION = 0x0112  # number of the EXIF tag
 
@@ -201,12 +204,13 @@ def _in_time(function: Callable[[str], Any], paths: Sequence[str], least: int) -
     late = start >= least and time.monotonic() > deadline
     return [] if late else list(map(function, paths[start : start + size]))
 
-  result = []
+  result, starts = [], iter(range(0, len(paths), size))
   with futures.ThreadPoolExecutor(_THREADS, 'look') as pool:
-    for each in pool.map(block, range(0, len(paths), size)):
-      if not each:
-        break  # later blocks may have been read; without this one, they are no prefix
+    # A few blocks at a time, because to submit those of millions of files takes many times as long as the look.
+    pending = collections.deque(pool.submit(block, start) for start in itertools.islice(starts, _AHEAD * _THREADS))
+    while pending and (each := pending.popleft().result()):  # without a block, later ones are no prefix
       result += each
+      pending.extend(pool.submit(block, start) for start in itertools.islice(starts, 1))
     pool.shutdown(cancel_futures=True)
   return result
 

@@ -1,6 +1,7 @@
 """What a look at image files finds before a run."""
 
 import logging
+from concurrent import futures
 
 import numpy as np
 import pytest
@@ -82,6 +83,19 @@ def test_a_look_ends_after_its_seconds(write, monkeypatch):
   assert 0 < len(inspection.damaged([str(path)] * 100)) < 100
   monkeypatch.setattr(inspection, 'SECONDS', 60.0)
   assert look(*[path] * 1000).looked == 1000
+
+
+def test_a_look_at_many_files_prepares_no_more_of_them_than_it_reads(monkeypatch):
+  submitted, submit = [], futures.ThreadPoolExecutor.submit
+
+  def count(pool, *given):
+    submitted.append(given)
+    return submit(pool, *given)
+
+  monkeypatch.setattr(futures.ThreadPoolExecutor, 'submit', count)
+  monkeypatch.setattr(inspection, 'SECONDS', -1.0)
+  assert inspection.look(['absent.jpg'] * 100_000).looked >= 64
+  assert len(submitted) < 100  # of more than 1,500 blocks
 
 
 @pytest.mark.parametrize(
