@@ -1,5 +1,6 @@
 """The trace of a few steps of a run: where it lies, and what it names."""
 
+import contextlib
 import gzip
 import json
 
@@ -58,4 +59,5 @@ def test_a_profile_that_cannot_be_written_is_a_line_and_the_run_goes_on(tiny, tm
   assert 'is in' not in said and 'no steps were profiled' not in said
   if case == 'the end':
     (folder / 'plugins').unlink()
-    jax.profiler.stop_trace()  # jax keeps what it could not write
+    with contextlib.suppress(RuntimeError):  # jax 0.10 keeps what it could not write, jax 0.12 does not
+      jax.profiler.stop_trace()
