@@ -78,7 +78,7 @@ def report(verdicts: Sequence[Mapping[str, Any]], truths: Mapping[int, Any]) -> 
   """Returns Markdown tables of how often verdicts are right.
 
   Args:
-    verdicts: of `first_steps.examine`.
+    verdicts: of `benchmarks.doctor.examine`.
     truths: of all networks that have been trained, by number.
   """
   labels = label(truths)

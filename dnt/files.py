@@ -16,6 +16,8 @@ from typing import Any
 
 from dnt import buckets, errors
 
+_FILES_ON_MACOS = 10240  # most open files that a process on macOS may ask for, whatever its limit says
+
 
 def check_path(path: str | os.PathLike, flag: str = '--workdir', valid: str = 'a folder on a disk') -> None:
   """Refuses the address of a bucket where a folder is needed; `pathlib` would take it for a folder named `gs:`.
@@ -99,9 +101,12 @@ def raise_open_limit() -> None:
 
   Processes that it starts inherit the limit.
   """
-  _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-  with contextlib.suppress(OSError, ValueError):  # macOS allows less than it says
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+  soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+  for most in (hard, _FILES_ON_MACOS):
+    with contextlib.suppress(OSError, ValueError):
+      if most == hard or soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+      return
 
 
 def append(file: io.RawIOBase, content: bytes) -> None:

@@ -299,15 +299,17 @@ def _failed(error: Exception, saved: checkpoints.Checkpoints, workdir: pathlib.P
 def _end_writing(saved: checkpoints.Checkpoints) -> None:
   """Waits until no thread writes a checkpoint, whatever ends the run: the next one removes what is not complete.
 
-  Another Ctrl-C does not end it, except in a program, which ends with its threads. So do several processes, of which
-  one that fails alone would wait for the others.
+  A Ctrl-C meanwhile does not end it, but a second one does, as a file server may never answer; in a program already the
+  first does, which ends with its threads. Of several processes, one that fails alone would wait for the others.
   """
-  waiting = multihost.is_single()
-  while waiting:
-    with contextlib.suppress(KeyboardInterrupt):
-      with contextlib.suppress(errors.RunError):  # the first error counts
-        saved.close()
-      waiting = False
+  if not multihost.is_single():
+    return
+  with contextlib.suppress(errors.RunError):  # the first error counts
+    try:
+      saved.close()
+    except KeyboardInterrupt:
+      _log.info('waiting for the checkpoint that is being written; press Ctrl-C again to give it up')
+      saved.close()
 
 
 def _already_done(

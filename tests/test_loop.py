@@ -225,6 +225,22 @@ def test_a_run_that_ends_in_any_way_leaves_no_thread_that_writes(tiny, tmp_path,
   assert checkpoints.load_parameters(tmp_path).step == 2
 
 
+def test_a_checkpoint_that_is_never_complete_can_be_given_up(console):
+  """As on a file server that does not answer."""
+
+  class Stuck:
+    closed = 0
+
+    def close(self):
+      self.closed += 1
+      raise KeyboardInterrupt
+
+  stuck = Stuck()
+  with pytest.raises(KeyboardInterrupt):
+    loop._end_writing(stuck)
+  assert stuck.closed == 2 and 'press Ctrl-C again to give it up' in console.readouterr().out
+
+
 def test_a_file_that_cannot_be_written_is_an_error_of_the_run_that_names_it(tiny, tmp_path):
   (tmp_path / 'config.json').mkdir()
   with pytest.raises(errors.RunError, match=rf'^{tmp_path}/config.json: Is a directory$'):

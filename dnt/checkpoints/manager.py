@@ -392,7 +392,7 @@ class _Found:
 
 
 def _newest_good(
-  directory: pathlib.Path, read: Callable[[pathlib.Path], format.ReadBack], only: int | None = None
+  directory: pathlib.Path, read: Callable[[pathlib.Path], format.ReadBack], only: int | None = None, tries: int = 5
 ) -> _Found:
   """Finds the newest checkpoint that `read` accepts on all processes.
 
@@ -400,10 +400,11 @@ def _newest_good(
     directory: directory of the checkpoints; it has at least one.
     read: reader from `format`, local to the process.
     only: if set, the only step to read.
+    tries: how often to begin, as a run that goes on there removes older checkpoints while they are read.
 
   Raises:
-    errors.InputError: this step is damaged, or all are; or a checkpoint cannot be read although it is not damaged; or
-      the processes see different ones.
+    errors.InputError: this step is damaged, or all are; or it is removed meanwhile, or all are again and again; or a
+      checkpoint cannot be read although it is not damaged; or the processes see different ones.
   """
   damaged, steps = {}, _list_steps(directory)
   for step in [only] if only is not None else reversed(steps):
@@ -423,7 +424,12 @@ def _newest_good(
       raise problem
     now = _list_steps(directory)
     if only is None and now and (now[-1] > steps[-1] or step not in now):
-      return _newest_good(directory, read)  # a run goes on there, and removes older checkpoints while we read them
+      if tries > 1:
+        return _newest_good(directory, read, tries=tries - 1)
+      raise errors.InputError(
+        f'the run that goes on in {directory} removes checkpoints faster than they can be read; raise its '
+        'config.checkpoint.keep, or copy a checkpoint'
+      )
     if only is not None and step not in now:
       raise errors.InputError(f'checkpoint {only} in {directory} was removed by the run that goes on there')
     damaged[step] = str(problem)

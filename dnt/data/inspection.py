@@ -172,7 +172,7 @@ def measure_depth(deep: Sequence[tuple[str, int | None]]) -> Depth | None:
   Returns:
     None if there are no 16-bit images.
   """
-  largest, count = 0, 0
+  largest, count, deadline = 0, 0, time.monotonic() + SECONDS
   named = [bits for _, bits in deep if bits]
   declared = max(named) if named and len(named) == len(deep) else None
   most = max(declared or 0, *COMMON_BITS)
@@ -180,7 +180,8 @@ def measure_depth(deep: Sequence[tuple[str, int | None]]) -> Depth | None:
     for value in pool.map(_largest_value, [path for path, _ in deep]):
       if value is not None:
         largest, count = max(largest, value), count + 1
-      if largest >= 2**most:
+      # Where no chunk names the bits, this is for a hint alone, which must not take long.
+      if largest >= 2**most or (declared is None and time.monotonic() > deadline):
         pool.shutdown(cancel_futures=True)
         break
   if not count:

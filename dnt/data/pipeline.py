@@ -203,7 +203,7 @@ def _histograms(config: typed.Data, source: examples.Examples) -> Iterator[np.nd
   transform = eval_transform(config, image_shape(config, source)[:2])
   chosen = np.linspace(0, len(source) - 1, min(len(source), MEASURED)).astype(int)
   line, began = progress.Count('mean and standard deviation', len(chosen)), time.monotonic()
-  with futures.ThreadPoolExecutor() as pool:
+  with futures.ThreadPoolExecutor(stream.THREADS) as pool:  # no more, because images may be large
     found = pool.map(lambda index: count(images.to_array(transform(source[index][0], None))), chosen)
     for done, each in enumerate(found):
       if time.monotonic() - began > QUIET:

@@ -1,7 +1,8 @@
 """Computes the keys of the feature cache: digests of everything that features depend on.
 
 That is the prefix, its weights, the code of a user's own network, the precision, the images and their preprocessing.
-What an older version did not know is left out where it has the usual value, so that older features are found.
+What an older version did not know is left out where it has the usual value, so that older features are found (those of
+accelerators are not, whose precision it did not know).
 """
 
 import hashlib

@@ -21,6 +21,7 @@ from dnt.parallel import agreement, clusters
 PROTOCOL = 'dnt-rendezvous-1'
 LONGEST = 2**20  # bytes of a message
 POLL = 0.1  # seconds between checks of the clock and the connections
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)  # of this process or its machine
 LINGER = 5.0  # seconds during which late processes still receive an error about bad flags
 
 
@@ -126,6 +127,8 @@ class _RollCall:
     try:
       heard = _hear(listener)
     except OSError as error:
+      if error.errno not in _EXHAUSTED:  # of the network of one process, which tries again
+        return None
       hint = f'; {errors.MORE_FILES}' if error.errno == errno.EMFILE else ''
       text = (
         f'process 0 cannot take {self.cluster.num_processes} connections ({error.strerror or error}): '

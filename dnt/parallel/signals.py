@@ -126,8 +126,10 @@ class Watch:
 
   def _watch(self) -> None:
     interrupts, deadline = 0, None
+    signals = select.poll()  # `select.select` takes no descriptor above 1023
+    signals.register(self._read, select.POLLIN)
     while True:
-      if select.select([self._read], [], [], _POLL if deadline else None)[0]:
+      if signals.poll(1000 * _POLL if deadline else None):
         received = os.read(self._read, 1)
         if not received:
           return

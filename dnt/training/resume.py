@@ -227,8 +227,9 @@ def log_circumstances(
   """
   found = {}
   if trained:
-    known = {name: value for name, value in devices.items() if name in trained.devices}  # older versions knew fewer
-    for kind, before, now in (('versions', trained.versions, versions), ('devices', trained.devices, known)):
+    shared = [name for name in devices if name in trained.devices]  # accelerators have no cores
+    was, is_now = ({name: each[name] for name in shared} for each in (trained.devices, devices))
+    for kind, before, now in (('versions', trained.versions, versions), ('devices', was, is_now)):
       names = [name for name in {**before, **now} if before.get(name) != now.get(name)] if before else []
       others = {name: {'was': before.get(name), 'now': now.get(name)} for name in names}
       if others:

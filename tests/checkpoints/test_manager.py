@@ -528,6 +528,20 @@ def test_a_run_that_removes_a_checkpoint_while_it_is_read_is_no_damage(run, monk
   assert _names(run) == ['4', '5', '6']
 
 
+def test_a_run_that_always_removes_what_is_read_is_an_error(run, monkeypatch):
+  read, reads = format.read_parameters, []
+
+  def go_on_and_read(path):
+    reads.append(int(path.name))
+    _save(run, range(reads[-1] + 1, reads[-1] + 4))
+    return read(path)
+
+  monkeypatch.setattr(format, 'read_parameters', go_on_and_read)
+  with pytest.raises(errors.InputError, match='faster than they can be read; .*checkpoint.keep'):
+    checkpoints.load_parameters(run)
+  assert reads == [3, 6, 9, 12, 15]
+
+
 def test_kill_during_saves(tmp_path):
   """A process that saves as fast as it can, killed: what is there restores, and its numbers belong to its step."""
   code = f"""

@@ -156,6 +156,22 @@ def test_a_process_0_that_can_open_no_more_says_so_to_all(coordinator, monkeypat
   assert max(seconds) < 5
 
 
+def test_a_connection_that_the_network_loses_is_made_again(coordinator, monkeypatch):
+  accept, count = socket.socket.accept, []
+
+  def flaky(listener):
+    result = accept(listener)
+    count.append(result)
+    if len(count) == 2:
+      result[0].close()
+      raise OSError(errno.EHOSTUNREACH, os.strerror(errno.EHOSTUNREACH))
+    return result
+
+  monkeypatch.setattr(socket.socket, 'accept', flaky)
+  found, _ = meet_all([clusters.Cluster(coordinator, 3, i) for i in range(3)], timeout=30)
+  assert found == [None] * 3 and len(count) > 3
+
+
 def test_an_id_given_twice_is_told_to_all(coordinator, monkeypatch):
   monkeypatch.setattr(rendezvous, 'LINGER', 0.5)
   found, seconds = meet_all([clusters.Cluster(coordinator, 3, i) for i in (0, 1, 1)], timeout=10)

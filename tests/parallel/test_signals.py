@@ -1,6 +1,7 @@
 """Programs that get signals, each in a process of its own."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -222,6 +223,32 @@ def test_a_second_ctrl_c_where_there_is_no_program_raises():
       os.kill(os.getpid(), signal.SIGINT)
       time.sleep(0.01)
   assert watch.first == signal.SIGINT
+
+
+def test_signals_come_where_many_files_are_open(monkeypatch):
+  """As beside the shards of ImageNet: `select` takes no descriptor above 1023."""
+  soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+  resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2048), hard))
+  pipe = os.pipe
+
+  def high():
+    ends = pipe()
+    moved = [os.dup2(end, number, inheritable=False) for end, number in zip(ends, (1500, 1501), strict=True)]
+    for end in ends:
+      os.close(end)
+    return moved
+
+  monkeypatch.setattr(os, 'pipe', high)
+  try:
+    received = []
+    with signals.hold(received.append):
+      os.kill(os.getpid(), signal.SIGTERM)
+      deadline = time.monotonic() + LIMIT
+      while not received and time.monotonic() < deadline:
+        time.sleep(0.01)
+  finally:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+  assert received == [signal.SIGTERM]
 
 
 def in_a_thread(work):

@@ -245,6 +245,13 @@ def test_another_number_of_cores_is_logged_and_recorded(tiny, tmp_path, console,
   assert changes['devices.cores'] == {'was': cores, 'now': cores + 1}
 
 
+def test_a_run_that_moves_to_an_accelerator_has_lost_no_cores(tiny, console):
+  before, now = {'platform': 'cpu', 'count': 1, 'cores': 8}, {'platform': 'gpu', 'count': 1}
+  noted = resume.log_circumstances(resume.Trained(tiny, {}, devices=before), {}, now, 3)
+  assert noted == {'devices.platform': {'was': 'cpu', 'now': 'gpu'}}
+  assert 'other devices from step 3: platform was cpu and is now gpu; the run' in console.readouterr().out
+
+
 def test_a_run_that_is_older_than_the_record_of_versions_goes_on_without_a_line(tiny):
   older = resume.Trained(tiny, {})
   assert resume.log_circumstances(older, {'jax': '1'}, {'cores': 2}, 3) == {}
