@@ -101,7 +101,7 @@ def test_stopped_killed_and_started_again(tmp_path, compare, run_here):
   process.kill()
   process.communicate()
   deadline = time.monotonic() + 60
-  while ownership._started(child) not in (None, 'ended'):  # told to stop, it saves
+  while ownership._started(child) not in (None, 'ended'):  # it gets SIGTERM, and saves
     assert time.monotonic() < deadline
     time.sleep(0.01)
   partition = json.loads((good / 'summary.json').read_text())

@@ -114,7 +114,7 @@ class _RollCall:
       while late and len(self.informed) < self.cluster.num_processes and time.monotonic() < deadline:
         try:
           heard = _hear(listener)
-        except OSError:  # as in `accept`; those that were told close their connections
+        except OSError:  # as in `accept`; those that were informed close their connections
           time.sleep(POLL)
           continue
         if heard is not None:
@@ -127,8 +127,6 @@ class _RollCall:
     try:
       heard = _hear(listener)
     except OSError as error:
-      if error.errno not in _EXHAUSTED:  # of the network of one process, which tries again
-        return None
       hint = f'; {errors.MORE_FILES}' if error.errno == errno.EMFILE else ''
       text = (
         f'process 0 cannot take {self.cluster.num_processes} connections ({error.strerror or error}): '
@@ -228,14 +226,16 @@ def _report(
 
 
 def _hear(listener: socket.socket) -> tuple[socket.socket, dict[str, Any]] | None:
-  """Returns the next connection and its report; None if no process connects, or another program does.
+  """Returns the next connection and its report; None if no process connects, another program does, or it is lost.
 
   Raises:
     OSError: this process can take no connection, such as for want of open files.
   """
   try:
     peer, _ = listener.accept()
-  except (TimeoutError, ConnectionError):
+  except OSError as error:
+    if error.errno in _EXHAUSTED:
+      raise
     return None
   report = _line(peer, 2.0)
   if report is None:

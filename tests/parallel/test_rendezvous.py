@@ -137,18 +137,29 @@ def test_more_processes_meet_than_files_may_be_open_at_first(coordinator):
   assert found == [None] * 9
 
 
-def test_a_process_0_that_can_open_no_more_says_so_to_all(coordinator, monkeypatch):
-  accept, count = socket.socket.accept, []
+@pytest.fixture
+def lose(monkeypatch):
+  """`lose(at, number)`: the connection `at`, from 1, is lost with an error; returns the list of all connections."""
 
-  def full(listener):
-    result = accept(listener)
-    count.append(result)
-    if len(count) == 3:
-      result[0].close()
-      raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-    return result
+  def start(at, number):
+    accept, accepted = socket.socket.accept, []
 
-  monkeypatch.setattr(socket.socket, 'accept', full)
+    def losing(listener):
+      result = accept(listener)
+      accepted.append(result)
+      if len(accepted) == at:
+        result[0].close()
+        raise OSError(number, os.strerror(number))
+      return result
+
+    monkeypatch.setattr(socket.socket, 'accept', losing)
+    return accepted
+
+  return start
+
+
+def test_a_process_0_that_can_open_no_more_says_so_to_all(coordinator, lose):
+  lose(3, errno.EMFILE)
   found, seconds = meet_all([clusters.Cluster(coordinator, 4, i) for i in range(4)], timeout=10)
   for error in found:
     assert isinstance(error, errors.InputError)
@@ -156,20 +167,10 @@ def test_a_process_0_that_can_open_no_more_says_so_to_all(coordinator, monkeypat
   assert max(seconds) < 5
 
 
-def test_a_connection_that_the_network_loses_is_made_again(coordinator, monkeypatch):
-  accept, count = socket.socket.accept, []
-
-  def flaky(listener):
-    result = accept(listener)
-    count.append(result)
-    if len(count) == 2:
-      result[0].close()
-      raise OSError(errno.EHOSTUNREACH, os.strerror(errno.EHOSTUNREACH))
-    return result
-
-  monkeypatch.setattr(socket.socket, 'accept', flaky)
+def test_a_connection_that_the_network_loses_is_made_again(coordinator, lose):
+  accepted = lose(2, errno.EHOSTUNREACH)
   found, _ = meet_all([clusters.Cluster(coordinator, 3, i) for i in range(3)], timeout=30)
-  assert found == [None] * 3 and len(count) > 3
+  assert found == [None] * 3 and len(accepted) > 3
 
 
 def test_an_id_given_twice_is_told_to_all(coordinator, monkeypatch):
