@@ -19,11 +19,11 @@ import dnt
 from dnt import checkpoints, cli, errors, files, loop, main, trees
 from dnt import config as schema
 from dnt.checkpoints import format
-from dnt.config import changes, run_config
+from dnt.config import run_config
 from dnt.data import resident, stream
 from dnt.models import depth
 from dnt.parallel import mesh as mesh_lib
-from dnt.parallel import multihost, preemption, signals
+from dnt.parallel import preemption, signals
 from dnt.reporting import metric_names, metrics
 from dnt.training import datasets, evaluate, open_options, precompile, record, report
 from dnt.weights import pretrained
@@ -225,22 +225,6 @@ def test_a_run_that_ends_in_any_way_leaves_no_thread_that_writes(tiny, tmp_path,
   assert checkpoints.load_parameters(tmp_path).step == 2
 
 
-def test_a_checkpoint_that_is_never_complete_can_be_given_up(console):
-  """As on a file server that does not answer."""
-
-  class Stuck:
-    closed = 0
-
-    def close(self):
-      self.closed += 1
-      raise KeyboardInterrupt
-
-  stuck = Stuck()
-  with pytest.raises(KeyboardInterrupt):
-    loop._end_writing(stuck)
-  assert stuck.closed == 2 and 'press Ctrl-C again to give it up' in console.readouterr().out
-
-
 def test_a_file_that_cannot_be_written_is_an_error_of_the_run_that_names_it(tiny, tmp_path):
   (tmp_path / 'config.json').mkdir()
   with pytest.raises(errors.RunError, match=rf'^{tmp_path}/config.json: Is a directory$'):
@@ -356,15 +340,6 @@ def test_a_run_that_is_further_than_its_steps_is_finished(tiny, tmp_path, consol
   assert re.search(r'done 6 steps.*4 of config.train.steps.*--workdir', console.readouterr().out)
   tiny.train.steps = 8
   assert run(tiny, tmp_path)['step'] == 8
-
-
-def test_processes_take_the_changes_of_the_lead_for_those_of_a_run_that_has_ended(tmp_path, monkeypatch):
-  """A process whose weights stand elsewhere would ask alone whether the run has ended."""
-  run = types.SimpleNamespace(config=types.SimpleNamespace(train=types.SimpleNamespace(steps=6, patience=0)))
-  saved, change = types.SimpleNamespace(latest_step=6), changes.Change('train.init_from', '/here', '/there', 'note')
-  monkeypatch.setattr(loop, '_has_ended', lambda *_: pytest.fail('the lead does not ask'))
-  monkeypatch.setattr(multihost, 'broadcast_from_lead', lambda value: [])
-  assert loop._already_done(run, tmp_path, saved, None, '', {}, [change]) is None
 
 
 def test_a_run_that_has_ended_keeps_the_config_that_it_was_trained_with(tiny, tmp_path, console):

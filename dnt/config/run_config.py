@@ -3,6 +3,7 @@
 python -m dnt.main --config=runs/mine --workdir=runs/again
 """
 
+import contextlib
 import os
 import pathlib
 from collections.abc import Container, Mapping
@@ -85,6 +86,24 @@ def recorded_open(content: Mapping[str, Any]) -> dict[str, list[Any]] | None:
   if not isinstance(found, dict) or not all(isinstance(each, list) and len(each) == 2 for each in found.values()):
     return None
   return found
+
+
+def merge_open(path: str | os.PathLike, given: typed.Config, resolved: typed.Config, begun: bool) -> dict[str, Any]:
+  """Returns the part of the provenance with `left_open`: what the run has recorded, and what it has determined now.
+
+  Args:
+    path: the config that the run has written, if it has begun.
+    given: as for `left_open`.
+    resolved: as for `left_open`.
+    begun: whether the run has steps. One that began without this record gets none: its config has all determined.
+  """
+  found = left_open(given, resolved)
+  if not begun:
+    return {OPEN: found}
+  with contextlib.suppress(errors.InputError):  # a damaged file is written anew
+    if (recorded := recorded_open(files.read_object(path))) is not None:
+      return {OPEN: recorded | found}
+  return {}
 
 
 def reopen(config: typed.Config, path: str, given: Container[str]) -> None:
