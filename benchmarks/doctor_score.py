@@ -8,7 +8,7 @@ import numpy as np
 from scipy import stats
 
 from benchmarks import doctor_space
-from dnt.diagnostics import trial
+from dnt.diagnostics import cures, trial
 from dnt.diagnostics.verdicts import Kind
 from dnt.reporting import tables
 
@@ -33,6 +33,8 @@ FINDINGS = {'constant': 'one class', 'shuffled': 'unexplained labels', 'shifted'
 LOCATED = ('dead', 'cut')  # planted faults that begin at a known entry
 SLOW = 0.6  # accuracy over that of the best network on the same data, below which one is slow
 HEALTHY, SLOWLY, SICK = 'healthy', 'slow', 'sick'
+# The column of networks that are sick, are found and get an offer; `doctor.examine` retrains each with the best cure.
+MENDS = f'best of up to {cures.MOST} tried cures mends (sick networks that got an offer)'
 ALARMS = {trial.SICK: 1.0, trial.DOUBTFUL: 0.5, trial.HEALTHY: 0.0}
 EDGES = (0, 0.1, 0.25, 0.5, 0.75, 0.9, 1)  # of the bins of probability
 
@@ -89,7 +91,7 @@ def report(verdicts: Sequence[Mapping[str, Any]], truths: Mapping[int, Any]) -> 
       case = cases[verdict['number']]
       if name in (case.family, case.fault):
         groups.setdefault(name, []).append(verdict)
-  header = ['networks', 'sick found', 'false alarms', 'cause named', 'entry named', 'first cure mends', 'median s']
+  header = ['networks', 'sick found', 'false alarms', 'cause named', 'entry named', MENDS, 'median s']
   rows = [header, *([name, *_row(members, cases, truths, labels)] for name, members in groups.items())]
   others = [_states(verdicts, labels), _calibration(verdicts, labels), _data(verdicts, cases)]
   return '\n\n'.join([tables.markdown(rows), *others])

@@ -75,6 +75,16 @@ def test_a_report_counts_what_is_right(judged):
   assert counts == ['all', '2/2', '0.5/2', '1/1', '1/1', '1/2', '3']
 
 
+def test_a_sick_network_without_an_offer_is_not_among_those_that_cures_mend(judged):
+  truths, verdicts = judged
+  unoffered = {key: value for key, value in verdicts[2].items() if key != 'mended'}
+  lines = doctor_score.report([*verdicts[:2], unoffered, verdicts[3]], truths).splitlines()
+  header, row = ([cell.strip() for cell in line.strip('|').split('|')] for line in (lines[0], lines[2]))
+  said = dict(zip(header, row, strict=True))
+  assert said['sick found'].startswith('2/2')
+  assert said['best of up to 4 tried cures mends (sick networks that got an offer)'].startswith('1/1')
+
+
 def test_a_fault_that_is_named_at_another_entry_or_as_another_is_wrong(judged):
   truths, verdicts = judged
   wrong = [*verdicts[:-1], verdicts[-1] | {'kind': 'vanishing', 'causes': [('dead', 'answer')]}]
