@@ -326,9 +326,10 @@ def _define(program: Program, argv: list[str]) -> flags.FlagValues:
   values = flags.FlagValues()
   program.define_flags(values)
   if program.kinds:
+    recorded = ', or the workdir of a run, to run its config again' if 'train' in program.kinds else ''
     description = (
-      'Config file, or the workdir of a run, to run its config again; set any key with --config.section.key=value '
-      '(None: not set, as far as it has no default or an empty one).'
+      f'Config file{recorded}; set any key with --config.section.key=value (None: not set, as far as it has no default '
+      'or an empty one).'
     )
     config_flags.DEFINE_config_file('config', None, description, flag_values=values, sys_argv=argv)
   return values
@@ -444,7 +445,7 @@ def _take_config(argv: list[str]) -> tuple[str | None, list[str]]:
       continue
     value = next(rest, None) if match[1] is None else match[1]
     if value is None:
-      raise errors.InputError('--config has no value: write --config=<file or workdir of a run>')
+      raise errors.InputError('--config has no value: write --config=<file> (--help says what it takes)')
   return value, others
 
 

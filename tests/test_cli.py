@@ -269,6 +269,17 @@ def test_the_config_of_a_run_is_run_again(name, loader, separate, tmp_path):
   assert cli.config_name(values) == 'mine_again'  # it would go on in the workdir 'mine' without steps to do
 
 
+@pytest.mark.parametrize(('name', 'taken'), [('main', True), ('probe', True), ('rehearse', True), ('compare', False)])
+def test_the_help_offers_the_workdir_of_a_run_where_its_config_is_taken(name, taken, tmp_path):
+  shown = importlib.import_module(f'dnt.{name}').PROGRAM
+  assert ('or the workdir of a run' in cli.help_text(shown).partition('\nConfig keys')[0]) == taken
+  run_config.write(tmp_path / 'config.json', schema.default())
+  try:
+    assert cli.parse(shown, [name, f'--config={tmp_path}']).config and taken
+  except errors.InputError:
+    assert not taken
+
+
 @pytest.mark.parametrize(
   ('content', 'said'),
   [
