@@ -51,7 +51,7 @@ def run(config: typed.Config, workdir: pathlib.Path) -> dict[str, Any]:
 
   Returns:
     The contents of the file: `step`, `split`, `examples`, and over all entries and by activation `units`, `dead`,
-    `share`, by activation also `indices`. Of an activation that cannot be captured the first three are None.
+    `fraction`, by activation also `indices`. Of an activation that cannot be captured the first three are None.
 
   Raises:
     errors.InputError: the workdir has no checkpoint or one of another network, or cannot be written; or the data does
@@ -68,7 +68,7 @@ def run(config: typed.Config, workdir: pathlib.Path) -> dict[str, Any]:
     'examples': len(loaded.data.train),
     'units': units,
     'dead': dead,
-    'share': dead / max(units, 1),
+    'fraction': dead / max(units, 1),
     'entries': [
       {
         'entry': each.entry,
@@ -76,7 +76,7 @@ def run(config: typed.Config, workdir: pathlib.Path) -> dict[str, Any]:
         'criterion': each.criterion,
         'units': each.count or None,
         'dead': len(each.dead) if each.count else None,
-        'share': len(each.dead) / each.count if each.count else None,
+        'fraction': len(each.dead) / each.count if each.count else None,
         'indices': list(each.dead),
       }
       for each in measured
@@ -153,9 +153,9 @@ def text(result: Mapping[str, Any]) -> str:
   lines = [('activation', 'units', 'dead', 'fraction', '')]
   for each in result['entries']:
     known = each['units'] is not None
-    cells = (f'{each["units"]:,}', f'{each["dead"]:,}', f'{100 * each["share"]:.1f} %') if known else ('-', '-', '-')
+    cells = (f'{each["units"]:,}', f'{each["dead"]:,}', f'{100 * each["fraction"]:.1f} %') if known else ('-', '-', '-')
     lines.append((each['name'], *cells, 'saturated' if each['dead'] and each['criterion'] == 'saturated' else ''))
   seen = f'the {result["examples"]:,} images of {result["split"]}, step {result["step"]:,}'
-  total = f'{result["dead"]:,} of {result["units"]:,} units ({100 * result["share"]:.1f} %) are dead on {seen}'
+  total = f'{result["dead"]:,} of {result["units"]:,} units ({100 * result["fraction"]:.1f} %) are dead on {seen}'
   where = f'; {workdir_lib.DEAD_UNITS} lists them' if result['dead'] else ''
   return f'{tables.text(lines)}\n{total}{where}'

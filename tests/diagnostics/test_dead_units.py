@@ -211,7 +211,7 @@ def test_activations_that_a_users_own_module_calls_as_functions(network, tmp_pat
   saved.close()
   result = dead_units.run(network, tmp_path / 'run')
   (again,) = (each for each in result['entries'] if each['entry'] == 'again')
-  assert [again[key] for key in ('units', 'dead', 'share')] == [None, None, None]
+  assert [again[key] for key in ('units', 'dead', 'fraction')] == [None, None, None]
   assert result['units'] == 64 + 6 + 8 + 8 + 10
   (line,) = (line for line in dead_units.text(result).splitlines() if line.startswith('again'))
   assert line.split() == ['again', '-', '-', '-']
@@ -232,7 +232,7 @@ def test_the_dead_units_of_a_workdir(network, tmp_path, program):
   assert {each['name']: tuple(each['indices']) for each in result['entries'] if each['name'] != 'head'} == expected
   assert result['dead'] == sum(map(len, expected.values()))
   for each in result['entries']:
-    assert each['dead'] == len(each['indices']) == round(each['share'] * each['units'])
+    assert each['dead'] == len(each['indices']) == round(each['fraction'] * each['units'])
   table = dead_units.text(result).splitlines()
   assert len(table) == 1 + 5 + 1
   assert table[2].startswith('stage1/block001/Activation_0')
