@@ -1,5 +1,6 @@
-"""Commands of README and docs: rows that need no network run as printed, on small data; the others are parsed."""
+"""README and docs: commands that need no network run as printed, on small data; others are parsed; links, imports."""
 
+import ast
 import importlib
 import importlib.util
 import pathlib
@@ -28,7 +29,7 @@ PAGES = {
 # here needs the network, other files or minutes, or is a comparison, which starts processes: it is parsed.
 RUNS = {
   'see all configs, models and data sources': (),
-  'see every flag and config key, with defaults': (),
+  'see every flag and config key of a training run, with defaults': (),
   'train a config': (),
   'change it': ('--config.train.epochs=1',),
   'go on with another batch size': ('--config.train.epochs=3',),
@@ -240,6 +241,26 @@ def test_links_and_options_of_a_page_exist(page):
   named = re.findall(r'`([a-z]+)\.([a-z0-9_]+)(?:=[^`]*)?`', PAGES[page])
   options = {each for each in named if isinstance(config.SCHEMA.get(each[0]), dict) and each[1] not in ('json', 'png')}
   assert all(key in config.SCHEMA[section] for section, key in options), options
+
+
+def imported(path):
+  """Returns the folders and files of dnt that a module imports."""
+  found = set()
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.ImportFrom) and (node.module or '').partition('.')[0] == 'dnt':
+      inside = node.module.split('.')[1:2]
+      found.update(inside or [each.name for each in node.names])
+  return found
+
+
+def test_imports_run_from_top_to_bottom_of_the_list():
+  listed = re.findall(r'(?m)^    dnt/(\w+)/|(\w+)\.py', README.partition('## The code\n')[2].partition('\n\n')[2])
+  places = {folder or file: place for place, (folder, file) in enumerate(listed)}
+  for path in sorted(pathlib.Path(dnt.__file__).parent.rglob('*.py')):
+    name = path.relative_to(pathlib.Path(dnt.__file__).parent).parts[0].removesuffix('.py')
+    if name != '__init__':  # `dnt.train` is there for users
+      up = {other for other in imported(path) & places.keys() if places[other] < places[name]}
+      assert not up, f'{path} imports {up}'
 
 
 @pytest.mark.thorough
