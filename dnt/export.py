@@ -1,11 +1,12 @@
 """Exports the newest checkpoint of a run for other programs.
 
   python -m dnt.export --workdir=runs/mine
-  python -m dnt.export --workdir=runs/mine --format=safetensors
+  python -m dnt.export --workdir=runs/transfer_folder --format=safetensors
 
 stablehlo: writes model.stablehlo, a program that takes any number of uint8 images at a time and returns logits
 (jax.export.deserialize), and model.json, which describes how to call it. safetensors: writes model.safetensors with
-torchvision's names, and timm's config.json. The export holds the averaged weights if the run keeps them
+torchvision's names, and timm's config.json; only for the networks that torchvision has: ResNet-18, 34, 50, 101 and 152
+(of ImageNet, not of CIFAR) and DenseNet-121. The export holds the averaged weights if the run keeps them
 (config.ema.decay). It does not need the data.
 """
 

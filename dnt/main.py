@@ -20,7 +20,10 @@ from dnt import buckets, cli, errors, files
 
 STARTED = time.monotonic()
 MODES = ['train', 'evaluate', 'dead_units', 'noise_scale', 'lr_find']
-MODE_HELP = 'train; or, with the newest checkpoint: evaluate; list dead_units; measure the noise_scale; or lr_find.'
+MODE_HELP = (
+  'train; with the newest checkpoint: evaluate, or list dead_units; there, or where a new run would start: measure the '
+  'noise_scale, or find a learning rate (lr_find).'
+)
 
 
 def define_flags(values: flags.FlagValues) -> None:

@@ -32,7 +32,13 @@ def define_flags(values: flags.FlagValues) -> None:
   flags.DEFINE_integer(
     'seeds', 3, 'Number of initializations of a training config to examine.', 1, 1000, flag_values=values
   )
-  flags.DEFINE_float('seconds', 60.0, 'Limit in seconds for each trial of a training config.', 1.0, flag_values=values)
+  flags.DEFINE_float(
+    'seconds',
+    60.0,
+    'Limit in seconds for the trials of a training config together, and with --try for each trial of an override.',
+    1.0,
+    flag_values=values,
+  )
   flags.DEFINE_bool('try', False, 'Try the suggested overrides and rank them.', flag_values=values)
 
 

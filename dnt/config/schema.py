@@ -177,7 +177,7 @@ SCHEMA: dict[str, Any] = {
     ),
     'val_fraction': Option(
       0.2,
-      "fraction of the training images that becomes 'val' if the data has no such split",
+      "fraction of the training images that becomes 'val' if the data has no such split, or with data.hold_out=True",
       check=checks.within(0.01, 1),
       only=({'data.source': ('folder', 'cars')}, *HELD_OUT),
       role='images',

@@ -54,7 +54,7 @@ def run(config: typed.Config, workdir: pathlib.Path, seeds: int, trying: bool, s
     workdir: folder to write to.
     seeds: number of initializations to examine.
     trying: whether to try the suggested overrides and rank them.
-    seconds: limit for each trial.
+    seconds: limit for the trials of the config together, and for each trial of a suggested override.
 
   Returns:
     The contents of `probe.json`.
