@@ -39,20 +39,23 @@ def cell(variant: str) -> list[str]:
 
 @plots.styled
 def figure(rows: Sequence[Mapping[str, Any]]) -> Any:
-  """Plots mean accuracy and deviation over seeds against images of a class: a panel a data set, a line a cut."""
-  names, cuts = ([*dict.fromkeys(cell(row['variant'])[place] for row in rows)] for place in (0, 2))
+  """Plots mean accuracy and deviation over seeds against images of a class.
+
+  A data set has a panel, and a choice of what trains (`head`, `top2`, ...) a line.
+  """
+  names, choices = ([*dict.fromkeys(cell(row['variant'])[place] for row in rows)] for place in (0, 2))
   result = plots.new_figure(6 * len(names) + 1, 5.5)
   for name, axes in zip(names, result.subplots(1, len(names), squeeze=False)[0], strict=True):
     here = [row for row in rows if cell(row['variant'])[0] == name]
     counts = list(dict.fromkeys(cell(row['variant'])[1] for row in here))
     metric = metric_of(here)
-    for order, (cut, color) in enumerate(zip(cuts, plots.COLORS, strict=False)):
-      found = {cell(row['variant'])[1]: row for row in here if cell(row['variant'])[2] == cut}
-      beside = 0.06 * (order - (len(cuts) - 1) / 2)  # so that no deviation hides another
+    for order, (choice, color) in enumerate(zip(choices, plots.COLORS, strict=False)):
+      found = {cell(row['variant'])[1]: row for row in here if cell(row['variant'])[2] == choice}
+      beside = 0.06 * (order - (len(choices) - 1) / 2)  # so that no deviation hides another
       places = [place + beside for place in range(len(counts))]
       line = [found.get(count, {'mean': {}, 'std': {}}) for count in counts]  # a cell without a finished run is a break
       means, spread = ([row[of].get(metric, math.nan) for row in line] for of in ('mean', 'std'))
-      axes.errorbar(places, means, spread, label=cut, color=color, marker='o', linewidth=1.8, capsize=4)
+      axes.errorbar(places, means, spread, label=choice, color=color, marker='o', linewidth=1.8, capsize=4)
     axes.set_xticks(range(len(counts)), counts)
     axes.set_xlabel('images of each class')
     axes.set_title(f'{name}: {metric.replace("_", " ")} (%)', loc='left')
@@ -67,7 +70,7 @@ def metric_of(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-  """Formats the best cut of each cell, the second, and the margin beside the larger deviation over seeds."""
+  """Formats what trains best in each cell, the second, and the margin beside the larger deviation over seeds."""
   lines = [['data', 'images of each class', 'best', 'accuracy (%)', 'second', 'accuracy (%)', 'margin', 'spread']]
   for found in results.find_best(rows, METRIC):
     name, count, _ = cell(found['ranked'][0]['variant'])

@@ -16,8 +16,8 @@ import math
 from dnt import config as schema
 
 # What trains: its entries, and the learning rate below the head.
-CUTS = {'head': ('head', 1e-3), 'top1': ('top:1', 1e-4), 'top2': ('top:2', 1e-4), 'top4': ('top:4', 1e-4)}
-CUTS['all'] = ('all', 1e-5)
+CHOICES = {'head': ('head', 1e-3), 'top1': ('top:1', 1e-4), 'top2': ('top:2', 1e-4), 'top4': ('top:4', 1e-4)}
+CHOICES['all'] = ('all', 1e-5)
 FASHION = {'data.source': 'idx:data/fashion_mnist', 'data.image_size': 96, 'eval.splits': ('test[:20%]',)}
 # Options, classes, all images, and images of each class (None: all). The smallest class of the cars has 18.
 DATA = {
@@ -45,7 +45,7 @@ def get_config():
   base.eval.update({'splits': ('test',), 'batch_size': 64, 'every': '0'})
   base.checkpoint.every = '0'
   config.variants = {
-    f'{data}_{count or "all"}_{cut}': {
+    f'{data}_{count or "all"}_{choice}': {
       **options,
       'data.images_per_class': count,
       'train.steps': max(200, math.ceil(10 * (count * classes if count else images) / 32)),
@@ -53,7 +53,7 @@ def get_config():
       'finetune.head_lr_mult': 1e-3 / rate,
       'optim.learning_rate': rate,
     }
-    for cut, (entries, rate) in CUTS.items()
+    for choice, (entries, rate) in CHOICES.items()
     for data, (options, classes, images, counts) in DATA.items()
     for count in counts
   }

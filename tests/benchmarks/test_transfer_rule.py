@@ -19,12 +19,12 @@ ACCURACIES = {  # cell: mean and deviation by what trains
 @pytest.fixture
 def workdir(tmp_path):
   rows = []
-  for cell, cuts in ACCURACIES.items():
+  for cell, choices in ACCURACIES.items():
     split = 'test' if cell.startswith('cars') else 'val'
-    for cut, (mean, std) in cuts.items():
+    for choice, (mean, std) in choices.items():
       values = {'mean': {f'{split}_accuracy': mean}, 'std': {} if std is None else {f'{split}_accuracy': std}}
       runs = 1 if std is None else 3
-      rows.append({'variant': f'{cell}_{cut}', 'data': cell, 'runs': runs, 'finished': runs, **values})
+      rows.append({'variant': f'{cell}_{choice}', 'data': cell, 'runs': runs, 'finished': runs, **values})
   rows.append({'variant': 'cars_5_all', 'data': 'cars_5', 'runs': 3, 'finished': 0, 'mean': {}, 'std': {}})
   unknown = {'test_accuracy': None}  # not finite
   rows.append({**rows[0], 'variant': 'cars_5_top2', 'mean': unknown, 'std': unknown})
@@ -51,7 +51,7 @@ def test_seeds_of_a_variant_in_two_workdirs_are_refused(workdir):
   assert not (workdir / 'transfer_rule.md').exists()
 
 
-def test_a_panel_for_each_data_set_and_a_line_for_each_cut(workdir):
+def test_a_panel_for_each_data_set_and_a_line_for_each_choice_of_layers(workdir):
   cars, mri = transfer_rule.figure(transfer_rule.read([workdir])).axes
   assert [label.get_text() for label in cars.get_xticklabels()] == ['5', 'all']
   drawn = {each.get_label(): each.lines[0].get_xydata().round() for each in cars.containers}
