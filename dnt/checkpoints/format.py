@@ -392,6 +392,9 @@ def steps_in(directory: pathlib.Path) -> list[int]:
   """Lists the committed steps: Orbax writes to another name and renames when it is done, or writes `_COMMITTED`.
 
   Folders with other names, such as 077, are none of dnt's.
+
+  Raises:
+    errors.InputError: the folder cannot be read.
   """
   if where := buckets.address(directory):
     return sorted(int(name) for name in buckets.Folder(where).folders_with(_COMMITTED) if _STEP.fullmatch(name))

@@ -333,7 +333,11 @@ def source_weights(run: Run) -> str | None:
 
 
 def summary(run: Run) -> dict[str, Any] | None:
-  """Returns the contents of the run's `summary.json`; None if there is none."""
+  """Returns the contents of the run's `summary.json`; None if there is none.
+
+  Raises:
+    errors.InputError: the file is damaged or cannot be read.
+  """
   path = run.workdir / workdir_lib.SUMMARY
   try:
     return files.read_object(path) if path.exists() else None

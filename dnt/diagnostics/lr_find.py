@@ -366,6 +366,9 @@ def valley(losses: Sequence[float] | np.ndarray) -> int:
 
   It is that of fastai's `valley`, except for a fall of two losses, before which that would lie, and even before the
   first loss.
+
+  Args:
+    losses: float [n], n at least 1.
   """
   lengths = np.ones(len(losses), int)
   for index in range(1, len(losses)):

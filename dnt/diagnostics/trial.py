@@ -179,7 +179,7 @@ def is_settled(accuracies: list[float], rates: np.ndarray, chance: float) -> boo
 
   Args:
     accuracies: of the steps so far, of the last phase.
-    rates: the learning rates of all its steps; nothing is settled before the largest of them has come.
+    rates: float64 [steps], the learning rates of all its steps; nothing is settled before the largest of them has come.
     chance: accuracy of always predicting the most frequent class.
   """
   done = len(accuracies)

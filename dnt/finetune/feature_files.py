@@ -164,6 +164,11 @@ class Writer:
   def write(self, start: int, features: np.ndarray, labels: np.ndarray) -> None:
     """Appends a block of the records from `start` on, without those that the file holds already.
 
+    Args:
+      start: number of the first record; the file has all before it.
+      features: float32 [n, ...], of the shape of the other records of the file.
+      labels: int [n].
+
     Raises:
       OSError: the file cannot be written.
     """

@@ -114,7 +114,11 @@ def check_alike(splits: Mapping[str, examples.Examples]) -> None:
 
 
 def prepared(config: typed.Config, weights: pretrained.Source | None) -> typed.Config:
-  """Returns a copy whose open preprocessing options come from the run's pretrained weights, if it has any."""
+  """Returns a copy whose open preprocessing options come from the run's pretrained weights, if it has any.
+
+  Raises:
+    errors.InputError: the network is to be that of the weights, and there are none; or they cannot be found.
+  """
   if config.model.name == models.PRETRAINED and not config.train.init_from:
     raise errors.InputError(
       f"config.model.name='pretrained' takes its network from config.train.init_from, which is empty; valid: "

@@ -296,7 +296,7 @@ def to_variables(tensors: Mapping[str, np.ndarray], network: Network, origin: st
   a network that lacks the whole of its last layer, have no `HEAD`.
 
   Args:
-    tensors: tensors renamed by `current_names`.
+    tensors: of any float dtype, in the axes of the framework (torch: OIHW), renamed by `current_names`.
     network: from `identify`.
     origin: the file, for messages.
 

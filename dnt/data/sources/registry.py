@@ -104,6 +104,9 @@ def hold_out(available: examples.Splits, config: typed.Data, seed: int) -> examp
     available: the splits of the source.
     config: the `data` section of the config.
     seed: seed of the draw.
+
+  Raises:
+    errors.InputError: the source has no `TRAIN`.
   """
 
   @functools.cache
@@ -161,6 +164,11 @@ def locate(available: examples.Splits, config: typed.Data, split: str) -> exampl
 
   Of `config.train_split` these are the ones to train on. Images become gray or RGB if `config.mean` has one or three
   values, as that of a network of such images has.
+
+  Raises:
+    errors.InputError: the split or its slice is not valid, a class has fewer than `config.images_per_class`, or files
+      are missing or damaged.
+    examples.UnlabelledError: images of each class are to be drawn, and one has no label.
   """
   part = splits.parse(split)
   if part.name == VAL and VAL not in available and config.hold_out is False:
