@@ -3,8 +3,8 @@
   python -m dnt.probe --config=configs/probe_highway.py
   python -m dnt.probe --config=configs/probe_highway.py --config.signal.gate_bias=4.0    nearly plain layers
 
-Expected: from the last layer to the first, the gradient's norm changes by 0.77 to 0.86 (plain layers: 1e-15 to 9), and
-the largest singular values of the whole network are 0.90 to 0.98. The run takes about 20 s of processor time.
+Expected: from the last layer to the first, the gradient's norm is multiplied by 0.77 to 0.86 (plain layers: 1e-15 to
+9), and the largest singular values of the whole network are 0.90 to 0.98. The run takes about 20 s of processor time.
 """
 
 from dnt import config as schema

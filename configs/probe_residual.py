@@ -2,9 +2,9 @@
 
   python -m dnt.probe --config=configs/probe_residual.py
 
-Expected: from the last layer to the first, the gradient's norm changes by 1.1 to 1.2 with branches of sigma_w^2 = 0.01,
-by 2.2 (ReLU) and 4.5 (tanh) with layer norm at any sigma_w^2, and by 1e4 and 14 at sigma_w^2 = 1 without a norm. In
-plain networks at 0.01 it changes by 3e-35 and 1e-30. The run takes about 20 s of processor time.
+Expected: from the last layer to the first, the gradient's norm is multiplied by 1.1 to 1.2 with branches of sigma_w^2 =
+0.01, by 2.2 (ReLU) and 4.5 (tanh) with layer norm at any sigma_w^2, and by 1e4 and 14 at sigma_w^2 = 1 without a norm;
+in plain networks at 0.01 by 3e-35 and 1e-30. The run takes about 20 s of processor time.
 """
 
 from dnt import config as schema
