@@ -68,91 +68,144 @@ def judge(config: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], saved: 
     lines: of its record, see `metrics.read`; some of them of training.
     saved: the steps of its checkpoints.
   """
+  course, evaluated = _course(lines), [line for line in lines if not metric_names.is_training(line)]
+  signal, lost = _signal(lines), _not_finite(evaluated)
+  worse = _generalization(evaluated, config['data']['train_split'], course.accuracies[-1])
+  first = _first(_of_losses(course, config['model']['num_classes']), signal)
+  if lost and not first:
+    first = _Finding(Kind.EXPLODING, min(lost.values()))
+  messages = _overview(course, config, saved)
+  if first and first.kind == Kind.LARGE_STEP:  # units that die after the loss has begun to rise are an effect
+    messages += [first.reason, 'a smaller config.optim.learning_rate, a warm-up or clipping may help']
+  elif signal:
+    messages.append(f'step {signal.step}: {signal.kind} from {signal.entry} on: {signal.reason}')
+  messages += [f'{name} is not finite from the evaluation of step {step} on' for name, step in lost.items()]
+  messages += worse
+  if not first:
+    return Ended(trial.DOUBTFUL if worse or signal else trial.HEALTHY, Kind.TRAINABLE, None, None, tuple(messages))
+  if good := _good(saved, first, course, lost):
+    messages.append(f'the checkpoint of step {good[-1]} is from before')
+  return Ended(trial.SICK, first.kind, first.entry, first.step, tuple(messages))
+
+
+class _Course(NamedTuple):
+  """Describes how a training went, with one value for each line of training.
+
+  Attributes:
+    steps: the steps of the lines.
+    losses: of the batches, [lines] float64; NaN where one is not finite.
+    accuracies: of the batches, [lines] float64; 0 where a line has none.
+    broken: place of the first loss that is not finite; None: all are.
+    smooth: the losses before it, see `_smoothed`.
+  """
+
+  steps: list[int]
+  losses: np.ndarray
+  accuracies: np.ndarray
+  broken: int | None
+  smooth: np.ndarray
+
+
+def _course(lines: Sequence[Mapping[str, Any]]) -> _Course:
   trained = [line for line in lines if metric_names.is_training(line)]
-  evaluated = [line for line in lines if not metric_names.is_training(line)]
-  steps = [line['step'] for line in trained]
   losses = np.array([math.nan if line['train/loss'] is None else line['train/loss'] for line in trained], float)
   accuracies = np.array([line.get('train/accuracy') or 0.0 for line in trained], float)
-  guessing = math.log(config['model']['num_classes'])
-  chance = 1 / config['model']['num_classes']
+  broken = next((place for place, loss in enumerate(losses) if not math.isfinite(loss)), None)
+  return _Course([line['step'] for line in trained], losses, accuracies, broken, _smoothed(losses[:broken]))
+
+
+def _overview(course: _Course, config: Mapping[str, Any], saved: Sequence[int]) -> list[str]:
+  """Returns lines that say how far a run came, whatever is wrong with it."""
+  steps, losses = course.steps, course.losses
   messages = [
     f'{steps[-1]} of {config["train"]["steps"]} steps, loss {losses[0]:.3g} to {losses[-1]:.3g} (guessing: '
-    f'{guessing:.3g}), accuracy of the batches {100 * accuracies[-1]:.0f} %'
+    f'{math.log(config["model"]["num_classes"]):.3g}), accuracy of the batches {100 * course.accuracies[-1]:.0f} %'
   ]
   if saved:
     messages.append(f'checkpoints: {", ".join(map(str, saved))}')
-  broken = np.flatnonzero(~np.isfinite(losses))
-  smooth = _smoothed(losses[: broken[0]] if broken.size else losses)
-  kind, state, at = Kind.TRAINABLE, trial.HEALTHY, None
-  last = np.array(steps) > steps[-1] - trial.LAST_TRIED
-  falls = losses[last].mean() < causes.FALLS * np.min(losses[~last][:1], initial=guessing)  # enough for a short run
-  if broken.size:
-    # Without a line from before, nothing shows that the steps did it.
-    kind, state, at = Kind.LARGE_STEP if broken[0] else Kind.EXPLODING, trial.SICK, _rise(smooth)
-    since = steps[broken[0]]
+  if course.broken is not None:
+    since = steps[course.broken]
     later = f'the loss is not finite from step {since} on'
     messages.append('the first loss is not finite, before any update' if since == 1 else later)
-  elif losses[last].mean() > causes.RISEN * max(guessing, smooth.min()):
-    kind, state, at = Kind.LARGE_STEP, trial.SICK, _rise(smooth)
-  elif accuracies[last].mean() < trial.limit(chance) and (steps[-1] >= trial.STEPS or not falls):
-    kind, state, at = Kind.STUCK, trial.SICK, 0
-  rows = [(line['step'], metric_names.from_metrics(line)) for line in lines]
-  signal = _signal([(step, found) for step, found in rows if found])
-  if signal and state == trial.SICK and (kind == Kind.STUCK or signal.step <= steps[at or 0]):
-    kind, at_step, entry = signal.kind, signal.step, signal.entry
-  else:
-    at_step, entry = None if at is None else steps[at], None
-  # After the loss has begun to rise, units that die are an effect.
-  if signal and (kind != Kind.LARGE_STEP or signal.step <= steps[at or 0]):
-    messages.append(f'step {signal.step}: {signal.kind} from {signal.entry} on: {signal.reason}')
-  if at is not None and kind == Kind.LARGE_STEP:
-    messages.append(f'the loss rises from step {steps[at]} on, where it was {smooth[at]:.3g}')
-    messages.append('a smaller config.optim.learning_rate, a warm-up or clipping may help')
-  lost = _not_finite(evaluated)
-  messages += [f'{name} is not finite from the evaluation of step {step} on' for name, step in lost.items()]
-  if lost and state == trial.HEALTHY:
-    kind, state, at_step = Kind.EXPLODING, trial.SICK, min(lost.values())
-  worse = _generalization(evaluated, config['data']['train_split'], accuracies[-1])
-  messages += worse
-  if state == trial.HEALTHY and (worse or signal):
-    state = trial.DOUBTFUL
-  good = [step for step in saved if at_step is not None and step <= at_step and math.isfinite(smooth[0])]
-  good = [step for step in good if not lost or step < min(lost.values())]  # an evaluation sees that of its own step
-  if state != trial.HEALTHY and good:
-    messages.append(f'the checkpoint of step {good[-1]} is from before')
-  return Ended(state, kind, entry, at_step, tuple(messages))
+  return messages
 
 
-class _Signal(NamedTuple):
-  """Describes the first step whose telemetry shows a sick signal."""
+class _Finding(NamedTuple):
+  """Describes what makes a run sick, or a sick signal of its telemetry.
 
-  step: int
+  Attributes:
+    kind: what is wrong.
+    step: the step at which it begins.
+    entry: the entry where it begins; None: only telemetry shows that.
+    reason: what shows it; '' if other lines say it.
+  """
+
   kind: Kind
-  entry: str
-  reason: str
+  step: int
+  entry: str | None = None
+  reason: str = ''
 
 
-def _signal(rows: Sequence[tuple[int, Sequence[metric_names.EntryRow]]]) -> _Signal | None:
-  for step, found in rows:
+def _of_losses(course: _Course, classes: int) -> _Finding | None:
+  """Returns what the losses and accuracies of the batches show to be wrong; None: the network learns."""
+  steps, losses, smooth = course.steps, course.losses, course.smooth
+  if course.broken == 0:  # without a line from before, nothing shows that the steps did it
+    return _Finding(Kind.EXPLODING, steps[0])
+  guessing, last = math.log(classes), np.array(steps) > steps[-1] - trial.LAST_TRIED
+  if course.broken or losses[last].mean() > causes.RISEN * max(guessing, smooth.min()):
+    rise = _rise(smooth)
+    reason = f'the loss rises from step {steps[rise]} on, where it was {smooth[rise]:.3g}'
+    return _Finding(Kind.LARGE_STEP, steps[rise], reason=reason)
+  falls = losses[last].mean() < causes.FALLS * np.min(losses[~last][:1], initial=guessing)  # enough for a short run
+  if course.accuracies[last].mean() < trial.limit(1 / classes) and (steps[-1] >= trial.STEPS or not falls):
+    return _Finding(Kind.STUCK, steps[0])
+  return None
+
+
+def _signal(lines: Sequence[Mapping[str, Any]]) -> _Finding | None:
+  """Returns the first sick signal of the telemetry; None: it shows none."""
+  for line in lines:
+    step, found = line['step'], metric_names.from_metrics(line)
     for row in found:
       for value, what in ((row.dead, 'of its units are dead'), (row.saturated, 'of its activations are saturated')):
         if value is not None and value > doctor.DEAD:
-          return _Signal(step, Kind.DEAD, row.entry, f'{100 * value:.0f} % {what}')
+          return _Finding(Kind.DEAD, step, row.entry, f'{100 * value:.0f} % {what}')
     norms = [(row.entry, row.output_gradient_norm) for row in found[:-1] if row.output_gradient_norm is not None]
     if len(norms) < 2:
       continue
     lost = next((entry for entry, norm in reversed(norms) if not math.isfinite(norm)), None)
     if lost:
-      return _Signal(step, Kind.EXPLODING, lost, 'its gradient is not finite')
+      return _Finding(Kind.EXPLODING, step, lost, 'its gradient is not finite')
     (first, first_norm), (_, last_norm) = norms[0], norms[-1]
     if not last_norm:  # a head that starts at zero passes none on at first
       continue
     ratio = first_norm / last_norm
     if ratio < doctor.VANISHING:
-      return _Signal(step, Kind.VANISHING, first, f'the gradient shrinks to {ratio:.1e} of its size on the way there')
+      return _Finding(Kind.VANISHING, step, first, f'the gradient shrinks to {ratio:.1e} of its size on the way there')
     if ratio > doctor.EXPLODING:
-      return _Signal(step, Kind.EXPLODING, first, f'the gradient grows to {ratio:.1e} times its size on the way there')
+      return _Finding(Kind.EXPLODING, step, first, f'the gradient grows to {ratio:.1e} times its size on the way there')
   return None
+
+
+def _first(losses: _Finding | None, signal: _Finding | None) -> _Finding | None:
+  """Returns what came first, the finding of the losses or the signal; None: a signal alone makes no run sick."""
+  if losses and signal and (losses.kind == Kind.STUCK or signal.step <= losses.step):
+    return signal
+  return losses
+
+
+def _good(saved: Sequence[int], first: _Finding, course: _Course, lost: Mapping[str, int]) -> list[int]:
+  """Returns the steps of the checkpoints from before anything was wrong.
+
+  Args:
+    saved: the steps of all.
+    first: what went wrong first.
+    course: of the training.
+    lost: see `_not_finite`; an evaluation sees the checkpoint of its own step.
+  """
+  if course.broken == 0:  # the first loss is that of the start
+    return []
+  return [step for step in saved if step <= first.step and all(step < other for other in lost.values())]
 
 
 def _losses(evaluated: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[int, float | None]]]:
