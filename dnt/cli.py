@@ -336,7 +336,7 @@ def _define(program: Program, argv: list[str]) -> flags.FlagValues:
 
 
 def _options(kinds: Sequence[str]) -> dict[str, schema.Option]:
-  return {key: option for kind in kinds for key, option in schema.options(schema.KINDS[kind])}
+  return {key: option for kind in kinds for key, option in schema.OPTIONS[kind].items()}
 
 
 def parse(program: Program, argv: Sequence[str]) -> flags.FlagValues:
@@ -386,7 +386,7 @@ def parse(program: Program, argv: Sequence[str]) -> flags.FlagValues:
     taken = ', '.join(program.kinds)
     raise errors.InputError(f'{shown!r} is a {kind} config; this program takes: {taken}')
   for key in unset:
-    if key not in dict(schema.options(schema.KINDS[kind])):
+    if key not in schema.OPTIONS[kind]:
       raise errors.InputError(f'{shown!r} is a {kind} config, which has no key {key!r}')
   # A text that is empty by default, such as a folder, is not set either.
   empty = [key for key, value in overrides(values).items() if value == 'None' and known[key].default == '']

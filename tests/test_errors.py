@@ -7,8 +7,8 @@ import pytest
 from dnt import config as schema
 from dnt import errors, models
 
-KEYS = [key for key, _ in schema.options()]
-CHOICES = {key: list(map(str, option.choices)) for key, option in schema.options() if option.choices}
+KEYS = list(schema.OPTIONS['train'])
+CHOICES = {key: list(map(str, option.choices)) for key, option in schema.OPTIONS['train'].items() if option.choices}
 
 
 def test_unknown_names_the_nearest_and_lists_the_valid_ones():

@@ -31,7 +31,7 @@ from dnt.reporting import metrics
 from dnt.training import datasets, experiment, open_options, record
 
 pytestmark = pytest.mark.usefixtures('undrawn')
-OPTIONS = dict(schema.options())
+OPTIONS = schema.OPTIONS['train']
 RESNET = {'model.name': 'resnet', 'model.depth': 8, 'model.width': None}
 DENSENET = {'model.name': 'densenet', 'model.depth': 10, 'model.width': None, 'model.bottleneck': True}
 HIGHWAY = {'model.name': 'highway', 'model.depth': 8, 'model.width': 8}
@@ -866,4 +866,4 @@ def test_every_option_is_covered():
       section = next((each for each in schema.SCHEMA if name.startswith(f'test_{each}_')), '')
       options = name.removeprefix(f'test_{section}_').split('_and_')
       covered.update(f'{section}_{option}' for option in options)
-  assert {key.replace('.', '_') for key, _ in schema.options()} <= covered
+  assert {key.replace('.', '_') for key in schema.OPTIONS['train']} <= covered

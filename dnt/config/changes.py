@@ -28,6 +28,11 @@ class Change(NamedTuple):
   now: Any
   on_resume: str
 
+  @property
+  def role(self) -> str:
+    """What the option decides, see `schema.ROLES`; '' for one of another section."""
+    return schema.OPTIONS['train'][self.key].role
+
   def __str__(self) -> str:
     return f'{self.key} was {self.was!r} and is now {self.now!r}'
 
@@ -41,7 +46,7 @@ def find(old: typed.Config, new: typed.Config) -> list[Change]:
     old: a validated config.
     new: the same kind of config: both resolved, or neither.
   """
-  known = dict(schema.options())
+  known = schema.OPTIONS['train']
   before, now = (keys.flatten(json.loads(json.dumps(config.to_dict())), known) for config in (old, new))
   return [
     Change(key, before[key], value, known[key].on_resume)
@@ -70,7 +75,7 @@ def check(
     errors.InputError: an allowed key is unknown, or an option has changed that makes the run another experiment and is
       not allowed, or cannot be.
   """
-  known = dict(schema.options())
+  known = schema.OPTIONS['train']
   for key in allowed:
     if key not in known:
       raise errors.unknown('config key of --allow', key, known)

@@ -88,7 +88,7 @@ def _problem(access: Mapping[str, Any], error: BaseException, frame: types.Frame
   if not found:
     return ''
   kind, prefix = found[0]
-  known = dict(schema.options(schema.KINDS[kind]))
+  known = schema.OPTIONS[kind]
   key = name if '.' in name else prefix + name
   if name in section:
     if not isinstance(error, TypeError) or 'value' not in access:

@@ -21,7 +21,7 @@ def override(config: typed.Config, changes: Mapping[str, Any], what: str) -> typ
     errors.InputError: a key is unknown (the message names the nearest one), or a value is not valid.
   """
   changed = copy.deepcopy(config)
-  known = dict(schema.options())
+  known = schema.OPTIONS['train']
   if 'train.epochs' in changes:
     keys.put(changed, 'train.steps', None)
   for key, value in changes.items():

@@ -51,7 +51,7 @@ def parse(content: Any, path: str | os.PathLike) -> typed.Config:
   if not isinstance(content, dict):
     raise errors.InputError(f'{path} holds no config, which is an object of sections')
   config = schema.default()
-  known = dict(schema.options())
+  known = schema.OPTIONS['train']
   given = keys.flatten({name: value for name, value in content.items() if name != PROVENANCE}, known)
   for key, value in given.items():
     if key not in known:
@@ -74,7 +74,7 @@ def left_open(given: typed.Config, resolved: typed.Config) -> dict[str, list[Any
     given: the validated config that the run was given.
     resolved: the config that it runs with.
   """
-  known = dict(schema.options())
+  known = schema.OPTIONS['train']
   before, now = (keys.flatten(each.to_dict(), known) for each in (given, resolved))
   return {key: [value, now[key]] for key, value in before.items() if value != now[key] and key not in _FOUND}
 
@@ -121,7 +121,7 @@ def reopen(config: typed.Config, path: str, given: Container[str]) -> None:
   Raises:
     errors.InputError: the file is damaged.
   """
-  content, known = files.read_object(path), dict(schema.options())
+  content, known = files.read_object(path), schema.OPTIONS['train']
   recorded, holds = recorded_open(content), keys.flatten(content, known)
   if recorded is None:
     found = _likely_open(config, given)

@@ -11,13 +11,13 @@ Durations are strings: '400' (steps), '5 epochs', '10%' (of the run), '0' (never
 """
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, TypeVar, cast, overload
 
 import ml_collections
 from ml_collections import config_dict
 
-from dnt.config import checks, relations, typed
+from dnt.config import checks, keys, relations, typed
 from dnt.config.relations import any_but
 
 C = TypeVar('C', bound=ml_collections.ConfigDict)
@@ -1021,20 +1021,13 @@ SIGNAL: dict[str, Any] = {
 }
 # The kinds of config files. Each has a key that no other kind has.
 KINDS: dict[str, dict[str, Any]] = {'train': SCHEMA, 'compare': COMPARE, 'signal': SIGNAL}
+# The options of each kind by `'section.key'`, in order.
+OPTIONS: dict[str, Mapping[str, Option]] = {name: keys.flatten(sections) for name, sections in KINDS.items()}
 
 
 def kind(config: ml_collections.ConfigDict) -> str:
   """Returns the kind of a config, a key of `KINDS`."""
   return next((name for name, key in (('compare', 'variants'), ('signal', 'signal')) if key in config), 'train')
-
-
-def options(schema: Mapping[str, Any] = SCHEMA, prefix: str = '') -> Iterator[tuple[str, Option]]:
-  """Yields (`'section.key'`, option) for every option of the schema, in order."""
-  for key, entry in schema.items():
-    if isinstance(entry, Option):
-      yield prefix + key, entry
-    else:
-      yield from options(entry, f'{prefix}{key}.')
 
 
 def model_options(*roles: str) -> tuple[str, ...]:

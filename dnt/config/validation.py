@@ -16,7 +16,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
   Raises:
     errors.InputError: a key is unknown or missing, or a value has a wrong type or is out of range; names the key.
   """
-  known = dict(schema.options(schema.KINDS[schema.kind(config)]))
+  known = schema.OPTIONS[schema.kind(config)]
   given = keys.flatten(config, known)
   for key in given:
     if key not in known:
@@ -72,7 +72,7 @@ def no_effect(config: ml_collections.ConfigDict, key: str, program: str = relati
     key: `'section.key'`.
     program: the running program, see `relations.PROGRAM`.
   """
-  known = dict(schema.options(schema.KINDS[schema.kind(config)]))
+  known = schema.OPTIONS[schema.kind(config)]
   if key not in known:
     return ''
   option, value, get = known[key], keys.get(config, key), _getter(config, program)
@@ -88,7 +88,7 @@ def no_effect(config: ml_collections.ConfigDict, key: str, program: str = relati
 
 def has_effect(config: typed.Config, key: str) -> bool:
   """Returns whether the values of other options let an option of a training run have an effect."""
-  return not relations.failing(dict(schema.options())[key].only, _getter(config, relations.TRAINING))
+  return not relations.failing(schema.OPTIONS['train'][key].only, _getter(config, relations.TRAINING))
 
 
 def _getter(config: ml_collections.ConfigDict, program: str) -> Callable[[str], Any]:

@@ -35,7 +35,7 @@ def describe(config: typed.Config, file: pathlib.Path, others: Mapping[str, Any]
     file: its file.
     others: what else must be equal, by name.
   """
-  free = {key for key, option in schema.options(schema.SCHEMA) if option.per_process}
+  free = {key for key, option in schema.OPTIONS['train'].items() if option.per_process}
   values = {f'config.{key}': value for key, value in keys.flatten(config.to_dict()).items() if key not in free}
   kind, _, _ = config.data.source.partition(':')
   values['config.data.source'] = config.data.source if kind == 'tfds' else kind

@@ -133,12 +133,13 @@ def find_changes(
     was, is_now = ([[str(start), name] for start, name in phases] for phases in (before, now))
     found.append(changes.Change(_PHASES, was, is_now, schema.REFUSE))
   different = [split for split in data if trained.data.get(split, data[split]) != data[split]]
-  if different and not _of_images(found):
+  explained = any(change.role == 'images' for change in found)  # by the config
+  if different and not explained:
     was, now = (', '.join(_describe(split, each[split]) for split in different) for each in (trained.data, data))
     found.append(changes.Change(changes.DATA, was, now, schema.REFUSE))
-  if not _of_images(found):
-    return found
-  return [change._replace(on_resume=schema.NOTE) if change.key == _MEASURED else change for change in found]
+  if different or explained:
+    found = [change._replace(on_resume=schema.NOTE) if change.key == _MEASURED else change for change in found]
+  return found
 
 
 def check(
@@ -160,7 +161,7 @@ def check(
   Raises:
     errors.InputError: it may not.
   """
-  known, misfit = dict(schema.options()), None
+  misfit = None
   if saved and any(change.on_resume == schema.REFUSE for change in found):
 
     def unrolled(step):
@@ -170,7 +171,7 @@ def check(
     # A run that has done more steps does not continue.
     if misfit and not misfit.of_network and (saved.latest_step or 0) > run.config.train.steps:
       misfit = None
-  same_network = not any(known[change.key].role == 'function' for change in found)
+  same_network = not any(change.role == 'function' for change in found)
   keeps_weights = same_network and not (misfit and misfit.of_network)
   changes.check(found, allow, workdir, misfit.text if misfit else '', keeps_weights)
 
@@ -265,17 +266,17 @@ def check_network(config: typed.Config, trained: Trained | None, workdir: pathli
   Raises:
     errors.InputError: the config describes a network with other weights.
   """
-  known, where = dict(schema.options()), buckets.name(workdir)
+  where = buckets.name(workdir)
   found = changes.find(trained.config, config) if trained else []
   # Data apart from that of the run, whose evaluation says so, need not have what the run held out.
   found = [each for each in found if each.on_resume != schema.FREE and each.key not in (changes.DATA, 'data.hold_out')]
-  if network := [change for change in found if known[change.key].role == 'weights']:
+  if network := [change for change in found if change.role == 'weights']:
     raise errors.InputError(
       f'{where} holds another network than config.model: {"; ".join(map(str, network))}. Leave these options at the '
       f'values of the run; --config={shlex.quote(where)} gives all of them'
     )
   for change in found:
-    if known[change.key].role in ('images', 'preprocessing', 'function', 'computation', 'run'):
+    if change.role in ('images', 'preprocessing', 'function', 'computation', 'run'):
       _log.info(f'not as the run in {where}: {change}')
 
 
@@ -283,12 +284,6 @@ def _phases(config: typed.Config, spec: datasets.Spec) -> list[tuple[int, str]]:
   """Returns the later phases of a resolved config: the step at which each starts, and what trains from then on."""
   per_epoch = spec.steps_per_epoch(config.train.batch_size)
   return [(freeze.start_of(at, config.train.steps, per_epoch), name) for at, name in config.finetune.unfreeze]
-
-
-def _of_images(found: Sequence[changes.Change]) -> bool:
-  """Returns whether a change is of an option that decides which images a split has."""
-  known = dict(schema.options())
-  return any(known[change.key].role == 'images' for change in found)
 
 
 def _describe(split: str, fingerprint: Mapping[str, Any]) -> str:

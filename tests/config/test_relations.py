@@ -13,9 +13,7 @@ from dnt.comparison import plan
 from dnt.config import keys, relations
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[2] / 'configs').glob('*.py'))
-RELATED = {
-  key: option for kind in ('train', 'signal') for key, option in schema.options(schema.KINDS[kind]) if option.only
-}
+RELATED = {key: option for kind in ('train', 'signal') for key, option in schema.OPTIONS[kind].items() if option.only}
 # Values of the owners, in an order in which neighbours decide differently; of all others the choices are taken.
 VALUES = {
   'data.source': ('digits', 'synthetic', 'folder:x', 'cars:x', 'idx:x', 'tfds:x'),
@@ -100,7 +98,7 @@ def make(key, values):
 
 def settings(key):
   """All combinations of the owners' values."""
-  known = dict(schema.options()) | dict(schema.options(schema.SIGNAL))
+  known = {**schema.OPTIONS['train'], **schema.OPTIONS['signal']}
   owners = dict.fromkeys(owner for each in relations.alternatives(RELATED[key].only) for owner in each)
   lists = [VALUES[owner] if owner in VALUES else known[owner].choices for owner in owners]
   return [dict(zip(owners, each, strict=True)) for each in itertools.product(*lists)]
@@ -124,7 +122,7 @@ def test_an_option_is_refused_where_it_has_no_effect_and_taken_where_it_has_one(
 
 @pytest.mark.parametrize('key', RELATED)
 def test_owners_are_options_and_the_values_of_a_relation_valid(key):
-  known = dict(schema.options()) | dict(schema.options(schema.SIGNAL))
+  known = {**schema.OPTIONS['train'], **schema.OPTIONS['signal']}
   for owner, condition in ((o, c) for each in relations.alternatives(RELATED[key].only) for o, c in each.items()):
     if owner != relations.PROGRAM:
       option = known[owner]
@@ -333,7 +331,7 @@ def test_the_variants_of_the_shipped_configs_are_not_refused(path, tmp_path):
 
 def test_help_shows_choices_and_relations():
   lines = {line.split()[0]: line for line in cli.help_text(main.PROGRAM).splitlines() if line.startswith('  ')}
-  for key, option in schema.options():
+  for key, option in schema.OPTIONS['train'].items():
     assert all(str(choice) in lines[key] for choice in (*option.choices, *option.words))
     assert not option.only or f'with {relations.describe(option.only)}' in lines[key]
   assert 'with schedule.name=piecewise' in lines['schedule.boundaries']

@@ -544,10 +544,10 @@ def test_an_option_changes_what_is_measured_or_its_theory(option, found):
 def test_the_schema_of_its_own():
   config = schema.default('signal')
   schema.validate(config)
-  assert {f'signal.{key}' for key in CHANGED} == {key for key, _ in schema.options(schema.SIGNAL)}
+  assert {f'signal.{key}' for key in CHANGED} == set(schema.OPTIONS['signal'])
   assert schema.kind(config) == 'signal' and schema.kind(schema.default()) == 'train'
   assert schema.kind(schema.default('compare')) == 'compare'
-  options = dict(schema.options(schema.SIGNAL))
+  options = schema.OPTIONS['signal']
   checked = {key for key, option in options.items() if option.check is not schema.Option(0, '').check}
   assert checked == {f'signal.{key}' for key in EDGES}
   assert all(option.help for option in options.values())

@@ -13,7 +13,7 @@ from dnt.models import depth, freeze, layouts
 from dnt.optim import chain, schedules
 
 NAMES = ('sgd', 'adamw', 'lamb', 'muon')
-OF_OPTIM = [key.partition('.')[2] for key, _ in schema.options() if key.startswith('optim.') and key != 'optim.name']
+OF_OPTIM = [key for key in schema.SCHEMA['optim'] if key != 'name']
 
 
 def make_config(name, clip='none', **options):

@@ -208,7 +208,7 @@ def test_a_validation_split_is_val_whatever_the_set_calls_it(data, monkeypatch):
 def test_names_are_the_forms_of_the_schema():
   forms = ['digits', 'synthetic', 'tfds:<name>', 'cifar_binary:<dir>', 'idx:<dir>', 'folder:<dir>', 'cars:<dir>']
   assert sources.names() == forms
-  help_text = dict(config.options())['data.source'].help
+  help_text = config.OPTIONS['train']['data.source'].help
   assert all(form in help_text for form in forms)
 
 
