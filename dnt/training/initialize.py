@@ -147,7 +147,7 @@ def load_variables(run: experiment.Experiment, source: pretrained.Source, quiet:
 
   Raises:
     errors.InputError: there are no weights, or they belong to another network; the message names the option to set or
-      the leaves that differ. Or processes have other weights.
+      the leaves that differ. Or the head starts at zero and is frozen, or processes have other weights.
   """
   pretrained.check_model(source, run.config.model)
   want, have = trees.flatten(run.trace.variables), trees.flatten(source.variables)
@@ -160,6 +160,7 @@ def load_variables(run: experiment.Experiment, source: pretrained.Source, quiet:
     changed, line = _zeros(want, head), f'{reason}: {", ".join(head)} start at zero' if head else ''
   else:
     changed, line = _renew(want, have, head, run.spec.class_names, source) if head else ({}, '')
+  _check_head_trains(run, changed, entry, line)
   have = {path: leaf for path, leaf in have.items() if not _is_named(path, run.config.finetune.reinit)}
   if line and not quiet:
     _log.info(line)
@@ -203,6 +204,17 @@ def _head(want: dict[str, Any], entry: str, classes: int) -> list[str]:
   ending = [path for path in want if path.split('/')[1] == entry and want[path].shape[-1:] == (classes,)]
   layers = [path.rpartition('/')[0] for path in ending if len(want[path].shape) > 1]
   return [path for path in ending if path.rpartition('/')[0] == layers[-1]] if layers else []
+
+
+def _check_head_trains(run: experiment.Experiment, changed: dict[str, np.ndarray], entry: str, line: str) -> None:
+  """Refuses a kernel of zeros in a frozen head: all logits stay equal, and no gradient gets below it."""
+  is_zero = any(leaf.ndim > 1 and not leaf.any() for leaf in changed.values())
+  if is_zero and entry in run.phases[0].partition.frozen:
+    chosen = run.config.finetune.trainable
+    raise errors.InputError(
+      f'{line}, and config.finetune.trainable={chosen!r} freezes them there, so that nothing would learn; set '
+      f"config.finetune.trainable='{chosen}|{entry}'"
+    )
 
 
 def _zeros(want: dict[str, Any], paths: list[str]) -> dict[str, np.ndarray]:

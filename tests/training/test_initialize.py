@@ -187,6 +187,31 @@ def test_the_head_of_weights_without_names_is_kept_by_count_and_this_is_said(
   assert 'no class names' in caplog.text and '10 classes' in caplog.text
 
 
+@pytest.mark.parametrize('backbone', [False, True])
+def test_a_head_that_starts_at_zero_is_not_frozen_there(
+  tiny, saved, tmp_path, change_splits, monkeypatch, backbone, undrawn
+):
+  _, state, _ = saved(tiny, tmp_path / 'other')
+  tiny.finetune.trainable, tiny.finetune.unfreeze = 'stage1/.*', (('50%', 'all'),)
+  source = pretrained.Source(str(tmp_path / 'other'))
+  initialize.load_variables(build(tiny), source)  # a head that knows the classes may be frozen
+  change_splits(lambda split: dataclasses.replace(split, class_names=split.class_names[::-1]))
+  initialize.load_variables(build(tiny), source)
+  change_splits(lambda split: dataclasses.replace(split, class_names=tuple(map(str, range(10)))))
+  if backbone:
+    below = {name: leaf for name, leaf in state.params.items() if name != 'head'}
+    monkeypatch.setattr(pretrained.Source, 'absent', ('fc.weight', 'fc.bias'))
+    monkeypatch.setattr(pretrained.Source, 'variables', {'params': below, 'batch_stats': state.batch_stats})
+    source = pretrained.Source(str(tmp_path / 'other'))
+  with pytest.raises(
+    errors.InputError,
+    match=r"zero, and .*trainable='stage1/\.\*' .*set config\.finetune\.trainable='stage1/\.\*\|head'$",
+  ):
+    initialize.load_variables(build(tiny), source)
+  tiny.finetune.trainable = 'stage1/.*|head'
+  assert not initialize.load_variables(build(tiny), source)['params']['head']['dense']['kernel'].any()
+
+
 @pytest.mark.parametrize('scan', [False, True])
 @pytest.mark.parametrize(
   ('depths', 'reinit', 'drawn'),
