@@ -151,7 +151,8 @@ def choose(run: experiment.Experiment) -> str:
 
   Parameters that start at random or at zero learn too little in a short run at the valley; pretrained ones lose what
   they know where the loss falls most steeply (benchmarks/RESULTS.md). A sweep of the head alone finds a rate for the
-  head; pretrained entries that train later share it, unless `finetune.head_lr_mult` sets them apart.
+  head; pretrained entries that train later share it, unless `finetune.head_lr_mult` sets them apart. It does not if
+  entries below the head are swept too, because these share it without that factor.
 
   Args:
     run: the experiment.
@@ -159,14 +160,14 @@ def choose(run: experiment.Experiment) -> str:
   if not run.config.train.init_from:
     return 'steepest'
   head, params = frozenset({depth.head(run.table).name}), run.trace.variables['params']
-  trained = (trees.flatten(phase.partition.split(params)[0]) for phase in run.phases)
+  trained = [trees.flatten(phase.partition.split(params)[0]) for phase in run.phases]
 
   def is_pretrained(path):
     return not (freeze.is_below(path, head) or trees.is_named(path, run.config.finetune.reinit))
 
   # Not whole entries: norms of frozen ones may train.
   first, *later = [any(map(is_pretrained, paths)) for paths in trained]
-  apart = run.config.finetune.head_lr_mult > 1
+  apart = run.config.finetune.head_lr_mult > 1 and all(freeze.is_below(path, head) for path in trained[0])
   return 'valley' if first or (any(later) and not apart) else 'steepest'
 
 

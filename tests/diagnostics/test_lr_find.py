@@ -353,6 +353,16 @@ def run_of(config, workdir):
     ({'init_from': 'w', 'head_lr_mult': 10.0}, 'valley'),
     ({'init_from': 'w', 'trainable': 'top:1'}, 'valley'),
     ({'init_from': 'w', 'trainable': 'top:1', 'reinit': ('stage1/block002',)}, 'steepest'),
+    (
+      {
+        'init_from': 'w',
+        'trainable': 'top:1',
+        'reinit': ('stage1/block002',),
+        'unfreeze': (('2', 'all'),),
+        'head_lr_mult': 10.0,
+      },
+      'valley',
+    ),
     ({'init_from': 'w', 'reinit': ('stage1/.*',)}, 'valley'),
     ({'init_from': 'w', 'trainable': 'head', 'frozen_norm': 'batch'}, 'steepest'),
     ({'init_from': 'w', 'trainable': 'head', 'frozen_norm': 'affine_only'}, 'valley'),
