@@ -178,7 +178,7 @@ class _Place(NamedTuple):
 
 def _place(cache: _Cache, folder: pathlib.Path, source: examples.Examples, views: int) -> _Place:
   """Returns where the features of a split are kept; removes the file of an older version."""
-  identity = feature_keys.split(cache.about, cache.prefix.run.config, source, views)
+  identity = feature_keys.split(cache.about, cache.prefix.run, source, views)
   older = feature_files.path_of(folder, feature_keys.key(_WITHOUT_DIGESTS, identity))
   if multihost.is_lead() and feature_files.remove(older):
     _log.info(

@@ -21,6 +21,7 @@ from dnt.data.transforms import images
 from dnt.finetune import frozen_prefix
 from dnt.models import freeze
 from dnt.parallel import agreement
+from dnt.training import experiment
 
 
 def network(prefix: frozen_prefix.Prefix, variables: Any) -> list[Any]:
@@ -43,17 +44,17 @@ def network(prefix: frozen_prefix.Prefix, variables: Any) -> list[Any]:
   return identity
 
 
-def split(about: Sequence[Any], config: typed.Config, source: examples.Examples, views: int) -> list[Any]:
+def split(about: Sequence[Any], run: experiment.Experiment, source: examples.Examples, views: int) -> list[Any]:
   """Returns what identifies the features of a split, as JSON values.
 
   Args:
     about: what identifies the network, from `network`.
-    config: the config of the run.
+    run: the experiment.
     source: the images.
     views: number of training views; 0 for one evaluation view.
   """
-  drawn = [views, config.seed] if views else [0]
-  return [*about, drawn, _seen(config.data), source.name, source.split, _fingerprint(source)]
+  drawn = [views, run.config.seed] if views and frozen_prefix.is_augmented(run) else [views]
+  return [*about, drawn, _seen(run.config.data), source.name, source.split, _fingerprint(source)]
 
 
 def key(version: int, identity: Sequence[Any]) -> str:

@@ -76,6 +76,20 @@ def test_parts_of_a_split_whose_labels_are_not_known_have_features_of_their_own_
   assert of(records.take(np.array([7, 8, 9]))) == of(parts[0])
 
 
+@pytest.mark.parametrize('augment', ['none', 'pad_crop_flip'])
+def test_features_of_images_that_nothing_draws_are_those_of_every_seed(tiny, augment):
+  tiny.data.augment, tiny.data.eval_resize = augment, 'center_crop'
+
+  def of(seed, views):
+    tiny.seed = seed
+    data = datasets.load(tiny, ())
+    run = experiment.make(open_options.resolve(tiny, data), data.spec)
+    return feature_keys.key(3, feature_keys.split([], run, data.train, views))
+
+  assert (of(0, 1) == of(1, 1)) == (augment == 'none')
+  assert of(0, 0) == of(1, 0) != of(0, 1)
+
+
 def test_features_of_another_precision_are_others(tiny):
   tiny.finetune.trainable = 'head'
   data = datasets.load(tiny, ())
