@@ -115,7 +115,7 @@ def _explain(
   about: Mapping[str, Any],
 ) -> tuple[dict[str, Any], bytes]:
   """Explains each image and writes its overlay; returns the content for explain.json and the contact sheet."""
-  inference.say_rotation(network, paths)
+  inference.say_reading(network, paths)
   line, unreadable, records, tiles = progress.Count('explained', len(paths)), {}, [], []
 
   def skip(path, reason):

@@ -1,7 +1,7 @@
 """Loads a trained network from one string, without its training data."""
 
 from dnt.inference.network import Network, load
-from dnt.inference.predictions import find, predict, read, say_rotation, why_not_predicted
+from dnt.inference.predictions import find, predict, read, say_reading, why_not_predicted
 
 __all__ = [
   'Network',
@@ -9,6 +9,6 @@ __all__ = [
   'load',
   'predict',
   'read',
-  'say_rotation',
+  'say_reading',
   'why_not_predicted',
 ]

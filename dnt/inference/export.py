@@ -49,7 +49,7 @@ def stablehlo(network: inference.Network) -> bytes:
 
 def stablehlo_description(network: inference.Network) -> dict[str, Any]:
   """Returns a JSON description for callers of the program: its input, output, preprocessing and classes."""
-  image, how = _image(network), images.decoding(network.config.data)
+  image, how, crop = _image(network), images.decoding(network.config.data), network.config.data.crop_to_box
   # mean and std are listed for information; the program already applies them.
   normalization = {'normalized_inside': True, 'mean': image.pop('mean'), 'std': image.pop('std')}
   return {
@@ -59,7 +59,7 @@ def stablehlo_description(network: inference.Network) -> dict[str, Any]:
       'channels': 'gray' if network.image_shape[-1] == 1 else 'red first',
     },
     'output': {'shape': ['b', len(network.class_names)], 'dtype': 'float32', 'values': 'logits'},
-    'preprocessing': {'exif_rotation': how.rotate, 'image_bits': how.bits} | image | normalization,
+    'preprocessing': {'exif_rotation': how.rotate, 'image_bits': how.bits, 'crop_to_box': crop} | image | normalization,
     'platforms': list(PLATFORMS),
     'class_names': list(network.class_names),
   }
@@ -101,6 +101,7 @@ def say_decoding(network: inference.Network) -> None:
   how = images.decoding(network.config.data)
   ways = ['turned as their EXIF orientation says (config.data.exif_rotation)'] if how.rotate else []
   ways += [f'16-bit values as {how.bits} bits (config.data.image_bits)'] if how.bits != images.USUAL.bits else []
+  ways += ['each cut to its box (config.data.crop_to_box)'] if network.config.data.crop_to_box else []
   if ways:
     _log.info(f'config.json has no words for how the run reads images: {", ".join(ways)}; read them so')
 

@@ -53,10 +53,18 @@ def find(text: str | os.PathLike[str]) -> tuple[str, ...]:
   return tuple(result)
 
 
-def say_rotation(network: network_lib.Network, paths: Sequence[str]) -> None:
-  """Logs a line if images have an EXIF orientation that the network's run ignores, and so `read` does too."""
+def say_reading(network: network_lib.Network, paths: Sequence[str]) -> None:
+  """Logs a line if images have an EXIF orientation that the network's run ignores, and so `read` does too.
+
+  Another one says so if the run cut its images to boxes, which these images do not have.
+  """
   if not network.config.data.exif_rotation and (seen := inspection.look(paths)).rotated:
     _log.info(inspection.describe_rotation(seen))
+  if network.config.data.crop_to_box:
+    _log.info(
+      'the run cut each image to its box (config.data.crop_to_box), and these images have no boxes: they are taken '
+      'whole; give images that show the object alone'
+    )
 
 
 class Images(NamedTuple):
@@ -75,6 +83,8 @@ class Images(NamedTuple):
 
 def read(network: network_lib.Network, paths: Sequence[str | os.PathLike[str]]) -> Images:
   """Reads images exactly as an evaluation of the network does: decodes, resizes, and crops or squashes them.
+
+  Boxes are the exception (`config.data.crop_to_box`): images are read whole.
 
   Args:
     network: from `network.load`; its channels decide between gray and RGB images.
@@ -136,7 +146,7 @@ def predict(
   paths = [os.fspath(path) for path in paths]
   if not paths:
     return
-  say_rotation(network, paths)
+  say_reading(network, paths)
   count = min(top, len(network.class_names))
   size = min(batch_size, mesh_lib.divisible(len(paths), mesh))  # do not compute a full batch for a few images
 

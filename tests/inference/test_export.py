@@ -194,6 +194,7 @@ def test_the_program_comes_with_how_to_call_it(tiny, build):
   assert found['preprocessing'] == {
     'exif_rotation': False,
     'image_bits': 16,
+    'crop_to_box': False,
     'input_size': [3, 8, 8],
     'interpolation': 'bilinear',
     'crop_pct': 1.0,
@@ -211,11 +212,12 @@ def test_other_ways_to_read_images_are_said(tiny, build, caplog):
     export.say_decoding(network)
     assert not caplog.text
     config = schema.copy_unlocked(network.config)
-    config.data.update({'exif_rotation': True, 'image_bits': 12})
+    config.data.update({'exif_rotation': True, 'image_bits': 12, 'crop_to_box': True})
     network = network._replace(config=config, image_shape=(8, 8, 1))
     export.say_decoding(network)
   found = export.stablehlo_description(network)
   assert (found['preprocessing']['exif_rotation'], found['preprocessing']['image_bits']) == (True, 12)
+  assert found['preprocessing']['crop_to_box'] is True
   assert found['input']['channels'] == 'gray'
   (line,) = caplog.messages
-  assert re.search(r'EXIF .*data.exif_rotation.* 12 bits .*data.image_bits', line)
+  assert re.search(r'EXIF .*data.exif_rotation.* 12 bits .*data.image_bits.* box .*data.crop_to_box', line)

@@ -62,6 +62,17 @@ def test_images_are_turned_as_those_of_the_run(tiny, saved, scans, tmp_path, cap
   assert ('1 of 1 images have an EXIF orientation' in caplog.text) != rotated
 
 
+@pytest.mark.parametrize('cropped', [False, True])
+def test_images_without_the_boxes_of_the_run_are_said_to_be_whole(tiny, saved, scans, tmp_path, caplog, cropped):
+  saved(tiny)
+  network = inference.load(tmp_path / 'run')
+  network.config.data.crop_to_box = cropped
+  with caplog.at_level(logging.INFO, 'dnt'):
+    inference.say_reading(network, inference.find(scans))
+  assert len(caplog.messages) == cropped
+  assert ('config.data.crop_to_box' in caplog.text and 'whole' in caplog.text) == cropped
+
+
 def test_classes_whose_probabilities_vanish_are_ranked_by_their_logits(tiny, saved, scans, tmp_path):
   tiny.data.source, tiny.data.image_size = 'digits', None
   saved(tiny)
