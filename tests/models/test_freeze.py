@@ -77,6 +77,29 @@ def config(tiny):
   return tiny
 
 
+@pytest.mark.parametrize(
+  ('options', 'has_norm'),
+  [
+    ({'name': 'densenet', 'depth': 10, 'growth_rate': 4}, True),
+    ({'name': 'resnet', 'depth': 8, 'block': 'preact_basic'}, True),
+    ({'name': 'resnet', 'depth': 8}, False),
+  ],
+)
+def test_a_norm_before_the_classifier_belongs_to_the_head(tiny, build, options, has_norm):
+  tiny.model.update({'width': None, **options})
+  tiny.finetune.trainable, tiny.finetune.frozen_norm = 'head', 'running'
+  run = build(tiny)
+  partition, variables = run.phases[0].partition, run.trace.variables
+  norm = {'head/norm/scale', 'head/norm/bias'} if has_norm else set()
+  assert trees.flatten(partition.split(variables['params'])[0]).keys() == {
+    'head/dense/kernel',
+    'head/dense/bias',
+    *norm,
+  }
+  moving = trees.flatten(partition.split_statistics(variables['batch_stats'])[0]).keys()
+  assert moving == ({'head/norm/mean', 'head/norm/var'} if has_norm else set())
+
+
 def evaluated(run, state, batch):
   """The logits of evaluation."""
   variables = {'params': state.params, 'batch_stats': state.batch_stats}
