@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import pathlib
 from typing import Any
 
@@ -9,6 +10,7 @@ from dnt import config as schema
 from dnt import errors
 from dnt.config import implied, typed
 
+_log = logging.getLogger(__name__)
 RESIZES = schema.SCHEMA['data']['eval_resize'].choices
 INTERPOLATIONS = schema.SCHEMA['data']['interpolation'].choices
 # timm's crop_mode, and the value of config.data.eval_resize that does the same; timm has more modes.
@@ -106,8 +108,23 @@ class TimmConfig:
 
   @property
   def class_names(self) -> tuple[str, ...]:
-    """Returns the class names in the order of the head; empty if the file has none."""
-    return tuple(self._content.get('label_names') or ())
+    """Returns the class names in the order of the head; empty if the file has none.
+
+    As for timm, those of the file's top level count first, and `labels` is an older name of `label_names`. A line says
+    if their numbers have gaps, so that they are not used.
+    """
+    named = _label_names(self._content)
+    if not named:
+      named = _label_names(self._content.get('pretrained_cfg'))
+      if self._content.get('num_classes') not in (None, len(named)):  # of the weights that these were trained from
+        return ()
+    if isinstance(named, dict):
+      numbered = {int(key): name for key, name in named.items() if key.isdecimal()}
+      if sorted(numbered) != list(range(len(named))):
+        _log.info(f'{self._path}: label_names are not used, because they do not name each of the classes 0, 1, 2, ...')
+        return ()
+      named = [numbered[index] for index in range(len(named))]
+    return tuple(map(str, named))
 
   @property
   def preprocessing(self) -> Preprocessing:
@@ -137,6 +154,12 @@ class TimmConfig:
     if result.interpolation not in INTERPOLATIONS:
       raise errors.unknown(f'interpolation in {self._path}', str(result.interpolation), INTERPOLATIONS)
     return result
+
+
+def _label_names(section: Any) -> list[str] | dict[str, str]:
+  """Returns the class names in a section of timm's file, in the order of the head or by their number; [] if none."""
+  named = section.get('label_names') or section.get('labels') if isinstance(section, dict) else None
+  return named if isinstance(named, list | dict) else []
 
 
 def to_timm(given: Preprocessing, shape: tuple[int, int, int]) -> dict[str, Any]:

@@ -44,6 +44,32 @@ def test_what_timm_says(timm):
   assert timm(A1, 'utf-8-sig').preprocessing == found
 
 
+@pytest.mark.parametrize(
+  ('named', 'names'),
+  [
+    ({'label_names': {'1': 'b', '0': 'a'}}, ('a', 'b')),
+    ({'label_names': {str(n): f'c{n}' for n in (10, *range(10))}}, tuple(f'c{n}' for n in range(11))),
+    ({'pretrained_cfg': {'label_names': ['c', 'd']}}, ('c', 'd')),
+    ({'pretrained_cfg': {'label_names': {'1': 'd', '0': 'c'}}, 'label_names': None, 'num_classes': 2}, ('c', 'd')),
+    ({'pretrained_cfg': {'label_names': ['c', 'd']}, 'label_names': ['a', 'b']}, ('a', 'b')),
+    ({'pretrained_cfg': {'label_names': ['c', 'd']}, 'num_classes': 3}, ()),  # of what it was trained from
+    ({'pretrained_cfg': {'labels': ['c', 'd'], 'label_names': ['a', 'b']}}, ('a', 'b')),
+    ({'architecture': 'resnet18', 'num_classes': 2, 'labels': ['a', 'b']}, ('a', 'b')),  # without sections
+    ({'label_names': [0, 1]}, ('0', '1')),
+    ({'label_names': 'ab'}, ()),
+  ],
+)
+def test_names_of_classes_are_where_timm_keeps_them(timm, named, names):
+  assert timm(named if 'architecture' in named else {'pretrained_cfg': {}, **named}).class_names == names
+
+
+@pytest.mark.parametrize('keys', [('0', '2'), ('1', '2'), ('n01', 'n02'), ('0', '00')])
+def test_names_of_classes_with_gaps_are_not_used_and_this_is_said(timm, console, keys):
+  found = timm({**A1, 'label_names': dict.fromkeys(keys, 'a')})
+  assert found.class_names == ()
+  assert 'config.json: label_names are not used' in console.readouterr().out
+
+
 @pytest.mark.parametrize('content', [None, {'architectures': ['ResNetForImageClassification']}, [1]])
 def test_without_timms_file_it_is_torchvisions(timm, content):
   found = timm(content)
