@@ -52,6 +52,10 @@ HEAD = 'head/dense'  # the layer without which a network is a backbone
 # What timm and torchvision put around the name of an architecture without changing the network.
 _SAME_ARCHITECTURE = re.compile(r'^(?:.*/)?(?:(?:tv|ssl|swsl|gluon)_)?(?P<name>[^.]*?)(?:_v1b)?(?:\..*)?$')
 
+# Options of timm's networks that leave what the weights compute as it is: the first with any value, others with these.
+_HARMLESS = re.compile(r'drop_|pretrained|zero_init_|(?:num_classes|in_chans|img_size|scriptable|exportable)$')
+_USUAL = {'global_pool': ('avg', 'fast'), 'act_layer': ('relu',), 'output_stride': (32,)}
+
 # Maps dnt's layer paths to the framework's layers. Format fields: `stage` from 1 and `keras_stage` from 2; `block`
 # from 1, `index` from 0 and `letter` from a; `part` from 1 and `part_letter` from a number a block's convolutions.
 TORCH_RESNET = {
@@ -243,6 +247,29 @@ def identify(tensors: Iterable[str], framework: str, origin: str, architectures:
         f'knows: {titles}; if it is one of these all the same, give the result of state_dict() alone'
       )
   return nearest
+
+
+def check_options(options: Mapping[str, Any], network: Network, origin: str) -> None:
+  """Refuses options with which timm's network of the same tensors computes something else.
+
+  Args:
+    options: by timm's names.
+    network: from `identify`.
+    origin: the file, for messages.
+
+  Raises:
+    errors.InputError: the message names them.
+  """
+  other = [
+    f'{key}={value!r}'
+    for key, value in options.items()
+    if not (value is None or _HARMLESS.match(key) or value in _USUAL.get(key, ()))
+  ]
+  if other:
+    raise errors.InputError(
+      f'{origin} is said to be built with {errors.list_names(other)}, which makes another network of the tensors of '
+      f'{network.title}; if it is that one all the same, give the result of state_dict() alone'
+    )
 
 
 def says_something(architecture: str) -> bool:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 from dnt import config as schema
@@ -125,6 +126,12 @@ class TimmConfig:
         return ()
       named = [numbered[index] for index in range(len(named))]
     return tuple(map(str, named))
+
+  @property
+  def model_args(self) -> Mapping[str, Any]:
+    """Returns the options with which timm builds the network, but for its defaults."""
+    found = self._content.get('model_args')
+    return found if isinstance(found, dict) else {}
 
   @property
   def preprocessing(self) -> Preprocessing:

@@ -4,6 +4,7 @@ import functools
 import hashlib
 import logging
 import pathlib
+import types
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -28,11 +29,19 @@ FORMS = (
 
 
 class _About(NamedTuple):
-  """The preprocessing, class names and architecture (empty: not named) stored next to the weights."""
+  """What is stored next to the weights.
+
+  Attributes:
+    preprocessing: of images.
+    class_names: in the order of the head; empty: not named.
+    architecture: timm's name; empty: not named.
+    model_args: options with which timm builds the network.
+  """
 
   preprocessing: preprocessing_lib.Preprocessing
   class_names: tuple[str, ...]
   architecture: str = ''
+  model_args: Mapping[str, Any] = types.MappingProxyType({})
 
 
 class _Format(NamedTuple):
@@ -54,7 +63,7 @@ class _Located(NamedTuple):
 
 def _about_torch(path: pathlib.Path) -> _About:
   beside = preprocessing_lib.TimmConfig(path.with_name(hub.CONFIG))
-  return _About(beside.preprocessing, beside.class_names, beside.architecture)
+  return _About(beside.preprocessing, beside.class_names, beside.architecture, beside.model_args)
 
 
 def _about_h5(path: pathlib.Path) -> _About:
@@ -179,6 +188,8 @@ class Source:
     assert result, 'only files need this'
     said = [name for name in (self._about.architecture, *self._content.architectures) if name]
     network = names.identify(self._content.tensors, result.framework, self.origin, said)
+    for options in (self._about.model_args, self._content.model_args):
+      names.check_options(options, network, self.origin)
     if result.framework == 'torch' and not any(map(names.says_something, said)):
       _log.info(
         f'{self.origin}: nothing says which architecture it is, so {network.title} is taken from its tensors; '

@@ -6,6 +6,7 @@ import logging
 import os
 import pathlib
 import pickle
+import types
 import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -29,10 +30,12 @@ class Content(NamedTuple):
   Attributes:
     tensors: arrays by name.
     architectures: names of the architecture as the program that wrote the file gave them; empty if it gave none.
+    model_args: options with which timm's training program built the network.
   """
 
   tensors: dict[str, np.ndarray]
   architectures: tuple[str, ...] = ()
+  model_args: Mapping[str, Any] = types.MappingProxyType({})
 
 
 def read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -138,8 +141,10 @@ def read_pickle(path: pathlib.Path) -> Content:
       f'cannot read {path} ({_reason(error)}); it is damaged or not completely downloaded: get it again'
     ) from error
   architectures: list[str] = []
+  model_args: dict[str, Any] = {}
   while isinstance(content, dict):
     architectures += _architectures(content)
+    model_args |= _model_args(content)
     wrappers = [key for key in WRAPPERS if isinstance(content.get(key), dict)]
     if not wrappers:
       break
@@ -158,15 +163,29 @@ def read_pickle(path: pathlib.Path) -> Content:
     tensors = {str(name): value.detach().float().numpy() for name, value in content.items()}
   except (RuntimeError, TypeError, NotImplementedError) as error:  # quantized, sparse, without data
     raise errors.InputError(f'{path} holds tensors that are not dense numbers ({_reason(error)})') from error
-  return Content(tensors, tuple(architectures))
+  return Content(tensors, tuple(architectures), model_args)
 
 
 def _architectures(content: Mapping[str, Any]) -> list[str]:
   """Returns the names of the architecture in a checkpoint and in its options."""
-  options = [content.get(key) for key in _OPTIONS]
-  levels = [content, *(vars(each) if isinstance(each, argparse.Namespace) else each for each in options)]
-  found = [level.get(key) for level in levels if isinstance(level, dict) for key in _ARCHITECTURE]
+  levels = [content, *(_options(content, key) for key in _OPTIONS)]
+  found = [level.get(key) for level in levels for key in _ARCHITECTURE]
   return [name for name in found if isinstance(name, str)]
+
+
+def _model_args(content: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns what `--gp` and `--model-kwargs` of timm's training program were, by timm's names in a network."""
+  options = _options(content, 'args')
+  more = options.get('model_kwargs')
+  found = {str(key): value for key, value in more.items()} if isinstance(more, dict) else {}
+  return {'global_pool': options['gp']} | found if 'gp' in options else found
+
+
+def _options(content: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+  """Returns the options that a training program saved under a key; empty if it saved none."""
+  found = content.get(key)
+  found = vars(found) if isinstance(found, argparse.Namespace) else found
+  return found if isinstance(found, dict) else {}
 
 
 def _reason(error: Exception) -> str:

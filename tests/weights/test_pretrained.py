@@ -137,6 +137,34 @@ def test_the_architecture_in_a_checkpoint_is_read(resnet18, save):
     _ = pretrained.Source(str(path)).network
 
 
+OTHER_OPTIONS = [
+  ({'act_layer': 'silu', 'output_stride': 8}, "act_layer='silu', output_stride=8"),
+  ({'global_pool': 'max'}, "global_pool='max'"),
+  ({'block_args': {'attn_layer': 'se'}}, 'block_args='),
+  ({'num_classes': 10, 'in_chans': 3, 'img_size': 224, 'drop_rate': 0.1, 'pretrained_cfg_overlay': {}}, ''),
+  ({'global_pool': 'avg', 'act_layer': 'relu', 'output_stride': 32, 'norm_layer': None}, ''),
+]
+
+
+@pytest.mark.parametrize('place', ['beside', 'inside'])
+@pytest.mark.parametrize(('options', 'said'), OTHER_OPTIONS)
+def test_options_that_make_another_network_of_the_same_tensors_are_refused(resnet18, save, place, options, said):
+  if place == 'beside':
+    path = save(resnet18)
+    content = {'architecture': 'resnet18', 'model_args': options, 'pretrained_cfg': {}}
+    path.with_name('config.json').write_text(json.dumps(content))
+  else:
+    more = {key: value for key, value in options.items() if key != 'global_pool'}
+    written = argparse.Namespace(model='resnet18', gp=options.get('global_pool'), model_kwargs=more)
+    path = save({'state_dict': resnet18, 'args': written}, 'last.pth.tar')
+  source = pretrained.Source(str(path))
+  if said:
+    with pytest.raises(errors.InputError, match=f'built with {re.escape(said)}.* resnet-18'):
+      _ = source.network
+  else:
+    assert source.network['depth'] == 18
+
+
 @pytest.mark.parametrize('said', [None, 'resnet18'])
 def test_where_nothing_says_the_architecture_a_line_does(resnet18, save, console, said):
   path = save(resnet18)

@@ -69,6 +69,21 @@ def test_the_options_of_a_training_program_say_the_architecture(tensors, save, m
   assert content.architectures == architectures
 
 
+@pytest.mark.parametrize(
+  ('options', 'model_args'),
+  [
+    ({'gp': 'max', 'model_kwargs': {'act_layer': 'silu'}}, {'global_pool': 'max', 'act_layer': 'silu'}),
+    ({'gp': None, 'model_kwargs': {}, 'bn_eps': None, 'lr': 0.1}, {'global_pool': None}),
+    ({'model_kwargs': None}, {}),
+  ],
+)
+def test_the_options_of_timms_program_say_how_it_built_the_network(tensors, save, options, model_args):
+  for given in (argparse.Namespace(**options), options):
+    content = torch_files.read_pickle(save({'state_dict': tensors, 'args': given}, 'last.pth.tar'))
+    assert_read(content.tensors, tensors)
+    assert content.model_args == model_args
+
+
 def test_code_in_the_options_is_not_executed(tensors, save, evil):
   code, mark = evil
   with pytest.raises(errors.InputError, match='nothing .*executed'):
