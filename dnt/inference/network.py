@@ -126,7 +126,7 @@ def _of_run(source: pretrained.Source) -> _Found:
 
 def _of_weights(source: pretrained.Source) -> _Found:
   prepared, variables = source.preprocessing, source.variables
-  if prepared.image_size is None or prepared.eval_resize not in preprocessing.RESIZES:
+  if not isinstance(prepared.image_size, int) or prepared.eval_resize not in preprocessing.RESIZES:
     raise errors.InputError(
       f'{source.origin} takes images that are not square, or are resized in another way than '
       f'{" or ".join(preprocessing.RESIZES)} (crop_mode {prepared.eval_resize!r}); dnt does not support this'
@@ -138,7 +138,7 @@ def _of_weights(source: pretrained.Source) -> _Found:
     )
   config = schema.default()
   config.train.init_from = source.origin
-  preprocessing.fill(config.data, prepared)
+  pretrained.fill_data(config.data, source)
   config.model.update(source.network)
   config.model.num_classes = variables['params']['head']['dense']['kernel'].shape[-1]
   config.model.update(models.resolved_options(config.model))

@@ -11,7 +11,7 @@ from dnt.config import typed
 from dnt.data import class_order, examples, fingerprint, inspection, pipeline, sources
 from dnt.data import splits as splits_lib
 from dnt.parallel import multihost
-from dnt.weights import preprocessing, pretrained
+from dnt.weights import pretrained
 
 # What `data.fingerprint` holds of a split, in words.
 _FINGERPRINT = {
@@ -125,8 +125,8 @@ def prepared(config: typed.Config, weights: pretrained.Source | None) -> typed.C
       f'{pretrained.FORMS}'
     )
   prepared = schema.copy_unlocked(config)
-  if weights and preprocessing.is_open(config.data):
-    preprocessing.fill(prepared.data, multihost.together(lambda: weights.preprocessing))
+  if weights:
+    multihost.together(lambda: pretrained.fill_data(prepared.data, weights))
   return prepared
 
 

@@ -24,7 +24,8 @@ class Preprocessing:
   """Preprocessing of RGB images; the fields are options of `config.data`.
 
   Attributes:
-    image_size: pixels per side; None keeps the size of the images.
+    image_size: pixels per side; None keeps the size of the images. Or (height, width) that differ, which dnt does not
+      have.
     eval_crop: fraction of the side that the center crop keeps.
     interpolation: a value of `config.data.interpolation`; None if the run is older than the option.
     mean: per channel, in [0, 1].
@@ -32,7 +33,7 @@ class Preprocessing:
     eval_resize: one of `RESIZES`, or a `crop_mode` of timm that dnt does not have, in words.
   """
 
-  image_size: int | None
+  image_size: int | tuple[int, int] | None
   eval_crop: float
   interpolation: str | None
   mean: tuple[float, ...]
@@ -59,23 +60,30 @@ def of_run(data: typed.Data) -> Preprocessing:
   return Preprocessing(data.image_size, data.eval_crop, data.interpolation, tuple(data.mean), tuple(data.std), resize)
 
 
-def is_open(data: typed.Data) -> bool:
-  """Returns whether `fill` has an option to fill in."""
-  return bool(_open(data))
-
-
 def fill(data: typed.Data, given: Preprocessing) -> None:
   """Sets the unset options of a config's `data` section; keeps the options that the user set.
 
-  It leaves `eval_resize` unset if dnt does not have the resize mode of the weights.
+  It leaves `eval_resize` unset, and `eval_crop` with it, if dnt does not have the resize mode of the weights.
+
+  Raises:
+    errors.InputError: the weights take images that are not square.
   """
-  for key in _open(data):
-    value = getattr(given, key)
-    if value is not None and (key != 'eval_resize' or value in RESIZES):
+  unset = open_options(data)
+  if 'image_size' in unset and isinstance(given.image_size, tuple):
+    height, width = given.image_size
+    raise errors.InputError(
+      f'the weights take images of {height} x {width} pixels, and dnt resizes images to squares; set '
+      'config.data.image_size to the pixels per side'
+    )
+  if 'eval_resize' in unset and given.eval_resize not in RESIZES:
+    unset = [key for key in unset if key not in ('eval_resize', 'eval_crop')]
+  for key in unset:
+    if (value := getattr(given, key)) is not None:
       data[key] = value
 
 
-def _open(data: typed.Data) -> list[str]:
+def open_options(data: typed.Data) -> list[str]:
+  """Returns the names of the options that `fill` fills in."""
   keys = [key for key in ('image_size', 'eval_resize', 'eval_crop', 'interpolation') if data[key] is None]
   # mean without std, or std without mean, raises an error where they are used.
   return keys + ([] if data.mean or data.std else ['mean', 'std'])
@@ -101,6 +109,11 @@ class TimmConfig:
     if isinstance(content.get('architecture'), str):  # timm's older files hold the values without a section
       content = {'pretrained_cfg': content} | content
     self._content = content if 'pretrained_cfg' in content else {}
+
+  @property
+  def is_empty(self) -> bool:
+    """Returns whether there is no file, or one from another program."""
+    return not self._content
 
   @property
   def architecture(self) -> str:
@@ -149,7 +162,7 @@ class TimmConfig:
       if mode == 'squash' and crop != 1:
         mode = f'squash with crop_pct {crop:g}'  # to the size divided by crop_pct, of which it takes the center
       result = Preprocessing(
-        image_size=int(size[1]) if size[1] == size[2] else None,
+        image_size=int(size[1]) if size[1] == size[2] else (int(size[1]), int(size[2])),
         eval_crop=crop,
         interpolation=cfg.get('interpolation', TIMM.interpolation),
         mean=tuple(map(float, cfg.get('mean', TIMM.mean))),

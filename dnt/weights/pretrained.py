@@ -14,8 +14,8 @@ from dnt import buckets, checkpoints, errors, models, trees
 from dnt import config as schema
 from dnt import workdir as workdir_lib
 from dnt.checkpoints import format
-from dnt.config import run_config, typed
-from dnt.reporting import metric_names
+from dnt.config import implied, run_config, typed
+from dnt.reporting import metric_names, terminal
 from dnt.weights import hub, keras_files, names, torch_files
 from dnt.weights import preprocessing as preprocessing_lib
 
@@ -36,12 +36,14 @@ class _About(NamedTuple):
     class_names: in the order of the head; empty: not named.
     architecture: timm's name; empty: not named.
     model_args: options with which timm builds the network.
+    is_assumed: whether the preprocessing is only the usual one, as nothing says which it is.
   """
 
   preprocessing: preprocessing_lib.Preprocessing
   class_names: tuple[str, ...]
   architecture: str = ''
   model_args: Mapping[str, Any] = types.MappingProxyType({})
+  is_assumed: bool = False
 
 
 class _Format(NamedTuple):
@@ -63,7 +65,9 @@ class _Located(NamedTuple):
 
 def _about_torch(path: pathlib.Path) -> _About:
   beside = preprocessing_lib.TimmConfig(path.with_name(hub.CONFIG))
-  return _About(beside.preprocessing, beside.class_names, beside.architecture, beside.model_args)
+  return _About(
+    beside.preprocessing, beside.class_names, beside.architecture, beside.model_args, is_assumed=beside.is_empty
+  )
 
 
 def _about_h5(path: pathlib.Path) -> _About:
@@ -166,6 +170,11 @@ class Source:
       errors.InputError: the weights do not exist, or the description next to the weights is damaged.
     """
     return self._about.preprocessing
+
+  @property
+  def is_preprocessing_assumed(self) -> bool:
+    """Returns whether `preprocessing` is only the usual one, as nothing says which it is."""
+    return self._about.is_assumed
 
   @property
   def class_names(self) -> tuple[str, ...]:
@@ -302,6 +311,39 @@ def fill_model(model: typed.Model, source: Source) -> None:
   for key, value in source.network.items():
     if key == 'name' or models.is_open(model, key):
       model[key] = value
+
+
+def fill_data(data: typed.Data, source: Source) -> None:
+  """Sets `config.data` to the preprocessing of the weights, but keeps the options that the user sets.
+
+  A line says what the weights do not determine: a resize that dnt does not have, or all of it.
+
+  Args:
+    data: the `data` section of a config, not locked.
+    source: the weights.
+
+  Raises:
+    errors.InputError: as for `Source.preprocessing`, or the weights take images that are not square.
+  """
+  unset = preprocessing_lib.open_options(data)
+  if not unset:
+    return
+  given = source.preprocessing
+  preprocessing_lib.fill(data, given)
+  if data.eval_resize is None:
+    terminal.say_once(
+      _log,
+      f'{source.origin} resizes in a way that dnt does not have (crop_mode {given.eval_resize!r}): evaluation uses '
+      f'{implied.eval_resize(data)}; set config.data.eval_resize to choose',
+    )
+  if source.is_preprocessing_assumed:
+    crops = 'eval_crop' in unset and data.eval_resize == 'center_crop'
+    newer = '; its V2 weights want config.data.eval_crop=0.9655' if crops else ''
+    terminal.say_once(
+      _log,
+      f'nothing beside {source.origin} says how its images are prepared: {", ".join(unset)} of config.data are those '
+      f"of torchvision's first weights (256 to 224 pixels, bilinear){newer}",
+    )
 
 
 def check_model(source: Source, model: typed.Model) -> None:

@@ -1,3 +1,6 @@
+import json
+import re
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -80,6 +83,48 @@ def test_balanced_classes_are_resolved_into_weights_that_can_be_given_again(tiny
   np.testing.assert_allclose(np.asarray(resolved.loss.class_weights) * counts, 6.4)
   schema.validate(resolved)
   assert open_options.resolve(resolved, data).loss == resolved.loss
+
+
+@pytest.fixture
+def described(tiny, tmp_path):
+  """Weights, which are not read here, and timm's description of them."""
+  tiny.train.init_from = str(tmp_path / 'model.safetensors')
+  tiny.data.image_size = None
+  (tmp_path / 'model.safetensors').touch()
+
+  def write(**cfg):
+    (tmp_path / 'config.json').write_text(json.dumps({'pretrained_cfg': cfg}))
+    return tiny
+
+  return write
+
+
+@pytest.mark.parametrize(
+  ('mode', 'crop', 'augment', 'wanted'),
+  [
+    ('border', 0.9, 'none', 'squash'),
+    ('squash', 0.9, 'none', 'squash'),
+    ('border', 1.0, 'resized_crop_flip', 'center_crop'),
+  ],
+)
+def test_a_resize_that_dnt_does_not_have_is_said(described, console, mode, crop, augment, wanted):
+  config = described(input_size=[3, 8, 8], crop_mode=mode, crop_pct=crop)
+  config.data.augment, config.data.workers = augment, 0
+  resolved = open_options.resolve(config, datasets.load(config, ()))
+  assert (resolved.data.image_size, resolved.data.eval_resize, resolved.data.eval_crop) == (8, wanted, 0.875)
+  (line,) = (line for line in console.readouterr().out.splitlines() if 'resizes' in line)
+  assert re.search(rf"\(crop_mode '{mode}.*evaluation uses {wanted}; set config\.data\.eval_resize", line)
+  config.data.eval_resize, config.data.mean, config.data.std = 'squash', (0.5,) * 3, (0.2,) * 3
+  open_options.resolve(config, datasets.load(config, ()))
+  assert 'resizes' not in console.readouterr().out
+
+
+def test_weights_for_images_that_are_not_square_need_a_size(described):
+  config = described(input_size=[3, 8, 16])
+  with pytest.raises(errors.InputError, match=r'8 x 16 pixels.* set config\.data\.image_size'):
+    datasets.load(config, ())
+  config.data.image_size = 8
+  assert datasets.load(config, ()).spec.image_shape == (8, 8, 3)
 
 
 def test_given_statistics_and_steps_are_kept(tiny):

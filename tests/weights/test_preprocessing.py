@@ -37,6 +37,7 @@ def timm(tmp_path):
 
 def test_what_timm_says(timm):
   found = timm(A1).preprocessing
+  assert not timm(A1).is_empty
   assert found == preprocessing.Preprocessing(
     224, 0.95, 'bicubic', (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 'center_crop'
   )
@@ -73,7 +74,7 @@ def test_names_of_classes_with_gaps_are_not_used_and_this_is_said(timm, console,
 @pytest.mark.parametrize('content', [None, {'architectures': ['ResNetForImageClassification']}, [1]])
 def test_without_timms_file_it_is_torchvisions(timm, content):
   found = timm(content)
-  assert found.preprocessing == preprocessing.IMAGENET
+  assert found.is_empty and found.preprocessing == preprocessing.IMAGENET
   assert found.class_names == ()
 
 
@@ -99,14 +100,14 @@ def test_what_makes_no_sense_is_refused(timm, content, said):
 
 def test_what_is_open_is_filled_in_and_what_is_set_stays():
   data = schema.default().data
-  assert preprocessing.is_open(data)
+  assert preprocessing.open_options(data)
   data.image_size, data.std = 96, (0.5, 0.5, 0.5)
   preprocessing.fill(data, preprocessing.KERAS)
   assert (data.image_size, data.eval_crop, data.interpolation) == (96, 0.875, 'bilinear')
   assert data.eval_resize == 'center_crop'
   assert (data.mean, data.std) == ((), (0.5, 0.5, 0.5)), 'half of the statistics is for the user to complete'
   data.mean = (0.1, 0.2, 0.3)
-  assert not preprocessing.is_open(data)
+  assert not preprocessing.open_options(data)
   before = data.to_dict()
   preprocessing.fill(data, preprocessing.IMAGENET)
   assert data.to_dict() == before
@@ -130,6 +131,20 @@ def test_how_evaluation_resizes_comes_from_timm_where_dnt_has_it(timm, mode, cro
   preprocessing.fill(data, given)
   assert data.eval_resize == resize
   assert resize or given.eval_resize.startswith(mode), 'for the message that names it'
+  assert data.eval_crop == (crop.get('crop_pct', 0.875) if resize else None)
+  data.eval_resize, data.eval_crop = 'center_crop', None
+  preprocessing.fill(data, given)
+  assert data.eval_crop == crop.get('crop_pct', 0.875)
+
+
+def test_images_that_are_not_square_are_refused_unless_a_size_is_set(timm):
+  given = timm({'pretrained_cfg': {'input_size': [3, 64, 96]}}).preprocessing
+  data = schema.default().data
+  with pytest.raises(errors.InputError, match=r'64 x 96 pixels.* set config\.data\.image_size'):
+    preprocessing.fill(data, given)
+  data.image_size = 64
+  preprocessing.fill(data, given)
+  assert (data.image_size, data.eval_crop) == (64, 0.875)
 
 
 def test_what_a_run_does_is_told_to_timm_and_read_back(timm):

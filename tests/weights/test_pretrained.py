@@ -165,6 +165,26 @@ def test_options_that_make_another_network_of_the_same_tensors_are_refused(resne
     assert source.network['depth'] == 18
 
 
+@pytest.mark.parametrize('beside', [None, {'architectures': ['Other']}, {'architecture': 'resnet18'}])
+def test_preprocessing_that_nothing_says_is_said_to_be_assumed(save, tiny, console, beside):
+  path = save({})  # no tensor is read
+  if beside:
+    path.with_name('config.json').write_text(json.dumps(beside))
+  tiny.train.init_from, tiny.data.image_size = str(path), 8
+  data = datasets.load(tiny, ())
+  open_options.resolve(tiny, data)
+  lines = [line for line in console.readouterr().out.splitlines() if 'how its images are prepared' in line]
+  assert len(lines) == (beside != {'architecture': 'resnet18'})
+  for line in lines:
+    assert f'nothing beside {path} ' in line and 'eval_crop=0.9655' in line
+    assert ': eval_resize, eval_crop, interpolation, mean, std of config.data are' in line
+  tiny.data.update({'interpolation': 'bilinear', 'mean': (0.5,) * 3, 'std': (0.2,) * 3})
+  with tiny.data.ignore_type():
+    tiny.data.eval_resize, tiny.data.eval_crop = 'squash', 1.0
+  datasets.load(tiny, ())
+  assert 'how its images' not in console.readouterr().out
+
+
 @pytest.mark.parametrize('said', [None, 'resnet18'])
 def test_where_nothing_says_the_architecture_a_line_does(resnet18, save, console, said):
   path = save(resnet18)
