@@ -170,15 +170,11 @@ def test_what_the_weights_or_an_own_module_decide_is_not_refused():
     ('affine_only', 'none', False),
   ],
 )
-def test_frozen_norms_do_what_they_can(mode, norm, taken):
+def test_frozen_norms_do_what_they_can(mode, norm, taken, parse):
   flags = ('--config.finetune.trainable=head', f'--config.finetune.frozen_norm={mode}', f'--config.model.norm={norm}')
   refusal = pytest.raises(errors.InputError, match=f'frozen_norm={mode} has no effect here: model.norm is {norm};')
   with contextlib.nullcontext() if taken else refusal:
     parse(main.PROGRAM, *flags)
-
-
-def parse(program, *flags, running=relations.TRAINING):
-  return cli.config(cli.parse(program, ['program', *flags]), running)
 
 
 @pytest.mark.parametrize(
@@ -192,7 +188,7 @@ def parse(program, *flags, running=relations.TRAINING):
     (('--config.noise_scale.batches=30', '--mode=lr_find'), '--mode=lr_find'),
   ],
 )
-def test_the_command_line_is_refused_whatever_its_order(flags, owner):
+def test_the_command_line_is_refused_whatever_its_order(flags, owner, parse):
   for order in (flags, flags[::-1]):
     with pytest.raises(errors.InputError, match='no effect') as refused:
       parse(main.PROGRAM, *order)
@@ -229,13 +225,13 @@ def test_the_command_line_is_refused_whatever_its_order(flags, owner):
     ),
   ],
 )
-def test_the_command_line_is_taken_whatever_its_order(flags, values):
+def test_the_command_line_is_taken_whatever_its_order(flags, values, parse):
   for order in (flags, flags[::-1]):
     config = parse(main.PROGRAM, *order)
     assert {key: keys.get(config, key) for key in values} == values
 
 
-def test_the_learning_rate_is_a_number_or_auto():
+def test_the_learning_rate_is_a_number_or_auto(parse):
   for text, value in (('0.2', 0.2), ('1', 1.0), ('1e-3', 1e-3), ('auto', 'auto'), ('0', 'auto'), ('0.0', 'auto')):
     rate = parse(main.PROGRAM, f'--config.optim.learning_rate={text}').optim.learning_rate
     assert (rate, type(rate)) == (value, type(value))
@@ -253,7 +249,7 @@ def test_the_learning_rate_is_a_number_or_auto():
     ('--config.model.gate_bias=-3.0', '--config.model.name=mlp', '--config.model.block=highway'),
   ],
 )
-def test_how_parameters_are_drawn_has_no_effect_on_those_of_weights(flags):
+def test_how_parameters_are_drawn_has_no_effect_on_those_of_weights(flags, parse):
   parse(main.PROGRAM, *flags)
   start = ('--config.train.init_from=runs/other', *flags)
   parse(probe.PROGRAM, *start, running=relations.PROBE)
@@ -261,7 +257,7 @@ def test_how_parameters_are_drawn_has_no_effect_on_those_of_weights(flags):
     parse(main.PROGRAM, *start)
 
 
-def test_the_seed_of_the_data_has_no_say_in_what_is_held_out_of_a_set_of_tfds():
+def test_the_seed_of_the_data_has_no_say_in_what_is_held_out_of_a_set_of_tfds(parse):
   given = ('--config.data.source=tfds:cifar10', '--config.data.seed=1')
   with pytest.raises(errors.InputError, match=r'data\.seed=1 has no effect here: data\.source is tfds:cifar10'):
     parse(main.PROGRAM, *given)
@@ -269,7 +265,7 @@ def test_the_seed_of_the_data_has_no_say_in_what_is_held_out_of_a_set_of_tfds():
   parse(main.PROGRAM, '--config.data.source=idx:here', *given[1:])
 
 
-def test_the_probe_sweeps_nothing():
+def test_the_probe_sweeps_nothing(parse):
   with pytest.raises(errors.InputError, match='dnt.probe'):
     parse(probe.PROGRAM, '--config.lr_find.steps=30', running=relations.PROBE)
 
