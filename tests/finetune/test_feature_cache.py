@@ -1,11 +1,8 @@
 """Runs on cached features against the same runs on images."""
 
-import importlib
-import json
 import os
 import pathlib
 import shutil
-import sys
 import time
 
 import jax
@@ -19,18 +16,9 @@ from dnt.finetune import feature_cache, feature_files
 from dnt.parallel import mesh as mesh_lib
 from dnt.reporting import metrics
 from dnt.training import datasets, experiment, open_options, record
+from tests.finetune.features import OWN_NETWORKS, files, held
 
 pytestmark = pytest.mark.usefixtures('undrawn')
-
-
-@pytest.fixture
-def config(tiny, tmp_path):
-  """ResNet-8 whose head trains, on features kept in the test's own folder."""
-  tiny.model.name, tiny.model.depth, tiny.model.width = 'resnet', 8, None
-  tiny.finetune.trainable, tiny.finetune.cache_dir = 'head', str(tmp_path / 'features')
-  tiny.data.synthetic_examples, tiny.train.steps = 40, 6  # two epochs and a half of batches that do not divide them
-  tiny.eval.every, tiny.checkpoint.every, tiny.telemetry.every = '0', '0', '3'
-  return tiny
 
 
 def run(config, workdir):
@@ -43,19 +31,6 @@ def close(a, b, rtol=1e-4):
   assert a.keys() == b.keys()
   for path in a:
     np.testing.assert_allclose(a[path], b[path], rtol=rtol, atol=1e-5, err_msg=path)
-
-
-def files(config):
-  return sorted(pathlib.Path(config.finetune.cache_dir).glob('*.features'))
-
-
-def held(path):
-  """Returns the features of a whole file, float32 [records, ...]."""
-  head = path.read_bytes().partition(b'\n')[0] + b'\n'
-  about = json.loads(head)
-  features, labels = np.empty((about['records'], *about['shape']), np.float32), np.empty(about['records'], np.int32)
-  assert feature_files.read(path, head, features, labels) == (about['records'], path.stat().st_size, False)
-  return features
 
 
 @pytest.mark.thorough
@@ -157,151 +132,6 @@ def test_two_processes_compute_the_features_that_one_finds(config_file, tmp_path
   close(one.params, two.params)
 
 
-@pytest.mark.thorough
-def test_a_head_that_starts_at_zero_does_not_hide_what_blocks_read(config, saved, tmp_path):
-  config.train.steps, config.finetune.trainable = 1, 'all'
-  saved(config, tmp_path / 'other')
-  config.data.synthetic_classes, config.train.init_from, config.finetune.trainable = 4, str(tmp_path / 'other'), 'top:1'
-  loop.train(config, tmp_path / 'run', record.Clock(0.0), 'test')
-  assert {held(path).shape for path in files(config)} == {(40, 4, 4, 32)}
-
-
-def test_augmentation_is_not_cached_unasked(config, tmp_path):
-  config.data.augment, config.train.steps = 'pad_crop_flip', 1
-  loop.train(config, tmp_path / 'run', record.Clock(0.0), 'test')
-  assert not files(config)
-
-
-OWN_NETWORKS = """
-import flax.linen as nn
-
-class Pooling(nn.Module):
-  num_classes: int
-
-  @nn.compact
-  def __call__(self, x):
-    x = nn.Conv(6, (3, 3), (2, 2), name='body')(inputs=x)
-    return nn.Dense(self.num_classes, name='answer')(x.mean((1, 2)))
-
-class Stating(Pooling):
-  head_pools = True
-
-class Reading(nn.Module):
-  num_classes: int
-
-  @nn.compact
-  def __call__(self, x):
-    x = nn.Sequential([nn.Conv(6, (3, 3), (2, 2))], name='body')(x)
-    return nn.Dense(self.num_classes, name='answer')(x.max((1, 2)))
-
-class Lying(Reading):
-  head_pools = True
-"""
-
-
-@pytest.mark.thorough
-@pytest.mark.parametrize(
-  ('name', 'shape'), [('Pooling', (4, 4, 6)), ('Stating', (1, 1, 6)), ('Reading', (4, 4, 6)), ('Lying', None)]
-)
-def test_of_a_users_own_network_whole_features_are_kept_unless_it_says_that_its_head_pools(
-  config, tmp_path, console, monkeypatch, name, shape
-):
-  (tmp_path / 'own_networks.py').write_text(OWN_NETWORKS)
-  monkeypatch.syspath_prepend(tmp_path)
-  with config.model.ignore_type():
-    config.model.update({'name': f'own_networks:{name}', 'depth': None})
-  config.finetune.trainable, config.train.steps = 'answer', 1
-  loop.train(config, tmp_path / 'run', record.Clock(0.0), 'test')
-  if shape is None:
-    assert not files(config) and 'the mean over all positions' in console.readouterr().out
-  else:
-    assert {held(path).shape for path in files(config)} == {(40, *shape)}
-
-
-UNCACHEABLE = """
-import flax.linen as nn
-import jax.numpy as jnp
-
-class Encoder(nn.Module):
-  pair: bool = False
-
-  @nn.compact
-  def __call__(self, x):
-    x = nn.Conv(6, (3, 3), (2, 2), name='conv')(x)
-    return (x, x.mean((1, 2))) if self.pair else x
-
-class Named(nn.Module):
-  num_classes: int
-
-  @nn.compact
-  def __call__(self, x):
-    x = nn.relu(Encoder(name='first')(x=x))
-    return nn.Dense(self.num_classes, name='answer')(Encoder(name='second')(x=x).mean((1, 2)))
-
-class Pair(nn.Module):
-  num_classes: int
-
-  @nn.compact
-  def __call__(self, x):
-    _, pooled = Encoder(pair=True, name='body')(x)
-    return nn.Dense(self.num_classes, name='answer')(pooled)
-
-class Twice(nn.Module):
-  num_classes: int
-
-  @nn.compact
-  def __call__(self, x):
-    y = Encoder(name='body')(x)
-    z = nn.Conv(4, (3, 3), name='answer_images')(x)
-    return nn.Dense(self.num_classes, name='answer')(jnp.concatenate([y.mean((1, 2)), z.mean((1, 2))], -1))
-
-class Fed(nn.Module):
-  num_classes: int
-
-  @nn.compact
-  def __call__(self, x):
-    x = x + Shift(name='body')()
-    return nn.Dense(self.num_classes, name='answer')(x.mean((1, 2)))
-
-class Shift(nn.Module):
-  @nn.compact
-  def __call__(self):
-    return self.param('shift', nn.initializers.ones_init(), (1, 8, 8, 3))
-"""
-
-
-@pytest.fixture
-def own(config, tmp_path, monkeypatch):
-  """Makes a class of a module of the user's own the network of the config."""
-
-  def write(text, name):
-    (tmp_path / 'cached_nets.py').write_text(text)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, 'cached_nets', raising=False)
-    importlib.invalidate_caches()
-    with config.model.ignore_type():
-      config.model.update({'name': f'cached_nets:{name}', 'depth': None})
-    config.finetune.trainable = 'answer.*'
-    data = datasets.load(config, ())
-    return experiment.make(open_options.resolve(config, data), data.spec), data
-
-  return write
-
-
-@pytest.mark.parametrize(('name', 'last'), [('Named', 'second'), ('Pair', 'body'), ('Twice', 'body'), ('Fed', 'body')])
-def test_of_a_network_that_cannot_take_features_the_images_are_used(own, config, tmp_path, console, name, last):
-  run, data = own(UNCACHEABLE, name)
-  assert feature_cache.use(run, data, mesh_lib.make_mesh(config.mesh), tmp_path / 'run') == (run, data)
-  said = f'features are not cached: the output of {last} does not hold all that later entries read. The usual cause is '
-  assert said in console.readouterr().out and not files(config)
-  if name != 'Named':  # of which the shapes fit
-    assert feature_cache.use_blank(run, data) == (run, data)
-  config.finetune.cached_views = 1
-  run, data = own(UNCACHEABLE, name)
-  with pytest.raises(errors.InputError, match=f'cached_views=1: the output of {last} .*nn.relu .*, or set .* to 0'):
-    feature_cache.use(run, data, mesh_lib.make_mesh(config.mesh), tmp_path / 'run')
-
-
 @pytest.mark.parametrize('large', ['train', 'test'])
 def test_images_are_used_where_the_features_of_a_split_are_too_large(
   own, config, tmp_path, console, monkeypatch, large
@@ -339,28 +169,6 @@ def test_features_of_a_users_own_network_are_made_anew_when_its_code_changes(own
   assert len(files(config)) == 1
   other = features(OWN_NETWORKS.replace("name='body'", "padding='CIRCULAR', name='body'"))
   assert len(files(config)) == 2 and not np.allclose(other, first)
-
-
-@pytest.mark.parametrize(
-  ('options', 'said'),
-  [
-    ({'finetune.trainable': 'all'}, 'cached_views=1 .*frozen'),
-    ({'finetune.frozen_norm': 'batch'}, 'cached_views=1 .*frozen'),
-    ({'finetune.unfreeze': (('50%', 'all'),)}, 'cached_views=1 .*frozen'),
-    ({'finetune.cached_views': 3}, 'cached_views=3.* equal'),
-    ({'data.mixup': 0.2}, 'mixup'),
-    ({'finetune.cache_dir': 'gs://bucket/mine'}, 'config.finetune.cache_dir=gs://bucket/mine is the address'),
-  ],
-)
-def test_what_cannot_be_cached_is_refused(config, tmp_path, monkeypatch, options, said):
-  monkeypatch.chdir(tmp_path)
-  config.finetune.cached_views = 1
-  for key, value in options.items():
-    section, _, name = key.partition('.')
-    config[section][name] = value
-  with pytest.raises(errors.InputError, match=said):
-    loop.train(config, tmp_path / 'run', record.Clock(0.0), 'test')
-  assert not (tmp_path / 'gs:').exists()
 
 
 def cut_off(content):
