@@ -4,6 +4,8 @@ import pytest
 
 from dnt.rehearsal import rehearsal, stand_in, targets
 
+MLP = ((192, 128), (128, 128), (128, 10))  # the kernels of `plain`
+
 
 @pytest.fixture
 def rehearse():
