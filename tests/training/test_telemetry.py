@@ -12,7 +12,7 @@ import pytest
 
 from dnt import loop, trees
 from dnt.data import pipeline
-from dnt.models import captures, depth
+from dnt.models import depth
 from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
 from dnt.reporting import metric_names, metrics
@@ -295,36 +295,6 @@ def test_an_output_that_no_tap_can_be_on_is_no_vanishing_gradient(users, name, w
   assert 'vanishing' not in telemetry.warnings(telemetry.rows(columns, names), 1.0, False, {})
 
 
-def test_frozen_entries_have_forward_figures_and_cost_no_backward_pass(tiny, begin):
-  tiny.model.norm, tiny.model.depth = 'none', 6
-  run, state, batch = begin(tiny)
-  images, labels = run.preprocess(batch, None), batch['label']
-  trained = {'head': state.params['head']}
-  capturing = telemetry.make(run.config, state.params, trained, run.table)
-  assert trees.flatten(capturing.gradient_captures).keys() == {'head/gradient_capture'}
-
-  def loss(trained, gradient_captures, watched):
-    params = {'params': {**state.params, **trained}, captures.GRADIENTS: gradient_captures}
-    with captures.capturing() if watched else captures.barriers():
-      logits, updates = run.model.apply(params, images, train=True, mutable=[captures.CAPTURES])
-    return -jnp.mean(jax.nn.log_softmax(logits)[jnp.arange(16), labels]), updates.get(captures.CAPTURES, {})
-
-  gradient = jax.jit(jax.grad(loss, (0, 1), has_aux=True), static_argnums=2)
-  (head, gradient_captures), found = gradient(trained, capturing.gradient_captures, True)
-  columns = capturing.measure(trained, head, head, found, gradient_captures)
-  names = [row.entry.name for row in run.table]
-  entries = {name: [names[index] for index in column.entries] for name, column in columns.items()}
-  assert entries['activation_rms'] == names
-  assert entries['gradient_norm'] == entries['output_gradient_norm'] == entries['parameter_norm'] == ['head']
-
-  def products(gradient_captures, watched):
-    lowered = gradient.lower(trained, gradient_captures, watched)
-    return lowered.as_text().count('stablehlo.dot_general')
-
-  assert products(capturing.gradient_captures, True) == products({}, False)
-  assert products(captures.make_gradient_captures(run.table), True) > products({}, False)
-
-
 def resnet(tiny):
   tiny.model.name, tiny.model.depth, tiny.model.width = 'resnet', 8, None
   return tiny
@@ -589,12 +559,3 @@ def test_a_run_warns_once_and_a_resume_does_not_warn_again(tiny, tmp_path, conso
   assert 'vanishes' not in console.readouterr().out
   assert again['warnings'] == summary['warnings']
   assert 'vanishes' in (tmp_path / 'report.html').read_text()
-
-
-def test_captures_leave_nothing_where_nobody_watches(tiny, begin):
-  run, state, batch = begin(tiny)
-  variables = {'params': state.params, 'batch_stats': state.batch_stats}
-  _, updates = run.model.apply(
-    variables, run.preprocess(batch, None), train=True, mutable=['batch_stats', captures.CAPTURES]
-  )
-  assert captures.CAPTURES not in updates
