@@ -250,6 +250,24 @@ def saved(tmp_path):
 
 
 @pytest.fixture
+def labelled_folders(tmp_path):
+  """`labelled_folders('test/class3', ...)`: a folder with two images in each of these folders."""
+  import numpy as np
+  from PIL import Image
+
+  draw = np.random.default_rng(1)
+
+  def make(*names):
+    for name in names:
+      (tmp_path / 'labelled' / name).mkdir(parents=True)
+      for index in range(2):
+        Image.fromarray(draw.integers(0, 256, (8, 8, 3), np.uint8)).save(tmp_path / 'labelled' / name / f'{index}.png')
+    return tmp_path / 'labelled'
+
+  return make
+
+
+@pytest.fixture
 def change_splits(monkeypatch):
   """`change_splits(change)`: every split that is read from now on is `change(split)`."""
   from dnt.data import sources

@@ -15,9 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dnt import config, errors, inference, predict
+from dnt import config, inference, predict
 from dnt.checkpoints import format
-from dnt.inference import labels
 from dnt.parallel import mesh as mesh_lib
 
 
@@ -138,9 +137,9 @@ def blind(monkeypatch):
 
 
 def test_an_image_without_finite_logits_is_skipped_as_one_that_cannot_be_read(
-  program, trained, class_folders, tmp_path, blind
+  program, trained, labelled_folders, tmp_path, blind
 ):
-  root = class_folders('class0', 'class1')
+  root = labelled_folders('class0', 'class1')
   Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(root / 'class0' / '0.png')
   Image.fromarray(np.full((8, 8, 3), 255, np.uint8)).save(root / 'class0' / '1.png')
   given = [f'--workdir={trained.workdir}', f'--images={root}', f'--output={tmp_path / "found.json"}']
@@ -157,25 +156,10 @@ def test_an_image_without_finite_logits_is_skipped_as_one_that_cannot_be_read(
   assert code == 2 and 'none of the 4 images' in said and 'no finite logits' in said.splitlines()[-1], said
 
 
-@pytest.fixture
-def class_folders(tmp_path):
-  """`class_folders('test/class3', ...)`: a folder with two images in each of these folders."""
-  draw = np.random.default_rng(1)
-
-  def make(*names):
-    for name in names:
-      (tmp_path / 'labelled' / name).mkdir(parents=True)
-      for index in range(2):
-        Image.fromarray(draw.integers(0, 256, (8, 8, 3), np.uint8)).save(tmp_path / 'labelled' / name / f'{index}.png')
-    return tmp_path / 'labelled'
-
-  return make
-
-
 @pytest.mark.parametrize('base', ['', 'test', 'Testing/Testing'])
-def test_class_folders_are_labels(program, trained, class_folders, tmp_path, base):
+def test_class_folders_are_labels(program, trained, labelled_folders, tmp_path, base):
   true = [0, 3, 5, 7]
-  root = class_folders(*(os.path.join(base, f'class{index}') for index in true))
+  root = labelled_folders(*(os.path.join(base, f'class{index}') for index in true))
   (root / base / 'class3' / 'deep').mkdir()
   (root / base / 'class3' / '1.png').rename(root / base / 'class3' / 'deep' / '1.png')
   (root / base / 'class0' / '2.png').write_bytes(b'')
@@ -194,24 +178,24 @@ def test_class_folders_are_labels(program, trained, class_folders, tmp_path, bas
   assert re.search(r'(?m)^class3 +2 ', said), 'the results of each class'
 
 
-def test_images_beside_the_class_folders_have_no_label(program, trained, class_folders, tmp_path):
-  root = class_folders('class0', 'class1')
+def test_images_beside_the_class_folders_have_no_label(program, trained, labelled_folders, tmp_path):
+  root = labelled_folders('class0', 'class1')
   shutil.copy(root / 'class0' / '0.png', root / 'loose.png')
   code, said = program(f'--workdir={trained.workdir}', f'--images={root}')
   assert code == 0, said
   assert re.match('5 images.* accuracy .* without the 1 ', said.splitlines()[-1])
 
 
-def test_a_folder_of_another_class_is_refused_and_a_glob_is_the_way_out(program, trained, class_folders):
-  root = class_folders('class0', 'z_class1')
+def test_a_folder_of_another_class_is_refused_and_a_glob_is_the_way_out(program, trained, labelled_folders):
+  root = labelled_folders('class0', 'z_class1')
   code, said = program(f'--workdir={trained.workdir}', f'--images={root}')
   assert code == 2 and re.search('z_class1; missing: class1.* glob', said)
   code, said = program(f'--workdir={trained.workdir}', f'--images={root}/*/*.png')
   assert code == 0 and 'accuracy' not in said.splitlines()[-1]
 
 
-def test_folders_that_are_no_classes_give_predictions_alone(program, trained, class_folders):
-  root = class_folders('monday', 'tuesday')
+def test_folders_that_are_no_classes_give_predictions_alone(program, trained, labelled_folders):
+  root = labelled_folders('monday', 'tuesday')
   code, said = program(f'--workdir={trained.workdir}', f'--images={root}')
   assert code == 0, said
   assert said.splitlines()[-1].startswith('4 images') and 'accuracy' not in said.splitlines()[-1]
@@ -223,35 +207,14 @@ def test_class_names_of_windows_programs(tmp_path):
   assert predict.read_names(str(tmp_path / 'names.txt')) == ('café', 'bee')
 
 
-def test_given_class_names_count(program, trained, class_folders, tmp_path):
+def test_given_class_names_count(program, trained, labelled_folders, tmp_path):
   names = ['café', *(f'name {index}' for index in range(1, 10))]
   (tmp_path / 'names.txt').write_text('\n'.join(unicodedata.normalize('NFC', name) for name in names))
-  root = class_folders(unicodedata.normalize('NFD', 'café'), 'name 3')
+  root = labelled_folders(unicodedata.normalize('NFD', 'café'), 'name 3')
   given = [f'--workdir={trained.workdir}', f'--images={root}', f'--class_names={tmp_path / "names.txt"}']
   code, said = program(*given)
   assert code == 0, said
   assert 'accuracy' in said.splitlines()[-1]
-
-
-def test_a_folder_whose_name_several_classes_have_is_refused(trained, class_folders):
-  network = inference.load(str(trained.workdir))
-  network = network._replace(class_names=('crane', *network.class_names[1:-1], 'crane'))
-  root = class_folders('class1', 'class2')
-  assert list(labels.find(str(root), inference.find(str(root)), None, network).values()) == [1, 1, 2, 2]
-  root = class_folders('crane')
-  with pytest.raises(errors.InputError, match=r"'crane'.*\(0, 9\).* glob"):
-    labels.find(str(root), inference.find(str(root)), None, network)
-
-
-def test_a_network_without_class_names_takes_as_many_folders_in_their_order(trained, class_folders, caplog):
-  root = class_folders(*(f'kind {index}' for index in range(10)))
-  network = inference.load(str(trained.workdir))
-  nameless = network._replace(named=False, class_names=tuple(f'class {index}' for index in range(10)))
-  paths = inference.find(str(root))
-  with caplog.at_level('INFO', 'dnt'):
-    assert list(labels.find(str(root), paths, None, nameless).values()) == np.repeat(range(10), 2).tolist()
-  assert 'no class names' in caplog.text
-  assert labels.find(str(root), paths, None, network) == {}
 
 
 @pytest.fixture
