@@ -312,7 +312,7 @@ def test_a_trained_network_is_named_once(tmp_path):
   for given, said in (
     ((None, None), '--workdir=.* --weights='),
     ((str(tmp_path), 'tfjs:there'), 'not both.* --workdir='),
-    ((str(tmp_path / 'no'), ''), f'{tmp_path / "no"} is no workdir of a dnt run.* --weights'),
+    ((str(tmp_path / 'no'), ''), f'{re.escape(str(tmp_path / "no"))} is no workdir of a dnt run.* --weights'),
   ):
     with pytest.raises(errors.InputError, match=said):
       cli.model_source(*given)
@@ -324,9 +324,11 @@ def test_a_workdir_to_read_is_that_of_a_run(tmp_path, monkeypatch, kind):
   (tmp_path / 'folder').mkdir()
   for name in ('image.png', 'net.safetensors'):
     (tmp_path / name).write_bytes(b'')
-  with pytest.raises(errors.InputError, match=rf'^--workdir={kind} is no workdir of a dnt run \(.*config\.json\)$'):
+  with pytest.raises(
+    errors.InputError, match=rf'^--workdir={re.escape(kind)} is no workdir of a dnt run \(.*config\.json\)$'
+  ):
     cli.check_run(kind)
-  with pytest.raises(errors.InputError, match=rf'^--workdir={kind} is no .*; --weights'):
+  with pytest.raises(errors.InputError, match=rf'^--workdir={re.escape(kind)} is no .*; --weights'):
     cli.model_source(kind, None)
 
 

@@ -26,7 +26,7 @@ def test_a_run_is_explained(program, trained_copy, tmp_path):
   assert code == 0, output
   last = output.splitlines()[-1]
   assert re.match('1 image: .*deletion ', last)
-  assert re.search(rf'\b9 .* test\[:9\]  {workdir / "explain"}$', last)
+  assert re.search(rf'\b9 .* test\[:9\]  {re.escape(str(workdir / "explain"))}$', last)
   sheets = ['explained.png', 'overlay_001_picture.png', 'top_activating_channels.png', 'top_activating_classes.png']
   assert {path.name for path in (workdir / 'explain').iterdir()} == {*sheets, 'explain.html', 'explain.json'}
   for name in sheets:

@@ -32,7 +32,9 @@ def test_stablehlo_with_the_averaged_weights(program, trained_copy, build):
   code, output = program(f'--workdir={workdir}')
   assert code == 0, output
   folder = workdir / 'export'
-  assert re.match(f'step 4\\b.*averaged.* {folder / "model.stablehlo"} .*model.json', output.splitlines()[-1])
+  assert re.match(
+    f'step 4\\b.*averaged.* {re.escape(str(folder / "model.stablehlo"))} .*model.json', output.splitlines()[-1]
+  )
   called = export.deserialize(bytearray((folder / 'model.stablehlo').read_bytes()))
   images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), np.uint8)
   run, averaged = build(run_config.get_config(str(workdir / 'config.json'))), checkpoints.load_parameters(workdir).ema
@@ -48,7 +50,7 @@ def test_safetensors_are_read_back(program, small, saved, tmp_path):
   output = tmp_path / 'out'
   code, said = program(f'--workdir={tmp_path / "run"}', '--format=safetensors', f'--output={output}')
   assert code == 0, said
-  assert re.match(f'step 7.* {output / "model.safetensors"} .*config.json', said.splitlines()[-1])
+  assert re.match(f'step 7.* {re.escape(str(output / "model.safetensors"))} .*config.json', said.splitlines()[-1])
   found = pretrained.Source(str(output / 'model.safetensors')).variables
   jax.tree.map(np.testing.assert_array_equal, found, {'params': state.params, 'batch_stats': state.batch_stats})
 
@@ -60,7 +62,7 @@ def test_bad_input_is_one_line(program, trained, tmp_path, monkeypatch):
   workdir = f'--workdir={trained.workdir}'
   for arguments, said in (
     ([workdir, '--format=safetensors'], 'error: .*torchvision .*resnet .*depth 8'),
-    ([workdir, f'--output={trained.workdir}'], f'{trained.workdir} .*config.json'),
+    ([workdir, f'--output={trained.workdir}'], f'{re.escape(str(trained.workdir))} .*config.json'),
     (['--workdir=~/trained', '--format=safetensors', f'--output={trained.workdir}'], 'is the workdir'),
     ([workdir, '--output=gs://bucket/mine'], 'error: --output=gs://bucket/mine is the address'),
     ([workdir, '--output=/dev/null/mine'], 'error: output /dev/null/mine cannot be written .*--output'),

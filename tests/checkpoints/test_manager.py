@@ -324,7 +324,7 @@ def test_all_damaged_is_an_error_that_changes_nothing(run):
     _truncate(run / 'checkpoints' / step / 'meta/meta.json')
   for _ in range(2):  # no silent new start at the second try
     saved = checkpoints.Checkpoints(run, states.options())
-    with pytest.raises(errors.InputError, match=f'every checkpoint in {run}.* damaged') as caught:
+    with pytest.raises(errors.InputError, match=f'every checkpoint in {re.escape(str(run))}.* damaged') as caught:
       saved.restore_latest(lambda step: states.abstract(states.make()))
     assert '\n' not in str(caught.value) and 'backup' in str(caught.value)
   assert states.names(run) == ['1', '2', '3']
@@ -332,7 +332,9 @@ def test_all_damaged_is_an_error_that_changes_nothing(run):
 
 def test_restoring_one_damaged_step_is_an_error_that_names_the_others(run):
   _truncate(run / 'checkpoints/2/meta/meta.json')
-  with pytest.raises(errors.InputError, match=f'^checkpoint 2 in {run}/checkpoints is damaged .*another: 1, 3$'):
+  with pytest.raises(
+    errors.InputError, match=f'^checkpoint 2 in {re.escape(str(run))}/checkpoints is damaged .*another: 1, 3$'
+  ):
     checkpoints.load_parameters(run, 2)
   assert states.names(run) == ['1', '2', '3']
   for step in '13':
@@ -365,7 +367,7 @@ def test_a_run_that_removes_a_checkpoint_while_it_is_read_is_no_damage(run, monk
 
   monkeypatch.setattr(format, 'read_parameters', go_on_and_read)
   if only:
-    with pytest.raises(errors.InputError, match=f'^checkpoint 2 in {run}/checkpoints was removed'):
+    with pytest.raises(errors.InputError, match=f'^checkpoint 2 in {re.escape(str(run))}/checkpoints was removed'):
       checkpoints.load_parameters(run, only)
   else:
     states.assert_same(checkpoints.load_parameters(run).params, states.make(6).params)
@@ -528,7 +530,7 @@ def test_full_disk(run, monkeypatch):
   usage = collections.namedtuple('usage', 'free')
   saved = checkpoints.Checkpoints(run, states.options())
   monkeypatch.setattr(shutil, 'disk_usage', lambda path: usage(100))
-  with pytest.raises(errors.RunError, match=rf'needs 0\.2 MB.* disk .*{run}.* 0\.0 MB'):
+  with pytest.raises(errors.RunError, match=rf'needs 0\.2 MB.* disk .*{re.escape(str(run))}.* 0\.0 MB'):
     saved.save(4, states.make(4), {})
   monkeypatch.undo()
   states.assert_same(saved.restore_latest(lambda step: states.abstract(states.make()))[0], states.make(3))
@@ -559,7 +561,7 @@ def test_write_that_fails_in_the_background(tmp_path):
     [sys.executable, '-c', textwrap.dedent(code)], check=True, capture_output=True, text=True, timeout=60
   )
   first, second = done.stdout.splitlines()
-  assert re.search(f'checkpoint .*written to {tmp_path}/checkpoints', first)
+  assert re.search(f'checkpoint .*written to {re.escape(str(tmp_path))}/checkpoints', first)
   assert second == "{'at': 1}"
   assert 'Traceback' not in done.stderr
 

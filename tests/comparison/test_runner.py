@@ -150,7 +150,9 @@ def test_two_comparisons_do_not_share_a_workdir(runs, tmp_path, owned):
   assert tmp_path / owned in (tmp_path, *(run.workdir for run in runs))
   child = subprocess.Popen([sys.executable, '-c', OWN, tmp_path / owned], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
   assert child.stdout.readline() == b'owns\n'
-  refused = pytest.raises(errors.InputError, match=rf'{tmp_path / owned} .*in use.*\bprocess {child.pid}\b')
+  refused = pytest.raises(
+    errors.InputError, match=rf'{re.escape(str(tmp_path / owned))} .*in use.*\bprocess {child.pid}\b'
+  )
   with refused, runner.own(tmp_path, runs):
     pass
   child.communicate(b'\n')
@@ -161,7 +163,7 @@ def test_two_comparisons_do_not_share_a_workdir(runs, tmp_path, owned):
 def test_a_workdir_that_cannot_be_written(tmp_path):
   (tmp_path / 'file').write_text('')
   with (
-    pytest.raises(errors.InputError, match=f'{tmp_path / "file"}.*cannot be written'),
+    pytest.raises(errors.InputError, match=f'{re.escape(str(tmp_path / "file"))}.*cannot be written'),
     runner.own(tmp_path / 'file', ()),
   ):
     pass

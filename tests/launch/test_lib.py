@@ -139,7 +139,7 @@ def test_a_config_is_in_the_copy_of_the_checkout_that_the_machines_get(launch, t
     else:
       assert (result.returncode, result.stdout) == (2, ''), config
       assert re.fullmatch(
-        f"{script}: --config='{config}' is not in the checkout.*configs/mine.json.*gs://.*\n", result.stderr
+        f"{script}: --config='{re.escape(config)}' is not in the checkout.*configs/mine.json.*gs://.*\n", result.stderr
       )
 
 

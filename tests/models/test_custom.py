@@ -1,4 +1,5 @@
 import functools
+import re
 import sys
 import textwrap
 
@@ -323,7 +324,7 @@ def test_a_module_that_has_moved_is_refused_or_found_by_pythonpath(apart, tmp_pa
   (tmp_path / 'old').rename(tmp_path / 'new')
   monkeypatch.chdir(tmp_path / 'new')
   sys.path.insert(0, str(tmp_path / 'new'))  # as `python -m` does; nobody has said that it is the same module
-  with pytest.raises(errors.InputError, match=f'no module .apart. in {old} .*moved.*PYTHONPATH'):
+  with pytest.raises(errors.InputError, match=f'no module .apart. in {re.escape(old)} .*moved.*PYTHONPATH'):
     make('apart:Net', folder=old)
   monkeypatch.setenv('PYTHONPATH', f'{tmp_path}/nothing:{tmp_path}/new')
   assert width_of(folder=old) == width_of(folder=old) == (4,)

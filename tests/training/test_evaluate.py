@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import logging
+import re
 
 import jax
 import numpy as np
@@ -108,7 +109,7 @@ def test_classes_in_another_order_give_the_same_figures_and_the_order_of_the_run
 def test_a_renamed_class_is_refused(tiny, saved, tmp_path, change_splits):
   saved(tiny)
   change_splits(lambda split: dataclasses.replace(split, class_names=('z_class', *split.class_names[1:])))
-  with pytest.raises(errors.InputError, match=f'{tmp_path / "run"}.*z_class; missing: class0'):
+  with pytest.raises(errors.InputError, match=f'{re.escape(str(tmp_path / "run"))}.*z_class; missing: class0'):
     evaluate.evaluate(tiny, tmp_path / 'run')
   assert not (tmp_path / 'run' / 'evaluation.json').exists()
 
@@ -117,7 +118,9 @@ def test_a_workdir_that_cannot_be_written_is_refused_before_the_evaluation(tiny,
   saved(tiny)
   monkeypatch.setattr(evaluate.files, 'why_not_writable', lambda folder: 'Read-only file system')
   monkeypatch.setattr(evaluate, 'evaluate_all', lambda *_: pytest.fail('evaluated before'))
-  with pytest.raises(errors.InputError, match=f'{tmp_path / "run"} cannot be written .Read-only.*copy the run'):
+  with pytest.raises(
+    errors.InputError, match=f'{re.escape(str(tmp_path / "run"))} cannot be written .Read-only.*copy the run'
+  ):
     evaluate.evaluate(tiny, tmp_path / 'run')
   with pytest.raises(errors.InputError, match='no checkpoint'):
     evaluate.evaluate(tiny, tmp_path / 'other')

@@ -1,6 +1,7 @@
 import logging
 import os
 import pathlib
+import re
 import shutil
 import unicodedata
 
@@ -168,7 +169,7 @@ def test_three_splits_by_other_names(data, class_folders):
 )
 def test_a_folder_of_two_readings_is_refused_with_the_way_out(data, class_folders, counts, message):
   root = class_folders(counts)
-  with pytest.raises(errors.InputError, match=rf'{message}.*folder:{root}/\*'):
+  with pytest.raises(errors.InputError, match=rf'{message}.*folder:{re.escape(str(root))}/\*'):
     load(data, root)
 
 
@@ -182,7 +183,10 @@ def test_a_copy_inside_of_a_split_is_refused_too(data, class_folders, base, insi
     | {f'{base}/{name}': 2 for name in inside}
   )
   base = root / base
-  with pytest.raises(errors.InputError, match=rf'^{base} can be read in two ways: {said}.*folder:{base}/\*'):
+  with pytest.raises(
+    errors.InputError,
+    match=rf'^{re.escape(str(base))} can be read in two ways: {said}.*folder:{re.escape(str(base))}/\*',
+  ):
     load(data, root)
 
 
@@ -270,7 +274,7 @@ def test_classes_may_have_numbers_and_names_of_splits(data, class_folders):
 @pytest.mark.parametrize('inside', ['train/ant', 'ant'])
 def test_a_folder_that_holds_the_data_set_is_named(data, class_folders, inside):
   root = class_folders({f'set/{inside}': 2, f'set/{inside[:-3]}bee': 2, 'set/val/ant': 1})
-  with pytest.raises(errors.InputError, match=f"at least two.*'folder:{root}/set'"):
+  with pytest.raises(errors.InputError, match=f"at least two.*'folder:{re.escape(str(root))}/set'"):
     load(data, root)
 
 

@@ -102,7 +102,7 @@ def test_reading_imports_no_tensorflow(data, prepared, make_image):
 
 @pytest.mark.skipif(not WITHOUT_TENSORFLOW, reason='TensorFlow is installed')
 def test_an_unprepared_set_without_tensorflow_says_what_to_install(data, tmp_path):
-  with pytest.raises(errors.InputError, match=rf'not prepared in {tmp_path}.* requirements-tfds\.txt'):
+  with pytest.raises(errors.InputError, match=rf'not prepared in {re.escape(str(tmp_path))}.* requirements-tfds\.txt'):
     load(data, tmp_path, 'mnist')
 
 
