@@ -7,7 +7,7 @@ from dnt import config as schema
 from dnt import errors
 from dnt.weights import preprocessing
 
-OPTIONS = dict(schema.options())
+OPTIONS = schema.OPTIONS['train']
 
 
 def test_means_on_the_scale_of_bytes_are_refused_with_what_to_do():
@@ -140,7 +140,7 @@ def test_a_fraction_of_a_step_is_refused_with_that_of_the_run(key, value, percen
   assert refusal(key, value).endswith(f"at least a step, or 0; this fraction of the run is '{percent}'")
 
 
-@pytest.mark.parametrize('key', [key for key, option in schema.options(schema.SIGNAL) if option.type is tuple])
+@pytest.mark.parametrize('key', [key for key, option in schema.OPTIONS['signal'].items() if option.type is tuple])
 def test_a_grid_has_a_member_on_each_of_its_axes(key):
   config = schema.default('signal')
   config.signal[key.partition('.')[2]] = ()

@@ -7,7 +7,7 @@ import pytest
 from dnt import config as schema
 from dnt import errors
 
-OPTIONS = dict(schema.options())
+OPTIONS = schema.OPTIONS['train']
 
 
 @pytest.mark.parametrize(
