@@ -6,7 +6,7 @@ import pytest
 from dnt import config as schema
 
 OPTIONS = schema.OPTIONS['train']
-CONFIGS = sorted((pathlib.Path(__file__).parents[1] / 'configs').glob('*.py'))
+CONFIGS = sorted((pathlib.Path(__file__).parents[2] / 'configs').glob('*.py'))
 
 
 def test_the_default_is_valid_locked_and_typed():
