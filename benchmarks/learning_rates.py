@@ -97,7 +97,7 @@ def measure(config, seed):
 
     def train(state, arrays, count, peak):
       schedule = schedules.make(run.config.schedule, peak, run.config.train.steps, run.steps_per_epoch)
-      optimizer = run.make_optimizer(state.params, phase.partitions, schedule)
+      optimizer = run.make_optimizer(phase.partitions, schedule)
       step = run.make_step(phase.partition, optimizer, schedule)
       return steps.make_train_steps(step, loader.batch_at, longest)(state, arrays, count)
 

@@ -748,7 +748,7 @@ def test_lr_find_start_and_end(tiny, option, value):
     data = datasets.load(tiny, ())
     run = experiment.make(open_options.resolve(tiny, data), data.spec)
     state = run.abstract_state()
-    step = lr_find.make_train_step(run, state.params, 0)
+    step = lr_find.make_train_step(run, 0)
     programs.append(traced(step, state, first_batch(tiny)[1]))
   assert programs[0] != programs[1]
 

@@ -153,8 +153,7 @@ def _make_step(run: experiment.Experiment, batch_at: Callable) -> Callable:
     return output
 
   phase = run.phases[0]
-  params = run.abstract_state().params
-  plain = telemetry.make(run.config, params, phase.partition.split(params)[0], run.table)
+  plain = telemetry.make(run.config, run.leaves, phase.partition, run.table)
 
   def measure(params, gradient, updates, captured, gradient_captures):
     shown = {

@@ -96,8 +96,8 @@ def _run(config: typed.Config, workdir: pathlib.Path) -> dict[str, Any]:
   start = initialize.find(base, mesh, checkpoints.ReadOnly(workdir), data.weights)
   resume.check_network(base.config, resume.of_meta(start.history, workdir), workdir)
   state = initialize.make_state(base, mesh, start)
-  trained, _ = base.phase(int(state.step)).partition.split(state.params)
-  names = [base.entries[index].name for index in rows.owners(trained, base.entries)]
+  partition = base.phase(int(state.step)).partition
+  names = [base.entries[index].name for index in base.leaves.owners(partition)]
   for pattern in config.lr_find.groups:
     if not any(re.fullmatch(pattern, name) for name in names):
       raise errors.InputError(
@@ -222,7 +222,7 @@ def sweep(
     group: pattern that matches whole names of the entries to train; None: all entries train.
   """
   first, count = int(state.step), run.config.lr_find.steps
-  train_step = make_train_step(run, state.params, first, group)
+  train_step = make_train_step(run, first, group)
   longest = min(run.config.train.steps_per_dispatch, loader.max_steps(0))
   shardings = (run.shardings(mesh, state), mesh_lib.replicated(mesh))
   train_steps = steps.make_train_steps(train_step, loader.batch_at, longest)
@@ -252,12 +252,11 @@ def sweep(
   return Sweep(group, rates, losses, smoothed, stopped, suggestions, is_learning(losses, smoothed, count))
 
 
-def make_train_step(run: experiment.Experiment, params: Any, first: int, group: str | None = None) -> Callable:
+def make_train_step(run: experiment.Experiment, first: int, group: str | None = None) -> Callable:
   """Returns the run's train step with the sweep as its schedule.
 
   Args:
     run: the experiment.
-    params: the parameters (or shapes) in the model's layout.
     first: the step at which the sweep starts.
     group: as for `sweep`.
   """
@@ -268,26 +267,25 @@ def make_train_step(run: experiment.Experiment, params: Any, first: int, group: 
     return jnp.asarray(options.start * (options.end / options.start) ** done, jnp.float32)
 
   phase = run.phase(first)
-  optimizer = run.make_optimizer(params, phase.partitions, schedule)
+  optimizer = run.make_optimizer(phase.partitions, schedule)
   if group is not None:
-    optimizer = train_only_group(optimizer, params, run.entries, group)
+    optimizer = train_only_group(optimizer, run.leaves, group)
   return run.make_step(phase.partition, optimizer, schedule)
 
 
 def train_only_group(
-  optimizer: optax.GradientTransformation, params: Any, entries: Sequence[depth.Entry], group: str
+  optimizer: optax.GradientTransformation, leaves: rows.Leaves, group: str
 ) -> optax.GradientTransformation:
   """Returns a chain with the same state that updates only the entries of a group.
 
   Args:
     optimizer: from `optim.chain.make`.
-    params: the parameters (or shapes) in the model's layout.
-    entries: the depth list.
+    leaves: all parameters.
     group: pattern of the whole names of the entries to update.
   """
   moves = {
-    path: np.array([re.fullmatch(group, entries[index].name) is not None for index in place])
-    for path, place in rows.places(params, entries).items()
+    path: np.array([re.fullmatch(group, leaves.entries[index].name) is not None for index in place])
+    for path, place in leaves.places.items()
   }
 
   def update(updates, state, params=None):

@@ -168,7 +168,7 @@ def measure(run: experiment.Experiment, mesh: Mesh, source: examples.Examples, s
   partition = run.phase(int(state.step)).partition
   compute_gradient = run.make_gradient(partition)
   params, _ = partition.split(state.params)
-  places = rows.places(params, run.entries)
+  places = {path: run.leaves.places[path] for path in run.leaves.trained(partition)}
 
   def add(state, sums, arrays, first, count):
     def body(index, sums):

@@ -49,9 +49,13 @@ class Partition:
   norm: str = 'running'
   skipped: frozenset[str] = frozenset()
 
+  def trains(self, path: str) -> bool:
+    """Returns whether the parameter at this path trains."""
+    return not self.frozen or path in self.trainable
+
   def split(self, params: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Splits parameters (or a tree with their paths) into trainable and frozen; `trees.merge` is the inverse."""
-    return trees.split(params, lambda path: not self.frozen or path in self.trainable)
+    return trees.split(params, self.trains)
 
   def split_statistics(self, batch_stats: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Splits statistics into those that training updates and the others."""

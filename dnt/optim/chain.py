@@ -13,15 +13,14 @@ import optax
 from dnt import config as schema
 from dnt import errors, trees
 from dnt.config import typed
-from dnt.models import depth, freeze
+from dnt.models import freeze
 from dnt.optim import clip, lr_multipliers, rows
 
 
 def make(
   config: typed.Config,
   schedule: optax.Schedule,
-  params: Any,
-  entries: Sequence[depth.Entry],
+  leaves: rows.Leaves,
   partitions: Sequence[freeze.Partition] = (freeze.ALL,),
 ) -> optax.GradientTransformation:
   """Builds the optimizer chain over the trainable parameters; its state is a dict keyed by the name of each link.
@@ -42,61 +41,57 @@ def make(
   Args:
     config: a validated config; this function reads its sections `optim`, `clip` and `finetune`.
     schedule: learning rate by step, from `schedules.make`; the chain counts its steps as TrainState does.
-    params: all parameters, nested dicts of arrays or shapes.
-    entries: the depth order, see `depth.Trace.entries`.
+    leaves: all parameters.
     partitions: the partitions of the run's phases up to the current one; each trains more than the one before.
 
   Raises:
     errors.InputError: the rule is muon, or clipping adaptive, and there is no kernel.
   """
-  trainable, _ = partitions[-1].split(params)
-  clipping = [] if config.clip.name == 'none' else [('clip', clip.make(config.clip, params, trainable, entries))]
+  clipping = [] if config.clip.name == 'none' else [('clip', clip.make(config.clip, leaves))]
   if len(partitions) == 1:
-    rule = _rule(config, params, trainable, entries)
+    rule = _rule(config, leaves, leaves.trained(partitions[0]))
   else:
     rule, before = [], set()
     for number, partition in enumerate(partitions):
-      added = {path: leaf for path, leaf in trees.flatten(partition.split(params)[0]).items() if path not in before}
-      before |= added.keys()
+      added = [path for path in leaves.trained(partition) if path not in before]
+      before.update(added)
       if added:
-        own = _rule(config, params, trees.unflatten(added), entries)
+        own = _rule(config, leaves, added)
         if number:  # the first phase uses the names of a chain with one phase
           own = [(f'phase{number}', optax.named_chain(*own))]
         rule += [(name, _only(link, frozenset(added))) for name, link in own]
   return optax.named_chain(
     *clipping,
     *rule,
-    *lr_multipliers.make(config.finetune, params, trainable, entries),
+    *lr_multipliers.make(config.finetune, leaves),
     ('learning_rate', optax.scale_by_learning_rate(schedule)),
   )
 
 
-def check(config: typed.Config, params: Any, entries: Sequence[depth.Entry], partition: freeze.Partition) -> None:
+def check(config: typed.Config, leaves: rows.Leaves, partition: freeze.Partition) -> None:
   """Refuses an optimizer of which a part has nothing to do in a run.
 
   Args:
     config: a validated config; this function reads its sections `optim` and `finetune`.
-    params: all parameters, nested dicts of arrays or shapes.
-    entries: the depth order.
+    leaves: all parameters.
     partition: that of the last phase, which trains the most.
 
   Raises:
     errors.InputError: muon, and no hidden kernel trains; or `weight_decay_on` matches nothing that L2-SP could pull or,
       where weight decay is not that of the defaults, nothing that trains.
   """
-  optim, (trainable, _) = config.optim, partition.split(params)
-  if optim.name == 'muon' and not _hidden(params, trainable, entries):
+  optim = config.optim
+  if optim.name == 'muon' and not _hidden(leaves, leaves.trained(partition)):
     raise errors.InputError(
       "optim.name='muon' is for the kernels between the first and the last entry, and none of them trains (those of "
       "layers that a module scans or maps itself do not count); use 'sgd', 'adamw' or 'lamb'"
     )
-  *_, head = rows.owners(params, entries)
-  trained = rows.named(trainable, entries)
+  head, trained = leaves.owners()[-1], leaves.named(partition)
   below = [name for index, name in trained if index != head and not trees.is_named(name, config.finetune.reinit)]
   decays = re.compile(optim.weight_decay_on).search
   defaults = schema.SCHEMA['optim']
   asked = any(optim[key] != defaults[key].default for key in ('weight_decay', 'weight_decay_on'))
-  if asked and (problem := undecayed(config, params, entries, partition)):
+  if asked and (problem := undecayed(config, leaves, partition)):
     raise errors.InputError(problem)
   if config.finetune.l2_sp and below and not any(map(decays, below)):
     raise errors.InputError(
@@ -105,10 +100,9 @@ def check(config: typed.Config, params: Any, entries: Sequence[depth.Entry], par
     )
 
 
-def undecayed(config: typed.Config, params: Any, entries: Sequence[depth.Entry], partition: freeze.Partition) -> str:
+def undecayed(config: typed.Config, leaves: rows.Leaves, partition: freeze.Partition) -> str:
   """Says that the weight decay of a run has nothing to do; empty if it has, or is off. Arguments as for `check`."""
-  optim, (trainable, _) = config.optim, partition.split(params)
-  names = [name for _, name in rows.named(trainable, entries)]
+  optim, names = config.optim, [name for _, name in leaves.named(partition)]
   if not optim.weight_decay or any(map(re.compile(optim.weight_decay_on).search, names)):
     return ''
   return (
@@ -149,11 +143,10 @@ def _only(rule: optax.GradientTransformation, paths: frozenset[str]) -> optax.Gr
 
 
 def _rule(
-  config: typed.Config, whole: Any, params: Any, entries: Sequence[depth.Entry]
+  config: typed.Config, leaves: rows.Leaves, paths: Sequence[str]
 ) -> list[tuple[str, optax.GradientTransformation]]:
-  """Builds the update rule and weight decay of `params`, a subset of the parameters `whole`."""
-  optim = config.optim
-  decay = _decay(config, whole, params, entries)
+  """Builds the update rule and weight decay of the leaves at these paths."""
+  optim, decay = config.optim, _decay(config, leaves, paths)
   adam = optax.scale_by_adam(optim.b1, optim.b2, optim.epsilon)
   if optim.name == 'sgd':
     return [*decay, ('momentum', optax.trace(optim.momentum, optim.nesterov))]
@@ -162,13 +155,13 @@ def _rule(
   if optim.name == 'lamb':
     return [('adam', adam), *decay, ('trust_ratio', rows.by_row(optax.scale_by_trust_ratio()))]
   if optim.name == 'muon':
-    hidden = _hidden(whole, params, entries)
-    return [('muon', _muon(optim, adam, params, hidden)) if hidden else ('adam', adam), *decay]
+    hidden = _hidden(leaves, paths)
+    return [('muon', _muon(optim, adam, paths, hidden)) if hidden else ('adam', adam), *decay]
   raise errors.unknown('optimizer', optim.name, schema.SCHEMA['optim']['name'].choices)
 
 
 def _decay(
-  config: typed.Config, whole: Any, params: Any, entries: Sequence[depth.Entry]
+  config: typed.Config, leaves: rows.Leaves, paths: Sequence[str]
 ) -> list[tuple[str, optax.GradientTransformation]]:
   """Builds the weight decay of the matching paths, named as in the unrolled layout.
 
@@ -178,19 +171,17 @@ def _decay(
   optim, strength = config.optim, config.finetune.l2_sp
   if not optim.weight_decay and not strength:
     return []
-  places = rows.places(params, entries)
   # One bool per row, because a pattern may name one block of a scanned stage.
   matches = {
-    path: np.array([re.search(optim.weight_decay_on, name) is not None for name in rows.names(path, place, entries)])
-    for path, place in places.items()
+    path: np.array([re.search(optim.weight_decay_on, name) is not None for name in leaves.names(path)])
+    for path in paths
   }
   if not strength:
     return [('decay', optax.stateless(_pull(matches, optim.weight_decay)))]
-  *_, head = rows.owners(whole, entries)
-  new = {}  # one bool per row: there are no pretrained values to return to
-  for path, place in places.items():
-    named = [trees.is_named(name, config.finetune.reinit) for name in rows.names(path, place, entries)]
-    new[path] = np.array(named) | (np.array(place) == head)
+  head, new = leaves.owners()[-1], {}  # one bool per row: there are no pretrained values to return to
+  for path in paths:
+    named = [trees.is_named(name, config.finetune.reinit) for name in leaves.names(path)]
+    new[path] = np.array(named) | (np.array(leaves.places[path]) == head)
   of_new = {path: match & new[path] for path, match in matches.items()}
   others = {path: match & ~new[path] for path, match in matches.items()}
   links = [('decay', optax.stateless(_pull(of_new, optim.weight_decay)))] if optim.weight_decay else []
@@ -217,27 +208,30 @@ def _pull(matches: Mapping[str, np.ndarray], strength: float) -> Callable[[Any, 
   return lambda updates, params: trees.map_with_path(leaf, updates, params)
 
 
-def _hidden(whole: Any, params: Any, entries: Sequence[depth.Entry]) -> dict[str, int]:
-  """Returns the hidden kernels in `params` by path: dense and convolution kernels except those of stem and head.
+def _hidden(leaves: rows.Leaves, paths: Sequence[str]) -> dict[str, optax.contrib.MuonDimensionNumbers]:
+  """Returns the hidden kernels among these paths: dense and convolution kernels except those of stem and head.
 
-  This is the choice of Jordan's readme. Stem and head are the first and the last kernel of all parameters, `whole`.
-  Kernels that hold, or may hold, several layers are not among them.
+  This is the choice of Jordan's readme. Stem and head are the first and the last kernel of all parameters. Kernels
+  that hold, or may hold, several layers are not among them.
 
   Returns:
-    The number of their last axes that are outputs, see `rows.kernel_axes`.
+    The axes of their inputs and outputs; optax treats the rows' axis, which is neither, as a batch axis.
   """
-  ends, leaves = set(rows.kernel_ends(rows.places(whole, entries), 'optim.name=muon')), trees.flatten(whole)
-  found = {
-    path: rows.kernel_axes(path, leaves)
-    for path, place in rows.places(params, entries).items()
-    if rows.is_kernel(path) and not ends.issuperset(place)
-  }
-  counts = {path: axes[0][1] for path, axes in found.items() if len(axes) == 1 and not axes[0][0]}
-  return {path: count for path, count in counts.items() if leaves[path].ndim > rows.first_axis(path) + count}
+  ends, found = set(leaves.kernel_ends('optim.name=muon')), {}
+  for path in paths:
+    if not rows.is_kernel(path) or ends.issuperset(leaves.places[path]):
+      continue
+    axes, first, last = rows.kernel_axes(path, leaves.shapes), rows.first_axis(path), leaves.shapes[path].ndim
+    if len(axes) == 1 and not axes[0][0] and (outputs := last - axes[0][1]) > first:
+      found[path] = optax.contrib.MuonDimensionNumbers(tuple(range(first, outputs)), tuple(range(outputs, last)))
+  return found
 
 
 def _muon(
-  optim: typed.Optim, adam: optax.GradientTransformation, params: Any, hidden: Mapping[str, int]
+  optim: typed.Optim,
+  adam: optax.GradientTransformation,
+  paths: Sequence[str],
+  hidden: Mapping[str, optax.contrib.MuonDimensionNumbers],
 ) -> optax.GradientTransformation:
   """Applies Muon to hidden kernels and Adam to the rest, both at the same learning rate as in `optax.contrib.muon`.
 
@@ -245,23 +239,14 @@ def _muon(
   Nesterov momentum.
   """
 
-  def dimensions(path: str, param: Any) -> Any:
-    if path not in hidden:
-      return optax.MaskedNode()
-    # optax treats the rows' axis, which we do not list, as a batch axis.
-    outputs = param.ndim - hidden[path]
-    return optax.contrib.MuonDimensionNumbers(
-      tuple(range(rows.first_axis(path), outputs)), tuple(range(outputs, param.ndim))
-    )
-
   def scale(update: jax.Array, axes: optax.contrib.MuonDimensionNumbers) -> jax.Array:
-    assert not isinstance(axes.reduction_axis, int) and not isinstance(axes.output_axis, int)  # `dimensions`: tuples
+    assert not isinstance(axes.reduction_axis, int) and not isinstance(axes.output_axis, int)  # `_hidden`: tuples
     inputs, outputs = (
       math.prod(update.shape[axis] for axis in each) for each in (axes.reduction_axis, axes.output_axis)
     )
     return update * math.sqrt(max(1.0, outputs / inputs))
 
-  matrices = trees.map_with_path(dimensions, params)
+  matrices = trees.unflatten({path: hidden.get(path, optax.MaskedNode()) for path in paths})
   labels = trees.map_with_path(lambda _, axes: 'muon' if axes else 'adam', matrices)
   muon = optax.chain(
     optax.contrib.scale_by_muon(beta=optim.momentum, nesterov=optim.nesterov, weight_dimension_numbers=matrices),

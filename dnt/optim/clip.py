@@ -1,8 +1,5 @@
 """Clips gradients by value, or by the norm of all gradients, of each depth entry or of each unit."""
 
-from collections.abc import Sequence
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import optax
@@ -10,35 +7,31 @@ import optax
 from dnt import config as schema
 from dnt import errors, trees
 from dnt.config import typed
-from dnt.models import depth
 from dnt.optim import rows
 
 _TINY = 1e-6  # keeps the branch that is not taken from dividing by zero
 
 
-def make(config: typed.Clip, whole: Any, params: Any, entries: Sequence[depth.Entry]) -> optax.GradientTransformation:
+def make(config: typed.Clip, leaves: rows.Leaves) -> optax.GradientTransformation:
   """Builds the clipping from the section `clip` of a validated config; it keeps no state.
 
   Args:
     config: the section; its `name` is not 'none'.
-    whole: all parameters, nested dicts of arrays or shapes.
-    params: the trainable parameters.
-    entries: the depth order, see `depth.Trace.entries`.
+    leaves: all parameters, of which those that train have a gradient.
   """
   if config.name == 'global_norm':
     return optax.clip_by_global_norm(config.threshold)
   if config.name == 'value':
     return optax.clip(config.threshold)
   if config.name == 'block_norm':
-    return block_norm(config.threshold, params, entries)
+    return block_norm(config.threshold, leaves.places)
   if config.name == 'adaptive':
-    return adaptive(config.threshold, config.epsilon, whole, params, entries)
+    return adaptive(config.threshold, config.epsilon, leaves)
   raise errors.unknown('clip', config.name, schema.SCHEMA['clip']['name'].choices)
 
 
-def block_norm(threshold: float, params: Any, entries: Sequence[depth.Entry]) -> optax.GradientTransformation:
+def block_norm(threshold: float, places: rows.Places) -> optax.GradientTransformation:
   """Clips each depth entry's gradient by its norm over all the entry's leaves; a scanned row counts as an entry."""
-  places = rows.places(params, entries)
 
   def clip(gradients, params):
     del params
@@ -49,9 +42,7 @@ def block_norm(threshold: float, params: Any, entries: Sequence[depth.Entry]) ->
   return optax.stateless(clip)
 
 
-def adaptive(
-  threshold: float, epsilon: float, whole: Any, params: Any, entries: Sequence[depth.Entry]
-) -> optax.GradientTransformation:
+def adaptive(threshold: float, epsilon: float, leaves: rows.Leaves) -> optax.GradientTransformation:
   """Clips each unit's gradient norm to at most a fraction of its parameter norm (adaptive gradient clipping, AGC).
 
   It follows Brock et al. 2021, equation 3, and the authors' code: a unit is an output of a kernel (see
@@ -62,21 +53,18 @@ def adaptive(
   Args:
     threshold: the fraction (lambda).
     epsilon: lower bound on the parameter norm, so that zero parameters can move.
-    whole: all parameters, nested dicts of arrays or shapes; the last entry with a kernel is the head.
-    params: the trainable parameters.
-    entries: the depth order.
+    leaves: all parameters; the last entry with a kernel is the head.
 
   Raises:
     errors.InputError: there is no kernel.
   """
-  _, head = rows.kernel_ends(rows.places(whole, entries), 'clip.name=adaptive')
-  places, leaves = rows.places(params, entries), trees.flatten(whole)
+  _, head = leaves.kernel_ends('clip.name=adaptive')
 
   def leaf(path: str, gradient: jax.Array, param: jax.Array) -> jax.Array:
     is_kernel = rows.is_kernel(path)
-    if is_kernel and places[path] == (head,):
+    if is_kernel and leaves.places[path] == (head,):
       return gradient
-    layers, units = (rows.kernel_axes(path, leaves) or [(0, 1)])[0] if is_kernel else (0, 0)
+    layers, units = (rows.kernel_axes(path, leaves.shapes) or [(0, 1)])[0] if is_kernel else (0, 0)
     axes = tuple(range(rows.first_axis(path) + layers, param.ndim - units))
     norm, size = (jnp.sqrt(jnp.sum(jnp.square(each), axes, keepdims=True)) for each in (gradient, param))
     largest = threshold * jnp.maximum(size, epsilon)

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +10,7 @@ import optax
 
 from dnt import errors, trees
 from dnt.config import typed
-from dnt.models import depth
+from dnt.models import depth, freeze
 from dnt.optim import rows
 
 
@@ -37,18 +36,18 @@ def factors(config: typed.Finetune, entries: Sequence[depth.Entry], owners: Sequ
   return result
 
 
-def check(config: typed.Finetune, params: Any, entries: Sequence[depth.Entry]) -> None:
+def check(config: typed.Finetune, leaves: rows.Leaves, partition: freeze.Partition) -> None:
   """Refuses factors for entries that never train.
 
   Args:
     config: the section `finetune` of a validated config.
-    params: the parameters that train in any phase.
-    entries: the depth list.
+    leaves: all parameters.
+    partition: that of the last phase, which trains the most.
 
   Raises:
     errors.InputError: a pattern in `rates` matches the whole name of no entry that trains.
   """
-  names = [entries[index].name for index in rows.owners(params, entries)]
+  names = [leaves.entries[index].name for index in leaves.owners(partition)]
   for pattern, _ in config.rates:
     if not any(re.fullmatch(pattern, name) for name in names):
       raise errors.InputError(
@@ -56,23 +55,19 @@ def check(config: typed.Finetune, params: Any, entries: Sequence[depth.Entry]) -
       )
 
 
-def make(
-  config: typed.Finetune, whole: Any, params: Any, entries: Sequence[depth.Entry]
-) -> list[tuple[str, optax.GradientTransformation]]:
+def make(config: typed.Finetune, leaves: rows.Leaves) -> list[tuple[str, optax.GradientTransformation]]:
   """Builds the link of the optimizer's chain that applies `factors`; returns no link if all of them are 1.
 
   Args:
     config: the section `finetune` of a validated config.
-    whole: all parameters, nested dicts of arrays or shapes.
-    params: the trainable parameters.
-    entries: the depth list.
+    leaves: all parameters.
   """
-  places, result = rows.places(params, entries), factors(config, entries, rows.owners(whole, entries))
+  result = factors(config, leaves.entries, leaves.owners())
   if (result == 1).all():
     return []
 
   def leaf(path: str, update: jax.Array) -> jax.Array:
-    mine = jnp.asarray(result[list(places[path])], update.dtype)
+    mine = jnp.asarray(result[list(leaves.places[path])], update.dtype)
     return update * (rows.along(mine, update) if trees.is_scanned(path) else mine[0])
 
   def update(updates: trees.Tree, params: trees.Tree) -> trees.Tree:

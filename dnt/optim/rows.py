@@ -1,5 +1,6 @@
 """Maps leaves to their depth entries: one entry per leaf, or one per row in a scanned stage."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,57 +9,69 @@ import jax.numpy as jnp
 import optax
 
 from dnt import errors, trees
-from dnt.models import depth
+from dnt.models import depth, freeze
 
 Places = Mapping[str, tuple[int, ...]]
 
 
-def places(params: Any, entries: Sequence[depth.Entry]) -> Places:
-  """Maps each leaf's path to its indices in the depth list: one index, or one per row.
+@dataclasses.dataclass(frozen=True)
+class Leaves:
+  """The parameters of a network, and the depth entries that own them.
 
-  Args:
-    params: nested dicts of arrays or shapes.
-    entries: the depth list.
+  Attributes:
+    entries: the depth list, see `depth.Trace.entries`.
+    shapes: all parameters by path, arrays or shapes.
+    places: their indices in the depth list by path: one index, or one per row.
   """
-  return depth.find_owners(entries, trees.flatten(params))
 
+  entries: Sequence[depth.Entry]
+  shapes: Mapping[str, Any]
+  places: Places
 
-def owners(params: Any, entries: Sequence[depth.Entry]) -> tuple[int, ...]:
-  """Returns the depth list indices of the entries that own any of these leaves, in order; arguments as for `places`."""
-  return tuple(sorted({index for place in places(params, entries).values() for index in place}))
+  @classmethod
+  def of(cls, params: Any, entries: Sequence[depth.Entry]) -> 'Leaves':
+    """Returns the leaves of all parameters, nested dicts of arrays or shapes."""
+    shapes = trees.flatten(params)
+    return cls(entries, shapes, depth.find_owners(entries, shapes))
 
+  def trained(self, partition: freeze.Partition) -> list[str]:
+    """Returns the paths of the parameters that train."""
+    return [path for path in self.shapes if partition.trains(path)]
 
-def names(path: str, place: tuple[int, ...], entries: Sequence[depth.Entry]) -> tuple[str, ...]:
-  """Returns the paths that the leaf at `path` has in the unrolled layout: one path, or one per row."""
-  return tuple(entries[index].name + path[len(entries[index].path) :] for index in place)
+  def owners(self, partition: freeze.Partition = freeze.ALL) -> tuple[int, ...]:
+    """Returns the depth list indices of the entries that own any parameter that trains, in order."""
+    return tuple(sorted({index for path in self.trained(partition) for index in self.places[path]}))
 
+  def names(self, path: str) -> tuple[str, ...]:
+    """Returns the paths that the leaf at `path` has in the unrolled layout: one path, or one per row."""
+    owners = [self.entries[index] for index in self.places[path]]
+    return tuple(entry.name + path[len(entry.path) :] for entry in owners)
 
-def named(params: Any, entries: Sequence[depth.Entry]) -> list[tuple[int, str]]:
-  """Returns the depth list index and the path in the unrolled layout of each leaf, of scanned ones row by row."""
-  return [
-    (index, name)
-    for path, place in places(params, entries).items()
-    for index, name in zip(place, names(path, place, entries), strict=True)
-  ]
+  def named(self, partition: freeze.Partition = freeze.ALL) -> list[tuple[int, str]]:
+    """Returns the depth list index and the path in the unrolled layout of what trains, of scanned leaves row by row."""
+    return [
+      (index, name)
+      for path in self.trained(partition)
+      for index, name in zip(self.places[path], self.names(path), strict=True)
+    ]
 
+  def kernel_ends(self, option: str) -> tuple[int, int]:
+    """Returns the depth list indices of the first and the last kernel, which belong to stem and head.
 
-def kernel_ends(places: Places, option: str) -> tuple[int, int]:
-  """Returns the depth list indices of the first and the last kernel, which belong to stem and head.
+    Args:
+      option: what needs them, 'key=value', for the message.
 
-  Args:
-    places: those of all parameters.
-    option: what needs them, 'key=value', for the message.
-
-  Raises:
-    errors.InputError: there is no kernel.
-  """
-  indices = [index for path, place in places.items() if is_kernel(path) for index in place]
-  if not indices:
-    raise errors.InputError(
-      f'config.{option} tells kernels from other parameters by their name, and no parameter of the model is called '
-      f"'kernel', as in flax's dense and convolution layers: rename them, or set another config.{option.split('=')[0]}"
-    )
-  return min(indices), max(indices)
+    Raises:
+      errors.InputError: there is no kernel.
+    """
+    indices = [index for path, place in self.places.items() if is_kernel(path) for index in place]
+    if not indices:
+      raise errors.InputError(
+        f'config.{option} tells kernels from other parameters by their name, and no parameter of the model is called '
+        "'kernel', as in flax's dense and convolution layers: rename them, or set another "
+        f'config.{option.partition("=")[0]}'
+      )
+    return min(indices), max(indices)
 
 
 def is_kernel(path: str) -> bool:
@@ -106,7 +119,7 @@ def squares(tree: Any, places: Places) -> dict[tuple[int, ...], jax.Array]:
 
   Args:
     tree: nested dicts of arrays with the paths of `places`.
-    places: from `places`.
+    places: from `Leaves`.
   """
   sums: dict[tuple[int, ...], jax.Array] = {}
   for path, leaf in trees.flatten(tree).items():

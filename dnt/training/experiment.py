@@ -5,7 +5,7 @@ All programs build the same experiment, so none can differ from the run that it 
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -48,6 +48,7 @@ class Experiment(NamedTuple):
   spec: datasets.Spec
   model: Any
   trace: depth.Trace
+  leaves: rows.Leaves
   schedule: optax.Schedule
   preprocess: Callable  # (batch, augmentation key or None) -> images
   init_variables: Callable[[], dict[str, Any]]  # in the model's layout, on the host
@@ -74,16 +75,15 @@ class Experiment(NamedTuple):
     return self.phase(step).train_flops
 
   def make_optimizer(
-    self, params: Any, partitions: tuple[freeze.Partition, ...], schedule: optax.Schedule | None = None
+    self, partitions: tuple[freeze.Partition, ...], schedule: optax.Schedule | None = None
   ) -> optax.GradientTransformation:
     """Returns the optimizer chain of a phase.
 
     Args:
-      params: all parameters (or shapes) in the model's layout.
       partitions: the partitions of the phases up to this one.
       schedule: learning rate by step; None: the schedule of the run.
     """
-    return chain.make(self.config, schedule or self.schedule, params, self.entries, partitions)
+    return chain.make(self.config, schedule or self.schedule, self.leaves, partitions)
 
   def make_step(
     self,
@@ -180,9 +180,10 @@ def make(
     return models.init(trace, config.seed)
 
   params = layouts.to_scanned(trace.variables['params'], trace.scanned)
+  leaves = rows.Leaves.of(params, trace.entries)
   planned = freeze.plan(config.finetune, trace.table, params, config.train.steps, steps_per_epoch)
   if trains:
-    _check_training(config, params, trace.entries, planned[-1].partition)
+    _check_training(config, leaves, planned[-1].partition)
   losses.check_weights(config.loss.class_weights, len(spec.class_names))
   eval_partition = dataclasses.replace(planned[0].partition, skipped=skipped) if skipped else freeze.ALL
   run = Experiment(
@@ -190,6 +191,7 @@ def make(
     spec=spec,
     model=model,
     trace=trace,
+    leaves=leaves,
     schedule=schedule,
     preprocess=preprocess,
     init_variables=init_variables,
@@ -200,8 +202,8 @@ def make(
 
   def make_phase(start, partitions):
     partition = dataclasses.replace(partitions[-1], skipped=skipped)
-    optimizer = run.make_optimizer(params, (*partitions[:-1], partition))
-    watched = telemetry_lib.make(config, params, partition.split(params)[0], trace.table)
+    optimizer = run.make_optimizer((*partitions[:-1], partition))
+    watched = telemetry_lib.make(config, leaves, partition, trace.table)
     return Phase(
       start=start,
       partitions=(*partitions[:-1], partition),
@@ -216,20 +218,18 @@ def make(
   return run._replace(phases=tuple(make_phase(start, partitions) for start, partitions in last_at.items()))
 
 
-def _check_training(
-  config: typed.Config, params: trees.Tree, entries: Sequence[depth.Entry], last: freeze.Partition
-) -> None:
+def _check_training(config: typed.Config, leaves: rows.Leaves, last: freeze.Partition) -> None:
   """Refuses options of training that have no effect on the parameters of the last phase, which trains the most."""
   if config.finetune.l2_sp and not config.train.init_from:
     raise errors.InputError('config.finetune.l2_sp pulls towards pretrained values: it needs config.train.init_from')
-  chain.check(config, params, entries, last)
-  lr_multipliers.check(config.finetune, last.split(params)[0], entries)
-  trained = rows.owners(last.split(params)[0], entries)
-  for index, name in rows.named(params, entries):
+  chain.check(config, leaves, last)
+  lr_multipliers.check(config.finetune, leaves, last)
+  trained = leaves.owners(last)
+  for index, name in leaves.named():
     if index not in trained and trees.is_named(name, config.finetune.reinit):
       raise errors.InputError(
-        f'config.finetune.reinit={config.finetune.reinit} draws {name} anew, and {entries[index].name} never trains; '
-        'name less, or let it train (finetune.trainable, finetune.unfreeze)'
+        f'config.finetune.reinit={config.finetune.reinit} draws {name} anew, and {leaves.entries[index].name} never '
+        'trains; name less, or let it train (finetune.trainable, finetune.unfreeze)'
       )
 
 

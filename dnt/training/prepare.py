@@ -74,7 +74,7 @@ def prepare(config: typed.Config, workdir: pathlib.Path, mesh: jax.sharding.Mesh
       f'val is {config.data.val_fraction:.0%} of the images of train, held out (config.data.val_fraction); a run that '
       'begins trains on all of them if config.eval.splits does not name val and config.data.hold_out is not set'
     )
-  if problem := chain.undecayed(run.config, run.abstract_state().params, run.entries, run.phases[-1].partition):
+  if problem := chain.undecayed(run.config, run.leaves, run.phases[-1].partition):
     _log.info(problem)
   if pipeline.resizes_apart(run.config.data, data.train.shape):
     _log.info(

@@ -15,7 +15,7 @@ import numpy as np
 
 from dnt import trees
 from dnt.config import typed
-from dnt.models import captures, depth
+from dnt.models import captures, depth, freeze
 from dnt.optim import clip
 from dnt.optim import rows as rows_lib
 from dnt.reporting import metric_names
@@ -48,14 +48,15 @@ class Telemetry(NamedTuple):
   measure: Callable[..., dict[str, Column]]
 
 
-def make(config: typed.Config, whole: Any, params: Any, table: Sequence[depth.Row]) -> Telemetry:
+def make(
+  config: typed.Config, leaves: rows_lib.Leaves, partition: freeze.Partition, table: Sequence[depth.Row]
+) -> Telemetry:
   """Returns the telemetry of a train step.
 
   Args:
     config: a validated config.
-    whole: all parameters (or shapes) in the model's layout.
-    params: the trainable parameters; entries without parameters have no parameter
-      metrics.
+    leaves: all parameters.
+    partition: which of them train; entries without any have no parameter metrics.
     table: the depth list.
 
   Returns:
@@ -63,11 +64,9 @@ def make(config: typed.Config, whole: Any, params: Any, table: Sequence[depth.Ro
     gradient_captures)`: the quantities from the parameters before the step, their gradient, the optimizer's updates,
     the collection `CAPTURES`, and the gradient of the collection `GRADIENTS`.
   """
-  entries = [row.entry for row in table]
-  places = rows_lib.places(params, entries)
-  lowest = min(index for place in places.values() for index in place)
+  entries, places, lowest = leaves.entries, leaves.places, leaves.owners(partition)[0]
   frozen = any(row.parameters for row in table[:lowest])
-  clipping = None if config.clip.name == 'none' else clip.make(config.clip, whole, params, entries)
+  clipping = None if config.clip.name == 'none' else clip.make(config.clip, leaves)
   called = [row.entry for row in table if row.shape is not None]
 
   def measure(params, gradient, updates, captured, gradient_captures):

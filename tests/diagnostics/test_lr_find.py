@@ -91,9 +91,8 @@ def test_a_group_moves_alone(network, scan):
   network.model.depth, network.model.scan = 5, scan
   network.optim.weight_decay = 1e-3
   run, _, _, state = build(network)
-  entries = [row.entry for row in run.table]
-  whole = chain.make(run.config, lambda step: jnp.float32(1e-2), state.params, entries)
-  alone = lr_find.train_only_group(whole, state.params, entries, 'head|.*[13]')
+  whole = chain.make(run.config, lambda step: jnp.float32(1e-2), run.leaves)
+  alone = lr_find.train_only_group(whole, run.leaves, 'head|.*[13]')
   gradient = jax.tree.map(
     lambda leaf: np.cos(np.arange(leaf.size)).reshape(leaf.shape).astype(np.float32), state.params
   )

@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 
 from dnt import trees
-from dnt.models import captures
+from dnt.models import captures, freeze
 from dnt.training import telemetry
 
 
@@ -11,7 +11,9 @@ def test_frozen_entries_have_forward_figures_and_cost_no_backward_pass(tiny, beg
   run, state, batch = begin(tiny)
   images, labels = run.preprocess(batch, None), batch['label']
   trained = {'head': state.params['head']}
-  capturing = telemetry.make(run.config, state.params, trained, run.table)
+  frozen = frozenset(row.entry.name for row in run.table[:-1])
+  partition = freeze.Partition(frozen, frozenset(path for path in run.leaves.shapes if path.startswith('head/')))
+  capturing = telemetry.make(run.config, run.leaves, partition, run.table)
   assert trees.flatten(capturing.gradient_captures).keys() == {'head/gradient_capture'}
 
   def loss(trained, gradient_captures, watched):

@@ -10,7 +10,7 @@ import pytest
 from dnt import config as schema
 from dnt import errors, models, trees
 from dnt.models import depth, freeze, layouts
-from dnt.optim import chain, schedules
+from dnt.optim import chain, rows, schedules
 
 NAMES = ('sgd', 'adamw', 'lamb', 'muon')
 OF_OPTIM = [key for key in schema.SCHEMA['optim'] if key != 'name']
@@ -29,7 +29,7 @@ def make_config(name, clip='none', **options):
 
 def make_chain(config, params, entries):
   schedule = schedules.make(config.schedule, config.optim.learning_rate, 100, 10)
-  return chain.make(config, schedule, params, entries)
+  return chain.make(config, schedule, rows.Leaves.of(params, entries))
 
 
 def train(optimizer, params, gradients, compiled=False):
@@ -116,7 +116,7 @@ def test_adamw_follows_the_schedule_as_torch_does(network, torch_run):
 
   params = network.tree(0)
   schedule = schedules.make(config.schedule, 0.05, 4, 10)
-  optimizer = chain.make(config, schedule, params, network.unrolled)
+  optimizer = chain.make(config, schedule, rows.Leaves.of(params, network.unrolled))
   actual, _ = train(optimizer, params, [network.tree(1 + i) for i in range(4)])
   # optax has 1 - b2**t in float32: for b2 = 0.999 it is 1e-5 off at first, in torch it is not
   check(actual, torch_run(scheduled, 0.1), atol=3e-6)
@@ -244,18 +244,18 @@ def partition(network, *names):
 
 
 def test_muon_is_refused_where_no_hidden_kernel_trains(network):
-  config, params = make_config('muon'), network.tree(0)
+  config, leaves = make_config('muon'), rows.Leaves.of(network.tree(0), network.unrolled)
   with pytest.raises(errors.InputError, match="'muon' .*kernels .*none of them trains"):
-    chain.check(config, params, network.unrolled, partition(network, 'head'))
-  chain.check(config, params, network.unrolled, partition(network, 'stage1', 'head'))
+    chain.check(config, leaves, partition(network, 'head'))
+  chain.check(config, leaves, partition(network, 'stage1', 'head'))
 
 
 def test_muon_trains_with_adam_in_a_phase_that_adds_no_hidden_kernel(network):
   config, schedule = make_config('muon'), optax.constant_schedule(0.1)
   parts = ('head',), ('stage1', 'head'), ('stem', 'stage1', 'head')
-  phases = [partition(network, *names) for names in parts]
+  phases, leaves = [partition(network, *names) for names in parts], rows.Leaves.of(network.tree(0), network.unrolled)
   for count in range(1, 4):
-    optimizer = chain.make(config, schedule, network.tree(0), network.unrolled, phases[:count])
+    optimizer = chain.make(config, schedule, leaves, phases[:count])
     params, _ = phases[count - 1].split(network.tree(0))
     state = optimizer.init(params)
     links = ('adam', 'phase1', 'phase2')[:count]
@@ -339,55 +339,57 @@ def test_clipping_comes_before_the_decay(network):
 
 @pytest.mark.parametrize('name', NAMES)
 def test_a_pattern_that_decays_nothing_is_refused(network, name):
-  config = make_config(name, weight_decay_on='kernels$')
+  config, leaves = make_config(name, weight_decay_on='kernels$'), rows.Leaves.of(network.tree(0), network.unrolled)
   with pytest.raises(errors.InputError, match=r"='kernels\$' .*no parameter.* 'dense/bias'"):
-    chain.check(config, network.tree(0), network.unrolled, freeze.ALL)
+    chain.check(config, leaves, freeze.ALL)
   config.optim.weight_decay = 0.0
-  chain.check(config, network.tree(0), network.unrolled, freeze.ALL)
+  chain.check(config, leaves, freeze.ALL)
 
 
 def test_a_network_without_kernels_trains_with_the_defaults_and_nothing_decays(network):
   config, scales = schema.default(), partition(network, 'stem', 'stage1')
   scales = dataclasses.replace(scales, trainable=frozenset(p for p in scales.trainable if p.endswith('scale')))
-  arguments = (config, network.tree(0), network.unrolled)
-  chain.check(*arguments, scales)
-  assert "='kernel$' matches no parameter that trains" in chain.undecayed(*arguments, scales)
-  assert not chain.undecayed(*arguments, freeze.ALL)
+  leaves = rows.Leaves.of(network.tree(0), network.unrolled)
+  chain.check(config, leaves, scales)
+  assert "='kernel$' matches no parameter that trains" in chain.undecayed(config, leaves, scales)
+  assert not chain.undecayed(config, leaves, freeze.ALL)
   for key, value in (('weight_decay', 2e-4), ('weight_decay_on', 'kernel')):
     other = schema.copy_unlocked(config)
     other.optim[key] = value
     with pytest.raises(errors.InputError, match='no parameter that trains'):
-      chain.check(other, *arguments[1:], scales)
+      chain.check(other, leaves, scales)
   config.optim.weight_decay = 0.0
-  assert not chain.undecayed(*arguments, scales)
+  assert not chain.undecayed(config, leaves, scales)
 
 
 @pytest.mark.parametrize(('layout', 'pattern'), [('unrolled', 'stem'), ('scanned', 'stage1/block003/.*kernel$')])
 def test_a_pattern_of_parameters_that_do_not_train_is_refused(network, layout, pattern):
   config, params = make_config('sgd', weight_decay_on=pattern), network.tree(0)
   params = network.stack(params) if layout == 'scanned' else params
-  chain.check(config, params, getattr(network, layout), freeze.ALL)
+  leaves = rows.Leaves.of(params, getattr(network, layout))
+  chain.check(config, leaves, freeze.ALL)
   with pytest.raises(errors.InputError, match="no parameter that trains; .* 'head/bias' .*weight_decay=0"):
-    chain.check(config, params, getattr(network, layout), partition(network, 'head'))
+    chain.check(config, leaves, partition(network, 'head'))
 
 
 def test_l2_sp_that_pulls_nothing_is_refused(network):
   config, params = make_config('sgd'), network.tree(0)
   config.finetune.l2_sp = 0.1
+  leaves = rows.Leaves.of(params, network.unrolled)
   head = partition(network, 'head')
   scales = frozenset(path for path in trees.flatten(params) if path.endswith('scale'))
   norms = dataclasses.replace(head, trainable=head.trainable | scales)
   with pytest.raises(
     errors.InputError, match=r"l2_sp=0.1 .*='kernel\$' .*below the head.* 'stage1/block001/norm/scale'"
   ):
-    chain.check(config, params, network.unrolled, norms)
-  chain.check(config, params, network.unrolled, freeze.ALL)
-  chain.check(config, params, network.unrolled, head)  # where the schema knows that L2-SP has no effect
+    chain.check(config, leaves, norms)
+  chain.check(config, leaves, freeze.ALL)
+  chain.check(config, leaves, head)  # where the schema knows that L2-SP has no effect
   config.optim.weight_decay_on = '(kernel|scale)$'
-  chain.check(config, params, network.unrolled, norms)
+  chain.check(config, leaves, norms)
   config.optim.weight_decay, config.optim.weight_decay_on = 0.0, 'head/kernel$'
   with pytest.raises(errors.InputError, match='below the head'):
-    chain.check(config, params, network.unrolled, freeze.ALL)
+    chain.check(config, leaves, freeze.ALL)
 
 
 @pytest.mark.parametrize('name', NAMES)

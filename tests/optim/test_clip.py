@@ -6,7 +6,7 @@ import pytest
 from dnt import config as schema
 from dnt import errors, trees
 from dnt.models import depth
-from dnt.optim import clip
+from dnt.optim import clip, rows
 
 
 def section(**options):
@@ -16,7 +16,7 @@ def section(**options):
 
 
 def apply(config, gradients, params, entries):
-  transformation = clip.make(config, params, params, entries)
+  transformation = clip.make(config, rows.Leaves.of(params, entries))
   return jax.jit(transformation.update)(gradients, transformation.init(params), params)[0]
 
 
@@ -143,7 +143,7 @@ def test_adaptive_clips_the_last_entry_that_trains_if_the_head_is_frozen(network
   whole, gradients = network.tree(1), network.tree(0)
   config = section(name='adaptive', threshold=0.05)
   trained = {name: whole[name] for name in names}
-  transformation = clip.make(config, whole, trained, network.unrolled)
+  transformation = clip.make(config, rows.Leaves.of(whole, network.unrolled))
   actual, _ = transformation.update({name: gradients[name] for name in names}, transformation.init(trained), trained)
   expected = apply(config, gradients, whole, network.unrolled)
   check(actual, {name: expected[name] for name in names})
@@ -181,9 +181,9 @@ def test_a_gradient_that_is_not_finite_stays_so(network, name):
 def test_adaptive_needs_a_kernel_to_know_the_head_by(network):
   with pytest.raises(errors.InputError, match="^config.clip.name=adaptive .* called 'kernel', .* config.clip.name$"):
     params = {'head': {'weight': np.ones(3)}}
-    clip.make(section(name='adaptive', threshold=0.01), params, params, network.unrolled)
+    clip.make(section(name='adaptive', threshold=0.01), rows.Leaves.of(params, network.unrolled))
 
 
 def test_a_name_outside_the_schema_is_refused(network):
   with pytest.raises(errors.InputError, match="clip 'global'.* 'global_norm'"):
-    clip.make(section(name='global'), network.tree(0), network.tree(0), network.unrolled)
+    clip.make(section(name='global'), rows.Leaves.of(network.tree(0), network.unrolled))

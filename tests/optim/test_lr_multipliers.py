@@ -9,8 +9,8 @@ import pytest
 
 from dnt import config as schema
 from dnt import errors, trees
-from dnt.models import depth
-from dnt.optim import chain, lr_multipliers
+from dnt.models import depth, freeze
+from dnt.optim import chain, lr_multipliers, rows
 
 
 def make_config(**options):
@@ -23,7 +23,7 @@ def make_config(**options):
 
 
 def update(config, entries, params, gradient):
-  optimizer = chain.make(config, optax.constant_schedule(config.optim.learning_rate), params, entries)
+  optimizer = chain.make(config, optax.constant_schedule(config.optim.learning_rate), rows.Leaves.of(params, entries))
   found, _ = optimizer.update(gradient, optimizer.init(params), params)
   return trees.flatten(found)
 
@@ -47,10 +47,11 @@ def test_of_several_patterns_the_first_counts(network):
 def test_a_pattern_for_nothing_is_refused(network, layout):
   params = network.stack(network.tree(0)) if layout == 'scanned' else network.tree(0)
   entries = getattr(network, layout)
-  lr_multipliers.check(make_config(finetune__rates=((entries[1].name, 3.0),)).finetune, params, entries)
+  leaves = rows.Leaves.of(params, entries)
+  lr_multipliers.check(make_config(finetune__rates=((entries[1].name, 3.0),)).finetune, leaves, freeze.ALL)
   config = make_config(finetune__rates=((entries[1].name, 3.0), ('stage9', 3.0))).finetune
   with pytest.raises(errors.InputError, match=f"'stage9' .*that trains: {entries[0].name}, {entries[1].name}"):
-    lr_multipliers.check(config, params, entries)
+    lr_multipliers.check(config, leaves, freeze.ALL)
 
 
 class WithDropouts(nn.Module):
@@ -72,7 +73,7 @@ def test_entries_without_parameters_do_not_count_as_depth():
     np.testing.assert_allclose(found[f'{name}/kernel'], -0.5 * factor, rtol=1e-6)
   config.finetune.rates = (('dropout1', 0.1),)
   with pytest.raises(errors.InputError, match="'dropout1' .*that trains: first, second, head$"):
-    lr_multipliers.check(config.finetune, params, trace.entries)
+    lr_multipliers.check(config.finetune, rows.Leaves.of(params, trace.entries), freeze.ALL)
 
 
 @pytest.mark.parametrize('layout', ['unrolled', 'scanned'])
@@ -98,7 +99,7 @@ def test_l2_sp_pulls_towards_the_start_and_what_is_new_towards_zero(network, rei
   start, now, gradient = (jax.tree.map(jnp.asarray, network.tree(seed)) for seed in (0, 1, 2))
   config = make_config(finetune__l2_sp=0.3, optim__weight_decay=0.1, finetune__reinit=reinit)
   new = (*reinit, entries[-1].name)
-  optimizer = chain.make(config, optax.constant_schedule(0.5), start, entries)
+  optimizer = chain.make(config, optax.constant_schedule(0.5), rows.Leaves.of(start, entries))
   found, _ = optimizer.update(gradient, optimizer.init(start), now)
   start, now, gradient, found = map(trees.flatten, (start, now, gradient, found))
   for path in found:

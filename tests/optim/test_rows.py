@@ -11,8 +11,8 @@ from dnt.optim import rows
 
 
 def test_names_are_those_of_the_unrolled_layout(network):
-  places = rows.places(network.stack(network.tree(0)), network.scanned)
-  names = {path: rows.names(path, place, network.scanned) for path, place in places.items()}
+  leaves = rows.Leaves.of(network.stack(network.tree(0)), network.scanned)
+  names = {path: leaves.names(path) for path in leaves.places}
   assert names['stage1/scanned/conv/kernel'] == ('stage1/block002/conv/kernel', 'stage1/block003/conv/kernel')
   assert names['head/bias'] == ('head/bias',)
   assert {name for row in names.values() for name in row} == trees.flatten(network.tree(0)).keys()
@@ -27,8 +27,9 @@ def test_places_take_time_in_proportion_to_the_entries():
       return super().__iter__()
 
   names = [f'block{i}' for i in range(50)]
-  places = rows.places({name: {'kernel': 0} for name in names}, Entries(depth.Entry(name, name) for name in names))
-  assert places == {f'block{i}/kernel': (i,) for i in range(50)}
+  entries = Entries(depth.Entry(name, name) for name in names)
+  leaves = rows.Leaves.of({name: {'kernel': 0} for name in names}, entries)
+  assert leaves.places == {f'block{i}/kernel': (i,) for i in range(50)}
   assert len(iterated) == 1, 'the depth list is read once, not for each leaf'
 
 
@@ -37,10 +38,10 @@ def test_kernel_ends_are_the_first_and_last_entries_that_hold_a_kernel():
   entries = tuple(depth.Entry(name, name) for name in names)
   layer = {'kernel': 0, 'bias': 0}
   params = {'scalar': 0, 'temperature': 0, 'stem': layer, 'body': {'conv1': layer}, 'head': layer}
-  assert rows.kernel_ends(rows.places(params, entries), 'optim.name=muon') == (1, 3)
+  assert rows.Leaves.of(params, entries).kernel_ends('optim.name=muon') == (1, 3)
   message = "^config.optim.name=muon .* called 'kernel', .*rename them, or set another config.optim.name$"
   with pytest.raises(errors.InputError, match=message):
-    rows.kernel_ends(rows.places({'scalar': 0, 'head': {'bias': 0}}, entries), 'optim.name=muon')
+    rows.Leaves.of({'scalar': 0, 'head': {'bias': 0}}, entries).kernel_ends('optim.name=muon')
 
 
 def test_only_a_leaf_of_that_name_is_a_kernel():

@@ -10,7 +10,7 @@ import pytest
 from dnt import config as schema
 from dnt import models
 from dnt.models import activations, blocks, captures, depth, parts
-from dnt.optim import clip
+from dnt.optim import clip, rows
 from dnt.training import losses
 
 
@@ -195,7 +195,8 @@ def test_clipping_is_by_the_norm_over_the_threshold(scale):
   config = schema.default()
   config.clip.name, config.clip.threshold = 'global_norm', 1.5
   gradients = {'a': {'kernel': scale * jax.random.normal(jax.random.key(0), (3, 4))}, 'b': {'bias': jnp.full(2, scale)}}
-  transform = clip.make(config.clip, gradients, gradients, [])
+  leaves = rows.Leaves.of(gradients, [depth.Entry(name, name) for name in gradients])
+  transform = clip.make(config.clip, leaves)
   clipped, _ = transform.update(gradients, transform.init(gradients), gradients)
   norm = np.sqrt(sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(gradients)))
   jax.tree.map(
