@@ -93,10 +93,12 @@ def check(config: typed.Config, leaves: rows.Leaves, partition: freeze.Partition
   asked = any(optim[key] != defaults[key].default for key in ('weight_decay', 'weight_decay_on'))
   if asked and (problem := undecayed(config, leaves, partition)):
     raise errors.InputError(problem)
-  if config.finetune.l2_sp and below and not any(map(decays, below)):
+  # Beside `trainable='head'` it is for `config.relations`, which leaves it to a config file.
+  if config.finetune.l2_sp and config.finetune.trainable != 'head' and not any(map(decays, below)):
+    there = f'what trains there has paths like {below[0]!r}' if below else 'nothing that has pretrained values does'
     raise errors.InputError(
       f'finetune.l2_sp={config.finetune.l2_sp} pulls what optim.weight_decay_on={optim.weight_decay_on!r} matches '
-      f'below the head, and none of it trains; what trains there has paths like {below[0]!r}'
+      f'below the head, and none of it trains; {there}'
     )
 
 

@@ -39,15 +39,30 @@ def factors(config: typed.Finetune, entries: Sequence[depth.Entry], owners: Sequ
 def check(config: typed.Finetune, leaves: rows.Leaves, partition: freeze.Partition) -> None:
   """Refuses factors for entries that never train.
 
+  A `layer_decay` beside `trainable='head'` is for `config.relations`, which leaves it to a config file.
+
   Args:
     config: the section `finetune` of a validated config.
     leaves: all parameters.
     partition: that of the last phase, which trains the most.
 
   Raises:
-    errors.InputError: a pattern in `rates` matches the whole name of no entry that trains.
+    errors.InputError: the head never trains and has a factor, only the head trains and others have one, or a pattern in
+      `rates` matches the whole name of no entry that trains.
   """
-  names = [leaves.entries[index].name for index in leaves.owners(partition)]
+  head, trained = leaves.owners()[-1], leaves.owners(partition)
+  name = leaves.entries[head].name
+  if config.head_lr_mult != 1 and head not in trained:
+    raise errors.InputError(
+      f'config.finetune.head_lr_mult={config.head_lr_mult} is a factor on the rate of {name}, which never trains; set '
+      'it to 1, or let the head train (finetune.trainable, finetune.unfreeze)'
+    )
+  if config.layer_decay != 1 and trained == (head,) and config.trainable != 'head':
+    raise errors.InputError(
+      f'config.finetune.layer_decay={config.layer_decay} is a factor on the rates below {name}, and nothing else '
+      'trains; set it to 1, or let more train (finetune.trainable, finetune.unfreeze)'
+    )
+  names = [leaves.entries[index].name for index in trained]
   for pattern, _ in config.rates:
     if not any(re.fullmatch(pattern, name) for name in names):
       raise errors.InputError(

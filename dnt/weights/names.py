@@ -53,8 +53,15 @@ HEAD = 'head/dense'  # the layer without which a network is a backbone
 _SAME_ARCHITECTURE = re.compile(r'^(?:.*/)?(?:(?:tv|ssl|swsl|gluon)_)?(?P<name>[^.]*?)(?:_v1b)?(?:\..*)?$')
 
 # Options of timm's networks that leave what the weights compute as it is: the first with any value, others with these.
-_HARMLESS = re.compile(r'drop_|pretrained|zero_init_|(?:num_classes|in_chans|img_size|scriptable|exportable)$')
-_USUAL = {'global_pool': ('avg', 'fast'), 'act_layer': ('relu',), 'output_stride': (32,)}
+_HARMLESS = re.compile(
+  r'drop_|pretrained|zero_init_|(?:num_classes|in_chans|img_size|scriptable|exportable|memory_efficient)$'
+)
+_USUAL = {
+  'global_pool': ('avg', 'fast'),
+  'act_layer': ('relu',),
+  'norm_layer': ('batchnorm', 'batchnorm2d'),
+  'output_stride': (32,),
+}
 
 # Maps dnt's layer paths to the framework's layers. Format fields: `stage` from 1 and `keras_stage` from 2; `block`
 # from 1, `index` from 0 and `letter` from a; `part` from 1 and `part_letter` from a number a block's convolutions.

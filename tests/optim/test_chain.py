@@ -384,7 +384,11 @@ def test_l2_sp_that_pulls_nothing_is_refused(network):
   ):
     chain.check(config, leaves, norms)
   chain.check(config, leaves, freeze.ALL)
-  chain.check(config, leaves, head)  # where the schema knows that L2-SP has no effect
+  with pytest.raises(errors.InputError, match='below the head, .*; nothing that has pretrained values does'):
+    chain.check(config, leaves, head)
+  config.finetune.trainable = 'head'  # where the schema knows that L2-SP has no effect
+  chain.check(config, leaves, head)
+  config.finetune.trainable = 'all'
   config.optim.weight_decay_on = '(kernel|scale)$'
   chain.check(config, leaves, norms)
   config.optim.weight_decay, config.optim.weight_decay_on = 0.0, 'head/kernel$'

@@ -54,6 +54,24 @@ def test_a_pattern_for_nothing_is_refused(network, layout):
     lr_multipliers.check(config, leaves, freeze.ALL)
 
 
+@pytest.mark.parametrize('layout', ['unrolled', 'scanned'])
+def test_factors_of_what_never_trains_are_refused(network, layout):
+  params = network.stack(network.tree(0)) if layout == 'scanned' else network.tree(0)
+  leaves = rows.Leaves.of(params, getattr(network, layout))
+  last = leaves.entries[-1].name
+  head, below = (frozenset(path for path in leaves.shapes if path.startswith(f'{last}/') == there) for there in (1, 0))
+  ends = {end: freeze.Partition(frozenset({'frozen'}), paths) for end, paths in (('head', head), ('below', below))}
+  lr_multipliers.check(make_config(finetune__head_lr_mult=3.0).finetune, leaves, ends['head'])
+  with pytest.raises(errors.InputError, match=f'head_lr_mult=3.0 .*{last}, which never trains'):
+    lr_multipliers.check(make_config(finetune__head_lr_mult=3.0).finetune, leaves, ends['below'])
+  decay = make_config(finetune__layer_decay=0.5, finetune__trainable='(head)').finetune
+  lr_multipliers.check(decay, leaves, ends['below'])
+  with pytest.raises(errors.InputError, match=f'layer_decay=0.5 .* below {last}, and nothing else trains'):
+    lr_multipliers.check(decay, leaves, ends['head'])
+  decay.trainable = 'head'  # where the schema knows that it has no effect
+  lr_multipliers.check(decay, leaves, ends['head'])
+
+
 class WithDropouts(nn.Module):
   @nn.compact
   def __call__(self, x, train):

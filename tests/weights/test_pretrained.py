@@ -143,6 +143,7 @@ OTHER_OPTIONS = [
   ({'block_args': {'attn_layer': 'se'}}, 'block_args='),
   ({'num_classes': 10, 'in_chans': 3, 'img_size': 224, 'drop_rate': 0.1, 'pretrained_cfg_overlay': {}}, ''),
   ({'global_pool': 'avg', 'act_layer': 'relu', 'output_stride': 32, 'norm_layer': None}, ''),
+  ({'norm_layer': 'batchnorm2d', 'memory_efficient': True}, ''),
 ]
 
 
