@@ -20,7 +20,7 @@ from dnt.models import captures, depth, function_calls, initializers, stage
 from dnt.optim import chain, schedules
 from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
-from dnt.training import budget, datasets, experiment, initialize, open_options, telemetry
+from dnt.training import budget, datasets, experiment, initialize, open_options, precompile, telemetry
 
 IMAGES = 8  # images of the batch whose similarity is measured
 COUNT = 10  # steps that are taken
@@ -97,8 +97,7 @@ def examine(
   seeds = 1 if data.weights else seeds
   shown = []
   with contextlib.closing(pipeline.make_train_loader(run.config, data.train, mesh)) as loader:
-    shardings = (run.shardings(mesh, run.abstract_state()), mesh_lib.replicated(mesh))
-    step = compile_lib.jit(_make_step(run, loader.batch_at), mesh, donate_argnums=0, out_shardings=shardings)
+    step = precompile.jit_on_state(run, mesh, _make_step(run, loader.batch_at), run.abstract_state())
     outputs = compile_lib.jit(_make_outputs(run, loader.batch_at), mesh)
     batches: list[Any] = []
     logits: list[Any] = []  # of the first seed, up to the step that `_initial` returns

@@ -33,7 +33,7 @@ from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
 from dnt.parallel import multihost, ownership
 from dnt.reporting import plots, tables, terminal
-from dnt.training import budget, datasets, experiment, initialize, open_options, resume, steps
+from dnt.training import budget, datasets, experiment, initialize, open_options, precompile, resume, steps
 
 if TYPE_CHECKING:
   from matplotlib.figure import Figure
@@ -224,10 +224,9 @@ def sweep(
   first, count = int(state.step), run.config.lr_find.steps
   train_step = make_train_step(run, first, group)
   longest = min(run.config.train.steps_per_dispatch, loader.max_steps(0))
-  shardings = (run.shardings(mesh, state), mesh_lib.replicated(mesh))
   train_steps = steps.make_train_steps(train_step, loader.batch_at, longest)
   state = jax.tree.map(jnp.copy, state)
-  jitted = compile_lib.jit(train_steps, mesh, donate_argnums=0, out_shardings=shardings)
+  jitted = precompile.jit_on_state(run, mesh, train_steps, state)
   program = compile_lib.ahead(
     jitted, state, loader.shapes(), np.int32(1), what='the compiled train step', remedy=budget.remedy(run.config, mesh)
   )

@@ -16,9 +16,8 @@ import numpy as np
 from dnt.config import typed
 from dnt.data import pipeline
 from dnt.optim import schedules
-from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
-from dnt.training import datasets, experiment, initialize, open_options, steps
+from dnt.training import datasets, experiment, initialize, open_options, precompile, steps
 
 STEPS = 300
 LAST_TRIED = 50  # steps over which the accuracy counts
@@ -154,9 +153,8 @@ class _Training:
 
   def _enter(self, phase: experiment.Phase) -> None:
     train_steps = steps.make_train_steps(phase.train_step, self._loader.batch_at, self._longest)
-    shardings = (self._run.shardings(self._mesh, self.state), mesh_lib.replicated(self._mesh))
     self.phase = phase
-    self._program = compile_lib.jit(train_steps, self._mesh, donate_argnums=0, out_shardings=shardings)
+    self._program = precompile.jit_on_state(self._run, self._mesh, train_steps, self.state)
 
   def most(self) -> int:
     """Returns how many steps one call can take from here; it ends where a phase does."""

@@ -149,9 +149,20 @@ def train_program(
   if name == TELEMETRY:
     step, longest = phase.telemetry_step, 1
   program = steps.make_train_steps(step, loader.batch_at, longest)
+  return jit_on_state(run, mesh, program, state), state, loader.shapes(), np.int32(1)
+
+
+def jit_on_state(run: experiment.Experiment, mesh: jax.sharding.Mesh, program: Callable, state: Any) -> Any:
+  """Jits a program that takes a state, whose buffers it takes over, and returns the next one and other results.
+
+  Args:
+    run: the experiment.
+    mesh: the mesh of the state.
+    program: `(state, ...) -> (state, results)`; the new state keeps its shardings, the results lie on all devices.
+    state: a state of the run, or its shapes.
+  """
   shardings = (run.shardings(mesh, state), mesh_lib.replicated(mesh))
-  jitted = compile_lib.jit(program, mesh, donate_argnums=0, out_shardings=shardings)
-  return jitted, state, loader.shapes(), np.int32(1)
+  return compile_lib.jit(program, mesh, donate_argnums=0, out_shardings=shardings)
 
 
 def used(run: experiment.Experiment, step: int) -> list[str]:
