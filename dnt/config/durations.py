@@ -28,5 +28,5 @@ def period(text: str, total_steps: int, steps_per_epoch: float) -> float:
 
 
 def duration(text: str, total_steps: int, steps_per_epoch: float) -> int:
-  """Returns a duration in steps, rounded to the nearest whole number, at most `LARGEST`; see `period`."""
-  return int(min(period(text, total_steps, steps_per_epoch), LARGEST) + 0.5)
+  """Returns a duration in steps, at most `LARGEST`; see `period`. Halves round to even, as those of `train.epochs`."""
+  return round(min(period(text, total_steps, steps_per_epoch), LARGEST))

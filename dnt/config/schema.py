@@ -412,7 +412,7 @@ SCHEMA: dict[str, Any] = {
     ),
     'norm_momentum': Option(
       0.9,
-      'fraction of the running statistics that batch_norm keeps at each step',
+      'fraction of the running statistics that batch_norm keeps at each step, or micro-batch of train.accumulate',
       check=checks.within(0, 1),
       only={'model.norm': ('batch_norm',)},
       role='training',

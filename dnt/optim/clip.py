@@ -46,9 +46,9 @@ def adaptive(threshold: float, epsilon: float, leaves: rows.Leaves) -> optax.Gra
   """Clips each unit's gradient norm to at most a fraction of its parameter norm (adaptive gradient clipping, AGC).
 
   It follows Brock et al. 2021, equation 3, and the authors' code: a unit is an output of a kernel (see
-  `rows.kernel_axes`), or any other parameter as a whole, such as a bias or gain. It does not clip the head's kernel
-  (section 4.1), but clips its bias. `optax.adaptive_grad_clip` does the same with kernels of two and four axes, biases
-  and gains.
+  `rows.kernel_axes`), or any other parameter as a whole, such as a bias or gain. It does not clip the head's
+  dense layer (section 4.1). `optax.adaptive_grad_clip` does the same with kernels of two and four axes, biases and
+  gains.
 
   Args:
     threshold: the fraction (lambda).
@@ -59,11 +59,12 @@ def adaptive(threshold: float, epsilon: float, leaves: rows.Leaves) -> optax.Gra
     errors.InputError: there is no kernel.
   """
   _, head = leaves.kernel_ends('clip.name=adaptive')
+  last = {_layer(path) for path, place in leaves.places.items() if rows.is_kernel(path) and place == (head,)}
 
   def leaf(path: str, gradient: jax.Array, param: jax.Array) -> jax.Array:
-    is_kernel = rows.is_kernel(path)
-    if is_kernel and leaves.places[path] == (head,):
+    if _layer(path) in last:
       return gradient
+    is_kernel = rows.is_kernel(path)
     layers, units = (rows.kernel_axes(path, leaves.shapes) or [(0, 1)])[0] if is_kernel else (0, 0)
     axes = tuple(range(rows.first_axis(path) + layers, param.ndim - units))
     norm, size = (jnp.sqrt(jnp.sum(jnp.square(each), axes, keepdims=True)) for each in (gradient, param))
@@ -74,3 +75,8 @@ def adaptive(threshold: float, epsilon: float, leaves: rows.Leaves) -> optax.Gra
     return trees.map_with_path(leaf, gradients, params)
 
   return optax.stateless(clip)
+
+
+def _layer(path: str) -> str:
+  """Returns the path of the layer that has a parameter."""
+  return path.rpartition('/')[0]

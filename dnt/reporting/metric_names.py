@@ -46,6 +46,10 @@ def deciding(values: Mapping[str, Any], split: str, quantity: str) -> str:
   return averaged if averaged in values else f'{split}/{quantity}'
 
 
+# What training lines and evaluations of a split `train` both have.
+OF_BOTH = ('train/loss', 'train/accuracy')
+
+
 def is_training(record: Mapping[str, Any]) -> bool:
   """Returns whether a line of `metrics.jsonl` is of training; evaluations of a split `train` have `train/loss` too."""
   return 'train/learning_rate' in record

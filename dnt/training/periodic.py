@@ -22,6 +22,6 @@ class Every:
     if not self.period:
       return None
     count = max(1, int(step / self.period))
-    while (at := int(count * self.period + 0.5)) <= step:
+    while (at := round(count * self.period)) <= step:
       count += 1
     return at

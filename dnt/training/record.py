@@ -23,6 +23,7 @@ from dnt.reporting import memory, metric_names, metrics, progress
 from dnt.training import evaluate, experiment, steps, telemetry
 
 _log = logging.getLogger(__name__)
+_EVALUATED_TRAIN = 'train/calibration_error'  # which no training line has
 _AGAINST_DIVERGENCE = (
   'a smaller config.optim.learning_rate, a warm-up or clipping (config.clip.name=global_norm) may help'
 )
@@ -344,7 +345,10 @@ class Record:
         files.write(workdir_lib.confusion_path(self._workdir, split), json.dumps(content, allow_nan=False) + '\n')
 
   def _write(self, step: int, values: Mapping[str, float]) -> None:
-    self.last |= values
+    shown = values
+    if metric_names.is_training(values) and _EVALUATED_TRAIN in self.last:  # loss and accuracy are of the evaluation
+      shown = {name: value for name, value in values.items() if name not in metric_names.OF_BOTH}
+    self.last |= shown
     self._writer.write(step, step / self._run.steps_per_epoch, values)
 
   def _show(self, step: int, loss: float, accuracy: float, speed: Mapping[str, float]) -> None:

@@ -238,6 +238,20 @@ def test_a_run_that_ranks_by_test_says_so_once(make, console, metric, warned):
   assert console.readouterr().out.count('ranks the checkpoints') == warned
 
 
+def test_a_training_line_does_not_replace_the_evaluation_of_the_training_split(make, tiny):
+  """They have names in common. Without such an evaluation, the summary has the figures of the line."""
+  tiny.eval.splits = ('train',)
+  found = evaluation(0.5, 3.0, 'train')
+  found.metrics['train/calibration_error'] = 0.1
+  with make(best_metric='accuracy') as rec:
+    rec.add_training(0, 2, values(2.0, 4.0))
+    assert (rec.last['train/loss'], rec.last['train/accuracy']) == (3.0, pytest.approx(0.3))
+    rec.add_evaluation(2, found)
+    rec.add_training(2, 2, values(8.0, 9.0))
+    assert (rec.last['train/loss'], rec.last['train/accuracy']) == (3.0, 0.5)
+    assert rec.last['train/gradient_norm'] == 8.5
+
+
 def test_the_end_is_recorded_once(make, tmp_path):
   found = evaluation(0.75)
   with make(best_metric='val/loss') as rec:
