@@ -515,7 +515,7 @@ SCHEMA: dict[str, Any] = {
       float,
       'probability of dropping the last block; it grows linearly with depth',
       check=checks.within(0, 1),
-      only={'model.name': ('resnet',)},
+      only=tuple({'model.name': ('resnet',), **each} for each in BELOW_HEAD),  # it acts where blocks train
       role='training',
       on_resume=REFUSE,
     ),
