@@ -28,7 +28,7 @@ from absl import logging
 from dnt import buckets, errors, files, trees
 from dnt import workdir as workdir_lib
 from dnt.checkpoints import digests
-from dnt.reporting import metric_names
+from dnt.config import older
 
 _STEP = re.compile(r'0|[1-9][0-9]*')
 META_FILE = 'meta.json'
@@ -154,7 +154,7 @@ def read_state(path: pathlib.Path, abstract_state: Any) -> ReadBack:
   """
   envelope = _read_envelope(path)
   expected = flatten(abstract_state)
-  on_disk = {_current_name(name, envelope): name for name in envelope['leaves']}
+  on_disk = {older.leaf(name, envelope['format']): name for name in envelope['leaves']}
   if misfit := _compare(expected, envelope):
     workdir = path.parent.parent
     raise errors.InputError(
@@ -232,6 +232,7 @@ def newest_meta(directory: pathlib.Path, steps: Sequence[int]) -> dict[str, Any]
 
 
 def _read_envelope(path: pathlib.Path) -> dict[str, Any]:
+  """Reads the envelope; that of an older version has the present format but for the names of its leaves."""
   file = path / 'meta' / META_FILE
   try:
     envelope = json.loads(file.read_bytes())
@@ -246,7 +247,7 @@ def _read_envelope(path: pathlib.Path) -> dict[str, Any]:
   if not good:
     raise DamagedError(f'{file.relative_to(path)} differs from what was written')
   workdir_lib.check_number(envelope.get('format', 1), f'checkpoint {path}')
-  return envelope
+  return older.envelope(envelope, int(path.name))
 
 
 def _check_answer(path: pathlib.Path) -> None:
@@ -329,15 +330,8 @@ def silence_background() -> None:
   logger.addFilter(lambda record: 'exception was never retrieved' not in record.getMessage())
 
 
-def _current_name(name: str, envelope: Mapping[str, Any]) -> str:
-  """Returns the path that a leaf of a checkpoint has in today's format."""
-  if envelope.get('format', 1) > 1:
-    return name
-  return re.sub(r'^opt_state/stage(\d+)/', r'opt_state/phase\1/', name)
-
-
 def _compare(expected: Mapping[str, Any], envelope: Mapping[str, Any]) -> Misfit | None:
-  saved = {_current_name(name, envelope): leaf for name, leaf in envelope['leaves'].items()}
+  saved = {older.leaf(name, envelope['format']): leaf for name, leaf in envelope['leaves'].items()}
   both = [name for name in expected if name in saved]
   shapes = [
     f'{name} {tuple(saved[name]["shape"])}, not {expected[name].shape}'
@@ -378,14 +372,9 @@ def _sha256(envelope: Mapping[str, Any]) -> str:
 def metrics_of(path: pathlib.Path) -> dict[str, float]:
   """Returns the metrics of a checkpoint by name; {} if it was not evaluated, or is damaged, which a restore reports."""
   try:
-    envelope = _read_envelope(path)
+    return _read_envelope(path)['metrics']
   except DamagedError:
     return {}
-  if 'metrics' in envelope:
-    return envelope['metrics']
-  # Older versions wrote only the metric that ranked the checkpoint when it was measured.
-  config, metric = envelope['meta'].get('config'), envelope['metric']
-  return {metric_names.ranking(config): metric} if config and metric is not None else {}
 
 
 def steps_in(directory: pathlib.Path) -> list[int]:

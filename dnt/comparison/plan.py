@@ -17,14 +17,13 @@ from dnt import errors, files, models
 from dnt import workdir as workdir_lib
 from dnt.checkpoints import format
 from dnt.config import changes as changes_lib
-from dnt.config import checks, run_config, typed
+from dnt.config import checks, older, run_config, typed
 from dnt.weights import names, preprocessing
 
 VARIANT = 'variant:'  # before the name of a variant in train.init_from
 RUNS = 10_000  # most runs of a comparison
 _NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9_.-]*')
 _SEED = re.compile(r'seed(0|[1-9]\d*)')
-_OLD_SPLITS = ('test',)  # default of eval.splits before `data.hold_out` existed
 _LENGTH = ('train.steps', 'train.epochs')  # the length of a run; the option that is set counts
 
 
@@ -92,7 +91,7 @@ def make(
       raise errors.InputError(f'{what} must not set seed; set config.seeds instead')
     variants[name] = schema.override(bases[form], changes, what)
     if old:
-      _begin_as_before(variants[name])
+      older.begin(variants[name])
     _check(variants[name], changes, what)
     if ':' in variants[name].model.name:  # the runs are other processes, which must find the module too
       variants[name].model.update(models.resolved_options(variants[name].model))
@@ -138,20 +137,10 @@ def _with_length(given: Collection[str]) -> set[str]:
   return {*given, *(_LENGTH if set(_LENGTH) & set(given) else ())}
 
 
-def _begin_as_before(config: typed.Config) -> None:
-  """Fills in what the config leaves open as a version without `data.hold_out` did."""
-  if config.eval.splits == schema.default().eval.splits:
-    config.eval.splits = _OLD_SPLITS
-  if config.data.hold_out is None:
-    config.data.hold_out = False
-  if '/' not in config.checkpoint.best_metric:
-    config.checkpoint.best_metric = f'{config.eval.splits[0]}/{config.checkpoint.best_metric}'
-
-
 def _is_old(workdir: pathlib.Path) -> bool:
   """Returns whether a version that had no `data.hold_out` began the comparison; its other runs are made alike."""
   stored = (_read(path) for path in workdir.glob(f'*/seed*/{workdir_lib.REQUESTED}'))
-  return any('hold_out' not in each['data'] for each in stored if each and 'data' in each)
+  return any(older.held_nothing_out(each) for each in stored if each)
 
 
 def add_seeds(config: typed.Comparison, workdir: pathlib.Path) -> typed.Comparison:
@@ -308,10 +297,7 @@ def _differences(run: Run) -> list[str] | None:
   if stored is None:
     return None
   old, new = run_config.parse(stored, run.workdir / workdir_lib.REQUESTED), run.config
-  if 'eval_resize' not in stored.get('data', {}) and new.data.eval_resize is None:
-    old.data.eval_resize = None  # older versions had no such option, and evaluated as they do without it
-  if new.clip.threshold is None and new.clip.name == old.clip.name and old.clip.threshold == 1.0:
-    old.clip.threshold = None  # the default of older versions, which a run that goes on keeps
+  older.leave_open(old, new, stored)
   found = [str(change) for change in changes_lib.find(old, new) if change.on_resume != schema.FREE]
   if not _images(run):  # else they are compared themselves, wherever they are
     found += [

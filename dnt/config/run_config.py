@@ -13,7 +13,7 @@ import ml_collections
 
 from dnt import config as schema
 from dnt import errors, files
-from dnt.config import implied, keys, relations, typed
+from dnt.config import keys, older, typed
 
 # Beside the sections of the config: digests of the data and of pretrained weights, versions and devices, and what the
 # config left open.
@@ -56,14 +56,8 @@ def parse(content: Any, path: str | os.PathLike) -> typed.Config:
   for key, value in given.items():
     if key not in known:
       raise errors.unknown(f'config key of {path}', key, known)
-    # Options that are missing because the version was older keep their defaults.
     _put(config, key, known[key], value, path)
-  if 'data.hold_out' not in given and 'eval.splits' in given:  # older runs held nothing out; the first split ranked
-    config.data.hold_out = False
-    if '/' not in config.checkpoint.best_metric:
-      config.checkpoint.best_metric = f'{config.eval.splits[0]}/{config.checkpoint.best_metric}'
-  if 'data.eval_resize' not in given:  # if not set, it would now follow the pretrained weights
-    config.data.eval_resize = implied.eval_resize(config.data)
+  older.fill(config, given)
   return config
 
 
@@ -124,7 +118,7 @@ def reopen(config: typed.Config, path: str, given: Container[str]) -> None:
   content, known = files.read_object(path), schema.OPTIONS['train']
   recorded, holds = recorded_open(content), keys.flatten(content, known)
   if recorded is None:
-    found = _likely_open(config, given)
+    found = older.likely_open(config, given)
   else:
     found = {key: value for key, (value, determined) in recorded.items() if holds.get(key) == determined}
   kept = {key for key, other in _WITH.items() if other in given or other in (recorded or {}).keys() - found.keys()}
@@ -135,22 +129,6 @@ def reopen(config: typed.Config, path: str, given: Container[str]) -> None:
   for key, value in found.items():
     if key in known and key not in given and key not in kept:
       _put(config, key, known[key], value, path)
-
-
-def _likely_open(config: typed.Config, given: Container[str]) -> dict[str, Any]:
-  """Returns what a run has probably determined, for one of a version that did not record it.
-
-  It is what contradicts the splits of the command line.
-  """
-  if 'eval.splits' not in given:
-    return {}
-  found, (split, _, quantity) = {}, config.checkpoint.best_metric.rpartition('/')
-  names_val = not relations.failing({'eval.splits': ('val',)}, lambda key: keys.get(config, key))
-  if config.data.hold_out not in (None, names_val):
-    found['data.hold_out'] = None
-  if split and split not in config.eval.splits:
-    found['checkpoint.best_metric'] = quantity
-  return found
 
 
 def write(path: pathlib.Path, config: ml_collections.ConfigDict, provenance: Mapping[str, Any] | None = None) -> None:

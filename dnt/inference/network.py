@@ -106,10 +106,9 @@ def load(text: str | os.PathLike[str], mesh: Mesh | None = None, checkpoint: str
 def _of_run(source: pretrained.Source) -> _Found:
   assert source.workdir, 'the source is a run'
   config, saved = source.run_config, source.checkpoint
-  shape, size = saved.meta.get('image_shape'), config.data.image_size
-  if shape is None and size:  # older checkpoints do not store the shape
-    shape = (size, size, len(config.data.mean))
-  if shape is None:
+  *sides, channels = saved.meta['image_shape']
+  height, width = (side or config.data.image_size for side in sides)
+  if not (height and width):
     raise errors.InputError(
       f'the checkpoint in {source.workdir} is too old to hold the size of its images; set data.image_size in '
       f'{source.workdir / workdir_lib.CONFIG} to the pixels per side'
@@ -117,7 +116,7 @@ def _of_run(source: pretrained.Source) -> _Found:
   return _Found(
     config=config,
     variables=source.variables,
-    image_shape=tuple(shape),
+    image_shape=(height, width, channels),
     class_names=source.class_names,
     step=saved.step,
     averaged=bool(saved.ema),

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-import ml_collections
+from dnt.config import typed
 
 AVERAGED = '_ema'  # suffix of a split, for averaged parameters
 _TELEMETRY = 'telemetry'
@@ -55,17 +55,14 @@ def is_training(record: Mapping[str, Any]) -> bool:
   return 'train/learning_rate' in record
 
 
-def ranking(config: Mapping[str, Any] | ml_collections.ConfigDict) -> str:
+def ranking(config: typed.Config) -> str:
   """Returns the name of the metric that ranks the checkpoints of a run; empty if none does.
 
   Args:
-    config: the config of the run, which names the split that ranks (see `open_options.rank`); or one of an older
-      version, in JSON values, whose first split ranked.
+    config: the config of the run, which names the split that ranks, see `open_options.rank`.
   """
-  split, _, quantity = config['checkpoint']['best_metric'].rpartition('/')
-  if 'hold_out' not in config.get('data', {}):
-    split = config['eval']['splits'][0]
-  suffix = AVERAGED if config['ema']['decay'] else ''
+  split, _, quantity = config.checkpoint.best_metric.rpartition('/')
+  suffix = AVERAGED if config.ema.decay else ''
   return f'{split}{suffix}/{quantity}' if split else ''
 
 

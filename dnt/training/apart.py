@@ -104,7 +104,7 @@ def _read(config: typed.Config, splits: Sequence[str], meta: Mapping[str, Any], 
       named = ', '.join(name if name == split else f'{split!r} as {name!r}' for name, split in chosen.items())
       _log.info(f'{data.source} is not the data of {owner}: evaluating its split {named}')
     return {
-      name: class_order.align(sources.read(available, data, split), meta.get('class_names', ()), owner)
+      name: class_order.align(sources.read(available, data, split), meta['class_names'], owner)
       for name, split in chosen.items()
     }
 
@@ -129,7 +129,7 @@ def _complete(config: typed.Config, trained: typed.Config, meta: Mapping[str, An
   for key, value in trained.data.items():
     if result.data[key] in (None, ()):
       result.data[key] = value
-  height, width, _ = meta.get('image_shape', (None, None, None))
+  height, width, _ = meta['image_shape']
   if result.data.image_size is None and height == width:
     result.data.image_size = height
   # Their periods may be longer than the other data.

@@ -71,8 +71,7 @@ def load(
       have other data, or pretrained weights are missing.
   """
   meta = checkpoints.read_meta(workdir) if workdir else {}
-  begun = 'config' in meta  # older checkpoints do not hold what `resume.keep_open` needs
-  weights = pretrained.Source(config.train.init_from) if config.train.init_from and not begun else None
+  weights = pretrained.Source(config.train.init_from) if config.train.init_from and not meta else None
   if weights and not multihost.is_single():  # all processes read a checkpoint together
     of_run = multihost.together(lambda: weights.workdir is not None)
     multihost.check_equal({'whether config.train.init_from is a workdir': of_run})
@@ -89,8 +88,7 @@ def load(
       raise errors.InputError(f'split {split!r} of {config.data.source} has other channels than {first.split!r}')
   names, owner = first.class_names, f'its split {first.split!r}'
   if workdir and meta:
-    names = meta.get('class_names', ())  # older versions recorded no names
-    owner = f'the run in {buckets.name(workdir)}'
+    names, owner = meta['class_names'], f'the run in {buckets.name(workdir)}'
   loaded = {split: class_order.align(other, names, owner) for split, other in loaded.items()}
   train = loaded[config.data.train_split]
   spec = Spec(len(train), pipeline.image_shape(config.data, train), train.class_names)

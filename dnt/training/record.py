@@ -14,7 +14,7 @@ import numpy as np
 
 from dnt import checkpoints, errors, files
 from dnt import workdir as workdir_lib
-from dnt.config import typed
+from dnt.config import run_config, typed
 from dnt.data import splits
 from dnt.optim import chain, schedules
 from dnt.parallel import chips, multihost
@@ -82,18 +82,15 @@ class Record:
     self._run, self._workdir, self._clock = run, workdir, clock
     self.evaluated_at: int = history.get('evaluated_at', 0)
     # The splits that were evaluated at this step, during the run.
-    evaluated_now = self.evaluated_at == step and 'config' in history
+    evaluated_now = self.evaluated_at == step and history
     self.measured: tuple[str, ...] = tuple(history['config']['eval']['splits']) if evaluated_now else ()
     self._progress = progress.Progress(run.config.train.steps)
     # Sums since the last training line, but of the learning rate the last value. They are saved too, so that the next
     # line is the same after a resume.
     self._sums: defaultdict[str, float] = defaultdict(int, history.get('sums', {}))
-    if 'images' not in history and self._sums.get('steps'):  # older versions summed the learning rate too
-      self._sums['learning_rate'] /= self._sums['steps']
     self._writer = metrics.Writer(workdir, step, self.evaluated_at, step - int(self._sums.get('steps', 0)))
     self._lap: float = history.get('lap', 0.0)
-    # Images of all steps so far, whose batches may have had other sizes; older versions did not count them.
-    self.images: int = history.get('images', step * run.config.train.batch_size)
+    self.images: int = history.get('images', 0)  # of all steps so far, whose batches may have had other sizes
     clock.input_seconds += history.get('input_seconds', 0.0)
     self._log = run.every(run.config.train.log_every)
     self._floors = telemetry.floors(run.config, run.table)
@@ -357,8 +354,11 @@ class Record:
 
 
 def is_ranked_alike(config: typed.Config, history: Mapping[str, Any]) -> bool:
-  """Returns whether the metric that ranks checkpoints is that of the run so far, as far as its history says it."""
-  return 'config' not in history or metric_names.ranking(history['config']) == metric_names.ranking(config)
+  """Returns whether the metric that ranks checkpoints is that of the run so far, if it has begun."""
+  if not history:
+    return True
+  trained = run_config.parse(history['config'], workdir_lib.CHECKPOINTS)
+  return metric_names.ranking(trained) == metric_names.ranking(config)
 
 
 def is_out_of_patience(config: typed.Config, evaluations_without_better: int) -> bool:

@@ -121,7 +121,7 @@ def summarize(
   Args:
     run: the experiment.
     history: `last`, `best`, `best_checkpoint`, `warnings`, `seconds`, `images`, `peak_memory`, `data` and `weights` of
-      the record, or of the `meta` of a checkpoint, which lacks `best_checkpoint`, and of an older version `images`.
+      the record, or of the `meta` of a checkpoint, which lacks `best_checkpoint`.
     step: steps done.
     params: the parameters after them, in the model's layout.
     finished: whether the run has ended, and not only stopped.
@@ -130,7 +130,7 @@ def summarize(
   """
   whole = mesh_lib.gather(layouts.to_unrolled(params, layouts.scanned_rows(params)))
   seconds = dict(history.get('seconds', {}))
-  trained, images = seconds.get('train', 0.0), history.get('images', step * run.config.train.batch_size)
+  trained = seconds.get('train', 0.0)
   return {
     'step': step,
     'total_steps': run.config.train.steps,
@@ -145,7 +145,7 @@ def summarize(
     'trainable_parameters': trees.count(run.phase_of_state(step).partition.split(params)[0]),
     'params_sha256': trees.sha256(whole),
     'seconds': {'total': sum(seconds.values()), 'compile': 0.0, 'train': 0.0, 'evaluate': 0.0} | seconds,
-    'images_per_second': images / trained if trained else None,
+    'images_per_second': history['images'] / trained if trained else None,
     'peak_memory': history.get('peak_memory', {}),
     'versions': versions(),
     'devices': devices(mesh),

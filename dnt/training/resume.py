@@ -15,7 +15,7 @@ import numpy as np
 from dnt import buckets, checkpoints, errors, models
 from dnt import config as schema
 from dnt import workdir as workdir_lib
-from dnt.config import changes, run_config, typed
+from dnt.config import changes, older, run_config, typed
 from dnt.models import freeze, layouts
 from dnt.optim import schedules
 from dnt.reporting import progress
@@ -33,9 +33,9 @@ class Trained(NamedTuple):
 
   Attributes:
     config: the resolved config of the run.
-    data: the fingerprint of each split, see `dnt.data.fingerprint`; empty if the run is older than it.
+    data: the fingerprint of each split, see `dnt.data.fingerprint`; empty if nothing says it.
     older: whether the run is older than `data.hold_out`.
-    versions: those of Python and of packages, by name; empty if the run is older than their record.
+    versions: those of Python and of packages, by name; empty likewise.
     devices: what they ran on, see `report.devices`; empty likewise.
   """
 
@@ -57,14 +57,13 @@ def read(workdir: pathlib.Path) -> Trained | None:
 
 def of_meta(meta: Mapping[str, Any], workdir: pathlib.Path) -> Trained | None:
   """Returns what the checkpoint with this `meta` (`record.Record.history`) was trained with; None: nothing says it."""
-  if 'config' not in meta:
+  if not meta:
     return None
   config = schema.copy_unlocked(run_config.parse(meta['config'], workdir / workdir_lib.CHECKPOINTS))
   open_options.fill_defaults(config.data)
   if ':' not in config.model.name:  # a user's own module may have moved
     config.model.update(models.resolved_options(config.model))
-  older = 'hold_out' not in meta['config'].get('data', {})
-  return Trained(config, meta.get('data', {}), older, meta.get('versions', {}), meta.get('devices', {}))
+  return Trained(config, meta['data'], older.held_nothing_out(meta['config']), meta['versions'], meta['devices'])
 
 
 def keep_open(config: typed.Config, trained: Trained | None) -> typed.Config:
@@ -93,7 +92,7 @@ def keep_open(config: typed.Config, trained: Trained | None) -> typed.Config:
       if key == 'name' or (key not in schema.model_options('run') and models.is_open(config.model, key)):
         kept.model[key] = trained.config.model[key]
   if config.clip.threshold is None and config.clip.name == trained.config.clip.name:
-    kept.clip.threshold = trained.config.clip.threshold  # older versions clipped adaptively at 1 by default
+    kept.clip.threshold = trained.config.clip.threshold
   if config.data.hold_out is None:
     kept.data.hold_out = trained.config.data.hold_out
     if trained.older and config.eval.splits == schema.default().eval.splits:

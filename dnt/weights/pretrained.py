@@ -180,7 +180,7 @@ class Source:
   def class_names(self) -> tuple[str, ...]:
     """Returns the class names in the order of the head; empty if the source has none."""
     if self.workdir:
-      return tuple(self.checkpoint.meta.get('class_names', ()))
+      return tuple(self.checkpoint.meta['class_names'])
     return self._about.class_names
 
   @functools.cached_property

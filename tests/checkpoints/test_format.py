@@ -10,6 +10,7 @@ import optax
 import pytest
 
 from dnt import checkpoints, errors
+from dnt import config as schema
 from dnt.checkpoints import format
 from tests.checkpoints import states
 
@@ -18,7 +19,8 @@ pytestmark = pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptio
 
 
 def test_older_checkpoints_have_the_metric_that_ranked_them(tmp_path):
-  config = {'eval': {'splits': ['val', 'test']}, 'ema': {'decay': 0.9}, 'checkpoint': {'best_metric': 'loss'}}
+  config = schema.default().to_dict()
+  config['eval']['splits'], config['ema']['decay'], config['checkpoint']['best_metric'] = ['val', 'test'], 0.9, 'loss'
   for step, meta in ((1, {'config': config}), (2, {})):
     path = tmp_path / 'checkpoints' / str(step) / 'meta' / 'meta.json'
     path.parent.mkdir(parents=True)

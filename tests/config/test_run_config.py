@@ -28,15 +28,6 @@ def test_what_is_beside_the_config_is_no_config(tmp_path):
   assert run_config.get_config(str(path)).to_dict() == config.to_dict()
 
 
-def test_before_splits_were_held_out_the_first_one_ranked(tmp_path):
-  content = schema.default().to_dict()
-  content['eval']['splits'] = ['test', 'train']
-  del content['data']['hold_out']
-  (tmp_path / 'config.json').write_text(json.dumps(content))
-  read = run_config.get_config(str(tmp_path / 'config.json'))
-  assert (read.data.hold_out, read.checkpoint.best_metric) == (False, 'test/accuracy')
-
-
 def test_what_an_older_version_lacked_keeps_its_default(tmp_path):
   (tmp_path / 'config.json').write_text(json.dumps({'seed': 3, 'optim': {'learning_rate': 0.5}}))
   read = run_config.get_config(str(tmp_path / 'config.json'))
@@ -60,18 +51,6 @@ def test_what_an_older_version_took_is_read_and_not_run_again(tmp_path, content,
   read = run_config.get_config(str(tmp_path / 'config.json'))
   with pytest.raises(errors.InputError, match=message):
     schema.validate(read)
-
-
-@pytest.mark.parametrize(('augment', 'resize'), [('none', 'squash'), ('resized_crop_flip', 'center_crop')])
-def test_an_older_run_evaluates_as_its_augmentation_implied(tmp_path, augment, resize):
-  content = schema.default().to_dict()
-  content['data']['augment'] = augment
-  path = tmp_path / 'config.json'
-  path.write_text(json.dumps(content))
-  assert run_config.get_config(str(path)).data.eval_resize is None, 'this one left it open'
-  del content['data']['eval_resize']
-  path.write_text(json.dumps(content))
-  assert run_config.get_config(str(path)).data.eval_resize == resize
 
 
 @pytest.mark.parametrize(

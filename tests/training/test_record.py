@@ -135,9 +135,6 @@ def test_images_count_with_the_batch_that_they_were_in(make, tiny):
   with make(3, history) as rec:
     rec.add_training(3, 2, values(1.0, 1.0))
     assert rec.images == rec.history()['images'] == 3 * 16 + 2 * 64
-  del history['images']
-  with make(3, history) as rec:
-    assert rec.images == 3 * 64, 'an older version did not count them'
 
 
 def test_a_line_is_written_on_demand_and_again_by_a_run_that_did_not_save_it(make, tmp_path):
@@ -155,17 +152,6 @@ def test_a_line_is_written_on_demand_and_again_by_a_run_that_did_not_save_it(mak
     found = [line[f'train/{name}'] for name in ('loss', 'accuracy', 'learning_rate')]
     np.testing.assert_allclose(found, [3.0, 0.3, 0.2], rtol=1e-6)
     assert line['step'] == 3 and line['images_per_second'] > 0
-
-
-def test_the_rate_of_an_open_line_of_an_older_version_is_their_mean(make):
-  with make() as rec:
-    rec.add_training(0, 3, values(1.0, 2.0, 6.0))
-    history = json.loads(json.dumps(rec.history()))
-  del history['images']
-  history['sums']['learning_rate'] = 0.1 + 0.15 + 0.2  # they summed it
-  with make(3, history) as rec:
-    rec.write_line(3)
-  assert rec.last['train/learning_rate'] == pytest.approx(0.15)
 
 
 def test_the_first_loss_that_is_not_finite_stops_the_run_with_its_step(make):

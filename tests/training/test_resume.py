@@ -14,7 +14,7 @@ from PIL import Image
 
 from dnt import checkpoints, errors, loop
 from dnt import config as schema
-from dnt.config import run_config
+from dnt.config import older, run_config
 from dnt.diagnostics import lr_find, noise
 from dnt.reporting import metrics
 from dnt.training import datasets, evaluate, experiment, open_options, record, report, resume
@@ -273,6 +273,11 @@ def test_an_older_checkpoint_was_trained_with_the_older_config(tiny, tmp_path):
   assert run(tiny, tmp_path, 'seed')['step'] == 8
 
 
+def trained_with(content):
+  """What a checkpoint says that holds a config in JSON values, and otherwise what the first version wrote."""
+  return resume.of_meta(older.meta({'config': content}, 6), RUN)
+
+
 def built(config):
   data = datasets.load(config, ())
   return experiment.make(open_options.resolve(config, data), data.spec)
@@ -292,7 +297,7 @@ def built(config):
 def test_a_rate_that_restarts_higher_than_it_stood_is_said(tiny, console, before, changes, step, higher):
   put(tiny, before)
   old = built(tiny)
-  trained = resume.of_meta({'config': old.config.to_dict()}, RUN)
+  trained = trained_with(old.config.to_dict())
   put(tiny, changes)
   new = built(tiny)
   resume.log(resume.find_changes(new, {}, trained, step), new, trained, step)
@@ -335,7 +340,7 @@ def test_a_length_that_moves_a_phase_that_has_begun_is_refused_with_the_steps_to
 
 def test_a_phase_that_shorter_runs_reach_earlier_is_no_matter_for_one_that_is_further(tiny):
   tiny.finetune.trainable, tiny.finetune.unfreeze, tiny.train.steps = 'head', (('50%', 'all'),), 12
-  trained = resume.of_meta({'config': built(tiny).config.to_dict()}, RUN)
+  trained = trained_with(built(tiny).config.to_dict())
   tiny.train.steps = 4
   assert [change.key for change in resume.find_changes(built(tiny), {}, trained, 6)] == ['train.steps']
   tiny.train.steps = 8
@@ -345,7 +350,7 @@ def test_a_phase_that_shorter_runs_reach_earlier_is_no_matter_for_one_that_is_fu
 
 def test_a_phase_that_rounds_to_no_step_in_a_shorter_run_has_not_moved(tiny):
   tiny.finetune.trainable, tiny.finetune.unfreeze, tiny.train.steps = 'head', (('10%', 'all'),), 12
-  trained = resume.of_meta({'config': built(tiny).config.to_dict()}, RUN)
+  trained = trained_with(built(tiny).config.to_dict())
   tiny.train.steps = 4
   assert [change.key for change in resume.find_changes(built(tiny), {}, trained, 1)] == ['train.steps']
 
@@ -400,7 +405,7 @@ def test_what_was_measured_stays_as_it_was(tiny, tmp_path):
       Image.fromarray(image).save(tmp_path / label / f'{index}.png')
   put(tiny, {'data.source': f'folder:{tmp_path}', 'data.eval_resize': 'center_crop', 'data.eval_crop': 0.9})
   old = built(tiny).config
-  trained = resume.of_meta({'config': old.to_dict()}, RUN)
+  trained = trained_with(old.to_dict())
   tiny.data.eval_crop = 0.7
   assert built(tiny).config.data.mean != old.data.mean
   new = built(resume.keep_open(tiny, trained))
@@ -426,19 +431,19 @@ def test_a_checkpoint_of_an_older_version_goes_on(tiny):
   made = experiment.make(open_options.resolve(tiny, data), data.spec)
   content = json.loads(json.dumps(made.config.to_dict()))
   del content['data']['eval_resize'], content['data']['eval_crop'], content['telemetry'], content['model']['block']
-  old = resume.of_meta({'config': content}, RUN)
+  old = trained_with(content)
   assert resume.find_changes(made, data.fingerprint(), old, 6) == []
   tiny.model.block = 'residual'
   changed = experiment.make(open_options.resolve(tiny, data), data.spec)
   assert [change.key for change in resume.find_changes(changed, data.fingerprint(), old, 6)] == ['model.block']
-  assert resume.of_meta({'class_names': []}, RUN) is None
+  assert resume.of_meta({}, RUN) is None
 
 
 def test_a_module_of_ones_own_may_move(wide_network, tmp_path):
   old = built(wide_network)
   content = old.config.to_dict()
   content['model']['folder'] = str(tmp_path / 'gone')
-  trained = resume.of_meta({'config': content}, RUN)
+  trained = trained_with(content)
   assert [change.key for change in resume.find_changes(old, {}, trained, 6) if change.on_resume != schema.FREE] == []
 
 
@@ -467,7 +472,7 @@ def test_a_run_that_goes_on_evaluates_as_before(tiny, saved, tmp_path, augment, 
   rewrite(other)
   old = trained.config.to_dict()
   del old['data']['eval_resize']
-  assert evaluates(resume.of_meta({'config': old}, RUN)) == implied, 'the run is older than the option'
+  assert evaluates(trained_with(old)) == implied, 'the run is older than the option'
   tiny.data.eval_resize = other
   assert evaluates(trained) == other, 'what is asked for is done'
 
