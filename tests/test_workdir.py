@@ -9,12 +9,11 @@ import zipfile
 import pytest
 
 from dnt import errors, files, workdir
-from dnt.weights import pretrained
 
 pytestmark = pytest.mark.usefixtures('undrawn')
 
-# A run stopped at step 8 of 12, a finished one, a comparison and a feature cache, written by commit c7c7fcf: before the
-# modules moved, and before formats had numbers.
+# A run stopped at step 8 of 12, a finished one and a comparison, written by commit c7c7fcf: before the modules moved,
+# and before formats had numbers.
 OLD = pathlib.Path(__file__).parent / 'old_runs.zip'
 
 
@@ -69,22 +68,6 @@ def test_an_old_run_is_evaluated_and_used_as_weights(old, program, call_program)
   code, output, problems = call_program('export', '--workdir=whole')
   assert code == 0, problems
   assert 'step 12' in output
-
-
-@pytest.mark.thorough
-def test_old_features_which_have_no_digests_are_replaced(old, program, monkeypatch):
-  def raw(source):
-    return {'params': source.checkpoint.params, 'batch_stats': source.checkpoint.batch_stats}
-
-  monkeypatch.setattr(pretrained.Source, 'variables', property(raw))  # that version took no average
-  before = sorted(path.name for path in (old / 'cache').glob('*.features'))
-  arguments = ['--config.finetune.unfreeze=()', '--config.train.init_from=whole', '--config.ema.decay=0']
-  arguments.append("--config.eval.splits=('test',)")  # the default of that version
-  code, output, problems = program('--config=tiny.py', '--workdir=new', '--config.finetune.cache_dir=cache', *arguments)
-  assert code == 0, problems
-  after = sorted(path.name for path in (old / 'cache').glob('*.features'))
-  assert len(after) == len(before) > 0 and not {*after} & {*before}
-  assert output.count('older version') == len(before)
 
 
 def test_an_old_comparison_is_reported_without_running_again(old, call_program):

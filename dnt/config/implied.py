@@ -9,12 +9,10 @@ import ml_collections
 def eval_resize(data: Mapping[str, Any] | ml_collections.ConfigDict) -> str:
   """Returns how evaluation resizes images: `data.eval_resize`, or what `data.augment` implies if that is not set.
 
-  Runs from before the option existed always did what `augment` implies.
-
   Args:
-    data: the `data` section of a config; older ones lack the option.
+    data: the `data` section of a config.
   """
-  if data.get('eval_resize') is not None:
+  if data['eval_resize'] is not None:
     return data['eval_resize']
   return 'center_crop' if data['augment'] == 'resized_crop_flip' else 'squash'
 

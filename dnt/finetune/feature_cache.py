@@ -26,7 +26,6 @@ from dnt.training import datasets, experiment, initialize
 _log = logging.getLogger(__name__)
 FOLDER = 'features'  # of the cache folder
 LARGEST = 2**33  # largest size in bytes of a split's features, which are held on the device
-_WITHOUT_DIGESTS = 2  # the version of feature files before digests
 
 
 class _Cache(NamedTuple):
@@ -177,14 +176,8 @@ class _Place(NamedTuple):
 
 
 def _place(cache: _Cache, folder: pathlib.Path, source: examples.Examples, views: int) -> _Place:
-  """Returns where the features of a split are kept; removes the file of an older version."""
-  identity = feature_keys.split(cache.about, cache.prefix.run, source, views)
-  older = feature_files.path_of(folder, feature_keys.key(_WITHOUT_DIGESTS, identity))
-  if multihost.is_lead() and feature_files.remove(older):
-    _log.info(
-      f'features of {source.split}: the file of an older version, {older.name}, has no digests and is computed anew'
-    )
-  key = feature_keys.key(feature_files.FORMAT, identity)
+  """Returns where the features of a split are kept."""
+  key = feature_keys.key(feature_keys.split(cache.about, cache.prefix.run, source, views))
   records = max(views, 1) * len(source)
   described = {'data': source.name, 'split': source.split, 'records': records, 'shape': cache.prefix.shape}
   return _Place(feature_files.path_of(folder, key), feature_files.header(key=key, **described))

@@ -26,7 +26,7 @@ import numpy as np
 
 from dnt import errors, files
 
-FORMAT = 3  # version of the file contents; increase it when they change. Versions before 3 had no digests.
+FORMAT = 4  # version of the file contents and of what decides their key; increase it when they change
 LIMITS = {'DNT_CACHE_GB': 20.0, 'DNT_CACHE_DAYS': 30.0}  # environment variables, with their defaults
 _NAME = re.compile(r'[0-9a-f]{32}\.features')
 _BLOCK = struct.Struct('<QQ32s')  # the place of the first record, the number of records, their digest
@@ -232,7 +232,7 @@ def files_in(folder: pathlib.Path) -> list[File]:
 
 
 def _header_of(path: pathlib.Path) -> dict[str, Any]:
-  """Returns the header of a file; an empty one if the file is damaged or of an older format."""
+  """Returns the header of a file; an empty one if the file is damaged."""
   try:
     with path.open('rb') as file:
       content = json.loads(file.readline(1 << 16))

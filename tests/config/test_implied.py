@@ -11,9 +11,6 @@ def test_the_augmentation_decides_how_evaluation_resizes_only_where_nothing_else
   data = schema.default().data
   data.augment = augment
   assert implied.eval_resize(data) == resize
-  older = data.to_dict()
-  del older['eval_resize']
-  assert implied.eval_resize(older) == resize
   for data.eval_resize in schema.SCHEMA['data']['eval_resize'].choices:
     assert implied.eval_resize(data) == data.eval_resize
 

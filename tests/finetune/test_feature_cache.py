@@ -236,19 +236,6 @@ def test_other_batches_go_on_from_the_middle_of_one(config, tmp_path):
 
 
 @pytest.mark.thorough
-def test_a_file_of_an_older_version_is_replaced(config, tmp_path, console, monkeypatch):
-  config.train.steps = 1
-  with monkeypatch.context() as patch:
-    patch.setattr(feature_files, 'FORMAT', feature_cache._WITHOUT_DIGESTS)
-    loop.train(config, tmp_path / 'a', record.Clock(0.0), 'test')
-  old = files(config)
-  console.readouterr()
-  loop.train(config, tmp_path / 'b', record.Clock(0.0), 'test')
-  assert len(files(config)) == 2 and not {*old} & {*files(config)}
-  assert console.readouterr().out.count('older version') == 2
-
-
-@pytest.mark.thorough
 @pytest.mark.parametrize('problem', ['file', 'limit', 'full'])
 def test_features_that_cannot_be_kept_do_not_stop_a_run(config, tmp_path, console, monkeypatch, problem):
   config.train.steps = 1

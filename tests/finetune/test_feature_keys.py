@@ -1,6 +1,6 @@
-import hashlib
 import json
 import os
+import pathlib
 
 import jax
 import numpy as np
@@ -9,59 +9,70 @@ import pytest
 from dnt.data import examples
 from dnt.data.sources import folder, tfds
 from dnt.data.transforms import images
-from dnt.finetune import feature_keys, frozen_prefix
+from dnt.finetune import feature_files, feature_keys, frozen_prefix
 from dnt.training import datasets, experiment, open_options
 
 
-def test_features_know_how_their_images_were_resized_and_older_ones_are_found(tiny):
-  older = feature_keys._seen(tiny.data)
-  assert 'eval_resize' not in older
-  for augment, implied, other in (
-    ('none', 'squash', 'center_crop'),
-    ('resized_crop_flip', 'center_crop', 'squash'),
-  ):
-    tiny.data.augment, tiny.data.eval_resize = augment, implied
-    assert feature_keys._seen(tiny.data) == {**older, 'augment': augment}
-    tiny.data.eval_resize = other
-    assert feature_keys._seen(tiny.data) == {**older, 'augment': augment, 'eval_resize': other}
+@pytest.fixture
+def run(tiny):
+  tiny.finetune.trainable = 'head'
+  data = datasets.load(tiny, ())
+  return experiment.make(open_options.resolve(tiny, data), data.spec)
 
 
-def test_features_know_how_their_images_were_decoded_and_older_ones_are_found(tiny):
-  older = feature_keys._seen(tiny.data)
-  assert not {'image_bits', 'exif_rotation', 'decoding'} & older.keys()
-  seen = set()
-  for bits, rotated in ((None, False), (16, False), (12, False), (12, True), (16, True)):
-    with tiny.data.ignore_type():
-      tiny.data.image_bits, tiny.data.exif_rotation = bits, rotated
-    seen.add(str(feature_keys._seen(tiny.data)))
-  assert len(seen) == 4 and str(older) in seen
+def sharing(section, key_of):
+  """The options of a section of a config of which features with another value have the key that they had."""
+  before, same = key_of(), set()
+  for name, value in section.items():
+    with section.unlocked(), section.ignore_type():
+      section[name] = f'another than {value}'
+      same |= {name} if key_of() == before else set()
+      section[name] = value
+  assert key_of() == before
+  return same
 
 
-def test_features_of_cars_that_older_versions_turned_before_they_cut_them_out_are_others(tiny):
-  for rotated in (False, True):
-    tiny.data.crop_to_box, tiny.data.exif_rotation = False, rotated
-    older = feature_keys._seen(tiny.data) | {'crop_to_box': True}
-    tiny.data.crop_to_box = True
-    assert (feature_keys._seen(tiny.data) == older) == (not rotated)
+def test_another_option_of_the_data_gives_another_key_but_for_loading_and_what_the_images_say_themselves(run, tiny):
+  source = datasets.load(tiny, ()).train
+  same = sharing(run.config.data, lambda: feature_keys.key(feature_keys.split([], run, source, 0)))
+  assert same == {'dir', 'workers', 'placement', 'hold_out', 'images_per_class'}
 
 
-@pytest.mark.parametrize('name', ['a.tif', 'b.TIFF', 'c.png'])
-def test_features_of_tiffs_that_older_versions_read_as_negatives_are_others(tmp_path, name):
-  (tmp_path / 'first.png').write_bytes(b'1234')
-  (tmp_path / name).write_bytes(b'12345')
-  paths, labels = tuple(str(tmp_path / each) for each in ('first.png', name)), np.zeros(2, np.int32)
-  store = folder.Files(paths, labels, images.USUAL)
-  found = feature_keys._fingerprint(examples.Examples('folder:x', 'train', ('a',), (8, 8, 3), store, labels))
-  older = [
-    hashlib.sha256(bytes(8)).hexdigest(),
-    [[path, os.stat(path).st_size, os.stat(path).st_mtime_ns] for path in paths],
-  ]
-  assert (found == older) == (name == 'c.png')
+def test_another_option_of_the_network_gives_another_key_but_for_where_it_lies_and_how_it_trains(run):
+  prefix, variables = frozen_prefix.find(run), run.init_variables()
+  same = sharing(run.config.model, lambda: feature_keys.key(feature_keys.network(prefix, variables)))
+  assert same == {'folder', 'norm_sync'}
 
 
-def test_parts_of_a_split_whose_labels_are_not_known_have_features_of_their_own_and_those_of_the_whole_are_found(
-  tmp_path,
-):
+def test_another_format_of_the_files_gives_another_key(monkeypatch):
+  before = feature_keys.key(['a'])
+  assert before == feature_keys.key(['a']) != feature_keys.key(['b'])
+  monkeypatch.setattr(feature_files, 'FORMAT', feature_files.FORMAT + 1)
+  assert feature_keys.key(['a']) != before
+
+
+def test_files_are_known_by_their_names_sizes_and_times_and_their_labels_and_order(tmp_path):
+  paths, labels = tuple(str(tmp_path / name) for name in ('a.png', 'b.png')), np.array([0, 1], np.int32)
+  for path in paths:
+    pathlib.Path(path).write_bytes(b'1234')
+
+  def of(paths, labels):
+    store = folder.Files(paths, labels, images.USUAL)
+    split = examples.Examples('folder:x', 'train', ('a', 'b'), (8, 8, 3), store, labels)
+    return json.dumps(feature_keys._fingerprint(split))
+
+  first = of(paths, labels)
+  assert of(paths, labels) == first
+  found = {first, of(paths[::-1], labels), of(paths, labels[::-1]), of(paths[:1], labels[:1])}
+  os.utime(paths[0], ns=(1, 1))
+  found.add(of(paths, labels))
+  pathlib.Path(paths[0]).write_bytes(b'12345')
+  os.utime(paths[0], ns=(1, 1))
+  found.add(of(paths, labels))
+  assert len(found) == 6
+
+
+def test_parts_of_a_split_whose_labels_are_not_known_have_features_of_their_own(tmp_path):
   path = tmp_path / 'records'
   path.write_bytes(b'12345')
   records = tfds.Records([b''] * 10, 'toy', 'image', 'label', 3, images.USUAL, (str(path),), range(10))
@@ -70,9 +81,9 @@ def test_parts_of_a_split_whose_labels_are_not_known_have_features_of_their_own_
     split = examples.Examples('tfds:toy', 'train[-3:]', ('a', 'b'), (8, 8, 3), store, None)
     return json.dumps(feature_keys._fingerprint(split))
 
-  assert of(records) == json.dumps([None, [[str(path), 5, path.stat().st_mtime_ns]]]), 'as of older versions'
   parts = records.part(7, 10), records.part(3, 6), records.part(0, 3), records.take(np.array([9, 8, 7]))
-  assert len({of(each) for each in (records, *parts)}) == 5
+  relabelled = records.relabelled(np.array([1, 0], np.int32))
+  assert len({of(each) for each in (records, relabelled, *parts)}) == 6
   assert of(records.take(np.array([7, 8, 9]))) == of(parts[0])
 
 
@@ -84,19 +95,15 @@ def test_features_of_images_that_nothing_draws_are_those_of_every_seed(tiny, aug
     tiny.seed = seed
     data = datasets.load(tiny, ())
     run = experiment.make(open_options.resolve(tiny, data), data.spec)
-    return feature_keys.key(3, feature_keys.split([], run, data.train, views))
+    return feature_keys.key(feature_keys.split([], run, data.train, views))
 
   assert (of(0, 1) == of(1, 1)) == (augment == 'none')
   assert of(0, 0) == of(1, 0) != of(0, 1)
 
 
-def test_features_of_another_precision_are_others(tiny):
-  tiny.finetune.trainable = 'head'
-  data = datasets.load(tiny, ())
-  run = experiment.make(open_options.resolve(tiny, data), data.spec)
+def test_features_of_another_precision_are_others(run):
   prefix, variables = frozen_prefix.find(run), run.init_variables()
   usual = feature_keys.network(prefix, variables)
-  assert len(usual) == 4, 'as of older versions'
   with jax.default_matmul_precision('bfloat16'):
-    assert feature_keys.network(prefix, variables) == [*usual, ['cpu', 'bfloat16']]
+    assert feature_keys.network(prefix, variables) != usual
   assert feature_keys.network(prefix, variables) == usual
