@@ -15,8 +15,9 @@ from dnt import config as schema  # noqa: E402
 
 HEAD = '''"""Types of configs, for annotations: each option by name has the type that the schema gives it.
 
-Configs are plain `ml_collections.ConfigDict`s at run time. Options that `open_options.resolve` always sets have the
-type that they hold then; other options without a default may be None. `.ci/config_types.py` writes this file.
+Configs are `ml_collections.ConfigDict`s at run time, of class `schema.Section` unless they are unlocked copies. Options
+that `open_options.resolve` always sets have the type that they hold then; other options without a default may be None.
+`.ci/config_types.py` writes this file.
 """
 
 from typing import Any, Literal

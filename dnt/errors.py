@@ -94,6 +94,12 @@ class InputError(ValueError):
   """Bad config, data, checkpoint or flag; the message explains what is wrong, what is valid and what to do."""
 
 
+class UnknownKeyError(InputError, AttributeError, KeyError):
+  """An option that a config does not have; also what Python expects of a missing attribute and of a missing key."""
+
+  __str__ = ValueError.__str__  # that of KeyError quotes the message
+
+
 class RunError(RuntimeError):
   """A run that started and failed, such as a loss that is not finite."""
 

@@ -1,5 +1,6 @@
 import errno
 import os
+import pickle
 import re
 
 import pytest
@@ -32,6 +33,12 @@ def test_unknown_among_many_lists_the_nearest_alone():
 def test_unknown_with_nothing_to_choose_from():
   for name in ('shrt', 'none'):
     assert re.fullmatch(f"unknown form '{name}'.* there is none", str(errors.unknown('form', name, [])))
+
+
+def test_a_missing_option_is_bad_input_a_missing_attribute_and_a_missing_key():
+  error = pickle.loads(pickle.dumps(errors.UnknownKeyError("unknown config key 'a'")))
+  assert isinstance(error, errors.InputError) and isinstance(error, AttributeError) and isinstance(error, KeyError)
+  assert str(error) == "unknown config key 'a'"
 
 
 def test_the_two_errors_are_told_apart():

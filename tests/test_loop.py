@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import subprocess
 import sys
 import time
 import types
@@ -778,3 +779,33 @@ def test_a_run_of_an_older_version_that_goes_on_does_not_claim_that_it_left_noth
   assert run(config, tmp_path)['step'] == 8
   content = json.loads(path.read_text())
   assert content['train']['steps'] == 8 and 'open' not in content['provenance']
+
+
+@pytest.mark.thorough
+def test_a_program_in_python_gives_paths_numbers_of_numpy_and_steps(tiny, tmp_path):
+  run_config.write(tmp_path / 'tiny.json', tiny)
+  program = """
+import pathlib, sys
+import numpy as np
+import dnt
+from dnt import config, errors
+from dnt.config import run_config
+
+folder = pathlib.Path(sys.argv[1])
+run = run_config.get_config(folder / 'tiny.json')
+try:
+  run.train.lr = 3
+except errors.InputError as error:
+  print(error)
+run.train.steps, run.optim.learning_rate, run.eval.splits = np.int64(2), np.float32(0.5), ['test']
+run.eval.every, run.finetune.cache_dir = 1, folder / 'features'
+assert dnt.train(run, folder / 'first')['finished']
+run.train.init_from = folder / 'first'
+assert dnt.train(run, folder / 'second')['finished']
+"""
+  ended = subprocess.run([sys.executable, '-c', program, str(tmp_path)], capture_output=True, text=True, check=False)
+  assert ended.returncode == 0, ended.stderr
+  assert "unknown config key 'train.lr'; did you mean 'optim.learning_rate'?" in ended.stdout
+  written = json.loads((tmp_path / 'second' / 'config.json').read_text())
+  assert written['train']['init_from'] == str(tmp_path / 'first') and written['train']['steps'] == 2
+  assert written['eval']['every'] == '1' and written['optim']['learning_rate'] == 0.5

@@ -33,7 +33,7 @@ def put(config: ml_collections.ConfigDict, key: str, value: Any) -> None:
   """Sets the value at a key.
 
   Raises:
-    TypeError: the type of `value` differs from that of the current value.
+    TypeError: the type of `value` differs from that of the current value; in a `schema.Section` it is an `InputError`.
   """
   *sections, name = key.split('.')
   for section in sections:

@@ -146,9 +146,8 @@ def _put(config: typed.Config, key: str, option: schema.Option, value: Any, path
   """Sets an option to a value of JSON that was read at `path`."""
   try:
     keys.put(config, key, schema.spell(option, _frozen(value)))
-  except TypeError:
-    kind = option.type.__name__
-    raise errors.InputError(f'{path}: {key} must be {kind}, not {type(value).__name__} ({value!r})') from None
+  except errors.InputError as error:
+    raise errors.InputError(f'{path}: {error}') from None
 
 
 def _frozen(value: Any) -> Any:

@@ -1,8 +1,8 @@
 """Defines the config schemas: the default, meaning and valid values of every option, in one place.
 
 A config file defines `get_config()`, which takes `default()`, changes the options of its experiment and returns the
-config. Keys are locked and typed, so a typo raises an error in the line that holds it. `validate` then checks every
-value against `SCHEMA`, before anything is read or compiled.
+config. Keys are locked and typed, so a typo raises an error in the line that holds it (`Section`). `validate` then
+checks every value against `SCHEMA`, before anything is read or compiled.
 
 An option whose default is a type (`depth=Option(int, ...)`) is not set by default. In `model` it then takes the default
 of the model's field of the same name; elsewhere its help names the value that is used.
@@ -10,13 +10,16 @@ of the model's field of the same name; elsewhere its help names the value that i
 Durations are strings: '400' (steps), '5 epochs', '10%' (of the run), '0' (never).
 """
 
+import contextlib
 import copy
+import os
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, TypeVar, cast, overload
 
 import ml_collections
 from ml_collections import config_dict
 
+from dnt import errors
 from dnt.config import checks, keys, relations, typed
 from dnt.config.relations import any_but
 
@@ -1040,12 +1043,98 @@ def copy_unlocked(config: C) -> C:
   return cast(C, ml_collections.ConfigDict(config.to_dict()))
 
 
-def _build(schema: Mapping[str, Any]) -> ml_collections.ConfigDict:
-  plain = schema is COMPARE  # its dicts hold keys with dots, which a ConfigDict refuses
-  config = ml_collections.ConfigDict(convert_dict=not plain)
-  for key, entry in schema.items():
+class Section(ml_collections.ConfigDict):
+  """A config, or a section of one, whose errors say in one line which option is meant or what its value must be.
+
+  What is assigned to an option is converted to the type of the option: paths, the scalars and arrays of NumPy, lists,
+  and for a duration a number of steps.
+  """
+
+  # A key of `KINDS`, and what stands before the names in `OPTIONS`; of none, while ml_collections fills a copy.
+  _kind, _prefix = '', ''
+
+  def _place(self, kind: str, prefix: str) -> None:
+    object.__setattr__(self, '_kind', kind)  # a ConfigDict takes what is assigned as an option
+    object.__setattr__(self, '_prefix', prefix)
+
+  def __setstate__(self, state: dict[str, Any]) -> None:
+    super().__setstate__(state)
+    self._place(state['_kind'], state['_prefix'])
+
+  def copy_and_resolve_references(self, visit_map: dict[int, Any] | None = None) -> 'Section':
+    copied = super().copy_and_resolve_references(visit_map)
+    copied._place(self._kind, self._prefix)
+    return copied
+
+  def __eq__(self, other: object) -> bool:
+    if type(other) is ml_collections.ConfigDict:  # it equals what is of its class, and this class is below it
+      return ml_collections.ConfigDict.__eq__(other, self)
+    return super().__eq__(other)
+
+  __hash__ = None
+
+  def __getattr__(self, attribute: str) -> Any:
+    if attribute.startswith('_'):  # what copy, pickle and IPython look for, also before there are any fields
+      raise AttributeError(attribute)
+    return self[attribute]
+
+  def __setattr__(self, attribute: str, value: Any) -> None:
+    self[attribute] = value
+
+  def __getitem__(self, key: str) -> Any:
+    try:
+      return super().__getitem__(key)
+    except KeyError:
+      raise self._unknown(key) from None
+
+  def __setitem__(self, key: str, value: Any) -> None:
+    if self.is_locked and key not in self:
+      raise self._unknown(key)
+    option = OPTIONS.get(self._kind, {}).get(f'{self._prefix}{key}')
+    held = _converted(option, value) if option else value
+    if isinstance(held, dict) and self.convert_dict:
+      held = ml_collections.ConfigDict(held)  # which would be one of this class
+    replaces = option is None and isinstance(held, ml_collections.ConfigDict) and not isinstance(held, Section)
+    try:
+      with self.ignore_type() if replaces else contextlib.nullcontext():  # any ConfigDict may replace a section
+        super().__setitem__(key, held)
+    except TypeError:
+      wanted = option.type.__name__ if option else 'a section'
+      shown = ' '.join(repr(value).splitlines())
+      problem = f'config.{self._prefix}{key} must be {wanted}, not {type(value).__name__} ({shown})'
+      raise errors.InputError(problem) from None
+
+  def _unknown(self, key: str) -> errors.UnknownKeyError:
+    known, name = OPTIONS.get(self._kind, {}), f'{self._prefix}{key}'
+    if '.' in str(key) and name in known:  # in `update`
+      return errors.UnknownKeyError(f'{name!r} holds a dot; write config.{name} = ...')
+    here = [f'{self._prefix}{each}' for each in self if f'{self._prefix}{each}' not in known]
+    return errors.UnknownKeyError(str(errors.unknown('config key', name, [*known, *here])))
+
+
+def _converted(option: Option, value: Any) -> Any:
+  """Converts what a user assigns to an option to the type of the option, where both mean the same."""
+  if option.type is dict:
+    return value
+  value = _plain(value)
+  return str(value) if option.check is checks.duration and type(value) is int else value
+
+
+def _plain(value: Any) -> Any:
+  if isinstance(value, os.PathLike):
+    return os.fspath(value)
+  if hasattr(value, 'tolist'):  # a scalar or array of NumPy, jax or torch
+    value = value.tolist()
+  return tuple(map(_plain, value)) if isinstance(value, list | tuple) else value
+
+
+def _build(entries: Mapping[str, Any], kind: str, prefix: str = '') -> Section:
+  plain = entries is COMPARE  # its dicts hold keys with dots, which a ConfigDict refuses
+  config = Section(convert_dict=not plain)
+  config._place(kind, prefix)
+  for key, entry in entries.items():
     if not isinstance(entry, Option):
-      config[key] = _build(entry)
+      config[key] = _build(entry, kind, f'{prefix}{key}.')
     elif entry.type is dict:
       config[key] = {} if plain else ml_collections.ConfigDict()
     elif isinstance(entry.default, type):
@@ -1065,4 +1154,4 @@ def default(kind: Literal['compare']) -> typed.Comparison: ...
 def default(kind: Literal['signal']) -> typed.SignalConfig: ...
 def default(kind: str = 'train') -> Any:
   """Returns a locked config of a kind with every option at its default."""
-  return _build(KINDS[kind]).lock()
+  return _build(KINDS[kind], kind).lock()

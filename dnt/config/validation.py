@@ -35,7 +35,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
     if option.words:
       with config.ignore_type():  # a copy of a config knows only the type of its current value
         keys.put(config, key, value)
-  training = config.get('base', config)
+  training = config.base if 'base' in config else config
   if 'loss' in training and training.loss.balance_classes and training.loss.class_weights:
     raise errors.InputError('config.loss.class_weights and balance_classes=True exclude each other; set one of them')
 

@@ -22,7 +22,7 @@ def refusal():
   """`refusal(key, value)`: the message with which `validate` refuses the value, or None."""
 
   def message(key, value):
-    config = schema.default().unlock()
+    config = schema.copy_unlocked(schema.default())
     *sections, name = key.split('.')
     section = config
     for part in sections:
