@@ -43,7 +43,7 @@ def _name(values: flags.FlagValues) -> str:
 def main(values: flags.FlagValues) -> None:
   """Reads the flags, runs the unfinished runs and writes the results; the last line printed is their folder."""
   config = cli.config(values)
-  name, workdir = _name(values), find_workdir(values)
+  name, workdir, ranking = _name(values), find_workdir(values), config.columns[0]
   files.check_path(workdir)
   given = cli.overrides(values)
   command = shlex.join(['python', '-m', 'dnt.compare', *sys.argv[1:]])
@@ -57,15 +57,15 @@ def main(values: flags.FlagValues) -> None:
   plan.check_given(config, chosen, base_keys)
 
   def write():
-    outcomes = [reading.read(run) for run in runs if run in chosen or plan.is_comparable(run)]
+    outcomes = [reading.read(run, ranking) for run in runs if run in chosen or plan.is_comparable(run)]
     output.write(outcomes, output.About(config, name, values.form, command), workdir)
     return outcomes
 
   with runner.own(workdir, runs):
-    ended = runner.run(chosen, write)
+    ended = runner.run(chosen, write, ranking)
     outcomes = write()
   if ended:
-    best = results.find_best(results.summarize(outcomes), config.columns[0])
+    best = results.find_best(results.summarize(outcomes), ranking)
     for title, text in output.describe_best(best).items():
       print(f'{title}: {text}')
   failed = [outcome for outcome in outcomes if outcome.state == 'failed' and outcome.run in chosen]

@@ -182,7 +182,8 @@ def _describe(
     text += f', by the {" ".join([*named, "checkpoint"])} of step {network.step}{averaged}'
   if measured:
     others = count - int(measured.confusion.sum())
-    text += f', accuracy {progress.format_value("accuracy", measured.accuracy)}'
+    shown = {'accuracy': measured.accuracy, 'balanced_accuracy': measured.balanced_accuracy}
+    text += f', {progress.format_values(shown).replace("  ", ", ").replace("_", " ")}'
     text += f' without the {others} that lie in no class folder' if others else ''
   return text
 
@@ -259,7 +260,8 @@ def write(
     ]
     content: Any = {'weights': origin, 'step': step, 'predictions': predictions, 'unreadable': unreadable}
     if measured:
-      content |= {'accuracy': measured.accuracy, 'class_names': list(names)}
+      content |= {'accuracy': measured.accuracy, 'balanced_accuracy': measured.balanced_accuracy}
+      content['class_names'] = list(names)
       content |= {'confusion': confusion_lib.to_json(measured.confusion), 'per_class': measured.per_class}
   try:
     files.write(path, content) if isinstance(content, str) else files.write_json(path, content)

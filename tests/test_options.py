@@ -728,7 +728,8 @@ def test_checkpoint_keep(tiny, tmp_path):
 @pytest.mark.thorough
 def test_checkpoint_best_metric(tiny, tmp_path):
   tiny.eval.splits = ('test', 'val')
-  for metric, ranks in (('accuracy', 'val/accuracy'), ('loss', 'val/loss'), ('test/loss', 'test/loss')):
+  named = ('accuracy', 'balanced_accuracy', 'auroc', 'loss', 'calibration_error')
+  for metric, ranks in (*((name, f'val/{name}') for name in named), ('test/loss', 'test/loss')):
     tiny.checkpoint.best_metric = metric
     assert run_loop(tiny, tmp_path / metric)['best']['metric'] == ranks
 

@@ -175,6 +175,7 @@ def test_class_folders_are_labels(program, trained, labelled_folders, tmp_path, 
   assert found['class_names'] == [f'class{index}' for index in range(10)]
   assert found['per_class']['examples'] == [2 * (index in true) for index in range(10)]
   assert f'accuracy {100 * found["accuracy"]:.2f} %' in said.splitlines()[-1]
+  assert found['balanced_accuracy'] == pytest.approx(np.mean([confusion[label, label] / 2 for label in true]))
   assert re.search(r'(?m)^class3 +2 ', said), 'the results of each class'
 
 

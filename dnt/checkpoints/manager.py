@@ -17,12 +17,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 
 from dnt import buckets, errors, files, trees
 from dnt import workdir as workdir_lib
 from dnt.checkpoints import digests, format
-from dnt.config import typed
+from dnt.config import measures, typed
 from dnt.parallel import multihost
 from dnt.reporting import metric_names
 
@@ -33,10 +32,11 @@ _log = logging.getLogger(__name__)
 
 
 def better(best_metric: str, value: float | None, than: float | None) -> bool:
-  """Returns whether a metric improved: lower is better for a loss, else higher; NaN never improves."""
-  if value is None or np.isnan(value):
+  """Returns whether a metric improved, see `measures`; a value that is not finite is never better."""
+  if value is None or not math.isfinite(value):
     return False
-  return than is None or (value < than if metric_names.parse(best_metric).quantity == 'loss' else value > than)
+  less = metric_names.parse(best_metric).quantity in measures.LESS_IS_BETTER
+  return than is None or (value < than if less else value > than)
 
 
 class Checkpoints:

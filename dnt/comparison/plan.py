@@ -212,18 +212,19 @@ def choose(runs: Sequence[Run], only: Collection[str]) -> tuple[Run, ...]:
   return tuple(run for run in runs if run in chosen)
 
 
-def check_data(runs: Sequence[Run], done: Collection[Run] = ()) -> None:
+def check_data(runs: Sequence[Run], done: Collection[Run] = (), ranking: str = '') -> None:
   """Reads the data of all runs, each data set once, so that missing data is reported before the first run trains.
 
   Args:
     runs: the runs to come.
     done: finished runs, which must have been trained on the same images.
+    ranking: the metric that ranks the variants; empty: any.
 
   Raises:
-    errors.InputError: a source, split or file is missing or damaged, or the images have changed; the message names the
-      first run that needs it.
+    errors.InputError: a source, split or file is missing or damaged, the images have changed, or no evaluated split has
+      the metric that ranks; the message names the first run.
   """
-  from dnt.training import datasets
+  from dnt.training import datasets, scores
 
   read: dict[str, tuple[Run, Mapping[str, Any]]] = {}
   for run in (*runs, *done):
@@ -233,9 +234,15 @@ def check_data(runs: Sequence[Run], done: Collection[Run] = ()) -> None:
       images = _images(run)
     elif needs not in read:
       try:
-        images = datasets.load(config, config.eval.splits, test=True).fingerprint()
+        data = datasets.load(config, config.eval.splits, test=True)
+        images = data.fingerprint()
       except errors.InputError as error:
         raise errors.InputError(f'{run.name}: {error}') from None
+      reasons = [scores.why_not_measured(ranking, source) for source in data.evaluation.values()]
+      if reasons and all(reasons):
+        raise errors.InputError(
+          f'{run.name}: the first of config.columns ranks the variants, and {reasons[0]}; choose another metric'
+        )
     else:
       continue
     other, theirs = read.setdefault(needs, (run, images)) if images else (run, {})

@@ -1,6 +1,7 @@
 """Names of the quantities that a comparison shows, such as `test_error` or `seconds`."""
 
 from dnt import config as schema
+from dnt.config import measures
 
 _TITLES = {
   'auroc': 'AUROC',
@@ -9,8 +10,8 @@ _TITLES = {
   'process_memory': 'peak memory',
   'device_memory': 'peak device memory',
 }
-PERCENT = ('error', 'accuracy', 'top5_accuracy')  # shown in percent
-MORE_IS_BETTER = ('accuracy', 'top5_accuracy', 'auroc', 'images_per_second')
+PERCENT = ('error', *measures.FRACTIONS)  # shown in percent
+MORE_IS_BETTER = (*measures.MORE_IS_BETTER, 'images_per_second')
 
 
 def kind(name: str) -> str:

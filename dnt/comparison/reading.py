@@ -41,8 +41,13 @@ class Outcome(NamedTuple):
   about: dict[str, str]
 
 
-def read(run: plan.Run) -> Outcome:
-  """Reads the results of a run from its workdir."""
+def read(run: plan.Run, ranking: str = 'error') -> Outcome:
+  """Reads the results of a run from its workdir.
+
+  Args:
+    run: the run.
+    ranking: the metric that ranks the variants; of a split, it has curves besides the error, which is the accuracy's.
+  """
   records, summary = metrics.read(run.workdir), plan.summary(run) or {}
   failure = run.workdir / workdir_lib.FAILURE
   error = str(files.read_object(failure).get('error', 'unknown')) if failure.exists() else ''
@@ -63,9 +68,8 @@ def read(run: plan.Run) -> Outcome:
       'device_memory': summary['peak_memory']['device'],
     }
   curves = {'training loss': _curve([line for line in records if metric_names.is_training(line)], 'train/loss')}
-  for name in {
-    name: None for line in evaluations for name in _evaluated(run, line) if quantities.kind(name) == 'error'
-  }:
+  drawn = {'error', ranking} - {'accuracy'}
+  for name in {name: None for line in evaluations for name in _evaluated(run, line) if quantities.kind(name) in drawn}:
     curves[quantities.title(name)] = _curve([{**line, **_evaluated(run, line)} for line in evaluations], name)
   about = {
     key: ', '.join(f'{name} {value}' for name, value in summary.get(key, {}).items()) for key in ('devices', 'versions')

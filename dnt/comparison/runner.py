@@ -46,22 +46,24 @@ def own(workdir: pathlib.Path, runs: Sequence[plan.Run]) -> Generator[None]:
     yield
 
 
-def run(runs: Sequence[plan.Run], ended: Callable[[], None] = lambda: None) -> bool:
+def run(runs: Sequence[plan.Run], ended: Callable[[], None] = lambda: None, ranking: str = '') -> bool:
   """Runs the runs that are not finished.
 
   Args:
     runs: in their order.
     ended: called after each run that has finished or failed.
+    ranking: the metric that ranks the variants; empty: any.
 
   Returns:
     Whether all runs ended; False after a request to stop, when the current run has saved.
 
   Raises:
-    errors.InputError: a run was done with another config or other images, or data is missing; nothing runs then.
+    errors.InputError: a run was done with another config or other images, data is missing, or nothing measures the
+      metric that ranks; nothing runs then.
     KeyboardInterrupt: Ctrl-C was pressed twice; the current run has stopped at once.
   """
   finished = {run: plan.is_finished(run) for run in runs}
-  plan.check_data([run for run in runs if not finished[run]], [run for run in runs if finished[run]])
+  plan.check_data([run for run in runs if not finished[run]], [run for run in runs if finished[run]], ranking)
   pace, line = Pace(runs), terminal.StatusLine()
   received: list[int] = []
 

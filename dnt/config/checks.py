@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from dnt.config import measures
 from dnt.config.durations import DURATION, LARGEST, VALID
 
 LARGEST_SEED = 2**32 - 1  # jax's keys take the lower 32 bits: 2**32 would draw what 0 does
@@ -111,8 +112,9 @@ def texts(values: tuple[str, ...]) -> str | None:
 
 def ranking(value: str) -> str | None:
   split, slash, quantity = value.rpartition('/')
-  good = quantity in ('accuracy', 'loss') and bool(split) == bool(slash)
-  return None if good else "must be accuracy or loss, or one of them on a split, such as 'test/accuracy'"
+  *names, last = (*measures.MORE_IS_BETTER, *measures.LESS_IS_BETTER)
+  good = quantity in (*names, last) and bool(split) == bool(slash)
+  return None if good else f"must be {', '.join(names)} or {last}, or one of them on a split, such as 'test/accuracy'"
 
 
 def seeds(values: tuple[int, ...]) -> str | None:

@@ -20,7 +20,7 @@ import ml_collections
 from ml_collections import config_dict
 
 from dnt import errors
-from dnt.config import checks, keys, relations, typed
+from dnt.config import checks, keys, measures, relations, typed
 from dnt.config.relations import any_but
 
 C = TypeVar('C', bound=ml_collections.ConfigDict)
@@ -882,8 +882,10 @@ SCHEMA: dict[str, Any] = {
     ),
     'best_metric': Option(
       'accuracy',
-      'metric that selects the best checkpoint, of the moving average if ema is on: accuracy or loss, on the first of '
-      "eval.splits that is no test split and holds no training images; or of a named split, such as 'test/accuracy'",
+      'metric that selects the best checkpoint, of the moving average if ema is on: '
+      f'{", ".join(measures.MORE_IS_BETTER)} (the largest), {" or ".join(measures.LESS_IS_BETTER)} (the smallest), on '
+      'the first of eval.splits that is no test split and holds no training images; or of a named split, such as '
+      "'test/accuracy'",
       check=checks.ranking,
       on_resume=NOTE,
     ),
@@ -948,7 +950,7 @@ SCHEMA: dict[str, Any] = {
 }
 
 # Metrics that the table of a comparison can show: of the last evaluation of each split, and of a whole run.
-SPLIT_METRICS = ('error', 'accuracy', 'top5_accuracy', 'loss', 'auroc', 'calibration_error')
+SPLIT_METRICS = ('error', *measures.MORE_IS_BETTER, *measures.LESS_IS_BETTER)
 RUN_METRICS = (
   'seconds',
   'images_per_second',

@@ -69,11 +69,13 @@ class Measured(NamedTuple):
 
   Attributes:
     accuracy: the fraction of the labelled images whose most likely class is theirs.
+    balanced_accuracy: the mean of this fraction over the classes that have labelled images.
     confusion: int [classes, classes], true class by predicted.
     per_class: the result of `scores.per_class`; `auroc` is not known.
   """
 
   accuracy: float
+  balanced_accuracy: float
   confusion: np.ndarray
   per_class: dict[str, list[Any]]
 
@@ -92,4 +94,5 @@ def measure(labels: Mapping[str, int], predicted: Mapping[str, int], classes: in
   confusion = np.zeros((classes, classes), np.int64)
   np.add.at(confusion, ([labels[path] for path in both], [predicted[path] for path in both]), 1)
   per_class = scores.per_class(confusion, np.full(classes, np.nan))
-  return Measured(int(np.trace(confusion)) / len(both), confusion, per_class)
+  accuracy = int(np.trace(confusion)) / len(both)
+  return Measured(accuracy, scores.balanced_accuracy(confusion), confusion, per_class)

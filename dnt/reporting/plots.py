@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dnt.config import measures
 from dnt.reporting import confusion as confusion_lib
 from dnt.reporting import fonts, metric_names
 
@@ -54,27 +55,31 @@ def png(figure: 'Figure') -> bytes:
 
 
 @styled
-def curves(records: Sequence[Mapping[str, Any]], extras: Mapping[str, Sequence[str]] | None = None) -> 'Figure':
+def curves(
+  records: Sequence[Mapping[str, Any]], extras: Mapping[str, Sequence[str]] | None = None, ranking: str = 'accuracy'
+) -> 'Figure':
   """Plots loss, accuracy and learning rate over the steps, for the training batches and each evaluated split.
 
   Args:
     records: lines of `metrics.jsonl`, at least one.
     extras: by metric, what it contains in training and not in an evaluation; the legend says so.
+    ranking: the metric that ranks checkpoints; one that is neither loss nor accuracy has a panel of its own.
   """
   from matplotlib import ticker
 
-  figure = new_figure(16, 5)
-  loss, accuracy, rate = figure.subplots(1, 3)
+  shown = list(dict.fromkeys(('loss', 'accuracy', ranking)))
+  figure = new_figure(16 / 3 * (len(shown) + 1), 5)
+  *panels, rate = figure.subplots(1, len(shown) + 1)
   splits = [metric_names.parse(name).split for record in records for name in record]
   names = list(dict.fromkeys(filter(None, splits)))
   colors = {name: COLORS[index % len(COLORS)] for index, name in enumerate(names)}
   training = [record for record in records if metric_names.is_training(record)]
   others = [record for record in records if not metric_names.is_training(record)]
-  for axes, metric in ((loss, 'loss'), (accuracy, 'accuracy')):
+  for axes, metric in zip(panels, shown, strict=True):
     for name, lines in ((name, lines) for name in names for lines in (training, others)):
       steps, values = _series(lines, f'{name}/{metric}')
       if len(steps):
-        values = values * 100 if metric == 'accuracy' else values
+        values = values * 100 if metric in measures.FRACTIONS else values
         evaluated = name == 'train' and lines is others
         more = (extras or {}).get(metric) if name == 'train' and not evaluated else None
         label = f'{name}, evaluated' if evaluated else f'{name} (with {", ".join(more)})' if more else name
@@ -85,14 +90,16 @@ def curves(records: Sequence[Mapping[str, Any]], extras: Mapping[str, Sequence[s
   steps, values = _series(records, 'train/learning_rate')
   rate.plot(steps, values, color=colors.get('train', COLORS[0]), linewidth=1.8, **marks(len(steps)))
   rate.set_ylim(bottom=0)
+  loss = panels[0]
   drawn = [line.get_ydata() for line in loss.lines]
   finite = np.concatenate(drawn)[np.isfinite(np.concatenate(drawn))] if drawn else np.ones(1)
   if finite.size and finite.min() > 0 and finite.max() > 20 * finite.min():
     loss.set_yscale('log')
   last = records[-1]
   per_epoch = last['step'] / last['epoch'] if last.get('epoch') else None
-  for axes, title in ((loss, 'loss'), (accuracy, 'accuracy (%)'), (rate, 'learning rate')):
-    axes.set_title(title, loc='left')
+  titles = [f'{metric} (%)' if metric in measures.FRACTIONS else metric for metric in shown]
+  for axes, title in zip((*panels, rate), (*titles, 'learning rate'), strict=True):
+    axes.set_title(title.replace('_', ' ').replace('auroc', 'AUROC'), loc='left')
     axes.set_xlabel('step' + (f' ({per_epoch:,.0f} = 1 epoch)' if per_epoch else ''))
     tidy(axes)
     axes.set_xlim(0, last['step'] * 1.02 or 1)

@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 
+from dnt.config import measures
 from dnt.reporting import metric_names, terminal
 
 
@@ -112,7 +113,7 @@ def format_value(name: str, value: float | None) -> str:
   if value is None or not math.isfinite(value):
     return 'not finite'
   quantity = metric_names.parse(name).quantity
-  if quantity in ('accuracy', 'top5_accuracy'):
+  if quantity in measures.FRACTIONS:
     return f'{100 * value:.2f} %'
   if quantity in ('input_wait', 'mfu'):
     return f'{100 * value:.0f} %'
@@ -122,8 +123,14 @@ def format_value(name: str, value: float | None) -> str:
 
 
 def format_values(values: Mapping[str, float | None]) -> str:
-  """Formats metrics by name as one line."""
-  return '  '.join(f'{name} {format_value(name, value)}' for name, value in values.items())
+  """Formats metrics by name as one line; a balanced accuracy only if it differs from the accuracy beside it."""
+  shown = {name: format_value(name, value) for name, value in values.items()}
+
+  def repeats(name):
+    balanced = 'balanced_accuracy'
+    return name.endswith(balanced) and shown[name] == shown.get(f'{name.removesuffix(balanced)}accuracy')
+
+  return '  '.join(f'{name} {text}' for name, text in shown.items() if not repeats(name))
 
 
 def format_duration(seconds: float) -> str:

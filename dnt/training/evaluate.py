@@ -23,7 +23,6 @@ from dnt.reporting import metric_names
 from dnt.training import apart, budget, datasets, experiment, initialize, open_options, resume, scores
 from dnt.weights import preprocessing
 
-LARGEST = 2**24  # largest examples x classes of a split whose log odds are kept for the AUROC: 64 MiB
 TOGETHER = 4  # batches of one dispatch; a signal ends an evaluation between two dispatches
 
 
@@ -35,9 +34,9 @@ class Result(NamedTuple):
   """Holds the result of an evaluation.
 
   Attributes:
-    metrics: `<split>/loss`, `<split>/accuracy`, `<split>/calibration_error`, with many classes `<split>/top5_accuracy`,
-      and `<split>/auroc`, the mean over the classes that have one, unless examples x classes exceed `LARGEST`. Loss and
-      accuracies are NaN or infinite if a logit is not finite.
+    metrics: `<split>/loss`, `<split>/accuracy`, `<split>/balanced_accuracy`, `<split>/calibration_error`, and as far as
+      `scores.why_not_measured` does not rule them out `<split>/top5_accuracy` and `<split>/auroc`, the mean over the
+      classes that have one. If the loss is not finite, as a logit is not, the others are NaN.
     confusion: int [classes, classes], true class by predicted, by split; without the examples whose probabilities are
       not finite, which have no prediction.
     per_class: the result of `scores.per_class`, by split, over the examples in `confusion`.
@@ -171,17 +170,19 @@ class Evaluator:
     for split in self._splits if splits is None else splits:
       sums, rows = self._of(split)(variables, self.between)
       name, count = f'{split}{suffix}', len(self._splits[split])
-      metrics[f'{name}/loss'] = loss = float(sums['loss']) / count
-      predicted = count if math.isfinite(loss) else math.nan
-      metrics[f'{name}/accuracy'] = int(np.trace(sums['confusion'])) / predicted
+      found = {'accuracy': int(np.trace(sums['confusion'])) / count}
+      found['balanced_accuracy'] = scores.balanced_accuracy(sums['confusion'])
       if 'top5' in sums:
-        metrics[f'{name}/top5_accuracy'] = int(sums['top5']) / predicted
-      metrics[f'{name}/calibration_error'] = scores.calibration_error(sums['calibration_gaps'], count)
+        found['top5_accuracy'] = int(sums['top5']) / count
+      found['calibration_error'] = scores.calibration_error(sums['calibration_gaps'], count)
       areas = np.full(len(sums['confusion']), np.nan)
       if rows:  # rows are in the order of the split, and padding rows come last
         areas = scores.auroc(rows['log_odds'][:count], rows['label'][:count])
       if not np.all(np.isnan(areas)):
-        metrics[f'{name}/auroc'] = float(np.nanmean(areas))
+        found['auroc'] = float(np.nanmean(areas))
+      metrics[f'{name}/loss'] = loss = float(sums['loss']) / count
+      known = math.isfinite(loss)
+      metrics |= {f'{name}/{quantity}': value if known else math.nan for quantity, value in found.items()}
       confusion[name] = sums['confusion']
       per_class[name] = scores.per_class(sums['confusion'], areas)
     return Result(metrics, confusion, per_class)
@@ -198,7 +199,7 @@ class Evaluator:
   def _of(self, split: str) -> Pass:
     if split not in self._passes:
       source, step = self._splits[split], self._run.eval_step
-      if len(source) * source.num_classes > LARGEST:
+      if not scores.has_auroc(source):
         step = _without_rows(step)
       self._passes[split] = Pass(step, pipeline.make_eval_loader(self._run.config, source, self._mesh), self._mesh)
     return self._passes[split]

@@ -6,7 +6,7 @@ from dnt.config import checks, implied, typed
 from dnt.data import pipeline
 from dnt.data import splits as splits_lib
 from dnt.parallel import multihost
-from dnt.training import datasets, losses
+from dnt.training import datasets, losses, scores
 from dnt.weights import pretrained
 
 
@@ -73,7 +73,8 @@ def rank(config: typed.Config, data: datasets.Data) -> typed.Config:
     data: of the run, with all of `eval.splits`.
 
   Raises:
-    errors.InputError: the named split is not evaluated, or `train.patience` is set and no split ranks.
+    errors.InputError: the named split is not evaluated, or the metric not measured on the split that ranks; or
+      `train.patience` is set and no split ranks.
   """
   ranked, metric = schema.copy_unlocked(config), config.checkpoint.best_metric
   named, _, quantity = metric.rpartition('/')
@@ -90,5 +91,7 @@ def rank(config: typed.Config, data: datasets.Data) -> typed.Config:
       f'config.train.patience needs a split that ranks checkpoints, but config.eval.splits={config.eval.splits!r} '
       "holds only test splits and training images; add 'val', or name a split in config.checkpoint.best_metric"
     )
+  if split and (reason := scores.why_not_measured(quantity, data.evaluation[split])):
+    raise errors.InputError(f'config.checkpoint.best_metric={metric!r}: {reason}; choose another metric')
   ranked.checkpoint.best_metric = f'{split}/{quantity}' if split else quantity
   return ranked

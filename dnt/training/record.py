@@ -240,7 +240,7 @@ class Record:
       text = f'{bad} is not finite, and this evaluation ranks no checkpoint; {_AGAINST_DIVERGENCE}'
       self._warn('evaluation_not_finite', step, text)
     if self.best_metric:
-      self._rank(step, result.metrics[self.best_metric])
+      self._rank(step, result.metrics.get(self.best_metric))  # labels that are stored with images may be of one class
     _log.info(f'step {step}  {progress.format_values(result.metrics)}')
 
   def add_end(self, step: int, result: evaluate.Result, best: Mapping[str, Any]) -> None:

@@ -86,7 +86,8 @@ def write(
     files.write_json(workdir / workdir_lib.SUMMARY, summary)  # first, because the disk may have room for it alone
     images = {}
     if records := metrics.read(workdir):
-      images[workdir_lib.CURVES] = plots.png(plots.curves(records, training_extras(run.config)))
+      ranking = metric_names.parse(run.config.checkpoint.best_metric).quantity
+      images[workdir_lib.CURVES] = plots.png(plots.curves(records, training_extras(run.config), ranking))
     classes = {}
     if any(metric_names.from_metrics(record) for record in records):
       images[workdir_lib.TELEMETRY] = plots.png(plots.telemetry(records, [row.entry.name for row in run.table]))
@@ -265,18 +266,21 @@ def last_line(summary: Mapping[str, Any], command: str) -> str:
   """Returns the result of a run in one line, or the command that continues it."""
   if not summary['finished']:
     return f'saved at step {summary["step"]} of {summary["total_steps"]}; run `{command}` again to go on'
-  results = [
-    f'{name} {progress.format_value(name, value)}'
-    for name, value in summary['last'].items()
-    if (metric := metric_names.parse(name)).quantity in ('accuracy', 'loss') and metric.split != 'train'
-  ]
   best = _best(summary)
-  parts = [f'finished step {summary["step"]}', *results, *([f'best {best}'] if best else [])]
+  ranking = metric_names.parse(summary['best']['metric']).quantity if best else 'accuracy'
+
+  def shown(values, quantities):
+    evaluated = {name: metric_names.parse(name) for name in values}
+    kept = [name for name, each in evaluated.items() if each.quantity in quantities and each.split != 'train']
+    return progress.format_values({name: values[name] for name in kept})
+
+  figures = {'accuracy', 'balanced_accuracy', ranking}
+  results = shown(summary['last'], {*figures, 'loss'})
+  parts = [f'finished step {summary["step"]}', *([results] if results else []), *([f'best {best}'] if best else [])]
   if (step := summary['best_checkpoint'].get('step', summary['step'])) != summary['step']:
-    shown = {name: value for name, value in summary['best_checkpoint'].items() if name.endswith('/accuracy')}
     # It is of another step if the checkpoint of the best evaluation was not saved.
     other = '' if step == summary['best'].get('step') else f'step {step}  '
-    parts.append(f'best checkpoint: {other}{progress.format_values(shown)}')
+    parts.append(f'best checkpoint: {other}{shown(summary["best_checkpoint"], figures)}')
   return '  '.join([*parts, progress.format_duration(summary['seconds']['total'])])
 
 

@@ -3,13 +3,18 @@
 All metrics are exact over their examples. An undefined metric is NaN here and None in records.
 """
 
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dnt.data import examples as examples_lib
+
 BINS = 15  # of the confidence, of equal width (Guo et al. 2017)
+TOP5_FROM = 100  # number of classes from which the top-5 accuracy is informative
+LARGEST = 2**24  # largest examples x classes of a split whose log odds are kept for the AUROC: 64 MiB
 # Only tests use scikit-learn. Its roc_auc_score agrees to 1e-16, but importing it adds 0.8 to 1.7 s to the start, and
 # it takes ten times as long (4.5 s instead of 0.3 s for 16,000 examples of 1,000 classes). Its confusion_matrix and
 # classification_report need lists of labels and predictions; here the devices sum the confusion of any split exactly.
@@ -93,6 +98,34 @@ def auroc(ranking: np.ndarray, labels: np.ndarray) -> np.ndarray:
       ranks = np.searchsorted(ordered, inside, 'left') + np.searchsorted(ordered, inside, 'right')
       areas[label] = (int(ranks.sum()) - count**2) / (2 * count * rest)
   return areas
+
+
+def balanced_accuracy(confusion: np.ndarray) -> float:
+  """Returns the mean sensitivity over the classes that have examples, in [0, 1]; NaN without examples.
+
+  Args:
+    confusion: int [classes, classes], true class by predicted.
+  """
+  examples = confusion.sum(1, dtype=np.int64)
+  known = examples > 0
+  return float(np.mean(np.diag(confusion)[known] / examples[known])) if known.any() else math.nan
+
+
+def has_auroc(source: examples_lib.Examples) -> bool:
+  """Returns whether the log odds of a split are few enough to be kept."""
+  return len(source) * source.num_classes <= LARGEST
+
+
+def why_not_measured(quantity: str, source: examples_lib.Examples) -> str:
+  """Returns why an evaluation of a split has no such metric, as far as its labels are known; '' if it has it."""
+  size, classes = f'{len(source):,} images', source.num_classes
+  if quantity == 'top5_accuracy' and classes < TOP5_FROM:
+    return f'top5_accuracy is measured from {TOP5_FROM} classes on, and {source.name} has {classes}'
+  if quantity == 'auroc' and not has_auroc(source):
+    return f'auroc is not measured above {LARGEST:,} images x classes, and {source.split} has {size} x {classes:,}'
+  if quantity == 'auroc' and source.labels is not None and len(np.unique(source.labels)) == 1:
+    return f'auroc compares classes, and {source.split} has images of one alone'
+  return ''
 
 
 def per_class(confusion: np.ndarray, areas: np.ndarray) -> dict[str, list[Any]]:

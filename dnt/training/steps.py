@@ -18,7 +18,6 @@ from dnt.training import losses, scores
 from dnt.training import telemetry as telemetry_lib
 
 METRICS = ('loss', 'accuracy', 'gradient_norm', 'learning_rate')  # of a train step, float32 scalars
-TOP5_FROM = 100  # number of classes from which the top-5 accuracy is informative
 
 Batch = dict[str, Any]  # of arrays
 Preprocess = Callable[[Batch, jax.Array | None], jax.Array]
@@ -319,7 +318,7 @@ def make_eval_step(
       'confusion': confusion.reshape(num_classes, num_classes),
       'calibration_gaps': scores.calibration_gaps(jnp.max(probabilities, -1), correct, batch['mask']),
     }
-    if num_classes >= TOP5_FROM:
+    if num_classes >= scores.TOP5_FROM:
       hit = jnp.any(jax.lax.top_k(logits, 5)[1] == batch['label'][:, None], axis=-1)
       sums['top5'] = jnp.sum(hit & batch['mask'], dtype=jnp.int32)
     return sums, {'log_odds': scores.log_odds(logits), 'label': batch['label']}

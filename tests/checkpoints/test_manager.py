@@ -166,6 +166,30 @@ def test_better():
   assert not checkpoints.better('test/accuracy', 0.5, 0.5) and not checkpoints.better('test/accuracy', 0.4, 0.5)
   assert checkpoints.better('test/loss', 0.4, 0.5) and not checkpoints.better('test/loss', 0.6, 0.5)
   assert not checkpoints.better('test/loss', float('nan'), None) and not checkpoints.better('test/loss', None, 1.0)
+  assert not checkpoints.better('test/loss', float('inf'), None)
+
+
+BEST = {  # step and value of the best of each metric
+  'accuracy': (1, 0.9),
+  'balanced_accuracy': (2, 0.9),
+  'top5_accuracy': (3, 0.9),
+  'auroc': (4, 0.9),
+  'loss': (5, 0.1),
+  'calibration_error': (6, 0.1),
+}
+
+
+@pytest.mark.parametrize('quantity', BEST)
+def test_each_metric_keeps_its_own_best_checkpoint(tmp_path, quantity):
+  """At its step a metric is much better than at the others, where all are 0.5."""
+  saved = checkpoints.Checkpoints(tmp_path, states.options(1), f'val_ema/{quantity}')
+  for step in range(1, 8):
+    saved.save(step, states.make(step), {})
+    saved.rate(step, {}, {f'val_ema/{name}': value if step == at else 0.5 for name, (at, value) in BEST.items()})
+  saved.close()
+  best, _ = BEST[quantity]
+  assert states.names(tmp_path) == [str(best), '7']
+  assert checkpoints.choose_step(tmp_path, checkpoints.BEST, f'val_ema/{quantity}') == best
 
 
 def test_saving_a_step_twice_changes_nothing(run):

@@ -171,6 +171,8 @@ def test_the_network_of_weights_is_left_to_the_runs(config, tmp_path, monkeypatc
 class Images:
   """Stands for loaded data, with the fingerprint of its only split."""
 
+  evaluation = {}
+
   def __init__(self, content='old'):
     self.content = content
 
@@ -206,6 +208,14 @@ def test_what_is_missing_is_told_with_the_first_run_that_needs_it(config, tmp_pa
   with pytest.raises(errors.InputError, match=said):
     plan.check_data(plan.make(config, tmp_path))
   assert not list(tmp_path.iterdir())
+
+
+def test_a_metric_that_no_split_of_a_run_has_cannot_rank(config, tmp_path):
+  config.base.data.source, config.base.data.synthetic_examples = 'synthetic', 64
+  runs = plan.make(config, tmp_path)
+  plan.check_data(runs, ranking='auroc')
+  with pytest.raises(errors.InputError, match='^plain seed 3: the first of config.columns .* from 100 classes on'):
+    plan.check_data(runs, ranking='top5_accuracy')
 
 
 def test_images_are_checked_as_what_is_not_there_yet_will_have_them(staged, tmp_path, monkeypatch):

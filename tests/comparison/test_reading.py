@@ -104,3 +104,16 @@ def test_the_training_split_keeps_its_name_beside_the_split_train(tmp_path):
   assert set(outcome.per_class) == {'train[:20%]', 'test'}
   (row,) = results.summarize([outcome])
   assert row['trained_on'] == ['train', 'train[:20%]']
+
+
+@pytest.mark.parametrize(
+  ('ranking', 'more'),
+  [('error', []), ('accuracy', []), ('seconds', []), ('auroc', ['test AUROC']), ('loss', ['train loss', 'test loss'])],
+)
+def test_what_ranks_the_variants_has_curves(tmp_path, ranking, more):
+  (run, *_) = plan.make(make_config(), tmp_path)
+  leave(run, 0.7, 0.625)
+  curves = reading.read(run, ranking).curves
+  assert {*curves} == {'training loss', 'train error (%)', 'test error (%)', *more}
+  if ranking == 'auroc':
+    assert curves['test AUROC'].values == pytest.approx([0.5 * 0.625 + 0.1, 0.625 + 0.1])

@@ -94,8 +94,8 @@ EDGES = {
   'checkpoint.every': (['0'], ['never', '0.1']),
   'checkpoint.keep': ([1], [0]),
   'checkpoint.best_metric': (
-    ['accuracy', 'loss', 'test/accuracy', 'val[:5%]/loss'],
-    ['auroc', '/loss', 'test', 'test/', ''],
+    ['accuracy', 'loss', 'auroc', 'top5_accuracy', 'calibration_error', 'test/balanced_accuracy', 'val[:5%]/loss'],
+    ['auc', 'error', '/loss', 'test', 'test/', ''],
   ),
   'telemetry.every': (['0', '1 epochs'], ['never', '0.1']),
   'lr_find.start': ([1e-12], [0.0]),

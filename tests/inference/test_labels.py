@@ -24,3 +24,10 @@ def test_a_network_without_class_names_takes_as_many_folders_in_their_order(trai
     assert list(labels.find(str(root), paths, None, nameless).values()) == np.repeat(range(10), 2).tolist()
   assert 'no class names' in caplog.text
   assert labels.find(str(root), paths, None, network) == {}
+
+
+def test_balanced_accuracy_weighs_the_classes_alike():
+  """Of class a 3 of 4 images are right, of class b none of 1, and class c has none."""
+  true = {'1': 0, '2': 0, '3': 0, '4': 0, '5': 1}
+  found = labels.measure(true, {'1': 0, '2': 0, '3': 0, '4': 2, '5': 0, '6': 1}, 3)
+  assert (found.accuracy, found.balanced_accuracy) == (0.6, 0.375)

@@ -3,6 +3,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from dnt.reporting import plots
@@ -23,6 +24,17 @@ def test_curves_show_what_the_record_holds(records):
   assert [axes.get_title(loc='left') for axes in figure.axes] == ['loss', 'accuracy (%)', 'learning rate']
   assert all(axes.get_xlabel() == 'step (100 = 1 epoch)' for axes in figure.axes)
   assert Image.open(io.BytesIO(plots.png(figure))).size == (1600, 500)
+
+
+@pytest.mark.parametrize(
+  ('ranking', 'title', 'scale'), [('auroc', 'AUROC', 1), ('balanced_accuracy', 'balanced accuracy (%)', 100)]
+)
+def test_a_metric_that_ranks_has_a_panel(records, ranking, title, scale):
+  records.append({'step': 1000, 'epoch': 10.0, f'test/{ranking}': 0.75})
+  axes = plots.curves(records, ranking=ranking).axes
+  assert [each.get_title(loc='left') for each in axes] == ['loss', 'accuracy (%)', title, 'learning rate']
+  ((drawn,), (step,)) = (axes[2].lines, axes[2].lines[0].get_xdata())
+  assert (step, *drawn.get_ydata()) == (1000, 0.75 * scale)
 
 
 def test_the_legend_says_what_training_has_and_an_evaluation_has_not(records):

@@ -111,6 +111,7 @@ def test_duration(seconds, words):
   [
     ('test/accuracy', 0.98765, '98.77 %'),
     ('test/top5_accuracy', 1.0, '100.00 %'),
+    ('test/balanced_accuracy', 0.5, '50.00 %'),
     ('train/loss', 0.12345, '0.1235'),
     ('train/learning_rate', 0.000125, '0.000125'),
     ('images_per_second', 12345.6, '12,346'),
@@ -120,3 +121,11 @@ def test_duration(seconds, words):
 )
 def test_figure(name, value, text):
   assert progress.format_value(name, value) == text
+
+
+def test_a_balanced_accuracy_is_shown_where_it_says_something_else():
+  alike = {'val/loss': 0.5, 'val/accuracy': 0.75, 'val/balanced_accuracy': 0.75 + 1e-9}
+  assert progress.format_values(alike) == 'val/loss 0.5000  val/accuracy 75.00 %'
+  other = alike | {'val_ema/accuracy': 0.75, 'val_ema/balanced_accuracy': 0.5}
+  assert progress.format_values(other).endswith('val_ema/accuracy 75.00 %  val_ema/balanced_accuracy 50.00 %')
+  assert progress.format_values({'val/balanced_accuracy': 0.5}) == 'val/balanced_accuracy 50.00 %'

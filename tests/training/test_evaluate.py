@@ -11,7 +11,7 @@ from sklearn import metrics as sklearn_metrics
 from dnt import errors
 from dnt.config import keys
 from dnt.parallel import mesh as mesh_lib
-from dnt.training import datasets, evaluate, experiment, open_options
+from dnt.training import datasets, evaluate, experiment, open_options, scores
 
 
 def test_logits_that_are_not_finite_predict_nothing(tiny):
@@ -23,8 +23,23 @@ def test_logits_that_are_not_finite_predict_nothing(tiny):
   with evaluate.Evaluator(run, mesh, data.evaluation) as evaluator:
     metrics, confusion, per_class = evaluator(variables)
   assert not confusion['test'].any() and {*per_class['test']['sensitivity']} == {None}
-  assert metrics.keys() == {'test/loss', 'test/accuracy', 'test/calibration_error'}
+  assert metrics.keys() == {'test/loss', 'test/accuracy', 'test/balanced_accuracy', 'test/calibration_error'}
   assert np.isnan(list(metrics.values())).all()
+
+
+def test_with_a_loss_that_is_not_finite_no_metric_is(tiny):
+  """A logit of -inf leaves finite probabilities, so that there are predictions, and ranks of all examples."""
+  data = datasets.load(tiny, ('test',))
+  run = experiment.make(open_options.resolve(tiny, data), data.spec)
+  mesh = mesh_lib.make_mesh(tiny.mesh)
+  variables = mesh_lib.place(run.init_variables(), mesh_lib.replicated(mesh))
+  head = variables['params']['head']['dense']
+  head['bias'] = head['bias'].at[0].set(-np.inf)
+  with evaluate.Evaluator(run, mesh, data.evaluation) as evaluator:
+    metrics, confusion, per_class = evaluator(variables)
+  assert confusion['test'].sum() == 64 and None not in per_class['test']['auroc']
+  assert metrics['test/loss'] == np.inf
+  assert all(np.isnan(value) for name, value in metrics.items() if name != 'test/loss')
 
 
 @pytest.mark.thorough
@@ -56,6 +71,8 @@ def test_every_example_counts_once_whatever_the_batch_size(tiny, batch_size, pla
     confusion = np.zeros((10, 10), int)
     np.add.at(confusion, (labels, predicted), 1)
     assert np.array_equal(result.confusion[split], confusion)
+    balanced = np.mean([(predicted[labels == label] == label).mean() for label in set(labels)])
+    assert result.metrics[f'{split}/balanced_accuracy'] == pytest.approx(balanced)
     assert again.metrics[f'{split}_ema/loss'] == result.metrics[f'{split}/loss']
 
     probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
@@ -83,7 +100,7 @@ def test_a_split_of_too_many_probabilities_has_no_auroc_and_the_same_figures_els
   variables = mesh_lib.place(run.init_variables(), mesh_lib.replicated(mesh))
   found = []
   for largest in (640, 639):  # 64 examples of 10 classes
-    monkeypatch.setattr(evaluate, 'LARGEST', largest)
+    monkeypatch.setattr(scores, 'LARGEST', largest)
     with evaluate.Evaluator(run, mesh, data.evaluation) as evaluator:
       found.append(evaluator(variables))
   assert found[0].metrics == found[1].metrics | {'test/auroc': found[0].metrics['test/auroc']}

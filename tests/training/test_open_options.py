@@ -74,6 +74,19 @@ def test_a_split_that_is_not_evaluated_cannot_rank(tiny):
     open_options.rank(open_options.resolve(tiny, data), data)
 
 
+@pytest.mark.parametrize('metric', ['top5_accuracy', 'val/top5_accuracy'])
+def test_a_metric_that_the_split_does_not_have_cannot_rank(tiny, metric):
+  tiny.eval.splits, tiny.checkpoint.best_metric = ('val',), metric
+  data = datasets.load(tiny, ('val',))
+  why = (
+    f"^config.checkpoint.best_metric='{metric}': top5_accuracy is measured from 100 classes on, and synthetic has 10"
+  )
+  with pytest.raises(errors.InputError, match=why):
+    open_options.rank(open_options.resolve(tiny, data), data)
+  tiny.checkpoint.best_metric = 'auroc'
+  assert open_options.rank(open_options.resolve(tiny, data), data).checkpoint.best_metric == 'val/auroc'
+
+
 def test_balanced_classes_are_resolved_into_weights_that_can_be_given_again(tiny):
   tiny.loss.balance_classes = True
   data = datasets.load(tiny, ())

@@ -238,6 +238,26 @@ def test_a_training_line_does_not_replace_the_evaluation_of_the_training_split(m
     assert rec.last['train/gradient_norm'] == 8.5
 
 
+@pytest.mark.parametrize(
+  ('quantity', 'values', 'best'),
+  [
+    ('balanced_accuracy', (0.5, 0.7, 0.6, 0.7), 2),
+    ('auroc', (0.9, 0.7, 0.8, 0.6), 1),
+    ('auroc', (None, 0.7, None, 0.8), 4),
+    ('top5_accuracy', (0.5, 0.6, 0.7, 0.8), 4),
+    ('calibration_error', (0.3, 0.2, 0.1, 0.4), 3),
+  ],
+)
+def test_every_metric_of_an_evaluation_can_rank_and_end_patience(make, quantity, values, best):
+  with make(best_metric=f'test/{quantity}') as rec:
+    for step, value in enumerate(values, 1):
+      found = evaluation(0.1 * step, 1 / step)
+      known = {} if value is None else {f'test/{quantity}': value}
+      rec.add_evaluation(step, found._replace(metrics=found.metrics | known))
+    assert rec.best == {'metric': f'test/{quantity}', 'value': values[best - 1], 'step': best}
+    assert rec.out_of_patience == (best <= 2), 'patience is 2'
+
+
 def test_the_end_is_recorded_once(make, tmp_path):
   found = evaluation(0.75)
   with make(best_metric='val/loss') as rec:

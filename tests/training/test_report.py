@@ -291,6 +291,16 @@ def test_last_lines(written):
   )
   last = {**summary, 'best_checkpoint': {**best, 'step': 1000}}
   assert report.last_line(last, '') == report.last_line(summary, ''), 'the figures of the last step stand there already'
+  by_area = {'metric': 'test/auroc', 'value': 0.9, 'step': 800}
+  more = {'test/balanced_accuracy': 0.5, 'test/auroc': 0.875, 'test/calibration_error': 0.1}
+  line = report.last_line(
+    {**summary, 'last': summary['last'] | more, 'best': by_area, 'best_checkpoint': best | more}, ''
+  )
+  assert line == (
+    'finished step 1000  test/loss not finite  test/accuracy 96.25 %  test/balanced_accuracy 50.00 %  '
+    'test/auroc 0.8750  best test/auroc 0.9000 at step 800  '
+    'best checkpoint: test/accuracy 96.00 %  test/balanced_accuracy 50.00 %  test/auroc 0.8750  12 s'
+  )
   stopped = {**summary, 'finished': False, 'total_steps': 5000}
   assert re.search('1000 of 5000.* `run it`', report.last_line(stopped, 'run it'))
   assert report.evaluation_line({'step': 7, 'test/loss': 0.25, 'test/accuracy': 0.5}) == (

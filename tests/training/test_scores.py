@@ -1,12 +1,14 @@
 """Figures of a classifier against scikit-learn's and brute force."""
 
 import json
+import re
 
 import jax
 import numpy as np
 import pytest
 from sklearn import metrics as sklearn_metrics
 
+from dnt.data import examples
 from dnt.training import scores
 
 
@@ -131,3 +133,35 @@ def test_what_is_not_defined_is_none():
   json.dumps(found, allow_nan=False)
   alone = scores.per_class(np.array([[3, 1], [0, 0]]), np.full(2, np.nan))
   assert alone['sensitivity'] == [0.75, None] and alone['specificity'] == alone['auroc'] == [None, None]
+
+
+def test_balanced_accuracy_is_that_of_scikit_learn():
+  probabilities, labels = drawn(301, 5)
+  labels[labels == 3] = 1  # a class without examples, which is predicted
+  predicted = probabilities.argmax(1)
+  matrix = sklearn_metrics.confusion_matrix(labels, predicted, labels=range(5))
+  with pytest.warns(UserWarning, match='y_pred contains classes not in y_true'):
+    expected = sklearn_metrics.balanced_accuracy_score(labels, predicted)
+  assert scores.balanced_accuracy(matrix) == pytest.approx(expected, rel=1e-12)
+  # All of 9 and none of 1: an accuracy of 0.9 without any skill.
+  assert scores.balanced_accuracy(np.array([[9, 0], [1, 0]], np.int32)) == 0.5
+  assert np.isnan(scores.balanced_accuracy(np.zeros((2, 2), np.int32)))
+
+
+@pytest.mark.parametrize(
+  ('quantity', 'count', 'classes', 'reason'),
+  [
+    ('top5_accuracy', 200, 99, '^top5_accuracy is measured from 100 classes on, and mine has 99$'),
+    ('top5_accuracy', 200, 100, '^$'),
+    ('auroc', 201, 100, '^auroc is not measured above 20,000 images x classes, and val has 201 images x 100$'),
+    ('auroc', 200, 100, '^$'),
+    ('auroc', 1, 2, '^auroc compares classes, and val has images of one alone$'),
+    ('balanced_accuracy', 1, 2, '^$'),
+    ('loss', 201, 100, '^$'),
+  ],
+)
+def test_what_a_split_does_not_have_has_a_reason(monkeypatch, quantity, count, classes, reason):
+  monkeypatch.setattr(scores, 'LARGEST', 20_000)
+  labels, names = np.arange(count) % classes, tuple(map(str, range(classes)))
+  source = examples.in_memory('mine', 'val', np.zeros((count, 1, 1, 1), np.uint8), labels, names)
+  assert re.search(reason, scores.why_not_measured(quantity, source))
