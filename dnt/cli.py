@@ -35,6 +35,10 @@ Exit codes: 0 finished, 1 failed (such as a loss that is not finite), 2 bad inpu
 terminal), 141 the reader of the output ended (`| head`). The same command then goes on."""
 _CONFIG_ARGUMENT = re.compile(r'--?config(?:=(.*))?$', re.DOTALL)
 _OVERRIDE = re.compile(r'--?(?:no)?config\.([^=]+)')
+_COMPARISON = (
+  "; a comparison begins with config = schema.default('compare'), and sets options of the training config config.base "
+  "and config.variants = {'<name>': {'<section>.<key>': value}, ...}: see 'Your own comparison' in docs/runs.md"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -384,7 +388,8 @@ def parse(program: Program, argv: Sequence[str]) -> flags.FlagValues:
     raise config_files.explain(error, file, shown) from error
   if kind not in program.kinds:
     taken = ', '.join(program.kinds)
-    raise errors.InputError(f'{shown!r} is a {kind} config; this program takes: {taken}')
+    way = _COMPARISON if 'compare' in program.kinds else ''
+    raise errors.InputError(f'{shown!r} is a {kind} config; this program takes: {taken}{way}')
   for key in unset:
     if key not in schema.OPTIONS[kind]:
       raise errors.InputError(f'{shown!r} is a {kind} config, which has no key {key!r}')

@@ -11,7 +11,7 @@ import jax
 import pytest
 from absl import flags
 
-from dnt import cli, errors
+from dnt import cli, compare, errors
 from dnt import config as schema
 from dnt.config import run_config
 from dnt.parallel import cpu, signals
@@ -316,6 +316,12 @@ def test_a_trained_network_is_named_once(tmp_path):
   ):
     with pytest.raises(errors.InputError, match=said):
       cli.model_source(*given)
+
+
+def test_a_training_config_for_a_comparison_is_told_how_one_begins():
+  said = r"is a train config; this program takes: compare; .* config = schema\.default\('compare'\), .*docs/runs\.md$"
+  with pytest.raises(errors.InputError, match=said):
+    cli.parse(compare.PROGRAM, ['compare', '--config=digits_resnet20'])
 
 
 @pytest.mark.parametrize('kind', ['folder', 'image.png', 'net.safetensors', 'missing', 'hf:timm/resnet18.a1_in1k'])

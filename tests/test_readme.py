@@ -18,6 +18,7 @@ from PIL import Image
 
 import dnt
 from dnt import cli, compare, config, main
+from dnt.comparison import plan
 from dnt.training import datasets, experiment, open_options
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -78,6 +79,7 @@ PLACES = {
   '<name>': 'mnist',
   '<tfds dir>': 'tfds',
   '<your config>': 'configs/digits_resnet20.py',
+  '<your comparison>': 'configs/compare_init.py',
   '<run>': 'runs/mine',
   '--images=photos': '--images=images/test',
   '--images=...': '--images=images/test',
@@ -285,3 +287,16 @@ def test_the_lines_of_python_train(tmp_path, monkeypatch):
   data = datasets.load(run, run.eval.splits)
   assert experiment.make(open_options.resolve(run, data), data.spec).config.data.source == 'digits'
   assert workdir == 'runs/mine'
+
+
+def test_the_comparison_of_docs_can_be_run(tmp_path):
+  section = PAGES[pathlib.Path('docs/runs.md')].partition('\n## Your own comparison\n')[2].partition('\n## ')[0]
+  names = {}
+  exec(textwrap.dedent('\n'.join(line for line in section.splitlines() if line.startswith('    ') or not line)), names)
+  comparison = names['get_config']()
+  config.validate(comparison)
+  (form,) = comparison.forms
+  runs = plan.make(comparison, tmp_path, form)
+  assert [run.name for run in runs] == [f'{name} seed {seed}' for seed in range(3) for name in ('sgd', 'adamw')]
+  assert (runs[1].config.optim.name, runs[1].config.train.epochs) == ('adamw', 1.0)
+  plan.check_data(runs, ranking=comparison.columns[0])
