@@ -74,11 +74,11 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
   lines = [['data', 'images of each class', 'best', 'accuracy (%)', 'second', 'accuracy (%)', 'margin', 'spread']]
   for found in results.find_best(rows, METRIC):
     name, count, _ = cell(found['ranked'][0]['variant'])
-    ranked = []
-    for row in found['ranked']:
+    ranked, first = [], found['ranked'][:2]
+    for row in first:
       spread = '' if row['std'] is None else f' ± {row["std"]:.2f}'
       ranked += [cell(row['variant'])[2], f'{row["mean"]:.2f}{spread} ({row["finished"]})']
-    spreads = [row['std'] for row in found['ranked'] if row['std'] is not None]
+    spreads = [row['std'] for row in first if row['std'] is not None]
     margin = '-' if found['margin'] is None else f'{found["margin"]:.2f}'
     ranked += ['-'] * (4 - len(ranked))
     lines.append([name, count, *ranked, margin, f'{max(spreads):.2f}' if spreads else 'one seed'])

@@ -123,15 +123,22 @@ def comma_separated(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def describe_best(found: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-  """Says in words what `results.find_best` found: what is best, by title; the title names the data if they differ."""
+  """Says in words what `results.find_best` found: what is best, by title; the title names the data if they differ.
+
+  Variants tie whose means read the same.
+  """
   lines = {}
   for each in found:
     name, margin = each['metric'], each['margin']
-    first, *others = (_ranked(row, name) for row in each['ranked'])
+    first, *others = (_ranked(row, name) for row in each['ranked'][:2])
+    shown = [_cell(name, row['mean'], None) for row in each['ranked']]
+    *tied, last = [row['variant'] for row, value in zip(each['ranked'], shown, strict=True) if value == shown[0]]
     if margin is None:
       text = f'{first}; there is no other variant with a result'
+    elif tied:
+      text = f'tie of {", ".join(tied)} and {last} at {shown[0]}'
     else:
-      spreads = [row['std'] for row in each['ranked'] if row['std'] is not None]
+      spreads = [row['std'] for row in each['ranked'][:2] if row['std'] is not None]
       if not spreads:
         note = ', one run each: no spread'
       else:

@@ -53,9 +53,9 @@ def find_best(rows: Sequence[Mapping[str, Any]], metric: str) -> list[dict[str, 
       split, with the averaged weights of variants that have them, since checkpoints are ranked and predict by these.
 
   Returns:
-    For each data of which a variant has a finite mean: `data`, `metric` (that of the best), `ranked` (one or two
-    variants, the best first: `variant`, `metric` as in `Outcome.values`, `mean`, `std` or None, `finished`), `margin`
-    (of the best to the second, at least 0; None if there is no second), `runs` and `finished` (of all variants).
+    For each data of which a variant has a finite mean: `data`, `metric` (that of the best), `ranked` (these variants,
+    the best first: `variant`, `metric` as in `Outcome.values`, `mean`, `std` or None, `finished`), `margin` (of the
+    best to the second, at least 0; None if there is no second), `runs` and `finished` (of all variants).
   """
   found = []
   for data in dict.fromkeys(row['data'] for row in rows):
@@ -75,7 +75,7 @@ def find_best(rows: Sequence[Mapping[str, Any]], metric: str) -> list[dict[str, 
       ranked.sort(key=lambda each: each['mean'], reverse=metric in quantities.MORE_IS_BETTER)
       margin = abs(ranked[0]['mean'] - ranked[1]['mean']) if len(ranked) > 1 else None
       runs, finished = (sum(row[key] for row in alike) for key in ('runs', 'finished'))
-      about = {'data': data, 'metric': ranked[0]['metric'], 'ranked': ranked[:2], 'margin': margin}
+      about = {'data': data, 'metric': ranked[0]['metric'], 'ranked': ranked, 'margin': margin}
       found.append({**about, 'runs': runs, 'finished': finished})
   return found
 

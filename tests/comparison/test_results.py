@@ -73,7 +73,7 @@ def get_config():
   command = (f'--config={tmp_path}/compare_me.py', f'--workdir={tmp_path}/runs')
   code, out, err = call_program('compare', *command, '--only=0.1', '--config.seeds=(1,)')
   assert (code, 'finished 1 runs' in out) == (0, True), err
-  assert 'best test error (%): 0.1 37.50 ± 0.00 (3 runs), 0.00 better than 0.2 37.50 ± 0.00 (2 runs)' in out
+  assert 'best test error (%): tie of 0.1 and 0.2 at 37.50\n' in out
   content = json.loads((tmp_path / 'runs' / 'results.json').read_text())
   listed = {f'{run["variant"]} seed {run["seed"]}' for run in content['runs']}
   assert listed == {*runs} - {'0.2 seed 2'}, 'a run of another config does not belong to the comparison'
@@ -102,6 +102,7 @@ def test_the_best_has_the_lowest_error_and_its_margin_stands_beside_the_spread()
       'ranked': [
         {'variant': 'deep', 'metric': 'test_error', 'mean': 9.0, 'std': 0.5, 'finished': 3},
         {'variant': 'plain', 'metric': 'test_error', 'mean': 10.5, 'std': 0.25, 'finished': 3},
+        {'variant': 'wide', 'metric': 'test_error', 'mean': 12.0, 'std': 0.1, 'finished': 3},
       ],
       'margin': 1.5,
       'runs': 9,
@@ -117,10 +118,12 @@ def test_the_best_has_the_lowest_error_and_its_margin_stands_beside_the_spread()
   )
 
 
-@pytest.mark.parametrize(
-  ('metric', 'best'),
-  [('accuracy', 'b'), ('auroc', 'b'), ('images_per_second', 'b'), ('loss', 'a'), ('seconds', 'a'), ('parameters', 'a')],
+BEST = dict.fromkeys(schema.OPTIONS['compare']['columns'].choices, 'a') | dict.fromkeys(
+  ('accuracy', 'balanced_accuracy', 'top5_accuracy', 'auroc', 'images_per_second'), 'b'
 )
+
+
+@pytest.mark.parametrize(('metric', 'best'), BEST.items())
 def test_which_way_is_better_depends_on_the_metric(metric, best):
   name = metric if metric in schema.RUN_METRICS else f'val_{metric}'
   (found,) = results.find_best([row('a', 1.0, name=name), row('b', 2.0, name=name)], metric)
@@ -139,6 +142,18 @@ def test_one_run_has_no_spread_and_one_variant_no_margin_and_missing_runs_are_co
     'b 1.00 ± 0.50 (3 runs);'
   )
   assert described([failed]) == {} == described([])
+
+
+def test_variants_whose_means_read_the_same_tie():
+  rows = [row('sgd', 0.0), row('big', 1.0), row('adamw', 0.001, 0.002), row('wide', 0.0)]
+  assert described(rows) == {'best test error (%)': 'tie of sgd, wide and adamw at 0.00'}
+  assert described(rows[:1] + rows[2:3]) == {'best test error (%)': 'tie of sgd and adamw at 0.00'}
+  assert described([row('a', 8.2, name='seconds'), row('b', 7.9, name='seconds', finished=2)], 'seconds') == {
+    'best time': 'tie of b and a at 8 s; 5 of 6 runs have finished'
+  }
+  assert described([row('a', 99.0, name='val_accuracy'), row('b', 99.0, name='val_accuracy')], 'accuracy') == {
+    'best val accuracy (%)': 'tie of a and b at 99.00'
+  }
 
 
 def test_averaged_weights_say_what_is_best_of_a_variant_that_keeps_them():
