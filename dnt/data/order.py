@@ -37,9 +37,9 @@ def stratified(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarr
   """Splits examples in two so that both parts have the same class proportions; both parts are in random order.
 
   Args:
-    labels: int [N]; every class that occurs must occur at least twice.
+    labels: int [N].
     fraction: fraction of each class in the second part. The count is rounded to the nearest integer, but each part
-      gets at least one example of the class.
+      gets at least one example of the class; of one that occurs once, the first part.
     seed: seed of the draw.
 
   Returns:

@@ -26,6 +26,7 @@ from dnt.models import depth
 from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
 from dnt.reporting import progress
+from dnt.training import datasets
 from dnt.training import scores as scores_lib
 
 DRAWN = 10  # number of channels, and of classes, in the plots
@@ -160,7 +161,8 @@ def load_split(network: inference.Network, split: str) -> examples.Examples:
     errors.InputError: the data is missing, or its image shape or class names no longer match the network.
   """
   data = network.config.data
-  source = sources.load(data, split, data.seed)
+  available, _ = datasets.divide(network.config, sources.find(data, data.seed), {})
+  source = sources.read(available, data, split)
   source = class_order.align(source, network.class_names if network.named else (), f'the run in {network.origin}')
   shape = pipeline.image_shape(data, source)
   if shape != network.image_shape or source.num_classes != len(network.class_names):

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from dnt import buckets, errors
 from dnt import config as schema
 from dnt.config import typed
-from dnt.data import class_order, fingerprint, inspection, pipeline, sources
+from dnt.data import class_order, inspection, pipeline, sources
 from dnt.parallel import agreement, multihost
 from dnt.training import datasets, resume
 
@@ -52,7 +52,7 @@ def load(
   def read(own):
     return _read(_complete(config, trained.config, meta), splits, meta, f'the run in {buckets.name(workdir)}', own)
 
-  if in_place or (train in trained.data and _may_be_own(config.data, trained.data[train])):
+  if in_place or (train in trained.data and _may_be_own(config, meta)):
     try:
       data = datasets.load(config, splits, workdir)
       found = data.fingerprint()
@@ -76,18 +76,14 @@ def load(
   return read(own=False)
 
 
-def _may_be_own(data: typed.Data, trained: Mapping[str, Any]) -> bool:
-  """Returns whether data in another place has the training images of a run, by their fingerprint; logs nothing.
-
-  Their labels are compared once the classes are in the order of the run.
-  """
+def _may_be_own(config: typed.Config, meta: Mapping[str, Any]) -> bool:
+  """Returns whether data in another place has the training images of a run, by their fingerprint; logs nothing."""
+  data = config.data
 
   def look():
     with contextlib.suppress(errors.InputError):  # reading what is evaluated reports it
-      available = sources.find(data, data.seed)
-      available = sources.hold_out(available, data, data.seed) if data.hold_out else available
-      found = fingerprint.of({'': sources.locate(available, data, data.train_split)})['']
-      return all(found[name] == trained[name] for name in ('images', 'content'))
+      available, _ = datasets.divide(config, sources.find(data, data.seed), meta)
+      return datasets.is_of(available, data, meta['data'][data.train_split])
     return False
 
   return multihost.on_lead(look)

@@ -41,7 +41,7 @@ class Data(NamedTuple):
   evaluation: dict[str, examples.Examples]  # by split
   weights: pretrained.Source | None = None  # from config.train.init_from, unless the run has a checkpoint
   image_bits: int | None = None  # config.data.image_bits, if the config leaves it open and the files name it
-  held_out: bool = False  # whether `val` is drawn from `train`, see config.data.hold_out
+  held_out: bool = False  # whether `val` is drawn from `train`, see `divide`
 
   def fingerprint(self) -> dict[str, dict[str, Any]]:
     """Returns the fingerprint of each split that was loaded, see `dnt.data.fingerprint`; not for cached features."""
@@ -76,12 +76,12 @@ def load(
     of_run = multihost.together(lambda: weights.workdir is not None)
     multihost.check_equal({'whether config.train.init_from is a workdir': of_run})
   config = prepared(config, weights)
-  loaded, held_out = _load(config, splits, test, find)
+  loaded, held_out = _load(config, splits, test, find, meta)
   evaluated = [*splits, *(split for split in loaded if split not in (config.data.train_split, *splits))]
   image_bits = inspection.check(loaded, evaluated, config.data)
   if image_bits:
     config.data.image_bits = image_bits
-    loaded, _ = _load(config, splits, test, find)
+    loaded, _ = _load(config, splits, test, find, meta)
   first = loaded[config.data.train_split]
   for split, other in loaded.items():
     if other.shape[-1] != first.shape[-1]:
@@ -128,12 +128,42 @@ def prepared(config: typed.Config, weights: pretrained.Source | None) -> typed.C
   return prepared
 
 
-def _holds_out(config: typed.Config, available: examples.Splits) -> bool:
-  if config.data.hold_out is not None:
-    return config.data.hold_out
-  return (
-    splits_lib.VAL not in available and splits_lib.TRAIN in available and _names(config.eval.splits, splits_lib.VAL)
-  )
+def divide(config: typed.Config, available: examples.Splits, meta: Mapping[str, Any]) -> tuple[examples.Splits, bool]:
+  """Returns the splits of a run, and whether `val` is drawn from `train`: if `eval.splits` asks for it, or `hold_out`.
+
+  Of class folders alone a part is drawn also with `hold_out=False` if they ask, which older versions recorded for such
+  runs. They also drew it where nothing asked for it: a run that goes on keeps the images of its checkpoint.
+
+  Args:
+    config: a validated config.
+    available: from `sources.find`.
+    meta: the `meta` of the run's checkpoint; {}: it has none.
+  """
+  data, asked = config.data, _names(config.eval.splits, splits_lib.VAL)
+  if splits_lib.ALL not in available:
+    has_train_alone = splits_lib.VAL not in available and splits_lib.TRAIN in available
+    held_out = has_train_alone and asked if data.hold_out is None else data.hold_out
+    return (sources.hold_out(available, data, data.seed) if held_out else available), held_out
+  if data.hold_out:
+    return available, True
+  ways = [(sources.undrawn(available), False), (available, True)]
+  asked = asked or _names([data.train_split], splits_lib.VAL)
+  usual, other = ways[asked], ways[not asked]
+  if meta and 'data' not in meta:  # of a version that only drew
+    return available, True
+  return other if is_of(other[0], data, meta.get('data', {}).get(data.train_split)) else usual
+
+
+def is_of(available: examples.Splits, data: typed.Data, trained: Mapping[str, Any] | None) -> bool:
+  """Returns whether the training images of these splits are those of a fingerprint; None: there is none.
+
+  Their labels are compared once the classes are in the order of the run.
+  """
+  with contextlib.suppress(errors.InputError):  # reading them reports it
+    if trained:
+      found = fingerprint.of({'': sources.locate(available, data, data.train_split)})['']
+      return all(found[name] == trained[name] for name in ('images', 'content'))
+  return False
 
 
 def _names(texts: Sequence[str], name: str) -> bool:
@@ -147,15 +177,16 @@ def _check_labelled(split: examples.Examples) -> examples.Examples:
 
 
 def _load(
-  config: typed.Config, splits: Sequence[str], test: bool, find: Callable[[typed.Data, int], examples.Splits]
+  config: typed.Config,
+  splits: Sequence[str],
+  test: bool,
+  find: Callable[[typed.Data, int], examples.Splits],
+  meta: Mapping[str, Any],
 ) -> tuple[dict[str, examples.Examples], bool]:
   """Reads the splits of `load`, equal in all processes; also returns whether `val` is held out of `train`."""
 
   def read():
-    available = find(config.data, config.data.seed)
-    held_out = _holds_out(config, available)
-    if held_out:
-      available = sources.hold_out(available, config.data, config.data.seed)
+    available, held_out = divide(config, find(config.data, config.data.seed), meta)
     wanted = dict.fromkeys([config.data.train_split, *splits])
     found = {split: sources.read(available, config.data, split) for split in wanted}
     if test and splits_lib.TEST in available and not _names(splits, splits_lib.TEST):

@@ -34,7 +34,8 @@ def resolve(config: typed.Config, data: datasets.Data) -> typed.Config:
       'leave config.model.num_classes unset (None) to take the number in the data'
     )
   resolved.model.num_classes = classes
-  resolved.data.hold_out = data.held_out
+  if config.data.hold_out is None:
+    resolved.data.hold_out = data.held_out
   if data.image_bits is not None:
     resolved.data.image_bits = data.image_bits
   fill_defaults(resolved.data)

@@ -10,8 +10,8 @@ import jax
 
 from dnt import buckets, checkpoints, errors, files
 from dnt import workdir as workdir_lib
-from dnt.config import changes, schema, typed
-from dnt.data import pipeline
+from dnt.config import changes, schema, typed, validation
+from dnt.data import pipeline, splits
 from dnt.optim import chain
 from dnt.parallel import mesh as mesh_lib
 from dnt.parallel import multihost
@@ -74,6 +74,8 @@ def prepare(config: typed.Config, workdir: pathlib.Path, mesh: jax.sharding.Mesh
       f'val is {config.data.val_fraction:.0%} of the images of train, held out (config.data.val_fraction); a run that '
       'begins trains on all of them if config.eval.splits does not name val and config.data.hold_out is not set'
     )
+  elif problem := _unused_fraction(config):
+    _log.info(problem)
   if problem := chain.undecayed(run.config, run.leaves, run.phases[-1].partition):
     _log.info(problem)
   if pipeline.resizes_apart(run.config.data, data.train.shape):
@@ -86,6 +88,17 @@ def prepare(config: typed.Config, workdir: pathlib.Path, mesh: jax.sharding.Mesh
   found = resume.find_changes(run, fingerprint, trained, saved.latest_step or 0)
   resume.check(run, found, allow, workdir, saved)
   return Prepared(run, data, fingerprint, mesh, workdir, saved, meta, found)
+
+
+def _unused_fraction(config: typed.Config) -> str:
+  """Says that `data.val_fraction` has no effect with the data of a run which draws no `val`, if it is set."""
+  fraction = config.data.val_fraction
+  if fraction == schema.default().data.val_fraction or not validation.has_effect(config, 'data.val_fraction'):
+    return ''
+  why = 'config.eval.splits does not name val'
+  if any(splits.parse(text).name == splits.VAL for text in config.eval.splits):
+    why = f'{config.data.source} has a val of its own'
+  return f'config.data.val_fraction={fraction} has no effect: {why}; config.data.hold_out=True draws one from train'
 
 
 def already_done(prepared: Prepared, command: str) -> dict[str, Any] | None:

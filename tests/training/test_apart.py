@@ -78,6 +78,7 @@ def test_only_lines_on_what_is_evaluated_are_logged(run, tmp_path, caplog):
   run.train.steps, run.train.batch_size, run.eval.every, run.checkpoint.every = 1, 8, '1', '1'
   loop.train(run, tmp_path / 'whole')
   shutil.copytree(tmp_path / 'own' / 'train', tmp_path / 'alone')
+  (tmp_path / 'alone' / 'ant' / '0.png').unlink()  # the images are no longer those of the run
   for split in ('train', 'test'):
     shutil.copytree(tmp_path / 'own' / 'val', tmp_path / 'whole set' / split)
   for place, split in (('alone', 'all'), ('whole set', 'test')):
@@ -162,7 +163,7 @@ def test_the_runs_own_data_in_another_place_keeps_its_splits(run, tmp_path):
   assert confusion(run, tmp_path, tmp_path / 'moved', 'val')['val'].sum() == 8
 
 
-@pytest.mark.parametrize(('flat', 'said'), [(True, 'have no labels'), (False, "split of .*'test'")])
+@pytest.mark.parametrize(('flat', 'said'), [(True, 'have no labels'), (False, "no split 'test'")])
 def test_training_images_of_a_run_that_were_moved_are_no_test_set(run, tmp_path, flat, said):
   (tmp_path / 'own' / 'val').rename(tmp_path / 'unused')
   if flat:
@@ -175,6 +176,22 @@ def test_training_images_of_a_run_that_were_moved_are_no_test_set(run, tmp_path,
   for splits in (('test',), ('val', 'test')):
     with pytest.raises(errors.InputError, match=said):
       confusion(run, tmp_path, tmp_path / 'moved', *splits)
+
+
+def test_images_of_a_run_on_whole_class_folders_that_were_moved_are_no_test_set(run, tmp_path):
+  (tmp_path / 'own' / 'train').rename(tmp_path / 'classes')
+  shutil.rmtree(tmp_path / 'run')
+  run.data.source, run.eval.splits, run.train.steps, run.eval.every = (
+    f'folder:{tmp_path / "classes"}',
+    ('train',),
+    1,
+    '1',
+  )
+  loop.train(run, tmp_path / 'run')
+  (tmp_path / 'classes').rename(tmp_path / 'moved')
+  with pytest.raises(errors.InputError, match="no split 'test'"):
+    confusion(run, tmp_path, tmp_path / 'moved', 'test')
+  assert confusion(run, tmp_path, tmp_path / 'moved', 'train')['train'].sum() == 12
 
 
 def test_an_unlabelled_test_folder_of_other_data_is_no_name_for_its_class_folders(run, tmp_path):

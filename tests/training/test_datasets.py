@@ -1,9 +1,11 @@
 import dataclasses
+import itertools
 
 import pytest
 from PIL import Image
 
 from dnt import errors
+from dnt.data import fingerprint, sources
 from dnt.parallel import multihost
 from dnt.training import datasets, open_options
 
@@ -68,6 +70,67 @@ def test_val_is_held_out_of_train_where_the_data_has_none(tiny):
   tiny.data.hold_out, tiny.eval.splits = False, ('val',)
   with pytest.raises(errors.InputError, match="'val'"):
     datasets.load(tiny, ('val',))
+
+
+@pytest.fixture
+def pets(tiny, tmp_path):
+  """A config whose data are class folders alone: four cats, ten dogs."""
+  for index, name in enumerate(['cat'] * 4 + ['dog'] * 10):
+    path = tmp_path / 'pets' / name / f'{index}.png'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new('RGB', (8, 8), (index, 2 * index, 3 * index)).save(path)
+  tiny.data.source = f'folder:{tmp_path / "pets"}'
+  return tiny
+
+
+@pytest.mark.parametrize('hold_out', [None, False])
+def test_class_folders_of_a_run_that_asks_for_no_val_train_as_a_whole(pets, tmp_path, hold_out):
+  pets.data.hold_out, pets.eval.splits = hold_out, ('train',)
+  data = datasets.load(pets, ('train',), test=True)
+  assert (len(data.train), list(data.evaluation), data.held_out) == (14, ['train'], False)
+  assert open_options.resolve(pets, data).data.hold_out is False
+  with pytest.raises(errors.InputError, match="split .*'val'"):
+    datasets.load(pets, ('val',))
+  for path in sorted((tmp_path / 'pets' / 'cat').iterdir())[1:]:
+    path.unlink()
+  assert len(datasets.load(pets, ('train',)).train) == 11, 'a rare class is no problem'
+
+
+@pytest.mark.parametrize(
+  ('hold_out', 'train_split', 'splits', 'recorded'),
+  [
+    (None, 'train', ('val',), True),
+    (None, 'train', ('train', 'val[:50%]'), True),
+    (True, 'train', ('train',), True),
+    (False, 'train', ('val',), False),  # as runs of older versions recorded it
+    (None, 'val', ('train',), True),
+  ],
+)
+def test_class_folders_of_a_run_that_asks_for_val_are_drawn_as_ever(pets, hold_out, train_split, splits, recorded):
+  pets.data.hold_out, pets.data.train_split, pets.eval.splits = hold_out, train_split, splits
+  data = datasets.load(pets, ('train', 'val'))
+  ever = sources.find(pets.data, pets.data.seed)
+  assert [data.evaluation[split].store.paths for split in ('train', 'val')] == [
+    ever[split]().store.paths for split in ('train', 'val')
+  ]
+  assert (len(data.evaluation['train']), len(data.evaluation['val'])) == (11, 3)
+  assert data.held_out and open_options.resolve(pets, data).data.hold_out is recorded
+
+
+def test_a_run_on_class_folders_that_goes_on_keeps_the_images_of_its_checkpoint(pets):
+  ever = sources.find(pets.data, pets.data.seed)
+  pets.data.hold_out = False
+  for splits, (drawn, count) in itertools.product((('val',), ('train',)), ((True, 11), (False, 14))):
+    pets.eval.splits = splits
+    trained = ever['train' if drawn else 'all']()
+    meta = {'data': fingerprint.of({'train': trained})}
+    available, held_out = datasets.divide(pets, ever, meta)
+    assert (len(available['train']()), held_out) == (count, drawn), (splits, drawn)
+    _, held_out = datasets.divide(pets, ever, {'config': {}})
+    assert held_out, 'of a version that recorded no images'
+    meta['data']['train']['content'] = 'other images'
+    _, held_out = datasets.divide(pets, ever, meta)
+    assert held_out == (splits == ('val',))
 
 
 def test_a_val_of_its_own_is_taken_and_a_test_split_without_labels_passed_over(tiny, tmp_path):

@@ -2,9 +2,31 @@ import types
 
 import pytest
 
-from dnt.config import changes
+from dnt.config import changes, schema
 from dnt.parallel import multihost
 from dnt.training import prepare
+
+
+@pytest.mark.parametrize(
+  ('source', 'fraction', 'splits', 'said'),
+  [
+    ('folder:pets', 0.5, ('val',), 'folder:pets has a val of its own; config.data.hold_out=True draws one from train'),
+    (
+      'tfds:pets',
+      0.5,
+      ('val[:50%]',),
+      'tfds:pets has a val of its own; config.data.hold_out=True draws one',
+    ),
+    ('folder:pets', 0.5, ('test',), 'config.eval.splits does not name val; config.data.hold_out=True draws one from t'),
+    ('folder:pets', 0.2, ('val',), ''),
+    ('digits', 0.1, ('test',), ''),  # as the configs of CIFAR, with the command line of README
+  ],
+)
+def test_a_fraction_without_effect_is_said(source, fraction, splits, said):
+  config = schema.default()
+  config.data.source, config.data.val_fraction, config.eval.splits = source, fraction, splits
+  line = prepare._unused_fraction(config)
+  assert said in line and bool(said) == bool(line)
 
 
 def test_processes_take_the_changes_of_the_lead_for_those_of_a_run_that_has_ended(tmp_path, monkeypatch):

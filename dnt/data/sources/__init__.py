@@ -8,6 +8,7 @@ from dnt.data.sources.registry import (
   locate,
   names,
   read,
+  undrawn,
 )
 
 __all__ = [
@@ -18,4 +19,5 @@ __all__ = [
   'locate',
   'names',
   'read',
+  'undrawn',
 ]

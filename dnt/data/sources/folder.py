@@ -76,14 +76,22 @@ class _Listed(NamedTuple):
   skipped: collections.Counter[str]
 
 
+class Drawn(NamedTuple):
+  """Indices of the images of `train` and of `val`, int32 [n], and for the line of `val` the classes that it lacks."""
+
+  train: np.ndarray
+  val: np.ndarray
+  lacks: str
+
+
 def folder(where: str, config: typed.Data, seed: int) -> examples.Splits:
   """Returns the splits of a folder of class folders: RGB images of any size, classes sorted by name.
 
   If the folder has `train/` and also `val/`, `test/` or both, these are the splits; other usual names count too
   (`Training`, `valid`, `test_set`). Otherwise it draws `train` and `val` at random, class by class, from the class
-  folders in `train/` or in the folder itself; `all` is then all of these images. A folder without `train/` has only the
-  splits that are there, to evaluate a run of other data. Each split is in random order, so that a slice holds every
-  class. Its line says what was skipped.
+  folders in `train/` or in the folder itself; `all` is then all of these images (`registry.undrawn` takes them as
+  `train`). A folder without `train/` has only the splits that are there, to evaluate a run of other data. Each split is
+  in random order, so that a slice holds every class. Its line says what was skipped.
 
   Args:
     where: the folder; `<dir>/*` if all of its folders are classes, also one named `train`.
@@ -116,13 +124,13 @@ def folder(where: str, config: typed.Data, seed: int) -> examples.Splits:
 
   @functools.cache
   def drawn():
-    _check_drawable(base, names, listed['train'].labels)
-    return dict(zip(('train', 'val'), order.stratified(listed['train'].labels, config.val_fraction, seed), strict=True))
+    _classes(base)
+    return draw_val(str(base), names, listed[ALL].labels, config.val_fraction, seed)
 
   def draw(split):
     if separate or split == ALL:
       return order.permutation(order.philox(seed, order.SPLIT), len(listed[split].paths))
-    return drawn()[split]
+    return drawn()._asdict()[split]
 
   def read(split):
     if split in unlabelled:
@@ -135,13 +143,38 @@ def folder(where: str, config: typed.Data, seed: int) -> examples.Splits:
     paths, labels, skipped = listed[split]
     chosen = draw(split)
     reasons = image_files.reasons(skipped)
-    if split == 'train' and bases:
+    if split in ('train', ALL) and bases:
       reasons += [f'the folder {name}/' for name in _unread(root, [bases[each] for each in listed if each in bases])]
     line = describe(split, str(bases.get(split, base)), names, len(chosen), labels[chosen], reasons)
+    line += drawn().lacks if split == 'val' and not separate else ''
     store = Files(tuple(paths[index] for index in chosen), labels[chosen], images.decoding(config))
     return examples.Examples(f'folder:{where}', split, names, (None, None, 3), store, store.labels, line=line)
 
   return {split: functools.partial(read, split) for split in dict.fromkeys(['train', *listed, *unlabelled])}
+
+
+def draw_val(origin: str, names: Sequence[str], labels: np.ndarray, fraction: float, seed: int) -> Drawn:
+  """Draws `val` class by class; the only image of a class trains.
+
+  Args:
+    origin: where the images come from.
+    names: names of all classes.
+    labels: those of the images, int [N].
+    fraction: fraction of each class in `val`, see `order.stratified`.
+    seed: seed of the draw.
+
+  Raises:
+    errors.InputError: no class has two images.
+  """
+  counts = np.bincount(labels, minlength=len(names))
+  if counts.max() < 2:
+    raise errors.InputError(
+      f"no class of {origin} has two images, so that none can be held out as 'val'; to train on all of them, leave "
+      "config.data.hold_out unset and 'val' out: config.eval.splits=('train',)"
+    )
+  alone = [repr(names[label]) for label in np.flatnonzero(counts == 1)]
+  lacks = f'; none of {errors.list_names(alone)}, whose only image is in train' if alone else ''
+  return Drawn(*order.stratified(labels, fraction, seed), files.readable(lacks))
 
 
 def split_of(name: str) -> str | None:
@@ -373,12 +406,3 @@ def _list(base: pathlib.Path, names: tuple[str, ...]) -> _Listed:
   if not paths:
     raise errors.InputError(f'{base} holds no class folders; expected: {LAYOUT}')
   return _Listed(paths, np.array(labels, np.int32), skipped)
-
-
-def _check_drawable(base: pathlib.Path, names: tuple[str, ...], labels: np.ndarray) -> None:
-  _classes(base)
-  lonely = [name for name, count in zip(names, np.bincount(labels), strict=True) if count < 2]
-  if lonely:
-    raise errors.InputError(
-      f'{base / lonely[0]} holds only one image; a random val split needs at least two images per class'
-    )

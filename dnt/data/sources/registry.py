@@ -9,7 +9,7 @@ from dnt import errors
 from dnt.config import typed
 from dnt.data import examples, order, placement, splits
 from dnt.data.sources import builtin, cars, cifar, folder, idx, tfds
-from dnt.data.splits import ALL, ALSO_VAL, TRAIN, VAL
+from dnt.data.splits import ALL, ALSO_VAL, TEST, TRAIN, VAL
 from dnt.reporting import terminal
 
 _log = logging.getLogger(__name__)
@@ -92,6 +92,16 @@ def choose(available: examples.Splits, asked: Sequence[str]) -> dict[str, str]:
   return {text: text for text in asked}
 
 
+def undrawn(available: examples.Splits) -> examples.Splits:
+  """Returns the splits of class folders alone with all images as `TRAIN`, and without the `VAL` drawn from them."""
+
+  def whole():
+    found = available[ALL]()
+    return dataclasses.replace(found, split=TRAIN, line=TRAIN + found.line.removeprefix(ALL))
+
+  return {name: read for name, read in available.items() if name != VAL} | {TRAIN: whole}
+
+
 def hold_out(available: examples.Splits, config: typed.Data, seed: int) -> examples.Splits:
   """Returns the splits with a `VAL` of `config.val_fraction` of `TRAIN`, which is then without these images.
 
@@ -106,22 +116,23 @@ def hold_out(available: examples.Splits, config: typed.Data, seed: int) -> examp
     seed: seed of the draw.
 
   Raises:
-    errors.InputError: the source has no `TRAIN`.
+    errors.InputError: the source has no `TRAIN`; when they are read: no class has two images.
   """
 
   @functools.cache
   def drawn():
-    whole = available[TRAIN]()
+    whole, lacks = available[TRAIN](), ''
     if whole.labels is None:
       first = len(whole) - max(round(config.val_fraction * len(whole)), 1)
       mixed = _shuffled(whole) if whole.ordered else whole
       train, val = mixed.part(TRAIN, 0, first), mixed.part(VAL, first, len(whole))
     else:
-      parts = order.stratified(whole.labels, config.val_fraction, seed)
+      *parts, lacks = folder.draw_val(whole.name, whole.class_names, whole.labels, config.val_fraction, seed)
       train, val = (whole.take(split, indices) for split, indices in zip((TRAIN, VAL), parts, strict=True))
     left = folder.count_classes(train.class_names, len(train), train.labels)
     unread = [f'the val that {val.name} has'] if VAL in available else []
-    lines = f'{_line(TRAIN, whole)}; without val: {left}', _describe(VAL, val, f'train of {val.name}', unread)
+    held_out = _describe(VAL, val, f'train of {val.name}', unread) + lacks
+    lines = f'{_line(TRAIN, whole)}; without val: {left}', held_out
     both = zip((train, val), lines, strict=True)
     return {part.split: dataclasses.replace(part, line=line) for part, line in both}
 
@@ -175,6 +186,11 @@ def locate(available: examples.Splits, config: typed.Data, split: str) -> exampl
     raise errors.InputError(
       f"{config.source} has no split 'val' (only {', '.join(available)}), and config.data.hold_out=False draws none "
       "from 'train'. Leave 'val' out of config.eval.splits; or, for a run that begins, leave config.data.hold_out unset"
+    )
+  if part.name == TEST and TEST not in available and TRAIN in available:
+    raise errors.InputError(
+      f"{config.source} has no split 'test' (only {', '.join(available)}); to train on all images of 'train', "
+      "leave 'val' out: config.eval.splits=('train',)"
     )
   if part.name not in available:
     raise errors.unknown(f'split of {config.source}', part.name, available)

@@ -50,6 +50,18 @@ def test_without_splits_one_is_drawn_class_by_class(data, class_folders):
   assert {*val.store.paths} != {*load(data, root, 'val', seed=1).store.paths}
 
 
+def test_the_only_image_of_a_class_trains_and_the_line_of_val_says_so(data, class_folders, caplog):
+  root = class_folders({'train/ant': 5, 'train/bee': 1, 'train/cow': 10, 'train/owl': 1})
+  with caplog.at_level(logging.INFO, 'dnt'):
+    train, val = load(data, root), load(data, root, 'val')
+
+  np.testing.assert_array_equal(np.bincount(train.labels), [4, 1, 8, 1])
+  np.testing.assert_array_equal(np.bincount(val.labels, minlength=4), [1, 0, 2, 0])
+  assert {'bee/0.jpg', 'owl/0.jpg'} <= {*names_of(train)}
+  line = "2 of 4 classes, 3 images (1 to 2 per class); none of 'bee', 'owl', whose only image is in train"
+  assert caplog.records[-1].getMessage().endswith(line)
+
+
 def test_a_train_folder_alone_is_split_too(data, class_folders):
   root = class_folders({'train/ant': 5, 'train/bee': 5})
 
@@ -70,7 +82,7 @@ def test_a_slice_of_a_folder_holds_several_classes(data, class_folders):
     ({'train/ant': 2, 'train/bee': 2, 'val/cow': 1, 'val/bee': 1}, r"val .*'cow'.* train/"),
     ({'val/ant': 2, 'val/bee': 2}, r'val/ .*no train/'),
     ({'train/ant': 2, 'val/ant': 2}, r"at least two.* 'ant'"),
-    ({'ant': 2, 'bee': 1}, r'bee .*one .*val split'),
+    ({'ant': 1, 'bee': 1}, r"no class of .* has two images.*config\.eval\.splits=\('train',\)"),
     ({'.': 3}, 'at least two.* none'),
   ],
 )

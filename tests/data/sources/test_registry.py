@@ -131,6 +131,37 @@ def test_class_folders_from_which_val_is_drawn_hold_nothing_more_out(data, class
   assert {*drawn[0]} | {*drawn[1]} == {str(path) for path in (folder / 'train').rglob('*.jpg')}
 
 
+@pytest.mark.parametrize('kind', ['folder', 'cars'])
+def test_class_folders_from_which_nothing_is_drawn_train_as_a_whole(data, class_folders, kind, caplog):
+  folder = class_folders({'train/ant': 1, 'train/bee': 20, 'test': 1})
+  (folder / 'notes').mkdir()
+  data.source = f'{kind}:{folder}'
+  available = sources.find(data, 0)
+  with caplog.at_level(logging.INFO, 'dnt'):
+    half, whole = (sources.read(sources.undrawn(available), data, split) for split in ('train[:50%]', 'train'))
+  assert whole.store.paths == sources.read(available, data, 'all').store.paths, 'in the order of all versions'
+  assert {*whole.store.paths} == {str(path) for path in (folder / 'train').rglob('*.jpg')}
+  assert (whole.split, whole.name, half.store.paths) == ('train', data.source, whole.store.paths[:10])
+  line = f'train from {folder}/train: 2 classes, 21 images (1 to 20 per class); not read: the folder notes/'
+  assert caplog.records[0].getMessage().startswith(line)
+  assert {*available} - {*sources.undrawn(available)} == {'val'}
+
+
+def test_the_only_image_of_a_class_trains_where_val_is_held_out(data, class_folders, caplog):
+  folder = class_folders({'train/ant': 1, 'train/bee': 4, 'test/bee': 1})
+  data.source, data.hold_out, data.val_fraction = f'folder:{folder}', True, 0.25
+  with caplog.at_level(logging.INFO, 'dnt'):
+    train, val = sources.load(data, 'train', 0), sources.load(data, 'val', 0)
+  assert (np.bincount(train.labels).tolist(), val.labels.tolist()) == ([1, 3], [1])
+  assert caplog.records[-1].getMessage().endswith("; none of 'ant', whose only image is in train")
+
+
+def test_a_test_split_that_the_data_lacks_names_the_way_to_train_on_all_images(data, class_folders):
+  data.source = f'folder:{class_folders({"ant": 2, "bee": 2})}'
+  with pytest.raises(errors.InputError, match=r"no split 'test' .*train, val, all.*eval\.splits=\('train',\)"):
+    sources.load(data, 'test', 0)
+
+
 def test_a_val_of_the_data_gives_way_to_one_that_is_held_out_and_the_line_says_so(data, class_folders, caplog):
   folder = class_folders({'train/ant': 4, 'train/bee': 4, 'valid/ant': 1, 'valid/bee': 1})
   data.source, data.hold_out, data.val_fraction = f'folder:{folder}', True, 0.25
