@@ -20,7 +20,7 @@ Order of events when step s is done:
      requested it; a signal also ends 3, and the wait for data or a compilation; the process that continues from here
      does 3. Otherwise the split `test`, if it is labelled and not in `eval.splits`, is evaluated with the weights of
      this step and of the best checkpoint,
-  5. the next phase, if one starts at s: the optimizer's state for the parameters that begin to train.
+  5. the next phase, if one starts at s: a line on what trains, and the optimizer's state for the parameters that begin.
 """
 
 import contextlib
@@ -144,6 +144,9 @@ def _train(
   prepared = prepare.prepare(config, workdir, mesh, allow)
   run, data, saved, fingerprint = prepared.run, prepared.data, prepared.saved, prepared.fingerprint
   _log.info(report.block_table(run.table, run.trace.outside))
+  if len(run.phases) > 1 or run.phases[0].partition.frozen:
+    for phase in run.phases[run.phases.index(run.phase(saved.latest_step or 0)) :]:
+      _log.info(_line(run, phase))
   if config.mesh.fsdp > 1:
     _log.info(sharding.describe(mesh, sharding.table(mesh, run.abstract_state().params, run.split_axes)))
   if (summary := prepare.already_done(prepared, command)) is not None:
@@ -271,6 +274,8 @@ def _run(session: _Session, state: steps.TrainState) -> steps.TrainState:
     ended = state
     if run.phase(step).start > phase.start:
       phase = run.phase(step)
+      pending.flush()
+      _log.info(_line(run, phase))
       state = initialize.advance(run, session.mesh, state, phase)
       programs.prepare(state, step)
 
@@ -288,6 +293,10 @@ def _run(session: _Session, state: steps.TrainState) -> steps.TrainState:
     pending.replace(step, count, metrics)
     step += count
     requested = session.guard.requested(next(session.guard.counter))
+
+
+def _line(run: experiment.Experiment, phase: experiment.Phase) -> str:
+  return report.phase_line(phase, run.table, run.trace.variables['params'])
 
 
 def _save(session: _Session, step: int, state: steps.TrainState) -> None:

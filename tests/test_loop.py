@@ -664,6 +664,21 @@ def test_an_error_at_the_first_step_of_a_phase_keeps_the_phase_before(tiny, tmp_
   assert run(tiny, tmp_path / 'run')['params_sha256'] == whole['params_sha256']
 
 
+def test_a_line_says_what_trains_at_the_start_and_when_a_phase_begins(tiny, tmp_path, console):
+  tiny.finetune.trainable, tiny.finetune.unfreeze = 'head', (('3', 'all'),)
+  tiny.train.steps, tiny.train.log_every = 4, '1'
+  total = run(tiny, tmp_path)['parameters']
+  output = [line for line in console.readouterr().out.splitlines() if re.match(r'from step|step \d+/', line)]
+  head, every = (f'from step {each}' for each in (f'0 on head trains: 170 of {total:,} parameters', '3 on all entries'))
+  assert output[:2] == [head, f'{every} train: {total:,} parameters']
+  begins = output.index(output[1], 2)
+  assert output[begins - 1] < 'step 4/' <= output[begins + 1]
+  tiny.train.steps = 6
+  run(tiny, tmp_path)
+  output = console.readouterr().out
+  assert output.count('from step 3 on all') == 1 and 'from step 0 on' not in output
+
+
 def test_a_run_that_stops_does_not_look_at_the_test_split(tiny, tmp_path, monkeypatch):
   tiny.eval.splits, tiny.checkpoint.best_metric = ('val',), 'accuracy'
   monkeypatch.setattr('dnt.parallel.preemption.Guard.requested', lambda self, count: count == 0)

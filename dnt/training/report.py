@@ -1,5 +1,6 @@
 """Writes the results of a run: the table of blocks, summary.json, curves, confusion matrices and report.html."""
 
+import itertools
 import os
 import pathlib
 import signal
@@ -8,10 +9,10 @@ from typing import Any
 
 import jax
 
-from dnt import files, trees
+from dnt import errors, files, trees
 from dnt import workdir as workdir_lib
 from dnt.config import keys, typed
-from dnt.models import depth, layouts
+from dnt.models import depth, freeze, layouts
 from dnt.parallel import mesh as mesh_lib
 from dnt.parallel import multihost
 from dnt.reporting import confusion as confusion_lib
@@ -48,6 +49,28 @@ def block_table(table: Sequence[depth.Row], outside: int = 0) -> str:
   parameters, flops = sum(row.parameters for row in table), sum(row.flops for row in table) + outside
   lines.append(('total', '', f'{parameters:,}', _quantity(flops)))
   return tables.text(lines)
+
+
+def phase_line(phase: freeze.Phase, table: Sequence[depth.Row], params: Mapping[str, Any]) -> str:
+  """Says in one line which entries and how many parameters train from the start of a phase on.
+
+  Args:
+    phase: the phase.
+    table: the depth list.
+    params: parameters or shapes, in the unrolled layout.
+  """
+  partition = phase.partition
+  trained, total = (f'{trees.count(tree):,}' for tree in (partition.split(params)[0], params))
+  if not partition.frozen:
+    return f'from step {phase.start:,} on all entries train: {total} parameters'
+  names, own = [], [row.entry.name for row in table if row.parameters]
+  for stage, group in itertools.groupby(own, lambda name: name.partition('/')[0]):
+    blocks = [*group]
+    chosen = [name for name in blocks if name not in partition.frozen]
+    names += [stage] if len(chosen) == len(blocks) else chosen
+  norms = ' and the norms of the others' if partition.norm == 'affine_only' else ''
+  verb = 'train' if len(names) > 1 or norms else 'trains'
+  return f'from step {phase.start:,} on {errors.list_names(names)}{norms} {verb}: {trained} of {total} parameters'
 
 
 def write(

@@ -1,3 +1,4 @@
+import dataclasses
 import html.parser
 import json
 import os
@@ -42,6 +43,32 @@ def test_block_table():
     'head                 10         650  1.28 k',
     'total                        10,173   1.2 M',
   ]
+
+
+@pytest.mark.parametrize(
+  ('start', 'chosen', 'norm', 'line'),
+  [
+    (4, 'all', 'running', 'from step 4 on all entries train: 19 parameters'),
+    (0, 'head', 'running', 'from step 0 on head trains: 3 of 19 parameters'),
+    (1000, 'top:2', 'running', 'from step 1,000 on stage1/block002, gain, head train: 9 of 19 parameters'),
+    (0, 'top:3', 'running', 'from step 0 on stage1, gain, head train: 14 of 19 parameters'),
+    (0, 'head', 'affine_only', 'from step 0 on head and the norms of the others train: 5 of 19 parameters'),
+  ],
+)
+def test_a_line_names_what_trains_from_the_start_of_a_phase_on(start, chosen, norm, line):
+  sizes = {'stem': 5, 'stage1/block001': 5, 'stage1/block002': 5, 'gain': 1, 'head': 3}
+  block = {'kernel': jnp.ones(3), 'norm': {'scale': jnp.ones(1), 'bias': jnp.ones(1)}}
+  params = {
+    'stem': {'kernel': jnp.ones(5)},
+    'stage1': {'block001': {'kernel': jnp.ones(5)}, 'block002': block},
+    'gain': jnp.ones(1),
+    'head': {'kernel': jnp.ones(3)},
+  }
+  table = [_row(name, parameters=size) for name, size in sizes.items()]
+  options = config.default().finetune
+  options.trainable, options.frozen_norm = chosen, norm
+  (phase,) = freeze.plan(options, table, params, 10, 1.0)
+  assert report.phase_line(dataclasses.replace(phase, start=start), table, params) == line
 
 
 def test_block_table_of_a_deep_network():
