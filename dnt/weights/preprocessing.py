@@ -4,7 +4,7 @@ import dataclasses
 import json
 import logging
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dnt import config as schema
@@ -50,14 +50,17 @@ KERAS = Preprocessing(
 )
 
 
-def of_run(data: typed.Data) -> Preprocessing:
+def of_run(data: typed.Data, image_shape: Sequence[int] = ()) -> Preprocessing:
   """Returns the evaluation preprocessing of a run.
 
   Args:
     data: the `data` section of the run's resolved config.
+    image_shape: (H, W, C) of its images; their size if they are square and the config leaves it open; (): not known.
   """
-  resize = implied.eval_resize(data)
-  return Preprocessing(data.image_size, data.eval_crop, data.interpolation, tuple(data.mean), tuple(data.std), resize)
+  size, resize = data.image_size, implied.eval_resize(data)
+  if size is None and image_shape and image_shape[0] == image_shape[1]:
+    size = image_shape[0]
+  return Preprocessing(size, data.eval_crop, data.interpolation, tuple(data.mean), tuple(data.std), resize)
 
 
 def fill(data: typed.Data, given: Preprocessing) -> None:

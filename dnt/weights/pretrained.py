@@ -159,7 +159,9 @@ class Source:
   def _about(self) -> _About:
     result, path, _ = self._located
     if result is None:
-      return _About(preprocessing_lib.of_run(self.run_config.data), ())
+      data = self.run_config.data
+      meta = {} if data.image_size else checkpoints.read_meta(path)
+      return _About(preprocessing_lib.of_run(data, meta.get('image_shape', ())), ())
     return result.about(path)
 
   @property

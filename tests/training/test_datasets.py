@@ -72,6 +72,23 @@ def test_val_is_held_out_of_train_where_the_data_has_none(tiny):
     datasets.load(tiny, ('val',))
 
 
+def test_images_get_the_size_of_those_of_the_run_whose_weights_are_taken(tiny, saved, tmp_path):
+  """It took its size from its data, and the new images differ in size."""
+  tiny.data.source, tiny.data.image_size = 'digits', None
+  saved(tiny, tmp_path / 'digits')
+  for index, name in enumerate(('cat', 'dog') * 2):
+    path = tmp_path / 'pets' / name / f'{index}.png'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new('RGB', (20 + index, 30), (index, 0, 0)).save(path)
+  tiny.data.source, tiny.eval.splits = f'folder:{tmp_path / "pets"}', ('val',)
+  tiny.train.init_from = str(tmp_path / 'digits')
+  data = datasets.load(tiny, ('val',))
+  assert data.spec.image_shape == (8, 8, 1)
+  assert open_options.resolve(tiny, data).data.image_size == 8
+  tiny.data.image_size = 16
+  assert datasets.load(tiny, ('val',)).spec.image_shape == (16, 16, 1), 'what the config sets counts'
+
+
 @pytest.fixture
 def pets(tiny, tmp_path):
   """A config whose data are class folders alone: four cats, ten dogs."""

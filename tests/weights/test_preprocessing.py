@@ -147,6 +147,16 @@ def test_images_that_are_not_square_are_refused_unless_a_size_is_set(timm):
   assert (data.image_size, data.eval_crop) == (64, 0.875)
 
 
+@pytest.mark.parametrize(
+  ('size', 'shape', 'expected'),
+  [(None, (8, 8, 1), 8), (None, [28, 28, 3], 28), (32, (8, 8, 1), 32), (None, (28, 20, 3), None), (None, (), None)],
+)
+def test_the_size_of_a_run_that_took_it_from_its_data_is_that_of_its_images(size, shape, expected):
+  data = schema.default().data
+  data.image_size = size
+  assert preprocessing.of_run(data, shape).image_size == expected
+
+
 def test_what_a_run_does_is_told_to_timm_and_read_back(timm):
   data = schema.default().data
   described = preprocessing.Preprocessing(64, 0.9, 'bicubic', (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 'center_crop')
