@@ -28,5 +28,10 @@ def period(text: str, total_steps: int, steps_per_epoch: float) -> float:
 
 
 def duration(text: str, total_steps: int, steps_per_epoch: float) -> int:
-  """Returns a duration in steps, at most `LARGEST`; see `period`. Halves round to even, as those of `train.epochs`."""
-  return round(min(period(text, total_steps, steps_per_epoch), LARGEST))
+  """Returns a duration in steps, at most `LARGEST`; see `period`. It is rounded by `nearest`."""
+  return nearest(min(period(text, total_steps, steps_per_epoch), LARGEST))
+
+
+def nearest(steps: float) -> int:
+  """Rounds to the nearest whole number of steps, halves up, so that half of one step is not none."""
+  return int(steps + 0.5)

@@ -2,7 +2,7 @@
 
 from dnt import config as schema
 from dnt import errors, models
-from dnt.config import checks, implied, typed
+from dnt.config import checks, durations, implied, typed
 from dnt.data import pipeline
 from dnt.data import splits as splits_lib
 from dnt.parallel import multihost
@@ -47,7 +47,7 @@ def resolve(config: typed.Config, data: datasets.Data) -> typed.Config:
       raise errors.InputError(
         f'config.train.epochs={config.train.epochs} are {steps:.3g} steps; a run has at most {checks.LARGEST:,}'
       )
-    resolved.train.steps = max(1, round(steps))
+    resolved.train.steps = max(1, durations.nearest(steps))
   if config.loss.balance_classes:
     # Keep only the weights, so that the recorded config can be run again.
     resolved.loss.class_weights, resolved.loss.balance_classes = losses.balanced_weights(data.train), False

@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from dnt.config import durations
+
 
 @dataclasses.dataclass(frozen=True)
 class Every:
@@ -22,6 +24,6 @@ class Every:
     if not self.period:
       return None
     count = max(1, int(step / self.period))
-    while (at := round(count * self.period)) <= step:
+    while (at := durations.nearest(count * self.period)) <= step:
       count += 1
     return at

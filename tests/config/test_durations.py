@@ -11,8 +11,8 @@ from dnt import errors
     ('400', 400),
     ('400 steps', 400),
     ('1 step', 1),
-    ('2.5', 2),
-    ('20 epochs', 7812),  # 7812.5, as of train.epochs=20
+    ('2.5', 3),
+    ('20 epochs', 7813),  # 7812.5
     ('5 epochs', 1953),
     ('1epoch', 391),
     ('0.5 epochs', 195),

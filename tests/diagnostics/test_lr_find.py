@@ -155,7 +155,11 @@ def test_a_sweep_starts_from_the_checkpoint_and_leaves_it(network, tmp_path):
   params = jax.tree.map(lambda leaf: 1.1 * leaf, state.params)
   counted = {**state.opt_state, 'learning_rate': optax.ScaleByScheduleState(jnp.int32(7))}
   saved = checkpoints.Checkpoints(tmp_path, network.checkpoint)
-  saved.save(7, state.replace(step=jnp.int32(7), params=params, opt_state=counted), {'class_names': []})
+  saved.save(
+    7,
+    state.replace(step=jnp.int32(7), params=params, opt_state=counted),
+    {'config': run.config.to_dict(), 'class_names': list(run.spec.class_names)},
+  )
   saved.close()
   before = files_of(tmp_path)
   result = lr_find.run(network, tmp_path)

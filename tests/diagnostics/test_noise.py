@@ -142,7 +142,7 @@ def test_a_run_and_its_workdir(network, tmp_path, program):
   run, _, _, state = build(network)
   moved = state.replace(step=jnp.int32(4), params=jax.tree.map(lambda leaf: 1.1 * leaf, state.params))
   saved = checkpoints.Checkpoints(tmp_path / 'run', network.checkpoint)
-  saved.save(4, moved, {'class_names': []})
+  saved.save(4, moved, {'config': run.config.to_dict(), 'class_names': list(run.spec.class_names)})
   saved.close()
   before = files_of(tmp_path / 'run')
   trained = noise.run(network, tmp_path / 'run')
