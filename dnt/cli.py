@@ -229,6 +229,12 @@ def define_path(name: str, meaning: str, values: flags.FlagValues) -> None:
   flags.DEFINE(_PathParser(), name, None, meaning, values, flags.ArgumentSerializer[str]())
 
 
+def define_checkpoint(values: flags.FlagValues) -> None:
+  """Defines the flag that chooses a checkpoint of the run at `--workdir`, as `pretrained.read_checkpoint` takes it."""
+  meaning = 'Checkpoint of the run: newest (or last), best (by config.checkpoint.best_metric) or a step.'
+  flags.DEFINE_string('checkpoint', 'newest', meaning, flag_values=values)
+
+
 def model_source(workdir: str | None, weights: str | None) -> str:
   """Returns the model source given by exactly one of `--workdir` and `--weights`.
 

@@ -20,13 +20,14 @@ METHODS = ('grad_cam', 'grad_cam_plus_plus', 'hires_cam', 'layer_cam')
 
 def define_flags(values: flags.FlagValues) -> None:
   """Defines the flags of this program."""
-  cli.define_path('workdir', 'Workdir of a run, whose newest checkpoint is used.', values)
+  cli.define_path('workdir', 'Workdir of a run.', values)
   flags.DEFINE_string(
     'weights',
     None,
     'Pretrained weights in place of a run; valid values are those of config.train.init_from.',
     flag_values=values,
   )
+  cli.define_checkpoint(values)
   flags.DEFINE_string('images', None, 'Images to explain: a file, a folder or a quoted glob.', flag_values=values)
   flags.DEFINE_string(
     'entry', None, 'Entry of the depth list; default: the last one with a spatial output.', flag_values=values
@@ -66,7 +67,7 @@ def main(values: flags.FlagValues) -> None:
 
   compile_lib.enable_cache()
   wanted = report.Wanted(values.entry, values.method, values.target, values.images, values.top_activating, values.top)
-  print(f'{report.run(text, wanted, output)}  {output}')
+  print(f'{report.run(text, wanted, output, values.checkpoint)}  {output}')
 
 
 PROGRAM = cli.Program(__doc__, define_flags, main)

@@ -1,4 +1,4 @@
-"""Exports the newest checkpoint of a run for other programs.
+"""Exports a checkpoint of a run for other programs.
 
   python -m dnt.export --workdir=runs/mine
   python -m dnt.export --workdir=runs/transfer_folder --format=safetensors
@@ -20,6 +20,7 @@ from dnt import cli, errors, files
 def define_flags(values: flags.FlagValues) -> None:
   """Defines the flags of this program."""
   cli.define_path('workdir', 'Workdir of the run.', values)
+  cli.define_checkpoint(values)
   flags.DEFINE_enum('format', 'stablehlo', ['stablehlo', 'safetensors'], 'Format of the export.', flag_values=values)
   cli.define_path('output', 'Folder to write to; default: <workdir>/export.', values)
 
@@ -36,7 +37,7 @@ def main(values: flags.FlagValues) -> None:
   from dnt import inference
   from dnt.inference import export
 
-  network = inference.load(values.workdir)
+  network = inference.load(values.workdir, checkpoint=values.checkpoint)
   tensors = export.torch_tensors(network) if values.format == 'safetensors' else {}  # or refuses the network
   files.make_workdir(output, '--output')
   if values.format == 'stablehlo':
@@ -55,7 +56,7 @@ def main(values: flags.FlagValues) -> None:
     raise errors.InputError(
       f'cannot write to {output} ({error.strerror}); give another folder with --output'
     ) from error
-  print(f'step {network.step}{" (averaged weights)" if network.averaged else ""}: {output / model} and {beside}')
+  print(f'{output / model} and {beside}, {network.describe_checkpoint()}')
 
 
 PROGRAM = cli.Program(__doc__, define_flags, main)

@@ -20,9 +20,10 @@ from dnt import buckets, cli, errors, files
 
 STARTED = time.monotonic()
 MODES = ['train', 'evaluate', 'dead_units', 'noise_scale', 'lr_find']
+WITH_CHECKPOINT = ('evaluate', 'dead_units')
 MODE_HELP = (
-  'train; with the newest checkpoint: evaluate, or list dead_units; there, or where a new run would start: measure the '
-  'noise_scale, or find a learning rate (lr_find).'
+  'train; with the checkpoint at --checkpoint: evaluate, or list dead_units; with the newest one, or where a new run '
+  'would start: measure the noise_scale, or find a learning rate (lr_find).'
 )
 
 
@@ -32,6 +33,7 @@ def define_flags(values: flags.FlagValues) -> None:
   cli.define_path(
     'workdir', 'Folder to write the run to, or gs://<bucket>/<path>; default: runs/<name of the config>.', values
   )
+  cli.define_checkpoint(values)
   flags.DEFINE_list(
     'allow',
     [],
@@ -75,6 +77,11 @@ def main(values: flags.FlagValues) -> None:
     raise errors.InputError(f'--allow has no effect with --mode={values.mode}, which does not train')
   if values.profile and values.mode != 'train':
     raise errors.InputError(f'--profile has no effect with --mode={values.mode}, which does not train')
+  if values['checkpoint'].present and values.mode not in WITH_CHECKPOINT:
+    raise errors.InputError(
+      f'--checkpoint has no effect with --mode={values.mode}, which goes on from the newest; it is for --mode='
+      f'{" and --mode=".join(WITH_CHECKPOINT)}'
+    )
   given = values.workdir or pathlib.Path('runs') / cli.config_name(values)
   files.check_workdir(given)
   workdir = buckets.address(given) or pathlib.Path(given)
@@ -93,7 +100,7 @@ def main(values: flags.FlagValues) -> None:
     joining = (values.coordinator, values.num_processes, values.process_id, values.join_timeout)
     versions = {'dnt': dnt.__version__, **report.versions()}
     versions = {f'the version of {name}': version for name, version in versions.items()}
-    flags_of_all = {f'--{name}': values[name].value for name in ('mode', 'allow')}
+    flags_of_all = {f'--{name}': values[name].value for name in ('mode', 'checkpoint', 'allow')}
     description = agreement.describe(config, cli.config_path(values), {**versions, **flags_of_all})
     multihost.initialize(*joining, stops_itself=values.mode == 'train', description=description)
     compile_lib.keep_cache_if_shared()
@@ -113,9 +120,11 @@ def main(values: flags.FlagValues) -> None:
 
       with buckets.Mirror(workdir) as mirror:
         if values.mode == 'evaluate':
-          outcome = report.evaluation_line(evaluate.evaluate(config, mirror.folder))
+          outcome = report.evaluation_line(evaluate.evaluate(config, mirror.folder, values.checkpoint))
+        elif values.mode == 'dead_units':
+          outcome = dead_units.text(dead_units.run(config, mirror.folder, values.checkpoint))
         else:
-          tool = {'dead_units': dead_units, 'noise_scale': noise, 'lr_find': lr_find}[values.mode]
+          tool = {'noise_scale': noise, 'lr_find': lr_find}[values.mode]
           outcome = tool.text(tool.run(config, mirror.folder))
   except evaluate.UnreadableError:  # in all processes
     multihost.part()

@@ -46,12 +46,7 @@ def define_flags(values: flags.FlagValues) -> None:
     'Text file of class names, one per line; default: the names in the run or weights.',
     flag_values=values,
   )
-  flags.DEFINE_string(
-    'checkpoint',
-    'newest',
-    'With --workdir: newest, best (by config.checkpoint.best_metric) or a step.',
-    flag_values=values,
-  )
+  cli.define_checkpoint(values)
   flags.DEFINE_integer('batch_size', 32, 'Images per batch.', 1, flag_values=values)
 
 
@@ -94,7 +89,7 @@ def main(values: flags.FlagValues) -> None:
       _log.info(tables.text(report.class_table(names, measured.per_class)))
     if output:
       write(output, requested, network.step, list(rows.values()), unreadable, names, measured)
-  parts = [_describe(len(rows), network, values.checkpoint, measured)]
+  parts = [_describe(len(rows), network, measured)]
   parts += [f'{len(unreadable)} skipped'] if unreadable else []
   if rest := len(paths) - len(rows) - len(unreadable):
     parts.append(f'stopped before the other {rest}')
@@ -168,18 +163,11 @@ def _collect(
   return rows, unreadable
 
 
-def _describe(
-  count: int, network: 'network_lib.Network', checkpoint: str, measured: 'labels_lib.Measured | None'
-) -> str:
+def _describe(count: int, network: 'network_lib.Network', measured: 'labels_lib.Measured | None') -> str:
   """Describes in the last line how many images were predicted, by which weights and how well."""
-  from dnt import checkpoints
   from dnt.reporting import progress
 
-  text = f'{count} image{"s" if count > 1 else ""}'
-  if network.step is not None:
-    averaged = ', averaged weights' if network.averaged else ''
-    named = {checkpoints.NEWEST, checkpoints.BEST} & {checkpoint}
-    text += f', by the {" ".join([*named, "checkpoint"])} of step {network.step}{averaged}'
+  text = ', '.join(filter(None, [f'{count} image{"s" if count > 1 else ""}', network.describe_checkpoint()]))
   if measured:
     others = count - int(measured.confusion.sum())
     shown = {'accuracy': measured.accuracy, 'balanced_accuracy': measured.balanced_accuracy}

@@ -224,6 +224,29 @@ def trained_copy(trained, tmp_path):
 
 
 @pytest.fixture
+def rank():
+  """`rank(workdir, 'val/accuracy', {2: 0.9})`: checkpoints of these steps get these values of the metric."""
+  from dnt.checkpoints import format
+
+  def write(workdir, metric, values):
+    for step, value in values.items():
+      file = workdir / 'checkpoints' / str(step) / 'meta' / format.META_FILE
+      envelope = {**json.loads(file.read_text()), 'metrics': {metric: value}}
+      del envelope['sha256']
+      file.write_text(json.dumps({**envelope, 'sha256': format._sha256(envelope)}))
+
+  return write
+
+
+@pytest.fixture
+def two_checkpoints(trained_copy, rank):
+  """The workdir of a run whose checkpoint of step 2 is the best."""
+  shutil.copytree(trained_copy.workdir / 'checkpoints' / '4', trained_copy.workdir / 'checkpoints' / '2')
+  rank(trained_copy.workdir, 'test_ema/accuracy', {2: 0.9, 4: 0.1})
+  return trained_copy.workdir
+
+
+@pytest.fixture
 def saved(tmp_path):
   """Saves the first state of a run as the loop does, its average halved; returns experiment, state and data."""
   import jax

@@ -1,6 +1,7 @@
 """The program: flags, what it leaves in the workdir, exit codes."""
 
 import functools
+import json
 import pathlib
 import re
 
@@ -26,12 +27,21 @@ def test_a_run_is_explained(program, trained_copy, tmp_path):
   assert code == 0, output
   last = output.splitlines()[-1]
   assert re.match('1 image: .*deletion ', last)
-  assert re.search(rf'\b9 .* test\[:9\]  {re.escape(str(workdir / "explain"))}$', last)
+  assert re.search(
+    rf'\b9 .* test\[:9\]; by the newest .*step 4, averaged weights  {re.escape(str(workdir / "explain"))}$', last
+  )
   sheets = ['explained.png', 'overlay_001_picture.png', 'top_activating_channels.png', 'top_activating_classes.png']
   assert {path.name for path in (workdir / 'explain').iterdir()} == {*sheets, 'explain.html', 'explain.json'}
   for name in sheets:
     with Image.open(workdir / 'explain' / name) as image:
       assert image.size[0] >= 800
+
+
+def test_the_checkpoint_is_chosen_and_named(program, two_checkpoints):
+  code, output = program(f'--workdir={two_checkpoints}', '--top_activating=test[:9]', '--checkpoint=best')
+  assert code == 0, output
+  assert '; by the best checkpoint of step 2, averaged weights' in output.splitlines()[-1]
+  assert json.loads((two_checkpoints / 'explain' / 'explain.json').read_text())['step'] == 2
 
 
 def test_bad_flags_are_one_line(program, tmp_path):

@@ -228,6 +228,14 @@ def test_a_run_is_evaluated(program, trained_copy):
   assert np.sum(evaluation['confusion']['test']) == 64
 
 
+def test_the_best_checkpoint_is_evaluated(program, two_checkpoints, trained):
+  for given, step in ((), 4), (('--checkpoint=last',), 4), (('--checkpoint=best',), 2), (('--checkpoint=2',), 2):
+    code, out, err = program(f'--workdir={two_checkpoints}', '--mode=evaluate', *trained.flags, *given)
+    assert code == 0, err
+    assert out.splitlines()[-1].startswith(f'step {step}  test/loss')
+    assert json.loads((two_checkpoints / 'evaluation.json').read_text())['step'] == step
+
+
 @pytest.mark.thorough
 def test_a_finished_run_is_left_as_it_is(program, trained_copy):
   workdir = trained_copy.workdir
@@ -440,6 +448,12 @@ def test_evaluate_without_a_checkpoint(refused, tmp_path):
 def test_flags_of_training_with_another_mode(refused, tmp_path, flag):
   name = flag.partition('=')[0]
   assert name in refused('--mode=evaluate', flag, f'--workdir={tmp_path}')
+
+
+@pytest.mark.parametrize('mode', ['train', 'lr_find', 'noise_scale'])
+def test_a_checkpoint_for_a_mode_that_goes_on_from_the_newest(refused, tmp_path, mode):
+  message = refused(f'--mode={mode}', '--checkpoint=best', f'--workdir={tmp_path}')
+  assert re.search(f'--checkpoint .*--mode={mode}, .*--mode=evaluate and --mode=dead_units', message)
 
 
 def test_process_flags_without_distributed(refused):

@@ -16,7 +16,6 @@ import pytest
 from PIL import Image
 
 from dnt import config, inference, predict
-from dnt.checkpoints import format
 from dnt.parallel import mesh as mesh_lib
 
 
@@ -218,24 +217,12 @@ def test_given_class_names_count(program, trained, labelled_folders, tmp_path):
   assert 'accuracy' in said.splitlines()[-1]
 
 
-@pytest.fixture
-def two_checkpoints(trained_copy):
-  """A run whose checkpoint of step 2 is the best."""
-  directory = trained_copy.workdir / 'checkpoints'
-  shutil.copytree(directory / '4', directory / '2')
-  for step, metric in ((2, 0.9), (4, 0.1)):
-    file = directory / str(step) / 'meta' / format.META_FILE
-    envelope = {**json.loads(file.read_text()), 'metric': metric}
-    del envelope['sha256']
-    file.write_text(json.dumps({**envelope, 'sha256': format._sha256(envelope)}))
-  return trained_copy.workdir
-
-
 @pytest.mark.parametrize(
   ('given', 'step', 'said'),
   [
     ([], 4, 'newest checkpoint of step 4, averaged'),
     (['--checkpoint=newest'], 4, 'newest checkpoint of step 4'),
+    (['--checkpoint=last'], 4, 'last checkpoint of step 4'),
     (['--checkpoint=best'], 2, 'best checkpoint of step 2'),
     (['--checkpoint=2'], 2, 'the checkpoint of step 2'),
   ],

@@ -36,6 +36,7 @@ RUNS = {
   'go on with another batch size': ('--config.train.epochs=3',),
   'train on all images, with test curves, as papers do': (),
   'evaluate the newest checkpoint': (),
+  'evaluate, predict, explain or export the best checkpoint, or one by its step': (),
   'evaluate it on a labelled test set in a folder of its own': ('--config.data.source=folder:images/test',),
   'train on MNIST or Fashion-MNIST files': (),
   'train on a folder of class folders': ('--config.data.image_size=8',),
@@ -68,6 +69,7 @@ RUNS = {
 CONTINUES = {
   'go on with another batch size',
   'evaluate the newest checkpoint',
+  'evaluate, predict, explain or export the best checkpoint, or one by its step',
   'evaluate it on a labelled test set in a folder of its own',
   'list the units that never fire, measure the gradient noise',
 }

@@ -3,6 +3,7 @@
 from dnt.checkpoints.manager import (
   BEST,
   NEWEST,
+  NEWEST_NAMES,
   Checkpoints,
   ReadOnly,
   better,
@@ -14,6 +15,7 @@ from dnt.checkpoints.manager import (
 __all__ = [
   'BEST',
   'NEWEST',
+  'NEWEST_NAMES',
   'Checkpoints',
   'ReadOnly',
   'better',

@@ -26,6 +26,7 @@ from dnt.parallel import multihost
 from dnt.reporting import metric_names
 
 NEWEST, BEST = 'newest', 'best'  # names for a checkpoint of a run
+NEWEST_NAMES = (NEWEST, 'last')  # the second is that of summary.json
 _BESIDE = 2**17  # bytes of a small checkpoint that are not values
 _DAMAGED = (*multihost.KINDS, format.DamagedError)  # the problems of a read
 _log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from dnt import files
+from dnt import checkpoints, files
 from dnt import workdir as workdir_lib
 from dnt.config import typed
 from dnt.data import examples, pipeline
@@ -46,19 +46,19 @@ class Units(NamedTuple):
   dead: tuple[int, ...]
 
 
-def run(config: typed.Config, workdir: pathlib.Path) -> dict[str, Any]:
-  """Finds the dead units of a run's newest checkpoint and writes `dead_units.json`.
+def run(config: typed.Config, workdir: pathlib.Path, checkpoint: str = checkpoints.NEWEST) -> dict[str, Any]:
+  """Finds the dead units of a run's checkpoint (see `evaluate.load`) and writes `dead_units.json`.
 
   Returns:
     The contents of the file: `step`, `split`, `examples`, and over all entries and by activation `units`, `dead`,
     `fraction`, by activation also `indices`. Of an activation that cannot be captured the first three are None.
 
   Raises:
-    errors.InputError: the workdir has no checkpoint or one of another network, or cannot be written; or the data does
-      not fit.
+    errors.InputError: the workdir has no such checkpoint or one of another network, or cannot be written; or the data
+      does not fit.
   """
   mesh = mesh_lib.make_mesh(config.mesh)
-  loaded = evaluate.load(config, workdir, mesh, ())
+  loaded = evaluate.load(config, workdir, mesh, (), checkpoint)
   evaluate.check_writable(workdir)
   measured = find(loaded.run, mesh, loaded.data.train, loaded.variables[''])
   units, dead = sum(each.count for each in measured), sum(len(each.dead) for each in measured)

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dnt import checkpoints, errors, files, inference
 from dnt import config as schema
-from dnt import errors, files, inference
 from dnt import workdir as workdir_lib
 from dnt.explanation import cam, faithfulness, maps, sheet, top_activating
 from dnt.parallel import mesh as mesh_lib
@@ -55,13 +55,14 @@ class Wanted(NamedTuple):
   top: int
 
 
-def run(requested: str, wanted: Wanted, output: pathlib.Path) -> str:
+def run(requested: str, wanted: Wanted, output: pathlib.Path, checkpoint: str = checkpoints.NEWEST) -> str:
   """Explains and writes into a folder.
 
   Args:
     requested: the network, as an argument for `inference.load`.
     wanted: the options.
     output: the folder; this function creates it if it is missing.
+    checkpoint: checkpoint of a run, as for `inference.load`.
 
   Returns:
     A summary of the results in one line.
@@ -72,7 +73,7 @@ def run(requested: str, wanted: Wanted, output: pathlib.Path) -> str:
   """
   paths = inference.find(wanted.images) if wanted.images else ()
   mesh = mesh_lib.make_mesh(schema.default().mesh)
-  network = inference.load(requested, mesh)
+  network = inference.load(requested, mesh, checkpoint)
   entry = cam.choose(network.table, wanted.entry)
   target = None if wanted.target is None else maps.class_index(network.class_names, wanted.target)
   source = top_activating.load_split(network, wanted.top_activating) if wanted.top_activating else None
@@ -103,7 +104,7 @@ def run(requested: str, wanted: Wanted, output: pathlib.Path) -> str:
     files.write(output / f'{name}.png', png)
   files.write_json(output / workdir_lib.EXPLANATION, content)
   files.write(output / workdir_lib.EXPLANATION_PAGE, _page(about, content, sheets))
-  return '; '.join(lines)
+  return '; '.join(filter(None, [*lines, network.describe_checkpoint()]))
 
 
 def _explain(

@@ -38,6 +38,7 @@ class Network(NamedTuple):
     step: step of the run's checkpoint; None for weights from outside dnt.
     averaged: whether the weights are the averaged ones (`config.ema`).
     named: whether the source has class names.
+    checkpoint: the name or step by which the checkpoint was chosen.
   """
 
   config: typed.Config
@@ -51,6 +52,14 @@ class Network(NamedTuple):
   step: int | None
   averaged: bool
   named: bool = True
+  checkpoint: str = checkpoints.NEWEST
+
+  def describe_checkpoint(self) -> str:
+    """Returns in words by which checkpoint results are; empty for weights from outside dnt."""
+    if self.step is None:
+      return ''
+    name = '' if self.checkpoint == str(self.step) else f'{self.checkpoint} '
+    return f'by the {name}checkpoint of step {self.step}{", averaged weights" if self.averaged else ""}'
 
 
 class _Found(NamedTuple):
@@ -70,7 +79,7 @@ def load(text: str | os.PathLike[str], mesh: Mesh | None = None, checkpoint: str
   Args:
     text: a string in one of the forms of `config.train.init_from`, or a path.
     mesh: mesh to place the variables on; without one they are numpy arrays.
-    checkpoint: checkpoint of a run: newest, best (by its `checkpoint.best_metric`) or a step.
+    checkpoint: checkpoint of a run: newest (or last), best (by its `checkpoint.best_metric`) or a step.
 
   Raises:
     errors.InputError: nothing is there, the files are damaged, or dnt does not know the network; or weights from
@@ -78,7 +87,7 @@ def load(text: str | os.PathLike[str], mesh: Mesh | None = None, checkpoint: str
   """
   text, checkpoint = os.fspath(text), str(checkpoint)
   source = pretrained.Source(text, checkpoint)
-  if not source.workdir and checkpoint != checkpoints.NEWEST:
+  if not source.workdir and checkpoint not in checkpoints.NEWEST_NAMES:
     raise errors.InputError(f'{text} is no workdir of a run and has no checkpoint {checkpoint!r}')
   result = _of_run(source) if source.workdir else _of_weights(source)
   config, data = result.config, result.config.data
@@ -100,6 +109,7 @@ def load(text: str | os.PathLike[str], mesh: Mesh | None = None, checkpoint: str
     step=result.step,
     averaged=result.averaged,
     named=bool(result.class_names),
+    checkpoint=checkpoint,
   )
 
 

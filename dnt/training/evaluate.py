@@ -21,7 +21,7 @@ from dnt.parallel import multihost
 from dnt.reporting import confusion as confusion_lib
 from dnt.reporting import metric_names
 from dnt.training import apart, budget, datasets, experiment, initialize, open_options, resume, scores
-from dnt.weights import preprocessing
+from dnt.weights import preprocessing, pretrained
 
 TOGETHER = 4  # batches of one dispatch; a signal ends an evaluation between two dispatches
 
@@ -235,7 +235,7 @@ class Loaded(NamedTuple):
   Attributes:
     run: the experiment of the config.
     data: its training split and the requested splits; of data apart from that of the run, only the latter.
-    step: the step of the newest good checkpoint.
+    step: the step of the checkpoint.
     variables: `params` and `batch_stats` on the mesh, by the suffixes of `get_variables`.
   """
 
@@ -245,8 +245,14 @@ class Loaded(NamedTuple):
   variables: dict[str, dict[str, Any]]
 
 
-def load(config: typed.Config, workdir: pathlib.Path, mesh: Mesh, splits: Sequence[str] | None = None) -> Loaded:
-  """Reads the newest checkpoint of a run and the images to analyze it with. It changes nothing on disk.
+def load(
+  config: typed.Config,
+  workdir: pathlib.Path,
+  mesh: Mesh,
+  splits: Sequence[str] | None = None,
+  checkpoint: str = checkpoints.NEWEST,
+) -> Loaded:
+  """Reads a checkpoint of a run and the images to analyze it with. It changes nothing on disk.
 
   The splits may be of data that the run was not trained on, see `apart`.
 
@@ -255,12 +261,13 @@ def load(config: typed.Config, workdir: pathlib.Path, mesh: Mesh, splits: Sequen
     workdir: the workdir of the run.
     mesh: the mesh on which to place the variables.
     splits: the splits to read in addition to the training split; None: `config.eval.splits`.
+    checkpoint: the checkpoint, see `pretrained.read_checkpoint`.
 
   Raises:
-    errors.InputError: the workdir has no checkpoint or one of another network, or the data does not fit.
+    errors.InputError: the workdir has no such checkpoint or one of another network, or the data does not fit.
   """
   mesh_lib.check_batch('config.eval.batch_size', config.eval.batch_size, mesh)
-  loaded = checkpoints.load_parameters(workdir)
+  loaded = pretrained.read_checkpoint(workdir, checkpoint)
   trained = resume.of_meta(loaded.meta, workdir)
   config = resume.keep_open(config, trained)
   if trained:  # an evaluation takes what it leaves open from the run
@@ -307,8 +314,8 @@ def place(
   return variables
 
 
-def evaluate(config: typed.Config, workdir: pathlib.Path) -> dict[str, Any]:
-  """Evaluates the newest checkpoint of a run on `config.eval.splits` and writes `evaluation.json`.
+def evaluate(config: typed.Config, workdir: pathlib.Path, checkpoint: str = checkpoints.NEWEST) -> dict[str, Any]:
+  """Evaluates a checkpoint of a run on `config.eval.splits` and writes `evaluation.json`.
 
   Returns:
     `step` and the metrics.
@@ -317,7 +324,7 @@ def evaluate(config: typed.Config, workdir: pathlib.Path) -> dict[str, Any]:
     errors.InputError: see `load`; or the workdir cannot be written.
   """
   mesh = mesh_lib.make_mesh(config.mesh)
-  run, data, step, variables = load(config, workdir, mesh)
+  run, data, step, variables = load(config, workdir, mesh, checkpoint=checkpoint)
   check_writable(workdir)
   with Evaluator(run, mesh, data.evaluation) as evaluator:
     result = evaluate_all(evaluator, variables)

@@ -116,7 +116,7 @@ class Source:
 
     Args:
       text: one of `FORMS`.
-      which: checkpoint of a workdir: newest, best or a step.
+      which: checkpoint of a workdir, as for `read_checkpoint`.
     """
     self.origin, self._which = text, which
 
@@ -149,11 +149,7 @@ class Source:
     Raises:
       errors.InputError: the folder is not a workdir, or has no such checkpoint that is good.
     """
-    workdir = _check_workdir(self._located.path)
-    if self._which == checkpoints.NEWEST:
-      return checkpoints.load_parameters(workdir)
-    step = checkpoints.choose_step(workdir, self._which, metric_names.ranking(self.run_config))
-    return checkpoints.load_parameters(workdir, step)
+    return read_checkpoint(_check_workdir(self._located.path), self._which)
 
   @functools.cached_property
   def _about(self) -> _About:
@@ -404,6 +400,22 @@ def _existing(where: str, text: str, is_there: Callable[[pathlib.Path], bool]) -
   if not where or not is_there(path):
     raise errors.InputError(f'there is nothing at {path} (the weights {text!r}); valid: {FORMS}')
   return path
+
+
+def read_checkpoint(workdir: pathlib.Path, which: str = checkpoints.NEWEST) -> format.Parameters:
+  """Reads the parameters and statistics of a checkpoint of a run.
+
+  Args:
+    workdir: the workdir of the run.
+    which: newest (or last), best (by the metric that ranks the checkpoints in the config of the run) or a step.
+
+  Raises:
+    errors.InputError: there is no such checkpoint that is good.
+  """
+  if which in checkpoints.NEWEST_NAMES:
+    return checkpoints.load_parameters(workdir)
+  best_metric = metric_names.ranking(read_run_config(workdir)) if which == checkpoints.BEST else ''
+  return checkpoints.load_parameters(workdir, checkpoints.choose_step(workdir, which, best_metric))
 
 
 def read_run_config(workdir: pathlib.Path) -> typed.Config:

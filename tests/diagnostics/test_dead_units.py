@@ -247,6 +247,19 @@ def test_the_dead_units_of_a_workdir(network, tmp_path, program):
   assert json.loads((tmp_path / 'dead_units.json').read_text()) == result
 
 
+def test_the_checkpoint_is_chosen(network, tmp_path):
+  source, run = build(network)
+  variables = with_dead(run, source)
+  saved = checkpoints.Checkpoints(tmp_path, network.checkpoint)
+  for step, each in ((3, variables), (5, run.init_variables())):
+    saved.save(step, jax.tree.map(jnp.asarray, run.make_state(each)), {'class_names': []})
+  saved.close()
+  expected = brute_force(run, source, variables)
+  found = {step: dead_units.run(network, tmp_path, str(step)) for step in (3, 5)}
+  assert {step: result['step'] for step, result in found.items()} == {3: 3, 5: 5}
+  assert found[3]['dead'] == sum(map(len, expected.values())) > found[5]['dead']
+
+
 def test_a_workdir_that_cannot_be_written_is_refused_before_the_search(tiny, saved, tmp_path, monkeypatch):
   saved(tiny)
   monkeypatch.setattr('dnt.files.why_not_writable', lambda folder: 'Read-only file system')

@@ -94,7 +94,7 @@ def test_a_split_is_searched(run, tmp_path, monkeypatch):
   sheets = []
   monkeypatch.setattr(sheet, 'grid', lambda title, rows: sheets.append(rows))
   said = report.run(str(run), WANTED._replace(top_activating='test[:30]'), tmp_path / 'out')
-  assert re.search(r'\b30 .* test\[:30\]$', said)
+  assert re.search(r'\b30 .* test\[:30\]; by the newest .*step 4, averaged weights$', said)
   found = json.loads((tmp_path / 'out' / 'explain.json').read_text())['top_activating']
   source = datasets.load(run_config.get_config(str(run / 'config.json')), ('test[:30]',)).evaluation['test[:30]']
   network = inference.load(str(run))

@@ -2,6 +2,7 @@ import dataclasses
 import json
 import logging
 import re
+import shutil
 
 import jax
 import numpy as np
@@ -121,6 +122,22 @@ def test_classes_in_another_order_give_the_same_figures_and_the_order_of_the_run
   assert evaluate.evaluate(tiny, tmp_path / 'run') == before
   assert (tmp_path / 'run' / 'evaluation.json').read_text() == written
   assert json.loads(written)['class_names'] == [f'class{index}' for index in range(10)]
+
+
+def test_each_checkpoint_is_evaluated_as_if_it_were_alone(tiny, saved, tmp_path, rank):
+  alone = {}
+  for step in (3, 7):
+    tiny.seed = step
+    saved(tiny, tmp_path / str(step), step)
+    alone[step] = evaluate.evaluate(tiny, tmp_path / str(step))
+  assert alone[3]['test/loss'] != alone[7]['test/loss']
+  workdir = tmp_path / '7'
+  shutil.copytree(tmp_path / '3' / 'checkpoints' / '3', workdir / 'checkpoints' / '3')
+  rank(workdir, 'test/accuracy', {3: 0.9, 7: 0.1})
+  for checkpoint, step in {'newest': 7, 'last': 7, '7': 7, 'best': 3, '3': 3}.items():
+    assert evaluate.evaluate(tiny, workdir, checkpoint) == alone[step]
+  with pytest.raises(errors.InputError, match="'5'.* 3, 7, best, newest"):
+    evaluate.evaluate(tiny, workdir, '5')
 
 
 def test_a_renamed_class_is_refused(tiny, saved, tmp_path, change_splits):
