@@ -7,9 +7,11 @@ import re
 import jax
 import numpy as np
 import pytest
+from flax import traverse_util
 from jax import export
+from safetensors import numpy as safetensors_numpy
 
-from dnt import checkpoints
+from dnt import checkpoints, errors
 from dnt.config import run_config
 from dnt.weights import pretrained
 
@@ -53,6 +55,43 @@ def test_safetensors_are_read_back(program, small, saved, tmp_path):
   assert said.splitlines()[-1] == last
   found = pretrained.Source(str(output / 'model.safetensors')).variables
   jax.tree.map(np.testing.assert_array_equal, found, {'params': state.params, 'batch_stats': state.batch_stats})
+
+
+@pytest.mark.parametrize(('checkpoint', 'step'), [('last', 4), ('best', 2), ('2', 2)])
+def test_a_checkpoint_is_exported_by_flax_paths(program, two_checkpoints, tmp_path, checkpoint, step):
+  given = (f'--workdir={two_checkpoints}', f'--checkpoint={checkpoint}', '--format=flax_safetensors')
+  code, said = program(*given, f'--output={tmp_path}')
+  assert code == 0, said
+  file, name = tmp_path / 'flax_model.safetensors', '' if checkpoint == '2' else f'{checkpoint} '
+  averaged = checkpoints.load_parameters(two_checkpoints, step).ema
+  tensors = safetensors_numpy.load_file(file)
+  files = f'{file} ({len(tensors)} tensors by Flax path) and flax_model.json'
+  assert said.splitlines()[-1] == f'{files}, by the {name}checkpoint of step {step}, averaged weights'
+  assert tensors['params/stage1/block001/conv1/kernel'].shape == (3, 3, 16, 16)
+  jax.tree.map(np.testing.assert_array_equal, traverse_util.unflatten_dict(tensors, sep='/'), averaged)
+  with pytest.raises(errors.InputError, match='these are Flax paths.* give the workdir of that run'):
+    _ = pretrained.Source(str(file)).variables
+
+
+def test_an_own_module_is_exported_and_runs_without_dnt(program, own_network, saved, tmp_path):
+  import own_network as module
+
+  own_network.data.update({'mean': (0.4, 0.5, 0.6), 'std': (0.2, 0.3, 0.4)})
+  run, state, data = saved(own_network)
+  code, said = program(f'--workdir={tmp_path / "run"}', '--format=safetensors')
+  assert code == 2 and 'torchvision has no own_network:Net;' in said and '--format=flax_safetensors' in said
+  code, said = program(f'--workdir={tmp_path / "run"}', '--format=flax_safetensors')
+  assert code == 0, said
+  folder = tmp_path / 'run' / 'export'
+  variables = traverse_util.unflatten_dict(safetensors_numpy.load_file(folder / 'flax_model.safetensors'), sep='/')
+  described = json.loads((folder / 'flax_model.json').read_text())
+  assert described['names'].startswith('Flax paths') and described['model']['name'] == 'own_network:Net'
+  assert described['class_names'] == list(data.spec.class_names)
+  prepared, images = described['preprocessing'], data.evaluation['test'].images[:3]
+  x = ((images / 255 - prepared['mean']) / prepared['std']).astype(np.float32)
+  batch = {'image': images}
+  want = jax.jit(lambda v: run.model.apply(v, run.preprocess(batch, None), train=False))({'params': state.params})
+  np.testing.assert_allclose(jax.jit(module.Net(10).apply)(variables, x), want, rtol=1e-4, atol=1e-5)
 
 
 def test_bad_input_is_one_line(program, trained, tmp_path, monkeypatch):

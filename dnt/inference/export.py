@@ -1,4 +1,4 @@
-"""Exports a trained network for other programs: as StableHLO, or as PyTorch tensors with torchvision's names."""
+"""Exports a trained network for other programs: as StableHLO, or as tensors with torchvision's names or Flax paths."""
 
 import logging
 from typing import Any
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export
 
-from dnt import errors, inference
+from dnt import errors, inference, trees
 from dnt.config import typed
 from dnt.data.transforms import images
 from dnt.models import custom, layouts
@@ -16,6 +16,7 @@ from dnt.weights import names, preprocessing
 
 _log = logging.getLogger(__name__)
 PLATFORMS = ('cpu', 'cuda', 'tpu')  # we lower the program for all of them, on any machine
+_ANY_NETWORK = '--format=flax_safetensors (variables by their Flax paths) and --format=stablehlo (a program)'
 
 
 def stablehlo(network: inference.Network) -> bytes:
@@ -49,18 +50,37 @@ def stablehlo(network: inference.Network) -> bytes:
 
 def stablehlo_description(network: inference.Network) -> dict[str, Any]:
   """Returns a JSON description for callers of the program: its input, output, preprocessing and classes."""
-  image, how, crop = _image(network), images.decoding(network.config.data), network.config.data.crop_to_box
-  # mean and std are listed for information; the program already applies them.
-  normalization = {'normalized_inside': True, 'mean': image.pop('mean'), 'std': image.pop('std')}
   return {
-    'input': {
-      'shape': ['b', *network.image_shape],
-      'dtype': 'uint8',
-      'channels': 'gray' if network.image_shape[-1] == 1 else 'red first',
-    },
+    'input': _input(network, 'uint8'),
     'output': {'shape': ['b', len(network.class_names)], 'dtype': 'float32', 'values': 'logits'},
-    'preprocessing': {'exif_rotation': how.rotate, 'image_bits': how.bits, 'crop_to_box': crop} | image | normalization,
+    # mean and std are listed for information; the program already applies them.
+    'preprocessing': _preprocessing(network, normalized_inside=True),
     'platforms': list(PLATFORMS),
+    'class_names': list(network.class_names),
+  }
+
+
+def flax_tensors(network: inference.Network) -> dict[str, np.ndarray]:
+  """Returns the unrolled variables by their Flax paths ('params/stem/conv/kernel'), floating ones as float32.
+
+  Args:
+    network: the network, with its variables on the host.
+  """
+
+  def tensor(leaf):
+    dtype = np.float32 if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf.dtype
+    return np.array(leaf, dtype, order='C')  # safetensors writes the memory of an array as it lies
+
+  return {path: tensor(leaf) for path, leaf in trees.flatten(_unrolled(network)).items()}
+
+
+def flax_description(network: inference.Network) -> dict[str, Any]:
+  """Returns a JSON description for readers of `flax_tensors`: names, network, input, preprocessing and classes."""
+  return {
+    'names': 'Flax paths, joined by /: the collection (params or batch_stats), the modules and the variable',
+    'model': network.config.model.to_dict(),
+    'input': _input(network, 'float32'),
+    'preprocessing': _preprocessing(network, normalized_inside=False),
     'class_names': list(network.class_names),
   }
 
@@ -74,8 +94,7 @@ def torch_tensors(network: inference.Network) -> dict[str, np.ndarray]:
   Raises:
     errors.InputError: torchvision does not have this network; the message lists the differences.
   """
-  unrolled = layouts.to_unrolled(network.variables, layouts.scanned_rows(network.variables['params']))
-  return names.from_variables(unrolled, _torch_network(network.config.model))
+  return names.from_variables(_unrolled(network), _torch_network(network.config.model))
 
 
 def timm_config(network: inference.Network) -> dict[str, Any]:
@@ -111,17 +130,33 @@ def _torch_network(model: typed.Model) -> names.Network:
   fitting = [each for each in known if (each.model['name'], each.model['depth']) == (model.name, model.depth)]
   if not fitting:
     titles = ', '.join(each.title for each in known)
+    named = f'{model.name} of depth {model.depth}' if model.depth else model.name
     raise errors.InputError(
-      f'torchvision has no {model.name} of depth {model.depth}; --format=safetensors is for {titles}, '
-      '--format=stablehlo for any network'
+      f'torchvision has no {named}; --format=safetensors is for {titles}; for any network there are {_ANY_NETWORK}'
     )
   wanted = names.differences(fitting[0].model, model)
   if wanted:
     raise errors.InputError(
       f'this network differs from {fitting[0].title}, whose names it would get: that one has {wanted}; '
-      'use --format=stablehlo'
+      f'for any network there are {_ANY_NETWORK}'
     )
   return fitting[0]
+
+
+def _unrolled(network: inference.Network) -> dict[str, Any]:
+  return layouts.to_unrolled(network.variables, layouts.scanned_rows(network.variables['params']))
+
+
+def _input(network: inference.Network, dtype: str) -> dict[str, Any]:
+  channels = 'gray' if network.image_shape[-1] == 1 else 'red first'
+  return {'shape': ['b', *network.image_shape], 'dtype': dtype, 'channels': channels}
+
+
+def _preprocessing(network: inference.Network, normalized_inside: bool) -> dict[str, Any]:
+  """Returns how images are read, resized and normalized, the last either inside of what is exported or before it."""
+  image, how, crop = _image(network), images.decoding(network.config.data), network.config.data.crop_to_box
+  normalization = {'normalized_inside': normalized_inside, 'mean': image.pop('mean'), 'std': image.pop('std')}
+  return {'exif_rotation': how.rotate, 'image_bits': how.bits, 'crop_to_box': crop} | image | normalization
 
 
 def _image(network: inference.Network) -> dict[str, Any]:

@@ -243,6 +243,8 @@ def identify(tensors: Iterable[str], framework: str, origin: str, architectures:
     # Blocks of a network end like its stem: `net.layer1.0.conv1.weight`.
     prefixes = [name for name in prefixes if not any(name != other and name.startswith(other) for other in prefixes)]
     under = f'; {" and ".join(map(repr, prefixes))} may be a prefix to take off the names' if prefixes else ''
+    if any(name.startswith('params/') for name in given):
+      under = '; these are Flax paths, as of dnt.export --format=flax_safetensors: give the workdir of that run'
     raise errors.InputError(
       f'{origin} holds no network that dnt knows by name{named} ({len(given)} tensors: {_some(sorted(given), 4)}'
       f'{under}); it knows: {titles}'

@@ -4,6 +4,7 @@ import logging
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import export as jax_export
@@ -145,6 +146,24 @@ def test_the_program_gives_the_same_logits_for_any_number_of_images(tiny, build,
     images = np.random.default_rng(count).integers(0, 256, (count, 8, 8, 3), np.uint8)
     want = logits(run, variables, images)
     np.testing.assert_allclose(program.call(images), want, rtol=0, atol=1e-5 * np.abs(want).max())
+
+
+def test_flax_paths_are_unrolled_and_float32(tiny, build):
+  tiny.model.width = None
+  tiny.model.update({'name': 'resnet', 'depth': 14, 'scan': True})
+  run = build(tiny)
+  variables = redrawn(run.init_variables())
+  variables['params']['head']['dense']['bias'] = jnp.asarray(variables['params']['head']['dense']['bias'], jnp.bfloat16)
+  found = export.flax_tensors(network_of(run, variables))
+  assert {value.dtype for value in found.values()} == {np.dtype(np.float32)}
+  scanned = variables['params']['stage2']['scanned']['conv1']['kernel']
+  np.testing.assert_array_equal(found['params/stage2/block002/conv1/kernel'], scanned[0])
+  np.testing.assert_array_equal(found['params/head/dense/bias'], variables['params']['head']['dense']['bias'])
+  statistics = variables['batch_stats']['stem']['norm']['var']
+  np.testing.assert_array_equal(found['batch_stats/stem/norm/var'], statistics)
+  tiny.model.scan = False
+  unrolled = build(tiny).init_variables()
+  assert {*found} == {'/'.join(each.key for each in path) for path, _ in jax.tree.leaves_with_path(unrolled)}
 
 
 OWN = """
