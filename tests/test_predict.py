@@ -16,7 +16,9 @@ import pytest
 from PIL import Image
 
 from dnt import config, inference, predict
+from dnt.config import run_config
 from dnt.parallel import mesh as mesh_lib
+from dnt.training import datasets, evaluate
 
 
 @pytest.fixture
@@ -114,6 +116,7 @@ def test_the_program_prints_and_writes_what_it_found(program, trained, folder_of
     rows = list(csv.DictReader(file))
   assert [(row['image'], row['rank']) for row in rows] == [(path, rank) for path in good for rank in '12']
   assert all(row['class'] == f'name {row["index"]}' for row in rows)
+  assert {(row['true_class'], row['loss']) for row in rows} == {('', '')}
 
 
 @pytest.fixture
@@ -176,6 +179,59 @@ def test_class_folders_are_labels(program, trained, labelled_folders, tmp_path, 
   assert f'accuracy {100 * found["accuracy"]:.2f} %' in said.splitlines()[-1]
   assert found['balanced_accuracy'] == pytest.approx(np.mean([confusion[label, label] / 2 for label in true]))
   assert re.search(r'(?m)^class3 +2 ', said), 'the results of each class'
+  code, said = program(f'--workdir={trained.workdir}', f'--images={root}', f'--output={tmp_path / "found.csv"}')
+  assert code == 0, said
+  with (tmp_path / 'found.csv').open() as file:
+    for row in csv.DictReader(file):
+      assert row['image'].startswith(f'{root / base}/{row["true_class"]}/')
+
+
+def test_the_images_of_val_are_listed_by_their_loss(program, tiny, saved, labelled_folders, tmp_path):
+  root = labelled_folders('ant', 'bee', 'bee/deep', 'cow', 'cow/deep')
+  tiny.data.update({'source': f'folder:{root}', 'val_fraction': 0.5, 'image_size': 8, 'workers': 0})
+  tiny.eval.splits, tiny.checkpoint.best_metric = ('val',), 'accuracy'
+  saved(tiny)
+  workdir, output = tmp_path / 'run', tmp_path / 'val.csv'
+  code, said = program(f'--workdir={workdir}', '--split=val', '--top=3', f'--output={output}')
+  assert code == 0, said
+  config = run_config.get_config(str(workdir / 'config.json'))
+  with output.open() as file:
+    rows = list(csv.DictReader(file))
+  best = [row for row in rows if row['rank'] == '1']
+  assert sorted(row['image'] for row in best) == sorted(datasets.load(config, ('val',)).evaluation['val'].store.paths)
+  assert all(row['image'].startswith(f'{root}/{row["true_class"]}/') for row in best)
+  chosen = [float(row['probability']) for row in rows if row['class'] == row['true_class']]  # of all three classes
+  losses = [float(row['loss']) for row in best]
+  np.testing.assert_allclose(losses, -np.log(chosen), rtol=1e-5)
+  assert losses == sorted(losses, reverse=True)
+  wanted = evaluate.evaluate(config, workdir)
+  assert np.mean(losses) == pytest.approx(wanted['val/loss'], rel=1e-5)
+  assert np.mean([row['class'] == row['true_class'] for row in best]) == wanted['val/accuracy']
+  lines = said.splitlines()
+  measured = [
+    f'{name.replace("_", " ")} {100 * wanted[f"val/{name}"]:.2f} %' for name in ('accuracy', 'balanced_accuracy')
+  ]
+  by = f'by the newest checkpoint of step 7, {", ".join(measured)}'
+  assert lines[-1] == f'{len(best)} images of val, {by}  {output}'
+  assert any(
+    re.match(rf'{re.escape(best[0]["image"])} +loss {losses[0]:.4f}  true: \w+  predicted: ', line) for line in lines
+  )
+
+  code, said = program(f'--workdir={workdir}', f'--images={root}')
+  assert code == 0 and f'{10 - len(best)} of these 10 images are among those that the run was trained on' in said
+
+
+def test_images_without_files_are_listed_by_their_index(program, trained, tmp_path):
+  output = tmp_path / 'found.json'
+  code, said = program(f'--workdir={trained.workdir}', '--split=test[10:40]', f'--output={output}')
+  assert code == 0, said
+  assert 'the other 10 images have smaller losses' in said
+  found = json.loads(output.read_text())
+  assert found['split'] == 'test[10:40]' and sorted(int(each['image']) for each in found['predictions']) == [*range(30)]
+  assert sum(found['per_class']['examples']) == 30
+  source = datasets.load(run_config.get_config(str(trained.workdir / 'config.json')), ('test',)).evaluation['test']
+  for each in found['predictions']:
+    assert each['true_class'] == f'class{source.labels[10 + int(each["image"])]}'
 
 
 def test_images_beside_the_class_folders_have_no_label(program, trained, labelled_folders, tmp_path):
@@ -275,7 +331,10 @@ def test_bad_input_is_one_line(program, trained, folder_of_images, tmp_path):
   for arguments, said in (
     ([images, run, '--weights=tfjs:somewhere'], 'not both.* --workdir='),
     ([f'--workdir={folder_of_images}', images], f'{re.escape(str(folder_of_images))} .*no workdir'),
-    ([run], '--images='),
+    ([run], '--images=.* --split='),
+    ([run, images, '--split=test'], 'not both: --images=.* --split='),
+    (['--weights=tfjs:x', '--split=test'], '--split .*--workdir, not --weights'),
+    ([run, '--split=tset'], "'tset'; did you mean 'test'"),
     ([run, '--image=x'], "'image'"),
     ([run, images, '--top=0'], '--top'),
     ([run, images, '--output=found.txt'], r'found\.txt.* \.csv or \.json'),

@@ -42,6 +42,7 @@ RUNS = {
   'train on a folder of class folders': ('--config.data.image_size=8',),
   'fine-tune any pretrained network on such a folder': (),
   'classify images': (),
+  'list the images of a split, those that are most wrong first': (),
   'explain predictions with class activation maps': (),
   'show the top-activating images of the last block': (),
   'train on Stanford Cars, as unpacked archives or class folders': ('--config.data.image_size=8',),

@@ -76,7 +76,7 @@ def run(requested: str, wanted: Wanted, output: pathlib.Path, checkpoint: str = 
   network = inference.load(requested, mesh, checkpoint)
   entry = cam.choose(network.table, wanted.entry)
   target = None if wanted.target is None else maps.class_index(network.class_names, wanted.target)
-  source = top_activating.load_split(network, wanted.top_activating) if wanted.top_activating else None
+  source = inference.load_split(network, wanted.top_activating) if wanted.top_activating else None
   files.make_workdir(output, '--output')
   together = min(maps.BATCH, len(paths)) if paths else maps.BATCH
   explainer = maps.Explainer(network, mesh, entry, wanted.method, together)

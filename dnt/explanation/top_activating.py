@@ -17,16 +17,14 @@ from jax.sharding import Mesh
 from scipy import special
 
 from dnt import config as schema
-from dnt import errors, files, inference
-from dnt.data import class_order, examples, pipeline, sources
-from dnt.data.sources import folder
+from dnt import inference
+from dnt.data import examples, pipeline
 from dnt.data.transforms import images
 from dnt.explanation import cam, maps, sheet
 from dnt.models import depth
 from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
 from dnt.reporting import progress
-from dnt.training import datasets
 from dnt.training import scores as scores_lib
 
 DRAWN = 10  # number of channels, and of classes, in the plots
@@ -132,7 +130,7 @@ def search(
     network: the network, with variables on the mesh.
     mesh: mesh whose devices share each batch.
     entry: an entry of the depth list, from `cam.choose`.
-    source: the split, from `load_split`.
+    source: the split, from `inference.load_split`.
     count: number of images to find for each channel and class.
 
   Returns:
@@ -150,37 +148,13 @@ def search(
     return find(step, loader, mesh, network.variables, len(source), count, line.update)
 
 
-def load_split(network: inference.Network, split: str) -> examples.Examples:
-  """Loads a split of a run's training data set.
-
-  Args:
-    network: the network of a run.
-    split: name of the split, with slices as in `config.data.train_split`.
-
-  Raises:
-    errors.InputError: the data is missing, or its image shape or class names no longer match the network.
-  """
-  data = network.config.data
-  available, _ = datasets.divide(network.config, sources.find(data, data.seed), {})
-  source = sources.read(available, data, split)
-  source = class_order.align(source, network.class_names if network.named else (), f'the run in {network.origin}')
-  shape = pipeline.image_shape(data, source)
-  if shape != network.image_shape or source.num_classes != len(network.class_names):
-    raise errors.InputError(
-      f'{data.source} is now another data set than {network.origin} was trained on: its images are '
-      f'{"x".join(map(str, shape))} of {source.num_classes} classes, not {"x".join(map(str, network.image_shape))} '
-      f'of {len(network.class_names)}'
-    )
-  return source
-
-
 def to_json(network: inference.Network, source: examples.Examples, best: Mapping[str, Top]) -> dict[str, Any]:
   """Returns the results for all channels and classes as JSON; their images are places in the split, described once."""
   places = sorted({int(place) for top in best.values() for place in top.indices.flat})
-  paths = source.store.paths if isinstance(source.store, folder.Files) else None
+  paths = inference.paths_of(source)
   named = {}
   for place in places:
-    named[place] = {} if paths is None else {'path': files.readable(paths[place])}
+    named[place] = {} if paths is None else {'path': paths[place]}
     if source.labels is not None:
       named[place]['class'] = network.class_names[source.labels[place]]
   channels, classes = best['channels'], best['classes']

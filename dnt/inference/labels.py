@@ -80,12 +80,12 @@ class Measured(NamedTuple):
   per_class: dict[str, list[Any]]
 
 
-def measure(labels: Mapping[str, int], predicted: Mapping[str, int], classes: int) -> Measured | None:
+def measure(labels: Mapping[Any, int], predicted: Mapping[Any, int], classes: int) -> Measured | None:
   """Compares the most likely class of each image with its label; None if no image that was predicted has one.
 
   Args:
-    labels: from `find`.
-    predicted: class indexes by path.
+    labels: class indexes by path, from `find`, or by index in a split.
+    predicted: class indexes by the same.
     classes: number of classes.
   """
   both = [path for path in predicted if path in labels]
