@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import dnt
-from dnt import checkpoints, cli, errors, files, loop, main, trees
+from dnt import checkpoints, cli, errors, files, inference, loop, main, trees
 from dnt import config as schema
 from dnt.checkpoints import format
 from dnt.config import run_config
@@ -254,7 +254,7 @@ def test_train_is_a_function_of_the_package(tiny, tmp_path):
   with pytest.raises(errors.InputError, match='config.model.norm'):
     dnt.train(tiny, tmp_path / 'other')
   assert not (tmp_path / 'other').exists()
-  assert 'train' in dir(dnt)
+  assert {'load', 'train'} <= set(dir(dnt)) and dnt.load is inference.load
   with pytest.raises(AttributeError, match='no_such'):
     dnt.no_such  # noqa: B018
 

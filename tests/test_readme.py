@@ -3,6 +3,7 @@
 import ast
 import importlib
 import importlib.util
+import json
 import pathlib
 import re
 import shlex
@@ -17,7 +18,7 @@ import pytest
 from PIL import Image
 
 import dnt
-from dnt import cli, compare, config, main
+from dnt import checkpoints, cli, compare, config, inference, main
 from dnt.comparison import plan
 from dnt.training import datasets, experiment, open_options
 
@@ -303,3 +304,28 @@ def test_the_comparison_of_docs_can_be_run(tmp_path):
   assert [run.name for run in runs] == [f'{name} seed {seed}' for seed in range(3) for name in ('sgd', 'adamw')]
   assert (runs[1].config.optim.name, runs[1].config.train.epochs) == ('adamw', 1.0)
   plan.check_data(runs, ranking=comparison.columns[0])
+
+
+def lines_of(page, call):
+  """Returns the code of a page that holds a call."""
+  (code,) = (block for block in re.findall(r'(?m)(?:^    .*\n)+', page) if call in block)
+  return textwrap.dedent(code)
+
+
+def test_the_lines_of_python_load(trained, tmp_path, monkeypatch):
+  (tmp_path / 'runs').mkdir()
+  (tmp_path / 'runs' / 'mine').symlink_to(trained.workdir)
+  (tmp_path / 'photos').mkdir()
+  pixels = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)
+  for number, image in enumerate(pixels):
+    Image.fromarray(image).save(tmp_path / 'photos' / f'{number}.png')
+  monkeypatch.chdir(tmp_path)
+  found = [{'dnt': dnt, 'images': pixels}, {'dnt': dnt, 'inference': inference}]
+  for names, page in zip(found, (README, PAGES[pathlib.Path('docs/networks.md')]), strict=True):
+    exec(lines_of(page, 'dnt.load('), names)
+  data = json.loads((trained.workdir / 'config.json').read_text())['data']
+  x = ((pixels / 255 - data['mean']) / data['std']).astype(np.float32)
+  averaged = checkpoints.load_parameters(trained.workdir, 4).ema
+  want = found[0]['net'].model.apply(averaged, x, train=False)
+  for names in found:
+    np.testing.assert_allclose(names['logits'], want, rtol=1e-4, atol=1e-5)
