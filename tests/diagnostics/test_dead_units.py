@@ -183,6 +183,11 @@ class Net(nn.Module):
 """
 
 
+def meta(run):
+  """What a checkpoint says of its run, as far as the search reads it."""
+  return {'class_names': [], 'config': run.config.to_dict(), 'data': {}, 'versions': {}, 'devices': {}}
+
+
 @pytest.mark.thorough
 def test_activations_that_a_users_own_module_calls_as_functions(network, tmp_path, monkeypatch):
   (tmp_path / 'deadnets.py').write_text(FUNCTIONS)
@@ -208,7 +213,7 @@ def test_activations_that_a_users_own_module_calls_as_functions(network, tmp_pat
   assert found['answer'].dead == ()
 
   saved = checkpoints.Checkpoints(tmp_path / 'run', network.checkpoint)
-  saved.save(3, jax.tree.map(jnp.asarray, run.make_state(variables)), {'class_names': []})
+  saved.save(3, jax.tree.map(jnp.asarray, run.make_state(variables)), meta(run))
   saved.close()
   result = dead_units.run(network, tmp_path / 'run')
   (again,) = (each for each in result['entries'] if each['entry'] == 'again')
@@ -224,7 +229,7 @@ def test_the_dead_units_of_a_workdir(network, tmp_path, program):
   source, run = build(network)
   variables = with_dead(run, source)
   saved = checkpoints.Checkpoints(tmp_path, network.checkpoint)
-  saved.save(3, jax.tree.map(jnp.asarray, run.make_state(variables)), {'class_names': []})
+  saved.save(3, jax.tree.map(jnp.asarray, run.make_state(variables)), meta(run))
   saved.close()
   result = dead_units.run(network, tmp_path)
   assert json.loads((tmp_path / 'dead_units.json').read_text()) == result
@@ -252,7 +257,7 @@ def test_the_checkpoint_is_chosen(network, tmp_path):
   variables = with_dead(run, source)
   saved = checkpoints.Checkpoints(tmp_path, network.checkpoint)
   for step, each in ((3, variables), (5, run.init_variables())):
-    saved.save(step, jax.tree.map(jnp.asarray, run.make_state(each)), {'class_names': []})
+    saved.save(step, jax.tree.map(jnp.asarray, run.make_state(each)), meta(run))
   saved.close()
   expected = brute_force(run, source, variables)
   found = {step: dead_units.run(network, tmp_path, str(step)) for step in (3, 5)}
