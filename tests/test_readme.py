@@ -4,6 +4,7 @@ import ast
 import importlib
 import importlib.util
 import json
+import logging
 import pathlib
 import re
 import shlex
@@ -166,7 +167,7 @@ def files(tmp_path_factory):
         Image.fromarray(image).save(folder / 'images' / split / label / f'{i}.png')
     (folder / 'idx' / f'{name}-images-idx3-ubyte').write_bytes(idx(draw.integers(0, 256, (20, 8, 8), np.uint8)))
     (folder / 'idx' / f'{name}-labels-idx1-ubyte').write_bytes(idx(np.arange(20, dtype=np.uint8) % 10))
-  devices = jax.devices()[:1]
+  devices, level = jax.devices()[:1], logging.getLogger().level
   with pytest.MonkeyPatch.context() as patch:
     patch.chdir(folder)
     patch.setattr(sys, 'path', [*sys.path])
@@ -174,6 +175,7 @@ def files(tmp_path_factory):
     patch.setattr('dnt.parallel.cpu.allocator.tune', lambda: None)
     with pytest.raises(SystemExit) as ended:
       cli.run(main.PROGRAM, arguments(TRAIN))
+  logging.getLogger().setLevel(level)  # `own_log_level` begins after fixtures of a module
   assert not ended.value.code
   shutil.copytree(folder / 'runs' / 'mine', folder / 'runs' / 'other')
   return folder
