@@ -163,7 +163,8 @@ def test_head_of_other_classes_is_refused(tiny):
 @pytest.mark.parametrize('epochs', [1, 3, 5])
 def test_epochs_are_as_many_steps_as_the_duration_of_them(tiny, epochs):
   """40 images in batches of 16: 2.5 steps an epoch."""
-  tiny.data.synthetic_examples, tiny.train.batch_size, tiny.train.epochs = 40, 16, float(epochs)
+  tiny.data.synthetic_examples, tiny.train.batch_size = 40, 16
+  tiny.train.steps, tiny.train.epochs = None, float(epochs)
   data = datasets.load(tiny, ())
   steps = open_options.resolve(tiny, data).train.steps
   assert steps == schema.duration(f'{epochs} epochs', steps, data.spec.steps_per_epoch(16)) == int(2.5 * epochs + 0.5)
