@@ -4,6 +4,7 @@
 """
 
 import ast
+import contextlib
 import dataclasses
 import io
 import os
@@ -51,6 +52,7 @@ class Program:
     main: runs the program with the parsed flags.
     default_config: name of the config file in `configs/` if `--config` is not set; None: the program takes no config.
     kinds: the kinds of config files that it takes, from `dnt.config.KINDS`.
+    goes_on: whether, without `--config`, it takes the config of the run that is in `--workdir`.
     computes: whether it runs networks itself and therefore keeps freed memory; if not, the processes it starts do.
   """
 
@@ -59,6 +61,7 @@ class Program:
   main: Callable[[flags.FlagValues], None]
   default_config: str | None = None
   kinds: Sequence[str] = ()
+  goes_on: bool = False
   computes: bool = True
 
 
@@ -210,11 +213,15 @@ def config_name(values: flags.FlagValues) -> str:
 
   It is the name of the file; for the config of a run it is the name of its workdir with `_again`.
   """
+  run = run_of_config(values)
+  return f'{pathlib.Path(run).resolve().name}_again' if run else config_path(values).stem
+
+
+def run_of_config(values: flags.FlagValues) -> str:
+  """Returns the workdir of the run whose config it is, its address if it is in a bucket; '' if it is that of no run."""
   file, _, recorded = str(config_path(values)).partition(':')
-  path = pathlib.Path(recorded).resolve()
-  if _reads_runs(file) and path.name == workdir_lib.CONFIG:
-    return f'{path.parent.name}_again'
-  return config_path(values).stem
+  path = pathlib.Path(recorded)
+  return buckets.name(path.parent) if _reads_runs(file) and path.name == workdir_lib.CONFIG else ''
 
 
 class _PathParser(flags.ArgumentParser[str]):
@@ -264,7 +271,7 @@ def check_run(workdir: str, hint: str = '') -> None:
     errors.InputError: no run has written there.
   """
   files.check_workdir(workdir)
-  if not (buckets.local(workdir) / workdir_lib.CONFIG).is_file():
+  if not _holds_config(workdir):
     raise errors.InputError(f'--workdir={workdir} is no workdir of a dnt run (it has no {workdir_lib.CONFIG}){hint}')
 
 
@@ -367,7 +374,8 @@ def parse(program: Program, argv: Sequence[str]) -> flags.FlagValues:
     match = _OVERRIDE.match(argument)
     if match and match[1] not in known:
       raise errors.unknown('config key', match[1], known)
-  given, argv = _take_config(argv)
+  named, argv = _take_config(argv)
+  given = _run_at_workdir(program, argv) if named is None and program.goes_on else named
   assert program.default_config is not None  # programs that take configs have one
   shown = str(CONFIGS / program.default_config) if given is None else _shipped(os.path.expanduser(given))
   chosen = _recorded(shown)
@@ -405,7 +413,7 @@ def parse(program: Program, argv: Sequence[str]) -> flags.FlagValues:
     keys.put(values.config, key, value)
     overrides(values)[key] = value
   _refuse_rest(rest)
-  values['config'].present *= given is not None  # the default config is not on the command line
+  values['config'].present *= named is not None  # it is not on the command line
   return values
 
 
@@ -458,6 +466,21 @@ def _take_config(argv: list[str]) -> tuple[str | None, list[str]]:
     if value is None:
       raise errors.InputError('--config has no value: write --config=<file> (--help says what it takes)')
   return value, others
+
+
+def _run_at_workdir(program: Program, argv: list[str]) -> str | None:
+  """Returns the value of `--workdir` if a run has written its config there, else None."""
+  values = flags.FlagValues()
+  program.define_flags(values)
+  values.set_gnu_getopt()  # values of --config.<key> may stand apart
+  with contextlib.suppress(flags.Error):  # which is refused when all flags are parsed
+    values(argv, known_only=True)
+  workdir = values['workdir'].value
+  return workdir if workdir and _holds_config(workdir) else None
+
+
+def _holds_config(workdir: str) -> bool:
+  return (buckets.local(workdir) / workdir_lib.CONFIG).is_file()
 
 
 def _shipped(given: str) -> str:

@@ -2,11 +2,13 @@
 
   python -m dnt.main --config=configs/digits_resnet20.py
   python -m dnt.main --config=configs/cifar_resnet56.py --workdir=runs/mine --config.train.steps=100
+  python -m dnt.main --workdir=runs/mine [--mode=evaluate]
 
-The same command continues where the last one stopped. Ctrl-C, SIGTERM or a closed terminal saves and stops; a second
-Ctrl-C stops at once.
+The same command continues where the last one stopped, and so does --workdir=<run> alone, which has the config of the
+run. Ctrl-C, SIGTERM or a closed terminal saves and stops; a second Ctrl-C stops at once.
 """
 
+import logging
 import os
 import pathlib
 import shlex
@@ -18,6 +20,7 @@ from absl import flags
 
 from dnt import buckets, cli, errors, files
 
+_log = logging.getLogger('dnt.main')  # not __name__, which is '__main__' in a program
 STARTED = time.monotonic()
 MODES = ['train', 'evaluate', 'dead_units', 'noise_scale', 'lr_find']
 WITH_CHECKPOINT = ('evaluate', 'dead_units')
@@ -31,7 +34,11 @@ def define_flags(values: flags.FlagValues) -> None:
   """Defines the flags of this program."""
   flags.DEFINE_enum('mode', 'train', MODES, MODE_HELP, flag_values=values)
   cli.define_path(
-    'workdir', 'Folder to write the run to, or gs://<bucket>/<path>; default: runs/<name of the config>.', values
+    'workdir',
+    'Folder to write the run to, or gs://<bucket>/<path>. A run that is there gives its config, unless there is '
+    '--config. Default: runs/<name of the config>, which is runs/<name>_again for --config=<run>; but with another '
+    '--mode than train this run.',
+    values,
   )
   cli.define_checkpoint(values)
   flags.DEFINE_list(
@@ -82,7 +89,9 @@ def main(values: flags.FlagValues) -> None:
       f'--checkpoint has no effect with --mode={values.mode}, which goes on from the newest; it is for --mode='
       f'{" and --mode=".join(WITH_CHECKPOINT)}'
     )
-  given = values.workdir or pathlib.Path('runs') / cli.config_name(values)
+  run = cli.run_of_config(values)
+  examined = run if values.mode != 'train' else ''
+  given = values.workdir or examined or pathlib.Path('runs') / cli.config_name(values)
   files.check_workdir(given)
   workdir = buckets.address(given) or pathlib.Path(given)
   # A launcher that gives each process its own flags sets this to the command that the user typed.
@@ -106,6 +115,9 @@ def main(values: flags.FlagValues) -> None:
     compile_lib.keep_cache_if_shared()
   elif values.coordinator or values.num_processes or values.process_id is not None:
     raise errors.InputError('--coordinator, --num_processes and --process_id need --distributed')
+
+  if run and not values['config'].present:
+    _log.info(f'the config is that of the run in {run} (--config names another)')
 
   from dnt import loop
   from dnt.training import evaluate, record, report
@@ -136,7 +148,7 @@ def main(values: flags.FlagValues) -> None:
     raise signals.Stopped(signal.Signals[stopped_by])
 
 
-PROGRAM = cli.Program(__doc__, define_flags, main, 'digits_resnet20.py', ('train',))
+PROGRAM = cli.Program(__doc__, define_flags, main, 'digits_resnet20.py', ('train',), goes_on=True)
 
 if __name__ == '__main__':
   cli.run(PROGRAM)

@@ -150,8 +150,9 @@ def test_a_run_is_in_the_bucket_as_in_a_folder(bucket, tiny, tmp_path, refused, 
   assert code == 0 and 'step 6' in output
   assert '--output' in refused(f'--workdir={ADDRESS}', name='export')
   assert bucket.objects == written
-  code, output = run_here('main', f'--config={ADDRESS}', f'--workdir={ADDRESS}', '--mode=dead_units')
-  assert code == 0 and output.strip().endswith(ADDRESS)
+  for flag in ('workdir', 'config'):
+    code, output = run_here('main', f'--{flag}={ADDRESS}', '--mode=dead_units')
+    assert code == 0 and output.strip().endswith(ADDRESS)
   assert bucket.names(FOLDER) - {name.removeprefix(f'{FOLDER}/') for name in written} == {'dead_units.json'}
 
 

@@ -205,6 +205,58 @@ def test_the_config_of_a_run_is_run_again(name, loader, separate, tmp_path):
   assert cli.config_name(values) == 'mine_again'  # it would go on in the workdir 'mine' without steps to do
 
 
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+  """The workdir `mine` of a run of 14 layers, which held out `val`; it is in the current folder."""
+  monkeypatch.chdir(tmp_path)
+  given, resolved = schema.default(), schema.default()
+  given.model.depth = resolved.model.depth = 14
+  resolved.data.hold_out, resolved.train.steps = True, 7
+  (tmp_path / 'mine').mkdir()
+  run_config.write(tmp_path / 'mine' / 'config.json', resolved, {'open': run_config.left_open(given, resolved)})
+  return tmp_path / 'mine'
+
+
+@pytest.mark.parametrize(
+  'given',
+  [
+    ['--workdir=mine'],
+    ['--config.train.batch_size', '16', '--workdir', 'mine'],
+    ['-workdir', 'mine', '--mode=evaluate', "--config.eval.splits=('test',)", '--noconfig.optim.nesterov'],
+    ['--workdir=mine', '--config.train.epochs=2'],
+    ['--workdir=mine', '--config.model.depth=None'],
+  ],
+)
+def test_a_run_that_is_in_the_workdir_gives_its_config(run, given):
+  shown = importlib.import_module('dnt.main').PROGRAM
+  alone = cli.parse(shown, ['main', *given])
+  named = cli.parse(shown, ['main', '--config=mine', *given])
+  assert cli.config(alone).to_dict() == cli.config(named).to_dict()
+  assert alone.config.model.depth == (None if 'None' in given[-1] else 14) and alone.config.data.hold_out is None
+  assert cli.run_of_config(alone) == 'mine' and not alone['config'].present
+
+
+def test_a_workdir_without_a_run_or_with_another_config_gives_none(run):
+  shown = importlib.import_module('dnt.main').PROGRAM
+  (run.parent / 'empty').mkdir()
+  for given, file in (
+    (['--workdir=new'], 'digits_resnet20.py'),
+    (['--workdir=empty'], 'digits_resnet20.py'),
+    (['--workdir=s3://bucket/mine'], 'digits_resnet20.py'),
+    (['--workdir=mine', '--config=cifar_plain20'], 'cifar_plain20.py'),
+  ):
+    values = cli.parse(shown, ['main', *given])
+    assert cli.config_path(values) == CONFIGS / file and not cli.run_of_config(values)
+  for name in ('probe', 'rehearse'):  # they write their own results there
+    values = cli.parse(importlib.import_module(f'dnt.{name}').PROGRAM, [name, '--workdir=mine'])
+    assert cli.config_path(values) == CONFIGS / 'digits_resnet20.py'
+  (run / 'config.json').write_text('{"optim": {"lr": 1}}')
+  with pytest.raises(errors.InputError, match="mine/config.json 'optim.lr'; did you mean 'optim.learning_rate'"):
+    cli.parse(shown, ['main', '--workdir=mine'])
+  with pytest.raises(errors.InputError, match='workdir'):
+    cli.parse(shown, ['main', '--workdir'])
+
+
 @pytest.mark.parametrize(('name', 'taken'), [('main', True), ('probe', True), ('rehearse', True), ('compare', False)])
 def test_the_help_offers_the_workdir_of_a_run_where_its_config_is_taken(name, taken, tmp_path):
   shown = importlib.import_module(f'dnt.{name}').PROGRAM
@@ -346,7 +398,8 @@ def test_the_home_folder_is_that_of_the_user_in_every_program(name, tmp_path, mo
   paths |= dict.fromkeys(('export', 'predict'), paths['explain'])
   for flag in paths.get(name, ['workdir']):
     for given, path in (('~/runs/mine', f'{tmp_path}/runs/mine'), ('gs://mine/~/run', 'gs://mine/~/run')):
-      assert cli.parse(shown, [name, f'--{flag}={given}'])[flag].value == path
+      config = ['--config=cifar_plain20'] if name == 'main' else []  # else it would look for one in the bucket
+      assert cli.parse(shown, [name, f'--{flag}={given}', *config])[flag].value == path
 
 
 @pytest.mark.parametrize('separate', [True, False])

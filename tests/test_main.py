@@ -217,10 +217,14 @@ def test_a_run_fills_its_workdir(trained):
   assert {'versions', 'devices', 'command', 'images_per_second'} <= set(summary)
 
 
-def test_a_run_is_evaluated(program, trained_copy):
+@pytest.mark.parametrize('given', ['--workdir={} and flags', '--workdir={}', '--config={}'])
+def test_a_run_is_evaluated(program, trained_copy, given):
   workdir = trained_copy.workdir
-  code, _, err = program(f'--workdir={workdir}', '--mode=evaluate', *trained_copy.flags)
+  flags = trained_copy.flags if 'flags' in given else ()
+  code, out, err = program(given.split()[0].format(workdir), '--mode=evaluate', *flags)
   assert code == 0, err
+  assert out.strip().endswith(str(workdir))
+  assert (f'the config is that of the run in {workdir} ' in out) == ('--workdir' in given)
   evaluation, last = json.loads((workdir / 'evaluation.json').read_text()), metrics.read(workdir)[-1]
   assert evaluation['step'] == 4
   for name in ('test/loss', 'test_ema/loss'):
@@ -257,9 +261,10 @@ def test_fewer_steps_than_done_are_finished(program, trained_copy):
 
 
 @pytest.mark.thorough
-def test_more_steps_go_on_from_the_end(program, trained_copy):
-  workdir = trained_copy.workdir
-  code, out, _ = program(f'--workdir={workdir}', *trained_copy.flags, '--config.train.steps=6')
+@pytest.mark.parametrize('alone', [False, True])
+def test_more_steps_go_on_from_the_end(program, trained_copy, alone):
+  workdir, flags = trained_copy.workdir, () if alone else trained_copy.flags
+  code, out, _ = program(f'--workdir={workdir}', *flags, '--config.train.steps=6')
   assert code == 0
   assert 'from step 4' in out
   assert [line['step'] for line in metrics.read(workdir) if 'train/loss' in line] == [2, 4, 6]
@@ -294,6 +299,26 @@ def test_a_run_whose_last_weights_give_no_finite_loss_fails_and_keeps_the_best(p
   assert code == 1
   assert 'val/loss is not finite at step 3, the end' in err and 'the checkpoint of step 3 is kept' in err
   assert json.loads((tmp_path / 'summary.json').read_text())['step'] == 2
+
+
+@pytest.mark.thorough
+def test_a_run_goes_on_by_its_workdir_alone_with_what_it_determined(program, tmp_path):
+  folder = tmp_path / 'pets'
+  images(folder / 'cat', 20)
+  images(folder / 'dog', 12)
+  run = (f'--workdir={tmp_path / "run"}',)
+  given = (*MLP, '--config.data.source=folder', f'--config.data.dir={folder}', '--config.data.image_size=8')
+  given += ('--config.data.augment=none', '--config.data.workers=0', '--config.loss.balance_classes=True')
+  given += ('--config.train.batch_size=8', '--config.optim.learning_rate=auto', '--config.lr_find.steps=20')
+  code, _, err = program(*run, *given, '--config.train.epochs=1')
+  assert code == 0, err
+  code, out, err = program(*run, '--config.train.epochs=2')
+  assert code == 0, err
+  assert 'continuing from step 4' in out
+  assert [line['changed'] for line in metrics.read(tmp_path / 'run') if 'changed' in line] == [
+    {'train.steps': {'was': 4, 'now': 7}}
+  ]
+  assert 'train.batch_size was 8 and is now 4' in program(*run, '--config.train.batch_size=4')[2]
 
 
 # Bad input, before anything is compiled.

@@ -15,14 +15,14 @@ from dnt.data import sources
 from dnt.training import record
 
 pytestmark = pytest.mark.usefixtures('undrawn')
-BATCHES = ('--config.train.batch_size=8', '--config.eval.batch_size=8')
-MLP = ('--config.model.name=mlp', '--config.model.depth=3', '--config.model.width=16', *BATCHES)
+GIVEN = ('--config=digits_resnet20', '--config.train.batch_size=8', '--config.eval.batch_size=8')  # not that of the run
+MLP = (*GIVEN, '--config.model.name=mlp', '--config.model.depth=3', '--config.model.width=16')
 SYNTHETIC = ('--config.data.source=synthetic', '--config.data.synthetic_examples=16', '--config.data.image_size=8')
 SYNTHETIC += ('--config.data.augment=none', '--config.data.synthetic_classes=2')
 IMAGES = ('--config.data.image_size=8', '--config.data.mean=(0.5,0.5,0.5)', '--config.data.std=(0.5,0.5,0.5)')
 IMAGES += ("--config.eval.splits=('val',)", '--config.data.augment=none', '--config.data.workers=0')
 IMAGENET = ('--config.model.stem=imagenet', '--config.model.depth=18', *SYNTHETIC, '--config.data.image_size=32')
-IMAGENET += BATCHES
+IMAGENET += GIVEN
 
 
 def contents(folder):
