@@ -22,6 +22,7 @@ from dnt import buckets, errors, files
 from dnt import config as schema
 from dnt import workdir as workdir_lib
 from dnt.config import config_files, keys, relations, run_config
+from dnt.config import overrides as overrides_lib
 from dnt.parallel import cpu, peers, signals
 from dnt.parallel.cpu import allocator
 from dnt.reporting import terminal
@@ -171,7 +172,7 @@ def _print_error(error: Exception) -> None:
 def config(values: flags.FlagValues, program: str = relations.TRAINING) -> Any:
   """Returns the validated config of the command line, of one of the kinds that the program takes.
 
-  If the command line sets `train.steps` or `train.epochs`, it overrides whichever of them the file sets. What a run has
+  What the command line sets replaces other options of the file, see `overrides.unset_replaced`. What a run has
   determined itself is open again in its config, see `run_config.reopen`.
 
   Args:
@@ -186,9 +187,8 @@ def config(values: flags.FlagValues, program: str = relations.TRAINING) -> Any:
   file, _, recorded = str(config_path(values)).partition(':')
   if _reads_runs(file):
     run_config.reopen(parsed, recorded, given)
-  for prefix, section in (('', parsed), ('base.', parsed.get('base'))):
-    if f'{prefix}train.epochs' in given and f'{prefix}train.steps' not in given:
-      section.train.steps = None
+  if schema.kind(parsed) != 'signal':
+    overrides_lib.unset_replaced(parsed.get('base', parsed), [key.removeprefix('base.') for key in given])
   try:
     schema.validate(parsed)
   except errors.InputError as error:

@@ -162,6 +162,35 @@ def test_an_option_with_a_default_cannot(key):
     parse(f'--config.{key}=None')
 
 
+@pytest.mark.parametrize(
+  ('given', 'source', 'folder'),
+  [
+    (['--config.data.source=folder:other'], 'folder:other', ''),
+    (['--config.data.source=idx:other', '--config.data.dir=mine'], 'idx:other', 'mine'),
+    (['--config.data.source=tfds:mnist'], 'tfds:mnist', 'pets'),
+    (['--config.data.source=idx'], 'idx', 'pets'),
+    ([], 'folder', 'pets'),
+  ],
+)
+def test_a_folder_in_the_source_replaces_the_folder_of_the_file(given, source, folder, tmp_path):
+  recorded = schema.default()
+  recorded.data.update({'source': 'folder', 'dir': 'pets'})
+  run_config.write(tmp_path / 'config.json', recorded)
+  config, _ = parse(f'--config={tmp_path}', *given)
+  assert (config.data.source, config.data.dir) == (source, folder)
+
+
+def test_a_folder_in_the_source_replaces_that_of_the_base_of_a_comparison(tmp_path):
+  path = tmp_path / 'mine.py'
+  path.write_text(
+    "from dnt import config\ndef get_config():\n  c = config.default('compare')\n  c.variants = {'all': {}}\n"
+    "  c.base.data.source, c.base.data.dir = 'folder', 'pets'\n  return c\n"
+  )
+  shown = importlib.import_module('dnt.compare').PROGRAM
+  config = cli.config(cli.parse(shown, ['compare', f'--config={path}', '--config.base.data.source=folder:other']))
+  assert (config.base.data.source, config.base.data.dir) == ('folder:other', '')
+
+
 def test_of_steps_and_epochs_one_alone_is_given():
   with pytest.raises(errors.InputError, match='train.epochs=2.0 .*train.steps is 7'):
     parse('--config.train.epochs=2', '--config.train.steps=7')

@@ -17,7 +17,7 @@ from dnt import errors, files, models
 from dnt import workdir as workdir_lib
 from dnt.checkpoints import format
 from dnt.config import changes as changes_lib
-from dnt.config import checks, older, run_config, typed
+from dnt.config import checks, older, overrides, run_config, typed
 from dnt.weights import names, preprocessing
 
 VARIANT = 'variant:'  # before the name of a variant in train.init_from
@@ -70,7 +70,7 @@ def make(
   """
   if not config.variants:
     raise errors.InputError('config.variants is empty; name at least one variant in the config file')
-  kept = _with_length(given)
+  kept = _with_replaced(given, config.base.data.source)
   bases = {'': config.base}
   for name in config.forms:
     what = f'form {name!r}'
@@ -125,16 +125,20 @@ def check_given(config: typed.Comparison, chosen: Sequence[Run], given: Collecti
   for key in given:
     if key == 'seed':
       raise errors.InputError('config.base.seed has no effect: config.seeds lists the seeds of the runs')
-    if all(key in _with_length(config.variants[name]) for name in configs):
+    if all(key in _with_replaced(config.variants[name], each.data.source) for name, each in configs.items()):
       raise errors.InputError(f'config.base.{key} has no effect: every chosen variant sets it')
     problems = [schema.no_effect(each, key) for each in configs.values()]
     if all(problems):
       raise errors.InputError(f'in every chosen variant: {problems[0]}')
 
 
-def _with_length(given: Collection[str]) -> set[str]:
-  """Returns these keys, of which one for the length of a run stands for the other too."""
-  return {*given, *(_LENGTH if set(_LENGTH) & set(given) else ())}
+def _with_replaced(given: Collection[str], source: str) -> set[str]:
+  """Returns these keys, of which one for the length of a run stands for the other too.
+
+  So does `data.source` for `data.dir`, if the `source` that it is set to names a folder.
+  """
+  folder = ['data.dir'] if 'data.source' in given and overrides.names_folder(source) else []
+  return {*given, *(_LENGTH if set(_LENGTH) & set(given) else ()), *folder}
 
 
 def _is_old(workdir: pathlib.Path) -> bool:

@@ -84,6 +84,25 @@ def test_a_form_changes_base_and_the_command_line_wins(config, tmp_path):
     plan.make(config, tmp_path, 'shrt')
 
 
+def test_a_folder_in_the_source_replaces_that_of_base(config, tmp_path):
+  config.base.data.source, config.base.data.dir = 'folder', 'pets'
+  config.forms = {'short': {'data.dir': 'few'}}
+  config.variants = {'same': {}, 'other': {'data.source': 'folder:other'}, 'idx': {'data.source': 'idx'}}
+
+  def made(form='', given=()):
+    runs = plan.make(config, tmp_path, form, given)[:3]
+    return [(run.config.data.source, run.config.data.dir) for run in runs]
+
+  assert made() == [('folder', 'pets'), ('folder:other', ''), ('idx', 'pets')]
+  assert made('short')[0] == ('folder', 'few')
+  config.base.data.source, config.base.data.dir = 'folder:mine', ''  # as of the command line
+  assert made('short', ['data.source'])[:2] == [('folder:mine', ''), ('folder:other', '')]
+  config.base.data.source, config.base.data.dir = 'folder', 'mine'
+  chosen = plan.choose(plan.make(config, tmp_path), ['other'])
+  with pytest.raises(errors.InputError, match='config.base.data.dir has no effect: every chosen variant sets it'):
+    plan.check_given(config, chosen, ['data.dir'])
+
+
 @pytest.mark.parametrize(
   ('variants', 'message'),
   [

@@ -1,0 +1,32 @@
+"""Options that others replace."""
+
+import pytest
+
+from dnt import config as schema
+from dnt.config import overrides
+
+
+@pytest.mark.parametrize(
+  ('changes', 'source', 'folder'),
+  [
+    ({'data.source': 'folder:other'}, 'folder:other', ''),
+    ({'data.source': 'cars:other', 'data.dir': 'mine'}, 'cars:other', 'mine'),
+    ({'data.source': 'tfds:mnist'}, 'tfds:mnist', 'pets'),
+    ({'data.source': 'idx'}, 'idx', 'pets'),
+    ({'data.dir': 'mine'}, 'folder', 'mine'),
+    ({'seed': 3}, 'folder', 'pets'),
+  ],
+)
+def test_a_folder_that_the_source_names_replaces_the_other(changes, source, folder):
+  config = schema.default()
+  config.data.source, config.data.dir = 'folder', 'pets'
+  changed = overrides.override(config, changes, 'a test')
+  assert (changed.data.source, changed.data.dir) == (source, folder)
+  assert (config.data.source, config.data.dir) == ('folder', 'pets')
+
+
+def test_a_number_of_epochs_replaces_that_of_steps():
+  config = schema.default()
+  config.train.steps = 7
+  assert overrides.override(config, {'train.epochs': 2.0}, 'a test').train.steps is None
+  assert overrides.override(config, {'train.epochs': 2.0, 'train.steps': 3}, 'a test').train.steps == 3
