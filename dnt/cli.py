@@ -394,12 +394,10 @@ def parse(program: Program, argv: Sequence[str]) -> flags.FlagValues:
       raise config_files.explain(error, file, shown) from error
     raise _refused(error) from error
   except OSError as error:
-    raise errors.InputError(
-      f'there is no config file at {shown!r}, and dnt has none of this name; '
-      'python -m dnt.main --list shows the configs of dnt'
-    ) from error
+    raise (config_files.explain(error, file, shown) if file.is_file() else _missing(shown)) from error
   except Exception as error:  # a config file is code: any exception is bad input
     raise config_files.explain(error, file, shown) from error
+  config_files.check_result(values.config, shown)
   if kind not in program.kinds:
     taken = ', '.join(program.kinds)
     way = _COMPARISON if 'compare' in program.kinds else ''
@@ -412,7 +410,7 @@ def parse(program: Program, argv: Sequence[str]) -> flags.FlagValues:
   for key, value in (dict.fromkeys(unset) | dict.fromkeys(empty, '')).items():
     keys.put(values.config, key, value)
     overrides(values)[key] = value
-  _refuse_rest(rest)
+  _refuse_rest(rest, argv, values)
   values['config'].present *= named is not None  # it is not on the command line
   return values
 
@@ -423,15 +421,24 @@ def _parse_flags(program: Program, argv: list[str]) -> flags.FlagValues:
     raise errors.InputError('this program takes no --config: it reads the config from the run or the weights')
   values = _define(program, argv)
   try:
-    _refuse_rest(values(argv))
+    _refuse_rest(values(argv), argv, values)
   except flags.Error as error:
     raise _refused(error) from error
   return values
 
 
-def _refuse_rest(rest: list[str]) -> None:
-  if rest[1:]:
-    raise errors.InputError(f'unexpected argument {rest[1]!r}; options are written --name=value')
+def _refuse_rest(rest: list[str], argv: list[str], values: flags.FlagValues) -> None:
+  """Refuses arguments that belong to no flag, such as the further files for which a shell replaces a glob."""
+  if not rest[1:]:
+    return
+  before = [argument for argument in argv[: argv.index(rest[1])] if argument.startswith('-')]
+  name = before[-1].lstrip('-').partition('=')[0] if before else ''
+  hint = ''
+  if name == 'images':
+    hint = "; several images are a folder or a glob in quotes: --images='photos/*.png'"
+  elif name in values and isinstance(values[name].parser, flags.ListParser):
+    hint = f'; several values are written with commas: --{name}=a,b'
+  raise errors.InputError(f'unexpected argument {rest[1]!r}; options are written --name=value{hint}')
 
 
 def _refused(error: flags.Error) -> errors.InputError:
@@ -486,10 +493,24 @@ def _holds_config(workdir: str) -> bool:
 def _shipped(given: str) -> str:
   """Returns the path of a config file that comes with dnt if its bare name is given, else what is given."""
   name, colon, argument = given.partition(':')
-  file = CONFIGS / f'{name.removesuffix(".py")}.py'
-  if '/' in name or pathlib.Path(name).exists() or not file.is_file():
+  path = pathlib.Path(name)
+  file = CONFIGS / f'{path.name.removesuffix(".py")}.py'
+  # README names them from the clone.
+  if ('/' in name and path.parent != pathlib.Path('configs')) or path.exists() or not file.is_file():
     return given
   return f'{file}{colon}{argument}'
+
+
+def _missing(shown: str) -> errors.InputError:
+  """Makes the error for a config file that is not there."""
+  path = pathlib.Path(shown.partition(':')[0])
+  if path.is_dir():
+    return errors.InputError(f'--config={shown} is a folder, and no workdir of a run (it has no {workdir_lib.CONFIG})')
+  near = errors.nearest(path.stem, [file.stem for file in CONFIGS.glob('*.py')])
+  hint = f'; did you mean --config={near}, which comes with dnt?' if near else ', and dnt has none of this name;'
+  return errors.InputError(
+    f'there is no config file at {shown!r}{hint} python -m dnt.main --list shows the configs of dnt'
+  )
 
 
 def _recorded(given: str) -> str:

@@ -77,6 +77,38 @@ def test_the_last_of_several_configs_counts_as_of_other_flags(given, tmp_path, m
   assert (config.model.name, config.model.depth) == ('plain', 44)
 
 
+@pytest.mark.parametrize(
+  'given',
+  [
+    'configs/cifar_plain20.py',
+    'configs/cifar_plain20',
+    './configs/cifar_plain20.py',
+  ],
+)
+def test_a_config_that_comes_with_dnt_is_found_by_its_path_in_the_clone(given, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  assert parse(f'--config={given}')[1] == CONFIGS / 'cifar_plain20.py'
+  (tmp_path / 'configs').mkdir()
+  (tmp_path / 'configs' / 'cifar_plain20.py').write_text((CONFIGS / 'cifar_resnet56.py').read_text())
+  assert parse('--config=configs/cifar_plain20.py')[0].model.depth == 56, 'the file that is there comes first'
+
+
+@pytest.mark.parametrize(
+  ('given', 'said'),
+  [
+    ('mine/cifar_plain20.py', "no config file at 'mine/cifar_plain20.py'; did you mean --config=cifar_plain20,"),
+    ('cifar_plan20.py', "'cifar_plan20.py'; did you mean --config=cifar_plain20,"),
+    ('other.py', "'other.py', and dnt has none of this name; .*--list"),
+    ('empty', '--config=empty is a folder, and no workdir of a run .it has no config.json'),
+  ],
+)
+def test_a_config_file_that_is_not_there_is_said_with_the_one_meant(given, said, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'empty').mkdir()
+  with pytest.raises(errors.InputError, match=said):
+    parse(f'--config={given}')
+
+
 def test_a_config_without_a_value_is_refused():
   with pytest.raises(errors.InputError, match='--config has no value'):
     parse('--config.model.depth=44', '--config')
@@ -215,6 +247,20 @@ def test_a_boolean_override_is_checked_too():
 def test_a_flag_or_key_of_another_name_is_refused_with_the_one_meant(argument, meant):
   with pytest.raises(errors.InputError, match=f'did you mean {meant}'):
     parse(argument)
+
+
+@pytest.mark.parametrize(
+  ('name', 'arguments', 'said'),
+  [
+    ('predict', ['--images', 'a.png', 'b.png', '--output=x.csv'], "'b.png'; .*--name=value; .*--images='photos/.*png'"),
+    ('explain', ['--workdir=mine', '--images=a.png', 'b.png'], "'b.png'; .*in quotes: --images="),
+    ('compare', ['--only', 'deep', 'wide'], "'wide'; .* with commas: --only=a,b"),
+    ('main', ['--mode=train', 'train.steps=3'], "'train.steps=3'; options are written --name=value$"),
+  ],
+)
+def test_an_argument_without_a_flag_is_refused_with_how_several_are_written(name, arguments, said):
+  with pytest.raises(errors.InputError, match=said):
+    cli.parse(importlib.import_module(f'dnt.{name}').PROGRAM, [name, *arguments])
 
 
 @pytest.mark.parametrize('separate', [False, True])

@@ -79,6 +79,62 @@ def test_names_that_the_field_uses_are_understood(name, valid, meant):
   assert f'did you mean {meant!r}?' in str(errors.unknown('name', name, valid))
 
 
+@pytest.mark.parametrize(
+  ('name', 'meant'),
+  [
+    ('train.monitor', 'checkpoint.best_metric'),
+    ('train.num_epochs', 'train.epochs'),
+    ('train.log_interval', 'train.log_every'),
+    ('data.validation_split', 'data.val_fraction'),
+    ('checkpoint.save_top_k', 'checkpoint.keep'),
+    ('model.bn', 'model.norm'),
+    ('train.seed', 'seed'),
+    ('data.batch_size', 'train.batch_size'),
+    ('data.num_classes', 'model.num_classes'),
+    ('model.depht', 'model.depth'),
+    ('trian.steps', 'train.steps'),
+    ('optim.stpes', 'train.steps'),
+    ('data.imagesize', 'data.image_size'),
+  ],
+)
+def test_what_is_near_is_meant(name, meant):
+  assert f'did you mean {meant!r}?' in str(errors.unknown('config key', name, KEYS))
+
+
+@pytest.mark.parametrize('name', ['train.verbose', 'train.callbacks', 'loss.name', 'clip.value', 'model.heads'])
+def test_a_section_alone_makes_nothing_near_and_its_options_are_listed(name):
+  section = name.partition('.')[0]
+  options = ', '.join(sorted(key for key in KEYS if key.startswith(f'{section}.')))
+  message = str(errors.unknown('config key', name, KEYS))
+  assert message.startswith(f"unknown config key '{name}'. Valid: {options} and ")
+
+
+@pytest.mark.parametrize('key', ['train.{}', 'base.train.{}', '{}', 'config.{}'])
+@pytest.mark.parametrize(
+  ('name', 'answer'),
+  [
+    ('resume', 'the same command resumes a run; train.init_from '),
+    ('dropout', 'no network of dnt has dropout; '),
+    ('output_dir', '--workdir '),
+    ('gpus', 'a run takes all devices'),
+    ('evaluate', '--mode=evaluate '),
+  ],
+)
+def test_what_dnt_does_otherwise_is_said(key, name, answer):
+  what = 'flag' if key == '{}' else 'config key'
+  message = str(errors.unknown(what, key.format(name), KEYS))
+  assert message.startswith(f'unknown {what} {key.format(name)!r}: {answer}')
+
+
+def test_what_is_no_option_gets_no_answer():
+  assert "'tests'?" in str(errors.unknown('split of digits', 'test', ['tests', 'train']))
+
+
+def test_answers_name_options_of_dnt():
+  named = {key for answer in errors._ANSWERS.values() for key in re.findall(r'\b[a-z]+\.[a-z_]+', answer)}
+  assert named and named - {'dnt.main'} <= set(KEYS)
+
+
 def test_names_that_the_field_uses_stand_for_names_of_dnt():
   known = {*KEYS, *models.MODELS, *(name for names in CHOICES.values() for name in names)}
   assert set(errors._OTHER_NAMES) <= known

@@ -4,7 +4,10 @@ import ast
 import pathlib
 import re
 import traceback
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import ml_collections
 
 from dnt import errors
 from dnt.config import run_config
@@ -29,8 +32,17 @@ def explain(error: BaseException, path: pathlib.Path, shown: str) -> errors.Inpu
   found = ((each, _line_of(each, path)) for each in chain)
   cause, line = next((pair for pair in found if pair[1]), (None, None))
   if cause is None:
-    return errors.InputError(f'config file {shown!r} failed: {_reason(error)}')
+    return _unusable(chain, shown) or errors.InputError(f'config file {shown!r} failed: {_reason(error)}')
   return errors.InputError(f'{shown.partition(":")[0]}:{line}: {_reason(cause)}')
+
+
+def check_result(config: Any, shown: str) -> None:
+  """Raises an `errors.InputError` if what `get_config` returned is no config; `shown` as for `explain`."""
+  if not isinstance(config, ml_collections.ConfigDict) or isinstance(config, ml_collections.FrozenConfigDict):
+    what = 'None' if config is None else f'a value of type {type(config).__name__}'
+    raise errors.InputError(
+      f'get_config() in {shown} returned {what}; return the config, as dnt.config.default() makes it'
+    )
 
 
 def locate(error: errors.InputError, path: pathlib.Path, given: Collection[str]) -> errors.InputError:
@@ -48,6 +60,20 @@ def locate(error: errors.InputError, path: pathlib.Path, given: Collection[str])
   names = match[1].split('.')
   line = _line(ast.parse(path.read_bytes()), names)
   return errors.InputError(f'{path}:{line}: {error}') if line else error
+
+
+def _unusable(chain: Sequence[BaseException], shown: str) -> errors.InputError | None:
+  """Makes the error for a file without `get_config`, or with one that returns no config; None: it has another fault."""
+  if any(isinstance(each, AttributeError) and each.name == 'get_config' for each in chain):
+    return errors.InputError(f'{shown} has no function get_config(), which makes the config of the file and returns it')
+  found = (frame.f_locals for each in chain for frame, _ in traceback.walk_tb(each.__traceback__))
+  failed = next((names for names in found if 'config' in names), None)  # in ml_collections or `schema.kind`
+  try:
+    if failed:
+      check_result(failed['config'], shown)
+  except errors.InputError as error:
+    return error
+  return None
 
 
 def _line_of(error: BaseException, path: pathlib.Path) -> int | None:

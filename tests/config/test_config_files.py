@@ -1,6 +1,7 @@
 """Errors of config files."""
 
 import re
+import sys
 
 import pytest
 
@@ -57,6 +58,26 @@ def test_an_error_of_a_config_file_of_any_encoding_has_its_line(encoding, first,
   path.write_text(f'{first}\n{path.read_text()}', encoding)
   with pytest.raises(errors.InputError, match=f'^{re.escape(str(path))}:6: config.train.steps=-1 must be at least 1'):
     parse(main.PROGRAM, f'--config={path}')
+
+
+@pytest.mark.parametrize('given', [(), ('--config.train.steps=3',)])
+@pytest.mark.parametrize(
+  ('text', 'said'),
+  [
+    ('def get_config():\n  config = default()\n', r'get_config\(\) in {path} returned None; return the config'),
+    ('def get_config():\n  return default\n', r'get_config\(\) in {path} returned a value of type function; return'),
+    ('def get_config():\n  return default(), 3\n', r'get_config\(\) in {path} returned a value of type tuple;'),
+    ('import ml_collections\nconfig = default()\n', r'{path} has no function get_config\(\), which'),
+    ('def get_config():\n  return open("/absent.txt")\n', "{path}:3: .*No such file or directory: '/absent.txt'"),
+  ],
+)
+def test_a_config_file_without_a_config_is_named_with_what_it_lacks(text, said, given, tmp_path, parse, monkeypatch):
+  monkeypatch.delitem(sys.modules, 'config_config', raising=False)  # a program reads one file
+  path = tmp_path / 'mine.py'
+  path.write_text(f'from dnt.config import default\n{text}')
+  with pytest.raises(errors.InputError, match=f'^{said.format(path=re.escape(str(path)))}') as refused:
+    parse(main.PROGRAM, f'--config={path}', *given)
+  assert '\n' not in str(refused.value)
 
 
 def test_an_error_of_a_compare_config_names_the_key_of_its_base(tmp_path, parse):
