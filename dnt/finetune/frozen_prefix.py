@@ -141,6 +141,7 @@ def fits(prefix: Prefix, variables: Any) -> bool:
     return False
   try:
     jax.eval_shape(lambda variables, x: _from_features(prefix, variables, _pool(prefix, x)), variables, output)
+    jax.eval_shape(lambda variables, x: _in_training(prefix.cached, variables, _pool(prefix, x)), variables, output)
   except _MISFIT:
     return False
   return True

@@ -13,6 +13,7 @@ from dnt import buckets, errors
 from dnt import config as schema
 from dnt.config import typed
 from dnt.data import class_order, inspection, pipeline, sources
+from dnt.data import splits as splits_lib
 from dnt.parallel import agreement, multihost
 from dnt.training import datasets, resume
 
@@ -83,7 +84,7 @@ def _may_be_own(config: typed.Config, meta: Mapping[str, Any]) -> bool:
   def look():
     with contextlib.suppress(errors.InputError):  # reading what is evaluated reports it
       available, _ = datasets.divide(config, sources.find(data, data.seed), meta)
-      return datasets.is_of(available, data, meta['data'][data.train_split])
+      return datasets.is_of(available, data, data.train_split, meta['data'][data.train_split])
     return False
 
   return multihost.on_lead(look)
@@ -96,6 +97,8 @@ def _read(config: typed.Config, splits: Sequence[str], meta: Mapping[str, Any], 
 
   def read():
     available, chosen = sources.find(data, data.seed), {split: split for split in splits}
+    if own and splits_lib.ALL in available:  # of which a part may not be drawn
+      available, _ = datasets.divide(config, available, meta)
     if not own and (chosen := sources.choose(available, splits)) != {split: split for split in splits}:
       named = ', '.join(name if name == split else f'{split!r} as {name!r}' for name, split in chosen.items())
       _log.info(f'{data.source} is not the data of {owner}: evaluating its split {named}')

@@ -2,7 +2,7 @@
 
 import contextlib
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from dnt import buckets, checkpoints, errors, models
@@ -132,7 +132,9 @@ def divide(config: typed.Config, available: examples.Splits, meta: Mapping[str, 
   """Returns the splits of a run, and whether `val` is drawn from `train`: if `eval.splits` asks for it, or `hold_out`.
 
   Of class folders alone a part is drawn also with `hold_out=False` if they ask, which older versions recorded for such
-  runs. They also drew it where nothing asked for it: a run that goes on keeps the images of its checkpoint.
+  runs. They also drew it where nothing asked for it: a run that has a checkpoint keeps the images of its record. Of a
+  run whose images are others now, or lost, a part is drawn if its record names `val`, and else never: it may have
+  trained on all of them.
 
   Args:
     config: a validated config.
@@ -148,25 +150,30 @@ def divide(config: typed.Config, available: examples.Splits, meta: Mapping[str, 
     return available, True
   ways = [(sources.undrawn(available), False), (available, True)]
   asked = asked or _names([data.train_split], splits_lib.VAL)
-  usual, other = ways[asked], ways[not asked]
-  if meta and 'data' not in meta:  # of a version that only drew
+  if not meta:
+    return ways[asked]
+  if not (recorded := meta['data']):  # of a version that only drew
     return available, True
-  return other if is_of(other[0], data, meta.get('data', {}).get(data.train_split)) else usual
+  divided = (splits_lib.TRAIN, splits_lib.VAL, splits_lib.ALL)
+  known = [split for split in recorded if splits_lib.parse(split).name in divided]
+  for way in (ways[asked], ways[not asked]):
+    if all(is_of(way[0], data, split, recorded[split]) for split in known):
+      return way
+  return ways[_names(recorded, splits_lib.VAL)]
 
 
-def is_of(available: examples.Splits, data: typed.Data, trained: Mapping[str, Any] | None) -> bool:
-  """Returns whether the training images of these splits are those of a fingerprint; None: there is none.
+def is_of(available: examples.Splits, data: typed.Data, split: str, recorded: Mapping[str, Any]) -> bool:
+  """Returns whether the images of a split are those of a fingerprint.
 
   Their labels are compared once the classes are in the order of the run.
   """
   with contextlib.suppress(errors.InputError):  # reading them reports it
-    if trained:
-      found = fingerprint.of({'': sources.locate(available, data, data.train_split)})['']
-      return all(found[name] == trained[name] for name in ('images', 'content'))
+    found = fingerprint.of({'': sources.locate(available, data, split)})['']
+    return all(found[name] == recorded[name] for name in ('images', 'content'))
   return False
 
 
-def _names(texts: Sequence[str], name: str) -> bool:
+def _names(texts: Iterable[str], name: str) -> bool:
   return any(splits_lib.parse(text).name == name for text in texts)
 
 

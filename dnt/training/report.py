@@ -68,7 +68,8 @@ def phase_line(phase: freeze.Phase, table: Sequence[depth.Row], params: Mapping[
     blocks = [*group]
     chosen = [name for name in blocks if name not in partition.frozen]
     names += [stage] if len(chosen) == len(blocks) else chosen
-  norms = ' and the norms of the others' if partition.norm == 'affine_only' else ''
+  others = any(freeze.is_below(path, partition.frozen) for path in partition.trainable)
+  norms = ' and the norms of the others' if others else ''
   verb = 'train' if len(names) > 1 or norms else 'trains'
   return f'from step {phase.start:,} on {errors.list_names(names)}{norms} {verb}: {trained} of {total} parameters'
 

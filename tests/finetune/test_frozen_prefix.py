@@ -102,6 +102,16 @@ class Noisy(nn.Module):
     x = nn.Dropout(0.5, deterministic=not train, name='answer_dropout')(x.mean((1, 2)))
     return nn.Dense(self.num_classes, name='answer')(x)
 
+class Dropping(nn.Module):
+  num_classes: int
+
+  @nn.compact
+  def __call__(self, x, train):
+    if train:
+      x = x * jax.random.bernoulli(self.make_rng('dropout'), 0.9, (x.shape[0], 8, 8, 1))
+    x = Encoder(name='body')(x)
+    return nn.Dense(self.num_classes, name='answer')(x.mean((1, 2)))
+
 class Shift(nn.Module):
   @nn.compact
   def __call__(self):
@@ -110,7 +120,8 @@ class Shift(nn.Module):
 
 
 @pytest.mark.parametrize(
-  ('name', 'last'), [('Named', 'second'), ('Pair', 'body'), ('Twice', 'body'), ('Fed', 'body'), ('Noisy', 'body')]
+  ('name', 'last'),
+  [('Named', 'second'), *((name, 'body') for name in ('Pair', 'Twice', 'Fed', 'Noisy', 'Dropping'))],
 )
 def test_of_a_network_that_cannot_take_features_the_images_are_used(own, config, tmp_path, console, name, last):
   run, data = own(UNCACHEABLE, name)

@@ -74,6 +74,20 @@ def test_a_split_that_has_changed_since_the_run_is_said(run, tmp_path, caplog):
   assert re.search('not as the run.*: the images of val; ', caplog.text)
 
 
+def test_no_val_is_drawn_from_images_that_all_trained(run, tmp_path):
+  """Also where one of them is lost, so that no record says what the rest was."""
+  run.data.source, run.eval.splits = f'folder:{tmp_path / "own" / "train"}', ('train',)
+  run.train.steps, run.train.batch_size, run.eval.every, run.checkpoint.every = 1, 8, '1', '1'
+  loop.train(run, tmp_path / 'whole')
+  run.eval.splits = ('val',)
+  for _ in range(2):
+    with pytest.raises(errors.InputError, match="split.* 'val'"):
+      evaluate.evaluate(run, tmp_path / 'whole')
+    (tmp_path / 'own' / 'train' / 'ant' / '0.png').unlink(missing_ok=True)
+  run.eval.splits = ('all',)
+  assert evaluate.evaluate(run, tmp_path / 'whole')['all/loss'] > 0
+
+
 def test_only_lines_on_what_is_evaluated_are_logged(run, tmp_path, caplog):
   run.train.steps, run.train.batch_size, run.eval.every, run.checkpoint.every = 1, 8, '1', '1'
   loop.train(run, tmp_path / 'whole')

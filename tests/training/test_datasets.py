@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from dnt import errors
+from dnt.config import older
 from dnt.data import fingerprint, sources
 from dnt.parallel import multihost
 from dnt.training import datasets, open_options
@@ -143,11 +144,27 @@ def test_a_run_on_class_folders_that_goes_on_keeps_the_images_of_its_checkpoint(
     meta = {'data': fingerprint.of({'train': trained})}
     available, held_out = datasets.divide(pets, ever, meta)
     assert (len(available['train']()), held_out) == (count, drawn), (splits, drawn)
-    _, held_out = datasets.divide(pets, ever, {'config': {}})
+    _, held_out = datasets.divide(pets, ever, older.meta({'config': pets.to_dict()}, 1))
     assert held_out, 'of a version that recorded no images'
     meta['data']['train']['content'] = 'other images'
     _, held_out = datasets.divide(pets, ever, meta)
-    assert held_out == (splits == ('val',))
+    assert not held_out, 'it may have trained on all of them'
+    _, held_out = datasets.divide(pets, ever, {'data': meta['data'] | fingerprint.of({'val': ever['val']()})})
+    assert held_out, 'it had a val'
+
+
+def test_a_run_on_all_images_of_class_folders_goes_on_as_it_began(pets):
+  """The images of `all` are the same whether a val is drawn or not."""
+  ever = sources.find(pets.data, pets.data.seed)
+  pets.data.train_split = 'all'
+  for splits, drawn in ((('train',), False), (('val',), True)):
+    pets.eval.splits = splits
+    data = datasets.load(pets, splits)
+    _, held_out = datasets.divide(pets, ever, {'data': data.fingerprint()})
+    assert held_out is data.held_out is drawn
+  pets.eval.splits = ('train',)
+  recorded = fingerprint.of({'all': ever['all'](), 'train': ever['train']()})
+  assert datasets.divide(pets, ever, {'data': recorded})[1], 'a version that always drew'
 
 
 def test_a_val_of_its_own_is_taken_and_a_test_split_without_labels_passed_over(tiny, tmp_path):

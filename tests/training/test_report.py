@@ -53,6 +53,7 @@ def test_block_table():
     (1000, 'top:2', 'running', 'from step 1,000 on stage1/block002, gain, head train: 9 of 19 parameters'),
     (0, 'top:3', 'running', 'from step 0 on stage1, gain, head train: 14 of 19 parameters'),
     (0, 'head', 'affine_only', 'from step 0 on head and the norms of the others train: 5 of 19 parameters'),
+    (0, 'top:3', 'affine_only', 'from step 0 on stage1, gain, head train: 14 of 19 parameters'),
   ],
 )
 def test_a_line_names_what_trains_from_the_start_of_a_phase_on(start, chosen, norm, line):
