@@ -298,7 +298,7 @@ def last_line(summary: Mapping[str, Any], command: str) -> str:
     kept = [name for name, each in evaluated.items() if each.quantity in quantities and each.split != 'train']
     return progress.format_values({name: values[name] for name in kept})
 
-  figures = {'accuracy', 'balanced_accuracy', ranking}
+  figures = {'accuracy', ranking}
   results = shown(summary['last'], {*figures, 'loss'})
   parts = [f'finished step {summary["step"]}', *([results] if results else []), *([f'best {best}'] if best else [])]
   if (step := summary['best_checkpoint'].get('step', summary['step'])) != summary['step']:

@@ -325,9 +325,8 @@ def test_last_lines(written):
     {**summary, 'last': summary['last'] | more, 'best': by_area, 'best_checkpoint': best | more}, ''
   )
   assert line == (
-    'finished step 1000  test/loss not finite  test/accuracy 96.25 %  test/balanced_accuracy 50.00 %  '
-    'test/auroc 0.8750  best test/auroc 0.9000 at step 800  '
-    'best checkpoint: test/accuracy 96.00 %  test/balanced_accuracy 50.00 %  test/auroc 0.8750  12 s'
+    'finished step 1000  test/loss not finite  test/accuracy 96.25 %  test/auroc 0.8750  '
+    'best test/auroc 0.9000 at step 800  best checkpoint: test/accuracy 96.00 %  test/auroc 0.8750  12 s'
   )
   stopped = {**summary, 'finished': False, 'total_steps': 5000}
   assert re.search('1000 of 5000.* `run it`', report.last_line(stopped, 'run it'))
