@@ -431,7 +431,8 @@ def _refuse_rest(rest: list[str], argv: list[str], values: flags.FlagValues) -> 
   """Refuses arguments that belong to no flag, such as the further files for which a shell replaces a glob."""
   if not rest[1:]:
     return
-  before = [argument for argument in argv[: argv.index(rest[1])] if argument.startswith('-')]
+  end = argv.index(rest[1]) if rest[1] in argv else 0  # it is not if it came from a --flagfile
+  before = [argument for argument in argv[:end] if argument.startswith('-')]
   name = before[-1].lstrip('-').partition('=')[0] if before else ''
   hint = ''
   if name == 'images':
