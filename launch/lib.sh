@@ -80,7 +80,8 @@ flag_of() { # NAME FLAGS
 }
 
 # Prints the file of a config as the program finds it in a folder; returns 1 if there is none. It is a file, which may take an
-# argument (path/to/config.py:argument), config.json in the workdir of a run, or one of dnt's own, which needs but its name.
+# argument (path/to/config.py:argument), config.json in the workdir of a run, or one of dnt's own, which needs but its name,
+# with or without configs/.
 config_file() { # FOLDER CONFIG
   local file name="${2%%:*}"
   for file in "$2" "$name" "$2/config.json"; do
@@ -89,6 +90,7 @@ config_file() { # FOLDER CONFIG
       return
     fi
   done
+  case "$name" in configs/* | ./configs/*) name="${name#*configs/}" ;; esac
   file="configs/${name%.py}.py"
   [[ $name != */* && -f $ROOT/$file ]] && printf '%s' "$file"
 }

@@ -227,12 +227,16 @@ install() {
 
 # Compiles the run for the slice on this machine; ends with the exit code of dnt.rehearse if it does not fit.
 rehearse() {
-  local python="${PYTHON:-python}" flags=() word keep=false code=0
+  local python="${PYTHON:-python}" flags=() word keep=false code=0 workdir
+  workdir="$(flag_of workdir "$@")"
+  if [[ -z $(flag_of config "$@") ]]; then # the run has the config of its workdir, which of folders only the workers see
+    [[ $workdir == gs://* ]] || die '--preflight needs the --config=... of the run, after --'
+    flags+=("--config=$workdir")
+  fi
   for word in "$@"; do # of the program's flags those of the config, and words that are a value of one
     if [[ $word =~ ^--?(no)?config([.=]|$) ]]; then keep=true; elif [[ $word == -* ]]; then keep=false; fi
     if $keep; then flags+=("$word"); fi
   done
-  ((${#flags[@]})) || die '--preflight needs the --config=... of the run, after --'
   need "$python" 'activate the environment, or set PYTHON'
   case "$python" in /*) ;; */*) python="$PWD/$python" ;; esac
   flags+=("--on=$generation:$topology" ${stand_in:+"--stand_in=$stand_in"})

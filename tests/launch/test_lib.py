@@ -87,6 +87,16 @@ def test_a_missing_config_is_refused_with_what_there_is(launch, script, config):
   assert 'configs/digits_resnet20.py' in result.stderr
 
 
+@pytest.mark.parametrize('name', ['digits_resnet20', 'digits_resnet20.py'])
+@pytest.mark.parametrize('folder', ['', 'configs/', './configs/'])
+@pytest.mark.parametrize('script', ['local.sh', 'tpu_pod.sh'])
+def test_a_config_of_dnt_is_found_from_any_folder(launch, script, folder, name):
+  result = launch(script, *RUNS[script], '--dry-run', '--', f'--config={folder}{name}', '--workdir=gs://bucket/a')
+  assert result.returncode == 0, result.stderr
+  other = launch(script, *RUNS[script], '--dry-run', '--', f'--config=mine/{folder}{name}', '--workdir=gs://bucket/a')
+  assert other.returncode == 2
+
+
 @pytest.mark.parametrize('script', RUNS)
 def test_the_workdir_of_a_run_is_a_config(launch, tmp_path, script):
   (tmp_path / 'runs' / 'mine').mkdir(parents=True)

@@ -406,6 +406,19 @@ def test_a_preflight_compiles_the_run_for_the_slice(pod, worker, fake, tmp_path)
   assert shlex.split(printed.splitlines()[0])[-2:] == ['--noconfig.optim.nesterov', '--on=v5e:16x16']
 
 
+@pytest.mark.parametrize('action', ['create', 'run'])
+def test_a_preflight_takes_the_config_of_the_workdir_as_the_run_does(pod, worker, action):
+  options = (action, '--preflight', '--type=v4-8', *PLACE, '--dry-run', '--')
+  for flags in (['--workdir=gs://b/mine'], ['--workdir', 'gs://b/mine'], ['--workdir=/no', '--workdir=gs://b/mine']):
+    printed = pod(*options, *flags, '--config.train.batch_size=64').stdout.splitlines()[0]
+    wanted = ['dnt.rehearse', '--config=gs://b/mine', '--config.train.batch_size=64', '--on=v4:2x2x1']
+    assert shlex.split(printed)[-4:] == wanted
+  printed = pod(*options, *flags, '--config', CONFIG).stdout.splitlines()[0]
+  assert shlex.split(printed)[-4:] == ['dnt.rehearse', '--config', CONFIG, '--on=v4:2x2x1']
+  result = pod(*options, '--workdir=/mnt/dnt/a', '--config.train.batch_size=64')  # which only the workers see
+  assert (result.returncode, result.stdout) == (2, '') and '--preflight needs the --config=' in result.stderr
+
+
 def test_a_preflight_takes_an_interpreter_from_where_it_is_started(pod, fake, tmp_path):
   fake('my-python', f'pwd > {tmp_path}/folder; exit 9')
   options = ('create', '--preflight', '--type=v4-8', *PLACE, '--', f'--config={CONFIG}')
