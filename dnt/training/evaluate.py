@@ -261,13 +261,13 @@ def load(
     workdir: the workdir of the run.
     mesh: the mesh on which to place the variables.
     splits: the splits to read in addition to the training split; None: `config.eval.splits`.
-    checkpoint: the checkpoint, see `pretrained.read_checkpoint`.
+    checkpoint: the checkpoint, see `pretrained.read_checkpoint`; `config.checkpoint.best_metric` ranks.
 
   Raises:
     errors.InputError: the workdir has no such checkpoint or one of another network, or the data does not fit.
   """
   mesh_lib.check_batch('config.eval.batch_size', config.eval.batch_size, mesh)
-  loaded = pretrained.read_checkpoint(workdir, checkpoint)
+  loaded = pretrained.read_checkpoint(workdir, checkpoint, config.checkpoint.best_metric)
   trained = resume.of_meta(loaded.meta, workdir)
   config = resume.keep_open(config, trained)
   if trained:  # an evaluation takes what it leaves open from the run

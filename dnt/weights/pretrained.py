@@ -402,20 +402,30 @@ def _existing(where: str, text: str, is_there: Callable[[pathlib.Path], bool]) -
   return path
 
 
-def read_checkpoint(workdir: pathlib.Path, which: str = checkpoints.NEWEST) -> format.Parameters:
+def read_checkpoint(workdir: pathlib.Path, which: str = checkpoints.NEWEST, best_metric: str = '') -> format.Parameters:
   """Reads the parameters and statistics of a checkpoint of a run.
 
   Args:
     workdir: the workdir of the run.
-    which: newest (or last), best (by the metric that ranks the checkpoints in the config of the run) or a step.
+    which: newest (or last), best or a step.
+    best_metric: as `config.checkpoint.best_metric`, the metric of the best; without a split, on the split that ranks
+      the checkpoints in the config of the run. Empty: the metric of that config.
 
   Raises:
     errors.InputError: there is no such checkpoint that is good.
   """
   if which in checkpoints.NEWEST_NAMES:
     return checkpoints.load_parameters(workdir)
-  best_metric = metric_names.ranking(read_run_config(workdir)) if which == checkpoints.BEST else ''
-  return checkpoints.load_parameters(workdir, checkpoints.choose_step(workdir, which, best_metric))
+  ranking = _ranking(read_run_config(workdir), best_metric) if which == checkpoints.BEST else ''
+  return checkpoints.load_parameters(workdir, checkpoints.choose_step(workdir, which, ranking))
+
+
+def _ranking(config: typed.Config, best_metric: str) -> str:
+  """Returns the name of the metric that `best_metric` of `read_checkpoint` is in a run with this config."""
+  split, slash, _ = config.checkpoint.best_metric.rpartition('/')
+  if best_metric:
+    config.checkpoint.best_metric = best_metric if '/' in best_metric else f'{split}{slash}{best_metric}'
+  return metric_names.ranking(config)
 
 
 def read_run_config(workdir: pathlib.Path) -> typed.Config:

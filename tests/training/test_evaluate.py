@@ -140,6 +140,22 @@ def test_each_checkpoint_is_evaluated_as_if_it_were_alone(tiny, saved, tmp_path,
     evaluate.evaluate(tiny, workdir, '5')
 
 
+def test_the_best_checkpoint_is_that_of_the_metric_in_the_config(tiny, saved, tmp_path, rank):
+  tiny.eval.splits, tiny.checkpoint.best_metric, tiny.ema.decay = ('val', 'test'), 'val/accuracy', 0.5
+  saved(tiny)
+  for step, metric in {3: 'val_ema/accuracy', 5: 'val_ema/loss', 7: 'test_ema/accuracy'}.items():
+    if step != 7:
+      shutil.copytree(tmp_path / 'run' / 'checkpoints' / '7', tmp_path / 'run' / 'checkpoints' / str(step))
+    rank(tmp_path / 'run', metric, {step: 0.5})
+  mesh = mesh_lib.make_mesh(tiny.mesh)
+  for metric, step in {'accuracy': 3, 'val/accuracy': 3, 'loss': 5, 'test/accuracy': 7}.items():
+    tiny.checkpoint.best_metric = metric
+    assert evaluate.load(tiny, tmp_path / 'run', mesh, (), 'best').step == step
+  tiny.checkpoint.best_metric = 'test/loss'
+  with pytest.raises(errors.InputError, match='no checkpoint in .* has test_ema/loss'):
+    evaluate.load(tiny, tmp_path / 'run', mesh, (), 'best')
+
+
 def test_a_renamed_class_is_refused(tiny, saved, tmp_path, change_splits):
   saved(tiny)
   change_splits(lambda split: dataclasses.replace(split, class_names=('z_class', *split.class_names[1:])))
