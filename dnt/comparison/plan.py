@@ -72,10 +72,11 @@ def make(
     raise errors.InputError('config.variants is empty; name at least one variant in the config file')
   kept = _with_replaced(given, config.base.data.source)
   bases = {'': config.base}
+  folder = {'data.dir': config.base.data.dir} if 'data.dir' in given else {}  # no form replaces what was given
   for name in config.forms:
     what = f'form {name!r}'
-    changes = _changes(config.forms, name, what)
-    bases[name] = schema.override(config.base, {key: value for key, value in changes.items() if key not in kept}, what)
+    changes = {key: value for key, value in _changes(config.forms, name, what).items() if key not in kept}
+    bases[name] = schema.override(config.base, changes | folder, what)
   if form not in bases:
     raise errors.unknown('form', form, config.forms)
   old = _is_old(workdir)

@@ -48,6 +48,14 @@ def test_every_variant_with_every_seed_in_a_workdir_of_its_own(config, tmp_path)
   assert config.base.model.depth is None, 'base is left as it is'
 
 
+def test_a_folder_of_the_command_line_and_one_of_a_form_are_two(config, tmp_path):
+  config.base.data.source, config.base.data.dir = 'folder', 'mine'
+  config.forms = {'few': {'data.source': 'folder:few'}}
+  assert plan.make(config, tmp_path, 'few')[0].config.data.dir == ''
+  with pytest.raises(errors.InputError, match="'folder:few' and config.data.dir='mine' name two folders"):
+    plan.check_data(plan.make(config, tmp_path, 'few', ['data.dir']))
+
+
 def test_too_many_runs_are_refused_by_their_number(config, tmp_path):
   config.seeds = tuple(range(5001))
   with pytest.raises(errors.InputError, match='5,001 seeds .*config.seeds'):
