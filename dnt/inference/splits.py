@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from dnt import buckets, checkpoints, errors, files
 from dnt import config as schema
 from dnt.data import class_order, examples, pipeline, sources
+from dnt.data import splits as splits_lib
 from dnt.data.sources import folder
 from dnt.inference import network as network_lib
 from dnt.parallel import mesh as mesh_lib
@@ -32,10 +33,13 @@ def load_split(network: network_lib.Network, split: str) -> examples.Examples:
     split: name of the split, with slices as in `config.data.train_split`.
 
   Raises:
-    errors.InputError: the data is missing, or its image shape or class names no longer match the network.
+    errors.InputError: the data is missing or has no such split, or its image shape or class names no longer match the
+      network.
   """
-  data = network.config.data
-  source = sources.read(_splits_of(network), data, split)
+  data, available = network.config.data, _splits_of(network)
+  if (name := splits_lib.parse(split).name) not in available:  # before `read` says what a training can do about it
+    raise errors.unknown(f'split of {data.source}', name, available)
+  source = sources.read(available, data, split)
   source = class_order.align(source, network.class_names if network.named else (), f'the run in {network.origin}')
   shape = pipeline.image_shape(data, source)
   if shape != network.image_shape or source.num_classes != len(network.class_names):
@@ -69,11 +73,14 @@ def say_trained_on(network: network_lib.Network, paths: Sequence[str]) -> None:
   if not any(path.is_relative_to(base) for path in given):
     return
   with contextlib.suppress(errors.InputError):  # what has changed since is not compared
-    store = sources.locate(_splits_of(network), data, data.train_split).store
+    available, trained = _splits_of(network), splits_lib.parse(data.train_split)
+    store = sources.locate(available, data, data.train_split).store
     if isinstance(store, folder.Files) and (seen := len(given & _resolved(store.paths))):
+      apart = [f'--split={name}' for name in available if not splits_lib.parse(name).overlaps(trained)]
+      hint = f'; {" or ".join(apart)} predicts those of a split alone' if apart else ''
       _log.info(
         f'{seen:,} of these {len(paths):,} images are among those that the run was trained on, and say little about '
-        'new ones; --split=val or --split=test predicts those of a split alone'
+        f'new ones{hint}'
       )
 
 

@@ -98,11 +98,26 @@ def test_images_that_the_run_was_trained_on_are_counted(run_of_scans, scans, tmp
     assert 'trained on' not in caplog.text
     inference.say_trained_on(network, inference.find(scans))
     assert f'{len(trained_on)} of these 12 images are among those that the run was trained on' in caplog.text
+    assert 'new ones; --split=val predicts those of a split alone' in caplog.text
     caplog.clear()
     inference.say_trained_on(network, [str(tmp_path / 'link' / os.path.relpath(trained_on[0], scans))])
     assert '1 of these 1 images' in caplog.text
     shutil.rmtree(scans / 'dog')
     inference.say_trained_on(network, inference.find(scans))
+
+
+def test_only_splits_that_there_are_are_offered(tiny, scans, saved, tmp_path, caplog):
+  tiny.data.update({'source': f'folder:{scans}', 'image_size': 8, 'workers': 0})
+  tiny.data.update({'mean': (0.4, 0.5, 0.6), 'std': (0.2, 0.3, 0.4)})
+  tiny.eval.splits, tiny.checkpoint.best_metric = ('train',), 'accuracy'  # so that all images are trained on
+  saved(tiny)
+  network = inference.load(tmp_path / 'run')
+  with caplog.at_level(logging.INFO, 'dnt'):
+    inference.say_trained_on(network, inference.find(scans))
+  assert caplog.text.count('12 of these 12 images') == 1 and '--split' not in caplog.text
+  for split in ('val', 'test', 'test[:50%]'):
+    with pytest.raises(errors.InputError, match=rf"^unknown split of folder:.* '{split[:4]}'.* Valid: all, train$"):
+      inference.load_split(network, split)
 
 
 def test_paths_are_those_of_the_files(run_of_scans, trained, tmp_path):
