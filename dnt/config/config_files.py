@@ -12,6 +12,8 @@ import ml_collections
 from dnt import errors
 from dnt.config import run_config
 
+_LONGEST = 300  # characters of an error of ml_collections that is shown whole
+_HINT = re.compile(r'Did you mean "[^"]*" instead of "[^"]*"\?')  # of ml_collections
 _KEY = re.compile(r"config(?:\.| key ')([\w.]+)")
 
 
@@ -87,9 +89,19 @@ def _line_of(error: BaseException, path: pathlib.Path) -> int | None:
 
 
 def _reason(error: BaseException) -> str:
-  lines = str(error).strip().splitlines()
+  text = str(error).strip()
+  lines = text.splitlines()
+  if (len(lines) > 1 or len(text) > _LONGEST) and _is_of_ml_collections(error):
+    hints = _HINT.findall(text)
+    return ' '.join([re.split(r'(?<=\.)\s', text, maxsplit=1)[0].strip('\'"')[:_LONGEST], *hints])
   # absl makes errors with the traceback of a ValueError in their text.
   return lines[-1].removeprefix(f'{errors.__name__}.{errors.InputError.__name__}: ') if lines else type(error).__name__
+
+
+def _is_of_ml_collections(error: BaseException) -> bool:
+  """Returns whether ml_collections raised an error; it does for plain `ConfigDict`s, and shows them whole."""
+  frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+  return bool(frames) and frames[-1].f_globals.get('__name__', '').startswith('ml_collections.')
 
 
 def _line(tree: ast.Module, names: list[str]) -> int | None:

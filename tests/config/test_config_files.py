@@ -52,6 +52,26 @@ def test_an_error_of_a_config_file_has_its_line_and_what_is_valid(line, said, tm
   assert '\n' not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+  ('line', 'said'),
+  [
+    ('config.epochs = 3', 'Key "epochs" does not exist and cannot be added since the config is locked.'),
+    (
+      'config.optimm = 3',
+      'Key "optimm" does not exist and cannot be added since the config is locked. '
+      'Did you mean "optim" instead of "optimm"?',
+    ),
+    ('config.seed = config.model', "Could not override field 'seed' (reference)."),
+    ('config.seed = "a" * 400', "Could not override field 'seed' (reference)."),
+  ],
+)
+def test_an_error_of_a_plain_config_dict_is_one_short_line_that_names_the_key(line, said, tmp_path, parse):
+  path = config_file(tmp_path, f'import ml_collections; config = ml_collections.ConfigDict(config); {line}')
+  with pytest.raises(errors.InputError) as refused:
+    parse(main.PROGRAM, f'--config={path}')
+  assert str(refused.value) == f'{path}:5: {said}'
+
+
 @pytest.mark.parametrize(('encoding', 'first'), [('utf-8-sig', ''), ('latin-1', '# coding: latin-1, café')])
 def test_an_error_of_a_config_file_of_any_encoding_has_its_line(encoding, first, tmp_path, parse):
   path = config_file(tmp_path, 'config.train.steps = -1')
