@@ -91,17 +91,17 @@ def _line_of(error: BaseException, path: pathlib.Path) -> int | None:
 def _reason(error: BaseException) -> str:
   text = str(error).strip()
   lines = text.splitlines()
-  if (len(lines) > 1 or len(text) > _LONGEST) and _is_of_ml_collections(error):
+  if (len(lines) > 1 or len(text) > _LONGEST) and _is_of_config_dict(error):
     hints = _HINT.findall(text)
     return ' '.join([re.split(r'(?<=\.)\s', text, maxsplit=1)[0].strip('\'"')[:_LONGEST], *hints])
   # absl makes errors with the traceback of a ValueError in their text.
   return lines[-1].removeprefix(f'{errors.__name__}.{errors.InputError.__name__}: ') if lines else type(error).__name__
 
 
-def _is_of_ml_collections(error: BaseException) -> bool:
-  """Returns whether ml_collections raised an error; it does for plain `ConfigDict`s, and shows them whole."""
+def _is_of_config_dict(error: BaseException) -> bool:
+  """Returns whether a plain `ConfigDict` raised an error, which shows all of it."""
   frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-  return bool(frames) and frames[-1].f_globals.get('__name__', '').startswith('ml_collections.')
+  return bool(frames) and frames[-1].f_globals.get('__name__', '').startswith('ml_collections.config_dict')
 
 
 def _line(tree: ast.Module, names: list[str]) -> int | None:

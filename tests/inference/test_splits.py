@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import special
 
-from dnt import errors, inference
+from dnt import errors, inference, loop
 from dnt.config import run_config
 from dnt.parallel import mesh as mesh_lib
 from dnt.training import datasets, evaluate
@@ -106,11 +106,12 @@ def test_images_that_the_run_was_trained_on_are_counted(run_of_scans, scans, tmp
     inference.say_trained_on(network, inference.find(scans))
 
 
-def test_only_splits_that_there_are_are_offered(tiny, scans, saved, tmp_path, caplog):
+def test_only_splits_that_there_are_are_offered(tiny, scans, tmp_path, caplog):
   tiny.data.update({'source': f'folder:{scans}', 'image_size': 8, 'workers': 0})
   tiny.data.update({'mean': (0.4, 0.5, 0.6), 'std': (0.2, 0.3, 0.4)})
   tiny.eval.splits, tiny.checkpoint.best_metric = ('train',), 'accuracy'  # so that all images are trained on
-  saved(tiny)
+  tiny.train.steps, tiny.train.batch_size, tiny.eval.batch_size = 1, 4, 4
+  loop.train(tiny, tmp_path / 'run')
   network = inference.load(tmp_path / 'run')
   with caplog.at_level(logging.INFO, 'dnt'):
     inference.say_trained_on(network, inference.find(scans))
