@@ -175,8 +175,12 @@ def test_a_damaged_file_is_one_line_at_most_and_the_run_remains(trained_copy, ru
     ('predict', [f'--images={tmp_path}/a.png'], reads_config),
     ('export', ['--format=stablehlo'], reads_config),
     ('explain', [f'--images={tmp_path}/a.png'], reads_config),
-    ('main', [*run.flags, '--mode=evaluate'], False),
-    ('main', run.flags, False),  # writes config.json and the results again
+    # Without --config it has that of the workdir. One that lacks options has the defaults.
+    *(
+      [('main', ['--mode=evaluate'], True)] if reads_config and damage.split()[1] not in ('empty', 'incomplete') else []
+    ),
+    ('main', ['--config=digits_resnet20', *run.flags, '--mode=evaluate'], False),
+    ('main', ['--config=digits_resnet20', *run.flags], False),  # writes config.json and the results again
     ('predict', [f'--images={tmp_path}/a.png'], False),
   ]
   for name, flags, refuses in programs:

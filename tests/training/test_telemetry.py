@@ -117,7 +117,7 @@ def clipped(name, gradient, params):
     unit = None if path.endswith('bias') else 0
     limit = 0.02 * np.maximum(np.sqrt(np.sum(params[path] ** 2, axis=unit)), 1e-3)
     factor = np.minimum(1, limit / np.maximum(np.sqrt(np.sum(g**2, axis=unit)), 1e-12))
-    after[path] = g if path == 'head/dense/kernel' else g * factor
+    after[path] = g if path.startswith('head/dense/') else g * factor
   return after
 
 
