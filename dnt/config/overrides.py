@@ -43,15 +43,17 @@ def override(config: typed.Config, changes: Mapping[str, Any], what: str) -> typ
 def unset_replaced(config: typed.Config, given: Collection[str]) -> None:
   """Unsets the options of a training config that others replace: those that are given, if these are not given too.
 
-  `train.epochs` replaces `train.steps`, and a folder that `data.source` names replaces `data.dir`.
+  `train.epochs` replaces `train.steps`, and a folder that `data.source` names replaces `data.dir`. A config that lacks
+  an option is left as it is, for `validate` to name it.
 
   Args:
     config: the config, with the values that are given.
     given: keys of these values.
   """
-  if 'train.epochs' in given and 'train.steps' not in given:
+  if 'train.epochs' in given and 'train.steps' not in given and 'steps' in config.train:
     keys.put(config, 'train.steps', None)
-  if 'data.source' in given and 'data.dir' not in given and names_folder(config.data.source):
+  replaces = 'data.source' in given and 'data.dir' not in given and names_folder(config.data.source)
+  if replaces and 'dir' in config.data:
     config.data.dir = ''
 
 

@@ -76,12 +76,19 @@ def say_trained_on(network: network_lib.Network, paths: Sequence[str]) -> None:
     available, trained = _splits_of(network), splits_lib.parse(data.train_split)
     store = sources.locate(available, data, data.train_split).store
     if isinstance(store, folder.Files) and (seen := len(given & _resolved(store.paths))):
-      apart = [f'--split={name}' for name in available if not splits_lib.parse(name).overlaps(trained)]
+      apart = [name for name in available if not splits_lib.parse(name).overlaps(trained)]
+      apart = [f'--split={name}' for name in apart if _is_labelled(available, name)]
       hint = f'; {" or ".join(apart)} predicts those of a split alone' if apart else ''
       _log.info(
         f'{seen:,} of these {len(paths):,} images are among those that the run was trained on, and say little about '
         f'new ones{hint}'
       )
+
+
+def _is_labelled(available: examples.Splits, name: str) -> bool:
+  with contextlib.suppress(errors.InputError):  # it has no class folders
+    return available[name]().labels is not None
+  return False
 
 
 def _resolved(paths: Sequence[str]) -> set[pathlib.Path]:

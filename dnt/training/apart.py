@@ -97,7 +97,7 @@ def _read(config: typed.Config, splits: Sequence[str], meta: Mapping[str, Any], 
 
   def read():
     available, chosen = sources.find(data, data.seed), {split: split for split in splits}
-    if own and splits_lib.ALL in available:  # of which a part may not be drawn
+    if own and (splits_lib.ALL in available or (data.hold_out and splits_lib.TRAIN in available)):
       available, _ = datasets.divide(config, available, meta)
     if not own and (chosen := sources.choose(available, splits)) != {split: split for split in splits}:
       named = ', '.join(name if name == split else f'{split!r} as {name!r}' for name, split in chosen.items())

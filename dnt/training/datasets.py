@@ -156,10 +156,11 @@ def divide(config: typed.Config, available: examples.Splits, meta: Mapping[str, 
     return available, True
   divided = (splits_lib.TRAIN, splits_lib.VAL, splits_lib.ALL)
   known = [split for split in recorded if splits_lib.parse(split).name in divided]
-  for way in (ways[asked], ways[not asked]):
+  had_val = _names(recorded, splits_lib.VAL)
+  for way in (ways[had_val], ways[not had_val]):
     if all(is_of(way[0], data, split, recorded[split]) for split in known):
       return way
-  return ways[_names(recorded, splits_lib.VAL)]
+  return ways[had_val]
 
 
 def is_of(available: examples.Splits, data: typed.Data, split: str, recorded: Mapping[str, Any]) -> bool:

@@ -1,5 +1,6 @@
 """Options that others replace."""
 
+import ml_collections
 import pytest
 
 from dnt import config as schema
@@ -30,3 +31,10 @@ def test_a_number_of_epochs_replaces_that_of_steps():
   config.train.steps = 7
   assert overrides.override(config, {'train.epochs': 2.0}, 'a test').train.steps is None
   assert overrides.override(config, {'train.epochs': 2.0, 'train.steps': 3}, 'a test').train.steps == 3
+
+
+def test_a_config_that_lacks_what_would_be_unset_stays_as_it_is():
+  """`validate` names what it lacks."""
+  config = ml_collections.ConfigDict({'data': {'source': 'folder:other'}, 'train': {'epochs': 2.0}}).lock()
+  overrides.unset_replaced(config, ['data.source', 'train.epochs'])
+  assert config.to_dict() == {'data': {'source': 'folder:other'}, 'train': {'epochs': 2.0}}

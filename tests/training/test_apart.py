@@ -88,6 +88,15 @@ def test_no_val_is_drawn_from_images_that_all_trained(run, tmp_path):
   assert evaluate.evaluate(run, tmp_path / 'whole')['all/loss'] > 0
 
 
+def test_another_val_does_not_take_the_place_of_the_one_that_was_held_out(run, tmp_path):
+  run.data.hold_out, run.data.val_fraction = True, 0.25
+  run.train.steps, run.train.batch_size, run.eval.every, run.checkpoint.every = 1, 8, '1', '1'
+  loop.train(run, tmp_path / 'whole')
+  shutil.rmtree(tmp_path / 'own' / 'train')  # `val/`, which the run has never read, is still there
+  with pytest.raises(errors.InputError, match='train'):
+    evaluate.evaluate(run, tmp_path / 'whole')
+
+
 def test_only_lines_on_what_is_evaluated_are_logged(run, tmp_path, caplog):
   run.train.steps, run.train.batch_size, run.eval.every, run.checkpoint.every = 1, 8, '1', '1'
   loop.train(run, tmp_path / 'whole')

@@ -162,6 +162,8 @@ def test_a_run_on_all_images_of_class_folders_goes_on_as_it_began(pets):
     data = datasets.load(pets, splits)
     _, held_out = datasets.divide(pets, ever, {'data': data.fingerprint()})
     assert held_out is data.held_out is drawn
+  pets.eval.splits = ('val',)  # of an evaluation afterwards
+  assert not datasets.divide(pets, ever, {'data': fingerprint.of({'all': ever['all']()})})[1], 'all of them trained'
   pets.eval.splits = ('train',)
   recorded = fingerprint.of({'all': ever['all'](), 'train': ever['train']()})
   assert datasets.divide(pets, ever, {'data': recorded})[1], 'a version that always drew'
