@@ -7,7 +7,7 @@ import os
 import pathlib
 from collections.abc import Iterator, Sequence
 from concurrent import futures
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -151,9 +151,8 @@ def predict(
   size = min(batch_size, mesh_lib.divisible(len(paths), mesh))  # do not compute a full batch for a few images
 
   def best(variables, images):
-    logits = network.model.apply(variables, network.preprocess(images), train=False)
-    _, indexes = jax.lax.top_k(logits, count)  # small probabilities are equal in float32: zero
-    return jnp.take_along_axis(jax.nn.softmax(logits), indexes, axis=-1), indexes
+    _, indexes, probabilities = most_likely(network, variables, images, count)
+    return probabilities, indexes
 
   def fetch(seen, result):
     probabilities, indexes = (np.asarray(each)[: len(seen.paths)] for each in result)
@@ -173,3 +172,22 @@ def predict(
     pending = seen, result
   if pending:
     yield fetch(*pending)
+
+
+def most_likely(
+  network: network_lib.Network, variables: Any, images: jax.Array, count: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Returns the logits of images, and the indexes and probabilities of their most likely classes.
+
+  Args:
+    network: the network.
+    variables: its variables, as they are arguments of a program.
+    images: uint8 [B, H, W, C].
+    count: number of classes of each image.
+
+  Returns:
+    The logits [B, classes], the indexes int32 [B, count], the most likely first, and their probabilities [B, count].
+  """
+  logits = network.model.apply(variables, network.preprocess(images), train=False)
+  _, indexes = jax.lax.top_k(logits, count)  # small probabilities are equal in float32: zero
+  return logits, indexes, jnp.take_along_axis(jax.nn.softmax(logits), indexes, axis=-1)

@@ -7,7 +7,6 @@ import pathlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -19,6 +18,7 @@ from dnt.data import class_order, examples, pipeline, sources
 from dnt.data import splits as splits_lib
 from dnt.data.sources import folder
 from dnt.inference import network as network_lib
+from dnt.inference import predictions
 from dnt.parallel import mesh as mesh_lib
 from dnt.training import datasets, evaluate
 
@@ -138,13 +138,12 @@ def predict_split(
   count = min(top, len(network.class_names))
 
   def step(variables, batch):
-    logits = network.model.apply(variables, network.preprocess(batch['image']), train=False)
-    _, indexes = jax.lax.top_k(logits, count)  # as in `predictions.predict`
+    logits, indexes, probabilities = predictions.most_likely(network, variables, batch['image'], count)
     found = {
       'labels': batch['label'],
       'losses': optax.softmax_cross_entropy_with_integer_labels(logits, batch['label']).astype(jnp.float32),
       'indexes': indexes,
-      'probabilities': jnp.take_along_axis(jax.nn.softmax(logits), indexes, axis=-1).astype(jnp.float32),
+      'probabilities': probabilities.astype(jnp.float32),
     }
     return {}, found
 

@@ -132,7 +132,7 @@ def divide(config: typed.Config, available: examples.Splits, meta: Mapping[str, 
   """Returns the splits of a run, and whether `val` is drawn from `train`: if `eval.splits` asks for it, or `hold_out`.
 
   Of class folders alone a part is drawn also with `hold_out=False` if they ask, which older versions recorded for such
-  runs. They also drew it where nothing asked for it: a run that has a checkpoint keeps the images of its record. Of a
+  runs. They also drew it where no option names it: a run that has a checkpoint keeps the images of its record. Of a
   run whose images are others now, or lost, a part is drawn if its record names `val`, and else never: it may have
   trained on all of them.
 
