@@ -22,7 +22,7 @@ from dnt import checkpoints, errors, loop, trees
 from dnt import config as schema
 from dnt.config import changes as changes_lib
 from dnt.config import run_config
-from dnt.data import pipeline, sources
+from dnt.data import pipeline
 from dnt.data.transforms import images
 from dnt.diagnostics import lr_find, noise
 from dnt.finetune import feature_cache
@@ -30,6 +30,7 @@ from dnt.models import resnet
 from dnt.parallel import mesh as mesh_lib
 from dnt.reporting import metrics
 from dnt.training import datasets, experiment, open_options, record
+from tests.data import loading
 
 pytestmark = pytest.mark.usefixtures('undrawn')
 OPTIONS = schema.OPTIONS['train']
@@ -362,7 +363,7 @@ def test_data_dir(tiny, tmp_path):
   for tiny.data.source, name in (('tfds:mnist', 'here'), ('tfds:mnist', 'there'), ('folder', 'elsewhere')):
     tiny.data.dir = str(tmp_path / name)
     with pytest.raises(errors.InputError, match=re.escape(str(tmp_path / name))):
-      sources.load(tiny.data, 'train', 0)
+      loading.load(tiny.data, 'train', 0)
 
 
 def test_data_val_fraction(tiny, tmp_path):
@@ -374,7 +375,7 @@ def test_data_val_fraction(tiny, tmp_path):
   sizes = []
   for fraction in (0.2, 0.5):
     tiny.data.val_fraction = fraction
-    sizes.append(len(sources.load(tiny.data, 'val', 0)))
+    sizes.append(len(loading.load(tiny.data, 'val', 0)))
   assert sizes == [4, 10]
 
 
@@ -387,7 +388,7 @@ def test_data_hold_out(tiny):
 
 def first_batch(config, evaluation=False):
   mesh = mesh_lib.make_mesh(config.mesh)
-  source = sources.load(config.data, 'test' if evaluation else 'train', config.seed)
+  source = loading.load(config.data, 'test' if evaluation else 'train', config.seed)
   config = open_options.resolve(config, datasets.load(config, ()))
   make = pipeline.make_eval_loader if evaluation else pipeline.make_train_loader
   with contextlib.closing(make(config, source, mesh)) as loader:
@@ -410,7 +411,7 @@ def test_data_workers(tiny):
   children = []
   for workers in (0, 1):
     tiny.data.workers = workers
-    source = sources.load(tiny.data, 'train', 0)
+    source = loading.load(tiny.data, 'train', 0)
     with contextlib.closing(pipeline.make_train_loader(tiny, source, mesh_lib.make_mesh(tiny.mesh))) as loader:
       loader.arrays(0, 1)
       children.append(len(multiprocessing.active_children()))
@@ -445,7 +446,7 @@ def test_data_rand_augment_ops_and_rand_augment_magnitude(tiny, option, value):
 def test_data_crop_to_box(tiny):
   tiny.data.crop_to_box = True  # its images are tested with those of cars
   with pytest.raises(errors.InputError, match='crop_to_box .*boxes.* synthetic'):
-    sources.load(tiny.data, 'train', 0)
+    loading.load(tiny.data, 'train', 0)
 
 
 def test_data_image_bits(tiny, tmp_path):
@@ -459,7 +460,7 @@ def test_data_image_bits(tiny, tmp_path):
   for bits in (None, 12, 16):
     with tiny.data.ignore_type():
       tiny.data.image_bits = bits
-    shown.append(np.asarray(sources.load(tiny.data, 'train', 0)[0][0]).max())
+    shown.append(np.asarray(loading.load(tiny.data, 'train', 0)[0][0]).max())
   assert shown == [15, 250, 15]
 
 
@@ -471,7 +472,7 @@ def test_data_exif_rotation(tiny, tmp_path):
     for index in range(5):
       Image.new('RGB', (9, 7)).save(tmp_path / label / f'{index}.jpg', exif=exif)
   tiny.data.source = f'folder:{tmp_path}'
-  sizes = [sources.load(tiny.data, 'train', 0)[0][0].size for tiny.data.exif_rotation in (False, True)]
+  sizes = [loading.load(tiny.data, 'train', 0)[0][0].size for tiny.data.exif_rotation in (False, True)]
   assert sizes == [(9, 7), (7, 9)]
 
 

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from dnt import errors
-from dnt.data import class_order, examples, sources
+from dnt.data import class_order, examples
+from tests.data import loading
 
 COMPOSED, DECOMPOSED = (unicodedata.normalize(form, 'café') for form in ('NFC', 'NFD'))
 
@@ -77,7 +78,7 @@ def test_labels_that_are_stored_with_the_images_follow_too(data, prepared, make_
   pytest.importorskip('tensorflow_datasets')
   folder = prepared([make_image(6, 5, seed=seed) for seed in range(8)], [0, 1, 2, 0, 1, 2, 0, 1])
   data.source, data.dir, data.placement = 'tfds:toy', str(folder), placement
-  source = sources.load(data, 'train', 0)
+  source = loading.load(data, 'train', 0)
   head = (*source.class_names[::-1], 'other')
   aligned = class_order.align(class_order.align(source, head, 'a run'), head[::-1], 'another')
 

@@ -6,14 +6,15 @@ import unicodedata
 import numpy as np
 import pytest
 
-from dnt.data import examples, fingerprint, sources
+from dnt.data import examples, fingerprint
 from dnt.data.transforms import images
+from tests.data import loading
 
 
 def of(data, split='train', **options):
   for name, value in options.items():
     data[name] = value
-  return fingerprint.of({split: sources.load(data, split, data.seed)})[split]
+  return fingerprint.of({split: loading.load(data, split, data.seed)})[split]
 
 
 @pytest.fixture
@@ -112,7 +113,7 @@ def test_a_prepared_set_has_one_fingerprint_streamed_or_in_memory(data, prepared
   assert held['images'] == 6
   shard = next(folder.glob('toy/*/*00000-of*'))
   shard.write_bytes(shard.read_bytes() + b'more')
-  assert fingerprint.of({'a': sources.load(data, 'train[2:]', 0)})['a'] != streamed
+  assert fingerprint.of({'a': loading.load(data, 'train[2:]', 0)})['a'] != streamed
 
 
 def test_a_set_that_was_shuffled_is_other_data_than_in_its_order(data, prepared, make_image):

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from dnt import errors
-from dnt.data import inspection, sources
+from dnt.data import inspection
+from tests.data import loading
 
 
 @pytest.fixture
@@ -134,7 +135,7 @@ def splits(data, class_folders):
   data.source = f'folder:{root}'
 
   def load():
-    return {split: sources.load(data, split, 0) for split in ('train', 'val')}
+    return {split: loading.load(data, split, 0) for split in ('train', 'val')}
 
   load.root = root
   return load

@@ -8,11 +8,12 @@ import pytest
 from PIL import Image
 
 from dnt import errors
-from dnt.data import examples, order, pipeline, resident, sources, stream
+from dnt.data import examples, order, pipeline, resident, stream
 from dnt.data.transforms import augment
 from dnt.data.transforms import images as images_lib
 from dnt.parallel import mesh as meshes
 from dnt.training import open_options
+from tests.data import loading
 
 pytestmark = pytest.mark.usefixtures('eight_devices')
 
@@ -40,7 +41,7 @@ def mesh():
 
 
 def load(config, split='train'):
-  return sources.load(config.data, split, config.seed)
+  return loading.load(config.data, split, config.seed)
 
 
 def batches(loader, steps, finish=lambda batch: batch):

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from dnt import config, errors
-from dnt.data import order, pipeline, readers, sources, stream
+from dnt.data import order, pipeline, readers, stream
 from dnt.data.transforms import images
+from tests.data import loading
 
 pytestmark = pytest.mark.usefixtures('eight_devices')
 
@@ -23,7 +24,7 @@ SQUASH = functools.partial(images.squash, size=(8, 8))
 
 def load(tiny, count=13, split='train'):
   tiny.data.synthetic_examples = count
-  return sources.load(tiny.data, split, 0)
+  return loading.load(tiny.data, split, 0)
 
 
 def train(source, rows=range(8), workers=0):
@@ -127,7 +128,7 @@ def test_a_damaged_image_is_named_through_workers_and_ends_them(tiny, class_fold
   path = root / 'train' / 'ant' / '2.jpg'
   path.write_bytes(path.read_bytes()[:150])
   tiny.data.source = f'folder:{root}'
-  batches = train(sources.load(tiny.data, 'train', 0), workers=1)
+  batches = train(loading.load(tiny.data, 'train', 0), workers=1)
 
   with pytest.raises(errors.InputError, match=r'^cannot read .*train/ant/2\.jpg .*remove it'):
     batches.at(0)
@@ -155,7 +156,7 @@ PROGRAM = """
   if __name__ == '__main__':
     data = config.default().data
     data.source = {source!r}
-    source = sources.load(data, 'train', 0)
+    source = loading.load(data, 'train', 0)
     transform = functools.partial(images.squash, size=(8, 8))
     batches = stream.Batches(readers.TrainReader(source, transform, 8, range(8), seed=0), None, workers=1)
     batches.at(0)
@@ -228,7 +229,7 @@ def test_a_damaged_image_leaves_no_shared_memory_behind(tmp_path, class_folders)
   root = class_folders({'train/ant': 8, 'train/bee': 8, 'val/ant': 1})
   data = config.default().data
   data.source = f'folder:{root}'
-  paths = sources.load(data, 'train', 0).store.paths
+  paths = loading.load(data, 'train', 0).store.paths
   pathlib.Path(paths[order.order(0, 0, 16)[8]]).write_bytes(b'')  # in the second batch
   program, _ = start(tmp_path, 'batches.at(1)', data.source)
   _, error = program.communicate(timeout=60)
@@ -249,7 +250,7 @@ SHARED = """
     logging.disable(logging.DEBUG)
     data, has_room = config.default().data, stream._has_room
     data.source = 'synthetic'
-    source = sources.load(data, 'train', 0)
+    source = loading.load(data, 'train', 0)
     transform = functools.partial(images.squash, size=(64, 64))
 
     def open_batches(workers):

@@ -11,8 +11,8 @@ from PIL import Image
 
 from dnt import config as schema
 from dnt import loop
-from dnt.data import sources
 from dnt.training import record
+from tests.data import loading
 
 pytestmark = pytest.mark.usefixtures('undrawn')
 GIVEN = ('--config=digits_resnet20', '--config.train.batch_size=8', '--config.eval.batch_size=8')  # not that of the run
@@ -178,7 +178,7 @@ def test_images_of_other_kinds_are_converted(program, tmp_path):
 
   data = schema.default().data
   data.source = f'folder:{root}'
-  source = sources.load(data, 'train', 0)
+  source = loading.load(data, 'train', 0)
   found = {pathlib.Path(path).name: source[index][0] for index, path in enumerate(source.store.paths)}
   np.testing.assert_array_equal(found['deep.png'], np.repeat((values >> 8)[..., None], 3, -1))
   inks = np.asarray(cmyk).astype(int)

@@ -10,8 +10,8 @@ import pytest
 from dnt import config as schema
 from dnt import trees
 from dnt.comparison import plan
-from dnt.data import sources
 from dnt.training import datasets, experiment
+from tests.data import loading
 
 CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
 SMALLEST_CLASS = {'cars': 18, 'mri': 121, 'fashion': 6000}
@@ -69,7 +69,7 @@ def test_digits(planned):
   digits = {name: run for name, run in runs.items() if run.config.data.source == 'digits'}
   assert {name for name, run in digits.items() if run.source is runs['pretrain']} == digits.keys() - {'scratch'}
   assert {run.config.data.train_split for run in digits.values()} == {'train[:100]'}
-  labels = sources.load(digits['scratch'].config.data, 'train[:100]', 0).labels
+  labels = loading.load(digits['scratch'].config.data, 'train[:100]', 0).labels
   assert len(labels) == 100 and set(np.unique(labels)) == set(range(10))
 
   found = {}

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from dnt import errors, loop
-from dnt.data import sources
 from dnt.parallel import multihost
 from dnt.training import apart, evaluate
+from tests.data import loading
 
 pytestmark = pytest.mark.usefixtures('undrawn')
 COMPOSED, DECOMPOSED = (unicodedata.normalize(form, 'café') for form in ('NFC', 'NFD'))
@@ -51,7 +51,7 @@ def test_a_run_on_gray_images_is_evaluated_on_a_folder(tiny, saved, tmp_path):
   tiny.data.source, tiny.eval.splits = 'digits', ('test[:40]',)
   saved(tiny)
   expected = evaluate.evaluate(tiny, tmp_path / 'run')
-  digits = sources.load(tiny.data, 'test[:40]', 0)
+  digits = loading.load(tiny.data, 'test[:40]', 0)
   for name in digits.class_names:
     (tmp_path / 'scans' / 'test' / name).mkdir(parents=True)
   for index in range(40):

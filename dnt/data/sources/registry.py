@@ -32,12 +32,6 @@ def names() -> list[str]:
   return [f'{name}:{follows}' if follows else name for name, (_, follows) in SOURCES.items()]
 
 
-def load(config: typed.Data, split: str, seed: int) -> examples.Examples:
-  """Finds the source and reads a split of it; see `find` and `read`. If `config.hold_out` is not set, it is False."""
-  available = find(config, seed)
-  return read(hold_out(available, config, seed) if config.hold_out else available, config, split)
-
-
 def find(config: typed.Data, seed: int) -> examples.Splits:
   """Returns the splits of the configured source; a validation split is also named `VAL`, whatever the source calls it.
 

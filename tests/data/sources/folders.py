@@ -2,12 +2,12 @@
 
 import pathlib
 
-from dnt.data import sources
+from tests.data import loading
 
 
 def load(data, root, split='train', seed=0):
   data.source = f'folder:{root}'
-  return sources.load(data, split, seed)
+  return loading.load(data, split, seed)
 
 
 def names_of(source):

@@ -12,6 +12,7 @@ from dnt import errors
 from dnt.data import sources
 from dnt.data.sources import cars
 from dnt.data.transforms import images
+from tests.data import loading
 
 CARS = os.environ.get('DNT_CARS_DIR')
 NAMES = ('AM General Hummer SUV 2000', 'Acura RL Sedan 2012', 'Ram C/V Cargo Van Minivan 2012')
@@ -49,7 +50,7 @@ def devkit(tmp_path, make_image):
 
 def load(data, root, split='train', seed=0):
   data.source = f'cars:{root}'
-  return sources.load(data, split, seed)
+  return loading.load(data, split, seed)
 
 
 def by_file(examples):

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from dnt import errors
-from dnt.data import sources
 from dnt.data.sources import cifar
+from tests.data import loading
 
 TEN, HUNDRED = cifar.FORMATS
 
@@ -41,7 +41,7 @@ def test_records_are_images_with_their_labels(data, tmp_path, form, above):
   data.source = f'cifar_binary:{tmp_path if above else tmp_path / form.folder}'
 
   for split, names in form.files.items():
-    read = sources.load(data, split, 0)
+    read = loading.load(data, split, 0)
     pixels = np.concatenate([written[name][0] for name in names])
     np.testing.assert_array_equal(read.images, np.moveaxis(pixels, 1, -1))
     np.testing.assert_array_equal(read.labels, np.concatenate([written[name][1] for name in names]))
@@ -56,8 +56,8 @@ def test_a_truncated_file_is_refused_with_its_sizes(data, tmp_path):
   data.source = f'cifar_binary:{tmp_path / "c"}'
 
   with pytest.raises(errors.InputError, match=r'data_batch_3\.bin .*12287 bytes.* 12292'):
-    sources.load(data, 'train', 0)
-  assert len(sources.load(data, 'test', 0)) == 4
+    loading.load(data, 'train', 0)
+  assert len(loading.load(data, 'test', 0)) == 4
 
 
 def test_the_official_files_have_the_official_sizes():
@@ -73,23 +73,23 @@ def test_a_label_out_of_range_is_refused(data, tmp_path):
   data.source = f'cifar_binary:{tmp_path / "c"}'
 
   with pytest.raises(errors.InputError, match=r'test_batch\.bin .*label 10\b.* 0 to 9'):
-    sources.load(data, 'test', 0)
+    loading.load(data, 'test', 0)
 
 
 def test_missing_files_are_named(data, tmp_path):
   data.source = f'cifar_binary:{tmp_path / "none"}'
   with pytest.raises(errors.InputError, match=r'exist.* data_batch_1\.bin .*train\.bin'):
-    sources.load(data, 'train', 0)
+    loading.load(data, 'train', 0)
 
   data.source = f'cifar_binary:{tmp_path}'
   with pytest.raises(errors.InputError, match=r'none of data_batch_1\.bin'):
-    sources.load(data, 'train', 0)
+    loading.load(data, 'train', 0)
 
   write(tmp_path / TEN.folder, TEN)
   (tmp_path / TEN.folder / 'data_batch_2.bin').unlink()
   (tmp_path / TEN.folder / 'batches.meta.txt').unlink()
   with pytest.raises(errors.InputError, match=r'lacks data_batch_2\.bin, batches\.meta\.txt'):
-    sources.load(data, 'train', 0)
+    loading.load(data, 'train', 0)
 
 
 def test_a_folder_with_both_sets_is_ambiguous(data, tmp_path):
@@ -98,7 +98,7 @@ def test_a_folder_with_both_sets_is_ambiguous(data, tmp_path):
   data.source = f'cifar_binary:{tmp_path}'
 
   with pytest.raises(errors.InputError, match=f'both .*{TEN.folder}.*{HUNDRED.folder}'):
-    sources.load(data, 'train', 0)
+    loading.load(data, 'train', 0)
 
 
 @pytest.mark.slow
@@ -109,9 +109,9 @@ def test_the_official_files_are_read(data, monkeypatch):
   if not folder or not pathlib.Path(folder).is_dir():
     pytest.skip('DNT_CIFAR10_DIR does not name a folder with the official CIFAR-10 binary files')
   data.source = f'cifar_binary:{folder}'
-  train = sources.load(data, 'train', 0)
+  train = loading.load(data, 'train', 0)
 
   np.testing.assert_array_equal(np.bincount(train.labels), [5000] * 10)
   np.testing.assert_allclose(train.images.mean((0, 1, 2)) / 255, [0.4914, 0.4822, 0.4465], atol=5e-5)
   assert train.class_names[3] == 'cat'
-  assert len(sources.load(data, 'test', 0)) == 10_000
+  assert len(loading.load(data, 'test', 0)) == 10_000

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from dnt import errors
-from dnt.data import sources
+from tests.data import loading
 
 FASHION_MNIST = pathlib.Path('/usr/share/datasets/fashion-mnist')
 
@@ -28,7 +28,7 @@ def test_files_are_read_gzipped_or_not(data, folder):
   data.source = f'idx:{path}'
 
   for split, images in (('train', train), ('test', test)):
-    read = sources.load(data, split, 0)
+    read = loading.load(data, split, 0)
     np.testing.assert_array_equal(read.images, images[..., None])
     np.testing.assert_array_equal(read.labels, labels[: len(images)])
     assert read.class_names == ('0', '1', '2')
@@ -52,7 +52,7 @@ def test_a_damaged_file_is_refused(data, folder, name, change, message):
   data.source = f'idx:{folder[0]}'
 
   with pytest.raises(errors.InputError, match=message) as raised:
-    sources.load(data, 'train' if name.startswith('train') else 'test', 0)
+    loading.load(data, 'train' if name.startswith('train') else 'test', 0)
   assert name in str(raised.value)
 
 
@@ -60,11 +60,11 @@ def test_a_missing_file_is_named(data, folder):
   (folder[0] / 't10k-labels-idx1-ubyte.gz').unlink()
   data.source = f'idx:{folder[0]}'
   with pytest.raises(errors.InputError, match=r'no t10k-labels-idx1-ubyte\[\.gz\]'):
-    sources.load(data, 'train', 0)
+    loading.load(data, 'train', 0)
 
   data.source = f'idx:{folder[0]}/absent'
   with pytest.raises(errors.InputError, match='exist.* train-images-idx3-ubyte'):
-    sources.load(data, 'train', 0)
+    loading.load(data, 'train', 0)
 
 
 def test_a_test_label_beyond_the_training_ones_is_refused(data, folder, idx_bytes):
@@ -73,14 +73,14 @@ def test_a_test_label_beyond_the_training_ones_is_refused(data, folder, idx_byte
   data.source = f'idx:{folder[0]}'
 
   with pytest.raises(errors.InputError, match=r'label 3\b.* 2$'):
-    sources.load(data, 'test', 0)
+    loading.load(data, 'test', 0)
 
 
 @pytest.mark.skipif(not FASHION_MNIST.is_dir(), reason='Debian package dataset-fashion-mnist is not installed')
 def test_fashion_mnist_is_read(data):
   """Class counts, and the mean and deviation that its users quote (0.2860, 0.3530)."""
   data.source = f'idx:{FASHION_MNIST}'
-  train, test = sources.load(data, 'train', 0), sources.load(data, 'test', 0)
+  train, test = loading.load(data, 'train', 0), loading.load(data, 'test', 0)
 
   assert train.images.shape == (60_000, 28, 28, 1)
   np.testing.assert_array_equal(np.bincount(train.labels), [6000] * 10)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from dnt import errors
-from dnt.data import sources
+from tests.data import loading
 
 pytest.importorskip('tensorflow_datasets')
 WITHOUT_TENSORFLOW = importlib.util.find_spec('tensorflow') is None
@@ -20,7 +20,7 @@ WITHOUT_TENSORFLOW = importlib.util.find_spec('tensorflow') is None
 
 def load(data, folder, name='toy', split='train'):
   data.source, data.dir = f'tfds:{name}', str(folder)
-  return sources.load(data, split, 0)
+  return loading.load(data, split, 0)
 
 
 @pytest.mark.parametrize('channels', [1, 3])
@@ -241,7 +241,7 @@ def test_the_real_builder_prepares_the_real_cifar10(data, tmp_path):
   for split, count in (('train', 50_000), ('test', 10_000)):
     prepared = load(data, tmp_path, 'cifar10', split)
     data.source = f'cifar_binary:{binary}'
-    official = sources.load(data, split, 0)
+    official = loading.load(data, split, 0)
     assert prepared.class_names == official.class_names
     assert digests(prepared) == digests(official)
     assert len(prepared) == count

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
-from dnt.data import order, pipeline, sources, stream
+from dnt.data import order, pipeline, stream
 from dnt.data.transforms import images, policies
 from dnt.parallel import mesh as meshes
+from tests.data import loading
 
 pytestmark = pytest.mark.usefixtures('eight_devices')
 
@@ -253,7 +254,7 @@ def test_size_and_mode_stay(make_image, policy, channels):
 
 def first_batches(config, count, workers=0):
   config.data.workers = workers
-  loader = pipeline.make_train_loader(config, sources.load(config.data, 'train', 0), meshes.make_mesh(config.mesh))
+  loader = pipeline.make_train_loader(config, loading.load(config.data, 'train', 0), meshes.make_mesh(config.mesh))
   assert isinstance(loader, stream.TrainLoader)
   try:
     return [np.asarray(loader.arrays(step, 1)['image']) for step in range(count)]
@@ -264,7 +265,7 @@ def first_batches(config, count, workers=0):
 @pytest.mark.parametrize('policy', ['rand_augment', 'trivial_augment'])
 def test_a_small_set_is_streamed_and_each_image_is_a_function_of_seed_epoch_and_position(tiny, policy):
   tiny.data.policy, tiny.data.synthetic_examples, tiny.train.batch_size = policy, 24, 16
-  source = sources.load(tiny.data, 'train', 0)
+  source = loading.load(tiny.data, 'train', 0)
   found = np.concatenate(first_batches(tiny, 3))
   transform = functools.partial(policies.rand_augment, ops=2, magnitude=9)
   if policy == 'trivial_augment':
@@ -282,7 +283,7 @@ def test_a_policy_acts_on_the_resized_image(tiny, class_folders):
   tiny.data.update({'source': f'folder:{folder}', 'image_size': 10, 'interpolation': 'bilinear'})
   tiny.data.update({'policy': 'rand_augment', 'rand_augment_ops': 4})
   tiny.train.batch_size = 8
-  source, (found,) = sources.load(tiny.data, 'train', 0), first_batches(tiny, 1)
+  source, (found,) = loading.load(tiny.data, 'train', 0), first_batches(tiny, 1)
   for position, index in enumerate(order.order(tiny.seed, 0, 8)):
     small = source[index][0].resize((10, 10), Image.Resampling.BILINEAR)
     expected = policies.rand_augment(small, order.generator(tiny.seed, order.CROP, 0, position), ops=4, magnitude=9)
@@ -296,7 +297,7 @@ def test_the_number_of_workers_changes_nothing(tiny):
 
 
 def test_evaluation_knows_no_policy(tiny):
-  mesh, split = meshes.make_mesh(tiny.mesh), sources.load(tiny.data, 'test', 0)
+  mesh, split = meshes.make_mesh(tiny.mesh), loading.load(tiny.data, 'test', 0)
   tiny.data.policy, tiny.data.placement, tiny.data.workers = 'rand_augment', 'stream', 0
   loader = pipeline.make_eval_loader(tiny, split, mesh)
   found = np.asarray(loader.arrays(0, 1)['image'])
