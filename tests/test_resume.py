@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from dnt.parallel import signals
 from dnt.reporting import metric_names, metrics
 
 
@@ -98,7 +99,7 @@ def test_a_second_interrupt_exits_at_once(tmp_path, run):
   process.send_signal(signal.SIGSTOP)
   process.send_signal(signal.SIGINT)
   process.send_signal(signal.SIGCONT)
-  time.sleep(0.05)
+  time.sleep(1.1 * signals.TOGETHER)
   process.send_signal(signal.SIGINT)
   process.communicate(timeout=60)
   assert process.returncode == 130

@@ -5,12 +5,14 @@ compilation or a read from a slow disk may last minutes. So a thread, which read
 pipe, ends the process if that takes longer than `GRACE`. It does so at once during an import, because extensions in C
 print the traceback of an import that fails in them. Within `hold`, signals end nothing: the work takes them, saves and
 raises `Stopped` itself. A second Ctrl-C ends the program at once, with code 130; where there is no program, as in a
-notebook, it raises `KeyboardInterrupt`.
+notebook, it raises `KeyboardInterrupt`. A Ctrl-C less than `TOGETHER` after another counts with it: a signal that is
+sent to all processes of a job reaches some of them twice, because a launcher or a comparison hands it on.
 
 A program that a signal has stopped exits with 128 + its number.
 """
 
 import contextlib
+import math
 import multiprocessing
 import os
 import select
@@ -25,6 +27,7 @@ from typing import Any, NoReturn
 from dnt import temporary
 
 GRACE = 3.0  # seconds between a signal and the end of a program that has nothing to save
+TOGETHER = 1.0  # seconds; longer than a comparison takes to hand a signal on
 CODES = {128 + number: number for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)}  # exit codes of stops
 _POLL = 0.1  # seconds
 before_exit: list[
@@ -69,7 +72,7 @@ class Watch:
     self.handled: int | None = None
     self.raised: int | None = None
     self._program = program
-    self._interrupts = 0  # Ctrl-C's that have reached the main thread
+    self._presses = _Presses()  # those that have reached the main thread
     self._importing = False  # whether a signal has come during an import
     self._received = threading.Event()  # whether the thread has seen the first signal
 
@@ -110,8 +113,8 @@ class Watch:
 
   def _handle(self, number: int, frame: types.FrameType | None) -> None:
     self.handled = self.handled or number
-    self._interrupts += number == signal.SIGINT
-    if self._interrupts > 1 and self.ends_at_once and not self._program:
+    counts = number == signal.SIGINT and self._presses.add()
+    if counts and self._presses.count > 1 and self.ends_at_once and not self._program:
       raise KeyboardInterrupt
     if not self.receive and _is_importing(frame):
       self._importing = True
@@ -125,7 +128,7 @@ class Watch:
       self._unraisable(error)
 
   def _watch(self) -> None:
-    interrupts, deadline = 0, None
+    presses, deadline = _Presses(), None
     signals = select.poll()  # `select.select` takes no descriptor above 1023
     signals.register(self._read, select.POLLIN)
     while True:
@@ -137,14 +140,15 @@ class Watch:
         if number not in self._handlers:
           continue
         self.first = self.first or number
-        interrupts += number == signal.SIGINT
+        if number == signal.SIGINT and not presses.add():
+          continue
         if self.receive:
           self.receive(number)
         elif not deadline:
           say(f'stopped by {signal.Signals(number).name}')
           deadline = time.monotonic() + GRACE
         self._received.set()
-        if interrupts > 1 and self.ends_at_once and self._program:
+        if presses.count > 1 and self.ends_at_once and self._program:
           say('stopped at once; what was saved before remains')
           exit_at_once(128 + signal.SIGINT)
       if deadline and self.receive:
@@ -152,6 +156,21 @@ class Watch:
       if deadline and (self._importing or time.monotonic() > deadline):
         assert self.first is not None  # it set the deadline
         exit_at_once(128 + self.first)
+
+
+class _Presses:
+  """Counts the Ctrl-C's of a program; see `TOGETHER`."""
+
+  def __init__(self):
+    self.count = 0
+    self._last = -math.inf  # time of the last one that counted
+
+  def add(self) -> bool:
+    """Counts one if it comes late enough; returns whether it did."""
+    now = time.monotonic()
+    if late := now - self._last > TOGETHER:
+      self.count, self._last = self.count + 1, now
+    return late
 
 
 _current: Watch | None = None

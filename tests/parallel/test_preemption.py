@@ -8,7 +8,7 @@ import types
 
 import pytest
 
-from dnt.parallel import preemption
+from dnt.parallel import preemption, signals
 
 LIMIT = 60  # seconds in which what a test waits for must happen
 AT_ONCE = 30  # the same, of what would otherwise happen after the 60 s for which the main thread and the child sleep
@@ -62,6 +62,7 @@ def test_second_ctrl_c_exits_at_once_with_its_workers_even_when_the_main_thread_
   process, child = start(tmp_path, 'stuck')
   process.send_signal(signal.SIGINT)
   assert 'stopping ' in process.stderr.readline() + process.stderr.readline()
+  time.sleep(1.1 * signals.TOGETHER)
   assert process.poll() is None
   process.send_signal(signal.SIGINT)
   out, err = process.communicate(timeout=AT_ONCE)

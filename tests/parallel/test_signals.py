@@ -178,8 +178,20 @@ def test_a_second_ctrl_c_ends_a_program_at_once(start):
   for _ in range(2):
     process.send_signal(signal.SIGINT)
     assert 'stopped' in process.stderr.readline() + process.stderr.readline()
+    time.sleep(1.1 * signals.TOGETHER)
   process.communicate(timeout=30)  # it gives itself 60 s
   assert process.returncode == 130
+
+
+def test_a_ctrl_c_that_comes_twice_within_a_moment_is_one(start):
+  """As `pkill -INT` on a comparison and its run, which then gets it from both."""
+  process = start('parts')
+  for _ in range(3):
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.05)
+  out, err = process.communicate(timeout=LIMIT)
+  assert (process.returncode, out) == (130, 'saved\n')
+  assert err.strip() == 'stopping after this part; press Ctrl-C again to stop at once'
 
 
 def test_many_signals_leave_no_traceback(start):
@@ -215,6 +227,7 @@ def test_a_second_ctrl_c_where_there_is_no_program_raises():
     os.kill(os.getpid(), signal.SIGINT)
     while not watch.handled:
       time.sleep(0.01)
+    time.sleep(1.1 * signals.TOGETHER)
     os.kill(os.getpid(), signal.SIGINT)
     time.sleep(10)
   assert not isinstance(raised.value, signals.Stopped)  # which says that all is saved
