@@ -37,8 +37,8 @@ class Loader(Protocol):
   jitted function, and calls the pure function `batch_at(arrays, step)` inside it. A batch holds `image`, uint8
   [B, H, W, C], and `label`, int32 [B]. In training it also holds `epoch` and the `position` within it, int32 [B]. In
   evaluation it also holds `mask`, bool [B], which is False on the rows that pad the last batch. An evaluation loader
-  has `steps`, the number of batches of one pass. `shapes()` returns the shapes and shardings of `arrays`, so that a
-  program can be compiled before any image is read.
+  has `steps`, the number of batches of one pass, and `count`, that of its images. `shapes()` returns the shapes and
+  shardings of `arrays`, so that a program can be compiled before any image is read.
   """
 
   def shapes(self) -> Any: ...
@@ -158,7 +158,7 @@ def make_train_loader(config: typed.Config, source: examples.Examples, mesh: Mes
 
 
 def make_eval_loader(config: typed.Config, source: examples.Examples, mesh: Mesh) -> Any:
-  """Makes a `Loader` of one pass over a split in batches of `config.eval.batch_size`; `steps` is their number.
+  """Makes a `Loader` of one pass over a split in batches of `config.eval.batch_size`.
 
   Raises:
     errors.InputError: placement or size do not suit the images.

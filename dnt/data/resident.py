@@ -84,9 +84,9 @@ class EvalLoader:
   """Serves the batches of one pass in the order of the split; see `pipeline.make_eval_loader`."""
 
   def __init__(self, images: np.ndarray, labels: np.ndarray, batch_size: int, mesh: Mesh):
-    self._batch_size, self._mesh, self._count = batch_size, mesh, len(labels)
+    self._batch_size, self._mesh, self.count = batch_size, mesh, len(labels)
     self._data = _Placed(images, labels, mesh)
-    self.steps = -(-self._count // batch_size)
+    self.steps = -(-self.count // batch_size)
 
   def max_steps(self, step: int) -> int:
     return self.steps - step
@@ -101,7 +101,7 @@ class EvalLoader:
   def batch_at(self, arrays: Arrays, step: jax.Array) -> dict[str, jax.Array]:
     place = meshes.constrain_batch(step * self._batch_size + jnp.arange(self._batch_size), self._mesh)
     batch = {name: arrays[name].at[place].get(mode='fill', fill_value=0) for name in ('image', 'label')}
-    return batch | {'mask': place < self._count}
+    return batch | {'mask': place < self.count}
 
   def close(self) -> None:
     self._data.close()

@@ -253,11 +253,11 @@ class EvalLoader(_Loader):
     self.steps = -(-len(source) // batch_size)
     reader = readers.EvalReader(source, transform, batch_size, rows, shape, drawn)
     super().__init__(Batches(reader, self.steps, workers), rows, batch_size, shape, mesh)
-    self._count = len(source)
+    self.count = len(source)
 
   def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
     return self._shapes(mask=np.bool_)
 
   def arrays(self, step: int, count: int) -> dict[str, jax.Array]:
     del count
-    return self._put(self._batches.at(step) | {'mask': self._places(step) < self._count})
+    return self._put(self._batches.at(step) | {'mask': self._places(step) < self.count})

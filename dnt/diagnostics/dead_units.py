@@ -112,7 +112,7 @@ def find(run: experiment.Experiment, mesh: Mesh, source: examples.Examples, vari
     return {entry.path: _activations(captures.captures(measured, entry.path)) for entry in run.entries}, {}
 
   loader = pipeline.make_eval_loader(run.config, source, mesh)
-  with contextlib.closing(evaluate.Pass(step, loader, mesh)) as whole:
+  with contextlib.closing(evaluate.Pass(step, loader, mesh, f'examined {source.split}')) as whole:
     sums, _ = whole(variables)
   return _units(sums, run.table)
 

@@ -147,7 +147,8 @@ def predict_split(
     }
     return {}, found
 
-  with contextlib.closing(evaluate.Pass(step, pipeline.make_eval_loader(config, source, mesh), mesh)) as whole:
+  loader = pipeline.make_eval_loader(config, source, mesh)
+  with contextlib.closing(evaluate.Pass(step, loader, mesh, f'predicted {source.split}')) as whole:
     _, rows = whole(network.variables)
   rows = {name: each[: len(source)] for name, each in rows.items()}  # padding rows come last
   good = np.all(np.isfinite(rows['probabilities']), axis=-1)

@@ -74,7 +74,8 @@ class Progress:
 class Count:
   """Shows a status line that counts images: how many are done, how many per second, and the remaining time.
 
-  It prints `what 320/999  12 images/s  ETA 57 s`, and nothing before the first and after the last image.
+  It prints `what 320/999  12 images/s  ETA 57 s`, and nothing before the first and after the last image, or where the
+  work is short.
   """
 
   def __init__(
@@ -94,7 +95,7 @@ class Count:
     """
     self._what, self._total, self._first = what, total, done
     self._clock, self._start = clock, clock()
-    self._status = terminal.StatusLine(clock)
+    self._status = terminal.StatusLine(clock, at_start=False)
 
   def update(self, done: int) -> None:
     """Shows that `done` images are done, if the last update was long enough ago."""

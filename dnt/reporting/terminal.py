@@ -197,11 +197,18 @@ def _is_lead() -> bool:
 class StatusLine:
   """Shows the status of a piece of work: on a terminal as the last line, elsewhere as a log line from time to time."""
 
-  def __init__(self, clock: Callable[[], float] = time.monotonic):
-    """Starts the clock, which returns increasing seconds."""
+  def __init__(self, clock: Callable[[], float] = time.monotonic, at_start: bool = True):
+    """Starts the clock.
+
+    Args:
+      clock: returns increasing seconds.
+      at_start: whether the first update is shown at once, and not only when work takes longer than 0.1 s on a terminal
+        or 10 s in a log file.
+    """
     self._clock = clock
     self._start = clock()
-    self._shown_at = -math.inf
+    self._shown_at = -math.inf if at_start else self._start
+    self._is_shown = False
 
   def update(self, text: str, at_once: bool = False) -> None:
     """Shows `text` as the status, if the last update was long enough ago or `at_once` is set."""
@@ -209,15 +216,15 @@ class StatusLine:
     # A log file gets a line every 10 s at first, then ten per doubling of the time, and finally one every 5 min.
     interval = 0.1 if shown else min(max(10.0, (now - self._start) / 10), 300.0)
     if at_once or now - self._shown_at >= interval:
-      self._shown_at = now
+      self._shown_at, self._is_shown = now, True
       if shown:
         shown.draw(text)
       else:
         _log.info(text)
 
   def close(self, leave: bool = False) -> None:
-    """Clears the status line, or leaves it on screen if `leave` is set."""
-    if shown := _terminal():
+    """Clears the status line, or leaves it on screen if `leave` is set; one that was never shown it does not touch."""
+    if self._is_shown and (shown := _terminal()):
       shown.leave() if leave else shown.draw('')
 
 

@@ -1,5 +1,6 @@
 """Evaluates any split exactly: each example counts once, for any batch size and number of devices and processes."""
 
+import contextlib
 import math
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +20,7 @@ from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
 from dnt.parallel import multihost
 from dnt.reporting import confusion as confusion_lib
-from dnt.reporting import metric_names
+from dnt.reporting import metric_names, progress
 from dnt.training import apart, budget, datasets, experiment, initialize, open_options, resume, scores
 from dnt.weights import preprocessing, pretrained
 
@@ -53,9 +54,16 @@ class Pass:
   The program is compiled once, at its first use.
   """
 
-  def __init__(self, step: Callable[[Any, pipeline.Batch], tuple[Any, Any]], loader: Any, mesh: Mesh):
-    """Args: step: `(variables, batch) -> (sums, rows)`, pure; loader: from `make_eval_loader`; closed by `close`."""
-    self._step, self._loader, self._mesh, self._program = step, loader, mesh, None
+  def __init__(self, step: Callable[[Any, pipeline.Batch], tuple[Any, Any]], loader: Any, mesh: Mesh, what: str):
+    """Prepares nothing yet.
+
+    Args:
+      step: `(variables, batch) -> (sums, rows)`, pure.
+      loader: from `make_eval_loader`; closed by `close`.
+      mesh: mesh whose devices share each batch.
+      what: what is done with the images, for the status line: 'evaluated test'.
+    """
+    self._step, self._loader, self._mesh, self._program, self._what = step, loader, mesh, None, what
 
   def __call__(self, variables: Mapping[str, Any], between: Callable[[], None] = lambda: None) -> tuple[Any, Any]:
     """Returns the outputs of the step over the whole split, on every host.
@@ -74,24 +82,26 @@ class Pass:
     self.prepare(variables)
     assert self._program is not None  # `prepare` sets it
     step, total, earlier, parts, counts, problem = 0, None, None, [], [], None
-    while step < self._loader.steps:
-      jax.block_until_ready(earlier)  # what is dispatched cannot be ended
-      if len(parts) > 1:
-        parts[-2] = jax.device_get(parts[-2])  # rows of a whole split do not stay on the device
-      between()
-      count = min(self._most(step), self._loader.steps - step)
-      try:
-        arrays = self._blank() if problem else self._loader.arrays(step, count)
-      except errors.InputError as error:
-        if multihost.is_single():
-          raise
-        problem, arrays = UnreadableError(str(error)), self._blank()  # the others wait for this process in each step
-      places = mesh_lib.place((np.int32(step), np.int32(count)), mesh_lib.replicated(self._mesh))
-      sums, rows = self._program(variables, arrays, *places)
-      earlier, total = total, sums if total is None else jax.tree.map(jnp.add, total, sums)
-      parts.append(rows)
-      counts.append(count)
-      step += count
+    with contextlib.closing(progress.Count(self._what, self._loader.count)) as line:
+      while step < self._loader.steps:
+        jax.block_until_ready(earlier)  # what is dispatched cannot be ended
+        if len(parts) > 1:
+          parts[-2] = jax.device_get(parts[-2])  # rows of a whole split do not stay on the device
+        between()
+        line.update(sum(counts[:-1]) * self._loader.count // self._loader.steps)
+        count = min(self._most(step), self._loader.steps - step)
+        try:
+          arrays = self._blank() if problem else self._loader.arrays(step, count)
+        except errors.InputError as error:
+          if multihost.is_single():
+            raise
+          problem, arrays = UnreadableError(str(error)), self._blank()  # the others wait for this process in each step
+        places = mesh_lib.place((np.int32(step), np.int32(count)), mesh_lib.replicated(self._mesh))
+        sums, rows = self._program(variables, arrays, *places)
+        earlier, total = total, sums if total is None else jax.tree.map(jnp.add, total, sums)
+        parts.append(rows)
+        counts.append(count)
+        step += count
     problem = multihost.agree(problem, (UnreadableError,))
     if problem is not None:
       raise problem
@@ -201,7 +211,8 @@ class Evaluator:
       source, step = self._splits[split], self._run.eval_step
       if not scores.has_auroc(source):
         step = _without_rows(step)
-      self._passes[split] = Pass(step, pipeline.make_eval_loader(self._run.config, source, self._mesh), self._mesh)
+      loader = pipeline.make_eval_loader(self._run.config, source, self._mesh)
+      self._passes[split] = Pass(step, loader, self._mesh, f'evaluated {split}')
     return self._passes[split]
 
 

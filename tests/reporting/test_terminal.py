@@ -54,6 +54,21 @@ def test_a_terminal_shows_the_status_in_place():
   assert stream.getvalue() == 'one\r\x1b[Ktwo\r\x1b[Ksaid\ntwo\r\x1b[K'
 
 
+def test_short_work_shows_no_status_and_leaves_that_of_others():
+  stream, now = _Terminal(), iter([0.0, 0.0, 10.0, 10.05, 20.0, 20.2])
+  with terminal.console(stream):
+    outer = terminal.StatusLine(lambda: next(now))
+    outer.update('outer')
+    short = terminal.StatusLine(lambda: next(now), at_start=False)
+    short.update('short')
+    short.close()
+    assert stream.getvalue() == 'outer'
+    longer = terminal.StatusLine(lambda: next(now), at_start=False)
+    longer.update('longer')
+    longer.close()
+  assert stream.getvalue() == 'outer\r\x1b[Klonger\r\x1b[K'
+
+
 def test_a_log_file_gets_a_line_now_and_then(console):
   times = [0, *range(1000)]
   now = iter(map(float, times))

@@ -1,4 +1,6 @@
 import dataclasses
+import functools
+import itertools
 import json
 import logging
 import re
@@ -12,6 +14,7 @@ from sklearn import metrics as sklearn_metrics
 from dnt import errors
 from dnt.config import keys
 from dnt.parallel import mesh as mesh_lib
+from dnt.reporting import progress
 from dnt.training import datasets, evaluate, experiment, open_options, scores
 
 
@@ -41,6 +44,24 @@ def test_with_a_loss_that_is_not_finite_no_metric_is(tiny):
   assert confusion['test'].sum() == 64 and None not in per_class['test']['auroc']
   assert metrics['test/loss'] == np.inf
   assert all(np.isnan(value) for name, value in metrics.items() if name != 'test/loss')
+
+
+@pytest.mark.parametrize(('placement', 'done'), [('device', (16, 32)), ('stream', range(8, 56, 8))])
+def test_a_long_pass_says_how_many_images_are_done(tiny, placement, done, console, monkeypatch):
+  ticks = itertools.count()
+  monkeypatch.setattr(progress, 'Count', functools.partial(progress.Count, clock=lambda: 20.0 * next(ticks)))
+  tiny.data.placement, tiny.data.workers, tiny.eval.batch_size = placement, 0, 8
+  monkeypatch.setattr(evaluate, 'TOGETHER', 2)
+  data = datasets.load(tiny, ('test',))
+  run = experiment.make(open_options.resolve(tiny, data), data.spec)
+  mesh = mesh_lib.make_mesh(tiny.mesh)
+  variables = mesh_lib.place(run.init_variables(), mesh_lib.replicated(mesh))
+  with evaluate.Evaluator(run, mesh, data.evaluation) as evaluator:
+    console.readouterr()
+    evaluator(variables)
+  lines = console.readouterr().out.splitlines()
+  # While one dispatch is prepared, the one before is not done yet; from the host each is one batch.
+  assert [line.split('  ')[0] for line in lines] == [f'evaluated test {images}/64' for images in done]
 
 
 @pytest.mark.thorough
