@@ -15,8 +15,8 @@ from dnt import config as schema  # noqa: E402
 
 HEAD = '''"""Types of configs, for annotations: each option by name has the type that the schema gives it.
 
-Configs are `ml_collections.ConfigDict`s at run time, of class `schema.Section` unless they are unlocked copies. Options
-that `open_options.resolve` always sets have the type that they hold then; other options without a default may be None.
+At run time configs are of class `schema.Section`, or plain `ml_collections.ConfigDict`s of a user. Options that
+`open_options.resolve` always sets have the type that they hold then; other options without a default may be None.
 `.ci/config_types.py` writes this file.
 """
 
@@ -55,7 +55,7 @@ def _add(classes: dict[str, str], name: str, entries: Mapping[str, Any]) -> None
 
 def _type(option: schema.Option, is_set: bool) -> str:
   if option.type is dict:
-    return 'Any'
+    return 'dict[str, Any]'
   if option.words:
     return f'{option.type.__name__} | Literal{list(option.words)}'
   if option.type is tuple:

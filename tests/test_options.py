@@ -595,8 +595,7 @@ def test_model_num_classes(tiny):
 
 def test_model_options(wide_network):
   before = fingerprint(wide_network)
-  with wide_network.unlocked():
-    wide_network.model.options.width = 6
+  wide_network.model.options['width'] = 6
   assert fingerprint(wide_network) != before
 
 

@@ -26,6 +26,7 @@ from dnt.config.schema import (
   default,
   kind,
   model_options,
+  plain,
 )
 from dnt.config.typed import Comparison, Config, SignalConfig
 from dnt.config.validation import check_given, no_effect, spell, validate
@@ -59,6 +60,7 @@ __all__ = [
   'duration',
   'kind',
   'model_options',
+  'plain',
   'no_effect',
   'override',
   'period',

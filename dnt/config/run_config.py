@@ -145,13 +145,6 @@ def write(path: pathlib.Path, config: ml_collections.ConfigDict, provenance: Map
 def _put(config: typed.Config, key: str, option: schema.Option, value: Any, path: str | os.PathLike) -> None:
   """Sets an option to a value of JSON that was read at `path`."""
   try:
-    keys.put(config, key, schema.spell(option, _frozen(value)))
+    keys.put(config, key, schema.plain(schema.spell(option, value)))
   except errors.InputError as error:
     raise errors.InputError(f'{path}: {error}') from None
-
-
-def _frozen(value: Any) -> Any:
-  """Converts lists, which JSON has, to tuples, which configs have."""
-  if isinstance(value, dict):
-    return ml_collections.ConfigDict({name: _frozen(each) for name, each in value.items()})
-  return tuple(map(_frozen, value)) if isinstance(value, list) else value

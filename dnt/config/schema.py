@@ -10,11 +10,10 @@ of the model's field of the same name; elsewhere its help names the value that i
 Durations are strings: '400' (steps), '5 epochs', '10%' (of the run), '0' (never).
 """
 
-import contextlib
 import copy
 import os
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple, TypeVar, cast, overload
+from typing import Any, Literal, NamedTuple, TypeVar, overload
 
 import ml_collections
 from ml_collections import config_dict
@@ -1042,7 +1041,7 @@ def model_options(*roles: str) -> tuple[str, ...]:
 
 def copy_unlocked(config: C) -> C:
   """Returns a copy of a config or section that is not locked."""
-  return cast(C, ml_collections.ConfigDict(config.to_dict()))
+  return config.copy_and_resolve_references().unlock()
 
 
 class Section(ml_collections.ConfigDict):
@@ -1093,18 +1092,25 @@ class Section(ml_collections.ConfigDict):
     if self.is_locked and key not in self:
       raise self._unknown(key)
     option = OPTIONS.get(self._kind, {}).get(f'{self._prefix}{key}')
-    held = _converted(option, value) if option else value
-    if isinstance(held, dict) and self.convert_dict:
-      held = ml_collections.ConfigDict(held)  # which would be one of this class
-    replaces = option is None and isinstance(held, ml_collections.ConfigDict) and not isinstance(held, Section)
     try:
-      with self.ignore_type() if replaces else contextlib.nullcontext():  # any ConfigDict may replace a section
-        super().__setitem__(key, held)
+      super().__setitem__(key, _converted(option, value) if option else self._held(key, value))
     except TypeError:
       wanted = option.type.__name__ if option else 'a section'
       shown = ' '.join(repr(value).splitlines())
       problem = f'config.{self._prefix}{key} must be {wanted}, not {type(value).__name__} ({shown})'
       raise errors.InputError(problem) from None
+
+  def _held(self, key: str, value: Any) -> Any:
+    """Returns what takes the place of a section, or of anything in a copy."""
+    if isinstance(value, Section) or not isinstance(value, dict | ml_collections.ConfigDict):
+      return value
+    if not self._kind:
+      return plain(value)
+    section = Section(convert_dict=False)
+    section._place(self._kind, f'{self._prefix}{key}.')
+    for name, each in value.items():
+      section[name] = each
+    return section
 
   def _unknown(self, key: str) -> errors.UnknownKeyError:
     known, name = OPTIONS.get(self._kind, {}), f'{self._prefix}{key}'
@@ -1116,29 +1122,31 @@ class Section(ml_collections.ConfigDict):
 
 def _converted(option: Option, value: Any) -> Any:
   """Converts what a user assigns to an option to the type of the option, where both mean the same."""
-  if option.type is dict:
-    return value
-  value = _plain(value)
+  if isinstance(value, dict):
+    return value  # the user's own, which may be filled later
+  value = plain(value)
   return str(value) if option.check is checks.duration and type(value) is int else value
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+  """Copies a value without the classes of other libraries: to dicts in their order, tuples, numbers and texts."""
+  if isinstance(value, dict | ml_collections.ConfigDict):
+    return {name: plain(each) for name, each in value.items()}
   if isinstance(value, os.PathLike):
     return os.fspath(value)
-  if hasattr(value, 'tolist'):  # a scalar or array of NumPy, jax or torch
+  if hasattr(value, 'tolist') and not isinstance(value, type):  # a scalar or array of NumPy, jax or torch
     value = value.tolist()
-  return tuple(map(_plain, value)) if isinstance(value, list | tuple) else value
+  return tuple(map(plain, value)) if isinstance(value, list | tuple) else value
 
 
 def _build(entries: Mapping[str, Any], kind: str, prefix: str = '') -> Section:
-  plain = entries is COMPARE  # its dicts hold keys with dots, which a ConfigDict refuses
-  config = Section(convert_dict=not plain)
+  config = Section(convert_dict=False)  # a ConfigDict in place of a dict sorts its keys, and refuses those with dots
   config._place(kind, prefix)
   for key, entry in entries.items():
     if not isinstance(entry, Option):
       config[key] = _build(entry, kind, f'{prefix}{key}.')
     elif entry.type is dict:
-      config[key] = {} if plain else ml_collections.ConfigDict()
+      config[key] = {}
     elif isinstance(entry.default, type):
       config[key] = config_dict.placeholder(entry.type)
     elif entry.words:  # a number or a word

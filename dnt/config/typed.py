@@ -1,7 +1,7 @@
 """Types of configs, for annotations: each option by name has the type that the schema gives it.
 
-Configs are `ml_collections.ConfigDict`s at run time, of class `schema.Section` unless they are unlocked copies. Options
-that `open_options.resolve` always sets have the type that they hold then; other options without a default may be None.
+At run time configs are of class `schema.Section`, or plain `ml_collections.ConfigDict`s of a user. Options that
+`open_options.resolve` always sets have the type that they hold then; other options without a default may be None.
 `.ci/config_types.py` writes this file.
 """
 
@@ -71,7 +71,7 @@ class Model(ml_collections.ConfigDict):
   bottleneck: bool | None
   scan: bool
   remat: bool
-  options: Any
+  options: dict[str, Any]
   folder: str | None
 
 
@@ -194,8 +194,8 @@ class Config(ml_collections.ConfigDict):
 class Comparison(ml_collections.ConfigDict):
   seeds: tuple[int, ...]
   base: Config
-  variants: Any
-  forms: Any
+  variants: dict[str, Any]
+  forms: dict[str, Any]
   columns: tuple[str, ...]
 
 

@@ -137,4 +137,4 @@ def _make_custom(model: typed.Model, num_classes: int, fields: dict[str, Any]) -
         f'config.model.{key} does not reach your own module {model.name!r}; set its fields in config.model.options, '
         'or add a field `parts` (dnt.models.parts.Parts) for norm, activation, initializer and dtype'
       )
-  return custom.make(base, model.name, num_classes, given, model.options.to_dict())
+  return custom.make(base, model.name, num_classes, given, schema.plain(model.options))

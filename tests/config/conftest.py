@@ -1,5 +1,6 @@
 """Configs as the programs check them."""
 
+import ml_collections
 import pytest
 
 from dnt import cli, errors
@@ -22,7 +23,7 @@ def refusal():
   """`refusal(key, value)`: the message with which `validate` refuses the value, or None."""
 
   def message(key, value):
-    config = schema.copy_unlocked(schema.default())
+    config = ml_collections.ConfigDict(schema.default().to_dict())  # which converts nothing
     *sections, name = key.split('.')
     section = config
     for part in sections:

@@ -4,7 +4,7 @@ import pytest
 
 from dnt import config as schema
 from dnt import errors
-from dnt.config import keys, run_config
+from dnt.config import changes, keys, run_config
 
 
 def test_a_config_comes_back_as_it_was(tmp_path):
@@ -12,13 +12,17 @@ def test_a_config_comes_back_as_it_was(tmp_path):
   config.data.mean = (0.5, 0.25)
   config.eval.splits = ('test', 'train[:20%]')
   config.model.depth = 20
-  config.model.options = {'widths': (3, 4), 'nested': {'rate': 0.5}}
+  config.model.options = {'widths': (3, 4), 'nested': {'rate': 0.5}, 'blocks': ({'width': 16}, {'width': 8})}
   config.train.steps = 7
   run_config.write(tmp_path / 'config.json', config)
   read = run_config.get_config(str(tmp_path / 'config.json'))
   schema.validate(read)
   assert read.to_dict() == config.to_dict()
   assert read.is_locked
+  assert list(read.model.options) == ['widths', 'nested', 'blocks']
+  run_config.write(tmp_path / 'again.json', read)
+  assert (tmp_path / 'again.json').read_text() == (tmp_path / 'config.json').read_text()
+  assert not changes.find(config, read) and not changes.find(read, config)
 
 
 def test_what_is_beside_the_config_is_no_config(tmp_path):

@@ -1,3 +1,4 @@
+import copy
 import functools
 import re
 import sys
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from dnt import config, errors, models
+from dnt.config import run_config
 from dnt.models import depth
 
 SHAPE = (4, 4, 3)
@@ -41,6 +43,17 @@ NETS = """
       for layer in self.layers:
         x = layer(x)
       return x
+
+  class Ordered(nn.Module):
+    stages: dict
+    blocks: tuple
+
+    @nn.compact
+    def __call__(self, x):
+      x = x.reshape(x.shape[0], -1)
+      for name, width in self.stages.items():
+        x = nn.Dense(width, name=name.replace('.', '_'))(x)
+      return nn.Dense(5, name='head')(x)
 
   class FromParts(nn.Module):
     num_classes: int
@@ -138,6 +151,18 @@ def test_a_module_of_ones_own(tmp_path):
   assert jax.eval_shape(functools.partial(model.apply, train=False), variables, x).shape == (6, 5)
   assert models.resolved_options(settings('mynets:Net')) == {'folder': str(tmp_path)}
   assert type(model).__name__ == 'Net'
+
+
+def test_options_reach_a_module_in_their_order_and_alike_in_every_program(tmp_path):
+  options = {'stages': {'stem.all': 4, 'body': 8, 'after': 2}, 'blocks': [{'width': 3}, {'width': 5}]}
+  given = config.default()
+  given.model.update({'name': 'mynets:Ordered', 'options': options})
+  run_config.write(tmp_path / 'config.json', given)
+  read = run_config.get_config(str(tmp_path / 'config.json'))
+  for same in (given, read, config.copy_unlocked(read), copy.deepcopy(read)):
+    model = models.make(same.model, 5)
+    assert (model.stages, model.blocks) == (options['stages'], tuple(options['blocks']))
+    assert [entry.name for entry in depth.trace(model, SHAPE).entries] == ['stem_all', 'body', 'after', 'head']
 
 
 def test_a_module_that_does_not_know_of_training():

@@ -267,8 +267,7 @@ def own(tiny, tmp_path, monkeypatch):
 @pytest.mark.parametrize('in_call', [True, False])
 def test_a_users_own_batch_norm_and_dropout(own, begin, in_call):
   config = own(MODULE)
-  with config.model.options.unlocked():
-    config.model.options.in_call = in_call
+  config.model.options['in_call'] = in_call
   run, state, batch = begin(config)
   after, found = jax.jit(run.phases[0].train_step)(state, batch)
   assert changed(state.params, after.params) == {'last'}

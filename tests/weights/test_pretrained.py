@@ -573,14 +573,12 @@ def test_a_network_that_computes_something_else_on_the_weights_of_a_run(tiny, sa
 
 
 def test_a_module_of_the_users_own_comes_with_its_options(wide_network, build, tmp_path):
-  with wide_network.unlocked():
-    wide_network.model.options.width = 7
+  wide_network.model.options = {'width': 7}
   files.write_json(tmp_path / 'config.json', build(wide_network).config.to_dict())
-  with wide_network.unlocked():
-    wide_network.model.options = {}
+  wide_network.model.options = {}
   wide_network.model.name, wide_network.train.init_from = 'pretrained', str(tmp_path)
   run = build(wide_network)
-  assert (run.config.model.name, run.config.model.options.to_dict()) == ('wide_network:Net', {'width': 7})
+  assert (run.config.model.name, run.config.model.options) == ('wide_network:Net', {'width': 7})
   shapes = {leaf.shape for leaf in trees.flatten(run.init_variables()['params']).values()}
   assert shapes == {(192, 7), (7,), (7, 10), (10,)}
 
