@@ -1,5 +1,6 @@
 """Loads a user's own Flax module by its import path, from the folder where a run found it."""
 
+import contextlib
 import dataclasses
 import functools
 import importlib
@@ -23,6 +24,7 @@ import jax.numpy as jnp
 
 from dnt import errors
 from dnt.models import stage
+from dnt.parallel import agreement
 
 _log = logging.getLogger(__name__)
 
@@ -127,12 +129,26 @@ def _holds(folder: str, module_name: str) -> bool:
 
 
 def _search_first(module_name: str, folder: str) -> None:
-  """Makes Python import a module from a folder, even if it has imported one of the same name from another folder."""
+  """Makes Python import a module, and what it imports from beside itself, from a folder.
+
+  Python forgets modules of the same names that it has imported from another folder. Its own stay, and those of dnt; so
+  do those that pip has installed, which libraries hold, but for the name of the module itself.
+  """
   if sys.path[:1] != [folder]:
     sys.path.insert(0, folder)
-  held, top = sys.modules.get(module_name), module_name.partition('.')[0]
-  if held is not None and _root(held) != folder and top not in sys.stdlib_module_names:
-    for each in [each for each in sys.modules if each == top or each.startswith(f'{top}.')]:
+  beside = {module_name.partition('.')[0]}
+  with contextlib.suppress(OSError):  # a zip file on PYTHONPATH
+    beside |= {entry.partition('.')[0] for entry in os.listdir(folder)}
+  beside -= {'dnt', *sys.stdlib_module_names}
+  held = {each: module for each, module in sys.modules.copy().items() if each.partition('.')[0] in beside}
+  others = {
+    each.partition('.')[0]
+    for each, module in held.items()
+    if (root := _root(module)) != folder
+    and (each == module_name or (root and _holds(folder, each) and not agreement.is_installed(pathlib.Path(root))))
+  }
+  for each in held:
+    if each.partition('.')[0] in others:
       del sys.modules[each]
 
 

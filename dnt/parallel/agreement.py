@@ -101,7 +101,7 @@ def own_code(model: str, folder: str | None) -> dict[str, str]:
     return {}
   packages = [pathlib.Path(place) for place in spec.submodule_search_locations or ()]
   root = packages[0].parent if packages else pathlib.Path(str(spec.origin)).parent
-  installed = any(root.glob('*.dist-info'))  # by pip, with everything else beside it
+  installed = is_installed(root)
   names, paths = [top], {}
   for name in names:  # grows
     files, package = [*root.glob(f'{name}.*')], root / name
@@ -111,6 +111,11 @@ def own_code(model: str, folder: str | None) -> dict[str, str]:
     if not installed:
       names += sorted({each for path in files for each in _imports(path)} - {*names})
   return {name: _digest(path) for name, path in sorted(paths.items())[:_MOST_FILES]}
+
+
+def is_installed(root: pathlib.Path) -> bool:
+  """Returns whether pip has installed what lies in a folder."""
+  return any(root.glob('*.dist-info'))
 
 
 def _imports(path: pathlib.Path) -> set[str]:

@@ -1,5 +1,6 @@
 import copy
 import functools
+import importlib
 import re
 import sys
 import textwrap
@@ -304,19 +305,21 @@ class Net(nn.Module):
 
 @pytest.fixture
 def apart(tmp_path, monkeypatch):
-  """Writes a module `apart`, and one that it imports, into a folder that Python does not search; returns the folder."""
+  """Writes a module, and one that it imports, into a folder that Python does not search; returns the folder."""
   monkeypatch.setattr(sys, 'path', list(sys.path))  # the loader adds folders
 
-  def write(folder, width, package=False):
-    place = tmp_path / folder
-    (place / 'package').mkdir(parents=True)
-    (place / f'beside{width}.py').write_text(f'width = {width}\n')
-    (place / ('package/apart.py' if package else 'apart.py')).write_text(WIDTH.format(beside=f'beside{width}'))
+  def write(folder, width, name='apart', beside=None):
+    place, beside = tmp_path / folder, beside or f'beside{width}'
+    for each, text in ((name, WIDTH.format(beside=beside)), (beside, f'width = {width}\n')):
+      path = place / f'{each.replace(".", "/")}.py'
+      path.parent.mkdir(parents=True, exist_ok=True)
+      path.write_text(text)
     return str(place)
 
   yield write
-  for name in ('apart', 'package.apart', 'package'):
-    sys.modules.pop(name, None)
+  for name in [*sys.modules]:
+    if name.partition('.')[0] in ('apart', 'apart_too', 'package', 'helper', 'library'):
+      del sys.modules[name]
 
 
 def width_of(name='apart:Net', **options):
@@ -334,7 +337,7 @@ def test_a_module_is_found_in_its_folder(apart):
 
 
 def test_a_module_in_a_package_is_found_in_the_folder_of_the_package(apart):
-  folder = apart('here', 6, package=True)
+  folder = apart('here', 6, 'package.apart')
   assert width_of('package.apart:Net', folder=folder) == (6,)
   assert models.resolved_options(settings('package.apart:Net'))['folder'] == folder
 
@@ -342,6 +345,36 @@ def test_a_module_in_a_package_is_found_in_the_folder_of_the_package(apart):
 def test_two_folders_may_hold_modules_of_one_name(apart):
   folders = [apart('one', 8), apart('two', 9)]
   assert [width_of(folder=folder) for folder in (*folders, *folders)] == [(8,), (9,), (8,), (9,)]
+
+
+@pytest.mark.parametrize(
+  ('names', 'beside'),
+  [
+    (('apart', 'apart'), 'helper'),
+    (('apart', 'apart'), 'helper.deeper'),
+    (('apart', 'apart_too'), 'helper'),
+    (('package.apart', 'package.apart'), 'package.helper'),
+    (('apart', 'apart_too'), 'package.helper'),
+  ],
+)
+def test_what_modules_of_two_folders_import_from_beside_them_may_have_one_name(apart, names, beside):
+  folders = [apart('one', 8, names[0], beside), apart('two', 9, names[1], beside)]
+  given = [*zip(names, folders, strict=True)] * 2
+  assert [width_of(f'{name}:Net', folder=folder) for name, folder in given] == [(8,), (9,), (8,), (9,)]
+
+
+def test_what_is_installed_below_another_folder_stays_and_so_does_dnt(apart, tmp_path):
+  installed = tmp_path / 'one' / '.venv' / 'site-packages'
+  (installed / 'library-1.dist-info').mkdir(parents=True)
+  (installed / 'library.py').touch()
+  sys.path.insert(0, str(installed))
+  library, dnt = importlib.import_module('library'), sys.modules['dnt']
+  folders = [apart('one', 8), apart('two', 9)]
+  (tmp_path / 'two' / 'library.py').touch()
+  (tmp_path / 'two' / 'dnt').mkdir()
+  (tmp_path / 'two' / 'dnt' / '__init__.py').touch()
+  assert [width_of(folder=folder) for folder in folders] == [(8,), (9,)]
+  assert sys.modules['library'] is library and sys.modules['dnt'] is dnt
 
 
 def test_a_module_that_has_moved_is_refused_or_found_by_pythonpath(apart, tmp_path, monkeypatch, caplog):
