@@ -1,6 +1,7 @@
 """Computes the keys of the feature cache: digests of everything that features depend on.
 
-That is the prefix, its weights, the code of a user's own network, the precision, the images and their preprocessing.
+That is the prefix, its weights, the code and the program of a user's own network, the precision, the images and their
+preprocessing.
 """
 
 import hashlib
@@ -10,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from dnt import trees
@@ -33,9 +35,20 @@ def network(prefix: frozen_prefix.Prefix, variables: Any) -> list[Any]:
   # Neither changes the features.
   options = {key: value for key, value in model.to_dict().items() if key not in ('folder', 'norm_sync')}
   code = agreement.own_code(model.name, model.folder)
+  if ':' in model.name:  # Python may have imported it before it changed, or from no file
+    code['program'] = _program(prefix, variables)
   precision = jax.config.jax_default_matmul_precision  # ty: ignore[missing-attribute]  # jax adds its options later
   # Accelerators round products of float32 by default.
   return [options, prefix.names, prefix.pooled, trees.sha256(weights), code, jax.default_backend(), precision]
+
+
+def _program(prefix: frozen_prefix.Prefix, variables: Any) -> str:
+  """Returns a digest of the program that computes the features of an image."""
+  run = prefix.run
+  image = jax.ShapeDtypeStruct((1, *run.spec.image_shape), jnp.dtype(run.config.model.dtype))
+  shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), variables)
+  program = jax.jit(lambda variables, image: frozen_prefix.features(prefix, variables, image))
+  return hashlib.sha256(program.lower(shapes, image).as_text().encode()).hexdigest()
 
 
 def split(about: Sequence[Any], run: experiment.Experiment, source: examples.Examples, views: int) -> list[Any]:

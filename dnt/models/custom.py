@@ -30,6 +30,7 @@ _log = logging.getLogger(__name__)
 
 # How modules name the argument that says whether they train, and its value if they do.
 TRAINING = {'train': True, 'training': True, 'is_training': True, 'deterministic': False}
+_used: dict[str, tuple[Any, dict[str, str]]] = {}  # modules by name, each with its spec and `agreement.own_code`
 
 
 def load(name: str, folder: str | None = None) -> type[nn.Module]:
@@ -40,7 +41,8 @@ def load(name: str, folder: str | None = None) -> type[nn.Module]:
     folder: folder that holds the package or module; None: wherever Python finds it.
 
   Raises:
-    errors.InputError: the folder does not hold the module, the import fails, or the class is not a Flax Linen module.
+    errors.InputError: the folder does not hold the module, the import fails, or the class is not a Flax Linen module;
+      or it is one of a notebook or script, which no other program could load.
   """
   module_name, _, class_name = name.partition(':')
   module = _import(name, folder)
@@ -59,14 +61,39 @@ def load(name: str, folder: str | None = None) -> type[nn.Module]:
 def find_folder(name: str, folder: str | None = None) -> str | None:
   """Returns the absolute path of the folder from which `load` imports a module.
 
-  It is None for a module that any Python process finds again, because it is installed, and for one without a file.
+  It is None for a module that any Python process finds again, because it is installed, and for one without a file. A
+  line says if the code there is no longer that of which this process made a network before.
   """
-  root = _root(_import(name, folder))
-  return None if root in [sysconfig.get_path(kind) for kind in ('purelib', 'platlib', 'stdlib')] else root
+  module = _import(name, folder)
+  root = _root(module)
+  if root in [None, *(sysconfig.get_path(kind) for kind in ('purelib', 'platlib', 'stdlib'))]:
+    return None
+  _warn_of_edits(name, module, root)
+  return root
+
+
+def _warn_of_edits(name: str, module: types.ModuleType, root: str | None) -> None:
+  """Logs a line if the code of a module is another than when this process first looked for its folder."""
+  code = agreement.own_code(name, root)
+  spec, before = _used.get(module.__name__, (None, {}))
+  if spec is not module.__spec__:  # Python has imported it since: for the first time, from another folder, or again
+    _used[module.__name__] = module.__spec__, code
+  elif edited := sorted(file for file in before if code.get(file) != before[file]):
+    _log.warning(
+      'the code of %s has changed (%s), but Python may still run what it imported before; to use the new code, restart '
+      'it (in a notebook: the kernel)',
+      name,
+      errors.list_names(edited),
+    )
 
 
 def _import(name: str, folder: str | None) -> types.ModuleType:
-  module_name = name.partition(':')[0]
+  module_name, _, class_name = name.partition(':')
+  if module_name == '__main__':
+    raise errors.InputError(
+      f'config.model.name={name!r} is a class of a notebook or script, which no other program could load: put the '
+      f"class into a file beside it, such as nets.py, and name it 'nets:{class_name}'"
+    )
   place = None if folder is None else _locate(name, module_name, os.path.abspath(os.path.expanduser(folder)))
   if place is not None:
     _search_first(module_name, place)

@@ -171,6 +171,17 @@ def test_features_of_a_users_own_network_are_made_anew_when_its_code_changes(own
   assert len(files(config)) == 2 and not np.allclose(other, first)
 
 
+def test_features_of_code_that_changed_after_its_import_are_not_those_of_the_new_code(own, config, tmp_path):
+  changed = OWN_NETWORKS.replace("name='body'", "padding='CIRCULAR', name='body'")
+  older, mesh = own(OWN_NETWORKS, 'Pooling'), mesh_lib.make_mesh(config.mesh)
+  (tmp_path / 'cached_nets.py').write_text(changed)
+  found = []
+  for network in (older, own(changed, 'Pooling')):
+    _, data = feature_cache.use(*network, mesh, tmp_path / 'run')
+    found.append(data.train.images)
+  assert len(files(config)) == 2 and not np.allclose(*found)
+
+
 def cut_off(content):
   """In the middle of a block."""
   return content[: len(content) * 5 // 8]

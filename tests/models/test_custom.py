@@ -241,6 +241,7 @@ def test_scan_and_remat_keep_the_defaults_of_a_module_unless_the_config_sets_the
     ('mynet:Net', None, {}, "'mynet' .*ModuleNotFoundError.*PYTHONPATH"),
     ('broken:Net', None, {}, "'broken' .*no_such_package_of_anybody"),
     ('garbled:Net', None, {}, "'garbled' .*SyntaxError"),
+    ('__main__:Net', None, {}, "'__main__:Net' .*notebook or script.* file .*'nets:Net'"),
     ('mynets:Nets', None, {}, "in mynets 'Nets'.* 'Net'"),
     ('mynets:', None, {}, "in mynets ''"),
     ('mynets:NotANet', None, {}, "mynets:NotANet' .*flax.linen.Module"),
@@ -375,6 +376,24 @@ def test_what_is_installed_below_another_folder_stays_and_so_does_dnt(apart, tmp
   (tmp_path / 'two' / 'dnt' / '__init__.py').touch()
   assert [width_of(folder=folder) for folder in folders] == [(8,), (9,)]
   assert sys.modules['library'] is library and sys.modules['dnt'] is dnt
+
+
+def test_code_that_changes_after_its_import_is_said_until_python_imports_it_again(apart, tmp_path, caplog):
+  options = settings('apart:Net', folder=apart('here', 8, beside='helper'))
+  helper = tmp_path / 'here' / 'helper.py'
+
+  def said():
+    caplog.clear()
+    models.resolved_options(options)
+    return caplog.text
+
+  assert said() == said() == ''
+  helper.write_text('width = 10\n')
+  assert width_of(folder=options.folder) == (8,)
+  assert 'apart:Net has changed (helper.py)' in said() and 'restart' in said()
+  for name in ('helper', 'apart'):
+    importlib.reload(sys.modules[name])
+  assert said() == '' and width_of(folder=options.folder) == (10,)
 
 
 def test_a_module_that_has_moved_is_refused_or_found_by_pythonpath(apart, tmp_path, monkeypatch, caplog):
