@@ -80,6 +80,16 @@ def step(model, variables, x):
 def test_the_parts_below_are_all_there_are():
   for index, valid in enumerate((config.NORMS, config.ACTIVATIONS, config.INITIALIZERS)):
     assert {parts[index] for parts in PARTS} == set(valid)
+  assert {*TINY} == {*models.MODELS}
+
+
+@pytest.mark.parametrize('name', TINY)
+def test_only_your_own_module_has_a_folder(name):
+  cfg = config.default()
+  cfg.model.name, cfg.model.folder = name, 'mine'
+  assert config.no_effect(cfg, 'model.folder')
+  cfg.model.name = 'nets:Net'
+  assert not config.no_effect(cfg, 'model.folder')
 
 
 @pytest.mark.thorough

@@ -12,7 +12,7 @@ from dnt import errors, models, trees
 from dnt.models import depth, freeze, layouts
 from dnt.optim import chain, rows, schedules
 
-NAMES = ('sgd', 'adamw', 'lamb', 'muon')
+NAMES = schema.SCHEMA['optim']['name'].choices
 OF_OPTIM = [key for key in schema.SCHEMA['optim'] if key != 'name']
 
 

@@ -3,6 +3,7 @@ import types
 
 import pytest
 
+from dnt import config as schema
 from dnt import errors
 from dnt import loop as loop_lib
 from dnt.diagnostics import first_steps, lr_find, noise
@@ -23,6 +24,10 @@ def small(monkeypatch):
 def make(config):
   data = datasets.load(config, ())
   return experiment.make(open_options.resolve(config, data), data.spec), mesh_lib.make_mesh(config.mesh)
+
+
+def test_the_memory_of_every_optimizer_is_known():
+  assert {*budget.MOMENTS} == {*schema.SCHEMA['optim']['name'].choices}
 
 
 def test_a_batch_beyond_memory_is_refused_with_one_that_fits(tiny):
