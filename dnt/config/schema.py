@@ -640,9 +640,9 @@ SCHEMA: dict[str, Any] = {
     ),
     'weight_decay_on': Option(
       'kernel$',
-      'regular expression for the paths of the parameters that decay',
+      'regular expression for the paths of the parameters that decay; lamb: and have a trust ratio',
       check=checks.pattern,
-      only=({'optim.weight_decay': any_but(0)}, {'finetune.l2_sp': any_but(0)}),
+      only=({'optim.weight_decay': any_but(0)}, {'finetune.l2_sp': any_but(0)}, {'optim.name': ('lamb',)}),
       on_resume=REFUSE,
     ),
   },

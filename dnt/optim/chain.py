@@ -16,6 +16,8 @@ from dnt.config import typed
 from dnt.models import freeze
 from dnt.optim import clip, lr_multipliers, rows
 
+_LEAST = 0.25  # less than the initializers draw, so that only kernels that start near zero feel it
+
 
 def make(
   config: typed.Config,
@@ -29,7 +31,8 @@ def make(
 
   - sgd: adds L2 decay to the gradient before the momentum, as in the papers (`torch.optim.SGD`).
   - adamw: decoupled decay (Loshchilov and Hutter 2019), times the learning rate (`torch.optim.AdamW`).
-  - lamb: You et al. 2020, algorithm 2; each leaf has its own trust ratio, which is 1 if parameter or update is zero.
+  - lamb: You et al. 2020, algorithm 2; each leaf that `weight_decay_on` matches has a trust ratio, also with a decay of
+    zero, and the others Adam's updates, as in the authors' code and timm. See `_trusted`.
   - muon (Jordan et al. 2024): orthogonalized momentum for the hidden kernels, Adam for the rest; decoupled decay.
 
   The per-entry learning rate factors, if there are any, and the learning rate come last.
@@ -78,7 +81,7 @@ def check(config: typed.Config, leaves: rows.Leaves, partition: freeze.Partition
 
   Raises:
     errors.InputError: muon, and no hidden kernel trains; or `weight_decay_on` matches nothing that L2-SP could pull or,
-      where weight decay is not that of the defaults, nothing that trains.
+      with lamb or where weight decay is not that of the defaults, nothing that trains.
   """
   optim = config.optim
   if optim.name == 'muon' and not _hidden(leaves, leaves.trained(partition)):
@@ -91,6 +94,11 @@ def check(config: typed.Config, leaves: rows.Leaves, partition: freeze.Partition
   decays = re.compile(optim.weight_decay_on).search
   defaults = schema.SCHEMA['optim']
   asked = any(optim[key] != defaults[key].default for key in ('weight_decay', 'weight_decay_on'))
+  if optim.name == 'lamb' and not any(decays(name) for _, name in trained):
+    raise errors.InputError(
+      f"optim.name='lamb' scales the updates of what optim.weight_decay_on={optim.weight_decay_on!r} matches, and that "
+      f"is no parameter that trains; their paths look like {trained[0][1]!r}. Name those to scale, or use 'adamw'"
+    )
   if asked and (problem := undecayed(config, leaves, partition)):
     raise errors.InputError(problem)
   # Beside `trainable='head'` it is for `config.relations`, which leaves it to a config file.
@@ -148,24 +156,41 @@ def _rule(
   config: typed.Config, leaves: rows.Leaves, paths: Sequence[str]
 ) -> list[tuple[str, optax.GradientTransformation]]:
   """Builds the update rule and weight decay of the leaves at these paths."""
-  optim, decay = config.optim, _decay(config, leaves, paths)
+  optim = config.optim
+  # One bool per row, because a pattern may name one block of a scanned stage.
+  matches = {
+    path: np.array([re.search(optim.weight_decay_on, name) is not None for name in leaves.names(path)])
+    for path in paths
+  }
+  decay = _decay(config, leaves, matches)
   adam = optax.scale_by_adam(optim.b1, optim.b2, optim.epsilon)
   if optim.name == 'sgd':
     return [*decay, ('momentum', optax.trace(optim.momentum, optim.nesterov))]
   if optim.name == 'adamw':
     return [('adam', adam), *decay]
   if optim.name == 'lamb':
-    return [('adam', adam), *decay, ('trust_ratio', rows.by_row(optax.scale_by_trust_ratio()))]
+    return [('adam', adam), *decay, ('trust_ratio', rows.by_row(_trusted, matches))]
   if optim.name == 'muon':
     hidden = _hidden(leaves, paths)
     return [('muon', _muon(optim, adam, paths, hidden)) if hidden else ('adam', adam), *decay]
   raise errors.unknown('optimizer', optim.name, schema.SCHEMA['optim']['name'].choices)
 
 
+def _trusted(update: jax.Array, param: jax.Array) -> jax.Array:
+  """Gives an update the norm of its parameter, or at least the bound gamma_l of You et al. 2020, section 3.
+
+  A parameter that starts at zero, as the head of a network that is retrained, would otherwise grow only by the factor
+  (1 + learning rate) a step. The bound is `_LEAST` of the norm of a kernel [..., outputs] of variance 1 / fan-in.
+  """
+  size, length = (jnp.sqrt(jnp.sum(jnp.square(each))) for each in (param, update))
+  least = _LEAST * math.sqrt(math.prod(param.shape[-1:]))
+  return update * (jnp.maximum(size, least) / jnp.where(length > 0, length, 1))
+
+
 def _decay(
-  config: typed.Config, leaves: rows.Leaves, paths: Sequence[str]
+  config: typed.Config, leaves: rows.Leaves, matches: Mapping[str, np.ndarray]
 ) -> list[tuple[str, optax.GradientTransformation]]:
-  """Builds the weight decay of the matching paths, named as in the unrolled layout.
+  """Builds the weight decay of what matches: one bool per row by path.
 
   With L2-SP (Li et al. 2018, eq. 4) it pulls all but the head and what `finetune.reinit` names to their starting
   values, with a separate strength.
@@ -173,15 +198,10 @@ def _decay(
   optim, strength = config.optim, config.finetune.l2_sp
   if not optim.weight_decay and not strength:
     return []
-  # One bool per row, because a pattern may name one block of a scanned stage.
-  matches = {
-    path: np.array([re.search(optim.weight_decay_on, name) is not None for name in leaves.names(path)])
-    for path in paths
-  }
   if not strength:
     return [('decay', optax.stateless(_pull(matches, optim.weight_decay)))]
   head, new = leaves.owners()[-1], {}  # one bool per row: there are no pretrained values to return to
-  for path in paths:
+  for path in matches:
     named = [trees.is_named(name, config.finetune.reinit) for name in leaves.names(path)]
     new[path] = np.array(named) | (np.array(leaves.places[path]) == head)
   of_new = {path: match & new[path] for path, match in matches.items()}

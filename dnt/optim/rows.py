@@ -1,11 +1,12 @@
 """Maps leaves to their depth entries: one entry per leaf, or one per row in a scanned stage."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from dnt import errors, trees
@@ -135,15 +136,22 @@ def along(values: jax.Array, leaf: jax.Array) -> jax.Array:
   return values.reshape(values.shape + (1,) * (leaf.ndim - values.ndim))
 
 
-def by_row(transformation: optax.GradientTransformation) -> optax.GradientTransformation:
-  """Makes a stateless per-leaf transformation treat each row of a scanned leaf separately."""
+def by_row(
+  transform: Callable[[jax.Array, jax.Array], jax.Array], matches: Mapping[str, np.ndarray]
+) -> optax.GradientTransformation:
+  """Replaces the update of each leaf that matches, and of each row of a scanned leaf; it keeps no state.
 
-  def transform(update: jax.Array, param: jax.Array) -> jax.Array:
-    updated: trees.Tree = transformation.update(update, optax.EmptyState(), param)[0]
-    return updated
+  Args:
+    transform: `(update, parameter) -> update`, of a leaf or of one row.
+    matches: one bool per leaf by path, [1], or one per row [R].
+  """
 
   def leaf(path: str, update: jax.Array, param: jax.Array) -> jax.Array:
-    return (jax.vmap(transform) if trees.is_scanned(path) else transform)(update, param)
+    match = matches[path]
+    if not match.any():
+      return update
+    changed = (jax.vmap(transform) if trees.is_scanned(path) else transform)(update, param)
+    return changed if match.all() else jnp.where(along(jnp.asarray(match), update), changed, update)
 
   def update(updates: trees.Tree, params: trees.Tree) -> trees.Tree:
     return trees.map_with_path(leaf, updates, params)

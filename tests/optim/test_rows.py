@@ -2,7 +2,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from dnt import errors, trees
@@ -102,14 +101,20 @@ def test_along_multiplies_one_value_or_one_a_row():
   np.testing.assert_array_equal((rows.along(jnp.array([1.0, 2.0]), leaf) * leaf)[1], np.full((3, 4), 2.0))
 
 
-def test_by_row_sees_a_row_where_the_leaf_is_stacked():
-  params = {
-    'stage1': {'scanned': {'kernel': jnp.array([[3.0, 4.0], [0.6, 0.8]])}},
-    'head': {'kernel': jnp.ones((2, 2))},
-  }
-  updates = {'stage1': {'scanned': {'kernel': jnp.ones((2, 2))}}, 'head': {'kernel': jnp.ones((2, 2))}}
-  trust = rows.by_row(optax.scale_by_trust_ratio())
-  scaled, _ = trust.update(updates, trust.init(params), params)
-  expected = np.array([[5.0, 5.0], [1.0, 1.0]]) / np.sqrt(2)
-  np.testing.assert_allclose(scaled['stage1']['scanned']['kernel'], expected, rtol=1e-6)
-  np.testing.assert_allclose(scaled['head']['kernel'], np.ones((2, 2)), rtol=1e-6)
+def test_by_row_sees_a_row_where_the_leaf_is_stacked_and_changes_those_that_match():
+  rows_of = np.array([[3.0, 4.0], [0.6, 0.8]], np.float32)
+  leaves = {'stage1/scanned/kernel': rows_of, 'head/kernel': np.ones((2, 2)), 'head/scalar': np.float32(3)}
+  params = trees.unflatten({path: jnp.asarray(leaf) for path, leaf in leaves.items()})
+  updates = jax.tree.map(jnp.ones_like, params)
+  for stacked, head, expected in (
+    ([True, True], True, ([[5, 5], [1, 1]], [[2, 2], [2, 2]], 3)),
+    ([False, True], False, ([[1, 1], [1, 1]], [[1, 1], [1, 1]], 1)),
+    ([True, False], True, ([[5, 5], [1, 1]], [[2, 2], [2, 2]], 3)),
+  ):
+    matches = {path: np.array(stacked if 'scanned' in path else [head]) for path in leaves}
+    by_row = rows.by_row(lambda update, param: update * jnp.sqrt(jnp.sum(param**2)), matches)
+    state = by_row.init(params)
+    scaled, state = by_row.update(updates, state, params)
+    assert not jax.tree.leaves(state)
+    for path, want in zip(leaves, expected, strict=True):
+      np.testing.assert_allclose(trees.flatten(scaled)[path], want, rtol=1e-6)
