@@ -26,7 +26,7 @@ import ml_collections
 '''
 RESOLVED = (
   *('train.steps', 'model.num_classes', 'data.eval_resize', 'data.eval_crop', 'data.interpolation'),
-  *('data.image_bits', 'clip.threshold'),
+  *('data.image_bits', 'clip.threshold', 'optim.momentum', 'optim.nesterov', 'optim.epsilon'),
 )
 NAMES = {'train': 'Config', 'compare': 'Comparison', 'signal': 'SignalConfig'}
 

@@ -28,3 +28,16 @@ def clip_threshold(clip: Mapping[str, Any] | ml_collections.ConfigDict) -> float
   if clip['threshold'] is not None:
     return clip['threshold']
   return 0.01 if clip['name'] == 'adaptive' else 1.0
+
+
+def rule(optim: Mapping[str, Any] | ml_collections.ConfigDict) -> dict[str, Any]:
+  """Returns `momentum`, `nesterov` and `epsilon` of the optimizer, or what `optim.name` implies where they are not set.
+
+  They are those of Jordan et al. 2024 for Muon, and of the code of You et al. 2020 for LAMB.
+
+  Args:
+    optim: the `optim` section of a config.
+  """
+  usual = {'momentum': 0.9, 'nesterov': False, 'epsilon': 1e-8}
+  own = {'muon': {'momentum': 0.95, 'nesterov': True}, 'lamb': {'epsilon': 1e-6}}.get(optim['name'], {})
+  return {key: value if optim[key] is None else optim[key] for key, value in (usual | own).items()}

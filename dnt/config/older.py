@@ -12,6 +12,7 @@ from dnt.config import implied, keys, relations, schema, typed
 
 _SPLITS = ('test',)  # default of eval.splits before `data.hold_out` existed
 _THRESHOLD = 1.0  # default of clip.threshold before it was left open
+_RULE = {'momentum': 0.9, 'nesterov': False, 'epsilon': 1e-8}  # defaults of optim before they were left open
 
 
 def fill(config: typed.Config, given: Container[str]) -> None:
@@ -59,6 +60,9 @@ def leave_open(old: typed.Config, new: typed.Config, content: Mapping[str, Any])
     old.data.eval_resize = None
   if new.clip.threshold is None and new.clip.name == old.clip.name and old.clip.threshold == _THRESHOLD:
     old.clip.threshold = None
+  for key, value in _RULE.items():
+    if new.optim[key] is None and new.optim.name == old.optim.name and old.optim[key] == value:
+      old.optim[key] = None
 
 
 def likely_open(config: typed.Config, given: Container[str]) -> dict[str, Any]:

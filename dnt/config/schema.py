@@ -602,11 +602,15 @@ SCHEMA: dict[str, Any] = {
       on_resume=NOTE,
     ),
     'momentum': Option(
-      0.9, 'decay of the momentum', check=checks.within(0, 1), only={'optim.name': ('sgd', 'muon')}, on_resume=REFUSE
+      float,
+      'decay of the momentum; not set: 0.95 with muon, else 0.9',
+      check=checks.within(0, 1),
+      only={'optim.name': ('sgd', 'muon')},
+      on_resume=REFUSE,
     ),
     'nesterov': Option(
-      False,
-      "Nesterov's momentum",
+      bool,
+      "Nesterov's momentum; not set: True with muon, else False",
       only={'optim.name': ('sgd', 'muon'), 'optim.momentum': any_but(0)},
       off=False,
       on_resume=REFUSE,
@@ -626,8 +630,8 @@ SCHEMA: dict[str, Any] = {
       on_resume=REFUSE,
     ),
     'epsilon': Option(
-      1e-8,
-      'added to the denominator (muon: of its Adam part)',
+      float,
+      'added to the denominator (muon: of its Adam part); not set: 1e-6 with lamb, else 1e-8',
       check=checks.above(0),
       only={'optim.name': ('adamw', 'lamb', 'muon')},
       on_resume=REFUSE,

@@ -5,7 +5,7 @@ The causes come from the first ten steps with telemetry (`first_steps.Examinatio
 
 import numpy as np
 
-from dnt.config import typed
+from dnt.config import implied, typed
 from dnt.diagnostics import doctor, first_steps, labels, remedies, trial
 from dnt.diagnostics.verdicts import Kind, Verdict
 from dnt.optim import schedules
@@ -115,7 +115,8 @@ def _scaled(examination: first_steps.Examination) -> Verdict | None:
 
 def _decayed(config: typed.Config, examination: first_steps.Examination, tried: trial.Trial) -> Verdict | None:
   optim = config.optim
-  step = schedules.peak_rate(optim) * optim.weight_decay / (1 - optim.momentum if optim.name == 'sgd' else 1)
+  momentum = implied.rule(optim)['momentum'] if optim.name == 'sgd' else 0.0
+  step = schedules.peak_rate(optim) * optim.weight_decay / (1 - momentum)
   part = _part_of_decay(optim, examination)
   if step * trial.STEPS < PULLED or part < MOSTLY:
     return None

@@ -12,7 +12,7 @@ import optax
 
 from dnt import config as schema
 from dnt import errors, trees
-from dnt.config import typed
+from dnt.config import implied, typed
 from dnt.models import freeze
 from dnt.optim import clip, lr_multipliers, rows
 
@@ -163,16 +163,17 @@ def _rule(
     for path in paths
   }
   decay = _decay(config, leaves, matches)
-  adam = optax.scale_by_adam(optim.b1, optim.b2, optim.epsilon)
+  constants = implied.rule(optim)
+  adam = optax.scale_by_adam(optim.b1, optim.b2, constants['epsilon'])
   if optim.name == 'sgd':
-    return [*decay, ('momentum', optax.trace(optim.momentum, optim.nesterov))]
+    return [*decay, ('momentum', optax.trace(constants['momentum'], constants['nesterov']))]
   if optim.name == 'adamw':
     return [('adam', adam), *decay]
   if optim.name == 'lamb':
     return [('adam', adam), *decay, ('trust_ratio', rows.by_row(_trusted, matches))]
   if optim.name == 'muon':
     hidden = _hidden(leaves, paths)
-    return [('muon', _muon(optim, adam, paths, hidden)) if hidden else ('adam', adam), *decay]
+    return [('muon', _muon(constants, adam, paths, hidden)) if hidden else ('adam', adam), *decay]
   raise errors.unknown('optimizer', optim.name, schema.SCHEMA['optim']['name'].choices)
 
 
@@ -250,7 +251,7 @@ def _hidden(leaves: rows.Leaves, paths: Sequence[str]) -> dict[str, optax.contri
 
 
 def _muon(
-  optim: typed.Optim,
+  constants: Mapping[str, Any],
   adam: optax.GradientTransformation,
   paths: Sequence[str],
   hidden: Mapping[str, optax.contrib.MuonDimensionNumbers],
@@ -271,7 +272,9 @@ def _muon(
   matrices = trees.unflatten({path: hidden.get(path, optax.MaskedNode()) for path in paths})
   labels = trees.map_with_path(lambda _, axes: 'muon' if axes else 'adam', matrices)
   muon = optax.chain(
-    optax.contrib.scale_by_muon(beta=optim.momentum, nesterov=optim.nesterov, weight_dimension_numbers=matrices),
+    optax.contrib.scale_by_muon(
+      beta=constants['momentum'], nesterov=constants['nesterov'], weight_dimension_numbers=matrices
+    ),
     optax.stateless(lambda updates, _: jax.tree.map(scale, updates, matrices)),
   )
   return optax.partition({'muon': muon, 'adam': adam}, labels)

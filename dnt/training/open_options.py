@@ -41,6 +41,7 @@ def resolve(config: typed.Config, data: datasets.Data) -> typed.Config:
   fill_defaults(resolved.data)
   resolved.data.mean, resolved.data.std = pipeline.statistics(resolved.data, data.train)
   resolved.clip.threshold = implied.clip_threshold(config.clip)
+  resolved.optim.update(implied.rule(config.optim))
   if config.train.steps is None:
     steps = config.train.epochs * data.spec.steps_per_epoch(config.train.batch_size)
     if steps > checks.LARGEST:

@@ -15,7 +15,7 @@ import numpy as np
 from dnt import buckets, checkpoints, errors, models
 from dnt import config as schema
 from dnt import workdir as workdir_lib
-from dnt.config import changes, older, run_config, typed
+from dnt.config import changes, implied, older, run_config, typed
 from dnt.models import freeze, layouts
 from dnt.optim import schedules
 from dnt.reporting import progress
@@ -70,9 +70,10 @@ def keep_open(config: typed.Config, trained: Trained | None) -> typed.Config:
   """Returns the config of a run with values that were found when it began, for options that the config leaves open.
 
   They are the learning rate of a range test, the bits that image files name, the mean and standard deviation of the
-  images, the threshold of clipping, the network and preprocessing of pretrained weights, and whether `val` is held out
-  of `train`. So the same command continues the same run, even if its weights are gone. A run of a version that held
-  nothing out goes on with the splits that it evaluated by default, the first of which ranks.
+  images, the threshold of clipping, the constants of the update rule, the network and preprocessing of pretrained
+  weights, and whether `val` is held out of `train`. So the same command continues the same run, even if its weights are
+  gone. A run of a version that held nothing out goes on with the splits that it evaluated by default, the first of
+  which ranks.
 
   Args:
     config: a validated config.
@@ -93,6 +94,9 @@ def keep_open(config: typed.Config, trained: Trained | None) -> typed.Config:
         kept.model[key] = trained.config.model[key]
   if config.clip.threshold is None and config.clip.name == trained.config.clip.name:
     kept.clip.threshold = trained.config.clip.threshold
+  if config.optim.name == trained.config.optim.name:
+    before = implied.rule(trained.config.optim)
+    kept.optim.update({key: value for key, value in before.items() if config.optim[key] is None})
   if config.data.hold_out is None:
     kept.data.hold_out = trained.config.data.hold_out
     if trained.older and config.eval.splits == schema.default().eval.splits:

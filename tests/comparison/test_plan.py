@@ -428,6 +428,28 @@ def test_a_run_of_an_older_version_clipped_at_1_by_default(config, tmp_path, nam
       plan.is_finished(run)
 
 
+@pytest.mark.parametrize(
+  ('name', 'key', 'value', 'same'),
+  [
+    *(('muon', key, value, True) for key, value in (('momentum', 0.9), ('nesterov', False), ('epsilon', 1e-8))),
+    ('lamb', 'epsilon', 1e-8, True),
+    ('sgd', 'momentum', 0.9, True),
+    ('sgd', 'momentum', 0.8, False),
+    ('muon', 'nesterov', True, False),
+  ],
+)
+def test_a_run_of_an_older_version_had_the_same_constants_with_all_update_rules(
+  config, tmp_path, name, key, value, same
+):
+  config.base.optim.name = name
+  run = plan.make(config, tmp_path)[0]
+  leave(run, True)
+  stored = json.loads((run.workdir / workdir_lib.REQUESTED).read_text())
+  stored['optim'][key] = value
+  (run.workdir / workdir_lib.REQUESTED).write_text(json.dumps(stored))
+  assert plan.is_comparable(run) == same
+
+
 def test_a_workdir_of_another_program_is_refused(config, tmp_path):
   run = plan.make(config, tmp_path)[0]
   leave(run, True)

@@ -35,7 +35,7 @@ def test_what_is_beside_the_config_is_no_config(tmp_path):
 def test_what_an_older_version_lacked_keeps_its_default(tmp_path):
   (tmp_path / 'config.json').write_text(json.dumps({'seed': 3, 'optim': {'learning_rate': 0.5}}))
   read = run_config.get_config(str(tmp_path / 'config.json'))
-  assert (read.seed, read.optim.learning_rate, read.optim.momentum) == (3, 0.5, 0.9)
+  assert (read.seed, read.optim.learning_rate, read.optim.b1) == (3, 0.5, 0.9)
   (tmp_path / 'config.json').write_text(json.dumps({'optim': {'learning_rate': 0.0}}))
   assert run_config.get_config(str(tmp_path / 'config.json')).optim.learning_rate == 'auto', (
     'as older versions wrote it'

@@ -40,7 +40,7 @@ def torch_trains(torch, config, seed):
   )
   kernels, biases = ([p for path, p in params.items() if path.endswith(name)] for name in ('kernel', 'bias'))
   groups = [{'params': kernels, 'weight_decay': config.optim.weight_decay}, {'params': biases}]
-  optimizer = torch.optim.SGD(groups, lr=config.optim.learning_rate, momentum=config.optim.momentum)
+  optimizer = torch.optim.SGD(groups, lr=config.optim.learning_rate, momentum=run.config.optim.momentum)
 
   def norms(tensors):
     of = {entry: [t for path, t in tensors.items() if path.startswith(f'{entry}/')] for entry in entries}

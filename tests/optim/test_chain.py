@@ -143,6 +143,16 @@ def test_lamb_is_algorithm_2_of_you_et_al(network):
   check(actual, trees.unflatten(expected))
 
 
+def test_lamb_on_kernels_is_optax_lamb(network):
+  """With gradients so small that epsilon counts."""
+  params = {path: leaf for path, leaf in trees.flatten(network.tree(0)).items() if path.endswith('kernel')}
+  gradients = [{path: trees.flatten(network.tree(1 + i, 1e-6))[path] for path in params} for i in range(4)]
+  optimizer = make_chain(make_config('lamb', weight_decay=0.0), network.tree(0), network.unrolled)
+  actual, _ = train(optimizer, network.tree(0), [network.tree(1 + i, 1e-6) for i in range(4)])
+  expected, _ = train(optax.lamb(0.05), params, gradients)
+  check({path: trees.flatten(actual)[path] for path in params}, expected)
+
+
 def test_entries_have_rates_as_groups_of_parameters_do(network):
   """AdamW (Loshchilov and Hutter 2019, algorithm 2): a factor scales its step and its decay."""
   config = make_config('adamw', b1=0.8, b2=0.99, epsilon=1e-6)
@@ -167,7 +177,7 @@ def test_lamb_moves_parameters_that_start_at_zero(network, layout):
   rate, steps = 0.05, 40
   start, gradient = jax.tree.map(np.zeros_like, network.tree(0)), network.tree(1)
   params, gradients = (network.stack(tree) if layout == 'scanned' else tree for tree in (start, gradient))
-  optimizer = make_chain(make_config('lamb', weight_decay=0.0), params, getattr(network, layout))
+  optimizer = make_chain(make_config('lamb', weight_decay=0.0, epsilon=1e-12), params, getattr(network, layout))
   moved, _ = train(optimizer, params, [gradients] * steps, compiled=True)
   moved = network.unstack(jax.device_get(moved)) if layout == 'scanned' else moved
 
@@ -183,7 +193,7 @@ def test_lamb_moves_parameters_that_start_at_zero(network, layout):
 def test_lamb_scales_the_rows_that_decay_would_be_for(network):
   """Also with a decay of zero; the first step of Adam is the sign."""
   params, gradient = network.tree(0), network.tree(1)
-  config = make_config('lamb', weight_decay=0.0, weight_decay_on='block003/.*kernel$|head/bias')
+  config = make_config('lamb', weight_decay=0.0, weight_decay_on='block003/.*kernel$|head/bias', epsilon=1e-12)
   optimizer = make_chain(config, network.stack(params), network.scanned)
   after, _ = train(optimizer, network.stack(params), [network.stack(gradient)])
 
@@ -264,15 +274,14 @@ def test_muon_takes_convolutions_of_any_dimension_and_the_kernels_of_attention_a
     np.testing.assert_allclose(after[path], before[path] - 0.05 * np.sign(gradient[path]), rtol=1e-4, atol=1e-5)
 
 
-def test_muon_on_dense_layers_is_optax_muon(network):
+def test_muon_on_dense_layers_is_optax_muon_and_adam_has_no_nesterov_momentum(network):
   params = {'dense': network.tree(0)['dense']}
   gradients = [{'dense': network.tree(1 + i)['dense']} for i in range(4)]
   config = make_config('muon', weight_decay=0.0)
   optimizer = make_chain(config, network.tree(0), network.unrolled)
   actual, _ = train(optimizer, network.tree(0), [network.tree(1 + i) for i in range(4)])
-  reference = optax.contrib.muon(0.05, beta=0.9, nesterov=False)
-  expected, _ = train(reference, params, gradients)
-  check({'dense': actual['dense']}, expected, rtol=1e-6)
+  muon, adam = (train(reference(0.05), params, gradients)[0]['dense'] for reference in (optax.contrib.muon, optax.adam))
+  check(actual['dense'], {'kernel': muon['kernel'], 'bias': adam['bias']}, rtol=1e-6)
 
 
 def partition(network, *names):
@@ -464,7 +473,7 @@ def test_each_option_changes_the_updates_where_it_has_an_effect(network, name, o
   changed = {
     'learning_rate': 0.1,
     'momentum': 0.5,
-    'nesterov': True,
+    'nesterov': name != 'muon',
     'b1': 0.5,
     'b2': 0.9,
     'epsilon': 0.1,

@@ -14,6 +14,7 @@ from PIL import Image
 
 from dnt import checkpoints, errors, loop
 from dnt import config as schema
+from dnt.config import changes as changes_lib
 from dnt.config import older, run_config
 from dnt.diagnostics import lr_find, noise
 from dnt.reporting import metrics
@@ -486,6 +487,24 @@ def test_a_threshold_that_is_left_open_is_that_of_the_steps_so_far_as_long_as_th
   assert built(resume.keep_open(schema.override(tiny, {'clip.name': 'value'}, ''), older)).config.clip.threshold == 1.0
   tiny.clip.threshold = 0.04
   assert built(resume.keep_open(tiny, older)).config.clip.threshold == 0.04
+
+
+@pytest.mark.parametrize(('name', 'own'), [('muon', (0.95, True, 1e-8)), ('lamb', (0.9, False, 1e-6))])
+def test_constants_that_are_left_open_are_those_of_the_steps_so_far_as_long_as_the_update_rule_is(tiny, name, own):
+  def constants(config):
+    optim = built(config).config.optim
+    return optim.momentum, optim.nesterov, optim.epsilon
+
+  tiny.optim.name = name
+  assert constants(tiny) == own
+  before = {'optim.momentum': 0.9, 'optim.nesterov': False, 'optim.epsilon': 1e-8}
+  older = resume.Trained(schema.override(built(tiny).config, before, 'the defaults of older versions'), {})
+  assert constants(resume.keep_open(tiny, older)) == (0.9, False, 1e-8)
+  assert not changes_lib.find(older.config, built(resume.keep_open(tiny, older)).config)
+  other = schema.override(tiny, {'optim.name': 'lamb' if name == 'muon' else 'muon'}, '')
+  assert constants(resume.keep_open(other, older)) == constants(other)
+  tiny.optim.momentum, tiny.optim.epsilon = 0.5, 1e-3
+  assert constants(resume.keep_open(tiny, older)) == (0.5, False, 1e-3)
 
 
 @pytest.mark.parametrize('older', [False, True])
