@@ -203,7 +203,8 @@ class Bottleneck(Residual):
 class PreactBasic(Residual):
   """Norm and activation before each of two 3x3 convolutions (He et al. 2016, figure 1b).
 
-  If the shape changes, the shortcut also starts after the first norm and activation, as in the authors' code.
+  If the shape changes, the shortcut also starts after the first norm and activation, as in the authors' code. Else it
+  carries the input as it is, in the first block too, see `resnet.ResNet`.
   """
 
   @nn.compact

@@ -18,7 +18,9 @@ class Parts:
 
   Attributes:
     conv: `conv(features, kernel_size, strides=(1, 1), ...)` makes a `conv.Conv`. By default it has a bias only if the
-      norm is 'none', because a norm cancels it; a convolution without a norm after it must set `use_bias=True`.
+      norm is 'none': batch_norm cancels it, and all norms but rms_norm add one. With rms_norm the convolutions have no
+      bias at all. Those without a norm after them, such as the last of a pre-activation branch, have none either;
+      set `use_bias=True` where it matters.
     dense: `dense(features, ...)` makes an `nn.Dense`, with a bias.
     norm: `norm(scale_init=..., ...)` makes a `norms.Norm`; call it with `(x, train)`.
     activation: `activation()` makes an `activations.Activation`.

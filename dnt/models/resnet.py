@@ -33,6 +33,11 @@ class Resolved(NamedTuple):
 class ResNet(nn.Module):
   """A stem, three (CIFAR) or four (ImageNet) stages of residual blocks, and a head.
 
+  In pre-activation networks the first norm and activation are those of the first block. He et al. 2016 (appendix) have
+  them right after the first convolution, before the paths split: here, the max-pool of the imagenet stem comes before
+  them, and in networks of preact_basic blocks whose first block keeps its shape, its shortcut carries the output of the
+  stem without them.
+
   Options that the chosen block does not have must stay None; setting them raises an error.
 
   Attributes:
@@ -44,7 +49,8 @@ class ResNet(nn.Module):
       Komodakis 2016: WRN-28-10, WRN-50-2).
     block: basic, bottleneck, preact_basic or preact_bottleneck; None: basic, or the ImageNet depth's block.
     stem: cifar or imagenet.
-    shortcut: 'A' or 'B', see `blocks.Shortcut`; None: 'A' for basic blocks on CIFAR, else 'B', as in the papers.
+    shortcut: 'A' or 'B', see `blocks.Shortcut`; None: 'A' for basic blocks on CIFAR, else 'B', as in the papers, but
+      for preact_basic on CIFAR: 'B' is that of wide networks, where He et al. 2016 have 'A'.
     stride_on: for bottlenecks: convolution with the stride, '3x3' (torchvision) or '1x1' (the papers); None: '3x3'.
     zero_init_last_norm: whether the scale of each branch's last norm starts at zero.
     residual_scalar: initial value of a learned factor on each branch; None: no factor.

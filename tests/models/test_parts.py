@@ -40,7 +40,7 @@ def test_every_option_reaches_its_part():
 
 
 @pytest.mark.parametrize('norm', config.NORMS)
-def test_convolutions_have_a_bias_only_where_no_norm_follows(norm):
+def test_convolutions_have_a_bias_only_without_a_norm(norm):
   made, x = make(norm=norm), jnp.ones((1, 3, 3, 2))
   leaves = set(made.conv(4, (3, 3)).init(jax.random.key(0), x)['params'])
   assert leaves == ({'kernel', 'bias'} if norm == 'none' else {'kernel'})

@@ -171,6 +171,22 @@ def test_other_parameter_counts():
   assert parameters((64, 64, 3), 1000, stem='imagenet', depth=50, width=2) == 68883240
 
 
+def test_with_rms_norm_only_the_dense_layer_has_biases():
+  counts = {norm: parameters((14, 14, 1), depth=8, norm=norm, norm_groups=8) for norm in config.NORMS}
+  of_norm = 16 + 2 * (16 + 32 + 64)  # one value per channel of the seven convolutions
+  kernels = 9 * (16 + 2 * 16**2 + 16 * 32 + 32**2 + 32 * 64 + 64**2)
+  assert counts['rms_norm'] == counts['none'] == kernels + of_norm + 64 * 10 + 10 == 74_762
+  others = {counts[norm] for norm in ('batch_norm', 'layer_norm', 'group_norm')}
+  assert others == {kernels + 2 * of_norm + 64 * 10 + 10} == {75_002}
+  trace = depth.trace(make(norm='rms_norm', depth=8), (14, 14, 1))
+  assert [path for path in trees.flatten(trace.variables['params']) if path.endswith('bias')] == ['head/dense/bias']
+
+
+def test_preactivation_has_the_projections_of_wide_networks_unless_it_is_asked_for_those_of_he_et_al():
+  counts = {kind: parameters(block='preact_basic', depth=110, shortcut=kind, scan=True) for kind in (None, 'A', 'B')}
+  assert counts[None] == counts['B'] == counts['A'] + 16 * 32 + 32 * 64
+
+
 def test_defaults_are_the_papers():
   def chosen(**options):
     cfg = config.default()
@@ -180,7 +196,7 @@ def test_defaults_are_the_papers():
 
   assert chosen() == (20, 'basic', 'A', None)
   assert chosen(block='bottleneck', depth=29) == (29, 'bottleneck', 'B', '3x3')
-  assert chosen(block='preact_basic', depth=110) == (110, 'preact_basic', 'B', None)
+  assert chosen(block='preact_basic', depth=110) == (110, 'preact_basic', 'B', None), 'of wide networks'
   assert chosen(stem='imagenet') == (50, 'bottleneck', 'B', '3x3')
   assert chosen(stem='imagenet', depth=34) == (34, 'basic', 'B', None)
   assert chosen(stem='imagenet', depth=101, stride_on='1x1') == (101, 'bottleneck', 'B', '1x1')
