@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
 # Submits one training to Slurm: one process a node, which drives all GPUs of its node.
 #
-#   launch/slurm.sh --nodes=2 --gpus-per-node=4 --time=12:00:00 [sbatch options] [--dry-run] -- --config=... --workdir=...
+#   launch/slurm.sh --nodes=2 --gpus-per-node=4 --cpus-per-task=64 --time=12:00:00 [sbatch options] [--dry-run]
+#     -- --config=... --workdir=...
 #
-# Options before -- go to sbatch as they are (--partition=, --account=, --cpus-per-task=, --job-name=, ...); what stands
-# after it goes to dnt.main. --dry-run prints the command and the job script. Run it where `python -m dnt.main` works;
+# Options before -- go to sbatch as they are (--partition=, --account=, --job-name=, ...); what stands after it goes to
+# dnt.main. The CPUs of a task (--cpus-per-task, --cpus-per-gpu or --exclusive) read its images; Slurm's default is one.
+# --dry-run prints the command and the job script. Run it where `python -m dnt.main` works;
 # PYTHON names the interpreter (default: python). The workdir must be on a file system that all nodes share, or gs://BUCKET/PATH.
 #
 # Two minutes before the time limit, and when the job is preempted or cancelled, Slurm sends SIGTERM: the processes
@@ -15,14 +17,17 @@ set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-options=() name=''
+options=() name='' cpus=''
 while (($#)); do
   case "$1" in
     -h | --help) usage ;;
     --dry-run) DRY_RUN=true ;;
     --) shift; break ;;
-    --nodes=* | --gpus-per-node=* | --cpus-per-task=*)
+    --nodes=* | --gpus-per-node=*)
       check_count "${1%%=*}" "$(value "$1")"; options+=("$1") ;;
+    --cpus-per-task=* | --cpus-per-gpu=*)
+      check_count "${1%%=*}" "$(value "$1")"; cpus=given; options+=("$1") ;;
+    --exclusive*) cpus=given; options+=("$1") ;;
     --ntasks* | --gpus-per-task* | -n*)
       die "$1: there is one task a node, which drives all its GPUs; give --nodes and --gpus-per-node" ;;
     --job-name=*)
@@ -39,6 +44,9 @@ workdir="$(flag_of workdir "$@")"
 [[ -n $workdir ]] || die '--workdir=DIR is needed, on a file system that all nodes share, or gs://BUCKET/PATH'
 if [[ -z $name && -n $config ]]; then options+=("--job-name=dnt-$(basename "${config%.py*}")"); fi
 need sbatch 'run this on a login node of the cluster'
+if [[ -z $cpus ]]; then
+  echo 'slurm.sh: without --cpus-per-task=N, --cpus-per-gpu=N or --exclusive, Slurm gives a task one CPU, unless the partition has another default' >&2
+fi
 
 script="#!/bin/bash
 #SBATCH --ntasks-per-node=1
@@ -57,9 +65,9 @@ requeue() {
   scontrol requeue \"\$SLURM_JOB_ID\" || echo 'the job cannot queue itself again; the same launch/slurm.sh command goes on' >&2
 }
 trap 'requeue \$?' EXIT
-# A process that fails ends the others, which name it first (dnt/parallel/peers.py). Processes that a
-# signal has stopped (exit code 129, 130 or 143) have all saved before the first of them ends.
-srun --kill-on-bad-exit=1 --label $(quoted "${PYTHON:-python}" -m dnt.main "$@" --distributed)"
+# A process that fails ends the others, which name it first (dnt/parallel/peers.py); those that have not met it yet wait
+# for --join_timeout. Slurm must end none of them: after its SIGTERM, srun too would end with 143.
+srun --kill-on-bad-exit=0 --wait=0 --label $(quoted "${PYTHON:-python}" -m dnt.main "$@" --distributed)"
 
 if $DRY_RUN; then
   run sbatch ${options[@]+"${options[@]}"}

@@ -30,7 +30,8 @@ def test_the_script_starts_one_labelled_task_a_node(launch, fake, tmp_path, cpus
   environment = {'PATH': fake.path, 'SLURM_CPUS_PER_TASK': cpus, 'PYTHONPATH': '/mine'}
   result = subprocess.run(['bash'], input=script, env=environment, capture_output=True, text=True, check=True)
   assert result.stdout.splitlines() == [
-    '--kill-on-bad-exit=1',
+    '--kill-on-bad-exit=0',
+    '--wait=0',
     '--label',
     '/env/bin/python',
     '-m',
@@ -40,6 +41,40 @@ def test_the_script_starts_one_labelled_task_a_node(launch, fake, tmp_path, cpus
     f'cpus={cpus}',
     f'path={pathlib.Path(__file__).parents[2]}:/mine',
   ]
+
+
+# As man srun says: with --kill-on-bad-exit=1 the first task that fails ends the others, and the highest code is srun's.
+SRUN = """
+for word in "$@"; do
+  case "$word" in --kill-on-bad-exit=*) kills="${word#*=}"; shift ;; --*) shift ;; *) break ;; esac
+done
+for task in 0 1; do SLURM_PROCID=$task "$@" & done
+highest=0
+for task in 0 1; do
+  code=0
+  wait -n || code=$?
+  if ((code > highest)); then highest=$code; fi
+  if ((code && kills)); then kill -TERM $(jobs -pr) 2> /dev/null; fi
+done
+exit "$highest"
+"""
+
+
+@pytest.mark.parametrize('code', [1, 2, 127])
+def test_a_job_that_fails_before_its_processes_have_met_is_not_requeued(launch, fake, tmp_path, code):
+  fake('py', f'if ((SLURM_PROCID)); then exit {code}; fi\nsleep 0.3\nexit 1')  # the other is missing after a time
+  script = launch('slurm.sh', '--nodes=2', '--dry-run', *PROGRAM, PYTHON='py').stdout.partition('\n')[2]
+  fake('srun', SRUN)
+  fake('scontrol', f'echo "$@" > {tmp_path}/scontrol')
+  result = subprocess.run(['bash'], input=script, env={'PATH': fake.path, 'SLURM_JOB_ID': '7'}, text=True)
+  assert result.returncode == code
+  assert not (tmp_path / 'scontrol').exists()
+
+
+def test_a_task_of_one_cpu_is_said(launch):
+  for options, said in ((['--mem=9G'], 1), (['--cpus-per-task=8'], 0), (['--cpus-per-gpu=8'], 0), (['--exclusive'], 0)):
+    result = launch('slurm.sh', '--nodes=2', *options, '--dry-run', *PROGRAM)
+    assert (result.returncode, result.stderr.count('one CPU')) == (0, said)
 
 
 def test_a_job_name_of_ones_own_stays(launch):
