@@ -151,6 +151,7 @@ def _train(
     _log.info(sharding.describe(mesh, sharding.table(mesh, run.abstract_state().params, run.split_axes)))
   if (summary := prepare.already_done(prepared, command)) is not None:
     return summary
+  _log.info(report.device_line(mesh))
   provenance = {'data': fingerprint, 'versions': report.versions(), 'devices': report.devices(mesh)}
   del prepared  # it would keep the data that the features replace
   run, data = feature_cache.use(run, data, mesh, workdir)

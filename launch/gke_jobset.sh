@@ -131,6 +131,9 @@ spec:
               env:
               - name: PYTHONUNBUFFERED
                 value: "1"
+              # Without it, an image that lacks jax[tpu] would train on the CPUs.
+              - name: JAX_PLATFORMS
+                value: "tpu,cpu"
               resources:
                 limits:
                   google.com/tpu: $chips

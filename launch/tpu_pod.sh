@@ -133,7 +133,7 @@ REMOTE
     printf 'sudo mkdir -p /mnt/dnt\nmountpoint -q /mnt/dnt || { sudo mount -t nfs %q /mnt/dnt && sudo chmod a+rwx /mnt/dnt; }\n' "$nfs"
   fi
   cat << REMOTE
-PYTHONUNBUFFERED=1 setsid bash -c '"\$@" & began "\$!" > ~/dnt-run/began; echo "\$!" > ~/dnt-run/pid; wait "\$!"; echo "\$?" > ~/dnt-run/code' \\
+PYTHONUNBUFFERED=1 JAX_PLATFORMS=tpu,cpu setsid bash -c '"\$@" & began "\$!" > ~/dnt-run/began; echo "\$!" > ~/dnt-run/pid; wait "\$!"; echo "\$?" > ~/dnt-run/code' \\
   dnt $1 > ~/dnt-run/log 2>&1 < /dev/null &
 REMOTE
 }

@@ -408,6 +408,18 @@ def test_an_error_of_the_program_itself_keeps_its_traceback():
     cli.run(program(main), ['program'])
 
 
+@pytest.mark.parametrize(('seen', 'lines'), [(True, 1), (False, 0)])
+def test_a_program_says_that_jax_leaves_a_gpu_unused(capsys, monkeypatch, seen, lines):
+  from jax._src import hardware_utils, xla_bridge
+
+  monkeypatch.setattr(hardware_utils, 'has_visible_nvidia_gpu', lambda: seen)
+  jax.devices()
+  with pytest.raises(SystemExit):
+    cli.run(program(lambda values: xla_bridge._suggest_missing_backends()), ['program'])  # which jax calls once
+  shown = capsys.readouterr().err
+  assert shown.count('\n') == shown.count('warning: An NVIDIA GPU may be present on this machine') == lines
+
+
 def test_a_trick_that_does_not_exist_is_bad_input(capsys, monkeypatch):
   monkeypatch.setenv(cpu.VARIABLE, 'alocator')
   with pytest.raises(SystemExit) as stopped:

@@ -189,6 +189,7 @@ def test_a_run_fills_its_workdir(trained):
   assert str(workdir) in out.strip().splitlines()[-1]
   for entry in ('stem', 'stage1/block001', 'head'):
     assert entry in out
+  assert len(re.findall(r'^trains on \d+ CPU devices?$', out, re.MULTILINE)) == 1
   names = {path.name for path in workdir.iterdir()}
   assert {'config.json', 'metrics.jsonl', 'checkpoints', 'curves.png', 'report.html', 'summary.json'} <= names
   assert any(name.startswith('events.out.tfevents') for name in names)
@@ -256,7 +257,7 @@ def test_fewer_steps_than_done_are_finished(program, trained_copy):
   before = {path: path.read_bytes() for path in workdir.rglob('*') if path.is_file()}
   code, out, err = program(f'--workdir={workdir}', *trained_copy.flags, '--config.train.steps=2')
   assert code == 0, err
-  assert 'finished step 4' in out.strip().splitlines()[-1]
+  assert 'finished step 4' in out.strip().splitlines()[-1] and 'trains on' not in out
   assert {path: path.read_bytes() for path in workdir.rglob('*') if path.is_file()} == before
 
 

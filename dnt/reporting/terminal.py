@@ -18,6 +18,7 @@ from typing import TextIO
 
 _ROOT = logging.getLogger('dnt')
 _log = logging.getLogger(__name__)
+_JAX = logging.getLogger('jax._src.xla_bridge')  # says that it computes on the CPU although there is a GPU or TPU
 
 
 class OutputError(Exception):
@@ -36,7 +37,7 @@ class OutputError(Exception):
 def console(stream: TextIO | None = None) -> Generator['_Console']:
   """Shows what dnt logs while the context is open: lines of the lead process alone, as plain text, flushed.
 
-  Warnings and errors go to standard error.
+  Warnings and errors go to standard error, and so do jax's, of every process, about devices that it cannot use.
 
   Args:
     stream: stream to print to; None: standard output.
@@ -52,12 +53,30 @@ def console(stream: TextIO | None = None) -> Generator['_Console']:
   _ROOT.setLevel(logging.INFO)
   _ROOT.propagate = False  # the root's handler would show each line again
   try:
-    yield handler
+    with _showing_fallbacks():
+      yield handler
   finally:
     _ROOT.removeHandler(handler)
     _ROOT.setLevel(before[0])
     _ROOT.propagate = before[1]
     handler.draw('')
+
+
+@contextlib.contextmanager
+def _showing_fallbacks() -> Generator[None]:
+  """Shows the warnings of `_JAX`, which programs would hide with those of all libraries."""
+  # A `_Console` would ask jax which process is the lead, and jax warns while it holds its lock.
+  handler, before = logging.StreamHandler(), (_JAX.level, _JAX.propagate)
+  handler.setFormatter(logging.Formatter('warning: %(message)s'))
+  _JAX.addHandler(handler)
+  _JAX.setLevel(logging.WARNING)
+  _JAX.propagate = False
+  try:
+    yield
+  finally:
+    _JAX.removeHandler(handler)
+    _JAX.setLevel(before[0])
+    _JAX.propagate = before[1]
 
 
 @contextlib.contextmanager

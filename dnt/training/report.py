@@ -333,6 +333,14 @@ def devices(mesh: jax.sharding.Mesh) -> dict[str, Any]:
   }
 
 
+def device_line(mesh: jax.sharding.Mesh) -> str:
+  """Says in one line on which devices a run trains."""
+  found = devices(mesh)
+  kind = 'CPU' if found['platform'] == 'cpu' else found['kind']
+  several = f', {found["processes"]} processes' if found['processes'] > 1 else ''
+  return f'trains on {found["count"]} {kind} device{"s" if found["count"] > 1 else ""}{several}'
+
+
 def _accuracy(evaluated: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> float | None:
   """Returns the accuracy of an evaluation, None if it is not finite; the matrix alone lacks what has no prediction.
 

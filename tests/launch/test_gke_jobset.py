@@ -49,6 +49,7 @@ def test_dry_run_prints_the_jobset_that_is_applied(launch, fake, tmp_path):
   (container,) = pod['containers']
   assert container['image'] == OPTIONS['--image']
   assert container['command'] == ['python', '-m', 'dnt.main', *flags, '--distributed']
+  assert {'name': 'JAX_PLATFORMS', 'value': 'tpu,cpu'} in container['env']
   assert container['resources']['limits'] == {'google.com/tpu': 4}
   assert pod['volumes'][0]['persistentVolumeClaim']['claimName'] == 'filestore'
   fake('kubectl', f'echo "$@" > {tmp_path}/command; cat > {tmp_path}/jobset')

@@ -48,10 +48,10 @@ def test_the_task_has_the_documented_fields(launch):
 
 
 def run_script(script, folder, **environment):
-  """Runs the task's run script with a python that prints its words; returns them."""
+  """Runs the task's run script with a python that prints its platforms and words; returns them."""
   python = folder / '.venv' / 'bin' / 'python'
   python.parent.mkdir(parents=True)
-  python.write_text('#!/bin/bash\nprintf "%s\\n" "$@"\n')
+  python.write_text('#!/bin/bash\nprintf "%s\\n" "$JAX_PLATFORMS" "$@"\n')
   python.chmod(0o755)
   result = subprocess.run(
     ['bash', '-c', script], cwd=folder, env={**os.environ, **environment}, capture_output=True, text=True
@@ -63,7 +63,7 @@ def run_script(script, folder, **environment):
 def test_each_node_is_told_where_the_others_are(launch, tmp_path):
   node = {'SKYPILOT_NODE_IPS': '10.0.0.2\n10.0.0.3', 'SKYPILOT_NUM_NODES': '2', 'SKYPILOT_NODE_RANK': '1'}
   assert run_script(task(launch)['run'], tmp_path, **node) == [
-    *('-m', 'dnt.main', *FLAGS, '--distributed'),
+    *('cuda,cpu', '-m', 'dnt.main', *FLAGS, '--distributed'),
     *('--coordinator=10.0.0.2:8476', '--num_processes=2', '--process_id=1'),
   ]
 
@@ -77,7 +77,7 @@ def test_a_slice_describes_itself(launch, tmp_path, kind, runtime):
   assert found['num_nodes'] == 1
   assert found['resources']['accelerator_args'] == {'runtime_version': runtime}
   assert 'jax[tpu]' in found['setup']
-  assert run_script(found['run'], tmp_path) == ['-m', 'dnt.main', *FLAGS, '--distributed']
+  assert run_script(found['run'], tmp_path) == ['tpu,cpu', '-m', 'dnt.main', *FLAGS, '--distributed']
 
 
 def test_launches_the_task_that_dry_run_prints(launch, fake, tmp_path):

@@ -40,6 +40,7 @@ done
 # Each line of the file `ends` is how one run ends: with an exit code, or `vanished` together with what waits for it.
 PYTHON = """
 trap 'echo saved; exit 0' TERM
+echo "$JAX_PLATFORMS" > "$HOME/platforms"
 printf 'argument %s\\n' "$@"
 if [[ -n $(compgen -G "$HOME/fail") ]]; then exit 3; fi
 if [[ $1 == -m && -s $HOME/ends ]]; then
@@ -130,6 +131,7 @@ def test_run_starts_the_program_follows_it_and_gives_its_exit_code(pod, worker):
     result = pod('run', *PLACE, '--', *flags)
     assert result.returncode == code, result.stderr
     assert result.stdout.splitlines() == [f'argument {word}' for word in ('-m', 'dnt.main', *flags, '--distributed')]
+  assert (worker / 'platforms').read_text() == 'tpu,cpu\n'
   starting, following = calls(worker)[:2]
   assert '--worker=all' in starting
   assert '--worker=0' in following

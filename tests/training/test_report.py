@@ -46,6 +46,24 @@ def test_block_table():
 
 
 @pytest.mark.parametrize(
+  ('found', 'line'),
+  [
+    ({}, 'trains on 8 CPU devices'),
+    ({'count': 1}, 'trains on 1 CPU device'),
+    (
+      {'platform': 'gpu', 'kind': 'NVIDIA H100', 'count': 32, 'processes': 4},
+      'trains on 32 NVIDIA H100 devices, 4 processes',
+    ),
+  ],
+)
+def test_a_line_says_on_which_devices_a_run_trains(monkeypatch, found, line):
+  mesh = mesh_lib.make_mesh(config.default().mesh)
+  found = report.devices(mesh) | found
+  monkeypatch.setattr(report, 'devices', lambda mesh: found)
+  assert report.device_line(mesh) == line
+
+
+@pytest.mark.parametrize(
   ('start', 'chosen', 'norm', 'line'),
   [
     (4, 'all', 'running', 'from step 4 on all entries train: 19 parameters'),
