@@ -6,11 +6,12 @@
 #   create --type=v5litepod-16 [--version=RUNTIME] [--spot] [--queued]
 #                                makes the slice; the runtime follows from the type. --queued asks for it as a queued
 #                                resource and waits until it is there; status and delete then need --queued too
-#   copy                         copies this checkout (what git does not ignore) to ~/dnt
+#   copy                         copies this checkout (what git does not ignore) to ~/dnt, in place of the last copy
 #   install                      makes ~/dnt/.venv with Python 3.13, jax[tpu], gcsfs and the requirements, in tested versions
 #   run [--nfs=HOST:/SHARE] -- --config=... --workdir=gs://...   starts on all workers and follows worker 0
 #   run --recreate --type=... [--spot] [--queued] [--version=...]    the same, but after a preemption it deletes the slice,
-#                                does all of the above again, and the run goes on from its last checkpoint
+#                                does all of the above again, as often as it takes to get one, and the run goes on from
+#                                its last checkpoint; also after a restart of one of its machines
 #   resume                       runs the last command again: it goes on from its last checkpoint
 #   stop                         asks for a checkpoint and a clean end; the run then exits with 143
 #   status                       the state of the slice, and of the run on each worker
@@ -69,7 +70,7 @@ while (($#)); do
   shift
 done
 check_name --name "$name" '[a-z]([-a-z0-9]{0,61}[a-z0-9])?' 'lower-case letters, digits and hyphens, starting with a letter'
-check_name --zone "$zone" '[a-z]+-[a-z]+[0-9]+-[a-z]' 'a zone such as us-central2-b'
+check_name --zone "$zone" '[a-z]+-[a-z]+[0-9]+-[a-z0-9]+' 'a zone such as us-central2-b'
 check_name --project "$project" '|[a-z0-9:.-]+' "a project's id: lower-case letters, digits and hyphens"
 if [[ $action != fetch ]] && ((${#paths[@]})); then die "unexpected argument '${paths[0]}'; see --help"; fi
 if $recreate && [[ $action != run ]]; then die '--recreate goes with run'; fi
@@ -144,6 +145,23 @@ start() {
   on all "mkdir -p ~/dnt-run && printf '%s\\n' $(quoted "$script") > ~/dnt-run/start.sh && bash ~/dnt-run/start.sh"
 }
 
+# What a worker says of its run.
+# shellcheck disable=SC2016 # for the workers' shells
+HOW="$GOING"'if going; then how=running; elif [ -s ~/dnt-run/code ]; then how="ended with exit code $(cat ~/dnt-run/code)"; elif [ -e ~/dnt-run/log ]; then how="ended without an exit code (killed, or the machine has restarted)"; else how="no run was started"; fi; echo "$(hostname): $how: $(tail -n 1 ~/dnt-run/log 2> /dev/null)"'
+
+# Whether a machine has restarted, or someone has killed its run; waits for one that does not answer yet.
+has_vanished() {
+  local said tries
+  for ((tries = 0; tries < 10; tries++)); do
+    if said="$(on all "$HOW")"; then
+      [[ $said == *': ended without an exit code '* ]]
+      return
+    fi
+    sleep "$POLL"
+  done
+  return 1
+}
+
 VANISHED=254 # exit code of follow if the run has ended without one
 # Prints the output of worker 0 until the run has ended; returns its exit code, 255 if the connection was lost.
 follow() {
@@ -213,16 +231,19 @@ copy() {
   trap 'rm -rf "$archive"' EXIT
   # The files that git knows or would take, if they are there.
   git -C "$ROOT" ls-files --cached --others --exclude-standard -z |
-    while IFS= read -r -d '' file; do if [[ -e $ROOT/$file ]]; then printf '%s\0' "$file"; fi; done > "$archive/files"
-  run tar -C "$ROOT" --null "--files-from=$archive/files" -czf "$archive/dnt.tar.gz"
+    while IFS= read -r -d '' file; do if [[ -e $ROOT/$file ]]; then printf '%s\0' "$file"; fi; done > "$archive/.copied"
+  run tar -czf "$archive/dnt.tar.gz" -C "$archive" .copied -C "$ROOT" --null "--files-from=$archive/.copied"
   tpu scp "$archive/dnt.tar.gz" "$name:dnt.tar.gz" --worker=all
-  on all 'mkdir -p ~/dnt && tar -xzf ~/dnt.tar.gz -C ~/dnt && rm ~/dnt.tar.gz'
+  # What the last copy brought goes first: a module that the checkout has no more could hide one of today.
+  on all 'mkdir -p ~/dnt && cd ~/dnt && { [ ! -e .copied ] || xargs -0 rm -f -- < .copied || true; } && tar -xzf ~/dnt.tar.gz && rm ~/dnt.tar.gz'
   rm -rf "$archive"
 }
 
 install() {
   local version="$PYTHON_VERSION"
-  on all 'set -e; sudo apt-get update -q; sudo apt-get install -qy nfs-common python3-pip; python3 -m pip install --user -q uv; cd ~/dnt; ~/.local/bin/uv venv -q --allow-existing --python '"$version"' .venv; ~/.local/bin/uv pip install -q --python .venv/bin/python "jax[tpu]" gcsfs -r requirements.txt -c constraints-'"$version"'.txt; .venv/bin/python -c "import jax; print(jax.__version__)"'
+  # A machine that has just booted installs updates of its own, and holds apt's locks meanwhile.
+  # shellcheck disable=SC2016 # for the workers' shells
+  on all 'set -e; n=0; until sudo apt-get update -q && sudo apt-get -o DPkg::Lock::Timeout=600 install -qy nfs-common python3-pip; do n=$((n + 1)); [ "$n" -lt 30 ]; sleep 10; done; python3 -m pip install --user -q uv; cd ~/dnt; ~/.local/bin/uv venv -q --allow-existing --python '"$version"' .venv; ~/.local/bin/uv pip install -q --python .venv/bin/python "jax[tpu]" gcsfs -r requirements.txt -c constraints-'"$version"'.txt; .venv/bin/python -c "import jax; print(jax.__version__)"'
 }
 
 # Compiles the run for the slice on this machine; ends with the exit code of dnt.rehearse if it does not fit.
@@ -266,12 +287,22 @@ train() {
       continue
     fi
     if ! $recreate; then break; fi
-    case "$step:$code" in remove:* | create:* | follow:2) break ;; esac
+    case "$step:$code" in remove:* | follow:2) break ;; esac
+    if [[ $step == create ]]; then
+      echo 'tpu_pod.sh: there was no slice to be had; it is asked for every few minutes, until there is one or Ctrl-C ends this' >&2
+    fi
     sleep "$NOTICE"
     settle
     case "$state:$step:$code" in
       READY:follow:255) ;; # the connection was lost
       READY:follow:"$VANISHED") steps='start follow' ;;
+      READY:follow:*) # those that go on end when another one is lost
+        has_vanished || break
+        printf 'tpu_pod.sh: a machine of %s has restarted; the run goes on from its last checkpoint\n' "$name" >&2
+        steps='start follow'
+        ;;
+      :create:*) ;;
+      READY:create:*) steps="${steps#create }" ;;
       READY:* | :*) break ;;
       *) say_again; steps="$AGAIN" ;;
     esac
@@ -330,8 +361,7 @@ case "$action" in
   status)
     if $queued; then queue describe "$name" '--format=value(state.state)'; fi
     tpu describe "$name" '--format=value(state,health,acceleratorType)'
-    # shellcheck disable=SC2016 # for the worker's shell
-    on all "$GOING"'if going; then how=running; elif [ -s ~/dnt-run/code ]; then how="ended with exit code $(cat ~/dnt-run/code)"; elif [ -e ~/dnt-run/log ]; then how="ended without an exit code (killed, or the machine has restarted)"; else how="no run was started"; fi; echo "$(hostname): $how: $(tail -n 1 ~/dnt-run/log 2> /dev/null)"'
+    on all "$HOW"
     ;;
   fetch)
     ((${#paths[@]} == 1 || ${#paths[@]} == 2)) || die 'fetch REMOTE_DIR [LOCAL_DIR]'

@@ -17,19 +17,25 @@ COPIES = pytest.mark.skipif(not (ROOT / '.git').exists(), reason='what is copied
 PLACE = ('--name=pod', '--zone=us-central2-b')
 # Of the states in the file of its kind, describe prints the first and drops it, but for the last. What a deleted
 # machine had is gone. A file `cut` cuts the connection to worker 0 once, and a file `refuses` that to all workers for
-# a command that holds its text.
+# a command that holds its text. A file `others` holds what the other workers once say of their run, and a file `stock`
+# has a line for each slice that is not to be had.
 GCLOUD = """
 { printf '%s\\n' "$@"; echo; } >> "$WORKER_HOME/gcloud.log"
 states="$WORKER_HOME/$3.states"
 case "$4" in
   describe) if [[ -s $states ]]; then head -n 1 "$states"; sed -i '1{$!d}' "$states"; fi ;;
   delete) rm -rf "$WORKER_HOME/dnt-run" ;;
+  create) if [[ -s $WORKER_HOME/stock ]]; then sed -i 1d "$WORKER_HOME/stock"; exit 1; fi ;;
 esac
 for word in "$@"; do
   case "$word" in
     --worker=all)
       text="$(cat "$WORKER_HOME/refuses" 2> /dev/null)"
       if [[ -n $text && $* == *"$text"* ]]; then rm "$WORKER_HOME/refuses"; exit 255; fi
+      if [[ -e $WORKER_HOME/others && $* == *hostname* && $* != *start.sh* ]]; then
+        cat "$WORKER_HOME/others"
+        rm "$WORKER_HOME/others"
+      fi
       ;;
     --worker=0) if [[ -e $WORKER_HOME/cut ]]; then rm "$WORKER_HOME/cut"; exit 255; fi ;;
     --command=*) HOME="$WORKER_HOME" exec bash -c "${word#--command=}" ;;
@@ -103,6 +109,12 @@ def test_create_describes_the_slice(pod, worker):
   ]
 
 
+@pytest.mark.parametrize('zone', ['us-central2-b', 'us-south1-ai1b', 'northamerica-northeast1-c'])
+def test_the_zones_of_google_are_taken(pod, zone):
+  result = pod('status', '--name=pod', f'--zone={zone}', '--dry-run')
+  assert (result.returncode, result.stderr) == (0, '')
+
+
 @pytest.mark.parametrize(
   ('kind', 'version'),
   [('v5litepod-16', 'v2-alpha-tpuv5-lite'), ('v5p-16', 'v2-alpha-tpuv5'), ('v6e-8', 'v2-alpha-tpuv6e')],
@@ -120,6 +132,36 @@ def test_copy_brings_the_checkout_to_every_worker(pod, worker):
   assert not (worker / 'dnt' / '.git').exists()
   assert not (worker / 'dnt.tar.gz').exists()
   assert all('--worker=all' in call for call in calls(worker))
+
+
+@COPIES
+def test_copy_removes_what_it_brought_before_and_nothing_else(pod, worker):
+  before = {'nets/__init__.py': '', 'a file of mine.txt': '', 'configs/digits_resnet20.py': 'old'}
+  mine = {'runs/a/config.json': '{}', 'data/1.png': '', 'nets/weights.npy': ''}
+  for name, text in (before | mine).items():
+    (worker / 'dnt' / name).parent.mkdir(parents=True, exist_ok=True)
+    (worker / 'dnt' / name).write_text(text)
+  (worker / 'dnt' / '.copied').write_text(''.join(f'{name}\0' for name in before))
+  assert pod('copy', *PLACE).returncode == 0
+  assert {name for name in before | mine if (worker / 'dnt' / name).exists()} == {CONFIG, *mine}
+  assert (worker / 'dnt' / CONFIG).read_bytes() == (ROOT / CONFIG).read_bytes()
+  assert (worker / 'dnt' / '.venv').exists()
+  copied = set((worker / 'dnt' / '.copied').read_text().split('\0'))
+  assert CONFIG in copied and not copied & before.keys() - {CONFIG}
+
+
+@pytest.mark.usefixtures('quick')
+@pytest.mark.parametrize(('times', 'code'), [(2, 0), (99, 1)])
+def test_install_waits_for_a_machine_that_updates_itself(pod, worker, fake, times, code):
+  (worker / 'locked').write_text('x\n' * times)
+  held = 'if [[ -s $WORKER_HOME/locked ]]; then sed -i 1d "$WORKER_HOME/locked"; exit 100; fi'
+  fake('sudo', f'echo "sudo $*" >> "$WORKER_HOME/sudo.log"; if [[ $* == *update* ]]; then {held}; fi')
+  assert pod('install', *PLACE).returncode == code
+  commands = (worker / 'sudo.log').read_text().splitlines()
+  assert commands.count('sudo apt-get update -q') == min(times + 1, 30)
+  assert [command for command in commands if 'Lock::Timeout' in command and 'install' in command] == (
+    [] if code else ['sudo apt-get -o DPkg::Lock::Timeout=600 install -qy nfs-common python3-pip']
+  )
 
 
 def test_run_starts_the_program_follows_it_and_gives_its_exit_code(pod, worker):
@@ -317,14 +359,26 @@ def test_a_run_that_ends_by_itself_makes_no_slice(pod, worker, code, state):
   assert {verb for verb in verbs(worker) if 'ssh' not in verb} <= {'tpu-vm describe'}
 
 
+@COPIES
+@pytest.mark.thorough
 @pytest.mark.usefixtures('quick')
-def test_a_slice_that_is_not_granted_again_ends_the_wait(pod, worker):
-  (worker / 'ends').write_text('143\n')
-  (worker / 'queued-resources.states').write_text('ACTIVE\nSUSPENDED\n')
-  result = pod(*RECREATE, '--queued', *RUN)
-  assert result.returncode == 1
-  assert 'not made (SUSPENDED)' in result.stderr and 'create failed with exit code 1; ' in result.stderr
-  assert 'tpu-vm scp' not in verbs(worker)
+@pytest.mark.parametrize('queued', [False, True])
+def test_a_slice_that_is_not_to_be_had_is_asked_for_again(pod, worker, queued):
+  (worker / 'ends').write_text('143\n0\n')
+  if queued:  # at first, while the run starts; the first one is preempted at once, the second request fails
+    states = ('ACTIVE', 'SUSPENDED', 'SUSPENDED', 'SUSPENDED', 'FAILED', 'FAILED', 'ACTIVE')
+    (worker / 'queued-resources.states').write_text('\n'.join(states))
+    (worker / 'tpu-vm.states').write_text('READY\n')
+  else:  # at first, after the run; nothing is there after two requests
+    (worker / 'tpu-vm.states').write_text('\n'.join(['READY', 'PREEMPTED', *[''] * 20, 'READY']))
+    (worker / 'stock').write_text('1\n2\n')
+  result = pod(*RECREATE, *(['--queued'] if queued else []), *RUN)
+  assert result.returncode == 0, result.stderr
+  assert result.stderr.count('no slice to be had; it is asked for every few minutes') == 2
+  kind = 'queued-resources' if queued else 'tpu-vm'
+  made = [verb for verb in verbs(worker) if verb.endswith(('create', 'delete', 'scp'))]
+  request = [f'{kind} delete', f'{kind} create'] if queued else [f'{kind} create']
+  assert made == [f'{kind} delete', f'{kind} create', *request, *request, 'tpu-vm scp']
 
 
 @COPIES
@@ -378,6 +432,21 @@ def test_a_run_whose_machine_has_restarted_does_not_keep_one_waiting(pod, worker
   result = pod(*RECREATE, *RUN)
   assert result.returncode == 0, result.stderr
   assert (worker / 'dnt-run' / 'log.2').exists(), 'it was not started again'
+
+
+@pytest.mark.usefixtures('quick')
+@pytest.mark.parametrize('code', [1, 143])
+def test_a_restart_of_another_machine_starts_the_run_again(pod, worker, code):
+  """Worker 0 ends by itself when another one is lost."""
+  (worker / 'ends').write_text(f'{code}\n0\n')
+  (worker / 'tpu-vm.states').write_text('READY\n')
+  (worker / 'refuses').write_text('hostname): $how')  # a machine that restarts does not answer at first
+  (worker / 'others').write_text('w-1: ended without an exit code (killed, or the machine has restarted): step 3\n')
+  result = pod(*RECREATE, *RUN)
+  assert result.returncode == 0, result.stderr
+  assert 'a machine of pod has restarted; the run goes on' in result.stderr
+  assert result.stdout.count('argument --distributed') == 2
+  assert not {'tpu-vm delete', 'tpu-vm create'} & {*verbs(worker)}
 
 
 @COPIES
