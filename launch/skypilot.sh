@@ -8,7 +8,7 @@
 #   --accelerators=  GPUs of each node, such as H100:8, or a TPU slice, such as tpu-v5litepod-16
 #   --nodes=N        nodes with these GPUs (default 1); a TPU slice has its own number of hosts
 #   --bucket=        a bucket of data that is mounted at /mnt/dnt on every node: gs://NAME, s3://NAME, ...
-#   --infra=         where, as SkyPilot writes it (CLOUD/REGION/ZONE); default: where it is cheapest
+#   --infra=         where, as SkyPilot writes it (CLOUD/REGION/ZONE, k8s/CONTEXT); default: where it is cheapest
 #   --spot           takes machines that may be preempted
 #   --dry-run        prints the task, which `sky jobs launch FILE` takes too
 #
@@ -42,8 +42,8 @@ while (($#)); do
 done
 check_name --name "$name" '[a-z]([-a-z0-9]{0,40}[a-z0-9])?' 'lower-case letters, digits and hyphens, starting with a letter'
 check_name --accelerators "$accelerators" 'tpu-[a-z0-9]+-[0-9]+|[A-Za-z0-9][A-Za-z0-9-]*:[1-9][0-9]*' 'GPUs such as H100:8, or a TPU slice such as tpu-v5litepod-16'
-check_name --bucket "$bucket" '|[a-z0-9]+://[a-z0-9][a-z0-9._/-]*' 'the address of a bucket, such as gs://name'
-check_name --infra "$infra" '|[a-z0-9*]+(/[a-z0-9*-]+){0,2}' 'such as gcp, gcp/us-central1 or gcp/us-central1/us-central1-a'
+check_name --bucket "$bucket" '|[a-z0-9]+://[a-z0-9][A-Za-z0-9._/-]*' 'the address of a bucket, such as gs://name'
+check_name --infra "$infra" '|[A-Za-z0-9*]+(/[A-Za-z0-9*._:@-]+)*' 'such as gcp, gcp/us-central1, gcp/us-central1/us-central1-a or k8s/CONTEXT'
 check_count --nodes "$nodes"
 tpu=''
 if [[ $accelerators == tpu-* ]]; then

@@ -47,6 +47,19 @@ def test_the_task_has_the_documented_fields(launch):
   assert 'file_mounts' not in task(launch, bucket=None)
 
 
+@pytest.mark.parametrize(
+  'infra',
+  [
+    *('gcp', 'aws/us-east-1', 'gcp/*/us-central1-a', 'k8s/gke_sky-dev_us-central1-c_alpha', 'k8s/me@dev.eu.eksctl.io'),
+    'k8s/arn:aws:eks:us-east-1:123456789012:cluster/Mine',
+  ],
+)
+def test_the_places_and_buckets_of_the_clouds_are_taken(launch, infra):
+  found = task(launch, infra=infra, bucket='gs://my_data/ImageNet/v1')
+  assert found['resources']['infra'] == infra
+  assert found['file_mounts']['/mnt/dnt']['source'] == 'gs://my_data/ImageNet/v1'
+
+
 def run_script(script, folder, **environment):
   """Runs the task's run script with a python that prints its platforms and words; returns them."""
   python = folder / '.venv' / 'bin' / 'python'
@@ -102,6 +115,7 @@ def test_launches_the_task_that_dry_run_prints(launch, fake, tmp_path):
     ({'bucket': 'mine'}, "--bucket='mine' .*gs://"),
     ({'bucket': 'gs://a"b'}, '--bucket=.* must be'),
     ({'infra': "gcp/it's"}, '--infra=.* must be'),
+    ({'infra': 'k8s/a"b'}, '--infra=.* must be'),
   ],
 )
 def test_bad_options_are_refused(launch, changed, message):
