@@ -4,7 +4,8 @@
 #   launch/gke_jobset.sh --name=NAME --image=IMAGE --accelerator=tpu-v5-lite-podslice --topology=4x4
 #     [--claim=PVC] [--hosts=4] [--chips=4] [--dry-run] -- --config=... --workdir=gs://... [flags]
 #
-#   --image=IMAGE         holds this checkout as its working directory, with the requirements, jax[tpu] and gcsfs
+#   --image=IMAGE         holds this checkout as its working directory, with the requirements, jax[tpu] and gcsfs, and for
+#                         weights of the hub (hf:...) huggingface_hub
 #   --claim=PVC           the persistent volume claim (ReadWriteMany) that is mounted at /mnt/dnt on every host, for data
 #                         or, if it is a file system such as Filestore's and no mounted bucket, for --workdir=/mnt/dnt/...
 #   --accelerator=, --topology=   the node pool's labels cloud.google.com/gke-tpu-accelerator and gke-tpu-topology

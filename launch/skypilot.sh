@@ -92,7 +92,7 @@ setup: |
   set -e
   python3 -m pip install --user -q uv
   python3 -m uv venv -q --allow-existing --python $PYTHON_VERSION .venv
-  python3 -m uv pip install -q --python .venv/bin/python "jax[$([[ -n $tpu ]] && echo tpu || echo cuda13)]" gcsfs -r requirements.txt -c constraints-$PYTHON_VERSION.txt
+  python3 -m uv pip install -q --python .venv/bin/python "jax[$([[ -n $tpu ]] && echo tpu || echo cuda13)]" gcsfs h5py huggingface_hub -r requirements.txt -c constraints-$PYTHON_VERSION.txt
 run: |
   # With JAX_PLATFORMS, devices that fail are an error, and no run on the CPUs.
   export PYTHONUNBUFFERED=1 JAX_PLATFORMS=$([[ -n $tpu ]] && echo tpu || echo cuda),cpu

@@ -7,7 +7,8 @@
 #                                makes the slice; the runtime follows from the type. --queued asks for it as a queued
 #                                resource and waits until it is there; status and delete then need --queued too
 #   copy                         copies this checkout (what git does not ignore) to ~/dnt, in place of the last copy
-#   install                      makes ~/dnt/.venv with Python 3.13, jax[tpu], gcsfs and the requirements, in tested versions
+#   install                      makes ~/dnt/.venv with Python 3.13, jax[tpu], gcsfs, h5py, huggingface_hub and the requirements,
+#                                in tested versions
 #   run [--nfs=HOST:/SHARE] -- --config=... --workdir=gs://...   starts on all workers and follows worker 0
 #   run --recreate --type=... [--spot] [--queued] [--version=...]    the same, but after a preemption it deletes the slice,
 #                                does all of the above again, as often as it takes to get one, and the run goes on from
@@ -243,7 +244,7 @@ install() {
   local version="$PYTHON_VERSION"
   # A machine that has just booted installs updates of its own, and holds apt's locks meanwhile.
   # shellcheck disable=SC2016 # for the workers' shells
-  on all 'set -e; n=0; until sudo apt-get update -q && sudo apt-get -o DPkg::Lock::Timeout=600 install -qy nfs-common python3-pip; do n=$((n + 1)); [ "$n" -lt 30 ]; sleep 10; done; python3 -m pip install --user -q uv; cd ~/dnt; ~/.local/bin/uv venv -q --allow-existing --python '"$version"' .venv; ~/.local/bin/uv pip install -q --python .venv/bin/python "jax[tpu]" gcsfs -r requirements.txt -c constraints-'"$version"'.txt; .venv/bin/python -c "import jax; print(jax.__version__)"'
+  on all 'set -e; n=0; until sudo apt-get update -q && sudo apt-get -o DPkg::Lock::Timeout=600 install -qy nfs-common python3-pip; do n=$((n + 1)); [ "$n" -lt 30 ]; sleep 10; done; python3 -m pip install --user -q uv; cd ~/dnt; ~/.local/bin/uv venv -q --allow-existing --python '"$version"' .venv; ~/.local/bin/uv pip install -q --python .venv/bin/python "jax[tpu]" gcsfs h5py huggingface_hub -r requirements.txt -c constraints-'"$version"'.txt; .venv/bin/python -c "import jax; print(jax.__version__)"'
 }
 
 # Compiles the run for the slice on this machine; ends with the exit code of dnt.rehearse if it does not fit.

@@ -205,10 +205,11 @@ def test_what_is_installed_elsewhere_has_the_newest_versions_that_were_tested(la
   version, jax = re.findall(r'(3\.\d+) \(jax ([\d.]+)\)', sentence)[-1]
   constraints = LAUNCH.parent / f'constraints-{version}.txt'
   assert re.search(rf'(?m)^jax=={re.escape(jax)}', constraints.read_text())
-  assert re.search('(?m)^gcsfs==', constraints.read_text())
+  for optional in ('gcsfs', 'h5py', 'huggingface_hub'):
+    assert re.search(f'(?m)^{optional}==', constraints.read_text())
   printed = launch(*command)
   assert f' --python {version} .venv' in printed.stdout
-  assert f'"{package}" gcsfs -r requirements.txt -c {constraints.name}' in printed.stdout
+  assert f'"{package}" gcsfs h5py huggingface_hub -r requirements.txt -c {constraints.name}' in printed.stdout
   assert f'Python {version},' in launch('tpu_pod.sh', '--help').stdout
 
 

@@ -42,7 +42,7 @@ def test_the_task_has_the_documented_fields(launch):
     },
     'file_mounts': {'/mnt/dnt': {'source': 's3://mine/images', 'mode': 'MOUNT'}},
   }
-  assert '"jax[cuda13]" gcsfs -r requirements.txt' in setup and '-m dnt.main' in run
+  assert '"jax[cuda13]" gcsfs h5py huggingface_hub -r requirements.txt' in setup and '-m dnt.main' in run
   assert task(launch)['resources']['use_spot'] is False
   assert 'file_mounts' not in task(launch, bucket=None)
 
