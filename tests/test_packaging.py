@@ -1,6 +1,8 @@
 """What installs dnt agrees with itself."""
 
+import fnmatch
 import pathlib
+import re
 import tomllib
 
 import pytest
@@ -9,7 +11,7 @@ import dnt
 from dnt import cli
 
 ROOT = pathlib.Path(__file__).parents[1]
-PROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
+PROJECT, TOOLS = (tomllib.loads((ROOT / 'pyproject.toml').read_text())[table] for table in ('project', 'tool'))
 
 
 def listed(name):
@@ -38,6 +40,17 @@ def test_constraints_name_a_version_of_every_requirement(version):
   constrained = {package(line) for line in lines if '==' in line}
   wanted = {package(line) for line in listed('requirements.txt') | listed('requirements-dev.txt')}
   assert wanted - constrained <= ({'torch'} if version != '3.11' else set())
+
+
+def test_the_source_distribution_has_what_its_launchers_install():
+  """And the pages that README links to."""
+  patterns = TOOLS['hatch']['build']['targets']['sdist']['include']
+  launchers = ''.join(path.read_text() for path in (ROOT / 'launch').glob('*.sh'))
+  installed = set(re.findall(r'(?:-r|-c) (requirements[\w-]*\.txt|constraints-)', launchers))
+  assert installed == {'requirements.txt', 'constraints-'}
+  for path in ROOT.glob('*.txt'):
+    assert any(fnmatch.fnmatch(path.name, pattern.lstrip('/')) for pattern in patterns), path.name
+  assert '/docs' in patterns
 
 
 def test_the_package_says_its_version_and_is_typed():
