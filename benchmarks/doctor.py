@@ -144,10 +144,8 @@ def fit() -> tuple[float, ...]:
       if outcome['not_finite'] is not None and outcome['not_finite'] < end * doctor_space.STEPS / TENTHS:
         break
       accuracies = np.repeat(outcome['accuracies'][:end], doctor_space.STEPS // TENTHS)
-      steps_done = len(accuracies)
-      ended = trial.Trial(
-        np.ones(steps_done), accuracies, np.ones(steps_done), 1.0, 1.0, outcome['chance'], 'complete', 0.0
-      )
+      ones = np.ones(len(accuracies))
+      ended = trial.Trial(ones, accuracies, ones, ones, 1.0, 1.0, outcome['chance'], 'complete', 0.0)
       rows.append(trial.features(ended if end == TENTHS else ended._replace(stopped='time')))
       sick.append(doctor_score.is_sick(outcome))
   for verdict in _read_verdicts().values():

@@ -18,9 +18,9 @@ MOSTLY = 0.3  # part of the weight decay in an update, from which it can be the 
 WHOLLY = 1.0  # the same, from which it is, even if the gradients keep the kernels from shrinking
 SHRUNK = 0.3  # norm of the kernels after a trial over that before, from which decay counts as winning
 STILL = 0.03  # fraction of their norm by which updates can move parameters in a trial that is too slow
-RISEN = 1.5  # loss over that of guessing, or of the first step if that is more, from which steps count as too large
+RISEN = 1.5  # loss over the uniform one, or of the first step if that is more, from which steps count as too large
 STAYS = 0.9  # loss over that of guessing, from which it has not fallen
-LEAP = 2.0  # highest loss over that of guessing or of the first step, from which steps count as too large
+LEAP = 2.0  # highest loss over the uniform one or of the first step, from which steps count as too large
 ALIKE_DISTANCE = 0.1  # distance (1 - cosine) of two images at the last entries over that of the images themselves
 BATCH_NORM_BLAMED_TO = 8  # most images of its statistics with which batch_norm is blamed
 MUCH = 1e-2  # update over parameter norm of the median entry that makes a loss far above guessing its work
@@ -161,15 +161,17 @@ def _diverged(examination: first_steps.Examination, tried: trial.Trial) -> Verdi
   if tried.stopped == 'not finite':
     return Verdict(Kind.LARGE_STEP, entry, f'the loss is not finite after step {len(tried.losses)}, with {moved}')
   first, last = tried.losses[0], float(np.median(tried.losses[-trial.LAST_TRIED :]))
-  # Where the first loss is large, the loss stays above that of guessing without large steps too.
-  above = max(examination.guessing_loss, min(first, 2 * examination.guessing_loss) if ratio >= MUCH else first)
+  # A network starts near the uniform loss, which is more than that of guessing if classes are unequal. Where the first
+  # loss is large, the loss stays above it without large steps too.
+  uniform = examination.uniform_loss
+  above = max(uniform, min(first, 2 * uniform) if ratio >= MUCH else first)
   if last > RISEN * above:
     return Verdict(Kind.LARGE_STEP, entry, f'{trial.course(tried)}, with {moved}')
-  stays = last > max(STAYS * examination.guessing_loss, first / 2)
+  stays = last > (first / 2 if first / 2 > STAYS * uniform else STAYS * examination.guessing_loss)
   if ratio > doctor.RATIO and stays:
     return Verdict(Kind.LARGE_STEP, entry, f'{trial.course(tried)}, with {moved}')
   highest = float(tried.losses.max())
-  if highest > LEAP * max(examination.guessing_loss, first) and stays:
+  if highest > LEAP * max(uniform, first) and stays:
     return Verdict(Kind.LARGE_STEP, entry, f'{trial.course(tried)}, and was {highest:.3g} in between, with {moved}')
   return None
 
@@ -245,12 +247,15 @@ def _alike(examination: first_steps.Examination, tried: trial.Trial) -> Verdict 
 def _fell_back(tried: trial.Trial) -> Verdict | None:
   if len(tried.accuracies) < 2 * WINDOW or tried.chance >= 1:
     return None
-  means = np.convolve(tried.accuracies, np.ones(WINDOW) / WINDOW, 'valid')
+  windows = (slice(end - WINDOW, end) for end in range(WINDOW, len(tried.accuracies) + 1))
+  means = np.array([trial.mean(tried.accuracies[window], tried.weights[window]) for window in windows])
   best, last = ((value - tried.chance) / (1 - tried.chance) for value in (means.max(), means[-1]))
   if best - last < FALLEN or means.max() - means[-1] < NOISE:
     return None
   at = int(means.argmax()) + WINDOW
-  reason = f'the accuracy falls from {100 * means.max():.0f} % at step {at} to {100 * means[-1]:.0f} %'
+  reason = (
+    f'the {trial.accuracy_name(tried)} falls from {100 * means.max():.0f} % at step {at} to {100 * means[-1]:.0f} %'
+  )
   return Verdict(Kind.LARGE_STEP, None, reason)
 
 

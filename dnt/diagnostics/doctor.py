@@ -14,11 +14,11 @@ FAINT = 1e-5  # limit for the product of both factors, which sets the size of th
 MOVES = telemetry.UPDATE_RATIOS[0]  # update over parameter norm of an entry that trains although the signal vanishes
 ABRUPT = 1e-12  # a signal or gradient of this size does not become zero in one entry by shrinking
 COLLAPSED = 0.9999  # cosine of two different images
-ALIKE_AT_GUESSING = 0.98  # the same, if the first steps do not lower a loss that is that of guessing
-GUESSING = 0.02  # largest distance from the loss of guessing, as a fraction of it, that counts as guessing
+ALIKE_AT_GUESSING = 0.98  # the same, if the first steps do not lower a loss that is that of guessing or the uniform one
+GUESSING = 0.02  # largest distance from one of these losses, as a fraction of it, that counts as guessing
 DEAD = 0.9  # fraction of an entry's units that are dead, or of its activations that are saturated
 GROWN = 10.0  # loss after the first steps over the loss before
-RATIO = 0.1  # update over parameter norm, of the median entry, if the loss stays above that of guessing
+RATIO = 0.1  # update over parameter norm, of the median entry, if the loss stays above the uniform one
 LAST_EXAMINED = 3  # number of the last of the first steps whose mean loss measures the result of the first steps
 
 
@@ -109,7 +109,8 @@ def _shrinks(ratio: float) -> str:
 
 def _collapsed(examination: first_steps.Examination, cosine: np.ndarray, hidden: np.ndarray) -> Verdict | None:
   before, after = _losses(examination)
-  stands = abs(before - examination.guessing_loss) < GUESSING * examination.guessing_loss and after >= before
+  guesses = (examination.uniform_loss, examination.guessing_loss)
+  stands = after >= before and any(abs(before - guess) < GUESSING * guess for guess in guesses)
   limit = ALIKE_AT_GUESSING if stands else COLLAPSED
   if not np.inf > cosine[hidden[-1]] > limit > examination.input_cosine:
     return None
@@ -137,9 +138,10 @@ def _stepped(examination: first_steps.Examination) -> Verdict:
   before, after = _losses(examination)
   ratio = float(np.median(examination.update_ratios))
   reason = f'the loss goes from {before:.3g} to {after:.3g} in {first_steps.COUNT} steps'
-  # Large updates alone do no harm: a linear classifier starts with them.
-  large = not np.isfinite(examination.losses).all() or after > GROWN * max(before, examination.guessing_loss)
-  if large or (ratio > RATIO and after > examination.guessing_loss):
+  # Large updates alone do no harm: a linear classifier starts with them. The start lies near the uniform loss, which is
+  # more than that of guessing where classes are unequal.
+  large = not np.isfinite(examination.losses).all() or after > GROWN * max(before, examination.uniform_loss)
+  if large or (ratio > RATIO and after > examination.uniform_loss):
     moves = '' if np.isnan(ratio) else f', which move parameters by {ratio:.1e} of their norm'
     return Verdict(Kind.LARGE_STEP, None, reason + moves)
   return Verdict(Kind.TRAINABLE, None, reason)

@@ -81,6 +81,7 @@ def run(config: typed.Config, workdir: pathlib.Path, seeds: int, trying: bool, s
     'trial': {
       'losses': found.trial.losses.tolist(),
       'accuracies': found.trial.accuracies.tolist(),
+      'weights': found.trial.weights.tolist(),
       'chance': found.trial.chance,
       'stopped': found.trial.stopped,
       'seconds': found.trial.seconds,
@@ -216,17 +217,17 @@ def figure(found: diagnosis.Diagnosis) -> 'Figure':
     loss,
     'first steps: loss',
     'loss',
-    examination.losses[np.isfinite(examination.losses)].max(initial=1) > 20 * examination.guessing_loss,
+    examination.losses[np.isfinite(examination.losses)].max(initial=1) > 20 * examination.uniform_loss,
   )
   _by_step(ratios, examination.update_ratios)
   _finish(ratios, 'first steps: size of the update', 'update / parameter norm, median entry', True)
   chance = found.trial.chance
   _draw_trial(trial_loss, found.trial.losses, examination.guessing_loss, 'guessing')
   early = {'settled': ' (ends early, as it learns)', 'time': ' (ended by its time limit)'}.get(found.trial.stopped, '')
-  _finish(trial_loss, f'trial: loss{early}', 'loss', found.trial.losses.max(initial=1) > 20 * examination.guessing_loss)
+  _finish(trial_loss, f'trial: loss{early}', 'loss', found.trial.losses.max(initial=1) > 20 * examination.uniform_loss)
   _draw_trial(accuracy, 100 * found.trial.accuracies, 100 * chance, 'chance')
   accuracy.axhline(100 * trial.limit(chance), color=MARK, linestyle=':', label='failed below')
-  _finish(accuracy, 'trial: accuracy on the batches', 'accuracy (%)', False)
+  _finish(accuracy, f'trial: {trial.accuracy_name(found.trial)} on the batches', 'accuracy (%)', False)
   if verdict.entry:
     for axes in (signal, cosine, gradient, gain, units, ratio):
       axes.axvline(examination.entries.index(verdict.entry), color=MARK, linewidth=1.2, linestyle=':')

@@ -20,7 +20,7 @@ from dnt.models import captures, depth, function_calls, initializers, stage
 from dnt.optim import chain, schedules
 from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
-from dnt.training import budget, datasets, experiment, initialize, open_options, precompile, telemetry
+from dnt.training import budget, datasets, experiment, initialize, losses, open_options, precompile, telemetry
 
 IMAGES = 8  # images of the batch whose similarity is measured
 COUNT = 10  # steps that are taken
@@ -46,7 +46,8 @@ class Examination(NamedTuple):
     learning_rates: [first steps].
     peak_rate: the largest learning rate of the whole run.
     scale_free: see `chain.is_scale_free`.
-    guessing_loss: loss of guessing.
+    uniform_loss: loss if all classes are equally likely, as in most networks at the start.
+    guessing_loss: the least loss of a prediction that is the same for all images, see `losses.of_constant_predictions`.
     input_rms: the RMS of the images, as the network receives them.
     outputs: logits of the batch of the step that the columns describe, as training computes them (batch_norm takes the
       statistics of the batch), float64 [images, classes].
@@ -61,6 +62,7 @@ class Examination(NamedTuple):
   learning_rates: np.ndarray
   peak_rate: float
   scale_free: bool
+  uniform_loss: float
   guessing_loss: float
   input_rms: float
   outputs: np.ndarray
@@ -116,7 +118,8 @@ def examine(
         rows.append(jax.device_get(metrics))
       shown.append(rows)
   drawn = any(map(_is_initial, shown[0]))
-  return _examination(run, shown, np.asarray(logits[-1 if drawn else 0], np.float64))
+  constant = losses.of_constant_predictions(run.config.loss, data.train)
+  return _examination(run, shown, np.asarray(logits[-1 if drawn else 0], np.float64), constant)
 
 
 def micro_batch(config: typed.Config) -> int:
@@ -207,9 +210,13 @@ def _cosine(x: jax.Array) -> jax.Array:
 
 
 def _examination(
-  run: experiment.Experiment, shown: Sequence[Sequence[Mapping[str, Any]]], outputs: np.ndarray
+  run: experiment.Experiment,
+  shown: Sequence[Sequence[Mapping[str, Any]]],
+  outputs: np.ndarray,
+  constant: tuple[float, float],
 ) -> Examination:
-  """Builds the examination from the metrics of the steps, by seed and step."""
+  """Builds the examination from the metrics of the steps, by seed and step, and the losses of constant predictions."""
+  uniform_loss, guessing_loss = constant
   names = tuple(row.entry.name for row in run.table)
   rows = [[metrics['telemetry'] for metrics in each] for each in shown]
   first = [_initial(each) for each in shown]
@@ -241,7 +248,8 @@ def _examination(
     learning_rates=np.array([step['learning_rate'] for step in shown[0]], np.float64),
     peak_rate=schedules.peak_rate(run.config.optim),
     scale_free=chain.is_scale_free(run.config.optim),
-    guessing_loss=float(np.log(len(run.spec.class_names))),
+    uniform_loss=uniform_loss,
+    guessing_loss=guessing_loss,
     batch_statistics=bool(run.phases[0].partition.split_statistics(run.abstract_state().batch_stats)[0]),
   )
 

@@ -7,7 +7,7 @@ A training fails if a loss is not finite, or if the accuracy after `STEPS` steps
 import contextlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +17,7 @@ from dnt.config import typed
 from dnt.data import pipeline
 from dnt.optim import schedules
 from dnt.parallel import mesh as mesh_lib
-from dnt.training import datasets, experiment, initialize, open_options, precompile, steps
+from dnt.training import datasets, experiment, initialize, losses, open_options, precompile, steps
 
 STEPS = 300
 LAST_TRIED = 50  # steps over which the accuracy counts
@@ -38,17 +38,19 @@ class Trial(NamedTuple):
 
   Attributes:
     losses: float64 [steps], up to the first one that is not finite.
-    accuracies: float64 [steps], of the batches that were trained on.
+    accuracies: float64 [steps], of the batches that were trained on; an example counts by the weight of its class.
+    weights: float64 [steps], with which the accuracies are averaged: of the batches, all 1 without class weights.
     learning_rates: float64 [steps].
     reached: the largest learning rate of its steps over that of the whole run; below 1 where a warm-up is longer.
     shrinkage: norm of all kernels after the trial over that before.
-    chance: accuracy of always predicting the most frequent class.
+    chance: accuracy of always predicting the most frequent class, or with class weights that of the largest weight.
     stopped: why it has ended: 'complete', 'settled' (it learns), 'not finite' or 'time'.
     seconds: how long it took, with compilation.
   """
 
   losses: np.ndarray
   accuracies: np.ndarray
+  weights: np.ndarray
   learning_rates: np.ndarray
   reached: float
   shrinkage: float
@@ -59,12 +61,22 @@ class Trial(NamedTuple):
   @property
   def learnt(self) -> float:
     """Returns how far the accuracy of the last steps is on the way from chance to 1; 1 if there is one class alone."""
-    return _progress(self.accuracies[-LAST_TRIED:], self.chance)
+    return _progress(self.accuracy, self.chance) if len(self.accuracies) else 0.0
+
+  @property
+  def accuracy(self) -> float:
+    """Returns the accuracy of the last steps; 0 without any."""
+    return mean(self.accuracies[-LAST_TRIED:], self.weights[-LAST_TRIED:])
 
 
 def limit(chance: float) -> float:
   """Returns the accuracy below which a training has failed, for that of always predicting the most frequent class."""
   return min(TIMES * chance, chance + LEARNT * (1 - chance))
+
+
+def mean(accuracies: Sequence[float] | np.ndarray, weights: Sequence[float] | np.ndarray) -> float:
+  """Returns the weighted mean of accuracies; 0 without any, or any weight."""
+  return float(np.average(accuracies, weights=weights)) if np.sum(weights) else 0.0
 
 
 def run(
@@ -87,10 +99,9 @@ def run(
   begun = time.monotonic()
   mesh = mesh_lib.make_mesh(config.mesh)
   run = experiment.make(open_options.resolve(config, data), data.spec)
-  labels = data.train.labels
-  chance = 1 / len(run.spec.class_names) if labels is None else float(np.bincount(labels).max() / len(labels))
+  chance = float(losses.shares(data.train, run.config.loss.class_weights).max())
   rates = np.asarray(jax.vmap(run.schedule)(np.arange(STEPS)), np.float64)
-  taken: dict[str, list[float]] = {'loss': [], 'accuracy': []}
+  taken: dict[str, list[float]] = {'loss': [], 'accuracy': [], 'weight': []}
   with contextlib.closing(pipeline.make_train_loader(run.config, data.train, mesh)) as loader:
     log('trial: compiling')
     training = _Training(run, mesh, loader, initialize.load_new(run, data.weights))
@@ -100,8 +111,8 @@ def run(
       started = time.monotonic()
       metrics = training.take(count)
       for name, values in taken.items():
-        values.extend(np.asarray(metrics[name][:count], np.float64).tolist())
-      now, done = time.monotonic(), training.done
+        values.extend(metrics[name].tolist())
+      now, done, start = time.monotonic(), training.done, training.phase.start
       each = (now - started) / count
       count = max(1, min(training.most(), int((seconds - (now - begun)) / each) if done > 1 else 1))
       log(f'trial: step {done} of {STEPS}, loss {taken["loss"][-1]:.3g}, accuracy {taken["accuracy"][-1]:.2f}')
@@ -110,7 +121,7 @@ def run(
       elif (
         each * (STEPS - done) > SHORT
         and done > training.last_start
-        and is_settled(taken['accuracy'][training.phase.start :], rates[training.phase.start :], chance)
+        and is_settled(taken['accuracy'][start:], taken['weight'][start:], rates[start:], chance)
       ):
         stopped = 'settled'
       elif 1 < done < STEPS and now - begun > seconds:
@@ -122,6 +133,7 @@ def run(
   return Trial(
     arrays['loss'],
     arrays['accuracy'],
+    arrays['weight'],
     rates[:end],
     min(1.0, float(rates[:done].max()) / schedules.peak_rate(run.config.optim)),
     shrinkage,
@@ -145,6 +157,9 @@ class _Training:
     self, run: experiment.Experiment, mesh: jax.sharding.Mesh, loader: pipeline.Loader, variables: dict[str, Any]
   ):
     self._run, self._mesh, self._loader = run, mesh, loader
+    self._metrics = {'loss': 'loss', 'accuracy': 'accuracy'}
+    if run.config.loss.class_weights:
+      self._metrics |= dict(zip(('accuracy', 'weight'), steps.WEIGHTED, strict=True))
     self._longest = min(CHUNK, loader.max_steps(0))
     self._starts = [each.start for each in run.phases if 0 < each.start < STEPS]
     self.last_start, self.done = max(self._starts, default=0), 0
@@ -152,7 +167,8 @@ class _Training:
     self._enter(run.phases[0])
 
   def _enter(self, phase: experiment.Phase) -> None:
-    train_steps = steps.make_train_steps(phase.train_step, self._loader.batch_at, self._longest)
+    names = tuple(self._metrics.values())
+    train_steps = steps.make_train_steps(phase.train_step, self._loader.batch_at, self._longest, names)
     self.phase = phase
     self._program = precompile.jit_on_state(self._run, self._mesh, train_steps, self.state)
 
@@ -161,30 +177,34 @@ class _Training:
     until = min((start for start in self._starts if start > self.done), default=STEPS)
     return min(self._longest, self._loader.max_steps(self.done), until - self.done)
 
-  def take(self, count: int) -> dict[str, jax.Array]:
-    """Takes `count` steps, at most `most()`; returns their metrics, of which the first `count` values hold."""
+  def take(self, count: int) -> dict[str, np.ndarray]:
+    """Takes `count` steps, at most `most()`; returns `loss`, `accuracy` and `weight`, float64 [count], see `Trial`."""
     if self.done in self._starts:
       phase = self._run.phase(self.done)
       self.state = initialize.advance(self._run, self._mesh, self.state, phase)
       self._enter(phase)
     self.state, metrics = self._program(self.state, self._loader.arrays(self.done, count), np.int32(count))
     self.done += count
-    return metrics
+    values = {own: np.asarray(metrics[name][:count], np.float64) for own, name in self._metrics.items()}
+    return {'weight': np.ones(count)} | values
 
 
-def is_settled(accuracies: list[float], rates: np.ndarray, chance: float) -> bool:
+def is_settled(accuracies: list[float], weights: list[float], rates: np.ndarray, chance: float) -> bool:
   """Whether the steps so far settle that the network learns: well, for long, and no worse than before.
 
   Args:
     accuracies: of the steps so far, of the last phase.
+    weights: of these steps, see `Trial`.
     rates: float64 [steps], the learning rates of all its steps; nothing is settled before the largest of them has come.
-    chance: accuracy of always predicting the most frequent class.
+    chance: see `Trial`.
   """
   done = len(accuracies)
   if done < SURE or rates[done - LAST_TRIED // 2 :].max() > 1.001 * rates[: done - LAST_TRIED // 2].max():
     return False
-  recent, earlier = accuracies[-LAST_TRIED // 2 :], accuracies[-LAST_TRIED : -LAST_TRIED // 2]
-  return _progress(recent, chance) > SETTLED and bool(np.mean(recent) >= np.mean(earlier) - 0.02)
+  middle = -LAST_TRIED // 2
+  recent = mean(accuracies[middle:], weights[middle:])
+  earlier = mean(accuracies[-LAST_TRIED:middle], weights[-LAST_TRIED:middle])
+  return _progress(recent, chance) > SETTLED and recent >= earlier - 0.02
 
 
 def probability(trial: Trial) -> float:
@@ -226,13 +246,16 @@ def course(trial: Trial) -> str:
   text = f'the loss goes from {first:.4g} to {last:.4g} in {len(trial.losses)} steps'
   if trial.stopped == 'not finite':
     return f'{text}, after which it is not finite'
-  return f'{text}, the accuracy to {100 * np.mean(trial.accuracies[-LAST_TRIED:]):.0f} %'
+  return f'{text}, the {accuracy_name(trial)} to {100 * trial.accuracy:.0f} %'
 
 
-def _progress(accuracies: Any, chance: float) -> float:
-  if chance >= 1:
-    return 1.0
-  return float((np.mean(accuracies) - chance) / (1 - chance)) if len(accuracies) else 0.0
+def accuracy_name(trial: Trial) -> str:
+  """Returns what the accuracies of a trial are called."""
+  return 'accuracy' if (trial.weights == 1).all() else 'weighted accuracy'
+
+
+def _progress(accuracy: float, chance: float) -> float:
+  return 1.0 if chance >= 1 else (accuracy - chance) / (1 - chance)
 
 
 def _kernel_norm(params: Any) -> float:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy import special
 
 from dnt import errors
 from dnt.config import typed
@@ -109,6 +110,35 @@ def balanced_weights(source: examples.Examples) -> tuple[float, ...]:
   counts = np.bincount(source.labels, minlength=source.num_classes)
   present = counts > 0
   return tuple((present * len(source) / (present.sum() * np.maximum(counts, 1))).tolist())
+
+
+def shares(source: examples.Examples, class_weights: tuple[float, ...]) -> np.ndarray:
+  """Returns the part of each class in the weight of a split, float64 [classes] with the sum 1.
+
+  The largest is the weighted accuracy of always predicting that class. All are equal if the labels are not known.
+  """
+  classes = source.num_classes
+  if source.labels is None:
+    return np.full(classes, 1 / classes)
+  weight = np.bincount(source.labels, minlength=classes) * np.asarray(class_weights or (1.0,) * classes)
+  return weight / weight.sum()
+
+
+def of_constant_predictions(config: typed.Loss, source: examples.Examples) -> tuple[float, float]:
+  """Returns the mean loss over a split if all classes are equally likely, and the least one of any constant prediction.
+
+  They are log(classes) and the entropy of `shares`. With class weights, label smoothing adds to both what
+  `cross_entropy` does.
+  """
+  classes = source.num_classes
+  smooth = np.full(classes, 1 / classes)
+  if config.class_weights and source.labels is not None:
+    each = np.asarray(config.class_weights)
+    smooth = each / classes / np.mean(each[source.labels])
+  # The loss of probabilities q is -sum(targets * log q).
+  targets = (1 - config.label_smoothing) * shares(source, config.class_weights) + config.label_smoothing * smooth
+  total = targets.sum()
+  return float(total * np.log(classes)), float(total * special.entr(targets / total).sum())
 
 
 def correct(logits: jax.Array, labels: mixing.Labels) -> jax.Array:

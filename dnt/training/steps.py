@@ -18,6 +18,8 @@ from dnt.training import losses, scores
 from dnt.training import telemetry as telemetry_lib
 
 METRICS = ('loss', 'accuracy', 'gradient_norm', 'learning_rate')  # of a train step, float32 scalars
+# Also of one with class weights: the accuracy with each example weighed by its class, and the weight of the batch.
+WEIGHTED = ('weighted_accuracy', 'weight')
 
 Batch = dict[str, Any]  # of arrays
 Preprocess = Callable[[Batch, jax.Array | None], jax.Array]
@@ -80,11 +82,13 @@ class Auxiliary(NamedTuple):
   Attributes:
     batch_stats: the new running statistics.
     correct: number of right predictions, float32 scalar.
+    weighted: with class weights, the weight of the right predictions and of all, float32 scalars; else empty.
     captures: the collection `captures.CAPTURES` of its entries; empty without telemetry.
   """
 
   batch_stats: Any
   correct: jax.Array
+  weighted: tuple[jax.Array, ...]
   captures: Any
 
 
@@ -145,10 +149,13 @@ def make_gradient(
         preprocess(batch, keys['augment']),
         {name: keys[name] for name in stage.RNGS},
       )
-    weighted, _ = cross_entropy(logits, batch['label'])
-    correct = jnp.sum(losses.correct(logits, batch['label']))
-    auxiliary = Auxiliary(updates.get('batch_stats', {}), correct, updates.get(captures.CAPTURES, {}))
-    return jnp.sum(weighted) / total_weight, auxiliary
+    each, weights = cross_entropy(logits, batch['label'])
+    correct = losses.correct(logits, batch['label'])
+    weighted = (jnp.sum(weights * correct), jnp.sum(weights)) if config.loss.class_weights else ()
+    auxiliary = Auxiliary(
+      updates.get('batch_stats', {}), jnp.sum(correct), weighted, updates.get(captures.CAPTURES, {})
+    )
+    return jnp.sum(each) / total_weight, auxiliary
 
   differentiate = jax.value_and_grad(compute_loss, argnums=(0, 1), has_aux=True)
 
@@ -212,7 +219,7 @@ def make_train_step(
   Returns:
     `(state, batch) -> (state, metrics)`; batch: as for `make_gradient`; metrics: float32 scalars `loss`, `accuracy`
     (for mixed examples, of the label with the larger mixing fraction), `gradient_norm` (before clipping) and
-    `learning_rate`, and with telemetry its columns under `telemetry`.
+    `learning_rate`, with class weights those of `WEIGHTED`, and with telemetry its columns under `telemetry`.
   """
   compute_gradient = make_gradient(config, model, preprocess, telemetry, partition)
 
@@ -246,6 +253,9 @@ def make_train_step(
     metrics: dict[str, Any] = {
       name: jnp.asarray(value, jnp.float32) for name, value in zip(METRICS, values, strict=True)
     }
+    if config.loss.class_weights:
+      right, weight = result.auxiliary.weighted
+      metrics |= zip(WEIGHTED, (right / jnp.where(weight > 0, weight, 1.0), weight), strict=True)
     if telemetry:
       shown = (trainable, gradient, updates, result.auxiliary.captures, result.gradient_captures)
       metrics['telemetry'] = telemetry.measure(*captures.barrier(shown))
@@ -255,13 +265,16 @@ def make_train_step(
   return train_step
 
 
-def make_train_steps(train_step: Callable, batch_at: Callable, longest: int) -> Callable:
+def make_train_steps(
+  train_step: Callable, batch_at: Callable, longest: int, names: tuple[str, ...] = METRICS
+) -> Callable:
   """Returns a program that takes several train steps, with a traced count: one compilation serves all counts.
 
   Args:
     train_step: from `make_train_step`.
     batch_at: `(arrays, step) -> batch`, pure.
     longest: the largest number of steps of one call.
+    names: the metrics to return.
 
   Returns:
     `(state, arrays, count) -> (state, metrics)`, metrics float32 [longest], of which the first `count` are set; if
@@ -272,12 +285,13 @@ def make_train_steps(train_step: Callable, batch_at: Callable, longest: int) -> 
     def body(index, carry):
       state, record = carry
       state, metrics = train_step(state, batch_at(arrays, state.step))
-      return state, {name: record[name].at[index].set(metrics[name]) for name in METRICS}
+      return state, {name: record[name].at[index].set(metrics[name]) for name in names}
 
     if longest == 1:
       state, metrics = train_step(state, batch_at(arrays, state.step))
-      return state, metrics | {name: metrics[name][None] for name in METRICS}
-    record = {name: jnp.zeros((longest,), jnp.float32) for name in METRICS}
+      shown = {name: metrics[name] for name in ('telemetry',) if name in metrics}
+      return state, shown | {name: metrics[name][None] for name in names}
+    record = {name: jnp.zeros((longest,), jnp.float32) for name in names}
     return jax.lax.fori_loop(0, count, body, (state, record))
 
   return train_steps

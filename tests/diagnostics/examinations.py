@@ -23,6 +23,7 @@ def examination(**changes):
     'rms': 1.0,
     'outputs': np.eye(3) - 0.5,
     'losses': [2.3, 2.3],
+    'guessing': np.log(10),
     'batch_statistics': True,
   } | {name: value for name, value in changes.items() if name not in doctor.telemetry.metric_names.QUANTITIES}
   columns |= {name: value for name, value in changes.items() if name in (*columns, 'clip_factor', 'dead')}
@@ -36,6 +37,7 @@ def examination(**changes):
     given['peak'],
     given['scale_free'],
     np.log(10),
+    given['guessing'],
     given['rms'],
     given['outputs'],
     given['batch_statistics'],
@@ -44,8 +46,9 @@ def examination(**changes):
 
 def tried(losses=(2.3,) * 300, accuracies=None, stopped='complete', shrinkage=1.0):
   losses = np.array(losses, float)
-  accuracies = np.full(len(losses), 0.1) if accuracies is None else np.array(accuracies, float)
-  return trial.Trial(losses, accuracies, np.full(len(losses), 0.1), 1.0, shrinkage, 0.1, stopped, 1.0)
+  ones = np.ones(len(losses))
+  accuracies = 0.1 * ones if accuracies is None else np.array(accuracies, float)
+  return trial.Trial(losses, accuracies, ones, 0.1 * ones, 1.0, shrinkage, 0.1, stopped, 1.0)
 
 
 LOST = {'activation_rms': [1.0, 1e-6, 1.0]}

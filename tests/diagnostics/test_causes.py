@@ -100,6 +100,36 @@ def test_a_loss_that_falls_without_the_accuracy_is_said():
   assert cause.kind == Kind.STUCK and 'config.loss' in cause.reason
 
 
+def entropy(*parts):
+  return -np.sum(np.array(parts) * np.log(parts))
+
+
+def test_of_unequal_classes_a_loss_stays_at_guessing_below_that_of_equal_ones():
+  """90 % of the images are of one of two classes: networks start at log 2, and guessing has 0.325."""
+  uniform, guessing = np.log(2), entropy(0.9, 0.1)
+  stuck = tried([uniform, 0.4, *[guessing] * 298], [0.9] * 300)._replace(chance=0.9)
+
+  def found(result, **changes):
+    each = examination(losses=[uniform, 0.4], guessing=guessing, **changes)._replace(uniform_loss=uniform)
+    return causes.find(schema.default(), each, result)
+
+  assert found(stuck, cosine=[0.5, 0.95, 0.99])[0].kind == 'collapsing to one direction'
+  assert found(stuck, ratios=[0.5, 0.5])[0].kind == 'step too large'
+  (nothing,) = found(stuck)
+  assert nothing.kind == Kind.STUCK and 'config.loss' not in nothing.reason, 'the loss falls to that of guessing alone'
+  falls = stuck._replace(losses=np.linspace(uniform, 0.01, 300))
+  assert 'config.loss' in found(falls)[0].reason
+  broken = tried([uniform, 0.6, 0.5, 0.45, 0.4, 0.4, 0.4], stopped='not finite')
+  assert found(broken)[0].kind == 'step too large', 'it was not better than guessing'
+
+
+def test_of_very_unequal_classes_a_start_at_equal_ones_is_no_divergence():
+  """One image of 100 is of the second class: guessing has 0.056, and the loss falls from log 2 on its way there."""
+  falls = tried(np.linspace(np.log(2), 0.2, 300), [0.99] * 300)._replace(chance=0.99)
+  each = examination(guessing=entropy(0.99, 0.01), ratios=[0.05, 0.05])._replace(uniform_loss=np.log(2))
+  assert [cause.kind for cause in causes.find(schema.default(), each, falls)] == [Kind.STUCK]
+
+
 def test_a_long_warm_up_is_said():
   (cause,) = causes.find(schema.default(), examination(), tried()._replace(reached=0.01))
   assert cause.kind == Kind.STUCK and 'config.schedule.warmup' in cause.reason

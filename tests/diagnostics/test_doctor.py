@@ -18,11 +18,12 @@ def examination(**changes):
   }
   losses = [changes.pop('losses', [2.3, 1.0])]
   ratios = [changes.pop('ratios', [1e-3, 1e-3])]
-  scale_free = changes.pop('scale_free', False)
+  scale_free, guessing_loss = changes.pop('scale_free', False), changes.pop('guessing_loss', 2.3)
   columns = {name: np.array([values]) for name, values in (columns | changes).items()}
   names = ('stem', 'block', 'more', 'last', 'head')
   return first_steps.Examination(
-    names, columns, 0.3, np.array(losses), np.array(ratios), np.full(2, 0.1), 0.1, scale_free, 2.3, 1.0, np.eye(3), True
+    *(names, columns, 0.3, np.array(losses), np.array(ratios), np.full(2, 0.1), 0.1, scale_free),
+    *(2.3, guessing_loss, 1.0, np.eye(3), True),
   )
 
 

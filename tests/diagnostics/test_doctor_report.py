@@ -32,13 +32,13 @@ def examination(entries=5):
   losses, ratios = np.array([[2.0, 1.0], [4.0, np.inf]]), np.array([[1e-3, 1e-2], [3e-3, 3e-2]])
   rates = np.array([0.1, 0.2])
   return first_steps.Examination(
-    names, columns, 0.3, losses, ratios, rates, 0.2, False, np.log(10), 1.0, np.eye(10), True
+    names, columns, 0.3, losses, ratios, rates, 0.2, False, np.log(10), np.log(9), 1.0, np.eye(10), True
   )
 
 
 def diagnose(verdict):
   steps = np.linspace(3, 2, 20)
-  tried = trial.Trial(steps, steps / 10, np.full(20, 0.1), 1.0, 1.0, 0.1, 'time', 60.0)
+  tried = trial.Trial(steps, steps / 10, np.ones(20), np.full(20, 0.1), 1.0, 1.0, 0.1, 'time', 60.0)
   cause = Verdict(*verdict)
   finding = labels.Finding('one class', 'all images are of class 3')
   return diagnosis.Diagnosis(
@@ -93,7 +93,7 @@ def test_the_figure_has_units_and_draws_what_was_found():
   np.testing.assert_allclose(units.lines[0].get_ydata(), 75.0)
   loss = panels['first steps: loss']
   np.testing.assert_allclose(loss.lines[0].get_ydata(), [3.0, np.nan])
-  assert loss.lines[1].get_ydata()[0] == pytest.approx(np.log(10))
+  assert loss.lines[1].get_ydata()[0] == pytest.approx(np.log(9))
   accuracy = panels['trial: accuracy on the batches']
   np.testing.assert_allclose(accuracy.lines[0].get_ydata(), np.linspace(30, 20, 20))
   assert [line.get_ydata()[0] for line in accuracy.lines[1:]] == pytest.approx([10, 25]), 'chance, and failed below'

@@ -102,7 +102,9 @@ def test_every_figure_and_the_first_steps_equal_torch(torch_reference, tiny, act
   assert 0.1 < measure['zero' if activation == 'relu' else 'saturated'][0] < 0.9
   assert found.input_cosine == pytest.approx(np.mean(cosines), rel=1e-4)
   np.testing.assert_allclose(found.learning_rates, tiny.optim.learning_rate)
-  assert found.guessing_loss == pytest.approx(np.log(10))
+  assert found.uniform_loss == pytest.approx(np.log(10))
+  parts = np.bincount(datasets.load(tiny, ()).train.labels) / tiny.data.synthetic_examples
+  assert found.guessing_loss == pytest.approx(-np.sum(parts * np.log(parts)))
 
 
 def test_the_gain_of_a_known_jacobian(tiny):

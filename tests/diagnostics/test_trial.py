@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 
 from dnt.diagnostics import trial
-from dnt.training import datasets
+from dnt.training import datasets, losses
 
 
 def make(accuracies, stopped='complete', chance=0.1, losses=None, reached=1.0):
   values = np.array(accuracies, float)
-  losses = np.ones(len(values)) if losses is None else np.array(losses)
-  return trial.Trial(losses, values, np.full(len(values), 0.1), reached, 1.0, chance, stopped, 1.0)
+  ones = np.ones(len(values))
+  losses = ones if losses is None else np.array(losses)
+  return trial.Trial(losses, values, ones, 0.1 * ones, reached, 1.0, chance, stopped, 1.0)
 
 
 def run(config, **options):
@@ -68,6 +69,40 @@ def test_chance_is_the_most_frequent_class(tiny, change_splits):
   assert run(tiny, seconds=0.0).chance == pytest.approx(0.75)
 
 
+@pytest.fixture
+def unequal(tiny, change_splits):
+  """Of 64 examples 58 are of the one class and 6 of the other."""
+  labels = (np.arange(64) % 10 == 9).astype(np.int32)
+  change_splits(lambda split: dataclasses.replace(split, labels=labels, class_names=('common', 'rare')))
+  tiny.train.batch_size = 64
+  return tiny
+
+
+@pytest.mark.parametrize('accumulate', [1, 2])
+def test_with_class_weights_each_example_counts_by_its_class(unequal, accumulate, monkeypatch):
+  """A network that says 'common' of all images."""
+  monkeypatch.setattr(losses, 'correct', lambda logits, labels: (labels == 0).astype(np.float32))
+  unequal.train.accumulate = accumulate
+  plain = run(unequal, seconds=0.0)
+  assert (plain.chance, plain.accuracy) == pytest.approx((58 / 64, 58 / 64))
+  unequal.loss.balance_classes = True
+  weighted = run(unequal, seconds=0.0)
+  assert (weighted.chance, weighted.accuracy) == pytest.approx((0.5, 0.5))
+  np.testing.assert_allclose(weighted.weights, 64, rtol=1e-6)
+  assert 'weighted accuracy to 50 %' in trial.course(weighted)
+  unequal.loss.balance_classes, unequal.loss.class_weights = False, (1.0, 3.0)
+  assert run(unequal, seconds=0.0).chance == pytest.approx(58 / (58 + 18))
+
+
+def test_accuracies_are_averaged_by_the_weights_of_their_batches():
+  """Of two batches the second holds no right example, but hardly any weight."""
+  found = make([0.8, 0.0] * 150, chance=0.5)._replace(weights=np.array([1.0, 0.0] * 150))
+  assert found.accuracy == pytest.approx(0.8) and found.learnt == pytest.approx(0.6)
+  assert trial.state(trial.probability(found)) == trial.HEALTHY
+  assert trial.is_settled([1.0, 0.0] * 50, [1.0, 0.0] * 50, np.full(300, 0.1), 0.5)
+  assert trial.mean([0.3], [0.0]) == 0.0
+
+
 @pytest.mark.parametrize(
   ('accuracies', 'rates', 'settled'),
   [
@@ -82,7 +117,7 @@ def test_chance_is_the_most_frequent_class(tiny, change_splits):
   ids=['short', 'well', 'badly', 'falls', 'warm-up', 'rises later', 'decays'],
 )
 def test_what_settles_the_question(accuracies, rates, settled):
-  assert trial.is_settled(accuracies, np.array(rates), 0.1) == settled
+  assert trial.is_settled(accuracies, [1.0] * len(accuracies), np.array(rates), 0.1) == settled
 
 
 def test_the_probability_falls_with_what_was_learnt_and_rises_with_doubt():

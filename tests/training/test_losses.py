@@ -157,6 +157,43 @@ def test_balanced_weights_are_those_of_scikit_learn(caplog):
     losses.balanced_weights(dataclasses.replace(source, labels=None))
 
 
+def split(labels, classes):
+  images = np.zeros((len(labels), 1, 1, 3), np.uint8)
+  return examples.in_memory('set', 'train', images, np.asarray(labels, np.int32), tuple(map(str, range(classes))))
+
+
+def test_the_parts_of_the_classes_by_hand():
+  unequal = split([0] * 9 + [1], 2)
+  np.testing.assert_allclose(losses.shares(unequal, ()), [0.9, 0.1])
+  np.testing.assert_allclose(losses.shares(unequal, (1.0, 3.0)), [0.75, 0.25])
+  np.testing.assert_allclose(losses.shares(unequal, losses.balanced_weights(unequal)), [0.5, 0.5])
+  np.testing.assert_allclose(losses.shares(split([0, 0, 1], 3), ()), [2 / 3, 1 / 3, 0])
+  unknown = dataclasses.replace(unequal, labels=None)
+  np.testing.assert_allclose(losses.shares(unknown, (1.0, 3.0)), [0.5, 0.5])
+
+
+@pytest.mark.parametrize('balance', [False, True])
+@pytest.mark.parametrize('smoothing', [0.0, 0.1])
+def test_no_constant_prediction_has_a_lower_loss_than_guessing(balance, smoothing):
+  source = split([0] * 9 + [1], 2)
+  weights = losses.balanced_weights(source) if balance else ()
+
+  def of(probability):
+    logits = jnp.tile(jnp.log(jnp.array([probability, 1 - probability])), (10, 1))
+    values, weight = losses.cross_entropy(logits, jnp.asarray(source.labels), smoothing, weights)
+    return float(jnp.sum(values) / jnp.sum(weight))
+
+  config = schema.default().loss
+  config.label_smoothing, config.class_weights = smoothing, weights
+  uniform, guessing = losses.of_constant_predictions(config, source)
+  assert uniform == pytest.approx(of(0.5), rel=1e-5)
+  assert guessing == pytest.approx(min(map(of, np.linspace(0.005, 0.995, 199))), rel=1e-3)
+  if not smoothing:
+    assert (uniform, guessing) == pytest.approx((np.log(2), np.log(2) if balance else 0.32508), abs=1e-5)
+  unknown = dataclasses.replace(source, labels=None)
+  assert losses.of_constant_predictions(config, unknown) == pytest.approx((np.log(2), np.log(2)))
+
+
 def test_correct_counts_the_largest_logit_and_of_equal_ones_the_first():
   logits = jnp.asarray([[1.0, 2.0, 0.0], [3.0, 3.0, 0.0], [3.0, 3.0, 0.0]])
   actual = losses.correct(logits, jnp.asarray([1, 0, 1]))
