@@ -71,7 +71,9 @@ def judge(config: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], saved: 
   course, evaluated = _course(lines), [line for line in lines if not metric_names.is_training(line)]
   signal, lost = _signal(lines), _not_finite(evaluated)
   worse = _generalization(evaluated, config['data']['train_split'], course.accuracies[-1])
-  first = _first(_of_losses(course, config['model']['num_classes']), signal)
+  classes = config['model']['num_classes']
+  balanced = _balanced(evaluated)
+  first = _first(_of_losses(course, classes, balanced), signal)
   if lost and not first:
     first = _Finding(Kind.EXPLODING, min(lost.values()))
   messages = _overview(course, config, saved)
@@ -80,9 +82,16 @@ def judge(config: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], saved: 
   elif signal:
     messages.append(f'step {signal.step}: {signal.kind} from {signal.entry} on: {signal.reason}')
   messages += [f'{name} is not finite from the evaluation of step {step} on' for name, step in lost.items()]
+  unequal = balanced if balanced and balanced.accuracy < trial.limit(1 / classes) <= balanced.plain else None
+  if unequal:
+    messages.append(
+      f'{unequal.split}/balanced_accuracy is {100 * unequal.accuracy:.0f} % at step {unequal.step} (one class alone '
+      f'has {100 / classes:.2g} %), though {unequal.split}/accuracy is {100 * unequal.plain:.0f} %'
+    )
   messages += worse
   if not first:
-    return Ended(trial.DOUBTFUL if worse or signal else trial.HEALTHY, Kind.TRAINABLE, None, None, tuple(messages))
+    doubtful = worse or signal or (unequal and unequal.step >= trial.STEPS)
+    return Ended(trial.DOUBTFUL if doubtful else trial.HEALTHY, Kind.TRAINABLE, None, None, tuple(messages))
   if good := _good(saved, first, course, lost):
     messages.append(f'the checkpoint of step {good[-1]} is from before')
   return Ended(trial.SICK, first.kind, first.entry, first.step, tuple(messages))
@@ -116,10 +125,10 @@ def _course(lines: Sequence[Mapping[str, Any]]) -> _Course:
 
 def _overview(course: _Course, config: Mapping[str, Any], saved: Sequence[int]) -> list[str]:
   """Returns lines that say how far a run came, whatever is wrong with it."""
-  steps, losses = course.steps, course.losses
+  steps, losses, uniform = course.steps, course.losses, math.log(config['model']['num_classes'])
   messages = [
-    f'{steps[-1]} of {config["train"]["steps"]} steps, loss {losses[0]:.3g} to {losses[-1]:.3g} (guessing: '
-    f'{math.log(config["model"]["num_classes"]):.3g}), accuracy of the batches {100 * course.accuracies[-1]:.0f} %'
+    f'{steps[-1]} of {config["train"]["steps"]} steps, loss {losses[0]:.3g} to {losses[-1]:.3g} (guessing all classes '
+    f'alike: {uniform:.3g}), accuracy of the batches {100 * course.accuracies[-1]:.0f} %'
   ]
   if saved:
     messages.append(f'checkpoints: {", ".join(map(str, saved))}')
@@ -146,8 +155,41 @@ class _Finding(NamedTuple):
   reason: str = ''
 
 
-def _of_losses(course: _Course, classes: int) -> _Finding | None:
-  """Returns what the losses and accuracies of the batches show to be wrong; None: the network learns."""
+class _Balanced(NamedTuple):
+  """Describes the last evaluation of a split.
+
+  Attributes:
+    accuracy: its balanced accuracy.
+    split: its name.
+    step: of the evaluation.
+    plain: its accuracy.
+    auroc: None if it was not measured.
+  """
+
+  accuracy: float
+  split: str
+  step: int
+  plain: float
+  auroc: float | None
+
+
+def _balanced(evaluated: Sequence[Mapping[str, Any]]) -> _Balanced | None:
+  """Returns the last evaluation with the largest balanced accuracy of all splits; None: none is known."""
+  last = {}
+  for line in evaluated:
+    for name, value in line.items():
+      split, _, quantity = name.rpartition('/')
+      if quantity == 'balanced_accuracy' and value is not None:
+        last[split] = _Balanced(value, split, line['step'], line[f'{split}/accuracy'], line.get(f'{split}/auroc'))
+  return max(last.values(), default=None)
+
+
+def _of_losses(course: _Course, classes: int, balanced: _Balanced | None) -> _Finding | None:
+  """Returns what the losses and accuracies show to be wrong; None: the network learns.
+
+  The accuracy of the batches says little if classes are unequal. The balanced accuracy of an evaluation does, unless
+  the network has had few steps (it predicts the largest class at first) or ranks images well by a class (its AUROC).
+  """
   steps, losses, smooth = course.steps, course.losses, course.smooth
   if course.broken == 0:  # without a line from before, nothing shows that the steps did it
     return _Finding(Kind.EXPLODING, steps[0])
@@ -157,7 +199,14 @@ def _of_losses(course: _Course, classes: int) -> _Finding | None:
     reason = f'the loss rises from step {steps[rise]} on, where it was {smooth[rise]:.3g}'
     return _Finding(Kind.LARGE_STEP, steps[rise], reason=reason)
   falls = losses[last].mean() < causes.FALLS * np.min(losses[~last][:1], initial=guessing)  # enough for a short run
-  if course.accuracies[last].mean() < trial.limit(1 / classes) and (steps[-1] >= trial.STEPS or not falls):
+  accuracy, chance = course.accuracies[last].mean(), 1 / classes
+  if balanced:
+    if balanced.accuracy < trial.limit(chance):
+      if balanced.step >= trial.STEPS and (balanced.auroc or 0) < trial.limit(1 / 2):
+        chance = max(chance, balanced.plain)  # what guessing has there; batches above it are learnt by heart
+    elif balanced.step > steps[-1] - trial.LAST_TRIED:
+      return None
+  if accuracy < trial.limit(chance) and (steps[-1] >= trial.STEPS or not falls):
     return _Finding(Kind.STUCK, steps[0])
   return None
 

@@ -85,6 +85,51 @@ def test_a_run_is_stuck_by_its_last_steps(losses, accuracies, steps, stuck):
   assert (found.state, found.kind) == (('sick', Kind.STUCK) if stuck else ('healthy', 'trainable'))
 
 
+TWO = CONFIG | {'model': {'num_classes': 2}}
+STEPS = range(50, 450, 50)
+TO_GUESSING = [0.69, 0.5, 0.4, 0.35, 0.33, 0.326, 0.325, 0.325]  # of 90 % of the one class: 0.325
+
+
+def unequal(balanced, auroc, accuracies=(0.9,) * 8, losses=TO_GUESSING, steps=STEPS, accuracy=0.9):
+  """What is said of a run on two classes by its last evaluation."""
+  values = {'val__balanced_accuracy': balanced, 'val__auroc': auroc, 'val__accuracy': accuracy}
+  evaluated = {name: [value] * len(losses) for name, value in values.items()}
+  return ended.judge(TWO, lines(losses, list(accuracies), steps, val__loss=losses, **evaluated), [])
+
+
+def test_a_run_that_predicts_the_largest_class_alone_is_stuck():
+  found = unequal(0.5, 0.5)
+  assert (found.state, found.kind) == ('sick', Kind.STUCK)
+  said = 'val/balanced_accuracy is 50 % at step 400 (one class alone has 50 %), though val/accuracy is 90 %'
+  assert said in found.lines
+  assert any('guessing all classes alike: 0.693' in line for line in found.lines)
+  assert unequal(0.5, None).kind == Kind.STUCK
+
+
+@pytest.mark.parametrize(
+  ('options', 'state'),
+  [
+    ({'balanced': 0.8, 'auroc': 0.9}, 'healthy'),
+    ({'balanced': 0.5, 'auroc': 0.8}, 'doubtful'),
+    ({'balanced': 0.5, 'auroc': 0.5, 'accuracies': [0.9] * 2 + [0.99] * 6}, 'doubtful'),
+    ({'balanced': 0.5, 'auroc': 0.5, 'steps': range(20, 180, 20)}, 'healthy'),
+    ({'balanced': 0.8, 'auroc': 0.9, 'accuracies': [0.4] * 8, 'accuracy': 0.4}, 'healthy'),
+  ],
+  ids=['it learns', 'it ranks images well', 'it learns by heart', 'so early', 'weights cost accuracy'],
+)
+def test_what_looks_like_predicting_one_class_alone(options, state):
+  found = unequal(**options)
+  assert (found.state, found.kind) == (state, 'trainable')
+  assert any('one class alone' in line for line in found.lines) == (options['balanced'] == 0.5)
+
+
+def test_an_evaluation_from_before_does_not_speak_for_the_last_steps():
+  evaluated = {'val__loss': [0.3] * 8, 'val__accuracy': [0.9] * 8, 'val__balanced_accuracy': [0.9] * 8}
+  record_ = lines([0.3] * 8, [0.9] * 8, STEPS, **evaluated) + lines([0.69] * 4, [0.5] * 4, range(450, 650, 50))
+  found = ended.judge(TWO, record_, [])
+  assert (found.state, found.kind) == ('sick', Kind.STUCK)
+
+
 def test_a_loss_that_has_come_down_again():
   found = ended.judge(CONFIG, lines([2.3, 1.0, 90.0, 0.9, 0.8, 0.7], steps=range(100, 700, 100)), [])
   assert (found.state, found.kind) == ('healthy', 'trainable')
