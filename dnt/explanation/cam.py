@@ -11,9 +11,12 @@ the methods differ only in w:
 
 The gradient is with respect to the entry's output, in evaluation mode (running BatchNorm statistics). It does not
 depend on which parameters train or whether a stage is scanned. An activation that a user's own module calls right after
-the entry counts as its output, unless a skip path reads that output too (`captures.apply_capturing_output`).
+the entry counts as its output, unless a skip path reads that output too (`captures.apply_capturing_output`). In dnt's
+own networks whose head begins with norm and activation (pre-activation ResNets, DenseNets), this activation counts as
+the output of the head, so that only the pooling and a linear layer follow the last place of a map there too.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -97,25 +100,32 @@ def choose(table: Sequence[depth.Row], name: str | None) -> depth.Entry:
   Raises:
     errors.InputError: there is no such entry, or its output is not spatial.
   """
-  rows = {row.entry.name: row for row in table}
-  spatial = [name for name, row in rows.items() if _is_spatial(row)]
+  rows, found = ({row.entry.name: row for row in each} for each in (table, spatial(table)))
   if name is not None and name not in rows:
-    raise errors.unknown('entry', name, spatial)
-  if not spatial:
+    raise errors.unknown('entry', name, list(found))
+  if not found:
     raise errors.InputError('no entry of this network has a spatial output [h, w, channels] to map')
-  if name is not None and name not in spatial:
+  if name is not None and name not in found:
     shape, order = rows[name].shape, list(rows)
     reason = 'is never called' if shape is None else f'returns {"x".join(map(str, shape)) or "one number"} per example'
-    nearest = min(spatial, key=lambda other: abs(order.index(other) - order.index(name)))
+    nearest = min(found, key=lambda other: abs(order.index(other) - order.index(name)))
     raise errors.InputError(
       f'the entry {name!r} {reason}; a map needs an output of height x width x channels; nearest entry with one: '
       f'{nearest}'
     )
-  return rows[name or spatial[-1]].entry
+  return found[name or list(found)[-1]].entry
 
 
-def _is_spatial(row: depth.Row) -> bool:
-  return row.shape is not None and len(row.shape) == 3 and row.shape[0] * row.shape[1] > 1
+def spatial(table: Sequence[depth.Row]) -> list[depth.Row]:
+  """Returns the rows of the entries with a spatial output; that of a head is its activation, see above."""
+  rows = []
+  for row in table:
+    if row.activation:
+      path, shape = row.activation
+      row = dataclasses.replace(row, entry=depth.Entry(row.entry.name, path), shape=shape)
+    if row.shape is not None and len(row.shape) == 3 and row.shape[0] * row.shape[1] > 1:
+      rows.append(row)
+  return rows
 
 
 def outputs(
@@ -125,7 +135,7 @@ def outputs(
 
   Args:
     model: a module with the call `model(x, train)`.
-    entry: an entry of its depth list.
+    entry: an entry of its depth list, from `choose`.
     variables: `params` and `batch_stats`, in the model's layout.
     images: [B, H, W, C], preprocessed.
   """
@@ -144,7 +154,7 @@ def differentiate(
 
   Args:
     model: a module with the call `model(x, train)`.
-    entry: an entry of its depth list, with an output [h, w, K].
+    entry: an entry of its depth list, from `choose`.
     variables: `params` and `batch_stats`, in the model's layout.
     images: [B, H, W, C], preprocessed.
     targets: int32 [B], the target classes; None: the predicted classes.

@@ -110,8 +110,8 @@ class Explainer:
     """
     self._network, self._mesh = network, mesh
     self._size = mesh_lib.divisible(batch_size, mesh)
-    shape = next(row.shape for row in network.table if row.entry == entry)
-    assert shape is not None  # `cam.choose` returns an entry with a spatial output
+    shape = next(row.shape for row in cam.spatial(network.table) if row.entry == entry)
+    assert shape is not None  # it is spatial
     self._grid = (shape[0], shape[1])
     size = network.image_shape[:2]
 

@@ -49,7 +49,7 @@ def score_images(
 
   Args:
     model: a module with the call `model(x, train)`.
-    entry: an entry of its depth list, with an output [h, w, K].
+    entry: an entry of its depth list, from `cam.choose`.
     variables: `params` and `batch_stats`, in the model's layout.
     images: [B, H, W, C], preprocessed.
   """

@@ -253,7 +253,10 @@ def apply_capturing_output(
 
 @contextlib.contextmanager
 def _capturing_output(entry: depth.Entry) -> Generator[None]:
-  """Makes `model.apply` capture the output of one entry, and add the value in `GRADIENTS` to the output."""
+  """Makes `model.apply` capture the output of one entry, and add the value in `GRADIENTS` to the output.
+
+  The entry may also be an activation of dnt's own inside one, see `depth.Row.activation`.
+  """
 
   def keep(run, module):
     output = run()
@@ -269,7 +272,14 @@ def _capturing_output(entry: depth.Entry) -> Generator[None]:
       leaves[0] = leaves[0] + module.get_variable(GRADIENTS, 'output')
     return jax.tree.unflatten(structure, leaves)
 
-  with depth.intercept(keep):
+  def activation(next_fun, args, kwargs, context):
+    module = context.module
+    inside = len(module.path) > 1  # one that is an entry itself is intercepted as such
+    if inside and isinstance(module, activations.Activation) and context.method_name == '__call__':
+      return keep(lambda: next_fun(*args, **kwargs), module)
+    return next_fun(*args, **kwargs)
+
+  with depth.intercept(keep), nn.intercept_methods(activation):
     yield
 
 

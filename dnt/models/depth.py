@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from dnt import errors, trees
-from dnt.models import flops, initializers, layouts
+from dnt.models import activations, flops, initializers, layouts
 from dnt.models import stage as stage_lib
 from dnt.parallel import compile as compile_lib
 
@@ -48,12 +48,15 @@ class Row:
     shape: output shape for one example; None if the model does not call it (a parameter of the model itself).
     parameters: number of parameters.
     flops: FLOPs of one example's forward pass: 2 per multiply-add of convolutions and matrix products.
+    activation: path and output shape of the activation before the pooling, in a head of dnt's own that begins with one;
+      else None.
   """
 
   entry: Entry
   shape: Shape | None
   parameters: int
   flops: int
+  activation: tuple[str, Shape] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,6 +138,8 @@ def trace(model: nn.Module, input_shape: Shape) -> Trace:
       draws random numbers in evaluation.
   """
   calls: dict[str, Shape | None] = {}
+  activated: dict[str, tuple[str, Shape]] = {}
+  own = not getattr(model, 'calls_functions', False)
 
   def record(run, module):
     name = '/'.join(module.path)
@@ -151,11 +156,18 @@ def trace(model: nn.Module, input_shape: Shape) -> Trace:
       )
     return output
 
+  def watch(next_fun, args, kwargs, context):
+    output = next_fun(*args, **kwargs)
+    module = context.module
+    if own and isinstance(module, activations.Activation) and context.method_name == '__call__' and output.ndim == 4:
+      activated[module.path[0]] = '/'.join(module.path), output.shape[1:]
+    return output
+
   def run(key):
     return model.init(key, jnp.zeros((1, *input_shape)), train=False)
 
   key = jax.eval_shape(lambda: jax.random.key(0, impl=initializers.PRNG))
-  with intercept(record) as stages:
+  with intercept(record) as stages, nn.intercept_methods(watch):
     program, variables = jax.make_jaxpr(run, return_shape=True)(key)
   foreign = set(variables) - {'params', 'batch_stats'}
   if foreign:
@@ -165,7 +177,7 @@ def trace(model: nn.Module, input_shape: Shape) -> Trace:
     )
   _check_names(variables)
   scanned = {path: stage.count - 1 if stage.scan else 0 for path, stage in stages.items()}
-  if getattr(model, 'calls_functions', False):  # `init` lets it draw from any rng, evaluation from none
+  if not own:  # `init` lets it draw from any rng, evaluation from none
     x = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
     jax.eval_shape(functools.partial(model.apply, train=False), layouts.to_scanned(variables, scanned), x)
   cost = flops.count(program.jaxpr)
@@ -173,7 +185,8 @@ def trace(model: nn.Module, input_shape: Shape) -> Trace:
   rows = [Row(_entry(name, {}), None, int(math.prod(variables['params'][name].shape)), 0) for name in owned]
   for index, (name, shape) in enumerate(calls.items()):
     parameters = trees.count(trees.subtree(variables.get('params', {}), name))
-    rows.append(Row(_entry(name, scanned), shape, parameters, cost[index]))
+    pools = shape is not None and len(shape) == 1
+    rows.append(Row(_entry(name, scanned), shape, parameters, cost[index], activated.get(name) if pools else None))
   return Trace(tuple(rows), cost[None], variables, scanned, functools.partial(compile_lib.evaluate, program))
 
 

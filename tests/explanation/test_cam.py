@@ -136,6 +136,45 @@ def test_at_the_last_convolution_grad_cam_is_cam_and_hires_cam(variables, images
   assert_close(hires_cam, grad_cam, 1e-6)
 
 
+@pytest.mark.parametrize(
+  'options',
+  [
+    {'name': 'resnet', 'depth': 14, 'block': 'preact_basic'},
+    {'name': 'resnet', 'depth': 14, 'block': 'preact_basic', 'scan': True},
+    {'name': 'densenet', 'depth': 10, 'growth_rate': 4},
+  ],
+  ids=['preact', 'scanned', 'densenet'],
+)
+def test_grad_cam_is_cam_where_the_head_begins_with_norm_and_activation(images, options):
+  """The map is of the activation that is pooled, not of the last block, on which the logits do not depend linearly."""
+  config = schema.default().model
+  config.update({'norm_epsilon': EPSILON, **options})
+  model = models.make(config, CLASSES)
+  trace = depth.trace(model, SHAPE)
+  variables = models.init(trace, 0)
+  draw = np.random.default_rng(0)
+  parameters, (mean, var) = variables['params']['head'], draw.uniform(0.5, 2, 2)
+  channels = parameters['norm']['scale'].shape
+  parameters['norm'] = {name: draw.uniform(-1, 1, channels).astype(np.float32) for name in ('scale', 'bias')}
+  variables['batch_stats']['head']['norm'] = {
+    'mean': np.full(channels, mean, np.float32),
+    'var': np.full(channels, var, np.float32),
+  }
+  entry, before = cam.choose(trace.table, None), cam.choose(trace.table, trace.table[-2].entry.name)
+  assert entry.name == 'head' and before.name.startswith('stage3/')
+  _, output = jit(cam.outputs, model, before)(variables, images)
+  normalized = (np.asarray(output) - mean) / np.sqrt(var + EPSILON)
+  pooled = np.maximum(normalized * parameters['norm']['scale'] + parameters['norm']['bias'], 0)
+  found = jit(cam.differentiate, model, entry)(variables, images, np.array((4, 0, 2), np.int32))
+  assert_close(found.activations, pooled)
+  mapped = np.einsum('bhwk,kb->bhw', pooled, parameters['dense']['kernel'][:, (4, 0, 2)])
+  places = mapped.shape[1] * mapped.shape[2]
+  assert_close(cam.weigh('grad_cam', found.activations, found.gradients) * places, np.maximum(mapped, 0))
+  assert_close(cam.weigh('hires_cam', found.activations, found.gradients) * places, np.maximum(mapped, 0))
+  plain = jit(functools.partial(model.apply, train=False))(variables, images)
+  assert_close(found.logits, plain)
+
+
 class Twice(nn.Module):
   """A user's own network whose one convolution runs twice, and whose body returns more than an array."""
 
