@@ -4,7 +4,8 @@
   ... --config.data.source=cifar_binary:<dir>    with the official binary files at hand
   ... --config.eval.splits="('test',)"             trains on all 50,000 images, as the paper did
 
-Published for highway networks: 92.4 % test accuracy (19 layers, wider; Srivastava et al. 2015, table 2).
+Published for highway networks (as quoted by He et al. 2015, table 6): 91.20 % test accuracy (32 layers, 1.25 M
+parameters), 92.46 % (19 layers, 2.3 M).
 """
 
 from dnt import config as schema

@@ -1,4 +1,4 @@
-"""DenseNet-121 on ImageNet: Huang et al. 2017, section 4.3: 90 epochs; the rate falls to a tenth at 30 and 60.
+"""DenseNet-121 on ImageNet: Huang et al. 2017, section 4.2: 90 epochs; the rate falls to a tenth at 30 and 60.
 
   python -m dnt.main --config=configs/imagenet_densenet121.py --config.data.dir=<tfds dir>
 

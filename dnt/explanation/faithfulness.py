@@ -1,9 +1,12 @@
-"""Measures whether a map finds the pixels that matter: deletion and insertion (Petsiuk et al. 2018, section 3.2).
+"""Measures whether a map finds the pixels that matter: deletion and insertion (Petsiuk et al. 2018, section 4).
 
 Both methods visit pixels in decreasing order of the map's value. Deletion replaces pixels of the image by an empty
 baseline: the mean color of the data, which is zero after normalization. Insertion starts at the blurred image and
 restores its pixels. Both record the probability of the class in `STEPS` equal steps. The metric is the area under that
 curve over the fraction of pixels, by the trapezoidal rule. A correct map gives a low deletion and a high insertion.
+
+The blur is stronger than in the authors' code, which cuts a Gaussian of 5 pixels (of 224) to an 11x11 kernel: their
+insertions start at images that show more, and do not compare with these.
 
 The metrics only have a meaning relative to a random map. It has the same grid and upsampling as the map, so that it
 differs in nothing else. Pixels of equal value follow the order of the random map.

@@ -10,7 +10,8 @@ from dnt import config, errors
 from dnt.models import blocks, plain
 from dnt.models import stage as stage_lib
 
-# Numbers of dense layers in each stage by depth (table 1); all use bottlenecks.
+# Numbers of dense layers in each stage by depth (table 1; 161 is torchvision's, from an earlier version of the paper).
+# All use bottlenecks.
 IMAGENET = {121: (6, 12, 24, 16), 169: (6, 12, 32, 32), 201: (6, 12, 48, 32), 161: (6, 12, 36, 24)}
 
 
