@@ -77,6 +77,11 @@ def test_the_last_of_several_configs_counts_as_of_other_flags(given, tmp_path, m
   assert (config.model.name, config.model.depth) == ('plain', 44)
 
 
+def test_options_of_a_module_are_given_as_a_dict():
+  config, _ = parse("--config.model.options={'width': 4, 'blocks': [{'a': 1}]}")
+  assert config.model.options == {'width': 4, 'blocks': [{'a': 1}]}
+
+
 def test_an_argument_of_a_flag_file_that_belongs_to_no_flag_is_refused(tmp_path):
   (tmp_path / 'words').write_text('extra\n')
   with pytest.raises(errors.InputError, match="^unexpected argument 'extra'; options are written --name=value$"):

@@ -127,7 +127,7 @@ def test_stopped_killed_and_started_again(tmp_path, compare, run_here):
 
   code, output = run_here('compare', *flags, '--config.base.optim.momentum=0.5')
   assert code == 2, output
-  assert re.search('good/seed0 .*optim.momentum was None and is now 0.5', output)
+  assert re.search('good/seed0 .*optim.momentum was 0.9 and is now 0.5', output)
 
 
 def test_a_typo_is_refused_before_anything_runs(tmp_path, compare):

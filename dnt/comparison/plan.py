@@ -17,7 +17,7 @@ from dnt import errors, files, models
 from dnt import workdir as workdir_lib
 from dnt.checkpoints import format
 from dnt.config import changes as changes_lib
-from dnt.config import checks, older, overrides, run_config, typed
+from dnt.config import checks, implied, older, overrides, run_config, typed
 from dnt.weights import names, preprocessing
 
 VARIANT = 'variant:'  # before the name of a variant in train.init_from
@@ -308,8 +308,10 @@ def _differences(run: Run) -> list[str] | None:
   stored = _read(run.workdir / workdir_lib.REQUESTED)
   if stored is None:
     return None
-  old, new = run_config.parse(stored, run.workdir / workdir_lib.REQUESTED), run.config
+  old, new = run_config.parse(stored, run.workdir / workdir_lib.REQUESTED), schema.copy_unlocked(run.config)
   older.leave_open(old, new, stored)
+  for config in (old, new):
+    config.optim.update(implied.rule(config.optim))
   found = [str(change) for change in changes_lib.find(old, new) if change.on_resume != schema.FREE]
   if not _images(run):  # else they are compared themselves, wherever they are
     found += [

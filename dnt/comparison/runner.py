@@ -140,7 +140,9 @@ def _run_one(run: plan.Run, place: str, line: terminal.StatusLine, pace: 'Pace',
             break
           except subprocess.TimeoutExpired:
             pass
-          for number in received[passed_on:]:
+          # A run may count two of them as one, see `signals.TOGETHER`.
+          again = [signal.SIGINT] if received.count(signal.SIGINT) > 1 else []
+          for number in received[passed_on:] or again:
             if not passed_on:
               _log.info('stopping after the current run has saved; press Ctrl-C again to stop at once')
             passed_on += 1

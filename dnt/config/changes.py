@@ -47,7 +47,7 @@ def find(old: typed.Config, new: typed.Config) -> list[Change]:
     new: the same kind of config: both resolved, or neither.
   """
   known = schema.OPTIONS['train']
-  before, now = (keys.flatten(json.loads(json.dumps(config.to_dict())), known) for config in (old, new))
+  before, now = (keys.flatten(json.loads(json.dumps(schema.plain(config))), known) for config in (old, new))
   return [
     Change(key, before[key], value, known[key].on_resume)
     for key, value in now.items()
@@ -101,6 +101,8 @@ def _is_same(key: str, old: Any, new: Any) -> bool:
     return old.partition(':')[0] == new.partition(':')[0]
   if isinstance(old, list) and isinstance(new, list):
     return len(old) == len(new) and all(_is_same('', *pair) for pair in zip(old, new, strict=True))
+  if isinstance(old, dict) and isinstance(new, dict):  # arguments of a module, which may follow the order within them
+    return old.keys() == new.keys() and all(json.dumps(old[name]) == json.dumps(new[name]) for name in old)
   if isinstance(old, float) and isinstance(new, float):  # other versions may measure the last digits differently
     return math.isclose(old, new, rel_tol=1e-9)
   return old == new

@@ -60,9 +60,10 @@ def leave_open(old: typed.Config, new: typed.Config, content: Mapping[str, Any])
     old.data.eval_resize = None
   if new.clip.threshold is None and new.clip.name == old.clip.name and old.clip.threshold == _THRESHOLD:
     old.clip.threshold = None
-  for key, value in _RULE.items():
-    if new.optim[key] is None and new.optim.name == old.optim.name and old.optim[key] == value:
-      old.optim[key] = None
+  if new.optim.name == old.optim.name and all(content.get('optim', {}).get(key) is not None for key in _RULE):
+    for key, value in _RULE.items():
+      if new.optim[key] is None and old.optim[key] == value:
+        old.optim[key] = None
 
 
 def likely_open(config: typed.Config, given: Container[str]) -> dict[str, Any]:

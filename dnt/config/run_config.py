@@ -69,7 +69,7 @@ def left_open(given: typed.Config, resolved: typed.Config) -> dict[str, list[Any
     resolved: the config that it runs with.
   """
   known = schema.OPTIONS['train']
-  before, now = (keys.flatten(each.to_dict(), known) for each in (given, resolved))
+  before, now = (keys.flatten(schema.plain(each), known) for each in (given, resolved))
   return {key: [value, now[key]] for key, value in before.items() if value != now[key] and key not in _FOUND}
 
 
@@ -139,7 +139,7 @@ def write(path: pathlib.Path, config: ml_collections.ConfigDict, provenance: Map
     config: the config.
     provenance: what `PROVENANCE` holds; None: nothing.
   """
-  files.write_json(path, config.to_dict() | ({PROVENANCE: provenance} if provenance else {}))
+  files.write_json(path, schema.plain(config) | ({PROVENANCE: provenance} if provenance else {}))
 
 
 def _put(config: typed.Config, key: str, option: schema.Option, value: Any, path: str | os.PathLike) -> None:

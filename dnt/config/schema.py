@@ -1104,6 +1104,10 @@ class Section(ml_collections.ConfigDict):
       problem = f'config.{self._prefix}{key} must be {wanted}, not {type(value).__name__} ({shown})'
       raise errors.InputError(problem) from None
 
+  def get_type(self, key: str) -> type:
+    found: type = super().get_type(key)
+    return object if found is dict else found  # whose text on a command line ml_collections reads as a Python literal
+
   def _held(self, key: str, value: Any) -> Any:
     """Returns what takes the place of a section, or of anything in a copy."""
     if isinstance(value, Section) or not isinstance(value, dict | ml_collections.ConfigDict):

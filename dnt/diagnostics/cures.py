@@ -12,7 +12,7 @@ import numpy as np
 
 from dnt import config as schema
 from dnt import errors
-from dnt.config import keys, typed
+from dnt.config import implied, keys, typed
 from dnt.data import pipeline
 from dnt.diagnostics import causes, first_steps, lr_find, remedies, trial
 from dnt.diagnostics.verdicts import Kind, Verdict
@@ -95,6 +95,9 @@ def offer(config: typed.Config, examination: first_steps.Examination, found: Seq
   norm = 'layer_norm' if remedies.norm_batch(config) <= causes.BATCH_NORM_BLAMED_TO else 'batch_norm'
   usual = schema.default()
   sound = {key: keys.get(usual, key) for key in USUAL} | SOUND | {'model.norm': norm}
+  optim = config.optim.to_dict() | {'name': SOUND['optim.name']}
+  if implied.rule(optim) == implied.rule(optim | {'epsilon': None}):  # a config may set it to what it is anyhow
+    del sound['optim.epsilon']
   sound |= remedies.shortcut(config, len(examination.entries))
   if given:
     sound = {key: value for key, value in sound.items() if not key.startswith('model.')}

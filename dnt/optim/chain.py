@@ -16,7 +16,7 @@ from dnt.config import implied, typed
 from dnt.models import freeze
 from dnt.optim import clip, lr_multipliers, rows
 
-_LEAST = 0.25  # less than the initializers draw, so that only kernels that start near zero feel it
+_LEAST = 0.25  # less than most initializers draw: besides what starts near zero, stems of few channels may feel it
 
 
 def make(

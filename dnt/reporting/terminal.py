@@ -143,7 +143,7 @@ class _Console(logging.Handler):
 
   def __init__(self, stream: TextIO | None):
     super().__init__()
-    self._own, self._status = stream, ''
+    self._own, self.status = stream, ''
     self.stop: Callable[[], None] | None = None  # called instead of raising an error when a write fails
     self.lost: OutputError | None = None  # the reason why nothing is written any more
 
@@ -164,7 +164,7 @@ class _Console(logging.Handler):
     """
     if not _is_lead():
       return
-    status = self._status
+    status = self.status
     self.draw('')
     if record.levelno < logging.WARNING:
       self._write(self._stream, f'{self.format(record)}\n')
@@ -191,19 +191,19 @@ class _Console(logging.Handler):
       return
     assert self.lock is not None  # `logging.Handler` made it
     with self.lock:
-      if not self._status and not text:
+      if not self.status and not text:
         return  # a stream that is full or closed has failed already
-      clear = '\r\x1b[K' if self._status else ''
-      self._status = text[: shutil.get_terminal_size().columns - 1]
-      self._write(self._stream, clear + self._status)
+      clear = '\r\x1b[K' if self.status else ''
+      self.status = text[: shutil.get_terminal_size().columns - 1]
+      self._write(self._stream, clear + self.status)
 
   def leave(self) -> None:
     """Ends the status line and leaves it on screen."""
     assert self.lock is not None  # `logging.Handler` made it
     with self.lock:
-      if self._status:
+      if self.status:
         self._write(self._stream, '\n')
-      self._status = ''
+      self.status = ''
 
 
 def _is_lead() -> bool:
@@ -227,7 +227,7 @@ class StatusLine:
     self._clock = clock
     self._start = clock()
     self._shown_at = -math.inf if at_start else self._start
-    self._is_shown = False
+    self._before: str | None = None  # what the terminal showed before the first line
 
   def update(self, text: str, at_once: bool = False) -> None:
     """Shows `text` as the status, if the last update was long enough ago or `at_once` is set."""
@@ -235,16 +235,19 @@ class StatusLine:
     # A log file gets a line every 10 s at first, then ten per doubling of the time, and finally one every 5 min.
     interval = 0.1 if shown else min(max(10.0, (now - self._start) / 10), 300.0)
     if at_once or now - self._shown_at >= interval:
-      self._shown_at, self._is_shown = now, True
+      self._shown_at = now
       if shown:
+        if self._before is None:
+          self._before = shown.status
         shown.draw(text)
       else:
         _log.info(text)
 
   def close(self, leave: bool = False) -> None:
-    """Clears the status line, or leaves it on screen if `leave` is set; one that was never shown it does not touch."""
-    if self._is_shown and (shown := _terminal()):
-      shown.leave() if leave else shown.draw('')
+    """Shows again what the terminal showed before, or leaves the line on screen if `leave` is set."""
+    if self._before is not None and (shown := _terminal()):
+      shown.leave() if leave else shown.draw(self._before)
+    self._before = None
 
 
 def _terminal() -> _Console | None:

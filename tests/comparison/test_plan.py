@@ -435,7 +435,7 @@ def test_a_run_of_an_older_version_clipped_at_1_by_default(config, tmp_path, nam
     ('lamb', 'epsilon', 1e-8, True),
     ('sgd', 'momentum', 0.9, True),
     ('sgd', 'momentum', 0.8, False),
-    ('muon', 'nesterov', True, False),
+    ('lamb', 'epsilon', 1e-7, False),
   ],
 )
 def test_a_run_of_an_older_version_had_the_same_constants_with_all_update_rules(
@@ -445,9 +445,22 @@ def test_a_run_of_an_older_version_had_the_same_constants_with_all_update_rules(
   run = plan.make(config, tmp_path)[0]
   leave(run, True)
   stored = json.loads((run.workdir / workdir_lib.REQUESTED).read_text())
+  stored['optim'].update({'momentum': 0.9, 'nesterov': False, 'epsilon': 1e-8})  # it left none open
   stored['optim'][key] = value
   (run.workdir / workdir_lib.REQUESTED).write_text(json.dumps(stored))
   assert plan.is_comparable(run) == same
+
+
+@pytest.mark.parametrize(('name', 'momentum', 'same'), [('muon', 0.9, False), ('muon', 0.95, True), ('sgd', 0.9, True)])
+def test_what_an_update_rule_has_by_default_may_be_written_out(config, tmp_path, name, momentum, same):
+  config.base.optim.name = name
+  run = plan.make(config, tmp_path)[0]
+  config.base.optim.momentum = momentum
+  written = plan.make(config, tmp_path)[0]
+  for before, now in ((run, written), (written, run)):
+    leave(before, True)
+    assert plan.is_comparable(now) == same
+  assert run.config.optim.momentum is None
 
 
 def test_a_workdir_of_another_program_is_refused(config, tmp_path):

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -209,6 +210,25 @@ def test_an_error_while_a_run_trains_stops_it(runs, tmp_path, monkeypatch):
     runner._run_one(runs[0], 'run 1 of 1', Line(), runner.Pace(runs), [])
   assert log.read_text() == 'ready\nsaved\n'
   assert time.monotonic() - begin < 30
+
+
+def test_a_second_ctrl_c_reaches_a_run_that_counts_two_at_once_as_one(runs, tmp_path, monkeypatch):
+  program = tmp_path / 'program'  # in place of Python, with a run that ends at the third signal
+  program.write_text(
+    "#!/bin/sh\nn=0\ntrap 'n=$((n + 1)); [ $n = 3 ] && exit 130' INT\necho ready\nwhile :; do sleep 0.1; done\n"
+  )
+  program.chmod(0o755)
+  monkeypatch.setattr(runner.sys, 'executable', str(program))
+  monkeypatch.setattr(runner, '_end_with_parent', lambda: None)  # jax, which is here, warns of a fork
+  runs[0].workdir.mkdir(parents=True)
+  log, received = runs[0].workdir / 'log.txt', []
+
+  class Line:
+    def update(self, text):
+      received[:] = [signal.SIGINT] * 2 if log.read_text() else []
+
+  assert runner._run_one(runs[0], 'run 1 of 1', Line(), runner.Pace(runs), received) == ''
+  assert log.read_text() == 'ready\n'
 
 
 def test_a_comparison_leaves_the_devices_to_its_runs(tmp_path):

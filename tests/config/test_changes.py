@@ -49,6 +49,21 @@ def test_numbers_that_were_measured_may_differ_in_their_last_digits(tiny):
   assert found(tiny, optim={'weight_decay': 1.001e-4}) == ['optim.weight_decay']
 
 
+@pytest.mark.parametrize(
+  ('old', 'new', 'same'),
+  [
+    ({'width': 4, 'depth': 2}, {'depth': 2, 'width': 4}, True),
+    ({'widths': [4, 2]}, {'widths': (4, 2)}, True),
+    ({'widths': (4, 2)}, {'widths': (2, 4)}, False),
+    ({'stages': {'stem': 4, 'body': 4}}, {'stages': {'body': 4, 'stem': 4}}, False),
+    ({'width': 4}, {}, False),
+  ],
+)
+def test_the_order_of_the_arguments_of_a_module_says_nothing_but_within_them(tiny, old, new, same):
+  tiny.model.update({'name': 'own:Net', 'options': old})
+  assert found(tiny, model={'options': new}) == ([] if same else ['model.options'])
+
+
 def test_the_flag_that_is_offered_is_a_word_of_a_shell():
   refused = changes.Change('optim.momentum', 0.9, 0.8, schema.REFUSE)
   with pytest.raises(errors.InputError) as raised:

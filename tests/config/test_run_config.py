@@ -1,5 +1,6 @@
 import json
 
+import ml_collections
 import pytest
 
 from dnt import config as schema
@@ -23,6 +24,16 @@ def test_a_config_comes_back_as_it_was(tmp_path):
   run_config.write(tmp_path / 'again.json', read)
   assert (tmp_path / 'again.json').read_text() == (tmp_path / 'config.json').read_text()
   assert not changes.find(config, read) and not changes.find(read, config)
+
+
+def test_what_a_user_gives_a_module_is_no_option_that_is_left_open(tmp_path):
+  given = schema.default()
+  given.model.options = {'widths': [3, 4], 'inner': ml_collections.ConfigDict({'rate': 0.5})}
+  assert run_config.left_open(given, schema.copy_unlocked(given)) == {}
+  run_config.write(tmp_path / 'config.json', given)
+  read = run_config.get_config(str(tmp_path / 'config.json'))
+  assert read.model.options == {'widths': (3, 4), 'inner': {'rate': 0.5}}
+  assert not changes.find(given, read)
 
 
 def test_what_is_beside_the_config_is_no_config(tmp_path):

@@ -135,3 +135,11 @@ def test_what_is_sound_has_usual_values_where_others_can_harm():
     'finetune.rates': (),
     'loss.label_smoothing': 0.0,
   }
+  assert 'optim.epsilon' not in sound
+
+
+@pytest.mark.parametrize(('epsilon', 'offered'), [(None, False), (1e-8, False), (1e-2, True)])
+def test_what_an_option_is_anyhow_is_no_change(epsilon, offered):
+  config = schema.override(schema.default(), {'optim.name': 'adamw', 'optim.epsilon': epsilon}, 'test')
+  sound = cures.offer(config, examination(), [Verdict(Kind.VANISHING, None, '')])[-1]
+  assert ('optim.epsilon' in sound) == offered and sound.get('optim.epsilon') is None

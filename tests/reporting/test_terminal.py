@@ -66,7 +66,9 @@ def test_short_work_shows_no_status_and_leaves_that_of_others():
     longer = terminal.StatusLine(lambda: next(now), at_start=False)
     longer.update('longer')
     longer.close()
-  assert stream.getvalue() == 'outer\r\x1b[Klonger\r\x1b[K'
+    assert stream.getvalue() == 'outer\r\x1b[Klonger\r\x1b[Kouter'
+    outer.close(leave=True)
+  assert stream.getvalue() == 'outer\r\x1b[Klonger\r\x1b[Kouter\n'
 
 
 def test_a_log_file_gets_a_line_now_and_then(console):
