@@ -27,7 +27,7 @@ while (($#)); do
       check_count "${1%%=*}" "$(value "$1")"; options+=("$1") ;;
     --cpus-per-task=* | --cpus-per-gpu=*)
       check_count "${1%%=*}" "$(value "$1")"; cpus=given; options+=("$1") ;;
-    --exclusive*) cpus=given; options+=("$1") ;;
+    --exclusive) cpus=given; options+=("$1") ;;
     --ntasks* | --gpus-per-task* | -n*)
       die "$1: there is one task a node, which drives all its GPUs; give --nodes and --gpus-per-node" ;;
     --job-name=*)
@@ -43,6 +43,8 @@ config="$(flag_of config "$@")"
 workdir="$(flag_of workdir "$@")"
 [[ -n $workdir ]] || die '--workdir=DIR is needed, on a file system that all nodes share, or gs://BUCKET/PATH'
 if [[ -z $name && -n $config ]]; then options+=("--job-name=dnt-$(basename "${config%.py*}")"); fi
+joining="$(flag_of join_timeout "$@")"
+check_count --join_timeout "${joining:=300}"
 need sbatch 'run this on a login node of the cluster'
 if [[ -z $cpus ]]; then
   echo 'slurm.sh: without --cpus-per-task=N, --cpus-per-gpu=N or --exclusive, Slurm gives a task one CPU, unless the partition has another default' >&2
@@ -66,8 +68,9 @@ requeue() {
 }
 trap 'requeue \$?' EXIT
 # A process that fails ends the others, which name it first (dnt/parallel/peers.py); those that have not met it yet wait
-# for --join_timeout. Slurm must end none of them: after its SIGTERM, srun too would end with 143.
-srun --kill-on-bad-exit=0 --wait=0 --label $(quoted "${PYTHON:-python}" -m dnt.main "$@" --distributed)"
+# for --join_timeout. Slurm must end none of them: after its SIGTERM, srun too would end with 143. Only one that hangs
+# long after another has ended is killed.
+srun --kill-on-bad-exit=0 --wait=$((joining + 600)) --label $(quoted "${PYTHON:-python}" -m dnt.main "$@" --distributed)"
 
 if $DRY_RUN; then
   run sbatch ${options[@]+"${options[@]}"}

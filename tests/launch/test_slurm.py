@@ -29,24 +29,34 @@ def test_the_script_starts_one_labelled_task_a_node(launch, fake, tmp_path, cpus
   fake('srun', 'printf "%s\\n" "$@"; echo "cpus=$SRUN_CPUS_PER_TASK"; echo "path=$PYTHONPATH"')
   environment = {'PATH': fake.path, 'SLURM_CPUS_PER_TASK': cpus, 'PYTHONPATH': '/mine'}
   result = subprocess.run(['bash'], input=script, env=environment, capture_output=True, text=True, check=True)
-  assert result.stdout.splitlines() == [
-    '--kill-on-bad-exit=0',
-    '--wait=0',
-    '--label',
-    '/env/bin/python',
-    '-m',
-    'dnt.main',
-    *PROGRAM[1:],
-    '--distributed',
-    f'cpus={cpus}',
-    f'path={pathlib.Path(__file__).parents[2]}:/mine',
-  ]
+  assert (
+    result.stdout.splitlines()
+    == [
+      '--kill-on-bad-exit=0',
+      '--wait=900',  # 300 s for the others, and ten minutes
+      '--label',
+      '/env/bin/python',
+      '-m',
+      'dnt.main',
+      *PROGRAM[1:],
+      '--distributed',
+      f'cpus={cpus}',
+      f'path={pathlib.Path(__file__).parents[2]}:/mine',
+    ]
+  )
 
 
-# As man srun says: with --kill-on-bad-exit=1 the first task that fails ends the others, and the highest code is srun's.
+# As man srun says: with --kill-on-bad-exit=1 the first task that fails ends the others, and so does --wait, here in
+# milliseconds, once one has ended; the highest code is srun's.
 SRUN = """
 for word in "$@"; do
-  case "$word" in --kill-on-bad-exit=*) kills="${word#*=}"; shift ;; --*) shift ;; *) break ;; esac
+  case "$word" in
+    --kill-on-bad-exit=*) kills="${word#*=}" ;;
+    --wait=*) limit="${word#*=}" ;;
+    --*) ;;
+    *) break ;;
+  esac
+  shift
 done
 for task in 0 1; do SLURM_PROCID=$task "$@" & done
 highest=0
@@ -55,6 +65,8 @@ for task in 0 1; do
   wait -n || code=$?
   if ((code > highest)); then highest=$code; fi
   if ((code && kills)); then kill -TERM $(jobs -pr) 2> /dev/null; fi
+  for ((t = 0; t < limit; t += 100)); do [[ -n $(jobs -pr) ]] || break; sleep 0.1; done
+  if ((limit)); then kill -KILL $(jobs -pr) 2> /dev/null; fi
 done
 exit "$highest"
 """
@@ -62,7 +74,7 @@ exit "$highest"
 
 @pytest.mark.parametrize('code', [1, 2, 127])
 def test_a_job_that_fails_before_its_processes_have_met_is_not_requeued(launch, fake, tmp_path, code):
-  fake('py', f'if ((SLURM_PROCID)); then exit {code}; fi\nsleep 0.3\nexit 1')  # the other is missing after a time
+  fake('py', f'if ((SLURM_PROCID)); then exit {code}; fi\nsleep 0.1\nexit 1')  # the other is missing after a time
   script = launch('slurm.sh', '--nodes=2', '--dry-run', *PROGRAM, PYTHON='py').stdout.partition('\n')[2]
   fake('srun', SRUN)
   fake('scontrol', f'echo "$@" > {tmp_path}/scontrol')
@@ -71,10 +83,36 @@ def test_a_job_that_fails_before_its_processes_have_met_is_not_requeued(launch, 
   assert not (tmp_path / 'scontrol').exists()
 
 
-def test_a_task_of_one_cpu_is_said(launch):
-  for options, said in ((['--mem=9G'], 1), (['--cpus-per-task=8'], 0), (['--cpus-per-gpu=8'], 0), (['--exclusive'], 0)):
-    result = launch('slurm.sh', '--nodes=2', *options, '--dry-run', *PROGRAM)
-    assert (result.returncode, result.stderr.count('one CPU')) == (0, said)
+@pytest.mark.parametrize(('others', 'code', 'requeued'), [(0, 137, False), (1, 137, False), (143, 143, True)])
+def test_a_process_that_hangs_does_not_hold_the_nodes(launch, fake, tmp_path, others, code, requeued):
+  fake('py', f'if ((SLURM_PROCID)); then exit {others}; fi\nexec sleep 30')
+  script = launch('slurm.sh', '--nodes=2', '--dry-run', *PROGRAM, PYTHON='py').stdout.partition('\n')[2]
+  fake('srun', SRUN)
+  fake('scontrol', f'echo "$@" > {tmp_path}/scontrol')
+  result = subprocess.run(['bash'], input=script, env={'PATH': fake.path, 'SLURM_JOB_ID': '7'}, text=True)
+  assert result.returncode == code
+  assert (tmp_path / 'scontrol').exists() == requeued
+
+
+def test_a_process_may_wait_for_the_others_as_long_as_it_is_told(launch):
+  printed = launch('slurm.sh', '--nodes=2', '--dry-run', *PROGRAM, '--join_timeout', '1200').stdout
+  assert ' --wait=1800 ' in printed.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+  ('option', 'said'),
+  [
+    ('--mem=9G', 1),
+    ('--exclusive=user', 1),
+    ('--exclusive=mcs', 1),
+    ('--cpus-per-task=8', 0),
+    ('--cpus-per-gpu=8', 0),
+    ('--exclusive', 0),
+  ],
+)
+def test_a_task_of_one_cpu_is_said(launch, option, said):
+  result = launch('slurm.sh', '--nodes=2', option, '--dry-run', *PROGRAM)
+  assert (result.returncode, result.stderr.count('one CPU')) == (0, said)
 
 
 def test_a_job_name_of_ones_own_stays(launch):
@@ -89,6 +127,7 @@ def test_a_job_name_of_ones_own_stays(launch):
     (('--nodes=2', '--job-name=a/b', *PROGRAM), '--job-name=a/b .*slash'),
     (('--ntasks=8', *PROGRAM), '--ntasks=8.* one task a node'),
     (('--nodes', '2', *PROGRAM), "--name=value.* '2'"),
+    (('--nodes=2', *PROGRAM, '--join_timeout=soon'), "--join_timeout .*at least 1.* 'soon'"),
     (('--nodes=2', '--', f'--config={CONFIG}'), '--workdir=DIR .*share'),
   ],
 )
