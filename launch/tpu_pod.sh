@@ -6,7 +6,8 @@
 #   create --type=v5litepod-16 [--version=RUNTIME] [--spot] [--queued]
 #                                makes the slice; the runtime follows from the type. --queued asks for it as a queued
 #                                resource and waits until it is there; status and delete then need --queued too
-#   copy                         copies this checkout (what git does not ignore) to ~/dnt, in place of the last copy
+#   copy                         copies this checkout (what git does not ignore) to ~/dnt, and removes the
+#                                modules of the last copy that the checkout has no more
 #   install                      makes ~/dnt/.venv with Python 3.13, jax[tpu], gcsfs, h5py, huggingface_hub and the requirements,
 #                                in tested versions
 #   run [--nfs=HOST:/SHARE] -- --config=... --workdir=gs://...   starts on all workers and follows worker 0
@@ -235,8 +236,9 @@ copy() {
     while IFS= read -r -d '' file; do if [[ -e $ROOT/$file ]]; then printf '%s\0' "$file"; fi; done > "$archive/.copied"
   run tar -czf "$archive/dnt.tar.gz" -C "$archive" .copied -C "$ROOT" --null "--files-from=$archive/.copied"
   tpu scp "$archive/dnt.tar.gz" "$name:dnt.tar.gz" --worker=all
-  # What the last copy brought goes first: a module that the checkout has no more could hide one of today.
-  on all 'mkdir -p ~/dnt && cd ~/dnt && { [ ! -e .copied ] || xargs -0 rm -f -- < .copied || true; } && tar -xzf ~/dnt.tar.gz && rm ~/dnt.tar.gz'
+  # The modules of the last copy go first: one that the checkout has no more could hide one of today. Other files stay: git
+  # may ignore by now what it took for the last copy, such as data.
+  on all 'mkdir -p ~/dnt && cd ~/dnt && { [ ! -e .copied ] || grep -z "\.py$" .copied | xargs -0 rm -f -- || true; } && tar -xzf ~/dnt.tar.gz && rm ~/dnt.tar.gz'
   rm -rf "$archive"
 }
 

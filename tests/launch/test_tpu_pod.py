@@ -135,15 +135,19 @@ def test_copy_brings_the_checkout_to_every_worker(pod, worker):
 
 
 @COPIES
-def test_copy_removes_what_it_brought_before_and_nothing_else(pod, worker):
-  before = {'nets/__init__.py': '', 'a file of mine.txt': '', 'configs/digits_resnet20.py': 'old'}
-  mine = {'runs/a/config.json': '{}', 'data/1.png': '', 'nets/weights.npy': ''}
+def test_copy_removes_the_modules_that_it_brought_before_and_nothing_else(pod, worker):
+  before = {'nets/__init__.py': '', 'a net of mine.py': '', 'photos/1.png': '', CONFIG: 'old'}
+  mine = {'runs/a/config.json': '{}', 'data/1.png': '', 'nets/weights.npy': '', 'own.py': ''}
   for name, text in (before | mine).items():
     (worker / 'dnt' / name).parent.mkdir(parents=True, exist_ok=True)
     (worker / 'dnt' / name).write_text(text)
   (worker / 'dnt' / '.copied').write_text(''.join(f'{name}\0' for name in before))
   assert pod('copy', *PLACE).returncode == 0
-  assert {name for name in before | mine if (worker / 'dnt' / name).exists()} == {CONFIG, *mine}
+  assert {name for name in before | mine if (worker / 'dnt' / name).exists()} == {
+    CONFIG,
+    'photos/1.png',
+    *mine,
+  }
   assert (worker / 'dnt' / CONFIG).read_bytes() == (ROOT / CONFIG).read_bytes()
   assert (worker / 'dnt' / '.venv').exists()
   copied = set((worker / 'dnt' / '.copied').read_text().split('\0'))
