@@ -13,7 +13,8 @@
 #   run [--nfs=HOST:/SHARE] -- --config=... --workdir=gs://...   starts on all workers and follows worker 0
 #   run --recreate --type=... [--spot] [--queued] [--version=...]    the same, but after a preemption it deletes the slice,
 #                                does all of the above again, as often as it takes to get one, and the run goes on from
-#                                its last checkpoint; also after a restart of one of its machines
+#                                its last checkpoint; also after a restart of one of its machines. It ends if gcloud refuses
+#                                a slice for another reason than capacity, or if runs keep ending minutes after a restart
 #   resume                       runs the last command again: it goes on from its last checkpoint
 #   stop                         asks for a checkpoint and a clean end; the run then exits with 143
 #   status                       the state of the slice, and of the run on each worker
@@ -38,6 +39,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 source "$(dirname "${BASH_SOURCE[0]}")/slices.sh"
 
 POLL=30  # seconds between two questions for the state of the slice
+SHORT=600 # seconds; a machine that restarts so soon after the start of a run may do so because of the run
 NOTICE=60 # seconds after which a slice whose machines were told to stop has another state than READY
 
 name='' zone='' project='' type='' version='' nfs='' stand_in='' paths=()
@@ -202,6 +204,24 @@ queue() {
   run gcloud compute tpus queued-resources "$verb" "$@" "${place[@]}"
 }
 
+NO_CAPACITY=253 # exit code of create, for --recreate, if there is no slice to be had now
+# Asks for a slice. What gcloud refuses for another reason (login, permission, quota, runtime) it refuses again.
+request() {
+  local errors code=0
+  if ! $recreate; then
+    "$@"
+    return
+  fi
+  errors="$(mktemp)"
+  { "$@" 2>&1 >&3 | tee "$errors" >&2 || code=$?; } 3>&1
+  if ((code)) && ! grep -iq quota "$errors" && # which has the code of capacity
+    grep -Eq '[Cc]apacity|[Ss]tockout|EXHAUSTED|UNAVAILABLE|currently unavailable|code"?:? (8|14)([^0-9]|$)' "$errors"; then
+    code=$NO_CAPACITY
+  fi
+  rm -f "$errors"
+  return "$code"
+}
+
 create() {
   local options=("--accelerator-type=$type") state
   if $queued; then
@@ -211,10 +231,10 @@ create() {
   fi
   if $spot; then options+=(--spot); fi
   if ! $queued; then
-    tpu create "$name" "${options[@]}"
+    request tpu create "$name" "${options[@]}"
     return
   fi
-  queue create "$name" "${options[@]}"
+  request queue create "$name" "${options[@]}"
   if $DRY_RUN; then return; fi
   settle
   if [[ $state != READY ]]; then
@@ -275,14 +295,14 @@ rehearse() {
 AGAIN='remove create copy install start follow'
 # Starts the run and follows it to its end; makes a slice that was preempted again and goes on there.
 train() {
-  local code=0 state='' step='' steps='start follow'
-  trap 'exit 130' INT
+  local code=0 state='' step='' steps='start follow' began=0 restarts=0
   if $recreate && ! $DRY_RUN; then
     state="$(slice_state)"
     case "$state" in PREEMPTED | TERMINATED | SUSPENDED) say_again; steps="$AGAIN" ;; esac
   fi
   while [[ -n $steps ]]; do
     step="${steps%% *}" state=''
+    if [[ $step == start ]]; then began=$SECONDS; fi
     attempt "$step" "$@"
     if ((code == 0)); then
       steps="${steps#"$step"}"
@@ -291,20 +311,25 @@ train() {
     fi
     if ! $recreate; then break; fi
     case "$step:$code" in remove:* | follow:2) break ;; esac
-    if [[ $step == create ]]; then
+    if ((code == NO_CAPACITY)) && [[ $step == create ]]; then
       echo 'tpu_pod.sh: there was no slice to be had; it is asked for every few minutes, until there is one or Ctrl-C ends this' >&2
     fi
     sleep "$NOTICE"
     settle
     case "$state:$step:$code" in
       READY:follow:255) ;; # the connection was lost
-      READY:follow:"$VANISHED") steps='start follow' ;;
       READY:follow:*) # those that go on end when another one is lost
-        has_vanished || break
-        printf 'tpu_pod.sh: a machine of %s has restarted; the run goes on from its last checkpoint\n' "$name" >&2
+        ((code == VANISHED)) || has_vanished || break
+        if ((SECONDS - began >= SHORT)); then restarts=0; fi
+        if ((restarts == 3)); then
+          printf 'tpu_pod.sh: the run ended without an exit code within minutes of its last three starts (a full disk? it crashes its machine?), and does not go on; %s remains\n' "$name" >&2
+          break
+        fi
+        restarts=$((restarts + 1))
+        printf 'tpu_pod.sh: a machine of %s has restarted, or its run was killed; the run goes on from its last checkpoint\n' "$name" >&2
         steps='start follow'
         ;;
-      :create:*) ;;
+      :create:"$NO_CAPACITY") ;;
       READY:create:*) steps="${steps#create }" ;;
       READY:* | :*) break ;;
       *) say_again; steps="$AGAIN" ;;
@@ -326,7 +351,7 @@ train() {
 # as before ||, bash would go on.
 attempt() {
   set +e
-  (set -e; "$@")
+  (trap 'exit 130' INT; set -e; "$@")
   code=$?
   set -e
 }
@@ -337,6 +362,17 @@ say_again() {
 
 finish() {
   exit "$(($1 == VANISHED ? 1 : $1))"
+}
+
+# After Ctrl-C.
+interrupted() {
+  local words
+  if [[ $action == create ]] || $recreate; then
+    words=("$0" delete "--name=$name" "${place[@]}")
+    if $queued; then words+=(--queued); fi
+    printf 'tpu_pod.sh: %s, or the request for it, may remain and be billed; this deletes it:\n%s\n' "$name" "$(quoted "${words[@]}")" >&2
+  fi
+  exit 130
 }
 
 remove() {
@@ -350,6 +386,7 @@ if [[ $action == run ]]; then
     die "--workdir='$workdir' must be gs://BUCKET/PATH, or an absolute path that all workers share, such as /mnt/dnt/run1"
 fi
 if $preflight; then rehearse "$@"; fi
+if [[ $action == create || $action == run ]]; then trap interrupted INT; fi
 case "$action" in
   create | copy | install) "$action" ;;
   run) train "$@" ;;

@@ -34,6 +34,7 @@ def launch(tmp_path, fake):
       capture_output=True,
       text=True,
       timeout=timeout,
+      start_new_session=True,  # what a test interrupts as Ctrl-C does
     )
 
   return run

@@ -18,14 +18,23 @@ PLACE = ('--name=pod', '--zone=us-central2-b')
 # Of the states in the file of its kind, describe prints the first and drops it, but for the last. What a deleted
 # machine had is gone. A file `cut` cuts the connection to worker 0 once, and a file `refuses` that to all workers for
 # a command that holds its text. A file `others` holds what the other workers once say of their run, and a file `stock`
-# has a line for each slice that is not to be had.
+# has a line for each slice that is not to be had: what gcloud says. The state Ctrl-C interrupts all but gcloud itself.
 GCLOUD = """
 { printf '%s\\n' "$@"; echo; } >> "$WORKER_HOME/gcloud.log"
 states="$WORKER_HOME/$3.states"
 case "$4" in
-  describe) if [[ -s $states ]]; then head -n 1 "$states"; sed -i '1{$!d}' "$states"; fi ;;
+  describe)
+    if [[ $(head -n 1 "$states" 2> /dev/null) == Ctrl-C ]]; then trap '' INT; kill -INT 0; fi
+    if [[ -s $states ]]; then head -n 1 "$states"; sed -i '1{$!d}' "$states"; fi
+    ;;
   delete) rm -rf "$WORKER_HOME/dnt-run" ;;
-  create) if [[ -s $WORKER_HOME/stock ]]; then sed -i 1d "$WORKER_HOME/stock"; exit 1; fi ;;
+  create)
+    if [[ -s $WORKER_HOME/stock ]]; then
+      head -n 1 "$WORKER_HOME/stock" >&2
+      sed -i 1d "$WORKER_HOME/stock"
+      exit 1
+    fi
+    ;;
 esac
 for word in "$@"; do
   case "$word" in
@@ -363,6 +372,14 @@ def test_a_run_that_ends_by_itself_makes_no_slice(pod, worker, code, state):
   assert {verb for verb in verbs(worker) if 'ssh' not in verb} <= {'tpu-vm describe'}
 
 
+NO_CAPACITY = (
+  'ERROR: (gcloud.compute.tpus.tpu-vm.create) { "code": 8, "message": "There is no more capacity in the zone'
+)
+QUOTA = (
+  'ERROR: { "code": 8, "message": "Quota limit TPUV5sPreemptible has been exceeded.", "status": "RESOURCE_EXHAUSTED"'
+)
+
+
 @COPIES
 @pytest.mark.thorough
 @pytest.mark.usefixtures('quick')
@@ -375,14 +392,49 @@ def test_a_slice_that_is_not_to_be_had_is_asked_for_again(pod, worker, queued):
     (worker / 'tpu-vm.states').write_text('READY\n')
   else:  # at first, after the run; nothing is there after two requests
     (worker / 'tpu-vm.states').write_text('\n'.join(['READY', 'PREEMPTED', *[''] * 20, 'READY']))
-    (worker / 'stock').write_text('1\n2\n')
+    (worker / 'stock').write_text(f'{NO_CAPACITY}\nERROR: UNAVAILABLE: The service is currently unavailable.\n')
   result = pod(*RECREATE, *(['--queued'] if queued else []), *RUN)
   assert result.returncode == 0, result.stderr
-  assert result.stderr.count('no slice to be had; it is asked for every few minutes') == 2
+  assert result.stderr.count('no slice to be had; it is asked for every few minutes') == (0 if queued else 2)
+  assert (NO_CAPACITY in result.stderr) != queued
   kind = 'queued-resources' if queued else 'tpu-vm'
   made = [verb for verb in verbs(worker) if verb.endswith(('create', 'delete', 'scp'))]
   request = [f'{kind} delete', f'{kind} create'] if queued else [f'{kind} create']
   assert made == [f'{kind} delete', f'{kind} create', *request, *request, 'tpu-vm scp']
+
+
+@pytest.mark.usefixtures('quick')
+@pytest.mark.parametrize(
+  ('refusal', 'queued'),
+  [
+    (QUOTA, False),
+    (QUOTA, True),
+    ('ERROR: Reauthentication failed. cannot prompt during non-interactive execution.', False),
+    ('ERROR: PERMISSION_DENIED: Permission tpu.nodes.create denied. code: 403', False),
+  ],
+)
+def test_what_gcloud_refuses_for_good_ends_the_wait(pod, worker, refusal, queued):
+  kind = 'queued-resources' if queued else 'tpu-vm'
+  (worker / f'{kind}.states').write_text('SUSPENDED\n\n')
+  (worker / 'stock').write_text(f'{refusal}\n{refusal}\n')
+  result = pod(*RECREATE, *(['--queued'] if queued else []), *RUN)
+  assert result.returncode == 1
+  assert result.stderr.count(refusal) == 1
+  assert 'create failed with exit code 1; the run does not go on' in result.stderr
+  assert [verb for verb in verbs(worker) if 'describe' not in verb] == [f'{kind} delete', f'{kind} create']
+
+
+@pytest.mark.usefixtures('quick')
+@pytest.mark.parametrize('arguments', [('create', '--type=v5litepod-16'), ('run', '--recreate', '--type=v5litepod-16')])
+def test_ctrl_c_says_how_to_delete_what_remains(pod, worker, arguments):
+  before = ['SUSPENDED'] if arguments[0] == 'run' else []  # it has run
+  (worker / 'queued-resources.states').write_text('\n'.join([*before, 'WAITING_FOR_RESOURCES', 'Ctrl-C']))
+  result = pod(*arguments, *PLACE, '--queued', *(RUN if before else ()))
+  assert result.returncode == 130
+  assert 'pod, or the request for it, may remain and be billed' in result.stderr
+  program, *words = shlex.split(result.stderr.splitlines()[-1])
+  assert pathlib.Path(program) == ROOT / 'launch' / 'tpu_pod.sh'
+  assert pod(*words, '--dry-run').stdout == pod('delete', *PLACE, '--queued', '--dry-run').stdout
 
 
 @COPIES
@@ -438,6 +490,17 @@ def test_a_run_whose_machine_has_restarted_does_not_keep_one_waiting(pod, worker
   assert (worker / 'dnt-run' / 'log.2').exists(), 'it was not started again'
 
 
+@pytest.mark.thorough
+@pytest.mark.usefixtures('quick')
+def test_a_run_that_ends_its_machine_each_time_is_not_started_for_ever(pod, worker):
+  (worker / 'ends').write_text('vanished\n' * 9)
+  (worker / 'tpu-vm.states').write_text('READY\n')
+  result = pod(*RECREATE, *RUN)
+  assert result.returncode == 1
+  assert re.search('last three starts .*does not go on; pod remains', result.stderr)
+  assert [verb for verb in verbs(worker) if 'ssh' in verb] == ['tpu-vm ssh all', 'tpu-vm ssh 0'] * 4
+
+
 @pytest.mark.usefixtures('quick')
 @pytest.mark.parametrize('code', [1, 143])
 def test_a_restart_of_another_machine_starts_the_run_again(pod, worker, code):
@@ -448,7 +511,7 @@ def test_a_restart_of_another_machine_starts_the_run_again(pod, worker, code):
   (worker / 'others').write_text('w-1: ended without an exit code (killed, or the machine has restarted): step 3\n')
   result = pod(*RECREATE, *RUN)
   assert result.returncode == 0, result.stderr
-  assert 'a machine of pod has restarted; the run goes on' in result.stderr
+  assert 'a machine of pod has restarted, or its run was killed; the run goes on' in result.stderr
   assert result.stdout.count('argument --distributed') == 2
   assert not {'tpu-vm delete', 'tpu-vm create'} & {*verbs(worker)}
 
