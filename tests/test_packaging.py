@@ -14,6 +14,13 @@ ROOT = pathlib.Path(__file__).parents[1]
 PROJECT, TOOLS = (tomllib.loads((ROOT / 'pyproject.toml').read_text())[table] for table in ('project', 'tool'))
 
 
+def is_distributed(path):
+  """Returns whether the source distribution holds a file."""
+  patterns = TOOLS['hatch']['build']['targets']['sdist']['include']
+  name = f'/{path.relative_to(ROOT)}'
+  return any(fnmatch.fnmatch(name, pattern) or name.startswith(f'{pattern}/') for pattern in patterns)
+
+
 def listed(name):
   lines = [line.split('#')[0].strip() for line in (ROOT / name).read_text().splitlines()]
   return {line.replace('"', "'") for line in lines if line and not line.startswith('-r')}
@@ -43,14 +50,21 @@ def test_constraints_name_a_version_of_every_requirement(version):
 
 
 def test_the_source_distribution_has_what_its_launchers_install():
-  """And the pages that README links to."""
-  patterns = TOOLS['hatch']['build']['targets']['sdist']['include']
   launchers = ''.join(path.read_text() for path in (ROOT / 'launch').glob('*.sh'))
   installed = set(re.findall(r'(?:-r|-c) (requirements[\w-]*\.txt|constraints-)', launchers))
   assert installed == {'requirements.txt', 'constraints-'}
   for path in ROOT.glob('*.txt'):
-    assert any(fnmatch.fnmatch(path.name, pattern.lstrip('/')) for pattern in patterns), path.name
-  assert '/docs' in patterns
+    assert is_distributed(path), path.name
+
+
+def test_the_source_distribution_has_the_pages_that_readme_links_to_and_what_they_show():
+  pages = [ROOT / 'README.md', ROOT / 'benchmarks' / 'RESULTS.md', *(ROOT / 'docs').glob('*.md')]
+  linked = set()
+  for page in pages:
+    links = re.findall(r'\]\(([^)#:]+)[)#]', page.read_text())
+    linked |= {(page.parent / link).resolve() for link in links}
+  assert {ROOT / 'CONTRIBUTING.md', *pages[1:]} <= linked
+  assert not [path for path in linked if not is_distributed(path)]
 
 
 def test_the_package_says_its_version_and_is_typed():
