@@ -7,6 +7,7 @@ import functools
 import gc
 import importlib.util
 import io
+import itertools
 import json
 import logging
 import os
@@ -421,6 +422,20 @@ def console(capsys):
 
   with terminal.console():
     yield capsys
+
+
+@pytest.fixture
+def slow_count(monkeypatch):
+  """`slow_count(seconds)`: lets this time pass between two looks at the clock by what counts images."""
+  from dnt.reporting import progress
+
+  count = progress.Count
+
+  def set_pace(seconds):
+    ticks = itertools.count()
+    monkeypatch.setattr(progress, 'Count', functools.partial(count, clock=lambda: seconds * next(ticks)))
+
+  return set_pace
 
 
 @pytest.fixture

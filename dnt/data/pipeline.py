@@ -7,7 +7,6 @@ and no example is dropped.
 
 import functools
 import math
-import time
 from collections.abc import Iterator
 from concurrent import futures
 from typing import Any, Protocol
@@ -27,7 +26,6 @@ Batch = dict[str, jax.Array]
 DEFAULTS = {'eval_crop': 0.875, 'interpolation': 'bilinear', 'image_bits': images.USUAL.bits}
 
 MEASURED = 512  # images of a streamed split whose mean and standard deviation are measured: a few seconds
-QUIET = 2.0  # seconds of it before a line says so
 
 
 class Loader(Protocol):
@@ -202,12 +200,11 @@ def _histograms(config: typed.Data, source: examples.Examples) -> Iterator[np.nd
     return
   transform = eval_transform(config, image_shape(config, source)[:2])
   chosen = np.linspace(0, len(source) - 1, min(len(source), MEASURED)).astype(int)
-  line, began = progress.Count('mean and standard deviation', len(chosen)), time.monotonic()
+  line = progress.Count('mean and standard deviation', len(chosen))
   with futures.ThreadPoolExecutor(stream.THREADS) as pool:  # no more, because images may be large
     found = pool.map(lambda index: count(images.to_array(transform(source[index][0], None))), chosen)
     for done, each in enumerate(found):
-      if time.monotonic() - began > QUIET:
-        line.update(done)
+      line.update(done)
       yield each
   line.close()
 

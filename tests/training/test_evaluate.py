@@ -1,6 +1,4 @@
 import dataclasses
-import functools
-import itertools
 import json
 import logging
 import re
@@ -14,7 +12,6 @@ from sklearn import metrics as sklearn_metrics
 from dnt import errors
 from dnt.config import keys
 from dnt.parallel import mesh as mesh_lib
-from dnt.reporting import progress
 from dnt.training import datasets, evaluate, experiment, open_options, scores
 
 
@@ -47,9 +44,8 @@ def test_with_a_loss_that_is_not_finite_no_metric_is(tiny):
 
 
 @pytest.mark.parametrize(('placement', 'done'), [('device', (16, 32)), ('stream', range(8, 56, 8))])
-def test_a_long_pass_says_how_many_images_are_done(tiny, placement, done, console, monkeypatch):
-  ticks = itertools.count()
-  monkeypatch.setattr(progress, 'Count', functools.partial(progress.Count, clock=lambda: 20.0 * next(ticks)))
+def test_a_long_pass_says_how_many_images_are_done(tiny, placement, done, console, slow_count, monkeypatch):
+  slow_count(20.0)
   tiny.data.placement, tiny.data.workers, tiny.eval.batch_size = placement, 0, 8
   monkeypatch.setattr(evaluate, 'TOGETHER', 2)
   data = datasets.load(tiny, ('test',))
