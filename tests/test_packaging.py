@@ -53,7 +53,7 @@ def test_the_source_distribution_has_what_its_launchers_install():
   launchers = ''.join(path.read_text() for path in (ROOT / 'launch').glob('*.sh'))
   installed = set(re.findall(r'(?:-r|-c) (requirements[\w-]*\.txt|constraints-)', launchers))
   assert installed == {'requirements.txt', 'constraints-'}
-  for path in ROOT.glob('*.txt'):
+  for path in (*ROOT.glob('requirements*.txt'), *ROOT.glob('constraints-*.txt')):
     assert is_distributed(path), path.name
 
 

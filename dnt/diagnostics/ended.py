@@ -72,7 +72,7 @@ def judge(config: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], saved: 
   signal, lost = _signal(lines), _not_finite(evaluated)
   worse = _generalization(evaluated, config['data']['train_split'], course.accuracies[-1])
   classes = config['model']['num_classes']
-  balanced = _balanced(evaluated)
+  balanced = _balanced(evaluated, trial.limit(1 / classes))
   first = _first(_of_losses(course, classes, balanced), signal)
   if lost and not first:
     first = _Finding(Kind.EXPLODING, min(lost.values()))
@@ -85,8 +85,8 @@ def judge(config: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], saved: 
   unequal = balanced if balanced and balanced.accuracy < trial.limit(1 / classes) <= balanced.plain else None
   if unequal:
     messages.append(
-      f'{unequal.split}/balanced_accuracy is {100 * unequal.accuracy:.0f} % at step {unequal.step} (one class alone '
-      f'has {100 / classes:.2g} %), though {unequal.split}/accuracy is {100 * unequal.plain:.0f} %'
+      f'{unequal.split}/balanced_accuracy is {100 * unequal.accuracy:.0f} % at step {unequal.step} (predicting one '
+      f'class alone gives {100 / classes:.2g} %), though {unequal.split}/accuracy is {100 * unequal.plain:.0f} %'
     )
   messages += worse
   if not first:
@@ -114,6 +114,11 @@ class _Course(NamedTuple):
   broken: int | None
   smooth: np.ndarray
 
+  def until(self, step: int) -> np.ndarray:
+    """Returns which lines are of the last steps up to one: bool [lines]."""
+    steps = np.array(self.steps)
+    return (steps <= step) & (steps > step - trial.LAST_TRIED)
+
 
 def _course(lines: Sequence[Mapping[str, Any]]) -> _Course:
   trained = [line for line in lines if metric_names.is_training(line)]
@@ -127,8 +132,8 @@ def _overview(course: _Course, config: Mapping[str, Any], saved: Sequence[int]) 
   """Returns lines that say how far a run came, whatever is wrong with it."""
   steps, losses, uniform = course.steps, course.losses, math.log(config['model']['num_classes'])
   messages = [
-    f'{steps[-1]} of {config["train"]["steps"]} steps, loss {losses[0]:.3g} to {losses[-1]:.3g} (guessing all classes '
-    f'alike: {uniform:.3g}), accuracy of the batches {100 * course.accuracies[-1]:.0f} %'
+    f'{steps[-1]} of {config["train"]["steps"]} steps, loss {losses[0]:.3g} to {losses[-1]:.3g} (uniform '
+    f'prediction: {uniform:.3g}), accuracy of the batches {100 * course.accuracies[-1]:.0f} %'
   ]
   if saved:
     messages.append(f'checkpoints: {", ".join(map(str, saved))}')
@@ -173,39 +178,51 @@ class _Balanced(NamedTuple):
   auroc: float | None
 
 
-def _balanced(evaluated: Sequence[Mapping[str, Any]]) -> _Balanced | None:
-  """Returns the last evaluation with the largest balanced accuracy of all splits; None: none is known."""
+def _balanced(evaluated: Sequence[Mapping[str, Any]], limit: float) -> _Balanced | None:
+  """Returns the last evaluation of the split that says most of what the network has learned; None: none is known.
+
+  It is the one with the largest balanced accuracy. If none reaches the limit, it is the one with the largest accuracy,
+  because there one class is the most of all.
+
+  Args:
+    evaluated: the lines of evaluations. Averaged parameters say nothing of the last steps.
+    limit: the balanced accuracy from which a network has learned something.
+  """
   last = {}
   for line in evaluated:
     for name, value in line.items():
       split, _, quantity = name.rpartition('/')
-      if quantity == 'balanced_accuracy' and value is not None:
+      if quantity == 'balanced_accuracy' and value is not None and not split.endswith(metric_names.AVERAGED):
         last[split] = _Balanced(value, split, line['step'], line[f'{split}/accuracy'], line.get(f'{split}/auroc'))
-  return max(last.values(), default=None)
+  best = max(last.values(), default=None)
+  return best if best is None or best.accuracy >= limit else max(last.values(), key=lambda each: each.plain)
 
 
 def _of_losses(course: _Course, classes: int, balanced: _Balanced | None) -> _Finding | None:
   """Returns what the losses and accuracies show to be wrong; None: the network learns.
 
-  The accuracy of the batches says little if classes are unequal. The balanced accuracy of an evaluation does, unless
-  the network has had few steps (it predicts the largest class at first) or ranks images well by a class (its AUROC).
+  The accuracy of the batches says little if classes are unequal, but the balanced accuracy of an evaluation does. A
+  high one is believed as long as the accuracy of the batches has not fallen since. A low one means that the network
+  predicts one class alone if the accuracy of the batches is that of the evaluation, unless the network has had few
+  steps (it predicts the largest class at first) or ranks images well by a class (its AUROC).
   """
   steps, losses, smooth = course.steps, course.losses, course.smooth
   if course.broken == 0:  # without a line from before, nothing shows that the steps did it
     return _Finding(Kind.EXPLODING, steps[0])
-  guessing, last = math.log(classes), np.array(steps) > steps[-1] - trial.LAST_TRIED
+  guessing, last = math.log(classes), course.until(steps[-1])
   if course.broken or losses[last].mean() > causes.RISEN * max(guessing, smooth.min()):
     rise = _rise(smooth)
     reason = f'the loss rises from step {steps[rise]} on, where it was {smooth[rise]:.3g}'
     return _Finding(Kind.LARGE_STEP, steps[rise], reason=reason)
   falls = losses[last].mean() < causes.FALLS * np.min(losses[~last][:1], initial=guessing)  # enough for a short run
   accuracy, chance = course.accuracies[last].mean(), 1 / classes
-  if balanced:
-    if balanced.accuracy < trial.limit(chance):
-      if balanced.step >= trial.STEPS and (balanced.auroc or 0) < trial.limit(1 / 2):
-        chance = max(chance, balanced.plain)  # what guessing has there; batches above it are learnt by heart
-    elif balanced.step > steps[-1] - trial.LAST_TRIED:
+  if balanced and balanced.accuracy >= trial.limit(chance):
+    then = course.until(balanced.step)
+    if then.any() and accuracy > course.accuracies[then].mean() - causes.NOISE:
       return None
+  elif balanced and balanced.step >= trial.STEPS and (balanced.auroc or 0) < trial.limit(1 / 2):
+    alone = abs(accuracy - balanced.plain) < causes.NOISE  # it predicts one class alone
+    chance = max(chance, balanced.plain if alone else 0.0)
   if accuracy < trial.limit(chance) and (steps[-1] >= trial.STEPS or not falls):
     return _Finding(Kind.STUCK, steps[0])
   return None

@@ -85,6 +85,7 @@ def test_a_run_is_stuck_by_its_last_steps(losses, accuracies, steps, stuck):
   assert (found.state, found.kind) == (('sick', Kind.STUCK) if stuck else ('healthy', 'trainable'))
 
 
+SHARES = ('accuracy', 'balanced_accuracy')
 TWO = CONFIG | {'model': {'num_classes': 2}}
 STEPS = range(50, 450, 50)
 TO_GUESSING = [0.69, 0.5, 0.4, 0.35, 0.33, 0.326, 0.325, 0.325]  # of 90 % of the one class: 0.325
@@ -100,9 +101,11 @@ def unequal(balanced, auroc, accuracies=(0.9,) * 8, losses=TO_GUESSING, steps=ST
 def test_a_run_that_predicts_the_largest_class_alone_is_stuck():
   found = unequal(0.5, 0.5)
   assert (found.state, found.kind) == ('sick', Kind.STUCK)
-  said = 'val/balanced_accuracy is 50 % at step 400 (one class alone has 50 %), though val/accuracy is 90 %'
+  said = (
+    'val/balanced_accuracy is 50 % at step 400 (predicting one class alone gives 50 %), though val/accuracy is 90 %'
+  )
   assert said in found.lines
-  assert any('guessing all classes alike: 0.693' in line for line in found.lines)
+  assert any('uniform prediction: 0.693' in line for line in found.lines)
   assert unequal(0.5, None).kind == Kind.STUCK
 
 
@@ -128,6 +131,32 @@ def test_an_evaluation_from_before_does_not_speak_for_the_last_steps():
   record_ = lines([0.3] * 8, [0.9] * 8, STEPS, **evaluated) + lines([0.69] * 4, [0.5] * 4, range(450, 650, 50))
   found = ended.judge(TWO, record_, [])
   assert (found.state, found.kind) == ('sick', Kind.STUCK)
+
+
+def test_an_average_does_not_speak_for_the_last_steps():
+  evaluated = {f'{split}__{name}': [value] * 8 for split, value in (('val', 0.1), ('val_ema', 0.8)) for name in SHARES}
+  record_ = lines([0.5] * 4 + [2.3] * 4, [0.85] * 4 + [0.1] * 4, STEPS, **evaluated)
+  assert ended.judge(CONFIG, record_, []).state == 'sick'
+
+
+def test_a_split_of_equal_classes_does_not_hide_that_one_class_is_predicted():
+  evaluated = {'val__balanced_accuracy': [0.5] * 8, 'val__accuracy': [0.9] * 8, 'val__auroc': [0.5] * 8}
+  evaluated |= {'test__balanced_accuracy': [0.502] * 8, 'test__accuracy': [0.502] * 8, 'test__auroc': [0.5] * 8}
+  found = ended.judge(TWO, lines(TO_GUESSING, [0.9] * 8, STEPS, **evaluated), [])
+  assert (found.state, found.kind) == ('sick', Kind.STUCK)
+  assert any(line.startswith('val/balanced_accuracy is 50 %') for line in found.lines)
+
+
+def test_overfitting_on_equal_classes_is_not_stuck_because_those_of_val_are_unequal():
+  found = unequal(0.55, 0.57, accuracies=[0.6, 0.7, 0.8, 0.85, 0.9, 0.98, 0.99, 0.99], accuracy=0.93)
+  assert (found.state, found.kind) == ('doubtful', 'trainable')
+
+
+@pytest.mark.parametrize(('accuracy', 'state'), [(0.4, 'healthy'), (0.2, 'sick')])
+def test_an_evaluation_holds_until_the_accuracy_of_the_batches_falls(accuracy, state):
+  evaluated = {'val__balanced_accuracy': [0.8] * 8, 'val__accuracy': [0.4] * 8, 'val__loss': [0.5] * 8}
+  record_ = lines([0.5] * 8, [0.4] * 8, STEPS, **evaluated) + lines([0.5] * 4, [accuracy] * 4, range(450, 650, 50))
+  assert ended.judge(TWO, record_, []).state == state
 
 
 def test_a_loss_that_has_come_down_again():
