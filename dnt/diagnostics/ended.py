@@ -115,9 +115,10 @@ class _Course(NamedTuple):
   smooth: np.ndarray
 
   def until(self, step: int) -> np.ndarray:
-    """Returns which lines are of the last steps up to one: bool [lines]."""
+    """Returns which lines are of the last steps up to one, or to the line before it: bool [lines]."""
     steps = np.array(self.steps)
-    return (steps <= step) & (steps > step - trial.LAST_TRIED)
+    latest = max((each for each in self.steps if each <= step), default=step)
+    return (steps <= latest) & (steps > latest - trial.LAST_TRIED)
 
 
 def _course(lines: Sequence[Mapping[str, Any]]) -> _Course:

@@ -152,6 +152,12 @@ def test_overfitting_on_equal_classes_is_not_stuck_because_those_of_val_are_uneq
   assert (found.state, found.kind) == ('doubtful', 'trainable')
 
 
+def test_an_evaluation_between_lines_counts():
+  record_ = lines([0.5] * 4, [0.4] * 4, range(100, 500, 100))
+  record_.append({'step': 390, 'val/loss': 0.5, 'val/accuracy': 0.4, 'val/balanced_accuracy': 0.8})
+  assert ended.judge(TWO, record_, []).state == 'healthy'
+
+
 @pytest.mark.parametrize(('accuracy', 'state'), [(0.4, 'healthy'), (0.2, 'sick')])
 def test_an_evaluation_holds_until_the_accuracy_of_the_batches_falls(accuracy, state):
   evaluated = {'val__balanced_accuracy': [0.8] * 8, 'val__accuracy': [0.4] * 8, 'val__loss': [0.5] * 8}
