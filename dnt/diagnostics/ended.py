@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy import special
 
 from dnt import checkpoints, errors, files
 from dnt import workdir as workdir_lib
@@ -72,8 +73,8 @@ def judge(config: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], saved: 
   signal, lost = _signal(lines), _not_finite(evaluated)
   worse = _generalization(evaluated, config['data']['train_split'], course.accuracies[-1])
   classes = config['model']['num_classes']
-  balanced = _balanced(evaluated, trial.limit(1 / classes))
-  first = _first(_of_losses(course, classes, balanced), signal)
+  evaluations = _evaluations(evaluated)
+  first = _first(_of_losses(course, classes, evaluations), signal)
   if lost and not first:
     first = _Finding(Kind.EXPLODING, min(lost.values()))
   messages = _overview(course, config, saved)
@@ -82,15 +83,15 @@ def judge(config: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], saved: 
   elif signal:
     messages.append(f'step {signal.step}: {signal.kind} from {signal.entry} on: {signal.reason}')
   messages += [f'{name} is not finite from the evaluation of step {step} on' for name, step in lost.items()]
-  unequal = balanced if balanced and balanced.accuracy < trial.limit(1 / classes) <= balanced.plain else None
-  if unequal:
-    messages.append(
-      f'{unequal.split}/balanced_accuracy is {100 * unequal.accuracy:.0f} % at step {unequal.step} (predicting one '
-      f'class alone gives {100 / classes:.2g} %), though {unequal.split}/accuracy is {100 * unequal.plain:.0f} %'
-    )
+  flattered = [each for each in evaluations if each.is_flattered(classes)]
+  messages += [
+    f'{each.split}/balanced_accuracy is {100 * each.balanced:.0f} % at step {each.step} (predicting one class alone '
+    f'gives {100 / classes:.2g} %), though {each.split}/accuracy is {100 * each.accuracy:.0f} %'
+    for each in flattered
+  ]
   messages += worse
   if not first:
-    doubtful = worse or signal or (unequal and unequal.step >= trial.STEPS)
+    doubtful = worse or signal or any(each.step >= trial.STEPS for each in flattered)
     return Ended(trial.DOUBTFUL if doubtful else trial.HEALTHY, Kind.TRAINABLE, None, None, tuple(messages))
   if good := _good(saved, first, course, lost):
     messages.append(f'the checkpoint of step {good[-1]} is from before')
@@ -115,9 +116,9 @@ class _Course(NamedTuple):
   smooth: np.ndarray
 
   def until(self, step: int) -> np.ndarray:
-    """Returns which lines are of the last steps up to one, or to the line before it: bool [lines]."""
+    """Returns which lines are of the last steps up to one, or to the line before it (else the first): bool [lines]."""
     steps = np.array(self.steps)
-    latest = max((each for each in self.steps if each <= step), default=step)
+    latest = max((each for each in self.steps if each <= step), default=self.steps[0])
     return (steps <= latest) & (steps > latest - trial.LAST_TRIED)
 
 
@@ -161,51 +162,52 @@ class _Finding(NamedTuple):
   reason: str = ''
 
 
-class _Balanced(NamedTuple):
+class _Evaluation(NamedTuple):
   """Describes the last evaluation of a split.
 
   Attributes:
-    accuracy: its balanced accuracy.
     split: its name.
     step: of the evaluation.
-    plain: its accuracy.
+    accuracy: the fraction of its images that are right.
+    balanced: its balanced accuracy.
     auroc: None if it was not measured.
   """
 
-  accuracy: float
   split: str
   step: int
-  plain: float
+  accuracy: float
+  balanced: float
   auroc: float | None
 
+  def is_flattered(self, classes: int) -> bool:
+    """Whether its accuracy shows learning only because classes are unequal: its balanced accuracy does not."""
+    return self.balanced < trial.limit(1 / classes) <= self.accuracy
 
-def _balanced(evaluated: Sequence[Mapping[str, Any]], limit: float) -> _Balanced | None:
-  """Returns the last evaluation of the split that says most of what the network has learned; None: none is known.
 
-  It is the one with the largest balanced accuracy. If none reaches the limit, it is the one with the largest accuracy,
-  because there one class is the most of all.
+def _evaluations(evaluated: Sequence[Mapping[str, Any]]) -> list[_Evaluation]:
+  """Returns the last evaluation of each split that has a balanced accuracy, which older versions did not measure.
 
-  Args:
-    evaluated: the lines of evaluations. Averaged parameters say nothing of the last steps.
-    limit: the balanced accuracy from which a network has learned something.
+  Those of averaged parameters are left out: they lag behind the network.
   """
   last = {}
   for line in evaluated:
     for name, value in line.items():
       split, _, quantity = name.rpartition('/')
       if quantity == 'balanced_accuracy' and value is not None and not split.endswith(metric_names.AVERAGED):
-        last[split] = _Balanced(value, split, line['step'], line[f'{split}/accuracy'], line.get(f'{split}/auroc'))
-  best = max(last.values(), default=None)
-  return best if best is None or best.accuracy >= limit else max(last.values(), key=lambda each: each.plain)
+        last[split] = _Evaluation(split, line['step'], line[f'{split}/accuracy'], value, line.get(f'{split}/auroc'))
+  return list(last.values())
 
 
-def _of_losses(course: _Course, classes: int, balanced: _Balanced | None) -> _Finding | None:
+def _of_losses(course: _Course, classes: int, evaluations: Sequence[_Evaluation]) -> _Finding | None:
   """Returns what the losses and accuracies show to be wrong; None: the network learns.
 
-  The accuracy of the batches says little if classes are unequal, but the balanced accuracy of an evaluation does. A
-  high one is believed as long as the accuracy of the batches has not fallen since. A low one means that the network
-  predicts one class alone if the accuracy of the batches is that of the evaluation, unless the network has had few
-  steps (it predicts the largest class at first) or ranks images well by a class (its AUROC).
+  If the loss neither breaks nor rises, the first of these rules that holds decides whether the network is stuck:
+    1. It learns if the balanced accuracy of an evaluation is at least `trial.limit`, and the accuracy of the batches,
+       which class weights may cost, has not fallen since.
+    2. It is stuck, predicting one class alone, if after `trial.STEPS` steps or more an evaluation is flattered by its
+       accuracy, its AUROC is low, the accuracy of the batches is the same, and their loss no less than that of always
+       predicting the frequencies of the classes. For that accuracy it is least with two classes: their entropy.
+    3. It is stuck if the accuracy of the batches is below `trial.limit`, but for a run of few steps whose loss falls.
   """
   steps, losses, smooth = course.steps, course.losses, course.smooth
   if course.broken == 0:  # without a line from before, nothing shows that the steps did it
@@ -216,15 +218,21 @@ def _of_losses(course: _Course, classes: int, balanced: _Balanced | None) -> _Fi
     reason = f'the loss rises from step {steps[rise]} on, where it was {smooth[rise]:.3g}'
     return _Finding(Kind.LARGE_STEP, steps[rise], reason=reason)
   falls = losses[last].mean() < causes.FALLS * np.min(losses[~last][:1], initial=guessing)  # enough for a short run
-  accuracy, chance = course.accuracies[last].mean(), 1 / classes
-  if balanced and balanced.accuracy >= trial.limit(chance):
-    then = course.until(balanced.step)
-    if then.any() and accuracy > course.accuracies[then].mean() - causes.NOISE:
-      return None
-  elif balanced and balanced.step >= trial.STEPS and (balanced.auroc or 0) < trial.limit(1 / 2):
-    alone = abs(accuracy - balanced.plain) < causes.NOISE  # it predicts one class alone
-    chance = max(chance, balanced.plain if alone else 0.0)
-  if accuracy < trial.limit(chance) and (steps[-1] >= trial.STEPS or not falls):
+  accuracy, limit = course.accuracies[last].mean(), trial.limit(1 / classes)
+  if any(
+    each.balanced >= limit and accuracy > course.accuracies[course.until(each.step)].mean() - causes.NOISE
+    for each in evaluations
+  ):
+    return None
+  guesses = losses[last].mean() >= causes.STAYS * (special.entr(accuracy) + special.entr(1 - accuracy))
+  alone = guesses and any(
+    each.is_flattered(classes)
+    and each.step >= trial.STEPS
+    and (each.auroc or 0) < trial.limit(1 / 2)
+    and abs(each.accuracy - accuracy) <= causes.NOISE
+    for each in evaluations
+  )
+  if alone or (accuracy < limit and (steps[-1] >= trial.STEPS or not falls)):
     return _Finding(Kind.STUCK, steps[0])
   return None
 

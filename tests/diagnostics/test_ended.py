@@ -139,14 +139,6 @@ def test_an_average_does_not_speak_for_the_last_steps():
   assert ended.judge(CONFIG, record_, []).state == 'sick'
 
 
-def test_a_split_of_equal_classes_does_not_hide_that_one_class_is_predicted():
-  evaluated = {'val__balanced_accuracy': [0.5] * 8, 'val__accuracy': [0.9] * 8, 'val__auroc': [0.5] * 8}
-  evaluated |= {'test__balanced_accuracy': [0.502] * 8, 'test__accuracy': [0.502] * 8, 'test__auroc': [0.5] * 8}
-  found = ended.judge(TWO, lines(TO_GUESSING, [0.9] * 8, STEPS, **evaluated), [])
-  assert (found.state, found.kind) == ('sick', Kind.STUCK)
-  assert any(line.startswith('val/balanced_accuracy is 50 %') for line in found.lines)
-
-
 def test_overfitting_on_equal_classes_is_not_stuck_because_those_of_val_are_unequal():
   found = unequal(0.55, 0.57, accuracies=[0.6, 0.7, 0.8, 0.85, 0.9, 0.98, 0.99, 0.99], accuracy=0.93)
   assert (found.state, found.kind) == ('doubtful', 'trainable')
@@ -163,6 +155,45 @@ def test_an_evaluation_holds_until_the_accuracy_of_the_batches_falls(accuracy, s
   evaluated = {'val__balanced_accuracy': [0.8] * 8, 'val__accuracy': [0.4] * 8, 'val__loss': [0.5] * 8}
   record_ = lines([0.5] * 8, [0.4] * 8, STEPS, **evaluated) + lines([0.5] * 4, [accuracy] * 4, range(450, 650, 50))
   assert ended.judge(TWO, record_, []).state == state
+
+
+def evaluation(split, balanced, accuracy, auroc=None):
+  """The metrics of one evaluation of a split."""
+  return {f'{split}/balanced_accuracy': balanced, f'{split}/accuracy': accuracy, f'{split}/auroc': auroc}
+
+
+@pytest.mark.parametrize(
+  ('trained', 'loss', 'others', 'state', 'said'),
+  [
+    (0.9, 0.25, [('val', 0.55, 0.93, 0.57)], 'doubtful', ['val']),
+    (0.7, 0.6, [('val', 0.55, 0.9, 0.56)], 'doubtful', ['val']),
+    (0.9, 0.325, [('val', 0.5, 0.9, 0.5), ('test', 0.502, 0.502, 0.5)], 'sick', ['val']),
+    (0.8, 0.5, [('val', 0.5, 0.8, 0.5), ('test', 0.5, 0.95, 0.5)], 'sick', ['val', 'test']),
+    (0.9, 0.2, [('val', 0.8, 0.95, 0.9), ('test', 0.5, 0.9, 0.5)], 'doubtful', ['test']),
+  ],
+  ids=[
+    'equal classes learnt by heart',
+    'partly so',
+    'a split of equal classes hides one class alone',
+    'one of other frequencies does not',
+    'it learns, but not for a split',
+  ],
+)
+def test_splits_of_other_frequencies(trained, loss, others, state, said):
+  evaluated = {name: value for each in others for name, value in evaluation(*each).items()}
+  found = ended.judge(TWO, [*lines([loss] * 8, [trained] * 8, STEPS), {'step': 400} | evaluated], [])
+  assert (found.state, found.kind) == (state, Kind.STUCK if state == 'sick' else 'trainable')
+  assert [line.partition('/')[0] for line in found.lines if 'one class alone' in line] == said
+
+
+@pytest.mark.parametrize(('accuracy', 'state'), [(0.9, 'healthy'), (0.5, 'sick')])
+def test_an_evaluation_before_the_first_line(accuracy, state):
+  record_ = [{'step': 100} | evaluation('val', 0.5, 0.5), *lines([0.3] * 2, [accuracy] * 2, [1000, 2000])]
+  assert ended.judge(TWO, record_, []).state == state
+  record_[0] = {'step': 100, 'val/accuracy': 0.5}  # of an older version
+  assert ended.judge(TWO, record_, []).state == state
+  record_[0] = {'step': 100} | evaluation('val', 0.9, 0.9)
+  assert ended.judge(TWO, record_, []).state == 'healthy', 'it is as good as at its first line'
 
 
 def test_a_loss_that_has_come_down_again():
