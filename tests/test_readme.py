@@ -46,7 +46,7 @@ RUNS = {
   'classify images': (),
   'list the images of a split, those that are most wrong first': (),
   'explain predictions with class activation maps': (),
-  'show the top-activating images of the last block': (),
+  'show the top-activating images of the last entry with a spatial output': (),
   'train on Stanford Cars, as unpacked archives or class folders': ('--config.data.image_size=8',),
   'augment more': (),
   'give unequal classes the same weight': (),

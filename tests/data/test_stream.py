@@ -156,7 +156,7 @@ PROGRAM = """
   if __name__ == '__main__':
     data = config.default().data
     data.source = {source!r}
-    source = loading.load(data, 'train', 0)
+    source = sources.read(sources.find(data, 0), data, 'train')
     transform = functools.partial(images.squash, size=(8, 8))
     batches = stream.Batches(readers.TrainReader(source, transform, 8, range(8), seed=0), None, workers=1)
     batches.at(0)
@@ -250,7 +250,7 @@ SHARED = """
     logging.disable(logging.DEBUG)
     data, has_room = config.default().data, stream._has_room
     data.source = 'synthetic'
-    source = loading.load(data, 'train', 0)
+    source = sources.read(sources.find(data, 0), data, 'train')
     transform = functools.partial(images.squash, size=(64, 64))
 
     def open_batches(workers):
