@@ -312,7 +312,7 @@ train() {
     if ! $recreate; then break; fi
     case "$step:$code" in remove:* | follow:2) break ;; esac
     if ((code == NO_CAPACITY)) && [[ $step == create ]]; then
-      echo 'tpu_pod.sh: there was no slice to be had; it is asked for every few minutes, until there is one or Ctrl-C ends this' >&2
+      echo 'tpu_pod.sh: there was no slice to be had; it is requested every few minutes, until there is one or Ctrl-C ends this' >&2
     fi
     sleep "$NOTICE"
     settle

@@ -60,10 +60,10 @@ __all__ = [
   'duration',
   'kind',
   'model_options',
-  'plain',
   'no_effect',
   'override',
   'period',
+  'plain',
   'spell',
   'validate',
 ]

@@ -1114,8 +1114,7 @@ class Section(ml_collections.ConfigDict):
       return value
     if not self._kind:
       return plain(value)
-    section = Section(convert_dict=False)
-    section._place(self._kind, f'{self._prefix}{key}.')
+    section = _empty(self._kind, f'{self._prefix}{key}.')
     for name, each in value.items():
       section[name] = each
     return section
@@ -1147,9 +1146,14 @@ def plain(value: Any) -> Any:
   return tuple(map(plain, value)) if isinstance(value, list | tuple) else value
 
 
+def _empty(kind: str, prefix: str) -> Section:
+  section = Section(convert_dict=False)  # a ConfigDict in place of a dict sorts its keys, and refuses those with dots
+  section._place(kind, prefix)
+  return section
+
+
 def _build(entries: Mapping[str, Any], kind: str, prefix: str = '') -> Section:
-  config = Section(convert_dict=False)  # a ConfigDict in place of a dict sorts its keys, and refuses those with dots
-  config._place(kind, prefix)
+  config = _empty(kind, prefix)
   for key, entry in entries.items():
     if not isinstance(entry, Option):
       config[key] = _build(entry, kind, f'{prefix}{key}.')

@@ -48,35 +48,30 @@ def console(stream: TextIO | None = None) -> Generator['_Console']:
   Raises:
     OutputError: a line cannot be written.
   """
-  handler, before = _Console(stream), (_ROOT.level, _ROOT.propagate)
-  _ROOT.addHandler(handler)
-  _ROOT.setLevel(logging.INFO)
-  _ROOT.propagate = False  # the root's handler would show each line again
+  # Programs would hide jax's warnings with those of all libraries. They are no `_Console`'s, which would ask jax which
+  # process is the lead: jax warns while it holds its lock.
+  handler, fallbacks = _Console(stream), logging.StreamHandler()
+  fallbacks.setFormatter(logging.Formatter('warning: %(message)s'))
   try:
-    with _showing_fallbacks():
+    with _attached(_ROOT, handler, logging.INFO), _attached(_JAX, fallbacks, logging.WARNING):
       yield handler
   finally:
-    _ROOT.removeHandler(handler)
-    _ROOT.setLevel(before[0])
-    _ROOT.propagate = before[1]
     handler.draw('')
 
 
 @contextlib.contextmanager
-def _showing_fallbacks() -> Generator[None]:
-  """Shows the warnings of `_JAX`, which programs would hide with those of all libraries."""
-  # A `_Console` would ask jax which process is the lead, and jax warns while it holds its lock.
-  handler, before = logging.StreamHandler(), (_JAX.level, _JAX.propagate)
-  handler.setFormatter(logging.Formatter('warning: %(message)s'))
-  _JAX.addHandler(handler)
-  _JAX.setLevel(logging.WARNING)
-  _JAX.propagate = False
+def _attached(log: logging.Logger, handler: logging.Handler, level: int) -> Generator[None]:
+  """Gives a logger a handler and a level while the context is open, and keeps its lines from the handlers above it."""
+  before = log.level, log.propagate
+  log.addHandler(handler)
+  log.setLevel(level)
+  log.propagate = False  # the root's handler would show each line again
   try:
     yield
   finally:
-    _JAX.removeHandler(handler)
-    _JAX.setLevel(before[0])
-    _JAX.propagate = before[1]
+    log.removeHandler(handler)
+    log.setLevel(before[0])
+    log.propagate = before[1]
 
 
 @contextlib.contextmanager

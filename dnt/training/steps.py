@@ -289,8 +289,8 @@ def make_train_steps(
 
     if longest == 1:
       state, metrics = train_step(state, batch_at(arrays, state.step))
-      shown = {name: metrics[name] for name in ('telemetry',) if name in metrics}
-      return state, shown | {name: metrics[name][None] for name in names}
+      kept = {name: metrics[name][None] for name in names}
+      return state, kept | ({'telemetry': metrics['telemetry']} if 'telemetry' in metrics else {})
     record = {name: jnp.zeros((longest,), jnp.float32) for name in names}
     return jax.lax.fori_loop(0, count, body, (state, record))
 

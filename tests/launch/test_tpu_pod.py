@@ -395,7 +395,7 @@ def test_a_slice_that_is_not_to_be_had_is_asked_for_again(pod, worker, queued):
     (worker / 'stock').write_text(f'{NO_CAPACITY}\nERROR: UNAVAILABLE: The service is currently unavailable.\n')
   result = pod(*RECREATE, *(['--queued'] if queued else []), *RUN)
   assert result.returncode == 0, result.stderr
-  assert result.stderr.count('no slice to be had; it is asked for every few minutes') == (0 if queued else 2)
+  assert result.stderr.count('no slice to be had; it is requested every few minutes') == (0 if queued else 2)
   assert (NO_CAPACITY in result.stderr) != queued
   kind = 'queued-resources' if queued else 'tpu-vm'
   made = [verb for verb in verbs(worker) if verb.endswith(('create', 'delete', 'scp'))]
