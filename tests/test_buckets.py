@@ -156,6 +156,7 @@ def test_a_run_is_in_the_bucket_as_in_a_folder(bucket, tiny, tmp_path, refused, 
   assert bucket.names(FOLDER) - {name.removeprefix(f'{FOLDER}/') for name in written} == {'dead_units.json'}
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures('undrawn')
 def test_a_run_that_continues_elsewhere_is_that_of_one_machine(bucket, tiny, tmp_path, console):
   whole = loop.train(tiny, tmp_path / 'whole')

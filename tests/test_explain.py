@@ -37,6 +37,7 @@ def test_a_run_is_explained(program, trained_copy, tmp_path):
       assert image.size[0] >= 800
 
 
+@pytest.mark.thorough
 def test_the_checkpoint_is_chosen_and_named(program, two_checkpoints):
   code, output = program(f'--workdir={two_checkpoints}', '--top_activating=test[:9]', '--checkpoint=best')
   assert code == 0, output

@@ -538,6 +538,7 @@ def test_a_signal_ends_what_need_not_be_waited_for(tiny, tmp_path, monkeypatch, 
   assert lines(tmp_path / 'whole') == lines(tmp_path / 'stopped')
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(('placement', 'dispatched'), [('stream', [0, 1]), ('device', [0, 4])])
 def test_a_signal_ends_an_evaluation_of_several_processes(tiny, tmp_path, monkeypatch, placement, dispatched):
   """Between two dispatches of its batches, as the processes agree."""
@@ -769,6 +770,7 @@ def test_a_run_that_goes_on_with_its_own_config_keeps_what_it_holds_out(tiny, tm
   assert run_config.get_config(str(tmp_path / 'config.json')).data.hold_out is True
 
 
+@pytest.mark.thorough
 def test_a_run_that_goes_on_records_what_it_had_left_open_when_it_began(tiny, tmp_path):
   tiny.train.steps, tiny.train.epochs = None, 0.5
   run(tiny, tmp_path)

@@ -314,6 +314,7 @@ cli.run(program.PROGRAM)
 """
 
 
+@pytest.mark.thorough
 def test_an_interrupt_ends_the_batch_and_keeps_what_was_found(start, finish, trained, folder_of_images, tmp_path):
   output = tmp_path / 'found.csv'
   flags = [f'--workdir={trained.workdir}', f'--images={folder_of_images}', f'--output={output}', '--batch_size=2']

@@ -32,7 +32,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
       raise errors.InputError(f'config key {key!r} is missing; start from dnt.config.default()')
     value = spell(option, given[key])
     _check(key, option, value)
-    if option.words:
+    if value is not given[key]:
       with config.ignore_type():  # a copy of a config knows only the type of its current value
         keys.put(config, key, value)
   training = config.base if 'base' in config else config

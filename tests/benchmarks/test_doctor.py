@@ -12,6 +12,7 @@ def outcome(accuracy, not_finite=None):
   return {'chance': 0.1, 'accuracy': accuracy, 'not_finite': not_finite}
 
 
+@pytest.mark.thorough
 def test_a_number_draws_the_same_network_and_every_fault_is_drawn_on_both_sides():
   for numbers in (doctor_space.TUNED, doctor_space.HELD_OUT):
     cases = [doctor_space.draw(number) for number in numbers]

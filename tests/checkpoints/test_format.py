@@ -73,6 +73,7 @@ def test_long_lists_are_cut(run):
   _refused(run, state.replace(params=many), 'missing: params/block000, ', 'params/block007', '42 more')
 
 
+@pytest.mark.thorough
 def test_every_single_flipped_byte_is_caught_or_harmless(run):
   """Restores either the very bits that were saved or refuses: bytes over the whole of every file of a checkpoint."""
   abstract, expected = states.abstract(states.make()), states.make(3)

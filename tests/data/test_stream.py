@@ -96,6 +96,7 @@ def test_workers_read_the_same_and_end(tiny):
   assert not multiprocessing.active_children()
 
 
+@pytest.mark.thorough
 def test_workers_of_an_evaluation_live_until_the_next(tiny):
   source = load(tiny, split='test')
   batches = evaluation(source, workers=1)
@@ -108,6 +109,7 @@ def test_workers_of_an_evaluation_live_until_the_next(tiny):
   batches.close()
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(sys.platform != 'linux', reason='mallopt is glibc on Linux')
 def test_workers_keep_the_memory_that_they_free(tiny):
   """A large block costs no page faults the second time."""
@@ -135,6 +137,7 @@ def test_a_damaged_image_is_named_through_workers_and_ends_them(tiny, class_fold
   assert not multiprocessing.active_children()
 
 
+@pytest.mark.thorough
 def test_a_worker_that_is_killed_is_a_failed_run(tiny):
   batches = train(load(tiny), workers=1)
   batches.at(0)

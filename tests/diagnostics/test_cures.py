@@ -82,6 +82,7 @@ def test_of_pretrained_weights_no_other_network_is_offered(kind):
   assert bool(offered) == (kind not in inside)
 
 
+@pytest.mark.thorough
 def test_a_range_test_of_a_cure_starts_from_pretrained_weights(tiny, saved, tmp_path, monkeypatch):
   _, expected, _ = saved(tiny)
   tiny.train.init_from, tiny.seed = str(tmp_path / 'run'), 1

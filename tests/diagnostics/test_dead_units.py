@@ -102,6 +102,7 @@ def test_dead_units_are_those_that_never_fire(network):
   assert {each.criterion for each in found} == {'zero'}
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures('eight_devices')
 def test_same_on_eight_devices_scanned_and_streamed(network):
   source, run = build(network)
@@ -139,6 +140,7 @@ def test_sigmoid_units_are_dead_when_saturated(network):
   assert found['head'].criterion == 'zero'
 
 
+@pytest.mark.thorough
 def test_a_users_entry_without_activations_is_judged_by_its_output(network):
   class Hidden(nn.Module):
     @nn.compact

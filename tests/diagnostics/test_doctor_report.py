@@ -102,6 +102,7 @@ def test_the_figure_has_units_and_draws_what_was_found():
   assert plots.png(drawn)[1:4] == b'PNG'
 
 
+@pytest.mark.thorough
 def test_unknown_updates_are_drawn_and_said():
   found = examination()._replace(update_ratios=np.full((2, 2), np.nan))
   assert doctor_report.steps_table(found).splitlines()[3].split() == ['update', 'ratio', 'nan', 'nan']

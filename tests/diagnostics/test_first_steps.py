@@ -129,6 +129,7 @@ def test_the_logits_are_those_of_training(tiny):
   assert rms[-1] < 1e3 * rms[-2]
 
 
+@pytest.mark.thorough
 def test_pretrained_weights_are_where_it_starts(tiny, saved, tmp_path):
   tiny.model.norm, tiny.model.depth = 'none', 3
   expected = examine(tiny, seeds=2)
@@ -143,6 +144,7 @@ def test_pretrained_weights_are_where_it_starts(tiny, saved, tmp_path):
   np.testing.assert_allclose(tried.losses, found.losses[0, :2], rtol=1e-5)
 
 
+@pytest.mark.thorough
 def test_the_variance_of_outputs_that_are_nearly_equal(tiny):
   tiny.model.activation, tiny.model.norm, tiny.model.init_gain = 'sigmoid', 'none', 1e-4
   tiny.train.batch_size = tiny.data.synthetic_examples
@@ -327,6 +329,7 @@ def test_modules_of_ones_own(own):
   assert doctor.judge(found).kind == Kind.TRAINABLE
 
 
+@pytest.mark.thorough
 def test_units_of_functions_of_ones_own_are_counted(own):
   found = examine(own('Dead'))
   assert found.columns['dead'][0, :2].tolist() == [pytest.approx(0.1, abs=0.1), 1.0]
@@ -334,6 +337,7 @@ def test_units_of_functions_of_ones_own_are_counted(own):
   assert (verdict.kind, verdict.entry) == ('dead', 'dead') and '100 % of its units' in verdict.reason
 
 
+@pytest.mark.thorough
 def test_a_head_that_starts_at_zero_hides_nothing(own):
   """No gradient passes such a head in the first step; the sigmoids below it lose it all the same."""
   config = own('Sigmoids')
@@ -353,6 +357,7 @@ def test_updates_of_what_starts_at_zero_are_no_fraction_of_it(own, warmup):
   assert np.isnan(found.update_ratios).all() and found.losses[0, -1] < found.losses[0, 0]
 
 
+@pytest.mark.thorough
 def test_frozen_norms_need_no_batch(tiny):
   assert examine(tiny).batch_statistics
   tiny.finetune.trainable = 'head'

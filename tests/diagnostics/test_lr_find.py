@@ -150,6 +150,7 @@ def files_of(workdir):
   return {str(path.relative_to(workdir)): path.read_bytes() for path in workdir.rglob('*') if path.is_file()}
 
 
+@pytest.mark.thorough
 def test_a_sweep_starts_from_the_checkpoint_and_leaves_it(network, tmp_path):
   run, _, source, state = build(network)
   params = jax.tree.map(lambda leaf: 1.1 * leaf, state.params)

@@ -78,6 +78,7 @@ def unequal(tiny, change_splits):
   return tiny
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize('accumulate', [1, 2])
 def test_with_class_weights_each_example_counts_by_its_class(unequal, accumulate, monkeypatch):
   """A network that says 'common' of all images."""

@@ -326,6 +326,7 @@ def test_a_norm_that_is_an_entry_of_its_own(own, begin, mode, moving, given):
   assert changed(state.batch_stats, after.batch_stats) == moving
 
 
+@pytest.mark.thorough
 def test_a_dropout_right_before_what_trains_is_random_with_cached_features_too(own, tmp_path):
   config, losses = own(RANDOM, LAST='True', KEYWORDS='train', GIVEN='train=train', TRAINS='train'), []
   config.train.log_every, config.finetune.cache_dir = '1', str(tmp_path / 'features')
@@ -355,6 +356,7 @@ def test_phases_come_one_after_the_other(config, begin):
   assert [run.phase_of_state(step).start for step in (0, 2, 3, 6, 7)] == [0, 0, 2, 2, 6]
 
 
+@pytest.mark.thorough
 def test_a_phase_that_rounds_to_no_step_follows_the_first_one(config, begin):
   config.finetune.trainable = 'head'
   config.finetune.unfreeze = (('1 epochs', 'top:1'), ('20%', 'top:2'), ('75%', 'all'))
@@ -375,6 +377,7 @@ def test_a_phase_that_rounds_to_no_step_follows_the_first_one(config, begin):
     begin(config)
 
 
+@pytest.mark.thorough
 def test_a_run_that_is_too_short_for_its_phases_trains_what_it_reaches(config, begin):
   config.finetune.trainable, config.finetune.unfreeze = 'head', (('50%', 'all'),)
   config.optim.name, config.train.steps = 'muon', 1  # which is for hidden kernels, of the second phase

@@ -107,6 +107,7 @@ def test_each_activation_belongs_to_the_entry_that_it_is_in_or_that_it_follows(t
   assert unknown == set()
 
 
+@pytest.mark.thorough
 def test_what_is_inside_loops_remat_and_jit_is_not_told():
   class Cell(nn.Module):
     @nn.compact

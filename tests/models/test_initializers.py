@@ -45,6 +45,7 @@ def test_orthogonal(shape, gain):
   np.testing.assert_allclose(gram, gain**2 * np.eye(len(gram)), atol=1e-6)
 
 
+@pytest.mark.thorough
 def test_orthogonal_matrices_are_uniform():
   """By Haar's measure each value has mean 0 and variance 1 / 4 here; the corner of LAPACK's Q has the mean -0.42."""
   init = initializers.make('orthogonal')

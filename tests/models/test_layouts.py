@@ -38,6 +38,7 @@ class State(flax.struct.PyTreeNode):
   name: str = flax.struct.field(pytree_node=False)
 
 
+@pytest.mark.thorough
 def test_converter_round_trip_of_a_whole_state():
   """Parameters, momenta, Adam's moments and masked leaves, as arrays, NumPy arrays and shapes."""
   model = make(depth=20, scan=True)

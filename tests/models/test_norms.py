@@ -256,6 +256,7 @@ def test_forward_mode_equals_reverse_mode():
     np.testing.assert_allclose(np.vdot(weights, dy), np.vdot(dx, tangent), rtol=1e-4)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize('parts', [1, 2])
 def test_second_derivatives_of_batch_norm_are_those_of_its_formula(parts):
   """Training that takes a gradient of a gradient needs them, and so does everything that measures curvature."""

@@ -155,6 +155,7 @@ def test_imagenet_parameter_counts_are_torchvisions(layers, want):
   assert parameters((224, 224, 3), 1000, depth=layers, stem='imagenet', scan=True) == want
 
 
+@pytest.mark.thorough
 def test_other_parameter_counts():
   # He et al. 2016, table 1: 1.7 M; exactly, the sum over 18 blocks a stage.
   exact, before = 9 * 3 * 16 + 2 * 256 + 256 * 10 + 10, 16
@@ -171,6 +172,7 @@ def test_other_parameter_counts():
   assert parameters((64, 64, 3), 1000, stem='imagenet', depth=50, width=2) == 68883240
 
 
+@pytest.mark.thorough
 def test_with_rms_norm_only_the_dense_layer_has_biases():
   counts = {norm: parameters((14, 14, 1), depth=8, norm=norm, norm_groups=8) for norm in config.NORMS}
   of_norm = 16 + 2 * (16 + 32 + 64)  # one value per channel of the seven convolutions
@@ -182,6 +184,7 @@ def test_with_rms_norm_only_the_dense_layer_has_biases():
   assert [path for path in trees.flatten(trace.variables['params']) if path.endswith('bias')] == ['head/dense/bias']
 
 
+@pytest.mark.thorough
 def test_preactivation_has_the_projections_of_wide_networks_unless_it_is_asked_for_those_of_he_et_al():
   counts = {kind: parameters(block='preact_basic', depth=110, shortcut=kind, scan=True) for kind in (None, 'A', 'B')}
   assert counts[None] == counts['B'] == counts['A'] + 16 * 32 + 32 * 64

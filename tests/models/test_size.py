@@ -39,6 +39,7 @@ def test_parameters_of_a_deep_network_by_arithmetic(given):
   assert size.count_parameters(model, 10, SHAPE) == sum(row.parameters for row in table)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(('bottleneck', 'layers'), [(True, 58), (False, 55)])
 def test_a_densenet_has_at_least_that_many(bottleneck, layers):
   model = options(name='densenet', depth=layers, bottleneck=bottleneck)
@@ -78,6 +79,7 @@ def test_a_network_that_fits_is_traced(monkeypatch):
       trace(each)
 
 
+@pytest.mark.thorough
 def test_a_deep_network_is_announced(monkeypatch, caplog):
   monkeypatch.setattr(size, 'SECONDS', 0.1)
   with caplog.at_level('INFO'):

@@ -149,6 +149,7 @@ class Keeps(nn.Module):
     return x if keep is None else jnp.concatenate([x[:, 1:], keep.reshape(-1, 1)], 1)
 
 
+@pytest.mark.thorough
 def test_stochastic_depth_draws_by_example_with_the_stated_rate_and_scale():
   x, rates, masks = np.zeros((4000, 3), np.float32), (0.0, 0.25, 0.75), []
   for scan in (False, True):
@@ -180,6 +181,7 @@ def test_blocks_draw_numbers_of_their_own(scan, remat):
   np.testing.assert_allclose(np.mean(found), 1, atol=5 * np.sqrt(15 / 4096))  # equal masks would give 4 or 8
 
 
+@pytest.mark.thorough
 def test_captures_reach_into_a_scanned_stage():
   """Interceptors can sow and perturb at each block's output, one row a block."""
   model, unrolled = make_net(scan=True), make_net()

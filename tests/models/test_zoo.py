@@ -189,6 +189,7 @@ def test_resolved_options_make_the_same_model(name):
   assert {key: getattr(network, key) for key in resolved} == resolved
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize('name', TINY)
 def test_every_network_recomputes_each_block_and_scans_its_stages(name):
   """All blocks but the first of a stage are rows of a scan; those of a densenet differ in shape."""

@@ -190,6 +190,7 @@ def test_lamb_moves_parameters_that_start_at_zero(network, layout):
   check(moved, trees.map_with_path(expected, gradient), rtol=1e-3)
 
 
+@pytest.mark.thorough
 def test_lamb_scales_the_rows_that_decay_would_be_for(network):
   """Also with a decay of zero; the first step of Adam is the sign."""
   params, gradient = network.tree(0), network.tree(1)
@@ -249,6 +250,7 @@ def test_muon_is_newton_schulz_on_hidden_kernels_and_adam_elsewhere(network, nes
   check(actual, trees.unflatten(expected))
 
 
+@pytest.mark.thorough
 def test_muon_takes_convolutions_of_any_dimension_and_the_kernels_of_attention_as_matrices():
   matrices = {  # shape, and its inputs times its outputs
     'series/kernel': ((3, 4, 6), (12, 6)),
@@ -274,6 +276,7 @@ def test_muon_takes_convolutions_of_any_dimension_and_the_kernels_of_attention_a
     np.testing.assert_allclose(after[path], before[path] - 0.05 * np.sign(gradient[path]), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.thorough
 def test_muon_on_dense_layers_is_optax_muon_and_adam_has_no_nesterov_momentum(network):
   params = {'dense': network.tree(0)['dense']}
   gradients = [{'dense': network.tree(1 + i)['dense']} for i in range(4)]
@@ -298,6 +301,7 @@ def test_muon_is_refused_where_no_hidden_kernel_trains(network):
   chain.check(config, leaves, partition(network, 'stage1', 'head'))
 
 
+@pytest.mark.thorough
 def test_muon_trains_with_adam_in_a_phase_that_adds_no_hidden_kernel(network):
   config, schedule = make_config('muon'), optax.constant_schedule(0.1)
   parts = ('head',), ('stage1', 'head'), ('stem', 'stage1', 'head')

@@ -102,6 +102,7 @@ class Net(nn.Module):
     return nn.Dense(3)(jnp.mean(x, (1, 2)))
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures('optimized')
 def test_a_loop_of_train_steps_is_bit_identical_to_single_steps():
   rng = np.random.default_rng(0)

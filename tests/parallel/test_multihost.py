@@ -211,6 +211,7 @@ def test_a_missing_process_is_named_and_the_others_exit(launch):
     assert re.search(r'error: .*missing.* 10 s\b.* process 1 of 3', err)
 
 
+@pytest.mark.thorough
 def test_a_failing_process_does_not_wait_for_the_others(launch):
   # Of process 0 nothing is asked: with two devices it may notice by its heartbeat alone; launchers end it.
   _, failing = launch('fail', (0, 1), 2)

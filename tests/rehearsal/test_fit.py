@@ -41,6 +41,7 @@ def find(config, text, available):
   return fit.find(config, data, target, available)
 
 
+@pytest.mark.thorough
 def test_the_largest_batch_fits_and_a_larger_one_does_not(tiny):
   tiny.data.synthetic_examples = 100_000
   small = find(tiny, 'cpu:2', 0).tried
@@ -51,6 +52,7 @@ def test_the_largest_batch_fits_and_a_larger_one_does_not(tiny):
   assert any(memory > 3 * max(small.values()) for batch, memory in found.tried.items() if batch > found.batch)
 
 
+@pytest.mark.thorough
 def test_the_search_counts_the_step_with_telemetry_too(rehearse, tiny):
   tiny.train.batch_size = tiny.mesh.fsdp = 2
   tiny.model.remat, tiny.telemetry.every = True, '2'

@@ -39,6 +39,7 @@ def test_flops_that_remat_computes_again_do_not_count_as_utilization(rehearse, c
   assert found.train.program.flops > 1.2 * before
 
 
+@pytest.mark.thorough
 def test_memory_is_that_of_the_programs_that_the_loop_runs(rehearse, tiny, tmp_path, monkeypatch):
   compiled, ahead = [], compile_lib.ahead
 
@@ -76,6 +77,7 @@ def test_a_state_that_fsdp_splits_takes_less_memory(rehearse, plain):
   assert rehearse(plain, 'cpu:4').train.program.arguments < whole - 4 * 192 * 128
 
 
+@pytest.mark.thorough
 def test_a_run_on_cached_features_has_the_programs_that_the_loop_runs(rehearse, tiny, tmp_path, monkeypatch):
   monkeypatch.setenv('HOME', str(tmp_path))
   tiny.finetune.trainable, tiny.finetune.cache_dir = 'head', str(tmp_path / 'features')
@@ -94,6 +96,7 @@ def test_a_run_on_cached_features_has_the_programs_that_the_loop_runs(rehearse, 
   assert found.train.program.flops == 2 * 2 * 16 * 16 * 10  # of the head, without the gradient of its input
 
 
+@pytest.mark.thorough
 def test_of_phases_that_start_at_one_step_the_last_is_rehearsed(rehearse, tiny):
   tiny.telemetry.every, tiny.finetune.trainable = '0', 'head'
   tiny.finetune.unfreeze = (('1', 'top:1'), ('1', 'all'))

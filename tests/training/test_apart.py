@@ -47,6 +47,7 @@ def confusion(config, tmp_path, source, *splits):
   return {split: np.array(matrix) for split, matrix in written['confusion'].items()}
 
 
+@pytest.mark.thorough
 def test_a_run_on_gray_images_is_evaluated_on_a_folder(tiny, saved, tmp_path):
   tiny.data.source, tiny.eval.splits = 'digits', ('test[:40]',)
   saved(tiny)

@@ -176,6 +176,7 @@ def test_the_head_is_the_last_entry_with_parameters(tiny, saved, tmp_path, chang
   assert not trees.flatten(loaded['params'])['head/dense/kernel'].any()
 
 
+@pytest.mark.thorough
 def test_the_head_of_weights_without_names_is_kept_by_count_and_this_is_said(
   resnet, saved, tmp_path, monkeypatch, caplog
 ):

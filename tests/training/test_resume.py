@@ -70,6 +70,7 @@ def test_another_experiment_is_refused_with_the_way_out(tiny, tmp_path):
   assert contents(tmp_path) == before
 
 
+@pytest.mark.thorough
 def test_another_batch_size_says_what_becomes_of_the_epochs(tiny, tmp_path, console):
   run(tiny, tmp_path)  # 6 steps of 16 of 64 images
   console.readouterr()
@@ -613,6 +614,7 @@ def test_what_ranks_from_now_on_is_ranked_by_what_was_measured(tiny, tmp_path):
   assert run(tiny, tmp_path)['best'] == {'metric': 'test/loss', 'value': losses[step], 'step': step}
 
 
+@pytest.mark.thorough
 def test_a_split_that_was_not_evaluated_before_ranks_from_now_on(tiny, tmp_path):
   run(tiny, tmp_path)
   tiny.eval.splits, tiny.checkpoint.best_metric = ('train',), 'train/accuracy'

@@ -139,6 +139,7 @@ def test_erased_boxes_have_area_and_ratio_in_range():
   assert (bottom == 100).any()
 
 
+@pytest.mark.thorough
 def test_a_box_is_smaller_than_its_image_both_ways():
   boxes, fraction = erased((30, 8), jnp.zeros(2000, jnp.int32), jnp.arange(2000, dtype=jnp.int32))
   assert fraction == 1.0
@@ -147,11 +148,13 @@ def test_a_box_is_smaller_than_its_image_both_ways():
   assert erased((1, 8), jnp.zeros(50, jnp.int32), jnp.arange(50, dtype=jnp.int32))[1] == 0.0
 
 
+@pytest.mark.thorough
 def test_erasing_has_its_probability():
   _, fraction = erased((16, 16), jnp.zeros(4000, jnp.int32), jnp.arange(4000, dtype=jnp.int32), probability=0.3)
   assert abs(fraction - 0.3) < 3.3 * np.sqrt(0.3 * 0.7 / 4000)
 
 
+@pytest.mark.thorough
 def test_erasing_depends_on_key_epoch_and_position_not_on_the_batch():
   epoch, position = jnp.zeros(64, jnp.int32), jnp.arange(64, dtype=jnp.int32)
   whole, _ = erased((16, 16), epoch, position)

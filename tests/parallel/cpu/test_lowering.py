@@ -34,6 +34,7 @@ def convolutions(program):
   return len(found), sum(FAST in line for line in found)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize('step', ['train_step', 'telemetry_step'])
 def test_a_train_step_lowered_for_another_platform_carries_nothing_for_cpu(tiny, step):
   tiny.model.update({'name': 'resnet', 'depth': 8, 'width': None})
