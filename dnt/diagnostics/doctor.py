@@ -104,7 +104,7 @@ def _lost(
 
 
 def _shrinks(ratio: float) -> str:
-  return f'shrinks to {ratio:.1e} of its size' if ratio > 0 else 'shrinks to less than a float32 can hold'
+  return f'shrinks to {ratio:.1e} of its size' if ratio > 0 else 'shrinks until a float32 cannot hold its square'
 
 
 def _collapsed(examination: first_steps.Examination, cosine: np.ndarray, hidden: np.ndarray) -> Verdict | None:

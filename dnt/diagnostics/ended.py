@@ -32,7 +32,7 @@ class Ended(NamedTuple):
     state: healthy, doubtful (it learns, but something is wrong) or sick.
     kind: what went wrong first; trainable if nothing did.
     entry: the entry where it begins, if telemetry shows it.
-    step: the step at which it begins; None for a healthy run.
+    step: the step at which it begins; None: the start, or a run that is not sick.
     lines: what the record shows, one line each.
   """
 
@@ -74,7 +74,8 @@ def judge(config: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], saved: 
   worse = _generalization(evaluated, config['data']['train_split'], course.accuracies[-1])
   classes = config['model']['num_classes']
   evaluations = _evaluations(evaluated)
-  first = _first(_of_losses(course, classes, evaluations), signal)
+  learning = _of_losses(course, classes, evaluations)
+  first = _first(learning, signal)
   if lost and not first:
     first = _Finding(Kind.EXPLODING, min(lost.values()))
   messages = _overview(course, config, saved)
@@ -90,10 +91,12 @@ def judge(config: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], saved: 
     for each in flattered
   ]
   messages += worse
+  if early := _is_early(course, classes):
+    messages.append('that is too early to say whether it learns')
   if not first:
-    doubtful = worse or signal or any(each.step >= trial.STEPS for each in flattered)
+    doubtful = worse or signal or early or any(each.step >= trial.STEPS for each in flattered)
     return Ended(trial.DOUBTFUL if doubtful else trial.HEALTHY, Kind.TRAINABLE, None, None, tuple(messages))
-  if good := _good(saved, first, course, lost):
+  if good := _good(saved, first, learning, course, lost):
     messages.append(f'the checkpoint of step {good[-1]} is from before')
   return Ended(trial.SICK, first.kind, first.entry, first.step, tuple(messages))
 
@@ -151,13 +154,13 @@ class _Finding(NamedTuple):
 
   Attributes:
     kind: what is wrong.
-    step: the step at which it begins.
+    step: the step at which it begins; None: the start.
     entry: the entry where it begins; None: only telemetry shows that.
     reason: what shows it; '' if other lines say it.
   """
 
   kind: Kind
-  step: int
+  step: int | None
   entry: str | None = None
   reason: str = ''
 
@@ -207,7 +210,8 @@ def _of_losses(course: _Course, classes: int, evaluations: Sequence[_Evaluation]
     2. It is stuck, predicting one class alone, if after `trial.STEPS` steps or more an evaluation is flattered by its
        accuracy, its AUROC is low, the accuracy of the batches is the same, and their loss no less than that of always
        predicting the frequencies of the classes. For that accuracy it is least with two classes: their entropy.
-    3. It is stuck if the accuracy of the batches is below `trial.limit`, but for a run of few steps whose loss falls.
+    3. It is stuck if the accuracy of the batches is below `trial.limit`, but for a run of few steps whose loss falls,
+       or whose record has one line. If it had learnt, it is stuck from then on, else from the start.
   """
   steps, losses, smooth = course.steps, course.losses, course.smooth
   if course.broken == 0:  # without a line from before, nothing shows that the steps did it
@@ -217,7 +221,6 @@ def _of_losses(course: _Course, classes: int, evaluations: Sequence[_Evaluation]
     rise = _rise(smooth)
     reason = f'the loss rises from step {steps[rise]} on, where it was {smooth[rise]:.3g}'
     return _Finding(Kind.LARGE_STEP, steps[rise], reason=reason)
-  falls = losses[last].mean() < causes.FALLS * np.min(losses[~last][:1], initial=guessing)  # enough for a short run
   accuracy, limit = course.accuracies[last].mean(), trial.limit(1 / classes)
   if any(
     each.balanced >= limit and accuracy > course.accuracies[course.until(each.step)].mean() - causes.NOISE
@@ -232,9 +235,25 @@ def _of_losses(course: _Course, classes: int, evaluations: Sequence[_Evaluation]
     and abs(each.accuracy - accuracy) <= causes.NOISE
     for each in evaluations
   )
-  if alone or (accuracy < limit and (steps[-1] >= trial.STEPS or not falls)):
-    return _Finding(Kind.STUCK, steps[0])
+  if alone:
+    return _Finding(Kind.STUCK, None)
+  lags = steps[-1] >= trial.STEPS or not (_falls(course, classes) or _is_early(course, classes))
+  if accuracy < limit and lags:
+    learnt = np.flatnonzero(course.accuracies >= limit)
+    return _Finding(Kind.STUCK, steps[learnt[-1]] if len(learnt) else None)
   return None
+
+
+def _is_early(course: _Course, classes: int) -> bool:
+  """Whether there is one line, of few steps, whose loss is that of guessing: it shows nothing."""
+  few = len(course.steps) == 1 and course.steps[0] < trial.STEPS
+  return few and course.broken is None and not _falls(course, classes)
+
+
+def _falls(course: _Course, classes: int) -> bool:
+  """Whether the loss of the last steps is below the first one, or below guessing: enough for a short run."""
+  last = course.until(course.steps[-1])
+  return course.losses[last].mean() < causes.FALLS * np.min(course.losses[~last][:1], initial=math.log(classes))
 
 
 def _signal(lines: Sequence[Mapping[str, Any]]) -> _Finding | None:
@@ -269,18 +288,26 @@ def _first(losses: _Finding | None, signal: _Finding | None) -> _Finding | None:
   return losses
 
 
-def _good(saved: Sequence[int], first: _Finding, course: _Course, lost: Mapping[str, int]) -> list[int]:
+def _good(
+  saved: Sequence[int], first: _Finding, learning: _Finding | None, course: _Course, lost: Mapping[str, int]
+) -> list[int]:
   """Returns the steps of the checkpoints from before anything was wrong.
 
   Args:
     saved: the steps of all.
     first: what went wrong first.
+    learning: from `_of_losses`.
     course: of the training.
     lost: see `_not_finite`; an evaluation sees the checkpoint of its own step.
   """
   if course.broken == 0:  # the first loss is that of the start
     return []
-  return [step for step in saved if step <= first.step and all(step < other for other in lost.values())]
+  since = [each.step for each in (first, learning) if each]
+  return [
+    step
+    for step in saved
+    if all(each and step <= each for each in since) and step < min(lost.values(), default=math.inf)
+  ]
 
 
 def _losses(evaluated: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[int, float | None]]]:
@@ -343,5 +370,6 @@ def _rise(smooth: np.ndarray) -> int:
 def text(workdir: pathlib.Path, found: Ended) -> str:
   """Formats what `read` returns as lines."""
   where = f' from {found.entry} on' if found.entry else ''
-  when = f', at step {found.step}' if found.step is not None else ''
+  when = ', from the start' if found.kind == Kind.STUCK else ''
+  when = f', at step {found.step}' if found.step is not None else when
   return '\n'.join([f'{workdir}: {found.state}; {found.kind}{where}{when}', *(f'  {line}' for line in found.lines)])

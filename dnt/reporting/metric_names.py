@@ -92,15 +92,17 @@ class EntryRow:
 
   Attributes:
     entry: name in the depth list.
-    output_gradient_norm: norm of the gradient of the loss with respect to its output, over the whole batch; absent
-      below the first entry that trains, where only a capture would require a backward pass.
+    output_gradient_norm: norm of the gradient of the loss with respect to its output, over the whole batch; 0 below
+      about 1e-19, whose square is less than a float32 holds; absent below the first entry that trains, where only a
+      capture would require a backward pass.
     gradient_norm: norm of the gradient of its parameters, before clipping.
     parameter_norm: norm of its parameters.
     update_ratio: norm of the update over the norm of the parameters before the update.
     activation_mean: mean of its output.
     activation_rms: root mean square of its output.
     zero: fraction of its activations that are zero.
-    dead: fraction of its units that are zero for the whole batch.
+    dead: fraction of its units that are zero for the whole batch; absent if a unit has fewer than 8 values in it
+      (examples times positions, `telemetry.VALUES`).
     saturated: for sigmoid and tanh, instead of `zero` and `dead`: the fraction of its activations that are flat
       (`captures.SATURATED`).
     clip_factor: with clipping, the norm of its gradient after clipping over the norm before.

@@ -23,6 +23,7 @@ from dnt.reporting import metric_names
 VANISHING = 1e-4  # output gradient of the first entry over that of the last
 EXPLODING = 1e4
 UNITS = 0.5  # fraction of units dead, or of activations saturated, of one entry
+VALUES = 8  # of a unit in a step; of fewer, all are often zero in a healthy unit too
 UPDATE_RATIOS = (1e-4, 1e-2)  # of the median entry
 NEAR_ZERO = 0.1  # norm of an entry's parameters over that of a drawn kernel
 TIGHT = 0.1  # fraction of the gradient that clipping leaves of the median entry
@@ -105,7 +106,9 @@ def activity(captured: Any, called: Sequence[depth.Entry], entries: Sequence[dep
     units = [] if inside is None else list(inside.values()) or [output.units]
     if zeros := [each for each in units if isinstance(each, captures.Zeros)]:
       shown['zero'] = _ratio([each.zero for each in zeros], [each.count for each in zeros])
-      shown['dead'] = jnp.mean(jnp.concatenate([each.fired for each in zeros], -1) == 0, -1)
+      fired = jnp.concatenate([each.fired for each in zeros], -1)
+      values = sum(each.count for each in zeros) / fired.shape[-1]
+      shown['dead'] = jnp.where(values < VALUES, jnp.nan, jnp.mean(fired == 0, -1))
     if flat := [each for each in units if isinstance(each, captures.Saturation)]:
       shown['saturated'] = _ratio([each.saturated for each in flat], [each.count for each in flat])
     for name, value in shown.items():
@@ -181,7 +184,8 @@ def rows(columns: Mapping[str, Column], names: Sequence[str]) -> list[metric_nam
   values: dict[int, dict[str, float]] = {}
   for quantity, column in columns.items():
     for index, value in zip(column.entries, np.asarray(column.values).tolist(), strict=True):
-      values.setdefault(index, {})[quantity] = value
+      if quantity != 'dead' or not math.isnan(value):  # NaN: too few values to say
+        values.setdefault(index, {})[quantity] = value
   return [metric_names.EntryRow(names[index], **values[index]) for index in sorted(values)]
 
 

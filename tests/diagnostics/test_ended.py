@@ -64,7 +64,6 @@ def test_a_loss_that_does_not_move():
     ([2.3, 2.2, 1.9, 1.6], [0.1, 0.12, 0.15, 0.22], range(50, 250, 50), False),
     ([2.3, 2.3, 2.2, 2.1], [0.1, 0.12, 0.15, 0.22], range(50, 250, 50), True),
     ([1.6], [0.22], [50], False),
-    ([2.3], [0.1], [50], True),
     ([9.0, 2.2], [0.1, 0.1], [50, 150], True),
     ([2.3, 2.2, 1.9, 1.6], [0.1, 0.12, 0.15, 0.22], range(250, 1250, 250), True),
     ([2.0, 1.0, 0.5, 0.2, 0.1, 2.3], [0.3, 0.6, 0.8, 0.9, 0.95, 0.1], range(100, 700, 100), True),
@@ -74,7 +73,6 @@ def test_a_loss_that_does_not_move():
     'the loss falls, so early',
     'it hardly falls',
     'one line, which is below guessing',
-    'one line, at guessing',
     'to guessing is not enough',
     'it is long enough to have learnt',
     'it has fallen back',
@@ -83,6 +81,30 @@ def test_a_loss_that_does_not_move():
 def test_a_run_is_stuck_by_its_last_steps(losses, accuracies, steps, stuck):
   found = ended.judge(CONFIG, lines(losses, accuracies, steps), [])
   assert (found.state, found.kind) == (('sick', Kind.STUCK) if stuck else ('healthy', 'trainable'))
+
+
+def test_one_line_of_few_steps_shows_nothing():
+  found = ended.judge(CONFIG, lines([2.3], [0.1], [50]), [50])
+  assert (found.state, found.kind) == ('doubtful', 'trainable')
+  assert any('too early to say' in line for line in found.lines)
+  assert ended.judge(CONFIG, lines([2.3], [0.1], [500]), []).kind == Kind.STUCK, 'it had the steps to learn'
+
+
+def test_no_checkpoint_is_from_before_a_start_that_was_stuck(tmp_path):
+  found = ended.judge(CONFIG, lines([2.3] * 20, [0.1] * 20), [10, 100])
+  assert found.step is None and ended.text(tmp_path, found).startswith(f'{tmp_path}: sick; stuck, from the start\n')
+  assert not any('from before' in line for line in found.lines)
+  faint = [{'step': 10 * (index + 1)} | each for index, each in enumerate(rows(*[(1e-9, 1e-3, 1.0)] * 20))]
+  found = ended.judge(CONFIG, lines([2.3] * 20, [0.1] * 20) + faint, [10, 100])
+  assert (found.kind, found.step) == (Kind.VANISHING, 10)
+  assert not any('from before' in line for line in found.lines)
+
+
+def test_a_run_that_falls_back_to_guessing_has_checkpoints_from_before():
+  losses, accuracies = [2.0, 1.0, 0.5, 0.2, 0.1, 2.3, 2.3], [0.3, 0.6, 0.8, 0.9, 0.95, 0.1, 0.1]
+  found = ended.judge(CONFIG, lines(losses, accuracies, range(100, 800, 100)), [100, 500, 700])
+  assert (found.kind, found.step) == (Kind.STUCK, 500)
+  assert any('the checkpoint of step 500 is from before' in line for line in found.lines)
 
 
 SHARES = ('accuracy', 'balanced_accuracy')

@@ -222,6 +222,15 @@ class Scanned(nn.Module):
 """
 
 
+@pytest.mark.parametrize(
+  ('name', 'size', 'has'), [('mlp', 7, False), ('mlp', 8, True), ('plain', 1, True)], ids=['few', 'enough', 'positions']
+)
+def test_units_of_few_values_are_not_judged(tiny, begin, name, size, has):
+  tiny.model.name, tiny.model.depth, tiny.train.batch_size = name, {'mlp': 3, 'plain': 8}[name], size
+  found = shown(*begin(tiny))
+  assert found['zero'] and bool(found.get('dead')) == has
+
+
 @pytest.fixture
 def users(tiny, begin, tmp_path, monkeypatch):
   """Experiment, state and batch of one of the modules above."""

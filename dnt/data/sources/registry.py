@@ -187,7 +187,10 @@ def locate(available: examples.Splits, config: typed.Data, split: str) -> exampl
       "leave 'val' out: config.eval.splits=('train',)"
     )
   if part.name not in available:
-    raise errors.unknown(f'split of {config.source}', part.name, available)
+    names = {*available}
+    if part.name != VAL and TRAIN in available and config.hold_out is None:  # a run draws one if it is named
+      names.add(VAL)
+    raise errors.unknown(f'split of {config.source}', part.name, names)
   whole = available[part.name]()
   chosen, line = whole.part(split, *part.bounds(len(whole))), _line(part.name, whole)
   if config.images_per_class and split == config.train_split:

@@ -59,6 +59,11 @@ def test_a_folder_beside_the_source_is_the_one_in_it(data, tmp_path):
 def test_an_unknown_split_names_the_nearest(data):
   with pytest.raises(errors.InputError, match=r"split of digits 'tests'.* 'test'.* test, train"):
     loading.load(data, 'tests[:50%]', 0)
+  with pytest.raises(errors.InputError, match=r"'validation'. Valid: test, train, val$"):
+    loading.load(data, 'validation', 0)
+  data.hold_out = False
+  with pytest.raises(errors.InputError, match=r"'validation'. Valid: test, train$"):
+    loading.load(data, 'validation', 0)
 
 
 def test_what_is_held_out_is_said_and_what_is_left(data, class_folders, caplog):
