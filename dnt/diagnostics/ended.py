@@ -71,7 +71,7 @@ def judge(config: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], saved: 
   """
   course, evaluated = _course(lines), [line for line in lines if not metric_names.is_training(line)]
   signal, lost = _signal(lines), _not_finite(evaluated)
-  worse = _generalization(evaluated, config['data']['train_split'], course.accuracies[-1])
+  worse = _generalization(evaluated, config['data']['train_split'], course)
   classes = config['model']['num_classes']
   evaluations = _evaluations(evaluated)
   learning = _of_losses(course, classes, evaluations)
@@ -81,7 +81,7 @@ def judge(config: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], saved: 
   messages = _overview(course, config, saved)
   if first and first.kind == Kind.LARGE_STEP:  # units that die after the loss has begun to rise are an effect
     messages += [first.reason, 'a smaller config.optim.learning_rate, a warm-up or clipping may help']
-  elif signal:
+  if signal and (not first or first.kind != Kind.LARGE_STEP or signal.step <= first.step):
     messages.append(f'step {signal.step}: {signal.kind} from {signal.entry} on: {signal.reason}')
   messages += [f'{name} is not finite from the evaluation of step {step} on' for name, step in lost.items()]
   flattered = [each for each in evaluations if each.is_flattered(classes)]
@@ -91,10 +91,12 @@ def judge(config: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], saved: 
     for each in flattered
   ]
   messages += worse
+  if fallen := not first and _fallen(course, 1 / classes):
+    messages.append(fallen)
   if early := _is_early(course, classes):
     messages.append('that is too early to say whether it learns')
   if not first:
-    doubtful = worse or signal or early or any(each.step >= trial.STEPS for each in flattered)
+    doubtful = worse or fallen or signal or early or any(each.step >= trial.STEPS for each in flattered)
     return Ended(trial.DOUBTFUL if doubtful else trial.HEALTHY, Kind.TRAINABLE, None, None, tuple(messages))
   if good := _good(saved, first, learning, course, lost):
     messages.append(f'the checkpoint of step {good[-1]} is from before')
@@ -123,6 +125,13 @@ class _Course(NamedTuple):
     steps = np.array(self.steps)
     latest = max((each for each in self.steps if each <= step), default=self.steps[0])
     return (steps <= latest) & (steps > latest - trial.LAST_TRIED)
+
+  def windows(self) -> np.ndarray:
+    """Returns the mean accuracy of the last steps up to each line, [lines]."""
+    steps, sums = np.array(self.steps), np.cumsum([0.0, *self.accuracies])
+    ends = np.arange(1, len(steps) + 1)
+    starts = np.minimum(np.searchsorted(steps, steps - trial.LAST_TRIED, side='right'), ends - 1)
+    return (sums[ends] - sums[starts]) / (ends - starts)
 
 
 def _course(lines: Sequence[Mapping[str, Any]]) -> _Course:
@@ -211,16 +220,17 @@ def _of_losses(course: _Course, classes: int, evaluations: Sequence[_Evaluation]
        accuracy, its AUROC is low, the accuracy of the batches is the same, and their loss no less than that of always
        predicting the frequencies of the classes. For that accuracy it is least with two classes: their entropy.
     3. It is stuck if the accuracy of the batches is below `trial.limit`, but for a run of few steps whose loss falls,
-       or whose record has one line. If it had learnt, it is stuck from then on, else from the start.
+       or whose record has one line. If it had learnt, and the loss has risen since, the steps became too large.
   """
   steps, losses, smooth = course.steps, course.losses, course.smooth
   if course.broken == 0:  # without a line from before, nothing shows that the steps did it
     return _Finding(Kind.EXPLODING, steps[0])
   guessing, last = math.log(classes), course.until(steps[-1])
+  rise = _rise(smooth)
+  reason = f'the loss rises from step {steps[rise]} on, where it was {smooth[rise]:.3g}'
+  too_large = _Finding(Kind.LARGE_STEP, steps[rise], reason=reason)
   if course.broken or losses[last].mean() > causes.RISEN * max(guessing, smooth.min()):
-    rise = _rise(smooth)
-    reason = f'the loss rises from step {steps[rise]} on, where it was {smooth[rise]:.3g}'
-    return _Finding(Kind.LARGE_STEP, steps[rise], reason=reason)
+    return too_large
   accuracy, limit = course.accuracies[last].mean(), trial.limit(1 / classes)
   if any(
     each.balanced >= limit and accuracy > course.accuracies[course.until(each.step)].mean() - causes.NOISE
@@ -239,9 +249,21 @@ def _of_losses(course: _Course, classes: int, evaluations: Sequence[_Evaluation]
     return _Finding(Kind.STUCK, None)
   lags = steps[-1] >= trial.STEPS or not (_falls(course, classes) or _is_early(course, classes))
   if accuracy < limit and lags:
-    learnt = np.flatnonzero(course.accuracies >= limit)
-    return _Finding(Kind.STUCK, steps[learnt[-1]] if len(learnt) else None)
+    back = course.windows().max() >= limit and losses[last].mean() > causes.RISEN * smooth.min()
+    return too_large if back else _Finding(Kind.STUCK, None)
   return None
+
+
+def _fallen(course: _Course, chance: float) -> str:
+  """Says that the network has lost half of what it had learnt; '' if it has not."""
+  windows = course.windows()
+  at = int(windows.argmax())
+  if windows[-1] - chance >= (windows[at] - chance) / 2 or windows[at] - windows[-1] < causes.NOISE:
+    return ''
+  return (
+    f'the accuracy of the batches falls from {100 * windows[at]:.0f} % at step {course.steps[at]} to '
+    f'{100 * windows[-1]:.0f} %'
+  )
 
 
 def _is_early(course: _Course, classes: int) -> bool:
@@ -282,10 +304,15 @@ def _signal(lines: Sequence[Mapping[str, Any]]) -> _Finding | None:
 
 
 def _first(losses: _Finding | None, signal: _Finding | None) -> _Finding | None:
-  """Returns what came first, the finding of the losses or the signal; None: a signal alone makes no run sick."""
-  if losses and signal and (losses.kind == Kind.STUCK or signal.step <= losses.step):
-    return signal
-  return losses
+  """Returns what came first, the finding of the losses or the signal; None: a signal alone makes no run sick.
+
+  A network that learns until its loss rises has learnt in spite of a gradient that vanishes, or of dead units.
+  """
+  if not losses or not signal:
+    return losses
+  if losses.kind == Kind.LARGE_STEP and (signal.kind != Kind.EXPLODING or signal.step > losses.step):
+    return losses
+  return signal if losses.kind == Kind.STUCK or signal.step <= losses.step else losses
 
 
 def _good(
@@ -330,13 +357,13 @@ def _not_finite(evaluated: Sequence[Mapping[str, Any]]) -> dict[str, int]:
   return found
 
 
-def _generalization(evaluated: Sequence[Mapping[str, Any]], train_split: str, trained: float) -> list[str]:
+def _generalization(evaluated: Sequence[Mapping[str, Any]], train_split: str, course: _Course) -> list[str]:
   """Returns a line for each split on which a run is worse than it was, or than on its training images.
 
   Args:
     evaluated: lines of evaluations.
     train_split: `config.data.train_split`; splits that share images with it are left out.
-    trained: accuracy of the batches.
+    course: of the training.
   """
   messages = []
   for name, losses in sorted(_losses(evaluated).items()):
@@ -348,12 +375,14 @@ def _generalization(evaluated: Sequence[Mapping[str, Any]], train_split: str, tr
       continue
     best_step, best = min(found, key=lambda each: each[1])
     if found[-1][1] > WORSE * best:
-      messages.append(
-        f'{name} rises from {best:.3g} at step {best_step} to {found[-1][1]:.3g}: it overfits from there on'
-      )
+      before, after = (course.losses[course.until(step)].mean() for step in (best_step, course.steps[-1]))
+      overfits = ': it overfits from there on' if after < WORSE * before else ''
+      messages.append(f'{name} rises from {best:.3g} at step {best_step} to {found[-1][1]:.3g}{overfits}')
     accuracy = [line[f'{split}/accuracy'] for line in evaluated if line.get(f'{split}/accuracy') is not None]
-    if accuracy and trained - accuracy[-1] > GAP:
-      messages.append(f'{split}/accuracy is {100 * accuracy[-1]:.0f} %, that of the batches {100 * trained:.0f} %')
+    if accuracy and course.accuracies[-1] - accuracy[-1] > GAP:
+      messages.append(
+        f'{split}/accuracy is {100 * accuracy[-1]:.0f} %, that of the batches {100 * course.accuracies[-1]:.0f} %'
+      )
   return messages
 
 

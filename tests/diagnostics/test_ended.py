@@ -66,7 +66,6 @@ def test_a_loss_that_does_not_move():
     ([1.6], [0.22], [50], False),
     ([9.0, 2.2], [0.1, 0.1], [50, 150], True),
     ([2.3, 2.2, 1.9, 1.6], [0.1, 0.12, 0.15, 0.22], range(250, 1250, 250), True),
-    ([2.0, 1.0, 0.5, 0.2, 0.1, 2.3], [0.3, 0.6, 0.8, 0.9, 0.95, 0.1], range(100, 700, 100), True),
   ],
   ids=[
     'the last steps are what counts',
@@ -75,7 +74,6 @@ def test_a_loss_that_does_not_move():
     'one line, which is below guessing',
     'to guessing is not enough',
     'it is long enough to have learnt',
-    'it has fallen back',
   ],
 )
 def test_a_run_is_stuck_by_its_last_steps(losses, accuracies, steps, stuck):
@@ -100,11 +98,27 @@ def test_no_checkpoint_is_from_before_a_start_that_was_stuck(tmp_path):
   assert not any('from before' in line for line in found.lines)
 
 
-def test_a_run_that_falls_back_to_guessing_has_checkpoints_from_before():
+@pytest.mark.parametrize('signals', [[], rows(*[(1e-9, 1e-3, 1.0)] * 7)], ids=['alone', 'vanishing all along'])
+def test_a_run_that_falls_back_to_guessing_had_too_large_steps(signals):
   losses, accuracies = [2.0, 1.0, 0.5, 0.2, 0.1, 2.3, 2.3], [0.3, 0.6, 0.8, 0.9, 0.95, 0.1, 0.1]
-  found = ended.judge(CONFIG, lines(losses, accuracies, range(100, 800, 100)), [100, 500, 700])
-  assert (found.kind, found.step) == (Kind.STUCK, 500)
+  val = {'val__loss': [2.0, 1.0, 0.6, 0.5, 0.4, 2.3, 2.3]}
+  record_ = lines(losses, accuracies, range(100, 800, 100), **val)
+  record_ += [{'step': 100 * (index + 1)} | each for index, each in enumerate(signals)]
+  found = ended.judge(CONFIG, record_, [100, 500, 700])
+  assert (found.kind, found.step) == (Kind.LARGE_STEP, 500)
   assert any('the checkpoint of step 500 is from before' in line for line in found.lines)
+  assert any('config.optim.learning_rate' in line for line in found.lines)
+  assert any('val/loss rises from 0.4 at step 500' in line for line in found.lines)
+  assert not any('overfits' in line for line in found.lines), 'the loss of the batches rises too'
+  assert any(line.startswith('step 100: vanishing') for line in found.lines) == bool(signals)
+
+
+def test_a_run_that_loses_half_of_what_it_had_learnt_is_doubtful():
+  found = ended.judge(CONFIG, lines([2.0, 0.5, 0.1, 1.9, 1.9], [0.3, 0.8, 0.96, 0.35, 0.35], range(100, 600, 100)), [])
+  assert (found.state, found.kind) == ('doubtful', 'trainable')
+  assert 'the accuracy of the batches falls from 96 % at step 300 to 35 %' in found.lines
+  noisy = [0.3, 0.8, 0.96, 0.7, 0.75]
+  assert ended.judge(CONFIG, lines([2.0, 0.5, 0.1, 0.3, 0.2], noisy, range(100, 600, 100)), []).state == 'healthy'
 
 
 SHARES = ('accuracy', 'balanced_accuracy')
@@ -152,7 +166,7 @@ def test_an_evaluation_from_before_does_not_speak_for_the_last_steps():
   evaluated = {'val__loss': [0.3] * 8, 'val__accuracy': [0.9] * 8, 'val__balanced_accuracy': [0.9] * 8}
   record_ = lines([0.3] * 8, [0.9] * 8, STEPS, **evaluated) + lines([0.69] * 4, [0.5] * 4, range(450, 650, 50))
   found = ended.judge(TWO, record_, [])
-  assert (found.state, found.kind) == ('sick', Kind.STUCK)
+  assert (found.state, found.kind) == ('sick', Kind.LARGE_STEP)
 
 
 def test_an_average_does_not_speak_for_the_last_steps():
