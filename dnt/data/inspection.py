@@ -71,14 +71,15 @@ def _inspect(
     seen = look(split.store.paths)
     if seen.rotated and not config.exif_rotation:
       lines.append(f'{name}: {describe_rotation(seen)}; config.data.exif_rotation=True applies it')
-    depth = None if config.image_bits or bits else measure_depth(seen.deep)
-    if depth and depth.declared and name == next(iter(splits)):
+    usual = not bits and images.decoding(config).bits == images.USUAL.bits
+    depth = measure_depth(seen.deep) if usual else None
+    if depth and depth.declared and not config.image_bits and name == next(iter(splits)):
       bits = depth.declared
       lines.append(f'{name}: 16-bit images use {bits} bits, as their sBIT chunks say: config.data.image_bits={bits}')
     elif depth and depth.fitting:
       lines.append(
-        f'{name}: the largest value in {depth.count:,} 16-bit images is {depth.largest:,}, so that they look black; if '
-        f'their values have {depth.fitting} bits, set config.data.image_bits={depth.fitting}'
+        f'{name}: {describe_depth(depth)}; if their values have {depth.fitting} bits, set '
+        f'config.data.image_bits={depth.fitting}'
       )
     if name in evaluated:
       problems += damaged(seen.suspects)
@@ -91,6 +92,11 @@ def describe_rotation(seen: 'Seen') -> str:
     f'{seen.rotated:,} of {seen.looked:,} images have an EXIF orientation other than 1, which is ignored, as by the '
     'loaders of torchvision and timm'
   )
+
+
+def describe_depth(depth: 'Depth') -> str:
+  """Says that the values of 16-bit images use few of the bits that are read."""
+  return f'the largest value in {depth.count:,} 16-bit images is {depth.largest:,}, so that they look black'
 
 
 class Seen(NamedTuple):

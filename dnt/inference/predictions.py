@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dnt import errors, files
-from dnt.data import inspection, pipeline
+from dnt.data import inspection, order, pipeline
 from dnt.data.sources import image_files
 from dnt.data.transforms import images
 from dnt.inference import network as network_lib
@@ -56,10 +56,20 @@ def find(text: str | os.PathLike[str]) -> tuple[str, ...]:
 def say_reading(network: network_lib.Network, paths: Sequence[str]) -> None:
   """Logs a line if images have an EXIF orientation that the network's run ignores, and so `read` does too.
 
-  Another one says so if the run cut its images to boxes, which these images do not have.
+  Another one says so if 16-bit images look black because they use few bits, and one if the run cut its images to boxes,
+  which these images do not have.
   """
-  if not network.config.data.exif_rotation and (seen := inspection.look(paths)).rotated:
+  how = images.decoding(network.config.data)
+  # In random order, so that the images whose values are read are not those of one class.
+  seen = inspection.look([paths[index] for index in order.permutation(order.philox(0, order.SPLIT), len(paths))])
+  if seen.rotated and not how.rotate:
     _log.info(inspection.describe_rotation(seen))
+  depth = inspection.measure_depth(seen.deep) if how.bits == images.USUAL.bits else None
+  if depth and depth.fitting:
+    _log.info(
+      f'{inspection.describe_depth(depth)} to the network, which reads 16 bits (config.data.image_bits); unless it was '
+      f'trained on such images, multiply values of {depth.fitting} bits by {2 ** (16 - depth.fitting)}'
+    )
   if network.config.data.crop_to_box:
     _log.info(
       'the run cut each image to its box (config.data.crop_to_box), and these images have no boxes: they are taken '

@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import os
 import pathlib
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -16,7 +15,7 @@ from dnt import buckets, checkpoints, errors, files
 from dnt import config as schema
 from dnt.data import class_order, examples, pipeline, sources
 from dnt.data import splits as splits_lib
-from dnt.data.sources import folder
+from dnt.data.sources import folder, image_files
 from dnt.inference import network as network_lib
 from dnt.inference import predictions
 from dnt.parallel import mesh as mesh_lib
@@ -69,13 +68,13 @@ def say_trained_on(network: network_lib.Network, paths: Sequence[str]) -> None:
   where = data.source.partition(':')[2] or data.dir
   if network.step is None or not where:
     return
-  given, base = _resolved(paths), pathlib.Path(where.removesuffix('/*')).expanduser().resolve()
-  if not any(path.is_relative_to(base) for path in given):
+  base = pathlib.Path(where.removesuffix('/*')).expanduser().resolve()
+  if not any(pathlib.Path(path).is_relative_to(base) for path in image_files.real_folders(paths).values()):
     return
   with contextlib.suppress(errors.InputError):  # what has changed since is not compared
     available, trained = _splits_of(network), splits_lib.parse(data.train_split)
     store = sources.locate(available, data, data.train_split).store
-    if isinstance(store, folder.Files) and (seen := len(given & _resolved(store.paths))):
+    if isinstance(store, folder.Files) and (seen := image_files.count_shared(paths, store.paths)):
       apart = [name for name in available if not splits_lib.parse(name).overlaps(trained)]
       apart = [f'--split={name}' for name in apart if _is_labelled(available, name)]
       hint = f'; {" or ".join(apart)} predicts those of a split alone' if apart else ''
@@ -89,13 +88,6 @@ def _is_labelled(available: examples.Splits, name: str) -> bool:
   with contextlib.suppress(errors.InputError):  # it has no class folders
     return available[name]().labels is not None
   return False
-
-
-def _resolved(paths: Sequence[str]) -> set[pathlib.Path]:
-  """Returns the paths without links to their folders."""
-  split = [os.path.split(path) for path in paths]
-  folders = {parent: pathlib.Path(parent).resolve() for parent in {parent for parent, _ in split}}
-  return {folders[parent] / name for parent, name in split}
 
 
 class Ranked(NamedTuple):

@@ -185,6 +185,18 @@ def test_the_bits_do_not_depend_on_the_time_that_a_look_takes(deep_png, tmp_path
 
 
 @pytest.mark.parametrize('sbit', [None, 12])
+def test_the_line_of_the_bits_is_there_when_a_run_has_recorded_that_it_reads_16(splits, data, caplog, deep_png, sbit):
+  for folder in ('train/ant', 'val/bee'):
+    (splits.root / folder / 'deep.png').write_bytes(deep_png(np.full((9, 9), 2**12 - 1), sbit))
+  with data.ignore_type():
+    data.image_bits = 16
+  bits, lines = check(splits, data, caplog)
+  assert bits is None, 'the option is set'
+  assert [line.partition(':')[0] for line in lines] == ['train', 'val']
+  assert all('look black' in line and 'config.data.image_bits=12' in line for line in lines)
+
+
+@pytest.mark.parametrize('sbit', [None, 12])
 def test_a_line_names_the_option_of_the_bits(splits, data, caplog, deep_png, sbit):
   for index, folder in enumerate(('train/ant', 'train/bee', 'val/ant', 'val/bee')):
     values = np.random.default_rng(index).integers(2000, 2**12, (9, 9))

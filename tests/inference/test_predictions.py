@@ -62,6 +62,25 @@ def test_images_are_turned_as_those_of_the_run(tiny, saved, scans, tmp_path, cap
   assert ('1 of 1 images have an EXIF orientation' in caplog.text) != rotated
 
 
+@pytest.mark.parametrize(('bits', 'brightest', 'said'), [(16, 4095, True), (16, 2**15, False), (12, 4095, False)])
+def test_a_line_says_if_16_bit_images_look_black(tiny, saved, tmp_path, caplog, bits, brightest, said):
+  """The brightest image comes after as many as are looked at."""
+  (tmp_path / 'deep').mkdir()
+  for index in range(200):
+    value = brightest if index >= 100 else 4000
+    Image.fromarray(np.full((4, 4), value, np.uint16)).save(tmp_path / 'deep' / f'{index:03}.png')
+  tiny.data.source = 'digits'
+  saved(tiny)
+  network = inference.load(tmp_path / 'run')
+  assert network.config.data.image_bits == 16
+  network.config.data.image_bits = bits
+  with caplog.at_level(logging.INFO, 'dnt'):
+    inference.say_reading(network, inference.find(tmp_path / 'deep'))
+  assert [all(part in line for part in ('4,095', 'black', 'image_bits', 'by 16')) for line in caplog.messages] == [
+    True
+  ] * said
+
+
 @pytest.mark.parametrize('cropped', [False, True])
 def test_images_without_the_boxes_of_the_run_are_said_to_be_whole(tiny, saved, scans, tmp_path, caplog, cropped):
   saved(tiny)

@@ -6,6 +6,7 @@ import functools
 import os
 import pathlib
 import re
+import string
 from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple, NoReturn
 
@@ -30,7 +31,7 @@ _PART = re.compile(
   r'(?:.*[^a-z])?(?:(?:train|val|test|dev|eval|hold|fold|split|part|orig|aug|raw|process|resize|crop).*'
   r'|(?:colou?r|gr[ae]y(?:[ _-]?scale)?|rgb|segmented|masks?)(?:[ _-]?(?:images|imgs))?)'  # `gray_wolf` is a class
 )
-_PREFIX = re.compile(r'(?P<prefix>.*)[ _-](?P<rest>.*)')
+_PREFIXED = re.compile(rf'(?P<prefix>.*)[ _-]{_SPLIT.pattern}')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Files:
     return dataclasses.replace(self, channels=count)
 
   def shares(self, other: 'Files') -> bool:
-    return not {*self.paths}.isdisjoint(other.paths)
+    return bool(image_files.count_shared(self.paths, other.paths))
 
 
 class _Listed(NamedTuple):
@@ -88,10 +89,11 @@ def folder(where: str, config: typed.Data, seed: int) -> examples.Splits:
   """Returns the splits of a folder of class folders: RGB images of any size, classes sorted by name.
 
   If the folder has `train/` and also `val/`, `test/` or both, these are the splits; other usual names count too
-  (`Training`, `valid`, `test_set`). Otherwise it draws `train` and `val` at random, class by class, from the class
-  folders in `train/` or in the folder itself; `all` is then all of these images (`registry.undrawn` takes them as
-  `train`). A folder without `train/` has only the splits that are there, to evaluate a run of other data. Each split is
-  in random order, so that a slice holds every class. Its line says what was skipped.
+  (`Training`, `valid`, `test_set`), also after a prefix that all have (`seg_train`, `seg_test`). Otherwise it draws
+  `train` and `val` at random, class by class, from the class folders in `train/` or in the folder itself; `all` is then
+  all of these images (`registry.undrawn` takes them as `train`). A folder without `train/` has only the splits that are
+  there, to evaluate a run of other data. Each split is in random order, so that a slice holds every class. Its line
+  says what was skipped.
 
   Args:
     where: the folder; `<dir>/*` if all of its folders are classes, also one named `train`.
@@ -100,7 +102,8 @@ def folder(where: str, config: typed.Data, seed: int) -> examples.Splits:
 
   Raises:
     errors.InputError: the folder does not exist, has another layout or one that can be read in two ways, a class has no
-      images, or training lacks a class of another split. The split `train` of a folder that has none: when it is read.
+      images or those of another one, by a link, or training lacks a class of another split. The split `train` of a
+      folder that has none: when it is read.
   """
   root = pathlib.Path(where.removesuffix(ALL_CLASSES[1:])).expanduser()
   if not root.is_dir():
@@ -147,6 +150,8 @@ def folder(where: str, config: typed.Data, seed: int) -> examples.Splits:
       reasons += [f'the folder {name}/' for name in _unread(root, [bases[each] for each in listed if each in bases])]
     line = describe(split, str(bases.get(split, base)), names, len(chosen), labels[chosen], reasons)
     line += drawn().lacks if split == 'val' and not separate else ''
+    if split in separate and 'train' in listed and (shared := image_files.count_shared(paths, listed['train'].paths)):
+      line += f'; {shared:,} of its images are in train too, by links to folders, and say little about new ones'
     store = Files(tuple(paths[index] for index in chosen), labels[chosen], images.decoding(config))
     return examples.Examples(f'folder:{where}', split, names, (None, None, 3), store, store.labels, line=line)
 
@@ -183,18 +188,32 @@ def split_of(name: str) -> str | None:
   return match.lastgroup if match else None
 
 
-def _prefixed(root: pathlib.Path, names: list[str]) -> dict[str, str]:
-  """Returns the split of each folder such as `seg_train` and `seg_test`: one prefix, and class folders inside.
+def _groups(names: Sequence[str]) -> list[dict[str, str]]:
+  """Returns the splits of folders by name, for each prefix or number that `train` and another split have in common.
 
-  A folder of images such as `steam_train` is a class.
+  Such are `seg_train` and `seg_test`, or `train2017` and `val2017`; a folder such as `steam_train` alone is a class.
   """
   groups = {}
   for name in names:
-    match = _PREFIX.fullmatch(name.lower())
-    split = split_of(match['rest']) if match else None
-    if match and split and _folders(_descend(root / name)):
-      groups.setdefault(match['prefix'], {})[name] = split
-  return next((group for group in groups.values() if {'train'} < set(group.values())), {})
+    lower = name.lower()
+    if split := split_of(name):
+      groups.setdefault((None, lower.lstrip(string.ascii_lowercase + ' _-')), {})[name] = split
+    elif match := _PREFIXED.fullmatch(lower):
+      groups.setdefault((match['prefix'], None), {})[name] = match.lastgroup
+  return [group for group in groups.values() if {'train'} < {*group.values()}]
+
+
+def _named(root: pathlib.Path, names: Sequence[str], groups: Sequence[dict[str, str]]) -> dict[str, str]:
+  """Returns the split of each folder in `root` that its name makes one, see `_groups`."""
+  parted = functools.cache(lambda name: bool(_folders(_descend(root / name))))
+  held = [(group, {group[name] for name in group if parted(name)}) for group in groups]
+  # Those with another split that holds class folders come first.
+  sure = [group for group, splits in sorted(held, key=lambda each: each[1] == {'train'}) if 'train' in splits]
+  # A class may be named `train2`; a split of that name holds class folders, or stands beside a train that does.
+  beside = {name for group in sure for name in group}
+  named = {name: split for name in names if (split := split_of(name))}
+  named = {name: split for name, split in named.items() if name[-1].isalpha() or name in beside or parted(name)}
+  return named or next(iter(sure), {})
 
 
 def _find_splits(root: pathlib.Path) -> dict[str, pathlib.Path]:
@@ -204,16 +223,19 @@ def _find_splits(root: pathlib.Path) -> dict[str, pathlib.Path]:
     errors.InputError: the folders can be read in two ways, or none holds class folders.
   """
   names = _folders(root)
-  named = {name: split for name in names if (split := split_of(name))}
-  # A class may be named `train2`; a split of that name holds class folders.
-  named = {name: split for name, split in named.items() if name[-1].isalpha() or _folders(_descend(root / name))}
-  named = named or _prefixed(root, names)
+  groups = _groups(names)
+  named = _named(root, names, groups)
   others = [name for name in names if name not in named]
   inner = {name: _descend(root / name) for name in named}
   parted = [name for name in named if _folders(inner[name])]  # these hold folders, so that they can be splits
   plain = named.keys() - parted
   classes = _way_out(root)
   if not named or (others and not parted and not named.keys() & {'train', 'val', 'test'}):
+    if groups:
+      raise errors.InputError(
+        f'{root} can be read in two ways: {errors.list_names([*groups[0]])} are splits (then each must hold one folder '
+        f'per class; expected: {LAYOUT}), or classes themselves ({classes})'
+      )
     return {}  # such as the classes `valid` and `invalid`
   for split in ('train', 'val', 'test'):
     both = [name for name in parted if named[name] == split]
@@ -386,13 +408,19 @@ def _list(base: pathlib.Path, names: tuple[str, ...]) -> _Listed:
   outside = sum(image_files.is_image(path.name) and path.is_file() for path in base.iterdir())
   if outside:
     skipped['images outside of the class folders'] = outside
-  paths, labels = [], []
+  paths, labels, owners = [], [], {}
   for label, name in enumerate(names):
     if name not in folders:
       continue
     result, held = [], collections.Counter()
     for each in folders[name]:
       found = image_files.find(each)
+      for real in image_files.real_folders(found.paths).values():
+        if (owner := owners.setdefault(real, each)) != each:
+          raise errors.InputError(
+            f'the class folders {owner} and {each} both lead to the images in {real}, by a link, so that these would '
+            'count twice; remove the link from one of them'
+          )
       result += found.paths
       held += found.skipped
     skipped += held

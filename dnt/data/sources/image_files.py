@@ -4,7 +4,7 @@ import collections
 import os
 import pathlib
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import NamedTuple
 
 # Formats of single images that Pillow reads in every build. A fixed list, so that all versions find the same files.
@@ -60,6 +60,32 @@ def reasons(skipped: collections.Counter[str]) -> list[str]:
 def holds_images(base: pathlib.Path) -> bool:
   """Returns whether there is an image in or below a folder; stops at the first."""
   return any(is_image(path) for path in _walk(base, collections.Counter()))
+
+
+def real_folders(paths: Iterable[str]) -> dict[str, str]:
+  """Returns the path without links of each folder that holds one of the files, by its path among theirs."""
+  return {folder: os.path.realpath(folder) for folder in {_split(path)[0] for path in paths}}
+
+
+def count_shared(paths: Collection[str], others: Collection[str]) -> int:
+  """Returns how many files are among others, whatever links lead to the folders of both.
+
+  A link to a file counts as a file of its own.
+  """
+  mine, theirs = real_folders(paths), real_folders(others)
+  common = {*mine.values()} & {*theirs.values()}
+
+  def real(paths, folders):
+    split = map(_split, paths)
+    return {(folders[folder], name) for folder, name in split if folders[folder] in common}
+
+  return len(real(paths, mine) & real(others, theirs)) if common else 0
+
+
+def _split(path: str) -> tuple[str, str]:
+  """Returns the folder, with the slash at its end, and the name; several times as fast as `os.path.split`."""
+  place = path.rfind(os.sep) + 1
+  return path[:place], path[place:]
 
 
 def _walk(base: pathlib.Path, skipped: collections.Counter[str]) -> Iterator[str]:

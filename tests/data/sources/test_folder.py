@@ -173,6 +173,13 @@ def test_three_splits_by_other_names(data, class_folders):
     ),
     ({'ant': 2, 'bee': 2, 'archive/set/ant': 2, 'archive/set/bee': 2}, 'two ways.* archive/ is no class'),
     ({'ant': 2, 'bee': 2, 'set/train/ant': 2, 'set/train/bee': 2, 'set/val/ant': 1}, 'two ways.* set/ is no class'),
+    ({'train2017': 2, 'val2017': 2, 'test2017': 2}, 'two ways.* test2017, train2017, val2017 are splits .*one folder'),
+    ({'train2017': 2, 'val2017': 2, 'annotations': 0}, 'two ways.* train2017, val2017 are splits'),
+    ({'images_train': 2, 'images_val': 2}, 'two ways.* images_train, images_val are splits'),
+    ({'my_train': 2, 'my_test': 2, 'test_images': 2}, 'two ways.* my_test, my_train are splits'),
+    ({'my_train_images': 2, 'my_test_images': 2}, 'two ways.* my_test_images, my_train_images are splits'),
+    ({'x-train': 2, 'x-val/ant': 2, 'x-val/bee': 2}, 'two ways.* x-train, x-val are splits'),
+    ({'Training': 2, 'Testing': 2, 'notes': 0}, 'two ways.* Testing, Training are splits'),
     (
       {f'{name}/{split}': 2 for name in ('ant', 'bee') for split in ('train', 'val')},
       'two ways.* ant, bee holds the splits train, val .*train/ant/',
@@ -249,7 +256,14 @@ def test_a_star_makes_every_folder_a_class(data, class_folders, names):
 
 @pytest.mark.parametrize(
   'names',
-  [('invalid', 'valid'), ('resting', 'training', 'walking'), ('bullet_train', 'steam_train'), ('a_train', 'b_test')],
+  [
+    ('invalid', 'valid'),
+    ('resting', 'training', 'walking'),
+    ('bullet_train', 'steam_train'),
+    ('a_train', 'b_test'),
+    ('test2', 'train1'),
+    ('test_tube', 'train_station'),
+  ],
 )
 def test_classes_may_have_names_of_splits_where_no_split_is(data, class_folders, names):
   assert load(data, class_folders(dict.fromkeys(names, 3))).class_names == names
@@ -299,12 +313,60 @@ def test_a_test_folder_of_no_class_is_refused_only_when_it_is_read(data, class_f
     load(data, root, 'test')
 
 
-def test_a_test_folder_without_classes_is_refused_only_when_it_is_read(data, class_folders):
-  root = class_folders({'train/ant': 5, 'train/bee': 5, 'test': 3})
+@pytest.mark.parametrize(
+  ('train', 'test'),
+  [
+    ('train', 'test'),
+    ('asl_alphabet_train', 'asl_alphabet_test'),
+    ('data-train', 'data-test'),
+    ('seg_train/seg_train', 'seg_test/seg_test'),
+    ('my_train_images', 'my_test_images'),
+    ('train2017', 'test2017'),
+  ],
+)
+def test_a_test_folder_without_classes_is_refused_only_when_it_is_read(data, class_folders, train, test):
+  root = class_folders({f'{train}/ant': 5, f'{train}/bee': 5, test: 3})
 
+  assert load(data, root).class_names == ('ant', 'bee')
   assert (len(load(data, root)), len(load(data, root, 'val'))) == (8, 2)
-  with pytest.raises(errors.InputError, match='test holds no class folders.* no labels'):
+  with pytest.raises(errors.InputError, match='_?test.* holds no class folders.* no labels'):
     load(data, root, 'test')
+
+
+def test_folders_whose_other_split_holds_classes_are_the_splits(data, class_folders):
+  counts = {f'{split}/{name}': 2 for split in ('mask_train', 'seg_train', 'seg_test') for name in ('ant', 'bee')}
+  root = class_folders(counts | {'mask_test': 2})
+  assert {pathlib.Path(path).parts[-3] for path in load(data, root, 'test').store.paths} == {'seg_test'}
+
+
+def test_a_split_that_is_a_link_to_train_overlaps_with_it_and_its_line_says_so(data, class_folders, caplog):
+  root = class_folders({'train/ant': 3, 'train/bee': 3, 'test/ant': 2})
+  (root / 'val').symlink_to('train')
+  (root / 'test/bee').symlink_to(root / 'train/bee')
+  with caplog.at_level(logging.INFO, 'dnt'):
+    train, val, test = (load(data, root, split) for split in ('train', 'val', 'test'))
+
+  assert val.overlaps(train) and train.overlaps(test)
+  assert not load(data, root, 'val[:50%]').overlaps(load(data, root, 'val[50%:]'))
+  read, *others = caplog.messages
+  assert 'in train too' not in read
+  assert [re.search(r'; (\d) of its images are in train too', line)[1] for line in others[:2]] == ['6', '3']
+
+
+def test_a_split_of_its_own_overlaps_with_no_other(data, class_folders, caplog):
+  root = class_folders({f'{split}/{name}': 2 for split in ('train', 'val') for name in ('ant', 'bee')})
+  with caplog.at_level(logging.INFO, 'dnt'):
+    assert not load(data, root, 'val').overlaps(load(data, root))
+  assert 'in train too' not in caplog.text
+
+
+@pytest.mark.parametrize(('link', 'target'), [('train/cow', 'train/ant'), ('train/bee/more', 'train/ant')])
+def test_two_classes_that_lead_to_one_folder_are_refused(data, class_folders, link, target):
+  root = class_folders({'train/ant': 2, 'train/bee': 2, 'val/ant': 1})
+  (root / link).symlink_to(root / target)
+  other = '/'.join(link.split('/')[:2])
+  with pytest.raises(errors.InputError, match=f'train/ant and .*{other} both lead to .*{target}, by a link'):
+    load(data, root)
 
 
 def test_the_order_is_that_of_all_versions(data, class_folders):
