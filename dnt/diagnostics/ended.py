@@ -32,7 +32,7 @@ class Ended(NamedTuple):
     state: healthy, doubtful (it learns, but something is wrong) or sick.
     kind: what went wrong first; trainable if nothing did.
     entry: the entry where it begins, if telemetry shows it.
-    step: the step at which it begins; None: the start, or a run that is not sick.
+    step: the step at which it begins, 0 if it was there from the start; None for a run that is not sick.
     lines: what the record shows, one line each.
   """
 
@@ -163,13 +163,13 @@ class _Finding(NamedTuple):
 
   Attributes:
     kind: what is wrong.
-    step: the step at which it begins; None: the start.
+    step: the step at which it begins; 0: it was there from the start.
     entry: the entry where it begins; None: only telemetry shows that.
     reason: what shows it; '' if other lines say it.
   """
 
   kind: Kind
-  step: int | None
+  step: int
   entry: str | None = None
   reason: str = ''
 
@@ -246,11 +246,11 @@ def _of_losses(course: _Course, classes: int, evaluations: Sequence[_Evaluation]
     for each in evaluations
   )
   if alone:
-    return _Finding(Kind.STUCK, None)
+    return _Finding(Kind.STUCK, 0)
   lags = steps[-1] >= trial.STEPS or not (_falls(course, classes) or _is_early(course, classes))
   if accuracy < limit and lags:
     back = course.windows().max() >= limit and losses[last].mean() > causes.RISEN * smooth.min()
-    return too_large if back else _Finding(Kind.STUCK, None)
+    return too_large if back else _Finding(Kind.STUCK, 0)
   return None
 
 
@@ -330,11 +330,7 @@ def _good(
   if course.broken == 0:  # the first loss is that of the start
     return []
   since = [each.step for each in (first, learning) if each]
-  return [
-    step
-    for step in saved
-    if all(each and step <= each for each in since) and step < min(lost.values(), default=math.inf)
-  ]
+  return [step for step in saved if all(step <= each for each in since) and step < min(lost.values(), default=math.inf)]
 
 
 def _losses(evaluated: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[int, float | None]]]:
@@ -399,6 +395,5 @@ def _rise(smooth: np.ndarray) -> int:
 def text(workdir: pathlib.Path, found: Ended) -> str:
   """Formats what `read` returns as lines."""
   where = f' from {found.entry} on' if found.entry else ''
-  when = ', from the start' if found.kind == Kind.STUCK else ''
-  when = f', at step {found.step}' if found.step is not None else when
+  when = '' if found.step is None else f', at step {found.step}' if found.step else ', from the start'
   return '\n'.join([f'{workdir}: {found.state}; {found.kind}{where}{when}', *(f'  {line}' for line in found.lines)])

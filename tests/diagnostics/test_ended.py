@@ -90,7 +90,7 @@ def test_one_line_of_few_steps_shows_nothing():
 
 def test_no_checkpoint_is_from_before_a_start_that_was_stuck(tmp_path):
   found = ended.judge(CONFIG, lines([2.3] * 20, [0.1] * 20), [10, 100])
-  assert found.step is None and ended.text(tmp_path, found).startswith(f'{tmp_path}: sick; stuck, from the start\n')
+  assert found.step == 0 and ended.text(tmp_path, found).startswith(f'{tmp_path}: sick; stuck, from the start\n')
   assert not any('from before' in line for line in found.lines)
   faint = [{'step': 10 * (index + 1)} | each for index, each in enumerate(rows(*[(1e-9, 1e-3, 1.0)] * 20))]
   found = ended.judge(CONFIG, lines([2.3] * 20, [0.1] * 20) + faint, [10, 100])
