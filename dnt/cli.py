@@ -172,8 +172,8 @@ def _print_error(error: Exception) -> None:
 def config(values: flags.FlagValues, program: str = relations.TRAINING) -> Any:
   """Returns the validated config of the command line, of one of the kinds that the program takes.
 
-  What the command line sets replaces other options of the file, see `overrides.unset_replaced`. What a run has
-  determined itself is open again in its config, see `run_config.reopen`.
+  What the command line sets replaces other options of the file, see `overrides.unset_replaced`, and is marked, see
+  `dnt.config.mark_given`. What a run has determined itself is open again in its config, see `run_config.reopen`.
 
   Args:
     values: the parsed flags.
@@ -193,6 +193,7 @@ def config(values: flags.FlagValues, program: str = relations.TRAINING) -> Any:
     schema.validate(parsed)
   except errors.InputError as error:
     raise config_files.locate(error, config_path(values), given) from None
+  schema.mark_given(parsed, given)
   if schema.kind(parsed) != 'compare':
     schema.check_given(parsed, given, f'--mode={values.mode}' if 'mode' in values else program)
   return parsed

@@ -53,7 +53,7 @@ def main(values: flags.FlagValues) -> None:
     workdir = buckets.local(values.workdir)
     print(ended.text(workdir, ended.read(workdir)).replace(str(workdir), buckets.name(workdir)))
     return
-  config = cli.config(values, relations.PROBE)
+  config = cli.config(values, relations.TRYING if values['try'].value else relations.PROBE)
   workdir = pathlib.Path(values.workdir or pathlib.Path('runs') / f'probe_{cli.config_name(values)}')
 
   from dnt.parallel import compile as compile_lib

@@ -41,6 +41,7 @@ def test_what_it_offers_can_be_given_to_it(probe, config_file, tmp_path):
     (['--seeds=2'], r'--seeds.* give --config too'),
     (['--config.optim.learning_rate=0.01'], r'--config\.<key> .* give --config too'),
     (['--config=configs/digits_resnet20.py', '--config.lr_find.steps=30'], r'the program is dnt\.probe;'),
+    (['--config=configs/digits_resnet20.py', '--try', '--config.lr_find.steps=30'], r'is dnt\.probe --try;'),
   ],
 )
 def test_bad_input_is_one_line(probe, arguments, said):

@@ -18,10 +18,11 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
-from dnt import errors, files
+from dnt import config as schema
+from dnt import errors, files, models
 from dnt import workdir as workdir_lib
 from dnt.comparison import plan
-from dnt.config import run_config
+from dnt.config import run_config, typed
 from dnt.data import splits
 from dnt.parallel import ownership, signals
 from dnt.reporting import metric_names, progress, terminal
@@ -108,6 +109,18 @@ def _without_source(run: plan.Run) -> str:
   return f'it starts from {run.source.variant}, which failed: {failure["error"]}'
 
 
+def _given_defaults(config: typed.Config) -> list[str]:
+  """Returns flags for the options that are set to their default and that weights would else decide.
+
+  The file of the config does not say that they are set.
+  """
+  model = config.model
+  if model.name != models.PRETRAINED:
+    return []
+  kept = [key for key in model if models.is_open(model, key) and not models.is_left(model, key)]
+  return [f'--config.model.{key}={model[key]}' for key in kept if not schema.no_effect(config, f'model.{key}')]
+
+
 def _run_one(run: plan.Run, place: str, line: terminal.StatusLine, pace: 'Pace', received: Sequence[int]) -> str:
   """Runs one run to its end, and passes on to it each signal that is received; returns the error, '' if none."""
   (run.workdir / workdir_lib.FAILURE).unlink(missing_ok=True)
@@ -118,6 +131,7 @@ def _run_one(run: plan.Run, place: str, line: terminal.StatusLine, pace: 'Pace',
   if run.source:
     files.write_json(run.workdir / workdir_lib.SOURCE, plan.source_weights(run))
     command.append(f'--config.train.init_from={run.source.workdir}')
+  command += _given_defaults(run.config)
   environment = {name: value for name, value in os.environ.items() if name != 'DNT_COMMAND'}
   passed_on = 0
   _log.info(f'{place}  starts')

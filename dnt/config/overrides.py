@@ -33,6 +33,7 @@ def override(config: typed.Config, changes: Mapping[str, Any], what: str) -> typ
       kind = known[key].type.__name__
       raise errors.InputError(f'{what}: {key} must be {kind}, not {type(value).__name__} ({value!r})') from None
   unset_replaced(changed, changes)
+  schema.mark_given(changed, changes)
   try:
     validation.validate(changed)
   except errors.InputError as error:

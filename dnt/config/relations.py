@@ -2,7 +2,7 @@
 
 `Option.only` declares them: conditions by key, all of which must hold, or several such mappings, one of which must
 hold. A condition is a tuple of values or `any_but(...)`. The owner `PROGRAM` stands for the running program:
-'--mode=<mode>' of dnt.main, 'dnt.probe' or 'dnt.rehearse'.
+'--mode=<mode>' of dnt.main, 'dnt.probe', 'dnt.probe --try' or 'dnt.rehearse'.
 """
 
 import re
@@ -14,6 +14,7 @@ from dnt.config.durations import DURATION
 PROGRAM = 'program'
 TRAINING = '--mode=train'
 PROBE = 'dnt.probe'
+TRYING = 'dnt.probe --try'  # a condition that names the probe holds for it too
 REHEARSE = 'dnt.rehearse'
 _SLICE = re.compile(r'([\w.-]+)\[.*:.*\]')  # of a split
 
@@ -60,6 +61,8 @@ def failing(only: Only, get: Callable[[str], Any]) -> list[str]:
       return True
     if owner == 'model.name' and ':' in value:
       return True
+    if owner == PROGRAM and value == TRYING and PROBE in condition:
+      return not isinstance(condition, Except)
     return _matches(value, condition) != isinstance(condition, Except)
 
   unmet = [[owner for owner, condition in each.items() if not met(owner, condition)] for each in sets]

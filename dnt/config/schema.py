@@ -12,7 +12,7 @@ Durations are strings: '400' (steps), '5 epochs', '10%' (of the run), '0' (never
 
 import copy
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, NamedTuple, TypeVar, overload
 
 import ml_collections
@@ -104,6 +104,8 @@ HELD_OUT = ({'data.hold_out': (True,)}, {'data.hold_out': (None,), 'eval.splits'
 # The seed decides which images these are, but for TFDS, whose labels are not known before the images are read.
 DRAWN_BY_SEED = tuple({**each, 'data.source': any_but('tfds')} for each in HELD_OUT)
 SWEPT = ({relations.PROGRAM: ('--mode=lr_find',)}, {'optim.learning_rate': (AUTO,)})
+# The probe sweeps these rates too, in steps of its own, where a suggested override does not learn.
+RATES_SWEPT = (*SWEPT, {relations.PROGRAM: (relations.TRYING,)})
 # Entries below the head train.
 BELOW_HEAD = (
   {'finetune.trainable': any_but('head')},
@@ -236,6 +238,7 @@ SCHEMA: dict[str, Any] = {
       'worker processes that decode streamed data; 0: in the main process',
       check=checks.between(0, 256),
       only={'data.placement': ('auto', 'stream')},
+      off=0,
       role='loading',
       on_resume=FREE,
       per_process=True,
@@ -253,6 +256,7 @@ SCHEMA: dict[str, Any] = {
       'pixels of zero padding on each side before the random crop',
       check=checks.at_least(0),
       only={'data.augment': ('pad_crop_flip',)},
+      off=0,
       role='augmentation',
       on_resume=REFUSE,
     ),
@@ -260,6 +264,7 @@ SCHEMA: dict[str, Any] = {
       True,
       'flip augmented images left to right with probability 0.5',
       only={'data.augment': AUGMENTATIONS[1:]},
+      off=False,
       role='augmentation',
       on_resume=REFUSE,
     ),
@@ -290,6 +295,7 @@ SCHEMA: dict[str, Any] = {
         {'data.eval_resize': (None,), 'data.augment': ('resized_crop_flip',)},
         {'data.eval_resize': (None,), 'train.init_from': any_but('')},
       ),
+      off=1.0,
       role='preprocessing',
       on_resume=NOTE,
     ),
@@ -449,6 +455,7 @@ SCHEMA: dict[str, Any] = {
       'factor on the standard deviation of the initial kernels',
       check=checks.above(0),
       only=DRAWN,
+      off=1.0,
       role='start',
       on_resume=REFUSE,
     ),
@@ -518,6 +525,7 @@ SCHEMA: dict[str, Any] = {
       'probability of dropping the last block; it grows linearly with depth',
       check=checks.within(0, 1),
       only=tuple({'model.name': ('resnet',), **each} for each in BELOW_HEAD),  # it acts where blocks train
+      off=0.0,
       role='training',
       on_resume=REFUSE,
     ),
@@ -545,6 +553,7 @@ SCHEMA: dict[str, Any] = {
       'fraction of the channels that a transition keeps (theta)',
       check=checks.fraction,
       only={'model.name': ('densenet',)},
+      off=1.0,
       role='weights',
       on_resume=REFUSE,
     ),
@@ -687,6 +696,7 @@ SCHEMA: dict[str, Any] = {
       'factor on the learning rate at each boundary',
       check=checks.above(0),
       only={'schedule.name': ('piecewise',)},
+      off=1.0,
       on_resume=NOTE,
     ),
     'final': Option(
@@ -902,8 +912,8 @@ SCHEMA: dict[str, Any] = {
     ),
   },
   'lr_find': {
-    'start': Option(1e-7, 'first learning rate of the sweep', check=checks.above(0), only=SWEPT, on_resume=NOTE),
-    'end': Option(10.0, 'last learning rate of the sweep', check=checks.above(0), only=SWEPT, on_resume=NOTE),
+    'start': Option(1e-7, 'first learning rate of the sweep', check=checks.above(0), only=RATES_SWEPT, on_resume=NOTE),
+    'end': Option(10.0, 'last learning rate of the sweep', check=checks.above(0), only=RATES_SWEPT, on_resume=NOTE),
     'steps': Option(
       100,
       'number of steps of the sweep, each at a higher rate',
@@ -1048,6 +1058,26 @@ def copy_unlocked(config: C) -> C:
   return config.copy_and_resolve_references().unlock()
 
 
+def mark_given(config: ml_collections.ConfigDict, given: Iterable[str]) -> None:
+  """Marks options that a user sets, so that weights or an earlier run do not replace them, even at their default.
+
+  Copies of the config keep the marks; a file does not hold them.
+
+  Args:
+    config: a config, which it changes.
+    given: keys of the options.
+  """
+  for key in given:
+    above, _, name = key.rpartition('.')
+    section = keys.get(config, above) if above else config
+    object.__setattr__(section, '_given', getattr(section, '_given', frozenset()) | {name})
+
+
+def is_given(section: Any, name: str) -> bool:
+  """Returns whether `mark_given` has marked an option of a section of a config."""
+  return name in getattr(section, '_given', ())
+
+
 class Section(ml_collections.ConfigDict):
   """A config, or a section of one, whose errors say in one line which option is meant or what its value must be.
 
@@ -1057,18 +1087,20 @@ class Section(ml_collections.ConfigDict):
 
   # A key of `KINDS`, and what stands before the names in `OPTIONS`; of none, while ml_collections fills a copy.
   _kind, _prefix = '', ''
+  _given: frozenset[str] = frozenset()  # names of options of this section, see `mark_given`
 
-  def _place(self, kind: str, prefix: str) -> None:
+  def _place(self, kind: str, prefix: str, given: frozenset[str] = frozenset()) -> None:
     object.__setattr__(self, '_kind', kind)  # a ConfigDict takes what is assigned as an option
     object.__setattr__(self, '_prefix', prefix)
+    object.__setattr__(self, '_given', given)
 
   def __setstate__(self, state: dict[str, Any]) -> None:
     super().__setstate__(state)
-    self._place(state['_kind'], state['_prefix'])
+    self._place(state['_kind'], state['_prefix'], state['_given'])
 
   def copy_and_resolve_references(self, visit_map: dict[int, Any] | None = None) -> 'Section':
     copied = super().copy_and_resolve_references(visit_map)
-    copied._place(self._kind, self._prefix)
+    copied._place(self._kind, self._prefix, self._given)
     return copied
 
   def __eq__(self, other: object) -> bool:

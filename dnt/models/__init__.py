@@ -56,6 +56,7 @@ def make(model: typed.Model, num_classes: int) -> nn.Module:
     number = re.search(r'\d+', model.name)
     raise errors.InputError(f'{error}; config.model.depth={number[0]} sets the depth') if number else error
   known = custom.field_names(MODELS[model.name])
+  fields = {key: value for key, value in fields.items() if key in known or not _is_off(model, key)}
   for key in fields:
     if key not in known:
       valid = ', '.join(name for name in known if name in FIELDS)
@@ -120,6 +121,20 @@ def is_open(model: typed.Model, key: str) -> bool:
   return model[key] == (None if isinstance(option.default, type) else option.default)
 
 
+def is_left(model: typed.Model, key: str) -> bool:
+  """Returns whether weights or an earlier run decide an option of `config.model`.
+
+  They do if it is at its default, but for one that the user has set to it on the command line, see
+  `dnt.config.mark_given`.
+  """
+  return is_open(model, key) and (model[key] is None or not schema.is_given(model, key))
+
+
+def _is_off(model: typed.Model, key: str) -> bool:
+  """Returns whether an option asks for nothing, so that it may be given to a network that lacks it."""
+  return model[key] == schema.SCHEMA['model'][key].off
+
+
 def _make_custom(model: typed.Model, num_classes: int, fields: dict[str, Any]) -> nn.Module:
   base = custom.load(model.name, model.folder)
   known = custom.field_names(base)
@@ -132,7 +147,7 @@ def _make_custom(model: typed.Model, num_classes: int, fields: dict[str, Any]) -
     given['parts'] = parts.make(model)
     changed = {}
   for key in (*fields, *changed):
-    if key not in known or key not in ('scan', 'remat'):
+    if (key not in known or key not in ('scan', 'remat')) and not _is_off(model, key):
       raise errors.InputError(
         f'config.model.{key} does not reach your own module {model.name!r}; set its fields in config.model.options, '
         'or add a field `parts` (dnt.models.parts.Parts) for norm, activation, initializer and dtype'

@@ -22,6 +22,7 @@ from dnt.models import stage as stage_lib
 from dnt.parallel import compile as compile_lib
 
 Shape = tuple[int, ...]
+LAYERS = 10_000  # most that dnt builds
 
 
 @dataclasses.dataclass(frozen=True)

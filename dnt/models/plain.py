@@ -8,6 +8,7 @@ import jax
 
 from dnt import errors
 from dnt.models import blocks
+from dnt.models import depth as depth_lib
 from dnt.models import stage as stage_lib
 
 
@@ -26,9 +27,12 @@ def blocks_per_stage(what: str, layers: int, each: int, extra: tuple[int, ...] =
   for rest in extra:
     if layers > rest and (layers - rest) % each == 0:
       return (layers - rest) // each
-  nearest_counts = ((rest, max(1, (layers - rest) // each)) for rest in extra)
+  built = min(layers, depth_lib.LAYERS)
+  nearest_counts = ((rest, max(1, (built - rest) // each)) for rest in extra)
   valid = (each * n + rest for rest, below in nearest_counts for n in (below, below + 1))
-  nearest = min(valid, key=lambda candidate: abs(candidate - layers))
+  nearest = min(
+    (candidate for candidate in valid if candidate <= depth_lib.LAYERS), key=lambda candidate: abs(candidate - layers)
+  )
   rules = ' or '.join(f'{each}n + {rest}' for rest in extra)
   raise errors.InputError(
     f'config.model.depth={layers} does not fit {what}, which has {rules} layers; the nearest valid depth is {nearest}'

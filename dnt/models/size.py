@@ -12,7 +12,6 @@ from dnt.models import depth
 from dnt.parallel import capacity
 
 _log = logging.getLogger(__name__)
-LAYERS = 10_000
 SECONDS = 4e-3  # that the trace of a layer takes; measured on two cores with jax 0.10.2, for mlp and resnet
 LONG = 10  # seconds of a trace that are announced
 # A multiple of the layers that one more block in every stage adds, in any network: a network of as many more layers has
@@ -36,10 +35,10 @@ def trace(model: typed.Model, network: nn.Module, num_classes: int, image_shape:
   available, layers = capacity.host(), model.depth or 0
   shape = 'x'.join(map(str, image_shape))
   capacity.check(4 * math.prod(image_shape), available, f'one image of {shape}', 'config.data.image_size')
-  if layers > LAYERS:
+  if layers > depth.LAYERS:
     raise errors.InputError(
-      f'config.model.depth={layers} is more than dnt builds: at most {LAYERS:,} layers, each of which takes about '
-      f'{1000 * SECONDS:.0f} ms to build'
+      f'config.model.depth={layers} is more than dnt builds: at most {depth.LAYERS:,} layers, each of which takes '
+      f'about {1000 * SECONDS:.0f} ms to build'
     )
   sizes = [key for key in ('depth', 'width', 'growth_rate') if model[key] is not None]
   what = ' and '.join(f'config.model.{key}={model[key]}' for key in sizes) or f'config.model.name={model.name}'

@@ -90,7 +90,7 @@ def keep_open(config: typed.Config, trained: Trained | None) -> typed.Config:
     preprocessing.fill(kept.data, preprocessing.of_run(trained.config.data))
   if config.model.name == models.PRETRAINED:
     for key in config.model:
-      if key == 'name' or (key not in schema.model_options('run') and models.is_open(config.model, key)):
+      if key == 'name' or (key not in schema.model_options('run') and models.is_left(config.model, key)):
         kept.model[key] = trained.config.model[key]
   if config.clip.threshold is None and config.clip.name == trained.config.clip.name:
     kept.clip.threshold = trained.config.clip.threshold
@@ -99,7 +99,8 @@ def keep_open(config: typed.Config, trained: Trained | None) -> typed.Config:
     kept.optim.update({key: value for key, value in before.items() if config.optim[key] is None})
   if config.data.hold_out is None:
     kept.data.hold_out = trained.config.data.hold_out
-    if trained.older and config.eval.splits == schema.default().eval.splits:
+    splits_are_open = config.eval.splits == schema.default().eval.splits and not schema.is_given(config.eval, 'splits')
+    if trained.older and splits_are_open:
       kept.eval.splits, kept.checkpoint.best_metric = trained.config.eval.splits, trained.config.checkpoint.best_metric
   if config.optim.learning_rate == schema.AUTO:
     rate = schedules.peak_rate(trained.config.optim)

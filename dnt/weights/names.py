@@ -337,8 +337,8 @@ def to_variables(tensors: Mapping[str, np.ndarray], network: Network, origin: st
     origin: the file, for messages.
 
   Raises:
-    errors.InputError: tensors are missing, unexpected, have the wrong number of axes or values that no trained network
-      has; the message names them, or the architecture that has other blocks.
+    errors.InputError: tensors are missing, unexpected, complex, have the wrong number of axes or values that no trained
+      network has; the message names them, or the architecture that has other blocks.
   """
   if network.framework == 'torch':
     _check_blocks(tensors, network, origin)
@@ -352,6 +352,7 @@ def to_variables(tensors: Mapping[str, np.ndarray], network: Network, origin: st
       for name, path in paths.items()
       if name in tensors and tensors[name].ndim != _axes(path)
     ],
+    'of complex numbers': [name for name in paths if name in tensors and np.iscomplexobj(tensors[name])],
   }
   _refuse(problems, f'{origin} is not a whole {network.title}')
   with np.errstate(over='ignore'):  # what float32 cannot hold becomes infinite and is refused below

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import pathlib
+import types
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,15 @@ RESIZES = schema.SCHEMA['data']['eval_resize'].choices
 INTERPOLATIONS = schema.SCHEMA['data']['interpolation'].choices
 # timm's crop_mode, and the value of config.data.eval_resize that does the same; timm has more modes.
 _FROM_TIMM = {'center': 'center_crop', 'squash': 'squash'}
+# What timm calls the fields of `Preprocessing`; whoever gives a fraction to crop means the center.
+_FIELDS = {
+  'image_size': {'input_size'},
+  'eval_resize': {'crop_mode', 'crop_pct'},
+  'eval_crop': {'crop_pct'},
+  'interpolation': {'interpolation'},
+  'mean': {'mean'},
+  'std': {'std'},
+}
 _TO_TIMM = {ours: theirs for theirs, ours in _FROM_TIMM.items()}
 
 
@@ -95,13 +105,18 @@ def open_options(data: typed.Data) -> list[str]:
 class TimmConfig:
   """Reads timm's `config.json`, which is next to the weights on the hub."""
 
-  def __init__(self, path: pathlib.Path):
+  def __init__(self, path: pathlib.Path, inside: Mapping[str, Any] = types.MappingProxyType({}), weights: str = ''):
     """Reads the file; a missing file, or one from another program, counts as empty.
+
+    Args:
+      path: the file.
+      inside: what the weights themselves say of the preprocessing, by the names in `pretrained_cfg`; the file wins.
+      weights: the name of the weights, for messages.
 
     Raises:
       errors.InputError: the file is not JSON or cannot be read.
     """
-    self._path = path
+    self._path, self._inside, self._weights = path, _said(inside), weights
     try:
       content = json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -114,9 +129,9 @@ class TimmConfig:
     self._content = content if 'pretrained_cfg' in content else {}
 
   @property
-  def is_empty(self) -> bool:
-    """Returns whether there is no file, or one from another program."""
-    return not self._content
+  def assumed(self) -> tuple[str, ...]:
+    """Returns the fields of `preprocessing` that neither a file of timm nor the weights say."""
+    return () if self._content else tuple(field for field, names in _FIELDS.items() if not names & self._inside.keys())
 
   @property
   def architecture(self) -> str:
@@ -151,32 +166,51 @@ class TimmConfig:
 
   @property
   def preprocessing(self) -> Preprocessing:
-    """Returns the preprocessing in the file, with timm's defaults for what it lacks; without a file torchvision's.
+    """Returns the preprocessing in the file and the weights, with timm's defaults for what both lack.
+
+    Without a file the defaults are torchvision's.
 
     Raises:
       errors.InputError: the values are invalid.
     """
-    if not self._content:
-      return IMAGENET
-    try:
-      cfg = {key: value for key, value in self._content['pretrained_cfg'].items() if value}  # null: as if it lacks it
-      size = cfg.get('input_size', (3, 224, 224))
-      mode, crop = cfg.get('crop_mode', _TO_TIMM[TIMM.eval_resize]), float(cfg.get('crop_pct', TIMM.eval_crop))
-      if mode == 'squash' and crop != 1:
-        mode = f'squash with crop_pct {crop:g}'  # to the size divided by crop_pct, of which it takes the center
-      result = Preprocessing(
-        image_size=int(size[1]) if size[1] == size[2] else (int(size[1]), int(size[2])),
-        eval_crop=crop,
-        interpolation=cfg.get('interpolation', TIMM.interpolation),
-        mean=tuple(map(float, cfg.get('mean', TIMM.mean))),
-        std=tuple(map(float, cfg.get('std', TIMM.std))),
-        eval_resize=_FROM_TIMM.get(mode, mode),
-      )
-    except (TypeError, ValueError, AttributeError, IndexError) as error:
-      raise errors.InputError(f'{self._path}: pretrained_cfg is damaged ({error})') from error
-    if result.interpolation not in INTERPOLATIONS:
-      raise errors.unknown(f'interpolation in {self._path}', str(result.interpolation), INTERPOLATIONS)
-    return result
+    section = self._content.get('pretrained_cfg', {})
+    if not isinstance(section, dict):
+      raise errors.InputError(f'{self._path}: pretrained_cfg is damaged (it is {section!r})')
+    beside = _said(section)
+    inside = {key: value for key, value in self._inside.items() if key not in beside}
+    found = _parse(inside, IMAGENET, f"{self._weights}: args (timm's {self._path.name} beside it may say it instead)")
+    return _parse(inside | beside, TIMM, f'{self._path}: pretrained_cfg') if self._content else found
+
+
+def _said(section: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns a section of timm's without its empty values, which count as absent, as for timm."""
+  return {key: value for key, value in section.items() if not _is_empty(value)}
+
+
+def _is_empty(value: Any) -> bool:
+  return value is None or (isinstance(value, str | int | float | list | tuple | dict) and not value)
+
+
+def _parse(cfg: Mapping[str, Any], usual: Preprocessing, where: str) -> Preprocessing:
+  """Returns the preprocessing in timm's words, and the usual one for what they lack; `where` names them in errors."""
+  try:
+    size = cfg.get('input_size', (3, usual.image_size, usual.image_size))
+    mode, crop = cfg.get('crop_mode', _TO_TIMM[usual.eval_resize]), float(cfg.get('crop_pct', usual.eval_crop))
+    if mode == 'squash' and crop != 1:
+      mode = f'squash with crop_pct {crop:g}'  # to the size divided by crop_pct, of which it takes the center
+    result = Preprocessing(
+      image_size=int(size[1]) if size[1] == size[2] else (int(size[1]), int(size[2])),
+      eval_crop=crop,
+      interpolation=cfg.get('interpolation', usual.interpolation),
+      mean=tuple(map(float, cfg.get('mean', usual.mean))),
+      std=tuple(map(float, cfg.get('std', usual.std))),
+      eval_resize=_FROM_TIMM.get(mode, mode),
+    )
+  except (TypeError, ValueError, AttributeError, LookupError, OverflowError, RuntimeError) as error:  # the last: torch
+    raise errors.InputError(f'{where} is damaged ({error})') from error
+  if result.interpolation not in INTERPOLATIONS:
+    raise errors.unknown(f'interpolation in {where}', str(result.interpolation), INTERPOLATIONS)
+  return result
 
 
 def _label_names(section: Any) -> list[str] | dict[str, str]:

@@ -36,14 +36,14 @@ class _About(NamedTuple):
     class_names: in the order of the head; empty: not named.
     architecture: timm's name; empty: not named.
     model_args: options with which timm builds the network.
-    is_assumed: whether the preprocessing is only the usual one, as nothing says which it is.
+    assumed: fields of the preprocessing that are only the usual ones, as nothing says which they are.
   """
 
   preprocessing: preprocessing_lib.Preprocessing
   class_names: tuple[str, ...]
   architecture: str = ''
   model_args: Mapping[str, Any] = types.MappingProxyType({})
-  is_assumed: bool = False
+  assumed: tuple[str, ...] = ()
 
 
 class _Format(NamedTuple):
@@ -51,8 +51,9 @@ class _Format(NamedTuple):
 
   framework: str
   read: Callable[[pathlib.Path], torch_files.Content]
-  about: Callable[[pathlib.Path], _About]
+  about: Callable[[pathlib.Path, Mapping[str, Any]], _About]  # of what `read` found of the preprocessing, if it may
   files: Callable[[pathlib.Path], list[pathlib.Path]] = lambda path: [path]  # that hold the weights
+  holds_preprocessing: bool = False  # whether these files may
 
 
 class _Located(NamedTuple):
@@ -63,19 +64,18 @@ class _Located(NamedTuple):
   revision: str = ''
 
 
-def _about_torch(path: pathlib.Path) -> _About:
-  beside = preprocessing_lib.TimmConfig(path.with_name(hub.CONFIG))
-  return _About(
-    beside.preprocessing, beside.class_names, beside.architecture, beside.model_args, is_assumed=beside.is_empty
-  )
+def _about_torch(path: pathlib.Path, inside: Mapping[str, Any]) -> _About:
+  beside = preprocessing_lib.TimmConfig(path.with_name(hub.CONFIG), inside, str(path))
+  return _About(beside.preprocessing, beside.class_names, beside.architecture, beside.model_args, beside.assumed)
 
 
-def _about_h5(path: pathlib.Path) -> _About:
-  del path
+def _about_h5(path: pathlib.Path, inside: Mapping[str, Any]) -> _About:
+  del path, inside
   return _About(preprocessing_lib.KERAS, ())
 
 
-def _about_tfjs(folder: pathlib.Path) -> _About:
+def _about_tfjs(folder: pathlib.Path, inside: Mapping[str, Any]) -> _About:
+  del inside
   return _About(preprocessing_lib.KERAS, keras_files.class_names(folder))
 
 
@@ -85,7 +85,7 @@ def _tensors_alone(
   return lambda path: torch_files.Content(read(path))
 
 
-_PICKLE = _Format('torch', torch_files.read_pickle, _about_torch)
+_PICKLE = _Format('torch', torch_files.read_pickle, _about_torch, holds_preprocessing=True)
 _FILES = {
   '.safetensors': _Format('torch', _tensors_alone(torch_files.read_safetensors), _about_torch),
   '.safetensors.index.json': _Format(
@@ -158,21 +158,21 @@ class Source:
       data = self.run_config.data
       meta = {} if data.image_size else checkpoints.read_meta(path)
       return _About(preprocessing_lib.of_run(data, meta.get('image_shape', ())), ())
-    return result.about(path)
+    return result.about(path, self._content.preprocessing if result.holds_preprocessing else {})
 
   @property
   def preprocessing(self) -> preprocessing_lib.Preprocessing:
-    """Returns the image preprocessing; does not read the weights.
+    """Returns the image preprocessing; of weights, only a pickle is read for it, as it may hold it.
 
     Raises:
-      errors.InputError: the weights do not exist, or the description next to the weights is damaged.
+      errors.InputError: the weights do not exist, or what describes them is damaged; a pickle: as for `network`.
     """
     return self._about.preprocessing
 
   @property
-  def is_preprocessing_assumed(self) -> bool:
-    """Returns whether `preprocessing` is only the usual one, as nothing says which it is."""
-    return self._about.is_assumed
+  def assumed(self) -> tuple[str, ...]:
+    """Returns the fields of `preprocessing` that are only the usual ones, as nothing says which they are."""
+    return self._about.assumed
 
   @property
   def class_names(self) -> tuple[str, ...]:
@@ -297,7 +297,7 @@ class Source:
 
 
 def fill_model(model: typed.Model, source: Source) -> None:
-  """Sets `config.model` to the network of the weights, but keeps the options that the user sets.
+  """Sets `config.model` to the network of the weights, but keeps the options that the user sets, see `models.is_left`.
 
   Args:
     model: the `model` section of a config, not locked.
@@ -307,7 +307,7 @@ def fill_model(model: typed.Model, source: Source) -> None:
     errors.InputError: as for `Source.network`.
   """
   for key, value in source.network.items():
-    if key == 'name' or models.is_open(model, key):
+    if key == 'name' or models.is_left(model, key):
       model[key] = value
 
 
@@ -334,13 +334,13 @@ def fill_data(data: typed.Data, source: Source) -> None:
       f'{source.origin} resizes in a way that dnt does not have (crop_mode {given.eval_resize!r}): evaluation uses '
       f'{implied.eval_resize(data)}; set config.data.eval_resize to choose',
     )
-  if source.is_preprocessing_assumed:
-    crops = 'eval_crop' in unset and data.eval_resize == 'center_crop'
+  if assumed := [key for key in unset if key in source.assumed]:
+    crops = 'eval_crop' in assumed and data.eval_resize == 'center_crop'
     newer = '; its V2 weights want config.data.eval_crop=0.9655' if crops else ''
     terminal.say_once(
       _log,
-      f'nothing beside {source.origin} says how its images are prepared: {", ".join(unset)} of config.data are those '
-      f"of torchvision's first weights (256 to 224 pixels, bilinear){newer}",
+      f'nothing in or beside {source.origin} says how its images are prepared: {", ".join(assumed)} of config.data '
+      f"are those of torchvision's first weights (256 to 224 pixels, bilinear){newer}",
     )
 
 

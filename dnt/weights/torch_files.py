@@ -22,6 +22,7 @@ WRAPPERS = ('state_dict_ema', 'model_ema', 'state_dict', 'model', 'model_state_d
 # Keys under which they save the architecture: in the checkpoint itself, and in its options.
 _OPTIONS = ('args', 'hyper_parameters')  # the second is Lightning's
 _ARCHITECTURE = ('model', 'arch', 'model_name')
+_PREPROCESSING = ('input_size', 'interpolation', 'crop_pct', 'crop_mode', 'mean', 'std')
 
 
 class Content(NamedTuple):
@@ -31,11 +32,13 @@ class Content(NamedTuple):
     tensors: arrays by name.
     architectures: names of the architecture as the program that wrote the file gave them; empty if it gave none.
     model_args: options with which timm's training program built the network.
+    preprocessing: how that program prepared images, by the names in timm's `pretrained_cfg`; as it was given.
   """
 
   tensors: dict[str, np.ndarray]
   architectures: tuple[str, ...] = ()
   model_args: Mapping[str, Any] = types.MappingProxyType({})
+  preprocessing: Mapping[str, Any] = types.MappingProxyType({})
 
 
 def read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -104,7 +107,7 @@ def _listed(path: pathlib.Path) -> dict[str, str]:
 
 
 def read_pickle(path: pathlib.Path) -> Content:
-  """Reads every tensor of a `torch.save` file as float32; refuses files with code and never executes it.
+  """Reads every tensor of a `torch.save` file as float32, or complex; refuses files with code and never executes it.
 
   Besides tensors and plain values the file may hold an `argparse.Namespace`, in which training programs keep their
   options.
@@ -142,9 +145,11 @@ def read_pickle(path: pathlib.Path) -> Content:
     ) from error
   architectures: list[str] = []
   model_args: dict[str, Any] = {}
+  preprocessing: dict[str, Any] = {}
   while isinstance(content, dict):
     architectures += _architectures(content)
     model_args |= _model_args(content)
+    preprocessing |= _preprocessing(content)
     wrappers = [key for key in WRAPPERS if isinstance(content.get(key), dict)]
     if not wrappers:
       break
@@ -160,10 +165,12 @@ def read_pickle(path: pathlib.Path) -> Content:
       f'result of state_dict() of the network, alone or under one of {", ".join(WRAPPERS)}'
     )
   try:
-    tensors = {str(name): value.detach().float().numpy() for name, value in content.items()}
+    # Complex numbers stay what they are, for `names.to_variables` to refuse: as float32 they would lose a part.
+    real = {str(name): value if value.is_complex() else value.float() for name, value in content.items()}
+    tensors = {name: value.detach().numpy() for name, value in real.items()}
   except (RuntimeError, TypeError, NotImplementedError) as error:  # quantized, sparse, without data
     raise errors.InputError(f'{path} holds tensors that are not dense numbers ({_reason(error)})') from error
-  return Content(tensors, tuple(architectures), model_args)
+  return Content(tensors, tuple(architectures), model_args, preprocessing)
 
 
 def _architectures(content: Mapping[str, Any]) -> list[str]:
@@ -179,6 +186,19 @@ def _model_args(content: Mapping[str, Any]) -> dict[str, Any]:
   more = options.get('model_kwargs')
   found = {str(key): value for key, value in more.items()} if isinstance(more, dict) else {}
   return {'global_pool': options['gp']} | found if 'gp' in options else found
+
+
+def _preprocessing(content: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns how timm's training program prepared images, as far as its options say it, by the names in its files."""
+  options = _options(content, 'args')
+  found = {key: options[key] for key in _PREPROCESSING if options.get(key) is not None}
+  if options.get('img_size') is not None and 'input_size' not in found:
+    size = options['img_size']
+    found['input_size'] = [3, *(size if isinstance(size, list | tuple) else (size, size))]
+  for key in ('mean', 'std'):
+    if isinstance(found.get(key), list | tuple) and len(found[key]) == 1:  # for timm, that of every channel
+      found[key] = [*found[key]] * 3
+  return found
 
 
 def _options(content: Mapping[str, Any], key: str) -> Mapping[str, Any]:

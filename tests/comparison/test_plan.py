@@ -187,7 +187,7 @@ def test_what_a_chosen_variant_starts_from_is_chosen_too(staged, tmp_path):
 )
 def test_the_network_of_weights_is_left_to_the_runs(config, tmp_path, monkeypatch, first, later):
   monkeypatch.setattr(pretrained.Source, 'preprocessing', preprocessing.IMAGENET)
-  monkeypatch.setattr(pretrained.Source, 'is_preprocessing_assumed', False)
+  monkeypatch.setattr(pretrained.Source, 'assumed', ())
   config.base.data.image_size = 8
   config.variants = {'first': first, 'later': {'train.init_from': 'variant:first', **later}}
   runs = plan.make(config, tmp_path)

@@ -300,6 +300,15 @@ def in_process(monkeypatch, program):
   return started
 
 
+def test_a_run_is_given_the_defaults_that_its_weights_would_replace(tmp_path):
+  config = schema.default('compare')
+  tuned = {'train.init_from': 'variant:first', 'model.name': 'pretrained', 'model.activation': 'relu'}
+  config.variants = {'first': {'model.name': 'mlp', 'model.activation': 'relu'}, 'tuned': tuned}
+  schema.mark_given(config, ['base.model.initializer', 'base.model.norm_momentum'])  # the first: where they are drawn
+  flags = {run.variant: sorted(runner._given_defaults(run.config)) for run in plan.make(config, tmp_path)}
+  assert flags == {'first': [], 'tuned': ['--config.model.activation=relu', '--config.model.norm_momentum=0.9']}
+
+
 @pytest.mark.thorough
 @pytest.mark.usefixtures('undrawn')
 def test_a_variant_starts_from_the_weights_of_another(tiny, in_process, tmp_path, caplog):

@@ -4,10 +4,13 @@ import contextlib
 import importlib.util
 import itertools
 import pathlib
+import sys
+import types
 
+import flax.linen as nn
 import pytest
 
-from dnt import cli, errors, main, probe
+from dnt import cli, errors, main, models, probe
 from dnt import config as schema
 from dnt.comparison import plan
 from dnt.config import keys, relations
@@ -45,7 +48,7 @@ VALUES = {
   'signal.singular_values': (0, 2),
   'train.init_from': ('', 'runs/other'),
   'train.steps': (None, 100),
-  relations.PROGRAM: ('--mode=train', '--mode=lr_find', '--mode=noise_scale', 'dnt.probe'),
+  relations.PROGRAM: ('--mode=train', '--mode=lr_find', '--mode=noise_scale', 'dnt.probe', 'dnt.probe --try'),
 }
 # A value of each option whose default stands for no value or for what may always be given.
 GIVEN = {
@@ -63,6 +66,7 @@ GIVEN = {
   'finetune.reinit': ('head',),
   'finetune.unfreeze': (('50%', 'all'),),
   'lr_find.groups': ('head',),
+  'model.init_gain': 2.0,
   'model.norm_sync': 'device',
   'model.weight_standardization': True,
   'optim.epsilon': 1e-4,
@@ -148,6 +152,26 @@ def test_a_value_that_asks_for_nothing_may_always_be_given(key):
     assert schema.no_effect(config, key, program) == ''
 
 
+@pytest.mark.parametrize(
+  ('name', 'given'),
+  [
+    ('mlp', {'stochastic_depth': 0.0, 'zero_init_last_norm': False, 'compression': 1.0}),
+    ('nets:Net', {'stochastic_depth': 0.0}),
+    ('densenet', {'compression': 1.0}),
+  ],
+)
+def test_a_network_is_built_with_what_asks_for_nothing(name, given, monkeypatch):
+  nets = types.ModuleType('nets')
+  nets.Net = type('Net', (nn.Module,), {})
+  monkeypatch.setitem(sys.modules, 'nets', nets)
+  model = schema.default().model
+  model.update({'name': name, **given})
+  assert getattr(models.make(model, 10), 'compression', 1.0) == 1.0
+  model.update(dict.fromkeys(['stochastic_depth'], 0.1))
+  with pytest.raises(errors.InputError, match='stochastic_depth'):
+    models.make(model, 10)
+
+
 def test_what_the_weights_or_an_own_module_decide_is_not_refused():
   named = ('pretrained', 'mypkg.nets:Net')
   taken = [('model.width', {'model.name': name}) for name in named]
@@ -185,7 +209,8 @@ def test_frozen_norms_do_what_they_can(mode, norm, taken, parse):
     (("--config.schedule.boundaries=('50%',)", '--config.schedule.name=constant'), 'schedule.name is constant'),
     (('--config.clip.threshold=0.5',), 'clip.name is none'),
     (('--config.optim.b2=0.9', '--config.optim.name=sgd'), 'optim.name is sgd'),
-    (('--noconfig.data.flip', '--config.data.augment=none'), 'data.augment is none'),
+    (('--config.data.flip', '--config.data.augment=none'), 'data.augment is none'),
+    (('--noconfig.model.bottleneck', '--config.model.name=resnet'), 'model.name is resnet'),
     (('--config.lr_find.steps=30',), '--mode=train'),
     (('--config.noise_scale.batches=30', '--mode=lr_find'), '--mode=lr_find'),
   ],
@@ -267,9 +292,16 @@ def test_the_seed_of_the_data_has_no_say_in_what_is_held_out_of_a_set_of_tfds(pa
   parse(main.PROGRAM, '--config.data.source=idx:here', *given[1:])
 
 
-def test_the_probe_sweeps_nothing(parse):
-  with pytest.raises(errors.InputError, match='dnt.probe'):
-    parse(probe.PROGRAM, '--config.lr_find.steps=30', running=relations.PROBE)
+def test_the_probe_sweeps_rates_only_to_try_overrides_and_in_steps_of_its_own(parse):
+  rates = ('--config.lr_find.start=1e-5', '--config.lr_find.end=1.0')
+  for flag in (*rates, '--config.lr_find.steps=30'):
+    with pytest.raises(errors.InputError, match='the program is dnt.probe;'):
+      parse(probe.PROGRAM, flag, running=relations.PROBE)
+  tried = parse(probe.PROGRAM, '--try', *rates, running=relations.TRYING).lr_find
+  assert (tried.start, tried.end) == (1e-5, 1.0)
+  with pytest.raises(errors.InputError, match='the program is dnt.probe --try;'):
+    parse(probe.PROGRAM, '--config.lr_find.steps=30', running=relations.TRYING)
+  parse(probe.PROGRAM, '--config.train.init_from=x', '--config.model.init_gain=2.0', running=relations.TRYING)
 
 
 @pytest.fixture

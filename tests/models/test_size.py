@@ -92,4 +92,16 @@ def test_the_nearest_depth_is_found_by_arithmetic(layers):
   with pytest.raises(errors.InputError, match='nearest valid depth is') as refused:
     models.make(options(depth=layers), 10)
   nearest = int(str(refused.value).rsplit(' ', 1)[1])
-  assert abs(nearest - layers) <= 3 and (nearest - 2) % 6 == 0
+  assert nearest == 9998, 'the largest 6n + 2 that dnt builds'
+
+
+@pytest.mark.parametrize(
+  ('given', 'nearest'),
+  [
+    ({'name': 'highway', 'depth': 10**6}, '9998'),
+    ({'name': 'resnet', 'depth': 10**4, 'block': 'bottleneck'}, '9992'),  # of 9n + 2; 10,001 is nearer
+  ],
+)
+def test_the_nearest_depth_is_one_that_is_built(given, nearest):
+  with pytest.raises(errors.InputError, match=f'nearest valid depth is {nearest}$'):
+    models.make(options(**given), 10)

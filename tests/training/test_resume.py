@@ -441,6 +441,15 @@ def test_a_checkpoint_of_an_older_version_goes_on(tiny):
   assert resume.of_meta({}, RUN) is None
 
 
+def test_the_splits_of_an_older_run_stay_unless_others_are_given(tiny):
+  trained = resume.Trained(copy.deepcopy(tiny), {}, older=True)
+  tiny.eval.splits, tiny.checkpoint.best_metric = schema.default().eval.splits, 'accuracy'
+  assert resume.keep_open(tiny, trained).eval.splits == ('test',)
+  schema.mark_given(tiny, ['eval.splits'])
+  kept = resume.keep_open(tiny, trained)
+  assert (kept.eval.splits, kept.checkpoint.best_metric) == (('val',), 'accuracy')
+
+
 def test_a_module_of_ones_own_may_move(wide_network, tmp_path):
   old = built(wide_network)
   content = old.config.to_dict()

@@ -106,6 +106,10 @@ def test_a_bias_goes_into_the_mean_and_blue_comes_last():
       r'here .*read.* shape: conv1/bias \(5,\).* \(4,\) .*bn_conv1/moving_mean$',
     ),
     (
+      lambda t: t.update({'conv1/bias': t['conv1/bias'] * np.complex64(1)}),
+      'here .*toy.* complex numbers: conv1/bias$',
+    ),
+    (
       lambda t: (t.pop('conv1/kernel'), t.pop('conv1/bias'), t.update(other=np.zeros(1))),
       'here .*toy.* missing: conv1/kernel, conv1/bias; unexpected: other$',
     ),

@@ -37,7 +37,7 @@ def timm(tmp_path):
 
 def test_what_timm_says(timm):
   found = timm(A1).preprocessing
-  assert not timm(A1).is_empty
+  assert not timm(A1).assumed
   assert found == preprocessing.Preprocessing(
     224, 0.95, 'bicubic', (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 'center_crop'
   )
@@ -74,7 +74,7 @@ def test_names_of_classes_with_gaps_are_not_used_and_this_is_said(timm, console,
 @pytest.mark.parametrize('content', [None, {'architectures': ['ResNetForImageClassification']}, [1]])
 def test_without_timms_file_it_is_torchvisions(timm, content):
   found = timm(content)
-  assert found.is_empty and found.preprocessing == preprocessing.IMAGENET
+  assert found.assumed == tuple(preprocessing._FIELDS) and found.preprocessing == preprocessing.IMAGENET
   assert found.class_names == ()
 
 

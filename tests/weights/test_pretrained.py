@@ -1,6 +1,7 @@
 """Weights by one string: what comes with them, and every way in which they can be refused."""
 
 import argparse
+import dataclasses
 import gc
 import hashlib
 import json
@@ -16,12 +17,13 @@ import numpy as np
 import pytest
 from safetensors import numpy as safetensors_numpy
 
+from dnt import config as schema
 from dnt import errors, files, inference, loop, trees
 from dnt.config import run_config
 from dnt.data import pipeline
 from dnt.diagnostics import doctor_report, lr_find, noise
 from dnt.models import layouts
-from dnt.training import datasets, evaluate, initialize, open_options, record
+from dnt.training import datasets, evaluate, initialize, open_options, record, resume
 from dnt.weights import names, preprocessing, pretrained, torch_files
 
 
@@ -177,13 +179,76 @@ def test_preprocessing_that_nothing_says_is_said_to_be_assumed(save, tiny, conso
   lines = [line for line in console.readouterr().out.splitlines() if 'how its images are prepared' in line]
   assert len(lines) == (beside != {'architecture': 'resnet18'})
   for line in lines:
-    assert f'nothing beside {path} ' in line and 'eval_crop=0.9655' in line
+    assert f'nothing in or beside {path} ' in line and 'eval_crop=0.9655' in line
     assert ': eval_resize, eval_crop, interpolation, mean, std of config.data are' in line
   tiny.data.update({'interpolation': 'bilinear', 'mean': (0.5,) * 3, 'std': (0.2,) * 3})
   with tiny.data.ignore_type():
     tiny.data.eval_resize, tiny.data.eval_crop = 'squash', 1.0
   datasets.load(tiny, ())
   assert 'how its images' not in console.readouterr().out
+
+
+ARGS = {'mean': [0.5], 'std': [0.2, 0.3, 0.4], 'img_size': 128, 'crop_pct': 1.0, 'interpolation': 'bicubic'}
+OF_ARGS = preprocessing.Preprocessing(128, 1.0, 'bicubic', (0.5,) * 3, (0.2, 0.3, 0.4), 'center_crop')
+
+
+@pytest.mark.parametrize(
+  ('args', 'beside', 'expected', 'assumed'),
+  [
+    (ARGS, None, OF_ARGS, ()),
+    ({**ARGS, 'input_size': [3, 96, 96], 'crop_mode': 'squash'}, None, {'image_size': 96, 'eval_resize': 'squash'}, ()),
+    (
+      {**ARGS, 'mean': None, 'interpolation': ''},
+      None,
+      {'mean': (0.485, 0.456, 0.406), 'interpolation': 'bilinear'},
+      ('interpolation', 'mean'),
+    ),
+    (ARGS, {'crop_pct': 0.9, 'mean': [0.1] * 3, 'std': None}, {'eval_crop': 0.9, 'mean': (0.1,) * 3}, ()),
+    (
+      {**ARGS, 'interpolation': 'random', 'std': 3},
+      {'interpolation': 'bilinear', 'std': [0.2, 0.3, 0.4]},
+      {'interpolation': 'bilinear'},
+      (),
+    ),
+    ({'mean': None, 'lr': 0.1}, None, preprocessing.IMAGENET, tuple(preprocessing._FIELDS)),
+    ({'crop_pct': 0.95}, {}, dataclasses.replace(preprocessing.TIMM, eval_crop=0.95), ()),
+  ],
+)
+@pytest.mark.parametrize('kind', [dict, argparse.Namespace])
+def test_the_preprocessing_in_a_checkpoint_is_read(save, kind, args, beside, expected, assumed):
+  path = save({'state_dict': {'fc.bias': np.zeros(2)}, 'args': kind(model='resnet18', **args)}, 'last.pth.tar')
+  if beside is not None:
+    path.with_name('config.json').write_text(json.dumps({'architecture': 'resnet18', 'pretrained_cfg': beside}))
+  source = pretrained.Source(str(path))
+  if isinstance(expected, dict):
+    expected = dataclasses.replace(OF_ARGS, **expected)
+  assert source.preprocessing == expected
+  assert source.assumed == assumed
+
+
+@pytest.mark.parametrize(
+  ('args', 'said'),
+  [
+    ({'mean': 'red'}, 'damaged'),
+    ({'std': 0.2}, 'damaged'),
+    ({'img_size': 'large'}, 'damaged'),
+    ({'crop_pct': {'eval': 1}}, 'damaged'),
+    ({'interpolation': 'random'}, "'random'.*bicubic"),
+  ],
+)
+def test_preprocessing_in_a_checkpoint_that_makes_no_sense_is_refused(save, args, said):
+  path = save({'state_dict': {'fc.bias': np.zeros(2)}, 'args': args}, 'last.pth.tar')
+  with pytest.raises(errors.InputError, match=f'last.pth.tar.* args .*{said}'):
+    _ = pretrained.Source(str(path)).preprocessing
+
+
+def test_a_line_says_what_the_options_in_a_checkpoint_leave_open(save, tiny, console):
+  args = {'mean': [0.5] * 3, 'std': [0.2] * 3, 'img_size': 8}
+  tiny.train.init_from = str(save({'state_dict': {'fc.bias': np.zeros(2)}, 'args': args}, 'last.pth.tar'))
+  config = datasets.prepared(tiny, pretrained.Source(tiny.train.init_from))
+  assert (config.data.mean, config.data.std) == ((0.5,) * 3, (0.2,) * 3)
+  (line,) = [line for line in console.readouterr().out.splitlines() if 'how its images are prepared' in line]
+  assert ': eval_resize, eval_crop, interpolation of config.data are' in line
 
 
 @pytest.mark.parametrize('said', [None, 'resnet18'])
@@ -397,7 +462,7 @@ def read(monkeypatch):
     monkeypatch.setattr(owner, name, counted)
 
   watch(safetensors_numpy, 'load_file', lambda path: pathlib.Path(path).name)
-  watch(preprocessing, 'TimmConfig', lambda path: path.name)
+  watch(preprocessing, 'TimmConfig', lambda path, *_: path.name)
   watch(pretrained.checkpoints, 'load_parameters', lambda workdir: f'{workdir.name}/checkpoints')
   watch(run_config, 'get_config', lambda path: '/'.join(pathlib.Path(path).parts[-2:]))
 
@@ -549,6 +614,32 @@ def test_the_network_of_another_run(tiny, saved, build, tmp_path):
   tiny.model.depth = 20
   with pytest.raises(errors.InputError, match=f'{re.escape(str(tmp_path / "run"))} .*config.model'):
     initialize.load_variables(build(tiny), pretrained.Source(str(tmp_path / 'run')))
+
+
+@pytest.mark.parametrize(
+  ('given', 'activation', 'norm'),
+  [((), 'tanh', 'none'), (('model.activation',), 'relu', 'none'), (('model.norm', 'seed'), 'tanh', 'batch_norm')],
+)
+def test_what_is_given_stays_at_its_default_too(tiny, tmp_path, given, activation, norm):
+  written = schema.copy_unlocked(tiny)
+  written.model.update({'num_classes': 10, 'activation': 'tanh', 'norm': 'none'})
+  run_config.write(tmp_path / 'config.json', written)
+  tiny.model.name = 'pretrained'
+  with tiny.model.ignore_type():
+    tiny.model.depth = tiny.model.width = None
+  schema.mark_given(tiny, [*given, 'model.depth'])
+  config = schema.copy_unlocked(tiny)
+  pretrained.fill_model(config.model, pretrained.Source(str(tmp_path)))
+  assert (config.model.activation, config.model.norm, config.model.depth) == (activation, norm, 3)
+  # A run of these weights that goes on, by the same command or one without the option.
+  config.model.name = 'mlp'
+  trained = resume.Trained(config, {})
+  kept = resume.keep_open(tiny, trained)
+  assert (kept.model.activation, kept.model.norm) == (activation, norm)
+  config.model.update({'activation': 'gelu', 'norm': 'layer_norm'})
+  kept = resume.keep_open(tiny, trained)
+  assert kept.model.activation == ('relu' if 'model.activation' in given else 'gelu')
+  assert kept.model.norm == ('batch_norm' if 'model.norm' in given else 'layer_norm')
 
 
 def test_a_network_that_computes_something_else_on_the_weights_of_a_run(tiny, saved, build, tmp_path, console):

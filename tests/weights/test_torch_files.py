@@ -154,6 +154,13 @@ def test_half_precision_in_a_pickle_is_widened(tensors, save):
   assert_read(torch_files.read_pickle(save(half, 'model.pth')).tensors, half)
 
 
+def test_complex_numbers_in_a_pickle_stay_complex(tensors, save):
+  given = {**tensors, 'c.weight': np.full(3, 1 + 2j, np.complex64)}
+  found = torch_files.read_pickle(save(given, 'model.pth')).tensors
+  assert (found['c.weight'].dtype, found['a.weight'].dtype) == (np.complex64, np.float32)
+  np.testing.assert_array_equal(found['c.weight'], given['c.weight'])
+
+
 def test_half_precision_in_safetensors(tensors, save):
   half = {name: value.astype(np.float16) for name, value in tensors.items()}
   assert_read({name: np.float32(value) for name, value in torch_files.read_safetensors(save(half)).items()}, half)
