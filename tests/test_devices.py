@@ -148,6 +148,18 @@ def test_processes_with_other_configs_refuse_to_run(tmp_path, config, outcomes):
 
 
 @pytest.mark.thorough
+def test_processes_with_other_numbers_of_devices_refuse_to_run(tmp_path, config, start, coordinator):
+  flags = [f'--config={config("stream", 10)}', f'--workdir={tmp_path / "run"}', '--distributed']
+  command = [sys.executable, '-m', 'dnt.main', *flags, f'--coordinator={coordinator}', '--num_processes=2']
+  own = (['env', f'JAX_NUM_CPU_DEVICES={count}', *command, f'--process_id={i}'] for i, count in enumerate((1, 2)))
+  for process in [start(each) for each in own]:
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 2, output
+    assert 'error: the processes of this run differ: the devices are 1 cpu on process 0 and 2 cpu on' in output
+  assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.thorough
 def test_an_image_that_one_process_cannot_read_loses_no_step(tmp_path, config_file, outcomes, finish, start):
   """It looks whole when the run starts, so that only the evaluation meets it."""
   for split, name, index in itertools.product(('train', 'val'), ('cats', 'dogs'), range(16)):

@@ -1,6 +1,7 @@
 """Finds in what the processes of one run differ, each of which reads its own config, code and data."""
 
 import ast
+import collections
 import contextlib
 import hashlib
 import importlib.machinery
@@ -10,6 +11,8 @@ import pathlib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import jax
 
 from dnt import config as schema
 from dnt import errors
@@ -57,15 +60,9 @@ def differences(descriptions: Sequence[Mapping[str, Any]]) -> str:
   """
   found = []
   for name in dict.fromkeys(name for each in descriptions for name in each):
-    owners: dict[str, list[str]] = {}
-    for process, each in enumerate(descriptions):
-      value = json.dumps(each[name], ensure_ascii=False) if name in each else 'missing'
-      owners.setdefault(value, []).append(str(process))
-    if len(owners) > 1:
-      parts = [
-        f'{value} on process{"es" if len(ids) > 1 else ""} {errors.list_names(ids)}' for value, ids in owners.items()
-      ]
-      found.append(f'{name} is {" and ".join(parts)}')
+    values = [json.dumps(each[name], ensure_ascii=False) if name in each else 'missing' for each in descriptions]
+    if len({*values}) > 1:
+      found.append(f'{name} is {_with_owners(values)}')
   if not found:
     return ''
   more = f'; and {len(found) - errors.PATHS} more' if len(found) > errors.PATHS else ''
@@ -77,6 +74,39 @@ def check(descriptions: Sequence[Mapping[str, Any]]) -> None:
   """Raises a `DifferenceError` if the processes differ; see `differences`."""
   if found := differences(descriptions):
     raise DifferenceError(found)
+
+
+def check_devices(devices: Sequence[jax.Device], processes: int) -> None:
+  """Checks that all processes have as many devices of the same platforms and kinds: a mesh has a place for each.
+
+  Args:
+    devices: those of all processes, which each of them knows; of one platform, where processes use several.
+    processes: their number.
+
+  Raises:
+    DifferenceError: the processes differ.
+  """
+  kinds: list[collections.Counter[str]] = [collections.Counter() for _ in range(processes)]
+  for device in devices:
+    platform, kind = device.platform, device.device_kind
+    kinds[device.process_index][platform if kind == platform else f'{platform} ({kind})'] += 1
+  none = f'no {devices[0].platform}'
+  values = [', '.join(f'{count} {kind}' for kind, count in sorted(each.items())) or none for each in kinds]
+  if len({*values}) > 1:
+    raise DifferenceError(
+      f'the processes of this run differ: the devices are {_with_owners(values)}. Give all processes as many devices '
+      'of the same kind; one whose accelerator fails may have the CPU instead'
+    )
+
+
+def _with_owners(values: Sequence[str]) -> str:
+  """Formats the values of all processes, in their order; those with one value stand together."""
+  owners: dict[str, list[str]] = {}
+  for process, value in enumerate(values):
+    owners.setdefault(value, []).append(str(process))
+  return ' and '.join(
+    f'{value} on process{"es" if len(ids) > 1 else ""} {errors.list_names(ids)}' for value, ids in owners.items()
+  )
 
 
 def own_code(model: str, folder: str | None) -> dict[str, str]:

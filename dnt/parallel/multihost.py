@@ -47,8 +47,8 @@ def initialize(
     description: what must be equal in all processes, as JSON values by name.
 
   Raises:
-    errors.InputError: the flags contradict each other or those of other processes, the processes differ, there is no
-      cluster, or the port is in use.
+    errors.InputError: the flags contradict each other or those of other processes, the processes or their devices
+      differ, there is no cluster, or the port is in use.
     errors.RunError: some processes did not report in time; the message lists their ids.
   """
   cluster = clusters.from_flags(coordinator, num_processes, process_id)
@@ -66,6 +66,7 @@ def initialize(
   )
   if stops_itself:
     preemption.take_over()
+  agreement.check_devices(jax.devices(), jax.process_count())  # before a collective, which needs equal devices
 
 
 def leave(code: int) -> None:

@@ -1,8 +1,10 @@
 """What the processes of one run must have alike; `tests/test_devices.py` runs two real ones."""
 
+import contextlib
 import pathlib
 import re
 import sys
+from typing import NamedTuple
 
 import pytest
 
@@ -122,6 +124,31 @@ def test_what_ones_own_network_imports_from_beside_it_is_compared(own_network, t
 def test_a_module_without_files_is_left_to_the_import(own_network, name):
   own_network.model.name = f'{name}:Net'
   assert not any(key.endswith(f' {name}.py') for key in agreement.describe(own_network, FILE, {}))
+
+
+class Device(NamedTuple):
+  process_index: int
+  platform: str = 'cpu'
+  device_kind: str = 'cpu'
+
+
+H100, H200 = ('gpu', 'NVIDIA H100'), ('gpu', 'NVIDIA H200')
+
+
+@pytest.mark.parametrize(
+  ('devices', 'said'),
+  [
+    ([(0,), (1,), (2,)], ''),
+    ([(0, *H100), (0, *H200), (1, *H200), (1, *H100), (2, *H100), (2, *H200)], ''),
+    ([(0,), (1,), (1,), (2,)], '1 cpu on processes 0, 2 and 2 cpu on process 1'),
+    ([(0, *H200), (2, *H100), (1, *H200)], r'1 gpu \(NVIDIA H200\) on processes 0, 1 and 1 gpu \(NVIDIA H100\) on pro'),
+    ([(0, *H200), (1, *H200)], r'1 gpu \(NVIDIA H200\) on processes 0, 1 and no gpu on process 2'),
+  ],
+)
+def test_processes_have_equal_devices(devices, said):
+  expected = pytest.raises(agreement.DifferenceError, match=f'the devices are {said}')
+  with expected if said else contextlib.nullcontext():
+    agreement.check_devices([Device(*each) for each in devices], 3)
 
 
 def test_processes_with_one_value_are_listed_together():
