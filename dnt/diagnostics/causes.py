@@ -3,9 +3,13 @@
 The causes come from the first ten steps with telemetry (`first_steps.Examination`) and from the trial (`trial.Trial`).
 """
 
+from typing import Any
+
 import numpy as np
 
-from dnt.config import implied, typed
+from dnt import config as schema
+from dnt import errors
+from dnt.config import implied, keys, typed
 from dnt.diagnostics import doctor, first_steps, labels, remedies, trial
 from dnt.diagnostics.verdicts import Kind, Verdict
 from dnt.optim import schedules
@@ -17,6 +21,7 @@ PULLED = 3.0  # e-folds by which weight decay alone would shrink the kernels in 
 MOSTLY = 0.3  # part of the weight decay in an update, from which it can be the cause
 WHOLLY = 1.0  # the same, from which it is, even if the gradients keep the kernels from shrinking
 SHRUNK = 0.3  # norm of the kernels after a trial over that before, from which decay counts as winning
+SHRINKS = 0.9  # the same, from which it does after any number of steps
 STILL = 0.03  # fraction of their norm by which updates can move parameters in a trial that is too slow
 RISEN = 1.5  # loss over the uniform one, or of the first step if that is more, from which steps count as too large
 STAYS = 0.9  # loss over that of guessing, from which it has not fallen
@@ -30,17 +35,34 @@ RISING = 0.5  # fraction of the peak rate, below which a trial shows the warm-up
 FALLS = 0.8  # last losses over the first ones and that of guessing, from which the loss falls
 NOISE = 0.05  # change of an accuracy over a window that may be chance
 WINDOW = 20  # steps over which an accuracy on the way is measured
+BOUNDED = 0.1  # least loss that the range of the logits allows over the uniform one, from which they are squashed
+# Options that can keep a network from training; what is sound has their defaults.
+USUAL = (
+  'model.norm_epsilon',
+  'loss.label_smoothing',
+  'loss.class_weights',
+  'optim.b1',
+  'optim.b2',
+  'optim.epsilon',
+  'finetune.head_lr_mult',
+  'finetune.layer_decay',
+  'finetune.rates',
+)
 
 
-def find(config: typed.Config, examination: first_steps.Examination, tried: trial.Trial) -> list[Verdict]:
+def find(
+  config: typed.Config, examination: first_steps.Examination, tried: trial.Trial, learnable: bool = True
+) -> list[Verdict]:
   """Returns why a network does not train, at least one cause, ordered by which problem stops training first.
 
   Args:
     config: a validated training config.
     examination: its first steps.
     tried: its trial.
+    learnable: whether the labels can be learned; if not, what a network has that does not learn is no cause where one
+      that trains may have it too.
   """
-  seen = _seen(examination)
+  seen = _seen(examination, learnable)
   lost = (Kind.VANISHING, Kind.EXPLODING, Kind.COLLAPSING)
   signals = [each for each in (seen, _lost_inside(examination)) if each and each.kind in lost]
   found = [
@@ -48,14 +70,14 @@ def find(config: typed.Config, examination: first_steps.Examination, tried: tria
     _scaled(examination),
     *(signal for signal in signals if signal.kind == Kind.EXPLODING),
     _decayed(config, examination, tried),
-    _diverged(examination, tried),
+    _diverged(examination, tried, learnable),
     _clipped(config, examination),
     *signals,
-    _small_batch(config, examination),
+    _small_batch(config, examination) if learnable else None,
     seen,
-    _alike(examination, tried),  # which leaves little of the gradient, and so of the steps
+    _alike(examination, tried) if learnable else None,  # which leaves little of the gradient, and so of the steps
     _still(examination, tried),
-    _fell_back(tried),
+    _fell_back(tried) if learnable else None,
   ]
   causes: dict[Kind, Verdict] = {}
   for cause in found:
@@ -63,10 +85,27 @@ def find(config: typed.Config, examination: first_steps.Examination, tried: tria
       causes.setdefault(cause.kind, cause)
   if FOLLOWS_FROM & causes.keys():
     causes.pop(Kind.SMALL_STEP, None)
-  return list(causes.values()) or [Verdict(Kind.STUCK, None, f'{trial.course(tried)}; {_open(examination, tried)}')]
+  if causes:
+    return list(causes.values())
+  return [Verdict(Kind.STUCK, None, f'{trial.course(tried)}; {_open(config, examination, tried)}')]
 
 
-def _open(examination: first_steps.Examination, tried: trial.Trial) -> str:
+def usual(config: typed.Config, rule: str | None = None) -> dict[str, Any]:
+  """Returns the defaults of the options in `USUAL` that a config sets to something else, by key.
+
+  Args:
+    config: a validated training config.
+    rule: the optimizer, whose epsilon it compares; None: that of the config.
+  """
+  default = schema.default()
+  defaults = {key: keys.get(default, key) for key in USUAL}
+  optim = config.optim.to_dict() | {'name': rule or config.optim.name}
+  if implied.rule(optim) == implied.rule(optim | {'epsilon': None}):  # a config may set it to what it is anyhow
+    del defaults['optim.epsilon']
+  return {key: value for key, value in defaults.items() if keys.get(config, key) != value}
+
+
+def _open(config: typed.Config, examination: first_steps.Examination, tried: trial.Trial) -> str:
   """Returns in words what is left to say where no cause was found."""
   if tried.reached < RISING:
     risen = f'the learning rate has risen to {100 * tried.reached:.2g} % of its peak by then'
@@ -74,6 +113,9 @@ def _open(examination: first_steps.Examination, tried: trial.Trial) -> str:
   first, last = tried.losses[: trial.LAST_TRIED].mean(), tried.losses[-trial.LAST_TRIED :].mean()
   if last < FALLS * min(examination.guessing_loss, first):
     return 'the loss falls without the accuracy: it asks for something else (config.loss, or what a label stands for)'
+  if others := usual(config):
+    names = errors.list_names([f'config.{key}' for key in others])
+    return f'no cause was found, but not every option is as usual: try the default{"s"[: len(others) - 1]} of {names}'
   return 'no cause was found'
 
 
@@ -84,8 +126,8 @@ def find_faults(examination: first_steps.Examination) -> list[Verdict]:
   return [cause for cause in found if cause]
 
 
-def _seen(examination: first_steps.Examination) -> Verdict | None:
-  verdict = doctor.judge(examination)
+def _seen(examination: first_steps.Examination, learnable: bool = True) -> Verdict | None:
+  verdict = doctor.judge(examination, learnable)
   return None if verdict.kind == Kind.TRAINABLE else verdict
 
 
@@ -105,7 +147,13 @@ def _squashed(examination: first_steps.Examination) -> Verdict | None:
       )
   elif np.abs(logits).max() <= 1 and (np.abs(logits) > 0.99).mean() > 0.5:
     return Verdict(Kind.SQUASHED, None, 'most outputs are 1 or -1: logits must not pass a tanh')
-  return None
+  low, high = examination.output_range
+  classes = logits.shape[1]
+  least = float(np.log1p((classes - 1) * np.exp(low - high)))  # with the right logit at one end, the rest at the other
+  if least <= BOUNDED * np.log(classes):
+    return None
+  reason = f'the outputs lie between {low:.3g} and {high:.3g} with any parameters, and the loss above {least:.2g}'
+  return Verdict(Kind.SQUASHED, None, f'{reason}: logits must not pass a sigmoid, a tanh or another limit')
 
 
 def _scaled(examination: first_steps.Examination) -> Verdict | None:
@@ -120,7 +168,9 @@ def _decayed(config: typed.Config, examination: first_steps.Examination, tried: 
   part = _part_of_decay(optim, examination)
   if step * trial.STEPS < PULLED or part < MOSTLY:
     return None
-  if np.isfinite(tried.shrinkage) and tried.shrinkage > SHRUNK and step < 1 and part < WHOLLY:
+  pulled = optim.weight_decay / (1 - momentum) * tried.learning_rates.sum() if tried.stopped == 'time' else PULLED
+  shrunk = min(SHRUNK ** min(1, pulled / PULLED), SHRINKS)  # few steps can shrink them little
+  if np.isfinite(tried.shrinkage) and tried.shrinkage > shrunk and step < 1 and part < WHOLLY:
     return None
   reason = f'it takes {100 * min(step, 1):.3g} % of the kernels at each step'
   if np.isfinite(tried.shrinkage):
@@ -145,7 +195,7 @@ def _part_of_decay(optim: typed.Optim, examination: first_steps.Examination) -> 
   return float(examination.learning_rates[moved[0]] * optim.weight_decay / ratios[moved[0]])
 
 
-def _diverged(examination: first_steps.Examination, tried: trial.Trial) -> Verdict | None:
+def _diverged(examination: first_steps.Examination, tried: trial.Trial, learnable: bool) -> Verdict | None:
   ratio = float(np.median(examination.update_ratios))
   moved = 'updates of parameters that start at zero' if np.isnan(ratio) else f'updates of {ratio:.1e} of the parameters'
   by_entry = np.nan_to_num(np.median(examination.columns['first_update_ratio'], 0), posinf=0.0)
@@ -167,7 +217,7 @@ def _diverged(examination: first_steps.Examination, tried: trial.Trial) -> Verdi
   above = max(uniform, min(first, 2 * uniform) if ratio >= MUCH else first)
   if last > RISEN * above:
     return Verdict(Kind.LARGE_STEP, entry, f'{trial.course(tried)}, with {moved}')
-  stays = last > (first / 2 if first / 2 > STAYS * uniform else STAYS * examination.guessing_loss)
+  stays = learnable and last > (first / 2 if first / 2 > STAYS * uniform else STAYS * examination.guessing_loss)
   if ratio > doctor.RATIO and stays:
     return Verdict(Kind.LARGE_STEP, entry, f'{trial.course(tried)}, with {moved}')
   highest = float(tried.losses.max())

@@ -12,7 +12,7 @@ import numpy as np
 
 from dnt import config as schema
 from dnt import errors
-from dnt.config import implied, keys, typed
+from dnt.config import typed
 from dnt.data import pipeline
 from dnt.diagnostics import causes, first_steps, lr_find, remedies, trial
 from dnt.diagnostics.verdicts import Kind, Verdict
@@ -28,7 +28,7 @@ RATE = 'optim.learning_rate'
 # Causes inside a network, which no option reaches if it is given, see `_is_given`.
 _INSIDE = (Kind.DEAD, Kind.CUT_OFF, Kind.SQUASHED)
 # Overrides with which most networks train.
-SOUND = {
+SOUND: dict[str, Any] = {
   'model.activation': 'relu',
   'model.initializer': 'he',
   'model.init_gain': 1.0,
@@ -37,18 +37,6 @@ SOUND = {
   'optim.weight_decay': USUAL_DECAY,
   'clip.name': 'none',
 }
-# Options that can keep a network from training; what is sound has their defaults.
-USUAL = (
-  'model.norm_epsilon',
-  'loss.label_smoothing',
-  'loss.class_weights',
-  'optim.b1',
-  'optim.b2',
-  'optim.epsilon',
-  'finetune.head_lr_mult',
-  'finetune.layer_decay',
-  'finetune.rates',
-)
 
 
 class Tried(NamedTuple):
@@ -93,11 +81,7 @@ def offer(config: typed.Config, examination: first_steps.Examination, found: Seq
     if answer and (cause is found[0] or cause.kind not in (Kind.SMALL_STEP, Kind.LARGE_STEP)):
       together |= answer[0]
   norm = 'layer_norm' if remedies.norm_batch(config) <= causes.BATCH_NORM_BLAMED_TO else 'batch_norm'
-  usual = schema.default()
-  sound = {key: keys.get(usual, key) for key in USUAL} | SOUND | {'model.norm': norm}
-  optim = config.optim.to_dict() | {'name': SOUND['optim.name']}
-  if implied.rule(optim) == implied.rule(optim | {'epsilon': None}):  # a config may set it to what it is anyhow
-    del sound['optim.epsilon']
+  sound = causes.usual(config, SOUND['optim.name']) | SOUND | {'model.norm': norm}
   sound |= remedies.shortcut(config, len(examination.entries))
   if given:
     sound = {key: value for key, value in sound.items() if not key.startswith('model.')}

@@ -77,8 +77,8 @@ def make(
   if state == trial.HEALTHY:
     found = causes.find_faults(examination)
   else:
-    found = causes.find(config, examination, tried)
     wrong = [finding.kind for finding in findings if finding.kind in labels.UNLEARNABLE]
+    found = causes.find(config, examination, tried, learnable=not wrong)
     if found[0].kind == Kind.STUCK and wrong:
       verdict = verdict._replace(reason=f'but not on this data ({wrong[0]}): {verdict.reason}')
       found = []

@@ -22,8 +22,13 @@ RATIO = 0.1  # update over parameter norm, of the median entry, if the loss stay
 LAST_EXAMINED = 3  # number of the last of the first steps whose mean loss measures the result of the first steps
 
 
-def judge(examination: first_steps.Examination) -> Verdict:
-  """Returns the verdict on an examination: the first problem, in an order where earlier problems cause later ones."""
+def judge(examination: first_steps.Examination, learnable: bool = True) -> Verdict:
+  """Returns the verdict on an examination: the first problem, in an order where earlier problems cause later ones.
+
+  Args:
+    examination: the first steps.
+    learnable: whether the labels can be learned; if not, a loss that stays says nothing of the network.
+  """
   typical = {name: np.median(column, axis=0) for name, column in examination.columns.items()}
   rms, gradient = typical['activation_rms'], typical['output_gradient_norm']
   # A branch whose last kernel starts at zero outputs zero but is not dead: its parameters have a gradient.
@@ -35,10 +40,10 @@ def judge(examination: first_steps.Examination) -> Verdict:
     (None if faded else _dead(examination, typical, waking))
     or _not_finite(examination, 'signal', rms, measured)
     or _not_finite(examination, 'gradient', gradient, measured[::-1])
-    or (None if faded else _cut_off(examination, gradient, measured))
+    or (None if faded else _cut_off(examination, typical, measured))
     or (_lost(examination, typical, hidden) if len(hidden) else None)
-    or (_collapsed(examination, typical['cosine'], hidden) if len(hidden) else None)
-    or _stepped(examination)
+    or (_collapsed(examination, typical['cosine'], hidden, learnable) if len(hidden) else None)
+    or _stepped(examination, learnable)
   )
 
 
@@ -59,8 +64,16 @@ def _not_finite(examination: first_steps.Examination, name: str, norms: np.ndarr
   return None if at is None else Verdict(Kind.EXPLODING, examination.entries[at], f'the {name} is not finite')
 
 
-def _cut_off(examination: first_steps.Examination, gradient: np.ndarray, measured: np.ndarray) -> Verdict | None:
+def _cut_off(
+  examination: first_steps.Examination, typical: Mapping[str, np.ndarray], measured: np.ndarray
+) -> Verdict | None:
   """Detects what lets no gradient pass in a user's own module: dead units outside of any entry, or `stop_gradient`."""
+  gradient, losses = typical['output_gradient_norm'], examination.losses[:, 0]
+  nothing = not np.nan_to_num(typical['gradient_norm'], nan=0.0).any() and not gradient[measured].any()
+  # The last entry alone may start at zero. A loss of zero leaves nothing to pass on.
+  if nothing and (typical['activation_rms'][measured[-2:]] > 0).any() and (losses > 0).all():
+    reason = 'no gradient reaches any entry from the loss, which the signal reaches (stop_gradient or round behind it?)'
+    return Verdict(Kind.CUT_OFF, examination.entries[measured[-1]], reason)
   for at, after in zip(measured[-2::-1], measured[:0:-1], strict=True):
     if gradient[measured[0]] == gradient[at] == 0 and gradient[after] > ABRUPT:
       if not np.median(examination.columns['cosine'][:, after]) > COLLAPSED:  # images differ behind it
@@ -107,10 +120,12 @@ def _shrinks(ratio: float) -> str:
   return f'shrinks to {ratio:.1e} of its size' if ratio > 0 else 'shrinks until a float32 cannot hold its square'
 
 
-def _collapsed(examination: first_steps.Examination, cosine: np.ndarray, hidden: np.ndarray) -> Verdict | None:
+def _collapsed(
+  examination: first_steps.Examination, cosine: np.ndarray, hidden: np.ndarray, learnable: bool
+) -> Verdict | None:
   before, after = _losses(examination)
   guesses = (examination.uniform_loss, examination.guessing_loss)
-  stands = after >= before and any(abs(before - guess) < GUESSING * guess for guess in guesses)
+  stands = learnable and after >= before and any(abs(before - guess) < GUESSING * guess for guess in guesses)
   limit = ALIKE_AT_GUESSING if stands else COLLAPSED
   if not np.inf > cosine[hidden[-1]] > limit > examination.input_cosine:
     return None
@@ -134,14 +149,14 @@ def last_loss(examination: first_steps.Examination) -> np.ndarray:
   return np.mean(examination.losses[:, -LAST_EXAMINED:], axis=1)
 
 
-def _stepped(examination: first_steps.Examination) -> Verdict:
+def _stepped(examination: first_steps.Examination, learnable: bool) -> Verdict:
   before, after = _losses(examination)
   ratio = float(np.median(examination.update_ratios))
   reason = f'the loss goes from {before:.3g} to {after:.3g} in {first_steps.COUNT} steps'
   # Large updates alone do no harm: a linear classifier starts with them. The start lies near the uniform loss, which is
   # more than that of guessing where classes are unequal.
   large = not np.isfinite(examination.losses).all() or after > GROWN * max(before, examination.uniform_loss)
-  if large or (ratio > RATIO and after > examination.uniform_loss):
+  if large or (learnable and ratio > RATIO and after > examination.uniform_loss):
     moves = '' if np.isnan(ratio) else f', which move parameters by {ratio:.1e} of their norm'
     return Verdict(Kind.LARGE_STEP, None, reason + moves)
   return Verdict(Kind.TRAINABLE, None, reason)

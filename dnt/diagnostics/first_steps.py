@@ -16,6 +16,7 @@ from dnt import config as schema
 from dnt import errors, models
 from dnt.config import typed
 from dnt.data import pipeline
+from dnt.diagnostics import bounds
 from dnt.models import captures, depth, function_calls, initializers, stage
 from dnt.optim import chain, schedules
 from dnt.parallel import compile as compile_lib
@@ -52,6 +53,8 @@ class Examination(NamedTuple):
     outputs: logits of the batch of the step that the columns describe, as training computes them (batch_norm takes the
       statistics of the batch), float64 [images, classes].
     batch_statistics: whether the first steps normalize anything by the batch, as batch_norm does; frozen norms may not.
+    output_range: the least and the largest logit that the network can give whatever its parameters are, as far as its
+      last operations show it: (0, 1) behind a sigmoid; infinite without such an operation.
   """
 
   entries: tuple[str, ...]
@@ -67,6 +70,7 @@ class Examination(NamedTuple):
   input_rms: float
   outputs: np.ndarray
   batch_statistics: bool
+  output_range: bounds.Range = bounds.ANY
 
 
 def examine(
@@ -112,6 +116,8 @@ def examine(
         log(f'seed {seed + 1} of {seeds}: {doing}')
         if not seed:
           batches.append(loader.arrays(index, 1))
+        if not seed and not index:
+          (output_range,) = bounds.find(outputs.trace(state, batches[0]).jaxpr.jaxpr)
         if not seed and not any(map(_is_initial, rows)):
           logits.append(jax.device_get(outputs(state, batches[index])))
         state, metrics = step(state, batches[index])
@@ -119,7 +125,8 @@ def examine(
       shown.append(rows)
   drawn = any(map(_is_initial, shown[0]))
   constant = losses.of_constant_predictions(run.config.loss, data.train)
-  return _examination(run, shown, np.asarray(logits[-1 if drawn else 0], np.float64), constant)
+  found = _examination(run, shown, np.asarray(logits[-1 if drawn else 0], np.float64), constant)
+  return found._replace(output_range=output_range)
 
 
 def micro_batch(config: typed.Config) -> int:

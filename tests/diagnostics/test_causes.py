@@ -95,6 +95,72 @@ def test_faults_with_which_a_network_may_train():
   assert causes.find_faults(examination(**LOST)) == []
 
 
+@pytest.mark.parametrize(
+  ('limits', 'classes', 'squashed'),
+  [
+    ((0.0, 1.0), 10, True),
+    ((0.0, 1.0), 2, True),
+    ((-0.01, 0.01), 10, True),
+    ((-1.0, 1.0), 10, True),
+    ((-2.0, 2.0), 1000, True),
+    ((-30.0, 30.0), 10, False),
+    ((-30.0, 30.0), 1000, False),
+    ((-np.inf, 1.0), 10, False),
+    ((0.0, 1.0), 1, False),
+  ],
+)
+def test_outputs_whose_range_keeps_the_loss_high_are_squashed(limits, classes, squashed):
+  outputs = np.random.default_rng(0).normal(size=(8, classes)) / 100
+  found = causes.find_faults(examination(outputs=outputs)._replace(output_range=limits))
+  assert [cause.kind for cause in found] == [Kind.SQUASHED] * squashed
+  assert not squashed or f'between {limits[0]:.3g} and {limits[1]:.3g}' in found[0].reason
+
+
+def test_labels_that_cannot_be_learned_leave_no_cause_that_the_outcome_alone_shows():
+  def unlearnable(overrides=(), result=None, **changes):
+    config = schema.override(schema.default(), dict(overrides), 'test')
+    found = causes.find(config, examination(**changes), result or tried(), learnable=False)
+    return [cause.kind for cause in found]
+
+  harmless = {
+    'a small batch': ({'train.batch_size': 8}, None, {}),
+    'alike at the last entries': ({}, None, {'cosine': [0.5, 0.95, 0.99]}),
+    'large updates': ({}, None, {'ratios': [0.5, 0.5], 'losses': [2.3, 2.5]}),
+    'a leap': ({}, tried([2.3, 9.0] + [2.31] * 298), {}),
+    'an accuracy that falls': ({}, tried(accuracies=[0.2] * 150 + [0.1] * 150), {}),
+  }
+  for name, (overrides, result, changes) in harmless.items():
+    assert find(overrides, result, **changes) != [Kind.STUCK], name
+    assert unlearnable(overrides, result, **changes) == [Kind.STUCK], name
+  assert unlearnable({}, tried([2.3, 9.0] + [50.0] * 298)) == [Kind.LARGE_STEP], 'it diverges'
+  assert unlearnable(ratios=[1e-7, 1e-7]) == [Kind.SMALL_STEP], 'nothing moves'
+  assert unlearnable(**LOST)[0] == Kind.VANISHING
+
+
+@pytest.mark.parametrize(
+  ('steps', 'shrinkage', 'found'), [(2, 0.5, True), (2, 0.85, False), (300, 0.5, False), (1, 0.95, False)]
+)
+def test_few_steps_need_shrink_the_kernels_no_further_than_their_decay_does(steps, shrinkage, found):
+  """A decay of 3 and a rate of 0.1 take 30 % at each step."""
+  decay = {'optim.name': 'adamw', 'optim.learning_rate': 0.1, 'optim.weight_decay': 3.0}
+  short = tried([2.3] * steps, stopped='time', shrinkage=shrinkage)
+  assert (Kind.DECAY in find(decay, short, ratios=[0.5, 0.5])) == found
+
+
+def test_unusual_options_are_named_where_no_cause_was_found():
+  def said(**overrides):
+    config = schema.override(schema.default(), {key.replace('__', '.'): value for key, value in overrides.items()}, '')
+    (cause,) = causes.find(config, examination(), tried())
+    assert cause.kind == Kind.STUCK
+    return cause.reason
+
+  assert said().endswith('no cause was found')
+  assert said(loss__label_smoothing=0.99).endswith('try the default of config.loss.label_smoothing')
+  both = said(loss__class_weights=(1e5, *[1.0] * 9), optim__name='adamw', optim__b1=0.9999)
+  assert both.endswith('try the defaults of config.loss.class_weights, config.optim.b1')
+  assert said(optim__name='adamw', optim__epsilon=1e-8).endswith('no cause was found'), 'it is that anyhow'
+
+
 def test_a_loss_that_falls_without_the_accuracy_is_said():
   (cause,) = causes.find(schema.default(), examination(), tried(np.linspace(5.0, 0.01, 300)))
   assert cause.kind == Kind.STUCK and 'config.loss' in cause.reason

@@ -11,16 +11,18 @@ from tests.diagnostics.examinations import LOST, examination, tried
 
 
 @pytest.mark.parametrize(
-  ('losses', 'finding', 'kind', 'state'),
+  ('losses', 'batch', 'finding', 'kind', 'state'),
   [
-    ([[2.3, 2.3], [2.3, np.nan], [2.3, 2.3]], None, 'step too large', trial.DOUBTFUL),
-    ([[2.3, 2.3]], None, Kind.STUCK, trial.SICK),
-    ([[2.3, 2.3]], 'unexplained labels', 'trainable', trial.SICK),
-    ([[2.3, 2.3]], 'unequal classes', Kind.STUCK, trial.SICK),
+    ([[2.3, 2.3], [2.3, np.nan], [2.3, 2.3]], 64, None, 'step too large', trial.DOUBTFUL),
+    ([[2.3, 2.3]], 64, None, Kind.STUCK, trial.SICK),
+    ([[2.3, 2.3]], 64, 'unexplained labels', 'trainable', trial.SICK),
+    ([[2.3, 2.3]], 8, 'unexplained labels', 'trainable', trial.SICK),
+    ([[2.3, 2.3]], 64, 'unequal classes', Kind.STUCK, trial.SICK),
+    ([[2.3, 2.3]], 8, 'unequal classes', Kind.SMALL_BATCH, trial.SICK),
   ],
-  ids=['one of three diverges', 'no cause', 'the labels are the cause', 'they are not'],
+  ids=['one of three diverges', 'no cause', 'labels', 'labels, not the small batch', 'not the labels', 'small batch'],
 )
-def test_what_joins_to_a_diagnosis(monkeypatch, losses, finding, kind, state):
+def test_what_joins_to_a_diagnosis(monkeypatch, losses, batch, finding, kind, state):
   learns = tried(np.linspace(2.3, 0.1, 300), np.full(300, 0.9))
   result = tried() if len(losses) == 1 else learns
   found = [labels.Finding(finding, '')] if finding else []
@@ -29,6 +31,7 @@ def test_what_joins_to_a_diagnosis(monkeypatch, losses, finding, kind, state):
   monkeypatch.setattr(trial, 'run', lambda *_: result)
   monkeypatch.setattr(labels, 'find', lambda *_: found)
   config = schema.default()
+  config.train.batch_size = batch
   diagnosed = diagnosis.make(config, datasets.load(config, ()))
   assert (diagnosed.verdict.kind, diagnosed.state) == (kind, state), diagnosed.verdict
   assert bool(diagnosed.causes) == (kind != Kind.TRAINABLE)

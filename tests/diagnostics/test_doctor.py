@@ -62,6 +62,19 @@ NAN, INF = np.nan, np.inf
     ({'output_gradient_norm': [0.0, 0.0, 0.0, 0.0, 1.0]}, 'cut off', 'last'),
     ({'output_gradient_norm': [0.0, 0.0, 0.0, 0.0, 1.0], 'cosine': [0.5, 0.5, 0.5, 0.5, 1.0]}, 'dead', 'last'),
     ({'output_gradient_norm': [0.0, 0.0, 1e-15, 1.0, 1.0]}, 'vanishing', 'more'),
+    ({'output_gradient_norm': [0.0] * 5, 'gradient_norm': [0.0, 0.0, NAN, 0.0, 0.0]}, 'cut off', 'head'),
+    ({'output_gradient_norm': [0.0] * 5, 'gradient_norm': [0.0, 0.0, 0.0, 0.0, 1e-9]}, 'vanishing', 'last'),
+    ({'output_gradient_norm': [0.0] * 5, 'gradient_norm': [0.0] * 5, 'losses': [0.0, 0.0]}, 'vanishing', 'last'),
+    (
+      {'output_gradient_norm': [0.0] * 5, 'gradient_norm': [0.0] * 5, 'activation_rms': [1.0, 1.0, 1.0, 1.0, 0.0]},
+      'cut off',
+      'head',
+    ),
+    (
+      {'output_gradient_norm': [0.0] * 5, 'gradient_norm': [0.0] * 5, 'activation_rms': [1.0, 1.0, 1.0, 0.0, 0.0]},
+      'vanishing',
+      'last',
+    ),
     ({'output_gradient_norm': [1.0, 0.0, 1.0, 1.0, 1.0]}, 'trainable', None),
     (
       {'activation_rms': [1.0, 0.1, 0.01, 2e-3, 1.0], 'output_gradient_norm': [3e-3, 0.01, 0.1, 1.0, 1.0]},

@@ -244,6 +244,7 @@ def test_micro_batches_augmentation_and_a_streamed_set(tiny):
 NETS = """
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.lax import stop_gradient
 
 class Own(nn.Module):
   num_classes: int
@@ -299,6 +300,14 @@ class Zero(nn.Module):
   @nn.compact
   def __call__(self, x):
     return nn.Dense(self.num_classes, kernel_init=nn.initializers.zeros, name='answer')(x.reshape(x.shape[0], -1))
+
+class Stopped(nn.Module):
+  num_classes: int
+
+  @nn.compact
+  def __call__(self, x):
+    x = nn.relu(nn.Dense(16, name='hidden')(x.reshape(x.shape[0], -1)))
+    return stop_gradient(jnp.tanh(nn.Dense(self.num_classes, name='answer')(x)) / 2)
 """
 
 
@@ -355,6 +364,16 @@ def test_updates_of_what_starts_at_zero_are_no_fraction_of_it(own, warmup):
   config.schedule.warmup = warmup  # whose first step has the rate 0
   found = examine(config)
   assert np.isnan(found.update_ratios).all() and found.losses[0, -1] < found.losses[0, 0]
+  assert found.output_range == (-np.inf, np.inf)
+
+
+@pytest.mark.thorough
+def test_outputs_that_are_limited_and_pass_no_gradient(own):
+  found = examine(own('Stopped'))
+  assert found.output_range == (-0.5, 0.5)
+  verdict = doctor.judge(found)
+  assert (verdict.kind, verdict.entry) == (Kind.CUT_OFF, 'answer')
+  assert [cause.kind for cause in causes.find_faults(found)] == [Kind.SQUASHED, Kind.CUT_OFF]
 
 
 @pytest.mark.thorough
