@@ -13,20 +13,28 @@ describes network and input. The export holds the averaged weights if the run ke
 not need the data.
 """
 
+import contextlib
+import os
 import pathlib
 
 from absl import flags
 
 from dnt import cli, errors, files
+from dnt import workdir as workdir_lib
 
-FORMATS = ('stablehlo', 'safetensors', 'flax_safetensors')
+# Files of each format: the model, and its description with a key that every description has.
+FORMATS = {
+  'stablehlo': ('model.stablehlo', 'model.json', 'preprocessing'),
+  'safetensors': ('model.safetensors', 'config.json', 'architecture'),
+  'flax_safetensors': ('flax_model.safetensors', 'flax_model.json', 'preprocessing'),
+}
 
 
 def define_flags(values: flags.FlagValues) -> None:
   """Defines the flags of this program."""
   cli.define_path('workdir', 'Workdir of the run.', values)
   cli.define_checkpoint(values)
-  flags.DEFINE_enum('format', 'stablehlo', FORMATS, 'Format of the export.', flag_values=values)
+  flags.DEFINE_enum('format', 'stablehlo', [*FORMATS], 'Format of the export.', flag_values=values)
   cli.define_path('output', 'Folder to write to; default: <workdir>/export.', values)
 
 
@@ -38,6 +46,8 @@ def main(values: flags.FlagValues) -> None:
   output = cli.output_folder(values.output, values.workdir, 'export')
   if output.expanduser().resolve() == pathlib.Path(values.workdir).expanduser().resolve():
     raise errors.InputError(f'--output={output} is the workdir, which has another config.json; give another folder')
+  model, beside, key = FORMATS[values.format]
+  _check_files(output / model, output / beside, key)
 
   from safetensors import numpy as safetensors_numpy
 
@@ -49,24 +59,33 @@ def main(values: flags.FlagValues) -> None:
   tensors = named(network) if named else {}  # or refuses the network
   files.make_workdir(output, '--output')
   if values.format == 'stablehlo':
-    model, content = 'model.stablehlo', export.stablehlo(network)
-    beside, description = 'model.json', export.stablehlo_description(network)
+    content, description = export.stablehlo(network), export.stablehlo_description(network)
   elif values.format == 'safetensors':
-    model, content = 'model.safetensors', safetensors_numpy.save(tensors, metadata={'format': 'pt'})
-    beside, description = 'config.json', export.timm_config(network)
+    content = safetensors_numpy.save(tensors, metadata={'format': 'pt'})
+    description = export.timm_config(network)
     export.say_decoding(network)
   else:
-    model, content = 'flax_model.safetensors', safetensors_numpy.save(tensors, metadata={'format': 'flax'})
-    beside, description = 'flax_model.json', export.flax_description(network)
+    content = safetensors_numpy.save(tensors, metadata={'format': 'flax'})
+    description = export.flax_description(network)
   try:
+    files.write_json(output / beside, description)  # first: a model without one is not of dnt
     files.write(output / model, content)
-    files.write_json(output / beside, description)
   except OSError as error:
     raise errors.InputError(
       f'cannot write to {output} ({error.strerror}); give another folder with --output'
     ) from error
   paths = f' ({len(tensors):,} tensors by Flax path)' if values.format == 'flax_safetensors' else ''
   print(f'{output / model}{paths} and {beside}, {network.describe_checkpoint()}')
+
+
+def _check_files(model: pathlib.Path, beside: pathlib.Path, key: str) -> None:
+  """Refuses to replace the files of another program, or of a run; an earlier export, or one like it, is replaced."""
+  with contextlib.suppress(errors.InputError):
+    if key in files.read_object(beside):
+      return
+  for path in (beside, model):
+    if os.path.exists(path):  # as pathlib's, but without an error for a folder that cannot be read
+      workdir_lib.refuse_others(path, 'an export', '--output')
 
 
 PROGRAM = cli.Program(__doc__, define_flags, main)

@@ -109,6 +109,7 @@ def train(
     clock = clock or record.Clock(time.monotonic())
     with ownership.own(workdir), buckets.Mirror(workdir) as mirror:
       workdir_lib.check_format(mirror.folder)
+      prepare.check_files(mirror.folder)
       summary = _train(config, mirror, clock, command, allow, profile)
       with signals.hold():
         mirror.upload()

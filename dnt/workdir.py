@@ -4,7 +4,7 @@ import logging
 import os
 import pathlib
 import re
-from typing import Any
+from typing import Any, NoReturn
 
 from dnt import buckets, errors, files
 
@@ -32,6 +32,8 @@ NOISE_SCALE = 'noise_scale.json'
 EVALUATION = 'evaluation.json'  # of `--mode=evaluate`
 PROFILE = 'profile'  # folder of traces
 LR_FIND, LR_FIND_PLOT = 'lr_find.json', 'lr_find.png'
+# Those with names that files of other programs may have; a run replaces them.
+COMMON = (CONFIG, METRICS, SUMMARY, REPORT, CURVES, TELEMETRY)
 # Files of the probe, whose JSON holds the number of the format itself: their folder need not be that of a run.
 PROBE, PROBE_PLOT = 'probe.json', 'probe.png'
 SIGNAL, SIGNAL_TABLES = 'signal.json', 'signal.md'
@@ -112,6 +114,22 @@ def check_format(workdir: pathlib.Path) -> None:
       'workdir, delete the file; else give another --workdir'
     ) from error
   check_number(number, str(workdir))
+
+
+def refuse_others(path: pathlib.Path, what: str, flag: str = '--workdir') -> NoReturn:
+  """Raises the error of a file that dnt would replace, and that another program has written.
+
+  Args:
+    path: path of the file.
+    what: what would replace it, for the message.
+    flag: command line flag that names the folder, for the message.
+
+  Raises:
+    errors.InputError: always.
+  """
+  raise errors.InputError(
+    f'{buckets.name(path)} is not of {what}, which would replace it: give another {flag}, or move that file away'
+  )
 
 
 def check_file(path: pathlib.Path) -> None:

@@ -156,6 +156,14 @@ def test_a_run_is_in_the_bucket_as_in_a_folder(bucket, tiny, tmp_path, refused, 
   assert bucket.names(FOLDER) - {name.removeprefix(f'{FOLDER}/') for name in written} == {'dead_units.json'}
 
 
+def test_files_of_another_program_stay(bucket, refused):
+  for name in ('report.html', workdir_lib.OWNER):
+    buckets.Folder(ADDRESS).write(name, b'{"of": "another"}')
+    before = dict(bucket.objects)
+    assert f'{ADDRESS}/{name} is not of a run of dnt' in refused(f'--workdir={ADDRESS}')
+    assert bucket.objects == before
+
+
 @pytest.mark.thorough
 @pytest.mark.usefixtures('undrawn')
 def test_a_run_that_continues_elsewhere_is_that_of_one_machine(bucket, tiny, tmp_path, console):

@@ -94,6 +94,32 @@ def test_an_own_module_is_exported_and_runs_without_dnt(program, own_network, sa
   np.testing.assert_allclose(jax.jit(module.Net(10).apply)(variables, x), want, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+  ('way', 'files', 'named'),
+  [
+    ('safetensors', {'config.json': '{"model": {}}'}, 'config.json'),  # of a run
+    ('safetensors', {'config.json': '{"architectures": ["ViT"]}', 'model.safetensors': ''}, 'config.json'),
+    ('safetensors', {'model.safetensors': ''}, 'model.safetensors'),
+    ('stablehlo', {'model.json': '{"modelTopology": {}}'}, 'model.json'),  # of TensorFlow.js
+    ('flax_safetensors', {'flax_model.json': '[]'}, 'flax_model.json'),
+    ('safetensors', {'config.json': '{"architecture": "resnet18"}', 'model.safetensors': ''}, ''),
+    ('stablehlo', {'model.json': '{"preprocessing": {}}', 'model.stablehlo': ''}, ''),
+    ('stablehlo', {'config.json': '{}', 'model.safetensors': ''}, ''),  # which it does not replace
+  ],
+)
+def test_files_of_another_kind_are_not_replaced(refused, trained, tmp_path, monkeypatch, way, files, named):
+  def load(*_, **__):
+    raise errors.InputError('it loads')
+
+  monkeypatch.setattr('dnt.inference.load', load)
+  for name, content in files.items():
+    (tmp_path / name).write_text(content)
+  message = refused(f'--workdir={trained.workdir}', f'--format={way}', f'--output={tmp_path}', name='export')
+  assert (f'{tmp_path / named} is not of an export' in message and '--output' in message) == bool(named)
+  assert (message == 'error: it loads') != bool(named)
+  assert {path.name: path.read_text() for path in tmp_path.iterdir()} == files
+
+
 def test_bad_input_is_one_line(program, trained, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   monkeypatch.setenv('HOME', str(trained.workdir.parent))

@@ -15,6 +15,7 @@ from PIL import Image
 
 from dnt import config as schema
 from dnt import files
+from dnt import workdir as workdir_lib
 from dnt.reporting import metrics
 from dnt.training import record
 
@@ -484,3 +485,15 @@ def test_a_checkpoint_for_a_mode_that_goes_on_from_the_newest(refused, tmp_path,
 
 def test_process_flags_without_distributed(refused):
   assert '--distributed' in refused('--num_processes=2')
+
+
+TIMM = b'{"architecture": "resnet50", "pretrained_cfg": {"num_classes": 1000}}'
+
+
+@pytest.mark.parametrize('name', [*workdir_lib.COMMON, 'confusion_test.json', workdir_lib.OWNER])
+def test_a_workdir_with_files_of_another_program(refused, tmp_path, name):
+  (tmp_path / name).write_bytes(TIMM)
+  message = refused('--config=digits_resnet20', f'--workdir={tmp_path}', *TINY)
+  assert re.search(rf'{re.escape(str(tmp_path / name))} is not of .* give another --workdir', message)
+  assert (tmp_path / name).read_bytes() == TIMM
+  assert {path.name for path in tmp_path.iterdir()} <= {name, f'{workdir_lib.OWNER}.lock'}

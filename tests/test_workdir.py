@@ -4,11 +4,13 @@ import fnmatch
 import json
 import pathlib
 import re
+import shutil
 import zipfile
 
 import pytest
 
 from dnt import errors, files, workdir
+from dnt.training import prepare
 
 pytestmark = pytest.mark.usefixtures('undrawn')
 
@@ -61,6 +63,23 @@ def test_an_old_run_goes_on_to_the_end_of_one_that_was_not_stopped(old, program)
     assert found['last'][name] == pytest.approx(whole['last'][name], rel=1e-4)
   assert json.loads((old / 'run' / 'format.json').read_text()) == {'format': workdir.FORMAT}
   assert f'opt_state/phase1/{kernel}' in leaves(old / 'run' / 'checkpoints' / '12')
+
+
+@pytest.mark.parametrize('kept', ['config.json', 'checkpoints', 'format.json'])
+def test_a_run_that_has_begun_goes_on_whatever_is_left_of_it(old, kept):
+  run = old / 'run'
+  if kept != 'config.json':
+    (run / 'config.json').write_text('[]')
+  if kept != 'checkpoints':
+    shutil.rmtree(run / 'checkpoints')
+  if kept == 'format.json':
+    workdir.write_format(run)
+  prepare.check_files(run)
+  shutil.rmtree(run / 'checkpoints', ignore_errors=True)
+  (run / 'config.json').write_text('[]')
+  (run / 'format.json').unlink(missing_ok=True)
+  with pytest.raises(errors.InputError, match=r'run/config\.json is not of a run'):
+    prepare.check_files(run)
 
 
 def test_an_old_run_is_evaluated_and_used_as_weights(old, program, call_program):

@@ -3,6 +3,7 @@
 A variant with `train.init_from = 'variant:<name>'` starts from the weights of another variant's run with the same seed.
 """
 
+import contextlib
 import copy
 import dataclasses
 import fnmatch
@@ -140,6 +141,23 @@ def _with_replaced(given: Collection[str], source: str) -> set[str]:
   """
   folder = ['data.dir'] if 'data.source' in given and overrides.names_folder(source) else []
   return {*given, *(_LENGTH if set(_LENGTH) & set(given) else ()), *folder}
+
+
+def check_files(workdir: pathlib.Path) -> None:
+  """Refuses a workdir with files that no comparison has written, and that one would replace, as those of a run.
+
+  A comparison has begun there if one of its runs was started, or there are its results.
+
+  Raises:
+    errors.InputError: there is such a file.
+  """
+  there = [path for name in workdir_lib.COMPARISON if name != workdir_lib.OWNER and (path := workdir / name).is_file()]
+  if not there or any(workdir.glob(f'*/seed*/{workdir_lib.REQUESTED}')):
+    return
+  with contextlib.suppress(errors.InputError):
+    if {'comparison', 'variants', 'runs'} <= files.read_object(workdir / workdir_lib.RESULTS).keys():
+      return
+  workdir_lib.refuse_others(there[0], 'a comparison')
 
 
 def _is_old(workdir: pathlib.Path) -> bool:

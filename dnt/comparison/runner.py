@@ -39,9 +39,10 @@ def own(workdir: pathlib.Path, runs: Sequence[plan.Run]) -> Generator[None]:
 
   Raises:
     errors.InputError: another comparison uses the workdir, or a run that it started and that lives on; or the folder
-      cannot be written.
+      cannot be written, or has files that no comparison has written, and that this one would replace.
   """
   with ownership.own(workdir, alone=True):
+    plan.check_files(workdir)
     for run in runs:
       ownership.check_free(run.workdir)
     yield

@@ -70,7 +70,8 @@ def own(workdir: str | os.PathLike, alone: bool = False) -> Generator[None]:
     alone: whether this is the only process, which then asks no device (a comparison leaves them to its runs).
 
   Raises:
-    errors.InputError: another run owns the workdir, or the folder cannot be written; nothing in it has changed.
+    errors.InputError: another run owns the workdir, its owner's file is of another program, or the folder cannot be
+      written; nothing in it has changed.
   """
   lead, mine, seen, since = alone or multihost.is_lead(), None, None, time.monotonic()
   place = _Object(where) if (where := buckets.address(workdir)) else _File(pathlib.Path(workdir))
@@ -119,7 +120,7 @@ def _take(place: '_File | _Object', seen: _Seen | None, since: float) -> dict[st
     since: `time.monotonic()` at the first look.
 
   Raises:
-    errors.InputError: the owner lives.
+    errors.InputError: the owner lives, or the file is of another program.
     _Busy: the owner may live.
   """
   place.prepare()
@@ -128,6 +129,8 @@ def _take(place: '_File | _Object', seen: _Seen | None, since: float) -> dict[st
     with place.lock():
       found = place.look()
       if found is not None:
+        if found.owner and not {'pid', 'host'} & found.owner.keys():
+          workdir_lib.refuse_others(pathlib.Path(place.path), 'a run of dnt')
         lives = _lives(found.owner, mine, place)
         if lives is None and seen is not None and found != seen:
           lives = True  # it was renewed, or replaced by that of another run

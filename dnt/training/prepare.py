@@ -10,7 +10,8 @@ import jax
 
 from dnt import buckets, checkpoints, errors, files
 from dnt import workdir as workdir_lib
-from dnt.config import changes, schema, typed, validation
+from dnt.checkpoints import format
+from dnt.config import changes, run_config, schema, typed, validation
 from dnt.data import pipeline, splits
 from dnt.optim import chain
 from dnt.parallel import mesh as mesh_lib
@@ -45,6 +46,30 @@ class Prepared(NamedTuple):
   saved: checkpoints.Checkpoints
   meta: dict[str, Any]
   found: Sequence[changes.Change]
+
+
+def check_files(workdir: pathlib.Path) -> None:
+  """Refuses a workdir with files that no run has written, and that a run would replace; every process calls it.
+
+  A run has begun there if there are a format, a checkpoint or a config of dnt. A run writes its config before any other
+  of these files; older versions wrote no format.
+
+  Raises:
+    errors.InputError: there is such a file.
+  """
+
+  def check():
+    there = [path for name in workdir_lib.COMMON if (path := workdir / name).is_file()]
+    there += workdir_lib.confusion_paths(workdir)
+    if not there or (workdir / workdir_lib.VERSION).exists() or format.steps_in(workdir_lib.checkpoints(workdir)):
+      return
+    if there[0].name == workdir_lib.CONFIG:
+      with contextlib.suppress(errors.InputError):
+        run_config.get_config(str(there[0]))
+        return
+    workdir_lib.refuse_others(there[0], 'a run of dnt')
+
+  multihost.on_lead(check)
 
 
 def prepare(config: typed.Config, workdir: pathlib.Path, mesh: jax.sharding.Mesh, allow: Collection[str]) -> Prepared:

@@ -170,6 +170,28 @@ def test_a_workdir_that_cannot_be_written(tmp_path):
     pass
 
 
+@pytest.mark.parametrize('name', ['report.html', 'results.json'])
+def test_a_workdir_with_files_of_another_program_or_of_a_run(runs, tmp_path, name):
+  path = tmp_path / name
+  path.write_text('{"runs": 3}')
+  refused = pytest.raises(errors.InputError, match=f'{re.escape(str(path))} is not of a comparison.* another --workdir')
+  with refused, runner.own(tmp_path, runs):
+    pass
+  assert path.read_text() == '{"runs": 3}' and [each.name for each in tmp_path.iterdir()] == [name]
+  runs[1].workdir.mkdir(parents=True)
+  (runs[1].workdir / 'requested.json').write_text('{}')  # a comparison has begun
+  with runner.own(tmp_path, ()):
+    pass
+
+
+def test_a_comparison_without_its_runs_is_one(tmp_path):
+  for name in ('report.html', 'results.md'):
+    (tmp_path / name).write_text('')
+  (tmp_path / 'results.json').write_text('{"comparison": {}, "best": null, "variants": [], "runs": []}')
+  with runner.own(tmp_path, ()):
+    pass
+
+
 def test_finished_runs_are_not_started(runs, monkeypatch, caplog):
   caplog.set_level(logging.INFO, 'dnt')
   monkeypatch.setattr(runner.plan, 'is_finished', lambda run: True)
