@@ -12,12 +12,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import special
 
-from dnt import checkpoints, errors, files
+from dnt import checkpoints, errors
 from dnt import workdir as workdir_lib
 from dnt.data import splits
 from dnt.diagnostics import causes, doctor, trial
 from dnt.diagnostics.verdicts import Kind
 from dnt.reporting import metric_names, metrics
+from dnt.weights import pretrained
 
 SMOOTHED = 5  # lines of the record over which a loss is averaged
 ABOVE = 1.05  # smoothed loss over its smallest value, from which it has begun to rise
@@ -50,15 +51,15 @@ def read(workdir: pathlib.Path) -> Ended:
     workdir: folder of a run of `dnt.main`.
 
   Raises:
-    errors.InputError: the folder holds no run, or its record has no step.
+    errors.InputError: the folder holds no run, its config or record is damaged, or its record has no step.
   """
   if not (workdir / workdir_lib.CONFIG).exists():
     raise errors.InputError(f'{workdir} holds no run: there is no {workdir_lib.CONFIG}')
-  config = files.read_object(workdir / workdir_lib.CONFIG)
-  lines = metrics.read(workdir)
+  config = pretrained.read_run_config(workdir)
+  lines = [line for line in metrics.read(workdir) if 'train/loss' in line or not metric_names.is_training(line)]
   if not any(map(metric_names.is_training, lines)):
     raise errors.InputError(f'{workdir / workdir_lib.METRICS} has no line of training, so nothing can be said')
-  return judge(config, lines, checkpoints.ReadOnly(workdir).steps())
+  return judge(config.to_dict(), lines, checkpoints.ReadOnly(workdir).steps())
 
 
 def judge(config: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], saved: Sequence[int]) -> Ended:
@@ -66,7 +67,7 @@ def judge(config: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], saved: 
 
   Args:
     config: its config, in JSON values.
-    lines: of its record, see `metrics.read`; some of them of training.
+    lines: of its record, see `metrics.read`; some of them of training, each with its loss.
     saved: the steps of its checkpoints.
   """
   course, evaluated = _course(lines), [line for line in lines if not metric_names.is_training(line)]
@@ -205,8 +206,10 @@ def _evaluations(evaluated: Sequence[Mapping[str, Any]]) -> list[_Evaluation]:
   for line in evaluated:
     for name, value in line.items():
       split, _, quantity = name.rpartition('/')
-      if quantity == 'balanced_accuracy' and value is not None and not split.endswith(metric_names.AVERAGED):
-        last[split] = _Evaluation(split, line['step'], line[f'{split}/accuracy'], value, line.get(f'{split}/auroc'))
+      if quantity != 'balanced_accuracy' or split.endswith(metric_names.AVERAGED):
+        continue
+      if value is not None and (accuracy := line.get(f'{split}/accuracy')) is not None:
+        last[split] = _Evaluation(split, line['step'], accuracy, value, line.get(f'{split}/auroc'))
   return list(last.values())
 
 

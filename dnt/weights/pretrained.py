@@ -436,8 +436,8 @@ def read_run_config(workdir: pathlib.Path) -> typed.Config:
   """
   path = _check_workdir(workdir) / workdir_lib.CONFIG
   config = run_config.get_config(str(path))
-  if config.model.num_classes is None:  # a run sets it
-    raise errors.InputError(f'{path} is damaged: it lacks model.num_classes')
+  if (config.model.num_classes or 0) < 1:  # a run sets it
+    raise errors.InputError(f'{path} is damaged: it lacks a model.num_classes above 0')
   return config
 
 

@@ -335,3 +335,27 @@ def test_folders_without_a_run_are_refused(tmp_path, run_here, there):
     (tmp_path / 'config.json').write_text(json.dumps(CONFIG))
   code, output = run_here('probe', f'--workdir={tmp_path}')
   assert code == 2 and len(output.splitlines()) == 1 and str(tmp_path) in output
+
+
+@pytest.mark.parametrize(
+  ('content', 'said'),
+  [('{}', 'model.num_classes'), ('{"model": 5}', "'model'"), ('{"model": {"num_classes": 0}}', 'model.num_classes')],
+)
+def test_a_damaged_config_is_named_in_one_line(tmp_path, refused, content, said):
+  (tmp_path / 'config.json').write_text(content)
+  (tmp_path / 'metrics.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines(FALLS)))
+  message = refused(f'--workdir={tmp_path}', name='probe')
+  assert str(tmp_path / 'config.json') in message and said in message
+
+
+def test_lines_that_lack_a_metric_are_left_out(tmp_path):
+  (tmp_path / 'config.json').write_text(json.dumps(CONFIG))
+  path, whole = tmp_path / 'metrics.jsonl', lines(FALLS)
+  path.write_text(''.join(json.dumps(line) + '\n' for line in whole))
+  found = ended.read(tmp_path)
+  lacking = [{'step': 300, 'train/learning_rate': 0.1}, {'step': 300, 'test/balanced_accuracy': 0.5}]
+  path.write_text(''.join(json.dumps(line) + '\n' for line in [*whole, *lacking]))
+  assert ended.read(tmp_path) == found
+  path.write_text(json.dumps(lacking[0]) + '\n')
+  with pytest.raises(errors.InputError, match='no line of training'):
+    ended.read(tmp_path)
