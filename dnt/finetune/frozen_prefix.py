@@ -111,7 +111,8 @@ def lack(prefix: Prefix) -> str:
   return (
     f'{kept} of {prefix.names[-1]} does not hold all that later entries read. The usual cause is something that the '
     'module computes between its entries, such as nn.relu or a pooling that is a plain function, or adds to images in '
-    'training: move it into an entry'
+    'training: move it into an entry. An entry that is itself an nn.scan or nn.vmap has no output to keep: put it into '
+    'an entry'
   )
 
 
@@ -230,19 +231,21 @@ def _is_pooled(run: experiment.Experiment, names: tuple[str, ...]) -> bool:
   return maps and names[-1] == last.entry.name and getattr(run.model, 'head_pools', False)
 
 
-def _output(prefix: Prefix, variables: Any, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Returns the prefix's output for preprocessed images in evaluation mode, and the logits."""
-  result = []
+def _output(prefix: Prefix, variables: Any, x: jax.Array) -> tuple[Any, jax.Array]:
+  """Returns the prefix's output for preprocessed images in evaluation mode, and the logits.
+
+  The output is None inside a user's own `nn.scan` or `nn.vmap`, which leave out the collections that they do not name.
+  """
 
   def watch(call, module):
     output = call()
-    if '/'.join(module.path) == prefix.names[-1]:
-      result.append(output)
+    if '/'.join(module.path) == prefix.names[-1]:  # sown, because the module may run inside remat or jit
+      module.sow(stage.CAPTURES, 'output', output, init_fn=lambda: None, reduce_fn=lambda _, output: output)
     return output
 
   with depth.intercept(watch):
-    logits = prefix.run.model.apply(variables, x, train=False)
-  return result[-1], logits
+    logits, updates = prefix.run.model.apply(variables, x, train=False, mutable=[stage.CAPTURES])
+  return trees.subtree(updates.get(stage.CAPTURES, {}), prefix.names[-1]).get('output'), logits
 
 
 def _pool(prefix: Prefix, output: jax.Array) -> jax.Array:

@@ -1,11 +1,13 @@
 """Which output takes the place of the images."""
 
+import jax
+import numpy as np
 import pytest
 
 from dnt import errors, loop
-from dnt.finetune import feature_cache
+from dnt.finetune import feature_cache, frozen_prefix
 from dnt.parallel import mesh as mesh_lib
-from dnt.training import record
+from dnt.training import datasets, experiment, open_options, record
 from tests.finetune.features import OWN_NETWORKS, files, held
 
 pytestmark = pytest.mark.usefixtures('undrawn')
@@ -134,6 +136,81 @@ def test_of_a_network_that_cannot_take_features_the_images_are_used(own, config,
   run, data = own(UNCACHEABLE, name)
   with pytest.raises(errors.InputError, match=f'cached_views=1: the output of {last} .*nn.relu .*, or set .* to 0'):
     feature_cache.use(run, data, mesh_lib.make_mesh(config.mesh), tmp_path / 'run')
+
+
+LIFTED = """
+import flax.linen as nn
+
+class Block(nn.Module):
+  features: int = 6
+
+  @nn.compact
+  def __call__(self, x, train):
+    return nn.relu(nn.Conv(self.features, (3, 3))(x))
+
+class Row(nn.Module):
+  @nn.compact
+  def __call__(self, x, _):
+    return nn.Conv(3, (3, 3))(x), None
+
+class Net(nn.Module):
+  num_classes: int
+  block = Block
+
+  @nn.compact
+  def __call__(self, x, train):
+    for number in (1, 2):
+      x = self.block(name=f'body{number}')(x, train)
+    return nn.Dense(self.num_classes, name='answer')(x.mean((1, 2)))
+
+class Remat(Net):
+  block = nn.remat(Block, static_argnums=(2,))
+
+class Jit(Net):
+  block = nn.jit(Block, static_argnums=(2,))
+
+class Scan(nn.Module):
+  num_classes: int
+
+  @nn.compact
+  def __call__(self, x):
+    rows = nn.scan(Row, variable_axes={'params': 0}, split_rngs={'params': True}, length=2)
+    x, _ = rows(name='body')(x, None)
+    return nn.Dense(self.num_classes, name='answer')(x.mean((1, 2)))
+"""
+
+
+@pytest.mark.parametrize('name', ['Remat', 'Jit'])
+def test_features_of_entries_inside_remat_and_jit_are_those_without(own, name):
+  run, data = own(LIFTED, 'Net')
+  variables, images = run.init_variables(), (data.train.images[:2] / 255).astype(np.float32)
+  expected = frozen_prefix.features(frozen_prefix.find(run), variables, images)
+  run, _ = own(LIFTED, name)
+  assert frozen_prefix.fits(frozen_prefix.find(run), jax.eval_shape(run.init_variables))
+  found = frozen_prefix.features(frozen_prefix.find(run), variables, images)
+  np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+  assert found.shape == (2, 8, 8, 6) and found.any()
+
+
+def test_a_frozen_block_that_is_computed_again_is_cached(config):
+  config.model.remat = True
+  data = datasets.load(config, ())
+  run = experiment.make(open_options.resolve(config, data), data.spec)
+  prefix = frozen_prefix.find(run)
+  assert '/' in prefix.names[-1]  # a block of a stage
+  images = (data.train.images[:2] / 255).astype(np.float32)
+  found = jax.jit(lambda variables: frozen_prefix.features(prefix, variables, images))(run.init_variables())
+  assert found.shape == (2, 1, 1, 64) and np.isfinite(found).all()
+
+
+def test_an_entry_that_is_a_scan_has_no_features(own, config, console):
+  run, data = own(LIFTED, 'Scan')
+  assert feature_cache.use_blank(run, data) == (run, data)
+  assert 'features are not cached: the output of body' in console.readouterr().out
+  config.finetune.cached_views = 1
+  run, data = own(LIFTED, 'Scan')
+  with pytest.raises(errors.InputError, match='itself an nn.scan or nn.vmap has no output to keep: put it into an'):
+    feature_cache.use_blank(run, data)
 
 
 @pytest.mark.parametrize(
