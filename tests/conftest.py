@@ -374,13 +374,22 @@ def begin():
 
 
 @pytest.fixture
-def eight_devices():
-  """Runs on eight devices: for tests of what several change. Others run on one, for which programs compile faster."""
+def all_devices():
+  """Runs on all devices, eight on CPU: for tests that hold on any number. Others run on one: programs compile faster."""
+
+
+@pytest.fixture
+def eight_devices(all_devices):
+  """Runs on eight devices, for tests of what several change; elsewhere than on CPU there may be fewer."""
+  import jax
+
+  if len(jax.devices()) < 8:
+    pytest.skip(f'it needs eight devices, and there are {len(jax.devices())}')
 
 
 @pytest.fixture(autouse=True)
 def one_device(request, monkeypatch):
-  if 'eight_devices' not in request.fixturenames:
+  if 'all_devices' not in request.fixturenames:
     import jax
 
     devices = jax.devices()[:1]

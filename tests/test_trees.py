@@ -84,6 +84,7 @@ def test_sha256_is_what_its_docstring_says():
   assert trees.sha256(TREE) == digest.hexdigest()
 
 
+@pytest.mark.usefixtures('eight_devices')
 def test_sha256_is_the_same_wherever_and_however_the_leaves_lie():
   transposed = {**TREE, 'stem': {'kernel': np.asfortranarray(TREE['stem']['kernel'])}}
   on_device = jax.tree.map(jnp.asarray, TREE)

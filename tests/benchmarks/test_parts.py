@@ -49,6 +49,11 @@ def test_tests_that_do_not_end_are_stopped_and_those_before_count(options, tmp_p
   assert 'time was over' in suite.markdown(found[0])
 
 
+def test_what_needs_several_devices_is_skipped_on_one(request):
+  with pytest.raises(pytest.skip.Exception, match='it needs eight devices, and there are 1'):
+    request.getfixturevalue('eight_devices')
+
+
 def test_races_that_time_is_too_short_for_are_left_out(options, monkeypatch):
   now = [0.0]
   monkeypatch.setattr(step.time, 'monotonic', lambda: now[0])

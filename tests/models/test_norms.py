@@ -160,6 +160,7 @@ def test_bfloat16_in_and_out_has_float32_statistics(kind):
   assert mean.dtype == var.dtype == jnp.float32
 
 
+@pytest.mark.usefixtures('eight_devices')
 @pytest.mark.parametrize('devices', [2, 8])
 def test_batch_statistics_are_over_the_global_batch(devices):
   x, scale, bias = example(8, offset=1.0)
@@ -193,10 +194,12 @@ def defined_by(x, scale, bias, parts, epsilon):
   return y.reshape(x.shape), {'mean': 0.1 * mean.mean((0, 1)), 'var': 0.9 + 0.1 * var}
 
 
-@pytest.mark.usefixtures('eight_devices')
+@pytest.mark.usefixtures('all_devices')
 @pytest.mark.parametrize('sync', ['global', 'device'])
 @pytest.mark.parametrize(('devices', 'fsdp'), [(1, 1), (2, 1), (4, 1), (4, 2), (4, 4)])
-def test_sync_says_whose_examples_give_the_statistics(sync, devices, fsdp, monkeypatch):
+def test_sync_says_whose_examples_give_the_statistics(sync, devices, fsdp, request, monkeypatch):
+  if devices > 1:
+    request.getfixturevalue('eight_devices')
   everything = jax.devices()
   monkeypatch.setattr(jax, 'devices', lambda: everything[:devices])
   options = config.default()

@@ -15,7 +15,7 @@ from dnt.models import conv, norms
 from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as meshes
 
-pytestmark = pytest.mark.usefixtures('eight_devices')
+pytestmark = pytest.mark.usefixtures('all_devices')
 
 
 def make_mesh(fsdp):
@@ -24,6 +24,7 @@ def make_mesh(fsdp):
   return meshes.make_mesh(options.mesh)
 
 
+@pytest.mark.usefixtures('eight_devices')
 def test_mesh_splits_all_devices_over_two_axes():
   for fsdp in (1, 2, 4, 8):
     mesh = make_mesh(fsdp)
@@ -42,6 +43,7 @@ class Fake:
   device_kind: str = 'fake'
 
 
+@pytest.mark.usefixtures('eight_devices')
 @pytest.mark.parametrize(('fsdp', 'spans'), [(1, False), (2, False), (4, False), (8, True)])
 def test_slices_split_the_data_axis(monkeypatch, caplog, fsdp, spans):
   """Two slices of two processes each, whose numbers are not in the order of the slices."""
@@ -60,11 +62,13 @@ def test_slices_split_the_data_axis(monkeypatch, caplog, fsdp, spans):
     assert (found == theirs).all()
 
 
+@pytest.mark.usefixtures('eight_devices')
 def test_fsdp_that_does_not_divide_names_what_does():
   with pytest.raises(errors.InputError, match=r'config.mesh.fsdp=3 .*8 devices.* 1, 2, 4, 8'):
     make_mesh(3)
 
 
+@pytest.mark.usefixtures('eight_devices')
 def test_batch_lies_in_row_order_over_both_axes():
   mesh = make_mesh(4)
   batch = jax.device_put(np.arange(16), meshes.batch_sharding(mesh))
@@ -76,6 +80,7 @@ def spec(tree, fsdp=4):
   return jax.tree.map(lambda sharding: tuple(sharding.spec), meshes.parameter_shardings(make_mesh(fsdp), tree))
 
 
+@pytest.mark.usefixtures('eight_devices')
 def test_large_leaves_split_on_their_largest_axis_that_divides():
   shapes = {
     'wide': jax.ShapeDtypeStruct((3, 3, 64, 128), jnp.float32),
@@ -96,6 +101,7 @@ def test_large_leaves_split_on_their_largest_axis_that_divides():
   assert set(spec(shapes, fsdp=1).values()) == {()}
 
 
+@pytest.mark.usefixtures('eight_devices')
 def test_row_axis_of_scanned_leaves_stays_whole():
   kernel = jax.ShapeDtypeStruct((400, 3, 3, 16, 64), jnp.float32)
   assert spec({'stage1': {'scanned': {'conv1': {'kernel': kernel}}}})['stage1']['scanned']['conv1']['kernel'] == (
@@ -108,6 +114,7 @@ def test_row_axis_of_scanned_leaves_stays_whole():
   assert spec({'stage1': {'kernel': kernel}})['stage1']['kernel'] == ('fsdp',)
 
 
+@pytest.mark.usefixtures('eight_devices')
 def test_optimizer_state_lies_as_its_parameters_do():
   params = {'stem': {'kernel': jnp.ones((3, 3, 64, 64)), 'bias': jnp.ones((64,))}}
   opt_state = spec(optax.adamw(1e-3).init(params))
@@ -115,6 +122,7 @@ def test_optimizer_state_lies_as_its_parameters_do():
     assert moment == spec(params) == {'stem': {'kernel': (None, None, None, 'fsdp'), 'bias': ()}}
 
 
+@pytest.mark.usefixtures('eight_devices')
 def test_a_gradient_that_comes_back_is_split_as_its_parameter():
   """What is computed is split by examples alone: no activation is exchanged between the layers."""
   mesh, random = make_mesh(4), np.random.default_rng(0)
@@ -142,6 +150,7 @@ def test_a_gradient_that_comes_back_is_split_as_its_parameter():
     np.testing.assert_allclose(leaf, expected[name], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.usefixtures('eight_devices')
 def test_check_batch_names_the_nearest_sizes():
   mesh = make_mesh(2)
   meshes.check_batch('config.train.batch_size', 128, mesh)
@@ -154,6 +163,7 @@ def test_check_batch_names_the_nearest_sizes():
     meshes.check_batch('config.train.batch_size', 5, mesh)
 
 
+@pytest.mark.usefixtures('eight_devices')
 def test_place_and_gather_are_inverse_and_donation_leaves_the_host_values_alone():
   mesh = make_mesh(4)
   tree = {'kernel': np.arange(2.0**14, dtype=np.float32).reshape(128, 128), 'step': np.int32(7)}
@@ -248,7 +258,9 @@ def worst(found, reference):
 
 @pytest.mark.thorough
 @pytest.mark.parametrize('fsdp', [1, 4])
-def test_data_parallel_and_fsdp_compute_what_float64_does_on_one_device(fsdp):
+def test_data_parallel_and_fsdp_compute_what_float64_does_on_one_device(fsdp, request):
+  if fsdp > 1:
+    request.getfixturevalue('eight_devices')
   mesh = make_mesh(fsdp)
   random = np.random.default_rng(0)
   params = {
@@ -276,6 +288,7 @@ def test_data_parallel_and_fsdp_compute_what_float64_does_on_one_device(fsdp):
   assert state[0]['wide'].sharding == shardings[0]['wide']
 
 
+@pytest.mark.usefixtures('eight_devices')
 def test_rows_that_the_devices_can_share():
   mesh = make_mesh(2)
   assert [meshes.divisible(count, mesh) for count in (1, 8, 9)] == [8, 8, 16]

@@ -16,7 +16,7 @@ from dnt.parallel import multihost
 from dnt.training import datasets, experiment, initialize, open_options
 from dnt.weights import pretrained
 
-pytestmark = pytest.mark.usefixtures('eight_devices')
+pytestmark = pytest.mark.usefixtures('all_devices')
 
 
 def build(config):
@@ -79,6 +79,7 @@ def test_a_run_that_goes_on_draws_with_the_seed_of_its_config(tiny, saved, tmp_p
   np.testing.assert_array_equal(rng(1), jax.random.key_data(jax.random.key(1, impl='threefry2x32')))
 
 
+@pytest.mark.usefixtures('eight_devices')
 def test_a_new_run_starts_from_the_seed_on_the_mesh(tiny, tmp_path):
   tiny.mesh.fsdp = 2
   tiny.model.width = 256
@@ -99,6 +100,7 @@ def test_a_new_run_starts_from_the_seed_on_the_mesh(tiny, tmp_path):
   assert not np.array_equal(trees.flatten(other.params)['stem/dense/kernel'], found['stem/dense/kernel'])
 
 
+@pytest.mark.usefixtures('eight_devices')
 @pytest.mark.parametrize('scan', [False, True])
 def test_a_new_state_is_made_on_the_host(tiny, monkeypatch, scan):
   """Split over its devices, it need not fit on one."""
@@ -115,6 +117,7 @@ def test_a_new_state_is_made_on_the_host(tiny, monkeypatch, scan):
   assert trees.flatten(state.ema['params']).keys() == trees.flatten(state.params).keys()
 
 
+@pytest.mark.usefixtures('eight_devices')
 def test_what_is_compiled_for_is_known_before_the_state_and_is_what_the_state_is(tiny, tmp_path):
   tiny.mesh.fsdp = 2
   tiny.model.width = 256
