@@ -87,9 +87,11 @@ def _fingerprint(source: examples.Examples) -> Any:
   # Labels that are not known are stored with the images, and only `places` change them. Files may hold more images than
   # those at `indices`.
   places, indices, paths = (getattr(source.store, name, None) for name in ('places', 'indices', 'paths'))
+  boxes = getattr(source.store, 'boxes', None)
+  cropped = () if boxes is None else (boxes,)  # what has no boxes keeps its key
   digests = [
     None if numbers is None else hashlib.sha256(np.asarray(numbers, np.int64).tobytes()).hexdigest()
-    for numbers in (source.labels, places, indices)
+    for numbers in (source.labels, places, indices, *cropped)
   ]
   stats = [(path, os.stat(path)) for path in paths or ()]
   return [len(source), *digests, [[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats]]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dnt.data import examples
-from dnt.data.sources import folder, tfds
+from dnt.data.sources import cars, folder, tfds
 from dnt.data.transforms import images
 from dnt.finetune import feature_files, feature_keys, frozen_prefix
 from dnt.training import datasets, experiment, open_options
@@ -70,6 +70,21 @@ def test_files_are_known_by_their_names_sizes_and_times_and_their_labels_and_ord
   os.utime(paths[0], ns=(1, 1))
   found.add(of(paths, labels))
   assert len(found) == 6
+
+
+def test_files_cropped_to_other_boxes_have_features_of_their_own(tmp_path):
+  paths, labels = (str(tmp_path / 'a.png'),), np.array([0], np.int32)
+  pathlib.Path(paths[0]).write_bytes(b'1234')
+
+  def of(store):
+    split = examples.Examples('cars:x', 'train', ('a', 'b'), (None, None, 3), store, labels)
+    return feature_keys._fingerprint(split)
+
+  boxes = [np.array([box]) for box in ((0, 8, 0, 8), (0, 8, 2, 8))]
+  first, second = (of(cars.Boxed(paths, labels, images.USUAL, box)) for box in boxes)
+  plain = of(folder.Files(paths, labels, images.USUAL))
+  assert first != second and first == of(cars.Boxed(paths, labels, images.USUAL, boxes[0]))
+  assert len(plain) == 5  # as it was before boxes counted
 
 
 def test_parts_of_a_split_whose_labels_are_not_known_have_features_of_their_own(tmp_path):
