@@ -142,7 +142,7 @@ def _of_weights(source: pretrained.Source) -> _Found:
     )
   if source.absent:
     raise errors.InputError(
-      f'{source.origin} is a backbone without a classifier ({", ".join(source.absent)} are not in it), so it has no '
+      f'{source.origin} is a backbone without a classifier (which would be {", ".join(source.absent)}), so it has no '
       'classes to predict; train one on it (config.train.init_from) and give the workdir of that run'
     )
   config = schema.default()

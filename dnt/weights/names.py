@@ -49,6 +49,7 @@ AVERAGED = 'n_averaged'  # a counter of torch's AveragedModel, which dnt ignores
 # stand around an inner module), and the usual name in a LightningModule.
 _PREFIXES = re.compile(r'^(?:(?:module|_orig_mod|model)\.)+|(?<=\.)_orig_mod\.')
 HEAD = 'head/dense'  # the layer without which a network is a backbone
+_HEADS = ('fc.', 'classifier.', 'head.')  # what the names of tensors of any head begin with in PyTorch
 # What timm and torchvision put around the name of an architecture without changing the network.
 _SAME_ARCHITECTURE = re.compile(r'^(?:.*/)?(?:(?:tv|ssl|swsl|gluon)_)?(?P<name>[^.]*?)(?:_v1b)?(?:\..*)?$')
 
@@ -363,6 +364,22 @@ def to_variables(tensors: Mapping[str, np.ndarray], network: Network, origin: st
   first = flat['params/stem/conv/kernel']
   flat['params/stem/conv/kernel'] = np.ascontiguousarray(first[:, :, ::-1])
   return trees.unflatten(_fold_biases(flat, table, origin))
+
+
+def other_head(tensors: Iterable[str], network: Network) -> list[str]:
+  """Returns the names of the tensors of a head that is not the network's own, such as dropout and a dense layer.
+
+  It is empty for a network with the head that it has in its framework, or a part of it, and for one without any.
+
+  Args:
+    tensors: names in the file, renamed by `current_names`.
+    network: from `identify`.
+  """
+  given = set(tensors)
+  own = {name for path, name in network.tensors().items() if f'/{HEAD}/' in path}
+  if network.framework != 'torch' or own & given:
+    return []
+  return sorted(name for name in given if name.startswith(_HEADS))
 
 
 def _check_blocks(tensors: Mapping[str, np.ndarray], network: Network, origin: str) -> None:

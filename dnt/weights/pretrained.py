@@ -243,7 +243,14 @@ class Source:
       saved = self.checkpoint
       return saved.ema or {'params': saved.params, 'batch_stats': saved.batch_stats}
     named, network = len(self.class_names), self._network
-    variables = names.to_variables(self._content.tensors, network, self.origin)
+    tensors = self._content.tensors
+    if other := names.other_head(tensors, network):
+      listed = errors.list_names(other)
+      terminal.say_once(
+        _log, f'{self.origin}: its head ({listed}) is not that of {network.title}, so its weights are taken without it'
+      )
+      tensors = {name: tensor for name, tensor in tensors.items() if name not in other}
+    variables = names.to_variables(tensors, network, self.origin)
     del self._content  # most variables are copies of the tensors
     head = trees.flatten(variables).get(f'params/{names.HEAD}/kernel')
     if head is not None and named not in (0, head.shape[-1]):

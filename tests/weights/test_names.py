@@ -123,6 +123,25 @@ def test_what_is_not_whole_is_refused_by_name(change, said):
     names.to_variables(tensors, network, 'here')
 
 
+@pytest.mark.parametrize(
+  ('head', 'other'),
+  [
+    (('fc.weight', 'fc.bias'), ()),
+    ((), ()),
+    (('fc.weight', 'fc.bias', 'head.weight'), ()),  # which of them to take is not for dnt to say
+    (('extra.weight',), ()),
+    (('fc.1.weight', 'fc.1.bias'), ('fc.1.bias', 'fc.1.weight')),
+    (('classifier.weight', 'classifier.bias'), ('classifier.bias', 'classifier.weight')),
+    (('head.fc.weight',), ('head.fc.weight',)),
+    (('fc.weight',), ()),  # the file may be damaged
+  ],
+)
+def test_a_head_is_another_if_it_has_no_tensor_of_the_networks_own(head, other):
+  network = next(each for each in names.networks('torch') if each.title == 'resnet-18 (PyTorch)')
+  backbone = [name for name in network.tensors().values() if not name.startswith('fc.')]
+  assert tuple(names.other_head([*backbone, *head], network)) == other
+
+
 def test_torch_tensors_there_and_back_are_the_same(resnet18):
   network = names.identify(names.current_names(resnet18, 'torch', 'here'), 'torch', 'here')
   variables = names.to_variables(names.current_names(resnet18, 'torch', 'here'), network, 'here')

@@ -117,6 +117,19 @@ def test_a_backbone_gets_a_head_of_zeros(drawn, save, imagenet, build, console):
   assert 'no classifier' in console.readouterr().out
 
 
+def test_a_head_of_other_layers_is_left_out_and_can_be_drawn(resnet18, save, imagenet, build, console):
+  for leaf in ('weight', 'bias'):
+    resnet18[f'fc.1.{leaf}'] = resnet18.pop(f'fc.{leaf}')  # Sequential(Dropout(), Linear(512, 1000))
+  source, imagenet.finetune.reinit = pretrained.Source(str(save(resnet18))), ('head',)
+  found = trees.flatten(initialize.load_variables(build(imagenet), source))
+  assert found['params/head/dense/kernel'].shape == (512, 10) and found['params/head/dense/kernel'].any()
+  np.testing.assert_array_equal(found['params/stem/norm/scale'], resnet18['bn1.weight'])
+  said = 'its head (fc.1.bias, fc.1.weight) is not that of resnet-18 (PyTorch), so its weights are taken without it'
+  assert console.readouterr().out.count(said) == 1
+  with pytest.raises(errors.InputError, match=r'without a classifier .*fc\.weight'):
+    inference.load(source.origin)
+
+
 def test_a_backbone_does_not_predict(resnet18, save):
   del resnet18['fc.weight'], resnet18['fc.bias']
   with pytest.raises(errors.InputError, match=r'without a classifier .*fc\.weight'):
