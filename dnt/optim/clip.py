@@ -7,6 +7,7 @@ import optax
 from dnt import config as schema
 from dnt import errors, trees
 from dnt.config import typed
+from dnt.models import freeze
 from dnt.optim import rows
 
 _TINY = 1e-6  # keeps the branch that is not taken from dividing by zero
@@ -28,6 +29,28 @@ def make(config: typed.Clip, leaves: rows.Leaves) -> optax.GradientTransformatio
   if config.name == 'adaptive':
     return adaptive(config.threshold, config.epsilon, leaves)
   raise errors.unknown('clip', config.name, schema.SCHEMA['clip']['name'].choices)
+
+
+def check(config: typed.Clip, leaves: rows.Leaves, partition: freeze.Partition) -> None:
+  """Refuses clipping that has nothing to do in a run.
+
+  Args:
+    config: the section `clip` of a validated config.
+    leaves: all parameters.
+    partition: that of the last phase, which trains the most.
+
+  Raises:
+    errors.InputError: clipping is adaptive, and there is no kernel, or only the layer that it leaves out trains.
+  """
+  if config.name != 'adaptive':
+    return
+  last = _last_layers(leaves)
+  if all(_layer(path) in last for path in leaves.trained(partition)):
+    raise errors.InputError(
+      f"clip.name='adaptive' leaves out the layer that gives the classes, {errors.list_names(sorted(last))}, and "
+      "nothing else trains; use 'none', 'global_norm', 'value' or 'block_norm', or let more train (finetune.trainable, "
+      'finetune.unfreeze)'
+    )
 
 
 def block_norm(threshold: float, places: rows.Places) -> optax.GradientTransformation:
@@ -58,8 +81,7 @@ def adaptive(threshold: float, epsilon: float, leaves: rows.Leaves) -> optax.Gra
   Raises:
     errors.InputError: there is no kernel.
   """
-  _, head = leaves.kernel_ends('clip.name=adaptive')
-  last = {_layer(path) for path, place in leaves.places.items() if rows.is_kernel(path) and place == (head,)}
+  last = _last_layers(leaves)
 
   def leaf(path: str, gradient: jax.Array, param: jax.Array) -> jax.Array:
     if _layer(path) in last:
@@ -75,6 +97,12 @@ def adaptive(threshold: float, epsilon: float, leaves: rows.Leaves) -> optax.Gra
     return trees.map_with_path(leaf, gradients, params)
 
   return optax.stateless(clip)
+
+
+def _last_layers(leaves: rows.Leaves) -> set[str]:
+  """Returns the paths of the layers with a kernel in the last entry that has one."""
+  _, head = leaves.kernel_ends('clip.name=adaptive')
+  return {_layer(path) for path, place in leaves.places.items() if rows.is_kernel(path) and place == (head,)}
 
 
 def _layer(path: str) -> str:

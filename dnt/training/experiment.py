@@ -17,7 +17,7 @@ from dnt import errors, models, trees
 from dnt.config import typed
 from dnt.data.transforms import augment
 from dnt.models import depth, freeze, layouts, size
-from dnt.optim import chain, lr_multipliers, rows, schedules
+from dnt.optim import chain, clip, lr_multipliers, rows, schedules
 from dnt.parallel import mesh as mesh_lib
 from dnt.parallel import sharding
 from dnt.training import datasets, losses, periodic, steps
@@ -223,6 +223,7 @@ def _check_training(config: typed.Config, leaves: rows.Leaves, last: freeze.Part
   if config.finetune.l2_sp and not config.train.init_from:
     raise errors.InputError('config.finetune.l2_sp pulls towards pretrained values: it needs config.train.init_from')
   chain.check(config, leaves, last)
+  clip.check(config.clip, leaves, last)
   lr_multipliers.check(config.finetune, leaves, last)
   trained = leaves.owners(last)
   for index, name in leaves.named():

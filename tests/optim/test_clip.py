@@ -5,7 +5,7 @@ import pytest
 
 from dnt import config as schema
 from dnt import errors, trees
-from dnt.models import depth
+from dnt.models import depth, freeze
 from dnt.optim import clip, rows
 
 
@@ -181,6 +181,19 @@ def test_adaptive_needs_a_kernel_to_know_the_head_by(network):
   with pytest.raises(errors.InputError, match="^config.clip.name=adaptive .* called 'kernel', .* config.clip.name$"):
     params = {'head': {'weight': np.ones(3)}}
     clip.make(section(name='adaptive', threshold=0.01), rows.Leaves.of(params, network.unrolled))
+
+
+def test_adaptive_is_refused_where_only_the_layer_that_it_leaves_out_trains(network):
+  leaves = rows.Leaves.of(network.tree(0), network.unrolled)
+
+  def partition(*names):
+    frozen = frozenset(entry.name for entry in network.unrolled if entry.name.split('/')[0] not in names)
+    return freeze.Partition(frozen, frozenset(path for path in leaves.shapes if path.split('/')[0] in names))
+
+  with pytest.raises(errors.InputError, match="'adaptive' leaves out .*, head, and nothing else trains; use 'none'"):
+    clip.check(section(name='adaptive'), leaves, partition('head'))
+  clip.check(section(name='adaptive'), leaves, partition('stage1', 'head'))
+  clip.check(section(name='value'), leaves, partition('head'))
 
 
 def test_a_name_outside_the_schema_is_refused(network):

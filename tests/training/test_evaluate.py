@@ -236,6 +236,7 @@ def test_statistics_are_those_of_the_run_although_its_training_images_have_chang
     {'optim.weight_decay_on': 'nothing'},
     {'finetune.l2_sp': 0.1},
     {'optim.name': 'muon'},
+    {'clip.name': 'adaptive'},
   ],
 )
 def test_an_evaluation_judges_no_options_of_training(tiny, saved, tmp_path, options):
@@ -247,5 +248,5 @@ def test_an_evaluation_judges_no_options_of_training(tiny, saved, tmp_path, opti
   mesh = mesh_lib.make_mesh(tiny.mesh)
   assert evaluate.load(tiny, tmp_path / 'run', mesh).step == 7
   data = datasets.load(tiny, ())
-  with pytest.raises(errors.InputError, match='rates|weight_decay_on|l2_sp|muon'):
+  with pytest.raises(errors.InputError, match='rates|weight_decay_on|l2_sp|muon|adaptive'):
     experiment.make(open_options.resolve(tiny, data), data.spec)
