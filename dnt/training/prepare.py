@@ -13,6 +13,7 @@ from dnt import workdir as workdir_lib
 from dnt.checkpoints import format
 from dnt.config import changes, run_config, schema, typed, validation
 from dnt.data import pipeline, splits
+from dnt.models import freeze
 from dnt.optim import chain
 from dnt.parallel import mesh as mesh_lib
 from dnt.parallel import multihost
@@ -103,6 +104,8 @@ def prepare(config: typed.Config, workdir: pathlib.Path, mesh: jax.sharding.Mesh
     _log.info(problem)
   if problem := chain.undecayed(run.config, run.leaves, run.phases[-1].partition):
     _log.info(problem)
+  for line in _unreached_phases(run):
+    _log.info(line)
   if pipeline.resizes_apart(run.config.data, data.train.shape):
     _log.info(
       f'training squashes whole images (config.data.augment={config.data.augment}), and evaluation crops their borders '
@@ -124,6 +127,17 @@ def _unused_fraction(config: typed.Config) -> str:
   if any(splits.parse(text).name == splits.VAL for text in config.eval.splits):
     why = f'{config.data.source} has a val of its own'
   return f'config.data.val_fraction={fraction} has no effect: {why}; config.data.hold_out=True draws one from train'
+
+
+def _unreached_phases(run: experiment.Experiment) -> list[str]:
+  """Says which phases of `finetune.unfreeze` start only when the run has ended."""
+  steps = run.config.train.steps
+  starts = [(freeze.start_of(at, steps, run.steps_per_epoch), chosen) for at, chosen in run.config.finetune.unfreeze]
+  return [
+    f'config.finetune.unfreeze: {chosen} would train from step {start} on, but the run ends at step {steps}'
+    for start, chosen in starts
+    if start >= steps
+  ]
 
 
 def already_done(prepared: Prepared, command: str) -> dict[str, Any] | None:

@@ -3,6 +3,7 @@ import types
 import pytest
 
 from dnt.config import changes, schema
+from dnt.parallel import mesh as mesh_lib
 from dnt.parallel import multihost
 from dnt.training import prepare
 
@@ -27,6 +28,19 @@ def test_a_fraction_without_effect_is_said(source, fraction, splits, said):
   config.data.source, config.data.val_fraction, config.eval.splits = source, fraction, splits
   line = prepare._unused_fraction(config)
   assert said in line and bool(said) == bool(line)
+
+
+def test_phases_that_start_when_the_run_has_ended_are_said(tiny, tmp_path, console):
+  tiny.train.steps = 8
+  tiny.finetune.update({'trainable': 'head', 'unfreeze': (('50%', 'top:1'), ('8', 'top:2'), ('5 epochs', 'all'))})
+  run = prepare.prepare(tiny, tmp_path, mesh_lib.make_mesh(tiny.mesh), ()).run
+  assert [phase.start for phase in run.phases] == [0, 4]
+  start = 5 * run.steps_per_epoch
+  lines = [line for line in console.readouterr().out.splitlines() if 'unfreeze' in line]
+  assert lines == [
+    'config.finetune.unfreeze: top:2 would train from step 8 on, but the run ends at step 8',
+    f'config.finetune.unfreeze: all would train from step {start:.0f} on, but the run ends at step 8',
+  ]
 
 
 def test_processes_take_the_changes_of_the_lead_for_those_of_a_run_that_has_ended(tmp_path, monkeypatch):
