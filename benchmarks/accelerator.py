@@ -19,10 +19,11 @@ in --output is written anew after every part, and the tables on standard output 
 little time is left is skipped; one that fails leaves its error, and the others go on. Without PyTorch dnt's steps are
 timed alone.
 
-It needs absl-py, flax, jax, matplotlib, ml-collections, numpy, optax, orbax-checkpoint, pillow and tensorboardX; tests
-also pytest, pytest-xdist, safetensors, scikit-learn and scipy; step also torch; cars also grain with array-record and
-portpicker, and cars in the layout of the official archives scipy. On a machine with jax, flax, optax, orbax and
-torch that leaves ml-collections, tensorboardX, grain, array-record and portpicker to install from wheels.
+It needs absl-py, filelock, flax, jax, matplotlib, ml-collections, numpy, optax, orbax-checkpoint, pillow and
+tensorboardX; tests also pytest, pytest-xdist, safetensors, scikit-learn and scipy; step also torch; cars also grain
+with array-record and portpicker, and cars in the layout of the official archives scipy. On a machine with jax, flax,
+optax, orbax and torch (which brings filelock) that leaves ml-collections, tensorboardX, grain, array-record and
+portpicker to install from wheels.
 """
 
 import contextlib

@@ -375,7 +375,7 @@ def begin():
 
 @pytest.fixture
 def all_devices():
-  """Runs on all devices, eight on CPU: for tests that hold on any number. Others run on one: programs compile faster."""
+  """Runs on all devices, eight on CPU. Other tests run on one, for which programs compile faster."""
 
 
 @pytest.fixture

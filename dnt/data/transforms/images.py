@@ -82,8 +82,8 @@ def decode(source: Any, name: str, channels: int = 3, how: Decoding = USUAL) -> 
     how: the choices of the run.
 
   Raises:
-    errors.InputError: the file is empty, truncated, damaged or no image, or it holds floats, planes of 16 bits, or more
-      bits per channel than `how` says.
+    errors.InputError: the file is empty, truncated, damaged or no image, or it holds floats, negative values, planes of
+      16 bits, or more bits per channel than `how` says.
   """
   from PIL import Image
 
@@ -102,6 +102,8 @@ def decode(source: Any, name: str, channels: int = 3, how: Decoding = USUAL) -> 
         raise errors.InputError(f'the image {name} holds floating-point numbers (mode F); convert it to 8 bits')
       image.info.pop('transparency', None)  # Pillow would warn that the conversion drops it
       wanted = 'L' if channels == 1 else 'RGB'
+      if image.mode == 'LAB':  # which Pillow converts to RGB alone
+        image = image.convert('RGB')
       image = image if image.mode == wanted else image.convert(wanted)
       return turn(image) if how.rotate else image
   except errors.InputError:
@@ -215,7 +217,9 @@ def _values(source: Any, image: Any) -> np.ndarray | None:
 def _upper_bits(values: np.ndarray, bits: int, name: str) -> np.ndarray:
   """Returns the upper 8 bits of values of `bits` bits, as uint8."""
   if values.size and not 0 <= values.min() <= values.max() < 2**bits:
-    if values.min() < 0 or values.max() >= 2**16:
+    if values.min() < 0:
+      raise errors.InputError(f'the image {name} holds negative values, down to {values.min()}; convert it to 8 bits')
+    if values.max() >= 2**16:
       raise errors.InputError(f'the image {name} holds more than 16 bits a channel; convert it to 8 bits')
     raise errors.InputError(
       f'the image {name} holds the value {values.max()}, which is more than the {bits} bits of config.data.image_bits; '

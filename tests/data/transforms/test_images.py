@@ -197,10 +197,21 @@ def test_a_qoi_is_read(make_image, bits):
   np.testing.assert_array_equal(decoded(encoded, 'x', how=images.Decoding(bits)), image)
 
 
-@pytest.mark.parametrize('values', [np.full((4, 4), 70_000, np.int32), np.full((4, 4), -1, np.int32)])
-def test_more_than_16_bits_are_refused(values):
-  with pytest.raises(errors.InputError, match=r' scan\.tif .*16 bits.* convert it'):
-    images.decode(encode(Image.fromarray(values), 'TIFF'), 'scan.tif')
+@pytest.mark.parametrize(
+  ('value', 'reason'), [(70_000, 'more than 16 bits a channel'), (-7, 'negative values, down to -7')]
+)
+@pytest.mark.parametrize('bits', [16, 12])
+def test_more_than_16_bits_and_negative_values_are_refused(value, reason, bits):
+  content = encode(Image.fromarray(np.full((4, 4), value, np.int32)), 'TIFF')
+  with pytest.raises(errors.InputError, match=rf' scan\.tif holds {reason}; convert it'):
+    images.decode(content, 'scan.tif', how=images.Decoding(bits))
+
+
+def test_a_tiff_in_lab_becomes_rgb_and_gray():
+  lab = Image.frombytes('LAB', (2, 1), bytes((255, 0, 0, 128, 0, 0)))  # white, and a gray of half its lightness
+  colours, gray = (np.asarray(images.decode(encode(lab, 'TIFF'), 'x', channels)).astype(int) for channels in (3, 1))
+  np.testing.assert_allclose(colours[0], [[255] * 3, [119] * 3], atol=2)
+  np.testing.assert_allclose(gray[0], [255, 119], atol=2)
 
 
 def test_floats_are_refused():
