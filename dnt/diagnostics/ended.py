@@ -92,11 +92,10 @@ def judge(config: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], saved: 
     for each in flattered
   ]
   messages += worse
-  if fallen := not first and _fallen(course, 1 / classes):
-    messages.append(fallen)
-  if early := _is_early(course, classes):
-    messages.append('that is too early to say whether it learns')
   if not first:
+    fallen, early = _fallen(course, 1 / classes), _is_early(course, classes)
+    messages += [fallen] if fallen else []
+    messages += ['that is too early to say whether it learns'] if early else []
     doubtful = worse or fallen or signal or early or any(each.step >= trial.STEPS for each in flattered)
     return Ended(trial.DOUBTFUL if doubtful else trial.HEALTHY, Kind.TRAINABLE, None, None, tuple(messages))
   if good := _good(saved, first, learning, course, lost):
@@ -127,12 +126,17 @@ class _Course(NamedTuple):
     latest = max((each for each in self.steps if each <= step), default=self.steps[0])
     return (steps <= latest) & (steps > latest - trial.LAST_TRIED)
 
-  def windows(self) -> np.ndarray:
-    """Returns the mean accuracy of the last steps up to each line, [lines]."""
+  def best(self) -> int:
+    """Returns the place of the line up to which the accuracy of the last steps was the highest.
+
+    The last steps of a line before `trial.LAST_TRIED` would be few, so that it counts only if all lines are.
+    """
     steps, sums = np.array(self.steps), np.cumsum([0.0, *self.accuracies])
     ends = np.arange(1, len(steps) + 1)
     starts = np.minimum(np.searchsorted(steps, steps - trial.LAST_TRIED, side='right'), ends - 1)
-    return (sums[ends] - sums[starts]) / (ends - starts)
+    means = (sums[ends] - sums[starts]) / (ends - starts)
+    whole = steps >= min(trial.LAST_TRIED, steps[-1])
+    return int(np.where(whole, means, -np.inf).argmax())
 
 
 def _course(lines: Sequence[Mapping[str, Any]]) -> _Course:
@@ -222,12 +226,13 @@ def _of_losses(course: _Course, classes: int, evaluations: Sequence[_Evaluation]
     2. It is stuck, predicting one class alone, if after `trial.STEPS` steps or more an evaluation is flattered by its
        accuracy, its AUROC is low, the accuracy of the batches is the same, and their loss no less than that of always
        predicting the frequencies of the classes. For that accuracy it is least with two classes: their entropy.
-    3. It is stuck if the accuracy of the batches is below `trial.limit`, but for a run of few steps whose loss falls,
-       or whose record has one line. If it had learnt, and the loss has risen since, the steps became too large.
+    3. It is stuck if the accuracy of the batches is below `trial.limit`, but for a short run whose loss falls,
+       or that is too early to say (`_is_early`). If it had learnt, and the loss has risen since, the steps became too
+       large.
   """
   steps, losses, smooth = course.steps, course.losses, course.smooth
   if course.broken == 0:  # without a line from before, nothing shows that the steps did it
-    return _Finding(Kind.EXPLODING, steps[0])
+    return _Finding(Kind.EXPLODING, 0 if steps[0] == 1 else steps[0])
   guessing, last = math.log(classes), course.until(steps[-1])
   rise = _rise(smooth)
   reason = f'the loss rises from step {steps[rise]} on, where it was {smooth[rise]:.3g}'
@@ -252,26 +257,29 @@ def _of_losses(course: _Course, classes: int, evaluations: Sequence[_Evaluation]
     return _Finding(Kind.STUCK, 0)
   lags = steps[-1] >= trial.STEPS or not (_falls(course, classes) or _is_early(course, classes))
   if accuracy < limit and lags:
-    back = course.windows().max() >= limit and losses[last].mean() > causes.RISEN * smooth.min()
-    return too_large if back else _Finding(Kind.STUCK, 0)
+    then = course.until(steps[course.best()])
+    risen = losses[last].mean() > causes.RISEN * losses[then].mean()
+    return too_large if course.accuracies[then].mean() >= limit and risen else _Finding(Kind.STUCK, 0)
   return None
 
 
-def _fallen(course: _Course, chance: float) -> str:
-  """Says that the network has lost half of what it had learnt; '' if it has not."""
-  windows = course.windows()
-  at = int(windows.argmax())
-  if windows[-1] - chance >= (windows[at] - chance) / 2 or windows[at] - windows[-1] < causes.NOISE:
+def _fallen(course: _Course, guessing: float) -> str:
+  """Says that the network has lost half of what it had learnt; '' if it has not.
+
+  Args:
+    course: of the training.
+    guessing: the accuracy of guessing.
+  """
+  at = course.steps[course.best()]
+  best, last = (course.accuracies[course.until(step)].mean() for step in (at, course.steps[-1]))
+  if last - guessing >= (best - guessing) / 2 or best - last < causes.NOISE:
     return ''
-  return (
-    f'the accuracy of the batches falls from {100 * windows[at]:.0f} % at step {course.steps[at]} to '
-    f'{100 * windows[-1]:.0f} %'
-  )
+  return f'the accuracy of the batches falls from {100 * best:.0f} % at step {at} to {100 * last:.0f} %'
 
 
 def _is_early(course: _Course, classes: int) -> bool:
-  """Whether there is one line, of few steps, whose loss is that of guessing: it shows nothing."""
-  few = len(course.steps) == 1 and course.steps[0] < trial.STEPS
+  """Whether the loss of a few steps, or of a short run with one line, is that of guessing: it shows nothing."""
+  few = course.steps[-1] < (trial.STEPS if len(course.steps) == 1 else trial.LAST_TRIED)
   return few and course.broken is None and not _falls(course, classes)
 
 

@@ -198,7 +198,7 @@ def explain(
 
 
 def _of(entry: depth.Entry, result: Any) -> jax.Array:
-  output = trees.flatten(result)[f'{entry.path}/output']
+  output = trees.flatten(result)[f'{entry.path}/{captures.OUTPUT}']
   return output if entry.row is None else output[entry.row]
 
 

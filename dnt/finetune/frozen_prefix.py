@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from dnt import errors, trees
 from dnt.data import pipeline
-from dnt.models import depth, freeze, initializers, stage
+from dnt.models import captures, depth, freeze, initializers, stage
 from dnt.parallel import compile as compile_lib
 from dnt.parallel import mesh as mesh_lib
 from dnt.training import datasets, experiment
@@ -240,12 +240,12 @@ def _output(prefix: Prefix, variables: Any, x: jax.Array) -> tuple[Any, jax.Arra
   def watch(call, module):
     output = call()
     if '/'.join(module.path) == prefix.names[-1]:  # sown, because the module may run inside remat or jit
-      module.sow(stage.CAPTURES, 'output', output, init_fn=lambda: None, reduce_fn=lambda _, output: output)
+      module.sow(captures.CAPTURES, captures.OUTPUT, output, init_fn=lambda: None, reduce_fn=lambda _, output: output)
     return output
 
   with depth.intercept(watch):
-    logits, updates = prefix.run.model.apply(variables, x, train=False, mutable=[stage.CAPTURES])
-  return trees.subtree(updates.get(stage.CAPTURES, {}), prefix.names[-1]).get('output'), logits
+    logits, updates = prefix.run.model.apply(variables, x, train=False, mutable=[captures.CAPTURES])
+  return trees.subtree(updates.get(captures.CAPTURES, {}), prefix.names[-1]).get(captures.OUTPUT), logits
 
 
 def _pool(prefix: Prefix, output: jax.Array) -> jax.Array:

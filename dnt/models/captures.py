@@ -29,6 +29,7 @@ from dnt.parallel.cpu import lowering
 
 # Variable collections: captured values, and inputs that receive the gradients.
 CAPTURES, GRADIENTS = stage.CAPTURES, stage.GRADIENTS
+OUTPUT = 'output()'  # where an entry's output is stored: no name that a part of the entry may have
 SATURATING = ('sigmoid', 'tanh')
 # Threshold on |a|, scaled to [-1, 1]: above it the slope of sigmoid and tanh is below a tenth of its maximum.
 SATURATED = 0.95
@@ -100,7 +101,7 @@ def captures(result: Mapping[str, Any], path: str) -> Captures:
   own = trees.subtree(result, path)
   flat = trees.flatten(own)
   units = {key.rpartition('/')[0]: value for key, value in flat.items() if isinstance(value, Zeros | Saturation)}
-  return Captures(own.get('output'), None if 'unknown' in own and not units else units)
+  return Captures(own.get(OUTPUT), None if 'unknown' in own and not units else units)
 
 
 def barrier(tree: Any) -> Any:
@@ -159,7 +160,7 @@ def capturing() -> Generator[None]:
     if leaves:
       with function_calls.ignored():
         x = jax.lax.stop_gradient(leaves[0]).astype(jnp.float32)
-        _leave(module, 'output', Output(jnp.sum(x), jnp.sum(jnp.square(x)), _zeros(x)))
+        _leave(module, OUTPUT, Output(jnp.sum(x), jnp.sum(jnp.square(x)), _zeros(x)))
     return output
 
   def activation(next_fun, args, kwargs, context):
@@ -211,8 +212,8 @@ def apply_capturing_output(
   """Returns the logits and the output of one entry, in evaluation mode.
 
   The output is the first array that the entry returns, or the activation that a user's own module calls after it as a
-  plain function, see `function_calls.following`. It is the only leaf of the result, `<path>/output`. For a scanned
-  entry it is [rows, ...], with all rows that share the path.
+  plain function, see `function_calls.following`. It is the only leaf of the result, `OUTPUT` below the path.
+  For a scanned entry it is [rows, ...], with all rows that share the path.
 
   Args:
     model: a module with the call `model(x, train)`.
@@ -241,7 +242,7 @@ def apply_capturing_output(
 
       def hook(activation, value):
         if activation is following:
-          name = f'{entry.path}/output'
+          name = f'{entry.path}/{OUTPUT}'
           value = value if added is None else value + trees.flatten(added)[name]
           outputs[name] = value
         return value
@@ -262,14 +263,14 @@ def _capturing_output(entry: depth.Entry) -> Generator[None]:
     output = run()
     if '/'.join(module.path) != entry.path:
       return output
-    if module.has_variable(CAPTURES, 'output'):
+    if module.has_variable(CAPTURES, OUTPUT):
       raise errors.InputError(
         f'the network calls the entry {entry.name!r} more than once, so that its output is not unique'
       )
     leaves, structure = jax.tree.flatten(output)
-    module.sow(CAPTURES, 'output', leaves[0], init_fn=lambda: None, reduce_fn=lambda _, output: output)
-    if module.has_variable(GRADIENTS, 'output'):
-      leaves[0] = leaves[0] + module.get_variable(GRADIENTS, 'output')
+    module.sow(CAPTURES, OUTPUT, leaves[0], init_fn=lambda: None, reduce_fn=lambda _, output: output)
+    if module.has_variable(GRADIENTS, OUTPUT):
+      leaves[0] = leaves[0] + module.get_variable(GRADIENTS, OUTPUT)
     return jax.tree.unflatten(structure, leaves)
 
   def activation(next_fun, args, kwargs, context):

@@ -77,7 +77,9 @@ def check(descriptions: Sequence[Mapping[str, Any]]) -> None:
 
 
 def check_devices(devices: Sequence[jax.Device], processes: int) -> None:
-  """Checks that all processes have as many devices of the same platforms and kinds: a mesh has a place for each.
+  """Checks that all processes have as many devices of the same platforms: a mesh has a place for each.
+
+  The kinds, such as two sizes of a GPU's memory, may differ; the message names them.
 
   Args:
     devices: those of all processes, which each of them knows; of one platform, where processes use several.
@@ -87,15 +89,17 @@ def check_devices(devices: Sequence[jax.Device], processes: int) -> None:
     DifferenceError: the processes differ.
   """
   kinds: list[collections.Counter[str]] = [collections.Counter() for _ in range(processes)]
+  platforms: list[collections.Counter[str]] = [collections.Counter() for _ in range(processes)]
   for device in devices:
     platform, kind = device.platform, device.device_kind
     kinds[device.process_index][platform if kind == platform else f'{platform} ({kind})'] += 1
-  none = f'no {devices[0].platform}'
-  values = [', '.join(f'{count} {kind}' for kind, count in sorted(each.items())) or none for each in kinds]
-  if len({*values}) > 1:
+    platforms[device.process_index][platform] += 1
+  if any(each != platforms[0] for each in platforms):
+    none = f'no {devices[0].platform}'
+    values = [', '.join(f'{count} {kind}' for kind, count in sorted(each.items())) or none for each in kinds]
     raise DifferenceError(
       f'the processes of this run differ: the devices are {_with_owners(values)}. Give all processes as many devices '
-      'of the same kind; one whose accelerator fails may have the CPU instead'
+      'of one platform; one whose accelerator fails may have the CPU instead'
     )
 
 

@@ -11,7 +11,7 @@ import jax
 from dnt import buckets, checkpoints, errors, files
 from dnt import workdir as workdir_lib
 from dnt.checkpoints import format
-from dnt.config import changes, run_config, schema, typed, validation
+from dnt.config import changes, schema, typed, validation
 from dnt.data import pipeline, splits
 from dnt.models import freeze
 from dnt.optim import chain
@@ -19,6 +19,7 @@ from dnt.parallel import mesh as mesh_lib
 from dnt.parallel import multihost
 from dnt.reporting import metric_names
 from dnt.training import budget, datasets, experiment, initialize, open_options, record, report, resume
+from dnt.weights import pretrained
 
 _log = logging.getLogger(__name__)
 # The sections of the options that decide how steps train.
@@ -66,7 +67,7 @@ def check_files(workdir: pathlib.Path) -> None:
       return
     if there[0].name == workdir_lib.CONFIG:
       with contextlib.suppress(errors.InputError):
-        run_config.get_config(str(there[0]))
+        pretrained.read_run_config(workdir)
         return
     workdir_lib.refuse_others(there[0], 'a run of dnt')
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import math
 import pathlib
 import types
 from collections.abc import Mapping, Sequence
@@ -105,18 +106,18 @@ def open_options(data: typed.Data) -> list[str]:
 class TimmConfig:
   """Reads timm's `config.json`, which is next to the weights on the hub."""
 
-  def __init__(self, path: pathlib.Path, inside: Mapping[str, Any] = types.MappingProxyType({}), weights: str = ''):
+  def __init__(self, path: pathlib.Path, options: Mapping[str, Any] = types.MappingProxyType({})):
     """Reads the file; a missing file, or one from another program, counts as empty.
 
     Args:
       path: the file.
-      inside: what the weights themselves say of the preprocessing, by the names in `pretrained_cfg`; the file wins.
-      weights: the name of the weights, for messages.
+      options: those of the training program that the weights hold. The file wins; what has not the form of timm's, as
+        in other programs, counts as not said.
 
     Raises:
       errors.InputError: the file is not JSON or cannot be read.
     """
-    self._path, self._inside, self._weights = path, _said(inside), weights
+    self._path, self._inside = path, _of_options(options)
     try:
       content = json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -171,20 +172,45 @@ class TimmConfig:
     Without a file the defaults are torchvision's.
 
     Raises:
-      errors.InputError: the values are invalid.
+      errors.InputError: the values in the file are invalid.
     """
     section = self._content.get('pretrained_cfg', {})
     if not isinstance(section, dict):
       raise errors.InputError(f'{self._path}: pretrained_cfg is damaged (it is {section!r})')
     beside = _said(section)
     inside = {key: value for key, value in self._inside.items() if key not in beside}
-    found = _parse(inside, IMAGENET, f"{self._weights}: args (timm's {self._path.name} beside it may say it instead)")
-    return _parse(inside | beside, TIMM, f'{self._path}: pretrained_cfg') if self._content else found
+    return _parse(inside | beside, TIMM if self._content else IMAGENET, f'{self._path}: pretrained_cfg')
 
 
 def _said(section: Mapping[str, Any]) -> dict[str, Any]:
   """Returns a section of timm's without its empty values, which count as absent, as for timm."""
   return {key: value for key, value in section.items() if not _is_empty(value)}
+
+
+def _of_options(options: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns what options of a training program say, by the names in timm's file, without what has another form."""
+  size = options.get('input_size') or options.get('img_size')
+  if _are_numbers([size], 1):
+    size = (size, size)
+  if _are_numbers(size, 2):
+    size = (3, *size)
+  found = {'input_size': size if _are_numbers(size, 3) and min(size) >= 1 else None}
+  for key in ('mean', 'std'):
+    values = options.get(key)
+    values = [*values] * 3 if _are_numbers(values, 1) else values  # for timm, one is that of every channel
+    found[key] = values if _are_numbers(values, 3) else None
+  crop, mode, interpolation = (options.get(key) for key in ('crop_pct', 'crop_mode', 'interpolation'))
+  found['crop_pct'] = crop if _are_numbers([crop], 1) and 0 < crop <= 1 else None
+  found['crop_mode'] = mode if isinstance(mode, str) else None
+  found['interpolation'] = interpolation if interpolation in INTERPOLATIONS else None
+  return _said(found)
+
+
+def _are_numbers(values: Any, count: int) -> bool:
+  """Whether a list or tuple holds so many finite numbers."""
+  if not isinstance(values, list | tuple) or len(values) != count:
+    return False
+  return all(isinstance(each, int | float) and not isinstance(each, bool) and math.isfinite(each) for each in values)
 
 
 def _is_empty(value: Any) -> bool:
@@ -206,7 +232,7 @@ def _parse(cfg: Mapping[str, Any], usual: Preprocessing, where: str) -> Preproce
       std=tuple(map(float, cfg.get('std', usual.std))),
       eval_resize=_FROM_TIMM.get(mode, mode),
     )
-  except (TypeError, ValueError, AttributeError, LookupError, OverflowError, RuntimeError) as error:  # the last: torch
+  except (TypeError, ValueError, AttributeError, LookupError, OverflowError) as error:
     raise errors.InputError(f'{where} is damaged ({error})') from error
   if result.interpolation not in INTERPOLATIONS:
     raise errors.unknown(f'interpolation in {where}', str(result.interpolation), INTERPOLATIONS)

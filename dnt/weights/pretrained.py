@@ -65,7 +65,7 @@ class _Located(NamedTuple):
 
 
 def _about_torch(path: pathlib.Path, inside: Mapping[str, Any]) -> _About:
-  beside = preprocessing_lib.TimmConfig(path.with_name(hub.CONFIG), inside, str(path))
+  beside = preprocessing_lib.TimmConfig(path.with_name(hub.CONFIG), inside)
   return _About(beside.preprocessing, beside.class_names, beside.architecture, beside.model_args, beside.assumed)
 
 

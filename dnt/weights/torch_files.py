@@ -22,7 +22,7 @@ WRAPPERS = ('state_dict_ema', 'model_ema', 'state_dict', 'model', 'model_state_d
 # Keys under which they save the architecture: in the checkpoint itself, and in its options.
 _OPTIONS = ('args', 'hyper_parameters')  # the second is Lightning's
 _ARCHITECTURE = ('model', 'arch', 'model_name')
-_PREPROCESSING = ('input_size', 'interpolation', 'crop_pct', 'crop_mode', 'mean', 'std')
+_PREPROCESSING = ('input_size', 'img_size', 'interpolation', 'crop_pct', 'crop_mode', 'mean', 'std')
 
 
 class Content(NamedTuple):
@@ -32,7 +32,7 @@ class Content(NamedTuple):
     tensors: arrays by name.
     architectures: names of the architecture as the program that wrote the file gave them; empty if it gave none.
     model_args: options with which timm's training program built the network.
-    preprocessing: how that program prepared images, by the names in timm's `pretrained_cfg`; as it was given.
+    preprocessing: its options with the names that timm's have for the preparation of images, as they were given.
   """
 
   tensors: dict[str, np.ndarray]
@@ -189,16 +189,9 @@ def _model_args(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _preprocessing(content: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns how timm's training program prepared images, as far as its options say it, by the names in its files."""
+  """Returns the options of a training program that may say how it prepared images."""
   options = _options(content, 'args')
-  found = {key: options[key] for key in _PREPROCESSING if options.get(key) is not None}
-  if options.get('img_size') is not None and 'input_size' not in found:
-    size = options['img_size']
-    found['input_size'] = [3, *(size if isinstance(size, list | tuple) else (size, size))]
-  for key in ('mean', 'std'):
-    if isinstance(found.get(key), list | tuple) and len(found[key]) == 1:  # for timm, that of every channel
-      found[key] = [*found[key]] * 3
-  return found
+  return {key: options[key] for key in _PREPROCESSING if key in options}
 
 
 def _options(content: Mapping[str, Any], key: str) -> Mapping[str, Any]:

@@ -88,6 +88,21 @@ def test_one_line_of_few_steps_shows_nothing():
   assert ended.judge(CONFIG, lines([2.3], [0.1], [500]), []).kind == Kind.STUCK, 'it had the steps to learn'
 
 
+def test_the_first_lines_of_a_run_are_no_window():
+  losses, accuracies = [1.4] + [2.3] * 400, [0.5] + [0.1] * 400
+  found = ended.judge(CONFIG, lines(losses, accuracies, range(1, 402)), [1])
+  assert found.kind == Kind.STUCK and not any('from before' in line for line in found.lines)
+  rises = [1.0] + [0.5] * 200 + [0.7] * 200
+  assert ended.judge(TWO, lines([0.6] * 401, rises, range(1, 402)), []).state == 'healthy'
+
+
+def test_few_steps_at_guessing_are_too_early_in_many_lines_too():
+  found = ended.judge(CONFIG, lines([2.3, 2.29], [0.1, 0.1]), [])
+  assert (found.state, found.kind) == ('doubtful', 'trainable')
+  found = ended.judge(CONFIG, lines([2.3], [0.1], val__loss=[None]), [])
+  assert found.state == 'sick' and not any('too early' in line for line in found.lines)
+
+
 def test_no_checkpoint_is_from_before_a_start_that_was_stuck(tmp_path):
   found = ended.judge(CONFIG, lines([2.3] * 20, [0.1] * 20), [10, 100])
   assert found.step == 0 and ended.text(tmp_path, found).startswith(f'{tmp_path}: sick; stuck, from the start\n')
@@ -240,7 +255,7 @@ def test_a_loss_that_has_come_down_again():
 @pytest.mark.parametrize(('step', 'said'), [(1, 'before any update'), (50, 'is not finite from step 50 on')])
 def test_a_first_loss_that_is_not_finite_is_not_the_work_of_the_rate(step, said):
   found = ended.judge(CONFIG, lines([None, None], [0.1, 0.1], [step, step + 1]), [step, step + 1])
-  assert (found.state, found.kind, found.entry, found.step) == ('sick', 'exploding', None, step)
+  assert (found.state, found.kind, found.entry, found.step) == ('sick', 'exploding', None, 0 if step == 1 else step)
   assert any(said in line for line in found.lines)
   assert not any(word in line for line in found.lines for word in ('rises', 'learning_rate', 'from before'))
 

@@ -146,7 +146,7 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(self, x, train):
-    return nn.relu(nn.Conv(self.features, (3, 3))(x))
+    return nn.relu(nn.Conv(self.features, (3, 3), name='output')(x))
 
 class Row(nn.Module):
   @nn.compact

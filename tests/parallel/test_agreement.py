@@ -141,7 +141,11 @@ H100, H200 = ('gpu', 'NVIDIA H100'), ('gpu', 'NVIDIA H200')
     ([(0,), (1,), (2,)], ''),
     ([(0, *H100), (0, *H200), (1, *H200), (1, *H100), (2, *H100), (2, *H200)], ''),
     ([(0,), (1,), (1,), (2,)], '1 cpu on processes 0, 2 and 2 cpu on process 1'),
-    ([(0, *H200), (2, *H100), (1, *H200)], r'1 gpu \(NVIDIA H200\) on processes 0, 1 and 1 gpu \(NVIDIA H100\) on pro'),
+    ([(0, *H200), (2, *H100), (1, *H200)], ''),
+    (
+      [(0, *H200), (2, *H100), (1, *H200), (1, *H200)],
+      r'1 gpu \(NVIDIA H200\) on process 0 and 2 gpu \(NVIDIA H200\) on',
+    ),
     ([(0, *H200), (1, *H200)], r'1 gpu \(NVIDIA H200\) on processes 0, 1 and no gpu on process 2'),
   ],
 )

@@ -184,7 +184,7 @@ class Whole(nn.Module):
 class Part(nn.Module):
   @nn.compact
   def __call__(self, x):
-    return nn.relu(nn.Dense(8)(x))
+    return nn.relu(nn.Dense(8, name='output')(x))
 
 class Hidden(nn.Module):
   num_classes: int
