@@ -189,17 +189,18 @@ def _said(section: Mapping[str, Any]) -> dict[str, Any]:
 
 def _of_options(options: Mapping[str, Any]) -> dict[str, Any]:
   """Returns what options of a training program say, by the names in timm's file, without what has another form."""
-  size = options.get('input_size') or options.get('img_size')
+  size: Any = options.get('img_size' if options.get('input_size') is None else 'input_size')
   if _are_numbers([size], 1):
     size = (size, size)
   if _are_numbers(size, 2):
     size = (3, *size)
-  found = {'input_size': size if _are_numbers(size, 3) and min(size) >= 1 else None}
+  found: dict[str, Any] = {'input_size': size if _are_numbers(size, 3) and min(size) >= 1 else None}
   for key in ('mean', 'std'):
-    values = options.get(key)
+    values: Any = options.get(key)
     values = [*values] * 3 if _are_numbers(values, 1) else values  # for timm, one is that of every channel
     found[key] = values if _are_numbers(values, 3) else None
-  crop, mode, interpolation = (options.get(key) for key in ('crop_pct', 'crop_mode', 'interpolation'))
+  crop: Any = options.get('crop_pct')
+  mode, interpolation = options.get('crop_mode'), options.get('interpolation')
   found['crop_pct'] = crop if _are_numbers([crop], 1) and 0 < crop <= 1 else None
   found['crop_mode'] = mode if isinstance(mode, str) else None
   found['interpolation'] = interpolation if interpolation in INTERPOLATIONS else None
