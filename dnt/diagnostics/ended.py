@@ -234,11 +234,8 @@ def _of_losses(course: _Course, classes: int, evaluations: Sequence[_Evaluation]
   if course.broken == 0:  # without a line from before, nothing shows that the steps did it
     return _Finding(Kind.EXPLODING, 0 if steps[0] == 1 else steps[0])
   guessing, last = math.log(classes), course.until(steps[-1])
-  rise = _rise(smooth)
-  reason = f'the loss rises from step {steps[rise]} on, where it was {smooth[rise]:.3g}'
-  too_large = _Finding(Kind.LARGE_STEP, steps[rise], reason=reason)
   if course.broken or losses[last].mean() > causes.RISEN * max(guessing, smooth.min()):
-    return too_large
+    return _too_large(course)
   accuracy, limit = course.accuracies[last].mean(), trial.limit(1 / classes)
   if any(
     each.balanced >= limit and accuracy > course.accuracies[course.until(each.step)].mean() - causes.NOISE
@@ -259,8 +256,15 @@ def _of_losses(course: _Course, classes: int, evaluations: Sequence[_Evaluation]
   if accuracy < limit and lags:
     then = course.until(steps[course.best()])
     risen = losses[last].mean() > causes.RISEN * losses[then].mean()
-    return too_large if course.accuracies[then].mean() >= limit and risen else _Finding(Kind.STUCK, 0)
+    return _too_large(course) if course.accuracies[then].mean() >= limit and risen else _Finding(Kind.STUCK, 0)
   return None
+
+
+def _too_large(course: _Course) -> _Finding:
+  """Returns the finding of steps that became too large where the loss was about its smallest last."""
+  rise = _rise(course.smooth)
+  reason = f'the loss rises from step {course.steps[rise]} on, where it was {course.smooth[rise]:.3g}'
+  return _Finding(Kind.LARGE_STEP, course.steps[rise], reason=reason)
 
 
 def _fallen(course: _Course, guessing: float) -> str:

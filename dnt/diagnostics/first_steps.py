@@ -116,13 +116,12 @@ def examine(
         log(f'seed {seed + 1} of {seeds}: {doing}')
         if not seed:
           batches.append(loader.arrays(index, 1))
-        if not seed and not index:
-          (output_range,) = bounds.find(outputs.trace(state, batches[0]).jaxpr.jaxpr)
         if not seed and not any(map(_is_initial, rows)):
           logits.append(jax.device_get(outputs(state, batches[index])))
         state, metrics = step(state, batches[index])
         rows.append(jax.device_get(metrics))
       shown.append(rows)
+    (output_range,) = bounds.find(outputs.trace(state, batches[0]).jaxpr.jaxpr)  # the trace that the calls made
   drawn = any(map(_is_initial, shown[0]))
   constant = losses.of_constant_predictions(run.config.loss, data.train)
   found = _examination(run, shown, np.asarray(logits[-1 if drawn else 0], np.float64), constant)
