@@ -4,7 +4,7 @@
 
 Expected: 100 of 101 networks are within 5 % of theory, and 95 within 1 %; the exception is gelu in highways at
 sigma_w^2 = 4, near their own edge. In 43 more, theory is within 0.05 of 1 x per layer, where a relative error means
-little. The run takes about 4 minutes of processor time.
+little. The run takes about 3 minutes of processor time.
 """
 
 from dnt import config as schema

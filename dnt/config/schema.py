@@ -524,7 +524,7 @@ SCHEMA: dict[str, Any] = {
       float,
       'probability of dropping the last block; it grows linearly with depth',
       check=checks.within(0, 1),
-      only=tuple({'model.name': ('resnet',), **each} for each in BELOW_HEAD),  # it acts where blocks train
+      only=tuple({'model.name': ('resnet',), **each} for each in BELOW_HEAD[:2]),  # frozen blocks drop nothing
       off=0.0,
       role='training',
       on_resume=REFUSE,

@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from dnt.config import typed
-from dnt.models import activations, conv, initializers, norms
+from dnt.models import activations, conv, dense, initializers, norms
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Parts:
       norm is 'none': batch_norm cancels it, and all norms but rms_norm add one. With rms_norm the convolutions have no
       bias at all. Those without a norm after them, such as the last of a pre-activation branch, have none either;
       set `use_bias=True` where it matters.
-    dense: `dense(features, ...)` makes an `nn.Dense`, with a bias.
+    dense: `dense(features, ...)` makes a `dense.Dense`, with a bias.
     norm: `norm(scale_init=..., ...)` makes a `norms.Norm`; call it with `(x, train)`.
     activation: `activation()` makes an `activations.Activation`.
     dtype: compute dtype.
@@ -51,7 +51,7 @@ def make(model: typed.Model) -> Parts:
       weight_standardization=model.weight_standardization,
       dtype=dtype,
     ),
-    dense=functools.partial(nn.Dense, kernel_init=kernel_init, dtype=dtype),
+    dense=functools.partial(dense.Dense, kernel_init=kernel_init, dtype=dtype),
     norm=functools.partial(
       norms.Norm,
       kind=model.norm,

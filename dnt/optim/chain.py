@@ -101,11 +101,13 @@ def check(config: typed.Config, leaves: rows.Leaves, partition: freeze.Partition
     )
   if asked and (problem := undecayed(config, leaves, partition)):
     raise errors.InputError(problem)
-  # Beside `trainable='head'` it is for `config.relations`, which leaves it to a config file.
-  if config.finetune.l2_sp and config.finetune.trainable != 'head' and not any(map(decays, below)):
+  finetune = config.finetune
+  # Where the head alone trains it is for `config.relations`, which leaves it to a config file.
+  head_alone = finetune.trainable == 'head' and not finetune.unfreeze and finetune.frozen_norm != 'affine_only'
+  if finetune.l2_sp and not head_alone and not any(map(decays, below)):
     there = f'what trains there has paths like {below[0]!r}' if below else 'nothing that has pretrained values does'
     raise errors.InputError(
-      f'finetune.l2_sp={config.finetune.l2_sp} pulls what optim.weight_decay_on={optim.weight_decay_on!r} matches '
+      f'finetune.l2_sp={finetune.l2_sp} pulls what optim.weight_decay_on={optim.weight_decay_on!r} matches '
       f'below the head, and none of it trains; {there}'
     )
 

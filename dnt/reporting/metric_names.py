@@ -95,7 +95,7 @@ class EntryRow:
     output_gradient_norm: norm of the gradient of the loss with respect to its output, over the whole batch; 0 below
       about 1e-19, whose square is less than a float32 holds; absent below the first entry that trains, where only a
       capture would require a backward pass.
-    gradient_norm: norm of the gradient of its parameters, before clipping.
+    gradient_norm: norm of the gradient of its parameters, before clipping; here and below, of those that train.
     parameter_norm: norm of its parameters.
     update_ratio: norm of the update over the norm of the parameters before the update.
     activation_mean: mean of its output.

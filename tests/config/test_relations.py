@@ -178,8 +178,11 @@ def test_what_the_weights_or_an_own_module_decide_is_not_refused():
   taken += [('finetune.frozen_norm', {'model.name': name, 'finetune.trainable': 'head'}) for name in named]
   taken.append(('model.norm_groups', {'model.name': 'pretrained', 'model.norm': 'batch_norm'}))
   taken.append(('model.stride_on', {'model.name': 'resnet'}))  # the block follows from the depth
+  head = {'model.name': 'resnet', 'finetune.trainable': 'head'}
+  taken.append(('model.stochastic_depth', {**head, 'finetune.unfreeze': (('50%', 'all'),)}))
   refused = [('model.width', {'model.name': 'densenet'}), ('model.norm_groups', {'model.norm': 'batch_norm'})]
   refused.append(('model.stride_on', {'model.name': 'resnet', 'model.block': 'basic'}))
+  refused.append(('model.stochastic_depth', {**head, 'finetune.frozen_norm': 'affine_only'}))
   for key, values in taken:
     schema.check_given(make(key, values)[0], [key])
   for key, values in refused:

@@ -440,6 +440,12 @@ def test_l2_sp_that_pulls_nothing_is_refused(network):
     chain.check(config, leaves, head)
   config.finetune.trainable = 'head'  # where the schema knows that L2-SP has no effect
   chain.check(config, leaves, head)
+  # With these more may train, which it does not look at.
+  for key, value in (('frozen_norm', 'affine_only'), ('unfreeze', (('50%', 'top:1'),))):
+    other = schema.copy_unlocked(config)
+    other.finetune[key] = value
+    with pytest.raises(errors.InputError, match='below the head'):
+      chain.check(other, leaves, norms)
   config.finetune.trainable = 'all'
   config.optim.weight_decay_on = '(kernel|scale)$'
   chain.check(config, leaves, norms)

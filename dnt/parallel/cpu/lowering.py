@@ -5,9 +5,9 @@ of a topology another one. The rules here therefore decide while jax lowers, not
 
 Convolutions: on CPU, XLA calls its fast library only for convolutions in the form NHWC x HWIO -> NHWC (and the like in
 one or three dimensions). Outside loops XLA rewrites other forms; inside `lax.scan`, `fori_loop` and `cond` it does not,
-and they run 20 to 40 times slower. Among them are both backward passes of every convolution. The rule here writes all
+and they run 20 to 90 times slower. Among them are both backward passes of every convolution. The rule here writes all
 of them in that form, except those whose window is at one place only: a matrix product is faster. Such is the gradient
-of every 1x1 kernel: its window is the whole image, and with jax 0.12 the library takes up to 13 times as long. The rule
+of every 1x1 kernel: its window is the whole image, and with jax 0.12 the library takes up to 14 times as long. The rule
 holds for every convolution of the process, so also for those of a user's own module.
 """
 
