@@ -4,6 +4,7 @@ reached_preemption, should_preserve  # Orbax calls them
 Axes  # named in annotations alone, which are strings
 __getattr__, __dir__  # makes `dnt.train` available without importing jax
 __qualname__  # how Flax names a module in messages
+promote_dtype  # a field of flax's dense layer, which reads it
 nesterov  # an option that implied.rule reads by its key
 # Fields of results that are read by place or by name in a loop.
 squared_gradient, standard_error  # noise.Estimate
