@@ -78,7 +78,7 @@ def main(values: flags.FlagValues) -> None:
   mesh = mesh_lib.make_mesh(schema.default().mesh)
   mesh_lib.check_batch('--batch_size', values.batch_size, mesh)
   network = inference.load(requested, mesh, values.checkpoint)
-  names = names or network.class_names
+  names = network.class_names if names is None else names
   if len(names) != len(network.class_names):
     raise errors.InputError(
       f'--class_names={values.class_names} holds {len(names)} names, but {requested} has '

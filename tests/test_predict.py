@@ -328,6 +328,7 @@ def test_an_interrupt_ends_the_batch_and_keeps_what_was_found(start, finish, tra
 def test_bad_input_is_one_line(program, trained, folder_of_images, tmp_path):
   run, images = f'--workdir={trained.workdir}', f'--images={folder_of_images}'
   (tmp_path / 'two.txt').write_text('one\ntwo\n')
+  (tmp_path / 'empty.txt').touch()
   (tmp_path / 'net.safetensors').touch()
   (tmp_path / 'folder.csv').mkdir()
   for arguments, said in (
@@ -347,6 +348,7 @@ def test_bad_input_is_one_line(program, trained, folder_of_images, tmp_path):
     ([f'--weights={tmp_path}/net.safetensors', images, '--checkpoint=best'], "no workdir.* checkpoint 'best'"),
     ([run, images, '--checkpoint=3'], "'3'.* 4, best, newest"),
     ([run, images, f'--class_names={tmp_path / "two.txt"}'], r'two\.txt.* 2 names'),
+    ([run, images, f'--class_names={tmp_path / "empty.txt"}'], r'empty\.txt.* 0 names'),
     ([run, f'--images={tmp_path / "*.gif"}'], r'no .* at .*\*\.gif'),
   ):
     code, output = program(*arguments)

@@ -234,7 +234,7 @@ def figure(found: diagnosis.Diagnosis) -> 'Figure':
   bands = (
     f'lines: medians over {len(examination.losses)} initializations; bands: from the smallest value to the largest'
   )
-  drawn.suptitle(f'{found.state}; {sentence(verdict)}\n{bands}', x=0.01, ha='left')
+  drawn.suptitle(f'{found.state}; {sentence(verdict)}\n{bands}', x=0.01, ha='left', parse_math=False)
   return drawn
 
 

@@ -406,7 +406,7 @@ def plot(sweeps: Sequence[Sweep], current: float) -> 'Figure':
       high = max(each.smoothed[: lowest + 1].max(), 1.5 * each.smoothed[lowest])
       margin = 0.06 * (high - low)
       axes.set_ylim(low - margin, high + margin)
-    axes.set_title(f'{each.group or "all that trains"}: {_ended_of(each)}', loc='left')
+    axes.set_title(f'{each.group or "all that trains"}: {_ended_of(each)}', loc='left', parse_math=False)
     axes.set_xlabel('learning rate')
     axes.set_ylabel('training loss')
     plots.tidy(axes)

@@ -88,9 +88,9 @@ def run(config: typed.Config, workdir: pathlib.Path) -> dict[str, Any]:
   It changes nothing else in the workdir.
 
   Returns:
-    The contents of the file: `step`, the sizes, whether there is `batch_norm`, `total` and `entries`, each with
-    `squared_gradient`, `trace`, `noise_scale`, `standard_error` and `signal_to_noise` (|G|^2 over the variance of the
-    gradient of a batch).
+    The contents of the file: `step`, the sizes, whether a `batch_norm` follows the batch, `total` and `entries`, each
+    with `squared_gradient`, `trace`, `noise_scale`, `standard_error` and `signal_to_noise` (|G|^2 over the variance of
+    the gradient of a batch).
 
   Raises:
     errors.InputError: the batch cannot be divided, the checkpoint belongs to another network or optimizer, or the data
@@ -127,7 +127,7 @@ def run(config: typed.Config, workdir: pathlib.Path) -> dict[str, Any]:
     'batches': options.batches,
     'batch_size': batch,
     'micro_batch_size': batch // options.micro_batches,
-    'batch_norm': bool(jax.tree.leaves(state.batch_stats)),
+    'batch_norm': bool(whole.phase(step).partition.split_statistics(state.batch_stats)[0]),
     'critical_batch_size': estimates[-1]['noise_scale'],
     'total': estimates[-1],
     'entries': [{'name': name, **each} for name, each in zip(measured.entries, estimates[:-1], strict=True)],

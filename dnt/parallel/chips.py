@@ -6,8 +6,9 @@ Sources, by the letter in the table:
      a node of eight GPUs has one 400 Gbit/s adapter for each (DGX H100 and H200 user guide).
   b. cloud.google.com/tpu/docs/v5e, v5p and v6e: bfloat16 rate, memory bandwidth, interconnect (1600, 4800 and 3200
      Gbit/s a chip, one way) and its ports, network (6.4 Tbit/s for 256 chips of v5e, 25.6 for 256 of v6e, 50 Gbit/s a
-     chip of v5p). Of v4: cloud.google.com/tpu/docs/v4 for bfloat16 rate and memory bandwidth, "TPU v4: An Optically
-     Reconfigurable Supercomputer" (Jouppi et al. 2023) for six links of 50 GB/s, source d for the network.
+     chip of v5p), matrix units (of v6e 256x256, else 128x128). Of v4: cloud.google.com/tpu/docs/v4 for bfloat16 rate
+     and memory bandwidth, "TPU v4: An Optically Reconfigurable Supercomputer" (Jouppi et al. 2023) for six links of
+     50 GB/s, source d for the network.
   c. The memory that programs may use: for TPUs what libtpu's compiler reports as available; for GPUs 75 % (jax's
      default, XLA_PYTHON_CLIENT_MEM_FRACTION) of the `device_memory_size` in XLA's target configs.
   d. Latency: a hop of a TPU's interconnect takes about 1 us ("How to Scale Your Model", Austin et al. 2025, which also
@@ -36,6 +37,7 @@ class Chip(NamedTuple):
     latency: seconds that every collective takes.
     hop_latency: seconds more for each of its steps.
     host: chips of one host.
+    lanes: channels that a matrix unit of a TPU takes at once.
   """
 
   name: str | None
@@ -49,6 +51,7 @@ class Chip(NamedTuple):
   latency: float = 0.0
   hop_latency: float = 0.0
   host: int = 1
+  lanes: int | None = None
 
   @property
   def is_tpu(self) -> bool:
@@ -70,7 +73,9 @@ class Chip(NamedTuple):
 
 
 _GIB = 2**30
-_TPU: dict[str, Any] = {'latency': 1e-6, 'hop_latency': 1e-6, 'host': 4}  # d; libtpu's topologies have hosts of 4 chips
+# d, b; libtpu's topologies have hosts of 4 chips.
+_TPU: dict[str, Any] = {'latency': 1e-6, 'hop_latency': 1e-6, 'host': 4, 'lanes': 128}
+_V6E: dict[str, Any] = _TPU | {'lanes': 256}  # b
 _HOPPER: dict[str, Any] = {
   'link_bandwidth': 450e9,  # a
   'network_bandwidth': 50e9,  # a
@@ -84,7 +89,7 @@ CHIPS = (
   Chip('v4', 'TPU v4', (275e12, None, None), 30.75 * _GIB, 1200e9, 300e9, 6, 6.25e9, **_TPU),  # b, c, d
   Chip('v5e', 'TPU v5 lite', (197e12, None, None), 15.75 * _GIB, 819e9, 200e9, 4, 3.125e9, **_TPU),  # b, c
   Chip('v5p', 'TPU v5', (459e12, None, None), 95.74 * _GIB, 2765e9, 600e9, 6, 6.25e9, **_TPU),  # b, c
-  Chip('v6e', 'TPU v6 lite', (918e12, None, None), 31.25 * _GIB, 1640e9, 400e9, 4, 12.5e9, **_TPU),  # b, c
+  Chip('v6e', 'TPU v6 lite', (918e12, None, None), 31.25 * _GIB, 1640e9, 400e9, 4, 12.5e9, **_V6E),  # b, c
   Chip(None, 'H100 PCIe', (756e12, 378e12, 51e12)),  # a
   Chip(None, 'H100 NVL', (835.5e12, 417.5e12, 60e12)),  # a
   Chip('h100', 'H100', (989.4e12, 494.7e12, 66.9e12), 0.75 * 84_942_979_072, 3.35e12, **_HOPPER),  # a, c; SXM

@@ -6,7 +6,6 @@ from dnt.rehearsal import fit, hlo, rehearsal, roofline
 from dnt.training import precompile
 
 FEW = 8  # examples of a chip below which its arithmetic units are hardly filled
-LANES = 128  # channels that a TPU's matrix unit takes at once
 
 
 def find(found: rehearsal.Rehearsal) -> list[str]:
@@ -107,13 +106,14 @@ def _bound(found: rehearsal.Rehearsal, line: roofline.Roofline) -> str:
 
 def _lanes(found: rehearsal.Rehearsal) -> Iterator[str]:
   """Names narrow networks, which leave most of a TPU's matrix unit empty."""
-  assert found.made is not None
+  assert found.made is not None and found.target.chip is not None and found.target.chip.lanes
+  lanes = found.target.chip.lanes
   table = [row for row in found.made.run.table if row.shape]
   total = sum(row.flops for row in table)
-  filled = sum(row.flops * min((row.shape or (LANES,))[-1], LANES) / LANES for row in table)
+  filled = sum(row.flops * min((row.shape or (lanes,))[-1], lanes) / lanes for row in table)
   if total and filled / total < 0.8:
     yield (
-      f'most channels are fewer than the {LANES} that a TPU multiplies at once: they fill {filled / total:.0%} of its '
+      f'most channels are fewer than the {lanes} that a TPU multiplies at once: they fill {filled / total:.0%} of its '
       'matrix unit, so that compute takes at least as much longer'
     )
 

@@ -142,10 +142,10 @@ class Rehearsal(NamedTuple):
       training += (stop - start) * seconds
     every = run.every(run.config.eval.every).period
     times = math.ceil(run.config.train.steps / every) if every else 1
-    images = sum(len(self.made.data.evaluation[split]) for split in run.config.eval.splits)
+    images = [len(self.made.data.evaluation[split]) for split in run.config.eval.splits]
+    batches = sum(math.ceil(count / run.config.eval.batch_size) for count in images)
     variants = 2 if run.config.ema.decay else 1
-    batches = times * variants * math.ceil(images / run.config.eval.batch_size)
-    return training + batches * (batch or 0.0)
+    return training + times * variants * batches * (batch or 0.0)
 
 
 def rehearse(config: typed.Config, data: datasets.Data, target: targets.Target, fitting: bool = False) -> Rehearsal:

@@ -21,7 +21,7 @@ FORMS = 'v4:2x2x2, v5e:4x4, v5p:2x2x2, v6e:8x8 (a slice of a TPU), 2*v5e:16x16 (
 # v5p those below a cube of 4x4x4 chips, and then AxBxC with A <= B <= C, each a multiple of 4, up to the largest.
 _FLAT = ('1x1', '2x2', '2x4', '4x4', '4x8', '8x8', '8x16', '16x16')
 _BELOW_A_CUBE = ('2x2x1', '2x2x2', '2x2x4', '2x4x4')
-_LARGEST = {'v4': (16, 16, 16), 'v5p': (16, 20, 28)}
+_LARGEST = {'v4': (16, 16, 16), 'v5p': (16, 16, 24)}
 _ONE_HOST = 8  # chips of a slice of v5e or v6e that are one host; a larger slice has hosts of `Chip.host`
 _MOST_CPUS = 256
 _TOOLKIT = pathlib.Path('/usr/local/cuda')
@@ -105,8 +105,8 @@ class Target(NamedTuple):
     return sum(size // 2 if self._closes(size) else size - 1 for size in self.shape)
 
   def _closes(self, size: int) -> bool:
-    """Returns whether an axis of a torus closes to a ring: of v4 and v5p from 4 chips on, else only the longest."""
-    return size % 4 == 0 if len(self.shape) == 3 else size == 16
+    """Returns whether an axis closes to a ring: of v4 and v5p those of whole cubes, else only the longest."""
+    return all(side % 4 == 0 for side in self.shape) if len(self.shape) == 3 else size == 16
 
 
 def parse(texts: Sequence[str]) -> list[Target]:

@@ -15,7 +15,8 @@ def leave(workdir, config, summary, *records):
 
 
 @pytest.mark.parametrize(
-  ('averaged', 'shown'), [({}, ['75.00 %', '0.500']), ({'accuracy': 0.875, 'loss': 0.25}, ['87.50 %', '0.250'])]
+  ('averaged', 'shown'),
+  [({}, ['75.00 % (val)', '0.500 (val)']), ({'accuracy': 0.875, 'loss': 0.25}, ['87.50 % (val)', '0.250 (val)'])],
 )
 def test_a_run_that_keeps_averaged_weights_has_their_figures(tmp_path, averaged, shown):
   config = {'model': {'name': 'resnet', 'depth': 8}, 'data': {'source': 'digits'}, 'eval': {'splits': ['val']}}
@@ -35,4 +36,6 @@ def test_a_run_that_ended_again_with_another_split_has_the_figures_of_both_lines
   measured = {**at, 'val/accuracy': 0.75, 'val/loss': 0.5}
   ended = {**at, 'train/accuracy': 1.0, 'train/loss': 0.0}
   leave(tmp_path, config, summary, before, measured, training, ended)
-  assert table.row(tmp_path)[3:6] == ['2.0 (10)', '75.00 %', '0.500']
+  assert table.row(tmp_path)[3:6] == ['2.0 (10)', '75.00 % (val)', '0.500 (val)']
+  leave(tmp_path, config, summary, {**at, 'test/accuracy': 0.75, 'test/loss': 0.5})
+  assert table.row(tmp_path)[4:6] == ['75.00 %', '0.500']

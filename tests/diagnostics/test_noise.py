@@ -199,6 +199,14 @@ def test_what_is_said_of_the_critical_batch_size():
   assert 'BatchNorm' in noise.text(figures(100.0, 10.0) | {'batch_norm': True})
 
 
+@pytest.mark.thorough
+def test_only_norms_that_follow_the_batch_are_said_to_add_noise(network, tmp_path):
+  network.model.norm, network.finetune.trainable = 'batch_norm', 'head'
+  assert not noise.run(network, tmp_path)['batch_norm']
+  network.finetune.frozen_norm = 'batch'
+  assert noise.run(network, tmp_path)['batch_norm']
+
+
 def test_a_batch_that_cannot_be_divided(network, tmp_path):
   network.noise_scale.micro_batches = 3
   with pytest.raises(errors.InputError, match='1 devices x 3 micro-batches'):

@@ -7,11 +7,11 @@ from dnt.rehearsal import findings, fit, hlo, roofline, targets
 
 @pytest.fixture
 def on_tpu(rehearse, tiny):
-  """A rehearsal on a slice of v5e, of which the collectives are given."""
+  """A rehearsal on a slice of four TPUs, of which the collectives are given."""
 
-  def make(*collectives, config=tiny, traffic=0):
+  def make(*collectives, config=tiny, traffic=0, chip='v5e'):
     found = rehearse(config, 'cpu:4')
-    (target,) = targets.parse(['v5e:2x2'])
+    (target,) = targets.parse([f'{chip}:2x2'])
     costs = hlo.Costs(collectives, traffic)
     steps = [
       each._replace(costs=costs, roofline=roofline.make(target, each.program.flops, costs, 'float32'))
@@ -51,7 +51,8 @@ def test_the_largest_bound_is_named(on_tpu, collectives, traffic, word):
 def test_small_batches_and_narrow_networks_are_named(on_tpu):
   said = findings.find(on_tpu())
   assert any('4 examples' in line for line in said)
-  assert any('12%' in line for line in said)  # 16 units, and 10 classes, of 128
+  assert any('the 128 ' in line and '12%' in line for line in said)  # 16 units, and 10 classes, of 128
+  assert any('the 256 ' in line and '6%' in line for line in findings.find(on_tpu(chip='v6e')))
 
 
 def test_hosts_that_read_images_are_told_how_many(on_tpu, tiny):

@@ -116,6 +116,7 @@ def test_the_step_of_a_run_is_one_without_telemetry_unless_every_step_records_it
 def test_each_phase_of_a_run_takes_the_time_and_the_flops_of_its_own_step(rehearse, tiny):
   tiny.telemetry.every = '0'
   tiny.finetune.trainable, tiny.finetune.unfreeze = 'head', (('4', 'all'),)  # 6 steps
+  tiny.eval.splits, tiny.eval.batch_size = ('test', 'train'), 12
   found = rehearse(tiny, 'cpu:1')
   seconds = {(precompile.PLAIN, 0): 1.0, (precompile.PLAIN, 4): 10.0, (precompile.EVALUATION, 4): 0.25}
   steps = [
@@ -123,7 +124,7 @@ def test_each_phase_of_a_run_takes_the_time_and_the_flops_of_its_own_step(rehear
     for each in found.steps
   ]
   found = found._replace(steps=tuple(steps))
-  assert found.run_seconds == 4 * 1 + 2 * 10 + 2 * 4 * 0.25  # two evaluations of 64 images, 16 at a time
+  assert found.run_seconds == 4 * 1 + 2 * 10 + 2 * (6 + 6) * 0.25  # two evaluations of 64 images twice, 12 at a time
   assert found.step_seconds == 10 and found.utilization == 1
   assert found._replace(steps=tuple(steps[:1]), problem='of the second phase').run_seconds is None
 

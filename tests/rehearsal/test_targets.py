@@ -43,7 +43,8 @@ def test_targets_have_their_chips(text, count, hosts, slices):
     ('v5e', 'v5e:4x4'),
     ('v5e:4x4x4', '16x16'),
     ('v5e:32x32', '16x16'),
-    ('v5p:4x4', '16x20x28'),
+    ('v5p:4x4', '16x16x24'),
+    ('v5p:16x20x20', '16x16x24'),
     ('v4:4x4', '16x16x16'),
     ('v4:1x2x2', '2x2x2'),
     ('v5e:3x4', '4x4'),
@@ -142,7 +143,8 @@ def test_links_are_those_of_the_torus():
   assert links('v5e:4x4') == (2 * one, 6)  # two lines
   assert links('v5e:16x16') == (4 * one, 16)  # two rings
   assert links('v5e:2x4') == (2 * one, 4)
-  assert links('v4:2x2x4') == (4 * chips.BY_NAME['v4'].link_bandwidth / 6, 4)  # two lines and a ring
+  assert links('v4:2x2x4') == (3 * chips.BY_NAME['v4'].link_bandwidth / 6, 5)  # lines, as in all below a cube
+  assert links('v4:2x4x4') == (3 * chips.BY_NAME['v4'].link_bandwidth / 6, 7)
   assert links('v5p:4x4x4') == (chips.BY_NAME['v5p'].link_bandwidth, 6)
   assert links('h100:8') == (chips.BY_NAME['h100'].link_bandwidth, 7)
 
