@@ -106,12 +106,9 @@ DRAWN_BY_SEED = tuple({**each, 'data.source': any_but('tfds')} for each in HELD_
 SWEPT = ({relations.PROGRAM: ('--mode=lr_find',)}, {'optim.learning_rate': (AUTO,)})
 # The probe sweeps these rates too, in steps of its own, where a suggested override does not learn.
 RATES_SWEPT = (*SWEPT, {relations.PROGRAM: (relations.TRYING,)})
-# Entries below the head train.
-BELOW_HEAD = (
-  {'finetune.trainable': any_but('head')},
-  {'finetune.unfreeze': any_but(())},
-  {'finetune.frozen_norm': ('affine_only',)},
-)
+# Whole entries below the head train; or at least their norms do.
+ENTRIES_BELOW_HEAD = ({'finetune.trainable': any_but('head')}, {'finetune.unfreeze': any_but(())})
+BELOW_HEAD = (*ENTRIES_BELOW_HEAD, {'finetune.frozen_norm': ('affine_only',)})
 # Entries before the first trainable one stay fixed for the whole run, so that their features can be cached.
 PREFIX = {'finetune.trainable': any_but('all'), 'finetune.unfreeze': ((),), 'finetune.frozen_norm': ('running',)}
 UNMIXED = {'data.mixup': (0,), 'data.cutmix': (0,)}
@@ -524,7 +521,7 @@ SCHEMA: dict[str, Any] = {
       float,
       'probability of dropping the last block; it grows linearly with depth',
       check=checks.within(0, 1),
-      only=tuple({'model.name': ('resnet',), **each} for each in BELOW_HEAD[:2]),  # frozen blocks drop nothing
+      only=tuple({'model.name': ('resnet',), **each} for each in ENTRIES_BELOW_HEAD),
       off=0.0,
       role='training',
       on_resume=REFUSE,

@@ -10,9 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dnt import config as schema
 from dnt import errors, trees
-from dnt.config import implied, typed
+from dnt.config import implied, keys, relations, schema, typed
 from dnt.models import freeze
 from dnt.optim import clip, lr_multipliers, rows
 
@@ -101,13 +100,12 @@ def check(config: typed.Config, leaves: rows.Leaves, partition: freeze.Partition
     )
   if asked and (problem := undecayed(config, leaves, partition)):
     raise errors.InputError(problem)
-  finetune = config.finetune
   # Where the head alone trains it is for `config.relations`, which leaves it to a config file.
-  head_alone = finetune.trainable == 'head' and not finetune.unfreeze and finetune.frozen_norm != 'affine_only'
-  if finetune.l2_sp and not head_alone and not any(map(decays, below)):
+  head_alone = relations.failing(schema.BELOW_HEAD, lambda key: keys.get(config, key))
+  if config.finetune.l2_sp and not head_alone and not any(map(decays, below)):
     there = f'what trains there has paths like {below[0]!r}' if below else 'nothing that has pretrained values does'
     raise errors.InputError(
-      f'finetune.l2_sp={finetune.l2_sp} pulls what optim.weight_decay_on={optim.weight_decay_on!r} matches '
+      f'finetune.l2_sp={config.finetune.l2_sp} pulls what optim.weight_decay_on={optim.weight_decay_on!r} matches '
       f'below the head, and none of it trains; {there}'
     )
 
